@@ -1,0 +1,88 @@
+//! `kernels/include/kilotok/abi.h`, made from the Rust declarations. `cargo xtask abi` writes it,
+//! `cargo xtask tidy` refuses a stale one.
+
+use std::fmt::Write;
+
+use crate::{Layout, Purpose, Sampling};
+
+/// Where the header lies, from the repository's root.
+pub const PATH: &str = "kernels/include/kilotok/abi.h";
+
+const STRUCTS: &[Layout] = &[Sampling::layout()];
+const ENUMS: &[(&str, &[(&str, u32)])] = &[("Purpose", Purpose::VALUES)];
+
+/// The whole text of the header, with an assert for every size and offset.
+pub fn text() -> String {
+    let mut out = String::from(
+        "// Structs and constants that host and GPU share.\n\
+         // Generated from crates/abi by `cargo xtask abi`; do not edit.\n\
+         #pragma once\n\n#include <cstddef>\n#include <cstdint>\n\nnamespace kilotok {\n",
+    );
+    for (name, values) in ENUMS {
+        write_enum(&mut out, name, values);
+    }
+    for layout in STRUCTS {
+        write_struct(&mut out, layout);
+    }
+    out.push_str("\n}  // namespace kilotok\n");
+    out
+}
+
+fn write_enum(out: &mut String, name: &str, values: &[(&str, u32)]) {
+    let _ = writeln!(out, "\nenum class {name} : uint32_t {{");
+    for (variant, value) in values {
+        let _ = writeln!(out, "  {variant} = {value},");
+    }
+    out.push_str("};\n");
+}
+
+fn write_struct(out: &mut String, layout: &Layout) {
+    let Layout { name, bytes, align, fields } = layout;
+    let _ = writeln!(out, "\nstruct alignas({align}) {name} {{");
+    for field in *fields {
+        let (c_type, count) = c_type(field.rust_type);
+        let _ = writeln!(out, "  {c_type} {}{count};", field.name);
+    }
+    out.push_str("};\n");
+    let _ = writeln!(out, "static_assert(sizeof({name}) == {bytes}, \"size of {name}\");");
+    for field in *fields {
+        let (field, offset) = (field.name, field.offset);
+        let _ = writeln!(
+            out,
+            "static_assert(offsetof({name}, {field}) == {offset}, \"{name}.{field}\");"
+        );
+    }
+}
+
+/// C type and array suffix of a Rust field type.
+fn c_type(rust_type: &str) -> (&'static str, String) {
+    if let Some((element, count)) = rust_type
+        .strip_prefix('[')
+        .and_then(|t| t.strip_suffix(']'))
+        .and_then(|t| t.split_once(';'))
+    {
+        return (c_type(element.trim()).0, format!("[{}]", count.trim()));
+    }
+    let scalar = match rust_type {
+        "u8" => "uint8_t",
+        "u16" => "uint16_t",
+        "u32" => "uint32_t",
+        "u64" => "uint64_t",
+        "i32" => "int32_t",
+        "f32" => "float",
+        other => panic!("no C spelling for {other}: add it to abi::header"),
+    };
+    (scalar, String::new())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_field_is_asserted() {
+        let text = super::text();
+        assert!(text.contains("static_assert(sizeof(Sampling) == 40"));
+        assert!(text.contains("static_assert(offsetof(Sampling, temperature) == 8"));
+        assert!(text.contains("  Residual = 3,"));
+        assert_eq!(super::c_type("[u32; 4]"), ("uint32_t", "[4]".to_owned()));
+    }
+}

@@ -1,0 +1,82 @@
+//! `kilotok check`
+
+use anyhow::Result;
+use indicatif::HumanBytes;
+use kilotok_model::{
+    FeedForwardSpec, Knobs, ModelSpec, Ranks, Reach, WeightDecl, check_ranks, declare,
+};
+use kilotok_weights::{Checkpoint, Piece, load};
+
+use crate::environment::folder;
+use crate::progress::Bar;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// A model's folder, or its name on the hub.
+    model: String,
+    /// Read every weight too, and refuse NaN and infinity wherever they are.
+    #[arg(long)]
+    values: bool,
+    /// Tensor-parallel ranks that are to share the model: 1, 2, 4 or 8.
+    #[arg(long, default_value_t = 1)]
+    ranks: usize,
+}
+
+#[expect(clippy::print_stdout, reason = "the report is what the command is for")]
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let folder = folder(&args.model)?;
+    let checkpoint = Checkpoint::open(&folder, &Knobs::default())?;
+    let spec = checkpoint.spec();
+    check_ranks(spec, args.ranks)?;
+    println!("{}", folder.display());
+    describe(spec);
+    let weights = declare(spec);
+    let bytes: usize = weights.iter().map(stored_bytes).sum();
+    println!("  weights   {} in {}", weights.len(), HumanBytes(bytes as u64));
+    for skipped in checkpoint.skipped() {
+        let (count, bytes) = (skipped.tensor_count, HumanBytes(skipped.bytes));
+        println!("  not read  {count} tensors, {bytes}: {}", skipped.reason);
+    }
+    if args.values {
+        let every_piece = weights.iter().flat_map(|decl| {
+            let piece =
+                |rank| Piece { decl: decl.clone(), ranks: Ranks { rank, count: args.ranks } };
+            (0..args.ranks).map(piece)
+        });
+        let pieces: Vec<_> = every_piece.collect();
+        load(&checkpoint, &pieces, &Bar::new("reading"), |_, _| {})?;
+        println!("  values    all finite");
+    }
+    println!("complete, and every tensor is what the config calls for");
+    Ok(())
+}
+
+fn stored_bytes(decl: &WeightDecl) -> usize {
+    let stored = decl.stored();
+    // The first accepted type is the published one.
+    stored.iter().map(|t| t.dtypes[0].bytes() * t.shape.iter().product::<usize>()).sum()
+}
+
+#[expect(clippy::print_stdout, reason = "the report is what the command is for")]
+fn describe(spec: &ModelSpec) {
+    let windows = spec.layers.iter().filter(|layer| layer.attention.reach != Reach::Full).count();
+    let experts = spec.layers.iter().find_map(|layer| match &layer.feed_forward {
+        FeedForwardSpec::Experts(experts) => Some(experts),
+        FeedForwardSpec::Dense(_) => None,
+    });
+    println!("  family    {:?}", spec.family);
+    println!("  shape     {} wide, {} tokens", spec.hidden_size, spec.vocab_size);
+    println!("  layers    {}, {windows} of them with a sliding window", spec.layers.len());
+    if let Some(experts) = experts {
+        println!("  experts   {} of {}, {:?}", experts.top_k, experts.count, experts.format);
+    }
+    match &spec.drafter {
+        Some(drafter) => println!(
+            "  drafter   {} layers, {} drafts at a time, taps after layers {:?}",
+            drafter.layers.len(),
+            drafter.rows - 1,
+            drafter.taps
+        ),
+        None => println!("  drafter   none"),
+    }
+}

@@ -1,0 +1,23 @@
+//! The reference engine: every phase of a step, written for reading. It is the slow twin of the
+//! GPU kernels (`phase/<name>.rs` beside `kernels/include/kilotok/phase/<name>.cuh`) and what
+//! they are tested against; it also serves small models on a laptop.
+//!
+//! A value never depends on what else is computed: each is summed in an order fixed by the
+//! model's shape and the position alone, whatever the vector unit, the number of threads or the
+//! rows of the step. That is all there is to invariant 10.
+
+#![expect(clippy::inline_always, reason = "what is compiled for a vector unit must inline into it")]
+
+mod engine;
+mod math;
+mod matmul;
+mod pages;
+mod phase;
+mod rope;
+mod slots;
+mod step;
+mod watch;
+mod weights;
+
+pub use engine::{CpuEngine, CpuOptions, StartError};
+pub use watch::{Seen, Watch};

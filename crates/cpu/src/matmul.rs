@@ -1,0 +1,115 @@
+//! Weights times activations, weights decoded a row at a time.
+
+use kilotok_weights::{Tensor, TensorData};
+use pulp::Simd;
+use rayon::prelude::*;
+
+use crate::math::{Vectorised, dots};
+
+/// Multiply-adds below which another thread costs more than it saves.
+const TASK_MIN: usize = 1 << 15;
+
+/// The product of a matrix with `n` vectors, laid out `[rows, n]`: `x` is `[n, cols]`.
+pub(crate) fn matmul(w: &Tensor, x: &[f32]) -> Vec<f32> {
+    let n = x.len() / w.cols;
+    let mut out = vec![0.0; w.rows * n];
+    if n > 0 {
+        let rows = task_rows(w, n);
+        out.par_chunks_mut(rows * n).enumerate().for_each(|(task, out)| {
+            RowsTimes { w, first: task * rows, x, out }.dispatch();
+        });
+    }
+    out
+}
+
+/// Like [`matmul`], laid out `[n, rows]`.
+pub(crate) fn matmul_rows(w: &Tensor, x: &[f32]) -> Vec<f32> {
+    transpose(&matmul(w, x), x.len() / w.cols)
+}
+
+/// Rows that make one task.
+pub(crate) fn task_rows(w: &Tensor, n: usize) -> usize {
+    TASK_MIN.div_ceil(w.cols * n).min(w.rows)
+}
+
+/// Rows `first..` of the product, as many as `out` holds, `[rows, n]`.
+pub(crate) struct RowsTimes<'a> {
+    pub(crate) w: &'a Tensor,
+    pub(crate) first: usize,
+    pub(crate) x: &'a [f32],
+    pub(crate) out: &'a mut [f32],
+}
+
+impl Vectorised for RowsTimes<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { w, first, x, out } = self;
+        let mut decoded = vec![0.0; w.cols];
+        for (row, out) in out.chunks_exact_mut(x.len() / w.cols).enumerate() {
+            let weights = if let TensorData::F32(values) = &w.data {
+                &values[(first + row) * w.cols..][..w.cols]
+            } else {
+                w.decode_row(first + row, &mut decoded);
+                &decoded
+            };
+            times_all(simd, weights, x, out);
+        }
+    }
+}
+
+/// One row of weights times every vector, four vectors at a time.
+#[inline(always)]
+fn times_all<S: Simd>(simd: S, weights: &[f32], x: &[f32], out: &mut [f32]) {
+    let cols = weights.len();
+    let (fours, rest) = out.as_chunks_mut::<4>();
+    let (x_fours, x_rest) = x.split_at(fours.len() * 4 * cols);
+    for (out, x) in fours.iter_mut().zip(x_fours.chunks_exact(4 * cols)) {
+        *out = dots(simd, weights, four(x));
+    }
+    for (out, x) in rest.iter_mut().zip(x_rest.chunks_exact(cols)) {
+        [*out] = dots(simd, weights, [x]);
+    }
+}
+
+/// Four vectors that lie one after the other.
+#[inline(always)]
+pub(crate) fn four(x: &[f32]) -> [&[f32]; 4] {
+    let (ab, cd) = x.split_at(x.len() / 2);
+    let ((a, b), (c, d)) = (ab.split_at(ab.len() / 2), cd.split_at(cd.len() / 2));
+    [a, b, c, d]
+}
+
+/// `[rows, n]` to `[n, rows]`.
+pub(crate) fn transpose(x: &[f32], n: usize) -> Vec<f32> {
+    let rows = x.len().checked_div(n).unwrap_or(0);
+    let mut out = vec![0.0; x.len()];
+    for (row, values) in x.chunks_exact(n.max(1)).enumerate() {
+        for (i, value) in values.iter().enumerate() {
+            out[i * rows + row] = *value;
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_number_of_vectors_gives_the_same_bits() {
+        let (rows, cols) = (5, 70);
+        let value = |i: usize| ((i * 29 % 83) as f32 - 40.0) / 13.0;
+        let w = Tensor { rows, cols, data: TensorData::F32((0..rows * cols).map(value).collect()) };
+        let x: Vec<f32> = (0..7 * cols).map(|i| value(i + 11)).collect();
+        let together = matmul_rows(&w, &x);
+        for (n, x) in x.chunks_exact(cols).enumerate() {
+            assert_eq!(together[n * rows..][..rows], matmul_rows(&w, x), "vector {n}");
+        }
+    }
+
+    #[test]
+    fn no_vectors_no_output() {
+        let w = Tensor { rows: 2, cols: 3, data: TensorData::F32(vec![0.0; 6]) };
+        assert!(matmul_rows(&w, &[]).is_empty());
+    }
+}

@@ -1,0 +1,149 @@
+//! Keys and values, in pages.
+
+use kilotok_engine::{PageGroup, PageKind, PageRun};
+use kilotok_model::{AttentionSpec, ModelSpec, Ranks};
+
+/// The K/V of one layer on one rank, all pages of its group. A page holds
+/// `[kv_heads, page_tokens, qk_dim]` keys and `[kv_heads, page_tokens, v_dim]` values.
+pub(crate) struct LayerPages {
+    /// Place of the layer's group in [`kilotok_engine::Row::pages`].
+    pub(crate) group: usize,
+    page_tokens: usize,
+    kv_heads: usize,
+    qk_dim: usize,
+    v_dim: usize,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+/// The pages of a whole model.
+pub(crate) struct Pages {
+    /// By target layer, then rank.
+    pub(crate) target: Vec<Vec<LayerPages>>,
+    /// By drafter layer, then rank.
+    pub(crate) drafter: Vec<Vec<LayerPages>>,
+}
+
+/// How a model's layers fall into page groups.
+pub(crate) struct Grouping {
+    pub(crate) groups: Vec<PageGroup>,
+    target: Vec<usize>,
+    drafter: Vec<usize>,
+}
+
+impl Grouping {
+    /// Layers that look back equally far share a group; the drafter has its own.
+    pub(crate) fn new(spec: &ModelSpec, page_tokens: u32, page_count: u32) -> Self {
+        let mut grouping = Self { groups: Vec::new(), target: Vec::new(), drafter: Vec::new() };
+        for layer in &spec.layers {
+            let window = layer.attention.window();
+            let kind = if window.is_some() { PageKind::Window } else { PageKind::Full };
+            let group = grouping.place(kind, &layer.attention, page_tokens, page_count);
+            grouping.target.push(group);
+        }
+        for layer in spec.drafter.iter().flat_map(|drafter| &drafter.layers) {
+            let group = grouping.place(PageKind::Draft, &layer.attention, page_tokens, page_count);
+            grouping.drafter.push(group);
+        }
+        grouping
+    }
+
+    /// The group of such a layer, made if there is none; counts the layer's bytes.
+    fn place(
+        &mut self,
+        kind: PageKind,
+        attention: &AttentionSpec,
+        page_tokens: u32,
+        page_count: u32,
+    ) -> usize {
+        let window = attention.window().map(|keys| keys as u32);
+        let same = |group: &PageGroup| group.kind == kind && group.window == window;
+        let index = self.groups.iter().position(same).unwrap_or_else(|| {
+            let page_bytes = 0;
+            self.groups.push(PageGroup { kind, page_tokens, page_count, window, page_bytes });
+            self.groups.len() - 1
+        });
+        let width = attention.kv_heads * (attention.qk_dim + attention.v_dim);
+        self.groups[index].page_bytes += (width * size_of::<f32>()) as u64 * page_tokens as u64;
+        index
+    }
+
+    /// Takes the memory of all pages.
+    pub(crate) fn allocate(&self, spec: &ModelSpec, rank_count: usize) -> Pages {
+        let layer = |group: usize, attention: &AttentionSpec| {
+            let rank = |rank| {
+                let kv_heads = Ranks { rank, count: rank_count }.kv_share(attention.kv_heads).len();
+                LayerPages::new(group, &self.groups[group], kv_heads, attention)
+            };
+            (0..rank_count).map(rank).collect::<Vec<_>>()
+        };
+        let drafter_layers = spec.drafter.iter().flat_map(|drafter| &drafter.layers);
+        Pages {
+            target: (self.target.iter().zip(&spec.layers))
+                .map(|(&group, spec)| layer(group, &spec.attention))
+                .collect(),
+            drafter: (self.drafter.iter().zip(drafter_layers))
+                .map(|(&group, spec)| layer(group, &spec.attention))
+                .collect(),
+        }
+    }
+}
+
+impl LayerPages {
+    fn new(group: usize, pages: &PageGroup, kv_heads: usize, attention: &AttentionSpec) -> Self {
+        let AttentionSpec { qk_dim, v_dim, .. } = *attention;
+        let page_tokens = pages.page_tokens as usize;
+        let positions = pages.page_count as usize * page_tokens * kv_heads;
+        Self {
+            group,
+            page_tokens,
+            kv_heads,
+            qk_dim,
+            v_dim,
+            keys: vec![0.0; positions * qk_dim],
+            values: vec![0.0; positions * v_dim],
+        }
+    }
+
+    /// Stores a position: `keys` is `[kv_heads, qk_dim]`, `values` `[kv_heads, v_dim]`.
+    pub(crate) fn write(&mut self, run: &PageRun, position: u32, keys: &[f32], values: &[f32]) {
+        let (page, within) = self.locate(run, position);
+        for head in 0..self.kv_heads {
+            let place = (page * self.kv_heads + head) * self.page_tokens + within;
+            let (qk_dim, v_dim) = (self.qk_dim, self.v_dim);
+            self.keys[place * qk_dim..][..qk_dim].copy_from_slice(&keys[head * qk_dim..][..qk_dim]);
+            self.values[place * v_dim..][..v_dim].copy_from_slice(&values[head * v_dim..][..v_dim]);
+        }
+    }
+
+    /// Keys and values of one head at positions `first..end`, page by page.
+    pub(crate) fn runs<'a>(
+        &'a self,
+        run: &'a PageRun,
+        head: usize,
+        first: u32,
+        end: u32,
+    ) -> impl Iterator<Item = (&'a [f32], &'a [f32])> {
+        let mut position = first;
+        std::iter::from_fn(move || {
+            if position >= end {
+                return None;
+            }
+            let (page, within) = self.locate(run, position);
+            let count = (self.page_tokens - within).min((end - position) as usize);
+            position += count as u32;
+            let place = (page * self.kv_heads + head) * self.page_tokens + within;
+            Some((
+                &self.keys[place * self.qk_dim..][..count * self.qk_dim],
+                &self.values[place * self.v_dim..][..count * self.v_dim],
+            ))
+        })
+    }
+
+    /// Page number and place within the page.
+    fn locate(&self, run: &PageRun, position: u32) -> (usize, usize) {
+        let position = position as usize;
+        let page = run.pages[position / self.page_tokens - run.first as usize];
+        (page.0 as usize, position % self.page_tokens)
+    }
+}

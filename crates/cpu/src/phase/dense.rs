@@ -1,0 +1,14 @@
+//! A feed-forward network that every token goes through.
+
+use super::attn_out::add_ranks;
+use super::experts::{Unit, apply};
+use crate::weights::LayerWeights;
+
+/// x += down(silu(gate h) * up h), the ranks' parts added.
+pub(crate) fn run(weights: &LayerWeights, h: &[f32], x: &mut [f32]) {
+    let parts = weights.ranks.iter().map(|rank| {
+        let unit = Unit { mlp: &rank.feed_forward[0], x: h.to_vec() };
+        apply(&[unit]).remove(0)
+    });
+    add_ranks(x, parts);
+}

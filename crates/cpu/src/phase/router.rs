@@ -1,0 +1,65 @@
+//! Which experts a token goes to, and with what weight.
+
+use kilotok_model::ExpertsSpec;
+
+use crate::math::sigmoid;
+use crate::matmul::matmul_rows;
+use crate::weights::RouterWeights;
+
+/// An expert that a token goes to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Route {
+    pub(crate) expert: usize,
+    pub(crate) weight: f32,
+}
+
+/// The routes of each token, by expert. `h` is normed, `[tokens, hidden]`.
+pub(crate) fn run(spec: &ExpertsSpec, weights: &RouterWeights, h: &[f32]) -> Vec<Vec<Route>> {
+    let logits = matmul_rows(&weights.matrix, h);
+    logits.chunks_exact(spec.count).map(|logits| choose(spec, &weights.bias, logits)).collect()
+}
+
+/// The bias takes part in choosing, the weights come from the scores without it.
+fn choose(spec: &ExpertsSpec, bias: &[f32], logits: &[f32]) -> Vec<Route> {
+    let scores: Vec<f32> = logits.iter().map(|logit| sigmoid(*logit)).collect();
+    let mut order: Vec<usize> = (0..spec.count).collect();
+    let biased = |expert: usize| scores[expert] + bias[expert];
+    // Stable: of equal scores the lower expert wins.
+    order.sort_by(|&a, &b| biased(b).total_cmp(&biased(a)));
+    order.truncate(spec.top_k);
+    order.sort_unstable();
+    let total: f32 = order.iter().map(|&expert| scores[expert]).sum();
+    let divisor = if spec.router.normalise { total + 1e-20 } else { 1.0 };
+    let weight = |expert: usize| scores[expert] / divisor * spec.router.scale;
+    order.into_iter().map(|expert| Route { expert, weight: weight(expert) }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use kilotok_model::{RouterDtype, RouterSpec, WeightFormat};
+
+    use super::*;
+
+    fn spec(normalise: bool) -> ExpertsSpec {
+        let router = RouterSpec { normalise, scale: 1.0, dtype: RouterDtype::F32 };
+        ExpertsSpec { count: 4, top_k: 2, width: 1, format: WeightFormat::Float, router }
+    }
+
+    #[test]
+    fn the_bias_chooses_but_does_not_weigh() {
+        let routes = choose(&spec(true), &[0.0, 0.0, 0.0, 9.0], &[2.0, 1.0, 0.0, -3.0]);
+        let (first, last) = (sigmoid(2.0), sigmoid(-3.0));
+        let wanted = [(0, first / (first + last)), (3, last / (first + last))];
+        for (route, (expert, weight)) in routes.iter().zip(wanted) {
+            assert_eq!(route.expert, expert);
+            assert!((route.weight - weight).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn equal_scores_go_to_the_lower_expert() {
+        let routes = choose(&spec(false), &[0.0; 4], &[1.0; 4]);
+        assert_eq!(routes.iter().map(|route| route.expert).collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(routes[0].weight, sigmoid(1.0));
+    }
+}

@@ -1,0 +1,153 @@
+//! One step: the phases in the order in which the GPU's persistent kernel runs them.
+
+use kilotok_abi::TokenId;
+use kilotok_engine::{EngineError, Row, RowTokens, StepOutput, StepPlan};
+use kilotok_model::{FeedForwardSpec, LayerSpec, ModelSpec};
+
+use crate::math::rms_norm;
+use crate::pages::{LayerPages, Pages};
+use crate::phase::{attn, attn_in, attn_out, dense, draft, embed, experts, head, router, verify};
+use crate::rope::Rope;
+use crate::slots::Slots;
+use crate::watch::{Seen, Watch};
+use crate::weights::{LayerWeights, ModelWeights};
+
+/// What never changes while the engine lives.
+pub(crate) struct Model {
+    pub(crate) spec: ModelSpec,
+    pub(crate) weights: ModelWeights,
+}
+
+/// The tokens of a step, all rows one after the other.
+pub(crate) struct Batch<'a> {
+    pub(crate) rows: Vec<BatchRow<'a>>,
+    pub(crate) tokens: Vec<TokenId>,
+    pub(crate) positions: Vec<u32>,
+    row_of: Vec<usize>,
+}
+
+/// A row and where its tokens lie in the batch.
+pub(crate) struct BatchRow<'a> {
+    pub(crate) plan: &'a Row,
+    pub(crate) first: usize,
+    pub(crate) count: usize,
+}
+
+impl<'a> Batch<'a> {
+    /// Looks up held tokens.
+    ///
+    /// # Errors
+    /// [`EngineError::Plan`] when a slot does not hold what the plan counts on.
+    pub(crate) fn new(plan: &'a StepPlan, slots: &Slots) -> Result<Self, EngineError> {
+        let (rows, row_of) = (Vec::with_capacity(plan.rows.len()), Vec::new());
+        let mut batch = Self { rows, tokens: Vec::new(), positions: Vec::new(), row_of };
+        for (index, row) in plan.rows.iter().enumerate() {
+            let first = batch.tokens.len();
+            slots.check(row).map_err(|reason| EngineError::Plan { row: index, reason })?;
+            match &row.tokens {
+                RowTokens::Given { tokens, .. } => batch.tokens.extend_from_slice(tokens),
+                RowTokens::Held { draft_count } => {
+                    batch.tokens.extend(slots.held(row.slot, *draft_count as usize));
+                }
+            }
+            let count = batch.tokens.len() - first;
+            batch.positions.extend(row.start..row.start + count as u32);
+            batch.row_of.extend(std::iter::repeat_n(index, count));
+            batch.rows.push(BatchRow { plan: row, first, count });
+        }
+        Ok(batch)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// The plan's row that a token belongs to.
+    pub(crate) fn row(&self, token: usize) -> &'a Row {
+        self.rows[self.row_of[token]].plan
+    }
+}
+
+impl BatchRow<'_> {
+    /// Tokens that are not drafts.
+    pub(crate) fn known(&self) -> usize {
+        self.count - self.plan.tokens.draft_count() as usize
+    }
+}
+
+/// Runs a checked plan.
+pub(crate) fn run(
+    model: &Model,
+    pages: &mut Pages,
+    slots: &mut Slots,
+    batch: &Batch<'_>,
+    watch: &mut Option<Watch>,
+    out: &mut StepOutput,
+) {
+    let Model { spec, weights } = model;
+    let hidden = spec.hidden_size;
+    let mut x = embed::run(weights, &batch.tokens);
+    watch_hidden(watch, batch, 0, &x);
+    let mut taps = draft::Taps::new(spec, batch.len());
+    let layers = spec.layers.iter().zip(&weights.layers).zip(&mut pages.target);
+    for (index, ((layer, weights), pages)) in layers.enumerate() {
+        run_layer(layer, weights, spec.norm_eps, batch, pages, &mut x);
+        taps.keep(index, &x);
+        watch_hidden(watch, batch, index + 1, &x);
+    }
+    let wanted = verify::wanted_tokens(batch);
+    let logits = head::run(&weights.head, &weights.final_norm, spec.norm_eps, &x, &wanted);
+    if let Some(watch) = watch {
+        for (&token, values) in wanted.iter().zip(logits.chunks_exact(spec.vocab_size)) {
+            watch(Seen::Logits { position: batch.positions[token], values });
+        }
+    }
+    debug_assert_eq!(x.len(), batch.len() * hidden);
+    let committed = verify::run(spec.vocab_size, batch, &logits, slots, out);
+    if let Some(drafter) = draft::Drafter::new(model) {
+        drafter.commit(batch, &committed, &taps, &mut pages.drafter, watch);
+        drafter.draft(batch, &pages.drafter, slots, out, watch);
+    }
+}
+
+/// Attention, then the feed-forward network, each added to the residual stream.
+fn run_layer(
+    spec: &LayerSpec,
+    weights: &LayerWeights,
+    norm_eps: f32,
+    batch: &Batch<'_>,
+    pages: &mut [LayerPages],
+    x: &mut [f32],
+) {
+    let rope = &Rope::new(spec.attention.rope);
+    let projection = attn_in::Projection { spec: &spec.attention, weights, rope, norm_eps };
+    let h = rms_norm(x, &weights.input_norm, norm_eps);
+    let queries = attn_in::run(&projection, batch, &h, pages);
+    let ranks = queries.iter().zip(&*pages).enumerate();
+    let attended: Vec<_> = ranks
+        .map(|(rank, (q, pages))| attn::run(&spec.attention, weights, rank, batch, q, pages))
+        .collect();
+    attn_out::run(weights, &attended, x);
+    feed_forward(spec, weights, norm_eps, x);
+}
+
+/// Norm, router where there is one, and the network or its experts.
+pub(crate) fn feed_forward(spec: &LayerSpec, weights: &LayerWeights, norm_eps: f32, x: &mut [f32]) {
+    let h = rms_norm(x, &weights.post_norm, norm_eps);
+    match (&spec.feed_forward, &weights.router) {
+        (FeedForwardSpec::Experts(spec), Some(router)) => {
+            let routes = router::run(spec, router, &h);
+            experts::run(weights, &routes, &h, x);
+        }
+        _ => dense::run(weights, &h, x),
+    }
+}
+
+fn watch_hidden(watch: &mut Option<Watch>, batch: &Batch<'_>, index: usize, x: &[f32]) {
+    if let Some(watch) = watch {
+        let width = x.len() / batch.len();
+        for (&position, values) in batch.positions.iter().zip(x.chunks_exact(width)) {
+            watch(Seen::Hidden { index, position, values });
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The one place that says which plans are legal. Every engine calls it before it does anything.
+
+use crate::{Caps, EngineError, PageGroup, PageRun, Row, RowTokens, StepPlan};
+
+/// Checks a plan against an engine's limits. What only the engine knows, whether a slot holds
+/// drafts, it checks itself.
+///
+/// # Errors
+/// [`EngineError::Plan`] naming the first row that breaks a limit, and how.
+pub fn check_plan(caps: &Caps, plan: &StepPlan) -> Result<(), EngineError> {
+    let refuse = |row, reason| Err(EngineError::Plan { row, reason });
+    if plan.rows.len() > caps.row_max as usize {
+        let reason = format!("{} rows, at most {} fit a step", plan.rows.len(), caps.row_max);
+        return refuse(caps.row_max as usize, reason);
+    }
+    let mut slot_used = vec![false; caps.slot_count as usize];
+    let mut token_count = 0_u64;
+    for (index, row) in plan.rows.iter().enumerate() {
+        match slot_used.get_mut(row.slot.0 as usize) {
+            None => return refuse(index, format!("slot {} of {}", row.slot, caps.slot_count)),
+            Some(true) => return refuse(index, format!("slot {} has two rows", row.slot)),
+            Some(used) => *used = true,
+        }
+        token_count += u64::from(row.tokens.count());
+        if token_count > u64::from(caps.token_max) {
+            return refuse(index, format!("more than {} tokens in a step", caps.token_max));
+        }
+        if let Err(reason) = check_row(caps, row) {
+            return refuse(index, reason);
+        }
+    }
+    Ok(())
+}
+
+fn check_row(caps: &Caps, row: &Row) -> Result<(), String> {
+    check_tokens(caps, row)?;
+    check_sampling(caps, row)?;
+    let end = u64::from(row.start) + u64::from(row.tokens.count());
+    if end > u64::from(caps.position_max) {
+        return Err(format!("ends at position {end}, the last is {}", caps.position_max));
+    }
+    if row.pages.len() != caps.groups.len() {
+        return Err(format!("{} page runs for {} groups", row.pages.len(), caps.groups.len()));
+    }
+    for (index, (run, group)) in row.pages.iter().zip(&caps.groups).enumerate() {
+        check_pages(run, group, row).map_err(|reason| format!("page group {index}: {reason}"))?;
+    }
+    Ok(())
+}
+
+fn check_tokens(caps: &Caps, row: &Row) -> Result<(), String> {
+    let draft_count = row.tokens.draft_count();
+    if draft_count > caps.draft_max {
+        return Err(format!("{draft_count} drafts, at most {}", caps.draft_max));
+    }
+    if let RowTokens::Given { tokens, .. } = &row.tokens {
+        if tokens.len() <= draft_count as usize {
+            return Err(format!("{} tokens with {draft_count} drafts", tokens.len()));
+        }
+        if let Some(token) = tokens.iter().find(|&&token| token >= caps.vocab_size) {
+            return Err(format!("token {token} of a vocabulary of {}", caps.vocab_size));
+        }
+    }
+    if draft_count > 0 && !row.sample {
+        return Err("drafts in a row that does not sample".into());
+    }
+    if row.draft_next > 0 && !(row.sample && caps.drafter) {
+        return Err("asks for drafts but does not sample, or the engine has no drafter".into());
+    }
+    if row.draft_next > caps.draft_max {
+        return Err(format!("asks for {} drafts, at most {}", row.draft_next, caps.draft_max));
+    }
+    Ok(())
+}
+
+fn check_sampling(caps: &Caps, row: &Row) -> Result<(), String> {
+    let mask_count = row.tokens.draft_count() as usize + 1;
+    if !row.masks.is_empty() && (!row.sample || row.masks.len() != mask_count) {
+        return Err(format!("{} masks for {mask_count} sampled positions", row.masks.len()));
+    }
+    let word_count = caps.vocab_size.div_ceil(32) as usize;
+    if let Some(mask) = row.masks.iter().find(|mask| mask.len() != word_count) {
+        return Err(format!("a mask of {} words, not {word_count}", mask.len()));
+    }
+    if row.logprobs.is_some_and(|count| count > caps.logprobs_max) {
+        return Err(format!("more than {} log-probabilities", caps.logprobs_max));
+    }
+    if row.scored.len() > row.tokens.count() as usize {
+        return Err(format!("{} scored tokens for {}", row.scored.len(), row.tokens.count()));
+    }
+    let Some(setup) = &row.setup else {
+        return Ok(());
+    };
+    if matches!(row.tokens, RowTokens::Held { .. }) {
+        return Err("a slot that is set up holds no tokens yet".into());
+    }
+    let known = row.end() - row.tokens.draft_count();
+    if setup.needs_history() && setup.history.len() < known as usize {
+        return Err(format!("history of {} tokens, {known} are known", setup.history.len()));
+    }
+    let tokens = setup.history.iter().chain(setup.end_tokens.iter());
+    let tokens = tokens.chain(setup.bad_words.iter().flatten());
+    let mut tokens = tokens.chain(setup.logit_bias.iter().map(|(token, _)| token));
+    if let Some(token) = tokens.find(|&&token| token >= caps.vocab_size) {
+        return Err(format!("token {token} of a vocabulary of {}", caps.vocab_size));
+    }
+    Ok(())
+}
+
+fn check_pages(run: &PageRun, group: &PageGroup, row: &Row) -> Result<(), String> {
+    let first_page = group.first_needed(row.start) / group.page_tokens;
+    let end_page = row.end().div_ceil(group.page_tokens);
+    if run.first > first_page || (run.first as usize + run.pages.len()) < end_page as usize {
+        return Err(format!(
+            "pages {}..{} given, {first_page}..{end_page} needed",
+            run.first,
+            run.first as usize + run.pages.len()
+        ));
+    }
+    if let Some(page) = run.pages.iter().find(|page| page.0 >= group.page_count) {
+        return Err(format!("page {page} of {}", group.page_count));
+    }
+    Ok(())
+}

@@ -1,0 +1,45 @@
+//! The seam between scheduling and computing. A [`StepPlan`] says what one step does, a
+//! [`StepOutput`] what came of it; both are plain data with a text form, so a failing step is a
+//! file that any engine can replay. This crate computes nothing and knows no model.
+
+mod caps;
+mod check;
+mod plan;
+
+pub use caps::{Caps, PageGroup, PageKind};
+pub use check::check_plan;
+pub use plan::{
+    PageRun, Row, RowFault, RowOutput, RowTokens, SlotSetup, StepId, StepOutput, StepPlan,
+    TokenLogprob, TokenLogprobs,
+};
+
+/// What runs steps. Between steps an engine keeps nothing of a request but the bytes in the pages
+/// and slots that plans name, so a request is dropped by not mentioning it again.
+pub trait Engine: Send {
+    /// Limits and page groups, fixed at start.
+    fn caps(&self) -> &Caps;
+
+    /// Starts a step. At most [`Caps::steps_in_flight_max`] may be started and not waited for.
+    ///
+    /// # Errors
+    /// [`EngineError::Plan`] when the plan breaks a limit; nothing has then happened.
+    fn submit(&mut self, plan: &StepPlan) -> Result<StepId, EngineError>;
+
+    /// Waits for a step and writes what it made, rows in plan order. Steps are waited for in the
+    /// order they were submitted.
+    fn wait(&mut self, step: StepId, out: &mut StepOutput) -> Result<(), EngineError>;
+}
+
+/// Why a step did not happen.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EngineError {
+    /// The plan asks for something impossible: a fault of whoever made it.
+    #[error("plan refused, row {row}: {reason}")]
+    Plan { row: usize, reason: String },
+    /// More steps were submitted than the engine holds.
+    #[error("{in_flight} steps are in flight, the engine holds no more")]
+    Busy { in_flight: usize },
+    /// The step is not the oldest one in flight.
+    #[error("step {step} is not the oldest in flight")]
+    WrongStep { step: StepId },
+}

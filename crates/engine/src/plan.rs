@@ -1,0 +1,189 @@
+//! Plans and outputs. A prompt chunk, a decode row and a verify row are one kind of row: tokens
+//! at consecutive positions, the last few of which may be drafts.
+
+use kilotok_abi::{PageId, Sampling, SlotId, TokenId};
+use serde::{Deserialize, Serialize};
+
+/// Names a submitted step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct StepId(pub u64);
+
+impl std::fmt::Display for StepId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// One step: for every row, run the target over its tokens, sample or verify, commit what was
+/// accepted, then draft the next tokens.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StepPlan {
+    /// At most one row per slot.
+    pub rows: Vec<Row>,
+}
+
+/// One sequence's share of a step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Row {
+    pub slot: SlotId,
+    /// Present when a request enters the slot; what the slot held before is forgotten.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub setup: Option<Box<SlotSetup>>,
+    /// Position of the first token. The K/V of all earlier positions are in the pages.
+    pub start: u32,
+    pub tokens: RowTokens,
+    /// Whether to choose a token after the row's last one. A row with drafts always does; a
+    /// prompt chunk that is not the last does not.
+    pub sample: bool,
+    /// One per page group of the engine, in its order.
+    pub pages: Vec<PageRun>,
+    /// Allowed tokens, a bit each (bit t % 32 of word t / 32), for the position of each draft and
+    /// the one after: `draft_count + 1` bitsets, or none when every token is allowed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub masks: Vec<Vec<u32>>,
+    /// Report log-probabilities of the chosen tokens and of this many of the likeliest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logprobs: Option<u32>,
+    /// Report the log-probability of `scored[i]` as the successor of the row's token i, with the
+    /// same alternatives as `logprobs`. This is how a prompt is scored.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scored: Vec<TokenId>,
+    /// Drafts to make at the step's end and hold in the slot; 0 makes none.
+    #[serde(default)]
+    pub draft_next: u32,
+    /// Report those drafts, for a host that must mask their positions.
+    #[serde(default)]
+    pub report_drafts: bool,
+}
+
+/// Where a row's tokens come from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum RowTokens {
+    /// From the plan; the last `draft_count` are drafts to be verified.
+    Given { tokens: Vec<TokenId>, draft_count: u32 },
+    /// From the slot: the token chosen last, then this many of the drafts it holds.
+    Held { draft_count: u32 },
+}
+
+impl RowTokens {
+    /// Tokens in the row, drafts included.
+    pub fn count(&self) -> u32 {
+        match self {
+            Self::Given { tokens, .. } => tokens.len() as u32,
+            Self::Held { draft_count } => 1 + draft_count,
+        }
+    }
+
+    pub fn draft_count(&self) -> u32 {
+        match self {
+            Self::Given { draft_count, .. } | Self::Held { draft_count } => *draft_count,
+        }
+    }
+}
+
+impl Row {
+    /// One past the position of the row's last token.
+    pub fn end(&self) -> u32 {
+        self.start.saturating_add(self.tokens.count())
+    }
+}
+
+/// What a slot must know of the request that enters it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SlotSetup {
+    pub sampling: Sampling,
+    /// Positions below this are the prompt; `min_tokens` counts from here.
+    pub prompt_count: u32,
+    /// All tokens known so far, prompt first, the row's own (but not its drafts) included. Only
+    /// penalties and bad words read it; without them it may be empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub history: Vec<TokenId>,
+    /// Added to the logits of these tokens.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logit_bias: Vec<(TokenId, f32)>,
+    /// Token sequences that must not be completed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bad_words: Vec<Vec<TokenId>>,
+    /// Tokens that end a request, impossible before `sampling.min_tokens`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub end_tokens: Vec<TokenId>,
+}
+
+impl SlotSetup {
+    /// Whether choosing a token reads the tokens before it.
+    pub fn needs_history(&self) -> bool {
+        self.sampling.has_penalty() || !self.bad_words.is_empty()
+    }
+}
+
+/// The pages of one group that a row reads and writes: page `first + i` of the sequence, which
+/// holds its positions from `(first + i) * page_tokens`, is `pages[i]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PageRun {
+    pub first: u32,
+    pub pages: Vec<PageId>,
+}
+
+/// What a step made, rows in plan order.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StepOutput {
+    pub rows: Vec<RowOutput>,
+}
+
+/// What became of one row. The sequence advanced by the row's tokens less the drafts that were
+/// not accepted: the next row starts at `row.end() - draft_count + tokens.len() - 1`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RowOutput {
+    /// Accepted drafts, then the one token the target adds; empty when the row did not sample.
+    pub tokens: Vec<TokenId>,
+    /// One per token when the row asked for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logprobs: Vec<TokenLogprobs>,
+    /// One per entry of [`Row::scored`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scored: Vec<TokenLogprobs>,
+    /// The drafts now held, when the row asked for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drafts: Vec<TokenId>,
+    /// Set when no token could be chosen at some position; `tokens` ends before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<RowFault>,
+}
+
+/// Log-probabilities at one position, from the target's own distribution before any processing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenLogprobs {
+    pub chosen: TokenLogprob,
+    /// How many tokens are likelier than the chosen one.
+    pub rank: u32,
+    /// The likeliest tokens, best first; of equals the lower id first.
+    pub top: Vec<TokenLogprob>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenLogprob {
+    pub token: TokenId,
+    pub logprob: f32,
+}
+
+/// Why a row could not choose a token. The other rows of the step are not affected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum RowFault {
+    /// The model computed NaN or infinity.
+    #[error("the model's logits at position {position} are not finite")]
+    NotFinite { position: u32 },
+    /// Mask, bad words and biases together leave nothing to choose.
+    #[error("no token is allowed at position {position}")]
+    NothingAllowed { position: u32 },
+}

@@ -1,0 +1,25 @@
+//! What a model is: its shapes, the weights it declares and how ranks share them. Pure data, read
+//! from a checkpoint's own `config.json`; no file is opened here and nothing is computed.
+//!
+//! A family is one file in [`families`] that turns a config into a [`ModelSpec`]; everything
+//! after that reads the spec and does not know the family.
+
+mod declare;
+pub mod families;
+mod fields;
+mod json;
+mod shard;
+mod spec;
+mod weight;
+
+pub use declare::declare;
+pub use families::{Knobs, read_config, read_drafter};
+pub use fields::ConfigError;
+pub use shard::{Ranks, RanksError, Shard, Slice, check_ranks};
+pub use spec::{
+    AttentionSpec, DenseSpec, DrafterSpec, ExpertsSpec, Family, FeedForwardSpec, LayerSpec,
+    ModelSpec, QkvLayout, Reach, RopeSpec, RouterDtype, RouterSpec, WeightFormat,
+};
+pub use weight::{
+    Dtype, FP8_TILE, Format, LayerWeight, MXFP4_GROUP, Part, StoredTensor, WeightDecl, WeightId,
+};

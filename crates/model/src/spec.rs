@@ -1,0 +1,169 @@
+//! The model as closed data. All sizes are in elements, of the whole model, before ranks share it.
+
+/// Which family a checkpoint belongs to. Only templates and parsers care; the shapes are below.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// `mimo_v2_flash`: split q, k and v projections.
+    MimoV2Flash,
+    /// `mimo_v2`: V2.5 (its text path) and V2.5-Pro, fused projection.
+    MimoV2,
+}
+
+/// A target model, with its drafter if it has one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelSpec {
+    pub family: Family,
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub norm_eps: f32,
+    /// Positions that the model was trained for.
+    pub position_max: usize,
+    /// Tokens that end a reply.
+    pub end_tokens: Vec<u32>,
+    pub layers: Vec<LayerSpec>,
+    /// Whether the checkpoint also holds vision and audio towers, which are not read.
+    pub multimodal: bool,
+    pub drafter: Option<DrafterSpec>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerSpec {
+    pub attention: AttentionSpec,
+    pub feed_forward: FeedForwardSpec,
+}
+
+/// Grouped-query attention. Query head j reads K/V head j / (`q_heads` / `kv_heads`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttentionSpec {
+    pub reach: Reach,
+    pub q_heads: usize,
+    pub kv_heads: usize,
+    /// Width of a query or key head; scores are scaled by its inverse square root.
+    pub qk_dim: usize,
+    /// Width of a value head.
+    pub v_dim: usize,
+    pub rope: RopeSpec,
+    /// One learned logit per query head that enters the softmax's sum and carries no value.
+    pub sinks: bool,
+    /// RMS norm of each query and key head before rotation.
+    pub qk_norm: bool,
+    /// Values are multiplied by this before they are cached.
+    pub value_scale: f32,
+    pub qkv: QkvLayout,
+    pub qkv_format: WeightFormat,
+}
+
+/// Which keys a position sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Every earlier one.
+    Full,
+    /// The last `keys`, itself included.
+    Window { keys: usize },
+}
+
+/// Rotation of dimensions i and i + dims / 2 of each head, for i below dims / 2, by
+/// position * base^(-2i / dims); dimensions from `dims` on stay as they are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RopeSpec {
+    pub dims: usize,
+    pub base: f64,
+}
+
+/// How a checkpoint stores the q, k and v projections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkvLayout {
+    /// Three matrices.
+    Split,
+    /// One matrix of `chunks` equal parts, each `[q heads | k heads | v heads]` of its share.
+    Fused { chunks: usize },
+}
+
+/// How a checkpoint stores a matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightFormat {
+    /// BF16 or F32, as its header says.
+    Float,
+    /// FP8 E4M3 with an F32 scale per 128 x 128 values.
+    Fp8,
+    /// FP4 E2M1 with an E8M0 scale per group of 32 values of a row.
+    Mxfp4,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum FeedForwardSpec {
+    Dense(DenseSpec),
+    Experts(ExpertsSpec),
+}
+
+/// down(silu(gate x) * up x)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DenseSpec {
+    pub width: usize,
+    pub format: WeightFormat,
+}
+
+/// A router chooses `top_k` of `count` experts, each a [`DenseSpec`] of its own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExpertsSpec {
+    pub count: usize,
+    pub top_k: usize,
+    pub width: usize,
+    pub format: WeightFormat,
+    pub router: RouterSpec,
+}
+
+/// Sigmoid scores; the correction bias takes part in choosing the experts, not in weighting them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RouterSpec {
+    /// Divide the chosen scores by their sum (+ 1e-20).
+    pub normalise: bool,
+    /// Multiplies the weights last.
+    pub scale: f32,
+    pub dtype: RouterDtype,
+}
+
+/// Precision of the router's matrix; its products are summed in F32 either way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RouterDtype {
+    F32,
+    Bf16,
+}
+
+/// A DFlash drafter: layers of the target's kind whose keys and values come from two sources,
+/// the target's residual streams for committed positions and the draft's own rows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DrafterSpec {
+    /// Rows of one draft pass: the newest token, then masks. One less is drafted.
+    pub rows: usize,
+    /// Target layers after which the residual stream is tapped, in the order of concatenation.
+    pub taps: Vec<usize>,
+    pub mask_token: u32,
+    pub norm_eps: f32,
+    pub layers: Vec<LayerSpec>,
+}
+
+impl AttentionSpec {
+    /// Rows of the q, k and v projections together.
+    pub fn qkv_rows(&self) -> usize {
+        self.q_heads * self.qk_dim + self.kv_heads * (self.qk_dim + self.v_dim)
+    }
+
+    /// Keys seen at most, `None` for all.
+    pub fn window(&self) -> Option<usize> {
+        match self.reach {
+            Reach::Full => None,
+            Reach::Window { keys } => Some(keys),
+        }
+    }
+}
+
+impl FeedForwardSpec {
+    /// Inner width, of one expert where there are several.
+    pub fn width(&self) -> usize {
+        match self {
+            Self::Dense(dense) => dense.width,
+            Self::Experts(experts) => experts.width,
+        }
+    }
+}

@@ -1,0 +1,392 @@
+//! The published models: that their configs are read as what they are, and that the declared
+//! weights add up to the published files, byte for byte.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use kilotok_model::{
+    Dtype, FeedForwardSpec, Format, Knobs, LayerWeight, ModelSpec, Part, QkvLayout, Ranks, Reach,
+    RouterDtype, Shard, WeightDecl, WeightFormat, WeightId, check_ranks, declare, read_config,
+    read_drafter,
+};
+use serde_json::Value;
+
+use crate::configs;
+
+fn spec(config: &Value) -> ModelSpec {
+    read_config("config.json", &config.to_string(), &Knobs::default()).expect("a good config")
+}
+
+fn with_drafter(config: &Value, drafter: &Value) -> ModelSpec {
+    let mut spec = spec(config);
+    let file = "dflash/config.json";
+    let drafter = read_drafter(file, &drafter.to_string(), &spec, &Knobs::default());
+    spec.drafter = Some(drafter.expect("a good config"));
+    spec
+}
+
+/// Stored as published: routers and their biases in F32, every other float in BF16.
+fn float_dtype(id: WeightId) -> Dtype {
+    match id {
+        WeightId::Layer(_, _, LayerWeight::Router | LayerWeight::RouterBias) => Dtype::F32,
+        _ => Dtype::Bf16,
+    }
+}
+
+/// Bytes of a weight's tensors, by type.
+fn stored_bytes(decl: &WeightDecl) -> impl Iterator<Item = (Dtype, usize)> {
+    let id = decl.id;
+    decl.stored().into_iter().map(move |tensor| {
+        let dtype = if let [only] = tensor.dtypes { *only } else { float_dtype(id) };
+        (dtype, tensor.shape.iter().product::<usize>() * dtype.bytes())
+    })
+}
+
+fn bytes_where(decls: &[WeightDecl], chosen: impl Fn(WeightId) -> bool) -> usize {
+    let decls = decls.iter().filter(|decl| chosen(decl.id));
+    decls.flat_map(stored_bytes).map(|(_, bytes)| bytes).sum()
+}
+
+fn bytes_of_dtype(decls: &[WeightDecl], wanted: Dtype) -> usize {
+    let tensors = decls.iter().flat_map(stored_bytes);
+    tensors.filter(|(dtype, _)| *dtype == wanted).map(|(_, bytes)| bytes).sum()
+}
+
+fn find(decls: &[WeightDecl], layer: usize, weight: LayerWeight) -> &WeightDecl {
+    let id = WeightId::Layer(Part::Target, layer, weight);
+    decls.iter().find(|decl| decl.id == id).expect("a weight of the layer")
+}
+
+#[test]
+fn pro_is_what_its_card_says() {
+    let spec = with_drafter(&configs::pro_fp4(), &configs::pro_drafter());
+    assert_eq!((spec.layers.len(), spec.hidden_size, spec.vocab_size), (70, 6144, 152_576));
+    assert_eq!(spec.end_tokens, [151_645]);
+    assert!(!spec.multimodal);
+    let global: Vec<_> = (0..70)
+        .filter(|layer: &usize| spec.layers[*layer].attention.reach == Reach::Full)
+        .collect();
+    assert_eq!(global, [0, 7, 15, 23, 31, 39, 47, 55, 62, 69]);
+    for (index, layer) in spec.layers.iter().enumerate() {
+        let attention = &layer.attention;
+        let is_global = global.contains(&index);
+        assert_eq!(attention.window(), if is_global { None } else { Some(128) });
+        assert_eq!(attention.sinks, !is_global);
+        assert_eq!((attention.q_heads, attention.kv_heads), (128, 8));
+        assert_eq!((attention.qk_dim, attention.v_dim), (192, 128));
+        assert_eq!(attention.rope.dims, 64);
+        assert_eq!(attention.rope.base, if is_global { 1e7 } else { 1e4 });
+        assert_eq!(attention.value_scale, 0.612);
+        assert_eq!(attention.qkv, QkvLayout::Fused { chunks: 8 });
+        match &layer.feed_forward {
+            FeedForwardSpec::Dense(dense) => assert_eq!((index, dense.width), (0, 16384)),
+            FeedForwardSpec::Experts(experts) => {
+                assert_eq!((experts.count, experts.top_k, experts.width), (384, 8, 2048));
+                assert_eq!(experts.format, WeightFormat::Mxfp4);
+                assert_eq!(experts.router.dtype, RouterDtype::F32);
+                assert!(experts.router.normalise && experts.router.scale == 1.0);
+            }
+        }
+    }
+    let drafter = spec.drafter.unwrap();
+    assert_eq!((drafter.rows, drafter.mask_token, drafter.layers.len()), (8, 151_669, 5));
+    assert_eq!(drafter.taps, [0, 15, 31, 47, 69]);
+    let attention = &drafter.layers[4].attention;
+    assert_eq!(attention.window(), Some(1024));
+    assert_eq!((attention.rope.dims, attention.rope.base), (64, 1e4));
+    assert!(attention.sinks && attention.qk_norm && attention.value_scale == 0.612);
+}
+
+/// The header totals of the published files, less the multi-token prediction layers.
+#[test]
+fn pro_fp4_adds_up_to_its_files() {
+    const QKV: usize = 27136 * 6144;
+    const DENSE: usize = 3 * 16384 * 6144;
+    let decls = declare(&spec(&configs::pro_fp4()));
+    assert_eq!(bytes_of_dtype(&decls, Dtype::U8), 531_351_207_936);
+    let prediction = 3 * (QKV + DENSE);
+    assert_eq!(bytes_of_dtype(&decls, Dtype::F8E4m3), 13_378_781_184 - prediction);
+    // The sister's router is BF16 and so no part of its F32 total.
+    let router = 69 * 384 * 6144;
+    let prediction = 3 * (216 * 48 + 3 * 128 * 48);
+    let elements = bytes_of_dtype(&decls, Dtype::F32) / 4;
+    assert_eq!(elements, 857_088 - prediction + router);
+    let expert = |id| matches!(id, WeightId::Expert(3, 7, _));
+    assert_eq!(bytes_where(&decls, expert), 20_054_016);
+    let names: Vec<_> = decls.iter().filter(|decl| expert(decl.id)).collect();
+    let names: Vec<_> = names.iter().flat_map(|decl| decl.stored()).map(|t| t.name).collect();
+    let prefix = "model.layers.3.mlp.experts.7.";
+    let wanted = ["gate_proj", "up_proj", "down_proj"]
+        .map(|name| [format!("{prefix}{name}.weight"), format!("{prefix}{name}.weight_scale")]);
+    assert_eq!(names, wanted.as_flattened());
+}
+
+#[test]
+fn pro_fp8_has_fp8_experts() {
+    let decls = declare(&spec(&configs::pro_fp8()));
+    let expert = |id| matches!(id, WeightId::Expert(1, 0, _));
+    // 2048 x 6144 codes and 16 x 48 scales, three times.
+    assert_eq!(bytes_where(&decls, expert), 3 * (2048 * 6144 + 16 * 48 * 4));
+    assert_eq!(bytes_of_dtype(&decls, Dtype::U8), 0);
+}
+
+/// Per category, as an engine counted them in the published files of V2.5.
+#[test]
+fn v2_5_adds_up_to_its_files() {
+    let spec = spec(&configs::v2_5());
+    assert!(spec.multimodal);
+    let decls = declare(&spec);
+    let bytes = |chosen: fn(WeightId) -> bool| bytes_where(&decls, chosen);
+    assert_eq!(bytes(|id| matches!(id, WeightId::Expert(1, 0, _))), 25_171_968);
+    assert_eq!(bytes(|id| matches!(id, WeightId::Expert(..))), 302_869_118_976);
+    assert_eq!(bytes(|id| id == WeightId::Head), 1_249_902_592);
+    assert_eq!(bytes(|id| id == WeightId::Embedding), 1_249_902_592);
+    let router = |id| matches!(id, WeightId::Layer(_, _, LayerWeight::Router));
+    assert_eq!(bytes_where(&decls, router), 197_132_288);
+    let bias = |id| matches!(id, WeightId::Layer(_, _, LayerWeight::RouterBias));
+    let dense = |id| {
+        use LayerWeight::{Down, Gate, Up};
+        matches!(id, WeightId::Layer(_, _, Gate | Up | Down))
+    };
+    assert_eq!(bytes_where(&decls, dense), 201_375_744);
+    let others = |id| {
+        let table = matches!(id, WeightId::Head | WeightId::Embedding | WeightId::Expert(..));
+        !(table || router(id) || bias(id) || dense(id))
+    };
+    assert_eq!(bytes_where(&decls, others), 6_094_778_240);
+}
+
+#[test]
+fn drafters_add_up_to_their_files() {
+    for (spec, bytes) in [
+        (with_drafter(&configs::pro_fp4(), &configs::pro_drafter()), 5_536_632_576),
+        (with_drafter(&configs::v2_5(), &configs::v2_5_drafter()), 2_936_114_304),
+    ] {
+        let decls = declare(&spec);
+        let is_mask = |decl: &WeightDecl| decl.id == WeightId::DraftMask;
+        let tensors: Vec<_> =
+            decls.into_iter().filter(|decl| decl.part == Part::Drafter && !is_mask(decl)).collect();
+        assert_eq!(tensors.len(), 63);
+        assert_eq!(bytes_of_dtype(&tensors, Dtype::Bf16), bytes);
+        assert_eq!(bytes_where(&tensors, |_| true), bytes);
+    }
+}
+
+#[test]
+fn flash_has_three_projections() {
+    let spec = spec(&configs::v2_flash());
+    let decls = declare(&spec);
+    for (layer, kv_heads) in [(0, 4), (1, 8)] {
+        let shape = |weight| &find(&decls, layer, weight).shape[..];
+        assert_eq!(shape(LayerWeight::Query), [64 * 192, 4096]);
+        assert_eq!(shape(LayerWeight::Key), [kv_heads * 192, 4096]);
+        assert_eq!(shape(LayerWeight::Value), [kv_heads * 128, 4096]);
+    }
+    assert_eq!(spec.layers[0].attention.rope.base, 5e6);
+    assert_eq!(spec.position_max, 262_144);
+    assert!(!decls.iter().any(|decl| decl.name.contains("qkv_proj")));
+}
+
+/// The table of fused projections: rows of a chunk, rows of scales of a chunk, in all and naively.
+#[test]
+fn scale_rows_begin_anew_in_each_chunk() {
+    let (pro, v2_5) = (spec(&configs::pro_fp4()), spec(&configs::v2_5()));
+    for (spec, layer, chunks, chunk_rows, chunk_scales) in [
+        (&pro, 0, 8, 3392, 27),
+        (&pro, 1, 8, 3392, 27),
+        (&v2_5, 0, 4, 3392, 27),
+        (&v2_5, 1, 4, 3712, 29),
+    ] {
+        let decls = declare(spec);
+        let qkv = find(&decls, layer, LayerWeight::Qkv);
+        assert_eq!(qkv.format, Format::Fp8 { chunk_rows });
+        assert_eq!(qkv.rows(), chunks * chunk_rows);
+        let scales = &qkv.stored()[1];
+        assert_eq!(
+            scales.name,
+            format!("model.layers.{layer}.self_attn.qkv_proj.weight_scale_inv")
+        );
+        assert_eq!(scales.shape, [chunks * chunk_scales, spec.hidden_size / 128]);
+        for row in 0..qkv.rows() {
+            let wanted = row / chunk_rows * chunk_scales + row % chunk_rows / 128;
+            assert_eq!(qkv.format.scale_row(row), wanted);
+        }
+    }
+    let pro = declare(&pro);
+    let qkv = find(&pro, 0, LayerWeight::Qkv);
+    assert_eq!(qkv.stored()[1].shape[0], 216);
+    assert_eq!(qkv.rows().div_ceil(128), 212);
+    // The last K rows and the first V rows of a chunk share a scale.
+    assert_eq!(
+        [3199, 3200, 3263, 3264, 3327, 3328].map(|row| qkv.format.scale_row(row)),
+        [24, 25, 25, 25, 25, 26]
+    );
+}
+
+/// Rows of a rank by going through every head one by one.
+fn rows_by_hand(spec: &ModelSpec, layer: usize, ranks: Ranks) -> Vec<usize> {
+    let attention = &spec.layers[layer].attention;
+    let QkvLayout::Fused { chunks } = attention.qkv else { panic!("is fused") };
+    let (q_each, kv_each) = (attention.q_heads / chunks, attention.kv_heads / chunks);
+    // The stored rows, as (letter, head, dimension).
+    let mut stored = Vec::new();
+    for chunk in 0..chunks {
+        for (letter, each, dims) in [
+            ('q', q_each, attention.qk_dim),
+            ('k', kv_each, attention.qk_dim),
+            ('v', kv_each, attention.v_dim),
+        ] {
+            for head in chunk * each..(chunk + 1) * each {
+                stored.extend((0..dims).map(|dim| (letter, head, dim)));
+            }
+        }
+    }
+    let places: BTreeMap<_, _> = stored.into_iter().zip(0..).collect();
+    let group = attention.q_heads / attention.kv_heads;
+    let q_heads: Vec<_> = (0..attention.q_heads)
+        .filter(|head| head * ranks.count / attention.q_heads == ranks.rank)
+        .collect();
+    let mut kv_heads: Vec<_> = q_heads.iter().map(|head| head / group).collect();
+    kv_heads.dedup();
+    let mut rows = Vec::new();
+    for (letter, heads, dims) in [
+        ('q', &q_heads, attention.qk_dim),
+        ('k', &kv_heads, attention.qk_dim),
+        ('v', &kv_heads, attention.v_dim),
+    ] {
+        for head in heads {
+            rows.extend((0..dims).map(|dim| places[&(letter, *head, dim)]));
+        }
+    }
+    rows
+}
+
+#[test]
+fn ranks_get_the_rows_of_their_heads() {
+    for spec in [spec(&configs::pro_fp4()), spec(&configs::v2_5())] {
+        let decls = declare(&spec);
+        for (layer, count) in [0, 1].into_iter().flat_map(|layer| [1, 2, 4, 8].map(|n| (layer, n)))
+        {
+            check_ranks(&spec, count).unwrap();
+            for rank in 0..count {
+                let ranks = Ranks { rank, count };
+                let slice = find(&decls, layer, LayerWeight::Qkv).slice(ranks);
+                let rows: Vec<_> = slice.rows.iter().cloned().flatten().collect();
+                assert_eq!(rows, rows_by_hand(&spec, layer, ranks), "{layer} {ranks:?}");
+                assert_eq!(slice.row_count(), rows.len());
+                assert_eq!(slice.cols, 0..spec.hidden_size);
+            }
+        }
+    }
+}
+
+/// At eight ranks a rank of Pro is a chunk as it is stored.
+#[test]
+fn eight_ranks_of_pro_take_whole_chunks() {
+    let spec = with_drafter(&configs::pro_fp4(), &configs::pro_drafter());
+    let decls = declare(&spec);
+    for rank in 0..8 {
+        let ranks = Ranks { rank, count: 8 };
+        let rows = |weight| find(&decls, 5, weight).slice(ranks).rows;
+        let cols = |weight| find(&decls, 5, weight).slice(ranks).cols;
+        let run = |each: usize| -> Range<usize> { rank * each..(rank + 1) * each };
+        assert_eq!(rows(LayerWeight::Qkv), [run(3392)]);
+        assert_eq!(cols(LayerWeight::Output), run(2048));
+        assert_eq!(cols(LayerWeight::Sinks), run(16));
+        assert_eq!(rows(LayerWeight::Router)[0], 0..384);
+        let of = |id| decls.iter().find(|decl| decl.id == id).unwrap().slice(ranks);
+        let expert = |weight| of(WeightId::Expert(5, 3, weight));
+        assert_eq!(expert(LayerWeight::Gate).rows, [run(256)]);
+        assert_eq!(expert(LayerWeight::Up).rows, [run(256)]);
+        assert_eq!(expert(LayerWeight::Down).cols, run(256));
+        assert_eq!(of(WeightId::Embedding).rows, [run(19072)]);
+        assert_eq!(of(WeightId::Head).rows, [run(19072)]);
+        assert_eq!(of(WeightId::DraftFc).rows, [run(768)]);
+        let draft = |weight| of(WeightId::Layer(Part::Drafter, 0, weight));
+        assert_eq!(draft(LayerWeight::Query).rows, [run(2048)]);
+        assert_eq!(draft(LayerWeight::Key).rows, [run(128)]);
+        assert_eq!(draft(LayerWeight::QueryNorm).cols, 0..128);
+    }
+}
+
+/// V2.5's global layers have four K/V heads, so at eight ranks two share one.
+#[test]
+fn ranks_share_heads_when_there_are_too_few() {
+    let decls = declare(&spec(&configs::v2_flash()));
+    let key = find(&decls, 0, LayerWeight::Key);
+    assert_eq!(key.shard, Shard::KvHeads { heads: 4, dim: 192 });
+    for rank in 0..8 {
+        let head = rank / 2;
+        let rows = &key.slice(Ranks { rank, count: 8 }).rows;
+        assert_eq!(rows[0], head * 192..(head + 1) * 192);
+    }
+}
+
+#[test]
+fn ranks_that_do_not_divide_are_refused_by_name() {
+    let mut spec = with_drafter(&configs::pro_fp4(), &configs::pro_drafter());
+    assert_eq!(
+        check_ranks(&spec, 3).unwrap_err().problems,
+        ["the number of ranks must be 1, 2, 4 or 8"]
+    );
+    spec.vocab_size += 1;
+    spec.layers[2].attention.kv_heads = 6;
+    if let FeedForwardSpec::Experts(experts) = &mut spec.layers[1].feed_forward {
+        experts.width = 64 * 3;
+    }
+    let error = check_ranks(&spec, 4).unwrap_err().to_string();
+    for part in [
+        "vocab_size is 152577",
+        "layer 2: 6 K/V heads",
+        "layer 1: expert width 192 splits a group of 32",
+    ] {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn knobs_decide_what_configs_leave_open() {
+    let knobs = Knobs {
+        window_keys: Some(129),
+        draft_rope_base: Some(5e6),
+        draft_window: Some(false),
+        router_dtype: Some(RouterDtype::Bf16),
+        ignored_fields: vec!["some_field".to_owned()],
+    };
+    let mut config = configs::pro_fp4();
+    config["some_field"] = 7.into();
+    let spec = read_config("config.json", &config.to_string(), &knobs).unwrap();
+    assert_eq!(spec.layers[1].attention.window(), Some(129));
+    let FeedForwardSpec::Experts(experts) = &spec.layers[1].feed_forward else { panic!("sparse") };
+    assert_eq!(experts.router.dtype, RouterDtype::Bf16);
+    let text = configs::pro_drafter().to_string();
+    let drafter = read_drafter("dflash/config.json", &text, &spec, &knobs).unwrap();
+    assert_eq!(drafter.layers[0].attention.reach, Reach::Full);
+    assert_eq!(drafter.layers[0].attention.rope.base, 5e6);
+}
+
+/// V2.6 drafters list their layers' types instead of saying `use_swa`.
+#[test]
+fn newer_drafters_are_read_too() {
+    let mut config = configs::pro_drafter();
+    config["layer_types"] = vec!["sliding_attention"; 5].into();
+    config["is_causal"] = false.into();
+    let dflash = config["dflash_config"].as_object_mut().unwrap();
+    dflash.retain(|name, _| name != "use_swa" && name != "backbone_rotary_base");
+    let spec = with_drafter(&configs::pro_fp4(), &config);
+    assert_eq!(spec.drafter.unwrap().layers[0].attention.window(), Some(1024));
+}
+
+#[test]
+fn what_is_not_read_has_a_reason() {
+    let (pro, v2_5) = (spec(&configs::pro_fp4()), spec(&configs::v2_5()));
+    let prediction = "model.mtp.layers.0.eh_proj.weight";
+    assert!(pro.skip_reason(prediction).is_some() && v2_5.skip_reason(prediction).is_some());
+    for tower in ["visual.blocks.0.attn.qkv.weight", "audio_encoder.conv.weight"] {
+        assert!(v2_5.skip_reason(tower).is_some());
+        assert_eq!(pro.skip_reason(tower), None);
+    }
+    for text in ["model.layers.3.mlp.extra.weight", "lm_head.bias", "model.norm.bias"] {
+        assert_eq!(v2_5.skip_reason(text), None);
+    }
+}

@@ -1,0 +1,169 @@
+//! Which drafts to keep, so that the tokens follow the target's law whatever the drafter does.
+//! Knows probabilities and random numbers, not where either comes from.
+
+use kilotok_abi::{Purpose, TokenId};
+
+use crate::process::MASS_ONE;
+use crate::{Draws, Fault};
+
+/// Sample and match: the target chooses a token at every row, and the rows go on while it chose
+/// the draft. `choose(i)` chooses after the first i drafts. The tokens, appended to `tokens`, are
+/// the accepted drafts and one more, and each is the target's own choice: drafts cannot change
+/// them, only how many there are. At a fault the tokens end before the row at fault.
+pub fn match_drafts(
+    drafts: &[TokenId],
+    tokens: &mut Vec<TokenId>,
+    mut choose: impl FnMut(usize) -> Result<TokenId, Fault>,
+) -> Result<(), Fault> {
+    for i in 0..=drafts.len() {
+        let token = choose(i)?;
+        tokens.push(token);
+        if drafts.get(i) != Some(&token) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Drafts that were drawn at random, with the law of each.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Proposal {
+    /// Absolute position of the first draft.
+    pub first: u32,
+    pub drafts: Vec<TokenId>,
+    /// The probabilities each draft was drawn with, given those before it: `[drafts, vocab]`.
+    pub q: Vec<f32>,
+}
+
+/// How to judge a [`Proposal`] by the target's probabilities p.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// Each draft d is accepted with probability min(1, p(d) / q(d)), up to the first refusal.
+    /// After i drafts comes a token with probability proportional to max(p - q, 0), row i of
+    /// each (Leviathan et al., arXiv 2211.17192).
+    Token,
+    /// Block verification (Sun et al., arXiv 2403.10444). With `P_0 = 1` and
+    /// `P_i = min(1, P_{i-1} p(d_i) / q(d_i))`, the largest i is kept whose own uniform number is
+    /// at most `h_i = Z_i / (Z_i + 1 - P_i)`, where `Z_i = sum max(P_i p - q, 0)` over row i,
+    /// the one after i drafts; for all n drafts it is `h_n = P_n`. Then comes a token with
+    /// probability proportional to `max(P_i p - q, 0)`.
+    ///
+    /// Why: suppose i + 1 or more drafts are kept with probability `P_{i+1}` given `d_1..d_{i+1}`.
+    /// Over `d_{i+1}` that is sum min(`P_i` p, q) = `P_i - Z_i`, so with `h_i` from above i or more
+    /// are kept with probability `h_i + (1 - h_i) (P_i - Z_i) = P_i`, which holds from i = n down.
+    /// Exactly i are kept with probability `Z_i`; so x follows `d_1..d_i` with probability
+    /// q(x) `P_{i+1}` + max(`P_i` p(x) - q(x), 0) = `P_i` p(x), which is the target's law.
+    Block,
+}
+
+/// What became of a [`Proposal`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// How many of the first drafts are kept.
+    pub accepted: usize,
+    /// The token after them; `None` if its row of p is missing.
+    pub next: Option<TokenId>,
+}
+
+impl Proposal {
+    /// Judges the drafts by the target's probabilities `[rows, vocab]`, row i those after i
+    /// drafts. There is a row for each draft and one more. Fewer rows judge fewer drafts: a row
+    /// that cannot be computed, and those after it, may be left out without a change of law.
+    pub fn judge(&self, rule: Rule, seed: u64, p: &[f32]) -> Verdict {
+        let vocab_count =
+            if self.drafts.is_empty() { p.len() } else { self.q.len() / self.drafts.len() };
+        let row_count = if p.is_empty() { 0 } else { p.len() / vocab_count };
+        assert_eq!(p.len(), row_count * vocab_count, "whole rows");
+        let trial = Trial {
+            seed,
+            first: self.first,
+            drafts: &self.drafts[..self.drafts.len().min(row_count)],
+            vocab_count,
+            q: &self.q,
+            p,
+        };
+        let (accepted, mass) = match rule {
+            Rule::Token => trial.token_verification(),
+            Rule::Block => trial.block_verification(),
+        };
+        Verdict { accepted, next: trial.next(accepted, mass) }
+    }
+}
+
+/// A proposal beside the target's probabilities.
+struct Trial<'a> {
+    seed: u64,
+    first: u32,
+    drafts: &'a [TokenId],
+    vocab_count: usize,
+    q: &'a [f32],
+    p: &'a [f32],
+}
+
+impl Trial<'_> {
+    /// How many drafts are accepted, and the factor P of the residual.
+    fn token_verification(&self) -> (usize, f32) {
+        let refused = (0..self.drafts.len()).find(|&i| self.uniform(i) > self.ratio(i, 1.0));
+        (refused.unwrap_or(self.drafts.len()), 1.0)
+    }
+
+    /// As above.
+    fn block_verification(&self) -> (usize, f32) {
+        let mut kept = (0, 1.0);
+        let mut mass = 1.0f32;
+        for i in 0..self.drafts.len() {
+            mass = self.ratio(i, mass).min(1.0);
+            let after = i + 1;
+            let kept_below = if after == self.drafts.len() {
+                mass
+            } else {
+                // 0 / 0 where p is q: the next draft is sure to be kept, so any value will do.
+                let residual = self.residual_mass(after, mass);
+                residual / (residual + (1.0 - mass))
+            };
+            if self.uniform(i) <= kept_below {
+                kept = (after, mass);
+            }
+        }
+        kept
+    }
+
+    /// The token after `accepted` drafts. Rounding can leave no residual where p is almost q;
+    /// then the target's law stands in.
+    fn next(&self, accepted: usize, mass: f32) -> Option<TokenId> {
+        let p = row(self.p, accepted, self.vocab_count)?;
+        let position = self.first + accepted as u32;
+        let draws = |purpose| Draws::new(self.seed, position, purpose);
+        if accepted == self.drafts.len() {
+            return draws(Purpose::Target).race_weights(p.len(), |token| p[token]);
+        }
+        let q = row(self.q, accepted, self.vocab_count)?;
+        let draws = draws(Purpose::Residual);
+        draws
+            .race_weights(p.len(), |token| (mass * p[token] - q[token]).max(0.0))
+            .or_else(|| draws.race_weights(p.len(), |token| p[token]))
+    }
+
+    /// `mass * p(d) / q(d)` of draft i.
+    fn ratio(&self, i: usize, mass: f32) -> f32 {
+        let at = i * self.vocab_count + self.drafts[i] as usize;
+        mass * self.p[at] / self.q[at]
+    }
+
+    /// The sum of `max(mass * p - q, 0)` over the row after `accepted` drafts, summed in integers
+    /// for the reason given at `process::mass`.
+    fn residual_mass(&self, accepted: usize, mass: f32) -> f32 {
+        let row = accepted * self.vocab_count..(accepted + 1) * self.vocab_count;
+        let pairs = self.p[row.clone()].iter().zip(&self.q[row]);
+        let sum: u64 = pairs.map(|(p, q)| ((mass * p - q).max(0.0) * MASS_ONE) as u64).sum();
+        sum as f32 / MASS_ONE
+    }
+
+    fn uniform(&self, i: usize) -> f32 {
+        Draws::of_draft(self.seed, self.first, i as u32, Purpose::Accept).uniform(0)
+    }
+}
+
+fn row(rows: &[f32], index: usize, vocab_count: usize) -> Option<&[f32]> {
+    rows.get(index * vocab_count..(index + 1) * vocab_count).filter(|row| !row.is_empty())
+}

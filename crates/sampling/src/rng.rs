@@ -1,0 +1,218 @@
+//! Random numbers that are a function of what they are for: Philox4x32-10 (Salmon et al., SC11)
+//! keyed by the request's seed, the position, the purpose and a lane. Nothing is stored between
+//! draws, so a step can be repeated, split over ranks or rolled back without changing a token.
+//! Knows nothing of logits.
+
+use kilotok_abi::{Purpose, TokenId};
+
+use crate::logexp::{ln, ln_1m};
+
+/// Below the smallest exponential number, 2^-33.
+const E_BELOW: f32 = 1.0 / 17_179_869_184.0;
+
+/// The random numbers of one (seed, position, purpose), any of them at any time.
+#[derive(Clone, Copy, Debug)]
+pub struct Draws {
+    key: [u32; 2],
+    /// Words 1 to 3 of Philox's counter; word 0 is the quad.
+    counter: [u32; 3],
+}
+
+impl Draws {
+    /// For a token emitted at the absolute `position`: [`Purpose::Target`] and
+    /// [`Purpose::Residual`]. A position is emitted once, so no number is used twice.
+    pub fn new(seed: u64, position: u32, purpose: Purpose) -> Self {
+        Self::of_draft(seed, position, 0, purpose)
+    }
+
+    /// For the draft `offset` of those whose first stands at the absolute position `first`:
+    /// [`Purpose::Draft`] and [`Purpose::Accept`].
+    ///
+    /// `first` is part of the key, not only the draft's own position, because positions after a
+    /// refused draft are drafted again. Block verification refuses a draft after a look at the
+    /// drafts that follow it, so given the refusal the numbers of those are no longer uniform.
+    pub fn of_draft(seed: u64, first: u32, offset: u32, purpose: Purpose) -> Self {
+        Self { key: [seed as u32, (seed >> 32) as u32], counter: [first, purpose as u32, offset] }
+    }
+
+    /// 32 random bits for lane `index`: word `index % 4` of quad `index / 4`.
+    pub fn bits(&self, index: u32) -> u32 {
+        self.quad(index / 4)[index as usize % 4]
+    }
+
+    /// A uniform number of the open interval (0, 1) from lane `index`.
+    pub fn uniform(&self, index: u32) -> f32 {
+        unit(self.bits(index))
+    }
+
+    /// Chooses token t with a probability proportional to `exp(logits[t])`, by a race: token t
+    /// finishes after the time `E_t exp(-logits[t])`, compared by its logarithm, where
+    /// `E_t = -ln(1 - v_t)` is exponential and `v_t` the uniform number of lane t. The first to
+    /// finish wins, of equals the lowest id; none if all logits are -infinity. In other words,
+    /// the highest `logits[t] - ln E_t` wins.
+    ///
+    /// A minimum over tokens depends on no order of summation and on no split of the vocabulary.
+    /// Its rounding distorts probabilities by a factor of about 1 ± |logit| 2^-24.
+    ///
+    /// Small E decide: a token of probability p wins mostly with an E below p. Hence `v` keeps
+    /// its full relative precision near 0 (the smallest is 2^-33), and so does E. From the usual
+    /// 24 bits of a uniform number near 1, E = -ln(u) would be a multiple of 2^-24: rarer tokens
+    /// than that would never win, except by E = 0, which beats every other token.
+    pub fn race_logits(&self, logits: &[f32]) -> Option<TokenId> {
+        self.race(logits.len(), |first, times| {
+            for (time, logit) in times.iter_mut().zip(&logits[first..]) {
+                *time = ln(*time) - logit;
+            }
+        })
+    }
+
+    /// Chooses token t of `0..count` with a probability proportional to `weight(t)`, by the same
+    /// race: token t finishes after the time `E_t / weight(t)`; none if all weights are 0.
+    pub fn race_weights(&self, count: usize, weight: impl Fn(usize) -> f32) -> Option<TokenId> {
+        self.race(count, |first, times| {
+            for (time, token) in times.iter_mut().zip(first..) {
+                *time /= weight(token);
+            }
+        })
+    }
+
+    /// The first of `0..count` to finish; `finish(t, times)` turns the exponential numbers of
+    /// tokens t, t + 1, .. into times, +infinity for never.
+    fn race(&self, count: usize, finish: impl Fn(usize, &mut [f32])) -> Option<TokenId> {
+        const CHUNK: usize = 32;
+        let mut times = [0.0; CHUNK];
+        let mut best = f32::INFINITY;
+        let mut winner = None;
+        for first in (0..count).step_by(CHUNK) {
+            let len = CHUNK.min(count - first);
+            if first > 0 {
+                let earliest = &mut times[..len];
+                earliest.fill(E_BELOW);
+                finish(first, earliest);
+                if earliest.iter().all(|&time| time >= best) {
+                    continue;
+                }
+            }
+            let lanes = &mut times[..len.next_multiple_of(4)];
+            for (lanes, quad) in lanes.chunks_exact_mut(4).zip(first as u32 / 4..) {
+                lanes.copy_from_slice(&self.quad(quad).map(unit));
+            }
+            for value in &mut *lanes {
+                *value = -ln_1m(*value);
+            }
+            finish(first, &mut lanes[..len]);
+            for (&time, token) in lanes[..len].iter().zip(first as TokenId..) {
+                if time < best {
+                    best = time;
+                    winner = Some(token);
+                }
+            }
+        }
+        winner
+    }
+
+    /// The bits of lanes `4 * quad` to `4 * quad + 3`.
+    #[inline]
+    fn quad(&self, quad: u32) -> [u32; 4] {
+        let [position, purpose, offset] = self.counter;
+        philox([quad, position, purpose, offset], self.key)
+    }
+}
+
+/// (bits + ½) 2^-32, each step rounded to f32, kept below 1.
+#[inline]
+fn unit(bits: u32) -> f32 {
+    ((bits as f32 + 0.5) / 4_294_967_296.0).min(1.0f32.next_down())
+}
+
+/// Philox4x32 with 10 rounds.
+#[inline]
+fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+    for _ in 0..10 {
+        let even = u64::from(counter[0]) * 0xD251_1F53;
+        let odd = u64::from(counter[2]) * 0xCD9E_8D57;
+        counter = [
+            (odd >> 32) as u32 ^ counter[1] ^ key[0],
+            odd as u32,
+            (even >> 32) as u32 ^ counter[3] ^ key[1],
+            even as u32,
+        ];
+        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+    }
+    counter
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn philox_gives_the_published_answers() {
+        // Random123, tests/kat_vectors, "philox4x32 10".
+        let pi = [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344];
+        for (counter, key, answer) in [
+            ([0; 4], [0; 2], [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]),
+            ([!0; 4], [!0; 2], [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]),
+            (pi, [0xa409_3822, 0x299f_31d0], [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]),
+        ] {
+            assert_eq!(philox(counter, key), answer);
+        }
+    }
+
+    #[test]
+    fn each_part_of_the_key_matters() {
+        let base = Draws::of_draft(1, 2, 3, Purpose::Draft).bits(0);
+        for other in [
+            Draws::of_draft(1 << 32 | 1, 2, 3, Purpose::Draft).bits(0),
+            Draws::of_draft(2, 2, 3, Purpose::Draft).bits(0),
+            Draws::of_draft(1, 3, 3, Purpose::Draft).bits(0),
+            Draws::of_draft(1, 2, 4, Purpose::Draft).bits(0),
+            Draws::of_draft(1, 2, 3, Purpose::Accept).bits(0),
+            Draws::of_draft(1, 2, 3, Purpose::Draft).bits(1),
+            Draws::of_draft(1, 2, 3, Purpose::Draft).bits(4),
+        ] {
+            assert_ne!(base, other);
+        }
+    }
+
+    #[test]
+    fn uniform_numbers_are_inside_the_interval() {
+        assert_eq!(unit(0), 2.0f32.powi(-33));
+        assert_eq!(unit(u32::MAX), 1.0f32.next_down());
+        assert!(-ln_1m(unit(0)) > E_BELOW);
+        assert!(-ln_1m(unit(u32::MAX)) < 17.0);
+    }
+
+    #[test]
+    fn race_is_the_earliest_of_all_whatever_the_chunks() {
+        for seed in 0..200 {
+            let draws = Draws::new(seed, 7, Purpose::Target);
+            let logits: Vec<f32> = (0..=seed * 3).map(|t| (t as f32 * 0.7).sin() * 20.0).collect();
+            let weights: Vec<f32> = logits.iter().map(|&x| x.exp()).collect();
+            let earliest = |time: &dyn Fn(usize, f32) -> f32| {
+                let time = |token| time(token, -ln_1m(draws.uniform(token as u32)));
+                let tokens = 0..logits.len();
+                let first = tokens.reduce(|a, b| if time(b) < time(a) { b } else { a });
+                first.map(|token| token as TokenId)
+            };
+            let by_logits = draws.race_logits(&logits);
+            assert_eq!(by_logits, earliest(&|token, e| ln(e) - logits[token]));
+            let by_weights = draws.race_weights(weights.len(), |token| weights[token]);
+            assert_eq!(by_weights, earliest(&|token, e| e / weights[token]));
+        }
+    }
+
+    #[test]
+    fn race_needs_someone_to_finish() {
+        let draws = Draws::new(0, 0, Purpose::Target);
+        let mut logits = [f32::NEG_INFINITY; 100];
+        assert_eq!(draws.race_logits(&logits), None);
+        assert_eq!(draws.race_weights(100, |_| 0.0), None);
+        logits[77] = -1e30;
+        assert_eq!(draws.race_logits(&logits), Some(77));
+        assert_eq!(
+            draws.race_weights(100, |token| [0.0, 1e-30][usize::from(token == 77)]),
+            Some(77)
+        );
+    }
+}

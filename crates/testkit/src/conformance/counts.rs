@@ -1,0 +1,108 @@
+//! How far rows advance, and how much a plan may ask for.
+
+use kilotok_abi::{PageId, SlotId};
+use kilotok_engine::{Caps, Engine, PageRun, Row, RowTokens, StepPlan};
+
+use crate::host::{Drafts, Host, How, Request};
+
+use super::cases::{REPLY, plain, prompt_length, text};
+use super::{Make, Verdict};
+
+/// With drafts of known quality the number of rows is known. That no single row makes too much or
+/// too little, the host checks in every run.
+pub(super) fn exact(make: Make<'_>) -> Verdict {
+    let mut engine = make();
+    let length = prompt_length(engine.caps());
+    let case = plain(&mut *engine, 20, length)?;
+    let most = engine.caps().draft_max;
+    for (count, right) in [(0, 0), (1, 0), (1, 1), (3, 2), (most, 0), (most, most)] {
+        let right = right.min(most);
+        let how = How { drafts: case.guess(count, right), ..How::default() };
+        let reply = Host::new(&mut *engine, 1).run(&case.request, &how);
+        let reply = reply.map_err(|error| error.to_string())?;
+        let expected = REPLY.div_ceil(right + 1);
+        if reply.sampled_rows != expected {
+            let found = reply.sampled_rows;
+            return Err(format!(
+                "{REPLY} tokens took {found} rows, not {expected}, with {right} of {count} drafts right"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Each of these plans is as large as it may be in one respect.
+pub(super) fn at_limits(make: Make<'_>) -> Verdict {
+    let mut engine = make();
+    let caps = engine.caps().clone();
+    for (name, plan) in plans_at_limits(&caps) {
+        let mut host = Host::new(&mut *engine, 0);
+        host.submit(&plan).map_err(|error| format!("{name}: {error}"))?;
+        plain(&mut *engine, 21, 9).map_err(|error| format!("after {name}: {error}"))?;
+    }
+    Ok(())
+}
+
+fn plans_at_limits(caps: &Caps) -> Vec<(&'static str, StepPlan)> {
+    let last = caps.slot_count - 1;
+    let one = |row| StepPlan { rows: vec![row] };
+    let row_count = caps.row_max.min(caps.slot_count).min(caps.token_max);
+    let rows = (0..row_count).map(|slot| chunk(caps, slot, 0, 1));
+    let longest = caps.token_max.min(caps.position_max);
+    let mut plans = vec![
+        ("as many rows as can be", StepPlan { rows: rows.collect() }),
+        ("as many tokens as can be", one(chunk(caps, 0, 0, longest))),
+        ("the last position", one(chunk(caps, last, caps.position_max - 1, 1))),
+    ];
+    let mut drafted = chunk(caps, 0, 0, 1 + caps.draft_max);
+    drafted.sample = true;
+    drafted.logprobs = Some(caps.logprobs_max);
+    if let RowTokens::Given { draft_count, .. } = &mut drafted.tokens {
+        *draft_count = caps.draft_max;
+    }
+    if caps.drafter {
+        drafted.draft_next = caps.draft_max;
+    }
+    plans.push(("as many drafts and log-probabilities as can be", one(drafted)));
+    plans
+}
+
+/// A row that enters its slot, with pages counted from the last one down; where there are too few of
+/// them, the same ones again.
+pub(super) fn chunk(caps: &Caps, slot: u32, start: u32, count: u32) -> Row {
+    let share = |page_count: u32| (page_count / caps.slot_count).max(1);
+    let runs = caps.groups.iter().map(|group| {
+        let first = group.first_needed(start) / group.page_tokens;
+        let end = (start + count).div_ceil(group.page_tokens);
+        let own = share(group.page_count);
+        let page = |index: u32| {
+            let place = if count > 1 { index } else { index % own + slot * own };
+            PageId(group.page_count - 1 - place % group.page_count)
+        };
+        PageRun { first, pages: (first..end).map(page).collect() }
+    });
+    let mut request = Request::greedy(Vec::new(), 1);
+    request.setup.prompt_count = start + count;
+    Row {
+        slot: SlotId(slot),
+        setup: Some(Box::new(request.setup)),
+        start,
+        tokens: RowTokens::Given {
+            tokens: text(caps, u64::from(slot), count as usize),
+            draft_count: 0,
+        },
+        sample: false,
+        pages: runs.collect(),
+        masks: Vec::new(),
+        logprobs: None,
+        scored: Vec::new(),
+        draft_next: 0,
+        report_drafts: false,
+    }
+}
+
+/// What to do without an engine's drafter: as many held drafts as there can be.
+pub(super) fn held(engine: &dyn Engine, made: u32, used: u32) -> Drafts {
+    let most = if engine.caps().drafter { engine.caps().draft_max } else { 0 };
+    Drafts::Held { made: made.min(most), used: used.min(most) }
+}

@@ -1,0 +1,116 @@
+//! What every engine promises, one function per promise. Each is handed a way to make engines, all
+//! alike, runs the same requests in different ways, and says which promise was broken and how. It
+//! knows engines only through the seam: nothing here asks what they compute, only whether it is the
+//! same every time.
+//!
+//! [`conformance!`](crate::conformance!) makes a test of each promise, so that a new engine costs
+//! one line.
+
+mod bad_plans;
+mod cases;
+mod counts;
+mod invariance;
+mod order;
+mod refusals;
+mod slots;
+#[cfg(test)]
+mod tests;
+
+use kilotok_engine::Engine;
+
+/// Makes the engine under test; all that it makes are alike.
+pub type Make<'m> = &'m dyn Fn() -> Box<dyn Engine>;
+
+type Verdict = Result<(), String>;
+
+/// Declares the promises: the enum of broken ones, a function for each, and the macro that makes
+/// them tests. The first argument is a dollar sign, for the inner macro.
+macro_rules! promises {
+    ($d:tt $( $(#[$doc:meta])* $name:ident, $broken:ident, $check:path; )*) => {
+        /// A broken promise, with what happened instead.
+        #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+        pub enum Broken {
+            $( $(#[$doc])* #[error("promise {} broken: {}", stringify!($name), .0)] $broken(String), )*
+        }
+
+        $( $(#[$doc])*
+        pub fn $name(make: Make<'_>) -> Result<(), Broken> {
+            $check(make).map_err(Broken::$broken)
+        } )*
+
+        /// Every promise by name.
+        pub const PROMISES: &[(&str, fn(Make<'_>) -> Result<(), Broken>)] =
+            &[ $( (stringify!($name), $name), )* ];
+
+        /// A module of this name with a test per promise, for the engines that the expression, a
+        /// `fn() -> Box<dyn Engine>`, makes.
+        #[macro_export]
+        macro_rules! conformance {
+            ($d engine:ident, $d make:expr) => {
+                mod $d engine {
+                    use super::*;
+                    $( #[test]
+                    fn $name() {
+                        if let Err(broken) = $d crate::conformance::$name(&$d make) {
+                            panic!("{broken}");
+                        }
+                    } )*
+                }
+            };
+        }
+    };
+}
+
+promises! { $
+    /// A row advances by its own tokens, the drafts that were right up to the first wrong one, and
+    /// one token more.
+    counts, Counts, counts::exact;
+    /// A plan at every limit is accepted.
+    limits, Limits, counts::at_limits;
+    /// A plan beyond any limit is refused, and nothing has then happened.
+    refusals, Refusals, refusals::all_spoiled;
+    /// A row cannot count on tokens or drafts that its slot does not hold.
+    held, Held, refusals::held_only;
+    /// Steps are waited for in order, and no more of them are held than promised.
+    order, Order, order::waits;
+    /// A step submitted before the last one was waited for does the same.
+    ahead, Ahead, order::ahead;
+    /// An engine may be dropped with a step in flight.
+    drops, Drops, order::drops;
+    /// A plan without rows is a step.
+    empty, Empty, order::empty;
+    /// The same plans on another engine of the same kind give the same bits.
+    replays, Replays, order::replays;
+    /// A cancelled request's slot and pages are free in the next step.
+    cancelled, Cancelled, slots::cancelled;
+    /// What a paused request left in its pages and slot is there when it goes on.
+    paused, Paused, slots::paused;
+    /// A row that can choose no token says so, and no other row notices.
+    faults, Faults, slots::faults;
+    /// Masks, bad words, biases and the rest do what they say.
+    processors, Processors, slots::processors;
+    /// A reply does not depend on what else runs, joins or leaves.
+    neighbours, Neighbours, invariance::neighbours;
+    /// Nor on how the prompt was cut.
+    chunks, Chunks, invariance::chunks;
+    /// Nor on whether another request left its start in the pages.
+    prefixes, Prefixes, invariance::prefixes;
+    /// Nor on slot and page numbers, nor on what is in pages out of reach.
+    places, Places, invariance::places;
+    /// Nor on having lost its slot and pages halfway.
+    preempted, Preempted, invariance::preempted;
+    /// Nor on the engine's own drafts.
+    drafted, Drafted, invariance::drafted;
+    /// Nor on given drafts, right or wrong.
+    guessed, Guessed, invariance::guessed;
+    /// A prompt's tokens are scored as they would have been chosen.
+    scores, Scores, invariance::scores;
+}
+
+/// Checks every promise, in order.
+///
+/// # Errors
+/// The first broken one.
+pub fn check(make: Make<'_>) -> Result<(), Broken> {
+    PROMISES.iter().try_for_each(|(_, promise)| promise(make))
+}

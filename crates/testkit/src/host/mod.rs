@@ -1,0 +1,277 @@
+//! A minimal host: it drives an engine as a scheduler would, with none of a scheduler's policy. What
+//! a request asks for and how it is run are apart, so that the same request can be run in many ways
+//! that must all give the same reply. It makes plain plans and knows nothing of any engine.
+
+mod pages;
+mod sequence;
+
+use std::ops::Range;
+
+use kilotok_abi::{SlotId, TokenId};
+use kilotok_engine::{
+    Caps, Engine, EngineError, RowFault, SlotSetup, StepOutput, StepPlan, TokenLogprobs,
+};
+use serde::Serialize;
+
+use crate::mix::Stream;
+use pages::{Pools, Tables};
+use sequence::Sequence;
+
+pub use pages::Prefix;
+
+/// The tokens allowed after these, a bit each, given the size of the vocabulary.
+pub type Mask = fn(&[TokenId], u32) -> Vec<u32>;
+
+/// What is asked for. The reply must not depend on anything else.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub prompt: Vec<TokenId>,
+    /// `prompt_count` and `history` are for the host to fill in.
+    pub setup: SlotSetup,
+    /// The reply ends after this many tokens, or with one of `setup.end_tokens`.
+    pub token_max: u32,
+    pub mask: Option<Mask>,
+    /// Alternatives reported beside each token.
+    pub top: u32,
+    /// Whether the prompt's own tokens are scored.
+    pub score: bool,
+}
+
+/// How a request is run.
+#[derive(Clone, Debug)]
+pub struct How {
+    /// The step in which it is admitted.
+    pub joins: u32,
+    /// It is cancelled, that is, never mentioned again, after this many rows.
+    pub leaves: Option<u32>,
+    /// Steps in which it is not mentioned.
+    pub pause: Range<u32>,
+    /// Most tokens of a row, drafts apart. Prompts are cut into such chunks.
+    pub chunk: u32,
+    pub drafts: Drafts,
+    /// It loses its pages and its slot each time it has this many tokens.
+    pub preempt: Vec<u32>,
+    /// Pages of an earlier request that hold the start of the prompt.
+    pub prefix: Option<Prefix>,
+    /// Positions whose pages are kept for later requests, see [`Reply::kept`].
+    pub keep: Option<u32>,
+}
+
+/// Where the drafts of a request come from.
+#[derive(Clone, Debug)]
+pub enum Drafts {
+    /// There are none; a row brings its token.
+    None,
+    /// The engine makes this many, of which a row uses at most `used`.
+    Held { made: u32, used: u32 },
+    /// The host makes them.
+    Given(Guess),
+}
+
+/// Drafts from a text: of `count` tokens the first `right` are the text's, the others are not.
+#[derive(Clone, Debug)]
+pub struct Guess {
+    /// Prompt and reply.
+    pub text: Vec<TokenId>,
+    pub count: u32,
+    pub right: u32,
+}
+
+/// What came of a request.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Reply {
+    pub tokens: Vec<TokenId>,
+    /// One per token.
+    pub logprobs: Vec<TokenLogprobs>,
+    /// Of the prompt's tokens, the first one and those of a reused prefix left out.
+    pub scored: Vec<TokenLogprobs>,
+    pub fault: Option<RowFault>,
+    /// Rows that chose tokens; not part of what must be the same.
+    #[serde(skip)]
+    pub sampled_rows: u32,
+    /// Pages kept as [`How::keep`] asked.
+    #[serde(skip)]
+    pub kept: Option<Prefix>,
+}
+
+/// Why a run ended early.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HostError {
+    #[error("step {step}: {source}")]
+    Engine { step: u32, source: EngineError },
+    /// An output that does not fit its plan.
+    #[error("step {step}, row {row}: {reason}")]
+    Output { step: u32, row: usize, reason: String },
+    #[error("group {group} has no free page; the run is too large for the engine")]
+    OutOfPages { group: usize },
+    #[error("no free slot; the run is too large for the engine")]
+    OutOfSlots,
+    #[error("nothing to do in step {step}, yet not all replies are complete")]
+    Stuck { step: u32 },
+    /// What a [`Probe`] found.
+    #[error("before step {step}: {reason}")]
+    Probe { step: u32, reason: String },
+}
+
+/// Called with every plan before it is submitted.
+pub type Probe<'p> = dyn FnMut(&mut dyn Engine, &StepPlan) -> Result<(), String> + 'p;
+
+/// Drives one engine. Pages and slots are its own from the first run to the last.
+pub struct Host<'e> {
+    engine: &'e mut dyn Engine,
+    caps: Caps,
+    pools: Pools,
+    slots: Vec<SlotId>,
+    step: u32,
+}
+
+impl Request {
+    /// Greedy, five alternatives, nothing else.
+    pub fn greedy(prompt: Vec<TokenId>, token_max: u32) -> Self {
+        let setup = SlotSetup {
+            sampling: kilotok_abi::Sampling::GREEDY,
+            prompt_count: 0,
+            history: Vec::new(),
+            logit_bias: Vec::new(),
+            bad_words: Vec::new(),
+            end_tokens: Vec::new(),
+        };
+        Self { prompt, setup, token_max, mask: None, top: 5, score: false }
+    }
+}
+
+impl Default for How {
+    /// Alone, from the first step, in as few rows as can be.
+    fn default() -> Self {
+        Self {
+            joins: 0,
+            leaves: None,
+            pause: 0..0,
+            chunk: u32::MAX,
+            drafts: Drafts::None,
+            preempt: Vec::new(),
+            prefix: None,
+            keep: None,
+        }
+    }
+}
+
+impl<'e> Host<'e> {
+    /// Pages and slots are handed out in an order that follows from the seed.
+    pub fn new(engine: &'e mut dyn Engine, seed: u64) -> Self {
+        let caps = engine.caps().clone();
+        let mut slots: Vec<_> = (0..caps.slot_count).map(SlotId).collect();
+        Stream::new(seed).shuffle(&mut slots);
+        Self { engine, pools: Pools::new(&caps, seed), caps, slots, step: 0 }
+    }
+
+    /// Runs one request alone.
+    pub fn run(&mut self, request: &Request, how: &How) -> Result<Reply, HostError> {
+        let mut replies = self.run_all(&[(request, how)])?;
+        Ok(replies.remove(0))
+    }
+
+    /// Runs requests together; the replies come in the same order.
+    pub fn run_all(&mut self, jobs: &[(&Request, &How)]) -> Result<Vec<Reply>, HostError> {
+        self.run_probed(jobs, &mut |_, _| Ok(()))
+    }
+
+    /// Like [`Host::run_all`], with a look at the engine before each step.
+    pub fn run_probed(
+        &mut self,
+        jobs: &[(&Request, &How)],
+        probe: &mut Probe<'_>,
+    ) -> Result<Vec<Reply>, HostError> {
+        self.step = 0;
+        let mut waiting: Vec<_> = jobs.iter().enumerate().rev().collect();
+        waiting.sort_by_key(|(_, (_, how))| std::cmp::Reverse(how.joins));
+        let mut running: Vec<(usize, Sequence)> = Vec::new();
+        let mut replies = vec![Reply::default(); jobs.len()];
+        while !(waiting.is_empty() && running.is_empty()) {
+            while let Some((index, (request, how))) =
+                waiting.pop_if(|(_, (_, how))| how.joins <= self.step)
+            {
+                let slot = self.slots.pop().ok_or(HostError::OutOfSlots)?;
+                running.push((index, Sequence::new(request, how, slot, &self.caps)));
+            }
+            // Rows change places from step to step.
+            let turn = usize::from(running.len() > 1);
+            running.rotate_left(turn);
+            self.step_all(&mut running, probe, !waiting.is_empty())?;
+            for (index, sequence) in running.extract_if(.., |(_, sequence)| sequence.is_done()) {
+                self.slots.insert(0, sequence.slot);
+                replies[index] = sequence.finish(&self.caps, &mut self.pools);
+            }
+            self.step += 1;
+        }
+        Ok(replies)
+    }
+
+    /// One step of everything that runs.
+    fn step_all(
+        &mut self,
+        running: &mut [(usize, Sequence<'_>)],
+        probe: &mut Probe<'_>,
+        more_to_come: bool,
+    ) -> Result<(), HostError> {
+        let mut plan = StepPlan::default();
+        let mut owners = Vec::new();
+        let mut budget = self.caps.token_max;
+        for (owner, (_, sequence)) in running.iter_mut().enumerate() {
+            if plan.rows.len() == self.caps.row_max as usize || sequence.is_paused(self.step) {
+                continue;
+            }
+            if let Some(row) = sequence.row(&self.caps, budget, &mut self.pools)? {
+                budget -= row.tokens.count();
+                plan.rows.push(row);
+                owners.push(owner);
+            }
+        }
+        let paused = running.iter().any(|(_, sequence)| sequence.is_paused(self.step));
+        if plan.rows.is_empty() && !(paused || more_to_come) {
+            return Err(HostError::Stuck { step: self.step });
+        }
+        let step = self.step;
+        probe(self.engine, &plan).map_err(|reason| HostError::Probe { step, reason })?;
+        let output = self.submit(&plan)?;
+        for (row, owner) in owners.into_iter().enumerate() {
+            let sequence = &mut running[owner].1;
+            sequence
+                .take(&plan.rows[row], &output.rows[row], &self.caps)
+                .map_err(|reason| HostError::Output { step, row, reason })?;
+            sequence.settle(&self.caps, &mut self.pools, &mut self.slots);
+        }
+        Ok(())
+    }
+
+    /// Runs one plan.
+    pub fn submit(&mut self, plan: &StepPlan) -> Result<StepOutput, HostError> {
+        let step = self.step;
+        let failed = |source| HostError::Engine { step, source };
+        let id = self.engine.submit(plan).map_err(failed)?;
+        let mut output = StepOutput::default();
+        self.engine.wait(id, &mut output).map_err(failed)?;
+        if output.rows.len() != plan.rows.len() {
+            let reason = format!("{} rows came out of {}", output.rows.len(), plan.rows.len());
+            return Err(HostError::Output { step, row: output.rows.len(), reason });
+        }
+        Ok(output)
+    }
+
+    /// Uses only this many slots from now on.
+    pub fn limit_slots(&mut self, count: usize) {
+        self.slots.truncate(count);
+    }
+
+    /// Gives back the pages of a prefix.
+    pub fn release(&mut self, prefix: &Prefix) {
+        let mut tables = Tables::of_prefix(prefix);
+        tables.own();
+        tables.release(&mut self.pools);
+    }
+
+    /// Free pages of each group.
+    pub fn free_pages(&self) -> Vec<usize> {
+        self.pools.free_counts()
+    }
+}

@@ -1,0 +1,16 @@
+//! What tests of kilotok are made of: the promises that every engine keeps ([`conformance`]), the
+//! host that puts them to the test ([`host`]), an engine without a model for tests of everything
+//! above the seam ([`scripted`]), small models with real checkpoints ([`toy`]) and recorded steps
+//! ([`replay`]). Nothing here is part of the server.
+
+pub mod conformance;
+mod difference;
+pub mod host;
+mod mix;
+pub mod replay;
+pub mod scripted;
+pub mod toy;
+
+pub use difference::{Difference, difference};
+pub use scripted::{ScriptedEngine, Skill};
+pub use toy::Toy;

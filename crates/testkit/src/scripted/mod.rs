@@ -1,0 +1,220 @@
+//! An engine without a model, for tests of everything above the seam. It keeps every promise of the
+//! conformance kit: its tokens follow from what lies in the pages that a plan names, so a mistake in
+//! a page table shows as a wrong token. It costs about a microsecond per token.
+
+mod slots;
+mod tape;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use kilotok_abi::TokenId;
+use kilotok_engine::{
+    Caps, Engine, EngineError, PageGroup, PageKind, Row, RowOutput, StepId, StepOutput, StepPlan,
+    check_plan,
+};
+
+use crate::mix::mix;
+use slots::Slots;
+use tape::{Memory, Tape, logits};
+
+/// How well an engine's drafter guesses what the likeliest tokens will be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Skill {
+    /// Each draft is right in so many of a hundred cases, and wrong for sure otherwise.
+    Percent(u32),
+    /// Always this token, which a request may have forbidden.
+    Always(TokenId),
+}
+
+/// See the file's head.
+pub struct ScriptedEngine {
+    caps: Caps,
+    skill: Skill,
+    memory: Memory,
+    slots: Slots,
+    next_step: u64,
+    in_flight: VecDeque<(StepId, Result<StepOutput, EngineError>)>,
+    failures: BTreeMap<u64, EngineError>,
+}
+
+impl ScriptedEngine {
+    /// Small limits, three page groups of different page sizes, and windows of a few pages.
+    pub fn caps() -> Caps {
+        let group = |kind, page_tokens, page_count, window| {
+            let page_bytes = u64::from(page_tokens) * 8;
+            PageGroup { kind, page_tokens, page_count, window, page_bytes }
+        };
+        Caps {
+            vocab_size: 256,
+            position_max: 4096,
+            slot_count: 16,
+            row_max: 14,
+            token_max: 192,
+            draft_max: 7,
+            drafter: true,
+            logprobs_max: 8,
+            steps_in_flight_max: 2,
+            groups: vec![
+                group(PageKind::Full, 8, 1024, None),
+                group(PageKind::Window, 4, 512, Some(16)),
+                group(PageKind::Draft, 8, 512, Some(24)),
+            ],
+        }
+    }
+
+    /// # Panics
+    /// If no page group sees everything, or one is of no use.
+    pub fn new(caps: Caps, skill: Skill) -> Self {
+        let full = caps.groups.iter().filter(|group| group.kind != PageKind::Draft);
+        assert!(full.clone().any(|group| group.window.is_none()), "no group sees the whole text");
+        let drafter = caps.groups.iter().any(|group| group.kind == PageKind::Draft);
+        assert_eq!(drafter, caps.drafter, "a drafter, and only a drafter, has a page group");
+        Self {
+            memory: Memory::new(&caps),
+            slots: Slots::new(caps.slot_count, caps.vocab_size),
+            caps,
+            skill,
+            next_step: 0,
+            in_flight: VecDeque::new(),
+            failures: BTreeMap::new(),
+        }
+    }
+
+    /// Makes the wait for a step fail, counting accepted plans from 0. The step does not happen.
+    pub fn fail_at(&mut self, step: u64, error: EngineError) {
+        self.failures.insert(step, error);
+    }
+
+    fn run(&mut self, plan: &StepPlan) -> StepOutput {
+        StepOutput { rows: plan.rows.iter().map(|row| self.run_row(row)).collect() }
+    }
+
+    fn run_row(&mut self, row: &Row) -> RowOutput {
+        let caps = &self.caps;
+        let tokens = self.slots.enter(row);
+        let mut tape = Tape::read(&self.memory, caps, &row.pages, row.start);
+        let states: Vec<u64> = tokens.iter().map(|token| tape.push(*token)).collect();
+        tape.write(&mut self.memory, caps, &row.pages, row.start);
+        let rows: Vec<f32> =
+            states.iter().flat_map(|state| logits(*state, caps.vocab_size)).collect();
+        let mut out = self.slots.choose(row, &tokens, &rows);
+        let end = advanced(row, &out);
+        tape.truncate(end);
+        self.commit(row, &tape, end);
+        if row.draft_next > 0 && out.fault.is_none() {
+            let drafts = self.draft(row, tape, &out);
+            if row.report_drafts {
+                out.drafts.clone_from(&drafts);
+            }
+            self.slots.hold(row.slot, drafts);
+        }
+        out
+    }
+
+    fn draft_group(&self) -> Option<usize> {
+        self.caps.groups.iter().position(|group| group.kind == PageKind::Draft)
+    }
+
+    /// Leaves the drafter's context of the committed positions in the pages.
+    fn commit(&mut self, row: &Row, tape: &Tape, end: u32) {
+        if let Some(group) = self.draft_group() {
+            for position in row.start..end {
+                let run = &row.pages[group];
+                self.memory.write(&self.caps, group, run, position, tape.context(position));
+            }
+        }
+    }
+
+    /// Guesses what follows the newest token. Without the right context in the pages every guess
+    /// is wrong.
+    fn draft(&self, row: &Row, mut tape: Tape, out: &RowOutput) -> Vec<TokenId> {
+        let caps = &self.caps;
+        let (Some(group), Some(newest)) = (self.draft_group(), out.tokens.last()) else {
+            return Vec::new();
+        };
+        let end = advanced(row, out);
+        let informed = (caps.groups[group].first_needed(end)..end).all(|position| {
+            self.memory.read(caps, group, &row.pages[group], position) == tape.context(position)
+        });
+        let mut state = tape.push(*newest);
+        let mut drafts = Vec::new();
+        for _ in 0..row.draft_next {
+            let likeliest = likeliest(&logits(state, caps.vocab_size));
+            let draft = match self.skill {
+                Skill::Always(token) => token,
+                Skill::Percent(percent) if informed && mix(!state) % 100 < u64::from(percent) => {
+                    likeliest
+                }
+                Skill::Percent(_) => (likeliest + 1) % caps.vocab_size,
+            };
+            drafts.push(draft);
+            state = tape.push(draft);
+        }
+        drafts
+    }
+}
+
+impl Engine for ScriptedEngine {
+    fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    fn submit(&mut self, plan: &StepPlan) -> Result<StepId, EngineError> {
+        let in_flight = self.in_flight.len();
+        if in_flight == self.caps.steps_in_flight_max as usize {
+            return Err(EngineError::Busy { in_flight });
+        }
+        check_plan(&self.caps, plan)?;
+        for (index, row) in plan.rows.iter().enumerate() {
+            let refused = |reason| EngineError::Plan { row: index, reason };
+            self.slots.check(row).map_err(refused)?;
+        }
+        let result = match self.failures.remove(&self.next_step) {
+            Some(error) => Err(error),
+            None => Ok(self.run(plan)),
+        };
+        let step = StepId(self.next_step);
+        self.next_step += 1;
+        self.in_flight.push_back((step, result));
+        Ok(step)
+    }
+
+    fn wait(&mut self, step: StepId, out: &mut StepOutput) -> Result<(), EngineError> {
+        match self.in_flight.pop_front_if(|(oldest, _)| *oldest == step) {
+            Some((_, result)) => {
+                *out = result?;
+                Ok(())
+            }
+            None => Err(EngineError::WrongStep { step }),
+        }
+    }
+}
+
+/// One past the last position whose token stays: the row's own tokens and the accepted drafts.
+fn advanced(row: &Row, out: &RowOutput) -> u32 {
+    row.end() - row.tokens.draft_count() + (out.tokens.len() as u32).saturating_sub(1)
+}
+
+/// Of equals the lowest.
+fn likeliest(logits: &[f32]) -> TokenId {
+    let best = (0..logits.len()).rev().max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
+    best.unwrap_or_default() as TokenId
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::conformance::PROMISES;
+
+    use super::*;
+
+    #[test]
+    fn keeps_every_promise() {
+        for skill in [Skill::Percent(70), Skill::Percent(0), Skill::Percent(100), Skill::Always(3)]
+        {
+            let make = || Box::new(ScriptedEngine::new(ScriptedEngine::caps(), skill)) as Box<_>;
+            let kept = PROMISES.iter().map(|(_, promise)| promise(&make));
+            let broken: Vec<_> = kept.filter_map(Result::err).collect();
+            assert!(broken.is_empty(), "{skill:?}: {broken:#?}");
+        }
+    }
+}

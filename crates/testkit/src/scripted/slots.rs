@@ -1,0 +1,129 @@
+//! What a scripted engine remembers of a slot, and how a row's tokens are chosen. The choosing is
+//! the `sampling` crate's; this file only knows when it happens.
+
+use kilotok_abi::{SlotId, TokenId};
+use kilotok_engine::{Row, RowFault, RowOutput, RowTokens, SlotSetup, TokenLogprob, TokenLogprobs};
+use kilotok_sampling::{Fault, Ranking, Sampler, Setup, logprobs};
+
+pub(super) struct Slots {
+    slots: Vec<Option<Slot>>,
+    vocab_size: usize,
+}
+
+struct Slot {
+    sampler: Sampler,
+    /// Where the next row starts that takes its tokens from here, with the token chosen last.
+    newest: Option<(u32, TokenId)>,
+    drafts: Vec<TokenId>,
+}
+
+impl Slots {
+    pub(super) fn new(count: u32, vocab_size: u32) -> Self {
+        let slots = (0..count).map(|_| None).collect();
+        Self { slots, vocab_size: vocab_size as usize }
+    }
+
+    /// Whether the row's setup makes sense, or the slot holds what the row counts on.
+    pub(super) fn check(&self, row: &Row) -> Result<(), String> {
+        if let Some(token) = row.scored.iter().find(|token| **token as usize >= self.vocab_size) {
+            return Err(format!("scored token {token} of a vocabulary of {}", self.vocab_size));
+        }
+        if let Some(setup) = &row.setup {
+            let checked = sampler_setup(setup).check(self.vocab_size);
+            return checked.map_err(|error| error.to_string());
+        }
+        let slot = self.slots[row.slot.0 as usize].as_ref();
+        let slot = slot.ok_or_else(|| format!("slot {} was never set up", row.slot))?;
+        let RowTokens::Held { draft_count } = row.tokens else {
+            return Ok(());
+        };
+        let held = slot.drafts.len();
+        match slot.newest {
+            None => Err(format!("slot {} holds no token", row.slot)),
+            Some((start, _)) if start != row.start => {
+                Err(format!("starts at {}, slot {} at {start}", row.start, row.slot))
+            }
+            Some(_) if (draft_count as usize) > held => {
+                Err(format!("{draft_count} drafts, slot {} holds {held}", row.slot))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Sets the slot up if the row says so, and returns the row's tokens.
+    pub(super) fn enter(&mut self, row: &Row) -> Vec<TokenId> {
+        let place = &mut self.slots[row.slot.0 as usize];
+        if let Some(setup) = &row.setup {
+            let sampler = Sampler::new(sampler_setup(setup), &setup.history);
+            *place = Some(Slot { sampler, newest: None, drafts: Vec::new() });
+        }
+        let slot = place.as_mut().expect("checked: the slot was set up");
+        let (newest, drafts) = (slot.newest.take(), std::mem::take(&mut slot.drafts));
+        match &row.tokens {
+            RowTokens::Given { tokens, .. } => tokens.clone(),
+            RowTokens::Held { draft_count } => {
+                let newest = newest.map(|(_, token)| token);
+                newest.into_iter().chain(drafts.into_iter().take(*draft_count as usize)).collect()
+            }
+        }
+    }
+
+    /// Chooses the row's tokens by the logits at each of its positions, one after the other.
+    pub(super) fn choose(&mut self, row: &Row, tokens: &[TokenId], logits: &[f32]) -> RowOutput {
+        let slot = self.slots[row.slot.0 as usize].as_mut().expect("the row entered it");
+        let top = row.logprobs.unwrap_or_default();
+        let at = |index: usize| &logits[index * self.vocab_size..][..self.vocab_size];
+        let scored = row.scored.iter().enumerate();
+        let mut out = RowOutput {
+            scored: scored.map(|(index, token)| report(at(index), *token, top)).collect(),
+            ..RowOutput::default()
+        };
+        if !row.sample {
+            return out;
+        }
+        let draft_count = row.tokens.draft_count();
+        let first = tokens.len() - draft_count as usize;
+        let position = row.end() - draft_count;
+        let rows = &logits[(first - 1) * self.vocab_size..];
+        let drafts = &tokens[first..];
+        let verified = slot.sampler.verify(position, drafts, &row.masks, rows, &mut out.tokens);
+        let next = position + out.tokens.len() as u32;
+        out.fault = verified.err().map(|fault| match fault {
+            Fault::NotFinite => RowFault::NotFinite { position: next },
+            Fault::NothingAllowed => RowFault::NothingAllowed { position: next },
+        });
+        if row.logprobs.is_some() {
+            let chosen = out.tokens.iter().enumerate();
+            let reports = chosen.map(|(index, token)| report(at(first - 1 + index), *token, top));
+            out.logprobs = reports.collect();
+        }
+        slot.newest = out.tokens.last().map(|token| (next - 1, *token));
+        out
+    }
+
+    pub(super) fn hold(&mut self, slot: SlotId, drafts: Vec<TokenId>) {
+        if let Some(slot) = &mut self.slots[slot.0 as usize] {
+            slot.drafts = drafts;
+        }
+    }
+}
+
+fn sampler_setup(setup: &SlotSetup) -> Setup {
+    Setup {
+        logit_bias: setup.logit_bias.clone(),
+        bad_words: setup.bad_words.clone(),
+        end_tokens: setup.end_tokens.clone(),
+        ..Setup::new(setup.sampling, setup.prompt_count)
+    }
+}
+
+fn report(logits: &[f32], token: TokenId, top: u32) -> TokenLogprobs {
+    let found = logprobs(logits, token, top as usize, &mut Ranking::default());
+    let found = found.expect("scripted logits are finite");
+    let pair = |(token, logprob)| TokenLogprob { token, logprob };
+    TokenLogprobs {
+        chosen: pair((token, found.chosen)),
+        rank: found.rank,
+        top: found.top.into_iter().map(pair).collect(),
+    }
+}

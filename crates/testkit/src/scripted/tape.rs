@@ -1,0 +1,147 @@
+//! The arithmetic that stands in for a model. Every position leaves a number in each page group, as
+//! a layer leaves keys and values, and what a position computes is folded from the numbers in its
+//! reach: first those of the windows, then, with the result, those of the whole text, on which in
+//! turn the next position's numbers depend. A page that is missing, stale or somebody else's
+//! therefore changes every later token.
+
+use kilotok_abi::TokenId;
+use kilotok_engine::{Caps, PageGroup, PageKind, PageRun};
+
+use crate::mix::mix;
+
+/// The pages of all groups: one number per position.
+pub(super) struct Memory {
+    groups: Vec<Vec<u64>>,
+}
+
+impl Memory {
+    pub(super) fn new(caps: &Caps) -> Self {
+        let group = |group: &PageGroup| vec![0; (group.page_count * group.page_tokens) as usize];
+        Self { groups: caps.groups.iter().map(group).collect() }
+    }
+
+    pub(super) fn read(&self, caps: &Caps, group: usize, run: &PageRun, position: u32) -> u64 {
+        self.groups[group][place(&caps.groups[group], run, position)]
+    }
+
+    pub(super) fn write(
+        &mut self,
+        caps: &Caps,
+        group: usize,
+        run: &PageRun,
+        position: u32,
+        value: u64,
+    ) {
+        self.groups[group][place(&caps.groups[group], run, position)] = value;
+    }
+}
+
+fn place(group: &PageGroup, run: &PageRun, position: u32) -> usize {
+    let page = run.pages[(position / group.page_tokens - run.first) as usize];
+    (page.0 * group.page_tokens + position % group.page_tokens) as usize
+}
+
+/// A sequence as far as its pages show it, and what follows from it.
+#[derive(Clone)]
+pub(super) struct Tape {
+    position: u32,
+    /// One per group of the target, those that see everything last.
+    layers: Vec<Layer>,
+}
+
+#[derive(Clone)]
+struct Layer {
+    group: usize,
+    window: Option<u32>,
+    /// Position of the first value.
+    first: u32,
+    values: Vec<u64>,
+    /// Where the layer sees everything: all values so far, folded.
+    folds: Vec<u64>,
+}
+
+impl Tape {
+    /// Reads what the positions below `start` left.
+    pub(super) fn read(memory: &Memory, caps: &Caps, runs: &[PageRun], start: u32) -> Self {
+        let target = caps.groups.iter().enumerate().filter(|(_, g)| g.kind != PageKind::Draft);
+        let layers = target.map(|(group, spec)| {
+            let first = spec.first_needed(start);
+            let mut layer =
+                Layer { group, window: spec.window, first, values: Vec::new(), folds: Vec::new() };
+            for position in first..start {
+                layer.push(memory.read(caps, group, &runs[group], position));
+            }
+            layer
+        });
+        let mut layers: Vec<_> = layers.collect();
+        layers.sort_by_key(|layer| layer.window.is_none());
+        Self { position: start, layers }
+    }
+
+    /// Appends a token. Returns the state that decides which token follows it.
+    pub(super) fn push(&mut self, token: TokenId) -> u64 {
+        let before = self.position.checked_sub(1).map_or(0, |before| self.context(before));
+        let mut state = mix(before ^ mix(u64::from(self.position) << 32 | u64::from(token)));
+        for layer in &mut self.layers {
+            layer.push(state);
+            state = mix(layer.fold() ^ state.rotate_left(32));
+        }
+        self.position += 1;
+        state
+    }
+
+    /// Forgets the positions from `end` on.
+    pub(super) fn truncate(&mut self, end: u32) {
+        for layer in &mut self.layers {
+            layer.values.truncate((end - layer.first) as usize);
+            layer.folds.truncate((end - layer.first) as usize);
+        }
+        self.position = self.position.min(end);
+    }
+
+    /// Leaves the values of the positions from `start` on in the pages.
+    pub(super) fn write(&self, memory: &mut Memory, caps: &Caps, runs: &[PageRun], start: u32) {
+        for layer in &self.layers {
+            for position in start..self.position {
+                let value = layer.values[(position - layer.first) as usize];
+                memory.write(caps, layer.group, &runs[layer.group], position, value);
+            }
+        }
+    }
+
+    /// What the drafter's context should be at a position: the whole text up to it.
+    pub(super) fn context(&self, position: u32) -> u64 {
+        let everything = self.layers.last().expect("a group sees the whole text");
+        everything.folds[position as usize]
+    }
+}
+
+impl Layer {
+    fn push(&mut self, value: u64) {
+        self.values.push(value);
+        if self.window.is_none() {
+            let before = self.folds.last().copied().unwrap_or_default();
+            self.folds.push(mix(before ^ value));
+        }
+    }
+
+    fn fold(&self) -> u64 {
+        match self.window {
+            None => self.folds.last().copied().unwrap_or_default(),
+            Some(keys) => {
+                let seen = &self.values[self.values.len().saturating_sub(keys as usize)..];
+                seen.iter().fold(0, |fold, value| mix(fold ^ value))
+            }
+        }
+    }
+}
+
+/// The logits that a state stands for. One token in sixteen is likelier than the others, so that
+/// replies repeat themselves and penalties have something to do.
+pub(super) fn logits(state: u64, vocab_size: u32) -> Vec<f32> {
+    let logit = |token: u32| {
+        let chance = (mix(state ^ u64::from(token)) >> 40) as f32 / (1 << 24) as f32;
+        if token % 16 == 5 { 8.0 * chance + 3.0 } else { 8.0 * chance }
+    };
+    (0..vocab_size).map(logit).collect()
+}

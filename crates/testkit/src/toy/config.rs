@@ -1,0 +1,189 @@
+//! The toys' configs, as the hub has them: same fields, same oddities, small numbers.
+
+use serde_json::{Map, Value, json};
+
+/// What all toys share.
+fn base(windows: &[u8]) -> Map<String, Value> {
+    let dense_first: Vec<u8> = (0..windows.len()).map(|layer| u8::from(layer > 0)).collect();
+    object(json!({
+        "num_hidden_layers": windows.len(),
+        "hybrid_layer_pattern": windows,
+        "moe_layer_freq": dense_first,
+        "vocab_size": 256,
+        "partial_rotary_factor": 0.334,
+        "swa_rope_theta": 10000,
+        "sliding_window": 16,
+        "sliding_window_size": 16,
+        "attention_chunk_size": 16,
+        "add_swa_attention_sink_bias": true,
+        "add_full_attention_sink_bias": false,
+        "attention_bias": false,
+        "num_experts_per_tok": 2,
+        "n_shared_experts": null,
+        "n_group": 1,
+        "topk_group": 1,
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+        "norm_topk_prob": true,
+        "routed_scaling_factor": null,
+        "layernorm_epsilon": 1e-5,
+        "hidden_act": "silu",
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": false,
+        "torch_dtype": "bfloat16",
+        "eos_token_id": 250,
+        "pad_token_id": 251,
+    }))
+}
+
+pub(super) fn flash() -> Value {
+    let mut config = base(&[0, 1, 1, 0, 1]);
+    config.append(&mut object(json!({
+        "architectures": ["MiMoV2FlashForCausalLM"],
+        "model_type": "mimo_v2_flash",
+        "hidden_size": 64,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 24,
+        "v_head_dim": 16,
+        "swa_num_attention_heads": 8,
+        "swa_num_key_value_heads": 4,
+        "swa_head_dim": 24,
+        "swa_v_head_dim": 16,
+        "rope_theta": 5_000_000,
+        "attention_value_scale": 0.707,
+        "intermediate_size": 96,
+        "moe_intermediate_size": 32,
+        "n_routed_experts": 12,
+    })));
+    Value::Object(config)
+}
+
+pub(super) fn pro_fp4() -> Value {
+    let windows = [0, 1, 1, 0];
+    let mut config = base(&windows);
+    let attention = |layer: usize| format!("model.layers.{layer}.self_attn.o_proj");
+    let mut ignored: Vec<_> = (0..windows.len()).map(attention).collect();
+    ignored.push("model.decoder.self_attn.o_proj".into());
+    config.append(&mut object(json!({
+        "architectures": ["MiMoV2ForCausalLM"],
+        "model_type": "mimo_v2",
+        "attention_projection_layout": "fused_qkv",
+        "hidden_size": 128,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 48,
+        "v_head_dim": 32,
+        "swa_num_attention_heads": 16,
+        "swa_num_key_value_heads": 8,
+        "swa_head_dim": 48,
+        "swa_v_head_dim": 32,
+        "rope_theta": 10_000_000,
+        "attention_value_scale": 0.612,
+        "intermediate_size": 512,
+        "moe_intermediate_size": 256,
+        "n_routed_experts": 8,
+        "quantization_config": {
+            "quant_method": "fp8",
+            "fmt": "e4m3",
+            "activation_scheme": "dynamic",
+            "weight_block_size": [128, 128],
+            "ignored_layers": ignored,
+            "store_dtype": "mxfp4",
+            "mxfp4_block_size": 32,
+        },
+    })));
+    Value::Object(config)
+}
+
+/// The same model with floats throughout.
+pub(super) fn unquantised(config: Value) -> Value {
+    let mut config = object(config);
+    config.remove("quantization_config");
+    config.insert("torch_dtype".into(), json!("float32"));
+    Value::Object(config)
+}
+
+/// The same model in the form that has q, k and v apart.
+pub(super) fn split(config: Value) -> Value {
+    let mut config = object(config);
+    config.remove("attention_projection_layout");
+    config.insert("architectures".into(), json!(["MiMoV2FlashForCausalLM"]));
+    config.insert("model_type".into(), json!("mimo_v2_flash"));
+    Value::Object(config)
+}
+
+/// As V2.5 and V2.5-Pro have it. Its vocabulary size is wrong, as theirs is.
+pub(super) fn pro_drafter() -> Value {
+    let mut config = drafter();
+    config.append(&mut object(json!({
+        "hidden_size": 128,
+        "num_target_layers": 4,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 32,
+        "v_head_dim": 32,
+        "intermediate_size": 256,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": 240,
+        "dflash_config": {
+            "target_layer_ids": [0, 2, 3],
+            "mask_token_id": 252,
+            "use_swa": true,
+            "swa_window_size": 24,
+            "attention_sink_bias": true,
+            "attention_value_scale": 0.612,
+            "backbone_rotary_base": 5_000_000,
+            "num_anchors": 4096,
+            "loss_decay_gamma": 7.0,
+        },
+    })));
+    Value::Object(config)
+}
+
+/// As V2.6 has it.
+pub(super) fn flash_drafter() -> Value {
+    let mut config = drafter();
+    config.append(&mut object(json!({
+        "hidden_size": 64,
+        "num_target_layers": 5,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 16,
+        "intermediate_size": 96,
+        "rms_norm_eps": 1e-6,
+        "layer_types": ["sliding_attention", "sliding_attention"],
+        "is_causal": false,
+        "dflash_config": {
+            "target_layer_ids": [1, 2, 4],
+            "mask_token_id": 253,
+            "attention_sink_bias": true,
+            "attention_value_scale": 0.707,
+        },
+    })));
+    Value::Object(config)
+}
+
+fn drafter() -> Map<String, Value> {
+    object(json!({
+        "architectures": ["DFlashDraftModel"],
+        "model_type": "qwen3",
+        "num_hidden_layers": 2,
+        "partial_rotary_factor": 0.5,
+        "rope_theta": 10000,
+        "hidden_act": "silu",
+        "attention_bias": false,
+        "block_size": 8,
+        "sliding_window": 24,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": false,
+        "dtype": "bfloat16",
+    }))
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(map) => map,
+        other => panic!("{other} is no object"),
+    }
+}

@@ -1,0 +1,228 @@
+//! Small models of the family with real checkpoints: every feature of the published ones, values
+//! drawn at random and quantised here, and *twins*, which are the same numbers stored as plain
+//! floats. An engine must not tell a checkpoint from its twin.
+//!
+//! A toy's few favourite tokens are likely after anything, to the target and the drafter alike, so
+//! that drafts are accepted now and then. This crate writes checkpoints and does not read them.
+
+mod codec;
+mod config;
+mod draw;
+mod files;
+mod torch;
+
+use std::path::Path;
+
+use kilotok_abi::TokenId;
+use kilotok_engine::Engine;
+use kilotok_model::{
+    AttentionSpec, Knobs, LayerWeight, ModelSpec, QkvLayout, WeightDecl, WeightId, declare,
+    read_config, read_drafter,
+};
+use serde_json::Value;
+
+use crate::host::{Host, HostError, How, Request};
+use codec::Stored;
+
+pub use files::Files;
+
+/// A model with all its weights, in memory.
+#[derive(Clone, Debug)]
+pub struct Toy {
+    pub name: &'static str,
+    config: Value,
+    drafter_config: Value,
+    weights: Vec<(WeightDecl, Stored)>,
+}
+
+impl Toy {
+    /// V2-Flash's form: split projections, floats. More query heads than K/V heads, other counts in
+    /// windows than elsewhere, more experts than one digit can number.
+    pub fn flash() -> Self {
+        Self::draw("flash", config::flash(), config::flash_drafter(), 2)
+    }
+
+    /// V2.5-Pro's form: projections fused in 8 chunks of one and a half FP8 tiles, FP8 dense layer,
+    /// MXFP4 experts, the rest BF16. It can be shared by 1, 2, 4 or 8 ranks.
+    pub fn pro_fp4() -> Self {
+        Self::draw("pro_fp4", config::pro_fp4(), config::pro_drafter(), 1)
+    }
+
+    pub fn tmp(pro: bool, seed: u64) -> Self { if pro { Self::draw("pro", config::pro_fp4(), config::pro_drafter(), seed) } else { Self::draw("flash", config::flash(), config::flash_drafter(), seed) } }
+    /// The same numbers without quantisation, as F32.
+    #[must_use]
+    pub fn float_twin(&self) -> Self {
+        self.twin("float twin", config::unquantised(self.config.clone()))
+    }
+
+    /// The same numbers as F32 with split projections, which is another family's form.
+    #[must_use]
+    pub fn split_twin(&self) -> Self {
+        self.twin("split twin", config::split(config::unquantised(self.config.clone())))
+    }
+
+    fn draw(name: &'static str, config: Value, drafter_config: Value, seed: u64) -> Self {
+        let spec = spec(&config, &drafter_config);
+        let draw = |decl: WeightDecl| {
+            let values = draw::values(&spec, &decl, seed);
+            let stored = Stored::quantise(&decl, &values);
+            (decl, stored)
+        };
+        let weights = declare(&spec).into_iter().map(draw).collect();
+        Self { name, config, drafter_config, weights }
+    }
+
+    fn twin(&self, name: &'static str, config: Value) -> Self {
+        let spec = spec(&config, &self.drafter_config);
+        let take = |decl: WeightDecl| {
+            let stored = Stored::F32(self.floats(&spec, decl.id));
+            (decl, stored)
+        };
+        let weights = declare(&spec).into_iter().map(take).collect();
+        Self { name, config, drafter_config: self.drafter_config.clone(), weights }
+    }
+
+    /// The model's shapes, read from its configs.
+    pub fn spec(&self) -> ModelSpec {
+        spec(&self.config, &self.drafter_config)
+    }
+
+    /// The values of a weight; of a split projection also where the toy's own is fused.
+    fn floats(&self, spec: &ModelSpec, id: WeightId) -> Vec<f32> {
+        let find = |id| self.weights.iter().find(|(decl, _)| decl.id == id);
+        if let Some((decl, stored)) = find(id) {
+            return stored.values(decl);
+        }
+        let WeightId::Layer(part, index, weight) = id else {
+            panic!("{} has no {id:?}", self.name);
+        };
+        let fused = WeightId::Layer(part, index, LayerWeight::Qkv);
+        let (decl, stored) = find(fused).expect("what is not split is fused");
+        let chunks = match self.spec().layers[index].attention.qkv {
+            QkvLayout::Fused { chunks } => chunks,
+            QkvLayout::Split => panic!("a split projection that is not there"),
+        };
+        split(&stored.values(decl), chunks, &spec.layers[index].attention, weight)
+    }
+
+    /// Writes the checkpoint as the hub has it, drafter included. The folder is made.
+    pub fn write(&self, folder: &Path, files: Files) -> std::io::Result<()> {
+        files::write(self, folder, files)
+    }
+}
+
+/// # Panics
+/// If a toy's config is not one that kilotok reads.
+fn spec(config: &Value, drafter_config: &Value) -> ModelSpec {
+    let knobs = Knobs::default();
+    let text = config.to_string();
+    let mut spec = read_config("config.json", &text, &knobs).unwrap_or_else(|e| panic!("{e}"));
+    let drafter = read_drafter("dflash/config.json", &drafter_config.to_string(), &spec, &knobs);
+    spec.drafter = Some(drafter.unwrap_or_else(|e| panic!("{e}")));
+    spec
+}
+
+/// The q, k or v rows of a fused projection, whose chunks are `[q | k | v]` of some heads each.
+fn split(fused: &[f32], chunks: usize, spec: &AttentionSpec, weight: LayerWeight) -> Vec<f32> {
+    let kv_heads = spec.kv_heads / chunks;
+    let q = spec.q_heads / chunks * spec.qk_dim;
+    let (k, v) = (kv_heads * spec.qk_dim, kv_heads * spec.v_dim);
+    let rows = match weight {
+        LayerWeight::Query => 0..q,
+        LayerWeight::Key => q..q + k,
+        LayerWeight::Value => q + k..q + k + v,
+        other => panic!("{other:?} is no part of a fused projection"),
+    };
+    let cols = fused.len() / chunks / (q + k + v);
+    let chunks = fused.chunks_exact((q + k + v) * cols);
+    chunks.flat_map(|chunk| &chunk[rows.start * cols..rows.end * cols]).copied().collect()
+}
+
+/// The smallest distance, along a greedy reply, between the log-probabilities of the likeliest token
+/// and the next. Engines whose numbers differ by less than half of it must choose the same tokens.
+pub fn smallest_gap(
+    engine: &mut dyn Engine,
+    prompt: Vec<TokenId>,
+    token_max: u32,
+) -> Result<f32, HostError> {
+    let request = Request { top: 2, ..Request::greedy(prompt, token_max) };
+    let reply = Host::new(engine, 0).run(&request, &How::default())?;
+    let gaps = reply.logprobs.iter().map(|found| found.top[0].logprob - found.top[1].logprob);
+    Ok(gaps.fold(f32::INFINITY, f32::min))
+}
+
+#[cfg(test)]
+mod tests {
+    use kilotok_model::{Dtype, Ranks, check_ranks};
+    use kilotok_weights::{Checkpoint, WeightSource};
+
+    use super::*;
+
+    /// Reads every weight back, of every rank, and compares it with what was meant.
+    fn check(toy: &Toy, files: Files, counts: &[usize]) {
+        let folder = tempfile::tempdir().unwrap();
+        toy.write(folder.path(), files).unwrap();
+        let checkpoint = Checkpoint::open(folder.path(), &Knobs::default()).unwrap();
+        assert_eq!(*checkpoint.spec(), toy.spec());
+        for (count, (decl, stored)) in
+            counts.iter().flat_map(|count| toy.weights.iter().map(move |weight| (*count, weight)))
+        {
+            let meant = stored.values(decl);
+            for rank in 0..count {
+                let slice = decl.slice(Ranks { rank, count });
+                let tensor = checkpoint.read(decl, &slice).unwrap();
+                let rows = slice.rows.iter().cloned().flatten();
+                let mut found = vec![0.0; tensor.cols];
+                for (index, row) in rows.enumerate() {
+                    tensor.decode_row(index, &mut found);
+                    let meant = &meant[row * decl.cols()..][slice.cols.clone()];
+                    assert_eq!(found, meant, "{} {} row {row}", toy.name, decl.name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn toys_are_checkpoints() {
+        check(&Toy::flash(), Files::One, &[1, 2]);
+        check(&Toy::flash(), Files::Sharded(3), &[1]);
+    }
+
+    #[test]
+    fn pro_is_shared_by_any_ranks() {
+        let toy = Toy::pro_fp4();
+        for count in [1, 2, 4, 8] {
+            check_ranks(&toy.spec(), count).unwrap();
+        }
+        check(&toy, Files::Sharded(2), &[1, 2, 4, 8]);
+    }
+
+    #[test]
+    fn twins_have_the_same_numbers() {
+        let toy = Toy::pro_fp4();
+        check(&toy.float_twin(), Files::One, &[1, 8]);
+        let split = toy.split_twin();
+        check(&split, Files::One, &[2]);
+        let all = |toy: &Toy| -> Vec<f32> {
+            toy.weights.iter().flat_map(|(decl, stored)| stored.values(decl)).collect()
+        };
+        // The same multiset: splitting moves rows and nothing else.
+        let sorted = |mut values: Vec<f32>| {
+            values.sort_by(f32::total_cmp);
+            values
+        };
+        assert_eq!(sorted(all(&toy)), sorted(all(&split)));
+        assert_eq!(all(&toy), all(&toy.float_twin()));
+    }
+
+    #[test]
+    fn pro_has_every_format_and_an_uneven_chunk() {
+        let toy = Toy::pro_fp4();
+        let stored: Vec<_> = toy.weights.iter().flat_map(|(decl, _)| decl.stored()).collect();
+        for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F8E4m3, Dtype::U8] {
+            assert!(stored.iter().any(|tensor| tensor.dtypes.contains(&dtype)), "{dtype:?}");
+        }
+        let fused = stored.iter().find(|tensor| tensor.name.ends_with("qkv_proj.weight_scale_inv"));
+        assert_eq!(fused.unwrap().shape, [16, 1], "two rows of scales per chunk, not 11 in all");
+    }
+}

@@ -1,0 +1,227 @@
+//! A model's folder, opened and checked: config, tensors and, where there is one, the drafter.
+//! Reads no weight until it is asked for one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use kilotok_model::{
+    ConfigError, Dtype, Knobs, ModelSpec, Part, Slice, StoredTensor, WeightDecl, WeightId, declare,
+    read_config, read_drafter,
+};
+
+use crate::files;
+use crate::folder::{Folder, FolderTensor, Plan};
+use crate::gather::{Bytes, Rows, check_slice, gather};
+use crate::header::HeaderTensor;
+use crate::load::WeightSource;
+use crate::mask::{Mask, parse_mask};
+use crate::problem::{CheckpointError, Problem, Problems, WeightError};
+use crate::tensor::Tensor;
+
+const CONFIG: &str = "config.json";
+const CONFIG_BYTES_MAX: u64 = 1 << 20;
+const DRAFTER: &str = "dflash";
+const MASK_NAME: &str = "mask_embedding.pt";
+const MASK_FILE: &str = "dflash/mask_embedding.pt";
+/// A hundred times what the embedding needs.
+const MASK_BYTES_MAX: u64 = 1 << 22;
+
+/// A checkpoint in which every declared tensor exists with the right type and shape.
+#[derive(Debug)]
+pub struct Checkpoint {
+    spec: ModelSpec,
+    target: Folder,
+    drafter: Option<Drafter>,
+    skipped: Vec<Skipped>,
+}
+
+#[derive(Debug)]
+struct Drafter {
+    folder: Folder,
+    /// `None` only while problems are being collected.
+    mask: Option<Mask>,
+}
+
+/// Tensors that stay unread, all for one reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    pub reason: &'static str,
+    pub tensor_count: usize,
+    pub bytes: u64,
+}
+
+/// Reads the configs of a model's folder alone: all that dummy weights need.
+///
+/// # Errors
+/// A config that cannot be read or used, with every reason.
+pub fn read_spec(folder: &Path, knobs: &Knobs) -> Result<ModelSpec, CheckpointError> {
+    let mut spec = read_config(CONFIG, &config_text(folder, CONFIG)?, knobs)?;
+    if folder.join(DRAFTER).symlink_metadata().is_ok() {
+        let file = format!("{DRAFTER}/{CONFIG}");
+        let text = config_text(folder, &file)?;
+        spec.drafter = Some(read_drafter(&file, &text, &spec, knobs)?);
+    }
+    Ok(spec)
+}
+
+impl Checkpoint {
+    /// Opens a model's folder: `config.json`, its safetensors files and, if it has one, the
+    /// drafter in its `dflash` folder. Files that an index does not name are not looked at.
+    ///
+    /// # Errors
+    /// A config that cannot be used, with every reason; else everything that is wrong with the
+    /// files: damaged, missing, or not what the config calls for.
+    pub fn open(folder: &Path, knobs: &Knobs) -> Result<Self, CheckpointError> {
+        let spec = read_spec(folder, knobs)?;
+        let drafter_path = folder.join(DRAFTER);
+        let mut problems = Problems::default();
+        let plan = Plan { path: folder, label: "", stems: &["model"], prefix: "" };
+        let target = Folder::open(&plan, &mut problems);
+        let drafter = spec.drafter.as_ref().map(|drafter| {
+            let stems = &["dflash_draft_model", "model"];
+            let plan = Plan { path: &drafter_path, label: "dflash/", stems, prefix: "model." };
+            let folder = Folder::open(&plan, &mut problems);
+            let mask = read_mask(&drafter_path, drafter.mask_token, spec.hidden_size);
+            let mask = mask.map_err(|reason| problems.push(MASK_FILE, "", reason)).ok();
+            Drafter { folder, mask }
+        });
+        let mut checkpoint = Self { spec, target, drafter, skipped: Vec::new() };
+        checkpoint.skipped = checkpoint.check(&mut problems);
+        if problems.is_empty() { Ok(checkpoint) } else { Err(CheckpointError::Files(problems)) }
+    }
+
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// What is in the files and is knowingly not read.
+    pub fn skipped(&self) -> &[Skipped] {
+        &self.skipped
+    }
+
+    fn folder(&self, part: Part) -> Option<&Folder> {
+        match part {
+            Part::Target => Some(&self.target),
+            Part::Drafter => self.drafter.as_ref().map(|drafter| &drafter.folder),
+        }
+    }
+
+    /// Compares what is declared with what is there, and returns what will stay unread.
+    fn check(&self, problems: &mut Problems) -> Vec<Skipped> {
+        let mut declared = BTreeSet::new();
+        for decl in declare(&self.spec) {
+            let Some(folder) = self.folder(decl.part).filter(|_| decl.id != WeightId::DraftMask)
+            else {
+                continue;
+            };
+            for stored in decl.stored() {
+                // A file that could not be read is one problem, not one per tensor.
+                if (folder.complete || folder.get(&stored.name).is_some())
+                    && let Err(Problem { file, tensor, reason }) = find(folder, &stored)
+                {
+                    problems.push(&file, &tensor, reason);
+                }
+                declared.insert((decl.part, stored.name));
+            }
+        }
+        let mut skipped = BTreeMap::new();
+        for part in [Part::Target, Part::Drafter] {
+            for (name, tensor) in self.folder(part).into_iter().flat_map(Folder::iter) {
+                if declared.contains(&(part, name.to_owned())) {
+                    continue;
+                }
+                match self.spec.skip_reason(name).filter(|_| part == Part::Target) {
+                    Some(reason) => {
+                        let (count, bytes) = skipped.entry(reason).or_insert((0, 0));
+                        *count += 1;
+                        *bytes += tensor.bytes.len() as u64;
+                    }
+                    None => problems.push(tensor.file, name, "is not part of the model"),
+                }
+            }
+        }
+        let skipped = skipped.into_iter();
+        skipped
+            .map(|(reason, (tensor_count, bytes))| Skipped { reason, tensor_count, bytes })
+            .collect()
+    }
+}
+
+impl WeightSource for Checkpoint {
+    fn read(&self, decl: &WeightDecl, slice: &Slice) -> Result<Tensor, WeightError> {
+        let fail = |file: &str, tensor: &str, reason: String| {
+            let (file, tensor) = (file.to_owned(), tensor.to_owned());
+            WeightError(Problem { file, tensor, reason })
+        };
+        let in_model = |reason| fail(CONFIG, &decl.name, reason);
+        check_slice(decl, slice).map_err(in_model)?;
+        let drafter = || in_model("there is no drafter".to_owned());
+        if decl.id == WeightId::DraftMask {
+            let mask = self.drafter.as_ref().and_then(|drafter| drafter.mask.as_ref());
+            let mask = mask.ok_or_else(drafter)?;
+            let rows = Bytes { bytes: &mask.bytes, row_bytes: mask.bytes.len() };
+            return gather(decl, slice, mask.dtype, &[&rows])
+                .map_err(|flaw| fail(MASK_FILE, "embedding", flaw.to_string()));
+        }
+        let folder = self.folder(decl.part).ok_or_else(drafter)?;
+        let mut found = Vec::new();
+        for stored in decl.stored() {
+            found.push((find(folder, &stored).map_err(WeightError)?, stored));
+        }
+        let rows: Vec<_> = found.iter().map(|((tensor, _), _)| rows(tensor)).collect();
+        let rows: Vec<_> = rows.iter().map(|rows| rows as &dyn Rows).collect();
+        let ((_, dtype), _) = found[0];
+        gather(decl, slice, dtype, &rows).map_err(|flaw| {
+            let ((tensor, _), stored) = &found[usize::from(flaw.in_scales)];
+            fail(tensor.file, &stored.name, flaw.to_string())
+        })
+    }
+}
+
+/// The tensor, if it is as declared.
+fn find<'a>(
+    folder: &'a Folder,
+    stored: &StoredTensor,
+) -> Result<(FolderTensor<'a>, Dtype), Problem> {
+    let fail = |file: &str, reason| {
+        let (file, tensor) = (file.to_owned(), stored.name.clone());
+        Err(Problem { file, tensor, reason })
+    };
+    let Some(tensor) = folder.get(&stored.name) else {
+        return fail(&folder.searched, "is missing".to_owned());
+    };
+    let HeaderTensor { dtype, shape, .. } = tensor.header;
+    let Some(known) = stored.dtypes.iter().find(|known| known.name() == *dtype) else {
+        let names: Vec<_> = stored.dtypes.iter().map(|dtype| dtype.name()).collect();
+        return fail(tensor.file, format!("has the type {dtype}, not {}", names.join(" or ")));
+    };
+    if *shape != stored.shape {
+        return fail(tensor.file, format!("has the shape {shape:?}, not {:?}", stored.shape));
+    }
+    Ok((tensor, *known))
+}
+
+/// A vector is one row.
+fn rows<'a>(tensor: &FolderTensor<'a>) -> Bytes<'a> {
+    let row_count = if let [rows, _] = tensor.header.shape[..] { rows } else { 1 };
+    Bytes { bytes: tensor.bytes, row_bytes: tensor.bytes.len() / row_count }
+}
+
+fn config_text(folder: &Path, file: &str) -> Result<String, ConfigError> {
+    let text = files::read_text(&folder.join(file), CONFIG_BYTES_MAX);
+    text.map_err(|problem| ConfigError { file: file.to_owned(), problems: vec![problem] })
+}
+
+/// The mask's embedding, if it is one for this drafter.
+fn read_mask(drafter: &Path, token: u32, hidden_size: usize) -> Result<Mask, String> {
+    let mask = parse_mask(&files::read(&drafter.join(MASK_NAME), MASK_BYTES_MAX)?)?;
+    if mask.token != token {
+        let (has, wants) = (mask.token, token);
+        return Err(format!("mask_token_id is {has}, but dflash_config says {wants}"));
+    }
+    if mask.bytes.len() != hidden_size * mask.dtype.bytes() {
+        let length = mask.bytes.len() / mask.dtype.bytes();
+        return Err(format!("embedding has {length} values, not hidden_size {hidden_size}"));
+    }
+    Ok(mask)
+}

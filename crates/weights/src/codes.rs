@@ -1,0 +1,95 @@
+//! What a code of each number format is worth. Written without tables and branches, so that the
+//! loops around them become vector code. Every result is exact.
+
+/// BF16 is the upper half of an F32.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "the caller chooses the vector unit")]
+pub(crate) fn bf16_value(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
+/// FP8 E4M3 (OCP, finite only): sign, 4 exponent bits of bias 7, 3 mantissa bits. Exponent 0 is
+/// subnormal, mantissa * 2^-9. `0x7f` and `0xff` are NaN in the standard and 480 here; they are
+/// refused where weights are read.
+#[inline(always)]
+pub(crate) fn e4m3_value(code: u8) -> f32 {
+    const EXPONENT_SHIFT: u32 = (127 - 7) << 23;
+    const SUBNORMAL_STEP: f32 = 1.0 / 512.0;
+    let magnitude = u32::from(code & 0x7f);
+    let normal = f32::from_bits((magnitude << 20) + EXPONENT_SHIFT);
+    let subnormal = magnitude as f32 * SUBNORMAL_STEP;
+    let value = if magnitude < 8 { subnormal } else { normal };
+    f32::from_bits(value.to_bits() | (u32::from(code & 0x80) << 24))
+}
+
+/// FP4 E2M1 in the low 4 bits: 0, 0.5, 1, 1.5, 2, 3, 4, 6, and bit 3 the sign.
+#[inline(always)]
+pub(crate) fn e2m1_value(code: u8) -> f32 {
+    const EXPONENT_SHIFT: u32 = (127 - 1) << 23;
+    let magnitude = u32::from(code & 7);
+    let normal = f32::from_bits((magnitude << 22) + EXPONENT_SHIFT);
+    let subnormal = magnitude as f32 * 0.5;
+    let value = if magnitude < 2 { subnormal } else { normal };
+    f32::from_bits(value.to_bits() | (u32::from(code & 8) << 28))
+}
+
+/// E8M0: 2^(code - 127). 255 is NaN in the standard and infinite here; it is refused where weights
+/// are read.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "the caller chooses the vector unit")]
+pub(crate) fn e8m0_value(code: u8) -> f32 {
+    // 2^-127 is subnormal in F32.
+    let bits = if code == 0 { 1 << 22 } else { u32::from(code) << 23 };
+    f32::from_bits(bits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The definition, in wider arithmetic: (1 + mantissa / 8) * 2^(exponent - 7), and without the
+    /// 1 and with exponent 1 where it is 0.
+    #[test]
+    fn e4m3_is_as_defined() {
+        for code in 0..=u8::MAX {
+            if code & 0x7f == 0x7f {
+                continue;
+            }
+            let (exponent, mantissa) = (i32::from(code >> 3 & 15), f64::from(code & 7));
+            let magnitude = if exponent == 0 {
+                mantissa / 8.0 * 2.0_f64.powi(-6)
+            } else {
+                (1.0 + mantissa / 8.0) * 2.0_f64.powi(exponent - 7)
+            };
+            let value = e4m3_value(code);
+            assert_eq!(f64::from(value.abs()), magnitude, "{code:#04x}");
+            assert_eq!(value.is_sign_negative(), code >= 0x80, "{code:#04x}");
+        }
+        assert_eq!(e4m3_value(0x7e), 448.0);
+        assert_eq!(e4m3_value(0x81), -1.0 / 512.0);
+    }
+
+    #[test]
+    fn e2m1_is_as_defined() {
+        let magnitudes = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+        for (code, magnitude) in (0..).zip(magnitudes) {
+            assert_eq!(e2m1_value(code), magnitude);
+            assert_eq!(e2m1_value(code | 8), -magnitude);
+        }
+        assert!(e2m1_value(8).is_sign_negative());
+    }
+
+    #[test]
+    fn e8m0_is_a_power_of_two_at_both_ends() {
+        for code in 0..=254 {
+            assert_eq!(f64::from(e8m0_value(code)), 2.0_f64.powi(i32::from(code) - 127));
+        }
+    }
+
+    #[test]
+    fn bf16_is_the_upper_half_of_f32() {
+        for bits in [0, 0x8000, 0x3f80, 0x0001, 0x7f7f, 0xc2f7] {
+            assert_eq!(bf16_value(bits).to_bits(), half::bf16::from_bits(bits).to_f32().to_bits());
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Cuts a rank's part out of a weight and checks every number in it. Bytes come from anywhere
+//! that can fill part of a row; nothing here knows files.
+
+use std::fmt;
+use std::ops::Range;
+
+use half::bf16;
+use half::vec::HalfBitsVecExt;
+use kilotok_model::{Dtype, FP8_TILE, Format, MXFP4_GROUP, Slice, WeightDecl};
+
+use crate::tensor::{Tensor, TensorData, tile_count};
+
+#[cfg(target_endian = "big")]
+compile_error!("safetensors are little-endian, and are read as they are");
+
+/// The bytes of a stored tensor, row by row.
+pub(crate) trait Rows {
+    /// Writes the bytes of a row from `first` on.
+    fn fill(&self, row: usize, first: usize, out: &mut [u8]);
+}
+
+/// Bytes in memory, rows back to back.
+pub(crate) struct Bytes<'a> {
+    pub(crate) bytes: &'a [u8],
+    pub(crate) row_bytes: usize,
+}
+
+impl Rows for Bytes<'_> {
+    fn fill(&self, row: usize, first: usize, out: &mut [u8]) {
+        let start = row * self.row_bytes + first;
+        out.copy_from_slice(&self.bytes[start..start + out.len()]);
+    }
+}
+
+/// The first element that no weight may hold, and its place in the whole stored tensor.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Flaw {
+    /// Among the scales, not the values.
+    pub(crate) in_scales: bool,
+    pub(crate) row: usize,
+    pub(crate) col: usize,
+    pub(crate) what: &'static str,
+}
+
+impl fmt::Display for Flaw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { row, col, what, .. } = self;
+        write!(f, "element [{row}, {col}] {what}")
+    }
+}
+
+/// Whether the slice lies within the weight and cuts its codes where they can be cut.
+pub(crate) fn check_slice(decl: &WeightDecl, slice: &Slice) -> Result<(), String> {
+    let (rows, cols) = (decl.rows(), decl.cols());
+    let inside = |range: &Range<usize>, size| range.start <= range.end && range.end <= size;
+    if !inside(&slice.cols, cols) || !slice.rows.iter().all(|range| inside(range, rows)) {
+        return Err(format!("its part {slice:?} is not within [{rows}, {cols}]"));
+    }
+    let splits = |at: usize| !at.is_multiple_of(MXFP4_GROUP);
+    if decl.format == Format::Mxfp4 && (splits(slice.cols.start) || splits(slice.cols.end)) {
+        return Err(format!("its part {slice:?} splits a group of {MXFP4_GROUP} columns"));
+    }
+    Ok(())
+}
+
+/// Reads a part that [`check_slice`] accepts. `stored` holds the weight's values and then, unless
+/// they are floats of type `dtype`, its scales.
+pub(crate) fn gather(
+    decl: &WeightDecl,
+    slice: &Slice,
+    dtype: Dtype,
+    stored: &[&dyn Rows],
+) -> Result<Tensor, Flaw> {
+    let part = Part { decl, slice };
+    let data = match (decl.format, dtype) {
+        (Format::Float, Dtype::F32) => part.f32(stored[0])?,
+        (Format::Float, _) => part.bf16(stored[0])?,
+        (Format::Fp8 { .. }, _) => part.fp8(stored[0], stored[1])?,
+        (Format::Mxfp4, _) => part.mxfp4(stored[0], stored[1])?,
+    };
+    Ok(Tensor { rows: slice.row_count(), cols: slice.cols.len(), data })
+}
+
+struct Part<'a> {
+    decl: &'a WeightDecl,
+    slice: &'a Slice,
+}
+
+impl Part<'_> {
+    fn f32(&self, rows: &dyn Rows) -> Result<TensorData, Flaw> {
+        let cols = &self.slice.cols;
+        let mut values = vec![0.0_f32; self.slice.row_count() * cols.len()];
+        self.fill(rows, bytemuck::cast_slice_mut(&mut values), cols.start * 4..cols.end * 4, false);
+        self.check(&values, |value| !value.is_finite(), "is NaN or infinite")?;
+        Ok(TensorData::F32(values))
+    }
+
+    fn bf16(&self, rows: &dyn Rows) -> Result<TensorData, Flaw> {
+        const EXPONENT: u16 = 0x7f80;
+        let cols = &self.slice.cols;
+        let mut bits = vec![0_u16; self.slice.row_count() * cols.len()];
+        self.fill(rows, bytemuck::cast_slice_mut(&mut bits), cols.start * 2..cols.end * 2, false);
+        self.check(&bits, |bits| bits & EXPONENT == EXPONENT, "is NaN or infinite")?;
+        Ok(TensorData::Bf16(bits.reinterpret_into::<bf16>()))
+    }
+
+    fn fp8(&self, values: &dyn Rows, scale_rows: &dyn Rows) -> Result<TensorData, Flaw> {
+        /// The largest E4M3 value.
+        const CODE_MAX: f32 = 448.0;
+        let cols = self.slice.cols.clone();
+        let mut codes = vec![0_u8; self.slice.row_count() * cols.len()];
+        self.fill(values, &mut codes, cols.clone(), false);
+        self.check(&codes, |code| code & 0x7f == 0x7f, "is NaN")?;
+        let (first_tile, tiles) = (cols.start / FP8_TILE, tile_count(cols.start, cols.len()));
+        let mut scales = vec![0.0_f32; self.slice.row_count() * tiles];
+        let span = first_tile * 4..(first_tile + tiles) * 4;
+        self.fill(scale_rows, bytemuck::cast_slice_mut(&mut scales), span, true);
+        // Refuses NaN as well, and with the upper bound whatever would overflow F32.
+        let good = |scale: f32| (0.0..=f32::MAX / CODE_MAX).contains(&scale);
+        if let Some(at) = find(&scales, |scale| !good(scale)) {
+            let row = self.decl.format.scale_row(self.whole_row(at / tiles));
+            let col = first_tile + at % tiles;
+            let what = "is a scale that is negative, NaN or too large";
+            return Err(Flaw { in_scales: true, row, col, what });
+        }
+        Ok(TensorData::Fp8 { codes, scales, first_col: cols.start })
+    }
+
+    fn mxfp4(&self, values: &dyn Rows, scale_rows: &dyn Rows) -> Result<TensorData, Flaw> {
+        /// 2^125; twice that times the largest code, 6, overflows F32. 255 is NaN.
+        const SCALE_MAX: u8 = 252;
+        let cols = &self.slice.cols;
+        let mut codes = vec![0_u8; self.slice.row_count() * cols.len() / 2];
+        self.fill(values, &mut codes, cols.start / 2..cols.end / 2, false);
+        let groups = cols.start / MXFP4_GROUP..cols.end / MXFP4_GROUP;
+        let mut scales = vec![0_u8; self.slice.row_count() * groups.len()];
+        self.fill(scale_rows, &mut scales, groups.clone(), false);
+        if let Some(at) = find(&scales, |scale| scale > SCALE_MAX) {
+            let row = self.whole_row(at / groups.len());
+            let col = groups.start + at % groups.len();
+            let what = "is a scale that is NaN or too large";
+            return Err(Flaw { in_scales: true, row, col, what });
+        }
+        Ok(TensorData::Mxfp4 { codes, scales })
+    }
+
+    /// Fills `out` with these bytes of each row of the slice, or of each row's scales.
+    fn fill(&self, stored: &dyn Rows, out: &mut [u8], span: Range<usize>, by_scale_row: bool) {
+        if span.is_empty() {
+            return;
+        }
+        let rows = self.slice.rows.iter().cloned().flatten();
+        for (row, out) in rows.zip(out.chunks_exact_mut(span.len())) {
+            let row = if by_scale_row { self.decl.format.scale_row(row) } else { row };
+            stored.fill(row, span.start, out);
+        }
+    }
+
+    fn check<T: Copy>(
+        &self,
+        values: &[T],
+        bad: impl Fn(T) -> bool,
+        what: &'static str,
+    ) -> Result<(), Flaw> {
+        find(values, bad).map_or(Ok(()), |at| {
+            let cols = &self.slice.cols;
+            let (row, col) = (self.whole_row(at / cols.len()), cols.start + at % cols.len());
+            Err(Flaw { in_scales: false, row, col, what })
+        })
+    }
+
+    /// The whole weight's row that became this row of the slice.
+    fn whole_row(&self, row: usize) -> usize {
+        let mut rows = self.slice.rows.iter().cloned().flatten();
+        rows.nth(row).expect("a row of the slice")
+    }
+}
+
+/// Place of the first bad value. Looks at runs without leaving early, which is vector code.
+fn find<T: Copy>(values: &[T], bad: impl Fn(T) -> bool) -> Option<usize> {
+    const RUN: usize = 4096;
+    let has_bad = |run: &[T]| run.iter().fold(false, |found, value| found | bad(*value));
+    let run = values.chunks(RUN).position(has_bad)?;
+    let at = values[run * RUN..].iter().position(|value| bad(*value))?;
+    Some(run * RUN + at)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,79 @@
+//! `mask_embedding.pt`: the drafter's embedding of the mask token, as `torch.save` writes it: a zip
+//! archive of a pickle, which describes a dict, and the raw bytes of its tensor. Reads that one
+//! kind of dict and nothing else; no pickle is ever executed.
+
+mod pickle;
+mod zip;
+
+use kilotok_model::Dtype;
+
+use pickle::{Tensor, Value};
+
+/// What the file holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mask {
+    /// The token that it is the embedding of.
+    pub token: u32,
+    /// BF16 or F32.
+    pub dtype: Dtype,
+    /// Its values, little-endian.
+    pub bytes: Vec<u8>,
+}
+
+/// Reads the file, given whole: `{"mask_token_id": int, "embedding": vector}`, BF16 or F32, and
+/// perhaps `"per_position": False`.
+///
+/// # Errors
+/// What the file has instead.
+pub fn parse_mask(bytes: &[u8]) -> Result<Mask, String> {
+    // A pickle without an archive around it.
+    if bytes.first() == Some(&pickle::PROTOCOL) {
+        return Err("has torch's old format; save it again with torch 1.6 or later".to_owned());
+    }
+    let archive = zip::read(bytes)?;
+    if let Some(order) = archive.get("byteorder").filter(|order| **order != b"little") {
+        let order = String::from_utf8_lossy(order);
+        return Err(format!("has the byte order {order:?}, not little"));
+    }
+    let pickle = archive.get("data.pkl").ok_or("has no data.pkl")?;
+    let (token, tensor) = read_dict(pickle::read(pickle)?)?;
+    let entry = format!("data/{}", tensor.storage);
+    let data = archive.get(entry.as_str()).ok_or_else(|| format!("has no {entry}"))?;
+    let width = tensor.dtype.bytes();
+    if Some(data.len()) != tensor.storage_len.checked_mul(width) {
+        let (has, says) = (data.len(), tensor.storage_len);
+        return Err(format!("has {has} bytes in {entry}, but says {says} values of {width}"));
+    }
+    let ([length], [1]) = (&tensor.shape[..], &tensor.strides[..]) else {
+        let Tensor { shape, strides, .. } = tensor;
+        return Err(format!("embedding is no vector: shape {shape:?}, strides {strides:?}"));
+    };
+    let end = tensor.offset.checked_add(*length).filter(|end| *end <= tensor.storage_len);
+    let Some(end) = end else {
+        return Err("embedding reaches beyond its storage".to_owned());
+    };
+    let bytes = data[tensor.offset * width..end * width].to_vec();
+    Ok(Mask { token, dtype: tensor.dtype, bytes })
+}
+
+fn read_dict(value: Value) -> Result<(u32, Tensor), String> {
+    let Value::Dict(entries) = value else {
+        return Err("holds no dict".to_owned());
+    };
+    let (mut token, mut embedding) = (None, None);
+    for (key, value) in entries {
+        match (key.as_str(), value) {
+            ("mask_token_id", Value::Int(id)) => token = u32::try_from(id).ok(),
+            ("embedding", Value::Tensor(tensor)) => embedding = Some(tensor),
+            ("per_position", Value::Bool(false) | Value::None) => {}
+            ("per_position", _) => {
+                return Err("has per_position, an embedding per row, which no engine runs".into());
+            }
+            ("mask_token_id" | "embedding", _) => return Err(format!("{key} has the wrong type")),
+            _ => return Err(format!("has the unknown entry {key:?}")),
+        }
+    }
+    let token = token.ok_or("has no mask_token_id, or none that is a token")?;
+    let embedding = embedding.ok_or("has no embedding")?;
+    Ok((token, embedding))
+}

@@ -1,0 +1,106 @@
+//! A weight in memory, still in the checkpoint's own number format, and its values as F32. Knows
+//! neither files nor models.
+
+use half::bf16;
+use kilotok_model::{FP8_TILE, MXFP4_GROUP};
+
+use crate::codes::{bf16_value, e2m1_value, e4m3_value, e8m0_value};
+
+/// A rank's part of a weight, in the checkpoint's own format: `rows` x `cols` values, row by row.
+/// A vector is one row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    pub rows: usize,
+    pub cols: usize,
+    pub data: TensorData,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum TensorData {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+    /// E4M3 codes, and a scale per row and column tile: `[rows, tiles]`. `first_col` is the first
+    /// column's place in the whole matrix, where tiles of 128 columns begin: column c belongs to
+    /// tile `(first_col + c) / 128 - first_col / 128`.
+    Fp8 {
+        codes: Vec<u8>,
+        scales: Vec<f32>,
+        first_col: usize,
+    },
+    /// E2M1 codes, two a byte, the even column in the low nibble, and an E8M0 scale per 32
+    /// columns: `[rows, cols / 2]` and `[rows, cols / 32]`.
+    Mxfp4 {
+        codes: Vec<u8>,
+        scales: Vec<u8>,
+    },
+}
+
+/// Column tiles that `cols` columns from `first_col` on have a part in.
+pub(crate) fn tile_count(first_col: usize, cols: usize) -> usize {
+    (first_col + cols).div_ceil(FP8_TILE) - first_col / FP8_TILE
+}
+
+impl Tensor {
+    /// Writes a row's values: code times scale, rounded once to F32. `out` has `cols` places.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "the caller chooses the vector unit")]
+    pub fn decode_row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.rows && out.len() == self.cols, "a row and its place");
+        let span = row * self.cols..(row + 1) * self.cols;
+        match &self.data {
+            TensorData::F32(values) => out.copy_from_slice(&values[span]),
+            TensorData::Bf16(values) => {
+                for (out, value) in out.iter_mut().zip(&values[span]) {
+                    *out = bf16_value(value.to_bits());
+                }
+            }
+            TensorData::Fp8 { codes, scales, first_col } => {
+                let tiles = tile_count(*first_col, self.cols);
+                decode_fp8(&codes[span], &scales[row * tiles..(row + 1) * tiles], *first_col, out);
+            }
+            TensorData::Mxfp4 { codes, scales } => {
+                let groups = self.cols / MXFP4_GROUP;
+                let codes = &codes[span.start / 2..span.end / 2];
+                decode_mxfp4(codes, &scales[row * groups..(row + 1) * groups], out);
+            }
+        }
+    }
+
+    /// Bytes of its values and scales.
+    pub fn bytes(&self) -> usize {
+        match &self.data {
+            TensorData::F32(values) => size_of_val(values.as_slice()),
+            TensorData::Bf16(values) => size_of_val(values.as_slice()),
+            TensorData::Fp8 { codes, scales, .. } => codes.len() + size_of_val(scales.as_slice()),
+            TensorData::Mxfp4 { codes, scales } => codes.len() + scales.len(),
+        }
+    }
+}
+
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "the caller chooses the vector unit")]
+fn decode_fp8(codes: &[u8], scales: &[f32], first_col: usize, out: &mut [f32]) {
+    // The first tile may begin left of the slice; the others are whole, the last one perhaps not.
+    let lead = (FP8_TILE - first_col % FP8_TILE).min(codes.len());
+    let (lead_codes, codes) = codes.split_at(lead);
+    let (lead_out, out) = out.split_at_mut(lead);
+    let tiles = codes.chunks(FP8_TILE).zip(out.chunks_mut(FP8_TILE));
+    for ((codes, out), scale) in std::iter::once((lead_codes, lead_out)).chain(tiles).zip(scales) {
+        for (out, code) in out.iter_mut().zip(codes) {
+            *out = e4m3_value(*code) * scale;
+        }
+    }
+}
+
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "the caller chooses the vector unit")]
+fn decode_mxfp4(codes: &[u8], scales: &[u8], out: &mut [f32]) {
+    let (codes, _) = codes.as_chunks::<{ MXFP4_GROUP / 2 }>();
+    let (out, _) = out.as_chunks_mut::<MXFP4_GROUP>();
+    for ((codes, out), scale) in codes.iter().zip(out).zip(scales) {
+        let scale = e8m0_value(*scale);
+        for (pair, code) in out.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
+            *pair = [e2m1_value(code & 15) * scale, e2m1_value(code >> 4) * scale];
+        }
+    }
+}

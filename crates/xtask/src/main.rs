@@ -1,0 +1,53 @@
+//! Chores of the repository: `cargo xtask abi` writes the header that CUDA sources include,
+//! `cargo xtask tidy` holds the tree to the house rules, `cargo xtask tidy --update` shrinks the
+//! list of things that are longer than the rules allow.
+
+#![expect(clippy::print_stdout, reason = "a tool for the terminal")]
+
+mod tidy;
+mod tree;
+
+use std::error::Error;
+use std::path::Path;
+use std::process::ExitCode;
+use std::{env, fs};
+
+use kilotok_abi::header;
+
+use tree::Tree;
+
+const USAGE: &str = "usage: cargo xtask abi | tidy [--update]";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<ExitCode, Box<dyn Error>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let root = root.canonicalize()?;
+    let words: Vec<String> = env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words[..] {
+        ["abi"] => write_header(&root)?,
+        ["tidy"] => return Ok(tidy::run(&Tree::read(root)?)),
+        ["tidy", "--update"] => tidy::update(&Tree::read(root)?)?,
+        _ => return Err(USAGE.into()),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write_header(root: &Path) -> Result<(), Box<dyn Error>> {
+    let path = root.join(header::PATH);
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    fs::write(path, header::text())?;
+    println!("wrote {}", header::PATH);
+    Ok(())
+}

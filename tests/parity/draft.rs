@@ -1,0 +1,72 @@
+//! The drafter after the prompt and after rounds of full, partial and no acceptance, against a
+//! float64 program.
+
+use kilotok_engine::RowOutput;
+use kilotok_model::{AttentionSpec, ModelSpec};
+
+use crate::fixture::{Fixture, Sequence, Worst, given};
+
+fn check(name: &str) {
+    let fixture = Fixture::open(name);
+    let mut round_count = 0;
+    follow(&fixture, &mut fixture.start(1), |round, out, worst| {
+        let tokens = |field: &str| fixture.tokens(&format!("round.{round}.{field}"));
+        assert_eq!(out.tokens, tokens("emitted"), "round {round}");
+        worst.check();
+        assert_eq!(out.drafts, tokens("draft_tokens"), "round {round}");
+        round_count += 1;
+    });
+    assert!(round_count > 4, "too few rounds");
+}
+
+/// Runs all rounds and shows of each its number, its output and the worst of its values.
+pub(crate) fn follow(
+    fixture: &Fixture,
+    sequence: &mut Sequence,
+    mut show: impl FnMut(usize, &RowOutput, &Worst),
+) {
+    let mut out = sequence.step(given(&fixture.tokens("prompt"), 0));
+    for round in 0.. {
+        show(round, &out, &worst(fixture, sequence, round));
+        let next_drafts = format!("round.{}.drafts_in", round + 1);
+        if !fixture.has(&next_drafts) {
+            return;
+        }
+        let drafts = fixture.tokens(&next_drafts);
+        let anchor = out.tokens[out.tokens.len() - 1];
+        out = sequence.step(given(&[&[anchor], &drafts[..]].concat(), drafts.len() as u32));
+    }
+}
+
+/// The worst of a sequence that has just run a round.
+fn worst(fixture: &Fixture, sequence: &Sequence, round: usize) -> Worst {
+    let ModelSpec { vocab_size, drafter, .. } = fixture.checkpoint.spec();
+    let AttentionSpec { kv_heads, qk_dim, v_dim, .. } =
+        drafter.as_ref().unwrap().layers[0].attention;
+    let expected = |field: &str| fixture.floats(&format!("round.{round}.{field}"));
+    let Sequence { notes, start, .. } = sequence;
+    let mut worst = Worst::default();
+    // The first draft row is the anchor at `start`; the drafts are for the positions after it.
+    for (position, expected) in
+        (start + 1..).zip(expected("draft_logits").chunks_exact(*vocab_size))
+    {
+        let found = notes.get("draft_logits", position);
+        worst.see(format!("round {round}, draft of position {position}"), &found, expected);
+    }
+    let width = kv_heads * (qk_dim + v_dim);
+    for (layer, expected) in expected("context_kv_last").chunks_exact(width).enumerate() {
+        let found = notes.get(&format!("context.{layer}"), start - 1);
+        worst.see(format!("round {round}, context of layer {layer}"), &found, expected);
+    }
+    worst
+}
+
+#[test]
+fn draft_in_a_narrow_window() {
+    check("draft_a");
+}
+
+#[test]
+fn draft_that_sees_everything() {
+    check("draft_b");
+}

@@ -1,0 +1,63 @@
+//! Hidden states after every layer, logits and greedy tokens, against transformers' float32.
+
+use crate::fixture::{Fixture, Sequence, Worst, given};
+
+fn check(name: &str, rank_count: usize) {
+    let fixture = Fixture::open(name);
+    let mut sequence = fixture.start(rank_count);
+    let mut chosen = sequence.step(given(&fixture.tokens("tokens"), 0)).tokens;
+    worst(&fixture, &sequence).check();
+    let greedy = fixture.tokens("greedy");
+    while chosen.len() < greedy.len() {
+        let token = chosen[chosen.len() - 1];
+        chosen.extend(sequence.step(given(&[token], 0)).tokens);
+    }
+    assert_eq!(chosen, greedy);
+}
+
+/// The worst of a sequence that has run the prompt.
+pub(crate) fn worst(fixture: &Fixture, sequence: &Sequence) -> Worst {
+    let spec = fixture.checkpoint.spec();
+    let widths = (0..=spec.layers.len()).map(|index| (format!("hidden.{index}"), spec.hidden_size));
+    let mut worst = Worst::default();
+    for (value, width) in widths.chain([("logits".to_owned(), spec.vocab_size)]) {
+        let expected = fixture.floats(&value);
+        for (position, expected) in (0..).zip(expected.chunks_exact(width)) {
+            let found = sequence.notes.get(&value, position);
+            worst.see(format!("{value} of position {position}"), &found, expected);
+        }
+    }
+    worst
+}
+
+#[test]
+fn plain_attention_in_f32() {
+    check("plain_f32", 1);
+}
+
+#[test]
+fn grouped_queries() {
+    check("plain_gqa4", 1);
+}
+
+#[test]
+fn sixteen_queries_a_key() {
+    check("plain_gqa16", 1);
+}
+
+#[test]
+fn shards_and_a_window_of_one_more() {
+    check("plain_sharded", 1);
+}
+
+#[test]
+fn fp4_as_its_float_twin() {
+    check("fp4_pro", 1);
+}
+
+#[test]
+fn fp4_as_its_float_twin_on_2_4_and_8_ranks() {
+    for rank_count in [2, 4, 8] {
+        check("fp4_pro", rank_count);
+    }
+}
