@@ -60,7 +60,8 @@ impl Bench {
     fn new() -> Self {
         let knobs = Knobs::default();
         let mut spec = read_config("config", CONFIG, &knobs).expect("a good config");
-        spec.drafter = Some(read_drafter("drafter", DRAFTER, &spec, &knobs).expect("a good config"));
+        let drafter = read_drafter("drafter", DRAFTER, &spec, &knobs).expect("a good config");
+        spec.drafter = Some(drafter);
         let options = CpuOptions::default();
         let engine = CpuEngine::start(&spec, &Dummy::new(0), &options, &Quiet).expect("it starts");
         let mut bench = Self { engine };
@@ -68,7 +69,7 @@ impl Bench {
         bench
     }
 
-    /// Runs `count` tokens at `start`, the last `draft_count` of them drafts, which are never right.
+    /// Runs `count` tokens at `start`, the last `draft_count` of them drafts that are never right.
     fn row(&mut self, start: u32, count: u32, draft_count: u32, draft_next: u32) {
         let page_tokens = self.engine.caps().groups[0].page_tokens;
         let pages = (0..(start + count).div_ceil(page_tokens)).map(PageId).collect();

@@ -69,11 +69,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let token_count: usize =
         outputs.iter().flat_map(|out| &out.rows).map(|row| row.tokens.len()).sum();
     let compared = trace.steps.iter().filter(|step| step.output.is_some()).count();
-    println!(
-        "{} steps, {token_count} tokens, {:.1} tokens a second; {compared} outputs compared, all equal",
-        outputs.len(),
-        token_count as f64 / time.as_secs_f64(),
-    );
+    let (steps, rate) = (outputs.len(), token_count as f64 / time.as_secs_f64());
+    println!("{steps} steps, {token_count} tokens, {rate:.1} tokens a second");
+    println!("{compared} outputs compared, all equal");
     if let Some(path) = &args.record {
         for (step, output) in trace.steps.iter_mut().zip(outputs) {
             step.output = Some(output);

@@ -25,7 +25,7 @@ const NOTICED: f32 = 100.0 * TOLERANCE;
 const TARGETS: &[&str] = &["plain_f32", "plain_gqa4", "plain_gqa16", "plain_sharded", "fp4_pro"];
 const QUANTISED: &[&str] = &["fp4_pro"];
 const DRAFTERS: &[&str] = &["draft_a", "draft_b"];
-/// Its projections are split, its keys wider than its values.
+/// Split projections, keys wider than values.
 const SPLIT: &[&str] = &["plain_f32", "plain_gqa4", "plain_sharded"];
 /// Several K/V heads, each of several query heads.
 const GROUPED: &[&str] = &["plain_gqa4", "plain_sharded", "fp4_pro"];

@@ -9,13 +9,14 @@
 //!
 //! | recipe | element i |
 //! |---|---|
-//! | `Float` | `(center + n) * 2^exponent`, `n = ((w * (2 * spread + 1) + spread) >> 16) - spread`, w being bytes 2i and 2i + 1, little-endian |
+//! | `Float` | `(center + n) * 2^exponent`, n as below |
 //! | `E4m3` | the code of `((u * 31 + 15) >> 8) - 15`; zero is `0x00` |
 //! | `TileScale` | `factor * (12 + u % 8) * 2^exponent`, F32 |
 //! | `E2m1` | u itself, two codes |
 //! | `GroupScale` | `127 + exponent`, and one more if `u < raised` |
 //!
-//! Every product is exact in its format, so neither rounding mode nor order matters.
+//! `n = ((w * (2 * spread + 1) + spread) >> 16) - spread`, where w is bytes 2i and 2i + 1,
+//! little-endian. Every product is exact in its format, so neither rounding mode nor order matters.
 
 use kilotok_model::{Dtype, Format, LayerWeight, Slice, WeightDecl, WeightId};
 

@@ -55,11 +55,7 @@ impl Tree {
                 let bytes = content.len();
                 let text = String::from_utf8(content).ok();
                 let text = text.filter(|text| !text.contains('\0'));
-                files.push(File {
-                    path: path.to_owned(),
-                    bytes,
-                    text: text.unwrap_or_default(),
-                });
+                files.push(File { path: path.to_owned(), bytes, text: text.unwrap_or_default() });
             }
         }
         files.sort_by(|a, b| a.path.cmp(&b.path));
@@ -78,9 +74,6 @@ impl Tree {
             bytes: text.len(),
             text: text.to_owned(),
         });
-        Self {
-            root: PathBuf::new(),
-            files: files.collect(),
-        }
+        Self { root: PathBuf::new(), files: files.collect() }
     }
 }

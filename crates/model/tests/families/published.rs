@@ -382,7 +382,7 @@ fn what_is_not_read_has_a_reason() {
     let (pro, v2_5) = (spec(&configs::pro_fp4()), spec(&configs::v2_5()));
     let prediction = "model.mtp.layers.0.eh_proj.weight";
     assert!(pro.skip_reason(prediction).is_some() && v2_5.skip_reason(prediction).is_some());
-    for tower in ["visual.blocks.0.attn.qkv.weight", "audio_encoder.conv.weight"] {
+    for tower in ["visual.layers.0.attn.qkv.weight", "audio_encoder.conv.weight"] {
         assert!(v2_5.skip_reason(tower).is_some());
         assert_eq!(pro.skip_reason(tower), None);
     }

@@ -94,12 +94,7 @@ mod tests {
     fn exceptions_say_why() {
         let allowed = judge("//! Why.\n#[allow(dead_code)]\n");
         assert!(allowed[0].starts_with("crates/cpu/src/a.rs:2: `allow` outlives"));
-        for bad in [
-            "#![allow(x)]",
-            "#[expect(x)]",
-            "#[ignore]",
-            "#[test]\n#[ignore]\n",
-        ] {
+        for bad in ["#![allow(x)]", "#[expect(x)]", "#[ignore]", "#[test]\n#[ignore]\n"] {
             assert_eq!(judge(bad).len(), 1, "{bad}");
         }
         for good in [
@@ -118,10 +113,7 @@ mod tests {
         assert!(judge("#![deny(unsafe_code)]\n").is_empty());
         let code = "let a = unsafe { b() };\n";
         assert!(said(check, &[("crates/weights/src/a.rs", code)]).is_empty());
-        let twice = [
-            ("crates/weights/src/a.rs", code),
-            ("crates/weights/src/b.rs", code),
-        ];
+        let twice = [("crates/weights/src/a.rs", code), ("crates/weights/src/b.rs", code)];
         assert_eq!(said(check, &twice).len(), 1);
     }
 }

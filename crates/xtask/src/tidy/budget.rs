@@ -44,10 +44,7 @@ pub(super) fn check(tree: &Tree) -> Vec<Finding> {
         findings.push(Finding::new(&key.0, line, text));
     }
     for (key, entry) in listed.iter().filter(|(key, _)| !found.contains_key(*key)) {
-        let text = format!(
-            "{} {} is short enough or gone: remove the entry",
-            key.0, key.1
-        );
+        let text = format!("{} {} is short enough or gone: remove the entry", key.0, key.1);
         findings.push(Finding::new(RATCHET, entry.line, text));
     }
     findings
@@ -88,21 +85,14 @@ fn measure(tree: &Tree) -> BTreeMap<Key, Size> {
         }
         let line_count = file.text.lines().count();
         if line_count > FILE_LINES_MAX {
-            let size = Size {
-                line_count,
-                line: 1,
-            };
+            let size = Size { line_count, line: 1 };
             found.insert((file.path.clone(), WHOLE.to_owned()), size);
         }
         if !file.is_rust() {
             continue;
         }
         for function in rust::functions(&rust::mask(&file.text)) {
-            let rust::Function {
-                name,
-                line,
-                line_count,
-            } = function;
+            let rust::Function { name, line, line_count } = function;
             if line_count > FUNCTION_LINES_MAX {
                 let size = Size { line_count, line };
                 let key = (file.path.clone(), name.to_owned());
@@ -160,10 +150,7 @@ mod tests {
         );
         let file = "x = 1\n".repeat(601);
         let said = said(check, &[("tests/a.py", &file)]);
-        assert_eq!(
-            said,
-            ["tests/a.py:1: file has 601 lines, at most 600: split it"]
-        );
+        assert_eq!(said, ["tests/a.py:1: file has 601 lines, at most 600: split it"]);
     }
 
     #[test]
@@ -174,10 +161,8 @@ mod tests {
         assert!(judge(79, listed)[0].contains("shrank to 79 lines: run"));
         assert_eq!(
             judge(70, listed),
-            [
-                "crates/xtask/ratchet.txt:2: crates/abi/src/a.rs long is short enough or gone: \
-              remove the entry"
-            ]
+            ["crates/xtask/ratchet.txt:2: crates/abi/src/a.rs long is short enough or gone: \
+              remove the entry"]
         );
         assert!(judge(70, "a b\n")[0].contains(":1: write `path function lines`"));
     }
@@ -187,10 +172,7 @@ mod tests {
         let tree = Tree::of(&[(PATH, &function(80)), ("b.rs", &function(90))]);
         let found = measure(&tree);
         let listed = "# why\ncrates/abi/src/a.rs long 100\ngone.rs f 71\n";
-        assert_eq!(
-            shrink(listed, &found),
-            "# why\ncrates/abi/src/a.rs long 80\n"
-        );
+        assert_eq!(shrink(listed, &found), "# why\ncrates/abi/src/a.rs long 80\n");
         let listed = "crates/abi/src/a.rs long 75\n";
         assert_eq!(shrink(listed, &found), listed);
     }

@@ -4,18 +4,10 @@ use super::Finding;
 use crate::tree::Tree;
 
 const FILE_BYTES_MAX: usize = 1 << 20;
-const WEIGHT_EXTENSIONS: &[&str] = &[
-    "bin",
-    "gguf",
-    "npy",
-    "npz",
-    "onnx",
-    "pt",
-    "pth",
-    "safetensors",
-];
-/// Fixtures of the parity tests, and the embedded demo checkpoint.
-const WEIGHT_FOLDERS: &[&str] = &["tests/parity/fixtures/", "crates/demo/"];
+const WEIGHT_EXTENSIONS: &[&str] =
+    &["bin", "gguf", "npy", "npz", "onnx", "pt", "pth", "safetensors"];
+/// Fixtures of the parity tests, seeds of the fuzz targets, and the embedded demo checkpoint.
+const WEIGHT_FOLDERS: &[&str] = &["tests/parity/fixtures/", "tests/fuzz/seeds/", "crates/demo/"];
 
 pub(super) fn check(tree: &Tree) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -27,14 +19,9 @@ pub(super) fn check(tree: &Tree) -> Vec<Finding> {
             );
             findings.push(Finding::new(&file.path, 1, text));
         }
-        let expected = WEIGHT_FOLDERS
-            .iter()
-            .any(|folder| file.path.starts_with(folder));
+        let expected = WEIGHT_FOLDERS.iter().any(|folder| file.path.starts_with(folder));
         if WEIGHT_EXTENSIONS.contains(&file.extension()) && !expected {
-            let text = format!(
-                "weights belong in {}: move them",
-                WEIGHT_FOLDERS.join(" or ")
-            );
+            let text = format!("weights belong in {}: move them", WEIGHT_FOLDERS.join(" or "));
             findings.push(Finding::new(&file.path, 1, text));
         }
     }

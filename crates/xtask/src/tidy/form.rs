@@ -7,10 +7,7 @@ const COLUMNS_MAX: usize = 100;
 
 pub(super) fn check(tree: &Tree) -> Vec<Finding> {
     // Fixtures are written by programs, and compared as they are.
-    let files = tree
-        .files
-        .iter()
-        .filter(|file| !file.path.contains("/fixtures/"));
+    let files = tree.files.iter().filter(|file| !file.path.contains("/fixtures/"));
     files.flat_map(check_file).collect()
 }
 
@@ -72,11 +69,7 @@ mod tests {
         for (path, good, bad) in [
             ("a.rs", "//! Why.\n", "// Why.\n"),
             ("a.cuh", "// Why.\n", "#pragma once\n"),
-            (
-                "a.py",
-                "#!/usr/bin/env python3\n\n\"\"\"Why.\"\"\"\n",
-                "import os\n",
-            ),
+            ("a.py", "#!/usr/bin/env python3\n\n\"\"\"Why.\"\"\"\n", "import os\n"),
         ] {
             assert!(judge(path, good).is_empty(), "{path}");
             assert_eq!(judge(path, bad).len(), 1, "{path}");

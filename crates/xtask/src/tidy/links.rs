@@ -27,9 +27,7 @@ pub(super) fn check(tree: &Tree) -> Vec<Finding> {
 fn targets(line: &str) -> Vec<&str> {
     let prose = line.split('`').step_by(2);
     let links = prose.flat_map(|prose| prose.split("](").skip(1));
-    links
-        .filter_map(|link| link.split([')', ' ']).next())
-        .collect()
+    links.filter_map(|link| link.split([')', ' ']).next()).collect()
 }
 
 fn resolves(tree: &Tree, from: &str, target: &str) -> bool {
@@ -68,10 +66,7 @@ mod tests {
     fn dead_links_are_found() {
         let text = "[a](crates/README.md#words) [b](crates) [c](https://example.org/x)\n\
                     [d](#here) `[e](nowhere)`\n```\n[f](nowhere)\n```\n[g](gone.md)\n";
-        let files = [
-            ("README.md", text),
-            ("crates/README.md", "[up](../README.md)\n"),
-        ];
+        let files = [("README.md", text), ("crates/README.md", "[up](../README.md)\n")];
         assert_eq!(
             said(check, &files),
             ["README.md:6: link to gone.md, which does not exist: correct it"]

@@ -39,11 +39,7 @@ struct Finding {
 
 impl Finding {
     fn new(path: &str, line: usize, what: impl Into<String>) -> Self {
-        Self {
-            path: path.to_owned(),
-            line,
-            what: what.into(),
-        }
+        Self { path: path.to_owned(), line, what: what.into() }
     }
 }
 
@@ -81,9 +77,7 @@ fn print_sizes(tree: &Tree) {
     for (part, (code, all)) in &sizes {
         println!("{code:>10} {all:>10}  {part}");
     }
-    let (code, all) = sizes
-        .values()
-        .fold((0, 0), |sum, size| (sum.0 + size.0, sum.1 + size.1));
+    let (code, all) = sizes.values().fold((0, 0), |sum, size| (sum.0 + size.0, sum.1 + size.1));
     println!("{code:>10} {all:>10}  together");
 }
 
@@ -123,9 +117,6 @@ mod tests {
             ("crates/abi/src/b.rs", "//! Doc.\n"),
             ("tests/c.rs", "fn g() {}\n"),
         ]);
-        assert_eq!(
-            sizes(&tree),
-            [("abi", (1, 3)), ("tests", (1, 1))].into_iter().collect()
-        );
+        assert_eq!(sizes(&tree), [("abi", (1, 3)), ("tests", (1, 1))].into_iter().collect());
     }
 }

@@ -22,10 +22,7 @@ pub(super) fn words(text: &str) -> impl Iterator<Item = &str> {
 /// Lines that hold more than comments.
 pub(super) fn code_lines(text: &str) -> usize {
     let masked = mask(text);
-    masked
-        .lines()
-        .filter(|line| !line.trim().is_empty())
-        .count()
+    masked.lines().filter(|line| !line.trim().is_empty()).count()
 }
 
 /// All functions of a masked text, inner ones too.
@@ -72,10 +69,7 @@ fn body_end(text: &str) -> Option<usize> {
 /// The text with comments blanked and the insides of strings and characters struck out, so that
 /// every brace and word left is code. Lines stay where they are.
 pub(super) fn mask(text: &str) -> String {
-    let mut scan = Scan {
-        rest: text,
-        out: String::with_capacity(text.len()),
-    };
+    let mut scan = Scan { rest: text, out: String::with_capacity(text.len()) };
     while let Some(c) = scan.rest.chars().next() {
         let raw = scan.raw_string();
         match c {
@@ -116,9 +110,7 @@ impl Scan<'_> {
             return None;
         }
         let prefix = ["r", "br", "cr"];
-        let prefix = prefix
-            .iter()
-            .find(|prefix| self.rest.starts_with(**prefix))?;
+        let prefix = prefix.iter().find(|prefix| self.rest.starts_with(**prefix))?;
         let inner = self.rest[prefix.len()..].trim_start_matches('#');
         let hashes = self.rest.len() - prefix.len() - inner.len();
         let close = format!("\"{}", "#".repeat(hashes));
@@ -175,10 +167,7 @@ mod tests {
         assert_eq!(mask(r#"a "{\"}" b"#), "a ______ b");
         assert_eq!(mask("r\"\\\" {"), "____ {");
         assert_eq!(mask("br#\"a\"{\"# }"), "_________ }");
-        assert_eq!(
-            mask(r"'{' '\'' b'\\' 'é' &'a str"),
-            "___ ____ b____ ___ &'a str"
-        );
+        assert_eq!(mask(r"'{' '\'' b'\\' 'é' &'a str"), "___ ____ b____ ___ &'a str");
         assert_eq!(mask("\"one\ntwo\"{"), "____\n____{");
         assert_eq!(mask("r#type {"), "r#type {");
     }
@@ -191,18 +180,12 @@ mod tests {
         assert_eq!(found, 3);
         let masked = mask(text);
         let spans = functions(&masked);
-        let spans: Vec<_> = spans
-            .iter()
-            .map(|f| (f.name, f.line, f.line_count))
-            .collect();
+        let spans: Vec<_> = spans.iter().map(|f| (f.name, f.line, f.line_count)).collect();
         assert_eq!(spans, [("a", 1, 3), ("c", 6, 3), ("d", 7, 1)]);
     }
 
     #[test]
     fn comments_are_no_code() {
-        assert_eq!(
-            code_lines("//! Doc.\n\nfn f() {\n    // why\n    g(); // how\n}\n"),
-            3
-        );
+        assert_eq!(code_lines("//! Doc.\n\nfn f() {\n    // why\n    g(); // how\n}\n"), 3);
     }
 }

@@ -33,20 +33,11 @@ const PHRASES: &[(&str, &str)] = &[
 ];
 
 /// Beginnings of names that say "speculative" where `draft` is the word.
-const SPECULATIVE: &[&str] = &[
-    "spec_accept",
-    "spec_dec",
-    "spec_draft",
-    "spec_len",
-    "spec_step",
-    "spec_tok",
-    "spec_verif",
-];
+const SPECULATIVE: &[&str] =
+    &["spec_accept", "spec_dec", "spec_draft", "spec_len", "spec_step", "spec_tok", "spec_verif"];
 
 /// Names that say nothing of what is in a module.
-const EMPTY_NAMES: &[&str] = &[
-    "common", "core", "helper", "helpers", "misc", "util", "utils",
-];
+const EMPTY_NAMES: &[&str] = &["common", "core", "helper", "helpers", "misc", "util", "utils"];
 
 /// Notes of work left over, as whole words.
 const LEFTOVERS: &[&str] = &["FIXME", "TODO", "XXX"];
@@ -86,9 +77,7 @@ fn empty_name(file: &File) -> Option<Finding> {
     file.lines().find_map(|(line, text)| {
         let (_, name) = text.split_once("mod ")?;
         let name = name.strip_suffix(" {")?;
-        EMPTY_NAMES
-            .contains(&name)
-            .then(|| Finding::new(&file.path, line, what(name)))
+        EMPTY_NAMES.contains(&name).then(|| Finding::new(&file.path, line, what(name)))
     })
 }
 
@@ -109,9 +98,7 @@ fn machine_paths(text: &str, find: &mut impl FnMut(String)) {
         let mut starts = text.match_indices(&path);
         // Within a longer path or an address the folder is somebody else's.
         if starts.any(|(at, _)| !text[..at].ends_with(|c| is_word(c) || "./-}".contains(c))) {
-            find(format!(
-                "{path} is a path of one machine: say it relative to the repository"
-            ));
+            find(format!("{path} is a path of one machine: say it relative to the repository"));
         }
     }
 }
@@ -122,11 +109,8 @@ fn banned_words(text: &str, find: &mut impl FnMut(String)) {
         if SPECULATIVE.iter().any(|start| word.starts_with(start)) {
             find(format!("`{word}`: say draft"));
         }
-        let banned = parts(word).find_map(|part| {
-            BANNED
-                .iter()
-                .find(|(banned, _)| part.eq_ignore_ascii_case(banned))
-        });
+        let banned = parts(word)
+            .find_map(|part| BANNED.iter().find(|(banned, _)| part.eq_ignore_ascii_case(banned)));
         if let Some((banned, instead)) = banned {
             find(format!("`{banned}` in `{word}`: {instead}"));
         }
@@ -211,23 +195,10 @@ mod tests {
                 "crates/abi/src/a.rs:1: `iteration` in `iteration`: say step"
             ]
         );
-        for bad in [
-            "BlockTable",
-            "my_block_size",
-            "Blocks",
-            "tick()",
-            "spec_tokens",
-            "FP8Block",
-        ] {
+        for bad in ["BlockTable", "my_block_size", "Blocks", "tick()", "spec_tokens", "FP8Block"] {
             assert_eq!(judge(bad).len(), 1, "{bad}");
         }
-        for good in [
-            "\"weight_block_size\"",
-            "an fp8 block",
-            "blockIdx.x",
-            "spec_of",
-            "sticky",
-        ] {
+        for good in ["\"weight_block_size\"", "an fp8 block", "blockIdx.x", "spec_of", "sticky"] {
             assert!(judge(good).is_empty(), "{good}");
         }
         assert!(said(check, &[("tests/a.py", "block = 1\n")]).is_empty());
@@ -246,13 +217,7 @@ mod tests {
 
     #[test]
     fn nothing_is_left_over() {
-        for bad in [
-            "// TODO: more",
-            "// FIXME",
-            "todo!()",
-            "unimplemented!(\"x\")",
-            "XXX",
-        ] {
+        for bad in ["// TODO: more", "// FIXME", "todo!()", "unimplemented!(\"x\")", "XXX"] {
             assert_eq!(judge(bad).len(), 1, "{bad}");
         }
         assert!(judge("TODOS todo methodology").is_empty());
@@ -263,12 +228,7 @@ mod tests {
         for bad in ["see /home/me/x", "\"/root/.cache\"", "cd /work/here"] {
             assert_eq!(judge(bad).len(), 1, "{bad}");
         }
-        for good in [
-            "https://example.org/home/x",
-            "a/work/b",
-            "$HOME/work/x",
-            "./root/x",
-        ] {
+        for good in ["https://example.org/home/x", "a/work/b", "$HOME/work/x", "./root/x"] {
             assert!(judge(good).is_empty(), "{good}");
         }
     }
@@ -277,11 +237,9 @@ mod tests {
     fn every_phrase_is_needed() {
         let mut find = |what: String| panic!("{what}");
         for (phrase, _) in PHRASES {
-            let banned = words(phrase).flat_map(parts).any(|part| {
-                BANNED
-                    .iter()
-                    .any(|(banned, _)| part.eq_ignore_ascii_case(banned))
-            });
+            let banned = words(phrase)
+                .flat_map(parts)
+                .any(|part| BANNED.iter().any(|(banned, _)| part.eq_ignore_ascii_case(banned)));
             assert!(banned, "{phrase}");
             banned_words(phrase, &mut find);
         }

@@ -1,0 +1,55 @@
+//! Any text as a target's config, and as the config of a drafter for a fixed target. What is
+//! accepted must be declared and shared without a panic.
+
+#![no_main]
+
+use std::sync::LazyLock;
+
+use kilotok_model::{
+    FeedForwardSpec, Knobs, ModelSpec, Ranks, check_ranks, declare, read_config, read_drafter,
+};
+use libfuzzer_sys::fuzz_target;
+
+static TARGET: LazyLock<ModelSpec> = LazyLock::new(|| {
+    let text = include_str!("../seeds/config/target.json");
+    read_config("config.json", text, &Knobs::default()).expect("a good config")
+});
+
+fuzz_target!(|text: &str| {
+    let knobs = Knobs::default();
+    if let Ok(spec) = read_config("config.json", text, &knobs) {
+        exercise(&spec);
+    }
+    if let Ok(drafter) = read_drafter("dflash/config.json", text, &TARGET, &knobs) {
+        let mut spec = TARGET.clone();
+        spec.drafter = Some(drafter);
+        exercise(&spec);
+    }
+});
+
+fn exercise(spec: &ModelSpec) {
+    // Large models are only slow.
+    const EXPERTS_MAX: usize = 1000;
+    let experts = spec.layers.iter().map(|layer| match &layer.feed_forward {
+        FeedForwardSpec::Dense(_) => 0,
+        FeedForwardSpec::Experts(experts) => experts.count,
+    });
+    if experts.sum::<usize>() > EXPERTS_MAX {
+        return;
+    }
+    let decls = declare(spec);
+    for count in [1, 2, 4, 8] {
+        if check_ranks(spec, count).is_err() {
+            continue;
+        }
+        for (decl, rank) in decls.iter().flat_map(|decl| (0..count).map(move |rank| (decl, rank))) {
+            let slice = decl.slice(Ranks { rank, count });
+            assert!(slice.row_count() > 0 && !slice.cols.is_empty());
+            assert!(slice.rows.iter().all(|rows| rows.end <= decl.rows()));
+            assert!(slice.cols.end <= decl.cols());
+            for stored in decl.stored() {
+                assert!(stored.shape.iter().all(|size| *size > 0));
+            }
+        }
+    }
+}
