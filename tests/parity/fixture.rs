@@ -78,6 +78,7 @@ impl Notes {
             Seen::DraftContext { layer, position, keys, values } => {
                 (format!("context.{layer}"), position, [keys, values].concat())
             }
+            Seen::Experts { .. } => return,
         };
         self.0.lock().unwrap().insert((name, position), values);
     }

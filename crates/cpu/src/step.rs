@@ -6,6 +6,7 @@ use kilotok_model::{FeedForwardSpec, LayerSpec, ModelSpec};
 
 use crate::math::rms_norm;
 use crate::pages::{LayerPages, Pages};
+use crate::phase::router::Route;
 use crate::phase::{attn, attn_in, attn_out, dense, draft, embed, experts, head, router, verify};
 use crate::rope::Rope;
 use crate::slots::Slots;
@@ -91,8 +92,9 @@ pub(crate) fn run(
     let mut taps = draft::Taps::new(spec, batch.len());
     let layers = spec.layers.iter().zip(&weights.layers).zip(&mut pages.target);
     for (index, ((layer, weights), pages)) in layers.enumerate() {
-        run_layer(layer, weights, spec.norm_eps, batch, pages, &mut x);
+        let routes = run_layer(layer, weights, spec.norm_eps, batch, pages, &mut x);
         taps.keep(index, &x);
+        watch_experts(watch, batch, index, &routes);
         watch_hidden(watch, batch, index + 1, &x);
     }
     let wanted = verify::wanted_tokens(batch);
@@ -110,7 +112,8 @@ pub(crate) fn run(
     }
 }
 
-/// Attention, then the feed-forward network, each added to the residual stream.
+/// Attention, then the feed-forward network, each added to the residual stream. Returns the
+/// routes of every token where there are experts.
 fn run_layer(
     spec: &LayerSpec,
     weights: &LayerWeights,
@@ -118,7 +121,7 @@ fn run_layer(
     batch: &Batch<'_>,
     pages: &mut [LayerPages],
     x: &mut [f32],
-) {
+) -> Vec<Vec<Route>> {
     let rope = &Rope::new(spec.attention.rope);
     let projection = attn_in::Projection { spec: &spec.attention, weights, rope, norm_eps };
     let h = rms_norm(x, &weights.input_norm, norm_eps);
@@ -128,18 +131,38 @@ fn run_layer(
         .map(|(rank, (q, pages))| attn::run(&spec.attention, weights, rank, batch, q, pages))
         .collect();
     attn_out::run(weights, &attended, x);
-    feed_forward(spec, weights, norm_eps, x);
+    feed_forward(spec, weights, norm_eps, x)
 }
 
 /// Norm, router where there is one, and the network or its experts.
-pub(crate) fn feed_forward(spec: &LayerSpec, weights: &LayerWeights, norm_eps: f32, x: &mut [f32]) {
+pub(crate) fn feed_forward(
+    spec: &LayerSpec,
+    weights: &LayerWeights,
+    norm_eps: f32,
+    x: &mut [f32],
+) -> Vec<Vec<Route>> {
     let h = rms_norm(x, &weights.post_norm, norm_eps);
-    match (&spec.feed_forward, &weights.router) {
-        (FeedForwardSpec::Experts(spec), Some(router)) => {
-            let routes = router::run(spec, router, &h);
-            experts::run(weights, &routes, &h, x);
+    if let (FeedForwardSpec::Experts(spec), Some(router)) = (&spec.feed_forward, &weights.router) {
+        let routes = router::run(spec, router, &h);
+        experts::run(weights, &routes, &h, x);
+        routes
+    } else {
+        dense::run(weights, &h, x);
+        Vec::new()
+    }
+}
+
+fn watch_experts(
+    watch: &mut Option<Watch>,
+    batch: &Batch<'_>,
+    layer: usize,
+    routes: &[Vec<Route>],
+) {
+    if let Some(watch) = watch {
+        for (&position, routes) in batch.positions.iter().zip(routes) {
+            let experts: Vec<usize> = routes.iter().map(|route| route.expert).collect();
+            watch(Seen::Experts { layer, position, experts: &experts });
         }
-        _ => dense::run(weights, &h, x),
     }
 }
 
