@@ -82,7 +82,9 @@ fn run() -> Notes {
             }
             Seen::Logits { values, .. } => notes.logit_squares = square(values),
             Seen::Experts { layer, experts, .. } => {
-                experts.iter().for_each(|&expert| notes.visits[layer][expert] += 1);
+                for expert in experts {
+                    notes.visits[layer][*expert] += 1;
+                }
             }
             Seen::DraftContext { .. } | Seen::DraftLogits { .. } => {}
         }

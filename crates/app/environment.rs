@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use kilotok_weights::hub::{HubConfig, ModelRef, pull};
+use kilotok_weights::hub::{DEFAULT_ENDPOINT, HubConfig, ModelRef, pull};
 
 use crate::progress::Bar;
 
@@ -12,16 +12,10 @@ use crate::progress::Bar;
 #[expect(clippy::disallowed_methods, reason = "this is where the environment is read")]
 pub(crate) fn hub() -> Result<HubConfig> {
     let var = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let home = match var("HF_HOME") {
-        Some(home) => PathBuf::from(home),
-        None => match var("XDG_CACHE_HOME") {
-            Some(cache) => PathBuf::from(cache).join("huggingface"),
-            None => {
-                let user = var("HOME").context("neither HF_HOME nor HOME is set")?;
-                PathBuf::from(user).join(".cache/huggingface")
-            }
-        },
-    };
+    let in_cache = || var("XDG_CACHE_HOME").map(|cache| PathBuf::from(cache).join("huggingface"));
+    let in_home = || var("HOME").map(|home| PathBuf::from(home).join(".cache/huggingface"));
+    let home = var("HF_HOME").map(PathBuf::from).or_else(in_cache).or_else(in_home);
+    let home = home.context("neither HF_HOME nor HOME is set")?;
     let stored_token = || {
         let file = var("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
         std::fs::read_to_string(file).ok()
@@ -30,7 +24,7 @@ pub(crate) fn hub() -> Result<HubConfig> {
     Ok(HubConfig {
         cache: var("HF_HUB_CACHE").map_or_else(|| home.join("hub"), PathBuf::from),
         token: token.filter(|token| !token.is_empty()),
-        endpoint: var("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned()),
+        endpoint: var("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned()),
         offline: var("HF_HUB_OFFLINE").is_some_and(|value| is_true(&value)),
     })
 }

@@ -8,9 +8,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use kilotok_cpu::{CpuEngine, CpuOptions};
 use kilotok_engine::{StepOutput, StepPlan};
-use kilotok_model::Knobs;
-use kilotok_testkit::replay::{self, Trace};
+use kilotok_model::{Knobs, ModelSpec};
+use kilotok_testkit::Toy;
+use kilotok_testkit::replay::{self, Header, Trace};
+use kilotok_testkit::toy::Files;
 use kilotok_weights::{Checkpoint, Dummy, WeightSource, read_spec};
+
+use tempfile::TempDir;
 
 use crate::environment::folder;
 use crate::progress::Bar;
@@ -47,16 +51,16 @@ enum LoadFormat {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut trace = read(&args.trace)?;
     let header = &trace.header;
-    let model = args.model.as_deref().unwrap_or(&header.model);
-    let folder = folder(model).or_else(|error| beside(&args.trace, model).ok_or(error))?;
     let format = match (args.load_format, header.load_format.as_deref()) {
         (Some(format), _) => format,
         (None, None) => LoadFormat::Safetensors,
         (None, Some("dummy")) => LoadFormat::Dummy,
         (None, Some(other)) => bail!("load_format {other:?} is neither safetensors nor dummy"),
     };
-    let rank_count = args.ranks.unwrap_or(header.ranks as usize);
-    let mut engine = start(&folder, format, rank_count)?;
+    let model = open(args, &header.model)?;
+    let mut options = options(header);
+    options.rank_count = args.ranks.unwrap_or(options.rank_count);
+    let mut engine = start(model.folder(), format, &options)?;
     if args.record.is_some() {
         // What is recorded replaces what was expected.
         trace.steps.iter_mut().for_each(|step| step.output = None);
@@ -88,23 +92,59 @@ fn read(path: &Path) -> Result<Trace> {
     replay::read(BufReader::new(file)).with_context(named)
 }
 
-/// A trace may name a folder relative to its own.
-fn beside(trace: &Path, model: &str) -> Option<PathBuf> {
-    let folder = trace.parent()?.join(model);
-    folder.is_dir().then_some(folder)
+/// Where a model's files are.
+enum Model {
+    Folder(PathBuf),
+    /// A toy, written out for this run.
+    Toy(TempDir),
 }
 
-fn start(folder: &Path, format: LoadFormat, rank_count: usize) -> Result<CpuEngine> {
+impl Model {
+    fn folder(&self) -> &Path {
+        match self {
+            Self::Folder(folder) => folder,
+            Self::Toy(folder) => folder.path(),
+        }
+    }
+}
+
+/// The model of the flag, else of the trace, which may name a toy.
+fn open(args: &Args, named: &str) -> Result<Model> {
+    let toy = if args.model.is_none() { Toy::named(named) } else { None };
+    if let Some(toy) = toy {
+        let folder = tempfile::tempdir().context("a folder for the toy model")?;
+        toy.write(folder.path(), Files::One).context("writing the toy model")?;
+        return Ok(Model::Toy(folder));
+    }
+    Ok(Model::Folder(folder(args.model.as_deref().unwrap_or(named))?))
+}
+
+/// An engine like the one that was recorded.
+fn options(header: &Header) -> CpuOptions {
+    let options = CpuOptions { rank_count: header.ranks as usize, ..CpuOptions::default() };
+    let Some(caps) = &header.caps else { return options };
+    let group = caps.groups.first();
+    CpuOptions {
+        slot_count: caps.slot_count,
+        token_max: caps.token_max,
+        position_max: caps.position_max,
+        page_tokens: group.map_or(options.page_tokens, |group| group.page_tokens),
+        page_count: group.map_or(options.page_count, |group| group.page_count),
+        ..options
+    }
+}
+
+fn start(folder: &Path, format: LoadFormat, options: &CpuOptions) -> Result<CpuEngine> {
     let knobs = Knobs::default();
-    let options = CpuOptions { rank_count, ..CpuOptions::default() };
     let bar = Bar::new("loading");
-    let begin = |spec, source: &dyn WeightSource| CpuEngine::start(spec, source, &options, &bar);
+    let start =
+        |spec: &ModelSpec, source: &dyn WeightSource| CpuEngine::start(spec, source, options, &bar);
     Ok(match format {
         LoadFormat::Safetensors => {
             let checkpoint = Checkpoint::open(folder, &knobs)?;
-            begin(checkpoint.spec(), &checkpoint)?
+            start(checkpoint.spec(), &checkpoint)?
         }
-        LoadFormat::Dummy => begin(&read_spec(folder, &knobs)?, &Dummy::new(DUMMY_SEED))?,
+        LoadFormat::Dummy => start(&read_spec(folder, &knobs)?, &Dummy::new(DUMMY_SEED))?,
     })
 }
 

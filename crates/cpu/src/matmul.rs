@@ -8,6 +8,8 @@ use crate::math::{Vectorised, dots};
 
 /// Multiply-adds below which another thread costs more than it saves.
 const TASK_MIN: usize = 1 << 15;
+/// Rows decoded together, so that a vector is used as often while it is in the nearest cache.
+const TILE_ROWS: usize = 8;
 
 /// The product of a matrix with `n` vectors, laid out `[rows, n]`: `x` is `[n, cols]`.
 pub(crate) fn matmul(w: &Tensor, x: &[f32]) -> Vec<f32> {
@@ -29,7 +31,7 @@ pub(crate) fn matmul_rows(w: &Tensor, x: &[f32]) -> Vec<f32> {
 
 /// Rows that make one task.
 pub(crate) fn task_rows(w: &Tensor, n: usize) -> usize {
-    TASK_MIN.div_ceil(w.cols * n).min(w.rows)
+    TASK_MIN.div_ceil(w.cols * n).next_multiple_of(TILE_ROWS).min(w.rows)
 }
 
 /// Rows `first..` of the product, as many as `out` holds, `[rows, n]`.
@@ -44,30 +46,39 @@ impl Vectorised for RowsTimes<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self { w, first, x, out } = self;
-        let mut decoded = vec![0.0; w.cols];
-        for (row, out) in out.chunks_exact_mut(x.len() / w.cols).enumerate() {
+        let (cols, n) = (w.cols, x.len() / w.cols);
+        let mut decoded = vec![0.0; TILE_ROWS * cols];
+        for (tile, out) in out.chunks_mut(TILE_ROWS * n).enumerate() {
+            let (first, rows) = (first + tile * TILE_ROWS, out.len() / n);
             let weights = if let TensorData::F32(values) = &w.data {
-                &values[(first + row) * w.cols..][..w.cols]
+                &values[first * cols..][..rows * cols]
             } else {
-                w.decode_row(first + row, &mut decoded);
-                &decoded
+                for (row, decoded) in decoded.chunks_exact_mut(cols).take(rows).enumerate() {
+                    w.decode_row(first + row, decoded);
+                }
+                &decoded[..rows * cols]
             };
-            times_all(simd, weights, x, out);
+            tile_times(simd, weights, cols, x, out);
         }
     }
 }
 
-/// One row of weights times every vector, four vectors at a time.
+/// A tile of decoded rows times every vector, four vectors at a time.
 #[inline(always)]
-fn times_all<S: Simd>(simd: S, weights: &[f32], x: &[f32], out: &mut [f32]) {
-    let cols = weights.len();
-    let (fours, rest) = out.as_chunks_mut::<4>();
-    let (x_fours, x_rest) = x.split_at(fours.len() * 4 * cols);
-    for (out, x) in fours.iter_mut().zip(x_fours.chunks_exact(4 * cols)) {
-        *out = dots(simd, weights, four(x));
+fn tile_times<S: Simd>(simd: S, weights: &[f32], cols: usize, x: &[f32], out: &mut [f32]) {
+    let n = x.len() / cols;
+    let fours = x.chunks_exact(4 * cols);
+    let rest = fours.remainder();
+    for (i, x) in fours.enumerate() {
+        let x = four(x);
+        for (weights, out) in weights.chunks_exact(cols).zip(out.chunks_exact_mut(n)) {
+            out[4 * i..][..4].copy_from_slice(&dots(simd, weights, x));
+        }
     }
-    for (out, x) in rest.iter_mut().zip(x_rest.chunks_exact(cols)) {
-        [*out] = dots(simd, weights, [x]);
+    for (i, x) in rest.chunks_exact(cols).enumerate() {
+        for (weights, out) in weights.chunks_exact(cols).zip(out.chunks_exact_mut(n)) {
+            [out[n / 4 * 4 + i]] = dots(simd, weights, [x]);
+        }
     }
 }
 

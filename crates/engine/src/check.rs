@@ -88,6 +88,9 @@ fn check_sampling(caps: &Caps, row: &Row) -> Result<(), String> {
     if row.scored.len() > row.tokens.count() as usize {
         return Err(format!("{} scored tokens for {}", row.scored.len(), row.tokens.count()));
     }
+    if let Some(token) = row.scored.iter().find(|&&token| token >= caps.vocab_size) {
+        return Err(format!("scored token {token} of a vocabulary of {}", caps.vocab_size));
+    }
     let Some(setup) = &row.setup else {
         return Ok(());
     };
@@ -97,6 +100,13 @@ fn check_sampling(caps: &Caps, row: &Row) -> Result<(), String> {
     let known = row.end() - row.tokens.draft_count();
     if setup.needs_history() && setup.history.len() < known as usize {
         return Err(format!("history of {} tokens, {known} are known", setup.history.len()));
+    }
+    if setup.needs_history() && row.sample && setup.history.len() > known as usize {
+        return Err(format!("history of {} tokens, only {known} are known", setup.history.len()));
+    }
+    if let Some((token, bias)) = setup.logit_bias.iter().find(|(_, bias)| !bias.is_finite()) {
+        // The text form of a plan has no infinities; a mask or a bad word forbids a token.
+        return Err(format!("logit bias {bias} of token {token} is not finite"));
     }
     let tokens = setup.history.iter().chain(setup.end_tokens.iter());
     let tokens = tokens.chain(setup.bad_words.iter().flatten());

@@ -53,7 +53,7 @@ pub enum Rule {
     /// are kept with probability `h_i + (1 - h_i) (P_i - Z_i) = P_i`, which holds from i = n down.
     /// Exactly i are kept with probability `Z_i`; so x follows `d_1..d_i` with probability
     /// q(x) `P_{i+1}` + max(`P_i` p(x) - q(x), 0) = `P_i` p(x), which is the target's law.
-    Block,
+    Joint,
 }
 
 /// What became of a [`Proposal`].
@@ -84,7 +84,7 @@ impl Proposal {
         };
         let (accepted, mass) = match rule {
             Rule::Token => trial.token_verification(),
-            Rule::Block => trial.block_verification(),
+            Rule::Joint => trial.joint_verification(),
         };
         Verdict { accepted, next: trial.next(accepted, mass) }
     }
@@ -108,7 +108,7 @@ impl Trial<'_> {
     }
 
     /// As above.
-    fn block_verification(&self) -> (usize, f32) {
+    fn joint_verification(&self) -> (usize, f32) {
         let mut kept = (0, 1.0);
         let mut mass = 1.0f32;
         for i in 0..self.drafts.len() {
@@ -166,4 +166,71 @@ impl Trial<'_> {
 
 fn row(rows: &[f32], index: usize, vocab_count: usize) -> Option<&[f32]> {
     rows.get(index * vocab_count..(index + 1) * vocab_count).filter(|row| !row.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RULES: [Rule; 2] = [Rule::Token, Rule::Joint];
+
+    /// Two drafts of token 0 from fair coins.
+    fn coins() -> Proposal {
+        Proposal { first: 3, drafts: vec![0, 0], q: vec![0.5; 4] }
+    }
+
+    #[test]
+    fn matching_stops_at_the_first_difference() {
+        let target = [4, 5, 6, 7];
+        for (drafts, count) in [(&[][..], 1), (&[9, 5], 1), (&[4, 9, 6], 2), (&[4, 5, 6], 4)] {
+            let mut tokens = Vec::new();
+            match_drafts(drafts, &mut tokens, |i| Ok(target[i])).unwrap();
+            assert_eq!(tokens, target[..count]);
+        }
+    }
+
+    #[test]
+    fn sure_and_impossible_drafts() {
+        for rule in RULES {
+            for seed in 0..1000 {
+                let sure = coins().judge(rule, seed, &[1.0, 0.0, 1.0, 0.0, 0.0, 1.0]);
+                assert_eq!(sure, Verdict { accepted: 2, next: Some(1) });
+                let second = coins().judge(rule, seed, &[1.0, 0.0, 0.0, 1.0, 1.0, 0.0]);
+                assert_eq!(second, Verdict { accepted: 1, next: Some(1) });
+                let none = coins().judge(rule, seed, &[0.0, 1.0, 1.0, 0.0, 1.0, 0.0]);
+                assert_eq!(none, Verdict { accepted: 0, next: Some(1) });
+            }
+        }
+    }
+
+    #[test]
+    fn missing_rows_judge_fewer_drafts() {
+        for rule in RULES {
+            let of_two = coins().judge(rule, 0, &[1.0, 0.0, 1.0, 0.0]);
+            assert_eq!(of_two, Verdict { accepted: 2, next: None });
+            let of_one = coins().judge(rule, 0, &[1.0, 0.0]);
+            assert_eq!(of_one, Verdict { accepted: 1, next: None });
+            assert_eq!(coins().judge(rule, 0, &[]), Verdict { accepted: 0, next: None });
+        }
+    }
+
+    #[test]
+    fn without_drafts_the_target_draws() {
+        for seed in 0..100 {
+            let p = [0.2, 0.0, 0.8];
+            let none = Proposal { first: 9, ..Proposal::default() };
+            let drawn = Draws::new(seed, 9, Purpose::Target).race_weights(3, |token| p[token]);
+            let verdict = none.judge(Rule::Joint, seed, &p);
+            assert_eq!(verdict, Verdict { accepted: 0, next: drawn });
+        }
+    }
+
+    #[test]
+    fn equal_laws_keep_all_drafts() {
+        for rule in RULES {
+            for seed in 0..1000 {
+                assert_eq!(coins().judge(rule, seed, &[0.5; 6]).accepted, 2);
+            }
+        }
+    }
 }

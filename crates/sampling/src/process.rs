@@ -343,8 +343,9 @@ mod tests {
                 None,
                 &row,
             );
+            let result = result.unwrap();
             let kept: Vec<usize> =
-                result.unwrap().iter().enumerate().filter(|x| *x.1 > FORBIDDEN).map(|x| x.0).collect();
+                (0..row.len()).filter(|&token| result[token] > FORBIDDEN).collect();
 
             let weight = |t: usize| f64::from(row[t]).exp();
             let best = (0..row.len()).map(weight).fold(0.0, f64::max);

@@ -49,9 +49,9 @@ impl Sampler {
         }
         self.row.clear();
         self.row.extend_from_slice(logits);
-        let (row, ranking) = (&mut self.row, &mut self.ranking);
-        process(&self.setup, &self.history, position, mask, row, ranking)?;
-        pick(&self.setup, position, row).ok_or(Fault::NothingAllowed)
+        let Self { setup, history, row, ranking } = self;
+        process(setup, history, position, mask, row, ranking)?;
+        pick(setup, position, row).ok_or(Fault::NothingAllowed)
     }
 
     /// Verifies drafts by sample and match, see [`match_drafts`]; without drafts, chooses one
@@ -87,34 +87,21 @@ impl Sampler {
         logits: &[f32],
     ) -> Result<TokenId, Fault> {
         check_finite(logits)?;
-        let start = proposal.q.len();
-        proposal.q.extend_from_slice(logits);
-        let token = self.draw_draft(proposal, filtered, start);
-        match token {
-            Ok(token) => proposal.drafts.push(token),
-            Err(_) => proposal.q.truncate(start),
-        }
-        token
-    }
-
-    fn draw_draft(
-        &mut self,
-        proposal: &mut Proposal,
-        filtered: bool,
-        start: usize,
-    ) -> Result<TokenId, Fault> {
-        let row = &mut proposal.q[start..];
-        if !self.setup.is_greedy() {
-            divide(row, self.setup.sampling.temperature);
+        self.row.clear();
+        self.row.extend_from_slice(logits);
+        let Self { setup, row, ranking, .. } = self;
+        if !setup.is_greedy() {
+            divide(row, setup.sampling.temperature);
             if filtered {
-                filter(&self.setup.sampling, row, &mut self.ranking)?;
+                filter(&setup.sampling, row, ranking)?;
             }
         }
-        let seed = self.setup.sampling.seed;
         let offset = proposal.drafts.len() as u32;
-        let draws = Draws::of_draft(seed, proposal.first, offset, Purpose::Draft);
-        let token = choose_by(&self.setup, &draws, row).ok_or(Fault::NothingAllowed)?;
-        probabilities(&self.setup, row)?;
+        let draws = Draws::of_draft(setup.sampling.seed, proposal.first, offset, Purpose::Draft);
+        let token = choose_by(setup, &draws, row).ok_or(Fault::NothingAllowed)?;
+        probabilities(setup, row)?;
+        proposal.drafts.push(token);
+        proposal.q.extend_from_slice(row);
         Ok(token)
     }
 
@@ -266,7 +253,7 @@ mod tests {
         setups
     }
 
-    /// 30 tokens after the prompt, with `drafts(position, last)` verified at each round.
+    /// 30 tokens after the prompt; `round(sampler, position, last, masked, tokens)` appends some.
     fn run(
         setup: &Setup,
         masked: bool,
@@ -315,7 +302,7 @@ mod tests {
                 let (logits, masks) = rows(last, at, &[], masked);
                 sampler.verify(at, &[], &masks, &logits, tokens).unwrap();
             });
-            for rule in [Rule::Token, Rule::Block] {
+            for rule in [Rule::Token, Rule::Joint] {
                 let judged = run(&setup, masked, |sampler, at, last, masked, tokens| {
                     let mut proposal = Proposal { first: at, ..Proposal::default() };
                     let mut last_draft = last;
@@ -351,7 +338,7 @@ mod tests {
             let mut sampler = Sampler::new(setup.clone(), &[]);
             assert_eq!(sampler.verify(0, &[1, 0], masks, &logits, &mut tokens), Err(fault));
             assert_eq!(tokens, [1, 0][..accepted]);
-            for rule in [Rule::Token, Rule::Block] {
+            for rule in [Rule::Token, Rule::Joint] {
                 tokens.clear();
                 assert_eq!(sampler.judge(rule, &proposal, masks, &logits, &mut tokens), Err(fault));
                 assert_eq!(tokens, [1, 0][..accepted]);
@@ -361,7 +348,7 @@ mod tests {
         let mut tokens = Vec::new();
         let wrong = Proposal { drafts: vec![0, 0], ..proposal };
         let mut sampler = Sampler::new(setup, &[]);
-        assert_eq!(sampler.judge(Rule::Block, &wrong, &[], &logits, &mut tokens), Ok(()));
+        assert_eq!(sampler.judge(Rule::Joint, &wrong, &[], &logits, &mut tokens), Ok(()));
         assert_eq!(tokens, [1]);
     }
 
@@ -376,7 +363,7 @@ mod tests {
     proptest! {
         /// With q = p every draft is kept, whatever the rule.
         #[test]
-        fn perfect_drafts_are_kept(seed: u64, top_k in 0u32..5, block: bool) {
+        fn perfect_drafts_are_kept(seed: u64, top_k in 0u32..5, joint: bool) {
             let sampling = Sampling { seed, top_k, temperature: 0.8, ..Sampling::GREEDY };
             let mut sampler = Sampler::new(Setup::new(sampling, 1), &[5]);
             let mut proposal = Proposal { first: 1, ..Proposal::default() };
@@ -385,7 +372,7 @@ mod tests {
                 last = sampler.propose(&mut proposal, true, &logits_after(at, last)).unwrap();
             }
             let (logits, _) = rows(5, 1, &proposal.drafts, false);
-            let rule = if block { Rule::Block } else { Rule::Token };
+            let rule = if joint { Rule::Joint } else { Rule::Token };
             let mut tokens = Vec::new();
             sampler.judge(rule, &proposal, &[], &logits, &mut tokens).unwrap();
             prop_assert_eq!(&tokens[..3], &proposal.drafts[..]);

@@ -1,7 +1,7 @@
 //! The first place in which two values differ, for messages that say where to look. Floats are
 //! compared as their shortest decimals, which differ when their bits do.
 
-use std::fmt;
+use std::fmt::{self, Write};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -36,7 +36,7 @@ fn walk(path: &mut String, expected: &Value, found: &Value) -> Option<Difference
             let only_found = b.keys().filter(|key| !a.contains_key(*key));
             for key in a.keys().chain(only_found) {
                 let dot = if path.is_empty() { "" } else { "." };
-                path.push_str(&format!("{dot}{key}"));
+                let _ = write!(path, "{dot}{key}");
                 let absent = &Value::Null;
                 let (a, b) = (a.get(key).unwrap_or(absent), b.get(key).unwrap_or(absent));
                 let differs = walk(path, a, b);
@@ -49,7 +49,7 @@ fn walk(path: &mut String, expected: &Value, found: &Value) -> Option<Difference
         }
         (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
             for (index, (a, b)) in a.iter().zip(b).enumerate() {
-                path.push_str(&format!("[{index}]"));
+                let _ = write!(path, "[{index}]");
                 let differs = walk(path, a, b);
                 if differs.is_some() {
                     return differs;

@@ -1,7 +1,7 @@
-//! What tests of kilotok are made of: the promises that every engine keeps ([`conformance`]), the
-//! host that puts them to the test ([`host`]), an engine without a model for tests of everything
-//! above the seam ([`scripted`]), small models with real checkpoints ([`toy`]) and recorded steps
-//! ([`replay`]). Nothing here is part of the server.
+//! What tests of kilotok are made of: the promises that every engine keeps ([`mod@conformance`]),
+//! the host that puts them to the test ([`host`]), an engine without a model for tests of
+//! everything above the seam ([`scripted`]), small models with real checkpoints ([`toy`]) and
+//! recorded steps ([`replay`]). Nothing here serves requests.
 
 pub mod conformance;
 mod difference;

@@ -87,10 +87,10 @@ pub(super) const SPOILS: &[(&str, Spoil)] = &[
         entering(plan, |row| row.tokens = RowTokens::Held { draft_count: 0 })
     }),
     ("too short a history", |plan, _| {
-        setup(plan, |setup| setup.needs_history(), |setup| setup.history.clear())
+        setup(plan, SlotSetup::needs_history, |setup| setup.history.clear())
     }),
     ("a history token beyond the vocabulary", |plan, caps| {
-        setup(plan, |setup| setup.needs_history(), |setup| setup.history[0] = caps.vocab_size)
+        setup(plan, SlotSetup::needs_history, |setup| setup.history[0] = caps.vocab_size)
     }),
     ("an end token beyond the vocabulary", |plan, caps| {
         setup(plan, |_| true, |setup| setup.end_tokens.push(caps.vocab_size))
@@ -113,6 +113,9 @@ pub(super) const SPOILS: &[(&str, Spoil)] = &[
     ("a bias that is no number", |plan, _| {
         setup(plan, |_| true, |setup| setup.logit_bias.push((0, f32::NAN)))
     }),
+    ("an infinite bias", |plan, _| {
+        setup(plan, |_| true, |setup| setup.logit_bias.push((0, f32::NEG_INFINITY)))
+    }),
     ("a negative temperature", |plan, _| {
         setup(plan, |_| true, |setup| setup.sampling.temperature = -1.0)
     }),
@@ -122,7 +125,7 @@ pub(super) const SPOILS: &[(&str, Spoil)] = &[
     ("a top-p of nothing", |plan, _| setup(plan, |_| true, |setup| setup.sampling.top_p = 0.0)),
     ("a min-p above one", |plan, _| setup(plan, |_| true, |setup| setup.sampling.min_p = 1.5)),
     ("a repetition penalty of zero", |plan, _| {
-        setup(plan, |setup| setup.needs_history(), |setup| setup.sampling.repetition_penalty = 0.0)
+        setup(plan, SlotSetup::needs_history, |setup| setup.sampling.repetition_penalty = 0.0)
     }),
     ("a position beyond the last", |plan, caps| {
         row(plan, |_| true, |row| row.start = caps.position_max)

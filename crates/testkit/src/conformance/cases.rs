@@ -1,5 +1,5 @@
-//! The requests that the promises are tried with, each with the reply it gets when it runs alone, in
-//! as few rows as can be and without drafts. Prompts are several windows long.
+//! The requests that the promises are tried with, each with the reply it gets when it runs alone,
+//! in as few rows as can be and without drafts. Prompts are several windows long.
 
 use kilotok_abi::{Sampling, TokenId};
 use kilotok_engine::{Caps, Engine, PageKind};
@@ -83,7 +83,9 @@ fn top(engine: &dyn Engine) -> u32 {
 fn one_in_three(known: &[TokenId], vocab_size: u32) -> Vec<u32> {
     let last = u64::from(known.last().copied().unwrap_or_default());
     let mut mask = vec![0; vocab_size.div_ceil(32) as usize];
-    for token in (0..vocab_size).filter(|token| mix(last << 32 | u64::from(*token)) % 3 == 0) {
+    for token in
+        (0..vocab_size).filter(|token| mix(last << 32 | u64::from(*token)).is_multiple_of(3))
+    {
         mask[token as usize / 32] |= 1 << (token % 32);
     }
     mask

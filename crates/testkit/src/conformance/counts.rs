@@ -24,7 +24,7 @@ pub(super) fn exact(make: Make<'_>) -> Verdict {
         if reply.sampled_rows != expected {
             let found = reply.sampled_rows;
             return Err(format!(
-                "{REPLY} tokens took {found} rows, not {expected}, with {right} of {count} drafts right"
+                "{REPLY} tokens took {found} rows, not {expected}; {right} of {count} drafts right"
             ));
         }
     }
@@ -67,8 +67,8 @@ fn plans_at_limits(caps: &Caps) -> Vec<(&'static str, StepPlan)> {
     plans
 }
 
-/// A row that enters its slot, with pages counted from the last one down; where there are too few of
-/// them, the same ones again.
+/// A row that enters its slot, with pages counted from the last one down; where there are too few
+/// of them, the same ones again.
 pub(super) fn chunk(caps: &Caps, slot: u32, start: u32, count: u32) -> Row {
     let share = |page_count: u32| (page_count / caps.slot_count).max(1);
     let runs = caps.groups.iter().map(|group| {

@@ -111,7 +111,7 @@ pub(super) fn preempted(make: Make<'_>) -> Verdict {
     for cases in cases.chunks(half) {
         let how = |index: usize| How {
             joins: index as u32 % 3,
-            preempt: if index % 2 == 0 { vec![1 + index as u32 % 4, 7] } else { vec![5] },
+            preempt: if index.is_multiple_of(2) { vec![1 + index as u32 % 4, 7] } else { vec![5] },
             chunk: 20 + index as u32,
             drafts: drafts.clone(),
             ..How::default()

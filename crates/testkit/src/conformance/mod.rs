@@ -3,6 +3,9 @@
 //! knows engines only through the seam: nothing here asks what they compute, only whether it is the
 //! same every time.
 //!
+//! Prompts are three windows long, so an engine under test has small windows: it is for toys. It
+//! has 6 slots or more, and pages for as many such prompts.
+//!
 //! [`conformance!`](crate::conformance!) makes a test of each promise, so that a new engine costs
 //! one line.
 
@@ -30,7 +33,11 @@ macro_rules! promises {
         /// A broken promise, with what happened instead.
         #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
         pub enum Broken {
-            $( $(#[$doc])* #[error("promise {} broken: {}", stringify!($name), .0)] $broken(String), )*
+            $(
+                $(#[$doc])*
+                #[error("promise {} broken: {}", stringify!($name), .0)]
+                $broken(String),
+            )*
         }
 
         $( $(#[$doc])*
@@ -85,6 +92,8 @@ promises! { $
     cancelled, Cancelled, slots::cancelled;
     /// What a paused request left in its pages and slot is there when it goes on.
     paused, Paused, slots::paused;
+    /// Pages that are out of a sequence's reach may hold anything.
+    freed, Freed, slots::freed;
     /// A row that can choose no token says so, and no other row notices.
     faults, Faults, slots::faults;
     /// Masks, bad words, biases and the rest do what they say.

@@ -13,7 +13,7 @@ use super::{Make, Verdict};
 /// A prompt, then as many tokens one by one, with nothing that has to be known from the output.
 fn blind_plans(engine: &dyn Engine, steps: u32) -> Vec<StepPlan> {
     let caps = engine.caps();
-    let length = prompt_length(caps) as u32;
+    let length = (prompt_length(caps) as u32).min(caps.token_max);
     let row = |step: u32| {
         let whole = chunk(caps, 0, 0, length + step);
         if step == 0 {

@@ -1,7 +1,9 @@
 //! Slots and pages in use by several requests, rows that fail, and what processors are for.
 
+use std::collections::BTreeMap;
+
 use kilotok_abi::{Sampling, TokenId};
-use kilotok_engine::RowFault;
+use kilotok_engine::{Engine, RowFault, StepPlan};
 
 use crate::host::{Host, How, Reply, Request};
 
@@ -9,7 +11,8 @@ use super::cases::{Case, all, few, plain, prompt_length, run_same};
 use super::counts::held;
 use super::{Make, Verdict};
 
-/// A request is cancelled in its prompt, or with drafts held; the next one takes its slot and pages.
+/// A request is cancelled in its prompt, or with drafts held; the next one takes its slot and
+/// pages.
 pub(super) fn cancelled(make: Make<'_>) -> Verdict {
     let mut engine = make();
     let length = prompt_length(engine.caps());
@@ -43,6 +46,39 @@ pub(super) fn paused(make: Make<'_>) -> Verdict {
         let mut together: Vec<_> = cases.iter().map(|case| (case, how.clone())).collect();
         together.extend([0, 2, 3].map(|joins| (&other, busy(joins))));
         run_same(&mut Host::new(&mut *engine, 5), "with a pause", &together)?;
+    }
+    Ok(())
+}
+
+/// In every other step somebody comes for one token and takes the page that was given back last.
+pub(super) fn freed(make: Make<'_>) -> Verdict {
+    let mut engine = make();
+    let cases = few(&mut *engine)?;
+    let passer_by = Request::greedy(vec![1, 2, 3], 1);
+    let slow = How { chunk: 5, ..How::default() };
+    let hows: Vec<_> = (1..30).step_by(2).map(|joins| How { joins, ..How::default() }).collect();
+    // Who named a page last, by group and page.
+    let mut owners = BTreeMap::new();
+    let mut taken = 0;
+    let mut probe = |_: &mut dyn Engine, plan: &StepPlan| {
+        for row in &plan.rows {
+            let runs = row.pages.iter().enumerate();
+            for page in runs.flat_map(|(group, run)| run.pages.iter().map(move |p| (group, *p))) {
+                let before = owners.insert(page, row.slot).filter(|owner| *owner != row.slot);
+                let runs_on = |owner| plan.rows.iter().any(|row| row.slot == owner);
+                taken += u32::from(before.is_some_and(runs_on));
+            }
+        }
+        Ok(())
+    };
+    for case in &cases {
+        let mut jobs = vec![(&case.request, &slow)];
+        jobs.extend(hows.iter().map(|how| (&passer_by, how)));
+        let replies = Host::new(&mut *engine, 9).run_probed(&jobs, &mut probe);
+        case.same("with its old pages in use", &replies.map_err(|e| e.to_string())?[0])?;
+    }
+    if taken == 0 && engine.caps().groups.iter().any(|group| group.window.is_some()) {
+        return Err("the kit had no occasion to use an old page".into());
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
-//! A minimal host: it drives an engine as a scheduler would, with none of a scheduler's policy. What
-//! a request asks for and how it is run are apart, so that the same request can be run in many ways
-//! that must all give the same reply. It makes plain plans and knows nothing of any engine.
+//! A minimal host: it drives an engine as a scheduler would, with none of a scheduler's policy.
+//! What a request asks for and how it is run are apart, so that the same request can be run in many
+//! ways that must all give the same reply. It makes plain plans and knows nothing of any engine.
 
 mod pages;
 mod sequence;
@@ -137,6 +137,30 @@ impl Request {
             end_tokens: Vec::new(),
         };
         Self { prompt, setup, token_max, mask: None, top: 5, score: false }
+    }
+}
+
+impl Reply {
+    /// Whether an engine that rounds differently came to the same reply: the same tokens, and
+    /// log-probabilities within the tolerance.
+    ///
+    /// # Errors
+    /// The first token or number that is not so.
+    pub fn near(&self, other: &Self, tolerance: f32) -> Result<(), String> {
+        if self.tokens != other.tokens || self.fault != other.fault {
+            return Err(format!("{:?} and {:?}", self.tokens, other.tokens));
+        }
+        let chosen = self.logprobs.iter().zip(&other.logprobs);
+        for (index, (a, b)) in chosen.chain(self.scored.iter().zip(&other.scored)).enumerate() {
+            let same = |token| b.top.iter().find(move |other| other.token == token);
+            let listed = a.top.iter().filter_map(|a| Some((*a, *same(a.token)?)));
+            for (a, b) in listed.chain([(a.chosen, b.chosen)]) {
+                if (a.logprob - b.logprob).abs() > tolerance {
+                    return Err(format!("number {index}: {a:?} and {b:?}"));
+                }
+            }
+        }
+        Ok(())
     }
 }
 

@@ -1,5 +1,5 @@
-//! A request as it runs: makes its next row, takes what came of it, and checks that the one fits the
-//! other.
+//! A request as it runs: makes its next row, takes what came of it, and checks that the one fits
+//! the other.
 
 use kilotok_abi::{SlotId, TokenId};
 use kilotok_engine::{Caps, PageRun, Row, RowOutput, RowTokens, SlotSetup, TokenLogprobs};

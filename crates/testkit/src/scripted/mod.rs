@@ -1,6 +1,6 @@
 //! An engine without a model, for tests of everything above the seam. It keeps every promise of the
-//! conformance kit: its tokens follow from what lies in the pages that a plan names, so a mistake in
-//! a page table shows as a wrong token. It costs about a microsecond per token.
+//! conformance kit: its tokens follow from what lies in the pages that a plan names, so a mistake
+//! in a page table shows as a wrong token. It costs about a microsecond per token.
 
 mod slots;
 mod tape;
@@ -95,9 +95,7 @@ impl ScriptedEngine {
         let mut tape = Tape::read(&self.memory, caps, &row.pages, row.start);
         let states: Vec<u64> = tokens.iter().map(|token| tape.push(*token)).collect();
         tape.write(&mut self.memory, caps, &row.pages, row.start);
-        let rows: Vec<f32> =
-            states.iter().flat_map(|state| logits(*state, caps.vocab_size)).collect();
-        let mut out = self.slots.choose(row, &tokens, &rows);
+        let mut out = self.slots.choose(row, &tokens, &states);
         let end = advanced(row, &out);
         tape.truncate(end);
         self.commit(row, &tape, end);
@@ -203,18 +201,95 @@ fn likeliest(logits: &[f32]) -> TokenId {
 
 #[cfg(test)]
 mod tests {
-    use crate::conformance::PROMISES;
-
     use super::*;
+    use crate::conformance::PROMISES;
+    use crate::host::{Drafts, Host, How, Request};
+
+    fn keeps_every_promise(caps: &Caps, skill: Skill) {
+        let make = || Box::new(ScriptedEngine::new(caps.clone(), skill)) as Box<dyn Engine>;
+        let kept = PROMISES.iter().map(|(_, promise)| promise(&make));
+        let broken: Vec<_> = kept.filter_map(Result::err).collect();
+        assert!(broken.is_empty(), "{skill:?}: {broken:#?}");
+    }
 
     #[test]
-    fn keeps_every_promise() {
+    fn any_skill() {
         for skill in [Skill::Percent(70), Skill::Percent(0), Skill::Percent(100), Skill::Always(3)]
         {
-            let make = || Box::new(ScriptedEngine::new(ScriptedEngine::caps(), skill)) as Box<_>;
-            let kept = PROMISES.iter().map(|(_, promise)| promise(&make));
-            let broken: Vec<_> = kept.filter_map(Result::err).collect();
-            assert!(broken.is_empty(), "{skill:?}: {broken:#?}");
+            keeps_every_promise(&ScriptedEngine::caps(), skill);
         }
+    }
+
+    #[test]
+    fn other_limits() {
+        let mut caps = ScriptedEngine::caps();
+        caps.groups.reverse();
+        caps.groups[0].page_tokens = 1;
+        caps.groups[1].window = Some(9);
+        caps.steps_in_flight_max = 1;
+        caps.draft_max = 4;
+        caps.vocab_size = 200;
+        (caps.slot_count, caps.row_max, caps.token_max) = (6, 4, 40);
+        caps.position_max = 160;
+        keeps_every_promise(&caps, Skill::Percent(80));
+    }
+
+    #[test]
+    fn no_drafter() {
+        let mut caps = ScriptedEngine::caps();
+        caps.groups.pop();
+        caps.drafter = false;
+        caps.steps_in_flight_max = 4;
+        keeps_every_promise(&caps, Skill::Percent(80));
+    }
+
+    /// Tokens of a reply, and how many rows they took.
+    fn rows(skill: Skill, spoil: fn(&mut StepPlan)) -> (Vec<TokenId>, u32) {
+        struct Spoiled(ScriptedEngine, fn(&mut StepPlan));
+        impl Engine for Spoiled {
+            fn caps(&self) -> &Caps {
+                &self.0.caps
+            }
+            fn submit(&mut self, plan: &StepPlan) -> Result<StepId, EngineError> {
+                let mut plan = plan.clone();
+                (self.1)(&mut plan);
+                self.0.submit(&plan)
+            }
+            fn wait(&mut self, step: StepId, out: &mut StepOutput) -> Result<(), EngineError> {
+                self.0.wait(step, out)
+            }
+        }
+        let mut engine = Spoiled(ScriptedEngine::new(ScriptedEngine::caps(), skill), spoil);
+        let request = Request::greedy((0..60).collect(), 64);
+        let how = How { drafts: Drafts::Held { made: 7, used: 7 }, ..How::default() };
+        let reply = Host::new(&mut engine, 3).run(&request, &how).unwrap();
+        (reply.tokens, reply.sampled_rows)
+    }
+
+    #[test]
+    fn skill_decides_how_many_drafts_are_right() {
+        let (tokens, perfect) = rows(Skill::Percent(100), |_| ());
+        assert_eq!(perfect, 1 + 63_u32.div_ceil(8));
+        assert_eq!(rows(Skill::Percent(0), |_| ()), (tokens.clone(), 64));
+        let (same, some) = rows(Skill::Percent(60), |_| ());
+        assert_eq!(same, tokens);
+        assert!((20..40).contains(&some), "{some} rows");
+    }
+
+    /// A wrong page shows as a wrong token, a wrong page of the drafter as wrong drafts.
+    #[test]
+    fn every_page_counts() {
+        fn spoil(plan: &mut StepPlan, group: usize, page: usize) {
+            for row in plan.rows.iter_mut().filter(|row| row.start == 60) {
+                row.pages[group].pages[page].0 ^= 1;
+            }
+        }
+        let (tokens, perfect) = rows(Skill::Percent(100), |_| ());
+        for spoil in [|plan: &mut _| spoil(plan, 0, 0), |plan: &mut _| spoil(plan, 1, 0)] {
+            assert_ne!(rows(Skill::Percent(100), spoil).0, tokens);
+        }
+        let (same, imperfect) = rows(Skill::Percent(100), |plan| spoil(plan, 2, 2));
+        assert_eq!(same, tokens);
+        assert!(imperfect > perfect, "{imperfect} rows");
     }
 }

@@ -5,6 +5,8 @@ use kilotok_abi::{SlotId, TokenId};
 use kilotok_engine::{Row, RowFault, RowOutput, RowTokens, SlotSetup, TokenLogprob, TokenLogprobs};
 use kilotok_sampling::{Fault, Ranking, Sampler, Setup, logprobs};
 
+use super::tape::logits;
+
 pub(super) struct Slots {
     slots: Vec<Option<Slot>>,
     vocab_size: usize,
@@ -25,9 +27,6 @@ impl Slots {
 
     /// Whether the row's setup makes sense, or the slot holds what the row counts on.
     pub(super) fn check(&self, row: &Row) -> Result<(), String> {
-        if let Some(token) = row.scored.iter().find(|token| **token as usize >= self.vocab_size) {
-            return Err(format!("scored token {token} of a vocabulary of {}", self.vocab_size));
-        }
         if let Some(setup) = &row.setup {
             let checked = sampler_setup(setup).check(self.vocab_size);
             return checked.map_err(|error| error.to_string());
@@ -68,14 +67,16 @@ impl Slots {
         }
     }
 
-    /// Chooses the row's tokens by the logits at each of its positions, one after the other.
-    pub(super) fn choose(&mut self, row: &Row, tokens: &[TokenId], logits: &[f32]) -> RowOutput {
+    /// Chooses the row's tokens by the states at its positions.
+    pub(super) fn choose(&mut self, row: &Row, tokens: &[TokenId], states: &[u64]) -> RowOutput {
+        let vocab_size = self.vocab_size as u32;
         let slot = self.slots[row.slot.0 as usize].as_mut().expect("the row entered it");
         let top = row.logprobs.unwrap_or_default();
-        let at = |index: usize| &logits[index * self.vocab_size..][..self.vocab_size];
+        let report_at =
+            |index: usize, token| report(&logits(states[index], vocab_size), token, top);
         let scored = row.scored.iter().enumerate();
         let mut out = RowOutput {
-            scored: scored.map(|(index, token)| report(at(index), *token, top)).collect(),
+            scored: scored.map(|(index, token)| report_at(index, *token)).collect(),
             ..RowOutput::default()
         };
         if !row.sample {
@@ -84,9 +85,10 @@ impl Slots {
         let draft_count = row.tokens.draft_count();
         let first = tokens.len() - draft_count as usize;
         let position = row.end() - draft_count;
-        let rows = &logits[(first - 1) * self.vocab_size..];
+        let rows = states[first - 1..].iter().flat_map(|state| logits(*state, vocab_size));
+        let rows: Vec<f32> = rows.collect();
         let drafts = &tokens[first..];
-        let verified = slot.sampler.verify(position, drafts, &row.masks, rows, &mut out.tokens);
+        let verified = slot.sampler.verify(position, drafts, &row.masks, &rows, &mut out.tokens);
         let next = position + out.tokens.len() as u32;
         out.fault = verified.err().map(|fault| match fault {
             Fault::NotFinite => RowFault::NotFinite { position: next },
@@ -94,7 +96,7 @@ impl Slots {
         });
         if row.logprobs.is_some() {
             let chosen = out.tokens.iter().enumerate();
-            let reports = chosen.map(|(index, token)| report(at(first - 1 + index), *token, top));
+            let reports = chosen.map(|(index, token)| report_at(first - 1 + index, *token));
             out.logprobs = reports.collect();
         }
         slot.newest = out.tokens.last().map(|token| (next - 1, *token));

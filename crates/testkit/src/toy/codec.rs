@@ -152,7 +152,7 @@ mod tests {
             let value = e4m3_value(code);
             assert_eq!(e4m3_value(e4m3_code(value)), value);
             // A third of the way to the next one up.
-            let above = e4m3_value(code & 128 | (code & 127).min(125) + 1);
+            let above = e4m3_value(code & 128 | ((code & 127).min(125) + 1));
             assert_eq!(e4m3_value(e4m3_code(value + (above - value) * 0.3)), value, "{code:#x}");
         }
         assert_eq!((e4m3_code(1e9), e4m3_value(0x7e)), (0x7e, 448.0));

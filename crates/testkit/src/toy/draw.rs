@@ -1,34 +1,32 @@
 //! Random weights that make a healthy model: streams of order one, attention that attends, experts
-//! that are used, logits with a deviation of about two.
+//! that are used, logits with a deviation of about two, and replies that do not run into one token.
 
 use kilotok_model::{FP8_TILE, Format, LayerWeight, MXFP4_GROUP, ModelSpec, WeightDecl, WeightId};
 
-use crate::mix::Stream;
+use crate::mix::{Stream, mix};
 
 /// How much the favourite tokens are favoured, the first one most.
-const FAVOURS: [f32; 8] = [20.0, 14.0, 11.0, 9.5, 8.5, 8.0, 7.5, 7.0];
+const FAVOURS: [f32; 8] = [22.0, 14.0, 11.0, 9.5, 8.5, 8.0, 7.5, 7.0];
+/// How much a token is disliked after itself.
+const AVERSION: f32 = 12.0;
 
 /// The values of a weight, which follow from its name and the seed alone.
 pub(super) fn values(spec: &ModelSpec, decl: &WeightDecl, seed: u64) -> Vec<f32> {
-    let name = decl
-        .name
-        .bytes()
-        .fold(seed, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    let name = decl.name.bytes().fold(seed, |hash, byte| mix(hash ^ u64::from(byte)));
     let mut stream = Stream::new(name);
     let (rows, cols) = (decl.rows(), decl.cols());
-    let direction = |col: usize| if (col * 7 + col / 5) % 3 == 0 { -1.0 } else { 1.0 };
     let mut value = |row: usize, col: usize| match decl.id {
         // Every token has a part in one direction, which the head turns into favour.
-        WeightId::Embedding => p("E",1.0)*own(row, col) + p("U",0.8) * direction(col),
-        WeightId::DraftMask => 0.5 * stream.normal() + 2.0 * direction(col),
+        WeightId::Embedding => own(row, col) + 0.8 * direction(col),
+        WeightId::DraftMask => 0.5 * stream.normal() + 0.7 * direction(col),
         WeightId::Head => {
-            let a = 2.0 * stream.normal() * (cols as f32).powf(-0.5);
-            a + (favour(row) * direction(col) - p("A",6.0)*own(row, col)) / cols as f32
+            let bias = favour(row) * direction(col) - AVERSION * own(row, col);
+            2.0 * stream.normal() / (cols as f32).sqrt() + bias / cols as f32
         }
         WeightId::Layer(_, _, LayerWeight::Sinks) => 0.5 + stream.normal(),
         WeightId::Layer(_, _, LayerWeight::RouterBias) => 0.3 * stream.normal(),
         _ if rows == 1 => 1.0 + 0.2 * stream.normal(),
-        id => gain(id) * stream.normal() * (cols as f32).powf(-0.5),
+        id => gain(id) * stream.normal() / (cols as f32).sqrt(),
     };
     let mut values: Vec<f32> =
         (0..rows * cols).map(|index| value(index / cols, index % cols)).collect();
@@ -41,18 +39,28 @@ pub(super) fn values(spec: &ModelSpec, decl: &WeightDecl, seed: u64) -> Vec<f32>
     values
 }
 
+/// The part of an embedding that is the token's own.
+fn own(token: usize, col: usize) -> f32 {
+    Stream::new((token as u64) << 20 | col as u64).normal()
+}
+
+/// A direction in which no dimension counts more than another.
+fn direction(col: usize) -> f32 {
+    if (col * 7 + col / 5).is_multiple_of(3) { -1.0 } else { 1.0 }
+}
+
 /// The favourites are spread over the vocabulary, so that each rank has some.
 fn favour(token: usize) -> f32 {
     let place = (0..FAVOURS.len()).find(|place| (37 * place + 11) % 256 == token);
-    place.map_or(0.0, |place| if place == 0 { p("F",20.0) } else { FAVOURS[place] })
+    place.map_or(0.0, |place| FAVOURS[place])
 }
 
 /// Deviation of a product with a vector of ones.
 fn gain(id: WeightId) -> f32 {
     match id {
         WeightId::Layer(_, _, weight) | WeightId::Expert(_, _, weight) => match weight {
-            LayerWeight::Qkv | LayerWeight::Query | LayerWeight::Key => p("Q",1.8),
-            LayerWeight::Output => p("O",1.5), LayerWeight::Down => p("D",1.5), LayerWeight::Router => 1.5,
+            LayerWeight::Qkv | LayerWeight::Query | LayerWeight::Key => 1.8,
+            LayerWeight::Output | LayerWeight::Down | LayerWeight::Router => 1.5,
             _ => 1.0,
         },
         _ => 1.0,
@@ -73,7 +81,3 @@ fn emphasise(decl: &WeightDecl, values: &mut [f32]) {
         *value *= if place % 2 == 0 { 0.5 } else { 1.3 };
     }
 }
-
-fn p(n:&str,d:f32)->f32{ std::env::var(n).ok().and_then(|v|v.parse().ok()).unwrap_or(d)}
-
-fn own(token: usize, col: usize) -> f32 { Stream::new(((token as u64) << 20) | col as u64).normal() }

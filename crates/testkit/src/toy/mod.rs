@@ -22,6 +22,7 @@ use kilotok_model::{
 use serde_json::Value;
 
 use crate::host::{Host, HostError, How, Request};
+use crate::mix::Stream;
 use codec::Stored;
 
 pub use files::Files;
@@ -36,19 +37,27 @@ pub struct Toy {
 }
 
 impl Toy {
+    /// The toy that a trace names.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "flash" => Some(Self::flash()),
+            "pro_fp4" => Some(Self::pro_fp4()),
+            _ => None,
+        }
+    }
+
     /// V2-Flash's form: split projections, floats. More query heads than K/V heads, other counts in
     /// windows than elsewhere, more experts than one digit can number.
     pub fn flash() -> Self {
-        Self::draw("flash", config::flash(), config::flash_drafter(), 2)
+        Self::draw("flash", config::flash(), config::flash_drafter(), 11)
     }
 
-    /// V2.5-Pro's form: projections fused in 8 chunks of one and a half FP8 tiles, FP8 dense layer,
+    /// V2.5-Pro's form: projections fused in 8 chunks of one FP8 tile and a part, FP8 dense layer,
     /// MXFP4 experts, the rest BF16. It can be shared by 1, 2, 4 or 8 ranks.
     pub fn pro_fp4() -> Self {
-        Self::draw("pro_fp4", config::pro_fp4(), config::pro_drafter(), 1)
+        Self::draw("pro_fp4", config::pro_fp4(), config::pro_drafter(), 13)
     }
 
-    pub fn tmp(pro: bool, seed: u64) -> Self { if pro { Self::draw("pro", config::pro_fp4(), config::pro_drafter(), seed) } else { Self::draw("flash", config::flash(), config::flash_drafter(), seed) } }
     /// The same numbers without quantisation, as F32.
     #[must_use]
     pub fn float_twin(&self) -> Self {
@@ -138,17 +147,36 @@ fn split(fused: &[f32], chunks: usize, spec: &AttentionSpec, weight: LayerWeight
     chunks.flat_map(|chunk| &chunk[rows.start * cols..rows.end * cols]).copied().collect()
 }
 
-/// The smallest distance, along a greedy reply, between the log-probabilities of the likeliest token
-/// and the next. Engines whose numbers differ by less than half of it must choose the same tokens.
+/// The smallest distance, along a greedy reply, between the log-probabilities of the likeliest
+/// token and the next. Engines whose numbers differ by less than half of it choose the same tokens.
 pub fn smallest_gap(
     engine: &mut dyn Engine,
-    prompt: Vec<TokenId>,
+    prompt: &[TokenId],
     token_max: u32,
 ) -> Result<f32, HostError> {
-    let request = Request { top: 2, ..Request::greedy(prompt, token_max) };
+    let request = Request { top: 2, ..Request::greedy(prompt.to_vec(), token_max) };
     let reply = Host::new(engine, 0).run(&request, &How::default())?;
     let gaps = reply.logprobs.iter().map(|found| found.top[0].logprob - found.top[1].logprob);
     Ok(gaps.fold(f32::INFINITY, f32::min))
+}
+
+/// The first of a thousand random prompts whose greedy reply has no smaller gap than this, for
+/// comparing engines that round differently.
+pub fn steady_prompt(
+    engine: &mut dyn Engine,
+    length: usize,
+    token_max: u32,
+    gap: f32,
+) -> Result<Option<Vec<TokenId>>, HostError> {
+    let vocab_size = engine.caps().vocab_size as usize;
+    for seed in 0..1000 {
+        let mut stream = Stream::new(seed);
+        let prompt: Vec<_> = (0..length).map(|_| stream.below(vocab_size) as TokenId).collect();
+        if smallest_gap(engine, &prompt, token_max)? >= gap {
+            return Ok(Some(prompt));
+        }
+    }
+    Ok(None)
 }
 
 #[cfg(test)]

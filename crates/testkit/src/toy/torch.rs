@@ -38,7 +38,8 @@ fn pickle(token: u32, length: u32) -> Vec<u8> {
     out.push(0x85); // TUPLE1
     int(&mut out, 1); // strides
     out.extend([0x85, 0x89]); // TUPLE1 NEWFALSE
-    out.extend(b"ccollections\nOrderedDict\n)RtRu."); // EMPTY_TUPLE REDUCE TUPLE REDUCE SETITEMS STOP
+    // EMPTY_TUPLE REDUCE TUPLE REDUCE SETITEMS STOP
+    out.extend(b"ccollections\nOrderedDict\n)RtRu.");
     out
 }
 

@@ -1,0 +1,268 @@
+//! The law of the tokens: with any processors set, any drafter and any way to verify its drafts,
+//! the sequences of tokens follow the target's distribution. Knows the definitions, which it
+//! writes out in f64 ([`exact_law`]), and puts the `sampling` crate's choices beside them.
+//!
+//! The target is a table over 8 tokens whose logits depend on the last token and the position. A
+//! draw is the first 2 or 3 tokens after a history, begun with a draft of 3 and, if drafts are
+//! refused, gone on with in further rounds. One million draws per setting are compared with the
+//! exact joint distribution of the tokens by a chi-square test; what has probability 0 must not
+//! occur at all. The seeds are fixed: the test does the same each time. A right sampler had one
+//! chance in a million to fail a test function.
+//!
+//! - All 2^11 combinations of processors, 2 tokens. Each combination has one of 9 pairs of a
+//!   drafter (good, bad, adversarial) and a way to verify (sample and match, token and joint
+//!   verification), so that any two processors meet in all 9 pairs. Rows are processed once per
+//!   history and setting.
+//! - Each of the 9 pairs, most processors on, 3 tokens, with nothing kept between draws.
+//! - Rules with a mistake, 3 tokens: each must be found, with certainty.
+
+#[path = "law/draw.rs"]
+mod draw;
+#[path = "law/exact.rs"]
+mod exact;
+
+use kilotok_abi::{Purpose, Sampling, TokenId};
+use kilotok_sampling::{Draws, Proposal, Rule, Setup};
+use rayon::prelude::*;
+
+use draw::{
+    Mistake, SplitMix, Tables, count_mistaken, count_with_samplers, count_with_tables, last_of,
+    node_of,
+};
+use exact::Finding;
+
+const VOCAB: usize = 8;
+const DRAFTS: usize = 3;
+const DRAWS: u64 = 1_000_000;
+const FALSE_ALARM: f64 = 1e-6;
+
+const PROMPT_COUNT: u32 = 3;
+const HISTORY: [TokenId; 5] = [2, 5, 2, 1, 5];
+
+const BIAS: u32 = 1;
+const REPETITION: u32 = 1 << 1;
+const PRESENCE: u32 = 1 << 2;
+const FREQUENCY: u32 = 1 << 3;
+const BAD_WORDS: u32 = 1 << 4;
+const MIN_TOKENS: u32 = 1 << 5;
+const MASK: u32 = 1 << 6;
+const TEMPERATURE: u32 = 1 << 7;
+const MIN_P: u32 = 1 << 8;
+const TOP_K: u32 = 1 << 9;
+const TOP_P: u32 = 1 << 10;
+const COMBINATIONS: u32 = 1 << 11;
+
+/// Probabilities, logits or weights of the vocabulary.
+type Row<T> = [T; VOCAB];
+
+/// The request of a combination of processors. Together they still allow two tokens or more.
+fn setup_of(combination: u32) -> Setup {
+    fn choose<T>(set: bool, value: T, neutral: T) -> T {
+        if set { value } else { neutral }
+    }
+    let set = |processor| combination & processor != 0;
+    let sampling = Sampling {
+        seed: 0,
+        temperature: choose(set(TEMPERATURE), 0.7, 1.0),
+        top_p: choose(set(TOP_P), 0.83, 1.0),
+        min_p: choose(set(MIN_P), 0.15, 0.0),
+        repetition_penalty: choose(set(REPETITION), 1.7, 1.0),
+        presence_penalty: choose(set(PRESENCE), 0.6, 0.0),
+        frequency_penalty: choose(set(FREQUENCY), 0.45, 0.0),
+        top_k: choose(set(TOP_K), 3, 0),
+        min_tokens: choose(set(MIN_TOKENS), 3, 0),
+    };
+    let bias = vec![(1, 1.5), (4, f32::NEG_INFINITY), (6, -0.75)];
+    let setup = Setup {
+        sampling,
+        prompt_count: PROMPT_COUNT,
+        logit_bias: choose(set(BIAS), bias, Vec::new()),
+        bad_words: choose(set(BAD_WORDS), vec![vec![3], vec![5, 1], vec![2, 2]], Vec::new()),
+        end_tokens: vec![0],
+    };
+    setup.check(VOCAB).expect("values with a meaning");
+    setup
+}
+
+/// What the grammar of a combination allows after a token.
+fn mask_of(combination: u32, last: TokenId) -> u32 {
+    let forbidden = 1 << ((last + 1) % 8) | 1 << ((last + 3) % 8);
+    if combination & MASK == 0 { !0 } else { !forbidden }
+}
+
+/// A number of -2, -1.75, .. 2; equal ones are frequent.
+fn table(table: u32, offset: usize, last: TokenId, token: usize) -> f32 {
+    let draws = Draws::of_draft(3, offset as u32, table, Purpose::Weight);
+    (draws.bits(last * 8 + token as u32) % 17) as f32 / 4.0 - 2.0
+}
+
+/// The target's logits for the token `offset` after the history.
+fn target_logits(offset: usize, last: TokenId) -> Row<f32> {
+    std::array::from_fn(|token| table(0, offset, last, token))
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Drafter {
+    /// Near the target.
+    Good,
+    /// Does not look at the token before.
+    Bad,
+    /// Likes what the target does not.
+    Adversarial,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    Match,
+    Judge(Rule),
+}
+
+fn drafter_logits(drafter: Drafter, offset: usize, last: TokenId) -> Row<f32> {
+    let target = target_logits(offset, last);
+    std::array::from_fn(|token| match drafter {
+        Drafter::Good => target[token] + 0.4 * table(1, offset, last, token),
+        Drafter::Bad => table(2, offset, 0, token),
+        Drafter::Adversarial => -target[token],
+    })
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Setting {
+    combination: u32,
+    drafter: Drafter,
+    way: Way,
+    /// Whether the drafter's law has the request's filters too.
+    filtered: bool,
+    /// Whether drafts to be matched are the drafter's likeliest tokens.
+    greedy: bool,
+    /// Tokens of a sequence.
+    length: usize,
+}
+
+impl Setting {
+    fn new(combination: u32, length: usize) -> Self {
+        let pair = combination as usize % 9;
+        Self {
+            combination,
+            drafter: [Drafter::Good, Drafter::Bad, Drafter::Adversarial][pair % 3],
+            way: [Way::Match, Way::Judge(Rule::Token), Way::Judge(Rule::Joint)][pair / 3],
+            filtered: (combination / 9).is_multiple_of(2),
+            greedy: (combination / 18).is_multiple_of(2),
+            length,
+        }
+    }
+}
+
+#[test]
+fn any_two_processors_meet_all_drafters_and_ways() {
+    for a in 0..11 {
+        for b in 0..11 {
+            let both = 1 << a | 1 << b;
+            let mut pairs: Vec<_> =
+                (0..COMBINATIONS).filter(|c| c & both == both).map(|c| c % 9).collect();
+            pairs.sort_unstable();
+            pairs.dedup();
+            assert_eq!(pairs.len(), 9);
+        }
+    }
+}
+
+#[test]
+fn every_combination_keeps_the_law() {
+    (0..COMBINATIONS).into_par_iter().for_each(|combination| {
+        let setting = Setting::new(combination, 2);
+        let finding = Finding::new(setting, &count_with_tables(setting));
+        finding.assert_right(setting, COMBINATIONS as usize);
+    });
+}
+
+#[test]
+fn whole_samplers_keep_the_law() {
+    // Each pair of a drafter and a way once, from all processors down.
+    (0..9).into_par_iter().for_each(|k| {
+        let setting = Setting::new(COMBINATIONS - 1 - 113 * k, 3);
+        Finding::new(setting, &count_with_samplers(setting)).assert_right(setting, 9);
+    });
+}
+
+#[test]
+fn mistakes_are_found() {
+    let cases = [
+        (Mistake::None, Rule::Token),
+        (Mistake::None, Rule::Joint),
+        (Mistake::GreedyMatch, Rule::Token),
+        (Mistake::SharedNoise, Rule::Token),
+        (Mistake::WholeTarget, Rule::Token),
+        (Mistake::Snapshot, Rule::Token),
+        (Mistake::OtherProposal, Rule::Token),
+        (Mistake::ReusedNoise, Rule::Joint),
+    ];
+    let combination = REPETITION | PRESENCE | FREQUENCY | TEMPERATURE;
+    cases.into_par_iter().for_each(|(mistake, rule)| {
+        for drafter in [Drafter::Good, Drafter::Bad] {
+            let setting = Setting { drafter, filtered: false, ..Setting::new(combination, 3) };
+            let finding = Finding::new(setting, &count_mistaken(setting, rule, mistake));
+            if mistake == Mistake::None {
+                finding.assert_right(setting, 4);
+            } else {
+                assert!(finding.probability() < 1e-100, "{mistake:?} {setting:?} {finding:?}");
+            }
+        }
+    });
+}
+
+/// The expected number of drafts kept after `tokens`, by definition: the sum over i of the
+/// probability that i or more are kept. `drawn` is the probability of the drafts in `tokens`,
+/// `kept` that they are kept.
+fn expected_accepted(
+    tables: &Tables,
+    rule: Rule,
+    tokens: &[TokenId],
+    drawn: f64,
+    kept: f64,
+) -> f64 {
+    if tokens.len() == DRAFTS {
+        return 0.0;
+    }
+    let q = &tables.drafts[tokens.len()][last_of(tokens) as usize];
+    let p = &tables.laws[node_of(tokens)];
+    let drafts = (0..VOCAB).filter(|&draft| q[draft] > 0.0);
+    drafts
+        .map(|draft| {
+            let ratio = f64::from(p[draft]) / f64::from(q[draft]);
+            let drawn = drawn * f64::from(q[draft]);
+            let kept = match rule {
+                Rule::Token => kept * ratio.min(1.0),
+                Rule::Joint => (kept * ratio).min(1.0),
+            };
+            let longer = [tokens, &[draft as TokenId]].concat();
+            drawn * kept + expected_accepted(tables, rule, &longer, drawn, kept)
+        })
+        .sum()
+}
+
+#[test]
+fn joint_verification_keeps_no_fewer_drafts() {
+    for drafter in [Drafter::Good, Drafter::Bad, Drafter::Adversarial] {
+        let combination = TEMPERATURE | REPETITION;
+        let setting = Setting { drafter, filtered: false, ..Setting::new(combination, 3) };
+        let tables = Tables::new(setting, false);
+        let kept = [Rule::Token, Rule::Joint].map(|rule| {
+            let mut proposal = Proposal::default();
+            let mut random = SplitMix(5);
+            let mut sum = 0;
+            for seed in 0..DRAWS {
+                let draw =
+                    |_, offset: usize, last: usize| random.draw(&tables.cumulative[offset][last]);
+                let nodes = tables.propose(&[], &mut proposal, draw);
+                sum += tables.judge(rule, seed, &proposal, &nodes).accepted;
+            }
+            let mean = sum as f64 / DRAWS as f64;
+            let expected = expected_accepted(&tables, rule, &[], 1.0, 1.0);
+            // Five standard deviations of a mean of numbers from 0 to 3.
+            assert!((mean - expected).abs() < 5.0 * 1.5 / 1000.0, "{mean} for {expected}");
+            expected
+        });
+        assert!(kept[1] > kept[0], "{drafter:?} {kept:?}");
+    }
+}

@@ -1,0 +1,348 @@
+//! Draws through the `sampling` crate, rows computed once or every time, and draws with mistakes.
+
+use kilotok_abi::{Purpose, Sampling, TokenId};
+use kilotok_sampling::{
+    Draws, Fault, History, Proposal, Ranking, Rule, Sampler, Setup, Verdict, match_drafts, pick,
+    probabilities, process,
+};
+
+use crate::{
+    DRAFTS, DRAWS, HISTORY, Row, Setting, TEMPERATURE, VOCAB, Way, drafter_logits, mask_of,
+    setup_of, target_logits,
+};
+
+/// Rows by history: 0 is [`HISTORY`], `after(node, token)` one token more.
+type Tree = Vec<Row<f32>>;
+
+const NODES: usize = 1 + VOCAB + VOCAB * VOCAB + VOCAB * VOCAB * VOCAB;
+
+fn after(node: usize, token: TokenId) -> usize {
+    VOCAB * node + token as usize + 1
+}
+
+pub(super) fn node_of(tokens: &[TokenId]) -> usize {
+    tokens.iter().fold(0, |node, &token| after(node, token))
+}
+
+fn tokens_of(mut node: usize) -> Vec<TokenId> {
+    let mut tokens = Vec::new();
+    while node > 0 {
+        tokens.insert(0, ((node - 1) % VOCAB) as TokenId);
+        node = (node - 1) / VOCAB;
+    }
+    tokens
+}
+
+/// The crate's processed rows. A `snapshot` sees the tokens of [`HISTORY`] only.
+fn processed_rows(combination: u32, snapshot: bool) -> Tree {
+    let setup = setup_of(combination);
+    let row_of = |node| {
+        let tokens = [&HISTORY[..], &tokens_of(node)].concat();
+        let last = tokens[tokens.len() - 1];
+        let seen = if snapshot { &HISTORY[..] } else { &tokens };
+        let history = History::new(&setup, seen);
+        let mask = [mask_of(combination, last)];
+        let mut row = target_logits(tokens.len() - HISTORY.len(), last);
+        let position = tokens.len() as u32;
+        let ranking = &mut Ranking::default();
+        process(&setup, &history, position, Some(&mask), &mut row, ranking)
+            .expect("allowed tokens");
+        row
+    };
+    (0..NODES).map(row_of).collect()
+}
+
+/// Rows by offset and last token.
+type DraftLaws = Vec<[Row<f32>; VOCAB]>;
+
+/// The crate's law of each draft.
+fn draft_laws(setting: Setting) -> DraftLaws {
+    let mut sampler = Sampler::new(setup_of(setting.combination), &HISTORY);
+    let mut law = |offset, last| {
+        let mut proposal = Proposal::default();
+        let logits = drafter_logits(setting.drafter, offset, last as TokenId);
+        sampler.propose(&mut proposal, setting.filtered, &logits).expect("a draft");
+        proposal.q.try_into().expect("one row")
+    };
+    (0..DRAFTS).map(|offset| std::array::from_fn(|last| law(offset, last))).collect()
+}
+
+/// Rows and laws of a setting, computed once.
+pub(super) struct Tables {
+    rows: Tree,
+    pub(super) laws: Tree,
+    pub(super) drafts: DraftLaws,
+    pub(super) cumulative: DraftLaws,
+    length: usize,
+}
+
+impl Tables {
+    pub(super) fn new(setting: Setting, snapshot: bool) -> Self {
+        let rows = processed_rows(setting.combination, snapshot);
+        let setup = setup_of(setting.combination);
+        let mut laws = rows.clone();
+        for law in &mut laws {
+            probabilities(&setup, law).expect("allowed tokens");
+        }
+        let drafts = draft_laws(setting);
+        let cumulative = drafts.iter().map(|laws| laws.each_ref().map(cumulative)).collect();
+        Self { rows, laws, drafts, cumulative, length: setting.length }
+    }
+
+    /// Fills the proposal that follows `tokens`; `draw(i, offset, last)` draws draft i. Gives the
+    /// nodes after 0, 1, .. drafts.
+    pub(super) fn propose(
+        &self,
+        tokens: &[TokenId],
+        proposal: &mut Proposal,
+        mut draw: impl FnMut(usize, usize, usize) -> TokenId,
+    ) -> [usize; DRAFTS + 1] {
+        let done = tokens.len();
+        let mut nodes = [node_of(tokens); DRAFTS + 1];
+        let mut last = last_of(tokens);
+        proposal.first = (HISTORY.len() + done) as u32;
+        proposal.drafts.clear();
+        proposal.q.clear();
+        for i in 0..draft_count(done, self.length) {
+            proposal.q.extend_from_slice(&self.drafts[done + i][last as usize]);
+            last = draw(i, done + i, last as usize);
+            proposal.drafts.push(last);
+            nodes[i + 1] = after(nodes[i], last);
+        }
+        nodes
+    }
+
+    /// The target's laws after the drafts.
+    pub(super) fn judge(
+        &self,
+        rule: Rule,
+        seed: u64,
+        proposal: &Proposal,
+        nodes: &[usize],
+    ) -> Verdict {
+        let mut p = [0.0; VOCAB * (DRAFTS + 1)];
+        let p = &mut p[..VOCAB * (proposal.drafts.len() + 1)];
+        for (row, &node) in p.chunks_exact_mut(VOCAB).zip(nodes) {
+            row.copy_from_slice(&self.laws[node]);
+        }
+        proposal.judge(rule, seed, p)
+    }
+}
+
+/// Drafts of a round after `done` tokens of `length`: 3, then no more than can be emitted.
+fn draft_count(done: usize, length: usize) -> usize {
+    if done == 0 { DRAFTS } else { length - done - 1 }
+}
+
+pub(super) fn last_of(tokens: &[TokenId]) -> TokenId {
+    *tokens.last().unwrap_or(&HISTORY[HISTORY.len() - 1])
+}
+
+fn likeliest(law: &Row<f32>) -> TokenId {
+    (1..VOCAB).fold(0, |best, t| if law[t] > law[best] { t } else { best }) as TokenId
+}
+
+/// Random numbers for drafts that no rule under test has a part in (Steele et al., 2014).
+pub(super) struct SplitMix(pub(super) u64);
+
+impl SplitMix {
+    fn uniform(&mut self) -> f32 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 24) as f32
+    }
+
+    /// The first token whose cumulative probability exceeds a uniform number.
+    pub(super) fn draw(&mut self, cumulative: &Row<f32>) -> TokenId {
+        let uniform = self.uniform();
+        cumulative.iter().filter(|&&sum| sum <= uniform).count() as TokenId
+    }
+}
+
+/// Cumulative probabilities, out of reach from the last possible token on.
+fn cumulative(law: &Row<f32>) -> Row<f32> {
+    let last = (0..VOCAB).rfind(|&token| law[token] > 0.0).expect("a law");
+    let mut sum = 0.0;
+    std::array::from_fn(|token| {
+        sum += law[token];
+        if token < last { sum } else { 2.0 }
+    })
+}
+
+/// How often each sequence is drawn; `round` appends the tokens of one verified draft.
+fn count(setting: Setting, mut round: impl FnMut(u64, &mut Vec<TokenId>)) -> Vec<u32> {
+    let length = setting.length;
+    let mut counts = vec![0; VOCAB.pow(length as u32)];
+    let mut tokens = Vec::with_capacity(length + DRAFTS);
+    for draw in 0..DRAWS {
+        let seed = u64::from(setting.combination) << 32 | draw;
+        tokens.clear();
+        while tokens.len() < length {
+            round(seed, &mut tokens);
+        }
+        let sequence = tokens[..length].iter().fold(0, |sum, &t| VOCAB * sum + t as usize);
+        counts[sequence] += 1;
+    }
+    counts
+}
+
+/// Draws with rows and draft laws computed once.
+pub(super) fn count_with_tables(setting: Setting) -> Vec<u32> {
+    let tables = Tables::new(setting, false);
+    let mut setup = setup_of(setting.combination);
+    let mut random = SplitMix(u64::from(setting.combination) << 40);
+    let mut proposal = Proposal::default();
+    let greedy = setting.way == Way::Match && setting.greedy;
+    count(setting, |seed, tokens| {
+        let nodes = tables.propose(tokens, &mut proposal, |_, offset, last| {
+            if greedy {
+                likeliest(&tables.drafts[offset][last])
+            } else {
+                random.draw(&tables.cumulative[offset][last])
+            }
+        });
+        match setting.way {
+            Way::Match => {
+                setup.sampling.seed = seed;
+                let choose = |i: usize| {
+                    let position = proposal.first + i as u32;
+                    pick(&setup, position, &tables.rows[nodes[i]]).ok_or(Fault::NothingAllowed)
+                };
+                match_drafts(&proposal.drafts, tokens, choose).expect("allowed tokens");
+            }
+            Way::Judge(rule) => {
+                let verdict = tables.judge(rule, seed, &proposal, &nodes);
+                tokens.extend_from_slice(&proposal.drafts[..verdict.accepted]);
+                tokens.extend(verdict.next);
+            }
+        }
+    })
+}
+
+/// Draws as an engine does: a slot's sampler from raw logits to tokens.
+pub(super) fn count_with_samplers(setting: Setting) -> Vec<u32> {
+    let setup = setup_of(setting.combination);
+    let mut sampler = Sampler::new(setup.clone(), &HISTORY);
+    count(setting, |seed, tokens| {
+        let done = tokens.len();
+        if done == 0 {
+            let sampling = Sampling { seed, ..setup.sampling };
+            sampler = Sampler::new(Setup { sampling, ..setup.clone() }, &HISTORY);
+        }
+        let mut last = last_of(tokens);
+        let first = (HISTORY.len() + done) as u32;
+        let mut proposal = Proposal { first, ..Proposal::default() };
+        let mut logits = target_logits(done, last).to_vec();
+        let mut masks = vec![vec![mask_of(setting.combination, last)]];
+        for offset in done..done + draft_count(done, setting.length) {
+            let draft = drafter_logits(setting.drafter, offset, last);
+            last = sampler.propose(&mut proposal, setting.filtered, &draft).expect("a draft");
+            logits.extend_from_slice(&target_logits(offset + 1, last));
+            masks.push(vec![mask_of(setting.combination, last)]);
+        }
+        match setting.way {
+            Way::Match => sampler.verify(first, &proposal.drafts, &masks, &logits, tokens),
+            Way::Judge(rule) => sampler.judge(rule, &proposal, &masks, &logits, tokens),
+        }
+        .expect("allowed tokens");
+    })
+}
+
+/// Rules that look right.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Mistake {
+    /// The rules themselves, as a control.
+    None,
+    /// Keeps drafts that are the target's likeliest token, at any temperature.
+    GreedyMatch,
+    /// Draws the token after a refusal with the random numbers of the refused draft.
+    SharedNoise,
+    /// Draws that token from p, not from max(p - q, 0).
+    WholeTarget,
+    /// Processes all rows with the tokens known before the drafts.
+    Snapshot,
+    /// Judges by a law that lacks the temperature the drafts were drawn with.
+    OtherProposal,
+    /// Keys the random numbers of block verification by position alone: where drafts were refused
+    /// or not reached, the next round meets the same numbers again.
+    ReusedNoise,
+}
+
+pub(super) fn count_mistaken(setting: Setting, rule: Rule, mistake: Mistake) -> Vec<u32> {
+    let tables = Tables::new(setting, mistake == Mistake::Snapshot);
+    let combination = setting.combination & !TEMPERATURE;
+    let others = draft_laws(Setting { combination, ..setting });
+    let mut proposal = Proposal::default();
+    count(setting, |seed, tokens| {
+        let first = (HISTORY.len() + tokens.len()) as u32;
+        let draws = |i: usize, purpose| match mistake {
+            Mistake::ReusedNoise => Draws::new(seed, first + i as u32, purpose),
+            _ => Draws::of_draft(seed, first, i as u32, purpose),
+        };
+        let mut believed = Vec::new();
+        let nodes = tables.propose(tokens, &mut proposal, |i, offset, last| {
+            believed.extend_from_slice(&others[offset][last]);
+            race(draws(i, Purpose::Draft), |token| tables.drafts[offset][last][token])
+        });
+        if mistake == Mistake::OtherProposal {
+            proposal.q = believed;
+        }
+        let (drafts, q) = (&proposal.drafts, &proposal.q);
+        let p = nodes.map(|node| &tables.laws[node]);
+        let right = tables.judge(rule, seed, &proposal, &nodes);
+        let (accepted, mass) = match mistake {
+            Mistake::GreedyMatch => {
+                let matches = |&i: &usize| drafts[i] == likeliest(p[i]);
+                ((0..drafts.len()).take_while(matches).count(), 1.0)
+            }
+            Mistake::ReusedNoise => {
+                joint_verification(drafts, q, &p, |i| draws(i, Purpose::Accept).uniform(0))
+            }
+            _ => (right.accepted, 1.0),
+        };
+        let refused = accepted < drafts.len();
+        let whole = !refused || matches!(mistake, Mistake::GreedyMatch | Mistake::WholeTarget);
+        let weight = |token: usize| {
+            let taken = if whole { 0.0 } else { q[VOCAB * accepted + token] };
+            mass * p[accepted][token] - taken
+        };
+        let draws = if refused && mistake == Mistake::SharedNoise {
+            draws(accepted, Purpose::Draft)
+        } else {
+            Draws::new(seed, first + accepted as u32, Purpose::Residual)
+        };
+        tokens.extend_from_slice(&drafts[..accepted]);
+        tokens.push(match mistake {
+            Mistake::None | Mistake::Snapshot | Mistake::OtherProposal => {
+                right.next.expect("a row")
+            }
+            _ => race(draws, |token| weight(token).max(0.0)),
+        });
+    })
+}
+
+fn race(draws: Draws, weight: impl Fn(usize) -> f32) -> TokenId {
+    draws.race_weights(VOCAB, weight).unwrap_or(0)
+}
+
+/// How many drafts are kept, and the running mass after them.
+fn joint_verification(
+    drafts: &[TokenId],
+    q: &[f32],
+    p: &[&Row<f32>],
+    uniform: impl Fn(usize) -> f32,
+) -> (usize, f32) {
+    let mut masses = vec![1.0f32];
+    for (i, &draft) in drafts.iter().enumerate() {
+        let draft = draft as usize;
+        masses.push((masses[i] * p[i][draft] / q[VOCAB * i + draft]).min(1.0));
+    }
+    let kept_below = |i: usize| {
+        let excess = p[i].iter().zip(&q[VOCAB * i..]).map(|(p, q)| (masses[i] * p - q).max(0.0));
+        let sum: f32 = excess.sum();
+        if i == drafts.len() { masses[i] } else { sum / (sum + 1.0 - masses[i]) }
+    };
+    let kept = (1..=drafts.len()).rfind(|&i| uniform(i - 1) <= kept_below(i)).unwrap_or(0);
+    (kept, masses[kept])
+}
