@@ -1,0 +1,56 @@
+//! Whether everything the scheduler believes fits together. For tests after every step, and cheap
+//! enough to be asked now and then in service.
+
+use std::collections::BTreeSet;
+
+use crate::Scheduler;
+use crate::request::Request;
+
+impl Scheduler {
+    /// Every page is free, kept or used by exactly those who have it in their tables; every slot
+    /// is free or one request's; every request runs or waits, and has what its next row will read.
+    ///
+    /// # Errors
+    /// The first thing that does not fit.
+    pub fn check(&self) -> Result<(), String> {
+        let ranked = self.waiting.len() + self.running.len();
+        if ranked != self.requests.len() || self.running.len() > self.running_max {
+            let count = self.requests.len();
+            return Err(format!("{count} requests, {ranked} run or wait"));
+        }
+        for rank in self.waiting.iter().chain(&self.running) {
+            let request = self.requests.get(&rank.id).filter(|request| request.rank == *rank);
+            let request = request.ok_or_else(|| format!("{rank:?} is unknown"))?;
+            if request.place.is_some() != self.running.contains(rank) {
+                return Err(format!("request {} has a place only if it runs", rank.id));
+            }
+            self.check_request(request)?;
+        }
+        self.check_slots()?;
+        let places = self.requests.values().filter_map(|request| request.place.as_ref());
+        self.pages.check(places.map(|place| &place.holding))
+    }
+
+    fn check_request(&self, request: &Request) -> Result<(), String> {
+        request.check()?;
+        let Some(place) = &request.place else {
+            return Ok(());
+        };
+        if place.held.is_some() && request.computed + 1 != request.known.len() as u32 {
+            return Err(format!("request {} holds a token that is old", request.rank.id));
+        }
+        let checked = self.pages.check_holding(&place.holding, request.computed);
+        checked.map_err(|reason| format!("request {}: {reason}", request.rank.id))
+    }
+
+    fn check_slots(&self) -> Result<(), String> {
+        let places = self.requests.values().filter_map(|request| request.place.as_ref());
+        let used = places.map(|place| place.slot).chain(self.slots.iter().copied());
+        let slots: BTreeSet<_> = used.clone().collect();
+        let count = self.caps.slot_count as usize;
+        if slots.len() == count && used.count() == count {
+            return Ok(());
+        }
+        Err(format!("{} slots are accounted for, of {count}", slots.len()))
+    }
+}

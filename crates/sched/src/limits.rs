@@ -1,0 +1,42 @@
+//! What whoever runs the server may set. Sizes that the engine fixes are in its `Caps`.
+
+use crate::Cost;
+
+/// Bounds of queue, batch and step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// Requests that wait to start. Preempted ones come back beyond it.
+    pub waiting_max: u32,
+    /// Requests that run at once, if the engine has room for so many.
+    pub running_max: u32,
+    /// Prompt tokens of a step in which other rows decode.
+    pub chunk_max: u32,
+    /// Prompt tokens of such a step that are granted even where `step_us_max` is exceeded.
+    pub chunk_min: u32,
+    /// Microseconds that a step with decode rows should take; prompt chunks are cut to fit.
+    pub step_us_max: u32,
+    /// Decoding rows above which nothing is drafted.
+    pub draft_rows_max: u32,
+    /// Later arrivals that one level of priority is worth.
+    pub aging: u32,
+    /// What steps cost, until steps were measured.
+    pub cost: Cost,
+    /// Whether pages are kept for requests that start with the same tokens.
+    pub prefix_cache: bool,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            waiting_max: 1024,
+            running_max: u32::MAX,
+            chunk_max: 2048,
+            chunk_min: 16,
+            step_us_max: 20_000,
+            draft_rows_max: u32::MAX,
+            aging: 256,
+            cost: Cost { base_us: 2_000.0, token_us: 20.0 },
+            prefix_cache: true,
+        }
+    }
+}

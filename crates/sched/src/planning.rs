@@ -1,0 +1,434 @@
+//! What one step does: who keeps a place, who starts, and how many tokens each row has.
+
+use kilotok_engine::{Row, RowTokens, check_plan};
+
+use crate::drafts::{Drafter, share_drafts};
+use crate::request::{Flight, Rank, Request};
+use crate::scheduler::{Misuse, Plan, Scheduler};
+use crate::shares::share_prompts;
+
+/// A row to be.
+struct Share {
+    rank: Rank,
+    /// Drafts apart.
+    token_count: u32,
+    draft_count: u32,
+    draft_next: u32,
+}
+
+impl Scheduler {
+    /// Decides the next step. A plan without rows is not to be submitted: nothing can be done
+    /// until a request or masks come. Otherwise the step is in flight until it is absorbed.
+    pub fn plan(&mut self) -> Result<Plan, Misuse> {
+        if self.in_flight.is_some() {
+            return Err(Misuse::InFlight);
+        }
+        self.secure();
+        self.start_waiting();
+        let shares = self.share_tokens();
+        let mut plan = Plan::default();
+        let mut flights = Vec::with_capacity(shares.len());
+        for share in shares {
+            let row = self.row(&share);
+            flights.push(Self::flight(share.rank, &row));
+            plan.ids.push(share.rank.id);
+            plan.step.rows.push(row);
+        }
+        if !flights.is_empty() {
+            self.stats.step_count += 1;
+            self.in_flight = Some(flights);
+        }
+        debug_assert_eq!(check_plan(&self.caps, &plan.step), Ok(()));
+        Ok(plan)
+    }
+
+    /// Gives everyone who can run a page for the next token, in order of rank. Without pages the
+    /// last rank loses its place; the last of all waits.
+    fn secure(&mut self) {
+        let ranks: Vec<Rank> = self.running.iter().copied().collect();
+        for rank in ranks {
+            while self.running.contains(&rank) && !self.secure_one(rank) {
+                match self.running.last() {
+                    Some(&last) if last > rank => self.preempt(last),
+                    _ => break,
+                }
+            }
+        }
+    }
+
+    /// False without a page for the next token.
+    fn secure_one(&mut self, rank: Rank) -> bool {
+        let request = self.requests.get_mut(&rank.id).expect("who runs is known");
+        let next = request.computed + request.left().min(1);
+        let Some(place) = &mut request.place else {
+            return false;
+        };
+        let secured = self.pages.reach(&place.holding, next) == next;
+        if secured {
+            self.pages.cover(&mut place.holding, next);
+        }
+        secured
+    }
+
+    /// Starts those who wait, in order of rank, as long as there is a slot for the first of them,
+    /// and pages for all that it and those who run know by now.
+    fn start_waiting(&mut self) {
+        if self.shortage.is_some_and(|shortage| !self.pages.is_over(shortage)) {
+            return;
+        }
+        self.shortage = None;
+        while self.running.len() < self.running_max
+            && let Some(&rank) = self.waiting.first()
+        {
+            let request = &self.requests[&rank.id];
+            let hit = self.pages.find(&request.asked.cache_salt, &request.known, request.hit_max());
+            let fits = self.pages.fits(&hit, request.target() + 1, &self.spoken_for());
+            // Alone it always fits: what never could was refused.
+            if let Err(shortage) = fits {
+                self.shortage = Some(shortage);
+                return;
+            }
+            let Some(slot) = self.slots.pop() else {
+                return;
+            };
+            let holding = self.pages.enter(&request.asked.cache_salt, hit);
+            let request = self.requests.get_mut(&rank.id).expect("who waits is known");
+            let first = request.start(slot, holding);
+            if first {
+                self.stats.prefix_queries += u64::from(request.prompt_count());
+                self.stats.prefix_hits += u64::from(request.computed);
+            }
+            self.waiting.remove(&rank);
+            self.running.insert(rank);
+            self.secure_one(rank);
+        }
+    }
+
+    /// Pages of each group that those who run will yet need: for what they know, and one more
+    /// to grow.
+    fn spoken_for(&self) -> Vec<u32> {
+        let mut spoken = vec![0; self.caps.groups.len()];
+        for rank in &self.running {
+            let request = &self.requests[&rank.id];
+            let Some(place) = &request.place else {
+                continue;
+            };
+            let missing = self.pages.missing(&place.holding, request.target());
+            for (spoken, missing) in spoken.iter_mut().zip(missing) {
+                *spoken += missing + 1;
+            }
+        }
+        spoken
+    }
+
+    /// Hands out the step's tokens, in order of rank: one to everyone, then drafts, then prompts.
+    fn share_tokens(&mut self) -> Vec<Share> {
+        let able = |rank: &&Rank| self.is_able(**rank);
+        let ranks: Vec<Rank> = self.running.iter().filter(able).copied().collect();
+        let left = |rank: &Rank| self.requests[&rank.id].left();
+        let (tips, prompts): (Vec<Rank>, Vec<Rank>) =
+            ranks.iter().partition(|rank| self.is_tip(**rank));
+        let room = self.caps.token_max - tips.len() as u32;
+        let wanted = self.wanted_drafts(&tips, room, !prompts.is_empty());
+        let mut shares: Vec<Share> = Vec::with_capacity(ranks.len());
+        for (rank, wanted) in tips.iter().zip(wanted) {
+            let request = &self.requests[&rank.id];
+            let draft_count = request.verifiable().min(wanted);
+            let draft_next = if wanted > 0 { self.draft_next(request) } else { 0 };
+            shares.push(Share { rank: *rank, token_count: 1, draft_count, draft_next });
+        }
+        let used = shares.iter().map(|share| 1 + share.draft_count).sum();
+        let lefts: Vec<u32> = prompts.iter().map(left).collect();
+        let counts = share_prompts(&lefts, self.prompt_budget(used));
+        for (rank, token_count) in prompts.iter().zip(counts) {
+            let draft_next = self.draft_next(&self.requests[&rank.id]);
+            shares.push(Share { rank: *rank, token_count, draft_count: 0, draft_next });
+        }
+        shares.retain(|share| share.token_count > 0);
+        shares.sort_by_key(|share| share.rank);
+        for share in &mut shares {
+            self.cover(share);
+        }
+        shares
+    }
+
+    /// Whether a request has something to compute and a page to do it in.
+    fn is_able(&self, rank: Rank) -> bool {
+        let request = &self.requests[&rank.id];
+        let next = request.computed + 1;
+        let place = request.place.as_ref();
+        let covered = place.is_some_and(|place| self.pages.covers(&place.holding, next));
+        request.left() > 0 && covered
+    }
+
+    /// Whether only the last known token is to be computed.
+    fn is_tip(&self, rank: Rank) -> bool {
+        let request = &self.requests[&rank.id];
+        request.computed + 1 == request.target()
+    }
+
+    /// Drafts that each row at its last known token should verify. Prompts leave half of the
+    /// room.
+    fn wanted_drafts(&self, tips: &[Rank], room: u32, prompts: bool) -> Vec<u32> {
+        if tips.len() > self.limits.draft_rows_max as usize || !self.caps.drafter {
+            return vec![0; tips.len()];
+        }
+        let drafter = |rank: &Rank| {
+            let request = &self.requests[&rank.id];
+            let draft_max = request.draftable(self.caps.draft_max).max(request.verifiable());
+            Drafter { acceptance: &request.acceptance, draft_max }
+        };
+        let drafters: Vec<_> = tips.iter().map(drafter).collect();
+        share_drafts(&drafters, self.cost(), if prompts { room / 2 } else { room })
+    }
+
+    /// Drafts to make at the end of a row.
+    fn draft_next(&self, request: &Request) -> u32 {
+        let crowded = self.running.len() > self.limits.draft_rows_max as usize;
+        if self.caps.drafter && !crowded { request.draftable(self.caps.draft_max) } else { 0 }
+    }
+
+    /// Tokens that prompts may have beside `used` others, whose next tokens they delay.
+    fn prompt_budget(&self, used: u32) -> u32 {
+        let room = self.caps.token_max - used;
+        if used == 0 {
+            return room;
+        }
+        let timely = self.cost().tokens_within(self.limits.step_us_max).saturating_sub(used);
+        room.min(timely.max(self.limits.chunk_min).min(self.limits.chunk_max).max(1))
+    }
+
+    /// Takes pages for as many of the share's tokens as there are any.
+    fn cover(&mut self, share: &mut Share) {
+        let request = self.requests.get_mut(&share.rank.id).expect("who runs is known");
+        let Some(place) = &mut request.place else {
+            return;
+        };
+        let end = request.computed + share.token_count + share.draft_count;
+        let end = self.pages.reach(&place.holding, end);
+        self.pages.cover(&mut place.holding, end);
+        let covered = end - request.computed;
+        share.token_count = share.token_count.min(covered);
+        share.draft_count = covered - share.token_count;
+    }
+
+    fn row(&self, share: &Share) -> Row {
+        let request = &self.requests[&share.rank.id];
+        let place = request.place.as_ref().expect("who runs has a place");
+        let (start, draft_count) = (request.computed, share.draft_count);
+        let end = start + share.token_count;
+        let sample = end == request.target() && request.asked.token_max > 0;
+        let tokens = if place.held.is_some() {
+            RowTokens::Held { draft_count }
+        } else {
+            let tokens = request.known[start as usize..end as usize].to_vec();
+            RowTokens::Given { tokens, draft_count: 0 }
+        };
+        let masks = request.masks.as_ref().filter(|_| sample);
+        let masks = masks.map_or(&[][..], |masks| &masks.masks[..]);
+        let scored = request.to_score(start, end).to_vec();
+        let logprobs = request.asked.logprobs.filter(|_| sample || !scored.is_empty());
+        let draft_next = if sample { share.draft_next } else { 0 };
+        Row {
+            slot: place.slot,
+            setup: place.fresh.then(|| Box::new(request.setup())),
+            start,
+            tokens,
+            sample,
+            pages: self.pages.runs(&place.holding, start, end + draft_count),
+            masks: masks.iter().take(draft_count as usize + 1).cloned().collect(),
+            logprobs,
+            scored,
+            draft_next,
+            report_drafts: draft_next > 0 && request.asked.needs_masks,
+        }
+    }
+
+    fn flight(rank: Rank, row: &Row) -> Flight {
+        let draft_count = row.tokens.draft_count();
+        Flight {
+            id: rank.id,
+            start: row.start,
+            end: row.end() - draft_count,
+            draft_count,
+            draft_next: row.draft_next,
+            sample: row.sample,
+            scored_count: row.scored.len() as u32,
+            logprobs: row.logprobs.is_some(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kilotok_abi::{Sampling, TokenId};
+    use kilotok_engine::{Caps, Engine, SlotSetup, StepOutput};
+    use kilotok_testkit::{ScriptedEngine, Skill};
+
+    use super::*;
+    use crate::{Advance, Limits, RequestId, Submission};
+
+    fn asked(prompt: Vec<TokenId>, token_max: u32) -> Submission {
+        let setup = SlotSetup {
+            sampling: Sampling::GREEDY,
+            prompt_count: 0,
+            history: Vec::new(),
+            logit_bias: Vec::new(),
+            bad_words: Vec::new(),
+            end_tokens: Vec::new(),
+        };
+        Submission::new(prompt, setup, token_max)
+    }
+
+    fn text(count: u32, first: TokenId) -> Vec<TokenId> {
+        (0..count).map(|index| (first + index * 7) % 256).collect()
+    }
+
+    struct Bench {
+        engine: ScriptedEngine,
+        sched: Scheduler,
+    }
+
+    impl Bench {
+        fn new(caps: Caps, limits: Limits) -> Self {
+            let sched = Scheduler::new(&caps, limits);
+            Self { engine: ScriptedEngine::new(caps, Skill::Percent(100)), sched }
+        }
+
+        /// One step: who had how many tokens, and what came of it.
+        fn step(&mut self) -> (Vec<(u64, u32)>, Vec<Advance>) {
+            let plan = self.sched.plan().unwrap();
+            let counts = plan.step.rows.iter().map(|row| row.tokens.count());
+            let counts = plan.ids.iter().map(|id| id.0).zip(counts).collect();
+            if plan.step.rows.is_empty() {
+                return (counts, Vec::new());
+            }
+            let step = self.engine.submit(&plan.step).unwrap();
+            let mut output = StepOutput::default();
+            self.engine.wait(step, &mut output).unwrap();
+            let advances = self.sched.absorb(output, 1000).unwrap();
+            self.sched.check().unwrap();
+            (counts, advances)
+        }
+
+        /// Steps until a request ends, and the tokens it had from now on.
+        fn finish(&mut self, id: RequestId) -> (u32, Vec<TokenId>) {
+            let mut tokens = Vec::new();
+            for step in 1..1000 {
+                for advance in self.step().1.into_iter().filter(|advance| advance.id == id) {
+                    tokens.extend(advance.tokens);
+                    if advance.finish.is_some() {
+                        return (step, tokens);
+                    }
+                }
+            }
+            panic!("request {id} does not end");
+        }
+    }
+
+    #[test]
+    fn one_step_at_a_time() {
+        let mut bench = Bench::new(ScriptedEngine::caps(), Limits::default());
+        assert_eq!(bench.sched.plan().unwrap(), Plan::default());
+        assert_eq!(bench.sched.absorb(StepOutput::default(), 1), Err(Misuse::NotInFlight));
+        bench.sched.admit(asked(text(3, 1), 4)).unwrap();
+        let plan = bench.sched.plan().unwrap();
+        assert_eq!(bench.sched.plan(), Err(Misuse::InFlight));
+        let wrong = bench.sched.absorb(StepOutput::default(), 1).unwrap_err();
+        assert_eq!(wrong.to_string(), "output of row 0: 0 rows came out of 1");
+        assert_eq!(bench.sched.abandon().unwrap(), plan.ids);
+        assert_eq!(bench.sched.plan().unwrap(), plan, "it starts again");
+    }
+
+    #[test]
+    fn drafts_make_steps_fewer_and_end_with_the_reply() {
+        let mut steps = [0, 0];
+        for (drafts, steps) in [false, true].into_iter().zip(&mut steps) {
+            let mut bench = Bench::new(ScriptedEngine::caps(), Limits::default());
+            let mut asked = asked(text(9, 1), 33);
+            asked.drafts = drafts;
+            let id = bench.sched.admit(asked).unwrap();
+            let (step_count, tokens) = bench.finish(id);
+            assert_eq!(tokens.len(), 33);
+            *steps = step_count;
+        }
+        assert_eq!(steps, [33, 1 + 32_u32.div_ceil(8)]);
+    }
+
+    #[test]
+    fn a_long_prompt_and_short_ones_do_not_starve_each_other() {
+        let limits = Limits { waiting_max: 10_000, ..Limits::default() };
+        let mut bench = Bench::new(Caps { token_max: 32, ..ScriptedEngine::caps() }, limits);
+        let long = bench.sched.admit(asked(text(1600, 1), 1)).unwrap();
+        let mut joined = std::collections::BTreeMap::new();
+        for step in 0_u32..1000 {
+            let short = bench.sched.admit(asked(text(8, step + 2), 2)).unwrap();
+            joined.insert(short, step);
+            let (_, advances) = bench.step();
+            for done in advances.iter().filter(|advance| advance.finish.is_some()) {
+                let steps = joined.get(&done.id).map_or(0, |joined| step - joined);
+                assert!(steps <= 3, "a short prompt of request {} took {steps} steps", done.id);
+                if done.id == long {
+                    // Half of what two decode rows leave.
+                    assert!(step <= 1600 / 14, "the long prompt took {step} steps");
+                    return;
+                }
+            }
+        }
+        panic!("the long prompt starved");
+    }
+
+    #[test]
+    fn priorities_go_first_but_age() {
+        let limits = Limits { running_max: 1, aging: 3, ..Limits::default() };
+        let mut bench = Bench::new(ScriptedEngine::caps(), limits);
+        for priority in [0, 1, 0, 0, 0, -1] {
+            let mut asked = asked(text(4, 1), 1);
+            asked.priority = priority;
+            bench.sched.admit(asked).unwrap();
+        }
+        let order: Vec<u64> = (0..6).map(|_| bench.step().0[0].0).collect();
+        assert_eq!(order, [0, 2, 5, 3, 1, 4]);
+    }
+
+    #[test]
+    fn the_last_rank_makes_room_and_loses_no_token() {
+        let mut caps = ScriptedEngine::caps();
+        caps.groups[0].page_count = 12;
+        let requests = [asked(text(30, 1), 40), asked(text(20, 2), 50)];
+        let mut alone = Vec::new();
+        for request in &requests {
+            let mut bench = Bench::new(caps.clone(), Limits::default());
+            let id = bench.sched.admit(request.clone()).unwrap();
+            alone.push(bench.finish(id).1);
+        }
+        let mut bench = Bench::new(caps, Limits::default());
+        let ids = requests.map(|request| bench.sched.admit(request).unwrap());
+        let mut tokens = [Vec::new(), Vec::new()];
+        while !bench.sched.is_idle() {
+            for advance in bench.step().1 {
+                tokens[usize::from(advance.id == ids[1])].extend(advance.tokens);
+            }
+        }
+        assert_eq!(bench.sched.stats().preemption_count, 1);
+        assert_eq!(&tokens[..], &alone[..]);
+    }
+
+    #[test]
+    fn prompts_are_cut_to_the_time_of_a_step() {
+        let cost = crate::Cost { base_us: 1000.0, token_us: 10.0 };
+        let limits = Limits { cost, step_us_max: 1500, chunk_min: 5, ..Limits::default() };
+        let mut bench = Bench::new(ScriptedEngine::caps(), limits);
+        let mut first = asked(text(4, 1), 9);
+        first.drafts = false;
+        bench.sched.admit(first).unwrap();
+        bench.step();
+        bench.sched.admit(asked(text(400, 2), 9)).unwrap();
+        let rows = bench.step().0;
+        assert!(rows[0] == (0, 1) && (40..60).contains(&rows[1].1), "{rows:?}");
+        bench.sched.limits.step_us_max = 1;
+        assert_eq!(bench.step().0, [(0, 1), (1, 5)]);
+        bench.sched.cancel(RequestId(0));
+        assert_eq!(bench.step().0, [(1, 192)]);
+    }
+}

@@ -1,0 +1,178 @@
+//! The pages of one group: how many requests use each, which are free, and which nobody uses but
+//! are kept because their content may be asked for again. Knows nothing of what is in them.
+
+use std::collections::BTreeMap;
+
+use kilotok_abi::PageId;
+
+use crate::prefix::Spot;
+
+pub(crate) struct Pool {
+    pages: Vec<Page>,
+    free: Vec<PageId>,
+    /// Named pages that nobody uses, by the time they were given back.
+    idle: BTreeMap<u64, PageId>,
+    clock: u64,
+}
+
+#[derive(Clone, Default)]
+struct Page {
+    owner_count: u32,
+    /// Where the prefix tree names it.
+    spot: Option<Spot>,
+    /// Its key in `idle`, if it is there.
+    given_back: u64,
+}
+
+impl Pool {
+    pub(crate) fn new(page_count: u32) -> Self {
+        Self {
+            pages: vec![Page::default(); page_count as usize],
+            free: (0..page_count).rev().map(PageId).collect(),
+            idle: BTreeMap::new(),
+            clock: 0,
+        }
+    }
+
+    /// Pages that can be taken.
+    pub(crate) fn available(&self) -> u32 {
+        (self.free.len() + self.idle.len()) as u32
+    }
+
+    pub(crate) fn idle_count(&self) -> u32 {
+        self.idle.len() as u32
+    }
+
+    pub(crate) fn page_count(&self) -> u32 {
+        self.pages.len() as u32
+    }
+
+    pub(crate) fn is_idle(&self, page: PageId) -> bool {
+        let page = &self.pages[page.0 as usize];
+        page.owner_count == 0 && page.spot.is_some()
+    }
+
+    /// Takes a free page or, without one, that which was unused for longest. Of the latter, the
+    /// spot that the tree must now forget.
+    pub(crate) fn take(&mut self) -> Option<(PageId, Option<Spot>)> {
+        let page = self.free.pop().or_else(|| Some(self.idle.pop_first()?.1))?;
+        let state = &mut self.pages[page.0 as usize];
+        debug_assert_eq!(state.owner_count, 0, "page {page} is in use");
+        state.owner_count = 1;
+        Some((page, state.spot.take()))
+    }
+
+    /// One more request uses a named page.
+    pub(crate) fn share(&mut self, page: PageId) {
+        let state = &mut self.pages[page.0 as usize];
+        debug_assert!(state.spot.is_some(), "page {page} has no name to be found by");
+        if state.owner_count == 0 {
+            self.idle.remove(&state.given_back);
+        }
+        state.owner_count += 1;
+    }
+
+    /// One request less uses it. Pages given back earlier are evicted earlier.
+    pub(crate) fn give_back(&mut self, page: PageId) {
+        let state = &mut self.pages[page.0 as usize];
+        state.owner_count -= 1;
+        if state.owner_count > 0 {
+            return;
+        }
+        if state.spot.is_some() {
+            self.clock += 1;
+            state.given_back = self.clock;
+            self.idle.insert(self.clock, page);
+        } else {
+            self.free.push(page);
+        }
+    }
+
+    /// The tree names a page in use. False if it already has a name.
+    pub(crate) fn name(&mut self, page: PageId, spot: Spot) -> bool {
+        let state = &mut self.pages[page.0 as usize];
+        debug_assert!(state.owner_count > 0, "page {page} is not in use");
+        let unnamed = state.spot.is_none();
+        if unnamed {
+            state.spot = Some(spot);
+        }
+        unnamed
+    }
+
+    /// Takes the name from a page that one request uses, so that it will not be found again.
+    pub(crate) fn unname(&mut self, page: PageId) -> Option<Spot> {
+        let state = &mut self.pages[page.0 as usize];
+        if state.owner_count == 1 { state.spot.take() } else { None }
+    }
+
+    pub(crate) fn spot(&self, page: PageId) -> Option<Spot> {
+        self.pages[page.0 as usize].spot
+    }
+
+    /// Whether each page is in exactly one place, given how many requests have it.
+    pub(crate) fn check(&self, owner_counts: &[u32]) -> Result<(), String> {
+        let mut places = vec![0; self.pages.len()];
+        for page in self.free.iter().chain(self.idle.values()) {
+            places[page.0 as usize] += 1;
+        }
+        for (index, page) in self.pages.iter().enumerate() {
+            let (owners, known) = (owner_counts[index], page.owner_count);
+            if owners != known {
+                return Err(format!("page {index} counts {known} users, it has {owners}"));
+            }
+            if places[index] != u32::from(owners == 0) {
+                return Err(format!("page {index}: {owners} users, in {} lists", places[index]));
+            }
+            let idle = self.idle.get(&page.given_back) == Some(&PageId(index as u32));
+            if idle != (owners == 0 && page.spot.is_some()) {
+                return Err(format!("page {index}: kept {idle}, {owners} users, {:?}", page.spot));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::prefix::NodeId;
+
+    fn spot(place: u32) -> Spot {
+        Spot { node: NodeId(1), place }
+    }
+
+    #[test]
+    fn named_pages_are_kept_and_the_oldest_goes_first() {
+        let mut pool = Pool::new(3);
+        let pages: Vec<_> = (0..3).map(|_| pool.take().unwrap().0).collect();
+        assert_eq!(pool.take(), None);
+        assert!(pool.name(pages[0], spot(0)) && pool.name(pages[1], spot(1)));
+        assert!(!pool.name(pages[1], spot(2)));
+        for page in [pages[1], pages[2], pages[0]] {
+            pool.give_back(page);
+        }
+        pool.check(&[0; 3]).unwrap();
+        assert_eq!((pool.available(), pool.idle_count()), (3, 2));
+        assert_eq!(pool.take(), Some((pages[2], None)));
+        assert_eq!(pool.take(), Some((pages[1], Some(spot(1)))));
+        pool.share(pages[0]);
+        assert_eq!(pool.available(), 0);
+        pool.give_back(pages[0]);
+        assert_eq!(pool.take(), Some((pages[0], Some(spot(0)))));
+    }
+
+    #[test]
+    fn a_shared_page_stays_until_the_last_user_left() {
+        let mut pool = Pool::new(1);
+        let (page, _) = pool.take().unwrap();
+        pool.name(page, spot(0));
+        pool.share(page);
+        assert_eq!(pool.unname(page), None);
+        pool.give_back(page);
+        assert_eq!(pool.available(), 0);
+        assert_eq!(pool.unname(page), Some(spot(0)));
+        pool.give_back(page);
+        assert_eq!((pool.available(), pool.idle_count()), (1, 0));
+        pool.check(&[0]).unwrap();
+    }
+}

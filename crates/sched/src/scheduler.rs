@@ -1,0 +1,463 @@
+//! The scheduler's doors: requests come in, outputs come back, requests leave. What a step does is
+//! decided in `planning`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kilotok_abi::{PageId, SlotId, TokenId};
+use kilotok_engine::{
+    Caps, EngineError, PageRun, Row, RowFault, RowOutput, RowTokens, SlotSetup, StepOutput,
+    StepPlan, TokenLogprobs, check_plan,
+};
+
+use crate::cost::CostModel;
+use crate::drafts::Acceptance;
+use crate::pages::{Pages, Shortage};
+use crate::request::{Flight, Masks, Rank, Request};
+use crate::{Cost, GroupUsage, Limits, RequestId, Stats, Submission};
+
+/// See the crate's head.
+pub struct Scheduler {
+    pub(crate) caps: Caps,
+    pub(crate) limits: Limits,
+    /// Requests that have a slot at once.
+    pub(crate) running_max: usize,
+    pub(crate) context_max: u32,
+    pub(crate) requests: BTreeMap<RequestId, Request>,
+    pub(crate) waiting: BTreeSet<Rank>,
+    pub(crate) running: BTreeSet<Rank>,
+    pub(crate) slots: Vec<SlotId>,
+    pub(crate) pages: Pages,
+    /// What the first in the queue waits for.
+    pub(crate) shortage: Option<Shortage>,
+    pub(crate) in_flight: Option<Vec<Flight>>,
+    pub(crate) cost: CostModel,
+    /// Of all requests; where new ones begin.
+    pub(crate) acceptance: Acceptance,
+    pub(crate) stats: Stats,
+    next_id: u64,
+}
+
+/// A step, and whose its rows are.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    pub step: StepPlan,
+    /// One per row.
+    pub ids: Vec<RequestId>,
+}
+
+/// What a step brought a request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Advance {
+    pub id: RequestId,
+    /// Next tokens of the reply; none after a prompt chunk.
+    pub tokens: Vec<TokenId>,
+    /// One per token, if asked for.
+    pub logprobs: Vec<TokenLogprobs>,
+    /// Of the next tokens of the prompt, if asked for. The first has none.
+    pub scored: Vec<TokenLogprobs>,
+    /// What the next row will verify, for a request that needs masks.
+    pub drafts: Vec<TokenId>,
+    /// Drafts of the row, and how many were accepted.
+    pub drafted_count: u32,
+    pub accepted_count: u32,
+    /// Tokens of the prompt that lay in pages already.
+    pub cached_count: u32,
+    /// Set when this was all; the request is then unknown.
+    pub finish: Option<Finish>,
+}
+
+/// Why a reply ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// It has as many tokens as were asked for, or as there is room for.
+    Length,
+    /// Its last token is one of the end tokens.
+    EndToken,
+    /// No further token could be chosen.
+    Fault(RowFault),
+}
+
+/// Why a request was not admitted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    #[error("{waiting} requests are waiting, no more may")]
+    QueueFull { waiting: u32 },
+    #[error(
+        "the prompt has {token_count} tokens; with one of the reply, at most {context_max} fit"
+    )]
+    PromptTooLong { token_count: u32, context_max: u32 },
+    #[error("there is nothing to compute: no prompt, or no token to choose or score")]
+    Nothing,
+    /// It breaks a limit of the engine.
+    #[error("{reason}")]
+    Illegal { reason: String },
+}
+
+/// A call at the wrong time or with the wrong data: a fault of the caller. Nothing has happened.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Misuse {
+    #[error("a step is in flight: absorb or abandon it first")]
+    InFlight,
+    #[error("no step is in flight")]
+    NotInFlight,
+    #[error("output of row {row}: {reason}")]
+    Output { row: usize, reason: String },
+    #[error("masks of request {id}: {reason}")]
+    Masks { id: RequestId, reason: String },
+}
+
+impl Scheduler {
+    pub fn new(caps: &Caps, limits: Limits) -> Self {
+        let pages = Pages::new(caps, limits.prefix_cache);
+        // Every running request gets a token in every step.
+        let running = [caps.slot_count, caps.row_max, caps.token_max, limits.running_max];
+        let places = vec![0; caps.draft_max as usize];
+        Self {
+            limits,
+            running_max: running.into_iter().min().unwrap_or_default().max(1) as usize,
+            context_max: caps.position_max.min(pages.position_max()),
+            requests: BTreeMap::new(),
+            waiting: BTreeSet::new(),
+            running: BTreeSet::new(),
+            slots: (0..caps.slot_count).rev().map(SlotId).collect(),
+            pages,
+            shortage: None,
+            in_flight: None,
+            cost: CostModel::new(limits.cost, caps.token_max),
+            acceptance: Acceptance::new(caps.draft_max),
+            stats: Stats { drafted: places.clone(), accepted: places, ..Stats::default() },
+            next_id: 0,
+            caps: caps.clone(),
+        }
+    }
+
+    /// Most tokens of a prompt and its reply together: what the engine and all pages have room for.
+    pub fn context_max(&self) -> u32 {
+        self.context_max
+    }
+
+    /// Queues a request. A reply for which there is no room is cut to what there is.
+    pub fn admit(&mut self, mut asked: Submission) -> Result<RequestId, Refused> {
+        self.refuse(&asked)?;
+        let id = RequestId(self.next_id);
+        self.next_id += 1;
+        let due = i64::from(asked.priority) * i64::from(self.limits.aging);
+        let due = due.saturating_add(id.0 as i64);
+        let rank = Rank { due, id };
+        asked.token_max = asked.token_max.min(self.context_max - asked.prompt.len() as u32);
+        self.requests.insert(id, Request::new(rank, asked, self.acceptance.clone()));
+        self.waiting.insert(rank);
+        self.shortage = None;
+        Ok(id)
+    }
+
+    fn refuse(&self, asked: &Submission) -> Result<(), Refused> {
+        let (token_count, context_max) = (asked.prompt.len() as u32, self.context_max);
+        if token_count >= context_max {
+            return Err(Refused::PromptTooLong { token_count, context_max });
+        }
+        let scores = asked.score_prompt && token_count > 1;
+        if token_count == 0 || (asked.token_max == 0 && !scores) {
+            return Err(Refused::Nothing);
+        }
+        self.refuse_illegal(asked)?;
+        let waiting = self.waiting.len() as u32;
+        if waiting >= self.limits.waiting_max {
+            return Err(Refused::QueueFull { waiting });
+        }
+        Ok(())
+    }
+
+    /// Refuses what would make a plan illegal, and with it the rows of others: tokens beyond the
+    /// vocabulary and the like. A row that shows all of them is put to the engine's own rules.
+    fn refuse_illegal(&self, asked: &Submission) -> Result<(), Refused> {
+        let setup = SlotSetup { history: asked.prompt.clone(), ..asked.setup.clone() };
+        let page = PageRun { first: 0, pages: vec![PageId(0)] };
+        let row = Row {
+            slot: SlotId(0),
+            setup: Some(Box::new(setup)),
+            start: 0,
+            tokens: RowTokens::Given { tokens: asked.prompt[..1].to_vec(), draft_count: 0 },
+            sample: false,
+            pages: vec![page; self.caps.groups.len()],
+            masks: Vec::new(),
+            logprobs: asked.logprobs,
+            scored: Vec::new(),
+            draft_next: 0,
+            report_drafts: false,
+        };
+        check_plan(&self.caps, &StepPlan { rows: vec![row] }).map_err(|error| match error {
+            EngineError::Plan { reason, .. } => Refused::Illegal { reason },
+            other => Refused::Illegal { reason: other.to_string() },
+        })
+    }
+
+    /// Forgets a request, also while a step computes it: that step's output then passes it over.
+    /// False if it is unknown, because it ended or never was.
+    pub fn cancel(&mut self, id: RequestId) -> bool {
+        self.stop(id, u32::MAX)
+    }
+
+    /// Ends a request whose reply is complete after `kept` tokens, because the host found a stop
+    /// string in it. Those after it are not kept for later requests either.
+    pub fn stop(&mut self, id: RequestId, kept: u32) -> bool {
+        let Some(request) = self.requests.get(&id) else {
+            return false;
+        };
+        let kept = request.prompt_count().saturating_add(kept);
+        self.leave(id, kept);
+        true
+    }
+
+    /// Takes a request out. Its slot and pages are free at once: the next plan comes after the step
+    /// in flight.
+    fn leave(&mut self, id: RequestId, kept: u32) {
+        let Some(mut request) = self.requests.remove(&id) else {
+            return;
+        };
+        self.waiting.remove(&request.rank);
+        self.running.remove(&request.rank);
+        if let Some(place) = request.pause() {
+            self.slots.push(place.slot);
+            self.pages.leave(place.holding, kept);
+        }
+        self.shortage = None;
+    }
+
+    /// Puts a running request back into the queue. What it computed stays in pages while nobody
+    /// needs them.
+    pub(crate) fn preempt(&mut self, rank: Rank) {
+        let request = self.requests.get_mut(&rank.id).expect("who runs is known");
+        if let Some(place) = request.pause() {
+            self.slots.push(place.slot);
+            self.pages.leave(place.holding, u32::MAX);
+        }
+        self.running.remove(&rank);
+        self.waiting.insert(rank);
+        self.stats.preemption_count += 1;
+        self.shortage = None;
+    }
+
+    /// Says what a request that needs masks may choose in its next row: with `draft_count` of the
+    /// drafts that were reported last, a mask for each of them and one for the token after; or no
+    /// masks, if everything is allowed. Before its first row there are no drafts; of those it lost
+    /// meanwhile, the masks are not used. False if the request is unknown.
+    pub fn provide_masks(
+        &mut self,
+        id: RequestId,
+        draft_count: u32,
+        masks: Vec<Vec<u32>>,
+    ) -> Result<bool, Misuse> {
+        let word_count = self.caps.vocab_size.div_ceil(32) as usize;
+        let Some(request) = self.requests.get_mut(&id) else {
+            return Ok(false);
+        };
+        let refuse = |reason: String| Err(Misuse::Masks { id, reason });
+        if !request.asked.needs_masks {
+            return refuse("it needs none".into());
+        }
+        if !masks.is_empty() && masks.len() as u32 != draft_count + 1 {
+            return refuse(format!("{} for {draft_count} drafts", masks.len()));
+        }
+        if let Some(mask) = masks.iter().find(|mask| mask.len() != word_count) {
+            return refuse(format!("{} words, not {word_count}", mask.len()));
+        }
+        request.masks = Some(Masks { draft_count, masks });
+        Ok(true)
+    }
+
+    /// Takes the output of the step in flight, which took `step_us` microseconds. Requests that
+    /// were cancelled meanwhile are left out.
+    pub fn absorb(&mut self, output: StepOutput, step_us: u32) -> Result<Vec<Advance>, Misuse> {
+        let flights = self.in_flight.as_ref().ok_or(Misuse::NotInFlight)?;
+        check_output(flights, &output)?;
+        let flights = self.in_flight.take().unwrap_or_default();
+        let token_count = flights.iter().map(Flight::token_count).sum();
+        self.cost.observe(token_count, step_us as f32);
+        let mut advances = Vec::with_capacity(flights.len());
+        for (row, out) in flights.iter().zip(output.rows) {
+            advances.extend(self.take(row, out));
+        }
+        Ok(advances)
+    }
+
+    fn take(&mut self, row: &Flight, out: RowOutput) -> Option<Advance> {
+        let request = self.requests.get_mut(&row.id)?;
+        let advance = request.take(row, out);
+        if row.draft_count > 0 {
+            self.acceptance.observe(row.draft_count, advance.accepted_count);
+        }
+        self.stats.count_drafts(row.draft_count, advance.accepted_count);
+        self.stats.output_count += advance.tokens.len() as u64;
+        if let Some(place) = &mut request.place {
+            self.pages.settle(&mut place.holding, &request.known, request.computed);
+        }
+        if advance.finish.is_some() {
+            self.leave(row.id, u32::MAX);
+        }
+        Some(advance)
+    }
+
+    /// Gives up the step in flight, whose output will not come. Its requests go back into the
+    /// queue and compute again what was lost; whoever must not, is to be cancelled.
+    pub fn abandon(&mut self) -> Result<Vec<RequestId>, Misuse> {
+        let flights = self.in_flight.take().ok_or(Misuse::NotInFlight)?;
+        let mut ids: Vec<_> = flights.into_iter().map(|row| row.id).collect();
+        ids.retain(|id| self.requests.contains_key(id));
+        for id in &ids {
+            self.preempt(self.requests[id].rank);
+        }
+        Ok(ids)
+    }
+
+    /// Whether nobody runs or waits.
+    pub fn is_idle(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    /// Who has a slot, first rank first.
+    pub fn running(&self) -> impl Iterator<Item = RequestId> {
+        self.running.iter().map(|rank| rank.id)
+    }
+
+    /// What steps are believed to cost.
+    pub fn cost(&self) -> Cost {
+        self.cost.cost()
+    }
+
+    pub fn stats(&self) -> Stats {
+        let usage = |(page_count, used, kept)| GroupUsage { page_count, used, kept };
+        Stats {
+            running: self.running.len() as u32,
+            waiting: self.waiting.len() as u32,
+            groups: self.pages.usage().map(usage).collect(),
+            ..self.stats.clone()
+        }
+    }
+}
+
+impl Flight {
+    fn token_count(&self) -> u32 {
+        self.end - self.start + self.draft_count
+    }
+
+    /// Whether an output can have come of this row.
+    fn check(&self, out: &RowOutput) -> Result<(), String> {
+        let count = out.tokens.len() as u32;
+        let (least, most) = match (self.sample, out.fault) {
+            (false, _) => (0, 0),
+            (true, None) => (1, self.draft_count + 1),
+            (true, Some(_)) => (0, self.draft_count),
+        };
+        if !(least..=most).contains(&count) {
+            return Err(format!("{count} tokens, {least} to {most} are possible"));
+        }
+        let logprob_count = if self.logprobs { count } else { 0 };
+        if out.logprobs.len() as u32 != logprob_count
+            || out.scored.len() as u32 != self.scored_count
+        {
+            let counts = (out.logprobs.len(), out.scored.len());
+            return Err(format!("log-probabilities {counts:?} were not asked for"));
+        }
+        Ok(())
+    }
+}
+
+fn check_output(flights: &[Flight], output: &StepOutput) -> Result<(), Misuse> {
+    if flights.len() != output.rows.len() {
+        let reason = format!("{} rows came out of {}", output.rows.len(), flights.len());
+        return Err(Misuse::Output { row: output.rows.len(), reason });
+    }
+    for (index, (row, out)) in flights.iter().zip(&output.rows).enumerate() {
+        row.check(out).map_err(|reason| Misuse::Output { row: index, reason })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use kilotok_abi::Sampling;
+    use kilotok_testkit::ScriptedEngine;
+
+    use super::*;
+
+    fn asked(prompt: Vec<TokenId>, token_max: u32) -> Submission {
+        let setup = SlotSetup {
+            sampling: Sampling::GREEDY,
+            prompt_count: 0,
+            history: Vec::new(),
+            logit_bias: Vec::new(),
+            bad_words: Vec::new(),
+            end_tokens: Vec::new(),
+        };
+        Submission::new(prompt, setup, token_max)
+    }
+
+    fn sched() -> Scheduler {
+        let mut caps = ScriptedEngine::caps();
+        caps.groups[0].page_count = 10;
+        Scheduler::new(&caps, Limits { waiting_max: 2, ..Limits::default() })
+    }
+
+    #[test]
+    fn what_can_never_run_is_refused_with_numbers() {
+        let mut sched = sched();
+        assert_eq!(sched.context_max(), 80);
+        let long = sched.admit(asked(vec![1; 80], 1)).unwrap_err();
+        let text = "the prompt has 80 tokens; with one of the reply, at most 80 fit";
+        assert_eq!(long.to_string(), text);
+        assert_eq!(sched.admit(asked(vec![], 1)), Err(Refused::Nothing));
+        assert_eq!(sched.admit(asked(vec![1], 0)), Err(Refused::Nothing));
+        let mut illegal = |asked| sched.admit(asked).unwrap_err().to_string();
+        assert_eq!(illegal(asked(vec![1, 256], 1)), "token 256 of a vocabulary of 256");
+        let curious = Submission { logprobs: Some(9), ..asked(vec![1], 1) };
+        assert_eq!(illegal(curious), "more than 8 log-probabilities");
+        let mut biased = asked(vec![1], 1);
+        biased.setup.logit_bias = vec![(3, f32::NAN)];
+        assert_eq!(illegal(biased), "logit bias NaN of token 3 is not finite");
+        for _ in 0..2 {
+            sched.admit(asked(vec![1; 79], 100)).unwrap();
+        }
+        assert_eq!(sched.admit(asked(vec![1], 1)), Err(Refused::QueueFull { waiting: 2 }));
+    }
+
+    #[test]
+    fn masks_are_checked_and_waited_for() {
+        let mut sched = sched();
+        let plain = sched.admit(asked(vec![1, 2], 3)).unwrap();
+        let mut masked = asked(vec![1, 2, 3], 3);
+        masked.needs_masks = true;
+        let masked = sched.admit(masked).unwrap();
+        let masks = |count: usize| vec![vec![u32::MAX; 8]; count];
+        assert_eq!(sched.provide_masks(RequestId(9), 0, masks(1)), Ok(false));
+        assert!(sched.provide_masks(plain, 0, masks(1)).is_err());
+        assert!(sched.provide_masks(masked, 1, masks(1)).is_err());
+        assert!(sched.provide_masks(masked, 0, vec![vec![1; 7]]).is_err());
+        let rows = sched.plan().unwrap().step.rows;
+        assert_eq!((rows[1].tokens.count(), rows[1].sample), (2, false));
+        let outputs = [vec![7], vec![]].map(|tokens| RowOutput { tokens, ..RowOutput::default() });
+        sched.absorb(StepOutput { rows: outputs.into() }, 10).unwrap();
+        assert_eq!(sched.plan().unwrap().ids, [plain]);
+        sched.abandon().unwrap();
+        // A mask for a draft that the slot does not hold is left out.
+        assert_eq!(sched.provide_masks(masked, 1, masks(2)), Ok(true));
+        let rows = sched.plan().unwrap().step.rows;
+        assert_eq!((rows.len(), rows[1].sample, rows[1].masks.len()), (2, true, 1));
+    }
+
+    #[test]
+    fn a_slot_is_free_for_the_step_after() {
+        let mut caps = ScriptedEngine::caps();
+        caps.slot_count = 1;
+        let mut sched = Scheduler::new(&caps, Limits::default());
+        let ids = [1, 2].map(|token| sched.admit(asked(vec![token; 20], 3)).unwrap());
+        assert_eq!(sched.plan().unwrap().ids, [ids[0]]);
+        assert!(sched.cancel(ids[0]));
+        sched.check().unwrap();
+        let output =
+            StepOutput { rows: vec![RowOutput { tokens: vec![7], ..RowOutput::default() }] };
+        assert_eq!(sched.absorb(output, 10), Ok(vec![]));
+        assert_eq!(sched.plan().unwrap().ids, [ids[1]]);
+        sched.check().unwrap();
+    }
+}

@@ -1,0 +1,176 @@
+//! What one seed stands for: an engine's limits, the scheduler's, and requests with what befalls
+//! them. Small numbers, so that every limit is met often.
+
+use kilotok_abi::{Sampling, TokenId};
+use kilotok_engine::{Caps, PageGroup, PageKind, SlotSetup};
+use kilotok_sched::{Cost, Limits, Submission};
+use kilotok_testkit::Skill;
+use kilotok_testkit::host::Mask;
+
+use crate::draw::Draw;
+
+pub(super) struct Workload {
+    pub(super) caps: Caps,
+    /// Pages never run out.
+    pub(super) ample: bool,
+    pub(super) skill: Skill,
+    pub(super) limits: Limits,
+    pub(super) jobs: Vec<Job>,
+    /// Steps whose output is lost, counted from 1.
+    pub(super) failures: Vec<u64>,
+}
+
+/// A request and what becomes of it.
+#[derive(Clone, Debug)]
+pub(super) struct Job {
+    pub(super) asked: Submission,
+    pub(super) joins: u32,
+    pub(super) mask: Option<Mask>,
+    /// Steps until the host has masks.
+    pub(super) mask_delay: u32,
+    /// Cancelled in this step, and whether while that is in flight.
+    pub(super) cancel: Option<(u32, bool)>,
+    /// The host stops it when it has more tokens than this.
+    pub(super) stop: Option<u32>,
+}
+
+const VOCAB: u32 = 24;
+const POSITION_MAX: u32 = 80;
+
+impl Workload {
+    pub(super) fn new(seed: u64) -> Self {
+        let draw = &mut Draw::new(seed);
+        let ample = draw.once_in(4);
+        let caps = caps(draw, ample);
+        let skill = match draw.between(0, 3) {
+            0 => Skill::Percent(0),
+            1 => Skill::Percent(60),
+            2 => Skill::Percent(95),
+            _ => Skill::Always(5),
+        };
+        let limits = limits(draw);
+        let stems: Vec<Vec<TokenId>> = (0..2).map(|_| text(draw, 40)).collect();
+        let jobs = (0..draw.between(1, 14)).map(|_| job(draw, &stems)).collect();
+        let failures = if draw.once_in(10) { vec![draw.between(1, 30).into()] } else { Vec::new() };
+        Self { caps, ample, skill, limits, jobs, failures }
+    }
+}
+
+fn caps(draw: &mut Draw, ample: bool) -> Caps {
+    let drafter = !draw.once_in(4);
+    let mut groups = Vec::new();
+    for kind in [PageKind::Full, PageKind::Window, PageKind::Draft] {
+        let window = match kind {
+            PageKind::Full => None,
+            PageKind::Draft if draw.once_in(4) => None,
+            _ => Some(draw.one_of(&[1, 2, 5, 12])),
+        };
+        let page_tokens = draw.one_of(&[1, 2, 3, 4, 8]);
+        let scarce = match window {
+            None => draw.between(20, 120) / page_tokens + 2,
+            Some(keys) => draw.between(keys, 60) / page_tokens + 2,
+        };
+        let page_count = if ample { 8 * POSITION_MAX.div_ceil(page_tokens) } else { scarce };
+        let page_bytes = u64::from(page_tokens);
+        let there = match kind {
+            PageKind::Full => true,
+            PageKind::Window => !draw.once_in(3),
+            PageKind::Draft => drafter,
+        };
+        if there {
+            groups.push(PageGroup { kind, page_tokens, page_count, window, page_bytes });
+        }
+    }
+    Caps {
+        vocab_size: VOCAB,
+        position_max: draw.between(24, POSITION_MAX),
+        slot_count: draw.one_of(&[1, 2, 4, 8, 8, 8]),
+        row_max: if draw.once_in(4) { draw.between(1, 8) } else { 8 },
+        token_max: draw.one_of(&[1, 8, 20, 64, 64]),
+        draft_max: draw.one_of(&[0, 1, 3, 7, 7]),
+        drafter,
+        logprobs_max: 3,
+        steps_in_flight_max: 2,
+        groups,
+    }
+}
+
+fn limits(draw: &mut Draw) -> Limits {
+    Limits {
+        waiting_max: if draw.once_in(4) { draw.between(1, 6) } else { 20 },
+        running_max: if draw.once_in(4) { draw.between(1, 8) } else { 8 },
+        chunk_max: draw.between(1, 64),
+        chunk_min: draw.between(1, 8),
+        step_us_max: draw.one_of(&[1, 300, 100_000, 100_000]),
+        draft_rows_max: draw.one_of(&[0, 2, 100, 100]),
+        aging: draw.between(0, 4),
+        cost: Cost { base_us: 200.0, token_us: draw.one_of(&[0.0, 5.0, 40.0]) },
+        prefix_cache: !draw.once_in(5),
+    }
+}
+
+fn text(draw: &mut Draw, count: u32) -> Vec<TokenId> {
+    (0..count).map(|_| draw.between(0, VOCAB - 1)).collect()
+}
+
+fn job(draw: &mut Draw, stems: &[Vec<TokenId>]) -> Job {
+    let stem = draw.between(0, 1) as usize;
+    let shared = if draw.once_in(3) { draw.between(0, 30) } else { draw.between(0, 12) };
+    let own = draw.between(0, 4);
+    let prompt = [&stems[stem][..shared as usize], &text(draw, own)].concat();
+    let token_max = match draw.between(0, 5) {
+        0 => draw.between(0, 3),
+        _ => draw.between(2, 60),
+    };
+    let mut asked = Submission::new(prompt, setup(draw), token_max);
+    asked.priority = draw.one_of(&[0, 0, 0, -2, 1, 3]);
+    asked.cache_salt = draw.one_of(&["", "", "", "a", "b"]).into();
+    asked.drafts = !draw.once_in(6);
+    asked.logprobs = draw.one_of(&[None, None, Some(0), Some(3)]);
+    asked.score_prompt = draw.once_in(6);
+    let mask = draw.one_of(&[None, None, None, None, Some(some as Mask), Some(fatal as Mask)]);
+    asked.needs_masks = mask.is_some();
+    Job {
+        asked,
+        joins: if draw.once_in(3) { draw.between(0, 30) } else { draw.between(0, 2) },
+        mask,
+        mask_delay: draw.one_of(&[0, 0, 0, 1, 3]),
+        cancel: draw.once_in(5).then(|| (draw.between(0, 40), draw.once_in(2))),
+        stop: draw.once_in(6).then(|| draw.between(0, 10)),
+    }
+}
+
+fn setup(draw: &mut Draw) -> SlotSetup {
+    let mut sampling = Sampling::GREEDY;
+    if draw.once_in(3) {
+        sampling.temperature = 1.0;
+        sampling.seed = u64::from(draw.between(0, 1000));
+    }
+    if draw.once_in(4) {
+        sampling.frequency_penalty = 0.7;
+        sampling.repetition_penalty = 1.3;
+    }
+    let end_tokens = if draw.once_in(2) { text(draw, 2) } else { Vec::new() };
+    if draw.once_in(3) {
+        sampling.min_tokens = draw.between(0, 4);
+    }
+    let bad_words = if draw.once_in(6) { vec![text(draw, 1), text(draw, 2)] } else { Vec::new() };
+    let logit_bias = if draw.once_in(6) { vec![(7, 2.0)] } else { Vec::new() };
+    SlotSetup { sampling, prompt_count: 0, history: Vec::new(), logit_bias, bad_words, end_tokens }
+}
+
+/// Two tokens in three, which ones depends on the text.
+fn some(text: &[TokenId], vocab_size: u32) -> Vec<u32> {
+    let sum = text.iter().sum::<TokenId>();
+    let mut mask = vec![0; vocab_size.div_ceil(32) as usize];
+    for token in (0..vocab_size).filter(|token| (token + sum) % 3 != 0) {
+        mask[(token / 32) as usize] |= 1 << (token % 32);
+    }
+    mask
+}
+
+/// The same, but nothing at all after some texts.
+fn fatal(text: &[TokenId], vocab_size: u32) -> Vec<u32> {
+    let sum = text.iter().sum::<TokenId>();
+    if sum % 11 == 3 { vec![0; vocab_size.div_ceil(32) as usize] } else { some(text, vocab_size) }
+}

@@ -1,0 +1,363 @@
+//! Runs a workload: a scheduler, a scripted engine whose K/V lives in the pages of the plans, and a
+//! host that makes masks, stops and cancels. After every step everything is checked that must hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kilotok_abi::TokenId;
+use kilotok_engine::{Engine, StepOutput, StepPlan, TokenLogprobs};
+use kilotok_sched::{Advance, Finish, Plan, Refused, RequestId, Scheduler};
+use kilotok_testkit::ScriptedEngine;
+
+use crate::draw::Draw;
+use crate::workload::{Job, Workload};
+
+/// What a request got.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Reply {
+    pub(super) tokens: Vec<TokenId>,
+    pub(super) logprobs: Vec<TokenLogprobs>,
+    pub(super) scored: Vec<TokenLogprobs>,
+    pub(super) end: Option<End>,
+}
+
+/// How it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    Finished(Finish),
+    Stopped,
+    Cancelled,
+    Refused,
+}
+
+/// What happened, to see that everything did.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Tally {
+    pub(super) steps: u64,
+    pub(super) rows: u64,
+    pub(super) requests: u64,
+    pub(super) finished: u64,
+    pub(super) stopped: u64,
+    pub(super) cancelled: u64,
+    pub(super) faults: u64,
+    pub(super) refused: u64,
+    pub(super) preempted: u64,
+    pub(super) hits: u64,
+    pub(super) drafted: u64,
+    pub(super) accepted: u64,
+    pub(super) failures: u64,
+}
+
+pub(super) struct World<'w> {
+    workload: &'w Workload,
+    engine: ScriptedEngine,
+    sched: Scheduler,
+    draw: Draw,
+    step: u32,
+    replies: Vec<Reply>,
+    /// Jobs that are not admitted yet.
+    outside: Vec<usize>,
+    inside: BTreeMap<RequestId, usize>,
+    /// Drafts of those who wait for masks, and the step in which these come.
+    unmasked: BTreeMap<RequestId, (u32, Vec<TokenId>)>,
+    pub(super) tally: Tally,
+    pub(super) plans: Vec<StepPlan>,
+}
+
+impl<'w> World<'w> {
+    pub(super) fn new(workload: &'w Workload, seed: u64) -> Self {
+        Self {
+            workload,
+            engine: ScriptedEngine::new(workload.caps.clone(), workload.skill),
+            sched: Scheduler::new(&workload.caps, workload.limits),
+            draw: Draw::new(!seed),
+            step: 0,
+            replies: vec![Reply::default(); workload.jobs.len()],
+            outside: (0..workload.jobs.len()).collect(),
+            inside: BTreeMap::new(),
+            unmasked: BTreeMap::new(),
+            tally: Tally { requests: workload.jobs.len() as u64, ..Tally::default() },
+            plans: Vec::new(),
+        }
+    }
+
+    pub(super) fn context_max(&self) -> u32 {
+        self.sched.context_max()
+    }
+
+    /// Until everything has ended.
+    pub(super) fn run(&mut self) -> Result<Vec<Reply>, String> {
+        let bound = self.step_max();
+        while !(self.outside.is_empty() && self.inside.is_empty()) {
+            if self.step > bound {
+                return Err(format!("{} requests are left after {bound} steps", self.inside.len()));
+            }
+            self.admit();
+            self.cancel(false);
+            self.provide_masks();
+            self.one_step()?;
+            self.step += 1;
+        }
+        self.check()?;
+        self.check_end()?;
+        Ok(std::mem::take(&mut self.replies))
+    }
+
+    /// The first rank advances in each step in which its masks are there, and whoever takes its
+    /// place does so too. Preempted requests and failed steps are computed again.
+    fn step_max(&self) -> u32 {
+        let steps = |job: &Job| {
+            let tokens = job.asked.prompt.len() as u32 + job.asked.token_max;
+            tokens * (1 + job.mask_delay)
+        };
+        let all = self.workload.jobs.iter().map(steps).sum::<u32>();
+        let failures = self.workload.failures.len() as u32;
+        40 + all * (2 + failures)
+    }
+
+    fn admit(&mut self) {
+        let now: Vec<_> = self
+            .outside
+            .extract_if(.., |job| self.workload.jobs[*job].joins <= self.step)
+            .collect();
+        for index in now {
+            let job = &self.workload.jobs[index];
+            match self.sched.admit(job.asked.clone()) {
+                Ok(id) => {
+                    self.inside.insert(id, index);
+                    if job.mask.is_some() {
+                        self.unmasked.insert(id, (self.step + job.mask_delay, Vec::new()));
+                    }
+                }
+                Err(Refused::QueueFull { waiting }) => {
+                    assert_eq!(waiting, self.sched.stats().waiting);
+                    assert!(waiting >= self.workload.limits.waiting_max);
+                    self.outside.push(index);
+                }
+                Err(Refused::PromptTooLong { .. } | Refused::Nothing) => {
+                    self.replies[index].end = Some(End::Refused);
+                }
+                Err(refused @ Refused::Illegal { .. }) => panic!("{refused}"),
+            }
+        }
+    }
+
+    fn cancel(&mut self, in_flight: bool) {
+        let due = |job: &Job| job.cancel == Some((self.step, in_flight));
+        let jobs = &self.workload.jobs;
+        let ids: Vec<_> = self.inside.iter().filter(|(_, job)| due(&jobs[**job])).collect();
+        let ids: Vec<RequestId> = ids.into_iter().map(|(id, _)| *id).collect();
+        for id in ids {
+            assert!(self.sched.cancel(id) && !self.sched.cancel(id));
+            self.end(id, End::Cancelled);
+        }
+    }
+
+    fn end(&mut self, id: RequestId, end: End) {
+        self.unmasked.remove(&id);
+        if let Some(job) = self.inside.remove(&id) {
+            self.replies[job].end = Some(end);
+        }
+    }
+
+    /// Masks for the drafts that are allowed, and for the token after.
+    fn provide_masks(&mut self) {
+        let due = self.unmasked.extract_if(.., |_, (step, _)| *step <= self.step);
+        for (id, (_, drafts)) in due {
+            let index = self.inside[&id];
+            let job = &self.workload.jobs[index];
+            let Some(mask) = job.mask else {
+                continue;
+            };
+            let mut text = [&job.asked.prompt[..], &self.replies[index].tokens].concat();
+            let mut masks = vec![mask(&text, self.workload.caps.vocab_size)];
+            for draft in drafts {
+                let allowed = &masks[masks.len() - 1];
+                if allowed[(draft / 32) as usize] >> (draft % 32) & 1 == 0 {
+                    break;
+                }
+                text.push(draft);
+                masks.push(mask(&text, self.workload.caps.vocab_size));
+            }
+            let provided = self.sched.provide_masks(id, masks.len() as u32 - 1, masks);
+            assert_eq!(provided, Ok(true));
+        }
+    }
+
+    fn one_step(&mut self) -> Result<(), String> {
+        let before: BTreeSet<_> = self.sched.running().collect();
+        let plan = self.sched.plan().map_err(|misuse| misuse.to_string())?;
+        self.check()?;
+        self.check_order(&before)?;
+        self.check_plan(&plan)?;
+        if plan.step.rows.is_empty() {
+            return Ok(());
+        }
+        assert!(self.sched.plan().is_err());
+        self.tally.steps += 1;
+        self.tally.rows += plan.step.rows.len() as u64;
+        let id = self.engine.submit(&plan.step).map_err(|error| error.to_string())?;
+        let tokens: u32 = plan.step.rows.iter().map(|row| row.tokens.count()).sum();
+        self.plans.push(plan.step);
+        self.cancel(true);
+        let mut output = StepOutput::default();
+        self.engine.wait(id, &mut output).map_err(|error| error.to_string())?;
+        if self.workload.failures.contains(&self.tally.steps) {
+            // What the step did to slots and pages must not matter.
+            self.tally.failures += 1;
+            self.sched.abandon().map_err(|misuse| misuse.to_string())?;
+            return self.check();
+        }
+        let step_us = 100 + 10 * tokens + self.draw.between(0, 50);
+        let advances = self.sched.absorb(output, step_us).map_err(|misuse| misuse.to_string())?;
+        self.check()?;
+        advances.into_iter().try_for_each(|advance| self.take(advance))
+    }
+
+    fn take(&mut self, advance: Advance) -> Result<(), String> {
+        let Advance { id, tokens, logprobs, scored, drafts, drafted_count, accepted_count, .. } =
+            advance;
+        let index = *self.inside.get(&id).ok_or("an advance of nobody")?;
+        let job = &self.workload.jobs[index];
+        let reply = &mut self.replies[index];
+        self.tally.drafted += u64::from(drafted_count);
+        self.tally.accepted += u64::from(accepted_count);
+        let chosen = !tokens.is_empty();
+        reply.tokens.extend(tokens);
+        reply.logprobs.extend(logprobs);
+        reply.scored.extend(scored);
+        if let Some(finish) = advance.finish {
+            self.end(id, End::Finished(finish));
+        } else if let Some(kept) = job.stop.filter(|kept| (*kept as usize) < reply.tokens.len()) {
+            reply.tokens.truncate(kept as usize);
+            reply.logprobs.truncate(kept as usize);
+            assert!(self.sched.stop(id, kept));
+            self.end(id, End::Stopped);
+        } else if chosen && job.mask.is_some() {
+            self.unmasked.insert(id, (self.step + job.mask_delay, drafts));
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), String> {
+        self.sched.check()?;
+        let stats = self.sched.stats();
+        let caps = &self.workload.caps;
+        for (usage, group) in stats.groups.iter().zip(&caps.groups) {
+            if usage.page_count != group.page_count || usage.used + usage.kept > group.page_count {
+                return Err(format!("{usage:?} of {} pages", group.page_count));
+            }
+        }
+        let waiting_max = self.workload.limits.waiting_max + self.workload.limits.running_max;
+        if stats.running > caps.slot_count || stats.waiting > waiting_max {
+            return Err(format!("{} run, {} wait", stats.running, stats.waiting));
+        }
+        Ok(())
+    }
+
+    /// Nobody starts before a lower rank that waits, or keeps a place that a lower one loses.
+    fn check_order(&self, before: &BTreeSet<RequestId>) -> Result<(), String> {
+        let running: BTreeSet<_> = self.sched.running().collect();
+        let waiting = self.inside.keys().filter(|id| !running.contains(id));
+        let first_waiting = waiting.map(|id| self.rank(*id)).min();
+        let last_started = running.difference(before).map(|id| self.rank(*id)).max();
+        let first_lost = before.difference(&running).map(|id| self.rank(*id)).min();
+        let last_kept = before.intersection(&running).map(|id| self.rank(*id)).max();
+        if let (Some(waits), Some(started)) = (first_waiting, last_started)
+            && started > waits
+        {
+            return Err(format!("{started:?} started before {waits:?}"));
+        }
+        match (first_lost, last_kept) {
+            (Some(lost), Some(kept)) if kept > lost => {
+                Err(format!("{lost:?} lost its place, {kept:?} kept it"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn rank(&self, id: RequestId) -> (i64, u64) {
+        let priority = self.workload.jobs[self.inside[&id]].asked.priority;
+        let due = i64::from(priority) * i64::from(self.workload.limits.aging) + id.0 as i64;
+        (due, id.0)
+    }
+
+    /// Who must have a row has one, and no row writes what another one reads.
+    fn check_plan(&self, plan: &Plan) -> Result<(), String> {
+        let ready = |id: &RequestId| !self.unmasked.contains_key(id);
+        let mut running = self.sched.running();
+        if let Some(first) = running.next().filter(ready)
+            && !plan.ids.contains(&first)
+        {
+            return Err(format!("{first} is the first, and has no row"));
+        }
+        let decodes = |id: &RequestId| !self.replies[self.inside[id]].tokens.is_empty();
+        let decoding = running.find(|id| ready(id) && decodes(id) && !plan.ids.contains(id));
+        let failed = self.tally.failures > 0;
+        if let Some(id) = decoding.filter(|_| self.workload.ample && !failed) {
+            return Err(format!("{id} decodes, and has no row"));
+        }
+        for (index, group) in self.workload.caps.groups.iter().enumerate() {
+            let mut written = BTreeSet::new();
+            let mut read = BTreeSet::new();
+            for row in &plan.step.rows {
+                let run = &row.pages[index];
+                let writes = row.start / group.page_tokens - run.first;
+                read.extend(&run.pages[..writes as usize]);
+                for page in &run.pages[writes as usize..] {
+                    if !written.insert(page) {
+                        return Err(format!("two rows write page {page} of group {index}"));
+                    }
+                }
+            }
+            if let Some(page) = written.intersection(&read).next() {
+                return Err(format!("page {page} of group {index} is read and written"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing is left but pages for later requests.
+    fn check_end(&mut self) -> Result<(), String> {
+        let stats = self.sched.stats();
+        if !self.sched.is_idle() || stats.groups.iter().any(|usage| usage.used > 0) {
+            return Err(format!("something is left: {stats:?}"));
+        }
+        let tally = &mut self.tally;
+        (tally.preempted, tally.hits) = (stats.preemption_count, stats.prefix_hits);
+        for reply in &self.replies {
+            let counter = match reply.end.ok_or("a request has no end")? {
+                End::Finished(Finish::Fault(_)) => &mut tally.faults,
+                End::Finished(_) => &mut tally.finished,
+                End::Stopped => &mut tally.stopped,
+                End::Cancelled => &mut tally.cancelled,
+                End::Refused => &mut tally.refused,
+            };
+            *counter += 1;
+        }
+        Ok(())
+    }
+}
+
+impl Tally {
+    pub(super) fn add(&mut self, other: &Self) {
+        let Self { steps, rows, requests, finished, stopped, cancelled, .. } = other;
+        let Self { faults, refused, preempted, hits, drafted, accepted, failures, .. } = other;
+        for (sum, count) in [
+            (&mut self.steps, steps),
+            (&mut self.rows, rows),
+            (&mut self.requests, requests),
+            (&mut self.finished, finished),
+            (&mut self.stopped, stopped),
+            (&mut self.cancelled, cancelled),
+            (&mut self.faults, faults),
+            (&mut self.refused, refused),
+            (&mut self.preempted, preempted),
+            (&mut self.hits, hits),
+            (&mut self.drafted, drafted),
+            (&mut self.accepted, accepted),
+            (&mut self.failures, failures),
+        ] {
+            *sum += count;
+        }
+    }
+}
