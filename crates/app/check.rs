@@ -1,13 +1,14 @@
 //! `kilotok check`
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use indicatif::HumanBytes;
 use kilotok_model::{
-    FeedForwardSpec, Knobs, ModelSpec, Ranks, Reach, WeightDecl, check_ranks, declare,
+    FeedForwardSpec, ModelSpec, Ranks, Reach, Shard, WeightDecl, check_ranks, declare,
 };
 use kilotok_weights::{Checkpoint, Piece, load};
 
 use crate::environment::folder;
+use crate::knobs::KnobArgs;
 use crate::progress::Bar;
 
 #[derive(clap::Args)]
@@ -20,12 +21,15 @@ pub(crate) struct Args {
     /// Tensor-parallel ranks that are to share the model: 1, 2, 4 or 8.
     #[arg(long, default_value_t = 1)]
     ranks: usize,
+    #[command(flatten)]
+    knobs: KnobArgs,
 }
 
 #[expect(clippy::print_stdout, reason = "the report is what the command is for")]
 pub(crate) fn run(args: &Args) -> Result<()> {
     let folder = folder(&args.model)?;
-    let checkpoint = Checkpoint::open(&folder, &Knobs::default())?;
+    let checkpoint = Checkpoint::open(&folder, &args.knobs.knobs())
+        .with_context(|| folder.display().to_string())?;
     let spec = checkpoint.spec();
     check_ranks(spec, args.ranks)?;
     println!("{}", folder.display());
@@ -38,17 +42,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         println!("  not read  {count} tensors, {bytes}: {}", skipped.reason);
     }
     if args.values {
-        let every_piece = weights.iter().flat_map(|decl| {
-            let piece =
-                |rank| Piece { decl: decl.clone(), ranks: Ranks { rank, count: args.ranks } };
-            (0..args.ranks).map(piece)
-        });
-        let pieces: Vec<_> = every_piece.collect();
+        let pieces: Vec<_> = weights.iter().flat_map(|decl| pieces(decl, args.ranks)).collect();
         load(&checkpoint, &pieces, &Bar::new("reading"), |_, _| {})?;
         println!("  values    all finite");
     }
     println!("complete, and every tensor is what the config calls for");
     Ok(())
+}
+
+/// What ranks read of a weight, each part once.
+fn pieces(decl: &WeightDecl, rank_count: usize) -> impl Iterator<Item = Piece> {
+    let copies = if decl.shard == Shard::Whole { 1 } else { rank_count };
+    let ranks = (0..copies).map(move |rank| Ranks { rank, count: rank_count });
+    ranks.map(|ranks| Piece { decl: decl.clone(), ranks })
 }
 
 fn stored_bytes(decl: &WeightDecl) -> usize {

@@ -3,6 +3,7 @@
 
 mod check;
 mod environment;
+mod knobs;
 mod progress;
 mod pull;
 mod replay;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use kilotok_cpu::{CpuEngine, CpuOptions};
-use kilotok_engine::{StepOutput, StepPlan};
+use kilotok_engine::{Engine, StepOutput, StepPlan};
 use kilotok_model::{Knobs, ModelSpec};
 use kilotok_testkit::Toy;
 use kilotok_testkit::replay::{self, Header, Trace};
@@ -17,6 +17,7 @@ use kilotok_weights::{Checkpoint, Dummy, WeightSource, read_spec};
 use tempfile::TempDir;
 
 use crate::environment::folder;
+use crate::knobs::KnobArgs;
 use crate::progress::Bar;
 
 /// Dummy weights are the same everywhere: traces of them can be compared.
@@ -39,6 +40,8 @@ pub(crate) struct Args {
     /// Write the trace again here, with the outputs of this run.
     #[arg(long)]
     record: Option<PathBuf>,
+    #[command(flatten)]
+    knobs: KnobArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -60,7 +63,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let model = open(args, &header.model)?;
     let mut options = options(header);
     options.rank_count = args.ranks.unwrap_or(options.rank_count);
-    let mut engine = start(model.folder(), format, &options)?;
+    let mut engine = start(model.folder(), format, &options, &args.knobs.knobs())?;
+    if let Some(caps) =
+        header.caps.as_ref().filter(|_| args.model.is_none() && args.ranks.is_none())
+        && caps != engine.caps()
+    {
+        bail!(
+            "the trace was recorded by another kind of engine: {caps:?}, not {:?}",
+            engine.caps()
+        );
+    }
     if args.record.is_some() {
         // What is recorded replaces what was expected.
         trace.steps.iter_mut().for_each(|step| step.output = None);
@@ -134,17 +146,21 @@ fn options(header: &Header) -> CpuOptions {
     }
 }
 
-fn start(folder: &Path, format: LoadFormat, options: &CpuOptions) -> Result<CpuEngine> {
-    let knobs = Knobs::default();
+fn start(
+    folder: &Path,
+    format: LoadFormat,
+    options: &CpuOptions,
+    knobs: &Knobs,
+) -> Result<CpuEngine> {
     let bar = Bar::new("loading");
     let start =
         |spec: &ModelSpec, source: &dyn WeightSource| CpuEngine::start(spec, source, options, &bar);
     Ok(match format {
         LoadFormat::Safetensors => {
-            let checkpoint = Checkpoint::open(folder, &knobs)?;
+            let checkpoint = Checkpoint::open(folder, knobs)?;
             start(checkpoint.spec(), &checkpoint)?
         }
-        LoadFormat::Dummy => start(&read_spec(folder, &knobs)?, &Dummy::new(DUMMY_SEED))?,
+        LoadFormat::Dummy => start(&read_spec(folder, knobs)?, &Dummy::new(DUMMY_SEED))?,
     })
 }
 

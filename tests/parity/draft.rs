@@ -6,10 +6,10 @@ use kilotok_model::{AttentionSpec, ModelSpec};
 
 use crate::fixture::{Fixture, Sequence, Worst, given};
 
-fn check(name: &str) {
+fn check(name: &str, rank_count: usize) {
     let fixture = Fixture::open(name);
     let mut round_count = 0;
-    follow(&fixture, &mut fixture.start(1), |round, out, worst| {
+    follow(&fixture, &mut fixture.start(rank_count), |round, out, worst| {
         let tokens = |field: &str| fixture.tokens(&format!("round.{round}.{field}"));
         assert_eq!(out.tokens, tokens("emitted"), "round {round}");
         worst.check();
@@ -44,7 +44,7 @@ fn worst(fixture: &Fixture, sequence: &Sequence, round: usize) -> Worst {
     let AttentionSpec { kv_heads, qk_dim, v_dim, .. } =
         drafter.as_ref().unwrap().layers[0].attention;
     let expected = |field: &str| fixture.floats(&format!("round.{round}.{field}"));
-    let Sequence { notes, start, .. } = sequence;
+    let Sequence { notes, start, rank_count, .. } = sequence;
     let mut worst = Worst::default();
     // The first draft row is the anchor at `start`; the drafts are for the positions after it.
     for (position, expected) in
@@ -52,6 +52,9 @@ fn worst(fixture: &Fixture, sequence: &Sequence, round: usize) -> Worst {
     {
         let found = notes.get("draft_logits", position);
         worst.see(format!("round {round}, draft of position {position}"), &found, expected);
+    }
+    if *rank_count > 1 {
+        return worst; // a rank shows its own heads only
     }
     let width = kv_heads * (qk_dim + v_dim);
     for (layer, expected) in expected("context_kv_last").chunks_exact(width).enumerate() {
@@ -63,10 +66,18 @@ fn worst(fixture: &Fixture, sequence: &Sequence, round: usize) -> Worst {
 
 #[test]
 fn draft_in_a_narrow_window() {
-    check("draft_a");
+    check("draft_a", 1);
 }
 
 #[test]
 fn draft_that_sees_everything() {
-    check("draft_b");
+    check("draft_b", 1);
+}
+
+#[test]
+fn drafts_on_2_and_4_ranks() {
+    for rank_count in [2, 4] {
+        check("draft_a", rank_count);
+        check("draft_b", rank_count);
+    }
 }

@@ -95,6 +95,7 @@ pub(crate) struct Sequence {
     /// Position of the next row.
     pub(crate) start: u32,
     is_set_up: bool,
+    pub(crate) rank_count: usize,
 }
 
 impl Sequence {
@@ -111,7 +112,7 @@ impl Sequence {
         let notes = Notes::default();
         let notebook = notes.clone();
         engine.watch(Box::new(move |seen| notebook.add(seen)));
-        Self { engine, notes, start: 0, is_set_up: false }
+        Self { engine, notes, start: 0, is_set_up: false, rank_count }
     }
 
     /// Runs known tokens and drafts, chooses greedily, and drafts where the model can.

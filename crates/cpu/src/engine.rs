@@ -13,6 +13,9 @@ use crate::weights;
 /// Alternatives that a row may ask for beside each token; OpenAI's API allows as many.
 const LOGPROBS_MAX: u32 = 20;
 
+/// Slots beyond this are a typing error: a step has a row for each.
+const SLOTS_MAX: u32 = 1 << 16;
+
 /// How much an engine can hold.
 #[derive(Clone, Debug)]
 pub struct CpuOptions {
@@ -49,8 +52,13 @@ pub enum StartError {
     Ranks(#[from] RanksError),
     #[error(transparent)]
     Load(#[from] LoadError),
-    #[error("{name} must be at least 1")]
-    Option { name: &'static str },
+    #[error("{name} must be from 1 to {max}")]
+    Option { name: &'static str, max: u32 },
+    #[error(
+        "{bytes} bytes of keys and values do not fit the memory: take fewer than {page_count} \
+         pages of {page_tokens} tokens"
+    )]
+    Memory { bytes: u64, page_count: u32, page_tokens: u32 },
 }
 
 /// Computes steps on the CPU, when they are submitted.
@@ -75,21 +83,26 @@ impl CpuEngine {
         options: &CpuOptions,
         progress: &dyn Progress,
     ) -> Result<Self, StartError> {
-        for (name, value) in [
-            ("slot_count", options.slot_count),
-            ("token_max", options.token_max),
-            ("position_max", options.position_max),
-            ("page_tokens", options.page_tokens),
-            ("page_count", options.page_count),
+        for (name, value, max) in [
+            ("slot_count", options.slot_count, SLOTS_MAX),
+            ("token_max", options.token_max, u32::MAX),
+            ("position_max", options.position_max, u32::MAX),
+            ("page_tokens", options.page_tokens, u32::MAX),
+            ("page_count", options.page_count, u32::MAX),
         ] {
-            if value == 0 {
-                return Err(StartError::Option { name });
+            if value == 0 || value > max {
+                return Err(StartError::Option { name, max });
             }
         }
         check_ranks(spec, options.rank_count)?;
         let weights = weights::read(source, spec, options.rank_count, progress)?;
         let grouping = Grouping::new(spec, options.page_tokens, options.page_count);
         let pages = grouping.allocate(spec, options.rank_count);
+        let pages = pages.ok_or(StartError::Memory {
+            bytes: grouping.bytes(),
+            page_count: options.page_count,
+            page_tokens: options.page_tokens,
+        })?;
         Ok(Self {
             caps: caps(spec, options, grouping),
             model: Model { spec: spec.clone(), weights },

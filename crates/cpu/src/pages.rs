@@ -64,45 +64,66 @@ impl Grouping {
             self.groups.len() - 1
         });
         let width = attention.kv_heads * (attention.qk_dim + attention.v_dim);
-        self.groups[index].page_bytes += (width * size_of::<f32>()) as u64 * page_tokens as u64;
+        let bytes = (width * size_of::<f32>()) as u64 * u64::from(page_tokens);
+        self.groups[index].page_bytes = self.groups[index].page_bytes.saturating_add(bytes);
         index
     }
 
-    /// Takes the memory of all pages.
-    pub(crate) fn allocate(&self, spec: &ModelSpec, rank_count: usize) -> Pages {
+    /// Takes the memory of all pages; `None` if there is not so much.
+    pub(crate) fn allocate(&self, spec: &ModelSpec, rank_count: usize) -> Option<Pages> {
         let layer = |group: usize, attention: &AttentionSpec| {
             let rank = |rank| {
                 let kv_heads = Ranks { rank, count: rank_count }.kv_share(attention.kv_heads).len();
                 LayerPages::new(group, &self.groups[group], kv_heads, attention)
             };
-            (0..rank_count).map(rank).collect::<Vec<_>>()
+            (0..rank_count).map(rank).collect::<Option<Vec<_>>>()
         };
         let drafter_layers = spec.drafter.iter().flat_map(|drafter| &drafter.layers);
-        Pages {
+        Some(Pages {
             target: (self.target.iter().zip(&spec.layers))
                 .map(|(&group, spec)| layer(group, &spec.attention))
-                .collect(),
+                .collect::<Option<_>>()?,
             drafter: (self.drafter.iter().zip(drafter_layers))
                 .map(|(&group, spec)| layer(group, &spec.attention))
-                .collect(),
-        }
+                .collect::<Option<_>>()?,
+        })
+    }
+
+    /// Bytes of all pages.
+    pub(crate) fn bytes(&self) -> u64 {
+        let group =
+            |group: &PageGroup| group.page_bytes.saturating_mul(u64::from(group.page_count));
+        self.groups.iter().map(group).fold(0, u64::saturating_add)
     }
 }
 
+/// So many zeros, if there is memory for them.
+fn zeros(count: usize) -> Option<Vec<f32>> {
+    Vec::<f32>::new().try_reserve_exact(count).ok()?;
+    // Unlike a filled one, a vector made of zeros takes no memory until it is written.
+    Some(vec![0.0; count])
+}
+
 impl LayerPages {
-    fn new(group: usize, pages: &PageGroup, kv_heads: usize, attention: &AttentionSpec) -> Self {
+    fn new(
+        group: usize,
+        pages: &PageGroup,
+        kv_heads: usize,
+        attention: &AttentionSpec,
+    ) -> Option<Self> {
         let AttentionSpec { qk_dim, v_dim, .. } = *attention;
         let page_tokens = pages.page_tokens as usize;
-        let positions = pages.page_count as usize * page_tokens * kv_heads;
-        Self {
+        let positions =
+            (pages.page_count as usize).checked_mul(page_tokens)?.checked_mul(kv_heads)?;
+        Some(Self {
             group,
             page_tokens,
             kv_heads,
             qk_dim,
             v_dim,
-            keys: vec![0.0; positions * qk_dim],
-            values: vec![0.0; positions * v_dim],
-        }
+            keys: zeros(positions.checked_mul(qk_dim)?)?,
+            values: zeros(positions.checked_mul(v_dim)?)?,
+        })
     }
 
     /// Stores a position: `keys` is `[kv_heads, qk_dim]`, `values` `[kv_heads, v_dim]`.

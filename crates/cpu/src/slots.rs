@@ -14,6 +14,8 @@ pub(crate) struct Slots {
 
 pub(crate) struct Slot {
     sampler: Sampler,
+    /// Whether the choice of a token reads the tokens before it.
+    keeps_history: bool,
     /// Positions whose tokens are in the sampler's history.
     known: u32,
     held: Option<Held>,
@@ -40,6 +42,12 @@ impl Slots {
         let Some(slot) = &self.slots[row.slot.0 as usize] else {
             return Err(format!("slot {} was never set up", row.slot));
         };
+        if slot.keeps_history && row.start > slot.known {
+            return Err(format!(
+                "starts at {}, but only {} tokens are known",
+                row.start, slot.known
+            ));
+        }
         let RowTokens::Held { draft_count } = row.tokens else { return Ok(()) };
         match &slot.held {
             None => Err(format!("slot {} holds no token", row.slot)),
@@ -89,7 +97,8 @@ impl Slots {
 impl Slot {
     fn new(setup: &SlotSetup) -> Self {
         let sampler = Sampler::new(sampling_setup(setup), &setup.history);
-        Self { sampler, known: setup.history.len() as u32, held: None }
+        let keeps_history = setup.needs_history();
+        Self { sampler, keeps_history, known: setup.history.len() as u32, held: None }
     }
 
     /// Adds a token to the history, unless its position is in it.

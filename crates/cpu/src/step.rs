@@ -86,7 +86,6 @@ pub(crate) fn run(
     out: &mut StepOutput,
 ) {
     let Model { spec, weights } = model;
-    let hidden = spec.hidden_size;
     let mut x = embed::run(weights, &batch.tokens);
     watch_hidden(watch, batch, 0, &x);
     let mut taps = draft::Taps::new(spec, batch.len());
@@ -104,7 +103,6 @@ pub(crate) fn run(
             watch(Seen::Logits { position: batch.positions[token], values });
         }
     }
-    debug_assert_eq!(x.len(), batch.len() * hidden);
     let committed = verify::run(spec.vocab_size, batch, &logits, slots, out);
     if let Some(drafter) = draft::Drafter::new(model) {
         drafter.commit(batch, &committed, &taps, &mut pages.drafter, watch);

@@ -13,7 +13,7 @@ pub struct Caps {
     pub row_max: u32,
     /// Tokens of one step, drafts included.
     pub token_max: u32,
-    /// Drafts of one row; 0 without a drafter.
+    /// Drafts of one row, made by the engine or brought by the row.
     pub draft_max: u32,
     /// Whether the engine has a drafter of its own. Without one a row may still bring drafts.
     pub drafter: bool,

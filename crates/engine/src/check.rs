@@ -1,5 +1,7 @@
 //! The one place that says which plans are legal. Every engine calls it before it does anything.
 
+use kilotok_abi::PageId;
+
 use crate::{Caps, EngineError, PageGroup, PageRun, Row, RowTokens, StepPlan};
 
 /// Checks a plan against an engine's limits. What only the engine knows, whether a slot holds
@@ -29,7 +31,53 @@ pub fn check_plan(caps: &Caps, plan: &StepPlan) -> Result<(), EngineError> {
             return refuse(index, reason);
         }
     }
+    check_writers(caps, plan)
+}
+
+/// A page that a row writes must be its own: no other row may write or read it in the same step.
+fn check_writers(caps: &Caps, plan: &StepPlan) -> Result<(), EngineError> {
+    let mut written: Vec<(PageId, usize)> = Vec::new();
+    for (index, group) in caps.groups.iter().enumerate() {
+        written.clear();
+        for (number, row) in plan.rows.iter().enumerate() {
+            written.extend(pages_between(row, index, group, row.start).map(|page| (page, number)));
+        }
+        written.sort_unstable();
+        let refuse = |(page, row): (PageId, usize), other| {
+            let reason =
+                format!("page {page} of group {index} is written, and row {other} uses it");
+            Err(EngineError::Plan { row, reason })
+        };
+        if let Some(pair) = written.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            return refuse(pair[1], pair[0].1);
+        }
+        for (number, row) in plan.rows.iter().enumerate() {
+            let first_needed = group.first_needed(row.start);
+            let first_page = first_needed / group.page_tokens;
+            let read_count = row.start / group.page_tokens - first_page;
+            let read = pages_between(row, index, group, first_needed).take(read_count as usize);
+            for page in read {
+                if let Ok(at) = written.binary_search_by_key(&page, |(page, _)| *page)
+                    && written[at].1 != number
+                {
+                    return refuse(written[at], number);
+                }
+            }
+        }
+    }
     Ok(())
+}
+
+/// The row's pages of a group from the one of a position on, up to the row's end.
+fn pages_between(
+    row: &Row,
+    group_index: usize,
+    group: &PageGroup,
+    position: u32,
+) -> impl Iterator<Item = PageId> {
+    let run = &row.pages[group_index];
+    let (first, end) = (position / group.page_tokens, row.end().div_ceil(group.page_tokens));
+    run.pages[(first - run.first) as usize..(end - run.first) as usize].iter().copied()
 }
 
 fn check_row(caps: &Caps, row: &Row) -> Result<(), String> {

@@ -74,7 +74,7 @@ impl RowTokens {
     pub fn count(&self) -> u32 {
         match self {
             Self::Given { tokens, .. } => tokens.len() as u32,
-            Self::Held { draft_count } => 1 + draft_count,
+            Self::Held { draft_count } => draft_count.saturating_add(1),
         }
     }
 

@@ -34,6 +34,9 @@ impl Setup {
     /// f32 for the random part of a score.
     pub const TEMPERATURE_MIN: f32 = 1e-5;
 
+    /// No number of a setup is larger: a few of them added up would be infinite.
+    pub const MAGNITUDE_MAX: f32 = 1e6;
+
     /// `sampling` alone, with a prompt of `prompt_count` tokens.
     pub fn new(sampling: Sampling, prompt_count: u32) -> Self {
         Self {
@@ -68,21 +71,24 @@ impl Setup {
     /// Refuses values without a meaning, for a vocabulary of `vocab_count` tokens. The other
     /// functions of this crate take a setup that passed.
     pub fn check(&self, vocab_count: usize) -> Result<(), SetupError> {
+        const ABOVE: &str = "above 0 and at most 1e6";
+        const WITHIN: &str = "between -1e6 and 1e6";
+        const BIAS: &str = "between -1e6 and 1e6, or -infinity";
         let s = &self.sampling;
-        let finite = f32::is_finite;
+        let sane = |value: f32| value.abs() <= Self::MAGNITUDE_MAX;
         let rules: [(&'static str, f32, &'static str, bool); 6] = [
             ("temperature", s.temperature, "0 or more", s.temperature >= 0.0),
             ("top_p", s.top_p, "above 0 and at most 1", s.top_p > 0.0 && s.top_p <= 1.0),
             ("min_p", s.min_p, "between 0 and 1", (0.0..=1.0).contains(&s.min_p)),
-            ("repetition_penalty", s.repetition_penalty, "above 0", s.repetition_penalty > 0.0),
-            ("presence_penalty", s.presence_penalty, "finite", true),
-            ("frequency_penalty", s.frequency_penalty, "finite", true),
+            ("repetition_penalty", s.repetition_penalty, ABOVE, s.repetition_penalty > 0.0),
+            ("presence_penalty", s.presence_penalty, WITHIN, true),
+            ("frequency_penalty", s.frequency_penalty, WITHIN, true),
         ];
-        let biases = self.logit_bias.iter().map(|&(_, bias)| {
-            let allowed = bias.is_finite() || bias == f32::NEG_INFINITY;
-            ("logit_bias", bias, "finite or -infinity", allowed)
-        });
-        let numbers = rules.map(|(name, value, rule, ok)| (name, value, rule, ok && finite(value)));
+        let biases = self
+            .logit_bias
+            .iter()
+            .map(|&(_, bias)| ("logit_bias", bias, BIAS, sane(bias) || bias == f32::NEG_INFINITY));
+        let numbers = rules.map(|(name, value, rule, ok)| (name, value, rule, ok && sane(value)));
         for (name, value, rule, allowed) in numbers.into_iter().chain(biases) {
             if !allowed {
                 return Err(SetupError::Value { name, rule, value });

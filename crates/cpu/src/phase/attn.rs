@@ -38,20 +38,20 @@ pub(crate) fn run(
 /// What query heads of a rank share.
 pub(crate) struct Heads<'a> {
     sinks: &'a [f32],
-    group: usize,
+    q_per_kv: usize,
 }
 
 impl<'a> Heads<'a> {
     pub(crate) fn new(spec: &AttentionSpec, weights: &'a LayerWeights, rank: usize) -> Self {
         let rank_count = weights.ranks.len();
         // With more ranks than K/V heads all query heads of a rank read its only one.
-        let group = (spec.q_heads / spec.kv_heads).min(spec.q_heads / rank_count);
-        Self { sinks: &weights.ranks[rank].sinks, group }
+        let q_per_kv = (spec.q_heads / spec.kv_heads).min(spec.q_heads / rank_count);
+        Self { sinks: &weights.ranks[rank].sinks, q_per_kv }
     }
 
     /// The rank's K/V head that a query head reads.
     pub(crate) fn kv(&self, q_head: usize) -> usize {
-        q_head / self.group
+        q_head / self.q_per_kv
     }
 
     pub(crate) fn sink(&self, q_head: usize) -> Option<f32> {

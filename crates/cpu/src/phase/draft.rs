@@ -88,7 +88,7 @@ impl<'a> Drafter<'a> {
                 let (k, v) = projection.kv(rank, &context, &positions);
                 for (i, &token) in committed.iter().enumerate() {
                     let run = &batch.row(token).pages[pages.group];
-                    let (keys, values) = (of(&k, i, committed), of(&v, i, committed));
+                    let (keys, values) = (part_of(&k, i, committed), part_of(&v, i, committed));
                     pages.write(run, positions[i], keys, values);
                     if let Some(watch) = watch {
                         let position = positions[i];
@@ -196,7 +196,7 @@ impl<'a> Drafter<'a> {
 }
 
 /// The `i`-th of as many equal parts as there are tokens.
-fn of<'a>(values: &'a [f32], i: usize, tokens: &[usize]) -> &'a [f32] {
+fn part_of<'a>(values: &'a [f32], i: usize, tokens: &[usize]) -> &'a [f32] {
     let width = values.len() / tokens.len();
     &values[i * width..][..width]
 }

@@ -109,6 +109,9 @@ fn attention(
     });
     let stated_base = fields.number("rope_theta", 1.0, 1e12);
     let base = knobs.draft_rope_base.unwrap_or(stated_base);
+    if !(1.0..=1e12).contains(&base) {
+        fields.problem("rope_theta", format!("of the knob draft_rope_base is {base}"));
+    }
     AttentionSpec {
         reach: reach(fields, dflash, layer_count, knobs),
         q_heads,

@@ -150,6 +150,20 @@ pub(super) const SPOILS: &[(&str, Spoil)] = &[
             },
         )
     }),
+    ("a page that another row writes", |plan, _| {
+        let [first, second, ..] = &mut plan.rows[..] else { return false };
+        let (Some(page), Some(last)) =
+            (first.pages[0].pages.last(), second.pages[0].pages.last_mut())
+        else {
+            return false;
+        };
+        *last = *page;
+        true
+    }),
+    ("more held drafts than a number can count", |plan, _| {
+        let held = |row: &Row| matches!(row.tokens, RowTokens::Held { .. });
+        row(plan, held, |row| row.tokens = RowTokens::Held { draft_count: u32::MAX })
+    }),
     ("a page run of no pages", |plan, _| {
         row(plan, |_| true, |row| row.pages.iter_mut().for_each(|run| run.pages.clear()))
     }),

@@ -1,0 +1,44 @@
+//! Flags for what a model's config leaves open.
+
+use kilotok_model::{Knobs, RouterDtype};
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "Where implementations of a model disagree")]
+pub(crate) struct KnobArgs {
+    /// Keys that a sliding-window position sees: the config's number, or one more as in SGLang.
+    #[arg(long)]
+    window_keys: Option<usize>,
+    /// RoPE base of the drafter, instead of its `rope_theta`.
+    #[arg(long)]
+    draft_rope_base: Option<f64>,
+    /// Whether the drafter sees only its window, instead of what its config says.
+    #[arg(long)]
+    draft_window: Option<bool>,
+    /// Precision of the router's matrix, instead of the config's.
+    #[arg(long)]
+    router_dtype: Option<Dtype>,
+    /// A config field that kilotok does not know and that you know to be harmless.
+    #[arg(long, value_name = "NAME")]
+    ignore_field: Vec<String>,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Dtype {
+    F32,
+    Bf16,
+}
+
+impl KnobArgs {
+    pub(crate) fn knobs(&self) -> Knobs {
+        Knobs {
+            window_keys: self.window_keys,
+            draft_rope_base: self.draft_rope_base,
+            draft_window: self.draft_window,
+            router_dtype: self.router_dtype.map(|dtype| match dtype {
+                Dtype::F32 => RouterDtype::F32,
+                Dtype::Bf16 => RouterDtype::Bf16,
+            }),
+            ignored_fields: self.ignore_field.clone(),
+        }
+    }
+}
