@@ -1,6 +1,8 @@
 //! Hidden states after every layer, logits and greedy tokens, against transformers' float32.
 
-use crate::fixture::{Fixture, Sequence, Worst, given};
+use kilotok_model::{FeedForwardSpec, RouterDtype};
+
+use crate::fixture::{Fixture, Sequence, TOLERANCE, Worst, given};
 
 fn check(name: &str, rank_count: usize) {
     let fixture = Fixture::open(name);
@@ -60,4 +62,21 @@ fn fp4_as_its_float_twin_on_2_4_and_8_ranks() {
     for rank_count in [2, 4, 8] {
         check("fp4_pro", rank_count);
     }
+}
+
+/// Routers are stored in F32 or BF16, and what rounding one does to these models shows.
+#[test]
+fn a_router_in_bf16_is_another_router() {
+    let fixture = Fixture::open("plain_f32");
+    let mut spec = fixture.checkpoint.spec().clone();
+    for layer in &mut spec.layers {
+        if let FeedForwardSpec::Experts(experts) = &mut layer.feed_forward {
+            assert_eq!(experts.router.dtype, RouterDtype::F32);
+            experts.router.dtype = RouterDtype::Bf16;
+        }
+    }
+    let mut sequence = Sequence::new(&spec, &fixture.checkpoint, 1);
+    sequence.step(given(&fixture.tokens("tokens"), 0));
+    let error = worst(&fixture, &sequence).error;
+    assert!((TOLERANCE..0.1).contains(&error), "off by {error}");
 }
