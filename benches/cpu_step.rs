@@ -73,14 +73,7 @@ impl Bench {
     fn row(&mut self, start: u32, count: u32, draft_count: u32, draft_next: u32) {
         let page_tokens = self.engine.caps().groups[0].page_tokens;
         let pages = (0..(start + count).div_ceil(page_tokens)).map(PageId).collect();
-        let setup = SlotSetup {
-            sampling: Sampling::GREEDY,
-            prompt_count: CONTEXT,
-            history: vec![],
-            logit_bias: vec![],
-            bad_words: vec![],
-            end_tokens: vec![],
-        };
+        let setup = SlotSetup::new(Sampling::GREEDY, CONTEXT);
         let tokens = (start..start + count).map(|position| position * 37 % 8192).collect();
         let row = Row {
             slot: SlotId(0),

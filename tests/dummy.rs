@@ -89,14 +89,7 @@ fn run() -> Notes {
             Seen::DraftContext { .. } | Seen::DraftLogits { .. } => {}
         }
     }));
-    let setup = SlotSetup {
-        sampling: Sampling::GREEDY,
-        prompt_count: TOKENS,
-        history: vec![],
-        logit_bias: vec![],
-        bad_words: vec![],
-        end_tokens: vec![],
-    };
+    let setup = SlotSetup::new(Sampling::GREEDY, TOKENS);
     let tokens = (0..TOKENS).map(|i| i * 389 % 1024).collect();
     let every_page = PageRun { first: 0, pages: (0..TOKENS).map(PageId).collect() };
     let row = Row {

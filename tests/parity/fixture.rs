@@ -121,14 +121,7 @@ impl Sequence {
         let caps = self.engine.caps();
         let every_page =
             PageRun { first: 0, pages: (0..SEQUENCE_MAX / PAGE_TOKENS).map(PageId).collect() };
-        let setup = SlotSetup {
-            sampling: Sampling::GREEDY,
-            prompt_count: known,
-            history: vec![],
-            logit_bias: vec![],
-            bad_words: vec![],
-            end_tokens: vec![],
-        };
+        let setup = SlotSetup::new(Sampling::GREEDY, known);
         let row = Row {
             slot: SlotId(0),
             setup: (!self.is_set_up).then(|| Box::new(setup)),

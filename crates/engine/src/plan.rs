@@ -115,6 +115,18 @@ pub struct SlotSetup {
 }
 
 impl SlotSetup {
+    /// `sampling` alone, with a prompt of `prompt_count` tokens.
+    pub fn new(sampling: Sampling, prompt_count: u32) -> Self {
+        Self {
+            sampling,
+            prompt_count,
+            history: Vec::new(),
+            logit_bias: Vec::new(),
+            bad_words: Vec::new(),
+            end_tokens: Vec::new(),
+        }
+    }
+
     /// Whether choosing a token reads the tokens before it.
     pub fn needs_history(&self) -> bool {
         self.sampling.has_penalty() || !self.bad_words.is_empty()

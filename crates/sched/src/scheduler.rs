@@ -382,14 +382,7 @@ mod tests {
     use super::*;
 
     fn asked(prompt: Vec<TokenId>, token_max: u32) -> Submission {
-        let setup = SlotSetup {
-            sampling: Sampling::GREEDY,
-            prompt_count: 0,
-            history: Vec::new(),
-            logit_bias: Vec::new(),
-            bad_words: Vec::new(),
-            end_tokens: Vec::new(),
-        };
+        let setup = SlotSetup::new(Sampling::GREEDY, 0);
         Submission::new(prompt, setup, token_max)
     }
 
