@@ -12,5 +12,5 @@ pub mod scripted;
 pub mod toy;
 
 pub use difference::{Difference, difference};
-pub use scripted::{ScriptedEngine, Skill};
+pub use scripted::{ScriptedEngine, Skill, Voice, parrot};
 pub use toy::Toy;

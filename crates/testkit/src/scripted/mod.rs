@@ -4,6 +4,7 @@
 
 mod slots;
 mod tape;
+mod voice;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -16,6 +17,8 @@ use kilotok_engine::{
 use crate::mix::mix;
 use slots::Slots;
 use tape::{Memory, Tape, logits};
+
+pub use voice::{Voice, parrot};
 
 /// How well an engine's drafter guesses what the likeliest tokens will be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +33,7 @@ pub enum Skill {
 pub struct ScriptedEngine {
     caps: Caps,
     skill: Skill,
+    voice: Option<Voice>,
     memory: Memory,
     slots: Slots,
     next_step: u64,
@@ -74,10 +78,17 @@ impl ScriptedEngine {
             slots: Slots::new(caps.slot_count, caps.vocab_size),
             caps,
             skill,
+            voice: None,
             next_step: 0,
             in_flight: VecDeque::new(),
             failures: BTreeMap::new(),
         }
+    }
+
+    /// Has something to say: the token that the voice names is by far the likeliest.
+    #[must_use]
+    pub fn speaking(self, voice: Voice) -> Self {
+        Self { voice: Some(voice), ..self }
     }
 
     /// Makes the wait for a step fail, counting accepted plans from 0. The step does not happen.
@@ -90,23 +101,39 @@ impl ScriptedEngine {
     }
 
     fn run_row(&mut self, row: &Row) -> RowOutput {
-        let caps = &self.caps;
         let tokens = self.slots.enter(row);
+        let mut text = self.text(row, &tokens);
+        let caps = &self.caps;
         let mut tape = Tape::read(&self.memory, caps, &row.pages, row.start);
         let states: Vec<u64> = tokens.iter().map(|token| tape.push(*token)).collect();
         tape.write(&mut self.memory, caps, &row.pages, row.start);
-        let mut out = self.slots.choose(row, &tokens, &states);
+        let voice = self.voice.as_ref();
+        let logits_at = |index: usize| {
+            let said = &text[..(row.start as usize + index + 1).min(text.len())];
+            logits(states[index], caps.vocab_size, voice.and_then(|voice| voice(said)))
+        };
+        let mut out = self.slots.choose(row, &tokens, &logits_at);
         let end = advanced(row, &out);
         tape.truncate(end);
+        text.truncate(end as usize);
         self.commit(row, &tape, end);
         if row.draft_next > 0 && out.fault.is_none() {
-            let drafts = self.draft(row, tape, &out);
+            let drafts = self.draft(row, tape, text, &out);
             if row.report_drafts {
                 out.drafts.clone_from(&drafts);
             }
             self.slots.hold(row.slot, drafts);
         }
         out
+    }
+
+    /// The sequence up to the row's end, for a voice to go on with.
+    fn text(&mut self, row: &Row, tokens: &[TokenId]) -> Vec<TokenId> {
+        if self.voice.is_none() {
+            return Vec::new();
+        }
+        self.memory.note(&self.caps, &row.pages, row.start, tokens);
+        self.memory.text(&self.caps, &row.pages, row.end())
     }
 
     fn draft_group(&self) -> Option<usize> {
@@ -125,7 +152,13 @@ impl ScriptedEngine {
 
     /// Guesses what follows the newest token. Without the right context in the pages every guess
     /// is wrong.
-    fn draft(&self, row: &Row, mut tape: Tape, out: &RowOutput) -> Vec<TokenId> {
+    fn draft(
+        &self,
+        row: &Row,
+        mut tape: Tape,
+        mut text: Vec<TokenId>,
+        out: &RowOutput,
+    ) -> Vec<TokenId> {
         let caps = &self.caps;
         let (Some(group), Some(newest)) = (self.draft_group(), out.tokens.last()) else {
             return Vec::new();
@@ -135,9 +168,11 @@ impl ScriptedEngine {
             self.memory.read(caps, group, &row.pages[group], position) == tape.context(position)
         });
         let mut state = tape.push(*newest);
+        text.push(*newest);
         let mut drafts = Vec::new();
         for _ in 0..row.draft_next {
-            let likeliest = likeliest(&logits(state, caps.vocab_size));
+            let wanted = self.voice.as_ref().and_then(|voice| voice(&text));
+            let likeliest = likeliest(&logits(state, caps.vocab_size, wanted));
             let draft = match self.skill {
                 Skill::Always(token) => token,
                 Skill::Percent(percent) if informed && mix(!state) % 100 < u64::from(percent) => {
@@ -146,6 +181,7 @@ impl ScriptedEngine {
                 Skill::Percent(_) => (likeliest + 1) % caps.vocab_size,
             };
             drafts.push(draft);
+            text.push(draft);
             state = tape.push(draft);
         }
         drafts

@@ -5,8 +5,6 @@ use kilotok_abi::{SlotId, TokenId};
 use kilotok_engine::{Row, RowFault, RowOutput, RowTokens, SlotSetup, TokenLogprob, TokenLogprobs};
 use kilotok_sampling::{Fault, Ranking, Sampler, Setup, logprobs};
 
-use super::tape::logits;
-
 pub(super) struct Slots {
     slots: Vec<Option<Slot>>,
     vocab_size: usize,
@@ -67,13 +65,16 @@ impl Slots {
         }
     }
 
-    /// Chooses the row's tokens by the states at its positions.
-    pub(super) fn choose(&mut self, row: &Row, tokens: &[TokenId], states: &[u64]) -> RowOutput {
-        let vocab_size = self.vocab_size as u32;
+    /// Chooses the row's tokens by the logits after each of them.
+    pub(super) fn choose(
+        &mut self,
+        row: &Row,
+        tokens: &[TokenId],
+        logits: &dyn Fn(usize) -> Vec<f32>,
+    ) -> RowOutput {
         let slot = self.slots[row.slot.0 as usize].as_mut().expect("the row entered it");
         let top = row.logprobs.unwrap_or_default();
-        let report_at =
-            |index: usize, token| report(&logits(states[index], vocab_size), token, top);
+        let report_at = |index: usize, token| report(&logits(index), token, top);
         let scored = row.scored.iter().enumerate();
         let mut out = RowOutput {
             scored: scored.map(|(index, token)| report_at(index, *token)).collect(),
@@ -85,8 +86,7 @@ impl Slots {
         let draft_count = row.tokens.draft_count();
         let first = tokens.len() - draft_count as usize;
         let position = row.end() - draft_count;
-        let rows = states[first - 1..].iter().flat_map(|state| logits(*state, vocab_size));
-        let rows: Vec<f32> = rows.collect();
+        let rows: Vec<f32> = (first - 1..tokens.len()).flat_map(logits).collect();
         let drafts = &tokens[first..];
         let verified = slot.sampler.verify(position, drafts, &row.masks, &rows, &mut out.tokens);
         let next = position + out.tokens.len() as u32;

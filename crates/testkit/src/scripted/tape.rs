@@ -2,7 +2,7 @@
 //! a layer leaves keys and values, and what a position computes is folded from the numbers in its
 //! reach: first those of the windows, then, with the result, those of the whole text, on which in
 //! turn the next position's numbers depend. A page that is missing, stale or somebody else's
-//! therefore changes every later token.
+//! therefore changes every later token. An engine with a voice keeps the text itself there too.
 
 use kilotok_abi::TokenId;
 use kilotok_engine::{Caps, PageGroup, PageKind, PageRun};
@@ -12,12 +12,30 @@ use crate::mix::mix;
 /// The pages of all groups: one number per position.
 pub(super) struct Memory {
     groups: Vec<Vec<u64>>,
+    /// The token at each position, in pages of the first group that sees everything.
+    tokens: Vec<TokenId>,
+    whole: usize,
 }
 
 impl Memory {
     pub(super) fn new(caps: &Caps) -> Self {
         let group = |group: &PageGroup| vec![0; (group.page_count * group.page_tokens) as usize];
-        Self { groups: caps.groups.iter().map(group).collect() }
+        let sees_all = |group: &PageGroup| group.kind != PageKind::Draft && group.window.is_none();
+        let whole = caps.groups.iter().position(sees_all).unwrap_or_default();
+        let groups: Vec<Vec<u64>> = caps.groups.iter().map(group).collect();
+        Self { tokens: vec![0; groups[whole].len()], groups, whole }
+    }
+
+    /// The tokens at the positions below `end`.
+    pub(super) fn text(&self, caps: &Caps, runs: &[PageRun], end: u32) -> Vec<TokenId> {
+        let place = |position| place(&caps.groups[self.whole], &runs[self.whole], position);
+        (0..end).map(|position| self.tokens[place(position)]).collect()
+    }
+
+    pub(super) fn note(&mut self, caps: &Caps, runs: &[PageRun], start: u32, tokens: &[TokenId]) {
+        for (position, token) in (start..).zip(tokens) {
+            self.tokens[place(&caps.groups[self.whole], &runs[self.whole], position)] = *token;
+        }
     }
 
     pub(super) fn read(&self, caps: &Caps, group: usize, run: &PageRun, position: u32) -> u64 {
@@ -137,11 +155,17 @@ impl Layer {
 }
 
 /// The logits that a state stands for. One token in sixteen is likelier than the others, so that
-/// replies repeat themselves and penalties have something to do.
-pub(super) fn logits(state: u64, vocab_size: u32) -> Vec<f32> {
+/// replies repeat themselves and penalties have something to do. One that is wanted is certain,
+/// unless it is forbidden.
+pub(super) fn logits(state: u64, vocab_size: u32, wanted: Option<TokenId>) -> Vec<f32> {
+    const CERTAIN: f32 = 40.0;
     let logit = |token: u32| {
         let chance = (mix(state ^ u64::from(token)) >> 40) as f32 / (1 << 24) as f32;
         if token % 16 == 5 { 8.0 * chance + 3.0 } else { 8.0 * chance }
     };
-    (0..vocab_size).map(logit).collect()
+    let mut logits: Vec<f32> = (0..vocab_size).map(logit).collect();
+    if let Some(logit) = wanted.and_then(|token| logits.get_mut(token as usize)) {
+        *logit += CERTAIN;
+    }
+    logits
 }
