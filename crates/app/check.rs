@@ -1,11 +1,14 @@
 //! `kilotok check`
 
+use std::iter::once;
+
 use anyhow::{Context, Result};
 use indicatif::HumanBytes;
 use kilotok_model::{
-    FeedForwardSpec, ModelSpec, Ranks, Reach, Shard, WeightDecl, check_ranks, declare,
+    Dtype, FeedForwardSpec, ModelSpec, Ranks, Reach, Shard, StoredTensor, WeightDecl, check_ranks,
+    declare,
 };
-use kilotok_weights::{Checkpoint, Piece, load};
+use kilotok_weights::{Checkpoint, Piece, WeightError, WeightSource, load};
 
 use crate::environment::folder;
 use crate::knobs::KnobArgs;
@@ -35,7 +38,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     println!("{}", folder.display());
     describe(spec);
     let weights = declare(spec);
-    let bytes: usize = weights.iter().map(stored_bytes).sum();
+    let bytes = weights.iter().map(|decl| stored_bytes(&checkpoint, decl));
+    let bytes = bytes.sum::<Result<usize, _>>()?;
     println!("  weights   {} in {}", weights.len(), HumanBytes(bytes as u64));
     for skipped in checkpoint.skipped() {
         let (count, bytes) = (skipped.tensor_count, HumanBytes(skipped.bytes));
@@ -57,24 +61,31 @@ fn pieces(decl: &WeightDecl, rank_count: usize) -> impl Iterator<Item = Piece> {
     ranks.map(|ranks| Piece { decl: decl.clone(), ranks })
 }
 
-fn stored_bytes(decl: &WeightDecl) -> usize {
-    let stored = decl.stored();
-    // The first accepted type is the published one.
-    stored.iter().map(|t| t.dtypes[0].bytes() * t.shape.iter().product::<usize>()).sum()
+pub(crate) fn stored_bytes(
+    checkpoint: &Checkpoint,
+    decl: &WeightDecl,
+) -> Result<usize, WeightError> {
+    let (stored, values) = (decl.stored(), checkpoint.dtype(decl)?);
+    // Only values may be of one type or another; scales follow them.
+    let dtypes = once(values).chain(stored.iter().skip(1).map(|scales| scales.dtypes[0]));
+    let bytes = |(tensor, dtype): (&StoredTensor, Dtype)| {
+        dtype.bytes() * tensor.shape.iter().product::<usize>()
+    };
+    Ok(stored.iter().zip(dtypes).map(bytes).sum())
 }
 
 #[expect(clippy::print_stdout, reason = "the report is what the command is for")]
-fn describe(spec: &ModelSpec) {
+pub(crate) fn describe(spec: &ModelSpec) {
     let windows = spec.layers.iter().filter(|layer| layer.attention.reach != Reach::Full).count();
     let experts = spec.layers.iter().find_map(|layer| match &layer.feed_forward {
         FeedForwardSpec::Experts(experts) => Some(experts),
         FeedForwardSpec::Dense(_) => None,
     });
-    println!("  family    {:?}", spec.family);
+    println!("  family    {}", spec.family);
     println!("  shape     {} wide, {} tokens", spec.hidden_size, spec.vocab_size);
     println!("  layers    {}, {windows} of them with a sliding window", spec.layers.len());
     if let Some(experts) = experts {
-        println!("  experts   {} of {}, {:?}", experts.top_k, experts.count, experts.format);
+        println!("  experts   {} of {}, {}", experts.top_k, experts.count, experts.format);
     }
     match &spec.drafter {
         Some(drafter) => println!(

@@ -1,8 +1,11 @@
-//! A progress bar in bytes with rate, and Ctrl-C to stop what it shows.
+//! A progress bar in bytes with rate, and Ctrl-C to stop what it shows. Where nobody watches a
+//! bar, as in a log, a line when the work begins and one when it ends.
 
+use std::io::{IsTerminal, stderr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use kilotok_weights::Progress;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -12,7 +15,11 @@ static SHOWN: AtomicUsize = AtomicUsize::new(0);
 
 /// Shows one piece of work. The first Ctrl-C asks the work to stop, the second ends the program;
 /// without work to stop the first one does.
-pub(crate) struct Bar(ProgressBar);
+pub(crate) struct Bar {
+    what: &'static str,
+    shown: ProgressBar,
+    in_lines: bool,
+}
 
 impl Bar {
     pub(crate) fn new(what: &'static str) -> Self {
@@ -24,22 +31,26 @@ impl Bar {
             }
         });
         SHOWN.fetch_add(1, Ordering::Relaxed);
-        let bar = ProgressBar::no_length().with_message(what);
+        let shown = ProgressBar::no_length().with_message(what);
         let template = "{msg} [{bar:30}] {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
         if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style.progress_chars("=> "));
+            shown.set_style(style.progress_chars("=> "));
         }
-        Self(bar)
+        Self { what, shown, in_lines: !stderr().is_terminal() }
     }
 }
 
 impl Progress for Bar {
     fn begin(&self, total_bytes: u64) {
-        self.0.set_length(total_bytes);
+        self.shown.reset_elapsed();
+        self.shown.set_length(total_bytes);
+        if self.in_lines {
+            eprintln!("{} {}", self.what, HumanBytes(total_bytes));
+        }
     }
 
     fn advance(&self, bytes: u64) {
-        self.0.inc(bytes);
+        self.shown.inc(bytes);
     }
 
     fn cancelled(&self) -> bool {
@@ -49,7 +60,41 @@ impl Progress for Bar {
 
 impl Drop for Bar {
     fn drop(&mut self) {
-        self.0.finish_and_clear();
+        // Without a length the work never began.
+        if let Some(total) = self.shown.length().filter(|_| self.in_lines) {
+            eprintln!(
+                "{}",
+                last_line(self.what, self.shown.position(), total, self.shown.elapsed())
+            );
+        }
+        self.shown.finish_and_clear();
         SHOWN.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn last_line(what: &str, done: u64, total: u64, time: Duration) -> String {
+    let seconds = time.as_secs_f64();
+    let rate = HumanBytes((done as f64 / seconds.max(1e-3)) as u64);
+    let stopped = if done < total {
+        format!("stopped after {} of ", HumanBytes(done))
+    } else {
+        String::new()
+    };
+    format!("{what}: {stopped}{} in {seconds:.1} s, {rate}/s", HumanBytes(total))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_line_says_how_much_how_long_and_how_fast() {
+        let line = |done: u64, total: u64, seconds| {
+            last_line("loading", done << 20, total << 20, Duration::from_secs(seconds))
+        };
+        assert_eq!(line(3, 3, 2), "loading: 3.00 MiB in 2.0 s, 1.50 MiB/s");
+        let stopped = "loading: stopped after 1.00 MiB of 3.00 MiB in 2.0 s, 512.00 KiB/s";
+        assert_eq!(line(1, 3, 2), stopped);
+        assert_eq!(line(0, 0, 0), "loading: 0 B in 0.0 s, 0 B/s");
     }
 }

@@ -68,6 +68,33 @@ def hub_config(pattern, **fields):
     return config
 
 
+def fused_config(pattern, store_dtype=None, **fields):
+    """config.json of V2.5 and Pro: q, k and v fused and stored in FP8, like dense layers, and like
+    experts unless `store_dtype` says that these are in MXFP4."""
+    quantisation = {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [TILE, TILE],
+        "ignored_layers": [f"model.layers.{i}.self_attn.o_proj" for i in range(len(pattern))]
+        + ["model.decoder.self_attn.o_proj"],
+    }
+    if store_dtype == "mxfp4":
+        quantisation |= {"store_dtype": store_dtype, "mxfp4_block_size": GROUP}
+    return hub_config(
+        pattern,
+        architectures=["MiMoV2ForCausalLM"],
+        model_type="mimo_v2",
+        attention_projection_layout="fused_qkv",
+        **fields,
+        quantization_config=quantisation,
+    )
+
+
+def has_mxfp4(config):
+    return config.get("quantization_config", {}).get("store_dtype") == "mxfp4"
+
+
 def kv_heads(config, layer):
     windowed = config["hybrid_layer_pattern"][layer]
     return config["swa_num_key_value_heads" if windowed else "num_key_value_heads"]
@@ -134,7 +161,8 @@ def tiles(extent):
 
 
 def quantised_form(config, stored, generator):
-    """Puts fused FP8 qkv, FP8 dense layers and MXFP4 experts in place of the plain projections.
+    """Puts fused FP8 qkv, FP8 dense layers and FP8 or MXFP4 experts in place of the plain
+    projections, where the config calls for it.
 
     Codes and scales are drawn, not rounded from floats: every code then takes part, and
     neighbouring scales differ by a factor of two to five, so that no wrong scale looks like
@@ -162,6 +190,8 @@ def quantised_form(config, stored, generator):
         yield "up_proj.weight", width, hidden
         yield "down_proj.weight", hidden, width
 
+    if "quantization_config" not in config:
+        return stored
     hidden = config["hidden_size"]
     for layer, sparse in enumerate(config["moe_layer_freq"]):
         attention, mlp = f"model.layers.{layer}.self_attn.", f"model.layers.{layer}.mlp."
@@ -171,14 +201,15 @@ def quantised_form(config, stored, generator):
         name = attention + "qkv_proj.weight"
         fused = fp8(chunks * rows, hidden, chunks * tiles(rows))
         stored[name], stored[name + "_scale_inv"] = fused
-        for expert in range(config["n_routed_experts"] if sparse else 0):
-            for name, rows, columns in gated(config["moe_intermediate_size"]):
-                name = f"{mlp}experts.{expert}.{name}"
-                stored[name], stored[name + "_scale"] = mxfp4(rows, columns)
-        if not sparse:
-            for name, rows, columns in gated(config["intermediate_size"]):
-                name = mlp + name
-                stored[name], stored[name + "_scale_inv"] = fp8(rows, columns, tiles(rows))
+        width = config["moe_intermediate_size" if sparse else "intermediate_size"]
+        experts = [f"experts.{expert}." for expert in range(config["n_routed_experts"])]
+        for expert in experts if sparse else [""]:
+            for name, rows, columns in gated(width):
+                name = mlp + expert + name
+                if sparse and has_mxfp4(config):
+                    stored[name], stored[name + "_scale"] = mxfp4(rows, columns)
+                else:
+                    stored[name], stored[name + "_scale_inv"] = fp8(rows, columns, tiles(rows))
     return stored
 
 
@@ -283,9 +314,9 @@ def read_model(directory):
 
 def read_expected(directory):
     """tensors and window_keys."""
-    with safe_open(directory / "expected.safetensors", "pt") as file:
-        window_keys = int(file.metadata()["window_keys"])
-        return {name: file.get_tensor(name) for name in file.keys()}, window_keys
+    path = directory / "expected.safetensors"
+    with safe_open(path, "pt") as file:
+        return load_file(path), int(file.metadata()["window_keys"])
 
 
 def report(directory, seed, deviation):

@@ -81,3 +81,10 @@ fn drafts_on_2_and_4_ranks() {
         check("draft_b", rank_count);
     }
 }
+
+#[test]
+fn drafts_for_an_fp4_target_on_every_rank_count() {
+    for rank_count in [1, 2, 4, 8] {
+        check("draft_fp4", rank_count);
+    }
+}

@@ -6,7 +6,7 @@
 
 Every fixture is a model directory with a drafter inside, as the hub has it:
 
-    config.json, model.safetensors          the target, in the mimo_v2_flash form
+    config.json, model.safetensors          the target
     dflash/config.json
     dflash/dflash_draft_model.safetensors   BF16, without embedding and head: the target's serve
     dflash/mask_embedding.pt                instead of the mask token's row of the embedding
@@ -21,6 +21,9 @@ later round the target verifies the drafts it is given, whatever the drafter pro
     round.r.draft_tokens     I32 [rows - 1]          their argmax
     round.r.context_kv_last  F32 [layers, 2, kv_heads * head_dim]
                              K (normed, rotated) and V (scaled) of the newest position with context
+
+Where the target is quantised there are also the tensors that make_fixtures.py expects of a target,
+for the same prompt.
 
 `rows` is the config's block_size: the rows of one draft. In a round `start` positions have context,
 the draft's rows are the newest token at `start` and masks after it, and the row at a position
@@ -43,7 +46,9 @@ from safetensors.torch import load_file
 from checkpoint import (
     FIXTURES,
     float_twin,
+    fused_config,
     hub_config,
+    quantised_form,
     random_weights,
     read_expected,
     read_model,
@@ -55,6 +60,7 @@ from checkpoint import (
     write_tensors,
 )
 from reference import LOGIT_GAP_MIN, TWIN_AGREEMENT, Twin, apart, first_suitable, require
+from reference import expected as expected_of_target
 
 DRAFT_GAP_MIN = 0.01
 
@@ -292,19 +298,35 @@ def random_drafter(config, generator):
     return weights
 
 
-TARGET = hub_config([0, 1, 1, 0], swa_num_key_value_heads=2, moe_layer_freq=[0, 1, 0, 1])
+PLAIN = hub_config([0, 1, 1, 0], swa_num_key_value_heads=2, moe_layer_freq=[0, 1, 0, 1])
 
-# name -> (drafter's config, prefix of its tensors' names, prompt length, right drafts per round)
+# V2.5-Pro with FP4 experts, small: it and its drafter load on 1, 2, 4 or 8 ranks.
+FP4_PRO = fused_config(
+    [0, 1, 0],
+    store_dtype="mxfp4",
+    num_attention_heads=16,
+    num_key_value_heads=8,
+    rope_theta=10000000,
+    attention_value_scale=0.612,
+    intermediate_size=64,
+    moe_intermediate_size=256,
+    n_routed_experts=4,
+)
+
+# name -> (target's config, drafter's, prefix of its tensors' names, prompt length, right drafts per
+# round)
 DRAFTERS = {
     # The window bites from the start. The drafter's vocabulary is not the target's, as in V2.5-Pro.
     "draft_a": (
-        draft_config(TARGET, target_layer_ids=[1, 2], swa_window_size=20, vocab_size=88),
+        PLAIN,
+        draft_config(PLAIN, target_layer_ids=[1, 2], swa_window_size=20, vocab_size=88),
         *("", 30, [7, 2, 0, 7, 2]),
     ),
     # First and last layer tapped; everything fits the window.
     "draft_b": (
+        PLAIN,
         draft_config(
-            TARGET,
+            PLAIN,
             target_layer_ids=[0, 2, 3],
             swa_window_size=1024,
             num_key_value_heads=2,
@@ -314,54 +336,68 @@ DRAFTERS = {
         ),
         *("model.", 29, [3, 2, 0, 3, 1]),
     ),
+    # Both files of a release together. From 4 ranks on several share a drafter's KV head.
+    "draft_fp4": (
+        FP4_PRO,
+        draft_config(
+            FP4_PRO,
+            target_layer_ids=[0, 2],
+            swa_window_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=8,
+            num_key_value_heads=2,
+        ),
+        *("", 30, [7, 3, 0, 7, 1]),
+    ),
 }
 
 
-def make_fixture(name, config, prefix, prompt_length, plan):
-    mask_id = config["dflash_config"]["mask_token_id"]
+def make_fixture(name, target, config, prefix, prompt_length, plan):
+    mask_id, window_keys = config["dflash_config"]["mask_token_id"], target["sliding_window"]
 
     def make(generator):
-        weights = random_weights(TARGET, generator)
+        weights = random_weights(target, generator)
         # An embedding row that training never touched, and what the drafter was trained with.
-        untouched = torch.randn(TARGET["hidden_size"], generator=generator)
-        mask_row = torch.randn(TARGET["hidden_size"], generator=generator)
+        untouched = torch.randn(target["hidden_size"], generator=generator)
+        mask_row = torch.randn(target["hidden_size"], generator=generator)
         weights["model.embed_tokens.weight"][mask_id] = 1e-6 * untouched
         mask_row = (1.5 * mask_row / mask_row.norm()).bfloat16()
-        stored = stored_form(TARGET, weights)
+        stored = quantised_form(target, stored_form(target, weights), generator)
         drafter = {prefix + n: w.bfloat16() for n, w in random_drafter(config, generator).items()}
-        plain = TARGET["pad_token_id"]
+        plain = target["pad_token_id"]
         steps = torch.randint(1, plain, (prompt_length,), generator=generator)
-        prompt = (mask_id + steps) % plain  # never the mask
-        outputs = expected(stored, config, drafter, mask_row, prompt.tolist(), plan)
+        prompt = ((mask_id + steps) % plain).tolist()  # never the mask
+        twin = float_twin(target, stored)
+        outputs = expected(target, twin, config, drafter, mask_row, prompt, plan)
         for r in range(len(plan) + 1):
             best = outputs[f"round.{r}.draft_logits"].topk(2).values
             require((best[:, 0] - best[:, 1]).min() > DRAFT_GAP_MIN, "a draft leads by too little")
             said = [*outputs[f"round.{r}.emitted"], *outputs.get(f"round.{r}.drafts_in", [])]
-            special = {mask_id, TARGET["eos_token_id"]}
+            special = {mask_id, target["eos_token_id"]}
             require(special.isdisjoint(map(int, said)), "the text ends, or shows a mask")
         from_table = weights["model.embed_tokens.weight"][mask_id].bfloat16()
-        wrong = expected(stored, config, drafter, from_table, prompt.tolist(), plan)
+        wrong = expected(target, twin, config, drafter, from_table, prompt, plan)
         changed = torch.cat([outputs[n] != wrong[n] for n in outputs if n.endswith("draft_tokens")])
         assert changed.float().mean() > 0.3, "the table's mask row would pass"
+        if "quantization_config" in target:
+            outputs |= expected_of_target(target, twin, window_keys, prompt)
         return stored, drafter, mask_row, outputs
 
     seed, (stored, drafter, mask_row, outputs) = first_suitable(make)
     directory, dflash = FIXTURES / name, FIXTURES / name / "dflash"
-    write_model(directory, TARGET, stored)
+    write_model(directory, target, stored)
     dflash.mkdir(exist_ok=True)
     write_json(dflash / "config.json", config)
     write_tensors(dflash / "dflash_draft_model.safetensors", drafter)
     mask = {"mask_token_id": mask_id, "embedding": mask_row}
     torch.save(mask, dflash / "mask_embedding.pt")
-    window_keys = str(TARGET["sliding_window"])
-    write_tensors(directory / "expected.safetensors", outputs, window_keys=window_keys)
+    write_tensors(directory / "expected.safetensors", outputs, window_keys=str(window_keys))
     report(directory, seed, outputs["round.0.draft_logits"].std())
 
 
-def expected(stored, config, drafter, mask_row, prompt, plan):
-    weights = float_twin(TARGET, stored)
-    target = Twin(TARGET, weights, TARGET["sliding_window"], torch.float64)
-    return named(prompt, follow(target, Drafter(config, drafter, mask_row, weights), prompt, plan))
+def expected(target, twin, config, drafter, mask_row, prompt, plan):
+    model = Twin(target, twin, target["sliding_window"], torch.float64)
+    return named(prompt, follow(model, Drafter(config, drafter, mask_row, twin), prompt, plan))
 
 
 # ---- self-check ----------------------------------------------------------------------------------
@@ -409,14 +445,16 @@ def mistakes(config, weights, mask_row, target_weights):
 
 
 def self_check(directory):
-    _, stored = read_model(directory)
+    target_config, stored = read_model(directory)
     config = json.loads((directory / "dflash" / "config.json").read_text())
     weights = load_file(directory / "dflash" / "dflash_draft_model.safetensors")
     mask = torch.load(directory / "dflash" / "mask_embedding.pt")
     outputs, window_keys = read_expected(directory)
     assert mask["mask_token_id"] == config["dflash_config"]["mask_token_id"]
-    target_weights = float_twin(TARGET, stored)
-    target = Twin(TARGET, target_weights, window_keys, torch.float64)
+    target_weights = float_twin(target_config, stored)
+    target = Twin(target_config, target_weights, window_keys, torch.float64)
+    if "logits" in outputs:
+        assert apart(target.run(outputs["tokens"].tolist()), outputs["logits"]) < TWIN_AGREEMENT
     rounds = sum(name.endswith("emitted") for name in outputs)
     plan = [len(outputs[f"round.{r}.emitted"]) - 1 for r in range(1, rounds)]
 

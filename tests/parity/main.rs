@@ -7,5 +7,6 @@
 mod draft;
 mod fixture;
 mod misread;
+mod overflow;
 mod target;
 mod traps;

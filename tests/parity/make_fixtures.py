@@ -28,11 +28,12 @@ from transformers import MiMoV2FlashForCausalLM
 
 from checkpoint import (
     FIXTURES,
-    GROUP,
     TILE,
     chunk_rows,
     float_twin,
     fp8_to_float,
+    fused_config,
+    has_mxfp4,
     hub_config,
     quantised_form,
     random_weights,
@@ -41,11 +42,11 @@ from checkpoint import (
     replaced,
     report,
     stored_form,
+    unfuse,
     write_model,
     write_tensors,
 )
 from reference import TWIN_AGREEMENT, Twin, apart, expected, first_suitable, transformers_config
-
 
 # ---- the fixtures --------------------------------------------------------------------------------
 
@@ -97,42 +98,52 @@ PLAIN = {
     ),
 }
 
-# V2.5-Pro with FP4 experts, small. 8 KV heads load on 1, 2, 4 or 8 ranks. A qkv chunk has 136 rows,
-# so the last 8 rows of V are alone under the chunk's second scale row; at 8 ranks a rank's 64
-# columns of the dense down_proj are half a tile.
-FP4_PRO = hub_config(
-    [0, 1],
-    architectures=["MiMoV2ForCausalLM"],
-    model_type="mimo_v2",
-    attention_projection_layout="fused_qkv",
-    hidden_size=64,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    head_dim=24,
-    v_head_dim=16,
-    rope_theta=10000000,
-    attention_value_scale=0.612,
-    intermediate_size=512,
-    moe_intermediate_size=256,
-    n_routed_experts=4,
-    quantization_config={
-        "quant_method": "fp8",
-        "fmt": "e4m3",
-        "activation_scheme": "dynamic",
-        "weight_block_size": [TILE, TILE],
-        "ignored_layers": [f"model.layers.{layer}.self_attn.o_proj" for layer in range(2)]
-        + ["model.decoder.self_attn.o_proj"],
-        "store_dtype": "mxfp4",
-        "mxfp4_block_size": GROUP,
-    },
-)
+QUANTISED = {
+    # V2.5-Pro with FP4 experts, small. 8 KV heads load on 1, 2, 4 or 8 ranks. A qkv chunk has 136
+    # rows, so the last 8 rows of V are alone under the chunk's second scale row; at 8 ranks a
+    # rank's 64 columns of the dense down_proj are half a tile.
+    "fp4_pro": (
+        fused_config(
+            [0, 1],
+            store_dtype="mxfp4",
+            hidden_size=64,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            head_dim=24,
+            v_head_dim=16,
+            rope_theta=10000000,
+            attention_value_scale=0.612,
+            intermediate_size=512,
+            moe_intermediate_size=256,
+            n_routed_experts=4,
+        ),
+        *(40, 8, 1),
+    ),
+    # V2.5's proportions: window layers have twice the KV heads of global ones and as many chunks.
+    # A chunk has 200 rows or, with a window, exactly two tiles of them. At 8 ranks two share a
+    # global KV head, and a rank's 20 columns of an expert's down_proj lie in two tiles.
+    "fp8_v25": (
+        fused_config(
+            [0, 1],
+            num_attention_heads=16,
+            num_key_value_heads=4,
+            swa_num_key_value_heads=8,
+            head_dim=36,
+            v_head_dim=20,
+            rope_theta=10000000,
+            intermediate_size=256,
+            moe_intermediate_size=160,
+            n_routed_experts=4,
+        ),
+        *(40, 8, 1),
+    ),
+}
 
 
 def make_fixture(name, config, prompt_length, window_keys, shards):
     def make(generator):
         stored = stored_form(config, random_weights(config, generator))
-        if "quantization_config" in config:
-            stored = quantised_form(config, stored, generator)
+        stored = quantised_form(config, stored, generator)
         tokens = torch.randint(config["pad_token_id"], (prompt_length,), generator=generator)
         twin = float_twin(config, stored)
         return stored, expected(config, twin, window_keys, tokens.tolist())
@@ -169,6 +180,18 @@ def with_uncut_scale_rows(config, stored):
     return twin
 
 
+def with_chunks_of_own_kv_heads(config, stored):
+    """The fused matrix of a window layer in a chunk per KV head of its own, not of a global one."""
+    twin = float_twin(config, stored)
+    own = config | {"num_key_value_heads": config["swa_num_key_value_heads"]}
+    for layer, windowed in enumerate(config["hybrid_layer_pattern"]):
+        if windowed:
+            name = f"model.layers.{layer}.self_attn.qkv_proj.weight"
+            parts = unfuse(own, layer, stored[name], stored[name + "_scale_inv"])
+            twin |= zip([name.replace("qkv", letter) for letter in "qkv"], parts)
+    return twin
+
+
 def mistakes(config, stored, window_keys):
     """(what an engine could get wrong, its config, its tensors, its window_keys)"""
 
@@ -189,10 +212,14 @@ def mistakes(config, stored, window_keys):
         other_row = changed("qkv_proj.weight_scale_inv", lambda t: t[torch.arange(len(t)) ^ 1])
         yield "other row's scale", *other_row
         yield "other column's scale", *changed("down_proj.weight_scale_inv", lambda t: t.roll(1, 1))
-        yield "nibbles swapped", *changed("proj.weight", nibbles_swapped)
-        yield "next group's scale", *changed("weight_scale", lambda t: t.roll(1, 1))
         yield "scale rows uncut", config, with_uncut_scale_rows(config, stored), window_keys
         yield "read as [Q;K;V]", config, read_as_qkv(config, stored), window_keys
+        if config["swa_num_key_value_heads"] != config["num_key_value_heads"]:
+            own = with_chunks_of_own_kv_heads(config, stored)
+            yield "chunks of own KV heads", config, own, window_keys
+    if has_mxfp4(config):
+        yield "nibbles swapped", *changed("proj.weight", nibbles_swapped)
+        yield "next group's scale", *changed("weight_scale", lambda t: t.roll(1, 1))
 
 
 def self_check(directory):
@@ -207,7 +234,8 @@ def self_check(directory):
     as_written = error(config, stored, window_keys)
     print(f"{directory.name}: as written {as_written:.1e}")
     assert as_written < TWIN_AGREEMENT
-    if config["swa_num_key_value_heads"] == 2 * config["num_key_value_heads"]:
+    plain = "quantization_config" not in config
+    if plain and config["swa_num_key_value_heads"] == 2 * config["num_key_value_heads"]:
         # The one shape transformers can load by itself: its loader must agree about every name.
         model, info = MiMoV2FlashForCausalLM.from_pretrained(
             directory,
@@ -233,8 +261,7 @@ def main():
     parser.add_argument("--self-check", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # the order of a sum must not depend on the machine's cores
-    fixtures = PLAIN | {"fp4_pro": (FP4_PRO, 40, 8, 1)}
-    for name, description in fixtures.items():
+    for name, description in (PLAIN | QUANTISED).items():
         if arguments.self_check:
             self_check(FIXTURES / name)
         else:

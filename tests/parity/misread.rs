@@ -2,7 +2,8 @@
 
 use kilotok_model::LayerWeight::{self, InputNorm, Key, Output, PostNorm, Qkv, Query, Sinks};
 use kilotok_model::{
-    AttentionSpec, FP8_TILE, MXFP4_GROUP, Part, Ranks, Shard, Slice, WeightDecl, WeightId, declare,
+    AttentionSpec, Dtype, FP8_TILE, MXFP4_GROUP, Part, Ranks, Shard, Slice, WeightDecl, WeightId,
+    declare,
 };
 use kilotok_weights::{Checkpoint, Tensor, TensorData, WeightError, WeightSource};
 
@@ -24,6 +25,11 @@ pub(crate) struct Reading<'a> {
 impl WeightSource for Misread<'_> {
     fn read(&self, decl: &WeightDecl, slice: &Slice) -> Result<Tensor, WeightError> {
         Ok((self.read)(&Reading { checkpoint: self.checkpoint, decl, slice }))
+    }
+
+    fn dtype(&self, decl: &WeightDecl) -> Result<Dtype, WeightError> {
+        // A mistake may read what is not there.
+        Ok(self.checkpoint.dtype(decl).unwrap_or(Dtype::F32))
     }
 }
 
@@ -161,6 +167,15 @@ pub(crate) fn as_one_chunk(reading: &Reading<'_>) -> Tensor {
     let mut decl = reading.decl.clone();
     if let Shard::Qkv { chunks, .. } = &mut decl.shard {
         *chunks = 1;
+    }
+    reading.rows(decl.slice(Ranks::ALONE).rows.into_iter().flatten())
+}
+
+/// A chunk per K/V head of the layer, where window layers have more of them.
+pub(crate) fn chunks_by_own_heads(reading: &Reading<'_>) -> Tensor {
+    let mut decl = reading.decl.clone();
+    if let Shard::Qkv { chunks, kv_heads, .. } = &mut decl.shard {
+        *chunks = *kv_heads;
     }
     reading.rows(decl.slice(Ranks::ALONE).rows.into_iter().flatten())
 }

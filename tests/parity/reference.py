@@ -42,11 +42,30 @@ def transformers_config(config, window_keys):
         factor = config["partial_rotary_factor"]
         return {"rope_type": "default", "rope_theta": float(theta), "partial_rotary_factor": factor}
 
-    same = """hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
-        v_head_dim attention_value_scale attention_bias intermediate_size moe_intermediate_size
-        n_routed_experts num_experts_per_tok n_group topk_group norm_topk_prob
-        routed_scaling_factor hidden_act vocab_size max_position_embeddings eos_token_id
-        pad_token_id tie_word_embeddings""".split()
+    same = [
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "v_head_dim",
+        "attention_value_scale",
+        "attention_bias",
+        "intermediate_size",
+        "moe_intermediate_size",
+        "n_routed_experts",
+        "num_experts_per_tok",
+        "n_group",
+        "topk_group",
+        "norm_topk_prob",
+        "routed_scaling_factor",
+        "hidden_act",
+        "vocab_size",
+        "max_position_embeddings",
+        "eos_token_id",
+        "pad_token_id",
+        "tie_word_embeddings",
+    ]
     return MiMoV2FlashConfig(
         **{name: config[name] for name in same},
         rms_norm_eps=config["layernorm_epsilon"],

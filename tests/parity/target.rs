@@ -64,6 +64,20 @@ fn fp4_as_its_float_twin_on_2_4_and_8_ranks() {
     }
 }
 
+#[test]
+fn four_chunks_of_fp8_as_their_float_twin_on_every_rank_count() {
+    for rank_count in [1, 2, 4, 8] {
+        check("fp8_v25", rank_count);
+    }
+}
+
+#[test]
+fn fp4_with_a_drafter_on_every_rank_count() {
+    for rank_count in [1, 2, 4, 8] {
+        check("draft_fp4", rank_count);
+    }
+}
+
 /// Routers are stored in F32 or BF16, and what rounding one does to these models shows.
 #[test]
 fn a_router_in_bf16_is_another_router() {

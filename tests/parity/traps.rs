@@ -9,7 +9,7 @@
 //!   position after: every test of the drafter;
 //! - a head or an embedding of the drafter's own: its fixtures have neither;
 //! - drafter tensors named with `model.` or without, a vocabulary of its own: one fixture each;
-//! - chunks counted by a layer's own K/V heads, tensors left unread: tests in `crates/model`.
+//! - tensors left unread: tests in `crates/model`.
 
 use kilotok_model::LayerWeight::{Gate, RouterBias, Up};
 use kilotok_model::{AttentionSpec, DrafterSpec, ExpertsSpec, FeedForwardSpec, ModelSpec, Reach};
@@ -22,17 +22,23 @@ use crate::{draft, target};
 /// makes 1e-2.
 const NOTICED: f32 = 100.0 * TOLERANCE;
 
-const TARGETS: &[&str] = &["plain_f32", "plain_gqa4", "plain_gqa16", "plain_sharded", "fp4_pro"];
-const QUANTISED: &[&str] = &["fp4_pro"];
-const DRAFTERS: &[&str] = &["draft_a", "draft_b"];
+const TARGETS: &[&str] =
+    &["plain_f32", "plain_gqa4", "plain_gqa16", "plain_sharded", "fp4_pro", "fp8_v25"];
+const QUANTISED: &[&str] = &["fp4_pro", "fp8_v25"];
+const FP4: &[&str] = &["fp4_pro"];
+const DRAFTERS: &[&str] = &["draft_a", "draft_b", "draft_fp4"];
+/// Fused, with more K/V heads on window layers than on the others.
+const MORE_KV_HEADS: &[&str] = &["fp8_v25"];
 /// Split projections, keys wider than values.
 const SPLIT: &[&str] = &["plain_f32", "plain_gqa4", "plain_sharded"];
 /// Several K/V heads, each of several query heads.
-const GROUPED: &[&str] = &["plain_gqa4", "plain_sharded", "fp4_pro"];
+const GROUPED: &[&str] = &["plain_gqa4", "plain_sharded", "fp4_pro", "fp8_v25"];
 /// Expert 10 comes before expert 2.
 const STRING_ORDER: &[&str] = &["plain_sharded"];
-/// A window shorter than the prompt, and no tap of the first layer.
-const NARROW: &[&str] = &["draft_a"];
+/// A drafter's window shorter than the prompt.
+const NARROW: &[&str] = &["draft_a", "draft_fp4"];
+/// No tap of the first layer.
+const LATE_TAPS: &[&str] = &["draft_a"];
 
 /// A mistake and the fixtures that must notice it.
 struct Trap {
@@ -85,17 +91,18 @@ const EXPERTS: &[Trap] = &[
 
 const STORAGE: &[Trap] = &[
     read("fused rows taken as [Q; K; V]", QUANTISED, misread::as_one_chunk),
+    read("chunks by own K/V heads", MORE_KV_HEADS, misread::chunks_by_own_heads),
     read("scale rows run on across chunks", QUANTISED, misread::scale_rows_run_on),
     read("FP8 scale of the next tile", QUANTISED, misread::scale_of_next_tile),
     read("FP8 scales divide", QUANTISED, misread::scales_divide),
-    read("FP4 nibbles swapped", QUANTISED, misread::nibbles_swapped),
-    read("FP4 scale of the next group", QUANTISED, misread::scale_of_next_group),
+    read("FP4 nibbles swapped", FP4, misread::nibbles_swapped),
+    read("FP4 scale of the next group", FP4, misread::scale_of_next_group),
 ];
 
 const DRAFTING: &[Trap] = &[
     read("mask row of the target's table", DRAFTERS, misread::mask_of_table),
     read("the target's final norm", DRAFTERS, misread::norm_of_target),
-    compute("taps a layer early", NARROW, |spec| {
+    compute("taps a layer early", LATE_TAPS, |spec| {
         drafter(spec).taps.iter_mut().for_each(|tap| *tap -= 1);
     }),
     compute("taps in the other order", DRAFTERS, |spec| drafter(spec).taps.reverse()),

@@ -1,11 +1,14 @@
 //! Ids and plain structs that host and GPU share. Everything here that the GPU reads is declared
 //! once with [`abi_struct!`] or [`abi_constants!`]; [`header::text`] makes the CUDA header from
-//! these declarations. This crate knows nothing of models, requests or engines.
+//! these declarations. With [`philox`] both draw their random bits. This crate knows nothing of
+//! models, requests or engines.
 
 pub mod header;
 mod layout;
+mod philox;
 
 pub use layout::{Field, Layout};
+pub use philox::philox;
 
 use layout::{abi_constants, abi_struct};
 

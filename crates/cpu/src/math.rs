@@ -126,6 +126,8 @@ impl Vectorised for RmsNorm<'_> {
         for row in self.x.chunks_exact_mut(self.weight.len()) {
             let [squares] = dots(simd, row, [&*row]);
             let scale = 1.0 / (squares / row.len() as f32 + self.eps).sqrt();
+            // Squares that overflow would make a row of zeros, which looks sound.
+            let scale = if squares.is_finite() { scale } else { f32::NAN };
             for (value, weight) in row.iter_mut().zip(self.weight) {
                 *value = *value * scale * weight;
             }
@@ -218,5 +220,12 @@ mod tests {
         let out = rms_norm(&[3.0, 4.0], &[1.0, 2.0], 0.0);
         let rms = 12.5_f32.sqrt();
         assert!((out[0] - 3.0 / rms).abs() < 1e-6 && (out[1] - 8.0 / rms).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_row_too_large_to_square_is_nan_and_its_neighbour_is_not() {
+        let out = rms_norm(&[3.0, 1e20, 3.0, 3.0], &[1.0, 1.0], 0.0);
+        assert!(out[..2].iter().all(|value| value.is_nan()));
+        assert_eq!(out[2..], [1.0, 1.0]);
     }
 }

@@ -8,7 +8,6 @@ use crate::math::rms_norm;
 use crate::pages::{LayerPages, Pages};
 use crate::phase::router::Route;
 use crate::phase::{attn, attn_in, attn_out, dense, draft, embed, experts, head, router, verify};
-use crate::rope::Rope;
 use crate::slots::Slots;
 use crate::watch::{Seen, Watch};
 use crate::weights::{LayerWeights, ModelWeights};
@@ -120,8 +119,7 @@ fn run_layer(
     pages: &mut [LayerPages],
     x: &mut [f32],
 ) -> Vec<Vec<Route>> {
-    let rope = &Rope::new(spec.attention.rope);
-    let projection = attn_in::Projection { spec: &spec.attention, weights, rope, norm_eps };
+    let projection = attn_in::Projection { spec: &spec.attention, weights, norm_eps };
     let h = rms_norm(x, &weights.input_norm, norm_eps);
     let queries = attn_in::run(&projection, batch, &h, pages);
     let ranks = queries.iter().zip(&*pages).enumerate();

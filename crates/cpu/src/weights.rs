@@ -9,6 +9,8 @@ use kilotok_model::{
 };
 use kilotok_weights::{LoadError, Piece, Progress, Tensor, TensorData, WeightSource, load};
 
+use crate::rope::Rope;
+
 /// Weights that all ranks share are held once.
 pub(crate) struct ModelWeights {
     /// By rank: `[vocab / ranks, hidden]`.
@@ -26,6 +28,8 @@ pub(crate) struct LayerWeights {
     /// Per head, when the attention has them.
     pub(crate) q_norm: Vec<f32>,
     pub(crate) k_norm: Vec<f32>,
+    /// Not read but made of the spec.
+    pub(crate) rope: Rope,
     pub(crate) router: Option<RouterWeights>,
     pub(crate) ranks: Vec<RankWeights>,
 }
@@ -139,6 +143,7 @@ impl Shelf {
             post_norm: self.vector(id(LayerWeight::PostNorm), 0),
             q_norm: norm(self, LayerWeight::QueryNorm),
             k_norm: norm(self, LayerWeight::KeyNorm),
+            rope: Rope::new(spec.attention.rope),
             router: self.router(part, index, spec),
             ranks: (0..self.rank_count).map(|rank| self.rank(part, index, spec, rank)).collect(),
         }

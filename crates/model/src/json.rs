@@ -1,11 +1,58 @@
-//! JSON in which no object has a key twice. Readers differ in which of the two counts, so such a
-//! text does not say what it means.
+//! Strict JSON: no object has a key twice. Readers differ in which of the two counts, so such a
+//! text does not say what it means. The headers and indices of checkpoints are read with it too.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::marker::PhantomData;
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+/// An object with keys that are not known beforehand.
+#[derive(Debug)]
+pub struct Object<T>(pub BTreeMap<String, T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ObjectVisitor(PhantomData))
+    }
+}
+
+struct ObjectVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
+    type Value = Object<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+        entries(map, |_, map| map.next_value().map(Some)).map(Object)
+    }
+}
+
+/// Reads an object's entries. `value` reads the value of a key, and may leave it out.
+pub fn entries<'de, A: MapAccess<'de>, T>(
+    mut map: A,
+    value: impl Fn(&str, &mut A) -> Result<Option<T>, A::Error>,
+) -> Result<BTreeMap<String, T>, A::Error> {
+    let mut keys = BTreeSet::new();
+    let mut entries = BTreeMap::new();
+    while let Some(key) = map.next_key::<String>()? {
+        let value = value(&key, &mut map)
+            .map_err(|error| A::Error::custom(format_args!("{key}: {error}")))?;
+        if !keys.insert(key.clone()) {
+            return Err(A::Error::custom(format_args!("{key} stands twice")));
+        }
+        if let Some(value) = value {
+            entries.insert(key, value);
+        }
+    }
+    Ok(entries)
+}
+
+/// Any value.
 pub(crate) struct Unambiguous(pub(crate) Value);
 
 impl<'de> Deserialize<'de> for Unambiguous {
@@ -55,15 +102,9 @@ impl<'de> Visitor<'de> for ValueVisitor {
         Ok(values.into())
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
-        let mut entries = Map::new();
-        while let Some(key) = map.next_key::<String>()? {
-            let Unambiguous(value) = map.next_value()?;
-            if entries.contains_key(&key) {
-                return Err(A::Error::custom(format_args!("{key} stands twice")));
-            }
-            entries.insert(key, value);
-        }
-        Ok(entries.into())
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Value, A::Error> {
+        let entries =
+            entries(map, |_, map| map.next_value().map(|Unambiguous(value)| Some(value)))?;
+        Ok(Value::Object(entries.into_iter().collect()))
     }
 }

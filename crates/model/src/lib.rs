@@ -7,7 +7,7 @@
 mod declare;
 pub mod families;
 mod fields;
-mod json;
+pub mod json;
 mod shard;
 mod spec;
 mod weight;

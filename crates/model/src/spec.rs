@@ -1,5 +1,7 @@
 //! The model as closed data. All sizes are in elements, of the whole model, before ranks share it.
 
+use std::fmt;
+
 /// Which family a checkpoint belongs to. Only templates and parsers care; the shapes are below.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
@@ -7,6 +9,15 @@ pub enum Family {
     MimoV2Flash,
     /// `mimo_v2`: V2.5 (its text path) and V2.5-Pro, fused projection.
     MimoV2,
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::MimoV2Flash => "MiMo-V2-Flash",
+            Self::MimoV2 => "MiMo-V2.5",
+        })
+    }
 }
 
 /// A target model, with its drafter if it has one.
@@ -88,6 +99,16 @@ pub enum WeightFormat {
     Fp8,
     /// FP4 E2M1 with an E8M0 scale per group of 32 values of a row.
     Mxfp4,
+}
+
+impl fmt::Display for WeightFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Float => "BF16 or F32",
+            Self::Fp8 => "FP8",
+            Self::Mxfp4 => "MXFP4",
+        })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]

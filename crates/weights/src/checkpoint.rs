@@ -106,6 +106,15 @@ impl Checkpoint {
         }
     }
 
+    fn folder_of(&self, decl: &WeightDecl) -> Result<&Folder, WeightError> {
+        self.folder(decl.part).ok_or_else(|| no_drafter(decl))
+    }
+
+    fn mask(&self, decl: &WeightDecl) -> Result<&Mask, WeightError> {
+        let mask = self.drafter.as_ref().and_then(|drafter| drafter.mask.as_ref());
+        mask.ok_or_else(|| no_drafter(decl))
+    }
+
     /// Compares what is declared with what is there, and returns what will stay unread.
     fn check(&self, problems: &mut Problems) -> Vec<Skipped> {
         let mut declared = BTreeSet::new();
@@ -149,21 +158,14 @@ impl Checkpoint {
 
 impl WeightSource for Checkpoint {
     fn read(&self, decl: &WeightDecl, slice: &Slice) -> Result<Tensor, WeightError> {
-        let fail = |file: &str, tensor: &str, reason: String| {
-            let (file, tensor) = (file.to_owned(), tensor.to_owned());
-            WeightError(Problem { file, tensor, reason })
-        };
-        let in_model = |reason| fail(CONFIG, &decl.name, reason);
-        check_slice(decl, slice).map_err(in_model)?;
-        let drafter = || in_model("there is no drafter".to_owned());
+        check_slice(decl, slice).map_err(|reason| fail(CONFIG, &decl.name, reason))?;
         if decl.id == WeightId::DraftMask {
-            let mask = self.drafter.as_ref().and_then(|drafter| drafter.mask.as_ref());
-            let mask = mask.ok_or_else(drafter)?;
+            let mask = self.mask(decl)?;
             let rows = Bytes { bytes: &mask.bytes, row_bytes: mask.bytes.len() };
             return gather(decl, slice, mask.dtype, &[&rows])
                 .map_err(|flaw| fail(MASK_FILE, "embedding", flaw.to_string()));
         }
-        let folder = self.folder(decl.part).ok_or_else(drafter)?;
+        let folder = self.folder_of(decl)?;
         let mut found = Vec::new();
         for stored in decl.stored() {
             found.push((find(folder, &stored).map_err(WeightError)?, stored));
@@ -176,6 +178,23 @@ impl WeightSource for Checkpoint {
             fail(tensor.file, &stored.name, flaw.to_string())
         })
     }
+
+    fn dtype(&self, decl: &WeightDecl) -> Result<Dtype, WeightError> {
+        if decl.id == WeightId::DraftMask {
+            return Ok(self.mask(decl)?.dtype);
+        }
+        let (_, dtype) = find(self.folder_of(decl)?, &decl.stored()[0]).map_err(WeightError)?;
+        Ok(dtype)
+    }
+}
+
+fn fail(file: &str, tensor: &str, reason: String) -> WeightError {
+    let (file, tensor) = (file.to_owned(), tensor.to_owned());
+    WeightError(Problem { file, tensor, reason })
+}
+
+fn no_drafter(decl: &WeightDecl) -> WeightError {
+    fail(CONFIG, &decl.name, "there is no drafter".to_owned())
 }
 
 /// The tensor, if it is as declared.

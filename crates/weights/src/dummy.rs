@@ -22,8 +22,8 @@ use kilotok_model::{Dtype, Format, LayerWeight, Slice, WeightDecl, WeightId};
 
 use crate::gather::{Rows, check_slice, gather};
 use crate::load::WeightSource;
-use crate::philox::Stream;
 use crate::problem::{Problem, WeightError};
+use crate::stream::Stream;
 use crate::tensor::Tensor;
 
 /// Makes up any weight.
@@ -54,6 +54,14 @@ impl WeightSource for Dummy {
         let tensors: Vec<_> = tensors.collect();
         let rows: Vec<_> = tensors.iter().map(|tensor| tensor as &dyn Rows).collect();
         gather(decl, slice, dtype, &rows).map_err(|flaw| fail(flaw.to_string()))
+    }
+
+    fn dtype(&self, decl: &WeightDecl) -> Result<Dtype, WeightError> {
+        Ok(match decl.format {
+            Format::Float => float_dtype(decl.id),
+            Format::Fp8 { .. } => Dtype::F8E4m3,
+            Format::Mxfp4 => Dtype::U8,
+        })
     }
 }
 

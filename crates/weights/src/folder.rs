@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::path::{Component, Path};
 
+use kilotok_model::json::Object;
 use memmap2::Mmap;
 
 use crate::files;
 use crate::header::{HeaderTensor, JSON_BYTES_MAX, parse_header};
-use crate::json::Object;
 use crate::problem::Problems;
 
 const EXTENSION: &str = ".safetensors";

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 
+use kilotok_model::json::{self, Object};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
-use crate::json::{self, Object};
 use crate::problem::Problems;
 
 /// Longer headers are refused, as the format's own library does.

@@ -11,11 +11,10 @@ mod folder;
 mod gather;
 mod header;
 pub mod hub;
-mod json;
 mod load;
 mod mask;
-mod philox;
 mod problem;
+mod stream;
 mod tensor;
 
 pub use checkpoint::{Checkpoint, Skipped, read_spec};

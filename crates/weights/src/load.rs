@@ -1,6 +1,6 @@
 //! Reads many weights at once. Knows neither where they come from nor where they go.
 
-use kilotok_model::{Format, MXFP4_GROUP, Ranks, Slice, WeightDecl};
+use kilotok_model::{Dtype, Format, MXFP4_GROUP, Ranks, Slice, WeightDecl};
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use crate::problem::WeightError;
@@ -14,6 +14,12 @@ pub trait WeightSource: Sync {
     /// A weight that the source does not have, a slice that is not within it, or a number that is
     /// NaN, infinite or no sensible scale: the file, the tensor and the element.
     fn read(&self, decl: &WeightDecl, slice: &Slice) -> Result<Tensor, WeightError>;
+
+    /// The type in which the weight's values are stored.
+    ///
+    /// # Errors
+    /// A weight that the source does not have.
+    fn dtype(&self, decl: &WeightDecl) -> Result<Dtype, WeightError>;
 }
 
 /// Whoever waits for a load.
@@ -67,7 +73,11 @@ pub fn load(
     place: impl Fn(&Piece, Tensor) + Sync,
 ) -> Result<(), LoadError> {
     let slice = |piece: &Piece| piece.decl.slice(piece.ranks);
-    progress.begin(pieces.iter().map(|piece| slice_bytes(&piece.decl, &slice(piece))).sum());
+    let bytes = |piece: &Piece, slice: &Slice| {
+        source.dtype(&piece.decl).map(|dtype| slice_bytes(&piece.decl, slice, dtype))
+    };
+    let total = pieces.iter().map(|piece| bytes(piece, &slice(piece))).sum::<Result<_, _>>()?;
+    progress.begin(total);
     pieces.par_iter().try_for_each(|piece| {
         if progress.cancelled() {
             return Err(LoadError::Cancelled);
@@ -75,16 +85,16 @@ pub fn load(
         let slice = slice(piece);
         let tensor = source.read(&piece.decl, &slice)?;
         place(piece, tensor);
-        progress.advance(slice_bytes(&piece.decl, &slice));
+        progress.advance(bytes(piece, &slice)?);
         Ok(())
     })
 }
 
-/// Bytes of a slice's values, floats counted as BF16, and of MXFP4 scales; for progress alone.
-fn slice_bytes(decl: &WeightDecl, slice: &Slice) -> u64 {
+/// Bytes of a slice's values and of MXFP4 scales; for progress alone.
+fn slice_bytes(decl: &WeightDecl, slice: &Slice, dtype: Dtype) -> u64 {
     let values = slice.row_count() as u64 * slice.cols.len() as u64;
     match decl.format {
-        Format::Float => values * 2,
+        Format::Float => values * dtype.bytes() as u64,
         Format::Fp8 { .. } => values,
         Format::Mxfp4 => values / 2 + values / MXFP4_GROUP as u64,
     }

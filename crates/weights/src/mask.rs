@@ -7,7 +7,7 @@ mod zip;
 
 use kilotok_model::Dtype;
 
-use pickle::{Tensor, Value};
+use pickle::{Value, View};
 
 /// What the file holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub fn parse_mask(bytes: &[u8]) -> Result<Mask, String> {
         return Err(format!("has {has} bytes in {entry}, but says {says} values of {width}"));
     }
     let ([length], [1]) = (&tensor.shape[..], &tensor.strides[..]) else {
-        let Tensor { shape, strides, .. } = tensor;
+        let View { shape, strides, .. } = tensor;
         return Err(format!("embedding is no vector: shape {shape:?}, strides {strides:?}"));
     };
     let end = tensor.offset.checked_add(*length).filter(|end| *end <= tensor.storage_len);
@@ -56,7 +56,7 @@ pub fn parse_mask(bytes: &[u8]) -> Result<Mask, String> {
     Ok(Mask { token, dtype: tensor.dtype, bytes })
 }
 
-fn read_dict(value: Value) -> Result<(u32, Tensor), String> {
+fn read_dict(value: Value) -> Result<(u32, View), String> {
     let Value::Dict(entries) = value else {
         return Err("holds no dict".to_owned());
     };

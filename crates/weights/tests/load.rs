@@ -6,10 +6,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use kilotok_model::{
-    Format, Knobs, Part, Ranks, Shard, Slice, WeightDecl, WeightId, check_ranks, declare,
+    Dtype, Format, Knobs, Part, Ranks, Shard, Slice, WeightDecl, WeightId, check_ranks, declare,
 };
 use kilotok_weights::{
-    Checkpoint, Dummy, LoadError, Piece, Problem, Progress, Quiet, Tensor, WeightError,
+    Checkpoint, Dummy, LoadError, Piece, Problem, Progress, Quiet, Tensor, TensorData, WeightError,
     WeightSource, load,
 };
 
@@ -97,6 +97,10 @@ impl WeightSource for Broken {
         }
         Dummy::new(1).read(decl, slice)
     }
+
+    fn dtype(&self, decl: &WeightDecl) -> Result<Dtype, WeightError> {
+        Dummy::new(1).dtype(decl)
+    }
 }
 
 #[test]
@@ -130,8 +134,16 @@ fn checkpoints_of_other_writers_are_read_at_every_rank_count() {
                         .map(move |rank| Piece { decl: decl.clone(), ranks: Ranks { rank, count } })
                 })
                 .collect();
-            load(&checkpoint, &pieces, &Quiet, |piece, tensor| {
+            let (progress, read) = (Counter::default(), AtomicU64::new(0));
+            load(&checkpoint, &pieces, &progress, |piece, tensor| {
                 let slice = piece.decl.slice(piece.ranks);
+                let bytes = match &tensor.data {
+                    TensorData::F32(values) => values.len() * 4,
+                    TensorData::Bf16(values) => values.len() * 2,
+                    TensorData::Fp8 { codes, .. } => codes.len(),
+                    TensorData::Mxfp4 { codes, scales } => codes.len() + scales.len(),
+                };
+                read.fetch_add(bytes as u64, Ordering::Relaxed);
                 assert_eq!((tensor.rows, tensor.cols), (slice.row_count(), slice.cols.len()));
                 let mut values = vec![f32::NAN; tensor.cols];
                 for row in 0..tensor.rows {
@@ -140,6 +152,7 @@ fn checkpoints_of_other_writers_are_read_at_every_rank_count() {
                 }
             })
             .unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+            assert_eq!(progress.total.into_inner(), read.into_inner());
         }
     }
 }

@@ -90,7 +90,10 @@ impl<'a, F: Fn() -> I, I: Iterator<Item = (&'a [f32], &'a [f32])>> Vectorised fo
         for score in &mut *scores {
             *score *= scale;
         }
+        // What overflowed must not weigh nothing, nor be passed over as NaN is by `max`.
+        let sound = scores.iter().fold(true, |sound, score| sound & score.is_finite());
         let max = scores.iter().copied().fold(sink.unwrap_or(f32::NEG_INFINITY), f32::max);
+        let max = if sound { max } else { f32::NAN };
         for score in &mut *scores {
             *score = exp(*score - max);
         }
@@ -103,6 +106,34 @@ impl<'a, F: Fn() -> I, I: Iterator<Item = (&'a [f32], &'a [f32])>> Vectorised fo
         }
         for value in out {
             *value /= sum;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attend(q: &[f32], keys: &[f32], values: &[f32], sink: Option<f32>) -> Vec<f32> {
+        let mut out = vec![0.0; values.len() * q.len() / keys.len()];
+        let (kv, scores) = (|| std::iter::once((keys, values)), &mut Vec::new());
+        Attend { q, kv, sink, scores, out: &mut out }.dispatch();
+        out
+    }
+
+    #[test]
+    fn equal_scores_give_the_mean_and_a_sink_takes_its_share() {
+        assert_eq!(attend(&[1.0], &[2.0, 2.0], &[3.0, 5.0], None), [4.0]);
+        assert_eq!(attend(&[1.0], &[2.0, 2.0], &[3.0, 6.0], Some(2.0)), [3.0]);
+    }
+
+    #[test]
+    fn a_score_that_overflows_is_told() {
+        for key in [-1e30, 1e30, f32::NAN] {
+            for sink in [None, Some(0.0)] {
+                let out = attend(&[1e30], &[1e-30, key, 1e-30], &[1.0, 2.0, 3.0], sink);
+                assert!(out[0].is_nan(), "{key} {sink:?}: {out:?}");
+            }
         }
     }
 }

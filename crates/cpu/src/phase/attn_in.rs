@@ -5,7 +5,7 @@ use kilotok_model::{AttentionSpec, Ranks};
 use crate::math::rms_norm_in_place;
 use crate::matmul::{matmul, transpose};
 use crate::pages::LayerPages;
-use crate::rope::{Rope, rotate};
+use crate::rope::rotate;
 use crate::step::Batch;
 use crate::weights::LayerWeights;
 
@@ -20,7 +20,6 @@ pub(crate) struct Projected {
 pub(crate) struct Projection<'a> {
     pub(crate) spec: &'a AttentionSpec,
     pub(crate) weights: &'a LayerWeights,
-    pub(crate) rope: &'a Rope,
     pub(crate) norm_eps: f32,
 }
 
@@ -99,7 +98,7 @@ impl Projection<'_> {
         }
         let width = heads.len().checked_div(positions.len()).unwrap_or(0);
         for (heads, &position) in heads.chunks_exact_mut(width.max(1)).zip(positions) {
-            let angles = self.rope.angles(position);
+            let angles = self.weights.rope.angles(position);
             for head in heads.chunks_exact_mut(self.spec.qk_dim) {
                 rotate(head, &angles);
             }

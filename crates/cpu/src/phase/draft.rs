@@ -3,7 +3,7 @@
 
 use kilotok_abi::TokenId;
 use kilotok_engine::{Row, StepOutput};
-use kilotok_model::{DrafterSpec, LayerSpec, ModelSpec};
+use kilotok_model::{AttentionSpec, DrafterSpec, ModelSpec};
 use rayon::prelude::*;
 
 use super::attn::{Attend, Heads};
@@ -12,11 +12,10 @@ use super::{attn_out, embed, head};
 use crate::math::{Vectorised, rms_norm};
 use crate::matmul::matmul;
 use crate::pages::LayerPages;
-use crate::rope::Rope;
 use crate::slots::Slots;
 use crate::step::{Batch, Model, feed_forward};
 use crate::watch::{Seen, Watch};
-use crate::weights::{DrafterWeights, LayerWeights, ModelWeights};
+use crate::weights::{DrafterWeights, ModelWeights};
 
 /// Residual streams of the tapped layers, `[tokens, taps * hidden]`.
 pub(crate) struct Taps<'a> {
@@ -82,8 +81,7 @@ impl<'a> Drafter<'a> {
         let fused = self.fuse(&features, committed.len());
         let context = rms_norm(&fused, &self.weights.context_norm, self.spec.norm_eps);
         for (index, pages) in pages.iter_mut().enumerate() {
-            let rope = Rope::new(self.spec.layers[index].attention.rope);
-            let projection = self.projection(index, &rope);
+            let projection = self.projection(index);
             for (rank, pages) in pages.iter_mut().enumerate() {
                 let (k, v) = projection.kv(rank, &context, &positions);
                 for (i, &token) in committed.iter().enumerate() {
@@ -105,11 +103,10 @@ impl<'a> Drafter<'a> {
         crate::matmul::transpose(&rows, n)
     }
 
-    fn projection<'b>(&'b self, layer: usize, rope: &'b Rope) -> Projection<'b> {
+    fn projection(&self, layer: usize) -> Projection<'a> {
         Projection {
             spec: &self.spec.layers[layer].attention,
             weights: &self.weights.layers[layer],
-            rope,
             norm_eps: self.spec.norm_eps,
         }
     }
@@ -153,7 +150,7 @@ impl<'a> Drafter<'a> {
         }
         for (index, pages) in pages.iter().enumerate() {
             let (spec, weights) = (&self.spec.layers[index], &self.weights.layers[index]);
-            self.attention(spec, weights, index, row, &positions, pages, &mut x);
+            attention(&self.projection(index), row, &positions, pages, &mut x);
             feed_forward(spec, weights, self.spec.norm_eps, &mut x);
         }
         let drafted: Vec<usize> = (1..self.spec.rows).collect();
@@ -168,31 +165,27 @@ impl<'a> Drafter<'a> {
         })
         .collect()
     }
+}
 
-    #[expect(clippy::too_many_arguments, reason = "one call, all of it the pass's own state")]
-    fn attention(
-        &self,
-        spec: &LayerSpec,
-        weights: &LayerWeights,
-        index: usize,
-        row: &Row,
-        positions: &[u32],
-        pages: &[LayerPages],
-        x: &mut [f32],
-    ) {
-        let rope = Rope::new(spec.attention.rope);
-        let projection = self.projection(index, &rope);
-        let h = rms_norm(x, &weights.input_norm, self.spec.norm_eps);
-        let ranks = pages.iter().enumerate();
-        let attended: Vec<_> = ranks
-            .map(|(rank, pages)| {
-                let own = projection.all(rank, &h, positions);
-                let heads = Heads::new(&spec.attention, weights, rank);
-                attend_draft(&projection, &heads, &own, row, positions, pages)
-            })
-            .collect();
-        attn_out::run(weights, &attended, x);
-    }
+/// Attention of the draft rows in one layer, added to their streams.
+fn attention(
+    projection: &Projection<'_>,
+    row: &Row,
+    positions: &[u32],
+    pages: &[LayerPages],
+    x: &mut [f32],
+) {
+    let Projection { spec, weights, norm_eps } = *projection;
+    let h = rms_norm(x, &weights.input_norm, norm_eps);
+    let ranks = pages.iter().enumerate();
+    let attended: Vec<_> = ranks
+        .map(|(rank, pages)| {
+            let own = projection.all(rank, &h, positions);
+            let heads = Heads::new(spec, weights, rank);
+            attend_draft(spec, &heads, &own, row, positions, pages)
+        })
+        .collect();
+    attn_out::run(weights, &attended, x);
 }
 
 /// The `i`-th of as many equal parts as there are tokens.
@@ -203,14 +196,13 @@ fn part_of<'a>(values: &'a [f32], i: usize, tokens: &[usize]) -> &'a [f32] {
 
 /// Attention of the draft rows over the context before `positions[0]`, then the draft rows.
 fn attend_draft(
-    projection: &Projection<'_>,
+    spec: &AttentionSpec,
     heads: &Heads<'_>,
     own: &Projected,
     row: &Row,
     positions: &[u32],
     pages: &LayerPages,
 ) -> Vec<f32> {
-    let spec = projection.spec;
     let (n, start) = (positions.len(), positions[0]);
     let (q_heads, kv_heads) = (own.q.len() / spec.qk_dim / n, own.k.len() / spec.qk_dim / n);
     let own_keys = by_head(&own.k, kv_heads, spec.qk_dim);

@@ -29,7 +29,12 @@ fn choose(spec: &ExpertsSpec, bias: &[f32], logits: &[f32]) -> Vec<Route> {
     order.truncate(spec.top_k);
     order.sort_unstable();
     let total: f32 = order.iter().map(|&expert| scores[expert]).sum();
-    let divisor = if spec.router.normalise { total + 1e-20 } else { 1.0 };
+    let divisor = match spec.router.normalise {
+        // It may have lost against every other expert.
+        _ if scores.iter().any(|score| score.is_nan()) => f32::NAN,
+        true => total + 1e-20,
+        false => 1.0,
+    };
     let weight = |expert: usize| scores[expert] / divisor * spec.router.scale;
     order.into_iter().map(|expert| Route { expert, weight: weight(expert) }).collect()
 }
@@ -53,6 +58,15 @@ mod tests {
         for (route, (expert, weight)) in routes.iter().zip(wanted) {
             assert_eq!(route.expert, expert);
             assert!((route.weight - weight).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn a_score_that_is_no_number_is_told() {
+        for (nan, normalise) in [(f32::NAN, true), (-f32::NAN, true), (-f32::NAN, false)] {
+            let routes = choose(&spec(normalise), &[0.0; 4], &[1.0, nan, 2.0, 3.0]);
+            assert_eq!(routes.len(), 2);
+            assert!(routes.iter().all(|route| route.weight.is_nan()));
         }
     }
 

@@ -25,7 +25,7 @@ pub(super) enum Value {
     Tuple(Vec<Value>),
     Dict(Vec<(String, Value)>),
     Storage(Storage),
-    Tensor(Tensor),
+    Tensor(View),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub(super) struct Storage {
 
 /// A view into a storage; sizes in elements.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Tensor {
+pub(super) struct View {
     pub(super) dtype: Dtype,
     pub(super) storage: String,
     pub(super) storage_len: usize,
@@ -324,7 +324,7 @@ fn call(name: &Value, arguments: Value) -> Result<Value, String> {
         (
             Name::RebuildTensor,
             [Value::Storage(storage), offset, shape, strides, Value::Bool(_), Value::Dict(hooks)],
-        ) if hooks.is_empty() => Ok(Value::Tensor(Tensor {
+        ) if hooks.is_empty() => Ok(Value::Tensor(View {
             dtype: storage.dtype,
             storage: storage.name.clone(),
             storage_len: storage.len,

@@ -16,7 +16,7 @@ const CRATES: &[(&str, u8, &str)] = &[
     ("model", 0, ""),
     ("engine", 1, "abi"),
     ("sampling", 1, "abi"),
-    ("weights", 1, "model"),
+    ("weights", 1, "abi model"),
     ("text", 1, "abi"),
     ("sched", 2, "abi engine"),
     ("cpu", 2, "abi engine model sampling weights"),
