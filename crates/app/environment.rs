@@ -2,16 +2,65 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use kilotok_weights::hub::{DEFAULT_ENDPOINT, HubConfig, ModelRef, pull};
 
 use crate::progress::Bar;
 
+#[expect(clippy::disallowed_methods, reason = "this is where the environment is read")]
+fn var(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// `KILOTOK_API_KEY`, separated by commas: keys that a server takes. There are no such variables
+/// for other settings: for a service called kilotok, Kubernetes sets `KILOTOK_PORT` and others to
+/// something else.
+pub(crate) fn api_keys() -> Vec<String> {
+    let keys = var("KILOTOK_API_KEY").unwrap_or_default();
+    keys.split(',').map(str::trim).filter(|key| !key.is_empty()).map(str::to_owned).collect()
+}
+
+/// The first of these keys: what clients send.
+pub(crate) fn api_key() -> Option<String> {
+    api_keys().into_iter().next()
+}
+
+/// `KILOTOK_CONFIG`, a file for `serve`.
+pub(crate) fn config_file() -> Option<PathBuf> {
+    var("KILOTOK_CONFIG").map(PathBuf::from)
+}
+
+/// `KILOTOK_LOG`: what is logged, in the form of the `RUST_LOG` of other programs.
+pub(crate) fn log_filter() -> String {
+    var("KILOTOK_LOG").unwrap_or_else(|| "info".to_owned())
+}
+
+/// Folders of shared libraries that the system's loader asks first.
+pub(crate) fn library_path() -> Vec<PathBuf> {
+    let path = var("LD_LIBRARY_PATH").unwrap_or_default();
+    std::env::split_paths(&path).filter(|folder| folder.is_absolute()).collect()
+}
+
+/// Where CUDA's toolkit says it is.
+pub(crate) fn cuda_home() -> Option<PathBuf> {
+    var("CUDA_HOME").or_else(|| var("CUDA_PATH")).map(PathBuf::from)
+}
+
+/// Where lines typed into `chat` are remembered.
+pub(crate) fn chat_history() -> Option<PathBuf> {
+    let state = var("XDG_STATE_HOME").map(PathBuf::from);
+    let state = state.or_else(|| Some(PathBuf::from(var("HOME")?).join(".local/state")))?;
+    Some(state.join("kilotok/chat_history"))
+}
+
+/// Whether the terminal shall stay without colours, see <https://no-color.org>.
+pub(crate) fn no_color() -> bool {
+    var("NO_COLOR").is_some()
+}
+
 /// The hub's settings, by the variables that its Python client reads: `HF_HOME`, `HF_HUB_CACHE`,
 /// `HF_TOKEN` or the token file, `HF_ENDPOINT`, `HF_HUB_OFFLINE`.
-#[expect(clippy::disallowed_methods, reason = "this is where the environment is read")]
 pub(crate) fn hub() -> Result<HubConfig> {
-    let var = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
     let in_cache = || var("XDG_CACHE_HOME").map(|cache| PathBuf::from(cache).join("huggingface"));
     let in_home = || var("HOME").map(|home| PathBuf::from(home).join(".cache/huggingface"));
     let home = var("HF_HOME").map(PathBuf::from).or_else(in_cache).or_else(in_home);
@@ -40,8 +89,9 @@ pub(crate) fn folder(model: &str) -> Result<PathBuf> {
     if path.is_dir() {
         return Ok(path.to_owned());
     }
-    let name: ModelRef = model
-        .parse()
-        .with_context(|| format!("{model} is no folder, and no name of a model on the hub"))?;
+    if path.is_absolute() || model.starts_with('.') {
+        bail!("there is no folder {model}");
+    }
+    let name: ModelRef = model.parse().context("there is no folder of that name")?;
     Ok(pull(&name, &hub()?, &Bar::new("downloading"))?)
 }

@@ -1,8 +1,10 @@
 //! Flags for what a model's config leaves open.
 
 use kilotok_model::{Knobs, RouterDtype};
+use serde::{Deserialize, Serialize};
 
-#[derive(clap::Args)]
+#[derive(clap::Args, Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 #[command(next_help_heading = "Where implementations of a model disagree")]
 pub(crate) struct KnobArgs {
     /// Keys that a sliding-window position sees: the config's number, or one more as in SGLang.
@@ -19,10 +21,11 @@ pub(crate) struct KnobArgs {
     router_dtype: Option<Dtype>,
     /// A config field that kilotok does not know and that you know to be harmless.
     #[arg(long, value_name = "NAME")]
-    ignore_field: Vec<String>,
+    ignore_field: Option<Vec<String>>,
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, clap::ValueEnum, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
 enum Dtype {
     F32,
     Bf16,
@@ -38,7 +41,7 @@ impl KnobArgs {
                 Dtype::F32 => RouterDtype::F32,
                 Dtype::Bf16 => RouterDtype::Bf16,
             }),
-            ignored_fields: self.ignore_field.clone(),
+            ignored_fields: self.ignore_field.clone().unwrap_or_default(),
         }
     }
 }

@@ -1,15 +1,27 @@
 //! The `kilotok` program: flags in, exit code out. Everything it does lives in the crates; this
 //! folder reads the command line and the environment, and shows progress.
 
+mod bench;
+mod chat;
 mod check;
+mod client;
+mod config;
+mod doctor;
+mod engine;
 mod environment;
+mod health;
 mod knobs;
+mod machine;
+mod plan;
 mod progress;
 mod pull;
 mod replay;
+mod serve;
+mod signals;
 
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 /// Serves very large mixture-of-experts models at the lowest latency the hardware allows.
@@ -22,6 +34,16 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Serve a model over HTTP, with OpenAI's API and a chat page.
+    Serve(Box<serve::Args>),
+    /// Chat with a server in the terminal.
+    Chat(chat::Args),
+    /// Measure how fast a server is, or an engine without one.
+    Bench(bench::Args),
+    /// Look at this machine, and say what kilotok needs that is missing.
+    Doctor(doctor::Args),
+    /// Ask a server whether it is well: exit code 0 or 1.
+    Health(health::Args),
     /// Download a model from the Hugging Face hub into its cache.
     Pull(pull::Args),
     /// Check a model's config and every one of its tensors, and say what it is.
@@ -32,6 +54,11 @@ enum Command {
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
+        Command::Serve(args) => serve::run(*args),
+        Command::Chat(args) => chat::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Health(args) => health::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Replay(args) => replay::run(&args),
@@ -43,6 +70,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Tasks of the commands that wait for a network.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.context("starting threads for the network")
 }
 
 /// An error and what caused it; some errors tell their cause themselves.

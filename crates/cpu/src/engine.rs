@@ -1,6 +1,8 @@
 //! The reference engine behind the seam.
 
-use kilotok_engine::{Caps, Engine, EngineError, StepId, StepOutput, StepPlan, check_plan};
+use kilotok_engine::{
+    Caps, Engine, EngineError, PageGroup, StepId, StepOutput, StepPlan, check_plan,
+};
 use kilotok_model::{ModelSpec, RanksError, check_ranks};
 use kilotok_weights::{LoadError, Progress, WeightSource};
 
@@ -42,6 +44,13 @@ impl Default for CpuOptions {
             page_tokens: 16,
             page_count: 1024,
         }
+    }
+}
+
+impl CpuOptions {
+    /// The page groups that an engine with these options has, before its memory is taken.
+    pub fn groups(&self, spec: &ModelSpec) -> Vec<PageGroup> {
+        Grouping::new(spec, self.page_tokens, self.page_count).groups
     }
 }
 

@@ -1,0 +1,167 @@
+//! `kilotok bench`: how fast a server of OpenAI's API is, or an engine without one. Requests come
+//! one after the other on a number of connections, or at random times at a given rate.
+
+mod arrivals;
+mod direct;
+mod figures;
+mod http;
+mod prompts;
+mod report;
+mod sample;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::client::Server;
+use crate::config::LoadFormat;
+use crate::knobs::KnobArgs;
+
+/// Requests per connection, unless the user says otherwise.
+const ROUNDS: usize = 10;
+/// A closed loop beyond this is a typing error.
+const CONCURRENCY_MAX: usize = 65_536;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    server: Server,
+    /// The model's name at the server [default: the first that it serves].
+    #[arg(long)]
+    model: Option<String>,
+    /// Measure this model on the engine itself, without a server: a folder, or a name on the hub.
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["address", "url", "model", "endpoint"])]
+    engine: Option<String>,
+    /// What the server is asked for.
+    #[arg(long, value_enum, default_value_t = Endpoint::Chat)]
+    endpoint: Endpoint,
+    /// Write the result here, in the shape that `vllm bench serve` gives it.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Put the text of every reply into that file too.
+    #[arg(long, requires = "json")]
+    save_texts: bool,
+
+    /// Requests in flight at once; with --request-rate, at most.
+    #[arg(long, short = 'c', help_heading = "Load")]
+    concurrency: Option<usize>,
+    /// Requests a second, at random times (Poisson), instead of a closed loop.
+    #[arg(long, value_name = "RATE", help_heading = "Load")]
+    request_rate: Option<f64>,
+    /// Requests in all [default: ten for each in flight].
+    #[arg(long, short = 'n', value_name = "COUNT", help_heading = "Load")]
+    num_prompts: Option<usize>,
+    /// Requests before the measurement.
+    #[arg(long, default_value_t = 1, value_name = "COUNT", help_heading = "Load")]
+    warmup: usize,
+
+    /// Tokens of each random prompt.
+    #[arg(long, default_value_t = 512, value_name = "TOKENS", help_heading = "Requests")]
+    input_len: usize,
+    /// Of them, tokens that all prompts start with.
+    #[arg(long, default_value_t = 0, value_name = "TOKENS", help_heading = "Requests")]
+    prefix_len: usize,
+    /// Tokens of each reply.
+    #[arg(long, default_value_t = 128, value_name = "TOKENS", help_heading = "Requests")]
+    output_len: u32,
+    /// Prompts to use instead of random ones: lines of JSON with `prompt` or `messages`, and
+    /// `output_tokens` if it is to differ.
+    #[arg(long, value_name = "FILE", help_heading = "Requests")]
+    dataset: Option<PathBuf>,
+    /// Whether replies go on after the model ends them [default: with random prompts].
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", help_heading = "Requests")]
+    ignore_eos: Option<bool>,
+    /// 0 always takes the likeliest token.
+    #[arg(long, default_value_t = 0.0, help_heading = "Requests")]
+    temperature: f32,
+    /// Of prompts and arrivals: the same seed, the same load.
+    #[arg(long, default_value_t = 0, help_heading = "Requests")]
+    seed: u64,
+
+    /// With --engine: where weights come from.
+    #[arg(long, help_heading = "Engine")]
+    load_format: Option<LoadFormat>,
+    /// With --engine: tensor-parallel ranks.
+    #[arg(long, help_heading = "Engine")]
+    ranks: Option<u32>,
+    /// With --engine: never draft.
+    #[arg(long, help_heading = "Engine")]
+    no_drafts: bool,
+    #[command(flatten)]
+    knobs: KnobArgs,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Endpoint {
+    Chat,
+    Completions,
+}
+
+impl Endpoint {
+    fn path(self) -> &'static str {
+        match self {
+            Self::Chat => "/v1/chat/completions",
+            Self::Completions => "/v1/completions",
+        }
+    }
+}
+
+impl Args {
+    fn check(&self) -> Result<()> {
+        ensure!(self.input_len > 0, "--input-len is 0: a prompt has at least one token");
+        ensure!(self.output_len > 0, "--output-len is 0: there would be nothing to measure");
+        ensure!(
+            self.prefix_len <= self.input_len,
+            "--prefix-len {} is beyond --input-len {}",
+            self.prefix_len,
+            self.input_len
+        );
+        let concurrency = self.concurrency.unwrap_or(1);
+        ensure!(
+            (1..=CONCURRENCY_MAX).contains(&concurrency),
+            "--concurrency is {concurrency}: give 1 to {CONCURRENCY_MAX}"
+        );
+        let rate = self.request_rate.unwrap_or(1.0);
+        ensure!(rate > 0.0 && rate.is_finite(), "--request-rate is {rate}: give a rate above 0");
+        ensure!(self.num_prompts != Some(0), "--num-prompts is 0: there is nothing to measure");
+        Ok(())
+    }
+
+    /// Requests that may be in flight; with random arrivals any number, unless told otherwise.
+    fn in_flight_max(&self) -> Option<usize> {
+        match self.request_rate {
+            Some(_) => self.concurrency,
+            None => Some(self.concurrency.unwrap_or(1)),
+        }
+    }
+
+    fn request_count(&self) -> usize {
+        self.num_prompts.unwrap_or(ROUNDS * self.concurrency.unwrap_or(1))
+    }
+
+    fn ignore_end(&self) -> bool {
+        self.ignore_eos.unwrap_or(self.dataset.is_none())
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the report is what the command is for")]
+pub(crate) fn run(args: &Args) -> Result<()> {
+    args.check()?;
+    let result = match &args.engine {
+        Some(model) => direct::run(args, model)?,
+        None => crate::runtime()?.block_on(http::run(args))?,
+    };
+    print!("{}", report::table(&result));
+    if let Some(path) = &args.json {
+        let text = serde_json::to_string(&report::json(args, &result))?;
+        std::fs::write(path, text + "\n").with_context(|| path.display().to_string())?;
+        println!("written to {}", path.display());
+    }
+    let failed = result.samples.iter().find_map(|sample| sample.error.as_deref());
+    match failed {
+        Some(error) => {
+            Err(anyhow::anyhow!("{} requests failed, first: {error}", result.failed_count()))
+        }
+        None => Ok(()),
+    }
+}

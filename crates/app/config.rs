@@ -1,0 +1,374 @@
+//! What the user typed and what became of it. [`RawConfig`] is the config file plus flags, all
+//! optional; [`Config::resolve`] checks it and fills in defaults, and nothing changes it after
+//! that. Sizes that depend on the model are settled in `plan`. Reads no environment variable.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use kilotok_model::Knobs;
+use kilotok_sched::Limits;
+use kilotok_text::Format;
+use serde::{Deserialize, Serialize};
+
+use crate::knobs::KnobArgs;
+
+/// Where the server listens, and where `chat`, `bench` and `health` look for it.
+pub(crate) const DEFAULT_PORT: u16 = 8000;
+/// Only this machine, unless the user says otherwise.
+pub(crate) const DEFAULT_HOST: &str = "127.0.0.1";
+/// Requests that may wait, unless the user says otherwise; beyond them the answer is 429.
+const DEFAULT_WAITING_MAX: u32 = 1024;
+/// A prompt of a million tokens, and the JSON around it.
+const DEFAULT_BODY_MIB: u32 = 32;
+/// Proxies cut streams that are silent for longer than about half a minute.
+const DEFAULT_KEEP_ALIVE_S: f64 = 15.0;
+const DEFAULT_SHUTDOWN_TIMEOUT_S: f64 = 60.0;
+/// A step of a healthy engine takes milliseconds; one of a large model on a CPU takes seconds.
+const DEFAULT_STALL_S: f64 = 60.0;
+/// Times beyond this are typing errors.
+const SECONDS_MAX: f64 = 86_400.0;
+
+#[derive(clap::Args, Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub(crate) struct RawConfig {
+    /// A model's folder, or its name on the hub.
+    pub(crate) model: Option<String>,
+    /// Where weights come from: `auto` reads the checkpoint, `dummy` makes them up.
+    #[arg(long)]
+    pub(crate) load_format: Option<LoadFormat>,
+    /// Name of the model in the API; may be given several times.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) served_model_name: Option<Vec<String>>,
+    /// How the model writes reasoning and tool calls, instead of what its template shows:
+    /// mimo, qwen3-coder, hermes or plain.
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) reply_format: Option<String>,
+
+    /// Address to listen on [default: 127.0.0.1].
+    #[arg(long, help_heading = "Network")]
+    pub(crate) host: Option<String>,
+    /// Port to listen on; 0 takes any free one [default: 8000].
+    #[arg(long, help_heading = "Network")]
+    pub(crate) port: Option<u16>,
+    /// Key that clients must send; may be given several times. `KILOTOK_API_KEY` keeps it out of
+    /// process listings.
+    #[arg(long, value_name = "KEY", help_heading = "Network")]
+    pub(crate) api_key: Option<Vec<String>>,
+    /// Origin of web pages that may call the API, or `*`; may be given several times.
+    #[arg(long, value_name = "ORIGIN", help_heading = "Network")]
+    pub(crate) cors_origin: Option<Vec<String>>,
+    /// Certificate chain in PEM, for https.
+    #[arg(long, value_name = "FILE", help_heading = "Network")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Private key of the certificate in PEM.
+    #[arg(long, value_name = "FILE", help_heading = "Network")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Largest body of a request in MiB [default: 32].
+    #[arg(long, value_name = "MIB", help_heading = "Network")]
+    pub(crate) body_max: Option<u32>,
+    /// Seconds of silence after which a stream gets a comment that keeps it open; 0 is never
+    /// [default: 15].
+    #[arg(long, value_name = "SECONDS", help_heading = "Network")]
+    pub(crate) keep_alive: Option<f64>,
+
+    /// Tensor-parallel ranks that share the model: 1, 2, 4 or 8 [default: 1].
+    #[arg(long, help_heading = "Engine")]
+    pub(crate) ranks: Option<u32>,
+    /// Requests that run at once [default: 8].
+    #[arg(long, help_heading = "Engine")]
+    pub(crate) slots: Option<u32>,
+    /// Longest prompt and reply together, in tokens [default: the model's, if there is memory].
+    #[arg(long, value_name = "TOKENS", help_heading = "Engine")]
+    pub(crate) context_max: Option<u32>,
+    /// Memory for keys and values in GiB [default: what all slots need, at most a quarter of what
+    /// is free].
+    #[arg(long, value_name = "GIB", help_heading = "Engine")]
+    pub(crate) kv_gib: Option<f64>,
+    /// Positions of one page [default: 16].
+    #[arg(long, value_name = "TOKENS", help_heading = "Engine")]
+    pub(crate) page_tokens: Option<u32>,
+    /// Seconds without progress after which a busy engine counts as stalled [default: 60].
+    #[arg(long, value_name = "SECONDS", help_heading = "Engine")]
+    pub(crate) stall_timeout: Option<f64>,
+
+    /// Keep pages for requests that start with the same tokens; this is the default.
+    #[arg(long, num_args = 0, default_missing_value = "true", help_heading = "Scheduling")]
+    pub(crate) prefix_cache: Option<bool>,
+    /// Compute every prompt anew.
+    #[serde(skip)]
+    #[arg(long, conflicts_with = "prefix_cache", help_heading = "Scheduling")]
+    pub(crate) no_prefix_cache: bool,
+    /// Use the model's drafter, if it has one; this is the default.
+    #[arg(long, num_args = 0, default_missing_value = "true", help_heading = "Scheduling")]
+    pub(crate) drafts: Option<bool>,
+    /// Never draft. Replies are the same, only slower.
+    #[serde(skip)]
+    #[arg(long, conflicts_with = "drafts", help_heading = "Scheduling")]
+    pub(crate) no_drafts: bool,
+    /// Requests that may wait; more are refused with 429 [default: 1024].
+    #[arg(long, value_name = "REQUESTS", help_heading = "Scheduling")]
+    pub(crate) waiting_max: Option<u32>,
+    /// Prompt tokens of a step in which other requests decode [default: 2048].
+    #[arg(long, value_name = "TOKENS", help_heading = "Scheduling")]
+    pub(crate) chunk_max: Option<u32>,
+    /// Milliseconds that a step with decoding requests should take; prompts are cut to fit
+    /// [default: 20].
+    #[arg(long, value_name = "MS", help_heading = "Scheduling")]
+    pub(crate) step_ms_max: Option<f64>,
+
+    /// Seconds to go on taking requests after SIGTERM, while load balancers notice [default: 0].
+    #[arg(long, value_name = "SECONDS", help_heading = "Operation")]
+    pub(crate) drain_delay: Option<f64>,
+    /// Seconds that running requests have to finish after that [default: 60].
+    #[arg(long, value_name = "SECONDS", help_heading = "Operation")]
+    pub(crate) shutdown_timeout: Option<f64>,
+    /// Form of log lines [default: text].
+    #[arg(long, help_heading = "Operation")]
+    pub(crate) log_format: Option<LogFormat>,
+
+    #[command(flatten)]
+    pub(crate) knobs: KnobArgs,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum LoadFormat {
+    #[default]
+    Auto,
+    Dummy,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+impl RawConfig {
+    /// These flags over what the file says.
+    pub(crate) fn over_file(self, file: Option<&Path>) -> Result<Self> {
+        let flags = self.negated();
+        let Some(path) = file else { return Ok(flags) };
+        let named = || format!("config file {}", path.display());
+        let text = std::fs::read_to_string(path).with_context(named)?;
+        // Read as a whole first: such errors name line, key and what is known.
+        let from_file: Self = toml::from_str(&text).with_context(named)?;
+        let mut both = toml::Table::try_from(&from_file)?;
+        lay_over(&mut both, toml::Table::try_from(&flags)?);
+        Ok(both.try_into()?)
+    }
+
+    fn negated(mut self) -> Self {
+        if self.no_prefix_cache {
+            self.prefix_cache = Some(false);
+        }
+        if self.no_drafts {
+            self.drafts = Some(false);
+        }
+        self
+    }
+}
+
+fn lay_over(below: &mut toml::Table, above: toml::Table) {
+    for (key, value) in above {
+        match (below.get_mut(&key), value) {
+            (Some(toml::Value::Table(below)), toml::Value::Table(above)) => lay_over(below, above),
+            (_, value) => drop(below.insert(key, value)),
+        }
+    }
+}
+
+/// What is served, where and within which limits.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) model: String,
+    pub(crate) load_format: LoadFormat,
+    pub(crate) knobs: Knobs,
+    pub(crate) served_names: Vec<String>,
+    pub(crate) reply_format: Option<Format>,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) api_keys: Vec<String>,
+    pub(crate) cors_origins: Vec<String>,
+    pub(crate) tls: Option<Tls>,
+    pub(crate) body_max: usize,
+    /// Zero is never.
+    pub(crate) keep_alive: Duration,
+    pub(crate) engine: EngineWish,
+    pub(crate) limits: Limits,
+    pub(crate) stall_timeout: Duration,
+    pub(crate) drain_delay: Duration,
+    pub(crate) shutdown_timeout: Duration,
+    pub(crate) log_format: LogFormat,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Tls {
+    pub(crate) cert: PathBuf,
+    pub(crate) key: PathBuf,
+}
+
+/// What the user wants of the engine; the model and the memory have a say too.
+#[derive(Clone, Debug)]
+pub(crate) struct EngineWish {
+    pub(crate) rank_count: usize,
+    pub(crate) slot_count: u32,
+    pub(crate) page_tokens: u32,
+    pub(crate) context_max: Option<u32>,
+    pub(crate) kv_bytes: Option<u64>,
+}
+
+impl Config {
+    /// `api_keys` are those of the environment, for which flags and file stand in.
+    pub(crate) fn resolve(raw: &RawConfig, api_keys: Vec<String>) -> Result<Self> {
+        let model = raw.model.clone().context(
+            "which model? Name a folder or a model on the hub: kilotok serve \
+             XiaomiMiMo/MiMo-V2-Flash",
+        )?;
+        let host = raw.host.clone().unwrap_or_else(|| DEFAULT_HOST.to_owned());
+        ensure!(!host.is_empty(), "--host is empty: give an address, such as 0.0.0.0 for all");
+        let seconds = |name: &str, value: Option<f64>, default: f64| {
+            let value = value.unwrap_or(default);
+            let sensible = (0.0..=SECONDS_MAX).contains(&value);
+            ensure!(sensible, "--{name} is {value}: give seconds from 0 to {SECONDS_MAX}");
+            Ok(Duration::from_secs_f64(value))
+        };
+        let keep_alive = seconds("keep-alive", raw.keep_alive, DEFAULT_KEEP_ALIVE_S)?;
+        let body_mib = raw.body_max.unwrap_or(DEFAULT_BODY_MIB);
+        ensure!((1..=4096).contains(&body_mib), "--body-max is {body_mib}: give 1 to 4096 MiB");
+        let stall_timeout = seconds("stall-timeout", raw.stall_timeout, DEFAULT_STALL_S)?;
+        ensure!(!stall_timeout.is_zero(), "--stall-timeout is 0: a step takes some time");
+        Ok(Self {
+            served_names: served_names(raw, &model)?,
+            reply_format: reply_format(raw)?,
+            api_keys: keys(raw.api_key.clone().unwrap_or(api_keys))?,
+            cors_origins: origins(raw.cors_origin.clone().unwrap_or_default())?,
+            tls: tls(raw)?,
+            engine: engine(raw)?,
+            limits: limits(raw)?,
+            drain_delay: seconds("drain-delay", raw.drain_delay, 0.0)?,
+            shutdown_timeout: seconds(
+                "shutdown-timeout",
+                raw.shutdown_timeout,
+                DEFAULT_SHUTDOWN_TIMEOUT_S,
+            )?,
+            load_format: raw.load_format.unwrap_or_default(),
+            knobs: raw.knobs.knobs(),
+            port: raw.port.unwrap_or(DEFAULT_PORT),
+            body_max: body_mib as usize * (1 << 20),
+            keep_alive,
+            log_format: raw.log_format.unwrap_or_default(),
+            stall_timeout,
+            model,
+            host,
+        })
+    }
+}
+
+/// The name on the hub, or the folder's.
+fn served_names(raw: &RawConfig, model: &str) -> Result<Vec<String>> {
+    let given = raw.served_model_name.clone().unwrap_or_default();
+    ensure!(given.iter().all(|name| !name.trim().is_empty()), "--served-model-name is empty");
+    if !given.is_empty() {
+        return Ok(given);
+    }
+    let path = Path::new(model);
+    if !path.is_dir() {
+        let (name, _revision) = model.split_once('@').unwrap_or((model, ""));
+        return Ok(vec![name.to_owned()]);
+    }
+    // `.` and `..` have no name of their own.
+    let whole = path.canonicalize().with_context(|| model.to_owned())?;
+    let name = whole.file_name().map(|name| name.to_string_lossy().into_owned());
+    Ok(vec![name.unwrap_or_else(|| model.to_owned())])
+}
+
+fn reply_format(raw: &RawConfig) -> Result<Option<Format>> {
+    // Flags are written with hyphens.
+    let parse = |name: &str| name.replace('-', "_").parse::<Format>();
+    raw.reply_format.as_deref().map(parse).transpose().context("--reply-format")
+}
+
+/// An empty key would let everybody in.
+fn keys(keys: Vec<String>) -> Result<Vec<String>> {
+    for key in &keys {
+        let sendable = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic());
+        ensure!(sendable, "an API key must be printable ASCII without spaces, and not empty");
+    }
+    Ok(keys)
+}
+
+fn origins(origins: Vec<String>) -> Result<Vec<String>> {
+    for origin in &origins {
+        let host = origin.split_once("://").map(|(_, host)| host).unwrap_or_default();
+        let sensible = origin == "*" || (!host.is_empty() && !host.contains('/'));
+        ensure!(
+            sensible,
+            "--cors-origin {origin}: an origin is scheme://host[:port] without a path, or *"
+        );
+    }
+    Ok(origins)
+}
+
+fn tls(raw: &RawConfig) -> Result<Option<Tls>> {
+    match (raw.tls_cert.clone(), raw.tls_key.clone()) {
+        (None, None) => Ok(None),
+        (Some(cert), Some(key)) => {
+            for file in [&cert, &key] {
+                std::fs::File::open(file).with_context(|| format!("{}", file.display()))?;
+            }
+            Ok(Some(Tls { cert, key }))
+        }
+        (Some(_), None) => bail!("--tls-cert needs --tls-key too"),
+        (None, Some(_)) => bail!("--tls-key needs --tls-cert too"),
+    }
+}
+
+fn engine(raw: &RawConfig) -> Result<EngineWish> {
+    let at_least_one = |name: &str, value: Option<u32>, default: u32| {
+        let value = value.unwrap_or(default);
+        ensure!(value > 0, "--{name} is 0: give at least 1");
+        Ok(value)
+    };
+    let rank_count = at_least_one("ranks", raw.ranks, 1)? as usize;
+    ensure!(
+        [1, 2, 4, 8].contains(&rank_count),
+        "--ranks is {rank_count}: a model can be shared by 1, 2, 4 or 8"
+    );
+    if let Some(context_max) = raw.context_max {
+        ensure!(context_max > 1, "--context-max is {context_max}: a prompt and a reply need 2");
+    }
+    if let Some(gib) = raw.kv_gib {
+        let sensible = gib.is_finite() && gib > 0.0 && gib < 1e6;
+        ensure!(sensible, "--kv-gib is {gib}: give how many GiB keys and values may take");
+    }
+    Ok(EngineWish {
+        rank_count,
+        slot_count: at_least_one("slots", raw.slots, 8)?,
+        page_tokens: at_least_one("page-tokens", raw.page_tokens, 16)?,
+        context_max: raw.context_max,
+        kv_bytes: raw.kv_gib.map(|gib| (gib * f64::from(1 << 30)) as u64),
+    })
+}
+
+fn limits(raw: &RawConfig) -> Result<Limits> {
+    let usual = Limits::default();
+    let chunk_max = raw.chunk_max.unwrap_or(usual.chunk_max);
+    ensure!(chunk_max > 0, "--chunk-max is 0: prompts would never be computed");
+    let step_ms_max = raw.step_ms_max.unwrap_or(f64::from(usual.step_us_max) / 1e3);
+    let sensible = step_ms_max > 0.0 && step_ms_max <= 1e6;
+    ensure!(sensible, "--step-ms-max is {step_ms_max}: give milliseconds above 0");
+    let drafts = raw.drafts.unwrap_or(true);
+    Ok(Limits {
+        waiting_max: raw.waiting_max.unwrap_or(DEFAULT_WAITING_MAX),
+        chunk_max,
+        chunk_min: usual.chunk_min.min(chunk_max),
+        step_us_max: ((step_ms_max * 1e3) as u32).max(1),
+        draft_rows_max: if drafts { usual.draft_rows_max } else { 0 },
+        prefix_cache: raw.prefix_cache.unwrap_or(true),
+        ..usual
+    })
+}

@@ -1,0 +1,227 @@
+//! GPUs, as files and `nvidia-smi` show them: driver, memory, links between them, and the library
+//! that compiles kernels. What cannot be seen is a warning, never a failure: there is an engine
+//! without GPUs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::Finding;
+use crate::environment;
+
+/// The first driver for CUDA 12.8, which is the first with the instructions of all our kernels.
+const DRIVER_MIN: u32 = 570;
+/// Where distributions put libraries.
+const LIBRARY_FOLDERS: &[&str] = &[
+    "/usr/lib/x86_64-linux-gnu",
+    "/usr/lib/aarch64-linux-gnu",
+    "/usr/lib64",
+    "/usr/lib",
+    "/usr/local/lib",
+    "/usr/local/nvidia/lib64",
+    "/usr/lib/wsl/lib",
+];
+const TOOLKIT: &str = "/usr/local/cuda";
+
+/// A GPU, as `nvidia-smi` lists it.
+#[derive(Debug, PartialEq, Eq)]
+struct Gpu {
+    name: String,
+    memory_mib: u64,
+    used_mib: u64,
+    driver: String,
+}
+
+pub(super) fn look() -> Vec<Finding> {
+    let Some(gpus) = gpus() else { return vec![without_tool()] };
+    let mut findings = vec![driver(&gpus), cards(&gpus)];
+    findings.push(library("CUDA driver", "libcuda.so", "install the NVIDIA driver's libraries"));
+    findings.push(library(
+        "NVRTC",
+        "libnvrtc.so",
+        "kernels are compiled at start: install cuda-nvrtc of CUDA 12.8 or newer, or set CUDA_HOME",
+    ));
+    if gpus.len() > 1 {
+        findings.push(links());
+    }
+    findings
+}
+
+/// Without `nvidia-smi` only the kernel can say whether there are GPUs.
+fn without_tool() -> Finding {
+    let version = fs::read_to_string("/proc/driver/nvidia/version").ok();
+    let count = fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, Iterator::count);
+    match version {
+        Some(_) => Finding::warn(
+            "GPUs",
+            format!("{count}, and no nvidia-smi"),
+            "install nvidia-utils, or run the container with the NVIDIA runtime (--gpus all)",
+        ),
+        None => Finding::ok("GPUs", "none; the reference engine on the processor is used"),
+    }
+}
+
+fn gpus() -> Option<Vec<Gpu>> {
+    let query = "--query-gpu=name,memory.total,memory.used,driver_version";
+    let text = ask(&[query, "--format=csv,noheader,nounits"])?;
+    let gpus: Vec<_> = text.lines().filter_map(gpu).collect();
+    (!gpus.is_empty()).then_some(gpus)
+}
+
+fn gpu(line: &str) -> Option<Gpu> {
+    let mut fields = line.split(',').map(str::trim);
+    Some(Gpu {
+        name: fields.next().filter(|name| !name.is_empty())?.to_owned(),
+        memory_mib: fields.next()?.parse().ok()?,
+        used_mib: fields.next()?.parse().ok()?,
+        driver: fields.next()?.to_owned(),
+    })
+}
+
+/// What `nvidia-smi` prints, if it is there and works.
+fn ask(args: &[&str]) -> Option<String> {
+    let output = Command::new("nvidia-smi").args(args).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn driver(gpus: &[Gpu]) -> Finding {
+    let version = gpus[0].driver.clone();
+    let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    if major.is_some_and(|major| major >= DRIVER_MIN) {
+        return Finding::ok("GPU driver", version);
+    }
+    Finding::warn("GPU driver", version, format!("install {DRIVER_MIN} or newer, for CUDA 12.8"))
+}
+
+fn cards(gpus: &[Gpu]) -> Finding {
+    let mut names: Vec<_> = gpus.iter().map(|gpu| gpu.name.as_str()).collect();
+    names.dedup();
+    let gib = gpus[0].memory_mib / 1024;
+    let found = format!("{} x {} of {gib} GiB", gpus.len(), names.join(" and "));
+    // A driver takes some itself.
+    let busy = gpus.iter().filter(|gpu| gpu.used_mib > gpu.memory_mib / 20).count();
+    if names.len() > 1 {
+        return Finding::warn("GPUs", found, "ranks want GPUs of one kind");
+    }
+    if busy > 0 {
+        let advice = format!("{busy} of them are in use: see nvidia-smi for by whom");
+        return Finding::warn("GPUs", found, advice);
+    }
+    Finding::ok("GPUs", found)
+}
+
+fn library(what: &'static str, name: &str, advice: &str) -> Finding {
+    match find_library(name) {
+        Some(path) => Finding::ok(what, path.display().to_string()),
+        None => Finding::warn(what, format!("{name} was not found"), advice),
+    }
+}
+
+/// The first file of that name, whatever version comes after it.
+fn find_library(name: &str) -> Option<PathBuf> {
+    let toolkit = environment::cuda_home().unwrap_or_else(|| PathBuf::from(TOOLKIT));
+    let folders = environment::library_path()
+        .into_iter()
+        .chain([toolkit.join("lib64"), toolkit.join("targets/x86_64-linux/lib")])
+        .chain(LIBRARY_FOLDERS.iter().map(PathBuf::from));
+    folders.into_iter().find_map(|folder| in_folder(&folder, name))
+}
+
+fn in_folder(folder: &Path, name: &str) -> Option<PathBuf> {
+    let names = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
+    let mut found: Vec<_> = names
+        .filter(|path| {
+            path.file_name().is_some_and(|file| is_version(&file.to_string_lossy(), name))
+        })
+        .collect();
+    found.sort();
+    found.into_iter().next()
+}
+
+fn is_version(file: &str, name: &str) -> bool {
+    let rest = file.strip_prefix(name);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
+fn links() -> Finding {
+    let Some(text) = ask(&["topo", "-m"]) else {
+        let advice = "ranks need NVLink to be fast: look at `nvidia-smi topo -m`";
+        return Finding::warn("GPU links", "nvidia-smi does not tell", advice);
+    };
+    let pairs = pairs(&text);
+    let linked = pairs.iter().filter(|kind| kind.starts_with("NV")).count();
+    let mut kinds = pairs.clone();
+    kinds.sort();
+    kinds.dedup();
+    let found = format!("{} between {} pairs", kinds.join(", "), pairs.len() / 2);
+    if linked == pairs.len() && linked > 0 {
+        return Finding::ok("GPU links", found);
+    }
+    let advice = "not every pair has NVLink: more than one rank will be slow";
+    Finding::warn("GPU links", found, advice)
+}
+
+/// How each GPU reaches each other one, from the matrix of `nvidia-smi topo -m`.
+fn pairs(text: &str) -> Vec<String> {
+    // Terminals get the header underlined.
+    let text = text.replace("\u{1b}[4m", "").replace("\u{1b}[0m", "");
+    let is_gpu =
+        |name: &str| name.strip_prefix("GPU").is_some_and(|rest| rest.parse::<u32>().is_ok());
+    let header = text.lines().next().unwrap_or_default();
+    let count = header.split_whitespace().filter(|name| is_gpu(name)).count();
+    let rows = text.lines().skip(1).filter_map(|line| {
+        let mut cells = line.split_whitespace();
+        cells.next().filter(|name| is_gpu(name))?;
+        Some(cells.take(count).filter(|kind| *kind != "X").map(str::to_owned).collect::<Vec<_>>())
+    });
+    rows.flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tool_is_understood() {
+        assert_eq!(
+            gpu("NVIDIA H200, 143771, 14, 570.86.15"),
+            Some(Gpu {
+                name: "NVIDIA H200".into(),
+                memory_mib: 143_771,
+                used_mib: 14,
+                driver: "570.86.15".into()
+            })
+        );
+        assert_eq!(gpu("No devices were found"), None);
+        let text = "\t\u{1b}[4mGPU0\tGPU1\tNIC0\tCPU Affinity\u{1b}[0m\n\
+            GPU0\t X \tNV18\tPIX\t0-55\nGPU1\tNV18\t X \tNODE\t0-55\nNIC0\tPIX\tNODE\t X\n\n\
+            Legend:\n\n  X    = Self\n";
+        assert_eq!(pairs(text), ["NV18", "NV18"]);
+        assert!(pairs("").is_empty());
+    }
+
+    #[test]
+    fn a_library_is_found_in_any_version() {
+        for name in ["libnvrtc.so", "libnvrtc.so.12", "libnvrtc.so.12.8.61"] {
+            assert!(is_version(name, "libnvrtc.so"), "{name}");
+        }
+        assert!(!is_version("libnvrtc-builtins.so.12", "libnvrtc.so"));
+        assert!(!is_version("libnvrtc.soup", "libnvrtc.so"));
+    }
+
+    #[test]
+    fn old_drivers_and_mixed_cards_are_warned_of() {
+        let gpu = |name: &str, driver: &str, used_mib| Gpu {
+            name: name.into(),
+            memory_mib: 80_000,
+            used_mib,
+            driver: driver.into(),
+        };
+        let advice = |finding: Finding| finding.advice;
+        assert!(advice(driver(&[gpu("a", "535.1", 0)])).contains("570"));
+        assert!(advice(driver(&[gpu("a", "580.1", 0)])).is_empty());
+        assert!(advice(cards(&[gpu("a", "580", 0), gpu("b", "580", 0)])).contains("one kind"));
+        assert!(advice(cards(&[gpu("a", "580", 0), gpu("a", "580", 60_000)])).contains("in use"));
+        assert!(advice(cards(&[gpu("a", "580", 100), gpu("a", "580", 0)])).is_empty());
+    }
+}

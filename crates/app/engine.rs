@@ -1,0 +1,87 @@
+//! From a resolved config to an engine that is ready: finds the checkpoint, plans the memory,
+//! loads the weights. Knows no server.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use kilotok_cpu::CpuEngine;
+use kilotok_engine::Engine;
+use kilotok_model::{ModelSpec, WeightDecl, declare};
+use kilotok_weights::{Checkpoint, Dummy, WeightSource, read_spec};
+
+use crate::check::stored_bytes;
+use crate::config::{Config, LoadFormat};
+use crate::environment::folder;
+use crate::machine;
+use crate::plan::EnginePlan;
+use crate::progress::Bar;
+
+/// Dummy weights are the same everywhere.
+const DUMMY_SEED: u64 = 0;
+
+/// A checkpoint that was found and understood, with a plan of what it takes.
+pub(crate) struct Planned {
+    pub(crate) folder: PathBuf,
+    pub(crate) spec: ModelSpec,
+    pub(crate) plan: EnginePlan,
+    source: Source,
+}
+
+enum Source {
+    Checkpoint(Box<Checkpoint>),
+    Dummy,
+}
+
+pub(crate) struct Loaded {
+    pub(crate) folder: PathBuf,
+    pub(crate) spec: ModelSpec,
+    pub(crate) engine: Box<dyn Engine>,
+}
+
+/// Downloads the model if need be.
+pub(crate) fn plan(config: &Config) -> Result<Planned> {
+    let folder = folder(&config.model)?;
+    let named = || folder.display().to_string();
+    let (spec, source, bytes) = match config.load_format {
+        LoadFormat::Dummy => {
+            let spec = read_spec(&folder, &config.knobs).with_context(named)?;
+            let bytes = declare(&spec).iter().map(declared_bytes).sum();
+            (spec, Source::Dummy, bytes)
+        }
+        LoadFormat::Auto => {
+            let checkpoint = Checkpoint::open(&folder, &config.knobs).with_context(named)?;
+            let spec = checkpoint.spec().clone();
+            let bytes = declare(&spec).iter().map(|decl| stored_bytes(&checkpoint, decl)).sum();
+            let bytes: Result<usize, _> = bytes;
+            (spec, Source::Checkpoint(Box::new(checkpoint)), bytes? as u64)
+        }
+    };
+    let plan = EnginePlan::new(&config.engine, &config.limits, &spec, bytes, machine::memory())?;
+    Ok(Planned { folder, spec, plan, source })
+}
+
+/// Bytes of a weight as it is published: of the types that are accepted, the first.
+fn declared_bytes(decl: &WeightDecl) -> u64 {
+    let bytes = decl.stored().into_iter().map(|tensor| {
+        let values: usize = tensor.shape.iter().product();
+        tensor.dtypes[0].bytes() as u64 * values as u64
+    });
+    bytes.sum()
+}
+
+impl Planned {
+    pub(crate) fn load(self) -> Result<Loaded> {
+        let Self { folder, spec, plan, source } = self;
+        let source: &dyn WeightSource = match &source {
+            Source::Checkpoint(checkpoint) => checkpoint.as_ref(),
+            Source::Dummy => &Dummy::new(DUMMY_SEED),
+        };
+        let bar = Bar::new("loading weights");
+        let engine = CpuEngine::start(&spec, source, &plan.options, &bar)?;
+        Ok(Loaded { folder, spec, engine: Box::new(engine) })
+    }
+}
+
+pub(crate) fn load(config: &Config) -> Result<Loaded> {
+    plan(config)?.load()
+}

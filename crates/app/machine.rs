@@ -1,0 +1,93 @@
+//! What this machine has: cores, vector units and memory, the limits of a container included.
+//! Every question may go unanswered where the system does not tell.
+
+use std::fs;
+use std::path::Path;
+
+/// Where Linux says what a container may use: the newer form, then the older.
+const CGROUPS: [(&str, &str); 2] = [
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+];
+
+/// Bytes of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Memory {
+    pub(crate) total: u64,
+    pub(crate) free: u64,
+}
+
+pub(crate) fn memory() -> Option<Memory> {
+    let machine = meminfo(&fs::read_to_string("/proc/meminfo").ok()?)?;
+    let number = |path| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let container = CGROUPS.iter().find_map(|(limit, used)| {
+        let limit = number(limit)?;
+        Some(Memory { total: limit, free: limit.saturating_sub(number(used)?) })
+    });
+    // Without a limit the older form says a number beyond all memory.
+    let Some(container) = container else { return Some(machine) };
+    let total = machine.total.min(container.total);
+    Some(Memory { total, free: machine.free.min(container.free) })
+}
+
+fn meminfo(text: &str) -> Option<Memory> {
+    let line = |name: &str| text.lines().find_map(|line| line.strip_prefix(name));
+    let bytes = |line: &str| Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10);
+    Some(Memory { total: bytes(line("MemTotal:")?)?, free: bytes(line("MemAvailable:")?)? })
+}
+
+/// Cores that this process may use.
+pub(crate) fn core_count() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// The widest vector unit, and whether it is one that the engine's kernels were written for.
+pub(crate) fn vector_unit() -> (&'static str, bool) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if std::is_x86_feature_detected!("avx512f") {
+            return ("AVX-512", true);
+        }
+        if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
+            return ("AVX2", true);
+        }
+        ("SSE2", false)
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        ("NEON", true)
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    {
+        ("none known", false)
+    }
+}
+
+/// As the kernel names the processor.
+pub(crate) fn processor() -> Option<String> {
+    let text = fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+/// Bytes free on the disk of a folder, or of the nearest folder above it that exists.
+pub(crate) fn disk_free(folder: &Path) -> Option<u64> {
+    let folder = folder.ancestors().find(|folder| folder.is_dir())?;
+    // `df` is everywhere, and the standard library does not ask the system for this.
+    let output = std::process::Command::new("df").args(["-Pk"]).arg(folder).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let free = text.lines().nth(1)?.split_whitespace().nth(3)?;
+    Some(free.parse::<u64>().ok()? << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_read_from_linux() {
+        let text = "MemTotal:       16305 kB\nMemFree: 1 kB\nMemAvailable:   8000 kB\n";
+        assert_eq!(meminfo(text), Some(Memory { total: 16305 << 10, free: 8000 << 10 }));
+        assert_eq!(meminfo("MemTotal: many\n"), None);
+    }
+}

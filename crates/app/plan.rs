@@ -1,0 +1,210 @@
+//! How big an engine is to be: settles what the user left open by what the model needs and the
+//! machine has, before anything is loaded, and says it in a table. Loads nothing.
+
+use std::fmt;
+
+use anyhow::{Result, bail, ensure};
+use indicatif::BinaryBytes;
+use kilotok_cpu::CpuOptions;
+use kilotok_engine::{PageGroup, PageKind};
+use kilotok_model::{ModelSpec, check_ranks};
+use kilotok_sched::Limits;
+
+use crate::config::EngineWish;
+use crate::machine::Memory;
+
+/// The part of the free memory that keys and values take at most, unless the user says how much.
+const KV_SHARE: u64 = 4;
+/// What there is where the system does not tell.
+const MEMORY_ASSUMED: u64 = 4 << 30;
+/// Positions that nobody needs by default: a longer context is asked for.
+const CONTEXT_USUAL: u32 = 32_768;
+/// Pages beyond this are a typing error.
+const PAGES_MAX: u64 = 1 << 24;
+
+/// An engine to be, and what it takes.
+#[derive(Clone, Debug)]
+pub(crate) struct EnginePlan {
+    pub(crate) options: CpuOptions,
+    pub(crate) groups: Vec<PageGroup>,
+    pub(crate) context_max: u32,
+    weights_bytes: u64,
+    /// Of the whole machine, if it tells.
+    memory: Option<Memory>,
+}
+
+impl EnginePlan {
+    pub(crate) fn new(
+        wish: &EngineWish,
+        limits: &Limits,
+        spec: &ModelSpec,
+        weights_bytes: u64,
+        memory: Option<Memory>,
+    ) -> Result<Self> {
+        check_ranks(spec, wish.rank_count)?;
+        let trained = u32::try_from(spec.position_max).unwrap_or(u32::MAX);
+        let context_max = wish.context_max.unwrap_or(trained.min(CONTEXT_USUAL));
+        ensure!(
+            context_max <= trained,
+            "--context-max is {context_max}, but the model was trained for {trained} positions"
+        );
+        let draft_max = spec.drafter.as_ref().map_or(0, |drafter| drafter.rows as u32 - 1);
+        let decode_max = u64::from(wish.slot_count) * u64::from(draft_max + 1);
+        let token_max = u64::from(limits.chunk_max) + decode_max;
+        let mut options = CpuOptions {
+            rank_count: wish.rank_count,
+            slot_count: wish.slot_count,
+            token_max: u32::try_from(token_max).unwrap_or(u32::MAX),
+            position_max: context_max,
+            page_tokens: wish.page_tokens,
+            page_count: 1,
+        };
+        // One page of each group.
+        let page_bytes: u64 = options.groups(spec).iter().map(|group| group.page_bytes).sum();
+        options.page_count = page_count(wish, context_max, page_bytes.max(1), memory)?;
+        let room = u64::from(options.page_count) * u64::from(options.page_tokens);
+        let context_max = context_max.min(u32::try_from(room).unwrap_or(u32::MAX));
+        options.position_max = context_max;
+        let groups = options.groups(spec);
+        let plan = Self { options, groups, context_max, weights_bytes, memory };
+        plan.fits()
+    }
+
+    fn pages_bytes(&self) -> u64 {
+        let bytes = |group: &PageGroup| group.page_bytes * u64::from(group.page_count);
+        self.groups.iter().map(bytes).sum()
+    }
+
+    fn fits(self) -> Result<Self> {
+        let needed = self.weights_bytes.saturating_add(self.pages_bytes());
+        if let Some(memory) = self.memory.filter(|memory| memory.total < needed) {
+            bail!(
+                "the model does not fit: weights take {}, keys and values {}, and this machine \
+                 has {} of memory",
+                BinaryBytes(self.weights_bytes),
+                BinaryBytes(self.pages_bytes()),
+                BinaryBytes(memory.total)
+            );
+        }
+        Ok(self)
+    }
+}
+
+/// Pages of each group: as many as all slots need, or as there is memory for.
+fn page_count(
+    wish: &EngineWish,
+    context_max: u32,
+    page_bytes: u64,
+    memory: Option<Memory>,
+) -> Result<u32> {
+    let one = u64::from(context_max.div_ceil(wish.page_tokens));
+    let all = one * u64::from(wish.slot_count);
+    let free = memory.map_or(MEMORY_ASSUMED, |memory| memory.free);
+    let count = match wish.kv_bytes {
+        Some(bytes) => bytes / page_bytes,
+        None => all.min(free / KV_SHARE / page_bytes),
+    };
+    if wish.context_max.is_some() && count < one {
+        bail!(
+            "--context-max {context_max} needs {} of keys and values, but there {} {}: lower it, \
+             or raise --kv-gib",
+            BinaryBytes(one * page_bytes),
+            if wish.kv_bytes.is_some() { "may be only" } else { "are only" },
+            BinaryBytes(count * page_bytes)
+        );
+    }
+    ensure!(
+        count > 0 && count * u64::from(wish.page_tokens) > 1,
+        "{} do not hold one page of keys and values, which takes {}: raise --kv-gib",
+        BinaryBytes(wish.kv_bytes.unwrap_or(free / KV_SHARE)),
+        BinaryBytes(page_bytes)
+    );
+    Ok(count.min(PAGES_MAX) as u32)
+}
+
+/// The memory table.
+impl fmt::Display for EnginePlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let line = |f: &mut fmt::Formatter<'_>, what: &str, count: &str, bytes: u64| {
+            writeln!(f, "  {what:<22} {count:<28} {:>10}", BinaryBytes(bytes).to_string())
+        };
+        line(f, "weights", "", self.weights_bytes)?;
+        for group in &self.groups {
+            let what = match (group.kind, group.window) {
+                (PageKind::Draft, _) => "pages, drafter".to_owned(),
+                (_, Some(keys)) => format!("pages, window of {keys}"),
+                (_, None) => "pages, full attention".to_owned(),
+            };
+            let count = format!("{} pages of {} tokens", group.page_count, group.page_tokens);
+            line(f, &what, &count, group.page_bytes * u64::from(group.page_count))?;
+        }
+        line(f, "together", "", self.weights_bytes + self.pages_bytes())?;
+        match self.memory {
+            Some(memory) => {
+                let of = format!("of {}", BinaryBytes(memory.total));
+                line(f, "free memory", &of, memory.free)
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kilotok_testkit::Toy;
+
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn wish() -> EngineWish {
+        EngineWish {
+            rank_count: 1,
+            slot_count: 4,
+            page_tokens: 16,
+            context_max: None,
+            kv_bytes: None,
+        }
+    }
+
+    fn plan(wish: &EngineWish, free: u64) -> Result<EnginePlan> {
+        let memory = Memory { total: 16 * GIB, free };
+        EnginePlan::new(wish, &Limits::default(), &Toy::flash().spec(), 1 << 20, Some(memory))
+    }
+
+    #[test]
+    fn every_slot_has_room_if_there_is_memory() {
+        let plan = plan(&wish(), 8 * GIB).unwrap();
+        let spec = Toy::flash().spec();
+        assert_eq!(plan.context_max as usize, spec.position_max.min(CONTEXT_USUAL as usize));
+        assert_eq!(plan.options.page_count, plan.context_max.div_ceil(16) * 4);
+        let drafts = spec.drafter.unwrap().rows as u32;
+        assert_eq!(plan.options.token_max, Limits::default().chunk_max + 4 * drafts);
+    }
+
+    #[test]
+    fn little_memory_makes_a_short_context_or_an_error() {
+        let usual = plan(&wish(), 8 * GIB).unwrap();
+        let page: u64 = usual.groups.iter().map(|group| group.page_bytes).sum();
+        let small = EngineWish { kv_bytes: Some(page * 3), ..wish() };
+        assert_eq!(plan(&small, 8 * GIB).unwrap().context_max, 48);
+        let long = EngineWish { context_max: Some(64), ..small.clone() };
+        let error = plan(&long, 8 * GIB).unwrap_err().to_string();
+        assert!(error.contains("--kv-gib"), "{error}");
+        let none = EngineWish { kv_bytes: Some(page - 1), ..wish() };
+        assert!(plan(&none, 8 * GIB).is_err());
+        assert!(plan(&wish(), page).is_err(), "a quarter of one page");
+        let beyond = EngineWish { context_max: Some(u32::MAX), ..wish() };
+        let error = plan(&beyond, 8 * GIB).unwrap_err().to_string();
+        assert!(error.contains("trained"), "{error}");
+    }
+
+    #[test]
+    fn the_table_adds_up() {
+        let plan = plan(&wish(), 8 * GIB).unwrap();
+        let table = plan.to_string();
+        let together = BinaryBytes(plan.weights_bytes + plan.pages_bytes()).to_string();
+        assert!(table.contains(&together), "{table}");
+        assert_eq!(table.matches("pages,").count(), plan.groups.len());
+    }
+}

@@ -1,0 +1,200 @@
+//! What `serve` says: the plan before it loads, then where it listens and how to try it. In JSON
+//! logs the same comes as events.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use kilotok_text::Text;
+
+use crate::check::describe;
+use crate::config::{Config, LoadFormat, LogFormat};
+use crate::engine::Planned;
+use crate::machine;
+
+/// The plan: model, engine, memory, limits.
+pub(super) fn plan(config: &Config, planned: &Planned) {
+    if config.log_format == LogFormat::Json {
+        tracing::info!(
+            model = config.model,
+            context_max = planned.plan.context_max,
+            slots = planned.plan.options.slot_count,
+            "planned"
+        );
+        return;
+    }
+    say(&format!("kilotok {}\n\nmodel\n  folder    {}", version(), planned.folder.display()));
+    describe(&planned.spec);
+    if config.load_format == LoadFormat::Dummy {
+        say("  weights   made up: replies will make no sense");
+    }
+    let (unit, _) = machine::vector_unit();
+    let (cores, ranks) = (machine::core_count(), planned.plan.options.rank_count);
+    say(&format!(
+        "\nengine\n  reference engine on the processor: {cores} cores, {unit}, {}",
+        if ranks == 1 { "1 rank".to_owned() } else { format!("{ranks} ranks") }
+    ));
+    say(&format!("\nmemory\n{}\nlimits\n{}", planned.plan, limits(config, planned)));
+}
+
+fn version() -> &'static str {
+    env!("CARGO_PKG_VERSION")
+}
+
+fn limits(config: &Config, planned: &Planned) -> String {
+    let mut out = String::new();
+    let mut line = |what: &str, value: String| {
+        let _ = writeln!(out, "  {what:<22} {value}");
+    };
+    let limits = &config.limits;
+    let yes = |on: bool| if on { "on" } else { "off" }.to_owned();
+    let has_drafter = planned.spec.drafter.is_some();
+    line("names", config.served_names.join(", "));
+    line("context", format!("{} tokens", planned.plan.context_max));
+    line("running", format!("{} requests", planned.plan.options.slot_count));
+    line("waiting", format!("{} requests", limits.waiting_max));
+    line(
+        "step",
+        format!(
+            "{} prompt tokens or {} ms, whichever is less",
+            limits.chunk_max,
+            f64::from(limits.step_us_max) / 1e3
+        ),
+    );
+    line("prefix cache", yes(limits.prefix_cache));
+    line("drafts", yes(has_drafter && limits.draft_rows_max > 0));
+    line("body", format!("{} MiB", config.body_max >> 20));
+    line("keep-alive", format!("{} s", config.keep_alive.as_secs_f64()));
+    line(
+        "shutdown",
+        format!(
+            "{} s delay, {} s to finish",
+            config.drain_delay.as_secs_f64(),
+            config.shutdown_timeout.as_secs_f64()
+        ),
+    );
+    line("stalled after", format!("{} s", config.stall_timeout.as_secs_f64()));
+    let keys = match config.api_keys.len() {
+        0 => "none: everybody who reaches it may use it".to_owned(),
+        count => count.to_string(),
+    };
+    line("API keys", keys);
+    if !config.cors_origins.is_empty() {
+        line("CORS origins", config.cors_origins.join(", "));
+    }
+    out
+}
+
+/// What was read of the tokenizer and the template.
+pub(super) fn text(config: &Config, text: &Text) {
+    let (count, format) = (text.vocab_count(), text.format());
+    if config.log_format == LogFormat::Text {
+        say(&format!("text       {count} tokens, replies as {format} writes them"));
+    }
+    if !text.has_template() {
+        tracing::warn!("there is no chat template: only /v1/completions can be used");
+    }
+}
+
+/// Where it listens, and a line to try it with.
+pub(super) fn ready(config: &Config, port: u16, has_template: bool, took: Duration) {
+    let base = address(&config.host, port, config.tls.is_some());
+    if config.log_format == LogFormat::Json {
+        tracing::info!(url = base, seconds = took.as_secs_f64(), "ready");
+        return;
+    }
+    say(&format!("ready after {:.1} s\n", took.as_secs_f64()));
+    say(&format!("  chat page   {base}/"));
+    say(&format!("  API         {base}/v1"));
+    say(&format!("\n{}\n", curl(config, &base, has_template)));
+    if config.api_keys.is_empty() && !is_local(&config.host) {
+        tracing::warn!(
+            "without an API key everybody who reaches this address can use it: set \
+             KILOTOK_API_KEY or --api-key"
+        );
+    }
+}
+
+/// It has ended as it was asked to.
+pub(super) fn over() {
+    tracing::info!("stopped");
+}
+
+/// Whoever typed this may have closed the pipe; the server goes on.
+fn say(text: &str) {
+    let _ = writeln!(io::stdout(), "{text}");
+}
+
+fn is_local(host: &str) -> bool {
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// An address that works on this machine.
+fn address(host: &str, port: u16, tls: bool) -> String {
+    let scheme = if tls { "https" } else { "http" };
+    let host = match host.parse::<IpAddr>() {
+        Ok(IpAddr::V4(address)) if address.is_unspecified() => "127.0.0.1".to_owned(),
+        Ok(IpAddr::V6(address)) if address.is_unspecified() => "[::1]".to_owned(),
+        Ok(IpAddr::V6(address)) => format!("[{address}]"),
+        _ => host.to_owned(),
+    };
+    format!("{scheme}://{host}:{port}")
+}
+
+/// A request for a shell, which works as it stands.
+fn curl(config: &Config, base: &str, has_template: bool) -> String {
+    let key = if config.api_keys.is_empty() {
+        ""
+    } else {
+        " -H \"Authorization: Bearer $KILOTOK_API_KEY\""
+    };
+    let model = &config.served_names[0];
+    let (path, body) = if has_template {
+        let messages = serde_json::json!([{ "role": "user", "content": "Hello!" }]);
+        ("chat/completions", serde_json::json!({ "model": model, "messages": messages }))
+    } else {
+        let body = serde_json::json!({ "model": model, "prompt": "Hello!", "max_tokens": 64 });
+        ("completions", body)
+    };
+    let body = body.to_string().replace('\'', "'\\''");
+    format!("curl {base}/v1/{path}{key} -H 'Content-Type: application/json' -d '{body}'")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RawConfig;
+
+    fn config(name: &str, key: Option<&str>) -> Config {
+        let raw = RawConfig {
+            model: Some("a/b".into()),
+            served_model_name: Some(vec![name.into()]),
+            ..RawConfig::default()
+        };
+        Config::resolve(&raw, key.into_iter().map(str::to_owned).collect()).unwrap()
+    }
+
+    #[test]
+    fn addresses_work_on_this_machine() {
+        for (host, expected) in [
+            ("0.0.0.0", "http://127.0.0.1:1"),
+            ("::", "http://[::1]:1"),
+            ("fe80::1", "http://[fe80::1]:1"),
+            ("localhost", "http://localhost:1"),
+        ] {
+            assert_eq!(address(host, 1, false), expected);
+        }
+        assert!(is_local("127.0.0.1") && is_local("::1") && !is_local("0.0.0.0"));
+    }
+
+    #[test]
+    fn the_line_for_a_shell_is_quoted() {
+        let line = curl(&config("it's", None), "http://h", true);
+        assert!(line.contains(r#"{"model":"it'\''s","messages""#), "{line}");
+        assert!(!line.contains("Bearer"));
+        let line = curl(&config("m", Some("k")), "http://h", false);
+        assert!(line.contains("/v1/completions -H \"Authorization: Bearer $KILOTOK_API_KEY\""));
+        assert!(!line.contains("Bearer k"), "a key is no text for a terminal");
+    }
+}

@@ -1,0 +1,98 @@
+//! Who may use the API. Keys are compared as digests, in a time that does not depend on them.
+
+use axum::http::{HeaderMap, StatusCode, header};
+use ring::digest::{SHA256, digest};
+
+use crate::error::ApiError;
+
+/// Digests of the keys that open the API.
+pub(crate) struct Keys(Vec<[u8; 32]>);
+
+/// What needs a key; health, metrics, version and page do not.
+const GUARDED: [&str; 4] = ["/v1", "/tokenize", "/detokenize", "/abort_requests"];
+
+impl Keys {
+    pub(crate) fn new(keys: &[String]) -> Self {
+        Self(keys.iter().map(|key| hash(key.as_bytes())).collect())
+    }
+
+    /// Whether these headers open the path.
+    pub(crate) fn check(&self, path: &str, headers: &HeaderMap) -> Result<(), ApiError> {
+        let under = |root: &str| {
+            path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        if self.0.is_empty() || !GUARDED.iter().any(|root| under(root)) {
+            return Ok(());
+        }
+        match presented(headers) {
+            Some(key) if self.knows(key) => Ok(()),
+            Some(_) => Err(unauthorized("the API key is not one of this server's")),
+            None => Err(unauthorized(
+                "an API key is needed: send `Authorization: Bearer KEY` or `x-api-key: KEY`",
+            )),
+        }
+    }
+
+    fn knows(&self, key: &[u8]) -> bool {
+        let hash = hash(key);
+        let same = |known: &[u8; 32]| known.iter().zip(&hash).fold(0, |all, (a, b)| all | (a ^ b));
+        // All are compared, whichever it is.
+        self.0.iter().map(same).filter(|difference| *difference == 0).count() > 0
+    }
+}
+
+fn hash(key: &[u8]) -> [u8; 32] {
+    let mut out = [0; 32];
+    out.copy_from_slice(digest(&SHA256, key).as_ref());
+    out
+}
+
+fn presented(headers: &HeaderMap) -> Option<&[u8]> {
+    if let Some(value) = headers.get(header::AUTHORIZATION) {
+        let value = value.as_bytes();
+        let (scheme, key) = value.split_at_checked("Bearer ".len())?;
+        return scheme.eq_ignore_ascii_case(b"Bearer ").then_some(key.trim_ascii());
+    }
+    headers.get("x-api-key").map(|value| value.as_bytes().trim_ascii())
+}
+
+fn unauthorized(message: &str) -> ApiError {
+    ApiError::new(StatusCode::UNAUTHORIZED, message).with_code("invalid_api_key")
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderName;
+
+    use super::*;
+
+    fn headers(name: &'static str, value: &'static str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(HeaderName::from_static(name), value.parse().unwrap());
+        headers
+    }
+
+    #[test]
+    fn any_key_opens_the_guarded_paths() {
+        let keys = Keys::new(&["one".into(), "two".into()]);
+        let may = |path, name, value| keys.check(path, &headers(name, value)).is_ok();
+        for key in ["Bearer one", "bearer two", "BEARER one "] {
+            assert!(may("/v1/chat/completions", "authorization", key), "{key}");
+        }
+        assert!(may("/tokenize", "x-api-key", "two"));
+        for key in ["one", "Basic one", "Bearer", "Bearer ", "Bearer on", "Bearer one two", "Be"] {
+            assert!(!may("/v1/models", "authorization", key), "{key}");
+        }
+        assert!(!may("/abort_requests", "x-api-key", ""));
+        assert!(!may("/detokenize", "accept", "one"));
+        for open in ["/health", "/metrics", "/version", "/", "/v1beta", "/tokenizers"] {
+            assert!(keys.check(open, &HeaderMap::new()).is_ok(), "{open}");
+        }
+        assert_eq!(keys.check("/v1", &HeaderMap::new()).unwrap_err().status.as_u16(), 401);
+    }
+
+    #[test]
+    fn without_keys_all_is_open() {
+        assert!(Keys::new(&[]).check("/v1/models", &HeaderMap::new()).is_ok());
+    }
+}

@@ -1,0 +1,271 @@
+//! Replies of `/v1/messages`, Anthropic's API: parts of content, one after the other.
+
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use kilotok_text::Event as Said;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::Letterhead;
+use crate::choice::{Finish, Piece};
+use crate::error::ApiError;
+use crate::sse::{Dialect, Frames};
+use crate::tally::Tally;
+use crate::wire::messages::{
+    ErrorBody, ErrorDetail, Event, Message, MessageDelta, MessagesUsage, OutputPart,
+    OwnedErrorDetail, PartDelta,
+};
+
+pub(crate) struct Messages {
+    head: Letterhead,
+    /// Whether reasoning is told.
+    thinking: bool,
+    begun: bool,
+    /// The part that is open, and its number.
+    open: Option<Open>,
+    next_index: u32,
+    tally: Tally,
+    finish: Option<Finish>,
+    failed: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Open {
+    Text,
+    Thinking,
+    Call(u32),
+}
+
+impl Messages {
+    pub(crate) fn new(head: Letterhead, thinking: bool) -> Self {
+        Self {
+            head,
+            thinking,
+            begun: false,
+            open: None,
+            next_index: 0,
+            tally: Tally::default(),
+            finish: None,
+            failed: false,
+        }
+    }
+
+    fn message(&self, content: Vec<OutputPart>) -> Message {
+        Message {
+            id: self.head.id.clone(),
+            kind: "message",
+            role: "assistant",
+            model: self.head.model.clone(),
+            content,
+            stop_reason: None,
+            stop_sequence: None,
+            usage: usage(&self.tally),
+            metrics: None,
+        }
+    }
+
+    /// The reply as one answer, made of the events of a stream.
+    pub(crate) fn whole(&self, pieces: Vec<Piece>) -> Response {
+        let mut parts = Vec::new();
+        let (mut tally, mut finish) = (Tally::default(), None);
+        let mut arguments = String::new();
+        for piece in pieces {
+            for event in piece.events {
+                self.add(event, &mut parts, &mut arguments);
+            }
+            (tally, finish) = (piece.tally, piece.finish);
+        }
+        close_call(&mut parts, &mut arguments);
+        let finish = finish.unwrap_or(Finish::End);
+        let message = Message {
+            stop_reason: Some(stop_reason(&finish)),
+            stop_sequence: stop_sequence(&finish).map(str::to_owned),
+            usage: usage(&tally),
+            metrics: self.head.metrics(&[tally]),
+            ..self.message(parts)
+        };
+        axum::Json(message).into_response()
+    }
+
+    fn add(&self, event: Said, parts: &mut Vec<OutputPart>, arguments: &mut String) {
+        match (event, parts.last_mut()) {
+            (Said::Reasoning(_), _) if !self.thinking => {}
+            (Said::Content(more), Some(OutputPart::Text { text })) => text.push_str(&more),
+            (Said::Reasoning(more), Some(OutputPart::Thinking { thinking, .. })) => {
+                thinking.push_str(&more);
+            }
+            (Said::Arguments { text, .. }, _) => arguments.push_str(&text),
+            (event, _) => {
+                close_call(parts, arguments);
+                parts.push(match event {
+                    Said::Reasoning(text) => {
+                        OutputPart::Thinking { thinking: text, signature: String::new() }
+                    }
+                    Said::Call { name, .. } => tool_use(name),
+                    Said::Content(text) | Said::Arguments { text, .. } => OutputPart::Text { text },
+                });
+            }
+        }
+    }
+
+    fn begin(&mut self, out: &mut Frames) {
+        if !std::mem::replace(&mut self.begun, true) {
+            send(out, &Event::Start { message: &self.message(Vec::new()) });
+            send(out, &Event::Ping);
+        }
+    }
+
+    /// Makes sure that the open part is this one; returns its number.
+    fn turn_to(&mut self, part: Open, new: impl FnOnce() -> OutputPart, out: &mut Frames) -> u32 {
+        if self.open != Some(part) {
+            self.close(out);
+            let event = Event::PartStart { index: self.next_index, content_block: new() };
+            send(out, &event);
+            self.open = Some(part);
+        }
+        self.next_index
+    }
+
+    fn close(&mut self, out: &mut Frames) {
+        let Some(open) = self.open.take() else { return };
+        let index = self.next_index;
+        if open == Open::Thinking {
+            // Clients send it back; nobody checks it.
+            let delta = PartDelta::SignatureDelta { signature: "" };
+            send(out, &Event::PartDelta { index, delta });
+        }
+        send(out, &Event::PartStop { index });
+        self.next_index += 1;
+    }
+
+    fn tell(&mut self, event: &Said, out: &mut Frames) {
+        match event {
+            Said::Reasoning(_) if !self.thinking => {}
+            Said::Reasoning(text) => {
+                let new =
+                    || OutputPart::Thinking { thinking: String::new(), signature: String::new() };
+                let index = self.turn_to(Open::Thinking, new, out);
+                let delta = PartDelta::ThinkingDelta { thinking: text };
+                send(out, &Event::PartDelta { index, delta });
+            }
+            Said::Content(text) => {
+                let new = || OutputPart::Text { text: String::new() };
+                let index = self.turn_to(Open::Text, new, out);
+                send(out, &Event::PartDelta { index, delta: PartDelta::TextDelta { text } });
+            }
+            Said::Call { index: call, name } => {
+                self.turn_to(Open::Call(*call), || tool_use(name.clone()), out);
+            }
+            Said::Arguments { text, .. } => {
+                let index = self.next_index;
+                let delta = PartDelta::InputJsonDelta { partial_json: text };
+                send(out, &Event::PartDelta { index, delta });
+            }
+        }
+    }
+}
+
+fn tool_use(name: String) -> OutputPart {
+    let id = Uuid::new_v4().simple().to_string();
+    OutputPart::ToolUse { id: format!("toolu_{}", &id[..24]), name, input: json!({}) }
+}
+
+/// Gives the last call its arguments.
+fn close_call(parts: &mut [OutputPart], arguments: &mut String) {
+    let arguments = std::mem::take(arguments);
+    if let Some(OutputPart::ToolUse { input, .. }) = parts.last_mut()
+        && !arguments.is_empty()
+    {
+        // A call that was cut off has no arguments that are JSON.
+        *input = serde_json::from_str(&arguments)
+            .ok()
+            .filter(Value::is_object)
+            .unwrap_or_else(|| json!({ "arguments": arguments }));
+    }
+}
+
+fn send(out: &mut Frames, event: &Event<'_>) {
+    out.event(event.name(), event);
+}
+
+fn usage(tally: &Tally) -> MessagesUsage {
+    MessagesUsage {
+        input_tokens: tally.prompt_count - tally.cached_count.min(tally.prompt_count),
+        output_tokens: tally.token_count,
+        cache_creation_input_tokens: 0,
+        cache_read_input_tokens: tally.cached_count,
+    }
+}
+
+fn stop_reason(finish: &Finish) -> &'static str {
+    match finish {
+        Finish::End | Finish::StopToken(_) | Finish::Aborted => "end_turn",
+        Finish::StopString(_) => "stop_sequence",
+        Finish::Calls => "tool_use",
+        Finish::Length => "max_tokens",
+    }
+}
+
+fn stop_sequence(finish: &Finish) -> Option<&str> {
+    match finish {
+        Finish::StopString(text) => Some(text),
+        _ => None,
+    }
+}
+
+/// Anthropic's name for an error.
+pub(crate) fn error_kind(error: &ApiError) -> &'static str {
+    match error.status.as_u16() {
+        401 => "authentication_error",
+        403 => "permission_error",
+        404 => "not_found_error",
+        413 => "request_too_large",
+        429 => "rate_limit_error",
+        503 => "overloaded_error",
+        400..500 => "invalid_request_error",
+        _ => "api_error",
+    }
+}
+
+/// An error in Anthropic's form.
+pub(crate) fn translate(response: Response, request_id: &str) -> Response {
+    let Some(error) = response.extensions().get::<ApiError>() else { return response };
+    let detail = OwnedErrorDetail { kind: error_kind(error), message: error.message.clone() };
+    let body = ErrorBody { kind: "error", error: detail, request_id: Some(request_id.into()) };
+    let (mut parts, _) = response.into_parts();
+    parts.headers.remove(header::CONTENT_LENGTH);
+    (parts.status, parts.headers, axum::Json(body)).into_response()
+}
+
+impl Dialect for Messages {
+    fn piece(&mut self, _index: usize, piece: Piece, out: &mut Frames) {
+        self.tally = piece.tally;
+        self.begin(out);
+        for event in &piece.events {
+            self.tell(event, out);
+        }
+        self.finish = piece.finish;
+    }
+
+    fn fail(&mut self, error: &ApiError, out: &mut Frames) {
+        self.failed = true;
+        let error = ErrorDetail { kind: error_kind(error), message: &error.message };
+        send(out, &Event::Error { error });
+    }
+
+    fn end(&mut self, out: &mut Frames) {
+        if self.failed {
+            return;
+        }
+        self.begin(out);
+        self.close(out);
+        let finish = self.finish.take().unwrap_or(Finish::End);
+        let delta = MessageDelta {
+            stop_reason: stop_reason(&finish),
+            stop_sequence: stop_sequence(&finish),
+        };
+        let metrics = self.head.metrics(std::slice::from_ref(&self.tally));
+        send(out, &Event::Delta { delta, usage: usage(&self.tally), metrics });
+        send(out, &Event::Stop);
+    }
+}

@@ -1,0 +1,313 @@
+//! Replies of `/v1/responses`: a response object that grows item by item. A whole answer is what
+//! the object has become when the stream would end.
+
+use axum::response::{IntoResponse, Response};
+use kilotok_text::Event as Said;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::Letterhead;
+use crate::choice::{Finish, Piece};
+use crate::error::ApiError;
+use crate::said::call_id;
+use crate::sse::{Dialect, Frames};
+use crate::tally::Tally;
+use crate::wire::logprobs::ChatLogprob;
+use crate::wire::responses::{
+    Event, Incomplete, InputDetails, OfError, OfItem, OfPart, OfResponse, OutputDetails,
+    OutputItem, OutputPart, ResponseError, ResponseObject, ResponsesUsage,
+};
+
+pub(crate) struct Responses {
+    head: Letterhead,
+    /// As far as it is.
+    object: ResponseObject,
+    /// Log-probabilities, with so many alternatives.
+    logprobs: Option<u32>,
+    begun: bool,
+    /// The last item of the output is open.
+    open: bool,
+    sequence: u64,
+    tally: Tally,
+    finish: Option<Finish>,
+    failed: bool,
+}
+
+impl Responses {
+    pub(crate) fn new(head: Letterhead, object: ResponseObject, logprobs: Option<u32>) -> Self {
+        Self {
+            head,
+            object,
+            logprobs,
+            begun: false,
+            open: false,
+            sequence: 0,
+            tally: Tally::default(),
+            finish: None,
+            failed: false,
+        }
+    }
+
+    pub(crate) fn whole(mut self, pieces: Vec<Piece>) -> Response {
+        let mut unsent = Frames::default();
+        for piece in pieces {
+            self.piece(0, piece, &mut unsent);
+        }
+        self.end(&mut unsent);
+        axum::Json(&self.object).into_response()
+    }
+
+    fn send(&mut self, kind: &'static str, told: impl Serialize, out: &mut Frames) {
+        let sequence_number = self.sequence;
+        self.sequence += 1;
+        out.event(kind, &Event { kind, sequence_number, told });
+    }
+
+    fn send_object(&mut self, kind: &'static str, out: &mut Frames) {
+        let sequence_number = self.sequence;
+        self.sequence += 1;
+        let told = OfResponse { response: &self.object };
+        out.event(kind, &Event { kind, sequence_number, told });
+    }
+
+    fn begin(&mut self, out: &mut Frames) {
+        if !std::mem::replace(&mut self.begun, true) {
+            self.send_object("response.created", out);
+            self.send_object("response.in_progress", out);
+        }
+    }
+
+    fn last(&self) -> usize {
+        self.object.output.len().saturating_sub(1)
+    }
+
+    /// Opens an item, after the one before is closed.
+    fn start(&mut self, item: &OutputItem, out: &mut Frames) {
+        self.close("completed", out);
+        let part = match item {
+            OutputItem::Reasoning { .. } => Some(OutputPart::ReasoningText { text: String::new() }),
+            OutputItem::Message { .. } => Some(text_part(String::new())),
+            OutputItem::FunctionCall { .. } => None,
+        };
+        self.object.output.push(item.clone());
+        self.open = true;
+        let output_index = self.last();
+        self.send("response.output_item.added", OfItem { output_index, item }, out);
+        if let Some(part) = part {
+            let told = OfPart { part: Some(&part), ..part_of(item.id(), output_index, true) };
+            self.send("response.content_part.added", told, out);
+            self.object.output[output_index].put(part);
+        }
+    }
+
+    /// Ends the open item.
+    fn close(&mut self, status: &'static str, out: &mut Frames) {
+        if !std::mem::take(&mut self.open) {
+            return;
+        }
+        let output_index = self.last();
+        self.object.output[output_index].set_status(status);
+        let item = self.object.output[output_index].clone();
+        let content = part_of(item.id(), output_index, true);
+        match &item {
+            OutputItem::FunctionCall { arguments, name, .. } => {
+                let told = OfPart {
+                    name: Some(name),
+                    arguments: Some(arguments),
+                    ..part_of(item.id(), output_index, false)
+                };
+                self.send("response.function_call_arguments.done", told, out);
+            }
+            OutputItem::Reasoning { content: parts, .. }
+            | OutputItem::Message { content: parts, .. } => {
+                let Some(part) = parts.first() else { return };
+                match part {
+                    OutputPart::ReasoningText { text } => {
+                        let told = OfPart { text: Some(text), ..content.clone() };
+                        self.send("response.reasoning_text.done", told, out);
+                    }
+                    OutputPart::OutputText { text, logprobs, .. } => {
+                        let (text, logprobs) = (Some(text.as_str()), Some(logprobs.as_slice()));
+                        let told = OfPart { text, logprobs, ..content.clone() };
+                        self.send("response.output_text.done", told, out);
+                    }
+                }
+                let told = OfPart { part: Some(part), ..content };
+                self.send("response.content_part.done", told, out);
+            }
+        }
+        self.send("response.output_item.done", OfItem { output_index, item: &item }, out);
+    }
+
+    fn tell(&mut self, event: &Said, logprobs: &mut Vec<ChatLogprob>, out: &mut Frames) {
+        let new_id = |prefix| format!("{prefix}_{}", Uuid::new_v4().simple());
+        let open = self.object.output.last().filter(|_| self.open);
+        match (event, open) {
+            (Said::Reasoning(_), Some(OutputItem::Reasoning { .. }))
+            | (Said::Content(_), Some(OutputItem::Message { .. }))
+            | (Said::Arguments { .. }, _) => {}
+            (Said::Reasoning(_), _) => {
+                let (id, summary, content) = (new_id("rs"), Vec::new(), Vec::new());
+                let status = "in_progress";
+                self.start(&OutputItem::Reasoning { id, status, summary, content }, out);
+            }
+            (Said::Content(_), _) => {
+                let (id, content) = (new_id("msg"), Vec::new());
+                let (status, role) = ("in_progress", "assistant");
+                self.start(&OutputItem::Message { id, status, role, content }, out);
+            }
+            (Said::Call { name, .. }, _) => {
+                let call = OutputItem::FunctionCall {
+                    id: new_id("fc"),
+                    status: "in_progress",
+                    call_id: call_id(),
+                    name: name.clone(),
+                    arguments: String::new(),
+                };
+                self.start(&call, out);
+            }
+        }
+        self.grow(event, logprobs, out);
+    }
+
+    /// Adds to the open item.
+    fn grow(&mut self, event: &Said, logprobs: &mut Vec<ChatLogprob>, out: &mut Frames) {
+        let output_index = self.last();
+        let Some(item) = self.object.output.get_mut(output_index) else { return };
+        let id = item.id().to_owned();
+        match (event, item) {
+            (Said::Reasoning(delta), OutputItem::Reasoning { content, .. }) => {
+                if let Some(OutputPart::ReasoningText { text }) = content.first_mut() {
+                    text.push_str(delta);
+                }
+                let told = OfPart { delta: Some(delta), ..part_of(&id, output_index, true) };
+                self.send("response.reasoning_text.delta", told, out);
+            }
+            (Said::Content(delta), OutputItem::Message { content, .. }) => {
+                let news = std::mem::take(logprobs);
+                if let Some(OutputPart::OutputText { text, logprobs, .. }) = content.first_mut() {
+                    text.push_str(delta);
+                    logprobs.extend_from_slice(&news);
+                }
+                let (delta, logprobs) = (Some(delta.as_str()), Some(news.as_slice()));
+                let told = OfPart { delta, logprobs, ..part_of(&id, output_index, true) };
+                self.send("response.output_text.delta", told, out);
+            }
+            (Said::Arguments { text, .. }, OutputItem::FunctionCall { arguments, .. }) => {
+                arguments.push_str(text);
+                let told = OfPart { delta: Some(text), ..part_of(&id, output_index, false) };
+                self.send("response.function_call_arguments.delta", told, out);
+            }
+            _ => {}
+        }
+    }
+
+    /// Of the piece's tokens that come after reasoning, the end token excepted.
+    fn logprobs(&self, piece: &Piece) -> Vec<ChatLogprob> {
+        let Some(top_count) = self.logprobs else { return Vec::new() };
+        let before = piece.tally.token_count - piece.tokens.len() as u32;
+        let reasoning = piece.tally.answer_start.saturating_sub(before) as usize;
+        let spelling = self.head.spelling(false);
+        let end = matches!(piece.finish, Some(Finish::End | Finish::StopToken(_)));
+        let spoken = piece.logprobs.len() - usize::from(end).min(piece.logprobs.len());
+        let spoken = piece.logprobs[..spoken].iter().skip(reasoning);
+        spoken.map(|each| spelling.chat(each, top_count)).collect()
+    }
+}
+
+impl OutputItem {
+    fn id(&self) -> &str {
+        match self {
+            Self::Reasoning { id, .. }
+            | Self::Message { id, .. }
+            | Self::FunctionCall { id, .. } => id,
+        }
+    }
+
+    fn set_status(&mut self, to: &'static str) {
+        match self {
+            Self::Reasoning { status, .. }
+            | Self::Message { status, .. }
+            | Self::FunctionCall { status, .. } => *status = to,
+        }
+    }
+
+    fn put(&mut self, part: OutputPart) {
+        if let Self::Reasoning { content, .. } | Self::Message { content, .. } = self {
+            content.push(part);
+        }
+    }
+}
+
+fn text_part(text: String) -> OutputPart {
+    OutputPart::OutputText { text, annotations: [], logprobs: Vec::new() }
+}
+
+/// Where an event belongs; all items but calls have one part.
+fn part_of(item_id: &str, output_index: usize, content: bool) -> OfPart<'_> {
+    OfPart {
+        item_id,
+        output_index,
+        content_index: content.then_some(0),
+        part: None,
+        delta: None,
+        text: None,
+        name: None,
+        arguments: None,
+        logprobs: None,
+    }
+}
+
+fn usage(tally: &Tally) -> ResponsesUsage {
+    ResponsesUsage {
+        input_tokens: tally.prompt_count,
+        input_tokens_details: InputDetails { cached_tokens: tally.cached_count },
+        output_tokens: tally.token_count,
+        output_tokens_details: OutputDetails { reasoning_tokens: tally.reasoning_count },
+        total_tokens: tally.prompt_count + tally.token_count,
+    }
+}
+
+impl Dialect for Responses {
+    fn piece(&mut self, _index: usize, piece: Piece, out: &mut Frames) {
+        self.begin(out);
+        let mut logprobs = self.logprobs(&piece);
+        for event in &piece.events {
+            self.tell(event, &mut logprobs, out);
+        }
+        self.tally = piece.tally;
+        self.finish = piece.finish;
+    }
+
+    fn fail(&mut self, error: &ApiError, out: &mut Frames) {
+        self.failed = true;
+        let code = error.code.unwrap_or("server_error");
+        let (message, param) = (error.message.as_str(), error.param.as_deref());
+        self.send("error", OfError { code: Some(code), message, param }, out);
+        self.close("incomplete", out);
+        self.object.status = "failed";
+        self.object.error =
+            Some(ResponseError { code: code.into(), message: error.message.clone() });
+        self.send_object("response.failed", out);
+    }
+
+    fn end(&mut self, out: &mut Frames) {
+        if self.failed {
+            return;
+        }
+        self.begin(out);
+        let cut = match self.finish.take() {
+            Some(Finish::Length) => Some("max_output_tokens"),
+            Some(Finish::Aborted) => Some("aborted"),
+            _ => None,
+        };
+        let status = if cut.is_some() { "incomplete" } else { "completed" };
+        self.close(status, out);
+        self.object.status = status;
+        self.object.incomplete_details = cut.map(|reason| Incomplete { reason });
+        self.object.usage = Some(usage(&self.tally));
+        self.object.metrics = self.head.metrics(std::slice::from_ref(&self.tally));
+        let kind = if cut.is_some() { "response.incomplete" } else { "response.completed" };
+        self.send_object(kind, out);
+    }
+}

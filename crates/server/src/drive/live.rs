@@ -1,0 +1,148 @@
+//! A reply that is being made: who reads it, what it waits for, and when what happened to it.
+
+use std::sync::Arc;
+use std::task::Waker;
+
+use kilotok_sched::{Advance, RequestId, Submission};
+use kilotok_text::Grammar;
+
+use crate::metrics::{EndReason, Ending, Meter};
+use crate::stopwatch::milliseconds;
+use crate::updates::{Ended, Leave, Mailbox, StepShare, Times, Update};
+
+pub(super) struct Live {
+    pub(super) mailbox: Arc<Mailbox>,
+    /// The key of the first reply to the same prompt.
+    pub(super) family: u64,
+    /// There until the scheduler has it.
+    pub(super) asked: Option<Submission>,
+    /// There from then on.
+    pub(super) id: Option<RequestId>,
+    /// Away while masks are made.
+    pub(super) grammar: Option<Grammar>,
+    /// Whether there is a grammar at all.
+    pub(super) guided: bool,
+    arrived_us: u64,
+    started_us: Option<u64>,
+    /// How often it entered a slot.
+    start_count: u32,
+    first_token_us: Option<u64>,
+    newest_token_us: u64,
+    prompt_count: u32,
+    cached_count: u32,
+    pub(super) token_count: u32,
+}
+
+impl Live {
+    pub(super) fn new(
+        mailbox: Arc<Mailbox>,
+        family: u64,
+        arrived_us: u64,
+        asked: Submission,
+        grammar: Option<Grammar>,
+    ) -> Self {
+        Self {
+            mailbox,
+            family,
+            guided: grammar.is_some(),
+            grammar,
+            arrived_us,
+            started_us: None,
+            start_count: 0,
+            first_token_us: None,
+            newest_token_us: arrived_us,
+            prompt_count: asked.prompt.len() as u32,
+            cached_count: 0,
+            token_count: 0,
+            asked: Some(asked),
+            id: None,
+        }
+    }
+
+    /// Its row enters a slot in the step that starts now.
+    pub(super) fn enters(&mut self, now_us: u64) {
+        self.started_us.get_or_insert(now_us);
+        self.start_count += 1;
+    }
+
+    /// Takes note of what a step brought. True if that had the first token.
+    pub(super) fn advances(&mut self, advance: &Advance, now_us: u64, meter: &Meter) -> bool {
+        self.cached_count = advance.cached_count;
+        if advance.tokens.is_empty() {
+            return false;
+        }
+        self.token_count += advance.tokens.len() as u32;
+        let first = self.first_token_us.is_none();
+        if first {
+            self.first_token_us = Some(now_us);
+            meter.first_token(self.arrived_us, now_us);
+        } else {
+            meter.next_tokens(self.newest_token_us, now_us);
+        }
+        self.newest_token_us = now_us;
+        first
+    }
+
+    /// Hands the reader what a step brought. If nobody reads any more, says why.
+    pub(super) fn put(
+        &self,
+        advance: Advance,
+        ended: Option<Ended>,
+        wakers: &mut Vec<Waker>,
+    ) -> Option<Leave> {
+        let share = StepShare {
+            token_count: advance.tokens.len() as u32,
+            drafted_count: advance.drafted_count,
+            accepted_count: advance.accepted_count,
+        };
+        let times = self.times();
+        self.mailbox.put(wakers, |update| {
+            join(&mut update.tokens, advance.tokens);
+            join(&mut update.logprobs, advance.logprobs);
+            join(&mut update.scored, advance.scored);
+            if share.token_count > 0 {
+                update.steps.push(share);
+            }
+            *update = Update {
+                cached_count: advance.cached_count,
+                times,
+                finish: ended,
+                ..std::mem::take(update)
+            };
+        })
+    }
+
+    fn times(&self) -> Times {
+        let after = |us: Option<u64>| us.map_or(0.0, |us| milliseconds(self.arrived_us, us));
+        let decode = |first| milliseconds(first, self.newest_token_us);
+        Times {
+            queue_ms: after(self.started_us),
+            ttft_ms: after(self.first_token_us),
+            decode_ms: self.first_token_us.map_or(0.0, decode),
+        }
+    }
+
+    pub(super) fn ending(&self, reason: EndReason, ended_us: u64) -> Ending {
+        Ending {
+            reason,
+            arrived_us: self.arrived_us,
+            started_us: self.started_us,
+            first_token_us: self.first_token_us,
+            newest_token_us: self.newest_token_us,
+            ended_us,
+            prompt_count: self.prompt_count,
+            cached_count: self.cached_count,
+            token_count: self.token_count,
+            preemption_count: self.start_count.saturating_sub(1),
+        }
+    }
+}
+
+/// Appends; what is alone is not copied.
+fn join<T>(all: &mut Vec<T>, more: Vec<T>) {
+    if all.is_empty() {
+        *all = more;
+    } else {
+        all.extend(more);
+    }
+}

@@ -1,0 +1,186 @@
+//! How requests come to the engine's thread and leave it: admission, copies of one prompt, readers
+//! who go away, grammars.
+
+use kilotok_abi::TokenId;
+use kilotok_sched::Refused;
+
+use super::Drive;
+use super::live::Live;
+use crate::gate::{Arrival, Refusal};
+use crate::guide::{Guided, Job};
+use crate::metrics::EndReason;
+use crate::updates::{Failure, FailureKind, Leave};
+
+/// Replies to one prompt.
+pub(super) struct Family {
+    /// Those that wait for the first one's first token.
+    copies: Vec<u64>,
+    /// Those that have not ended.
+    left: usize,
+    token_count_max: u32,
+}
+
+impl Drive {
+    pub(super) fn arrive(&mut self, arrival: Arrival) {
+        let Arrival { arrived_us, asks, answer } = arrival;
+        let reply_count = asks.len();
+        let keys: Vec<u64> = asks.iter().map(|(key, ..)| *key).collect();
+        let Some((&first, copies)) = keys.split_first() else {
+            return;
+        };
+        let mut asked = None;
+        for (key, ask, mailbox) in asks {
+            let mut submission = ask.submission;
+            submission.needs_masks = ask.grammar.is_some();
+            asked.get_or_insert((submission.prompt.len(), submission.token_max));
+            let live = Live::new(mailbox, first, arrived_us, submission, ask.grammar);
+            self.live.insert(key, live);
+        }
+        if let Err(refusal) = self.schedule(first) {
+            for key in &keys {
+                self.live.remove(key);
+            }
+            self.board.release(reply_count as u32);
+            let _ = answer.send(Err(refusal));
+            return;
+        }
+        let (prompt_count, token_max) = asked.unwrap_or_default();
+        self.meter.asked(reply_count, token_max);
+        let family = Family { copies: copies.to_vec(), left: reply_count, token_count_max: 0 };
+        self.families.insert(first, family);
+        self.board.busy();
+        if prompt_count <= self.parts.alone_max {
+            self.start_copies(first);
+        }
+        // Whoever does not wait for the answer has dropped the tickets: that mail comes next.
+        let _ = answer.send(Ok(()));
+    }
+
+    /// Puts a request into the scheduler's queue.
+    fn schedule(&mut self, key: u64) -> Result<(), Refusal> {
+        let Some(live) = self.live.get_mut(&key) else {
+            return Ok(());
+        };
+        let Some(asked) = live.asked.take() else {
+            return Ok(());
+        };
+        let id = self.parts.sched.admit(asked).map_err(|refused| match refused {
+            Refused::QueueFull { .. } => Refusal::QueueFull { retry_after_s: 1 },
+            Refused::PromptTooLong { token_count, context_max } => {
+                Refusal::TooLong { token_count, context_max }
+            }
+            Refused::Nothing | Refused::Illegal { .. } => Refusal::Illegal(refused.to_string()),
+        })?;
+        live.id = Some(id);
+        self.keys.insert(id, key);
+        self.guide(key, Vec::new(), Vec::new());
+        Ok(())
+    }
+
+    /// The first of a family has its first token or has ended: the prompt is in the pages as far
+    /// as it ever will be.
+    pub(super) fn start_copies(&mut self, family: u64) {
+        let Some(family) = self.families.get_mut(&family) else {
+            return;
+        };
+        for key in std::mem::take(&mut family.copies) {
+            if let Err(refusal) = self.schedule(key) {
+                self.fail(key, refusal.to_string());
+            }
+        }
+    }
+
+    /// Gives up a reply whose reader has left.
+    pub(super) fn leave(&mut self, key: u64) {
+        let Some(live) = self.live.get_mut(&key) else {
+            return;
+        };
+        let why = live.mailbox.left().unwrap_or(Leave::Cancelled);
+        let reason = match why {
+            Leave::Stopped { kept } => {
+                live.token_count = live.token_count.min(kept);
+                EndReason::Stop
+            }
+            Leave::Cancelled | Leave::Aborted => EndReason::Abort,
+        };
+        if let Some(id) = live.id {
+            match why {
+                Leave::Stopped { kept } => self.parts.sched.stop(id, kept),
+                Leave::Cancelled | Leave::Aborted => self.parts.sched.cancel(id),
+            };
+        }
+        self.forget(key, reason);
+    }
+
+    /// Ends one reply with an error; the others go on.
+    pub(super) fn fail(&mut self, key: u64, message: String) {
+        let Some(live) = self.live.get(&key) else {
+            return;
+        };
+        if let Some(id) = live.id {
+            self.parts.sched.cancel(id);
+        }
+        if let Some(live) = self.forget(key, EndReason::Error) {
+            live.mailbox.end(Failure::ended(FailureKind::Fault, message));
+        }
+    }
+
+    /// Takes a reply out that the scheduler no longer knows, and counts it.
+    pub(super) fn forget(&mut self, key: u64, reason: EndReason) -> Option<Live> {
+        let live = self.live.remove(&key)?;
+        if let Some(id) = live.id {
+            self.keys.remove(&id);
+        }
+        let now_us = self.now_us();
+        if self.live.is_empty() {
+            self.board.idle();
+        }
+        self.board.release(1);
+        self.board.pace().ended(now_us);
+        self.meter.ended(&live.ending(reason, now_us));
+        if let Some(family) = self.families.get_mut(&live.family) {
+            family.left -= 1;
+            family.token_count_max = family.token_count_max.max(live.token_count);
+            if family.left == 0 {
+                self.meter.answered(family.token_count_max);
+                self.families.remove(&live.family);
+            } else if live.family == key {
+                self.start_copies(key);
+            }
+        }
+        Some(live)
+    }
+
+    /// Has the masks made for what comes after `tokens`, if the reply is bound to a grammar.
+    pub(super) fn guide(&mut self, key: u64, tokens: Vec<TokenId>, drafts: Vec<TokenId>) {
+        let Some(live) = self.live.get_mut(&key) else {
+            return;
+        };
+        let Some(grammar) = live.grammar.take() else {
+            return;
+        };
+        let mailbox = std::sync::Arc::clone(&live.mailbox);
+        if !self.parts.guide.send(Job { key, mailbox, grammar, tokens, drafts }) {
+            self.fail(key, "too many grammars are being followed at once; try again".into());
+        }
+    }
+
+    pub(super) fn guided(&mut self, guided: Guided) {
+        let Guided { key, made } = guided;
+        let Some(live) = self.live.get_mut(&key) else {
+            return;
+        };
+        let Some(id) = live.id else {
+            return;
+        };
+        let provided = made.and_then(|(grammar, masks)| {
+            live.grammar = Some(grammar);
+            let provided = self.parts.sched.provide_masks(id, masks.draft_count, masks.masks);
+            provided.map_err(|misuse| misuse.to_string())
+        });
+        if let Err(reason) = provided {
+            tracing::error!(reason, "a grammar failed");
+            self.fail(key, format!("the grammar of this reply failed: {reason}"));
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! What goes wrong with a request, in OpenAI's form: status, type, parameter, code and a sentence
+//! that says what to do. Knows no route; who speaks another dialect translates.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use kilotok_text::{GrammarError, TextError};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::gate::{Failure, FailureKind, Refusal};
+
+/// An answer that is not the one hoped for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiError {
+    pub status: StatusCode,
+    pub message: String,
+    /// The field of the request that is at fault.
+    pub param: Option<String>,
+    pub code: Option<&'static str>,
+    pub retry_after_s: Option<u64>,
+}
+
+/// The body of every error.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ErrorBody {
+    pub error: ErrorDetail,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ErrorDetail {
+    /// What was wrong, where, and what to do.
+    pub message: String,
+    /// The kind of error, such as `invalid_request_error`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// The field of the request that is at fault.
+    pub param: Option<String>,
+    /// A name for programs, such as `context_length_exceeded`.
+    pub code: Option<&'static str>,
+}
+
+impl ApiError {
+    pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), param: None, code: None, retry_after_s: None }
+    }
+
+    /// The caller's fault, in a field that has a name.
+    pub fn bad(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message).with_param(param)
+    }
+
+    /// A field that others know, with a value that this server does not implement.
+    pub fn not_implemented(param: impl Into<String>, what: &str) -> Self {
+        let param = param.into();
+        let message = format!("{param}: {what} is not implemented by this server");
+        Self::bad(param, message).with_code("unsupported_parameter")
+    }
+
+    pub fn unknown_model(model: &str, served: &[String]) -> Self {
+        let message = format!("the model `{model}` is not served here; served: {served:?}");
+        Self::new(StatusCode::NOT_FOUND, message).with_param("model").with_code("model_not_found")
+    }
+
+    #[must_use]
+    pub fn with_param(mut self, param: impl Into<String>) -> Self {
+        self.param = Some(param.into());
+        self
+    }
+
+    #[must_use]
+    pub fn with_code(mut self, code: &'static str) -> Self {
+        self.code = Some(code);
+        self
+    }
+
+    /// A prompt's error names the field that the prompt came from.
+    pub fn from_refusal(refusal: Refusal, prompt: &str) -> Self {
+        match refusal {
+            Refusal::QueueFull { retry_after_s } => Self {
+                retry_after_s: Some(retry_after_s),
+                ..Self::new(
+                    StatusCode::TOO_MANY_REQUESTS,
+                    "too many requests are waiting; try again later",
+                )
+                .with_code("queue_full")
+            },
+            Refusal::TooLong { token_count, context_max } => Self::bad(
+                prompt,
+                format!(
+                    "the prompt has {token_count} tokens, but at most {context_max} fit, with one \
+                     of the reply; shorten it, or set truncate_prompt_tokens"
+                ),
+            )
+            .with_code("context_length_exceeded"),
+            Refusal::Illegal(reason) => Self::bad(prompt, reason),
+            Refusal::Draining => Self {
+                retry_after_s: Some(RETRY_DRAINING_S),
+                ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "the server is shutting down")
+                    .with_code("shutting_down")
+            },
+            Refusal::Failed(reason) => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!("the engine has failed: {reason}"),
+            )
+            .with_code("engine_failed"),
+        }
+    }
+
+    pub fn from_failure(failure: Failure) -> Self {
+        let (status, code) = match failure.kind {
+            FailureKind::Engine => (StatusCode::INTERNAL_SERVER_ERROR, "engine_failed"),
+            FailureKind::Fault => (StatusCode::INTERNAL_SERVER_ERROR, "no_token"),
+            FailureKind::NothingAllowed => (StatusCode::BAD_REQUEST, "nothing_allowed"),
+            FailureKind::Shutdown => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
+        };
+        Self::new(status, failure.message).with_code(code)
+    }
+
+    pub fn from_text(error: &TextError, param: &str) -> Self {
+        Self::bad(param, error.to_string())
+    }
+
+    pub fn from_grammar(error: &GrammarError, param: &str) -> Self {
+        let message = format!("{param}: {error}");
+        match error {
+            GrammarError::Invalid(_) => Self::bad(param, message).with_code("invalid_grammar"),
+            GrammarError::TooLarge(_) | GrammarError::Cancelled => {
+                Self::bad(param, message).with_code("grammar_too_large")
+            }
+            GrammarError::Fault(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, message),
+        }
+    }
+
+    pub fn kind(&self) -> &'static str {
+        match self.status.as_u16() {
+            401 => "authentication_error",
+            403 => "permission_error",
+            404 => "not_found_error",
+            429 => "rate_limit_error",
+            503 => "service_unavailable_error",
+            400..500 => "invalid_request_error",
+            _ => "server_error",
+        }
+    }
+
+    pub fn body(&self) -> ErrorBody {
+        let (message, param) = (self.message.clone(), self.param.clone());
+        ErrorBody { error: ErrorDetail { message, kind: self.kind(), param, code: self.code } }
+    }
+}
+
+/// After this a replica that is shutting down has been taken off the list of its load balancer.
+const RETRY_DRAINING_S: u64 = 5;
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, axum::Json(self.body())).into_response();
+        if let Some(seconds) = self.retry_after_s {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            let scheme = HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+        }
+        // For whoever logs it, or says it in another dialect.
+        response.extensions_mut().insert(self);
+        response
+    }
+}

@@ -1,0 +1,96 @@
+//! Several replies to one prompt.
+
+use super::engines::held;
+use super::*;
+
+fn copies(count: u64, prompt_count: u32) -> Vec<Ask> {
+    let copy = |seed| {
+        let mut ask = named("n", text(prompt_count, 1), 20);
+        ask.submission.setup.sampling.seed = seed;
+        ask.submission.setup.sampling.temperature = 1.0;
+        ask
+    };
+    (0..count).map(copy).collect()
+}
+
+fn alone_copies(count: u64, prompt_count: u32) -> Vec<Vec<TokenId>> {
+    alone(copies(count, prompt_count).into_iter().map(|ask| ask.submission).collect())
+}
+
+#[tokio::test]
+async fn they_share_the_prompt() {
+    let (engine, hold) = held(engine());
+    let rig = Rig::new(engine);
+    let tickets = rig.gate.submit_many(copies(5, 100)).await.unwrap();
+    hold.entered();
+    assert_eq!((rig.gate.load().running, rig.gate.load().waiting()), (1, 4));
+    hold.permit();
+    hold.entered();
+    assert_eq!(rig.gate.load().running, 5, "the first token starts them all");
+    drop(hold);
+    let mut replies = Vec::new();
+    for ticket in tickets {
+        replies.push(read(ticket).await);
+    }
+    let cached: Vec<_> = replies.iter().map(|reply| reply.cached_count).collect();
+    assert_eq!(cached, [0, 96, 96, 96, 96]);
+    let tokens: Vec<_> = replies.into_iter().map(|reply| reply.tokens).collect();
+    assert_eq!(tokens, alone_copies(5, 100));
+    rig.is_clean().await;
+}
+
+#[tokio::test]
+async fn short_prompts_share_nothing_and_wait_for_nothing() {
+    let (engine, hold) = held(engine());
+    let rig = Rig::new(engine);
+    let tickets = rig.gate.submit_many(copies(5, 7)).await.unwrap();
+    hold.entered();
+    assert_eq!(rig.gate.load().running, 5);
+    drop(hold);
+    for (ticket, expected) in tickets.into_iter().zip(alone_copies(5, 7)) {
+        assert_eq!(read(ticket).await.tokens, expected);
+    }
+}
+
+#[tokio::test]
+async fn they_start_when_the_first_ends_early() {
+    for how in 0..3 {
+        let (engine, hold) = held(engine());
+        let rig = Rig::new(engine);
+        // A step has not enough tokens for the prompt: it leaves before its first token.
+        let mut tickets = rig.gate.submit_many(copies(4, 400)).await.unwrap();
+        hold.entered();
+        assert_eq!((rig.gate.load().running, rig.gate.load().waiting()), (1, 3));
+        // One of those that wait goes too.
+        drop(tickets.remove(2));
+        let mut first = tickets.remove(0);
+        match how {
+            0 => {}
+            1 => first.stop(0),
+            _ => assert_eq!(rig.gate.abort("n"), 3, "all that are left"),
+        }
+        drop(first);
+        drop(hold);
+        let expected = alone_copies(4, 400);
+        for (ticket, index) in tickets.into_iter().zip([1, 3]) {
+            let reply = read(ticket).await;
+            if how == 2 {
+                assert_eq!(reply.ended, Ended::Aborted);
+            } else {
+                assert_eq!((&reply.tokens, reply.ended), (&expected[index], Ended::Length));
+            }
+        }
+        rig.is_clean().await;
+    }
+}
+
+#[tokio::test]
+async fn all_are_let_in_or_none() {
+    let rig = Rig::with(engine(), Limits { running_max: 2, ..Limits::default() }, 2);
+    assert!(rig.gate.submit_many(copies(5, 100)).await.is_err());
+    assert_eq!(rig.gate.load().held, 0);
+    for ticket in rig.gate.submit_many(copies(4, 100)).await.unwrap() {
+        assert_eq!(read(ticket).await.tokens.len(), 20);
+    }
+    rig.is_clean().await;
+}

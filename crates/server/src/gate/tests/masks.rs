@@ -1,0 +1,153 @@
+//! Replies bound to a grammar, next to others that are not, whatever is drafted.
+
+use std::fmt::Write;
+
+use kilotok_engine::StepId;
+use kilotok_text::{Constraint, Grammars, Text};
+
+use super::engines::Altered;
+use super::*;
+
+const END: TokenId = 255;
+
+/// A tokenizer whose tokens are bytes, but for the last, which ends a reply.
+fn bytes() -> Text {
+    // Printable bytes stand for themselves, others for letters from 256 on, as in GPT-2.
+    let printable = |byte: u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
+    let mut other = 256..;
+    let letters = (0..255_u32).map(|byte| {
+        let letter = if printable(byte) { byte } else { other.next().unwrap() };
+        char::from_u32(letter).unwrap()
+    });
+    let mut vocab = String::new();
+    for (id, letter) in letters.enumerate() {
+        let escaped = if matches!(letter, '"' | '\\') { "\\" } else { "" };
+        write!(vocab, "\"{escaped}{letter}\": {id}, ").unwrap();
+    }
+    let tokenizer = format!(
+        r#"{{"version": "1.0", "added_tokens": [{{"id": {END}, "content": "<|end|>",
+            "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+            "special": true}}], "normalizer": null, "post_processor": null,
+            "pre_tokenizer": {{"type": "ByteLevel", "add_prefix_space": false,
+                "trim_offsets": true, "use_regex": false}},
+            "decoder": {{"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true,
+                "use_regex": true}},
+            "model": {{"type": "BPE", "merges": [], "vocab": {{{vocab} "<|end|>": {END}}}}}}}"#
+    );
+    let config = r#"{"eos_token": "<|end|>"}"#;
+    let read = |name: &str| match name {
+        "tokenizer.json" => Some(tokenizer.clone().into_bytes()),
+        "tokenizer_config.json" => Some(config.as_bytes().to_vec()),
+        _ => None,
+    };
+    Text::from_files(&read).unwrap()
+}
+
+fn bound(grammars: &Grammars, regex: &str, index: u32, drafts: bool) -> Ask {
+    let mut ask = ask(text(5 + index * 11, index), 100);
+    ask.submission.setup.end_tokens = vec![END];
+    // The drafter guesses the likeliest, so that some of its guesses are right.
+    ask.submission.setup.sampling.temperature = if index % 4 == 2 { 0.0 } else { 1.0 };
+    ask.submission.setup.sampling.seed = u64::from(index);
+    ask.submission.drafts = drafts;
+    let constraint = Constraint::Regex(regex.into());
+    ask.grammar = Some(grammars.compile(&constraint, false, &|| false).unwrap());
+    ask
+}
+
+const REGEXES: [&str; 4] =
+    ["[a-c]{12}(yes|no)", r#"\{"a": [0-9]{1,30}, "b": "[x-z]*"\}"#, "[ -~]{40}", "é[0-9]+ü"];
+
+#[tokio::test]
+async fn every_reply_is_what_it_must_be_whatever_is_drafted() {
+    let text_of_bytes = bytes();
+    let grammars = Grammars::new(&text_of_bytes, 256, &[END]).unwrap();
+    let free: Vec<_> = (0..3).map(|index| submission(text(20, index), 90)).collect();
+    let mut replies = Vec::new();
+    let mut accepted_count = 0;
+    for (skill, drafts) in [
+        (Skill::Percent(70), false),
+        (Skill::Percent(70), true),
+        (Skill::Percent(0), true),
+        (Skill::Always(b'!'.into()), true),
+        (Skill::Always(END), true),
+    ] {
+        let rig = Rig::new(ScriptedEngine::new(ScriptedEngine::caps(), skill)).lively();
+        let mut tickets = Vec::new();
+        for submission in free.clone() {
+            let ask = Ask { request_id: String::new(), submission, grammar: None };
+            tickets.push(rig.submit(ask).await);
+        }
+        for index in 0..12 {
+            let ask = bound(&grammars, REGEXES[index % 4], index as u32, drafts);
+            // Some change their mind.
+            drop(rig.gate.submit(bound(&grammars, REGEXES[0], 1, drafts)).await.unwrap());
+            tickets.push(rig.submit(ask).await);
+        }
+        let mut these = Vec::new();
+        for (number, ticket) in tickets.into_iter().enumerate() {
+            let reply = read(ticket).await;
+            let accepted = reply.steps.iter().map(|step| step.accepted_count);
+            accepted_count += if number < 3 { 0 } else { accepted.sum::<u32>() };
+            these.push((reply.tokens, reply.ended));
+        }
+        rig.is_clean().await;
+        replies.push(these);
+    }
+    assert!(accepted_count > 10, "{accepted_count} drafts of bound replies were accepted");
+    assert!(replies.iter().all(|these| *these == replies[0]), "drafts change no token");
+    let (these, bound) = replies[0].split_at(3);
+    let expected = alone(free);
+    assert!(these.iter().zip(expected).all(|((tokens, _), expected)| *tokens == expected));
+    for (index, (tokens, ended)) in bound.iter().enumerate() {
+        let said = text_of_bytes.decode(tokens, true);
+        let ok = match index % 4 {
+            0 => said.len() >= 14 && (said.ends_with("yes") || said.ends_with("no")),
+            1 => said.starts_with(r#"{"a": "#) && (said.ends_with("\"}") || tokens.len() == 100),
+            2 => said.len() == 40 && said.chars().all(|letter| (' '..='~').contains(&letter)),
+            _ => said.starts_with('é') && (said.ends_with('ü') || tokens.len() == 100),
+        };
+        assert!(ok, "{index}: {said:?}");
+        assert!(*ended == Ended::EndToken || tokens.len() == 100, "{said:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_grammar_that_breaks_costs_one_reply() {
+    let grammars = Grammars::new(&bytes(), 256, &[END]).unwrap();
+    // The engine chooses what it may not.
+    let mut wrong_count = 0;
+    let alter = move |_: StepId, out: &mut StepOutput| {
+        if let [_, bound] = &mut out.rows[..]
+            && !bound.tokens.is_empty()
+        {
+            wrong_count += 1;
+            if wrong_count == 4 {
+                bound.tokens = vec![b'!'.into()];
+            }
+        }
+    };
+    let rig = Rig::new(Altered { inner: engine(), alter });
+    let free = rig.submit(ask(text(20, 1), 200)).await;
+    let bound = read(rig.submit(bound(&grammars, "[a-c]{50}", 1, false)).await).await;
+    let Ended::Failed(failure) = bound.ended else { panic!("{:?}", bound.ended) };
+    assert_eq!(failure.kind, FailureKind::Fault);
+    assert!(failure.message.contains("token 33 was chosen"), "{}", failure.message);
+    assert_eq!(vec![read(free).await.tokens], alone(vec![submission(text(20, 1), 200)]));
+    rig.is_clean().await;
+}
+
+#[tokio::test]
+async fn copies_follow_a_grammar_each() {
+    let grammars = Grammars::new(&bytes(), 256, &[END]).unwrap();
+    let rig = Rig::new(engine());
+    let asks = (0..4).map(|_| bound(&grammars, "[ -~]{30}", 3, true)).collect();
+    let mut replies = Vec::new();
+    for ticket in rig.gate.submit_many(asks).await.unwrap() {
+        replies.push(read(ticket).await);
+    }
+    assert!(replies.iter().all(|reply| reply.tokens == replies[0].tokens), "same seed, same reply");
+    assert!(replies[1..].iter().all(|reply| reply.cached_count == 32));
+    assert!(rig.metrics.text().contains("kilotok:mask_seconds_count"));
+    rig.is_clean().await;
+}

@@ -1,0 +1,154 @@
+//! Replies: what comes, who waits for whom, who is let in.
+
+use super::engines::held;
+use super::*;
+
+#[tokio::test]
+async fn tokens_are_the_schedulers() {
+    let asked: Vec<_> = (0..40)
+        .map(|index| {
+            let mut asked = submission(text(1 + index * 13 % 90, index), 1 + index * 7 % 40);
+            asked.setup.sampling.seed = u64::from(index);
+            asked.setup.sampling.temperature = if index % 3 == 0 { 0.8 } else { 0.0 };
+            asked.drafts = index % 5 != 0;
+            asked
+        })
+        .collect();
+    let rig = Rig::new(engine()).lively();
+    let mut readers = Vec::new();
+    for submission in asked.clone() {
+        let ask = Ask { request_id: String::new(), submission, grammar: None };
+        readers.push(tokio::spawn(read(rig.submit(ask).await)));
+    }
+    for (reader, expected) in readers.into_iter().zip(alone(asked)) {
+        let reply = reader.await.unwrap();
+        assert_eq!((reply.ended, reply.tokens), (Ended::Length, expected));
+        let counted: u32 = reply.steps.iter().map(|step| step.token_count).sum();
+        assert_eq!(
+            counted as usize,
+            reply.steps.iter().fold(0, |all, step| all + step.token_count as usize)
+        );
+    }
+    rig.is_clean().await;
+}
+
+#[tokio::test]
+async fn a_slow_reader_holds_up_nobody_and_misses_nothing() {
+    let rig = Rig::new(engine());
+    let slow = rig.submit(ask(text(20, 1), 60)).await;
+    let quick = read(rig.submit(ask(text(20, 2), 120)).await).await;
+    assert_eq!(quick.tokens.len(), 120);
+    until("the slow one's reply is complete", || rig.gate.load().held == 0).await;
+    let slow = read(slow).await;
+    assert_eq!(slow.update_count, 1, "all of it is one update");
+    assert_eq!(vec![slow.tokens], alone(vec![submission(text(20, 1), 60)]));
+    assert!(slow.steps.len() > 1 && slow.ended == Ended::Length);
+    rig.is_clean().await;
+}
+
+#[tokio::test]
+async fn each_step_is_one_update() {
+    let (engine, hold) = held(engine());
+    let rig = Rig::new(engine);
+    let mut ticket = rig.submit(ask(text(20, 1), 30)).await;
+    let mut update_count = 0;
+    loop {
+        hold.entered();
+        rig.pass_ms(4);
+        hold.permit();
+        let update = soon("an update", ticket.next()).await.unwrap();
+        update_count += 1;
+        assert_eq!(update.steps.len(), 1);
+        let times =
+            Times { queue_ms: 0.0, ttft_ms: 4.0, decode_ms: f64::from(4 * (update_count - 1)) };
+        assert_eq!(update.times, times);
+        if update.finish.is_some() {
+            break;
+        }
+    }
+    assert!(update_count > 4);
+}
+
+#[tokio::test]
+async fn an_end_token_ends() {
+    let rig = Rig::new(engine());
+    let prompt = text(12, 5);
+    let tokens = alone(vec![submission(prompt.clone(), 30)]).remove(0);
+    let mut ask = ask(prompt, 30);
+    ask.submission.setup.end_tokens = vec![tokens[9]];
+    let at = tokens.iter().position(|token| *token == tokens[9]).unwrap();
+    let reply = read(rig.submit(ask).await).await;
+    assert_eq!((&reply.tokens[..], reply.ended), (&tokens[..=at], Ended::EndToken));
+}
+
+#[tokio::test]
+async fn a_prompt_is_scored_without_a_reply() {
+    let rig = Rig::new(engine());
+    let mut ask = ask(text(50, 5), 0);
+    (ask.submission.score_prompt, ask.submission.logprobs) = (true, Some(2));
+    let mut ticket = rig.submit(ask).await;
+    let mut scored = Vec::new();
+    loop {
+        let update = soon("an update", ticket.next()).await.unwrap();
+        assert!(update.tokens.is_empty());
+        scored.extend(update.scored);
+        if let Some(ended) = update.finish {
+            assert_eq!(ended, Ended::Length);
+            break;
+        }
+    }
+    let chosen: Vec<_> = scored.iter().map(|scored| scored.chosen.token).collect();
+    assert_eq!(chosen, text(50, 5)[1..]);
+    assert!(scored.iter().all(|scored| scored.top.len() == 2));
+}
+
+#[tokio::test]
+async fn what_cannot_be_is_refused() {
+    let rig = Rig::new(engine());
+    let refused = async |ask| rig.gate.submit(ask).await.err().unwrap();
+    let long = refused(ask(text(4096, 1), 1)).await;
+    assert_eq!(long, Refusal::TooLong { token_count: 4096, context_max: 4096 });
+    let nothing = refused(ask(text(3, 1), 0)).await;
+    assert!(matches!(nothing, Refusal::Illegal(_)), "{nothing}");
+    let foreign = refused(ask(vec![1, 256], 1)).await;
+    assert_eq!(foreign, Refusal::Illegal("token 256 of a vocabulary of 256".into()));
+    let many = rig.gate.submit_many((0..2000).map(|_| ask(text(3, 1), 1)).collect()).await;
+    let text = "2000 replies; 1 to 1038 are possible";
+    assert_eq!(many.err(), Some(Refusal::Illegal(text.into())));
+    rig.is_clean().await;
+}
+
+#[tokio::test]
+async fn the_queue_is_bounded() {
+    let (engine, hold) = held(engine());
+    let limits = Limits { running_max: 2, ..Limits::default() };
+    let rig = Rig::with(engine, limits, 3);
+    assert_eq!(rig.gate.room(), 5);
+    let first = rig.submit(ask(text(20, 1), 4)).await;
+    hold.entered();
+    // They hear that they are in when the step is done; all at once, into a queue of 3.
+    let submit = |count: usize| {
+        let gate = rig.gate.clone();
+        let asks = (0..count).map(|_| ask(text(20, 1), 4)).collect();
+        tokio::spawn(async move { gate.submit_many(asks).await })
+    };
+    let burst = submit(4);
+    until("the burst is in", || rig.gate.load().held == 5).await;
+    let full = submit(1).await.unwrap().err();
+    assert_eq!(full, Some(Refusal::QueueFull { retry_after_s: 5 }), "nobody knows the pace yet");
+    drop(hold);
+    for ticket in burst.await.unwrap().unwrap() {
+        assert_eq!(read(ticket).await.tokens.len(), 4);
+    }
+    assert_eq!(read(first).await.tokens.len(), 4);
+    rig.is_clean().await;
+}
+
+#[tokio::test]
+async fn a_place_is_free_when_the_end_is_heard() {
+    let rig = Rig::with(engine(), Limits { running_max: 1, ..Limits::default() }, 0);
+    for index in 0..50 {
+        let reply = read(rig.submit(ask(text(9, index), 3)).await).await;
+        assert_eq!(reply.tokens.len(), 3);
+    }
+}

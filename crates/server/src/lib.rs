@@ -1,0 +1,35 @@
+//! The server: OpenAI's and Anthropic's APIs over HTTP on one engine. Requests are checked and made
+//! into prompts ([`mod@error`] says what was wrong), let in through the [`gate`], run by the
+//! engine's thread, and told to their clients piece by piece. How models run and how text is read
+//! is up to other crates; no other crate knows HTTP.
+
+mod auth;
+mod bell;
+mod choice;
+mod chorus;
+mod clock;
+mod dialects;
+mod drive;
+pub mod error;
+pub mod gate;
+mod guide;
+mod health;
+pub mod metrics;
+mod pace;
+mod params;
+mod routes;
+mod said;
+mod serve;
+mod service;
+mod sse;
+mod stopwatch;
+mod tally;
+mod trace;
+mod updates;
+pub mod wire;
+
+pub use gate::{Gate, GateOptions};
+pub use metrics::Metrics;
+pub use routes::router;
+pub use serve::{ServeError, serve};
+pub use service::{ServerConfig, Service, TlsFiles};

@@ -1,0 +1,189 @@
+//! The engine thread's pen. No series has a lock: what is written for every row of every step costs
+//! a few atomic additions, and what the scheduler counts is written once per step.
+
+use std::sync::Arc;
+
+use kilotok_sched::Stats;
+
+use super::Metrics;
+use crate::stopwatch::seconds;
+
+pub(crate) struct Meter {
+    metrics: Arc<Metrics>,
+    seen: Stats,
+}
+
+/// What a step was.
+pub(crate) struct StepSize {
+    pub(crate) row_count: usize,
+    /// Of prompts, and chosen.
+    pub(crate) token_count: usize,
+    pub(crate) step_us: u64,
+}
+
+/// Why a request ended, in vLLM's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EndReason {
+    Stop,
+    Length,
+    Abort,
+    Error,
+}
+
+/// A request that has ended. Times are readings of the stopwatch.
+pub(crate) struct Ending {
+    pub(crate) reason: EndReason,
+    pub(crate) arrived_us: u64,
+    /// When its first row was in a step.
+    pub(crate) started_us: Option<u64>,
+    pub(crate) first_token_us: Option<u64>,
+    pub(crate) newest_token_us: u64,
+    pub(crate) ended_us: u64,
+    pub(crate) prompt_count: u32,
+    pub(crate) cached_count: u32,
+    pub(crate) token_count: u32,
+    pub(crate) preemption_count: u32,
+}
+
+impl Meter {
+    pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
+        Self { metrics, seen: Stats::default() }
+    }
+
+    /// A request of so many replies.
+    pub(crate) fn asked(&self, reply_count: usize, token_max: u32) {
+        let requests = &self.metrics.vllm.requests;
+        requests.params_n.observe(reply_count as f64);
+        requests.params_max_tokens.observe(f64::from(token_max));
+    }
+
+    pub(crate) fn first_token(&self, arrived_us: u64, now_us: u64) {
+        self.metrics.vllm.requests.ttft.observe(seconds(arrived_us, now_us));
+    }
+
+    pub(crate) fn next_tokens(&self, newest_us: u64, now_us: u64) {
+        self.metrics.vllm.requests.inter_token.observe(seconds(newest_us, now_us));
+    }
+
+    pub(crate) fn step(&self, step: &StepSize) {
+        let Metrics { vllm, own, .. } = &*self.metrics;
+        vllm.requests.step_tokens.observe(step.token_count as f64);
+        own.step_rows.observe(step.row_count as f64);
+        own.step_seconds.observe(seconds(0, step.step_us));
+    }
+
+    /// Time that the engine had nothing to do although there was work.
+    pub(crate) fn host(&self, from_us: u64, to_us: u64) {
+        self.metrics.own.host_seconds.observe(seconds(from_us, to_us));
+    }
+
+    pub(crate) fn plan_refused(&self) {
+        self.metrics.own.plans_refused.inc();
+    }
+
+    pub(crate) fn corrupted(&self) {
+        self.metrics.vllm.counts.corrupted.inc();
+    }
+
+    /// What the scheduler counted, and how many copies wait for the first of their kind.
+    pub(crate) fn publish(&mut self, stats: &Stats, deferred: usize) {
+        if *stats == self.seen && deferred == 0 {
+            return;
+        }
+        let vllm = &self.metrics.vllm;
+        vllm.running.set(i64::from(stats.running));
+        vllm.waiting.set(i64::from(stats.waiting) + deferred as i64);
+        vllm.waiting_capacity.set(f64::from(stats.waiting));
+        vllm.waiting_deferred.set(deferred as f64);
+        let usage = stats
+            .groups
+            .iter()
+            .map(|group| f64::from(group.used) / f64::from(group.page_count.max(1)));
+        vllm.usage.set(usage.fold(0.0, f64::max));
+        self.metrics.own.publish(stats);
+        self.count(stats);
+        self.seen.clone_from(stats);
+    }
+
+    /// Nothing runs or waits any more.
+    pub(crate) fn stopped(&self) {
+        let vllm = &self.metrics.vllm;
+        for gauge in [&vllm.running, &vllm.waiting] {
+            gauge.set(0);
+        }
+        for gauge in [&vllm.waiting_capacity, &vllm.waiting_deferred, &vllm.usage] {
+            gauge.set(0.0);
+        }
+    }
+
+    fn count(&self, stats: &Stats) {
+        let (counts, drafts, seen) =
+            (&self.metrics.vllm.counts, &self.metrics.vllm.drafts, &self.seen);
+        let queries = stats.prefix_queries - seen.prefix_queries;
+        let hits = stats.prefix_hits - seen.prefix_hits;
+        counts.prefix_queries.inc_by(queries);
+        counts.prefix_hits.inc_by(hits);
+        counts.prompt_tokens.inc_by(queries);
+        counts.prompt_cached.inc_by(hits);
+        counts.prompt_hit.inc_by(hits);
+        counts.prompt_computed.inc_by(queries - hits);
+        counts.preemptions.inc_by(stats.preemption_count - seen.preemption_count);
+        counts.generation_tokens.inc_by(stats.output_count - seen.output_count);
+        drafts.rows.inc_by(stats.draft_row_count - seen.draft_row_count);
+        let before =
+            |counters: &[u64], index: usize| counters.get(index).copied().unwrap_or_default();
+        for (index, drafted) in stats.drafted.iter().enumerate() {
+            drafts.drafted.inc_by(drafted - before(&seen.drafted, index));
+        }
+        for (index, (accepted, counter)) in
+            stats.accepted.iter().zip(&drafts.accepted_at).enumerate()
+        {
+            let count = accepted - before(&seen.accepted, index);
+            drafts.accepted.inc_by(count);
+            counter.inc_by(count);
+        }
+    }
+
+    pub(crate) fn ended(&self, ending: &Ending) {
+        let vllm = &self.metrics.vllm;
+        vllm.finished.with_label_values(&[ending.reason.name()]).inc();
+        let requests = &vllm.requests;
+        requests.e2e.observe(seconds(ending.arrived_us, ending.ended_us));
+        requests.prompt_tokens.observe(f64::from(ending.prompt_count));
+        requests.generation_tokens.observe(f64::from(ending.token_count));
+        requests.preemptions.observe(f64::from(ending.preemption_count));
+        let Some(started_us) = ending.started_us else {
+            requests.queue.observe(seconds(ending.arrived_us, ending.ended_us));
+            return;
+        };
+        requests.queue.observe(seconds(ending.arrived_us, started_us));
+        requests.inference.observe(seconds(started_us, ending.ended_us));
+        requests.prefill_computed.observe(f64::from(ending.prompt_count - ending.cached_count));
+        let Some(first_us) = ending.first_token_us else {
+            return;
+        };
+        requests.prefill.observe(seconds(started_us, first_us));
+        let decode = seconds(first_us, ending.newest_token_us);
+        requests.decode.observe(decode);
+        if ending.token_count > 1 {
+            requests.per_token.observe(decode / f64::from(ending.token_count - 1));
+        }
+    }
+
+    /// All replies to a request have ended, the longest with so many tokens.
+    pub(crate) fn answered(&self, token_count_max: u32) {
+        let longest = &self.metrics.vllm.requests.generation_tokens_max;
+        longest.observe(f64::from(token_count_max));
+    }
+}
+
+impl EndReason {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Abort => "abort",
+            Self::Error => "error",
+        }
+    }
+}

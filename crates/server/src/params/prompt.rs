@@ -1,0 +1,62 @@
+//! Prompts as tokens: encoded, checked against the vocabulary, cut to what the client allows.
+
+use std::sync::Arc;
+
+use kilotok_abi::TokenId;
+
+use super::sampling::Truncate;
+use crate::error::ApiError;
+use crate::service::Service;
+
+/// One prompt of a request.
+pub(crate) fn finished(
+    mut tokens: Vec<TokenId>,
+    truncate: Option<Truncate>,
+    token_max: u32,
+    service: &Service,
+    param: &str,
+) -> Result<Arc<[TokenId]>, ApiError> {
+    let vocab = service.gate.caps().vocab_size;
+    if let Some(index) = tokens.iter().position(|token| *token >= vocab) {
+        let token = tokens[index];
+        let message = format!("{param}: token {token} at {index}, the vocabulary ends at {vocab}");
+        return Err(ApiError::bad(param, message));
+    }
+    if tokens.is_empty() {
+        return Err(ApiError::bad(param, format!("{param}: the prompt has no tokens")));
+    }
+    if let Some(truncate) = truncate {
+        cut(&mut tokens, truncate, token_max, service.gate.context_max());
+    }
+    Ok(tokens.into())
+}
+
+fn cut(tokens: &mut Vec<TokenId>, truncate: Truncate, token_max: u32, context_max: u32) {
+    let room = context_max.saturating_sub(token_max.clamp(1, context_max / 2));
+    let keep = truncate.keep.unwrap_or(room).max(1) as usize;
+    if truncate.right {
+        tokens.truncate(keep);
+    } else if tokens.len() > keep {
+        tokens.drain(..tokens.len() - keep);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_prompts_are_cut_at_either_end() {
+        let cut_to = |keep, right, token_max| {
+            let mut tokens: Vec<_> = (0..100).collect();
+            cut(&mut tokens, Truncate { keep, right }, token_max, 64);
+            (tokens[0], tokens.len())
+        };
+        assert_eq!(cut_to(Some(10), false, 5), (90, 10));
+        assert_eq!(cut_to(Some(10), true, 5), (0, 10));
+        assert_eq!(cut_to(Some(200), false, 5), (0, 100));
+        assert_eq!(cut_to(None, false, 14), (50, 50));
+        // A reply without a bound leaves half of the room to the prompt.
+        assert_eq!(cut_to(None, false, u32::MAX), (68, 32));
+    }
+}

@@ -1,0 +1,43 @@
+//! Numbers that must lie in a range. An error names the field, the value and the range.
+
+use std::fmt::Display;
+
+use crate::error::ApiError;
+
+/// The value, if it is in the range, both ends included.
+pub(crate) fn within<T: Copy + PartialOrd + Display>(
+    name: &str,
+    value: Option<T>,
+    low: T,
+    high: T,
+) -> Result<Option<T>, ApiError> {
+    match value {
+        Some(value) if value < low || value > high => {
+            Err(outside(name, &value, &format!("between {low} and {high}")))
+        }
+        value => Ok(value),
+    }
+}
+
+/// A count that fits into 32 bits.
+pub(crate) fn count(
+    name: &str,
+    value: Option<i64>,
+    low: i64,
+    high: i64,
+) -> Result<Option<u32>, ApiError> {
+    Ok(within(name, value, low, high.min(i64::from(u32::MAX)))?.map(|value| value as u32))
+}
+
+pub(crate) fn outside(name: &str, value: &impl Display, range: &str) -> ApiError {
+    ApiError::bad(name, format!("{name}: {value} is out of range, it must be {range}"))
+}
+
+/// A list that must not be longer.
+pub(crate) fn at_most<T>(name: &str, list: &[T], max: usize) -> Result<(), ApiError> {
+    if list.len() <= max {
+        return Ok(());
+    }
+    let message = format!("{name}: {} entries, at most {max} are possible", list.len());
+    Err(ApiError::bad(name, message))
+}

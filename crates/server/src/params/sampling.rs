@@ -1,0 +1,336 @@
+//! How tokens are chosen and when a reply ends. Defaults come from the checkpoint, then from
+//! OpenAI's documentation.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kilotok_abi::{Sampling, TokenId};
+use kilotok_engine::SlotSetup;
+use kilotok_sched::Submission;
+use kilotok_text::{ReplyOptions, Text};
+use uuid::Uuid;
+
+use super::ranges::{at_most, count, outside, within};
+use crate::error::ApiError;
+use crate::service::Service;
+use crate::wire::sampled::Sampled;
+
+/// What the shared fields of a request come to.
+pub(crate) struct Chosen {
+    pub(crate) n: u32,
+    /// Without prompt.
+    pub(crate) submission: Submission,
+    /// Tokens that end the reply because the client said so.
+    pub(crate) stop_tokens: Vec<TokenId>,
+    /// How replies are read; what is looked for in them is up to the API.
+    pub(crate) reply: ReplyOptions,
+    pub(crate) truncate: Option<Truncate>,
+    /// Log-probabilities of the prompt are wanted, with so many alternatives.
+    pub(crate) prompt_logprobs: Option<u32>,
+    pub(crate) token_ids: bool,
+    pub(crate) tokens_as_ids: bool,
+    pub(crate) interval: u32,
+}
+
+/// What becomes of a prompt that is too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Truncate {
+    /// Tokens to keep; all that fit, if absent.
+    pub(crate) keep: Option<u32>,
+    /// Its beginning is kept, not its end.
+    pub(crate) right: bool,
+}
+
+/// Far beyond what anyone means, and small enough for a slot's tables.
+const TOKENS_MAX: usize = 1024;
+const STOP_BYTES_MAX: usize = 1024;
+const WORD_BYTES_MAX: usize = 256;
+const INTERVAL_MAX: i64 = 1024;
+const SALT_CHARS_MAX: usize = 128;
+/// A token whose logit is lowered by so much has probability 0 at any temperature there is.
+const NEVER: f32 = -1e6;
+
+pub(crate) fn choose(asked: &Sampled, service: &Service) -> Result<Chosen, ApiError> {
+    let vocab = service.gate.caps().vocab_size;
+    let n_max = service.config.n_max.min(service.gate.room());
+    let n = count("n", asked.n, 1, i64::from(n_max))?.unwrap_or(1);
+    let token_max = count("max_tokens", asked.max_tokens, 0, i64::MAX)?;
+    let token_max = token_max.or(service.config.token_max_default).unwrap_or(u32::MAX);
+    let stop_tokens = tokens("stop_token_ids", asked.stop_token_ids.as_deref(), vocab)?;
+    let sampling = sampling(asked, &service.text, token_max)?;
+    let mut setup = SlotSetup::new(sampling, 0);
+    setup.end_tokens.clone_from(&stop_tokens);
+    if asked.ignore_eos != Some(true) {
+        setup.end_tokens.extend_from_slice(&service.text.defaults().end_tokens);
+    }
+    setup.logit_bias = biases(asked, vocab)?;
+    setup.bad_words = bad_words(asked.bad_words.as_deref().unwrap_or_default(), &service.text)?;
+    let mut submission = Submission::new(Vec::new(), setup, token_max);
+    let priority = within("priority", asked.priority, i64::from(i32::MIN), i64::from(i32::MAX))?;
+    submission.priority = priority.unwrap_or_default() as i32;
+    submission.cache_salt = salt(asked.cache_salt.clone())?;
+    submission.drafts = asked.drafts.unwrap_or(true);
+    let reply = ReplyOptions {
+        stop: stops(asked, service.config.stop_max)?,
+        include_stop: asked.include_stop_str_in_output.unwrap_or_default(),
+        min_tokens: submission.setup.sampling.min_tokens,
+        skip_special: asked.skip_special_tokens.unwrap_or(true),
+        parallel_calls: true,
+        ..ReplyOptions::default()
+    };
+    Ok(Chosen {
+        n,
+        submission,
+        stop_tokens,
+        reply,
+        truncate: truncate(asked)?,
+        prompt_logprobs: alternatives("prompt_logprobs", asked.prompt_logprobs, service)?,
+        token_ids: asked.return_token_ids.unwrap_or_default(),
+        tokens_as_ids: asked.return_tokens_as_token_ids.unwrap_or_default(),
+        interval: count("stream_interval", asked.stream_interval, 1, INTERVAL_MAX)?.unwrap_or(1),
+    })
+}
+
+/// So many alternatives beside each token.
+pub(crate) fn alternatives(
+    name: &str,
+    asked: Option<i64>,
+    service: &Service,
+) -> Result<Option<u32>, ApiError> {
+    count(name, asked, 0, i64::from(service.gate.caps().logprobs_max.min(20)))
+}
+
+fn sampling(asked: &Sampled, text: &Text, token_max: u32) -> Result<Sampling, ApiError> {
+    let defaults = text.defaults();
+    let pick = |name, value: Option<f64>, low: f64, high: f64, default: Option<f32>, else_: f32| {
+        let value = within(name, value, low, high)?.map(|value| value as f32);
+        Ok::<_, ApiError>(value.or(default).unwrap_or(else_))
+    };
+    let top_p = pick("top_p", asked.top_p, 0.0, 1.0, defaults.top_p, 1.0)?;
+    if asked.top_p == Some(0.0) {
+        return Err(outside("top_p", &0, "above 0 and at most 1"));
+    }
+    let top_k = within("top_k", asked.top_k, -1, i64::from(i32::MAX))?;
+    let min_tokens = count("min_tokens", asked.min_tokens, 0, i64::from(token_max))?;
+    Ok(Sampling {
+        seed: asked.seed.map_or_else(random_seed, |seed| seed as u64),
+        temperature: pick("temperature", asked.temperature, 0.0, 2.0, defaults.temperature, 1.0)?,
+        // Smaller ones are no f32.
+        top_p: top_p.max(f32::MIN_POSITIVE),
+        min_p: pick("min_p", asked.min_p, 0.0, 1.0, defaults.min_p, 0.0)?,
+        repetition_penalty: pick(
+            "repetition_penalty",
+            asked.repetition_penalty,
+            0.01,
+            10.0,
+            defaults.repetition_penalty,
+            1.0,
+        )?,
+        presence_penalty: penalty("presence_penalty", asked.presence_penalty)?,
+        frequency_penalty: penalty("frequency_penalty", asked.frequency_penalty)?,
+        top_k: top_k.map_or(defaults.top_k.unwrap_or(0), |top_k| top_k.max(0) as u32),
+        min_tokens: min_tokens.unwrap_or_default(),
+    })
+}
+
+fn penalty(name: &str, value: Option<f64>) -> Result<f32, ApiError> {
+    Ok(within(name, value, -2.0, 2.0)?.unwrap_or_default() as f32)
+}
+
+fn random_seed() -> u64 {
+    let (high, low) = Uuid::new_v4().as_u64_pair();
+    // The few fixed bits of one half are random in the other.
+    high ^ low.rotate_left(32)
+}
+
+/// The seed of a request's reply by its number: the first is the request's own.
+pub(crate) fn seed_of(seed: u64, choice: u32) -> u64 {
+    if choice == 0 {
+        return seed;
+    }
+    // The finalizer of splitmix64: neighbours have nothing in common.
+    let mut x = seed ^ u64::from(choice).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+fn tokens(name: &str, ids: Option<&[i64]>, vocab: u32) -> Result<Vec<TokenId>, ApiError> {
+    let ids = ids.unwrap_or_default();
+    at_most(name, ids, vocab as usize)?;
+    let token = |(index, id): (usize, &i64)| match u32::try_from(*id) {
+        Ok(token) if token < vocab => Ok(token),
+        _ => Err(outside(&format!("{name}[{index}]"), id, &vocabulary(vocab))),
+    };
+    ids.iter().enumerate().map(token).collect()
+}
+
+fn vocabulary(vocab: u32) -> String {
+    format!("a token id between 0 and {}", vocab - 1)
+}
+
+fn biases(asked: &Sampled, vocab: u32) -> Result<Vec<(TokenId, f32)>, ApiError> {
+    let none = BTreeMap::new();
+    let wanted = asked.logit_bias.as_ref().unwrap_or(&none);
+    let mut biases = Vec::with_capacity(wanted.len());
+    if wanted.len() > TOKENS_MAX {
+        let message = format!("logit_bias: more than {TOKENS_MAX} tokens");
+        return Err(ApiError::bad("logit_bias", message));
+    }
+    for (key, bias) in wanted {
+        let name = format!("logit_bias.{key}");
+        let token = key.parse().ok().filter(|token: &u32| *token < vocab);
+        let token = token.ok_or_else(|| outside("logit_bias", key, &vocabulary(vocab)))?;
+        within(&name, Some(*bias), -100.0, 100.0)?;
+        biases.push((token, *bias as f32));
+    }
+    let Some(allowed) = &asked.allowed_token_ids else { return Ok(biases) };
+    let allowed = tokens("allowed_token_ids", Some(allowed), vocab)?;
+    let allowed: BTreeSet<_> = allowed.into_iter().collect();
+    if allowed.is_empty() {
+        let message = "allowed_token_ids: nothing is left to choose from";
+        return Err(ApiError::bad("allowed_token_ids", message));
+    }
+    biases.retain(|(token, _)| allowed.contains(token));
+    let others = (0..vocab).filter(|token| !allowed.contains(token));
+    biases.extend(others.map(|token| (token, NEVER)));
+    Ok(biases)
+}
+
+/// A word is banned at the beginning of a text and within it.
+fn bad_words(words: &[String], text: &Text) -> Result<Vec<Vec<TokenId>>, ApiError> {
+    at_most("bad_words", words, TOKENS_MAX)?;
+    let mut banned = BTreeSet::new();
+    for (index, word) in words.iter().enumerate() {
+        let name = format!("bad_words[{index}]");
+        if word.is_empty() || word.len() > WORD_BYTES_MAX {
+            let message = format!("{name}: between 1 and {WORD_BYTES_MAX} bytes, please");
+            return Err(ApiError::bad(name, message));
+        }
+        for form in [word.clone(), format!(" {}", word.trim_start())] {
+            let tokens = text.encode_plain(&form);
+            banned.insert(tokens.map_err(|error| ApiError::from_text(&error, &name))?);
+        }
+    }
+    banned.remove(&Vec::new());
+    Ok(banned.into_iter().collect())
+}
+
+fn stops(asked: &Sampled, stop_max: usize) -> Result<Vec<String>, ApiError> {
+    let stops = asked.stop.as_ref().map_or(&[][..], |stop| &stop.0);
+    at_most("stop", stops, stop_max)?;
+    let fits = |stop: &&String| stop.len() <= STOP_BYTES_MAX;
+    if let Some(index) = stops.iter().position(|stop| !fits(&stop)) {
+        let name = format!("stop[{index}]");
+        let message = format!("{name}: longer than {STOP_BYTES_MAX} bytes");
+        return Err(ApiError::bad(name, message));
+    }
+    // An empty string is how some clients say that there is none.
+    Ok(stops.iter().filter(|stop| !stop.is_empty()).cloned().collect())
+}
+
+pub(crate) fn salt(salt: Option<String>) -> Result<String, ApiError> {
+    match salt {
+        Some(salt) if salt.is_empty() || salt.chars().count() > SALT_CHARS_MAX => {
+            let message = format!("cache_salt: between 1 and {SALT_CHARS_MAX} characters, please");
+            Err(ApiError::bad("cache_salt", message))
+        }
+        salt => Ok(salt.unwrap_or_default()),
+    }
+}
+
+fn truncate(asked: &Sampled) -> Result<Option<Truncate>, ApiError> {
+    let right = match asked.truncation_side.as_deref() {
+        None | Some("left") => false,
+        Some("right") => true,
+        Some(other) => {
+            let message = format!("truncation_side: {other:?}, it must be \"left\" or \"right\"");
+            return Err(ApiError::bad("truncation_side", message));
+        }
+    };
+    let keep = match asked.truncate_prompt_tokens {
+        None => return Ok(None),
+        Some(-1) => None,
+        Some(keep) => {
+            let range = "-1 for all that fit, or at least 1";
+            let fits = u32::try_from(keep).ok().filter(|keep| *keep > 0);
+            Some(fits.ok_or_else(|| outside("truncate_prompt_tokens", &keep, range))?)
+        }
+    };
+    Ok(Some(Truncate { keep, right }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seeds_of_choices_differ_and_repeat() {
+        let seeds: BTreeSet<_> =
+            (0..64).flat_map(|seed| (0..64).map(move |choice| seed_of(seed, choice))).collect();
+        assert_eq!(seeds.len(), 64 * 64);
+        assert_eq!(seed_of(9, 0), 9);
+        assert_eq!(seed_of(9, 5), seed_of(9, 5));
+    }
+
+    #[test]
+    fn stops_are_bounded() {
+        let asked = |stop: Vec<&str>| Sampled {
+            stop: Some(crate::wire::content::OneOrMany(
+                stop.into_iter().map(str::to_owned).collect(),
+            )),
+            ..Sampled::default()
+        };
+        assert_eq!(stops(&asked(vec!["a", "", "b"]), 4).unwrap(), ["a", "b"]);
+        let error = stops(&asked(vec!["a"; 5]), 4).unwrap_err();
+        assert_eq!(error.param.as_deref(), Some("stop"));
+        assert!(error.message.contains("at most 4"), "{}", error.message);
+        let long = "x".repeat(2000);
+        assert_eq!(stops(&asked(vec!["a", &long]), 4).unwrap_err().param.unwrap(), "stop[1]");
+    }
+
+    #[test]
+    fn only_allowed_tokens_keep_their_logits() {
+        let asked = Sampled {
+            allowed_token_ids: Some(vec![1, 3]),
+            logit_bias: Some(BTreeMap::from([("1".into(), 2.0), ("2".into(), 5.0)])),
+            ..Sampled::default()
+        };
+        let biases = biases(&asked, 5).unwrap();
+        assert_eq!(biases, [(1, 2.0), (0, NEVER), (2, NEVER), (4, NEVER)]);
+    }
+
+    #[test]
+    fn tokens_are_of_the_vocabulary() {
+        let bias = |key: &str, bias| {
+            let logit_bias = Some(BTreeMap::from([(key.into(), bias)]));
+            biases(&Sampled { logit_bias, ..Sampled::default() }, 5)
+        };
+        assert_eq!(bias("4", -100.0).unwrap(), [(4, -100.0)]);
+        for key in ["5", "-1", "x", "", "1.0"] {
+            assert_eq!(bias(key, 1.0).unwrap_err().param.as_deref(), Some("logit_bias"), "{key}");
+        }
+        let error = bias("4", 100.5).unwrap_err();
+        assert_eq!(error.param.as_deref(), Some("logit_bias.4"));
+        assert!(error.message.contains("100.5") && error.message.contains("between -100 and 100"));
+        let error = tokens("stop_token_ids", Some(&[1, 5]), 5).unwrap_err();
+        assert_eq!(error.param.as_deref(), Some("stop_token_ids[1]"));
+        assert!(error.message.contains("between 0 and 4"), "{}", error.message);
+    }
+
+    #[test]
+    fn truncation_is_checked() {
+        let asked = |keep, side: Option<&str>| Sampled {
+            truncate_prompt_tokens: keep,
+            truncation_side: side.map(str::to_owned),
+            ..Sampled::default()
+        };
+        assert_eq!(truncate(&asked(None, Some("right"))).unwrap(), None);
+        let all = Truncate { keep: None, right: false };
+        assert_eq!(truncate(&asked(Some(-1), None)).unwrap(), Some(all));
+        for keep in [0, -2, i64::from(u32::MAX) + 1] {
+            let error = truncate(&asked(Some(keep), None)).unwrap_err();
+            assert_eq!(error.param.as_deref(), Some("truncate_prompt_tokens"));
+        }
+        assert!(truncate(&asked(Some(3), Some("middle"))).is_err());
+    }
+}

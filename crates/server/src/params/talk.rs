@@ -1,0 +1,158 @@
+//! A conversation and how it is to be answered, in the one form that chat, responses and messages
+//! come to.
+
+use std::sync::Arc;
+
+use kilotok_text::{Constraint, Conversation, Parse, ReasoningStart, ReplyOptions};
+use serde_json::{Map, Value, json};
+
+use super::Job;
+use super::prompt::finished;
+use super::sampling::Chosen;
+use super::shape::Shape;
+use super::tools::Tools;
+use crate::error::ApiError;
+use crate::service::Service;
+
+/// See the file's head.
+pub(crate) struct Talk {
+    /// Without tools, which come from `tools`.
+    pub(crate) conversation: Conversation,
+    pub(crate) tools: Tools,
+    pub(crate) shape: Option<Shape>,
+    /// Whether reasoning is told apart from the answer.
+    pub(crate) apart: bool,
+    /// The field that holds the conversation.
+    pub(crate) param: &'static str,
+}
+
+/// A conversation in the model's words and tokens.
+pub(crate) struct Prompt {
+    pub(crate) text: String,
+    pub(crate) tokens: Arc<[u32]>,
+    pub(crate) reasoning: ReasoningStart,
+}
+
+impl Talk {
+    /// The prompt, made on a thread of its own if the conversation is long.
+    pub(crate) async fn prompt(
+        &mut self,
+        chosen: Option<&Chosen>,
+        service: &Arc<Service>,
+    ) -> Result<Prompt, ApiError> {
+        let mut conversation = std::mem::take(&mut self.conversation);
+        conversation.tools = self.tools.shown();
+        let param = self.param;
+        let truncate = chosen.and_then(|chosen| chosen.truncate);
+        let token_max = chosen.map_or(1, |chosen| chosen.submission.token_max);
+        let work = move |service: &Service| {
+            let fault = |error| ApiError::from_text(&error, param);
+            let rendered = service.text.render(&conversation).map_err(fault)?;
+            let tokens = service.text.encode(&rendered.prompt).map_err(fault)?;
+            let tokens = finished(tokens, truncate, token_max, service, param)?;
+            Ok(Prompt { text: rendered.prompt, tokens, reasoning: rendered.reasoning })
+        };
+        service.work(self.bytes(), work).await
+    }
+
+    /// What is to be asked of the engine.
+    pub(crate) async fn job(
+        mut self,
+        id: String,
+        chosen: Chosen,
+        service: &Arc<Service>,
+    ) -> Result<Job, ApiError> {
+        let constraint = self.constraint(service)?;
+        let prompt = self.prompt(Some(&chosen), service).await?;
+        let calls = self.tools.may_call();
+        let reply = ReplyOptions {
+            parse: match (calls, self.apart) {
+                (true, _) => Parse::ReasoningAndCalls,
+                (false, true) => Parse::Reasoning,
+                (false, false) => Parse::Nothing,
+            },
+            tools: if calls { self.tools.list } else { Vec::new() },
+            reasoning: prompt.reasoning,
+            parallel_calls: self.tools.parallel,
+            ..chosen.reply
+        };
+        Ok(Job {
+            id,
+            prompts: vec![prompt.tokens],
+            n: chosen.n,
+            submission: chosen.submission,
+            reply,
+            constraint,
+            stop_tokens: chosen.stop_tokens,
+            interval: chosen.interval,
+            prompt_param: self.param,
+        })
+    }
+
+    fn constraint(&mut self, service: &Service) -> Result<Option<Shape>, ApiError> {
+        let shape = self.shape.take();
+        if let Some((_, param)) = &shape
+            && self.tools.may_call()
+        {
+            // The grammar would forbid calls, and nobody would know why none are made.
+            let message = format!(
+                "{param}: a reply of this shape cannot call tools; set tool_choice to none, or \
+                 leave out the tools"
+            );
+            return Err(ApiError::bad(*param, message).with_code("unsupported_parameter"));
+        }
+        let Some(tools) = self.tools.required() else {
+            return Ok(shape);
+        };
+        let format = service.text.format();
+        let calls = Constraint::Calls { tools, format, parallel: self.tools.parallel };
+        Ok(Some((calls, "tool_choice")))
+    }
+
+    /// About how much text there is.
+    fn bytes(&self) -> usize {
+        let messages = self.conversation.messages.iter().map(|message| message.content.len());
+        let tool_bytes = 512 * self.tools.list.len();
+        messages.sum::<usize>() + tool_bytes
+    }
+}
+
+/// What OpenAI and others call the levels of reasoning.
+const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
+
+/// Variables of the template: what the client set itself comes first.
+pub(crate) fn variables(
+    given: Option<Map<String, Value>>,
+    effort: Option<String>,
+    param: &str,
+) -> Result<Map<String, Value>, ApiError> {
+    let mut variables = given.unwrap_or_default();
+    let Some(effort) = effort else { return Ok(variables) };
+    if !EFFORTS.contains(&effort.as_str()) {
+        let message = format!("{param}: {effort:?}, it must be one of {}", EFFORTS.join(", "));
+        return Err(ApiError::bad(param, message));
+    }
+    variables.entry("enable_thinking").or_insert(json!(effort != "none"));
+    variables.entry("reasoning_effort").or_insert(json!(effort));
+    Ok(variables)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn effort_is_a_variable_of_the_template() {
+        let of = |given: Value, effort: Option<&str>| {
+            let given = given.as_object().cloned();
+            variables(given, effort.map(str::to_owned), "reasoning_effort").map(Value::from)
+        };
+        let low = json!({"enable_thinking": true, "reasoning_effort": "low"});
+        assert_eq!(of(json!({}), Some("low")).unwrap(), low);
+        assert_eq!(of(json!({}), Some("none")).unwrap()["enable_thinking"], false);
+        assert_eq!(of(json!(null), None).unwrap(), json!({}));
+        let kept = of(json!({"enable_thinking": true}), Some("none")).unwrap();
+        assert_eq!(kept["enable_thinking"], true);
+        assert_eq!(of(json!({}), Some("huge")).unwrap_err().param.unwrap(), "reasoning_effort");
+    }
+}

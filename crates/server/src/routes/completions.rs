@@ -1,0 +1,170 @@
+//! `/v1/completions`, and `/render`, which shows the tokens instead.
+
+use std::sync::Arc;
+
+use axum::extract::{Extension, State};
+use axum::response::Response;
+use kilotok_abi::TokenId;
+
+use crate::chorus::Chorus;
+use crate::dialects::completions::{Completions, Show};
+use crate::dialects::{Extras, Letterhead};
+use crate::error::{ApiError, ErrorBody};
+use crate::params::Job;
+use crate::params::prompt::finished;
+use crate::params::sampling::{Chosen, alternatives, choose};
+use crate::params::shape::{Shape, Shapes, shape};
+use crate::said::listen;
+use crate::service::Service;
+use crate::sse;
+use crate::trace::RequestId;
+use crate::wire::body::Body;
+use crate::wire::chat::RenderedPrompt;
+use crate::wire::completions::{Completion, CompletionRequest, Prompts};
+
+const PARAM: &str = "prompt";
+
+/// Continues texts.
+#[utoipa::path(
+    post,
+    path = "/v1/completions",
+    operation_id = "complete",
+    request_body = CompletionRequest,
+    responses(
+        (status = 200, description = "The reply, whole or as server-sent events.", content(
+            (Completion<'static> = "application/json"),
+            (String = "text/event-stream"),
+        )),
+        (status = "4XX", description = "The request's fault.", body = ErrorBody),
+        (status = "5XX", description = "The server's fault.", body = ErrorBody),
+    ),
+)]
+pub(crate) async fn create(
+    State(service): State<Arc<Service>>,
+    Extension(request_id): Extension<RequestId>,
+    Body(mut request): Body<CompletionRequest>,
+) -> Result<Response, ApiError> {
+    let model = service.model(request.model.as_deref())?;
+    let sampled = request.sampled();
+    let id = request_id.reply("cmpl-", sampled.request_id.as_deref())?;
+    let chosen = choose(&sampled, &service)?;
+    let logprobs = alternatives("logprobs", request.logprobs, &service)?;
+    let shape = shape(Shapes {
+        response_format: request.response_format.take(),
+        structured_outputs: request.structured_outputs.take(),
+        regex: request.regex.take(),
+        ebnf: request.ebnf.take(),
+    })?;
+    let echo = request.echo.unwrap_or_default();
+    let prompts = prompts(request, &chosen, &service).await?;
+    let texts = echo.then(|| prompts.iter().map(|tokens| service.text.decode(tokens, false)));
+    let show = Show {
+        n: chosen.n,
+        prompts: prompts.clone(),
+        logprobs,
+        prompt_logprobs: chosen.prompt_logprobs,
+        tokens_as_ids: chosen.tokens_as_ids,
+        token_ids: chosen.token_ids,
+        echo: texts.map(Iterator::collect),
+        extras: Extras::of(sampled.stream_options),
+    };
+    // The first token of a prompt has no score.
+    let scores = chosen.prompt_logprobs.is_some() || (echo && logprobs.is_some());
+    let scores = scores && prompts.iter().any(|prompt| prompt.len() > 1);
+    let mut job = job(id.clone(), chosen, prompts, shape);
+    job.submission.logprobs = logprobs.max(show.prompt_logprobs);
+    job.submission.score_prompt = scores;
+    let completions = Completions::new(Letterhead::new(id, model, &service), show);
+    let chorus = if job.submission.token_max == 0 && !scores {
+        Chorus::of_nothing(&job)
+    } else {
+        Chorus::start(&service, &job).await?
+    };
+    if sampled.stream == Some(true) {
+        return sse::respond(chorus, completions, service.config.keep_alive).await;
+    }
+    Ok(completions.whole(listen(chorus, job.choice_count()).await?))
+}
+
+/// Shows the tokens of prompts.
+#[utoipa::path(
+    post,
+    path = "/v1/completions/render",
+    operation_id = "render_completion",
+    request_body = CompletionRequest,
+    responses(
+        (status = 200, description = "The prompts.", body = Vec<RenderedPrompt>),
+        (status = "4XX", description = "The request's fault.", body = ErrorBody),
+        (status = "5XX", description = "The server's fault.", body = ErrorBody),
+    ),
+)]
+pub(crate) async fn render(
+    State(service): State<Arc<Service>>,
+    Extension(request_id): Extension<RequestId>,
+    Body(mut request): Body<CompletionRequest>,
+) -> Result<axum::Json<Vec<RenderedPrompt>>, ApiError> {
+    let model = service.model(request.model.as_deref())?;
+    let sampled = request.sampled();
+    let id = request_id.reply("cmpl-", sampled.request_id.as_deref())?;
+    let chosen = choose(&sampled, &service)?;
+    let prompts = prompts(request, &chosen, &service).await?;
+    let shown = prompts.iter().map(|tokens| RenderedPrompt {
+        request_id: id.clone(),
+        model: model.clone(),
+        prompt: service.text.decode(tokens, false),
+        token_ids: tokens.to_vec(),
+    });
+    Ok(axum::Json(shown.collect()))
+}
+
+async fn prompts(
+    request: CompletionRequest,
+    chosen: &Chosen,
+    service: &Arc<Service>,
+) -> Result<Vec<Arc<[TokenId]>>, ApiError> {
+    let count = match &request.prompt {
+        Prompts::Texts(texts) => texts.len(),
+        Prompts::Tokens(lists) => lists.len(),
+    };
+    let choice_max = service.config.n_max;
+    if count as u64 * u64::from(chosen.n) > u64::from(choice_max) {
+        let message = format!(
+            "prompt: {count} prompts with {} replies each, at most {choice_max} replies are \
+             possible",
+            chosen.n
+        );
+        return Err(ApiError::bad(PARAM, message));
+    }
+    let (truncate, token_max) = (chosen.truncate, chosen.submission.token_max);
+    let bytes = match &request.prompt {
+        Prompts::Texts(texts) => texts.iter().map(String::len).sum(),
+        Prompts::Tokens(_) => 0,
+    };
+    let work = move |service: &Service| {
+        let encode = |text: &String| {
+            service.text.encode(text).map_err(|error| ApiError::from_text(&error, PARAM))
+        };
+        let lists: Vec<_> = match request.prompt {
+            Prompts::Texts(texts) => texts.iter().map(encode).collect::<Result<_, _>>()?,
+            Prompts::Tokens(lists) => lists,
+        };
+        let finish = |tokens| finished(tokens, truncate, token_max, service, PARAM);
+        lists.into_iter().map(finish).collect()
+    };
+    service.work(bytes, work).await
+}
+
+fn job(id: String, chosen: Chosen, prompts: Vec<Arc<[TokenId]>>, constraint: Option<Shape>) -> Job {
+    Job {
+        id,
+        prompts,
+        n: chosen.n,
+        submission: chosen.submission,
+        // All is content: nothing else is looked for.
+        reply: chosen.reply,
+        constraint,
+        stop_tokens: chosen.stop_tokens,
+        interval: chosen.interval,
+        prompt_param: PARAM,
+    }
+}

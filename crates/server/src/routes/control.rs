@@ -1,0 +1,72 @@
+//! `/abort_requests`, `/version` and `/load`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+
+use crate::error::{ApiError, ErrorBody};
+use crate::service::Service;
+use crate::wire::body::Body;
+use crate::wire::control::{AbortRequest, Aborted, LoadBody, VersionBody};
+
+/// What may stand before a request's own id in the id of its reply.
+const PREFIXES: [&str; 5] = ["", "chatcmpl-", "cmpl-", "resp_", "msg_"];
+
+/// Ends replies by their ids, as a closed connection would.
+#[utoipa::path(
+    post,
+    path = "/abort_requests",
+    request_body = AbortRequest,
+    responses(
+        (status = 200, description = "How many were ended.", body = Aborted),
+        (status = "4XX", description = "The request's fault.", body = ErrorBody),
+    ),
+)]
+pub(crate) async fn abort(
+    State(service): State<Arc<Service>>,
+    Body(request): Body<AbortRequest>,
+) -> Result<Json<Aborted>, ApiError> {
+    let ids = request.request_ids.map(|ids| ids.0).unwrap_or_default();
+    let aborted = if request.abort_all == Some(true) {
+        service.gate.abort_all()
+    } else if ids.is_empty() {
+        let message = "request_ids: name some, or set abort_all";
+        return Err(ApiError::bad("request_ids", message));
+    } else {
+        let ids = ids.iter().filter(|id| !id.is_empty());
+        let abort = |id: &String| -> usize {
+            PREFIXES.iter().map(|prefix| service.gate.abort(&format!("{prefix}{id}"))).sum()
+        };
+        ids.map(abort).sum()
+    };
+    Ok(Json(Aborted { aborted }))
+}
+
+/// The server's version.
+#[utoipa::path(
+    get,
+    path = "/version",
+    responses((status = 200, description = "The version.", body = VersionBody)),
+)]
+pub(crate) async fn version() -> Json<VersionBody> {
+    Json(VersionBody { version: env!("CARGO_PKG_VERSION") })
+}
+
+/// How much there is to do.
+#[utoipa::path(
+    get,
+    path = "/load",
+    responses((status = 200, description = "The load.", body = LoadBody)),
+)]
+pub(crate) async fn load(State(service): State<Arc<Service>>) -> Json<LoadBody> {
+    let load = service.gate.load();
+    Json(LoadBody {
+        server_load: load.held,
+        running: load.running,
+        waiting: load.waiting(),
+        kv_cache_usage: load.usage,
+        kv_cache_tokens: load.token_count,
+        kv_cache_tokens_max: load.token_max,
+    })
+}

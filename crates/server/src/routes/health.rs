@@ -1,0 +1,81 @@
+//! `/health`, `/ready` and `/live`. Health means that replies advance, not that a socket answers.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+
+use crate::gate::Health;
+use crate::service::Service;
+use crate::wire::control::HealthBody;
+
+type Answer = (StatusCode, Json<HealthBody>);
+
+/// Whether replies advance.
+#[utoipa::path(
+    get,
+    path = "/health",
+    responses(
+        (status = 200, description = "Replies advance, or there are none.", body = HealthBody),
+        (status = 503, description = "The engine stalls or has failed.", body = HealthBody),
+    ),
+)]
+pub(crate) async fn health(State(service): State<Arc<Service>>) -> Answer {
+    match service.gate.health() {
+        // A server that is shutting down serves its requests well.
+        Health::Ok { .. } | Health::Draining => answer(StatusCode::OK, &service),
+        Health::Stalled { .. } | Health::Failed { .. } => {
+            answer(StatusCode::SERVICE_UNAVAILABLE, &service)
+        }
+    }
+}
+
+/// Whether new requests are welcome.
+#[utoipa::path(
+    get,
+    path = "/ready",
+    responses(
+        (status = 200, description = "New requests are welcome.", body = HealthBody),
+        (status = 503, description = "New requests should go elsewhere.", body = HealthBody),
+    ),
+)]
+pub(crate) async fn ready(State(service): State<Arc<Service>>) -> Answer {
+    if service.is_ready() {
+        return answer(StatusCode::OK, &service);
+    }
+    let (_, Json(mut body)) = answer(StatusCode::SERVICE_UNAVAILABLE, &service);
+    if body.status == "ok" {
+        body.status = "draining";
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, Json(body))
+}
+
+/// Whether the process should be left alone: it should not once the engine has failed.
+#[utoipa::path(
+    get,
+    path = "/live",
+    responses(
+        (status = 200, description = "The process is well.", body = HealthBody),
+        (status = 503, description = "The engine has failed for good.", body = HealthBody),
+    ),
+)]
+pub(crate) async fn live(State(service): State<Arc<Service>>) -> Answer {
+    match service.gate.health() {
+        Health::Failed { .. } => answer(StatusCode::SERVICE_UNAVAILABLE, &service),
+        _ => answer(StatusCode::OK, &service),
+    }
+}
+
+fn answer(status: StatusCode, service: &Service) -> Answer {
+    let (name, message) = match service.gate.health() {
+        Health::Ok { .. } => ("ok", None),
+        Health::Draining => ("draining", None),
+        Health::Failed { message } => ("failed", Some(message)),
+        Health::Stalled { for_ms } => {
+            let message = format!("there is work, but no step was finished for {for_ms} ms");
+            ("stalled", Some(message))
+        }
+    };
+    (status, Json(HealthBody { status: name, message }))
+}

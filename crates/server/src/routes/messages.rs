@@ -1,0 +1,356 @@
+//! `/v1/messages` and `/v1/messages/count_tokens`, Anthropic's API.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Extension, State};
+use axum::response::Response;
+use kilotok_text::{Conversation, Message, ToolCall};
+use serde_json::{Map, Value, json};
+
+use crate::chorus::Chorus;
+use crate::dialects::Letterhead;
+use crate::dialects::messages::Messages;
+use crate::error::ApiError;
+use crate::params::ranges::{at_most, count};
+use crate::params::sampling::choose;
+use crate::params::shape::{Shape, schema_of};
+use crate::params::talk::{Talk, variables};
+use crate::params::tools::{Tools, Use, past_arguments, tool_of};
+use crate::said::gather;
+use crate::service::Service;
+use crate::sse;
+use crate::trace::RequestId;
+use crate::wire::body::Body;
+use crate::wire::content::OneOrMany;
+use crate::wire::messages::{
+    CountRequest, ErrorBody, InputMessage, InputPart, Message as Reply, MessagesChoice,
+    MessagesRequest, MessagesTool, OutputConfig, Thinking, TokenCount,
+};
+use crate::wire::sampled::Sampled;
+
+/// More are not a conversation.
+const MESSAGES_MAX: usize = 16_384;
+
+/// What Claude Code puts before its system prompt. It changes with every request, and no prefix
+/// would ever be found in the cache.
+const BILLING: &str = "x-anthropic-billing-header";
+
+/// Continues a conversation.
+#[utoipa::path(
+    post,
+    path = "/v1/messages",
+    operation_id = "message",
+    request_body = MessagesRequest,
+    responses(
+        (status = 200, description = "The reply, whole or as server-sent events.", content(
+            (Reply = "application/json"),
+            (String = "text/event-stream"),
+        )),
+        (status = "4XX", description = "The request's fault.", body = ErrorBody),
+        (status = "5XX", description = "The server's fault.", body = ErrorBody),
+    ),
+)]
+pub(crate) async fn create(
+    State(service): State<Arc<Service>>,
+    Extension(request_id): Extension<RequestId>,
+    Body(request): Body<MessagesRequest>,
+) -> Result<Response, ApiError> {
+    let model = service.model(request.model.as_deref())?;
+    let id = request_id.reply("msg_", None)?;
+    count("max_tokens", Some(request.max_tokens), 1, i64::MAX)?;
+    at_most(
+        "stop_sequences",
+        request.stop_sequences.as_deref().unwrap_or_default(),
+        service.config.stop_max,
+    )?;
+    let chosen = choose(
+        &Sampled {
+            temperature: request.temperature,
+            top_p: request.top_p,
+            top_k: request.top_k,
+            max_tokens: Some(request.max_tokens),
+            stop: request.stop_sequences.clone().map(OneOrMany),
+            ..Sampled::default()
+        },
+        &service,
+    )?;
+    let stream = request.stream == Some(true);
+    let thinks = thinks(request.thinking.as_ref())?;
+    let (shape, effort) = output(request.output_config)?;
+    let mut talk = talk(
+        CountRequest {
+            model: None,
+            messages: request.messages,
+            system: request.system,
+            tools: request.tools,
+            tool_choice: request.tool_choice,
+            thinking: request.thinking,
+            chat_template_kwargs: request.chat_template_kwargs,
+        },
+        effort,
+    )?;
+    talk.shape = shape;
+    let job = talk.job(id.clone(), chosen, &service).await?;
+    let messages = Messages::new(Letterhead::new(id, model, &service), thinks);
+    let chorus = Chorus::start(&service, &job).await?;
+    if stream {
+        return sse::respond(chorus, messages, service.config.keep_alive).await;
+    }
+    Ok(messages.whole(gather(chorus).await?))
+}
+
+/// Counts the tokens of a conversation's prompt.
+#[utoipa::path(
+    post,
+    path = "/v1/messages/count_tokens",
+    operation_id = "count_tokens",
+    request_body = CountRequest,
+    responses(
+        (status = 200, description = "How many.", body = TokenCount),
+        (status = "4XX", description = "The request's fault.", body = ErrorBody),
+        (status = "5XX", description = "The server's fault.", body = ErrorBody),
+    ),
+)]
+pub(crate) async fn count_tokens(
+    State(service): State<Arc<Service>>,
+    Body(request): Body<CountRequest>,
+) -> Result<Json<TokenCount>, ApiError> {
+    service.model(request.model.as_deref())?;
+    let prompt = talk(request, None)?.prompt(None, &service).await?;
+    Ok(Json(TokenCount { input_tokens: prompt.tokens.len() }))
+}
+
+fn thinks(thinking: Option<&Thinking>) -> Result<bool, ApiError> {
+    match thinking.map(|thinking| thinking.kind.as_str()) {
+        None | Some("disabled") => Ok(false),
+        Some("enabled" | "adaptive") => Ok(true),
+        Some(other) => Err(ApiError::bad(
+            "thinking.type",
+            format!("thinking.type: {other:?}, it must be enabled, adaptive or disabled"),
+        )),
+    }
+}
+
+/// The shape of the reply and the effort of reasoning.
+fn output(config: Option<OutputConfig>) -> Result<(Option<Shape>, Option<String>), ApiError> {
+    let Some(OutputConfig { effort, format }) = config else { return Ok((None, None)) };
+    let Some(format) = format else { return Ok((None, effort)) };
+    let param = "output_config.format";
+    match (format.kind.as_str(), format.schema) {
+        ("json_schema", Some(schema)) => {
+            let constraint = schema_of("output_config.format.schema", schema, true)?;
+            Ok((Some((constraint, param)), effort))
+        }
+        ("json_schema", None) => Err(ApiError::bad(param, format!("{param}.schema: missing"))),
+        (other, _) => Err(ApiError::not_implemented(param, other)),
+    }
+}
+
+fn talk(request: CountRequest, effort: Option<String>) -> Result<Talk, ApiError> {
+    at_most("messages", &request.messages, MESSAGES_MAX)?;
+    if request.messages.is_empty() {
+        return Err(ApiError::bad("messages", "messages: there must be at least one"));
+    }
+    let mut messages = Vec::new();
+    if let Some(system) = request.system {
+        let mut parts = system.0;
+        parts.retain(|part| !part.text.as_deref().unwrap_or_default().starts_with(BILLING));
+        let content = texts(&parts, "system")?;
+        if !content.is_empty() {
+            messages.push(Message { role: "system".into(), content, ..Message::default() });
+        }
+    }
+    for (index, message) in request.messages.into_iter().enumerate() {
+        add(message, &format!("messages[{index}]"), &mut messages)?;
+    }
+    let thinks = thinks(request.thinking.as_ref())?;
+    let mut given: Map<String, Value> = request.chat_template_kwargs.unwrap_or_default();
+    given.entry("enable_thinking").or_insert(json!(thinks));
+    Ok(Talk {
+        // A last message of the assistant is to be continued.
+        conversation: Conversation {
+            continue_final_message: messages.last().is_some_and(is_prefill),
+            add_generation_prompt: !messages.last().is_some_and(is_prefill),
+            messages,
+            variables: variables(Some(given), effort, "output_config.effort")?,
+            ..Conversation::default()
+        },
+        tools: tools(request.tools, request.tool_choice)?,
+        shape: None,
+        apart: true,
+        param: "messages",
+    })
+}
+
+fn is_prefill(message: &Message) -> bool {
+    message.role == "assistant" && message.tool_calls.is_empty()
+}
+
+/// One message may be several of a template's: each result of a call is its own.
+fn add(message: InputMessage, param: &str, out: &mut Vec<Message>) -> Result<(), ApiError> {
+    if !["user", "assistant", "system"].contains(&message.role.as_str()) {
+        let param = format!("{param}.role");
+        let text = format!("{param}: {:?}, it must be user or assistant", message.role);
+        return Err(ApiError::bad(param, text));
+    }
+    let mut said = Message { role: message.role, ..Message::default() };
+    let mut results = 0;
+    let mut lines: Vec<String> = Vec::new();
+    for (index, part) in message.content.0.into_iter().enumerate() {
+        let param = format!("{param}.content[{index}]");
+        match part.kind.as_str() {
+            "thinking" => {
+                said.reasoning.get_or_insert_default().push_str(&part.thinking.unwrap_or_default());
+            }
+            // Nobody here can read it.
+            "redacted_thinking" => {}
+            "tool_use" => said.tool_calls.push(ToolCall {
+                id: part.id.unwrap_or_default(),
+                name: part.name.unwrap_or_default(),
+                arguments: past_arguments(part.input),
+            }),
+            "tool_result" => {
+                let parts = part.content.unwrap_or_default().0;
+                out.push(Message {
+                    role: "tool".into(),
+                    content: texts(&parts, &format!("{param}.content"))?,
+                    tool_call_id: part.tool_use_id,
+                    ..Message::default()
+                });
+                results += 1;
+            }
+            _ => lines.push(text(part, &param)?),
+        }
+    }
+    said.content = lines.join("\n");
+    if results == 0 || !lines.is_empty() {
+        out.push(said);
+    }
+    Ok(())
+}
+
+fn texts(parts: &[InputPart], param: &str) -> Result<String, ApiError> {
+    let parts = parts.iter().cloned().enumerate();
+    let lines = parts.map(|(index, part)| text(part, &format!("{param}[{index}]")));
+    Ok(lines.collect::<Result<Vec<_>, _>>()?.join("\n"))
+}
+
+fn text(part: InputPart, param: &str) -> Result<String, ApiError> {
+    match (part.kind.as_str(), part.text) {
+        ("text", Some(text)) => Ok(text),
+        ("text", None) => Err(ApiError::bad(param, format!("{param}.text: missing"))),
+        (other, _) => {
+            let message = format!("{param}.type: {other:?}, but this model reads text only");
+            Err(ApiError::bad(format!("{param}.type"), message))
+        }
+    }
+}
+
+fn tools(
+    tools: Option<Vec<MessagesTool>>,
+    choice: Option<MessagesChoice>,
+) -> Result<Tools, ApiError> {
+    let mut list = Vec::new();
+    for (index, tool) in tools.unwrap_or_default().into_iter().enumerate() {
+        let param = format!("tools[{index}]");
+        if tool.kind.as_deref().is_some_and(|kind| kind != "custom") {
+            let what = format!("a tool of type {:?}", tool.kind.unwrap_or_default());
+            return Err(ApiError::not_implemented(format!("{param}.type"), &what));
+        }
+        let strict = tool.strict.unwrap_or_default();
+        list.push(tool_of(&param, tool.name, tool.description, tool.input_schema, strict)?);
+    }
+    let Some(choice) = choice else { return Tools::new(list, None, None) };
+    let usage = match (choice.kind.as_str(), choice.name) {
+        ("auto", _) => Use::May,
+        ("any", _) => Use::Must,
+        ("none", _) => Use::No,
+        ("tool", Some(name)) => Use::Named(name),
+        (other, _) => {
+            let message = format!(
+                "tool_choice.type: {other:?}, it must be auto, any, none, or tool with a name"
+            );
+            return Err(ApiError::bad("tool_choice.type", message));
+        }
+    };
+    let parallel = choice.disable_parallel_tool_use.map(|disabled| !disabled);
+    Tools::new(list, Some(usage), parallel)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(request: Value) -> Result<Talk, ApiError> {
+        talk(serde_json::from_value(request).unwrap(), None)
+    }
+
+    #[test]
+    fn parts_become_messages() {
+        let talk = of(json!({
+            "system": [
+                {"type": "text", "text": "x-anthropic-billing-header: cc_version=1; cch=abc"},
+                {"type": "text", "text": "be", "cache_control": {"type": "ephemeral"}},
+            ],
+            "messages": [
+                {"role": "user", "content": "hi"},
+                {"role": "assistant", "content": [
+                    {"type": "thinking", "thinking": "hm", "signature": ""},
+                    {"type": "text", "text": "so"},
+                    {"type": "tool_use", "id": "t1", "name": "f", "input": {"x": 1}},
+                ]},
+                {"role": "user", "content": [
+                    {"type": "tool_result", "tool_use_id": "t1", "content": "1"},
+                    {"type": "text", "text": "go on"},
+                ]},
+            ],
+        }))
+        .unwrap();
+        let messages = &talk.conversation.messages;
+        let roles: Vec<_> = messages.iter().map(|message| message.role.as_str()).collect();
+        assert_eq!(roles, ["system", "user", "assistant", "tool", "user"]);
+        assert_eq!(messages[0].content, "be");
+        assert_eq!(messages[2].reasoning.as_deref(), Some("hm"));
+        assert_eq!(messages[2].tool_calls[0].arguments, json!({"x": 1}));
+        assert_eq!((messages[3].content.as_str(), messages[4].content.as_str()), ("1", "go on"));
+        assert_eq!(talk.conversation.variables["enable_thinking"], false);
+        assert!(talk.conversation.add_generation_prompt);
+    }
+
+    #[test]
+    fn a_last_message_of_the_assistant_goes_on() {
+        let talk = of(json!({"messages": [
+            {"role": "user", "content": "hi"},
+            {"role": "assistant", "content": "so"},
+        ], "thinking": {"type": "enabled", "budget_tokens": 1024}}))
+        .unwrap();
+        assert!(talk.conversation.continue_final_message);
+        assert!(!talk.conversation.add_generation_prompt);
+        assert_eq!(talk.conversation.variables["enable_thinking"], true);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_place() {
+        for (request, param) in [
+            (json!({"messages": []}), "messages"),
+            (json!({"messages": [{"role": "tool", "content": "a"}]}), "messages[0].role"),
+            (
+                json!({"messages": [{"role": "user", "content": [{"type": "image"}]}]}),
+                "messages[0].content[0].type",
+            ),
+            (
+                json!({"messages": [{"role": "user", "content": "a"}],
+                       "tools": [{"type": "bash_20250124", "name": "bash"}]}),
+                "tools[0].type",
+            ),
+            (
+                json!({"messages": [{"role": "user", "content": "a"}],
+                       "tool_choice": {"type": "some"}}),
+                "tool_choice.type",
+            ),
+        ] {
+            assert_eq!(of(request).err().unwrap().param.as_deref(), Some(param));
+        }
+    }
+}

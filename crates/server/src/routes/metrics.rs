@@ -1,0 +1,21 @@
+//! `/metrics`, for Prometheus.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::IntoResponse;
+
+use crate::service::Service;
+
+/// All series in Prometheus' text form.
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    responses((status = 200, description = "The series.", body = String,
+        content_type = "text/plain")),
+)]
+pub(crate) async fn metrics(State(service): State<Arc<Service>>) -> impl IntoResponse {
+    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    (kind, service.metrics.text())
+}

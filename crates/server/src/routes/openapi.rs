@@ -1,0 +1,99 @@
+//! `/openapi.json`, made of the wire types and the routes.
+
+use std::sync::LazyLock;
+
+use axum::http::header;
+use axum::response::IntoResponse;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::{Modify, OpenApi};
+
+use super::{chat, completions, control, health, messages, metrics, models, responses, tokenize};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "kilotok",
+        description = "Chat, completions and messages, as clients of OpenAI and Anthropic speak \
+                       them. Fields that nobody knows are ignored; known fields that are not \
+                       implemented are refused by name.",
+    ),
+    paths(
+        chat::create,
+        chat::render,
+        completions::create,
+        completions::render,
+        responses::create,
+        messages::create,
+        messages::count_tokens,
+        models::list,
+        models::one,
+        tokenize::tokenize,
+        tokenize::detokenize,
+        control::abort,
+        control::version,
+        control::load,
+        health::health,
+        health::ready,
+        health::live,
+        metrics::metrics,
+    ),
+    components(schemas(crate::wire::chat::ChatChunk<'static>)),
+    modifiers(&Keys),
+    security((), ("key" = [])),
+)]
+struct Document;
+
+struct Keys;
+
+impl Modify for Keys {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
+        let components = document.components.get_or_insert_with(Default::default);
+        components.add_security_scheme("key", SecurityScheme::Http(bearer));
+    }
+}
+
+static DOCUMENT: LazyLock<String> =
+    LazyLock::new(|| Document::openapi().to_json().unwrap_or_default());
+
+pub(crate) async fn document() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], DOCUMENT.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    /// Operations have names of their own, and every `$ref` leads somewhere.
+    #[test]
+    fn the_document_is_whole() {
+        fn check(value: &Value, document: &Value) {
+            match value {
+                Value::Object(fields) => {
+                    if let Some(Value::String(path)) = fields.get("$ref") {
+                        let pointer = path.strip_prefix('#').unwrap();
+                        assert!(document.pointer(pointer).is_some(), "{path}");
+                    }
+                    fields.values().for_each(|field| check(field, document));
+                }
+                Value::Array(list) => list.iter().for_each(|entry| check(entry, document)),
+                _ => {}
+            }
+        }
+        let document: Value = serde_json::from_str(&DOCUMENT).unwrap();
+        check(&document, &document);
+        let methods = document["paths"].as_object().unwrap().values();
+        let operations = methods.flat_map(|path| path.as_object().unwrap().values());
+        let ids: Vec<_> = operations.map(|operation| &operation["operationId"]).collect();
+        let distinct: BTreeSet<_> = ids.iter().map(ToString::to_string).collect();
+        assert_eq!(distinct.len(), ids.len(), "{ids:?}");
+        let temperature =
+            &document["components"]["schemas"]["ChatRequest"]["properties"]["temperature"];
+        assert_eq!(temperature["maximum"], 2.0);
+        assert!(document["paths"]["/v1/messages"]["post"]["responses"]["4XX"].is_object());
+    }
+}

@@ -1,0 +1,142 @@
+//! Serves the router until it is told to stop, over TCP or TLS, and ends without dropping a reply.
+
+use std::io;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::connect_info::IntoMakeServiceWithConnectInfo;
+use axum_server::Handle;
+use axum_server::tls_rustls::RustlsConfig;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::gate::EngineFailed;
+use crate::routes::router;
+use crate::service::{Service, TlsFiles};
+
+/// Why serving ended before it was told to.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("the engine failed: {0}")]
+    Engine(#[from] EngineFailed),
+    #[error("the listener failed: {0}")]
+    Listener(#[from] io::Error),
+    #[error("TLS cannot be set up with {file}: {reason}")]
+    Tls { file: String, reason: String },
+}
+
+/// A client that takes longer for its headers is not going to send any.
+const HEADERS_WAIT_MAX: Duration = Duration::from_secs(30);
+/// Headers of a request, all together.
+const HEADER_BYTES_MAX: usize = 64 << 10;
+/// Time for the last bytes to leave, once all replies are complete or failed.
+const FLUSH_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// Serves until `shutdown` and the drain after it, or until the engine fails. To cut the drain
+/// short, shut the service's gate.
+pub async fn serve(
+    listener: TcpListener,
+    service: Arc<Service>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    listener.set_nonblocking(true)?;
+    let handle = Handle::new();
+    let running = tokio::spawn(listen(listener, Arc::clone(&service), handle.clone())?);
+    let outcome = tokio::select! {
+        () = shutdown => {
+            drain(&service).await;
+            let ended = tokio::time::timeout(FLUSH_WAIT_MAX, service.gate.ended()).await;
+            let hung = |_| Err(EngineFailed("its last step does not end".into()));
+            ended.unwrap_or_else(hung).map_err(ServeError::from)
+        }
+        outcome = service.gate.ended() => outcome.map_err(ServeError::from),
+    };
+    // Replies have ended, whichever way; their last bytes are on the way.
+    handle.graceful_shutdown(Some(FLUSH_WAIT_MAX));
+    let served = running.await.map_err(io::Error::other)?;
+    outcome.and(served.map_err(ServeError::from))
+}
+
+/// Limits of connections.
+fn tune(builder: &mut Builder<TokioExecutor>) {
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS_WAIT_MAX)
+        .max_buf_size(HEADER_BYTES_MAX);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(HEADERS_WAIT_MAX)
+        .max_header_list_size(HEADER_BYTES_MAX as u32);
+}
+
+type Serving = std::pin::Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
+
+/// The listener at work.
+fn listen(
+    listener: TcpListener,
+    service: Arc<Service>,
+    handle: Handle<std::net::SocketAddr>,
+) -> Result<Serving, ServeError> {
+    let tls = service.config.tls.as_ref().map(tls).transpose()?;
+    let make: IntoMakeServiceWithConnectInfo<_, std::net::SocketAddr> =
+        router(service).into_make_service_with_connect_info();
+    match tls {
+        None => {
+            let mut server = axum_server::from_tcp(listener)?.handle(handle);
+            tune(server.http_builder());
+            Ok(Box::pin(server.serve(make)))
+        }
+        Some(config) => {
+            let mut server = axum_server::from_tcp_rustls(listener, config)?.handle(handle);
+            tune(server.http_builder());
+            Ok(Box::pin(server.serve(make)))
+        }
+    }
+}
+
+/// The signal has come: the load balancer is told, then new requests are refused, then the last
+/// reply is waited for, then what still runs is ended.
+async fn drain(service: &Service) {
+    service.leave();
+    tracing::info!("shutting down: new requests are taken for a moment longer");
+    let ended = service.gate.ended();
+    tokio::pin!(ended);
+    tokio::select! {
+        () = tokio::time::sleep(service.config.drain_delay) => {}
+        _ = &mut ended => return,
+    }
+    service.gate.drain();
+    let count = service.gate.load().held;
+    tracing::info!(count, "new requests are refused, running ones finish");
+    tokio::select! {
+        () = tokio::time::sleep(service.config.shutdown_timeout) => {
+            tracing::warn!(count = service.gate.load().held, "requests are cut off");
+            service.gate.shut();
+        }
+        _ = &mut ended => {}
+    }
+}
+
+fn tls(files: &TlsFiles) -> Result<RustlsConfig, ServeError> {
+    let fault = |file: &std::path::Path, reason: String| ServeError::Tls {
+        file: file.display().to_string(),
+        reason,
+    };
+    let chain = CertificateDer::pem_file_iter(&files.certificate)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| fault(&files.certificate, error.to_string()))?;
+    let key = PrivateKeyDer::from_pem_file(&files.key)
+        .map_err(|error| fault(&files.key, error.to_string()))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key));
+    let mut config = config.map_err(|error| fault(&files.certificate, error.to_string()))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(RustlsConfig::from_config(Arc::new(config)))
+}

@@ -1,0 +1,165 @@
+//! What all routes share: the model's text, its grammars, the gate to its engine, and how the
+//! server was set up. Values come resolved; nothing here reads a flag or a file.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use kilotok_text::{Grammars, Text};
+use tokio::sync::Semaphore;
+
+use crate::auth::Keys;
+use crate::clock::unix_seconds;
+use crate::error::ApiError;
+use crate::gate::{Gate, Health};
+use crate::metrics::Metrics;
+
+/// How the server was set up.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Names of the model; the first is the one that replies carry.
+    pub served_names: Vec<String>,
+    /// Where the checkpoint came from, for `/v1/models`.
+    pub model_root: String,
+    /// Any of them opens the API; none leaves it open to all.
+    pub api_keys: Vec<String>,
+    /// Sites whose pages may call the API; `*` is all.
+    pub cors_origins: Vec<String>,
+    pub tls: Option<TlsFiles>,
+    /// Bytes of a request's body.
+    pub body_max: usize,
+    /// After so long without an event, a stream sends a comment.
+    pub keep_alive: Duration,
+    /// How long new requests are still taken after the signal to stop, while `/ready` says no.
+    pub drain_delay: Duration,
+    /// How long running requests may then take.
+    pub shutdown_timeout: Duration,
+    /// Prompts times replies of one request.
+    pub n_max: u32,
+    /// Stop strings of one request.
+    pub stop_max: usize,
+    /// Of a request that does not say; beyond it is what there is room for.
+    pub token_max_default: Option<u32>,
+}
+
+/// A certificate chain and its key, both PEM.
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            served_names: vec!["default".into()],
+            model_root: String::new(),
+            api_keys: Vec::new(),
+            cors_origins: Vec::new(),
+            tls: None,
+            body_max: 32 << 20,
+            keep_alive: Duration::from_secs(15),
+            drain_delay: Duration::ZERO,
+            shutdown_timeout: Duration::from_mins(1),
+            n_max: 128,
+            stop_max: 16,
+            token_max_default: None,
+        }
+    }
+}
+
+/// What routes share.
+pub struct Service {
+    pub text: Arc<Text>,
+    pub grammars: Arc<Grammars>,
+    pub gate: Gate,
+    pub metrics: Arc<Metrics>,
+    pub config: ServerConfig,
+    pub(crate) keys: Keys,
+    pub(crate) created: u64,
+    /// Told by every reply: what else it depends on besides the request.
+    pub(crate) fingerprint: String,
+    /// Set by the signal to stop.
+    leaving: AtomicBool,
+    /// Templates, tokenizers and grammars at work on threads of their own.
+    chores: Arc<Semaphore>,
+}
+
+/// A text of so many bytes is rendered and encoded in a few microseconds, faster than a thread is
+/// found for it.
+const INLINE_BYTES_MAX: usize = 4096;
+
+/// More would only take the cores from one another.
+const CHORES_MAX: usize = 4;
+
+impl Service {
+    pub fn new(
+        text: Arc<Text>,
+        grammars: Arc<Grammars>,
+        gate: Gate,
+        metrics: Arc<Metrics>,
+        config: ServerConfig,
+    ) -> Self {
+        Self {
+            text,
+            grammars,
+            gate,
+            metrics,
+            keys: Keys::new(&config.api_keys),
+            created: unix_seconds(),
+            fingerprint: format!("kilotok-{}", env!("CARGO_PKG_VERSION")),
+            leaving: AtomicBool::new(false),
+            chores: Arc::new(Semaphore::new(CHORES_MAX)),
+            config,
+        }
+    }
+
+    /// The name that replies carry.
+    pub fn model_name(&self) -> &str {
+        self.config.served_names.first().map_or("default", String::as_str)
+    }
+
+    /// The name to answer with, if it is served here.
+    pub(crate) fn model(&self, asked: Option<&str>) -> Result<String, ApiError> {
+        let served = &self.config.served_names;
+        match asked {
+            None | Some("") => Ok(self.model_name().to_owned()),
+            Some(name) if served.iter().any(|known| known == name) => Ok(name.to_owned()),
+            Some(name) => Err(ApiError::unknown_model(name, served)),
+        }
+    }
+
+    /// The load balancer shall look elsewhere from now on.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Release);
+    }
+
+    /// Whether new requests are welcome.
+    pub fn is_ready(&self) -> bool {
+        !self.leaving.load(Ordering::Acquire) && matches!(self.gate.health(), Health::Ok { .. })
+    }
+
+    /// Work of the processor on so many bytes, without holding up others.
+    pub(crate) async fn work<T: Send + 'static>(
+        self: &Arc<Self>,
+        bytes: usize,
+        work: impl FnOnce(&Self) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        if bytes <= INLINE_BYTES_MAX {
+            return work(self);
+        }
+        let lost = || {
+            let status = axum::http::StatusCode::INTERNAL_SERVER_ERROR;
+            ApiError::new(status, "preparing the request failed")
+        };
+        let permit = Arc::clone(&self.chores).acquire_owned().await.map_err(|_| lost())?;
+        let service = Arc::clone(self);
+        let done = tokio::task::spawn_blocking(move || {
+            let done = work(&service);
+            drop(permit);
+            done
+        });
+        done.await.map_err(|_| lost())?
+    }
+}

@@ -1,0 +1,183 @@
+//! What surrounds every request: its id, W3C trace context, a span, keys, an access log, metrics.
+
+use std::sync::Arc;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use tracing::Instrument;
+use uuid::Uuid;
+
+use crate::dialects::messages::translate;
+use crate::error::ApiError;
+use crate::service::Service;
+
+/// The id that a request came with, or got. Part of its reply's id.
+#[derive(Clone, Debug)]
+pub(crate) struct RequestId {
+    pub(crate) id: String,
+    /// It came in a header, which goes before the body's.
+    given: bool,
+}
+
+/// Longer ones are no ids.
+const ID_CHARS_MAX: usize = 128;
+const ID_HEADER: &str = "x-request-id";
+
+impl RequestId {
+    fn of(headers: &HeaderMap) -> Self {
+        let given = headers.get(ID_HEADER).and_then(|value| value.to_str().ok());
+        match given.filter(|id| is_id(id)) {
+            Some(id) => Self { id: id.to_owned(), given: true },
+            None => Self { id: Uuid::new_v4().simple().to_string(), given: false },
+        }
+    }
+
+    /// The id of a reply: the header's, else the body's, else a random one.
+    pub(crate) fn reply(&self, prefix: &str, body: Option<&str>) -> Result<String, ApiError> {
+        match body {
+            Some(id) if !is_id(id) => Err(ApiError::bad(
+                "request_id",
+                format!("request_id: 1 to {ID_CHARS_MAX} letters, digits or \"-_.:\", please"),
+            )),
+            Some(id) if !self.given => Ok(format!("{prefix}{id}")),
+            _ => Ok(format!("{prefix}{}", self.id)),
+        }
+    }
+}
+
+fn is_id(id: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
+    (1..=ID_CHARS_MAX).contains(&id.len()) && id.chars().all(plain)
+}
+
+/// The trace that a request is part of: `00-<32 hex>-<16 hex>-<2 hex>`.
+fn trace_of(headers: &HeaderMap) -> Option<(&str, &str)> {
+    let text = headers.get("traceparent")?.to_str().ok()?;
+    let mut parts = text.split('-');
+    let (version, trace, parent, flags) =
+        (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let hex = |part: &str, count: usize| {
+        part.len() == count && part.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let zero = |part: &str| part.bytes().all(|c| c == b'0');
+    let whole = hex(version, 2) && hex(trace, 32) && hex(parent, 16) && hex(flags, 2);
+    let known = version != "ff" && (version != "00" || parts.next().is_none());
+    (whole && known && !zero(trace) && !zero(parent)).then_some((trace, parent))
+}
+
+/// Goes around every route.
+pub(crate) async fn surround(
+    State(service): State<Arc<Service>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let id = RequestId::of(request.headers());
+    let (trace, parent) = trace_of(request.headers()).unzip();
+    let method = request.method().clone();
+    let pattern = request.extensions().get::<MatchedPath>().cloned();
+    let span = tracing::info_span!(
+        "request",
+        %method,
+        path = request.uri().path(),
+        request_id = %id.id,
+        trace_id = trace,
+        parent_id = parent,
+    );
+    let echo = HeaderValue::from_str(&id.id);
+    let anthropic = request.uri().path().starts_with("/v1/messages");
+    let orca = request.headers().get("endpoint-load-metrics-format").cloned();
+    let guarded = service.keys.check(request.uri().path(), request.headers());
+    request.extensions_mut().insert(id.clone());
+    let start = tokio::time::Instant::now();
+    let mut response = match guarded {
+        Err(error) => error.into_response(),
+        Ok(()) => next.run(request).instrument(span.clone()).await,
+    };
+    let seconds = start.elapsed().as_secs_f64();
+    let status = response.status();
+    let handler = pattern.as_ref().map_or("none", MatchedPath::as_str);
+    service.metrics.answered(handler, method.as_str(), status.as_u16(), seconds);
+    let error = response.extensions().get::<ApiError>().map(|error| error.message.as_str());
+    let status = status.as_u16();
+    span.in_scope(|| {
+        if method == Method::GET {
+            // Probes and scrapes, every few seconds.
+            tracing::debug!(status, seconds, error, "answered");
+        } else {
+            tracing::info!(status, seconds, error, "answered");
+        }
+    });
+    if anthropic {
+        response = translate(response, &id.id);
+    }
+    if let Ok(echo) = echo {
+        response.headers_mut().insert(ID_HEADER, echo);
+    }
+    if let Some(load) = orca.and_then(|format| load_report(&format, &service)) {
+        response.headers_mut().insert("endpoint-load-metrics", load);
+    }
+    response
+}
+
+/// What Envoy balances by, in the format that it asks for.
+fn load_report(format: &HeaderValue, service: &Service) -> Option<HeaderValue> {
+    let load = service.gate.load();
+    let (usage, waiting) = (load.usage, load.waiting());
+    let text = match format.to_str().ok()?.to_ascii_uppercase().as_str() {
+        "TEXT" => format!(
+            "TEXT named_metrics.kv_cache_usage_perc={usage}, \
+             named_metrics.num_requests_waiting={waiting}"
+        ),
+        "JSON" => format!(
+            "JSON {{\"named_metrics\": {{\"kv_cache_usage_perc\": {usage}, \
+             \"num_requests_waiting\": {waiting}}}}}"
+        ),
+        _ => return None,
+    };
+    HeaderValue::from_str(&text).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(name: &'static str, value: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        headers
+    }
+
+    #[test]
+    fn ids_are_taken_if_they_are_harmless() {
+        let id = |value: &str| RequestId::of(&with(ID_HEADER, value));
+        assert_eq!(id("abc-1.2_3:4").reply("r-", Some("body")).unwrap(), "r-abc-1.2_3:4");
+        for odd in ["", "a b", "é", "a\"b", &"x".repeat(129)] {
+            let id = id(odd);
+            assert!(!id.given && id.id.len() == 32, "{odd:?}");
+            assert_eq!(id.reply("r-", Some("body")).unwrap(), "r-body");
+            assert!(id.reply("r-", Some("bo dy")).is_err());
+        }
+    }
+
+    #[test]
+    fn trace_context_is_read_as_w3c_says() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let headers = with("traceparent", good);
+        let expected = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
+        assert_eq!(trace_of(&headers), Some(expected));
+        for bad in [
+            "",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7",
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-x",
+        ] {
+            assert_eq!(trace_of(&with("traceparent", bad)), None, "{bad}");
+        }
+        let later = "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more";
+        assert_eq!(trace_of(&with("traceparent", later)), Some(expected));
+    }
+}

@@ -1,0 +1,67 @@
+//! Fields that other servers have and this one has not: at their default they are ignored, anything
+//! else is refused by name instead of quietly doing nothing.
+
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
+
+/// A field that is not implemented. Holds nothing: whatever asks for something is refused.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Absent;
+
+/// What the error of a refused field says; [`super::body`] looks for it.
+pub(crate) const NOT_IMPLEMENTED: &str = "is not implemented by this server";
+
+impl<'de> Deserialize<'de> for Absent {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let neutral = match Value::deserialize(deserializer)? {
+            Value::Null | Value::Bool(false) => true,
+            Value::Bool(true) => false,
+            Value::Number(number) => number.as_f64() == Some(0.0),
+            Value::String(text) => text.is_empty(),
+            Value::Array(list) => list.is_empty(),
+            Value::Object(fields) => fields.is_empty(),
+        };
+        if neutral { Ok(Self) } else { Err(D::Error::custom(format!("it {NOT_IMPLEMENTED}"))) }
+    }
+}
+
+impl PartialSchema for Absent {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(SchemaType::Type(Type::Null))
+            .description(Some("Not implemented: refused unless absent or null."))
+            .into()
+    }
+}
+
+impl ToSchema for Absent {}
+
+/// A count that can only be 1, such as `best_of`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct One;
+
+impl<'de> Deserialize<'de> for One {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::Null => Ok(Self),
+            Value::Number(number) if number.as_f64() == Some(1.0) => Ok(Self),
+            other => Err(D::Error::custom(format!("{other} {NOT_IMPLEMENTED}, only 1 is"))),
+        }
+    }
+}
+
+impl PartialSchema for One {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(SchemaType::Type(Type::Integer))
+            .enum_values(Some([1]))
+            .description(Some("Only 1 is implemented."))
+            .into()
+    }
+}
+
+impl ToSchema for One {}

@@ -1,0 +1,181 @@
+//! Reads the body of a request: JSON into a type, with the place of whatever is wrong, and with the
+//! fields that no one knows counted. Knows no field by name.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{FromRequest, Request};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::IntoResponse;
+use serde::de::DeserializeOwned;
+use serde_path_to_error::Track;
+
+use super::absent::NOT_IMPLEMENTED;
+use crate::error::ApiError;
+use crate::service::Service;
+
+/// A client that takes longer to send its body is not going to finish.
+const BODY_WAIT_MAX: Duration = Duration::from_mins(1);
+
+/// Names of unknown fields that are written to the log, of one request.
+const LOGGED_MAX: usize = 8;
+
+/// The JSON of a request.
+pub struct Body<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<Arc<Service>> for Body<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, service: &Arc<Service>) -> Result<Self, ApiError> {
+        check_content_type(request.headers())?;
+        let path = request.uri().path().to_owned();
+        let read = axum::body::Bytes::from_request(request, service);
+        let bytes = match tokio::time::timeout(BODY_WAIT_MAX, read).await {
+            Ok(Ok(bytes)) => bytes,
+            Ok(Err(rejection)) => return Err(unreadable(rejection.into_response().status())),
+            Err(_) => return Err(unreadable(StatusCode::REQUEST_TIMEOUT)),
+        };
+        let (value, unknown) = parse(&bytes)?;
+        if !unknown.is_empty() {
+            service.metrics.unknown_fields(unknown.len() as u64);
+            let names = &unknown[..unknown.len().min(LOGGED_MAX)];
+            tracing::debug!(%path, ?names, count = unknown.len(), "unknown fields were ignored");
+        }
+        Ok(Self(value))
+    }
+}
+
+/// Clients often say nothing, and curl says it is a form. Only what cannot be JSON is refused.
+fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
+    let says = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let refuse = |what: String| Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, what));
+    if let Some(kind) = says(header::CONTENT_TYPE) {
+        let essence = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        let odd = ["multipart/", "image/", "audio/", "video/"];
+        let binary = ["application/octet-stream", "application/xml", "application/pdf"];
+        if odd.iter().any(|odd| essence.starts_with(odd)) || binary.contains(&essence.as_str()) {
+            return refuse(format!("content type {essence}: send application/json"));
+        }
+    }
+    match says(header::CONTENT_ENCODING) {
+        None | Some("identity" | "") => Ok(()),
+        Some(coding) => refuse(format!("content encoding {coding}: send the JSON as it is")),
+    }
+}
+
+fn unreadable(status: StatusCode) -> ApiError {
+    let message = match status {
+        StatusCode::PAYLOAD_TOO_LARGE => "the body is larger than this server accepts",
+        StatusCode::REQUEST_TIMEOUT => "the body did not arrive in time",
+        _ => "the body could not be read to its end",
+    };
+    ApiError::new(status, message)
+}
+
+/// The value, and the paths of fields that it does not have.
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, Vec<String>), ApiError> {
+    if bytes.trim_ascii_start().first().is_some_and(|first| *first != b'{') {
+        let message = "the body must be a JSON object";
+        return Err(ApiError::new(StatusCode::BAD_REQUEST, message).with_code("invalid_json"));
+    }
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let mut track = Track::new();
+    let mut unknown = Vec::new();
+    let mut note = |path: serde_ignored::Path<'_>| unknown.push(path.to_string());
+    let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);
+    let value = T::deserialize(serde_ignored::Deserializer::new(tracked, &mut note));
+    let value = match value {
+        Ok(value) => value,
+        Err(error) => return Err(misfit(&error, &track.path().to_string())),
+    };
+    json.end().map_err(|error| misfit(&error, "."))?;
+    Ok((value, unknown))
+}
+
+fn misfit(error: &serde_json::Error, path: &str) -> ApiError {
+    let text = error.to_string();
+    if !error.is_data() {
+        return ApiError::new(StatusCode::BAD_REQUEST, format!("the body is not JSON: {text}"))
+            .with_code("invalid_json");
+    }
+    let missing = text.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
+    let param = match (path, missing) {
+        (".", None) => {
+            let text = format!("the body must be a JSON object of this request: {text}");
+            return ApiError::new(StatusCode::BAD_REQUEST, text);
+        }
+        (".", Some(field)) => field.to_owned(),
+        (path, None) => path.to_owned(),
+        (path, Some(field)) => format!("{path}.{field}"),
+    };
+    let error = ApiError::bad(&param, format!("{param}: {text}"));
+    if text.contains(NOT_IMPLEMENTED) { error.with_code("unsupported_parameter") } else { error }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::super::absent::Absent;
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    struct Inner {
+        depth: i64,
+    }
+
+    #[derive(Debug, Deserialize)]
+    struct Outer {
+        list: Vec<Inner>,
+        #[serde(default)]
+        #[expect(dead_code, reason = "it is read by reading")]
+        fancy: Absent,
+    }
+
+    fn error(text: &str) -> (Option<String>, String) {
+        let error = parse::<Outer>(text.as_bytes()).unwrap_err();
+        assert_eq!(error.status, StatusCode::BAD_REQUEST);
+        (error.param, error.message)
+    }
+
+    #[test]
+    fn errors_name_the_place() {
+        let (param, message) = error(r#"{"list": [{"depth": 1}, {"depth": "x"}]}"#);
+        assert_eq!(param.as_deref(), Some("list[1].depth"));
+        assert!(message.contains("expected i64 at line 1 column 37"), "{message}");
+        assert_eq!(error(r#"{"list": [{}]}"#).0.as_deref(), Some("list[0].depth"));
+        assert_eq!(error("{}").0.as_deref(), Some("list"));
+        let (param, message) = error("{\"list\": [\n1,}");
+        assert_eq!(param.as_deref(), Some("list[0]"));
+        assert!(message.contains("line 2"), "{message}");
+        assert_eq!(error("{} x").0.as_deref(), Some("list"));
+        assert!(error(r#"{"list": []} x"#).1.contains("trailing characters"));
+        assert!(error("[1]").1.contains("must be a JSON object"));
+    }
+
+    #[test]
+    fn what_is_not_implemented_is_refused_unless_neutral() {
+        for neutral in ["null", "false", "0", "\"\"", "[]", "{}"] {
+            let text = format!(r#"{{"list": [], "fancy": {neutral}}}"#);
+            assert!(parse::<Outer>(text.as_bytes()).is_ok(), "{neutral}");
+        }
+        let (param, message) = error(r#"{"list": [], "fancy": 3}"#);
+        assert_eq!(param.as_deref(), Some("fancy"));
+        assert!(message.contains(NOT_IMPLEMENTED), "{message}");
+    }
+
+    #[test]
+    fn unknown_fields_are_reported_with_their_paths() {
+        let text = r#"{"list": [{"depth": 1, "width": 2}], "fancy": null, "colour": {"a": 1}}"#;
+        let (value, unknown) = parse::<Outer>(text.as_bytes()).unwrap();
+        assert_eq!(value.list[0].depth, 1);
+        assert_eq!(unknown, ["list.0.width", "colour"]);
+    }
+
+    #[test]
+    fn deep_nesting_and_bad_text_are_errors() {
+        let deep = format!(r#"{{"list": [], "fancy": {}"#, "[".repeat(100_000));
+        assert!(error(&deep).1.contains("recursion limit"));
+        assert!(parse::<Outer>(b"{\"list\": [], \"fancy\": \"\xff\"}").is_err());
+    }
+}

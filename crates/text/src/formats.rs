@@ -1,0 +1,86 @@
+//! How models write reasoning and tool calls. One file per format; what they share is in
+//! [`crate::reply`].
+
+mod hermes;
+mod mimo;
+mod plain;
+mod qwen3_coder;
+
+use std::fmt;
+use std::str::FromStr;
+
+/// How a model's replies are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    Mimo,
+    Qwen3Coder,
+    Hermes,
+    Plain,
+}
+
+/// What the machinery of replies asks of a format.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Style {
+    /// `<think>` and `</think>` enclose reasoning.
+    pub(crate) reasons: bool,
+    /// `<tool_call>` and `</tool_call>` enclose calls, as XML or as JSON.
+    pub(crate) calls: bool,
+    /// The template puts newlines around reasoning, answer, calls and XML values, and takes them
+    /// off again: they belong to the markup. Otherwise every character belongs to the text.
+    pub(crate) padded: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown reply format {0:?}: use mimo, qwen3_coder, hermes or plain")]
+pub struct UnknownFormat(pub String);
+
+impl Format {
+    pub const ALL: [Self; 4] = [Self::Mimo, Self::Qwen3Coder, Self::Hermes, Self::Plain];
+
+    /// What a checkpoint most likely writes, by its `model_type` and its chat template.
+    pub(crate) fn detect(model_type: &str, template: Option<&str>) -> Self {
+        let template = template.unwrap_or_default();
+        if mimo::writes(model_type, template) {
+            Self::Mimo
+        } else if qwen3_coder::writes(template) {
+            Self::Qwen3Coder
+        } else if hermes::writes(template) {
+            Self::Hermes
+        } else {
+            Self::Plain
+        }
+    }
+
+    pub(crate) fn style(self) -> Style {
+        match self {
+            Self::Mimo => mimo::STYLE,
+            Self::Qwen3Coder => qwen3_coder::STYLE,
+            Self::Hermes => hermes::STYLE,
+            Self::Plain => plain::STYLE,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Mimo => "mimo",
+            Self::Qwen3Coder => "qwen3_coder",
+            Self::Hermes => "hermes",
+            Self::Plain => "plain",
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Format {
+    type Err = UnknownFormat;
+
+    fn from_str(name: &str) -> Result<Self, UnknownFormat> {
+        let named = Self::ALL.into_iter().find(|format| format.name() == name);
+        named.ok_or_else(|| UnknownFormat(name.to_owned()))
+    }
+}

@@ -1,0 +1,193 @@
+//! Which characters may come next in a GBNF grammar, and which would make a lexeme longer. Lexemes
+//! are as long as can be: one that could take what has to come after it would never leave it.
+
+use std::collections::BTreeMap;
+
+use super::parse_gbnf::{Class, Node, Sequence};
+
+pub(super) type Rules = BTreeMap<String, Vec<Sequence>>;
+
+/// A set of characters; all that are not ASCII are one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Chars {
+    ascii: u128,
+    other: bool,
+}
+
+impl Chars {
+    fn of(c: char) -> Self {
+        let code = u32::from(c);
+        if c.is_ascii() {
+            Self { ascii: 1 << code, other: false }
+        } else {
+            Self { ascii: 0, other: true }
+        }
+    }
+
+    fn of_class(class: &Class) -> Self {
+        let inside = (0..128u8).map(char::from).filter(|c| {
+            class.ranges.iter().any(|(first, last)| (first..=last).contains(&c)) != class.negated
+        });
+        let mut chars = inside.map(Self::of).fold(Self::default(), Self::or);
+        chars.other = class.negated || class.ranges.iter().any(|(_, last)| !last.is_ascii());
+        chars
+    }
+
+    pub(super) fn or(self, more: Self) -> Self {
+        Self { ascii: self.ascii | more.ascii, other: self.other || more.other }
+    }
+
+    pub(super) fn meets(self, others: Self) -> bool {
+        self.ascii & others.ascii != 0 || (self.other && others.other)
+    }
+}
+
+/// What is known of a piece of the grammar.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Facts {
+    first: Chars,
+    /// What may come after one match for a longer one.
+    more: Chars,
+    /// Whether it matches nothing at all.
+    empty: bool,
+}
+
+impl Facts {
+    const NOTHING: Self = Self {
+        first: Chars { ascii: 0, other: false },
+        more: Chars { ascii: 0, other: false },
+        empty: true,
+    };
+
+    fn then(self, next: Self) -> Self {
+        let mut both = Self { first: self.first, more: next.more, empty: self.empty && next.empty };
+        if self.empty {
+            both.first = both.first.or(next.first);
+        }
+        if next.empty {
+            both.more = both.more.or(self.more).or(next.first);
+        }
+        both
+    }
+
+    fn either(self, other: Self) -> Self {
+        let mut more = self.more.or(other.more);
+        // One may begin like the other and go on.
+        if self.first.meets(other.first) {
+            more = more.or(self.more).or(other.more);
+        }
+        if self.empty || other.empty {
+            more = more.or(self.first).or(other.first);
+        }
+        Self { first: self.first.or(other.first), more, empty: self.empty || other.empty }
+    }
+
+    /// Whether it would take some of what comes after it.
+    pub(super) fn overlaps(self, after: Chars) -> bool {
+        self.more.meets(after)
+    }
+
+    /// What comes first of this and what is after it.
+    pub(super) fn before(self, after: Chars) -> Chars {
+        if self.empty { self.first.or(after) } else { self.first }
+    }
+}
+
+pub(super) struct Ahead {
+    facts: BTreeMap<String, Facts>,
+    after: BTreeMap<String, Chars>,
+}
+
+impl Ahead {
+    /// Both are what does not change any more when it is derived once again.
+    pub(super) fn of(rules: &Rules, root: &str) -> Self {
+        let facts = rules.keys().map(|name| (name.clone(), Facts::default())).collect();
+        let mut ahead = Self { facts, after: BTreeMap::new() };
+        loop {
+            let next: BTreeMap<String, Facts> = rules
+                .iter()
+                .map(|(name, alternatives)| (name.clone(), ahead.alternatives(alternatives)))
+                .collect();
+            let done = next == ahead.facts;
+            ahead.facts = next;
+            if done {
+                break;
+            }
+        }
+        ahead.after.insert(root.to_owned(), Chars::default());
+        loop {
+            let before = ahead.after.clone();
+            for (name, alternatives) in rules {
+                let after = ahead.after(name);
+                ahead.spread(alternatives, after);
+            }
+            if before == ahead.after {
+                return ahead;
+            }
+        }
+    }
+
+    /// What may come after a rule, wherever it is used.
+    pub(super) fn after(&self, rule: &str) -> Chars {
+        self.after.get(rule).copied().unwrap_or_default()
+    }
+
+    fn spread(&mut self, alternatives: &[Sequence], after: Chars) {
+        for sequence in alternatives {
+            let mut after = after;
+            for node in sequence.iter().rev() {
+                let inner = self.within(node, after);
+                match node {
+                    Node::Rule(name) => {
+                        let known = self.after(name);
+                        self.after.insert(name.clone(), known.or(inner));
+                    }
+                    Node::Group(alternatives) => self.spread(alternatives, inner),
+                    Node::Repeat(node, _) => self.spread(&[vec![(**node).clone()]], inner),
+                    Node::Literal(_) | Node::Class(_) | Node::Token(_) => {}
+                }
+                after = self.node(node).before(after);
+            }
+        }
+    }
+
+    /// What may come after what is within a node.
+    pub(super) fn within(&self, node: &Node, after: Chars) -> Chars {
+        match node {
+            Node::Repeat(inner, count) if count.max != Some(1) => after.or(self.node(inner).first),
+            _ => after,
+        }
+    }
+
+    fn alternatives(&self, alternatives: &[Sequence]) -> Facts {
+        let each = alternatives.iter().map(|sequence| self.sequence(sequence));
+        each.reduce(Facts::either).unwrap_or(Facts::NOTHING)
+    }
+
+    pub(super) fn sequence(&self, nodes: &[Node]) -> Facts {
+        nodes.iter().map(|node| self.node(node)).fold(Facts::NOTHING, Facts::then)
+    }
+
+    pub(super) fn node(&self, node: &Node) -> Facts {
+        match node {
+            Node::Literal(text) => {
+                let first = text.chars().next();
+                let chars = first.map(Chars::of).unwrap_or_default();
+                Facts { first: chars, more: Chars::default(), empty: first.is_none() }
+            }
+            Node::Class(class) => Facts { first: Chars::of_class(class), ..Facts::default() },
+            // Not text, and so never in the way of any.
+            Node::Token(_) => Facts::default(),
+            Node::Rule(name) => self.facts.get(name).copied().unwrap_or_default(),
+            Node::Group(alternatives) => self.alternatives(alternatives),
+            Node::Repeat(node, count) => {
+                let mut facts = self.node(node);
+                if count.max != Some(count.min) {
+                    facts.more = facts.more.or(facts.first);
+                }
+                facts.empty |= count.min == 0;
+                facts
+            }
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! Tool calls as the model writes them, as a grammar: Lark for the markup, and the tools' own JSON
+//! schemas within it. Reading calls is the business of replies.
+
+use std::fmt::Write;
+
+use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
+use serde_json::Value;
+
+use super::vocabulary::{Marker, Vocabulary};
+use super::{GrammarError, Source, lark, patterns, schema, weight};
+use crate::{Format, Tool};
+
+/// Most tools that one reply may choose from.
+const TOOLS_MAX: usize = 512;
+/// What ends an XML value, wherever it stands.
+const VALUE_END: &str = "</parameter>";
+/// Longest name of a parameter that no schema names.
+const NAME_CHARS_MAX: usize = 64;
+
+/// What a format puts around an XML value besides its tags.
+#[derive(Clone, Copy)]
+struct Xml {
+    padding: &'static str,
+}
+
+/// Grows into Lark text and the JSON schemas that it refers to.
+#[derive(Default)]
+struct Writer {
+    rules: String,
+    /// Names of the rules of calls.
+    calls: Vec<String>,
+    schemas: Vec<GrammarWithLexer>,
+    warnings: Vec<String>,
+}
+
+pub(super) fn source(
+    tools: &[Tool],
+    format: Format,
+    parallel: bool,
+    vocabulary: &Vocabulary,
+) -> Result<Source, GrammarError> {
+    if tools.is_empty() {
+        return Err(GrammarError::Invalid("a call is required, but there are no tools".to_owned()));
+    }
+    if tools.len() > TOOLS_MAX {
+        let text = format!("{} tools to choose from: at most {TOOLS_MAX}", tools.len());
+        return Err(GrammarError::TooLarge(text));
+    }
+    weight::check(tools.iter().map(|tool| &tool.parameters))?;
+    let mut writer = Writer::default();
+    for tool in tools {
+        let written = match format {
+            Format::Mimo => writer.xml(tool, Xml { padding: "" }),
+            Format::Qwen3Coder => writer.xml(tool, Xml { padding: "\n" }),
+            Format::Hermes => writer.json(tool),
+            Format::Plain => {
+                let text = "the model has no format for tool calls; start the server with one, \
+                            or ask for JSON by response_format";
+                return Err(GrammarError::Invalid(text.to_owned()));
+            }
+        };
+        written.map_err(|error| of_tool(error, &tool.name))?;
+    }
+    let between = if format == Format::Mimo { "" } else { "\n" };
+    Ok(writer.finish(between, parallel, vocabulary))
+}
+
+impl Writer {
+    fn finish(self, between: &str, parallel: bool, vocabulary: &Vocabulary) -> Source {
+        let more =
+            if parallel { format!(" ({} call)*", lark::literal(between)) } else { String::new() };
+        let lark = format!(
+            "start: call{more}\ncall: {} ({}) {}\n{}",
+            marker(&vocabulary.marker("<tool_call>")),
+            self.calls.join(" | "),
+            marker(&vocabulary.marker("</tool_call>")),
+            self.rules
+        );
+        let mut grammars = vec![GrammarWithLexer::from_lark(lark)];
+        grammars.extend(self.schemas);
+        Source { grammar: TopLevelGrammar { grammars, max_tokens: None }, warnings: self.warnings }
+    }
+
+    fn call(&mut self, body: &str) {
+        let name = format!("call_{}", self.calls.len());
+        self.rule(&name, body);
+        self.calls.push(name);
+    }
+
+    fn rule(&mut self, name: &str, body: &str) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.rules, "{name}: {body}");
+    }
+
+    /// A name for the schema in Lark.
+    fn schema(&mut self, schema: Value) -> String {
+        let name = format!("schema_{}", self.schemas.len());
+        let grammar = GrammarWithLexer::from_json_schema(schema);
+        self.schemas.push(GrammarWithLexer { name: Some(name.clone()), ..grammar });
+        format!("@{name}")
+    }
+
+    fn prepare(&mut self, tool: &Tool, besides: Option<&str>) -> Result<Value, GrammarError> {
+        let schema = schema::prepare_home(&tool.parameters, tool.strict, besides)?;
+        let warnings = schema.warnings.into_iter();
+        self.warnings.extend(warnings.map(|warning| format!("tool {:?}: {warning}", tool.name)));
+        Ok(schema.schema)
+    }
+
+    /// `{"name": .., "arguments": {..}}`
+    fn json(&mut self, tool: &Tool) -> Result<(), GrammarError> {
+        let mut whole = self.prepare(tool, None)?;
+        if let Value::Object(keywords) = &mut whole
+            && !["type", "$ref", "allOf", "anyOf"].iter().any(|key| keywords.contains_key(*key))
+        {
+            keywords.insert("type".to_owned(), "object".into());
+        }
+        let arguments = self.schema(schema::at_home(&whole, "", tool.strict));
+        let head = format!("\n{{\"name\": {}, \"arguments\": ", Value::from(tool.name.as_str()));
+        self.call(&format!("{} {arguments} {}", lark::literal(&head), lark::literal("}\n")));
+        Ok(())
+    }
+
+    /// `<function=..>` with a `<parameter=..>` for each argument, in the schema's order.
+    fn xml(&mut self, tool: &Tool, xml: Xml) -> Result<(), GrammarError> {
+        tag_name(&tool.name)?;
+        // A reader takes the first closing tag for one, even within a string of JSON.
+        let whole = self.prepare(tool, Some(&patterns::without(VALUE_END)))?;
+        let parameters = parameters(&whole);
+        let mut body = lark::literal(&format!("\n<function={}>\n", tool.name));
+        for parameter in &parameters.declared {
+            tag_name(&parameter.name)?;
+            let rule = format!("call_{}_{}", self.calls.len(), body.len());
+            let value = self.value(&whole, parameter, xml, tool.strict);
+            let open = format!("<parameter={}>{}", parameter.name, xml.padding);
+            self.rule(&rule, &format!("{} {value}", lark::literal(&open)));
+            let maybe = if parameter.required { "" } else { "?" };
+            let _ = write!(body, " {rule}{maybe}");
+        }
+        if parameters.open {
+            let name = format!("/[^<>\\n]{{1,{NAME_CHARS_MAX}}}>{}/", regex(xml.padding));
+            let _ = write!(body, " (\"<parameter=\" {name} {})*", self.text(xml));
+        }
+        self.call(&format!("{body} {}", lark::literal("</function>\n")));
+        Ok(())
+    }
+
+    /// A value with its closing tag: text up to there, or JSON.
+    fn value(&mut self, whole: &Value, parameter: &Parameter, xml: Xml, strict: bool) -> String {
+        let end = lark::literal(&format!("{}{VALUE_END}\n", xml.padding));
+        if let Some(values) = listed(whole, parameter.schema) {
+            let literals: Vec<String> = values.iter().map(|value| lark::literal(value)).collect();
+            return format!("({}) {end}", literals.join(" | "));
+        }
+        if may_be_text(whole, parameter.schema, 0) {
+            return self.text(xml);
+        }
+        let schema = self.schema(schema::at_home(whole, &parameter.pointer, strict));
+        format!("{schema} {end}")
+    }
+
+    /// Any text without the closing tag, and the tag.
+    fn text(&mut self, xml: Xml) -> String {
+        if !self.rules.contains("\nTEXT: ") {
+            let (end, padding) = (regex(VALUE_END), regex(xml.padding));
+            let inner = format!("(/(?s:.*)/ & ~/(?s:.*){end}(?s:.*)/)");
+            self.rule("TEXT", &format!("{inner} /{padding}{end}/"));
+        }
+        "TEXT \"\\n\"".to_owned()
+    }
+}
+
+struct Parameters<'a> {
+    declared: Vec<Parameter<'a>>,
+    /// Whether there may be others.
+    open: bool,
+}
+
+struct Parameter<'a> {
+    name: String,
+    schema: &'a Value,
+    /// Where that is in the whole schema.
+    pointer: String,
+    required: bool,
+}
+
+/// The arguments that an object schema declares, itself or through its parts.
+fn parameters(whole: &Value) -> Parameters<'_> {
+    let (root, pointer) = schema::resolve(whole, whole, "");
+    let mut places = vec![(root, pointer.clone())];
+    for list in ["allOf", "anyOf", "oneOf"] {
+        let members = root.get(list).and_then(Value::as_array).into_iter().flatten().enumerate();
+        places.extend(members.map(|(index, member)| {
+            schema::resolve(whole, member, &format!("{pointer}/{list}/{index}"))
+        }));
+    }
+    let required = root.get("required").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let mut declared: Vec<Parameter> = Vec::new();
+    for (place, pointer) in places {
+        let properties = place.get("properties").and_then(Value::as_object);
+        for (name, schema) in properties.into_iter().flatten() {
+            let known = declared.iter().any(|parameter| parameter.name == *name);
+            if known || *schema == Value::Bool(false) {
+                continue;
+            }
+            let pointer = format!("{pointer}/properties/{}", schema::escape(name));
+            let required = required.iter().any(|other| other == name);
+            declared.push(Parameter { name: name.clone(), schema, pointer, required });
+        }
+    }
+    let open = declared.is_empty()
+        && root.get("additionalProperties").is_some_and(|rest| *rest != Value::Bool(false));
+    Parameters { declared, open }
+}
+
+/// The only values of a parameter, as text, if its schema lists some that are strings.
+fn listed(whole: &Value, schema: &Value) -> Option<Vec<String>> {
+    let (schema, _) = schema::resolve(whole, schema, "");
+    let list = schema.get("enum").and_then(Value::as_array).map(Vec::as_slice);
+    let list = schema.get("const").map(std::slice::from_ref).or(list)?;
+    let values = list.iter().map(|value| match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    });
+    let values: Vec<String> = values.filter(|value| !value.contains(VALUE_END)).collect();
+    (list.iter().any(Value::is_string) && !values.is_empty()).then_some(values)
+}
+
+/// Whether a string may match: then the value is written as it is, not as JSON.
+fn may_be_text(whole: &Value, schema: &Value, depth: usize) -> bool {
+    let (schema, _) = schema::resolve(whole, schema, "");
+    if depth > 4 {
+        return true;
+    }
+    let by_type = match schema.get("type") {
+        Some(Value::Array(names)) => names.iter().any(|name| name == "string"),
+        Some(name) => name == "string",
+        None => true,
+    };
+    let list = schema.get("enum").and_then(Value::as_array).map(Vec::as_slice);
+    let list = schema.get("const").map(std::slice::from_ref).or(list);
+    let members = |name: &str| schema.get(name).and_then(Value::as_array);
+    let mut options = ["anyOf", "oneOf"].iter().filter_map(|name| members(name));
+    by_type
+        && list.is_none_or(|values| values.iter().any(Value::is_string))
+        && options.all(|list| list.iter().any(|one| may_be_text(whole, one, depth + 1)))
+        && members("allOf")
+            .is_none_or(|list| list.iter().all(|one| may_be_text(whole, one, depth + 1)))
+}
+
+fn marker(marker: &Marker) -> String {
+    match marker {
+        Marker::Token(token) => format!("<[{token}]>"),
+        Marker::Text(text) => lark::literal(text),
+    }
+}
+
+/// Text within a regular expression of Lark.
+fn regex(text: &str) -> String {
+    text.replace('/', "\\/").replace('\n', "\\n")
+}
+
+fn tag_name(name: &str) -> Result<(), GrammarError> {
+    if name.is_empty() || name.contains(|c: char| matches!(c, '<' | '>') || c.is_control()) {
+        return Err(GrammarError::Invalid(format!("the name {name:?} cannot be written in a tag")));
+    }
+    Ok(())
+}
+
+fn of_tool(error: GrammarError, name: &str) -> GrammarError {
+    match error {
+        GrammarError::Invalid(text) => GrammarError::Invalid(format!("tool {name:?}: {text}")),
+        GrammarError::TooLarge(text) => GrammarError::TooLarge(format!("tool {name:?}: {text}")),
+        other => other,
+    }
+}

@@ -1,0 +1,149 @@
+//! Compiling: on threads of its own, so that a caller can stop waiting, few at a time, and with
+//! stacks that fit the deepest constraint allowed. Also what the library's errors mean to a user.
+
+use std::fmt::Display;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use llguidance::api::TopLevelGrammar;
+use llguidance::{Matcher, ParserFactory};
+
+use super::GrammarError;
+
+/// How many are compiled at once. One that nobody waits for any more still counts: the fuel of
+/// all together is bounded.
+const RUNNING_MAX: u32 = 4;
+/// How long a caller may not have heard that it was cancelled.
+const PATIENCE: Duration = Duration::from_millis(5);
+/// The library recurses over schemas, properties and rules; what is not touched costs nothing.
+const STACK_BYTES: usize = 64 << 20;
+
+/// Where grammars are compiled.
+#[derive(Default)]
+pub(super) struct Workshop {
+    gate: Arc<Gate>,
+}
+
+#[derive(Default)]
+struct Gate {
+    running: Mutex<u32>,
+    freed: Condvar,
+}
+
+/// A place in the workshop.
+struct Permit(Arc<Gate>);
+
+impl Workshop {
+    pub(super) fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, GrammarError> + Send + 'static,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<T, GrammarError> {
+        let permit = self.enter(cancelled)?;
+        let (sender, receiver) = sync_channel(1);
+        let body = move || {
+            let result = work();
+            drop(permit);
+            // Nobody listens any more if the request was cancelled.
+            let _ = sender.send(result);
+        };
+        let builder = thread::Builder::new().name("kilotok-grammar".to_owned());
+        builder
+            .stack_size(STACK_BYTES)
+            .spawn(body)
+            .map_err(|error| GrammarError::Fault(format!("no thread for a grammar: {error}")))?;
+        loop {
+            match receiver.recv_timeout(PATIENCE) {
+                Ok(result) => return result,
+                Err(RecvTimeoutError::Timeout) if cancelled() => {
+                    return Err(GrammarError::Cancelled);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    let text = "compiling the grammar panicked";
+                    return Err(GrammarError::Fault(text.to_owned()));
+                }
+            }
+        }
+    }
+
+    fn enter(&self, cancelled: &dyn Fn() -> bool) -> Result<Permit, GrammarError> {
+        let mut running = self.gate.lock();
+        while *running >= RUNNING_MAX {
+            let waited = self.gate.freed.wait_timeout(running, PATIENCE);
+            running = waited.unwrap_or_else(PoisonError::into_inner).0;
+            if cancelled() {
+                return Err(GrammarError::Cancelled);
+            }
+        }
+        *running += 1;
+        Ok(Permit(Arc::clone(&self.gate)))
+    }
+}
+
+impl Gate {
+    fn lock(&self) -> MutexGuard<'_, u32> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        *self.0.lock() -= 1;
+        self.0.freed.notify_one();
+    }
+}
+
+/// A matcher that has shown that it can begin.
+pub(super) fn matcher(
+    factory: &ParserFactory,
+    grammar: TopLevelGrammar,
+) -> Result<Matcher, GrammarError> {
+    let parser = factory.create_parser(grammar).map_err(library_error)?;
+    let lexer = parser.parser.grammar().lexer_spec();
+    if !lexer.can_rollback() {
+        let text = "the grammar uses `stop=` or `max_tokens=`, which do not go together with \
+                    drafts; `suffix=` does";
+        return Err(GrammarError::Invalid(text.to_owned()));
+    }
+    let mut matcher = Matcher::new(Ok(parser));
+    matcher.compute_mask_or_eos().map_err(library_error)?;
+    Ok(matcher)
+}
+
+/// Words of the library's messages about a limit; it has no codes.
+const TOO_LARGE: &[&str] = &[
+    "too big",
+    "too large",
+    "too many expressions",
+    "too many states",
+    "too many items",
+    "too deeply",
+    "fuel",
+    "stack level exceeded",
+    "items; max is",
+    "Unable to determine if regex is empty",
+    "LexerTooComplex",
+    "ParserTooComplex",
+];
+
+/// Longest message that is handed on.
+const MESSAGE_BYTES_MAX: usize = 1000;
+
+/// What an error of llguidance means to a user.
+pub(super) fn library_error(error: impl Display) -> GrammarError {
+    let text = format!("{error:#}");
+    // What follows is for its authors.
+    let end = ["<non-verbose/>", "<backtrace>", "<state>"].iter().filter_map(|tag| text.find(tag));
+    let end = end.min().unwrap_or(text.len()).min(text.floor_char_boundary(MESSAGE_BYTES_MAX));
+    let text = text[..end].trim().to_owned();
+    if text.contains("NoExtensionBias") {
+        GrammarError::Invalid("the grammar matches nothing".to_owned())
+    } else if TOO_LARGE.iter().any(|words| text.to_lowercase().contains(&words.to_lowercase())) {
+        GrammarError::TooLarge(format!("the grammar is too complex: {text}"))
+    } else {
+        GrammarError::Invalid(format!("the grammar cannot be used: {text}"))
+    }
+}

@@ -1,0 +1,98 @@
+//! Lark text, in the dialect that llguidance reads: pieces of it, and what of a user's may go in.
+
+use std::fmt::Write;
+
+use serde_json::Value;
+
+use super::{GrammarError, REGEX_BYTES_MAX, bounded, schema};
+
+/// Intersections and complements in all. Every further one may double the work, unseen by fuel.
+const INTERSECTIONS_MAX: usize = 8;
+
+/// Text that matches itself.
+pub(super) fn literal(text: &str) -> String {
+    let mut out = String::from('"');
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => out.extend(['\\', character]),
+            ..' ' | '\u{7f}' => {
+                // Writing to a string cannot fail.
+                let _ = write!(out, "\\u{:04x}", u32::from(character));
+            }
+            _ => out.push(character),
+        }
+    }
+    out.push('"');
+    out
+}
+
+/// A user's grammar, its JSON schemas prepared like any other.
+pub(super) fn prepare(lark: &str) -> Result<String, GrammarError> {
+    // Bytes that are no text are how special tokens are told from it.
+    if lark.contains("allow_invalid_utf8") {
+        let text = "the grammar sets allow_invalid_utf8, but a reply is text";
+        return Err(GrammarError::Invalid(text.to_owned()));
+    }
+    let mut out = String::new();
+    let mut intersections = 0;
+    let mut rest = lark;
+    while let Some(next) = rest.chars().next() {
+        let mut length = match next {
+            '"' => quoted(rest, '"'),
+            // A division there is not.
+            '/' if !rest.starts_with("//") => quoted(rest, '/'),
+            '/' | '#' => rest.find('\n').unwrap_or(rest.len()),
+            _ => next.len_utf8(),
+        };
+        let repeats = rest[length..].trim_start().starts_with(|c: char| c.is_ascii_digit());
+        if next == '/' {
+            bounded(&rest[..length], REGEX_BYTES_MAX, "a regular expression of the grammar")?;
+        }
+        if next == '&' || (next == '~' && !repeats) {
+            intersections += 1;
+        }
+        let sets = rest
+            .strip_prefix("temperature")
+            .is_some_and(|after| after.trim_start().starts_with('='));
+        if sets && !out.ends_with(|c: char| c.is_alphanumeric() || c == '_') {
+            let text = "the grammar sets a temperature; the request's own is used throughout";
+            return Err(GrammarError::Invalid(text.to_owned()));
+        }
+        out.push_str(&rest[..length]);
+        if let Some(json) = rest.strip_prefix("%json") {
+            let (schema, end) = embedded(json)?;
+            out.push_str("json ");
+            out.push_str(&schema);
+            length = rest.len() - json.len() + end;
+        }
+        rest = &rest[length..];
+    }
+    if intersections > INTERSECTIONS_MAX {
+        return Err(GrammarError::TooLarge(format!(
+            "the grammar has {intersections} `&` and `~`, at most {INTERSECTIONS_MAX}"
+        )));
+    }
+    Ok(out)
+}
+
+/// The schema after `%json`, prepared, and where it ends.
+fn embedded(text: &str) -> Result<(String, usize), GrammarError> {
+    let mut values = serde_json::Deserializer::from_str(text).into_iter::<Value>();
+    let value = values.next().and_then(Result::ok).ok_or_else(|| {
+        GrammarError::Invalid("the grammar has a `%json` without JSON after it".to_owned())
+    })?;
+    let prepared = schema::prepare(&value, true)?;
+    Ok((prepared.schema.to_string(), values.byte_offset()))
+}
+
+/// Length of what begins with a quote, up to the next that is not escaped.
+fn quoted(text: &str, quote: char) -> usize {
+    let mut escaped = false;
+    for (at, c) in text.char_indices().skip(1) {
+        if c == quote && !escaped {
+            return at + 1;
+        }
+        escaped = c == '\\' && !escaped;
+    }
+    text.len()
+}

@@ -1,0 +1,234 @@
+//! Constrained replies: JSON, regular expressions, grammars, choices and tool calls, as masks over
+//! the vocabulary. llguidance does the parsing; here are the limits, what it is asked for, and how
+//! a reply with reasoning and drafts goes through it. What a mask is used for is not known here.
+//!
+//! A request is hostile until shown otherwise: sizes are checked before anything is parsed,
+//! compiling spends counted fuel on a thread of its own, and no mask costs more than its share.
+
+mod ahead;
+mod calls;
+mod compile;
+mod disjoint;
+mod gbnf;
+mod lark;
+mod parse_gbnf;
+mod patterns;
+mod reword;
+mod schema;
+mod vocabulary;
+mod walk;
+mod weight;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use kilotok_abi::TokenId;
+use llguidance::ParserFactory;
+use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
+use llguidance::earley::SlicedBiasComputer;
+use llguidance::toktrie::InferenceCapabilities;
+use serde_json::{Value, json};
+
+use crate::{Format, ReasoningStart, Text, TextError, Tool};
+
+use compile::{Workshop, library_error};
+use vocabulary::Vocabulary;
+
+pub use walk::{Grammar, Masks};
+
+/// Largest grammar. The largest in use, of SQL dialects, have 50 KiB.
+const GRAMMAR_BYTES_MAX: usize = 64 << 10;
+/// Largest regular expression: its cost is quadratic.
+const REGEX_BYTES_MAX: usize = 16 << 10;
+/// Most choices, and all their text together.
+const CHOICES_MAX: usize = 4096;
+const CHOICES_BYTES_MAX: usize = 128 << 10;
+
+const LIMITS: ParserLimits = ParserLimits {
+    // Four for each optional property that may come next, and for what is ambiguous.
+    max_items_in_row: 10_000,
+    // The largest public schemas need half of it; 20 ms.
+    initial_lexer_fuel: 1_000_000,
+    // 15 ms for a mask, where 0.1 ms is usual.
+    step_lexer_fuel: 200_000,
+    step_max_items: 50_000,
+    // 1 to 2 KiB each.
+    max_lexer_states: 50_000,
+    max_grammar_size: 200_000,
+    precompute_large_lexemes: true,
+    // They would show one user's reply in another's log.
+    verbose_errors: false,
+};
+
+/// What a reply must be.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Constraint {
+    /// Any JSON object.
+    JsonObject,
+    /// `strict`: a schema that cannot be enforced in full is refused. Otherwise what cannot be
+    /// enforced is left out, see [`Grammar::warnings`].
+    JsonSchema {
+        schema: Value,
+        strict: bool,
+    },
+    /// The whole reply matches it, in the syntax of Rust's `regex`.
+    Regex(String),
+    /// A Lark grammar, or one of GBNF, which is told by its `::=`.
+    Lark(String),
+    Choice(Vec<String>),
+    /// Calls of these tools and nothing else, in the format that the model was trained on.
+    /// Without `parallel` it is exactly one, otherwise at least one.
+    Calls {
+        tools: Vec<Tool>,
+        format: Format,
+        parallel: bool,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GrammarError {
+    /// The constraint makes no sense; the text says what to change.
+    #[error("{0}")]
+    Invalid(String),
+    /// It makes sense, but is more than one request may cost.
+    #[error("{0}")]
+    TooLarge(String),
+    #[error("the request was cancelled while its grammar was compiled")]
+    Cancelled,
+    /// Not the request's fault.
+    #[error("{0}")]
+    Fault(String),
+}
+
+/// Grammars for constrained replies of one model.
+pub struct Grammars {
+    vocabulary: Arc<Vocabulary>,
+    factory: Arc<ParserFactory>,
+    workshop: Workshop,
+}
+
+impl Grammars {
+    /// `vocab_size` is the engine's, which may have more ids than the tokenizer has tokens; the
+    /// others are never allowed. A reply ends with any of `end_tokens`.
+    pub fn new(text: &Text, vocab_size: u32, end_tokens: &[TokenId]) -> Result<Self, TextError> {
+        Self::over(Vocabulary::of(text, vocab_size, end_tokens)?)
+            .map_err(|reason| TextError::File { file: "tokenizer.json", reason })
+    }
+
+    fn over(vocabulary: Vocabulary) -> Result<Self, String> {
+        let slices = SlicedBiasComputer::general_slices();
+        let none = InferenceCapabilities::default();
+        let factory = ParserFactory::new(&vocabulary.env, none, &slices);
+        let mut factory = factory.map_err(|error| format!("no grammars over it: {error}"))?;
+        factory.quiet();
+        *factory.limits_mut() = LIMITS;
+        let workshop = Workshop::default();
+        Ok(Self { vocabulary: Arc::new(vocabulary), factory: Arc::new(factory), workshop })
+    }
+
+    /// The grammar of one reply, from its first token or, where the reply reasons, from the token
+    /// after that. `true` stands for reasoning that the prompt has begun.
+    ///
+    /// Takes milliseconds: call it off the engine's thread. `cancelled` is asked all the while,
+    /// and returning is prompt when it says so.
+    pub fn compile(
+        &self,
+        constraint: &Constraint,
+        reasoning: impl Into<ReasoningStart>,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Grammar, GrammarError> {
+        if cancelled() {
+            return Err(GrammarError::Cancelled);
+        }
+        let source = self.source(constraint)?;
+        let factory = Arc::clone(&self.factory);
+        let grammar = source.grammar;
+        let work = move || compile::matcher(&factory, grammar);
+        let matcher = self.workshop.run(work, cancelled)?;
+        let vocabulary = Arc::clone(&self.vocabulary);
+        Ok(Grammar::new(matcher, vocabulary, reasoning.into(), source.warnings))
+    }
+
+    fn source(&self, constraint: &Constraint) -> Result<Source, GrammarError> {
+        match constraint {
+            Constraint::JsonObject => {
+                Ok(Source::json(schema::prepare(&json!({ "type": "object" }), true)?))
+            }
+            Constraint::JsonSchema { schema, strict } => {
+                Ok(Source::json(schema::prepare(schema, *strict)?))
+            }
+            Constraint::Regex(regex) => {
+                bounded(regex, REGEX_BYTES_MAX, "the regular expression")?;
+                patterns::check(regex).map_err(|reason| {
+                    GrammarError::Invalid(format!(
+                        "the regular expression cannot be used: {reason}"
+                    ))
+                })?;
+                Ok(Source::from(TopLevelGrammar::from_regex(regex)))
+            }
+            Constraint::Lark(text) => {
+                bounded(text, GRAMMAR_BYTES_MAX, "the grammar")?;
+                let lark =
+                    if gbnf::is_gbnf(text) { gbnf::to_lark(text)? } else { lark::prepare(text)? };
+                Ok(Source::from(TopLevelGrammar::from_lark(lark)))
+            }
+            Constraint::Choice(choices) => choice(choices),
+            Constraint::Calls { tools, format, parallel } => {
+                calls::source(tools, *format, *parallel, &self.vocabulary)
+            }
+        }
+    }
+}
+
+/// What llguidance is given, and what of the constraint is not in it.
+struct Source {
+    grammar: TopLevelGrammar,
+    warnings: Vec<String>,
+}
+
+impl Source {
+    fn json(prepared: schema::Prepared) -> Self {
+        let grammar = GrammarWithLexer::from_json_schema(prepared.schema);
+        let grammar = TopLevelGrammar::from_grammar(grammar);
+        Self { grammar, warnings: prepared.warnings }
+    }
+}
+
+impl From<TopLevelGrammar> for Source {
+    fn from(grammar: TopLevelGrammar) -> Self {
+        Self { grammar, warnings: Vec::new() }
+    }
+}
+
+/// `true`: the prompt has begun it.
+impl From<bool> for ReasoningStart {
+    fn from(begun: bool) -> Self {
+        if begun { Self::Begun } else { Self::Never }
+    }
+}
+
+fn choice(choices: &[String]) -> Result<Source, GrammarError> {
+    if choices.is_empty() {
+        return Err(GrammarError::Invalid("a choice needs at least one string".to_owned()));
+    }
+    let bytes: usize = choices.iter().map(String::len).sum();
+    if choices.len() > CHOICES_MAX || bytes > CHOICES_BYTES_MAX {
+        return Err(GrammarError::TooLarge(format!(
+            "{} choices of {bytes} bytes: at most {CHOICES_MAX} of {CHOICES_BYTES_MAX}",
+            choices.len()
+        )));
+    }
+    let literals: Vec<String> = choices.iter().map(|choice| lark::literal(choice)).collect();
+    let lark = format!("start: CHOICE\nCHOICE: {}", literals.join(" | "));
+    Ok(Source::from(TopLevelGrammar::from_lark(lark)))
+}
+
+fn bounded(text: &str, most: usize, what: &str) -> Result<(), GrammarError> {
+    if text.len() > most {
+        let text = format!("{what} has {} bytes: at most {most}", text.len());
+        return Err(GrammarError::TooLarge(text));
+    }
+    Ok(())
+}

@@ -1,0 +1,159 @@
+//! Keywords of JSON schemas, one object at a time: which say nothing, which say the same as others,
+//! and which numbers and strings llguidance would not have as they are.
+
+use std::borrow::Cow;
+
+use serde_json::{Map, Number, Value, json};
+
+use super::GrammarError;
+
+/// Larger integers are not exact as numbers of JSON's readers.
+const EXACT_MAX: i64 = (1 << 53) - 1;
+
+/// The same with keywords that a grammar cannot follow in other words, where there are some.
+pub(super) fn reworded(keywords: &Map<String, Value>) -> Cow<'_, Map<String, Value>> {
+    let has = |name: &&str| keywords.contains_key(*name);
+    let rest = keywords.get("additionalProperties").unwrap_or(&Value::Bool(true));
+    if let Some(names) = keywords.get("propertyNames") {
+        let free = !["properties", "patternProperties"].iter().any(has);
+        if let Some((keyword, entries)) = named(names, rest).filter(|_| free) {
+            let mut keywords = keywords.clone();
+            keywords.remove("propertyNames");
+            keywords.insert(keyword.to_owned(), entries);
+            keywords.insert("additionalProperties".to_owned(), Value::Bool(false));
+            return Cow::Owned(keywords);
+        }
+    }
+    if let Some(rest) = keywords.get("unevaluatedProperties") {
+        // Evaluated are the schema's own properties, where it has no parts.
+        if !["allOf", "anyOf", "oneOf", "$ref", "if", "additionalProperties"].iter().any(has) {
+            let mut keywords = keywords.clone();
+            keywords.remove("unevaluatedProperties");
+            keywords.insert("additionalProperties".to_owned(), rest.clone());
+            return Cow::Owned(keywords);
+        }
+    }
+    Cow::Borrowed(keywords)
+}
+
+/// Names from a list, or by a pattern, as properties of their own.
+fn named(names: &Value, rest: &Value) -> Option<(&'static str, Value)> {
+    let mut keys = names.as_object()?.iter().filter(|(key, _)| *key != "type" && *key != "title");
+    let (Some((key, value)), None) = (keys.next(), keys.next()) else { return None };
+    match (key.as_str(), value) {
+        ("enum", Value::Array(names)) => {
+            let names: Option<Vec<&str>> = names.iter().map(Value::as_str).collect();
+            let entries = names?.into_iter().map(|name| (name.to_owned(), rest.clone()));
+            Some(("properties", entries.collect::<Map<_, _>>().into()))
+        }
+        ("pattern", Value::String(pattern)) => {
+            Some(("patternProperties", json!({ pattern: rest })))
+        }
+        _ => None,
+    }
+}
+
+/// Whether a keyword that a grammar cannot follow asks for nothing.
+pub(super) fn is_idle(name: &str, keywords: &Map<String, Value>) -> bool {
+    let value = &keywords[name];
+    match name {
+        "uniqueItems" | "not" => *value == false,
+        "if" => !keywords.contains_key("then") && !keywords.contains_key("else"),
+        "then" | "else" => !keywords.contains_key("if"),
+        "contains" => false,
+        "minContains" | "maxContains" => !keywords.contains_key("contains"),
+        "unevaluatedProperties" | "unevaluatedItems" => *value == true,
+        "propertyNames" => *value == true || *value == json!({ "type": "string" }),
+        _ => value.as_object().is_some_and(Map::is_empty),
+    }
+}
+
+pub(super) fn invalid(path: &str, what: &str) -> GrammarError {
+    GrammarError::Invalid(format!("the JSON schema is wrong at {path}: {what}"))
+}
+
+/// Adds a list's members to those already there.
+pub(super) fn append(out: &mut Map<String, Value>, name: &str, list: Value) {
+    match (out.get_mut(name), list) {
+        (Some(Value::Array(old)), Value::Array(new)) => old.extend(new),
+        (_, list) => drop(out.insert(name.to_owned(), list)),
+    }
+}
+
+/// A string has to match all patterns.
+pub(super) fn add_pattern(out: &mut Map<String, Value>, pattern: &str) {
+    if out.contains_key("pattern") {
+        append(out, "allOf", json!([{ "pattern": pattern }]));
+    } else {
+        out.insert("pattern".to_owned(), pattern.into());
+    }
+}
+
+/// Whether a schema says that it takes strings, and does not list them.
+pub(super) fn is_string(keywords: &Map<String, Value>) -> bool {
+    let listed = keywords.contains_key("enum") || keywords.contains_key("const");
+    let named = match keywords.get("type") {
+        Some(Value::Array(names)) => names.iter().any(|name| name == "string"),
+        name => name.is_some_and(|name| name == "string"),
+    };
+    named && !listed
+}
+
+/// A multiple can only be told where every integer is exact.
+pub(super) fn bound_multiples(out: &mut Map<String, Value>) {
+    if !out.contains_key("multipleOf") {
+        return;
+    }
+    for (key, other, end) in
+        [("minimum", "exclusiveMinimum", -EXACT_MAX), ("maximum", "exclusiveMaximum", EXACT_MAX)]
+    {
+        if !out.contains_key(key) && !out.contains_key(other) {
+            out.insert(key.to_owned(), end.into());
+        }
+    }
+}
+
+/// Whether a length is more than any reply has.
+pub(super) fn is_endless(value: &Value) -> bool {
+    value.as_u64().is_some_and(|length| length > u64::from(u32::MAX))
+}
+
+/// Whether the library, which calculates in f64, has the number as it is.
+pub(super) fn is_exact(number: &Number) -> bool {
+    let integer = number.as_i128();
+    integer.is_none_or(|integer| (integer as f64) as i128 == integer)
+}
+
+/// Refuses values that cannot be written as they are.
+pub(super) fn literal(value: &Value, path: &str) -> Result<(), GrammarError> {
+    match value {
+        Value::Number(number) if !is_exact(number) => {
+            Err(invalid(path, &format!("the number {number} is too large to be exact")))
+        }
+        Value::String(text) => {
+            let control = |c: char| c.is_ascii_control() && !"\n\r\t\u{8}\u{c}".contains(c);
+            match text.chars().find(|&c| control(c)) {
+                Some(c) => {
+                    Err(invalid(path, &format!("the control character {c:?} is not supported")))
+                }
+                None => Ok(()),
+            }
+        }
+        Value::Array(items) => items.iter().try_for_each(|item| literal(item, path)),
+        Value::Object(entries) => entries.values().try_for_each(|value| literal(value, path)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => Ok(()),
+    }
+}
+
+/// Whether parts of the schema have names of their own.
+pub(super) fn names_itself(schema: &Value) -> bool {
+    match schema {
+        Value::Object(entries) => {
+            entries.contains_key("$id")
+                || entries.contains_key("id")
+                || entries.values().any(names_itself)
+        }
+        Value::Array(items) => items.iter().any(names_itself),
+        _ => false,
+    }
+}

@@ -1,0 +1,437 @@
+//! JSON schemas before llguidance reads them: sizes are checked, what it cannot enforce is refused
+//! or left out by name, and what it takes too loosely is put in terms that it takes exactly. It
+//! works on the schema's JSON alone and knows no vocabulary.
+
+use serde_json::{Map, Value, json};
+
+use super::GrammarError;
+use super::disjoint::Disjoint;
+use super::patterns::{self, Known};
+use super::reword::{
+    add_pattern, append, bound_multiples, invalid, is_endless, is_exact, is_idle, is_string,
+    literal, names_itself, reworded,
+};
+use super::weight::{self, HOPS_MAX};
+
+/// Beyond it a bound has no digits to compare.
+const BOUND_MAX: f64 = 9.2e18;
+/// Where a schema is whose parts are roots of their own.
+const HOME: &str = "#/$defs/whole";
+/// Longest run of white space between two tokens of JSON: a line end and a deep indentation.
+/// Without a limit some models besides stop.
+const SPACE: &str = r"[ \n\r\t]{1,64}";
+/// All short escapes. With \u there would be two ways to write a name, and a name that a schema
+/// declares could be written as one that it does not.
+const ESCAPES: &str = "nrbtf\\\"";
+
+/// Keywords whose value is a map of schemas, a list of them, and one.
+const MAPS: &[&str] = &["properties", "$defs", "definitions"];
+const LISTS: &[&str] = &["prefixItems", "allOf", "anyOf", "oneOf"];
+const SINGLES: &[&str] = &["items", "additionalItems", "additionalProperties"];
+const BOUNDS: &[&str] = &["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"];
+/// Keywords that say something about documents which a grammar cannot.
+const UNSUPPORTED: &[&str] = &[
+    "not",
+    "if",
+    "then",
+    "else",
+    "contains",
+    "minContains",
+    "maxContains",
+    "uniqueItems",
+    "propertyNames",
+    "dependencies",
+    "dependentRequired",
+    "dependentSchemas",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+    "$dynamicRef",
+    "$recursiveRef",
+];
+/// Keywords that say nothing about documents.
+const NOTES: &[&str] = &[
+    "title",
+    "description",
+    "default",
+    "examples",
+    "deprecated",
+    "readOnly",
+    "writeOnly",
+    "$comment",
+    "$dynamicAnchor",
+    "$recursiveAnchor",
+    "$vocabulary",
+    "contentMediaType",
+    "contentEncoding",
+    "contentSchema",
+    "x-guidance",
+];
+
+const TYPES: &[&str] = &["null", "boolean", "integer", "number", "string", "array", "object"];
+/// How other names of types begin, and what they mean.
+const ALIASES: &[(&str, &str)] = &[
+    ("str", "string"),
+    ("text", "string"),
+    ("int", "integer"),
+    ("long", "integer"),
+    ("num", "number"),
+    ("float", "number"),
+    ("double", "number"),
+    ("bool", "boolean"),
+    ("dict", "object"),
+    ("obj", "object"),
+    ("list", "array"),
+    ("arr", "array"),
+    ("none", "null"),
+];
+
+/// A schema as llguidance is to read it, and what is not in it.
+pub(super) struct Prepared {
+    pub(super) schema: Value,
+    pub(super) warnings: Vec<String>,
+}
+
+pub(super) fn prepare(schema: &Value, strict: bool) -> Result<Prepared, GrammarError> {
+    weight::check([schema])?;
+    let mut preparer =
+        Preparer { whole: schema, strict, home: "", besides: None, warnings: Vec::new() };
+    let prepared = preparer.schema(schema, "#")?;
+    Ok(Prepared { schema: with_options(prepared, strict), warnings: preparer.warnings })
+}
+
+/// The same for a schema whose parts become roots of their own, see [`at_home`]. Its caller has
+/// measured it; null stands for any object. `besides` is a pattern for strings.
+pub(super) fn prepare_home(
+    schema: &Value,
+    strict: bool,
+    besides: Option<&str>,
+) -> Result<Prepared, GrammarError> {
+    let any = json!({ "type": "object" });
+    let schema = if schema.is_null() || *schema == true { &any } else { schema };
+    let mut preparer =
+        Preparer { whole: schema, strict, home: HOME, besides, warnings: Vec::new() };
+    let prepared = preparer.schema(schema, "#")?;
+    Ok(Prepared { schema: prepared, warnings: preparer.warnings })
+}
+
+/// The part of a prepared schema that is at `pointer`, with the whole if it may refer to that.
+pub(super) fn at_home(whole: &Value, pointer: &str, strict: bool) -> Value {
+    let part = whole.pointer(pointer).unwrap_or(whole);
+    if !refers(part) {
+        return with_options(part.clone(), strict);
+    }
+    let defs = json!({ "whole": whole });
+    with_options(json!({ "$ref": format!("{HOME}{pointer}"), "$defs": defs }), strict)
+}
+
+/// What a schema within `whole` refers to in the end, and where that is.
+pub(super) fn resolve<'a>(
+    whole: &'a Value,
+    mut schema: &'a Value,
+    pointer: &str,
+) -> (&'a Value, String) {
+    let mut pointer = pointer.to_owned();
+    for _ in 0..HOPS_MAX {
+        let reference = schema.get("$ref").and_then(Value::as_str);
+        let rest = reference.and_then(|text| text.strip_prefix(HOME).or(text.strip_prefix('#')));
+        let Some((rest, target)) = rest.and_then(|rest| Some((rest, whole.pointer(rest)?))) else {
+            break;
+        };
+        rest.clone_into(&mut pointer);
+        schema = target;
+    }
+    (schema, pointer)
+}
+
+/// A key as part of a JSON pointer.
+pub(super) fn escape(key: &str) -> String {
+    key.replace('~', "~0").replace('/', "~1")
+}
+
+fn refers(schema: &Value) -> bool {
+    match schema {
+        Value::Object(entries) => entries.contains_key("$ref") || entries.values().any(refers),
+        Value::Array(items) => items.iter().any(refers),
+        _ => false,
+    }
+}
+
+fn with_options(schema: Value, strict: bool) -> Value {
+    let mut keywords = match schema {
+        Value::Object(keywords) => keywords,
+        Value::Bool(true) => Map::new(),
+        other => return other,
+    };
+    keywords.insert("x-guidance".to_owned(), options(strict));
+    Value::Object(keywords)
+}
+
+fn options(strict: bool) -> Value {
+    json!({
+        "whitespace_pattern": SPACE,
+        "json_allowed_escapes": ESCAPES,
+        "coerce_one_of": !strict,
+        "lenient": !strict,
+    })
+}
+
+struct Preparer<'a> {
+    whole: &'a Value,
+    strict: bool,
+    /// Where the whole schema will be, for references to it; empty if it stays the root.
+    home: &'static str,
+    /// A pattern for every string that the schema calls one.
+    besides: Option<&'a str>,
+    warnings: Vec<String>,
+}
+
+impl Preparer<'_> {
+    fn schema(&mut self, schema: &Value, path: &str) -> Result<Value, GrammarError> {
+        let keywords = match schema {
+            Value::Bool(_) => return Ok(schema.clone()),
+            Value::Object(keywords) => reworded(keywords),
+            _ => return Err(invalid(path, "a schema is an object or a boolean")),
+        };
+        let mut out = Map::new();
+        for (key, value) in &*keywords {
+            let path = format!("{path}/{key}");
+            let name = key.as_str();
+            match name {
+                _ if NOTES.contains(&name) => {}
+                _ if UNSUPPORTED.contains(&name) => {
+                    if !is_idle(name, &keywords) {
+                        self.unsupported(&path, &format!("`{name}`"))?;
+                    }
+                }
+                "patternProperties" => self.pattern_properties(value, &mut out, &path)?,
+                _ if MAPS.contains(&name) => {
+                    out.insert(key.clone(), self.map(value, &path)?);
+                }
+                "items" if value.is_array() => {
+                    out.insert(key.clone(), self.list(value, &path)?);
+                }
+                _ if SINGLES.contains(&name) => {
+                    out.insert(key.clone(), self.schema(value, &path)?);
+                }
+                _ if LISTS.contains(&name) => {
+                    let list = self.list(value, &path)?;
+                    self.insert_list(name, value, list, &keywords, &mut out);
+                }
+                _ if BOUNDS.contains(&name) => self.bound(name, value, &mut out, &path)?,
+                _ if name.starts_with("max") && is_endless(value) => {}
+                _ if name.starts_with("min") && is_endless(value) => {
+                    return Err(invalid(&path, "no reply can be that long"));
+                }
+                "type" => self.kind(value, &mut out, &path)?,
+                "pattern" => self.pattern(value, &mut out, &path)?,
+                "format" => self.format(value, &mut out, &path)?,
+                "enum" | "const" => {
+                    literal(value, &path)?;
+                    out.insert(key.clone(), value.clone());
+                }
+                "$ref" => {
+                    out.insert(key.clone(), self.reference(value, &path)?);
+                }
+                _ => {
+                    out.insert(key.clone(), value.clone());
+                }
+            }
+        }
+        if let Some(pattern) = self.besides.filter(|_| is_string(&out)) {
+            add_pattern(&mut out, pattern);
+        }
+        self.count_of_properties(&mut out, path)?;
+        bound_multiples(&mut out);
+        Ok(Value::Object(out))
+    }
+
+    fn map(&mut self, value: &Value, path: &str) -> Result<Value, GrammarError> {
+        let Value::Object(entries) = value else {
+            return Err(invalid(path, "it must be an object of schemas"));
+        };
+        let entries = entries.iter().map(|(key, schema)| {
+            let path = format!("{path}/{}", escape(key));
+            Ok((key.clone(), self.schema(schema, &path)?))
+        });
+        entries.collect::<Result<Map<_, _>, _>>().map(Value::Object)
+    }
+
+    fn pattern_properties(
+        &mut self,
+        value: &Value,
+        out: &mut Map<String, Value>,
+        path: &str,
+    ) -> Result<(), GrammarError> {
+        let mut entries = Map::new();
+        if let Value::Object(schemas) = self.map(value, path)? {
+            for (pattern, schema) in schemas {
+                match patterns::readable(&pattern) {
+                    Ok(pattern) => drop(entries.insert(pattern, schema)),
+                    Err(reason) => {
+                        self.unsupported(path, &format!("the pattern {pattern:?} ({reason})"))?;
+                    }
+                }
+            }
+        }
+        out.insert("patternProperties".to_owned(), entries.into());
+        Ok(())
+    }
+
+    fn list(&mut self, value: &Value, path: &str) -> Result<Value, GrammarError> {
+        let Value::Array(items) = value else {
+            return Err(invalid(path, "it must be an array of schemas"));
+        };
+        let items = items.iter().enumerate();
+        let items = items.map(|(index, item)| self.schema(item, &format!("{path}/{index}")));
+        items.collect::<Result<Vec<_>, _>>().map(Value::Array)
+    }
+
+    /// Exactly one of schemas that exclude each other is any of them.
+    fn insert_list(
+        &self,
+        name: &str,
+        raw: &Value,
+        list: Value,
+        keywords: &Map<String, Value>,
+        out: &mut Map<String, Value>,
+    ) {
+        let options = raw.as_array().map_or(&[][..], Vec::as_slice);
+        if name != "oneOf" || !Disjoint::new(self.whole).all(options) {
+            append(out, name, list);
+        } else if keywords.contains_key("anyOf") {
+            append(out, "allOf", json!([{ "anyOf": list }]));
+        } else {
+            append(out, "anyOf", list);
+        }
+    }
+
+    /// Tools are often described by people who do not know JSON Schema's names of types.
+    fn kind(
+        &mut self,
+        value: &Value,
+        out: &mut Map<String, Value>,
+        path: &str,
+    ) -> Result<(), GrammarError> {
+        let Some(name) = value.as_str().filter(|name| !TYPES.contains(name)) else {
+            out.insert("type".to_owned(), value.clone());
+            return Ok(());
+        };
+        let alias = ALIASES.iter().find(|(start, _)| name.to_ascii_lowercase().starts_with(start));
+        match alias {
+            _ if self.strict => return Err(invalid(path, &format!("there is no type {name:?}"))),
+            Some((_, kind)) => drop(out.insert("type".to_owned(), (*kind).into())),
+            None => {
+                self.warnings.push(format!("the unknown type {name:?} at {path} is not enforced"));
+            }
+        }
+        Ok(())
+    }
+
+    fn bound(
+        &mut self,
+        name: &str,
+        value: &Value,
+        out: &mut Map<String, Value>,
+        path: &str,
+    ) -> Result<(), GrammarError> {
+        let Value::Number(number) = value else {
+            // Booleans are of draft 4; the rest is refused by name.
+            out.insert(name.to_owned(), value.clone());
+            return Ok(());
+        };
+        let far = number.as_f64().is_none_or(|number| number.abs() > BOUND_MAX);
+        // The library's own limits come out right.
+        let extreme = [i64::MIN, i64::MAX].into_iter().any(|end| number.as_i64() == Some(end));
+        if extreme || (!far && is_exact(number)) {
+            out.insert(name.to_owned(), value.clone());
+            return Ok(());
+        }
+        self.unsupported(path, &format!("`{name}` of {number}, which is too large to be exact,"))
+    }
+
+    fn pattern(
+        &mut self,
+        value: &Value,
+        out: &mut Map<String, Value>,
+        path: &str,
+    ) -> Result<(), GrammarError> {
+        let Value::String(pattern) = value else {
+            return Err(invalid(path, "it must be a string"));
+        };
+        match patterns::readable(pattern) {
+            Ok(pattern) => add_pattern(out, &pattern),
+            Err(reason) => {
+                self.unsupported(path, &format!("the pattern {pattern:?} ({reason})"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn format(
+        &mut self,
+        value: &Value,
+        out: &mut Map<String, Value>,
+        path: &str,
+    ) -> Result<(), GrammarError> {
+        let Value::String(format) = value else {
+            return Err(invalid(path, "it must be a string"));
+        };
+        match patterns::of_format(format) {
+            Known::Pattern(pattern) => add_pattern(out, pattern),
+            Known::Library => {
+                out.insert("format".to_owned(), value.clone());
+            }
+            Known::Unsupported => self.unsupported(path, &format!("the format {format:?}"))?,
+            // To JSON Schema it is a note.
+            Known::No => {}
+        }
+        Ok(())
+    }
+
+    fn reference(&self, value: &Value, path: &str) -> Result<Value, GrammarError> {
+        let Value::String(reference) = value else {
+            return Err(invalid(path, "it must be a string"));
+        };
+        if !reference.starts_with('#') && !names_itself(self.whole) {
+            return Err(invalid(
+                path,
+                &format!("{reference:?} is not in the schema, and nothing is fetched"),
+            ));
+        }
+        let local =
+            reference.strip_prefix('#').filter(|rest| rest.is_empty() || rest.starts_with('/'));
+        Ok(match local {
+            Some(rest) if !self.home.is_empty() => Value::String(format!("{}{rest}", self.home)),
+            _ => value.clone(),
+        })
+    }
+
+    /// Names beyond those declared may repeat in what is generated, and then count once.
+    fn count_of_properties(
+        &mut self,
+        out: &mut Map<String, Value>,
+        path: &str,
+    ) -> Result<(), GrammarError> {
+        let required = out.get("required").and_then(Value::as_array).map_or(0, Vec::len);
+        let least = out.get("minProperties").and_then(Value::as_u64).unwrap_or(0);
+        let open = out.get("additionalProperties") != Some(&Value::Bool(false))
+            || out.contains_key("patternProperties");
+        if open && least > required as u64 + 1 {
+            out.remove("minProperties");
+            let what = format!("`minProperties` of {least} with names that are not declared");
+            self.unsupported(path, &what)?;
+        }
+        Ok(())
+    }
+
+    fn unsupported(&mut self, path: &str, what: &str) -> Result<(), GrammarError> {
+        if self.strict {
+            return Err(GrammarError::Invalid(format!(
+                "the JSON schema cannot be enforced in full: {what} at {path} is not supported; \
+                 remove it, or do without `strict`"
+            )));
+        }
+        self.warnings.push(format!("{what} at {path} is not enforced"));
+        Ok(())
+    }
+}

@@ -1,0 +1,245 @@
+//! Tool calls: in each model's own words, with arguments that follow their schemas.
+
+use jsonschema::Validator;
+use serde_json::{Value, json};
+
+use super::{CALL, Dice, END_CALL, END_THINK, ENDS, Model, listed, walk};
+use crate::grammar::{Constraint, GrammarError};
+use crate::{Format, Tool};
+
+fn tools() -> Vec<Tool> {
+    let weather = json!({
+        "type": "object",
+        "properties": {
+            "city": { "type": "string" },
+            "days": { "type": "integer", "minimum": 1, "maximum": 14 },
+            "unit": { "enum": ["celsius", "fahrenheit"] },
+            "where": { "$ref": "#/$defs/place" },
+            "flags": { "type": "array", "items": { "type": "boolean" } },
+        },
+        "required": ["city", "where"],
+        "additionalProperties": false,
+        "$defs": { "place": {
+            "type": "object",
+            "properties": { "name": { "type": "string" }, "inner": { "$ref": "#/$defs/place" } },
+            "required": ["name"],
+            "additionalProperties": false,
+        } },
+    });
+    let tool = |name: &str, parameters: Value| Tool {
+        name: name.to_owned(),
+        description: None,
+        parameters,
+        strict: true,
+    };
+    vec![tool("get_weather", weather), tool("now", Value::Null), tool("get_time", json!({}))]
+}
+
+fn calls(format: Format, parallel: bool) -> Constraint {
+    Constraint::Calls { tools: tools(), format, parallel }
+}
+
+const MIMO: &str = "<tool_call>\n<function=get_weather>\n\
+    <parameter=city>S\u{e3}o <b>\n</param</parameter>\n\
+    <parameter=days>3</parameter>\n<parameter=unit>celsius</parameter>\n\
+    <parameter=where>{\"name\": \"\"}</parameter>\n</function>\n</tool_call>";
+const CODER: &str = "<tool_call>\n<function=get_weather>\n\
+    <parameter=city>\n\nS\u{e3}o\n\n</parameter>\n\
+    <parameter=where>\n{\n  \"name\": \"x\",\n  \"inner\": {\"name\": \"\"}\n}\n</parameter>\n\
+    </function>\n</tool_call>";
+const HERMES: &str = "<tool_call>\n{\"name\": \"get_weather\", \
+    \"arguments\": {\"city\": \"Bern\", \"unit\": \"celsius\", \"where\": {\"name\": \"x\"}}}\n\
+    </tool_call>";
+
+#[test]
+fn calls_are_written_as_the_model_writes_them() {
+    for model in [Model::bytes(), Model::pieces(), Model::with(&super::pieces(), false)] {
+        for (format, call, between) in [
+            (Format::Mimo, MIMO, ""),
+            (Format::Qwen3Coder, CODER, "\n"),
+            (Format::Hermes, HERMES, "\n"),
+        ] {
+            let one = model.compile(&calls(format, false)).unwrap();
+            let many = model.compile(&calls(format, true)).unwrap();
+            let twice = format!("{call}{between}{call}");
+            assert!(model.takes(&one, call) && model.takes(&many, call), "{format:?}: {call}");
+            assert!(!model.takes(&one, &twice), "{format:?}");
+            assert!(model.takes(&many, &twice), "{format:?}");
+            // Only one of them is without what would be replaced.
+            let odd = if format == Format::Hermes { " " } else { "" };
+            for bad in [
+                String::new(),
+                "Sure! ".to_owned() + call,
+                format!("{call} "),
+                call.replace("get_weather", "get_wether"),
+                call.replace("celsius", "kelvin")
+                    + if format == Format::Qwen3Coder { "x" } else { "" },
+                call.replace("city", "town"),
+                call.replace("{\"name\": \"\"", "{\"name\": \"</parameter>\"") + odd,
+                call.replace("name\": \"", "name\": 5\""),
+                call.replace("</tool_call>", ""),
+            ] {
+                assert!(!model.takes(&one, &bad), "{format:?}: {bad}");
+            }
+        }
+    }
+}
+
+#[test]
+fn after_the_calls_only_the_end_is_left() {
+    let model = Model::pieces();
+    for (format, call) in
+        [(Format::Mimo, MIMO), (Format::Qwen3Coder, CODER), (Format::Hermes, HERMES)]
+    {
+        let mut grammar = model.compile(&calls(format, false)).unwrap();
+        assert_eq!(listed(&grammar.masks(&[]).unwrap().masks[0]), [CALL]);
+        let tokens = model.encode(call);
+        assert_eq!(tokens.last(), Some(&END_CALL));
+        let masks = grammar.masks(&tokens).unwrap();
+        assert_eq!(masks.draft_count as usize, tokens.len());
+        assert_eq!(listed(masks.masks.last().unwrap()), ENDS);
+        // Markup is its token, never its text.
+        let spelled: Vec<u32> = b"<tool_call>".iter().map(|&byte| u32::from(byte)).collect();
+        assert_eq!(grammar.masks(&spelled).unwrap().draft_count, 0);
+        let mut grammar = model.grammars.compile(&calls(format, false), true, &|| false).unwrap();
+        let thought = [model.encode("hm <tool_call>"), vec![END_THINK], tokens].concat();
+        assert_eq!(grammar.masks(&thought).unwrap().draft_count as usize, thought.len());
+        grammar.accept(&thought).unwrap();
+        assert_eq!(listed(&grammar.masks(&[]).unwrap().masks[0]), ENDS);
+    }
+}
+
+#[test]
+fn random_calls_follow_their_schemas() {
+    let tools = tools();
+    let oracles: Vec<Validator> = tools
+        .iter()
+        .map(|tool| match &tool.parameters {
+            Value::Null => jsonschema::validator_for(&json!({ "type": "object" })).unwrap(),
+            schema => jsonschema::validator_for(schema).unwrap(),
+        })
+        .collect();
+    for model in [Model::pieces(), Model::with(&super::pieces(), false)] {
+        for format in [Format::Mimo, Format::Qwen3Coder, Format::Hermes] {
+            let grammar = model.compile(&calls(format, true)).unwrap();
+            for seed in 0..15 {
+                let mut dice = Dice::new(seed + 77);
+                let reply = walk(&model, &mut grammar.clone(), &mut dice, 120);
+                let text = model.text(&reply);
+                let found = read(format, &text);
+                assert!(!found.is_empty());
+                for (name, arguments) in found {
+                    let which = tools.iter().position(|tool| tool.name == name).unwrap();
+                    let valid = oracles[which].is_valid(&arguments);
+                    assert!(valid, "{format:?}: {name} {arguments} in {text}");
+                }
+            }
+        }
+    }
+}
+
+/// Calls, read as plainly as can be.
+fn read(format: Format, text: &str) -> Vec<(String, Value)> {
+    let texts = ["city", "unit"];
+    let mut rest = text;
+    let mut found = Vec::new();
+    if format == Format::Hermes {
+        // A string may have the closing tag in it.
+        while let Some(json) = rest.trim_start_matches('\n').strip_prefix("<tool_call>\n") {
+            let mut values = serde_json::Deserializer::from_str(json).into_iter::<Value>();
+            let call = values.next().unwrap().unwrap();
+            rest = json[values.byte_offset()..].strip_prefix("\n</tool_call>").unwrap();
+            found.push((call["name"].as_str().unwrap().to_owned(), call["arguments"].clone()));
+        }
+        assert_eq!(rest, "");
+        return found;
+    }
+    let pad = if format == Format::Qwen3Coder { "\n" } else { "" };
+    while let Some(call) = rest.trim_start_matches('\n').strip_prefix("<tool_call>\n<function=") {
+        let (name, mut inner) = call.split_once(">\n").unwrap();
+        let mut arguments = serde_json::Map::new();
+        while let Some(parameter) = inner.strip_prefix("<parameter=") {
+            let (key, value) = parameter.split_once('>').unwrap();
+            let (value, after) = if texts.contains(&key) {
+                let (value, after) = value.split_once("</parameter>").unwrap();
+                let value = value.strip_prefix(pad).unwrap().strip_suffix(pad).unwrap();
+                (Value::from(value), after)
+            } else if key == "days" {
+                let (value, after) = value.split_once("</parameter>").unwrap();
+                (value.trim().parse().unwrap(), after)
+            } else {
+                let mut values = serde_json::Deserializer::from_str(value).into_iter::<Value>();
+                let json = values.next().unwrap().unwrap();
+                let after = value[values.byte_offset()..].trim_start();
+                (json, after.strip_prefix("</parameter>").unwrap())
+            };
+            inner = after.strip_prefix('\n').unwrap();
+            arguments.insert(key.to_owned(), value);
+        }
+        rest = inner.strip_prefix("</function>\n</tool_call>").unwrap();
+        found.push((name.to_owned(), arguments.into()));
+    }
+    assert_eq!(rest, "");
+    found
+}
+
+#[test]
+fn calls_that_cannot_be_are_refused() {
+    let model = Model::bytes();
+    let error = |tools: Vec<Tool>, format: Format| {
+        model
+            .compile(&Constraint::Calls { tools, format, parallel: true })
+            .err()
+            .unwrap()
+            .to_string()
+    };
+    let named = |name: &str, parameters: Value| {
+        vec![Tool { name: name.to_owned(), description: None, parameters, strict: true }]
+    };
+    assert!(error(Vec::new(), Format::Mimo).contains("no tools"));
+    assert!(error(tools(), Format::Plain).contains("no format for tool calls"));
+    assert!(error(named("a>b", Value::Null), Format::Mimo).contains("\"a>b\" cannot be written"));
+    let text = error(named("f", json!({ "properties": { "x": { "not": {} } } })), Format::Hermes);
+    assert!(text.contains("tool \"f\"") && text.contains("#/properties/x/not"), "{text}");
+    let many = vec![named("f", Value::Null).remove(0); 600];
+    assert!(matches!(
+        model.compile(&Constraint::Calls { tools: many, format: Format::Mimo, parallel: true }),
+        Err(GrammarError::TooLarge(_))
+    ));
+}
+
+#[test]
+fn tools_with_open_arguments_take_any() {
+    let model = Model::pieces();
+    let tool = |parameters: Value| Tool {
+        name: "f".to_owned(),
+        description: None,
+        parameters,
+        strict: false,
+    };
+    let open = tool(json!({ "type": "object", "additionalProperties": true }));
+    let either = tool(json!({ "anyOf": [
+        { "properties": { "a": { "type": "integer" } }, "required": ["a"] },
+        { "properties": { "b": { "anyOf": [{ "type": "string" }, { "type": "null" }] } } },
+    ] }));
+    let call = |inner: &str| format!("<tool_call>\n<function=f>\n{inner}</function>\n</tool_call>");
+    for (tool, yes, no) in [
+        (
+            open,
+            "<parameter=any>x</parameter>\n<parameter=y></parameter>\n",
+            "<parameter=>x</parameter>\n",
+        ),
+        (
+            either,
+            "<parameter=a>1</parameter>\n<parameter=b>text</parameter>\n",
+            "<parameter=a>x</parameter>\n",
+        ),
+    ] {
+        let constraint =
+            Constraint::Calls { tools: vec![tool], format: Format::Mimo, parallel: false };
+        let grammar = model.compile(&constraint).unwrap();
+        assert!(model.takes(&grammar, &call(yes)), "{yes}");
+        assert!(model.takes(&grammar, &call("")));
+        assert!(!model.takes(&grammar, &call(no)), "{no}");
+    }
+}

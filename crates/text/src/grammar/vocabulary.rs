@@ -1,0 +1,169 @@
+//! The tokens that grammars choose from, as llguidance wants them: a trie of bytes in which special
+//! tokens begin with a byte that is in no text. It knows no grammar and no state of one.
+
+use std::sync::Arc;
+
+use kilotok_abi::TokenId;
+use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
+
+use crate::{Text, TextError};
+
+/// Tokens written by formats and templates. Some checkpoints do not call them special, and yet
+/// each is one token that text never becomes.
+const MARKUP: &[&str] = &["<think>", "</think>", "<tool_call>", "</tool_call>"];
+/// Most newlines that models are trained to put between reasoning and answer.
+const GAP_NEWLINES_MAX: usize = 2;
+
+/// A token as grammars see it.
+#[derive(Clone)]
+pub(crate) struct Word {
+    pub(crate) bytes: Vec<u8>,
+    /// Matches no text: only a grammar that names the token takes it.
+    pub(crate) special: bool,
+}
+
+pub(super) struct Vocabulary {
+    pub(super) env: TokEnv,
+    /// Of the engine, padding included.
+    word_count: usize,
+    pub(super) end_tokens: Vec<TokenId>,
+    think: Option<TokenId>,
+    pub(super) end_think: Marker,
+    /// Tokens of newlines alone, with how many they are, if the template puts some after reasoning.
+    gap: Vec<(TokenId, usize)>,
+}
+
+/// A piece of markup in the vocabulary at hand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Marker {
+    Token(TokenId),
+    Text(&'static str),
+}
+
+impl Vocabulary {
+    pub(super) fn of(text: &Text, size: u32, end_tokens: &[TokenId]) -> Result<Self, TextError> {
+        let count = text.vocab_count().min(size as usize);
+        let words = (0..count as TokenId).map(|token| {
+            let bytes = text.token_bytes(token).unwrap_or_default().to_vec();
+            let special = text.is_special(token) || is_markup(text, token, &bytes);
+            Word { bytes, special }
+        });
+        Self::new(words.collect(), size, end_tokens, text.format().style().padded)
+            .map_err(|reason| TextError::File { file: "tokenizer.json", reason })
+    }
+
+    /// `padded`: an answer may begin with newlines that are not part of it, after reasoning.
+    pub(super) fn new(
+        mut words: Vec<Word>,
+        size: u32,
+        end_tokens: &[TokenId],
+        padded: bool,
+    ) -> Result<Self, String> {
+        if end_tokens.is_empty() {
+            return Err("grammars need an end token, and the model has none".to_owned());
+        }
+        for &end in end_tokens {
+            let word = words.get_mut(end as usize).filter(|word| !word.bytes.is_empty());
+            let Some(word) = word else {
+                return Err(format!("end token {end} is not in the tokenizer's vocabulary"));
+            };
+            word.special = true;
+        }
+        let gap = if padded { newlines(&words) } else { Vec::new() };
+        let bytes: Vec<Vec<u8>> = words.into_iter().map(marked).collect();
+        let info = TokRxInfo::new(bytes.len() as u32, end_tokens[0]);
+        let trie = TokTrie::from(&info, &bytes).with_eos_tokens(end_tokens);
+        let think = trie.get_special_token("<think>");
+        let end_think = find(&trie, "</think>");
+        Ok(Self {
+            // Not canonical: then a mask has every token that the grammar takes, which is what
+            // drafts are judged by.
+            env: Arc::new(ApproximateTokEnv::new(trie)),
+            word_count: (size as usize).div_ceil(32),
+            end_tokens: end_tokens.to_vec(),
+            think,
+            end_think,
+            gap,
+        })
+    }
+
+    pub(super) fn trie(&self) -> &TokTrie {
+        self.env.tok_trie()
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.trie().vocab_size()
+    }
+
+    pub(super) fn is_end(&self, token: TokenId) -> bool {
+        self.end_tokens.contains(&token)
+    }
+
+    /// The token that opens reasoning.
+    pub(super) fn think(&self) -> Option<TokenId> {
+        self.think
+    }
+
+    pub(super) fn marker(&self, text: &'static str) -> Marker {
+        find(self.trie(), text)
+    }
+
+    /// Tokens that may stand between reasoning and answer where `used` newlines already do.
+    pub(super) fn gap(&self, used: usize) -> impl Iterator<Item = (TokenId, usize)> {
+        let fits = move |&(_, count): &(TokenId, usize)| used + count <= GAP_NEWLINES_MAX;
+        self.gap.iter().copied().filter(fits)
+    }
+
+    /// A mask as the engine wants it; ids without a token stay impossible.
+    pub(super) fn mask(&self, allowed: &SimpleVob) -> Vec<u32> {
+        let mut mask = vec![0; self.word_count];
+        let count = self.count();
+        for (word, bits) in mask.iter_mut().zip(allowed.as_slice()).take(count.div_ceil(32)) {
+            *word = *bits;
+        }
+        if !count.is_multiple_of(32) {
+            mask[count / 32] &= (1 << (count % 32)) - 1;
+        }
+        mask
+    }
+
+    /// Every token that exists.
+    pub(super) fn everything(&self) -> Vec<u32> {
+        let mut all = self.trie().alloc_token_set();
+        all.set_all(true);
+        self.mask(&all)
+    }
+}
+
+fn find(trie: &TokTrie, text: &'static str) -> Marker {
+    trie.get_special_token(text).map_or(Marker::Text(text), Marker::Token)
+}
+
+/// Whether the token is markup that its checkpoint does not call special: a tag that the tokenizer
+/// would not make of its text.
+fn is_markup(text: &Text, token: TokenId, bytes: &[u8]) -> bool {
+    let tag = bytes.len() > 2 && bytes.starts_with(b"<") && bytes.ends_with(b">");
+    let Some(name) = std::str::from_utf8(bytes).ok().filter(|_| tag) else { return false };
+    MARKUP.contains(&name) || text.encode_plain(name).is_ok_and(|tokens| tokens != [token])
+}
+
+/// A word as the trie wants it. The marker is no part of UTF-8, so that a token of text that has
+/// it is of no use.
+fn marked(word: Word) -> Vec<u8> {
+    let Word { mut bytes, special } = word;
+    if special && !bytes.is_empty() {
+        bytes.insert(0, TokTrie::SPECIAL_TOKEN_MARKER);
+    } else if bytes.contains(&TokTrie::SPECIAL_TOKEN_MARKER) {
+        bytes.clear();
+    }
+    bytes
+}
+
+fn newlines(words: &[Word]) -> Vec<(TokenId, usize)> {
+    let is_gap = |word: &Word| {
+        let count = word.bytes.len();
+        (1..=GAP_NEWLINES_MAX).contains(&count) && word.bytes.iter().all(|&byte| byte == b'\n')
+    };
+    let gaps = (0..).zip(words).filter(|(_, word)| is_gap(word));
+    gaps.map(|(token, word)| (token, word.bytes.len())).collect()
+}

@@ -1,0 +1,191 @@
+//! One reply of the model, read token by token: text, stop strings, reasoning, tool calls. What a
+//! token brings goes through the same narrow way whatever the step it came in, so events depend
+//! on the tokens alone; and nothing here can fail, at worst markup shows as text.
+
+mod echo;
+mod events;
+mod json_call;
+mod literal;
+mod reader;
+mod schema;
+mod speech;
+mod tags;
+mod value;
+mod xml_call;
+
+use std::sync::Arc;
+
+use kilotok_abi::TokenId;
+
+use crate::detokenizer::Detokenizer;
+use crate::stops::Stops;
+use crate::{ReasoningStart, Text, Tool};
+use events::Events;
+use reader::Reader;
+use tags::Tag;
+
+/// How a reply is read.
+#[derive(Clone, Debug, Default)]
+pub struct ReplyOptions {
+    pub parse: Parse,
+    /// Their schemas say how XML values become JSON.
+    pub tools: Vec<Tool>,
+    pub reasoning: ReasoningStart,
+    /// Strings that end the reply where they first appear. Empty ones do not count.
+    pub stop: Vec<String>,
+    /// Whether the stop string itself belongs to the reply.
+    pub include_stop: bool,
+    /// Stop strings do not count within this many tokens.
+    pub min_tokens: u32,
+    /// Whether special tokens are left out of the text.
+    pub skip_special: bool,
+    /// Whether the reply may have more than one call.
+    pub parallel_calls: bool,
+}
+
+/// What is looked for in a reply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Parse {
+    /// All is content.
+    #[default]
+    Nothing,
+    Reasoning,
+    ReasoningAndCalls,
+}
+
+/// What a reply consists of, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    Reasoning(String),
+    Content(String),
+    /// A call begins; its arguments follow.
+    Call {
+        index: u32,
+        name: String,
+    },
+    /// More of a call's arguments. Joined, they are a JSON object.
+    Arguments {
+        index: u32,
+        text: String,
+    },
+}
+
+/// Why a reply ended before the model ended it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// This stop string appeared.
+    String(String),
+    /// The first call is complete, and there may be no other.
+    Calls,
+}
+
+/// Reads one reply.
+pub struct Reply {
+    text: Arc<Text>,
+    detokenizer: Detokenizer,
+    stops: Stops,
+    /// None when all is content.
+    reader: Option<Reader>,
+    events: Events,
+    /// Special tokens that the reader needs even where special tokens are left out.
+    tags: Vec<TokenId>,
+    /// Texts on their way, empty between tokens.
+    decoded: String,
+    passed: String,
+    skip_special: bool,
+    min_tokens: u32,
+    token_count: u32,
+    reasoning_count: u32,
+    ended: bool,
+}
+
+impl Reply {
+    pub fn new(text: Arc<Text>, options: ReplyOptions) -> Self {
+        let style = text.format().style();
+        let calls = options.parse == Parse::ReasoningAndCalls && style.calls;
+        let reads = calls || (options.parse != Parse::Nothing && style.reasons);
+        let tags = Tag::ALL.iter().filter_map(|tag| text.token_id(tag.text()));
+        Self {
+            tags: if reads { tags.collect() } else { Vec::new() },
+            text,
+            detokenizer: Detokenizer::default(),
+            stops: Stops::new(options.stop, options.include_stop),
+            reader: reads.then(|| {
+                let tools = if calls { Some(options.tools) } else { None };
+                Reader::new(style, options.reasoning, tools, options.parallel_calls)
+            }),
+            events: Events::default(),
+            decoded: String::new(),
+            passed: String::new(),
+            skip_special: options.skip_special,
+            min_tokens: options.min_tokens,
+            token_count: 0,
+            reasoning_count: 0,
+            ended: false,
+        }
+    }
+
+    /// One token more. Some when the reply ends with it; tokens after that are ignored.
+    pub fn push(&mut self, token: TokenId) -> Option<Stopped> {
+        if self.ended {
+            return None;
+        }
+        self.token_count += 1;
+        let reasons = self.reader.as_ref().is_some_and(Reader::is_reasoning);
+        self.reasoning_count += u32::from(reasons);
+        let hidden = self.skip_special && self.text.is_special(token);
+        if !hidden || self.tags.contains(&token) {
+            let bytes = self.text.token_bytes(token).unwrap_or_default();
+            self.detokenizer.push(bytes, &mut self.decoded);
+        }
+        let counts = self.token_count > self.min_tokens;
+        let stop = self.stops.push(&self.decoded, counts, &mut self.passed);
+        self.decoded.clear();
+        let calls_over = self.read();
+        let stopped = stop.map(Stopped::String).or(calls_over.then_some(Stopped::Calls));
+        self.ended = stopped.is_some();
+        stopped
+    }
+
+    /// No more tokens will come: what was held back is let go.
+    pub fn finish(&mut self) {
+        if !self.ended {
+            self.detokenizer.finish(&mut self.decoded);
+            self.stops.finish(&self.decoded, &mut self.passed);
+            self.read();
+        }
+        self.ended = true;
+        if let Some(mut reader) = self.reader.take() {
+            reader.finish(&mut self.events);
+        }
+    }
+
+    /// Events since the last call, neighbours of one kind joined.
+    pub fn take(&mut self) -> Vec<Event> {
+        self.events.take()
+    }
+
+    /// Tokens up to the end of reasoning, the closing tag included.
+    pub fn reasoning_count(&self) -> u32 {
+        self.reasoning_count
+    }
+
+    pub fn call_count(&self) -> u32 {
+        self.events.call_count()
+    }
+
+    /// Reads what has passed. Whether the calls of the reply are over.
+    fn read(&mut self) -> bool {
+        let mut over = false;
+        for character in self.passed.chars() {
+            let Some(reader) = &mut self.reader else {
+                self.events.content(character);
+                continue;
+            };
+            reader.push(character, &mut self.events);
+            over = reader.is_over();
+        }
+        self.passed.clear();
+        over
+    }
+}

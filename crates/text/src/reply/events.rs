@@ -1,0 +1,63 @@
+//! Events of a reply as they gather. Neighbours of one kind are one event.
+
+use super::Event;
+use super::value::escape;
+
+#[derive(Debug, Default)]
+pub(super) struct Events {
+    events: Vec<Event>,
+    call_count: u32,
+}
+
+impl Events {
+    pub(super) fn take(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    pub(super) fn call_count(&self) -> u32 {
+        self.call_count
+    }
+
+    pub(super) fn content(&mut self, character: char) {
+        match self.events.last_mut() {
+            Some(Event::Content(text)) => text.push(character),
+            _ => self.events.push(Event::Content(character.to_string())),
+        }
+    }
+
+    pub(super) fn reasoning(&mut self, character: char) {
+        match self.events.last_mut() {
+            Some(Event::Reasoning(text)) => text.push(character),
+            _ => self.events.push(Event::Reasoning(character.to_string())),
+        }
+    }
+
+    pub(super) fn call(&mut self, name: String) {
+        self.events.push(Event::Call { index: self.call_count, name });
+        self.call_count += 1;
+    }
+
+    /// More arguments of the last call.
+    pub(super) fn arguments(&mut self, more: &str) {
+        if more.is_empty() {
+            return;
+        }
+        if let Some(Event::Arguments { text, .. }) = self.events.last_mut() {
+            text.push_str(more);
+        } else {
+            let index = self.call_count.saturating_sub(1);
+            self.events.push(Event::Arguments { index, text: more.to_owned() });
+        }
+    }
+
+    /// A character of a string within the arguments.
+    pub(super) fn string(&mut self, character: char) {
+        if let Some(Event::Arguments { text, .. }) = self.events.last_mut() {
+            escape(character, text);
+        } else {
+            let mut text = String::new();
+            escape(character, &mut text);
+            self.arguments(&text);
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! Takes a reply apart into reasoning, answer and calls, character by character. All formats are
+//! read here, and a call is read as XML or as JSON by how it begins: which of the two a model
+//! writes is its format's, but it may err.
+//!
+//! What this accepts beyond the formats:
+//! - `<tool_call>` within reasoning ends it, once a call follows indeed;
+//! - `<function=name>` without `<tool_call>`, if there is such a tool;
+//! - a missing end of any of call, function, parameter;
+//! - tags that are doubled.
+//!
+//! What turns out to be no call is given back as the text that it was.
+
+use serde_json::Value;
+
+use super::events::Events;
+use super::json_call::JsonCall;
+use super::speech::{Part, Speech};
+use super::tags::{Finder, Found, Tag};
+use super::xml_call::XmlCall;
+use crate::formats::Style;
+use crate::{ReasoningStart, Tool};
+
+/// Longest name of a function or parameter, in characters; the API's own limit is 64.
+pub(super) const NAME_MAX: usize = 256;
+
+pub(super) struct Reader {
+    finder: Finder,
+    machine: Machine,
+}
+
+struct Machine {
+    state: State,
+    speech: Speech,
+    style: Style,
+    /// None where no calls are looked for.
+    tools: Option<Vec<Tool>>,
+    parallel: bool,
+    /// Whether the reply may open its reasoning itself.
+    may_think: bool,
+    over: bool,
+}
+
+enum State {
+    Speech,
+    /// After `<tool_call>`, before it is certain that a call follows.
+    Opened(Opening),
+    /// After `<function=`.
+    Name(Opening, String),
+    /// The opening is there until the call has its name.
+    Json(JsonCall, Option<Opening>),
+    Xml(XmlCall, Wrapped),
+    /// A call is complete, but `</tool_call>` is to come.
+    Closing,
+}
+
+/// Text that becomes a call, or is given back.
+#[derive(Default)]
+struct Opening {
+    raw: String,
+    wrapped: Wrapped,
+}
+
+/// Whether a call is within `<tool_call>`.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Wrapped(bool);
+
+/// What a call makes of a character or tag.
+pub(super) enum Step {
+    Stay,
+    /// The call's name is known: it is certain that it is a call.
+    Named(String),
+    /// The call is complete. The tag, if any, is not part of it.
+    Over(Option<Tag>),
+    /// This is no call.
+    GiveBack,
+}
+
+impl Reader {
+    pub(super) fn new(
+        style: Style,
+        reasoning: ReasoningStart,
+        tools: Option<Vec<Tool>>,
+        parallel: bool,
+    ) -> Self {
+        let begun = reasoning == ReasoningStart::Begun && style.reasons;
+        let part = if begun { Part::Reasoning } else { Part::Answer };
+        let machine = Machine {
+            state: State::Speech,
+            speech: Speech::new(part, style.padded),
+            style,
+            tools,
+            parallel,
+            may_think: reasoning == ReasoningStart::Maybe && style.reasons,
+            over: false,
+        };
+        Self { finder: Finder::default(), machine }
+    }
+
+    pub(super) fn is_reasoning(&self) -> bool {
+        self.machine.speech.part() == Part::Reasoning
+    }
+
+    /// Whether the only call that the reply may have is complete.
+    pub(super) fn is_over(&self) -> bool {
+        self.machine.over
+    }
+
+    pub(super) fn push(&mut self, character: char, events: &mut Events) {
+        if self.machine.over {
+            return;
+        }
+        match self.finder.push(character, |tag| self.machine.takes(tag)) {
+            Found::Nothing => {}
+            Found::Character => self.machine.character(character, events),
+            Found::Text(text) => self.text(&text, events),
+            Found::Tag(tag) => self.machine.tag(tag, events),
+        }
+    }
+
+    pub(super) fn finish(&mut self, events: &mut Events) {
+        let text = self.finder.finish();
+        self.text(&text, events);
+        self.machine.finish(events);
+    }
+
+    fn text(&mut self, text: &str, events: &mut Events) {
+        for character in text.chars() {
+            if !self.machine.over {
+                self.machine.character(character, events);
+            }
+        }
+    }
+}
+
+impl Machine {
+    /// Whether a tag counts here; otherwise it is text.
+    fn takes(&self, tag: Tag) -> bool {
+        match &self.state {
+            State::Speech | State::Name(..) => self.speech_takes(tag),
+            State::Opened(_) => matches!(tag, Tag::Function | Tag::Call) || self.speech_takes(tag),
+            State::Json(..) => matches!(tag, Tag::EndCall | Tag::Call),
+            State::Xml(call, _) => call.takes(tag),
+            State::Closing => matches!(tag, Tag::EndCall | Tag::Call | Tag::Function),
+        }
+    }
+
+    fn speech_takes(&self, tag: Tag) -> bool {
+        let (answers, fresh) = (self.speech.part() == Part::Answer, self.speech.is_fresh());
+        match tag {
+            Tag::Think => fresh && (self.may_think || !answers),
+            Tag::EndThink => self.style.reasons && (fresh || !answers),
+            Tag::Call => self.tools.is_some(),
+            Tag::Function => self.tools.is_some() && answers,
+            Tag::EndCall => self.speech.follows_call(),
+            Tag::EndFunction | Tag::Parameter | Tag::EndParameter => false,
+        }
+    }
+
+    fn character(&mut self, character: char, events: &mut Events) {
+        match std::mem::replace(&mut self.state, State::Speech) {
+            State::Speech => self.speech.say(character, events),
+            State::Opened(mut opening) => {
+                opening.raw.push(character);
+                match character {
+                    ' ' | '\n' | '\t' | '\r' => self.state = State::Opened(opening),
+                    '{' => self.begin_json(opening, events),
+                    _ => self.give_back(&opening.raw, events),
+                }
+            }
+            State::Name(mut opening, mut name) => {
+                opening.raw.push(character);
+                if character == '>' {
+                    self.begin_xml(&opening, &name, events);
+                } else if matches!(character, '\n' | '<') || name.chars().count() == NAME_MAX {
+                    self.give_back(&opening.raw, events);
+                } else {
+                    name.push(character);
+                    self.state = State::Name(opening, name);
+                }
+            }
+            State::Json(mut call, mut opening) => {
+                if let Some(opening) = &mut opening {
+                    opening.raw.push(character);
+                }
+                let step = call.character(character, events);
+                self.json_step(step, call, opening, events);
+            }
+            State::Xml(mut call, wrapped) => {
+                call.character(character, events);
+                self.state = State::Xml(call, wrapped);
+            }
+            State::Closing => self.after_call(character, events),
+        }
+    }
+
+    fn tag(&mut self, tag: Tag, events: &mut Events) {
+        match std::mem::replace(&mut self.state, State::Speech) {
+            State::Speech => self.speech_tag(tag),
+            State::Opened(mut opening) => match tag {
+                Tag::Function => {
+                    opening.raw.push_str(tag.text());
+                    self.state = State::Name(opening, String::new());
+                }
+                Tag::Call => {
+                    opening.raw.push_str(tag.text());
+                    self.state = State::Opened(opening);
+                }
+                _ => {
+                    self.give_back(&opening.raw, events);
+                    self.retry(tag, events);
+                }
+            },
+            State::Name(opening, _) => {
+                self.give_back(&opening.raw, events);
+                self.retry(tag, events);
+            }
+            State::Json(mut call, mut opening) => match call.tag(tag, events) {
+                Step::GiveBack => {
+                    self.give_back(&opening.unwrap_or_default().raw, events);
+                    self.retry(tag, events);
+                }
+                step => {
+                    if let Some(opening) = &mut opening {
+                        opening.raw.push_str(tag.text());
+                    }
+                    self.json_step(step, call, opening, events);
+                }
+            },
+            State::Xml(mut call, wrapped) => match call.tag(tag, events) {
+                Step::Over(next) => {
+                    self.close(wrapped);
+                    if let Some(next) = next {
+                        self.retry(next, events);
+                    }
+                }
+                _ => self.state = State::Xml(call, wrapped),
+            },
+            State::Closing => {
+                self.leave_call();
+                if tag != Tag::EndCall {
+                    self.retry(tag, events);
+                }
+            }
+        }
+    }
+
+    /// A tag in the state that another tag or character has led to.
+    fn retry(&mut self, tag: Tag, events: &mut Events) {
+        if self.over {
+            return;
+        }
+        if self.takes(tag) {
+            self.tag(tag, events);
+        } else {
+            tag.text().chars().for_each(|character| self.character(character, events));
+        }
+    }
+
+    fn speech_tag(&mut self, tag: Tag) {
+        match tag {
+            Tag::Think => {
+                self.may_think = false;
+                self.speech.turn_to(Part::Reasoning);
+            }
+            Tag::EndThink => {
+                self.may_think = false;
+                self.speech.turn_to(Part::Answer);
+            }
+            Tag::Call => {
+                let raw = tag.text().to_owned();
+                self.state = State::Opened(Opening { raw, wrapped: Wrapped(true) });
+            }
+            Tag::Function => {
+                let raw = tag.text().to_owned();
+                let opening = Opening { raw, wrapped: Wrapped(false) };
+                self.state = State::Name(opening, String::new());
+            }
+            Tag::EndCall | Tag::EndFunction | Tag::Parameter | Tag::EndParameter => {}
+        }
+    }
+
+    fn give_back(&mut self, raw: &str, events: &mut Events) {
+        self.state = State::Speech;
+        raw.chars().for_each(|character| self.speech.say(character, events));
+    }
+
+    fn begin_json(&mut self, opening: Opening, events: &mut Events) {
+        let mut call = JsonCall::default();
+        let step = call.character('{', events);
+        self.json_step(step, call, Some(opening), events);
+    }
+
+    fn json_step(
+        &mut self,
+        step: Step,
+        mut call: JsonCall,
+        opening: Option<Opening>,
+        events: &mut Events,
+    ) {
+        match step {
+            Step::Stay => self.state = State::Json(call, opening),
+            Step::Named(name) => {
+                self.speech.turn_to_call();
+                events.call(name);
+                call.begin(events);
+                self.state = State::Json(call, None);
+            }
+            Step::Over(next) => {
+                self.close(Wrapped(true));
+                if let Some(next) = next {
+                    self.retry(next, events);
+                }
+            }
+            Step::GiveBack => {
+                self.give_back(&opening.unwrap_or_default().raw, events);
+            }
+        }
+    }
+
+    fn begin_xml(&mut self, opening: &Opening, name: &str, events: &mut Events) {
+        let name = name.trim().trim_matches(['"', '\'']);
+        let tool = self.tools.iter().flatten().find(|tool| tool.name == name);
+        let plausible = !name.is_empty() && !name.contains(char::is_whitespace);
+        if !plausible || (tool.is_none() && !opening.wrapped.0) {
+            return self.give_back(&opening.raw, events);
+        }
+        let parameters = tool.map_or(Value::Null, |tool| tool.parameters.clone());
+        self.speech.turn_to_call();
+        events.call(name.to_owned());
+        self.state = State::Xml(XmlCall::new(parameters, self.style.padded), opening.wrapped);
+    }
+
+    /// A call is complete.
+    fn close(&mut self, wrapped: Wrapped) {
+        self.state = State::Closing;
+        if !wrapped.0 {
+            self.leave_call();
+        }
+    }
+
+    fn leave_call(&mut self) {
+        self.state = State::Speech;
+        self.over |= !self.parallel;
+    }
+
+    /// A character where `</tool_call>` should come. A brace too many is common.
+    fn after_call(&mut self, character: char, events: &mut Events) {
+        match character {
+            ' ' | '\n' | '\t' | '\r' | '}' => self.state = State::Closing,
+            _ => {
+                self.leave_call();
+                if self.over {
+                    return;
+                }
+                match character {
+                    '{' => {
+                        let opening = Opening { raw: "{".to_owned(), wrapped: Wrapped(true) };
+                        self.begin_json(opening, events);
+                    }
+                    _ => self.speech.say(character, events),
+                }
+            }
+        }
+    }
+
+    fn finish(&mut self, events: &mut Events) {
+        match std::mem::replace(&mut self.state, State::Speech) {
+            State::Speech | State::Closing => {}
+            State::Opened(opening) | State::Name(opening, _) | State::Json(_, Some(opening)) => {
+                self.give_back(&opening.raw, events);
+            }
+            State::Json(mut call, None) => call.finish(events),
+            State::Xml(mut call, _) => call.finish(events),
+        }
+        self.speech.finish(events);
+    }
+}

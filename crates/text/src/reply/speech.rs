@@ -1,0 +1,113 @@
+//! What a reply says outside of calls: reasoning and answer, and whose the whitespace around them
+//! is. Where a format pads them with newlines, those are markup; elsewhere only whitespace that
+//! stands alone before a tag is.
+
+use super::events::Events;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    Reasoning,
+    Answer,
+}
+
+#[expect(clippy::struct_excessive_bools, reason = "four facts that do not exclude each other")]
+#[derive(Debug)]
+pub(super) struct Speech {
+    part: Part,
+    padded: bool,
+    /// Whether the part has said anything but whitespace.
+    begun: bool,
+    /// Whitespace held back: what comes next says whether it is text.
+    space: String,
+    after_call: bool,
+    answered: bool,
+}
+
+impl Speech {
+    pub(super) fn new(part: Part, padded: bool) -> Self {
+        Self {
+            part,
+            padded,
+            begun: false,
+            space: String::new(),
+            after_call: false,
+            answered: false,
+        }
+    }
+
+    pub(super) fn part(&self) -> Part {
+        self.part
+    }
+
+    /// Whether nothing was said yet in this part.
+    pub(super) fn is_fresh(&self) -> bool {
+        !self.begun
+    }
+
+    pub(super) fn follows_call(&self) -> bool {
+        self.after_call && !self.begun
+    }
+
+    pub(super) fn say(&mut self, character: char, events: &mut Events) {
+        let is_space = matches!(character, ' ' | '\n' | '\t' | '\r');
+        if is_space && (!self.begun || (self.padded && character == '\n')) {
+            self.space.push(character);
+            return;
+        }
+        if !self.begun {
+            self.drop_leading();
+            self.begun = true;
+        }
+        for space in std::mem::take(&mut self.space).chars() {
+            self.emit(space, events);
+        }
+        self.emit(character, events);
+    }
+
+    /// A tag ends what was being said; another part begins.
+    pub(super) fn turn_to(&mut self, part: Part) {
+        self.part = part;
+        self.begun = false;
+        self.space.clear();
+    }
+
+    pub(super) fn turn_to_call(&mut self) {
+        self.turn_to(Part::Answer);
+        self.after_call = true;
+    }
+
+    /// The reply is over.
+    pub(super) fn finish(&mut self, events: &mut Events) {
+        if !self.begun {
+            if self.after_call || self.part == Part::Reasoning {
+                self.space.clear();
+            }
+            self.drop_leading();
+        }
+        for space in std::mem::take(&mut self.space).chars() {
+            self.emit(space, events);
+        }
+    }
+
+    fn drop_leading(&mut self) {
+        if self.after_call {
+            // It separates what was said before the call from what is said after it.
+            if !self.answered {
+                self.space.clear();
+            }
+        } else if self.padded {
+            let kept = self.space.trim_start_matches('\n').len();
+            self.space.drain(..self.space.len() - kept);
+        }
+    }
+
+    fn emit(&mut self, character: char, events: &mut Events) {
+        match self.part {
+            Part::Reasoning => events.reasoning(character),
+            Part::Answer => {
+                self.answered = true;
+                events.content(character);
+            }
+        }
+    }
+}

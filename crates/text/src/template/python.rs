@@ -1,0 +1,68 @@
+//! Where Jinja in Python and minijinja differ: the filters, tests and globals that replace
+//! minijinja's. Methods of strings and dicts are in [`super::methods`].
+
+use minijinja::value::ValueKind;
+use minijinja::{Environment, Error, Value};
+
+use super::{json, methods};
+
+pub(super) fn adapt(environment: &mut Environment<'static>) {
+    environment.set_unknown_method_callback(methods::call);
+    environment.add_filter("tojson", json::tojson);
+    environment.add_filter("items", items);
+    environment.add_filter("trim", trim);
+    environment.add_filter("replace", replace);
+    environment.add_filter("string", string);
+    environment.add_test("sequence", is_sequence);
+    environment.add_test("iterable", is_iterable);
+    environment.add_test("callable", is_callable);
+    environment.set_formatter(|out, state, value| match float(value) {
+        Some(text) => out.write_str(&text).map_err(Error::from),
+        None => minijinja::escape_formatter(out, state, value),
+    });
+}
+
+/// A float as Python prints it. Those within lists are left as minijinja prints them, which
+/// differs for exponents only.
+fn float(value: &Value) -> Option<String> {
+    let is_float = value.is_number() && !value.is_integer() && value.kind() == ValueKind::Number;
+    is_float.then(|| f64::try_from(value.clone()).ok().map(json::python_float)).flatten()
+}
+
+fn string(value: &Value) -> String {
+    float(value).unwrap_or_else(|| value.to_string())
+}
+
+fn replace(text: &Value, from: &Value, to: &Value, count: Option<usize>) -> String {
+    let (text, from, to) = (text.to_string(), from.to_string(), to.to_string());
+    text.replacen(&from, &to, count.unwrap_or(usize::MAX))
+}
+
+/// Undefined has no items; minijinja refuses it.
+fn items(value: &Value) -> Result<Value, Error> {
+    if value.is_undefined() {
+        return Ok(Value::from(Vec::<Value>::new()));
+    }
+    minijinja::filters::items(value)
+}
+
+/// As `str.strip`, whose whitespace is a little more than Unicode's.
+fn trim(value: &Value, characters: Option<&str>) -> String {
+    let text = value.to_string();
+    methods::strip(&text, characters, true, true).to_owned()
+}
+
+/// Whatever has a length and can be indexed, so strings and mappings too.
+fn is_sequence(value: &Value) -> bool {
+    let kinds = [ValueKind::Seq, ValueKind::Map, ValueKind::String, ValueKind::Undefined];
+    kinds.contains(&value.kind())
+}
+
+/// Undefined is an empty sequence, none is none.
+fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
+}
+
+fn is_callable(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::Plain | ValueKind::Undefined)
+}

@@ -1,0 +1,25 @@
+//! The server from outside: raw bytes in, raw bytes out, on the real router and the real engine
+//! thread. The engine repeats what it is told after `say:`, and babbles otherwise, so that every
+//! reply is known beforehand or the same for the same seed.
+#![expect(clippy::unwrap_used, reason = "all of this is tests, also what tests share")]
+
+#[path = "http/anthropic.rs"]
+mod anthropic;
+#[path = "http/chat.rs"]
+mod chat;
+#[path = "http/clients.rs"]
+mod clients;
+#[path = "http/completions.rs"]
+mod completions;
+#[path = "http/faults.rs"]
+mod faults;
+#[path = "http/responses.rs"]
+mod responses;
+#[path = "http/server.rs"]
+mod server;
+#[path = "http/shapes.rs"]
+mod shapes;
+#[path = "http/surface.rs"]
+mod surface;
+#[path = "http/tls.rs"]
+mod tls;

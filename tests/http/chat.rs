@@ -1,0 +1,334 @@
+//! `/v1/chat/completions`: what is in the pieces of a stream, and that they add up to the whole.
+
+use serde_json::{Value, json};
+
+use super::server::{Server, Setup};
+
+const PATH: &str = "/v1/chat/completions";
+
+/// A request for a reply that is known.
+fn say(text: &str, more: &Value) -> Value {
+    let mut request = json!({
+        "model": "toy",
+        "messages": [{"role": "user", "content": format!("say:{text}")}],
+        "temperature": 0,
+    });
+    extend(&mut request, more);
+    request
+}
+
+/// A request for whatever comes.
+fn babble(more: &Value) -> Value {
+    let mut request = json!({
+        "messages": [{"role": "user", "content": "anything"}],
+        "seed": 7,
+        "max_tokens": 24,
+        "ignore_eos": true,
+    });
+    extend(&mut request, more);
+    request
+}
+
+fn extend(request: &mut Value, more: &Value) {
+    let fields = more.as_object().unwrap().clone();
+    request.as_object_mut().unwrap().extend(fields);
+}
+
+fn choice(answer: &Value) -> &Value {
+    &answer["choices"][0]
+}
+
+fn content(answer: &Value) -> &str {
+    choice(answer)["message"]["content"].as_str().unwrap()
+}
+
+#[test]
+fn a_reply() {
+    let server = Server::new();
+    let answer = server.post(PATH, &say("hello there", &json!({}))).good();
+    assert_eq!(content(&answer), "hello there");
+    assert_eq!(choice(&answer)["finish_reason"], "stop");
+    assert_eq!(choice(&answer)["stop_reason"], Value::Null);
+    assert_eq!(choice(&answer)["message"]["role"], "assistant");
+    assert_eq!(answer["object"], "chat.completion");
+    assert_eq!(answer["model"], "toy");
+    assert!(answer["id"].as_str().unwrap().starts_with("chatcmpl-"));
+    // The end token is a token.
+    assert_eq!(answer["usage"]["completion_tokens"], "hello there".len() + 1);
+    let metrics = &answer["metrics"];
+    assert!(metrics["tokens_per_second"].as_f64().unwrap() > 0.0, "{metrics}");
+    let drafts = &metrics["speculative_decoding"];
+    let steps = drafts["num_spec_steps"].as_u64().unwrap();
+    let by_count = drafts["acceptance_histogram"].as_array().unwrap();
+    assert_eq!(by_count.iter().map(|count| count.as_u64().unwrap()).sum::<u64>(), steps);
+    assert_eq!(by_count.len(), 8);
+}
+
+#[test]
+fn a_stream_is_framed_as_clients_expect() {
+    let server = Server::new();
+    let request = say(
+        "hällo thére",
+        &json!({
+            "stream": true, "stream_options": {"include_usage": true},
+        }),
+    );
+    let answer = server.post(PATH, &request);
+    assert_eq!(answer.header("cache-control"), Some("no-cache"));
+    assert!(answer.text().ends_with("data: [DONE]\n\n"));
+    let events = answer.events();
+    let (chunks, done) = events.split_at(events.len() - 1);
+    assert_eq!(done[0], "[DONE]");
+    for chunk in chunks {
+        for field in ["id", "created", "model"] {
+            assert_eq!(chunk[field], chunks[0][field]);
+        }
+        assert_eq!(chunk["object"], "chat.completion.chunk");
+    }
+    let delta = |chunk: &Value| chunk["choices"][0]["delta"].clone();
+    assert_eq!(delta(&chunks[0]), json!({"role": "assistant", "content": ""}));
+    assert!(chunks[1..].iter().all(|chunk| delta(chunk)["role"].is_null()));
+    let (usage, rest) = chunks.split_last().unwrap();
+    assert_eq!(usage["choices"], json!([]));
+    assert_eq!(usage["usage"]["completion_tokens"], "hällo thére".len() + 1);
+    assert!(usage["metrics"]["tokens_per_second"].is_number());
+    let (finish, said) = rest.split_last().unwrap();
+    assert_eq!(finish["choices"][0]["finish_reason"], "stop");
+    assert_eq!(delta(finish), json!({}));
+    for chunk in said {
+        assert!(chunk["choices"][0]["finish_reason"].is_null() && chunk["usage"].is_null());
+    }
+    let text: String =
+        said.iter().map(|chunk| delta(chunk)["content"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(text, "hällo thére");
+    // Drafts make several tokens of a step one chunk.
+    assert!(said.len() < text.len(), "{} chunks", said.len());
+}
+
+#[test]
+fn usage_rides_along_if_asked_for() {
+    let server = Server::new();
+    let options = json!({"include_usage": true, "continuous_usage_stats": true});
+    let request = say("abcdefghij", &json!({"stream": true, "stream_options": options}));
+    let events = server.post(PATH, &request).events();
+    let counts: Vec<_> = events[1..events.len() - 1]
+        .iter()
+        .map(|chunk| chunk["usage"]["completion_tokens"].as_u64().unwrap())
+        .collect();
+    assert!(counts.is_sorted() && counts.last() == Some(&11), "{counts:?}");
+    assert!(events[2]["metrics"].is_object());
+    let interval = json!({"stream": true, "stream_interval": 1000});
+    let events = server.post(PATH, &say("abcdefghij", &interval)).events();
+    // Role, first tokens, the others if they came later, finish, done.
+    assert!((4..=5).contains(&events.len()), "{events:?}");
+    assert!(events[events.len() - 2]["metrics"]["tokens_per_second"].is_number());
+}
+
+/// What a stream said, by choice: text, reasoning, finish, and the text of its log-probabilities.
+fn heard(events: &[Value]) -> Vec<(String, String, String, String)> {
+    let mut heard: Vec<(String, String, String, String)> = Vec::new();
+    for choice in events.iter().filter_map(|chunk| chunk["choices"].as_array()).flatten() {
+        let index = choice["index"].as_u64().unwrap() as usize;
+        heard.resize(heard.len().max(index + 1), Default::default());
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        heard[index].0 += &text(&choice["delta"]["content"]);
+        heard[index].1 += &text(&choice["delta"]["reasoning"]);
+        heard[index].2 += &text(&choice["finish_reason"]);
+        for token in choice["logprobs"]["content"].as_array().into_iter().flatten() {
+            heard[index].3 += token["token"].as_str().unwrap();
+        }
+    }
+    heard
+}
+
+#[test]
+fn streams_add_up_to_the_whole() {
+    let server = Server::new();
+    for more in [
+        json!({}),
+        json!({"n": 3, "temperature": 1.2, "top_p": 0.9}),
+        json!({"logprobs": true, "top_logprobs": 3, "min_tokens": 5}),
+        json!({"stop": ["a", "bc"], "temperature": 0.7}),
+        json!({"frequency_penalty": 1.0, "presence_penalty": 0.5, "repetition_penalty": 1.3}),
+        json!({"min_p": 0.1, "top_k": 20, "logit_bias": {"97": 5, "98": -100}}),
+    ] {
+        let whole = server.post(PATH, &babble(&more)).good();
+        let mut request = babble(&more);
+        extend(&mut request, &json!({"stream": true}));
+        let heard = heard(&server.post(PATH, &request).events());
+        let choices = whole["choices"].as_array().unwrap();
+        assert_eq!(heard.len(), choices.len());
+        for (choice, (content, reasoning, finish, logprobs)) in choices.iter().zip(heard) {
+            let message = &choice["message"];
+            assert_eq!(message["content"].as_str().unwrap_or_default(), content);
+            assert_eq!(message["reasoning"].as_str().unwrap_or_default(), reasoning);
+            assert_eq!(choice["finish_reason"], finish.as_str());
+            let tokens = choice["logprobs"]["content"].as_array();
+            let tokens = tokens.into_iter().flatten().map(|token| token["token"].as_str().unwrap());
+            assert_eq!(tokens.collect::<String>(), logprobs);
+        }
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_reply_drafts_or_not() {
+    let server = Server::new();
+    let unskilled =
+        Server::start(Setup { skill: kilotok_testkit::Skill::Percent(0), ..Setup::default() });
+    for more in [
+        json!({"temperature": 1.0}),
+        json!({"temperature": 1.0, "n": 4, "top_k": 50}),
+        json!({"logprobs": true, "top_logprobs": 2}),
+        json!({"stop": ["e"], "frequency_penalty": 0.8}),
+        json!({"response_format": {"type": "json_object"}, "max_tokens": 60}),
+    ] {
+        let mut plain = babble(&more);
+        extend(&mut plain, &json!({"drafts": false}));
+        let expected = server.post(PATH, &plain).good()["choices"].clone();
+        for server in [&server, &unskilled] {
+            assert_eq!(server.post(PATH, &babble(&more)).good()["choices"], expected, "{more}");
+        }
+    }
+    let other = server.post(PATH, &babble(&json!({"seed": 8}))).good();
+    assert_ne!(other["choices"], server.post(PATH, &babble(&json!({}))).good()["choices"]);
+}
+
+#[test]
+fn choices_are_different_and_counted_together() {
+    let server = Server::new();
+    let answer = server.post(PATH, &babble(&json!({"n": 5}))).good();
+    let choices = answer["choices"].as_array().unwrap();
+    let texts: std::collections::BTreeSet<_> =
+        choices.iter().map(|choice| choice["message"]["content"].to_string()).collect();
+    assert_eq!((choices.len(), texts.len()), (5, 5));
+    assert_eq!(answer["usage"]["completion_tokens"], 5 * 24);
+    assert_eq!(answer["metrics"], Value::Null);
+    let one = server.post(PATH, &babble(&json!({}))).good();
+    assert_eq!(answer["usage"]["prompt_tokens"], one["usage"]["prompt_tokens"]);
+    // The first is what it would be alone.
+    assert_eq!(choices[0]["message"], choice(&one)["message"]);
+}
+
+#[test]
+fn stop_strings_end_a_reply() {
+    let server = Server::new();
+    let stopped = |more| server.post(PATH, &say("one two three", &more)).good();
+    let answer = stopped(json!({"stop": ["xyz", " thr"]}));
+    assert_eq!(content(&answer), "one two");
+    assert_eq!(choice(&answer)["finish_reason"], "stop");
+    assert_eq!(choice(&answer)["stop_reason"], " thr");
+    assert_eq!(answer["usage"]["completion_tokens"], "one two thr".len());
+    let answer = stopped(json!({"stop": "two", "include_stop_str_in_output": true}));
+    assert_eq!(content(&answer), "one two");
+    let answer = stopped(json!({"stop": "o", "min_tokens": 4}));
+    assert_eq!(content(&answer), "one tw");
+    let answer = stopped(json!({"stop_token_ids": [u32::from(b'w')]}));
+    assert_eq!(content(&answer), "one t");
+    assert_eq!(choice(&answer)["stop_reason"], u32::from(b'w'));
+    let answer = stopped(json!({"max_completion_tokens": 5}));
+    assert_eq!((content(&answer), &choice(&answer)["finish_reason"]), ("one t", &json!("length")));
+    let events = server.post(PATH, &say("one two", &json!({"stop": "w", "stream": true}))).events();
+    assert_eq!(heard(&events)[0].0, "one t");
+}
+
+#[test]
+fn reasoning_has_both_its_names() {
+    let server = Server::new();
+    let told = "<think>let me see</think>forty-two";
+    let answer = server.post(PATH, &say(told, &json!({}))).good();
+    let message = &choice(&answer)["message"];
+    assert_eq!(message["content"], "forty-two");
+    assert_eq!(message["reasoning"], "let me see");
+    assert_eq!(message["reasoning_content"], "let me see");
+    let details = &answer["usage"]["completion_tokens_details"];
+    // The closing tag is reasoning, too.
+    assert_eq!(details["reasoning_tokens"], "let me see".len() + 1);
+    let events = server.post(PATH, &say(told, &json!({"stream": true}))).events();
+    let [(content, reasoning, ..)] = &heard(&events)[..] else { panic!() };
+    assert_eq!((content.as_str(), reasoning.as_str()), ("forty-two", "let me see"));
+    for chunk in &events[..events.len() - 1] {
+        let delta = &chunk["choices"][0]["delta"];
+        assert_eq!(delta["reasoning"], delta["reasoning_content"]);
+    }
+    let answer = server.post(PATH, &say(told, &json!({"include_reasoning": false}))).good();
+    assert_eq!(choice(&answer)["message"].get("reasoning"), None);
+    assert_eq!(content, "forty-two");
+    let off = json!({"reasoning_effort": "none"});
+    let prompt = server.post("/v1/chat/completions/render", &say("x", &off)).good();
+    assert!(prompt["prompt"].as_str().unwrap().ends_with("<think></think>"), "{prompt}");
+}
+
+#[test]
+fn log_probabilities_rebuild_the_text() {
+    let server = Server::new();
+    let more = json!({"logprobs": true, "top_logprobs": 2, "return_token_ids": true});
+    let answer = server.post(PATH, &say("naïve", &more)).good();
+    let tokens = choice(&answer)["logprobs"]["content"].as_array().unwrap();
+    // The end token has its own, as vLLM tells it.
+    let bytes: Vec<u8> = tokens[..tokens.len() - 1]
+        .iter()
+        .flat_map(|token| token["bytes"].as_array().unwrap())
+        .map(|byte| byte.as_u64().unwrap() as u8)
+        .collect();
+    assert_eq!(bytes, "naïve".as_bytes());
+    for token in tokens {
+        let top = token["top_logprobs"].as_array().unwrap();
+        assert_eq!(top.len(), 2);
+        assert!(top[0]["logprob"].as_f64() >= top[1]["logprob"].as_f64());
+        assert!(token["logprob"].as_f64().unwrap() <= 0.0);
+    }
+    let ids = choice(&answer)["token_ids"].as_array().unwrap();
+    assert_eq!(ids.len(), tokens.len());
+    assert!(answer["prompt_token_ids"].as_array().unwrap().len() > 10);
+    let answer = server.post(
+        PATH,
+        &say(
+            "ab",
+            &json!({
+                "logprobs": true, "return_tokens_as_token_ids": true, "prompt_logprobs": 1,
+            }),
+        ),
+    );
+    let answer = answer.good();
+    assert_eq!(choice(&answer)["logprobs"]["content"][0]["token"], "token_id:97");
+    let prompt = answer["prompt_logprobs"].as_array().unwrap();
+    assert_eq!(prompt.len() as u64, answer["usage"]["prompt_tokens"].as_u64().unwrap());
+    assert!(prompt[0].is_null() && prompt[1].is_object());
+}
+
+#[test]
+fn a_prompt_that_was_computed_is_not_computed_again() {
+    let server = Server::new();
+    let request = say("the same thing, at some length", &json!({}));
+    let first = server.post(PATH, &request).good();
+    let second = server.post(PATH, &request).good();
+    let cached = |answer: &Value| answer["usage"]["prompt_tokens_details"]["cached_tokens"].clone();
+    assert_eq!(cached(&first), 0);
+    assert!(cached(&second).as_u64().unwrap() > 0);
+    let mut salted = request;
+    extend(&mut salted, &json!({"cache_salt": "mine"}));
+    assert_eq!(cached(&server.post(PATH, &salted).good()), 0);
+}
+
+#[test]
+fn prompts_are_rendered_cut_and_continued() {
+    let server = Server::new();
+    let request = json!({"messages": [
+        {"role": "user", "content": "say:abcdef"},
+        {"role": "assistant", "content": "abc"},
+    ], "continue_final_message": true, "echo": true,
+       "chat_template_kwargs": {"enable_thinking": false}});
+    let answer = server.post(PATH, &request).good();
+    assert_eq!(content(&answer), "abcdef");
+    let long = "x".repeat(5000);
+    let answer = server.post(PATH, &say(&long, &json!({})));
+    assert_eq!(answer.status, 400);
+    let error = &answer.json()["error"];
+    assert_eq!(
+        (&error["code"], &error["param"]),
+        (&json!("context_length_exceeded"), &json!("messages"))
+    );
+    let cut = json!({"truncate_prompt_tokens": 100, "max_tokens": 1});
+    let answer = server.post(PATH, &say(&long, &cut)).good();
+    assert_eq!(answer["usage"]["prompt_tokens"], 100);
+}

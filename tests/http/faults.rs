@@ -1,0 +1,189 @@
+//! What goes wrong while replies run: clients that leave, aborts, full queues, engines that fail,
+//! and shutting down. Steps are let through one by one, so that nothing depends on speed.
+
+use std::time::Duration;
+
+use kilotok_sched::Limits;
+use kilotok_server::ServerConfig;
+use kilotok_server::gate::GateOptions;
+use serde_json::{Value, json};
+
+use super::server::{Brake, Server, Setup};
+
+const CHAT: &str = "/v1/chat/completions";
+
+fn endless(more: &Value) -> Value {
+    let mut request = json!({
+        "messages": [{"role": "user", "content": "anything"}],
+        "max_tokens": 1500, "ignore_eos": true, "stream": true,
+    });
+    request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    request
+}
+
+fn braked(setup: Setup) -> (Server, Brake) {
+    let brake = Brake::default();
+    // Enough for a prompt and the first tokens.
+    brake.release(400);
+    (Server::start(Setup { brake: Some(brake.clone()), ..setup }), brake)
+}
+
+/// Lets steps through until nothing runs.
+fn until_idle(server: &Server, brake: &Brake) {
+    for _ in 0..10_000 {
+        if server.get("/load").good()["server_load"] == 0 {
+            return;
+        }
+        brake.release(1);
+    }
+    panic!("something still runs");
+}
+
+#[test]
+fn a_client_that_leaves_frees_its_place() {
+    let (server, brake) = braked(Setup::default());
+    for n in [1, 3] {
+        let mut open = server.begin(CHAT, &endless(&json!({"n": n})));
+        open.read_until("\"content\":\"\"");
+        assert_eq!(server.get("/load").good()["server_load"], n);
+        drop(open);
+        brake.release(60);
+        until_idle(&server, &brake);
+    }
+    // One that waits for its whole reply leaves as easily.
+    let mut request = endless(&json!({}));
+    request["stream"] = json!(false);
+    let open = server.begin(CHAT, &request);
+    while server.get("/load").good()["server_load"] == 0 {
+        std::thread::yield_now();
+    }
+    drop(open);
+    until_idle(&server, &brake);
+    let metrics = server.get("/metrics");
+    let tokens =
+        metrics.text().lines().find(|line| line.starts_with("vllm:generation_tokens_total"));
+    let tokens: f64 = tokens.unwrap().rsplit(' ').next().unwrap().parse().unwrap();
+    assert!(tokens < 1500.0, "{tokens} tokens were made for nobody");
+}
+
+#[test]
+fn replies_are_aborted_by_id() {
+    let (server, brake) = braked(Setup::default());
+    let named = |id: &str| endless(&json!({"request_id": id}));
+    let mut open = server.begin(CHAT, &named("mine"));
+    open.read_until("\"content\":\"\"");
+    let abort = |ids: Value| server.post("/abort_requests", &ids).good()["aborted"].clone();
+    assert_eq!(abort(json!({"request_ids": ["other"]})), 0);
+    assert_eq!(abort(json!({"request_ids": ["mine"]})), 1);
+    let events = open.answer().events();
+    let finish = &events[events.len() - 2]["choices"][0]["finish_reason"];
+    assert_eq!((finish, events.last().unwrap()), (&json!("abort"), &json!("[DONE]")));
+    brake.release(60);
+    until_idle(&server, &brake);
+    let mut open = server.begin(CHAT, &named("again"));
+    open.read_until("\"content\":\"\"");
+    assert_eq!(abort(json!({"rid": "chatcmpl-again"})), 1);
+    assert_eq!(server.post("/abort_requests", &json!({})).status, 400);
+    until_idle(&server, &brake);
+}
+
+#[test]
+fn a_full_queue_says_when_to_come_again() {
+    let limits = Limits { running_max: 1, ..Limits::default() };
+    let options = GateOptions { queue_max: 1, ..GateOptions::default() };
+    let (server, brake) = braked(Setup { limits, options, ..Setup::default() });
+    let mut first = server.begin(CHAT, &endless(&json!({})));
+    first.read_until("\"content\":\"\"");
+    let second = server.begin(CHAT, &endless(&json!({"max_tokens": 5})));
+    while server.get("/load").good()["server_load"] != 2 {
+        std::thread::yield_now();
+    }
+    let refused = server.post(CHAT, &endless(&json!({})));
+    assert_eq!(refused.status, 429, "{}", refused.text());
+    assert!(refused.header("retry-after").unwrap().parse::<u64>().unwrap() >= 1);
+    assert_eq!(refused.json()["error"]["type"], "rate_limit_error");
+    drop((first, second));
+    until_idle(&server, &brake);
+}
+
+#[test]
+fn silence_is_filled() {
+    let config = ServerConfig { keep_alive: Duration::from_millis(1), ..Setup::default().config };
+    let brake = Brake::default();
+    let setup = Setup { config, brake: Some(brake.clone()), ..Setup::default() };
+    let server = Server::start(setup);
+    let mut open = server.begin(CHAT, &endless(&json!({"max_tokens": 3})));
+    // The status is there before the reply is.
+    open.read_until("200 OK");
+    open.read_until(": keep-alive\n\n");
+    brake.release(2000);
+    let answer = open.answer();
+    assert_eq!(answer.events().last().unwrap(), "[DONE]");
+}
+
+#[test]
+fn a_failed_engine_is_an_error_and_ends_the_server() {
+    let brake = Brake::default();
+    brake.release(400);
+    let setup = Setup { brake: Some(brake.clone()), fail_at: Some(12), ..Setup::default() };
+    let mut server = Server::start(setup);
+    let mut open = server.begin(CHAT, &endless(&json!({})));
+    open.read_until("\"content\":\"\"");
+    brake.release(4000);
+    let events = open.answer().events();
+    let [.., error, done] = &events[..] else { panic!("{events:?}") };
+    assert_eq!(error["error"]["type"], "server_error");
+    assert_eq!(error["error"]["code"], "engine_failed");
+    assert_eq!(done, "[DONE]");
+    let failed = server.wait().unwrap_err().to_string();
+    assert!(failed.contains("engine failed"), "{failed}");
+}
+
+#[test]
+fn a_failure_before_the_first_token_keeps_its_status() {
+    let setup = Setup { fail_at: Some(0), ..Setup::default() };
+    let server = Server::start(setup);
+    let answer = server.post(CHAT, &endless(&json!({})));
+    assert_eq!(answer.status, 500, "{}", answer.text());
+    assert_eq!(answer.json()["error"]["code"], "engine_failed");
+}
+
+#[test]
+fn shutting_down_loses_no_reply() {
+    let (mut server, brake) = braked(Setup::default());
+    let mut open = server.begin(CHAT, &endless(&json!({"max_tokens": 300})));
+    open.read_until("\"content\":\"\"");
+    server.signal();
+    // New requests are refused, while the old one goes on.
+    loop {
+        let answer = server.post(CHAT, &endless(&json!({"max_tokens": 1})));
+        if answer.status == 503 {
+            assert!(answer.header("retry-after").is_some());
+            break;
+        }
+        brake.release(30);
+    }
+    assert_eq!(server.get("/ready").status, 503);
+    assert_eq!(server.get("/live").status, 200);
+    brake.release(10_000);
+    let events = open.answer().events();
+    let finish = &events[events.len() - 2]["choices"][0]["finish_reason"];
+    assert_eq!((finish, events.last().unwrap()), (&json!("length"), &json!("[DONE]")));
+    server.wait().unwrap();
+}
+
+#[test]
+fn what_takes_too_long_to_shut_down_is_told_so() {
+    let config =
+        ServerConfig { shutdown_timeout: Duration::from_millis(1), ..Setup::default().config };
+    let (mut server, brake) = braked(Setup { config, ..Setup::default() });
+    let mut open = server.begin(CHAT, &endless(&json!({})));
+    open.read_until("\"content\":\"\"");
+    server.signal();
+    let events = open.answer().events();
+    let [.., error, done] = &events[..] else { panic!("{events:?}") };
+    assert_eq!(error["error"]["code"], "shutting_down");
+    assert_eq!(done, "[DONE]");
+    brake.release(10_000);
+    server.wait().unwrap();
+}

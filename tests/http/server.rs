@@ -1,0 +1,293 @@
+//! A server of the real router on an engine that repeats what it is told, and a client that shows
+//! every byte.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use kilotok_engine::Caps;
+use kilotok_sched::Limits;
+use kilotok_server::gate::GateOptions;
+use kilotok_server::{Gate, Metrics, ServeError, ServerConfig, Service, serve};
+use kilotok_testkit::{ScriptedEngine, Skill, Voice, parrot};
+use kilotok_text::{Grammars, Text};
+use serde_json::Value;
+use tokio::sync::oneshot;
+
+/// Longer than anything here takes; a test that hangs fails instead.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+const TURN_START: u32 = 257;
+const TURN_END: u32 = 258;
+const THINK: [u32; 2] = [259, 260];
+
+/// What a server is made of.
+pub(crate) struct Setup {
+    pub(crate) caps: Caps,
+    pub(crate) skill: Skill,
+    pub(crate) limits: Limits,
+    pub(crate) options: GateOptions,
+    pub(crate) config: ServerConfig,
+    pub(crate) brake: Option<Brake>,
+    pub(crate) fail_at: Option<u64>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        let caps = Caps { vocab_size: 265, position_max: 2048, ..ScriptedEngine::caps() };
+        Self {
+            caps,
+            skill: Skill::Percent(70),
+            limits: Limits::default(),
+            options: GateOptions::default(),
+            config: ServerConfig {
+                served_names: vec!["toy".into(), "alias/toy".into()],
+                ..ServerConfig::default()
+            },
+            brake: None,
+            fail_at: None,
+        }
+    }
+}
+
+/// Lets an engine say so many tokens and no more.
+#[derive(Clone, Default)]
+pub(crate) struct Brake(Arc<(Mutex<u64>, Condvar)>);
+
+impl Brake {
+    pub(crate) fn release(&self, count: u64) {
+        *self.0.0.lock().unwrap() += count;
+        self.0.1.notify_all();
+    }
+
+    fn wait(&self) {
+        let left = self.0.0.lock().unwrap();
+        let (mut left, waited) =
+            self.0.1.wait_timeout_while(left, PATIENCE, |left| *left == 0).unwrap();
+        assert!(!waited.timed_out(), "nobody released the brake");
+        *left -= 1;
+    }
+}
+
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    pub(crate) service: Arc<Service>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<Result<(), ServeError>>>,
+}
+
+impl Server {
+    pub(crate) fn start(setup: Setup) -> Self {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/text/fixtures/mimo");
+        let text = Arc::new(Text::open(&folder).unwrap());
+        let grammars = Grammars::new(&text, setup.caps.vocab_size, &[TURN_END]).unwrap();
+        let metrics = Arc::new(Metrics::new("toy", &setup.caps));
+        let parrot = parrot(TURN_START, TURN_END, THINK.to_vec());
+        let brake = setup.brake.clone();
+        let voice: Voice = Box::new(move |text| {
+            if let Some(brake) = &brake {
+                brake.wait();
+            }
+            parrot(text)
+        });
+        let mut engine = ScriptedEngine::new(setup.caps, setup.skill).speaking(voice);
+        if let Some(step) = setup.fail_at {
+            engine.fail_at(step, kilotok_engine::EngineError::Busy { in_flight: 9 });
+        }
+        let (gate, _driver) =
+            Gate::start(Box::new(engine), setup.limits, Arc::clone(&metrics), setup.options);
+        let service = Service::new(text, Arc::new(grammars), gate, metrics, setup.config);
+        let service = Arc::new(service);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let shared = Arc::clone(&service);
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            let shutdown = async {
+                let _ = stopped.await;
+            };
+            runtime.block_on(serve(listener, shared, shutdown))
+        });
+        Self { address, service, stop: Some(stop), thread: Some(thread) }
+    }
+
+    pub(crate) fn new() -> Self {
+        Self::start(Setup::default())
+    }
+
+    /// Tells the server to stop.
+    pub(crate) fn signal(&mut self) {
+        self.stop.take();
+    }
+
+    pub(crate) fn wait(&mut self) -> Result<(), ServeError> {
+        self.thread.take().unwrap().join().unwrap()
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Answer {
+        self.send(&head("GET", path, &[], 0), &[]).answer()
+    }
+
+    pub(crate) fn post(&self, path: &str, body: &Value) -> Answer {
+        self.post_bytes(path, body.to_string().as_bytes(), &[])
+    }
+
+    pub(crate) fn post_bytes(&self, path: &str, body: &[u8], headers: &[(&str, &str)]) -> Answer {
+        self.send(&head("POST", path, headers, body.len()), body).answer()
+    }
+
+    /// Sends without waiting for the answer.
+    pub(crate) fn begin(&self, path: &str, body: &Value) -> Open {
+        let body = body.to_string();
+        self.send(&head("POST", path, &[], body.len()), body.as_bytes())
+    }
+
+    pub(crate) fn send(&self, head: &[u8], body: &[u8]) -> Open {
+        let mut socket = TcpStream::connect(self.address).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.write_all(head).unwrap();
+        // A server that has seen enough may close before it has seen all.
+        let _ = socket.write_all(body);
+        Open { socket, seen: Vec::new() }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.service.gate.shut();
+        self.signal();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+pub(crate) fn head(method: &str, path: &str, headers: &[(&str, &str)], length: usize) -> Vec<u8> {
+    let line = format!("{method} {path} HTTP/1.1");
+    let length = length.to_string();
+    let mut fields = vec![("host", "test"), ("connection", "close"), ("content-length", &length)];
+    if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type")) {
+        fields.push(("content-type", "application/json"));
+    }
+    fields.extend(headers);
+    let fields = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n"));
+    format!("{line}\r\n{}\r\n", fields.collect::<String>()).into_bytes()
+}
+
+/// A request whose answer is on the way. Dropping it closes the socket.
+pub(crate) struct Open {
+    socket: TcpStream,
+    seen: Vec<u8>,
+}
+
+impl Open {
+    /// Reads until this text has come.
+    pub(crate) fn read_until(&mut self, text: &str) {
+        let mut bytes = [0; 4096];
+        while !String::from_utf8_lossy(&self.seen).contains(text) {
+            let count = self.socket.read(&mut bytes).unwrap();
+            assert!(count > 0, "no {text:?} in {}", String::from_utf8_lossy(&self.seen));
+            self.seen.extend_from_slice(&bytes[..count]);
+        }
+    }
+
+    pub(crate) fn answer(mut self) -> Answer {
+        self.read_until("\r\n\r\n");
+        // A reset after the whole answer is as good as its end.
+        let _ = self.socket.read_to_end(&mut self.seen);
+        Answer::parse(&self.seen)
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Answer {
+    fn parse(bytes: &[u8]) -> Self {
+        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
+        let head = std::str::from_utf8(&bytes[..end]).unwrap();
+        let mut lines = head.split("\r\n");
+        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+        let headers: Vec<_> = lines
+            .map(|line| line.split_once(": ").unwrap())
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
+            .collect();
+        let mut body = bytes[end + 4..].to_vec();
+        if headers.iter().any(|(name, value)| name == "transfer-encoding" && value == "chunked") {
+            body = unchunked(&body);
+        }
+        Self { status, headers, body }
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let found = self.headers.iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| value.as_str())
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("no JSON: {}", self.text()))
+    }
+
+    /// The JSON of an answer that must be good.
+    #[track_caller]
+    pub(crate) fn good(&self) -> Value {
+        assert_eq!(self.status, 200, "{}", self.text());
+        self.json()
+    }
+
+    /// The `data` of all events; `[DONE]` is the string.
+    pub(crate) fn events(&self) -> Vec<Value> {
+        self.named_events().into_iter().map(|(_, data)| data).collect()
+    }
+
+    /// The events with their names.
+    #[track_caller]
+    pub(crate) fn named_events(&self) -> Vec<(String, Value)> {
+        assert_eq!(self.status, 200, "{}", self.text());
+        assert_eq!(self.header("content-type"), Some("text/event-stream"));
+        assert!(self.text().ends_with("\n\n"), "an event is not complete");
+        let events = self.text().split_terminator("\n\n").filter(|event| !event.starts_with(':'));
+        events.map(event).collect()
+    }
+}
+
+fn event(text: &str) -> (String, Value) {
+    let mut name = String::new();
+    let mut data = None;
+    for line in text.split('\n') {
+        match line.split_once(": ").unwrap() {
+            ("event", value) => value.clone_into(&mut name),
+            ("data", "[DONE]") => data = Some(Value::from("[DONE]")),
+            ("data", value) => data = Some(serde_json::from_str(value).unwrap()),
+            other => panic!("{other:?}"),
+        }
+    }
+    (name, data.expect("every event has data"))
+}
+
+fn unchunked(mut body: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    while let Some(end) = body.windows(2).position(|two| two == b"\r\n") {
+        let size = std::str::from_utf8(&body[..end]).unwrap();
+        let size = usize::from_str_radix(size, 16).unwrap();
+        let rest = &body[end + 2..];
+        if size == 0 {
+            break;
+        }
+        out.extend_from_slice(&rest[..size.min(rest.len())]);
+        body = rest.get(size + 2..).unwrap_or_default();
+    }
+    out
+}

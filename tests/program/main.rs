@@ -1,0 +1,301 @@
+//! The program as its users run it: serves a small model of dummy weights, and is chatted with,
+//! measured, asked whether it is well, and stopped. Then everything that can be typed wrongly.
+
+#![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
+
+mod checkpoint;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::LazyLock;
+
+use serde_json::Value;
+
+const CHAT: &str = "POST /v1/chat/completions HTTP/1.1\r\nContent-Type: application/json";
+const COMPLETIONS: &str = "POST /v1/completions HTTP/1.1\r\nContent-Type: application/json";
+
+/// One checkpoint for all tests.
+static MODEL: LazyLock<String> = LazyLock::new(|| {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("toy");
+    checkpoint::write(&folder);
+    folder.to_str().unwrap().to_owned()
+});
+
+/// The program, with nothing of this machine's environment that it reads.
+fn kilotok(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kilotok"));
+    for name in ["KILOTOK_API_KEY", "KILOTOK_CONFIG", "KILOTOK_LOG", "NO_COLOR"] {
+        command.env_remove(name);
+    }
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    kilotok(args).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Runs what must fail, and gives what it said.
+fn refused(args: &[&str]) -> String {
+    let output = run(args);
+    assert!(!output.status.success(), "{args:?}: {}", text(&output.stdout));
+    text(&output.stderr)
+}
+
+fn model() -> &'static str {
+    &MODEL
+}
+
+/// A server that has said where it listens.
+struct Server {
+    child: Child,
+    url: String,
+    /// All that it said until then.
+    said: String,
+}
+
+impl Server {
+    fn start(more: &[&str]) -> Self {
+        let args = ["serve", model(), "--load-format", "dummy", "--port", "0"];
+        let mut command = kilotok(&args);
+        command.args(["--slots", "4", "--served-model-name", "toy"]);
+        if !more.contains(&"--context-max") {
+            command.args(["--context-max", "512"]);
+        }
+        let mut child = command.args(more).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut said = String::new();
+        for line in lines.by_ref() {
+            let line = line.unwrap();
+            said.push_str(&line);
+            said.push('\n');
+            if line.starts_with("curl") {
+                break;
+            }
+        }
+        let url = said.lines().find_map(|line| line.trim().strip_prefix("API  "));
+        let url = url.unwrap_or_else(|| panic!("it does not listen:\n{said}"));
+        let url = url.trim().trim_end_matches("/v1").to_owned();
+        Self { child, url, said }
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
+    }
+
+    /// Sends a request by hand and reads to the end.
+    fn request(&self, head: &str, body: &str) -> String {
+        let mut answer = Vec::new();
+        self.send(head, body).read_to_end(&mut answer).unwrap();
+        text(&answer)
+    }
+
+    fn send(&self, head: &str, body: &str) -> TcpStream {
+        let address = self.url.strip_prefix("http://").unwrap();
+        let mut stream = TcpStream::connect(address).unwrap();
+        let length = body.len();
+        write!(
+            stream,
+            "{head}\r\nHost: h\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
+        stream
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_server_says_what_it_does_and_the_line_it_gives_works() {
+    let mut server = Server::start(&[]);
+    for part in ["model", "engine", "memory", "limits", "weights", "pages, full", "512 tokens"] {
+        assert!(server.said.contains(part), "{part}:\n{}", server.said);
+    }
+    let curl = server.said.lines().last().unwrap();
+    let body = curl.split_once("-d '").unwrap().1.strip_suffix('\'').unwrap();
+    assert!(curl.contains(&format!("{}/v1/chat/completions", server.url)), "{curl}");
+    let mut short: Value = serde_json::from_str(body).unwrap();
+    short["max_tokens"] = 8.into();
+    let answer = server.request(CHAT, &short.to_string());
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(answer.contains("\"finish_reason\""), "{answer}");
+    assert!(server.request("GET / HTTP/1.1", "").contains("<title>kilotok</title>"));
+
+    assert!(run(&["health", &server.url]).status.success());
+    assert!(run(&["health", "--ready", "--url", &server.url]).status.success());
+    server.signal("-TERM");
+    assert!(server.child.wait().unwrap().success(), "a drain is no failure");
+    assert!(refused(&["health", "--url", &server.url]).contains("cannot be reached"));
+}
+
+#[test]
+fn a_reply_that_runs_is_finished_after_sigterm() {
+    let mut server = Server::start(&[]);
+    let body = r#"{"prompt": "a", "max_tokens": 48, "ignore_eos": true, "stream": true}"#;
+    let mut stream = server.send(COMPLETIONS, body);
+    let mut answer = vec![0; 1];
+    // The first byte of the answer: it was let in.
+    stream.read_exact(&mut answer).unwrap();
+    server.signal("-TERM");
+    stream.read_to_end(&mut answer).unwrap();
+    let answer = text(&answer);
+    assert!(answer.contains("\"finish_reason\":\"length\""), "{answer}");
+    assert!(answer.contains("data: [DONE]"), "{answer}");
+    assert!(server.child.wait().unwrap().success());
+}
+
+#[test]
+fn a_second_signal_ends_what_runs() {
+    // A reply so long that it is not complete before the second signal.
+    let mut server = Server::start(&["--context-max", "4096"]);
+    let body = r#"{"prompt": "a", "max_tokens": 4000, "ignore_eos": true, "stream": true}"#;
+    let mut stream = server.send(COMPLETIONS, body);
+    let mut answer = vec![0; 1];
+    stream.read_exact(&mut answer).unwrap();
+    server.signal("-TERM");
+    // The first is known to have come when new requests are refused.
+    let short = r#"{"prompt": "a", "max_tokens": 1}"#;
+    while server.request(COMPLETIONS, short).starts_with("HTTP/1.1 200") {}
+    server.signal("-INT");
+    stream.read_to_end(&mut answer).unwrap();
+    assert!(text(&answer).contains("\"error\""), "{}", text(&answer));
+    assert!(server.child.wait().unwrap().success());
+}
+
+#[test]
+fn a_server_is_chatted_with_and_measured() {
+    let server = Server::start(&["--api-key", "sesame"]);
+    let chat = ["chat", "--url", &server.url, "--max-tokens", "12", "--temperature", "0"];
+    let ask = |key: &str| {
+        let mut command = kilotok(&chat);
+        command.args(["--api-key", key]).stdin(Stdio::piped());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(b"Hello\n").unwrap();
+        child.wait_with_output().unwrap()
+    };
+    let (first, second) = (ask("sesame"), ask("sesame"));
+    assert!(first.status.success(), "{}", text(&first.stderr));
+    assert!(!first.stdout.trim_ascii().is_empty());
+    assert_eq!(first.stdout, second.stdout);
+    assert!(text(&ask("open").stderr).contains("--api-key"));
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("result.json");
+    let bench = kilotok(&["bench", "--url", &server.url, "-c", "2", "-n", "6"])
+        .args(["--input-len", "64", "--output-len", "9", "--json", file.to_str().unwrap()])
+        .env("KILOTOK_API_KEY", "sesame")
+        .output()
+        .unwrap();
+    assert!(bench.status.success(), "{}", text(&bench.stderr));
+    let result: Value = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+    assert_eq!((&result["completed"], &result["failed"]), (&6.into(), &0.into()));
+    assert_eq!(result["total_output_tokens"], 54);
+    for length in result["input_lens"].as_array().unwrap() {
+        // A word has one to ten bytes here, and every byte is a token.
+        assert!((40..=90).contains(&length.as_u64().unwrap()), "{length}");
+    }
+    assert!(result["mean_ttft_ms"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn an_engine_is_measured_without_a_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("result.json");
+    let args = ["bench", "--engine", model(), "--load-format", "dummy", "-c", "3", "-n", "7"];
+    let output = kilotok(&args)
+        .args(["--input-len", "40", "--output-len", "10", "--json", file.to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let result: Value = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+    assert_eq!(result["completed"], 7);
+    assert_eq!(
+        (&result["total_input_tokens"], &result["total_output_tokens"]),
+        (&280.into(), &70.into())
+    );
+    assert_eq!(result["max_concurrent_requests"], 3);
+}
+
+#[test]
+fn what_is_typed_wrongly_is_said_before_anything_is_loaded() {
+    let used = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = used.local_addr().unwrap().port().to_string();
+    let serve = |more: &[&str]| {
+        let mut args = vec!["serve", model(), "--load-format", "dummy"];
+        args.extend(more);
+        refused(&args)
+    };
+    for (args, expected) in [
+        (&["--port", &*port] as &[&str], "cannot listen on 127.0.0.1:"),
+        (&["--host", "nowhere.invalid", "--port", "0"], "cannot listen on nowhere.invalid"),
+        (&["--ranks", "3"], "1, 2, 4 or 8"),
+        (&["--slots", "0"], "--slots is 0"),
+        (&["--port", "0", "--context-max", "999999"], "trained for"),
+        (&["--port", "0", "--kv-gib", "0.0000001"], "--kv-gib"),
+        (&["--kv-gib", "-1"], "--kv-gib"),
+        (&["--tls-cert", "cert.pem"], "--tls-key"),
+        (&["--tls-cert", "no.pem", "--tls-key", "no.key"], "no.pem"),
+        (&["--cors-origin", "example.org"], "scheme://host"),
+        (&["--api-key", ""], "API key"),
+        (&["--drain-delay", "-1"], "--drain-delay"),
+        (&["--reply-format", "latin"], "--reply-format"),
+        (&["--drafts", "--no-drafts"], "--no-drafts"),
+        (&["--config", "no.toml"], "no.toml"),
+    ] {
+        let said = serve(args);
+        assert!(said.contains(expected), "{args:?}: {said}");
+    }
+    assert!(refused(&["serve"]).contains("which model?"));
+    assert!(refused(&["serve", "no/such/model"]).contains("no/such/model"));
+    let empty = tempfile::tempdir().unwrap();
+    let said = refused(&["serve", empty.path().to_str().unwrap(), "--port", "0"]);
+    assert!(said.contains("config.json"), "{said}");
+    for args in [["bench", "--concurrency", "0"], ["bench", "--request-rate", "0"]] {
+        assert!(refused(&args).contains(args[1]));
+    }
+}
+
+#[test]
+fn a_config_file_stands_behind_flags() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |text: &str| {
+        let path = folder.path().join("kilotok.toml");
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let file = write("slots = 2\nport = 1\n[knobs]\nwindow-keys = 17\n");
+    let server = Server::start(&["--config", &file]);
+    assert!(server.said.contains("4 requests"), "the flag's slots:\n{}", server.said);
+    assert!(server.said.contains("window of 17"), "the file's knob:\n{}", server.said);
+    for (text, expected) in [
+        ("slots = 2\nslotz = 3\n", "slotz"),
+        ("slots = \"two\"\n", "line 1"),
+        ("[knobs]\nnothing = 1\n", "nothing"),
+        ("slots = 2\nmodel\n", "line 2"),
+    ] {
+        let said = refused(&["serve", "--config", &write(text)]);
+        assert!(said.contains(expected), "{text}: {said}");
+    }
+}
+
+#[test]
+fn the_example_of_a_config_is_one() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/example.toml");
+    let said =
+        refused(&["serve", model(), "--config", example, "--load-format", "dummy", "--ranks", "3"]);
+    // All of the file was read, and the flag was looked at.
+    assert!(said.contains("--ranks is 3"), "{said}");
+}
