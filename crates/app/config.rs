@@ -11,6 +11,7 @@ use kilotok_sched::Limits;
 use kilotok_text::Format;
 use serde::{Deserialize, Serialize};
 
+use crate::demo;
 use crate::knobs::KnobArgs;
 
 /// Where the server listens, and where `chat`, `bench` and `health` look for it.
@@ -32,7 +33,7 @@ const SECONDS_MAX: f64 = 86_400.0;
 #[derive(clap::Args, Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub(crate) struct RawConfig {
-    /// A model's folder, or its name on the hub.
+    /// A model's folder, or its name on the hub [default: the demo model, `demo`].
     pub(crate) model: Option<String>,
     /// Where weights come from: `auto` reads the checkpoint, `dummy` makes them up.
     #[arg(long)]
@@ -224,10 +225,7 @@ pub(crate) struct EngineWish {
 impl Config {
     /// `api_keys` are those of the environment, for which flags and file stand in.
     pub(crate) fn resolve(raw: &RawConfig, api_keys: Vec<String>) -> Result<Self> {
-        let model = raw.model.clone().context(
-            "which model? Name a folder or a model on the hub: kilotok serve \
-             XiaomiMiMo/MiMo-V2-Flash",
-        )?;
+        let model = raw.model.clone().unwrap_or_else(|| demo::NAME.to_owned());
         let host = raw.host.clone().unwrap_or_else(|| DEFAULT_HOST.to_owned());
         ensure!(!host.is_empty(), "--host is empty: give an address, such as 0.0.0.0 for all");
         let seconds = |name: &str, value: Option<f64>, default: f64| {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use kilotok_weights::hub::{DEFAULT_ENDPOINT, HubConfig, ModelRef, pull};
 
+use crate::demo;
 use crate::progress::Bar;
 
 #[expect(clippy::disallowed_methods, reason = "this is where the environment is read")]
@@ -83,11 +84,21 @@ fn is_true(value: &str) -> bool {
     ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str())
 }
 
-/// The folder of a model that is named by its folder or by its hub name.
+/// Where kilotok keeps what it can make again.
+fn cache() -> Result<PathBuf> {
+    let home = || Some(PathBuf::from(var("HOME")?).join(".cache"));
+    let cache = var("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
+    Ok(cache.context("neither XDG_CACHE_HOME nor HOME is set")?.join("kilotok"))
+}
+
+/// The folder of a model that is named by its folder, by its hub name, or is the demo model.
 pub(crate) fn folder(model: &str) -> Result<PathBuf> {
     let path = Path::new(model);
     if path.is_dir() {
         return Ok(path.to_owned());
+    }
+    if model == demo::NAME {
+        return demo::unpack(&cache()?);
     }
     if path.is_absolute() || model.starts_with('.') {
         bail!("there is no folder {model}");

@@ -6,6 +6,7 @@ mod chat;
 mod check;
 mod client;
 mod config;
+mod demo;
 mod doctor;
 mod engine;
 mod environment;

@@ -28,7 +28,7 @@ mod tests {
         let times = due(20_001, Some(50.0), 7);
         assert_eq!(times[0], Duration::ZERO);
         let gaps: Vec<f64> =
-            times.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
+            times.windows(2).map(|pair| pair[1].as_secs_f64() - pair[0].as_secs_f64()).collect();
         let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
         let spread = gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / gaps.len() as f64;
         assert!((mean * 50.0 - 1.0).abs() < 0.03, "{mean}");

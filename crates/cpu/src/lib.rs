@@ -13,6 +13,7 @@ mod math;
 mod matmul;
 mod pages;
 mod phase;
+mod products;
 mod rope;
 mod slots;
 mod step;

@@ -1,11 +1,8 @@
-//! Vector arithmetic with a fixed order of summation, compiled for the widest vector unit that
-//! the machine has.
+//! Vector arithmetic, compiled for the widest vector unit that the machine has.
 
 use pulp::{Arch, Simd, WithSimd};
 
-/// Partial sums of a dot product: element i goes to sum i % LANES, and the sums are added as a
-/// tree. The same on every vector unit; wide enough to keep two of AVX-512's busy.
-const LANES: usize = 32;
+use crate::products::dots;
 
 /// Work that is compiled once for every vector unit, its `run` and all that inlines into it. A
 /// closure would not do: whether it inlines is the compiler's choice.
@@ -14,7 +11,6 @@ pub(crate) trait Vectorised: Sized {
     fn run<S: Simd>(self, simd: S);
 
     /// Runs on the widest vector unit of this machine.
-    #[inline]
     fn dispatch(self) {
         Arch::new().dispatch(Work(self));
     }
@@ -28,70 +24,6 @@ impl<T: Vectorised> WithSimd for Work<T> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         self.0.run(simd);
-    }
-}
-
-/// Dot products of one vector with `N` others of at least its length.
-#[inline(always)]
-pub(crate) fn dots<S: Simd, const N: usize>(simd: S, w: &[f32], x: [&[f32]; N]) -> [f32; N] {
-    // As many registers as hold the partial sums; only one arm is left for each vector unit.
-    match S::F32_LANES {
-        16 => dots_in::<S, N, 2>(simd, w, x),
-        8 => dots_in::<S, N, 4>(simd, w, x),
-        4 => dots_in::<S, N, 8>(simd, w, x),
-        _ => dots_in::<S, N, LANES>(simd, w, x),
-    }
-}
-
-#[inline(always)]
-fn dots_in<S: Simd, const N: usize, const REGISTERS: usize>(
-    simd: S,
-    w: &[f32],
-    x: [&[f32]; N],
-) -> [f32; N] {
-    let whole = w.len() / LANES * LANES;
-    let runs = S::as_simd_f32s(&w[..whole]).0.as_chunks::<REGISTERS>().0;
-    let mut x_runs = [&[][..]; N];
-    for n in 0..N {
-        x_runs[n] = &S::as_simd_f32s(&x[n][..whole]).0.as_chunks::<REGISTERS>().0[..runs.len()];
-    }
-    let mut sums = [[simd.splat_f32s(0.0); REGISTERS]; N];
-    for (run, w) in runs.iter().enumerate() {
-        for n in 0..N {
-            let x = &x_runs[n][run];
-            for register in 0..REGISTERS {
-                let sum = &mut sums[n][register];
-                *sum = simd.mul_add_f32s(w[register], x[register], *sum);
-            }
-        }
-    }
-    let mut products = [0.0; N];
-    for n in 0..N {
-        let mut lanes = [0.0; LANES];
-        lanes.copy_from_slice(bytemuck::cast_slice(&sums[n]));
-        for ((lane, w), x) in lanes.iter_mut().zip(&w[whole..]).zip(&x[n][whole..]) {
-            *lane = w.mul_add(*x, *lane);
-        }
-        products[n] = tree_sum(&mut lanes);
-    }
-    products
-}
-
-#[inline(always)]
-fn tree_sum(lanes: &mut [f32; LANES]) -> f32 {
-    for half in [16, 8, 4, 2, 1] {
-        for i in 0..half {
-            lanes[i] += lanes[i + half];
-        }
-    }
-    lanes[0]
-}
-
-/// y += a * x
-#[inline(always)]
-pub(crate) fn add_scaled(y: &mut [f32], a: f32, x: &[f32]) {
-    for (y, x) in y.iter_mut().zip(x) {
-        *y = a.mul_add(*x, *y);
     }
 }
 
@@ -124,7 +56,7 @@ impl Vectorised for RmsNorm<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         for row in self.x.chunks_exact_mut(self.weight.len()) {
-            let [squares] = dots(simd, row, [&*row]);
+            let [[squares]] = dots(simd, [&*row], [&*row]);
             let scale = 1.0 / (squares / row.len() as f32 + self.eps).sqrt();
             // Squares that overflow would make a row of zeros, which looks sound.
             let scale = if squares.is_finite() { scale } else { f32::NAN };
@@ -142,14 +74,17 @@ pub(crate) fn exp(x: f32) -> f32 {
     // ln 2 in two parts, so that r is exact.
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
+    // A number of this size has no room for a fraction, and ends in its integer's bits.
+    const INTEGERS: f32 = 12_582_912.0;
     let x = x.clamp(-87.0, 88.0);
-    let n = (x * std::f32::consts::LOG2_E).round_ties_even();
+    let rounded = x * std::f32::consts::LOG2_E + INTEGERS;
+    let n = rounded - INTEGERS;
     let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, x));
     let mut p = 1.0 / 5040.0;
     for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         p = r.mul_add(p, c);
     }
-    p * f32::from_bits(((n as i32 + 127) as u32) << 23)
+    p * f32::from_bits((rounded.to_bits() << 23).wrapping_add(127 << 23))
 }
 
 #[inline(always)]
@@ -186,33 +121,6 @@ mod tests {
         }
         assert_eq!(exp(0.0), 1.0);
         assert_eq!(exp(f32::NEG_INFINITY), exp(-87.0));
-    }
-
-    struct Products<'a>(&'a [f32], [&'a [f32]; 2], &'a mut [f32; 4]);
-
-    impl Vectorised for Products<'_> {
-        #[inline(always)]
-        fn run<S: Simd>(self, simd: S) {
-            let Self(w, [a, b], out) = self;
-            let ([both_a, both_b], [alone_a], [alone_b]) =
-                (dots(simd, w, [a, b]), dots(simd, w, [a]), dots(simd, w, [b]));
-            *out = [both_a, both_b, alone_a, alone_b];
-        }
-    }
-
-    #[test]
-    fn a_dot_product_depends_neither_on_its_company_nor_on_the_vector_unit() {
-        let values = |seed: u32| -> Vec<f32> {
-            (0..77_u32).map(|i| ((i * 37 + seed * 101) % 61) as f32 / 7.0 - 4.0).collect()
-        };
-        let (w, a, b) = (values(0), values(1), values(2));
-        let (mut wide, mut scalar) = ([0.0; 4], [0.0; 4]);
-        Products(&w, [&a, &b], &mut wide).dispatch();
-        Products(&w, [&a, &b], &mut scalar).run(pulp::Scalar);
-        assert_eq!(wide.map(f32::to_bits), scalar.map(f32::to_bits));
-        assert_eq!(wide[..2], wide[2..]);
-        let exact: f64 = w.iter().zip(&a).map(|(w, a)| f64::from(*w) * f64::from(*a)).sum();
-        assert!((f64::from(wide[0]) - exact).abs() < 1e-3);
     }
 
     #[test]

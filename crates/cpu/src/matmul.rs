@@ -4,10 +4,13 @@ use kilotok_weights::{Tensor, TensorData};
 use pulp::Simd;
 use rayon::prelude::*;
 
-use crate::math::{Vectorised, dots};
+use crate::math::Vectorised;
+use crate::products::Products;
 
 /// Multiply-adds below which another thread costs more than it saves.
-const TASK_MIN: usize = 1 << 15;
+const TASK_MIN: usize = 1 << 16;
+/// Multiply-adds that take as long as decoding a weight.
+const DECODE_COST: usize = 4;
 /// Rows decoded together, so that a vector is used as often while it is in the nearest cache.
 const TILE_ROWS: usize = 8;
 
@@ -17,8 +20,8 @@ pub(crate) fn matmul(w: &Tensor, x: &[f32]) -> Vec<f32> {
     let mut out = vec![0.0; w.rows * n];
     if n > 0 {
         let rows = task_rows(w, n);
-        out.par_chunks_mut(rows * n).enumerate().for_each(|(task, out)| {
-            RowsTimes { w, first: task * rows, x, out }.dispatch();
+        out.par_chunks_mut(rows * n).enumerate().for_each_init(Vec::new, |decoded, (task, out)| {
+            RowsTimes { w, first: task * rows, x, decoded, out }.dispatch();
         });
     }
     out
@@ -31,7 +34,7 @@ pub(crate) fn matmul_rows(w: &Tensor, x: &[f32]) -> Vec<f32> {
 
 /// Rows that make one task.
 pub(crate) fn task_rows(w: &Tensor, n: usize) -> usize {
-    TASK_MIN.div_ceil(w.cols * n).next_multiple_of(TILE_ROWS).min(w.rows)
+    TASK_MIN.div_ceil(w.cols * (n + DECODE_COST)).next_multiple_of(TILE_ROWS).min(w.rows)
 }
 
 /// Rows `first..` of the product, as many as `out` holds, `[rows, n]`.
@@ -39,15 +42,17 @@ pub(crate) struct RowsTimes<'a> {
     pub(crate) w: &'a Tensor,
     pub(crate) first: usize,
     pub(crate) x: &'a [f32],
+    /// Memory for a few rows' values.
+    pub(crate) decoded: &'a mut Vec<f32>,
     pub(crate) out: &'a mut [f32],
 }
 
 impl Vectorised for RowsTimes<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { w, first, x, out } = self;
+        let Self { w, first, x, decoded, out } = self;
         let (cols, n) = (w.cols, x.len() / w.cols);
-        let mut decoded = vec![0.0; TILE_ROWS * cols];
+        decoded.resize(TILE_ROWS * cols, 0.0);
         for (tile, out) in out.chunks_mut(TILE_ROWS * n).enumerate() {
             let (first, rows) = (first + tile * TILE_ROWS, out.len() / n);
             let weights = if let TensorData::F32(values) = &w.data {
@@ -58,36 +63,9 @@ impl Vectorised for RowsTimes<'_> {
                 }
                 &decoded[..rows * cols]
             };
-            tile_times(simd, weights, cols, x, out);
+            Products { cols, w: weights, x, strides: [n, 1], out }.compute(simd);
         }
     }
-}
-
-/// A tile of decoded rows times every vector, four vectors at a time.
-#[inline(always)]
-fn tile_times<S: Simd>(simd: S, weights: &[f32], cols: usize, x: &[f32], out: &mut [f32]) {
-    let n = x.len() / cols;
-    let fours = x.chunks_exact(4 * cols);
-    let rest = fours.remainder();
-    for (i, x) in fours.enumerate() {
-        let x = four(x);
-        for (weights, out) in weights.chunks_exact(cols).zip(out.chunks_exact_mut(n)) {
-            out[4 * i..][..4].copy_from_slice(&dots(simd, weights, x));
-        }
-    }
-    for (i, x) in rest.chunks_exact(cols).enumerate() {
-        for (weights, out) in weights.chunks_exact(cols).zip(out.chunks_exact_mut(n)) {
-            [out[n / 4 * 4 + i]] = dots(simd, weights, [x]);
-        }
-    }
-}
-
-/// Four vectors that lie one after the other.
-#[inline(always)]
-pub(crate) fn four(x: &[f32]) -> [&[f32]; 4] {
-    let (ab, cd) = x.split_at(x.len() / 2);
-    let ((a, b), (c, d)) = (ab.split_at(ab.len() / 2), cd.split_at(cd.len() / 2));
-    [a, b, c, d]
 }
 
 /// `[rows, n]` to `[n, rows]`.

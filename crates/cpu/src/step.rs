@@ -84,6 +84,18 @@ pub(crate) fn run(
     watch: &mut Option<Watch>,
     out: &mut StepOutput,
 ) {
+    // A thread of the pool hands out work without going to sleep at every phase.
+    rayon::scope(|_| phases(model, pages, slots, batch, watch, out));
+}
+
+fn phases(
+    model: &Model,
+    pages: &mut Pages,
+    slots: &mut Slots,
+    batch: &Batch<'_>,
+    watch: &mut Option<Watch>,
+    out: &mut StepOutput,
+) {
     let Model { spec, weights } = model;
     let mut x = embed::run(weights, &batch.tokens);
     watch_hidden(watch, batch, 0, &x);

@@ -4,7 +4,7 @@
 use half::bf16;
 use kilotok_model::{FP8_TILE, MXFP4_GROUP};
 
-use crate::codes::{bf16_value, e2m1_value, e4m3_value, e8m0_value};
+use crate::codes::{bf16_value, e2m1_halves, e4m3_value, e8m0_value};
 
 /// A rank's part of a weight, in the checkpoint's own format: `rows` x `cols` values, row by row.
 /// A vector is one row.
@@ -93,14 +93,51 @@ fn decode_fp8(codes: &[u8], scales: &[f32], first_col: usize, out: &mut [f32]) {
 }
 
 #[inline(always)]
-#[expect(clippy::inline_always, reason = "the caller chooses the vector unit")]
 fn decode_mxfp4(codes: &[u8], scales: &[u8], out: &mut [f32]) {
-    let (codes, _) = codes.as_chunks::<{ MXFP4_GROUP / 2 }>();
-    let (out, _) = out.as_chunks_mut::<MXFP4_GROUP>();
-    for ((codes, out), scale) in codes.iter().zip(out).zip(scales) {
-        let scale = e8m0_value(*scale);
-        for (pair, code) in out.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
-            *pair = [e2m1_value(code & 15) * scale, e2m1_value(code >> 4) * scale];
+    /// Groups whose codes become integers before any becomes a float: a vector holds four times
+    /// as many bytes as floats.
+    const RUN: usize = 8;
+    let mut halves = [0_i8; RUN * MXFP4_GROUP];
+    let runs = codes.chunks(RUN * MXFP4_GROUP / 2).zip(out.chunks_mut(RUN * MXFP4_GROUP));
+    for ((codes, out), scales) in runs.zip(scales.chunks(RUN)) {
+        for (pair, code) in halves.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
+            *pair = [e2m1_halves(code & 15), e2m1_halves(code >> 4)];
+        }
+        let groups = out.as_chunks_mut::<MXFP4_GROUP>().0.iter_mut();
+        for ((out, halves), scale) in groups.zip(halves.as_chunks::<MXFP4_GROUP>().0).zip(scales) {
+            let scale = e8m0_value(*scale) * 0.5;
+            for (out, halves) in out.iter_mut().zip(halves) {
+                *out = f32::from(*halves) * scale;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_mxfp4_row_of_any_number_of_groups_is_its_codes_times_their_scales() {
+        const VALUES: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+        for groups in [1, 2, 7, 8, 9, 16, 19] {
+            let (rows, cols) = (3, groups * MXFP4_GROUP);
+            let codes: Vec<u8> = (0..rows * cols / 2).map(|i| (i * 151 + i / 256) as u8).collect();
+            let scales: Vec<u8> = (0..rows * groups).map(|i| (i * 29 % 250) as u8).collect();
+            let data = TensorData::Mxfp4 { codes: codes.clone(), scales: scales.clone() };
+            let tensor = Tensor { rows, cols, data };
+            let mut out = vec![f32::NAN; cols];
+            for row in 0..rows {
+                tensor.decode_row(row, &mut out);
+                for (col, value) in out.iter().enumerate() {
+                    let place = row * cols + col;
+                    let code = codes[place / 2] >> (4 * (col % 2)) & 15;
+                    let sign = if code < 8 { 1.0 } else { -1.0 };
+                    let scale = 2.0_f64.powi(i32::from(scales[place / MXFP4_GROUP]) - 127);
+                    let exact = sign * f64::from(VALUES[usize::from(code % 8)]) * scale;
+                    assert_eq!(f64::from(*value), exact, "{groups} groups, [{row}, {col}]");
+                }
+            }
         }
     }
 }

@@ -5,9 +5,9 @@ use kilotok_model::AttentionSpec;
 use pulp::Simd;
 use rayon::prelude::*;
 
-use crate::math::{Vectorised, add_scaled, dots, exp};
-use crate::matmul::four;
+use crate::math::{Vectorised, exp};
 use crate::pages::LayerPages;
+use crate::products::{Products, WeightedSums};
 use crate::step::Batch;
 use crate::weights::LayerWeights;
 
@@ -20,119 +20,174 @@ pub(crate) fn run(
     q: &[f32],
     pages: &LayerPages,
 ) -> Vec<f32> {
-    let heads = Heads::new(spec, weights, rank);
-    let q_heads = q.len() / spec.qk_dim / batch.len();
-    let mut out = vec![0.0; batch.len() * q_heads * spec.v_dim];
-    let items = out.par_chunks_exact_mut(spec.v_dim).zip(q.par_chunks_exact(spec.qk_dim));
-    items.enumerate().for_each_init(Vec::new, |scores, (item, (out, q))| {
-        let (token, head) = (item / q_heads, item % q_heads);
+    Heads::new(spec, weights, rank).attend(batch.len(), q, |token, head| {
         let position = batch.positions[token];
         let run = &batch.row(token).pages[pages.group];
         let first = spec.window().map_or(0, |keys| (position + 1).saturating_sub(keys as u32));
-        let kv = || pages.runs(run, heads.kv(head), first, position + 1);
-        Attend { q, kv, sink: heads.sink(head), scores, out }.dispatch();
-    });
-    out
+        pages.runs(run, head, first, position + 1).collect()
+    })
 }
 
-/// What query heads of a rank share.
+/// The query heads of a rank.
 pub(crate) struct Heads<'a> {
+    spec: &'a AttentionSpec,
     sinks: &'a [f32],
-    q_per_kv: usize,
+    /// How many of them, one after the other, read the same K/V head.
+    group: usize,
 }
 
 impl<'a> Heads<'a> {
-    pub(crate) fn new(spec: &AttentionSpec, weights: &'a LayerWeights, rank: usize) -> Self {
+    pub(crate) fn new(spec: &'a AttentionSpec, weights: &'a LayerWeights, rank: usize) -> Self {
         let rank_count = weights.ranks.len();
         // With more ranks than K/V heads all query heads of a rank read its only one.
-        let q_per_kv = (spec.q_heads / spec.kv_heads).min(spec.q_heads / rank_count);
-        Self { sinks: &weights.ranks[rank].sinks, q_per_kv }
+        let group = (spec.q_heads / spec.kv_heads).min(spec.q_heads / rank_count);
+        Self { spec, sinks: &weights.ranks[rank].sinks, group }
     }
 
-    /// The rank's K/V head that a query head reads.
-    pub(crate) fn kv(&self, q_head: usize) -> usize {
-        q_head / self.q_per_kv
-    }
-
-    pub(crate) fn sink(&self, q_head: usize) -> Option<f32> {
-        self.sinks.get(q_head).copied()
+    /// Attended values `[tokens, q_heads * v_dim]` of queries `[tokens, q_heads * qk_dim]`. `kv`
+    /// gives the keys and values that a token sees of a K/V head.
+    pub(crate) fn attend<'b>(
+        &self,
+        token_count: usize,
+        q: &[f32],
+        kv: impl Fn(usize, usize) -> Vec<Run<'b>> + Sync,
+    ) -> Vec<f32> {
+        let Self { spec, sinks, group } = *self;
+        let (q_width, v_width) = (group * spec.qk_dim, group * spec.v_dim);
+        let kv_heads = q.len() / q_width / token_count;
+        let mut out = vec![0.0; token_count * kv_heads * v_width];
+        let places = out.chunks_exact_mut(v_width).zip(q.chunks_exact(q_width)).enumerate();
+        let mut places: Vec<_> = places.collect();
+        // All tokens of a head one after the other, while its keys are in a near cache.
+        places.sort_by_key(|(place, _)| place % kv_heads);
+        places.into_par_iter().for_each_init(Vec::new, |scores, (place, (out, q))| {
+            let (token, head) = (place / kv_heads, place % kv_heads);
+            let sinks = sinks.get(head * group..(head + 1) * group).unwrap_or_default();
+            let kv = &kv(token, head)[..];
+            Attend { qk_dim: spec.qk_dim, q, kv, sinks, scores, out }.dispatch();
+        });
+        out
     }
 }
 
-/// out = softmax(q k / sqrt(dim)) v over keys and values given run by run; the sink takes its
-/// share of the softmax and adds nothing.
-pub(crate) struct Attend<'a, F> {
-    pub(crate) q: &'a [f32],
-    /// Goes over keys `[count, qk_dim]` and values `[count, v_dim]`.
-    pub(crate) kv: F,
-    pub(crate) sink: Option<f32>,
-    /// Memory for one score per key.
-    pub(crate) scores: &'a mut Vec<f32>,
-    /// Zeros, `[v_dim]`.
-    pub(crate) out: &'a mut [f32],
+/// Keys `[count, qk_dim]` and values `[count, v_dim]` that lie together.
+pub(crate) type Run<'a> = (&'a [f32], &'a [f32]);
+
+/// out = softmax(q k / sqrt(dim)) v for query heads that share keys and values; a sink takes its
+/// share of its head's softmax and adds nothing.
+struct Attend<'a> {
+    qk_dim: usize,
+    /// `[heads, qk_dim]`
+    q: &'a [f32],
+    kv: &'a [Run<'a>],
+    /// One per head, or none.
+    sinks: &'a [f32],
+    /// Memory for one score per head and key.
+    scores: &'a mut Vec<f32>,
+    /// Zeros, `[heads, v_dim]`.
+    out: &'a mut [f32],
 }
 
-impl<'a, F: Fn() -> I, I: Iterator<Item = (&'a [f32], &'a [f32])>> Vectorised for Attend<'_, F> {
+impl Vectorised for Attend<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { q, kv, sink, scores, out } = self;
-        let scale = 1.0 / (q.len() as f32).sqrt();
+        let Self { qk_dim, q, kv, sinks, scores, out } = self;
+        let heads = q.len() / qk_dim;
+        let v_dim = out.len() / heads;
+        let count: usize = kv.iter().map(|(keys, _)| keys.len() / qk_dim).sum();
         scores.clear();
-        for (keys, _) in kv() {
-            let fours = keys.chunks_exact(4 * q.len());
-            for key in fours.clone() {
-                scores.extend_from_slice(&dots(simd, q, four(key)));
+        scores.resize(heads * (count + 1), 0.0);
+        let (scores, sums) = scores.split_at_mut(heads * count);
+        let mut first = 0;
+        for (keys, _) in kv {
+            let out = &mut scores[first..];
+            Products { cols: qk_dim, w: keys, x: q, strides: [1, count], out }.compute(simd);
+            first += keys.len() / qk_dim;
+        }
+        let scale = 1.0 / (qk_dim as f32).sqrt();
+        for (head, (scores, sum)) in scores.chunks_exact_mut(count).zip(&mut *sums).enumerate() {
+            *sum = exponentials(scores, scale, sinks.get(head).copied());
+        }
+        let mut first = 0;
+        for (_, values) in kv {
+            let weights = &scores[first..];
+            WeightedSums { cols: v_dim, values, weights, stride: count, out: &mut *out }.add(simd);
+            first += values.len() / v_dim;
+        }
+        for (out, sum) in out.chunks_exact_mut(v_dim).zip(sums) {
+            for value in out {
+                *value /= *sum;
             }
-            for key in fours.remainder().chunks_exact(q.len()) {
-                scores.extend_from_slice(&dots(simd, q, [key]));
-            }
-        }
-        for score in &mut *scores {
-            *score *= scale;
-        }
-        // What overflowed must not weigh nothing, nor be passed over as NaN is by `max`.
-        let sound = scores.iter().fold(true, |sound, score| sound & score.is_finite());
-        let max = scores.iter().copied().fold(sink.unwrap_or(f32::NEG_INFINITY), f32::max);
-        let max = if sound { max } else { f32::NAN };
-        for score in &mut *scores {
-            *score = exp(*score - max);
-        }
-        let sum = scores.iter().sum::<f32>() + sink.map_or(0.0, |sink| exp(sink - max));
-        let mut weights = scores.iter();
-        for (_, values) in kv() {
-            for (value, weight) in values.chunks_exact(out.len()).zip(&mut weights) {
-                add_scaled(out, *weight, value);
-            }
-        }
-        for value in out {
-            *value /= sum;
         }
     }
+}
+
+/// Makes each score the exponential of how far it is, scaled, below the largest. Returns their sum
+/// and the sink's share.
+#[inline(always)]
+fn exponentials(scores: &mut [f32], scale: f32, sink: Option<f32>) -> f32 {
+    for score in &mut *scores {
+        *score *= scale;
+    }
+    // What overflowed must not weigh nothing, nor be passed over as the largest passes over NaN.
+    let sound = scores.iter().fold(true, |sound, score| sound & score.is_finite());
+    let max = if sound { largest(scores, sink.unwrap_or(f32::NEG_INFINITY)) } else { f32::NAN };
+    for score in &mut *scores {
+        *score = exp(*score - max);
+    }
+    scores.iter().sum::<f32>() + sink.map_or(0.0, |sink| exp(sink - max))
+}
+
+/// The largest of scores and one more number.
+#[inline(always)]
+fn largest(scores: &[f32], other: f32) -> f32 {
+    // Several at once; the largest is the same in any order.
+    let mut lanes = [other; 32];
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (runs, rest) = scores.as_chunks::<32>();
+    for run in runs {
+        for (lane, score) in lanes.iter_mut().zip(run) {
+            *lane = larger(*lane, *score);
+        }
+    }
+    lanes.into_iter().chain(rest.iter().copied()).fold(other, larger)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn attend(q: &[f32], keys: &[f32], values: &[f32], sink: Option<f32>) -> Vec<f32> {
+    /// For heads with queries and keys of one value.
+    fn attend(q: &[f32], keys: &[f32], values: &[f32], sinks: &[f32]) -> Vec<f32> {
         let mut out = vec![0.0; values.len() * q.len() / keys.len()];
-        let (kv, scores) = (|| std::iter::once((keys, values)), &mut Vec::new());
-        Attend { q, kv, sink, scores, out: &mut out }.dispatch();
+        let (kv, scores) = (&[(keys, values)], &mut Vec::new());
+        Attend { qk_dim: 1, q, kv, sinks, scores, out: &mut out }.dispatch();
         out
     }
 
     #[test]
     fn equal_scores_give_the_mean_and_a_sink_takes_its_share() {
-        assert_eq!(attend(&[1.0], &[2.0, 2.0], &[3.0, 5.0], None), [4.0]);
-        assert_eq!(attend(&[1.0], &[2.0, 2.0], &[3.0, 6.0], Some(2.0)), [3.0]);
+        assert_eq!(attend(&[1.0], &[2.0, 2.0], &[3.0, 5.0], &[]), [4.0]);
+        assert_eq!(attend(&[1.0], &[2.0, 2.0], &[3.0, 6.0], &[2.0]), [3.0]);
+    }
+
+    #[test]
+    fn heads_of_a_group_are_as_each_alone() {
+        let keys: Vec<f32> = (0..45).map(|key| (key as f32 * 0.7).sin()).collect();
+        let values: Vec<f32> = (0..45 * 3).map(|value| (value as f32 * 1.3).cos()).collect();
+        let (q, sinks) = ([1.0, -2.0, 0.5, 3.0, 0.0], [0.1, 0.2, 0.3, -0.4, 5.0]);
+        let together = attend(&q, &keys, &values, &sinks);
+        for (head, together) in together.chunks_exact(3).enumerate() {
+            assert_eq!(attend(&q[head..=head], &keys, &values, &sinks[head..=head]), together);
+        }
     }
 
     #[test]
     fn a_score_that_overflows_is_told() {
         for key in [-1e30, 1e30, f32::NAN] {
-            for sink in [None, Some(0.0)] {
-                let out = attend(&[1e30], &[1e-30, key, 1e-30], &[1.0, 2.0, 3.0], sink);
-                assert!(out[0].is_nan(), "{key} {sink:?}: {out:?}");
+            for sinks in [&[][..], &[0.0]] {
+                let out = attend(&[1e30], &[1e-30, key, 1e-30], &[1.0, 2.0, 3.0], sinks);
+                assert!(out[0].is_nan(), "{key} {sinks:?}: {out:?}");
             }
         }
     }

@@ -4,12 +4,11 @@
 use kilotok_abi::TokenId;
 use kilotok_engine::{Row, StepOutput};
 use kilotok_model::{AttentionSpec, DrafterSpec, ModelSpec};
-use rayon::prelude::*;
 
-use super::attn::{Attend, Heads};
+use super::attn::Heads;
 use super::attn_in::{Projected, Projection};
 use super::{attn_out, embed, head};
-use crate::math::{Vectorised, rms_norm};
+use crate::math::rms_norm;
 use crate::matmul::matmul;
 use crate::pages::LayerPages;
 use crate::slots::Slots;
@@ -126,7 +125,6 @@ impl<'a> Drafter<'a> {
                 continue;
             };
             held.drafts = self.pass(row, held.anchor, held.start, pages, watch);
-            held.drafts.truncate(row.draft_next as usize);
             if row.report_drafts {
                 out.drafts.clone_from(&held.drafts);
             }
@@ -153,7 +151,7 @@ impl<'a> Drafter<'a> {
             attention(&self.projection(index), row, &positions, pages, &mut x);
             feed_forward(spec, weights, self.spec.norm_eps, &mut x);
         }
-        let drafted: Vec<usize> = (1..self.spec.rows).collect();
+        let drafted: Vec<usize> = (1..self.spec.rows).take(row.draft_next as usize).collect();
         let DrafterWeights { norm, .. } = self.weights;
         let logits = head::run(&self.target.head, norm, self.spec.norm_eps, &x, &drafted);
         let rows = logits.chunks_exact(self.vocab_size).zip(&positions[1..]);
@@ -182,7 +180,7 @@ fn attention(
         .map(|(rank, pages)| {
             let own = projection.all(rank, &h, positions);
             let heads = Heads::new(spec, weights, rank);
-            attend_draft(spec, &heads, &own, row, positions, pages)
+            attend(spec, &heads, &own, row, positions, pages)
         })
         .collect();
     attn_out::run(weights, &attended, x);
@@ -195,7 +193,7 @@ fn part_of<'a>(values: &'a [f32], i: usize, tokens: &[usize]) -> &'a [f32] {
 }
 
 /// Attention of the draft rows over the context before `positions[0]`, then the draft rows.
-fn attend_draft(
+fn attend(
     spec: &AttentionSpec,
     heads: &Heads<'_>,
     own: &Projected,
@@ -204,15 +202,11 @@ fn attend_draft(
     pages: &LayerPages,
 ) -> Vec<f32> {
     let (n, start) = (positions.len(), positions[0]);
-    let (q_heads, kv_heads) = (own.q.len() / spec.qk_dim / n, own.k.len() / spec.qk_dim / n);
+    let kv_heads = own.k.len() / spec.qk_dim / n;
     let own_keys = by_head(&own.k, kv_heads, spec.qk_dim);
     let own_values = by_head(&own.v, kv_heads, spec.v_dim);
     let run = &row.pages[pages.group];
-    let mut out = vec![0.0; n * q_heads * spec.v_dim];
-    let items = out.par_chunks_exact_mut(spec.v_dim).zip(own.q.par_chunks_exact(spec.qk_dim));
-    items.enumerate().for_each_init(Vec::new, |scores, (item, (out, q))| {
-        let (token, q_head) = (item / q_heads, item % q_heads);
-        let head = heads.kv(q_head);
+    heads.attend(n, &own.q, |token, head| {
         // The window reaches back over context and draft rows alike, and forward without end.
         let first =
             spec.window().map_or(0, |keys| (positions[token] + 1).saturating_sub(keys as u32));
@@ -221,10 +215,8 @@ fn attend_draft(
             &own_keys[head * n * spec.qk_dim..][skipped * spec.qk_dim..(n * spec.qk_dim)],
             &own_values[head * n * spec.v_dim..][skipped * spec.v_dim..(n * spec.v_dim)],
         );
-        let kv = || pages.runs(run, head, first, start).chain([draft_rows]);
-        Attend { q, kv, sink: heads.sink(q_head), scores, out }.dispatch();
-    });
-    out
+        pages.runs(run, head, first, start).chain([draft_rows]).collect()
+    })
 }
 
 /// `[n, heads, dim]` to `[heads, n, dim]`.

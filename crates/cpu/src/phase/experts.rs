@@ -6,8 +6,9 @@ use rayon::prelude::*;
 
 use super::attn_out::add_ranks;
 use super::router::Route;
-use crate::math::{SiluMul, Vectorised, add_scaled};
+use crate::math::{SiluMul, Vectorised};
 use crate::matmul::{RowsTimes, task_rows, transpose};
+use crate::products::add_scaled;
 use crate::weights::{LayerWeights, Mlp};
 
 /// x += sum over ranks of the experts' weighted outputs.
@@ -61,11 +62,14 @@ pub(crate) fn apply(units: &[Unit<'_>]) -> Vec<Vec<f32>> {
         let tasks = inner.chunks_mut(rows * unit.n()).enumerate();
         tasks.map(move |(task, out)| (unit, task * rows, out))
     });
-    tasks.collect::<Vec<_>>().into_par_iter().for_each(|(unit, first, out)| {
-        let mut up = vec![0.0; out.len()];
-        RowsTimes { w: &unit.mlp.gate, first, x: &unit.x, out: &mut *out }.dispatch();
-        RowsTimes { w: &unit.mlp.up, first, x: &unit.x, out: &mut up }.dispatch();
-        SiluMul { gate: out, up: &up }.dispatch();
+    let memory = || (Vec::new(), Vec::new());
+    tasks.collect::<Vec<_>>().into_par_iter().for_each_init(memory, |memory, task| {
+        let ((decoded, up), (unit, first, gate)) = (memory, task);
+        let (Unit { mlp, x }, decoded) = (unit, &mut *decoded);
+        up.resize(gate.len(), 0.0);
+        RowsTimes { w: &mlp.gate, first, x, decoded, out: &mut *gate }.dispatch();
+        RowsTimes { w: &mlp.up, first, x, decoded, out: up }.dispatch();
+        SiluMul { gate, up }.dispatch();
     });
     for (unit, inner) in units.iter().zip(&mut inner) {
         *inner = transpose(inner, unit.n());
@@ -77,8 +81,9 @@ pub(crate) fn apply(units: &[Unit<'_>]) -> Vec<Vec<f32>> {
         let tasks = output.chunks_mut(rows * unit.n()).enumerate();
         tasks.map(move |(task, out)| (unit, inner, task * rows, out))
     });
-    tasks.collect::<Vec<_>>().into_par_iter().for_each(|(unit, inner, first, out)| {
-        RowsTimes { w: &unit.mlp.down, first, x: inner, out }.dispatch();
+    tasks.collect::<Vec<_>>().into_par_iter().for_each_init(Vec::new, |decoded, task| {
+        let (unit, inner, first, out) = task;
+        RowsTimes { w: &unit.mlp.down, first, x: inner, decoded, out }.dispatch();
     });
     units.iter().zip(outputs).map(|(unit, output)| transpose(&output, unit.n())).collect()
 }

@@ -13,6 +13,7 @@ use crate::tree::Tree;
 /// import. The root package is `app`. Tests of any crate may use `testkit` besides.
 const CRATES: &[(&str, u8, &str)] = &[
     ("abi", 0, ""),
+    ("demo", 0, ""),
     ("model", 0, ""),
     ("engine", 1, "abi"),
     ("sampling", 1, "abi"),
@@ -24,7 +25,7 @@ const CRATES: &[(&str, u8, &str)] = &[
     ("server", 3, "abi engine sched text"),
     ("testkit", 3, "abi engine model sampling sched weights"),
     ("xtask", 3, "abi model"),
-    ("app", 4, "abi cpu cuda engine model sampling sched server testkit text weights"),
+    ("app", 4, "abi cpu cuda demo engine model sampling sched server testkit text weights"),
 ];
 
 /// Crates of others that only some of ours may use, and why. Tests may use any.
