@@ -124,7 +124,8 @@ fn silence_is_filled() {
 #[test]
 fn a_failed_engine_is_an_error_and_ends_the_server() {
     let brake = Brake::default();
-    brake.release(400);
+    // Enough for the first steps, and for fewer than twelve.
+    brake.release(20);
     let setup = Setup { brake: Some(brake.clone()), fail_at: Some(12), ..Setup::default() };
     let mut server = Server::start(setup);
     let mut open = server.begin(CHAT, &endless(&json!({})));

@@ -4,13 +4,14 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use kilotok_engine::Caps;
 use kilotok_sched::Limits;
-use kilotok_server::gate::GateOptions;
+use kilotok_server::gate::{GateOptions, Stopwatch};
 use kilotok_server::{Gate, Metrics, ServeError, ServerConfig, Service, serve};
 use kilotok_testkit::{ScriptedEngine, Skill, Voice, parrot};
 use kilotok_text::{Grammars, Text};
@@ -42,7 +43,7 @@ impl Default for Setup {
             caps,
             skill: Skill::Percent(70),
             limits: Limits::default(),
-            options: GateOptions::default(),
+            options: GateOptions { stopwatch: steady(), ..GateOptions::default() },
             config: ServerConfig {
                 served_names: vec!["toy".into(), "alias/toy".into()],
                 ..ServerConfig::default()
@@ -51,6 +52,13 @@ impl Default for Setup {
             fail_at: None,
         }
     }
+}
+
+/// A millisecond passes at every reading, so that steps cost the same however fast they are: how
+/// many drafts are worth their while depends on it.
+fn steady() -> Stopwatch {
+    let readings = AtomicU64::new(0);
+    Stopwatch::new(move || 1000 * readings.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Lets an engine say so many tokens and no more.

@@ -115,20 +115,22 @@ async fn every_reply_is_what_it_must_be_whatever_is_drafted() {
 #[tokio::test]
 async fn a_grammar_that_breaks_costs_one_reply() {
     let grammars = Grammars::new(&bytes(), 256, &[END]).unwrap();
-    // The engine chooses what it may not.
+    // The engine chooses what it may not. The other request is the one with log-probabilities.
     let mut wrong_count = 0;
     let alter = move |_: StepId, out: &mut StepOutput| {
-        if let [_, bound] = &mut out.rows[..]
-            && !bound.tokens.is_empty()
-        {
-            wrong_count += 1;
-            if wrong_count == 4 {
-                bound.tokens = vec![b'!'.into()];
+        for row in &mut out.rows {
+            if !row.tokens.is_empty() && row.logprobs.is_empty() {
+                wrong_count += 1;
+                if wrong_count == 4 {
+                    row.tokens = vec![b'!'.into()];
+                }
             }
         }
     };
     let rig = Rig::new(Altered { inner: engine(), alter });
-    let free = rig.submit(ask(text(20, 1), 200)).await;
+    let mut free = ask(text(20, 1), 200);
+    free.submission.logprobs = Some(0);
+    let free = rig.submit(free).await;
     let bound = read(rig.submit(bound(&grammars, "[a-c]{50}", 1, false)).await).await;
     let Ended::Failed(failure) = bound.ended else { panic!("{:?}", bound.ended) };
     assert_eq!(failure.kind, FailureKind::Fault);
