@@ -44,7 +44,7 @@ fn content(answer: &Value) -> &str {
 
 #[test]
 fn a_reply() {
-    let server = Server::new();
+    let server = Server::start(Setup::steady());
     let answer = server.post(PATH, &say("hello there", &json!({}))).good();
     assert_eq!(content(&answer), "hello there");
     assert_eq!(choice(&answer)["finish_reason"], "stop");

@@ -37,7 +37,7 @@ fn pytest(folder: &str, keys: &[&str]) {
         api_keys: owned(keys),
         ..ServerConfig::default()
     };
-    let server = Server::start(Setup { config, ..Setup::default() });
+    let server = Server::start(Setup { config, ..Setup::steady() });
     let status = Command::new(PYTHON)
         .args(["-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout=90", folder])
         .env("KILOTOK_URL", format!("http://{}", server.address))

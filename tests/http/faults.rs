@@ -124,13 +124,13 @@ fn silence_is_filled() {
 #[test]
 fn a_failed_engine_is_an_error_and_ends_the_server() {
     let brake = Brake::default();
-    // Enough for the first steps, and for fewer than twelve.
-    brake.release(20);
-    let setup = Setup { brake: Some(brake.clone()), fail_at: Some(12), ..Setup::default() };
+    // Enough for the first steps, with drafts or without, and for fewer than two hundred.
+    brake.release(100);
+    let setup = Setup { brake: Some(brake.clone()), fail_at: Some(200), ..Setup::default() };
     let mut server = Server::start(setup);
     let mut open = server.begin(CHAT, &endless(&json!({})));
     open.read_until("\"content\":\"\"");
-    brake.release(4000);
+    brake.release(40_000);
     let events = open.answer().events();
     let [.., error, done] = &events[..] else { panic!("{events:?}") };
     assert_eq!(error["error"]["type"], "server_error");
@@ -152,21 +152,22 @@ fn a_failure_before_the_first_token_keeps_its_status() {
 #[test]
 fn shutting_down_loses_no_reply() {
     let (mut server, brake) = braked(Setup::default());
-    let mut open = server.begin(CHAT, &endless(&json!({"max_tokens": 300})));
+    let mut open = server.begin(CHAT, &endless(&json!({"max_tokens": 1500})));
     open.read_until("\"content\":\"\"");
     server.signal();
     // New requests are refused, while the old one goes on.
     loop {
+        // Enough for one that was still taken, and too little for the old one to end.
+        brake.release(500);
         let answer = server.post(CHAT, &endless(&json!({"max_tokens": 1})));
         if answer.status == 503 {
             assert!(answer.header("retry-after").is_some());
             break;
         }
-        brake.release(30);
     }
     assert_eq!(server.get("/ready").status, 503);
     assert_eq!(server.get("/live").status, 200);
-    brake.release(10_000);
+    brake.release(100_000);
     let events = open.answer().events();
     let finish = &events[events.len() - 2]["choices"][0]["finish_reason"];
     assert_eq!((finish, events.last().unwrap()), (&json!("length"), &json!("[DONE]")));

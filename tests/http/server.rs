@@ -43,7 +43,7 @@ impl Default for Setup {
             caps,
             skill: Skill::Percent(70),
             limits: Limits::default(),
-            options: GateOptions { stopwatch: steady(), ..GateOptions::default() },
+            options: GateOptions::default(),
             config: ServerConfig {
                 served_names: vec!["toy".into(), "alias/toy".into()],
                 ..ServerConfig::default()
@@ -54,11 +54,15 @@ impl Default for Setup {
     }
 }
 
-/// A millisecond passes at every reading, so that steps cost the same however fast they are: how
-/// many drafts are worth their while depends on it.
-fn steady() -> Stopwatch {
-    let readings = AtomicU64::new(0);
-    Stopwatch::new(move || 1000 * readings.fetch_add(1, Ordering::Relaxed))
+impl Setup {
+    /// A millisecond passes at every reading of the clock, so that steps cost the same however fast
+    /// they are, and drafts are worth their while.
+    pub(crate) fn steady() -> Self {
+        let readings = AtomicU64::new(0);
+        let now_us = move || 1000 * readings.fetch_add(1, Ordering::Relaxed);
+        let options = GateOptions { stopwatch: Stopwatch::new(now_us), ..GateOptions::default() };
+        Self { options, ..Self::default() }
+    }
 }
 
 /// Lets an engine say so many tokens and no more.
