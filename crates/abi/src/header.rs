@@ -3,12 +3,23 @@
 
 use std::fmt::Write;
 
-use crate::{Layout, Purpose, Sampling};
+use crate::{
+    Batch, BatchRow, BatchToken, Fault, GROUPS_MAX, LayerMemory, Layout, Memory, Purpose, Sampling,
+};
 
 /// Where the header lies, from the repository's root.
 pub const PATH: &str = "kernels/include/kilotok/abi.h";
 
-const STRUCTS: &[Layout] = &[Sampling::layout()];
+const STRUCTS: &[Layout] = &[
+    Sampling::layout(),
+    BatchToken::layout(),
+    BatchRow::layout(),
+    Batch::layout(),
+    LayerMemory::layout(),
+    Memory::layout(),
+    Fault::layout(),
+];
+const CONSTANTS: &[(&str, usize)] = &[("GROUPS_MAX", GROUPS_MAX)];
 const ENUMS: &[(&str, &[(&str, u32)])] = &[("Purpose", Purpose::VALUES)];
 
 /// The whole text of the header, with an assert for every size and offset.
@@ -18,6 +29,9 @@ pub fn text() -> String {
          // Generated from crates/abi by `cargo xtask abi`; do not edit.\n\
          #pragma once\n\n#include <cstddef>\n#include <cstdint>\n\nnamespace kilotok {\n",
     );
+    for (name, value) in CONSTANTS {
+        let _ = writeln!(out, "\nconstexpr int {name} = {value};");
+    }
     for (name, values) in ENUMS {
         write_enum(&mut out, name, values);
     }

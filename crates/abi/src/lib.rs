@@ -6,9 +6,11 @@
 pub mod header;
 mod layout;
 mod philox;
+mod step;
 
 pub use layout::{Field, Layout};
 pub use philox::philox;
+pub use step::{Batch, BatchRow, BatchToken, Fault, GROUPS_MAX, LayerMemory, Memory};
 
 use layout::{abi_constants, abi_struct};
 

@@ -1,0 +1,161 @@
+//! What a step of the GPU engine is given: the batch, and where everything lies. An address is that
+//! of the rank's own memory; a step only computes places within a buffer.
+
+use crate::layout::abi_struct;
+
+/// Page groups of a model at most: full and window layers of the target, the drafter's.
+pub const GROUPS_MAX: usize = 4;
+
+abi_struct! {
+    /// One token of a batch.
+    pub struct BatchToken : 16 {
+        pub token: u32,
+        pub position: u32,
+        /// Index of its row.
+        pub row: u32,
+        /// Row of the buffer of taps: the token's place in the target's batch.
+        pub tap: u32,
+    }
+}
+
+abi_struct! {
+    /// Consecutive tokens of one sequence.
+    pub struct BatchRow : 32 {
+        /// Position of the first token.
+        pub start: u32,
+        /// Place of the first token in the batch.
+        pub first: u32,
+        pub count: u32,
+        pub reserved: u32,
+        /// By page group: page p of the sequence is `pages[pages_at + p]`, the sum wrapping.
+        pub pages_at: [u32; 4],
+    }
+}
+
+abi_struct! {
+    /// How many there are of everything in a batch.
+    pub struct Batch : 16 {
+        pub token_count: u32,
+        pub row_count: u32,
+        /// Tokens after which logits are needed.
+        pub wanted_count: u32,
+        pub reserved: u32,
+    }
+}
+
+abi_struct! {
+    /// One layer: its kinds, weights, and pages of keys and values. Layouts are those of
+    /// `kernels/include/kilotok/layout`.
+    pub struct LayerMemory : 128 {
+        /// Index into the model's kinds of attention.
+        pub attention: u32,
+        /// Index into the model's kinds of feed-forward network.
+        pub feed_forward: u32,
+        /// Which tap follows the layer, `!0` for none.
+        pub tap: u32,
+        pub reserved: u32,
+        pub input_norm: u64,
+        pub qkv: u64,
+        pub q_norm: u64,
+        pub k_norm: u64,
+        pub sinks: u64,
+        pub output: u64,
+        pub post_norm: u64,
+        pub router: u64,
+        pub router_bias: u64,
+        /// Gate and up of the dense network, or of expert 0; the others follow.
+        pub gate_up: u64,
+        pub down: u64,
+        /// `[pages, kv_heads, page_tokens, qk_dim]`, BF16.
+        pub keys: u64,
+        /// `[pages, kv_heads, page_tokens, v_dim]`, BF16.
+        pub values: u64,
+        pub reserved_address: u64,
+    }
+}
+
+abi_struct! {
+    /// Where everything lies on a rank.
+    pub struct Memory : 288 {
+        /// The batch: a [`Batch`], then arrays.
+        pub batch: u64,
+        pub tokens: u64,
+        pub rows: u64,
+        /// Places of the wanted tokens in the batch.
+        pub wanted: u64,
+        pub pages: u64,
+        /// [`LayerMemory`] of every target layer.
+        pub layers: u64,
+        /// The same of the drafter.
+        pub draft_layers: u64,
+        /// `[vocab / ranks, hidden]`, BF16, row by row.
+        pub embedding: u64,
+        pub final_norm: u64,
+        pub head: u64,
+        pub draft_fc: u64,
+        pub draft_context_norm: u64,
+        pub draft_norm: u64,
+        /// `[hidden]`, F32.
+        pub draft_mask: u64,
+        /// Rotations: by kind of attention `[ROPE_PAIRS_MAX]` frequencies, F32.
+        pub frequencies: u64,
+        /// Cosine and sine by kind of attention, token and pair, `[kinds, TOKENS_MAX, pairs max]`.
+        pub angles: u64,
+        /// Operand `[TOKENS_MAX, hidden]`: the residual stream times the weights of the next norm.
+        pub normed: u64,
+        /// `[owner units, TOKENS_MAX]`: sums of squares of each owner's part of the stream.
+        pub squares: u64,
+        /// `[TOKENS_MAX, rows]`, F32: products of the q, k and v projections.
+        pub projected: u64,
+        /// `[TOKENS_MAX, q_heads, qk_dim]`, F32: normed and rotated queries.
+        pub queries: u64,
+        /// Keys and values of a draft's own rows, BF16: `[TOKENS_MAX, kv_heads, qk_dim]`.
+        pub own_keys: u64,
+        /// `[TOKENS_MAX, kv_heads, v_dim]`, BF16.
+        pub own_values: u64,
+        /// Partial results of attention over chunks of keys.
+        pub attention_parts: u64,
+        /// Operand `[TOKENS_MAX, q_heads * v_dim]`.
+        pub attended: u64,
+        /// `[owner units, TOKENS_MAX, experts]`, F32.
+        pub router_parts: u64,
+        /// `[TOKENS_MAX, experts]`, F32.
+        pub router_logits: u64,
+        /// Operand `[TOKENS_MAX, dense width]`.
+        pub dense_inner: u64,
+        /// Operand `[TOKENS_MAX * top_k, expert width]`.
+        pub expert_inner: u64,
+        /// Operand `[TOKENS_MAX, taps * hidden]`.
+        pub taps: u64,
+        /// `[TOKENS_MAX, hidden]`, F32: the drafter's fused context before its norm.
+        pub fused: u64,
+        /// `[TOKENS_MAX, vocab / ranks]`, F32.
+        pub logits: u64,
+        /// Counters of the grid barrier; zero when a kernel starts.
+        pub barrier: u64,
+        /// A [`Fault`] in the host's memory.
+        pub fault: u64,
+        /// This rank.
+        pub rank: u32,
+        /// How long a wait may last, in milliseconds.
+        pub wait_max_ms: u32,
+        /// Memory of the exchange between ranks, see `comm`.
+        pub exchange: u64,
+        /// Debugging output, or 0.
+        pub trace: u64,
+    }
+}
+
+abi_struct! {
+    /// A wait of the GPU that ran out. The first one is kept.
+    pub struct Fault : 32 {
+        /// 0 while there is none.
+        pub code: u32,
+        pub rank: u32,
+        pub cta: u32,
+        /// Which wait, see `kernels/include/kilotok/comm/wait.cuh`.
+        pub phase: u32,
+        pub wanted: u64,
+        pub seen: u64,
+    }
+}

@@ -1,0 +1,78 @@
+// One CTA of the persistent kernel: who its threads are, and how they meet.
+//
+// Twelve consumer warps compute; one producer warp walks the same phases ahead of them and brings
+// weights into the ring. All functions of a phase are called by every consumer thread, if they do
+// not say otherwise, and by no producer thread.
+#pragma once
+
+#include "kilotok/comm/wait.cuh"
+#include "kilotok/model.h"
+#include "kilotok/shape.cuh"
+
+namespace kilotok {
+
+constexpr int CONSUMER_WARPS = 12;
+constexpr int CONSUMERS = CONSUMER_WARPS * 32;
+constexpr int THREADS = CONSUMERS + 32;
+// Tokens that one multiplication of the tensor cores takes.
+constexpr int TILE_TOKENS = 8;
+constexpr int TILES_MAX = TOKENS_MAX / TILE_TOKENS;
+static_assert(TOKENS_MAX % TILE_TOKENS == 0, "tokens come in whole tiles");
+
+struct Cta {
+  const Memory& memory;
+  Place place;
+  // Grid barriers passed.
+  uint32_t barriers;
+
+  __device__ __forceinline__ int index() const { return blockIdx.x; }
+  __device__ __forceinline__ int thread() const { return threadIdx.x; }
+  __device__ __forceinline__ int warp() const { return threadIdx.x / 32; }
+  __device__ __forceinline__ int lane() const { return threadIdx.x % 32; }
+
+  // All consumers of this CTA.
+  __device__ __forceinline__ void sync() const {
+    asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory");
+  }
+
+  // All consumers of all CTAs of this rank: what any wrote before, all see after.
+  __device__ __forceinline__ void sync_grid() {
+    barriers++;
+    place.phase++;
+    sync();
+    if (thread() == 0) {
+      uint32_t* counter = reinterpret_cast<uint32_t*>(memory.barrier);
+      const uint32_t wanted = barriers * GRID;
+      ptx::add_release(counter, 1);
+      wait_for<0>(place, Waits::Grid, wanted, [&](uint64_t& seen) {
+        const uint32_t value = ptx::load_acquire(counter);
+        seen = value;
+        return static_cast<int32_t>(value - wanted) >= 0;
+      });
+    }
+    sync();
+  }
+};
+
+template <class T>
+__device__ __forceinline__ T* at(uint64_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+template <int VALUE>
+struct Constant {
+  static constexpr int value = VALUE;
+};
+
+// Calls `f` with the constant that equals `kind`, of FIRST to END.
+template <int FIRST, int END, class F>
+__device__ __forceinline__ void with_kind(int kind, F f) {
+  if constexpr (FIRST < END) {
+    if (kind == FIRST)
+      f(Constant<FIRST>{});
+    else
+      with_kind<FIRST + 1, END>(kind, f);
+  }
+}
+
+}  // namespace kilotok

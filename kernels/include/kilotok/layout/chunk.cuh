@@ -1,0 +1,148 @@
+// Weights as the tensor cores want them. A *chunk* is 16 rows x 64 columns in one of three formats.
+// Codes are laid out so that few instructions make them operand A of four steps of 16 columns;
+// `crates/cuda/src/repack` writes what `load` reads here.
+//
+//   BF16    step s at s * 512: 16 bytes a lane, registers a0 a1 a2 a3.
+//   FP8     steps 2p, 2p + 1 at p * 512: 16 bytes a lane, a word for each pair of registers, a0 a1,
+//           a2 a3 of the first step, then of the second. Of a word bytes 1 and 3 are the two values
+//           of the first register, bytes 0 and 2 of the other. Then 16 F32 scales, one a row.
+//   MXFP4   16 bytes a lane, a word for each step; see `place` in the packer for the bits. Then a
+//           word for each g: E8M0 scales of row g, both groups, and of row g + 8, both groups.
+#pragma once
+
+#include "kilotok/layout/operand.cuh"
+#include "kilotok/shape.cuh"
+
+namespace kilotok {
+
+constexpr int chunk_bytes(Format format) {
+  return format == Format::Bf16 ? 2048 : format == Format::Fp8 ? 1024 + 64 : 512 + 32;
+}
+
+// What activations of such weights are multiplied by when they become an operand.
+constexpr float operand_scale(Format format) {
+  return format == Format::Bf16 ? 1.0f : QUANTISED_SCALE;
+}
+
+template <Format F>
+struct Chunk;
+
+template <>
+struct Chunk<Format::Bf16> {
+  uint32_t from;
+
+  __device__ __forceinline__ void load(uint32_t chunk, int lane) { from = chunk + lane * 16; }
+
+  template <int TILES>
+  __device__ __forceinline__ void multiply(float (&acc)[TILES][4],
+                                           const OperandChunk (&x)[TILES]) const {
+#pragma unroll
+    for (int step = 0; step < 4; step++) {
+      const uint4 w = ptx::load_shared(from + step * 512);
+      const uint32_t a[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+      for (int tile = 0; tile < TILES; tile++)
+        ptx::mma(acc[tile], a, x[tile].word(step, 0), x[tile].word(step, 1));
+    }
+  }
+};
+
+// An E4M3 code moved to the bits of a BF16 number is 2^-120 times its value.
+template <>
+struct Chunk<Format::Fp8> {
+  uint32_t from;
+  float scales[2];
+
+  __device__ __forceinline__ void load(uint32_t chunk, int lane) {
+    from = chunk + lane * 16;
+    const float undo = 1048576.0f;  // 2^20 = 2^120 / QUANTISED_SCALE
+    scales[0] = __uint_as_float(ptx::load_shared_word(chunk + 1024 + lane / 4 * 4)) * undo;
+    scales[1] = __uint_as_float(ptx::load_shared_word(chunk + 1056 + lane / 4 * 4)) * undo;
+  }
+
+  static __device__ __forceinline__ uint32_t decode(uint32_t codes) {
+    return (codes & 0x80008000u) | (codes >> 4 & 0x07f007f0u);
+  }
+
+  template <int TILES>
+  __device__ __forceinline__ void multiply(float (&acc)[TILES][4],
+                                           const OperandChunk (&x)[TILES]) const {
+    float sum[TILES][4] = {};
+#pragma unroll
+    for (int pair = 0; pair < 2; pair++) {
+      const uint4 w = ptx::load_shared(from + pair * 512);
+      const uint32_t words[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const uint32_t low = words[half * 2], high = words[half * 2 + 1];
+        const uint32_t a[4] = {decode(low), decode(low << 8), decode(high), decode(high << 8)};
+        const int step = pair * 2 + half;
+#pragma unroll
+        for (int tile = 0; tile < TILES; tile++)
+          ptx::mma(sum[tile], a, x[tile].word(step, 0), x[tile].word(step, 1));
+      }
+    }
+#pragma unroll
+    for (int tile = 0; tile < TILES; tile++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) acc[tile][i] += sum[tile][i] * scales[i / 2];
+  }
+};
+
+// An E2M1 code moved to the bits of a BF16 number is 2^-126 times its value.
+template <>
+struct Chunk<Format::Mxfp4> {
+  uint4 words;
+  uint32_t scales;
+
+  __device__ __forceinline__ void load(uint32_t chunk, int lane) {
+    words = ptx::load_shared(chunk + lane * 16);
+    scales = ptx::load_shared_word(chunk + 512 + lane / 4 * 4);
+  }
+
+  // Two steps of 16 columns, which share their scales: three codes of a word come home by a shift
+  // and a mask, the fourth codes of both words are merged first.
+  static __device__ __forceinline__ void decode(uint32_t x, uint32_t y, uint32_t (&a)[4],
+                                                uint32_t (&b)[4]) {
+    constexpr uint32_t home = 0x81C081C0u, fourth = 0x06030603u;
+    const uint32_t z = (x & fourth) | (y << 2 & ~fourth);
+    a[0] = x & home;
+    a[1] = x << 4 & home;
+    a[2] = __funnelshift_r(x, x, 6) & home;
+    a[3] = z << 6 & home;
+    b[0] = y & home;
+    b[1] = y << 4 & home;
+    b[2] = __funnelshift_r(y, y, 6) & home;
+    b[3] = __funnelshift_r(z, z, 4) & home;
+  }
+
+  // The scale 2^(code - 127), of code 0 too, where F32 has no normal number.
+  static __device__ __forceinline__ float scale(uint32_t code) {
+    return code == 0 ? 5.8774718e-39f : __uint_as_float(code << 23);
+  }
+
+  template <int TILES>
+  __device__ __forceinline__ void multiply(float (&acc)[TILES][4],
+                                           const OperandChunk (&x)[TILES]) const {
+    const float undo = 67108864.0f;  // 2^26 = 2^126 / QUANTISED_SCALE
+#pragma unroll
+    for (int group = 0; group < 2; group++) {
+      uint32_t a[4], b[4];
+      decode(group == 0 ? words.x : words.z, group == 0 ? words.y : words.w, a, b);
+      const float low = scale(scales >> (8 * group) & 255) * undo;
+      const float high = scale(scales >> (16 + 8 * group) & 255) * undo;
+#pragma unroll
+      for (int tile = 0; tile < TILES; tile++) {
+        float sum[4] = {};
+        ptx::mma(sum, a, x[tile].word(group * 2, 0), x[tile].word(group * 2, 1));
+        ptx::mma(sum, b, x[tile].word(group * 2 + 1, 0), x[tile].word(group * 2 + 1, 1));
+        acc[tile][0] += sum[0] * low;
+        acc[tile][1] += sum[1] * low;
+        acc[tile][2] += sum[2] * high;
+        acc[tile][3] += sum[3] * high;
+      }
+    }
+  }
+};
+
+}  // namespace kilotok

@@ -1,0 +1,50 @@
+// Activations as the tensor cores want them. An operand is BF16 `[rows, columns]`; the columns of a
+// row lie in runs of 64, so permuted that a lane's values of four steps of 16 columns are 32 bytes
+// one after the other. Columns beyond the last are zeros that nobody writes.
+#pragma once
+
+#include "kilotok/ptx/memory.cuh"
+#include "kilotok/ptx/mma.cuh"
+
+namespace kilotok {
+
+constexpr int CHUNK_COLUMNS = 64;
+constexpr int CHUNK_OPERAND_BYTES = CHUNK_COLUMNS * 2;
+
+// Codes of quantised weights become BF16 numbers by moving bits, which makes them tiny; their
+// activations carry this factor against it. 2^100 leaves room for values up to 2^27.
+constexpr float QUANTISED_SCALE = 1.2676506e30f;
+
+// Byte of a column within a row.
+__device__ __forceinline__ int operand_offset(int column) {
+  const int in_step = column % 16;
+  return column / CHUNK_COLUMNS * CHUNK_OPERAND_BYTES + in_step % 8 / 2 * 32 +
+         column % CHUNK_COLUMNS / 16 * 8 + in_step / 8 * 4 + in_step % 2 * 2;
+}
+
+// A lane's part of 64 columns of one token: by step of 16 columns the two registers of operand B.
+struct OperandChunk {
+  uint4 words[2];
+
+  __device__ __forceinline__ void load(const char* row, int chunk, int lane) {
+    const char* from = row + chunk * CHUNK_OPERAND_BYTES + lane % 4 * 32;
+    words[0] = ptx::load_l2(from);
+    words[1] = ptx::load_l2(from + 16);
+  }
+
+  __device__ __forceinline__ void clear() {
+    words[0] = words[1] = make_uint4(0, 0, 0, 0);
+  }
+
+  __device__ __forceinline__ uint32_t word(int step, int half) const {
+    const uint4& four = words[step / 2];
+    return step % 2 == 0 ? (half == 0 ? four.x : four.y) : (half == 0 ? four.z : four.w);
+  }
+};
+
+// Writes one value; `row` is the start of the token's row.
+__device__ __forceinline__ void store_operand(char* row, int column, float value) {
+  *reinterpret_cast<uint16_t*>(row + operand_offset(column)) = ptx::to_bf16(value);
+}
+
+}  // namespace kilotok

@@ -1,0 +1,74 @@
+// Where values lie in the buffers of a step. Sizes follow from the model's constants; the host
+// plans the memory with the same formulas (crates/cuda/src/places.rs).
+#pragma once
+
+#include "kilotok/walk/matrix.cuh"
+
+namespace kilotok {
+
+// Rows of the q, k and v projections as one matrix: q rows, zeros up to a multiple of 16, so that
+// the others can be multiplied alone, k rows, v rows.
+template <int KIND>
+struct QkvRows {
+  static constexpr Attention A = ATTENTIONS[KIND];
+  static constexpr int KEY = align_up(A.q_heads * A.qk_dim, 16);
+  static constexpr int VALUE = KEY + A.kv_heads * A.qk_dim;
+  static constexpr int COUNT = VALUE + A.kv_heads * A.v_dim;
+};
+
+template <int KIND>
+using QkvMatrix = Matrix<ATTENTIONS[KIND].format, QkvRows<KIND>::COUNT, HIDDEN, 1>;
+template <int KIND>
+using OutputMatrix =
+    Matrix<Format::Bf16, HIDDEN, ATTENTIONS[KIND].q_heads * ATTENTIONS[KIND].v_dim, OWNER_TILES>;
+// Of one expert, or of the dense network: a unit is 8 rows of gate above the same 8 rows of up.
+template <int KIND>
+using GateUpMatrix =
+    Matrix<FEED_FORWARDS[KIND].format, align_up(FEED_FORWARDS[KIND].width, 8) * 2, HIDDEN, 1>;
+template <int KIND>
+using DownMatrix =
+    Matrix<FEED_FORWARDS[KIND].format, HIDDEN, FEED_FORWARDS[KIND].width, OWNER_TILES>;
+using HeadMatrix = Matrix<Format::Bf16, VOCAB / RANKS, HIDDEN, 1>;
+// A rank's share of the rows that fuse the taps.
+using FuseMatrix = Matrix<Format::Bf16, ceil_div(HIDDEN, RANKS), larger(TAPS, 1) * HIDDEN, 1>;
+
+// The largest of a value over the model's kinds.
+template <int KIND, int END, class Of>
+constexpr int over_kinds(Of of) {
+  if constexpr (KIND < END)
+    return larger(of(Constant<KIND>{}), over_kinds<KIND + 1, END>(of));
+  else
+    return 0;
+}
+
+constexpr int PROJECTED_ROWS = over_kinds<0, ATTENTION_KINDS>(
+    [](auto kind) { return QkvRows<decltype(kind)::value>::COUNT; });
+constexpr int QUERY_VALUES = over_kinds<0, ATTENTION_KINDS>(
+    [](auto kind) { return QkvRows<decltype(kind)::value>::KEY; });
+constexpr int ROPE_PAIRS_MAX = over_kinds<0, ATTENTION_KINDS>(
+    [](auto kind) { return larger(ATTENTIONS[decltype(kind)::value].rope_pairs, 1); });
+
+// Bytes of an operand's rows.
+constexpr int NORMED_BYTES = align_up(HIDDEN, CHUNK_COLUMNS * CONSUMER_WARPS) * 2;
+constexpr int ATTENDED_BYTES = over_kinds<0, ATTENTION_KINDS>(
+    [](auto kind) { return OutputMatrix<decltype(kind)::value>::COLUMNS_PADDED * 2; });
+constexpr int TAPS_BYTES = FuseMatrix::COLUMNS_PADDED * 2;
+constexpr int inner_bytes(bool dense) {
+  return dense ? over_kinds<0, FEED_FORWARD_KINDS>([](auto kind) {
+    constexpr int K = decltype(kind)::value;
+    return FEED_FORWARDS[K].experts == 0 ? DownMatrix<K>::COLUMNS_PADDED * 2 : 0;
+  })
+               : over_kinds<0, FEED_FORWARD_KINDS>([](auto kind) {
+                   constexpr int K = decltype(kind)::value;
+                   return FEED_FORWARDS[K].experts > 0 ? DownMatrix<K>::COLUMNS_PADDED * 2 : 0;
+                 });
+}
+constexpr int DENSE_INNER_BYTES = inner_bytes(true);
+constexpr int EXPERT_INNER_BYTES = inner_bytes(false);
+constexpr int EXPERTS_MAX = over_kinds<0, FEED_FORWARD_KINDS>(
+    [](auto kind) { return FEED_FORWARDS[decltype(kind)::value].experts; });
+constexpr int TOP_K_MAX = over_kinds<0, FEED_FORWARD_KINDS>(
+    [](auto kind) { return larger(FEED_FORWARDS[decltype(kind)::value].top_k, 1); });
+constexpr int VOCAB_ROWS = HeadMatrix::UNITS * 16;
+
+}  // namespace kilotok

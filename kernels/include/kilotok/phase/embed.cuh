@@ -1,0 +1,59 @@
+// The first residual stream, and the rotations of the batch's positions.
+//
+// Reads the batch, the embedding, the frequencies; writes the owned stream, the operand of the
+// first norm, `angles`. No barrier before; the caller's next one makes them visible.
+#pragma once
+
+#include "kilotok/comm/exchange.cuh"
+#include "kilotok/phase/stream.cuh"
+
+namespace kilotok {
+
+// A token of the batch that has no row in the embedding: the drafter's mask.
+constexpr uint32_t MASK_TOKEN = ~0u;
+
+// Cosines and sines of kinds `first` to `end`, shared by all CTAs. Angles are F32 products as
+// models are trained with; their functions are exact.
+__device__ __forceinline__ void rotations(const Cta& cta, int token_count, int first, int end) {
+  const Memory& memory = cta.memory;
+  const int each = token_count * ROPE_PAIRS_MAX;
+  for (int i = cta.index() * CONSUMERS + cta.thread(); i < (end - first) * each;
+       i += GRID * CONSUMERS) {
+    const int kind = first + i / each, token = i % each / ROPE_PAIRS_MAX;
+    const int pair = i % ROPE_PAIRS_MAX;
+    const float frequency = at<const float>(memory.frequencies)[kind * ROPE_PAIRS_MAX + pair];
+    const uint32_t position = at<const BatchToken>(memory.tokens)[token].position;
+    double sine, cosine;
+    sincos(static_cast<double>(static_cast<float>(position) * frequency), &sine, &cosine);
+    at<float2>(memory.angles)[(kind * TOKENS_MAX + token) * ROPE_PAIRS_MAX + pair] =
+        make_float2(static_cast<float>(cosine), static_cast<float>(sine));
+  }
+}
+
+__device__ __forceinline__ void embed(Cta& cta, StreamMemory& stream, int token_count,
+                                      const NextNorm& next) {
+  const Memory& memory = cta.memory;
+  constexpr int RANK_ROWS = VOCAB / RANKS;
+  for (int i = 0; cta.index() + i * GRID < OWNER_UNITS; i++) {
+    const int unit = cta.index() + i * GRID;
+    for (int k = cta.thread(); k < token_count * OWNER_ROWS; k += CONSUMERS) {
+      const int token = k / OWNER_ROWS, row = k % OWNER_ROWS, column = unit * OWNER_ROWS + row;
+      const uint32_t id = at<const BatchToken>(memory.tokens)[token].token;
+      const int place = static_cast<int>(id) - static_cast<int>(memory.rank) * RANK_ROWS;
+      float value = 0;
+      if (column < HIDDEN) {
+        if (id == MASK_TOKEN)
+          value = memory.rank == 0 ? at<const float>(memory.draft_mask)[column] : 0;
+        else if (place >= 0 && place < RANK_ROWS)
+          value = ptx::from_bf16(
+              at<const uint16_t>(memory.embedding)[static_cast<size_t>(place) * HIDDEN + column]);
+      }
+      stream.residual[i][token][row] = 0;
+      stream.part[token][row] = value;
+    }
+    exchange(cta, stream, unit, token_count);
+    add_to_stream(cta, stream, i, token_count, next);
+  }
+}
+
+}  // namespace kilotok

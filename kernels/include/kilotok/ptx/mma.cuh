@@ -1,0 +1,35 @@
+// Tensor cores. Weights are the 16 x 16 operand A, eight tokens the 16 x 8 operand B.
+#pragma once
+
+#include "kilotok/abi.h"
+
+namespace kilotok::ptx {
+
+// c += a b, BF16 times BF16 in F32. With g = lane / 4 and q = lane % 4 a lane holds of a
+// (g, 2q..), (g + 8, 2q..), (g, 2q + 8..), (g + 8, 2q + 8..), pairs along k; of b (2q.., g) and
+// (2q + 8.., g); of c (g, 2q), (g, 2q + 1), (g + 8, 2q), (g + 8, 2q + 1).
+__device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                                    uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Two values to BF16, to nearest, the first in the low half.
+__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
+  uint32_t packed;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+
+__device__ __forceinline__ uint16_t to_bf16(float value) {
+  return static_cast<uint16_t>(pack_bf16(value, 0.0f));
+}
+
+__device__ __forceinline__ float from_bf16(uint16_t bits) {
+  return __uint_as_float(static_cast<uint32_t>(bits) << 16);
+}
+
+}  // namespace kilotok::ptx

@@ -1,0 +1,170 @@
+// A matrix times the tokens of a batch. The matrix lies in *units*: 16 * ROW_TILES rows of all
+// columns, the chunks of which the consumer warps share, warp w = row tile * COLUMN_WARPS + part of
+// the columns. In step s a warp multiplies chunk s * COLUMN_WARPS + part, so a unit is
+// `[steps][warps][chunk]`, one contiguous run of pages, and a warp always meets the same columns:
+// with one tile of tokens their operands stay in registers for the whole matrix.
+//
+// The sum over columns has one order, whatever the number of tokens: steps, then warps.
+#pragma once
+
+#include "kilotok/layout/chunk.cuh"
+#include "kilotok/walk/ring.cuh"
+
+namespace kilotok {
+
+template <Format F, int ROWS_, int COLUMNS_, int ROW_TILES_>
+struct Matrix {
+  static constexpr Format FORMAT = F;
+  static constexpr int ROWS = ROWS_;
+  static constexpr int COLUMNS = COLUMNS_;
+  static constexpr int ROW_TILES = ROW_TILES_;
+  static constexpr int COLUMN_WARPS = CONSUMER_WARPS / ROW_TILES;
+  static constexpr int CHUNK_BYTES = chunk_bytes(F);
+  static constexpr int STEP_BYTES = CONSUMER_WARPS * CHUNK_BYTES;
+  static constexpr int STEPS = ceil_div(ceil_div(COLUMNS, CHUNK_COLUMNS), COLUMN_WARPS);
+  static constexpr int UNITS = ceil_div(ROWS, 16 * ROW_TILES);
+  static constexpr int UNIT_BYTES = STEPS * STEP_BYTES;
+  static constexpr int PAGE_STEPS = PAGE_BYTES / STEP_BYTES;
+  // Columns with the zeros that operands need behind the last.
+  static constexpr int COLUMNS_PADDED = STEPS * COLUMN_WARPS * CHUNK_COLUMNS;
+  static constexpr size_t BYTES = static_cast<size_t>(UNITS) * UNIT_BYTES;
+};
+
+// The matrices that turn heads or experts back into the residual stream: a CTA computes 48 rows
+// alone, from all columns, and owns that part of the stream.
+constexpr int OWNER_ROWS = 48;
+constexpr int OWNER_TILES = OWNER_ROWS / 16;
+constexpr int OWNER_UNITS = ceil_div(HIDDEN, OWNER_ROWS);
+// Parts of the stream that one CTA owns at most.
+constexpr int OWNED_MAX = ceil_div(OWNER_UNITS, GRID);
+
+// Tiles of tokens that are added at a time.
+constexpr int SUM_TILES_MAX = 4;
+
+// Memory in which the warps' sums meet, `[warps][tiles][lanes]`.
+struct SumMemory {
+  float4 parts[CONSUMER_WARPS * SUM_TILES_MAX * 32];
+};
+
+// Producer: brings this CTA's units, from `first` on.
+template <class M>
+__device__ __forceinline__ void produce(const Place& place, Ring& ring, uint64_t address,
+                                        int first) {
+  for (int unit = first; unit < M::UNITS; unit += GRID) {
+    const char* from = at<const char>(address) + static_cast<size_t>(unit) * M::UNIT_BYTES;
+    for (int step = 0; step < M::STEPS; step += M::PAGE_STEPS) {
+      const int steps = smaller(M::PAGE_STEPS, M::STEPS - step);
+      ring.open(place, steps * M::STEP_BYTES);
+      ring.bring(from + step * M::STEP_BYTES, 0, steps * M::STEP_BYTES);
+      ring.next();
+    }
+  }
+}
+
+// Adds the warps' sums, in order of their columns, and hands each lane's four values to
+// `use(row tile, tile, lane, values)`: rows g and g + 8 of tokens 2q and 2q + 1 of the tile.
+template <class M, int TILES, class Use>
+__device__ __forceinline__ void add_warps(const Cta& cta, SumMemory& sums,
+                                          const float (&acc)[TILES][4], Use use) {
+  constexpr int AT_ONCE = smaller(TILES, SUM_TILES_MAX);
+#pragma unroll
+  for (int first = 0; first < TILES; first += AT_ONCE) {
+    cta.sync();
+#pragma unroll
+    for (int tile = 0; tile < AT_ONCE; tile++) {
+      const float(&v)[4] = acc[first + tile];
+      sums.parts[(cta.warp() * AT_ONCE + tile) * 32 + cta.lane()] =
+          make_float4(v[0], v[1], v[2], v[3]);
+    }
+    cta.sync();
+    for (int i = cta.thread(); i < M::ROW_TILES * AT_ONCE * 32; i += CONSUMERS) {
+      const int row_tile = i / (AT_ONCE * 32), rest = i % (AT_ONCE * 32);
+      const float4* parts = sums.parts + row_tile * M::COLUMN_WARPS * AT_ONCE * 32 + rest;
+      float4 sum = parts[0];
+#pragma unroll
+      for (int part = 1; part < M::COLUMN_WARPS; part++) {
+        const float4 v = parts[part * AT_ONCE * 32];
+        sum.x += v.x;
+        sum.y += v.y;
+        sum.z += v.z;
+        sum.w += v.w;
+      }
+      use(row_tile, first + rest / 32, rest % 32, sum);
+    }
+  }
+}
+
+// Operands of which a warp's own columns stay in registers.
+constexpr int HELD_STEPS_MAX = 8;
+
+// Multiplies one unit. `row_of(column)` is the operand row of a column of the batch.
+template <class M, int TILES, bool HELD>
+struct Multiplier {
+  const char* rows[TILES];
+  OperandChunk held[HELD ? M::STEPS : 1][TILES];
+
+  template <class RowOf>
+  __device__ __forceinline__ Multiplier(const Cta& cta, uint64_t operand, int row_bytes,
+                                        RowOf row_of) {
+#pragma unroll
+    for (int tile = 0; tile < TILES; tile++)
+      rows[tile] = at<const char>(operand) +
+                   static_cast<size_t>(row_of(tile * TILE_TOKENS + cta.lane() / 4)) * row_bytes;
+    if constexpr (HELD) {
+#pragma unroll
+      for (int step = 0; step < M::STEPS; step++) load(cta, step, held[step]);
+    }
+  }
+
+  __device__ __forceinline__ void load(const Cta& cta, int step, OperandChunk (&x)[TILES]) const {
+    const int chunk = step * M::COLUMN_WARPS + cta.warp() % M::COLUMN_WARPS;
+#pragma unroll
+    for (int tile = 0; tile < TILES; tile++) x[tile].load(rows[tile], chunk, cta.lane());
+  }
+
+  __device__ __forceinline__ void unit(const Cta& cta, Ring& ring, float (&acc)[TILES][4]) const {
+    uint32_t page = 0;
+#pragma unroll(HELD ? M::STEPS : 1)
+    for (int step = 0; step < M::STEPS; step++) {
+      const int in_page = step % M::PAGE_STEPS;
+      OperandChunk x[TILES];
+      if constexpr (!HELD) load(cta, step, x);
+      if (in_page == 0) page = ring.take(cta.place);
+      Chunk<M::FORMAT> chunk;
+      chunk.load(page + in_page * M::STEP_BYTES + cta.warp() * M::CHUNK_BYTES, cta.lane());
+      chunk.multiply(acc, HELD ? held[HELD ? step : 0] : x);
+      if (in_page == M::PAGE_STEPS - 1 || step == M::STEPS - 1) ring.release(cta.lane());
+    }
+  }
+};
+
+// Multiplies this CTA's units, from `first` on, with `tiles` tiles of tokens:
+// `use(unit, row tile, tile, lane, values)` as in `add_warps`.
+template <class M, int TILES, class RowOf, class Use>
+__device__ __forceinline__ void multiply_tiles(const Cta& cta, Ring& ring, SumMemory& sums,
+                                               uint64_t operand, int row_bytes, int first,
+                                               RowOf row_of, Use use) {
+  if (first >= M::UNITS) return;
+  constexpr bool HELD = TILES == 1 && M::STEPS <= HELD_STEPS_MAX;
+  const Multiplier<M, TILES, HELD> multiplier(cta, operand, row_bytes, row_of);
+#pragma unroll 1
+  for (int unit = first; unit < M::UNITS; unit += GRID) {
+    float acc[TILES][4] = {};
+    multiplier.unit(cta, ring, acc);
+    add_warps<M>(cta, sums, acc, [&](int row_tile, int tile, int lane, const float4& values) {
+      use(unit, row_tile, tile, lane, values);
+    });
+  }
+}
+
+template <class M, class RowOf, class Use>
+__device__ __forceinline__ void multiply(const Cta& cta, Ring& ring, SumMemory& sums,
+                                         uint64_t operand, int row_bytes, int first, int tiles,
+                                         RowOf row_of, Use use) {
+  if (tiles <= 1)
+    multiply_tiles<M, 1>(cta, ring, sums, operand, row_bytes, first, row_of, use);
+  else
+    multiply_tiles<M, TILES_MAX>(cta, ring, sums, operand, row_bytes, first, row_of, use);
+}
+
+}  // namespace kilotok

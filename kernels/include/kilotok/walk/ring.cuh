@@ -1,0 +1,75 @@
+// The ring of pages in shared memory through which all weights come. The producer fills pages in
+// the order in which the consumers will ask for them, as far ahead as the ring is long, across
+// phases and grid barriers.
+#pragma once
+
+#include "kilotok/cta.cuh"
+
+namespace kilotok {
+
+// Larger pages cost fewer instructions around each, and three of these keep the memory busy
+// (benches/results). 96 chunks of MXFP4, 48 of FP8 and 24 of BF16 fit one.
+constexpr int PAGE_BYTES = 52224;
+constexpr int PAGE_COUNT = 3;
+
+struct RingMemory {
+  alignas(128) char pages[PAGE_COUNT][PAGE_BYTES];
+  alignas(8) uint64_t full[PAGE_COUNT];
+  alignas(8) uint64_t empty[PAGE_COUNT];
+};
+
+// One end of the ring; producer and consumers each have their own.
+struct Ring {
+  uint32_t pages, full, empty;
+  int stage;
+  uint32_t parity;
+
+  __device__ __forceinline__ explicit Ring(RingMemory& memory)
+      : pages(ptx::shared_address(memory.pages)),
+        full(ptx::shared_address(memory.full)),
+        empty(ptx::shared_address(memory.empty)),
+        stage(0),
+        parity(0) {}
+
+  // One thread, before any other uses the ring.
+  __device__ __forceinline__ void init() const {
+    for (int i = 0; i < PAGE_COUNT; i++) {
+      ptx::mbarrier_init(full + 8 * i, 1);
+      ptx::mbarrier_init(empty + 8 * i, CONSUMER_WARPS);
+    }
+    ptx::mbarrier_init_fence();
+  }
+
+  __device__ __forceinline__ void next() {
+    if (++stage == PAGE_COUNT) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+
+  // Producer: waits for a free page that is to receive so many bytes.
+  __device__ __forceinline__ void open(const Place& place, uint32_t bytes) const {
+    wait_mbarrier<64>(place, Waits::FreePage, empty + 8 * stage, parity ^ 1);
+    ptx::mbarrier_expect(full + 8 * stage, bytes);
+  }
+
+  // Producer: brings a part of the open page.
+  __device__ __forceinline__ void bring(const void* from, uint32_t offset, uint32_t bytes) const {
+    ptx::bulk_copy(pages + stage * PAGE_BYTES + offset, from, bytes, full + 8 * stage);
+  }
+
+  // Consumers: waits for the next page; its address.
+  __device__ __forceinline__ uint32_t take(const Place& place) const {
+    wait_mbarrier<0>(place, Waits::Page, full + 8 * stage, parity);
+    return pages + stage * PAGE_BYTES;
+  }
+
+  // Consumers: the warp has read the page and goes on to the next.
+  __device__ __forceinline__ void release(int lane) {
+    __syncwarp();
+    if (lane == 0) ptx::mbarrier_arrive(empty + 8 * stage);
+    next();
+  }
+};
+
+}  // namespace kilotok
