@@ -55,7 +55,7 @@ struct Cta {
 };
 
 template <class T>
-__device__ __forceinline__ T* at(uint64_t address) {
+__host__ __device__ __forceinline__ T* at(uint64_t address) {
   return reinterpret_cast<T*>(address);
 }
 

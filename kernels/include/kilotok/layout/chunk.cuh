@@ -15,12 +15,12 @@
 
 namespace kilotok {
 
-constexpr int chunk_bytes(Format format) {
+__host__ __device__ constexpr int chunk_bytes(Format format) {
   return format == Format::Bf16 ? 2048 : format == Format::Fp8 ? 1024 + 64 : 512 + 32;
 }
 
 // What activations of such weights are multiplied by when they become an operand.
-constexpr float operand_scale(Format format) {
+__host__ __device__ constexpr float operand_scale(Format format) {
   return format == Format::Bf16 ? 1.0f : QUANTISED_SCALE;
 }
 
