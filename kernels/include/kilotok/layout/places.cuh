@@ -43,10 +43,26 @@ constexpr int over_kinds(Of of) {
 
 constexpr int PROJECTED_ROWS = over_kinds<0, ATTENTION_KINDS>(
     [](auto kind) { return QkvRows<decltype(kind)::value>::COUNT; });
+// Queries of a token, normed and rotated: BF16 `[q_heads, qk_dim]`, so many values apart.
 constexpr int QUERY_VALUES = over_kinds<0, ATTENTION_KINDS>(
     [](auto kind) { return QkvRows<decltype(kind)::value>::KEY; });
 constexpr int ROPE_PAIRS_MAX = over_kinds<0, ATTENTION_KINDS>(
     [](auto kind) { return larger(ATTENTIONS[decltype(kind)::value].rope_pairs, 1); });
+
+// Attention sums over chunks of keys at fixed positions, each of which leaves a part; `phase/attn`
+// says how chunks are chosen so that there are never more of them.
+constexpr int CHUNK_KEYS = 128;
+constexpr int CHUNKS_MAX = 64;
+// One more for a draft's own rows.
+constexpr int PARTS_MAX = CHUNKS_MAX + 1;
+// By token, query head and part the weighted values; then the largest score and the sum of weights.
+template <int KIND>
+constexpr int ATTENTION_PARTS = TOKENS_MAX * ATTENTIONS[KIND].q_heads * PARTS_MAX;
+constexpr size_t ATTENTION_PARTS_BYTES =
+    4 * static_cast<size_t>(over_kinds<0, ATTENTION_KINDS>([](auto kind) {
+      constexpr int K = decltype(kind)::value;
+      return ATTENTION_PARTS<K> * (ATTENTIONS[K].v_dim + 2);
+    }));
 
 // Bytes of an operand's rows.
 constexpr int NORMED_BYTES = align_up(HIDDEN, CHUNK_COLUMNS * CONSUMER_WARPS) * 2;

@@ -1,0 +1,253 @@
+// Attention of every token over the keys it sees.
+//
+// Reads `queries`, the pages of keys and values, a draft's own rows; writes `attended`. A short
+// window is the work of one CTA for each tile. More keys are cut into chunks: a CTA takes a run of
+// (chunk, tile) pairs and keeps a chunk's keys in registers while the tiles of its row pass by, so
+// that keys are read once; the parts meet after a grid barrier. Barriers before and after are the
+// caller's.
+//
+// A token's bits follow from its position and the keys it sees: neither the other tokens of its row
+// nor who computes what shows.
+#pragma once
+
+#include "kilotok/phase/attn_parts.cuh"
+
+namespace kilotok {
+
+// Pieces that a window touches, and those of a chunk.
+template <int KIND>
+constexpr int WINDOW_PIECES = ceil_div(ATTENTIONS[KIND].window + PIECE_KEYS - 1, PIECE_KEYS);
+constexpr int CHUNK_PIECES = CHUNK_KEYS / PIECE_KEYS;
+
+// Whether one CTA sums over all that a token of the target sees.
+template <int KIND>
+constexpr bool IS_SHORT = ATTENTIONS[KIND].window > 0 && WINDOW_PIECES<KIND> <= CONSUMER_WARPS;
+
+template <int KIND>
+__device__ __forceinline__ void store_attended(const Cta& cta, const LayerMemory& layer,
+                                               const Tile& tile, const TileSums& sums) {
+  constexpr Attention A = ATTENTIONS[KIND];
+  const int lane = cta.lane(), dim = cta.warp() * 16 + lane % 4 * 4;
+  char* to = at<char>(cta.memory.attended) + tile.token * ATTENDED_BYTES;
+#pragma unroll
+  for (int row = 0; row < 2; row++) {
+    const int in_tile = row * 8 + lane / 4, head = tile.first_head + in_tile;
+    if (in_tile >= HeadTiles<KIND>::GROUP - tile.first_head % HeadTiles<KIND>::GROUP) continue;
+    if (dim >= A.v_dim) continue;
+    const float factor = finish(sums.weighed[row], sinks_of<KIND>(layer), head);
+#pragma unroll
+    for (int i = 0; i < 4; i += 2)
+      *reinterpret_cast<uint32_t*>(to + operand_offset(head * A.v_dim + dim + i)) =
+          ptx::pack_bf16(sums.values[row][i] * factor, sums.values[row][i + 1] * factor);
+  }
+}
+
+template <int KIND>
+__device__ __forceinline__ void attend_window(Cta& cta, const LayerMemory& layer,
+                                              int token_count, SumMemory& sums) {
+  using T = HeadTiles<KIND>;
+  constexpr Attention A = ATTENTIONS[KIND];
+  constexpr int PIECES = WINDOW_PIECES<KIND>;
+  constexpr int TILES = A.kv_heads * T::COUNT;
+  static_assert(2 * sizeof(TileMemory<KIND, PIECES>) <= sizeof(SumMemory), "tiles need memory");
+  const Memory& memory = cta.memory;
+  TileWalk<KIND, PIECES> walk = {reinterpret_cast<TileMemory<KIND, PIECES>*>(&sums), 0};
+  for (int unit = cta.index(); unit < token_count * TILES; unit += GRID) {
+    const int token = unit / TILES, kv_head = unit % TILES / T::COUNT;
+    const BatchToken t = at<const BatchToken>(memory.tokens)[token];
+    const BatchRow row = at<const BatchRow>(memory.rows)[t.row];
+    const Tile tile = {token, kv_head * T::GROUP + unit % T::COUNT * TILE_HEADS,
+                       {window_first<KIND>(t.position), t.position + 1}};
+    QueryLoad<KIND> queries;
+    queries.load(cta, tile);
+    HeldKeys<KIND, PIECES> held;
+    held.load(cta, PageKeys<KIND>{memory, layer, row, kv_head},
+              tile.range.first / PIECE_KEYS * PIECE_KEYS, tile.range);
+    walk.run(cta, held, queries, 1, [&](int) { return tile; },
+             [&](int, const Tile&, const TileSums& result) {
+               store_attended<KIND>(cta, layer, tile, result);
+             });
+  }
+}
+
+// Chunks that any token of a row may see, a draft's own rows being one more, and the tiles of one
+// K/V head that meet each of them.
+template <int KIND>
+struct RowWork {
+  uint32_t first_chunk, chunks, tiles;
+
+  __device__ __forceinline__ RowWork(const BatchRow& row, bool own) {
+    if (row.count == 0) {
+      first_chunk = chunks = tiles = 0;
+      return;
+    }
+    const Sight first = sight<KIND>(row, row.start, own);
+    const Sight last = sight<KIND>(row, row.start + row.count - 1, own);
+    first_chunk = first.first_chunk();
+    // Where chunks grow within the row, the shorter ones are the most there can be.
+    const uint32_t end = first.chunk_keys == last.chunk_keys ? last.end_chunk() : CHUNKS_MAX;
+    chunks = max(end, first.end_chunk()) - first_chunk + own;
+    tiles = row.count * HeadTiles<KIND>::COUNT;
+  }
+
+  __device__ __forceinline__ uint32_t pairs() const {
+    return ATTENTIONS[KIND].kv_heads * chunks * tiles;
+  }
+};
+
+// Tiles first to end of a row that meet the same chunk of a K/V head.
+struct Span {
+  int row, kv_head;
+  // Counted from the row's first; the last one of a draft is its own rows.
+  uint32_t chunk;
+  int first, end;
+};
+
+// Running sums of the rows' pairs, behind the tiles' memory.
+struct PairSums {
+  uint32_t before[TOKENS_MAX + 1];
+};
+
+template <int KIND>
+__device__ __forceinline__ void count_pairs(const Cta& cta, PairSums& sums, int row_count,
+                                            bool own) {
+  const BatchRow* rows = at<const BatchRow>(cta.memory.rows);
+  if (cta.warp() == 0) {
+    uint32_t before = 0;
+    for (int first = 0; first < row_count; first += 32) {
+      const int row = first + cta.lane();
+      const uint32_t pairs = row < row_count ? RowWork<KIND>(rows[row], own).pairs() : 0;
+      uint32_t sum = pairs;
+#pragma unroll
+      for (int distance = 1; distance < 32; distance *= 2) {
+        const uint32_t other = __shfl_up_sync(~0u, sum, distance);
+        if (cta.lane() >= distance) sum += other;
+      }
+      if (row < row_count) sums.before[row] = before + sum - pairs;
+      before += __shfl_sync(~0u, sum, 31);
+    }
+    if (cta.lane() == 0) sums.before[row_count] = before;
+  }
+  cta.sync();
+}
+
+// The span that begins with a pair. Pairs lie `[rows][K/V heads][chunks][tiles]`.
+template <int KIND>
+__device__ __forceinline__ Span find_span(const Cta& cta, const PairSums& sums, uint32_t pair,
+                                          uint32_t end, bool own) {
+  int row = 0;
+  while (sums.before[row + 1] <= pair) row++;
+  const RowWork<KIND> work(at<const BatchRow>(cta.memory.rows)[row], own);
+  const uint32_t rest = pair - sums.before[row], tile = rest % work.tiles;
+  const uint32_t count = min(work.tiles - tile, end - pair);
+  return {row, static_cast<int>(rest / work.tiles / work.chunks), rest / work.tiles % work.chunks,
+          static_cast<int>(tile), static_cast<int>(tile + count)};
+}
+
+template <int KIND>
+using ChunkWalk = TileWalk<KIND, CHUNK_PIECES>;
+
+// One of a row's chunks of keys, or the rows of its draft, meets tiles of `span`, as many as agree
+// in the length of chunks. Returns how many.
+template <int KIND, class Source>
+__device__ __forceinline__ int attend_span(Cta& cta, ChunkWalk<KIND>& walk, const Span& span,
+                                           const BatchRow& row, const Source& source, bool own,
+                                           bool own_rows) {
+  using T = HeadTiles<KIND>;
+  auto seen = [&](int i) {
+    return sight<KIND>(row, row.start + (span.first + i) / T::COUNT, own);
+  };
+  const Sight first = seen(0);
+  const uint32_t chunk = RowWork<KIND>(row, own).first_chunk + span.chunk;
+  const Range whole = own_rows ? Range{0, row.count}
+                               : Range{chunk * first.chunk_keys, (chunk + 1) * first.chunk_keys};
+  int count = 1;
+  while (span.first + count < span.end && seen(count).chunk_keys == first.chunk_keys) count++;
+  auto tile_of = [&](int i) {
+    const int tile = span.first + i;
+    Range range = seen(i).range;
+    if (own_rows) range = {max(range.first, row.start) - row.start, row.count};
+    return Tile{static_cast<int>(row.first) + tile / T::COUNT,
+                span.kv_head * T::GROUP + tile % T::COUNT * TILE_HEADS, both(range, whole)};
+  };
+  const Range any =
+      own_rows ? whole : both(whole, {first.range.first, seen(count - 1).range.end});
+  for (uint32_t base = whole.first; base < any.end; base += CHUNK_KEYS) {
+    const Range here = both(any, {base, base + CHUNK_KEYS});
+    if (here.empty()) continue;
+    QueryLoad<KIND> queries;
+    queries.load(cta, tile_of(0));
+    HeldKeys<KIND, CHUNK_PIECES> held;
+    held.load(cta, source, base, here);
+    walk.run(cta, held, queries, count, tile_of,
+             [&](int i, const Tile& tile, const TileSums& sums) {
+               const Sight s = seen(i);
+               const int part = own_rows ? s.parts() - 1 : chunk - s.first_chunk();
+               keep_part<KIND>(cta, tile, part, tile.range.first >= base, sums);
+             });
+  }
+  return count;
+}
+
+template <int KIND>
+struct ChunkMemory {
+  TileMemory<KIND, CHUNK_PIECES> tiles[2];
+  PairSums pairs;
+};
+
+// This CTA's share of all pairs, each of which leaves a part.
+template <int KIND>
+__device__ __forceinline__ void attend_chunks(Cta& cta, const LayerMemory& layer, int row_count,
+                                              ChunkMemory<KIND>& shared, bool own) {
+  const Memory& memory = cta.memory;
+  count_pairs<KIND>(cta, shared.pairs, row_count, own);
+  const uint64_t pairs = shared.pairs.before[row_count];
+  const uint32_t end = pairs * (cta.index() + 1) / GRID;
+  ChunkWalk<KIND> walk = {shared.tiles, 0};
+  for (uint32_t pair = pairs * cta.index() / GRID; pair < end;) {
+    const Span span = find_span<KIND>(cta, shared.pairs, pair, end, own);
+    const BatchRow row = at<const BatchRow>(memory.rows)[span.row];
+    if (own && span.chunk + 1 == RowWork<KIND>(row, own).chunks)
+      pair += attend_span<KIND>(cta, walk, span, row,
+                                OwnKeys<KIND>{memory, row.first, span.kv_head}, own, true);
+    else
+      pair += attend_span<KIND>(cta, walk, span, row,
+                                PageKeys<KIND>{memory, layer, row, span.kv_head}, own, false);
+  }
+}
+
+// Adds the parts of all heads, each the work of a CTA.
+template <int KIND>
+__device__ __forceinline__ void add_chunks(Cta& cta, const LayerMemory& layer, int token_count,
+                                           AddMemory<KIND>& added, bool own) {
+  constexpr int HEADS = ATTENTIONS[KIND].q_heads;
+  const Memory& memory = cta.memory;
+  for (int unit = cta.index(); unit < token_count * HEADS; unit += GRID) {
+    const int token = unit / HEADS;
+    const BatchToken t = at<const BatchToken>(memory.tokens)[token];
+    const BatchRow row = at<const BatchRow>(memory.rows)[t.row];
+    add_parts<KIND>(cta, layer, added, token, unit % HEADS,
+                    sight<KIND>(row, t.position, own).parts());
+    cta.sync();
+  }
+}
+
+template <int KIND>
+__device__ __forceinline__ void attn(Cta& cta, const LayerMemory& layer, const Batch& batch,
+                                     SumMemory& sums, bool own) {
+  static_assert(sizeof(ChunkMemory<KIND>) <= sizeof(SumMemory), "chunks need memory");
+  static_assert(sizeof(AddMemory<KIND>) <= sizeof(SumMemory), "parts need memory");
+  static_assert(DRAFT_ROWS <= CHUNK_KEYS, "a draft's rows are one part");
+  if constexpr (IS_SHORT<KIND>) {
+    if (!own) {
+      attend_window<KIND>(cta, layer, batch.token_count, sums);
+      return;
+    }
+  }
+  attend_chunks<KIND>(cta, layer, batch.row_count, reinterpret_cast<ChunkMemory<KIND>&>(sums),
+                      own);
+  cta.sync_grid();
+  add_chunks<KIND>(cta, layer, batch.token_count, reinterpret_cast<AddMemory<KIND>&>(sums), own);
+}
+
+}  // namespace kilotok

@@ -1,0 +1,191 @@
+// Parts of attention: a token's keys are cut into chunks, each CTA that sums over one leaves a part,
+// and after a grid barrier the parts of a head are added.
+//
+// A chunk begins at a multiple of its length, which follows from the token's own position (or the
+// window) alone, and grows with it so that there are never more than CHUNKS_MAX.
+#pragma once
+
+#include "kilotok/phase/attn_tile.cuh"
+
+namespace kilotok {
+
+// A token's keys by position, apart from a draft's own rows, and how they are cut.
+struct Sight {
+  Range range;
+  uint32_t chunk_keys;
+  // Whether the draft's rows are a last part.
+  bool own;
+
+  __device__ __forceinline__ uint32_t first_chunk() const { return range.first / chunk_keys; }
+  __device__ __forceinline__ uint32_t end_chunk() const {
+    return range.empty() ? first_chunk() : (range.end - 1) / chunk_keys + 1;
+  }
+  __device__ __forceinline__ int parts() const { return end_chunk() - first_chunk() + own; }
+};
+
+template <int KIND>
+__device__ __forceinline__ uint32_t window_first(uint32_t position) {
+  constexpr uint32_t WINDOW = ATTENTIONS[KIND].window;
+  return WINDOW == 0 || position < WINDOW ? 0 : position - WINDOW + 1;
+}
+
+// What a row's token at a position sees.
+template <int KIND>
+__device__ __forceinline__ Sight sight(const BatchRow& row, uint32_t position, bool own) {
+  constexpr int WINDOW = ATTENTIONS[KIND].window;
+  // A window that begins within a chunk touches one more.
+  constexpr int WINDOW_CHUNKS = ceil_div(WINDOW, CHUNK_KEYS * (CHUNKS_MAX - 1));
+  const uint32_t end = own ? row.start : position + 1;
+  const uint32_t chunks = WINDOW > 0 ? WINDOW_CHUNKS
+                                     : 1 + (own ? end : position) / (CHUNK_KEYS * CHUNKS_MAX);
+  return {{window_first<KIND>(position), end}, chunks * CHUNK_KEYS, own};
+}
+
+// Where the parts of a head of a token lie.
+template <int KIND>
+struct Parts {
+  static constexpr Attention A = ATTENTIONS[KIND];
+  float* values;
+  Weighed* weighed;
+
+  __device__ __forceinline__ Parts(const Memory& memory, int token, int head)
+      : values(at<float>(memory.attention_parts)),
+        weighed(reinterpret_cast<Weighed*>(values + size_t{ATTENTION_PARTS<KIND>} * A.v_dim)) {
+    const size_t first = (static_cast<size_t>(token) * A.q_heads + head) * PARTS_MAX;
+    values += first * A.v_dim;
+    weighed += first;
+  }
+};
+
+// Keeps what a warp has of a tile's result, added to what the part already holds if it is not new.
+template <int KIND>
+__device__ __forceinline__ void keep_part(const Cta& cta, const Tile& tile, int part, bool is_new,
+                                          TileSums sums) {
+  constexpr Attention A = ATTENTIONS[KIND];
+  const int lane = cta.lane(), dim = cta.warp() * 16 + lane % 4 * 4;
+#pragma unroll
+  for (int row = 0; row < 2; row++) {
+    const int in_tile = row * 8 + lane / 4, head = tile.first_head + in_tile;
+    if (in_tile >= HeadTiles<KIND>::GROUP - tile.first_head % HeadTiles<KIND>::GROUP) continue;
+    const Parts<KIND> parts(cta.memory, tile.token, head);
+    float4* place = reinterpret_cast<float4*>(parts.values + part * A.v_dim + dim);
+    float(&v)[4] = sums.values[row];
+    Weighed& weighed = sums.weighed[row];
+    if (!is_new && dim < A.v_dim) {
+      const Weighed before = parts.weighed[part];
+      const float4 o = *place;
+      const float largest = fmaxf(before.largest, weighed.largest);
+      const float a = exp2_of(before.largest - largest), b = exp2_of(weighed.largest - largest);
+      weighed = {largest, a * before.sum + b * weighed.sum};
+      v[0] = a * o.x + b * v[0];
+      v[1] = a * o.y + b * v[1];
+      v[2] = a * o.z + b * v[2];
+      v[3] = a * o.w + b * v[3];
+    }
+    if (dim < A.v_dim) *place = make_float4(v[0], v[1], v[2], v[3]);
+    // Written after the others have read it: the next time is a barrier away.
+    if (cta.warp() == 0 && lane % 4 == 0) parts.weighed[part] = weighed;
+  }
+}
+
+// What the sink of a head makes of its sums: the factor of the values.
+__device__ __forceinline__ float finish(const Weighed& weighed, const float* sinks, int head) {
+  if (sinks == nullptr) return 1.0f / weighed.sum;
+  const float sink = sinks[head] * LOG2_E, largest = fmaxf(weighed.largest, sink);
+  const float factor = exp2_of(weighed.largest - largest);
+  return factor / (factor * weighed.sum + exp2_of(sink - largest));
+}
+
+template <int KIND>
+__device__ __forceinline__ const float* sinks_of(const LayerMemory& layer) {
+  return ATTENTIONS[KIND].sinks ? at<const float>(layer.sinks) : nullptr;
+}
+
+// Memory in which a head's parts are added.
+template <int KIND>
+struct AddMemory {
+  float values[CONSUMER_WARPS][align_up(ATTENTIONS[KIND].v_dim, 4)];
+};
+
+// Weights of a head's parts, a lane's are lane, lane + 32 and so on.
+struct PartWeights {
+  static constexpr int COUNT = ceil_div(PARTS_MAX, 32);
+  float weights[COUNT];
+  Weighed total;
+
+  __device__ __forceinline__ PartWeights(const Weighed* parts, int count, int lane) {
+    Weighed own[COUNT];
+    total = {LOWEST, 0};
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+      own[i] = {LOWEST, 0};
+      if (lane + 32 * i < count) own[i] = parts[lane + 32 * i];
+      total.largest = fmaxf(total.largest, own[i].largest);
+    }
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2)
+      total.largest = fmaxf(total.largest, __shfl_xor_sync(~0u, total.largest, distance));
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+      weights[i] = exp2_of(own[i].largest - total.largest);
+      total.sum += weights[i] * own[i].sum;
+    }
+    total.sum = add_lanes(total.sum);
+  }
+
+  __device__ __forceinline__ float of(int part) const {
+    float weight = 0;
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+      const float other = __shfl_sync(~0u, weights[i], part % 32);
+      if (part / 32 == i) weight = other;
+    }
+    return weight;
+  }
+};
+
+// Adds the parts of one head: warp w those of w, w + 12 and so on, then all warps.
+template <int KIND>
+__device__ __forceinline__ void add_parts(const Cta& cta, const LayerMemory& layer,
+                                          AddMemory<KIND>& added, int token, int head,
+                                          int count) {
+  constexpr Attention A = ATTENTIONS[KIND];
+  constexpr int COUNT = ceil_div(PARTS_MAX, CONSUMER_WARPS);
+  const Parts<KIND> parts(cta.memory, token, head);
+  const int lane = cta.lane();
+  const PartWeights weights(parts.weighed, count, lane);
+  for (int dim = lane * 4; dim < align_up(A.v_dim, 128); dim += 128) {
+    const bool has = dim < A.v_dim;
+    float4 loaded[COUNT];
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+      const int part = cta.warp() + i * CONSUMER_WARPS;
+      loaded[i] = make_float4(0, 0, 0, 0);
+      if (part < count && has)
+        loaded[i] = *reinterpret_cast<const float4*>(parts.values + part * A.v_dim + dim);
+    }
+    float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+      const int part = cta.warp() + i * CONSUMER_WARPS;
+      if (part >= count) continue;
+      const float weight = weights.of(part);
+      sum.x += weight * loaded[i].x;
+      sum.y += weight * loaded[i].y;
+      sum.z += weight * loaded[i].z;
+      sum.w += weight * loaded[i].w;
+    }
+    if (has) *reinterpret_cast<float4*>(&added.values[cta.warp()][dim]) = sum;
+  }
+  cta.sync();
+  const float factor = finish(weights.total, sinks_of<KIND>(layer), head);
+  for (int dim = cta.thread(); dim < A.v_dim; dim += CONSUMERS) {
+    float sum = 0;
+#pragma unroll
+    for (int warp = 0; warp < CONSUMER_WARPS; warp++) sum += added.values[warp][dim];
+    store_operand(at<char>(cta.memory.attended) + token * ATTENDED_BYTES, head * A.v_dim + dim,
+                  sum * factor);
+  }
+}
+
+}  // namespace kilotok
