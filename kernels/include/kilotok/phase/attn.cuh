@@ -49,9 +49,9 @@ __device__ __forceinline__ void attend_window(Cta& cta, const LayerMemory& layer
   constexpr Attention A = ATTENTIONS[KIND];
   constexpr int PIECES = WINDOW_PIECES<KIND>;
   constexpr int TILES = A.kv_heads * T::COUNT;
-  static_assert(2 * sizeof(TileMemory<KIND, PIECES>) <= sizeof(SumMemory), "tiles need memory");
+  static_assert(2 * sizeof(TileMemory<KIND, PIECES>) <= SCRATCH_BYTES, "tiles need memory");
   const Memory& memory = cta.memory;
-  TileWalk<KIND, PIECES> walk = {reinterpret_cast<TileMemory<KIND, PIECES>*>(&sums), 0};
+  TileWalk<KIND, PIECES> walk = {reinterpret_cast<TileMemory<KIND, PIECES>*>(sums.scratch), 0};
   for (int unit = cta.index(); unit < token_count * TILES; unit += GRID) {
     const int token = unit / TILES, kv_head = unit % TILES / T::COUNT;
     const BatchToken t = at<const BatchToken>(memory.tokens)[token];
@@ -235,8 +235,8 @@ __device__ __forceinline__ void add_chunks(Cta& cta, const LayerMemory& layer, i
 template <int KIND>
 __device__ __forceinline__ void attn(Cta& cta, const LayerMemory& layer, const Batch& batch,
                                      SumMemory& sums, bool own) {
-  static_assert(sizeof(ChunkMemory<KIND>) <= sizeof(SumMemory), "chunks need memory");
-  static_assert(sizeof(AddMemory<KIND>) <= sizeof(SumMemory), "parts need memory");
+  static_assert(sizeof(ChunkMemory<KIND>) <= SCRATCH_BYTES, "chunks need memory");
+  static_assert(sizeof(AddMemory<KIND>) <= SCRATCH_BYTES, "parts need memory");
   static_assert(DRAFT_ROWS <= CHUNK_KEYS, "a draft's rows are one part");
   if constexpr (IS_SHORT<KIND>) {
     if (!own) {
