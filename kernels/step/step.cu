@@ -4,10 +4,24 @@
 
 namespace kilotok {
 
-// Sets up a CTA; then its consumers call `consume`, one thread `produce`, the adders `add`.
-template <class Consume, class Produce, class Add>
-__device__ __forceinline__ void run(const Memory& memory, Consume consume, Produce produce,
-                                    Add add) {
+// What each role does in a kernel. All of it must be inlined: a walker that is called with lies in
+// memory, ring and all.
+template <bool DRAFT>
+struct Pass {
+  static __device__ __forceinline__ void consume(Walker& w) { consume_pass<DRAFT>(w); }
+  static __device__ __forceinline__ void produce(Walker& w) { produce_pass<DRAFT>(w); }
+  static __device__ __forceinline__ void add(Walker& w) { add_pass<DRAFT>(w); }
+};
+
+struct Context {
+  static __device__ __forceinline__ void consume(Walker& w) { consume_context(w); }
+  static __device__ __forceinline__ void produce(Walker& w) { produce_context(w); }
+  static __device__ __forceinline__ void add(Walker& w) { add_context(w); }
+};
+
+// Sets up a CTA, and sends each warp to its role.
+template <class Roles>
+__device__ __forceinline__ void run(const Memory& memory) {
   extern __shared__ __align__(128) char shared_bytes[];
   Shared& shared = *reinterpret_cast<Shared*>(shared_bytes);
   Ring ring(shared.ring);
@@ -24,13 +38,13 @@ __device__ __forceinline__ void run(const Memory& memory, Consume consume, Produ
   Walker walker = {cta, ring, sums, shared, batch, 0};
   if (threadIdx.x < CONSUMERS) {
     ptx::more_registers<CONSUMER_REGISTERS>();
-    consume(walker);
+    Roles::consume(walker);
   } else {
     ptx::fewer_registers<HELPER_REGISTERS>();
     if (threadIdx.x >= CONSUMERS + 32)
-      add(walker);
+      Roles::add(walker);
     else if (threadIdx.x == CONSUMERS)
-      produce(walker);
+      Roles::produce(walker);
   }
 }
 
@@ -45,20 +59,17 @@ extern "C" __device__ const unsigned THREAD_COUNT = THREADS;
 // The target's layers over a batch, to the logits of the wanted tokens and the taps of all.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     target(const __grid_constant__ Memory memory) {
-  run(memory, [](Walker& w) { consume_pass<false>(w); }, [](Walker& w) { produce_pass<false>(w); },
-      [](Walker& w) { add_pass<false>(w); });
+  run<Pass<false>>(memory);
 }
 
 // Keys and values of committed tokens in every layer of the drafter, from the target's taps.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     draft_context(const __grid_constant__ Memory memory) {
-  run(memory, [](Walker& w) { consume_context(w); }, [](Walker& w) { produce_context(w); },
-      [](Walker& w) { add_context(w); });
+  run<Context>(memory);
 }
 
 // The drafter's layers over draft rows, to the logits of the wanted ones.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     draft_rows(const __grid_constant__ Memory memory) {
-  run(memory, [](Walker& w) { consume_pass<true>(w); }, [](Walker& w) { produce_pass<true>(w); },
-      [](Walker& w) { add_pass<true>(w); });
+  run<Pass<true>>(memory);
 }

@@ -17,6 +17,8 @@ struct Shared {
   SumMemory sums;
   StreamMemory stream;
   Routes routes;
+  // Of this layer and the next, whichever part they are of.
+  LayerMemory layers[2];
   // Completed when the routes of a tile are in `routes`.
   alignas(8) uint64_t routed;
 };
@@ -31,6 +33,14 @@ struct Part {
   static constexpr int FEED_FORWARD_END = DRAFT ? FEED_FORWARD_KINDS : DRAFT_FEED_FORWARD;
   static constexpr float EPS = DRAFT ? DRAFT_NORM_EPS : NORM_EPS;
 
+  // Consumers: brings a layer's addresses into shared memory, where no barrier makes them late.
+  static __device__ __forceinline__ void bring_layer(const Cta& cta, LayerMemory* layers,
+                                                     int index) {
+    constexpr int WORDS = sizeof(LayerMemory) / 4;
+    if (index >= LAYER_COUNT || cta.thread() >= WORDS) return;
+    const uint32_t* from = reinterpret_cast<const uint32_t*>(&layer(cta.memory, index));
+    reinterpret_cast<uint32_t*>(&layers[index % 2])[cta.thread()] = from[cta.thread()];
+  }
   static __device__ __forceinline__ const LayerMemory& layer(const Memory& memory, int index) {
     return at<const LayerMemory>(DRAFT ? memory.draft_layers : memory.layers)[index];
   }};
@@ -52,11 +62,12 @@ __device__ __forceinline__ float projection_scale(uint32_t kind) {
 
 // The norm before a layer, or before the head when there is no such layer.
 template <bool DRAFT>
-__device__ __forceinline__ NextNorm norm_before(const Cta& cta, int index, uint32_t tap) {
+__device__ __forceinline__ NextNorm norm_before(const Cta& cta, const LayerMemory* layers,
+                                                int index, uint32_t tap) {
   const Memory& memory = cta.memory;
   if (index == Part<DRAFT>::LAYER_COUNT)
     return NextNorm(cta, DRAFT ? memory.draft_norm : memory.final_norm, 1.0f, tap);
-  const LayerMemory& layer = Part<DRAFT>::layer(memory, index);
+  const LayerMemory& layer = layers[index % 2];
   return NextNorm(cta, layer.input_norm, projection_scale(layer.attention), tap);
 }
 
@@ -80,10 +91,10 @@ struct Walker {
                       routed_count++ & 1);
   }
 
-  template <class M, class RowOf, class Use>
+  template <class M, class RowOf, class Prepare, class Use>
   __device__ __forceinline__ void multiply_by(uint64_t operand, int row_bytes, int first, int tiles,
-                                              RowOf row_of, Use use) {
-    multiply<M>(cta, ring, sums, operand, row_bytes, first, tiles, row_of, use);
+                                              RowOf row_of, Prepare prepare, Use use) {
+    multiply<M>(cta, ring, sums, operand, row_bytes, first, tiles, row_of, prepare, use);
   }
 };
 
@@ -99,7 +110,7 @@ __device__ __forceinline__ void attention_out(Walker& w, const LayerMemory& laye
   if (!is_owner(cta)) return;
   const NextNorm next(cta, layer.post_norm, feed_forward_scale(layer.feed_forward), ~0u);
   w.multiply_by<OutputMatrix<KIND>>(cta.memory.attended, ATTENDED_BYTES, cta.index(), w.tiles(),
-                                    EveryToken{}, StorePart{w.stream()});
+                                    EveryToken{}, [] {}, StorePart{w.stream()});
   cta.stamp(Stamp::Output);
   exchange(cta, w.stream(), w.token_count());
   add_to_stream(cta, w.stream(), w.shared.sums, w.token_count(), next);
@@ -119,16 +130,20 @@ __device__ __forceinline__ void feed_forward(Walker& w, const LayerMemory& layer
   constexpr bool DENSE = Network<KIND>::DENSE;
   Cta& cta = w.cta;
   Routes& routes = w.shared.routes;
-  read_norm(cta, w.stream(), w.token_count(), Part<DRAFT>::EPS);
-  if constexpr (!DENSE) {
-    cta.sync();
-    router_sums<KIND>(cta, w.stream(), w.token_count());
+  if constexpr (DENSE) {
+    read_norm(cta, w.stream(), w.token_count(), Part<DRAFT>::EPS);
+  } else {
+    const int line = cta.thread() * 32;
+    if (cta.index() == 0 && line < FEED_FORWARDS[KIND].experts)
+      ptx::prefetch_l2(at<const float>(layer.router_bias) + line);
+    router_sums<KIND>(cta, w.token_count());
     cta.stamp(Stamp::RouterSums);
     cta.sync_grid();
   }
   for (int tile = 0; tile < w.tiles(); tile++) {
     if constexpr (!DENSE) {
-      choose_routes<KIND>(cta, routes, at<const float>(layer.router_bias), tile, w.token_count());
+      choose_routes<KIND>(cta, routes, w.stream(), Part<DRAFT>::EPS,
+                          at<const float>(layer.router_bias), tile, w.token_count());
       cta.stamp(Stamp::Routes);
     }
     cta.sync();
@@ -152,17 +167,17 @@ __device__ __forceinline__ void consume_layers(Walker& w) {
   using P = Part<DRAFT>;
   Cta& cta = w.cta;
   const Memory& memory = cta.memory;
+  LayerMemory* layers = w.shared.layers;
 #pragma unroll 1
   for (int index = 0; index < P::LAYER_COUNT; index++) {
-    const LayerMemory& layer = P::layer(memory, index);
+    const LayerMemory& layer = layers[index % 2];
     cta.sync_grid();
+    P::bring_layer(cta, layers, index + 1);
     with_kind<P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
       constexpr int A = decltype(kind)::value;
-      read_norm(cta, w.stream(), w.token_count(), P::EPS);
-      cta.sync();
-      cta.stamp(Stamp::Norm);
       w.multiply_by<QkvMatrix<A>>(memory.normed, NORMED_BYTES, cta.index(), w.tiles(),
                                   EveryToken{},
+                                  [&] { read_norm(cta, w.stream(), w.token_count(), P::EPS); },
                                   StoreProjected<A>{memory, w.stream(), w.token_count()});
       cta.stamp(Stamp::Project);
       cta.sync_grid();
@@ -175,7 +190,7 @@ __device__ __forceinline__ void consume_layers(Walker& w) {
       attention_out<A>(w, layer);
     });
     cta.sync_grid();
-    const NextNorm next = norm_before<DRAFT>(cta, index + 1, layer.tap);
+    const NextNorm next = norm_before<DRAFT>(cta, layers, index + 1, layer.tap);
     with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(layer.feed_forward, [&](auto kind) {
       feed_forward<decltype(kind)::value, DRAFT>(w, layer, next);
     });
@@ -246,15 +261,17 @@ template <bool DRAFT>
 __device__ __forceinline__ void consume_pass(Walker& w) {
   using P = Part<DRAFT>;
   Cta& cta = w.cta;
+  P::bring_layer(cta, w.shared.layers, 0);
   rotations(cta, w.token_count(), P::ATTENTION, P::ATTENTION_END);
-  embed(cta, w.stream(), w.shared.sums, w.token_count(), norm_before<DRAFT>(cta, 0, ~0u));
+  cta.sync();
+  embed(cta, w.stream(), w.shared.sums, w.token_count(),
+        norm_before<DRAFT>(cta, w.shared.layers, 0, ~0u));
   cta.stamp(Stamp::Embed);
   consume_layers<DRAFT>(w);
   if (w.batch.wanted_count == 0) return;
   const Wanted wanted(cta.memory, w.batch);
-  read_norm(cta, w.stream(), w.token_count(), P::EPS);
-  cta.sync();
   w.multiply_by<HeadMatrix>(cta.memory.normed, NORMED_BYTES, cta.index(), wanted.tiles(), wanted,
+                            [&] { read_norm(cta, w.stream(), w.token_count(), P::EPS); },
                             StoreLogits{at<float>(cta.memory.logits), w.stream(), wanted});
   cta.stamp(Stamp::Head);
 }

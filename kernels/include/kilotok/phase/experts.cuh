@@ -157,13 +157,12 @@ struct Inner {
   // A lane's part of the operand of column `lane / 4`, zeros if that token has no such choice.
   __device__ __forceinline__ OperandChunk load(int choice, int chunk, int lane) const {
     OperandChunk x;
-    const int row = lane / 4 * N::TOP_K + choice;
-    if (choice < 0)
-      x.clear();
-    else if constexpr (IN_SHARED)
+    const int row = lane / 4 * N::TOP_K + larger(choice, 0);
+    if constexpr (IN_SHARED)
       x.load_shared(shared + row * SHARED_ROW_BYTES, chunk, lane);
     else
       x.load(rows + static_cast<size_t>(row) * N::INNER_BYTES, chunk, lane);
+    if (choice < 0) x.clear();
     return x;
   }
 };
@@ -180,6 +179,12 @@ __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, con
   float total[4] = {};
 #pragma unroll 1
   for (int first = 0; first < count; first += N::PAGE_ENTRIES) {
+    // What is behind the last entry is multiplied by zeros and not added: no branch keeps the
+    // loads of one entry from running ahead of the products of the one before.
+    int choices[N::PAGE_ENTRIES];
+#pragma unroll
+    for (int i = 0; i < N::PAGE_ENTRIES; i++)
+      choices[i] = first + i < count ? N::choice(routes, first + i, cta.lane() / 4) : -1;
     float acc[N::PAGE_ENTRIES][1][4] = {};
 #pragma unroll 1
     for (int step = 0; step < M::STEPS; step += PAGE_STEPS) {
@@ -187,13 +192,11 @@ __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, con
       const int entry_bytes = smaller(PAGE_STEPS, M::STEPS - step) * M::STEP_BYTES;
 #pragma unroll
       for (int i = 0; i < N::PAGE_ENTRIES; i++) {
-        if (first + i >= count) break;
-        const int choice = N::choice(routes, first + i, cta.lane() / 4);
 #pragma unroll
         for (int j = 0; j < PAGE_STEPS; j++) {
-          if (step + j >= M::STEPS) break;
+          if (M::STEPS % PAGE_STEPS != 0 && step + j >= M::STEPS) break;
           OperandChunk x[1] = {
-              inner.load(choice, (step + j) * M::COLUMN_WARPS + part, cta.lane())};
+              inner.load(choices[i], (step + j) * M::COLUMN_WARPS + part, cta.lane())};
           Chunk<M::FORMAT> chunk;
           chunk.load(page + i * entry_bytes + j * M::STEP_BYTES + cta.warp() * M::CHUNK_BYTES,
                      cta.lane());
@@ -205,8 +208,7 @@ __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, con
 #pragma unroll
     for (int i = 0; i < N::PAGE_ENTRIES; i++)
 #pragma unroll
-      for (int k = 0; k < 4; k++)
-        if (first + i < count) total[k] += acc[i][0][k];
+      for (int k = 0; k < 4; k++) total[k] += first + i < count ? acc[i][0][k] : 0.0f;
   }
   cta.sync();
   sums.put(cta, total);

@@ -86,8 +86,7 @@ __device__ __forceinline__ void router_parts(const Cta& cta, Ring& ring, SumMemo
 constexpr int ROUTER_LANES = 16;
 
 template <int KIND>
-__device__ __forceinline__ void router_sums(const Cta& cta, const StreamMemory& stream,
-                                            int token_count) {
+__device__ __forceinline__ void router_sums(const Cta& cta, int token_count) {
   constexpr int EXPERTS = Router<KIND>::EXPERTS, AT_ONCE = CONSUMERS / ROUTER_LANES;
   const float* parts = at<const float>(cta.memory.router_parts);
   const int lane = cta.thread() % ROUTER_LANES, count = token_count * EXPERTS;
@@ -106,7 +105,7 @@ __device__ __forceinline__ void router_sums(const Cta& cta, const StreamMemory& 
     for (int distance = ROUTER_LANES / 2; distance > 0; distance /= 2)
       sum += __shfl_xor_sync(~0u, sum, distance);
     if (lane == 0 && output < count)
-      at<float>(cta.memory.router_logits)[output] = sum * stream.inverse_rms[token];
+      at<float>(cta.memory.router_logits)[output] = sum;
   }
 }
 
@@ -132,15 +131,17 @@ __device__ __forceinline__ uint32_t order_key(float score) {
 }
 
 // One warp chooses for one token: the best scores with the bias, of equals the lower expert; the
-// weights come from the scores without it.
+// weights come from the scores without it. Also finds 1 / rms of the token.
 template <int KIND>
-__device__ __forceinline__ void choose_for_token(const Cta& cta, Routes& routes, const float* bias,
-                                                 int token, int column) {
+__device__ __forceinline__ void choose_for_token(const Cta& cta, Routes& routes,
+                                                 StreamMemory& stream, float eps,
+                                                 const float* bias, int token, int column) {
   constexpr FeedForward F = FEED_FORWARDS[KIND];
   constexpr int EACH = ceil_div(F.experts, 32);
   static_assert(F.top_k <= 32, "a lane for each choice");
   const float* logits = at<const float>(cta.memory.router_logits) + token * F.experts;
   const int lane = cta.lane();
+  const Squares squares(cta, token);
   float scores[EACH];
   uint32_t keys[EACH];
   bool number = true;
@@ -150,9 +151,11 @@ __device__ __forceinline__ void choose_for_token(const Cta& cta, Routes& routes,
     scores[i] = expert < F.experts ? ptx::load_l2(logits + expert) : 0;
     keys[i] = __float_as_uint(expert < F.experts ? bias[expert] : 0);
   }
+  const float inverse_rms = squares.inverse_rms(eps);
+  if (lane == 0) stream.inverse_rms[token] = inverse_rms;
 #pragma unroll
   for (int i = 0; i < EACH; i++) {
-    scores[i] = 1.0f / (1.0f + expf(-scores[i]));
+    scores[i] = 1.0f / (1.0f + expf(-scores[i] * inverse_rms));
     number = number && scores[i] == scores[i];
     const bool real = i * 32 + lane < F.experts;
     keys[i] = real ? order_key(scores[i] + __uint_as_float(keys[i])) : 0;
@@ -204,8 +207,9 @@ __device__ __forceinline__ void choose_for_token(const Cta& cta, Routes& routes,
 
 // The routes of tile `tile`, in every CTA the same.
 template <int KIND>
-__device__ __forceinline__ void choose_routes(const Cta& cta, Routes& routes, const float* bias,
-                                              int tile, int token_count) {
+__device__ __forceinline__ void choose_routes(const Cta& cta, Routes& routes, StreamMemory& stream,
+                                              float eps, const float* bias, int tile,
+                                              int token_count) {
   constexpr FeedForward F = FEED_FORWARDS[KIND];
   constexpr int WORDS = ceil_div(F.experts, 32);
   for (int i = cta.thread(); i < WORDS; i += CONSUMERS) routes.bits[i] = 0;
@@ -214,7 +218,8 @@ __device__ __forceinline__ void choose_routes(const Cta& cta, Routes& routes, co
   cta.sync();
   const int column = cta.warp(), token = tile * TILE_TOKENS + column;
   const bool chooses = column < TILE_TOKENS && token < token_count;
-  if (chooses) choose_for_token<KIND>(cta, routes, bias, token, column);
+  if (chooses) 
+    choose_for_token<KIND>(cta, routes, stream, eps, bias, token, column);
   cta.sync();
   // How many chosen experts are below those of each word.
   if (cta.warp() == 0) {

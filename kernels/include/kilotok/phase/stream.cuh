@@ -96,22 +96,34 @@ struct StorePart {
   }
 };
 
-// 1 / rms of every token, from the owners' sums of squares. Synchronised by the caller's next sync.
-__device__ __forceinline__ void read_norm(const Cta& cta, StreamMemory& stream, int token_count,
-                                          float eps) {
-  const float* squares = at<const float>(cta.memory.squares);
-  constexpr int EACH = ceil_div(OWNER_UNITS, 32);
-  for (int token = cta.warp(); token < token_count; token += CONSUMER_WARPS) {
-    float parts[EACH], sum = 0;
+// 1 / rms of a token, from the owners' sums of squares: asked for, and found, by a whole warp.
+struct Squares {
+  static constexpr int EACH = ceil_div(OWNER_UNITS, 32);
+  float parts[EACH];
+
+  __device__ __forceinline__ Squares(const Cta& cta, int token) {
+    const float* squares = at<const float>(cta.memory.squares) + token;
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
       const int unit = i * 32 + cta.lane();
-      parts[i] = unit < OWNER_UNITS ? ptx::load_l2(squares + unit * TOKENS_MAX + token) : 0;
+      parts[i] = unit < OWNER_UNITS ? ptx::load_l2(squares + unit * TOKENS_MAX) : 0;
     }
+  }
+
+  __device__ __forceinline__ float inverse_rms(float eps) const {
+    float sum = 0;
 #pragma unroll
     for (int i = 0; i < EACH; i++) sum += parts[i];
-    sum = add_lanes(sum);
-    if (cta.lane() == 0) stream.inverse_rms[token] = 1.0f / sqrtf(sum / HIDDEN + eps);
+    return 1.0f / sqrtf(add_lanes(sum) / HIDDEN + eps);
+  }
+};
+
+// 1 / rms of every token. Synchronised by the caller's next sync.
+__device__ __forceinline__ void read_norm(const Cta& cta, StreamMemory& stream, int token_count,
+                                          float eps) {
+  for (int token = cta.warp(); token < token_count; token += CONSUMER_WARPS) {
+    const float inverse_rms = Squares(cta, token).inverse_rms(eps);
+    if (cta.lane() == 0) stream.inverse_rms[token] = inverse_rms;
   }
 }
 

@@ -48,6 +48,11 @@ __device__ __forceinline__ uint4 load_system(const void* p) {
   return v;
 }
 
+// Asks for the line of an address, to be in L2 when it is wanted.
+__device__ __forceinline__ void prefetch_l2(const void* p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
 __device__ __forceinline__ uint4 load_shared(uint32_t address) {
   uint4 v;
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"

@@ -225,13 +225,17 @@ struct Multiplier {
 };
 
 // Multiplies this CTA's units, from `first` on. With one tile the adders put the sums to use (they
-// call `add`), with more the consumers do: `use(unit, row tile, tile, lane, values)`.
-template <class M, int TILES, class RowOf, class Use>
+// call `add`), with more the consumers do: `use(unit, row tile, tile, lane, values)`. `prepare` is
+// called by all consumers while the operand is on its way; what it leaves in shared memory, `use`
+// sees.
+template <class M, int TILES, class RowOf, class Prepare, class Use>
 __device__ __forceinline__ void multiply_tiles(const Cta& cta, Ring& ring, Sums& sums,
                                                uint64_t operand, int row_bytes, int first,
-                                               RowOf row_of, Use use) {
+                                               RowOf row_of, Prepare prepare, Use use) {
   constexpr bool HELD = TILES == 1 && M::STEPS <= HELD_STEPS_MAX;
   const Multiplier<M, TILES, HELD> multiplier(cta, operand, row_bytes, row_of);
+  prepare();
+  cta.sync();
 #pragma unroll 1
   for (int unit = first; unit < M::UNITS; unit += GRID) {
     float acc[TILES][4] = {};
@@ -247,15 +251,16 @@ __device__ __forceinline__ void multiply_tiles(const Cta& cta, Ring& ring, Sums&
   if constexpr (TILES == 1) sums.drain(cta);
 }
 
-template <class M, class RowOf, class Use>
+template <class M, class RowOf, class Prepare, class Use>
 __device__ __forceinline__ void multiply(const Cta& cta, Ring& ring, Sums& sums, uint64_t operand,
                                          int row_bytes, int first, int tiles, RowOf row_of,
-                                         Use use) {
+                                         Prepare prepare, Use use) {
   if (first >= M::UNITS) return;
   if (tiles <= 1)
-    multiply_tiles<M, 1>(cta, ring, sums, operand, row_bytes, first, row_of, use);
+    multiply_tiles<M, 1>(cta, ring, sums, operand, row_bytes, first, row_of, prepare, use);
   else
-    multiply_tiles<M, TILES_MAX>(cta, ring, sums, operand, row_bytes, first, row_of, use);
+    multiply_tiles<M, TILES_MAX>(cta, ring, sums, operand, row_bytes, first, row_of, prepare,
+                                 use);
 }
 
 // Adders: the other half of `multiply`.
