@@ -85,6 +85,13 @@ pub enum Constraint {
         format: Format,
         parallel: bool,
     },
+    /// Either of the two. A model without a format for calls makes none.
+    ShapeOrCalls {
+        shape: Box<Constraint>,
+        tools: Vec<Tool>,
+        format: Format,
+        parallel: bool,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -178,6 +185,14 @@ impl Grammars {
             Constraint::Calls { tools, format, parallel } => {
                 calls::source(tools, *format, *parallel, &self.vocabulary)
             }
+            Constraint::ShapeOrCalls { shape, format, .. } if !format.style().calls => {
+                self.source(shape)
+            }
+            Constraint::ShapeOrCalls { shape, tools, format, parallel } => {
+                let shape = self.source(shape)?;
+                let calls = calls::source(tools, *format, *parallel, &self.vocabulary)?;
+                Ok(Source::either(("shape", shape), ("calls", calls)))
+            }
         }
     }
 }
@@ -193,6 +208,18 @@ impl Source {
         let grammar = GrammarWithLexer::from_json_schema(prepared.schema);
         let grammar = TopLevelGrammar::from_grammar(grammar);
         Self { grammar, warnings: prepared.warnings }
+    }
+
+    /// What matches one of two, under names that nothing within them has.
+    fn either(one: (&str, Self), other: (&str, Self)) -> Self {
+        let lark = format!("start: @{} | @{}", one.0, other.0);
+        let mut either = Self::from(TopLevelGrammar::from_lark(lark));
+        for (name, mut source) in [one, other] {
+            source.grammar.grammars[0].name = Some(name.to_owned());
+            either.grammar.grammars.append(&mut source.grammar.grammars);
+            either.warnings.append(&mut source.warnings);
+        }
+        either
     }
 }
 
