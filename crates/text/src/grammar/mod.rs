@@ -6,6 +6,7 @@
 //! compiling spends counted fuel on a thread of its own, and no mask costs more than its share.
 
 mod ahead;
+mod cache;
 mod calls;
 mod compile;
 mod disjoint;
@@ -33,7 +34,8 @@ use serde_json::{Value, json};
 
 use crate::{Format, ReasoningStart, Text, TextError, Tool};
 
-use compile::{Workshop, library_error};
+use cache::Cache;
+use compile::{Compiled, Workshop, library_error};
 use vocabulary::Vocabulary;
 
 pub use walk::{Grammar, Masks};
@@ -114,6 +116,7 @@ pub struct Grammars {
     vocabulary: Arc<Vocabulary>,
     factory: Arc<ParserFactory>,
     workshop: Workshop,
+    cache: Arc<Cache<Compiled>>,
 }
 
 impl Grammars {
@@ -131,15 +134,19 @@ impl Grammars {
         let mut factory = factory.map_err(|error| format!("no grammars over it: {error}"))?;
         factory.quiet();
         *factory.limits_mut() = LIMITS;
-        let workshop = Workshop::default();
-        Ok(Self { vocabulary: Arc::new(vocabulary), factory: Arc::new(factory), workshop })
+        Ok(Self {
+            vocabulary: Arc::new(vocabulary),
+            factory: Arc::new(factory),
+            workshop: Workshop::default(),
+            cache: Arc::default(),
+        })
     }
 
     /// The grammar of one reply, from its first token or, where the reply reasons, from the token
     /// after that. `true` stands for reasoning that the prompt has begun.
     ///
-    /// Takes milliseconds: call it off the engine's thread. `cancelled` is asked all the while,
-    /// and returning is prompt when it says so.
+    /// Takes milliseconds, unless the same was asked for lately: call it off the engine's thread.
+    /// `cancelled` is asked all the while, and returning is prompt when it says so.
     pub fn compile(
         &self,
         constraint: &Constraint,
@@ -149,13 +156,34 @@ impl Grammars {
         if cancelled() {
             return Err(GrammarError::Cancelled);
         }
-        let source = self.source(constraint)?;
-        let factory = Arc::clone(&self.factory);
-        let grammar = source.grammar;
-        let work = move || compile::matcher(&factory, grammar);
-        let matcher = self.workshop.run(work, cancelled)?;
-        let vocabulary = Arc::clone(&self.vocabulary);
-        Ok(Grammar::new(matcher, vocabulary, reasoning.into(), source.warnings))
+        // Unlike the constraint itself, its text tells objects apart by the order of their fields,
+        // which is the order of the reply's.
+        let key = format!("{constraint:?}");
+        let compiled = match self.cache.get(&key) {
+            Some(compiled) => compiled,
+            None => self.compile_new(key, self.source(constraint)?, cancelled)?,
+        };
+        Ok(Grammar::new(compiled, Arc::clone(&self.vocabulary), reasoning.into()))
+    }
+
+    fn compile_new(
+        &self,
+        key: String,
+        source: Source,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Compiled, GrammarError> {
+        let (factory, cache) = (Arc::clone(&self.factory), Arc::clone(&self.cache));
+        let work = move || {
+            // Another request may have had it made while this one waited for its turn.
+            if let Some(compiled) = cache.get(&key) {
+                return Ok(compiled);
+            }
+            let matcher = compile::matcher(&factory, source.grammar)?;
+            let compiled = Compiled { matcher, warnings: source.warnings.into() };
+            cache.put(key, &compiled);
+            Ok(compiled)
+        };
+        self.workshop.run(work, cancelled)
     }
 
     fn source(&self, constraint: &Constraint) -> Result<Source, GrammarError> {
