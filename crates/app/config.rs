@@ -62,7 +62,7 @@ pub(crate) struct RawConfig {
     /// Origin of web pages that may call the API, or `*`; may be given several times.
     #[arg(long, value_name = "ORIGIN", help_heading = "Network")]
     pub(crate) cors_origin: Option<Vec<String>>,
-    /// Certificate chain in PEM, for https.
+    /// Certificate chain in PEM, for https. Renewed files are noticed within seconds.
     #[arg(long, value_name = "FILE", help_heading = "Network")]
     pub(crate) tls_cert: Option<PathBuf>,
     /// Private key of the certificate in PEM.

@@ -160,5 +160,6 @@ fn settings(config: &Config, folder: &Path) -> ServerConfig {
         token_max_default: config.requests.token_max_default,
         drain_delay: config.drain_delay,
         shutdown_timeout: config.shutdown_timeout,
+        ..ServerConfig::default()
     }
 }
