@@ -15,6 +15,8 @@ mod completions;
 mod faults;
 #[path = "http/limits.rs"]
 mod limits;
+#[path = "http/prompts.rs"]
+mod prompts;
 #[path = "http/responses.rs"]
 mod responses;
 #[path = "http/server.rs"]
