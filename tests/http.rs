@@ -13,6 +13,10 @@ mod clients;
 mod completions;
 #[path = "http/faults.rs"]
 mod faults;
+#[path = "http/limits.rs"]
+mod limits;
+#[path = "http/prompts.rs"]
+mod prompts;
 #[path = "http/responses.rs"]
 mod responses;
 #[path = "http/server.rs"]

@@ -21,6 +21,8 @@ pub(crate) trait Dialect: Send + 'static {
     /// The reply failed: nothing more will come but the end.
     fn fail(&mut self, error: &ApiError, out: &mut Frames);
     fn end(&mut self, out: &mut Frames);
+    /// The same without a stream: all that came of the replies, as one answer.
+    fn whole(self, pieces: Vec<(usize, Piece)>) -> Response;
 }
 
 /// Events, ready to be sent.
