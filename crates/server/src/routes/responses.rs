@@ -43,7 +43,7 @@ const ITEMS_MAX: usize = 16_384;
     responses(
         (status = 200, description = "The reply, whole or as server-sent events.", content(
             (ResponseObject = "application/json"),
-            (String = "text/event-stream"),
+            (sse::SentEvent = "text/event-stream"),
         )),
         (status = "4XX", description = "The request's fault.", body = ErrorBody),
         (status = "5XX", description = "The server's fault.", body = ErrorBody),
