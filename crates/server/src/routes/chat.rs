@@ -39,7 +39,7 @@ struct Form {
     responses(
         (status = 200, description = "The reply, whole or as server-sent events.", content(
             (ChatCompletion<'static> = "application/json"),
-            (String = "text/event-stream"),
+            (sse::SentEvent = "text/event-stream"),
         )),
         Faults,
     ),

@@ -33,7 +33,7 @@ const PARAM: &str = "prompt";
     responses(
         (status = 200, description = "The reply, whole or as server-sent events.", content(
             (Completion<'static> = "application/json"),
-            (String = "text/event-stream"),
+            (sse::SentEvent = "text/event-stream"),
         )),
         Faults,
     ),

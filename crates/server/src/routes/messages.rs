@@ -44,7 +44,7 @@ const BILLING: &str = "x-anthropic-billing-header";
     responses(
         (status = 200, description = "The reply, whole or as server-sent events.", content(
             (Reply = "application/json"),
-            (String = "text/event-stream"),
+            (sse::SentEvent = "text/event-stream"),
         )),
         (status = "4XX", description = "The request's fault.", body = ErrorBody),
         (status = "5XX", description = "The server's fault.", body = ErrorBody),

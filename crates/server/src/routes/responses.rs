@@ -41,7 +41,7 @@ const ITEMS_MAX: usize = 16_384;
     responses(
         (status = 200, description = "The reply, whole or as server-sent events.", content(
             (ResponseObject = "application/json"),
-            (String = "text/event-stream"),
+            (sse::SentEvent = "text/event-stream"),
         )),
         Faults,
     ),
