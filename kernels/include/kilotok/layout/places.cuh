@@ -55,13 +55,14 @@ constexpr int CHUNK_KEYS = 128;
 constexpr int CHUNKS_MAX = 64;
 // One more for a draft's own rows.
 constexpr int PARTS_MAX = CHUNKS_MAX + 1;
-// By token, query head and part the weighted values; then the largest score and the sum of weights.
+// By token, query head and part the weighted values; then, by 16 of these, two numbers that say what
+// they are relative to.
 template <int KIND>
 constexpr int ATTENTION_PARTS = TOKENS_MAX * ATTENTIONS[KIND].q_heads * PARTS_MAX;
 constexpr size_t ATTENTION_PARTS_BYTES =
     4 * static_cast<size_t>(over_kinds<0, ATTENTION_KINDS>([](auto kind) {
       constexpr int K = decltype(kind)::value;
-      return ATTENTION_PARTS<K> * (ATTENTIONS[K].v_dim + 2);
+      return ATTENTION_PARTS<K> * (ATTENTIONS[K].v_dim + 2 * ceil_div(ATTENTIONS[K].v_dim, 16));
     }));
 
 // Bytes of an operand's rows.

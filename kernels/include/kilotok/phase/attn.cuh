@@ -23,6 +23,23 @@ constexpr int CHUNK_PIECES = CHUNK_KEYS / PIECE_KEYS;
 template <int KIND>
 constexpr bool IS_SHORT = ATTENTIONS[KIND].window > 0 && WINDOW_PIECES<KIND> <= CONSUMER_WARPS;
 
+// Where a layer's pages are, asked for before anything else is known.
+struct PageSource {
+  const char* keys;
+  const char* values;
+
+  __device__ __forceinline__ explicit PageSource(const LayerMemory& layer)
+      : keys(at<const char>(ptx::load_l2(&layer.keys))),
+        values(at<const char>(ptx::load_l2(&layer.values))) {}
+
+  template <int KIND>
+  __device__ __forceinline__ KeySource<KIND> of(const Memory& memory, const BatchRow& row,
+                                                int kv_head) const {
+    return {at<const uint32_t>(memory.pages), keys, values,
+            row.pages_at[ATTENTIONS[KIND].page_group], kv_head, false};
+  }
+};
+
 template <int KIND>
 __device__ __forceinline__ void store_attended(const Cta& cta, const LayerMemory& layer,
                                                const Tile& tile, const TileSums& sums) {
@@ -51,6 +68,7 @@ __device__ __forceinline__ void attend_window(Cta& cta, const LayerMemory& layer
   constexpr int TILES = A.kv_heads * T::COUNT;
   static_assert(2 * sizeof(TileMemory<KIND, PIECES>) <= sizeof(SumMemory), "tiles need memory");
   const Memory& memory = cta.memory;
+  const PageSource pages(layer);
   TileWalk<KIND, PIECES> walk = {reinterpret_cast<TileMemory<KIND, PIECES>*>(&sums), 0};
   for (int unit = cta.index(); unit < token_count * TILES; unit += GRID) {
     const int token = unit / TILES, kv_head = unit % TILES / T::COUNT;
@@ -61,7 +79,7 @@ __device__ __forceinline__ void attend_window(Cta& cta, const LayerMemory& layer
     QueryLoad<KIND> queries;
     queries.load(cta, tile);
     HeldKeys<KIND, PIECES> held;
-    held.load(cta, PageKeys<KIND>{memory, layer, row, kv_head},
+    held.load(cta, pages.of<KIND>(memory, row, kv_head),
               tile.range.first / PIECE_KEYS * PIECE_KEYS, tile.range);
     walk.run(cta, held, queries, 1, [&](int) { return tile; },
              [&](int, const Tile&, const TileSums& result) {
@@ -149,11 +167,12 @@ using ChunkWalk = TileWalk<KIND, CHUNK_PIECES>;
 
 // One of a row's chunks of keys, or the rows of its draft, meets tiles of `span`, as many as agree
 // in the length of chunks. Returns how many.
-template <int KIND, class Source>
+template <int KIND>
 __device__ __forceinline__ int attend_span(Cta& cta, ChunkWalk<KIND>& walk, const Span& span,
-                                           const BatchRow& row, const Source& source, bool own,
-                                           bool own_rows) {
+                                           const BatchRow& row, const KeySource<KIND>& source,
+                                           bool own) {
   using T = HeadTiles<KIND>;
+  const bool own_rows = source.own_rows;
   auto seen = [&](int i) {
     return sight<KIND>(row, row.start + (span.first + i) / T::COUNT, own);
   };
@@ -200,6 +219,7 @@ template <int KIND>
 __device__ __forceinline__ void attend_chunks(Cta& cta, const LayerMemory& layer, int row_count,
                                               ChunkMemory<KIND>& shared, bool own) {
   const Memory& memory = cta.memory;
+  const PageSource pages(layer);
   count_pairs<KIND>(cta, shared.pairs, row_count, own);
   const uint64_t pairs = shared.pairs.before[row_count];
   const uint32_t end = pairs * (cta.index() + 1) / GRID;
@@ -207,27 +227,31 @@ __device__ __forceinline__ void attend_chunks(Cta& cta, const LayerMemory& layer
   for (uint32_t pair = pairs * cta.index() / GRID; pair < end;) {
     const Span span = find_span<KIND>(cta, shared.pairs, pair, end, own);
     const BatchRow row = at<const BatchRow>(memory.rows)[span.row];
+    KeySource<KIND> source = pages.of<KIND>(memory, row, span.kv_head);
     if (own && span.chunk + 1 == RowWork<KIND>(row, own).chunks)
-      pair += attend_span<KIND>(cta, walk, span, row,
-                                OwnKeys<KIND>{memory, row.first, span.kv_head}, own, true);
-    else
-      pair += attend_span<KIND>(cta, walk, span, row,
-                                PageKeys<KIND>{memory, layer, row, span.kv_head}, own, false);
+      source = {nullptr, at<const char>(memory.own_keys), at<const char>(memory.own_values),
+                row.first, span.kv_head, true};
+    pair += attend_span<KIND>(cta, walk, span, row, source, own);
   }
 }
 
-// Adds the parts of all heads, each the work of a CTA.
+// Meets the other CTAs, then adds the parts of all heads, each the work of a CTA.
 template <int KIND>
 __device__ __forceinline__ void add_chunks(Cta& cta, const LayerMemory& layer, int token_count,
                                            AddMemory<KIND>& added, bool own) {
   constexpr int HEADS = ATTENTIONS[KIND].q_heads;
   const Memory& memory = cta.memory;
-  for (int unit = cta.index(); unit < token_count * HEADS; unit += GRID) {
-    const int token = unit / HEADS;
-    const BatchToken t = at<const BatchToken>(memory.tokens)[token];
+  auto parts_of = [&](int unit) {
+    if (unit >= token_count * HEADS) return 0;
+    const BatchToken t = at<const BatchToken>(memory.tokens)[unit / HEADS];
     const BatchRow row = at<const BatchRow>(memory.rows)[t.row];
-    add_parts<KIND>(cta, layer, added, token, unit % HEADS,
-                    sight<KIND>(row, t.position, own).parts());
+    return sight<KIND>(row, t.position, own).parts();
+  };
+  int count = parts_of(cta.index());
+  cta.sync_grid();
+  for (int unit = cta.index(); unit < token_count * HEADS; unit += GRID) {
+    add_parts<KIND>(cta, layer, added, unit / HEADS, unit % HEADS, count);
+    count = parts_of(unit + GRID);
     cta.sync();
   }
 }
@@ -246,7 +270,6 @@ __device__ __forceinline__ void attn(Cta& cta, const LayerMemory& layer, const B
   }
   attend_chunks<KIND>(cta, layer, batch.row_count, reinterpret_cast<ChunkMemory<KIND>&>(sums),
                       own);
-  cta.sync_grid();
   add_chunks<KIND>(cta, layer, batch.token_count, reinterpret_cast<AddMemory<KIND>&>(sums), own);
 }
 

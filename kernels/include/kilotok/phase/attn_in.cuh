@@ -11,11 +11,10 @@ namespace kilotok {
 
 // Place of a position in a sequence's pages, `[pages, PAGE_TOKENS]`, of a K/V head.
 template <int KIND>
-__device__ __forceinline__ uint32_t place_in_pages(const Memory& memory, const BatchRow& row,
+__device__ __forceinline__ uint32_t place_in_pages(const uint32_t* pages, uint32_t pages_at,
                                                    uint32_t position, int kv_head) {
   constexpr Attention A = ATTENTIONS[KIND];
-  const uint32_t entry = row.pages_at[A.page_group] + position / PAGE_TOKENS;
-  const uint32_t page = at<const uint32_t>(memory.pages)[entry];
+  const uint32_t page = pages[pages_at + position / PAGE_TOKENS];
   return (page * A.kv_heads + kv_head) * PAGE_TOKENS + position % PAGE_TOKENS;
 }
 
@@ -103,7 +102,9 @@ __device__ __forceinline__ void store_key_or_value(const Cta& cta, const LayerMe
   uint32_t place = token * A.kv_heads + head;
   if (!own) {
     const BatchToken& t = at<const BatchToken>(memory.tokens)[token];
-    place = place_in_pages<KIND>(memory, at<const BatchRow>(memory.rows)[t.row], t.position, head);
+    const BatchRow& row = at<const BatchRow>(memory.rows)[t.row];
+    place = place_in_pages<KIND>(at<const uint32_t>(memory.pages), row.pages_at[A.page_group],
+                                 t.position, head);
   }
   uint64_t to = IS_KEY ? own ? memory.own_keys : layer.keys
                        : own ? memory.own_values : layer.values;

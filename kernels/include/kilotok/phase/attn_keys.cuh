@@ -30,47 +30,40 @@ struct HeadTiles {
 struct Range {
   uint32_t first, end;
   __device__ __forceinline__ bool has(uint32_t position) const {
-    return position >= first && position < end;
+    return position - first < end - first;
   }
   __device__ __forceinline__ bool empty() const { return first >= end; }
+  // The position in it that is nearest, if there is any.
+  __device__ __forceinline__ uint32_t nearest(uint32_t position) const {
+    return min(max(position, first), end - 1);
+  }
 };
 
 __device__ __forceinline__ Range both(const Range& a, const Range& b) {
-  return {max(a.first, b.first), min(a.end, b.end)};
+  const uint32_t first = max(a.first, b.first);
+  return {first, max(first, min(a.end, b.end))};
 }
 
-// Where keys come from: a sequence's pages, or the rows of its draft.
+// Where the keys of a K/V head come from: a sequence's pages, or the rows of its draft.
 template <int KIND>
-struct PageKeys {
+struct KeySource {
+  static constexpr int KV_HEADS = ATTENTIONS[KIND].kv_heads;
+  // A piece lies in one page.
   static constexpr bool WHOLE_PIECES = PAGE_TOKENS % PIECE_KEYS == 0;
-  const Memory& memory;
-  const LayerMemory& layer;
-  const BatchRow& row;
-  int kv_head;
-
-  __device__ __forceinline__ uint32_t place(uint32_t position) const {
-    return place_in_pages<KIND>(memory, row, position, kv_head);
-  }
-  static constexpr int STRIDE = 1;
-  __device__ __forceinline__ const char* keys() const { return at<const char>(layer.keys); }
-  __device__ __forceinline__ const char* values() const { return at<const char>(layer.values); }
-};
-
-template <int KIND>
-struct OwnKeys {
-  static constexpr bool WHOLE_PIECES = true;
-  static constexpr int STRIDE = ATTENTIONS[KIND].kv_heads;
-  const Memory& memory;
+  const uint32_t* pages;
+  const char* keys;
+  const char* values;
+  // Place in the table of pages, or of the draft's first row.
   uint32_t first;
   int kv_head;
+  bool own_rows;
 
   __device__ __forceinline__ uint32_t place(uint32_t position) const {
-    return (first + position) * STRIDE + kv_head;
+    if (own_rows) return (first + position) * KV_HEADS + kv_head;
+    return place_in_pages<KIND>(pages, first, position, kv_head);
   }
-  __device__ __forceinline__ const char* keys() const { return at<const char>(memory.own_keys); }
-  __device__ __forceinline__ const char* values() const {
-    return at<const char>(memory.own_values);
-  }
+  // From one position's place to the next one's.
+  __device__ __forceinline__ int stride() const { return own_rows ? KV_HEADS : 1; }
 };
 
 template <int KIND, int PIECES>
@@ -86,67 +79,56 @@ struct HeldKeys {
   // Of keys 2q, 2q + 1, 2q + 8 and 2q + 9 of each piece, dimensions 16 warp + 2g and the next.
   uint32_t values[PIECES][4];
 
-  // Brings what lies in `range`, zeros for the rest: weights of nothing must not meet what never
-  // was a number.
-  template <class Source>
-  __device__ __forceinline__ void load(const Cta& cta, const Source& source, uint32_t from,
-                                       const Range& range) {
+  // Brings what lies in `range`. In place of the rest comes the nearest that does: its weights are
+  // zeros, which must not meet what never was a number.
+  __device__ __forceinline__ void load(const Cta& cta, const KeySource<KIND>& source,
+                                       uint32_t from, const Range& range) {
     base = from;
-    const int lane = cta.lane();
-    uint32_t own_place = 0;
-    if (Source::WHOLE_PIECES && lane < PIECES) {
-      const uint32_t first = base + lane * PIECE_KEYS;
-      const Range piece = both(range, {first, first + PIECE_KEYS});
-      if (!piece.empty()) own_place = source.place(piece.first) - (piece.first - first) *
-                                                                      Source::STRIDE;
-    }
-    auto place = [&](int piece, int key) {
-      if constexpr (Source::WHOLE_PIECES)
-        return __shfl_sync(~0u, own_place, piece) + key * Source::STRIDE;
-      const uint32_t position = base + piece * PIECE_KEYS + key;
-      return range.has(position) ? source.place(position) : 0u;
-    };
-    load_keys(cta, source.keys(), range, place);
-    load_values(cta, source.values(), range, place);
+    uint32_t places = 0;
+    if (KeySource<KIND>::WHOLE_PIECES && cta.lane() < PIECES)
+      places = source.place(range.nearest(base + cta.lane() * PIECE_KEYS));
+    if (cta.warp() < PIECES) load_keys(cta, source, range, places);
+    if (cta.warp() < T::VALUE_WARPS) load_values(cta, source, range, places);
   }
 
-  template <class Place>
-  __device__ __forceinline__ void load_keys(const Cta& cta, const char* from, const Range& range,
-                                            Place place) {
-    const int g = cta.lane() / 4, q = cta.lane() % 4;
-    if (cta.warp() >= PIECES) return;
+  // The place of a key of a piece, whose own first place is given.
+  __device__ __forceinline__ size_t place(const KeySource<KIND>& source, const Range& range,
+                                          uint32_t piece_place, int piece, int key) const {
+    const uint32_t first = base + piece * PIECE_KEYS, nearest = range.nearest(first + key);
+    if constexpr (KeySource<KIND>::WHOLE_PIECES)
+      return piece_place + (nearest - range.nearest(first)) * source.stride();
+    else
+      return source.place(nearest);
+  }
+
+  __device__ __forceinline__ void load_keys(const Cta& cta, const KeySource<KIND>& source,
+                                            const Range& range, uint32_t places) {
+    const int g = cta.lane() / 4, q = cta.lane() % 4, piece = cta.warp();
+    const uint32_t piece_place = __shfl_sync(~0u, places, piece);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      const int key = half * 8 + g;
-      const bool has = range.has(base + cta.warp() * PIECE_KEYS + key);
-      const char* row = from + static_cast<size_t>(place(cta.warp(), key)) * (A.qk_dim * 2);
+      const char* row =
+          source.keys + place(source, range, piece_place, piece, half * 8 + g) * (A.qk_dim * 2);
 #pragma unroll
-      for (int step = 0; step < T::STEPS; step++) {
-        const int run = step * 4 + q;
-        keys[half][step] = has && run < A.qk_dim / 8
-                               ? *reinterpret_cast<const uint4*>(row + run * 16)
-                               : make_uint4(0, 0, 0, 0);
-      }
+      for (int step = 0; step < T::STEPS; step++)
+        keys[half][step] = ptx::load_l2(row + smaller(step * 4 + q, A.qk_dim / 8 - 1) * 16);
     }
   }
 
-  template <class Place>
-  __device__ __forceinline__ void load_values(const Cta& cta, const char* from, const Range& range,
-                                              Place place) {
-    const int g = cta.lane() / 4, q = cta.lane() % 4, dim = cta.warp() * 16 + g * 2;
-    if (cta.warp() >= T::VALUE_WARPS) return;
+  __device__ __forceinline__ void load_values(const Cta& cta, const KeySource<KIND>& source,
+                                              const Range& range, uint32_t places) {
+    const int g = cta.lane() / 4, q = cta.lane() % 4;
+    const char* column = source.values + smaller(cta.warp() * 16 + g * 2, A.v_dim - 2) * 2;
 #pragma unroll
-    for (int piece = 0; piece < PIECES; piece++)
+    for (int piece = 0; piece < PIECES; piece++) {
+      const uint32_t piece_place = __shfl_sync(~0u, places, piece);
 #pragma unroll
       for (int i = 0; i < 4; i++) {
-        const int key = q * 2 + i % 2 + i / 2 * 8;
-        const uint32_t from_place = place(piece, key);
-        const bool has = range.has(base + piece * PIECE_KEYS + key) && dim < A.v_dim;
-        values[piece][i] = has ? *reinterpret_cast<const uint32_t*>(
-                                     from + static_cast<size_t>(from_place) * (A.v_dim * 2) +
-                                     dim * 2)
-                               : 0;
+        const size_t row = place(source, range, piece_place, piece, q * 2 + i % 2 + i / 2 * 8);
+        values[piece][i] =
+            ptx::load_l2(reinterpret_cast<const uint32_t*>(column + row * (A.v_dim * 2)));
       }
+    }
   }
 };
 

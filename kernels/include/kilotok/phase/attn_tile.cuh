@@ -54,26 +54,28 @@ struct QueryLoad {
   static constexpr int COUNT = ceil_div(TILE_HEADS * RUNS, CONSUMERS);
   uint4 words[COUNT];
 
+  // A tile's last heads may be none, or of the next K/V head.
+  static __device__ __forceinline__ bool has(const Tile& tile, int head, int run) {
+    return head < T::GROUP - tile.first_head % T::GROUP && run < A.qk_dim / 8;
+  }
+
   __device__ __forceinline__ void load(const Cta& cta, const Tile& tile) {
-    const uint16_t* from = at<const uint16_t>(cta.memory.queries) + tile.token * QUERY_VALUES;
+    const uint16_t* from = at<const uint16_t>(cta.memory.queries) + tile.token * QUERY_VALUES +
+                           tile.first_head * A.qk_dim;
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
       const int k = cta.thread() + i * CONSUMERS, head = k / RUNS, run = k % RUNS;
-      // A tile's last heads may be none, or of the next K/V head.
-      const bool has = head < T::GROUP - tile.first_head % T::GROUP && run < A.qk_dim / 8;
-      words[i] = make_uint4(0, 0, 0, 0);
-      if (head < TILE_HEADS && has)
-        words[i] = *reinterpret_cast<const uint4*>(from + (tile.first_head + head) * A.qk_dim +
-                                                   run * 8);
+      words[i] = ptx::load_l2(from + (has(tile, head, run) ? head * A.qk_dim + run * 8 : 0));
     }
   }
 
-  __device__ __forceinline__ void store(const Cta& cta, uint4* to) const {
+  __device__ __forceinline__ void store(const Cta& cta, const Tile& tile, uint4* to) const {
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
       const int k = cta.thread() + i * CONSUMERS, head = k / RUNS, run = k % RUNS;
       if (head < TILE_HEADS)
-        to[(run / 4 * 2 + head / 8) * 32 + head % 8 * 4 + run % 4] = words[i];
+        to[(run / 4 * 2 + head / 8) * 32 + head % 8 * 4 + run % 4] =
+            has(tile, head, run) ? words[i] : make_uint4(0, 0, 0, 0);
     }
   }
 };
@@ -197,7 +199,7 @@ struct TileWalk {
   __device__ __forceinline__ void run(const Cta& cta, const HeldKeys<KIND, PIECES>& held,
                                       QueryLoad<KIND>& queries, int count, TileOf tile_of,
                                       Use use) {
-    queries.store(cta, memories[turn].queries);
+    queries.store(cta, tile_of(0), memories[turn].queries);
     cta.sync();
 #pragma unroll 1
     for (int i = 0; i < count; i++) {
@@ -211,7 +213,7 @@ struct TileWalk {
       if (i + 1 < count) queries.load(cta, tile_of(i + 1));
       if (cta.warp() >= first && cta.warp() < end)
         weigh<KIND, PIECES>(cta, held, memory, tile.range);
-      if (i + 1 < count) queries.store(cta, memories[turn].queries);
+      if (i + 1 < count) queries.store(cta, tile_of(i + 1), memories[turn].queries);
       cta.sync();
       if (first < end && cta.warp() < HeadTiles<KIND>::VALUE_WARPS)
         use(i, tile, add_values<KIND, PIECES>(cta, held, memory, first, end));
