@@ -49,8 +49,7 @@ __device__ __forceinline__ void store_attended(const Cta& cta, const LayerMemory
 #pragma unroll
   for (int row = 0; row < 2; row++) {
     const int in_tile = row * 8 + lane / 4, head = tile.first_head + in_tile;
-    if (in_tile >= HeadTiles<KIND>::GROUP - tile.first_head % HeadTiles<KIND>::GROUP) continue;
-    if (dim >= A.v_dim) continue;
+    if (!HeadTiles<KIND>::has(tile.first_head, in_tile) || dim >= A.v_dim) continue;
     const float factor = finish(sums.weighed[row], sinks_of<KIND>(layer), head);
 #pragma unroll
     for (int i = 0; i < 4; i += 2)

@@ -22,6 +22,10 @@ struct HeadTiles {
   // Steps of 32 dimensions; two of the tensor cores' each.
   static constexpr int STEPS = ceil_div(A.qk_dim, 32);
   static constexpr int VALUE_WARPS = ceil_div(A.v_dim, 16);
+  // Whether a tile has such a head: its last may be none, or of the next K/V head.
+  static __device__ __forceinline__ bool has(int first_head, int in_tile) {
+    return in_tile < GROUP - first_head % GROUP;
+  }
   static_assert(A.qk_dim % 8 == 0 && A.v_dim % 8 == 0, "loads take whole runs of 16 bytes");
   static_assert(VALUE_WARPS <= CONSUMER_WARPS, "a warp keeps 16 dimensions of the values");
 };

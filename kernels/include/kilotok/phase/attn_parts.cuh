@@ -66,14 +66,14 @@ __device__ __forceinline__ void keep_part(const Cta& cta, const Tile& tile, int 
   const int lane = cta.lane(), dim = cta.warp() * 16 + lane % 4 * 4;
 #pragma unroll
   for (int row = 0; row < 2; row++) {
-    const int in_tile = row * 8 + lane / 4, head = tile.first_head + in_tile;
-    if (in_tile >= HeadTiles<KIND>::GROUP - tile.first_head % HeadTiles<KIND>::GROUP) continue;
-    const Parts<KIND> parts(cta.memory, tile.token, head);
+    const int in_tile = row * 8 + lane / 4;
+    const bool has = HeadTiles<KIND>::has(tile.first_head, in_tile);
+    const Parts<KIND> parts(cta.memory, tile.token, tile.first_head + in_tile);
     float4* place = reinterpret_cast<float4*>(parts.values + part * A.v_dim + dim);
     Weighed* relative = parts.weighed + cta.warp() * PARTS_MAX + part;
     float(&v)[4] = sums.values[row];
     Weighed& weighed = sums.weighed[row];
-    if (!is_new && dim < A.v_dim) {
+    if (!is_new && has && dim < A.v_dim) {
       const Weighed before = *relative;
       const float4 o = *place;
       const float largest = fmaxf(before.largest, weighed.largest);
@@ -84,9 +84,10 @@ __device__ __forceinline__ void keep_part(const Cta& cta, const Tile& tile, int 
       v[2] = a * o.z + b * v[2];
       v[3] = a * o.w + b * v[3];
     }
-    if (dim < A.v_dim) *place = make_float4(v[0], v[1], v[2], v[3]);
+    // All lanes have read what one of four writes.
     __syncwarp();
-    if (lane % 4 == 0) *relative = weighed;
+    if (has && dim < A.v_dim) *place = make_float4(v[0], v[1], v[2], v[3]);
+    if (has && lane % 4 == 0) *relative = weighed;
   }
 }
 

@@ -54,9 +54,8 @@ struct QueryLoad {
   static constexpr int COUNT = ceil_div(TILE_HEADS * RUNS, CONSUMERS);
   uint4 words[COUNT];
 
-  // A tile's last heads may be none, or of the next K/V head.
   static __device__ __forceinline__ bool has(const Tile& tile, int head, int run) {
-    return head < T::GROUP - tile.first_head % T::GROUP && run < A.qk_dim / 8;
+    return T::has(tile.first_head, head) && run < A.qk_dim / 8;
   }
 
   __device__ __forceinline__ void load(const Cta& cta, const Tile& tile) {
