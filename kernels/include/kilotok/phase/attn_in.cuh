@@ -68,10 +68,13 @@ struct Head {
     }
   }
 
-  __device__ __forceinline__ void store(uint16_t* to, float scale, int lane) const {
+  // `place_of` a dimension is where it goes.
+  template <class PlaceOf>
+  __device__ __forceinline__ void store(uint16_t* to, float scale, int lane,
+                                        PlaceOf place_of) const {
 #pragma unroll
     for (int i = 0; i < COUNT; i++)
-      if (lane + 32 * i < DIMS) to[lane + 32 * i] = ptx::to_bf16(values[i] * scale);
+      if (lane + 32 * i < DIMS) to[place_of(lane + 32 * i)] = ptx::to_bf16(values[i] * scale);
   }
 };
 
@@ -85,7 +88,8 @@ __device__ __forceinline__ void store_query(const Cta& cta, const LayerMemory& l
   if constexpr (A.qk_norm) h.norm(at<const float>(layer.q_norm), cta.lane());
   h.rotate(at<const float2>(memory.angles) + (KIND * TOKENS_MAX + token) * ROPE_PAIRS_MAX,
            cta.lane());
-  h.store(at<uint16_t>(memory.queries) + token * QUERY_VALUES + head * A.qk_dim, 1.0f, cta.lane());
+  h.store(at<uint16_t>(memory.queries) + token * QUERY_VALUES, 1.0f, cta.lane(),
+          [&](int dim) { return HeadTiles<KIND>::query_place(head, dim); });
 }
 
 // The key, or else the value, of a K/V head.
@@ -114,7 +118,7 @@ __device__ __forceinline__ void store_key_or_value(const Cta& cta, const LayerMe
              cta.lane());
   }
   h.store(at<uint16_t>(to) + static_cast<size_t>(place) * DIMS, IS_KEY ? 1.0f : A.value_scale,
-          cta.lane());
+          cta.lane(), [](int dim) { return dim; });
 }
 
 // Heads from `first` on of all tokens: query heads, then keys, then values.

@@ -41,8 +41,8 @@ __device__ __forceinline__ Sight sight(const BatchRow& row, uint32_t position, b
   return {{window_first<KIND>(position), end}, chunks * CHUNK_KEYS, own};
 }
 
-// Where the parts of a head of a token lie: values `[parts, v_dim]`, and of each warp that keeps
-// values `[parts]` of what they are relative to, the same for all.
+// Where the parts of a head of a token lie: values `[parts, v_dim]`, and of each pair of warps
+// `[parts]` of what they are relative to, the same for all.
 template <int KIND>
 struct Parts {
   static constexpr Attention A = ATTENTIONS[KIND];
@@ -54,54 +54,55 @@ struct Parts {
         weighed(reinterpret_cast<Weighed*>(values + size_t{ATTENTION_PARTS<KIND>} * A.v_dim)) {
     const size_t first = (static_cast<size_t>(token) * A.q_heads + head) * PARTS_MAX;
     values += first * A.v_dim;
-    weighed += first * HeadTiles<KIND>::VALUE_WARPS;
+    weighed += first * Warps<KIND>::PAIRS;
   }
 };
 
-// Keeps what a warp has of a tile's result, added to what the part already holds if it is not new.
+// Adds what a part already holds of a head.
+__device__ __forceinline__ void add_before(const Weighed before, const float4* place,
+                                           Weighed& weighed, float (&v)[8]) {
+  const float4 low = place[0], high = place[1];
+  const float largest = fmaxf(before.largest, weighed.largest);
+  const float a = exp2_of(before.largest - largest), b = exp2_of(weighed.largest - largest);
+  weighed = {largest, a * before.sum + b * weighed.sum};
+  const float other[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+  for (int i = 0; i < 8; i++) v[i] = a * other[i] + b * v[i];
+}
+
+// Keeps what a pair of warps has of a tile's result, added to what the part already holds if it is
+// not new.
 template <int KIND>
 __device__ __forceinline__ void keep_part(const Cta& cta, const Tile& tile, int part, bool is_new,
-                                          TileSums sums) {
+                                          int pair, TileSums& sums) {
   constexpr Attention A = ATTENTIONS[KIND];
-  const int lane = cta.lane(), dim = cta.warp() * 16 + lane % 4 * 4;
+  const int lane = cta.lane(), dim = pair * Warps<KIND>::VALUE_DIMS + lane % 4 * 8;
 #pragma unroll
   for (int row = 0; row < 2; row++) {
     const int in_tile = row * 8 + lane / 4;
     const bool has = HeadTiles<KIND>::has(tile.first_head, in_tile);
     const Parts<KIND> parts(cta.memory, tile.token, tile.first_head + in_tile);
     float4* place = reinterpret_cast<float4*>(parts.values + part * A.v_dim + dim);
-    Weighed* relative = parts.weighed + cta.warp() * PARTS_MAX + part;
-    float(&v)[4] = sums.values[row];
-    Weighed& weighed = sums.weighed[row];
-    if (!is_new && has && dim < A.v_dim) {
-      const Weighed before = *relative;
-      const float4 o = *place;
-      const float largest = fmaxf(before.largest, weighed.largest);
-      const float a = exp2_of(before.largest - largest), b = exp2_of(weighed.largest - largest);
-      weighed = {largest, a * before.sum + b * weighed.sum};
-      v[0] = a * o.x + b * v[0];
-      v[1] = a * o.y + b * v[1];
-      v[2] = a * o.z + b * v[2];
-      v[3] = a * o.w + b * v[3];
-    }
+    Weighed* relative = parts.weighed + pair * PARTS_MAX + part;
+    float(&v)[8] = sums.values[row];
+    if (!is_new && has && dim < A.v_dim) add_before(*relative, place, sums.weighed[row], v);
     // All lanes have read what one of four writes.
     __syncwarp();
-    if (has && dim < A.v_dim) *place = make_float4(v[0], v[1], v[2], v[3]);
-    if (has && lane % 4 == 0) *relative = weighed;
+    if (has && dim < A.v_dim) {
+      place[0] = make_float4(v[0], v[1], v[2], v[3]);
+      place[1] = make_float4(v[4], v[5], v[6], v[7]);
+    }
+    if (has && lane % 4 == 0) *relative = sums.weighed[row];
   }
 }
 
-// What the sink of a head makes of its sums: the factor of the values.
-__device__ __forceinline__ float finish(const Weighed& weighed, const float* sinks, int head) {
-  if (sinks == nullptr) return 1.0f / weighed.sum;
-  const float sink = sinks[head] * LOG2_E, largest = fmaxf(weighed.largest, sink);
-  const float factor = exp2_of(weighed.largest - largest);
-  return factor / (factor * weighed.sum + exp2_of(sink - largest));
-}
-
+// What the values of a head are multiplied by in the end; its sink has a share of the weights.
 template <int KIND>
-__device__ __forceinline__ const float* sinks_of(const LayerMemory& layer) {
-  return ATTENTIONS[KIND].sinks ? at<const float>(layer.sinks) : nullptr;
+__device__ __forceinline__ float finish(const Weighed& weighed, float sink) {
+  if (!ATTENTIONS[KIND].sinks) return 1.0f / weighed.sum;
+  const float exponent = sink * LOG2_E, largest = fmaxf(weighed.largest, exponent);
+  const float factor = exp2_of(weighed.largest - largest);
+  return factor / (factor * weighed.sum + exp2_of(exponent - largest));
 }
 
 // Memory in which a head's parts are added.
@@ -189,11 +190,12 @@ struct LoadedParts {
 
 // Adds the parts of one head: each warp its own, then those of all warps.
 template <int KIND>
-__device__ __forceinline__ void add_parts(const Cta& cta, const LayerMemory& layer,
+__device__ __forceinline__ void add_parts(const Cta& cta, const float* sinks,
                                           AddMemory<KIND>& added, int token, int head,
                                           int count) {
   constexpr Attention A = ATTENTIONS[KIND];
   using Loaded = LoadedParts<KIND>;
+  const float sink = A.sinks ? ptx::load_l2(sinks + head) : 0;
   const Loaded loaded(cta, token, head, count);
   float sums[Loaded::RUNS][4] = {};
   loaded.add(cta, count, sums);
@@ -205,7 +207,7 @@ __device__ __forceinline__ void add_parts(const Cta& cta, const LayerMemory& lay
       *reinterpret_cast<float4*>(&added.values[cta.warp()][dim]) =
           make_float4(v[0], v[1], v[2], v[3]);
   }
-  const float factor = finish(loaded.total, sinks_of<KIND>(layer), head);
+  const float factor = finish<KIND>(loaded.total, sink);
   cta.sync();
   for (int dim = cta.thread(); dim < A.v_dim; dim += CONSUMERS) {
     float sum = 0;

@@ -32,9 +32,9 @@ __device__ __forceinline__ float load_l2(const float* p) {
   return v;
 }
 
-__device__ __forceinline__ uint32_t load_l2(const uint32_t* p) {
-  uint32_t v;
-  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p));
+__device__ __forceinline__ uint2 load_l2_pair(const void* p) {
+  uint2 v;
+  asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
   return v;
 }
 
