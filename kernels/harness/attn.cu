@@ -45,8 +45,11 @@ __global__ void __launch_bounds__(CONSUMERS)
   const LayerMemory& layer = *at<const LayerMemory>(memory.layers);
   for (int i = 0; i < repeats; i++) {
     if (phases & ATTN_IN) attn_in<KIND>(cta, layer, batch.token_count, OWN);
-    cta.sync_grid();
-    if (phases & ATTN) attn<KIND>(cta, layer, batch, sums, OWN);
+    // Attention begins with a barrier.
+    if (phases & ATTN)
+      attn<KIND>(cta, layer, batch, sums, OWN);
+    else
+      cta.sync_grid();
     cta.sync_grid();
   }
 }

@@ -183,7 +183,6 @@ __device__ __forceinline__ void consume_layers(Walker& w) {
       cta.sync_grid();
       attn_in<A>(cta, layer, w.token_count(), DRAFT);
       cta.stamp(Stamp::AttentionIn);
-      cta.sync_grid();
       attn<A>(cta, layer, w.batch, w.shared.sums, DRAFT);
       cta.stamp(Stamp::Attention);
       cta.sync_grid();

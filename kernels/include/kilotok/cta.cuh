@@ -63,13 +63,23 @@ struct Cta {
 
   // All consumers of all CTAs of this rank: what any wrote before, all see after.
   __device__ __forceinline__ void sync_grid() {
+    arrive_grid();
+    wait_grid();
+  }
+
+  // Its first half: what was written before is on its way to the others. What comes between the
+  // halves costs nothing while others are late.
+  __device__ __forceinline__ void arrive_grid() {
     barriers++;
     place.phase++;
     sync();
+    if (thread() == 0) ptx::add_release(reinterpret_cast<uint32_t*>(memory.barrier), 1);
+  }
+
+  __device__ __forceinline__ void wait_grid() {
     if (thread() == 0) {
       uint32_t* counter = reinterpret_cast<uint32_t*>(memory.barrier);
       const uint32_t wanted = barriers * GRID;
-      ptx::add_release(counter, 1);
       wait_for<0>(place, Waits::Grid, wanted, [&](uint32_t& seen) {
         seen = ptx::load_acquire(counter);
         return static_cast<int32_t>(seen - wanted) >= 0;

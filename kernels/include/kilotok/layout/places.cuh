@@ -43,9 +43,36 @@ constexpr int over_kinds(Of of) {
 
 constexpr int PROJECTED_ROWS = over_kinds<0, ATTENTION_KINDS>(
     [](auto kind) { return QkvRows<decltype(kind)::value>::COUNT; });
-// Queries of a token, normed and rotated: BF16 `[q_heads, qk_dim]`, so many values apart.
-constexpr int QUERY_VALUES = over_kinds<0, ATTENTION_KINDS>(
-    [](auto kind) { return QkvRows<decltype(kind)::value>::KEY; });
+
+// How query heads fall into tiles: up to 16 that read the same K/V head. A tile's queries, BF16,
+// lie as operand A of the tensor cores, `[steps of 32 dimensions][halves][lanes]` of 16 bytes.
+constexpr int TILE_HEADS = 16;
+template <int KIND>
+struct HeadTiles {
+  static constexpr Attention A = ATTENTIONS[KIND];
+  // Heads that share a K/V head, and their tiles.
+  static constexpr int GROUP = A.q_heads / A.kv_heads;
+  static constexpr int COUNT = ceil_div(GROUP, TILE_HEADS);
+  static constexpr int STEPS = ceil_div(A.qk_dim, 32);
+  static constexpr int QUERY_VALUES = STEPS * 2 * 32 * 8;
+
+  // Whether a tile has such a head: its last may be none, or of the next K/V head.
+  static __device__ __forceinline__ bool has(int first_head, int in_tile) {
+    return in_tile < GROUP - first_head % GROUP;
+  }
+  // Of a dimension of a head: its place among a token's queries.
+  static __device__ __forceinline__ int query_place(int head, int dim) {
+    const int tile = head / GROUP * COUNT + head % GROUP / TILE_HEADS;
+    const int row = head % GROUP % TILE_HEADS, half = tile * STEPS * 2 + dim / 32 * 2 + dim % 8 / 4;
+    const int lane = row % 8 * 4 + dim % 32 / 8;
+    return (half * 32 + lane) * 8 + dim % 4 / 2 * 4 + row / 8 * 2 + dim % 2;
+  }
+};
+// From one token's queries to the next one's.
+constexpr int QUERY_VALUES = over_kinds<0, ATTENTION_KINDS>([](auto kind) {
+  using T = HeadTiles<decltype(kind)::value>;
+  return T::A.kv_heads * T::COUNT * T::QUERY_VALUES;
+});
 constexpr int ROPE_PAIRS_MAX = over_kinds<0, ATTENTION_KINDS>(
     [](auto kind) { return larger(ATTENTIONS[decltype(kind)::value].rope_pairs, 1); });
 
@@ -55,13 +82,14 @@ constexpr int CHUNK_KEYS = 128;
 constexpr int CHUNKS_MAX = 64;
 // One more for a draft's own rows.
 constexpr int PARTS_MAX = CHUNKS_MAX + 1;
-// By token, query head and part the weighted values; then the largest score and the sum of weights.
+// By token, query head and part the weighted values; then, by 32 of these, two numbers that say what
+// they are relative to.
 template <int KIND>
 constexpr int ATTENTION_PARTS = TOKENS_MAX * ATTENTIONS[KIND].q_heads * PARTS_MAX;
 constexpr size_t ATTENTION_PARTS_BYTES =
     4 * static_cast<size_t>(over_kinds<0, ATTENTION_KINDS>([](auto kind) {
       constexpr int K = decltype(kind)::value;
-      return ATTENTION_PARTS<K> * (ATTENTIONS[K].v_dim + 2);
+      return ATTENTION_PARTS<K> * (ATTENTIONS[K].v_dim + 2 * ceil_div(ATTENTIONS[K].v_dim, 32));
     }));
 
 // Bytes of an operand's rows.

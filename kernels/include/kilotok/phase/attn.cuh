@@ -3,7 +3,8 @@
 // Reads `queries`, the pages of keys and values, a draft's own rows; writes `attended`. A short
 // window is the work of one CTA for each tile. More keys are cut into chunks: a CTA takes a run of
 // (chunk, tile) pairs and keeps a chunk's keys in registers while the tiles of its row pass by, so
-// that keys are read once; the parts meet after a grid barrier. Barriers before and after are the
+// that keys are read once; the parts meet after a grid barrier. It begins with a grid barrier of its
+// own, before which it brings the keys that were there before the step; the one after is the
 // caller's.
 //
 // A token's bits follow from its position and the keys it sees: neither the other tokens of its row
@@ -23,21 +24,48 @@ constexpr int CHUNK_PIECES = CHUNK_KEYS / PIECE_KEYS;
 template <int KIND>
 constexpr bool IS_SHORT = ATTENTIONS[KIND].window > 0 && WINDOW_PIECES<KIND> <= CONSUMER_WARPS;
 
+// Where a layer's keys, values and sinks are, asked for before anything else is known.
+struct LayerPlaces {
+  const char* keys;
+  const char* values;
+  const float* sinks;
+
+  __device__ __forceinline__ explicit LayerPlaces(const LayerMemory& layer)
+      : keys(at<const char>(layer.keys)),
+        values(at<const char>(layer.values)),
+        sinks(at<const float>(layer.sinks)) {}
+
+  template <int KIND>
+  __device__ __forceinline__ KeySource<KIND> pages(const Memory& memory, const BatchRow& row,
+                                                   int kv_head) const {
+    return {at<const uint32_t>(memory.pages), keys, values,
+            row.pages_at[ATTENTIONS[KIND].page_group], kv_head, false};
+  }
+};
+
+// The rest of a grid barrier, once: keys that were there before the step need not wait for it.
+struct Meeting {
+  bool over;
+  __device__ __forceinline__ void wait(Cta& cta) {
+    if (!over) cta.wait_grid();
+    over = true;
+  }
+};
+
 template <int KIND>
-__device__ __forceinline__ void store_attended(const Cta& cta, const LayerMemory& layer,
-                                               const Tile& tile, const TileSums& sums) {
+__device__ __forceinline__ void store_attended(const Cta& cta, const Tile& tile, int pair,
+                                               const TileSums& sums, const float (&sinks)[2]) {
   constexpr Attention A = ATTENTIONS[KIND];
-  const int lane = cta.lane(), dim = cta.warp() * 16 + lane % 4 * 4;
+  const int lane = cta.lane(), dim = pair * Warps<KIND>::VALUE_DIMS + lane % 4 * 8;
   char* to = at<char>(cta.memory.attended) + tile.token * ATTENDED_BYTES;
 #pragma unroll
   for (int row = 0; row < 2; row++) {
-    const int in_tile = row * 8 + lane / 4, head = tile.first_head + in_tile;
-    if (in_tile >= HeadTiles<KIND>::GROUP - tile.first_head % HeadTiles<KIND>::GROUP) continue;
-    if (dim >= A.v_dim) continue;
-    const float factor = finish(sums.weighed[row], sinks_of<KIND>(layer), head);
+    const int in_tile = row * 8 + lane / 4, column = (tile.first_head + in_tile) * A.v_dim + dim;
+    if (!HeadTiles<KIND>::has(tile.first_head, in_tile) || dim >= A.v_dim) continue;
+    const float factor = finish<KIND>(sums.weighed[row], sinks[row]);
 #pragma unroll
-    for (int i = 0; i < 4; i += 2)
-      *reinterpret_cast<uint32_t*>(to + operand_offset(head * A.v_dim + dim + i)) =
+    for (int i = 0; i < 8; i += 2)
+      *reinterpret_cast<uint32_t*>(to + operand_offset(column + i)) =
           ptx::pack_bf16(sums.values[row][i] * factor, sums.values[row][i + 1] * factor);
   }
 }
@@ -47,27 +75,39 @@ __device__ __forceinline__ void attend_window(Cta& cta, const LayerMemory& layer
                                               int token_count, SumMemory& sums) {
   using T = HeadTiles<KIND>;
   constexpr Attention A = ATTENTIONS[KIND];
-  constexpr int PIECES = WINDOW_PIECES<KIND>;
   constexpr int TILES = A.kv_heads * T::COUNT;
-  static_assert(2 * sizeof(TileMemory<KIND, PIECES>) <= SCRATCH_BYTES, "tiles need memory");
+  using Shared = TileMemory<KIND, WINDOW_PIECES<KIND>>;
+  static_assert(sizeof(Shared) <= SCRATCH_BYTES, "a tile needs memory");
   const Memory& memory = cta.memory;
-  TileWalk<KIND, PIECES> walk = {reinterpret_cast<TileMemory<KIND, PIECES>*>(sums.scratch), 0};
+  const LayerPlaces places(layer);
+  Meeting meeting = {false};
   for (int unit = cta.index(); unit < token_count * TILES; unit += GRID) {
     const int token = unit / TILES, kv_head = unit % TILES / T::COUNT;
     const BatchToken t = at<const BatchToken>(memory.tokens)[token];
     const BatchRow row = at<const BatchRow>(memory.rows)[t.row];
     const Tile tile = {token, kv_head * T::GROUP + unit % T::COUNT * TILE_HEADS,
                        {window_first<KIND>(t.position), t.position + 1}};
+    float sinks[2] = {};
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+      if (A.sinks)
+        sinks[i] = ptx::load_l2(places.sinks +
+                                min(tile.first_head + i * 8 + cta.lane() / 4, A.q_heads - 1));
+    HeldKeys<KIND, WINDOW_PIECES<KIND>> held(cta, places.pages<KIND>(memory, row, kv_head),
+                                             tile.range.first / PIECE_KEYS * PIECE_KEYS,
+                                             tile.range);
+    held.load(cta, row.start, true);
+    meeting.wait(cta);
     QueryLoad<KIND> queries;
     queries.load(cta, tile);
-    HeldKeys<KIND, PIECES> held;
-    held.load(cta, PageKeys<KIND>{memory, layer, row, kv_head},
-              tile.range.first / PIECE_KEYS * PIECE_KEYS, tile.range);
-    walk.run(cta, held, queries, 1, [&](int) { return tile; },
-             [&](int, const Tile&, const TileSums& result) {
-               store_attended<KIND>(cta, layer, tile, result);
-             });
+    held.load(cta, row.start, false);
+    attend<KIND>(cta, reinterpret_cast<Shared&>(sums.scratch), held, queries, 1,
+                 [&](int) { return tile; },
+                 [&](int, const Tile&, int pair, const TileSums& result) {
+                   store_attended<KIND>(cta, tile, pair, result, sinks);
+                 });
   }
+  meeting.wait(cta);
 }
 
 // Chunks that any token of a row may see, a draft's own rows being one more, and the tiles of one
@@ -145,15 +185,20 @@ __device__ __forceinline__ Span find_span(const Cta& cta, const PairSums& sums, 
 }
 
 template <int KIND>
-using ChunkWalk = TileWalk<KIND, CHUNK_PIECES>;
+struct ChunkMemory {
+  TileMemory<KIND, CHUNK_PIECES> tile;
+  PairSums pairs;
+};
 
 // One of a row's chunks of keys, or the rows of its draft, meets tiles of `span`, as many as agree
 // in the length of chunks. Returns how many.
-template <int KIND, class Source>
-__device__ __forceinline__ int attend_span(Cta& cta, ChunkWalk<KIND>& walk, const Span& span,
-                                           const BatchRow& row, const Source& source, bool own,
-                                           bool own_rows) {
+template <int KIND>
+__device__ __forceinline__ int attend_span(Cta& cta, Meeting& meeting,
+                                           TileMemory<KIND, CHUNK_PIECES>& memory,
+                                           const Span& span, const BatchRow& row,
+                                           const KeySource<KIND>& source, bool own) {
   using T = HeadTiles<KIND>;
+  const bool own_rows = source.own_rows;
   auto seen = [&](int i) {
     return sight<KIND>(row, row.start + (span.first + i) / T::COUNT, own);
   };
@@ -175,59 +220,62 @@ __device__ __forceinline__ int attend_span(Cta& cta, ChunkWalk<KIND>& walk, cons
   for (uint32_t base = whole.first; base < any.end; base += CHUNK_KEYS) {
     const Range here = both(any, {base, base + CHUNK_KEYS});
     if (here.empty()) continue;
+    HeldKeys<KIND, CHUNK_PIECES> held(cta, source, base, here);
+    const uint32_t old_end = own_rows ? 0 : row.start;
+    held.load(cta, old_end, true);
+    meeting.wait(cta);
     QueryLoad<KIND> queries;
     queries.load(cta, tile_of(0));
-    HeldKeys<KIND, CHUNK_PIECES> held;
-    held.load(cta, source, base, here);
-    walk.run(cta, held, queries, count, tile_of,
-             [&](int i, const Tile& tile, const TileSums& sums) {
-               const Sight s = seen(i);
-               const int part = own_rows ? s.parts() - 1 : chunk - s.first_chunk();
-               keep_part<KIND>(cta, tile, part, tile.range.first >= base, sums);
-             });
+    held.load(cta, old_end, false);
+    attend<KIND>(cta, memory, held, queries, count, tile_of,
+                 [&](int i, const Tile& tile, int pair, TileSums& sums) {
+                   const Sight s = seen(i);
+                   const int part = own_rows ? s.parts() - 1 : chunk - s.first_chunk();
+                   keep_part<KIND>(cta, tile, part, tile.range.first >= base, pair, sums);
+                 });
   }
   return count;
 }
 
-template <int KIND>
-struct ChunkMemory {
-  TileMemory<KIND, CHUNK_PIECES> tiles[2];
-  PairSums pairs;
-};
-
 // This CTA's share of all pairs, each of which leaves a part.
 template <int KIND>
-__device__ __forceinline__ void attend_chunks(Cta& cta, const LayerMemory& layer, int row_count,
+__device__ __forceinline__ void attend_chunks(Cta& cta, const LayerPlaces& places, int row_count,
                                               ChunkMemory<KIND>& shared, bool own) {
   const Memory& memory = cta.memory;
   count_pairs<KIND>(cta, shared.pairs, row_count, own);
   const uint64_t pairs = shared.pairs.before[row_count];
   const uint32_t end = pairs * (cta.index() + 1) / GRID;
-  ChunkWalk<KIND> walk = {shared.tiles, 0};
+  Meeting meeting = {false};
   for (uint32_t pair = pairs * cta.index() / GRID; pair < end;) {
     const Span span = find_span<KIND>(cta, shared.pairs, pair, end, own);
     const BatchRow row = at<const BatchRow>(memory.rows)[span.row];
+    KeySource<KIND> source = places.pages<KIND>(memory, row, span.kv_head);
     if (own && span.chunk + 1 == RowWork<KIND>(row, own).chunks)
-      pair += attend_span<KIND>(cta, walk, span, row,
-                                OwnKeys<KIND>{memory, row.first, span.kv_head}, own, true);
-    else
-      pair += attend_span<KIND>(cta, walk, span, row,
-                                PageKeys<KIND>{memory, layer, row, span.kv_head}, own, false);
+      source = {nullptr, at<const char>(memory.own_keys), at<const char>(memory.own_values),
+                row.first, span.kv_head, true};
+    pair += attend_span<KIND>(cta, meeting, shared.tile, span, row, source, own);
   }
+  meeting.wait(cta);
 }
 
-// Adds the parts of all heads, each the work of a CTA.
+// Meets the other CTAs, then adds the parts of all heads, each the work of a CTA.
 template <int KIND>
-__device__ __forceinline__ void add_chunks(Cta& cta, const LayerMemory& layer, int token_count,
+__device__ __forceinline__ void add_chunks(Cta& cta, const LayerPlaces& places, int token_count,
                                            AddMemory<KIND>& added, bool own) {
   constexpr int HEADS = ATTENTIONS[KIND].q_heads;
   const Memory& memory = cta.memory;
-  for (int unit = cta.index(); unit < token_count * HEADS; unit += GRID) {
-    const int token = unit / HEADS;
-    const BatchToken t = at<const BatchToken>(memory.tokens)[token];
+  auto parts_of = [&](int unit) {
+    if (unit >= token_count * HEADS) return 0;
+    const BatchToken t = at<const BatchToken>(memory.tokens)[unit / HEADS];
     const BatchRow row = at<const BatchRow>(memory.rows)[t.row];
-    add_parts<KIND>(cta, layer, added, token, unit % HEADS,
-                    sight<KIND>(row, t.position, own).parts());
+    return sight<KIND>(row, t.position, own).parts();
+  };
+  cta.arrive_grid();
+  int count = parts_of(cta.index());
+  cta.wait_grid();
+  for (int unit = cta.index(); unit < token_count * HEADS; unit += GRID) {
+    add_parts<KIND>(cta, places.sinks, added, unit / HEADS, unit % HEADS, count);
+    count = parts_of(unit + GRID);
     cta.sync();
   }
 }
@@ -238,16 +286,18 @@ __device__ __forceinline__ void attn(Cta& cta, const LayerMemory& layer, const B
   static_assert(sizeof(ChunkMemory<KIND>) <= SCRATCH_BYTES, "chunks need memory");
   static_assert(sizeof(AddMemory<KIND>) <= SCRATCH_BYTES, "parts need memory");
   static_assert(DRAFT_ROWS <= CHUNK_KEYS, "a draft's rows are one part");
+  cta.arrive_grid();
   if constexpr (IS_SHORT<KIND>) {
     if (!own) {
       attend_window<KIND>(cta, layer, batch.token_count, sums);
       return;
     }
   }
-  attend_chunks<KIND>(cta, layer, batch.row_count, reinterpret_cast<ChunkMemory<KIND>&>(sums),
-                      own);
-  cta.sync_grid();
-  add_chunks<KIND>(cta, layer, batch.token_count, reinterpret_cast<AddMemory<KIND>&>(sums), own);
+  const LayerPlaces places(layer);
+  attend_chunks<KIND>(cta, places, batch.row_count,
+                      reinterpret_cast<ChunkMemory<KIND>&>(sums.scratch), own);
+  add_chunks<KIND>(cta, places, batch.token_count,
+                   reinterpret_cast<AddMemory<KIND>&>(sums.scratch), own);
 }
 
 }  // namespace kilotok

@@ -11,11 +11,10 @@ namespace kilotok {
 
 // Place of a position in a sequence's pages, `[pages, PAGE_TOKENS]`, of a K/V head.
 template <int KIND>
-__device__ __forceinline__ uint32_t place_in_pages(const Memory& memory, const BatchRow& row,
+__device__ __forceinline__ uint32_t place_in_pages(const uint32_t* pages, uint32_t pages_at,
                                                    uint32_t position, int kv_head) {
   constexpr Attention A = ATTENTIONS[KIND];
-  const uint32_t entry = row.pages_at[A.page_group] + position / PAGE_TOKENS;
-  const uint32_t page = at<const uint32_t>(memory.pages)[entry];
+  const uint32_t page = pages[pages_at + position / PAGE_TOKENS];
   return (page * A.kv_heads + kv_head) * PAGE_TOKENS + position % PAGE_TOKENS;
 }
 
@@ -69,10 +68,13 @@ struct Head {
     }
   }
 
-  __device__ __forceinline__ void store(uint16_t* to, float scale, int lane) const {
+  // `place_of` a dimension is where it goes.
+  template <class PlaceOf>
+  __device__ __forceinline__ void store(uint16_t* to, float scale, int lane,
+                                        PlaceOf place_of) const {
 #pragma unroll
     for (int i = 0; i < COUNT; i++)
-      if (lane + 32 * i < DIMS) to[lane + 32 * i] = ptx::to_bf16(values[i] * scale);
+      if (lane + 32 * i < DIMS) to[place_of(lane + 32 * i)] = ptx::to_bf16(values[i] * scale);
   }
 };
 
@@ -86,7 +88,8 @@ __device__ __forceinline__ void store_query(const Cta& cta, const LayerMemory& l
   if constexpr (A.qk_norm) h.norm(at<const float>(layer.q_norm), cta.lane());
   h.rotate(at<const float2>(memory.angles) + (KIND * TOKENS_MAX + token) * ROPE_PAIRS_MAX,
            cta.lane());
-  h.store(at<uint16_t>(memory.queries) + token * QUERY_VALUES + head * A.qk_dim, 1.0f, cta.lane());
+  h.store(at<uint16_t>(memory.queries) + token * QUERY_VALUES, 1.0f, cta.lane(),
+          [&](int dim) { return HeadTiles<KIND>::query_place(head, dim); });
 }
 
 // The key, or else the value, of a K/V head.
@@ -103,7 +106,9 @@ __device__ __forceinline__ void store_key_or_value(const Cta& cta, const LayerMe
   uint32_t place = token * A.kv_heads + head;
   if (!own) {
     const BatchToken& t = at<const BatchToken>(memory.tokens)[token];
-    place = place_in_pages<KIND>(memory, at<const BatchRow>(memory.rows)[t.row], t.position, head);
+    const BatchRow& row = at<const BatchRow>(memory.rows)[t.row];
+    place = place_in_pages<KIND>(at<const uint32_t>(memory.pages), row.pages_at[A.page_group],
+                                 t.position, head);
   }
   uint64_t to = IS_KEY ? own ? memory.own_keys : layer.keys
                        : own ? memory.own_values : layer.values;
@@ -113,7 +118,7 @@ __device__ __forceinline__ void store_key_or_value(const Cta& cta, const LayerMe
              cta.lane());
   }
   h.store(at<uint16_t>(to) + static_cast<size_t>(place) * DIMS, IS_KEY ? 1.0f : A.value_scale,
-          cta.lane());
+          cta.lane(), [](int dim) { return dim; });
 }
 
 // Heads from `first` on of all tokens: query heads, then keys, then values.

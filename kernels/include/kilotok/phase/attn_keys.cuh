@@ -1,8 +1,8 @@
 // Keys and values of a K/V head as the tensor cores want them, in registers: up to PIECES * 16
 // positions, which then meet the queries of as many tokens as there are.
 //
-// Warp w holds the keys of piece w, and of the values of all pieces dimensions 16w to 16w + 15. A
-// piece begins at a multiple of 16, so that a position always meets the same neighbours.
+// Warp w holds the keys of piece w; the values lie with 8 of the last warps, see `Warps`. A piece
+// begins at a multiple of 16, so that a position always meets the same neighbours.
 #pragma once
 
 #include "kilotok/phase/attn_in.cuh"
@@ -10,143 +10,140 @@
 namespace kilotok {
 
 constexpr int PIECE_KEYS = 16;
-// Query heads, all of one K/V head, that one multiplication of the tensor cores takes.
-constexpr int TILE_HEADS = 16;
 
-// How query heads fall into tiles.
+// What warps do with a tile. Those that hold values stand in pairs: each of a pair has the same
+// dimensions, of one half of the pieces.
 template <int KIND>
-struct HeadTiles {
+struct Warps {
   static constexpr Attention A = ATTENTIONS[KIND];
-  static constexpr int GROUP = A.q_heads / A.kv_heads;
-  static constexpr int COUNT = ceil_div(GROUP, TILE_HEADS);
-  // Steps of 32 dimensions; two of the tensor cores' each.
-  static constexpr int STEPS = ceil_div(A.qk_dim, 32);
-  static constexpr int VALUE_WARPS = ceil_div(A.v_dim, 16);
-  static_assert(A.qk_dim % 8 == 0 && A.v_dim % 8 == 0, "loads take whole runs of 16 bytes");
-  static_assert(VALUE_WARPS <= CONSUMER_WARPS, "a warp keeps 16 dimensions of the values");
+  static constexpr int VALUE_DIMS = 32;
+  static constexpr int PAIRS = ceil_div(A.v_dim, VALUE_DIMS);
+  static_assert(A.qk_dim % 8 == 0 && A.v_dim % 8 == 0, "loads take whole runs");
+  static_assert(2 * PAIRS <= CONSUMER_WARPS, "a warp keeps 32 dimensions of the values");
+
+  // The first warps hold keys, the last ones values.
+  int pair, half;
+  __device__ __forceinline__ explicit Warps(const Cta& cta)
+      : pair((CONSUMER_WARPS - 1 - cta.warp()) % PAIRS),
+        half((CONSUMER_WARPS - 1 - cta.warp()) / PAIRS) {}
+  __device__ __forceinline__ bool has_values() const { return half < 2; }
 };
 
 // Positions from `first` up to `end`.
 struct Range {
   uint32_t first, end;
   __device__ __forceinline__ bool has(uint32_t position) const {
-    return position >= first && position < end;
+    return position - first < end - first;
   }
   __device__ __forceinline__ bool empty() const { return first >= end; }
+  // The position in it that is nearest, if there is any.
+  __device__ __forceinline__ uint32_t nearest(uint32_t position) const {
+    return min(max(position, first), end - 1);
+  }
 };
 
 __device__ __forceinline__ Range both(const Range& a, const Range& b) {
-  return {max(a.first, b.first), min(a.end, b.end)};
+  const uint32_t first = max(a.first, b.first);
+  return {first, max(first, min(a.end, b.end))};
 }
 
-// Where keys come from: a sequence's pages, or the rows of its draft.
+// Where the keys of a K/V head come from: a sequence's pages, or the rows of its draft.
 template <int KIND>
-struct PageKeys {
+struct KeySource {
+  static constexpr int KV_HEADS = ATTENTIONS[KIND].kv_heads;
+  // A piece lies in one page.
   static constexpr bool WHOLE_PIECES = PAGE_TOKENS % PIECE_KEYS == 0;
-  const Memory& memory;
-  const LayerMemory& layer;
-  const BatchRow& row;
-  int kv_head;
-
-  __device__ __forceinline__ uint32_t place(uint32_t position) const {
-    return place_in_pages<KIND>(memory, row, position, kv_head);
-  }
-  static constexpr int STRIDE = 1;
-  __device__ __forceinline__ const char* keys() const { return at<const char>(layer.keys); }
-  __device__ __forceinline__ const char* values() const { return at<const char>(layer.values); }
-};
-
-template <int KIND>
-struct OwnKeys {
-  static constexpr bool WHOLE_PIECES = true;
-  static constexpr int STRIDE = ATTENTIONS[KIND].kv_heads;
-  const Memory& memory;
+  const uint32_t* pages;
+  const char* keys;
+  const char* values;
+  // Place in the table of pages, or of the draft's first row.
   uint32_t first;
   int kv_head;
+  bool own_rows;
 
   __device__ __forceinline__ uint32_t place(uint32_t position) const {
-    return (first + position) * STRIDE + kv_head;
+    if (own_rows) return (first + position) * KV_HEADS + kv_head;
+    return place_in_pages<KIND>(pages, first, position, kv_head);
   }
-  __device__ __forceinline__ const char* keys() const { return at<const char>(memory.own_keys); }
-  __device__ __forceinline__ const char* values() const {
-    return at<const char>(memory.own_values);
-  }
+  // From one position's place to the next one's.
+  __device__ __forceinline__ int stride() const { return own_rows ? KV_HEADS : 1; }
 };
 
 template <int KIND, int PIECES>
 struct HeldKeys {
   using T = HeadTiles<KIND>;
   static constexpr Attention A = ATTENTIONS[KIND];
+  static constexpr int HALF = ceil_div(PIECES, 2);
   static_assert(PIECES <= CONSUMER_WARPS, "a warp keeps the keys of one piece");
 
-  // Position of the first piece.
+  KeySource<KIND> source;
+  // Position of the first piece, and what of the pieces is wanted.
   uint32_t base;
+  Range range;
+  // By lane the place of a piece's first key.
+  uint32_t places;
   // With g = lane / 4 and q = lane % 4: of keys g and 8 + g, dimensions 32 step + 8q and on.
   uint4 keys[2][T::STEPS];
-  // Of keys 2q, 2q + 1, 2q + 8 and 2q + 9 of each piece, dimensions 16 warp + 2g and the next.
-  uint32_t values[PIECES][4];
+  // Of keys 2q, 2q + 1, 2q + 8 and 2q + 9 of each piece of the warp's half, four dimensions.
+  uint2 values[HALF][4];
 
-  // Brings what lies in `range`, zeros for the rest: weights of nothing must not meet what never
-  // was a number.
-  template <class Source>
-  __device__ __forceinline__ void load(const Cta& cta, const Source& source, uint32_t from,
-                                       const Range& range) {
-    base = from;
-    const int lane = cta.lane();
-    uint32_t own_place = 0;
-    if (Source::WHOLE_PIECES && lane < PIECES) {
-      const uint32_t first = base + lane * PIECE_KEYS;
-      const Range piece = both(range, {first, first + PIECE_KEYS});
-      if (!piece.empty()) own_place = source.place(piece.first) - (piece.first - first) *
-                                                                      Source::STRIDE;
-    }
-    auto place = [&](int piece, int key) {
-      if constexpr (Source::WHOLE_PIECES)
-        return __shfl_sync(~0u, own_place, piece) + key * Source::STRIDE;
-      const uint32_t position = base + piece * PIECE_KEYS + key;
-      return range.has(position) ? source.place(position) : 0u;
-    };
-    load_keys(cta, source.keys(), range, place);
-    load_values(cta, source.values(), range, place);
+  // In place of what lies outside of the range comes the nearest that does not: its weights are
+  // zeros, which must not meet what never was a number.
+  __device__ __forceinline__ HeldKeys(const Cta& cta, const KeySource<KIND>& from,
+                                      uint32_t first_position, const Range& wanted)
+      : source(from), base(first_position), range(wanted), places(0) {
+    if (KeySource<KIND>::WHOLE_PIECES && cta.lane() < PIECES)
+      places = source.place(range.nearest(base + cta.lane() * PIECE_KEYS));
   }
 
-  template <class Place>
-  __device__ __forceinline__ void load_keys(const Cta& cta, const char* from, const Range& range,
-                                            Place place) {
-    const int g = cta.lane() / 4, q = cta.lane() % 4;
-    if (cta.warp() >= PIECES) return;
+  // Whether all that is wanted of a piece lies before a position.
+  __device__ __forceinline__ bool is_before(int piece, uint32_t position) const {
+    return min(base + (piece + 1) * PIECE_KEYS, range.end) <= position;
+  }
+
+  // Brings the pieces that lie before a position, or the others.
+  __device__ __forceinline__ void load(const Cta& cta, uint32_t position, bool before) {
+    if (cta.warp() < PIECES && is_before(cta.warp(), position) == before) load_keys(cta);
+    const Warps<KIND> warps(cta);
+    if (warps.has_values()) load_values(cta, warps, position, before);
+  }
+
+  // The place of a key of a piece, whose own first place is given.
+  __device__ __forceinline__ size_t place(uint32_t piece_place, int piece, int key) const {
+    const uint32_t first = base + piece * PIECE_KEYS, nearest = range.nearest(first + key);
+    if constexpr (KeySource<KIND>::WHOLE_PIECES)
+      return piece_place + (nearest - range.nearest(first)) * source.stride();
+    else
+      return source.place(nearest);
+  }
+
+  __device__ __forceinline__ void load_keys(const Cta& cta) {
+    const int g = cta.lane() / 4, q = cta.lane() % 4, piece = cta.warp();
+    const uint32_t piece_place = __shfl_sync(~0u, places, piece);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      const int key = half * 8 + g;
-      const bool has = range.has(base + cta.warp() * PIECE_KEYS + key);
-      const char* row = from + static_cast<size_t>(place(cta.warp(), key)) * (A.qk_dim * 2);
+      const char* row = source.keys + place(piece_place, piece, half * 8 + g) * (A.qk_dim * 2);
 #pragma unroll
-      for (int step = 0; step < T::STEPS; step++) {
-        const int run = step * 4 + q;
-        keys[half][step] = has && run < A.qk_dim / 8
-                               ? *reinterpret_cast<const uint4*>(row + run * 16)
-                               : make_uint4(0, 0, 0, 0);
-      }
+      for (int step = 0; step < T::STEPS; step++)
+        keys[half][step] = ptx::load_l2(row + smaller(step * 4 + q, A.qk_dim / 8 - 1) * 16);
     }
   }
 
-  template <class Place>
-  __device__ __forceinline__ void load_values(const Cta& cta, const char* from, const Range& range,
-                                              Place place) {
-    const int g = cta.lane() / 4, q = cta.lane() % 4, dim = cta.warp() * 16 + g * 2;
-    if (cta.warp() >= T::VALUE_WARPS) return;
+  __device__ __forceinline__ void load_values(const Cta& cta, const Warps<KIND>& warps,
+                                              uint32_t position, bool before) {
+    const int g = cta.lane() / 4, q = cta.lane() % 4;
+    const int dim = smaller(warps.pair * Warps<KIND>::VALUE_DIMS + g * 4, A.v_dim - 4);
 #pragma unroll
-    for (int piece = 0; piece < PIECES; piece++)
+    for (int i = 0; i < HALF; i++) {
+      const int piece = warps.half * HALF + i;
+      if (piece >= PIECES || is_before(piece, position) != before) continue;
+      const uint32_t piece_place = __shfl_sync(~0u, places, piece);
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const int key = q * 2 + i % 2 + i / 2 * 8;
-        const uint32_t from_place = place(piece, key);
-        const bool has = range.has(base + piece * PIECE_KEYS + key) && dim < A.v_dim;
-        values[piece][i] = has ? *reinterpret_cast<const uint32_t*>(
-                                     from + static_cast<size_t>(from_place) * (A.v_dim * 2) +
-                                     dim * 2)
-                               : 0;
+      for (int j = 0; j < 4; j++) {
+        const size_t row = place(piece_place, piece, q * 2 + j % 2 + j / 2 * 8);
+        values[i][j] = ptx::load_l2_pair(source.values + (row * A.v_dim + dim) * 2);
       }
+    }
   }
 };
 

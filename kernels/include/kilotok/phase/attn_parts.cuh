@@ -41,7 +41,8 @@ __device__ __forceinline__ Sight sight(const BatchRow& row, uint32_t position, b
   return {{window_first<KIND>(position), end}, chunks * CHUNK_KEYS, own};
 }
 
-// Where the parts of a head of a token lie.
+// Where the parts of a head of a token lie: values `[parts, v_dim]`, and of each pair of warps
+// `[parts]` of what they are relative to, the same for all.
 template <int KIND>
 struct Parts {
   static constexpr Attention A = ATTENTIONS[KIND];
@@ -53,52 +54,55 @@ struct Parts {
         weighed(reinterpret_cast<Weighed*>(values + size_t{ATTENTION_PARTS<KIND>} * A.v_dim)) {
     const size_t first = (static_cast<size_t>(token) * A.q_heads + head) * PARTS_MAX;
     values += first * A.v_dim;
-    weighed += first;
+    weighed += first * Warps<KIND>::PAIRS;
   }
 };
 
-// Keeps what a warp has of a tile's result, added to what the part already holds if it is not new.
+// Adds what a part already holds of a head.
+__device__ __forceinline__ void add_before(const Weighed before, const float4* place,
+                                           Weighed& weighed, float (&v)[8]) {
+  const float4 low = place[0], high = place[1];
+  const float largest = fmaxf(before.largest, weighed.largest);
+  const float a = exp2_of(before.largest - largest), b = exp2_of(weighed.largest - largest);
+  weighed = {largest, a * before.sum + b * weighed.sum};
+  const float other[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+  for (int i = 0; i < 8; i++) v[i] = a * other[i] + b * v[i];
+}
+
+// Keeps what a pair of warps has of a tile's result, added to what the part already holds if it is
+// not new.
 template <int KIND>
 __device__ __forceinline__ void keep_part(const Cta& cta, const Tile& tile, int part, bool is_new,
-                                          TileSums sums) {
+                                          int pair, TileSums& sums) {
   constexpr Attention A = ATTENTIONS[KIND];
-  const int lane = cta.lane(), dim = cta.warp() * 16 + lane % 4 * 4;
+  const int lane = cta.lane(), dim = pair * Warps<KIND>::VALUE_DIMS + lane % 4 * 8;
 #pragma unroll
   for (int row = 0; row < 2; row++) {
-    const int in_tile = row * 8 + lane / 4, head = tile.first_head + in_tile;
-    if (in_tile >= HeadTiles<KIND>::GROUP - tile.first_head % HeadTiles<KIND>::GROUP) continue;
-    const Parts<KIND> parts(cta.memory, tile.token, head);
+    const int in_tile = row * 8 + lane / 4;
+    const bool has = HeadTiles<KIND>::has(tile.first_head, in_tile);
+    const Parts<KIND> parts(cta.memory, tile.token, tile.first_head + in_tile);
     float4* place = reinterpret_cast<float4*>(parts.values + part * A.v_dim + dim);
-    float(&v)[4] = sums.values[row];
-    Weighed& weighed = sums.weighed[row];
-    if (!is_new && dim < A.v_dim) {
-      const Weighed before = parts.weighed[part];
-      const float4 o = *place;
-      const float largest = fmaxf(before.largest, weighed.largest);
-      const float a = exp2_of(before.largest - largest), b = exp2_of(weighed.largest - largest);
-      weighed = {largest, a * before.sum + b * weighed.sum};
-      v[0] = a * o.x + b * v[0];
-      v[1] = a * o.y + b * v[1];
-      v[2] = a * o.z + b * v[2];
-      v[3] = a * o.w + b * v[3];
+    Weighed* relative = parts.weighed + pair * PARTS_MAX + part;
+    float(&v)[8] = sums.values[row];
+    if (!is_new && has && dim < A.v_dim) add_before(*relative, place, sums.weighed[row], v);
+    // All lanes have read what one of four writes.
+    __syncwarp();
+    if (has && dim < A.v_dim) {
+      place[0] = make_float4(v[0], v[1], v[2], v[3]);
+      place[1] = make_float4(v[4], v[5], v[6], v[7]);
     }
-    if (dim < A.v_dim) *place = make_float4(v[0], v[1], v[2], v[3]);
-    // Written after the others have read it: the next time is a barrier away.
-    if (cta.warp() == 0 && lane % 4 == 0) parts.weighed[part] = weighed;
+    if (has && lane % 4 == 0) *relative = sums.weighed[row];
   }
 }
 
-// What the sink of a head makes of its sums: the factor of the values.
-__device__ __forceinline__ float finish(const Weighed& weighed, const float* sinks, int head) {
-  if (sinks == nullptr) return 1.0f / weighed.sum;
-  const float sink = sinks[head] * LOG2_E, largest = fmaxf(weighed.largest, sink);
-  const float factor = exp2_of(weighed.largest - largest);
-  return factor / (factor * weighed.sum + exp2_of(sink - largest));
-}
-
+// What the values of a head are multiplied by in the end; its sink has a share of the weights.
 template <int KIND>
-__device__ __forceinline__ const float* sinks_of(const LayerMemory& layer) {
-  return ATTENTIONS[KIND].sinks ? at<const float>(layer.sinks) : nullptr;
+__device__ __forceinline__ float finish(const Weighed& weighed, float sink) {
+  if (!ATTENTIONS[KIND].sinks) return 1.0f / weighed.sum;
+  const float exponent = sink * LOG2_E, largest = fmaxf(weighed.largest, exponent);
+  const float factor = exp2_of(weighed.largest - largest);
+  return factor / (factor * weighed.sum + exp2_of(exponent - largest));
 }
 
 // Memory in which a head's parts are added.
@@ -107,78 +111,104 @@ struct AddMemory {
   float values[CONSUMER_WARPS][align_up(ATTENTIONS[KIND].v_dim, 4)];
 };
 
-// Weights of a head's parts, a lane's are lane, lane + 32 and so on.
-struct PartWeights {
-  static constexpr int COUNT = ceil_div(PARTS_MAX, 32);
-  float weights[COUNT];
+// A head's parts on their way: of what they are relative to a lane has lane, lane + 32 and so on, of
+// the values a warp has those of parts w, w + 12 and so on, a lane 4 dimensions of each 128.
+template <int KIND>
+struct LoadedParts {
+  static constexpr Attention A = ATTENTIONS[KIND];
+  static constexpr int WEIGHTS = ceil_div(PARTS_MAX, 32);
+  static constexpr int COUNT = ceil_div(PARTS_MAX, CONSUMER_WARPS);
+  static constexpr int RUNS = ceil_div(A.v_dim, 128);
+  Weighed weighed[WEIGHTS];
+  uint4 values[COUNT][RUNS];
+  // Sums of all parts, once weights are known, which take the places of the largest scores.
   Weighed total;
 
-  __device__ __forceinline__ PartWeights(const Weighed* parts, int count, int lane) {
-    Weighed own[COUNT];
+  // Whatever is not there is another part that is, with no weight.
+  __device__ __forceinline__ LoadedParts(const Cta& cta, int token, int head, int count) {
+    const Parts<KIND> parts(cta.memory, token, head);
+#pragma unroll
+    for (int i = 0; i < WEIGHTS; i++)
+      weighed[i] = parts.weighed[min(cta.lane() + 32 * i, count - 1)];
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+#pragma unroll
+      for (int run = 0; run < RUNS; run++) {
+        const int part = min(cta.warp() + i * CONSUMER_WARPS, count - 1);
+        const int dim = min(cta.lane() * 4 + run * 128, A.v_dim - 4);
+        values[i][run] = ptx::load_l2(static_cast<const void*>(parts.values + part * A.v_dim + dim));
+      }
+    weigh(cta.lane(), count);
+  }
+
+  __device__ __forceinline__ void weigh(int lane, int count) {
     total = {LOWEST, 0};
 #pragma unroll
-    for (int i = 0; i < COUNT; i++) {
-      own[i] = {LOWEST, 0};
-      if (lane + 32 * i < count) own[i] = parts[lane + 32 * i];
-      total.largest = fmaxf(total.largest, own[i].largest);
+    for (int i = 0; i < WEIGHTS; i++) {
+      if (lane + 32 * i >= count) weighed[i] = {LOWEST, 0};
+      total.largest = fmaxf(total.largest, weighed[i].largest);
     }
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2)
       total.largest = fmaxf(total.largest, __shfl_xor_sync(~0u, total.largest, distance));
 #pragma unroll
-    for (int i = 0; i < COUNT; i++) {
-      weights[i] = exp2_of(own[i].largest - total.largest);
-      total.sum += weights[i] * own[i].sum;
+    for (int i = 0; i < WEIGHTS; i++) {
+      weighed[i].largest = exp2_of(weighed[i].largest - total.largest);
+      total.sum += weighed[i].largest * weighed[i].sum;
     }
     total.sum = add_lanes(total.sum);
   }
 
-  __device__ __forceinline__ float of(int part) const {
+  __device__ __forceinline__ float weight(int part) const {
     float weight = 0;
 #pragma unroll
-    for (int i = 0; i < COUNT; i++) {
-      const float other = __shfl_sync(~0u, weights[i], part % 32);
+    for (int i = 0; i < WEIGHTS; i++) {
+      const float other = __shfl_sync(~0u, weighed[i].largest, part % 32);
       if (part / 32 == i) weight = other;
     }
     return weight;
   }
+
+  // This warp's parts, weighted and added.
+  __device__ __forceinline__ void add(const Cta& cta, int count, float (&sums)[RUNS][4]) const {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+      const int part = cta.warp() + i * CONSUMER_WARPS;
+      if (part >= count) break;
+      const float w = weight(part);
+#pragma unroll
+      for (int run = 0; run < RUNS; run++) {
+        const uint4& v = values[i][run];
+        sums[run][0] += w * __uint_as_float(v.x);
+        sums[run][1] += w * __uint_as_float(v.y);
+        sums[run][2] += w * __uint_as_float(v.z);
+        sums[run][3] += w * __uint_as_float(v.w);
+      }
+    }
+  }
 };
 
-// Adds the parts of one head: warp w those of w, w + 12 and so on, then all warps.
+// Adds the parts of one head: each warp its own, then those of all warps.
 template <int KIND>
-__device__ __forceinline__ void add_parts(const Cta& cta, const LayerMemory& layer,
+__device__ __forceinline__ void add_parts(const Cta& cta, const float* sinks,
                                           AddMemory<KIND>& added, int token, int head,
                                           int count) {
   constexpr Attention A = ATTENTIONS[KIND];
-  constexpr int COUNT = ceil_div(PARTS_MAX, CONSUMER_WARPS);
-  const Parts<KIND> parts(cta.memory, token, head);
-  const int lane = cta.lane();
-  const PartWeights weights(parts.weighed, count, lane);
-  for (int dim = lane * 4; dim < align_up(A.v_dim, 128); dim += 128) {
-    const bool has = dim < A.v_dim;
-    float4 loaded[COUNT];
+  using Loaded = LoadedParts<KIND>;
+  const float sink = A.sinks ? ptx::load_l2(sinks + head) : 0;
+  const Loaded loaded(cta, token, head, count);
+  float sums[Loaded::RUNS][4] = {};
+  loaded.add(cta, count, sums);
 #pragma unroll
-    for (int i = 0; i < COUNT; i++) {
-      const int part = cta.warp() + i * CONSUMER_WARPS;
-      loaded[i] = make_float4(0, 0, 0, 0);
-      if (part < count && has)
-        loaded[i] = *reinterpret_cast<const float4*>(parts.values + part * A.v_dim + dim);
-    }
-    float4 sum = make_float4(0, 0, 0, 0);
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) {
-      const int part = cta.warp() + i * CONSUMER_WARPS;
-      if (part >= count) continue;
-      const float weight = weights.of(part);
-      sum.x += weight * loaded[i].x;
-      sum.y += weight * loaded[i].y;
-      sum.z += weight * loaded[i].z;
-      sum.w += weight * loaded[i].w;
-    }
-    if (has) *reinterpret_cast<float4*>(&added.values[cta.warp()][dim]) = sum;
+  for (int run = 0; run < Loaded::RUNS; run++) {
+    const int dim = cta.lane() * 4 + run * 128;
+    const float(&v)[4] = sums[run];
+    if (dim < A.v_dim)
+      *reinterpret_cast<float4*>(&added.values[cta.warp()][dim]) =
+          make_float4(v[0], v[1], v[2], v[3]);
   }
+  const float factor = finish<KIND>(loaded.total, sink);
   cta.sync();
-  const float factor = finish(weights.total, sinks_of<KIND>(layer), head);
   for (int dim = cta.thread(); dim < A.v_dim; dim += CONSUMERS) {
     float sum = 0;
 #pragma unroll

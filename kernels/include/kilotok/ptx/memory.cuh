@@ -32,6 +32,18 @@ __device__ __forceinline__ float load_l2(const float* p) {
   return v;
 }
 
+__device__ __forceinline__ uint2 load_l2_pair(const void* p) {
+  uint2 v;
+  asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+  return v;
+}
+
+__device__ __forceinline__ uint64_t load_l2(const uint64_t* p) {
+  uint64_t v;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(p));
+  return v;
+}
+
 // Sixteen bytes to and from another GPU, seen whole or not at all.
 __device__ __forceinline__ void store_system(void* p, const uint4& v) {
   asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x),
