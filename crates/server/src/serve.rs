@@ -16,6 +16,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use crate::gate::EngineFailed;
 use crate::routes::router;
 use crate::service::{Service, TlsFiles};
+use crate::socket::Doorman;
 
 /// Why serving ended before it was told to.
 #[derive(Debug, thiserror::Error)]
@@ -87,12 +88,13 @@ fn listen(
         router(service).into_make_service_with_connect_info();
     match tls {
         None => {
-            let mut server = axum_server::from_tcp(listener)?.handle(handle);
+            let mut server = axum_server::from_tcp(listener)?.handle(handle).map(Doorman);
             tune(server.http_builder());
             Ok(Box::pin(server.serve(make)))
         }
         Some(config) => {
-            let mut server = axum_server::from_tcp_rustls(listener, config)?.handle(handle);
+            let server = axum_server::from_tcp_rustls(listener, config)?.handle(handle);
+            let mut server = server.map(Doorman);
             tune(server.http_builder());
             Ok(Box::pin(server.serve(make)))
         }
