@@ -118,8 +118,16 @@ async fn grammar(service: &Arc<Service>, job: &Job) -> Result<Option<Grammar>, A
     let (grammars, reasoning) = (Arc::clone(&service.grammars), job.reply.reasoning);
     let cancel = Cancel(Arc::default());
     let cancelled = Arc::clone(&cancel.0);
-    let compile =
-        move || grammars.compile(&constraint, reasoning, &|| cancelled.load(Ordering::Relaxed));
+    let lost = || {
+        let message = "preparing the grammar failed";
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+    };
+    // Whoever waits for a turn takes no thread.
+    let turn = Arc::clone(&service.compiling).acquire_owned().await.map_err(|_| lost())?;
+    let compile = move || {
+        let _turn = turn;
+        grammars.compile(&constraint, reasoning, &|| cancelled.load(Ordering::Relaxed))
+    };
     match tokio::task::spawn_blocking(compile).await {
         Ok(Ok(grammar)) => {
             let (id, left_out) = (&job.id, grammar.warnings());
@@ -129,9 +137,6 @@ async fn grammar(service: &Arc<Service>, job: &Job) -> Result<Option<Grammar>, A
             Ok(Some(grammar))
         }
         Ok(Err(error)) => Err(ApiError::from_grammar(&error, param)),
-        Err(_) => {
-            let message = "preparing the grammar failed";
-            Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message))
-        }
+        Err(_) => Err(lost()),
     }
 }
