@@ -155,15 +155,17 @@ fn curl(config: &Config, base: &str, has_template: bool) -> String {
         " -H \"Authorization: Bearer $KILOTOK_API_KEY\""
     };
     let model = &config.served_names[0];
-    let (path, body) = if has_template {
+    let (path, mut body) = if has_template {
         let messages = serde_json::json!([{ "role": "user", "content": "Hello!" }]);
         ("chat/completions", serde_json::json!({ "model": model, "messages": messages }))
     } else {
         let body = serde_json::json!({ "model": model, "prompt": "Hello!", "max_tokens": 64 });
         ("completions", body)
     };
+    body["stream"] = true.into();
     let body = body.to_string().replace('\'', "'\\''");
-    format!("curl {base}/v1/{path}{key} -H 'Content-Type: application/json' -d '{body}'")
+    // Without -N it would hold back what came.
+    format!("curl -N {base}/v1/{path}{key} -H 'Content-Type: application/json' -d '{body}'")
 }
 
 #[cfg(test)]
@@ -197,6 +199,7 @@ mod tests {
     fn the_line_for_a_shell_is_quoted() {
         let line = curl(&config("it's", None), "http://h", true);
         assert!(line.contains(r#"{"model":"it'\''s","messages""#), "{line}");
+        assert!(line.ends_with(r#","stream":true}'"#), "{line}");
         assert!(!line.contains("Bearer"));
         let line = curl(&config("m", Some("k")), "http://h", false);
         assert!(line.contains("/v1/completions -H \"Authorization: Bearer $KILOTOK_API_KEY\""));
