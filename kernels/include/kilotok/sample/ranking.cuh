@@ -1,0 +1,284 @@
+// Keeps the first tokens of a row's ranking: a number of them (top-k), or as many as have a given
+// share of the probability (top-p). Twin of `filter` and `Ranking` in crates/sampling.
+//
+// One pass counts or weighs tokens by how far they lie below the highest; the bin is found in which
+// the last kept token lies, and a second pass lists that bin's tokens, and those above it if they
+// are few enough to be sorted with it. Rows with thousands of equals take a few passes more, ten
+// bits of the rank key each.
+#pragma once
+
+#include "kilotok/sample/scan.cuh"
+
+namespace kilotok {
+
+constexpr int THREAD_BINS = 4;
+constexpr int BINS = CONSUMERS * THREAD_BINS;
+// Bins per unit of logit: 32 units have a bin of their own, e^-28 is no mass any more.
+constexpr float BIN_SCALE = BINS / 32.0f;
+constexpr int DIGIT_BITS = 10;
+constexpr uint64_t DIGIT = (1ull << DIGIT_BITS) - 1;
+constexpr int LIST_MAX = 2048;
+constexpr int THREAD_LISTED = ceil_div(LIST_MAX, CONSUMERS);
+static_assert(BINS >= 1 << DIGIT_BITS, "a digit has its bins");
+
+struct RankScratch {
+  uint64_t list[LIST_MAX];
+  unsigned long long masses[BINS];
+  uint32_t counts[BINS];
+  uint64_t sums[CONSUMER_WARPS];
+  uint64_t warps[CONSUMER_WARPS];
+  uint64_t before;
+  int found;
+  uint32_t listed;
+};
+
+// Final logits, and which of the tokens take part.
+struct Kept {
+  const float* row;
+  int vocab;
+  float max;
+  float floor;
+  // The rank key of the last one.
+  uint64_t last;
+  // How many lie sorted in the list, all that are kept; -1 if they do not.
+  int listed;
+
+  __device__ __forceinline__ Kept(const float* row, int vocab, float max)
+      : row(row),
+        vocab(vocab),
+        max(max),
+        floor(-exact::INFINITE),
+        last(exact::rank_key(-exact::INFINITE, 0) - 1),
+        listed(-1) {}
+
+  __device__ __forceinline__ bool operator()(float x, uint32_t token) const {
+    return x >= floor && exact::rank_key(x, token) <= last;
+  }
+
+  __device__ __forceinline__ int bin(float x) const {
+    const float below = (max - x) * BIN_SCALE;
+    return below < BINS - 1 ? __float2int_rz(below) : BINS - 1;
+  }
+
+  // Calls `each(x, key)` with the rank key of every token that takes part.
+  template <class Each>
+  __device__ __forceinline__ void over(Each each) const {
+    over_quads<4, 1>(row, 0, vocab, [&](int token, float(&x)[QUAD], int count) {
+#pragma unroll
+      for (int j = 0; j < QUAD; j++) {
+        const uint64_t key = exact::rank_key(x[j], token + j);
+        if (j < count && x[j] >= floor && key <= last) each(x[j], key);
+      }
+    });
+  }
+};
+
+// Finds the first of `THREAD_ITEMS` items a thread at which the sum of weights, from `before` on,
+// is enough; leaves it in `found` and the sum of those before it in `before`.
+template <int THREAD_ITEMS, class Weight, class Enough>
+__device__ __forceinline__ void find(RankScratch& s, uint64_t before, Weight weight,
+                                     Enough enough) {
+  uint64_t own[THREAD_ITEMS], sum = 0;
+#pragma unroll
+  for (int i = 0; i < THREAD_ITEMS; i++) {
+    own[i] = weight(Crew::thread() * THREAD_ITEMS + i);
+    sum += own[i];
+  }
+  uint64_t end = sum;
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const uint64_t lower = __shfl_up_sync(~0u, end, distance);
+    if (Crew::lane() >= distance) end += lower;
+  }
+  if (Crew::lane() == 31) s.warps[Crew::warp()] = end;
+  Crew::sync();
+  for (int warp = 0; warp < Crew::warp(); warp++) before += s.warps[warp];
+  uint64_t at = before + end - sum;
+  if (!enough(at) && enough(at + sum)) {
+    int i = 0;
+#pragma unroll
+    for (int k = 0; k < THREAD_ITEMS - 1; k++)
+      if (i == k && !enough(at + own[k])) {
+        at += own[k];
+        i++;
+      }
+    s.found = Crew::thread() * THREAD_ITEMS + i;
+    s.before = at;
+  }
+  Crew::sync();
+}
+
+// Sorts the list, ascending.
+__device__ __noinline__ void sort(RankScratch& s, int count) {
+  int size = 2;
+  while (size < count) size *= 2;
+  for (int i = count + Crew::thread(); i < size; i += CONSUMERS) s.list[i] = ~0ull;
+  Crew::sync();
+  for (int run = 2; run <= size; run *= 2)
+    for (int distance = run / 2; distance > 0; distance /= 2) {
+      for (int pair = Crew::thread(); pair < size / 2; pair += CONSUMERS) {
+        const int low = pair / distance * distance * 2 + pair % distance;
+        const uint64_t a = s.list[low], b = s.list[low + distance];
+        if ((a > b) == ((low & run) == 0)) {
+          s.list[low] = b;
+          s.list[low + distance] = a;
+        }
+      }
+      Crew::sync();
+    }
+}
+
+// A run of the ranking within the kept tokens: bins `first` to `end`, and digits of the rank key.
+struct Run {
+  int first = 0, end = BINS;
+  uint64_t digits = 0, prefix = 0;
+
+  __device__ __forceinline__ bool has(int bin, uint64_t key) const {
+    return bin >= first && bin < end && (key & digits) == prefix;
+  }
+};
+
+// Lists and sorts the kept tokens of a run, at most LIST_MAX. Returns how many.
+__device__ __noinline__ int list(RankScratch& s, const Kept& kept, const Run& run) {
+  Crew::sync();
+  if (Crew::thread() == 0) s.listed = 0;
+  Crew::sync();
+  kept.over([&](float x, uint64_t key) {
+    if (run.has(kept.bin(x), key)) s.list[atomicAdd(&s.listed, 1u)] = key;
+  });
+  Crew::sync();
+  const int count = static_cast<int>(s.listed);
+  sort(s, count);
+  return count;
+}
+
+// What is kept of a row: a number of tokens.
+struct Number {
+  uint32_t count;
+
+  __device__ __forceinline__ bool operator()(uint64_t sum) const { return sum >= count; }
+};
+
+// A share of the mass of all tokens, once that is known.
+struct Share {
+  float share;
+  double least;
+
+  __device__ __forceinline__ bool operator()(uint64_t sum) const {
+    return __ull2double_rn(sum) >= least;
+  }
+  __device__ __forceinline__ void of(uint64_t total) {
+    least = __dmul_rn(share, __ull2double_rn(total));
+  }
+};
+
+// Tokens in bins before `end`.
+__device__ __forceinline__ int count_before(RankScratch& s, int end) {
+  uint64_t count = 0;
+  for (int bin = Crew::thread(); bin < end; bin += CONSUMERS) count += s.counts[bin];
+  return static_cast<int>(total_of(s.sums, count));
+}
+
+// Drops tokens after the first `enough` from a sorted list, whose weights begin at `before`.
+template <bool MASS, class Enough>
+__device__ __forceinline__ void cut_list(RankScratch& s, Kept& kept, int count,
+                                         uint64_t before, Enough enough) {
+  const auto weight = [&](int i) -> uint64_t {
+    if (i >= count) return 0;
+    return MASS ? exact::mass(exact::logit_of(s.list[i]), kept.max) : 1;
+  };
+  find<THREAD_LISTED>(s, before, weight, enough);
+  kept.last = s.list[s.found];
+}
+
+// Weighs the tokens of a run by bin, or by the digit of the rank key at `shift` below 64.
+template <bool MASS>
+__device__ __forceinline__ void weigh(RankScratch& s, const Kept& kept, const Run& run, int shift) {
+  Crew::sync();
+  for (int bin = Crew::thread(); bin < BINS; bin += CONSUMERS) {
+    s.counts[bin] = 0;
+    if (MASS) s.masses[bin] = 0;
+  }
+  Crew::sync();
+  kept.over([&](float x, uint64_t key) {
+    int bin = kept.bin(x);
+    if (!run.has(bin, key)) return;
+    if (shift < 64) bin = static_cast<int>(key >> shift & DIGIT);
+    atomicAdd(&s.counts[bin], 1u);
+    if (!MASS) return;
+    const uint64_t mass = exact::mass(x, kept.max);
+    if (mass > 0) atomicAdd(&s.masses[bin], mass);
+  });
+  Crew::sync();
+}
+
+// Drops all kept tokens after the first `enough`, an exact cut of the ranking.
+template <bool MASS, class Enough>
+__device__ __noinline__ void cut_row(RankScratch& s, Kept& kept, Enough enough) {
+  const auto weight = [&](int bin) -> uint64_t { return MASS ? s.masses[bin] : s.counts[bin]; };
+  Run run;
+  weigh<MASS>(s, kept, run, 64);
+  uint64_t total = 0;
+  for (int bin = Crew::thread(); bin < BINS; bin += CONSUMERS) total += weight(bin);
+  total = total_of(s.sums, total);
+  if constexpr (MASS)
+    enough.of(total);
+  else if (total <= enough.count)
+    return;
+  find<THREAD_BINS>(s, 0, weight, enough);
+  run.end = s.found + 1;
+  uint64_t before = s.before;
+  int members = static_cast<int>(s.counts[s.found]);
+  const bool whole = count_before(s, s.found) + members <= LIST_MAX;
+  if (whole)
+    before = 0;
+  else
+    run.first = run.end - 1;
+#pragma unroll 1
+  for (int shift = 64 - DIGIT_BITS; !whole && members > LIST_MAX; shift -= DIGIT_BITS) {
+    weigh<MASS>(s, kept, run, shift);
+    find<THREAD_BINS>(s, before, weight, enough);
+    before = s.before;
+    members = static_cast<int>(s.counts[s.found]);
+    run.digits |= DIGIT << shift;
+    run.prefix |= static_cast<uint64_t>(s.found) << shift;
+  }
+  cut_list<MASS>(s, kept, list(s, kept, run), before, enough);
+  if (whole) kept.listed = s.found + 1;
+}
+
+// Min-p, top-k and top-p of a row with the given maximum.
+__device__ __noinline__ void filter(RankScratch& s, const Sampling& sampling,
+                                       Kept& kept) {
+  if (sampling.min_p > 0.0f)
+    kept.floor = exact::add(kept.max, exact::ln(fmaxf(sampling.min_p, __uint_as_float(0x00800000))));
+  if (sampling.top_k > 0) cut_row<false>(s, kept, Number{sampling.top_k});
+  if (sampling.top_p >= 1.0f) return;
+  Share share{sampling.top_p, 0.0};
+  if (kept.listed < 0) {
+    cut_row<true>(s, kept, share);
+    return;
+  }
+  uint64_t total = 0;
+  for (int i = Crew::thread(); i < kept.listed; i += CONSUMERS)
+    total += exact::mass(exact::logit_of(s.list[i]), kept.max);
+  share.of(total_of(s.sums, total));
+  cut_list<true>(s, kept, kept.listed, 0, share);
+  kept.listed = s.found + 1;
+}
+
+// The winner of the race among the kept tokens, as far as this thread has seen.
+__device__ __noinline__ uint64_t race(const RankScratch& s, const Position& at,
+                                         const Kept& kept) {
+  Race race(at, 1.0f);
+  if (kept.listed >= 0)
+    for (int i = Crew::thread(); i < kept.listed; i += CONSUMERS)
+      race.enter(static_cast<uint32_t>(s.list[i]), exact::logit_of(s.list[i]));
+  else
+    over_quads<4, 1>(kept.row, 0, kept.vocab, [&](int token, float(&x)[QUAD], int count) {
+      race.enter_quad(token, x, count, kept);
+    });
+  return race.winner;
+}
+
+}  // namespace kilotok
