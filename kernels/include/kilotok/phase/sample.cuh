@@ -67,30 +67,31 @@ __device__ __forceinline__ Position position_of(const Cta& cta, const SampleMemo
 }
 
 // Chooses where more than one pass is needed.
-__device__ __forceinline__ ChoicePart choose_in_passes(const Cta& cta, const SampleMemory& memory,
+__device__ __forceinline__ ChoicePart choose_in_passes(const SampleMemory& memory,
                                                        SampleScratch& scratch, const Position& at,
                                                        int wanted) {
-  const Sampling& sampling = at.slot->sampling;
   const float* row = at.logits;
   forbid(memory, at, scratch.row);
   const Changes changes(memory, at, scratch.row);
   ChoicePart part;
-  if (changes.any() || (!at.greedy() && sampling.temperature != 1.0f)) {
+  if (changes.any()) {
     float* out =
         kilotok::at<float>(memory.processed) + static_cast<size_t>(wanted) * memory.stride;
-    part = write_final(at, changes, scratch.row, scratch.scan, out);
+    part = write_changed(at, changes, scratch.row, scratch.scan, out);
     row = out;
   } else {
     part = look_over(row, at.end, scratch.scan);
   }
-  if (at.greedy() || resolve(part, false).fault != ChoiceFault::None) return part;
-  Kept kept(row, at.end, exact::logit_of(part.best));
-  // The row's scratch is free once all are past the pass.
-  cta.sync();
-  filter(scratch.rank, sampling, kept);
+  if (at.greedy()) return part;
+  const Sampling& sampling = at.slot->sampling;
+  Kept kept(row, at.end, sampling.temperature, exact::logit_of(part.best));
+  part.best = exact::rank_key(kept.max, static_cast<uint32_t>(part.best));
+  if (resolve(part, false).fault != ChoiceFault::None) return part;
+  // All are past the pass, so the row's scratch is free.
+  if (at.filtered()) filter(scratch.rank, scratch.scan.bests, sampling, kept);
   const uint64_t winner = race(scratch.rank, at, kept);
   part.winner = over_cta(scratch.scan.keys[1], winner, Smaller{});
-  cta.sync();
+  Crew::sync();
   return part;
 }
 
@@ -102,7 +103,7 @@ __device__ __forceinline__ ChoicePart sample_whole(const Cta& cta, const SampleM
   ChoicePart part = empty_part();
   uint32_t chosen = NO_TOKEN;
   if (chooses) {
-    part = choose_in_passes(cta, memory, scratch, at, index);
+    part = choose_in_passes(memory, scratch, at, index);
     chosen = resolve(part, at.greedy()).token;
   }
   if (top_count == NO_TOKEN) chosen = NO_TOKEN;
@@ -111,8 +112,8 @@ __device__ __forceinline__ ChoicePart sample_whole(const Cta& cta, const SampleM
   part.finite = raw.finite;
   if (!raw.finite) return part;
   cta.sync();
-  report(memory, scratch.rank, at, index, exact::logit_of(raw.best), chosen, scored,
-         top_count == NO_TOKEN ? 0 : top_count);
+  report(memory, scratch.rank, scratch.scan.bests, at, index, exact::logit_of(raw.best), chosen,
+         scored, top_count == NO_TOKEN ? 0 : top_count);
   return part;
 }
 

@@ -64,12 +64,15 @@ __device__ __forceinline__ float exp(float x) {
 }
 
 // e^(logit - max) in units of 2^-40, rounded down.
-__device__ __noinline__ uint64_t mass(float logit, float max) {
-  const float below = sub(logit, max);
-  // From here on it is less than one unit.
-  if (below < -28.0f) return 0;
-  return __float2ull_rz(mul(exp(below), MASS_ONE));
+__device__ __forceinline__ uint64_t mass(float logit, float max) {
+  return __float2ull_rz(mul(exp(sub(logit, max)), MASS_ONE));
 }
+
+// Below the highest logit by this, a token's mass is 0.
+constexpr float MASSLESS = 28.0f;
+
+// The same where it is not computed often.
+__device__ __noinline__ uint64_t mass_of_one(float logit, float max) { return mass(logit, max); }
 
 __device__ __forceinline__ float of_mass(uint64_t total) {
   return div(__ull2float_rn(total), MASS_ONE);

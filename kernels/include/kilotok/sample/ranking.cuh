@@ -1,10 +1,11 @@
 // Keeps the first tokens of a row's ranking: a number of them (top-k), or as many as have a given
 // share of the probability (top-p). Twin of `filter` and `Ranking` in crates/sampling.
 //
-// One pass counts or weighs tokens by how far they lie below the highest; the bin is found in which
-// the last kept token lies, and a second pass lists that bin's tokens, and those above it if they
-// are few enough to be sorted with it. Rows with thousands of equals take a few passes more, ten
-// bits of the rank key each.
+// Mostly few are kept. Of the threads' highest logits, the n-th highest has n tokens at or above
+// it, and not many more: all those are listed and sorted, the head of the ranking. Where the head is
+// too short (a large top-k, a flat distribution, thousands of equals), tokens are counted or weighed
+// by how far they lie below the highest; in the bin in which the last kept token lies the ranking
+// is cut, after more passes by digits of the rank key if the bin has too many tokens to be listed.
 #pragma once
 
 #include "kilotok/sample/scan.cuh"
@@ -18,6 +19,9 @@ constexpr float BIN_SCALE = BINS / 32.0f;
 constexpr int DIGIT_BITS = 10;
 constexpr uint64_t DIGIT = (1ull << DIGIT_BITS) - 1;
 constexpr int LIST_MAX = 2048;
+// Tokens that a head has at least.
+constexpr int HEAD = 256;
+static_assert(HEAD <= CONSUMERS && CONSUMERS <= LIST_MAX, "threads' highest logits are listed");
 constexpr int THREAD_LISTED = ceil_div(LIST_MAX, CONSUMERS);
 static_assert(BINS >= 1 << DIGIT_BITS, "a digit has its bins");
 
@@ -32,42 +36,63 @@ struct RankScratch {
   uint32_t listed;
 };
 
-// Final logits, and which of the tokens take part.
+// A row before temperature, and which of its tokens are kept.
 struct Kept {
   const float* row;
   int vocab;
+  float temperature;
+  // Final logits, as all that follows.
   float max;
   float floor;
-  // The rank key of the last one.
+  // The rank key of the last token.
   uint64_t last;
   // How many lie sorted in the list, all that are kept; -1 if they do not.
   int listed;
 
-  __device__ __forceinline__ Kept(const float* row, int vocab, float max)
+  __device__ __forceinline__ Kept(const float* row, int vocab, float temperature, float highest)
       : row(row),
         vocab(vocab),
-        max(max),
+        temperature(temperature),
+        max(value(highest)),
         floor(-exact::INFINITE),
         last(exact::rank_key(-exact::INFINITE, 0) - 1),
         listed(-1) {}
 
+  __device__ __forceinline__ float value(float x) const {
+    return temperature == 1.0f ? x : exact::div(x, temperature);
+  }
+
+  // At most `x`, and lower than any logit whose value is less than that of `x`, but not by much.
+  __device__ __forceinline__ float below(float x) const {
+    return temperature == 1.0f ? x : x - fabsf(x) * 1e-6f - 1e-30f;
+  }
+
+  __device__ __forceinline__ bool has(float value, uint64_t key) const {
+    return value >= floor && key <= last;
+  }
+
   __device__ __forceinline__ bool operator()(float x, uint32_t token) const {
-    return x >= floor && exact::rank_key(x, token) <= last;
+    const float final = value(x);
+    return has(final, exact::rank_key(final, token));
   }
 
-  __device__ __forceinline__ int bin(float x) const {
-    const float below = (max - x) * BIN_SCALE;
-    return below < BINS - 1 ? __float2int_rz(below) : BINS - 1;
+  __device__ __forceinline__ int bin(float value) const {
+    const float distance = (max - value) * BIN_SCALE;
+    return distance < BINS - 1 ? __float2int_rz(distance) : BINS - 1;
   }
 
-  // Calls `each(x, key)` with the rank key of every token that takes part.
+  // Calls `each(value, key)` with the final logit and the rank key of every token that is kept
+  // and whose logit is at least `least`.
   template <class Each>
-  __device__ __forceinline__ void over(Each each) const {
-    over_quads<4, 1>(row, 0, vocab, [&](int token, float(&x)[QUAD], int count) {
+  __device__ __forceinline__ void over(float least, Each each) const {
+    over_quads<6, 1>(row, 0, vocab, [&](int token, float(&x)[QUAD], int count) {
+      if (fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3])) < least) return;
 #pragma unroll
       for (int j = 0; j < QUAD; j++) {
-        const uint64_t key = exact::rank_key(x[j], token + j);
-        if (j < count && x[j] >= floor && key <= last) each(x[j], key);
+        if (j >= count || x[j] < least) continue;
+        const float final = value(x[j]);
+        const uint64_t key = exact::rank_key(final, token + j);
+        if (has(final, key)) each(final, key);
       }
     });
   }
@@ -138,18 +163,31 @@ struct Run {
   }
 };
 
-// Lists and sorts the kept tokens of a run, at most LIST_MAX. Returns how many.
-__device__ __noinline__ int list(RankScratch& s, const Kept& kept, const Run& run) {
+// Lists and sorts the kept tokens of a run with a logit of at least `least`. Returns how many, or -1
+// if they are more than LIST_MAX.
+__device__ __noinline__ int list(RankScratch& s, const Kept& kept, const Run& run, float least) {
   Crew::sync();
   if (Crew::thread() == 0) s.listed = 0;
   Crew::sync();
-  kept.over([&](float x, uint64_t key) {
-    if (run.has(kept.bin(x), key)) s.list[atomicAdd(&s.listed, 1u)] = key;
+  kept.over(least, [&](float value, uint64_t key) {
+    if (!run.has(kept.bin(value), key)) return;
+    const uint32_t place = atomicAdd(&s.listed, 1u);
+    if (place < LIST_MAX) s.list[place] = key;
   });
   Crew::sync();
   const int count = static_cast<int>(s.listed);
+  if (count > LIST_MAX) return -1;
   sort(s, count);
   return count;
+}
+
+// The n-th highest of the threads' highest logits.
+__device__ __forceinline__ float nth_best(RankScratch& s, const float (&bests)[CONSUMERS], int n) {
+  Crew::sync();
+  s.list[Crew::thread()] = exact::rank_key(bests[Crew::thread()], Crew::thread());
+  Crew::sync();
+  sort(s, CONSUMERS);
+  return exact::logit_of(s.list[n - 1]);
 }
 
 // What is kept of a row: a number of tokens.
@@ -185,7 +223,7 @@ __device__ __forceinline__ void cut_list(RankScratch& s, Kept& kept, int count,
                                          uint64_t before, Enough enough) {
   const auto weight = [&](int i) -> uint64_t {
     if (i >= count) return 0;
-    return MASS ? exact::mass(exact::logit_of(s.list[i]), kept.max) : 1;
+    return MASS ? exact::mass_of_one(exact::logit_of(s.list[i]), kept.max) : 1;
   };
   find<THREAD_LISTED>(s, before, weight, enough);
   kept.last = s.list[s.found];
@@ -200,13 +238,13 @@ __device__ __forceinline__ void weigh(RankScratch& s, const Kept& kept, const Ru
     if (MASS) s.masses[bin] = 0;
   }
   Crew::sync();
-  kept.over([&](float x, uint64_t key) {
+  kept.over(-exact::INFINITE, [&](float x, uint64_t key) {
     int bin = kept.bin(x);
     if (!run.has(bin, key)) return;
     if (shift < 64) bin = static_cast<int>(key >> shift & DIGIT);
     atomicAdd(&s.counts[bin], 1u);
     if (!MASS) return;
-    const uint64_t mass = exact::mass(x, kept.max);
+    const uint64_t mass = exact::mass_of_one(x, kept.max);
     if (mass > 0) atomicAdd(&s.masses[bin], mass);
   });
   Crew::sync();
@@ -243,41 +281,93 @@ __device__ __noinline__ void cut_row(RankScratch& s, Kept& kept, Enough enough) 
     run.digits |= DIGIT << shift;
     run.prefix |= static_cast<uint64_t>(s.found) << shift;
   }
-  cut_list<MASS>(s, kept, list(s, kept, run), before, enough);
+  cut_list<MASS>(s, kept, list(s, kept, run, -exact::INFINITE), before, enough);
   if (whole) kept.listed = s.found + 1;
 }
 
-// Min-p, top-k and top-p of a row with the given maximum.
-__device__ __noinline__ void filter(RankScratch& s, const Sampling& sampling,
-                                       Kept& kept) {
+// The mass of all kept tokens; `each(token, x, count)` sees every four on the way.
+template <class Each>
+__device__ __forceinline__ uint64_t total_mass(RankScratch& s, const Kept& kept, Each each) {
+  uint64_t total = 0;
+  over_quads<6, 1>(kept.row, 0, kept.vocab, [&](int token, float(&x)[QUAD], int count) {
+    each(token, x, count);
+    const float highest = fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3]));
+    if (kept.max - kept.value(highest) > exact::MASSLESS) return;
+#pragma unroll
+    for (int j = 0; j < QUAD; j++) {
+      const float value = kept.value(x[j]);
+      const bool has = j < count && kept.has(value, exact::rank_key(value, token + j));
+      total += has ? exact::mass(value, kept.max) : 0;
+    }
+  });
+  return total_of(s.sums, total);
+}
+
+// The mass of the first tokens of the list, the maximum's first.
+__device__ __forceinline__ uint64_t listed_mass(RankScratch& s, const Kept& kept, int count) {
+  uint64_t total = 0;
+  for (int i = Crew::thread(); i < count; i += CONSUMERS)
+    total += exact::mass_of_one(exact::logit_of(s.list[i]), kept.max);
+  return total_of(s.sums, total);
+}
+
+// Lists the head of the ranking: at least `count` tokens, or all that are kept. Returns how many,
+// 0 if they are too many; `kept.listed` too, if there are no others.
+__device__ __forceinline__ int list_head(RankScratch& s, const float (&bests)[CONSUMERS],
+                                         Kept& kept, int count) {
+  const float least = kept.below(nth_best(s, bests, count));
+  const int listed = list(s, kept, Run{}, least);
+  if (listed >= 0 && (listed < count || kept.value(least) < kept.floor)) kept.listed = listed;
+  return listed < 0 ? 0 : listed;
+}
+
+// Min-p, top-k and top-p, given the highest logit of every thread.
+__device__ __noinline__ void filter(RankScratch& s, const float (&bests)[CONSUMERS],
+                                    const Sampling& sampling, Kept& kept) {
+  const uint32_t top_k = sampling.top_k;
   if (sampling.min_p > 0.0f)
-    kept.floor = exact::add(kept.max, exact::ln(fmaxf(sampling.min_p, __uint_as_float(0x00800000))));
-  if (sampling.top_k > 0) cut_row<false>(s, kept, Number{sampling.top_k});
+    kept.floor = exact::add(kept.max,
+                            exact::ln(fmaxf(sampling.min_p, __uint_as_float(0x00800000))));
+  if (top_k > HEAD) cut_row<false>(s, kept, Number{top_k});
+  int head = 0;
+  if (kept.listed < 0) head = list_head(s, bests, kept, top_k > 0 && top_k < HEAD ? top_k : HEAD);
+  if (top_k > 0 && top_k <= HEAD) {
+    if (head == 0) {
+      cut_row<false>(s, kept, Number{top_k});
+    } else if (head >= static_cast<int>(top_k)) {
+      kept.last = s.list[top_k - 1];
+      kept.listed = top_k;
+    }
+  }
   if (sampling.top_p >= 1.0f) return;
   Share share{sampling.top_p, 0.0};
-  if (kept.listed < 0) {
-    cut_row<true>(s, kept, share);
-    return;
+  if (kept.listed >= 0) {
+    head = kept.listed;
+    share.of(listed_mass(s, kept, head));
+  } else {
+    share.of(total_mass(s, kept, [](int, const float(&)[QUAD], int) {}));
+    if (head == 0 || !share(listed_mass(s, kept, head))) {
+      cut_row<true>(s, kept, share);
+      return;
+    }
   }
-  uint64_t total = 0;
-  for (int i = Crew::thread(); i < kept.listed; i += CONSUMERS)
-    total += exact::mass(exact::logit_of(s.list[i]), kept.max);
-  share.of(total_of(s.sums, total));
-  cut_list<true>(s, kept, kept.listed, 0, share);
+  cut_list<true>(s, kept, head, 0, share);
   kept.listed = s.found + 1;
 }
 
 // The winner of the race among the kept tokens, as far as this thread has seen.
 __device__ __noinline__ uint64_t race(const RankScratch& s, const Position& at,
                                          const Kept& kept) {
-  Race race(at, 1.0f);
-  if (kept.listed >= 0)
+  if (kept.listed >= 0) {
+    Race race(at, 1.0f);
     for (int i = Crew::thread(); i < kept.listed; i += CONSUMERS)
       race.enter(static_cast<uint32_t>(s.list[i]), exact::logit_of(s.list[i]));
-  else
-    over_quads<4, 1>(kept.row, 0, kept.vocab, [&](int token, float(&x)[QUAD], int count) {
-      race.enter_quad(token, x, count, kept);
-    });
+    return race.winner;
+  }
+  Race race(at, kept.temperature);
+  over_quads<4, 1>(kept.row, 0, kept.vocab, [&](int token, float(&x)[QUAD], int count) {
+    race.enter_quad(token, x, count, kept);
+  });
   return race.winner;
 }
 

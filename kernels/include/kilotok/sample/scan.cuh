@@ -40,6 +40,8 @@ __device__ __forceinline__ void pad(float (&x)[QUAD], int count) {
 }
 
 struct ScanScratch {
+  // The highest logit of each thread.
+  float bests[CONSUMERS];
   uint64_t keys[2][CONSUMER_WARPS];
   int finite[CONSUMER_WARPS];
 };
@@ -48,6 +50,7 @@ struct ScanScratch {
 __device__ __noinline__ ChoicePart gather(ScanScratch& scratch, const Scan& scan,
                                              uint64_t winner) {
   ChoicePart part;
+  scratch.bests[Crew::thread()] = scan.best;
   part.best = over_cta(scratch.keys[0], scan.key(), Smaller{});
   part.winner = over_cta(scratch.keys[1], winner, Smaller{});
   const bool finite = scan.nothing == 0.0f;
@@ -90,20 +93,16 @@ __device__ __noinline__ ChoicePart choose_part(const Position& at,
   return gather(scratch, scan, race.winner);
 }
 
-// One pass that leaves the final logits in `out`, with what `choose_part` finds but a winner.
-__device__ __noinline__ ChoicePart write_final(const Position& at,
-                                                  const Changes& changes, const RowScratch& row,
-                                                  ScanScratch& scratch, float* out) {
-  const float temperature = at.greedy() ? 1.0f : at.slot->sampling.temperature;
+// One pass that leaves the changed logits in `out`, with what `choose_part` finds but a winner.
+__device__ __noinline__ ChoicePart write_changed(const Position& at, const Changes& changes,
+                                                 const RowScratch& row, ScanScratch& scratch,
+                                                 float* out) {
   Scan scan;
-  const auto final = [&](float x) { return temperature == 1.0f ? x : exact::div(x, temperature); };
   over_quads<4, 1>(at.logits, at.begin, at.end, [&](int token, float(&x)[QUAD], int count) {
     pad(x, count);
     scan.check(x);
     if (count <= 0) return;
     changes.apply(token, x);
-#pragma unroll
-    for (int j = 0; j < QUAD; j++) x[j] = final(x[j]);
     pad(x, count);
     scan.look(token, x);
     *reinterpret_cast<float4*>(out + token) = make_float4(x[0], x[1], x[2], x[3]);
@@ -112,10 +111,9 @@ __device__ __noinline__ ChoicePart write_final(const Position& at,
   for (int d = Crew::thread(); d < at.patch_count(); d += CONSUMERS) {
     const Patch patch = row.patches[d];
     if (patch.token == NO_TOKEN) continue;
-    const float x = final(patch.logit);
-    out[patch.token] = x;
-    if (exact::rank_key(x, patch.token) < scan.key()) {
-      scan.best = x;
+    out[patch.token] = patch.logit;
+    if (exact::rank_key(patch.logit, patch.token) < scan.key()) {
+      scan.best = patch.logit;
       scan.token = patch.token;
     }
   }
