@@ -1,5 +1,5 @@
 // Requests whose time is taken: eight positions of a large vocabulary, logits near a bell of
-// deviation 3.7 with a few tokens far above, as a model's are.
+// deviation 2 with a few tokens far above, as a model's are.
 #pragma once
 
 #include "sample/cases.h"
@@ -28,7 +28,7 @@ inline Case typical(Change change, uint32_t drafts, bool masked = false) {
   for (uint32_t i = 0; i < drafts; i++) step.drafts.push_back(i);
   for (uint32_t i = 0; i <= drafts; i++) {
     RowFormula row{};
-    row.formula = {6, i, 0.025f, -12.75f, 0, 0};
+    row.formula = {6, i, 0.0135f, -6.885f, 0, 0};
     for (uint32_t k = 0; k < 12; k++)
       row.instead.insert(row.instead.end(), {1000 + k * 1777 + i, bits_of(17.0f - k * 0.7f)});
     step.rows.push_back(row);

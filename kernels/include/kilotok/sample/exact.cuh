@@ -2,7 +2,7 @@
 // the compiler may not fuse, and integers.
 #pragma once
 
-#include "kilotok/abi.h"
+#include "kilotok/ptx/warp.cuh"
 
 namespace kilotok::exact {
 
@@ -53,13 +53,15 @@ __device__ __forceinline__ float exp(float x) {
   constexpr float round = 12582912.0f;
   constexpr float coefficients[] = {1.3982e-3f, 8.333452e-3f, 4.1665796e-2f, 1.6666666e-1f, 0.5f};
   const float bounded = fmaxf(x, -87.0f);
-  const float n = sub(add(mul(bounded, 1.44269504f), round), round);
+  // n in the low bits of its fraction.
+  const float rounded = add(mul(bounded, 1.44269504f), round);
+  const float n = sub(rounded, round);
   const float r = sub(sub(bounded, mul(n, 0.6933594f)), mul(n, -2.1219444e-4f));
   float series = 1.9875691e-4f;
 #pragma unroll
   for (int i = 0; i < 5; i++) series = add(mul(series, r), coefficients[i]);
   const float value = add(add(mul(series, mul(r, r)), r), 1.0f);
-  const float scale = __uint_as_float(static_cast<uint32_t>(__float2int_rz(add(n, 127.0f))) << 23);
+  const float scale = __uint_as_float((__float_as_uint(rounded) + 127) << 23);
   return x < -87.0f ? 0.0f : mul(value, scale);
 }
 
@@ -114,12 +116,13 @@ struct Draws {
     uint32_t k0 = key[0], k1 = key[1];
 #pragma unroll
     for (int round = 0; round < 10; round++) {
-      const uint64_t even = static_cast<uint64_t>(c0) * 0xd2511f53u;
-      const uint64_t odd = static_cast<uint64_t>(c2) * 0xcd9e8d57u;
-      c0 = static_cast<uint32_t>(odd >> 32) ^ c1 ^ k0;
-      c1 = static_cast<uint32_t>(odd);
-      c2 = static_cast<uint32_t>(even >> 32) ^ c3 ^ k1;
-      c3 = static_cast<uint32_t>(even);
+      uint32_t even_low, even_high, odd_low, odd_high;
+      ptx::multiply(c0, 0xd2511f53u, even_low, even_high);
+      ptx::multiply(c2, 0xcd9e8d57u, odd_low, odd_high);
+      c0 = odd_high ^ c1 ^ k0;
+      c1 = odd_low;
+      c2 = even_high ^ c3 ^ k1;
+      c3 = even_low;
       k0 += 0x9e3779b9u;
       k1 += 0xbb67ae85u;
     }

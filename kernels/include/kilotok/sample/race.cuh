@@ -7,7 +7,6 @@
 // mostly one token of a warp in all, takes the exact time. The first two are off by less than SLACK.
 #pragma once
 
-#include "kilotok/ptx/warp.cuh"
 #include "kilotok/sample/row.cuh"
 
 namespace kilotok {
@@ -71,15 +70,15 @@ struct Race {
                                              Keeps keeps) {
     constexpr float LEAST = -22.875f;  // below ln of the smallest E, 2^-33
     const float highest = fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3]));
-    const bool possible = count > 0 && highest > -exact::INFINITE;
-    if (!__any_sync(~0u, possible && LEAST - scaled(highest) <= limit)) return;
+    const bool possible = (count > 0) & (highest > -exact::INFINITE);
+    if (!__any_sync(~0u, possible & (LEAST - scaled(highest) <= limit))) return;
     const uint4 four = draws.quad(static_cast<uint32_t>(token) / QUAD);
     const uint32_t bits[QUAD] = {four.x, four.y, four.z, four.w};
     bool able[QUAD];
 #pragma unroll
     for (int j = 0; j < QUAD; j++)
-      able[j] = j < count && x[j] > -exact::INFINITE &&
-                ln_bound(bits[j]) - scaled(x[j]) <= limit;
+      able[j] = (j < count) & (x[j] > -exact::INFINITE) &
+                (ln_bound(bits[j]) - scaled(x[j]) <= limit);
     if (!__any_sync(~0u, able[0] | able[1] | able[2] | able[3])) return;
     float time[QUAD];
     float earliest = exact::INFINITE;

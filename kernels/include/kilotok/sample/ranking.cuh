@@ -23,11 +23,14 @@ constexpr int LIST_MAX = 2048;
 constexpr int HEAD = 256;
 static_assert(HEAD <= CONSUMERS && CONSUMERS <= LIST_MAX, "threads' highest logits are listed");
 constexpr int THREAD_LISTED = ceil_div(LIST_MAX, CONSUMERS);
+constexpr int MASS_BITS = 14;
+static_assert(VOCAB <= 1 << (32 - MASS_BITS), "parts of masses do not overflow");
 static_assert(BINS >= 1 << DIGIT_BITS, "a digit has its bins");
 
 struct RankScratch {
   uint64_t list[LIST_MAX];
-  unsigned long long masses[BINS];
+  // Masses in three parts: 14 bits of each token's, of up to 2^18 tokens, fit 32.
+  uint32_t masses[3][BINS];
   uint32_t counts[BINS];
   uint64_t sums[CONSUMER_WARPS];
   uint64_t warps[CONSUMER_WARPS];
@@ -69,6 +72,11 @@ struct Kept {
 
   __device__ __forceinline__ bool has(float value, uint64_t key) const {
     return value >= floor && key <= last;
+  }
+
+  // Whether all tokens are kept that are allowed.
+  __device__ __forceinline__ bool all() const {
+    return floor == -exact::INFINITE && last == exact::rank_key(-exact::INFINITE, 0) - 1;
   }
 
   __device__ __forceinline__ bool operator()(float x, uint32_t token) const {
@@ -235,7 +243,7 @@ __device__ __forceinline__ void weigh(RankScratch& s, const Kept& kept, const Ru
   Crew::sync();
   for (int bin = Crew::thread(); bin < BINS; bin += CONSUMERS) {
     s.counts[bin] = 0;
-    if (MASS) s.masses[bin] = 0;
+    if (MASS) s.masses[0][bin] = s.masses[1][bin] = s.masses[2][bin] = 0;
   }
   Crew::sync();
   kept.over(-exact::INFINITE, [&](float x, uint64_t key) {
@@ -245,7 +253,11 @@ __device__ __forceinline__ void weigh(RankScratch& s, const Kept& kept, const Ru
     atomicAdd(&s.counts[bin], 1u);
     if (!MASS) return;
     const uint64_t mass = exact::mass_of_one(x, kept.max);
-    if (mass > 0) atomicAdd(&s.masses[bin], mass);
+#pragma unroll
+    for (int part = 0; part < 3; part++)
+      if (mass >> part * MASS_BITS != 0)
+        atomicAdd(&s.masses[part][bin],
+                  static_cast<uint32_t>(mass >> part * MASS_BITS) & ((1u << MASS_BITS) - 1));
   });
   Crew::sync();
 }
@@ -253,7 +265,11 @@ __device__ __forceinline__ void weigh(RankScratch& s, const Kept& kept, const Ru
 // Drops all kept tokens after the first `enough`, an exact cut of the ranking.
 template <bool MASS, class Enough>
 __device__ __noinline__ void cut_row(RankScratch& s, Kept& kept, Enough enough) {
-  const auto weight = [&](int bin) -> uint64_t { return MASS ? s.masses[bin] : s.counts[bin]; };
+  const auto weight = [&](int bin) -> uint64_t {
+    if (!MASS) return s.counts[bin];
+    const uint64_t high = s.masses[2][bin], middle = s.masses[1][bin];
+    return (high << 2 * MASS_BITS) + (middle << MASS_BITS) + s.masses[0][bin];
+  };
   Run run;
   weigh<MASS>(s, kept, run, 64);
   uint64_t total = 0;
@@ -289,16 +305,19 @@ __device__ __noinline__ void cut_row(RankScratch& s, Kept& kept, Enough enough) 
 template <class Each>
 __device__ __forceinline__ uint64_t total_mass(RankScratch& s, const Kept& kept, Each each) {
   uint64_t total = 0;
+  const bool all = kept.all();
   over_quads<6, 1>(kept.row, 0, kept.vocab, [&](int token, float(&x)[QUAD], int count) {
     each(token, x, count);
-    const float highest = fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3]));
-    if (kept.max - kept.value(highest) > exact::MASSLESS) return;
+    if (kept.temperature != 1.0f)
+      for (float& one : x) one = exact::div(one, kept.temperature);
+    if (kept.max - fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3])) > exact::MASSLESS) return;
+    if (!all) {
 #pragma unroll
-    for (int j = 0; j < QUAD; j++) {
-      const float value = kept.value(x[j]);
-      const bool has = j < count && kept.has(value, exact::rank_key(value, token + j));
-      total += has ? exact::mass(value, kept.max) : 0;
+      for (int j = 0; j < QUAD; j++)
+        if (!kept.has(x[j], exact::rank_key(x[j], token + j))) x[j] = -exact::INFINITE;
     }
+#pragma unroll
+    for (int j = 0; j < QUAD; j++) total += j < count ? exact::mass(x[j], kept.max) : 0;
   });
   return total_of(s.sums, total);
 }

@@ -68,7 +68,7 @@ __device__ __noinline__ ChoicePart choose_part(const Position& at,
   const float temperature = SAMPLED ? at.slot->sampling.temperature : 1.0f;
   Scan scan;
   Race race(at, temperature);
-  over_quads<6, SAMPLED || CHANGED ? 1 : 6>(at.logits, at.begin, at.end,
+  over_quads<SAMPLED ? 4 : 6, SAMPLED ? 2 : CHANGED ? 1 : 6>(at.logits, at.begin, at.end,
                               [&](int token, float(&x)[QUAD], int count) {
                                 pad(x, count);
                                 scan.check(x);
