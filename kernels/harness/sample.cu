@@ -1,6 +1,7 @@
-// Chooses tokens for the cases of a file and compares with its answers, bit for bit; then takes the
-// time of typical requests. `sample FILE [PARTS...]` runs the cases with each number of parts,
-// `sample --time` only the clock.
+// Chooses tokens for the cases of a file and compares with its answers, bit for bit; then takes
+// the time of typical requests. `sample FILE [PARTS...]` runs the cases with each number of parts,
+// `sample --time [NAME]` only
+// the clock.
 //
 // The file is 32-bit words, written by crates/sampling/examples/device_cases. A list is its length,
 // then its words. Magic, number of groups; by group: vocabulary, number of cases; by case: sampling,
@@ -347,19 +348,20 @@ static void clock(const char* name, const Case& one, uint32_t top_count, uint32_
               least * 1000 / REPEATS, batch.wanted.size(), answers.rows[0].token_count);
 }
 
-static void clocks() {
-  clock("nothing to do", typical([](Sampling&) {}, 0), ~0u, 1);
+// Of all requests, or of the one with a name.
+static void clocks(const std::string& name) {
   for (const Typical& one : typical_requests())
-    for (uint32_t parts : {1u, 16u}) clock(one.name, one.request, one.top_count, parts);
+    for (uint32_t parts : {1u, 16u})
+      if (name.empty() || name == one.name) clock(one.name, one.request, one.top_count, parts);
 }
 
 int main(int count, char** arguments) {
   if (count < 2) {
-    std::fprintf(stderr, "usage: sample FILE [PARTS...] | --time\n");
+    std::fprintf(stderr, "usage: sample FILE [PARTS...] | --time [NAME]\n");
     return 2;
   }
   if (std::string(arguments[1]) == "--time") {
-    clocks();
+    clocks(count > 2 ? arguments[2] : "");
     return 0;
   }
   const std::vector<Group> groups = read_groups(arguments[1]);

@@ -91,9 +91,9 @@ struct Kept {
 
   // Calls `each(value, key)` with the final logit and the rank key of every token that is kept
   // and whose logit is at least `least`.
-  template <class Each>
+  template <int AHEAD, class Each>
   __device__ __forceinline__ void over(float least, Each each) const {
-    over_quads<6, 1>(row, 0, vocab, [&](int token, float(&x)[QUAD], int count) {
+    over_quads<AHEAD>(row, 0, vocab, [&](int token, float(&x)[QUAD], int count) {
       if (fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3])) < least) return;
 #pragma unroll
       for (int j = 0; j < QUAD; j++) {
@@ -150,7 +150,7 @@ __device__ __noinline__ void sort(RankScratch& s, int count) {
   for (int run = 2; run <= size; run *= 2)
     for (int distance = run / 2; distance > 0; distance /= 2) {
       for (int pair = Crew::thread(); pair < size / 2; pair += CONSUMERS) {
-        const int low = pair / distance * distance * 2 + pair % distance;
+        const int low = 2 * pair - (pair & (distance - 1));
         const uint64_t a = s.list[low], b = s.list[low + distance];
         if ((a > b) == ((low & run) == 0)) {
           s.list[low] = b;
@@ -177,7 +177,7 @@ __device__ __noinline__ int list(RankScratch& s, const Kept& kept, const Run& ru
   Crew::sync();
   if (Crew::thread() == 0) s.listed = 0;
   Crew::sync();
-  kept.over(least, [&](float value, uint64_t key) {
+  kept.over<6>(least, [&](float value, uint64_t key) {
     if (!run.has(kept.bin(value), key)) return;
     const uint32_t place = atomicAdd(&s.listed, 1u);
     if (place < LIST_MAX) s.list[place] = key;
@@ -246,7 +246,7 @@ __device__ __forceinline__ void weigh(RankScratch& s, const Kept& kept, const Ru
     if (MASS) s.masses[0][bin] = s.masses[1][bin] = s.masses[2][bin] = 0;
   }
   Crew::sync();
-  kept.over(-exact::INFINITE, [&](float x, uint64_t key) {
+  kept.over<2>(-exact::INFINITE, [&](float x, uint64_t key) {
     int bin = kept.bin(x);
     if (!run.has(bin, key)) return;
     if (shift < 64) bin = static_cast<int>(key >> shift & DIGIT);
@@ -306,7 +306,7 @@ template <class Each>
 __device__ __forceinline__ uint64_t total_mass(RankScratch& s, const Kept& kept, Each each) {
   uint64_t total = 0;
   const bool all = kept.all();
-  over_quads<6, 1>(kept.row, 0, kept.vocab, [&](int token, float(&x)[QUAD], int count) {
+  over_quads<2>(kept.row, 0, kept.vocab, [&](int token, float(&x)[QUAD], int count) {
     each(token, x, count);
     if (kept.temperature != 1.0f)
       for (float& one : x) one = exact::div(one, kept.temperature);
@@ -384,7 +384,7 @@ __device__ __noinline__ uint64_t race(const RankScratch& s, const Position& at,
     return race.winner;
   }
   Race race(at, kept.temperature);
-  over_quads<4, 1>(kept.row, 0, kept.vocab, [&](int token, float(&x)[QUAD], int count) {
+  over_quads<3>(kept.row, 0, kept.vocab, [&](int token, float(&x)[QUAD], int count) {
     race.enter_quad(token, x, count, kept);
   });
   return race.winner;

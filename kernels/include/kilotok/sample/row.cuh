@@ -211,9 +211,10 @@ __device__ __noinline__ void forbid(const SampleMemory& memory,
 }
 
 // Calls `each(token, x, count)` for every four tokens of a part, of which the first `count` are
-// within it. All lanes of a warp call together; AHEAD loads are under way at a time, and UNROLL
-// copies of `each` are made. A thread's tokens ascend, and are the same in every pass over the part.
-template <int AHEAD, int UNROLL, class Each>
+// within it. All lanes of a warp call together; AHEAD loads are under way at a time, for which there
+// are as many copies of `each`: a register cannot be moved on before its load is done. A thread's
+// tokens ascend, and are the same in every pass over the part.
+template <int AHEAD, class Each>
 __device__ __forceinline__ void over_quads(const float* row, int begin, int end, Each each) {
   constexpr int STRIDE = CONSUMERS * QUAD;
   float4 ahead[AHEAD];
@@ -223,7 +224,7 @@ __device__ __forceinline__ void over_quads(const float* row, int begin, int end,
   int token = begin + Crew::thread() * QUAD;
 #pragma unroll
   for (int i = 0; i < AHEAD; i++) ahead[i] = load(token + i * STRIDE);
-#pragma unroll UNROLL
+#pragma unroll AHEAD
   for (int base = begin; base < end; base += STRIDE) {
     float x[QUAD] = {ahead[0].x, ahead[0].y, ahead[0].z, ahead[0].w};
 #pragma unroll

@@ -68,7 +68,7 @@ __device__ __noinline__ ChoicePart choose_part(const Position& at,
   const float temperature = SAMPLED ? at.slot->sampling.temperature : 1.0f;
   Scan scan;
   Race race(at, temperature);
-  over_quads<SAMPLED ? 4 : 6, SAMPLED ? 2 : CHANGED ? 1 : 6>(at.logits, at.begin, at.end,
+  over_quads<SAMPLED ? 3 : CHANGED ? 4 : 6>(at.logits, at.begin, at.end,
                               [&](int token, float(&x)[QUAD], int count) {
                                 pad(x, count);
                                 scan.check(x);
@@ -98,7 +98,7 @@ __device__ __noinline__ ChoicePart write_changed(const Position& at, const Chang
                                                  const RowScratch& row, ScanScratch& scratch,
                                                  float* out) {
   Scan scan;
-  over_quads<4, 1>(at.logits, at.begin, at.end, [&](int token, float(&x)[QUAD], int count) {
+  over_quads<4>(at.logits, at.begin, at.end, [&](int token, float(&x)[QUAD], int count) {
     pad(x, count);
     scan.check(x);
     if (count <= 0) return;
@@ -124,7 +124,7 @@ __device__ __noinline__ ChoicePart write_changed(const Position& at, const Chang
 __device__ __noinline__ ChoicePart look_over(const float* row, int vocab,
                                                 ScanScratch& scratch) {
   Scan scan;
-  over_quads<6, 6>(row, 0, vocab, [&](int token, float(&x)[QUAD], int count) {
+  over_quads<6>(row, 0, vocab, [&](int token, float(&x)[QUAD], int count) {
     pad(x, count);
     scan.check(x);
     if (count > 0) scan.look(token, x);
