@@ -280,7 +280,7 @@ __device__ __forceinline__ void consume_pass(Walker& w) {
   cta.stamp(Stamp::Embed);
   consume_layers<DRAFT>(w);
   if (w.batch.wanted_count == 0) return;
-  const Wanted wanted(cta.memory, w.batch);
+  const WantedTokens wanted(cta.memory, w.batch);
   w.multiply_by<HeadMatrix>(cta.memory.normed, NORMED_BYTES, cta.index(), wanted.tiles(), wanted,
                             ReadNorm{w.stream(), w.token_count(), P::EPS},
                             StoreLogits{at<float>(cta.memory.logits), w.stream(), wanted});
@@ -298,7 +298,7 @@ template <bool DRAFT>
 __device__ __forceinline__ void add_pass(Walker& w) {
   add_layers<DRAFT>(w);
   if (w.batch.wanted_count == 0) return;
-  const Wanted wanted(w.cta.memory, w.batch);
+  const WantedTokens wanted(w.cta.memory, w.batch);
   add<HeadMatrix>(w.cta, w.sums, w.cta.index(), wanted.tiles(),
                   StoreLogits{at<float>(w.cta.memory.logits), w.stream(), wanted});
 }
