@@ -10,8 +10,8 @@
 //           word for each g: E8M0 scales of row g, both groups, and of row g + 8, both groups.
 //
 // Moving bits makes BF16 numbers of codes, 2^-120 (FP8) or 2^-126 (MXFP4) times their values.
-// QUANTISED_SCALE undoes 2^100 of that, the stored scales the rest: they are 2^20 and 2^26 times the
-// checkpoint's. Bytes of zero are weights of zero.
+// QUANTISED_SCALE undoes 2^100 of that, the stored scales the rest: they are 2^20 and 2^26 times
+// those of the checkpoint. Bytes of zero are weights of zero.
 #pragma once
 
 #include "kilotok/layout/operand.cuh"
