@@ -4,10 +4,10 @@
 use std::fmt::Write;
 
 use crate::{
-    BAD_TOKENS_MAX, BAD_WORDS_MAX, Batch, BatchRow, BatchToken, Bias, ChoiceFault, ChoicePart, Exchange, RANKS_MAX,
-    END_TOKENS_MAX, Fault, GROUPS_MAX, LayerMemory, Layout, Memory, OUTPUT_COUNT_MAX, PARTS_MAX,
-    Purpose, RECENT_MAX, Report, RowChoice, SEEN, SampleMemory, SampleRow, Sampling, Slot,
-    TOPS_MAX, Top, Wanted,
+    BAD_TOKENS_MAX, BAD_WORDS_MAX, Batch, BatchRow, BatchToken, Bias, ChoiceFault, ChoicePart,
+    END_TOKENS_MAX, Exchange, Fault, GROUPS_MAX, LayerMemory, Layout, Memory, OUTPUT_COUNT_MAX,
+    PARTS_MAX, Purpose, RANKS_MAX, RECENT_MAX, Report, RowChoice, SEEN, SampleMemory, SampleRow,
+    Sampling, Slot, TOPS_MAX, Top, Wanted,
 };
 
 /// Where the header lies, from the repository's root.

@@ -19,6 +19,7 @@ use crate::params::shape::{Shape, schema_of};
 use crate::params::talk::{Talk, variables};
 use crate::params::tools::{Tools, Use, past_arguments, tool_of};
 use crate::service::Service;
+use crate::sse;
 use crate::trace::RequestId;
 use crate::wire::body::Body;
 use crate::wire::content::OneOrMany;
