@@ -2,10 +2,10 @@
 // share of the probability (top-p). Twin of `filter` and `Ranking` in crates/sampling.
 //
 // Mostly few are kept. Of the threads' highest logits, the n-th highest has n tokens at or above
-// it, and not many more: all those are listed and sorted, the head of the ranking. Where the head is
-// too short (a large top-k, a flat distribution, thousands of equals), tokens are counted or weighed
-// by how far they lie below the highest; in the bin in which the last kept token lies the ranking
-// is cut, after more passes by digits of the rank key if the bin has too many tokens to be listed.
+// it, and not many more: all those are listed and sorted, the head of the ranking. Where the head
+// is too short (a large top-k, a flat distribution, thousands of equals), tokens are counted or
+// weighed by how far they lie below the highest; in the bin in which the last kept token lies the
+// ranking is cut, after more passes by digits of the rank key if the bin has too many to be listed.
 #pragma once
 
 #include "kilotok/sample/scan.cuh"
@@ -65,7 +65,8 @@ struct Kept {
     return temperature == 1.0f ? x : exact::div(x, temperature);
   }
 
-  // At most `x`, and lower than any logit whose value is less than that of `x`, but not by much.
+  // So little below `x` that few logits lie between, and so much that those under it have lower
+  // values than `x`, however the division rounds.
   __device__ __forceinline__ float below(float x) const {
     return temperature == 1.0f ? x : x - fabsf(x) * 1e-6f - 1e-30f;
   }
@@ -141,8 +142,19 @@ __device__ __forceinline__ void find(RankScratch& s, uint64_t before, Weight wei
   Crew::sync();
 }
 
-// Sorts the list, ascending.
+// Sorts the list, ascending; no two keys are equal.
 __device__ __noinline__ void sort(RankScratch& s, int count) {
+  if (count <= CONSUMERS) {
+    // A key's place is the number of those before it.
+    const uint64_t own = Crew::thread() < count ? s.list[Crew::thread()] : ~0ull;
+    int place = 0;
+#pragma unroll 8
+    for (int i = 0; i < count; i++) place += s.list[i] < own;
+    Crew::sync();
+    if (Crew::thread() < count) s.list[place] = own;
+    Crew::sync();
+    return;
+  }
   int size = 2;
   while (size < count) size *= 2;
   for (int i = count + Crew::thread(); i < size; i += CONSUMERS) s.list[i] = ~0ull;
@@ -171,8 +183,8 @@ struct Run {
   }
 };
 
-// Lists and sorts the kept tokens of a run with a logit of at least `least`. Returns how many, or -1
-// if they are more than LIST_MAX.
+// Lists and sorts the kept tokens of a run with a logit of at least `least`. Returns how many, or
+// -1 if they are more than LIST_MAX.
 __device__ __noinline__ int list(RankScratch& s, const Kept& kept, const Run& run, float least) {
   Crew::sync();
   if (Crew::thread() == 0) s.listed = 0;
