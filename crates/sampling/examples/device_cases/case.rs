@@ -186,8 +186,12 @@ impl Step {
             write_list(words, list);
         }
         words.extend([u32::from(self.sample), top_count, u32::from(masked), rows.len() as u32]);
-        rows.iter().for_each(|row| row.words(words));
-        masks.iter().for_each(|mask| mask.words(words));
+        for row in &rows {
+            row.words(words);
+        }
+        for mask in &masks {
+            mask.words(words);
+        }
         self.answer(words, sampler, &rows, &masks, &drafts, &scored, top_count)
     }
 

@@ -146,12 +146,16 @@ __device__ __forceinline__ void find(RankScratch& s, uint64_t before, Weight wei
 __device__ __noinline__ void sort(RankScratch& s, int count) {
   if (count <= CONSUMERS) {
     // A key's place is the number of those before it.
+    constexpr int AT_ONCE = 4;
     const uint64_t own = Crew::thread() < count ? s.list[Crew::thread()] : ~0ull;
-    int place = 0;
-#pragma unroll 8
-    for (int i = 0; i < count; i++) place += s.list[i] < own;
+    if (Crew::thread() < AT_ONCE) s.list[count + Crew::thread()] = ~0ull;
     Crew::sync();
-    if (Crew::thread() < count) s.list[place] = own;
+    int place[AT_ONCE] = {};
+    for (int i = 0; i < count; i += AT_ONCE)
+#pragma unroll
+      for (int k = 0; k < AT_ONCE; k++) place[k] += s.list[i + k] < own ? 1 : 0;
+    Crew::sync();
+    if (Crew::thread() < count) s.list[place[0] + place[1] + place[2] + place[3]] = own;
     Crew::sync();
     return;
   }
@@ -323,13 +327,12 @@ __device__ __forceinline__ uint64_t total_mass(RankScratch& s, const Kept& kept,
     if (kept.temperature != 1.0f)
       for (float& one : x) one = exact::div(one, kept.temperature);
     if (kept.max - fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3])) > exact::MASSLESS) return;
-    if (!all) {
 #pragma unroll
-      for (int j = 0; j < QUAD; j++)
-        if (!kept.has(x[j], exact::rank_key(x[j], token + j))) x[j] = -exact::INFINITE;
-    }
+    for (int j = 0; j < QUAD; j++)
+      if (j >= count || !(all || kept.has(x[j], exact::rank_key(x[j], token + j))))
+        x[j] = -exact::INFINITE;
 #pragma unroll
-    for (int j = 0; j < QUAD; j++) total += j < count ? exact::mass(x[j], kept.max) : 0;
+    for (int j = 0; j < QUAD; j++) total += exact::mass(x[j], kept.max);
   });
   return total_of(s.sums, total);
 }
