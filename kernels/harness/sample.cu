@@ -1,10 +1,14 @@
-// Chooses tokens for the cases of a file and compares with its answers, bit for bit; then takes
-// the time of typical requests. `sample FILE [PARTS...]` runs the cases with each number of parts,
-// `sample --time [NAME]` only
-// the clock.
+// Chooses tokens for the cases of a file and compares with its answers, bit for bit; or takes the
+// time of typical requests.
 //
-// The file is 32-bit words, written by crates/sampling/examples/device_cases. A list is its length,
-// then its words. Magic, number of groups; by group: vocabulary, number of cases; by case: sampling,
+//   cargo run --release -p kilotok-sampling --example device_cases -- FILE [PERCENT]
+//   nvcc -std=c++20 -arch=sm_90a -O3 -I kernels/include -I kernels/harness
+//     -I kernels/harness/sample_model kernels/harness/sample.cu -o sample
+//   ./sample FILE [PARTS...]
+//   ./sample --time [NAME]
+//
+// PARTS are how many CTAs share a position. The file is 32-bit words; a list is its length, then
+// its words. Magic, number of groups; by group: vocabulary, number of cases; by case: sampling,
 // prompt_count, biases (pairs), ends of bad words, their tokens, end tokens, history, number of
 // steps; by step: start, known tokens, drafts, scored tokens, sample, top_count, masked, number of
 // wanted tokens, then a formula of logits for each and a formula of each mask, and the answer.
@@ -23,8 +27,9 @@ constexpr int SHARED_BYTES = larger(sizeof(SampleScratch), sizeof(VerifyScratch)
 
 // All phases of choosing tokens, `repeats` times.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    sample_step(const __grid_constant__ Memory memory, const __grid_constant__ SampleMemory sampling,
-                int row_count, int wanted_count, int repeats) {
+    sample_step(const __grid_constant__ Memory memory,
+                const __grid_constant__ SampleMemory sampling, int row_count, int wanted_count,
+                int parts, int repeats) {
   extern __shared__ __align__(16) char shared[];
   if (threadIdx.x >= CONSUMERS) return;
   Fault* fault = at<Fault>(memory.fault);
@@ -32,9 +37,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   enter(cta, sampling, row_count);
   cta.sync_grid();
   for (int i = 0; i < repeats; i++) {
-    sample(cta, sampling, *reinterpret_cast<SampleScratch*>(shared), wanted_count);
+    sample(cta, sampling, *reinterpret_cast<SampleScratch*>(shared), wanted_count, parts);
     cta.sync_grid();
-    verify(cta, sampling, *reinterpret_cast<VerifyScratch*>(shared), row_count);
+    verify(cta, sampling, *reinterpret_cast<VerifyScratch*>(shared), row_count, parts);
     cta.sync_grid();
   }
 }
@@ -227,12 +232,12 @@ struct Device {
   }
 
   // Milliseconds.
-  float run(int rows, int wanted, int repeats) {
+  float run(int rows, int wanted, int parts, int repeats) {
     check(cudaMemset(at_host<void>(memory.barrier), 0, 4), "barrier");
     check(cudaFuncSetAttribute(sample_step, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                SHARED_BYTES),
           "shared memory");
-    void* arguments[] = {&memory, &sampling, &rows, &wanted, &repeats};
+    void* arguments[] = {&memory, &sampling, &rows, &wanted, &parts, &repeats};
     cudaEvent_t start, end;
     check(cudaEventCreate(&start), "event");
     check(cudaEventCreate(&end), "event");
@@ -304,7 +309,6 @@ static size_t run_cases(const std::vector<Group>& groups, uint32_t parts) {
   Device device;
   Room histories, biases;
   size_t wrong = 0, steps = 0, positions = 0;
-  device.sampling.parts = parts;
   for (const Group& group : groups) {
     device.set_up(group.vocab, group.cases.size());
     write_slots(device, group);
@@ -313,7 +317,7 @@ static size_t run_cases(const std::vector<Group>& groups, uint32_t parts) {
       if (batch.rows.empty()) continue;
       write_lists(histories, biases, group, batch);
       device.load(batch);
-      device.run(batch.rows.size(), batch.wanted.size(), 1);
+      device.run(batch.rows.size(), batch.wanted.size(), parts, 1);
       const Answers answers = read_answers(device, batch);
       const auto slots = get<Slot>(device.sampling.slots, group.cases.size());
       wrong += compare(group, batch, step, answers, slots);
@@ -331,16 +335,15 @@ static void clock(const char* name, const Case& one, uint32_t top_count, uint32_
   group.cases[0].steps[0].top_count = top_count;
   Device device;
   Room histories, biases;
-  device.sampling.parts = parts;
   device.set_up(VOCAB, 1);
   write_slots(device, group);
   StepBatch batch = batch_of(group, 0);
   write_lists(histories, biases, group, batch);
   device.load(batch);
-  device.run(1, batch.wanted.size(), 1);
+  device.run(1, batch.wanted.size(), parts, 1);
   float least = 1e9f;
   for (int i = 0; i < 5; i++) {
-    const float ms = device.run(1, batch.wanted.size(), REPEATS);
+    const float ms = device.run(1, batch.wanted.size(), parts, REPEATS);
     least = ms < least ? ms : least;
   }
   const Answers answers = read_answers(device, batch);

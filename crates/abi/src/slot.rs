@@ -150,10 +150,9 @@ abi_struct! {
         pub vocab: u32,
         /// Entries of a row of logits, biases and counts, a multiple of 16.
         pub stride: u32,
-        /// CTAs for each wanted token, at most [`PARTS_MAX`].
-        pub parts: u32,
         /// Words of a mask.
         pub mask_words: u32,
+        pub reserved: u32,
         /// `[slots]` of [`Slot`].
         pub slots: u64,
         /// `[slots, stride]`, F32.
@@ -186,7 +185,7 @@ abi_struct! {
         pub reports: u64,
         /// `[wanted, TOPS_MAX]` of [`Top`].
         pub tops: u64,
-        pub reserved: [u64; 2],
+        pub reserved_addresses: [u64; 2],
     }
 }
 

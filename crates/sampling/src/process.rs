@@ -285,6 +285,17 @@ mod tests {
     }
 
     #[test]
+    fn occurrences_count_to_their_limit() {
+        let often = |count: u32| {
+            let tokens = vec![0; count as usize + 2];
+            let frequent = |s: &mut Setup| s.sampling.frequency_penalty = 0.5;
+            processed(frequent, &tokens, None, &[0.0; 2]).unwrap()[0]
+        };
+        assert_eq!(often(OUTPUT_COUNT_MAX - 1), -0.5 * (OUTPUT_COUNT_MAX - 1) as f32);
+        assert_eq!(often(OUTPUT_COUNT_MAX + 9), -0.5 * OUTPUT_COUNT_MAX as f32);
+    }
+
+    #[test]
     fn end_tokens_wait_for_min_tokens() {
         let end = |s: &mut Setup| {
             s.end_tokens = vec![1];

@@ -323,8 +323,8 @@ inline std::string compare_row(const Step& step, const SampleRow& row, const Row
   return found;
 }
 
-inline size_t compare(const Group& group, const StepBatch& batch, size_t step, const Answers& answers,
-                      const std::vector<Slot>& slots) {
+inline size_t compare(const Group& group, const StepBatch& batch, size_t step,
+                      const Answers& answers, const std::vector<Slot>& slots) {
   constexpr int SHOWN_MAX = 20;
   static int shown = 0;
   size_t wrong = 0;

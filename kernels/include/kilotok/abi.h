@@ -358,8 +358,8 @@ static_assert(offsetof(Top, logprob) == 4, "Top.logprob");
 struct alignas(8) SampleMemory {
   uint32_t vocab;
   uint32_t stride;
-  uint32_t parts;
   uint32_t mask_words;
+  uint32_t reserved;
   uint64_t slots;
   uint64_t biases;
   uint64_t counts;
@@ -376,13 +376,13 @@ struct alignas(8) SampleMemory {
   uint64_t chosen;
   uint64_t reports;
   uint64_t tops;
-  uint64_t reserved[2];
+  uint64_t reserved_addresses[2];
 };
 static_assert(sizeof(SampleMemory) == 160, "size of SampleMemory");
 static_assert(offsetof(SampleMemory, vocab) == 0, "SampleMemory.vocab");
 static_assert(offsetof(SampleMemory, stride) == 4, "SampleMemory.stride");
-static_assert(offsetof(SampleMemory, parts) == 8, "SampleMemory.parts");
-static_assert(offsetof(SampleMemory, mask_words) == 12, "SampleMemory.mask_words");
+static_assert(offsetof(SampleMemory, mask_words) == 8, "SampleMemory.mask_words");
+static_assert(offsetof(SampleMemory, reserved) == 12, "SampleMemory.reserved");
 static_assert(offsetof(SampleMemory, slots) == 16, "SampleMemory.slots");
 static_assert(offsetof(SampleMemory, biases) == 24, "SampleMemory.biases");
 static_assert(offsetof(SampleMemory, counts) == 32, "SampleMemory.counts");
@@ -399,6 +399,6 @@ static_assert(offsetof(SampleMemory, row_choices) == 112, "SampleMemory.row_choi
 static_assert(offsetof(SampleMemory, chosen) == 120, "SampleMemory.chosen");
 static_assert(offsetof(SampleMemory, reports) == 128, "SampleMemory.reports");
 static_assert(offsetof(SampleMemory, tops) == 136, "SampleMemory.tops");
-static_assert(offsetof(SampleMemory, reserved) == 144, "SampleMemory.reserved");
+static_assert(offsetof(SampleMemory, reserved_addresses) == 144, "SampleMemory.reserved_addresses");
 
 }  // namespace kilotok

@@ -91,7 +91,7 @@ impl Logits {
             3 => self.offset,
             4 if bits >> 23 & 255 == 255 => f32::from_bits(bits & 0xbfff_ffff),
             4 => f32::from_bits(bits),
-            _ if bits & 1023 == 0 => unit * self.scale,
+            _ if bits.trailing_zeros() >= 10 => unit * self.scale,
             _ => self.offset,
         }
     }

@@ -23,11 +23,11 @@ struct VerifyScratch {
 
 // What all parts of a wanted token say; the same in all lanes.
 __device__ __forceinline__ ChoicePart all_parts(const Cta& cta, const SampleMemory& memory,
-                                                int wanted) {
+                                                int wanted, int part_count) {
   static_assert(PARTS_MAX <= 32, "a lane for each part");
   const ChoicePart* parts = at<const ChoicePart>(memory.choice_parts) + wanted * PARTS_MAX;
   ChoicePart all = empty_part();
-  if (cta.lane() < memory.parts) all = parts[cta.lane()];
+  if (cta.lane() < part_count) all = parts[cta.lane()];
 #pragma unroll
   for (int distance = 16; distance > 0; distance /= 2) {
     all.best = Smaller{}(all.best, __shfl_xor_sync(~0u, all.best, distance));
@@ -68,13 +68,13 @@ __device__ __forceinline__ RowChoice walk(const Cta& cta, const SampleMemory& me
 }
 
 __device__ __forceinline__ void verify_row(const Cta& cta, const SampleMemory& memory,
-                                           VerifyScratch& scratch, int index) {
+                                           VerifyScratch& scratch, int index, int parts) {
   const SampleRow& row = at<const SampleRow>(memory.rows)[index];
   const BatchRow& batch = at<const BatchRow>(cta.memory.rows)[index];
   Slot& slot = at<Slot>(memory.slots)[row.slot];
   const bool greedy = slot.sampling.temperature < 1e-5f;
   for (uint32_t i = cta.warp(); i < row.wanted_count; i += CONSUMER_WARPS) {
-    const ChoicePart part = all_parts(cta, memory, row.wanted_first + i);
+    const ChoicePart part = all_parts(cta, memory, row.wanted_first + i, parts);
     if (cta.lane() != 0) continue;
     scratch.choices[i] = resolve(part, greedy);
     scratch.finite[i] = part.finite;
@@ -100,9 +100,9 @@ __device__ __forceinline__ void verify_row(const Cta& cta, const SampleMemory& m
 }
 
 __device__ __forceinline__ void verify(const Cta& cta, const SampleMemory& memory,
-                                       VerifyScratch& scratch, int row_count) {
+                                       VerifyScratch& scratch, int row_count, int parts) {
   for (int row = cta.index(); row < row_count; row += GRID)
-    verify_row(cta, memory, scratch, row);
+    verify_row(cta, memory, scratch, row, parts);
 }
 
 }  // namespace kilotok

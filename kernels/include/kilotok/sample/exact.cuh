@@ -61,8 +61,9 @@ __device__ __forceinline__ float exp(float x) {
 #pragma unroll
   for (int i = 0; i < 5; i++) series = add(mul(series, r), coefficients[i]);
   const float value = add(add(mul(series, mul(r, r)), r), 1.0f);
-  const float scale = __uint_as_float((__float_as_uint(rounded) + 127) << 23);
-  return x < -87.0f ? 0.0f : mul(value, scale);
+  // Chosen here, a zero costs no branch around all this.
+  const uint32_t scale = x < -87.0f ? 0 : (__float_as_uint(rounded) + 127) << 23;
+  return mul(value, __uint_as_float(scale));
 }
 
 // e^(logit - max) in units of 2^-40, rounded down.

@@ -1,10 +1,11 @@
 // The race by which a token is drawn, see `Draws::race_logits` in crates/sampling: token t finishes
 // at ln E_t - logit / temperature, the first wins.
 //
-// Few tokens can win, so their times are computed in three steps. A bound that costs little: E > v,
-// the uniform number, and log2(v) is no less than v's bits read as an integer. Then the time by the
-// fast functions of the hardware, which draws the limit closer for the whole warp. What is left,
-// mostly one token of a warp in all, takes the exact time. The first two are off by less than SLACK.
+// Few tokens can win, so their times are computed in three steps. First a bound that costs little:
+// E > v, the uniform number, and log2(v) is no less than v's bits read as an integer. Then the time
+// by the fast functions of the hardware, which draws the limit closer for the whole warp. What is
+// left, mostly a token or two of a warp in all, takes the exact time. The first two are off by less
+// than SLACK.
 #pragma once
 
 #include "kilotok/sample/row.cuh"

@@ -2,10 +2,10 @@
 // share of the probability (top-p). Twin of `filter` and `Ranking` in crates/sampling.
 //
 // Mostly few are kept. Of the threads' highest logits, the n-th highest has n tokens at or above
-// it, and not many more: all those are listed and sorted, the head of the ranking. Where the head is
-// too short (a large top-k, a flat distribution, thousands of equals), tokens are counted or weighed
-// by how far they lie below the highest; in the bin in which the last kept token lies the ranking
-// is cut, after more passes by digits of the rank key if the bin has too many tokens to be listed.
+// it, and not many more: all those are listed and sorted, the head of the ranking. Where the head
+// is too short (a large top-k, a flat distribution, thousands of equals), tokens are counted or
+// weighed by how far they lie below the highest; in the bin in which the last kept token lies the
+// ranking is cut, after more passes by digits of the rank key if the bin has too many to be listed.
 #pragma once
 
 #include "kilotok/sample/scan.cuh"
@@ -65,7 +65,8 @@ struct Kept {
     return temperature == 1.0f ? x : exact::div(x, temperature);
   }
 
-  // At most `x`, and lower than any logit whose value is less than that of `x`, but not by much.
+  // So little below `x` that few logits lie between, and so much that those under it have lower
+  // values than `x`, however the division rounds.
   __device__ __forceinline__ float below(float x) const {
     return temperature == 1.0f ? x : x - fabsf(x) * 1e-6f - 1e-30f;
   }
@@ -141,8 +142,23 @@ __device__ __forceinline__ void find(RankScratch& s, uint64_t before, Weight wei
   Crew::sync();
 }
 
-// Sorts the list, ascending.
+// Sorts the list, ascending; no two keys are equal.
 __device__ __noinline__ void sort(RankScratch& s, int count) {
+  if (count <= CONSUMERS) {
+    // A key's place is the number of those before it.
+    constexpr int AT_ONCE = 4;
+    const uint64_t own = Crew::thread() < count ? s.list[Crew::thread()] : ~0ull;
+    if (Crew::thread() < AT_ONCE) s.list[count + Crew::thread()] = ~0ull;
+    Crew::sync();
+    int place[AT_ONCE] = {};
+    for (int i = 0; i < count; i += AT_ONCE)
+#pragma unroll
+      for (int k = 0; k < AT_ONCE; k++) place[k] += s.list[i + k] < own ? 1 : 0;
+    Crew::sync();
+    if (Crew::thread() < count) s.list[place[0] + place[1] + place[2] + place[3]] = own;
+    Crew::sync();
+    return;
+  }
   int size = 2;
   while (size < count) size *= 2;
   for (int i = count + Crew::thread(); i < size; i += CONSUMERS) s.list[i] = ~0ull;
@@ -171,8 +187,8 @@ struct Run {
   }
 };
 
-// Lists and sorts the kept tokens of a run with a logit of at least `least`. Returns how many, or -1
-// if they are more than LIST_MAX.
+// Lists and sorts the kept tokens of a run with a logit of at least `least`. Returns how many, or
+// -1 if they are more than LIST_MAX.
 __device__ __noinline__ int list(RankScratch& s, const Kept& kept, const Run& run, float least) {
   Crew::sync();
   if (Crew::thread() == 0) s.listed = 0;
@@ -311,13 +327,12 @@ __device__ __forceinline__ uint64_t total_mass(RankScratch& s, const Kept& kept,
     if (kept.temperature != 1.0f)
       for (float& one : x) one = exact::div(one, kept.temperature);
     if (kept.max - fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3])) > exact::MASSLESS) return;
-    if (!all) {
 #pragma unroll
-      for (int j = 0; j < QUAD; j++)
-        if (!kept.has(x[j], exact::rank_key(x[j], token + j))) x[j] = -exact::INFINITE;
-    }
+    for (int j = 0; j < QUAD; j++)
+      if (j >= count || !(all || kept.has(x[j], exact::rank_key(x[j], token + j))))
+        x[j] = -exact::INFINITE;
 #pragma unroll
-    for (int j = 0; j < QUAD; j++) total += j < count ? exact::mass(x[j], kept.max) : 0;
+    for (int j = 0; j < QUAD; j++) total += exact::mass(x[j], kept.max);
   });
   return total_of(s.sums, total);
 }

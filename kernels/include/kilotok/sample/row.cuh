@@ -211,8 +211,8 @@ __device__ __noinline__ void forbid(const SampleMemory& memory,
 }
 
 // Calls `each(token, x, count)` for every four tokens of a part, of which the first `count` are
-// within it. All lanes of a warp call together; AHEAD loads are under way at a time, for which there
-// are as many copies of `each`: a register cannot be moved on before its load is done. A thread's
+// within it. All lanes of a warp call together. AHEAD loads are under way at a time, and there are
+// as many copies of `each`: a register cannot be moved on before its load is done. A thread's
 // tokens ascend, and are the same in every pass over the part.
 template <int AHEAD, class Each>
 __device__ __forceinline__ void over_quads(const float* row, int begin, int end, Each each) {
