@@ -11,8 +11,22 @@ mod chat;
 mod clients;
 #[path = "http/completions.rs"]
 mod completions;
+#[path = "http/dice.rs"]
+mod dice;
+#[path = "http/drafts.rs"]
+mod drafts;
 #[path = "http/faults.rs"]
 mod faults;
+#[path = "http/garbage.rs"]
+mod garbage;
+#[path = "http/leaving.rs"]
+mod leaving;
+#[path = "http/limits.rs"]
+mod limits;
+#[path = "http/load.rs"]
+mod load;
+#[path = "http/prompts.rs"]
+mod prompts;
 #[path = "http/responses.rs"]
 mod responses;
 #[path = "http/server.rs"]
@@ -23,3 +37,5 @@ mod shapes;
 mod surface;
 #[path = "http/tls.rs"]
 mod tls;
+#[path = "http/validity.rs"]
+mod validity;

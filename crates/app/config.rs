@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use kilotok_model::Knobs;
 use kilotok_sched::Limits;
+use kilotok_server::ServerConfig;
 use kilotok_text::Format;
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +23,8 @@ pub(crate) const DEFAULT_HOST: &str = "127.0.0.1";
 const DEFAULT_WAITING_MAX: u32 = 1024;
 /// A prompt of a million tokens, and the JSON around it.
 const DEFAULT_BODY_MIB: u32 = 32;
+/// More stop strings than any client sends; every token of a reply is compared with all of them.
+const STOP_MOST: usize = 256;
 /// Proxies cut streams that are silent for longer than about half a minute.
 const DEFAULT_KEEP_ALIVE_S: f64 = 15.0;
 const DEFAULT_SHUTDOWN_TIMEOUT_S: f64 = 60.0;
@@ -59,7 +62,7 @@ pub(crate) struct RawConfig {
     /// Origin of web pages that may call the API, or `*`; may be given several times.
     #[arg(long, value_name = "ORIGIN", help_heading = "Network")]
     pub(crate) cors_origin: Option<Vec<String>>,
-    /// Certificate chain in PEM, for https.
+    /// Certificate chain in PEM, for https. Renewed files are noticed within seconds.
     #[arg(long, value_name = "FILE", help_heading = "Network")]
     pub(crate) tls_cert: Option<PathBuf>,
     /// Private key of the certificate in PEM.
@@ -117,6 +120,16 @@ pub(crate) struct RawConfig {
     /// [default: 20].
     #[arg(long, value_name = "MS", help_heading = "Scheduling")]
     pub(crate) step_ms_max: Option<f64>,
+
+    /// Replies to one request, its prompts times `n` [default: 128].
+    #[arg(long, value_name = "REPLIES", help_heading = "Requests")]
+    pub(crate) n_max: Option<u32>,
+    /// Stop strings of one request [default: 16].
+    #[arg(long, value_name = "STRINGS", help_heading = "Requests")]
+    pub(crate) stop_max: Option<u32>,
+    /// Tokens of a reply to a request that does not say [default: what there is room for].
+    #[arg(long, value_name = "TOKENS", help_heading = "Requests")]
+    pub(crate) max_tokens_default: Option<u32>,
 
     /// Seconds to go on taking requests after SIGTERM, while load balancers notice [default: 0].
     #[arg(long, value_name = "SECONDS", help_heading = "Operation")]
@@ -198,6 +211,7 @@ pub(crate) struct Config {
     pub(crate) body_max: usize,
     /// Zero is never.
     pub(crate) keep_alive: Duration,
+    pub(crate) requests: RequestLimits,
     pub(crate) engine: EngineWish,
     pub(crate) limits: Limits,
     pub(crate) stall_timeout: Duration,
@@ -210,6 +224,15 @@ pub(crate) struct Config {
 pub(crate) struct Tls {
     pub(crate) cert: PathBuf,
     pub(crate) key: PathBuf,
+}
+
+/// What one request may ask for.
+#[derive(Clone, Debug)]
+pub(crate) struct RequestLimits {
+    pub(crate) n_max: u32,
+    pub(crate) stop_max: usize,
+    /// Of one that does not say; beyond it is what there is room for.
+    pub(crate) token_max_default: Option<u32>,
 }
 
 /// What the user wants of the engine; the model and the memory have a say too.
@@ -245,6 +268,7 @@ impl Config {
             api_keys: keys(raw.api_key.clone().unwrap_or(api_keys))?,
             cors_origins: origins(raw.cors_origin.clone().unwrap_or_default())?,
             tls: tls(raw)?,
+            requests: requests(raw)?,
             engine: engine(raw)?,
             limits: limits(raw)?,
             drain_delay: seconds("drain-delay", raw.drain_delay, 0.0)?,
@@ -323,6 +347,17 @@ fn tls(raw: &RawConfig) -> Result<Option<Tls>> {
         (Some(_), None) => bail!("--tls-cert needs --tls-key too"),
         (None, Some(_)) => bail!("--tls-key needs --tls-cert too"),
     }
+}
+
+fn requests(raw: &RawConfig) -> Result<RequestLimits> {
+    let usual = ServerConfig::default();
+    let n_max = raw.n_max.unwrap_or(usual.n_max);
+    ensure!(n_max > 0, "--n-max is 0: a request has at least 1 reply");
+    let stop_max = raw.stop_max.map_or(usual.stop_max, |stop_max| stop_max as usize);
+    ensure!(stop_max <= STOP_MOST, "--stop-max is {stop_max}: give 0 to {STOP_MOST}");
+    let token_max_default = raw.max_tokens_default.or(usual.token_max_default);
+    ensure!(token_max_default != Some(0), "--max-tokens-default is 0: a reply has at least 1");
+    Ok(RequestLimits { n_max, stop_max, token_max_default })
 }
 
 fn engine(raw: &RawConfig) -> Result<EngineWish> {

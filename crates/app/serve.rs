@@ -155,6 +155,9 @@ fn settings(config: &Config, folder: &Path) -> ServerConfig {
         tls: config.tls.clone().map(|tls| TlsFiles { certificate: tls.cert, key: tls.key }),
         body_max: config.body_max,
         keep_alive: config.keep_alive,
+        n_max: config.requests.n_max,
+        stop_max: config.requests.stop_max,
+        token_max_default: config.requests.token_max_default,
         drain_delay: config.drain_delay,
         shutdown_timeout: config.shutdown_timeout,
         ..ServerConfig::default()

@@ -2,14 +2,14 @@
 //! every byte.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use kilotok_engine::Caps;
+use kilotok_engine::{Caps, Engine};
 use kilotok_sched::Limits;
 use kilotok_server::gate::{GateOptions, Stopwatch};
 use kilotok_server::{Gate, Metrics, ServeError, ServerConfig, Service, serve};
@@ -84,19 +84,21 @@ impl Brake {
     }
 }
 
+/// Its tokens are bytes, and a few marks.
+pub(crate) fn text() -> Text {
+    Text::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/text/fixtures/mimo")).unwrap()
+}
+
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     pub(crate) service: Arc<Service>,
+    runtime: tokio::runtime::Handle,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<Result<(), ServeError>>>,
 }
 
 impl Server {
     pub(crate) fn start(setup: Setup) -> Self {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/text/fixtures/mimo");
-        let text = Arc::new(Text::open(&folder).unwrap());
-        let grammars = Grammars::new(&text, setup.caps.vocab_size, &[TURN_END]).unwrap();
-        let metrics = Arc::new(Metrics::new("toy", &setup.caps));
         let parrot = parrot(TURN_START, TURN_END, THINK.to_vec());
         let brake = setup.brake.clone();
         let voice: Voice = Box::new(move |text| {
@@ -109,26 +111,51 @@ impl Server {
         if let Some(step) = setup.fail_at {
             engine.fail_at(step, kilotok_engine::EngineError::Busy { in_flight: 9 });
         }
-        let (gate, _driver) =
-            Gate::start(Box::new(engine), setup.limits, Arc::clone(&metrics), setup.options);
-        let service = Service::new(text, Arc::new(grammars), gate, metrics, setup.config);
+        Self::of(Box::new(engine), text(), setup.limits, setup.options, setup.config)
+    }
+
+    /// Any engine, with the text that goes with it.
+    pub(crate) fn of(
+        engine: Box<dyn Engine>,
+        text: Text,
+        limits: Limits,
+        options: GateOptions,
+        config: ServerConfig,
+    ) -> Self {
+        let caps = engine.caps();
+        let end_tokens = &text.defaults().end_tokens;
+        let grammars = Grammars::new(&text, caps.vocab_size, end_tokens).unwrap();
+        let metrics = Arc::new(Metrics::new(&config.served_names[0], caps));
+        let (gate, _driver) = Gate::start(engine, limits, Arc::clone(&metrics), options);
+        let service = Service::new(Arc::new(text), Arc::new(grammars), gate, metrics, config);
         let service = Arc::new(service);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();
         let shared = Arc::clone(&service);
+        let threads = tokio::runtime::Runtime::new().unwrap();
+        let runtime = threads.handle().clone();
         let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Runtime::new().unwrap();
             let shutdown = async {
                 let _ = stopped.await;
             };
-            runtime.block_on(serve(listener, shared, shutdown))
+            threads.block_on(serve(listener, shared, shutdown))
         });
-        Self { address, service, stop: Some(stop), thread: Some(thread) }
+        Self { address, service, runtime, stop: Some(stop), thread: Some(thread) }
     }
 
     pub(crate) fn new() -> Self {
         Self::start(Setup::default())
+    }
+
+    /// Tasks that have not ended: of connections, and the server's own.
+    pub(crate) fn task_count(&self) -> usize {
+        self.runtime.metrics().num_alive_tasks()
+    }
+
+    /// Dropped, it tells the server to stop.
+    pub(crate) fn stop_later(&mut self) -> Option<oneshot::Sender<()>> {
+        self.stop.take()
     }
 
     /// Tells the server to stop.
@@ -150,6 +177,18 @@ impl Server {
 
     pub(crate) fn post_bytes(&self, path: &str, body: &[u8], headers: &[(&str, &str)]) -> Answer {
         self.send(&head("POST", path, headers, body.len()), body).answer()
+    }
+
+    /// The whole answer of a server that may have gone: None if it did not begin one.
+    pub(crate) fn post_if_there(&self, path: &str, body: &Value) -> Option<Answer> {
+        let mut socket = TcpStream::connect(self.address).ok()?;
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let body = body.to_string();
+        let _ = socket.write_all(&head("POST", path, &[], body.len()));
+        let _ = socket.write_all(body.as_bytes());
+        let mut open = Open { socket, seen: Vec::new() };
+        let _ = open.socket.read_to_end(&mut open.seen);
+        (!open.seen.is_empty()).then(|| Answer::parse(&open.seen))
     }
 
     /// Sends without waiting for the answer.
@@ -197,6 +236,23 @@ pub(crate) struct Open {
 }
 
 impl Open {
+    /// Sends no more.
+    pub(crate) fn sent(&self) {
+        // The server may have hung up already.
+        let _ = self.socket.shutdown(Shutdown::Write);
+    }
+
+    /// Reads so many bytes, or all if there are fewer.
+    pub(crate) fn read(&mut self, count: usize) {
+        let _ = (&mut self.socket).take(count as u64).read_to_end(&mut self.seen);
+    }
+
+    /// The status of an HTTP answer, if there is one at the end.
+    pub(crate) fn status_if_any(mut self) -> Option<u16> {
+        let _ = self.socket.read_to_end(&mut self.seen);
+        self.seen.starts_with(b"HTTP/1").then(|| Answer::parse(&self.seen).status)
+    }
+
     /// Reads until this text has come.
     pub(crate) fn read_until(&mut self, text: &str) {
         let mut bytes = [0; 4096];

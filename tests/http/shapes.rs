@@ -150,6 +150,92 @@ fn shapes_are_kept() {
     assert!(["yes", "no"].contains(&said.as_str()), "{said}");
 }
 
+/// The shape of answers beside tools.
+fn note() -> Value {
+    json!({"type": "json_schema", "json_schema": {"name": "note", "strict": true, "schema": {
+        "type": "object", "properties": {"note": {"type": "string", "maxLength": 20}},
+        "required": ["note"], "additionalProperties": false,
+    }}})
+}
+
+#[test]
+fn replies_of_a_shape_may_be_calls_instead() {
+    let call = CALLS.strip_prefix("Let me see.").unwrap();
+    for skill in [Skill::Percent(80), Skill::Always(u32::from(b'!'))] {
+        let server = Server::start(Setup { skill, ..Setup::default() });
+        let reply = |text: &str, more: Value| {
+            let mut request = ask(text, &more);
+            request["response_format"] = note();
+            server.post(PATH, &request).good()["choices"][0].take()
+        };
+        let called = reply(call, json!({}));
+        assert_eq!(called["finish_reason"], "tool_calls");
+        assert_eq!(called["message"]["content"], Value::Null);
+        assert_eq!(calls(&called["message"]).len(), 2);
+        let one = reply(call, json!({"parallel_tool_calls": false}));
+        assert_eq!(calls(&one["message"]).len(), 1);
+        // Text that speaks of a call makes none.
+        let json = r#"{"note": "<function=now>\n"}"#;
+        let told = reply(json, json!({"tool_choice": "auto"}));
+        assert_eq!(
+            (&told["finish_reason"], &told["message"]["content"]),
+            (&json!("stop"), &json!(json))
+        );
+        assert!(told["message"].get("tool_calls").is_none());
+        let none = reply(
+            call,
+            json!({"tool_choice": "none", "max_tokens": 300,
+            "chat_template_kwargs": {"enable_thinking": false}}),
+        );
+        let text = none["message"]["content"].as_str().unwrap();
+        assert!(text.trim_start().starts_with('{'), "{none}");
+        let must = reply(
+            json,
+            json!({"tool_choice": "required", "temperature": 1, "seed": 2,
+            "logit_bias": {"34": 5, "47": 9, "60": 9, "125": 9}, "max_tokens": 400}),
+        );
+        assert!(must["message"].get("tool_calls").is_some(), "{must}");
+    }
+}
+
+/// The engine wants to say what is neither.
+#[test]
+fn prose_is_neither_a_shape_nor_a_call() {
+    let server = Server::new();
+    for seed in 0..8 {
+        let more = json!({"temperature": 1, "seed": seed, "max_tokens": 400,
+            "response_format": note(), "logit_bias": {"34": 5, "47": 9, "60": 9, "125": 9}});
+        let answer = server.post(PATH, &ask(CALLS, &more)).good();
+        let choice = &answer["choices"][0];
+        match choice["finish_reason"].as_str().unwrap() {
+            "stop" => {
+                let text = choice["message"]["content"].as_str().unwrap();
+                assert!(serde_json::from_str::<Value>(text).unwrap()["note"].is_string(), "{text}");
+            }
+            "tool_calls" => assert!(!calls(&choice["message"]).is_empty()),
+            other => assert_eq!(other, "length"),
+        }
+    }
+}
+
+#[test]
+fn responses_may_be_of_a_shape_or_call_too() {
+    let server = Server::new();
+    let format = note()["json_schema"].clone();
+    let of = |text: &str| {
+        let mut request = json!({
+            "input": format!("say:{text}"), "temperature": 0,
+            "tools": [{"type": "function", "name": "now"}], "text": {"format": format},
+        });
+        request["text"]["format"]["type"] = json!("json_schema");
+        server.post("/v1/responses", &request).good()["output"][0].take()
+    };
+    let item = of("<tool_call>\n<function=now>\n</function>\n</tool_call>");
+    assert_eq!((&item["type"], &item["name"]), (&json!("function_call"), &json!("now")));
+    let item = of("{\"note\": \"hi\"}");
+    assert_eq!(item["content"][0]["text"], "{\"note\": \"hi\"}");
+}
+
 #[test]
 fn shapes_that_cannot_be_are_refused() {
     let server = Server::new();
@@ -161,7 +247,6 @@ fn shapes_that_cannot_be_are_refused() {
         (json!({"response_format": schema(json!({"$ref": "#/nowhere"}))}), "response_format"),
         (json!({"response_format": {"type": "structural_tag"}}), "response_format.type"),
         (json!({"regex": "a", "ebnf": "b"}), "ebnf"),
-        (json!({"response_format": {"type": "json_object"}, "tools": tools()}), "response_format"),
     ] {
         let mut request = json!({"messages": [{"role": "user", "content": "a"}]});
         request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());

@@ -1,9 +1,10 @@
-//! The server over TLS, with a certificate of its own.
+//! The server over TLS, with certificates of its own.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use kilotok_server::{ServerConfig, TlsFiles};
 use rustls::pki_types::CertificateDer;
@@ -12,20 +13,24 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use super::server::{Server, Setup, head};
 
+/// Connections within which a server that looks all the time has seen any change.
+const LOOKS_MAX: u32 = 10_000;
+
 fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/http/tls").join(name)
 }
 
-fn with(certificate: &str, key: &str) -> Setup {
-    let tls = Some(TlsFiles { certificate: file(certificate), key: file(key) });
-    Setup { config: ServerConfig { tls, ..Setup::default().config }, ..Setup::default() }
+fn with(certificate: PathBuf, key: PathBuf) -> Setup {
+    let tls = Some(TlsFiles { certificate, key });
+    // As often as can be: who waits for a change waits in no test.
+    let tls_look = Duration::ZERO;
+    Setup { config: ServerConfig { tls, tls_look, ..Setup::default().config }, ..Setup::default() }
 }
 
-#[test]
-fn a_client_that_knows_the_certificate_gets_in() {
-    let server = Server::start(with("certificate.pem", "key.pem"));
+/// What a client hears that knows one certificate only.
+fn health(server: &Server, known: &str) -> String {
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(file("certificate.pem")).unwrap()).unwrap();
+    roots.add(CertificateDer::from_pem_file(file(known)).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -34,14 +39,51 @@ fn a_client_that_knows_the_certificate_gets_in() {
         .with_no_client_auth();
     let client = ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();
     let mut stream = StreamOwned::new(client, TcpStream::connect(server.address).unwrap());
-    stream.write_all(&head("GET", "/health", &[], 0)).unwrap();
+    if let Err(error) = stream.write_all(&head("GET", "/health", &[], 0)) {
+        return error.to_string();
+    }
     let mut answer = String::new();
     // The other side may close without saying so.
     let _ = stream.read_to_string(&mut answer);
-    assert!(
-        answer.starts_with("HTTP/1.1 200") && answer.ends_with("{\"status\":\"ok\"}"),
-        "{answer}"
-    );
+    answer
+}
+
+fn is_well(answer: &str) -> bool {
+    answer.starts_with("HTTP/1.1 200") && answer.ends_with("{\"status\":\"ok\"}")
+}
+
+#[test]
+fn a_client_that_knows_the_certificate_gets_in() {
+    let server = Server::start(with(file("certificate.pem"), file("key.pem")));
+    let answer = health(&server, "certificate.pem");
+    assert!(is_well(&answer), "{answer}");
+    let stranger = health(&server, "renewed.pem");
+    assert!(stranger.contains("invalid peer certificate"), "{stranger}");
+}
+
+#[test]
+fn a_renewed_certificate_needs_no_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let (certificate, key) = (folder.path().join("a.pem"), folder.path().join("a.key"));
+    let place = |from: &str, to: &Path| {
+        // In one piece, as those who renew certificates do.
+        let new = folder.path().join("new");
+        std::fs::copy(file(from), &new).unwrap();
+        std::fs::rename(new, to).unwrap();
+    };
+    place("certificate.pem", &certificate);
+    place("key.pem", &key);
+    let server = Server::start(with(certificate.clone(), key.clone()));
+    assert!(is_well(&health(&server, "certificate.pem")));
+    // Neither a half of it nor nonsense takes the place of what works.
+    place("README.md", &certificate);
+    assert!(is_well(&health(&server, "certificate.pem")));
+    place("renewed.pem", &certificate);
+    assert!(is_well(&health(&server, "certificate.pem")));
+    place("renewed_key.pem", &key);
+    let noticed = (0..LOOKS_MAX).any(|_| is_well(&health(&server, "renewed.pem")));
+    assert!(noticed, "the server goes on with the old certificate");
+    assert!(!is_well(&health(&server, "certificate.pem")));
 }
 
 #[test]
@@ -51,7 +93,8 @@ fn files_that_are_no_certificate_are_named() {
         ("nothing.pem", "key.pem", "nothing.pem"),
         ("README.md", "key.pem", "README.md"),
     ] {
-        let error = Server::start(with(certificate, key)).wait().unwrap_err().to_string();
+        let error =
+            Server::start(with(file(certificate), file(key))).wait().unwrap_err().to_string();
         assert!(error.contains("TLS") && error.contains(named), "{error}");
     }
 }

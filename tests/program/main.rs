@@ -120,8 +120,9 @@ impl Drop for Server {
 
 #[test]
 fn a_server_says_what_it_does_and_the_line_it_gives_works() {
-    let mut server = Server::start(&[]);
-    for part in ["model", "engine", "memory", "limits", "weights", "pages, full", "512 tokens"] {
+    let mut server = Server::start(&["--n-max", "2", "--stop-max", "1"]);
+    let limits = "2 to one request";
+    for part in ["model", "engine", "memory", limits, "weights", "pages, full", "512 tokens"] {
         assert!(server.said.contains(part), "{part}:\n{}", server.said);
     }
     let curl = server.said.lines().last().unwrap();
@@ -250,6 +251,9 @@ fn what_is_typed_wrongly_is_said_before_anything_is_loaded() {
         (&["--tls-cert", "no.pem", "--tls-key", "no.key"], "no.pem"),
         (&["--cors-origin", "example.org"], "scheme://host"),
         (&["--api-key", ""], "API key"),
+        (&["--n-max", "0"], "--n-max is 0"),
+        (&["--stop-max", "257"], "--stop-max is 257"),
+        (&["--max-tokens-default", "0"], "--max-tokens-default is 0"),
         (&["--drain-delay", "-1"], "--drain-delay"),
         (&["--reply-format", "latin"], "--reply-format"),
         (&["--drafts", "--no-drafts"], "--no-drafts"),

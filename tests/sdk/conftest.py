@@ -12,11 +12,6 @@ MODEL = "parrot"
 KEY = "test-key"
 
 
-def pytest_configure(config):
-    config.option.asyncio_mode = "auto"
-
-
-
 @pytest.fixture(scope="session")
 def url():
     return os.environ["KILOTOK_URL"]

@@ -37,6 +37,7 @@ def test_openai_python(url, file):
     left_out = " and ".join(f"not {name}" for name in EXCEPTIONS[file])
     command = [sys.executable, "-m", "pytest", f"tests/api_resources/{file}", "-q", "-k", left_out]
     command += ["-p", "no:cacheprovider", "-o", "addopts=", "-o", "filterwarnings="]
+    command += ["--timeout=60"]
     home = THERE / f"openai-{OPENAI}"
     environment = os.environ | {"TEST_API_BASE_URL": f"{url}/v1"}
     options = {"cwd": home, "env": environment, "capture_output": True, "text": True}
@@ -45,7 +46,8 @@ def test_openai_python(url, file):
 
 
 def test_openai_node(url):
-    command = ["node", "tool.mjs", url, KEY, MODEL]
+    node = str(Path(sys.executable).parent / "node")
+    command = [node, "tool.mjs", url, KEY, MODEL]
     options = {"cwd": THERE, "capture_output": True, "text": True, "timeout": 60}
     run = subprocess.run(command, check=False, **options)
     assert run.returncode == 0, run.stderr

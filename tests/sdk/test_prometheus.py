@@ -47,15 +47,16 @@ STOCK = [
 
 
 def ours():
-    """The queries of our dashboards, with Grafana's variables filled in."""
+    """The queries of our dashboards, with Grafana's variables filled in: its own, then theirs."""
     queries = []
     for file in sorted((ROOT / "configs/grafana").rglob("*.json")):
         for panel in json.loads(file.read_text())["panels"]:
             queries += [target["expr"] for target in panel.get("targets", [])]
     for variable, value in {
-        "model_name": MODEL,
         "__rate_interval": "1m",
         "__interval": "15s",
+        "model": MODEL,
+        "instance": ".*",
     }.items():
         queries = [
             q.replace(f"${{{variable}}}", value).replace(f"${variable}", value) for q in queries
@@ -64,7 +65,7 @@ def ours():
 
 
 @pytest.fixture(scope="module")
-def prometheus(url, tmp_path_factory, client):
+def prometheus(url, tmp_path_factory):
     program = shutil.which("prometheus")
     assert program, "install Debian's prometheus"
     home = tmp_path_factory.mktemp("prometheus")
@@ -79,13 +80,14 @@ def prometheus(url, tmp_path_factory, client):
     command += [f"--web.listen-address=127.0.0.1:{port}", "--log.level=error"]
     with subprocess.Popen(command) as process:
         try:
-            yield f"http://127.0.0.1:{port}"
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}") as http:
+                yield http
         finally:
             process.terminate()
 
 
 def answers(prometheus, query):
-    reply = httpx.get(f"{prometheus}/api/v1/query", params={"query": query}).json()
+    reply = prometheus.get("/api/v1/query", params={"query": query}).json()
     assert reply["status"] == "success", (query, reply)
     return reply["data"]["result"]
 

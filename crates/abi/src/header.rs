@@ -4,7 +4,8 @@
 use std::fmt::Write;
 
 use crate::{
-    Batch, BatchRow, BatchToken, Fault, GROUPS_MAX, LayerMemory, Layout, Memory, Purpose, Sampling,
+    Batch, BatchRow, BatchToken, Exchange, Fault, GROUPS_MAX, LayerMemory, Layout, Memory, Purpose,
+    RANKS_MAX, Sampling,
 };
 
 /// Where the header lies, from the repository's root.
@@ -15,11 +16,12 @@ const STRUCTS: &[Layout] = &[
     BatchToken::layout(),
     BatchRow::layout(),
     Batch::layout(),
+    Exchange::layout(),
     LayerMemory::layout(),
     Memory::layout(),
     Fault::layout(),
 ];
-const CONSTANTS: &[(&str, usize)] = &[("GROUPS_MAX", GROUPS_MAX)];
+const CONSTANTS: &[(&str, usize)] = &[("GROUPS_MAX", GROUPS_MAX), ("RANKS_MAX", RANKS_MAX)];
 const ENUMS: &[(&str, &[(&str, u32)])] = &[("Purpose", Purpose::VALUES)];
 
 /// The whole text of the header, with an assert for every size and offset.

@@ -10,7 +10,9 @@ mod step;
 
 pub use layout::{Field, Layout};
 pub use philox::philox;
-pub use step::{Batch, BatchRow, BatchToken, Fault, GROUPS_MAX, LayerMemory, Memory};
+pub use step::{
+    Batch, BatchRow, BatchToken, Exchange, Fault, GROUPS_MAX, LayerMemory, Memory, RANKS_MAX,
+};
 
 use layout::{abi_constants, abi_struct};
 

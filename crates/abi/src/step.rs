@@ -3,6 +3,8 @@
 
 use crate::layout::abi_struct;
 
+/// Ranks at most: the GPUs of a node.
+pub const RANKS_MAX: usize = 8;
 /// Page groups of a model at most: full and window layers of the target, the drafter's.
 pub const GROUPS_MAX: usize = 4;
 
@@ -39,7 +41,16 @@ abi_struct! {
         pub row_count: u32,
         /// Tokens after which logits are needed.
         pub wanted_count: u32,
-        pub reserved: u32,
+        /// Exchanges between ranks so far, or more, on all ranks the same.
+        pub exchanges: u32,
+    }
+}
+
+abi_struct! {
+    /// How a rank reaches the others.
+    pub struct Exchange : 64 {
+        /// By rank, where it receives, see `kernels/include/kilotok/comm/exchange.cuh`.
+        pub receivers: [u64; 8],
     }
 }
 
@@ -139,7 +150,7 @@ abi_struct! {
         pub rank: u32,
         /// How long a wait may last, in milliseconds.
         pub wait_max_ms: u32,
-        /// Memory of the exchange between ranks, see `comm`.
+        /// An [`Exchange`].
         pub exchange: u64,
         /// Debugging output, or 0.
         pub trace: u64,

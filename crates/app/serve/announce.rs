@@ -64,6 +64,11 @@ fn limits(config: &Config, planned: &Planned) -> String {
     );
     line("prefix cache", yes(limits.prefix_cache));
     line("drafts", yes(has_drafter && limits.draft_rows_max > 0));
+    let of_one = &config.requests;
+    line("replies", format!("{} to one request", of_one.n_max));
+    line("stop strings", format!("{} of one request", of_one.stop_max));
+    let tokens = of_one.token_max_default.map(|tokens| format!("{tokens} tokens"));
+    line("a reply by default", tokens.unwrap_or_else(|| "what there is room for".to_owned()));
     line("body", format!("{} MiB", config.body_max >> 20));
     line("keep-alive", format!("{} s", config.keep_alive.as_secs_f64()));
     line(

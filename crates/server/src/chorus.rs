@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 
 use axum::http::StatusCode;
+use futures_util::future::try_join_all;
+use kilotok_abi::TokenId;
 use kilotok_text::Grammar;
 
 use crate::choice::{Choice, Finish, Piece};
@@ -29,32 +31,35 @@ pub(crate) struct Chorus {
 }
 
 impl Chorus {
-    /// Asks for all replies of a request. Those to one prompt are let in together.
+    /// Asks for all replies of a request at once: its prompts share steps from the first on. Of the
+    /// replies to one prompt the gate lets the first go ahead.
     pub(crate) async fn start(service: &Arc<Service>, job: &Job) -> Result<Self, ApiError> {
         let grammar = grammar(service, job).await?;
-        let mut choices = Vec::with_capacity(job.choice_count());
-        for prompt in &job.prompts {
-            let ask = |number| {
-                let mut submission = job.submission.clone();
-                submission.prompt = prompt.to_vec();
-                let seed = &mut submission.setup.sampling.seed;
-                *seed = seed_of(*seed, number);
-                submission.needs_masks = grammar.is_some();
-                if grammar.is_some() {
-                    // At the end of a grammar there is nothing else to say.
-                    let end_tokens = &mut submission.setup.end_tokens;
-                    end_tokens.extend_from_slice(&service.text.defaults().end_tokens);
-                }
-                Ask { request_id: job.id.clone(), submission, grammar: grammar.clone() }
-            };
-            let tickets = service.gate.submit_many((0..job.n).map(ask).collect()).await;
-            let tickets =
-                tickets.map_err(|refusal| ApiError::from_refusal(refusal, job.prompt_param))?;
+        let ask = |prompt: &[TokenId], number| {
+            let mut submission = job.submission.clone();
+            submission.prompt = prompt.to_vec();
+            let seed = &mut submission.setup.sampling.seed;
+            *seed = seed_of(*seed, number);
+            submission.needs_masks = grammar.is_some();
+            if grammar.is_some() {
+                // At the end of a grammar there is nothing else to say.
+                let end_tokens = &mut submission.setup.end_tokens;
+                end_tokens.extend_from_slice(&service.text.defaults().end_tokens);
+            }
+            Ask { request_id: job.id.clone(), submission, grammar: grammar.clone() }
+        };
+        let replies = |prompt: &Arc<[TokenId]>| {
+            service.gate.submit_many((0..job.n).map(|number| ask(prompt, number)).collect())
+        };
+        let tickets = try_join_all(job.prompts.iter().map(replies)).await;
+        let tickets =
+            tickets.map_err(|refusal| ApiError::from_refusal(refusal, job.prompt_param))?;
+        let choices = job.prompts.iter().zip(tickets).flat_map(|(prompt, tickets)| {
             let count = prompt.len() as u32;
-            let new = |ticket| Some(Choice::new(ticket, job, count, &service.text));
-            choices.extend(tickets.into_iter().map(new));
-        }
-        Ok(Self { choices, turn: 0, ready: VecDeque::new() })
+            let new = move |ticket| Some(Choice::new(ticket, job, count, &service.text));
+            tickets.into_iter().map(new)
+        });
+        Ok(Self { choices: choices.collect(), turn: 0, ready: VecDeque::new() })
     }
 
     /// Replies without a token: the engine has nothing to do.

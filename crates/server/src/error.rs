@@ -1,11 +1,14 @@
 //! What goes wrong with a request, in OpenAI's form: status, type, parameter, code and a sentence
 //! that says what to do. Knows no route; who speaks another dialect translates.
 
+use std::collections::BTreeMap;
+
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use kilotok_text::{GrammarError, TextError};
 use serde::Serialize;
-use utoipa::ToSchema;
+use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
+use utoipa::{IntoResponses, ToSchema};
 
 use crate::gate::{Failure, FailureKind, Refusal};
 
@@ -37,6 +40,21 @@ pub struct ErrorDetail {
     pub param: Option<String>,
     /// A name for programs, such as `context_length_exceeded`.
     pub code: Option<&'static str>,
+}
+
+/// For the document of the API: how any request can go wrong.
+pub(crate) struct Faults;
+
+impl IntoResponses for Faults {
+    fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
+        let fault = |status: &str, whose: &str| {
+            let body = ContentBuilder::new().schema(Some(Ref::from_schema_name("ErrorBody")));
+            let fault = ResponseBuilder::new().description(whose);
+            let fault = fault.content("application/json", body.build()).build();
+            (status.to_owned(), fault.into())
+        };
+        [fault("4XX", "The request's fault."), fault("5XX", "The server's fault.")].into()
+    }
 }
 
 impl ApiError {

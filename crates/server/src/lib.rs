@@ -24,6 +24,7 @@ mod service;
 mod sse;
 mod stopwatch;
 mod tally;
+mod tls;
 mod trace;
 mod updates;
 pub mod wire;

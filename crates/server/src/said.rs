@@ -8,8 +8,6 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::choice::{Finish, Piece};
-use crate::chorus::Chorus;
-use crate::error::ApiError;
 use crate::tally::Tally;
 use crate::wire::logprobs::{ChatLogprob, Pairs, PromptLogprob, PromptLogprobs, TopLogprob};
 use crate::wire::tools::{CalledFunction, ToolCall};
@@ -28,6 +26,15 @@ pub(crate) struct Said {
 }
 
 impl Said {
+    /// So many replies from all their pieces.
+    pub(crate) fn all(count: usize, pieces: Vec<(usize, Piece)>) -> Vec<Self> {
+        let mut said: Vec<_> = (0..count).map(|_| Self::default()).collect();
+        for (index, piece) in pieces {
+            said[index].add(piece);
+        }
+        said
+    }
+
     fn add(&mut self, piece: Piece) {
         for event in piece.events {
             match event {
@@ -59,25 +66,6 @@ impl Said {
     pub(crate) fn stop_reason(&self) -> Value {
         self.finish.as_ref().map_or(Value::Null, stop_reason)
     }
-}
-
-/// All replies, each to its end.
-pub(crate) async fn listen(mut chorus: Chorus, count: usize) -> Result<Vec<Said>, ApiError> {
-    let mut said: Vec<_> = (0..count).map(|_| Said::default()).collect();
-    while let Some(next) = chorus.next().await {
-        let (index, piece) = next?;
-        said[index].add(piece);
-    }
-    Ok(said)
-}
-
-/// All pieces of the only reply.
-pub(crate) async fn gather(mut chorus: Chorus) -> Result<Vec<Piece>, ApiError> {
-    let mut pieces = Vec::new();
-    while let Some(next) = chorus.next().await {
-        pieces.push(next?.1);
-    }
-    Ok(pieces)
 }
 
 /// In OpenAI's words.

@@ -7,15 +7,13 @@ use std::time::Duration;
 
 use axum::extract::connect_info::IntoMakeServiceWithConnectInfo;
 use axum_server::Handle;
-use axum_server::tls_rustls::RustlsConfig;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::gate::EngineFailed;
 use crate::routes::router;
-use crate::service::{Service, TlsFiles};
+use crate::service::Service;
+use crate::tls::Tls;
 
 /// Why serving ended before it was told to.
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +80,8 @@ fn listen(
     service: Arc<Service>,
     handle: Handle<std::net::SocketAddr>,
 ) -> Result<Serving, ServeError> {
-    let tls = service.config.tls.as_ref().map(tls).transpose()?;
+    let (files, look) = (service.config.tls.clone(), service.config.tls_look);
+    let tls = files.map(Tls::open).transpose()?;
     let make: IntoMakeServiceWithConnectInfo<_, std::net::SocketAddr> =
         router(service).into_make_service_with_connect_info();
     match tls {
@@ -91,10 +90,16 @@ fn listen(
             tune(server.http_builder());
             Ok(Box::pin(server.serve(make)))
         }
-        Some(config) => {
-            let mut server = axum_server::from_tcp_rustls(listener, config)?.handle(handle);
+        Some(tls) => {
+            let mut server = axum_server::from_tcp_rustls(listener, tls.config())?.handle(handle);
             tune(server.http_builder());
-            Ok(Box::pin(server.serve(make)))
+            let served = server.serve(make);
+            Ok(Box::pin(async move {
+                tokio::select! {
+                    served = served => served,
+                    never = tls.follow(look) => match never {},
+                }
+            }))
         }
     }
 }
@@ -120,23 +125,4 @@ async fn drain(service: &Service) {
         }
         _ = &mut ended => {}
     }
-}
-
-fn tls(files: &TlsFiles) -> Result<RustlsConfig, ServeError> {
-    let fault = |file: &std::path::Path, reason: String| ServeError::Tls {
-        file: file.display().to_string(),
-        reason,
-    };
-    let chain = CertificateDer::pem_file_iter(&files.certificate)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| fault(&files.certificate, error.to_string()))?;
-    let key = PrivateKeyDer::from_pem_file(&files.key)
-        .map_err(|error| fault(&files.key, error.to_string()))?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key));
-    let mut config = config.map_err(|error| fault(&files.certificate, error.to_string()))?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(RustlsConfig::from_config(Arc::new(config)))
 }

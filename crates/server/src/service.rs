@@ -27,6 +27,8 @@ pub struct ServerConfig {
     /// Sites whose pages may call the API; `*` is all.
     pub cors_origins: Vec<String>,
     pub tls: Option<TlsFiles>,
+    /// How often it is looked whether these files have changed.
+    pub tls_look: Duration,
     /// Bytes of a request's body.
     pub body_max: usize,
     /// After so long without an event, a stream sends a comment.
@@ -58,6 +60,7 @@ impl Default for ServerConfig {
             api_keys: Vec::new(),
             cors_origins: Vec::new(),
             tls: None,
+            tls_look: Duration::from_secs(10),
             body_max: 32 << 20,
             keep_alive: Duration::from_secs(15),
             drain_delay: Duration::ZERO,

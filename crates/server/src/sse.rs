@@ -9,6 +9,7 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::choice::Piece;
 use crate::chorus::Chorus;
@@ -21,6 +22,18 @@ pub(crate) trait Dialect: Send + 'static {
     /// The reply failed: nothing more will come but the end.
     fn fail(&mut self, error: &ApiError, out: &mut Frames);
     fn end(&mut self, out: &mut Frames);
+    /// The same without a stream: all that came of the replies, as one answer.
+    fn whole(self, pieces: Vec<(usize, Piece)>) -> Response;
+}
+
+/// One event of a stream, as `/openapi.json` describes it.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only its description is of use")]
+pub(crate) struct SentEvent {
+    /// What the event is. OpenAI's chats and completions have no names.
+    event: Option<String>,
+    /// JSON, or `[DONE]` where OpenAI ends a stream with that.
+    data: String,
 }
 
 /// Events, ready to be sent.

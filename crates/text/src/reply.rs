@@ -51,6 +51,9 @@ pub enum Parse {
     Nothing,
     Reasoning,
     ReasoningAndCalls,
+    /// The same, but an answer that begins with anything else than a call has none: it is of a
+    /// shape in which text may speak of calls.
+    ReasoningThenCalls,
 }
 
 /// What a reply consists of, in order.
@@ -102,7 +105,8 @@ pub struct Reply {
 impl Reply {
     pub fn new(text: Arc<Text>, options: ReplyOptions) -> Self {
         let style = text.format().style();
-        let calls = options.parse == Parse::ReasoningAndCalls && style.calls;
+        let calls = matches!(options.parse, Parse::ReasoningAndCalls | Parse::ReasoningThenCalls);
+        let calls = calls && style.calls;
         let reads = calls || (options.parse != Parse::Nothing && style.reasons);
         let tags = Tag::ALL.iter().filter_map(|tag| text.token_id(tag.text()));
         Self {
@@ -112,7 +116,8 @@ impl Reply {
             stops: Stops::new(options.stop, options.include_stop),
             reader: reads.then(|| {
                 let tools = if calls { Some(options.tools) } else { None };
-                Reader::new(style, options.reasoning, tools, options.parallel_calls)
+                let calls_first = options.parse == Parse::ReasoningThenCalls;
+                Reader::new(style, options.reasoning, tools, options.parallel_calls, calls_first)
             }),
             events: Events::default(),
             decoded: String::new(),

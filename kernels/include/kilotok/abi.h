@@ -9,6 +9,8 @@ namespace kilotok {
 
 constexpr int GROUPS_MAX = 4;
 
+constexpr int RANKS_MAX = 8;
+
 enum class Purpose : uint32_t {
   Target = 0,
   Draft = 1,
@@ -69,13 +71,19 @@ struct alignas(4) Batch {
   uint32_t token_count;
   uint32_t row_count;
   uint32_t wanted_count;
-  uint32_t reserved;
+  uint32_t exchanges;
 };
 static_assert(sizeof(Batch) == 16, "size of Batch");
 static_assert(offsetof(Batch, token_count) == 0, "Batch.token_count");
 static_assert(offsetof(Batch, row_count) == 4, "Batch.row_count");
 static_assert(offsetof(Batch, wanted_count) == 8, "Batch.wanted_count");
-static_assert(offsetof(Batch, reserved) == 12, "Batch.reserved");
+static_assert(offsetof(Batch, exchanges) == 12, "Batch.exchanges");
+
+struct alignas(8) Exchange {
+  uint64_t receivers[8];
+};
+static_assert(sizeof(Exchange) == 64, "size of Exchange");
+static_assert(offsetof(Exchange, receivers) == 0, "Exchange.receivers");
 
 struct alignas(8) LayerMemory {
   uint32_t attention;

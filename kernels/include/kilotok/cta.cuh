@@ -1,8 +1,9 @@
 // One CTA of the persistent kernel: who its threads are, and how they meet.
 //
-// Twelve consumer warps compute; one producer warp walks the same phases ahead of them and brings
-// weights into the ring. All functions of a phase are called by every consumer thread, if they do
-// not say otherwise, and by no producer thread.
+// Twelve consumer warps compute. One producer warp walks the same phases ahead of them and brings
+// weights into the ring; three adder warps walk behind them, add what the consumers' warps computed
+// of one unit, and put it to use. All functions of a phase are called by every consumer thread, if
+// they do not say otherwise, and by no other.
 #pragma once
 
 #include "kilotok/comm/wait.cuh"
@@ -13,17 +14,42 @@ namespace kilotok {
 
 constexpr int CONSUMER_WARPS = 12;
 constexpr int CONSUMERS = CONSUMER_WARPS * 32;
-constexpr int THREADS = CONSUMERS + 32;
+constexpr int THREADS = CONSUMERS + 128;
+// Of 128 each, producer and adders leave some to the consumers.
+constexpr int CONSUMER_REGISTERS = 152;
+constexpr int HELPER_REGISTERS = 56;
 // Tokens that one multiplication of the tensor cores takes.
 constexpr int TILE_TOKENS = 8;
 constexpr int TILES_MAX = TOKENS_MAX / TILE_TOKENS;
 static_assert(TOKENS_MAX % TILE_TOKENS == 0, "tokens come in whole tiles");
 
+// What ended when a stamp was made.
+enum class Stamp {
+  Barrier,
+  Embed,
+  Norm,
+  Project,
+  AttentionIn,
+  Attention,
+  Output,
+  AddToStream,
+  RouterParts,
+  RouterSums,
+  Routes,
+  GateUp,
+  Down,
+  Head,
+  COUNT
+};
+constexpr int STAMPS_MAX = 4096;
+
 struct Cta {
   const Memory& memory;
   Place place;
-  // Grid barriers passed.
+  // Grid barriers passed, and exchanges between ranks begun.
   uint32_t barriers;
+  uint32_t exchanges;
+  uint32_t stamps;
 
   __device__ __forceinline__ int index() const { return blockIdx.x; }
   __device__ __forceinline__ int thread() const { return threadIdx.x; }
@@ -54,13 +80,27 @@ struct Cta {
     if (thread() == 0) {
       uint32_t* counter = reinterpret_cast<uint32_t*>(memory.barrier);
       const uint32_t wanted = barriers * GRID;
-      wait_for<0>(place, Waits::Grid, wanted, [&](uint64_t& seen) {
-        const uint32_t value = ptx::load_acquire(counter);
-        seen = value;
-        return static_cast<int32_t>(value - wanted) >= 0;
+      wait_for<0>(place, Waits::Grid, wanted, [&](uint32_t& seen) {
+        seen = ptx::load_acquire(counter);
+        return static_cast<int32_t>(seen - wanted) >= 0;
       });
     }
     sync();
+    stamp(Stamp::Barrier);
+  }
+
+  // Notes when the first CTA has come here, in kernels that are compiled for it.
+  __device__ __forceinline__ void stamp(Stamp what) {
+#ifdef KILOTOK_STAMPS
+    if (thread() == 0 && index() == 0) {
+      long long* entries = reinterpret_cast<long long*>(memory.trace);
+      if (stamps < STAMPS_MAX) {
+        entries[2 * stamps] = static_cast<long long>(what) + 1;
+        entries[2 * stamps + 1] = clock64();
+      }
+      stamps++;
+    }
+#endif
   }
 };
 

@@ -7,31 +7,16 @@ use kilotok_abi::TokenId;
 use kilotok_engine::TokenLogprobs;
 use kilotok_text::Event;
 
-use super::{Extras, Letterhead};
+use super::show::Show;
 use crate::choice::{Finish, Piece};
 use crate::error::ApiError;
 use crate::said::{Said, call_id, finish_reason, stop_reason};
 use crate::sse::{Dialect, Frames};
-use crate::tally::{Tally, total};
-use crate::wire::chat::{ChatChoice, ChatChunk, ChatCompletion, ChunkChoice, Delta, ReplyMessage};
+use crate::tally::Tally;
+use crate::wire::chat::{ChatChoice, ChatCompletion, ChunkChoice, Delta, ReplyMessage};
+use crate::wire::chunk::Chunk;
 use crate::wire::logprobs::ChatLogprobs;
 use crate::wire::tools::{FunctionDelta, ToolCallDelta};
-use crate::wire::usage::Usage;
-
-/// What the client wants to see.
-pub(crate) struct Show {
-    pub(crate) n: u32,
-    /// Log-probabilities, with so many alternatives.
-    pub(crate) logprobs: Option<u32>,
-    pub(crate) prompt_logprobs: Option<u32>,
-    pub(crate) tokens_as_ids: bool,
-    /// The prompt's, and with them the reply's.
-    pub(crate) token_ids: Option<Arc<[TokenId]>>,
-    pub(crate) reasoning: Reasoning,
-    /// Comes before each reply.
-    pub(crate) echo: Option<String>,
-    pub(crate) extras: Extras,
-}
 
 /// What becomes of reasoning.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -42,67 +27,59 @@ pub(crate) enum Reasoning {
     Inline,
 }
 
+/// The name of a streamed piece.
+const CHUNK: &str = "chat.completion.chunk";
+
 pub(crate) struct Chat {
-    pub(crate) head: Letterhead,
-    pub(crate) show: Show,
+    show: Show,
+    prompt: Arc<[TokenId]>,
+    reasoning: Reasoning,
+    /// Comes before each reply.
+    echo: Option<String>,
     /// Of each choice: its tally, once its first chunk is sent.
     tallies: Vec<Option<Tally>>,
     scored: Vec<TokenLogprobs>,
 }
 
 impl Chat {
-    pub(crate) fn new(head: Letterhead, show: Show) -> Self {
-        let tallies = vec![None; show.n as usize];
-        Self { head, show, tallies, scored: Vec::new() }
+    pub(crate) fn new(
+        show: Show,
+        prompt: Arc<[TokenId]>,
+        reasoning: Reasoning,
+        echo: Option<String>,
+    ) -> Self {
+        let tallies = vec![None; show.choice_count];
+        Self { show, prompt, reasoning, echo, tallies, scored: Vec::new() }
     }
 
     fn logprobs(&self, logprobs: &[TokenLogprobs]) -> Option<ChatLogprobs> {
         let top_count = self.show.logprobs?;
-        let spelling = self.head.spelling(self.show.tokens_as_ids);
+        let spelling = self.show.spelling();
         let content = logprobs.iter().map(|each| spelling.chat(each, top_count)).collect();
         Some(ChatLogprobs { content, refusal: () })
     }
 
-    /// The replies as one answer.
-    pub(crate) fn whole(&self, said: Vec<Said>) -> Response {
-        let tallies: Vec<_> = said.iter().map(|said| said.tally.clone()).collect();
-        let spelling = self.head.spelling(self.show.tokens_as_ids);
-        let prompt_logprobs = self.show.prompt_logprobs.zip(said.first());
-        let prompt_logprobs = prompt_logprobs.map(|(top, said)| spelling.prompt(&said.scored, top));
-        let choices = (0..).zip(said).map(|(index, said)| self.choice(index, said)).collect();
-        let completion = ChatCompletion {
-            id: &self.head.id,
-            object: "chat.completion",
-            created: self.head.created,
-            model: &self.head.model,
-            choices,
-            usage: total(tallies.iter(), self.show.n),
-            service_tier: None,
-            system_fingerprint: &self.head.service.fingerprint,
-            prompt_logprobs,
-            prompt_token_ids: self.show.token_ids.as_deref(),
-            metrics: self.head.metrics(&tallies),
-        };
-        axum::Json(completion).into_response()
+    fn prompt_token_ids(&self) -> Option<&[TokenId]> {
+        self.show.token_ids.then_some(&self.prompt)
     }
 
     fn choice(&self, index: u32, mut said: Said) -> ChatChoice {
         let reasoning = std::mem::take(&mut said.reasoning);
-        if self.show.reasoning == Reasoning::Inline {
+        if self.reasoning == Reasoning::Inline {
             said.content.insert_str(0, &reasoning);
         }
-        if let Some(echo) = &self.show.echo {
+        if let Some(echo) = &self.echo {
             said.content.insert_str(0, echo);
         }
         let empty = said.content.is_empty() && !(said.calls.is_empty() && reasoning.is_empty());
-        let shown = self.show.reasoning == Reasoning::Apart && !reasoning.is_empty();
+        let shown = self.reasoning == Reasoning::Apart && !reasoning.is_empty();
         let reasoning = shown.then_some(reasoning);
         ChatChoice {
             index,
             logprobs: self.logprobs(&said.logprobs),
             finish_reason: said.finish_reason(),
             stop_reason: said.stop_reason(),
-            token_ids: self.show.token_ids.is_some().then_some(said.tokens),
+            token_ids: self.show.token_ids.then_some(said.tokens),
             message: ReplyMessage {
                 role: "assistant",
                 content: (!empty).then_some(said.content),
@@ -114,29 +91,13 @@ impl Chat {
         }
     }
 
+    /// Of the choices that have begun: all have one prompt.
     fn tallies(&self) -> Vec<Tally> {
         self.tallies.iter().flatten().cloned().collect()
     }
 
-    fn usage(&self) -> Usage {
-        // All choices have one prompt.
-        total(self.tallies.iter().flatten(), self.show.n)
-    }
-
-    fn chunk<'a>(&'a self, choices: &'a [ChunkChoice<'a>]) -> ChatChunk<'a> {
-        let running = self.show.extras.running_usage;
-        ChatChunk {
-            id: &self.head.id,
-            object: "chat.completion.chunk",
-            created: self.head.created,
-            model: &self.head.model,
-            choices,
-            system_fingerprint: None,
-            usage: running.then(|| self.usage()),
-            prompt_logprobs: None,
-            prompt_token_ids: None,
-            metrics: if running { self.head.metrics(&self.tallies()) } else { None },
-        }
+    fn chunk<'a>(&'a self, choices: &'a [ChunkChoice<'a>]) -> Chunk<'a, ChunkChoice<'a>> {
+        self.show.chunk(CHUNK, choices, &self.tallies())
     }
 
     /// The first chunk of a choice.
@@ -144,19 +105,19 @@ impl Chat {
         let delta = Delta { role: Some("assistant"), content: Some(""), ..Delta::default() };
         let choices = [chunk_choice(index, delta)];
         let mut chunk = self.chunk(&choices);
-        chunk.prompt_token_ids = self.show.token_ids.as_deref();
+        chunk.prompt_token_ids = self.prompt_token_ids();
         out.data(&chunk);
-        if let Some(echo) = self.show.echo.as_deref().filter(|echo| !echo.is_empty()) {
+        if let Some(echo) = self.echo.as_deref().filter(|echo| !echo.is_empty()) {
             let delta = Delta { content: Some(echo), ..Delta::default() };
             out.data(&self.chunk(&[chunk_choice(index, delta)]));
         }
     }
 
     fn progress(&self, index: u32, piece: &Piece, out: &mut Frames) {
-        let said = Parts::of(&piece.events, self.show.reasoning);
+        let said = Parts::of(&piece.events, self.reasoning);
         let tells = self.show.logprobs.is_some() && !piece.logprobs.is_empty();
-        let ids = self.show.token_ids.is_some() && !piece.tokens.is_empty();
-        let usage = self.show.extras.running_usage && !piece.tokens.is_empty();
+        let ids = self.show.token_ids && !piece.tokens.is_empty();
+        let usage = self.show.running_usage() && !piece.tokens.is_empty();
         if said.is_empty() && !tells && !ids && !usage {
             return;
         }
@@ -175,15 +136,8 @@ impl Chat {
             ..chunk_choice(index, Delta::default())
         };
         let choices = [choice];
-        let mut chunk = self.chunk(&choices);
-        chunk.system_fingerprint = Some(&self.head.service.fingerprint);
-        if let Some(top_count) = self.show.prompt_logprobs {
-            let spelling = self.head.spelling(self.show.tokens_as_ids);
-            chunk.prompt_logprobs = Some(spelling.prompt(&self.scored, top_count));
-        }
-        if !self.show.extras.usage && self.show.n == 1 {
-            chunk.metrics = self.head.metrics(&self.tallies());
-        }
+        let mut chunk = self.show.last_chunk(CHUNK, &choices, &self.tallies());
+        chunk.prompt_logprobs = self.show.prompt_logprobs(&self.scored);
         out.data(&chunk);
     }
 }
@@ -216,18 +170,34 @@ impl Dialect for Chat {
     }
 
     fn fail(&mut self, error: &ApiError, out: &mut Frames) {
-        self.show.extras.usage = false;
-        out.data(&error.body());
+        self.show.fail(error, out);
     }
 
     fn end(&mut self, out: &mut Frames) {
-        if self.show.extras.usage {
-            let mut chunk = self.chunk(&[]);
-            chunk.usage = Some(self.usage());
-            chunk.metrics = self.head.metrics(&self.tallies());
-            out.data(&chunk);
-        }
-        out.text("[DONE]");
+        self.show.end::<ChunkChoice<'_>>(CHUNK, &self.tallies(), out);
+    }
+
+    fn whole(self, pieces: Vec<(usize, Piece)>) -> Response {
+        let said = Said::all(self.show.choice_count, pieces);
+        let tallies: Vec<_> = said.iter().map(|said| said.tally.clone()).collect();
+        let scored = said.first().map_or(&[][..], |said| &said.scored);
+        let prompt_logprobs = self.show.prompt_logprobs(scored);
+        let choices = (0..).zip(said).map(|(index, said)| self.choice(index, said)).collect();
+        let head = &self.show.head;
+        let completion = ChatCompletion {
+            id: &head.id,
+            object: "chat.completion",
+            created: head.created,
+            model: &head.model,
+            choices,
+            usage: self.show.total(&tallies),
+            service_tier: None,
+            system_fingerprint: &head.service.fingerprint,
+            prompt_logprobs,
+            prompt_token_ids: self.prompt_token_ids(),
+            metrics: self.show.metrics(&tallies),
+        };
+        axum::Json(completion).into_response()
     }
 }
 

@@ -8,32 +8,23 @@ use kilotok_engine::TokenLogprobs;
 use kilotok_text::Event;
 use serde_json::Value;
 
-use super::{Extras, Letterhead};
+use super::show::Show;
 use crate::choice::{Finish, Piece};
 use crate::error::ApiError;
 use crate::said::{Said, finish_reason, finite, stop_reason};
 use crate::sse::{Dialect, Frames};
-use crate::tally::{Tally, total};
-use crate::wire::completions::{Completion, CompletionChoice, CompletionChunk};
+use crate::tally::Tally;
+use crate::wire::chunk::Chunk;
+use crate::wire::completions::{Completion, CompletionChoice};
 use crate::wire::logprobs::{Pairs, TextLogprobs};
 
-/// What the client wants to see.
-pub(crate) struct Show {
-    pub(crate) n: u32,
-    pub(crate) prompts: Vec<Arc<[TokenId]>>,
-    /// Log-probabilities, with so many alternatives.
-    pub(crate) logprobs: Option<u32>,
-    pub(crate) prompt_logprobs: Option<u32>,
-    pub(crate) tokens_as_ids: bool,
-    pub(crate) token_ids: bool,
-    /// The text of each prompt, if it comes before the reply.
-    pub(crate) echo: Option<Vec<String>>,
-    pub(crate) extras: Extras,
-}
+const OBJECT: &str = "text_completion";
 
 pub(crate) struct Completions {
-    head: Letterhead,
     show: Show,
+    prompts: Vec<Arc<[TokenId]>>,
+    /// The text of each prompt, if it comes before the reply.
+    echo: Option<Vec<String>>,
     choices: Vec<Progress>,
 }
 
@@ -48,19 +39,23 @@ struct Progress {
 }
 
 impl Completions {
-    pub(crate) fn new(head: Letterhead, show: Show) -> Self {
-        let choices = vec![Progress::default(); show.prompts.len() * show.n as usize];
-        Self { head, show, choices }
+    pub(crate) fn new(show: Show, prompts: Vec<Arc<[TokenId]>>, echo: Option<Vec<String>>) -> Self {
+        let choices = vec![Progress::default(); show.choice_count];
+        Self { show, prompts, echo, choices }
     }
 
     fn prompt(&self, choice: usize) -> usize {
         choice / self.show.n as usize
     }
 
+    fn prompt_token_ids(&self, choice: usize) -> Option<&[TokenId]> {
+        self.show.token_ids.then(|| self.prompts[self.prompt(choice)].as_ref())
+    }
+
     /// Log-probabilities of the prompt's tokens. The first has none.
     fn echoed(&self, choice: usize, scored: &[TokenLogprobs], out: &mut TextLogprobs) {
-        let prompt = &self.show.prompts[self.prompt(choice)];
-        let spelling = self.head.spelling(self.show.tokens_as_ids);
+        let prompt = &self.prompts[self.prompt(choice)];
+        let spelling = self.show.spelling();
         if let Some(first) = prompt.first() {
             push(out, spelling.token(*first), None, None);
         }
@@ -68,7 +63,7 @@ impl Completions {
     }
 
     fn spoken(&self, logprobs: &[TokenLogprobs], out: &mut TextLogprobs) {
-        let spelling = self.head.spelling(self.show.tokens_as_ids);
+        let spelling = self.show.spelling();
         let top_count = self.show.logprobs.unwrap_or_default();
         for each in logprobs {
             let token = spelling.token(each.chosen.token);
@@ -77,25 +72,8 @@ impl Completions {
         }
     }
 
-    /// The replies as one answer.
-    pub(crate) fn whole(&self, said: Vec<Said>) -> Response {
-        let tallies: Vec<_> = said.iter().map(|said| said.tally.clone()).collect();
-        let choices = said.into_iter().enumerate();
-        let completion = Completion {
-            id: &self.head.id,
-            object: "text_completion",
-            created: self.head.created,
-            model: &self.head.model,
-            choices: choices.map(|(index, said)| self.choice(index, said)).collect(),
-            system_fingerprint: &self.head.service.fingerprint,
-            usage: total(tallies.iter(), self.show.n),
-            metrics: self.head.metrics(&tallies),
-        };
-        axum::Json(completion).into_response()
-    }
-
     fn choice(&self, index: usize, said: Said) -> CompletionChoice<'_> {
-        let echo = self.show.echo.as_ref().map(|texts| &texts[self.prompt(index)]);
+        let echo = self.echo.as_ref().map(|texts| &texts[self.prompt(index)]);
         let logprobs = self.show.logprobs.map(|_| {
             let mut out = TextLogprobs::default();
             if echo.is_some() {
@@ -105,22 +83,15 @@ impl Completions {
             out
         });
         let (finish, stop_reason) = (said.finish_reason(), said.stop_reason());
-        let spelling = self.head.spelling(self.show.tokens_as_ids);
         CompletionChoice {
             index: index as u32,
             text: echo.map_or(String::new(), String::clone) + &said.content,
             logprobs,
             finish_reason: Some(finish),
             stop_reason,
-            prompt_logprobs: self
-                .show
-                .prompt_logprobs
-                .map(|top_count| spelling.prompt(&said.scored, top_count)),
+            prompt_logprobs: self.show.prompt_logprobs(&said.scored),
             token_ids: self.show.token_ids.then_some(said.tokens),
-            prompt_token_ids: self
-                .show
-                .token_ids
-                .then(|| self.show.prompts[self.prompt(index)].as_ref()),
+            prompt_token_ids: self.prompt_token_ids(index),
         }
     }
 
@@ -128,24 +99,14 @@ impl Completions {
         self.choices.iter().map(|choice| choice.tally.clone()).collect()
     }
 
-    fn chunk<'a>(&'a self, choices: &'a [CompletionChoice<'a>]) -> CompletionChunk<'a> {
-        let running = self.show.extras.running_usage;
-        CompletionChunk {
-            id: &self.head.id,
-            object: "text_completion",
-            created: self.head.created,
-            model: &self.head.model,
-            choices,
-            system_fingerprint: None,
-            usage: running.then(|| total(self.tallies().iter(), self.show.n)),
-            metrics: if running { self.head.metrics(&self.tallies()) } else { None },
-        }
+    fn chunk<'a>(&'a self, choices: &'a [CompletionChoice<'a>]) -> Chunk<'a, CompletionChoice<'a>> {
+        self.show.chunk(OBJECT, choices, &self.tallies())
     }
 
     /// The first chunk of a choice that has its prompt before it.
     fn begin(&mut self, index: usize, out: &mut Frames) {
         self.choices[index].begun = true;
-        let echo = self.show.echo.as_ref().map(|texts| texts[self.prompt(index)].clone());
+        let echo = self.echo.as_ref().map(|texts| texts[self.prompt(index)].clone());
         if echo.is_none() && !self.show.token_ids {
             return;
         }
@@ -156,10 +117,9 @@ impl Completions {
             self.choices[index].offset = end_of(&told);
             logprobs = Some(told);
         }
-        let prompt = self.show.prompts[self.prompt(index)].as_ref();
         let choice = CompletionChoice {
             logprobs,
-            prompt_token_ids: self.show.token_ids.then_some(prompt),
+            prompt_token_ids: self.prompt_token_ids(index),
             ..choice_of(index, echo.unwrap_or_default())
         };
         out.data(&self.chunk(&[choice]));
@@ -182,7 +142,7 @@ impl Completions {
             logprobs = Some(told);
         }
         let ids = self.show.token_ids && !piece.tokens.is_empty();
-        let usage = self.show.extras.running_usage && !piece.tokens.is_empty();
+        let usage = self.show.running_usage() && !piece.tokens.is_empty();
         if text.is_empty() && logprobs.is_none() && !ids && !usage {
             return;
         }
@@ -192,22 +152,13 @@ impl Completions {
     }
 
     fn finish(&self, index: usize, finish: &Finish, out: &mut Frames) {
-        let spelling = self.head.spelling(self.show.tokens_as_ids);
-        let scored = &self.choices[index].scored;
-        let prompt_logprobs = self.show.prompt_logprobs.map(|top| spelling.prompt(scored, top));
         let choice = CompletionChoice {
             finish_reason: Some(finish_reason(finish)),
             stop_reason: stop_reason(finish),
-            prompt_logprobs,
+            prompt_logprobs: self.show.prompt_logprobs(&self.choices[index].scored),
             ..choice_of(index, String::new())
         };
-        let choices = [choice];
-        let mut chunk = self.chunk(&choices);
-        chunk.system_fingerprint = Some(&self.head.service.fingerprint);
-        if !self.show.extras.usage && self.choices.len() == 1 {
-            chunk.metrics = self.head.metrics(&self.tallies());
-        }
-        out.data(&chunk);
+        out.data(&self.show.last_chunk(OBJECT, &[choice], &self.tallies()));
     }
 }
 
@@ -265,18 +216,28 @@ impl Dialect for Completions {
     }
 
     fn fail(&mut self, error: &ApiError, out: &mut Frames) {
-        self.show.extras.usage = false;
-        out.data(&error.body());
+        self.show.fail(error, out);
     }
 
     fn end(&mut self, out: &mut Frames) {
-        if self.show.extras.usage {
-            let mut chunk = self.chunk(&[]);
-            let tallies = self.tallies();
-            chunk.usage = Some(total(tallies.iter(), self.show.n));
-            chunk.metrics = self.head.metrics(&tallies);
-            out.data(&chunk);
-        }
-        out.text("[DONE]");
+        self.show.end::<CompletionChoice<'_>>(OBJECT, &self.tallies(), out);
+    }
+
+    fn whole(self, pieces: Vec<(usize, Piece)>) -> Response {
+        let said = Said::all(self.show.choice_count, pieces);
+        let tallies: Vec<_> = said.iter().map(|said| said.tally.clone()).collect();
+        let choices = said.into_iter().enumerate();
+        let head = &self.show.head;
+        let completion = Completion {
+            id: &head.id,
+            object: OBJECT,
+            created: head.created,
+            model: &head.model,
+            choices: choices.map(|(index, said)| self.choice(index, said)).collect(),
+            system_fingerprint: &head.service.fingerprint,
+            usage: self.show.total(&tallies),
+            metrics: self.show.metrics(&tallies),
+        };
+        axum::Json(completion).into_response()
     }
 }

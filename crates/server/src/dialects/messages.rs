@@ -64,29 +64,6 @@ impl Messages {
         }
     }
 
-    /// The reply as one answer, made of the events of a stream.
-    pub(crate) fn whole(&self, pieces: Vec<Piece>) -> Response {
-        let mut parts = Vec::new();
-        let (mut tally, mut finish) = (Tally::default(), None);
-        let mut arguments = String::new();
-        for piece in pieces {
-            for event in piece.events {
-                self.add(event, &mut parts, &mut arguments);
-            }
-            (tally, finish) = (piece.tally, piece.finish);
-        }
-        close_call(&mut parts, &mut arguments);
-        let finish = finish.unwrap_or(Finish::End);
-        let message = Message {
-            stop_reason: Some(stop_reason(&finish)),
-            stop_sequence: stop_sequence(&finish).map(str::to_owned),
-            usage: usage(&tally),
-            metrics: self.head.metrics(&[tally]),
-            ..self.message(parts)
-        };
-        axum::Json(message).into_response()
-    }
-
     fn add(&self, event: Said, parts: &mut Vec<OutputPart>, arguments: &mut String) {
         match (event, parts.last_mut()) {
             (Said::Reasoning(_), _) if !self.thinking => {}
@@ -264,8 +241,30 @@ impl Dialect for Messages {
             stop_reason: stop_reason(&finish),
             stop_sequence: stop_sequence(&finish),
         };
-        let metrics = self.head.metrics(std::slice::from_ref(&self.tally));
+        let metrics = Some(self.head.metrics(&self.tally));
         send(out, &Event::Delta { delta, usage: usage(&self.tally), metrics });
         send(out, &Event::Stop);
+    }
+
+    fn whole(self, pieces: Vec<(usize, Piece)>) -> Response {
+        let mut parts = Vec::new();
+        let (mut tally, mut finish) = (Tally::default(), None);
+        let mut arguments = String::new();
+        for (_, piece) in pieces {
+            for event in piece.events {
+                self.add(event, &mut parts, &mut arguments);
+            }
+            (tally, finish) = (piece.tally, piece.finish);
+        }
+        close_call(&mut parts, &mut arguments);
+        let finish = finish.unwrap_or(Finish::End);
+        let message = Message {
+            stop_reason: Some(stop_reason(&finish)),
+            stop_sequence: stop_sequence(&finish).map(str::to_owned),
+            usage: usage(&tally),
+            metrics: Some(self.head.metrics(&tally)),
+            ..self.message(parts)
+        };
+        axum::Json(message).into_response()
     }
 }

@@ -5,6 +5,7 @@ pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod messages;
 pub(crate) mod responses;
+pub(crate) mod show;
 
 use std::sync::Arc;
 
@@ -12,7 +13,6 @@ use crate::clock::unix_seconds;
 use crate::said::Spelling;
 use crate::service::Service;
 use crate::tally::Tally;
-use crate::wire::sampled::StreamOptions;
 use crate::wire::speed::Metrics;
 
 /// What every piece of a reply begins with.
@@ -28,32 +28,12 @@ impl Letterhead {
         Self { id, model, created: unix_seconds(), service: Arc::clone(service) }
     }
 
-    /// Speed of a request with one reply; several have none in common.
-    pub(crate) fn metrics(&self, tallies: &[Tally]) -> Option<Metrics> {
-        match tallies {
-            [only] => Some(only.metrics(self.service.gate.caps().draft_max)),
-            _ => None,
-        }
+    /// Speed of a request with one reply.
+    pub(crate) fn metrics(&self, tally: &Tally) -> Metrics {
+        tally.metrics(self.service.gate.caps().draft_max)
     }
 
     pub(crate) fn spelling(&self, as_ids: bool) -> Spelling<'_> {
         Spelling { text: &self.service.text, as_ids }
-    }
-}
-
-/// What a stream tells besides the reply.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Extras {
-    pub(crate) usage: bool,
-    pub(crate) running_usage: bool,
-}
-
-impl Extras {
-    pub(crate) fn of(options: Option<StreamOptions>) -> Self {
-        let options = options.unwrap_or_default();
-        Self {
-            usage: options.include_usage.unwrap_or_default(),
-            running_usage: options.continuous_usage_stats.unwrap_or_default(),
-        }
     }
 }

@@ -48,15 +48,6 @@ impl Responses {
         }
     }
 
-    pub(crate) fn whole(mut self, pieces: Vec<Piece>) -> Response {
-        let mut unsent = Frames::default();
-        for piece in pieces {
-            self.piece(0, piece, &mut unsent);
-        }
-        self.end(&mut unsent);
-        axum::Json(&self.object).into_response()
-    }
-
     fn send(&mut self, kind: &'static str, told: impl Serialize, out: &mut Frames) {
         let sequence_number = self.sequence;
         self.sequence += 1;
@@ -306,8 +297,16 @@ impl Dialect for Responses {
         self.object.status = status;
         self.object.incomplete_details = cut.map(|reason| Incomplete { reason });
         self.object.usage = Some(usage(&self.tally));
-        self.object.metrics = self.head.metrics(std::slice::from_ref(&self.tally));
+        self.object.metrics = Some(self.head.metrics(&self.tally));
         let kind = if cut.is_some() { "response.incomplete" } else { "response.completed" };
         self.send_object(kind, out);
+    }
+    fn whole(mut self, pieces: Vec<(usize, Piece)>) -> Response {
+        let mut unsent = Frames::default();
+        for (_, piece) in pieces {
+            self.piece(0, piece, &mut unsent);
+        }
+        self.end(&mut unsent);
+        axum::Json(&self.object).into_response()
     }
 }

@@ -36,9 +36,17 @@ impl Drive {
             let live = Live::new(mailbox, first, arrived_us, submission, ask.grammar);
             self.live.insert(key, live);
         }
+        // Known before it is scheduled: there it may fail already, and must be forgotten.
+        let family = Family { copies: copies.to_vec(), left: reply_count, token_count_max: 0 };
+        self.families.insert(first, family);
+        self.board.busy();
         if let Err(refusal) = self.schedule(first) {
+            self.families.remove(&first);
             for key in &keys {
                 self.live.remove(key);
+            }
+            if self.live.is_empty() {
+                self.board.idle();
             }
             self.board.release(reply_count as u32);
             let _ = answer.send(Err(refusal));
@@ -46,9 +54,6 @@ impl Drive {
         }
         let (prompt_count, token_max) = asked.unwrap_or_default();
         self.meter.asked(reply_count, token_max);
-        let family = Family { copies: copies.to_vec(), left: reply_count, token_count_max: 0 };
-        self.families.insert(first, family);
-        self.board.busy();
         if prompt_count <= self.parts.alone_max {
             self.start_copies(first);
         }

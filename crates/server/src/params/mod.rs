@@ -34,10 +34,3 @@ pub(crate) struct Job {
     /// The field that a prompt's errors are about.
     pub(crate) prompt_param: &'static str,
 }
-
-impl Job {
-    /// Replies in all.
-    pub(crate) fn choice_count(&self) -> usize {
-        self.prompts.len() * self.n as usize
-    }
-}

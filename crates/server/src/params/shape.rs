@@ -6,19 +6,11 @@ use serde_json::Value;
 
 use super::ranges::at_most;
 use crate::error::ApiError;
+use crate::wire::sampled::Shapes;
 use crate::wire::tools::{NamedSchema, ResponseFormat, StructuredOutputs};
 
 /// More make no sensible choice.
 const CHOICES_MAX: usize = 1024;
-
-/// The fields of a request that may give a shape.
-#[derive(Default)]
-pub(crate) struct Shapes {
-    pub(crate) response_format: Option<ResponseFormat>,
-    pub(crate) structured_outputs: Option<StructuredOutputs>,
-    pub(crate) regex: Option<String>,
-    pub(crate) ebnf: Option<String>,
-}
 
 /// A shape, and the field that asks for it.
 pub(crate) type Shape = (Constraint, &'static str);

@@ -62,11 +62,13 @@ impl Talk {
         chosen: Chosen,
         service: &Arc<Service>,
     ) -> Result<Job, ApiError> {
-        let constraint = self.constraint(service)?;
+        let constraint = self.constraint(service);
+        let shaped = matches!(constraint, Some((Constraint::ShapeOrCalls { .. }, _)));
         let prompt = self.prompt(Some(&chosen), service).await?;
         let calls = self.tools.may_call();
         let reply = ReplyOptions {
             parse: match (calls, self.apart) {
+                (true, _) if shaped => Parse::ReasoningThenCalls,
                 (true, _) => Parse::ReasoningAndCalls,
                 (false, true) => Parse::Reasoning,
                 (false, false) => Parse::Nothing,
@@ -89,24 +91,20 @@ impl Talk {
         })
     }
 
-    fn constraint(&mut self, service: &Service) -> Result<Option<Shape>, ApiError> {
-        let shape = self.shape.take();
-        if let Some((_, param)) = &shape
-            && self.tools.may_call()
-        {
-            // The grammar would forbid calls, and nobody would know why none are made.
-            let message = format!(
-                "{param}: a reply of this shape cannot call tools; set tool_choice to none, or \
-                 leave out the tools"
-            );
-            return Err(ApiError::bad(*param, message).with_code("unsupported_parameter"));
-        }
-        let Some(tools) = self.tools.required() else {
-            return Ok(shape);
-        };
+    fn constraint(&mut self, service: &Service) -> Option<Shape> {
         let format = service.text.format();
-        let calls = Constraint::Calls { tools, format, parallel: self.tools.parallel };
-        Ok(Some((calls, "tool_choice")))
+        let parallel = self.tools.parallel;
+        match (self.tools.required(), self.shape.take()) {
+            // A reply that must be calls has no text to shape.
+            (Some(tools), _) => {
+                Some((Constraint::Calls { tools, format, parallel }, "tool_choice"))
+            }
+            (None, Some((shape, param))) if self.tools.may_call() => {
+                let (shape, tools) = (Box::new(shape), self.tools.list.clone());
+                Some((Constraint::ShapeOrCalls { shape, tools, format, parallel }, param))
+            }
+            (None, shape) => shape,
+        }
     }
 
     /// About how much text there is.

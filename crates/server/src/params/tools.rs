@@ -86,10 +86,7 @@ pub(crate) fn chat_tools(
     let mut list = Vec::new();
     for (index, tool) in tools.unwrap_or_default().into_iter().enumerate() {
         let name = format!("tools[{index}]");
-        if tool.kind != "function" {
-            let what = format!("a tool of type {:?}", tool.kind);
-            return Err(ApiError::not_implemented(format!("{name}.type"), &what));
-        }
+        only_functions(&name, &tool.kind)?;
         let missing = || {
             let name = format!("{name}.function");
             ApiError::bad(&name, format!("{name}: missing"))
@@ -99,33 +96,46 @@ pub(crate) fn chat_tools(
         let strict = strict.unwrap_or_default();
         list.push(tool_of(&format!("{name}.function"), called, description, parameters, strict)?);
     }
-    let usage = match choice {
-        None => None,
-        Some(NameOr::Name(name)) => Some(usage_of(&name)?),
-        Some(NameOr::Object(NamedChoice { kind, function: Some(function) }))
-            if kind == "function" =>
-        {
-            Some(Use::Named(function.name))
-        }
-        Some(NameOr::Object(choice)) => {
-            let what = format!("a choice of type {:?}", choice.kind);
-            return Err(ApiError::not_implemented("tool_choice", &what));
-        }
-    };
-    Tools::new(list, usage, parallel)
+    let named = |NamedChoice { kind, function }| (kind, function.map(|function| function.name));
+    Tools::new(list, usage_of(choice, named)?, parallel)
 }
 
-/// `none`, `auto` or `required`.
-pub(crate) fn usage_of(name: &str) -> Result<Use, ApiError> {
-    match name {
-        "none" => Ok(Use::No),
-        "auto" => Ok(Use::May),
-        "required" => Ok(Use::Must),
-        other => Err(ApiError::bad(
-            "tool_choice",
-            format!("tool_choice: {other:?}, it must be none, auto, required or a function"),
-        )),
+/// Tools of other types run on the servers of those who offer them.
+pub(crate) fn only_functions(param: &str, kind: &str) -> Result<(), ApiError> {
+    if kind == "function" {
+        return Ok(());
     }
+    let what = format!("a tool of type {kind:?}");
+    Err(ApiError::not_implemented(format!("{param}.type"), &what))
+}
+
+/// `none`, `auto`, `required`, or a choice of which `named` knows the type and the function's name.
+pub(crate) fn usage_of<T>(
+    choice: Option<NameOr<T>>,
+    named: impl FnOnce(T) -> (String, Option<String>),
+) -> Result<Option<Use>, ApiError> {
+    let usage = match choice {
+        None => return Ok(None),
+        Some(NameOr::Name(name)) => match name.as_str() {
+            "none" => Use::No,
+            "auto" => Use::May,
+            "required" => Use::Must,
+            other => {
+                let message = format!(
+                    "tool_choice: {other:?}, it must be none, auto, required or a function"
+                );
+                return Err(ApiError::bad("tool_choice", message));
+            }
+        },
+        Some(NameOr::Object(choice)) => match named(choice) {
+            (kind, Some(name)) if kind == "function" => Use::Named(name),
+            (kind, _) => {
+                let what = format!("a choice of type {kind:?}");
+                return Err(ApiError::not_implemented("tool_choice", &what));
+            }
+        },
+    };
+    Ok(Some(usage))
 }
 
 /// A tool whose name can stand in a prompt.

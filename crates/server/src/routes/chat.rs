@@ -1,27 +1,27 @@
 //! `/v1/chat/completions`, and `/render`, which shows the prompt instead.
 
+use std::mem::take;
 use std::sync::Arc;
 
 use axum::extract::{Extension, State};
 use axum::response::Response;
 
+use super::reply::{answer, check_tier, show};
 use crate::chorus::Chorus;
-use crate::dialects::chat::{Chat, Reasoning, Show};
-use crate::dialects::{Extras, Letterhead};
-use crate::error::{ApiError, ErrorBody};
+use crate::dialects::Letterhead;
+use crate::dialects::chat::{Chat, Reasoning};
+use crate::error::{ApiError, Faults};
 use crate::params::conversation::{Ending, conversation};
 use crate::params::ranges::count;
 use crate::params::sampling::{Chosen, alternatives, choose};
-use crate::params::shape::{Shapes, shape};
+use crate::params::shape::shape;
 use crate::params::talk::{Talk, variables};
 use crate::params::tools::chat_tools;
-use crate::said::listen;
 use crate::service::Service;
-use crate::sse;
 use crate::trace::RequestId;
 use crate::wire::body::Body;
 use crate::wire::chat::{ChatCompletion, ChatRequest, RenderedPrompt};
-use crate::wire::sampled::Sampled;
+use crate::wire::sampled::{Sampled, Shapes};
 
 /// What of a request is about its reply's form.
 struct Form {
@@ -39,10 +39,9 @@ struct Form {
     responses(
         (status = 200, description = "The reply, whole or as server-sent events.", content(
             (ChatCompletion<'static> = "application/json"),
-            (String = "text/event-stream"),
+            (sse::SentEvent = "text/event-stream"),
         )),
-        (status = "4XX", description = "The request's fault.", body = ErrorBody),
-        (status = "5XX", description = "The server's fault.", body = ErrorBody),
+        Faults,
     ),
 )]
 pub(crate) async fn create(
@@ -55,29 +54,14 @@ pub(crate) async fn create(
     let id = request_id.reply("chatcmpl-", sampled.request_id.as_deref())?;
     let chosen = chosen(&request, &mut sampled, &service)?;
     let form = form(&request, &service)?;
-    let talk = talk(request, form.reasoning)?;
+    let talk = talk(request, take(&mut sampled.shapes), form.reasoning)?;
     let head = Letterhead::new(id.clone(), model, &service);
-    let (prompt_logprobs, tokens_as_ids) = (chosen.prompt_logprobs, chosen.tokens_as_ids);
-    let (n, token_ids) = (chosen.n, chosen.token_ids);
+    let show = show(head, &chosen, 1, form.logprobs, sampled.stream_options);
     let mut job = talk.job(id, chosen, &service).await?;
-    job.submission.logprobs = form.logprobs.max(prompt_logprobs);
-    job.submission.score_prompt = prompt_logprobs.is_some();
-    let show = Show {
-        n,
-        logprobs: form.logprobs,
-        prompt_logprobs,
-        tokens_as_ids,
-        token_ids: token_ids.then(|| Arc::clone(&job.prompts[0])),
-        reasoning: form.reasoning,
-        echo: form.echo,
-        extras: Extras::of(sampled.stream_options),
-    };
-    let chat = Chat::new(head, show);
-    let chorus = Chorus::start(&service, &job).await?;
-    if sampled.stream == Some(true) {
-        return sse::respond(chorus, chat, service.config.keep_alive).await;
-    }
-    Ok(chat.whole(listen(chorus, job.choice_count()).await?))
+    job.submission.logprobs = form.logprobs.max(show.prompt_logprobs);
+    job.submission.score_prompt = show.prompt_logprobs.is_some();
+    let chat = Chat::new(show, Arc::clone(&job.prompts[0]), form.reasoning, form.echo);
+    answer(&service, Chorus::start(&service, &job).await?, chat, sampled.stream).await
 }
 
 /// Shows the prompt that a conversation becomes.
@@ -88,8 +72,7 @@ pub(crate) async fn create(
     request_body = ChatRequest,
     responses(
         (status = 200, description = "The prompt.", body = RenderedPrompt),
-        (status = "4XX", description = "The request's fault.", body = ErrorBody),
-        (status = "5XX", description = "The server's fault.", body = ErrorBody),
+        Faults,
     ),
 )]
 pub(crate) async fn render(
@@ -101,7 +84,8 @@ pub(crate) async fn render(
     let mut sampled = request.sampled();
     let request_id = request_id.reply("chatcmpl-", sampled.request_id.as_deref())?;
     let chosen = chosen(&request, &mut sampled, &service)?;
-    let prompt = talk(request, Reasoning::Apart)?.prompt(Some(&chosen), &service).await?;
+    let mut talk = talk(request, sampled.shapes, Reasoning::Apart)?;
+    let prompt = talk.prompt(Some(&chosen), &service).await?;
     let token_ids = prompt.tokens.to_vec();
     Ok(axum::Json(RenderedPrompt { request_id, model, prompt: prompt.text, token_ids }))
 }
@@ -147,22 +131,9 @@ fn form(request: &ChatRequest, service: &Service) -> Result<Form, ApiError> {
     Ok(Form { logprobs, reasoning, echo })
 }
 
-/// There is one tier, whatever it is called.
-pub(crate) fn check_tier(tier: Option<&str>) -> Result<(), ApiError> {
-    match tier {
-        None | Some("auto" | "default" | "standard_only") => Ok(()),
-        Some(other) => Err(ApiError::not_implemented("service_tier", other)),
-    }
-}
-
-fn talk(request: ChatRequest, reasoning: Reasoning) -> Result<Talk, ApiError> {
+fn talk(request: ChatRequest, shapes: Shapes, reasoning: Reasoning) -> Result<Talk, ApiError> {
     let tools = chat_tools(request.tools, request.tool_choice, request.parallel_tool_calls)?;
-    let shape = shape(Shapes {
-        response_format: request.response_format,
-        structured_outputs: request.structured_outputs,
-        regex: request.regex,
-        ebnf: request.ebnf,
-    })?;
+    let shape = shape(shapes)?;
     let variables =
         variables(request.chat_template_kwargs, request.reasoning_effort, "reasoning_effort")?;
     let ending = Ending {

@@ -1,22 +1,22 @@
 //! `/v1/completions`, and `/render`, which shows the tokens instead.
 
+use std::mem::take;
 use std::sync::Arc;
 
 use axum::extract::{Extension, State};
 use axum::response::Response;
 use kilotok_abi::TokenId;
 
+use super::reply::{answer, show};
 use crate::chorus::Chorus;
-use crate::dialects::completions::{Completions, Show};
-use crate::dialects::{Extras, Letterhead};
-use crate::error::{ApiError, ErrorBody};
+use crate::dialects::Letterhead;
+use crate::dialects::completions::Completions;
+use crate::error::{ApiError, Faults};
 use crate::params::Job;
 use crate::params::prompt::finished;
 use crate::params::sampling::{Chosen, alternatives, choose};
-use crate::params::shape::{Shape, Shapes, shape};
-use crate::said::listen;
+use crate::params::shape::{Shape, shape};
 use crate::service::Service;
-use crate::sse;
 use crate::trace::RequestId;
 use crate::wire::body::Body;
 use crate::wire::chat::RenderedPrompt;
@@ -33,10 +33,9 @@ const PARAM: &str = "prompt";
     responses(
         (status = 200, description = "The reply, whole or as server-sent events.", content(
             (Completion<'static> = "application/json"),
-            (String = "text/event-stream"),
+            (sse::SentEvent = "text/event-stream"),
         )),
-        (status = "4XX", description = "The request's fault.", body = ErrorBody),
-        (status = "5XX", description = "The server's fault.", body = ErrorBody),
+        Faults,
     ),
 )]
 pub(crate) async fn create(
@@ -45,45 +44,30 @@ pub(crate) async fn create(
     Body(mut request): Body<CompletionRequest>,
 ) -> Result<Response, ApiError> {
     let model = service.model(request.model.as_deref())?;
-    let sampled = request.sampled();
+    let mut sampled = request.sampled();
     let id = request_id.reply("cmpl-", sampled.request_id.as_deref())?;
     let chosen = choose(&sampled, &service)?;
     let logprobs = alternatives("logprobs", request.logprobs, &service)?;
-    let shape = shape(Shapes {
-        response_format: request.response_format.take(),
-        structured_outputs: request.structured_outputs.take(),
-        regex: request.regex.take(),
-        ebnf: request.ebnf.take(),
-    })?;
+    let shape = shape(take(&mut sampled.shapes))?;
     let echo = request.echo.unwrap_or_default();
     let prompts = prompts(request, &chosen, &service).await?;
-    let texts = echo.then(|| prompts.iter().map(|tokens| service.text.decode(tokens, false)));
-    let show = Show {
-        n: chosen.n,
-        prompts: prompts.clone(),
-        logprobs,
-        prompt_logprobs: chosen.prompt_logprobs,
-        tokens_as_ids: chosen.tokens_as_ids,
-        token_ids: chosen.token_ids,
-        echo: texts.map(Iterator::collect),
-        extras: Extras::of(sampled.stream_options),
-    };
+    let text = |tokens: &Arc<[TokenId]>| service.text.decode(tokens, false);
+    let texts = echo.then(|| prompts.iter().map(text).collect());
+    let head = Letterhead::new(id.clone(), model, &service);
+    let show = show(head, &chosen, prompts.len(), logprobs, sampled.stream_options);
     // The first token of a prompt has no score.
-    let scores = chosen.prompt_logprobs.is_some() || (echo && logprobs.is_some());
+    let scores = show.prompt_logprobs.is_some() || (echo && logprobs.is_some());
     let scores = scores && prompts.iter().any(|prompt| prompt.len() > 1);
-    let mut job = job(id.clone(), chosen, prompts, shape);
+    let mut job = job(id, chosen, prompts.clone(), shape);
     job.submission.logprobs = logprobs.max(show.prompt_logprobs);
     job.submission.score_prompt = scores;
-    let completions = Completions::new(Letterhead::new(id, model, &service), show);
+    let completions = Completions::new(show, prompts, texts);
     let chorus = if job.submission.token_max == 0 && !scores {
         Chorus::of_nothing(&job)
     } else {
         Chorus::start(&service, &job).await?
     };
-    if sampled.stream == Some(true) {
-        return sse::respond(chorus, completions, service.config.keep_alive).await;
-    }
-    Ok(completions.whole(listen(chorus, job.choice_count()).await?))
+    answer(&service, chorus, completions, sampled.stream).await
 }
 
 /// Shows the tokens of prompts.
@@ -94,8 +78,7 @@ pub(crate) async fn create(
     request_body = CompletionRequest,
     responses(
         (status = 200, description = "The prompts.", body = Vec<RenderedPrompt>),
-        (status = "4XX", description = "The request's fault.", body = ErrorBody),
-        (status = "5XX", description = "The server's fault.", body = ErrorBody),
+        Faults,
     ),
 )]
 pub(crate) async fn render(

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 
-use crate::error::{ApiError, ErrorBody};
+use crate::error::{ApiError, Faults};
 use crate::service::Service;
 use crate::wire::body::Body;
 use crate::wire::control::{AbortRequest, Aborted, LoadBody, VersionBody};
@@ -20,7 +20,7 @@ const PREFIXES: [&str; 5] = ["", "chatcmpl-", "cmpl-", "resp_", "msg_"];
     request_body = AbortRequest,
     responses(
         (status = 200, description = "How many were ended.", body = Aborted),
-        (status = "4XX", description = "The request's fault.", body = ErrorBody),
+        Faults,
     ),
 )]
 pub(crate) async fn abort(

@@ -22,13 +22,9 @@ type Answer = (StatusCode, Json<HealthBody>);
     ),
 )]
 pub(crate) async fn health(State(service): State<Arc<Service>>) -> Answer {
-    match service.gate.health() {
-        // A server that is shutting down serves its requests well.
-        Health::Ok { .. } | Health::Draining => answer(StatusCode::OK, &service),
-        Health::Stalled { .. } | Health::Failed { .. } => {
-            answer(StatusCode::SERVICE_UNAVAILABLE, &service)
-        }
-    }
+    let health = service.gate.health();
+    // A server that is shutting down serves its requests well.
+    answer(matches!(health, Health::Ok { .. } | Health::Draining), health)
 }
 
 /// Whether new requests are welcome.
@@ -41,14 +37,11 @@ pub(crate) async fn health(State(service): State<Arc<Service>>) -> Answer {
     ),
 )]
 pub(crate) async fn ready(State(service): State<Arc<Service>>) -> Answer {
-    if service.is_ready() {
-        return answer(StatusCode::OK, &service);
+    match service.gate.health() {
+        // It has been told to stop, and takes requests for a moment longer.
+        Health::Ok { .. } if !service.is_ready() => answer(false, Health::Draining),
+        health => answer(matches!(health, Health::Ok { .. }), health),
     }
-    let (_, Json(mut body)) = answer(StatusCode::SERVICE_UNAVAILABLE, &service);
-    if body.status == "ok" {
-        body.status = "draining";
-    }
-    (StatusCode::SERVICE_UNAVAILABLE, Json(body))
 }
 
 /// Whether the process should be left alone: it should not once the engine has failed.
@@ -61,14 +54,12 @@ pub(crate) async fn ready(State(service): State<Arc<Service>>) -> Answer {
     ),
 )]
 pub(crate) async fn live(State(service): State<Arc<Service>>) -> Answer {
-    match service.gate.health() {
-        Health::Failed { .. } => answer(StatusCode::SERVICE_UNAVAILABLE, &service),
-        _ => answer(StatusCode::OK, &service),
-    }
+    let health = service.gate.health();
+    answer(!matches!(health, Health::Failed { .. }), health)
 }
 
-fn answer(status: StatusCode, service: &Service) -> Answer {
-    let (name, message) = match service.gate.health() {
+fn answer(well: bool, health: Health) -> Answer {
+    let (name, message) = match health {
         Health::Ok { .. } => ("ok", None),
         Health::Draining => ("draining", None),
         Health::Failed { message } => ("failed", Some(message)),
@@ -77,5 +68,6 @@ fn answer(status: StatusCode, service: &Service) -> Answer {
             ("stalled", Some(message))
         }
     };
+    let status = if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(HealthBody { status: name, message }))
 }

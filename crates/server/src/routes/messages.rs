@@ -8,6 +8,7 @@ use axum::response::Response;
 use kilotok_text::{Conversation, Message, ToolCall};
 use serde_json::{Map, Value, json};
 
+use super::reply::answer;
 use crate::chorus::Chorus;
 use crate::dialects::Letterhead;
 use crate::dialects::messages::Messages;
@@ -17,9 +18,7 @@ use crate::params::sampling::choose;
 use crate::params::shape::{Shape, schema_of};
 use crate::params::talk::{Talk, variables};
 use crate::params::tools::{Tools, Use, past_arguments, tool_of};
-use crate::said::gather;
 use crate::service::Service;
-use crate::sse;
 use crate::trace::RequestId;
 use crate::wire::body::Body;
 use crate::wire::content::OneOrMany;
@@ -45,7 +44,7 @@ const BILLING: &str = "x-anthropic-billing-header";
     responses(
         (status = 200, description = "The reply, whole or as server-sent events.", content(
             (Reply = "application/json"),
-            (String = "text/event-stream"),
+            (sse::SentEvent = "text/event-stream"),
         )),
         (status = "4XX", description = "The request's fault.", body = ErrorBody),
         (status = "5XX", description = "The server's fault.", body = ErrorBody),
@@ -75,7 +74,7 @@ pub(crate) async fn create(
         },
         &service,
     )?;
-    let stream = request.stream == Some(true);
+    let stream = request.stream;
     let thinks = thinks(request.thinking.as_ref())?;
     let (shape, effort) = output(request.output_config)?;
     let mut talk = talk(
@@ -93,11 +92,7 @@ pub(crate) async fn create(
     talk.shape = shape;
     let job = talk.job(id.clone(), chosen, &service).await?;
     let messages = Messages::new(Letterhead::new(id, model, &service), thinks);
-    let chorus = Chorus::start(&service, &job).await?;
-    if stream {
-        return sse::respond(chorus, messages, service.config.keep_alive).await;
-    }
-    Ok(messages.whole(gather(chorus).await?))
+    answer(&service, Chorus::start(&service, &job).await?, messages, stream).await
 }
 
 /// Counts the tokens of a conversation's prompt.

@@ -10,6 +10,7 @@ pub(crate) mod metrics;
 pub(crate) mod models;
 pub(crate) mod openapi;
 pub(crate) mod page;
+mod reply;
 pub(crate) mod responses;
 pub(crate) mod tokenize;
 

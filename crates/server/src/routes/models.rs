@@ -7,7 +7,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 
-use crate::error::{ApiError, ErrorBody};
+use crate::error::{ApiError, Faults};
 use crate::service::Service;
 use crate::wire::models::{ModelCard, ModelList};
 
@@ -18,7 +18,7 @@ use crate::wire::models::{ModelCard, ModelList};
     operation_id = "list_models",
     responses(
         (status = 200, description = "The names.", body = ModelList<'static>),
-        (status = "4XX", description = "The request's fault.", body = ErrorBody),
+        Faults,
     ),
 )]
 pub(crate) async fn list(State(service): State<Arc<Service>>) -> Response {
@@ -34,7 +34,7 @@ pub(crate) async fn list(State(service): State<Arc<Service>>) -> Response {
     params(("id" = String, Path, description = "A name of `/v1/models`.")),
     responses(
         (status = 200, description = "The model.", body = ModelCard<'static>),
-        (status = "4XX", description = "The request's fault.", body = ErrorBody),
+        Faults,
     ),
 )]
 pub(crate) async fn one(

@@ -7,6 +7,10 @@ use axum::response::IntoResponse;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
+use crate::error::ErrorBody;
+use crate::wire::chat::ChunkChoice;
+use crate::wire::chunk::Chunk;
+
 use super::{chat, completions, control, health, messages, metrics, models, responses, tokenize};
 
 #[derive(OpenApi)]
@@ -37,7 +41,7 @@ use super::{chat, completions, control, health, messages, metrics, models, respo
         health::live,
         metrics::metrics,
     ),
-    components(schemas(crate::wire::chat::ChatChunk<'static>)),
+    components(schemas(ErrorBody, Chunk<'static, ChunkChoice<'static>>)),
     modifiers(&Keys),
     security((), ("key" = [])),
 )]

@@ -7,20 +7,18 @@ use axum::response::Response;
 use kilotok_text::{Conversation, Message, ToolCall};
 use serde_json::{Value, json};
 
-use super::chat::check_tier;
+use super::reply::{answer, check_tier};
 use crate::chorus::Chorus;
 use crate::dialects::Letterhead;
 use crate::dialects::responses::Responses;
-use crate::error::{ApiError, ErrorBody};
+use crate::error::{ApiError, Faults};
 use crate::params::conversation::text_of;
 use crate::params::ranges::{at_most, count};
 use crate::params::sampling::{alternatives, choose};
-use crate::params::shape::{Shapes, shape};
+use crate::params::shape::shape;
 use crate::params::talk::{Talk, variables};
-use crate::params::tools::{Tools, Use, past_arguments, tool_of, usage_of};
-use crate::said::gather;
+use crate::params::tools::{Tools, only_functions, past_arguments, tool_of, usage_of};
 use crate::service::Service;
-use crate::sse;
 use crate::trace::RequestId;
 use crate::wire::body::Body;
 use crate::wire::content::{NameOr, OneOrMany};
@@ -28,7 +26,7 @@ use crate::wire::responses::{
     InputItem, ReasoningOptions, ResponseObject, ResponsesChoice, ResponsesRequest, ResponsesTool,
     TextFormat, TextOptions,
 };
-use crate::wire::sampled::Sampled;
+use crate::wire::sampled::{Sampled, Shapes};
 use crate::wire::tools::{NamedSchema, ResponseFormat};
 
 /// More are not a conversation.
@@ -43,10 +41,9 @@ const ITEMS_MAX: usize = 16_384;
     responses(
         (status = 200, description = "The reply, whole or as server-sent events.", content(
             (ResponseObject = "application/json"),
-            (String = "text/event-stream"),
+            (sse::SentEvent = "text/event-stream"),
         )),
-        (status = "4XX", description = "The request's fault.", body = ErrorBody),
-        (status = "5XX", description = "The server's fault.", body = ErrorBody),
+        Faults,
     ),
 )]
 pub(crate) async fn create(
@@ -61,7 +58,7 @@ pub(crate) async fn create(
     let chosen = choose(&sampled, &service)?;
     let logprobs = logprobs(&request, &service)?;
     let head = Letterhead::new(id.clone(), model, &service);
-    let stream = request.stream == Some(true);
+    let stream = request.stream;
     let sampling = &chosen.submission.setup.sampling;
     let mut object = object(&request, &head);
     (object.temperature, object.top_p) = (rounded(sampling.temperature), rounded(sampling.top_p));
@@ -70,11 +67,7 @@ pub(crate) async fn create(
     let mut job = talk.job(id, chosen, &service).await?;
     job.submission.logprobs = logprobs;
     let responses = Responses::new(head, object, logprobs);
-    let chorus = Chorus::start(&service, &job).await?;
-    if stream {
-        return sse::respond(chorus, responses, service.config.keep_alive).await;
-    }
-    Ok(responses.whole(gather(chorus).await?))
+    answer(&service, Chorus::start(&service, &job).await?, responses, stream).await
 }
 
 /// As the client would write it: 0.7, not the f32 next to it.
@@ -205,26 +198,13 @@ fn tools(
     let mut list = Vec::new();
     for (index, tool) in tools.unwrap_or_default().into_iter().enumerate() {
         let param = format!("tools[{index}]");
-        if tool.kind != "function" {
-            let what = format!("a tool of type {:?}", tool.kind);
-            return Err(ApiError::not_implemented(format!("{param}.type"), &what));
-        }
+        only_functions(&param, &tool.kind)?;
         let ResponsesTool { name, description, parameters, strict, .. } = tool;
         let (name, strict) = (name.unwrap_or_default(), strict.unwrap_or_default());
         list.push(tool_of(&param, name, description, parameters, strict)?);
     }
-    let usage = match choice {
-        None => None,
-        Some(NameOr::Name(name)) => Some(usage_of(&name)?),
-        Some(NameOr::Object(ResponsesChoice { kind, name: Some(name) })) if kind == "function" => {
-            Some(Use::Named(name))
-        }
-        Some(NameOr::Object(choice)) => {
-            let what = format!("a choice of type {:?}", choice.kind);
-            return Err(ApiError::not_implemented("tool_choice", &what));
-        }
-    };
-    Tools::new(list, usage, parallel)
+    let named = |ResponsesChoice { kind, name }| (kind, name);
+    Tools::new(list, usage_of(choice, named)?, parallel)
 }
 
 /// Items as messages: reasoning and calls belong to the assistant's message that they are next to.

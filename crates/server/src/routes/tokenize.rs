@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 
-use crate::error::{ApiError, ErrorBody};
+use crate::error::{ApiError, Faults};
 use crate::params::conversation::{Ending, conversation};
 use crate::params::talk::{Talk, variables};
 use crate::params::tools::chat_tools;
@@ -20,8 +20,7 @@ use crate::wire::tokenize::{DetokenizeRequest, Detokenized, TokenizeRequest, Tok
     request_body = TokenizeRequest,
     responses(
         (status = 200, description = "The tokens.", body = Tokenized),
-        (status = "4XX", description = "The request's fault.", body = ErrorBody),
-        (status = "5XX", description = "The server's fault.", body = ErrorBody),
+        Faults,
     ),
 )]
 pub(crate) async fn tokenize(
@@ -75,7 +74,7 @@ fn talk(request: TokenizeRequest) -> Result<Talk, ApiError> {
     request_body = DetokenizeRequest,
     responses(
         (status = 200, description = "The text.", body = Detokenized),
-        (status = "4XX", description = "The request's fault.", body = ErrorBody),
+        Faults,
     ),
 )]
 pub(crate) async fn detokenize(

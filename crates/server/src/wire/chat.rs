@@ -9,9 +9,7 @@ use super::content::Content;
 use super::logprobs::{ChatLogprobs, PromptLogprobs};
 use super::sampled::sampled;
 use super::speed::Metrics;
-use super::tools::{
-    ChatTool, PastCall, ResponseFormat, StructuredOutputs, ToolCall, ToolCallDelta, ToolChoice,
-};
+use super::tools::{ChatTool, PastCall, ToolCall, ToolCallDelta, ToolChoice};
 use super::usage::Usage;
 
 sampled! {
@@ -35,12 +33,6 @@ sampled! {
         pub tool_choice: Option<ToolChoice>,
         /// Whether a reply may hold several calls.
         pub parallel_tool_calls: Option<bool>,
-        pub response_format: Option<ResponseFormat>,
-        pub structured_outputs: Option<StructuredOutputs>,
-        /// The whole reply matches this, as SGLang has it.
-        pub regex: Option<String>,
-        /// The reply follows this grammar, as SGLang has it.
-        pub ebnf: Option<String>,
         /// `none` to `max`, a variable of the chat template; `none` turns reasoning off.
         pub reasoning_effort: Option<String>,
         /// Whether reasoning is told.
@@ -169,28 +161,7 @@ pub struct ReplyMessage {
     pub tool_calls: Vec<ToolCall>,
 }
 
-/// A piece of a streamed reply.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct ChatChunk<'a> {
-    pub id: &'a str,
-    /// `chat.completion.chunk`.
-    pub object: &'static str,
-    pub created: u64,
-    pub model: &'a str,
-    pub choices: &'a [ChunkChoice<'a>],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub system_fingerprint: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub usage: Option<Usage>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Vec<Option<Object>>>)]
-    pub prompt_logprobs: Option<PromptLogprobs>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub prompt_token_ids: Option<&'a [u32]>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub metrics: Option<Metrics>,
-}
-
+/// One reply's share of a piece of a stream.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ChunkChoice<'a> {
     pub index: u32,

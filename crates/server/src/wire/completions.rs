@@ -14,7 +14,6 @@ use super::absent::Absent;
 use super::logprobs::{PromptLogprobs, TextLogprobs};
 use super::sampled::sampled;
 use super::speed::Metrics;
-use super::tools::{ResponseFormat, StructuredOutputs};
 use super::usage::Usage;
 
 sampled! {
@@ -29,12 +28,6 @@ sampled! {
         /// Log-probabilities of the tokens, with so many alternatives.
         #[schema(minimum = 0, maximum = 20)]
         pub logprobs: Option<i64>,
-        pub response_format: Option<ResponseFormat>,
-        pub structured_outputs: Option<StructuredOutputs>,
-        /// The whole reply matches this, as SGLang has it.
-        pub regex: Option<String>,
-        /// The reply follows this grammar, as SGLang has it.
-        pub ebnf: Option<String>,
         /// Has no effect: a prompt has the special tokens that its text names.
         pub add_special_tokens: Option<bool>,
         #[serde(default)]
@@ -154,23 +147,7 @@ pub struct Completion<'a> {
     pub metrics: Option<Metrics>,
 }
 
-/// A piece of a streamed reply.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct CompletionChunk<'a> {
-    pub id: &'a str,
-    /// `text_completion`.
-    pub object: &'static str,
-    pub created: u64,
-    pub model: &'a str,
-    pub choices: &'a [CompletionChoice<'a>],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub system_fingerprint: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub usage: Option<Usage>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub metrics: Option<Metrics>,
-}
-
+/// One reply, whole or a piece of it.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct CompletionChoice<'a> {
     pub index: u32,

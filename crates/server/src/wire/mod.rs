@@ -7,6 +7,7 @@
 pub mod absent;
 pub mod body;
 pub mod chat;
+pub mod chunk;
 pub mod completions;
 pub mod content;
 pub mod control;

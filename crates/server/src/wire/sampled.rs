@@ -1,5 +1,6 @@
-//! The fields that chat and plain completions share: how tokens are chosen, when a reply ends, and
-//! what is told of it. A macro, because a nested struct would cost every error its place.
+//! The fields that chat and plain completions share: how tokens are chosen, what a reply must be,
+//! when it ends, and what is told of it. A macro, because a nested struct would cost every error
+//! its place.
 
 use std::collections::BTreeMap;
 
@@ -7,6 +8,7 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::content::Strings;
+use super::tools::{ResponseFormat, StructuredOutputs};
 
 /// What a client may tune about a stream.
 #[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
@@ -17,6 +19,15 @@ pub struct StreamOptions {
     pub continuous_usage_stats: Option<bool>,
     /// Has no effect: nothing is padded.
     pub include_obfuscation: Option<bool>,
+}
+
+/// The fields that may give a reply its shape.
+#[derive(Clone, Debug, Default)]
+pub struct Shapes {
+    pub response_format: Option<ResponseFormat>,
+    pub structured_outputs: Option<StructuredOutputs>,
+    pub regex: Option<String>,
+    pub ebnf: Option<String>,
 }
 
 /// The shared fields, as they came.
@@ -53,6 +64,7 @@ pub struct Sampled {
     pub stream_options: Option<StreamOptions>,
     pub stream_interval: Option<i64>,
     pub drafts: Option<bool>,
+    pub shapes: Shapes,
 }
 
 macro_rules! sampled {
@@ -130,6 +142,12 @@ macro_rules! sampled {
             /// Requests share cached prefixes only with those of the same salt.
             #[schema(min_length = 1, max_length = 128)]
             pub cache_salt: Option<String>,
+            pub response_format: Option<crate::wire::tools::ResponseFormat>,
+            pub structured_outputs: Option<crate::wire::tools::StructuredOutputs>,
+            /// The whole reply matches this, as SGLang has it.
+            pub regex: Option<String>,
+            /// The reply follows this grammar, as SGLang has it.
+            pub ebnf: Option<String>,
             /// Names the request, if no `x-request-id` header does.
             #[serde(alias = "rid")]
             pub request_id: Option<String>,
@@ -214,6 +232,12 @@ macro_rules! sampled {
                     stream_options: self.stream_options,
                     stream_interval: self.stream_interval,
                     drafts: self.drafts,
+                    shapes: crate::wire::sampled::Shapes {
+                        response_format: self.response_format.take(),
+                        structured_outputs: self.structured_outputs.take(),
+                        regex: self.regex.take(),
+                        ebnf: self.ebnf.take(),
+                    },
                 }
             }
         }

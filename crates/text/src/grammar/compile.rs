@@ -96,6 +96,19 @@ impl Drop for Permit {
     }
 }
 
+/// What a reply begins with.
+pub(super) struct Compiled {
+    pub(super) matcher: Matcher,
+    /// What of the constraint is not enforced, for people.
+    pub(super) warnings: Arc<[String]>,
+}
+
+impl Clone for Compiled {
+    fn clone(&self) -> Self {
+        Self { matcher: self.matcher.deep_clone(), warnings: Arc::clone(&self.warnings) }
+    }
+}
+
 /// A matcher that has shown that it can begin.
 pub(super) fn matcher(
     factory: &ParserFactory,

@@ -48,6 +48,10 @@ pub(super) fn prepare(lark: &str) -> Result<String, GrammarError> {
         if next == '/' {
             bounded(&rest[..length], REGEX_BYTES_MAX, "a regular expression of the grammar")?;
         }
+        if next == '@' {
+            let text = "the grammar refers to another one by `@`, but it is the only one";
+            return Err(GrammarError::Invalid(text.to_owned()));
+        }
         if next == '&' || (next == '~' && !repeats) {
             intersections += 1;
         }

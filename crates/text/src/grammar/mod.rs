@@ -6,6 +6,7 @@
 //! compiling spends counted fuel on a thread of its own, and no mask costs more than its share.
 
 mod ahead;
+mod cache;
 mod calls;
 mod compile;
 mod disjoint;
@@ -33,7 +34,8 @@ use serde_json::{Value, json};
 
 use crate::{Format, ReasoningStart, Text, TextError, Tool};
 
-use compile::{Workshop, library_error};
+use cache::Cache;
+use compile::{Compiled, Workshop, library_error};
 use vocabulary::Vocabulary;
 
 pub use walk::{Grammar, Masks};
@@ -85,6 +87,13 @@ pub enum Constraint {
         format: Format,
         parallel: bool,
     },
+    /// Either of the two. A model without a format for calls makes none.
+    ShapeOrCalls {
+        shape: Box<Constraint>,
+        tools: Vec<Tool>,
+        format: Format,
+        parallel: bool,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -107,6 +116,7 @@ pub struct Grammars {
     vocabulary: Arc<Vocabulary>,
     factory: Arc<ParserFactory>,
     workshop: Workshop,
+    cache: Arc<Cache<Compiled>>,
 }
 
 impl Grammars {
@@ -124,15 +134,19 @@ impl Grammars {
         let mut factory = factory.map_err(|error| format!("no grammars over it: {error}"))?;
         factory.quiet();
         *factory.limits_mut() = LIMITS;
-        let workshop = Workshop::default();
-        Ok(Self { vocabulary: Arc::new(vocabulary), factory: Arc::new(factory), workshop })
+        Ok(Self {
+            vocabulary: Arc::new(vocabulary),
+            factory: Arc::new(factory),
+            workshop: Workshop::default(),
+            cache: Arc::default(),
+        })
     }
 
     /// The grammar of one reply, from its first token or, where the reply reasons, from the token
     /// after that. `true` stands for reasoning that the prompt has begun.
     ///
-    /// Takes milliseconds: call it off the engine's thread. `cancelled` is asked all the while,
-    /// and returning is prompt when it says so.
+    /// Takes milliseconds, unless the same was asked for lately: call it off the engine's thread.
+    /// `cancelled` is asked all the while, and returning is prompt when it says so.
     pub fn compile(
         &self,
         constraint: &Constraint,
@@ -142,13 +156,34 @@ impl Grammars {
         if cancelled() {
             return Err(GrammarError::Cancelled);
         }
-        let source = self.source(constraint)?;
-        let factory = Arc::clone(&self.factory);
-        let grammar = source.grammar;
-        let work = move || compile::matcher(&factory, grammar);
-        let matcher = self.workshop.run(work, cancelled)?;
-        let vocabulary = Arc::clone(&self.vocabulary);
-        Ok(Grammar::new(matcher, vocabulary, reasoning.into(), source.warnings))
+        // Unlike the constraint itself, its text tells objects apart by the order of their fields,
+        // which is the order of the reply's.
+        let key = format!("{constraint:?}");
+        let compiled = match self.cache.get(&key) {
+            Some(compiled) => compiled,
+            None => self.compile_new(key, self.source(constraint)?, cancelled)?,
+        };
+        Ok(Grammar::new(compiled, Arc::clone(&self.vocabulary), reasoning.into()))
+    }
+
+    fn compile_new(
+        &self,
+        key: String,
+        source: Source,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Compiled, GrammarError> {
+        let (factory, cache) = (Arc::clone(&self.factory), Arc::clone(&self.cache));
+        let work = move || {
+            // Another request may have had it made while this one waited for its turn.
+            if let Some(compiled) = cache.get(&key) {
+                return Ok(compiled);
+            }
+            let matcher = compile::matcher(&factory, source.grammar)?;
+            let compiled = Compiled { matcher, warnings: source.warnings.into() };
+            cache.put(key, &compiled);
+            Ok(compiled)
+        };
+        self.workshop.run(work, cancelled)
     }
 
     fn source(&self, constraint: &Constraint) -> Result<Source, GrammarError> {
@@ -178,6 +213,14 @@ impl Grammars {
             Constraint::Calls { tools, format, parallel } => {
                 calls::source(tools, *format, *parallel, &self.vocabulary)
             }
+            Constraint::ShapeOrCalls { shape, format, .. } if !format.style().calls => {
+                self.source(shape)
+            }
+            Constraint::ShapeOrCalls { shape, tools, format, parallel } => {
+                let shape = self.source(shape)?;
+                let calls = calls::source(tools, *format, *parallel, &self.vocabulary)?;
+                Ok(Source::either(("shape", shape), ("calls", calls)))
+            }
         }
     }
 }
@@ -193,6 +236,18 @@ impl Source {
         let grammar = GrammarWithLexer::from_json_schema(prepared.schema);
         let grammar = TopLevelGrammar::from_grammar(grammar);
         Self { grammar, warnings: prepared.warnings }
+    }
+
+    /// What matches one of two, under names that nothing within them has.
+    fn either(one: (&str, Self), other: (&str, Self)) -> Self {
+        let lark = format!("start: @{} | @{}", one.0, other.0);
+        let mut either = Self::from(TopLevelGrammar::from_lark(lark));
+        for (name, mut source) in [one, other] {
+            source.grammar.grammars[0].name = Some(name.to_owned());
+            either.grammar.grammars.append(&mut source.grammar.grammars);
+            either.warnings.append(&mut source.warnings);
+        }
+        either
     }
 }
 

@@ -4,18 +4,19 @@
 use std::sync::Arc;
 
 use kilotok_abi::TokenId;
-use llguidance::Matcher;
 
+use super::compile::Compiled;
 use super::vocabulary::{Marker, Vocabulary};
 use super::{GrammarError, library_error};
 use crate::ReasoningStart;
 
-/// Where one reply is in its grammar.
+/// Where one reply is in its grammar. A clone is for another choice of the same request: nothing
+/// that happens to one is seen by the other.
+#[derive(Clone)]
 pub struct Grammar {
-    matcher: Matcher,
+    compiled: Compiled,
     vocabulary: Arc<Vocabulary>,
     place: Place,
-    warnings: Arc<[String]>,
 }
 
 /// What may be chosen in a row: the first `draft_count` drafts are legal, and there is one mask
@@ -48,28 +49,27 @@ enum Phase {
 
 impl Grammar {
     pub(super) fn new(
-        matcher: Matcher,
+        compiled: Compiled,
         vocabulary: Arc<Vocabulary>,
         reasoning: ReasoningStart,
-        warnings: Vec<String>,
     ) -> Self {
         let phase = match reasoning {
             ReasoningStart::Never => Phase::Answer,
             ReasoningStart::Maybe if vocabulary.think().is_some() => Phase::Maybe,
             ReasoningStart::Maybe | ReasoningStart::Begun => Phase::Reasoning(Vec::new()),
         };
-        Self { matcher, vocabulary, place: Place { phase, taken: 0 }, warnings: warnings.into() }
+        Self { compiled, vocabulary, place: Place { phase, taken: 0 } }
     }
 
     /// What of the constraint is not enforced, for people.
     pub fn warnings(&self) -> &[String] {
-        &self.warnings
+        &self.compiled.warnings
     }
 
     /// What the lexer spent on the last mask.
     #[cfg(test)]
     pub(super) fn fuel(&self) -> u64 {
-        self.matcher.last_step_stats().map_or(0, |stats| stats.lexer_cost)
+        self.compiled.matcher.last_step_stats().map_or(0, |stats| stats.lexer_cost)
     }
 
     /// Tokens that were chosen. An error if one was not allowed, which is a fault of ours.
@@ -92,9 +92,9 @@ impl Grammar {
         self.place = before;
         let masks = masks?;
         if gone > 0 {
-            self.matcher.rollback(gone).map_err(library_error)?;
+            self.compiled.matcher.rollback(gone).map_err(library_error)?;
             // It is keyed by rows, and what is in a row has changed.
-            self.matcher.invalidate_bias_cache();
+            self.compiled.matcher.invalidate_bias_cache();
         }
         let draft_count = masks.len() as u32 - 1;
         if masks.iter().all(Option::is_none) {
@@ -121,7 +121,7 @@ impl Grammar {
         if let Phase::Reasoning(_) = self.place.phase {
             return Ok(None);
         }
-        let mut allowed = self.matcher.compute_mask_or_eos().map_err(library_error)?;
+        let mut allowed = self.compiled.matcher.compute_mask_or_eos().map_err(library_error)?;
         if !self.complete()? {
             // A grammar over any token names them too.
             for &end in &self.vocabulary.end_tokens {
@@ -150,7 +150,7 @@ impl Grammar {
 
     /// Whether the reply may end here.
     fn complete(&mut self) -> Result<bool, GrammarError> {
-        self.matcher.is_accepting().map_err(library_error)
+        self.compiled.matcher.is_accepting().map_err(library_error)
     }
 
     /// Goes on by a token, if it is allowed.
@@ -191,7 +191,7 @@ impl Grammar {
     }
 
     fn take(&mut self, token: TokenId) -> Result<bool, GrammarError> {
-        let taken = self.matcher.try_consume_tokens(&[token]).map_err(library_error)?;
+        let taken = self.compiled.matcher.try_consume_tokens(&[token]).map_err(library_error)?;
         self.place.taken += taken;
         Ok(taken == 1)
     }
@@ -200,7 +200,7 @@ impl Grammar {
     /// part of it, and what the grammar does not take is left to the model: nothing was masked.
     fn take_text(&mut self, bytes: &[u8]) -> Result<(), GrammarError> {
         let tokens = self.vocabulary.trie().greedy_tokenize(bytes.trim_ascii_start());
-        let legal = self.matcher.validate_tokens(&tokens).map_err(library_error)?;
+        let legal = self.compiled.matcher.validate_tokens(&tokens).map_err(library_error)?;
         if legal == tokens.len() && legal > 0 {
             for token in tokens {
                 self.take(token)?;
@@ -208,18 +208,6 @@ impl Grammar {
             self.place.phase = Phase::Answer;
         }
         Ok(())
-    }
-}
-
-/// Another choice of the same request: nothing that happens to one is seen by the other.
-impl Clone for Grammar {
-    fn clone(&self) -> Self {
-        Self {
-            matcher: self.matcher.deep_clone(),
-            vocabulary: Arc::clone(&self.vocabulary),
-            place: self.place.clone(),
-            warnings: Arc::clone(&self.warnings),
-        }
     }
 }
 

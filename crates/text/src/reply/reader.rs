@@ -28,6 +28,7 @@ pub(super) struct Reader {
     machine: Machine,
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "four facts that do not exclude each other")]
 struct Machine {
     state: State,
     speech: Speech,
@@ -35,6 +36,8 @@ struct Machine {
     /// None where no calls are looked for.
     tools: Option<Vec<Tool>>,
     parallel: bool,
+    /// Whether an answer that has begun has no calls.
+    calls_first: bool,
     /// Whether the reply may open its reasoning itself.
     may_think: bool,
     over: bool,
@@ -81,6 +84,7 @@ impl Reader {
         reasoning: ReasoningStart,
         tools: Option<Vec<Tool>>,
         parallel: bool,
+        calls_first: bool,
     ) -> Self {
         let begun = reasoning == ReasoningStart::Begun && style.reasons;
         let part = if begun { Part::Reasoning } else { Part::Answer };
@@ -90,6 +94,7 @@ impl Reader {
             style,
             tools,
             parallel,
+            calls_first,
             may_think: reasoning == ReasoningStart::Maybe && style.reasons,
             over: false,
         };
@@ -149,8 +154,8 @@ impl Machine {
         match tag {
             Tag::Think => fresh && (self.may_think || !answers),
             Tag::EndThink => self.style.reasons && (fresh || !answers),
-            Tag::Call => self.tools.is_some(),
-            Tag::Function => self.tools.is_some() && answers,
+            Tag::Call => self.tools.is_some() && (fresh || !answers || !self.calls_first),
+            Tag::Function => self.tools.is_some() && answers && (fresh || !self.calls_first),
             Tag::EndCall => self.speech.follows_call(),
             Tag::EndFunction | Tag::Parameter | Tag::EndParameter => false,
         }

@@ -107,8 +107,8 @@ fn tools() -> Vec<Tool> {
 }
 
 fn options() -> impl Strategy<Value = ReplyOptions> {
-    let parse = select(vec![Parse::ReasoningAndCalls, Parse::Reasoning, Parse::Nothing]);
-    let parse = prop_oneof![4 => Just(Parse::ReasoningAndCalls), 1 => parse];
+    let parse = select(vec![Parse::ReasoningThenCalls, Parse::Reasoning, Parse::Nothing]);
+    let parse = prop_oneof![3 => Just(Parse::ReasoningAndCalls), 2 => parse];
     let reasoning =
         select(vec![ReasoningStart::Never, ReasoningStart::Maybe, ReasoningStart::Begun]);
     let stop = prop::collection::vec(part([1, 1, 1]), 0..3);

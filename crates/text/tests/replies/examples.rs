@@ -350,6 +350,21 @@ fn only_what_is_asked_for_is_looked_for() {
 }
 
 #[test]
+fn an_answer_that_has_begun_may_speak_of_calls() {
+    let speaker = Speaker::of_bytes(Format::Mimo);
+    let read = |reply: &str| {
+        let parse = Parse::ReasoningThenCalls;
+        let options = ReplyOptions { parse, ..options(ReasoningStart::Maybe) };
+        short(&speaker.events(options, &spelled(reply)))
+    };
+    let call = "<tool_call>\n<function=now>\n</function>\n</tool_call>";
+    let said = format!("{{\"x\": \"{call} <function=now>\"}}");
+    assert_eq!(read(&format!("<think>a</think>{said}")), ["R:a".to_owned(), format!("C:{said}")]);
+    assert_eq!(read(&format!("<think>a</think>{call}{call}")), ["R:a", "now({})", "now({})"]);
+    assert_eq!(read(&format!("\n{call}")), ["now({})"]);
+}
+
+#[test]
 fn the_only_call_ends_the_reply() {
     let speaker = Speaker::of_bytes(Format::Mimo);
     let call = "<tool_call>\n<function=now>\n</function>\n</tool_call>";

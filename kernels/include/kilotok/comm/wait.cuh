@@ -8,25 +8,24 @@
 namespace kilotok {
 
 // What a wait was for; `Fault.code`. The host's text for each is in crates/cuda.
-enum class Waits : uint32_t { Grid = 1, Page = 2, FreePage = 3, Peer = 4, Routes = 5, Host = 6 };
+enum class Waits : uint32_t { Grid = 1, Page = 2, FreePage = 3, Peer = 4, Routes = 5, Host = 6, Sums = 7 };
 
 // Where a thread is, for the record.
 struct Place {
   Fault* fault;
   uint64_t wait_max_ns;
   uint32_t rank;
-  uint32_t cta;
   // Counts phases of the step.
   uint32_t phase;
 };
 
-[[noreturn]] __device__ __noinline__ void give_up(const Place& place, Waits waits, uint64_t wanted,
-                                                  uint64_t seen) {
-  Fault* fault = place.fault;
+// By value and out of line: a wait must not cost registers where it does not run out.
+[[noreturn]] __device__ __noinline__ void give_up(Fault* fault, uint32_t rank, uint32_t phase,
+                                                  Waits waits, uint32_t wanted, uint32_t seen) {
   if (atomicCAS_system(&fault->code, 0u, ~0u) == 0u) {
-    fault->rank = place.rank;
-    fault->cta = place.cta;
-    fault->phase = place.phase;
+    fault->rank = rank;
+    fault->cta = blockIdx.x;
+    fault->phase = phase;
     fault->wanted = wanted;
     fault->seen = seen;
     __threadfence_system();
@@ -38,15 +37,16 @@ struct Place {
 
 // Calls `ready(seen)` until it is true. `NAP_NS` > 0 leaves the scheduler to others meanwhile.
 template <int NAP_NS, class Ready>
-__device__ __forceinline__ void wait_for(const Place& place, Waits waits, uint64_t wanted,
+__device__ __forceinline__ void wait_for(const Place& place, Waits waits, uint32_t wanted,
                                          Ready ready) {
-  uint64_t seen = 0;
+  uint32_t seen = 0;
   if (ready(seen)) return;
   const uint64_t start = ptx::nanoseconds();
 #pragma unroll 1
   while (!ready(seen)) {
     if (NAP_NS > 0) __nanosleep(NAP_NS);
-    if (ptx::nanoseconds() - start > place.wait_max_ns) give_up(place, waits, wanted, seen);
+    if (ptx::nanoseconds() - start > place.wait_max_ns)
+      give_up(place.fault, place.rank, place.phase, waits, wanted, seen);
   }
 }
 
@@ -54,7 +54,7 @@ template <int NAP_NS>
 __device__ __forceinline__ void wait_mbarrier(const Place& place, Waits waits, uint32_t barrier,
                                               uint32_t parity) {
   wait_for<NAP_NS>(place, waits, parity,
-                   [&](uint64_t&) { return ptx::mbarrier_try(barrier, parity); });
+                   [&](uint32_t&) { return ptx::mbarrier_try(barrier, parity); });
 }
 
 }  // namespace kilotok

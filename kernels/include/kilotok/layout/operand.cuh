@@ -32,6 +32,12 @@ struct OperandChunk {
     words[1] = ptx::load_l2(from + 16);
   }
 
+  __device__ __forceinline__ void load_shared(uint32_t row, int chunk, int lane) {
+    const uint32_t from = row + chunk * CHUNK_OPERAND_BYTES + lane % 4 * 32;
+    words[0] = ptx::load_shared(from);
+    words[1] = ptx::load_shared(from + 16);
+  }
+
   __device__ __forceinline__ void clear() {
     words[0] = words[1] = make_uint4(0, 0, 0, 0);
   }

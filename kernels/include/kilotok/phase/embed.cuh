@@ -30,30 +30,29 @@ __device__ __forceinline__ void rotations(const Cta& cta, int token_count, int f
   }
 }
 
-__device__ __forceinline__ void embed(Cta& cta, StreamMemory& stream, int token_count,
-                                      const NextNorm& next) {
+__device__ __forceinline__ void embed(Cta& cta, StreamMemory& stream, SumMemory& sums,
+                                      int token_count, const NextNorm& next) {
+  if (!is_owner(cta)) return;
   const Memory& memory = cta.memory;
   constexpr int RANK_ROWS = VOCAB / RANKS;
-  for (int i = 0; cta.index() + i * GRID < OWNER_UNITS; i++) {
-    const int unit = cta.index() + i * GRID;
-    for (int k = cta.thread(); k < token_count * OWNER_ROWS; k += CONSUMERS) {
-      const int token = k / OWNER_ROWS, row = k % OWNER_ROWS, column = unit * OWNER_ROWS + row;
-      const uint32_t id = at<const BatchToken>(memory.tokens)[token].token;
-      const int place = static_cast<int>(id) - static_cast<int>(memory.rank) * RANK_ROWS;
-      float value = 0;
-      if (column < HIDDEN) {
-        if (id == MASK_TOKEN)
-          value = memory.rank == 0 ? at<const float>(memory.draft_mask)[column] : 0;
-        else if (place >= 0 && place < RANK_ROWS)
-          value = ptx::from_bf16(
-              at<const uint16_t>(memory.embedding)[static_cast<size_t>(place) * HIDDEN + column]);
-      }
-      stream.residual[i][token][row] = 0;
-      stream.part[token][row] = value;
+  for (int k = cta.thread(); k < token_count * OWNER_ROWS; k += CONSUMERS) {
+    const int token = k / OWNER_ROWS, row = k % OWNER_ROWS;
+    const int column = cta.index() * OWNER_ROWS + row;
+    const uint32_t id = at<const BatchToken>(memory.tokens)[token].token;
+    const int place = static_cast<int>(id) - static_cast<int>(memory.rank) * RANK_ROWS;
+    float value = 0;
+    if (column < HIDDEN) {
+      if (id == MASK_TOKEN)
+        value = memory.rank == 0 ? at<const float>(memory.draft_mask)[column] : 0;
+      else if (place >= 0 && place < RANK_ROWS)
+        value = ptx::from_bf16(
+            at<const uint16_t>(memory.embedding)[static_cast<size_t>(place) * HIDDEN + column]);
     }
-    exchange(cta, stream, unit, token_count);
-    add_to_stream(cta, stream, i, token_count, next);
+    stream.residual[token][row] = 0;
+    stream.part[token][row] = value;
   }
+  exchange(cta, stream, token_count);
+  add_to_stream(cta, stream, sums, token_count, next);
 }
 
 }  // namespace kilotok

@@ -1,5 +1,5 @@
-// The residual stream. CTA c owns rows 48c to 48c + 47 of it (and every GRID-th part on), in shared
-// memory, F32, for all tokens; every rank holds all of it. Whatever adds to the stream ends here.
+// The residual stream. CTA c owns rows 48c to 48c + 47 of it, in shared memory, F32, for all tokens;
+// every rank holds all of it. Whatever adds to the stream ends here.
 //
 // The next norm is not applied but prepared: x times the norm's weights goes out as an operand, the
 // sum of squares beside it, and who multiplies scales its products by 1 / rms, which is the same.
@@ -10,19 +10,39 @@
 namespace kilotok {
 
 struct StreamMemory {
-  // `[owned][tokens][rows]`
-  float residual[OWNED_MAX][TOKENS_MAX][OWNER_ROWS];
-  // What is to be added; then x times the norm's weights, for the router.
+  float residual[TOKENS_MAX][OWNER_ROWS];
+  // What is to be added.
   float part[TOKENS_MAX][OWNER_ROWS];
   float inverse_rms[TOKENS_MAX];
 };
 
-// Which norm comes next, and in which form its reader wants the operand.
+// x times the norm's weights, for the router, by tile of tokens: `[tiles][rows][tokens]`, behind the
+// sums in the scratch memory.
+using ScaledTile = float[OWNER_ROWS][TILE_TOKENS];
+__device__ __forceinline__ ScaledTile* scaled_stream(SumMemory& sums) {
+  constexpr int PARTS_BYTES = sizeof(SumMemory::parts);
+  static_assert(PARTS_BYTES + sizeof(ScaledTile) * TILES_MAX <= SCRATCH_BYTES, "it fits behind");
+  return reinterpret_cast<ScaledTile*>(sums.scratch + PARTS_BYTES);
+}
+
+// Which norm comes next, and in which form its reader wants the operand. Made early, so that the
+// weights are there when the stream is.
 struct NextNorm {
-  const float* weights;
+  // Of the lane's two rows.
+  float weights[2];
   float scale;
   // Which tap follows, or !0.
   uint32_t tap;
+
+  __device__ __forceinline__ NextNorm(const Cta& cta, uint64_t norm, float operand_scale,
+                                      uint32_t which_tap)
+      : scale(operand_scale), tap(which_tap) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const int row = cta.lane() + half * 32, column = cta.index() * OWNER_ROWS + row;
+      weights[half] = row < OWNER_ROWS && column < HIDDEN ? at<const float>(norm)[column] : 0;
+    }
+  }
 };
 
 __device__ __forceinline__ float add_lanes(float value) {
@@ -32,11 +52,14 @@ __device__ __forceinline__ float add_lanes(float value) {
   return value;
 }
 
-// Adds `part` to the owned part `i` of the stream, and prepares the next norm.
-__device__ __forceinline__ void add_to_stream(const Cta& cta, StreamMemory& stream, int i,
+__device__ __forceinline__ bool is_owner(const Cta& cta) { return cta.index() < OWNER_UNITS; }
+
+// Owners: adds `part` to the stream, and prepares the next norm.
+__device__ __forceinline__ void add_to_stream(const Cta& cta, StreamMemory& stream, SumMemory& sums,
                                               int token_count, const NextNorm& next) {
+  ScaledTile* tiles = scaled_stream(sums);
   const Memory& memory = cta.memory;
-  const int unit = cta.index() + i * GRID;
+  const int unit = cta.index();
   cta.sync();
   for (int token = cta.warp(); token < token_count; token += CONSUMER_WARPS) {
     float square = 0;
@@ -44,10 +67,10 @@ __device__ __forceinline__ void add_to_stream(const Cta& cta, StreamMemory& stre
     for (int half = 0; half < 2; half++) {
       const int row = cta.lane() + half * 32, column = unit * OWNER_ROWS + row;
       if (row >= OWNER_ROWS || column >= HIDDEN) continue;
-      const float x = stream.residual[i][token][row] + stream.part[token][row];
-      const float scaled = x * next.weights[column];
-      stream.residual[i][token][row] = x;
-      stream.part[token][row] = scaled;
+      const float x = stream.residual[token][row] + stream.part[token][row];
+      const float scaled = x * next.weights[half];
+      stream.residual[token][row] = x;
+      tiles[token / TILE_TOKENS][row][token % TILE_TOKENS] = scaled;
       square += x * x;
       store_operand(at<char>(memory.normed) + token * NORMED_BYTES, column, scaled * next.scale);
       if (next.tap != ~0u)
@@ -59,16 +82,48 @@ __device__ __forceinline__ void add_to_stream(const Cta& cta, StreamMemory& stre
   cta.sync();
 }
 
-// 1 / rms of every token, from the owners' sums of squares. Synchronised by the caller's next sync.
+// Adders and consumers alike: puts a lane's sums of an owner's rows into `stream.part`.
+struct StorePart {
+  StreamMemory& stream;
+
+  __device__ __forceinline__ void operator()(int, int row_tile, int tile, int lane,
+                                             const float4& v) const {
+    const int row = row_tile * 16 + lane / 4, token = tile * TILE_TOKENS + lane % 4 * 2;
+    stream.part[token][row] = v.x;
+    stream.part[token + 1][row] = v.y;
+    stream.part[token][row + 8] = v.z;
+    stream.part[token + 1][row + 8] = v.w;
+  }
+};
+
+// 1 / rms of a token, from the owners' sums of squares: asked for, and found, by a whole warp.
+struct Squares {
+  static constexpr int EACH = ceil_div(OWNER_UNITS, 32);
+  float parts[EACH];
+
+  __device__ __forceinline__ Squares(const Cta& cta, int token) {
+    const float* squares = at<const float>(cta.memory.squares) + token;
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+      const int unit = i * 32 + cta.lane();
+      parts[i] = unit < OWNER_UNITS ? ptx::load_l2(squares + unit * TOKENS_MAX) : 0;
+    }
+  }
+
+  __device__ __forceinline__ float inverse_rms(float eps) const {
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < EACH; i++) sum += parts[i];
+    return 1.0f / sqrtf(add_lanes(sum) / HIDDEN + eps);
+  }
+};
+
+// 1 / rms of every token. Synchronised by the caller's next sync.
 __device__ __forceinline__ void read_norm(const Cta& cta, StreamMemory& stream, int token_count,
                                           float eps) {
-  const float* squares = at<const float>(cta.memory.squares);
   for (int token = cta.warp(); token < token_count; token += CONSUMER_WARPS) {
-    float sum = 0;
-    for (int unit = cta.lane(); unit < OWNER_UNITS; unit += 32)
-      sum += ptx::load_l2(squares + unit * TOKENS_MAX + token);
-    sum = add_lanes(sum);
-    if (cta.lane() == 0) stream.inverse_rms[token] = 1.0f / sqrtf(sum / HIDDEN + eps);
+    const float inverse_rms = Squares(cta, token).inverse_rms(eps);
+    if (cta.lane() == 0) stream.inverse_rms[token] = inverse_rms;
   }
 }
 

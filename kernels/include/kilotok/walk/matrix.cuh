@@ -31,19 +31,110 @@ struct Matrix {
 };
 
 // The matrices that turn heads or experts back into the residual stream: a CTA computes 48 rows
-// alone, from all columns, and owns that part of the stream.
+// alone, from all columns, and owns that part of the stream. Some CTAs own none.
 constexpr int OWNER_ROWS = 48;
 constexpr int OWNER_TILES = OWNER_ROWS / 16;
 constexpr int OWNER_UNITS = ceil_div(HIDDEN, OWNER_ROWS);
-// Parts of the stream that one CTA owns at most.
-constexpr int OWNED_MAX = ceil_div(OWNER_UNITS, GRID);
+static_assert(OWNER_UNITS <= GRID, "the hidden size is too large for this GPU");
 
-// Tiles of tokens that are added at a time.
-constexpr int SUM_TILES_MAX = 4;
+// Tiles of tokens that consumers add at a time, and units of one tile that wait for the adders.
+constexpr int SUM_PLACES = 4;
+constexpr int ADDER_WARPS = 3;
 
-// Memory in which the warps' sums meet, `[warps][tiles][lanes]`.
+// Memory for whatever a phase needs while it runs.
+constexpr int SCRATCH_BYTES = 36864;
+
+// Where the warps' sums meet, `[places][warps][lanes]`, or `[warps][tiles][lanes]`. The parts are at
+// the beginning of the scratch memory.
 struct SumMemory {
-  float4 parts[CONSUMER_WARPS * SUM_TILES_MAX * 32];
+  union {
+    float4 parts[SUM_PLACES * CONSUMER_WARPS * 32];
+    alignas(16) char scratch[SCRATCH_BYTES];
+  };
+  alignas(8) uint64_t full[SUM_PLACES];
+  alignas(8) uint64_t empty[SUM_PLACES];
+};
+
+// Sums of single tiles on their way from the consumers to the adder warps, which add them and put
+// them to use while the consumers are at the next unit. Each side has its own.
+struct Sums {
+  SumMemory& memory;
+  uint32_t full, empty;
+  int stage;
+  uint32_t parity;
+
+  __device__ __forceinline__ explicit Sums(SumMemory& m)
+      : memory(m),
+        full(ptx::shared_address(m.full)),
+        empty(ptx::shared_address(m.empty)),
+        stage(0),
+        parity(0) {}
+
+  // One thread, before any other uses them.
+  __device__ __forceinline__ void init() const {
+    for (int i = 0; i < SUM_PLACES; i++) {
+      ptx::mbarrier_init(full + 8 * i, CONSUMER_WARPS);
+      ptx::mbarrier_init(empty + 8 * i, ADDER_WARPS);
+    }
+  }
+
+  __device__ __forceinline__ void next() {
+    if (++stage == SUM_PLACES) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+
+  // Consumers: hand over a warp's sums.
+  __device__ __forceinline__ void put(const Cta& cta, const float (&v)[4]) {
+    wait_mbarrier<0>(cta.place, Waits::Sums, empty + 8 * stage, parity ^ 1);
+    memory.parts[(stage * CONSUMER_WARPS + cta.warp()) * 32 + cta.lane()] =
+        make_float4(v[0], v[1], v[2], v[3]);
+    __syncwarp();
+    if (cta.lane() == 0) ptx::mbarrier_arrive(full + 8 * stage);
+    next();
+  }
+
+  // Consumers: wait until all that was put has been put to use.
+  __device__ __forceinline__ void drain(const Cta& cta) const {
+    Sums ahead = *this;
+    for (int i = 0; i < SUM_PLACES; i++) {
+      wait_mbarrier<0>(cta.place, Waits::Sums, empty + 8 * ahead.stage, ahead.parity ^ 1);
+      ahead.next();
+    }
+  }
+
+  // Adders: take the sums of the next unit, `use(row tile, 0, lane, values)` as in `add_warps`.
+  template <class M, class Use>
+  __device__ __forceinline__ void take(const Cta& cta, Use use) {
+    wait_mbarrier<20>(cta.place, Waits::Sums, full + 8 * stage, parity);
+    const int adder = cta.warp() - CONSUMER_WARPS - 1;
+    // One adder does a unit of one row tile; the units take turns.
+    const bool mine = M::ROW_TILES == 1 ? stage % ADDER_WARPS == adder : adder < M::ROW_TILES;
+    if (mine) {
+      const int row_tile = M::ROW_TILES == 1 ? 0 : adder;
+      const float4* parts =
+          memory.parts + (stage * CONSUMER_WARPS + row_tile * M::COLUMN_WARPS) * 32 + cta.lane();
+      use(row_tile, 0, cta.lane(), add_parts<M::COLUMN_WARPS>(parts, 32));
+    }
+    __syncwarp();
+    if (cta.lane() == 0) ptx::mbarrier_arrive(empty + 8 * stage);
+    next();
+  }
+
+  template <int COUNT>
+  static __device__ __forceinline__ float4 add_parts(const float4* parts, int stride) {
+    float4 sum = parts[0];
+#pragma unroll
+    for (int part = 1; part < COUNT; part++) {
+      const float4 v = parts[part * stride];
+      sum.x += v.x;
+      sum.y += v.y;
+      sum.z += v.z;
+      sum.w += v.w;
+    }
+    return sum;
+  }
 };
 
 // Producer: brings this CTA's units, from `first` on.
@@ -61,12 +152,12 @@ __device__ __forceinline__ void produce(const Place& place, Ring& ring, uint64_t
   }
 }
 
-// Adds the warps' sums, in order of their columns, and hands each lane's four values to
-// `use(row tile, tile, lane, values)`: rows g and g + 8 of tokens 2q and 2q + 1 of the tile.
+// Adds the warps' sums of several tiles, in order of their columns, and hands each lane's four
+// values to `use(row tile, tile, lane, values)`: rows g and g + 8 of tokens 2q and 2q + 1.
 template <class M, int TILES, class Use>
 __device__ __forceinline__ void add_warps(const Cta& cta, SumMemory& sums,
                                           const float (&acc)[TILES][4], Use use) {
-  constexpr int AT_ONCE = smaller(TILES, SUM_TILES_MAX);
+  constexpr int AT_ONCE = smaller(TILES, SUM_PLACES);
 #pragma unroll
   for (int first = 0; first < TILES; first += AT_ONCE) {
     cta.sync();
@@ -80,16 +171,8 @@ __device__ __forceinline__ void add_warps(const Cta& cta, SumMemory& sums,
     for (int i = cta.thread(); i < M::ROW_TILES * AT_ONCE * 32; i += CONSUMERS) {
       const int row_tile = i / (AT_ONCE * 32), rest = i % (AT_ONCE * 32);
       const float4* parts = sums.parts + row_tile * M::COLUMN_WARPS * AT_ONCE * 32 + rest;
-      float4 sum = parts[0];
-#pragma unroll
-      for (int part = 1; part < M::COLUMN_WARPS; part++) {
-        const float4 v = parts[part * AT_ONCE * 32];
-        sum.x += v.x;
-        sum.y += v.y;
-        sum.z += v.z;
-        sum.w += v.w;
-      }
-      use(row_tile, first + rest / 32, rest % 32, sum);
+      use(row_tile, first + rest / 32, rest % 32,
+          Sums::add_parts<M::COLUMN_WARPS>(parts, AT_ONCE * 32));
     }
   }
 }
@@ -132,39 +215,63 @@ struct Multiplier {
       if (in_page == 0) page = ring.take(cta.place);
       Chunk<M::FORMAT> chunk;
       chunk.load(page + in_page * M::STEP_BYTES + cta.warp() * M::CHUNK_BYTES, cta.lane());
-      chunk.multiply(acc, HELD ? held[HELD ? step : 0] : x);
+      if constexpr (HELD)
+        chunk.multiply(acc, held[step]);
+      else
+        chunk.multiply(acc, x);
       if (in_page == M::PAGE_STEPS - 1 || step == M::STEPS - 1) ring.release(cta.lane());
     }
   }
 };
 
-// Multiplies this CTA's units, from `first` on, with `tiles` tiles of tokens:
-// `use(unit, row tile, tile, lane, values)` as in `add_warps`.
-template <class M, int TILES, class RowOf, class Use>
-__device__ __forceinline__ void multiply_tiles(const Cta& cta, Ring& ring, SumMemory& sums,
+// Multiplies this CTA's units, from `first` on. With one tile the adders put the sums to use (they
+// call `add`), with more the consumers do: `use(unit, row tile, tile, lane, values)`. `prepare` is
+// called by all consumers while the operand is on its way; what it leaves in shared memory, `use`
+// sees.
+template <class M, int TILES, class RowOf, class Prepare, class Use>
+__device__ __forceinline__ void multiply_tiles(const Cta& cta, Ring& ring, Sums& sums,
                                                uint64_t operand, int row_bytes, int first,
-                                               RowOf row_of, Use use) {
-  if (first >= M::UNITS) return;
+                                               RowOf row_of, Prepare prepare, Use use) {
   constexpr bool HELD = TILES == 1 && M::STEPS <= HELD_STEPS_MAX;
   const Multiplier<M, TILES, HELD> multiplier(cta, operand, row_bytes, row_of);
+  prepare();
+  cta.sync();
 #pragma unroll 1
   for (int unit = first; unit < M::UNITS; unit += GRID) {
     float acc[TILES][4] = {};
     multiplier.unit(cta, ring, acc);
-    add_warps<M>(cta, sums, acc, [&](int row_tile, int tile, int lane, const float4& values) {
-      use(unit, row_tile, tile, lane, values);
-    });
+    if constexpr (TILES == 1)
+      sums.put(cta, acc[0]);
+    else
+      add_warps<M>(cta, sums.memory, acc,
+                   [&](int row_tile, int tile, int lane, const float4& values) {
+                     use(unit, row_tile, tile, lane, values);
+                   });
   }
+  if constexpr (TILES == 1) sums.drain(cta);
 }
 
-template <class M, class RowOf, class Use>
-__device__ __forceinline__ void multiply(const Cta& cta, Ring& ring, SumMemory& sums,
-                                         uint64_t operand, int row_bytes, int first, int tiles,
-                                         RowOf row_of, Use use) {
+template <class M, class RowOf, class Prepare, class Use>
+__device__ __forceinline__ void multiply(const Cta& cta, Ring& ring, Sums& sums, uint64_t operand,
+                                         int row_bytes, int first, int tiles, RowOf row_of,
+                                         Prepare prepare, Use use) {
+  if (first >= M::UNITS) return;
   if (tiles <= 1)
-    multiply_tiles<M, 1>(cta, ring, sums, operand, row_bytes, first, row_of, use);
+    multiply_tiles<M, 1>(cta, ring, sums, operand, row_bytes, first, row_of, prepare, use);
   else
-    multiply_tiles<M, TILES_MAX>(cta, ring, sums, operand, row_bytes, first, row_of, use);
+    multiply_tiles<M, TILES_MAX>(cta, ring, sums, operand, row_bytes, first, row_of, prepare,
+                                 use);
+}
+
+// Adders: the other half of `multiply`.
+template <class M, class Use>
+__device__ __forceinline__ void add(const Cta& cta, Sums& sums, int first, int tiles, Use use) {
+  if (tiles > 1) return;
+#pragma unroll 1
+  for (int unit = first; unit < M::UNITS; unit += GRID)
+    sums.take<M>(cta, [&](int row_tile, int tile, int lane, const float4& values) {
+      use(unit, row_tile, tile, lane, values);
+    });
 }
 
 }  // namespace kilotok

@@ -69,9 +69,7 @@ async fn a_request_is_cancelled_wherever_it_is() {
     let rig = Rig::with(engine, limits, 5);
     let running = rig.submit(ask(text(20, 1), 50)).await;
     hold.entered();
-    let gate = rig.gate.clone();
-    let waiting = tokio::spawn(async move { gate.submit(ask(text(20, 2), 50)).await });
-    until("it waits", || rig.gate.load().held == 2).await;
+    let waiting = rig.submit_late(ask(text(20, 2), 50)).await;
     hold.permit();
     let waiting = waiting.await.unwrap().unwrap();
     hold.entered();
@@ -142,10 +140,8 @@ async fn a_drain_finishes_what_was_let_in() {
     let rig = Rig::with(engine, Limits { running_max: 1, ..Limits::default() }, 5);
     let running = rig.submit(ask(text(20, 1), 1)).await;
     hold.entered();
-    // Let in, but not answered yet; nobody else is left after this step.
-    let gate = rig.gate.clone();
-    let waiting = tokio::spawn(async move { gate.submit(ask(text(20, 2), 9)).await });
-    until("it waits", || rig.gate.load().held == 2).await;
+    // Nobody else is left after this step.
+    let waiting = rig.submit_late(ask(text(20, 2), 9)).await;
     rig.gate.drain();
     assert_eq!(rig.gate.health(), Health::Draining);
     assert_eq!(rig.gate.submit(ask(text(3, 1), 1)).await.err(), Some(Refusal::Draining));

@@ -139,6 +139,52 @@ async fn a_grammar_that_breaks_costs_one_reply() {
     rig.is_clean().await;
 }
 
+/// A grammar that cannot be followed ends its replies, and nothing of them is left: neither copies
+/// that wait for the first, nor an engine that is taken to have work.
+#[tokio::test]
+async fn more_grammars_than_can_be_followed_leave_nothing_behind() {
+    let grammars = Grammars::new(&bytes(), 256, &[END]).unwrap();
+    let metrics = Arc::new(Metrics::new("toy", &ScriptedEngine::caps()));
+    let hand = Arc::new(Hand::default());
+    // The thread that makes masks does not get past its first look at the clock.
+    let (free, held) = std::sync::mpsc::sync_channel::<()>(0);
+    let (clock, held) = (Arc::clone(&hand), std::sync::Mutex::new(held));
+    let stopwatch = Stopwatch::new(move || {
+        let thread = std::thread::current();
+        if thread.name().is_some_and(|name| name.starts_with("kilotok-guide")) {
+            let _ = held.lock().unwrap().recv();
+        }
+        clock.now_us.load(Ordering::SeqCst)
+    });
+    let options =
+        GateOptions { queue_max: 0, guide_threads: 1, stopwatch, ..GateOptions::default() };
+    let limits = Limits { running_max: 3, ..Limits::default() };
+    let (gate, driver) = Gate::start(Box::new(engine()), limits, Arc::clone(&metrics), options);
+    let rig = Rig { gate, driver, metrics, hand };
+    let mut full = false;
+    for _ in 0..20 {
+        // The prompt fills a page, so that the copies wait for the first.
+        let asks = (0..3).map(|_| bound(&grammars, "[a-c]{12}", 3, true)).collect();
+        let mut tickets = rig.gate.submit_many(asks).await.unwrap();
+        full = rig.gate.load().held == 0;
+        if full {
+            for ticket in tickets.drain(..) {
+                let ended = read(ticket).await.ended;
+                let Ended::Failed(failure) = ended else { panic!("{ended:?}") };
+                assert!(failure.message.contains("too many grammars"), "{}", failure.message);
+            }
+            break;
+        }
+        drop(tickets);
+        until("they have left", || rig.gate.load().held == 0).await;
+    }
+    assert!(full, "there is no bound");
+    rig.pass_ms(100_000);
+    assert_eq!(rig.gate.health(), Health::Ok { busy: false });
+    drop(free);
+    rig.is_clean().await;
+}
+
 #[tokio::test]
 async fn copies_follow_a_grammar_each() {
     let grammars = Grammars::new(&bytes(), 256, &[END]).unwrap();

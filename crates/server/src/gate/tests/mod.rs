@@ -19,6 +19,7 @@ use kilotok_abi::{Sampling, TokenId};
 use kilotok_engine::{Caps, Engine, SlotSetup, StepOutput};
 use kilotok_sched::{Limits, Scheduler, Submission};
 use kilotok_testkit::{ScriptedEngine, Skill};
+use tokio::task::JoinHandle;
 
 use super::*;
 
@@ -71,6 +72,14 @@ impl Rig {
 
     async fn submit(&self, ask: Ask) -> Ticket {
         self.gate.submit(ask).await.unwrap()
+    }
+
+    /// Asks while a step is held: let in, but not answered before the step is done.
+    async fn submit_late(&self, ask: Ask) -> JoinHandle<Result<Ticket, Refusal>> {
+        let (gate, held) = (self.gate.clone(), self.gate.load().held);
+        let late = tokio::spawn(async move { gate.submit(ask).await });
+        until("it is in", || self.gate.load().held == held + 1).await;
+        late
     }
 
     /// Nothing of any request is left, and the next one is served.

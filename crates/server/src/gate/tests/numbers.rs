@@ -21,9 +21,7 @@ async fn a_request_is_measured_from_end_to_end() {
     let value = |name: &str, labels: &str| value(&rig, name, labels);
     let first = rig.submit(ask(text(20, 1), 1)).await;
     hold.entered();
-    let gate = rig.gate.clone();
-    let second = tokio::spawn(async move { gate.submit(ask(text(30, 2), 3)).await });
-    until("it is in", || rig.gate.load().held == 2).await;
+    let second = rig.submit_late(ask(text(30, 2), 3)).await;
     rig.pass_ms(100);
     hold.permit();
     let mut second = second.await.unwrap().unwrap();

@@ -243,3 +243,80 @@ fn tools_with_open_arguments_take_any() {
         assert!(!model.takes(&grammar, &call(no)), "{no}");
     }
 }
+
+#[test]
+fn a_reply_of_a_shape_may_be_calls_instead() {
+    let schema = json!({
+        "type": "object",
+        "properties": { "name": { "type": "string" }, "n": { "type": "integer" } },
+        "required": ["name"],
+        "additionalProperties": false,
+    });
+    let shapes = [
+        (super::json(schema), "{\"name\": \"<function=now>\", \"n\": 1}", "{\"n\": 1}"),
+        (Constraint::Regex("[a-z{<]{3,9}".to_owned()), "a<{z", "a<{z0"),
+        (Constraint::Lark("start: \"yes\" | CALL\nCALL: /c+/".to_owned()), "cc", "no"),
+        (Constraint::Lark("root ::= \"yes\" | call\ncall ::= \"c\"+".to_owned()), "yes", "no"),
+        (Constraint::Choice(vec!["<".to_owned(), "{}".to_owned()]), "{}", ""),
+    ];
+    for model in [Model::pieces(), Model::with(&super::pieces(), false)] {
+        for (shape, yes, no) in &shapes {
+            for (format, call) in
+                [(Format::Mimo, MIMO), (Format::Qwen3Coder, CODER), (Format::Hermes, HERMES)]
+            {
+                let shape = Box::new(shape.clone());
+                let either =
+                    Constraint::ShapeOrCalls { shape, tools: tools(), format, parallel: false };
+                let grammar = model.compile(&either).unwrap();
+                assert!(model.takes(&grammar, call), "{format:?}: {either:?}");
+                assert!(model.takes(&grammar, yes), "{format:?}: {either:?}");
+                let text = model.text(&model.encode(yes));
+                for bad in [(*no).to_owned(), text + call, format!("{call}{yes}")] {
+                    assert!(!model.takes(&grammar, &bad), "{format:?}: {bad} {either:?}");
+                }
+            }
+        }
+    }
+    // A user's grammar knows nothing of the one for calls.
+    let curious = Constraint::Lark("start: \"a\" | @calls".to_owned());
+    let error = Model::bytes().compile(&curious).err().unwrap().to_string();
+    assert!(error.contains("refers to another"), "{error}");
+    let plain = Constraint::ShapeOrCalls {
+        shape: Box::new(Constraint::JsonObject),
+        tools: tools(),
+        format: Format::Plain,
+        parallel: true,
+    };
+    let grammar = Model::bytes().compile(&plain).unwrap();
+    assert!(Model::bytes().takes(&grammar, "{}"));
+}
+
+#[test]
+fn either_half_of_a_walk_is_whole() {
+    let model = Model::pieces();
+    let shape = json!({ "type": "object", "properties": { "x": { "type": "boolean" } },
+        "required": ["x"], "additionalProperties": false });
+    let oracle = jsonschema::validator_for(&shape).unwrap();
+    for format in [Format::Mimo, Format::Qwen3Coder, Format::Hermes] {
+        let constraint = Constraint::ShapeOrCalls {
+            shape: Box::new(super::json(shape.clone())),
+            tools: tools(),
+            format,
+            parallel: true,
+        };
+        let grammar = model.compile(&constraint).unwrap();
+        let (mut shaped, mut called) = (0, 0);
+        for seed in 0..40 {
+            let reply = walk(&model, &mut grammar.clone(), &mut Dice::new(seed), 60);
+            let text = model.text(&reply);
+            if text.starts_with("<tool_call>") {
+                assert!(!read(format, &text).is_empty());
+                called += 1;
+            } else {
+                assert!(oracle.is_valid(&serde_json::from_str(&text).unwrap()), "{text}");
+                shaped += 1;
+            }
+        }
+        assert!(shaped > 0 && called > 0, "{shaped} and {called}");
+    }
+}

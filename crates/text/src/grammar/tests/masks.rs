@@ -261,3 +261,31 @@ fn grammars_can_be_sent_to_threads() {
     send::<Grammar>();
     shared::<crate::Grammars>();
 }
+
+#[test]
+fn what_is_asked_for_again_is_not_compiled_again() {
+    let model = Model::pieces();
+    let of = |first: &str, second: &str| {
+        schema(
+            serde_json::from_str(&format!(
+                r#"{{"type": "object", "additionalProperties": false, "required": ["a", "b"],
+                "properties": {{"{first}": {{"type": "null"}}, "{second}": {{"type": "null"}}}}}}"#
+            ))
+            .unwrap(),
+        )
+    };
+    let mut used = model.compile(&of("a", "b")).unwrap();
+    used.accept(&model.encode("{\"a\":null,")).unwrap();
+    let again = model.compile(&of("a", "b")).unwrap();
+    assert_eq!(model.grammars.cache.len(), 1);
+    assert!(model.takes(&again, r#"{"a":null,"b":null}"#), "it begins at the beginning");
+    // JSON's equality knows no order of fields, but replies have one.
+    let turned = model.compile(&of("b", "a")).unwrap();
+    assert_eq!(model.grammars.cache.len(), 2);
+    assert!(model.takes(&turned, r#"{"b":null,"a":null}"#));
+    assert!(!model.takes(&turned, r#"{"a":null,"b":null}"#));
+    assert!(model.compile(&Constraint::Regex("((".to_owned())).is_err());
+    assert_eq!(model.grammars.cache.len(), 2, "errors are not kept");
+    let reasons = model.grammars.compile(&of("a", "b"), true, &|| false);
+    assert!(reasons.unwrap().masks(&[]).unwrap().masks.is_empty(), "its own reply may reason");
+}

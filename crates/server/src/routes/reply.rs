@@ -1,0 +1,59 @@
+//! How requests are answered, the same for all APIs: in pieces, or whole.
+
+use std::sync::Arc;
+
+use axum::response::Response;
+
+use crate::chorus::Chorus;
+use crate::dialects::Letterhead;
+use crate::dialects::show::{Extras, Show};
+use crate::error::ApiError;
+use crate::params::sampling::Chosen;
+use crate::service::Service;
+use crate::sse::{self, Dialect};
+use crate::wire::sampled::StreamOptions;
+
+/// The reply, streamed if the client wants that.
+pub(super) async fn answer(
+    service: &Arc<Service>,
+    mut chorus: Chorus,
+    dialect: impl Dialect,
+    stream: Option<bool>,
+) -> Result<Response, ApiError> {
+    if stream == Some(true) {
+        return sse::respond(chorus, dialect, service.config.keep_alive).await;
+    }
+    let mut pieces = Vec::new();
+    while let Some(next) = chorus.next().await {
+        pieces.push(next?);
+    }
+    Ok(dialect.whole(pieces))
+}
+
+/// What chat and plain completions show of the replies to so many prompts.
+pub(super) fn show(
+    head: Letterhead,
+    chosen: &Chosen,
+    prompt_count: usize,
+    logprobs: Option<u32>,
+    options: Option<StreamOptions>,
+) -> Show {
+    Show {
+        head,
+        n: chosen.n,
+        choice_count: prompt_count * chosen.n as usize,
+        logprobs,
+        prompt_logprobs: chosen.prompt_logprobs,
+        tokens_as_ids: chosen.tokens_as_ids,
+        token_ids: chosen.token_ids,
+        extras: Extras::of(options),
+    }
+}
+
+/// There is one tier, whatever it is called.
+pub(super) fn check_tier(tier: Option<&str>) -> Result<(), ApiError> {
+    match tier {
+        None | Some("auto" | "default" | "standard_only") => Ok(()),
+        Some(other) => Err(ApiError::not_implemented("service_tier", other)),
+    }
+}

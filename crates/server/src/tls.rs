@@ -1,0 +1,94 @@
+//! Certificate and key of the server. The files are followed while it runs: certificates are
+//! renewed every few weeks, and a model takes minutes to load again.
+
+use std::convert::Infallible;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum_server::tls_rustls::RustlsConfig;
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::serve::ServeError;
+use crate::service::TlsFiles;
+
+/// See the file's head.
+pub(crate) struct Tls {
+    files: TlsFiles,
+    /// What the files held when they were last tried.
+    tried: Pems,
+    config: RustlsConfig,
+}
+
+/// What the files hold.
+#[derive(PartialEq, Eq)]
+struct Pems {
+    certificate: Vec<u8>,
+    key: Vec<u8>,
+}
+
+impl Tls {
+    pub(crate) fn open(files: TlsFiles) -> Result<Self, ServeError> {
+        let tried = read(&files)?;
+        let config = RustlsConfig::from_config(server_config(&files, &tried)?);
+        Ok(Self { files, tried, config })
+    }
+
+    pub(crate) fn config(&self) -> RustlsConfig {
+        self.config.clone()
+    }
+
+    /// Looks at the files again and again. What cannot be used is told once, and the connections
+    /// of new clients go on with what was there before.
+    pub(crate) async fn follow(mut self, look: Duration) -> Infallible {
+        loop {
+            tokio::time::sleep(look).await;
+            match self.renew() {
+                Ok(false) => {}
+                Ok(true) => tracing::info!("the TLS certificate was renewed"),
+                Err(error) => tracing::warn!(%error, "the TLS certificate stays as it was"),
+            }
+        }
+    }
+
+    /// True if they have changed.
+    fn renew(&mut self) -> Result<bool, ServeError> {
+        // A file that is being replaced may be away for a moment.
+        let Ok(found) = read(&self.files) else { return Ok(false) };
+        if found == self.tried {
+            return Ok(false);
+        }
+        let config = server_config(&self.files, &found);
+        self.tried = found;
+        self.config.reload_from_config(config?);
+        Ok(true)
+    }
+}
+
+/// Both are a few KiB.
+fn read(files: &TlsFiles) -> Result<Pems, ServeError> {
+    let read = |file: &Path| std::fs::read(file).map_err(|error| fault(file, &error));
+    Ok(Pems { certificate: read(&files.certificate)?, key: read(&files.key)? })
+}
+
+fn server_config(files: &TlsFiles, pems: &Pems) -> Result<Arc<ServerConfig>, ServeError> {
+    let chain = CertificateDer::pem_slice_iter(&pems.certificate)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| fault(&files.certificate, &error))?;
+    let key =
+        PrivateKeyDer::from_pem_slice(&pems.key).map_err(|error| fault(&files.key, &error))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    // A certificate of another key is an error.
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key));
+    let mut config = config.map_err(|error| fault(&files.certificate, &error))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+fn fault(file: &Path, reason: &impl ToString) -> ServeError {
+    ServeError::Tls { file: file.display().to_string(), reason: reason.to_string() }
+}

@@ -1,0 +1,259 @@
+// Times the target's pass over random weights, whole and between grid barriers: what one rank of a
+// model costs, without a checkpoint, a host engine or a drafter. Weights repeat every few layers, far
+// enough apart that no cache keeps them.
+//
+//   nvcc -std=c++20 -O3 -arch=sm_90a -DKILOTOK_STAMPS -I kernels -I kernels/include -I MODEL step.cu
+//   ./step [tokens] [context]
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "step/step.cu"
+
+#define CHECK(call)                                                                         \
+  do {                                                                                      \
+    cudaError_t error = (call);                                                             \
+    if (error != cudaSuccess) {                                                             \
+      std::printf("%s, line %d: %s\n", #call, __LINE__, cudaGetErrorString(error));         \
+      if (fault_record && fault_record->code)                                               \
+        std::printf("fault %u: cta %u phase %u wanted %llu seen %llu\n", fault_record->code, \
+                    fault_record->cta, fault_record->phase,                                 \
+                    (unsigned long long)fault_record->wanted,                               \
+                    (unsigned long long)fault_record->seen);                                \
+      std::exit(1);                                                                         \
+    }                                                                                       \
+  } while (0)
+
+namespace {
+
+Fault* fault_record = nullptr;
+constexpr int DISTINCT_LAYERS = 6;
+
+uint64_t take(size_t bytes) {
+  void* p = nullptr;
+  CHECK(cudaMalloc(&p, bytes + 4096));
+  CHECK(cudaMemset(p, 0, bytes + 4096));
+  return reinterpret_cast<uint64_t>(p);
+}
+
+__device__ uint32_t mixed(uint64_t i) {
+  uint64_t z = (i + 1) * 0x9E3779B97F4A7C15ull;
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+  return static_cast<uint32_t>(z ^ (z >> 31));
+}
+
+// Chunks of random small weights.
+__global__ void fill_chunks(uint32_t* words, size_t chunks, int format, uint64_t seed) {
+  const size_t step = static_cast<size_t>(gridDim.x) * blockDim.x;
+  const int chunk_words = chunk_bytes(static_cast<Format>(format)) / 4;
+  const int code_words = format == 0 ? chunk_words : format == 1 ? 256 : 128;
+  for (size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x;
+       i < chunks * chunk_words; i += step) {
+    const uint32_t r = mixed(i ^ seed << 40);
+    uint32_t word = r;
+    if (format == 0) word = (r & 0x807f807fu) | 0x3c003c00u;
+    if (format == 1) word = r & 0xb7b7b7b7u;
+    if (static_cast<int>(i % chunk_words) >= code_words)
+      word = format == 1 ? __float_as_uint(0.02f) : 0x78787878u;
+    words[i] = word;
+  }
+}
+
+__global__ void fill_floats(float* values, size_t count, float scale, float offset, uint64_t seed) {
+  const size_t step = static_cast<size_t>(gridDim.x) * blockDim.x;
+  for (size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x; i < count; i += step)
+    values[i] = offset + scale * (static_cast<int>(mixed(i ^ seed << 40)) / 2147483648.0f);
+}
+
+template <class M>
+uint64_t matrix(size_t copies, uint64_t seed) {
+  const uint64_t address = take(M::BYTES * copies);
+  const size_t chunks = M::BYTES * copies / M::CHUNK_BYTES;
+  fill_chunks<<<1024, 256>>>(at<uint32_t>(address), chunks, static_cast<int>(M::FORMAT), seed);
+  CHECK(cudaGetLastError());
+  return address;
+}
+
+uint64_t floats(size_t count, float scale, float offset, uint64_t seed) {
+  const uint64_t address = take(count * 4);
+  fill_floats<<<256, 256>>>(at<float>(address), count, scale, offset, seed);
+  return address;
+}
+
+// Host versions of what the device sees of one layer's kinds.
+template <int A, int F>
+LayerMemory layer(uint64_t seed, int page_count) {
+  using N = Network<F>;
+  LayerMemory l = {};
+  const Attention& a = ATTENTIONS[A];
+  l.attention = A;
+  l.feed_forward = F;
+  l.tap = ~0u;
+  l.input_norm = floats(HIDDEN, 0.1f, 1.0f, seed + 1);
+  l.qkv = matrix<QkvMatrix<A>>(1, seed + 2);
+  l.sinks = floats(a.q_heads, 1.0f, 0.0f, seed + 3);
+  l.output = matrix<OutputMatrix<A>>(1, seed + 4);
+  l.post_norm = floats(HIDDEN, 0.1f, 1.0f, seed + 5);
+  const int experts = larger(FEED_FORWARDS[F].experts, 1);
+  if constexpr (!N::DENSE) {
+    l.router = floats(static_cast<size_t>(OWNER_UNITS) * Router<F>::UNIT_BYTES / 4, 0.05f, 0.0f,
+                      seed + 6);
+    l.router_bias = floats(experts, 0.001f, 0.0f, seed + 7);
+  }
+  l.gate_up = matrix<GateUpMatrix<F>>(experts, seed + 8);
+  l.down = matrix<DownMatrix<F>>(experts, seed + 9);
+  const size_t positions = static_cast<size_t>(page_count) * PAGE_TOKENS * a.kv_heads;
+  l.keys = take(positions * a.qk_dim * 2);
+  l.values = take(positions * a.v_dim * 2);
+  return l;
+}
+
+Memory workspace() {
+  Memory m = {};
+  m.batch = take(sizeof(Batch));
+  m.tokens = take(sizeof(BatchToken) * TOKENS_MAX);
+  m.rows = take(sizeof(BatchRow) * TOKENS_MAX);
+  m.wanted = take(4 * TOKENS_MAX);
+  m.embedding = take(static_cast<size_t>(VOCAB) * HIDDEN * 2);
+  fill_chunks<<<1024, 256>>>(at<uint32_t>(m.embedding), static_cast<size_t>(VOCAB) * HIDDEN / 1024,
+                             0, 99);
+  m.final_norm = floats(HIDDEN, 0.1f, 1.0f, 98);
+  m.head = matrix<HeadMatrix>(1, 97);
+  m.frequencies = floats(ATTENTION_KINDS * ROPE_PAIRS_MAX, 0.5f, 0.5f, 96);
+  m.angles = take(static_cast<size_t>(ATTENTION_KINDS) * TOKENS_MAX * ROPE_PAIRS_MAX * 8);
+  m.normed = take(static_cast<size_t>(TOKENS_MAX) * NORMED_BYTES);
+  m.squares = take(static_cast<size_t>(OWNER_UNITS) * TOKENS_MAX * 4);
+  m.projected = take(static_cast<size_t>(TOKENS_MAX) * PROJECTED_ROWS * 4);
+  m.queries = take(static_cast<size_t>(TOKENS_MAX) * QUERY_VALUES * 4);
+  m.own_keys = take(1 << 24);
+  m.own_values = take(1 << 24);
+  m.attention_parts = take(1 << 28);
+  m.attended = take(static_cast<size_t>(TOKENS_MAX) * ATTENDED_BYTES);
+  m.router_parts = take(static_cast<size_t>(OWNER_UNITS) * TOKENS_MAX * EXPERTS_MAX * 4);
+  m.router_logits = take(static_cast<size_t>(TOKENS_MAX) * EXPERTS_MAX * 4);
+  m.dense_inner = take(static_cast<size_t>(TOKENS_MAX) * DENSE_INNER_BYTES);
+  m.expert_inner = take(static_cast<size_t>(TOKENS_MAX) * TOP_K_MAX * EXPERT_INNER_BYTES);
+  m.taps = take(static_cast<size_t>(TOKENS_MAX) * TAPS_BYTES);
+  m.fused = take(static_cast<size_t>(TOKENS_MAX) * HIDDEN * 4);
+  m.logits = take(static_cast<size_t>(TOKENS_MAX) * VOCAB_ROWS * 4);
+  m.barrier = take(4096);
+  m.trace = take(STAMPS_MAX * 16);
+  m.wait_max_ms = 1000;
+  CHECK(cudaHostAlloc(&fault_record, sizeof(Fault), cudaHostAllocMapped));
+  *fault_record = {};
+  m.fault = reinterpret_cast<uint64_t>(fault_record);
+  return m;
+}
+
+void upload_batch(Memory& m, int tokens, int context, int page_count) {
+  std::vector<BatchToken> list;
+  for (int i = 0; i < tokens; i++)
+    list.push_back({static_cast<uint32_t>((i * 7919 + 13) % VOCAB),
+                    static_cast<uint32_t>(context + i % 8), static_cast<uint32_t>(i / 8), 0});
+  std::vector<BatchRow> rows;
+  std::vector<uint32_t> pages, wanted;
+  const int each = page_count / std::max(1, ceil_div(tokens, 8));
+  for (int row = 0; row < ceil_div(tokens, 8); row++) {
+    BatchRow r = {};
+    r.start = context;
+    r.first = row * 8;
+    r.count = std::min(8, tokens - row * 8);
+    for (uint32_t& place : r.pages_at) place = row * each;
+    rows.push_back(r);
+  }
+  for (int i = 0; i < page_count; i++) pages.push_back(i);
+  for (int i = 0; i < tokens; i++) wanted.push_back(i);
+  const Batch batch = {static_cast<uint32_t>(tokens), static_cast<uint32_t>(rows.size()),
+                       static_cast<uint32_t>(tokens), 0};
+  m.pages = take(pages.size() * 4);
+  auto up = [](uint64_t to, const void* from, size_t bytes) {
+    CHECK(cudaMemcpy(at<void>(to), from, bytes, cudaMemcpyHostToDevice));
+  };
+  up(m.batch, &batch, sizeof batch);
+  up(m.tokens, list.data(), list.size() * sizeof(BatchToken));
+  up(m.rows, rows.data(), rows.size() * sizeof(BatchRow));
+  up(m.pages, pages.data(), pages.size() * 4);
+  up(m.wanted, wanted.data(), wanted.size() * 4);
+}
+
+float launch(const Memory& m) {
+  static cudaEvent_t start = nullptr, end = nullptr;
+  if (!start) {
+    CHECK(cudaEventCreate(&start));
+    CHECK(cudaEventCreate(&end));
+    CHECK(cudaFuncSetAttribute(target, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               sizeof(Shared)));
+  }
+  CHECK(cudaMemset(at<void>(m.barrier), 0, 64));
+  CHECK(cudaMemset(at<void>(m.trace), 0, STAMPS_MAX * 16));
+  void* arguments[] = {const_cast<Memory*>(&m)};
+  CHECK(cudaEventRecord(start));
+  CHECK(cudaLaunchCooperativeKernel(reinterpret_cast<void*>(target), dim3(GRID), dim3(THREADS),
+                                    arguments, sizeof(Shared), nullptr));
+  CHECK(cudaEventRecord(end));
+  CHECK(cudaEventSynchronize(end));
+  float ms = 0;
+  CHECK(cudaEventElapsedTime(&ms, start, end));
+  return ms;
+}
+
+// Time of the first CTA from one stamp to the next, summed by what ended; a barrier's time is what
+// the first CTA waits for the others.
+void print_phases(const Memory& m, float ms) {
+  static const char* names[] = {"barrier",      "embed",        "norm",        "project", "attn_in",
+                                "attn",         "output",       "add_to_stream", "router_parts",
+                                "router_sums",  "routes",       "gate_up",     "down",    "head"};
+  std::vector<long long> stamps(2 * STAMPS_MAX);
+  CHECK(cudaMemcpy(stamps.data(), at<void>(m.trace), stamps.size() * 8, cudaMemcpyDeviceToHost));
+  int count = 0;
+  while (count < STAMPS_MAX && stamps[2 * count] != 0) count++;
+  const double per_cycle = ms * 1e3 / static_cast<double>(stamps[2 * count - 1] - stamps[1]);
+  constexpr int KINDS = static_cast<int>(Stamp::COUNT);
+  double sums[KINDS] = {}, waits[KINDS] = {};
+  for (int i = 1; i < count; i++) {
+    const double us = (stamps[2 * i + 1] - stamps[2 * i - 1]) * per_cycle;
+    if (stamps[2 * i] == 1)
+      waits[stamps[2 * i - 2] - 1] += us;
+    else
+      sums[stamps[2 * i] - 1] += us;
+  }
+  std::printf("  us a layer: own, then waiting at the barrier after it\n");
+  for (int k = 1; k < KINDS; k++)
+    std::printf("  %-15s %7.2f %7.2f\n", names[k], sums[k] / LAYERS, waits[k] / LAYERS);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int tokens = argc > 1 ? std::atoi(argv[1]) : 8;
+  const int context = argc > 2 ? std::atoi(argv[2]) : 4096;
+  cudaDeviceProp device;
+  CHECK(cudaGetDeviceProperties(&device, 0));
+  const int rows = ceil_div(tokens, 8), page_count = rows * (context / PAGE_TOKENS + 2);
+  Memory m = workspace();
+  std::vector<LayerMemory> distinct, layers;
+  for (int i = 0; i < DISTINCT_LAYERS; i++)
+    distinct.push_back(i == 0   ? layer<0, 0>(i * 100, page_count)
+                       : i == 1 ? layer<0, 1>(i * 100, page_count)
+                                : layer<1, 1>(i * 100, page_count));
+  for (int i = 0; i < LAYERS; i++)
+    layers.push_back(distinct[i == 0 ? 0 : i % 7 == 0 ? 1 : 2 + i % (DISTINCT_LAYERS - 2)]);
+  m.layers = take(layers.size() * sizeof(LayerMemory));
+  CHECK(cudaMemcpy(at<void>(m.layers), layers.data(), layers.size() * sizeof(LayerMemory),
+                   cudaMemcpyHostToDevice));
+  upload_batch(m, tokens, context, page_count);
+  std::vector<float> times;
+  for (int i = 0; i < 20; i++) times.push_back(launch(m));
+  std::sort(times.begin(), times.end());
+  std::printf("%s, %d tokens, context %d: %.3f ms a pass (median), %.3f best\n", device.name, tokens,
+              context, times[10], times[0]);
+  print_phases(m, times[10]);
+  std::vector<float> logits(8);
+  CHECK(cudaMemcpy(logits.data(), at<void>(m.logits), 32, cudaMemcpyDeviceToHost));
+  for (float v : logits) std::printf("%g ", v);
+  std::printf("\n");
+}

@@ -1,0 +1,218 @@
+// A feed-forward network, dense or one of experts: gate and up, silu(gate) * up, a grid barrier,
+// down. A dense network is an expert that all tokens go to with weight 1.
+//
+// Reads `normed`, 1 / rms and the routes; `gate_up` writes the inner operand, `down` adds to
+// `stream.part` of the owned rows. The experts of a token are added in ascending order, so the other
+// tokens of the batch do not show.
+#pragma once
+
+#include "kilotok/phase/router.cuh"
+
+namespace kilotok {
+
+template <int KIND>
+struct Network {
+  static constexpr FeedForward F = FEED_FORWARDS[KIND];
+  static constexpr bool DENSE = F.experts == 0;
+  static constexpr int TOP_K = DENSE ? 1 : F.top_k;
+  static constexpr int INNER_BYTES = DENSE ? DENSE_INNER_BYTES : EXPERT_INNER_BYTES;
+  using GateUp = GateUpMatrix<KIND>;
+  using Down = DownMatrix<KIND>;
+  // Experts of which one page brings the whole part of an owner.
+  static constexpr int PAGE_ENTRIES = larger(Down::PAGE_STEPS / Down::STEPS, 1);
+
+  static __device__ __forceinline__ uint64_t inner(const Memory& memory) {
+    return DENSE ? memory.dense_inner : memory.expert_inner;
+  }
+  static __device__ __forceinline__ int count(const Routes& routes) {
+    return DENSE ? 1 : routes.count;
+  }
+  static __device__ __forceinline__ int expert(const Routes& routes, int entry) {
+    return DENSE ? 0 : routes.experts[entry];
+  }
+  // Which of the token's choices the entry is, or -1.
+  static __device__ __forceinline__ int choice(const Routes& routes, int entry, int column) {
+    return DENSE ? 0 : routes.choices[entry][column];
+  }
+};
+
+template <int KIND>
+__device__ __forceinline__ void produce_gate_up(const Place& place, Ring& ring,
+                                                const Routes& routes, uint64_t address) {
+  using N = Network<KIND>;
+  using M = typename N::GateUp;
+  const int count = N::count(routes) * M::UNITS;
+  for (int i = blockIdx.x; i < count; i += GRID) {
+    const int expert = N::expert(routes, i / M::UNITS);
+    const char* from = at<const char>(address) + expert * M::BYTES +
+                       static_cast<size_t>(i % M::UNITS) * M::UNIT_BYTES;
+    for (int step = 0; step < M::STEPS; step += M::PAGE_STEPS) {
+      const int bytes = smaller(M::PAGE_STEPS, M::STEPS - step) * M::STEP_BYTES;
+      ring.open(place, bytes);
+      ring.bring(from + step * M::STEP_BYTES, 0, bytes);
+      ring.next();
+    }
+  }
+}
+
+template <int KIND>
+__device__ __forceinline__ void produce_down(const Place& place, Ring& ring, const Routes& routes,
+                                             uint64_t address) {
+  using N = Network<KIND>;
+  using M = typename N::Down;
+  const int unit = blockIdx.x;
+  const int count = N::count(routes);
+  for (int first = 0; first < count; first += N::PAGE_ENTRIES) {
+    const int entries = smaller(N::PAGE_ENTRIES, count - first);
+    for (int step = 0; step < M::STEPS; step += M::PAGE_STEPS) {
+      const int bytes = smaller(M::PAGE_STEPS, M::STEPS - step) * M::STEP_BYTES;
+      ring.open(place, entries * bytes);
+      for (int i = 0; i < entries; i++)
+        ring.bring(at<const char>(address) + N::expert(routes, first + i) * M::BYTES +
+                       static_cast<size_t>(unit) * M::UNIT_BYTES + step * M::STEP_BYTES,
+                   i * bytes, bytes);
+      ring.next();
+    }
+  }
+}
+
+__device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }
+
+// Consumers: gate and up of the experts of one tile of tokens.
+template <int KIND>
+__device__ __forceinline__ void gate_up(const Cta& cta, Ring& ring, Sums& sums,
+                                        const Routes& routes, int tile) {
+  using N = Network<KIND>;
+  using M = typename N::GateUp;
+  const int count = N::count(routes) * M::UNITS;
+  if (cta.index() >= count) return;
+  const Multiplier<M, 1, (M::STEPS <= HELD_STEPS_MAX)> multiplier(
+      cta, cta.memory.normed, NORMED_BYTES,
+      [&](int column) { return tile * TILE_TOKENS + column; });
+#pragma unroll 1
+  for (int i = cta.index(); i < count; i += GRID) {
+    float acc[1][4] = {};
+    multiplier.unit(cta, ring, acc);
+    sums.put(cta, acc[0]);
+  }
+  sums.drain(cta);
+}
+
+// Adders: write silu(gate) * up * weight.
+template <int KIND>
+__device__ __forceinline__ void add_gate_up(const Cta& cta, Sums& sums, const StreamMemory& stream,
+                                            const Routes& routes, int tile, int token_count) {
+  using N = Network<KIND>;
+  using M = typename N::GateUp;
+  const int count = N::count(routes) * M::UNITS, first_token = tile * TILE_TOKENS;
+#pragma unroll 1
+  for (int i = cta.index(); i < count; i += GRID)
+    sums.take<M>(cta, [&](int, int, int lane, const float4& v) {
+      const int entry = i / M::UNITS, row = i % M::UNITS * 8 + lane / 4;
+      if (row >= N::F.width) return;
+#pragma unroll
+      for (int j = 0; j < 2; j++) {
+        const int column = lane % 4 * 2 + j, token = first_token + column;
+        const int choice = token < token_count ? N::choice(routes, entry, column) : -1;
+        if (choice < 0) continue;
+        const float scale = stream.inverse_rms[token];
+        const float gate = (j == 0 ? v.x : v.y) * scale, up = (j == 0 ? v.z : v.w) * scale;
+        const float weight = N::DENSE ? 1.0f : routes.weights[column][choice];
+        char* inner = at<char>(N::inner(cta.memory)) +
+                      static_cast<size_t>(token * N::TOP_K + choice) * N::INNER_BYTES;
+        store_operand(inner, row, silu(gate) * up * weight * operand_scale(N::F.format));
+      }
+    });
+}
+
+// The inner operand of one tile of tokens, where it is read from: in shared memory if it fits.
+template <int KIND>
+struct Inner {
+  using N = Network<KIND>;
+  static constexpr int ROWS = TILE_TOKENS * N::TOP_K;
+  static constexpr int ROW_BYTES = N::Down::COLUMNS_PADDED * 2;
+  // Not a multiple of all banks, so that rows do not meet in one.
+  static constexpr int SHARED_ROW_BYTES = ROW_BYTES + 16;
+  static constexpr bool IN_SHARED = ROWS * SHARED_ROW_BYTES <= SCRATCH_BYTES;
+
+  const char* rows;
+  uint32_t shared;
+
+  __device__ __forceinline__ Inner(const Cta& cta, SumMemory& scratch, int tile)
+      : rows(at<const char>(N::inner(cta.memory)) +
+             static_cast<size_t>(tile) * ROWS * N::INNER_BYTES),
+        shared(ptx::shared_address(scratch.scratch)) {
+    if constexpr (IN_SHARED) {
+      constexpr int PIECES = ROW_BYTES / 16;
+#pragma unroll 6
+      for (int i = cta.thread(); i < ROWS * PIECES; i += CONSUMERS) {
+        const int row = i / PIECES, piece = i % PIECES;
+        const uint4 v = ptx::load_l2(rows + static_cast<size_t>(row) * N::INNER_BYTES + piece * 16);
+        *reinterpret_cast<uint4*>(scratch.scratch + row * SHARED_ROW_BYTES + piece * 16) = v;
+      }
+      cta.sync();
+    }
+  }
+
+  // A lane's part of the operand of column `lane / 4`, zeros if that token has no such choice.
+  __device__ __forceinline__ OperandChunk load(int choice, int chunk, int lane) const {
+    OperandChunk x;
+    const int row = lane / 4 * N::TOP_K + larger(choice, 0);
+    if constexpr (IN_SHARED)
+      x.load_shared(shared + row * SHARED_ROW_BYTES, chunk, lane);
+    else
+      x.load(rows + static_cast<size_t>(row) * N::INNER_BYTES, chunk, lane);
+    if (choice < 0) x.clear();
+    return x;
+  }
+};
+
+// Owners: sum the experts of one tile of tokens; the adders put the sums into `stream.part`.
+template <int KIND>
+__device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, const Routes& routes,
+                                     int tile) {
+  using N = Network<KIND>;
+  using M = typename N::Down;
+  constexpr int PAGE_STEPS = smaller(M::PAGE_STEPS, M::STEPS);
+  const int count = N::count(routes), part = cta.warp() % M::COLUMN_WARPS;
+  const Inner<KIND> inner(cta, sums.memory, tile);
+  float total[4] = {};
+#pragma unroll 1
+  for (int first = 0; first < count; first += N::PAGE_ENTRIES) {
+    // What is behind the last entry is multiplied by zeros and not added: no branch keeps the
+    // loads of one entry from running ahead of the products of the one before.
+    int choices[N::PAGE_ENTRIES];
+#pragma unroll
+    for (int i = 0; i < N::PAGE_ENTRIES; i++)
+      choices[i] = first + i < count ? N::choice(routes, first + i, cta.lane() / 4) : -1;
+    float acc[N::PAGE_ENTRIES][1][4] = {};
+#pragma unroll 1
+    for (int step = 0; step < M::STEPS; step += PAGE_STEPS) {
+      const uint32_t page = ring.take(cta.place);
+      const int entry_bytes = smaller(PAGE_STEPS, M::STEPS - step) * M::STEP_BYTES;
+#pragma unroll
+      for (int i = 0; i < N::PAGE_ENTRIES; i++) {
+#pragma unroll
+        for (int j = 0; j < PAGE_STEPS; j++) {
+          if (M::STEPS % PAGE_STEPS != 0 && step + j >= M::STEPS) break;
+          OperandChunk x[1] = {
+              inner.load(choices[i], (step + j) * M::COLUMN_WARPS + part, cta.lane())};
+          Chunk<M::FORMAT> chunk;
+          chunk.load(page + i * entry_bytes + j * M::STEP_BYTES + cta.warp() * M::CHUNK_BYTES,
+                     cta.lane());
+          chunk.multiply(acc[i], x);
+        }
+      }
+      ring.release(cta.lane());
+    }
+#pragma unroll
+    for (int i = 0; i < N::PAGE_ENTRIES; i++)
+#pragma unroll
+      for (int k = 0; k < 4; k++) total[k] += first + i < count ? acc[i][0][k] : 0.0f;
+  }
+  cta.sync();
+  sums.put(cta, total);
+  sums.drain(cta);
+}
+
+}  // namespace kilotok

@@ -1,0 +1,75 @@
+// The kernels that the engine launches: one CTA per SM, all resident.
+#include "step/context.cuh"
+#include "step/step.cuh"
+
+namespace kilotok {
+
+// What each role does in a kernel. All of it must be inlined: a walker that is called with lies in
+// memory, ring and all.
+template <bool DRAFT>
+struct Pass {
+  static __device__ __forceinline__ void consume(Walker& w) { consume_pass<DRAFT>(w); }
+  static __device__ __forceinline__ void produce(Walker& w) { produce_pass<DRAFT>(w); }
+  static __device__ __forceinline__ void add(Walker& w) { add_pass<DRAFT>(w); }
+};
+
+struct Context {
+  static __device__ __forceinline__ void consume(Walker& w) { consume_context(w); }
+  static __device__ __forceinline__ void produce(Walker& w) { produce_context(w); }
+  static __device__ __forceinline__ void add(Walker& w) { add_context(w); }
+};
+
+// Sets up a CTA, and sends each warp to its role.
+template <class Roles>
+__device__ __forceinline__ void run(const Memory& memory) {
+  extern __shared__ __align__(128) char shared_bytes[];
+  Shared& shared = *reinterpret_cast<Shared*>(shared_bytes);
+  Ring ring(shared.ring);
+  Sums sums(shared.sums);
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(ptx::shared_address(&shared.routed), 1);
+    sums.init();
+    ring.init();
+  }
+  __syncthreads();
+  const Place place = {at<Fault>(memory.fault), memory.wait_max_ms * 1000000ull, memory.rank, 0};
+  const Batch& batch = *at<const Batch>(memory.batch);
+  Cta cta = {memory, place, 0, batch.exchanges, 0};
+  Walker walker = {cta, ring, sums, shared, batch, 0};
+  if (threadIdx.x < CONSUMERS) {
+    ptx::more_registers<CONSUMER_REGISTERS>();
+    Roles::consume(walker);
+  } else {
+    ptx::fewer_registers<HELPER_REGISTERS>();
+    if (threadIdx.x >= CONSUMERS + 32)
+      Roles::add(walker);
+    else if (threadIdx.x == CONSUMERS)
+      Roles::produce(walker);
+  }
+}
+
+}  // namespace kilotok
+
+using namespace kilotok;
+
+// What a launch of a kernel here must ask for.
+extern "C" __device__ const unsigned SHARED_BYTES = sizeof(Shared);
+extern "C" __device__ const unsigned THREAD_COUNT = THREADS;
+
+// The target's layers over a batch, to the logits of the wanted tokens and the taps of all.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    target(const __grid_constant__ Memory memory) {
+  run<Pass<false>>(memory);
+}
+
+// Keys and values of committed tokens in every layer of the drafter, from the target's taps.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    draft_context(const __grid_constant__ Memory memory) {
+  run<Context>(memory);
+}
+
+// The drafter's layers over draft rows, to the logits of the wanted ones.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    draft_rows(const __grid_constant__ Memory memory) {
+  run<Pass<true>>(memory);
+}

@@ -1,0 +1,121 @@
+//! Clients that leave at any moment: while they send, while they wait, while they read. No slot,
+//! page, task or ticket of theirs stays.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::{Value, json};
+
+use super::dice::Dice;
+use super::server::{Server, Setup, head};
+
+const CLIENTS: usize = 1000;
+/// So many at a time: more than have slots.
+const AT_ONCE: usize = 24;
+
+#[test]
+fn a_thousand_clients_that_leave_leave_nothing_behind() {
+    let server = Server::start(Setup::steady());
+    // Whatever is made once is made now.
+    let short = json!({"messages": [{"role": "user", "content": "a"}], "max_tokens": 5});
+    server.post("/v1/chat/completions", &short).good();
+    let clean = (0..10_000).map(|_| owners(&server)).min().unwrap();
+    let next = AtomicUsize::new(1);
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed > CLIENTS {
+                        return;
+                    }
+                    come_and_go(&server, &mut Dice::new(seed as u64));
+                }
+            });
+        }
+    });
+    until_clean(&server, clean);
+    // What is left of them is of use: prefixes. The next one is served as the first was.
+    let answer = server.post("/v1/chat/completions", &short).good();
+    assert_eq!(answer["usage"]["completion_tokens"], 5);
+    let metrics = server.get("/metrics");
+    let of = |name: &str| {
+        let line = metrics.text().lines().find(|line| line.starts_with(name));
+        line.unwrap().rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    for gauge in ["vllm:num_requests_running", "vllm:num_requests_waiting"] {
+        assert_eq!(of(gauge), 0.0, "{gauge}");
+    }
+    assert_eq!(of("vllm:kv_cache_usage_perc"), 0.0);
+    // Nearly all of them would have had 1,500 tokens, some several times.
+    let tokens = of("vllm:generation_tokens_total");
+    assert!(tokens < 500.0 * CLIENTS as f64, "{tokens} tokens were made for nobody");
+}
+
+/// Tasks, and who else holds the service: each connection is one and does the other.
+fn owners(server: &Server) -> usize {
+    std::thread::yield_now();
+    server.task_count() + Arc::strong_count(&server.service)
+}
+
+/// Waits until nothing runs, no page is held, and nobody is there who was not before.
+fn until_clean(server: &Server, owners_max: usize) {
+    let clean = (0..100_000).any(|_| {
+        let load = server.service.gate.load();
+        let idle = (load.held, load.running) == (0, 0) && load.usage == 0.0;
+        owners(server) <= owners_max && idle
+    });
+    assert!(clean, "{:?}, {} of {owners_max}", server.service.gate.load(), owners(server));
+}
+
+/// A request for a long reply.
+fn ask(dice: &mut Dice) -> (&'static str, Value) {
+    let words = "x".repeat(dice.below(200));
+    let mut request = json!({"max_tokens": 1500, "ignore_eos": true, "seed": 5});
+    request["stream"] = json!(dice.percent(60));
+    let path = dice.pick(&[
+        "/v1/chat/completions",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/responses",
+        "/v1/messages",
+    ]);
+    match path {
+        "/v1/completions" => request["prompt"] = json!([words, "b"]),
+        "/v1/responses" => request = json!({"input": words, "stream": dice.percent(60)}),
+        _ => request["messages"] = json!([{"role": "user", "content": words}]),
+    }
+    if path == "/v1/chat/completions" {
+        if dice.percent(25) {
+            request["n"] = json!(3);
+        }
+        if dice.percent(25) {
+            request["structured_outputs"] = json!({"regex": "[a-z]{1000}"});
+        }
+    }
+    (path, request)
+}
+
+fn come_and_go(server: &Server, dice: &mut Dice) {
+    let (path, request) = ask(dice);
+    let body = request.to_string();
+    let head = head("POST", path, &[], body.len());
+    match dice.below(6) {
+        // Before all of the head or the body is sent.
+        0 => drop(server.send(&head[..dice.below(head.len())], &[])),
+        1 => drop(server.send(&head, &body.as_bytes()[..dice.below(body.len())])),
+        // At once.
+        2 => drop(server.send(&head, body.as_bytes())),
+        // Only that it sends no more: such a client may still read.
+        3 => {
+            let mut open = server.send(&head, body.as_bytes());
+            open.sent();
+            open.read(dice.below(400));
+        }
+        // Somewhere in the answer.
+        _ => {
+            let mut open = server.send(&head, body.as_bytes());
+            open.read(dice.below(4000));
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! What whoever runs the server allows one request, and gives one that does not say.
+
+use kilotok_server::ServerConfig;
+use serde_json::{Value, json};
+
+use super::server::{Server, Setup};
+
+const CHAT: &str = "/v1/chat/completions";
+
+fn server() -> Server {
+    let config = ServerConfig {
+        n_max: 2,
+        stop_max: 1,
+        token_max_default: Some(3),
+        ..Setup::default().config
+    };
+    Server::start(Setup { config, ..Setup::default() })
+}
+
+fn ask(field: &str, value: Value) -> Value {
+    let mut request = json!({"messages": [{"role": "user", "content": "say:a long reply"}]});
+    request[field] = value;
+    request
+}
+
+#[test]
+fn one_request_may_ask_for_no_more() {
+    let server = server();
+    for (field, fits, beyond) in
+        [("n", json!(2), json!(3)), ("stop", json!(["x"]), json!(["x", "y"]))]
+    {
+        server.post(CHAT, &ask(field, fits)).good();
+        let answer = server.post(CHAT, &ask(field, beyond));
+        assert_eq!((answer.status, &answer.json()["error"]["param"]), (400, &json!(field)));
+    }
+    let prompts = json!({"prompt": ["a", "b", "c"], "max_tokens": 1});
+    let answer = server.post("/v1/completions", &prompts);
+    assert_eq!((answer.status, &answer.json()["error"]["param"]), (400, &json!("prompt")));
+}
+
+#[test]
+fn a_request_that_does_not_say_gets_the_default() {
+    let server = server();
+    let length = |field: &str, value: Value| {
+        let mut answer = server.post(CHAT, &ask(field, value)).good();
+        (answer["usage"]["completion_tokens"].take(), answer["choices"][0]["finish_reason"].take())
+    };
+    assert_eq!(length("max_tokens", Value::Null), (json!(3), json!("length")));
+    assert_eq!(length("max_completion_tokens", json!(5)), (json!(5), json!("length")));
+    let plain = json!({"prompt": "say:a long reply\n"});
+    let answer = server.post("/v1/completions", &plain).good();
+    assert_eq!(answer["usage"]["completion_tokens"], 3);
+}

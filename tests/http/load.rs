@@ -1,0 +1,156 @@
+//! Many clients, some slow: nobody waits for another's reading, nothing that was begun is lost when
+//! the server stops, and health says what a load balancer must know.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use axum::body::Body;
+use axum::http::Request;
+use kilotok_server::gate::{GateOptions, Stopwatch};
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use super::dice::Dice;
+use super::server::{Answer, Brake, Server, Setup};
+
+const CHAT: &str = "/v1/chat/completions";
+/// Polls of something that is bound to come.
+const POLLS_MAX: usize = 1_000_000;
+
+/// A reply of so many tokens whatever they are.
+fn babble(tokens: usize, more: &Value) -> Value {
+    let mut request = json!({
+        "messages": [{"role": "user", "content": "anything"}],
+        "max_tokens": tokens, "ignore_eos": true, "seed": 3,
+    });
+    request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    request
+}
+
+#[track_caller]
+fn until(what: &str, done: impl Fn() -> bool) {
+    let came = (0..POLLS_MAX).any(|_| {
+        std::thread::yield_now();
+        done()
+    });
+    assert!(came, "{what} does not come");
+}
+
+#[test]
+fn a_client_that_does_not_read_holds_up_nobody() {
+    let server = Server::start(Setup::steady());
+    // Some ten megabytes each, much more than sockets hold.
+    let more = json!({"stream": true, "n": 4, "logprobs": true, "top_logprobs": 8});
+    let large = babble(1900, &more);
+    let unread: Vec<_> = (0..3).map(|_| server.begin(CHAT, &large)).collect();
+    let mut expected = None;
+    for _ in 0..20 {
+        let answer = server.post(CHAT, &babble(30, &json!({}))).good();
+        let content = answer["choices"][0]["message"]["content"].clone();
+        assert_eq!(*expected.get_or_insert(content.clone()), content);
+    }
+    // The engine is done with those who do not read; what they have not read waits for them.
+    until("the end of all replies", || server.service.gate.load().held == 0);
+    assert_eq!(server.service.gate.load().usage, 0.0);
+    for open in unread {
+        let events = open.answer().events();
+        let (done, chunks) = events.split_last().unwrap();
+        assert_eq!(done, "[DONE]");
+        let choices = chunks.iter().flat_map(|chunk| chunk["choices"].as_array().unwrap());
+        let tokens = |choice: &Value| choice["logprobs"]["content"].as_array().map_or(0, Vec::len);
+        assert_eq!(choices.map(tokens).sum::<usize>(), 4 * 1900);
+    }
+}
+
+#[test]
+fn stopping_under_load_loses_no_reply_that_was_let_in() {
+    const CLIENTS: usize = 24;
+    let mut server = Server::start(Setup::steady());
+    let whole = AtomicUsize::new(0);
+    let address = server.address;
+    let clients = |server: &Server, seed: usize| {
+        let mut dice = Dice::new(seed as u64);
+        loop {
+            let (tokens, stream) = (1 + dice.below(200), dice.percent(50));
+            let options = stream.then(|| json!({"include_usage": true}));
+            let request = babble(tokens, &json!({"stream": stream, "stream_options": options}));
+            match server.post_if_there(CHAT, &request) {
+                // It has closed its doors.
+                None => return,
+                Some(answer) if answer.status == 503 => {}
+                Some(answer) => {
+                    assert_eq!(token_count(&answer, stream), tokens as u64);
+                    whole.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+    };
+    let stop = server.stop_later();
+    std::thread::scope(|scope| {
+        for seed in 0..CLIENTS {
+            let server = &server;
+            scope.spawn(move || clients(server, seed));
+        }
+        until("load", || whole.load(Ordering::Relaxed) > 2 * CLIENTS);
+        assert!(server.service.gate.load().held > 0);
+        drop(stop);
+    });
+    server.wait().unwrap();
+    assert!(std::net::TcpStream::connect(address).is_err());
+    let load = server.service.gate.load();
+    assert_eq!((load.held, load.running), (0, 0));
+}
+
+/// Of an answer that has to be whole.
+fn token_count(answer: &Answer, stream: bool) -> u64 {
+    if !stream {
+        return answer.good()["usage"]["completion_tokens"].as_u64().unwrap();
+    }
+    let events = answer.events();
+    let [.., last, usage, done] = &events[..] else { panic!("{events:?}") };
+    assert_eq!(done, "[DONE]");
+    assert_eq!(last["choices"][0]["finish_reason"], "length", "{last}");
+    usage["usage"]["completion_tokens"].as_u64().unwrap()
+}
+
+#[test]
+fn health_is_progress() {
+    let (now, brake) = (Arc::new(AtomicU64::new(0)), Brake::default());
+    let clock = Arc::clone(&now);
+    let stopwatch = Stopwatch::new(move || clock.load(Ordering::SeqCst));
+    let options = GateOptions { stopwatch, ..GateOptions::default() };
+    let server = Server::start(Setup { options, brake: Some(brake.clone()), ..Setup::default() });
+    brake.release(100);
+    let mut open = server.begin(CHAT, &babble(1500, &json!({"stream": true})));
+    open.read_until("\"content\":\"\"");
+    let statuses = || ["/health", "/ready", "/live"].map(|path| server.get(path).status);
+    assert_eq!(statuses(), [200; 3]);
+    // The engine stands still for a minute. A step may have ended after the clock was set.
+    until("a stall", || {
+        now.fetch_add(60_000_000, Ordering::SeqCst);
+        statuses() == [503, 503, 200]
+    });
+    let health = server.get("/health").json();
+    assert_eq!(health["status"], "stalled");
+    let refused = server.post(CHAT, &babble(1, &json!({})));
+    assert_eq!((refused.status, &refused.json()["error"]["code"]), (503, &json!("engine_failed")));
+    // It was only slow.
+    brake.release(1_000_000);
+    assert_eq!(open.answer().events().last().unwrap(), "[DONE]");
+    assert_eq!(statuses(), [200; 3]);
+}
+
+#[test]
+fn an_engine_that_failed_is_not_healthy() {
+    let mut server = Server::start(Setup { fail_at: Some(0), ..Setup::default() });
+    assert_eq!(server.post(CHAT, &babble(5, &json!({}))).status, 500);
+    server.wait().unwrap_err();
+    // As whoever still has a connection would be told.
+    let router = kilotok_server::router(Arc::clone(&server.service));
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    for path in ["/health", "/ready", "/live"] {
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        let answer = runtime.block_on(router.clone().oneshot(request)).unwrap();
+        assert_eq!(answer.status(), 503, "{path}");
+    }
+}

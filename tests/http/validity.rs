@@ -1,0 +1,107 @@
+//! A reply that must follow a JSON schema does, by somebody else's judgement, whatever the model
+//! would rather say and whatever its drafter proposes.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use jsonschema::Validator;
+use kilotok_testkit::Skill;
+use serde_json::{Value, json};
+
+use super::server::{Server, Setup};
+
+const GENERATIONS: u64 = 1000;
+/// Clients at a time.
+const CLIENTS: usize = 4;
+/// No JSON has it anywhere.
+const ILLEGAL: u32 = 1;
+
+struct Case {
+    name: String,
+    schema: Value,
+    oracle: Validator,
+}
+
+/// What is in tests/schemas.
+fn cases() -> Vec<Case> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/schemas");
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> =
+        files.filter(|file| file.extension().is_some_and(|e| e == "json")).collect();
+    files.sort();
+    let mut cases = Vec::new();
+    for file in files {
+        let list: Vec<Value> = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        for case in list {
+            let name = format!("{}: {}", file.display(), case["description"]);
+            let schema = case["schema"].clone();
+            let oracle = jsonschema::options().should_validate_formats(true).build(&schema);
+            cases.push(Case { name, schema, oracle: oracle.unwrap() });
+        }
+    }
+    assert!(cases.len() >= 50, "{} schemas", cases.len());
+    cases
+}
+
+#[test]
+fn every_reply_follows_its_schema() {
+    let drafted = follow_all(Skill::Percent(70));
+    assert!(drafted > GENERATIONS, "hardly anything was drafted");
+}
+
+#[test]
+fn so_it_does_when_all_drafts_are_illegal() {
+    // They are not worth a look.
+    assert_eq!(follow_all(Skill::Always(ILLEGAL)), 0);
+}
+
+#[test]
+fn so_it_does_when_most_drafts_are_illegal() {
+    assert!(follow_all(Skill::Always(b'"'.into())) > 0);
+}
+
+/// How many tokens were drafted and legal.
+fn follow_all(skill: Skill) -> u64 {
+    let cases = cases();
+    let server = Server::start(Setup { skill, ..Setup::steady() });
+    let (next, drafted) = (AtomicU64::new(0), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= GENERATIONS {
+                        return;
+                    }
+                    let case = &cases[seed as usize % cases.len()];
+                    drafted.fetch_add(follow(&server, case, seed), Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    assert_eq!(server.get("/load").good()["server_load"], 0);
+    drafted.into_inner()
+}
+
+/// How many tokens were drafted for it.
+fn follow(server: &Server, case: &Case, seed: u64) -> u64 {
+    let form = json!({"name": "case", "schema": case.schema, "strict": true});
+    // What closes strings, lists, objects and the reply is likely, or random text has no end.
+    let bias = json!({"34": 8, "93": 8, "125": 8, "258": 8});
+    let request = json!({
+        "messages": [{"role": "user", "content": "say:no JSON at all"}],
+        "response_format": {"type": "json_schema", "json_schema": form},
+        "chat_template_kwargs": {"enable_thinking": false},
+        "seed": seed, "temperature": 1, "logit_bias": bias, "max_tokens": 1500,
+    });
+    let answer = server.post("/v1/chat/completions", &request).good();
+    let choice = &answer["choices"][0];
+    let text = choice["message"]["content"].as_str().unwrap();
+    assert_eq!(choice["finish_reason"], "stop", "{} seed {seed}: {text}", case.name);
+    let document: Value = serde_json::from_str(text)
+        .unwrap_or_else(|error| panic!("{} seed {seed}: {error}: {text}", case.name));
+    if let Err(error) = case.oracle.validate(&document) {
+        panic!("{} seed {seed}: {error}: {text}", case.name);
+    }
+    answer["metrics"]["speculative_decoding"]["num_draft_tokens"].as_u64().unwrap_or_default()
+}
