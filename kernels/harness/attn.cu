@@ -38,9 +38,8 @@ __global__ void __launch_bounds__(CONSUMERS)
     attention(const __grid_constant__ Memory memory, int phases, int repeats) {
   __shared__ SumMemory sums;
   constexpr bool OWN = KIND >= DRAFT_ATTENTION;
-  Cta cta = {memory,
-             {at<Fault>(memory.fault), memory.wait_max_ms * 1000000ull, 0, blockIdx.x, 0},
-             0};
+  const Place place = {at<Fault>(memory.fault), memory.wait_max_ms * 1000000ull, 0, 0};
+  Cta cta = {memory, place, 0, 0, 0};
   const Batch batch = *at<const Batch>(memory.batch);
   const LayerMemory& layer = *at<const LayerMemory>(memory.layers);
   for (int i = 0; i < repeats; i++) {
@@ -258,8 +257,8 @@ struct World {
     CHECK(cudaEventRecord(stop));
     const cudaError_t error = cudaEventSynchronize(stop);
     if (error != cudaSuccess) {
-      std::printf("%s; fault %u: cta %u phase %u\n", cudaGetErrorString(error), fault->code,
-                  fault->cta, fault->phase);
+      std::printf("%s; fault %u, phase %u\n", cudaGetErrorString(error), fault->code,
+                  fault->phase);
       std::exit(1);
     }
     float ms = 0;

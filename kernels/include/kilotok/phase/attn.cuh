@@ -24,7 +24,7 @@ constexpr int CHUNK_PIECES = CHUNK_KEYS / PIECE_KEYS;
 template <int KIND>
 constexpr bool IS_SHORT = ATTENTIONS[KIND].window > 0 && WINDOW_PIECES<KIND> <= CONSUMER_WARPS;
 
-// Where a layer's keys, values and sinks are, asked for before anything else is known.
+// Where a layer's keys, values and sinks are.
 struct LayerPlaces {
   const char* keys;
   const char* values;
@@ -70,9 +70,47 @@ __device__ __forceinline__ void store_attended(const Cta& cta, const Tile& tile,
   }
 }
 
+// A token's row and position, found with one trip to memory; called by whole warps.
+struct RowOf {
+  BatchRow row;
+  uint32_t position;
+
+  __device__ __forceinline__ RowOf(const Cta& cta, const Batch& batch, uint32_t token) {
+    const BatchRow* rows = at<const BatchRow>(cta.memory.rows);
+    constexpr int COUNT = ceil_div(TOKENS_MAX, 32);
+    // Two runs of 16 bytes: start, first, count; pages by group.
+    uint4 runs[COUNT][2];
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+#pragma unroll
+      for (int half = 0; half < 2; half++)
+        runs[i][half] = ptx::load_l2(reinterpret_cast<const uint4*>(
+                                         &rows[min(cta.lane() + i * 32, TOKENS_MAX - 1)]) + half);
+    uint4 found[2] = {};
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+      const bool has = cta.lane() + i * 32 < batch.row_count && token - runs[i][0].y < runs[i][0].z;
+      const uint32_t lanes = __ballot_sync(~0u, has);
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const uint4 other = from_lane(runs[i][half], __ffs(lanes) - 1);
+        if (lanes != 0) found[half] = other;
+      }
+    }
+    row = {found[0].x, found[0].y, found[0].z, 0, {found[1].x, found[1].y, found[1].z, found[1].w}};
+    position = row.start + token - row.first;
+  }
+
+  static __device__ __forceinline__ uint4 from_lane(const uint4& run, int lane) {
+    return make_uint4(__shfl_sync(~0u, run.x, lane), __shfl_sync(~0u, run.y, lane),
+                      __shfl_sync(~0u, run.z, lane), __shfl_sync(~0u, run.w, lane));
+  }
+  static_assert(GROUPS_MAX == 4 && sizeof(BatchRow) == 32, "a row is two runs");
+};
+
 template <int KIND>
 __device__ __forceinline__ void attend_window(Cta& cta, const LayerMemory& layer,
-                                              int token_count, SumMemory& sums) {
+                                              const Batch& batch, SumMemory& sums) {
   using T = HeadTiles<KIND>;
   constexpr Attention A = ATTENTIONS[KIND];
   constexpr int TILES = A.kv_heads * T::COUNT;
@@ -81,12 +119,12 @@ __device__ __forceinline__ void attend_window(Cta& cta, const LayerMemory& layer
   const Memory& memory = cta.memory;
   const LayerPlaces places(layer);
   Meeting meeting = {false};
-  for (int unit = cta.index(); unit < token_count * TILES; unit += GRID) {
+  for (int unit = cta.index(); unit < batch.token_count * TILES; unit += GRID) {
     const int token = unit / TILES, kv_head = unit % TILES / T::COUNT;
-    const BatchToken t = at<const BatchToken>(memory.tokens)[token];
-    const BatchRow row = at<const BatchRow>(memory.rows)[t.row];
+    const RowOf of(cta, batch, token);
+    const BatchRow& row = of.row;
     const Tile tile = {token, kv_head * T::GROUP + unit % T::COUNT * TILE_HEADS,
-                       {window_first<KIND>(t.position), t.position + 1}};
+                       {window_first<KIND>(of.position), of.position + 1}};
     float sinks[2] = {};
 #pragma unroll
     for (int i = 0; i < 2; i++)
@@ -260,20 +298,18 @@ __device__ __forceinline__ void attend_chunks(Cta& cta, const LayerPlaces& place
 
 // Meets the other CTAs, then adds the parts of all heads, each the work of a CTA.
 template <int KIND>
-__device__ __forceinline__ void add_chunks(Cta& cta, const LayerPlaces& places, int token_count,
+__device__ __forceinline__ void add_chunks(Cta& cta, const LayerPlaces& places, const Batch& batch,
                                            AddMemory<KIND>& added, bool own) {
   constexpr int HEADS = ATTENTIONS[KIND].q_heads;
-  const Memory& memory = cta.memory;
   auto parts_of = [&](int unit) {
-    if (unit >= token_count * HEADS) return 0;
-    const BatchToken t = at<const BatchToken>(memory.tokens)[unit / HEADS];
-    const BatchRow row = at<const BatchRow>(memory.rows)[t.row];
-    return sight<KIND>(row, t.position, own).parts();
+    if (unit >= batch.token_count * HEADS) return 0;
+    const RowOf of(cta, batch, unit / HEADS);
+    return sight<KIND>(of.row, of.position, own).parts();
   };
   cta.arrive_grid();
   int count = parts_of(cta.index());
   cta.wait_grid();
-  for (int unit = cta.index(); unit < token_count * HEADS; unit += GRID) {
+  for (int unit = cta.index(); unit < batch.token_count * HEADS; unit += GRID) {
     add_parts<KIND>(cta, places.sinks, added, unit / HEADS, unit % HEADS, count);
     count = parts_of(unit + GRID);
     cta.sync();
@@ -289,15 +325,14 @@ __device__ __forceinline__ void attn(Cta& cta, const LayerMemory& layer, const B
   cta.arrive_grid();
   if constexpr (IS_SHORT<KIND>) {
     if (!own) {
-      attend_window<KIND>(cta, layer, batch.token_count, sums);
+      attend_window<KIND>(cta, layer, batch, sums);
       return;
     }
   }
   const LayerPlaces places(layer);
   attend_chunks<KIND>(cta, places, batch.row_count,
                       reinterpret_cast<ChunkMemory<KIND>&>(sums.scratch), own);
-  add_chunks<KIND>(cta, places, batch.token_count,
-                   reinterpret_cast<AddMemory<KIND>&>(sums.scratch), own);
+  add_chunks<KIND>(cta, places, batch, reinterpret_cast<AddMemory<KIND>&>(sums.scratch), own);
 }
 
 }  // namespace kilotok

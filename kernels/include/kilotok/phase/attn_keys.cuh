@@ -77,6 +77,7 @@ struct HeldKeys {
   static_assert(PIECES <= CONSUMER_WARPS, "a warp keeps the keys of one piece");
 
   KeySource<KIND> source;
+  int lane;
   // Position of the first piece, and what of the pieces is wanted.
   uint32_t base;
   Range range;
@@ -92,8 +93,10 @@ struct HeldKeys {
   __device__ __forceinline__ HeldKeys(const Cta& cta, const KeySource<KIND>& from,
                                       uint32_t first_position, const Range& wanted)
       : source(from), base(first_position), range(wanted), places(0) {
-    if (KeySource<KIND>::WHOLE_PIECES && cta.lane() < PIECES)
-      places = source.place(range.nearest(base + cta.lane() * PIECE_KEYS));
+    // Read anew for every use, the number of the thread would wait for all loads under way.
+    asm volatile("mov.u32 %0, %1;" : "=r"(lane) : "r"(cta.lane()));
+    if (KeySource<KIND>::WHOLE_PIECES && lane < PIECES)
+      places = source.place(range.nearest(base + lane * PIECE_KEYS));
   }
 
   // Whether all that is wanted of a piece lies before a position.
@@ -103,13 +106,14 @@ struct HeldKeys {
 
   // Brings the pieces that lie before a position, or the others.
   __device__ __forceinline__ void load(const Cta& cta, uint32_t position, bool before) {
-    if (cta.warp() < PIECES && is_before(cta.warp(), position) == before) load_keys(cta);
+    if (cta.warp() < PIECES && is_before(cta.warp(), position) == before)
+      load_keys(lane, cta.warp());
     const Warps<KIND> warps(cta);
-    if (warps.has_values()) load_values(cta, warps, position, before);
+    if (warps.has_values()) load_values(lane, warps, position, before);
   }
 
   // The place of a key of a piece, whose own first place is given.
-  __device__ __forceinline__ size_t place(uint32_t piece_place, int piece, int key) const {
+  __device__ __forceinline__ uint32_t place(uint32_t piece_place, int piece, int key) const {
     const uint32_t first = base + piece * PIECE_KEYS, nearest = range.nearest(first + key);
     if constexpr (KeySource<KIND>::WHOLE_PIECES)
       return piece_place + (nearest - range.nearest(first)) * source.stride();
@@ -117,31 +121,42 @@ struct HeldKeys {
       return source.place(nearest);
   }
 
-  __device__ __forceinline__ void load_keys(const Cta& cta) {
-    const int g = cta.lane() / 4, q = cta.lane() % 4, piece = cta.warp();
+  __device__ __forceinline__ void load_keys(int lane, int piece) {
     const uint32_t piece_place = __shfl_sync(~0u, places, piece);
+    const char* from = source.keys + lane % 4 * 16;
+    const char* rows[2];
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-      const char* row = source.keys + place(piece_place, piece, half * 8 + g) * (A.qk_dim * 2);
+    for (int half = 0; half < 2; half++)
+      rows[half] = from + static_cast<size_t>(place(piece_place, piece, half * 8 + lane / 4)) *
+                              (A.qk_dim * 2);
 #pragma unroll
-      for (int step = 0; step < T::STEPS; step++)
-        keys[half][step] = ptx::load_l2(row + smaller(step * 4 + q, A.qk_dim / 8 - 1) * 16);
-    }
+    for (int half = 0; half < 2; half++)
+#pragma unroll
+      for (int step = 0; step < T::STEPS; step++) {
+        // The last step may be shorter than others.
+        const int run = smaller(step * 4 + lane % 4, A.qk_dim / 8 - 1) - lane % 4;
+        keys[half][step] = ptx::load_l2(rows[half] + (A.qk_dim % 32 == 0 ? step * 4 : run) * 16);
+      }
   }
 
-  __device__ __forceinline__ void load_values(const Cta& cta, const Warps<KIND>& warps,
+  __device__ __forceinline__ void load_values(int lane, const Warps<KIND>& warps,
                                               uint32_t position, bool before) {
-    const int g = cta.lane() / 4, q = cta.lane() % 4;
-    const int dim = smaller(warps.pair * Warps<KIND>::VALUE_DIMS + g * 4, A.v_dim - 4);
+    const int dim = smaller(warps.pair * Warps<KIND>::VALUE_DIMS + lane / 4 * 4, A.v_dim - 4);
+    const char* from = source.values + dim * 2;
+    // All exchanges come before the first load, on which they would wait.
+    uint32_t piece_places[HALF];
+#pragma unroll
+    for (int i = 0; i < HALF; i++)
+      piece_places[i] = __shfl_sync(~0u, places, warps.half * HALF + i);
 #pragma unroll
     for (int i = 0; i < HALF; i++) {
       const int piece = warps.half * HALF + i;
       if (piece >= PIECES || is_before(piece, position) != before) continue;
-      const uint32_t piece_place = __shfl_sync(~0u, places, piece);
 #pragma unroll
       for (int j = 0; j < 4; j++) {
-        const size_t row = place(piece_place, piece, q * 2 + j % 2 + j / 2 * 8);
-        values[i][j] = ptx::load_l2_pair(source.values + (row * A.v_dim + dim) * 2);
+        const int key = lane % 4 * 2 + j % 2 + j / 2 * 8;
+        values[i][j] = ptx::load_l2_pair(
+            from + static_cast<size_t>(place(piece_places[i], piece, key)) * (A.v_dim * 2));
       }
     }
   }

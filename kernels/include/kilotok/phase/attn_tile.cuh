@@ -1,8 +1,8 @@
 // One tile of queries, up to 16 heads of one token, meets the keys that the CTA holds: scores by
 // the warps that hold keys, weighted values by those that hold values, and their sum.
 //
-// Queries, keys, weights and values are BF16, all sums F32. Each piece of 16 keys has its own
-// largest score, and pieces are added in order of their positions; one of which a token sees
+// Queries, keys, weights and values are BF16, all sums F32. Weights are relative to the largest
+// score of all pieces; pieces are added in order of their positions, and one of which a token sees
 // nothing adds zeros. So it does not matter what else is held.
 #pragma once
 
@@ -19,17 +19,15 @@ __device__ __forceinline__ float exp2_of(float x) {
   return y;
 }
 
-// The largest of some scores, as a power of two's exponent, and the sum of all weights below it.
+// A score is multiplied by this to be a power of two's exponent.
+template <int KIND>
+__device__ __forceinline__ float score_scale() {
+  return LOG2_E / sqrtf(static_cast<float>(ATTENTIONS[KIND].qk_dim));
+}
+
+// The largest of some scores, as such an exponent, and the sum of all weights relative to it.
 struct Weighed {
   float largest, sum;
-};
-
-// What the pieces' weights are relative to, and their sums, by head.
-template <int PIECES>
-struct PieceSums {
-  static constexpr int STRIDE = align_up(PIECES, 4);
-  float4 largest[TILE_HEADS][STRIDE / 4];
-  float4 sum[TILE_HEADS][STRIDE / 4];
 };
 
 template <int KIND, int PIECES>
@@ -38,7 +36,8 @@ struct TileMemory {
   uint4 queries[HeadTiles<KIND>::STEPS * 2 * 32];
   // `[pieces][lanes]`, operand A of the values' multiplication.
   uint4 weights[PIECES * 32];
-  PieceSums<PIECES> pieces;
+  // By head the largest score of every piece.
+  float4 largest[TILE_HEADS][ceil_div(PIECES, 4)];
   // What the second of a pair of warps hands to the first, `[pairs][runs of 4][lanes]`.
   float4 values[Warps<KIND>::PAIRS * 4 * 32];
   float2 sums[Warps<KIND>::PAIRS * 32];
@@ -110,114 +109,83 @@ __device__ __forceinline__ void multiply_keys(const HeldKeys<KIND, PIECES>& held
     for (int i = 0; i < 4; i++) scores[half][i] += others[half][i];
 }
 
-// The largest of four lanes, or their sum.
-template <bool SUM>
-__device__ __forceinline__ float of_four(float value) {
+// This warp's scores of its piece, of which the tile sees `range`, and the largest of each head.
+template <int KIND, int PIECES>
+__device__ __forceinline__ void score(const HeldKeys<KIND, PIECES>& held, int piece,
+                                      TileMemory<KIND, PIECES>& memory, const Range& range,
+                                      float (&scores)[2][4]) {
+  const int lane = held.lane;
+  const uint32_t first = held.base + piece * PIECE_KEYS;
+  float largest[2] = {LOWEST, LOWEST};
+  const bool sees = !both(range, {first, first + PIECE_KEYS}).empty();
+  if (sees) multiply_keys<KIND, PIECES>(held, memory.queries, lane, scores);
 #pragma unroll
-  for (int distance = 1; distance < 4; distance *= 2) {
-    const float other = __shfl_xor_sync(~0u, value, distance);
-    value = SUM ? value + other : fmaxf(value, other);
+  for (int half = 0; half < 2; half++)
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      float& s = scores[half][i];
+      // What overflowed, also downwards, becomes a NaN: it must not weigh nothing.
+      s = fmaf(s, 0.0f, s);
+      if (!range.has(first + half * 8 + lane % 4 * 2 + i % 2)) s = LOWEST;
+      largest[i / 2] = fmaxf(largest[i / 2], s);
+    }
+#pragma unroll
+  for (int row = 0; row < 2; row++) {
+#pragma unroll
+    for (int distance = 1; distance < 4; distance *= 2)
+      largest[row] = fmaxf(largest[row], __shfl_xor_sync(~0u, largest[row], distance));
+    if (lane % 4 == 0)
+      reinterpret_cast<float*>(memory.largest[row * 8 + lane / 4])[piece] = largest[row];
   }
-  return value;
 }
 
-// Weights of this warp's piece, of which the tile sees `range`, each relative to the largest of its
-// head.
+// The largest score of a head, of all pieces.
 template <int KIND, int PIECES>
-__device__ __forceinline__ void weigh(const Cta& cta, const HeldKeys<KIND, PIECES>& held,
-                                      TileMemory<KIND, PIECES>& memory, const Range& range) {
-  const int lane = cta.lane(), piece = cta.warp();
-  const float scale = LOG2_E / sqrtf(static_cast<float>(ATTENTIONS[KIND].qk_dim));
-  const uint32_t first = held.base + piece * PIECE_KEYS;
-  float scores[2][4] = {};
-  Weighed rows[2] = {{LOWEST, 0}, {LOWEST, 0}};
-  if (!both(range, {first, first + PIECE_KEYS}).empty()) {
-    multiply_keys<KIND, PIECES>(held, memory.queries, lane, scores);
+__device__ __forceinline__ float largest_of(const TileMemory<KIND, PIECES>& memory, int head) {
+  float largest = LOWEST;
+#pragma unroll
+  for (int i = 0; i < ceil_div(PIECES, 4); i++) {
+    const float4 four = memory.largest[head][i];
+    largest = fmaxf(largest, four.x);
+    if (i * 4 + 1 < PIECES) largest = fmaxf(largest, four.y);
+    if (i * 4 + 2 < PIECES) largest = fmaxf(largest, four.z);
+    if (i * 4 + 3 < PIECES) largest = fmaxf(largest, four.w);
+  }
+  return largest * score_scale<KIND>();
+}
+
+// Weights of this warp's piece.
+template <int KIND, int PIECES>
+__device__ __forceinline__ void weigh(TileMemory<KIND, PIECES>& memory, int lane, int piece,
+                                      float (&scores)[2][4]) {
+#pragma unroll
+  for (int row = 0; row < 2; row++) {
+    const float largest = largest_of<KIND, PIECES>(memory, row * 8 + lane / 4);
 #pragma unroll
     for (int half = 0; half < 2; half++)
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        float& score = scores[half][i];
-        // What overflowed, also downwards, becomes a NaN: it must not weigh nothing.
-        score = fmaf(score * scale, 0.0f, score * scale);
-        if (!range.has(first + half * 8 + lane % 4 * 2 + i % 2)) score = LOWEST;
-        rows[i / 2].largest = fmaxf(rows[i / 2].largest, score);
-      }
-#pragma unroll
-    for (int row = 0; row < 2; row++) rows[row].largest = of_four<false>(rows[row].largest);
-#pragma unroll
-    for (int half = 0; half < 2; half++)
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        scores[half][i] = exp2_of(scores[half][i] - rows[i / 2].largest);
-        rows[i / 2].sum += scores[half][i];
-      }
-#pragma unroll
-    for (int row = 0; row < 2; row++) rows[row].sum = of_four<true>(rows[row].sum);
+      for (int i = row * 2; i < row * 2 + 2; i++)
+        scores[half][i] = exp2_of(fmaf(scores[half][i], score_scale<KIND>(), -largest));
   }
   memory.weights[piece * 32 + lane] = make_uint4(
       ptx::pack_bf16(scores[0][0], scores[0][1]), ptx::pack_bf16(scores[0][2], scores[0][3]),
       ptx::pack_bf16(scores[1][0], scores[1][1]), ptx::pack_bf16(scores[1][2], scores[1][3]));
-#pragma unroll
-  for (int row = 0; row < 2; row++) {
-    if (lane % 4 != 0) continue;
-    reinterpret_cast<float*>(memory.pieces.largest[row * 8 + lane / 4])[piece] = rows[row].largest;
-    reinterpret_cast<float*>(memory.pieces.sum[row * 8 + lane / 4])[piece] = rows[row].sum;
-  }
 }
 
-// Of one head numbers of all pieces.
-template <int PIECES>
-struct ByPiece {
-  float4 fours[PieceSums<PIECES>::STRIDE / 4];
-
-  __device__ __forceinline__ explicit ByPiece(const float4 (&from)[PieceSums<PIECES>::STRIDE / 4]) {
-#pragma unroll
-    for (int i = 0; i < PieceSums<PIECES>::STRIDE / 4; i++) fours[i] = from[i];
-  }
-  __device__ __forceinline__ float of(int piece) const {
-    const float4& four = fours[piece / 4];
-    return piece % 4 == 0 ? four.x : piece % 4 == 1 ? four.y : piece % 4 == 2 ? four.z : four.w;
-  }
-};
-
-// Factors of a half's pieces, and what they are relative to; the sum is of the half alone.
-template <int PIECES>
-__device__ __forceinline__ Weighed weigh_pieces(const PieceSums<PIECES>& pieces, int head,
-                                                int half,
-                                                float (&factors)[ceil_div(PIECES, 2)]) {
-  constexpr int HALF = ceil_div(PIECES, 2);
-  const ByPiece<PIECES> largest(pieces.largest[head]), sums(pieces.sum[head]);
-  Weighed all = {LOWEST, 0};
-#pragma unroll
-  for (int piece = 0; piece < PIECES; piece++) all.largest = fmaxf(all.largest, largest.of(piece));
-#pragma unroll
-  for (int i = 0; i < HALF; i++) {
-    const int second = smaller(HALF + i, PIECES - 1);
-    factors[i] = exp2_of((half == 0 ? largest.of(i) : largest.of(second)) - all.largest);
-    if (half == 0 || HALF + i < PIECES)
-      all.sum += factors[i] * (half == 0 ? sums.of(i) : sums.of(second));
-  }
-  return all;
-}
-
-// This warp's dimensions of the values, weighted and added over its half of the pieces.
+// This warp's dimensions of the values, weighted and added over its half of the pieces. The sum of
+// weights is that of values which all are 1.
 template <int KIND, int PIECES>
-__device__ __forceinline__ TileSums add_values(const Cta& cta, const Warps<KIND>& warps,
-                                               const HeldKeys<KIND, PIECES>& held,
-                                               const TileMemory<KIND, PIECES>& memory) {
+__device__ __forceinline__ void add_values(const Warps<KIND>& warps,
+                                           const HeldKeys<KIND, PIECES>& held,
+                                           const TileMemory<KIND, PIECES>& memory,
+                                           TileSums& result) {
   constexpr int HALF = ceil_div(PIECES, 2);
-  const int lane = cta.lane();
-  TileSums sums = {};
-  float factors[2][HALF];
-#pragma unroll
-  for (int row = 0; row < 2; row++)
-    sums.weighed[row] =
-        weigh_pieces<PIECES>(memory.pieces, row * 8 + lane / 4, warps.half, factors[row]);
+  constexpr uint32_t ONES = 0x3f803f80;
+  float sums[5][4] = {};
 #pragma unroll
   for (int i = 0; i < HALF; i++) {
     if (warps.half * HALF + i >= PIECES) break;
-    const uint4 w = memory.weights[(warps.half * HALF + i) * 32 + lane];
+    const uint4 w = memory.weights[(warps.half * HALF + i) * 32 + held.lane];
     const uint32_t a[4] = {w.x, w.y, w.z, w.w};
     const uint2(&v)[4] = held.values[i];
 #pragma unroll
@@ -227,14 +195,18 @@ __device__ __forceinline__ TileSums add_values(const Cta& cta, const Warps<KIND>
         return dim < 2 ? __byte_perm(v[key].x, v[key + 1].x, order)
                        : __byte_perm(v[key].y, v[key + 1].y, order);
       };
-      float products[4] = {};
-      ptx::mma(products, a, two(0), two(2));
-#pragma unroll
-      for (int j = 0; j < 4; j++)
-        sums.values[j / 2][dim + j % 2 * 4] += factors[j / 2][i] * products[j];
+      ptx::mma(sums[dim], a, two(0), two(2));
     }
+    ptx::mma(sums[4], a, ONES, ONES);
   }
-  return sums;
+#pragma unroll
+  for (int row = 0; row < 2; row++) {
+    result.weighed[row].sum = sums[4][row * 2];
+#pragma unroll
+    for (int dim = 0; dim < 4; dim++)
+#pragma unroll
+      for (int j = 0; j < 2; j++) result.values[row][dim + j * 4] = sums[dim][row * 2 + j];
+  }
 }
 
 // The second of a pair of warps leaves its sums.
@@ -280,20 +252,28 @@ __device__ __forceinline__ void attend(const Cta& cta, TileMemory<KIND, PIECES>&
 #pragma unroll 1
   for (int i = 0; i < count; i++) {
     const Tile tile = tile_of(i);
+    const uint32_t end = held.base + PIECES * PIECE_KEYS;
+    const bool sees = !both(tile.range, {held.base, end}).empty();
     if (i + 1 < count) queries.load(cta, tile_of(i + 1));
-    if (cta.warp() < PIECES) weigh<KIND, PIECES>(cta, held, memory, tile.range);
+    float scores[2][4] = {};
+    if (cta.warp() < PIECES)
+      score<KIND, PIECES>(held, cta.warp(), memory, tile.range, scores);
     cta.sync();
     if (i + 1 < count) queries.store(cta, memory.queries);
+    if (cta.warp() < PIECES) weigh<KIND, PIECES>(memory, held.lane, cta.warp(), scores);
     TileSums sums;
+#pragma unroll
+    for (int row = 0; row < 2; row++)
+      sums.weighed[row].largest = largest_of<KIND, PIECES>(memory, row * 8 + held.lane / 4);
+    cta.sync();
     if (warps.has_values()) {
-      sums = add_values<KIND, PIECES>(cta, warps, held, memory);
-      if (warps.half == 1) hand_over<KIND, PIECES>(memory, warps.pair, cta.lane(), sums);
+      add_values<KIND, PIECES>(warps, held, memory, sums);
+      if (warps.half == 1) hand_over<KIND, PIECES>(memory, warps.pair, held.lane, sums);
     }
     cta.sync();
     if (warps.half == 0) {
-      take_over<KIND, PIECES>(memory, warps.pair, cta.lane(), sums);
-      const uint32_t end = held.base + PIECES * PIECE_KEYS;
-      if (!both(tile.range, {held.base, end}).empty()) use(i, tile, warps.pair, sums);
+      take_over<KIND, PIECES>(memory, warps.pair, held.lane, sums);
+      if (sees) use(i, tile, warps.pair, sums);
     }
   }
 }
