@@ -82,7 +82,7 @@ struct RowScratch {
 
 __device__ __noinline__ float penalise(float x, uint32_t counted, const Sampling& s) {
   if (counted == 0) return x;
-  x = x > 0.0f ? exact::div(x, s.repetition_penalty) : exact::mul(x, s.repetition_penalty);
+  x = x > 0.0f ? exact::quotient(x, s.repetition_penalty) : exact::mul(x, s.repetition_penalty);
   const uint32_t output = counted & OUTPUT_COUNT_MAX;
   if (output == 0) return x;
   x = exact::sub(x, exact::mul(s.frequency_penalty, __uint2float_rn(output)));
