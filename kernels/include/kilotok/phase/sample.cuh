@@ -5,9 +5,10 @@
 // parts of choices, reports and tops. The caller's barriers: logits and `enter` before, one between
 // this and `verify`. Units of a wanted token and a part go to CTAs in turn. Positions whose request
 // filters or reports need the whole row more than once: the first part's CTA takes them alone.
-// Bytes: a pass reads 4 a token of the vocabulary, from L2. Of 152,576 tokens a greedy choice takes
-// one CTA 10 us and 16 CTAs 2 us, a draw 40 us and 7 us; top-k or min-p 30 us in two passes, top-p
-// 100 us in three, 450 us if more than two thousand tokens are left; reports 40 us to 80 us.
+// Bytes: a pass reads 4 a token of the vocabulary, from L2. Of 152,576 tokens on an H100 a greedy
+// choice takes one CTA 10 us and 16 CTAs 2 us, a draw 39 us and 7 us; top-k or min-p 30 us in two
+// passes, top-p 80 us in three, 430 us if more than two thousand tokens are left; reports 40 us to
+// 60 us more. `verify` and two barriers take 6 us.
 #pragma once
 
 #include "kilotok/sample/report.cuh"

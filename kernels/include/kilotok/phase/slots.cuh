@@ -11,11 +11,6 @@
 
 namespace kilotok {
 
-__device__ __forceinline__ bool counts_tokens(const Slot& slot) {
-  const Sampling& s = slot.sampling;
-  return s.repetition_penalty != 1.0f || s.presence_penalty != 0.0f || s.frequency_penalty != 0.0f;
-}
-
 // Adds the token at a position to what the slot knows. Several threads may add at once, of which
 // the last RECENT_MAX positions are `recent`.
 __device__ __forceinline__ void note(const SampleMemory& memory, uint32_t slot_index,
@@ -23,7 +18,7 @@ __device__ __forceinline__ void note(const SampleMemory& memory, uint32_t slot_i
   const Slot& slot = at<const Slot>(memory.slots)[slot_index];
   if (recent && slot.bad_word_count > 0)
     at<uint32_t>(memory.recent)[slot_index * RECENT_MAX + position % RECENT_MAX] = token;
-  if (!counts_tokens(slot)) return;
+  if (!has_penalty(slot.sampling)) return;
   uint16_t* place =
       at<uint16_t>(memory.counts) + static_cast<size_t>(slot_index) * memory.stride + token;
   unsigned short seen = *place, before;
@@ -44,7 +39,7 @@ __device__ __forceinline__ void fill_slot(const Cta& cta, const SampleMemory& me
                                           const SampleRow& row) {
   const Slot& slot = at<const Slot>(memory.slots)[row.slot];
   const size_t first = static_cast<size_t>(row.slot) * memory.stride;
-  if (counts_tokens(slot))
+  if (has_penalty(slot.sampling))
     clear(cta, at<char>(memory.counts) + first * sizeof(uint16_t),
           memory.stride * sizeof(uint16_t));
   if (slot.biased)

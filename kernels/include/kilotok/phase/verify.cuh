@@ -14,6 +14,7 @@ namespace kilotok {
 
 static_assert(TOKENS_MAX <= RECENT_MAX, "all tokens of a row are recent");
 
+// A row's wanted tokens are tokens of the batch, so TOKENS_MAX at most.
 struct VerifyScratch {
   Resolved choices[TOKENS_MAX];
   // Whether the model's logits were numbers.
@@ -72,7 +73,7 @@ __device__ __forceinline__ void verify_row(const Cta& cta, const SampleMemory& m
   const SampleRow& row = at<const SampleRow>(memory.rows)[index];
   const BatchRow& batch = at<const BatchRow>(cta.memory.rows)[index];
   Slot& slot = at<Slot>(memory.slots)[row.slot];
-  const bool greedy = slot.sampling.temperature < 1e-5f;
+  const bool greedy = is_greedy(slot.sampling);
   for (uint32_t i = cta.warp(); i < row.wanted_count; i += CONSUMER_WARPS) {
     const ChoicePart part = all_parts(cta, memory, row.wanted_first + i, parts);
     if (cta.lane() != 0) continue;

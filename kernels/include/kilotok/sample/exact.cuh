@@ -6,13 +6,16 @@
 
 namespace kilotok::exact {
 
-constexpr float INFINITE = __builtin_huge_valf();
+constexpr float INFINITE = __builtin_bit_cast(float, 0x7f800000);
 constexpr float MASS_ONE = 1099511627776.0f;  // 2^40
 
 __device__ __forceinline__ float add(float a, float b) { return __fadd_rn(a, b); }
 __device__ __forceinline__ float sub(float a, float b) { return __fsub_rn(a, b); }
 __device__ __forceinline__ float mul(float a, float b) { return __fmul_rn(a, b); }
 __device__ __forceinline__ float div(float a, float b) { return __fdiv_rn(a, b); }
+
+// A division where few are made: its instructions are many.
+__device__ __noinline__ float quotient(float a, float b) { return __fdiv_rn(a, b); }
 
 // x = 2^n (1 + f).
 __device__ __forceinline__ void split(float x, float& n, float& f) {

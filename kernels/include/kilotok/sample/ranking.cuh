@@ -62,7 +62,7 @@ struct Kept {
         listed(-1) {}
 
   __device__ __forceinline__ float value(float x) const {
-    return temperature == 1.0f ? x : exact::div(x, temperature);
+    return temperature == 1.0f ? x : exact::quotient(x, temperature);
   }
 
   // So little below `x` that few logits lie between, and so much that those under it have lower
@@ -72,7 +72,7 @@ struct Kept {
   }
 
   __device__ __forceinline__ bool has(float value, uint64_t key) const {
-    return value >= floor && key <= last;
+    return (value >= floor) & (key <= last);
   }
 
   // Whether all tokens are kept that are allowed.
@@ -161,6 +161,7 @@ __device__ __noinline__ void sort(RankScratch& s, int count) {
   }
   int size = 2;
   while (size < count) size *= 2;
+#pragma unroll 1
   for (int i = count + Crew::thread(); i < size; i += CONSUMERS) s.list[i] = ~0ull;
   Crew::sync();
   for (int run = 2; run <= size; run *= 2)
@@ -327,12 +328,14 @@ __device__ __forceinline__ uint64_t total_mass(RankScratch& s, const Kept& kept,
     if (kept.temperature != 1.0f)
       for (float& one : x) one = exact::div(one, kept.temperature);
     if (kept.max - fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3])) > exact::MASSLESS) return;
+    if (!all) {
+#pragma unroll
+      for (int j = 0; j < QUAD; j++)
+        x[j] = kept.has(x[j], exact::rank_key(x[j], token + j)) ? x[j] : -exact::INFINITE;
+    }
 #pragma unroll
     for (int j = 0; j < QUAD; j++)
-      if (j >= count || !(all || kept.has(x[j], exact::rank_key(x[j], token + j))))
-        x[j] = -exact::INFINITE;
-#pragma unroll
-    for (int j = 0; j < QUAD; j++) total += exact::mass(x[j], kept.max);
+      total += exact::mass(j < count ? x[j] : -exact::INFINITE, kept.max);
   });
   return total_of(s.sums, total);
 }

@@ -24,6 +24,18 @@ struct Crew {
 constexpr int QUAD = 4;
 constexpr int VOCAB_WORDS = ceil_div(VOCAB, 32);
 
+// `Setup::TEMPERATURE_MIN`.
+constexpr float TEMPERATURE_MIN = 1e-5f;
+
+__device__ __forceinline__ bool is_greedy(const Sampling& s) {
+  return s.temperature < TEMPERATURE_MIN;
+}
+
+__device__ __forceinline__ bool has_penalty(const Sampling& s) {
+  return s.repetition_penalty != 1.0f || s.presence_penalty != 0.0f ||
+         s.frequency_penalty != 0.0f;
+}
+
 // Where one token is to be chosen, and of what.
 struct Position {
   const Slot* slot;
@@ -39,13 +51,8 @@ struct Position {
   // The part of the row to look at; both are multiples of 128, or the row's end.
   int begin, end;
 
-  __device__ __forceinline__ bool greedy() const { return slot->sampling.temperature < 1e-5f; }
-
-  __device__ __forceinline__ bool penalised() const {
-    const Sampling& s = slot->sampling;
-    return s.repetition_penalty != 1.0f || s.presence_penalty != 0.0f ||
-           s.frequency_penalty != 0.0f;
-  }
+  __device__ __forceinline__ bool greedy() const { return is_greedy(slot->sampling); }
+  __device__ __forceinline__ bool penalised() const { return has_penalty(slot->sampling); }
 
   __device__ __forceinline__ bool filtered() const {
     const Sampling& s = slot->sampling;
@@ -82,7 +89,7 @@ struct RowScratch {
 
 __device__ __noinline__ float penalise(float x, uint32_t counted, const Sampling& s) {
   if (counted == 0) return x;
-  x = x > 0.0f ? exact::div(x, s.repetition_penalty) : exact::mul(x, s.repetition_penalty);
+  x = x > 0.0f ? exact::quotient(x, s.repetition_penalty) : exact::mul(x, s.repetition_penalty);
   const uint32_t output = counted & OUTPUT_COUNT_MAX;
   if (output == 0) return x;
   x = exact::sub(x, exact::mul(s.frequency_penalty, __uint2float_rn(output)));
