@@ -35,6 +35,10 @@ static DEMO: LazyLock<Checkpoint> = LazyLock::new(demo);
 const TOLERANCE: f32 = 0.05;
 /// How far the likeliest token is ahead of the next in replies that both must give.
 const GAP: f32 = 0.2;
+/// Prompts of several windows; the longer has more keys than attention sums over in one piece.
+const PROMPT_LENS: [usize; 2] = [70, 400];
+/// Tokens of replies that are compared.
+const TOKENS: u32 = 12;
 
 /// Compiled kernels stay from one run to the next.
 fn toolchain() -> Toolchain {
@@ -95,10 +99,25 @@ fn cuda(checkpoint: &Checkpoint, rank_count: usize) -> Box<dyn Engine> {
     Box::new(engine.unwrap_or_else(|error| panic!("{error}")))
 }
 
-/// Replies of the reference and of GPUs to a prompt after which the likeliest tokens are far ahead.
-fn replies(checkpoint: &Checkpoint, rank_count: usize) -> [Reply; 2] {
-    let prompt: Vec<TokenId> = steady_prompt(&mut *cpu(checkpoint), 70, 16, GAP).unwrap().unwrap();
-    let request = Request { score: true, ..Request::greedy(prompt, 16) };
+/// A prompt after which the likeliest tokens are far ahead.
+fn prompt(checkpoint: &Checkpoint, length: usize) -> Vec<TokenId> {
+    steady_prompt(&mut *cpu(checkpoint), length, TOKENS, GAP).unwrap().expect("a steady prompt")
+}
+
+/// What is asked of GPUs can be answered: looked for here, so that no GPU is needed to know.
+#[test]
+fn there_are_steady_prompts() {
+    for checkpoint in [&*FLASH, &*PRO, &*DEMO] {
+        for length in PROMPT_LENS {
+            assert_eq!(prompt(checkpoint, length).len(), length);
+        }
+    }
+}
+
+/// Replies of the reference and of GPUs to a steady prompt.
+fn replies(checkpoint: &Checkpoint, rank_count: usize, prompt_len: usize) -> [Reply; 2] {
+    let prompt = prompt(checkpoint, prompt_len);
+    let request = Request { score: true, ..Request::greedy(prompt, TOKENS) };
     [cpu(checkpoint), cuda(checkpoint, rank_count)]
         .map(|mut engine| Host::new(&mut *engine, 0).run(&request, &How::default()).unwrap())
 }
@@ -109,9 +128,12 @@ fn replies_are_the_references() {
         return println!("skipped: {reason}");
     }
     for (name, checkpoint) in [("flash", &*FLASH), ("pro", &*PRO), ("demo", &*DEMO)] {
-        let [reference, gpu] = replies(checkpoint, 1);
-        println!("{name}: {}", furthest(&reference, &gpu));
-        reference.near(&gpu, TOLERANCE).unwrap_or_else(|error| panic!("{name}: {error}"));
+        for prompt_len in PROMPT_LENS {
+            let [reference, gpu] = replies(checkpoint, 1, prompt_len);
+            let what = format!("{name} after {prompt_len} tokens");
+            println!("{what}: {}", furthest(&reference, &gpu));
+            reference.near(&gpu, TOLERANCE).unwrap_or_else(|error| panic!("{what}: {error}"));
+        }
     }
 }
 
@@ -121,7 +143,7 @@ fn ranks_agree() {
         if let Some(reason) = absent(count) {
             return println!("skipped from {count} ranks on: {reason}");
         }
-        let [reference, gpu] = replies(&PRO, count);
+        let [reference, gpu] = replies(&PRO, count, PROMPT_LENS[0]);
         println!("{count} ranks: {}", furthest(&reference, &gpu));
         reference.near(&gpu, TOLERANCE).unwrap_or_else(|error| panic!("{count} ranks: {error}"));
     }

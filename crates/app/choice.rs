@@ -58,6 +58,7 @@ impl Chosen {
             let memory = machine::memory();
             let free = memory.map_or(MEMORY_ASSUMED, |memory| memory.free);
             return Ok(Room {
+                fixed: "weights",
                 fixed_bytes: weights_bytes,
                 memory,
                 kv_bytes: free / KV_SHARE,
@@ -81,6 +82,7 @@ impl Chosen {
         );
         let left = memory.free - fixed_bytes;
         Ok(Room {
+            fixed: "weights and work",
             fixed_bytes,
             memory: Some(memory),
             kv_bytes: left - left / GPU_SHARE,
@@ -139,5 +141,36 @@ impl fmt::Display for Chosen {
                 write!(f, "\n  driver for CUDA {driver}, {} {version}", path.display())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kilotok_testkit::Toy;
+
+    use super::*;
+
+    fn wish(kind: EngineKind) -> EngineWish {
+        let (context_max, kv_bytes) = (None, None);
+        EngineWish { kind, rank_count: 1, slot_count: 4, page_tokens: 16, context_max, kv_bytes }
+    }
+
+    #[test]
+    fn gpus_are_used_if_there_are_some_and_else_it_says_why_not() {
+        let spec = Toy::pro_fp4().spec();
+        let chosen = Chosen::new(&wish(EngineKind::Auto), &spec).unwrap();
+        let wished = Chosen::new(&wish(EngineKind::Cuda), &spec);
+        match &chosen {
+            Chosen::Gpus(_) => assert!(wished.is_ok()),
+            Chosen::Cpu { why, .. } => {
+                let error = format!("{:#}", wished.unwrap_err());
+                assert!(error.starts_with("--engine cuda") && error.contains(why), "{error}");
+                assert!(chosen.to_string().contains(why), "{chosen}");
+            }
+        }
+        let room = chosen.room(&wish(EngineKind::Auto), &spec, 1 << 20).unwrap();
+        assert!(room.kv_bytes > 0);
+        let processor = Chosen::new(&wish(EngineKind::Cpu), &spec).unwrap();
+        assert!(processor.to_string().contains("as wished"), "{processor}");
     }
 }

@@ -1,5 +1,5 @@
-//! `kilotok kernels`: has a model's GPU kernels compiled into the cache, so that its first start
-//! does not wait for them. Needs NVRTC, and no GPU.
+//! `kilotok kernels build`: has a model's GPU kernels compiled into the cache, so that its first
+//! start does not wait for them. Needs NVRTC, and no GPU.
 
 use std::path::PathBuf;
 
@@ -15,6 +15,18 @@ const MULTIPROCESSORS: u32 = 132;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(clap::Subcommand)]
+enum Action {
+    /// Compile the kernels of a model, unless they are in the cache.
+    Build(Build),
+}
+
+#[derive(clap::Args)]
+struct Build {
     /// A model's folder, or its name on the hub.
     model: String,
     /// Tensor-parallel ranks that are to share the model: 1, 2, 4 or 8.
@@ -30,8 +42,13 @@ pub(crate) struct Args {
     knobs: KnobArgs,
 }
 
-#[expect(clippy::print_stdout, reason = "the report is what the command is for")]
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let Action::Build(args) = &args.action;
+    build(args)
+}
+
+#[expect(clippy::print_stdout, reason = "the report is what the command is for")]
+fn build(args: &Build) -> Result<()> {
     let folder = folder(&args.model)?;
     let spec =
         read_spec(&folder, &args.knobs.knobs()).with_context(|| folder.display().to_string())?;

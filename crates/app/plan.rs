@@ -21,7 +21,8 @@ const PAGES_MAX: u64 = 1 << 24;
 /// What an engine has room for, whatever it is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Room {
-    /// Weights, and whatever else there is besides keys and values.
+    /// What there is besides keys and values, and its bytes.
+    pub(crate) fixed: &'static str,
     pub(crate) fixed_bytes: u64,
     /// If the system tells.
     pub(crate) memory: Option<Memory>,
@@ -88,8 +89,8 @@ impl EnginePlan {
         let needed = self.room.fixed_bytes.saturating_add(self.pages_bytes());
         if let Some(memory) = self.room.memory.filter(|memory| memory.total < needed) {
             bail!(
-                "the model does not fit: weights take {}, keys and values {}, and this machine \
-                 has {} of memory",
+                "the model does not fit: {} take {}, keys and values {}, and memory is {}",
+                self.room.fixed,
                 BinaryBytes(self.room.fixed_bytes),
                 BinaryBytes(self.pages_bytes()),
                 BinaryBytes(memory.total)
@@ -140,7 +141,7 @@ impl fmt::Display for EnginePlan {
         let line = |f: &mut fmt::Formatter<'_>, what: &str, count: &str, bytes: u64| {
             writeln!(f, "  {what:<22} {count:<28} {:>10}", BinaryBytes(bytes).to_string())
         };
-        line(f, "weights", "", self.room.fixed_bytes)?;
+        line(f, self.room.fixed, "", self.room.fixed_bytes)?;
         for group in &self.groups {
             let what = match (group.kind, group.window) {
                 (PageKind::Draft, _) => "pages, drafter".to_owned(),
@@ -183,6 +184,7 @@ mod tests {
 
     fn plan(wish: &EngineWish, free: u64) -> Result<EnginePlan> {
         let room = Room {
+            fixed: "weights",
             fixed_bytes: 1 << 20,
             memory: Some(Memory { total: 16 * GIB, free }),
             kv_bytes: free / 4,

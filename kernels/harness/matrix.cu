@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(THREADS, 1) walk(const Memory memory, const Wo
         if (cta.thread() == 0) ptx::load_acquire(work.barrier);
         cta.sync();
         multiply<M>(cta, ring, sums, work.operand, M::COLUMNS_PADDED * 2, first(copy), work.tiles,
-                    [](int column) { return column; }, store);
+                    [](int column) { return column; }, Nothing{}, store);
       }
     }
     return;

@@ -1,4 +1,5 @@
 // The kernels that the engine launches: one CTA per SM, all resident.
+#include "kilotok/layout/agree.cuh"
 #include "step/context.cuh"
 #include "step/step.cuh"
 

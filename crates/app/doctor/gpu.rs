@@ -22,12 +22,16 @@ struct Gpu {
 }
 
 pub(super) fn look() -> Vec<Finding> {
-    let Some(gpus) = gpus() else { return vec![without_tool()] };
-    let mut findings = vec![driver(&gpus), cards(&gpus)];
-    let (driver, found) = cuda();
-    findings.push(found);
-    findings.push(compiler(driver));
-    if gpus.len() > 1 {
+    let gpus = gpus();
+    let mut findings = match &gpus {
+        Some(gpus) => vec![driver(gpus), cards(gpus)],
+        None => vec![without_tool()],
+    };
+    let (version, found) = cuda();
+    if gpus.is_some() || version.is_some() {
+        findings.extend([found, compiler(version)]);
+    }
+    if gpus.is_some_and(|gpus| gpus.len() > 1) {
         findings.push(links());
     }
     findings

@@ -52,7 +52,7 @@ fn limits(config: &Config, planned: &Planned) -> String {
         "step",
         format!(
             "{} prompt tokens or {} ms, whichever is less",
-            limits.chunk_max,
+            limits.chunk_max.min(planned.plan.sizes.token_max),
             f64::from(limits.step_us_max) / 1e3
         ),
     );

@@ -123,7 +123,7 @@ fn compile(root: &Path, job: &Job) -> Result<Vec<Kernel>, String> {
     let mut nvcc = Command::new("nvcc");
     nvcc.args(["-std=c++20", "-O3", "-lineinfo", "-ptx"])
         .arg(format!("-arch=compute_{ARCHITECTURE}"))
-        .args(["-I", "kernels", "-I", "kernels/include", "-I"])
+        .args(["-I", "kernels", "-I", "kernels/include", "-I", "kernels/harness", "-I"])
         .arg(Path::new("kernels/models").join(&job.model))
         .arg("-o")
         .args([&ptx, &job.source]);

@@ -52,7 +52,7 @@ struct Parts {
   __device__ __forceinline__ Parts(const Memory& memory, int token, int head)
       : values(at<float>(memory.attention_parts)),
         weighed(reinterpret_cast<Weighed*>(values + size_t{ATTENTION_PARTS<KIND>} * A.v_dim)) {
-    const size_t first = (static_cast<size_t>(token) * A.q_heads + head) * PARTS_MAX;
+    const size_t first = (static_cast<size_t>(token) * A.q_heads + head) * ATTENTION_PARTS_MAX;
     values += first * A.v_dim;
     weighed += first * Warps<KIND>::PAIRS;
   }
@@ -83,7 +83,7 @@ __device__ __forceinline__ void keep_part(const Cta& cta, const Tile& tile, int 
     const bool has = HeadTiles<KIND>::has(tile.first_head, in_tile);
     const Parts<KIND> parts(cta.memory, tile.token, tile.first_head + in_tile);
     float4* place = reinterpret_cast<float4*>(parts.values + part * A.v_dim + dim);
-    Weighed* relative = parts.weighed + pair * PARTS_MAX + part;
+    Weighed* relative = parts.weighed + pair * ATTENTION_PARTS_MAX + part;
     float(&v)[8] = sums.values[row];
     if (!is_new && has && dim < A.v_dim) add_before(*relative, place, sums.weighed[row], v);
     // All lanes have read what one of four writes.
@@ -116,8 +116,8 @@ struct AddMemory {
 template <int KIND>
 struct LoadedParts {
   static constexpr Attention A = ATTENTIONS[KIND];
-  static constexpr int WEIGHTS = ceil_div(PARTS_MAX, 32);
-  static constexpr int COUNT = ceil_div(PARTS_MAX, CONSUMER_WARPS);
+  static constexpr int WEIGHTS = ceil_div(ATTENTION_PARTS_MAX, 32);
+  static constexpr int COUNT = ceil_div(ATTENTION_PARTS_MAX, CONSUMER_WARPS);
   static constexpr int RUNS = ceil_div(A.v_dim, 128);
   Weighed weighed[WEIGHTS];
   uint4 values[COUNT][RUNS];
