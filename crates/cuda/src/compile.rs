@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use ring::digest::{Context, SHA256};
 
@@ -18,6 +19,9 @@ const OPTIONS: &[&str] =
 
 /// What the system's loader may know the library by, newest first.
 const NAMES: &[&str] = &["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"];
+
+/// Engines of one process that want the same kernels wait for the first to have them compiled.
+static COMPILING: Mutex<()> = Mutex::new(());
 
 /// Where compiled kernels are kept and the compiler is looked for.
 #[derive(Clone, Debug, Default)]
@@ -90,6 +94,7 @@ impl Toolchain {
         let program = Program::new(model_header);
         let name = format!("{}.cubin", key(&program, nvrtc.version));
         let file = self.cache.as_ref().map(|folder| folder.join(name));
+        let _alone = COMPILING.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(cubin) =
             file.as_ref().and_then(|file| fs::read(file).ok()).filter(|file| is_elf(file))
         {

@@ -6,6 +6,7 @@ use kilotok_rows::{Batch, Slots, likeliest, verify, wanted_tokens};
 
 use crate::batch::{DeviceBatch, DraftRow};
 use crate::driver::Pinned;
+use crate::fault::cause;
 use crate::rank::{Pass, Rank};
 
 /// Computes steps on GPUs, when they are submitted.
@@ -93,6 +94,13 @@ impl CudaEngine {
 
     /// Runs a kernel on all ranks, and waits for it and its logits.
     fn pass(&mut self, pass: Pass, batch: &DeviceBatch) -> Result<(), EngineError> {
+        self.try_pass(pass, batch).map_err(|error| {
+            // The others end too, if only because their waits do.
+            cause(self.ranks.iter().filter_map(|rank| rank.finish().err())).unwrap_or(error)
+        })
+    }
+
+    fn try_pass(&mut self, pass: Pass, batch: &DeviceBatch) -> Result<(), EngineError> {
         for rank in &mut self.ranks {
             rank.start(pass, batch, self.exchanges)?;
         }

@@ -17,10 +17,14 @@ const WAITS: [&str; 7] = [
     "sums of a CTA's own warps",
 ];
 
-/// The error of a rank whose driver said `error`, with the record that its kernel may have left.
-pub(crate) fn error_of(rank: usize, fault: &Fault, error: &dyn std::fmt::Display) -> EngineError {
+/// Places in it.
+const GRID: usize = 0;
+const PEER: usize = 3;
+
+/// The error that a record tells of, if a wait ran out.
+pub(crate) fn timeout_of(fault: &Fault) -> Option<EngineError> {
     if fault.code == 0 {
-        return EngineError::Device { rank, reason: error.to_string() };
+        return None;
     }
     let waits = (fault.code as usize).checked_sub(1).and_then(|place| WAITS.get(place));
     let waited_for = match waits {
@@ -28,33 +32,59 @@ pub(crate) fn error_of(rank: usize, fault: &Fault, error: &dyn std::fmt::Display
         None if fault.code == BUSY => "something that it had no time to name".to_owned(),
         None => format!("number {}", fault.code),
     };
-    EngineError::Timeout {
+    Some(EngineError::Timeout {
         rank: fault.rank as usize,
         cta: fault.cta,
         phase: fault.phase,
         waited_for,
         wanted: fault.wanted,
         seen: fault.seen,
-    }
+    })
+}
+
+/// Of what ranks say after one of them broke, in their order, what began it: a GPU that failed
+/// without a wait, else a wait of its own; whoever waited for others, and most for other ranks, is
+/// not to blame.
+pub(crate) fn cause(errors: impl IntoIterator<Item = EngineError>) -> Option<EngineError> {
+    errors.into_iter().min_by_key(|error| match error {
+        EngineError::Timeout { waited_for, .. } if waited_for == WAITS[PEER] => 3,
+        EngineError::Timeout { waited_for, .. } if waited_for == WAITS[GRID] => 2,
+        EngineError::Timeout { .. } => 1,
+        _ => 0,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn fault(code: u32, rank: u32) -> Fault {
+        Fault { code, rank, cta: 17, phase: 41, wanted: 5, seen: 4 }
+    }
+
     #[test]
     fn a_wait_is_named_with_its_place() {
-        let fault = Fault { code: 2, rank: 3, cta: 17, phase: 41, wanted: 5, seen: 4 };
-        let text = error_of(3, &fault, &"CUDA_ERROR_LAUNCH_FAILED").to_string();
+        let text = timeout_of(&fault(2, 3)).unwrap().to_string();
         for part in ["rank 3", "CTA 17", "phase 41", "a page of weights", "5", "4"] {
             assert!(text.contains(part), "{part} in {text}");
         }
-        let none = Fault { code: 0, ..fault };
-        let text = error_of(1, &none, &"CUDA_ERROR_LAUNCH_FAILED").to_string();
-        assert!(text.contains("rank 1") && text.contains("CUDA_ERROR_LAUNCH_FAILED"), "{text}");
+        assert_eq!(timeout_of(&fault(0, 3)), None);
         for code in [99, BUSY] {
-            assert!(error_of(0, &Fault { code, ..fault }, &"").to_string().contains("phase 41"));
+            assert!(timeout_of(&fault(code, 0)).unwrap().to_string().contains("phase 41"));
         }
+    }
+
+    #[test]
+    fn who_waited_for_another_rank_is_not_the_cause() {
+        let timeout = |code, rank| timeout_of(&fault(code, rank)).unwrap();
+        let (grid, pages, peer) = (timeout(1, 0), timeout(2, 1), timeout(4, 2));
+        let broken = EngineError::Device { rank: 3, reason: "lost".into() };
+        let cause_of = |errors: &[&EngineError]| cause(errors.iter().copied().cloned());
+        assert_eq!(cause_of(&[&peer, &grid]), Some(grid.clone()));
+        assert_eq!(cause_of(&[&peer, &grid, &pages]), Some(pages.clone()));
+        assert_eq!(cause_of(&[&grid, &broken, &pages]), Some(broken));
+        assert_eq!(cause_of(&[&timeout(4, 0), &peer]), Some(timeout(4, 0)));
+        assert_eq!(cause_of(&[]), None);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use kilotok_engine::EngineError;
 use crate::batch::DeviceBatch;
 use crate::constants::Constants;
 use crate::driver::{Device, DeviceMemory, DriverError, Kernel, Module, Pinned, Rows};
-use crate::fault::error_of;
+use crate::fault::timeout_of;
 use crate::layout::Layout;
 use crate::places::CHUNK_ROWS;
 
@@ -183,8 +183,14 @@ impl Rank {
     }
 
     fn error(&self, error: &DriverError) -> EngineError {
+        self.timeout()
+            .unwrap_or_else(|| EngineError::Device { rank: self.index, reason: error.to_string() })
+    }
+
+    /// The wait that ran out, if one did.
+    pub(crate) fn timeout(&self) -> Option<EngineError> {
         let record: [u8; size_of::<Fault>()] = self.fault.peek();
-        error_of(self.index, &bytemuck::pod_read_unaligned(&record), error)
+        timeout_of(&bytemuck::pod_read_unaligned(&record))
     }
 }
 
