@@ -291,7 +291,7 @@ __device__ __forceinline__ void attend_chunks(Cta& cta, const LayerPlaces& place
   Meeting meeting = {false};
   for (uint32_t pair = pairs * cta.index() / GRID; pair < end;) {
     const Span span = find_span<KIND>(shared.pairs, pair, end, own);
-    const BatchRow& row = shared.pairs.rows[span.row];
+    const BatchRow row = shared.pairs.rows[span.row];
     KeySource<KIND> source = places.pages<KIND>(memory, row, span.kv_head);
     if (own && span.chunk + 1 == RowWork<KIND>(row, own).chunks)
       source = {nullptr, at<const char>(memory.own_keys), at<const char>(memory.own_values),
