@@ -76,6 +76,10 @@ pub(crate) struct RawConfig {
     #[arg(long, value_name = "SECONDS", help_heading = "Network")]
     pub(crate) keep_alive: Option<f64>,
 
+    /// What computes: GPUs, the reference engine on the processor, or GPUs if there are some that
+    /// fit [default: auto].
+    #[arg(long, help_heading = "Engine")]
+    pub(crate) engine: Option<EngineKind>,
     /// Tensor-parallel ranks that share the model: 1, 2, 4 or 8 [default: 1].
     #[arg(long, help_heading = "Engine")]
     pub(crate) ranks: Option<u32>,
@@ -86,7 +90,7 @@ pub(crate) struct RawConfig {
     #[arg(long, value_name = "TOKENS", help_heading = "Engine")]
     pub(crate) context_max: Option<u32>,
     /// Memory for keys and values in GiB [default: what all slots need, at most a quarter of what
-    /// is free].
+    /// is free, or on GPUs all of it].
     #[arg(long, value_name = "GIB", help_heading = "Engine")]
     pub(crate) kv_gib: Option<f64>,
     /// Positions of one page [default: 16].
@@ -151,6 +155,15 @@ pub(crate) enum LoadFormat {
     #[default]
     Auto,
     Dummy,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum EngineKind {
+    #[default]
+    Auto,
+    Cpu,
+    Cuda,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize, Serialize)]
@@ -238,6 +251,7 @@ pub(crate) struct RequestLimits {
 /// What the user wants of the engine; the model and the memory have a say too.
 #[derive(Clone, Debug)]
 pub(crate) struct EngineWish {
+    pub(crate) kind: EngineKind,
     pub(crate) rank_count: usize,
     pub(crate) slot_count: u32,
     pub(crate) page_tokens: u32,
@@ -379,6 +393,7 @@ fn engine(raw: &RawConfig) -> Result<EngineWish> {
         ensure!(sensible, "--kv-gib is {gib}: give how many GiB keys and values may take");
     }
     Ok(EngineWish {
+        kind: raw.engine.unwrap_or_default(),
         rank_count,
         slot_count: at_least_one("slots", raw.slots, 8)?,
         page_tokens: at_least_one("page-tokens", raw.page_tokens, 16)?,

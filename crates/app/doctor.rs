@@ -1,5 +1,5 @@
 //! `kilotok doctor`: looks at everything that kilotok needs of a machine, and says what to do
-//! about what is missing. Loads no CUDA library, so it runs anywhere.
+//! about what is missing. Runs anywhere: libraries of CUDA are opened only where they are.
 
 mod gpu;
 

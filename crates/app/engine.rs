@@ -1,18 +1,19 @@
-//! From a resolved config to an engine that is ready: finds the checkpoint, plans the memory,
-//! loads the weights. Knows no server.
+//! From a resolved config to an engine that is ready: finds the checkpoint, chooses what computes,
+//! plans the memory, loads the weights. Knows no server.
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use kilotok_cpu::CpuEngine;
+use kilotok_cuda::{CudaEngine, CudaOptions};
 use kilotok_engine::Engine;
 use kilotok_model::{ModelSpec, WeightDecl, declare};
 use kilotok_weights::{Checkpoint, Dummy, WeightSource, read_spec};
 
 use crate::check::stored_bytes;
+use crate::choice::Chosen;
 use crate::config::{Config, LoadFormat};
-use crate::environment::folder;
-use crate::machine;
+use crate::environment::{self, folder};
 use crate::plan::EnginePlan;
 use crate::progress::Bar;
 
@@ -24,6 +25,7 @@ pub(crate) struct Planned {
     pub(crate) folder: PathBuf,
     pub(crate) spec: ModelSpec,
     pub(crate) plan: EnginePlan,
+    pub(crate) chosen: Chosen,
     source: Source,
 }
 
@@ -56,8 +58,10 @@ pub(crate) fn plan(config: &Config) -> Result<Planned> {
             (spec, Source::Checkpoint(Box::new(checkpoint)), bytes? as u64)
         }
     };
-    let plan = EnginePlan::new(&config.engine, &config.limits, &spec, bytes, machine::memory())?;
-    Ok(Planned { folder, spec, plan, source })
+    let chosen = Chosen::new(&config.engine, &spec)?;
+    let room = chosen.room(&config.engine, &spec, bytes)?;
+    let plan = EnginePlan::new(&config.engine, &config.limits, &spec, room)?;
+    Ok(Planned { folder, spec, plan, chosen, source })
 }
 
 /// Bytes of a weight as it is published: of the types that are accepted, the first.
@@ -71,14 +75,22 @@ fn declared_bytes(decl: &WeightDecl) -> u64 {
 
 impl Planned {
     pub(crate) fn load(self) -> Result<Loaded> {
-        let Self { folder, spec, plan, source } = self;
+        let Self { folder, spec, plan, chosen, source } = self;
         let source: &dyn WeightSource = match &source {
             Source::Checkpoint(checkpoint) => checkpoint.as_ref(),
             Source::Dummy => &Dummy::new(DUMMY_SEED),
         };
         let bar = Bar::new("loading weights");
-        let engine = CpuEngine::start(&spec, source, &plan.options, &bar)?;
-        Ok(Loaded { folder, spec, engine: Box::new(engine) })
+        let engine: Box<dyn Engine> = match chosen {
+            Chosen::Cpu { .. } => Box::new(CpuEngine::start(&spec, source, &plan.sizes, &bar)?),
+            Chosen::Gpus(_) => {
+                let toolchain = environment::toolchain();
+                let options = CudaOptions { sizes: plan.sizes, toolchain };
+                let tell = |line: &str| eprintln!("{line}");
+                Box::new(CudaEngine::start(&spec, source, &options, &bar, &tell)?)
+            }
+        };
+        Ok(Loaded { folder, spec, engine })
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use kilotok_cuda::Toolchain;
 use kilotok_weights::hub::{DEFAULT_ENDPOINT, HubConfig, ModelRef, pull};
 
 use crate::demo;
@@ -36,15 +37,17 @@ pub(crate) fn log_filter() -> String {
     var("KILOTOK_LOG").unwrap_or_else(|| "info".to_owned())
 }
 
-/// Folders of shared libraries that the system's loader asks first.
-pub(crate) fn library_path() -> Vec<PathBuf> {
-    let path = var("LD_LIBRARY_PATH").unwrap_or_default();
-    std::env::split_paths(&path).filter(|folder| folder.is_absolute()).collect()
-}
-
-/// Where CUDA's toolkit says it is.
-pub(crate) fn cuda_home() -> Option<PathBuf> {
-    var("CUDA_HOME").or_else(|| var("CUDA_PATH")).map(PathBuf::from)
+/// Where kernels are compiled to, and where their compiler may be besides the usual places: what
+/// toolkits and Python environments say, the user's own packages, and beside this program.
+pub(crate) fn toolchain() -> Toolchain {
+    let named = ["CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV", "CONDA_PREFIX", "HOME"];
+    let program = std::env::current_exe().ok();
+    let beside = program.as_deref().and_then(|program| program.parent()?.parent());
+    let prefixes = named.into_iter().filter_map(var).map(PathBuf::from);
+    Toolchain {
+        cache: cache().ok().map(|cache| cache.join("kernels")),
+        prefixes: prefixes.chain(beside.map(Path::to_owned)).collect(),
+    }
 }
 
 /// Where lines typed into `chat` are remembered.

@@ -4,6 +4,7 @@
 mod bench;
 mod chat;
 mod check;
+mod choice;
 mod client;
 mod config;
 mod demo;
@@ -11,6 +12,7 @@ mod doctor;
 mod engine;
 mod environment;
 mod health;
+mod kernels;
 mod knobs;
 mod machine;
 mod plan;
@@ -49,6 +51,8 @@ enum Command {
     Pull(pull::Args),
     /// Check a model's config and every one of its tensors, and say what it is.
     Check(check::Args),
+    /// Compile a model's GPU kernels ahead of its first start.
+    Kernels(kernels::Args),
     /// Run a recorded trace on the reference engine and compare its outputs.
     Replay(replay::Args),
 }
@@ -62,6 +66,7 @@ fn main() -> ExitCode {
         Command::Health(args) => health::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Kernels(args) => kernels::run(&args),
         Command::Replay(args) => replay::run(&args),
     };
     match outcome {

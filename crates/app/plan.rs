@@ -5,32 +5,41 @@ use std::fmt;
 
 use anyhow::{Result, bail, ensure};
 use indicatif::BinaryBytes;
-use kilotok_cpu::CpuOptions;
 use kilotok_engine::{PageGroup, PageKind};
 use kilotok_model::{ModelSpec, check_ranks};
+use kilotok_rows::Sizes;
 use kilotok_sched::Limits;
 
 use crate::config::EngineWish;
 use crate::machine::Memory;
 
-/// The part of the free memory that keys and values take at most, unless the user says how much.
-const KV_SHARE: u64 = 4;
-/// What there is where the system does not tell.
-const MEMORY_ASSUMED: u64 = 4 << 30;
 /// Positions that nobody needs by default: a longer context is asked for.
 const CONTEXT_USUAL: u32 = 32_768;
 /// Pages beyond this are a typing error.
 const PAGES_MAX: u64 = 1 << 24;
 
+/// What an engine has room for, whatever it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    /// Weights, and whatever else there is besides keys and values.
+    pub(crate) fixed_bytes: u64,
+    /// If the system tells.
+    pub(crate) memory: Option<Memory>,
+    /// What keys and values may take, unless the user says how much.
+    pub(crate) kv_bytes: u64,
+    /// Of a number of a key or value.
+    pub(crate) value_bytes: usize,
+    /// Tokens of a step at most.
+    pub(crate) token_max: u32,
+}
+
 /// An engine to be, and what it takes.
 #[derive(Clone, Debug)]
 pub(crate) struct EnginePlan {
-    pub(crate) options: CpuOptions,
+    pub(crate) sizes: Sizes,
     pub(crate) groups: Vec<PageGroup>,
     pub(crate) context_max: u32,
-    weights_bytes: u64,
-    /// Of the whole machine, if it tells.
-    memory: Option<Memory>,
+    room: Room,
 }
 
 impl EnginePlan {
@@ -38,12 +47,11 @@ impl EnginePlan {
         wish: &EngineWish,
         limits: &Limits,
         spec: &ModelSpec,
-        weights_bytes: u64,
-        memory: Option<Memory>,
+        room: Room,
     ) -> Result<Self> {
         check_ranks(spec, wish.rank_count)?;
-        let trained = u32::try_from(spec.position_max).unwrap_or(u32::MAX);
-        let context_max = wish.context_max.unwrap_or(trained.min(CONTEXT_USUAL));
+        let trained = trained(spec);
+        let context_max = context_wished(wish, spec);
         ensure!(
             context_max <= trained,
             "--context-max is {context_max}, but the model was trained for {trained} positions"
@@ -51,22 +59,23 @@ impl EnginePlan {
         let draft_max = spec.drafter.as_ref().map_or(0, |drafter| drafter.rows as u32 - 1);
         let decode_max = u64::from(wish.slot_count) * u64::from(draft_max + 1);
         let token_max = u64::from(limits.chunk_max) + decode_max;
-        let mut options = CpuOptions {
+        let mut sizes = Sizes {
             rank_count: wish.rank_count,
             slot_count: wish.slot_count,
-            token_max: u32::try_from(token_max).unwrap_or(u32::MAX),
+            token_max: u32::try_from(token_max).unwrap_or(u32::MAX).min(room.token_max),
             position_max: context_max,
             page_tokens: wish.page_tokens,
             page_count: 1,
         };
+        let groups = |sizes: &Sizes| sizes.groups(spec, room.value_bytes).groups;
         // One page of each group.
-        let page_bytes: u64 = options.groups(spec).iter().map(|group| group.page_bytes).sum();
-        options.page_count = page_count(wish, context_max, page_bytes.max(1), memory)?;
-        let room = u64::from(options.page_count) * u64::from(options.page_tokens);
-        let context_max = context_max.min(u32::try_from(room).unwrap_or(u32::MAX));
-        options.position_max = context_max;
-        let groups = options.groups(spec);
-        let plan = Self { options, groups, context_max, weights_bytes, memory };
+        let page_bytes: u64 = groups(&sizes).iter().map(|group| group.page_bytes).sum();
+        sizes.page_count = page_count(wish, context_max, page_bytes.max(1), room.kv_bytes)?;
+        let positions = u64::from(sizes.page_count) * u64::from(sizes.page_tokens);
+        let context_max = context_max.min(u32::try_from(positions).unwrap_or(u32::MAX));
+        sizes.position_max = context_max;
+        let groups = groups(&sizes);
+        let plan = Self { sizes, groups, context_max, room };
         plan.fits()
     }
 
@@ -76,12 +85,12 @@ impl EnginePlan {
     }
 
     fn fits(self) -> Result<Self> {
-        let needed = self.weights_bytes.saturating_add(self.pages_bytes());
-        if let Some(memory) = self.memory.filter(|memory| memory.total < needed) {
+        let needed = self.room.fixed_bytes.saturating_add(self.pages_bytes());
+        if let Some(memory) = self.room.memory.filter(|memory| memory.total < needed) {
             bail!(
                 "the model does not fit: weights take {}, keys and values {}, and this machine \
                  has {} of memory",
-                BinaryBytes(self.weights_bytes),
+                BinaryBytes(self.room.fixed_bytes),
                 BinaryBytes(self.pages_bytes()),
                 BinaryBytes(memory.total)
             );
@@ -90,19 +99,22 @@ impl EnginePlan {
     }
 }
 
+fn trained(spec: &ModelSpec) -> u32 {
+    u32::try_from(spec.position_max).unwrap_or(u32::MAX)
+}
+
+/// The longest context, if there is memory for it.
+pub(crate) fn context_wished(wish: &EngineWish, spec: &ModelSpec) -> u32 {
+    wish.context_max.unwrap_or(trained(spec).min(CONTEXT_USUAL))
+}
+
 /// Pages of each group: as many as all slots need, or as there is memory for.
-fn page_count(
-    wish: &EngineWish,
-    context_max: u32,
-    page_bytes: u64,
-    memory: Option<Memory>,
-) -> Result<u32> {
+fn page_count(wish: &EngineWish, context_max: u32, page_bytes: u64, kv_bytes: u64) -> Result<u32> {
     let one = u64::from(context_max.div_ceil(wish.page_tokens));
     let all = one * u64::from(wish.slot_count);
-    let free = memory.map_or(MEMORY_ASSUMED, |memory| memory.free);
     let count = match wish.kv_bytes {
         Some(bytes) => bytes / page_bytes,
-        None => all.min(free / KV_SHARE / page_bytes),
+        None => all.min(kv_bytes / page_bytes),
     };
     if wish.context_max.is_some() && count < one {
         bail!(
@@ -116,7 +128,7 @@ fn page_count(
     ensure!(
         count > 0 && count * u64::from(wish.page_tokens) > 1,
         "{} do not hold one page of keys and values, which takes {}: raise --kv-gib",
-        BinaryBytes(wish.kv_bytes.unwrap_or(free / KV_SHARE)),
+        BinaryBytes(wish.kv_bytes.unwrap_or(kv_bytes)),
         BinaryBytes(page_bytes)
     );
     Ok(count.min(PAGES_MAX) as u32)
@@ -128,7 +140,7 @@ impl fmt::Display for EnginePlan {
         let line = |f: &mut fmt::Formatter<'_>, what: &str, count: &str, bytes: u64| {
             writeln!(f, "  {what:<22} {count:<28} {:>10}", BinaryBytes(bytes).to_string())
         };
-        line(f, "weights", "", self.weights_bytes)?;
+        line(f, "weights", "", self.room.fixed_bytes)?;
         for group in &self.groups {
             let what = match (group.kind, group.window) {
                 (PageKind::Draft, _) => "pages, drafter".to_owned(),
@@ -138,8 +150,8 @@ impl fmt::Display for EnginePlan {
             let count = format!("{} pages of {} tokens", group.page_count, group.page_tokens);
             line(f, &what, &count, group.page_bytes * u64::from(group.page_count))?;
         }
-        line(f, "together", "", self.weights_bytes + self.pages_bytes())?;
-        match self.memory {
+        line(f, "together", "", self.room.fixed_bytes + self.pages_bytes())?;
+        match self.room.memory {
             Some(memory) => {
                 let of = format!("of {}", BinaryBytes(memory.total));
                 line(f, "free memory", &of, memory.free)
@@ -154,11 +166,13 @@ mod tests {
     use kilotok_testkit::Toy;
 
     use super::*;
+    use crate::config::EngineKind;
 
     const GIB: u64 = 1 << 30;
 
     fn wish() -> EngineWish {
         EngineWish {
+            kind: EngineKind::Cpu,
             rank_count: 1,
             slot_count: 4,
             page_tokens: 16,
@@ -168,8 +182,14 @@ mod tests {
     }
 
     fn plan(wish: &EngineWish, free: u64) -> Result<EnginePlan> {
-        let memory = Memory { total: 16 * GIB, free };
-        EnginePlan::new(wish, &Limits::default(), &Toy::flash().spec(), 1 << 20, Some(memory))
+        let room = Room {
+            fixed_bytes: 1 << 20,
+            memory: Some(Memory { total: 16 * GIB, free }),
+            kv_bytes: free / 4,
+            value_bytes: 4,
+            token_max: u32::MAX,
+        };
+        EnginePlan::new(wish, &Limits::default(), &Toy::flash().spec(), room)
     }
 
     #[test]
@@ -177,9 +197,9 @@ mod tests {
         let plan = plan(&wish(), 8 * GIB).unwrap();
         let spec = Toy::flash().spec();
         assert_eq!(plan.context_max as usize, spec.position_max.min(CONTEXT_USUAL as usize));
-        assert_eq!(plan.options.page_count, plan.context_max.div_ceil(16) * 4);
+        assert_eq!(plan.sizes.page_count, plan.context_max.div_ceil(16) * 4);
         let drafts = spec.drafter.unwrap().rows as u32;
-        assert_eq!(plan.options.token_max, Limits::default().chunk_max + 4 * drafts);
+        assert_eq!(plan.sizes.token_max, Limits::default().chunk_max + 4 * drafts);
     }
 
     #[test]
@@ -203,7 +223,7 @@ mod tests {
     fn the_table_adds_up() {
         let plan = plan(&wish(), 8 * GIB).unwrap();
         let table = plan.to_string();
-        let together = BinaryBytes(plan.weights_bytes + plan.pages_bytes()).to_string();
+        let together = BinaryBytes(plan.room.fixed_bytes + plan.pages_bytes()).to_string();
         assert!(table.contains(&together), "{table}");
         assert_eq!(table.matches("pages,").count(), plan.groups.len());
     }

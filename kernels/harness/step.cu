@@ -58,7 +58,7 @@ __global__ void fill_chunks(uint32_t* words, size_t chunks, int format, uint64_t
     if (format == 0) word = (r & 0x807f807fu) | 0x3c003c00u;
     if (format == 1) word = r & 0xb7b7b7b7u;
     if (static_cast<int>(i % chunk_words) >= code_words)
-      word = format == 1 ? __float_as_uint(0.02f) : 0x78787878u;
+      word = format == 1 ? __float_as_uint(0.02f * 1048576) : 0x92929292u;
     words[i] = word;
   }
 }

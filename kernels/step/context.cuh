@@ -68,7 +68,7 @@ __device__ __forceinline__ void consume_context(Walker& w) {
   const Memory& memory = cta.memory;
   rotations(cta, w.token_count(), P::ATTENTION, P::ATTENTION_END);
   w.multiply_by<FuseMatrix>(memory.taps, TAPS_BYTES, cta.index(), w.tiles(),
-                            TapRows{at<const BatchToken>(memory.tokens), w.token_count()}, [] {},
+                            TapRows{at<const BatchToken>(memory.tokens), w.token_count()}, Nothing{},
                             StoreFused{at<float>(memory.fused), w.token_count()});
   cta.sync_grid();
   norm_context(w);
@@ -82,7 +82,7 @@ __device__ __forceinline__ void consume_context(Walker& w) {
       constexpr int A = decltype(kind)::value;
       static_assert(ATTENTIONS[A].format == Format::Bf16, "the context is an operand for BF16");
       w.multiply_by<QkvMatrix<A>>(memory.normed, NORMED_BYTES, KEY_UNIT<A> + cta.index(),
-                                  w.tiles(), EveryToken{}, [] {},
+                                  w.tiles(), EveryToken{}, Nothing{},
                                   StoreProjected<A>{memory, w.stream(), w.token_count()});
       cta.sync_grid();
       attn_context<A>(cta, layer, w.token_count());

@@ -110,7 +110,7 @@ __device__ __forceinline__ void attention_out(Walker& w, const LayerMemory& laye
   if (!is_owner(cta)) return;
   const NextNorm next(cta, layer.post_norm, feed_forward_scale(layer.feed_forward), ~0u);
   w.multiply_by<OutputMatrix<KIND>>(cta.memory.attended, ATTENDED_BYTES, cta.index(), w.tiles(),
-                                    EveryToken{}, [] {}, StorePart{w.stream()});
+                                    EveryToken{}, Nothing{}, StorePart{w.stream()});
   cta.stamp(Stamp::Output);
   exchange(cta, w.stream(), w.token_count());
   add_to_stream(cta, w.stream(), w.shared.sums, w.token_count(), next);
@@ -161,6 +161,18 @@ __device__ __forceinline__ void feed_forward(Walker& w, const LayerMemory& layer
   cta.stamp(Stamp::AddToStream);
 }
 
+// All of attention, out of line: it wants its own registers. Whatever is passed lies in memory, so a
+// copy is passed.
+template <int KIND>
+__device__ __noinline__ void attend_all(Cta& passed, const LayerMemory& layer, const Batch& batch,
+                                        SumMemory& sums, bool own) {
+  Cta cta = passed;
+  attn_in<KIND>(cta, layer, batch.token_count, own);
+  cta.stamp(Stamp::AttentionIn);
+  attn<KIND>(cta, layer, batch, sums, own);
+  passed.follow(cta);
+}
+
 // Consumers: all layers, from the prepared first norm to the prepared last one.
 template <bool DRAFT>
 __device__ __forceinline__ void consume_layers(Walker& w) {
@@ -177,14 +189,13 @@ __device__ __forceinline__ void consume_layers(Walker& w) {
       constexpr int A = decltype(kind)::value;
       w.multiply_by<QkvMatrix<A>>(memory.normed, NORMED_BYTES, cta.index(), w.tiles(),
                                   EveryToken{},
-                                  [&] { read_norm(cta, w.stream(), w.token_count(), P::EPS); },
+                                  ReadNorm{w.stream(), w.token_count(), P::EPS},
                                   StoreProjected<A>{memory, w.stream(), w.token_count()});
       cta.stamp(Stamp::Project);
       cta.sync_grid();
-      attn_in<A>(cta, layer, w.token_count(), DRAFT);
-      cta.stamp(Stamp::AttentionIn);
-      cta.sync_grid();
-      attn<A>(cta, layer, w.batch, w.shared.sums, DRAFT);
+      Cta passed = cta;
+      attend_all<A>(passed, layer, w.batch, w.shared.sums, DRAFT);
+      cta.follow(passed);
       cta.stamp(Stamp::Attention);
       cta.sync_grid();
       attention_out<A>(w, layer);
@@ -269,9 +280,9 @@ __device__ __forceinline__ void consume_pass(Walker& w) {
   cta.stamp(Stamp::Embed);
   consume_layers<DRAFT>(w);
   if (w.batch.wanted_count == 0) return;
-  const Wanted wanted(cta.memory, w.batch);
+  const WantedTokens wanted(cta.memory, w.batch);
   w.multiply_by<HeadMatrix>(cta.memory.normed, NORMED_BYTES, cta.index(), wanted.tiles(), wanted,
-                            [&] { read_norm(cta, w.stream(), w.token_count(), P::EPS); },
+                            ReadNorm{w.stream(), w.token_count(), P::EPS},
                             StoreLogits{at<float>(cta.memory.logits), w.stream(), wanted});
   cta.stamp(Stamp::Head);
 }
@@ -287,7 +298,7 @@ template <bool DRAFT>
 __device__ __forceinline__ void add_pass(Walker& w) {
   add_layers<DRAFT>(w);
   if (w.batch.wanted_count == 0) return;
-  const Wanted wanted(w.cta.memory, w.batch);
+  const WantedTokens wanted(w.cta.memory, w.batch);
   add<HeadMatrix>(w.cta, w.sums, w.cta.index(), wanted.tiles(),
                   StoreLogits{at<float>(w.cta.memory.logits), w.stream(), wanted});
 }

@@ -12,6 +12,8 @@ const REQUESTS: u64 = 10_000;
 /// Good ones in between.
 const GOOD_EVERY: u64 = 500;
 const BODY_MAX: usize = 64 << 10;
+/// What was sent is not sent back.
+const ANSWER_BYTES_MAX: usize = 8 << 10;
 const CHAT: &str = "/v1/chat/completions";
 const PATHS: [&str; 8] = [
     CHAT,
@@ -85,6 +87,7 @@ fn refused(server: &Server, path: &str, body: &[u8]) {
     let shown = String::from_utf8_lossy(&body[..body.len().min(300)]);
     assert!((400..500).contains(&answer.status), "{path} {shown}: {}", answer.text());
     assert!(answer.json()["error"]["message"].is_string(), "{path} {shown}: {}", answer.text());
+    assert!(answer.body.len() < ANSWER_BYTES_MAX, "{path} {shown}: too long an answer");
 }
 
 fn noise(server: &Server, dice: &mut Dice) {
@@ -159,6 +162,9 @@ fn wrong_types(server: &Server, dice: &mut Dice) {
         ("priority", json!(i64::MAX)),
         ("cache_salt", json!("s".repeat(10_000))),
         ("request_id", json!("\r\nx-evil: 1")),
+        ("model", json!("m".repeat(BODY_MAX / 2))),
+        ("temperature", json!("t".repeat(BODY_MAX / 2))),
+        ("logit_bias", json!({"x".repeat(BODY_MAX / 2): 1})),
         ("truncate_prompt_tokens", json!(-5)),
         ("allowed_token_ids", json!([])),
     ];

@@ -51,3 +51,16 @@ fn a_request_that_does_not_say_gets_the_default() {
     let answer = server.post("/v1/completions", &plain).good();
     assert_eq!(answer["usage"]["completion_tokens"], 3);
 }
+
+#[test]
+fn there_is_one_tier() {
+    let server = server();
+    for path in [CHAT, "/v1/messages"] {
+        let mut request = ask("max_tokens", json!(2));
+        request["service_tier"] = json!("auto");
+        server.post(path, &request).good();
+        request["service_tier"] = json!("priority");
+        let answer = server.post(path, &request);
+        assert!(answer.status == 400 && answer.text().contains("service_tier"), "{path}");
+    }
+}

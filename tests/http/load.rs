@@ -11,11 +11,9 @@ use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use super::dice::Dice;
-use super::server::{Answer, Brake, Server, Setup};
+use super::server::{Answer, Brake, Server, Setup, until};
 
 const CHAT: &str = "/v1/chat/completions";
-/// Polls of something that is bound to come.
-const POLLS_MAX: usize = 1_000_000;
 
 /// A reply of so many tokens whatever they are.
 fn babble(tokens: usize, more: &Value) -> Value {
@@ -25,15 +23,6 @@ fn babble(tokens: usize, more: &Value) -> Value {
     });
     request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     request
-}
-
-#[track_caller]
-fn until(what: &str, done: impl Fn() -> bool) {
-    let came = (0..POLLS_MAX).any(|_| {
-        std::thread::yield_now();
-        done()
-    });
-    assert!(came, "{what} does not come");
 }
 
 #[test]

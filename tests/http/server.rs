@@ -21,6 +21,10 @@ use tokio::sync::oneshot;
 /// Longer than anything here takes; a test that hangs fails instead.
 const PATIENCE: Duration = Duration::from_mins(1);
 
+/// Between two looks at something that is bound to come: a count of looks alone would depend on how
+/// fast the machine is.
+const PAUSE: Duration = Duration::from_millis(1);
+
 const TURN_START: u32 = 257;
 const TURN_END: u32 = 258;
 const THINK: [u32; 2] = [259, 260];
@@ -82,6 +86,17 @@ impl Brake {
         assert!(!waited.timed_out(), "nobody released the brake");
         *left -= 1;
     }
+}
+
+/// Waits for what is bound to come.
+#[track_caller]
+pub(crate) fn until(what: &str, done: impl Fn() -> bool) {
+    let looks_max = PATIENCE.as_millis() / PAUSE.as_millis();
+    let came = (0..looks_max).any(|_| {
+        std::thread::sleep(PAUSE);
+        done()
+    });
+    assert!(came, "{what} does not come");
 }
 
 /// Its tokens are bytes, and a few marks.

@@ -11,6 +11,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::Value;
 
@@ -98,6 +99,19 @@ impl Server {
         text(&answer)
     }
 
+    /// The same of a server that may have gone: None if it did not begin an answer.
+    fn request_if_there(&self, head: &str, body: &str) -> Option<String> {
+        let mut stream = TcpStream::connect(self.url.strip_prefix("http://").unwrap()).ok()?;
+        let length = body.len();
+        let mut answer = Vec::new();
+        let _ = write!(
+            stream,
+            "{head}\r\nHost: h\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
+        let _ = stream.read_to_end(&mut answer);
+        (!answer.is_empty()).then(|| text(&answer))
+    }
+
     fn send(&self, head: &str, body: &str) -> TcpStream {
         let address = self.url.strip_prefix("http://").unwrap();
         let mut stream = TcpStream::connect(address).unwrap();
@@ -155,6 +169,32 @@ fn a_reply_that_runs_is_finished_after_sigterm() {
     let answer = text(&answer);
     assert!(answer.contains("\"finish_reason\":\"length\""), "{answer}");
     assert!(answer.contains("data: [DONE]"), "{answer}");
+    assert!(server.child.wait().unwrap().success());
+}
+
+#[test]
+fn sigterm_under_load_loses_no_reply_that_was_let_in() {
+    const CLIENTS: usize = 12;
+    let mut server = Server::start(&[]);
+    let whole = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(|| {
+                let body = r#"{"prompt": "a", "max_tokens": 24, "ignore_eos": true}"#;
+                // Until it no longer answers. What has begun to be an answer must be one.
+                while let Some(answer) = server.request_if_there(COMPLETIONS, body) {
+                    let refused = answer.starts_with("HTTP/1.1 503");
+                    let complete = answer.contains("\"completion_tokens\":24");
+                    assert!(refused || complete, "{answer}");
+                    whole.fetch_add(usize::from(complete), Ordering::Relaxed);
+                }
+            });
+        }
+        while whole.load(Ordering::Relaxed) < CLIENTS {
+            std::thread::yield_now();
+        }
+        server.signal("-TERM");
+    });
     assert!(server.child.wait().unwrap().success());
 }
 

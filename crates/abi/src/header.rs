@@ -4,8 +4,10 @@
 use std::fmt::Write;
 
 use crate::{
-    Batch, BatchRow, BatchToken, Exchange, Fault, GROUPS_MAX, LayerMemory, Layout, Memory, Purpose,
-    RANKS_MAX, Sampling,
+    BAD_TOKENS_MAX, BAD_WORDS_MAX, Batch, BatchRow, BatchToken, Bias, ChoiceFault, ChoicePart,
+    END_TOKENS_MAX, Exchange, Fault, GROUPS_MAX, LayerMemory, Layout, Memory, OUTPUT_COUNT_MAX,
+    PARTS_MAX, Purpose, RANKS_MAX, RECENT_MAX, Report, RowChoice, SEEN, SampleMemory, SampleRow,
+    Sampling, Slot, TOPS_MAX, Top, Wanted,
 };
 
 /// Where the header lies, from the repository's root.
@@ -20,9 +22,30 @@ const STRUCTS: &[Layout] = &[
     LayerMemory::layout(),
     Memory::layout(),
     Fault::layout(),
+    Slot::layout(),
+    Bias::layout(),
+    SampleRow::layout(),
+    Wanted::layout(),
+    ChoicePart::layout(),
+    RowChoice::layout(),
+    Report::layout(),
+    Top::layout(),
+    SampleMemory::layout(),
 ];
-const CONSTANTS: &[(&str, usize)] = &[("GROUPS_MAX", GROUPS_MAX), ("RANKS_MAX", RANKS_MAX)];
-const ENUMS: &[(&str, &[(&str, u32)])] = &[("Purpose", Purpose::VALUES)];
+const CONSTANTS: &[(&str, usize)] = &[
+    ("GROUPS_MAX", GROUPS_MAX),
+    ("RANKS_MAX", RANKS_MAX),
+    ("BAD_WORDS_MAX", BAD_WORDS_MAX),
+    ("BAD_TOKENS_MAX", BAD_TOKENS_MAX),
+    ("RECENT_MAX", RECENT_MAX),
+    ("END_TOKENS_MAX", END_TOKENS_MAX),
+    ("TOPS_MAX", TOPS_MAX),
+    ("PARTS_MAX", PARTS_MAX),
+    ("SEEN", SEEN as usize),
+    ("OUTPUT_COUNT_MAX", OUTPUT_COUNT_MAX as usize),
+];
+const ENUMS: &[(&str, &[(&str, u32)])] =
+    &[("Purpose", Purpose::VALUES), ("ChoiceFault", ChoiceFault::VALUES)];
 
 /// The whole text of the header, with an assert for every size and offset.
 pub fn text() -> String {
@@ -71,7 +94,7 @@ fn write_struct(out: &mut String, layout: &Layout) {
 }
 
 /// C type and array suffix of a Rust field type.
-fn c_type(rust_type: &str) -> (&'static str, String) {
+fn c_type(rust_type: &'static str) -> (&'static str, String) {
     if let Some((element, count)) = rust_type
         .strip_prefix('[')
         .and_then(|t| t.strip_suffix(']'))
@@ -86,6 +109,7 @@ fn c_type(rust_type: &str) -> (&'static str, String) {
         "u64" => "uint64_t",
         "i32" => "int32_t",
         "f32" => "float",
+        other if STRUCTS.iter().any(|layout| layout.name == other) => other,
         other => panic!("no C spelling for {other}: add it to abi::header"),
     };
     (scalar, String::new())

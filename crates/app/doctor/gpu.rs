@@ -1,28 +1,17 @@
-//! GPUs, as files and `nvidia-smi` show them: driver, memory, links between them, and the library
-//! that compiles kernels. What cannot be seen is a warning, never a failure: there is an engine
-//! without GPUs.
+//! GPUs, as `nvidia-smi` and the driver show them: memory, links between them, and the library that
+//! compiles kernels. What cannot be seen is a warning, never a failure: there is an engine without
+//! GPUs.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use kilotok_cuda::{DRIVER_MIN as CUDA_MIN, Driver, Gpu as Device, Version};
 
 use super::Finding;
 use crate::environment;
 
 /// The first driver for CUDA 12.8, which is the first with the instructions of all our kernels.
 const DRIVER_MIN: u32 = 570;
-/// Where distributions put libraries.
-const LIBRARY_FOLDERS: &[&str] = &[
-    "/usr/lib/x86_64-linux-gnu",
-    "/usr/lib/aarch64-linux-gnu",
-    "/usr/lib64",
-    "/usr/lib",
-    "/usr/local/lib",
-    "/usr/local/nvidia/lib64",
-    "/usr/lib/wsl/lib",
-];
-const TOOLKIT: &str = "/usr/local/cuda";
-
 /// A GPU, as `nvidia-smi` lists it.
 #[derive(Debug, PartialEq, Eq)]
 struct Gpu {
@@ -35,12 +24,9 @@ struct Gpu {
 pub(super) fn look() -> Vec<Finding> {
     let Some(gpus) = gpus() else { return vec![without_tool()] };
     let mut findings = vec![driver(&gpus), cards(&gpus)];
-    findings.push(library("CUDA driver", "libcuda.so", "install the NVIDIA driver's libraries"));
-    findings.push(library(
-        "NVRTC",
-        "libnvrtc.so",
-        "kernels are compiled at start: install cuda-nvrtc of CUDA 12.8 or newer, or set CUDA_HOME",
-    ));
+    let (driver, found) = cuda();
+    findings.push(found);
+    findings.push(compiler(driver));
     if gpus.len() > 1 {
         findings.push(links());
     }
@@ -110,37 +96,32 @@ fn cards(gpus: &[Gpu]) -> Finding {
     Finding::ok("GPUs", found)
 }
 
-fn library(what: &'static str, name: &str, advice: &str) -> Finding {
-    match find_library(name) {
-        Some(path) => Finding::ok(what, path.display().to_string()),
-        None => Finding::warn(what, format!("{name} was not found"), advice),
+/// The driver's own library, and what the engine says of the GPUs that it shows.
+fn cuda() -> (Option<Version>, Finding) {
+    let advice = "without it the reference engine on the processor is used";
+    let driver = match Driver::open() {
+        Ok(driver) => driver,
+        Err(error) => return (None, Finding::warn("CUDA", error.to_string(), advice)),
+    };
+    let version = Some(driver.version);
+    let unfit = driver.gpus().and_then(|gpus| gpus.iter().try_for_each(Device::check));
+    match unfit {
+        Ok(()) => (version, Finding::ok("CUDA", format!("the driver is for {}", driver.version))),
+        Err(error) => (version, Finding::warn("CUDA", error.to_string(), advice)),
     }
 }
 
-/// The first file of that name, whatever version comes after it.
-fn find_library(name: &str) -> Option<PathBuf> {
-    let toolkit = environment::cuda_home().unwrap_or_else(|| PathBuf::from(TOOLKIT));
-    let folders = environment::library_path()
-        .into_iter()
-        .chain([toolkit.join("lib64"), toolkit.join("targets/x86_64-linux/lib")])
-        .chain(LIBRARY_FOLDERS.iter().map(PathBuf::from));
-    folders.into_iter().find_map(|folder| in_folder(&folder, name))
-}
-
-fn in_folder(folder: &Path, name: &str) -> Option<PathBuf> {
-    let names = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
-    let mut found: Vec<_> = names
-        .filter(|path| {
-            path.file_name().is_some_and(|file| is_version(&file.to_string_lossy(), name))
-        })
-        .collect();
-    found.sort();
-    found.into_iter().next()
-}
-
-fn is_version(file: &str, name: &str) -> bool {
-    let rest = file.strip_prefix(name);
-    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+fn compiler(driver: Option<Version>) -> Finding {
+    match environment::toolchain().compiler(driver) {
+        Ok((path, version)) => Finding::ok("NVRTC", format!("{}, {version}", path.display())),
+        Err(error) => {
+            let advice = format!(
+                "kernels are compiled at start: install cuda-nvrtc of CUDA {CUDA_MIN} or newer, \
+                 for example with `pip install nvidia-cuda-nvrtc`, or set CUDA_HOME"
+            );
+            Finding::warn("NVRTC", error.to_string(), advice)
+        }
+    }
 }
 
 fn links() -> Finding {
@@ -198,15 +179,6 @@ mod tests {
             Legend:\n\n  X    = Self\n";
         assert_eq!(pairs(text), ["NV18", "NV18"]);
         assert!(pairs("").is_empty());
-    }
-
-    #[test]
-    fn a_library_is_found_in_any_version() {
-        for name in ["libnvrtc.so", "libnvrtc.so.12", "libnvrtc.so.12.8.61"] {
-            assert!(is_version(name, "libnvrtc.so"), "{name}");
-        }
-        assert!(!is_version("libnvrtc-builtins.so.12", "libnvrtc.so"));
-        assert!(!is_version("libnvrtc.soup", "libnvrtc.so"));
     }
 
     #[test]

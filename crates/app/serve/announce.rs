@@ -11,7 +11,6 @@ use kilotok_text::Text;
 use crate::check::describe;
 use crate::config::{Config, LoadFormat, LogFormat};
 use crate::engine::Planned;
-use crate::machine;
 
 /// The plan: model, engine, memory, limits.
 pub(super) fn plan(config: &Config, planned: &Planned) {
@@ -19,7 +18,7 @@ pub(super) fn plan(config: &Config, planned: &Planned) {
         tracing::info!(
             model = config.model,
             context_max = planned.plan.context_max,
-            slots = planned.plan.options.slot_count,
+            slots = planned.plan.sizes.slot_count,
             "planned"
         );
         return;
@@ -29,12 +28,7 @@ pub(super) fn plan(config: &Config, planned: &Planned) {
     if config.load_format == LoadFormat::Dummy {
         say("  weights   made up: replies will make no sense");
     }
-    let (unit, _) = machine::vector_unit();
-    let (cores, ranks) = (machine::core_count(), planned.plan.options.rank_count);
-    say(&format!(
-        "\nengine\n  reference engine on the processor: {cores} cores, {unit}, {}",
-        if ranks == 1 { "1 rank".to_owned() } else { format!("{ranks} ranks") }
-    ));
+    say(&format!("\nengine\n  {}", planned.chosen));
     say(&format!("\nmemory\n{}\nlimits\n{}", planned.plan, limits(config, planned)));
 }
 
@@ -52,7 +46,7 @@ fn limits(config: &Config, planned: &Planned) -> String {
     let has_drafter = planned.spec.drafter.is_some();
     line("names", config.served_names.join(", "));
     line("context", format!("{} tokens", planned.plan.context_max));
-    line("running", format!("{} requests", planned.plan.options.slot_count));
+    line("running", format!("{} requests", planned.plan.sizes.slot_count));
     line("waiting", format!("{} requests", limits.waiting_max));
     line(
         "step",
@@ -155,15 +149,17 @@ fn curl(config: &Config, base: &str, has_template: bool) -> String {
         " -H \"Authorization: Bearer $KILOTOK_API_KEY\""
     };
     let model = &config.served_names[0];
-    let (path, body) = if has_template {
+    let (path, mut body) = if has_template {
         let messages = serde_json::json!([{ "role": "user", "content": "Hello!" }]);
         ("chat/completions", serde_json::json!({ "model": model, "messages": messages }))
     } else {
         let body = serde_json::json!({ "model": model, "prompt": "Hello!", "max_tokens": 64 });
         ("completions", body)
     };
+    body["stream"] = true.into();
     let body = body.to_string().replace('\'', "'\\''");
-    format!("curl {base}/v1/{path}{key} -H 'Content-Type: application/json' -d '{body}'")
+    // Without -N it would hold back what came.
+    format!("curl -N {base}/v1/{path}{key} -H 'Content-Type: application/json' -d '{body}'")
 }
 
 #[cfg(test)]
@@ -197,6 +193,7 @@ mod tests {
     fn the_line_for_a_shell_is_quoted() {
         let line = curl(&config("it's", None), "http://h", true);
         assert!(line.contains(r#"{"model":"it'\''s","messages""#), "{line}");
+        assert!(line.ends_with(r#","stream":true}'"#), "{line}");
         assert!(!line.contains("Bearer"));
         let line = curl(&config("m", Some("k")), "http://h", false);
         assert!(line.contains("/v1/completions -H \"Authorization: Bearer $KILOTOK_API_KEY\""));

@@ -1,58 +1,18 @@
 //! The reference engine behind the seam.
 
-use kilotok_engine::{
-    Caps, Engine, EngineError, PageGroup, StepId, StepOutput, StepPlan, check_plan,
-};
+use kilotok_engine::{Caps, Engine, EngineError, StepId, StepOutput, StepPlan, check_plan};
 use kilotok_model::{ModelSpec, RanksError, check_ranks};
+use kilotok_rows::{Batch, SizeError, Slots};
 use kilotok_weights::{LoadError, Progress, WeightSource};
 
-use crate::pages::{Grouping, Pages};
-use crate::slots::Slots;
-use crate::step::{self, Batch, Model};
+use crate::CpuOptions;
+use crate::pages::Pages;
+use crate::step::{self, Model};
 use crate::watch::Watch;
 use crate::weights;
 
-/// Alternatives that a row may ask for beside each token; OpenAI's API allows as many.
-const LOGPROBS_MAX: u32 = 20;
-
-/// Slots beyond this are a typing error: a step has a row for each.
-const SLOTS_MAX: u32 = 1 << 16;
-
-/// How much an engine can hold.
-#[derive(Clone, Debug)]
-pub struct CpuOptions {
-    /// Tensor-parallel ranks to compute as, one after the other: 1, 2, 4 or 8.
-    pub rank_count: usize,
-    pub slot_count: u32,
-    /// Tokens of one step.
-    pub token_max: u32,
-    /// Positions of a sequence.
-    pub position_max: u32,
-    pub page_tokens: u32,
-    /// Pages of each group.
-    pub page_count: u32,
-}
-
-impl Default for CpuOptions {
-    /// Enough for a few short conversations.
-    fn default() -> Self {
-        Self {
-            rank_count: 1,
-            slot_count: 8,
-            token_max: 512,
-            position_max: 4096,
-            page_tokens: 16,
-            page_count: 1024,
-        }
-    }
-}
-
-impl CpuOptions {
-    /// The page groups that an engine with these options has, before its memory is taken.
-    pub fn groups(&self, spec: &ModelSpec) -> Vec<PageGroup> {
-        Grouping::new(spec, self.page_tokens, self.page_count).groups
-    }
-}
+/// Keys and values are F32.
+pub const VALUE_BYTES: usize = size_of::<f32>();
 
 /// Why an engine did not start.
 #[derive(Debug, thiserror::Error)]
@@ -61,8 +21,8 @@ pub enum StartError {
     Ranks(#[from] RanksError),
     #[error(transparent)]
     Load(#[from] LoadError),
-    #[error("{name} must be from 1 to {max}")]
-    Option { name: &'static str, max: u32 },
+    #[error(transparent)]
+    Size(#[from] SizeError),
     #[error(
         "{bytes} bytes of keys and values do not fit the memory: take fewer than {page_count} \
          pages of {page_tokens} tokens"
@@ -92,28 +52,18 @@ impl CpuEngine {
         options: &CpuOptions,
         progress: &dyn Progress,
     ) -> Result<Self, StartError> {
-        for (name, value, max) in [
-            ("slot_count", options.slot_count, SLOTS_MAX),
-            ("token_max", options.token_max, u32::MAX),
-            ("position_max", options.position_max, u32::MAX),
-            ("page_tokens", options.page_tokens, u32::MAX),
-            ("page_count", options.page_count, u32::MAX),
-        ] {
-            if value == 0 || value > max {
-                return Err(StartError::Option { name, max });
-            }
-        }
+        options.check()?;
         check_ranks(spec, options.rank_count)?;
         let weights = weights::read(source, spec, options.rank_count, progress)?;
-        let grouping = Grouping::new(spec, options.page_tokens, options.page_count);
-        let pages = grouping.allocate(spec, options.rank_count);
+        let grouping = options.groups(spec, VALUE_BYTES);
+        let pages = Pages::allocate(&grouping, spec, options.rank_count);
         let pages = pages.ok_or(StartError::Memory {
             bytes: grouping.bytes(),
             page_count: options.page_count,
             page_tokens: options.page_tokens,
         })?;
         Ok(Self {
-            caps: caps(spec, options, grouping),
+            caps: options.caps(spec, &grouping),
             model: Model { spec: spec.clone(), weights },
             pages,
             slots: Slots::new(options.slot_count as usize, spec.vocab_size),
@@ -126,24 +76,6 @@ impl CpuEngine {
     /// Shows every later step to `watch`.
     pub fn watch(&mut self, watch: Watch) {
         self.watch = Some(watch);
-    }
-}
-
-fn caps(spec: &ModelSpec, options: &CpuOptions, grouping: Grouping) -> Caps {
-    // Without a drafter a row may still bring drafts of its own.
-    const GIVEN_DRAFTS_MAX: u32 = 7;
-    let draft_max = spec.drafter.as_ref().map_or(GIVEN_DRAFTS_MAX, |d| d.rows as u32 - 1);
-    Caps {
-        vocab_size: spec.vocab_size as u32,
-        position_max: options.position_max.min(spec.position_max as u32),
-        slot_count: options.slot_count,
-        row_max: options.slot_count,
-        token_max: options.token_max,
-        draft_max,
-        drafter: spec.drafter.is_some(),
-        logprobs_max: LOGPROBS_MAX.min(spec.vocab_size as u32),
-        steps_in_flight_max: 1,
-        groups: grouping.groups,
     }
 }
 
@@ -160,7 +92,7 @@ impl Engine for CpuEngine {
         let batch = Batch::new(plan, &self.slots)?;
         let Self { model, pages, slots, watch, .. } = self;
         let mut out = StepOutput::default();
-        if batch.len() > 0 {
+        if batch.token_count() > 0 {
             slots.enter(&batch);
             step::run(model, pages, slots, &batch, watch, &mut out);
         }

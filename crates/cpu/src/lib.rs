@@ -15,10 +15,10 @@ mod pages;
 mod phase;
 mod products;
 mod rope;
-mod slots;
 mod step;
 mod watch;
 mod weights;
 
-pub use engine::{CpuEngine, CpuOptions, StartError};
+pub use engine::{CpuEngine, StartError, VALUE_BYTES};
+pub use kilotok_rows::Sizes as CpuOptions;
 pub use watch::{Seen, Watch};

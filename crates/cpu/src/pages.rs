@@ -1,7 +1,8 @@
 //! Keys and values, in pages.
 
-use kilotok_engine::{PageGroup, PageKind, PageRun};
+use kilotok_engine::{PageGroup, PageRun};
 use kilotok_model::{AttentionSpec, ModelSpec, Ranks};
+use kilotok_rows::Grouping;
 
 /// The K/V of one layer on one rank, all pages of its group. A page holds
 /// `[kv_heads, page_tokens, qk_dim]` keys and `[kv_heads, page_tokens, v_dim]` values.
@@ -24,76 +25,29 @@ pub(crate) struct Pages {
     pub(crate) drafter: Vec<Vec<LayerPages>>,
 }
 
-/// How a model's layers fall into page groups.
-pub(crate) struct Grouping {
-    pub(crate) groups: Vec<PageGroup>,
-    target: Vec<usize>,
-    drafter: Vec<usize>,
-}
-
-impl Grouping {
-    /// Layers that look back equally far share a group; the drafter has its own.
-    pub(crate) fn new(spec: &ModelSpec, page_tokens: u32, page_count: u32) -> Self {
-        let mut grouping = Self { groups: Vec::new(), target: Vec::new(), drafter: Vec::new() };
-        for layer in &spec.layers {
-            let window = layer.attention.window();
-            let kind = if window.is_some() { PageKind::Window } else { PageKind::Full };
-            let group = grouping.place(kind, &layer.attention, page_tokens, page_count);
-            grouping.target.push(group);
-        }
-        for layer in spec.drafter.iter().flat_map(|drafter| &drafter.layers) {
-            let group = grouping.place(PageKind::Draft, &layer.attention, page_tokens, page_count);
-            grouping.drafter.push(group);
-        }
-        grouping
-    }
-
-    /// The group of such a layer, made if there is none; counts the layer's bytes.
-    fn place(
-        &mut self,
-        kind: PageKind,
-        attention: &AttentionSpec,
-        page_tokens: u32,
-        page_count: u32,
-    ) -> usize {
-        let window = attention.window().map(|keys| keys as u32);
-        let same = |group: &PageGroup| group.kind == kind && group.window == window;
-        let index = self.groups.iter().position(same).unwrap_or_else(|| {
-            let page_bytes = 0;
-            self.groups.push(PageGroup { kind, page_tokens, page_count, window, page_bytes });
-            self.groups.len() - 1
-        });
-        let width = attention.kv_heads * (attention.qk_dim + attention.v_dim);
-        let bytes = (width * size_of::<f32>()) as u64 * u64::from(page_tokens);
-        self.groups[index].page_bytes = self.groups[index].page_bytes.saturating_add(bytes);
-        index
-    }
-
+impl Pages {
     /// Takes the memory of all pages; `None` if there is not so much.
-    pub(crate) fn allocate(&self, spec: &ModelSpec, rank_count: usize) -> Option<Pages> {
+    pub(crate) fn allocate(
+        grouping: &Grouping,
+        spec: &ModelSpec,
+        rank_count: usize,
+    ) -> Option<Self> {
         let layer = |group: usize, attention: &AttentionSpec| {
             let rank = |rank| {
                 let kv_heads = Ranks { rank, count: rank_count }.kv_share(attention.kv_heads).len();
-                LayerPages::new(group, &self.groups[group], kv_heads, attention)
+                LayerPages::new(group, &grouping.groups[group], kv_heads, attention)
             };
             (0..rank_count).map(rank).collect::<Option<Vec<_>>>()
         };
         let drafter_layers = spec.drafter.iter().flat_map(|drafter| &drafter.layers);
-        Some(Pages {
-            target: (self.target.iter().zip(&spec.layers))
+        Some(Self {
+            target: (grouping.target.iter().zip(&spec.layers))
                 .map(|(&group, spec)| layer(group, &spec.attention))
                 .collect::<Option<_>>()?,
-            drafter: (self.drafter.iter().zip(drafter_layers))
+            drafter: (grouping.drafter.iter().zip(drafter_layers))
                 .map(|(&group, spec)| layer(group, &spec.attention))
                 .collect::<Option<_>>()?,
         })
-    }
-
-    /// Bytes of all pages.
-    pub(crate) fn bytes(&self) -> u64 {
-        let group =
-            |group: &PageGroup| group.page_bytes.saturating_mul(u64::from(group.page_count));
-        self.groups.iter().map(group).fold(0, u64::saturating_add)
     }
 }
 

@@ -1,14 +1,13 @@
 //! One step: the phases in the order in which the GPU's persistent kernel runs them.
 
-use kilotok_abi::TokenId;
-use kilotok_engine::{EngineError, Row, RowTokens, StepOutput, StepPlan};
+use kilotok_engine::StepOutput;
 use kilotok_model::{FeedForwardSpec, LayerSpec, ModelSpec};
+use kilotok_rows::{Batch, Slots, verify, wanted_tokens};
 
 use crate::math::rms_norm;
 use crate::pages::{LayerPages, Pages};
 use crate::phase::router::Route;
-use crate::phase::{attn, attn_in, attn_out, dense, draft, embed, experts, head, router, verify};
-use crate::slots::Slots;
+use crate::phase::{attn, attn_in, attn_out, dense, draft, embed, experts, head, router};
 use crate::watch::{Seen, Watch};
 use crate::weights::{LayerWeights, ModelWeights};
 
@@ -16,63 +15,6 @@ use crate::weights::{LayerWeights, ModelWeights};
 pub(crate) struct Model {
     pub(crate) spec: ModelSpec,
     pub(crate) weights: ModelWeights,
-}
-
-/// The tokens of a step, all rows one after the other.
-pub(crate) struct Batch<'a> {
-    pub(crate) rows: Vec<BatchRow<'a>>,
-    pub(crate) tokens: Vec<TokenId>,
-    pub(crate) positions: Vec<u32>,
-    row_of: Vec<usize>,
-}
-
-/// A row and where its tokens lie in the batch.
-pub(crate) struct BatchRow<'a> {
-    pub(crate) plan: &'a Row,
-    pub(crate) first: usize,
-    pub(crate) count: usize,
-}
-
-impl<'a> Batch<'a> {
-    /// Looks up held tokens.
-    ///
-    /// # Errors
-    /// [`EngineError::Plan`] when a slot does not hold what the plan counts on.
-    pub(crate) fn new(plan: &'a StepPlan, slots: &Slots) -> Result<Self, EngineError> {
-        let (rows, row_of) = (Vec::with_capacity(plan.rows.len()), Vec::new());
-        let mut batch = Self { rows, tokens: Vec::new(), positions: Vec::new(), row_of };
-        for (index, row) in plan.rows.iter().enumerate() {
-            let first = batch.tokens.len();
-            slots.check(row).map_err(|reason| EngineError::Plan { row: index, reason })?;
-            match &row.tokens {
-                RowTokens::Given { tokens, .. } => batch.tokens.extend_from_slice(tokens),
-                RowTokens::Held { draft_count } => {
-                    batch.tokens.extend(slots.held(row.slot, *draft_count as usize));
-                }
-            }
-            let count = batch.tokens.len() - first;
-            batch.positions.extend(row.start..row.start + count as u32);
-            batch.row_of.extend(std::iter::repeat_n(index, count));
-            batch.rows.push(BatchRow { plan: row, first, count });
-        }
-        Ok(batch)
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.tokens.len()
-    }
-
-    /// The plan's row that a token belongs to.
-    pub(crate) fn row(&self, token: usize) -> &'a Row {
-        self.rows[self.row_of[token]].plan
-    }
-}
-
-impl BatchRow<'_> {
-    /// Tokens that are not drafts.
-    pub(crate) fn known(&self) -> usize {
-        self.count - self.plan.tokens.draft_count() as usize
-    }
 }
 
 /// Runs a checked plan.
@@ -99,7 +41,7 @@ fn phases(
     let Model { spec, weights } = model;
     let mut x = embed::run(weights, &batch.tokens);
     watch_hidden(watch, batch, 0, &x);
-    let mut taps = draft::Taps::new(spec, batch.len());
+    let mut taps = draft::Taps::new(spec, batch.token_count());
     let layers = spec.layers.iter().zip(&weights.layers).zip(&mut pages.target);
     for (index, ((layer, weights), pages)) in layers.enumerate() {
         let routes = run_layer(layer, weights, spec.norm_eps, batch, pages, &mut x);
@@ -107,14 +49,14 @@ fn phases(
         watch_experts(watch, batch, index, &routes);
         watch_hidden(watch, batch, index + 1, &x);
     }
-    let wanted = verify::wanted_tokens(batch);
+    let wanted = wanted_tokens(batch);
     let logits = head::run(&weights.head, &weights.final_norm, spec.norm_eps, &x, &wanted);
     if let Some(watch) = watch {
         for (&token, values) in wanted.iter().zip(logits.chunks_exact(spec.vocab_size)) {
             watch(Seen::Logits { position: batch.positions[token], values });
         }
     }
-    let committed = verify::run(spec.vocab_size, batch, &logits, slots, out);
+    let committed = verify(spec.vocab_size, batch, &logits, slots, out);
     if let Some(drafter) = draft::Drafter::new(model) {
         drafter.commit(batch, &committed, &taps, &mut pages.drafter, watch);
         drafter.draft(batch, &pages.drafter, slots, out, watch);
@@ -176,7 +118,7 @@ fn watch_experts(
 
 fn watch_hidden(watch: &mut Option<Watch>, batch: &Batch<'_>, index: usize, x: &[f32]) {
     if let Some(watch) = watch {
-        let width = x.len() / batch.len();
+        let width = x.len() / batch.token_count();
         for (&position, values) in batch.positions.iter().zip(x.chunks_exact(width)) {
             watch(Seen::Hidden { index, position, values });
         }

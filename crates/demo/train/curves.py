@@ -58,8 +58,9 @@ def main(folder, figures):
             found = measured[name][mode]["rates"]
             label = f"{name}, {mode}"
             rates.plot(range(1, len(found) + 1), found, style, color=colour, label=label)
-    rates.set_ylim(0, 1.2)
-    finish(rates, figures / "acceptance.png", "draft", "share of rounds", "upper right", 3)
+    rates.set_ylim(0, 1.4)  # room for the legend
+    rates.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+    finish(rates, figures / "acceptance.png", "draft", "share of rounds", "upper right", 2)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Measures the trained model on held-out prompts.
 
     python evaluate.py FOLDER [--count 384]
-    python evaluate.py --checkpoint CHECKPOINT --prompts FILE
+    python evaluate.py --checkpoint CHECKPOINT --prompts FILE [--replies FILE]
 
 prints, and writes FOLDER/figures.json, or beside FILE: how much of what it writes is valid, and the
 acceptance length of the drafter. The target writes a reply; at every position of the reply the
@@ -9,7 +9,9 @@ drafter proposes; then the rounds are walked as an engine does: the reply's own 
 drafts, because a target that chooses (or samples, its numbers keyed by position) writes the same
 reply with drafts or without. A round emits the accepted drafts and one token of the target's own;
 the mean is the acceptance length. The rate of slot k is the share of rounds that accept at least k
-drafts. FILE is what held.py writes; only acceptance is measured on it.
+drafts. The prompts are what held.py writes; only acceptance is measured on them. Replies are what
+`tests/demo.rs` had from a server and how many drafts it accepted in each round: PyTorch then judges
+the same text, so that no draw differs, and must find the same.
 """
 
 import argparse
@@ -25,8 +27,8 @@ import stored
 from choose import code_of, parses
 from drafter import Draft
 from generate import generate, load_model, load_prompts
-from held import text_of
-from shape import IM_END, SEED, Drafter, write_json
+from held import LENGTH, text_of
+from shape import END_OF_TEXT, IM_END, SEED, Drafter, write_json
 from train_drafter import Reader
 
 SETS = {
@@ -41,6 +43,8 @@ MODES = {
     "temperature 1, top_p 0.95": (1.0, 0.95),
 }
 ROWS = 16
+# Rates of a server and of PyTorch on the same text differ by ties that rounding decides.
+GAP = 0.02
 
 
 @torch.no_grad()
@@ -71,9 +75,10 @@ def walk(tokens, drafts, prompt, length):
     return rounds
 
 
-def acceptance(draft, model, reader, replies, device, dtype):
+def rounds_of(draft, model, reader, replies, device, dtype):
+    """Accepted drafts of the rounds of every reply."""
     tokens = replies["tokens"].long()
-    rounds = []
+    found = []
     for first in range(0, len(tokens), ROWS):
         part = tokens[first : first + ROWS]
         padded = F.pad(part, (0, 0, 0, ROWS - len(part))).to(device)
@@ -83,8 +88,12 @@ def acceptance(draft, model, reader, replies, device, dtype):
                 replies["prompt"][first + i].item(),
                 replies["length"][first + i].item(),
             )
-            rounds += walk(row, drafts[i], prompt, length)
-    slots = draft.shape.rows - 1
+            found.append(walk(row, drafts[i], prompt, length))
+    return found
+
+
+def summary(found, slots):
+    rounds = [accepted for reply in found for accepted in reply]
     rates = [sum(r >= k for r in rounds) / len(rounds) for k in range(1, slots + 1)]
     return {
         "length": round(1 + sum(rates), 3),
@@ -151,18 +160,19 @@ def measure(arguments, model, draft, sets, tokenizer, report):
     """Figures of every set and mode. `report` sees the texts."""
     device, figures = torch.device(arguments.device), {}
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    reader = Reader(model, ROWS, 512, device) if draft else None
+    reader = Reader(model, ROWS, LENGTH, device) if draft else None
     for name, (prompts, wanted) in sets.items():
         figures[name] = {}
         for mode, (temperature, top_p) in MODES.items():
             torch.manual_seed(SEED)
-            replies = generate(model, prompts, [temperature], top_p)
+            replies = generate(model, prompts, [temperature], top_p, dtype)
             spans = zip(replies["tokens"], replies["prompt"], replies["length"], strict=True)
             said = [row[a:b].tolist() for row, a, b in spans]
             texts = tokenizer.decode_batch(said, skip_special_tokens=True)
             found = figures[name][mode] = {}
             if draft:
-                found |= acceptance(draft, model, reader, replies, device, dtype)
+                rounds = rounds_of(draft, model, reader, replies, device, dtype)
+                found |= summary(rounds, draft.shape.rows - 1)
             if wanted:
                 found["valid"] = validity(replies, texts, wanted)
             print(name, "|", mode, "|", json.dumps(found), flush=True)
@@ -174,9 +184,50 @@ def of_checkpoint(arguments):
     folder, path, device = Path(arguments.checkpoint), Path(arguments.prompts), arguments.device
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     model, draft = stored.target(folder).to(device), stored.drafter(folder).to(device)
+    if arguments.replies:
+        return of_replies(arguments, model, draft, tokenizer)
     sets = {n: (p, None) for n, p in fixed_prompts(path, tokenizer).items()}
     figures = measure(arguments, model, draft, sets, tokenizer, lambda *_: None)
     write_json(path.with_suffix(".figures.json"), figures)
+
+
+def judged(some, prompts):
+    """What a server said, as generate() has it."""
+    tokens = torch.full((len(some), LENGTH), END_OF_TEXT)
+    for row, one in zip(tokens, some, strict=True):
+        whole = prompts[one["prompt"]] + one["tokens"]
+        row[: len(whole)] = torch.tensor(whole)
+    starts = torch.tensor([len(prompts[one["prompt"]]) for one in some])
+    counts = torch.tensor([len(one["tokens"]) for one in some])
+    return {"tokens": tokens, "prompt": starts, "length": starts + counts}
+
+
+def of_replies(arguments, model, draft, tokenizer):
+    device, slots, worst = torch.device(arguments.device), draft.shape.rows - 1, 0.0
+    reader = Reader(model, ROWS, LENGTH, device)
+    lines = Path(arguments.prompts).read_text().splitlines()
+    prompts = [tokenizer.encode(text_of(json.loads(line))).ids for line in lines]
+    groups = {}
+    for line in Path(arguments.replies).read_text().splitlines():
+        one = json.loads(line)
+        groups.setdefault((one["set"], one["mode"]), []).append(one)
+    for (name, mode), some in groups.items():
+        ours = rounds_of(draft, model, reader, judged(some, prompts), device, torch.float32)
+        served = [one["accepted"] for one in some]
+        there, here = summary(served, slots), summary(ours, slots)
+        gap = max(abs(a - b) for a, b in zip(there["rates"], here["rates"], strict=True))
+        same = sum(a == b for a, b in zip(served, ours, strict=True))
+        print(f"{name} | {mode} | served {there['length']} | PyTorch {here['length']}", flush=True)
+        print(f"  the same rounds in {same} of {len(some)} replies; rates {gap:.3f} apart")
+        if name == "functions":
+            good = 0
+            for one in some:
+                text = tokenizer.decode(one["tokens"]).strip()
+                good += one["tokens"][-1] == IM_END and fits("write", text, None)
+            print(f"  {good / len(some):.0%} are one fence of Python that parses")
+        worst = max(worst, gap)
+    if worst > GAP:
+        raise SystemExit(f"rates differ by {worst:.3f}")
 
 
 def of_training(arguments):
@@ -208,6 +259,7 @@ def main():
     parser.add_argument("folder", nargs="?")
     parser.add_argument("--checkpoint")
     parser.add_argument("--prompts")
+    parser.add_argument("--replies")
     parser.add_argument("--count", type=int, default=384)
     parser.add_argument("--device", default="cuda")
     arguments = parser.parse_args()

@@ -119,10 +119,10 @@ class Generator:
         return tokens[:n].to(torch.int16).cpu(), ends[:n].cpu()
 
 
-def generate(model, prompts, temperatures, top_p=1.0, length=LENGTH, batch=BATCH):
+def generate(model, prompts, temperatures, top_p=1.0, dtype=torch.bfloat16):
     """A dict of tokens, prompt and total lengths, kinds, temperatures."""
-    batch = min(batch, len(prompts))
-    generator = Generator(model, batch, length)
+    batch = min(BATCH, len(prompts))
+    generator = Generator(model, batch, LENGTH, dtype)
     heat = torch.tensor([temperatures[i % len(temperatures)] for i in range(len(prompts))])
     found = []
     for first in range(0, len(prompts), batch):

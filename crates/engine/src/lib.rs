@@ -42,4 +42,13 @@ pub enum EngineError {
     /// The step is not the oldest one in flight.
     #[error("step {step} is not the oldest in flight")]
     WrongStep { step: StepId },
+    /// A device broke. The engine runs no further step.
+    #[error("rank {rank}: {reason}")]
+    Device { rank: usize, reason: String },
+    /// A wait of a device ran out. The engine runs no further step.
+    #[error(
+        "rank {rank}, CTA {cta}, phase {phase}: waited too long for {waited_for} (wanted {wanted}, \
+         saw {seen})"
+    )]
+    Timeout { rank: usize, cta: u32, phase: u32, waited_for: String, wanted: u64, seen: u64 },
 }

@@ -4,7 +4,7 @@
 //! The order: finite check, logit bias, penalties, bad words, end tokens, mask, temperature,
 //! min-p, top-k, top-p. A forbidden token has the logit -infinity.
 
-use kilotok_abi::{Sampling, TokenId};
+use kilotok_abi::{OUTPUT_COUNT_MAX, Sampling, TokenId};
 
 use crate::logexp::{exp, ln};
 use crate::{History, Ranking, Setup};
@@ -25,8 +25,8 @@ pub enum Fault {
 ///
 /// - Bias: `x + bias`.
 /// - Repetition penalty r, tokens in prompt or output: `x / r` if `x > 0`, else `x * r`.
-/// - Frequency and presence penalties, tokens that are `count` times in the output:
-///   `x - frequency * count - presence`, in this order.
+/// - Frequency and presence penalties, tokens that are `count` times in the output, which counts
+///   to 32,767: `x - frequency * count - presence`, in this order.
 /// - Forbidden: the last token of a bad word whose others end the history; end tokens while
 ///   `position - prompt_count < min_tokens`; tokens whose bit `t % 32` of word `t / 32` is not set
 ///   in `mask`, of `vocab / 32` words, rounded up.
@@ -89,7 +89,8 @@ fn penalize(sampling: &Sampling, history: &History, logits: &mut [f32]) {
             *x *= sampling.repetition_penalty;
         }
         if seen.output_count > 0 {
-            *x -= sampling.frequency_penalty * seen.output_count as f32;
+            let count = seen.output_count.min(OUTPUT_COUNT_MAX);
+            *x -= sampling.frequency_penalty * count as f32;
             *x -= sampling.presence_penalty;
         }
     }
@@ -281,6 +282,17 @@ mod tests {
         assert_eq!(forbidden(&[2, 1]), [2, 3]);
         assert_eq!(forbidden(&[0, 1]), [0, 2, 3]);
         assert_eq!(forbidden(&[0, 1, 3]), [3]);
+    }
+
+    #[test]
+    fn occurrences_count_to_their_limit() {
+        let often = |count: u32| {
+            let tokens = vec![0; count as usize + 2];
+            let frequent = |s: &mut Setup| s.sampling.frequency_penalty = 0.5;
+            processed(frequent, &tokens, None, &[0.0; 2]).unwrap()[0]
+        };
+        assert_eq!(often(OUTPUT_COUNT_MAX - 1), -0.5 * (OUTPUT_COUNT_MAX - 1) as f32);
+        assert_eq!(often(OUTPUT_COUNT_MAX + 9), -0.5 * OUTPUT_COUNT_MAX as f32);
     }
 
     #[test]

@@ -40,7 +40,6 @@ impl Chorus {
             submission.prompt = prompt.to_vec();
             let seed = &mut submission.setup.sampling.seed;
             *seed = seed_of(*seed, number);
-            submission.needs_masks = grammar.is_some();
             if grammar.is_some() {
                 // At the end of a grammar there is nothing else to say.
                 let end_tokens = &mut submission.setup.end_tokens;
@@ -119,14 +118,25 @@ async fn grammar(service: &Arc<Service>, job: &Job) -> Result<Option<Grammar>, A
     let (grammars, reasoning) = (Arc::clone(&service.grammars), job.reply.reasoning);
     let cancel = Cancel(Arc::default());
     let cancelled = Arc::clone(&cancel.0);
-    let compile =
-        move || grammars.compile(&constraint, reasoning, &|| cancelled.load(Ordering::Relaxed));
+    let lost = || {
+        let message = "preparing the grammar failed";
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+    };
+    // Whoever waits for a turn takes no thread.
+    let turn = Arc::clone(&service.compiling).acquire_owned().await.map_err(|_| lost())?;
+    let compile = move || {
+        let _turn = turn;
+        grammars.compile(&constraint, reasoning, &|| cancelled.load(Ordering::Relaxed))
+    };
     match tokio::task::spawn_blocking(compile).await {
-        Ok(Ok(grammar)) => Ok(Some(grammar)),
-        Ok(Err(error)) => Err(ApiError::from_grammar(&error, param)),
-        Err(_) => {
-            let message = "preparing the grammar failed";
-            Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message))
+        Ok(Ok(grammar)) => {
+            let (id, left_out) = (&job.id, grammar.warnings());
+            if !left_out.is_empty() {
+                tracing::debug!(id, param, ?left_out, "not all of a schema is enforced");
+            }
+            Ok(Some(grammar))
         }
+        Ok(Err(error)) => Err(ApiError::from_grammar(&error, param)),
+        Err(_) => Err(lost()),
     }
 }

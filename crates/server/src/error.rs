@@ -59,7 +59,8 @@ impl IntoResponses for Faults {
 
 impl ApiError {
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), param: None, code: None, retry_after_s: None }
+        let message = shortened(message.into());
+        Self { status, message, param: None, code: None, retry_after_s: None }
     }
 
     /// The caller's fault, in a field that has a name.
@@ -81,7 +82,7 @@ impl ApiError {
 
     #[must_use]
     pub fn with_param(mut self, param: impl Into<String>) -> Self {
-        self.param = Some(param.into());
+        self.param = Some(shortened(param.into()));
         self
     }
 
@@ -165,6 +166,18 @@ impl ApiError {
         let (message, param) = (self.message.clone(), self.param.clone());
         ErrorBody { error: ErrorDetail { message, kind: self.kind(), param, code: self.code } }
     }
+}
+
+/// Bytes of a message, which may quote what a client sent: megabytes of it are of no use to the
+/// client, and would fill the log.
+const MESSAGE_BYTES_MAX: usize = 2000;
+
+fn shortened(mut text: String) -> String {
+    if text.len() > MESSAGE_BYTES_MAX {
+        text.truncate(text.floor_char_boundary(MESSAGE_BYTES_MAX));
+        text.push_str("...");
+    }
+    text
 }
 
 /// After this a replica that is shutting down has been taken off the list of its load balancer.

@@ -63,7 +63,7 @@ impl Default for GateOptions {
 pub struct Ask {
     /// What [`Gate::abort`] knows it by. Several may have the same.
     pub request_id: String,
-    /// `needs_masks` is set where there is a grammar.
+    /// Its `needs_masks` is set by the gate.
     pub submission: Submission,
     pub grammar: Option<Grammar>,
 }

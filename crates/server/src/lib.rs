@@ -21,6 +21,7 @@ mod routes;
 mod said;
 mod serve;
 mod service;
+mod socket;
 mod sse;
 mod stopwatch;
 mod tally;

@@ -13,6 +13,7 @@ use hyper_util::server::conn::auto::Builder;
 use crate::gate::EngineFailed;
 use crate::routes::router;
 use crate::service::Service;
+use crate::socket::Doorman;
 use crate::tls::Tls;
 
 /// Why serving ended before it was told to.
@@ -86,12 +87,13 @@ fn listen(
         router(service).into_make_service_with_connect_info();
     match tls {
         None => {
-            let mut server = axum_server::from_tcp(listener)?.handle(handle);
+            let mut server = axum_server::from_tcp(listener)?.handle(handle).map(Doorman);
             tune(server.http_builder());
             Ok(Box::pin(server.serve(make)))
         }
         Some(tls) => {
-            let mut server = axum_server::from_tcp_rustls(listener, tls.config())?.handle(handle);
+            let server = axum_server::from_tcp_rustls(listener, tls.config())?.handle(handle);
+            let mut server = server.map(Doorman);
             tune(server.http_builder());
             let served = server.serve(make);
             Ok(Box::pin(async move {

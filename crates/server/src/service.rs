@@ -85,8 +85,10 @@ pub struct Service {
     pub(crate) fingerprint: String,
     /// Set by the signal to stop.
     leaving: AtomicBool,
-    /// Templates, tokenizers and grammars at work on threads of their own.
+    /// Templates and tokenizers at work on threads of their own.
     chores: Arc<Semaphore>,
+    /// Grammars that are compiled, apart from chores: costly ones hold up no prompt.
+    pub(crate) compiling: Arc<Semaphore>,
 }
 
 /// A text of so many bytes is rendered and encoded in a few microseconds, faster than a thread is
@@ -114,6 +116,7 @@ impl Service {
             fingerprint: format!("kilotok-{}", env!("CARGO_PKG_VERSION")),
             leaving: AtomicBool::new(false),
             chores: Arc::new(Semaphore::new(CHORES_MAX)),
+            compiling: Arc::new(Semaphore::new(CHORES_MAX)),
             config,
         }
     }

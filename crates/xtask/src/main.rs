@@ -1,9 +1,11 @@
 //! Chores of the repository: `cargo xtask abi` writes the header that CUDA sources include,
 //! `cargo xtask tidy` holds the tree to the house rules, `cargo xtask tidy --update` shrinks the
-//! list of things that are longer than the rules allow.
+//! list of things that are longer than the rules allow. `cargo xtask kernels` compiles the kernels
+//! with nvcc and compares what they take with a table, which `--update` writes.
 
 #![expect(clippy::print_stdout, reason = "a tool for the terminal")]
 
+mod kernels;
 mod tidy;
 mod tree;
 
@@ -16,7 +18,7 @@ use kilotok_abi::header;
 
 use tree::Tree;
 
-const USAGE: &str = "usage: cargo xtask abi | tidy [--update]";
+const USAGE: &str = "usage: cargo xtask abi | tidy [--update] | kernels [--update]";
 
 fn main() -> ExitCode {
     match run() {
@@ -36,6 +38,8 @@ fn run() -> Result<ExitCode, Box<dyn Error>> {
     match words[..] {
         ["abi"] => write_header(&root)?,
         ["tidy"] => return Ok(tidy::run(&Tree::read(root)?)),
+        ["kernels"] => return kernels::run(&root, false),
+        ["kernels", "--update"] => return kernels::run(&root, true),
         ["tidy", "--update"] => tidy::update(&Tree::read(root)?)?,
         _ => return Err(USAGE.into()),
     }

@@ -11,12 +11,34 @@ constexpr int GROUPS_MAX = 4;
 
 constexpr int RANKS_MAX = 8;
 
+constexpr int BAD_WORDS_MAX = 2048;
+
+constexpr int BAD_TOKENS_MAX = 16384;
+
+constexpr int RECENT_MAX = 512;
+
+constexpr int END_TOKENS_MAX = 1152;
+
+constexpr int TOPS_MAX = 20;
+
+constexpr int PARTS_MAX = 16;
+
+constexpr int SEEN = 32768;
+
+constexpr int OUTPUT_COUNT_MAX = 32767;
+
 enum class Purpose : uint32_t {
   Target = 0,
   Draft = 1,
   Accept = 2,
   Residual = 3,
   Weight = 4,
+};
+
+enum class ChoiceFault : uint32_t {
+  None = 0,
+  NotFinite = 1,
+  NothingAllowed = 2,
 };
 
 struct alignas(8) Sampling {
@@ -218,5 +240,165 @@ static_assert(offsetof(Fault, cta) == 8, "Fault.cta");
 static_assert(offsetof(Fault, phase) == 12, "Fault.phase");
 static_assert(offsetof(Fault, wanted) == 16, "Fault.wanted");
 static_assert(offsetof(Fault, seen) == 24, "Fault.seen");
+
+struct alignas(8) Slot {
+  Sampling sampling;
+  uint32_t prompt_count;
+  uint32_t known;
+  uint32_t anchor;
+  uint32_t held;
+  uint32_t bad_word_count;
+  uint32_t end_token_count;
+  uint32_t biased;
+  uint32_t reserved;
+};
+static_assert(sizeof(Slot) == 72, "size of Slot");
+static_assert(offsetof(Slot, sampling) == 0, "Slot.sampling");
+static_assert(offsetof(Slot, prompt_count) == 40, "Slot.prompt_count");
+static_assert(offsetof(Slot, known) == 44, "Slot.known");
+static_assert(offsetof(Slot, anchor) == 48, "Slot.anchor");
+static_assert(offsetof(Slot, held) == 52, "Slot.held");
+static_assert(offsetof(Slot, bad_word_count) == 56, "Slot.bad_word_count");
+static_assert(offsetof(Slot, end_token_count) == 60, "Slot.end_token_count");
+static_assert(offsetof(Slot, biased) == 64, "Slot.biased");
+static_assert(offsetof(Slot, reserved) == 68, "Slot.reserved");
+
+struct alignas(4) Bias {
+  uint32_t token;
+  float bias;
+};
+static_assert(sizeof(Bias) == 8, "size of Bias");
+static_assert(offsetof(Bias, token) == 0, "Bias.token");
+static_assert(offsetof(Bias, bias) == 4, "Bias.bias");
+
+struct alignas(8) SampleRow {
+  uint32_t slot;
+  uint32_t known_count;
+  uint32_t sample;
+  uint32_t fresh;
+  uint32_t wanted_first;
+  uint32_t wanted_count;
+  uint32_t mask_first;
+  uint32_t top_count;
+  uint64_t history;
+  uint64_t biases;
+  uint32_t history_count;
+  uint32_t bias_count;
+};
+static_assert(sizeof(SampleRow) == 56, "size of SampleRow");
+static_assert(offsetof(SampleRow, slot) == 0, "SampleRow.slot");
+static_assert(offsetof(SampleRow, known_count) == 4, "SampleRow.known_count");
+static_assert(offsetof(SampleRow, sample) == 8, "SampleRow.sample");
+static_assert(offsetof(SampleRow, fresh) == 12, "SampleRow.fresh");
+static_assert(offsetof(SampleRow, wanted_first) == 16, "SampleRow.wanted_first");
+static_assert(offsetof(SampleRow, wanted_count) == 20, "SampleRow.wanted_count");
+static_assert(offsetof(SampleRow, mask_first) == 24, "SampleRow.mask_first");
+static_assert(offsetof(SampleRow, top_count) == 28, "SampleRow.top_count");
+static_assert(offsetof(SampleRow, history) == 32, "SampleRow.history");
+static_assert(offsetof(SampleRow, biases) == 40, "SampleRow.biases");
+static_assert(offsetof(SampleRow, history_count) == 48, "SampleRow.history_count");
+static_assert(offsetof(SampleRow, bias_count) == 52, "SampleRow.bias_count");
+
+struct alignas(4) Wanted {
+  uint32_t row;
+  uint32_t token;
+  uint32_t scored;
+  uint32_t reserved;
+};
+static_assert(sizeof(Wanted) == 16, "size of Wanted");
+static_assert(offsetof(Wanted, row) == 0, "Wanted.row");
+static_assert(offsetof(Wanted, token) == 4, "Wanted.token");
+static_assert(offsetof(Wanted, scored) == 8, "Wanted.scored");
+static_assert(offsetof(Wanted, reserved) == 12, "Wanted.reserved");
+
+struct alignas(8) ChoicePart {
+  uint64_t best;
+  uint64_t winner;
+  uint32_t finite;
+  uint32_t reserved;
+};
+static_assert(sizeof(ChoicePart) == 24, "size of ChoicePart");
+static_assert(offsetof(ChoicePart, best) == 0, "ChoicePart.best");
+static_assert(offsetof(ChoicePart, winner) == 8, "ChoicePart.winner");
+static_assert(offsetof(ChoicePart, finite) == 16, "ChoicePart.finite");
+static_assert(offsetof(ChoicePart, reserved) == 20, "ChoicePart.reserved");
+
+struct alignas(4) RowChoice {
+  uint32_t token_count;
+  uint32_t scored_count;
+  uint32_t fault;
+  uint32_t fault_position;
+};
+static_assert(sizeof(RowChoice) == 16, "size of RowChoice");
+static_assert(offsetof(RowChoice, token_count) == 0, "RowChoice.token_count");
+static_assert(offsetof(RowChoice, scored_count) == 4, "RowChoice.scored_count");
+static_assert(offsetof(RowChoice, fault) == 8, "RowChoice.fault");
+static_assert(offsetof(RowChoice, fault_position) == 12, "RowChoice.fault_position");
+
+struct alignas(4) Report {
+  float chosen;
+  uint32_t chosen_rank;
+  float scored;
+  uint32_t scored_rank;
+};
+static_assert(sizeof(Report) == 16, "size of Report");
+static_assert(offsetof(Report, chosen) == 0, "Report.chosen");
+static_assert(offsetof(Report, chosen_rank) == 4, "Report.chosen_rank");
+static_assert(offsetof(Report, scored) == 8, "Report.scored");
+static_assert(offsetof(Report, scored_rank) == 12, "Report.scored_rank");
+
+struct alignas(4) Top {
+  uint32_t token;
+  float logprob;
+};
+static_assert(sizeof(Top) == 8, "size of Top");
+static_assert(offsetof(Top, token) == 0, "Top.token");
+static_assert(offsetof(Top, logprob) == 4, "Top.logprob");
+
+struct alignas(8) SampleMemory {
+  uint32_t vocab;
+  uint32_t stride;
+  uint32_t mask_words;
+  uint32_t reserved;
+  uint64_t slots;
+  uint64_t biases;
+  uint64_t counts;
+  uint64_t recent;
+  uint64_t bad_tokens;
+  uint64_t bad_ends;
+  uint64_t end_tokens;
+  uint64_t rows;
+  uint64_t wanted;
+  uint64_t masks;
+  uint64_t processed;
+  uint64_t choice_parts;
+  uint64_t row_choices;
+  uint64_t chosen;
+  uint64_t reports;
+  uint64_t tops;
+  uint64_t reserved_addresses[2];
+};
+static_assert(sizeof(SampleMemory) == 160, "size of SampleMemory");
+static_assert(offsetof(SampleMemory, vocab) == 0, "SampleMemory.vocab");
+static_assert(offsetof(SampleMemory, stride) == 4, "SampleMemory.stride");
+static_assert(offsetof(SampleMemory, mask_words) == 8, "SampleMemory.mask_words");
+static_assert(offsetof(SampleMemory, reserved) == 12, "SampleMemory.reserved");
+static_assert(offsetof(SampleMemory, slots) == 16, "SampleMemory.slots");
+static_assert(offsetof(SampleMemory, biases) == 24, "SampleMemory.biases");
+static_assert(offsetof(SampleMemory, counts) == 32, "SampleMemory.counts");
+static_assert(offsetof(SampleMemory, recent) == 40, "SampleMemory.recent");
+static_assert(offsetof(SampleMemory, bad_tokens) == 48, "SampleMemory.bad_tokens");
+static_assert(offsetof(SampleMemory, bad_ends) == 56, "SampleMemory.bad_ends");
+static_assert(offsetof(SampleMemory, end_tokens) == 64, "SampleMemory.end_tokens");
+static_assert(offsetof(SampleMemory, rows) == 72, "SampleMemory.rows");
+static_assert(offsetof(SampleMemory, wanted) == 80, "SampleMemory.wanted");
+static_assert(offsetof(SampleMemory, masks) == 88, "SampleMemory.masks");
+static_assert(offsetof(SampleMemory, processed) == 96, "SampleMemory.processed");
+static_assert(offsetof(SampleMemory, choice_parts) == 104, "SampleMemory.choice_parts");
+static_assert(offsetof(SampleMemory, row_choices) == 112, "SampleMemory.row_choices");
+static_assert(offsetof(SampleMemory, chosen) == 120, "SampleMemory.chosen");
+static_assert(offsetof(SampleMemory, reports) == 128, "SampleMemory.reports");
+static_assert(offsetof(SampleMemory, tops) == 136, "SampleMemory.tops");
+static_assert(offsetof(SampleMemory, reserved_addresses) == 144, "SampleMemory.reserved_addresses");
 
 }  // namespace kilotok

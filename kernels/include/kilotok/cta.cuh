@@ -56,6 +56,14 @@ struct Cta {
   __device__ __forceinline__ int warp() const { return threadIdx.x / 32; }
   __device__ __forceinline__ int lane() const { return threadIdx.x % 32; }
 
+  // Goes on where a copy has come to.
+  __device__ __forceinline__ void follow(const Cta& copy) {
+    place = copy.place;
+    barriers = copy.barriers;
+    exchanges = copy.exchanges;
+    stamps = copy.stamps;
+  }
+
   // All consumers of this CTA.
   __device__ __forceinline__ void sync() const {
     asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory");

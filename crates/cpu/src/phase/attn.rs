@@ -2,13 +2,13 @@
 //! pages begin and how a prompt was cut does not show.
 
 use kilotok_model::AttentionSpec;
+use kilotok_rows::Batch;
 use pulp::Simd;
 use rayon::prelude::*;
 
 use crate::math::{Vectorised, exp};
 use crate::pages::LayerPages;
 use crate::products::{Products, WeightedSums};
-use crate::step::Batch;
 use crate::weights::LayerWeights;
 
 /// Attended values of one rank, `[tokens, q_heads * v_dim]`.
@@ -20,7 +20,7 @@ pub(crate) fn run(
     q: &[f32],
     pages: &LayerPages,
 ) -> Vec<f32> {
-    Heads::new(spec, weights, rank).attend(batch.len(), q, |token, head| {
+    Heads::new(spec, weights, rank).attend(batch.token_count(), q, |token, head| {
         let position = batch.positions[token];
         let run = &batch.row(token).pages[pages.group];
         let first = spec.window().map_or(0, |keys| (position + 1).saturating_sub(keys as u32));

@@ -1,12 +1,12 @@
 //! Norm, q/k/v projection, per-head norm, rotation, value scale, and the write to the pages.
 
 use kilotok_model::{AttentionSpec, Ranks};
+use kilotok_rows::Batch;
 
 use crate::math::rms_norm_in_place;
 use crate::matmul::{matmul, transpose};
 use crate::pages::LayerPages;
 use crate::rope::rotate;
-use crate::step::Batch;
 use crate::weights::LayerWeights;
 
 /// Queries, keys and values of one rank: `[tokens, heads * dim]` each.
@@ -34,7 +34,7 @@ pub(crate) fn run(
     let mut queries = Vec::with_capacity(pages.len());
     for (rank, pages) in pages.iter_mut().enumerate() {
         let Projected { q, k, v } = projection.all(rank, h, &batch.positions);
-        let (k_width, v_width) = (k.len() / batch.len(), v.len() / batch.len());
+        let (k_width, v_width) = (k.len() / batch.token_count(), v.len() / batch.token_count());
         for (token, &position) in batch.positions.iter().enumerate() {
             let run = &batch.row(token).pages[pages.group];
             let keys = &k[token * k_width..][..k_width];

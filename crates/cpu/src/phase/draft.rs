@@ -4,6 +4,7 @@
 use kilotok_abi::TokenId;
 use kilotok_engine::{Row, StepOutput};
 use kilotok_model::{AttentionSpec, DrafterSpec, ModelSpec};
+use kilotok_rows::{Batch, Slots, likeliest};
 
 use super::attn::Heads;
 use super::attn_in::{Projected, Projection};
@@ -11,8 +12,7 @@ use super::{attn_out, embed, head};
 use crate::math::rms_norm;
 use crate::matmul::matmul;
 use crate::pages::LayerPages;
-use crate::slots::Slots;
-use crate::step::{Batch, Model, feed_forward};
+use crate::step::{Model, feed_forward};
 use crate::watch::{Seen, Watch};
 use crate::weights::{DrafterWeights, ModelWeights};
 
@@ -226,15 +226,4 @@ fn by_head(x: &[f32], heads: usize, dim: usize) -> Vec<f32> {
         .flat_map(|head| rows.clone().flat_map(move |row| &row[head * dim..][..dim]))
         .copied()
         .collect()
-}
-
-/// Index of the largest logit, of equals the first.
-fn likeliest(logits: &[f32]) -> TokenId {
-    let mut best = 0;
-    for (token, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = token;
-        }
-    }
-    best as TokenId
 }

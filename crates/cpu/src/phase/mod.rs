@@ -12,4 +12,3 @@ pub(crate) mod embed;
 pub(crate) mod experts;
 pub(crate) mod head;
 pub(crate) mod router;
-pub(crate) mod verify;

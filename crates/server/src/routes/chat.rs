@@ -18,6 +18,7 @@ use crate::params::shape::shape;
 use crate::params::talk::{Talk, variables};
 use crate::params::tools::chat_tools;
 use crate::service::Service;
+use crate::sse;
 use crate::trace::RequestId;
 use crate::wire::body::Body;
 use crate::wire::chat::{ChatCompletion, ChatRequest, RenderedPrompt};

@@ -17,6 +17,7 @@ use crate::params::prompt::finished;
 use crate::params::sampling::{Chosen, alternatives, choose};
 use crate::params::shape::{Shape, shape};
 use crate::service::Service;
+use crate::sse;
 use crate::trace::RequestId;
 use crate::wire::body::Body;
 use crate::wire::chat::RenderedPrompt;

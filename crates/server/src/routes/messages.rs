@@ -8,7 +8,7 @@ use axum::response::Response;
 use kilotok_text::{Conversation, Message, ToolCall};
 use serde_json::{Map, Value, json};
 
-use super::reply::answer;
+use super::reply::{answer, check_tier};
 use crate::chorus::Chorus;
 use crate::dialects::Letterhead;
 use crate::dialects::messages::Messages;
@@ -19,6 +19,7 @@ use crate::params::shape::{Shape, schema_of};
 use crate::params::talk::{Talk, variables};
 use crate::params::tools::{Tools, Use, past_arguments, tool_of};
 use crate::service::Service;
+use crate::sse;
 use crate::trace::RequestId;
 use crate::wire::body::Body;
 use crate::wire::content::OneOrMany;
@@ -57,6 +58,7 @@ pub(crate) async fn create(
 ) -> Result<Response, ApiError> {
     let model = service.model(request.model.as_deref())?;
     let id = request_id.reply("msg_", None)?;
+    check_tier(request.service_tier.as_deref())?;
     count("max_tokens", Some(request.max_tokens), 1, i64::MAX)?;
     at_most(
         "stop_sequences",

@@ -19,6 +19,7 @@ use crate::params::shape::shape;
 use crate::params::talk::{Talk, variables};
 use crate::params::tools::{Tools, only_functions, past_arguments, tool_of, usage_of};
 use crate::service::Service;
+use crate::sse;
 use crate::trace::RequestId;
 use crate::wire::body::Body;
 use crate::wire::content::{NameOr, OneOrMany};

@@ -35,6 +35,7 @@ pub struct MessagesRequest {
     /// Not used.
     #[schema(value_type = Option<Object>)]
     pub metadata: Option<Value>,
+    /// `auto` and `standard_only` only.
     pub service_tier: Option<String>,
     /// Has no effect: every prompt is cached.
     #[schema(value_type = Option<Object>)]
@@ -64,7 +65,7 @@ pub struct CountRequest {
 
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct InputMessage {
-    /// `user` or `assistant`.
+    /// `user` or `assistant`; `system` is taken too.
     pub role: String,
     #[schema(inline)]
     pub content: InputParts,

@@ -196,7 +196,7 @@ pub struct ResponseError {
 
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Incomplete {
-    /// `max_output_tokens`.
+    /// `max_output_tokens`, or `aborted` for what `/abort_requests` ended.
     pub reason: &'static str,
 }
 

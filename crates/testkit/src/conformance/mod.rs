@@ -50,14 +50,21 @@ macro_rules! promises {
             &[ $( (stringify!($name), $name), )* ];
 
         /// A module of this name with a test per promise, for the engines that the expression, a
-        /// `fn() -> Box<dyn Engine>`, makes.
+        /// `fn() -> Box<dyn Engine>`, makes. Where they may not run here, a third expression says
+        /// why not, if so: an `Option` of something to print.
         #[macro_export]
         macro_rules! conformance {
             ($d engine:ident, $d make:expr) => {
+                $d crate::conformance!($d engine, $d make, None::<&str>);
+            };
+            ($d engine:ident, $d make:expr, $d absent:expr) => {
                 mod $d engine {
                     use super::*;
                     $( #[test]
                     fn $name() {
+                        if let Some(reason) = $d absent {
+                            return println!("skipped: {reason}");
+                        }
                         if let Err(broken) = $d crate::conformance::$name(&$d make) {
                             panic!("{broken}");
                         }

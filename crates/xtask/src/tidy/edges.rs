@@ -19,13 +19,14 @@ const CRATES: &[(&str, u8, &str)] = &[
     ("sampling", 1, "abi"),
     ("weights", 1, "abi model"),
     ("text", 1, "abi"),
+    ("rows", 2, "abi engine model sampling"),
     ("sched", 2, "abi engine"),
-    ("cpu", 2, "abi engine model sampling weights"),
-    ("cuda", 2, "abi engine model weights"),
+    ("cpu", 3, "abi engine model rows weights"),
+    ("cuda", 3, "abi engine model rows weights"),
     ("server", 3, "abi engine sched text"),
     ("testkit", 3, "abi engine model sampling sched weights"),
     ("xtask", 3, "abi model"),
-    ("app", 4, "abi cpu cuda demo engine model sampling sched server testkit text weights"),
+    ("app", 4, "abi cpu cuda demo engine model rows sampling sched server testkit text weights"),
 ];
 
 /// Crates of others that only some of ours may use, and why. Tests may use any.

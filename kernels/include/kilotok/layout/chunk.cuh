@@ -8,6 +8,10 @@
 //           of the first register, bytes 0 and 2 of the other. Then 16 F32 scales, one a row.
 //   MXFP4   16 bytes a lane, a word for each step; see `place` in the packer for the bits. Then a
 //           word for each g: E8M0 scales of row g, both groups, and of row g + 8, both groups.
+//
+// Moving bits makes BF16 numbers of codes, 2^-120 (FP8) or 2^-126 (MXFP4) times their values.
+// QUANTISED_SCALE undoes 2^100 of that, the stored scales the rest: they are 2^20 and 2^26 times
+// those of the checkpoint. Bytes of zero are weights of zero.
 #pragma once
 
 #include "kilotok/layout/operand.cuh"
@@ -47,7 +51,6 @@ struct Chunk<Format::Bf16> {
   }
 };
 
-// An E4M3 code moved to the bits of a BF16 number is 2^-120 times its value.
 template <>
 struct Chunk<Format::Fp8> {
   uint32_t from;
@@ -55,9 +58,8 @@ struct Chunk<Format::Fp8> {
 
   __device__ __forceinline__ void load(uint32_t chunk, int lane) {
     from = chunk + lane * 16;
-    const float undo = 1048576.0f;  // 2^20 = 2^120 / QUANTISED_SCALE
-    scales[0] = __uint_as_float(ptx::load_shared_word(chunk + 1024 + lane / 4 * 4)) * undo;
-    scales[1] = __uint_as_float(ptx::load_shared_word(chunk + 1056 + lane / 4 * 4)) * undo;
+    scales[0] = __uint_as_float(ptx::load_shared_word(chunk + 1024 + lane / 4 * 4));
+    scales[1] = __uint_as_float(ptx::load_shared_word(chunk + 1056 + lane / 4 * 4));
   }
 
   static __device__ __forceinline__ uint32_t decode(uint32_t codes) {
@@ -89,7 +91,6 @@ struct Chunk<Format::Fp8> {
   }
 };
 
-// An E2M1 code moved to the bits of a BF16 number is 2^-126 times its value.
 template <>
 struct Chunk<Format::Mxfp4> {
   uint4 words;
@@ -105,7 +106,7 @@ struct Chunk<Format::Mxfp4> {
   static __device__ __forceinline__ void decode(uint32_t x, uint32_t y, uint32_t (&a)[4],
                                                 uint32_t (&b)[4]) {
     constexpr uint32_t home = 0x81C081C0u, fourth = 0x06030603u;
-    const uint32_t z = (x & fourth) | (y << 2 & ~fourth);
+    const uint32_t z = ptx::select_bits(fourth, x, y << 2);
     a[0] = x & home;
     a[1] = x << 4 & home;
     a[2] = __funnelshift_r(x, x, 6) & home;
@@ -116,21 +117,19 @@ struct Chunk<Format::Mxfp4> {
     b[3] = __funnelshift_r(z, z, 4) & home;
   }
 
-  // The scale 2^(code - 127), of code 0 too, where F32 has no normal number.
-  static __device__ __forceinline__ float scale(uint32_t code) {
-    return code == 0 ? 5.8774718e-39f : __uint_as_float(code << 23);
+  // Byte `i` of the scales becomes the exponent of an F32 number.
+  __device__ __forceinline__ float scale(int i) const {
+    return __uint_as_float((i < 3 ? scales << (23 - 8 * i) : scales >> 1) & 0x7F800000u);
   }
 
   template <int TILES>
   __device__ __forceinline__ void multiply(float (&acc)[TILES][4],
                                            const OperandChunk (&x)[TILES]) const {
-    const float undo = 67108864.0f;  // 2^26 = 2^126 / QUANTISED_SCALE
 #pragma unroll
     for (int group = 0; group < 2; group++) {
       uint32_t a[4], b[4];
       decode(group == 0 ? words.x : words.z, group == 0 ? words.y : words.w, a, b);
-      const float low = scale(scales >> (8 * group) & 255) * undo;
-      const float high = scale(scales >> (16 + 8 * group) & 255) * undo;
+      const float low = scale(group), high = scale(2 + group);
 #pragma unroll
       for (int tile = 0; tile < TILES; tile++) {
         float sum[4] = {};

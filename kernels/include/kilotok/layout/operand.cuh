@@ -26,10 +26,11 @@ __device__ __forceinline__ int operand_offset(int column) {
 struct OperandChunk {
   uint4 words[2];
 
+  // Of an operand that other CTAs wrote before a grid barrier.
   __device__ __forceinline__ void load(const char* row, int chunk, int lane) {
     const char* from = row + chunk * CHUNK_OPERAND_BYTES + lane % 4 * 32;
-    words[0] = ptx::load_l2(from);
-    words[1] = ptx::load_l2(from + 16);
+    words[0] = ptx::load_cached(from);
+    words[1] = ptx::load_cached(from + 16);
   }
 
   __device__ __forceinline__ void load_shared(uint32_t row, int chunk, int lane) {

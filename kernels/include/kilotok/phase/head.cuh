@@ -6,11 +6,11 @@
 namespace kilotok {
 
 // The tokens of the batch that the head is asked for, as columns of its product.
-struct Wanted {
+struct WantedTokens {
   const uint32_t* tokens;
   int count;
 
-  __device__ __forceinline__ Wanted(const Memory& memory, const Batch& batch)
+  __device__ __forceinline__ WantedTokens(const Memory& memory, const Batch& batch)
       : tokens(at<const uint32_t>(memory.wanted)), count(batch.wanted_count) {}
 
   __device__ __forceinline__ int tiles() const { return ceil_div(count, TILE_TOKENS); }
@@ -23,7 +23,7 @@ struct Wanted {
 struct StoreLogits {
   float* logits;
   const StreamMemory& stream;
-  Wanted wanted;
+  WantedTokens wanted;
 
   __device__ __forceinline__ void operator()(int unit, int, int tile, int lane,
                                              const float4& v) const {

@@ -127,4 +127,19 @@ __device__ __forceinline__ void read_norm(const Cta& cta, StreamMemory& stream, 
   }
 }
 
+// What `multiply` does while operands are on their way.
+struct ReadNorm {
+  StreamMemory& stream;
+  int token_count;
+  float eps;
+
+  __device__ __forceinline__ void operator()(const Cta& cta) const {
+    read_norm(cta, stream, token_count, eps);
+  }
+};
+
+struct Nothing {
+  __device__ __forceinline__ void operator()(const Cta&) const {}
+};
+
 }  // namespace kilotok

@@ -26,6 +26,16 @@ __device__ __forceinline__ uint4 load_l2(const void* p) {
   return v;
 }
 
+// Sixteen bytes through the first-level cache, for what was written before a grid barrier. Lanes
+// that take the two halves of a sector, and warps that take the same rows, ask L2 once.
+__device__ __forceinline__ uint4 load_cached(const void* p) {
+  uint4 v;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+}
+
 __device__ __forceinline__ float load_l2(const float* p) {
   float v;
   asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(v) : "l"(p));
@@ -35,6 +45,12 @@ __device__ __forceinline__ float load_l2(const float* p) {
 __device__ __forceinline__ uint2 load_l2_pair(const void* p) {
   uint2 v;
   asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+  return v;
+}
+
+__device__ __forceinline__ uint64_t load_l2(const uint64_t* p) {
+  uint64_t v;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(p));
   return v;
 }
 

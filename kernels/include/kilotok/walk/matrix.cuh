@@ -234,7 +234,7 @@ __device__ __forceinline__ void multiply_tiles(const Cta& cta, Ring& ring, Sums&
                                                RowOf row_of, Prepare prepare, Use use) {
   constexpr bool HELD = TILES == 1 && M::STEPS <= HELD_STEPS_MAX;
   const Multiplier<M, TILES, HELD> multiplier(cta, operand, row_bytes, row_of);
-  prepare();
+  prepare(cta);
   cta.sync();
 #pragma unroll 1
   for (int unit = first; unit < M::UNITS; unit += GRID) {
@@ -251,16 +251,29 @@ __device__ __forceinline__ void multiply_tiles(const Cta& cta, Ring& ring, Sums&
   if constexpr (TILES == 1) sums.drain(cta);
 }
 
+// Several tiles, out of line: their registers are not those of the decoding that one tile is.
+template <class M, class RowOf, class Prepare, class Use>
+__device__ __noinline__ void multiply_many(Cta cta, Ring& ring, SumMemory& memory,
+                                           uint64_t operand, int row_bytes, int first,
+                                           RowOf row_of, Prepare prepare, Use use) {
+  Ring own = ring;
+  Sums sums(memory);
+  multiply_tiles<M, TILES_MAX>(cta, own, sums, operand, row_bytes, first, row_of, prepare, use);
+  ring = own;
+}
+
 template <class M, class RowOf, class Prepare, class Use>
 __device__ __forceinline__ void multiply(const Cta& cta, Ring& ring, Sums& sums, uint64_t operand,
                                          int row_bytes, int first, int tiles, RowOf row_of,
                                          Prepare prepare, Use use) {
   if (first >= M::UNITS) return;
-  if (tiles <= 1)
+  if (tiles <= 1) {
     multiply_tiles<M, 1>(cta, ring, sums, operand, row_bytes, first, row_of, prepare, use);
-  else
-    multiply_tiles<M, TILES_MAX>(cta, ring, sums, operand, row_bytes, first, row_of, prepare,
-                                 use);
+    return;
+  }
+  Ring passed = ring;
+  multiply_many<M>(cta, passed, sums.memory, operand, row_bytes, first, row_of, prepare, use);
+  ring = passed;
 }
 
 // Adders: the other half of `multiply`.

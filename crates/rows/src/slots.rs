@@ -5,9 +5,10 @@ use kilotok_abi::{SlotId, TokenId};
 use kilotok_engine::{Row, RowTokens, SlotSetup};
 use kilotok_sampling::{Fault, Sampler, Setup};
 
-use crate::step::Batch;
+use crate::batch::Batch;
 
-pub(crate) struct Slots {
+/// All slots of an engine.
+pub struct Slots {
     slots: Vec<Option<Slot>>,
     vocab_size: usize,
 }
@@ -22,20 +23,20 @@ pub(crate) struct Slot {
 }
 
 /// The token chosen last, whose keys and values no page has yet, and guesses of what follows it.
-pub(crate) struct Held {
+pub struct Held {
     /// Position of `anchor`.
-    pub(crate) start: u32,
-    pub(crate) anchor: TokenId,
-    pub(crate) drafts: Vec<TokenId>,
+    pub start: u32,
+    pub anchor: TokenId,
+    pub drafts: Vec<TokenId>,
 }
 
 impl Slots {
-    pub(crate) fn new(count: usize, vocab_size: usize) -> Self {
+    pub fn new(count: usize, vocab_size: usize) -> Self {
         Self { slots: (0..count).map(|_| None).collect(), vocab_size }
     }
 
     /// Whether the slot can run the row: it is set up, and holds what the row counts on.
-    pub(crate) fn check(&self, row: &Row) -> Result<(), String> {
+    pub fn check(&self, row: &Row) -> Result<(), String> {
         if let Some(setup) = &row.setup {
             return sampling_setup(setup).check(self.vocab_size).map_err(|error| error.to_string());
         }
@@ -63,13 +64,13 @@ impl Slots {
     }
 
     /// The token that a checked row counts on, and the first drafts after it.
-    pub(crate) fn held(&self, slot: SlotId, draft_count: usize) -> Vec<TokenId> {
+    pub fn held(&self, slot: SlotId, draft_count: usize) -> Vec<TokenId> {
         let held = self.slots[slot.0 as usize].as_ref().and_then(|slot| slot.held.as_ref());
         let held = held.expect("a checked row's tokens are held");
         [&[held.anchor], &held.drafts[..draft_count]].concat()
     }
 
-    pub(crate) fn held_mut(&mut self, slot: SlotId) -> Option<&mut Held> {
+    pub fn held_mut(&mut self, slot: SlotId) -> Option<&mut Held> {
         self.slots[slot.0 as usize].as_mut()?.held.as_mut()
     }
 
@@ -79,7 +80,7 @@ impl Slots {
     }
 
     /// Takes in new requests and the tokens that the host sent; what was held is in the batch now.
-    pub(crate) fn enter(&mut self, batch: &Batch<'_>) {
+    pub fn enter(&mut self, batch: &Batch<'_>) {
         for row in &batch.rows {
             if let Some(setup) = &row.plan.setup {
                 self.slots[row.plan.slot.0 as usize] = Some(Slot::new(setup));

@@ -5,11 +5,11 @@ use kilotok_abi::TokenId;
 use kilotok_engine::{RowFault, RowOutput, StepOutput, TokenLogprob, TokenLogprobs};
 use kilotok_sampling::{Fault, Ranking, logprobs};
 
+use crate::batch::{Batch, BatchRow};
 use crate::slots::Slots;
-use crate::step::{Batch, BatchRow};
 
 /// Tokens of the batch after which logits are needed: scored ones, the last known one, drafts.
-pub(crate) fn wanted_tokens(batch: &Batch<'_>) -> Vec<usize> {
+pub fn wanted_tokens(batch: &Batch<'_>) -> Vec<usize> {
     batch.rows.iter().flat_map(|row| wanted(row).map(|token| row.first + token)).collect()
 }
 
@@ -21,7 +21,7 @@ fn wanted(row: &BatchRow<'_>) -> impl Iterator<Item = usize> {
 
 /// Chooses every row's tokens by the logits of the wanted tokens, `[wanted, vocab]`. Returns the
 /// tokens of the batch that are now part of their sequences.
-pub(crate) fn run(
+pub fn verify(
     vocab_size: usize,
     batch: &Batch<'_>,
     logits: &[f32],
@@ -99,4 +99,15 @@ fn report(
         rank: found.rank,
         top: found.top.into_iter().map(entry).collect(),
     })
+}
+
+/// Index of the largest logit, of equals the first: how a draft is chosen.
+pub fn likeliest(logits: &[f32]) -> TokenId {
+    let mut best = 0;
+    for (token, logit) in logits.iter().enumerate() {
+        if *logit > logits[best] {
+            best = token;
+        }
+    }
+    best as TokenId
 }

@@ -1,0 +1,292 @@
+//! How the GPU chooses tokens: what it keeps of a slot, what a step asks for, and what comes of
+//! it. The tables are as long as the limits here say, and are taken at start.
+
+use crate::layout::{abi_constants, abi_struct};
+use crate::{Sampling, TokenId};
+
+/// Bad words of a request: the server takes 1,024, each with and without a space before it.
+pub const BAD_WORDS_MAX: usize = 2048;
+/// Tokens of all bad words of a request together: eight for each, on average.
+pub const BAD_TOKENS_MAX: usize = 16_384;
+/// The newest tokens of a slot that are kept, and so the longest bad word: the server takes 256
+/// bytes and a space, which are no more tokens than that.
+pub const RECENT_MAX: usize = 512;
+/// Tokens that end a request: the server takes 1,024, to which a model adds a few.
+pub const END_TOKENS_MAX: usize = 1152;
+/// Alternatives reported beside a token.
+pub const TOPS_MAX: usize = 20;
+/// CTAs that share one position, where its choice is one pass over the logits.
+pub const PARTS_MAX: usize = 16;
+/// Of the 16 bits kept of a slot's token: that it occurred in prompt or output.
+pub const SEEN: u32 = 0x8000;
+/// How often it occurred in the output is the rest; a penalty grows no further.
+pub const OUTPUT_COUNT_MAX: u32 = 0x7fff;
+
+abi_constants! {
+    /// Why no token was chosen.
+    pub enum ChoiceFault {
+        None = 0,
+        NotFinite = 1,
+        NothingAllowed = 2,
+    }
+}
+
+abi_struct! {
+    /// How a slot's request chooses tokens, and how far it is. Beside it the slot has a row of each
+    /// table of [`SampleMemory`].
+    pub struct Slot : 72 {
+        pub sampling: Sampling,
+        pub prompt_count: u32,
+        /// Positions whose tokens are counted.
+        pub known: u32,
+        /// The token chosen last.
+        pub anchor: u32,
+        /// Whether there is one.
+        pub held: u32,
+        pub bad_word_count: u32,
+        pub end_token_count: u32,
+        /// Whether the slot's row of biases is used.
+        pub biased: u32,
+        pub reserved: u32,
+    }
+}
+
+abi_struct! {
+    /// An entry of a request's logit bias.
+    pub struct Bias : 8 {
+        pub token: u32,
+        pub bias: f32,
+    }
+}
+
+abi_struct! {
+    /// What a row of the batch asks of sampling, beside its [`crate::BatchRow`].
+    pub struct SampleRow : 56 {
+        pub slot: u32,
+        /// The row's tokens that are no drafts; they come first.
+        pub known_count: u32,
+        /// Whether to choose tokens after the last known one and each draft.
+        pub sample: u32,
+        /// Whether a request enters the slot. The host has written the [`Slot`], bad words and end
+        /// tokens; the tables of counts and biases follow from the lists below.
+        pub fresh: u32,
+        /// The row's first wanted token. Sampled ones are the last of the row's.
+        pub wanted_first: u32,
+        pub wanted_count: u32,
+        /// The mask of the first token to be chosen, others follow; `!0` for none.
+        pub mask_first: u32,
+        /// Alternatives to report with each log-probability; `!0` reports none of chosen tokens.
+        pub top_count: u32,
+        /// Tokens known so far, of a fresh slot.
+        pub history: u64,
+        /// [`Bias`] entries of a fresh slot.
+        pub biases: u64,
+        pub history_count: u32,
+        pub bias_count: u32,
+    }
+}
+
+abi_struct! {
+    /// A token of the batch after which logits are needed.
+    pub struct Wanted : 16 {
+        pub row: u32,
+        /// The token's place in its row.
+        pub token: u32,
+        /// The token whose log-probability to report as its successor; `!0` for none.
+        pub scored: u32,
+        pub reserved: u32,
+    }
+}
+
+abi_struct! {
+    /// What one CTA found in its part of a position's logits. Of each the smallest wins.
+    pub struct ChoicePart : 24 {
+        /// The likeliest token: its logit's bits, turned over so that the highest is smallest,
+        /// above its id.
+        pub best: u64,
+        /// The token that finishes first: its time above its id.
+        pub winner: u64,
+        /// 0 if a logit was not finite.
+        pub finite: u32,
+        pub reserved: u32,
+    }
+}
+
+abi_struct! {
+    /// What became of a row.
+    pub struct RowChoice : 16 {
+        /// Accepted drafts and the target's token.
+        pub token_count: u32,
+        /// Scored tokens before the first at fault.
+        pub scored_count: u32,
+        /// A [`ChoiceFault`].
+        pub fault: u32,
+        pub fault_position: u32,
+    }
+}
+
+abi_struct! {
+    /// Log-probabilities at a wanted token, of the chosen and of the scored successor.
+    pub struct Report : 16 {
+        pub chosen: f32,
+        pub chosen_rank: u32,
+        pub scored: f32,
+        pub scored_rank: u32,
+    }
+}
+
+abi_struct! {
+    /// One of the likeliest tokens.
+    pub struct Top : 8 {
+        pub token: u32,
+        pub logprob: f32,
+    }
+}
+
+abi_struct! {
+    /// Where everything about choosing tokens lies on a rank.
+    pub struct SampleMemory : 160 {
+        /// Entries of a row of logits that mean something.
+        pub vocab: u32,
+        /// Entries of a row of logits, biases and counts, a multiple of 16.
+        pub stride: u32,
+        /// Words of a mask.
+        pub mask_words: u32,
+        pub reserved: u32,
+        /// `[slots]` of [`Slot`].
+        pub slots: u64,
+        /// `[slots, stride]`, F32.
+        pub biases: u64,
+        /// `[slots, stride]`, 16 bits.
+        pub counts: u64,
+        /// `[slots, RECENT_MAX]`: the token of position p at p modulo the length.
+        pub recent: u64,
+        /// `[slots, BAD_TOKENS_MAX]`: the bad words one after the other.
+        pub bad_tokens: u64,
+        /// `[slots, BAD_WORDS_MAX]`: where each ends.
+        pub bad_ends: u64,
+        /// `[slots, END_TOKENS_MAX]`.
+        pub end_tokens: u64,
+        /// `[rows]` of [`SampleRow`].
+        pub rows: u64,
+        /// `[wanted]` of [`Wanted`].
+        pub wanted: u64,
+        /// `[masks, mask_words]`: bit t % 32 of word t / 32 allows token t.
+        pub masks: u64,
+        /// `[wanted, stride]`, F32: logits that more than one pass reads.
+        pub processed: u64,
+        /// `[wanted, PARTS_MAX]` of [`ChoicePart`].
+        pub choice_parts: u64,
+        /// `[rows]` of [`RowChoice`].
+        pub row_choices: u64,
+        /// `[wanted]`: tokens chosen.
+        pub chosen: u64,
+        /// `[wanted]` of [`Report`].
+        pub reports: u64,
+        /// `[wanted, TOPS_MAX]` of [`Top`].
+        pub tops: u64,
+        pub reserved_addresses: [u64; 2],
+    }
+}
+
+/// A request that the slots' tables cannot hold.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SlotLimit {
+    #[error("{name}: {count}, the GPU's tables hold {max}")]
+    Count { name: &'static str, count: usize, max: usize },
+    #[error("logit_bias has token {token} twice, the GPU's table holds one bias for each")]
+    BiasTwice { token: TokenId },
+}
+
+/// A request as the host writes it into the tables.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SlotLists {
+    pub slot: Slot,
+    pub biases: Vec<Bias>,
+    pub bad_tokens: Vec<u32>,
+    pub bad_ends: Vec<u32>,
+    pub end_tokens: Vec<u32>,
+}
+
+impl SlotLists {
+    /// # Errors
+    /// When a list is longer than its table.
+    pub fn new(
+        sampling: Sampling,
+        prompt_count: u32,
+        logit_bias: &[(TokenId, f32)],
+        bad_words: &[Vec<TokenId>],
+        end_tokens: &[TokenId],
+    ) -> Result<Self, SlotLimit> {
+        let longest = bad_words.iter().map(Vec::len).max().unwrap_or(0);
+        for (name, count, max) in [
+            ("bad_words", bad_words.len(), BAD_WORDS_MAX),
+            ("tokens of a bad word", longest, RECENT_MAX),
+            ("tokens of all bad_words", bad_words.iter().map(Vec::len).sum(), BAD_TOKENS_MAX),
+            ("end_tokens", end_tokens.len(), END_TOKENS_MAX),
+        ] {
+            if count > max {
+                return Err(SlotLimit::Count { name, count, max });
+            }
+        }
+        let mut biased: Vec<TokenId> = logit_bias.iter().map(|&(token, _)| token).collect();
+        biased.sort_unstable();
+        if let Some(pair) = biased.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(SlotLimit::BiasTwice { token: pair[0] });
+        }
+        let ends = bad_words.iter().scan(0, |end, word| {
+            *end += word.len() as u32;
+            Some(*end)
+        });
+        Ok(Self {
+            slot: Slot {
+                sampling,
+                prompt_count,
+                known: 0,
+                anchor: 0,
+                held: 0,
+                bad_word_count: bad_words.len() as u32,
+                end_token_count: end_tokens.len() as u32,
+                biased: u32::from(!logit_bias.is_empty()),
+                reserved: 0,
+            },
+            biases: logit_bias.iter().map(|&(token, bias)| Bias { token, bias }).collect(),
+            bad_tokens: bad_words.concat(),
+            bad_ends: ends.collect(),
+            end_tokens: end_tokens.to_vec(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(bias: &[(TokenId, f32)], words: &[Vec<TokenId>], end: &[TokenId]) -> String {
+        let lists = SlotLists::new(Sampling::GREEDY, 1, bias, words, end);
+        lists.expect_err("a list is too long").to_string()
+    }
+
+    #[test]
+    fn what_the_tables_cannot_hold_is_refused_by_name() {
+        let words = vec![vec![1]; BAD_WORDS_MAX + 1];
+        assert_eq!(refusal(&[], &words, &[]), "bad_words: 2049, the GPU's tables hold 2048");
+        let long = refusal(&[], &[vec![1; RECENT_MAX + 1]], &[]);
+        assert_eq!(long, "tokens of a bad word: 513, the GPU's tables hold 512");
+        let many = refusal(&[], &vec![vec![1; 512]; 33], &[]);
+        assert_eq!(many, "tokens of all bad_words: 16896, the GPU's tables hold 16384");
+        let end = refusal(&[], &[], &[7; END_TOKENS_MAX + 1]);
+        assert_eq!(end, "end_tokens: 1153, the GPU's tables hold 1152");
+        let twice = refusal(&[(3, 1.0), (4, 1.0), (3, 2.0)], &[], &[]);
+        assert!(twice.starts_with("logit_bias has token 3 twice"), "{twice}");
+    }
+
+    #[test]
+    fn bad_words_lie_end_to_end() {
+        let words = [vec![5, 6], vec![7], vec![8, 9, 10]];
+        let lists = SlotLists::new(Sampling::GREEDY, 1, &[], &words, &[]).expect("they fit");
+        assert_eq!(lists.bad_tokens, [5, 6, 7, 8, 9, 10]);
+        assert_eq!(lists.bad_ends, [2, 3, 6]);
+        assert_eq!((lists.slot.bad_word_count, lists.slot.biased), (3, 0));
+    }
+}

@@ -1,0 +1,143 @@
+//! What computes: GPUs or the processor, as the user wishes or as the machine allows, and how much
+//! room there is. Loads no model.
+
+use std::fmt;
+
+use anyhow::{Context, Result, ensure};
+use indicatif::BinaryBytes;
+use kilotok_cuda::{CudaOptions, Found, StartError};
+use kilotok_model::ModelSpec;
+use kilotok_rows::Sizes;
+
+use crate::config::{EngineKind, EngineWish};
+use crate::environment;
+use crate::machine::{self, Memory};
+use crate::plan::{Room, context_wished};
+
+/// The part of the processor's free memory that keys and values take at most.
+const KV_SHARE: u64 = 4;
+/// What there is where the system does not tell.
+const MEMORY_ASSUMED: u64 = 4 << 30;
+/// Of the GPUs' free memory, what is left by the weights: drivers round up.
+const GPU_SHARE: u64 = 32;
+
+#[derive(Clone, Debug)]
+pub(crate) enum Chosen {
+    /// The reference engine, and why not GPUs.
+    Cpu {
+        why: String,
+        rank_count: usize,
+    },
+    Gpus(Found),
+}
+
+impl Chosen {
+    /// # Errors
+    /// GPUs are wished for, and cannot be used.
+    pub(crate) fn new(wish: &EngineWish, spec: &ModelSpec) -> Result<Self> {
+        let rank_count = wish.rank_count;
+        let cpu = |why| Ok(Self::Cpu { why, rank_count });
+        match wish.kind {
+            EngineKind::Cpu => cpu("as wished".to_owned()),
+            EngineKind::Cuda => Ok(Self::Gpus(look(wish, spec).context("--engine cuda")?)),
+            EngineKind::Auto => match look(wish, spec) {
+                Ok(found) => Ok(Self::Gpus(found)),
+                Err(error) => cpu(error.to_string()),
+            },
+        }
+    }
+
+    /// What it has room for, with weights of so many bytes in the checkpoint.
+    pub(crate) fn room(
+        &self,
+        wish: &EngineWish,
+        spec: &ModelSpec,
+        weights_bytes: u64,
+    ) -> Result<Room> {
+        let Self::Gpus(found) = self else {
+            let memory = machine::memory();
+            let free = memory.map_or(MEMORY_ASSUMED, |memory| memory.free);
+            return Ok(Room {
+                fixed_bytes: weights_bytes,
+                memory,
+                kv_bytes: free / KV_SHARE,
+                value_bytes: kilotok_cpu::VALUE_BYTES,
+                token_max: u32::MAX,
+            });
+        };
+        let count = found.gpus.len() as u64;
+        let fixed_bytes = gpu_bytes(found, wish, spec)? * count;
+        let memory = Memory {
+            total: found.gpus.iter().map(|gpu| gpu.memory_bytes).sum(),
+            free: found.free_bytes * count,
+        };
+        ensure!(
+            fixed_bytes < memory.free,
+            "the model needs {} besides keys and values, and the GPUs have {} free of {}: take \
+             more of them (--ranks), or --engine cpu",
+            BinaryBytes(fixed_bytes),
+            BinaryBytes(memory.free),
+            BinaryBytes(memory.total)
+        );
+        let left = memory.free - fixed_bytes;
+        Ok(Room {
+            fixed_bytes,
+            memory: Some(memory),
+            kv_bytes: left - left / GPU_SHARE,
+            value_bytes: kilotok_cuda::VALUE_BYTES,
+            token_max: kilotok_cuda::TOKENS_MAX,
+        })
+    }
+}
+
+/// GPUs that can run the model.
+fn look(wish: &EngineWish, spec: &ModelSpec) -> Result<Found, StartError> {
+    let found = Found::look(wish.rank_count, &environment::toolchain())?;
+    options(wish, spec).memory_map(spec, multiprocessors(&found))?;
+    Ok(found)
+}
+
+/// Bytes of a GPU that are taken with one page of each group, and what the driver wants.
+fn gpu_bytes(found: &Found, wish: &EngineWish, spec: &ModelSpec) -> Result<u64> {
+    let map = options(wish, spec).memory_map(spec, multiprocessors(found))?;
+    Ok(map.bytes() + kilotok_cuda::RESERVE_BYTES)
+}
+
+fn multiprocessors(found: &Found) -> u32 {
+    found.gpus.iter().map(|gpu| gpu.multiprocessors).min().unwrap_or(1)
+}
+
+/// All that is known before pages are counted.
+fn options(wish: &EngineWish, spec: &ModelSpec) -> CudaOptions {
+    let sizes = Sizes {
+        rank_count: wish.rank_count,
+        slot_count: wish.slot_count,
+        token_max: kilotok_cuda::TOKENS_MAX,
+        position_max: context_wished(wish, spec),
+        page_tokens: wish.page_tokens,
+        page_count: 1,
+    };
+    CudaOptions { sizes, toolchain: environment::toolchain() }
+}
+
+/// A line for the start's table.
+impl fmt::Display for Chosen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ranks = |count| if count == 1 { "1 rank".to_owned() } else { format!("{count} ranks") };
+        match self {
+            Self::Cpu { why, rank_count } => {
+                let (cores, (unit, _)) = (machine::core_count(), machine::vector_unit());
+                let ranks = ranks(*rank_count);
+                write!(f, "reference engine on the processor: {cores} cores, {unit}, {ranks}")?;
+                write!(f, "\n  no GPU: {why}")
+            }
+            Self::Gpus(found) => {
+                let (gpu, ranks) = (&found.gpus[0], ranks(found.gpus.len()));
+                let (path, version) = &found.compiler;
+                write!(f, "{}: {} multiprocessors, {ranks}", gpu.name, gpu.multiprocessors)?;
+                let driver = found.driver.version;
+                write!(f, "\n  driver for CUDA {driver}, {} {version}", path.display())
+            }
+        }
+    }
+}

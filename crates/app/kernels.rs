@@ -1,0 +1,48 @@
+//! `kilotok kernels`: has a model's GPU kernels compiled into the cache, so that its first start
+//! does not wait for them. Needs NVRTC, and no GPU.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use kilotok_cuda::{CudaOptions, Found, Sizes};
+use kilotok_weights::read_spec;
+
+use crate::environment::{self, folder};
+use crate::knobs::KnobArgs;
+
+/// Those of an H100 or H200, where there is no GPU to ask.
+const MULTIPROCESSORS: u32 = 132;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// A model's folder, or its name on the hub.
+    model: String,
+    /// Tensor-parallel ranks that are to share the model: 1, 2, 4 or 8.
+    #[arg(long, default_value_t = 1)]
+    ranks: usize,
+    /// Positions of one page, as `serve` will be told.
+    #[arg(long, default_value_t = 16)]
+    page_tokens: u32,
+    /// Where to keep the kernels instead of the cache.
+    #[arg(long, value_name = "FOLDER")]
+    cache: Option<PathBuf>,
+    #[command(flatten)]
+    knobs: KnobArgs,
+}
+
+#[expect(clippy::print_stdout, reason = "the report is what the command is for")]
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let folder = folder(&args.model)?;
+    let spec =
+        read_spec(&folder, &args.knobs.knobs()).with_context(|| folder.display().to_string())?;
+    let mut toolchain = environment::toolchain();
+    toolchain.cache = args.cache.clone().or(toolchain.cache);
+    let found = Found::look(args.ranks, &toolchain).ok();
+    let gpus = found.iter().flat_map(|found| &found.gpus);
+    let multiprocessors = gpus.map(|gpu| gpu.multiprocessors).min().unwrap_or(MULTIPROCESSORS);
+    let sizes = Sizes { rank_count: args.ranks, page_tokens: args.page_tokens, ..Sizes::default() };
+    let options = CudaOptions { sizes, toolchain };
+    let bytes = options.build(&spec, multiprocessors, &|line| println!("{line}"))?;
+    println!("{bytes} bytes of code for {multiprocessors} multiprocessors");
+    Ok(())
+}

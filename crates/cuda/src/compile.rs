@@ -1,0 +1,276 @@
+//! From the kernels' sources to machine code for the loaded model: compiled when it is first seen,
+//! then kept in a folder.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use ring::digest::{Context, SHA256};
+
+use crate::nvrtc::{CompileError, MIN, Nvrtc, Version};
+use crate::sources::Program;
+
+/// Contraction into fused multiply-adds stays on, as in nvcc; nothing else is relaxed. There is no
+/// host whose functions those without a mark could be.
+const OPTIONS: &[&str] =
+    &["-std=c++20", "--gpu-architecture=sm_90a", "-default-device", "-lineinfo"];
+
+/// What the system's loader may know the library by, newest first.
+const NAMES: &[&str] = &["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"];
+
+/// Where compiled kernels are kept and the compiler is looked for.
+#[derive(Clone, Debug, Default)]
+pub struct Toolchain {
+    /// Folder of compiled kernels; without one they are compiled at every start.
+    pub cache: Option<PathBuf>,
+    /// Where toolkits and Python environments may be, besides the usual places.
+    pub prefixes: Vec<PathBuf>,
+}
+
+/// Prefixes under which toolkits are installed.
+const PREFIXES: &[&str] = &["/usr/local/cuda", "/opt/cuda", "/usr", "/usr/local"];
+
+impl Toolchain {
+    /// Opens the first NVRTC that is new enough, and whose code a driver of that version loads.
+    pub(crate) fn nvrtc(&self, driver: Option<Version>) -> Result<Nvrtc, CompileError> {
+        let mut refused = Vec::new();
+        let names = NAMES.iter().map(PathBuf::from);
+        for path in names.chain(self.files()) {
+            let Ok(nvrtc) = Nvrtc::open(&path) else { continue };
+            match unfit(nvrtc.version, driver) {
+                None => return Ok(nvrtc),
+                Some(reason) => refused.push(format!("{}: {reason}", path.display())),
+            }
+        }
+        refused.dedup();
+        let found =
+            if refused.is_empty() { "no libnvrtc.so".to_owned() } else { refused.join("; ") };
+        Err(CompileError::Missing(found))
+    }
+
+    /// The NVRTC that would compile kernels for a driver of that version: its file and version.
+    ///
+    /// # Errors
+    /// What was found instead, if there is none.
+    pub fn compiler(&self, driver: Option<Version>) -> Result<(PathBuf, Version), CompileError> {
+        let nvrtc = self.nvrtc(driver)?;
+        Ok((nvrtc.path, nvrtc.version))
+    }
+
+    /// Every file that may be NVRTC, newest version first within a folder.
+    fn files(&self) -> Vec<PathBuf> {
+        let mut folders = Vec::new();
+        let usual = PREFIXES.iter().map(PathBuf::from).chain(beside("/usr/local", "cuda-"));
+        for prefix in self.prefixes.iter().cloned().chain(usual) {
+            folders.push(prefix.join("lib64"));
+            folders.push(prefix.join("targets/x86_64-linux/lib"));
+            folders.push(prefix.join("lib"));
+            folders.push(prefix.join("lib/x86_64-linux-gnu"));
+            folders.extend(wheels(&prefix));
+        }
+        let files = folders.iter().flat_map(|folder| {
+            let mut files = beside(folder, "libnvrtc.so");
+            files.reverse();
+            files
+        });
+        let mut files: Vec<_> = files.collect();
+        files.dedup();
+        files
+    }
+
+    /// The kernels for a model whose constants are `model_header`, from the folder or compiled.
+    pub(crate) fn cubin(
+        &self,
+        model_header: &str,
+        driver: Option<Version>,
+        tell: &dyn Fn(&str),
+    ) -> Result<Vec<u8>, CompileError> {
+        let nvrtc = self.nvrtc(driver)?;
+        let program = Program::new(model_header);
+        let name = format!("{}.cubin", key(&program, nvrtc.version));
+        let file = self.cache.as_ref().map(|folder| folder.join(name));
+        if let Some(cubin) =
+            file.as_ref().and_then(|file| fs::read(file).ok()).filter(|file| is_elf(file))
+        {
+            return Ok(cubin);
+        }
+        let path = nvrtc.path.display();
+        tell(&format!("compiling kernels for this model with {path} {}", nvrtc.version));
+        let cubin = nvrtc.compile(&program, OPTIONS)?;
+        if let Some(file) = file
+            && let Err(error) = keep(&file, &cubin)
+        {
+            let folder = file.display();
+            tell(&format!("the next start compiles again, {folder} cannot be written: {error}"));
+        }
+        Ok(cubin)
+    }
+}
+
+/// Why a version cannot be used.
+fn unfit(version: Version, driver: Option<Version>) -> Option<String> {
+    if version < MIN {
+        return Some(format!("is of CUDA {version}, {MIN} is needed"));
+    }
+    // Within a major version any driver loads any code.
+    let driver = driver.filter(|driver| driver.major < version.major)?;
+    Some(format!("is of CUDA {version}, newer than the driver, which is for {driver}"))
+}
+
+/// Folders of NVIDIA's Python packages below a prefix.
+fn wheels(prefix: &Path) -> Vec<PathBuf> {
+    let mut folders = Vec::new();
+    for lib in [prefix.join("lib"), prefix.join(".local/lib"), prefix.to_owned()] {
+        for python in beside(&lib, "python3") {
+            for packages in ["site-packages", "dist-packages"] {
+                let nvidia = python.join(packages).join("nvidia");
+                folders
+                    .extend(beside(&nvidia, "cu").into_iter().map(|package| package.join("lib")));
+            }
+        }
+    }
+    folders
+}
+
+/// What is in a folder and begins like that, in order of names.
+fn beside(folder: impl AsRef<Path>, start: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut paths: Vec<_> = entries
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(start))
+        .map(|entry| entry.path())
+        .collect();
+    paths.sort();
+    paths
+}
+
+/// The name of what a program becomes: everything that could make it something else, hashed.
+fn key(program: &Program, version: Version) -> String {
+    let mut hash = Context::new(&SHA256);
+    let mut add = |text: &str| {
+        hash.update(&(text.len() as u64).to_le_bytes());
+        hash.update(text.as_bytes());
+    };
+    add(&version.to_string());
+    for option in OPTIONS {
+        add(option);
+    }
+    add(&program.text);
+    for (name, text) in &program.headers {
+        add(name);
+        add(text);
+    }
+    hash.finish().as_ref().iter().fold(String::new(), |mut digits, byte| {
+        let _ = write!(digits, "{byte:02x}");
+        digits
+    })
+}
+
+fn is_elf(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"\x7fELF")
+}
+
+/// Writes a file that is there whole or not at all, also if another process writes the same.
+fn keep(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let folder = file.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder)?;
+    let half = file.with_extension(format!("{}.part", std::process::id()));
+    let write = || {
+        let mut out = fs::File::create(&half)?;
+        out.write_all(bytes)?;
+        out.sync_all()?;
+        fs::rename(&half, file)
+    };
+    write().inspect_err(|_| drop(fs::remove_file(&half)))
+}
+
+#[cfg(test)]
+mod tests {
+    use kilotok_testkit::Toy;
+
+    use super::*;
+    use crate::constants::{Constants, Launch};
+
+    const VERSION: Version = Version { major: 13, minor: 0 };
+
+    #[test]
+    fn the_key_is_of_everything() {
+        let program = || Program::new("constexpr int HIDDEN = 64;");
+        let first = key(&program(), VERSION);
+        assert_eq!(first, key(&program(), VERSION));
+        assert_eq!(first.len(), 64);
+        let mut others = vec![
+            key(&Program::new("constexpr int HIDDEN = 65;"), VERSION),
+            key(&program(), Version { minor: 1, ..VERSION }),
+        ];
+        let mut changed = program();
+        changed.text.push('\n');
+        others.push(key(&changed, VERSION));
+        // The same characters, cut elsewhere.
+        let mut changed = program();
+        let (name, text) = changed.headers.last_mut().unwrap();
+        let moved = text.remove(0);
+        name.push(moved);
+        others.push(key(&changed, VERSION));
+        assert!(others.iter().all(|other| *other != first));
+    }
+
+    #[test]
+    fn a_file_is_whole_or_not_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("kernels/a.cubin");
+        keep(&file, b"\x7fELF and more").unwrap();
+        assert!(is_elf(&fs::read(&file).unwrap()));
+        let names: Vec<_> = beside(folder.path().join("kernels"), "");
+        assert_eq!(names, std::slice::from_ref(&file), "no other file stays");
+        // A file where the folder should be.
+        assert!(keep(&file.join("b.cubin"), b"").is_err());
+    }
+
+    #[test]
+    fn libraries_are_found_where_users_have_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let prefix = folder.path();
+        for file in [
+            "lib64/libnvrtc.so.12",
+            "lib/python3.11/site-packages/nvidia/cu13/lib/libnvrtc.so.13",
+            "lib/python3.11/site-packages/nvidia/cuda_nvrtc/lib/libnvrtc.so.12",
+        ] {
+            let file = prefix.join(file);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, "no library").unwrap();
+        }
+        let toolchain = Toolchain { cache: None, prefixes: vec![prefix.to_owned()] };
+        let found = toolchain.files();
+        assert_eq!(found.iter().filter(|file| file.starts_with(prefix)).count(), 3, "{found:?}");
+    }
+
+    /// The headers, by the compiler that users have: its own standard headers are ours.
+    #[test]
+    fn headers_compile_where_there_is_a_compiler() {
+        let nvrtc = match Toolchain::default().nvrtc(None) {
+            Ok(nvrtc) => nvrtc,
+            Err(error) => return println!("skipped: {error}"),
+        };
+        let spec = Toy::pro_fp4().spec();
+        let launch = Launch { ranks: 1, grid: 132, tokens_max: 64, page_tokens: 16 };
+        let mut program = Program::new(&Constants::new(&spec, launch).unwrap().header());
+        program.text = "#include \"kilotok/layout/agree.cuh\"\n\
+                        extern \"C\" __global__ void none(const kilotok::Memory m) {}\n"
+            .to_owned();
+        let cubin = nvrtc.compile(&program, OPTIONS).unwrap();
+        assert!(is_elf(&cubin), "{} bytes", cubin.len());
+        program.text = "#error \"no\"\n".to_owned();
+        let error = nvrtc.compile(&program, OPTIONS).unwrap_err().to_string();
+        assert!(error.contains("kilotok.cu(1)"), "{error}");
+    }
+
+    #[test]
+    fn versions_fit_the_driver() {
+        let twelve = |minor| Version { major: 12, minor };
+        assert!(unfit(twelve(4), None).unwrap().contains("12.8 is needed"));
+        assert_eq!(unfit(twelve(9), Some(twelve(8))), None);
+        assert_eq!(unfit(twelve(9), Some(VERSION)), None);
+        assert!(unfit(VERSION, Some(twelve(9))).unwrap().contains("newer than the driver"));
+    }
+}

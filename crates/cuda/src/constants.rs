@@ -1,0 +1,386 @@
+//! What the kernels know of a model at compile time: the kinds of attention and feed-forward
+//! network that its layers have, as one rank holds them, and the header that says so.
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt::Write;
+
+use kilotok_abi::GROUPS_MAX;
+use kilotok_model::{
+    AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, Ranks, RopeSpec, WeightFormat,
+    check_ranks,
+};
+use kilotok_rows::Grouping;
+
+use crate::places::{CHUNK_COLUMNS, OWNER_ROWS, TILE_TOKENS, Working, planned};
+
+/// Rows of operands, weights and keys are whole runs of 16 bytes, which is what a copy takes.
+const ALIGNED_VALUES: usize = 8;
+/// The scaled stream of so many tokens fits into a CTA's scratch memory.
+const TOKENS_MAX: usize = 64;
+/// Attention has a warp for each 16 dimensions of a value, and 12 warps.
+const VALUE_DIM_MAX: usize = 192;
+/// An owner's 48 columns of so many experts' F32 weights fit into the ring.
+const EXPERTS_MAX: usize = 816;
+/// A lane of a warp keeps one choice of a token.
+const TOP_K_MAX: usize = 32;
+
+/// How the kernels are launched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Launch {
+    pub(crate) ranks: usize,
+    /// CTAs of a rank: one for each of its GPU's multiprocessors.
+    pub(crate) grid: usize,
+    /// Tokens of a batch at most.
+    pub(crate) tokens_max: usize,
+    /// Positions in a page.
+    pub(crate) page_tokens: usize,
+}
+
+/// A model's constants. Sizes are one rank's share, but for the vocabulary and the hidden size.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Constants {
+    pub(crate) launch: Launch,
+    pub(crate) hidden: usize,
+    pub(crate) vocab: usize,
+    /// Rows of one draft; 0 without a drafter.
+    pub(crate) draft_rows: usize,
+    pub(crate) taps: usize,
+    pub(crate) norm_eps: f32,
+    pub(crate) draft_norm_eps: f32,
+    pub(crate) attentions: Vec<Attention>,
+    /// The drafter's kinds follow the target's.
+    pub(crate) draft_attention: usize,
+    pub(crate) feed_forwards: Vec<FeedForward>,
+    pub(crate) draft_feed_forward: usize,
+    pub(crate) layers: Vec<LayerKinds>,
+    pub(crate) draft_layers: Vec<LayerKinds>,
+}
+
+/// One kind of attention, as in `shape.cuh`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Attention {
+    pub(crate) q_heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) qk_dim: usize,
+    pub(crate) v_dim: usize,
+    pub(crate) rope: RopeSpec,
+    pub(crate) window: Option<usize>,
+    pub(crate) page_group: usize,
+    pub(crate) sinks: bool,
+    pub(crate) qk_norm: bool,
+    pub(crate) value_scale: f32,
+    pub(crate) format: WeightFormat,
+}
+
+/// One kind of feed-forward network, as in `shape.cuh`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct FeedForward {
+    /// 0 for a dense network.
+    pub(crate) experts: usize,
+    pub(crate) top_k: usize,
+    pub(crate) width: usize,
+    pub(crate) format: WeightFormat,
+    pub(crate) normalise: bool,
+    pub(crate) scale: f32,
+}
+
+/// Which kinds a layer has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LayerKinds {
+    pub(crate) attention: usize,
+    pub(crate) feed_forward: usize,
+}
+
+/// A model that the kernels cannot run.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the GPU kernels cannot run this model: {}", problems.join("; "))]
+pub(crate) struct UnfitError {
+    pub(crate) problems: Vec<String>,
+}
+
+impl Constants {
+    /// # Errors
+    /// Every size that the kernels do not handle.
+    pub(crate) fn new(spec: &ModelSpec, launch: Launch) -> Result<Self, UnfitError> {
+        let problems = problems(spec, launch);
+        if !problems.is_empty() {
+            return Err(UnfitError { problems });
+        }
+        let mut constants = Self {
+            launch,
+            hidden: spec.hidden_size,
+            vocab: spec.vocab_size,
+            draft_rows: spec.drafter.as_ref().map_or(0, |drafter| drafter.rows),
+            taps: spec.drafter.as_ref().map_or(0, |drafter| drafter.taps.len()),
+            norm_eps: spec.norm_eps,
+            draft_norm_eps: spec.drafter.as_ref().map_or(spec.norm_eps, |drafter| drafter.norm_eps),
+            attentions: Vec::new(),
+            draft_attention: 0,
+            feed_forwards: Vec::new(),
+            draft_feed_forward: 0,
+            layers: Vec::new(),
+            draft_layers: Vec::new(),
+        };
+        // Neither the number of pages nor their bytes matter here.
+        let grouping = Grouping::new(spec, launch.page_tokens as u32, 0, 0);
+        constants.layers = constants.kinds(&spec.layers, &grouping.target, (0, 0));
+        constants.draft_attention = constants.attentions.len();
+        constants.draft_feed_forward = constants.feed_forwards.len();
+        if let Some(drafter) = &spec.drafter {
+            let first = (constants.draft_attention, constants.draft_feed_forward);
+            constants.draft_layers = constants.kinds(&drafter.layers, &grouping.drafter, first);
+        }
+        let (groups, max) = (grouping.groups.len(), GROUPS_MAX);
+        if groups > max {
+            let problems = vec![format!("its layers have {groups} kinds of pages, at most {max}")];
+            return Err(UnfitError { problems });
+        }
+        Ok(constants)
+    }
+
+    /// The kinds of these layers, added where they are new; those before `first` are others'.
+    fn kinds(
+        &mut self,
+        layers: &[LayerSpec],
+        page_groups: &[usize],
+        first: (usize, usize),
+    ) -> Vec<LayerKinds> {
+        let mut kinds = Vec::with_capacity(layers.len());
+        for (layer, page_group) in layers.iter().zip(page_groups) {
+            let attention = self.attention(&layer.attention, *page_group);
+            let feed_forward = self.feed_forward(&layer.feed_forward);
+            kinds.push(LayerKinds {
+                attention: place(&mut self.attentions, first.0, attention),
+                feed_forward: place(&mut self.feed_forwards, first.1, feed_forward),
+            });
+        }
+        kinds
+    }
+
+    fn attention(&self, spec: &AttentionSpec, page_group: usize) -> Attention {
+        let ranks = self.launch.ranks;
+        Attention {
+            q_heads: spec.q_heads / ranks,
+            kv_heads: Ranks { rank: 0, count: ranks }.kv_share(spec.kv_heads).len(),
+            qk_dim: spec.qk_dim,
+            v_dim: spec.v_dim,
+            rope: spec.rope,
+            window: spec.window(),
+            page_group,
+            sinks: spec.sinks,
+            qk_norm: spec.qk_norm,
+            value_scale: spec.value_scale,
+            format: spec.qkv_format,
+        }
+    }
+
+    fn feed_forward(&self, spec: &FeedForwardSpec) -> FeedForward {
+        let width = spec.width() / self.launch.ranks;
+        match spec {
+            FeedForwardSpec::Dense(dense) => FeedForward {
+                experts: 0,
+                top_k: 0,
+                width,
+                format: dense.format,
+                normalise: false,
+                scale: 1.0,
+            },
+            FeedForwardSpec::Experts(experts) => FeedForward {
+                experts: experts.count,
+                top_k: experts.top_k,
+                width,
+                format: experts.format,
+                normalise: experts.router.normalise,
+                scale: experts.router.scale,
+            },
+        }
+    }
+
+    /// The generated `kilotok/model.h`.
+    pub(crate) fn header(&self) -> String {
+        let mut text = String::from(BEGIN);
+        let launch = self.launch;
+        for (name, value) in [
+            ("RANKS", launch.ranks),
+            ("GRID", launch.grid),
+            ("TOKENS_MAX", launch.tokens_max),
+            ("PAGE_TOKENS", launch.page_tokens),
+            ("HIDDEN", self.hidden),
+            ("VOCAB", self.vocab),
+            ("LAYERS", self.layers.len()),
+            ("DRAFT_LAYERS", self.draft_layers.len()),
+            ("DRAFT_ROWS", self.draft_rows),
+            ("TAPS", self.taps),
+            ("ATTENTION_KINDS", self.attentions.len()),
+            ("DRAFT_ATTENTION", self.draft_attention),
+            ("FEED_FORWARD_KINDS", self.feed_forwards.len()),
+            ("DRAFT_FEED_FORWARD", self.draft_feed_forward),
+        ] {
+            line(&mut text, &format!("constexpr int {name} = {value};"));
+        }
+        for (name, value) in [("NORM_EPS", self.norm_eps), ("DRAFT_NORM_EPS", self.draft_norm_eps)]
+        {
+            line(&mut text, &format!("constexpr float {name} = {value:?}f;"));
+        }
+        line(&mut text, "\nconstexpr Attention ATTENTIONS[] = {");
+        for kind in &self.attentions {
+            line(&mut text, &format!("    {{{}}},", kind.fields()));
+        }
+        line(&mut text, "};\n\nconstexpr FeedForward FEED_FORWARDS[] = {");
+        for kind in &self.feed_forwards {
+            line(&mut text, &format!("    {{{}}},", kind.fields()));
+        }
+        line(&mut text, "};\n\n// Bytes as the host plans them; layout/agree.cuh compares.");
+        line(&mut text, "namespace planned {\n");
+        text += &planned(self, &Working::new(self));
+        text += "\n}  // namespace planned\n\n}  // namespace kilotok\n";
+        text
+    }
+
+    /// Frequencies of every kind of attention, each followed by zeros up to the same number. F32
+    /// as in the implementations that models are trained with.
+    pub(crate) fn frequencies(&self) -> Vec<f32> {
+        let pairs_max = self.rope_pairs_max();
+        let mut frequencies = vec![0.0; self.attentions.len() * pairs_max];
+        for (kind, place) in self.attentions.iter().zip(frequencies.chunks_exact_mut(pairs_max)) {
+            let RopeSpec { dims, base } = kind.rope;
+            for (i, frequency) in place[..dims / 2].iter_mut().enumerate() {
+                let exponent = (2 * i) as f32 / dims as f32;
+                *frequency = 1.0 / base.powf(f64::from(exponent)) as f32;
+            }
+        }
+        frequencies
+    }
+
+    pub(crate) fn rope_pairs_max(&self) -> usize {
+        self.attentions.iter().map(|kind| (kind.rope.dims / 2).max(1)).max().unwrap_or(1)
+    }
+}
+
+const BEGIN: &str = "\
+// The constants of a model as one GPU runs it. Generated by crates/cuda/src/constants.rs.
+#pragma once
+
+#include \"kilotok/shape.cuh\"
+
+namespace kilotok {
+
+";
+
+fn line(text: &mut String, words: &str) {
+    writeln!(text, "{words}").expect("a string takes everything");
+}
+
+/// The index of an equal entry from `first` on, added if there is none.
+fn place<T: PartialEq>(list: &mut Vec<T>, first: usize, entry: T) -> usize {
+    let found = list[first..].iter().position(|other| *other == entry);
+    found.map_or_else(
+        || {
+            list.push(entry);
+            list.len() - 1
+        },
+        |index| first + index,
+    )
+}
+
+impl Attention {
+    fn fields(&self) -> String {
+        let Self { q_heads, kv_heads, qk_dim, v_dim, page_group, sinks, qk_norm, .. } = self;
+        let (pairs, window) = (self.rope.dims / 2, self.window.unwrap_or(0));
+        let (scale, format) = (self.value_scale, format_name(self.format));
+        format!(
+            "{q_heads}, {kv_heads}, {qk_dim}, {v_dim}, {pairs}, {window}, {page_group}, {sinks}, \
+             {qk_norm}, {scale:?}f, {format}"
+        )
+    }
+}
+
+impl FeedForward {
+    fn fields(&self) -> String {
+        let Self { experts, top_k, width, normalise, scale, .. } = self;
+        let format = format_name(self.format);
+        format!("{experts}, {top_k}, {width}, {format}, {normalise}, {scale:?}f")
+    }
+}
+
+fn format_name(format: WeightFormat) -> &'static str {
+    match format {
+        WeightFormat::Float => "Format::Bf16",
+        WeightFormat::Fp8 => "Format::Fp8",
+        WeightFormat::Mxfp4 => "Format::Mxfp4",
+    }
+}
+
+/// All that the kernels cannot do.
+fn problems(spec: &ModelSpec, launch: Launch) -> Vec<String> {
+    let mut problems =
+        check_ranks(spec, launch.ranks).err().map_or_else(Vec::new, |error| error.problems);
+    let Launch { ranks, grid, tokens_max, page_tokens } = launch;
+    if !problems.is_empty() {
+        return problems;
+    }
+    if grid == 0 || page_tokens == 0 || tokens_max == 0 || !tokens_max.is_multiple_of(TILE_TOKENS) {
+        problems.push(format!(
+            "{grid} CTAs, pages of {page_tokens} tokens and batches of {tokens_max}, which come in \
+             tiles of {TILE_TOKENS}"
+        ));
+    }
+    at_most(&mut problems, "tokens of a batch", tokens_max, TOKENS_MAX);
+    aligned(&mut problems, "hidden_size", spec.hidden_size);
+    at_most(&mut problems, "hidden_size", spec.hidden_size, grid * OWNER_ROWS);
+    for (index, layer) in spec.layers.iter().enumerate() {
+        check_layer(&mut problems, &format!("layer {index}"), layer, ranks);
+    }
+    if let Some(drafter) = &spec.drafter {
+        at_most(&mut problems, "rows of a draft", drafter.rows, tokens_max);
+        for (index, layer) in drafter.layers.iter().enumerate() {
+            let name = format!("drafter layer {index}");
+            check_layer(&mut problems, &name, layer, ranks);
+            if layer.attention.qkv_format != WeightFormat::Float {
+                problems.push(format!("{name}: {} projections", layer.attention.qkv_format));
+            }
+        }
+    }
+    problems
+}
+
+fn check_layer(problems: &mut Vec<String>, name: &str, layer: &LayerSpec, ranks: usize) {
+    aligned(problems, &format!("{name}: width of a key head"), layer.attention.qk_dim);
+    aligned(problems, &format!("{name}: width of a value head"), layer.attention.v_dim);
+    at_most(
+        problems,
+        &format!("{name}: width of a value head"),
+        layer.attention.v_dim,
+        VALUE_DIM_MAX,
+    );
+    let width = layer.feed_forward.width() / ranks;
+    aligned(problems, &format!("{name}: a rank's feed-forward width"), width);
+    let format = match &layer.feed_forward {
+        FeedForwardSpec::Dense(dense) => dense.format,
+        FeedForwardSpec::Experts(experts) => experts.format,
+    };
+    if let FeedForwardSpec::Experts(experts) = &layer.feed_forward {
+        at_most(problems, &format!("{name}: experts"), experts.count, EXPERTS_MAX);
+        at_most(problems, &format!("{name}: experts of a token"), experts.top_k, TOP_K_MAX);
+    }
+    // Scale tiles begin where those of the whole matrix do.
+    if format == WeightFormat::Fp8 && ranks > 1 && !width.is_multiple_of(CHUNK_COLUMNS) {
+        problems.push(format!(
+            "{name}: a rank's feed-forward width is {width}; FP8 weights come in {CHUNK_COLUMNS}s"
+        ));
+    }
+}
+
+fn aligned(problems: &mut Vec<String>, name: &str, size: usize) {
+    if !size.is_multiple_of(ALIGNED_VALUES) {
+        problems.push(format!("{name} is {size}, no multiple of {ALIGNED_VALUES}"));
+    }
+}
+
+fn at_most(problems: &mut Vec<String>, name: &str, size: usize, max: usize) {
+    if size > max {
+        problems.push(format!("{name} is {size}, at most {max}"));
+    }
+}

@@ -1,0 +1,206 @@
+//! The constants of three models, whose headers are committed: kernels are compiled with them
+//! without a GPU or a checkpoint.
+
+use std::fs;
+use std::path::PathBuf;
+
+use kilotok_model::{
+    DenseSpec, DrafterSpec, ExpertsSpec, Family, Knobs, QkvLayout, Reach, RouterDtype, RouterSpec,
+};
+use kilotok_testkit::Toy;
+use kilotok_weights::read_spec;
+
+use super::*;
+
+const LAUNCH: Launch = Launch { ranks: 1, grid: 132, tokens_max: 64, page_tokens: 8 };
+
+fn demo() -> ModelSpec {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../demo/checkpoint");
+    read_spec(&folder, &Knobs::default()).unwrap()
+}
+
+/// What one of eight ranks holds of MiMo-V2.5-Pro, as a model of its own.
+fn slice() -> ModelSpec {
+    let fp8 = WeightFormat::Fp8;
+    let full = AttentionSpec {
+        reach: Reach::Full,
+        q_heads: 16,
+        kv_heads: 1,
+        qk_dim: 192,
+        v_dim: 128,
+        rope: RopeSpec { dims: 64, base: 1e7 },
+        sinks: false,
+        qk_norm: false,
+        value_scale: 0.612,
+        qkv: QkvLayout::Fused { chunks: 1 },
+        qkv_format: fp8,
+    };
+    let rope = RopeSpec { dims: 64, base: 1e4 };
+    let window =
+        AttentionSpec { reach: Reach::Window { keys: 128 }, rope, sinks: true, ..full.clone() };
+    let draft = AttentionSpec {
+        reach: Reach::Window { keys: 1024 },
+        qk_dim: 128,
+        qk_norm: true,
+        qkv: QkvLayout::Split,
+        qkv_format: WeightFormat::Float,
+        ..window.clone()
+    };
+    let router = RouterSpec { normalise: true, scale: 1.0, dtype: RouterDtype::F32 };
+    let (count, top_k, format) = (384, 8, WeightFormat::Mxfp4);
+    let experts = ExpertsSpec { count, top_k, width: 256, format, router };
+    let dense = |format| FeedForwardSpec::Dense(DenseSpec { width: 2048, format });
+    let layer = |index: usize| LayerSpec {
+        attention: match index {
+            0 | 7 | 15 | 23 | 31 | 39 | 47 | 55 | 62 | 69 => full.clone(),
+            _ => window.clone(),
+        },
+        feed_forward: match index {
+            0 => dense(fp8),
+            _ => FeedForwardSpec::Experts(experts.clone()),
+        },
+    };
+    let drafter = DrafterSpec {
+        rows: 8,
+        taps: vec![0, 15, 31, 47, 69],
+        mask_token: 0,
+        norm_eps: 1e-5,
+        layers: vec![LayerSpec { attention: draft, feed_forward: dense(WeightFormat::Float) }; 5],
+    };
+    ModelSpec {
+        family: Family::MimoV2,
+        vocab_size: 152_576 / 8,
+        hidden_size: 6144,
+        norm_eps: 1e-5,
+        position_max: 1 << 20,
+        end_tokens: vec![0],
+        layers: (0..70).map(layer).collect(),
+        multimodal: false,
+        drafter: Some(drafter),
+    }
+}
+
+/// Folder, and the header that belongs there.
+fn examples() -> [(&'static str, String); 3] {
+    let header = |spec: &ModelSpec, page_tokens| {
+        Constants::new(spec, Launch { page_tokens, ..LAUNCH }).unwrap().header()
+    };
+    [
+        ("toy_pro", header(&Toy::pro_fp4().spec(), 8)),
+        ("demo", header(&demo(), 16)),
+        ("slice", header(&slice(), 64)),
+    ]
+}
+
+fn path(example: &str) -> PathBuf {
+    let models = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../kernels/models");
+    models.join(example).join("kilotok/model.h")
+}
+
+#[test]
+fn the_committed_headers_are_current() {
+    for (name, header) in examples() {
+        let committed = fs::read_to_string(path(name)).unwrap_or_default();
+        assert!(
+            committed == header,
+            "kernels/models/{name} is stale: run \
+             `cargo test -p kilotok-cuda write_the_committed_headers -- --ignored`"
+        );
+    }
+}
+
+#[test]
+#[ignore = "writes into the source tree"]
+fn write_the_committed_headers() {
+    for (name, header) in examples() {
+        let path = path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, header).unwrap();
+    }
+}
+
+#[test]
+fn a_rank_has_its_share_of_every_kind() {
+    let spec = Toy::pro_fp4().spec();
+    let alone = Constants::new(&spec, LAUNCH).unwrap();
+    let eighth = Constants::new(&spec, Launch { ranks: 8, ..LAUNCH }).unwrap();
+    for (whole, part) in alone.attentions.iter().zip(&eighth.attentions) {
+        assert_eq!((whole.q_heads, whole.kv_heads), (part.q_heads * 8, part.kv_heads * 8));
+        assert_eq!((whole.qk_dim, whole.page_group), (part.qk_dim, part.page_group));
+    }
+    for (whole, part) in alone.feed_forwards.iter().zip(&eighth.feed_forwards) {
+        assert_eq!((whole.width, whole.experts), (part.width * 8, part.experts));
+    }
+    // Four ranks share two K/V heads: each holds one whole.
+    let spec = Toy::flash().spec();
+    let quarter = Constants::new(&spec, Launch { ranks: 4, ..LAUNCH }).unwrap();
+    let heads = quarter.attentions.iter().map(|kind| (kind.q_heads, kind.kv_heads));
+    assert_eq!(heads.collect::<Vec<_>>(), [(2, 1), (2, 1), (2, 1)]);
+}
+
+#[test]
+fn layers_know_their_kinds_and_the_drafter_has_its_own() {
+    let constants = Constants::new(&Toy::pro_fp4().spec(), LAUNCH).unwrap();
+    let kinds = |layers: &[LayerKinds]| -> Vec<_> {
+        layers.iter().map(|kinds| (kinds.attention, kinds.feed_forward)).collect()
+    };
+    assert_eq!(kinds(&constants.layers), [(0, 0), (1, 1), (1, 1), (0, 1)]);
+    assert_eq!(kinds(&constants.draft_layers), [(2, 2), (2, 2)]);
+    assert_eq!((constants.draft_attention, constants.draft_feed_forward), (2, 2));
+    let groups: Vec<_> = constants.attentions.iter().map(|kind| kind.page_group).collect();
+    assert_eq!(groups, [0, 1, 2]);
+
+    let mut spec = Toy::pro_fp4().spec();
+    spec.drafter = None;
+    let constants = Constants::new(&spec, LAUNCH).unwrap();
+    assert_eq!((constants.draft_attention, constants.draft_feed_forward), (2, 2));
+    assert_eq!((constants.attentions.len(), constants.feed_forwards.len()), (2, 2));
+}
+
+#[test]
+fn floats_of_the_header_keep_their_bits() {
+    let mut constants = Constants::new(&Toy::pro_fp4().spec(), LAUNCH).unwrap();
+    for bits in [0x3f1c_ac08_u32, 0x3400_0000, 0x3586_37bd, 0x4b80_0001, 0x0000_0001] {
+        constants.norm_eps = f32::from_bits(bits);
+        let header = constants.header();
+        let printed = header.split(" NORM_EPS = ").nth(1).and_then(|rest| rest.split("f;").next());
+        assert_eq!(printed.unwrap().parse::<f32>().unwrap().to_bits(), bits);
+    }
+}
+
+#[test]
+fn frequencies_fall_by_the_base_from_one() {
+    let constants = Constants::new(&slice(), LAUNCH).unwrap();
+    let frequencies = constants.frequencies();
+    assert_eq!(frequencies.len(), 3 * 32);
+    // 1e7^(-1/2) and 1e4^(-1/2) are those of the middle pair.
+    for (kind, middle) in [(0, 3.162_277_7e-4), (1, 0.01), (2, 0.01)] {
+        let own: &[f32] = &frequencies[kind * 32..(kind + 1) * 32];
+        assert_eq!(own[0], 1.0);
+        assert!((own[16] / middle - 1.0).abs() < 1e-6, "{} is not {middle}", own[16]);
+    }
+}
+
+#[test]
+fn what_the_kernels_cannot_run_is_refused_by_name() {
+    let refused = |spec: &ModelSpec, launch| Constants::new(spec, launch).unwrap_err().to_string();
+    let spec = Toy::pro_fp4().spec();
+    let said = refused(&spec, Launch { tokens_max: 60, ..LAUNCH });
+    assert!(said.contains("batches of 60"), "{said}");
+    let said = refused(&spec, Launch { tokens_max: 72, ..LAUNCH });
+    assert!(said.contains("at most 64"), "{said}");
+    let said = refused(&spec, Launch { grid: 2, ..LAUNCH });
+    assert!(said.contains("hidden_size is 128, at most 96"), "{said}");
+    let said = refused(&spec, Launch { ranks: 3, ..LAUNCH });
+    assert!(said.contains("1, 2, 4 or 8"), "{said}");
+    let mut odd = spec.clone();
+    odd.layers[2].attention.qk_dim = 44;
+    let said = refused(&odd, LAUNCH);
+    assert!(said.contains("layer 2: width of a key head is 44"), "{said}");
+    // A rank's columns of the FP8 down projection would begin amid a tile of scales.
+    let mut narrow = spec;
+    let dense = DenseSpec { width: 256, format: WeightFormat::Fp8 };
+    narrow.layers[0].feed_forward = FeedForwardSpec::Dense(dense);
+    let said = refused(&narrow, Launch { ranks: 8, ..LAUNCH });
+    assert!(said.contains("layer 0") && said.contains("32"), "{said}");
+}

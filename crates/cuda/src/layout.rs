@@ -1,0 +1,241 @@
+//! Where everything lies on a rank: the memory map, and the addresses in it that kernels are given.
+
+use std::collections::BTreeMap;
+
+use kilotok_abi::{Exchange, LayerMemory, Memory};
+use kilotok_engine::PageGroup;
+use kilotok_model::{ModelSpec, Part};
+use kilotok_rows::{Grouping, Sizes};
+
+use crate::batch::Places;
+use crate::constants::{Constants, LayerKinds};
+use crate::memory_map::MemoryMap;
+use crate::places::{Buffer, LayerBuffer, Working, weight_buffers};
+
+/// No tap follows the layer.
+const NO_TAP: u32 = !0;
+
+/// The plan of a rank's memory. It is made twice: at address 0, to know how much memory to take,
+/// then where that memory is.
+pub(crate) struct Layout {
+    pub(crate) map: MemoryMap,
+    /// Addresses.
+    pub(crate) weights: BTreeMap<Buffer, u64>,
+    /// What kernels are given, but for what only the rank itself knows.
+    pub(crate) memory: Memory,
+    /// Of the batch, within the buffer that takes it whole.
+    pub(crate) batch: Places,
+    pub(crate) barrier_bytes: usize,
+    /// Where other ranks write what they send.
+    pub(crate) receiver: u64,
+    layers: Vec<LayerMemory>,
+    draft_layers: Vec<LayerMemory>,
+}
+
+impl Layout {
+    pub(crate) fn new(
+        spec: &ModelSpec,
+        constants: &Constants,
+        sizes: &Sizes,
+        grouping: &Grouping,
+        base: u64,
+    ) -> Self {
+        let mut map = MemoryMap::new(base);
+        let mut weights = BTreeMap::new();
+        for (buffer, bytes) in weight_buffers(spec, constants) {
+            weights.insert(buffer, map.add(part_of(buffer), format!("{buffer:?}"), bytes as u64));
+        }
+        let taps = spec.drafter.as_ref().map_or(&[][..], |drafter| &drafter.taps);
+        let tap =
+            |index| taps.iter().position(|tap| *tap == index).map_or(NO_TAP, |tap| tap as u32);
+        let mut layers = |part, kinds: &[LayerKinds], groups: &[usize]| -> Vec<LayerMemory> {
+            let layers = kinds.iter().zip(groups).enumerate();
+            let layer = layers.map(|(index, (kinds, group))| {
+                let tap = if part == Part::Target { tap(index) } else { NO_TAP };
+                let group = &grouping.groups[*group];
+                layer(&mut map, &weights, constants, (part, index), *kinds, group, tap)
+            });
+            layer.collect()
+        };
+        let target = layers(Part::Target, &constants.layers, &grouping.target);
+        let draft_layers = layers(Part::Drafter, &constants.draft_layers, &grouping.drafter);
+        let working = Working::new(constants);
+        let batch = Places::new(&working, constants, sizes, &grouping.groups);
+        let memory = memory(&mut map, &weights, &working, &batch);
+        let receiver = map.add("work", "receiver".to_owned(), working.receiver as u64);
+        let barrier_bytes = working.barrier;
+        Self { map, weights, batch, memory, layers: target, draft_layers, barrier_bytes, receiver }
+    }
+
+    /// Tables that kernels read: their addresses and bytes.
+    pub(crate) fn tables(&self, constants: &Constants) -> [(u64, Vec<u8>); 3] {
+        let bytes = |layers: &[LayerMemory]| bytemuck::cast_slice(layers).to_vec();
+        let frequencies = bytemuck::cast_slice(&constants.frequencies()).to_vec();
+        [
+            (self.memory.layers, bytes(&self.layers)),
+            (self.memory.draft_layers, bytes(&self.draft_layers)),
+            (self.memory.frequencies, frequencies),
+        ]
+    }
+}
+
+fn part_of(buffer: Buffer) -> &'static str {
+    match buffer {
+        Buffer::Embedding | Buffer::FinalNorm | Buffer::Head => "embedding and head",
+        Buffer::Layer(Part::Target, ..) => "weights of the layers",
+        Buffer::DraftFc | Buffer::DraftContextNorm | Buffer::DraftNorm | Buffer::DraftMask => {
+            "weights of the drafter"
+        }
+        Buffer::Layer(Part::Drafter, ..) => "weights of the drafter's layers",
+    }
+}
+
+/// Takes a layer's pages.
+fn layer(
+    map: &mut MemoryMap,
+    weights: &BTreeMap<Buffer, u64>,
+    constants: &Constants,
+    (part, index): (Part, usize),
+    kinds: LayerKinds,
+    group: &PageGroup,
+    tap: u32,
+) -> LayerMemory {
+    let of = |buffer| weights.get(&Buffer::Layer(part, index, buffer)).copied().unwrap_or_default();
+    let (key_bytes, value_bytes) = constants.page_bytes(kinds.attention);
+    let mut pages = |what: &str, bytes: usize| {
+        let bytes = u64::from(group.page_count).saturating_mul(bytes as u64);
+        map.add("pages", format!("{part:?} layer {index} {what}"), bytes)
+    };
+    LayerMemory {
+        attention: kinds.attention as u32,
+        feed_forward: kinds.feed_forward as u32,
+        tap,
+        reserved: 0,
+        input_norm: of(LayerBuffer::InputNorm),
+        qkv: of(LayerBuffer::Qkv),
+        q_norm: of(LayerBuffer::QueryNorm),
+        k_norm: of(LayerBuffer::KeyNorm),
+        sinks: of(LayerBuffer::Sinks),
+        output: of(LayerBuffer::Output),
+        post_norm: of(LayerBuffer::PostNorm),
+        router: of(LayerBuffer::Router),
+        router_bias: of(LayerBuffer::RouterBias),
+        gate_up: of(LayerBuffer::GateUp),
+        down: of(LayerBuffer::Down),
+        keys: pages("keys", key_bytes),
+        values: pages("values", value_bytes),
+        reserved_address: 0,
+    }
+}
+
+/// Takes the buffers of a step. Nobody reads where the model has no use for a buffer.
+fn memory(
+    map: &mut MemoryMap,
+    weights: &BTreeMap<Buffer, u64>,
+    working: &Working,
+    places: &Places,
+) -> Memory {
+    let of = |buffer| weights.get(&buffer).copied().unwrap_or_default();
+    let batch = map.add("batch", "batch".to_owned(), places.bytes as u64);
+    let mut work = |name: &str, bytes: usize| map.add("work", name.to_owned(), bytes as u64);
+    Memory {
+        batch,
+        tokens: batch + places.tokens as u64,
+        rows: batch + places.rows as u64,
+        wanted: batch + places.wanted as u64,
+        pages: batch + places.pages as u64,
+        layers: work("layers", working.layers),
+        draft_layers: work("draft_layers", working.draft_layers),
+        embedding: of(Buffer::Embedding),
+        final_norm: of(Buffer::FinalNorm),
+        head: of(Buffer::Head),
+        draft_fc: of(Buffer::DraftFc),
+        draft_context_norm: of(Buffer::DraftContextNorm),
+        draft_norm: of(Buffer::DraftNorm),
+        draft_mask: of(Buffer::DraftMask),
+        frequencies: work("frequencies", working.frequencies),
+        angles: work("angles", working.angles),
+        normed: work("normed", working.normed),
+        squares: work("squares", working.squares),
+        projected: work("projected", working.projected),
+        queries: work("queries", working.queries),
+        own_keys: work("own_keys", working.own_keys),
+        own_values: work("own_values", working.own_values),
+        attention_parts: work("attention_parts", working.attention_parts),
+        attended: work("attended", working.attended),
+        router_parts: work("router_parts", working.router_parts),
+        router_logits: work("router_logits", working.router_logits),
+        dense_inner: work("dense_inner", working.dense_inner),
+        expert_inner: work("expert_inner", working.expert_inner),
+        taps: work("taps", working.taps),
+        fused: work("fused", working.fused),
+        logits: work("logits", working.logits),
+        barrier: work("barrier", working.barrier),
+        fault: 0,
+        rank: 0,
+        wait_max_ms: 0,
+        exchange: work("exchange", size_of::<Exchange>()),
+        trace: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kilotok_rows::Sizes;
+    use kilotok_testkit::Toy;
+
+    use super::*;
+    use crate::constants::Launch;
+    use crate::engine::TOKENS_MAX;
+
+    const BASE: u64 = 1 << 40;
+
+    fn layout(spec: &ModelSpec, base: u64) -> (Layout, Constants) {
+        let sizes = Sizes { token_max: TOKENS_MAX, page_count: 7, ..Sizes::default() };
+        let page_tokens = sizes.page_tokens as usize;
+        let launch = Launch { ranks: 1, grid: 132, tokens_max: TOKENS_MAX as usize, page_tokens };
+        let constants = Constants::new(spec, launch).unwrap();
+        let grouping = sizes.groups(spec, 2);
+        (Layout::new(spec, &constants, &sizes, &grouping, base), constants)
+    }
+
+    #[test]
+    fn both_plans_are_the_same_but_for_the_base() {
+        let spec = Toy::pro_fp4().spec();
+        let ((at_zero, _), (at_base, constants)) = (layout(&spec, 0), layout(&spec, BASE));
+        assert_eq!(at_zero.map.bytes(), at_base.map.bytes());
+        assert_eq!(at_zero.memory.logits + BASE, at_base.memory.logits);
+        let end = BASE + at_base.map.bytes();
+        for (address, bytes) in at_base.tables(&constants) {
+            assert!(address >= BASE && address + bytes.len() as u64 <= end);
+        }
+    }
+
+    #[test]
+    fn layers_have_their_pages_and_taps() {
+        for spec in [Toy::flash().spec(), Toy::pro_fp4().spec()] {
+            let (layout, constants) = layout(&spec, BASE);
+            let drafter = spec.drafter.as_ref().unwrap();
+            let taps = layout.layers.iter().enumerate().filter(|(_, layer)| layer.tap != NO_TAP);
+            let mut taps: Vec<_> = taps.map(|(index, layer)| (layer.tap, index)).collect();
+            taps.sort_unstable();
+            assert_eq!(taps.iter().map(|(_, index)| *index).collect::<Vec<_>>(), drafter.taps);
+            assert!(layout.draft_layers.iter().all(|layer| layer.tap == NO_TAP));
+            for (layer, kinds) in layout.layers.iter().zip(&constants.layers) {
+                let (keys, _) = constants.page_bytes(kinds.attention);
+                assert!(layer.values >= layer.keys + 7 * keys as u64, "keys before values");
+                let experts = constants.feed_forwards[kinds.feed_forward].experts > 0;
+                assert_eq!(layer.router != 0, experts);
+            }
+        }
+    }
+
+    #[test]
+    fn the_pages_of_all_layers_are_what_the_groups_say() {
+        let spec = Toy::pro_fp4().spec();
+        let (layout, _) = layout(&spec, BASE);
+        let sizes = Sizes { page_count: 7, ..Sizes::default() };
+        let pages = layout.map.regions().iter().filter(|region| region.part == "pages");
+        assert_eq!(pages.map(|region| region.bytes).sum::<u64>(), sizes.groups(&spec, 2).bytes());
+    }
+}

@@ -1,0 +1,28 @@
+//! The GPU engine: one launch of a kernel runs a whole pass over the model's layers. It is compiled
+//! for the loaded model, on the machine that runs it, from sources that the binary carries, and the
+//! driver is looked for when it is first needed: the one binary runs with GPUs and without.
+//!
+//! Every byte of GPU memory is planned before any is taken, and none is taken later.
+
+mod batch;
+mod compile;
+mod constants;
+mod driver;
+mod engine;
+mod fault;
+mod layout;
+mod memory_map;
+mod nvrtc;
+mod places;
+mod rank;
+mod repack;
+mod sources;
+mod start;
+
+pub use compile::Toolchain;
+pub use driver::{DRIVER_MIN, Driver, DriverError, Gpu};
+pub use engine::{CudaEngine, TOKENS_MAX};
+pub use kilotok_rows::Sizes;
+pub use memory_map::{DoesNotFit, MemoryMap, RESERVE_BYTES};
+pub use nvrtc::{CompileError, Version};
+pub use start::{CudaOptions, Found, StartError, VALUE_BYTES};

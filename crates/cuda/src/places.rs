@@ -1,0 +1,373 @@
+//! How many bytes every buffer of a rank takes: the host's side of
+//! `kernels/include/kilotok/walk/matrix.cuh` and `layout/places.cuh`. The generated header carries
+//! these numbers, and the kernels do not compile where theirs differ.
+
+use std::fmt::Write;
+
+use kilotok_abi::{BatchRow, BatchToken, LayerMemory};
+use kilotok_model::{ModelSpec, Part, WeightFormat};
+
+use crate::constants::{Attention, Constants};
+
+/// A chunk of weights is so many rows of so many columns.
+pub(crate) const CHUNK_ROWS: usize = 16;
+pub(crate) const CHUNK_COLUMNS: usize = 64;
+/// Warps of a CTA that share the columns of a matrix.
+pub(crate) const CONSUMER_WARPS: usize = 12;
+/// Rows of the residual stream that a CTA owns.
+pub(crate) const OWNER_ROWS: usize = 48;
+const OWNER_TILES: usize = OWNER_ROWS / CHUNK_ROWS;
+/// Rows of gate above as many of up in one tile.
+pub(crate) const GATE_ROWS: usize = 8;
+/// Tokens come to the tensor cores in tiles of so many.
+pub(crate) const TILE_TOKENS: usize = 8;
+/// A router's experts are padded to whole runs of 16 bytes.
+const ROUTER_VALUES: usize = 4;
+/// Parts of a token's attention at most: of chunks of keys, and one of a draft's own rows.
+const ATTENTION_PARTS: usize = 64 + 1;
+/// Values of the stream in one packet of 16 bytes to another rank, and sets of places for packets.
+const PACKET_VALUES: usize = 6;
+const PACKET_BYTES: usize = 16;
+const PACKET_SETS: usize = 2;
+/// The grid barrier's counter has a line of the cache for itself.
+const BARRIER_BYTES: usize = 128;
+const F32: usize = size_of::<f32>();
+const BF16: usize = 2;
+
+/// A matrix as the kernels walk it, see `walk/matrix.cuh`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Matrix {
+    pub(crate) format: WeightFormat,
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+    pub(crate) row_tiles: usize,
+}
+
+impl Matrix {
+    pub(crate) fn column_warps(self) -> usize {
+        CONSUMER_WARPS / self.row_tiles
+    }
+
+    pub(crate) fn chunk_bytes(self) -> usize {
+        match self.format {
+            WeightFormat::Float => 2048,
+            WeightFormat::Fp8 => 1024 + 64,
+            WeightFormat::Mxfp4 => 512 + 32,
+        }
+    }
+
+    pub(crate) fn step_bytes(self) -> usize {
+        CONSUMER_WARPS * self.chunk_bytes()
+    }
+
+    pub(crate) fn steps(self) -> usize {
+        self.columns.div_ceil(CHUNK_COLUMNS).div_ceil(self.column_warps())
+    }
+
+    pub(crate) fn units(self) -> usize {
+        self.rows.div_ceil(CHUNK_ROWS * self.row_tiles)
+    }
+
+    pub(crate) fn bytes(self) -> usize {
+        self.units() * self.steps() * self.step_bytes()
+    }
+
+    /// Bytes of an operand's row, with the zeros behind the last column.
+    fn operand_bytes(self) -> usize {
+        self.steps() * self.column_warps() * CHUNK_COLUMNS * BF16
+    }
+}
+
+impl Attention {
+    /// First row of the keys in the fused projection: q rows are padded to a whole tile.
+    pub(crate) fn key_row(&self) -> usize {
+        (self.q_heads * self.qk_dim).next_multiple_of(CHUNK_ROWS)
+    }
+
+    fn qkv_rows(&self) -> usize {
+        self.key_row() + self.kv_heads * (self.qk_dim + self.v_dim)
+    }
+}
+
+/// The matrices of each kind.
+impl Constants {
+    pub(crate) fn qkv(&self, kind: usize) -> Matrix {
+        let kind = &self.attentions[kind];
+        Matrix { format: kind.format, rows: kind.qkv_rows(), columns: self.hidden, row_tiles: 1 }
+    }
+
+    pub(crate) fn output(&self, kind: usize) -> Matrix {
+        let kind = &self.attentions[kind];
+        let columns = kind.q_heads * kind.v_dim;
+        let (format, row_tiles) = (WeightFormat::Float, OWNER_TILES);
+        Matrix { format, rows: self.hidden, columns, row_tiles }
+    }
+
+    /// Of one expert, or of the dense network.
+    pub(crate) fn gate_up(&self, kind: usize) -> Matrix {
+        let kind = &self.feed_forwards[kind];
+        let rows = kind.width.next_multiple_of(GATE_ROWS) * 2;
+        Matrix { format: kind.format, rows, columns: self.hidden, row_tiles: 1 }
+    }
+
+    pub(crate) fn down(&self, kind: usize) -> Matrix {
+        let kind = &self.feed_forwards[kind];
+        let (columns, row_tiles) = (kind.width, OWNER_TILES);
+        Matrix { format: kind.format, rows: self.hidden, columns, row_tiles }
+    }
+
+    pub(crate) fn head(&self) -> Matrix {
+        let rows = self.vocab / self.launch.ranks;
+        Matrix { format: WeightFormat::Float, rows, columns: self.hidden, row_tiles: 1 }
+    }
+
+    /// A rank's rows of what fuses the taps.
+    pub(crate) fn fuse(&self) -> Matrix {
+        let rows = self.hidden.div_ceil(self.launch.ranks);
+        let columns = self.taps.max(1) * self.hidden;
+        Matrix { format: WeightFormat::Float, rows, columns, row_tiles: 1 }
+    }
+
+    pub(crate) fn owner_units(&self) -> usize {
+        self.hidden.div_ceil(OWNER_ROWS)
+    }
+
+    /// A router's experts as stored, with padding.
+    pub(crate) fn router_width(&self, kind: usize) -> usize {
+        self.feed_forwards[kind].experts.next_multiple_of(ROUTER_VALUES)
+    }
+
+    fn router_bytes(&self, kind: usize) -> usize {
+        self.owner_units() * OWNER_ROWS * self.router_width(kind) * F32
+    }
+
+    /// Networks of a kind: the experts, or the dense one.
+    fn networks(&self, kind: usize) -> usize {
+        self.feed_forwards[kind].experts.max(1)
+    }
+
+    /// Bytes of the keys and of the values of one page in one layer.
+    pub(crate) fn page_bytes(&self, kind: usize) -> (usize, usize) {
+        let kind = &self.attentions[kind];
+        let rows = kind.kv_heads * self.launch.page_tokens;
+        (rows * kind.qk_dim * BF16, rows * kind.v_dim * BF16)
+    }
+}
+
+/// A buffer of weights, named as in `Memory` and `LayerMemory`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Buffer {
+    Embedding,
+    FinalNorm,
+    Head,
+    DraftFc,
+    DraftContextNorm,
+    DraftNorm,
+    DraftMask,
+    Layer(Part, usize, LayerBuffer),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum LayerBuffer {
+    InputNorm,
+    Qkv,
+    QueryNorm,
+    KeyNorm,
+    Sinks,
+    Output,
+    PostNorm,
+    Router,
+    RouterBias,
+    GateUp,
+    Down,
+}
+
+/// Every buffer of weights that a rank has, and its bytes.
+pub(crate) fn weight_buffers(spec: &ModelSpec, constants: &Constants) -> Vec<(Buffer, usize)> {
+    let vector = constants.hidden * F32;
+    let rows = constants.vocab / constants.launch.ranks;
+    let mut buffers = vec![
+        (Buffer::Embedding, rows * constants.hidden * BF16),
+        (Buffer::FinalNorm, vector),
+        (Buffer::Head, constants.head().bytes()),
+    ];
+    if spec.drafter.is_some() {
+        buffers.extend([
+            (Buffer::DraftFc, constants.fuse().bytes()),
+            (Buffer::DraftContextNorm, vector),
+            (Buffer::DraftNorm, vector),
+            (Buffer::DraftMask, vector),
+        ]);
+    }
+    for (part, layers) in
+        [(Part::Target, &constants.layers), (Part::Drafter, &constants.draft_layers)]
+    {
+        for (index, kinds) in layers.iter().enumerate() {
+            let (attention, feed_forward) = (kinds.attention, kinds.feed_forward);
+            let sizes = layer_buffers(constants, attention, feed_forward);
+            let sizes = sizes.into_iter().filter(|(_, bytes)| *bytes > 0);
+            let named = |(buffer, bytes)| (Buffer::Layer(part, index, buffer), bytes);
+            buffers.extend(sizes.map(named));
+        }
+    }
+    buffers
+}
+
+/// The buffers of a layer; what it does not have takes no bytes.
+fn layer_buffers(
+    constants: &Constants,
+    attention: usize,
+    feed_forward: usize,
+) -> [(LayerBuffer, usize); 11] {
+    let vector = constants.hidden * F32;
+    let kind = &constants.attentions[attention];
+    let per_head = if kind.qk_norm { kind.qk_dim * F32 } else { 0 };
+    let networks = constants.networks(feed_forward);
+    [
+        (LayerBuffer::InputNorm, vector),
+        (LayerBuffer::Qkv, constants.qkv(attention).bytes()),
+        (LayerBuffer::QueryNorm, per_head),
+        (LayerBuffer::KeyNorm, per_head),
+        (LayerBuffer::Sinks, if kind.sinks { kind.q_heads * F32 } else { 0 }),
+        (LayerBuffer::Output, constants.output(attention).bytes()),
+        (LayerBuffer::PostNorm, vector),
+        (LayerBuffer::Router, constants.router_bytes(feed_forward)),
+        (LayerBuffer::RouterBias, constants.feed_forwards[feed_forward].experts * F32),
+        (LayerBuffer::GateUp, networks * constants.gate_up(feed_forward).bytes()),
+        (LayerBuffer::Down, networks * constants.down(feed_forward).bytes()),
+    ]
+}
+
+/// Bytes of the buffers in which a step works, named as in `Memory`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Working {
+    pub(crate) tokens: usize,
+    pub(crate) rows: usize,
+    pub(crate) wanted: usize,
+    pub(crate) layers: usize,
+    pub(crate) draft_layers: usize,
+    pub(crate) frequencies: usize,
+    pub(crate) angles: usize,
+    pub(crate) normed: usize,
+    pub(crate) squares: usize,
+    pub(crate) projected: usize,
+    pub(crate) queries: usize,
+    pub(crate) own_keys: usize,
+    pub(crate) own_values: usize,
+    pub(crate) attention_parts: usize,
+    pub(crate) attended: usize,
+    pub(crate) router_parts: usize,
+    pub(crate) router_logits: usize,
+    pub(crate) dense_inner: usize,
+    pub(crate) expert_inner: usize,
+    pub(crate) taps: usize,
+    pub(crate) fused: usize,
+    pub(crate) logits: usize,
+    pub(crate) barrier: usize,
+    /// Where a rank receives, see `comm/exchange.cuh`.
+    pub(crate) receiver: usize,
+}
+
+impl Working {
+    pub(crate) fn new(constants: &Constants) -> Self {
+        let tokens = constants.launch.tokens_max;
+        let owners = constants.owner_units();
+        let pairs = constants.rope_pairs_max();
+        let kinds = constants.attentions.len();
+        let attention = |of: &dyn Fn(usize) -> usize| largest(kinds, of);
+        let heads =
+            |of: fn(&Attention) -> usize| attention(&|kind| of(&constants.attentions[kind]));
+        let inner = |dense: bool| {
+            largest(constants.feed_forwards.len(), &|kind| {
+                let same = (constants.feed_forwards[kind].experts == 0) == dense;
+                if same { constants.down(kind).operand_bytes() } else { 0 }
+            })
+        };
+        let feed_forwards = constants.feed_forwards.iter();
+        let experts = feed_forwards.clone().map(|kind| kind.experts).max().unwrap_or(0);
+        let top_k = feed_forwards.map(|kind| kind.top_k.max(1)).max().unwrap_or(1);
+        // A step of every warp, so that a matrix of any number of row tiles may read it.
+        let normed = constants.hidden.next_multiple_of(CHUNK_COLUMNS * CONSUMER_WARPS) * BF16;
+        Self {
+            tokens: tokens * size_of::<BatchToken>(),
+            rows: tokens * size_of::<BatchRow>(),
+            wanted: tokens * size_of::<u32>(),
+            layers: constants.layers.len() * size_of::<LayerMemory>(),
+            draft_layers: constants.draft_layers.len() * size_of::<LayerMemory>(),
+            frequencies: kinds * pairs * F32,
+            angles: kinds * tokens * pairs * 2 * F32,
+            normed: tokens * normed,
+            squares: owners * tokens * F32,
+            projected: tokens * heads(Attention::qkv_rows) * F32,
+            queries: tokens * heads(Attention::key_row) * BF16,
+            own_keys: tokens * heads(|kind| kind.kv_heads * kind.qk_dim) * BF16,
+            own_values: tokens * heads(|kind| kind.kv_heads * kind.v_dim) * BF16,
+            // Weighted values, the largest score and the sum of weights.
+            attention_parts: tokens
+                * heads(|kind| kind.q_heads * ATTENTION_PARTS * (kind.v_dim + 2))
+                * F32,
+            attended: tokens * attention(&|kind| constants.output(kind).operand_bytes()),
+            router_parts: owners * tokens * experts * F32,
+            router_logits: tokens * experts * F32,
+            dense_inner: tokens * inner(true),
+            expert_inner: tokens * top_k * inner(false),
+            taps: tokens * constants.fuse().operand_bytes(),
+            fused: tokens * constants.fuse().rows * F32,
+            logits: tokens * constants.head().units() * CHUNK_ROWS * F32,
+            barrier: BARRIER_BYTES,
+            receiver: PACKET_SETS
+                * constants.launch.ranks
+                * owners
+                * tokens
+                * (OWNER_ROWS / PACKET_VALUES)
+                * PACKET_BYTES,
+        }
+    }
+}
+
+/// The largest of a value over so many kinds.
+fn largest(kinds: usize, of: &dyn Fn(usize) -> usize) -> usize {
+    (0..kinds).map(of).max().unwrap_or(0)
+}
+
+/// The sizes that kernels know too, as C++.
+pub(crate) fn planned(constants: &Constants, working: &Working) -> String {
+    let mut text = String::new();
+    let mut write = |name: &str, value: String| {
+        let array = if value.starts_with('{') { "[]" } else { "" };
+        writeln!(text, "constexpr size_t {name}{array} = {value};")
+            .expect("a string takes everything");
+    };
+    for (name, bytes) in [
+        ("HEAD", constants.head().bytes()),
+        ("FUSE", constants.fuse().bytes()),
+        ("ANGLES", working.angles),
+        ("NORMED", working.normed),
+        ("SQUARES", working.squares),
+        ("PROJECTED", working.projected),
+        ("QUERIES", working.queries),
+        ("ATTENTION_PARTS", working.attention_parts),
+        ("ATTENDED", working.attended),
+        ("ROUTER_PARTS", working.router_parts),
+        ("ROUTER_LOGITS", working.router_logits),
+        ("DENSE_INNER", working.dense_inner),
+        ("EXPERT_INNER", working.expert_inner),
+        ("TAPS", working.taps),
+        ("FUSED", working.fused),
+        ("LOGITS", working.logits),
+        ("RECEIVER", working.receiver),
+    ] {
+        write(name, bytes.to_string());
+    }
+    let list = |count: usize, of: &dyn Fn(usize) -> usize| {
+        let bytes: Vec<_> = (0..count).map(|kind| of(kind).to_string()).collect();
+        format!("{{{}}}", bytes.join(", "))
+    };
+    let attentions = constants.attentions.len();
+    write("QKV", list(attentions, &|kind| constants.qkv(kind).bytes()));
+    write("OUTPUT", list(attentions, &|kind| constants.output(kind).bytes()));
+    let feed_forwards = constants.feed_forwards.len();
+    write("GATE_UP", list(feed_forwards, &|kind| constants.gate_up(kind).bytes()));
+    write("DOWN", list(feed_forwards, &|kind| constants.down(kind).bytes()));
+    text
+}

@@ -1,0 +1,234 @@
+//! Turns weights as checkpoints store them into bytes as the kernels read them. Knows neither files
+//! nor devices: a weight comes in, and the bytes of a place in a buffer come out.
+
+mod chunk;
+mod matrix;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
+use kilotok_model::{
+    FeedForwardSpec, LayerWeight, ModelSpec, Part, RouterDtype, WeightDecl, WeightId,
+};
+use kilotok_weights::{Tensor, TensorData};
+
+use crate::constants::{Constants, LayerKinds};
+use crate::places::{Buffer, CHUNK_ROWS, LayerBuffer, Matrix, OWNER_ROWS};
+
+/// Bytes that belong at a place of a buffer. Those of all weights together fill every buffer.
+#[derive(Debug)]
+pub(crate) struct Repacked {
+    pub(crate) buffer: Buffer,
+    pub(crate) offset: usize,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// A weight that the kernels cannot read.
+#[derive(Debug, thiserror::Error)]
+#[error("{tensor} {reason}")]
+pub(crate) struct RepackError {
+    pub(crate) tensor: String,
+    pub(crate) reason: String,
+}
+
+type Parts = BTreeMap<(Buffer, usize), Vec<Option<Tensor>>>;
+
+/// Repacks one rank's weights, which may come in any order and from many threads.
+pub(crate) struct Repacker<'a> {
+    spec: &'a ModelSpec,
+    constants: &'a Constants,
+    /// Parts of matrices that become one, by buffer and offset in it, until all are there.
+    parts: Mutex<Parts>,
+}
+
+impl<'a> Repacker<'a> {
+    pub(crate) fn new(spec: &'a ModelSpec, constants: &'a Constants) -> Self {
+        Self { spec, constants, parts: Mutex::default() }
+    }
+
+    /// What becomes of a rank's part of a weight: nothing yet if others belong to the same matrix
+    /// and are still to come.
+    ///
+    /// # Errors
+    /// A weight that the kernels cannot read.
+    pub(crate) fn repack(
+        &self,
+        decl: &WeightDecl,
+        tensor: Tensor,
+    ) -> Result<Option<Repacked>, RepackError> {
+        let as_vector = |buffer| Ok(Some(whole(buffer, vector(&tensor))));
+        let repacked = match decl.id {
+            WeightId::Embedding => Ok(Some(whole(Buffer::Embedding, bf16_bytes(&tensor)))),
+            WeightId::FinalNorm => as_vector(Buffer::FinalNorm),
+            WeightId::DraftContextNorm => as_vector(Buffer::DraftContextNorm),
+            WeightId::DraftNorm => as_vector(Buffer::DraftNorm),
+            WeightId::DraftMask => as_vector(Buffer::DraftMask),
+            WeightId::Head => plain(Buffer::Head, 0, self.constants.head(), tensor),
+            WeightId::DraftFc => plain(Buffer::DraftFc, 0, self.constants.fuse(), tensor),
+            WeightId::Layer(part, index, weight) => self.layer(part, index, weight, tensor),
+            WeightId::Expert(index, expert, weight) => {
+                self.network(Part::Target, index, expert, weight, tensor)
+            }
+        };
+        repacked.map_err(|reason| RepackError { tensor: decl.name.clone(), reason })
+    }
+
+    fn kinds(&self, part: Part, index: usize) -> LayerKinds {
+        match part {
+            Part::Target => self.constants.layers[index],
+            Part::Drafter => self.constants.draft_layers[index],
+        }
+    }
+
+    fn layer(
+        &self,
+        part: Part,
+        index: usize,
+        weight: LayerWeight,
+        tensor: Tensor,
+    ) -> Result<Option<Repacked>, String> {
+        let kind = self.kinds(part, index).attention;
+        let buffer = |buffer| Buffer::Layer(part, index, buffer);
+        let as_vector = |place| Ok(Some(whole(buffer(place), vector(&tensor))));
+        match weight {
+            LayerWeight::InputNorm => as_vector(LayerBuffer::InputNorm),
+            LayerWeight::QueryNorm => as_vector(LayerBuffer::QueryNorm),
+            LayerWeight::KeyNorm => as_vector(LayerBuffer::KeyNorm),
+            LayerWeight::Sinks => as_vector(LayerBuffer::Sinks),
+            LayerWeight::PostNorm => as_vector(LayerBuffer::PostNorm),
+            LayerWeight::RouterBias => as_vector(LayerBuffer::RouterBias),
+            LayerWeight::Router => {
+                let width = self.constants.router_width(self.kinds(part, index).feed_forward);
+                let bytes = self.router(index, width, &tensor);
+                Ok(Some(whole(buffer(LayerBuffer::Router), bytes)))
+            }
+            LayerWeight::Output => {
+                plain(buffer(LayerBuffer::Output), 0, self.constants.output(kind), tensor)
+            }
+            LayerWeight::Qkv => {
+                let attention = &self.constants.attentions[kind];
+                let queries = attention.q_heads * attention.qk_dim;
+                let rows = matrix::fused(tensor.rows, queries, attention.key_row());
+                let bytes = matrix::pack(self.constants.qkv(kind), &[tensor], &rows)?;
+                Ok(Some(whole(buffer(LayerBuffer::Qkv), bytes)))
+            }
+            LayerWeight::Query | LayerWeight::Key | LayerWeight::Value => {
+                let place = weight as usize - LayerWeight::Query as usize;
+                let qkv = buffer(LayerBuffer::Qkv);
+                let Some(tensors) = self.gather(qkv, 0, place, 3, tensor) else { return Ok(None) };
+                let rows = matrix::stacked(&tensors, CHUNK_ROWS);
+                let bytes = matrix::pack(self.constants.qkv(kind), &tensors, &rows)?;
+                Ok(Some(whole(qkv, bytes)))
+            }
+            LayerWeight::Gate | LayerWeight::Up | LayerWeight::Down => {
+                self.network(part, index, 0, weight, tensor)
+            }
+        }
+    }
+
+    /// Gate, up or down of an expert or of the dense network.
+    fn network(
+        &self,
+        part: Part,
+        index: usize,
+        expert: usize,
+        weight: LayerWeight,
+        tensor: Tensor,
+    ) -> Result<Option<Repacked>, String> {
+        let kind = self.kinds(part, index).feed_forward;
+        if weight == LayerWeight::Down {
+            let buffer = Buffer::Layer(part, index, LayerBuffer::Down);
+            let matrix = self.constants.down(kind);
+            return plain(buffer, expert * matrix.bytes(), matrix, tensor);
+        }
+        let buffer = Buffer::Layer(part, index, LayerBuffer::GateUp);
+        let matrix = self.constants.gate_up(kind);
+        let offset = expert * matrix.bytes();
+        let place = usize::from(weight == LayerWeight::Up);
+        let Some(tensors) = self.gather(buffer, offset, place, 2, tensor) else { return Ok(None) };
+        let rows = matrix::interleaved(self.constants.feed_forwards[kind].width);
+        let bytes = matrix::pack(matrix, &tensors, &rows)?;
+        Ok(Some(Repacked { buffer, offset, bytes }))
+    }
+
+    /// All `count` tensors of a matrix, once the last one is there.
+    fn gather(
+        &self,
+        buffer: Buffer,
+        offset: usize,
+        place: usize,
+        count: usize,
+        tensor: Tensor,
+    ) -> Option<Vec<Tensor>> {
+        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = parts.entry((buffer, offset)).or_default();
+        own.resize(count, None);
+        own[place] = Some(tensor);
+        if own.contains(&None) {
+            return None;
+        }
+        parts.remove(&(buffer, offset))?.into_iter().collect()
+    }
+
+    /// `[owner units][columns of a unit][experts]`, F32: an owner of the stream multiplies its part
+    /// of it by all experts' columns. Zeros behind the last column and expert.
+    fn router(&self, index: usize, width: usize, tensor: &Tensor) -> Vec<u8> {
+        let rounded = match &self.spec.layers[index].feed_forward {
+            FeedForwardSpec::Experts(experts) => experts.router.dtype == RouterDtype::Bf16,
+            FeedForwardSpec::Dense(_) => false,
+        };
+        let mut transposed = vec![0.0; self.constants.owner_units() * OWNER_ROWS * width];
+        let mut row = vec![0.0; tensor.cols];
+        for expert in 0..tensor.rows {
+            tensor.decode_row(expert, &mut row);
+            for (place, value) in transposed[expert..].iter_mut().step_by(width).zip(&row) {
+                *place = if rounded { bf16::from_f32(*value).to_f32() } else { *value };
+            }
+        }
+        f32_bytes(&transposed)
+    }
+}
+
+fn whole(buffer: Buffer, bytes: Vec<u8>) -> Repacked {
+    Repacked { buffer, offset: 0, bytes }
+}
+
+/// A tensor's rows in their own order.
+fn plain(
+    buffer: Buffer,
+    offset: usize,
+    matrix: Matrix,
+    tensor: Tensor,
+) -> Result<Option<Repacked>, String> {
+    let tensors = [tensor];
+    let bytes = matrix::pack(matrix, &tensors, &matrix::stacked(&tensors, 1))?;
+    Ok(Some(Repacked { buffer, offset, bytes }))
+}
+
+fn vector(tensor: &Tensor) -> Vec<u8> {
+    let mut values = vec![0.0; tensor.cols];
+    tensor.decode_row(0, &mut values);
+    f32_bytes(&values)
+}
+
+fn f32_bytes(values: &[f32]) -> Vec<u8> {
+    bytemuck::cast_slice(values).to_vec()
+}
+
+/// Rows as they are, in BF16.
+fn bf16_bytes(tensor: &Tensor) -> Vec<u8> {
+    if let TensorData::Bf16(values) = &tensor.data {
+        return bytemuck::cast_slice(values.reinterpret_cast()).to_vec();
+    }
+    let mut row = vec![0.0; tensor.cols];
+    let mut bytes = Vec::with_capacity(tensor.rows * tensor.cols * 2);
+    for index in 0..tensor.rows {
+        tensor.decode_row(index, &mut row);
+        bytes.extend(row.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()));
+    }
+    bytes
+}

@@ -1,0 +1,84 @@
+//! The kernels' sources as the compiler of the driver wants them: one program, and every header by
+//! the name that includes say. That compiler has no headers of its own, so the two of the standard
+//! library that the kernels include are here.
+
+use std::fmt::Write;
+use std::path::Path;
+
+/// Path below `kernels/` and text of every source.
+const FILES: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/sources.rs"));
+
+const CSTDINT: &str = "\
+#pragma once
+using int8_t = signed char;
+using uint8_t = unsigned char;
+using int16_t = short;
+using uint16_t = unsigned short;
+using int32_t = int;
+using uint32_t = unsigned int;
+using int64_t = long long;
+using uint64_t = unsigned long long;
+using uintptr_t = unsigned long long;
+";
+
+const CSTDDEF: &str = "\
+#pragma once
+#ifndef offsetof
+#define offsetof(type, member) __builtin_offsetof(type, member)
+#endif
+// What host compilers know and this one does not.
+#define __builtin_huge_valf() __builtin_bit_cast(float, 0x7f800000u)
+";
+
+/// A program and the headers that it includes, by name.
+pub(crate) struct Program {
+    pub(crate) text: String,
+    pub(crate) headers: Vec<(String, String)>,
+}
+
+impl Program {
+    /// All kernels, for the model whose constants are `model_header`.
+    pub(crate) fn new(model_header: &str) -> Self {
+        let mut program = Self { text: String::new(), headers: Vec::new() };
+        let mut header = |name: &str, text: &str| {
+            program.headers.push((name.to_owned(), text.to_owned()));
+        };
+        header("cstdint", CSTDINT);
+        header("cstddef", CSTDDEF);
+        header("kilotok/model.h", model_header);
+        for (path, text) in FILES {
+            header(path.strip_prefix("include/").unwrap_or(path), text);
+        }
+        let is_entry = |path: &str| Path::new(path).extension().is_some_and(|end| end == "cu");
+        for (path, _) in FILES.iter().filter(|(path, _)| is_entry(path)) {
+            let _ = writeln!(program.text, "#include \"{path}\"");
+        }
+        program
+    }
+}
+
+/// The text of a source by its path below `kernels/`.
+#[cfg(test)]
+pub(crate) fn file(path: &str) -> Option<&'static str> {
+    FILES.iter().find(|(other, _)| *other == path).map(|(_, text)| *text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_include_has_a_header() {
+        let program = Program::new("");
+        let names: Vec<_> = program.headers.iter().map(|(name, _)| name.as_str()).collect();
+        let mut lines = program.headers.iter().flat_map(|(name, text)| {
+            text.lines().filter(|line| line.starts_with("#include")).map(move |line| (name, line))
+        });
+        let absent = lines.find(|(_, line)| {
+            let name = line.trim_start_matches("#include").trim().trim_matches(['"', '<', '>']);
+            !names.contains(&name)
+        });
+        assert_eq!(absent, None, "the driver's compiler looks for headers nowhere else");
+        assert!(names.contains(&"kilotok/abi.h"));
+    }
+}

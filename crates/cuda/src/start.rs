@@ -1,0 +1,292 @@
+//! From a model to an engine that is ready: plans the memory, has the kernels compiled, takes the
+//! memory and loads the weights into it.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kilotok_abi::{Exchange, RANKS_MAX};
+use kilotok_engine::Caps;
+use kilotok_model::{ModelSpec, Ranks, RanksError, check_ranks, declare};
+use kilotok_rows::{Grouping, SizeError, Sizes, Slots};
+use kilotok_weights::{LoadError, Piece, Progress, Tensor, WeightSource, load};
+
+use crate::compile::Toolchain;
+use crate::constants::{Constants, Launch};
+use crate::driver::{Device, Driver, DriverError, Gpu, Pinned};
+use crate::engine::{CudaEngine, TOKENS_MAX};
+use crate::layout::Layout;
+use crate::memory_map::{DoesNotFit, MemoryMap};
+use crate::nvrtc::{CompileError, Version};
+use crate::rank::Rank;
+use crate::repack::Repacker;
+
+/// Keys and values are BF16.
+pub const VALUE_BYTES: usize = 2;
+
+/// How much an engine can hold, and where its kernels come from.
+#[derive(Clone, Debug, Default)]
+pub struct CudaOptions {
+    pub sizes: Sizes,
+    pub toolchain: Toolchain,
+}
+
+/// Why an engine did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+    #[error("{wanted} ranks need as many GPUs, and there are {found} (--ranks)")]
+    TooFewGpus { wanted: usize, found: usize },
+    #[error(transparent)]
+    Size(#[from] SizeError),
+    #[error(transparent)]
+    Ranks(#[from] RanksError),
+    #[error("{0}")]
+    Model(String),
+    #[error(transparent)]
+    Memory(#[from] DoesNotFit),
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+}
+
+impl CudaOptions {
+    /// The limits of an engine with these options.
+    pub fn caps(&self, spec: &ModelSpec) -> Caps {
+        let sizes = self.sizes();
+        let caps = sizes.caps(spec, &sizes.groups(spec, VALUE_BYTES));
+        Caps { row_max: caps.row_max.min(caps.token_max), ..caps }
+    }
+
+    fn sizes(&self) -> Sizes {
+        Sizes { token_max: self.sizes.token_max.min(TOKENS_MAX), ..self.sizes }
+    }
+
+    /// What lies where on each GPU of so many multiprocessors, before any memory is taken.
+    ///
+    /// # Errors
+    /// A model or sizes that the kernels cannot run.
+    pub fn memory_map(
+        &self,
+        spec: &ModelSpec,
+        multiprocessors: u32,
+    ) -> Result<MemoryMap, StartError> {
+        let plan = Plan::new(spec, self, multiprocessors)?;
+        Ok(plan.layout(spec, 0).map)
+    }
+
+    /// Compiles the kernels of a model into the toolchain's folder, also without a GPU; returns
+    /// the bytes of their code.
+    pub fn build(
+        &self,
+        spec: &ModelSpec,
+        multiprocessors: u32,
+        tell: &dyn Fn(&str),
+    ) -> Result<usize, StartError> {
+        let plan = Plan::new(spec, self, multiprocessors)?;
+        let driver = Driver::open().ok().map(|driver| driver.version);
+        Ok(self.toolchain.cubin(&plan.constants.header(), driver, tell)?.len())
+    }
+}
+
+/// A model with everything that follows from it and the options.
+struct Plan {
+    sizes: Sizes,
+    constants: Constants,
+    grouping: Grouping,
+}
+
+impl Plan {
+    fn new(
+        spec: &ModelSpec,
+        options: &CudaOptions,
+        multiprocessors: u32,
+    ) -> Result<Self, StartError> {
+        options.sizes.check()?;
+        let sizes = options.sizes();
+        check_ranks(spec, sizes.rank_count)?;
+        let launch = Launch {
+            ranks: sizes.rank_count,
+            grid: multiprocessors as usize,
+            tokens_max: TOKENS_MAX as usize,
+            page_tokens: sizes.page_tokens as usize,
+        };
+        let unfit = |error: crate::constants::UnfitError| StartError::Model(error.to_string());
+        let constants = Constants::new(spec, launch).map_err(unfit)?;
+        let grouping = sizes.groups(spec, VALUE_BYTES);
+        Ok(Self { sizes, constants, grouping })
+    }
+
+    fn layout(&self, spec: &ModelSpec, base: u64) -> Layout {
+        Layout::new(spec, &self.constants, &self.sizes, &self.grouping, base)
+    }
+}
+
+/// What an engine would run on.
+#[derive(Clone, Debug)]
+pub struct Found {
+    pub driver: Driver,
+    /// One for each rank.
+    pub gpus: Vec<Gpu>,
+    /// Of the one that has least.
+    pub free_bytes: u64,
+    pub compiler: (PathBuf, Version),
+}
+
+impl Found {
+    /// Looks for everything that ranks need but a model: a driver, the first GPUs, a compiler.
+    ///
+    /// # Errors
+    /// The first thing that is missing.
+    pub fn look(rank_count: usize, toolchain: &Toolchain) -> Result<Self, StartError> {
+        let driver = Driver::open()?;
+        let gpus = choose_gpus(driver, rank_count)?;
+        let compiler = toolchain.compiler(Some(driver.version))?;
+        let free = |gpu: &Gpu| Ok(Device::open(gpu.index)?.memory_bytes()?.0);
+        let free: Vec<u64> = gpus.iter().map(free).collect::<Result<_, DriverError>>()?;
+        let free_bytes = free.into_iter().min().unwrap_or_default();
+        Ok(Self { driver, gpus, free_bytes, compiler })
+    }
+}
+
+/// The first GPUs, all of which must be fit for it.
+fn choose_gpus(driver: Driver, rank_count: usize) -> Result<Vec<Gpu>, StartError> {
+    let gpus = driver.gpus()?;
+    if gpus.len() < rank_count {
+        return Err(StartError::TooFewGpus { wanted: rank_count, found: gpus.len() });
+    }
+    let chosen = &gpus[..rank_count];
+    chosen.iter().try_for_each(Gpu::check)?;
+    Ok(chosen.to_vec())
+}
+
+/// Lets every GPU reach every other one's memory.
+fn connect(devices: &[Arc<Device>]) -> Result<(), DriverError> {
+    for (index, device) in devices.iter().enumerate() {
+        let others = devices.iter().enumerate().filter(|(other, _)| *other != index);
+        others.map(|(_, peer)| peer).try_for_each(|peer| device.enable_peer(peer))?;
+    }
+    Ok(())
+}
+
+impl CudaEngine {
+    /// Compiles the kernels if they are new, takes the memory and reads the weights. `tell` is
+    /// handed what the user may want to know meanwhile.
+    ///
+    /// # Errors
+    /// When there are no GPUs for it, the model does not fit them, or a weight cannot be read.
+    pub fn start(
+        spec: &ModelSpec,
+        source: &dyn WeightSource,
+        options: &CudaOptions,
+        progress: &dyn Progress,
+        tell: &dyn Fn(&str),
+    ) -> Result<Self, StartError> {
+        let driver = Driver::open()?;
+        let gpus = choose_gpus(driver, options.sizes.rank_count)?;
+        let multiprocessors = gpus.iter().map(|gpu| gpu.multiprocessors).min().unwrap_or(1);
+        let plan = Plan::new(spec, options, multiprocessors)?;
+        let map = plan.layout(spec, 0).map;
+        tell(&format!("memory of each GPU\n{map}"));
+        let devices: Vec<Arc<Device>> =
+            gpus.iter().map(|gpu| Device::open(gpu.index)).collect::<Result<_, _>>()?;
+        connect(&devices)?;
+        for device in &devices {
+            let (free, total) = device.memory_bytes()?;
+            map.check(free, total)?;
+        }
+        let constants = &plan.constants;
+        let toolchain = &options.toolchain;
+        let cubin = toolchain.cubin(&constants.header(), Some(driver.version), tell)?;
+        let rank = |(index, device)| {
+            Rank::new(index, device, constants, &cubin, |base| plan.layout(spec, base))
+        };
+        let ranks: Vec<Rank> = devices.iter().enumerate().map(rank).collect::<Result<_, _>>()?;
+        let mut exchange = Exchange { receivers: [0; RANKS_MAX] };
+        for (receiver, rank) in exchange.receivers.iter_mut().zip(&ranks) {
+            *receiver = rank.receiver();
+        }
+        ranks.iter().try_for_each(|rank| rank.connect(&exchange))?;
+        load_weights(spec, source, constants, &ranks, progress)?;
+        for device in &devices {
+            device.finish()?;
+        }
+        let logits_bytes = TOKENS_MAX as usize * spec.vocab_size * size_of::<f32>();
+        Ok(Self {
+            caps: options.caps(spec),
+            logits: Pinned::new(&devices[0], logits_bytes)?,
+            ranks,
+            slots: Slots::new(plan.sizes.slot_count as usize, spec.vocab_size),
+            draft_rows: constants.draft_rows,
+            exchanges: 0,
+            exchanges_max: exchanges_max(constants),
+            next_step: 0,
+            finished: None,
+            broken: None,
+        })
+    }
+}
+
+/// One after the embedding or the fusion of taps, two in each layer.
+fn exchanges_max(constants: &Constants) -> u32 {
+    1 + 2 * constants.layers.len().max(constants.draft_layers.len()) as u32
+}
+
+/// Reads every rank's part of every weight and puts it where kernels look for it.
+fn load_weights(
+    spec: &ModelSpec,
+    source: &dyn WeightSource,
+    constants: &Constants,
+    ranks: &[Rank],
+    progress: &dyn Progress,
+) -> Result<(), StartError> {
+    let decls = declare(spec);
+    let of_rank = |rank| Ranks { rank, count: ranks.len() };
+    let pieces = decls.iter().flat_map(|decl| {
+        (0..ranks.len()).map(move |rank| Piece { decl: decl.clone(), ranks: of_rank(rank) })
+    });
+    let pieces: Vec<_> = pieces.collect();
+    let places: Vec<_> = ranks.iter().map(Rank::memory).collect();
+    let repackers: Vec<_> = ranks.iter().map(|_| Repacker::new(spec, constants)).collect();
+    let watched = Watched { progress, failed: Mutex::new(None) };
+    let put = |piece: &Piece, tensor: Tensor| -> Result<(), StartError> {
+        let rank = piece.ranks.rank;
+        let (memory, layout) = places[rank];
+        let repacked = repackers[rank].repack(&piece.decl, tensor);
+        let repacked = repacked.map_err(|error| StartError::Model(error.to_string()))?;
+        let Some(repacked) = repacked else { return Ok(()) };
+        let buffer = layout.weights[&repacked.buffer] - memory.address();
+        Ok(memory.write(buffer as usize + repacked.offset, &repacked.bytes)?)
+    };
+    let loaded = load(source, &pieces, &watched, |piece, tensor| {
+        if let Err(error) = put(piece, tensor) {
+            watched.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        }
+    });
+    match watched.failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => Ok(loaded?),
+    }
+}
+
+/// Gives up also when a weight could not be put in its place.
+struct Watched<'a> {
+    progress: &'a dyn Progress,
+    failed: Mutex<Option<StartError>>,
+}
+
+impl Progress for Watched<'_> {
+    fn begin(&self, total_bytes: u64) {
+        self.progress.begin(total_bytes);
+    }
+
+    fn advance(&self, bytes: u64) {
+        self.progress.advance(bytes);
+    }
+
+    fn cancelled(&self) -> bool {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.is_some() || self.progress.cancelled()
+    }
+}

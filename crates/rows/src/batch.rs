@@ -1,0 +1,68 @@
+//! The rows of a plan as one run of tokens.
+
+use kilotok_abi::TokenId;
+use kilotok_engine::{EngineError, Row, RowTokens, StepPlan};
+
+use crate::slots::Slots;
+
+/// The tokens of a step, all rows one after the other.
+pub struct Batch<'a> {
+    pub rows: Vec<BatchRow<'a>>,
+    pub tokens: Vec<TokenId>,
+    pub positions: Vec<u32>,
+    row_of: Vec<usize>,
+}
+
+/// A row and where its tokens lie in the batch.
+pub struct BatchRow<'a> {
+    pub plan: &'a Row,
+    pub first: usize,
+    pub count: usize,
+}
+
+impl<'a> Batch<'a> {
+    /// Looks up held tokens.
+    ///
+    /// # Errors
+    /// [`EngineError::Plan`] when a slot does not hold what the plan counts on.
+    pub fn new(plan: &'a StepPlan, slots: &Slots) -> Result<Self, EngineError> {
+        let (rows, row_of) = (Vec::with_capacity(plan.rows.len()), Vec::new());
+        let mut batch = Self { rows, tokens: Vec::new(), positions: Vec::new(), row_of };
+        for (index, row) in plan.rows.iter().enumerate() {
+            let first = batch.tokens.len();
+            slots.check(row).map_err(|reason| EngineError::Plan { row: index, reason })?;
+            match &row.tokens {
+                RowTokens::Given { tokens, .. } => batch.tokens.extend_from_slice(tokens),
+                RowTokens::Held { draft_count } => {
+                    batch.tokens.extend(slots.held(row.slot, *draft_count as usize));
+                }
+            }
+            let count = batch.tokens.len() - first;
+            batch.positions.extend(row.start..row.start + count as u32);
+            batch.row_of.extend(std::iter::repeat_n(index, count));
+            batch.rows.push(BatchRow { plan: row, first, count });
+        }
+        Ok(batch)
+    }
+
+    pub fn token_count(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Place of the row that a token belongs to.
+    pub fn row_index(&self, token: usize) -> usize {
+        self.row_of[token]
+    }
+
+    /// The plan's row that a token belongs to.
+    pub fn row(&self, token: usize) -> &'a Row {
+        self.rows[self.row_of[token]].plan
+    }
+}
+
+impl BatchRow<'_> {
+    /// Tokens that are not drafts.
+    pub fn known(&self) -> usize {
+        self.count - self.plan.tokens.draft_count() as usize
+    }
+}

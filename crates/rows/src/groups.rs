@@ -1,0 +1,60 @@
+//! How a model's layers fall into page groups.
+
+use kilotok_engine::{PageGroup, PageKind};
+use kilotok_model::{AttentionSpec, ModelSpec};
+
+/// The groups, and by layer the place of its group.
+pub struct Grouping {
+    pub groups: Vec<PageGroup>,
+    pub target: Vec<usize>,
+    pub drafter: Vec<usize>,
+}
+
+impl Grouping {
+    /// Layers that look back equally far share a group; the drafter has its own. A number of a key
+    /// or value takes `value_bytes`.
+    pub fn new(spec: &ModelSpec, page_tokens: u32, page_count: u32, value_bytes: usize) -> Self {
+        let mut grouping = Self { groups: Vec::new(), target: Vec::new(), drafter: Vec::new() };
+        let mut place = |kind, attention: &AttentionSpec| {
+            let index = grouping.place(kind, attention, page_tokens, page_count);
+            let width = attention.kv_heads * (attention.qk_dim + attention.v_dim);
+            let bytes = (width * value_bytes) as u64 * u64::from(page_tokens);
+            let group = &mut grouping.groups[index];
+            group.page_bytes = group.page_bytes.saturating_add(bytes);
+            index
+        };
+        let target = spec.layers.iter().map(|layer| {
+            let window = layer.attention.window();
+            let kind = if window.is_some() { PageKind::Window } else { PageKind::Full };
+            place(kind, &layer.attention)
+        });
+        let target = target.collect();
+        let layers = spec.drafter.iter().flat_map(|drafter| &drafter.layers);
+        let drafter = layers.map(|layer| place(PageKind::Draft, &layer.attention)).collect();
+        Self { target, drafter, ..grouping }
+    }
+
+    /// The group of such a layer, made if there is none.
+    fn place(
+        &mut self,
+        kind: PageKind,
+        attention: &AttentionSpec,
+        page_tokens: u32,
+        page_count: u32,
+    ) -> usize {
+        let window = attention.window().map(|keys| keys as u32);
+        let same = |group: &PageGroup| group.kind == kind && group.window == window;
+        self.groups.iter().position(same).unwrap_or_else(|| {
+            let page_bytes = 0;
+            self.groups.push(PageGroup { kind, page_tokens, page_count, window, page_bytes });
+            self.groups.len() - 1
+        })
+    }
+
+    /// Bytes of all pages.
+    pub fn bytes(&self) -> u64 {
+        let group =
+            |group: &PageGroup| group.page_bytes.saturating_mul(u64::from(group.page_count));
+        self.groups.iter().map(group).fold(0, u64::saturating_add)
+    }
+}

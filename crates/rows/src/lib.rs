@@ -1,0 +1,15 @@
+//! What every engine does with rows, whatever computes the model: the page groups that it promises,
+//! the tokens that a plan's rows become, what slots hold between steps, and the choice of tokens by
+//! logits on the host. Computes nothing of a model and knows no machine.
+
+mod batch;
+mod groups;
+mod sizes;
+mod slots;
+mod verify;
+
+pub use batch::{Batch, BatchRow};
+pub use groups::Grouping;
+pub use sizes::{SizeError, Sizes};
+pub use slots::{Held, Slots};
+pub use verify::{likeliest, verify, wanted_tokens};

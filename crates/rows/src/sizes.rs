@@ -1,0 +1,98 @@
+//! How much an engine can hold, and the limits that follow from it.
+
+use kilotok_engine::Caps;
+use kilotok_model::ModelSpec;
+
+use crate::groups::Grouping;
+
+/// Alternatives that a row may ask for beside each token; OpenAI's API allows as many.
+const LOGPROBS_MAX: u32 = 20;
+/// Without a drafter a row may still bring drafts of its own.
+const GIVEN_DRAFTS_MAX: u32 = 7;
+/// Slots beyond this are a typing error: a step has a row for each.
+const SLOTS_MAX: u32 = 1 << 16;
+
+#[derive(Clone, Debug)]
+pub struct Sizes {
+    /// Tensor-parallel ranks that share the model: 1, 2, 4 or 8.
+    pub rank_count: usize,
+    pub slot_count: u32,
+    /// Tokens of one step.
+    pub token_max: u32,
+    /// Positions of a sequence.
+    pub position_max: u32,
+    pub page_tokens: u32,
+    /// Pages of each group.
+    pub page_count: u32,
+}
+
+/// A size that no engine can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SizeError {
+    pub name: &'static str,
+    pub max: u32,
+}
+
+impl std::fmt::Display for SizeError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} must be from 1 to {}", self.name, self.max)
+    }
+}
+
+impl std::error::Error for SizeError {}
+
+impl Default for Sizes {
+    /// Enough for a few short conversations.
+    fn default() -> Self {
+        Self {
+            rank_count: 1,
+            slot_count: 8,
+            token_max: 512,
+            position_max: 4096,
+            page_tokens: 16,
+            page_count: 1024,
+        }
+    }
+}
+
+impl Sizes {
+    /// # Errors
+    /// The first size that is 0 or a typing error.
+    pub fn check(&self) -> Result<(), SizeError> {
+        for (name, value, max) in [
+            ("slot_count", self.slot_count, SLOTS_MAX),
+            ("token_max", self.token_max, u32::MAX),
+            ("position_max", self.position_max, u32::MAX),
+            ("page_tokens", self.page_tokens, u32::MAX),
+            ("page_count", self.page_count, u32::MAX),
+        ] {
+            if value == 0 || value > max {
+                return Err(SizeError { name, max });
+            }
+        }
+        Ok(())
+    }
+
+    /// The page groups of an engine that stores a key's or value's number in so many bytes, before
+    /// its memory is taken.
+    pub fn groups(&self, spec: &ModelSpec, value_bytes: usize) -> Grouping {
+        Grouping::new(spec, self.page_tokens, self.page_count, value_bytes)
+    }
+
+    /// The limits of an engine of these sizes that verifies on the host.
+    pub fn caps(&self, spec: &ModelSpec, grouping: &Grouping) -> Caps {
+        let draft_max = spec.drafter.as_ref().map_or(GIVEN_DRAFTS_MAX, |d| d.rows as u32 - 1);
+        Caps {
+            vocab_size: spec.vocab_size as u32,
+            position_max: self.position_max.min(spec.position_max as u32),
+            slot_count: self.slot_count,
+            row_max: self.slot_count,
+            token_max: self.token_max,
+            draft_max,
+            drafter: spec.drafter.is_some(),
+            logprobs_max: LOGPROBS_MAX.min(spec.vocab_size as u32),
+            steps_in_flight_max: 1,
+            groups: grouping.groups.clone(),
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Sockets of clients: every piece of a reply leaves at once, and a client that neither greets nor
+//! reads is given up. hyper has a time limit for headers, but none before it knows which HTTP is
+//! spoken, and none for writing.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum_server::accept::Accept;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
+
+/// After so many bytes hyper knows which HTTP is spoken.
+const GREETING_BYTES: usize = 24;
+/// As long as for headers.
+const GREETING_WAIT_MAX: Duration = Duration::from_secs(30);
+/// All buffers of the connection are full, megabytes in most systems, and nothing is taken out.
+const WRITE_WAIT_MAX: Duration = Duration::from_mins(2);
+
+/// Makes sockets of what another acceptor lets in.
+#[derive(Clone)]
+pub(crate) struct Doorman<A>(pub(crate) A);
+
+type Accepted<T> = Pin<Box<dyn Future<Output = io::Result<T>> + Send>>;
+
+impl<A, S> Accept<TcpStream, S> for Doorman<A>
+where
+    A: Accept<TcpStream, S, Future: Send + 'static>,
+{
+    type Stream = Socket<A::Stream>;
+    type Service = A::Service;
+    type Future = Accepted<(Self::Stream, Self::Service)>;
+
+    fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
+        // Else a token would wait until the client has acknowledged the one before.
+        let prompt = stream.set_nodelay(true);
+        let accepted = self.0.accept(stream, service);
+        Box::pin(async move {
+            prompt?;
+            let (stream, service) = accepted.await?;
+            Ok((Socket::new(stream), service))
+        })
+    }
+}
+
+/// See the file's head.
+pub(crate) struct Socket<S> {
+    inner: S,
+    /// Bytes of the greeting that have not come.
+    greeting_left: usize,
+    greeted: Patience,
+    written: Patience,
+}
+
+impl<S> Socket<S> {
+    fn new(inner: S) -> Self {
+        let (greeted, written) = (Patience::new(GREETING_WAIT_MAX), Patience::new(WRITE_WAIT_MAX));
+        Self { inner, greeting_left: GREETING_BYTES, greeted, written }
+    }
+}
+
+/// Waits for a client, and not for ever.
+struct Patience {
+    wait_max: Duration,
+    over: Option<Pin<Box<Sleep>>>,
+}
+
+impl Patience {
+    fn new(wait_max: Duration) -> Self {
+        Self { wait_max, over: None }
+    }
+
+    /// Ends a wait that takes too long. One that is not pending begins anew the next time.
+    fn bound<T>(
+        &mut self,
+        polled: Poll<io::Result<T>>,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            self.over = None;
+            return polled;
+        }
+        let over = self.over.get_or_insert_with(|| Box::pin(sleep(self.wait_max)));
+        over.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Socket<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.inner).poll_read(context, buffer);
+        if self.greeting_left == 0 {
+            return polled;
+        }
+        if polled.is_ready() {
+            let count = buffer.filled().len() - before;
+            self.greeting_left = self.greeting_left.saturating_sub(count);
+            return polled;
+        }
+        self.greeted.bound(polled, context)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Socket<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.inner).poll_write(context, bytes);
+        self.written.bound(polled, context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.inner).poll_write_vectored(context, parts);
+        self.written.bound(polled, context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.inner).poll_flush(context);
+        self.written.bound(polled, context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.inner).poll_shutdown(context);
+        self.written.bound(polled, context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::io::Write;
+
+    use axum_server::accept::DefaultAcceptor;
+    use tokio::net::TcpListener;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// Longer than any patience; the clock runs ahead when nobody has anything to do.
+    const LONG: Duration = Duration::from_hours(1);
+
+    async fn pair() -> (std::net::TcpStream, Socket<TcpStream>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let (socket, ()) = Doorman(DefaultAcceptor).accept(stream, ()).await.unwrap();
+        (client, socket)
+    }
+
+    /// How many bytes came.
+    async fn read(socket: &mut Socket<TcpStream>) -> io::Result<usize> {
+        let mut bytes = [0; 100];
+        let mut buffer = ReadBuf::new(&mut bytes);
+        poll_fn(|context| Pin::new(&mut *socket).poll_read(context, &mut buffer)).await?;
+        Ok(buffer.filled().len())
+    }
+
+    #[tokio::test]
+    async fn tokens_are_not_held_back() {
+        let (_client, socket) = pair().await;
+        assert!(socket.inner.nodelay().unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_must_greet_but_may_think() {
+        let (mut client, mut socket) = pair().await;
+        client.write_all(b"PRI * HT").unwrap();
+        assert_eq!(read(&mut socket).await.unwrap(), 8);
+        assert_eq!(read(&mut socket).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        let (mut client, mut socket) = pair().await;
+        client.write_all(&[b'a'; GREETING_BYTES]).unwrap();
+        assert_eq!(read(&mut socket).await.unwrap(), GREETING_BYTES);
+        assert!(timeout(LONG, read(&mut socket)).await.is_err(), "it waits for more");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_must_read() {
+        let (client, mut socket) = pair().await;
+        let filled = async {
+            loop {
+                let write = |context: &mut Context<'_>| {
+                    Pin::new(&mut socket).poll_write(context, &[0; 1 << 12])
+                };
+                if let Err(error) = poll_fn(write).await {
+                    return error.kind();
+                }
+            }
+        };
+        let error = timeout(LONG, filled).await;
+        assert_eq!(error.unwrap(), io::ErrorKind::TimedOut);
+        drop(client);
+    }
+}

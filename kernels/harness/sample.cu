@@ -1,0 +1,375 @@
+// Chooses tokens for the cases of a file and compares with its answers, bit for bit; or takes the
+// time of typical requests.
+//
+//   cargo run --release -p kilotok-sampling --example device_cases -- FILE [PERCENT]
+//   nvcc -std=c++20 -arch=sm_90a -O3 -I kernels/include -I kernels/harness
+//     -I kernels/harness/sample_model kernels/harness/sample.cu -o sample
+//   ./sample FILE [PARTS...]
+//   ./sample --time [NAME]
+//
+// PARTS are how many CTAs share a position. The file is 32-bit words; a list is its length, then
+// its words. Magic, number of groups; by group: vocabulary, number of cases; by case: sampling,
+// prompt_count, biases (pairs), ends of bad words, their tokens, end tokens, history, number of
+// steps; by step: start, known tokens, drafts, scored tokens, sample, top_count, masked, number of
+// wanted tokens, then a formula of logits for each and a formula of each mask, and the answer.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "kilotok/phase/verify.cuh"
+#include "sample/typical.h"
+
+using namespace kilotok;
+
+constexpr int SHARED_BYTES = larger(sizeof(SampleScratch), sizeof(VerifyScratch));
+
+// All phases of choosing tokens, `repeats` times.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    sample_step(const __grid_constant__ Memory memory,
+                const __grid_constant__ SampleMemory sampling, int row_count, int wanted_count,
+                int parts, int repeats) {
+  extern __shared__ __align__(16) char shared[];
+  if (threadIdx.x >= CONSUMERS) return;
+  Fault* fault = at<Fault>(memory.fault);
+  Cta cta{memory, {fault, memory.wait_max_ms * 1000000ull, 0, blockIdx.x, 0}, 0};
+  enter(cta, sampling, row_count);
+  cta.sync_grid();
+  for (int i = 0; i < repeats; i++) {
+    sample(cta, sampling, *reinterpret_cast<SampleScratch*>(shared), wanted_count, parts);
+    cta.sync_grid();
+    verify(cta, sampling, *reinterpret_cast<VerifyScratch*>(shared), row_count, parts);
+    cta.sync_grid();
+  }
+}
+
+__device__ uint4 formula_bits(uint32_t index, uint32_t purpose, uint32_t kind, uint32_t seed,
+                              uint32_t key) {
+  uint32_t c[4] = {index, purpose, kind, 0xc0de}, k[2] = {seed, key};
+  for (int round = 0; round < 10; round++) {
+    const uint64_t even = static_cast<uint64_t>(c[0]) * 0xd2511f53u;
+    const uint64_t odd = static_cast<uint64_t>(c[2]) * 0xcd9e8d57u;
+    c[0] = static_cast<uint32_t>(odd >> 32) ^ c[1] ^ k[0];
+    c[1] = static_cast<uint32_t>(odd);
+    c[2] = static_cast<uint32_t>(even >> 32) ^ c[3] ^ k[1];
+    c[3] = static_cast<uint32_t>(even);
+    k[0] += 0x9e3779b9u;
+    k[1] += 0xbb67ae85u;
+  }
+  return make_uint4(c[0], c[1], c[2], c[3]);
+}
+
+__device__ float formula_logit(const LogitFormula& f, uint32_t bits) {
+  const float unit = exact::mul(__uint2float_rn(bits >> 8), 5.9604645e-8f);
+  const float square = exact::mul(unit, unit);
+  switch (f.kind) {
+    case 0: return exact::add(exact::mul(unit, f.scale), f.offset);
+    case 1: return exact::add(exact::mul(exact::mul(square, square), f.scale), f.offset);
+    case 2: return exact::add(exact::mul(__uint2float_rn(bits & 7), f.scale), f.offset);
+    case 3: return f.offset;
+    case 4: return __uint_as_float((bits >> 23 & 255) == 255 ? bits & 0xbfffffff : bits);
+    // Four uniform numbers: near a bell, as logits of a model are.
+    case 6: {
+      const float sum = __uint2float_rn((bits & 255) + (bits >> 8 & 255) + (bits >> 16 & 255) +
+                                        (bits >> 24));
+      return exact::add(exact::mul(sum, f.scale), f.offset);
+    }
+    default: return (bits & 1023) == 0 ? exact::mul(unit, f.scale) : f.offset;
+  }
+}
+
+// A row of logits; what lies beyond the vocabulary means nothing, so it is NaN.
+__global__ void make_logits(const LogitFormula* formulas, const uint32_t* instead, float* logits,
+                            int vocab, int stride) {
+  const LogitFormula f = formulas[blockIdx.x];
+  float* row = logits + static_cast<size_t>(blockIdx.x) * stride;
+  for (int quad = threadIdx.x; quad < stride / 4; quad += blockDim.x) {
+    const uint4 bits = formula_bits(quad, 0, f.kind, f.seed, 7);
+    const uint32_t four[4] = {bits.x, bits.y, bits.z, bits.w};
+    for (int j = 0; j < 4; j++)
+      row[quad * 4 + j] =
+          quad * 4 + j < vocab ? formula_logit(f, four[j]) : __uint_as_float(0x7fc00000);
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (uint32_t i = 0; i < f.instead_count; i++) {
+    const uint32_t* pair = instead + f.instead_first + i * 2;
+    row[pair[0]] = __uint_as_float(pair[1]);
+  }
+}
+
+__global__ void make_masks(const MaskFormula* formulas, const uint32_t* besides, uint32_t* masks,
+                           int words) {
+  const MaskFormula f = formulas[blockIdx.x];
+  uint32_t* mask = masks + static_cast<size_t>(blockIdx.x) * words;
+  for (int word = threadIdx.x; word < words; word += blockDim.x) {
+    const uint4 b = formula_bits(word, 1, 0, f.seed, 9);
+    mask[word] = f.kind == 0 ? b.x : f.kind == 1 ? b.x & b.y & b.z : f.kind == 2 ? 0u : ~0u;
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (uint32_t i = 0; i < f.besides_count; i++) {
+    const uint32_t token = besides[f.besides_first + i];
+    mask[token / 32] |= 1u << token % 32;
+  }
+}
+
+static void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(error));
+  std::exit(2);
+}
+
+// Device memory that lives as long as the program's longest batch.
+struct Room {
+  void* address = nullptr;
+  size_t bytes = 0;
+
+  template <class T>
+  T* take(size_t count) {
+    const size_t wanted = count * sizeof(T) + 64;
+    if (wanted > bytes) {
+      if (address) check(cudaFree(address), "free");
+      check(cudaMalloc(&address, wanted), "malloc");
+      bytes = wanted;
+    }
+    return static_cast<T*>(address);
+  }
+
+  template <class T>
+  T* put(const std::vector<T>& values) {
+    T* to = take<T>(values.size());
+    check(cudaMemcpy(to, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice), "copy");
+    return to;
+  }
+};
+
+template <class T>
+static std::vector<T> get(uint64_t address, size_t count) {
+  std::vector<T> values(count);
+  check(cudaMemcpy(values.data(), reinterpret_cast<void*>(address), count * sizeof(T),
+                   cudaMemcpyDeviceToHost),
+        "copy back");
+  return values;
+}
+
+template <class T>
+static uint64_t as_address(T* p) {
+  return reinterpret_cast<uint64_t>(p);
+}
+
+// The device's tables and one batch.
+struct Device {
+  Memory memory{};
+  SampleMemory sampling{};
+  Room rooms[24];
+  int next = 0;
+
+  template <class T>
+  uint64_t put(const std::vector<T>& values) {
+    return as_address(rooms[next++].put(values));
+  }
+  template <class T>
+  uint64_t take(size_t count) {
+    return as_address(rooms[next++].take<T>(count));
+  }
+
+  // Tables of the group's slots.
+  void set_up(uint32_t vocab, size_t slot_count) {
+    next = 0;
+    sampling.vocab = vocab;
+    sampling.stride = (vocab + 15) / 16 * 16;
+    sampling.mask_words = (vocab + 31) / 32;
+    sampling.biases = take<float>(slot_count * sampling.stride);
+    sampling.counts = take<uint16_t>(slot_count * sampling.stride);
+    sampling.recent = take<uint32_t>(slot_count * RECENT_MAX);
+    sampling.slots = take<Slot>(slot_count);
+    sampling.bad_tokens = take<uint32_t>(slot_count * BAD_TOKENS_MAX);
+    sampling.bad_ends = take<uint32_t>(slot_count * BAD_WORDS_MAX);
+    sampling.end_tokens = take<uint32_t>(slot_count * END_TOKENS_MAX);
+    memory.barrier = take<uint32_t>(1);
+    Fault* fault;
+    if (memory.fault == 0) {
+      check(cudaMallocHost(&fault, sizeof(Fault)), "pinned");
+      std::memset(fault, 0, sizeof(Fault));
+      memory.fault = as_address(fault);
+    }
+    memory.wait_max_ms = 2000;
+  }
+
+  void load(const StepBatch& batch) {
+    const int first = next;
+    memory.rows = put(batch.batch_rows);
+    memory.tokens = put(batch.tokens);
+    sampling.rows = put(batch.rows);
+    sampling.wanted = put(batch.wanted);
+    const size_t wanted = batch.wanted.size();
+    memory.logits = take<float>(wanted * sampling.stride);
+    sampling.processed = take<float>(wanted * sampling.stride);
+    sampling.masks = take<uint32_t>(batch.masks.size() * sampling.mask_words);
+    sampling.choice_parts = take<ChoicePart>(wanted * PARTS_MAX);
+    sampling.row_choices = take<RowChoice>(batch.rows.size());
+    sampling.chosen = take<uint32_t>(wanted);
+    sampling.reports = take<Report>(wanted);
+    sampling.tops = take<Top>(wanted * TOPS_MAX);
+    const auto* formulas = reinterpret_cast<LogitFormula*>(put(batch.logits));
+    const auto* besides = reinterpret_cast<uint32_t*>(put(batch.words));
+    make_logits<<<wanted, 256>>>(formulas, besides, at_host<float>(memory.logits), sampling.vocab,
+                                 sampling.stride);
+    if (!batch.masks.empty()) {
+      const auto* masks = reinterpret_cast<MaskFormula*>(put(batch.masks));
+      make_masks<<<batch.masks.size(), 256>>>(masks, besides, at_host<uint32_t>(sampling.masks),
+                                              sampling.mask_words);
+    }
+    check(cudaDeviceSynchronize(), "formulas");
+    next = first;
+  }
+
+  template <class T>
+  static T* at_host(uint64_t address) {
+    return reinterpret_cast<T*>(address);
+  }
+
+  // Milliseconds.
+  float run(int rows, int wanted, int parts, int repeats) {
+    check(cudaMemset(at_host<void>(memory.barrier), 0, 4), "barrier");
+    check(cudaFuncSetAttribute(sample_step, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               SHARED_BYTES),
+          "shared memory");
+    void* arguments[] = {&memory, &sampling, &rows, &wanted, &parts, &repeats};
+    cudaEvent_t start, end;
+    check(cudaEventCreate(&start), "event");
+    check(cudaEventCreate(&end), "event");
+    check(cudaEventRecord(start), "record");
+    check(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(sample_step), dim3(GRID),
+                                      dim3(THREADS), arguments, SHARED_BYTES, nullptr),
+          "launch");
+    check(cudaEventRecord(end), "record");
+    const cudaError_t error = cudaDeviceSynchronize();
+    const Fault* fault = at_host<Fault>(memory.fault);
+    if (fault->code != 0)
+      std::fprintf(stderr, "wait %u of cta %u phase %u: wanted %llu, seen %llu\n", fault->code,
+                   fault->cta, fault->phase, static_cast<unsigned long long>(fault->wanted),
+                   static_cast<unsigned long long>(fault->seen));
+    check(error, "step");
+    float ms = 0;
+    check(cudaEventElapsedTime(&ms, start, end), "time");
+    return ms;
+  }
+};
+
+template <class T>
+static void write_row(uint64_t table, size_t index, size_t each, const std::vector<T>& values) {
+  if (values.empty()) return;
+  check(cudaMemcpy(reinterpret_cast<T*>(table) + index * each, values.data(),
+                   values.size() * sizeof(T), cudaMemcpyHostToDevice),
+        "table");
+}
+
+static void write_slots(Device& device, const Group& group) {
+  for (size_t i = 0; i < group.cases.size(); i++) {
+    const Case& one = group.cases[i];
+    write_row(device.sampling.slots, i, 1, std::vector<Slot>{one.slot});
+    write_row(device.sampling.bad_tokens, i, BAD_TOKENS_MAX, one.bad_tokens);
+    write_row(device.sampling.bad_ends, i, BAD_WORDS_MAX, one.bad_ends);
+    write_row(device.sampling.end_tokens, i, END_TOKENS_MAX, one.end_tokens);
+  }
+}
+
+// Lists of fresh slots lie one after the other in two buffers.
+static void write_lists(Room& histories, Room& biases, const Group& group, StepBatch& batch) {
+  std::vector<uint32_t> tokens;
+  std::vector<Bias> entries;
+  for (const SampleRow& row : batch.rows) {
+    if (!row.fresh) continue;
+    const Case& one = group.cases[row.slot];
+    tokens.insert(tokens.end(), one.history.begin(), one.history.end());
+    entries.insert(entries.end(), one.biases.begin(), one.biases.end());
+  }
+  uint64_t token = as_address(histories.put(tokens)), bias = as_address(biases.put(entries));
+  for (SampleRow& row : batch.rows) {
+    if (!row.fresh) continue;
+    row.history = token;
+    row.biases = bias;
+    token += row.history_count * sizeof(uint32_t);
+    bias += row.bias_count * sizeof(Bias);
+  }
+}
+
+static Answers read_answers(const Device& device, const StepBatch& batch) {
+  const size_t wanted = batch.wanted.size();
+  return {get<RowChoice>(device.sampling.row_choices, batch.rows.size()),
+          get<uint32_t>(device.sampling.chosen, wanted),
+          get<Report>(device.sampling.reports, wanted),
+          get<Top>(device.sampling.tops, wanted * TOPS_MAX)};
+}
+
+static size_t run_cases(const std::vector<Group>& groups, uint32_t parts) {
+  Device device;
+  Room histories, biases;
+  size_t wrong = 0, steps = 0, positions = 0;
+  for (const Group& group : groups) {
+    device.set_up(group.vocab, group.cases.size());
+    write_slots(device, group);
+    for (size_t step = 0; step < STEPS_MAX; step++) {
+      StepBatch batch = batch_of(group, step);
+      if (batch.rows.empty()) continue;
+      write_lists(histories, biases, group, batch);
+      device.load(batch);
+      device.run(batch.rows.size(), batch.wanted.size(), parts, 1);
+      const Answers answers = read_answers(device, batch);
+      const auto slots = get<Slot>(device.sampling.slots, group.cases.size());
+      wrong += compare(group, batch, step, answers, slots);
+      steps += batch.rows.size();
+      positions += batch.wanted.size();
+    }
+  }
+  std::printf("parts %u: %zu rows, %zu wanted tokens, %zu wrong\n", parts, steps, positions, wrong);
+  return wrong;
+}
+
+static void clock(const char* name, const Case& one, uint32_t top_count, uint32_t parts) {
+  constexpr int REPEATS = 200;
+  Group group{VOCAB, {one}};
+  group.cases[0].steps[0].top_count = top_count;
+  Device device;
+  Room histories, biases;
+  device.set_up(VOCAB, 1);
+  write_slots(device, group);
+  StepBatch batch = batch_of(group, 0);
+  write_lists(histories, biases, group, batch);
+  device.load(batch);
+  device.run(1, batch.wanted.size(), parts, 1);
+  float least = 1e9f;
+  for (int i = 0; i < 5; i++) {
+    const float ms = device.run(1, batch.wanted.size(), parts, REPEATS);
+    least = ms < least ? ms : least;
+  }
+  const Answers answers = read_answers(device, batch);
+  std::printf("%-34s parts %2u: %7.2f us a step of %zu positions (%u tokens)\n", name, parts,
+              least * 1000 / REPEATS, batch.wanted.size(), answers.rows[0].token_count);
+}
+
+// Of all requests, or of the one with a name.
+static void clocks(const std::string& name) {
+  for (const Typical& one : typical_requests())
+    for (uint32_t parts : {1u, 16u})
+      if (name.empty() || name == one.name) clock(one.name, one.request, one.top_count, parts);
+}
+
+int main(int count, char** arguments) {
+  if (count < 2) {
+    std::fprintf(stderr, "usage: sample FILE [PARTS...] | --time [NAME]\n");
+    return 2;
+  }
+  if (std::string(arguments[1]) == "--time") {
+    clocks(count > 2 ? arguments[2] : "");
+    return 0;
+  }
+  const std::vector<Group> groups = read_groups(arguments[1]);
+  size_t wrong = 0;
+  if (count == 2) wrong = run_cases(groups, 1);
+  for (int i = 2; i < count; i++) wrong += run_cases(groups, std::atoi(arguments[i]));
+  return wrong == 0 ? 0 : 1;
+}

@@ -1,0 +1,54 @@
+// The host planned the memory with the sizes that the kernels use. Where they differ, nothing
+// compiles. Included by the steps.
+#pragma once
+
+#include "kilotok/comm/exchange.cuh"
+#include "kilotok/layout/places.cuh"
+
+namespace kilotok {
+
+constexpr size_t per_token(size_t bytes) { return TOKENS_MAX * bytes; }
+
+static_assert(planned::HEAD == HeadMatrix::BYTES, "head");
+static_assert(planned::FUSE == FuseMatrix::BYTES, "draft_fc");
+static_assert(planned::ANGLES == per_token(ATTENTION_KINDS * ROPE_PAIRS_MAX * sizeof(float2)),
+              "angles");
+static_assert(planned::NORMED == per_token(NORMED_BYTES), "normed");
+static_assert(planned::SQUARES == per_token(OWNER_UNITS * sizeof(float)), "squares");
+static_assert(planned::PROJECTED == per_token(PROJECTED_ROWS * sizeof(float)), "projected");
+static_assert(planned::QUERIES == per_token(QUERY_VALUES * sizeof(uint16_t)), "queries");
+static_assert(planned::ATTENTION_PARTS == ATTENTION_PARTS_BYTES, "attention_parts");
+static_assert(planned::ATTENDED == per_token(ATTENDED_BYTES), "attended");
+static_assert(planned::ROUTER_PARTS == per_token(OWNER_UNITS * EXPERTS_MAX * sizeof(float)),
+              "router_parts");
+static_assert(planned::ROUTER_LOGITS == per_token(EXPERTS_MAX * sizeof(float)), "router_logits");
+static_assert(planned::DENSE_INNER == per_token(DENSE_INNER_BYTES), "dense_inner");
+static_assert(planned::EXPERT_INNER == per_token(TOP_K_MAX * EXPERT_INNER_BYTES), "expert_inner");
+static_assert(planned::TAPS == per_token(TAPS_BYTES), "taps");
+static_assert(planned::FUSED == per_token(FuseMatrix::ROWS * sizeof(float)), "fused");
+static_assert(planned::LOGITS == per_token(VOCAB_ROWS * sizeof(float)), "logits");
+static_assert(planned::RECEIVER == EXCHANGE_BYTES, "receivers of the exchange");
+
+template <int KIND>
+constexpr bool attentions_agree() {
+  if constexpr (KIND < ATTENTION_KINDS) {
+    static_assert(planned::QKV[KIND] == QkvMatrix<KIND>::BYTES, "qkv");
+    static_assert(planned::OUTPUT[KIND] == OutputMatrix<KIND>::BYTES, "output");
+    return attentions_agree<KIND + 1>();
+  }
+  return true;
+}
+static_assert(attentions_agree<0>());
+
+template <int KIND>
+constexpr bool feed_forwards_agree() {
+  if constexpr (KIND < FEED_FORWARD_KINDS) {
+    static_assert(planned::GATE_UP[KIND] == GateUpMatrix<KIND>::BYTES, "gate_up");
+    static_assert(planned::DOWN[KIND] == DownMatrix<KIND>::BYTES, "down");
+    return feed_forwards_agree<KIND + 1>();
+  }
+  return true;
+}
+static_assert(feed_forwards_agree<0>());
+
+}  // namespace kilotok

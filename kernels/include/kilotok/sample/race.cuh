@@ -1,0 +1,101 @@
+// The race by which a token is drawn, see `Draws::race_logits` in crates/sampling: token t finishes
+// at ln E_t - logit / temperature, the first wins.
+//
+// Few tokens can win, so their times are computed in three steps. First a bound that costs little:
+// E > v, the uniform number, and log2(v) is no less than v's bits read as an integer. Then the time
+// by the fast functions of the hardware, which draws the limit closer for the whole warp. What is
+// left, mostly a token or two of a warp in all, takes the exact time. The first two are off by less
+// than SLACK.
+#pragma once
+
+#include "kilotok/sample/row.cuh"
+
+namespace kilotok {
+
+struct Everyone {
+  __device__ __forceinline__ bool operator()(float, uint32_t) const { return true; }
+};
+
+struct Race {
+  exact::Draws draws;
+  float temperature;
+  float inverse;
+  // No token that finishes later than this can win.
+  float limit;
+  // Of the tokens this thread has seen.
+  uint64_t winner;
+
+  __device__ __forceinline__ Race(const Position& at, float temperature)
+      : draws{{static_cast<uint32_t>(at.slot->sampling.seed),
+               static_cast<uint32_t>(at.slot->sampling.seed >> 32)},
+              at.position},
+        temperature(temperature),
+        inverse(1.0f / temperature),
+        limit(exact::INFINITE),
+        winner(exact::NOBODY) {}
+
+  __device__ __forceinline__ void enter(uint32_t token, float logit) {
+    const uint64_t time = exact::finish(draws.bits(token), logit, temperature, token);
+    winner = Smaller{}(winner, time);
+  }
+
+  static __device__ __forceinline__ float later(float time) {
+    constexpr float SLACK = 2e-3f, RELATIVE = 4e-6f;
+    return time + SLACK + fabsf(time) * RELATIVE;
+  }
+
+  // A logit over the temperature, rounded carelessly.
+  __device__ __forceinline__ float scaled(float logit) const {
+    return fmaxf(logit * inverse, -3e38f);
+  }
+
+  // At least this early; 127 + 32 for the exponents of F32 and of 2^-32.
+  static __device__ __forceinline__ float ln_bound(uint32_t bits) {
+    constexpr float LN_2 = 0.69314718f, FRACTION = 1.0f / 32768.0f;  // 23 bits of it, less 8
+    const uint32_t log2 = __float_as_uint(__uint2float_rn(bits)) >> 8;
+    // A number below 2^23 becomes F32 as the fraction of 2^23.
+    const float number = __uint_as_float(log2 | 0x4b000000u) - 8388608.0f;
+    return fmaf(number, LN_2 * FRACTION, -159.0f * LN_2);
+  }
+
+  static __device__ __forceinline__ float fast_ln_e(uint32_t bits) {
+    const float v = exact::unit(bits);
+    const float e = v < 0.01f ? fmaf(0.5f * v, v, v) : -__logf(1.0f - v);
+    return __logf(e);
+  }
+
+  // Four tokens, of which the first `count` exist and those take part that `keeps(logit, token)`
+  // says. All lanes of a warp call together.
+  template <class Keeps>
+  __device__ __forceinline__ void enter_quad(int token, const float (&x)[QUAD], int count,
+                                             Keeps keeps) {
+    constexpr float LEAST = -22.875f;  // below ln of the smallest E, 2^-33
+    const float highest = fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3]));
+    const bool possible = (count > 0) & (highest > -exact::INFINITE);
+    if (!__any_sync(~0u, possible & (LEAST - scaled(highest) <= limit))) return;
+    const uint4 four = draws.quad(static_cast<uint32_t>(token) / QUAD);
+    const uint32_t bits[QUAD] = {four.x, four.y, four.z, four.w};
+    bool able[QUAD];
+#pragma unroll
+    for (int j = 0; j < QUAD; j++)
+      able[j] = (j < count) & (x[j] > -exact::INFINITE) &
+                (ln_bound(bits[j]) - scaled(x[j]) <= limit);
+    if (!__any_sync(~0u, able[0] | able[1] | able[2] | able[3])) return;
+    float time[QUAD];
+    float earliest = exact::INFINITE;
+#pragma unroll
+    for (int j = 0; j < QUAD; j++) {
+      time[j] = exact::INFINITE;
+      if (able[j] && keeps(x[j], token + j)) time[j] = fast_ln_e(bits[j]) - scaled(x[j]);
+      earliest = fminf(earliest, time[j]);
+    }
+    const uint32_t first = ptx::warp_min(exact::ascending(earliest));
+    limit = fminf(limit, later(exact::from_ascending(first)));
+#pragma unroll
+    for (int j = 0; j < QUAD; j++)
+      if (time[j] <= limit && time[j] < exact::INFINITE)
+        winner = Smaller{}(winner, exact::finish(bits[j], x[j], temperature, token + j));
+  }
+};
+
+}  // namespace kilotok

@@ -1,0 +1,408 @@
+// Keeps the first tokens of a row's ranking: a number of them (top-k), or as many as have a given
+// share of the probability (top-p). Twin of `filter` and `Ranking` in crates/sampling.
+//
+// Mostly few are kept. Of the threads' highest logits, the n-th highest has n tokens at or above
+// it, and not many more: all those are listed and sorted, the head of the ranking. Where the head
+// is too short (a large top-k, a flat distribution, thousands of equals), tokens are counted or
+// weighed by how far they lie below the highest; in the bin in which the last kept token lies the
+// ranking is cut, after more passes by digits of the rank key if the bin has too many to be listed.
+#pragma once
+
+#include "kilotok/sample/scan.cuh"
+
+namespace kilotok {
+
+constexpr int THREAD_BINS = 4;
+constexpr int BINS = CONSUMERS * THREAD_BINS;
+// Bins per unit of logit: 32 units have a bin of their own, e^-28 is no mass any more.
+constexpr float BIN_SCALE = BINS / 32.0f;
+constexpr int DIGIT_BITS = 10;
+constexpr uint64_t DIGIT = (1ull << DIGIT_BITS) - 1;
+constexpr int LIST_MAX = 2048;
+// Tokens that a head has at least.
+constexpr int HEAD = 256;
+static_assert(HEAD <= CONSUMERS && CONSUMERS <= LIST_MAX, "threads' highest logits are listed");
+constexpr int THREAD_LISTED = ceil_div(LIST_MAX, CONSUMERS);
+constexpr int MASS_BITS = 14;
+static_assert(VOCAB <= 1 << (32 - MASS_BITS), "parts of masses do not overflow");
+static_assert(BINS >= 1 << DIGIT_BITS, "a digit has its bins");
+
+struct RankScratch {
+  uint64_t list[LIST_MAX];
+  // Masses in three parts: 14 bits of each token's, of up to 2^18 tokens, fit 32.
+  uint32_t masses[3][BINS];
+  uint32_t counts[BINS];
+  uint64_t sums[CONSUMER_WARPS];
+  uint64_t warps[CONSUMER_WARPS];
+  uint64_t before;
+  int found;
+  uint32_t listed;
+};
+
+// A row before temperature, and which of its tokens are kept.
+struct Kept {
+  const float* row;
+  int vocab;
+  float temperature;
+  // Final logits, as all that follows.
+  float max;
+  float floor;
+  // The rank key of the last token.
+  uint64_t last;
+  // How many lie sorted in the list, all that are kept; -1 if they do not.
+  int listed;
+
+  __device__ __forceinline__ Kept(const float* row, int vocab, float temperature, float highest)
+      : row(row),
+        vocab(vocab),
+        temperature(temperature),
+        max(value(highest)),
+        floor(-exact::INFINITE),
+        last(exact::rank_key(-exact::INFINITE, 0) - 1),
+        listed(-1) {}
+
+  __device__ __forceinline__ float value(float x) const {
+    return temperature == 1.0f ? x : exact::div(x, temperature);
+  }
+
+  // So little below `x` that few logits lie between, and so much that those under it have lower
+  // values than `x`, however the division rounds.
+  __device__ __forceinline__ float below(float x) const {
+    return temperature == 1.0f ? x : x - fabsf(x) * 1e-6f - 1e-30f;
+  }
+
+  __device__ __forceinline__ bool has(float value, uint64_t key) const {
+    return value >= floor && key <= last;
+  }
+
+  // Whether all tokens are kept that are allowed.
+  __device__ __forceinline__ bool all() const {
+    return floor == -exact::INFINITE && last == exact::rank_key(-exact::INFINITE, 0) - 1;
+  }
+
+  __device__ __forceinline__ bool operator()(float x, uint32_t token) const {
+    const float final = value(x);
+    return has(final, exact::rank_key(final, token));
+  }
+
+  __device__ __forceinline__ int bin(float value) const {
+    const float distance = (max - value) * BIN_SCALE;
+    return distance < BINS - 1 ? __float2int_rz(distance) : BINS - 1;
+  }
+
+  // Calls `each(value, key)` with the final logit and the rank key of every token that is kept
+  // and whose logit is at least `least`.
+  template <int AHEAD, class Each>
+  __device__ __forceinline__ void over(float least, Each each) const {
+    over_quads<AHEAD>(row, 0, vocab, [&](int token, float(&x)[QUAD], int count) {
+      if (fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3])) < least) return;
+#pragma unroll
+      for (int j = 0; j < QUAD; j++) {
+        if (j >= count || x[j] < least) continue;
+        const float final = value(x[j]);
+        const uint64_t key = exact::rank_key(final, token + j);
+        if (has(final, key)) each(final, key);
+      }
+    });
+  }
+};
+
+// Finds the first of `THREAD_ITEMS` items a thread at which the sum of weights, from `before` on,
+// is enough; leaves it in `found` and the sum of those before it in `before`.
+template <int THREAD_ITEMS, class Weight, class Enough>
+__device__ __forceinline__ void find(RankScratch& s, uint64_t before, Weight weight,
+                                     Enough enough) {
+  uint64_t own[THREAD_ITEMS], sum = 0;
+#pragma unroll
+  for (int i = 0; i < THREAD_ITEMS; i++) {
+    own[i] = weight(Crew::thread() * THREAD_ITEMS + i);
+    sum += own[i];
+  }
+  uint64_t end = sum;
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const uint64_t lower = __shfl_up_sync(~0u, end, distance);
+    if (Crew::lane() >= distance) end += lower;
+  }
+  if (Crew::lane() == 31) s.warps[Crew::warp()] = end;
+  Crew::sync();
+  for (int warp = 0; warp < Crew::warp(); warp++) before += s.warps[warp];
+  uint64_t at = before + end - sum;
+  if (!enough(at) && enough(at + sum)) {
+    int i = 0;
+#pragma unroll
+    for (int k = 0; k < THREAD_ITEMS - 1; k++)
+      if (i == k && !enough(at + own[k])) {
+        at += own[k];
+        i++;
+      }
+    s.found = Crew::thread() * THREAD_ITEMS + i;
+    s.before = at;
+  }
+  Crew::sync();
+}
+
+// Sorts the list, ascending; no two keys are equal.
+__device__ __noinline__ void sort(RankScratch& s, int count) {
+  if (count <= CONSUMERS) {
+    // A key's place is the number of those before it.
+    constexpr int AT_ONCE = 4;
+    const uint64_t own = Crew::thread() < count ? s.list[Crew::thread()] : ~0ull;
+    if (Crew::thread() < AT_ONCE) s.list[count + Crew::thread()] = ~0ull;
+    Crew::sync();
+    int place[AT_ONCE] = {};
+    for (int i = 0; i < count; i += AT_ONCE)
+#pragma unroll
+      for (int k = 0; k < AT_ONCE; k++) place[k] += s.list[i + k] < own ? 1 : 0;
+    Crew::sync();
+    if (Crew::thread() < count) s.list[place[0] + place[1] + place[2] + place[3]] = own;
+    Crew::sync();
+    return;
+  }
+  int size = 2;
+  while (size < count) size *= 2;
+  for (int i = count + Crew::thread(); i < size; i += CONSUMERS) s.list[i] = ~0ull;
+  Crew::sync();
+  for (int run = 2; run <= size; run *= 2)
+    for (int distance = run / 2; distance > 0; distance /= 2) {
+      for (int pair = Crew::thread(); pair < size / 2; pair += CONSUMERS) {
+        const int low = 2 * pair - (pair & (distance - 1));
+        const uint64_t a = s.list[low], b = s.list[low + distance];
+        if ((a > b) == ((low & run) == 0)) {
+          s.list[low] = b;
+          s.list[low + distance] = a;
+        }
+      }
+      Crew::sync();
+    }
+}
+
+// A run of the ranking within the kept tokens: bins `first` to `end`, and digits of the rank key.
+struct Run {
+  int first = 0, end = BINS;
+  uint64_t digits = 0, prefix = 0;
+
+  __device__ __forceinline__ bool has(int bin, uint64_t key) const {
+    return bin >= first && bin < end && (key & digits) == prefix;
+  }
+};
+
+// Lists and sorts the kept tokens of a run with a logit of at least `least`. Returns how many, or
+// -1 if they are more than LIST_MAX.
+__device__ __noinline__ int list(RankScratch& s, const Kept& kept, const Run& run, float least) {
+  Crew::sync();
+  if (Crew::thread() == 0) s.listed = 0;
+  Crew::sync();
+  kept.over<6>(least, [&](float value, uint64_t key) {
+    if (!run.has(kept.bin(value), key)) return;
+    const uint32_t place = atomicAdd(&s.listed, 1u);
+    if (place < LIST_MAX) s.list[place] = key;
+  });
+  Crew::sync();
+  const int count = static_cast<int>(s.listed);
+  if (count > LIST_MAX) return -1;
+  sort(s, count);
+  return count;
+}
+
+// The n-th highest of the threads' highest logits.
+__device__ __forceinline__ float nth_best(RankScratch& s, const float (&bests)[CONSUMERS], int n) {
+  Crew::sync();
+  s.list[Crew::thread()] = exact::rank_key(bests[Crew::thread()], Crew::thread());
+  Crew::sync();
+  sort(s, CONSUMERS);
+  return exact::logit_of(s.list[n - 1]);
+}
+
+// What is kept of a row: a number of tokens.
+struct Number {
+  uint32_t count;
+
+  __device__ __forceinline__ bool operator()(uint64_t sum) const { return sum >= count; }
+};
+
+// A share of the mass of all tokens, once that is known.
+struct Share {
+  float share;
+  double least;
+
+  __device__ __forceinline__ bool operator()(uint64_t sum) const {
+    return __ull2double_rn(sum) >= least;
+  }
+  __device__ __forceinline__ void of(uint64_t total) {
+    least = __dmul_rn(share, __ull2double_rn(total));
+  }
+};
+
+// Tokens in bins before `end`.
+__device__ __forceinline__ int count_before(RankScratch& s, int end) {
+  uint64_t count = 0;
+  for (int bin = Crew::thread(); bin < end; bin += CONSUMERS) count += s.counts[bin];
+  return static_cast<int>(total_of(s.sums, count));
+}
+
+// Drops tokens after the first `enough` from a sorted list, whose weights begin at `before`.
+template <bool MASS, class Enough>
+__device__ __forceinline__ void cut_list(RankScratch& s, Kept& kept, int count,
+                                         uint64_t before, Enough enough) {
+  const auto weight = [&](int i) -> uint64_t {
+    if (i >= count) return 0;
+    return MASS ? exact::mass_of_one(exact::logit_of(s.list[i]), kept.max) : 1;
+  };
+  find<THREAD_LISTED>(s, before, weight, enough);
+  kept.last = s.list[s.found];
+}
+
+// Weighs the tokens of a run by bin, or by the digit of the rank key at `shift` below 64.
+template <bool MASS>
+__device__ __forceinline__ void weigh(RankScratch& s, const Kept& kept, const Run& run, int shift) {
+  Crew::sync();
+  for (int bin = Crew::thread(); bin < BINS; bin += CONSUMERS) {
+    s.counts[bin] = 0;
+    if (MASS) s.masses[0][bin] = s.masses[1][bin] = s.masses[2][bin] = 0;
+  }
+  Crew::sync();
+  kept.over<2>(-exact::INFINITE, [&](float x, uint64_t key) {
+    int bin = kept.bin(x);
+    if (!run.has(bin, key)) return;
+    if (shift < 64) bin = static_cast<int>(key >> shift & DIGIT);
+    atomicAdd(&s.counts[bin], 1u);
+    if (!MASS) return;
+    const uint64_t mass = exact::mass_of_one(x, kept.max);
+#pragma unroll
+    for (int part = 0; part < 3; part++)
+      if (mass >> part * MASS_BITS != 0)
+        atomicAdd(&s.masses[part][bin],
+                  static_cast<uint32_t>(mass >> part * MASS_BITS) & ((1u << MASS_BITS) - 1));
+  });
+  Crew::sync();
+}
+
+// Drops all kept tokens after the first `enough`, an exact cut of the ranking.
+template <bool MASS, class Enough>
+__device__ __noinline__ void cut_row(RankScratch& s, Kept& kept, Enough enough) {
+  const auto weight = [&](int bin) -> uint64_t {
+    if (!MASS) return s.counts[bin];
+    const uint64_t high = s.masses[2][bin], middle = s.masses[1][bin];
+    return (high << 2 * MASS_BITS) + (middle << MASS_BITS) + s.masses[0][bin];
+  };
+  Run run;
+  weigh<MASS>(s, kept, run, 64);
+  uint64_t total = 0;
+  for (int bin = Crew::thread(); bin < BINS; bin += CONSUMERS) total += weight(bin);
+  total = total_of(s.sums, total);
+  if constexpr (MASS)
+    enough.of(total);
+  else if (total <= enough.count)
+    return;
+  find<THREAD_BINS>(s, 0, weight, enough);
+  run.end = s.found + 1;
+  uint64_t before = s.before;
+  int members = static_cast<int>(s.counts[s.found]);
+  const bool whole = count_before(s, s.found) + members <= LIST_MAX;
+  if (whole)
+    before = 0;
+  else
+    run.first = run.end - 1;
+#pragma unroll 1
+  for (int shift = 64 - DIGIT_BITS; !whole && members > LIST_MAX; shift -= DIGIT_BITS) {
+    weigh<MASS>(s, kept, run, shift);
+    find<THREAD_BINS>(s, before, weight, enough);
+    before = s.before;
+    members = static_cast<int>(s.counts[s.found]);
+    run.digits |= DIGIT << shift;
+    run.prefix |= static_cast<uint64_t>(s.found) << shift;
+  }
+  cut_list<MASS>(s, kept, list(s, kept, run, -exact::INFINITE), before, enough);
+  if (whole) kept.listed = s.found + 1;
+}
+
+// The mass of all kept tokens; `each(token, x, count)` sees every four on the way.
+template <class Each>
+__device__ __forceinline__ uint64_t total_mass(RankScratch& s, const Kept& kept, Each each) {
+  uint64_t total = 0;
+  const bool all = kept.all();
+  over_quads<2>(kept.row, 0, kept.vocab, [&](int token, float(&x)[QUAD], int count) {
+    each(token, x, count);
+    if (kept.temperature != 1.0f)
+      for (float& one : x) one = exact::div(one, kept.temperature);
+    if (kept.max - fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3])) > exact::MASSLESS) return;
+#pragma unroll
+    for (int j = 0; j < QUAD; j++)
+      if (j >= count || !(all || kept.has(x[j], exact::rank_key(x[j], token + j))))
+        x[j] = -exact::INFINITE;
+#pragma unroll
+    for (int j = 0; j < QUAD; j++) total += exact::mass(x[j], kept.max);
+  });
+  return total_of(s.sums, total);
+}
+
+// The mass of the first tokens of the list, the maximum's first.
+__device__ __forceinline__ uint64_t listed_mass(RankScratch& s, const Kept& kept, int count) {
+  uint64_t total = 0;
+  for (int i = Crew::thread(); i < count; i += CONSUMERS)
+    total += exact::mass_of_one(exact::logit_of(s.list[i]), kept.max);
+  return total_of(s.sums, total);
+}
+
+// Lists the head of the ranking: at least `count` tokens, or all that are kept. Returns how many,
+// 0 if they are too many; `kept.listed` too, if there are no others.
+__device__ __forceinline__ int list_head(RankScratch& s, const float (&bests)[CONSUMERS],
+                                         Kept& kept, int count) {
+  const float least = kept.below(nth_best(s, bests, count));
+  const int listed = list(s, kept, Run{}, least);
+  if (listed >= 0 && (listed < count || kept.value(least) < kept.floor)) kept.listed = listed;
+  return listed < 0 ? 0 : listed;
+}
+
+// Min-p, top-k and top-p, given the highest logit of every thread.
+__device__ __noinline__ void filter(RankScratch& s, const float (&bests)[CONSUMERS],
+                                    const Sampling& sampling, Kept& kept) {
+  const uint32_t top_k = sampling.top_k;
+  if (sampling.min_p > 0.0f)
+    kept.floor = exact::add(kept.max,
+                            exact::ln(fmaxf(sampling.min_p, __uint_as_float(0x00800000))));
+  if (top_k > HEAD) cut_row<false>(s, kept, Number{top_k});
+  int head = 0;
+  if (kept.listed < 0) head = list_head(s, bests, kept, top_k > 0 && top_k < HEAD ? top_k : HEAD);
+  if (top_k > 0 && top_k <= HEAD) {
+    if (head == 0) {
+      cut_row<false>(s, kept, Number{top_k});
+    } else if (head >= static_cast<int>(top_k)) {
+      kept.last = s.list[top_k - 1];
+      kept.listed = top_k;
+    }
+  }
+  if (sampling.top_p >= 1.0f) return;
+  Share share{sampling.top_p, 0.0};
+  if (kept.listed >= 0) {
+    head = kept.listed;
+    share.of(listed_mass(s, kept, head));
+  } else {
+    share.of(total_mass(s, kept, [](int, const float(&)[QUAD], int) {}));
+    if (head == 0 || !share(listed_mass(s, kept, head))) {
+      cut_row<true>(s, kept, share);
+      return;
+    }
+  }
+  cut_list<true>(s, kept, head, 0, share);
+  kept.listed = s.found + 1;
+}
+
+// The winner of the race among the kept tokens, as far as this thread has seen.
+__device__ __noinline__ uint64_t race(const RankScratch& s, const Position& at,
+                                         const Kept& kept) {
+  if (kept.listed >= 0) {
+    Race race(at, 1.0f);
+    for (int i = Crew::thread(); i < kept.listed; i += CONSUMERS)
+      race.enter(static_cast<uint32_t>(s.list[i]), exact::logit_of(s.list[i]));
+    return race.winner;
+  }
+  Race race(at, kept.temperature);
+  over_quads<3>(kept.row, 0, kept.vocab, [&](int token, float(&x)[QUAD], int count) {
+    race.enter_quad(token, x, count, kept);
+  });
+  return race.winner;
+}
+
+}  // namespace kilotok

@@ -1,0 +1,62 @@
+// Log-probabilities of the model's own distribution, before anything is processed. Twin of
+// `logprobs` in crates/sampling.
+#pragma once
+
+#include "kilotok/sample/ranking.cuh"
+
+namespace kilotok {
+
+// How many tokens have a higher logit than a token, and the log-probability's way to it.
+struct Measure {
+  float logit;
+  uint32_t above = 0;
+
+  __device__ __forceinline__ Measure(const float* row, uint32_t token)
+      : logit(token == NO_TOKEN ? exact::INFINITE : row[token]) {}
+};
+
+__device__ __forceinline__ float logprob(float logit, float max, float ln_total) {
+  return exact::sub(exact::sub(exact::add(logit, 0.0f), max), ln_total);
+}
+
+// Lists the first `count` tokens of the row, sorted; returns how many there are.
+__device__ __forceinline__ int list_first(RankScratch& s, const float (&bests)[CONSUMERS],
+                                          Kept& kept, int count) {
+  const int head = list_head(s, bests, kept, count);
+  if (head > 0) return head < count ? head : count;
+  cut_row<false>(s, kept, Number{static_cast<uint32_t>(count)});
+  return kept.listed >= 0 ? kept.listed : list(s, kept, Run{}, -exact::INFINITE);
+}
+
+// Writes the report of a wanted token with finite logits, whose highest is `max`, and `bests` of
+// every thread. NO_TOKEN for `chosen` or `scored` where there is none.
+__device__ __noinline__ void report(const SampleMemory& memory, RankScratch& s,
+                                    const float (&bests)[CONSUMERS], const Position& at, int wanted,
+                                    float max, uint32_t chosen, uint32_t scored,
+                                    uint32_t top_count) {
+  Kept kept(at.logits, static_cast<int>(memory.vocab), 1.0f, max);
+  Measure of_chosen(at.logits, chosen), of_scored(at.logits, scored);
+  const uint64_t total =
+      total_mass(s, kept, [&](int, const float(&x)[QUAD], int count) {
+#pragma unroll
+        for (int j = 0; j < QUAD; j++) {
+          of_chosen.above += j < count && x[j] > of_chosen.logit;
+          of_scored.above += j < count && x[j] > of_scored.logit;
+        }
+      });
+  const uint64_t above_chosen = total_of(s.sums, of_chosen.above);
+  const uint64_t above_scored = total_of(s.sums, of_scored.above);
+  const float ln_total = exact::ln(exact::of_mass(total));
+  if (Crew::thread() == 0)
+    kilotok::at<Report>(memory.reports)[wanted] = {
+        logprob(of_chosen.logit, max, ln_total), static_cast<uint32_t>(above_chosen),
+        logprob(of_scored.logit, max, ln_total), static_cast<uint32_t>(above_scored)};
+  if (top_count == 0) return;
+  const int count = list_first(s, bests, kept, static_cast<int>(top_count));
+  Top* tops = kilotok::at<Top>(memory.tops) + static_cast<size_t>(wanted) * TOPS_MAX;
+  for (int i = Crew::thread(); i < count; i += CONSUMERS)
+    tops[i] = {static_cast<uint32_t>(s.list[i]),
+               logprob(exact::logit_of(s.list[i]), max, ln_total)};
+}
+
+}  // namespace kilotok

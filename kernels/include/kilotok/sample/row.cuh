@@ -1,0 +1,265 @@
+// One row of logits, and what the request changes in it before a token is chosen: bias, penalties,
+// bad words, end tokens, mask. Twin of `process` in crates/sampling.
+//
+// Drafts before the position are part of its history but not of the slot's counts; their tokens
+// are patched: left out of the pass over the row and treated one by one.
+#pragma once
+
+#include "kilotok/cta.cuh"
+#include "kilotok/sample/exact.cuh"
+
+namespace kilotok {
+
+// The consumers of this CTA. Functions that are not inlined know them by this, so that the `Cta`
+// can stay in registers.
+struct Crew {
+  static __device__ __forceinline__ int thread() { return threadIdx.x; }
+  static __device__ __forceinline__ int warp() { return threadIdx.x / 32; }
+  static __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
+  static __device__ __forceinline__ void sync() {
+    asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory");
+  }
+};
+
+constexpr int QUAD = 4;
+constexpr int VOCAB_WORDS = ceil_div(VOCAB, 32);
+
+// Where one token is to be chosen, and of what.
+struct Position {
+  const Slot* slot;
+  uint32_t slot_index;
+  // Of the token to be chosen, and of the row's first draft.
+  uint32_t position, first;
+  const BatchToken* drafts;
+  // Those before the position.
+  int draft_count;
+  // Or null.
+  const uint32_t* mask;
+  const float* logits;
+  // The part of the row to look at; both are multiples of 128, or the row's end.
+  int begin, end;
+
+  __device__ __forceinline__ bool greedy() const { return slot->sampling.temperature < 1e-5f; }
+
+  __device__ __forceinline__ bool penalised() const {
+    const Sampling& s = slot->sampling;
+    return s.repetition_penalty != 1.0f || s.presence_penalty != 0.0f ||
+           s.frequency_penalty != 0.0f;
+  }
+
+  __device__ __forceinline__ bool filtered() const {
+    const Sampling& s = slot->sampling;
+    return !greedy() && (s.top_k > 0 || s.top_p < 1.0f || s.min_p > 0.0f);
+  }
+
+  __device__ __forceinline__ bool forbids_end() const {
+    const uint32_t prompt = slot->prompt_count;
+    const uint32_t generated = position > prompt ? position - prompt : 0;
+    return generated < slot->sampling.min_tokens && slot->end_token_count > 0;
+  }
+
+  // Bits and words that a pass has to know of.
+  __device__ __forceinline__ bool forbids() const {
+    return mask != nullptr || slot->bad_word_count > 0 || forbids_end() || patch_count() > 0;
+  }
+
+  __device__ __forceinline__ int patch_count() const { return penalised() ? draft_count : 0; }
+};
+
+// A token of a draft before the position, with its final logit before temperature.
+struct Patch {
+  uint32_t token;
+  float logit;
+};
+
+constexpr uint32_t NO_TOKEN = ~0u;
+
+struct RowScratch {
+  // A bit for each token: whether a pass over the row may take it.
+  uint32_t allowed[VOCAB_WORDS];
+  Patch patches[TOKENS_MAX];
+};
+
+__device__ __noinline__ float penalise(float x, uint32_t counted, const Sampling& s) {
+  if (counted == 0) return x;
+  x = x > 0.0f ? exact::div(x, s.repetition_penalty) : exact::mul(x, s.repetition_penalty);
+  const uint32_t output = counted & OUTPUT_COUNT_MAX;
+  if (output == 0) return x;
+  x = exact::sub(x, exact::mul(s.frequency_penalty, __uint2float_rn(output)));
+  return exact::sub(x, s.presence_penalty);
+}
+
+// Of a slot's 16 bits for a token, once more.
+__device__ __forceinline__ uint32_t counted_again(uint32_t counted, bool output) {
+  const uint32_t count = counted & OUTPUT_COUNT_MAX;
+  return SEEN | (output && count < OUTPUT_COUNT_MAX ? count + 1 : count);
+}
+
+// What a pass over the row changes on its way; null where nothing is.
+struct Changes {
+  const float* biases;
+  const uint16_t* counts;
+  const uint32_t* allowed;
+  Sampling sampling;
+
+  __device__ __forceinline__ Changes(const SampleMemory& memory, const Position& at,
+                                     const RowScratch& scratch)
+      : sampling(at.slot->sampling) {
+    const size_t row = static_cast<size_t>(at.slot_index) * memory.stride;
+    biases = at.slot->biased ? kilotok::at<const float>(memory.biases) + row : nullptr;
+    counts = at.penalised() ? kilotok::at<const uint16_t>(memory.counts) + row : nullptr;
+    allowed = at.forbids() ? scratch.allowed : nullptr;
+  }
+
+  __device__ __forceinline__ bool any() const { return biases || counts || allowed; }
+
+  __device__ __forceinline__ void apply(int token, float (&x)[QUAD]) const {
+    if (biases) {
+      const float4 bias = *reinterpret_cast<const float4*>(biases + token);
+      x[0] = exact::add(x[0], bias.x);
+      x[1] = exact::add(x[1], bias.y);
+      x[2] = exact::add(x[2], bias.z);
+      x[3] = exact::add(x[3], bias.w);
+    }
+    if (counts) {
+      const uint2 two = *reinterpret_cast<const uint2*>(counts + token);
+      if ((two.x | two.y) != 0) {
+        x[0] = penalise(x[0], two.x & 0xffff, sampling);
+        x[1] = penalise(x[1], two.x >> 16, sampling);
+        x[2] = penalise(x[2], two.y & 0xffff, sampling);
+        x[3] = penalise(x[3], two.y >> 16, sampling);
+      }
+    }
+    if (allowed) {
+      const uint32_t bits = allowed[token / 32] >> token % 32;
+#pragma unroll
+      for (int j = 0; j < QUAD; j++)
+        if ((bits >> j & 1) == 0) x[j] = -exact::INFINITE;
+    }
+  }
+};
+
+// The token at a position before that of the choice.
+__device__ __forceinline__ uint32_t token_before(const SampleMemory& memory, const Position& at,
+                                                 uint32_t position) {
+  if (position >= at.first) return at.drafts[position - at.first].token;
+  const uint32_t* recent = kilotok::at<const uint32_t>(memory.recent);
+  return recent[at.slot_index * RECENT_MAX + position % RECENT_MAX];
+}
+
+// The token that would complete a bad word, if the tokens before end with its others.
+__device__ __forceinline__ uint32_t completes(const SampleMemory& memory, const Position& at,
+                                              int word) {
+  const uint32_t* ends = kilotok::at<const uint32_t>(memory.bad_ends) +
+                         static_cast<size_t>(at.slot_index) * BAD_WORDS_MAX;
+  const uint32_t* tokens = kilotok::at<const uint32_t>(memory.bad_tokens) +
+                           static_cast<size_t>(at.slot_index) * BAD_TOKENS_MAX;
+  const uint32_t last = ends[word] - 1;
+  const uint32_t others = last - (word > 0 ? ends[word - 1] : 0);
+  if (others > at.position) return NO_TOKEN;
+  for (uint32_t back = 1; back <= others; back++)
+    if (token_before(memory, at, at.position - back) != tokens[last - back]) return NO_TOKEN;
+  return tokens[last];
+}
+
+// The logit of draft `d`'s token with all that the request changes, or no token if another draft
+// stands for it.
+__device__ __forceinline__ Patch patch(const SampleMemory& memory, const Position& at,
+                                       const RowScratch& scratch, int d) {
+  const uint32_t token = at.drafts[d].token;
+  const size_t place = static_cast<size_t>(at.slot_index) * memory.stride + token;
+  if (token < at.begin || token >= at.end) return {NO_TOKEN, 0.0f};
+  uint32_t counted = kilotok::at<const uint16_t>(memory.counts)[place];
+  for (int other = 0; other < at.draft_count; other++) {
+    if (at.drafts[other].token != token) continue;
+    if (other < d) return {NO_TOKEN, 0.0f};
+    counted = counted_again(counted, at.first + other >= at.slot->prompt_count);
+  }
+  float x = at.logits[token];
+  if (at.slot->biased) x = exact::add(x, kilotok::at<const float>(memory.biases)[place]);
+  x = penalise(x, counted, at.slot->sampling);
+  const bool allowed = scratch.allowed[token / 32] >> token % 32 & 1;
+  return {token, allowed ? x : -exact::INFINITE};
+}
+
+// Fills the bits of the position's part and the patches, if a pass has to know of them.
+__device__ __noinline__ void forbid(const SampleMemory& memory,
+                                       const Position& at, RowScratch& scratch) {
+  if (!at.forbids()) return;
+  const int first = at.begin / 32, end = (at.end + 31) / 32;
+  const auto clear = [&](uint32_t token) {
+    const int word = static_cast<int>(token / 32);
+    if (word >= first && word < end) atomicAnd(&scratch.allowed[word], ~(1u << token % 32));
+  };
+  for (int word = first + Crew::thread(); word < end; word += CONSUMERS)
+    scratch.allowed[word] = at.mask ? at.mask[word] : ~0u;
+  Crew::sync();
+  for (int word = Crew::thread(); word < at.slot->bad_word_count; word += CONSUMERS)
+    clear(completes(memory, at, word));
+  const int end_count = at.forbids_end() ? at.slot->end_token_count : 0;
+  const uint32_t* end_tokens = kilotok::at<const uint32_t>(memory.end_tokens) +
+                               static_cast<size_t>(at.slot_index) * END_TOKENS_MAX;
+  for (int i = Crew::thread(); i < end_count; i += CONSUMERS) clear(end_tokens[i]);
+  Crew::sync();
+  if (at.patch_count() == 0) return;
+  for (int d = Crew::thread(); d < at.patch_count(); d += CONSUMERS)
+    scratch.patches[d] = patch(memory, at, scratch, d);
+  Crew::sync();
+  for (int d = Crew::thread(); d < at.patch_count(); d += CONSUMERS)
+    if (scratch.patches[d].token != NO_TOKEN) clear(scratch.patches[d].token);
+  Crew::sync();
+}
+
+// Calls `each(token, x, count)` for every four tokens of a part, of which the first `count` are
+// within it. All lanes of a warp call together. AHEAD loads are under way at a time, and there are
+// as many copies of `each`: a register cannot be moved on before its load is done. A thread's
+// tokens ascend, and are the same in every pass over the part.
+template <int AHEAD, class Each>
+__device__ __forceinline__ void over_quads(const float* row, int begin, int end, Each each) {
+  constexpr int STRIDE = CONSUMERS * QUAD;
+  float4 ahead[AHEAD];
+  const auto load = [&](int token) {
+    return token < end ? *reinterpret_cast<const float4*>(row + token) : make_float4(0, 0, 0, 0);
+  };
+  int token = begin + Crew::thread() * QUAD;
+#pragma unroll
+  for (int i = 0; i < AHEAD; i++) ahead[i] = load(token + i * STRIDE);
+#pragma unroll AHEAD
+  for (int base = begin; base < end; base += STRIDE) {
+    float x[QUAD] = {ahead[0].x, ahead[0].y, ahead[0].z, ahead[0].w};
+#pragma unroll
+    for (int i = 1; i < AHEAD; i++) ahead[i - 1] = ahead[i];
+    ahead[AHEAD - 1] = load(token + AHEAD * STRIDE);
+    each(token, x, end - token);
+    token += STRIDE;
+  }
+}
+
+// `op` over the values of all consumers of the CTA. `room` is free again after the caller's next
+// sync.
+template <class T, class Op>
+__device__ __forceinline__ T over_cta(T (&room)[CONSUMER_WARPS], T value, Op op) {
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2)
+    value = op(value, __shfl_xor_sync(~0u, value, distance));
+  Crew::sync();
+  if (Crew::lane() == 0) room[Crew::warp()] = value;
+  Crew::sync();
+  value = room[0];
+#pragma unroll
+  for (int warp = 1; warp < CONSUMER_WARPS; warp++) value = op(value, room[warp]);
+  return value;
+}
+
+struct Smaller {
+  __device__ __forceinline__ uint64_t operator()(uint64_t a, uint64_t b) const {
+    return a < b ? a : b;
+  }
+};
+
+// The sum over all consumers of the CTA.
+__device__ __noinline__ uint64_t total_of(uint64_t (&room)[CONSUMER_WARPS], uint64_t value) {
+  return over_cta(room, value, [](uint64_t a, uint64_t b) { return a + b; });
+}
+
+}  // namespace kilotok

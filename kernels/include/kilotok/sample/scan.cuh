@@ -1,0 +1,135 @@
+// Passes over a row that find the likeliest token, whether all logits are finite, and, where no
+// filter has to look at the whole row first, the winner of the race.
+#pragma once
+
+#include "kilotok/sample/race.cuh"
+
+namespace kilotok {
+
+struct Scan {
+  // NaN once a logit was not finite.
+  float nothing = 0.0f;
+  float best = -exact::INFINITE;
+  uint32_t token = NO_TOKEN;
+
+  __device__ __forceinline__ void check(const float (&x)[QUAD]) {
+#pragma unroll
+    for (int j = 0; j < QUAD; j++) nothing = __fmaf_rn(x[j], 0.0f, nothing);
+  }
+
+  __device__ __forceinline__ void look(int first, const float (&x)[QUAD]) {
+    if (fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3])) <= best) return;
+#pragma unroll
+    for (int j = 0; j < QUAD; j++)
+      if (x[j] > best) {
+        best = x[j];
+        token = first + j;
+      }
+  }
+
+  __device__ __forceinline__ uint64_t key() const { return exact::rank_key(best, token); }
+};
+
+// Puts the first of four logits in the place of those that do not exist: a second of the same value
+// is never the best.
+__device__ __forceinline__ void pad(float (&x)[QUAD], int count) {
+  if (count >= QUAD) return;
+#pragma unroll
+  for (int j = 1; j < QUAD; j++)
+    if (j >= count) x[j] = x[0];
+}
+
+struct ScanScratch {
+  // The highest logit of each thread.
+  float bests[CONSUMERS];
+  uint64_t keys[2][CONSUMER_WARPS];
+  int finite[CONSUMER_WARPS];
+};
+
+// What the whole CTA has found.
+__device__ __noinline__ ChoicePart gather(ScanScratch& scratch, const Scan& scan,
+                                             uint64_t winner) {
+  ChoicePart part;
+  scratch.bests[Crew::thread()] = scan.best;
+  part.best = over_cta(scratch.keys[0], scan.key(), Smaller{});
+  part.winner = over_cta(scratch.keys[1], winner, Smaller{});
+  const bool finite = scan.nothing == 0.0f;
+  part.finite = over_cta(scratch.finite, __all_sync(~0u, finite) ? 1 : 0,
+                         [](int a, int b) { return a & b; });
+  part.reserved = 0;
+  return part;
+}
+
+// One pass over the part: chooses without filters.
+template <bool SAMPLED, bool CHANGED>
+__device__ __noinline__ ChoicePart choose_part(const Position& at,
+                                                  const Changes& changes, const RowScratch& row,
+                                                  ScanScratch& scratch) {
+  const float temperature = SAMPLED ? at.slot->sampling.temperature : 1.0f;
+  Scan scan;
+  Race race(at, temperature);
+  over_quads<SAMPLED ? 3 : CHANGED ? 4 : 6>(at.logits, at.begin, at.end,
+                              [&](int token, float(&x)[QUAD], int count) {
+                                pad(x, count);
+                                scan.check(x);
+                                if (CHANGED && count > 0) {
+                                  changes.apply(token, x);
+                                  pad(x, count);
+                                }
+                                if (count > 0) scan.look(token, x);
+                                if (SAMPLED) race.enter_quad(token, x, count, Everyone{});
+                              });
+  const int patch_count = CHANGED ? at.patch_count() : 0;
+  for (int d = Crew::thread(); d < patch_count; d += CONSUMERS) {
+    const Patch patch = row.patches[d];
+    if (patch.token == NO_TOKEN) continue;
+    if (exact::rank_key(patch.logit, patch.token) < scan.key()) {
+      scan.best = patch.logit;
+      scan.token = patch.token;
+    }
+    if (SAMPLED) race.enter(patch.token, patch.logit);
+  }
+  if (SAMPLED) scan.best = exact::div(scan.best, temperature);
+  return gather(scratch, scan, race.winner);
+}
+
+// One pass that leaves the changed logits in `out`, with what `choose_part` finds but a winner.
+__device__ __noinline__ ChoicePart write_changed(const Position& at, const Changes& changes,
+                                                 const RowScratch& row, ScanScratch& scratch,
+                                                 float* out) {
+  Scan scan;
+  over_quads<4>(at.logits, at.begin, at.end, [&](int token, float(&x)[QUAD], int count) {
+    pad(x, count);
+    scan.check(x);
+    if (count <= 0) return;
+    changes.apply(token, x);
+    pad(x, count);
+    scan.look(token, x);
+    *reinterpret_cast<float4*>(out + token) = make_float4(x[0], x[1], x[2], x[3]);
+  });
+  Crew::sync();
+  for (int d = Crew::thread(); d < at.patch_count(); d += CONSUMERS) {
+    const Patch patch = row.patches[d];
+    if (patch.token == NO_TOKEN) continue;
+    out[patch.token] = patch.logit;
+    if (exact::rank_key(patch.logit, patch.token) < scan.key()) {
+      scan.best = patch.logit;
+      scan.token = patch.token;
+    }
+  }
+  return gather(scratch, scan, exact::NOBODY);
+}
+
+// The same of a row that nothing changes.
+__device__ __noinline__ ChoicePart look_over(const float* row, int vocab,
+                                                ScanScratch& scratch) {
+  Scan scan;
+  over_quads<6>(row, 0, vocab, [&](int token, float(&x)[QUAD], int count) {
+    pad(x, count);
+    scan.check(x);
+    if (count > 0) scan.look(token, x);
+  });
+  return gather(scratch, scan, exact::NOBODY);
+}
+
+}  // namespace kilotok

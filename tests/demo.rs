@@ -1,0 +1,33 @@
+//! The demo model: that the engine computes what its training code's oracle says, that the server
+//! replies with it round by round, and that drafts of real text are accepted as often as PyTorch
+//! says. What is expected lies in `crates/demo`.
+
+#![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
+
+#[path = "demo/acceptance.rs"]
+mod acceptance;
+#[path = "demo/expected.rs"]
+mod expected;
+#[path = "parity/fixture.rs"]
+#[expect(dead_code, reason = "fixtures of random checkpoints are read there")]
+mod fixture;
+#[path = "demo/parity.rs"]
+mod parity;
+#[path = "demo/replies.rs"]
+mod replies;
+#[path = "demo/server.rs"]
+mod server;
+
+use std::path::{Path, PathBuf};
+
+use kilotok_model::Knobs;
+use kilotok_weights::Checkpoint;
+
+/// A path within the demo's crate.
+fn of_demo(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/demo").join(path)
+}
+
+fn checkpoint() -> Checkpoint {
+    Checkpoint::open(&of_demo("checkpoint"), &Knobs::default()).unwrap()
+}

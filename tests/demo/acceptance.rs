@@ -1,0 +1,175 @@
+//! How many drafts are accepted on held-out text, measured through the API, against what PyTorch
+//! found on the same prompts (`crates/demo/train/evaluate.py`).
+//!
+//! `cargo test --release --test demo -- --ignored --nocapture` prints the table of
+//! `benches/results/demo_acceptance.md` and leaves every reply where it says, for
+//! `evaluate.py --replies`, which has PyTorch judge the same text.
+
+#![expect(clippy::print_stdout, reason = "it prints a table")]
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use kilotok_abi::TokenId;
+use serde_json::{Value, json};
+
+use crate::of_demo;
+use crate::replies::{BEYOND, DRAFTS, check_metrics};
+use crate::server::{Round, Server};
+
+/// Tokens of a prompt and its reply that are looked at.
+const LENGTH: usize = 512;
+/// Name, temperature and `top_p`, as `evaluate.py` has them.
+const MODES: [(&str, f32, f32); 3] =
+    [("greedy", 0.0, 1.0), ("temperature 1", 1.0, 1.0), ("temperature 1, top_p 0.95", 1.0, 0.95)];
+/// What served and PyTorch's length may differ by. Draws differ: where the sample is too small to
+/// tell so little, it is [`ERRORS_MAX`] standard errors of the difference.
+const SLACK: f64 = 0.05;
+/// One right comparison in 400 is further off.
+const ERRORS_MAX: f64 = 3.0;
+/// Of what the demo is to show, the least: set, mode, length.
+const LEAST: [(&str, &str, f64); 5] = [
+    ("code", "greedy", 4.0),
+    ("code", "temperature 1", 3.3),
+    ("chat", "greedy", 2.5),
+    ("chat", "temperature 1", 2.5),
+    ("chat", "temperature 1, top_p 0.95", 2.5),
+];
+
+/// Accepted drafts of each round, for each reply.
+#[derive(Default)]
+struct Replies(Vec<Vec<usize>>);
+
+impl Replies {
+    fn round_count(&self) -> f64 {
+        self.0.iter().map(Vec::len).sum::<usize>() as f64
+    }
+
+    /// The share of rounds that accept at least the first, second .. draft.
+    fn rates(&self) -> Vec<f64> {
+        let rate = |least: usize| {
+            let rounds = self.0.iter().flatten();
+            rounds.filter(|accepted| **accepted >= least).count() as f64 / self.round_count()
+        };
+        (1..=DRAFTS).map(rate).collect()
+    }
+
+    fn length(&self) -> f64 {
+        1.0 + self.rates().iter().sum::<f64>()
+    }
+
+    /// Of the length. Rounds of one reply are alike, so replies are what is drawn.
+    fn standard_error(&self) -> f64 {
+        let mean = self.length() - 1.0;
+        let residual = |rounds: &Vec<usize>| {
+            (rounds.iter().sum::<usize>() as f64 - mean * rounds.len() as f64).powi(2)
+        };
+        let count = self.0.len() as f64;
+        let sum: f64 = self.0.iter().map(residual).sum();
+        (sum * count / (count - 1.0)).sqrt() / self.round_count()
+    }
+}
+
+/// Accepted drafts of the rounds whose drafts all lie within the reply. PyTorch leaves out the
+/// others too: what follows the end is nobody's text.
+fn counted(rounds: &[Round], length: usize) -> Vec<usize> {
+    let mut said = 0;
+    let mut accepted = Vec::new();
+    for round in rounds {
+        // The first comes from the prompt, without drafts.
+        if said > 0 && said + DRAFTS <= length {
+            assert_eq!(round.drafted as usize, DRAFTS, "it was to draft as much as it can");
+            accepted.push(round.tokens.len() - 1);
+        }
+        said += round.tokens.len();
+    }
+    accepted
+}
+
+/// The reply's tokens within the length that is looked at, and its rounds.
+fn ask(server: &mut Server, prompt: &Value, body: &Value) -> (Vec<TokenId>, Vec<Round>) {
+    let is_text = prompt["prompt"].is_string();
+    let path = if is_text { "/v1/completions" } else { "/v1/chat/completions" };
+    let (answer, rounds) = server.ask(path, body);
+    let count = |name: &str| answer["usage"][name].as_u64().unwrap() as usize;
+    let token_max = prompt["max_tokens"].as_u64().unwrap() as usize;
+    assert_eq!(count("prompt_tokens") + token_max, LENGTH, "the template gives another prompt");
+    check_metrics(&answer, &rounds);
+    let mut tokens: Vec<TokenId> = rounds.iter().flat_map(|round| round.tokens.clone()).collect();
+    tokens.truncate(count("completion_tokens").min(token_max));
+    (tokens, rounds)
+}
+
+fn body_of(prompt: &Value, seed: usize, temperature: f32, top_p: f32) -> Value {
+    let mut body = json!({
+        "max_tokens": prompt["max_tokens"].as_u64().unwrap() as usize + BEYOND,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+    });
+    for field in ["prompt", "messages", "tools"] {
+        if !prompt[field].is_null() {
+            body[field] = prompt[field].clone();
+        }
+    }
+    if !prompt["enable_thinking"].is_null() {
+        body["chat_template_kwargs"] = json!({ "enable_thinking": prompt["enable_thinking"] });
+    }
+    body
+}
+
+#[test]
+#[ignore = "a thousand replies: minutes in release, see the file's head"]
+fn acceptance_is_what_pytorch_says() {
+    let prompts = std::fs::read_to_string(of_demo("held_out.jsonl")).unwrap();
+    let prompts: Vec<Value> =
+        prompts.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let figures = std::fs::read(of_demo("figures/held_out.figures.json")).unwrap();
+    let figures: Value = serde_json::from_slice(&figures).unwrap();
+    let mut server = Server::start();
+    let mut lines = String::new();
+    let mut failures = Vec::new();
+    println!("| text | mode | length | standard error | PyTorch | rates 1 to 7 | rounds |");
+    println!("|---|---|---:|---:|---:|---|---:|");
+    for (mode, temperature, top_p) in MODES {
+        let mut sets: BTreeMap<&str, Replies> = BTreeMap::new();
+        for (index, prompt) in prompts.iter().enumerate() {
+            let set = prompt["set"].as_str().unwrap();
+            let body = body_of(prompt, index, temperature, top_p);
+            let (tokens, rounds) = ask(&mut server, prompt, &body);
+            let accepted = counted(&rounds, tokens.len());
+            let line = json!({
+                "prompt": index, "set": set, "mode": mode, "tokens": tokens, "accepted": accepted,
+            });
+            writeln!(lines, "{line}").unwrap();
+            sets.entry(set).or_default().0.push(accepted);
+        }
+        for (set, replies) in &sets {
+            let expected = figures[set][mode]["length"].as_f64().unwrap();
+            failures.extend(judge(set, mode, replies, expected));
+        }
+    }
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("demo_replies.jsonl");
+    std::fs::write(&path, lines).unwrap();
+    println!("\nevery reply is in {}", path.display());
+    assert!(failures.is_empty(), "{failures:#?}");
+}
+
+/// Prints a line of the table, and tells what is wrong with it.
+fn judge(set: &str, mode: &str, replies: &Replies, expected: f64) -> Option<String> {
+    let (length, error) = (replies.length(), replies.standard_error());
+    let rates: Vec<_> = replies.rates().iter().map(|rate| format!("{rate:.3}")).collect();
+    let (rates, rounds) = (rates.join(" "), replies.round_count());
+    println!("| {set} | {mode} | {length:.3} | {error:.3} | {expected:.3} | {rates} | {rounds} |");
+    // PyTorch's own draws have as large an error.
+    let by_chance = if mode == "greedy" { 0.0 } else { ERRORS_MAX * error * 2_f64.sqrt() };
+    let least = LEAST.iter().find(|(s, m, _)| (*s, *m) == (set, mode));
+    if (length - expected).abs() > SLACK.max(by_chance) {
+        Some(format!("{set}, {mode}: {length:.3}, PyTorch says {expected:.3}"))
+    } else if let Some((_, _, least)) = least.filter(|(_, _, least)| length < *least) {
+        Some(format!("{set}, {mode}: {length:.3} is below {least}"))
+    } else {
+        None
+    }
+}

@@ -1,0 +1,131 @@
+//! A server of the demo model, as `kilotok serve` makes it but for two things: it drafts as much as
+//! it can in every round, and the rounds can be looked at.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use kilotok_abi::TokenId;
+use kilotok_cpu::{CpuEngine, CpuOptions};
+use kilotok_engine::{Caps, Engine, EngineError, StepId, StepOutput, StepPlan};
+use kilotok_sched::{Cost, Limits};
+use kilotok_server::gate::{Gate, GateOptions, Stopwatch};
+use kilotok_server::{Metrics, ServeError, ServerConfig, Service, serve};
+use kilotok_text::{Grammars, Text};
+use kilotok_weights::Quiet;
+use serde_json::Value;
+use tokio::sync::oneshot;
+
+use crate::{checkpoint, of_demo};
+
+/// What the scheduler is told that a step costs, whatever is in it: then every draft pays.
+const STEP_US: u64 = 1000;
+
+/// A row that chose tokens: the accepted drafts and one of the target's own.
+#[derive(Clone, Debug)]
+pub(crate) struct Round {
+    pub(crate) drafted: u32,
+    pub(crate) tokens: Vec<TokenId>,
+}
+
+type Rounds = Arc<Mutex<Vec<Round>>>;
+
+/// An engine that notes its rounds.
+struct Watched {
+    inner: CpuEngine,
+    drafted: Vec<u32>,
+    rounds: Rounds,
+}
+
+impl Engine for Watched {
+    fn caps(&self) -> &Caps {
+        self.inner.caps()
+    }
+
+    fn submit(&mut self, plan: &StepPlan) -> Result<StepId, EngineError> {
+        self.drafted = plan.rows.iter().map(|row| row.tokens.draft_count()).collect();
+        self.inner.submit(plan)
+    }
+
+    fn wait(&mut self, step: StepId, out: &mut StepOutput) -> Result<(), EngineError> {
+        self.inner.wait(step, out)?;
+        let rows = self.drafted.iter().zip(&out.rows).filter(|(_, row)| !row.tokens.is_empty());
+        let rounds = rows.map(|(&drafted, row)| Round { drafted, tokens: row.tokens.clone() });
+        self.rounds.lock().unwrap().extend(rounds);
+        Ok(())
+    }
+}
+
+pub(crate) struct Server {
+    address: SocketAddr,
+    rounds: Rounds,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<Result<(), ServeError>>>,
+}
+
+impl Server {
+    pub(crate) fn start() -> Self {
+        let text = Arc::new(Text::open(&of_demo("checkpoint")).unwrap());
+        let checkpoint = checkpoint();
+        let inner = CpuEngine::start(
+            checkpoint.spec(),
+            &checkpoint,
+            &CpuOptions { position_max: 1024, ..CpuOptions::default() },
+            &Quiet,
+        );
+        let rounds = Rounds::default();
+        let engine =
+            Watched { inner: inner.unwrap(), drafted: Vec::new(), rounds: Arc::clone(&rounds) };
+        let vocab_size = engine.caps().vocab_size;
+        let grammars = Grammars::new(&text, vocab_size, &text.defaults().end_tokens).unwrap();
+        let metrics = Arc::new(Metrics::new("demo", engine.caps()));
+        let cost = Cost { base_us: STEP_US as f32, token_us: 0.0 };
+        let limits = Limits { cost, ..Limits::default() };
+        let readings = AtomicU64::new(0);
+        let stopwatch = Stopwatch::new(move || STEP_US * readings.fetch_add(1, Ordering::Relaxed));
+        let options = GateOptions { stopwatch, ..GateOptions::default() };
+        let (gate, _driver) = Gate::start(Box::new(engine), limits, Arc::clone(&metrics), options);
+        let config = ServerConfig { served_names: vec!["demo".into()], ..ServerConfig::default() };
+        let service = Arc::new(Service::new(text, Arc::new(grammars), gate, metrics, config));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            runtime.block_on(serve(listener, service, async {
+                let _ = stopped.await;
+            }))
+        });
+        Self { address, rounds, stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// The answer to a request, and the rounds that it took. One at a time.
+    pub(crate) fn ask(&mut self, path: &str, body: &Value) -> (Value, Vec<Round>) {
+        self.rounds.lock().unwrap().clear();
+        let mut socket = TcpStream::connect(self.address).unwrap();
+        let body = body.to_string();
+        write!(
+            socket,
+            "POST {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 "), "{answer}");
+        (serde_json::from_str(body).unwrap(), std::mem::take(&mut self.rounds.lock().unwrap()))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
