@@ -81,11 +81,11 @@ constexpr int ROPE_PAIRS_MAX = over_kinds<0, ATTENTION_KINDS>(
 constexpr int CHUNK_KEYS = 128;
 constexpr int CHUNKS_MAX = 64;
 // One more for a draft's own rows.
-constexpr int PARTS_MAX = CHUNKS_MAX + 1;
-// By token, query head and part the weighted values; then, by 32 of these, two numbers that say what
-// they are relative to.
+constexpr int ATTENTION_PARTS_MAX = CHUNKS_MAX + 1;
+// By token, query head and part the weighted values; then, by 32 of these, two numbers that say
+// what they are relative to.
 template <int KIND>
-constexpr int ATTENTION_PARTS = TOKENS_MAX * ATTENTIONS[KIND].q_heads * PARTS_MAX;
+constexpr int ATTENTION_PARTS = TOKENS_MAX * ATTENTIONS[KIND].q_heads * ATTENTION_PARTS_MAX;
 constexpr size_t ATTENTION_PARTS_BYTES =
     4 * static_cast<size_t>(over_kinds<0, ATTENTION_KINDS>([](auto kind) {
       constexpr int K = decltype(kind)::value;

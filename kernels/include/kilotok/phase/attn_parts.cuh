@@ -1,5 +1,5 @@
-// Parts of attention: a token's keys are cut into chunks, each CTA that sums over one leaves a part,
-// and after a grid barrier the parts of a head are added.
+// Parts of attention: a token's keys are cut into chunks, each CTA that sums over one leaves a
+// part, and after a grid barrier the parts of a head are added.
 //
 // A chunk begins at a multiple of its length, which follows from the token's own position (or the
 // window) alone, and grows with it so that there are never more than CHUNKS_MAX.
@@ -52,7 +52,7 @@ struct Parts {
   __device__ __forceinline__ Parts(const Memory& memory, int token, int head)
       : values(at<float>(memory.attention_parts)),
         weighed(reinterpret_cast<Weighed*>(values + size_t{ATTENTION_PARTS<KIND>} * A.v_dim)) {
-    const size_t first = (static_cast<size_t>(token) * A.q_heads + head) * PARTS_MAX;
+    const size_t first = (static_cast<size_t>(token) * A.q_heads + head) * ATTENTION_PARTS_MAX;
     values += first * A.v_dim;
     weighed += first * Warps<KIND>::PAIRS;
   }
@@ -83,7 +83,7 @@ __device__ __forceinline__ void keep_part(const Cta& cta, const Tile& tile, int 
     const bool has = HeadTiles<KIND>::has(tile.first_head, in_tile);
     const Parts<KIND> parts(cta.memory, tile.token, tile.first_head + in_tile);
     float4* place = reinterpret_cast<float4*>(parts.values + part * A.v_dim + dim);
-    Weighed* relative = parts.weighed + pair * PARTS_MAX + part;
+    Weighed* relative = parts.weighed + pair * ATTENTION_PARTS_MAX + part;
     float(&v)[8] = sums.values[row];
     if (!is_new && has && dim < A.v_dim) add_before(*relative, place, sums.weighed[row], v);
     // All lanes have read what one of four writes.
@@ -107,7 +107,7 @@ __device__ __forceinline__ float finish(const Weighed& weighed, float sink) {
 
 // What a head's parts are relative to: a lane has those of parts lane, lane + 32 and so on.
 struct PartWeights {
-  static constexpr int COUNT = ceil_div(PARTS_MAX, 32);
+  static constexpr int COUNT = ceil_div(ATTENTION_PARTS_MAX, 32);
   float weights[COUNT];
   Weighed total;
 
@@ -146,7 +146,8 @@ struct PartWeights {
 // Parts that are loaded at a time.
 constexpr int PARTS_AT_ONCE = 16;
 
-// Adds the parts of one head in their order, the work of a warp; a lane has 4 dimensions of each 128.
+// Adds the parts of one head in their order, the work of a warp; a lane has 4 dimensions of each
+// 128.
 template <int KIND>
 __device__ __forceinline__ void add_parts(const Cta& cta, const float* sinks, int token, int head,
                                           int count) {
