@@ -23,6 +23,8 @@ pub(crate) const GATE_ROWS: usize = 8;
 pub(crate) const TILE_TOKENS: usize = 8;
 /// A router's experts are padded to whole runs of 16 bytes.
 const ROUTER_VALUES: usize = 4;
+/// Query heads in one tile of attention.
+const TILE_HEADS: usize = 16;
 /// Parts of a token's attention at most: of chunks of keys, and one of a draft's own rows.
 const ATTENTION_PARTS: usize = 64 + 1;
 /// Values of the stream in one packet of 16 bytes to another rank, and sets of places for packets.
@@ -82,6 +84,19 @@ impl Attention {
     /// First row of the keys in the fused projection: q rows are padded to a whole tile.
     pub(crate) fn key_row(&self) -> usize {
         (self.q_heads * self.qk_dim).next_multiple_of(CHUNK_ROWS)
+    }
+
+    /// Queries of a token, in tiles of up to 16 heads that share a K/V head and steps of 32
+    /// dimensions.
+    fn query_values(&self) -> usize {
+        let tiles = self.kv_heads * (self.q_heads / self.kv_heads).div_ceil(TILE_HEADS);
+        tiles * TILE_HEADS * self.qk_dim.next_multiple_of(32)
+    }
+
+    /// Values of one part of a head's attention, and for each 32 of them two numbers that say what
+    /// they are relative to.
+    fn part_values(&self) -> usize {
+        self.v_dim + 2 * self.v_dim.div_ceil(32)
     }
 
     fn qkv_rows(&self) -> usize {
@@ -299,12 +314,11 @@ impl Working {
             normed: tokens * normed,
             squares: owners * tokens * F32,
             projected: tokens * heads(Attention::qkv_rows) * F32,
-            queries: tokens * heads(Attention::key_row) * BF16,
+            queries: tokens * heads(Attention::query_values) * BF16,
             own_keys: tokens * heads(|kind| kind.kv_heads * kind.qk_dim) * BF16,
             own_values: tokens * heads(|kind| kind.kv_heads * kind.v_dim) * BF16,
-            // Weighted values, the largest score and the sum of weights.
             attention_parts: tokens
-                * heads(|kind| kind.q_heads * ATTENTION_PARTS * (kind.v_dim + 2))
+                * heads(|kind| kind.q_heads * ATTENTION_PARTS * kind.part_values())
                 * F32,
             attended: tokens * attention(&|kind| constants.output(kind).operand_bytes()),
             router_parts: owners * tokens * experts * F32,
