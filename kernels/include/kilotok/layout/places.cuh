@@ -82,8 +82,8 @@ constexpr int CHUNK_KEYS = 128;
 constexpr int CHUNKS_MAX = 64;
 // One more for a draft's own rows.
 constexpr int ATTENTION_PARTS_MAX = CHUNKS_MAX + 1;
-// By token, query head and part the weighted values; then, by 32 of these, two numbers that say what
-// they are relative to.
+// By token, query head and part the weighted values; then, by 32 of these, two numbers that say
+// what they are relative to.
 template <int KIND>
 constexpr int ATTENTION_PARTS = TOKENS_MAX * ATTENTIONS[KIND].q_heads * ATTENTION_PARTS_MAX;
 constexpr size_t ATTENTION_PARTS_BYTES =

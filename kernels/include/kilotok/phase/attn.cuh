@@ -3,9 +3,9 @@
 // Reads `queries`, the pages of keys and values, a draft's own rows; writes `attended`. A short
 // window is the work of one CTA for each tile. More keys are cut into chunks: a CTA takes a run of
 // (chunk, tile) pairs and keeps a chunk's keys in registers while the tiles of its row pass by, so
-// that keys are read once; the parts meet after a grid barrier. It begins with a grid barrier of its
-// own, before which it brings the keys that were there before the step; the one after is the
-// caller's.
+// that keys are read once; the parts meet after a grid barrier. It begins with a grid barrier of
+// its own, before the end of which it brings the keys that were there before the step; the one
+// after is the caller's.
 //
 // A token's bits follow from its position and the keys it sees: neither the other tokens of its row
 // nor who computes what shows.
@@ -181,8 +181,9 @@ struct Span {
   int first, end;
 };
 
-// Running sums of the rows' pairs, behind the tiles' memory.
+// The batch's rows, and running sums of their pairs, behind the tile's memory.
 struct PairSums {
+  BatchRow rows[TOKENS_MAX];
   uint32_t before[TOKENS_MAX + 1];
 };
 
@@ -194,7 +195,11 @@ __device__ __forceinline__ void count_pairs(const Cta& cta, PairSums& sums, int 
     uint32_t before = 0;
     for (int first = 0; first < row_count; first += 32) {
       const int row = first + cta.lane();
-      const uint32_t pairs = row < row_count ? RowWork<KIND>(rows[row], own).pairs() : 0;
+      uint32_t pairs = 0;
+      if (row < row_count) {
+        sums.rows[row] = rows[row];
+        pairs = RowWork<KIND>(sums.rows[row], own).pairs();
+      }
       uint32_t sum = pairs;
 #pragma unroll
       for (int distance = 1; distance < 32; distance *= 2) {
@@ -211,11 +216,11 @@ __device__ __forceinline__ void count_pairs(const Cta& cta, PairSums& sums, int 
 
 // The span that begins with a pair. Pairs lie `[rows][K/V heads][chunks][tiles]`.
 template <int KIND>
-__device__ __forceinline__ Span find_span(const Cta& cta, const PairSums& sums, uint32_t pair,
-                                          uint32_t end, bool own) {
+__device__ __forceinline__ Span find_span(const PairSums& sums, uint32_t pair, uint32_t end,
+                                          bool own) {
   int row = 0;
   while (sums.before[row + 1] <= pair) row++;
-  const RowWork<KIND> work(at<const BatchRow>(cta.memory.rows)[row], own);
+  const RowWork<KIND> work(sums.rows[row], own);
   const uint32_t rest = pair - sums.before[row], tile = rest % work.tiles;
   const uint32_t count = min(work.tiles - tile, end - pair);
   return {row, static_cast<int>(rest / work.tiles / work.chunks), rest / work.tiles % work.chunks,
@@ -285,8 +290,8 @@ __device__ __forceinline__ void attend_chunks(Cta& cta, const LayerPlaces& place
   const uint32_t end = pairs * (cta.index() + 1) / GRID;
   Meeting meeting = {false};
   for (uint32_t pair = pairs * cta.index() / GRID; pair < end;) {
-    const Span span = find_span<KIND>(cta, shared.pairs, pair, end, own);
-    const BatchRow row = at<const BatchRow>(memory.rows)[span.row];
+    const Span span = find_span<KIND>(shared.pairs, pair, end, own);
+    const BatchRow row = shared.pairs.rows[span.row];
     KeySource<KIND> source = places.pages<KIND>(memory, row, span.kv_head);
     if (own && span.chunk + 1 == RowWork<KIND>(row, own).chunks)
       source = {nullptr, at<const char>(memory.own_keys), at<const char>(memory.own_values),
@@ -296,23 +301,26 @@ __device__ __forceinline__ void attend_chunks(Cta& cta, const LayerPlaces& place
   meeting.wait(cta);
 }
 
-// Meets the other CTAs, then adds the parts of all heads, each the work of a CTA.
+// Meets the other CTAs, then adds the parts of all heads, each the work of a warp.
 template <int KIND>
 __device__ __forceinline__ void add_chunks(Cta& cta, const LayerPlaces& places, const Batch& batch,
-                                           AddMemory<KIND>& added, bool own) {
+                                           bool own) {
   constexpr int HEADS = ATTENTIONS[KIND].q_heads;
+  const int end = batch.token_count * HEADS;
   auto parts_of = [&](int unit) {
-    if (unit >= batch.token_count * HEADS) return 0;
+    if (unit >= end) return 0;
     const RowOf of(cta, batch, unit / HEADS);
     return sight<KIND>(of.row, of.position, own).parts();
   };
+  // CTA by CTA before warp by warp: few heads are spread over all.
+  const int first = cta.index() + cta.warp() * GRID;
   cta.arrive_grid();
-  int count = parts_of(cta.index());
+  int count = parts_of(first);
   cta.wait_grid();
-  for (int unit = cta.index(); unit < batch.token_count * HEADS; unit += GRID) {
-    add_parts<KIND>(cta, places.sinks, added, unit / HEADS, unit % HEADS, count);
-    count = parts_of(unit + GRID);
-    cta.sync();
+#pragma unroll 1
+  for (int unit = first; unit < end; unit += GRID * CONSUMER_WARPS) {
+    add_parts<KIND>(cta, places.sinks, unit / HEADS, unit % HEADS, count);
+    count = parts_of(unit + GRID * CONSUMER_WARPS);
   }
 }
 
@@ -320,7 +328,6 @@ template <int KIND>
 __device__ __forceinline__ void attn(Cta& cta, const LayerMemory& layer, const Batch& batch,
                                      SumMemory& sums, bool own) {
   static_assert(sizeof(ChunkMemory<KIND>) <= SCRATCH_BYTES, "chunks need memory");
-  static_assert(sizeof(AddMemory<KIND>) <= SCRATCH_BYTES, "parts need memory");
   static_assert(DRAFT_ROWS <= CHUNK_KEYS, "a draft's rows are one part");
   cta.arrive_grid();
   if constexpr (IS_SHORT<KIND>) {
@@ -332,7 +339,7 @@ __device__ __forceinline__ void attn(Cta& cta, const LayerMemory& layer, const B
   const LayerPlaces places(layer);
   attend_chunks<KIND>(cta, places, batch.row_count,
                       reinterpret_cast<ChunkMemory<KIND>&>(sums.scratch), own);
-  add_chunks<KIND>(cta, places, batch, reinterpret_cast<AddMemory<KIND>&>(sums.scratch), own);
+  add_chunks<KIND>(cta, places, batch, own);
 }
 
 }  // namespace kilotok

@@ -1,5 +1,5 @@
-// Parts of attention: a token's keys are cut into chunks, each CTA that sums over one leaves a part,
-// and after a grid barrier the parts of a head are added.
+// Parts of attention: a token's keys are cut into chunks, each CTA that sums over one leaves a
+// part, and after a grid barrier the parts of a head are added.
 //
 // A chunk begins at a multiple of its length, which follows from the token's own position (or the
 // window) alone, and grows with it so that there are never more than CHUNKS_MAX.
@@ -105,116 +105,85 @@ __device__ __forceinline__ float finish(const Weighed& weighed, float sink) {
   return factor / (factor * weighed.sum + exp2_of(exponent - largest));
 }
 
-// Memory in which a head's parts are added.
-template <int KIND>
-struct AddMemory {
-  float values[CONSUMER_WARPS][align_up(ATTENTIONS[KIND].v_dim, 4)];
-};
-
-// A head's parts on their way: of what they are relative to a lane has lane, lane + 32 and so on, of
-// the values a warp has those of parts w, w + 12 and so on, a lane 4 dimensions of each 128.
-template <int KIND>
-struct LoadedParts {
-  static constexpr Attention A = ATTENTIONS[KIND];
-  static constexpr int WEIGHTS = ceil_div(ATTENTION_PARTS_MAX, 32);
-  static constexpr int COUNT = ceil_div(ATTENTION_PARTS_MAX, CONSUMER_WARPS);
-  static constexpr int RUNS = ceil_div(A.v_dim, 128);
-  Weighed weighed[WEIGHTS];
-  uint4 values[COUNT][RUNS];
-  // Sums of all parts, once weights are known, which take the places of the largest scores.
+// What a head's parts are relative to: a lane has those of parts lane, lane + 32 and so on.
+struct PartWeights {
+  static constexpr int COUNT = ceil_div(ATTENTION_PARTS_MAX, 32);
+  float weights[COUNT];
   Weighed total;
 
-  // Whatever is not there is another part that is, with no weight.
-  __device__ __forceinline__ LoadedParts(const Cta& cta, int token, int head, int count) {
-    const Parts<KIND> parts(cta.memory, token, head);
+  __device__ __forceinline__ PartWeights(const Weighed* parts, int count, int lane) {
+    Weighed own[COUNT];
+    // Whatever is not there is another part that is, with no weight.
 #pragma unroll
-    for (int i = 0; i < WEIGHTS; i++)
-      weighed[i] = parts.weighed[min(cta.lane() + 32 * i, count - 1)];
-#pragma unroll
-    for (int i = 0; i < COUNT; i++)
-#pragma unroll
-      for (int run = 0; run < RUNS; run++) {
-        const int part = min(cta.warp() + i * CONSUMER_WARPS, count - 1);
-        const int dim = min(cta.lane() * 4 + run * 128, A.v_dim - 4);
-        values[i][run] = ptx::load_l2(static_cast<const void*>(parts.values + part * A.v_dim + dim));
-      }
-    weigh(cta.lane(), count);
-  }
-
-  __device__ __forceinline__ void weigh(int lane, int count) {
+    for (int i = 0; i < COUNT; i++) own[i] = parts[min(lane + 32 * i, count - 1)];
     total = {LOWEST, 0};
 #pragma unroll
-    for (int i = 0; i < WEIGHTS; i++) {
-      if (lane + 32 * i >= count) weighed[i] = {LOWEST, 0};
-      total.largest = fmaxf(total.largest, weighed[i].largest);
+    for (int i = 0; i < COUNT; i++) {
+      if (lane + 32 * i >= count) own[i] = {LOWEST, 0};
+      total.largest = fmaxf(total.largest, own[i].largest);
     }
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2)
       total.largest = fmaxf(total.largest, __shfl_xor_sync(~0u, total.largest, distance));
 #pragma unroll
-    for (int i = 0; i < WEIGHTS; i++) {
-      weighed[i].largest = exp2_of(weighed[i].largest - total.largest);
-      total.sum += weighed[i].largest * weighed[i].sum;
+    for (int i = 0; i < COUNT; i++) {
+      weights[i] = exp2_of(own[i].largest - total.largest);
+      total.sum += weights[i] * own[i].sum;
     }
     total.sum = add_lanes(total.sum);
   }
 
-  __device__ __forceinline__ float weight(int part) const {
-    float weight = 0;
+  // Those of the 32 parts of which `part` is one.
+  __device__ __forceinline__ float around(int part) const {
+    float found = weights[0];
 #pragma unroll
-    for (int i = 0; i < WEIGHTS; i++) {
-      const float other = __shfl_sync(~0u, weighed[i].largest, part % 32);
-      if (part / 32 == i) weight = other;
-    }
-    return weight;
-  }
-
-  // This warp's parts, weighted and added.
-  __device__ __forceinline__ void add(const Cta& cta, int count, float (&sums)[RUNS][4]) const {
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) {
-      const int part = cta.warp() + i * CONSUMER_WARPS;
-      if (part >= count) break;
-      const float w = weight(part);
-#pragma unroll
-      for (int run = 0; run < RUNS; run++) {
-        const uint4& v = values[i][run];
-        sums[run][0] += w * __uint_as_float(v.x);
-        sums[run][1] += w * __uint_as_float(v.y);
-        sums[run][2] += w * __uint_as_float(v.z);
-        sums[run][3] += w * __uint_as_float(v.w);
-      }
-    }
+    for (int i = 1; i < COUNT; i++)
+      if (part / 32 == i) found = weights[i];
+    return found;
   }
 };
 
-// Adds the parts of one head: each warp its own, then those of all warps.
+// Parts that are loaded at a time.
+constexpr int PARTS_AT_ONCE = 16;
+
+// Adds the parts of one head in their order, the work of a warp; a lane has 4 dimensions of each
+// 128.
 template <int KIND>
-__device__ __forceinline__ void add_parts(const Cta& cta, const float* sinks,
-                                          AddMemory<KIND>& added, int token, int head,
+__device__ __forceinline__ void add_parts(const Cta& cta, const float* sinks, int token, int head,
                                           int count) {
   constexpr Attention A = ATTENTIONS[KIND];
-  using Loaded = LoadedParts<KIND>;
   const float sink = A.sinks ? ptx::load_l2(sinks + head) : 0;
-  const Loaded loaded(cta, token, head, count);
-  float sums[Loaded::RUNS][4] = {};
-  loaded.add(cta, count, sums);
+  const Parts<KIND> parts(cta.memory, token, head);
+  const PartWeights weights(parts.weighed, count, cta.lane());
+  const float factor = finish<KIND>(weights.total, sink);
+#pragma unroll 1
+  for (int dim = cta.lane() * 4; dim < align_up(A.v_dim, 128); dim += 128) {
+    const float* from = parts.values + min(dim, A.v_dim - 4);
+    float sums[4] = {};
+#pragma unroll 1
+    for (int first = 0; first < count; first += PARTS_AT_ONCE) {
+      uint4 loaded[PARTS_AT_ONCE];
 #pragma unroll
-  for (int run = 0; run < Loaded::RUNS; run++) {
-    const int dim = cta.lane() * 4 + run * 128;
-    const float(&v)[4] = sums[run];
-    if (dim < A.v_dim)
-      *reinterpret_cast<float4*>(&added.values[cta.warp()][dim]) =
-          make_float4(v[0], v[1], v[2], v[3]);
-  }
-  const float factor = finish<KIND>(loaded.total, sink);
-  cta.sync();
-  for (int dim = cta.thread(); dim < A.v_dim; dim += CONSUMERS) {
-    float sum = 0;
+      for (int i = 0; i < PARTS_AT_ONCE; i++)
+        loaded[i] = ptx::load_l2(
+            static_cast<const void*>(from + min(first + i, count - 1) * A.v_dim));
+      const float around = weights.around(first);
 #pragma unroll
-    for (int warp = 0; warp < CONSUMER_WARPS; warp++) sum += added.values[warp][dim];
-    store_operand(at<char>(cta.memory.attended) + token * ATTENDED_BYTES, head * A.v_dim + dim,
-                  sum * factor);
+      for (int i = 0; i < PARTS_AT_ONCE; i++) {
+        // Beyond the last part the weight is 0.
+        const float weight = __shfl_sync(~0u, around, (first + i) % 32);
+        sums[0] += weight * __uint_as_float(loaded[i].x);
+        sums[1] += weight * __uint_as_float(loaded[i].y);
+        sums[2] += weight * __uint_as_float(loaded[i].z);
+        sums[3] += weight * __uint_as_float(loaded[i].w);
+      }
+    }
+    if (dim >= A.v_dim) continue;
+    char* to = at<char>(cta.memory.attended) + token * ATTENDED_BYTES;
+#pragma unroll
+    for (int i = 0; i < 4; i += 2)
+      *reinterpret_cast<uint32_t*>(to + operand_offset(head * A.v_dim + dim + i)) =
+          ptx::pack_bf16(sums[i] * factor, sums[i + 1] * factor);
   }
 }
 

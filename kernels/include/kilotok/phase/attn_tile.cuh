@@ -239,8 +239,8 @@ __device__ __forceinline__ void take_over(const TileMemory<KIND, PIECES>& memory
   sums.weighed[1].sum += other.y;
 }
 
-// `tile_of(i)` for `i` from 0 to `count` meet the held keys: `use(i, tile, pair, sums)` by the first
-// warp of each pair, for tiles which see any of them. The first tile's queries are given.
+// `tile_of(i)` for `i` from 0 to `count` meet the held keys: `use(i, tile, pair, sums)` by the
+// first warp of each pair, for tiles which see any of them. The first tile's queries are given.
 template <int KIND, int PIECES, class TileOf, class Use>
 __device__ __forceinline__ void attend(const Cta& cta, TileMemory<KIND, PIECES>& memory,
                                        const HeldKeys<KIND, PIECES>& held,
