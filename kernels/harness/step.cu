@@ -1,8 +1,9 @@
 // Times the target's pass over random weights, whole and between grid barriers: what one rank of a
-// model costs, without a checkpoint, a host engine or a drafter. Weights repeat every few layers, far
-// enough apart that no cache keeps them.
+// model costs, without a checkpoint, a host engine or a drafter. Weights repeat every few layers,
+// far enough apart that no cache keeps them.
 //
-//   nvcc -std=c++20 -O3 -arch=sm_90a -DKILOTOK_STAMPS -I kernels -I kernels/include -I MODEL step.cu
+//   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -DKILOTOK_STAMPS -I kernels \
+//     -I kernels/include -I kernels/models/slice kernels/harness/step.cu -o step
 //   ./step [tokens] [context]
 #include <cuda_runtime.h>
 
@@ -249,8 +250,8 @@ int main(int argc, char** argv) {
   std::vector<float> times;
   for (int i = 0; i < 20; i++) times.push_back(launch(m));
   std::sort(times.begin(), times.end());
-  std::printf("%s, %d tokens, context %d: %.3f ms a pass (median), %.3f best\n", device.name, tokens,
-              context, times[10], times[0]);
+  std::printf("%s, %d tokens, context %d: %.3f ms a pass (median), %.3f best\n", device.name,
+              tokens, context, times[10], times[0]);
   print_phases(m, times[10]);
   std::vector<float> logits(8);
   CHECK(cudaMemcpy(logits.data(), at<void>(m.logits), 32, cudaMemcpyDeviceToHost));

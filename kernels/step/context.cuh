@@ -1,5 +1,5 @@
-// The drafter's context: fc * taps of committed tokens, normed, then each layer's keys and values of
-// it, written to the pages. The layers' own input norms are not applied.
+// The drafter's context: fc * taps of committed tokens, normed, then each layer's keys and values
+// of it, written to the pages. The layers' own input norms are not applied.
 //
 // Reads `taps` at the rows that the batch's tokens name; a barrier after the fusion, one after the
 // norm, two a layer.
@@ -68,8 +68,8 @@ __device__ __forceinline__ void consume_context(Walker& w) {
   const Memory& memory = cta.memory;
   rotations(cta, w.token_count(), P::ATTENTION, P::ATTENTION_END);
   w.multiply_by<FuseMatrix>(memory.taps, TAPS_BYTES, cta.index(), w.tiles(),
-                            TapRows{at<const BatchToken>(memory.tokens), w.token_count()}, Nothing{},
-                            StoreFused{at<float>(memory.fused), w.token_count()});
+                            TapRows{at<const BatchToken>(memory.tokens), w.token_count()},
+                            Nothing{}, StoreFused{at<float>(memory.fused), w.token_count()});
   cta.sync_grid();
   norm_context(w);
   cta.sync_grid();

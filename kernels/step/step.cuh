@@ -1,6 +1,6 @@
 // A pass over the layers: what consumers compute and, in the same order, what the producer brings
-// and the adders add. Grid barriers separate the phases; the ring runs ahead across them, up to the experts, whose list
-// is known only when the router has spoken.
+// and the adders add. Grid barriers separate the phases; the ring runs ahead across them, up to the
+// experts, whose list is known only when the router has spoken.
 #pragma once
 
 #include "kilotok/phase/attn.cuh"
@@ -161,8 +161,8 @@ __device__ __forceinline__ void feed_forward(Walker& w, const LayerMemory& layer
   cta.stamp(Stamp::AddToStream);
 }
 
-// All of attention, out of line: it wants its own registers. Whatever is passed lies in memory, so a
-// copy is passed.
+// All of attention, out of line: it wants its own registers. Whatever is passed lies in memory, so
+// a copy is passed.
 template <int KIND>
 __device__ __noinline__ void attend_all(Cta& passed, const LayerMemory& layer, const Batch& batch,
                                         SumMemory& sums, bool own) {

@@ -118,7 +118,7 @@ abi_struct! {
         pub squares: u64,
         /// `[TOKENS_MAX, rows]`, F32: products of the q, k and v projections.
         pub projected: u64,
-        /// `[TOKENS_MAX, q_heads, qk_dim]`, F32: normed and rotated queries.
+        /// Normed and rotated queries as the tensor cores want them, BF16, see `layout/places.cuh`.
         pub queries: u64,
         /// Keys and values of a draft's own rows, BF16: `[TOKENS_MAX, kv_heads, qk_dim]`.
         pub own_keys: u64,

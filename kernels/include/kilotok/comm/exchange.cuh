@@ -1,6 +1,6 @@
 // The sum over ranks of what is to be added to the stream: every owner sends its part to the same
 // CTA of every other rank, and adds what it receives, in rank order, so that all ranks get the same
-// bits. Parts travel as BF16 in packets of 16 bytes that carry their own flag, so nothing is fenced.
+// bits. Parts travel as BF16 in packets of 16 bytes that carry their own flag: nothing is fenced.
 //
 // A rank is at most one exchange ahead of another, for its next one needs the other's packets; so
 // two sets of places are enough: `[2][ranks][owner units][packets]` at every receiver.

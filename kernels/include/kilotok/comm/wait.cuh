@@ -8,7 +8,15 @@
 namespace kilotok {
 
 // What a wait was for; `Fault.code`. The host's text for each is in crates/cuda.
-enum class Waits : uint32_t { Grid = 1, Page = 2, FreePage = 3, Peer = 4, Routes = 5, Host = 6, Sums = 7 };
+enum class Waits : uint32_t {
+  Grid = 1,
+  Page = 2,
+  FreePage = 3,
+  Peer = 4,
+  Routes = 5,
+  Host = 6,
+  Sums = 7,
+};
 
 // Where a thread is, for the record.
 struct Place {

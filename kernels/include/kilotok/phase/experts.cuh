@@ -2,8 +2,8 @@
 // down. A dense network is an expert that all tokens go to with weight 1.
 //
 // Reads `normed`, 1 / rms and the routes; `gate_up` writes the inner operand, `down` adds to
-// `stream.part` of the owned rows. The experts of a token are added in ascending order, so the other
-// tokens of the batch do not show.
+// `stream.part` of the owned rows. The experts of a token are added in ascending order, so the
+// other tokens of the batch do not show.
 #pragma once
 
 #include "kilotok/phase/router.cuh"

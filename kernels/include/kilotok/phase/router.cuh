@@ -218,8 +218,7 @@ __device__ __forceinline__ void choose_routes(const Cta& cta, Routes& routes, St
   cta.sync();
   const int column = cta.warp(), token = tile * TILE_TOKENS + column;
   const bool chooses = column < TILE_TOKENS && token < token_count;
-  if (chooses) 
-    choose_for_token<KIND>(cta, routes, stream, eps, bias, token, column);
+  if (chooses) choose_for_token<KIND>(cta, routes, stream, eps, bias, token, column);
   cta.sync();
   // How many chosen experts are below those of each word.
   if (cta.warp() == 0) {

@@ -1,5 +1,5 @@
-// The residual stream. CTA c owns rows 48c to 48c + 47 of it, in shared memory, F32, for all tokens;
-// every rank holds all of it. Whatever adds to the stream ends here.
+// The residual stream. CTA c owns rows 48c to 48c + 47 of it, in shared memory, F32, for all
+// tokens; every rank holds all of it. Whatever adds to the stream ends here.
 //
 // The next norm is not applied but prepared: x times the norm's weights goes out as an operand, the
 // sum of squares beside it, and who multiplies scales its products by 1 / rms, which is the same.
@@ -16,8 +16,8 @@ struct StreamMemory {
   float inverse_rms[TOKENS_MAX];
 };
 
-// x times the norm's weights, for the router, by tile of tokens: `[tiles][rows][tokens]`, behind the
-// sums in the scratch memory.
+// x times the norm's weights, for the router, by tile of tokens: `[tiles][rows][tokens]`, behind
+// the sums in the scratch memory.
 using ScaledTile = float[OWNER_ROWS][TILE_TOKENS];
 __device__ __forceinline__ ScaledTile* scaled_stream(SumMemory& sums) {
   constexpr int PARTS_BYTES = sizeof(SumMemory::parts);

@@ -44,8 +44,8 @@ constexpr int ADDER_WARPS = 3;
 // Memory for whatever a phase needs while it runs.
 constexpr int SCRATCH_BYTES = 36864;
 
-// Where the warps' sums meet, `[places][warps][lanes]`, or `[warps][tiles][lanes]`. The parts are at
-// the beginning of the scratch memory.
+// Where the warps' sums meet, `[places][warps][lanes]`, or `[warps][tiles][lanes]`. The parts are
+// at the beginning of the scratch memory.
 struct SumMemory {
   union {
     float4 parts[SUM_PLACES * CONSUMER_WARPS * 32];
