@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(CONSUMERS)
   __shared__ SumMemory sums;
   constexpr bool OWN = KIND >= DRAFT_ATTENTION;
   const Place place = {at<Fault>(memory.fault), memory.wait_max_ms * 1000000ull, 0, 0};
-  Cta cta = {memory, place, 0, 0, 0};
+  Cta cta(memory, place, 0);
   const Batch batch = *at<const Batch>(memory.batch);
   const LayerMemory& layer = *at<const LayerMemory>(memory.layers);
   for (int i = 0; i < repeats; i++) {

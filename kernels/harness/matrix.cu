@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(THREADS, 1) walk(const Memory memory, const Wo
   extern __shared__ __align__(128) char bytes[];
   SharedMemory& shared = *reinterpret_cast<SharedMemory*>(bytes);
   const Place place = {work.fault, WAIT_MAX_NS, 0, 0};
-  Cta cta = {memory, place, 0, 0, 0};
+  Cta cta(memory, place, 0);
   Ring ring(shared.ring);
   Sums sums(shared.sums);
   if (threadIdx.x == 0) {

@@ -33,7 +33,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   extern __shared__ __align__(16) char shared[];
   if (threadIdx.x >= CONSUMERS) return;
   Fault* fault = at<Fault>(memory.fault);
-  Cta cta{memory, {fault, memory.wait_max_ms * 1000000ull, 0, 0}, 0};
+  Cta cta(memory, {fault, memory.wait_max_ms * 1000000ull, 0, 0}, 0);
   enter(cta, sampling, row_count);
   cta.sync_grid();
   for (int i = 0; i < repeats; i++) {

@@ -29,13 +29,14 @@ __device__ __forceinline__ void run(const Memory& memory) {
   Sums sums(shared.sums);
   if (threadIdx.x == 0) {
     ptx::mbarrier_init(ptx::shared_address(&shared.routed), 1);
+    ptx::mbarrier_init(ptx::shared_address(&shared.heard), 1 + ADDER_WARPS);
     sums.init();
     ring.init();
   }
   __syncthreads();
   const Place place = {at<Fault>(memory.fault), memory.wait_max_ms * 1000000ull, memory.rank, 0};
   const Batch& batch = *at<const Batch>(memory.batch);
-  Cta cta = {memory, place, 0, batch.exchanges, 0};
+  Cta cta(memory, place, batch.exchanges);
   Walker walker = {cta, ring, sums, shared, batch, 0};
   if (threadIdx.x < CONSUMERS) {
     ptx::more_registers<CONSUMER_REGISTERS>();

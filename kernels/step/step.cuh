@@ -19,8 +19,10 @@ struct Shared {
   Routes routes;
   // Of this layer and the next, whichever part they are of.
   LayerMemory layers[2];
-  // Completed when the routes of a tile are in `routes`.
+  // Completed when the routes of a tile are in `routes`, and when producer and adders need them no
+  // more: a warp that is late must not miss one.
   alignas(8) uint64_t routed;
+  alignas(8) uint64_t heard;
 };
 
 // The layers of the target, or of the drafter.
@@ -78,17 +80,27 @@ struct Walker {
   Sums& sums;
   Shared& shared;
   const Batch& batch;
-  // How often routes were chosen.
+  // How often routes were chosen, or heard of.
   uint32_t routed_count;
 
   __device__ __forceinline__ int token_count() const { return batch.token_count; }
   __device__ __forceinline__ int tiles() const { return ceil_div(batch.token_count, TILE_TOKENS); }
   __device__ __forceinline__ StreamMemory& stream() const { return shared.stream; }
 
-  // Producer and adders: wait until the routes of the next tile are there.
+  // Producer and adders: wait until the routes of the next tile are there; say when they may go.
   __device__ __forceinline__ void wait_routes() {
     wait_mbarrier<64>(cta.place, Waits::Routes, ptx::shared_address(&shared.routed),
                       routed_count++ & 1);
+  }
+  __device__ __forceinline__ void leave_routes() {
+    ptx::mbarrier_arrive(ptx::shared_address(&shared.heard));
+  }
+
+  // Consumers: wait until the last routes may go.
+  __device__ __forceinline__ void wait_heard() {
+    if (routed_count++ == 0) return;
+    wait_mbarrier<0>(cta.place, Waits::Routes, ptx::shared_address(&shared.heard),
+                     routed_count & 1);
   }
 
   template <class M, class RowOf, class Prepare, class Use>
@@ -142,12 +154,14 @@ __device__ __forceinline__ void feed_forward(Walker& w, const LayerMemory& layer
   }
   for (int tile = 0; tile < w.tiles(); tile++) {
     if constexpr (!DENSE) {
+      w.wait_heard();
       choose_routes<KIND>(cta, routes, w.stream(), Part<DRAFT>::EPS,
                           at<const float>(layer.router_bias), tile, w.token_count());
       cta.stamp(Stamp::Routes);
     }
     cta.sync();
-    if (cta.thread() == 0) ptx::mbarrier_arrive(ptx::shared_address(&w.shared.routed));
+    if (!DENSE && cta.thread() == 0)
+      ptx::mbarrier_arrive(ptx::shared_address(&w.shared.routed));
     gate_up<KIND>(cta, w.ring, w.sums, routes, tile);
     cta.stamp(Stamp::GateUp);
     cta.sync_grid();
@@ -167,6 +181,7 @@ template <int KIND>
 __device__ __noinline__ void attend_all(Cta& passed, const LayerMemory& layer, const Batch& batch,
                                         SumMemory& sums, bool own) {
   Cta cta = passed;
+  cta.forget();
   attn_in<KIND>(cta, layer, batch.token_count, own);
   cta.stamp(Stamp::AttentionIn);
   attn<KIND>(cta, layer, batch, sums, own);
@@ -229,9 +244,10 @@ __device__ __forceinline__ void produce_layers(Walker& w) {
         if (owner) produce_router<F>(place, w.ring, layer.router);
       }
       for (int tile = 0; tile < w.tiles(); tile++) {
-        w.wait_routes();
+        if constexpr (!Network<F>::DENSE) w.wait_routes();
         produce_gate_up<F>(place, w.ring, w.shared.routes, layer.gate_up);
         if (owner) produce_down<F>(place, w.ring, w.shared.routes, layer.down);
+        if constexpr (!Network<F>::DENSE) w.leave_routes();
       }
     });
   }
@@ -255,8 +271,12 @@ __device__ __forceinline__ void add_layers(Walker& w) {
     with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(layer.feed_forward, [&](auto kind) {
       constexpr int F = decltype(kind)::value;
       for (int tile = 0; tile < w.tiles(); tile++) {
-        w.wait_routes();
+        if constexpr (!Network<F>::DENSE) w.wait_routes();
         add_gate_up<F>(cta, w.sums, w.stream(), w.shared.routes, tile, w.token_count());
+        if constexpr (!Network<F>::DENSE) {
+          __syncwarp();
+          if (cta.lane() == 0) w.leave_routes();
+        }
         if (!owner) continue;
         w.sums.template take<DownMatrix<F>>(
             cta, [&](int row_tile, int, int lane, const float4& v) {

@@ -50,11 +50,29 @@ struct Cta {
   uint32_t barriers;
   uint32_t exchanges;
   uint32_t stamps;
+  int thread_index;
+  int cta_index;
 
-  __device__ __forceinline__ int index() const { return blockIdx.x; }
-  __device__ __forceinline__ int thread() const { return threadIdx.x; }
-  __device__ __forceinline__ int warp() const { return threadIdx.x / 32; }
-  __device__ __forceinline__ int lane() const { return threadIdx.x % 32; }
+  __device__ __forceinline__ Cta(const Memory& memory_of_rank, const Place& start,
+                                 uint32_t exchanges_before)
+      : memory(memory_of_rank),
+        place(start),
+        barriers(0),
+        exchanges(exchanges_before),
+        stamps(0),
+        thread_index(threadIdx.x),
+        cta_index(blockIdx.x) {}
+
+  __device__ __forceinline__ int index() const { return cta_index; }
+  __device__ __forceinline__ int thread() const { return thread_index; }
+  __device__ __forceinline__ int warp() const { return thread_index / 32; }
+  __device__ __forceinline__ int lane() const { return thread_index % 32; }
+
+  // Keeps the compiler from working out ahead, in registers that others need, what a later phase
+  // makes of these.
+  __device__ __forceinline__ void forget() {
+    asm volatile("" : "+r"(thread_index), "+r"(cta_index));
+  }
 
   // Goes on where a copy has come to.
   __device__ __forceinline__ void follow(const Cta& copy) {
@@ -94,6 +112,7 @@ struct Cta {
       });
     }
     sync();
+    forget();
     stamp(Stamp::Barrier);
   }
 
