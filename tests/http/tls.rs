@@ -11,10 +11,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use super::server::{Server, Setup, head};
-
-/// Connections within which a server that looks all the time has seen any change.
-const LOOKS_MAX: u32 = 10_000;
+use super::server::{Server, Setup, head, until};
 
 fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/http/tls").join(name)
@@ -81,8 +78,7 @@ fn a_renewed_certificate_needs_no_restart() {
     place("renewed.pem", &certificate);
     assert!(is_well(&health(&server, "certificate.pem")));
     place("renewed_key.pem", &key);
-    let noticed = (0..LOOKS_MAX).any(|_| is_well(&health(&server, "renewed.pem")));
-    assert!(noticed, "the server goes on with the old certificate");
+    until("the new certificate", || is_well(&health(&server, "renewed.pem")));
     assert!(!is_well(&health(&server, "certificate.pem")));
 }
 
