@@ -96,12 +96,13 @@ fn cache() -> Result<PathBuf> {
 
 /// The folder of a model that is named by its folder, by its hub name, or is the demo model.
 pub(crate) fn folder(model: &str) -> Result<PathBuf> {
+    // First: whoever names no model must not get a folder that happens to be called so.
+    if model == demo::NAME {
+        return demo::unpack(&cache()?);
+    }
     let path = Path::new(model);
     if path.is_dir() {
         return Ok(path.to_owned());
-    }
-    if model == demo::NAME {
-        return demo::unpack(&cache()?);
     }
     if path.is_absolute() || model.starts_with('.') {
         bail!("there is no folder {model}");
