@@ -24,7 +24,7 @@ using uintptr_t = unsigned long long;
 const CSTDDEF: &str = "\
 #pragma once
 #ifndef offsetof
-#define offsetof(type, member) __builtin_offsetof(type, member)
+#define offsetof(type, member) __INTADDR__(&((type*)0)->member)
 #endif
 // What host compilers know and this one does not.
 #define __builtin_huge_valf() __builtin_bit_cast(float, 0x7f800000u)
