@@ -38,12 +38,14 @@ __global__ void __launch_bounds__(CONSUMERS)
     attention(const __grid_constant__ Memory memory, int phases, int repeats) {
   __shared__ SumMemory sums;
   constexpr bool OWN = KIND >= DRAFT_ATTENTION;
-  const Place place = {at<Fault>(memory.fault), memory.wait_max_ms * 1000000ull, 0, 0};
-  Cta cta(memory, place, 0);
-  const Batch batch = *at<const Batch>(memory.batch);
+  __shared__ HeldBatch batch;
+  if (threadIdx.x == 0) cta_place = {at<Fault>(memory.fault), memory.wait_max_ms * CYCLES_PER_MS, 0, 0};
+  batch.bring(memory);
+  __syncthreads();
+  Cta cta(memory, 0);
   const LayerMemory& layer = *at<const LayerMemory>(memory.layers);
   for (int i = 0; i < repeats; i++) {
-    if (phases & ATTN_IN) attn_in<KIND>(cta, layer, batch.token_count, OWN);
+    if (phases & ATTN_IN) attn_in<KIND>(cta, layer, batch, OWN);
     // Attention begins with a barrier.
     if (phases & ATTN)
       attn<KIND>(cta, layer, batch, sums, OWN);

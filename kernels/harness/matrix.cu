@@ -25,7 +25,7 @@ namespace kilotok {
     }                                                                            \
   } while (0)
 
-constexpr uint64_t WAIT_MAX_NS = 1000000000;
+constexpr uint32_t WAIT_MAX_CYCLES = 1000 * CYCLES_PER_MS;
 
 // What one launch does: multiplies copies of a matrix, one after the other.
 struct Work {
@@ -67,7 +67,7 @@ template <class M>
 __device__ __forceinline__ void read_pages(const Cta& cta, Ring& ring, int first) {
   for (int unit = first; unit < M::UNITS; unit += GRID)
     for (int step = 0; step < M::STEPS; step += M::PAGE_STEPS) {
-      ring.take(cta.place);
+      ring.take();
       ring.release(cta.lane());
     }
 }
@@ -76,11 +76,11 @@ template <class M, Kind KIND>
 __global__ void __launch_bounds__(THREADS, 1) walk(const Memory memory, const Work work) {
   extern __shared__ __align__(128) char bytes[];
   SharedMemory& shared = *reinterpret_cast<SharedMemory*>(bytes);
-  const Place place = {work.fault, WAIT_MAX_NS, 0, 0};
-  Cta cta(memory, place, 0);
+  Cta cta(memory, 0);
   Ring ring(shared.ring);
   Sums sums(shared.sums);
   if (threadIdx.x == 0) {
+    cta_place = {work.fault, WAIT_MAX_CYCLES, 0, 0};
     ring.init();
     sums.init();
   }
@@ -97,8 +97,13 @@ __global__ void __launch_bounds__(THREADS, 1) walk(const Memory memory, const Wo
         // As after a grid barrier: nothing of the operand is in the first-level cache.
         if (cta.thread() == 0) ptx::load_acquire(work.barrier);
         cta.sync();
-        multiply<M>(cta, ring, sums, work.operand, M::COLUMNS_PADDED * 2, first(copy), work.tiles,
-                    [](int column) { return column; }, Nothing{}, store);
+        const auto every = [](int column) { return column; };
+        if (work.tiles <= 1)
+          multiply<M, 1>(cta, ring, sums, work.operand, M::COLUMNS_PADDED * 2, first(copy), every,
+                         Nothing{}, store);
+        else
+          multiply<M, TILES_MAX>(cta, ring, sums, work.operand, M::COLUMNS_PADDED * 2, first(copy),
+                                 every, Nothing{}, store);
       }
     }
     return;
@@ -109,7 +114,7 @@ __global__ void __launch_bounds__(THREADS, 1) walk(const Memory memory, const Wo
       add<M>(cta, sums, first(copy), work.tiles, store);
   } else if (threadIdx.x == CONSUMERS) {
     for (int copy = 0; copy < work.copies; copy++)
-      produce<M>(place, ring, work.weights + copy * M::BYTES, first(copy));
+      produce<M>(ring, work.weights + copy * M::BYTES, first(copy));
   }
 }
 

@@ -62,14 +62,35 @@ __device__ __forceinline__ void norm_context(Walker& w) {
                 NextNorm(cta, memory.draft_context_norm, 1.0f, ~0u));
 }
 
+template <int TILES>
+struct Fuse {
+  static __device__ __forceinline__ void run(Walker& w) {
+    const Memory& memory = w.cta.memory;
+    multiply<FuseMatrix, TILES>(w.cta, w.ring, w.sums, memory.taps, TAPS_BYTES, w.cta.index(),
+                                TapRows{w.batch().tokens, w.token_count()}, Nothing{},
+                                StoreFused{at<float>(memory.fused), w.token_count()});
+  }
+};
+
+template <int KIND>
+struct ProjectContext {
+  template <int TILES>
+  struct Of {
+    static __device__ __forceinline__ void run(Walker& w) {
+      const Memory& memory = w.cta.memory;
+      multiply<QkvMatrix<KIND>, TILES>(w.cta, w.ring, w.sums, memory.normed, NORMED_BYTES,
+                                       KEY_UNIT<KIND> + w.cta.index(), EveryToken{}, Nothing{},
+                                       StoreProjected<KIND>{memory, w.stream(), w.token_count()});
+    }
+  };
+};
+
 __device__ __forceinline__ void consume_context(Walker& w) {
   using P = Part<true>;
   Cta& cta = w.cta;
   const Memory& memory = cta.memory;
-  rotations(cta, w.token_count(), P::ATTENTION, P::ATTENTION_END);
-  w.multiply_by<FuseMatrix>(memory.taps, TAPS_BYTES, cta.index(), w.tiles(),
-                            TapRows{at<const BatchToken>(memory.tokens), w.token_count()},
-                            Nothing{}, StoreFused{at<float>(memory.fused), w.token_count()});
+  rotations(cta, w.batch(), P::ATTENTION, P::ATTENTION_END);
+  run_tiles<Fuse>(w, w.tiles());
   cta.sync_grid();
   norm_context(w);
   cta.sync_grid();
@@ -81,11 +102,9 @@ __device__ __forceinline__ void consume_context(Walker& w) {
     with_kind<P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
       constexpr int A = decltype(kind)::value;
       static_assert(ATTENTIONS[A].format == Format::Bf16, "the context is an operand for BF16");
-      w.multiply_by<QkvMatrix<A>>(memory.normed, NORMED_BYTES, KEY_UNIT<A> + cta.index(),
-                                  w.tiles(), EveryToken{}, Nothing{},
-                                  StoreProjected<A>{memory, w.stream(), w.token_count()});
+      run_tiles<ProjectContext<A>::template Of>(w, w.tiles());
       cta.sync_grid();
-      attn_context<A>(cta, layer, w.token_count());
+      attn_context<A>(cta, layer, w.batch());
       cta.sync_grid();
     });
   }
@@ -93,14 +112,13 @@ __device__ __forceinline__ void consume_context(Walker& w) {
 
 __device__ __forceinline__ void produce_context(Walker& w) {
   using P = Part<true>;
-  const Place& place = w.cta.place;
-  produce<FuseMatrix>(place, w.ring, w.cta.memory.draft_fc, w.cta.index());
+  produce<FuseMatrix>(w.ring, w.cta.memory.draft_fc, w.cta.index());
 #pragma unroll 1
   for (int index = 0; index < P::LAYER_COUNT; index++) {
     const LayerMemory& layer = P::layer(w.cta.memory, index);
     with_kind<P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
       constexpr int A = decltype(kind)::value;
-      produce<QkvMatrix<A>>(place, w.ring, layer.qkv, KEY_UNIT<A> + w.cta.index());
+      produce<QkvMatrix<A>>(w.ring, layer.qkv, KEY_UNIT<A> + w.cta.index());
     });
   }
 }

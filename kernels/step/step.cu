@@ -5,8 +5,7 @@
 
 namespace kilotok {
 
-// What each role does in a kernel. All of it must be inlined: a walker that is called with lies in
-// memory, ring and all.
+// What each role does in a kernel.
 template <bool DRAFT>
 struct Pass {
   static __device__ __forceinline__ void consume(Walker& w) { consume_pass<DRAFT>(w); }
@@ -23,21 +22,18 @@ struct Context {
 // Sets up a CTA, and sends each warp to its role.
 template <class Roles>
 __device__ __forceinline__ void run(const Memory& memory) {
-  extern __shared__ __align__(128) char shared_bytes[];
-  Shared& shared = *reinterpret_cast<Shared*>(shared_bytes);
-  Ring ring(shared.ring);
-  Sums sums(shared.sums);
+  Shared& shared = cta_shared();
   if (threadIdx.x == 0) {
+    shared.memory = memory;
+    cta_place = {at<Fault>(memory.fault), memory.wait_max_ms * CYCLES_PER_MS, memory.rank, 0};
     ptx::mbarrier_init(ptx::shared_address(&shared.routed), 1);
     ptx::mbarrier_init(ptx::shared_address(&shared.heard), 1 + ADDER_WARPS);
-    sums.init();
-    ring.init();
+    Sums(shared.sums).init();
+    Ring(shared.ring).init();
   }
+  shared.batch.bring(memory);
   __syncthreads();
-  const Place place = {at<Fault>(memory.fault), memory.wait_max_ms * 1000000ull, memory.rank, 0};
-  const Batch& batch = *at<const Batch>(memory.batch);
-  Cta cta(memory, place, batch.exchanges);
-  Walker walker = {cta, ring, sums, shared, batch, 0};
+  Walker walker;
   if (threadIdx.x < CONSUMERS) {
     ptx::more_registers<CONSUMER_REGISTERS>();
     Roles::consume(walker);

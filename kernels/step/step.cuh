@@ -13,10 +13,12 @@
 namespace kilotok {
 
 struct Shared {
+  Memory memory;
   RingMemory ring;
   SumMemory sums;
   StreamMemory stream;
   Routes routes;
+  HeldBatch batch;
   // Of this layer and the next, whichever part they are of.
   LayerMemory layers[2];
   // Completed when the routes of a tile are in `routes`, and when producer and adders need them no
@@ -24,6 +26,11 @@ struct Shared {
   alignas(8) uint64_t routed;
   alignas(8) uint64_t heard;
 };
+
+__device__ __forceinline__ Shared& cta_shared() {
+  extern __shared__ __align__(128) char shared_bytes[];
+  return *reinterpret_cast<Shared*>(shared_bytes);
+}
 
 // The layers of the target, or of the drafter.
 template <bool DRAFT>
@@ -73,24 +80,56 @@ __device__ __forceinline__ NextNorm norm_before(const Cta& cta, const LayerMemor
   return NextNorm(cta, layer.input_norm, projection_scale(layer.attention), tap);
 }
 
-// A warp's state on its way through a pass.
+// How far a warp has come: all that it takes from one function to the next.
+struct Marks {
+  uint32_t barriers, exchanges, stamps, routed_count;
+  int page;
+  uint32_t page_parity;
+  int sum;
+  uint32_t sum_parity;
+};
+
+// A warp on its way through a pass.
 struct Walker {
-  Cta& cta;
-  Ring& ring;
-  Sums& sums;
   Shared& shared;
-  const Batch& batch;
+  Cta cta;
+  Ring ring;
+  Sums sums;
   // How often routes were chosen, or heard of.
   uint32_t routed_count;
 
-  __device__ __forceinline__ int token_count() const { return batch.token_count; }
-  __device__ __forceinline__ int tiles() const { return ceil_div(batch.token_count, TILE_TOKENS); }
+  __device__ __forceinline__ Walker()
+      : shared(cta_shared()),
+        cta(shared.memory, shared.batch.counts.exchanges),
+        ring(shared.ring),
+        sums(shared.sums),
+        routed_count(0) {}
+
+  __device__ __forceinline__ explicit Walker(const Marks& marks) : Walker() { follow(marks); }
+
+  __device__ __forceinline__ Marks marks() const {
+    return {cta.barriers, cta.exchanges, cta.stamps,  routed_count,
+            ring.stage,   ring.parity,   sums.stage, sums.parity};
+  }
+  __device__ __forceinline__ void follow(const Marks& marks) {
+    cta.barriers = marks.barriers;
+    cta.exchanges = marks.exchanges;
+    cta.stamps = marks.stamps;
+    routed_count = marks.routed_count;
+    ring.stage = marks.page;
+    ring.parity = marks.page_parity;
+    sums.stage = marks.sum;
+    sums.parity = marks.sum_parity;
+  }
+
+  __device__ __forceinline__ const HeldBatch& batch() const { return shared.batch; }
+  __device__ __forceinline__ int token_count() const { return shared.batch.token_count(); }
+  __device__ __forceinline__ int tiles() const { return ceil_div(token_count(), TILE_TOKENS); }
   __device__ __forceinline__ StreamMemory& stream() const { return shared.stream; }
 
   // Producer and adders: wait until the routes of the next tile are there; say when they may go.
   __device__ __forceinline__ void wait_routes() {
-    wait_mbarrier<64>(cta.place, Waits::Routes, ptx::shared_address(&shared.routed),
-                      routed_count++ & 1);
+    wait_mbarrier<64>(Waits::Routes, ptx::shared_address(&shared.routed), routed_count++ & 1);
   }
   __device__ __forceinline__ void leave_routes() {
     ptx::mbarrier_arrive(ptx::shared_address(&shared.heard));
@@ -99,46 +138,78 @@ struct Walker {
   // Consumers: wait until the last routes may go.
   __device__ __forceinline__ void wait_heard() {
     if (routed_count++ == 0) return;
-    wait_mbarrier<0>(cta.place, Waits::Routes, ptx::shared_address(&shared.heard),
-                     routed_count & 1);
-  }
-
-  template <class M, class RowOf, class Prepare, class Use>
-  __device__ __forceinline__ void multiply_by(uint64_t operand, int row_bytes, int first, int tiles,
-                                              RowOf row_of, Prepare prepare, Use use) {
-    multiply<M>(cta, ring, sums, operand, row_bytes, first, tiles, row_of, prepare, use);
+    wait_mbarrier<0>(Waits::Routes, ptx::shared_address(&shared.heard), routed_count & 1);
   }
 };
+
+// A phase as a function of its own, with registers of its own: for what holds many, and for what
+// decoding does not run, as its code must stay together in the instruction cache.
+template <class Phase, class... Arguments>
+__device__ __noinline__ Marks apart(Marks marks, Arguments... arguments) {
+  Walker w(marks);
+  Phase::run(w, arguments...);
+  return w.marks();
+}
+
+template <class Phase, class... Arguments>
+__device__ __forceinline__ void run_apart(Walker& w, Arguments... arguments) {
+  w.follow(apart<Phase>(w.marks(), arguments...));
+}
+
+// The phase `P` for as many tiles as there are.
+template <template <int> class P, class... Arguments>
+__device__ __forceinline__ void run_tiles(Walker& w, int tiles, Arguments... arguments) {
+  if (tiles <= 1)
+    P<1>::run(w, arguments...);
+  else
+    run_apart<P<TILES_MAX>>(w, arguments...);
+}
 
 // The batch's own order of tokens.
 struct EveryToken {
   __device__ __forceinline__ int operator()(int column) const { return column; }
 };
 
-// Projection back to the stream, the router's part of it, and the next norm.
-template <int KIND>
-__device__ __forceinline__ void attention_out(Walker& w, const LayerMemory& layer) {
-  Cta& cta = w.cta;
-  if (!is_owner(cta)) return;
-  const NextNorm next(cta, layer.post_norm, feed_forward_scale(layer.feed_forward), ~0u);
-  w.multiply_by<OutputMatrix<KIND>>(cta.memory.attended, ATTENDED_BYTES, cta.index(), w.tiles(),
-                                    EveryToken{}, Nothing{}, StorePart{w.stream()});
-  cta.stamp(Stamp::Output);
-  exchange(cta, w.stream(), w.token_count());
-  add_to_stream(cta, w.stream(), w.shared.sums, w.token_count(), next);
-  cta.stamp(Stamp::AddToStream);
-  with_kind<0, FEED_FORWARD_KINDS>(layer.feed_forward, [&](auto kind) {
-    constexpr int F = decltype(kind)::value;
-    if constexpr (FEED_FORWARDS[F].experts > 0) {
-      router_parts<F>(cta, w.ring, w.shared.sums, w.token_count());
-      cta.stamp(Stamp::RouterParts);
+template <int KIND, bool DRAFT>
+struct Project {
+  template <int TILES>
+  struct Of {
+    static __device__ __forceinline__ void run(Walker& w) {
+      using M = QkvMatrix<KIND>;
+      const Memory& memory = w.cta.memory;
+      multiply<M, TILES>(w.cta, w.ring, w.sums, memory.normed, NORMED_BYTES, w.cta.index(),
+                         EveryToken{}, ReadNorm{w.stream(), w.token_count(), Part<DRAFT>::EPS},
+                         StoreProjected<KIND>{memory, w.stream(), w.token_count()});
     }
-  });
-}
+  };
+};
+
+// Owners: projection back to the stream.
+template <int KIND>
+struct Output {
+  template <int TILES>
+  struct Of {
+    static __device__ __forceinline__ void run(Walker& w) {
+      multiply<OutputMatrix<KIND>, TILES>(w.cta, w.ring, w.sums, w.cta.memory.attended,
+                                          ATTENDED_BYTES, w.cta.index(), EveryToken{}, Nothing{},
+                                          StorePart{w.stream()});
+    }
+  };
+};
 
 template <int KIND, bool DRAFT>
-__device__ __forceinline__ void feed_forward(Walker& w, const LayerMemory& layer,
-                                             const NextNorm& next) {
+struct Attend {
+  static __device__ __forceinline__ void run(Walker& w, int index) {
+    const LayerMemory& layer = w.shared.layers[index % 2];
+    attn_in<KIND>(w.cta, layer, w.batch(), DRAFT);
+    w.cta.stamp(Stamp::AttentionIn);
+    attn<KIND>(w.cta, layer, w.batch(), w.shared.sums, DRAFT);
+  }
+};
+
+// What the network adds to the stream.
+template <int KIND, bool DRAFT>
+__device__ __forceinline__ void feed_forward(Walker& w, const LayerMemory& layer) {
   constexpr bool DENSE = Network<KIND>::DENSE;
   Cta& cta = w.cta;
   Routes& routes = w.shared.routes;
@@ -148,10 +219,11 @@ __device__ __forceinline__ void feed_forward(Walker& w, const LayerMemory& layer
     const int line = cta.thread() * 32;
     if (cta.index() == 0 && line < FEED_FORWARDS[KIND].experts)
       ptx::prefetch_l2(at<const float>(layer.router_bias) + line);
-    router_sums<KIND>(cta, w.token_count());
+    router_scores<KIND>(cta, w.token_count(), Part<DRAFT>::EPS);
     cta.stamp(Stamp::RouterSums);
     cta.sync_grid();
   }
+#pragma unroll 1
   for (int tile = 0; tile < w.tiles(); tile++) {
     if constexpr (!DENSE) {
       w.wait_heard();
@@ -160,8 +232,7 @@ __device__ __forceinline__ void feed_forward(Walker& w, const LayerMemory& layer
       cta.stamp(Stamp::Routes);
     }
     cta.sync();
-    if (!DENSE && cta.thread() == 0)
-      ptx::mbarrier_arrive(ptx::shared_address(&w.shared.routed));
+    if (!DENSE && cta.thread() == 0) ptx::mbarrier_arrive(ptx::shared_address(&w.shared.routed));
     gate_up<KIND>(cta, w.ring, w.sums, routes, tile);
     cta.stamp(Stamp::GateUp);
     cta.sync_grid();
@@ -169,84 +240,93 @@ __device__ __forceinline__ void feed_forward(Walker& w, const LayerMemory& layer
     cta.sync();
     cta.stamp(Stamp::Down);
   }
-  if (!is_owner(cta)) return;
-  exchange(cta, w.stream(), w.token_count());
-  add_to_stream(cta, w.stream(), w.shared.sums, w.token_count(), next);
-  cta.stamp(Stamp::AddToStream);
 }
 
-// All of attention, out of line: it wants its own registers. Whatever is passed lies in memory, so
-// a copy is passed.
-template <int KIND>
-__device__ __noinline__ void attend_all(Cta& passed, const LayerMemory& layer, const Batch& batch,
-                                        SumMemory& sums, bool own) {
-  Cta cta = passed;
-  cta.forget();
-  attn_in<KIND>(cta, layer, batch.token_count, own);
-  cta.stamp(Stamp::AttentionIn);
-  attn<KIND>(cta, layer, batch, sums, own);
-  passed.follow(cta);
-}
-
-// Consumers: all layers, from the prepared first norm to the prepared last one.
+// What attention adds to the stream. `next` is set when there is time for it.
 template <bool DRAFT>
-__device__ __forceinline__ void consume_layers(Walker& w) {
+__device__ __forceinline__ void attention(Walker& w, int index, NextNorm& next) {
   using P = Part<DRAFT>;
   Cta& cta = w.cta;
-  const Memory& memory = cta.memory;
+  const LayerMemory& layer = w.shared.layers[index % 2];
+  with_matrix<QkvMatrix, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
+    run_tiles<Project<decltype(kind)::value, DRAFT>::template Of>(w, w.tiles());
+  });
+  cta.stamp(Stamp::Project);
+  cta.sync_grid();
+  with_kind<P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
+    run_apart<Attend<decltype(kind)::value, DRAFT>>(w, index);
+  });
+  cta.stamp(Stamp::Attention);
+  cta.sync_grid();
+  if (!is_owner(cta)) return;
+  next = NextNorm(cta, layer.post_norm, feed_forward_scale(layer.feed_forward), ~0u);
+  with_matrix<OutputMatrix, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
+    run_tiles<Output<decltype(kind)::value>::template Of>(w, w.tiles());
+  });
+  cta.stamp(Stamp::Output);
+}
+
+// Consumers: all layers. `stream.part` holds what the embedding, attention or a network adds, and
+// `next` is the norm that comes after it: two turns a layer, and one for the last norm.
+template <bool DRAFT>
+__device__ __forceinline__ void consume_layers(Walker& w, NextNorm next) {
+  using P = Part<DRAFT>;
+  Cta& cta = w.cta;
   LayerMemory* layers = w.shared.layers;
 #pragma unroll 1
-  for (int index = 0; index < P::LAYER_COUNT; index++) {
+  for (int turn = 0;; turn++) {
+    const int index = turn / 2;
     const LayerMemory& layer = layers[index % 2];
+    const bool network = turn % 2 == 1;
+    if (is_owner(cta)) {
+      exchange(cta, w.stream(), w.token_count());
+      add_to_stream(cta, w.stream(), w.shared.sums, w.token_count(), next);
+      cta.stamp(Stamp::AddToStream);
+      if (network)
+        with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(layer.feed_forward, [&](auto kind) {
+          constexpr int F = decltype(kind)::value;
+          if constexpr (!Network<F>::DENSE)
+            router_parts<F>(cta, w.ring, w.shared.sums, w.token_count());
+        });
+      cta.stamp(Stamp::RouterParts);
+    }
     cta.sync_grid();
-    P::bring_layer(cta, layers, index + 1);
-    with_kind<P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
-      constexpr int A = decltype(kind)::value;
-      w.multiply_by<QkvMatrix<A>>(memory.normed, NORMED_BYTES, cta.index(), w.tiles(),
-                                  EveryToken{},
-                                  ReadNorm{w.stream(), w.token_count(), P::EPS},
-                                  StoreProjected<A>{memory, w.stream(), w.token_count()});
-      cta.stamp(Stamp::Project);
-      cta.sync_grid();
-      Cta passed = cta;
-      attend_all<A>(passed, layer, w.batch, w.shared.sums, DRAFT);
-      cta.follow(passed);
-      cta.stamp(Stamp::Attention);
-      cta.sync_grid();
-      attention_out<A>(w, layer);
-    });
-    cta.sync_grid();
-    const NextNorm next = norm_before<DRAFT>(cta, layers, index + 1, layer.tap);
+    if (index == P::LAYER_COUNT) return;
+    if (!network) {
+      P::bring_layer(cta, layers, index + 1);
+      attention<DRAFT>(w, index, next);
+      continue;
+    }
+    next = norm_before<DRAFT>(cta, layers, index + 1, layer.tap);
     with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(layer.feed_forward, [&](auto kind) {
-      feed_forward<decltype(kind)::value, DRAFT>(w, layer, next);
+      feed_forward<decltype(kind)::value, DRAFT>(w, layer);
     });
   }
-  cta.sync_grid();
 }
 
 // Producer: the same, in the same order.
 template <bool DRAFT>
 __device__ __forceinline__ void produce_layers(Walker& w) {
   using P = Part<DRAFT>;
-  const Place& place = w.cta.place;
   const bool owner = is_owner(w.cta);
 #pragma unroll 1
   for (int index = 0; index < P::LAYER_COUNT; index++) {
     const LayerMemory& layer = P::layer(w.cta.memory, index);
-    with_kind<P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
-      constexpr int A = decltype(kind)::value;
-      produce<QkvMatrix<A>>(place, w.ring, layer.qkv, w.cta.index());
-      produce<OutputMatrix<A>>(place, w.ring, layer.output, w.cta.index());
+    with_matrix<QkvMatrix, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
+      produce<QkvMatrix<decltype(kind)::value>>(w.ring, layer.qkv, w.cta.index());
+    });
+    with_matrix<OutputMatrix, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
+      produce<OutputMatrix<decltype(kind)::value>>(w.ring, layer.output, w.cta.index());
     });
     with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(layer.feed_forward, [&](auto kind) {
       constexpr int F = decltype(kind)::value;
       if constexpr (!Network<F>::DENSE) {
-        if (owner) produce_router<F>(place, w.ring, layer.router);
+        if (owner) produce_router<F>(w.ring, layer.router);
       }
       for (int tile = 0; tile < w.tiles(); tile++) {
         if constexpr (!Network<F>::DENSE) w.wait_routes();
-        produce_gate_up<F>(place, w.ring, w.shared.routes, layer.gate_up);
-        if (owner) produce_down<F>(place, w.ring, w.shared.routes, layer.down);
+        produce_gate_up<F>(w.ring, w.shared.routes, layer.gate_up);
+        if (owner) produce_down<F>(w.ring, w.shared.routes, layer.down);
         if constexpr (!Network<F>::DENSE) w.leave_routes();
       }
     });
@@ -262,11 +342,14 @@ __device__ __forceinline__ void add_layers(Walker& w) {
 #pragma unroll 1
   for (int index = 0; index < P::LAYER_COUNT; index++) {
     const LayerMemory& layer = P::layer(cta.memory, index);
-    with_kind<P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
+    with_matrix<QkvMatrix, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
       constexpr int A = decltype(kind)::value;
       add<QkvMatrix<A>>(cta, w.sums, cta.index(), w.tiles(),
                         StoreProjected<A>{cta.memory, w.stream(), w.token_count()});
-      add<OutputMatrix<A>>(cta, w.sums, cta.index(), w.tiles(), StorePart{w.stream()});
+    });
+    with_matrix<OutputMatrix, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
+      add<OutputMatrix<decltype(kind)::value>>(cta, w.sums, cta.index(), w.tiles(),
+                                               StorePart{w.stream()});
     });
     with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(layer.feed_forward, [&](auto kind) {
       constexpr int F = decltype(kind)::value;
@@ -287,38 +370,50 @@ __device__ __forceinline__ void add_layers(Walker& w) {
   }
 }
 
+template <bool DRAFT>
+struct Logits {
+  template <int TILES>
+  struct Of {
+    static __device__ __forceinline__ void run(Walker& w) {
+      const Memory& memory = w.cta.memory;
+      const WantedTokens wanted(memory, w.batch().counts);
+      multiply<HeadMatrix, TILES>(w.cta, w.ring, w.sums, memory.normed, NORMED_BYTES,
+                                  w.cta.index(), wanted,
+                                  ReadNorm{w.stream(), w.token_count(), Part<DRAFT>::EPS},
+                                  StoreLogits{at<float>(memory.logits), w.stream(), wanted});
+    }
+  };
+};
+
 // A pass: the batch's tokens through the layers to the logits of the wanted ones.
 template <bool DRAFT>
 __device__ __forceinline__ void consume_pass(Walker& w) {
   using P = Part<DRAFT>;
   Cta& cta = w.cta;
   P::bring_layer(cta, w.shared.layers, 0);
-  rotations(cta, w.token_count(), P::ATTENTION, P::ATTENTION_END);
+  rotations(cta, w.batch(), P::ATTENTION, P::ATTENTION_END);
   cta.sync();
-  embed(cta, w.stream(), w.shared.sums, w.token_count(),
-        norm_before<DRAFT>(cta, w.shared.layers, 0, ~0u));
+  if (is_owner(cta)) embed(cta, w.stream(), w.batch());
   cta.stamp(Stamp::Embed);
-  consume_layers<DRAFT>(w);
-  if (w.batch.wanted_count == 0) return;
-  const WantedTokens wanted(cta.memory, w.batch);
-  w.multiply_by<HeadMatrix>(cta.memory.normed, NORMED_BYTES, cta.index(), wanted.tiles(), wanted,
-                            ReadNorm{w.stream(), w.token_count(), P::EPS},
-                            StoreLogits{at<float>(cta.memory.logits), w.stream(), wanted});
+  consume_layers<DRAFT>(w, norm_before<DRAFT>(cta, w.shared.layers, 0, ~0u));
+  const int wanted_count = w.batch().counts.wanted_count;
+  if (wanted_count == 0) return;
+  run_tiles<Logits<DRAFT>::template Of>(w, ceil_div(wanted_count, TILE_TOKENS));
   cta.stamp(Stamp::Head);
 }
 
 template <bool DRAFT>
 __device__ __forceinline__ void produce_pass(Walker& w) {
   produce_layers<DRAFT>(w);
-  if (w.batch.wanted_count > 0)
-    produce<HeadMatrix>(w.cta.place, w.ring, w.cta.memory.head, w.cta.index());
+  if (w.batch().counts.wanted_count > 0)
+    produce<HeadMatrix>(w.ring, w.cta.memory.head, w.cta.index());
 }
 
 template <bool DRAFT>
 __device__ __forceinline__ void add_pass(Walker& w) {
   add_layers<DRAFT>(w);
-  if (w.batch.wanted_count == 0) return;
-  const WantedTokens wanted(w.cta.memory, w.batch);
+  if (w.batch().counts.wanted_count == 0) return;
+  const WantedTokens wanted(w.cta.memory, w.batch().counts);
   add<HeadMatrix>(w.cta, w.sums, w.cta.index(), wanted.tiles(),
                   StoreLogits{at<float>(w.cta.memory.logits), w.stream(), wanted});
 }

@@ -45,7 +45,6 @@ constexpr int STAMPS_MAX = 4096;
 
 struct Cta {
   const Memory& memory;
-  Place place;
   // Grid barriers passed, and exchanges between ranks begun.
   uint32_t barriers;
   uint32_t exchanges;
@@ -53,10 +52,9 @@ struct Cta {
   int thread_index;
   int cta_index;
 
-  __device__ __forceinline__ Cta(const Memory& memory_of_rank, const Place& start,
+  __device__ __forceinline__ Cta(const Memory& memory_of_rank,
                                  uint32_t exchanges_before)
       : memory(memory_of_rank),
-        place(start),
         barriers(0),
         exchanges(exchanges_before),
         stamps(0),
@@ -74,14 +72,6 @@ struct Cta {
     asm volatile("" : "+r"(thread_index), "+r"(cta_index));
   }
 
-  // Goes on where a copy has come to.
-  __device__ __forceinline__ void follow(const Cta& copy) {
-    place = copy.place;
-    barriers = copy.barriers;
-    exchanges = copy.exchanges;
-    stamps = copy.stamps;
-  }
-
   // All consumers of this CTA.
   __device__ __forceinline__ void sync() const {
     asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory");
@@ -97,16 +87,18 @@ struct Cta {
   // halves costs nothing while others are late.
   __device__ __forceinline__ void arrive_grid() {
     barriers++;
-    place.phase++;
     sync();
-    if (thread() == 0) ptx::add_release(reinterpret_cast<uint32_t*>(memory.barrier), 1);
+    if (thread() == 0) {
+      ptx::add_release(reinterpret_cast<uint32_t*>(memory.barrier), 1);
+      cta_place.phase++;
+    }
   }
 
   __device__ __forceinline__ void wait_grid() {
     if (thread() == 0) {
       uint32_t* counter = reinterpret_cast<uint32_t*>(memory.barrier);
       const uint32_t wanted = barriers * GRID;
-      wait_for<0>(place, Waits::Grid, wanted, [&](uint32_t& seen) {
+      wait_for<0>(Waits::Grid, wanted, [&](uint32_t& seen) {
         seen = ptx::load_acquire(counter);
         return static_cast<int32_t>(seen - wanted) >= 0;
       });
@@ -150,6 +142,32 @@ __device__ __forceinline__ void with_kind(int kind, F f) {
     else
       with_kind<FIRST + 1, END>(kind, f);
   }
+}
+
+template <class A, class B>
+constexpr bool IS_SAME = false;
+template <class A>
+constexpr bool IS_SAME<A, A> = true;
+
+// The first of kinds FIRST to KIND whose matrix `M` is that of KIND.
+template <template <int> class M, int FIRST, int KIND>
+__host__ __device__ constexpr int first_like() {
+  if constexpr (IS_SAME<M<FIRST>, M<KIND>>)
+    return FIRST;
+  else
+    return first_like<M, FIRST + 1, KIND>();
+}
+
+// Calls `f` with the first of kinds FIRST to END that has the matrix of `kind`: there is code for
+// each matrix, not for each kind.
+template <template <int> class M, int FIRST, int END, class F>
+__device__ __forceinline__ void with_matrix(int kind, F f) {
+  int first = kind;
+  with_kind<FIRST, END>(kind, [&](auto k) { first = first_like<M, FIRST, decltype(k)::value>(); });
+  with_kind<FIRST, END>(first, [&](auto k) {
+    constexpr int KIND = decltype(k)::value;
+    if constexpr (first_like<M, FIRST, KIND>() == KIND) f(k);
+  });
 }
 
 }  // namespace kilotok

@@ -18,22 +18,28 @@ enum class Waits : uint32_t {
   Sums = 7,
 };
 
-// Where a thread is, for the record.
+// Where a CTA is, for the record.
 struct Place {
   Fault* fault;
-  uint64_t wait_max_ns;
+  uint32_t wait_max_cycles;
   uint32_t rank;
   // Counts phases of the step.
   uint32_t phase;
 };
 
-// By value and out of line: a wait must not cost registers where it does not run out.
-[[noreturn]] __device__ __noinline__ void give_up(Fault* fault, uint32_t rank, uint32_t phase,
-                                                  Waits waits, uint32_t wanted, uint32_t seen) {
+// Cycles of a millisecond where clocks are fastest; where they are slower, waits last longer.
+constexpr uint32_t CYCLES_PER_MS = 2000000;
+
+// In shared memory, since only who gives up reads it. A kernel sets it before its first wait.
+static __shared__ Place cta_place;
+
+// Out of line: a wait must cost neither registers nor code where it does not run out.
+__device__ __noinline__ void record_fault(Waits waits, uint32_t wanted, uint32_t seen) {
+  Fault* fault = cta_place.fault;
   if (atomicCAS_system(&fault->code, 0u, ~0u) == 0u) {
-    fault->rank = rank;
+    fault->rank = cta_place.rank;
     fault->cta = blockIdx.x;
-    fault->phase = phase;
+    fault->phase = cta_place.phase;
     fault->wanted = wanted;
     fault->seen = seen;
     __threadfence_system();
@@ -43,25 +49,31 @@ struct Place {
   __trap();
 }
 
+// Does not come back, and says so where the compiler of machine code sees it: otherwise every wait
+// would keep what is live out of the registers of that function.
+__device__ __forceinline__ void give_up(Waits waits, uint32_t wanted, uint32_t seen) {
+  record_fault(waits, wanted, seen);
+  asm volatile("exit;");
+}
+
 // Calls `ready(seen)` until it is true. `NAP_NS` > 0 leaves the scheduler to others meanwhile.
 template <int NAP_NS, class Ready>
-__device__ __forceinline__ void wait_for(const Place& place, Waits waits, uint32_t wanted,
+__device__ __forceinline__ void wait_for(Waits waits, uint32_t wanted,
                                          Ready ready) {
-  uint32_t seen = 0;
-  if (ready(seen)) return;
-  const uint64_t start = ptx::nanoseconds();
+  uint32_t seen = 0, start = 0;
 #pragma unroll 1
   while (!ready(seen)) {
     if (NAP_NS > 0) __nanosleep(NAP_NS);
-    if (ptx::nanoseconds() - start > place.wait_max_ns)
-      give_up(place.fault, place.rank, place.phase, waits, wanted, seen);
+    const uint32_t now = ptx::cycles();
+    if (start == 0) start = now;
+    if (now - start > cta_place.wait_max_cycles) give_up(waits, wanted, seen);
   }
 }
 
 template <int NAP_NS>
-__device__ __forceinline__ void wait_mbarrier(const Place& place, Waits waits, uint32_t barrier,
+__device__ __forceinline__ void wait_mbarrier(Waits waits, uint32_t barrier,
                                               uint32_t parity) {
-  wait_for<NAP_NS>(place, waits, parity,
+  wait_for<NAP_NS>(waits, parity,
                    [&](uint32_t&) { return ptx::mbarrier_try(barrier, parity); });
 }
 

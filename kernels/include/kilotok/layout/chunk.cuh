@@ -33,16 +33,20 @@ struct Chunk;
 
 template <>
 struct Chunk<Format::Bf16> {
-  uint32_t from;
+  uint4 words[4];
 
-  __device__ __forceinline__ void load(uint32_t chunk, int lane) { from = chunk + lane * 16; }
+  __device__ __forceinline__ void load(uint32_t chunk, int lane) {
+#pragma unroll
+    for (int step = 0; step < 4; step++)
+      words[step] = ptx::load_shared(chunk + lane * 16 + step * 512);
+  }
 
   template <int TILES>
   __device__ __forceinline__ void multiply(float (&acc)[TILES][4],
                                            const OperandChunk (&x)[TILES]) const {
 #pragma unroll
     for (int step = 0; step < 4; step++) {
-      const uint4 w = ptx::load_shared(from + step * 512);
+      const uint4& w = words[step];
       const uint32_t a[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll
       for (int tile = 0; tile < TILES; tile++)
@@ -53,11 +57,13 @@ struct Chunk<Format::Bf16> {
 
 template <>
 struct Chunk<Format::Fp8> {
-  uint32_t from;
+  uint4 pairs[2];
   float scales[2];
 
   __device__ __forceinline__ void load(uint32_t chunk, int lane) {
-    from = chunk + lane * 16;
+#pragma unroll
+    for (int pair = 0; pair < 2; pair++)
+      pairs[pair] = ptx::load_shared(chunk + lane * 16 + pair * 512);
     scales[0] = __uint_as_float(ptx::load_shared_word(chunk + 1024 + lane / 4 * 4));
     scales[1] = __uint_as_float(ptx::load_shared_word(chunk + 1056 + lane / 4 * 4));
   }
@@ -72,7 +78,7 @@ struct Chunk<Format::Fp8> {
     float sum[TILES][4] = {};
 #pragma unroll
     for (int pair = 0; pair < 2; pair++) {
-      const uint4 w = ptx::load_shared(from + pair * 512);
+      const uint4& w = pairs[pair];
       const uint32_t words[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll
       for (int half = 0; half < 2; half++) {

@@ -54,7 +54,9 @@ struct HeadTiles {
   static constexpr int GROUP = A.q_heads / A.kv_heads;
   static constexpr int COUNT = ceil_div(GROUP, TILE_HEADS);
   static constexpr int STEPS = ceil_div(A.qk_dim, 32);
-  static constexpr int QUERY_VALUES = STEPS * 2 * 32 * 8;
+  // From a dimension to the one 32 further.
+  static constexpr int STEP_VALUES = 2 * 32 * 8;
+  static constexpr int QUERY_VALUES = STEPS * STEP_VALUES;
 
   // Whether a tile has such a head: its last may be none, or of the next K/V head.
   static __device__ __forceinline__ bool has(int first_head, int in_tile) {

@@ -56,61 +56,42 @@ template <int KIND>
 __device__ __forceinline__ void store_attended(const Cta& cta, const Tile& tile, int pair,
                                                const TileSums& sums, const float (&sinks)[2]) {
   constexpr Attention A = ATTENTIONS[KIND];
+  static_assert(A.v_dim % 8 == 0, "pairs of eight dimensions lie 32 bytes apart");
   const int lane = cta.lane(), dim = pair * Warps<KIND>::VALUE_DIMS + lane % 4 * 8;
   char* to = at<char>(cta.memory.attended) + tile.token * ATTENDED_BYTES;
 #pragma unroll
   for (int row = 0; row < 2; row++) {
-    const int in_tile = row * 8 + lane / 4, column = (tile.first_head + in_tile) * A.v_dim + dim;
+    const int in_tile = row * 8 + lane / 4;
+    char* pairs = to + operand_offset((tile.first_head + in_tile) * A.v_dim + dim);
     if (!HeadTiles<KIND>::has(tile.first_head, in_tile) || dim >= A.v_dim) continue;
     const float factor = finish<KIND>(sums.weighed[row], sinks[row]);
 #pragma unroll
     for (int i = 0; i < 8; i += 2)
-      *reinterpret_cast<uint32_t*>(to + operand_offset(column + i)) =
+      *reinterpret_cast<uint32_t*>(pairs + i * 16) =
           ptx::pack_bf16(sums.values[row][i] * factor, sums.values[row][i + 1] * factor);
   }
 }
 
-// A token's row and position, found with one trip to memory; called by whole warps.
-struct RowOf {
-  BatchRow row;
-  uint32_t position;
-
-  __device__ __forceinline__ RowOf(const Cta& cta, const Batch& batch, uint32_t token) {
-    const BatchRow* rows = at<const BatchRow>(cta.memory.rows);
-    constexpr int COUNT = ceil_div(TOKENS_MAX, 32);
-    // Two runs of 16 bytes: start, first, count; pages by group.
-    uint4 runs[COUNT][2];
-#pragma unroll
-    for (int i = 0; i < COUNT; i++)
-#pragma unroll
-      for (int half = 0; half < 2; half++)
-        runs[i][half] = ptx::load_l2(reinterpret_cast<const uint4*>(
-                                         &rows[min(cta.lane() + i * 32, TOKENS_MAX - 1)]) + half);
-    uint4 found[2] = {};
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) {
-      const bool has = cta.lane() + i * 32 < batch.row_count && token - runs[i][0].y < runs[i][0].z;
-      const uint32_t lanes = __ballot_sync(~0u, has);
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        const uint4 other = from_lane(runs[i][half], __ffs(lanes) - 1);
-        if (lanes != 0) found[half] = other;
-      }
+// Brings the keys that lie before a position, waits for the others to have theirs written, and
+// brings those and the queries of a tile. The code that brings keys is there once.
+template <int KIND, int PIECES>
+__device__ __forceinline__ void load_around(Cta& cta, Meeting& meeting,
+                                            HeldKeys<KIND, PIECES>& held,
+                                            QueryLoad<KIND>& queries, const Tile& tile,
+                                            uint32_t position) {
+#pragma unroll 1
+  for (int turn = 0; turn < 2; turn++) {
+    if (turn == 1) {
+      meeting.wait(cta);
+      queries.load(cta, tile);
     }
-    row = {found[0].x, found[0].y, found[0].z, 0, {found[1].x, found[1].y, found[1].z, found[1].w}};
-    position = row.start + token - row.first;
+    held.load(cta, position, turn == 0);
   }
-
-  static __device__ __forceinline__ uint4 from_lane(const uint4& run, int lane) {
-    return make_uint4(__shfl_sync(~0u, run.x, lane), __shfl_sync(~0u, run.y, lane),
-                      __shfl_sync(~0u, run.z, lane), __shfl_sync(~0u, run.w, lane));
-  }
-  static_assert(GROUPS_MAX == 4 && sizeof(BatchRow) == 32, "a row is two runs");
-};
+}
 
 template <int KIND>
 __device__ __forceinline__ void attend_window(Cta& cta, const LayerMemory& layer,
-                                              const Batch& batch, SumMemory& sums) {
+                                              const HeldBatch& batch, SumMemory& sums) {
   using T = HeadTiles<KIND>;
   constexpr Attention A = ATTENTIONS[KIND];
   constexpr int TILES = A.kv_heads * T::COUNT;
@@ -119,12 +100,13 @@ __device__ __forceinline__ void attend_window(Cta& cta, const LayerMemory& layer
   const Memory& memory = cta.memory;
   const LayerPlaces places(layer);
   Meeting meeting = {false};
-  for (int unit = cta.index(); unit < batch.token_count * TILES; unit += GRID) {
+#pragma unroll 1
+  for (int unit = cta.index(); unit < batch.token_count() * TILES; unit += GRID) {
     const int token = unit / TILES, kv_head = unit % TILES / T::COUNT;
-    const RowOf of(cta, batch, token);
-    const BatchRow& row = of.row;
+    const uint32_t position = batch.tokens[token].position;
+    const BatchRow& row = batch.rows[batch.tokens[token].row];
     const Tile tile = {token, kv_head * T::GROUP + unit % T::COUNT * TILE_HEADS,
-                       {window_first<KIND>(of.position), of.position + 1}};
+                       {window_first<KIND>(position), position + 1}};
     float sinks[2] = {};
 #pragma unroll
     for (int i = 0; i < 2; i++)
@@ -134,11 +116,8 @@ __device__ __forceinline__ void attend_window(Cta& cta, const LayerMemory& layer
     HeldKeys<KIND, WINDOW_PIECES<KIND>> held(cta, places.pages<KIND>(memory, row, kv_head),
                                              tile.range.first / PIECE_KEYS * PIECE_KEYS,
                                              tile.range);
-    held.load(cta, row.start, true);
-    meeting.wait(cta);
     QueryLoad<KIND> queries;
-    queries.load(cta, tile);
-    held.load(cta, row.start, false);
+    load_around<KIND>(cta, meeting, held, queries, tile, row.start);
     attend<KIND>(cta, reinterpret_cast<Shared&>(sums.scratch), held, queries, 1,
                  [&](int) { return tile; },
                  [&](int, const Tile&, int pair, const TileSums& result) {
@@ -181,25 +160,21 @@ struct Span {
   int first, end;
 };
 
-// The batch's rows, and running sums of their pairs, behind the tile's memory.
+// Running sums of the rows' pairs, behind the tile's memory.
 struct PairSums {
-  BatchRow rows[TOKENS_MAX];
   uint32_t before[TOKENS_MAX + 1];
 };
 
 template <int KIND>
-__device__ __forceinline__ void count_pairs(const Cta& cta, PairSums& sums, int row_count,
-                                            bool own) {
-  const BatchRow* rows = at<const BatchRow>(cta.memory.rows);
+__device__ __forceinline__ void count_pairs(const Cta& cta, PairSums& sums,
+                                            const HeldBatch& batch, bool own) {
+  const int row_count = batch.counts.row_count;
   if (cta.warp() == 0) {
     uint32_t before = 0;
     for (int first = 0; first < row_count; first += 32) {
       const int row = first + cta.lane();
       uint32_t pairs = 0;
-      if (row < row_count) {
-        sums.rows[row] = rows[row];
-        pairs = RowWork<KIND>(sums.rows[row], own).pairs();
-      }
+      if (row < row_count) pairs = RowWork<KIND>(batch.rows[row], own).pairs();
       uint32_t sum = pairs;
 #pragma unroll
       for (int distance = 1; distance < 32; distance *= 2) {
@@ -216,11 +191,11 @@ __device__ __forceinline__ void count_pairs(const Cta& cta, PairSums& sums, int 
 
 // The span that begins with a pair. Pairs lie `[rows][K/V heads][chunks][tiles]`.
 template <int KIND>
-__device__ __forceinline__ Span find_span(const PairSums& sums, uint32_t pair, uint32_t end,
-                                          bool own) {
+__device__ __forceinline__ Span find_span(const PairSums& sums, const HeldBatch& batch,
+                                          uint32_t pair, uint32_t end, bool own) {
   int row = 0;
   while (sums.before[row + 1] <= pair) row++;
-  const RowWork<KIND> work(sums.rows[row], own);
+  const RowWork<KIND> work(batch.rows[row], own);
   const uint32_t rest = pair - sums.before[row], tile = rest % work.tiles;
   const uint32_t count = min(work.tiles - tile, end - pair);
   return {row, static_cast<int>(rest / work.tiles / work.chunks), rest / work.tiles % work.chunks,
@@ -265,11 +240,8 @@ __device__ __forceinline__ int attend_span(Cta& cta, Meeting& meeting,
     if (here.empty()) continue;
     HeldKeys<KIND, CHUNK_PIECES> held(cta, source, base, here);
     const uint32_t old_end = own_rows ? 0 : row.start;
-    held.load(cta, old_end, true);
-    meeting.wait(cta);
     QueryLoad<KIND> queries;
-    queries.load(cta, tile_of(0));
-    held.load(cta, old_end, false);
+    load_around<KIND>(cta, meeting, held, queries, tile_of(0), old_end);
     attend<KIND>(cta, memory, held, queries, count, tile_of,
                  [&](int i, const Tile& tile, int pair, TileSums& sums) {
                    const Sight s = seen(i);
@@ -282,16 +254,17 @@ __device__ __forceinline__ int attend_span(Cta& cta, Meeting& meeting,
 
 // This CTA's share of all pairs, each of which leaves a part.
 template <int KIND>
-__device__ __forceinline__ void attend_chunks(Cta& cta, const LayerPlaces& places, int row_count,
-                                              ChunkMemory<KIND>& shared, bool own) {
+__device__ __forceinline__ void attend_chunks(Cta& cta, const LayerPlaces& places,
+                                              const HeldBatch& batch, ChunkMemory<KIND>& shared,
+                                              bool own) {
   const Memory& memory = cta.memory;
-  count_pairs<KIND>(cta, shared.pairs, row_count, own);
-  const uint64_t pairs = shared.pairs.before[row_count];
+  count_pairs<KIND>(cta, shared.pairs, batch, own);
+  const uint64_t pairs = shared.pairs.before[batch.counts.row_count];
   const uint32_t end = pairs * (cta.index() + 1) / GRID;
   Meeting meeting = {false};
   for (uint32_t pair = pairs * cta.index() / GRID; pair < end;) {
-    const Span span = find_span<KIND>(shared.pairs, pair, end, own);
-    const BatchRow row = shared.pairs.rows[span.row];
+    const Span span = find_span<KIND>(shared.pairs, batch, pair, end, own);
+    const BatchRow& row = batch.rows[span.row];
     KeySource<KIND> source = places.pages<KIND>(memory, row, span.kv_head);
     if (own && span.chunk + 1 == RowWork<KIND>(row, own).chunks)
       source = {nullptr, at<const char>(memory.own_keys), at<const char>(memory.own_values),
@@ -303,14 +276,14 @@ __device__ __forceinline__ void attend_chunks(Cta& cta, const LayerPlaces& place
 
 // Meets the other CTAs, then adds the parts of all heads, each the work of a warp.
 template <int KIND>
-__device__ __forceinline__ void add_chunks(Cta& cta, const LayerPlaces& places, const Batch& batch,
-                                           bool own) {
+__device__ __forceinline__ void add_chunks(Cta& cta, const LayerPlaces& places,
+                                           const HeldBatch& batch, bool own) {
   constexpr int HEADS = ATTENTIONS[KIND].q_heads;
-  const int end = batch.token_count * HEADS;
+  const int end = batch.token_count() * HEADS;
   auto parts_of = [&](int unit) {
     if (unit >= end) return 0;
-    const RowOf of(cta, batch, unit / HEADS);
-    return sight<KIND>(of.row, of.position, own).parts();
+    const BatchToken& token = batch.tokens[unit / HEADS];
+    return sight<KIND>(batch.rows[token.row], token.position, own).parts();
   };
   // CTA by CTA before warp by warp: few heads are spread over all.
   const int first = cta.index() + cta.warp() * GRID;
@@ -325,7 +298,7 @@ __device__ __forceinline__ void add_chunks(Cta& cta, const LayerPlaces& places, 
 }
 
 template <int KIND>
-__device__ __forceinline__ void attn(Cta& cta, const LayerMemory& layer, const Batch& batch,
+__device__ __forceinline__ void attn(Cta& cta, const LayerMemory& layer, const HeldBatch& batch,
                                      SumMemory& sums, bool own) {
   static_assert(sizeof(ChunkMemory<KIND>) <= SCRATCH_BYTES, "chunks need memory");
   static_assert(DRAFT_ROWS <= CHUNK_KEYS, "a draft's rows are one part");
@@ -337,7 +310,7 @@ __device__ __forceinline__ void attn(Cta& cta, const LayerMemory& layer, const B
     }
   }
   const LayerPlaces places(layer);
-  attend_chunks<KIND>(cta, places, batch.row_count,
+  attend_chunks<KIND>(cta, places, batch,
                       reinterpret_cast<ChunkMemory<KIND>&>(sums.scratch), own);
   add_chunks<KIND>(cta, places, batch, own);
 }

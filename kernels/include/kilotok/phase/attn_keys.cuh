@@ -84,9 +84,10 @@ struct HeldKeys {
   // By lane the place of a piece's first key.
   uint32_t places;
   // With g = lane / 4 and q = lane % 4: of keys g and 8 + g, dimensions 32 step + 8q and on.
-  uint4 keys[2][T::STEPS];
+  // Zeros at first: what some warps never set would count as live all through the pass.
+  uint4 keys[2][T::STEPS] = {};
   // Of keys 2q, 2q + 1, 2q + 8 and 2q + 9 of each piece of the warp's half, four dimensions.
-  uint2 values[HALF][4];
+  uint2 values[HALF][4] = {};
 
   // In place of what lies outside of the range comes the nearest that does not: its weights are
   // zeros, which must not meet what never was a number.

@@ -1,10 +1,11 @@
 // The first residual stream, and the rotations of the batch's positions.
 //
-// Reads the batch, the embedding, the frequencies; writes the owned stream, the operand of the
-// first norm, `angles`. No barrier before; the caller's next one makes them visible.
+// Reads the batch, the embedding, the frequencies; writes the owned stream, all of it still to be
+// added, and `angles`. No barrier before; the caller's next one makes them visible.
 #pragma once
 
 #include "kilotok/comm/exchange.cuh"
+#include "kilotok/layout/batch.cuh"
 #include "kilotok/phase/stream.cuh"
 
 namespace kilotok {
@@ -14,15 +15,16 @@ constexpr uint32_t MASK_TOKEN = ~0u;
 
 // Cosines and sines of kinds `first` to `end`, shared by all CTAs. Angles are F32 products as
 // models are trained with; their functions are exact.
-__device__ __forceinline__ void rotations(const Cta& cta, int token_count, int first, int end) {
+__device__ __forceinline__ void rotations(const Cta& cta, const HeldBatch& batch, int first,
+                                          int end) {
   const Memory& memory = cta.memory;
-  const int each = token_count * ROPE_PAIRS_MAX;
+  const int each = batch.token_count() * ROPE_PAIRS_MAX;
   for (int i = cta.index() * CONSUMERS + cta.thread(); i < (end - first) * each;
        i += GRID * CONSUMERS) {
     const int kind = first + i / each, token = i % each / ROPE_PAIRS_MAX;
     const int pair = i % ROPE_PAIRS_MAX;
     const float frequency = at<const float>(memory.frequencies)[kind * ROPE_PAIRS_MAX + pair];
-    const uint32_t position = at<const BatchToken>(memory.tokens)[token].position;
+    const uint32_t position = batch.tokens[token].position;
     double sine, cosine;
     sincos(static_cast<double>(static_cast<float>(position) * frequency), &sine, &cosine);
     at<float2>(memory.angles)[(kind * TOKENS_MAX + token) * ROPE_PAIRS_MAX + pair] =
@@ -30,15 +32,15 @@ __device__ __forceinline__ void rotations(const Cta& cta, int token_count, int f
   }
 }
 
-__device__ __forceinline__ void embed(Cta& cta, StreamMemory& stream, SumMemory& sums,
-                                      int token_count, const NextNorm& next) {
-  if (!is_owner(cta)) return;
+// Owners: an empty stream, and the tokens' embeddings as what is to be added.
+__device__ __forceinline__ void embed(const Cta& cta, StreamMemory& stream,
+                                      const HeldBatch& batch) {
   const Memory& memory = cta.memory;
   constexpr int RANK_ROWS = VOCAB / RANKS;
-  for (int k = cta.thread(); k < token_count * OWNER_ROWS; k += CONSUMERS) {
+  for (int k = cta.thread(); k < batch.token_count() * OWNER_ROWS; k += CONSUMERS) {
     const int token = k / OWNER_ROWS, row = k % OWNER_ROWS;
     const int column = cta.index() * OWNER_ROWS + row;
-    const uint32_t id = at<const BatchToken>(memory.tokens)[token].token;
+    const uint32_t id = batch.tokens[token].token;
     const int place = static_cast<int>(id) - static_cast<int>(memory.rank) * RANK_ROWS;
     float value = 0;
     if (column < HIDDEN) {
@@ -51,8 +53,6 @@ __device__ __forceinline__ void embed(Cta& cta, StreamMemory& stream, SumMemory&
     stream.residual[token][row] = 0;
     stream.part[token][row] = value;
   }
-  exchange(cta, stream, token_count);
-  add_to_stream(cta, stream, sums, token_count, next);
 }
 
 }  // namespace kilotok

@@ -37,7 +37,7 @@ struct Network {
 };
 
 template <int KIND>
-__device__ __forceinline__ void produce_gate_up(const Place& place, Ring& ring,
+__device__ __forceinline__ void produce_gate_up(Ring& ring,
                                                 const Routes& routes, uint64_t address) {
   using N = Network<KIND>;
   using M = typename N::GateUp;
@@ -48,7 +48,7 @@ __device__ __forceinline__ void produce_gate_up(const Place& place, Ring& ring,
                        static_cast<size_t>(i % M::UNITS) * M::UNIT_BYTES;
     for (int step = 0; step < M::STEPS; step += M::PAGE_STEPS) {
       const int bytes = smaller(M::PAGE_STEPS, M::STEPS - step) * M::STEP_BYTES;
-      ring.open(place, bytes);
+      ring.open(bytes);
       ring.bring(from + step * M::STEP_BYTES, 0, bytes);
       ring.next();
     }
@@ -56,7 +56,7 @@ __device__ __forceinline__ void produce_gate_up(const Place& place, Ring& ring,
 }
 
 template <int KIND>
-__device__ __forceinline__ void produce_down(const Place& place, Ring& ring, const Routes& routes,
+__device__ __forceinline__ void produce_down(Ring& ring, const Routes& routes,
                                              uint64_t address) {
   using N = Network<KIND>;
   using M = typename N::Down;
@@ -66,7 +66,7 @@ __device__ __forceinline__ void produce_down(const Place& place, Ring& ring, con
     const int entries = smaller(N::PAGE_ENTRIES, count - first);
     for (int step = 0; step < M::STEPS; step += M::PAGE_STEPS) {
       const int bytes = smaller(M::PAGE_STEPS, M::STEPS - step) * M::STEP_BYTES;
-      ring.open(place, entries * bytes);
+      ring.open(entries * bytes);
       for (int i = 0; i < entries; i++)
         ring.bring(at<const char>(address) + N::expert(routes, first + i) * M::BYTES +
                        static_cast<size_t>(unit) * M::UNIT_BYTES + step * M::STEP_BYTES,
@@ -133,7 +133,8 @@ struct Inner {
   static constexpr int ROW_BYTES = N::Down::COLUMNS_PADDED * 2;
   // Not a multiple of all banks, so that rows do not meet in one.
   static constexpr int SHARED_ROW_BYTES = ROW_BYTES + 16;
-  static constexpr bool IN_SHARED = ROWS * SHARED_ROW_BYTES <= SCRATCH_BYTES;
+  // One more row, of zeros.
+  static constexpr bool IN_SHARED = (ROWS + 1) * SHARED_ROW_BYTES <= SCRATCH_BYTES;
 
   const char* rows;
   uint32_t shared;
@@ -143,12 +144,23 @@ struct Inner {
              static_cast<size_t>(tile) * ROWS * N::INNER_BYTES),
         shared(ptx::shared_address(scratch.scratch)) {
     if constexpr (IN_SHARED) {
-      constexpr int PIECES = ROW_BYTES / 16;
-#pragma unroll 6
-      for (int i = cta.thread(); i < ROWS * PIECES; i += CONSUMERS) {
-        const int row = i / PIECES, piece = i % PIECES;
-        const uint4 v = ptx::load_l2(rows + static_cast<size_t>(row) * N::INNER_BYTES + piece * 16);
-        *reinterpret_cast<uint4*>(scratch.scratch + row * SHARED_ROW_BYTES + piece * 16) = v;
+      // A warp brings whole rows.
+      constexpr int LOADS = ceil_div(ROWS, CONSUMER_WARPS);
+      for (int piece = cta.lane() * 16; piece < ROW_BYTES; piece += 32 * 16) {
+        uint4 v[LOADS];
+#pragma unroll
+        for (int i = 0; i < LOADS; i++) {
+          const int row = smaller(cta.warp() + i * CONSUMER_WARPS, ROWS - 1);
+          v[i] = ptx::load_l2(rows + row * N::INNER_BYTES + piece);
+        }
+#pragma unroll
+        for (int i = 0; i < LOADS; i++) {
+          const int row = smaller(cta.warp() + i * CONSUMER_WARPS, ROWS - 1);
+          *reinterpret_cast<uint4*>(scratch.scratch + row * SHARED_ROW_BYTES + piece) = v[i];
+        }
+        if (cta.warp() == 0)
+          *reinterpret_cast<uint4*>(scratch.scratch + ROWS * SHARED_ROW_BYTES + piece) =
+              make_uint4(0, 0, 0, 0);
       }
       cta.sync();
     }
@@ -157,12 +169,13 @@ struct Inner {
   // A lane's part of the operand of column `lane / 4`, zeros if that token has no such choice.
   __device__ __forceinline__ OperandChunk load(int choice, int chunk, int lane) const {
     OperandChunk x;
-    const int row = lane / 4 * N::TOP_K + larger(choice, 0);
-    if constexpr (IN_SHARED)
-      x.load_shared(shared + row * SHARED_ROW_BYTES, chunk, lane);
-    else
-      x.load(rows + static_cast<size_t>(row) * N::INNER_BYTES, chunk, lane);
-    if (choice < 0) x.clear();
+    const int row = lane / 4 * N::TOP_K + choice;
+    if constexpr (IN_SHARED) {
+      x.load_shared(shared + (choice < 0 ? ROWS : row) * SHARED_ROW_BYTES, chunk, lane);
+    } else {
+      x.load(rows + static_cast<size_t>(choice < 0 ? 0 : row) * N::INNER_BYTES, chunk, lane);
+      if (choice < 0) x.clear();
+    }
     return x;
   }
 };
@@ -176,19 +189,18 @@ __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, con
   constexpr int PAGE_STEPS = smaller(M::PAGE_STEPS, M::STEPS);
   const int count = N::count(routes), part = cta.warp() % M::COLUMN_WARPS;
   const Inner<KIND> inner(cta, sums.memory, tile);
-  float total[4] = {};
+  float total[1][4] = {};
 #pragma unroll 1
   for (int first = 0; first < count; first += N::PAGE_ENTRIES) {
-    // What is behind the last entry is multiplied by zeros and not added: no branch keeps the
-    // loads of one entry from running ahead of the products of the one before.
+    // Behind the last entry of a page comes its first one again, multiplied by zeros: no branch
+    // keeps the loads of one entry from running ahead of the products of the one before.
     int choices[N::PAGE_ENTRIES];
 #pragma unroll
     for (int i = 0; i < N::PAGE_ENTRIES; i++)
       choices[i] = first + i < count ? N::choice(routes, first + i, cta.lane() / 4) : -1;
-    float acc[N::PAGE_ENTRIES][1][4] = {};
 #pragma unroll 1
     for (int step = 0; step < M::STEPS; step += PAGE_STEPS) {
-      const uint32_t page = ring.take(cta.place);
+      const uint32_t page = ring.take();
       const int entry_bytes = smaller(PAGE_STEPS, M::STEPS - step) * M::STEP_BYTES;
 #pragma unroll
       for (int i = 0; i < N::PAGE_ENTRIES; i++) {
@@ -198,20 +210,17 @@ __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, con
           OperandChunk x[1] = {
               inner.load(choices[i], (step + j) * M::COLUMN_WARPS + part, cta.lane())};
           Chunk<M::FORMAT> chunk;
-          chunk.load(page + i * entry_bytes + j * M::STEP_BYTES + cta.warp() * M::CHUNK_BYTES,
+          chunk.load(page + (first + i < count ? i : 0) * entry_bytes + j * M::STEP_BYTES +
+                         cta.warp() * M::CHUNK_BYTES,
                      cta.lane());
-          chunk.multiply(acc[i], x);
+          chunk.multiply(total, x);
         }
       }
       ring.release(cta.lane());
     }
-#pragma unroll
-    for (int i = 0; i < N::PAGE_ENTRIES; i++)
-#pragma unroll
-      for (int k = 0; k < 4; k++) total[k] += first + i < count ? acc[i][0][k] : 0.0f;
   }
   cta.sync();
-  sums.put(cta, total);
+  sums.put(cta, total[0]);
   sums.drain(cta);
 }
 

@@ -2,7 +2,7 @@
 //
 //   router_parts  an owner multiplies its 48 columns of the stream with the router's: in F32, from
 //                 shared memory, before anybody else has the new stream
-//   router_sums   the parts are added, each output by 16 lanes, in order of owners
+//   router_scores the parts are added, each output by 16 lanes, in order of owners
 //   choose_routes every CTA chooses for itself, tile by tile of tokens
 #pragma once
 
@@ -24,12 +24,12 @@ struct Router {
 
 // Producer of an owner: its columns of the router.
 template <int KIND>
-__device__ __forceinline__ void produce_router(const Place& place, Ring& ring, uint64_t address) {
+__device__ __forceinline__ void produce_router(Ring& ring, uint64_t address) {
   using R = Router<KIND>;
   const char* from = at<const char>(address) + static_cast<size_t>(blockIdx.x) * R::UNIT_BYTES;
   for (int row = 0; row < OWNER_ROWS; row += R::PAGE_ROWS) {
     const int bytes = smaller(R::PAGE_ROWS, OWNER_ROWS - row) * R::ROW_BYTES;
-    ring.open(place, bytes);
+    ring.open(bytes);
     ring.bring(from + row * R::ROW_BYTES, 0, bytes);
     ring.next();
   }
@@ -42,24 +42,25 @@ __device__ __forceinline__ void router_parts(const Cta& cta, Ring& ring, SumMemo
   const ScaledTile* tiles = scaled_stream(scratch);
   using R = Router<KIND>;
   const int unit = cta.index();
-  uint32_t pages[R::PAGES];
   Ring ahead = ring;
-#pragma unroll
+#pragma unroll 1
   for (int page = 0; page < R::PAGES; page++) {
-    pages[page] = ahead.take(cta.place);
+    ahead.take();
     ahead.next();
   }
   float* parts = at<float>(cta.memory.router_parts);
   for (int expert = cta.thread(); expert < R::EXPERTS; expert += CONSUMERS) {
     for (int first = 0; first < token_count; first += TILE_TOKENS) {
       float sums[TILE_TOKENS] = {};
-#pragma unroll
-      for (int page = 0; page < R::PAGES; page++) {
-#pragma unroll 8
+      Ring taken = ring;
+#pragma unroll 1
+      for (int page = 0; page < R::PAGES; page++, taken.next()) {
+        const uint32_t weights = taken.page() + expert * 4;
+#pragma unroll 4
         for (int i = 0; i < smaller(R::PAGE_ROWS, OWNER_ROWS - page * R::PAGE_ROWS); i++) {
           const int row = page * R::PAGE_ROWS + i;
           const float weight =
-              __uint_as_float(ptx::load_shared_word(pages[page] + i * R::ROW_BYTES + expert * 4));
+              __uint_as_float(ptx::load_shared_word(weights + i * R::ROW_BYTES));
           const float4* x = reinterpret_cast<const float4*>(tiles[first / TILE_TOKENS][row]);
 #pragma unroll
           for (int half = 0; half < 2; half++) {
@@ -78,34 +79,40 @@ __device__ __forceinline__ void router_parts(const Cta& cta, Ring& ring, SumMemo
               sums[token];
     }
   }
-#pragma unroll
+#pragma unroll 1
   for (int page = 0; page < R::PAGES; page++) ring.release(cta.lane());
 }
 
 // Lanes that add the parts of one output.
 constexpr int ROUTER_LANES = 16;
 
+// Scores of all tokens' experts, without the bias.
 template <int KIND>
-__device__ __forceinline__ void router_sums(const Cta& cta, int token_count) {
+__device__ __forceinline__ void router_scores(const Cta& cta, int token_count, float eps) {
   constexpr int EXPERTS = Router<KIND>::EXPERTS, AT_ONCE = CONSUMERS / ROUTER_LANES;
   const float* parts = at<const float>(cta.memory.router_parts);
+  const float* squares = at<const float>(cta.memory.squares);
   const int lane = cta.thread() % ROUTER_LANES, count = token_count * EXPERTS;
   for (int first = cta.index() * AT_ONCE; first < count; first += GRID * AT_ONCE) {
     const int output = first + cta.thread() / ROUTER_LANES;
     const int token = smaller(output, count - 1) / EXPERTS, expert = output % EXPERTS;
-    float sum = 0;
+    float sum = 0, square = 0;
 #pragma unroll
     for (int i = 0; i < ceil_div(OWNER_UNITS, ROUTER_LANES); i++) {
       const int unit = i * ROUTER_LANES + lane;
-      if (unit < OWNER_UNITS)
-        sum += ptx::load_l2(parts +
-                            (static_cast<size_t>(unit) * TOKENS_MAX + token) * EXPERTS + expert);
+      if (unit >= OWNER_UNITS) continue;
+      const int of_token = unit * TOKENS_MAX + token;
+      sum += ptx::load_l2(parts + static_cast<size_t>(of_token) * EXPERTS + expert);
+      square += ptx::load_l2(squares + of_token);
     }
 #pragma unroll
-    for (int distance = ROUTER_LANES / 2; distance > 0; distance /= 2)
+    for (int distance = ROUTER_LANES / 2; distance > 0; distance /= 2) {
       sum += __shfl_xor_sync(~0u, sum, distance);
+      square += __shfl_xor_sync(~0u, square, distance);
+    }
+    const float logit = sum / sqrtf(square / HIDDEN + eps);
     if (lane == 0 && output < count)
-      at<float>(cta.memory.router_logits)[output] = sum;
+      at<float>(cta.memory.router_logits)[output] = 1.0f / (1.0f + expf(-logit));
   }
 }
 
@@ -139,7 +146,7 @@ __device__ __forceinline__ void choose_for_token(const Cta& cta, Routes& routes,
   constexpr FeedForward F = FEED_FORWARDS[KIND];
   constexpr int EACH = ceil_div(F.experts, 32);
   static_assert(F.top_k <= 32, "a lane for each choice");
-  const float* logits = at<const float>(cta.memory.router_logits) + token * F.experts;
+  const float* found = at<const float>(cta.memory.router_logits) + token * F.experts;
   const int lane = cta.lane();
   const Squares squares(cta, token);
   float scores[EACH];
@@ -148,14 +155,13 @@ __device__ __forceinline__ void choose_for_token(const Cta& cta, Routes& routes,
 #pragma unroll
   for (int i = 0; i < EACH; i++) {
     const int expert = i * 32 + lane;
-    scores[i] = expert < F.experts ? ptx::load_l2(logits + expert) : 0;
+    scores[i] = expert < F.experts ? ptx::load_l2(found + expert) : 0;
     keys[i] = __float_as_uint(expert < F.experts ? bias[expert] : 0);
   }
   const float inverse_rms = squares.inverse_rms(eps);
   if (lane == 0) stream.inverse_rms[token] = inverse_rms;
 #pragma unroll
   for (int i = 0; i < EACH; i++) {
-    scores[i] = 1.0f / (1.0f + expf(-scores[i] * inverse_rms));
     number = number && scores[i] == scores[i];
     const bool real = i * 32 + lane < F.experts;
     keys[i] = real ? order_key(scores[i] + __uint_as_float(keys[i])) : 0;

@@ -61,6 +61,7 @@ __device__ __forceinline__ void add_to_stream(const Cta& cta, StreamMemory& stre
   const Memory& memory = cta.memory;
   const int unit = cta.index();
   cta.sync();
+#pragma unroll 1
   for (int token = cta.warp(); token < token_count; token += CONSUMER_WARPS) {
     float square = 0;
 #pragma unroll
@@ -121,6 +122,7 @@ struct Squares {
 // 1 / rms of every token. Synchronised by the caller's next sync.
 __device__ __forceinline__ void read_norm(const Cta& cta, StreamMemory& stream, int token_count,
                                           float eps) {
+#pragma unroll 1
   for (int token = cta.warp(); token < token_count; token += CONSUMER_WARPS) {
     const float inverse_rms = Squares(cta, token).inverse_rms(eps);
     if (cta.lane() == 0) stream.inverse_rms[token] = inverse_rms;

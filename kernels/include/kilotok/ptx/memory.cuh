@@ -100,10 +100,11 @@ __device__ __forceinline__ void fewer_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
 }
 
-__device__ __forceinline__ uint64_t nanoseconds() {
-  uint64_t t;
-  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(t));
-  return t;
+// Of the multiprocessor, counted anew after 2^32. Reading real time would take a microsecond.
+__device__ __forceinline__ uint32_t cycles() {
+  uint32_t count;
+  asm volatile("mov.u32 %0, %clock;" : "=r"(count));
+  return count;
 }
 
 }  // namespace kilotok::ptx

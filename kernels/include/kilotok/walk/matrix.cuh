@@ -87,7 +87,7 @@ struct Sums {
 
   // Consumers: hand over a warp's sums.
   __device__ __forceinline__ void put(const Cta& cta, const float (&v)[4]) {
-    wait_mbarrier<0>(cta.place, Waits::Sums, empty + 8 * stage, parity ^ 1);
+    wait_mbarrier<0>(Waits::Sums, empty + 8 * stage, parity ^ 1);
     memory.parts[(stage * CONSUMER_WARPS + cta.warp()) * 32 + cta.lane()] =
         make_float4(v[0], v[1], v[2], v[3]);
     __syncwarp();
@@ -98,8 +98,9 @@ struct Sums {
   // Consumers: wait until all that was put has been put to use.
   __device__ __forceinline__ void drain(const Cta& cta) const {
     Sums ahead = *this;
+#pragma unroll 1
     for (int i = 0; i < SUM_PLACES; i++) {
-      wait_mbarrier<0>(cta.place, Waits::Sums, empty + 8 * ahead.stage, ahead.parity ^ 1);
+      wait_mbarrier<0>(Waits::Sums, empty + 8 * ahead.stage, ahead.parity ^ 1);
       ahead.next();
     }
   }
@@ -107,7 +108,7 @@ struct Sums {
   // Adders: take the sums of the next unit, `use(row tile, 0, lane, values)` as in `add_warps`.
   template <class M, class Use>
   __device__ __forceinline__ void take(const Cta& cta, Use use) {
-    wait_mbarrier<20>(cta.place, Waits::Sums, full + 8 * stage, parity);
+    wait_mbarrier<20>(Waits::Sums, full + 8 * stage, parity);
     const int adder = cta.warp() - CONSUMER_WARPS - 1;
     // One adder does a unit of one row tile; the units take turns.
     const bool mine = M::ROW_TILES == 1 ? stage % ADDER_WARPS == adder : adder < M::ROW_TILES;
@@ -139,13 +140,13 @@ struct Sums {
 
 // Producer: brings this CTA's units, from `first` on.
 template <class M>
-__device__ __forceinline__ void produce(const Place& place, Ring& ring, uint64_t address,
+__device__ __forceinline__ void produce(Ring& ring, uint64_t address,
                                         int first) {
   for (int unit = first; unit < M::UNITS; unit += GRID) {
     const char* from = at<const char>(address) + static_cast<size_t>(unit) * M::UNIT_BYTES;
     for (int step = 0; step < M::STEPS; step += M::PAGE_STEPS) {
       const int steps = smaller(M::PAGE_STEPS, M::STEPS - step);
-      ring.open(place, steps * M::STEP_BYTES);
+      ring.open(steps * M::STEP_BYTES);
       ring.bring(from + step * M::STEP_BYTES, 0, steps * M::STEP_BYTES);
       ring.next();
     }
@@ -205,21 +206,35 @@ struct Multiplier {
     for (int tile = 0; tile < TILES; tile++) x[tile].load(rows[tile], chunk, cta.lane());
   }
 
+  // Steps come one after the other; `ahead` is at the page of the last one.
+  static __device__ __forceinline__ void bring(const Cta& cta, Ring& ahead, int step,
+                                               Chunk<M::FORMAT>& chunk) {
+    const int in_page = step % M::PAGE_STEPS;
+    if (in_page == 0) {
+      if (step > 0) ahead.next();
+      ahead.take();
+    }
+    chunk.load(ahead.page() + in_page * M::STEP_BYTES + cta.warp() * M::CHUNK_BYTES, cta.lane());
+  }
+
   __device__ __forceinline__ void unit(const Cta& cta, Ring& ring, float (&acc)[TILES][4]) const {
-    uint32_t page = 0;
+    // A chunk is brought while the one before is multiplied.
+    Ring ahead = ring;
+    Chunk<M::FORMAT> chunk;
+    bring(cta, ahead, 0, chunk);
 #pragma unroll(HELD ? M::STEPS : 1)
     for (int step = 0; step < M::STEPS; step++) {
-      const int in_page = step % M::PAGE_STEPS;
       OperandChunk x[TILES];
       if constexpr (!HELD) load(cta, step, x);
-      if (in_page == 0) page = ring.take(cta.place);
-      Chunk<M::FORMAT> chunk;
-      chunk.load(page + in_page * M::STEP_BYTES + cta.warp() * M::CHUNK_BYTES, cta.lane());
+      Chunk<M::FORMAT> next = chunk;
+      if (step + 1 < M::STEPS) bring(cta, ahead, step + 1, next);
       if constexpr (HELD)
         chunk.multiply(acc, held[step]);
       else
         chunk.multiply(acc, x);
-      if (in_page == M::PAGE_STEPS - 1 || step == M::STEPS - 1) ring.release(cta.lane());
+      chunk = next;
+      if (step % M::PAGE_STEPS == M::PAGE_STEPS - 1 || step == M::STEPS - 1)
+        ring.release(cta.lane());
     }
   }
 };
@@ -229,9 +244,10 @@ struct Multiplier {
 // called by all consumers while the operand is on its way; what it leaves in shared memory, `use`
 // sees.
 template <class M, int TILES, class RowOf, class Prepare, class Use>
-__device__ __forceinline__ void multiply_tiles(const Cta& cta, Ring& ring, Sums& sums,
-                                               uint64_t operand, int row_bytes, int first,
-                                               RowOf row_of, Prepare prepare, Use use) {
+__device__ __forceinline__ void multiply(const Cta& cta, Ring& ring, Sums& sums, uint64_t operand,
+                                         int row_bytes, int first, RowOf row_of, Prepare prepare,
+                                         Use use) {
+  if (first >= M::UNITS) return;
   constexpr bool HELD = TILES == 1 && M::STEPS <= HELD_STEPS_MAX;
   const Multiplier<M, TILES, HELD> multiplier(cta, operand, row_bytes, row_of);
   prepare(cta);
@@ -249,31 +265,6 @@ __device__ __forceinline__ void multiply_tiles(const Cta& cta, Ring& ring, Sums&
                    });
   }
   if constexpr (TILES == 1) sums.drain(cta);
-}
-
-// Several tiles, out of line: their registers are not those of the decoding that one tile is.
-template <class M, class RowOf, class Prepare, class Use>
-__device__ __noinline__ void multiply_many(Cta cta, Ring& ring, SumMemory& memory,
-                                           uint64_t operand, int row_bytes, int first,
-                                           RowOf row_of, Prepare prepare, Use use) {
-  Ring own = ring;
-  Sums sums(memory);
-  multiply_tiles<M, TILES_MAX>(cta, own, sums, operand, row_bytes, first, row_of, prepare, use);
-  ring = own;
-}
-
-template <class M, class RowOf, class Prepare, class Use>
-__device__ __forceinline__ void multiply(const Cta& cta, Ring& ring, Sums& sums, uint64_t operand,
-                                         int row_bytes, int first, int tiles, RowOf row_of,
-                                         Prepare prepare, Use use) {
-  if (first >= M::UNITS) return;
-  if (tiles <= 1) {
-    multiply_tiles<M, 1>(cta, ring, sums, operand, row_bytes, first, row_of, prepare, use);
-    return;
-  }
-  Ring passed = ring;
-  multiply_many<M>(cta, passed, sums.memory, operand, row_bytes, first, row_of, prepare, use);
-  ring = passed;
 }
 
 // Adders: the other half of `multiply`.

@@ -48,20 +48,22 @@ struct Ring {
   }
 
   // Producer: waits for a free page that is to receive so many bytes.
-  __device__ __forceinline__ void open(const Place& place, uint32_t bytes) const {
-    wait_mbarrier<64>(place, Waits::FreePage, empty + 8 * stage, parity ^ 1);
+  __device__ __forceinline__ void open(uint32_t bytes) const {
+    wait_mbarrier<64>(Waits::FreePage, empty + 8 * stage, parity ^ 1);
     ptx::mbarrier_expect(full + 8 * stage, bytes);
   }
 
   // Producer: brings a part of the open page.
   __device__ __forceinline__ void bring(const void* from, uint32_t offset, uint32_t bytes) const {
-    ptx::bulk_copy(pages + stage * PAGE_BYTES + offset, from, bytes, full + 8 * stage);
+    ptx::bulk_copy(page() + offset, from, bytes, full + 8 * stage);
   }
 
+  __device__ __forceinline__ uint32_t page() const { return pages + stage * PAGE_BYTES; }
+
   // Consumers: waits for the next page; its address.
-  __device__ __forceinline__ uint32_t take(const Place& place) const {
-    wait_mbarrier<0>(place, Waits::Page, full + 8 * stage, parity);
-    return pages + stage * PAGE_BYTES;
+  __device__ __forceinline__ uint32_t take() const {
+    wait_mbarrier<0>(Waits::Page, full + 8 * stage, parity);
+    return page();
   }
 
   // Consumers: the warp has read the page and goes on to the next.
