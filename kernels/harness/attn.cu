@@ -39,7 +39,8 @@ __global__ void __launch_bounds__(CONSUMERS)
   __shared__ SumMemory sums;
   constexpr bool OWN = KIND >= DRAFT_ATTENTION;
   __shared__ HeldBatch batch;
-  if (threadIdx.x == 0) cta_place = {at<Fault>(memory.fault), memory.wait_max_ms * CYCLES_PER_MS, 0, 0};
+  if (threadIdx.x == 0)
+    cta_place = {at<Fault>(memory.fault), memory.wait_max_ms * CYCLES_PER_MS, 0, 0};
   batch.bring(memory);
   __syncthreads();
   Cta cta(memory, 0);

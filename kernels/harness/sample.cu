@@ -32,8 +32,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 int parts, int repeats) {
   extern __shared__ __align__(16) char shared[];
   if (threadIdx.x >= CONSUMERS) return;
-  Fault* fault = at<Fault>(memory.fault);
-  Cta cta(memory, {fault, memory.wait_max_ms * 1000000ull, 0, 0}, 0);
+  Cta cta(memory, 0);
+  if (cta.thread() == 0)
+    cta_place = {at<Fault>(memory.fault), memory.wait_max_ms * CYCLES_PER_MS, 0, 0};
+  cta.sync();
   enter(cta, sampling, row_count);
   cta.sync_grid();
   for (int i = 0; i < repeats; i++) {

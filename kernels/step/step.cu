@@ -16,7 +16,7 @@ struct Pass {
       w.cta.sync_grid();
       static_assert(sizeof(DraftScratch) <= SCRATCH_BYTES, "it fits the sums' place");
       choose_drafts(w.cta, *reinterpret_cast<DraftScratch*>(w.shared.sums.scratch),
-                    w.batch.wanted_count, w.batch.exchanges + 1);
+                    w.batch().counts.wanted_count, w.batch().counts.exchanges + 1);
     }
   }
   static __device__ __forceinline__ void produce(Walker& w) { produce_pass<DRAFT>(w); }

@@ -54,7 +54,10 @@ __device__ __forceinline__ void choose_tokens(const VerifyMemory& arguments,
   const Batch& batch = *at<const Batch>(memory.batch);
   const int row_count = batch.row_count, wanted_count = batch.wanted_count;
   const int parts = parts_of(wanted_count);
-  Cta cta(memory, {at<Fault>(memory.fault), memory.wait_max_ms * 1000000ull, memory.rank, 0}, 0);
+  Cta cta(memory, 0);
+  if (cta.thread() == 0)
+    cta_place = {at<Fault>(memory.fault), memory.wait_max_ms * CYCLES_PER_MS, memory.rank, 0};
+  cta.sync();
   send_logits(cta, wanted_count);
   enter(cta, sampling, row_count);
   cta.sync_grid();

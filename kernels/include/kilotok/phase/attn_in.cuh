@@ -91,8 +91,8 @@ __device__ __forceinline__ void store_head(const Cta& cta, const LayerMemory& la
   const bool is_query = head < A.q_heads, is_value = head >= A.q_heads + A.kv_heads;
   const int kv_head = (head - A.q_heads) % A.kv_heads;
   const int dims = is_value ? A.v_dim : A.qk_dim;
-  const int row = is_query ? head * A.qk_dim
-                           : (is_value ? QkvRows<KIND>::VALUE : QkvRows<KIND>::KEY) + kv_head * dims;
+  const int first_row = is_value ? QkvRows<KIND>::VALUE : QkvRows<KIND>::KEY;
+  const int row = is_query ? head * A.qk_dim : first_row + kv_head * dims;
   Head<KIND> h;
   h.load(at<const float>(memory.projected) + token * PROJECTED_ROWS + row, dims, lane);
   uint16_t* to;
