@@ -133,7 +133,8 @@ struct World {
     memory.attention_parts = bytes(ATTENTION_PARTS_BYTES);
     memory.attended = bytes(size_t{TOKENS_MAX} * ATTENDED_BYTES);
     memory.barrier = bytes(64);
-    memory.wait_max_ms = 2000;
+    // Under compute-sanitizer everything takes a hundred times as long.
+    memory.wait_max_ms = 60000;
     CHECK(cudaHostAlloc(&fault, sizeof(Fault), cudaHostAllocMapped));
     *fault = {};
     memory.fault = reinterpret_cast<uint64_t>(fault);
