@@ -15,6 +15,10 @@ mod drafts;
 mod draw;
 #[path = "gpu/numbers.rs"]
 mod numbers;
+#[path = "gpu/pair.rs"]
+mod pair;
+#[path = "gpu/plans.rs"]
+mod plans;
 
 use std::fs;
 use std::path::Path;
