@@ -13,6 +13,8 @@ mod distances;
 mod drafts;
 #[path = "sim/draw.rs"]
 mod draw;
+#[path = "gpu/law.rs"]
+mod law;
 #[path = "gpu/numbers.rs"]
 mod numbers;
 #[path = "gpu/pair.rs"]

@@ -25,7 +25,7 @@ const MANY_ROUNDS: usize = 10_000;
 /// Pages for as many requests as run together.
 const PAGES: u32 = 512;
 
-fn cpu(checkpoint: &Checkpoint, sizes: &Sizes) -> CpuEngine {
+pub(crate) fn cpu(checkpoint: &Checkpoint, sizes: &Sizes) -> CpuEngine {
     CpuEngine::start(checkpoint.spec(), checkpoint, sizes, &Quiet).unwrap()
 }
 
