@@ -1,6 +1,8 @@
 //! The GPU engine behind the seam. The host resolves tokens, keeps the slots and verifies; the GPUs
 //! run the model.
 
+use std::iter::once;
+
 use kilotok_engine::{Caps, Engine, EngineError, StepId, StepOutput, StepPlan, check_plan};
 use kilotok_rows::{Batch, Slots, likeliest, verify, wanted_tokens};
 
@@ -96,7 +98,8 @@ impl CudaEngine {
     fn pass(&mut self, pass: Pass, batch: &DeviceBatch) -> Result<(), EngineError> {
         self.try_pass(pass, batch).map_err(|error| {
             // The others end too, if only because their waits do.
-            cause(self.ranks.iter().filter_map(|rank| rank.finish().err())).unwrap_or(error)
+            let others = self.ranks.iter().filter_map(|rank| rank.finish().err());
+            cause(once(error.clone()).chain(others)).unwrap_or(error)
         })
     }
 
