@@ -206,7 +206,7 @@ struct Device {
     sampling.rows = put(batch.rows);
     sampling.wanted = put(batch.wanted);
     const size_t wanted = batch.wanted.size();
-    memory.logits = take<float>(wanted * sampling.stride);
+    sampling.logits = take<float>(wanted * sampling.stride);
     sampling.processed = take<float>(wanted * sampling.stride);
     sampling.masks = take<uint32_t>(batch.masks.size() * sampling.mask_words);
     sampling.choice_parts = take<ChoicePart>(wanted * PARTS_MAX);
@@ -216,7 +216,7 @@ struct Device {
     sampling.tops = take<Top>(wanted * TOPS_MAX);
     const auto* formulas = reinterpret_cast<LogitFormula*>(put(batch.logits));
     const auto* besides = reinterpret_cast<uint32_t*>(put(batch.words));
-    make_logits<<<wanted, 256>>>(formulas, besides, at_host<float>(memory.logits), sampling.vocab,
+    make_logits<<<wanted, 256>>>(formulas, besides, at_host<float>(sampling.logits), sampling.vocab,
                                  sampling.stride);
     if (!batch.masks.empty()) {
       const auto* masks = reinterpret_cast<MaskFormula*>(put(batch.masks));

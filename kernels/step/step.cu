@@ -1,7 +1,9 @@
 // The kernels that the engine launches: one CTA per SM, all resident.
 #include "kilotok/layout/agree.cuh"
+#include "kilotok/phase/drafts.cuh"
 #include "step/context.cuh"
 #include "step/step.cuh"
+#include "step/verify.cuh"
 
 namespace kilotok {
 
@@ -9,7 +11,15 @@ namespace kilotok {
 // memory, ring and all.
 template <bool DRAFT>
 struct Pass {
-  static __device__ __forceinline__ void consume(Walker& w) { consume_pass<DRAFT>(w); }
+  static __device__ __forceinline__ void consume(Walker& w) {
+    consume_pass<DRAFT>(w);
+    if constexpr (DRAFT) {
+      w.cta.sync_grid();
+      static_assert(sizeof(DraftScratch) <= SCRATCH_BYTES, "it fits the sums' place");
+      choose_drafts(w.cta, *reinterpret_cast<DraftScratch*>(w.shared.sums.scratch),
+                    w.batch.wanted_count, w.batch.exchanges + 1);
+    }
+  }
   static __device__ __forceinline__ void produce(Walker& w) { produce_pass<DRAFT>(w); }
   static __device__ __forceinline__ void add(Walker& w) { add_pass<DRAFT>(w); }
 };
@@ -55,6 +65,7 @@ __device__ __forceinline__ void run(const Memory& memory) {
 using namespace kilotok;
 
 // What a launch of a kernel here must ask for.
+static_assert(sizeof(VerifyShared) <= sizeof(Shared), "a kernel gets as much as any other");
 extern "C" __device__ const unsigned SHARED_BYTES = sizeof(Shared);
 extern "C" __device__ const unsigned THREAD_COUNT = THREADS;
 
@@ -64,13 +75,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   run<Pass<false>>(memory);
 }
 
-// Keys and values of committed tokens in every layer of the drafter, from the target's taps.
+// The tokens after the wanted ones, by the logits of all ranks, and where drafts begin.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    verify(const __grid_constant__ VerifyMemory arguments) {
+  extern __shared__ __align__(128) char shared_bytes[];
+  if (threadIdx.x < CONSUMERS)
+    choose_tokens(arguments, *reinterpret_cast<VerifyShared*>(shared_bytes));
+}
+
+// Keys and values of the batch's tokens in every layer of the drafter, from the target's taps.
+// Those of refused drafts are written anew before anyone reads them, as the target's own are.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     draft_context(const __grid_constant__ Memory memory) {
   run<Context>(memory);
 }
 
-// The drafter's layers over draft rows, to the logits of the wanted ones.
+// The drafter's layers over draft rows, to the likeliest tokens at the wanted ones.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     draft_rows(const __grid_constant__ Memory memory) {
   run<Pass<true>>(memory);

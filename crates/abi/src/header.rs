@@ -7,7 +7,7 @@ use crate::{
     BAD_TOKENS_MAX, BAD_WORDS_MAX, Batch, BatchRow, BatchToken, Bias, ChoiceFault, ChoicePart,
     END_TOKENS_MAX, Exchange, Fault, GROUPS_MAX, LayerMemory, Layout, Memory, OUTPUT_COUNT_MAX,
     PARTS_MAX, Purpose, RANKS_MAX, RECENT_MAX, Report, RowChoice, SEEN, SampleMemory, SampleRow,
-    Sampling, Slot, TOPS_MAX, Top, Wanted,
+    Sampling, Slot, TOPS_MAX, Top, VerifyMemory, Wanted,
 };
 
 /// Where the header lies, from the repository's root.
@@ -31,6 +31,7 @@ const STRUCTS: &[Layout] = &[
     Report::layout(),
     Top::layout(),
     SampleMemory::layout(),
+    VerifyMemory::layout(),
 ];
 const CONSTANTS: &[(&str, usize)] = &[
     ("GROUPS_MAX", GROUPS_MAX),

@@ -14,7 +14,7 @@ pub use philox::philox;
 pub use slot::{
     BAD_TOKENS_MAX, BAD_WORDS_MAX, Bias, ChoiceFault, ChoicePart, END_TOKENS_MAX, OUTPUT_COUNT_MAX,
     PARTS_MAX, RECENT_MAX, Report, RowChoice, SEEN, SampleMemory, SampleRow, Slot, SlotLimit,
-    SlotLists, TOPS_MAX, Top, Wanted,
+    SlotLists, TOPS_MAX, Top, VerifyMemory, Wanted,
 };
 pub use step::{
     Batch, BatchRow, BatchToken, Exchange, Fault, GROUPS_MAX, LayerMemory, Memory, RANKS_MAX,

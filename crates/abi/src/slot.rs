@@ -2,7 +2,7 @@
 //! it. The tables are as long as the limits here say, and are taken at start.
 
 use crate::layout::{abi_constants, abi_struct};
-use crate::{Sampling, TokenId};
+use crate::{Memory, Sampling, TokenId};
 
 /// Bad words of a request: the server takes 1,024, each with and without a space before it.
 pub const BAD_WORDS_MAX: usize = 2048;
@@ -61,7 +61,7 @@ abi_struct! {
 
 abi_struct! {
     /// What a row of the batch asks of sampling, beside its [`crate::BatchRow`].
-    pub struct SampleRow : 56 {
+    pub struct SampleRow : 64 {
         pub slot: u32,
         /// The row's tokens that are no drafts; they come first.
         pub known_count: u32,
@@ -83,6 +83,9 @@ abi_struct! {
         pub biases: u64,
         pub history_count: u32,
         pub bias_count: u32,
+        /// Which of the step's drafts begins with the row's newest token; `!0` for none.
+        pub draft: u32,
+        pub reserved: u32,
     }
 }
 
@@ -185,17 +188,43 @@ abi_struct! {
         pub reports: u64,
         /// `[wanted, TOPS_MAX]` of [`Top`].
         pub tops: u64,
-        pub reserved_addresses: [u64; 2],
+        /// `[wanted, stride]`, F32: the model's logits, of all ranks.
+        pub logits: u64,
+        /// Batches of drafts, which lack only each row's newest token and where it is, see
+        /// `kernels/step/verify.cuh`.
+        pub drafts: u64,
+    }
+}
+
+abi_struct! {
+    /// What the kernel that chooses tokens is given.
+    pub struct VerifyMemory : 464 {
+        pub memory: Memory,
+        pub sampling: SampleMemory,
+    }
+}
+
+impl Bias {
+    /// One for each token, in the order of tokens: where a request has several for one, their sum.
+    pub fn of_each(logit_bias: &[(TokenId, f32)]) -> Vec<Self> {
+        let mut biases: Vec<_> =
+            logit_bias.iter().map(|&(token, bias)| Self { token, bias }).collect();
+        biases.sort_by_key(|bias| bias.token);
+        let one = |same: &[Self]| {
+            let sum = same[1..].iter().fold(same[0].bias, |sum, bias| sum + bias.bias);
+            Self { bias: sum, ..same[0] }
+        };
+        biases.chunk_by(|a, b| a.token == b.token).map(one).collect()
     }
 }
 
 /// A request that the slots' tables cannot hold.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SlotLimit {
-    #[error("{name}: {count}, the GPU's tables hold {max}")]
-    Count { name: &'static str, count: usize, max: usize },
-    #[error("logit_bias has token {token} twice, the GPU's table holds one bias for each")]
-    BiasTwice { token: TokenId },
+#[error("{name}: {count}, the GPU's tables hold {max}")]
+pub struct SlotLimit {
+    pub name: &'static str,
+    pub count: usize,
+    pub max: usize,
 }
 
 /// A request as the host writes it into the tables.
@@ -226,13 +255,8 @@ impl SlotLists {
             ("end_tokens", end_tokens.len(), END_TOKENS_MAX),
         ] {
             if count > max {
-                return Err(SlotLimit::Count { name, count, max });
+                return Err(SlotLimit { name, count, max });
             }
-        }
-        let mut biased: Vec<TokenId> = logit_bias.iter().map(|&(token, _)| token).collect();
-        biased.sort_unstable();
-        if let Some(pair) = biased.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(SlotLimit::BiasTwice { token: pair[0] });
         }
         let ends = bad_words.iter().scan(0, |end, word| {
             *end += word.len() as u32;
@@ -250,7 +274,7 @@ impl SlotLists {
                 biased: u32::from(!logit_bias.is_empty()),
                 reserved: 0,
             },
-            biases: logit_bias.iter().map(|&(token, bias)| Bias { token, bias }).collect(),
+            biases: Bias::of_each(logit_bias),
             bad_tokens: bad_words.concat(),
             bad_ends: ends.collect(),
             end_tokens: end_tokens.to_vec(),
@@ -262,23 +286,29 @@ impl SlotLists {
 mod tests {
     use super::*;
 
-    fn refusal(bias: &[(TokenId, f32)], words: &[Vec<TokenId>], end: &[TokenId]) -> String {
-        let lists = SlotLists::new(Sampling::GREEDY, 1, bias, words, end);
+    fn refusal(words: &[Vec<TokenId>], end: &[TokenId]) -> String {
+        let lists = SlotLists::new(Sampling::GREEDY, 1, &[], words, end);
         lists.expect_err("a list is too long").to_string()
     }
 
     #[test]
     fn what_the_tables_cannot_hold_is_refused_by_name() {
         let words = vec![vec![1]; BAD_WORDS_MAX + 1];
-        assert_eq!(refusal(&[], &words, &[]), "bad_words: 2049, the GPU's tables hold 2048");
-        let long = refusal(&[], &[vec![1; RECENT_MAX + 1]], &[]);
+        assert_eq!(refusal(&words, &[]), "bad_words: 2049, the GPU's tables hold 2048");
+        let long = refusal(&[vec![1; RECENT_MAX + 1]], &[]);
         assert_eq!(long, "tokens of a bad word: 513, the GPU's tables hold 512");
-        let many = refusal(&[], &vec![vec![1; 512]; 33], &[]);
+        let many = refusal(&vec![vec![1; 512]; 33], &[]);
         assert_eq!(many, "tokens of all bad_words: 16896, the GPU's tables hold 16384");
-        let end = refusal(&[], &[], &[7; END_TOKENS_MAX + 1]);
+        let end = refusal(&[], &[7; END_TOKENS_MAX + 1]);
         assert_eq!(end, "end_tokens: 1153, the GPU's tables hold 1152");
-        let twice = refusal(&[(3, 1.0), (4, 1.0), (3, 2.0)], &[], &[]);
-        assert!(twice.starts_with("logit_bias has token 3 twice"), "{twice}");
+    }
+
+    #[test]
+    fn biases_of_a_token_are_added_up() {
+        let biases = Bias::of_each(&[(4, 1.0), (3, 0.5), (4, 2.0), (9, -1.0), (4, -0.25)]);
+        let told: Vec<_> = biases.iter().map(|bias| (bias.token, bias.bias)).collect();
+        assert_eq!(told, [(3, 0.5), (4, 2.75), (9, -1.0)]);
+        assert_eq!(Bias::of_each(&[]), []);
     }
 
     #[test]

@@ -87,7 +87,7 @@ abi_struct! {
 
 abi_struct! {
     /// Where everything lies on a rank.
-    pub struct Memory : 288 {
+    pub struct Memory : 304 {
         /// The batch: a [`Batch`], then arrays.
         pub batch: u64,
         pub tokens: u64,
@@ -142,6 +142,10 @@ abi_struct! {
         pub fused: u64,
         /// `[TOKENS_MAX, vocab / ranks]`, F32.
         pub logits: u64,
+        /// `[TOKENS_MAX, PARTS_MAX]`, 64 bits: the best of each part of a draft's logits.
+        pub draft_parts: u64,
+        /// `[TOKENS_MAX]`: the drafts chosen, one for each wanted token.
+        pub drafted: u64,
         /// Counters of the grid barrier; zero when a kernel starts.
         pub barrier: u64,
         /// A [`Fault`] in the host's memory.

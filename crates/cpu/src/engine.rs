@@ -2,7 +2,7 @@
 
 use kilotok_engine::{Caps, Engine, EngineError, StepId, StepOutput, StepPlan, check_plan};
 use kilotok_model::{ModelSpec, RanksError, check_ranks};
-use kilotok_rows::{Batch, SizeError, Slots};
+use kilotok_rows::{Batch, InFlight, Samplers, SizeError, Slots};
 use kilotok_weights::{LoadError, Progress, WeightSource};
 
 use crate::CpuOptions;
@@ -33,12 +33,12 @@ pub enum StartError {
 /// Computes steps on the CPU, when they are submitted.
 pub struct CpuEngine {
     caps: Caps,
-    model: Model,
-    pages: Pages,
-    slots: Slots,
-    watch: Option<Watch>,
-    next_step: u64,
-    finished: Option<(StepId, StepOutput)>,
+    pub(crate) model: Model,
+    pub(crate) pages: Pages,
+    pub(crate) slots: Slots,
+    pub(crate) samplers: Samplers,
+    pub(crate) watch: Option<Watch>,
+    in_flight: InFlight<StepOutput>,
 }
 
 impl CpuEngine {
@@ -67,9 +67,9 @@ impl CpuEngine {
             model: Model { spec: spec.clone(), weights },
             pages,
             slots: Slots::new(options.slot_count as usize, spec.vocab_size),
+            samplers: Samplers::new(options.slot_count as usize, spec.vocab_size),
             watch: None,
-            next_step: 0,
-            finished: None,
+            in_flight: InFlight::default(),
         })
     }
 
@@ -85,30 +85,19 @@ impl Engine for CpuEngine {
     }
 
     fn submit(&mut self, plan: &StepPlan) -> Result<StepId, EngineError> {
-        if self.finished.is_some() {
-            return Err(EngineError::Busy { in_flight: 1 });
-        }
+        self.in_flight.check()?;
         check_plan(&self.caps, plan)?;
         let batch = Batch::new(plan, &self.slots)?;
-        let Self { model, pages, slots, watch, .. } = self;
         let mut out = StepOutput::default();
         if batch.token_count() > 0 {
-            slots.enter(&batch);
-            step::run(model, pages, slots, &batch, watch, &mut out);
+            self.slots.enter(&batch);
+            step::run(self, &batch, &mut out);
         }
-        let step = StepId(self.next_step);
-        self.next_step += 1;
-        self.finished = Some((step, out));
-        Ok(step)
+        Ok(self.in_flight.start(out))
     }
 
     fn wait(&mut self, step: StepId, out: &mut StepOutput) -> Result<(), EngineError> {
-        match self.finished.take_if(|(finished, _)| *finished == step) {
-            Some((_, finished)) => {
-                *out = finished;
-                Ok(())
-            }
-            None => Err(EngineError::WrongStep { step }),
-        }
+        *out = self.in_flight.take(step)?;
+        Ok(())
     }
 }

@@ -2,10 +2,11 @@
 
 use kilotok_engine::StepOutput;
 use kilotok_model::{FeedForwardSpec, LayerSpec, ModelSpec};
-use kilotok_rows::{Batch, Slots, verify, wanted_tokens};
+use kilotok_rows::{Batch, wanted_tokens};
 
+use crate::engine::CpuEngine;
 use crate::math::rms_norm;
-use crate::pages::{LayerPages, Pages};
+use crate::pages::LayerPages;
 use crate::phase::router::Routes;
 use crate::phase::{attn, attn_in, attn_out, dense, draft, embed, experts, head, router};
 use crate::watch::{Seen, Watch};
@@ -18,26 +19,14 @@ pub(crate) struct Model {
 }
 
 /// Runs a checked plan.
-pub(crate) fn run(
-    model: &Model,
-    pages: &mut Pages,
-    slots: &mut Slots,
-    batch: &Batch<'_>,
-    watch: &mut Option<Watch>,
-    out: &mut StepOutput,
-) {
+pub(crate) fn run(engine: &mut CpuEngine, batch: &Batch<'_>, out: &mut StepOutput) {
     // A thread of the pool hands out work without going to sleep at every phase.
-    rayon::scope(|_| phases(model, pages, slots, batch, watch, out));
+    rayon::scope(|_| phases(engine, batch, out));
 }
 
-fn phases(
-    model: &Model,
-    pages: &mut Pages,
-    slots: &mut Slots,
-    batch: &Batch<'_>,
-    watch: &mut Option<Watch>,
-    out: &mut StepOutput,
-) {
+fn phases(engine: &mut CpuEngine, batch: &Batch<'_>, out: &mut StepOutput) {
+    let CpuEngine { model, pages, slots, samplers, watch, .. } = engine;
+    let model = &*model;
     let Model { spec, weights } = model;
     let mut x = embed::run(weights, &batch.tokens);
     watch_hidden(watch, batch, 0, &x);
@@ -56,7 +45,7 @@ fn phases(
             watch(Seen::Logits { position: batch.positions[token], values });
         }
     }
-    let committed = verify(spec.vocab_size, batch, &logits, slots, out);
+    let committed = samplers.verify(batch, &logits, slots, out);
     if let Some(drafter) = draft::Drafter::new(model) {
         drafter.commit(batch, &committed, &taps, &mut pages.drafter, watch);
         drafter.draft(batch, &pages.drafter, slots, out, watch);

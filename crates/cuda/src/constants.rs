@@ -23,6 +23,8 @@ const TOKENS_MAX: usize = 64;
 const VALUE_DIM_MAX: usize = 192;
 /// An owner's 48 columns of so many experts' F32 weights fit into the ring.
 const EXPERTS_MAX: usize = 816;
+/// The sampler adds up parts of so many tokens' probabilities.
+const VOCAB_MAX: usize = 1 << 18;
 /// A lane of a warp keeps one choice of a token.
 const TOP_K_MAX: usize = 32;
 
@@ -328,6 +330,7 @@ fn problems(spec: &ModelSpec, launch: Launch) -> Vec<String> {
         ));
     }
     at_most(&mut problems, "tokens of a batch", tokens_max, TOKENS_MAX);
+    at_most(&mut problems, "vocab_size", spec.vocab_size, VOCAB_MAX);
     aligned(&mut problems, "hidden_size", spec.hidden_size);
     at_most(&mut problems, "hidden_size", spec.hidden_size, grid * OWNER_ROWS);
     for (index, layer) in spec.layers.iter().enumerate() {

@@ -271,37 +271,17 @@ impl DeviceMemory {
         }
     }
 
-    /// Starts to copy rows from a place to pinned memory.
-    pub(crate) fn fetch(&self, offset: usize, to: &mut Pinned, rows: &Rows) -> Result<()> {
-        let Rows { count, bytes, pitch, to_offset, to_pitch } = *rows;
-        if count == 0 || bytes == 0 {
-            return Ok(());
-        }
-        assert!(bytes <= pitch && bytes <= to_pitch, "rows do not overlap");
-        assert!(to_offset + (count - 1) * to_pitch + bytes <= to.bytes, "there is room for rows");
-        let from = self.place(&(offset..offset + (count - 1) * pitch + bytes));
+    /// Starts to copy bytes from a place to the beginning of pinned memory.
+    pub(crate) fn fetch(&self, range: Range<usize>, to: &mut Pinned) -> Result<()> {
+        assert!(range.len() <= to.bytes, "there is room for what is fetched");
+        let from = self.place(&range);
         self.device.enter()?;
-        let copy = sys::CUDA_MEMCPY2D {
-            srcXInBytes: 0,
-            srcY: 0,
-            srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
-            srcHost: ptr::null(),
-            srcDevice: from,
-            srcArray: ptr::null_mut(),
-            srcPitch: pitch,
-            dstXInBytes: to_offset,
-            dstY: 0,
-            dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_HOST,
-            dstHost: to.host.as_ptr().cast(),
-            dstDevice: 0,
-            dstArray: ptr::null_mut(),
-            dstPitch: to_pitch,
-            WidthInBytes: bytes,
-            Height: count,
-        };
-        // SAFETY: all rows lie within their memory; the pinned memory is borrowed alone, and
+        // SAFETY: both ranges lie within their memory; the pinned memory is borrowed alone, and
         // whoever reads, writes or drops it waits for the stream first.
-        unsafe { call!(cuMemcpy2DAsync_v2(&raw const copy, self.device.stream)) }
+        unsafe {
+            let to = to.host.as_ptr().cast();
+            call!(cuMemcpyDtoHAsync_v2(to, from, range.len(), self.device.stream))
+        }
     }
 
     fn place(&self, range: &Range<usize>) -> u64 {
@@ -318,21 +298,10 @@ impl Drop for DeviceMemory {
     }
 }
 
-/// Rows to be copied to the host.
-pub(crate) struct Rows {
-    pub(crate) count: usize,
-    /// Of a row.
-    pub(crate) bytes: usize,
-    /// From one row to the next.
-    pub(crate) pitch: usize,
-    /// The same on the host, and where the first row goes.
-    pub(crate) to_offset: usize,
-    pub(crate) to_pitch: usize,
-}
-
 /// Memory of the host that GPUs read and write at its address of theirs.
 pub(crate) struct Pinned {
-    device: Arc<Device>,
+    /// Those that copy or run with it.
+    devices: Vec<Arc<Device>>,
     host: NonNull<u8>,
     bytes: usize,
     address: u64,
@@ -342,9 +311,9 @@ pub(crate) struct Pinned {
 unsafe impl Send for Pinned {}
 
 impl Pinned {
-    /// All zeros.
-    pub(crate) fn new(device: &Arc<Device>, bytes: usize) -> Result<Self> {
-        device.enter()?;
+    /// All zeros, at the same address for all these devices.
+    pub(crate) fn new(devices: &[Arc<Device>], bytes: usize) -> Result<Self> {
+        devices[0].enter()?;
         let flags = sys::CU_MEMHOSTALLOC_DEVICEMAP | sys::CU_MEMHOSTALLOC_PORTABLE;
         let (mut host, mut address) = (ptr::null_mut(), 0);
         // SAFETY: each writes an address; the memory is so many bytes, and all are set.
@@ -354,7 +323,12 @@ impl Pinned {
             call!(cuMemHostGetDevicePointer_v2(&raw mut address, host, 0))?;
         }
         let host = NonNull::new(host.cast()).expect("memory has an address");
-        Ok(Self { device: device.clone(), host, bytes, address })
+        Ok(Self { devices: devices.to_vec(), host, bytes, address })
+    }
+
+    /// Other memory for the same devices.
+    pub(crate) fn like(&self, bytes: usize) -> Result<Self> {
+        Self::new(&self.devices, bytes)
     }
 
     /// Its address for GPUs.
@@ -362,9 +336,17 @@ impl Pinned {
         self.address
     }
 
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn finish(&self) -> Result<()> {
+        self.devices.iter().try_for_each(|device| device.finish())
+    }
+
     /// What is in it when everything that was started is done.
     pub(crate) fn read(&self) -> Result<&[u8]> {
-        self.device.finish()?;
+        self.finish()?;
         // SAFETY: this owns so many bytes, all of them set, and nobody writes them now: what
         // starts to takes this by `&mut`, or is a kernel, which only ever writes a `Fault`.
         Ok(unsafe { std::slice::from_raw_parts(self.host.as_ptr(), self.bytes) })
@@ -372,7 +354,7 @@ impl Pinned {
 
     /// To be filled, when everything that was started is done with it.
     pub(crate) fn write(&mut self) -> Result<&mut [u8]> {
-        self.device.finish()?;
+        self.finish()?;
         // SAFETY: as in `read`, and this is borrowed alone.
         Ok(unsafe { std::slice::from_raw_parts_mut(self.host.as_ptr(), self.bytes) })
     }
@@ -387,9 +369,56 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        let _ = self.device.finish();
+        let _ = self.finish();
         // SAFETY: allocated in `new`, and nothing that was started uses it any more.
         let _ = unsafe { sys::cuMemFreeHost(self.host.as_ptr().cast()) };
+    }
+}
+
+/// A moment in what a GPU does.
+pub(crate) struct Event {
+    device: Arc<Device>,
+    handle: sys::CUevent,
+}
+
+// SAFETY: a handle that any thread may use when the context is current.
+unsafe impl Send for Event {}
+
+impl Event {
+    pub(crate) fn new(device: &Arc<Device>) -> Result<Self> {
+        device.enter()?;
+        let mut handle = ptr::null_mut();
+        // SAFETY: writes a handle.
+        unsafe {
+            call!(cuEventCreate(&raw mut handle, sys::CUevent_flags::CU_EVENT_DEFAULT as u32))
+        }?;
+        Ok(Self { device: device.clone(), handle })
+    }
+
+    /// Is when everything that was started before is done.
+    pub(crate) fn record(&self) -> Result<()> {
+        self.device.enter()?;
+        // SAFETY: event and stream are of one context.
+        unsafe { call!(cuEventRecord(self.handle, self.device.stream)) }
+    }
+
+    /// Milliseconds from an earlier one; both have come.
+    pub(crate) fn since(&self, earlier: &Self) -> Result<f32> {
+        self.device.enter()?;
+        let mut milliseconds = 0.0;
+        // SAFETY: writes a number.
+        unsafe {
+            call!(cuEventElapsedTime_v2(&raw mut milliseconds, earlier.handle, self.handle))?;
+        }
+        Ok(milliseconds)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        let _ = self.device.enter();
+        // SAFETY: made in `new`.
+        let _ = unsafe { sys::cuEventDestroy_v2(self.handle) };
     }
 }
 

@@ -1,126 +1,118 @@
-//! The GPU engine behind the seam. The host resolves tokens, keeps the slots and verifies; the GPUs
-//! run the model.
+//! The GPU engine behind the seam. A step is one chain on every GPU's stream, without the host in
+//! between: the target, the choice of tokens, the drafter's context, the drafts. The host resolves
+//! tokens, keeps what slots hold, and reads the results.
 
 use std::iter::once;
+use std::time::Duration;
 
-use kilotok_engine::{Caps, Engine, EngineError, StepId, StepOutput, StepPlan, check_plan};
-use kilotok_rows::{Batch, Slots, likeliest, verify, wanted_tokens};
+use kilotok_abi::SampleMemory;
+use kilotok_engine::{
+    Caps, Engine, EngineError, StepId, StepOutput, StepPlan, StepTimes, check_plan,
+};
+use kilotok_rows::{Batch, InFlight, Slots};
 
-use crate::batch::{DeviceBatch, DraftRow};
-use crate::driver::Pinned;
+use crate::driver::{DriverError, Pinned};
 use crate::fault::cause;
-use crate::rank::{Pass, Rank};
+use crate::rank::{Moment, Pass, Rank};
+use crate::results::{Asked, ResultPlaces};
+use crate::upload::{Places, Upload};
 
-/// Computes steps on GPUs, when they are submitted.
+/// Computes steps on GPUs.
 pub struct CudaEngine {
     pub(crate) caps: Caps,
     pub(crate) ranks: Vec<Rank>,
-    /// `[wanted, vocab]` of all ranks.
-    pub(crate) logits: Pinned,
     pub(crate) slots: Slots,
+    pub(crate) host: HostMemory,
     /// Rows of one draft; 0 without a drafter.
     pub(crate) draft_rows: usize,
-    /// Exchanges between ranks so far, or more, and in a pass at most.
+    /// Exchanges between ranks so far, or more, and in a launch at most.
     pub(crate) exchanges: u32,
     pub(crate) exchanges_max: u32,
-    pub(crate) next_step: u64,
-    pub(crate) finished: Option<(StepId, StepOutput)>,
+    pub(crate) in_flight: InFlight<Asked>,
+    pub(crate) times: Option<StepTimes>,
     /// What broke a GPU. Nothing runs on it after that.
     pub(crate) broken: Option<EngineError>,
+}
+
+/// The host's memory that GPUs read and write, and what lies where in it.
+pub(crate) struct HostMemory {
+    pub(crate) upload: Pinned,
+    pub(crate) upload_places: Places,
+    /// As long as the longest that a step has needed.
+    pub(crate) lists: Pinned,
+    pub(crate) results: Pinned,
+    pub(crate) result_places: ResultPlaces,
+    /// Where the slots' tables are in every rank's memory.
+    pub(crate) tables: SampleMemory,
 }
 
 /// Tokens of a step at most: what a batch of the kernels holds.
 pub const TOKENS_MAX: u32 = 64;
 
 impl CudaEngine {
-    /// The target over all tokens, their choice, then context and drafts.
-    fn run(&mut self, batch: &Batch<'_>, out: &mut StepOutput) -> Result<(), EngineError> {
-        let wanted = wanted_tokens(batch);
-        let target = DeviceBatch::target(batch, &wanted, &self.caps.groups);
-        self.pass(Pass::Target, &target)?;
-        let logits = logits(&self.logits)?;
-        let vocab_size = self.caps.vocab_size as usize;
-        let logits = &logits[..wanted.len() * vocab_size];
-        let committed = verify(vocab_size, batch, logits, &mut self.slots, out);
-        if self.draft_rows == 0 {
-            return Ok(());
-        }
-        if !committed.is_empty() {
-            self.pass(Pass::DraftContext, &target.context(&committed))?;
-        }
-        let rows = self.draft_rows(batch);
-        for rows in rows.chunks(TOKENS_MAX as usize / self.draft_rows) {
-            self.draft(batch, &target, rows, out)?;
-        }
-        Ok(())
+    /// Starts everything that a step does.
+    fn start_step(&mut self, upload: &Upload, asked: &Asked) -> Result<(), EngineError> {
+        self.try_start_step(upload, asked).map_err(|error| self.cause(error))
     }
 
-    /// The rows that ask for drafts and hold a token to draft after.
-    fn draft_rows(&mut self, batch: &Batch<'_>) -> Vec<DraftRow> {
-        let asking = batch.rows.iter().enumerate().filter(|(_, row)| row.plan.draft_next > 0);
-        let rows = asking.filter_map(|(index, row)| {
-            let held = self.slots.held_mut(row.plan.slot)?;
-            Some(DraftRow {
-                row: index,
-                anchor: held.anchor,
-                start: held.start,
-                draft_count: row.plan.draft_next,
-            })
-        });
-        rows.collect()
+    fn try_start_step(&mut self, upload: &Upload, asked: &Asked) -> Result<(), EngineError> {
+        let numbers = (self.exchanges, self.exchanges_max);
+        let launches = self.host.upload_places.passes() as u32;
+        self.exchanges = self.exchanges.wrapping_add(self.exchanges_max * launches);
+        let bytes = self.host.write(upload, numbers).map_err(|error| device_error(&error))?;
+        let Self { ranks, host, .. } = self;
+        for rank in ranks.iter_mut() {
+            rank.begin((&host.upload, bytes), &host.lists, &upload.copies)?;
+        }
+        let all = |pass| ranks.iter().try_for_each(|rank| rank.start(pass));
+        all(Pass::Target)?;
+        all(Pass::Verify)?;
+        ranks[0].note(Moment::Verified)?;
+        if self.draft_rows > 0 {
+            all(Pass::DraftContext)?;
+        }
+        (0..upload.drafts.len()).map(Pass::DraftRows).try_for_each(all)?;
+        ranks[0].note(Moment::Drafted)?;
+        ranks[0].fetch(asked.bytes(&host.result_places), &mut host.results)
     }
 
-    /// Drafts for as many rows as one batch holds.
-    fn draft(
-        &mut self,
-        batch: &Batch<'_>,
-        target: &DeviceBatch,
-        rows: &[DraftRow],
-        out: &mut StepOutput,
-    ) -> Result<(), EngineError> {
-        self.pass(Pass::DraftRows, &target.drafts(rows, self.draft_rows))?;
-        let mut logits = logits(&self.logits)?.chunks_exact(self.caps.vocab_size as usize);
-        for row in rows {
-            let plan = batch.rows[row.row].plan;
-            let own = logits.by_ref().take(row.draft_count as usize);
-            let drafts: Vec<_> = own.map(likeliest).collect();
-            if plan.report_drafts {
-                out.rows[row.row].drafts.clone_from(&drafts);
-            }
-            if let Some(held) = self.slots.held_mut(plan.slot) {
-                held.drafts = drafts;
-            }
-        }
-        Ok(())
+    /// Waits for the step in flight, which was asked for this.
+    fn finish_step(&mut self, asked: &Asked) -> Result<StepOutput, EngineError> {
+        self.try_finish_step(asked).map_err(|error| self.cause(error))
     }
 
-    /// Runs a kernel on all ranks, and waits for it and its logits.
-    fn pass(&mut self, pass: Pass, batch: &DeviceBatch) -> Result<(), EngineError> {
-        self.try_pass(pass, batch).map_err(|error| {
-            // The others end too, if only because their waits do.
-            let others = self.ranks.iter().filter_map(|rank| rank.finish().err());
-            cause(once(error.clone()).chain(others)).unwrap_or(error)
-        })
+    fn try_finish_step(&mut self, asked: &Asked) -> Result<StepOutput, EngineError> {
+        self.ranks.iter().try_for_each(Rank::finish)?;
+        let (verify, draft) = self.ranks[0].milliseconds()?;
+        let duration = |milliseconds: f32| Duration::from_secs_f32(milliseconds / 1e3);
+        self.times = Some(StepTimes { verify: duration(verify), draft: duration(draft) });
+        let HostMemory { results, result_places, .. } = &self.host;
+        let results = results.read().map_err(|error| device_error(&error))?;
+        Ok(asked.output(results, result_places, &mut self.slots))
     }
 
-    fn try_pass(&mut self, pass: Pass, batch: &DeviceBatch) -> Result<(), EngineError> {
-        for rank in &mut self.ranks {
-            rank.start(pass, batch, self.exchanges)?;
-        }
-        self.exchanges = self.exchanges.wrapping_add(self.exchanges_max);
-        for rank in &self.ranks {
-            rank.fetch_logits(batch.wanted_count(), &mut self.logits)?;
-        }
-        self.ranks.iter().try_for_each(Rank::finish)
+    /// What began it. The other ranks end too, if only because their waits do.
+    fn cause(&self, error: EngineError) -> EngineError {
+        let others = self.ranks.iter().filter_map(|rank| rank.finish().err());
+        cause(once(error.clone()).chain(others)).unwrap_or(error)
     }
 }
 
-fn logits(pinned: &Pinned) -> Result<&[f32], EngineError> {
-    let broken = |error: crate::driver::DriverError| EngineError::Device {
-        rank: 0,
-        reason: error.to_string(),
-    };
-    Ok(bytemuck::cast_slice(pinned.read().map_err(broken)?))
+impl HostMemory {
+    /// Writes a step, and returns the bytes of its upload.
+    fn write(&mut self, upload: &Upload, exchanges: (u32, u32)) -> Result<usize, DriverError> {
+        let bytes = upload.lists.len();
+        if bytes > self.lists.bytes() {
+            self.lists = self.lists.like(bytes.next_power_of_two())?;
+        }
+        self.lists.write()?[..bytes].copy_from_slice(&upload.lists);
+        let lists = self.lists.address();
+        Ok(upload.write(&self.upload_places, lists, exchanges, self.upload.write()?))
+    }
+}
+
+fn device_error(error: &DriverError) -> EngineError {
+    EngineError::Device { rank: 0, reason: error.to_string() }
 }
 
 impl Engine for CudaEngine {
@@ -132,30 +124,33 @@ impl Engine for CudaEngine {
         if let Some(broken) = &self.broken {
             return Err(broken.clone());
         }
-        if self.finished.is_some() {
-            return Err(EngineError::Busy { in_flight: 1 });
-        }
+        self.in_flight.check()?;
         check_plan(&self.caps, plan)?;
         let batch = Batch::new(plan, &self.slots)?;
-        let mut out = StepOutput::default();
-        if batch.token_count() > 0 {
+        let drafts = (TOKENS_MAX as usize).checked_div(self.draft_rows).unwrap_or(0);
+        let shape = (drafts, self.draft_rows);
+        let upload = Upload::new(&batch, &self.caps.groups, &self.host.tables, shape)?;
+        let asked = Asked::new(&batch, &upload, TOKENS_MAX as usize);
+        if !asked.is_empty() {
             self.slots.enter(&batch);
-            let ran = self.run(&batch, &mut out);
-            ran.inspect_err(|error| self.broken = Some(error.clone()))?;
+            let started = self.start_step(&upload, &asked);
+            started.inspect_err(|error| self.broken = Some(error.clone()))?;
         }
-        let step = StepId(self.next_step);
-        self.next_step += 1;
-        self.finished = Some((step, out));
-        Ok(step)
+        Ok(self.in_flight.start(asked))
     }
 
     fn wait(&mut self, step: StepId, out: &mut StepOutput) -> Result<(), EngineError> {
-        match self.finished.take_if(|(finished, _)| *finished == step) {
-            Some((_, finished)) => {
-                *out = finished;
-                Ok(())
-            }
-            None => Err(EngineError::WrongStep { step }),
+        let asked = self.in_flight.take(step)?;
+        if asked.is_empty() {
+            *out = StepOutput::default();
+            return Ok(());
         }
+        let finished = self.finish_step(&asked);
+        *out = finished.inspect_err(|error| self.broken = Some(error.clone()))?;
+        Ok(())
+    }
+
+    fn times(&self) -> Option<StepTimes> {
+        self.times
     }
 }

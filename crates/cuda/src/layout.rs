@@ -2,15 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use kilotok_abi::{Exchange, LayerMemory, Memory};
+use kilotok_abi::{
+    BAD_TOKENS_MAX, BAD_WORDS_MAX, ChoicePart, END_TOKENS_MAX, Exchange, LayerMemory, Memory,
+    PARTS_MAX, RECENT_MAX, SampleMemory, Slot, VerifyMemory,
+};
 use kilotok_engine::PageGroup;
 use kilotok_model::{ModelSpec, Part};
 use kilotok_rows::{Grouping, Sizes};
 
-use crate::batch::Places;
 use crate::constants::{Constants, LayerKinds};
 use crate::memory_map::MemoryMap;
-use crate::places::{Buffer, LayerBuffer, Working, weight_buffers};
+use crate::places::{BARRIER_BYTES, Buffer, LayerBuffer, Working, weight_buffers};
+use crate::results::ResultPlaces;
+use crate::upload::Places;
 
 /// No tap follows the layer.
 const NO_TAP: u32 = !0;
@@ -21,10 +25,15 @@ pub(crate) struct Layout {
     pub(crate) map: MemoryMap,
     /// Addresses.
     pub(crate) weights: BTreeMap<Buffer, u64>,
-    /// What kernels are given, but for what only the rank itself knows.
+    /// What the first kernel is given, but for what only the rank itself knows.
     pub(crate) memory: Memory,
-    /// Of the batch, within the buffer that takes it whole.
-    pub(crate) batch: Places,
+    pub(crate) sampling: SampleMemory,
+    /// Within the buffer that takes what the host sends.
+    pub(crate) upload: Places,
+    /// Within the buffer of what it gets back, and where that is.
+    pub(crate) results: ResultPlaces,
+    pub(crate) results_at: u64,
+    /// A counter for each launch of a step.
     pub(crate) barrier_bytes: usize,
     /// Where other ranks write what they send.
     pub(crate) receiver: u64,
@@ -60,11 +69,68 @@ impl Layout {
         let target = layers(Part::Target, &constants.layers, &grouping.target);
         let draft_layers = layers(Part::Drafter, &constants.draft_layers, &grouping.drafter);
         let working = Working::new(constants);
-        let batch = Places::new(&working, constants, sizes, &grouping.groups);
-        let memory = memory(&mut map, &weights, &working, &batch);
+        let upload = Places::new(constants, sizes, &grouping.groups);
+        // Besides the passes, the choice of tokens.
+        let barrier_bytes = (upload.passes() + 1) * BARRIER_BYTES;
+        let results = ResultPlaces::new(constants.launch.tokens_max, upload.drafts.len());
+        let results_at = map.add("batch", "results".to_owned(), results.bytes as u64);
+        let drafted = results_at + results.drafted as u64;
+        let mut memory = memory(&mut map, &weights, &working, &upload, drafted);
+        memory.barrier = map.add("work", "barrier".to_owned(), barrier_bytes as u64);
         let receiver = map.add("work", "receiver".to_owned(), working.receiver as u64);
-        let barrier_bytes = working.barrier;
-        Self { map, weights, batch, memory, layers: target, draft_layers, barrier_bytes, receiver }
+        let sampling = SampleMemory {
+            rows: memory.batch + upload.sample_rows as u64,
+            wanted: memory.batch + upload.wanted as u64,
+            drafts: memory.batch + upload.drafts.first().map_or(0, |first| first.header as u64),
+            row_choices: results_at + results.row_choices as u64,
+            chosen: results_at + results.chosen as u64,
+            reports: results_at + results.reports as u64,
+            tops: results_at + results.tops as u64,
+            logits: working.gathered.map_or(memory.logits, |place| receiver + place as u64),
+            ..tables(&mut map, constants, sizes.slot_count as usize)
+        };
+        Self {
+            map,
+            weights,
+            memory,
+            sampling,
+            upload,
+            results,
+            results_at,
+            barrier_bytes,
+            receiver,
+            layers: target,
+            draft_layers,
+        }
+    }
+
+    /// What each launch is given, of what the first one is.
+    pub(crate) fn arguments(&self, target: &Memory) -> Arguments {
+        let at = |index: usize| target.barrier + (index * BARRIER_BYTES) as u64;
+        let place = |place: usize| target.batch + place as u64;
+        let drafts = self.upload.drafts.iter().enumerate();
+        let drafts = drafts.map(|(index, arrays)| Memory {
+            batch: place(arrays.header),
+            tokens: place(arrays.tokens),
+            rows: place(arrays.rows),
+            wanted: place(arrays.wanted),
+            drafted: target.drafted + (index * self.tokens_max() * size_of::<u32>()) as u64,
+            barrier: at(3 + index),
+            ..*target
+        });
+        Arguments {
+            verify: VerifyMemory {
+                memory: Memory { barrier: at(1), ..*target },
+                sampling: self.sampling,
+            },
+            context: Memory { batch: place(self.upload.context), barrier: at(2), ..*target },
+            drafts: drafts.collect(),
+            target: *target,
+        }
+    }
+
+    fn tokens_max(&self) -> usize {
+        (self.results.drafted - self.results.chosen) / size_of::<u32>()
     }
 
     /// Tables that kernels read: their addresses and bytes.
@@ -77,6 +143,14 @@ impl Layout {
             (self.memory.frequencies, frequencies),
         ]
     }
+}
+
+/// What the launches of a step are given.
+pub(crate) struct Arguments {
+    pub(crate) target: Memory,
+    pub(crate) verify: VerifyMemory,
+    pub(crate) context: Memory,
+    pub(crate) drafts: Vec<Memory>,
 }
 
 fn part_of(buffer: Buffer) -> &'static str {
@@ -133,17 +207,18 @@ fn memory(
     map: &mut MemoryMap,
     weights: &BTreeMap<Buffer, u64>,
     working: &Working,
-    places: &Places,
+    upload: &Places,
+    drafted: u64,
 ) -> Memory {
     let of = |buffer| weights.get(&buffer).copied().unwrap_or_default();
-    let batch = map.add("batch", "batch".to_owned(), places.bytes as u64);
+    let batch = map.add("batch", "batch".to_owned(), upload.bytes as u64);
     let mut work = |name: &str, bytes: usize| map.add("work", name.to_owned(), bytes as u64);
     Memory {
         batch,
-        tokens: batch + places.tokens as u64,
-        rows: batch + places.rows as u64,
-        wanted: batch + places.wanted as u64,
-        pages: batch + places.pages as u64,
+        tokens: batch + upload.target.tokens as u64,
+        rows: batch + upload.target.rows as u64,
+        wanted: batch + upload.target.wanted as u64,
+        pages: batch + upload.pages as u64,
         layers: work("layers", working.layers),
         draft_layers: work("draft_layers", working.draft_layers),
         embedding: of(Buffer::Embedding),
@@ -170,12 +245,48 @@ fn memory(
         taps: work("taps", working.taps),
         fused: work("fused", working.fused),
         logits: work("logits", working.logits),
-        barrier: work("barrier", working.barrier),
+        draft_parts: work("draft_parts", working.draft_parts),
+        drafted,
+        barrier: 0,
         fault: 0,
         rank: 0,
         wait_max_ms: 0,
         exchange: work("exchange", size_of::<Exchange>()),
         trace: 0,
+    }
+}
+
+/// Takes what slots keep of their requests, and what the choice of tokens works in.
+fn tables(map: &mut MemoryMap, constants: &Constants, slot_count: usize) -> SampleMemory {
+    let (word, stride) = (size_of::<u32>(), constants.logits_stride());
+    let tokens_max = constants.launch.tokens_max;
+    let mut take = |name: &str, count: usize, bytes: usize| {
+        map.add("slots and sampling", name.to_owned(), (count * bytes) as u64)
+    };
+    let mut of_slots = |name, bytes| take(name, slot_count, bytes);
+    SampleMemory {
+        vocab: constants.vocab as u32,
+        stride: stride as u32,
+        mask_words: constants.vocab.div_ceil(u32::BITS as usize) as u32,
+        reserved: 0,
+        slots: of_slots("slots", size_of::<Slot>()),
+        biases: of_slots("biases", stride * word),
+        counts: of_slots("counts", stride * size_of::<u16>()),
+        recent: of_slots("recent", RECENT_MAX * word),
+        bad_tokens: of_slots("bad_tokens", BAD_TOKENS_MAX * word),
+        bad_ends: of_slots("bad_ends", BAD_WORDS_MAX * word),
+        end_tokens: of_slots("end_tokens", END_TOKENS_MAX * word),
+        rows: 0,
+        wanted: 0,
+        masks: 0,
+        processed: take("processed", tokens_max, stride * word),
+        choice_parts: take("choice_parts", tokens_max, PARTS_MAX * size_of::<ChoicePart>()),
+        row_choices: 0,
+        chosen: 0,
+        reports: 0,
+        tops: 0,
+        logits: 0,
+        drafts: 0,
     }
 }
 

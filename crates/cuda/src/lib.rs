@@ -16,8 +16,10 @@ mod nvrtc;
 mod places;
 mod rank;
 mod repack;
+mod results;
 mod sources;
 mod start;
+mod upload;
 
 pub use compile::Toolchain;
 pub use driver::{DRIVER_MIN, Driver, DriverError, Gpu};

@@ -4,7 +4,7 @@
 
 use std::fmt::Write;
 
-use kilotok_abi::{BatchRow, BatchToken, LayerMemory};
+use kilotok_abi::{LayerMemory, PARTS_MAX};
 use kilotok_model::{ModelSpec, Part, WeightFormat};
 
 use crate::constants::{Attention, Constants};
@@ -36,7 +36,11 @@ const PACKET_VALUES: usize = 6;
 const PACKET_BYTES: usize = 16;
 const PACKET_SETS: usize = 2;
 /// The grid barrier's counter has a line of the cache for itself.
-const BARRIER_BYTES: usize = 128;
+pub(crate) const BARRIER_BYTES: usize = 128;
+/// Behind the packets: the flags of all ranks, and a packet of 16 bytes for each draft and rank.
+const FLAGS_BYTES: usize = 128;
+/// A row of logits to be verified is padded to so many.
+const LOGITS_ALIGNMENT: usize = 16;
 const F32: usize = size_of::<f32>();
 const BF16: usize = 2;
 
@@ -143,6 +147,11 @@ impl Constants {
         let rows = self.hidden.div_ceil(self.launch.ranks);
         let columns = self.taps.max(1) * self.hidden;
         Matrix { format: WeightFormat::Float, rows, columns, row_tiles: 1 }
+    }
+
+    /// Logits of a token to be verified to those of the next one.
+    pub(crate) fn logits_stride(&self) -> usize {
+        self.vocab.next_multiple_of(LOGITS_ALIGNMENT)
     }
 
     pub(crate) fn owner_units(&self) -> usize {
@@ -258,9 +267,6 @@ fn layer_buffers(
 /// Bytes of the buffers in which a step works, named as in `Memory`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Working {
-    pub(crate) tokens: usize,
-    pub(crate) rows: usize,
-    pub(crate) wanted: usize,
     pub(crate) layers: usize,
     pub(crate) draft_layers: usize,
     pub(crate) frequencies: usize,
@@ -280,9 +286,11 @@ pub(crate) struct Working {
     pub(crate) taps: usize,
     pub(crate) fused: usize,
     pub(crate) logits: usize,
-    pub(crate) barrier: usize,
-    /// Where a rank receives, see `comm/exchange.cuh`.
+    pub(crate) draft_parts: usize,
+    /// Where a rank receives, see `comm/exchange.cuh` and `comm/gather.cuh`.
     pub(crate) receiver: usize,
+    /// Where in it the logits of all ranks are, if there are several.
+    pub(crate) gathered: Option<usize>,
 }
 
 impl Working {
@@ -305,10 +313,8 @@ impl Working {
         let top_k = feed_forwards.map(|kind| kind.top_k.max(1)).max().unwrap_or(1);
         // A step of every warp, so that a matrix of any number of row tiles may read it.
         let normed = constants.hidden.next_multiple_of(CHUNK_COLUMNS * CONSUMER_WARPS) * BF16;
+        let (receiver, gathered) = receiver(constants);
         Self {
-            tokens: tokens * size_of::<BatchToken>(),
-            rows: tokens * size_of::<BatchRow>(),
-            wanted: tokens * size_of::<u32>(),
             layers: constants.layers.len() * size_of::<LayerMemory>(),
             draft_layers: constants.draft_layers.len() * size_of::<LayerMemory>(),
             frequencies: kinds * pairs * F32,
@@ -328,15 +334,24 @@ impl Working {
             taps: tokens * constants.fuse().operand_bytes(),
             fused: tokens * constants.fuse().rows * F32,
             logits: tokens * constants.head().units() * CHUNK_ROWS * F32,
-            barrier: BARRIER_BYTES,
-            receiver: PACKET_SETS
-                * constants.launch.ranks
-                * owners
-                * tokens
-                * (OWNER_ROWS / PACKET_VALUES)
-                * PACKET_BYTES,
+            draft_parts: tokens * PARTS_MAX * size_of::<u64>(),
+            receiver,
+            gathered,
         }
     }
+}
+
+/// Bytes of what a rank receives, and where in it the logits of all ranks are.
+fn receiver(constants: &Constants) -> (usize, Option<usize>) {
+    let (ranks, tokens) = (constants.launch.ranks, constants.launch.tokens_max);
+    let token_packets = OWNER_ROWS / PACKET_VALUES;
+    let exchange =
+        PACKET_SETS * ranks * constants.owner_units() * tokens * token_packets * PACKET_BYTES;
+    if ranks == 1 {
+        return (exchange, None);
+    }
+    let gathered = exchange + FLAGS_BYTES + tokens * ranks * PACKET_BYTES;
+    (gathered + tokens * constants.logits_stride() * F32, Some(gathered))
 }
 
 /// The largest of a value over so many kinds.

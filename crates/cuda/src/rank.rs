@@ -1,16 +1,15 @@
-//! One rank: a GPU with its memory and kernels, and how it runs a pass.
+//! One rank: a GPU with its memory and kernels, and how it runs a step.
 
 use std::sync::Arc;
 
 use kilotok_abi::{Exchange, Fault, Memory};
 use kilotok_engine::EngineError;
 
-use crate::batch::DeviceBatch;
 use crate::constants::Constants;
-use crate::driver::{Device, DeviceMemory, DriverError, Kernel, Module, Pinned, Rows};
+use crate::driver::{Device, DeviceMemory, DriverError, Event, Kernel, Module, Pinned};
 use crate::fault::timeout_of;
-use crate::layout::Layout;
-use crate::places::CHUNK_ROWS;
+use crate::layout::{Arguments, Layout};
+use crate::upload::Copy;
 
 /// How long a GPU waits for anything. A whole pass of the largest model takes milliseconds.
 const WAIT_MAX_MS: u32 = 2000;
@@ -23,10 +22,12 @@ const THREAD_COUNT: &str = "THREAD_COUNT";
 pub(crate) enum Pass {
     /// Tokens through the target's layers to logits.
     Target,
-    /// Taps of committed tokens to the drafter's keys and values.
+    /// The choice of tokens by the logits of all ranks.
+    Verify,
+    /// Taps of the target's tokens to the drafter's keys and values.
     DraftContext,
-    /// Draft rows through the drafter's layers to logits.
-    DraftRows,
+    /// A batch of draft rows through the drafter's layers to drafts.
+    DraftRows(usize),
 }
 
 pub(crate) struct Rank {
@@ -34,32 +35,30 @@ pub(crate) struct Rank {
     device: Arc<Device>,
     memory: DeviceMemory,
     layout: Layout,
-    argument: Memory,
-    staging: Pinned,
+    arguments: Arguments,
     fault: Pinned,
     grid: u32,
     thread_count: u32,
-    vocab: Share,
     kernels: Kernels,
+    /// When a step began, when its tokens were chosen, when its drafts were.
+    events: [Event; 3],
     /// The kernels are in it.
     _module: Module,
 }
 
-/// A rank's share of the vocabulary.
-#[derive(Clone, Copy)]
-struct Share {
-    first: usize,
-    count: usize,
-    /// Logits from one wanted token's to the next one's.
-    stride: usize,
-    /// Of all ranks.
-    whole: usize,
-}
-
 struct Kernels {
     target: Kernel,
+    verify: Kernel,
     /// Context and rows, of a model that has a drafter.
     draft: Option<(Kernel, Kernel)>,
+}
+
+/// What a GPU came to, by the index of its event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moment {
+    Begun,
+    Verified,
+    Drafted,
 }
 
 impl Rank {
@@ -73,30 +72,23 @@ impl Rank {
     ) -> Result<Self, DriverError> {
         let memory = DeviceMemory::new(device, layout_at(0).map.bytes() as usize)?;
         let layout = layout_at(memory.address());
-        let fault = Pinned::new(device, size_of::<Fault>())?;
-        let argument = Memory {
+        let fault = Pinned::new(std::slice::from_ref(device), size_of::<Fault>())?;
+        let arguments = layout.arguments(&Memory {
             rank: index as u32,
             fault: fault.address(),
             wait_max_ms: WAIT_MAX_MS,
             ..layout.memory
-        };
+        });
         let module = Module::load(device, cubin)?;
-        let count = constants.vocab / constants.launch.ranks;
         let rank = Self {
             index,
             device: device.clone(),
-            staging: Pinned::new(device, layout.batch.bytes)?,
-            argument,
+            arguments,
             fault,
             grid: constants.launch.grid as u32,
             thread_count: module.constant(THREAD_COUNT)?,
-            vocab: Share {
-                first: index * count,
-                count,
-                stride: constants.head().units() * CHUNK_ROWS,
-                whole: constants.vocab,
-            },
             kernels: kernels(&module, constants.draft_rows > 0)?,
+            events: [Event::new(device)?, Event::new(device)?, Event::new(device)?],
             _module: module,
             memory,
             layout,
@@ -118,63 +110,91 @@ impl Rank {
 
     /// Tells this rank where all of them receive.
     pub(crate) fn connect(&self, exchange: &Exchange) -> Result<(), DriverError> {
-        let to = self.argument.exchange - self.memory.address();
+        let to = self.arguments.target.exchange - self.memory.address();
         self.memory.write(to as usize, bytemuck::bytes_of(exchange))
     }
 
-    /// Starts a pass over a batch, after so many exchanges between ranks.
-    pub(crate) fn start(
+    /// Starts to take in a step: the first bytes of `upload`, and `copies` of the lists, which
+    /// kernels read too.
+    pub(crate) fn begin(
         &mut self,
-        pass: Pass,
-        batch: &DeviceBatch,
-        exchanges: u32,
+        upload: (&Pinned, usize),
+        lists: &Pinned,
+        copies: &[Copy],
     ) -> Result<(), EngineError> {
-        self.try_start(pass, batch, exchanges).map_err(|error| self.error(&error))
+        self.arguments.verify.sampling.masks = lists.address();
+        self.try_begin(upload, lists, copies).map_err(|error| self.error(&error))
     }
 
-    fn try_start(
-        &mut self,
-        pass: Pass,
-        batch: &DeviceBatch,
-        exchanges: u32,
+    fn try_begin(
+        &self,
+        (upload, bytes): (&Pinned, usize),
+        lists: &Pinned,
+        copies: &[Copy],
     ) -> Result<(), DriverError> {
+        self.event(Moment::Begun).record()?;
         let place = |address: u64| (address - self.memory.address()) as usize;
-        let (to, barrier) = (place(self.argument.batch), place(self.argument.barrier));
-        let bytes = batch.write(&self.layout.batch, exchanges, self.staging.write()?);
-        self.memory.send(to, &self.staging, 0..bytes)?;
-        self.memory.clear(barrier..barrier + self.layout.barrier_bytes)?;
-        let kernel = match (pass, &self.kernels.draft) {
-            (Pass::Target, _) => &self.kernels.target,
-            (Pass::DraftContext, Some((context, _))) => context,
-            (Pass::DraftRows, Some((_, rows))) => rows,
-            (_, None) => panic!("{pass:?} of a model without a drafter"),
-        };
-        #[expect(unsafe_code, reason = "what a kernel does is not checked")]
-        // SAFETY: the kernels take a `Memory`. Its addresses are those of the memory map, whose
-        // buffers have the sizes that the kernels were compiled with; the map's memory, and the
-        // pinned memory of the fault, are dropped after the stream is finished.
-        unsafe {
-            kernel.launch(self.grid, self.thread_count, &self.argument)
+        let (to, barrier) = (self.arguments.target.batch, place(self.arguments.target.barrier));
+        self.memory.send(place(to), upload, 0..bytes)?;
+        for Copy { to, from } in copies {
+            self.memory.send(*to, lists, from.clone())?;
+        }
+        self.memory.clear(barrier..barrier + self.layout.barrier_bytes)
+    }
+
+    /// Starts a launch of the step.
+    pub(crate) fn start(&self, pass: Pass) -> Result<(), EngineError> {
+        self.try_start(pass).map_err(|error| self.error(&error))
+    }
+
+    fn try_start(&self, pass: Pass) -> Result<(), DriverError> {
+        let Self { arguments, kernels: Kernels { target, verify, draft }, .. } = self;
+        let kernels = draft.as_ref().ok_or(pass);
+        let no_drafter = |pass| panic!("{pass:?} of a model without a drafter");
+        match pass {
+            Pass::Target => self.launch(target, &arguments.target),
+            Pass::Verify => self.launch(verify, &arguments.verify),
+            Pass::DraftContext => {
+                self.launch(&kernels.unwrap_or_else(no_drafter).0, &arguments.context)
+            }
+            Pass::DraftRows(batch) => {
+                self.launch(&kernels.unwrap_or_else(no_drafter).1, &arguments.drafts[batch])
+            }
         }
     }
 
-    /// Starts to copy this rank's logits of the wanted tokens to `[wanted, vocab]`.
-    pub(crate) fn fetch_logits(
-        &self,
-        wanted_count: usize,
-        to: &mut Pinned,
-    ) -> Result<(), EngineError> {
-        let Share { first, count, stride, whole } = self.vocab;
-        let bytes = |values: usize| values * size_of::<f32>();
-        let rows = Rows {
-            count: wanted_count,
-            bytes: bytes(count),
-            pitch: bytes(stride),
-            to_offset: bytes(first),
-            to_pitch: bytes(whole),
-        };
-        let from = (self.argument.logits - self.memory.address()) as usize;
-        self.memory.fetch(from, to, &rows).map_err(|error| self.error(&error))
+    fn launch<T: bytemuck::Pod>(&self, kernel: &Kernel, argument: &T) -> Result<(), DriverError> {
+        #[expect(unsafe_code, reason = "what a kernel does is not checked")]
+        // SAFETY: the target's and the drafter's kernels take a `Memory`, the other one a
+        // `VerifyMemory`. Their addresses are those of the memory map, whose buffers have the
+        // sizes that the kernels were compiled with, and of pinned memory; the map's memory and
+        // that of the fault are dropped after the stream is finished, lists are written and
+        // dropped when all streams are.
+        unsafe {
+            kernel.launch(self.grid, self.thread_count, argument)
+        }
+    }
+
+    /// Notes when the GPU has come so far.
+    pub(crate) fn note(&self, moment: Moment) -> Result<(), EngineError> {
+        self.event(moment).record().map_err(|error| self.error(&error))
+    }
+
+    /// Milliseconds of a finished step to the choice of its tokens, and from there to its drafts.
+    pub(crate) fn milliseconds(&self) -> Result<(f32, f32), EngineError> {
+        let [begun, verified, drafted] = &self.events;
+        let times = verified.since(begun).and_then(|first| Ok((first, drafted.since(verified)?)));
+        times.map_err(|error| self.error(&error))
+    }
+
+    fn event(&self, moment: Moment) -> &Event {
+        &self.events[moment as usize]
+    }
+
+    /// Starts to copy the first bytes of a step's results.
+    pub(crate) fn fetch(&self, bytes: usize, to: &mut Pinned) -> Result<(), EngineError> {
+        let from = (self.layout.results_at - self.memory.address()) as usize;
+        self.memory.fetch(from..from + bytes, to).map_err(|error| self.error(&error))
     }
 
     /// Waits for all that was started.
@@ -199,6 +219,7 @@ fn kernels(module: &Module, drafter: bool) -> Result<Kernels, DriverError> {
     let kernel = |name| module.kernel(name, shared_bytes);
     Ok(Kernels {
         target: kernel("target")?,
+        verify: kernel("verify")?,
         draft: if drafter { Some((kernel("draft_context")?, kernel("draft_rows")?)) } else { None },
     })
 }

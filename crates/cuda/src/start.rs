@@ -7,19 +7,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kilotok_abi::{Exchange, RANKS_MAX};
 use kilotok_engine::Caps;
 use kilotok_model::{ModelSpec, Ranks, RanksError, check_ranks, declare};
-use kilotok_rows::{Grouping, SizeError, Sizes, Slots};
+use kilotok_rows::{Grouping, InFlight, SizeError, Sizes, Slots};
 use kilotok_weights::{LoadError, Piece, Progress, Tensor, WeightSource, load};
 
 use crate::compile::Toolchain;
 use crate::constants::{Constants, Launch};
 use crate::driver::{Device, Driver, DriverError, Gpu, Pinned};
-use crate::engine::{CudaEngine, TOKENS_MAX};
+use crate::engine::{CudaEngine, HostMemory, TOKENS_MAX};
 use crate::layout::Layout;
 use crate::memory_map::{DoesNotFit, MemoryMap};
 use crate::nvrtc::{CompileError, Version};
 use crate::rank::Rank;
 use crate::repack::Repacker;
 
+/// Lists of a step for which there is room from the start: a mask for every token.
+const LISTS_BYTES: usize = 2 << 20;
 /// Keys and values are BF16.
 pub const VALUE_BYTES: usize = 2;
 
@@ -212,17 +214,26 @@ impl CudaEngine {
         for device in &devices {
             device.finish()?;
         }
-        let logits_bytes = TOKENS_MAX as usize * spec.vocab_size * size_of::<f32>();
+        // At address 0, addresses are places.
+        let Layout { upload, results, sampling, .. } = plan.layout(spec, 0);
+        let host = HostMemory {
+            upload: Pinned::new(&devices, upload.bytes)?,
+            upload_places: upload,
+            lists: Pinned::new(&devices, LISTS_BYTES)?,
+            results: Pinned::new(&devices, results.bytes)?,
+            result_places: results,
+            tables: sampling,
+        };
         Ok(Self {
             caps: options.caps(spec),
-            logits: Pinned::new(&devices[0], logits_bytes)?,
             ranks,
             slots: Slots::new(plan.sizes.slot_count as usize, spec.vocab_size),
+            host,
             draft_rows: constants.draft_rows,
             exchanges: 0,
             exchanges_max: exchanges_max(constants),
-            next_step: 0,
-            finished: None,
+            in_flight: InFlight::default(),
+            times: None,
             broken: None,
         })
     }

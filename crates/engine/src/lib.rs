@@ -6,6 +6,8 @@ mod caps;
 mod check;
 mod plan;
 
+use std::time::Duration;
+
 pub use caps::{Caps, PageGroup, PageKind};
 pub use check::check_plan;
 pub use plan::{
@@ -28,6 +30,19 @@ pub trait Engine: Send {
     /// Waits for a step and writes what it made, rows in plan order. Steps are waited for in the
     /// order they were submitted.
     fn wait(&mut self, step: StepId, out: &mut StepOutput) -> Result<(), EngineError>;
+
+    /// How long the devices took over the last step waited for, if the engine has any.
+    fn times(&self) -> Option<StepTimes> {
+        None
+    }
+}
+
+/// The parts of a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepTimes {
+    /// The target over all tokens, and the choice of tokens.
+    pub verify: Duration,
+    pub draft: Duration,
 }
 
 /// Why a step did not happen.

@@ -103,7 +103,7 @@ pub struct SlotSetup {
     /// penalties and bad words read it; without them it may be empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub history: Vec<TokenId>,
-    /// Added to the logits of these tokens; finite.
+    /// Added to the logits of these tokens, their sum where a token has several; finite.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub logit_bias: Vec<(TokenId, f32)>,
     /// Token sequences that must not be completed.

@@ -4,12 +4,14 @@
 
 mod batch;
 mod groups;
+mod in_flight;
 mod sizes;
 mod slots;
 mod verify;
 
 pub use batch::{Batch, BatchRow};
 pub use groups::Grouping;
+pub use in_flight::InFlight;
 pub use sizes::{SizeError, Sizes};
 pub use slots::{Held, Slots};
-pub use verify::{likeliest, verify, wanted_tokens};
+pub use verify::{Samplers, likeliest, wanted, wanted_tokens};

@@ -79,7 +79,7 @@ impl Sizes {
         Grouping::new(spec, self.page_tokens, self.page_count, value_bytes)
     }
 
-    /// The limits of an engine of these sizes that verifies on the host.
+    /// The limits of an engine of these sizes.
     pub fn caps(&self, spec: &ModelSpec, grouping: &Grouping) -> Caps {
         let draft_max = spec.drafter.as_ref().map_or(GIVEN_DRAFTS_MAX, |d| d.rows as u32 - 1);
         Caps {

@@ -1,9 +1,8 @@
-//! What slots hold between steps: how a request chooses its tokens, and the drafts that wait to
-//! be verified.
+//! What slots hold between steps: the token chosen last, and the drafts that wait to be verified.
 
-use kilotok_abi::{SlotId, TokenId};
+use kilotok_abi::{Bias, SlotId, TokenId};
 use kilotok_engine::{Row, RowTokens, SlotSetup};
-use kilotok_sampling::{Fault, Sampler, Setup};
+use kilotok_sampling::Setup;
 
 use crate::batch::Batch;
 
@@ -13,11 +12,10 @@ pub struct Slots {
     vocab_size: usize,
 }
 
-pub(crate) struct Slot {
-    sampler: Sampler,
+struct Slot {
     /// Whether the choice of a token reads the tokens before it.
     keeps_history: bool,
-    /// Positions whose tokens are in the sampler's history.
+    /// Positions whose tokens whoever chooses has seen.
     known: u32,
     held: Option<Held>,
 }
@@ -74,65 +72,37 @@ impl Slots {
         self.slots[slot.0 as usize].as_mut()?.held.as_mut()
     }
 
-    /// The slot of a checked row.
-    pub(crate) fn slot_mut(&mut self, slot: SlotId) -> &mut Slot {
-        self.slots[slot.0 as usize].as_mut().expect("a checked row's slot is set up")
-    }
-
     /// Takes in new requests and the tokens that the host sent; what was held is in the batch now.
     pub fn enter(&mut self, batch: &Batch<'_>) {
         for row in &batch.rows {
+            let slot = &mut self.slots[row.plan.slot.0 as usize];
             if let Some(setup) = &row.plan.setup {
-                self.slots[row.plan.slot.0 as usize] = Some(Slot::new(setup));
+                let (keeps_history, known) = (setup.needs_history(), setup.history.len() as u32);
+                *slot = Some(Slot { keeps_history, known, held: None });
             }
-            let slot = self.slot_mut(row.plan.slot);
+            let slot = slot.as_mut().expect("a checked row's slot is set up");
             slot.held = None;
-            let tokens = &batch.tokens[row.first..row.first + row.known()];
-            for (token, position) in tokens.iter().zip(row.plan.start..) {
-                slot.learn(position, *token);
-            }
-        }
-    }
-}
-
-impl Slot {
-    fn new(setup: &SlotSetup) -> Self {
-        let sampler = Sampler::new(sampling_setup(setup), &setup.history);
-        let keeps_history = setup.needs_history();
-        Self { sampler, keeps_history, known: setup.history.len() as u32, held: None }
-    }
-
-    /// Adds a token to the history, unless its position is in it.
-    fn learn(&mut self, position: u32, token: TokenId) {
-        if position == self.known {
-            self.sampler.push(token);
-            self.known += 1;
+            slot.known = slot.known.max(row.plan.start + row.known() as u32);
         }
     }
 
-    /// Chooses the tokens from `first` on, see [`Sampler::verify`], and holds the last of them.
-    pub(crate) fn verify(
-        &mut self,
-        first: u32,
-        drafts: &[TokenId],
-        masks: &[Vec<u32>],
-        logits: &[f32],
-        tokens: &mut Vec<TokenId>,
-    ) -> Result<(), Fault> {
-        let verified = self.sampler.verify(first, drafts, masks, logits, tokens);
+    /// Takes in the tokens chosen for a row of the batch, from position `first` on, and holds the
+    /// last of them.
+    pub fn commit(&mut self, slot: SlotId, first: u32, tokens: &[TokenId]) {
+        let slot = self.slots[slot.0 as usize].as_mut().expect("a row's slot is set up");
         let end = first + tokens.len() as u32;
-        self.known = end;
-        self.held =
+        slot.known = end;
+        slot.held =
             tokens.last().map(|&anchor| Held { start: end - 1, anchor, drafts: Vec::new() });
-        verified
     }
 }
 
-fn sampling_setup(setup: &SlotSetup) -> Setup {
+pub(crate) fn sampling_setup(setup: &SlotSetup) -> Setup {
     Setup {
         sampling: setup.sampling,
         prompt_count: setup.prompt_count,
-        logit_bias: setup.logit_bias.clone(),
+        // As tables that hold one for each token have them.
+        logit_bias: Bias::of_each(&setup.logit_bias).iter().map(|b| (b.token, b.bias)).collect(),
         bad_words: setup.bad_words.clone(),
         end_tokens: setup.end_tokens.clone(),
     }

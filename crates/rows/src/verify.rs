@@ -3,80 +3,123 @@
 
 use kilotok_abi::TokenId;
 use kilotok_engine::{RowFault, RowOutput, StepOutput, TokenLogprob, TokenLogprobs};
-use kilotok_sampling::{Fault, Ranking, logprobs};
+use kilotok_sampling::{Fault, Ranking, Sampler, logprobs};
 
 use crate::batch::{Batch, BatchRow};
-use crate::slots::Slots;
+use crate::slots::{Slots, sampling_setup};
 
 /// Tokens of the batch after which logits are needed: scored ones, the last known one, drafts.
 pub fn wanted_tokens(batch: &Batch<'_>) -> Vec<usize> {
     batch.rows.iter().flat_map(|row| wanted(row).map(|token| row.first + token)).collect()
 }
 
-fn wanted(row: &BatchRow<'_>) -> impl Iterator<Item = usize> {
+/// The same of one row, by their place in it.
+pub fn wanted(row: &BatchRow<'_>) -> impl Iterator<Item = usize> {
     let first_sampled = if row.plan.sample { row.known() - 1 } else { row.count };
     let scored = row.plan.scored.len();
     (0..row.count).filter(move |&token| token < scored || token >= first_sampled)
 }
 
-/// Chooses every row's tokens by the logits of the wanted tokens, `[wanted, vocab]`. Returns the
-/// tokens of the batch that are now part of their sequences.
-pub fn verify(
+/// The samplers of all slots.
+pub struct Samplers {
     vocab_size: usize,
-    batch: &Batch<'_>,
-    logits: &[f32],
-    slots: &mut Slots,
-    out: &mut StepOutput,
-) -> Vec<usize> {
-    let mut committed = Vec::new();
-    let mut rest = logits;
-    for row in &batch.rows {
-        let (own, others) = rest.split_at(wanted(row).count() * vocab_size);
-        rest = others;
-        let output = run_row(vocab_size, batch, row, own, slots);
-        let accepted = output.tokens.len().saturating_sub(1);
-        committed.extend(row.first..row.first + row.known() + accepted);
-        out.rows.push(output);
-    }
-    committed
+    slots: Vec<Option<Informed>>,
 }
 
-fn run_row(
-    vocab_size: usize,
-    batch: &Batch<'_>,
-    row: &BatchRow<'_>,
-    logits: &[f32],
-    slots: &mut Slots,
-) -> RowOutput {
-    let mut out = RowOutput::default();
-    let mut ranking = Ranking::default();
-    let top_count = row.plan.logprobs.unwrap_or(0) as usize;
-    for (i, logits) in logits.chunks_exact(vocab_size).take(row.plan.scored.len()).enumerate() {
-        match report(logits, row.plan.scored[i], top_count, &mut ranking) {
-            Ok(logprobs) => out.scored.push(logprobs),
-            Err(fault) => {
-                out.fault = Some(at(fault, row.plan.start + i as u32 + 1));
-                return out;
+/// A slot's sampler and how far it knows the text.
+struct Informed {
+    sampler: Sampler,
+    /// Positions whose tokens are in its history.
+    known: u32,
+}
+
+impl Samplers {
+    pub fn new(count: usize, vocab_size: usize) -> Self {
+        Self { vocab_size, slots: (0..count).map(|_| None).collect() }
+    }
+
+    /// Chooses every row's tokens by the logits of the wanted tokens, `[wanted, vocab]`. Returns
+    /// the tokens of the batch that are now part of their sequences.
+    pub fn verify(
+        &mut self,
+        batch: &Batch<'_>,
+        logits: &[f32],
+        slots: &mut Slots,
+        out: &mut StepOutput,
+    ) -> Vec<usize> {
+        let mut committed = Vec::new();
+        let mut rest = logits;
+        for row in &batch.rows {
+            let (own, others) = rest.split_at(wanted(row).count() * self.vocab_size);
+            rest = others;
+            let output = self.run_row(batch, row, own, slots);
+            let accepted = output.tokens.len().saturating_sub(1);
+            committed.extend(row.first..row.first + row.known() + accepted);
+            out.rows.push(output);
+        }
+        committed
+    }
+
+    fn run_row(
+        &mut self,
+        batch: &Batch<'_>,
+        row: &BatchRow<'_>,
+        logits: &[f32],
+        slots: &mut Slots,
+    ) -> RowOutput {
+        let vocab_size = self.vocab_size;
+        let informed = self.inform(batch, row);
+        let mut out = RowOutput::default();
+        let mut ranking = Ranking::default();
+        let top_count = row.plan.logprobs.unwrap_or(0) as usize;
+        let rows = logits.chunks_exact(vocab_size);
+        for (i, logits) in rows.take(row.plan.scored.len()).enumerate() {
+            match report(logits, row.plan.scored[i], top_count, &mut ranking) {
+                Ok(logprobs) => out.scored.push(logprobs),
+                Err(fault) => {
+                    out.fault = Some(at(fault, row.plan.start + i as u32 + 1));
+                    return out;
+                }
             }
         }
+        if !row.plan.sample {
+            return out;
+        }
+        let drafts = &batch.tokens[row.first + row.known()..row.first + row.count];
+        let sampled = &logits[logits.len() - (drafts.len() + 1) * vocab_size..];
+        let first = row.plan.start + row.known() as u32;
+        let masks = &row.plan.masks;
+        let verified = informed.sampler.verify(first, drafts, masks, sampled, &mut out.tokens);
+        informed.known = first + out.tokens.len() as u32;
+        slots.commit(row.plan.slot, first, &out.tokens);
+        out.fault = verified.err().map(|fault| at(fault, informed.known));
+        if row.plan.logprobs.is_some() {
+            let rows = out.tokens.iter().zip(sampled.chunks_exact(vocab_size));
+            // A token was chosen by these logits, so they are finite.
+            let reports =
+                rows.map_while(|(&token, row)| report(row, token, top_count, &mut ranking).ok());
+            out.logprobs = reports.collect();
+        }
+        out
     }
-    if !row.plan.sample {
-        return out;
+
+    /// The row's sampler, with all of the row's tokens in its history that are no drafts.
+    fn inform(&mut self, batch: &Batch<'_>, row: &BatchRow<'_>) -> &mut Informed {
+        let informed = &mut self.slots[row.plan.slot.0 as usize];
+        if let Some(setup) = &row.plan.setup {
+            let sampler = Sampler::new(sampling_setup(setup), &setup.history);
+            *informed = Some(Informed { sampler, known: setup.history.len() as u32 });
+        }
+        let informed = informed.as_mut().expect("a checked row's slot is set up");
+        let tokens = &batch.tokens[row.first..row.first + row.known()];
+        for (token, position) in tokens.iter().zip(row.plan.start..) {
+            if position == informed.known {
+                informed.sampler.push(*token);
+                informed.known += 1;
+            }
+        }
+        informed
     }
-    let drafts = &batch.tokens[row.first + row.known()..row.first + row.count];
-    let sampled = &logits[logits.len() - (drafts.len() + 1) * vocab_size..];
-    let first = row.plan.start + row.known() as u32;
-    let slot = slots.slot_mut(row.plan.slot);
-    let verified = slot.verify(first, drafts, &row.plan.masks, sampled, &mut out.tokens);
-    out.fault = verified.err().map(|fault| at(fault, first + out.tokens.len() as u32));
-    if row.plan.logprobs.is_some() {
-        let rows = out.tokens.iter().zip(sampled.chunks_exact(vocab_size));
-        // A token was chosen by these logits, so they are finite.
-        let reports =
-            rows.map_while(|(&token, row)| report(row, token, top_count, &mut ranking).ok());
-        out.logprobs = reports.collect();
-    }
-    out
 }
 
 fn at(fault: Fault, position: u32) -> RowFault {

@@ -240,6 +240,7 @@ inline void add_row(StepBatch& batch, const Case& one, uint32_t slot, size_t ind
   row.top_count = step.top_count;
   row.history_count = one.history.size();
   row.bias_count = one.biases.size();
+  row.draft = NONE;
   const uint32_t index_of_row = batch.rows.size();
   for (uint32_t token = 0; token < count; token++) {
     const bool scored = token < step.scored.size();

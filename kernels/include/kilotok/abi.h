@@ -179,6 +179,8 @@ struct alignas(8) Memory {
   uint64_t taps;
   uint64_t fused;
   uint64_t logits;
+  uint64_t draft_parts;
+  uint64_t drafted;
   uint64_t barrier;
   uint64_t fault;
   uint32_t rank;
@@ -186,7 +188,7 @@ struct alignas(8) Memory {
   uint64_t exchange;
   uint64_t trace;
 };
-static_assert(sizeof(Memory) == 288, "size of Memory");
+static_assert(sizeof(Memory) == 304, "size of Memory");
 static_assert(offsetof(Memory, batch) == 0, "Memory.batch");
 static_assert(offsetof(Memory, tokens) == 8, "Memory.tokens");
 static_assert(offsetof(Memory, rows) == 16, "Memory.rows");
@@ -218,12 +220,14 @@ static_assert(offsetof(Memory, expert_inner) == 216, "Memory.expert_inner");
 static_assert(offsetof(Memory, taps) == 224, "Memory.taps");
 static_assert(offsetof(Memory, fused) == 232, "Memory.fused");
 static_assert(offsetof(Memory, logits) == 240, "Memory.logits");
-static_assert(offsetof(Memory, barrier) == 248, "Memory.barrier");
-static_assert(offsetof(Memory, fault) == 256, "Memory.fault");
-static_assert(offsetof(Memory, rank) == 264, "Memory.rank");
-static_assert(offsetof(Memory, wait_max_ms) == 268, "Memory.wait_max_ms");
-static_assert(offsetof(Memory, exchange) == 272, "Memory.exchange");
-static_assert(offsetof(Memory, trace) == 280, "Memory.trace");
+static_assert(offsetof(Memory, draft_parts) == 248, "Memory.draft_parts");
+static_assert(offsetof(Memory, drafted) == 256, "Memory.drafted");
+static_assert(offsetof(Memory, barrier) == 264, "Memory.barrier");
+static_assert(offsetof(Memory, fault) == 272, "Memory.fault");
+static_assert(offsetof(Memory, rank) == 280, "Memory.rank");
+static_assert(offsetof(Memory, wait_max_ms) == 284, "Memory.wait_max_ms");
+static_assert(offsetof(Memory, exchange) == 288, "Memory.exchange");
+static_assert(offsetof(Memory, trace) == 296, "Memory.trace");
 
 struct alignas(8) Fault {
   uint32_t code;
@@ -284,8 +288,10 @@ struct alignas(8) SampleRow {
   uint64_t biases;
   uint32_t history_count;
   uint32_t bias_count;
+  uint32_t draft;
+  uint32_t reserved;
 };
-static_assert(sizeof(SampleRow) == 56, "size of SampleRow");
+static_assert(sizeof(SampleRow) == 64, "size of SampleRow");
 static_assert(offsetof(SampleRow, slot) == 0, "SampleRow.slot");
 static_assert(offsetof(SampleRow, known_count) == 4, "SampleRow.known_count");
 static_assert(offsetof(SampleRow, sample) == 8, "SampleRow.sample");
@@ -298,6 +304,8 @@ static_assert(offsetof(SampleRow, history) == 32, "SampleRow.history");
 static_assert(offsetof(SampleRow, biases) == 40, "SampleRow.biases");
 static_assert(offsetof(SampleRow, history_count) == 48, "SampleRow.history_count");
 static_assert(offsetof(SampleRow, bias_count) == 52, "SampleRow.bias_count");
+static_assert(offsetof(SampleRow, draft) == 56, "SampleRow.draft");
+static_assert(offsetof(SampleRow, reserved) == 60, "SampleRow.reserved");
 
 struct alignas(4) Wanted {
   uint32_t row;
@@ -376,7 +384,8 @@ struct alignas(8) SampleMemory {
   uint64_t chosen;
   uint64_t reports;
   uint64_t tops;
-  uint64_t reserved_addresses[2];
+  uint64_t logits;
+  uint64_t drafts;
 };
 static_assert(sizeof(SampleMemory) == 160, "size of SampleMemory");
 static_assert(offsetof(SampleMemory, vocab) == 0, "SampleMemory.vocab");
@@ -399,6 +408,15 @@ static_assert(offsetof(SampleMemory, row_choices) == 112, "SampleMemory.row_choi
 static_assert(offsetof(SampleMemory, chosen) == 120, "SampleMemory.chosen");
 static_assert(offsetof(SampleMemory, reports) == 128, "SampleMemory.reports");
 static_assert(offsetof(SampleMemory, tops) == 136, "SampleMemory.tops");
-static_assert(offsetof(SampleMemory, reserved_addresses) == 144, "SampleMemory.reserved_addresses");
+static_assert(offsetof(SampleMemory, logits) == 144, "SampleMemory.logits");
+static_assert(offsetof(SampleMemory, drafts) == 152, "SampleMemory.drafts");
+
+struct alignas(8) VerifyMemory {
+  Memory memory;
+  SampleMemory sampling;
+};
+static_assert(sizeof(VerifyMemory) == 464, "size of VerifyMemory");
+static_assert(offsetof(VerifyMemory, memory) == 0, "VerifyMemory.memory");
+static_assert(offsetof(VerifyMemory, sampling) == 304, "VerifyMemory.sampling");
 
 }  // namespace kilotok

@@ -2,7 +2,7 @@
 // compiles. Included by the steps.
 #pragma once
 
-#include "kilotok/comm/exchange.cuh"
+#include "kilotok/comm/gather.cuh"
 #include "kilotok/layout/places.cuh"
 
 namespace kilotok {
@@ -27,7 +27,7 @@ static_assert(planned::EXPERT_INNER == per_token(TOP_K_MAX * EXPERT_INNER_BYTES)
 static_assert(planned::TAPS == per_token(TAPS_BYTES), "taps");
 static_assert(planned::FUSED == per_token(FuseMatrix::ROWS * sizeof(float)), "fused");
 static_assert(planned::LOGITS == per_token(VOCAB_ROWS * sizeof(float)), "logits");
-static_assert(planned::RECEIVER == EXCHANGE_BYTES, "receivers of the exchange");
+static_assert(planned::RECEIVER == RECEIVER_BYTES, "receiver");
 
 template <int KIND>
 constexpr bool attentions_agree() {

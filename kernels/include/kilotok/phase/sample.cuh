@@ -61,8 +61,7 @@ __device__ __forceinline__ Position position_of(const Cta& cta, const SampleMemo
   if (row.mask_first != NO_TOKEN && found.draft_count >= 0)
     found.mask = at<const uint32_t>(memory.masks) +
                  static_cast<size_t>(row.mask_first + found.draft_count) * memory.mask_words;
-  found.logits =
-      at<const float>(cta.memory.logits) + static_cast<size_t>(index) * memory.stride;
+  found.logits = at<const float>(memory.logits) + static_cast<size_t>(index) * memory.stride;
   found.begin = 0;
   found.end = static_cast<int>(memory.vocab);
   return found;

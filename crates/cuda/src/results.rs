@@ -1,0 +1,258 @@
+//! What comes back of a step, and the output and the slots that it becomes.
+
+use std::ops::Range;
+
+use bytemuck::Pod;
+use kilotok_abi::{ChoiceFault, Report, RowChoice, SlotId, TOPS_MAX, TokenId, Top};
+use kilotok_engine::{RowFault, RowOutput, StepOutput, TokenLogprob, TokenLogprobs};
+use kilotok_rows::{Batch, Slots};
+
+use crate::upload::Upload;
+
+/// Where everything lies in the buffer that is copied at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ResultPlaces {
+    pub(crate) row_choices: usize,
+    pub(crate) chosen: usize,
+    /// By batch of drafts as many as the longest has.
+    pub(crate) drafted: usize,
+    pub(crate) reports: usize,
+    /// At the end, since few want them.
+    pub(crate) tops: usize,
+    pub(crate) bytes: usize,
+}
+
+impl ResultPlaces {
+    pub(crate) fn new(tokens_max: usize, draft_batches: usize) -> Self {
+        let row_choices = 0;
+        let chosen = row_choices + tokens_max * size_of::<RowChoice>();
+        let drafted = chosen + tokens_max * size_of::<u32>();
+        let reports = drafted + draft_batches * tokens_max * size_of::<u32>();
+        let tops = reports + tokens_max * size_of::<Report>();
+        let bytes = tops + tokens_max * TOPS_MAX * size_of::<Top>();
+        Self { row_choices, chosen, drafted, reports, tops, bytes }
+    }
+}
+
+/// What a step was asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Asked {
+    rows: Vec<AskedRow>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct AskedRow {
+    slot: SlotId,
+    /// Position of the first token to be chosen, and its place among the wanted ones; none is
+    /// chosen if the row does not sample.
+    first: u32,
+    sampled: usize,
+    /// The successors to be reported, and the place of the first.
+    scored: Vec<TokenId>,
+    wanted: usize,
+    logprobs: Option<u32>,
+    /// Places of the row's drafts.
+    drafts: Range<usize>,
+    report_drafts: bool,
+}
+
+impl Asked {
+    pub(crate) fn new(batch: &Batch<'_>, upload: &Upload, tokens_max: usize) -> Self {
+        let mut drafts = draft_places(upload, tokens_max).into_iter();
+        let rows = batch.rows.iter().zip(&upload.rows).map(|(row, sample)| AskedRow {
+            slot: row.plan.slot,
+            first: row.plan.start + sample.known_count,
+            sampled: (sample.wanted_first + sample.wanted_count) as usize
+                - (row.count - row.known() + 1).min(sample.wanted_count as usize),
+            scored: row.plan.scored.clone(),
+            wanted: sample.wanted_first as usize,
+            logprobs: row.plan.logprobs,
+            drafts: if row.plan.draft_next > 0 { drafts.next().unwrap_or(0..0) } else { 0..0 },
+            report_drafts: row.plan.report_drafts,
+        });
+        Self { rows: rows.collect() }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Bytes of the results that are needed.
+    pub(crate) fn bytes(&self, places: &ResultPlaces) -> usize {
+        let tops = self.rows.iter().any(|row| row.logprobs.is_some_and(|count| count > 0));
+        if tops { places.bytes } else { places.tops }
+    }
+
+    /// The output of the step, whose results are these bytes.
+    pub(crate) fn output(
+        &self,
+        bytes: &[u8],
+        places: &ResultPlaces,
+        slots: &mut Slots,
+    ) -> StepOutput {
+        let results = Results { bytes, places };
+        let rows = self.rows.iter().enumerate();
+        StepOutput { rows: rows.map(|(index, row)| row.output(index, &results, slots)).collect() }
+    }
+}
+
+/// Where each row's drafts lie, in the order of the rows that ask for some.
+fn draft_places(upload: &Upload, tokens_max: usize) -> Vec<Range<usize>> {
+    let mut places = Vec::new();
+    for (index, batch) in upload.drafts.iter().enumerate() {
+        let mut at = index * tokens_max;
+        for count in batch.wanted_by_row() {
+            places.push(at..at + count);
+            at += count;
+        }
+    }
+    places
+}
+
+struct Results<'a> {
+    bytes: &'a [u8],
+    places: &'a ResultPlaces,
+}
+
+impl Results<'_> {
+    fn read<T: Pod>(&self, place: usize, index: usize) -> T {
+        bytemuck::pod_read_unaligned(
+            &self.bytes[place + index * size_of::<T>()..][..size_of::<T>()],
+        )
+    }
+
+    /// What was reported at a wanted token of its successor.
+    fn logprobs(
+        &self,
+        wanted: usize,
+        token: TokenId,
+        (logprob, rank): (f32, u32),
+        top_count: u32,
+    ) -> TokenLogprobs {
+        let top = |index| {
+            let Top { token, logprob } = self.read(self.places.tops, wanted * TOPS_MAX + index);
+            TokenLogprob { token, logprob }
+        };
+        let chosen = TokenLogprob { token, logprob };
+        TokenLogprobs { chosen, rank, top: (0..top_count as usize).map(top).collect() }
+    }
+}
+
+impl AskedRow {
+    fn output(&self, index: usize, results: &Results<'_>, slots: &mut Slots) -> RowOutput {
+        let places = results.places;
+        let choice: RowChoice = results.read(places.row_choices, index);
+        let chosen = |i: usize| results.read(places.chosen, self.sampled + i);
+        let tokens: Vec<TokenId> = (0..choice.token_count as usize).map(chosen).collect();
+        let top_count = self.logprobs.unwrap_or(0);
+        let scored = self.scored.iter().take(choice.scored_count as usize).enumerate();
+        let scored = scored.map(|(i, &token)| {
+            let report: Report = results.read(places.reports, self.wanted + i);
+            let found = (report.scored, report.scored_rank);
+            results.logprobs(self.wanted + i, token, found, top_count)
+        });
+        let scored = scored.collect();
+        let reported = if self.logprobs.is_some() { &tokens[..] } else { &[] };
+        let logprobs = reported.iter().enumerate().map(|(i, &token)| {
+            let report: Report = results.read(places.reports, self.sampled + i);
+            let found = (report.chosen, report.chosen_rank);
+            results.logprobs(self.sampled + i, token, found, top_count)
+        });
+        let logprobs = logprobs.collect();
+        let mut drafts = Vec::new();
+        if !tokens.is_empty() {
+            slots.commit(self.slot, self.first, &tokens);
+            if let Some(held) = slots.held_mut(self.slot) {
+                let drafted = |place| results.read(places.drafted, place);
+                held.drafts = self.drafts.clone().map(drafted).collect();
+                if self.report_drafts {
+                    drafts.clone_from(&held.drafts);
+                }
+            }
+        }
+        RowOutput { tokens, logprobs, scored, drafts, fault: fault(&choice) }
+    }
+}
+
+fn fault(choice: &RowChoice) -> Option<RowFault> {
+    let position = choice.fault_position;
+    match choice.fault {
+        fault if fault == ChoiceFault::None as u32 => None,
+        fault if fault == ChoiceFault::NotFinite as u32 => Some(RowFault::NotFinite { position }),
+        _ => Some(RowFault::NothingAllowed { position }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kilotok_abi::SampleMemory;
+    use kilotok_engine::StepPlan;
+
+    use super::*;
+    use crate::batch::tests::{GROUPS, row};
+
+    const PLACES: ResultPlaces = ResultPlaces {
+        row_choices: 0,
+        chosen: 128,
+        drafted: 160,
+        reports: 224,
+        tops: 352,
+        bytes: 352 + 8 * TOPS_MAX * size_of::<Top>(),
+    };
+
+    fn write<T: Pod>(bytes: &mut [u8], place: usize, index: usize, value: &T) {
+        let size = size_of::<T>();
+        bytes[place + index * size..][..size].copy_from_slice(bytemuck::bytes_of(value));
+    }
+
+    #[test]
+    fn places_follow_each_other() {
+        assert_eq!(ResultPlaces::new(8, 2), PLACES);
+    }
+
+    /// A scored prompt without drafts, a row with a fault after one token, one without a token.
+    #[test]
+    fn results_become_outputs_and_slots() {
+        let mut rows =
+            vec![row(1, 0, vec![5, 6], 0), row(2, 17, vec![8, 9], 2), row(0, 4, vec![7], 0)];
+        (rows[0].scored, rows[0].logprobs, rows[0].draft_next) = (vec![6], Some(1), 0);
+        (rows[1].report_drafts, rows[1].draft_next) = (true, 2);
+        let plan = StepPlan { rows };
+        let mut slots = Slots::new(3, 50);
+        let batch = Batch::new(&plan, &slots).unwrap();
+        let tables: SampleMemory = bytemuck::Zeroable::zeroed();
+        let upload = Upload::new(&batch, &GROUPS, &tables, (1, 4)).unwrap();
+        slots.enter(&batch);
+        let asked = Asked::new(&batch, &upload, 8);
+        let mut bytes = vec![0; PLACES.bytes];
+        let fault = ChoiceFault::NotFinite as u32;
+        let choices = [(1, 1, 0), (1, 0, fault), (0, 0, ChoiceFault::NothingAllowed as u32)];
+        for (index, (token_count, scored_count, fault)) in choices.into_iter().enumerate() {
+            let choice = RowChoice { token_count, scored_count, fault, fault_position: 20 };
+            write(&mut bytes, PLACES.row_choices, index, &choice);
+        }
+        // Wanted are both tokens of the first row, then the last of each other one.
+        (0..4_u32).for_each(|i| write(&mut bytes, PLACES.chosen, i as usize, &(40 + i)));
+        (0..16_u32).for_each(|i| write(&mut bytes, PLACES.drafted, i as usize, &i));
+        for index in 0..2 {
+            let chosen = -1.0 - index as f32;
+            let report = Report { chosen, chosen_rank: 3, scored: chosen - 0.5, scored_rank: 4 };
+            write(&mut bytes, PLACES.reports, index, &report);
+            let top = Top { token: 20 + index as u32, logprob: -0.25 };
+            write(&mut bytes, PLACES.tops, index * TOPS_MAX, &top);
+        }
+        assert_eq!(asked.bytes(&PLACES), PLACES.bytes);
+        let out = asked.output(&bytes, &PLACES, &mut slots).rows;
+        assert_eq!(out[0].tokens, [41]);
+        let told = |found: &TokenLogprobs| (found.chosen.token, found.chosen.logprob, found.rank);
+        assert_eq!(told(&out[0].logprobs[0]), (41, -2.0, 3));
+        assert_eq!(told(&out[0].scored[0]), (6, -1.5, 4));
+        assert_eq!((out[0].logprobs[0].top[0].token, out[0].scored[0].top[0].token), (21, 20));
+        assert_eq!((&out[1].tokens[..], &out[1].drafts[..]), (&[42][..], &[0, 1][..]));
+        assert_eq!(out[1].fault, Some(RowFault::NotFinite { position: 20 }));
+        assert_eq!(out[2].fault, Some(RowFault::NothingAllowed { position: 20 }));
+        assert_eq!(slots.held(SlotId(2), 2), [42, 0, 1]);
+        assert_eq!(slots.held(SlotId(1), 0), [41]);
+        assert!(slots.held_mut(SlotId(0)).is_none() && out[2].drafts.is_empty());
+    }
+}

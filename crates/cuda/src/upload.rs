@@ -1,0 +1,363 @@
+//! What the host sends for a step: the batches of all its launches, what rows ask of sampling, and
+//! the lists of requests that enter a slot.
+
+use std::ops::Range;
+
+use kilotok_abi::{
+    BAD_TOKENS_MAX, BAD_WORDS_MAX, Batch as Header, END_TOKENS_MAX, SampleMemory, SampleRow, Slot,
+    SlotLists, Wanted,
+};
+use kilotok_engine::{EngineError, PageGroup, Row, SlotSetup};
+use kilotok_rows::{Batch, BatchRow, Sizes, wanted, wanted_tokens};
+
+use crate::batch::{Arrays, DeviceBatch, DraftRow};
+use crate::constants::Constants;
+
+/// No token, mask or draft.
+const NONE: u32 = !0;
+/// Where lists begin: kernels read them in whole words, some of 8 bytes.
+const LIST_ALIGNMENT: usize = 16;
+
+/// Where everything lies in the buffer that is copied at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Places {
+    pub(crate) target: Arrays,
+    /// The header of the context's batch, which has the target's arrays.
+    pub(crate) context: usize,
+    pub(crate) sample_rows: usize,
+    pub(crate) wanted: usize,
+    /// As many as the drafts of all rows can take.
+    pub(crate) drafts: Vec<Arrays>,
+    /// At the end, since they are most and seldom all there.
+    pub(crate) pages: usize,
+    pub(crate) bytes: usize,
+}
+
+impl Places {
+    pub(crate) fn new(constants: &Constants, sizes: &Sizes, groups: &[PageGroup]) -> Self {
+        let tokens_max = constants.launch.tokens_max;
+        let row_max = tokens_max.min(sizes.slot_count as usize);
+        let target = Arrays::new(0, tokens_max);
+        let context = target.end;
+        let sample_rows = context + size_of::<Header>();
+        let wanted = sample_rows + tokens_max * size_of::<SampleRow>();
+        let mut end = wanted + tokens_max * size_of::<Wanted>();
+        let draft_batches = match constants.draft_rows {
+            0 => 0,
+            draft_rows => row_max.div_ceil(tokens_max / draft_rows),
+        };
+        let mut draft = || {
+            let arrays = Arrays::new(end, tokens_max);
+            end = arrays.end;
+            arrays
+        };
+        let drafts = (0..draft_batches).map(|_| draft()).collect();
+        let of_row: usize =
+            groups.iter().map(|group| pages_max(group, sizes.position_max, tokens_max)).sum();
+        let bytes = end + row_max * of_row * size_of::<u32>();
+        Self { target, context, sample_rows, wanted, drafts, pages: end, bytes }
+    }
+
+    /// Launches of a step that exchange between ranks.
+    pub(crate) fn passes(&self) -> usize {
+        2 + self.drafts.len()
+    }
+}
+
+/// Pages of a group that a row can need in one batch.
+fn pages_max(group: &PageGroup, position_max: u32, token_max: usize) -> usize {
+    let all = position_max.div_ceil(group.page_tokens) as usize;
+    group.window.map_or(all, |keys| {
+        // The window before the first token and the tokens; both ends may cut a page.
+        let reach = keys as usize + token_max;
+        all.min(reach.div_ceil(group.page_tokens as usize) + 1)
+    })
+}
+
+/// Bytes of the lists that go to a place in a rank's memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Copy {
+    pub(crate) to: usize,
+    pub(crate) from: Range<usize>,
+}
+
+/// A step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Upload {
+    target: DeviceBatch,
+    pub(crate) drafts: Vec<DeviceBatch>,
+    pub(crate) rows: Vec<SampleRow>,
+    wanted: Vec<Wanted>,
+    /// Masks, then whatever else is as long as a request wants. Kernels read them where the host
+    /// has them, but for what is copied.
+    pub(crate) lists: Vec<u8>,
+    pub(crate) copies: Vec<Copy>,
+}
+
+impl Upload {
+    /// `tables` has places of a rank's memory where kernels have addresses. A batch takes `drafts`
+    /// drafts of `draft_rows` rows.
+    ///
+    /// # Errors
+    /// [`EngineError::Plan`] for a request that the tables have no room for.
+    pub(crate) fn new(
+        batch: &Batch<'_>,
+        groups: &[PageGroup],
+        tables: &SampleMemory,
+        (drafts, draft_rows): (usize, usize),
+    ) -> Result<Self, EngineError> {
+        let target = DeviceBatch::target(batch, &wanted_tokens(batch), groups);
+        let mut own = Self { target, ..Self::default() };
+        for (index, row) in batch.rows.iter().enumerate() {
+            own.add_row(index, row);
+        }
+        for (index, row) in batch.rows.iter().enumerate() {
+            if let Some(setup) = &row.plan.setup {
+                let refuse = |reason| EngineError::Plan { row: index, reason };
+                own.add_request(index, setup, tables).map_err(refuse)?;
+            }
+        }
+        let asking = batch.rows.iter().enumerate().filter(|(_, row)| row.plan.draft_next > 0);
+        let asking = asking
+            .map(|(index, row)| DraftRow { row: index, draft_count: row.plan.draft_next })
+            .collect::<Vec<_>>();
+        for (draft, row) in asking.iter().enumerate() {
+            own.rows[row.row].draft = draft as u32;
+        }
+        own.drafts =
+            asking.chunks(drafts.max(1)).map(|rows| own.target.drafts(rows, draft_rows)).collect();
+        Ok(own)
+    }
+
+    /// What the row asks of sampling, and its masks.
+    fn add_row(&mut self, index: usize, row: &BatchRow<'_>) {
+        let Row { slot, sample, masks, logprobs, scored, setup, .. } = row.plan;
+        let wanted_first = self.wanted.len() as u32;
+        self.wanted.extend(wanted(row).map(|token| Wanted {
+            row: index as u32,
+            token: token as u32,
+            scored: scored.get(token).copied().unwrap_or(NONE),
+            reserved: 0,
+        }));
+        let mask_first = match masks.first() {
+            Some(mask) => self.lists.len() / size_of_val(mask.as_slice()),
+            None => NONE as usize,
+        };
+        for mask in masks {
+            self.lists.extend_from_slice(bytemuck::cast_slice(mask));
+        }
+        self.rows.push(SampleRow {
+            slot: slot.0,
+            known_count: row.known() as u32,
+            sample: u32::from(*sample),
+            fresh: u32::from(setup.is_some()),
+            wanted_first,
+            wanted_count: self.wanted.len() as u32 - wanted_first,
+            mask_first: mask_first as u32,
+            top_count: logprobs.unwrap_or(NONE),
+            history: 0,
+            biases: 0,
+            history_count: 0,
+            bias_count: 0,
+            draft: NONE,
+            reserved: 0,
+        });
+    }
+
+    /// The lists of a request that enters its slot.
+    fn add_request(
+        &mut self,
+        index: usize,
+        setup: &SlotSetup,
+        tables: &SampleMemory,
+    ) -> Result<(), String> {
+        let SlotSetup { sampling, prompt_count, logit_bias, bad_words, end_tokens, .. } = setup;
+        let lists = SlotLists::new(*sampling, *prompt_count, logit_bias, bad_words, end_tokens)
+            .map_err(|limit| limit.to_string())?;
+        let slot = self.rows[index].slot as usize;
+        let history = if setup.needs_history() { &setup.history[..] } else { &[] };
+        let history_at = self.add_list(bytemuck::cast_slice(history)).start as u64;
+        let biases_at = self.add_list(bytemuck::cast_slice(&lists.biases)).start as u64;
+        let row = &mut self.rows[index];
+        (row.history, row.history_count) = (history_at, history.len() as u32);
+        (row.biases, row.bias_count) = (biases_at, lists.biases.len() as u32);
+        let word = size_of::<u32>();
+        for (table, row_bytes, bytes) in [
+            (tables.slots, size_of::<Slot>(), bytemuck::bytes_of(&lists.slot)),
+            (tables.bad_tokens, BAD_TOKENS_MAX * word, bytemuck::cast_slice(&lists.bad_tokens)),
+            (tables.bad_ends, BAD_WORDS_MAX * word, bytemuck::cast_slice(&lists.bad_ends)),
+            (tables.end_tokens, END_TOKENS_MAX * word, bytemuck::cast_slice(&lists.end_tokens)),
+        ] {
+            let from = self.add_list(bytes);
+            if !from.is_empty() {
+                self.copies.push(Copy { to: table as usize + slot * row_bytes, from });
+            }
+        }
+        Ok(())
+    }
+
+    fn add_list(&mut self, bytes: &[u8]) -> Range<usize> {
+        self.lists.resize(self.lists.len().next_multiple_of(LIST_ALIGNMENT), 0);
+        let start = self.lists.len();
+        self.lists.extend_from_slice(bytes);
+        start..self.lists.len()
+    }
+
+    /// Writes everything but the lists, which lie at `lists`. The first of the launches comes after
+    /// so many exchanges between ranks, each other one after so many more. Returns the bytes
+    /// written.
+    pub(crate) fn write(
+        &self,
+        places: &Places,
+        lists: u64,
+        (exchanges, of_launch): (u32, u32),
+        bytes: &mut [u8],
+    ) -> usize {
+        let at_launch = |index: usize| exchanges.wrapping_add(index as u32 * of_launch);
+        self.target.write(&places.target, at_launch(0), bytes);
+        for (index, (batch, arrays)) in self.drafts.iter().zip(&places.drafts).enumerate() {
+            batch.write(arrays, at_launch(2 + index), bytes);
+        }
+        let mut write = |place: usize, from: &[u8]| {
+            bytes[place..][..from.len()].copy_from_slice(from);
+        };
+        let context = Header { wanted_count: 0, ..self.target.header(at_launch(1)) };
+        write(places.context, bytemuck::bytes_of(&context));
+        let row = |row: &SampleRow| SampleRow {
+            history: lists + row.history,
+            biases: lists + row.biases,
+            ..*row
+        };
+        let rows: Vec<_> = self.rows.iter().map(row).collect();
+        write(places.sample_rows, bytemuck::cast_slice(&rows));
+        write(places.wanted, bytemuck::cast_slice(&self.wanted));
+        let pages: &[u8] = bytemuck::cast_slice(&self.target.pages);
+        write(places.pages, pages);
+        places.pages + pages.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kilotok_engine::StepPlan;
+    use kilotok_rows::Slots;
+
+    use super::*;
+    use crate::batch::tests::{GROUPS, row};
+
+    const TABLES: SampleMemory = SampleMemory {
+        vocab: 50,
+        stride: 64,
+        mask_words: 2,
+        reserved: 0,
+        slots: 1000,
+        biases: 0,
+        counts: 0,
+        recent: 0,
+        bad_tokens: 1 << 20,
+        bad_ends: 2 << 20,
+        end_tokens: 3 << 20,
+        rows: 0,
+        wanted: 0,
+        masks: 0,
+        processed: 0,
+        choice_parts: 0,
+        row_choices: 0,
+        chosen: 0,
+        reports: 0,
+        tops: 0,
+        logits: 0,
+        drafts: 0,
+    };
+
+    fn upload(rows: Vec<Row>) -> Result<Upload, EngineError> {
+        let plan = StepPlan { rows };
+        let batch = Batch::new(&plan, &Slots::new(3, 50)).unwrap();
+        Upload::new(&batch, &GROUPS, &TABLES, (2, 4))
+    }
+
+    fn word(bytes: &[u8], at: usize) -> u32 {
+        u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
+    }
+
+    #[test]
+    fn rows_name_their_wanted_tokens_masks_and_drafts() {
+        let mut rows = vec![row(1, 0, vec![5, 6, 7], 0), row(2, 17, vec![8, 9], 2)];
+        rows[0].scored = vec![6, 7];
+        rows[0].draft_next = 0;
+        rows[1].masks = vec![vec![1, 2]];
+        rows[1].logprobs = Some(4);
+        let upload = upload(rows).unwrap();
+        let wanted: Vec<_> = upload.wanted.iter().map(|w| (w.row, w.token, w.scored)).collect();
+        assert_eq!(wanted, [(0, 0, 6), (0, 1, 7), (0, 2, NONE), (1, 1, NONE)]);
+        let [first, second] = &upload.rows[..] else { panic!("two rows") };
+        assert_eq!((first.wanted_first, first.wanted_count, first.draft), (0, 3, NONE));
+        assert_eq!((first.mask_first, first.top_count), (NONE, NONE));
+        assert_eq!((second.wanted_first, second.wanted_count, second.draft), (3, 1, 0));
+        assert_eq!((second.mask_first, second.top_count), (0, 4));
+        assert_eq!([word(&upload.lists, 0), word(&upload.lists, 4)], [1, 2]);
+        assert_eq!(upload.drafts.len(), 1);
+    }
+
+    #[test]
+    fn a_request_goes_to_its_slots_tables() {
+        let mut rows = vec![row(1, 0, vec![5, 6, 7], 0)];
+        let setup = rows[0].setup.as_mut().unwrap();
+        setup.history = vec![5, 6, 7];
+        setup.bad_words = vec![vec![1, 2], vec![3]];
+        setup.end_tokens = vec![44];
+        setup.logit_bias = vec![(9, 0.5)];
+        let upload = upload(rows.clone()).unwrap();
+        let read = |to: usize| {
+            let copy = upload.copies.iter().find(|copy| copy.to == to).expect("a copy goes there");
+            &upload.lists[copy.from.clone()]
+        };
+        let words = |to: usize| -> Vec<u32> {
+            let bytes = read(to);
+            (0..bytes.len()).step_by(4).map(|at| word(bytes, at)).collect()
+        };
+        assert_eq!(words((1 << 20) + BAD_TOKENS_MAX * 4), [1, 2, 3]);
+        assert_eq!(words((2 << 20) + BAD_WORDS_MAX * 4), [2, 3]);
+        assert_eq!(words((3 << 20) + END_TOKENS_MAX * 4), [44]);
+        let slot: Slot = bytemuck::pod_read_unaligned(read(1000 + size_of::<Slot>()));
+        assert_eq!((slot.bad_word_count, slot.end_token_count, slot.biased), (2, 1, 1));
+        let row = &upload.rows[0];
+        assert_eq!((row.fresh, row.history_count, row.bias_count), (1, 3, 1));
+        assert_eq!(word(&upload.lists, row.history as usize + 4), 6);
+        assert_eq!(word(&upload.lists, row.biases as usize), 9);
+        // What the tables do not hold is refused.
+        rows[0].setup.as_mut().unwrap().end_tokens = vec![1; END_TOKENS_MAX + 1];
+        let refused = super::tests::upload(rows).unwrap_err().to_string();
+        assert!(refused.contains("row 0") && refused.contains("end_tokens"), "{refused}");
+    }
+
+    #[test]
+    fn launches_number_their_exchanges_apart() {
+        let rows = vec![row(0, 0, vec![5], 0), row(1, 0, vec![6], 0), row(2, 0, vec![7], 0)];
+        let upload = upload(rows).unwrap();
+        assert_eq!(upload.drafts.len(), 2, "two drafts fit a batch");
+        let drafts = vec![Arrays::new(2000, 8), Arrays::new(3000, 8)];
+        let target = Arrays::new(0, 8);
+        let context = target.end;
+        let (sample_rows, wanted, pages) = (1000, 1500, 4000);
+        let places = Places { target, context, sample_rows, wanted, drafts, pages, bytes: 4100 };
+        let mut bytes = vec![0; places.bytes];
+        let end = upload.write(&places, 1 << 32, (40, 7), &mut bytes);
+        assert_eq!(end, 4000 + upload.target.pages.len() * 4);
+        let exchanges = [0, context, 2000, 3000].map(|header| word(&bytes, header + 12));
+        assert_eq!(exchanges, [40, 47, 54, 61]);
+        assert_eq!(word(&bytes, context + 8), 0, "the context wants no logits");
+        let row: SampleRow =
+            bytemuck::pod_read_unaligned(&bytes[sample_rows..][..size_of::<SampleRow>()]);
+        assert_eq!(row.history >> 32, 1, "lists are named by their address");
+    }
+
+    #[test]
+    fn a_window_needs_few_pages() {
+        let (full, window) = (&GROUPS[0], &GROUPS[1]);
+        assert_eq!(pages_max(full, 1000, 64), 250);
+        // 9 keys and 64 tokens begin anywhere in a page.
+        assert_eq!(pages_max(window, 1000, 64), 20);
+        assert_eq!(pages_max(window, 40, 64), 10);
+    }
+}

@@ -1,0 +1,87 @@
+// What all ranks must have of each other to choose tokens: the logits of the wanted tokens, of
+// which each rank computes those of its part of the vocabulary, and the likeliest drafts.
+//
+// A rank sends the next time when an exchange came between, which the others answer once they have
+// read this: one set of places is enough.
+#pragma once
+
+#include "kilotok/comm/exchange.cuh"
+
+namespace kilotok {
+
+// Logits of a token to be verified to those of the next one.
+constexpr int LOGITS_STRIDE = align_up(VOCAB, 16);
+// Logits of one rank.
+constexpr int RANK_LOGITS = VOCAB / RANKS;
+
+// Where a rank receives, behind the packets of exchanges: a flag of every rank, `[wanted, ranks]`
+// packets with a draft each, all logits.
+constexpr size_t FLAGS_PLACE = EXCHANGE_BYTES;
+constexpr size_t BESTS_PLACE = FLAGS_PLACE + 128;
+constexpr size_t LOGITS_PLACE = BESTS_PLACE + size_t{TOKENS_MAX} * RANKS * 16;
+constexpr size_t RECEIVER_BYTES =
+    RANKS == 1 ? EXCHANGE_BYTES
+               : LOGITS_PLACE + size_t{TOKENS_MAX} * LOGITS_STRIDE * sizeof(float);
+static_assert(RANKS * sizeof(uint32_t) <= 128, "flags lie in a line of the cache");
+
+// Sends this rank's logits to all. A grid barrier comes between this and `await_logits`.
+__device__ __forceinline__ void send_logits(const Cta& cta, int wanted_count) {
+  if constexpr (RANKS == 1) return;
+  const Memory& memory = cta.memory;
+  const Exchange& exchange = *at<const Exchange>(memory.exchange);
+  const int rank = memory.rank;
+  const float* own = at<const float>(memory.logits);
+  for (int i = cta.index() * CONSUMERS + cta.thread(); i < wanted_count * RANK_LOGITS;
+       i += GRID * CONSUMERS) {
+    const int token = i / RANK_LOGITS, row = i % RANK_LOGITS;
+    const float logit = own[static_cast<size_t>(token) * VOCAB_ROWS + row];
+    const size_t place = static_cast<size_t>(token) * LOGITS_STRIDE + rank * RANK_LOGITS + row;
+    // Every rank begins with itself, so that all links are busy.
+#pragma unroll
+    for (int k = 0; k < RANKS; k++)
+      at<float>(exchange.receivers[(rank + k) % RANKS] + LOGITS_PLACE)[place] = logit;
+  }
+  __threadfence_system();
+}
+
+// Waits until all ranks have sent their logits, the `number`-th time.
+__device__ __forceinline__ void await_logits(const Cta& cta, uint32_t number) {
+  if constexpr (RANKS == 1) return;
+  const Exchange& exchange = *at<const Exchange>(cta.memory.exchange);
+  const int rank = cta.memory.rank, other = cta.thread();
+  if (other < RANKS) {
+    if (cta.index() == 0)
+      ptx::store_release_system(at<uint32_t>(exchange.receivers[other] + FLAGS_PLACE) + rank,
+                                number);
+    const uint32_t* flag = at<const uint32_t>(exchange.receivers[rank] + FLAGS_PLACE) + other;
+    wait_for<0>(cta.place, Waits::Peer, number, [&](uint32_t& seen) {
+      seen = ptx::load_acquire_system(flag);
+      return seen == number;
+    });
+  }
+  cta.sync();
+}
+
+// A warp, a lane for each rank: the smallest of all ranks' keys for a wanted token.
+__device__ __forceinline__ uint64_t least_of_ranks(const Cta& cta, int wanted, uint64_t own,
+                                                   uint32_t number) {
+  if constexpr (RANKS == 1) return own;
+  if (cta.lane() >= RANKS) return own;
+  const Exchange& exchange = *at<const Exchange>(cta.memory.exchange);
+  const int rank = cta.memory.rank, other = cta.lane();
+  const auto place = [&](int to, int from) {
+    return at<char>(exchange.receivers[to] + BESTS_PLACE) + (wanted * RANKS + from) * 16;
+  };
+  ptx::store_system(place(other, rank),
+                    make_uint4(static_cast<uint32_t>(own), static_cast<uint32_t>(own >> 32),
+                               number, 0));
+  uint4 packet;
+  wait_for<0>(cta.place, Waits::Peer, number, [&](uint32_t& seen) {
+    packet = ptx::load_system(place(rank, other));
+    seen = packet.z;
+    return seen == number;
+  });
+  return static_cast<uint64_t>(packet.y) << 32 | packet.x;
+}
+
+}  // namespace kilotok

@@ -1,0 +1,69 @@
+// Between the target's pass and the drafts: all ranks get all logits, the tokens are chosen, and
+// the drafts are told where they begin.
+#pragma once
+
+#include "kilotok/comm/gather.cuh"
+#include "kilotok/phase/verify.cuh"
+
+namespace kilotok {
+
+union VerifyShared {
+  SampleScratch sample;
+  VerifyScratch verify;
+};
+
+// A batch of drafts: a header, then arrays of the longest batch's length. The host has written all
+// but what only the step finds out.
+struct DraftBatch {
+  static constexpr int DRAFTS = DRAFT_ROWS > 0 ? TOKENS_MAX / DRAFT_ROWS : 1;
+  Batch header;
+  BatchToken tokens[TOKENS_MAX];
+  BatchRow rows[TOKENS_MAX];
+  uint32_t wanted[TOKENS_MAX];
+};
+
+// Begins a row's draft with its newest token: the one chosen last, or, where none could be chosen,
+// the last known one, of whose drafts nobody hears.
+__device__ __forceinline__ void begin_draft(const Cta& cta, const SampleMemory& memory, int index) {
+  const SampleRow& row = at<const SampleRow>(memory.rows)[index];
+  if (row.draft == NO_TOKEN || cta.thread() >= DRAFT_ROWS) return;
+  const BatchRow& batch = at<const BatchRow>(cta.memory.rows)[index];
+  const uint32_t chosen_count = at<const RowChoice>(memory.row_choices)[index].token_count;
+  const uint32_t start = batch.start + row.known_count + chosen_count - 1;
+  DraftBatch& draft = at<DraftBatch>(memory.drafts)[row.draft / DraftBatch::DRAFTS];
+  BatchRow& own = draft.rows[row.draft % DraftBatch::DRAFTS];
+  BatchToken& token = draft.tokens[own.first + cta.thread()];
+  token.position = start + cta.thread();
+  if (cta.thread() != 0) return;
+  own.start = start;
+  if (chosen_count == 0) {
+    const BatchToken* tokens = at<const BatchToken>(cta.memory.tokens) + batch.first;
+    token.token = tokens[row.known_count - 1].token;
+    return;
+  }
+  // The sampled tokens are the last of the row's wanted ones.
+  const uint32_t sampled = row.wanted_count - (batch.count - row.known_count + 1);
+  const uint32_t* chosen = at<const uint32_t>(memory.chosen) + row.wanted_first + sampled;
+  token.token = chosen[chosen_count - 1];
+}
+
+__device__ __forceinline__ void choose_tokens(const VerifyMemory& arguments,
+                                              VerifyShared& shared) {
+  const Memory& memory = arguments.memory;
+  const SampleMemory& sampling = arguments.sampling;
+  const Batch& batch = *at<const Batch>(memory.batch);
+  const int row_count = batch.row_count, wanted_count = batch.wanted_count;
+  const int parts = parts_of(wanted_count);
+  Cta cta(memory, {at<Fault>(memory.fault), memory.wait_max_ms * 1000000ull, memory.rank, 0}, 0);
+  send_logits(cta, wanted_count);
+  enter(cta, sampling, row_count);
+  cta.sync_grid();
+  await_logits(cta, batch.exchanges + 1);
+  sample(cta, sampling, shared.sample, wanted_count, parts);
+  cta.sync_grid();
+  verify(cta, sampling, shared.verify, row_count, parts);
+  if constexpr (DRAFT_ROWS > 0)
+    for (int row = cta.index(); row < row_count; row += GRID) begin_draft(cta, sampling, row);
+}
+
+}  // namespace kilotok
