@@ -12,7 +12,7 @@ use crate::layout::{Arguments, Layout};
 use crate::upload::Copy;
 
 /// How long a GPU waits for anything. A whole pass of the largest model takes milliseconds.
-const WAIT_MAX_MS: u32 = 2000;
+const WAIT_MAX_MS: u32 = 1000;
 /// Constants of the kernels: how much shared memory a CTA wants, and how many threads it has.
 const SHARED_BYTES: &str = "SHARED_BYTES";
 const THREAD_COUNT: &str = "THREAD_COUNT";

@@ -1,7 +1,8 @@
 //! A GPU that stalls or does not start: what is said of it and how soon, and that nothing stays
-//! behind. Where there is no GPU, the tests say so and pass. They are one test: what breaks a GPU
-//! breaks all that the process runs on it.
+//! behind. What breaks a GPU breaks all that the process runs on it, so each has a process of its
+//! own. Where there is no GPU, the test says so and passes.
 
+use std::process::Command;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
@@ -51,7 +52,7 @@ fn reply(engine: &mut CudaEngine) -> Result<Vec<u32>, EngineError> {
 #[expect(clippy::disallowed_methods, reason = "the error is promised within seconds")]
 fn broken(rank_count: usize, change: fn(&mut Rank)) -> EngineError {
     let mut engine = engine(rank_count);
-    let well = reply(&mut engine).unwrap();
+    reply(&mut engine).unwrap();
     change(engine.ranks.last_mut().unwrap());
     let start = Instant::now();
     let error = reply(&mut engine).unwrap_err();
@@ -60,31 +61,69 @@ fn broken(rank_count: usize, change: fn(&mut Rank)) -> EngineError {
     assert!(took < SECONDS_MAX, "{took:?}");
     // Nothing runs on it any more.
     assert_eq!(engine.submit(&StepPlan::default()), Err(error.clone()));
-    drop(engine);
-    assert_eq!(reply(&mut self::engine(rank_count)).unwrap(), well, "the GPUs are well again");
     error
 }
 
+/// One CTA too few: the others wait for it, and the other ranks for them.
+fn stalls(rank_count: usize) {
+    match broken(rank_count, |rank| rank.grid -= 1) {
+        EngineError::Timeout { rank, waited_for, .. } => {
+            assert_eq!(rank, rank_count - 1);
+            assert_eq!(waited_for, "all CTAs at a grid barrier");
+        }
+        other => panic!("{other}"),
+    }
+}
+
+/// More CTAs than there can be at once: the kernel does not start.
+fn does_not_start(rank_count: usize) {
+    match broken(rank_count, |rank| rank.grid = 1 << 20) {
+        EngineError::Device { rank, .. } => assert_eq!(rank, rank_count - 1),
+        other => panic!("{other}"),
+    }
+}
+
 #[test]
-fn what_breaks_a_gpu_is_told_in_time_and_over_with_its_engine() {
-    for rank_count in [1, 2] {
+#[ignore = "breaks the GPU for its process, see below"]
+fn one_stalls() {
+    stalls(1);
+}
+
+#[test]
+#[ignore = "breaks the GPU for its process, see below"]
+fn one_does_not_start() {
+    does_not_start(1);
+}
+
+#[test]
+#[ignore = "breaks the GPU for its process, see below"]
+fn one_of_two_stalls() {
+    stalls(2);
+}
+
+#[test]
+#[ignore = "breaks the GPU for its process, see below"]
+fn one_of_two_does_not_start() {
+    does_not_start(2);
+}
+
+#[test]
+fn what_breaks_a_gpu_is_told_in_time_and_over_with_its_process() {
+    let cases = [
+        (1, ["one_stalls", "one_does_not_start"]),
+        (2, ["one_of_two_stalls", "one_of_two_does_not_start"]),
+    ];
+    for (rank_count, names) in cases {
         if let Err(reason) = Found::look(rank_count, &options(rank_count).toolchain) {
             println!("skipped from {rank_count} ranks on: {reason}");
             return;
         }
-        let last = rank_count - 1;
-        // One CTA too few: the others wait for it, and the other ranks for them.
-        let EngineError::Timeout { rank, waited_for, .. } =
-            broken(rank_count, |rank| rank.grid -= 1)
-        else {
-            panic!("it was to say who waited");
-        };
-        assert_eq!((rank, &waited_for[..]), (last, "all CTAs at a grid barrier"));
-        // More than there can be at once: its kernel does not start.
-        let EngineError::Device { rank, .. } = broken(rank_count, |rank| rank.grid = 1 << 20)
-        else {
-            panic!("it was to say which GPU failed");
-        };
-        assert_eq!(rank, last);
+        for name in names {
+            let mut process = Command::new(std::env::current_exe().unwrap());
+            let test = format!("rank::tests::{name}");
+            let ended = process.args([&test, "--exact", "--ignored", "--nocapture"]).status();
+            assert!(ended.unwrap().success(), "{name}");
+        }
+        reply(&mut engine(rank_count)).expect("the GPUs are well again");
     }
 }
