@@ -27,38 +27,28 @@ struct Place {
   uint32_t phase;
 };
 
-// What has become of the record: nobody writes it, somebody does, it is written. The host's memory
-// may know no atomics, so who writes is settled here; a kernel that gave up is its module's last.
-enum class Record : uint32_t { Free, Begun, Written };
-static __device__ uint32_t record_state = static_cast<uint32_t>(Record::Free);
-
-// The first to give up writes, by plain stores; `code` comes last and says that all is there.
-__device__ __forceinline__ void write_record(volatile Fault* fault, uint32_t rank, uint32_t phase,
-                                             Waits waits, uint32_t wanted, uint32_t seen) {
-  fault->rank = rank;
-  fault->cta = blockIdx.x;
-  fault->phase = phase;
-  fault->wanted = wanted;
-  fault->seen = seen;
-  __threadfence_system();
-  fault->code = static_cast<uint32_t>(waits);
-  __threadfence_system();
-  atomicExch(&record_state, static_cast<uint32_t>(Record::Written));
-}
-
-// Naps of a thread that came later: its trap would stop the one that writes.
-constexpr int RECORD_NAPS = 1000;
-constexpr int RECORD_NAP_NS = 1000;
+// Whether somebody writes the record. The host's memory may know no atomics, so that is settled
+// here; a kernel that gave up is its module's last.
+static __device__ uint32_t record_begun = 0;
 
 // By value and out of line: a wait must not cost registers where it does not run out.
-[[noreturn]] __device__ __noinline__ void give_up(Fault* fault, uint32_t rank, uint32_t phase,
+[[noreturn]] __device__ __noinline__ void give_up(Fault* to, uint32_t rank, uint32_t phase,
                                                   Waits waits, uint32_t wanted, uint32_t seen) {
-  constexpr uint32_t FREE = static_cast<uint32_t>(Record::Free);
-  if (atomicCAS(&record_state, FREE, static_cast<uint32_t>(Record::Begun)) == FREE)
-    write_record(fault, rank, phase, waits, wanted, seen);
-  for (int nap = 0; nap < RECORD_NAPS; nap++) {
-    if (atomicAdd(&record_state, 0) == static_cast<uint32_t>(Record::Written)) break;
-    __nanosleep(RECORD_NAP_NS);
+  volatile Fault* fault = to;
+  if (atomicExch(&record_begun, 1u) == 0u) {
+    fault->rank = rank;
+    fault->phase = phase;
+    fault->cta = blockIdx.x;
+    fault->wanted = wanted;
+    fault->seen = seen;
+    __threadfence_system();
+    // Comes last, and says that all is there.
+    fault->code = static_cast<uint32_t>(waits);
+    __threadfence_system();
+  } else {
+    // Its trap would stop the one that writes. No loop: ptxas then finds no registers for callers.
+    __nanosleep(1000000);
+    __nanosleep(1000000);
   }
   __trap();
 }
