@@ -7,6 +7,7 @@ mod figures;
 mod http;
 mod prompts;
 mod report;
+mod rounds;
 mod sample;
 
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 
 use crate::client::Server;
-use crate::config::LoadFormat;
+use crate::config::{EngineKind, LoadFormat};
 use crate::knobs::KnobArgs;
 
 /// Requests per connection, unless the user says otherwise.
@@ -87,8 +88,13 @@ pub(crate) struct Args {
     /// With --engine: never draft.
     #[arg(long, help_heading = "Engine")]
     no_drafts: bool,
+    /// With --engine: what computes, the processor or GPUs.
+    #[arg(long, requires = "engine", help_heading = "Engine")]
+    engine_kind: Option<EngineKind>,
     #[command(flatten)]
     knobs: KnobArgs,
+    #[command(flatten)]
+    round: rounds::RoundArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -139,6 +145,10 @@ impl Args {
         self.num_prompts.unwrap_or(ROUNDS * self.concurrency.unwrap_or(1))
     }
 
+    fn is_dummy(&self) -> bool {
+        self.load_format == Some(LoadFormat::Dummy)
+    }
+
     fn ignore_end(&self) -> bool {
         self.ignore_eos.unwrap_or(self.dataset.is_none())
     }
@@ -147,6 +157,9 @@ impl Args {
 #[expect(clippy::print_stdout, reason = "the report is what the command is for")]
 pub(crate) fn run(args: &Args) -> Result<()> {
     args.check()?;
+    if let Some(model) = args.engine.as_ref().filter(|_| args.round.wanted()) {
+        return rounds::run(args, model);
+    }
     let result = match &args.engine {
         Some(model) => direct::run(args, model)?,
         None => crate::runtime()?.block_on(http::run(args))?,

@@ -50,6 +50,16 @@ impl Chosen {
         }
     }
 
+    /// In a few words.
+    pub(crate) fn device(&self) -> String {
+        match self {
+            Self::Cpu { .. } => {
+                format!("{} cores, {}", machine::core_count(), machine::vector_unit().0)
+            }
+            Self::Gpus(found) => format!("{} x {}", found.gpus.len(), found.gpus[0].name),
+        }
+    }
+
     /// What it has room for, with weights of so many bytes in the checkpoint.
     pub(crate) fn room(
         &self,

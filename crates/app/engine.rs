@@ -38,6 +38,8 @@ pub(crate) struct Loaded {
     pub(crate) folder: PathBuf,
     pub(crate) spec: ModelSpec,
     pub(crate) engine: Box<dyn Engine>,
+    /// What computes, in a few words.
+    pub(crate) device: String,
 }
 
 /// Downloads the model if need be.
@@ -65,7 +67,7 @@ pub(crate) fn plan(config: &Config) -> Result<Planned> {
 }
 
 /// Bytes of a weight as it is published: of the types that are accepted, the first.
-fn declared_bytes(decl: &WeightDecl) -> u64 {
+pub(crate) fn declared_bytes(decl: &WeightDecl) -> u64 {
     let bytes = decl.stored().into_iter().map(|tensor| {
         let values: usize = tensor.shape.iter().product();
         tensor.dtypes[0].bytes() as u64 * values as u64
@@ -80,6 +82,7 @@ impl Planned {
             Source::Checkpoint(checkpoint) => checkpoint.as_ref(),
             Source::Dummy => &Dummy::new(DUMMY_SEED),
         };
+        let device = chosen.device();
         let bar = Bar::new("loading weights");
         let engine: Box<dyn Engine> = match chosen {
             Chosen::Cpu { .. } => Box::new(CpuEngine::start(&spec, source, &plan.sizes, &bar)?),
@@ -90,7 +93,7 @@ impl Planned {
                 Box::new(CudaEngine::start(&spec, source, &options, &bar, &tell)?)
             }
         };
-        Ok(Loaded { folder, spec, engine })
+        Ok(Loaded { folder, spec, engine, device })
     }
 }
 

@@ -42,7 +42,7 @@ enum Command {
     /// Chat with a server in the terminal.
     Chat(chat::Args),
     /// Measure how fast a server is, or an engine without one.
-    Bench(bench::Args),
+    Bench(Box<bench::Args>),
     /// Look at this machine, and say what kilotok needs that is missing.
     Doctor(doctor::Args),
     /// Ask a server whether it is well: exit code 0 or 1.

@@ -271,6 +271,35 @@ fn an_engine_is_measured_without_a_server() {
 }
 
 #[test]
+fn rounds_are_measured_without_requests() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("rounds.json");
+    let args = ["bench", "--engine", model(), "--load-format", "dummy", "--rounds", "4"];
+    let output = kilotok(&args)
+        .args(["--batch", "1,2", "--draft-len", "0,3", "--context", "40", "--engine-kind", "cpu"])
+        .args(["--assume-acceptance", "2.5", "--out", file.to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("assumed acceptance length of 2.5"));
+    let results: Value = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+    let shapes: Vec<_> = results
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|result| {
+            assert!(result["round_ms_p50"].as_f64() > Some(0.0), "{result}");
+            assert!(result["distinct_experts"].as_f64() >= Some(1.0), "{result}");
+            (result["batch"].as_u64().unwrap(), result["draft"].as_u64().unwrap())
+        })
+        .collect();
+    assert_eq!(shapes, [(1, 0), (2, 0), (1, 3), (2, 3)]);
+    let more = ["bench", "--engine", model(), "--load-format", "dummy", "--rounds", "1"];
+    let said = refused(&[&more[..], &["--context", "40", "--draft-len", "60000"]].concat());
+    assert!(said.contains("--draft-len is 60000"), "{said}");
+}
+
+#[test]
 fn what_is_typed_wrongly_is_said_before_anything_is_loaded() {
     let used = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = used.local_addr().unwrap().port().to_string();

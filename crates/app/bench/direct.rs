@@ -69,6 +69,7 @@ fn config(args: &Args, model: &str) -> Result<Config> {
     let raw = RawConfig {
         model: Some(model.to_owned()),
         load_format: args.load_format,
+        engine: args.engine_kind,
         ranks: args.ranks,
         slots: u32::try_from(slots).ok(),
         context_max: context,

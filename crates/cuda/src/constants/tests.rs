@@ -4,9 +4,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use kilotok_model::{
-    DenseSpec, DrafterSpec, ExpertsSpec, Family, Knobs, QkvLayout, Reach, RouterDtype, RouterSpec,
-};
+use kilotok_model::{DenseSpec, Knobs};
 use kilotok_testkit::Toy;
 use kilotok_weights::read_spec;
 
@@ -14,70 +12,9 @@ use super::*;
 
 const LAUNCH: Launch = Launch { ranks: 1, grid: 132, tokens_max: 64, page_tokens: 8 };
 
-fn demo() -> ModelSpec {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../demo/checkpoint");
+fn spec(folder: &str) -> ModelSpec {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").join(folder);
     read_spec(&folder, &Knobs::default()).unwrap()
-}
-
-/// What one of eight ranks holds of MiMo-V2.5-Pro, as a model of its own.
-fn slice() -> ModelSpec {
-    let fp8 = WeightFormat::Fp8;
-    let full = AttentionSpec {
-        reach: Reach::Full,
-        q_heads: 16,
-        kv_heads: 1,
-        qk_dim: 192,
-        v_dim: 128,
-        rope: RopeSpec { dims: 64, base: 1e7 },
-        sinks: false,
-        qk_norm: false,
-        value_scale: 0.612,
-        qkv: QkvLayout::Fused { chunks: 1 },
-        qkv_format: fp8,
-    };
-    let rope = RopeSpec { dims: 64, base: 1e4 };
-    let window =
-        AttentionSpec { reach: Reach::Window { keys: 128 }, rope, sinks: true, ..full.clone() };
-    let draft = AttentionSpec {
-        reach: Reach::Window { keys: 1024 },
-        qk_dim: 128,
-        qk_norm: true,
-        qkv: QkvLayout::Split,
-        qkv_format: WeightFormat::Float,
-        ..window.clone()
-    };
-    let router = RouterSpec { normalise: true, scale: 1.0, dtype: RouterDtype::F32 };
-    let (count, top_k, format) = (384, 8, WeightFormat::Mxfp4);
-    let experts = ExpertsSpec { count, top_k, width: 256, format, router };
-    let dense = |format| FeedForwardSpec::Dense(DenseSpec { width: 2048, format });
-    let layer = |index: usize| LayerSpec {
-        attention: match index {
-            0 | 7 | 15 | 23 | 31 | 39 | 47 | 55 | 62 | 69 => full.clone(),
-            _ => window.clone(),
-        },
-        feed_forward: match index {
-            0 => dense(fp8),
-            _ => FeedForwardSpec::Experts(experts.clone()),
-        },
-    };
-    let drafter = DrafterSpec {
-        rows: 8,
-        taps: vec![0, 15, 31, 47, 69],
-        mask_token: 0,
-        norm_eps: 1e-5,
-        layers: vec![LayerSpec { attention: draft, feed_forward: dense(WeightFormat::Float) }; 5],
-    };
-    ModelSpec {
-        family: Family::MimoV2,
-        vocab_size: 152_576 / 8,
-        hidden_size: 6144,
-        norm_eps: 1e-5,
-        position_max: 1 << 20,
-        end_tokens: vec![0],
-        layers: (0..70).map(layer).collect(),
-        multimodal: false,
-        drafter: Some(drafter),
-    }
 }
 
 /// Folder, and the header that belongs there.
@@ -87,8 +24,8 @@ fn examples() -> [(&'static str, String); 3] {
     };
     [
         ("toy_pro", header(&Toy::pro_fp4().spec(), 8)),
-        ("demo", header(&demo(), 16)),
-        ("slice", header(&slice(), 64)),
+        ("demo", header(&spec("crates/demo/checkpoint"), 16)),
+        ("slice", header(&spec("benches/models/slice"), 64)),
     ]
 }
 
@@ -170,7 +107,7 @@ fn floats_of_the_header_keep_their_bits() {
 
 #[test]
 fn frequencies_fall_by_the_base_from_one() {
-    let constants = Constants::new(&slice(), LAUNCH).unwrap();
+    let constants = Constants::new(&spec("benches/models/slice"), LAUNCH).unwrap();
     let frequencies = constants.frequencies();
     assert_eq!(frequencies.len(), 3 * 32);
     // 1e7^(-1/2) and 1e4^(-1/2) are those of the middle pair.
