@@ -21,9 +21,11 @@
 mod draw;
 #[path = "law/exact.rs"]
 mod exact;
+#[path = "law/setup.rs"]
+mod setup;
 
-use kilotok_abi::{Purpose, Sampling, TokenId};
-use kilotok_sampling::{Draws, Proposal, Rule, Setup};
+use kilotok_abi::{Purpose, TokenId};
+use kilotok_sampling::{Draws, Proposal, Rule};
 use rayon::prelude::*;
 
 use draw::{
@@ -31,65 +33,11 @@ use draw::{
     node_of,
 };
 use exact::Finding;
+use setup::{COMBINATIONS, FREQUENCY, PRESENCE, REPETITION, Row, TEMPERATURE, VOCAB};
 
-const VOCAB: usize = 8;
 const DRAFTS: usize = 3;
 const DRAWS: u64 = 1_000_000;
 const FALSE_ALARM: f64 = 1e-6;
-
-const PROMPT_COUNT: u32 = 3;
-const HISTORY: [TokenId; 5] = [2, 5, 2, 1, 5];
-
-const BIAS: u32 = 1;
-const REPETITION: u32 = 1 << 1;
-const PRESENCE: u32 = 1 << 2;
-const FREQUENCY: u32 = 1 << 3;
-const BAD_WORDS: u32 = 1 << 4;
-const MIN_TOKENS: u32 = 1 << 5;
-const MASK: u32 = 1 << 6;
-const TEMPERATURE: u32 = 1 << 7;
-const MIN_P: u32 = 1 << 8;
-const TOP_K: u32 = 1 << 9;
-const TOP_P: u32 = 1 << 10;
-const COMBINATIONS: u32 = 1 << 11;
-
-/// Probabilities, logits or weights of the vocabulary.
-type Row<T> = [T; VOCAB];
-
-/// The request of a combination of processors. Together they still allow two tokens or more.
-fn setup_of(combination: u32) -> Setup {
-    fn choose<T>(set: bool, value: T, neutral: T) -> T {
-        if set { value } else { neutral }
-    }
-    let set = |processor| combination & processor != 0;
-    let sampling = Sampling {
-        seed: 0,
-        temperature: choose(set(TEMPERATURE), 0.7, 1.0),
-        top_p: choose(set(TOP_P), 0.83, 1.0),
-        min_p: choose(set(MIN_P), 0.15, 0.0),
-        repetition_penalty: choose(set(REPETITION), 1.7, 1.0),
-        presence_penalty: choose(set(PRESENCE), 0.6, 0.0),
-        frequency_penalty: choose(set(FREQUENCY), 0.45, 0.0),
-        top_k: choose(set(TOP_K), 3, 0),
-        min_tokens: choose(set(MIN_TOKENS), 3, 0),
-    };
-    let bias = vec![(1, 1.5), (4, f32::NEG_INFINITY), (6, -0.75)];
-    let setup = Setup {
-        sampling,
-        prompt_count: PROMPT_COUNT,
-        logit_bias: choose(set(BIAS), bias, Vec::new()),
-        bad_words: choose(set(BAD_WORDS), vec![vec![3], vec![5, 1], vec![2, 2]], Vec::new()),
-        end_tokens: vec![0],
-    };
-    setup.check(VOCAB).expect("values with a meaning");
-    setup
-}
-
-/// What the grammar of a combination allows after a token.
-fn mask_of(combination: u32, last: TokenId) -> u32 {
-    let forbidden = 1 << ((last + 1) % 8) | 1 << ((last + 3) % 8);
-    if combination & MASK == 0 { !0 } else { !forbidden }
-}
 
 /// A number of -2, -1.75, .. 2; equal ones are frequent.
 fn table(table: u32, offset: usize, last: TokenId, token: usize) -> f32 {

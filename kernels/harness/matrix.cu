@@ -1,6 +1,8 @@
 // Multiplies matrices as the phases do, checks the products against double precision and measures
 // how much of the memory's speed the walk leaves. Needs a GPU:
-//   nvcc -std=c++20 -arch=sm_90a -O3 -I kernels/include -I kernels/models/slice matrix.cu
+//   nvcc -std=c++20 -arch=sm_90a -O3 -I kernels/include -I kernels/models/slice matrix.cu -o matrix
+//   ./matrix          checks and times
+//   ./matrix check    a few matrices, once, for compute-sanitizer
 // Prints a line for each matrix and number of tokens; returns 1 if a product is wrong.
 #include <cuda_runtime.h>
 
@@ -25,7 +27,8 @@ namespace kilotok {
     }                                                                            \
   } while (0)
 
-constexpr uint32_t WAIT_MAX_CYCLES = 1000 * CYCLES_PER_MS;
+// Under compute-sanitizer everything takes a hundred times as long.
+constexpr uint32_t WAIT_MAX = 60000 * KILOCYCLES_PER_MS;
 
 // What one launch does: multiplies copies of a matrix, one after the other.
 struct Work {
@@ -80,7 +83,7 @@ __global__ void __launch_bounds__(THREADS, 1) walk(const Memory memory, const Wo
   Ring ring(shared.ring);
   Sums sums(shared.sums);
   if (threadIdx.x == 0) {
-    cta_place = {work.fault, WAIT_MAX_CYCLES, 0, 0};
+    cta_place = {work.fault, WAIT_MAX, 0, 0};
     ring.init();
     sums.init();
   }
@@ -314,9 +317,11 @@ bool check(const Sample<M>& sample, const Activations<M>& x, const std::vector<f
 // Bytes of copies of a matrix, many times what the caches hold.
 constexpr size_t READ_BYTES = size_t{3} << 30;
 constexpr int RUNS = 5;
+// To be checked alone: more than one, so that the ring goes on from one to the next.
+constexpr int COPIES_CHECKED = 3;
 
 template <class M, Kind KIND>
-float best_ms(const Work& work) {
+float best_ms(const Work& work, int runs) {
   auto* kernel = walk<M, KIND>;
   const int bytes = sizeof(SharedMemory);
   CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
@@ -324,7 +329,7 @@ float best_ms(const Work& work) {
   CHECK(cudaEventCreate(&start));
   CHECK(cudaEventCreate(&stop));
   float best = 1e9f;
-  for (int run = 0; run < RUNS; run++) {
+  for (int run = 0; run < runs; run++) {
     CHECK(cudaEventRecord(start));
     kernel<<<GRID, THREADS, bytes>>>(Memory{}, work);
     CHECK(cudaEventRecord(stop));
@@ -348,13 +353,14 @@ void describe(const char* name, const void* kernel) {
 }
 
 template <class M>
-bool measure(const char* name) {
+bool measure(const char* name, bool small) {
   describe(name, reinterpret_cast<const void*>(walk<M, Kind::Multiply>));
   std::mt19937 random(1);
   const Sample<M> sample(random);
   const Activations<M> x(random);
   Work work = {};
-  work.copies = static_cast<int>(READ_BYTES / M::BYTES);
+  work.copies = small ? COPIES_CHECKED : static_cast<int>(READ_BYTES / M::BYTES);
+  const int runs = small ? 1 : RUNS;
   char *weights, *operand;
   CHECK(cudaMalloc(&weights, work.copies * M::BYTES));
   for (int copy = 0; copy < work.copies; copy++)
@@ -370,13 +376,13 @@ bool measure(const char* name) {
   work.weights = reinterpret_cast<uint64_t>(weights);
   work.operand = reinterpret_cast<uint64_t>(operand);
   const double gigabytes = work.copies * M::BYTES / 1e9;
-  const float floor_ms = best_ms<M, Kind::ReadOnly>(work);
+  const float floor_ms = best_ms<M, Kind::ReadOnly>(work, runs);
   printf("  pages alone: %.0f GB/s\n", gigabytes / floor_ms * 1e3);
   std::vector<float> few;
   bool right = true;
   for (int tiles : {1, TILES_MAX}) {
     work.tiles = tiles;
-    const float ms = best_ms<M, Kind::Multiply>(work);
+    const float ms = best_ms<M, Kind::Multiply>(work, runs);
     printf("  %d tokens: %.0f GB/s, %.1f %%, %.2f us a matrix\n", tiles * TILE_TOKENS,
            gigabytes / ms * 1e3, 100 * floor_ms / ms, ms * 1e3 / work.copies);
     CHECK(cudaMemcpy(products.data(), work.products, products.size() * 4, cudaMemcpyDeviceToHost));
@@ -398,16 +404,18 @@ bool measure(const char* name) {
 
 }  // namespace kilotok
 
-int main() {
+int main(int argc, char** argv) {
   using namespace kilotok;
-  bool right = measure<QkvMatrix<0>>("qkv, FP8");
-  right = measure<OutputMatrix<0>>("output, BF16") && right;
-  right = measure<Matrix<Format::Mxfp4, 32 * 512, HIDDEN, 1>>("gate and up of 32 experts, MXFP4") &&
+  const bool small = argc > 1 && strcmp(argv[1], "check") == 0;
+  bool right = measure<QkvMatrix<0>>("qkv, FP8", small);
+  right = measure<OutputMatrix<0>>("output, BF16", small) && right;
+  right = measure<Matrix<Format::Mxfp4, 32 * 512, HIDDEN, 1>>("gate and up of 32 experts, MXFP4",
+                                                           small) &&
           right;
-  right = measure<DownMatrix<0>>("down of the dense layer, FP8") && right;
-  right = measure<HeadMatrix>("head, BF16") && right;
-  right = measure<Matrix<Format::Mxfp4, 200, 480, 1>>("uneven, MXFP4") && right;
-  right = measure<Matrix<Format::Fp8, 200, 800, OWNER_TILES>>("uneven, FP8") && right;
+  right = measure<DownMatrix<0>>("down of the dense layer, FP8", small) && right;
+  right = measure<HeadMatrix>("head, BF16", small) && right;
+  right = measure<Matrix<Format::Mxfp4, 200, 480, 1>>("uneven, MXFP4", small) && right;
+  right = measure<Matrix<Format::Fp8, 200, 800, OWNER_TILES>>("uneven, FP8", small) && right;
   puts(right ? "all right" : "WRONG");
   return right ? 0 : 1;
 }

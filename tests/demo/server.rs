@@ -8,8 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use kilotok_abi::TokenId;
-use kilotok_cpu::{CpuEngine, CpuOptions};
+use kilotok_cpu::CpuEngine;
+use kilotok_cuda::{CudaEngine, CudaOptions, Found, TOKENS_MAX};
 use kilotok_engine::{Caps, Engine, EngineError, StepId, StepOutput, StepPlan};
+use kilotok_rows::Sizes;
 use kilotok_sched::{Cost, Limits};
 use kilotok_server::gate::{Gate, GateOptions, Stopwatch};
 use kilotok_server::{Metrics, ServeError, ServerConfig, Service, serve};
@@ -34,9 +36,13 @@ type Rounds = Arc<Mutex<Vec<Round>>>;
 
 /// An engine that notes its rounds.
 struct Watched {
-    inner: CpuEngine,
+    inner: Box<dyn Engine>,
     drafted: Vec<u32>,
     rounds: Rounds,
+}
+
+fn sizes() -> Sizes {
+    Sizes { position_max: 1024, ..Sizes::default() }
 }
 
 impl Engine for Watched {
@@ -66,18 +72,27 @@ pub(crate) struct Server {
 }
 
 impl Server {
+    /// With the reference engine.
     pub(crate) fn start() -> Self {
-        let text = Arc::new(Text::open(&of_demo("checkpoint")).unwrap());
         let checkpoint = checkpoint();
-        let inner = CpuEngine::start(
-            checkpoint.spec(),
-            &checkpoint,
-            &CpuOptions { position_max: 1024, ..CpuOptions::default() },
-            &Quiet,
-        );
+        let engine = CpuEngine::start(checkpoint.spec(), &checkpoint, &sizes(), &Quiet);
+        Self::with(Box::new(engine.unwrap()))
+    }
+
+    /// With a GPU, if there is one, otherwise why there is none.
+    pub(crate) fn start_on_gpu() -> Result<Self, String> {
+        let sizes = Sizes { token_max: TOKENS_MAX, ..sizes() };
+        let options = CudaOptions { sizes, ..CudaOptions::default() };
+        Found::look(1, &options.toolchain).map_err(|error| error.to_string())?;
+        let checkpoint = checkpoint();
+        let engine = CudaEngine::start(checkpoint.spec(), &checkpoint, &options, &Quiet, &|_| {});
+        Ok(Self::with(Box::new(engine.unwrap_or_else(|error| panic!("{error}")))))
+    }
+
+    fn with(inner: Box<dyn Engine>) -> Self {
+        let text = Arc::new(Text::open(&of_demo("checkpoint")).unwrap());
         let rounds = Rounds::default();
-        let engine =
-            Watched { inner: inner.unwrap(), drafted: Vec::new(), rounds: Arc::clone(&rounds) };
+        let engine = Watched { inner, drafted: Vec::new(), rounds: Arc::clone(&rounds) };
         let vocab_size = engine.caps().vocab_size;
         let grammars = Grammars::new(&text, vocab_size, &text.defaults().end_tokens).unwrap();
         let metrics = Arc::new(Metrics::new("demo", engine.caps()));

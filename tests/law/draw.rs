@@ -6,10 +6,8 @@ use kilotok_sampling::{
     probabilities, process,
 };
 
-use crate::{
-    DRAFTS, DRAWS, HISTORY, Row, Setting, TEMPERATURE, VOCAB, Way, drafter_logits, mask_of,
-    setup_of, target_logits,
-};
+use crate::setup::{HISTORY, Row, TEMPERATURE, VOCAB, mask_of, setup_of};
+use crate::{DRAFTS, DRAWS, Setting, Way, drafter_logits, target_logits};
 
 /// Rows by history: 0 is [`HISTORY`], `after(node, token)` one token more.
 type Tree = Vec<Row<f32>>;

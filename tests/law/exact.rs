@@ -1,12 +1,10 @@
 //! The target's law by the definitions, in f64 and without a line of the `sampling` crate, and
-//! how far a million draws are from it.
+//! how far draws are from it.
 
 use kilotok_abi::TokenId;
 
-use crate::{
-    DRAWS, FALSE_ALARM, HISTORY, PROMPT_COUNT, Row, Setting, VOCAB, mask_of, setup_of,
-    target_logits,
-};
+use super::setup::{HISTORY, PROMPT_COUNT, Row, VOCAB, mask_of, setup_of};
+use super::{DRAWS, FALSE_ALARM, Setting, target_logits};
 
 /// The distribution of the token after `tokens`, the history first.
 fn exact_law(combination: u32, tokens: &[TokenId]) -> Row<f64> {
@@ -69,7 +67,7 @@ fn exact_joint(combination: u32, length: usize) -> Vec<f64> {
     joint
 }
 
-/// What a million draws say about a law.
+/// What draws say about a law.
 #[derive(Debug)]
 pub(super) struct Finding {
     chi_square: f64,

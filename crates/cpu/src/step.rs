@@ -7,7 +7,7 @@ use kilotok_rows::{Batch, wanted_tokens};
 use crate::engine::CpuEngine;
 use crate::math::rms_norm;
 use crate::pages::LayerPages;
-use crate::phase::router::Route;
+use crate::phase::router::Routes;
 use crate::phase::{attn, attn_in, attn_out, dense, draft, embed, experts, head, router};
 use crate::watch::{Seen, Watch};
 use crate::weights::{LayerWeights, ModelWeights};
@@ -61,7 +61,7 @@ fn run_layer(
     batch: &Batch<'_>,
     pages: &mut [LayerPages],
     x: &mut [f32],
-) -> Vec<Vec<Route>> {
+) -> Vec<Routes> {
     let projection = attn_in::Projection { spec: &spec.attention, weights, norm_eps };
     let h = rms_norm(x, &weights.input_norm, norm_eps);
     let queries = attn_in::run(&projection, batch, &h, pages);
@@ -79,7 +79,7 @@ pub(crate) fn feed_forward(
     weights: &LayerWeights,
     norm_eps: f32,
     x: &mut [f32],
-) -> Vec<Vec<Route>> {
+) -> Vec<Routes> {
     let h = rms_norm(x, &weights.post_norm, norm_eps);
     if let (FeedForwardSpec::Experts(spec), Some(router)) = (&spec.feed_forward, &weights.router) {
         let routes = router::run(spec, router, &h);
@@ -91,16 +91,12 @@ pub(crate) fn feed_forward(
     }
 }
 
-fn watch_experts(
-    watch: &mut Option<Watch>,
-    batch: &Batch<'_>,
-    layer: usize,
-    routes: &[Vec<Route>],
-) {
+fn watch_experts(watch: &mut Option<Watch>, batch: &Batch<'_>, layer: usize, routes: &[Routes]) {
     if let Some(watch) = watch {
         for (&position, routes) in batch.positions.iter().zip(routes) {
-            let experts: Vec<usize> = routes.iter().map(|route| route.expert).collect();
-            watch(Seen::Experts { layer, position, experts: &experts });
+            let experts: Vec<usize> = routes.routes.iter().map(|route| route.expert).collect();
+            let lead = routes.lead;
+            watch(Seen::Experts { layer, position, experts: &experts, lead });
         }
     }
 }

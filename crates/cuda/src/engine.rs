@@ -2,6 +2,7 @@
 //! between: the target, the choice of tokens, the drafter's context, the drafts. The host resolves
 //! tokens, keeps what slots hold, and reads the results.
 
+use std::iter::once;
 use std::time::Duration;
 
 use kilotok_abi::SampleMemory;
@@ -92,7 +93,8 @@ impl CudaEngine {
 
     /// What began it. The other ranks end too, if only because their waits do.
     fn cause(&self, error: EngineError) -> EngineError {
-        cause(self.ranks.iter().filter_map(|rank| rank.finish().err())).unwrap_or(error)
+        let others = self.ranks.iter().filter_map(|rank| rank.finish().err());
+        cause(once(error.clone()).chain(others)).unwrap_or(error)
     }
 }
 

@@ -3,9 +3,6 @@
 use kilotok_abi::Fault;
 use kilotok_engine::EngineError;
 
-/// A fault that is being written.
-const BUSY: u32 = !0;
-
 /// What a wait was for: `Waits` of `kernels/include/kilotok/comm/wait.cuh`, from 1 on.
 const WAITS: [&str; 7] = [
     "all CTAs at a grid barrier",
@@ -29,7 +26,6 @@ pub(crate) fn timeout_of(fault: &Fault) -> Option<EngineError> {
     let waits = (fault.code as usize).checked_sub(1).and_then(|place| WAITS.get(place));
     let waited_for = match waits {
         Some(waits) => (*waits).to_owned(),
-        None if fault.code == BUSY => "something that it had no time to name".to_owned(),
         None => format!("number {}", fault.code),
     };
     Some(EngineError::Timeout {
@@ -69,9 +65,7 @@ mod tests {
             assert!(text.contains(part), "{part} in {text}");
         }
         assert_eq!(timeout_of(&fault(0, 3)), None);
-        for code in [99, BUSY] {
-            assert!(timeout_of(&fault(code, 0)).unwrap().to_string().contains("phase 41"));
-        }
+        assert!(timeout_of(&fault(99, 0)).unwrap().to_string().contains("phase 41"));
     }
 
     #[test]

@@ -223,3 +223,6 @@ fn kernels(module: &Module, drafter: bool) -> Result<Kernels, DriverError> {
         draft: if drafter { Some((kernel("draft_context")?, kernel("draft_rows")?)) } else { None },
     })
 }
+
+#[cfg(test)]
+mod tests;

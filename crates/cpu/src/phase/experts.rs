@@ -5,18 +5,18 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::attn_out::add_ranks;
-use super::router::Route;
+use super::router::Routes;
 use crate::math::{SiluMul, Vectorised};
 use crate::matmul::{RowsTimes, task_rows, transpose};
 use crate::products::add_scaled;
 use crate::weights::{LayerWeights, Mlp};
 
 /// x += sum over ranks of the experts' weighted outputs.
-pub(crate) fn run(weights: &LayerWeights, routes: &[Vec<Route>], h: &[f32], x: &mut [f32]) {
+pub(crate) fn run(weights: &LayerWeights, routes: &[Routes], h: &[f32], x: &mut [f32]) {
     let hidden = h.len() / routes.len();
     let mut tokens_of: BTreeMap<usize, Vec<(usize, f32)>> = BTreeMap::new();
     for (token, routes) in routes.iter().enumerate() {
-        for route in routes {
+        for route in &routes.routes {
             tokens_of.entry(route.expert).or_default().push((token, route.weight));
         }
     }

@@ -59,6 +59,14 @@ pub(super) fn flash() -> Value {
     Value::Object(config)
 }
 
+/// V2-Flash's form with a dense network in every layer.
+pub(super) fn dense() -> Value {
+    let mut config = object(flash());
+    let layers = config["moe_layer_freq"].as_array().map_or(0, Vec::len);
+    config.insert("moe_layer_freq".into(), json!(vec![0; layers]));
+    Value::Object(config)
+}
+
 pub(super) fn pro_fp4() -> Value {
     let windows = [0, 1, 1, 0];
     let mut config = base(&windows);

@@ -41,6 +41,7 @@ impl Toy {
     pub fn named(name: &str) -> Option<Self> {
         match name {
             "flash" => Some(Self::flash()),
+            "dense" => Some(Self::dense()),
             "pro_fp4" => Some(Self::pro_fp4()),
             _ => None,
         }
@@ -50,6 +51,11 @@ impl Toy {
     /// windows than elsewhere, more experts than one digit can number.
     pub fn flash() -> Self {
         Self::draw("flash", config::flash(), config::flash_drafter(), 11)
+    }
+
+    /// The same without experts: no choice of a layer turns rounding into another result.
+    pub fn dense() -> Self {
+        Self::draw("dense", config::dense(), config::flash_drafter(), 11)
     }
 
     /// V2.5-Pro's form: projections fused in 8 chunks of one FP8 tile and a part, FP8 dense layer,

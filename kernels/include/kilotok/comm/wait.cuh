@@ -21,31 +21,41 @@ enum class Waits : uint32_t {
 // Where a CTA is, for the record.
 struct Place {
   Fault* fault;
-  uint32_t wait_max_cycles;
+  uint32_t wait_max_kilocycles;
   uint32_t rank;
   // Counts phases of the step.
   uint32_t phase;
 };
 
-// Cycles of a millisecond where clocks are fastest; where they are slower, waits last longer.
-constexpr uint32_t CYCLES_PER_MS = 2000000;
+// 1024 cycles each, in a millisecond where clocks are fastest; where they are slower, waits last
+// longer.
+constexpr uint32_t KILOCYCLES_PER_MS = 1954;
 
 // In shared memory, since only who gives up reads it. A kernel sets it before its first wait.
 static __shared__ Place cta_place;
 
+// Whether somebody writes the record. The host's memory may know no atomics, so that is settled
+// here; a kernel that gave up is its module's last.
+static __device__ uint32_t record_begun = 0;
+
 // Out of line: a wait must cost neither registers nor code where it does not run out.
 __device__ __noinline__ void record_fault(Waits waits, uint32_t wanted, uint32_t seen) {
-  Fault* fault = cta_place.fault;
-  if (atomicCAS_system(&fault->code, 0u, ~0u) == 0u) {
+  volatile Fault* fault = cta_place.fault;
+  if (atomicExch(&record_begun, 1u) == 0u) {
     fault->rank = cta_place.rank;
     fault->cta = blockIdx.x;
     fault->phase = cta_place.phase;
     fault->wanted = wanted;
     fault->seen = seen;
     __threadfence_system();
-    atomicExch_system(&fault->code, static_cast<uint32_t>(waits));
+    // Comes last, and says that all is there.
+    fault->code = static_cast<uint32_t>(waits);
+    __threadfence_system();
+  } else {
+    // Its trap would stop the one that writes.
+    __nanosleep(1000000);
+    __nanosleep(1000000);
   }
-  __threadfence_system();
   __trap();
 }
 
@@ -58,23 +68,20 @@ __device__ __forceinline__ void give_up(Waits waits, uint32_t wanted, uint32_t s
 
 // Calls `ready(seen)` until it is true. `NAP_NS` > 0 leaves the scheduler to others meanwhile.
 template <int NAP_NS, class Ready>
-__device__ __forceinline__ void wait_for(Waits waits, uint32_t wanted,
-                                         Ready ready) {
+__device__ __forceinline__ void wait_for(Waits waits, uint32_t wanted, Ready ready) {
   uint32_t seen = 0, start = 0;
 #pragma unroll 1
   while (!ready(seen)) {
     if (NAP_NS > 0) __nanosleep(NAP_NS);
-    const uint32_t now = ptx::cycles();
+    const uint32_t now = ptx::kilocycles();
     if (start == 0) start = now;
-    if (now - start > cta_place.wait_max_cycles) give_up(waits, wanted, seen);
+    if (now - start > cta_place.wait_max_kilocycles) give_up(waits, wanted, seen);
   }
 }
 
 template <int NAP_NS>
-__device__ __forceinline__ void wait_mbarrier(Waits waits, uint32_t barrier,
-                                              uint32_t parity) {
-  wait_for<NAP_NS>(waits, parity,
-                   [&](uint32_t&) { return ptx::mbarrier_try(barrier, parity); });
+__device__ __forceinline__ void wait_mbarrier(Waits waits, uint32_t barrier, uint32_t parity) {
+  wait_for<NAP_NS>(waits, parity, [&](uint32_t&) { return ptx::mbarrier_try(barrier, parity); });
 }
 
 }  // namespace kilotok

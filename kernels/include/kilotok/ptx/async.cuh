@@ -28,6 +28,21 @@ __device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
+// How many of a warp's lanes arrive for it. The racecheck of compute-sanitizer does not know that
+// what other lanes did before `__syncwarp` comes before one lane's arrival; made for it, kernels
+// have all of them arrive.
+#ifdef KILOTOK_RACECHECK
+constexpr int WARP_ARRIVALS = 32;
+#else
+constexpr int WARP_ARRIVALS = 1;
+#endif
+
+// The warp arrives, with all that its lanes did.
+__device__ __forceinline__ void mbarrier_arrive_warp(uint32_t barrier, int lane) {
+  __syncwarp();
+  if (WARP_ARRIVALS == 32 || lane == 0) mbarrier_arrive(barrier);
+}
+
 // Whether the phase of this parity is over. Sleeps a little in hardware before it says no.
 __device__ __forceinline__ bool mbarrier_try(uint32_t barrier, uint32_t parity) {
   uint32_t done;

@@ -111,11 +111,11 @@ __device__ __forceinline__ void fewer_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
 }
 
-// Of the multiprocessor, counted anew after 2^32. Reading real time would take a microsecond.
-__device__ __forceinline__ uint32_t cycles() {
-  uint32_t count;
-  asm volatile("mov.u32 %0, %clock;" : "=r"(count));
-  return count;
+// Of the multiprocessor, in units of 1024.
+__device__ __forceinline__ uint32_t kilocycles() {
+  uint64_t count;
+  asm volatile("mov.u64 %0, %clock64;" : "=l"(count));
+  return static_cast<uint32_t>(count >> 10);
 }
 
 }  // namespace kilotok::ptx

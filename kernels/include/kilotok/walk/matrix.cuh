@@ -73,8 +73,8 @@ struct Sums {
   // One thread, before any other uses them.
   __device__ __forceinline__ void init() const {
     for (int i = 0; i < SUM_PLACES; i++) {
-      ptx::mbarrier_init(full + 8 * i, CONSUMER_WARPS);
-      ptx::mbarrier_init(empty + 8 * i, ADDER_WARPS);
+      ptx::mbarrier_init(full + 8 * i, CONSUMER_WARPS * ptx::WARP_ARRIVALS);
+      ptx::mbarrier_init(empty + 8 * i, ADDER_WARPS * ptx::WARP_ARRIVALS);
     }
   }
 
@@ -90,8 +90,7 @@ struct Sums {
     wait_mbarrier<0>(Waits::Sums, empty + 8 * stage, parity ^ 1);
     memory.parts[(stage * CONSUMER_WARPS + cta.warp()) * 32 + cta.lane()] =
         make_float4(v[0], v[1], v[2], v[3]);
-    __syncwarp();
-    if (cta.lane() == 0) ptx::mbarrier_arrive(full + 8 * stage);
+    ptx::mbarrier_arrive_warp(full + 8 * stage, cta.lane());
     next();
   }
 
@@ -118,8 +117,7 @@ struct Sums {
           memory.parts + (stage * CONSUMER_WARPS + row_tile * M::COLUMN_WARPS) * 32 + cta.lane();
       use(row_tile, 0, cta.lane(), add_parts<M::COLUMN_WARPS>(parts, 32));
     }
-    __syncwarp();
-    if (cta.lane() == 0) ptx::mbarrier_arrive(empty + 8 * stage);
+    ptx::mbarrier_arrive_warp(empty + 8 * stage, cta.lane());
     next();
   }
 

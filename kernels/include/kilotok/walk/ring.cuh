@@ -35,7 +35,7 @@ struct Ring {
   __device__ __forceinline__ void init() const {
     for (int i = 0; i < PAGE_COUNT; i++) {
       ptx::mbarrier_init(full + 8 * i, 1);
-      ptx::mbarrier_init(empty + 8 * i, CONSUMER_WARPS);
+      ptx::mbarrier_init(empty + 8 * i, CONSUMER_WARPS * ptx::WARP_ARRIVALS);
     }
     ptx::mbarrier_init_fence();
   }
@@ -68,8 +68,7 @@ struct Ring {
 
   // Consumers: the warp has read the page and goes on to the next.
   __device__ __forceinline__ void release(int lane) {
-    __syncwarp();
-    if (lane == 0) ptx::mbarrier_arrive(empty + 8 * stage);
+    ptx::mbarrier_arrive_warp(empty + 8 * stage, lane);
     next();
   }
 };

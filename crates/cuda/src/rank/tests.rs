@@ -1,0 +1,129 @@
+//! A GPU that stalls or does not start: what is said of it and how soon, and that nothing stays
+//! behind. What breaks a GPU breaks all that the process runs on it, so each has a process of its
+//! own. Where there is no GPU, the test says so and passes.
+
+use std::process::Command;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use kilotok_engine::{Engine, EngineError, StepPlan};
+use kilotok_model::Knobs;
+use kilotok_testkit::Toy;
+use kilotok_testkit::host::{Host, HostError, How, Request};
+use kilotok_testkit::toy::Files;
+use kilotok_weights::{Checkpoint, Quiet};
+
+use super::*;
+use crate::{CudaEngine, CudaOptions, Found, Sizes, TOKENS_MAX, Toolchain};
+
+/// From the step's start to its error.
+const SECONDS_MAX: Duration = Duration::from_secs(2);
+
+static PRO: LazyLock<Checkpoint> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().unwrap();
+    Toy::pro_fp4().write(folder.path(), Files::One).unwrap();
+    Checkpoint::open(folder.path(), &Knobs::default()).unwrap()
+});
+
+fn options(rank_count: usize) -> CudaOptions {
+    let cache = Some(std::env::temp_dir().join("kilotok-test-kernels"));
+    let toolchain = Toolchain { cache, prefixes: Vec::new() };
+    CudaOptions {
+        sizes: Sizes { rank_count, token_max: TOKENS_MAX, ..Sizes::default() },
+        toolchain,
+    }
+}
+
+fn engine(rank_count: usize) -> CudaEngine {
+    let engine = CudaEngine::start(PRO.spec(), &*PRO, &options(rank_count), &Quiet, &|_| {});
+    engine.unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn reply(engine: &mut CudaEngine) -> Result<Vec<u32>, EngineError> {
+    let request = Request::greedy((0..30).collect(), 4);
+    match Host::new(engine, 0).run(&request, &How::default()) {
+        Ok(reply) => Ok(reply.tokens),
+        Err(HostError::Engine { source, .. }) => Err(source),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+/// Breaks the last of so many ranks, and returns what is said of it.
+#[expect(clippy::disallowed_methods, reason = "the error is promised within seconds")]
+fn broken(rank_count: usize, change: fn(&mut Rank)) -> EngineError {
+    let mut engine = engine(rank_count);
+    reply(&mut engine).unwrap();
+    change(engine.ranks.last_mut().unwrap());
+    let start = Instant::now();
+    let error = reply(&mut engine).unwrap_err();
+    let took = start.elapsed();
+    println!("{rank_count} ranks, after {took:?}: {error}");
+    assert!(took < SECONDS_MAX, "{took:?}");
+    // Nothing runs on it any more.
+    assert_eq!(engine.submit(&StepPlan::default()), Err(error.clone()));
+    error
+}
+
+/// One CTA too few: the others wait for it, and the other ranks for them.
+fn stalls(rank_count: usize) {
+    match broken(rank_count, |rank| rank.grid -= 1) {
+        EngineError::Timeout { rank, waited_for, .. } => {
+            assert_eq!(rank, rank_count - 1);
+            assert_eq!(waited_for, "all CTAs at a grid barrier");
+        }
+        other => panic!("{other}"),
+    }
+}
+
+/// More CTAs than there can be at once: the kernel does not start.
+fn does_not_start(rank_count: usize) {
+    match broken(rank_count, |rank| rank.grid = 1 << 20) {
+        EngineError::Device { rank, .. } => assert_eq!(rank, rank_count - 1),
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+#[ignore = "breaks the GPU for its process, see below"]
+fn one_stalls() {
+    stalls(1);
+}
+
+#[test]
+#[ignore = "breaks the GPU for its process, see below"]
+fn one_does_not_start() {
+    does_not_start(1);
+}
+
+#[test]
+#[ignore = "breaks the GPU for its process, see below"]
+fn one_of_two_stalls() {
+    stalls(2);
+}
+
+#[test]
+#[ignore = "breaks the GPU for its process, see below"]
+fn one_of_two_does_not_start() {
+    does_not_start(2);
+}
+
+#[test]
+fn what_breaks_a_gpu_is_told_in_time_and_over_with_its_process() {
+    let cases = [
+        (1, ["one_stalls", "one_does_not_start"]),
+        (2, ["one_of_two_stalls", "one_of_two_does_not_start"]),
+    ];
+    for (rank_count, names) in cases {
+        if let Err(reason) = Found::look(rank_count, &options(rank_count).toolchain) {
+            println!("skipped from {rank_count} ranks on: {reason}");
+            return;
+        }
+        for name in names {
+            let mut process = Command::new(std::env::current_exe().unwrap());
+            let test = format!("rank::tests::{name}");
+            let ended = process.args([&test, "--exact", "--ignored", "--nocapture"]).status();
+            assert!(ended.unwrap().success(), "{name}");
+        }
+        reply(&mut engine(rank_count)).expect("the GPUs are well again");
+    }
+}
