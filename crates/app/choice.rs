@@ -39,12 +39,8 @@ impl Chosen {
         match wish.kind {
             EngineKind::Cpu => cpu("as wished".to_owned()),
             EngineKind::Cuda => Ok(Self::Gpus(look(wish, spec).context("--engine cuda")?)),
-            // Until the GPU engine has passed its suite on a GPU, nobody gets it unasked.
             EngineKind::Auto => match look(wish, spec) {
-                Ok(found) => {
-                    let name = &found.gpus[0].name;
-                    cpu(format!("{name} is there, but its engine is young: try --engine cuda"))
-                }
+                Ok(found) => Ok(Self::Gpus(found)),
                 Err(error) => cpu(error.to_string()),
             },
         }
@@ -169,15 +165,20 @@ mod tests {
     }
 
     #[test]
-    fn gpus_are_used_where_they_are_asked_for_and_it_says_why_not() {
+    fn gpus_are_used_where_they_are_and_it_says_why_not() {
         let spec = Toy::pro_fp4().spec();
         let chosen = Chosen::new(&wish(EngineKind::Auto), &spec).unwrap();
-        let Chosen::Cpu { why, .. } = &chosen else { panic!("nobody asked for GPUs") };
-        if let Err(error) = Chosen::new(&wish(EngineKind::Cuda), &spec) {
-            let error = format!("{error:#}");
-            assert!(error.starts_with("--engine cuda") && error.contains(why), "{error}");
+        match (&chosen, Chosen::new(&wish(EngineKind::Cuda), &spec)) {
+            (Chosen::Cpu { why, .. }, Err(error)) => {
+                let error = format!("{error:#}");
+                assert!(error.starts_with("--engine cuda") && error.contains(why), "{error}");
+                assert!(chosen.to_string().contains(why), "{chosen}");
+            }
+            (Chosen::Gpus(found), Ok(_)) => {
+                assert!(chosen.to_string().contains(&found.gpus[0].name), "{chosen}");
+            }
+            (chosen, asked_for) => panic!("{chosen} unasked, {asked_for:?} when asked for"),
         }
-        assert!(chosen.to_string().contains(why), "{chosen}");
         let room = chosen.room(&wish(EngineKind::Auto), &spec, 1 << 20).unwrap();
         assert!(room.kv_bytes > 0);
         let processor = Chosen::new(&wish(EngineKind::Cpu), &spec).unwrap();

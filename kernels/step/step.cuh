@@ -129,7 +129,7 @@ struct Walker {
 
   // Producer and adders: wait until the routes of the next tile are there; say when they may go.
   __device__ __forceinline__ void wait_routes() {
-    wait_mbarrier<64>(Waits::Routes, ptx::shared_address(&shared.routed), routed_count++ & 1);
+    wait_mbarrier<0>(Waits::Routes, ptx::shared_address(&shared.routed), routed_count++ & 1);
   }
   __device__ __forceinline__ void leave_routes() {
     ptx::mbarrier_arrive(ptx::shared_address(&shared.heard));
@@ -219,7 +219,7 @@ __device__ __forceinline__ void feed_forward(Walker& w, const LayerMemory& layer
     const int line = cta.thread() * 32;
     if (cta.index() == 0 && line < FEED_FORWARDS[KIND].experts)
       ptx::prefetch_l2(at<const float>(layer.router_bias) + line);
-    router_scores<KIND>(cta, w.token_count(), Part<DRAFT>::EPS);
+    router_scores<KIND>(cta, w.shared.sums, w.token_count(), Part<DRAFT>::EPS);
     cta.stamp(Stamp::RouterSums);
     cta.sync_grid();
   }

@@ -2,7 +2,7 @@
 //
 //   router_parts  an owner multiplies its 48 columns of the stream with the router's: in F32, from
 //                 shared memory, before anybody else has the new stream
-//   router_scores the parts are added, each output by 16 lanes, in order of owners
+//   router_scores the parts are added, in an order that is the same for every output
 //   choose_routes every CTA chooses for itself, tile by tile of tokens
 #pragma once
 
@@ -83,36 +83,51 @@ __device__ __forceinline__ void router_parts(const Cta& cta, Ring& ring, SumMemo
   for (int page = 0; page < R::PAGES; page++) ring.release(cta.lane());
 }
 
-// Lanes that add the parts of one output.
-constexpr int ROUTER_LANES = 16;
+// Sums of 32 outputs on their way from the warps that have each added some owners' parts.
+struct ScoreMemory {
+  float sums[CONSUMER_WARPS][32];
+  float inverse_rms;
+};
 
-// Scores of all tokens' experts, without the bias.
+// Scores of all tokens' experts, without the bias. A CTA takes 32 experts of a token at a time: a
+// warp adds the parts of every twelfth owner, then one adds the warps' sums.
 template <int KIND>
-__device__ __forceinline__ void router_scores(const Cta& cta, int token_count, float eps) {
-  constexpr int EXPERTS = Router<KIND>::EXPERTS, AT_ONCE = CONSUMERS / ROUTER_LANES;
+__device__ __forceinline__ void router_scores(const Cta& cta, SumMemory& scratch, int token_count,
+                                              float eps) {
+  constexpr int EXPERTS = Router<KIND>::EXPERTS, GROUPS = ceil_div(EXPERTS, 32);
+  constexpr int LOADS = ceil_div(OWNER_UNITS, CONSUMER_WARPS);
+  ScoreMemory& memory = *reinterpret_cast<ScoreMemory*>(scratch.scratch);
   const float* parts = at<const float>(cta.memory.router_parts);
-  const float* squares = at<const float>(cta.memory.squares);
-  const int lane = cta.thread() % ROUTER_LANES, count = token_count * EXPERTS;
-  for (int first = cta.index() * AT_ONCE; first < count; first += GRID * AT_ONCE) {
-    const int output = first + cta.thread() / ROUTER_LANES;
-    const int token = smaller(output, count - 1) / EXPERTS, expert = output % EXPERTS;
-    float sum = 0, square = 0;
+  const int lane = cta.lane();
+#pragma unroll 1
+  for (int group = cta.index(); group < token_count * GROUPS; group += GRID) {
+    const int token = group / GROUPS, expert = group % GROUPS * 32 + lane;
+    const float* from = parts + static_cast<size_t>(token) * EXPERTS + smaller(expert, EXPERTS - 1);
+    float values[LOADS];
 #pragma unroll
-    for (int i = 0; i < ceil_div(OWNER_UNITS, ROUTER_LANES); i++) {
-      const int unit = i * ROUTER_LANES + lane;
-      if (unit >= OWNER_UNITS) continue;
-      const int of_token = unit * TOKENS_MAX + token;
-      sum += ptx::load_l2(parts + static_cast<size_t>(of_token) * EXPERTS + expert);
-      square += ptx::load_l2(squares + of_token);
+    for (int i = 0; i < LOADS; i++) {
+      const int unit = i * CONSUMER_WARPS + cta.warp();
+      values[i] = unit < OWNER_UNITS
+                      ? ptx::load_l2(from + static_cast<size_t>(unit) * TOKENS_MAX * EXPERTS)
+                      : 0;
     }
+    if (cta.warp() == CONSUMER_WARPS - 1) {
+      const float inverse_rms = Squares(cta, token).inverse_rms(eps);
+      if (lane == 0) memory.inverse_rms = inverse_rms;
+    }
+    float sum = 0;
 #pragma unroll
-    for (int distance = ROUTER_LANES / 2; distance > 0; distance /= 2) {
-      sum += __shfl_xor_sync(~0u, sum, distance);
-      square += __shfl_xor_sync(~0u, square, distance);
+    for (int i = 0; i < LOADS; i++) sum += values[i];
+    memory.sums[cta.warp()][lane] = sum;
+    cta.sync();
+    if (cta.warp() == 0) {
+      sum = 0;
+#pragma unroll
+      for (int warp = 0; warp < CONSUMER_WARPS; warp++) sum += memory.sums[warp][lane];
+      const float score = 1.0f / (1.0f + expf(-sum * memory.inverse_rms));
+      if (expert < EXPERTS) at<float>(cta.memory.router_logits)[token * EXPERTS + expert] = score;
     }
-    const float logit = sum / sqrtf(square / HIDDEN + eps);
-    if (lane == 0 && output < count)
-      at<float>(cta.memory.router_logits)[output] = 1.0f / (1.0f + expf(-logit));
+    cta.sync();
   }
 }
 

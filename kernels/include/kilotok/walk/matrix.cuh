@@ -107,7 +107,7 @@ struct Sums {
   // Adders: take the sums of the next unit, `use(row tile, 0, lane, values)` as in `add_warps`.
   template <class M, class Use>
   __device__ __forceinline__ void take(const Cta& cta, Use use) {
-    wait_mbarrier<20>(Waits::Sums, full + 8 * stage, parity);
+    wait_mbarrier<0>(Waits::Sums, full + 8 * stage, parity);
     const int adder = cta.warp() - CONSUMER_WARPS - 1;
     // One adder does a unit of one row tile; the units take turns.
     const bool mine = M::ROW_TILES == 1 ? stage % ADDER_WARPS == adder : adder < M::ROW_TILES;

@@ -49,7 +49,7 @@ struct Ring {
 
   // Producer: waits for a free page that is to receive so many bytes.
   __device__ __forceinline__ void open(uint32_t bytes) const {
-    wait_mbarrier<64>(Waits::FreePage, empty + 8 * stage, parity ^ 1);
+    wait_mbarrier<0>(Waits::FreePage, empty + 8 * stage, parity ^ 1);
     ptx::mbarrier_expect(full + 8 * stage, bytes);
   }
 
