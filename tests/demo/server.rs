@@ -96,8 +96,8 @@ impl Server {
         let vocab_size = engine.caps().vocab_size;
         let grammars = Grammars::new(&text, vocab_size, &text.defaults().end_tokens).unwrap();
         let metrics = Arc::new(Metrics::new("demo", engine.caps()));
-        let cost = Cost { base_us: STEP_US as f32, token_us: 0.0 };
-        let limits = Limits { cost, ..Limits::default() };
+        let cost = Cost { base_us: STEP_US as f32, token_us: 0.0, draft_us: 0.0 };
+        let limits = Limits { cost, learning_share: 0.0, ..Limits::default() };
         let readings = AtomicU64::new(0);
         let stopwatch = Stopwatch::new(move || STEP_US * readings.fetch_add(1, Ordering::Relaxed));
         let options = GateOptions { stopwatch, ..GateOptions::default() };

@@ -1,9 +1,12 @@
 //! What whoever runs the server allows one request, and gives one that does not say.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
 use kilotok_server::ServerConfig;
 use serde_json::{Value, json};
 
-use super::server::{Server, Setup};
+use super::server::{Server, Setup, head};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -50,6 +53,23 @@ fn a_request_that_does_not_say_gets_the_default() {
     let plain = json!({"prompt": "say:a long reply\n"});
     let answer = server.post("/v1/completions", &plain).good();
     assert_eq!(answer["usage"]["completion_tokens"], 3);
+}
+
+/// Clients that read only when they have written hear why, however much they wrote.
+#[test]
+fn a_body_that_is_far_too_large_is_answered() {
+    let config = ServerConfig { body_max: 1000, ..Setup::default().config };
+    let server = Server::start(Setup { config, ..Setup::default() });
+    // More than the buffers of both ends hold.
+    let body = vec![b' '; 32 << 20];
+    let head = head("POST", CHAT, &[], body.len());
+    let mut socket = TcpStream::connect(server.address).unwrap();
+    socket.write_all(&head).unwrap();
+    socket.write_all(&body).unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    server.post(CHAT, &json!({"messages": [{"role": "user", "content": "say:a"}]})).good();
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use kilotok_engine::{Caps, Engine};
-use kilotok_sched::Limits;
+use kilotok_sched::{Cost, Limits};
 use kilotok_server::gate::{GateOptions, Stopwatch};
 use kilotok_server::{Gate, Metrics, ServeError, ServerConfig, Service, serve};
 use kilotok_testkit::{ScriptedEngine, Skill, Voice, parrot};
@@ -46,7 +46,7 @@ impl Default for Setup {
         Self {
             caps,
             skill: Skill::Percent(70),
-            limits: Limits::default(),
+            limits: eager(),
             options: GateOptions::default(),
             config: ServerConfig {
                 served_names: vec!["toy".into(), "alias/toy".into()],
@@ -56,6 +56,13 @@ impl Default for Setup {
             fail_at: None,
         }
     }
+}
+
+/// Drafts cost nothing, as far as the scheduler knows and ever will: all are tried, however fast
+/// the machine is.
+fn eager() -> Limits {
+    let cost = Cost { base_us: 1000.0, token_us: 0.0, draft_us: 0.0 };
+    Limits { cost, learning_share: 0.0, ..Limits::default() }
 }
 
 impl Setup {

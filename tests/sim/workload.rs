@@ -104,7 +104,12 @@ fn limits(draw: &mut Draw) -> Limits {
         step_us_max: draw.one_of(&[1, 300, 100_000, 100_000]),
         draft_rows_max: draw.one_of(&[0, 2, 100, 100]),
         aging: draw.between(0, 4),
-        cost: Cost { base_us: 200.0, token_us: draw.one_of(&[0.0, 5.0, 40.0]) },
+        cost: Cost {
+            base_us: 200.0,
+            token_us: draw.one_of(&[0.0, 5.0, 40.0]),
+            draft_us: draw.one_of(&[0.0, 0.0, 50.0]),
+        },
+        learning_share: draw.one_of(&[0.0, 0.02, 0.5]),
         prefix_cache: !draw.once_in(5),
     }
 }

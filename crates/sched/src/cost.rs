@@ -1,82 +1,143 @@
-//! What a step costs: a part that every step has, and a part per token, fitted to the steps that
-//! were measured. Old steps are forgotten little by little. Knows no clock; it is told.
+//! What a step costs: a part that every step has, a part per token, and a part per row that makes
+//! drafts; fitted to the steps that were measured. Old steps are forgotten little by little. Knows
+//! no clock; it is told.
 
 /// Microseconds of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cost {
     pub base_us: f32,
     pub token_us: f32,
+    /// A row's drafts for its next step.
+    pub draft_us: f32,
+}
+
+/// What is in a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Size {
+    pub(crate) token_count: u32,
+    /// Rows that make drafts.
+    pub(crate) drafting_count: u32,
 }
 
 impl Cost {
-    pub fn of(self, token_count: u32) -> f32 {
-        self.base_us + self.token_us * token_count as f32
+    pub(crate) fn of(self, size: Size) -> f32 {
+        let Size { token_count, drafting_count } = size;
+        self.base_us + self.token_us * token_count as f32 + self.draft_us * drafting_count as f32
     }
 
     /// Tokens of a step that takes so long.
-    pub(crate) fn tokens_within(self, us: u32) -> u32 {
+    pub(crate) fn tokens_within(self, us: u32, drafting_count: u32) -> u32 {
+        let fixed = self.of(Size { token_count: 0, drafting_count });
         // A cast of a float ends at the limits of the integer.
-        ((us as f32 - self.base_us) / self.token_us.max(1e-3)) as u32
+        ((us as f32 - fixed) / self.token_us.max(1e-3)) as u32
     }
 }
 
-/// A step's weight after one more step.
-const MEMORY: f64 = 0.98;
-/// Weight of what was assumed before anything was measured, at each end of the line.
+/// Weight of what was assumed before anything was measured, of each of four steps.
 const ASSUMED: f64 = 0.02;
 
-/// The straight line nearest to the steps seen, by weighted squares.
+/// Steps after which there is a belief worth the name.
+const SETTLED: f64 = 16.0;
+/// A step that took more than this many times what was expected was held up by something else, as
+/// far as is known; if steps do take so much longer now, many in a row say so.
+const HELD_UP: f32 = 1.5;
+
+/// The plane nearest to the steps seen, by weighted squares.
 pub(crate) struct CostModel {
     assumed: Sums,
     seen: Sums,
+    /// A step's weight after one more step.
+    memory: f64,
 }
 
 #[derive(Clone, Copy, Default)]
 struct Sums {
     weight: f64,
-    x: f64,
+    x: [f64; 2],
     y: f64,
-    xx: f64,
-    xy: f64,
+    xx: [[f64; 2]; 2],
+    xy: [f64; 2],
 }
 
 impl CostModel {
-    pub(crate) fn new(cost: Cost, token_max: u32) -> Self {
+    /// Before steps were seen, `cost` is what those of up to `token_max` tokens take.
+    pub(crate) fn new(cost: Cost, token_max: u32, memory: f64) -> Self {
         let mut assumed = Sums::default();
         for token_count in [1, token_max.max(2)] {
-            assumed.add(token_count, cost.of(token_count), ASSUMED);
+            for drafting_count in [0, 1] {
+                let size = Size { token_count, drafting_count };
+                assumed.add(size, cost.of(size), ASSUMED);
+            }
         }
-        Self { assumed, seen: Sums::default() }
+        Self { assumed, seen: Sums::default(), memory }
     }
 
-    pub(crate) fn observe(&mut self, token_count: u32, us: f32) {
-        let seen = &mut self.seen;
-        for sum in [&mut seen.weight, &mut seen.x, &mut seen.y, &mut seen.xx, &mut seen.xy] {
-            *sum *= MEMORY;
+    pub(crate) fn observe(&mut self, size: Size, mut us: f32) {
+        if self.seen.weight > SETTLED {
+            us = us.min(HELD_UP * self.cost().of(size));
         }
-        seen.add(token_count, us, 1.0);
+        self.seen = self.seen.times(self.memory);
+        self.seen.add(size, us, 1.0);
     }
 
     pub(crate) fn cost(&self) -> Cost {
-        let (a, b) = (self.assumed, self.seen);
-        let weight = a.weight + b.weight;
-        let (x, y) = ((a.x + b.x) / weight, (a.y + b.y) / weight);
-        let covariance = (a.xy + b.xy) / weight - x * y;
-        let variance = (a.xx + b.xx) / weight - x * x;
-        // Noise must not make a token cheaper than none.
-        let token_us = (covariance / variance).clamp(0.0, y / x);
-        Cost { base_us: (y - token_us * x) as f32, token_us: token_us as f32 }
+        let all = self.assumed.and(&self.seen);
+        let (x, y) = (all.x.map(|x| x / all.weight), all.y / all.weight);
+        let covariance = |i: usize, j: usize| all.xx[i][j] / all.weight - x[i] * x[j];
+        let [token, draft, both] = [covariance(0, 0), covariance(1, 1), covariance(0, 1)];
+        let [token_y, draft_y] = [0, 1].map(|i| all.xy[i] / all.weight - x[i] * y);
+        // What was assumed keeps this above 0.
+        let spread = token * draft - both * both;
+        let token_us = (token_y * draft - draft_y * both) / spread;
+        let draft_us = (draft_y * token - token_y * both) / spread;
+        // Noise must not make anything cheaper than nothing; then the other part explains it all.
+        let (token_us, draft_us) = match (token_us < 0.0, draft_us < 0.0) {
+            (false, false) => (token_us, draft_us),
+            (true, _) => (0.0, (draft_y / draft).max(0.0)),
+            (false, true) => ((token_y / token).max(0.0), 0.0),
+        };
+        let parts = token_us * x[0] + draft_us * x[1];
+        let share = if parts > y { y / parts } else { 1.0 };
+        Cost {
+            base_us: (y - share * parts) as f32,
+            token_us: (share * token_us) as f32,
+            draft_us: (share * draft_us) as f32,
+        }
     }
 }
 
 impl Sums {
-    fn add(&mut self, token_count: u32, us: f32, weight: f64) {
-        let (x, y) = (f64::from(token_count), f64::from(us));
-        self.weight += weight;
-        self.x += weight * x;
-        self.y += weight * y;
-        self.xx += weight * x * x;
-        self.xy += weight * x * y;
+    fn add(&mut self, size: Size, us: f32, weight: f64) {
+        let (x, y) = ([size.token_count, size.drafting_count].map(f64::from), f64::from(us));
+        let of_one = Self {
+            weight: 1.0,
+            x,
+            y,
+            xx: x.map(|left| x.map(|right| left * right)),
+            xy: x.map(|x| x * y),
+        };
+        *self = self.and(&of_one.times(weight));
+    }
+
+    fn times(&self, factor: f64) -> Self {
+        Self {
+            weight: self.weight * factor,
+            x: self.x.map(|x| x * factor),
+            y: self.y * factor,
+            xx: self.xx.map(|row| row.map(|xx| xx * factor)),
+            xy: self.xy.map(|xy| xy * factor),
+        }
+    }
+
+    fn and(&self, other: &Self) -> Self {
+        let add = |a: [f64; 2], b: [f64; 2]| [a[0] + b[0], a[1] + b[1]];
+        Self {
+            weight: self.weight + other.weight,
+            x: add(self.x, other.x),
+            y: self.y + other.y,
+            xx: [add(self.xx[0], other.xx[0]), add(self.xx[1], other.xx[1])],
+            xy: add(self.xy, other.xy),
+        }
     }
 }
 
@@ -84,40 +145,93 @@ impl Sums {
 mod tests {
     use super::*;
 
-    const ASSUMPTION: Cost = Cost { base_us: 1000.0, token_us: 10.0 };
+    const ASSUMPTION: Cost = Cost { base_us: 1000.0, token_us: 10.0, draft_us: 100.0 };
+    const MEMORY: f64 = 0.98;
+
+    fn size(token_count: u32, drafting_count: u32) -> Size {
+        Size { token_count, drafting_count }
+    }
 
     #[test]
     fn without_steps_the_assumption_holds() {
-        let cost = CostModel::new(ASSUMPTION, 512).cost();
-        assert!((cost.of(1) - 1010.0).abs() < 1.0 && (cost.of(512) - 6120.0).abs() < 1.0);
-        assert_eq!(ASSUMPTION.tokens_within(2000), 100);
-        assert_eq!(ASSUMPTION.tokens_within(999), 0);
+        let cost = CostModel::new(ASSUMPTION, 512, MEMORY).cost();
+        for (size, us) in [(size(1, 0), 1010.0), (size(512, 0), 6120.0), (size(512, 3), 6420.0)] {
+            assert!((cost.of(size) - us).abs() < 1.0, "{cost:?}");
+        }
+        assert_eq!(ASSUMPTION.tokens_within(2000, 0), 100);
+        assert_eq!(ASSUMPTION.tokens_within(2000, 2), 80);
+        assert_eq!(ASSUMPTION.tokens_within(999, 0), 0);
     }
 
     #[test]
     fn steps_are_learnt_and_old_ones_forgotten() {
-        let mut model = CostModel::new(ASSUMPTION, 512);
-        for truth in [Cost { base_us: 500.0, token_us: 3.0 }, Cost { base_us: 90.0, token_us: 7.0 }]
-        {
+        let mut model = CostModel::new(ASSUMPTION, 512, MEMORY);
+        let first = Cost { base_us: 500.0, token_us: 3.0, draft_us: 800.0 };
+        let second = Cost { base_us: 90.0, token_us: 7.0, draft_us: 0.0 };
+        for truth in [first, second] {
             for step in 0..1000 {
-                let token_count = 1 + step * 37 % 400;
-                model.observe(token_count, truth.of(token_count));
+                let size = size(1 + step * 37 % 400, step % 3);
+                model.observe(size, truth.of(size));
             }
-            for token_count in [1, 100, 400] {
-                let (found, expected) = (model.cost().of(token_count), truth.of(token_count));
-                assert!((found / expected - 1.0).abs() < 0.1, "{found} {expected}");
+            for size in [size(1, 0), size(1, 1), size(100, 1), size(400, 2)] {
+                let (found, expected) = (model.cost().of(size), truth.of(size));
+                assert!((found / expected - 1.0).abs() < 0.1, "{size:?}: {found} {expected}");
             }
         }
     }
 
     #[test]
-    fn equal_steps_leave_the_slope_to_the_assumption() {
-        let mut model = CostModel::new(ASSUMPTION, 512);
+    fn equal_steps_leave_the_slopes_to_the_assumption() {
+        let mut model = CostModel::new(ASSUMPTION, 512, MEMORY);
         for _ in 0..1000 {
-            model.observe(8, 2000.0);
+            model.observe(size(8, 1), 2000.0);
         }
         let cost = model.cost();
-        assert!((cost.of(8) / 2000.0 - 1.0).abs() < 0.02, "{cost:?}");
+        assert!((cost.of(size(8, 1)) / 2000.0 - 1.0).abs() < 0.02, "{cost:?}");
         assert!(cost.token_us > 5.0 && cost.base_us > 0.0, "{cost:?}");
+    }
+
+    #[test]
+    fn a_few_other_steps_say_what_tokens_and_drafts_cost() {
+        let truth = Cost { base_us: 3500.0, token_us: 1240.0, draft_us: 5400.0 };
+        let mut model = CostModel::new(ASSUMPTION, 8, 0.998);
+        for step in 0..200 {
+            let size = match step % 50 {
+                0 => size(1, 0),
+                1 => size(1, 1),
+                _ => size(8, 1),
+            };
+            model.observe(size, truth.of(size));
+        }
+        for size in [size(1, 0), size(1, 1), size(4, 1), size(8, 1)] {
+            let (found, expected) = (model.cost().of(size), truth.of(size));
+            assert!((found / expected - 1.0).abs() < 0.03, "{size:?}: {found} {expected}");
+        }
+    }
+
+    #[test]
+    fn a_step_that_was_held_up_is_not_believed() {
+        let truth = Cost { base_us: 1500.0, token_us: 500.0, draft_us: 2000.0 };
+        let mut model = CostModel::new(ASSUMPTION, 8, 0.998);
+        for step in 0..400 {
+            let size = if step % 20 == 0 { size(1, 0) } else { size(8, 1) };
+            let late = if step % 25 == 24 { 20.0 } else { 1.0 };
+            model.observe(size, late * truth.of(size));
+        }
+        for size in [size(1, 0), size(8, 1)] {
+            let (found, expected) = (model.cost().of(size), truth.of(size));
+            assert!((found / expected - 1.0).abs() < 0.1, "{size:?}: {found} {expected}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_ever_cheaper_than_nothing() {
+        let mut model = CostModel::new(ASSUMPTION, 8, MEMORY);
+        for step in 0..500 {
+            let size = size(1 + step % 8, step % 2);
+            model.observe(size, 1000.0 / (1 + size.token_count + size.drafting_count) as f32);
+            let Cost { base_us, token_us, draft_us } = model.cost();
+            assert!(base_us >= 0.0 && token_us >= 0.0 && draft_us >= 0.0);
+        }
     }
 }

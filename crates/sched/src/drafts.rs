@@ -1,20 +1,22 @@
-//! How many drafts each row verifies: as many as make the step give the most tokens per
-//! microsecond. Decided by what was accepted in earlier steps and by the size of the batch, never
-//! by what the target will choose in this one, so that the choice cannot favour a token.
-
-use std::cmp::Ordering;
-use std::collections::BinaryHeap;
-use std::collections::binary_heap::PeekMut;
+//! How many drafts each row verifies, and how many it makes for its next step: as many as give the
+//! most tokens per microsecond. Decided by what was accepted in earlier steps and by the size of
+//! the batch, never by what the target will choose in this one, so that the choice cannot favour a
+//! token.
 
 use crate::Cost;
+use crate::cost::Size;
 
 /// Acceptance of a drafter nobody has seen yet.
 const RATE_FIRST: f32 = 0.8;
-/// How far one observation moves a rate.
-const RATE_STEP: f32 = 0.1;
-/// How far a rate that was not observed goes back towards [`RATE_FIRST`], so that a drafter that
-/// was given up is tried again.
-const RATE_DRIFT: f32 = 0.01;
+/// How far one observation moves a request's rate.
+pub(crate) const RATE_STEP: f32 = 0.05;
+/// The same of all requests together: what one is like says little of the next.
+pub(crate) const RATE_STEP_ALL: f32 = 0.02;
+/// How far a rate that was not observed goes back towards [`RATE_FIRST`], in proportion to itself,
+/// so that a drafter that was given up is tried again: ten steps undo what a failure did.
+const RATE_DRIFT: f32 = 0.005;
+/// No rate is so low that it cannot come back.
+const RATE_MIN: f32 = 0.01;
 
 /// How likely each draft is accepted when those before it were.
 #[derive(Clone, Debug)]
@@ -27,84 +29,113 @@ impl Acceptance {
         Self { rates: vec![RATE_FIRST; draft_max as usize] }
     }
 
-    pub(crate) fn observe(&mut self, drafted: u32, accepted: u32) {
+    pub(crate) fn observe(&mut self, step: f32, drafted: u32, accepted: u32) {
         for (index, rate) in (0..).zip(&mut self.rates) {
             *rate += if index < accepted {
-                RATE_STEP * (1.0 - *rate)
+                step * (1.0 - *rate)
             } else if index == accepted && index < drafted {
-                -RATE_STEP * *rate
+                -step * *rate
             } else {
-                RATE_DRIFT * (RATE_FIRST - *rate)
+                RATE_DRIFT * *rate * (1.0 - *rate / RATE_FIRST)
             };
+            *rate = rate.max(RATE_MIN);
         }
+    }
+
+    /// How likely the first draft is accepted, the first two, and so on.
+    fn survivals(&self) -> impl Iterator<Item = f32> {
+        self.rates.iter().scan(1.0, |survival, rate| {
+            *survival *= rate;
+            Some(*survival)
+        })
     }
 }
 
-/// A row that could verify drafts.
+/// A row that could draft.
 pub(crate) struct Drafter<'a> {
     pub(crate) acceptance: &'a Acceptance,
-    pub(crate) draft_max: u32,
+    /// Drafts that it could verify now.
+    pub(crate) held: u32,
+    /// Drafts that it could make now, for its next step.
+    pub(crate) next_max: u32,
 }
 
-/// The next draft of a row.
-struct Candidate {
-    /// How likely it and all before it are accepted.
-    survival: f32,
-    row: usize,
+/// What a row does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Drafts {
+    pub(crate) verified: u32,
+    pub(crate) made: u32,
 }
 
-impl Ord for Candidate {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.survival.total_cmp(&other.survival).then(other.row.cmp(&self.row))
-    }
+/// Improvements of the rate; each gets most of what is left, and two or three are all there are.
+const RATE_ROUNDS: usize = 8;
+
+/// Drafts of each row, at most `budget` together: those that give more tokens for the time they
+/// take than the step does without them. Drafts are made for as many as the next step would
+/// verify if it were as long as it can be; that those there are were made is no reason to go on.
+pub(crate) fn share_drafts(rows: &[Drafter<'_>], cost: Cost, budget: u32) -> Vec<Drafts> {
+    let rate = best_rate(rows, cost);
+    let verified = within(budget, rows, |row| row.worth(row.held, rate, cost).0);
+    let made = within(budget, rows, |row| {
+        let (count, gain) = row.worth(row.next_max, rate, cost);
+        if gain > rate * cost.draft_us { count } else { 0 }
+    });
+    verified.into_iter().zip(made).map(|(verified, made)| Drafts { verified, made }).collect()
 }
 
-impl PartialOrd for Candidate {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Candidate {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Candidate {}
-
-/// Drafts of each row, at most `budget` together. The likeliest one is added while that makes
-/// tokens cheaper.
-pub(crate) fn share_drafts(rows: &[Drafter<'_>], cost: Cost, budget: u32) -> Vec<u32> {
-    let mut counts = vec![0_u32; rows.len()];
-    let mut heap: BinaryHeap<_> =
-        (0..rows.len()).filter_map(|row| next(rows, row, 0, 1.0)).collect();
-    let mut expected = rows.len() as f32;
-    let mut us = cost.of(rows.len() as u32);
-    for _ in 0..budget {
-        let Some(mut likeliest) = heap.peek_mut() else {
-            break;
-        };
-        let Candidate { survival, row } = *likeliest;
-        if survival * us <= expected * cost.token_us {
+/// The most tokens per microsecond that steps of these rows can have, each drafting as much as is
+/// best or not at all.
+fn best_rate(rows: &[Drafter<'_>], cost: Cost) -> f32 {
+    let row_count = rows.len() as u32;
+    let alone_us = cost.of(Size { token_count: row_count, drafting_count: 0 });
+    let mut rate = rows.len() as f32 / alone_us.max(1.0);
+    for _ in 0..RATE_ROUNDS {
+        let (mut tokens, mut us) = (rows.len() as f32, alone_us);
+        for row in rows {
+            let (count, gain) = row.worth(row.next_max.max(row.held), rate, cost);
+            if gain > rate * cost.draft_us {
+                tokens += gain + rate * cost.token_us * count as f32;
+                us += cost.draft_us + cost.token_us * count as f32;
+            }
+        }
+        let better = tokens / us.max(1.0);
+        if better <= rate {
             break;
         }
-        expected += survival;
-        us += cost.token_us;
+        rate = better;
+    }
+    rate
+}
+
+/// As many as each row wants; where that is too much, the likeliest of all.
+fn within(budget: u32, rows: &[Drafter<'_>], wanted: impl Fn(&Drafter<'_>) -> u32) -> Vec<u32> {
+    let mut counts: Vec<u32> = rows.iter().map(wanted).collect();
+    if counts.iter().sum::<u32>() <= budget {
+        return counts;
+    }
+    let mut all: Vec<(f32, usize)> = Vec::new();
+    for (index, (row, count)) in rows.iter().zip(&mut counts).enumerate() {
+        let survivals = row.acceptance.survivals().take(*count as usize);
+        all.extend(survivals.map(|survival| (survival, index)));
+        *count = 0;
+    }
+    // Stable: of a row's drafts the first come first, of equals the first row's.
+    all.sort_by(|(left, _), (right, _)| right.total_cmp(left));
+    for (_, row) in all.into_iter().take(budget as usize) {
         counts[row] += 1;
-        match next(rows, row, counts[row], survival) {
-            Some(candidate) => *likeliest = candidate,
-            None => drop(PeekMut::pop(likeliest)),
-        }
     }
     counts
 }
 
-/// The draft of a row after `count` that survive with probability `survival`.
-fn next(rows: &[Drafter<'_>], row: usize, count: u32, survival: f32) -> Option<Candidate> {
-    let Drafter { acceptance, draft_max } = &rows[row];
-    let rate = acceptance.rates.get(count as usize).filter(|_| count < *draft_max)?;
-    Some(Candidate { survival: survival * rate, row })
+impl Drafter<'_> {
+    /// How many of so many drafts are worth verifying where tokens come at this rate, and how many
+    /// more tokens they bring than the step has without them in the same time.
+    fn worth(&self, count_max: u32, rate: f32, cost: Cost) -> (u32, f32) {
+        let dear = rate * cost.token_us;
+        let survivals = self.acceptance.survivals().take(count_max as usize);
+        let gains = survivals.map(|survival| survival - dear).take_while(|gain| *gain > 0.0);
+        gains.fold((0, 0.0), |(count, sum), gain| (count + 1, sum + gain))
+    }
 }
 
 #[cfg(test)]
@@ -114,49 +145,98 @@ mod tests {
     fn after(drafted: u32, accepted: u32) -> Acceptance {
         let mut acceptance = Acceptance::new(7);
         for _ in 0..50 {
-            acceptance.observe(drafted, accepted);
+            acceptance.observe(0.1, drafted, accepted);
         }
         acceptance
     }
 
-    fn share(acceptances: &[&Acceptance], cost: Cost, budget: u32) -> Vec<u32> {
-        let rows = acceptances.iter().map(|acceptance| Drafter { acceptance, draft_max: 7 });
-        share_drafts(&rows.collect::<Vec<_>>(), cost, budget)
+    fn rows<'a>(acceptances: &[&'a Acceptance], held: u32) -> Vec<Drafter<'a>> {
+        let row = |acceptance: &&'a Acceptance| Drafter { acceptance, held, next_max: 7 };
+        acceptances.iter().map(row).collect()
     }
+
+    fn verified(acceptances: &[&Acceptance], cost: Cost, budget: u32) -> Vec<u32> {
+        let drafts = share_drafts(&rows(acceptances, 7), cost, budget);
+        drafts.into_iter().map(|drafts| drafts.verified).collect()
+    }
+
+    fn made(acceptances: &[&Acceptance], cost: Cost) -> Vec<u32> {
+        let drafts = share_drafts(&rows(acceptances, 0), cost, 10_000);
+        assert!(drafts.iter().all(|drafts| drafts.verified == 0));
+        drafts.into_iter().map(|drafts| drafts.made).collect()
+    }
+
+    const STEP: Cost = Cost { base_us: 1000.0, token_us: 100.0, draft_us: 0.0 };
 
     #[test]
     fn good_drafters_draft_more() {
         let (good, bad) = (after(7, 7), after(7, 0));
-        let cost = Cost { base_us: 1000.0, token_us: 100.0 };
-        assert_eq!(share(&[&good, &bad], cost, 100), [7, 0]);
-        assert_eq!(share(&[&good, &good], cost, 5), [3, 2]);
+        assert_eq!(verified(&[&good, &bad], STEP, 100), [7, 0]);
+        assert_eq!(verified(&[&good, &good], STEP, 5), [3, 2]);
         let middling = after(7, 3);
-        assert_eq!(share(&[&middling], cost, 100), [3]);
+        assert_eq!(verified(&[&middling], STEP, 100), [3]);
+        assert_eq!(made(&[&good, &bad, &middling], STEP), [7, 0, 3]);
     }
 
     #[test]
     fn drafts_end_where_a_token_costs_as_much_as_it_brings() {
         let good = after(7, 6);
-        let cheap = Cost { base_us: 1000.0, token_us: 0.0 };
-        assert_eq!(share(&[&good], cheap, 100), [7]);
-        let dear = Cost { base_us: 0.0, token_us: 100.0 };
-        assert_eq!(share(&[&good], dear, 100), [0]);
+        let cheap = Cost { token_us: 0.0, ..STEP };
+        assert_eq!(verified(&[&good], cheap, 100), [7]);
+        let dear = Cost { base_us: 0.0, ..STEP };
+        assert_eq!(verified(&[&good], dear, 100), [0]);
         // The same drafter in a batch that already fills the step.
-        let step = Cost { base_us: 1000.0, token_us: 100.0 };
         let many = vec![&good; 200];
-        assert!(share(&many, step, 10_000).iter().sum::<u32>() > 0);
+        assert!(verified(&many, STEP, 10_000).iter().sum::<u32>() > 0);
         let middling = after(7, 1);
-        assert!(share(&vec![&middling; 200], step, 10_000).iter().all(|count| *count <= 1));
+        assert!(verified(&vec![&middling; 200], STEP, 10_000).iter().all(|count| *count <= 1));
+    }
+
+    /// The best of all numbers of drafts, by trying each.
+    fn best(acceptance: &Acceptance, cost: Cost) -> u32 {
+        let rate = |count: u32| {
+            let tokens: f32 = acceptance.survivals().take(count as usize).sum();
+            let size = Size { token_count: 1 + count, drafting_count: u32::from(count > 0) };
+            (1.0 + tokens) / cost.of(size)
+        };
+        (0..=7).max_by(|a, b| rate(*a).total_cmp(&rate(*b))).unwrap()
     }
 
     #[test]
-    fn a_drafter_that_was_given_up_is_tried_again() {
-        let mut bad = after(7, 0);
-        let cost = Cost { base_us: 1000.0, token_us: 100.0 };
-        assert_eq!(share(&[&bad], cost, 7), [0]);
-        for _ in 0..100 {
-            bad.observe(0, 0);
+    fn a_row_alone_makes_as_many_as_give_most_tokens_for_the_time() {
+        let mut seen = [0; 8];
+        for accepted in 0..=7 {
+            for base_us in [10.0, 300.0, 3500.0, 100_000.0] {
+                for draft_us in [0.0, 100.0, 1000.0, 5400.0, 100_000.0] {
+                    let acceptance = after(7, accepted);
+                    let cost = Cost { base_us, token_us: 900.0, draft_us };
+                    let count = made(&[&acceptance], cost)[0];
+                    assert_eq!(count, best(&acceptance, cost), "{accepted} {cost:?}");
+                    seen[count as usize] += 1;
+                }
+            }
         }
-        assert!(share(&[&bad], cost, 7)[0] > 0);
+        assert!(seen.iter().filter(|count| **count > 0).count() > 4, "{seen:?}");
+    }
+
+    #[test]
+    fn drafts_that_are_there_are_verified_though_more_are_not_worth_making() {
+        let acceptance = after(7, 3);
+        let cost = Cost { draft_us: 1e6, ..STEP };
+        let drafts = share_drafts(&rows(&[&acceptance], 7), cost, 100);
+        assert_eq!(drafts, [Drafts { verified: 3, made: 0 }]);
+    }
+
+    #[test]
+    fn a_drafter_that_was_given_up_is_tried_again_but_seldom() {
+        let mut bad = after(7, 0);
+        assert_eq!(made(&[&bad], STEP), [0]);
+        let mut tries = 0;
+        for _ in 0..1000 {
+            let tried = made(&[&bad], STEP)[0];
+            bad.observe(RATE_STEP, tried, 0);
+            tries += u32::from(tried > 0);
+        }
+        assert!((2..100).contains(&tries), "{tries} of 1000 steps");
     }
 }

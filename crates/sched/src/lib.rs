@@ -30,6 +30,7 @@ mod request;
 mod scheduler;
 mod shares;
 mod stats;
+mod trials;
 
 pub use cost::Cost;
 pub use limits::Limits;

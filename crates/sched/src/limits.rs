@@ -21,6 +21,10 @@ pub struct Limits {
     pub aging: u32,
     /// What steps cost, until steps were measured.
     pub cost: Cost,
+    /// Share of the time for steps that draft where others do not, or do not where others do, so
+    /// that what both cost is known. Without any, nothing is learnt from what steps took, and
+    /// plans do not depend on how fast the machine is.
+    pub learning_share: f32,
     /// Whether pages are kept for requests that start with the same tokens.
     pub prefix_cache: bool,
 }
@@ -35,7 +39,9 @@ impl Default for Limits {
             step_us_max: 20_000,
             draft_rows_max: u32::MAX,
             aging: 256,
-            cost: Cost { base_us: 2_000.0, token_us: 20.0 },
+            cost: Cost { base_us: 2_000.0, token_us: 20.0, draft_us: 200.0 },
+            // Two steps in 128: enough to notice what changes within seconds.
+            learning_share: 1.0 / 64.0,
             prefix_cache: true,
         }
     }

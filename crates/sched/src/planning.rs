@@ -2,8 +2,8 @@
 
 use kilotok_engine::{Row, RowTokens, check_plan};
 
-use crate::drafts::{Drafter, share_drafts};
-use crate::request::{Flight, Rank, Request};
+use crate::drafts::{Drafter, Drafts, share_drafts};
+use crate::request::{Flight, Rank};
 use crate::scheduler::{Misuse, Plan, Scheduler};
 use crate::shares::share_prompts;
 
@@ -13,6 +13,7 @@ struct Share {
     /// Drafts apart.
     token_count: u32,
     draft_count: u32,
+    draft_refused: bool,
     draft_next: u32,
 }
 
@@ -30,7 +31,7 @@ impl Scheduler {
         let mut flights = Vec::with_capacity(shares.len());
         for share in shares {
             let row = self.row(&share);
-            flights.push(Self::flight(share.rank, &row));
+            flights.push(Self::flight(&share, &row));
             plan.ids.push(share.rank.id);
             plan.step.rows.push(row);
         }
@@ -125,24 +126,33 @@ impl Scheduler {
     fn share_tokens(&mut self) -> Vec<Share> {
         let able = |rank: &&Rank| self.is_able(**rank);
         let ranks: Vec<Rank> = self.running.iter().filter(able).copied().collect();
-        let left = |rank: &Rank| self.requests[&rank.id].left();
         let (tips, prompts): (Vec<Rank>, Vec<Rank>) =
             ranks.iter().partition(|rank| self.is_tip(**rank));
-        let room = self.caps.token_max - tips.len() as u32;
-        let wanted = self.wanted_drafts(&tips, room, !prompts.is_empty());
+        let drafts = self.drafts(&tips, &prompts);
+        let (tip_drafts, prompt_drafts) = drafts.split_at(tips.len());
         let mut shares: Vec<Share> = Vec::with_capacity(ranks.len());
-        for (rank, wanted) in tips.iter().zip(wanted) {
-            let request = &self.requests[&rank.id];
-            let draft_count = request.verifiable().min(wanted);
-            let draft_next = if wanted > 0 { self.draft_next(request) } else { 0 };
-            shares.push(Share { rank: *rank, token_count: 1, draft_count, draft_next });
+        for (rank, drafts) in tips.iter().zip(tip_drafts) {
+            let allowed = self.requests[&rank.id].allowed();
+            shares.push(Share {
+                rank: *rank,
+                token_count: 1,
+                draft_count: drafts.verified.min(allowed),
+                draft_refused: drafts.verified > allowed,
+                draft_next: drafts.made,
+            });
         }
         let used = shares.iter().map(|share| 1 + share.draft_count).sum();
-        let lefts: Vec<u32> = prompts.iter().map(left).collect();
-        let counts = share_prompts(&lefts, self.prompt_budget(used));
-        for (rank, token_count) in prompts.iter().zip(counts) {
-            let draft_next = self.draft_next(&self.requests[&rank.id]);
-            shares.push(Share { rank: *rank, token_count, draft_count: 0, draft_next });
+        let drafting_count = shares.iter().filter(|share| share.draft_next > 0).count();
+        let lefts: Vec<u32> = prompts.iter().map(|rank| self.requests[&rank.id].left()).collect();
+        let counts = share_prompts(&lefts, self.prompt_budget(used, drafting_count as u32));
+        for ((rank, token_count), drafts) in prompts.iter().zip(counts).zip(prompt_drafts) {
+            shares.push(Share {
+                rank: *rank,
+                token_count,
+                draft_count: 0,
+                draft_refused: false,
+                draft_next: drafts.made,
+            });
         }
         shares.retain(|share| share.token_count > 0);
         shares.sort_by_key(|share| share.rank);
@@ -167,34 +177,49 @@ impl Scheduler {
         request.computed + 1 == request.target()
     }
 
-    /// Drafts that each row at its last known token should verify. Prompts leave half of the
+    /// Drafts of each row at its last known token, then of each prompt. Prompts leave half of the
     /// room.
-    fn wanted_drafts(&self, tips: &[Rank], room: u32, prompts: bool) -> Vec<u32> {
-        if tips.len() > self.limits.draft_rows_max as usize || !self.caps.drafter {
-            return vec![0; tips.len()];
+    fn drafts(&mut self, tips: &[Rank], prompts: &[Rank]) -> Vec<Drafts> {
+        let room = self.caps.token_max - tips.len() as u32;
+        let room = if prompts.is_empty() { room } else { room / 2 };
+        let held = |rank: &Rank| self.requests[&rank.id].verifiable();
+        let drafters: Vec<_> = tips
+            .iter()
+            .map(|rank| self.drafter(*rank, held(rank)))
+            .chain(prompts.iter().map(|rank| self.drafter(*rank, 0)))
+            .collect();
+        let mut drafts = share_drafts(&drafters, self.cost(), room);
+        let can_try = drafters.iter().any(|row| row.next_max > 0);
+        if prompts.is_empty() && can_try && self.trials.is_due() {
+            let nobody = drafts.iter().all(|drafts| drafts.made == 0);
+            for (drafts, row) in drafts.iter_mut().zip(&drafters) {
+                *drafts = Drafts { verified: 0, made: if nobody { row.next_max } else { 0 } };
+            }
+            self.trials.begin();
         }
-        let drafter = |rank: &Rank| {
-            let request = &self.requests[&rank.id];
-            let draft_max = request.draftable(self.caps.draft_max).max(request.verifiable());
-            Drafter { acceptance: &request.acceptance, draft_max }
-        };
-        let drafters: Vec<_> = tips.iter().map(drafter).collect();
-        share_drafts(&drafters, self.cost(), if prompts { room / 2 } else { room })
+        drafts
     }
 
-    /// Drafts to make at the end of a row.
-    fn draft_next(&self, request: &Request) -> u32 {
+    /// A row that holds so many drafts. Too many rows verify none, and make none for their next.
+    fn drafter(&self, rank: Rank, held: u32) -> Drafter<'_> {
+        let request = &self.requests[&rank.id];
         let crowded = self.running.len() > self.limits.draft_rows_max as usize;
-        if self.caps.drafter && !crowded { request.draftable(self.caps.draft_max) } else { 0 }
+        let drafts = self.caps.drafter && !crowded;
+        Drafter {
+            acceptance: &request.acceptance,
+            held: if drafts { held } else { 0 },
+            next_max: if drafts { request.draftable(self.caps.draft_max) } else { 0 },
+        }
     }
 
     /// Tokens that prompts may have beside `used` others, whose next tokens they delay.
-    fn prompt_budget(&self, used: u32) -> u32 {
+    fn prompt_budget(&self, used: u32, drafting_count: u32) -> u32 {
         let room = self.caps.token_max - used;
         if used == 0 {
             return room;
         }
-        let timely = self.cost().tokens_within(self.limits.step_us_max).saturating_sub(used);
+        let timely = self.cost.cost().tokens_within(self.limits.step_us_max, drafting_count);
+        let timely = timely.saturating_sub(used);
         room.min(timely.max(self.limits.chunk_min).min(self.limits.chunk_max).max(1))
     }
 
@@ -209,7 +234,10 @@ impl Scheduler {
         self.pages.cover(&mut place.holding, end);
         let covered = end - request.computed;
         share.token_count = share.token_count.min(covered);
-        share.draft_count = covered - share.token_count;
+        let draft_count = covered - share.token_count;
+        // Where pages cut it short, the draft before the refused one is not judged.
+        share.draft_refused &= draft_count == share.draft_count;
+        share.draft_count = draft_count;
     }
 
     fn row(&self, share: &Share) -> Row {
@@ -244,13 +272,14 @@ impl Scheduler {
         }
     }
 
-    fn flight(rank: Rank, row: &Row) -> Flight {
+    fn flight(share: &Share, row: &Row) -> Flight {
         let draft_count = row.tokens.draft_count();
         Flight {
-            id: rank.id,
+            id: share.rank.id,
             start: row.start,
             end: row.end() - draft_count,
             draft_count,
+            draft_refused: share.draft_refused,
             draft_next: row.draft_next,
             sample: row.sample,
             scored_count: row.scored.len() as u32,
@@ -266,6 +295,7 @@ mod tests {
     use kilotok_testkit::{ScriptedEngine, Skill};
 
     use super::*;
+    use crate::cost::{Cost, Size};
     use crate::{Advance, Limits, RequestId, Submission};
 
     fn asked(prompt: Vec<TokenId>, token_max: u32) -> Submission {
@@ -348,6 +378,64 @@ mod tests {
         assert_eq!(steps, [33, 1 + 32_u32.div_ceil(8)]);
     }
 
+    /// Steps of a long reply, their tokens and those that made drafts, where steps cost this.
+    fn rounds(truth: Cost, skill: u32) -> (u32, u32, u32) {
+        let caps = ScriptedEngine::caps();
+        let mut bench = Bench::new(caps.clone(), Limits::default());
+        bench.engine = ScriptedEngine::new(caps, Skill::Percent(skill));
+        let (mut step_count, mut token_count, mut drafting) = (0, 0, 0);
+        for first in 0..40 {
+            bench.sched.admit(asked(text(2, first), 150)).unwrap();
+            while !bench.sched.is_idle() {
+                let plan = bench.sched.plan().unwrap();
+                let row = &plan.step.rows[0];
+                let drafting_count = u32::from(row.draft_next > 0);
+                let size = Size { token_count: row.tokens.count(), drafting_count };
+                (step_count, token_count) = (step_count + 1, token_count + size.token_count);
+                drafting += drafting_count;
+                let step = bench.engine.submit(&plan.step).unwrap();
+                let mut output = StepOutput::default();
+                bench.engine.wait(step, &mut output).unwrap();
+                bench.sched.absorb(output, truth.of(size) as u32).unwrap();
+            }
+        }
+        (step_count, token_count, drafting)
+    }
+
+    #[test]
+    fn rows_draft_where_that_pays() {
+        let pays = Cost { base_us: 3500.0, token_us: 1200.0, draft_us: 1000.0 };
+        let (steps, tokens, drafting) = rounds(pays, 95);
+        assert!(
+            steps < 1500 && tokens > 5 * steps && drafting > steps * 9 / 10,
+            "{steps} {tokens}"
+        );
+        // The same drafter where a draft pass takes as long as ten tokens.
+        let dear = Cost { draft_us: 47_000.0, ..pays };
+        let (steps, _, drafting) = rounds(dear, 95);
+        assert!(steps > 5500 && drafting < steps / 40, "{drafting} of {steps} steps");
+        let (steps, _, drafting) = rounds(pays, 5);
+        assert!(drafting < steps / 20, "{drafting} of {steps} steps");
+    }
+
+    #[test]
+    fn a_request_whose_drafts_are_never_allowed_stops_drafting() {
+        let mut bench = Bench::new(ScriptedEngine::caps(), Limits::default());
+        let mut asked = asked(text(3, 1), 150);
+        asked.needs_masks = true;
+        let id = bench.sched.admit(asked).unwrap();
+        let mut drafting = Vec::new();
+        while !bench.sched.is_idle() {
+            let masks = vec![vec![u32::MAX; 8]];
+            bench.sched.provide_masks(id, 0, masks).unwrap();
+            let drafts = bench.step().1.into_iter().map(|advance| !advance.drafts.is_empty());
+            drafting.extend(drafts);
+        }
+        let late = drafting[100..].iter().filter(|drafting| **drafting).count();
+        // One in ten tries again, and there are trials.
+        assert!(late <= 10, "{late} of the last 50 steps");
+    }
+
     #[test]
     fn a_long_prompt_and_short_ones_do_not_starve_each_other() {
         let limits = Limits { waiting_max: 10_000, ..Limits::default() };
@@ -409,7 +497,7 @@ mod tests {
 
     #[test]
     fn prompts_are_cut_to_the_time_of_a_step() {
-        let cost = crate::Cost { base_us: 1000.0, token_us: 10.0 };
+        let cost = Cost { base_us: 1000.0, token_us: 10.0, draft_us: 0.0 };
         let limits = Limits { cost, step_us_max: 1500, chunk_min: 5, ..Limits::default() };
         let mut bench = Bench::new(ScriptedEngine::caps(), limits);
         let mut first = asked(text(4, 1), 9);

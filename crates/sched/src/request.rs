@@ -4,7 +4,7 @@
 use kilotok_abi::{SlotId, TokenId};
 use kilotok_engine::{RowFault, RowOutput, SlotSetup, TokenLogprobs};
 
-use crate::drafts::Acceptance;
+use crate::drafts::{Acceptance, RATE_STEP};
 use crate::pages::Holding;
 use crate::scheduler::{Advance, Finish};
 
@@ -109,6 +109,8 @@ pub(crate) struct Flight {
     pub(crate) end: u32,
     pub(crate) start: u32,
     pub(crate) draft_count: u32,
+    /// The draft after these was to be verified too, but is not allowed.
+    pub(crate) draft_refused: bool,
     pub(crate) draft_next: u32,
     pub(crate) sample: bool,
     pub(crate) scored_count: u32,
@@ -151,11 +153,15 @@ impl Request {
         self.target() - self.computed - u32::from(waits)
     }
 
-    /// Drafts that a row at the last known token could verify.
+    /// Drafts that are of use in a row at the last known token.
     pub(crate) fn verifiable(&self) -> u32 {
         let held = self.place.as_ref().and_then(|place| place.held).unwrap_or_default();
-        let allowed = self.masks.as_ref().map_or(held, |masks| masks.draft_count);
-        held.min(allowed).min(self.remaining().saturating_sub(1))
+        held.min(self.remaining().saturating_sub(1))
+    }
+
+    /// How many drafts its masks allow.
+    pub(crate) fn allowed(&self) -> u32 {
+        self.masks.as_ref().map_or(u32::MAX, |masks| masks.draft_count)
     }
 
     /// Drafts that will be of use in the row after one that chooses a token.
@@ -215,7 +221,7 @@ impl Request {
         place.held = row.sample.then_some(row.draft_next);
         if row.sample {
             self.masks = None;
-            self.acceptance.observe(row.draft_count, accepted);
+            self.acceptance.observe(RATE_STEP, row.judged(), accepted);
         }
         let end = tokens.iter().position(|token| self.asked.setup.end_tokens.contains(token));
         tokens.truncate(end.map_or(tokens.len(), |end| end + 1));

@@ -9,11 +9,17 @@ use kilotok_engine::{
     StepPlan, TokenLogprobs, check_plan,
 };
 
-use crate::cost::CostModel;
-use crate::drafts::Acceptance;
+use crate::cost::{CostModel, Size};
+use crate::drafts::{Acceptance, RATE_STEP_ALL};
 use crate::pages::{Pages, Shortage};
 use crate::request::{Flight, Masks, Rank, Request};
+use crate::trials::Trials;
 use crate::{Cost, GroupUsage, Limits, RequestId, Stats, Submission};
+
+/// What a step still says of the costs after one more: where prompts come and go, not for long.
+const STEP_MEMORY: f64 = 0.98;
+/// The same of steps without prompts: several trials must be remembered at once.
+const ROUND_MEMORY: f64 = 0.998;
 
 /// See the crate's head.
 pub struct Scheduler {
@@ -30,7 +36,11 @@ pub struct Scheduler {
     /// What the first in the queue waits for.
     pub(crate) shortage: Option<Shortage>,
     pub(crate) in_flight: Option<Vec<Flight>>,
+    /// Of all steps.
     pub(crate) cost: CostModel,
+    /// Of steps without prompts: many tokens of one row cost less than as many rows.
+    pub(crate) round_cost: CostModel,
+    pub(crate) trials: Trials,
     /// Of all requests; where new ones begin.
     pub(crate) acceptance: Acceptance,
     pub(crate) stats: Stats,
@@ -123,7 +133,9 @@ impl Scheduler {
             pages,
             shortage: None,
             in_flight: None,
-            cost: CostModel::new(limits.cost, caps.token_max),
+            cost: CostModel::new(limits.cost, caps.token_max, STEP_MEMORY),
+            round_cost: CostModel::new(limits.cost, caps.draft_max + 1, ROUND_MEMORY),
+            trials: Trials::new(limits.learning_share),
             acceptance: Acceptance::new(caps.draft_max),
             stats: Stats { drafted: places.clone(), accepted: places, ..Stats::default() },
             next_id: 0,
@@ -272,8 +284,7 @@ impl Scheduler {
         let flights = self.in_flight.as_ref().ok_or(Misuse::NotInFlight)?;
         check_output(flights, &output)?;
         let flights = self.in_flight.take().unwrap_or_default();
-        let token_count = flights.iter().map(Flight::token_count).sum();
-        self.cost.observe(token_count, step_us as f32);
+        self.observe(&flights, step_us as f32);
         let mut advances = Vec::with_capacity(flights.len());
         for (row, out) in flights.iter().zip(output.rows) {
             advances.extend(self.take(row, out));
@@ -281,11 +292,25 @@ impl Scheduler {
         Ok(advances)
     }
 
+    fn observe(&mut self, flights: &[Flight], us: f32) {
+        if self.limits.learning_share == 0.0 {
+            return;
+        }
+        let token_count = flights.iter().map(Flight::token_count).sum();
+        let drafting_count = flights.iter().filter(|row| row.draft_next > 0).count() as u32;
+        let size = Size { token_count, drafting_count };
+        self.cost.observe(size, us);
+        if flights.iter().all(|row| row.end - row.start == 1) {
+            self.round_cost.observe(size, us);
+            self.trials.observe(us, drafting_count > 0);
+        }
+    }
+
     fn take(&mut self, row: &Flight, out: RowOutput) -> Option<Advance> {
         let request = self.requests.get_mut(&row.id)?;
         let advance = request.take(row, out);
-        if row.draft_count > 0 {
-            self.acceptance.observe(row.draft_count, advance.accepted_count);
+        if row.judged() > 0 {
+            self.acceptance.observe(RATE_STEP_ALL, row.judged(), advance.accepted_count);
         }
         self.stats.count_drafts(row.draft_count, advance.accepted_count);
         self.stats.output_count += advance.tokens.len() as u64;
@@ -320,9 +345,9 @@ impl Scheduler {
         self.running.iter().map(|rank| rank.id)
     }
 
-    /// What steps are believed to cost.
+    /// What steps without prompts are believed to cost.
     pub fn cost(&self) -> Cost {
-        self.cost.cost()
+        self.round_cost.cost()
     }
 
     pub fn stats(&self) -> Stats {
@@ -339,6 +364,11 @@ impl Scheduler {
 impl Flight {
     fn token_count(&self) -> u32 {
         self.end - self.start + self.draft_count
+    }
+
+    /// Drafts that are known to be right or wrong afterwards.
+    pub(crate) fn judged(&self) -> u32 {
+        self.draft_count + u32::from(self.draft_refused)
     }
 
     /// Whether an output can have come of this row.

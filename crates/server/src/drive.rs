@@ -178,7 +178,7 @@ impl Drive {
                 "the engine refused this request's part of a step: {reason}. This is a fault of \
                  the server, please report it"
             );
-            self.fail(key, message);
+            self.fail(key, FailureKind::Fault, message);
         }
         Ok(())
     }

@@ -130,9 +130,15 @@ impl ApiError {
             FailureKind::Engine => (StatusCode::INTERNAL_SERVER_ERROR, "engine_failed"),
             FailureKind::Fault => (StatusCode::INTERNAL_SERVER_ERROR, "no_token"),
             FailureKind::NothingAllowed => (StatusCode::BAD_REQUEST, "nothing_allowed"),
+            FailureKind::Busy => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
             FailureKind::Shutdown => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
         };
-        Self::new(status, failure.message).with_code(code)
+        let retry_after_s = match failure.kind {
+            FailureKind::Busy => Some(RETRY_BUSY_S),
+            FailureKind::Shutdown => Some(RETRY_DRAINING_S),
+            FailureKind::Engine | FailureKind::Fault | FailureKind::NothingAllowed => None,
+        };
+        Self { retry_after_s, ..Self::new(status, failure.message).with_code(code) }
     }
 
     pub fn from_text(error: &TextError, param: &str) -> Self {
@@ -180,6 +186,8 @@ fn shortened(mut text: String) -> String {
     text
 }
 
+/// Masks that others wait for are made within milliseconds; no header says less than a second.
+const RETRY_BUSY_S: u64 = 1;
 /// After this a replica that is shutting down has been taken off the list of its load balancer.
 const RETRY_DRAINING_S: u64 = 5;
 

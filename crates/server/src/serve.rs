@@ -31,7 +31,9 @@ pub enum ServeError {
 const HEADERS_WAIT_MAX: Duration = Duration::from_secs(30);
 /// Headers of a request, all together.
 const HEADER_BYTES_MAX: usize = 64 << 10;
-/// Time for the last bytes to leave, once all replies are complete or failed.
+/// Time for the last bytes to leave after replies were cut off or failed: a few round trips, even
+/// of a slow line. Readers of complete replies have at least this, and what is left of the time
+/// that requests have to finish.
 const FLUSH_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// Serves until `shutdown` and the drain after it, or until the engine fails. To cut the drain
@@ -44,9 +46,10 @@ pub async fn serve(
     listener.set_nonblocking(true)?;
     let handle = Handle::new();
     let running = tokio::spawn(listen(listener, Arc::clone(&service), handle.clone())?);
+    let mut flush_wait = FLUSH_WAIT_MAX;
     let outcome = tokio::select! {
         () = shutdown => {
-            drain(&service).await;
+            flush_wait = flush_wait.max(drain(&service).await);
             let ended = tokio::time::timeout(FLUSH_WAIT_MAX, service.gate.ended()).await;
             let hung = |_| Err(EngineFailed("its last step does not end".into()));
             ended.unwrap_or_else(hung).map_err(ServeError::from)
@@ -54,7 +57,7 @@ pub async fn serve(
         outcome = service.gate.ended() => outcome.map_err(ServeError::from),
     };
     // Replies have ended, whichever way; their last bytes are on the way.
-    handle.graceful_shutdown(Some(FLUSH_WAIT_MAX));
+    handle.graceful_shutdown(Some(flush_wait));
     let served = running.await.map_err(io::Error::other)?;
     outcome.and(served.map_err(ServeError::from))
 }
@@ -107,16 +110,17 @@ fn listen(
 }
 
 /// The signal has come: the load balancer is told, then new requests are refused, then the last
-/// reply is waited for, then what still runs is ended.
-async fn drain(service: &Service) {
+/// reply is waited for, then what still runs is ended. Returns what is left of the time for that.
+async fn drain(service: &Service) -> Duration {
     service.leave();
     tracing::info!("shutting down: new requests are taken for a moment longer");
     let ended = service.gate.ended();
     tokio::pin!(ended);
     tokio::select! {
         () = tokio::time::sleep(service.config.drain_delay) => {}
-        _ = &mut ended => return,
+        _ = &mut ended => return Duration::ZERO,
     }
+    let start = tokio::time::Instant::now();
     service.gate.drain();
     let count = service.gate.load().held;
     tracing::info!(count, "new requests are refused, running ones finish");
@@ -127,4 +131,5 @@ async fn drain(service: &Service) {
         }
         _ = &mut ended => {}
     }
+    service.config.shutdown_timeout.saturating_sub(start.elapsed())
 }

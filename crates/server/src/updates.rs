@@ -72,6 +72,8 @@ pub enum FailureKind {
     Fault,
     /// The same, because the request itself forbids every token.
     NothingAllowed,
+    /// There is too much to do just now; the same request may work later.
+    Busy,
     /// The server stops and waits no longer.
     Shutdown,
 }

@@ -90,7 +90,9 @@ impl Drive {
         };
         for key in std::mem::take(&mut family.copies) {
             if let Err(refusal) = self.schedule(key) {
-                self.fail(key, refusal.to_string());
+                let busy = matches!(refusal, Refusal::QueueFull { .. });
+                let kind = if busy { FailureKind::Busy } else { FailureKind::Fault };
+                self.fail(key, kind, refusal.to_string());
             }
         }
     }
@@ -118,7 +120,7 @@ impl Drive {
     }
 
     /// Ends one reply with an error; the others go on.
-    pub(super) fn fail(&mut self, key: u64, message: String) {
+    pub(super) fn fail(&mut self, key: u64, kind: FailureKind, message: String) {
         let Some(live) = self.live.get(&key) else {
             return;
         };
@@ -126,7 +128,7 @@ impl Drive {
             self.parts.sched.cancel(id);
         }
         if let Some(live) = self.forget(key, EndReason::Error) {
-            live.mailbox.end(Failure::ended(FailureKind::Fault, message));
+            live.mailbox.end(Failure::ended(kind, message));
         }
     }
 
@@ -166,7 +168,8 @@ impl Drive {
         };
         let mailbox = std::sync::Arc::clone(&live.mailbox);
         if !self.parts.guide.send(Job { key, mailbox, grammar, tokens, drafts }) {
-            self.fail(key, "too many grammars are being followed at once; try again".into());
+            let message = "too many grammars are being followed at once; try again";
+            self.fail(key, FailureKind::Busy, message.into());
         }
     }
 
@@ -185,7 +188,8 @@ impl Drive {
         });
         if let Err(reason) = provided {
             tracing::error!(reason, "a grammar failed");
-            self.fail(key, format!("the grammar of this reply failed: {reason}"));
+            let message = format!("the grammar of this reply failed: {reason}");
+            self.fail(key, FailureKind::Fault, message);
         }
     }
 }

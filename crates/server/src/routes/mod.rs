@@ -17,7 +17,7 @@ pub(crate) mod tokenize;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request};
+use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
@@ -54,7 +54,6 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/favicon.ico", get(page::no_icon))
         .fallback(not_found)
         .method_not_allowed_fallback(not_allowed)
-        .layer(DefaultBodyLimit::max(service.config.body_max))
         .layer(from_fn_with_state(Arc::clone(&service), surround))
         .layer(cors)
         .with_state(service)

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::{BodyDataStream, HttpBody};
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::IntoResponse;
+use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_path_to_error::Track;
 
@@ -16,6 +17,13 @@ use crate::service::Service;
 
 /// A client that takes longer to send its body is not going to finish.
 const BODY_WAIT_MAX: Duration = Duration::from_mins(1);
+
+/// What is read of a body that is too large, and thrown away: many clients hear an answer only when
+/// they have sent everything, and a connection that is closed before loses it. Several times what
+/// is allowed by default; who sends more is told by the closed connection.
+const DISCARDED_BYTES_MAX: usize = 256 << 20;
+/// As long as that takes on a slow line is not waited for.
+const DISCARD_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// Names of unknown fields that are written to the log, of one request.
 const LOGGED_MAX: usize = 8;
@@ -29,11 +37,22 @@ impl<T: DeserializeOwned> FromRequest<Arc<Service>> for Body<T> {
     async fn from_request(request: Request, service: &Arc<Service>) -> Result<Self, ApiError> {
         check_content_type(request.headers())?;
         let path = request.uri().path().to_owned();
-        let read = axum::body::Bytes::from_request(request, service);
-        let bytes = match tokio::time::timeout(BODY_WAIT_MAX, read).await {
-            Ok(Ok(bytes)) => bytes,
-            Ok(Err(rejection)) => return Err(unreadable(rejection.into_response().status())),
-            Err(_) => return Err(unreadable(StatusCode::REQUEST_TIMEOUT)),
+        let byte_max = service.config.body_max;
+        // Who asks first hears of it instead of sending.
+        let asks = request.headers().contains_key(header::EXPECT);
+        if asks && request.body().size_hint().lower() > byte_max as u64 {
+            return Err(unreadable(StatusCode::PAYLOAD_TOO_LARGE));
+        }
+        let mut body = request.into_body().into_data_stream();
+        let read = tokio::time::timeout(BODY_WAIT_MAX, read(&mut body, byte_max));
+        let bytes = match read.await.unwrap_or(Err(StatusCode::REQUEST_TIMEOUT)) {
+            Ok(bytes) => bytes,
+            Err(status) => {
+                if status == StatusCode::PAYLOAD_TOO_LARGE {
+                    let _ = tokio::time::timeout(DISCARD_WAIT_MAX, discard(body)).await;
+                }
+                return Err(unreadable(status));
+            }
         };
         let (value, unknown) = parse(&bytes)?;
         if !unknown.is_empty() {
@@ -42,6 +61,28 @@ impl<T: DeserializeOwned> FromRequest<Arc<Service>> for Body<T> {
             tracing::debug!(%path, ?names, count = unknown.len(), "unknown fields were ignored");
         }
         Ok(Self(value))
+    }
+}
+
+/// A body's bytes, or what to answer.
+async fn read(body: &mut BodyDataStream, byte_max: usize) -> Result<Vec<u8>, StatusCode> {
+    let mut bytes = Vec::new();
+    while let Some(part) = body.next().await {
+        let part = part.map_err(|_| StatusCode::BAD_REQUEST)?;
+        if part.len() > byte_max - bytes.len() {
+            return Err(StatusCode::PAYLOAD_TOO_LARGE);
+        }
+        bytes.extend_from_slice(&part);
+    }
+    Ok(bytes)
+}
+
+async fn discard(mut body: BodyDataStream) {
+    let mut left = DISCARDED_BYTES_MAX;
+    while let Some(Ok(part)) = body.next().await
+        && left > part.len()
+    {
+        left -= part.len();
     }
 }
 

@@ -172,6 +172,8 @@ async fn more_grammars_than_can_be_followed_leave_nothing_behind() {
                 let ended = read(ticket).await.ended;
                 let Ended::Failed(failure) = ended else { panic!("{ended:?}") };
                 assert!(failure.message.contains("too many grammars"), "{}", failure.message);
+                let answer = crate::error::ApiError::from_failure(failure);
+                assert_eq!((answer.status.as_u16(), answer.retry_after_s), (503, Some(1)));
             }
             break;
         }

@@ -1,0 +1,97 @@
+//! Trials: now and then a step in which nobody drafts where everybody does, or everybody where
+//! nobody does. Else nothing would be known of what steps cost that are never made, nor of what
+//! drafts are worth that nobody makes. They change no token, and take a share of the time that is
+//! fixed beforehand.
+
+/// A trial's step and the next, in which what it made or left undone shows, are charged to it.
+const STEP_COUNT: u32 = 2;
+/// At first one step in so many is a trial, until so many of either kind were seen: a single one
+/// that the machine held up would be believed for long.
+const FIRST: u32 = 8;
+
+pub(crate) struct Trials {
+    /// Of all time.
+    share: f32,
+    /// What trials have left of their share; they wait while it is below 0.
+    balance_us: f32,
+    /// Steps that are yet to be charged.
+    charged: u32,
+    /// Steps without drafts, and with them.
+    seen: [u32; 2],
+    /// Steps since the last trial.
+    since: u32,
+}
+
+impl Trials {
+    pub(crate) fn new(share: f32) -> Self {
+        Self { share, balance_us: 0.0, charged: 0, seen: [0; 2], since: 0 }
+    }
+
+    fn is_young(&self) -> bool {
+        self.seen.iter().any(|count| *count < FIRST)
+    }
+
+    pub(crate) fn is_due(&self) -> bool {
+        let waits = if self.is_young() { self.since < FIRST } else { self.balance_us < 0.0 };
+        self.share > 0.0 && !waits
+    }
+
+    pub(crate) fn begin(&mut self) {
+        self.charged = if self.is_young() { 0 } else { STEP_COUNT };
+        self.since = 0;
+    }
+
+    /// A step without prompts is over.
+    pub(crate) fn observe(&mut self, us: f32, drafting: bool) {
+        let seen = &mut self.seen[usize::from(drafting)];
+        *seen = seen.saturating_add(1);
+        self.since = self.since.saturating_add(1);
+        // Time without use for a trial is not saved up.
+        self.balance_us = (self.balance_us + self.share * us).min(0.0);
+        if self.charged > 0 {
+            self.charged -= 1;
+            self.balance_us -= us;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Trials of so many steps, and their share of the time.
+    fn trials(share: f32, step_count: u32) -> (u32, f32) {
+        let mut trials = Trials::new(share);
+        let (mut count, mut all, mut tried) = (0, 0.0, 0.0);
+        for step in 0..step_count {
+            let due = trials.is_due();
+            if due {
+                trials.begin();
+                count += 1;
+            }
+            let us = (1000 + step * 613 % 9000) as f32;
+            all += us;
+            if trials.charged > 0 {
+                tried += us;
+            }
+            trials.observe(us, !due);
+        }
+        (count, tried / all)
+    }
+
+    #[test]
+    fn trials_keep_to_their_share() {
+        assert_eq!(trials(0.0, 20_000), (0, 0.0));
+        for share in [0.01, 0.25] {
+            let (_, ratio) = trials(share, 20_000);
+            assert!(ratio <= share && ratio >= 0.8 * share, "{share}: {ratio}");
+        }
+    }
+
+    #[test]
+    fn both_kinds_of_step_are_soon_seen_several_times() {
+        assert_eq!(trials(0.01, FIRST).0, 0);
+        assert_eq!(trials(0.01, 8 * FIRST).0, 7);
+        assert!(trials(0.01, 10 * FIRST).0 <= 10);
+    }
+}
