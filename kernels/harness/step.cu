@@ -135,7 +135,7 @@ Memory workspace() {
   m.attention_parts = take(1 << 28);
   m.attended = take(static_cast<size_t>(TOKENS_MAX) * ATTENDED_BYTES);
   m.router_parts = take(static_cast<size_t>(OWNER_UNITS) * TOKENS_MAX * EXPERTS_MAX * 4);
-  m.router_logits = take(static_cast<size_t>(TOKENS_MAX) * EXPERTS_MAX * 4);
+  m.router_scores = take(static_cast<size_t>(TOKENS_MAX) * EXPERTS_MAX * 4);
   m.dense_inner = take(static_cast<size_t>(TOKENS_MAX) * DENSE_INNER_BYTES);
   m.expert_inner = take(static_cast<size_t>(TOKENS_MAX) * TOP_K_MAX * EXPERT_INNER_BYTES);
   m.taps = take(static_cast<size_t>(TOKENS_MAX) * TAPS_BYTES);

@@ -129,7 +129,7 @@ struct Walker {
 
   // Producer and adders: wait until the routes of the next tile are there; say when they may go.
   __device__ __forceinline__ void wait_routes() {
-    wait_mbarrier<0>(Waits::Routes, ptx::shared_address(&shared.routed), routed_count++ & 1);
+    wait_mbarrier(Waits::Routes, ptx::shared_address(&shared.routed), routed_count++ & 1);
   }
   __device__ __forceinline__ void leave_routes() {
     ptx::mbarrier_arrive(ptx::shared_address(&shared.heard));
@@ -138,7 +138,7 @@ struct Walker {
   // Consumers: wait until the last routes may go.
   __device__ __forceinline__ void wait_heard() {
     if (routed_count++ == 0) return;
-    wait_mbarrier<0>(Waits::Routes, ptx::shared_address(&shared.heard), routed_count & 1);
+    wait_mbarrier(Waits::Routes, ptx::shared_address(&shared.heard), routed_count & 1);
   }
 };
 

@@ -131,7 +131,7 @@ abi_struct! {
         /// `[owner units, TOKENS_MAX, experts]`, F32.
         pub router_parts: u64,
         /// `[TOKENS_MAX, experts]`, F32.
-        pub router_logits: u64,
+        pub router_scores: u64,
         /// Operand `[TOKENS_MAX, dense width]`.
         pub dense_inner: u64,
         /// Operand `[TOKENS_MAX * top_k, expert width]`.

@@ -239,7 +239,7 @@ fn memory(
         attention_parts: work("attention_parts", working.attention_parts),
         attended: work("attended", working.attended),
         router_parts: work("router_parts", working.router_parts),
-        router_logits: work("router_logits", working.router_logits),
+        router_scores: work("router_scores", working.router_scores),
         dense_inner: work("dense_inner", working.dense_inner),
         expert_inner: work("expert_inner", working.expert_inner),
         taps: work("taps", working.taps),

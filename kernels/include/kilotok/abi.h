@@ -173,7 +173,7 @@ struct alignas(8) Memory {
   uint64_t attention_parts;
   uint64_t attended;
   uint64_t router_parts;
-  uint64_t router_logits;
+  uint64_t router_scores;
   uint64_t dense_inner;
   uint64_t expert_inner;
   uint64_t taps;
@@ -214,7 +214,7 @@ static_assert(offsetof(Memory, own_values) == 168, "Memory.own_values");
 static_assert(offsetof(Memory, attention_parts) == 176, "Memory.attention_parts");
 static_assert(offsetof(Memory, attended) == 184, "Memory.attended");
 static_assert(offsetof(Memory, router_parts) == 192, "Memory.router_parts");
-static_assert(offsetof(Memory, router_logits) == 200, "Memory.router_logits");
+static_assert(offsetof(Memory, router_scores) == 200, "Memory.router_scores");
 static_assert(offsetof(Memory, dense_inner) == 208, "Memory.dense_inner");
 static_assert(offsetof(Memory, expert_inner) == 216, "Memory.expert_inner");
 static_assert(offsetof(Memory, taps) == 224, "Memory.taps");

@@ -98,7 +98,7 @@ struct Cta {
     if (thread() == 0) {
       uint32_t* counter = reinterpret_cast<uint32_t*>(memory.barrier);
       const uint32_t wanted = barriers * GRID;
-      wait_for<0>(Waits::Grid, wanted, [&](uint32_t& seen) {
+      wait_for(Waits::Grid, wanted, [&](uint32_t& seen) {
         seen = ptx::load_acquire(counter);
         return static_cast<int32_t>(seen - wanted) >= 0;
       });

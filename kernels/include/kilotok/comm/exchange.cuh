@@ -55,7 +55,7 @@ __device__ __forceinline__ void exchange(Cta& cta, StreamMemory& stream, int tok
   const char* own = at<const char>(exchange.receivers[rank]);
   for (int packet = cta.thread(); packet < count; packet += CONSUMERS) {
     uint4 packets[RANKS];
-    wait_for<0>(Waits::Peer, number, [&](uint32_t& seen) {
+    wait_for(Waits::Peer, number, [&](uint32_t& seen) {
       bool all = true;
 #pragma unroll
       for (int from = 0; from < RANKS; from++) {

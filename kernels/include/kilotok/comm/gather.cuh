@@ -54,7 +54,7 @@ __device__ __forceinline__ void await_logits(const Cta& cta, uint32_t number) {
       ptx::store_release_system(at<uint32_t>(exchange.receivers[other] + FLAGS_PLACE) + rank,
                                 number);
     const uint32_t* flag = at<const uint32_t>(exchange.receivers[rank] + FLAGS_PLACE) + other;
-    wait_for<0>(Waits::Peer, number, [&](uint32_t& seen) {
+    wait_for(Waits::Peer, number, [&](uint32_t& seen) {
       seen = ptx::load_acquire_system(flag);
       return seen == number;
     });
@@ -76,7 +76,7 @@ __device__ __forceinline__ uint64_t least_of_ranks(const Cta& cta, int wanted, u
                     make_uint4(static_cast<uint32_t>(own), static_cast<uint32_t>(own >> 32),
                                number, 0));
   uint4 packet;
-  wait_for<0>(Waits::Peer, number, [&](uint32_t& seen) {
+  wait_for(Waits::Peer, number, [&](uint32_t& seen) {
     packet = ptx::load_system(place(rank, other));
     seen = packet.z;
     return seen == number;

@@ -66,22 +66,20 @@ __device__ __forceinline__ void give_up(Waits waits, uint32_t wanted, uint32_t s
   asm volatile("exit;");
 }
 
-// Calls `ready(seen)` until it is true. `NAP_NS` > 0 leaves the scheduler to others meanwhile.
-template <int NAP_NS, class Ready>
+// Calls `ready(seen)` until it is true.
+template <class Ready>
 __device__ __forceinline__ void wait_for(Waits waits, uint32_t wanted, Ready ready) {
   uint32_t seen = 0, start = 0;
 #pragma unroll 1
   while (!ready(seen)) {
-    if (NAP_NS > 0) __nanosleep(NAP_NS);
     const uint32_t now = ptx::kilocycles();
     if (start == 0) start = now;
     if (now - start > cta_place.wait_max_kilocycles) give_up(waits, wanted, seen);
   }
 }
 
-template <int NAP_NS>
 __device__ __forceinline__ void wait_mbarrier(Waits waits, uint32_t barrier, uint32_t parity) {
-  wait_for<NAP_NS>(waits, parity, [&](uint32_t&) { return ptx::mbarrier_try(barrier, parity); });
+  wait_for(waits, parity, [&](uint32_t&) { return ptx::mbarrier_try(barrier, parity); });
 }
 
 }  // namespace kilotok

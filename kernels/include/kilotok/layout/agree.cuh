@@ -21,7 +21,7 @@ static_assert(planned::ATTENTION_PARTS == ATTENTION_PARTS_BYTES, "attention_part
 static_assert(planned::ATTENDED == per_token(ATTENDED_BYTES), "attended");
 static_assert(planned::ROUTER_PARTS == per_token(OWNER_UNITS * EXPERTS_MAX * sizeof(float)),
               "router_parts");
-static_assert(planned::ROUTER_LOGITS == per_token(EXPERTS_MAX * sizeof(float)), "router_logits");
+static_assert(planned::ROUTER_SCORES == per_token(EXPERTS_MAX * sizeof(float)), "router_scores");
 static_assert(planned::DENSE_INNER == per_token(DENSE_INNER_BYTES), "dense_inner");
 static_assert(planned::EXPERT_INNER == per_token(TOP_K_MAX * EXPERT_INNER_BYTES), "expert_inner");
 static_assert(planned::TAPS == per_token(TAPS_BYTES), "taps");

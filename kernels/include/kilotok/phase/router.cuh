@@ -125,7 +125,7 @@ __device__ __forceinline__ void router_scores(const Cta& cta, SumMemory& scratch
 #pragma unroll
       for (int warp = 0; warp < CONSUMER_WARPS; warp++) sum += memory.sums[warp][lane];
       const float score = 1.0f / (1.0f + expf(-sum * memory.inverse_rms));
-      if (expert < EXPERTS) at<float>(cta.memory.router_logits)[token * EXPERTS + expert] = score;
+      if (expert < EXPERTS) at<float>(cta.memory.router_scores)[token * EXPERTS + expert] = score;
     }
     cta.sync();
   }
@@ -161,7 +161,7 @@ __device__ __forceinline__ void choose_for_token(const Cta& cta, Routes& routes,
   constexpr FeedForward F = FEED_FORWARDS[KIND];
   constexpr int EACH = ceil_div(F.experts, 32);
   static_assert(F.top_k <= 32, "a lane for each choice");
-  const float* found = at<const float>(cta.memory.router_logits) + token * F.experts;
+  const float* found = at<const float>(cta.memory.router_scores) + token * F.experts;
   const int lane = cta.lane();
   const Squares squares(cta, token);
   float scores[EACH];

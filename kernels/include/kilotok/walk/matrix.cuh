@@ -87,7 +87,7 @@ struct Sums {
 
   // Consumers: hand over a warp's sums.
   __device__ __forceinline__ void put(const Cta& cta, const float (&v)[4]) {
-    wait_mbarrier<0>(Waits::Sums, empty + 8 * stage, parity ^ 1);
+    wait_mbarrier(Waits::Sums, empty + 8 * stage, parity ^ 1);
     memory.parts[(stage * CONSUMER_WARPS + cta.warp()) * 32 + cta.lane()] =
         make_float4(v[0], v[1], v[2], v[3]);
     ptx::mbarrier_arrive_warp(full + 8 * stage, cta.lane());
@@ -99,7 +99,7 @@ struct Sums {
     Sums ahead = *this;
 #pragma unroll 1
     for (int i = 0; i < SUM_PLACES; i++) {
-      wait_mbarrier<0>(Waits::Sums, empty + 8 * ahead.stage, ahead.parity ^ 1);
+      wait_mbarrier(Waits::Sums, empty + 8 * ahead.stage, ahead.parity ^ 1);
       ahead.next();
     }
   }
@@ -107,7 +107,7 @@ struct Sums {
   // Adders: take the sums of the next unit, `use(row tile, 0, lane, values)` as in `add_warps`.
   template <class M, class Use>
   __device__ __forceinline__ void take(const Cta& cta, Use use) {
-    wait_mbarrier<0>(Waits::Sums, full + 8 * stage, parity);
+    wait_mbarrier(Waits::Sums, full + 8 * stage, parity);
     const int adder = cta.warp() - CONSUMER_WARPS - 1;
     // One adder does a unit of one row tile; the units take turns.
     const bool mine = M::ROW_TILES == 1 ? stage % ADDER_WARPS == adder : adder < M::ROW_TILES;

@@ -49,7 +49,7 @@ struct Ring {
 
   // Producer: waits for a free page that is to receive so many bytes.
   __device__ __forceinline__ void open(uint32_t bytes) const {
-    wait_mbarrier<0>(Waits::FreePage, empty + 8 * stage, parity ^ 1);
+    wait_mbarrier(Waits::FreePage, empty + 8 * stage, parity ^ 1);
     ptx::mbarrier_expect(full + 8 * stage, bytes);
   }
 
@@ -62,7 +62,7 @@ struct Ring {
 
   // Consumers: waits for the next page; its address.
   __device__ __forceinline__ uint32_t take() const {
-    wait_mbarrier<0>(Waits::Page, full + 8 * stage, parity);
+    wait_mbarrier(Waits::Page, full + 8 * stage, parity);
     return page();
   }
 
