@@ -14,7 +14,7 @@ use kilotok_abi::{Sampling, TokenId};
 use kilotok_engine::{
     Caps, Engine, EngineError, PageGroup, PageKind, SlotSetup, StepId, StepOutput, StepPlan,
 };
-use kilotok_sched::{Limits, Scheduler, Submission};
+use kilotok_sched::{Cost, Limits, Scheduler, Submission};
 use kilotok_server::gate::{Ask, Gate, GateOptions};
 use kilotok_server::metrics::Metrics;
 use kilotok_testkit::{ScriptedEngine, Skill};
@@ -136,10 +136,17 @@ fn percentiles(name: &str, mut us: Vec<f32>) {
     println!("| {name} | {} | {mean:.1} | {half:.1} | {most:.1} | {nearly:.1} |", us.len());
 }
 
+/// All drafts pay, though the scripted engine is too fast for any to: it is told so, and measures
+/// nothing.
+fn eager() -> Limits {
+    let cost = Cost { base_us: 1000.0, token_us: 0.0, draft_us: 0.0 };
+    Limits { cost, learning_share: 0.0, ..Limits::default() }
+}
+
 /// The same requests without a server around the scheduler.
 fn scheduler_alone(drafts: bool, step_count: u64) {
     let mut engine = Watched::new(step_count);
-    let limits = Limits { waiting_max: 1024, ..Limits::default() };
+    let limits = Limits { waiting_max: 1024, ..eager() };
     let mut sched = Scheduler::new(&caps(), limits);
     let mut turns = 0;
     for client in 0..CLIENTS {
@@ -193,7 +200,7 @@ fn served(drafts: bool, step_max: u64) {
     let engine = Watched::new(step_max);
     let (times, step_count) = (Arc::clone(&engine.times), Arc::clone(&engine.step_count));
     let metrics = Arc::new(Metrics::new("bench", engine.caps()));
-    let limits = Limits::default();
+    let limits = eager();
     let (gate, driver) = Gate::start(Box::new(engine), limits, metrics, GateOptions::default());
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(1).enable_all().build().expect("the system has threads");
