@@ -11,7 +11,7 @@ use kilotok_cpu::CpuEngine;
 use kilotok_engine::{Caps, Engine, EngineError, SlotSetup, StepId, StepOutput, StepPlan};
 use kilotok_model::{FeedForwardSpec, LayerSpec};
 use kilotok_rows::Sizes;
-use kilotok_testkit::host::{Drafts, Guess, Host, How, Mask, Request};
+use kilotok_testkit::host::{Drafts, Guess, Host, How, Mask, Request, some};
 use kilotok_weights::{Checkpoint, Quiet};
 
 use crate::distances::quantile;
@@ -120,17 +120,7 @@ fn setup(draw: &mut Draw, caps: &Caps) -> SlotSetup {
     setup
 }
 
-/// Two tokens in three, which ones depends on the text.
-fn some(text: &[TokenId], vocab_size: u32) -> Vec<u32> {
-    let sum = text.iter().sum::<TokenId>();
-    let mut mask = vec![0; vocab_size.div_ceil(32) as usize];
-    for token in (0..vocab_size).filter(|token| (token + sum) % 3 != 0) {
-        mask[(token / 32) as usize] |= 1 << (token % 32);
-    }
-    mask
-}
-
-/// The same, but nothing at all after some texts.
+/// [`some`], but nothing at all after some texts.
 fn fatal(text: &[TokenId], vocab_size: u32) -> Vec<u32> {
     let sum = text.iter().sum::<TokenId>();
     if sum % 31 == 3 { vec![0; vocab_size.div_ceil(32) as usize] } else { some(text, vocab_size) }

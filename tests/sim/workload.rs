@@ -5,7 +5,7 @@ use kilotok_abi::{Sampling, TokenId};
 use kilotok_engine::{Caps, PageGroup, PageKind, SlotSetup};
 use kilotok_sched::{Cost, Limits, Submission};
 use kilotok_testkit::Skill;
-use kilotok_testkit::host::Mask;
+use kilotok_testkit::host::{Mask, some};
 
 use crate::draw::Draw;
 
@@ -164,17 +164,7 @@ fn setup(draw: &mut Draw) -> SlotSetup {
     SlotSetup { sampling, prompt_count: 0, history: Vec::new(), logit_bias, bad_words, end_tokens }
 }
 
-/// Two tokens in three, which ones depends on the text.
-fn some(text: &[TokenId], vocab_size: u32) -> Vec<u32> {
-    let sum = text.iter().sum::<TokenId>();
-    let mut mask = vec![0; vocab_size.div_ceil(32) as usize];
-    for token in (0..vocab_size).filter(|token| (token + sum) % 3 != 0) {
-        mask[(token / 32) as usize] |= 1 << (token % 32);
-    }
-    mask
-}
-
-/// The same, but nothing at all after some texts.
+/// [`some`], but nothing at all after some texts.
 fn fatal(text: &[TokenId], vocab_size: u32) -> Vec<u32> {
     let sum = text.iter().sum::<TokenId>();
     if sum % 11 == 3 { vec![0; vocab_size.div_ceil(32) as usize] } else { some(text, vocab_size) }

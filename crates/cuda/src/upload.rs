@@ -245,35 +245,23 @@ mod tests {
     use super::*;
     use crate::batch::tests::{GROUPS, row};
 
-    const TABLES: SampleMemory = SampleMemory {
-        vocab: 50,
-        stride: 64,
-        mask_words: 2,
-        reserved: 0,
-        slots: 1000,
-        biases: 0,
-        counts: 0,
-        recent: 0,
-        bad_tokens: 1 << 20,
-        bad_ends: 2 << 20,
-        end_tokens: 3 << 20,
-        rows: 0,
-        wanted: 0,
-        masks: 0,
-        processed: 0,
-        choice_parts: 0,
-        row_choices: 0,
-        chosen: 0,
-        reports: 0,
-        tops: 0,
-        logits: 0,
-        drafts: 0,
-    };
+    fn tables() -> SampleMemory {
+        SampleMemory {
+            vocab: 50,
+            stride: 64,
+            mask_words: 2,
+            slots: 1000,
+            bad_tokens: 1 << 20,
+            bad_ends: 2 << 20,
+            end_tokens: 3 << 20,
+            ..bytemuck::Zeroable::zeroed()
+        }
+    }
 
     fn upload(rows: Vec<Row>) -> Result<Upload, EngineError> {
         let plan = StepPlan { rows };
         let batch = Batch::new(&plan, &Slots::new(3, 50)).unwrap();
-        Upload::new(&batch, &GROUPS, &TABLES, (2, 4))
+        Upload::new(&batch, &GROUPS, &tables(), (2, 4))
     }
 
     fn word(bytes: &[u8], at: usize) -> u32 {
