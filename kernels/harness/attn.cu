@@ -279,12 +279,8 @@ struct World {
                      cudaMemcpyDeviceToHost));
     std::vector<uint16_t> values;
     for (int token = 0; token < token_count; token++)
-      for (int column = 0; column < A.q_heads * A.v_dim; column++) {
-        const int in_step = column % 16;
-        const int byte = column / 64 * 128 + in_step % 8 / 2 * 32 + column % 64 / 16 * 8 +
-                         in_step / 8 * 4 + in_step % 2 * 2;
-        values.push_back(rows[token * (ATTENDED_BYTES / 2) + byte / 2]);
-      }
+      for (int column = 0; column < A.q_heads * A.v_dim; column++)
+        values.push_back(rows[(operand_row(token, ATTENDED_BYTES) + operand_offset(column)) / 2]);
     return values;
   }
 

@@ -182,8 +182,10 @@ struct Packer {
     if (format == Format::Bf16) {
       put_word(step * 512 + lane * 16 + reg * 4, code << (16 * half));
     } else if (format == Format::Fp8) {
-      const int byte = half * 2 + (reg % 2 == 0 ? 1 : 0);
-      put_word(step / 2 * 512 + lane * 16 + step % 2 * 8 + reg / 2 * 4, code << (8 * byte));
+      const uint32_t sign = code >> 7, rest = code & 127;
+      const uint32_t bits = reg % 2 == 0 ? sign << 15 | rest << 4
+                                         : sign << 11 | rest >> 4 << 12 | (rest & 15);
+      put_word(step / 2 * 512 + lane * 16 + step % 2 * 8 + reg / 2 * 4, bits << (16 * half));
     } else {
       put_e2m1(lane * 16 + step / 2 * 8, step % 2, reg, half, code);
     }
@@ -274,11 +276,8 @@ struct Activations {
     for (int token = 0; token < TOKENS_MAX; token++)
       for (int column = 0; column < M::COLUMNS; column++) {
         const float value = bf16_value(bf16_bits(normal(random)));
-        const int in_step = column % 16;
-        const int at = column / 64 * 64 + in_step % 8 / 2 * 16 + column % 64 / 16 * 4 +
-                       in_step / 8 * 2 + in_step % 2;
-        operand[static_cast<size_t>(token) * M::COLUMNS_PADDED + at] =
-            bf16_bits(value * operand_scale(M::FORMAT));
+        const size_t byte = operand_row(token, M::COLUMNS_PADDED * 2) + operand_offset(column);
+        operand[byte / 2] = bf16_bits(value * operand_scale(M::FORMAT));
         values[static_cast<size_t>(token) * M::COLUMNS + column] = value;
       }
   }

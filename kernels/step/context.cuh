@@ -63,34 +63,28 @@ __device__ __forceinline__ void norm_context(Walker& w) {
 }
 
 template <int TILES>
-struct Fuse {
-  static __device__ __forceinline__ void run(Walker& w) {
-    const Memory& memory = w.cta.memory;
-    multiply<FuseMatrix, TILES>(w.cta, w.ring, w.sums, memory.taps, TAPS_BYTES, w.cta.index(),
-                                TapRows{w.batch().tokens, w.token_count()}, Nothing{},
-                                StoreFused{at<float>(memory.fused), w.token_count()});
-  }
-};
+__device__ __forceinline__ void fuse(Walker& w) {
+  const Memory& memory = w.cta.memory;
+  multiply<FuseMatrix, TILES>(w.cta, w.ring, w.sums, memory.taps, TAPS_BYTES, w.cta.index(),
+                              TapRows{w.batch().tokens, w.token_count()}, Nothing{},
+                              StoreFused{at<float>(memory.fused), w.token_count()});
+}
 
-template <int KIND>
-struct ProjectContext {
-  template <int TILES>
-  struct Of {
-    static __device__ __forceinline__ void run(Walker& w) {
-      const Memory& memory = w.cta.memory;
-      multiply<QkvMatrix<KIND>, TILES>(w.cta, w.ring, w.sums, memory.normed, NORMED_BYTES,
-                                       KEY_UNIT<KIND> + w.cta.index(), EveryToken{}, Nothing{},
-                                       StoreProjected<KIND>{memory, w.stream(), w.token_count()});
-    }
-  };
-};
+template <int KIND, int TILES>
+__device__ __forceinline__ void project_context(Walker& w, const LayerMemory& layer) {
+  const Memory& memory = w.cta.memory;
+  multiply<QkvMatrix<KIND>, TILES>(w.cta, w.ring, w.sums, memory.normed, NORMED_BYTES,
+                                   KEY_UNIT<KIND> + w.cta.index(), EveryToken{}, Nothing{},
+                                   store_projections<KIND>(w, layer.attention, layer, false));
+}
 
+template <int TILES>
 __device__ __forceinline__ void consume_context(Walker& w) {
   using P = Part<true>;
   Cta& cta = w.cta;
   const Memory& memory = cta.memory;
   rotations(cta, w.batch(), P::ATTENTION, P::ATTENTION_END);
-  run_tiles<Fuse>(w, w.tiles());
+  fuse<TILES>(w);
   cta.sync_grid();
   norm_context(w);
   cta.sync_grid();
@@ -102,7 +96,8 @@ __device__ __forceinline__ void consume_context(Walker& w) {
     with_kind<P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
       constexpr int A = decltype(kind)::value;
       static_assert(ATTENTIONS[A].format == Format::Bf16, "the context is an operand for BF16");
-      run_tiles<ProjectContext<A>::template Of>(w, w.tiles());
+      project_context<A, TILES>(w, layer);
+      if constexpr (ATTENTIONS[A].paired) return;
       cta.sync_grid();
       attn_context<A>(cta, layer, w.batch());
       cta.sync_grid();
@@ -129,13 +124,14 @@ __device__ __forceinline__ void add_context(Walker& w) {
   add<FuseMatrix>(cta, w.sums, cta.index(), w.tiles(),
                   StoreFused{at<float>(cta.memory.fused), w.token_count()});
 #pragma unroll 1
-  for (int index = 0; index < P::LAYER_COUNT; index++)
-    with_kind<P::ATTENTION, P::ATTENTION_END>(
-        P::layer(cta.memory, index).attention, [&](auto kind) {
-          constexpr int A = decltype(kind)::value;
-          add<QkvMatrix<A>>(cta, w.sums, KEY_UNIT<A> + cta.index(), w.tiles(),
-                            StoreProjected<A>{cta.memory, w.stream(), w.token_count()});
-        });
+  for (int index = 0; index < P::LAYER_COUNT; index++) {
+    const LayerMemory& layer = P::layer(cta.memory, index);
+    with_kind<P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
+      constexpr int A = decltype(kind)::value;
+      add<QkvMatrix<A>>(cta, w.sums, KEY_UNIT<A> + cta.index(), w.tiles(),
+                        store_projections<A>(w, layer.attention, layer, false));
+    });
+  }
 }
 
 }  // namespace kilotok

@@ -7,11 +7,11 @@
 
 namespace kilotok {
 
-// What each role does in a kernel.
-template <bool DRAFT>
+// What each role does in a kernel, for up to so many tiles of tokens.
+template <bool DRAFT, int TILES>
 struct Pass {
   static __device__ __forceinline__ void consume(Walker& w) {
-    consume_pass<DRAFT>(w);
+    consume_pass<DRAFT, TILES>(w);
     if constexpr (DRAFT) {
       w.cta.sync_grid();
       static_assert(sizeof(DraftScratch) <= SCRATCH_BYTES, "it fits the sums' place");
@@ -23,8 +23,9 @@ struct Pass {
   static __device__ __forceinline__ void add(Walker& w) { add_pass<DRAFT>(w); }
 };
 
+template <int TILES>
 struct Context {
-  static __device__ __forceinline__ void consume(Walker& w) { consume_context(w); }
+  static __device__ __forceinline__ void consume(Walker& w) { consume_context<TILES>(w); }
   static __device__ __forceinline__ void produce(Walker& w) { produce_context(w); }
   static __device__ __forceinline__ void add(Walker& w) { add_context(w); }
 };
@@ -64,11 +65,20 @@ using namespace kilotok;
 static_assert(sizeof(VerifyShared) <= sizeof(Shared), "a kernel gets as much as any other");
 extern "C" __device__ const unsigned SHARED_BYTES = sizeof(Shared);
 extern "C" __device__ const unsigned THREAD_COUNT = THREADS;
+// Tokens that kernels take which have another one, called so and `_many`, for more.
+extern "C" __device__ const unsigned ONE_TILE = TILE_TOKENS;
+
+// Each pass is there twice, for one tile of tokens and for more: as one kernel they would fit
+// neither the registers nor the instruction cache.
 
 // The target's layers over a batch, to the logits of the wanted tokens and the taps of all.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     target(const __grid_constant__ Memory memory) {
-  run<Pass<false>>(memory);
+  run<Pass<false, 1>>(memory);
+}
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    target_many(const __grid_constant__ Memory memory) {
+  run<Pass<false, TILES_MAX>>(memory);
 }
 
 // The tokens after the wanted ones, by the logits of all ranks, and where drafts begin.
@@ -83,11 +93,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 // Those of refused drafts are written anew before anyone reads them, as the target's own are.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     draft_context(const __grid_constant__ Memory memory) {
-  run<Context>(memory);
+  run<Context<1>>(memory);
+}
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    draft_context_many(const __grid_constant__ Memory memory) {
+  run<Context<TILES_MAX>>(memory);
 }
 
 // The drafter's layers over draft rows, to the likeliest tokens at the wanted ones.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     draft_rows(const __grid_constant__ Memory memory) {
-  run<Pass<true>>(memory);
+  run<Pass<true, 1>>(memory);
+}
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    draft_rows_many(const __grid_constant__ Memory memory) {
+  run<Pass<true, TILES_MAX>>(memory);
 }

@@ -80,15 +80,6 @@ __device__ __forceinline__ NextNorm norm_before(const Cta& cta, const LayerMemor
   return NextNorm(cta, layer.input_norm, projection_scale(layer.attention), tap);
 }
 
-// How far a warp has come: all that it takes from one function to the next.
-struct Marks {
-  uint32_t barriers, exchanges, stamps, routed_count;
-  int page;
-  uint32_t page_parity;
-  int sum;
-  uint32_t sum_parity;
-};
-
 // A warp on its way through a pass.
 struct Walker {
   Shared& shared;
@@ -104,23 +95,6 @@ struct Walker {
         ring(shared.ring),
         sums(shared.sums),
         routed_count(0) {}
-
-  __device__ __forceinline__ explicit Walker(const Marks& marks) : Walker() { follow(marks); }
-
-  __device__ __forceinline__ Marks marks() const {
-    return {cta.barriers, cta.exchanges, cta.stamps,  routed_count,
-            ring.stage,   ring.parity,   sums.stage, sums.parity};
-  }
-  __device__ __forceinline__ void follow(const Marks& marks) {
-    cta.barriers = marks.barriers;
-    cta.exchanges = marks.exchanges;
-    cta.stamps = marks.stamps;
-    routed_count = marks.routed_count;
-    ring.stage = marks.page;
-    ring.parity = marks.page_parity;
-    sums.stage = marks.sum;
-    sums.parity = marks.sum_parity;
-  }
 
   __device__ __forceinline__ const HeldBatch& batch() const { return shared.batch; }
   __device__ __forceinline__ int token_count() const { return shared.batch.token_count(); }
@@ -142,70 +116,49 @@ struct Walker {
   }
 };
 
-// A phase as a function of its own, with registers of its own: for what holds many, and for what
-// decoding does not run, as its code must stay together in the instruction cache.
-template <class Phase, class... Arguments>
-__device__ __noinline__ Marks apart(Marks marks, Arguments... arguments) {
-  Walker w(marks);
-  Phase::run(w, arguments...);
-  return w.marks();
-}
-
-template <class Phase, class... Arguments>
-__device__ __forceinline__ void run_apart(Walker& w, Arguments... arguments) {
-  w.follow(apart<Phase>(w.marks(), arguments...));
-}
-
-// The phase `P` for as many tiles as there are.
-template <template <int> class P, class... Arguments>
-__device__ __forceinline__ void run_tiles(Walker& w, int tiles, Arguments... arguments) {
-  if (tiles <= 1)
-    P<1>::run(w, arguments...);
-  else
-    run_apart<P<TILES_MAX>>(w, arguments...);
-}
-
 // The batch's own order of tokens.
 struct EveryToken {
   __device__ __forceinline__ int operator()(int column) const { return column; }
 };
 
-template <int KIND, bool DRAFT>
-struct Project {
-  template <int TILES>
-  struct Of {
-    static __device__ __forceinline__ void run(Walker& w) {
-      using M = QkvMatrix<KIND>;
-      const Memory& memory = w.cta.memory;
-      multiply<M, TILES>(w.cta, w.ring, w.sums, memory.normed, NORMED_BYTES, w.cta.index(),
-                         EveryToken{}, ReadNorm{w.stream(), w.token_count(), Part<DRAFT>::EPS},
-                         StoreProjected<KIND>{memory, w.stream(), w.token_count()});
-    }
-  };
-};
+// What becomes of the projections of a layer of such a kind. It is read when there are products.
+template <int KIND>
+__device__ __forceinline__ auto store_projections(Walker& w, uint32_t kind,
+                                                  const LayerMemory& layer, bool own) {
+  if constexpr (ATTENTIONS[KIND].paired)
+    return StoreHeads<KIND>{w.cta.memory, layer, w.batch(), w.stream(),
+                            ProjectionUse(kind), own};
+  else
+    return StoreProjected<KIND>{w.cta.memory, w.stream(), w.token_count()};
+}
+
+template <int KIND, bool DRAFT, int TILES>
+__device__ __forceinline__ void project(Walker& w, int index) {
+  const LayerMemory& layer = w.shared.layers[index % 2];
+  multiply<QkvMatrix<KIND>, TILES>(w.cta, w.ring, w.sums, w.cta.memory.normed, NORMED_BYTES,
+                                   w.cta.index(), EveryToken{},
+                                   ReadNorm{w.stream(), w.token_count(), Part<DRAFT>::EPS},
+                                   store_projections<KIND>(w, layer.attention, layer, DRAFT));
+}
 
 // Owners: projection back to the stream.
-template <int KIND>
-struct Output {
-  template <int TILES>
-  struct Of {
-    static __device__ __forceinline__ void run(Walker& w) {
-      multiply<OutputMatrix<KIND>, TILES>(w.cta, w.ring, w.sums, w.cta.memory.attended,
-                                          ATTENDED_BYTES, w.cta.index(), EveryToken{}, Nothing{},
-                                          StorePart{w.stream()});
-    }
-  };
-};
+template <int KIND, int TILES>
+__device__ __forceinline__ void output(Walker& w) {
+  multiply<OutputMatrix<KIND>, TILES>(w.cta, w.ring, w.sums, w.cta.memory.attended, ATTENDED_BYTES,
+                                      w.cta.index(), EveryToken{}, Nothing{},
+                                      StorePart{w.stream()});
+}
 
 template <int KIND, bool DRAFT>
-struct Attend {
-  static __device__ __forceinline__ void run(Walker& w, int index) {
-    const LayerMemory& layer = w.shared.layers[index % 2];
+__device__ __forceinline__ void attend(Walker& w, int index) {
+  const LayerMemory& layer = w.shared.layers[index % 2];
+  if constexpr (!ATTENTIONS[KIND].paired) {
+    w.cta.sync_grid();
     attn_in<KIND>(w.cta, layer, w.batch(), DRAFT);
     w.cta.stamp(Stamp::AttentionIn);
-    attn<KIND>(w.cta, layer, w.batch(), w.shared.sums, DRAFT);
   }
-};
+  attn<KIND>(w.cta, layer, w.batch(), w.shared.sums, DRAFT);
+}
 
 // What the network adds to the stream.
 template <int KIND, bool DRAFT>
@@ -216,6 +169,7 @@ __device__ __forceinline__ void feed_forward(Walker& w, const LayerMemory& layer
   if constexpr (DENSE) {
     read_norm(cta, w.stream(), w.token_count(), Part<DRAFT>::EPS);
   } else {
+    if (Network<KIND>::OPERAND_IN_PAGES && cta.thread() == 0) w.ring.operand_is_there();
     const int line = cta.thread() * 32;
     if (cta.index() == 0 && line < FEED_FORWARDS[KIND].experts)
       ptx::prefetch_l2(at<const float>(layer.router_bias) + line);
@@ -227,11 +181,12 @@ __device__ __forceinline__ void feed_forward(Walker& w, const LayerMemory& layer
   for (int tile = 0; tile < w.tiles(); tile++) {
     if constexpr (!DENSE) {
       w.wait_heard();
-      choose_routes<KIND>(cta, routes, w.stream(), Part<DRAFT>::EPS,
-                          at<const float>(layer.router_bias), tile, w.token_count());
+      choose_routes<KIND>(cta, routes, w.stream(), at<const float>(layer.router_bias), tile,
+                          w.token_count(), [](int row) { return Inner<KIND>::place(row); });
       cta.stamp(Stamp::Routes);
+    } else {
+      cta.sync();
     }
-    cta.sync();
     if (!DENSE && cta.thread() == 0) ptx::mbarrier_arrive(ptx::shared_address(&w.shared.routed));
     gate_up<KIND>(cta, w.ring, w.sums, routes, tile);
     cta.stamp(Stamp::GateUp);
@@ -243,32 +198,31 @@ __device__ __forceinline__ void feed_forward(Walker& w, const LayerMemory& layer
 }
 
 // What attention adds to the stream. `next` is set when there is time for it.
-template <bool DRAFT>
+template <bool DRAFT, int TILES>
 __device__ __forceinline__ void attention(Walker& w, int index, NextNorm& next) {
   using P = Part<DRAFT>;
   Cta& cta = w.cta;
   const LayerMemory& layer = w.shared.layers[index % 2];
-  with_matrix<QkvMatrix, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
-    run_tiles<Project<decltype(kind)::value, DRAFT>::template Of>(w, w.tiles());
+  with_matrix<ProjectionOf, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
+    project<decltype(kind)::value, DRAFT, TILES>(w, index);
   });
   cta.stamp(Stamp::Project);
-  cta.sync_grid();
   with_kind<P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
-    run_apart<Attend<decltype(kind)::value, DRAFT>>(w, index);
+    attend<decltype(kind)::value, DRAFT>(w, index);
   });
   cta.stamp(Stamp::Attention);
   cta.sync_grid();
   if (!is_owner(cta)) return;
   next = NextNorm(cta, layer.post_norm, feed_forward_scale(layer.feed_forward), ~0u);
   with_matrix<OutputMatrix, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
-    run_tiles<Output<decltype(kind)::value>::template Of>(w, w.tiles());
+    output<decltype(kind)::value, TILES>(w);
   });
   cta.stamp(Stamp::Output);
 }
 
 // Consumers: all layers. `stream.part` holds what the embedding, attention or a network adds, and
 // `next` is the norm that comes after it: two turns a layer, and one for the last norm.
-template <bool DRAFT>
+template <bool DRAFT, int TILES>
 __device__ __forceinline__ void consume_layers(Walker& w, NextNorm next) {
   using P = Part<DRAFT>;
   Cta& cta = w.cta;
@@ -294,7 +248,7 @@ __device__ __forceinline__ void consume_layers(Walker& w, NextNorm next) {
     if (index == P::LAYER_COUNT) return;
     if (!network) {
       P::bring_layer(cta, layers, index + 1);
-      attention<DRAFT>(w, index, next);
+      attention<DRAFT, TILES>(w, index, next);
       continue;
     }
     next = norm_before<DRAFT>(cta, layers, index + 1, layer.tap);
@@ -323,7 +277,9 @@ __device__ __forceinline__ void produce_layers(Walker& w) {
       if constexpr (!Network<F>::DENSE) {
         if (owner) produce_router<F>(w.ring, layer.router);
       }
+      if constexpr (Network<F>::OPERAND_IN_PAGES) w.ring.wait_operand();
       for (int tile = 0; tile < w.tiles(); tile++) {
+        if constexpr (Network<F>::OPERAND_IN_PAGES) produce_operand<F>(w.cta, w.ring, tile);
         if constexpr (!Network<F>::DENSE) w.wait_routes();
         produce_gate_up<F>(w.ring, w.shared.routes, layer.gate_up);
         if (owner) produce_down<F>(w.ring, w.shared.routes, layer.down);
@@ -342,10 +298,11 @@ __device__ __forceinline__ void add_layers(Walker& w) {
 #pragma unroll 1
   for (int index = 0; index < P::LAYER_COUNT; index++) {
     const LayerMemory& layer = P::layer(cta.memory, index);
-    with_matrix<QkvMatrix, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
+    with_matrix<ProjectionOf, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
       constexpr int A = decltype(kind)::value;
+      const LayerMemory& held = w.shared.layers[index % 2];
       add<QkvMatrix<A>>(cta, w.sums, cta.index(), w.tiles(),
-                        StoreProjected<A>{cta.memory, w.stream(), w.token_count()});
+                        store_projections<A>(w, layer.attention, held, DRAFT));
     });
     with_matrix<OutputMatrix, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
       add<OutputMatrix<decltype(kind)::value>>(cta, w.sums, cta.index(), w.tiles(),
@@ -370,23 +327,17 @@ __device__ __forceinline__ void add_layers(Walker& w) {
   }
 }
 
-template <bool DRAFT>
-struct Logits {
-  template <int TILES>
-  struct Of {
-    static __device__ __forceinline__ void run(Walker& w) {
-      const Memory& memory = w.cta.memory;
-      const WantedTokens wanted(memory, w.batch().counts);
-      multiply<HeadMatrix, TILES>(w.cta, w.ring, w.sums, memory.normed, NORMED_BYTES,
-                                  w.cta.index(), wanted,
-                                  ReadNorm{w.stream(), w.token_count(), Part<DRAFT>::EPS},
-                                  StoreLogits{at<float>(memory.logits), w.stream(), wanted});
-    }
-  };
-};
+template <bool DRAFT, int TILES>
+__device__ __forceinline__ void logits(Walker& w) {
+  const Memory& memory = w.cta.memory;
+  const WantedTokens wanted(memory, w.batch().counts);
+  multiply<HeadMatrix, TILES>(w.cta, w.ring, w.sums, memory.normed, NORMED_BYTES, w.cta.index(),
+                              wanted, ReadNorm{w.stream(), w.token_count(), Part<DRAFT>::EPS},
+                              StoreLogits{at<float>(memory.logits), w.stream(), wanted});
+}
 
 // A pass: the batch's tokens through the layers to the logits of the wanted ones.
-template <bool DRAFT>
+template <bool DRAFT, int TILES>
 __device__ __forceinline__ void consume_pass(Walker& w) {
   using P = Part<DRAFT>;
   Cta& cta = w.cta;
@@ -395,10 +346,13 @@ __device__ __forceinline__ void consume_pass(Walker& w) {
   cta.sync();
   if (is_owner(cta)) embed(cta, w.stream(), w.batch());
   cta.stamp(Stamp::Embed);
-  consume_layers<DRAFT>(w, norm_before<DRAFT>(cta, w.shared.layers, 0, ~0u));
+  consume_layers<DRAFT, TILES>(w, norm_before<DRAFT>(cta, w.shared.layers, 0, ~0u));
   const int wanted_count = w.batch().counts.wanted_count;
   if (wanted_count == 0) return;
-  run_tiles<Logits<DRAFT>::template Of>(w, ceil_div(wanted_count, TILE_TOKENS));
+  if (TILES > 1 && wanted_count > TILE_TOKENS)
+    logits<DRAFT, TILES>(w);
+  else
+    logits<DRAFT, 1>(w);
   cta.stamp(Stamp::Head);
 }
 

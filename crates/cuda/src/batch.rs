@@ -95,6 +95,10 @@ impl DeviceBatch {
         self.tokens.extend((start..start + count as u32).map(token));
     }
 
+    pub(crate) fn token_count(&self) -> usize {
+        self.tokens.len()
+    }
+
     /// How many tokens of each row are wanted.
     pub(crate) fn wanted_by_row(&self) -> impl Iterator<Item = usize> {
         self.rows.iter().map(|row| {

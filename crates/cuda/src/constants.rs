@@ -292,9 +292,10 @@ impl Attention {
         let Self { q_heads, kv_heads, qk_dim, v_dim, page_group, sinks, qk_norm, .. } = self;
         let (pairs, window) = (self.rope.dims / 2, self.window.unwrap_or(0));
         let (scale, format) = (self.value_scale, format_name(self.format));
+        let paired = self.is_paired();
         format!(
             "{q_heads}, {kv_heads}, {qk_dim}, {v_dim}, {pairs}, {window}, {page_group}, {sinks}, \
-             {qk_norm}, {scale:?}f, {format}"
+             {qk_norm}, {paired}, {scale:?}f, {format}"
         )
     }
 }

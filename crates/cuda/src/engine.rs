@@ -65,13 +65,15 @@ impl CudaEngine {
             rank.begin((&host.upload, bytes), &host.lists, &upload.copies)?;
         }
         let all = |pass| ranks.iter().try_for_each(|rank| rank.start(pass));
-        all(Pass::Target)?;
+        all(Pass::Target(upload.target.token_count()))?;
         all(Pass::Verify)?;
         ranks[0].note(Moment::Verified)?;
         if self.draft_rows > 0 {
-            all(Pass::DraftContext)?;
+            all(Pass::DraftContext(upload.target.token_count()))?;
         }
-        (0..upload.drafts.len()).map(Pass::DraftRows).try_for_each(all)?;
+        for (batch, drafts) in upload.drafts.iter().enumerate() {
+            all(Pass::DraftRows(batch, drafts.token_count()))?;
+        }
         ranks[0].note(Moment::Drafted)?;
         ranks[0].fetch(asked.bytes(&host.result_places), &mut host.results)
     }

@@ -108,6 +108,14 @@ impl Attention {
     fn qkv_rows(&self) -> usize {
         self.key_row() + self.kv_heads * (self.qk_dim + self.v_dim)
     }
+
+    /// Whether rows of q and k that are rotated together lie half a chunk apart in one: the
+    /// products then become queries, keys and values where they are added up. Not if a norm by head
+    /// comes in between, nor if heads are no whole chunks.
+    pub(crate) fn is_paired(&self) -> bool {
+        let whole = |dims: usize| dims.is_multiple_of(CHUNK_ROWS);
+        !self.qk_norm && whole(self.qk_dim) && whole(self.v_dim) && whole(self.rope.dims)
+    }
 }
 
 /// The matrices of each kind.
@@ -320,7 +328,7 @@ impl Working {
             frequencies: kinds * pairs * F32,
             angles: kinds * tokens * pairs * 2 * F32,
             normed: tokens * normed,
-            squares: owners * tokens * F32,
+            squares: tokens * owners.next_multiple_of(4) * F32,
             projected: tokens * heads(Attention::qkv_rows) * F32,
             queries: tokens * heads(Attention::query_values) * BF16,
             own_keys: tokens * heads(|kind| kind.kv_heads * kind.qk_dim) * BF16,
@@ -328,7 +336,7 @@ impl Working {
             attention_parts: tokens * heads(Attention::part_values) * F32,
             attended: tokens * attention(&|kind| constants.output(kind).operand_bytes()),
             router_parts: owners * tokens * experts * F32,
-            router_scores: tokens * experts * F32,
+            router_scores: tokens * (experts + 1) * F32,
             dense_inner: tokens * inner(true),
             expert_inner: tokens * top_k * inner(false),
             taps: tokens * constants.fuse().operand_bytes(),

@@ -13,21 +13,23 @@ use crate::upload::Copy;
 
 /// How long a GPU waits for anything. A whole pass of the largest model takes milliseconds.
 const WAIT_MAX_MS: u32 = 1000;
-/// Constants of the kernels: how much shared memory a CTA wants, and how many threads it has.
+/// Constants of the kernels: how much shared memory a CTA wants, how many threads it has, and how
+/// many tokens the kernels for one tile take.
 const SHARED_BYTES: &str = "SHARED_BYTES";
 const THREAD_COUNT: &str = "THREAD_COUNT";
+const ONE_TILE: &str = "ONE_TILE";
 
-/// What a launch does; each is a kernel of that name in `kernels/step`.
+/// What a launch does, and with how many tokens; each is a kernel of that name in `kernels/step`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pass {
     /// Tokens through the target's layers to logits.
-    Target,
+    Target(usize),
     /// The choice of tokens by the logits of all ranks.
     Verify,
     /// Taps of the target's tokens to the drafter's keys and values.
-    DraftContext,
-    /// A batch of draft rows through the drafter's layers to drafts.
-    DraftRows(usize),
+    DraftContext(usize),
+    /// A batch of draft rows, by its number, through the drafter's layers to drafts.
+    DraftRows(usize, usize),
 }
 
 pub(crate) struct Rank {
@@ -47,10 +49,24 @@ pub(crate) struct Rank {
 }
 
 struct Kernels {
-    target: Kernel,
+    target: Tiled,
     verify: Kernel,
     /// Context and rows, of a model that has a drafter.
-    draft: Option<(Kernel, Kernel)>,
+    draft: Option<(Tiled, Tiled)>,
+}
+
+/// A kernel for one tile of tokens, and one for more.
+struct Tiled {
+    one: Kernel,
+    many: Kernel,
+    /// Tokens of a tile.
+    tile: usize,
+}
+
+impl Tiled {
+    fn of(&self, tokens: usize) -> &Kernel {
+        if tokens > self.tile { &self.many } else { &self.one }
+    }
 }
 
 /// What a GPU came to, by the index of its event.
@@ -152,13 +168,15 @@ impl Rank {
         let kernels = draft.as_ref().ok_or(pass);
         let no_drafter = |pass| panic!("{pass:?} of a model without a drafter");
         match pass {
-            Pass::Target => self.launch(target, &arguments.target),
+            Pass::Target(tokens) => self.launch(target.of(tokens), &arguments.target),
             Pass::Verify => self.launch(verify, &arguments.verify),
-            Pass::DraftContext => {
-                self.launch(&kernels.unwrap_or_else(no_drafter).0, &arguments.context)
+            Pass::DraftContext(tokens) => {
+                let (context, _) = kernels.unwrap_or_else(no_drafter);
+                self.launch(context.of(tokens), &arguments.context)
             }
-            Pass::DraftRows(batch) => {
-                self.launch(&kernels.unwrap_or_else(no_drafter).1, &arguments.drafts[batch])
+            Pass::DraftRows(batch, tokens) => {
+                let (_, rows) = kernels.unwrap_or_else(no_drafter);
+                self.launch(rows.of(tokens), &arguments.drafts[batch])
             }
         }
     }
@@ -216,11 +234,14 @@ impl Rank {
 
 fn kernels(module: &Module, drafter: bool) -> Result<Kernels, DriverError> {
     let shared_bytes = module.constant(SHARED_BYTES)?;
-    let kernel = |name| module.kernel(name, shared_bytes);
+    let tile = module.constant(ONE_TILE)? as usize;
+    let kernel = |name: &str| module.kernel(name, shared_bytes);
+    let tiled =
+        |name| Ok(Tiled { one: kernel(name)?, many: kernel(&format!("{name}_many"))?, tile });
     Ok(Kernels {
-        target: kernel("target")?,
+        target: tiled("target")?,
         verify: kernel("verify")?,
-        draft: if drafter { Some((kernel("draft_context")?, kernel("draft_rows")?)) } else { None },
+        draft: if drafter { Some((tiled("draft_context")?, tiled("draft_rows")?)) } else { None },
     })
 }
 

@@ -112,7 +112,8 @@ impl<'a> Repacker<'a> {
             LayerWeight::Qkv => {
                 let attention = &self.constants.attentions[kind];
                 let queries = attention.q_heads * attention.qk_dim;
-                let rows = matrix::fused(tensor.rows, queries, attention.key_row());
+                let mut rows = matrix::fused(tensor.rows, queries, attention.key_row());
+                matrix::pair(&mut rows, attention);
                 let bytes = matrix::pack(self.constants.qkv(kind), &[tensor], &rows)?;
                 Ok(Some(whole(buffer(LayerBuffer::Qkv), bytes)))
             }
@@ -120,7 +121,8 @@ impl<'a> Repacker<'a> {
                 let place = weight as usize - LayerWeight::Query as usize;
                 let qkv = buffer(LayerBuffer::Qkv);
                 let Some(tensors) = self.gather(qkv, 0, place, 3, tensor) else { return Ok(None) };
-                let rows = matrix::stacked(&tensors, CHUNK_ROWS);
+                let mut rows = matrix::stacked(&tensors, CHUNK_ROWS);
+                matrix::pair(&mut rows, &self.constants.attentions[kind]);
                 let bytes = matrix::pack(self.constants.qkv(kind), &tensors, &rows)?;
                 Ok(Some(whole(qkv, bytes)))
             }

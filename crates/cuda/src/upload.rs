@@ -84,7 +84,7 @@ pub(crate) struct Copy {
 /// A step.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Upload {
-    target: DeviceBatch,
+    pub(crate) target: DeviceBatch,
     pub(crate) drafts: Vec<DeviceBatch>,
     pub(crate) rows: Vec<SampleRow>,
     wanted: Vec<Wanted>,

@@ -18,10 +18,6 @@ constexpr int THREADS = CONSUMERS + 128;
 // Of 128 each, producer and adders leave some to the consumers.
 constexpr int CONSUMER_REGISTERS = 152;
 constexpr int HELPER_REGISTERS = 56;
-// Tokens that one multiplication of the tensor cores takes.
-constexpr int TILE_TOKENS = 8;
-constexpr int TILES_MAX = TOKENS_MAX / TILE_TOKENS;
-static_assert(TOKENS_MAX % TILE_TOKENS == 0, "tokens come in whole tiles");
 
 // What ended when a stamp was made.
 enum class Stamp {

@@ -22,6 +22,9 @@ struct Attention {
   int page_group;
   bool sinks;
   bool qk_norm;
+  // Whether rows of q and k that are rotated together lie 8 rows apart in one tile of 16, so that
+  // products become queries, keys and values where they are added up.
+  bool paired;
   float value_scale;
   Format format;
 };

@@ -119,7 +119,8 @@ impl Chunk for Fp8Chunk {
                 // A word is two registers of a step: a0 and a1, or a2 and a3.
                 for (word, out) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
                     let at = column + word * PAIR_DISTANCE;
-                    *out = [high[at], low[at], high[at + 1], low[at + 1]];
+                    let halves = [fp8_half(low[at], high[at]), fp8_half(low[at + 1], high[at + 1])];
+                    *out = (u32::from(halves[1]) << 16 | u32::from(halves[0])).to_le_bytes();
                 }
             }
         }
@@ -127,6 +128,13 @@ impl Chunk for Fp8Chunk {
             *out = scale.to_le_bytes();
         }
     }
+}
+
+/// Half a word of two registers' codes. A mask brings the first home, two shifts the other.
+fn fp8_half(first: u8, second: u8) -> u16 {
+    let (first, second) = (u16::from(first), u16::from(second));
+    let own = (first & 0x80) << 8 | (first & 0x7f) << 4;
+    own | (second & 0x80) << 4 | (second & 0x70) << 8 | (second & 0x0f)
 }
 
 pub(super) struct Mxfp4Chunk {

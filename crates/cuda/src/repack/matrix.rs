@@ -4,7 +4,11 @@ use kilotok_model::{FP8_TILE, WeightFormat};
 use kilotok_weights::{Tensor, TensorData};
 
 use super::chunk::{Chunk, FloatChunk, Fp8Chunk, GROUP_SCALE_MAX, Mxfp4Chunk, TILE_SCALE_MAX};
+use crate::constants::Attention;
 use crate::places::{CHUNK_COLUMNS, CHUNK_ROWS, GATE_ROWS, Matrix};
+
+/// Rows of a chunk that lie above others with which they are rotated.
+const PAIR_ROWS: usize = CHUNK_ROWS / 2;
 
 /// A row of one of the tensors that make a matrix; none is a row of zeros.
 type Source = Option<(usize, usize)>;
@@ -28,6 +32,22 @@ pub(super) fn fused(row_count: usize, query_rows: usize, key_row: usize) -> Vec<
     rows.resize(key_row, None);
     rows.extend((query_rows..row_count).map(|row| Some((0, row))));
     rows
+}
+
+/// Of every head of q and k eight rows above those that are rotated with them, where the kernels
+/// want them so.
+pub(super) fn pair(rows: &mut [Source], attention: &Attention) {
+    if !attention.is_paired() {
+        return;
+    }
+    let (heads, pairs) = (attention.q_heads + attention.kv_heads, attention.rope.dims / 2);
+    for head in rows.chunks_exact_mut(attention.qk_dim).take(heads) {
+        let natural = head[..2 * pairs].to_vec();
+        for (place, row) in head[..2 * pairs].iter_mut().enumerate() {
+            let (chunk, in_chunk) = (place / CHUNK_ROWS, place % CHUNK_ROWS);
+            *row = natural[in_chunk / PAIR_ROWS * pairs + chunk * PAIR_ROWS + in_chunk % PAIR_ROWS];
+        }
+    }
 }
 
 /// Eight rows of gate, the first tensor, above the same rows of up, the second.

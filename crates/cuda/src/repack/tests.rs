@@ -31,11 +31,12 @@ fn registers(format: WeightFormat, chunk: &[u8], lane: usize) -> [Registers; 4] 
     match format {
         WeightFormat::Float => std::array::from_fn(|step| words(step * 512)),
         WeightFormat::Fp8 => {
-            let decode = |codes: u32| (codes & 0x8000_8000) | ((codes >> 4) & 0x07f0_07f0);
+            let first = |word: u32| word & 0x87f0_87f0;
+            let second = |word: u32| ((word << 4) & 0x80f0_80f0) | ((word >> 4) & 0x0700_0700);
             std::array::from_fn(|step| {
                 let words = words(step / 2 * 512);
                 let (low, high) = (words[step % 2 * 2], words[step % 2 * 2 + 1]);
-                [decode(low), decode(low << 8), decode(high), decode(high << 8)]
+                [first(low), second(low), first(high), second(high)]
             })
         }
         WeightFormat::Mxfp4 => {
@@ -392,6 +393,17 @@ impl Filled<'_> {
             {
                 let tensor = tensor(weight).unwrap();
                 rows.extend((0..tensor.rows).map(|row| (first + row, tensor, row)));
+            }
+        }
+        if attention.is_paired() {
+            // Dimension d of a rotated pair, and d + pairs, in tiles of eight and eight.
+            let (dims, pairs) = (attention.qk_dim, attention.rope.dims / 2);
+            for (place, ..) in rows.iter_mut().filter(|(place, ..)| *place < values) {
+                let dim = *place % dims;
+                let pair = dim % pairs;
+                if dim < 2 * pairs {
+                    *place = *place - dim + pair / 8 * 16 + dim / pairs * 8 + pair % 8;
+                }
             }
         }
         let buffer = Buffer::Layer(part, index, LayerBuffer::Qkv);

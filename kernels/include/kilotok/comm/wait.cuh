@@ -16,6 +16,7 @@ enum class Waits : uint32_t {
   Routes = 5,
   Host = 6,
   Sums = 7,
+  Operand = 8,
 };
 
 // Where a CTA is, for the record.

@@ -14,14 +14,14 @@ static_assert(planned::FUSE == FuseMatrix::BYTES, "draft_fc");
 static_assert(planned::ANGLES == per_token(ATTENTION_KINDS * ROPE_PAIRS_MAX * sizeof(float2)),
               "angles");
 static_assert(planned::NORMED == per_token(NORMED_BYTES), "normed");
-static_assert(planned::SQUARES == per_token(OWNER_UNITS * sizeof(float)), "squares");
+static_assert(planned::SQUARES == per_token(SQUARES_EACH * sizeof(float)), "squares");
 static_assert(planned::PROJECTED == per_token(PROJECTED_ROWS * sizeof(float)), "projected");
 static_assert(planned::QUERIES == per_token(QUERY_VALUES * sizeof(uint16_t)), "queries");
 static_assert(planned::ATTENTION_PARTS == ATTENTION_PARTS_BYTES, "attention_parts");
 static_assert(planned::ATTENDED == per_token(ATTENDED_BYTES), "attended");
 static_assert(planned::ROUTER_PARTS == per_token(OWNER_UNITS * EXPERTS_MAX * sizeof(float)),
               "router_parts");
-static_assert(planned::ROUTER_SCORES == per_token(EXPERTS_MAX * sizeof(float)), "router_scores");
+static_assert(planned::ROUTER_SCORES == per_token(SCORES_EACH * sizeof(float)), "router_scores");
 static_assert(planned::DENSE_INNER == per_token(DENSE_INNER_BYTES), "dense_inner");
 static_assert(planned::EXPERT_INNER == per_token(TOP_K_MAX * EXPERT_INNER_BYTES), "expert_inner");
 static_assert(planned::TAPS == per_token(TAPS_BYTES), "taps");

@@ -4,8 +4,9 @@
 //
 //   BF16    step s at s * 512: 16 bytes a lane, registers a0 a1 a2 a3.
 //   FP8     steps 2p, 2p + 1 at p * 512: 16 bytes a lane, a word for each pair of registers, a0 a1,
-//           a2 a3 of the first step, then of the second. Of a word bytes 1 and 3 are the two values
-//           of the first register, bytes 0 and 2 of the other. Then 16 F32 scales, one a row.
+//           a2 a3 of the first step, then of the second. Of each half of a word bits 15 and 10 to 4
+//           are a value of the first register, sign and rest; of the other bit 11 is the sign, bits
+//           14 to 12 and 3 to 0 the rest. Then 16 F32 scales, one a row.
 //   MXFP4   16 bytes a lane, a word for each step; see `place` in the packer for the bits. Then a
 //           word for each g: E8M0 scales of row g, both groups, and of row g + 8, both groups.
 //
@@ -68,32 +69,33 @@ struct Chunk<Format::Fp8> {
     scales[1] = __uint_as_float(ptx::load_shared_word(chunk + 1056 + lane / 4 * 4));
   }
 
-  static __device__ __forceinline__ uint32_t decode(uint32_t codes) {
-    return (codes & 0x80008000u) | (codes >> 4 & 0x07f007f0u);
+  static __device__ __forceinline__ uint32_t first(uint32_t word) { return word & 0x87f087f0u; }
+  static __device__ __forceinline__ uint32_t second(uint32_t word) {
+    return (word << 4 & 0x80f080f0u) | (word >> 4 & 0x07000700u);
   }
 
   template <int TILES>
   __device__ __forceinline__ void multiply(float (&acc)[TILES][4],
                                            const OperandChunk (&x)[TILES]) const {
-    float sum[TILES][4] = {};
+    // A sum for each pair of steps: the tensor cores need not wait for one another.
+    float sums[TILES][2][4] = {};
 #pragma unroll
-    for (int pair = 0; pair < 2; pair++) {
-      const uint4& w = pairs[pair];
-      const uint32_t words[4] = {w.x, w.y, w.z, w.w};
+    for (int half = 0; half < 2; half++)
 #pragma unroll
-      for (int half = 0; half < 2; half++) {
-        const uint32_t low = words[half * 2], high = words[half * 2 + 1];
-        const uint32_t a[4] = {decode(low), decode(low << 8), decode(high), decode(high << 8)};
+      for (int pair = 0; pair < 2; pair++) {
+        const uint4& w = pairs[pair];
+        const uint32_t low = half == 0 ? w.x : w.z, high = half == 0 ? w.y : w.w;
+        const uint32_t a[4] = {first(low), second(low), first(high), second(high)};
         const int step = pair * 2 + half;
 #pragma unroll
         for (int tile = 0; tile < TILES; tile++)
-          ptx::mma(sum[tile], a, x[tile].word(step, 0), x[tile].word(step, 1));
+          ptx::mma(sums[tile][pair], a, x[tile].word(step, 0), x[tile].word(step, 1));
       }
-    }
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++)
 #pragma unroll
-      for (int i = 0; i < 4; i++) acc[tile][i] += sum[tile][i] * scales[i / 2];
+      for (int i = 0; i < 4; i++)
+        acc[tile][i] += (sums[tile][0][i] + sums[tile][1][i]) * scales[i / 2];
   }
 };
 
@@ -131,20 +133,27 @@ struct Chunk<Format::Mxfp4> {
   template <int TILES>
   __device__ __forceinline__ void multiply(float (&acc)[TILES][4],
                                            const OperandChunk (&x)[TILES]) const {
+    // Both groups side by side: a product is waited for while the other group's is made.
+    uint32_t a[2][4], b[2][4];
+    decode(words.x, words.y, a[0], b[0]);
+    decode(words.z, words.w, a[1], b[1]);
 #pragma unroll
-    for (int group = 0; group < 2; group++) {
-      uint32_t a[4], b[4];
-      decode(group == 0 ? words.x : words.z, group == 0 ? words.y : words.w, a, b);
-      const float low = scale(group), high = scale(2 + group);
+    for (int tile = 0; tile < TILES; tile++) {
+      float sums[2][4] = {};
 #pragma unroll
-      for (int tile = 0; tile < TILES; tile++) {
-        float sum[4] = {};
-        ptx::mma(sum, a, x[tile].word(group * 2, 0), x[tile].word(group * 2, 1));
-        ptx::mma(sum, b, x[tile].word(group * 2 + 1, 0), x[tile].word(group * 2 + 1, 1));
-        acc[tile][0] += sum[0] * low;
-        acc[tile][1] += sum[1] * low;
-        acc[tile][2] += sum[2] * high;
-        acc[tile][3] += sum[3] * high;
+      for (int group = 0; group < 2; group++)
+        ptx::mma(sums[group], a[group], x[tile].word(group * 2, 0), x[tile].word(group * 2, 1));
+#pragma unroll
+      for (int group = 0; group < 2; group++)
+        ptx::mma(sums[group], b[group], x[tile].word(group * 2 + 1, 0),
+                 x[tile].word(group * 2 + 1, 1));
+#pragma unroll
+      for (int group = 0; group < 2; group++) {
+        const float low = scale(group), high = scale(2 + group);
+        acc[tile][0] += sums[group][0] * low;
+        acc[tile][1] += sums[group][1] * low;
+        acc[tile][2] += sums[group][2] * high;
+        acc[tile][3] += sums[group][3] * high;
       }
     }
   }

@@ -1,25 +1,37 @@
-// Activations as the tensor cores want them. An operand is BF16 `[rows, columns]`; the columns of a
-// row lie in runs of 64, so permuted that a lane's values of four steps of 16 columns are 32 bytes
-// one after the other. Columns beyond the last are zeros that nobody writes.
+// Activations as the tensor cores want them. An operand is BF16 `[rows, columns]` in tiles of 8
+// rows x 64 columns, `[tiles of rows][tiles of columns]`, and a tile is `[halves][lanes]` of 16
+// bytes: what a lane wants of two steps of 16 columns. So a warp that takes neighbouring rows takes
+// whole lines, and each once. Columns beyond the last are zeros that nobody writes.
 #pragma once
 
+#include "kilotok/model.h"
 #include "kilotok/ptx/memory.cuh"
 #include "kilotok/ptx/mma.cuh"
 
 namespace kilotok {
 
+// Tokens that one multiplication of the tensor cores takes.
+constexpr int TILE_TOKENS = 8;
+constexpr int TILES_MAX = TOKENS_MAX / TILE_TOKENS;
+static_assert(TOKENS_MAX % TILE_TOKENS == 0, "tokens come in whole tiles");
+
 constexpr int CHUNK_COLUMNS = 64;
-constexpr int CHUNK_OPERAND_BYTES = CHUNK_COLUMNS * 2;
+constexpr int CHUNK_OPERAND_BYTES = TILE_TOKENS * CHUNK_COLUMNS * 2;
 
 // Codes of quantised weights become BF16 numbers by moving bits, which makes them tiny; their
 // activations carry this factor against it. 2^100 leaves room for values up to 2^27.
 constexpr float QUANTISED_SCALE = 1.2676506e30f;
 
-// Byte of a column within a row.
-__device__ __forceinline__ int operand_offset(int column) {
+// Byte at which a row begins. A row has `row_bytes`, but not one after the other.
+__host__ __device__ __forceinline__ size_t operand_row(int row, int row_bytes) {
+  return static_cast<size_t>(row / TILE_TOKENS) * TILE_TOKENS * row_bytes + row % TILE_TOKENS * 64;
+}
+
+// From there, the byte of a column.
+__host__ __device__ __forceinline__ int operand_offset(int column) {
   const int in_step = column % 16;
-  return column / CHUNK_COLUMNS * CHUNK_OPERAND_BYTES + in_step % 8 / 2 * 32 +
-         column % CHUNK_COLUMNS / 16 * 8 + in_step / 8 * 4 + in_step % 2 * 2;
+  return column / CHUNK_COLUMNS * CHUNK_OPERAND_BYTES + column % CHUNK_COLUMNS / 32 * 512 +
+         in_step % 8 / 2 * 16 + column % 32 / 16 * 8 + in_step / 8 * 4 + in_step % 2 * 2;
 }
 
 // A lane's part of 64 columns of one token: by step of 16 columns the two registers of operand B.
@@ -28,15 +40,15 @@ struct OperandChunk {
 
   // Of an operand that other CTAs wrote before a grid barrier.
   __device__ __forceinline__ void load(const char* row, int chunk, int lane) {
-    const char* from = row + chunk * CHUNK_OPERAND_BYTES + lane % 4 * 32;
+    const char* from = row + chunk * CHUNK_OPERAND_BYTES + lane % 4 * 16;
     words[0] = ptx::load_cached(from);
-    words[1] = ptx::load_cached(from + 16);
+    words[1] = ptx::load_cached(from + 512);
   }
 
   __device__ __forceinline__ void load_shared(uint32_t row, int chunk, int lane) {
-    const uint32_t from = row + chunk * CHUNK_OPERAND_BYTES + lane % 4 * 32;
+    const uint32_t from = row + chunk * CHUNK_OPERAND_BYTES + lane % 4 * 16;
     words[0] = ptx::load_shared(from);
-    words[1] = ptx::load_shared(from + 16);
+    words[1] = ptx::load_shared(from + 512);
   }
 
   __device__ __forceinline__ void clear() {
@@ -49,7 +61,7 @@ struct OperandChunk {
   }
 };
 
-// Writes one value; `row` is the start of the token's row.
+// Writes one value; `row` is where its row begins.
 __device__ __forceinline__ void store_operand(char* row, int column, float value) {
   *reinterpret_cast<uint16_t*>(row + operand_offset(column)) = ptx::to_bf16(value);
 }

@@ -18,6 +18,16 @@ struct QkvRows {
 
 template <int KIND>
 using QkvMatrix = Matrix<ATTENTIONS[KIND].format, QkvRows<KIND>::COUNT, HIDDEN, 1>;
+
+// All that the code of a projection depends on; kinds that agree share it.
+template <Format F, int Q_HEADS, int KV_HEADS, int QK_DIM, int V_DIM, int ROPE_PAIRS, bool PAIRED>
+struct Projection {};
+template <int KIND>
+using ProjectionOf =
+    Projection<ATTENTIONS[KIND].format, ATTENTIONS[KIND].q_heads, ATTENTIONS[KIND].kv_heads,
+               ATTENTIONS[KIND].qk_dim, ATTENTIONS[KIND].v_dim, ATTENTIONS[KIND].rope_pairs,
+               ATTENTIONS[KIND].paired>;
+
 template <int KIND>
 using OutputMatrix =
     Matrix<Format::Bf16, HIDDEN, ATTENTIONS[KIND].q_heads * ATTENTIONS[KIND].v_dim, OWNER_TILES>;
@@ -116,5 +126,10 @@ constexpr int EXPERTS_MAX = over_kinds<0, FEED_FORWARD_KINDS>(
 constexpr int TOP_K_MAX = over_kinds<0, FEED_FORWARD_KINDS>(
     [](auto kind) { return larger(FEED_FORWARDS[decltype(kind)::value].top_k, 1); });
 constexpr int VOCAB_ROWS = HeadMatrix::UNITS * 16;
+
+// From one token to the next: the owners' sums of squares, and the experts' scores with 1 / rms
+// behind them.
+constexpr int SQUARES_EACH = align_up(OWNER_UNITS, 4);
+constexpr int SCORES_EACH = EXPERTS_MAX + 1;
 
 }  // namespace kilotok

@@ -53,12 +53,12 @@ struct Meeting {
 };
 
 template <int KIND>
-__device__ __forceinline__ void store_attended(const Cta& cta, const Tile& tile, int pair,
+__device__ __forceinline__ void store_attended(const Cta& cta, const Tile& tile, int strip,
                                                const TileSums& sums, const float (&sinks)[2]) {
   constexpr Attention A = ATTENTIONS[KIND];
-  static_assert(A.v_dim % 8 == 0, "pairs of eight dimensions lie 32 bytes apart");
-  const int lane = cta.lane(), dim = pair * Warps<KIND>::VALUE_DIMS + lane % 4 * 8;
-  char* to = at<char>(cta.memory.attended) + tile.token * ATTENDED_BYTES;
+  static_assert(A.v_dim % 8 == 0, "pairs of eight dimensions lie 16 bytes apart");
+  const int lane = cta.lane(), dim = strip * Warps<KIND>::VALUE_DIMS + lane % 4 * 8;
+  char* to = at<char>(cta.memory.attended) + operand_row(tile.token, ATTENDED_BYTES);
 #pragma unroll
   for (int row = 0; row < 2; row++) {
     const int in_tile = row * 8 + lane / 4;
@@ -67,7 +67,7 @@ __device__ __forceinline__ void store_attended(const Cta& cta, const Tile& tile,
     const float factor = finish<KIND>(sums.weighed[row], sinks[row]);
 #pragma unroll
     for (int i = 0; i < 8; i += 2)
-      *reinterpret_cast<uint32_t*>(pairs + i * 16) =
+      *reinterpret_cast<uint32_t*>(pairs + i * 8) =
           ptx::pack_bf16(sums.values[row][i] * factor, sums.values[row][i + 1] * factor);
   }
 }
@@ -120,8 +120,8 @@ __device__ __forceinline__ void attend_window(Cta& cta, const LayerMemory& layer
     load_around<KIND>(cta, meeting, held, queries, tile, row.start);
     attend<KIND>(cta, reinterpret_cast<Shared&>(sums.scratch), held, queries, 1,
                  [&](int) { return tile; },
-                 [&](int, const Tile&, int pair, const TileSums& result) {
-                   store_attended<KIND>(cta, tile, pair, result, sinks);
+                 [&](int, const Tile&, int strip, const TileSums& result) {
+                   store_attended<KIND>(cta, tile, strip, result, sinks);
                  });
   }
   meeting.wait(cta);
@@ -243,10 +243,10 @@ __device__ __forceinline__ int attend_span(Cta& cta, Meeting& meeting,
     QueryLoad<KIND> queries;
     load_around<KIND>(cta, meeting, held, queries, tile_of(0), old_end);
     attend<KIND>(cta, memory, held, queries, count, tile_of,
-                 [&](int i, const Tile& tile, int pair, TileSums& sums) {
+                 [&](int i, const Tile& tile, int strip, TileSums& sums) {
                    const Sight s = seen(i);
                    const int part = own_rows ? s.parts() - 1 : chunk - s.first_chunk();
-                   keep_part<KIND>(cta, tile, part, tile.range.first >= base, pair, sums);
+                   keep_part<KIND>(cta, tile, part, tile.range.first >= base, strip, sums);
                  });
   }
   return count;

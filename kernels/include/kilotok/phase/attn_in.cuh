@@ -1,8 +1,8 @@
 // From projections to queries, keys and values: norm by head, rotation, the values' scale.
 //
-// Reads `projected` and `angles`; writes `queries`, and keys and values into the pages, or into
-// `own_keys` and `own_values` when a draft's rows are not to leave any. A warp takes a head of a
-// token. The caller's barriers come before and after.
+// Writes `queries`, and keys and values into the pages, or into `own_keys` and `own_values` when a
+// draft's rows are not to leave any. Where rows lie in pairs that is done with the products as they
+// are added up; else a warp takes a head of a token from `projected`, between two barriers.
 #pragma once
 
 #include "kilotok/layout/batch.cuh"
@@ -18,6 +18,125 @@ __device__ __forceinline__ uint32_t place_in_pages(const uint32_t* pages, uint32
   const uint32_t page = pages[pages_at + position / PAGE_TOKENS];
   return (page * A.kv_heads + kv_head) * PAGE_TOKENS + position % PAGE_TOKENS;
 }
+
+// Place of a token's key and value of a K/V head.
+template <int KIND>
+__device__ __forceinline__ uint32_t place_of_token(const Memory& memory, const HeldBatch& batch,
+                                                   int page_group, int token, int kv_head,
+                                                   bool own) {
+  if (own) return token * ATTENTIONS[KIND].kv_heads + kv_head;
+  const BatchToken& t = batch.tokens[token];
+  return place_in_pages<KIND>(at<const uint32_t>(memory.pages),
+                              batch.rows[t.row].pages_at[page_group], t.position, kv_head);
+}
+
+// What kinds with the same projection may have different.
+struct ProjectionUse {
+  int kind, page_group;
+  float value_scale;
+
+  __device__ __forceinline__ explicit ProjectionUse(uint32_t wanted) {
+    with_kind<0, ATTENTION_KINDS>(wanted, [&](auto k) {
+      constexpr Attention A = ATTENTIONS[decltype(k)::value];
+      *this = ProjectionUse(decltype(k)::value, A.page_group, A.value_scale);
+    });
+  }
+
+ private:
+  __device__ __forceinline__ ProjectionUse(int k, int group, float scale)
+      : kind(k), page_group(group), value_scale(scale) {}
+};
+
+// Adders and consumers alike: what becomes of products whose rows lie in pairs.
+template <int KIND>
+struct StoreHeads {
+  static constexpr Attention A = ATTENTIONS[KIND];
+  using Rows = QkvRows<KIND>;
+  using T = HeadTiles<KIND>;
+  const Memory& memory;
+  const LayerMemory& layer;
+  const HeldBatch& batch;
+  const StreamMemory& stream;
+  ProjectionUse use;
+  bool own;
+
+  // The tile of rows that a unit is, and the lane's two dimensions of a head.
+  struct Place {
+    bool is_query, is_value, rotated;
+    int head, first, second;
+
+    __device__ __forceinline__ Place(int unit, int lane)
+        : is_query(unit * 16 < Rows::KEY), is_value(unit * 16 >= Rows::VALUE) {
+      const int row = unit * 16 - (is_query ? 0 : is_value ? Rows::VALUE : Rows::KEY);
+      const int dims = is_value ? A.v_dim : A.qk_dim, in_head = row % dims;
+      head = row / dims;
+      rotated = !is_value && in_head < 2 * A.rope_pairs;
+      first = (rotated ? in_head / 2 : in_head) + lane / 4;
+      second = first + (rotated ? A.rope_pairs : 8);
+    }
+  };
+
+  // What has to be brought from afar for the lane's two tokens.
+  struct Ahead {
+    float2 turns[2];
+    uint32_t places[2];
+  };
+
+  __device__ __forceinline__ int token(int tile, int lane, int j) const {
+    return tile * TILE_TOKENS + lane % 4 * 2 + j;
+  }
+
+  __device__ __forceinline__ Ahead ahead(int unit, int tile, int lane) const {
+    const Place place(unit, lane);
+    Ahead a = {};
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+      const int t = smaller(token(tile, lane, j), batch.token_count() - 1);
+      const float2* turns = at<const float2>(memory.angles) +
+                            (use.kind * TOKENS_MAX + t) * ROPE_PAIRS_MAX + place.first;
+      if (place.rotated) a.turns[j] = *turns;
+      if (!place.is_query)
+        a.places[j] = place_of_token<KIND>(memory, batch, use.page_group, t, place.head, own);
+    }
+    return a;
+  }
+
+  __device__ __forceinline__ void store(int unit, int tile, int lane, const float4& v,
+                                        const Ahead& ahead) const {
+    const Place place(unit, lane);
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+      const int t = token(tile, lane, j);
+      if (t >= batch.token_count()) continue;
+      const float scale = stream.inverse_rms[t] * (place.is_value ? use.value_scale : 1.0f);
+      float a = (j == 0 ? v.x : v.y) * scale, b = (j == 0 ? v.z : v.w) * scale;
+      if (place.rotated) {
+        const float2 turn = ahead.turns[j];
+        const float turned = a * turn.x - b * turn.y;
+        b = b * turn.x + a * turn.y;
+        a = turned;
+      }
+      uint16_t* to = at<uint16_t>(memory.queries) + t * QUERY_VALUES;
+      int first = T::query_place(place.head, place.first);
+      int second = T::query_place(place.head, place.second);
+      if (!place.is_query) {
+        const uint64_t values = own ? memory.own_values : layer.values;
+        const uint64_t keys = own ? memory.own_keys : layer.keys;
+        to = at<uint16_t>(place.is_value ? values : keys) +
+             static_cast<size_t>(ahead.places[j]) * (place.is_value ? A.v_dim : A.qk_dim);
+        first = place.first;
+        second = place.second;
+      }
+      to[first] = ptx::to_bf16(a);
+      to[second] = ptx::to_bf16(b);
+    }
+  }
+
+  __device__ __forceinline__ void operator()(int unit, int, int tile, int lane,
+                                             const float4& v) const {
+    store(unit, tile, lane, v, ahead(unit, tile, lane));
+  }
+};
 
 // One head of a token on its way: a lane's values are dimensions lane, lane + 32 and so on, the
 // first of them each with the one that it is rotated with.
@@ -99,12 +218,8 @@ __device__ __forceinline__ void store_head(const Cta& cta, const LayerMemory& la
   if (is_query) {
     to = at<uint16_t>(memory.queries) + token * QUERY_VALUES + T::query_place(head, lane);
   } else {
-    uint32_t place = token * A.kv_heads + kv_head;
-    if (!own) {
-      const BatchToken& t = batch.tokens[token];
-      place = place_in_pages<KIND>(at<const uint32_t>(memory.pages),
-                                   batch.rows[t.row].pages_at[A.page_group], t.position, kv_head);
-    }
+    const uint32_t place =
+        place_of_token<KIND>(memory, batch, A.page_group, token, kv_head, own);
     const uint64_t keys = own ? memory.own_keys : layer.keys;
     const uint64_t values = own ? memory.own_values : layer.values;
     to = at<uint16_t>(is_value ? values : keys) + static_cast<size_t>(place) * dims + lane;

@@ -1,7 +1,7 @@
 // Keys and values of a K/V head as the tensor cores want them, in registers: up to PIECES * 16
 // positions, which then meet the queries of as many tokens as there are.
 //
-// Warp w holds the keys of piece w; the values lie with 8 of the last warps, see `Warps`. A piece
+// Warp w holds the keys of piece w; the values lie with the last warps, see `Warps`. A piece
 // begins at a multiple of 16, so that a position always meets the same neighbours.
 #pragma once
 
@@ -11,22 +11,23 @@ namespace kilotok {
 
 constexpr int PIECE_KEYS = 16;
 
-// What warps do with a tile. Those that hold values stand in pairs: each of a pair has the same
-// dimensions, of one half of the pieces.
+// What warps do with a tile. Those that hold values have a strip of 32 dimensions each, and of its
+// pieces a share.
 template <int KIND>
 struct Warps {
   static constexpr Attention A = ATTENTIONS[KIND];
   static constexpr int VALUE_DIMS = 32;
-  static constexpr int PAIRS = ceil_div(A.v_dim, VALUE_DIMS);
+  static constexpr int STRIPS = ceil_div(A.v_dim, VALUE_DIMS);
   static_assert(A.qk_dim % 8 == 0 && A.v_dim % 8 == 0, "loads take whole runs");
-  static_assert(2 * PAIRS <= CONSUMER_WARPS, "a warp keeps 32 dimensions of the values");
+  static constexpr int SHARES = smaller(CONSUMER_WARPS / STRIPS, 3);
+  static_assert(SHARES > 0, "a warp keeps 32 dimensions of the values");
 
   // The first warps hold keys, the last ones values.
-  int pair, half;
+  int strip, share;
   __device__ __forceinline__ explicit Warps(const Cta& cta)
-      : pair((CONSUMER_WARPS - 1 - cta.warp()) % PAIRS),
-        half((CONSUMER_WARPS - 1 - cta.warp()) / PAIRS) {}
-  __device__ __forceinline__ bool has_values() const { return half < 2; }
+      : strip((CONSUMER_WARPS - 1 - cta.warp()) % STRIPS),
+        share((CONSUMER_WARPS - 1 - cta.warp()) / STRIPS) {}
+  __device__ __forceinline__ bool has_values() const { return share < SHARES; }
 };
 
 // Positions from `first` up to `end`.
@@ -73,7 +74,8 @@ template <int KIND, int PIECES>
 struct HeldKeys {
   using T = HeadTiles<KIND>;
   static constexpr Attention A = ATTENTIONS[KIND];
-  static constexpr int HALF = ceil_div(PIECES, 2);
+  // Of the pieces those whose values a warp holds.
+  static constexpr int SHARE = ceil_div(PIECES, Warps<KIND>::SHARES);
   static_assert(PIECES <= CONSUMER_WARPS, "a warp keeps the keys of one piece");
 
   KeySource<KIND> source;
@@ -86,8 +88,8 @@ struct HeldKeys {
   // With g = lane / 4 and q = lane % 4: of keys g and 8 + g, dimensions 32 step + 8q and on.
   // Zeros at first: what some warps never set would count as live all through the pass.
   uint4 keys[2][T::STEPS] = {};
-  // Of keys 2q, 2q + 1, 2q + 8 and 2q + 9 of each piece of the warp's half, four dimensions.
-  uint2 values[HALF][4] = {};
+  // Of keys 2q, 2q + 1, 2q + 8 and 2q + 9 of each piece of the warp's share, four dimensions.
+  uint2 values[SHARE][4] = {};
 
   // In place of what lies outside of the range comes the nearest that does not: its weights are
   // zeros, which must not meet what never was a number.
@@ -142,16 +144,16 @@ struct HeldKeys {
 
   __device__ __forceinline__ void load_values(int lane, const Warps<KIND>& warps,
                                               uint32_t position, bool before) {
-    const int dim = smaller(warps.pair * Warps<KIND>::VALUE_DIMS + lane / 4 * 4, A.v_dim - 4);
+    const int dim = smaller(warps.strip * Warps<KIND>::VALUE_DIMS + lane / 4 * 4, A.v_dim - 4);
     const char* from = source.values + dim * 2;
     // All exchanges come before the first load, on which they would wait.
-    uint32_t piece_places[HALF];
+    uint32_t piece_places[SHARE];
 #pragma unroll
-    for (int i = 0; i < HALF; i++)
-      piece_places[i] = __shfl_sync(~0u, places, warps.half * HALF + i);
+    for (int i = 0; i < SHARE; i++)
+      piece_places[i] = __shfl_sync(~0u, places, warps.share * SHARE + i);
 #pragma unroll
-    for (int i = 0; i < HALF; i++) {
-      const int piece = warps.half * HALF + i;
+    for (int i = 0; i < SHARE; i++) {
+      const int piece = warps.share * SHARE + i;
       if (piece >= PIECES || is_before(piece, position) != before) continue;
 #pragma unroll
       for (int j = 0; j < 4; j++) {

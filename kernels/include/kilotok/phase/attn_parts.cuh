@@ -41,7 +41,7 @@ __device__ __forceinline__ Sight sight(const BatchRow& row, uint32_t position, b
   return {{window_first<KIND>(position), end}, chunks * CHUNK_KEYS, own};
 }
 
-// Where the parts of a head of a token lie: values `[parts, v_dim]`, and of each pair of warps
+// Where the parts of a head of a token lie: values `[parts, v_dim]`, and of each strip
 // `[parts]` of what they are relative to, the same for all.
 template <int KIND>
 struct Parts {
@@ -54,7 +54,7 @@ struct Parts {
         weighed(reinterpret_cast<Weighed*>(values + size_t{ATTENTION_PARTS<KIND>} * A.v_dim)) {
     const size_t first = (static_cast<size_t>(token) * A.q_heads + head) * ATTENTION_PARTS_MAX;
     values += first * A.v_dim;
-    weighed += first * Warps<KIND>::PAIRS;
+    weighed += first * Warps<KIND>::STRIPS;
   }
 };
 
@@ -70,20 +70,20 @@ __device__ __forceinline__ void add_before(const Weighed before, const float4* p
   for (int i = 0; i < 8; i++) v[i] = a * other[i] + b * v[i];
 }
 
-// Keeps what a pair of warps has of a tile's result, added to what the part already holds if it is
+// Keeps what a strip has of a tile's result, added to what the part already holds if it is
 // not new.
 template <int KIND>
 __device__ __forceinline__ void keep_part(const Cta& cta, const Tile& tile, int part, bool is_new,
-                                          int pair, TileSums& sums) {
+                                          int strip, TileSums& sums) {
   constexpr Attention A = ATTENTIONS[KIND];
-  const int lane = cta.lane(), dim = pair * Warps<KIND>::VALUE_DIMS + lane % 4 * 8;
+  const int lane = cta.lane(), dim = strip * Warps<KIND>::VALUE_DIMS + lane % 4 * 8;
 #pragma unroll
   for (int row = 0; row < 2; row++) {
     const int in_tile = row * 8 + lane / 4;
     const bool has = HeadTiles<KIND>::has(tile.first_head, in_tile);
     const Parts<KIND> parts(cta.memory, tile.token, tile.first_head + in_tile);
     float4* place = reinterpret_cast<float4*>(parts.values + part * A.v_dim + dim);
-    Weighed* relative = parts.weighed + pair * ATTENTION_PARTS_MAX + part;
+    Weighed* relative = parts.weighed + strip * ATTENTION_PARTS_MAX + part;
     float(&v)[8] = sums.values[row];
     if (!is_new && has && dim < A.v_dim) add_before(*relative, place, sums.weighed[row], v);
     // All lanes have read what one of four writes.
@@ -179,7 +179,7 @@ __device__ __forceinline__ void add_parts(const Cta& cta, const float* sinks, in
       }
     }
     if (dim >= A.v_dim) continue;
-    char* to = at<char>(cta.memory.attended) + token * ATTENDED_BYTES;
+    char* to = at<char>(cta.memory.attended) + operand_row(token, ATTENDED_BYTES);
 #pragma unroll
     for (int i = 0; i < 4; i += 2)
       *reinterpret_cast<uint32_t*>(to + operand_offset(head * A.v_dim + dim + i)) =

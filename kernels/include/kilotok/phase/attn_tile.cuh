@@ -38,9 +38,10 @@ struct TileMemory {
   uint4 weights[PIECES * 32];
   // By head the largest score of every piece.
   float4 largest[TILE_HEADS][ceil_div(PIECES, 4)];
-  // What the second of a pair of warps hands to the first, `[pairs][runs of 4][lanes]`.
-  float4 values[Warps<KIND>::PAIRS * 4 * 32];
-  float2 sums[Warps<KIND>::PAIRS * 32];
+  // What the other warps of a strip hand to the first, `[others][strips][runs of 4][lanes]`.
+  static constexpr int OTHERS = Warps<KIND>::SHARES - 1;
+  float4 values[larger(OTHERS, 1) * Warps<KIND>::STRIPS * 4 * 32];
+  float2 sums[larger(OTHERS, 1) * Warps<KIND>::STRIPS * 32];
 };
 
 // Which tile, and the keys that it sees.
@@ -49,7 +50,7 @@ struct Tile {
   Range range;
 };
 
-// What a lane has of a tile's result: of heads g and 8 + g dimensions 8q to 8q + 7 of its pair's.
+// What a lane has of a tile's result: of heads g and 8 + g dimensions 8q to 8q + 7 of its strip.
 struct TileSums {
   Weighed weighed[2];
   float values[2][8];
@@ -172,20 +173,20 @@ __device__ __forceinline__ void weigh(TileMemory<KIND, PIECES>& memory, int lane
       ptx::pack_bf16(scores[1][0], scores[1][1]), ptx::pack_bf16(scores[1][2], scores[1][3]));
 }
 
-// This warp's dimensions of the values, weighted and added over its half of the pieces. The sum of
+// This warp's dimensions of the values, weighted and added over its share of the pieces. The sum of
 // weights is that of values which all are 1.
 template <int KIND, int PIECES>
 __device__ __forceinline__ void add_values(const Warps<KIND>& warps,
                                            const HeldKeys<KIND, PIECES>& held,
                                            const TileMemory<KIND, PIECES>& memory,
                                            TileSums& result) {
-  constexpr int HALF = ceil_div(PIECES, 2);
+  constexpr int SHARE = HeldKeys<KIND, PIECES>::SHARE;
   constexpr uint32_t ONES = 0x3f803f80;
   float sums[5][4] = {};
 #pragma unroll
-  for (int i = 0; i < HALF; i++) {
-    if (warps.half * HALF + i >= PIECES) break;
-    const uint4 w = memory.weights[(warps.half * HALF + i) * 32 + held.lane];
+  for (int i = 0; i < SHARE; i++) {
+    if (warps.share * SHARE + i >= PIECES) break;
+    const uint4 w = memory.weights[(warps.share * SHARE + i) * 32 + held.lane];
     const uint32_t a[4] = {w.x, w.y, w.z, w.w};
     const uint2(&v)[4] = held.values[i];
 #pragma unroll
@@ -209,38 +210,44 @@ __device__ __forceinline__ void add_values(const Warps<KIND>& warps,
   }
 }
 
-// The second of a pair of warps leaves its sums.
+// Another warp of a strip leaves its sums.
 template <int KIND, int PIECES>
-__device__ __forceinline__ void hand_over(TileMemory<KIND, PIECES>& memory, int pair, int lane,
+__device__ __forceinline__ void hand_over(TileMemory<KIND, PIECES>& memory,
+                                          const Warps<KIND>& warps, int lane,
                                           const TileSums& sums) {
+  const int place = (warps.share - 1) * Warps<KIND>::STRIPS + warps.strip;
 #pragma unroll
   for (int i = 0; i < 4; i++) {
     const float* v = &sums.values[i / 2][i % 2 * 4];
-    memory.values[(pair * 4 + i) * 32 + lane] = make_float4(v[0], v[1], v[2], v[3]);
+    memory.values[(place * 4 + i) * 32 + lane] = make_float4(v[0], v[1], v[2], v[3]);
   }
-  memory.sums[pair * 32 + lane] = make_float2(sums.weighed[0].sum, sums.weighed[1].sum);
+  memory.sums[place * 32 + lane] = make_float2(sums.weighed[0].sum, sums.weighed[1].sum);
 }
 
-// The first of the pair takes them.
+// The first of the strip takes them, in their order.
 template <int KIND, int PIECES>
-__device__ __forceinline__ void take_over(const TileMemory<KIND, PIECES>& memory, int pair,
+__device__ __forceinline__ void take_over(const TileMemory<KIND, PIECES>& memory, int strip,
                                           int lane, TileSums& sums) {
 #pragma unroll
-  for (int i = 0; i < 4; i++) {
-    float* v = &sums.values[i / 2][i % 2 * 4];
-    const float4 other = memory.values[(pair * 4 + i) * 32 + lane];
-    v[0] += other.x;
-    v[1] += other.y;
-    v[2] += other.z;
-    v[3] += other.w;
+  for (int other = 0; other < TileMemory<KIND, PIECES>::OTHERS; other++) {
+    const int place = other * Warps<KIND>::STRIPS + strip;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      float* v = &sums.values[i / 2][i % 2 * 4];
+      const float4 values = memory.values[(place * 4 + i) * 32 + lane];
+      v[0] += values.x;
+      v[1] += values.y;
+      v[2] += values.z;
+      v[3] += values.w;
+    }
+    const float2 weights = memory.sums[place * 32 + lane];
+    sums.weighed[0].sum += weights.x;
+    sums.weighed[1].sum += weights.y;
   }
-  const float2 other = memory.sums[pair * 32 + lane];
-  sums.weighed[0].sum += other.x;
-  sums.weighed[1].sum += other.y;
 }
 
-// `tile_of(i)` for `i` from 0 to `count` meet the held keys: `use(i, tile, pair, sums)` by the
-// first warp of each pair, for tiles which see any of them. The first tile's queries are given.
+// `tile_of(i)` for `i` from 0 to `count` meet the held keys: `use(i, tile, strip, sums)` by the
+// first warp of each strip, for tiles which see any of them. The first tile's queries are given.
 template <int KIND, int PIECES, class TileOf, class Use>
 __device__ __forceinline__ void attend(const Cta& cta, TileMemory<KIND, PIECES>& memory,
                                        const HeldKeys<KIND, PIECES>& held,
@@ -268,12 +275,12 @@ __device__ __forceinline__ void attend(const Cta& cta, TileMemory<KIND, PIECES>&
     cta.sync();
     if (warps.has_values()) {
       add_values<KIND, PIECES>(warps, held, memory, sums);
-      if (warps.half == 1) hand_over<KIND, PIECES>(memory, warps.pair, held.lane, sums);
+      if (warps.share > 0) hand_over<KIND, PIECES>(memory, warps, held.lane, sums);
     }
     cta.sync();
-    if (warps.half == 0) {
-      take_over<KIND, PIECES>(memory, warps.pair, held.lane, sums);
-      if (sees) use(i, tile, warps.pair, sums);
+    if (warps.share == 0) {
+      take_over<KIND, PIECES>(memory, warps.strip, held.lane, sums);
+      if (sees) use(i, tile, warps.strip, sums);
     }
   }
 }

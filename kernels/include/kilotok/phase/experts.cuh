@@ -18,6 +18,8 @@ struct Network {
   static constexpr int INNER_BYTES = DENSE ? DENSE_INNER_BYTES : EXPERT_INNER_BYTES;
   using GateUp = GateUpMatrix<KIND>;
   using Down = DownMatrix<KIND>;
+  // Whether the producer brings the operand of gate and up while the experts are being chosen.
+  static constexpr bool OPERAND_IN_PAGES = !DENSE && IS_HELD<GateUp>;
   // Experts of which one page brings the whole part of an owner.
   static constexpr int PAGE_ENTRIES = larger(Down::PAGE_STEPS / Down::STEPS, 1);
 
@@ -35,6 +37,13 @@ struct Network {
     return DENSE ? 0 : routes.choices[entry][column];
   }
 };
+
+// Producer: the operand of gate and up for one tile of tokens, once all CTAs have written it.
+template <int KIND>
+__device__ __forceinline__ void produce_operand(const Cta& cta, Ring& ring, int tile) {
+  OperandPages<GateUpMatrix<KIND>>::produce(
+      ring, at<const char>(cta.memory.normed) + operand_row(tile * TILE_TOKENS, NORMED_BYTES));
+}
 
 template <int KIND>
 __device__ __forceinline__ void produce_gate_up(Ring& ring,
@@ -85,16 +94,21 @@ __device__ __forceinline__ void gate_up(const Cta& cta, Ring& ring, Sums& sums,
   using N = Network<KIND>;
   using M = typename N::GateUp;
   const int count = N::count(routes) * M::UNITS;
-  if (cta.index() >= count) return;
-  const Multiplier<M, 1, (M::STEPS <= HELD_STEPS_MAX)> multiplier(
-      cta, cta.memory.normed, NORMED_BYTES,
-      [&](int column) { return tile * TILE_TOKENS + column; });
+  if (!N::OPERAND_IN_PAGES && cta.index() >= count) return;
+  const auto walk = [&](const auto& multiplier) {
 #pragma unroll 1
-  for (int i = cta.index(); i < count; i += GRID) {
-    float acc[1][4] = {};
-    multiplier.unit(cta, ring, acc);
-    sums.put(cta, acc[0]);
-  }
+    for (int i = cta.index(); i < count; i += GRID) {
+      float acc[1][4] = {};
+      multiplier.unit(cta, ring, acc);
+      sums.put(cta, acc[0]);
+    }
+  };
+  using Multiply = Multiplier<M, 1, IS_HELD<M>>;
+  if constexpr (N::OPERAND_IN_PAGES)
+    walk(Multiply(cta, ring));
+  else
+    walk(Multiply(cta, cta.memory.normed, NORMED_BYTES,
+                  [&](int column) { return tile * TILE_TOKENS + column; }));
   sums.drain(cta);
 }
 
@@ -119,7 +133,7 @@ __device__ __forceinline__ void add_gate_up(const Cta& cta, Sums& sums, const St
         const float gate = (j == 0 ? v.x : v.y) * scale, up = (j == 0 ? v.z : v.w) * scale;
         const float weight = N::DENSE ? 1.0f : routes.weights[column][choice];
         char* inner = at<char>(N::inner(cta.memory)) +
-                      static_cast<size_t>(token * N::TOP_K + choice) * N::INNER_BYTES;
+                      operand_row(token * N::TOP_K + choice, N::INNER_BYTES);
         store_operand(inner, row, silu(gate) * up * weight * operand_scale(N::F.format));
       }
     });
@@ -131,52 +145,79 @@ struct Inner {
   using N = Network<KIND>;
   static constexpr int ROWS = TILE_TOKENS * N::TOP_K;
   static constexpr int ROW_BYTES = N::Down::COLUMNS_PADDED * 2;
-  // Not a multiple of all banks, so that rows do not meet in one.
-  static constexpr int SHARED_ROW_BYTES = ROW_BYTES + 16;
-  // One more row, of zeros.
-  static constexpr bool IN_SHARED = (ROWS + 1) * SHARED_ROW_BYTES <= SCRATCH_BYTES;
+  static constexpr int TILE_PIECES = TILE_TOKENS * ROW_BYTES / 16;
+  // One more tile of rows, for one of zeros.
+  static constexpr bool IN_SHARED = (N::TOP_K + 1) * TILE_PIECES * 16 <= SCRATCH_BYTES;
 
   const char* rows;
   uint32_t shared;
 
+  // Where a row lies: a byte of the shared memory, or else its number. Row ROWS is one of zeros.
+  static __device__ __forceinline__ uint16_t place(int row) {
+    return IN_SHARED ? operand_row(row, ROW_BYTES) : row;
+  }
+
   __device__ __forceinline__ Inner(const Cta& cta, SumMemory& scratch, int tile)
-      : rows(at<const char>(N::inner(cta.memory)) +
-             static_cast<size_t>(tile) * ROWS * N::INNER_BYTES),
+      : rows(at<const char>(N::inner(cta.memory)) + operand_row(tile * ROWS, N::INNER_BYTES)),
         shared(ptx::shared_address(scratch.scratch)) {
     if constexpr (IN_SHARED) {
-      // A warp brings whole rows.
-      constexpr int LOADS = ceil_div(ROWS, CONSUMER_WARPS);
-      for (int piece = cta.lane() * 16; piece < ROW_BYTES; piece += 32 * 16) {
-        uint4 v[LOADS];
+      constexpr int PIECES = N::TOP_K * TILE_PIECES, LOADS = ceil_div(PIECES, CONSUMERS);
+      uint4* to = reinterpret_cast<uint4*>(scratch.scratch);
+      uint4 v[LOADS];
 #pragma unroll
-        for (int i = 0; i < LOADS; i++) {
-          const int row = smaller(cta.warp() + i * CONSUMER_WARPS, ROWS - 1);
-          v[i] = ptx::load_l2(rows + row * N::INNER_BYTES + piece);
-        }
-#pragma unroll
-        for (int i = 0; i < LOADS; i++) {
-          const int row = smaller(cta.warp() + i * CONSUMER_WARPS, ROWS - 1);
-          *reinterpret_cast<uint4*>(scratch.scratch + row * SHARED_ROW_BYTES + piece) = v[i];
-        }
-        if (cta.warp() == 0)
-          *reinterpret_cast<uint4*>(scratch.scratch + ROWS * SHARED_ROW_BYTES + piece) =
-              make_uint4(0, 0, 0, 0);
+      for (int i = 0; i < LOADS; i++) {
+        const int piece = smaller(cta.thread() + i * CONSUMERS, PIECES - 1);
+        v[i] = ptx::load_l2(rows + piece / TILE_PIECES * (TILE_TOKENS * N::INNER_BYTES) +
+                            piece % TILE_PIECES * 16);
       }
+#pragma unroll
+      for (int i = 0; i < LOADS; i++)
+        to[smaller(cta.thread() + i * CONSUMERS, PIECES - 1)] = v[i];
+      for (int piece = cta.thread(); piece < TILE_PIECES; piece += CONSUMERS)
+        to[PIECES + piece] = make_uint4(0, 0, 0, 0);
       cta.sync();
     }
   }
 
-  // A lane's part of the operand of column `lane / 4`, zeros if that token has no such choice.
-  __device__ __forceinline__ OperandChunk load(int choice, int chunk, int lane) const {
+  // A lane's part of the operand of a column whose row has this place.
+  __device__ __forceinline__ OperandChunk load(int place, int chunk, int lane) const {
     OperandChunk x;
-    const int row = lane / 4 * N::TOP_K + choice;
     if constexpr (IN_SHARED) {
-      x.load_shared(shared + (choice < 0 ? ROWS : row) * SHARED_ROW_BYTES, chunk, lane);
+      x.load_shared(shared + place, chunk, lane);
     } else {
-      x.load(rows + static_cast<size_t>(choice < 0 ? 0 : row) * N::INNER_BYTES, chunk, lane);
-      if (choice < 0) x.clear();
+      const bool none = place == ROWS;
+      x.load(rows + operand_row(none ? 0 : place, N::INNER_BYTES), chunk, lane);
+      if (none) x.clear();
     }
     return x;
+  }
+};
+
+// Places of a column's rows in so many entries from `first` on, those beyond the last at the row of
+// zeros.
+template <int KIND>
+struct Places {
+  using N = Network<KIND>;
+  static constexpr int COUNT = N::PAGE_ENTRIES;
+  static constexpr bool VECTOR = !N::DENSE && COUNT == 8;
+  uint4 words;
+  int others[VECTOR ? 1 : COUNT];
+
+  __device__ __forceinline__ Places(const Routes& routes, int first, int column) {
+    if constexpr (VECTOR) {
+      words = *reinterpret_cast<const uint4*>(&routes.places[column][first]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < COUNT; i++) {
+        others[i] = Inner<KIND>::place(N::DENSE && i == 0 ? column : Inner<KIND>::ROWS);
+        if (!N::DENSE && first + i < ROUTES_MAX) others[i] = routes.places[column][first + i];
+      }
+    }
+  }
+  __device__ __forceinline__ int operator[](int i) const {
+    if constexpr (!VECTOR) return others[i];
+    const uint32_t word = i < 2 ? words.x : i < 4 ? words.y : i < 6 ? words.z : words.w;
+    return i % 2 == 0 ? word & 0xffff : word >> 16;
   }
 };
 
@@ -194,10 +235,7 @@ __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, con
   for (int first = 0; first < count; first += N::PAGE_ENTRIES) {
     // Behind the last entry of a page comes its first one again, multiplied by zeros: no branch
     // keeps the loads of one entry from running ahead of the products of the one before.
-    int choices[N::PAGE_ENTRIES];
-#pragma unroll
-    for (int i = 0; i < N::PAGE_ENTRIES; i++)
-      choices[i] = first + i < count ? N::choice(routes, first + i, cta.lane() / 4) : -1;
+    const Places<KIND> places(routes, first, cta.lane() / 4);
 #pragma unroll 1
     for (int step = 0; step < M::STEPS; step += PAGE_STEPS) {
       const uint32_t page = ring.take();
@@ -208,7 +246,7 @@ __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, con
         for (int j = 0; j < PAGE_STEPS; j++) {
           if (M::STEPS % PAGE_STEPS != 0 && step + j >= M::STEPS) break;
           OperandChunk x[1] = {
-              inner.load(choices[i], (step + j) * M::COLUMN_WARPS + part, cta.lane())};
+              inner.load(places[i], (step + j) * M::COLUMN_WARPS + part, cta.lane())};
           Chunk<M::FORMAT> chunk;
           chunk.load(page + (first + i < count ? i : 0) * entry_bytes + j * M::STEP_BYTES +
                          cta.warp() * M::CHUNK_BYTES,

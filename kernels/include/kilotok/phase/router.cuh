@@ -98,6 +98,7 @@ __device__ __forceinline__ void router_scores(const Cta& cta, SumMemory& scratch
   constexpr int LOADS = ceil_div(OWNER_UNITS, CONSUMER_WARPS);
   ScoreMemory& memory = *reinterpret_cast<ScoreMemory*>(scratch.scratch);
   const float* parts = at<const float>(cta.memory.router_parts);
+  float* scores = at<float>(cta.memory.router_scores);
   const int lane = cta.lane();
 #pragma unroll 1
   for (int group = cta.index(); group < token_count * GROUPS; group += GRID) {
@@ -114,6 +115,7 @@ __device__ __forceinline__ void router_scores(const Cta& cta, SumMemory& scratch
     if (cta.warp() == CONSUMER_WARPS - 1) {
       const float inverse_rms = Squares(cta, token).inverse_rms(eps);
       if (lane == 0) memory.inverse_rms = inverse_rms;
+      if (lane == 0 && group % GROUPS == 0) scores[token * SCORES_EACH + EXPERTS] = inverse_rms;
     }
     float sum = 0;
 #pragma unroll
@@ -125,7 +127,7 @@ __device__ __forceinline__ void router_scores(const Cta& cta, SumMemory& scratch
 #pragma unroll
       for (int warp = 0; warp < CONSUMER_WARPS; warp++) sum += memory.sums[warp][lane];
       const float score = 1.0f / (1.0f + expf(-sum * memory.inverse_rms));
-      if (expert < EXPERTS) at<float>(cta.memory.router_scores)[token * EXPERTS + expert] = score;
+      if (expert < EXPERTS) scores[token * SCORES_EACH + expert] = score;
     }
     cta.sync();
   }
@@ -138,11 +140,11 @@ struct Routes {
   int count;
   uint16_t experts[ROUTES_MAX];
   // Place among the token's choices, or -1.
-  int8_t choices[ROUTES_MAX][TILE_TOKENS];
+  alignas(16) int8_t choices[ROUTES_MAX][TILE_TOKENS];
+  // Where `down` finds the token's row of the inner operand.
+  alignas(16) uint16_t places[TILE_TOKENS][ROUTES_MAX];
   float weights[TILE_TOKENS][TOP_K_MAX];
-  uint16_t chosen[TILE_TOKENS][TOP_K_MAX];
   uint32_t bits[ceil_div(larger(EXPERTS_MAX, 1), 32)];
-  int below[ceil_div(larger(EXPERTS_MAX, 1), 32)];
 };
 
 // Larger scores have larger keys, in the order of IEEE 754's totalOrder.
@@ -152,118 +154,144 @@ __device__ __forceinline__ uint32_t order_key(float score) {
   return key > 0 ? key : 1;  // 0 is no score
 }
 
-// One warp chooses for one token: the best scores with the bias, of equals the lower expert; the
-// weights come from the scores without it. Also finds 1 / rms of the token.
+// What a warp needs to choose for one token, on its way.
 template <int KIND>
-__device__ __forceinline__ void choose_for_token(const Cta& cta, Routes& routes,
-                                                 StreamMemory& stream, float eps,
-                                                 const float* bias, int token, int column) {
-  constexpr FeedForward F = FEED_FORWARDS[KIND];
-  constexpr int EACH = ceil_div(F.experts, 32);
-  static_assert(F.top_k <= 32, "a lane for each choice");
-  const float* found = at<const float>(cta.memory.router_scores) + token * F.experts;
-  const int lane = cta.lane();
-  const Squares squares(cta, token);
-  float scores[EACH];
-  uint32_t keys[EACH];
-  bool number = true;
+struct Scores {
+  static constexpr int EXPERTS = FEED_FORWARDS[KIND].experts;
+  static constexpr int EACH = ceil_div(EXPERTS, 32);
+  // Of experts lane, lane + 32 and so on.
+  float scores[EACH], biases[EACH];
+  float inverse_rms;
+
+  __device__ __forceinline__ Scores(const Cta& cta, const float* bias, int token) {
+    const float* found = at<const float>(cta.memory.router_scores) + token * SCORES_EACH;
+    inverse_rms = ptx::load_l2(found + EXPERTS);
 #pragma unroll
-  for (int i = 0; i < EACH; i++) {
-    const int expert = i * 32 + lane;
-    scores[i] = expert < F.experts ? ptx::load_l2(found + expert) : 0;
-    keys[i] = __float_as_uint(expert < F.experts ? bias[expert] : 0);
-  }
-  const float inverse_rms = squares.inverse_rms(eps);
-  if (lane == 0) stream.inverse_rms[token] = inverse_rms;
-#pragma unroll
-  for (int i = 0; i < EACH; i++) {
-    number = number && scores[i] == scores[i];
-    const bool real = i * 32 + lane < F.experts;
-    keys[i] = real ? order_key(scores[i] + __uint_as_float(keys[i])) : 0;
-  }
-  number = __all_sync(~0u, number);
-  // Lane c keeps choice c.
-  uint32_t mine = ~0u;
-  float score = 0;
-#pragma unroll 1
-  for (int choice = 0; choice < F.top_k; choice++) {
-    uint32_t best = 0, expert = ~0u;
-    float best_score = 0;
-#pragma unroll
-    for (int i = 0; i < EACH; i++)
-      if (keys[i] > best) {
-        best = keys[i];
-        expert = i * 32 + lane;
-        best_score = scores[i];
-      }
-    const uint32_t highest = __reduce_max_sync(~0u, best);
-    expert = __reduce_min_sync(~0u, best == highest ? expert : ~0u);
-    best_score = __shfl_sync(~0u, best_score, expert % 32);
-    if (lane == choice) {
-      mine = expert;
-      score = best_score;
+    for (int i = 0; i < EACH; i++) {
+      const int expert = smaller(i * 32 + cta.lane(), EXPERTS - 1);
+      scores[i] = ptx::load_l2(found + expert);
+      biases[i] = bias[expert];
     }
+  }
+
+  // Whether no score is a NaN.
+  __device__ __forceinline__ bool are_numbers() const {
+    bool number = true;
+#pragma unroll
+    for (int i = 0; i < EACH; i++) number = number && scores[i] == scores[i];
+    return __all_sync(~0u, number);
+  }
+
+  // The best experts by score and bias, of equals the lower: lane c has choice c, and its score.
+  __device__ __forceinline__ void best(int lane, uint32_t& mine, float& score) const {
+    uint32_t keys[EACH];
 #pragma unroll
     for (int i = 0; i < EACH; i++)
-      if (expert == static_cast<uint32_t>(i * 32 + lane)) keys[i] = 0;
+      keys[i] = i * 32 + lane < EXPERTS ? order_key(scores[i] + biases[i]) : 0;
+    mine = ~0u;
+#pragma unroll 1
+    for (int choice = 0; choice < FEED_FORWARDS[KIND].top_k; choice++) {
+      uint32_t best[EACH];
+      int at[EACH];
+#pragma unroll
+      for (int i = 0; i < EACH; i++) {
+        best[i] = keys[i];
+        at[i] = i;
+      }
+#pragma unroll
+      for (int distance = 1; distance < EACH; distance *= 2)
+#pragma unroll
+        for (int i = 0; i + distance < EACH; i += 2 * distance)
+          if (best[i + distance] > best[i]) {
+            best[i] = best[i + distance];
+            at[i] = at[i + distance];
+          }
+      const uint32_t highest = __reduce_max_sync(~0u, best[0]);
+      const uint32_t own = best[0] == highest ? at[0] * 32 + lane : ~0u;
+      const uint32_t expert = __reduce_min_sync(~0u, own);
+      if (lane == choice) mine = expert;
+#pragma unroll
+      for (int i = 0; i < EACH; i++)
+        if (expert == static_cast<uint32_t>(i * 32 + lane)) keys[i] = 0;
+    }
+    score = 0;
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+      const float other = __shfl_sync(~0u, scores[i], mine % 32);
+      if (mine / 32 == i) score = other;
+    }
   }
+};
+
+// One warp chooses for one token; the weights come from the scores without the bias.
+template <int KIND>
+__device__ __forceinline__ uint32_t choose_for_token(const Scores<KIND>& scores, Routes& routes,
+                                                     int column, int lane) {
+  constexpr FeedForward F = FEED_FORWARDS[KIND];
+  static_assert(F.top_k < 32, "a lane for each choice, and one that counts");
+  const bool numbers = scores.are_numbers();
+  uint32_t mine;
+  float score;
+  scores.best(lane, mine, score);
   // In ascending order of experts, as the sum of the weights wants them.
   int place = 0;
 #pragma unroll
   for (int choice = 0; choice < F.top_k; choice++) place += __shfl_sync(~0u, mine, choice) < mine;
+  float* weights = routes.weights[column];
   if (lane < F.top_k) {
-    routes.chosen[column][place] = mine;
-    routes.weights[column][place] = score;
+    weights[place] = score;
     atomicOr(&routes.bits[mine / 32], 1u << mine % 32);
   }
   __syncwarp();
   float total = 0;
 #pragma unroll
-  for (int choice = 0; choice < F.top_k; choice++) total += routes.weights[column][choice];
-  const float divisor = !number ? __uint_as_float(0x7fc00000u)
-                                : F.normalise ? total + 1e-20f : 1.0f;
+  for (int choice = 0; choice < F.top_k; choice++) total += weights[choice];
+  const float divisor = !numbers ? __uint_as_float(0x7fc00000u)
+                                 : F.normalise ? total + 1e-20f : 1.0f;
   __syncwarp();
-  if (lane < F.top_k) routes.weights[column][place] = score / divisor * F.scale;
+  if (lane < F.top_k) weights[place] = score / divisor * F.scale;
+  return mine << 8 | place;
 }
 
-// The routes of tile `tile`, in every CTA the same.
-template <int KIND>
+// The routes of tile `tile`, in every CTA the same. `place_of(row)` is where `down` finds a row of
+// the inner operand; the row behind the last is one of zeros.
+template <int KIND, class PlaceOf>
 __device__ __forceinline__ void choose_routes(const Cta& cta, Routes& routes, StreamMemory& stream,
-                                              float eps, const float* bias, int tile,
-                                              int token_count) {
+                                              const float* bias, int tile, int token_count,
+                                              PlaceOf place_of) {
   constexpr FeedForward F = FEED_FORWARDS[KIND];
-  constexpr int WORDS = ceil_div(F.experts, 32);
-  for (int i = cta.thread(); i < WORDS; i += CONSUMERS) routes.bits[i] = 0;
-  for (int i = cta.thread(); i < ROUTES_MAX * TILE_TOKENS; i += CONSUMERS)
-    routes.choices[i / TILE_TOKENS][i % TILE_TOKENS] = -1;
-  cta.sync();
-  const int column = cta.warp(), token = tile * TILE_TOKENS + column;
+  constexpr int WORDS = ceil_div(F.experts, 32), ROWS = TILE_TOKENS * F.top_k;
+  const int column = cta.warp(), lane = cta.lane(), token = tile * TILE_TOKENS + column;
   const bool chooses = column < TILE_TOKENS && token < token_count;
-  if (chooses) choose_for_token<KIND>(cta, routes, stream, eps, bias, token, column);
+  const Scores<KIND> scores(cta, bias, smaller(token, token_count - 1));
+  for (int i = cta.thread(); i < WORDS; i += CONSUMERS) routes.bits[i] = 0;
+  for (int i = cta.thread(); i < ROUTES_MAX * TILE_TOKENS / 4; i += CONSUMERS)
+    reinterpret_cast<uint32_t*>(routes.choices)[i] = ~0u;
+  for (int i = cta.thread(); i < ROUTES_MAX * TILE_TOKENS / 2; i += CONSUMERS)
+    reinterpret_cast<uint32_t*>(routes.places)[i] = place_of(ROWS) * 0x10001u;
   cta.sync();
-  // How many chosen experts are below those of each word.
-  if (cta.warp() == 0) {
-    int sum = 0;
-#pragma unroll
-    for (int first = 0; first < WORDS; first += 32) {
-      const int word = first + cta.lane(), own = word < WORDS ? __popc(routes.bits[word]) : 0;
-      int up_to = own;
-#pragma unroll
-      for (int distance = 1; distance < 32; distance *= 2) {
-        const int other = __shfl_up_sync(~0u, up_to, distance);
-        if (cta.lane() >= distance) up_to += other;
-      }
-      if (word < WORDS) routes.below[word] = sum + up_to - own;
-      sum += __shfl_sync(~0u, up_to, 31);
-    }
-    if (cta.lane() == 0) routes.count = sum;
+  uint32_t chosen = 0;
+  if (chooses) {
+    chosen = choose_for_token<KIND>(scores, routes, column, lane);
+    if (lane == 0) stream.inverse_rms[token] = scores.inverse_rms;
   }
   cta.sync();
-  if (chooses && cta.lane() < F.top_k) {
-    const int expert = routes.chosen[column][cta.lane()], word = expert / 32;
-    const int entry = routes.below[word] + __popc(routes.bits[word] & ((1u << expert % 32) - 1));
-    routes.experts[entry] = expert;
-    routes.choices[entry][column] = cta.lane();
+  // The place of an expert in the list is how many chosen ones are below it.
+  if (chooses && lane <= F.top_k) {
+    const int expert = lane < F.top_k ? chosen >> 8 : F.experts, choice = chosen & 255;
+    int entry = 0;
+#pragma unroll
+    for (int word = 0; word < WORDS; word++) {
+      const int below = larger(smaller(expert - word * 32, 32), 0);
+      entry += __popc(routes.bits[word] & static_cast<uint32_t>((1ull << below) - 1));
+    }
+    if (lane < F.top_k) {
+      routes.experts[entry] = expert;
+      routes.choices[entry][column] = choice;
+      routes.places[column][entry] = place_of(column * F.top_k + choice);
+    } else {
+      routes.count = entry;
+    }
   }
   cta.sync();
 }

@@ -40,7 +40,10 @@ struct NextNorm {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const int row = cta.lane() + half * 32, column = cta.index() * OWNER_ROWS + row;
-      weights[half] = row < OWNER_ROWS && column < HIDDEN ? at<const float>(norm)[column] : 0;
+      // Asked for here, not where it is used: what comes in between hides that memory is far.
+      weights[half] = row < OWNER_ROWS && column < HIDDEN
+                          ? ptx::load_early(at<const float>(norm) + column)
+                          : 0;
     }
   }
 };
@@ -73,12 +76,14 @@ __device__ __forceinline__ void add_to_stream(const Cta& cta, StreamMemory& stre
       stream.residual[token][row] = x;
       tiles[token / TILE_TOKENS][row][token % TILE_TOKENS] = scaled;
       square += x * x;
-      store_operand(at<char>(memory.normed) + token * NORMED_BYTES, column, scaled * next.scale);
+      store_operand(at<char>(memory.normed) + operand_row(token, NORMED_BYTES), column,
+                    scaled * next.scale);
       if (next.tap != ~0u)
-        store_operand(at<char>(memory.taps) + token * TAPS_BYTES, next.tap * HIDDEN + column, x);
+        store_operand(at<char>(memory.taps) + operand_row(token, TAPS_BYTES),
+                      next.tap * HIDDEN + column, x);
     }
     square = add_lanes(square);
-    if (cta.lane() == 0) at<float>(memory.squares)[unit * TOKENS_MAX + token] = square;
+    if (cta.lane() == 0) at<float>(memory.squares)[token * SQUARES_EACH + unit] = square;
   }
   cta.sync();
 }
@@ -99,22 +104,28 @@ struct StorePart {
 
 // 1 / rms of a token, from the owners' sums of squares: asked for, and found, by a whole warp.
 struct Squares {
-  static constexpr int EACH = ceil_div(OWNER_UNITS, 32);
-  float parts[EACH];
+  static constexpr int EACH = ceil_div(OWNER_UNITS, 128);
+  // Of units 4 lane to 4 lane + 3, then of those 128 further.
+  uint4 parts[EACH];
+  int lane;
 
-  __device__ __forceinline__ Squares(const Cta& cta, int token) {
-    const float* squares = at<const float>(cta.memory.squares) + token;
+  __device__ __forceinline__ Squares(const Cta& cta, int token) : lane(cta.lane()) {
+    const float* squares = at<const float>(cta.memory.squares) + token * SQUARES_EACH;
 #pragma unroll
-    for (int i = 0; i < EACH; i++) {
-      const int unit = i * 32 + cta.lane();
-      parts[i] = unit < OWNER_UNITS ? ptx::load_l2(squares + unit * TOKENS_MAX) : 0;
-    }
+    for (int i = 0; i < EACH; i++)
+      parts[i] = ptx::load_l2(
+          static_cast<const void*>(squares + smaller(i * 128 + lane * 4, SQUARES_EACH - 4)));
   }
 
   __device__ __forceinline__ float inverse_rms(float eps) const {
     float sum = 0;
 #pragma unroll
-    for (int i = 0; i < EACH; i++) sum += parts[i];
+    for (int i = 0; i < EACH; i++) {
+      const uint32_t words[4] = {parts[i].x, parts[i].y, parts[i].z, parts[i].w};
+#pragma unroll
+      for (int j = 0; j < 4; j++)
+        if (i * 128 + lane * 4 + j < OWNER_UNITS) sum += __uint_as_float(words[j]);
+    }
     return 1.0f / sqrtf(add_lanes(sum) / HIDDEN + eps);
   }
 };

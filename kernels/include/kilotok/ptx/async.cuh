@@ -56,6 +56,11 @@ __device__ __forceinline__ bool mbarrier_try(uint32_t barrier, uint32_t parity) 
   return done != 0;
 }
 
+// What this thread has seen of ordinary writes, its bulk copies see too.
+__device__ __forceinline__ void other_proxy_fence() {
+  asm volatile("fence.proxy.async.global;" ::: "memory");
+}
+
 // Copies bytes, a multiple of 16 between addresses that are, and arrives with their number.
 __device__ __forceinline__ void bulk_copy(uint32_t to, const void* from, uint32_t bytes,
                                           uint32_t barrier) {

@@ -37,13 +37,20 @@ __device__ __forceinline__ uint4 load_l2(const void* p) {
   return v;
 }
 
-// Sixteen bytes through the first-level cache, for what was written before a grid barrier. Lanes
-// that take the two halves of a sector, and warps that take the same rows, ask L2 once.
+// Sixteen bytes through the first-level cache, for what was written before a grid barrier: warps
+// that take the same rows ask L2 once.
 __device__ __forceinline__ uint4 load_cached(const void* p) {
   uint4 v;
   asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(p));
+  return v;
+}
+
+// A load that stays where it is written, ahead of its use.
+__device__ __forceinline__ float load_early(const float* p) {
+  float v;
+  asm volatile("ld.global.f32 %0, [%1];" : "=f"(v) : "l"(p));
   return v;
 }
 

@@ -138,8 +138,7 @@ struct Sums {
 
 // Producer: brings this CTA's units, from `first` on.
 template <class M>
-__device__ __forceinline__ void produce(Ring& ring, uint64_t address,
-                                        int first) {
+__device__ __forceinline__ void produce(Ring& ring, uint64_t address, int first) {
   for (int unit = first; unit < M::UNITS; unit += GRID) {
     const char* from = at<const char>(address) + static_cast<size_t>(unit) * M::UNIT_BYTES;
     for (int step = 0; step < M::STEPS; step += M::PAGE_STEPS) {
@@ -178,6 +177,28 @@ __device__ __forceinline__ void add_warps(const Cta& cta, SumMemory& sums,
 
 // Operands of which a warp's own columns stay in registers.
 constexpr int HELD_STEPS_MAX = 8;
+template <class M>
+constexpr bool IS_HELD = M::STEPS <= HELD_STEPS_MAX;
+
+// Such an operand of one tile of tokens as pages of the ring.
+template <class M>
+struct OperandPages {
+  static constexpr int STEP_BYTES = M::COLUMN_WARPS * CHUNK_OPERAND_BYTES;
+  static constexpr int PAGE_STEPS = smaller(PAGE_BYTES / STEP_BYTES, M::STEPS);
+
+  // Producer: every CTA begins elsewhere, as all want the same.
+  static __device__ __forceinline__ void produce(Ring& ring, const char* from) {
+    for (int first = 0; first < M::STEPS; first += PAGE_STEPS) {
+      const int steps = smaller(PAGE_STEPS, M::STEPS - first);
+      ring.open(steps * STEP_BYTES);
+      for (int i = 0; i < steps; i++) {
+        const int step = (i + blockIdx.x) % steps;
+        ring.bring(from + (first + step) * STEP_BYTES, step * STEP_BYTES, STEP_BYTES);
+      }
+      ring.next();
+    }
+  }
+};
 
 // Multiplies one unit. `row_of(column)` is the operand row of a column of the batch.
 template <class M, int TILES, bool HELD>
@@ -191,10 +212,26 @@ struct Multiplier {
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++)
       rows[tile] = at<const char>(operand) +
-                   static_cast<size_t>(row_of(tile * TILE_TOKENS + cta.lane() / 4)) * row_bytes;
+                   operand_row(row_of(tile * TILE_TOKENS + cta.lane() / 4), row_bytes);
     if constexpr (HELD) {
 #pragma unroll
       for (int step = 0; step < M::STEPS; step++) load(cta, step, held[step]);
+    }
+  }
+
+  // Of an operand that the producer brings.
+  __device__ __forceinline__ Multiplier(const Cta& cta, Ring& ring) : rows() {
+    using Pages = OperandPages<M>;
+    static_assert(HELD && TILES == 1, "pages are given back at once");
+    const int part = cta.warp() % M::COLUMN_WARPS;
+#pragma unroll
+    for (int first = 0; first < M::STEPS; first += Pages::PAGE_STEPS) {
+      const uint32_t page = ring.take();
+#pragma unroll
+      for (int i = 0; i < smaller(Pages::PAGE_STEPS, M::STEPS - first); i++)
+        held[first + i][0].load_shared(page + cta.lane() / 4 * 64, i * M::COLUMN_WARPS + part,
+                                       cta.lane());
+      ring.release(cta.lane());
     }
   }
 
@@ -246,8 +283,7 @@ __device__ __forceinline__ void multiply(const Cta& cta, Ring& ring, Sums& sums,
                                          int row_bytes, int first, RowOf row_of, Prepare prepare,
                                          Use use) {
   if (first >= M::UNITS) return;
-  constexpr bool HELD = TILES == 1 && M::STEPS <= HELD_STEPS_MAX;
-  const Multiplier<M, TILES, HELD> multiplier(cta, operand, row_bytes, row_of);
+  const Multiplier<M, TILES, TILES == 1 && IS_HELD<M>> multiplier(cta, operand, row_bytes, row_of);
   prepare(cta);
   cta.sync();
 #pragma unroll 1
@@ -265,15 +301,24 @@ __device__ __forceinline__ void multiply(const Cta& cta, Ring& ring, Sums& sums,
   if constexpr (TILES == 1) sums.drain(cta);
 }
 
-// Adders: the other half of `multiply`.
+// Adders: the other half of `multiply`. What `use` needs from afar it asks for before the sums are
+// there.
 template <class M, class Use>
 __device__ __forceinline__ void add(const Cta& cta, Sums& sums, int first, int tiles, Use use) {
   if (tiles > 1) return;
 #pragma unroll 1
-  for (int unit = first; unit < M::UNITS; unit += GRID)
-    sums.take<M>(cta, [&](int row_tile, int tile, int lane, const float4& values) {
-      use(unit, row_tile, tile, lane, values);
-    });
+  for (int unit = first; unit < M::UNITS; unit += GRID) {
+    if constexpr (requires { use.ahead(unit, 0, 0); }) {
+      const auto ahead = use.ahead(unit, 0, cta.lane());
+      sums.take<M>(cta, [&](int, int tile, int lane, const float4& values) {
+        use.store(unit, tile, lane, values, ahead);
+      });
+    } else {
+      sums.take<M>(cta, [&](int row_tile, int tile, int lane, const float4& values) {
+        use(unit, row_tile, tile, lane, values);
+      });
+    }
+  }
 }
 
 }  // namespace kilotok

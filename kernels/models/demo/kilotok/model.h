@@ -23,9 +23,9 @@ constexpr float NORM_EPS = 1e-5f;
 constexpr float DRAFT_NORM_EPS = 1e-5f;
 
 constexpr Attention ATTENTIONS[] = {
-    {8, 8, 48, 32, 8, 0, 0, false, false, 0.612f, Format::Fp8},
-    {8, 8, 48, 32, 8, 128, 1, true, false, 0.612f, Format::Fp8},
-    {8, 8, 32, 32, 8, 512, 2, true, true, 0.612f, Format::Bf16},
+    {8, 8, 48, 32, 8, 0, 0, false, false, true, 0.612f, Format::Fp8},
+    {8, 8, 48, 32, 8, 128, 1, true, false, true, 0.612f, Format::Fp8},
+    {8, 8, 32, 32, 8, 512, 2, true, true, false, 0.612f, Format::Bf16},
 };
 
 constexpr FeedForward FEED_FORWARDS[] = {
@@ -47,7 +47,7 @@ constexpr size_t QUERIES = 1048576;
 constexpr size_t ATTENTION_PARTS = 4526080;
 constexpr size_t ATTENDED = 32768;
 constexpr size_t ROUTER_PARTS = 16384;
-constexpr size_t ROUTER_SCORES = 2048;
+constexpr size_t ROUTER_SCORES = 2304;
 constexpr size_t DENSE_INNER = 131072;
 constexpr size_t EXPERT_INNER = 131072;
 constexpr size_t TAPS = 196608;

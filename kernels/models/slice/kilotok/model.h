@@ -23,9 +23,9 @@ constexpr float NORM_EPS = 1e-5f;
 constexpr float DRAFT_NORM_EPS = 1e-5f;
 
 constexpr Attention ATTENTIONS[] = {
-    {16, 1, 192, 128, 32, 0, 0, false, false, 0.612f, Format::Fp8},
-    {16, 1, 192, 128, 32, 128, 1, true, false, 0.612f, Format::Fp8},
-    {16, 1, 128, 128, 32, 1024, 2, true, true, 0.612f, Format::Bf16},
+    {16, 1, 192, 128, 32, 0, 0, false, false, true, 0.612f, Format::Fp8},
+    {16, 1, 192, 128, 32, 128, 1, true, false, true, 0.612f, Format::Fp8},
+    {16, 1, 128, 128, 32, 1024, 2, true, true, false, 0.612f, Format::Bf16},
 };
 
 constexpr FeedForward FEED_FORWARDS[] = {
@@ -47,7 +47,7 @@ constexpr size_t QUERIES = 393216;
 constexpr size_t ATTENTION_PARTS = 36208640;
 constexpr size_t ATTENDED = 262144;
 constexpr size_t ROUTER_PARTS = 12582912;
-constexpr size_t ROUTER_SCORES = 98304;
+constexpr size_t ROUTER_SCORES = 98560;
 constexpr size_t DENSE_INNER = 262144;
 constexpr size_t EXPERT_INNER = 262144;
 constexpr size_t TAPS = 3932160;

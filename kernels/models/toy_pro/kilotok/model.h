@@ -23,9 +23,9 @@ constexpr float NORM_EPS = 1e-5f;
 constexpr float DRAFT_NORM_EPS = 1e-5f;
 
 constexpr Attention ATTENTIONS[] = {
-    {16, 8, 48, 32, 8, 0, 0, false, false, 0.612f, Format::Fp8},
-    {16, 8, 48, 32, 8, 16, 1, true, false, 0.612f, Format::Fp8},
-    {16, 8, 32, 32, 8, 24, 2, true, true, 0.612f, Format::Bf16},
+    {16, 8, 48, 32, 8, 0, 0, false, false, true, 0.612f, Format::Fp8},
+    {16, 8, 48, 32, 8, 16, 1, true, false, true, 0.612f, Format::Fp8},
+    {16, 8, 32, 32, 8, 24, 2, true, true, false, 0.612f, Format::Bf16},
 };
 
 constexpr FeedForward FEED_FORWARDS[] = {
@@ -41,13 +41,13 @@ constexpr size_t HEAD = 393216;
 constexpr size_t FUSE = 196608;
 constexpr size_t ANGLES = 12288;
 constexpr size_t NORMED = 98304;
-constexpr size_t SQUARES = 768;
+constexpr size_t SQUARES = 1024;
 constexpr size_t PROJECTED = 360448;
 constexpr size_t QUERIES = 1048576;
 constexpr size_t ATTENTION_PARTS = 9052160;
 constexpr size_t ATTENDED = 65536;
 constexpr size_t ROUTER_PARTS = 6144;
-constexpr size_t ROUTER_SCORES = 2048;
+constexpr size_t ROUTER_SCORES = 2304;
 constexpr size_t DENSE_INNER = 65536;
 constexpr size_t EXPERT_INNER = 65536;
 constexpr size_t TAPS = 98304;
