@@ -5,6 +5,7 @@ use pulp::Simd;
 use rayon::prelude::*;
 
 use crate::math::Vectorised;
+use crate::prefetch::prefetch;
 use crate::products::Products;
 
 /// Multiply-adds below which another thread costs more than it saves.
@@ -82,8 +83,10 @@ impl Vectorised for RowsTimes<'_, '_> {
         let Self { w, first, x, decoded, out } = self;
         let (cols, count) = (w.cols, out[0].len());
         decoded.resize(TILE_ROWS * cols, 0.0);
+        prefetch(w.rows_memory(first..first + TILE_ROWS));
         for tile in (0..count).step_by(TILE_ROWS) {
             let (place, rows) = (first + tile, TILE_ROWS.min(count - tile));
+            let ahead = w.rows_memory(place + TILE_ROWS..place + 2 * TILE_ROWS);
             let weights = if let TensorData::F32(values) = &w.data {
                 &values[place * cols..][..rows * cols]
             } else {
@@ -92,7 +95,7 @@ impl Vectorised for RowsTimes<'_, '_> {
                 }
                 &decoded[..rows * cols]
             };
-            Products { cols, w: weights, x, out: &mut *out, first: tile }.compute(simd);
+            Products { cols, w: weights, x, out: &mut *out, first: tile, ahead }.compute(simd);
         }
     }
 }

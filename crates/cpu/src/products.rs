@@ -6,6 +6,8 @@
 
 use pulp::Simd;
 
+use crate::prefetch::Ahead;
+
 /// Partial sums of a dot product: element i goes to sum i % LANES, and then the upper half of them
 /// is added to the lower, down to one. The same on every vector unit; wide enough to keep two
 /// of AVX-512's busy.
@@ -26,27 +28,31 @@ pub(crate) struct Products<'a, 'b> {
     /// The product of row r and vector i is `out[i][first + r]`.
     pub(crate) out: &'a mut [&'b mut [f32]],
     pub(crate) first: usize,
+    /// Memory that is read after the rows.
+    pub(crate) ahead: &'a [u8],
 }
 
 impl Products<'_, '_> {
     #[inline(always)]
     pub(crate) fn compute<S: Simd>(mut self, simd: S) {
         let (n, mut i) = (self.x.len(), 0);
+        let tiles = n.div_ceil(2) * (self.w.len() / self.cols / 4);
+        let ahead = &mut Ahead::new(self.ahead, tiles);
         // As many partial sums as fit the registers beside the values: a dot product has two of
         // the 32 with 16 lanes, four of the 16 with 8.
         while n - i >= 2 && S::F32_LANES > 1 {
             if S::F32_LANES == 16 {
-                self.strip::<S, 4, 2>(simd, i);
+                self.strip::<S, 4, 2>(simd, i, ahead);
             } else {
-                self.strip::<S, 1, 2>(simd, i);
+                self.strip::<S, 1, 2>(simd, i, ahead);
             }
             i += 2;
         }
         while n > i {
             if S::F32_LANES == 16 {
-                self.strip::<S, 4, 1>(simd, i);
+                self.strip::<S, 4, 1>(simd, i, ahead);
             } else {
-                self.strip::<S, 1, 1>(simd, i);
+                self.strip::<S, 1, 1>(simd, i, ahead);
             }
             i += 1;
         }
@@ -54,7 +60,12 @@ impl Products<'_, '_> {
 
     /// All rows times `N` vectors from the `i`-th on, `M` rows at a time.
     #[inline(always)]
-    fn strip<S: Simd, const M: usize, const N: usize>(&mut self, simd: S, i: usize) {
+    fn strip<S: Simd, const M: usize, const N: usize>(
+        &mut self,
+        simd: S,
+        i: usize,
+        ahead: &mut Ahead<'_>,
+    ) {
         let mut x = [&[][..]; N];
         x.copy_from_slice(&self.x[i..i + N]);
         let (w, cols) = (self.w, self.cols);
@@ -62,6 +73,7 @@ impl Products<'_, '_> {
         let rest = tiles.remainder().chunks_exact(cols);
         let first = tiles.len() * M;
         for (tile, w) in tiles.enumerate() {
+            ahead.ask();
             let mut rows = [&[][..]; M];
             for m in 0..M {
                 rows[m] = &w[m * cols..][..cols];
@@ -323,7 +335,7 @@ mod tests {
             let (rows, x) = (w.len() / cols, x.chunks_exact(cols).collect::<Vec<_>>());
             let (dots, sums) = out.split_at_mut(rows * x.len());
             let mut places: Vec<_> = dots.chunks_exact_mut(rows).collect();
-            Products { cols, w, x: &x, out: &mut places, first: 0 }.compute(simd);
+            Products { cols, w, x: &x, out: &mut places, first: 0, ahead: &[] }.compute(simd);
             let mut sums: Vec<_> = sums.chunks_exact_mut(cols).collect();
             WeightedSums { cols, values: w, weights: dots, stride: rows, out: &mut sums }.add(simd);
         }

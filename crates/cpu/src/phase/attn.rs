@@ -11,11 +11,14 @@ use rayon::prelude::*;
 use super::attn_in::Projected;
 use crate::math::{Vectorised, exp};
 use crate::pages::{LayerPages, Run};
+use crate::prefetch::prefetch;
 use crate::products::{Products, WeightedSums, sum_each};
 use crate::weights::LayerWeights;
 
 /// Queries that read keys and values together, each once for all of them.
 const QUERIES: usize = 8;
+/// How far ahead keys and values are asked for.
+const RUNS_AHEAD: usize = 4;
 
 /// Attended values of one rank, `[tokens, q_heads * v_dim]`.
 pub(crate) fn run(
@@ -170,20 +173,24 @@ struct Attend<'a, 'b> {
     out: &'a mut [&'b mut [f32]],
 }
 
-impl Vectorised for Attend<'_, '_> {
+impl<'a> Vectorised for Attend<'a, '_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self { q, spans, runs, sinks, scores, out } = self;
         let (qk_dim, v_dim, n) = (q[0].len(), out[0].len(), q.len());
         let begin = runs[0].first;
         let count = runs.iter().map(|run| run.keys.len() / qk_dim).sum::<usize>();
+        let ahead = |i: usize, part: fn(&Run<'a>) -> &'a [f32]| {
+            runs.get(i + RUNS_AHEAD).map_or(&[][..], |run| bytemuck::cast_slice(part(run)))
+        };
         scores.clear();
         scores.resize(n * (count + 1), 0.0);
         let (scores, sums) = scores.split_at_mut(n * count);
         let mut places: Vec<_> = scores.chunks_exact_mut(count).collect();
-        for run in runs {
+        for (i, run) in runs.iter().enumerate() {
+            let ahead = ahead(i, |run| run.keys);
             let (out, first) = (&mut places[..], (run.first - begin) as usize);
-            Products { cols: qk_dim, w: run.keys, x: q, out, first }.compute(simd);
+            Products { cols: qk_dim, w: run.keys, x: q, out, first, ahead }.compute(simd);
         }
         let scale = 1.0 / (qk_dim as f32).sqrt();
         let mut shares = Vec::with_capacity(n);
@@ -197,7 +204,8 @@ impl Vectorised for Attend<'_, '_> {
         for (sum, share) in sums.iter_mut().zip(shares) {
             *sum += share;
         }
-        for run in runs {
+        for (i, run) in runs.iter().enumerate() {
+            prefetch(ahead(i, |run| run.values));
             let seen = run.first..run.first + (run.keys.len() / qk_dim) as u32;
             let by_all = spans.iter().all(|span| span.start <= seen.start && seen.end <= span.end);
             let together = if by_all { n } else { 1 };
