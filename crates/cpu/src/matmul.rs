@@ -2,6 +2,7 @@
 
 use kilotok_weights::{Tensor, TensorData};
 use pulp::Simd;
+use rayon::current_num_threads;
 use rayon::prelude::*;
 
 use crate::math::Vectorised;
@@ -10,6 +11,8 @@ use crate::products::Products;
 
 /// Multiply-adds below which another thread costs more than it saves.
 const TASK_MIN: usize = 1 << 16;
+/// Tasks for each thread; with more of them, making them takes longer than they save.
+const TASKS: usize = 8;
 /// Multiply-adds that take as long as decoding a weight.
 const DECODE_COST: usize = 4;
 /// Rows decoded together, so that a vector is used as often while it is in the nearest cache.
@@ -20,7 +23,8 @@ pub(crate) fn matmul(matrices: &[Tensor], x: &[&[f32]]) -> Vec<f32> {
     let width: usize = matrices.iter().map(|w| w.rows).sum();
     let mut out = vec![0.0; x.len() * width];
     let mut places: Vec<_> = out.chunks_exact_mut(width).collect();
-    let tasks: Vec<_> = matrices.iter().flat_map(|w| tasks(w, x, &mut places)).collect();
+    let tasks: Vec<_> =
+        matrices.iter().flat_map(|w| tasks(w, x, &mut places, matrices.len())).collect();
     tasks.into_par_iter().for_each_init(Vec::new, |decoded, task| task.run(decoded));
     out
 }
@@ -39,16 +43,20 @@ pub(crate) struct Task<'a, 'b> {
     pub(crate) out: Vec<&'b mut [f32]>,
 }
 
-/// Cuts a product into tasks. For each vector they take as many places as the matrix has rows.
+/// Cuts the product of a matrix, one of so many that are worked on at once, into tasks. For each
+/// vector they take as many places as the matrix has rows.
 pub(crate) fn tasks<'a, 'b>(
     w: &'a Tensor,
     x: &'a [&'a [f32]],
     places: &mut [&'b mut [f32]],
+    matrices: usize,
 ) -> Vec<Task<'a, 'b>> {
     if x.is_empty() {
         return Vec::new();
     }
-    let rows = TASK_MIN.div_ceil(w.cols * (x.len() + DECODE_COST)).next_multiple_of(TILE_ROWS);
+    let least = TASK_MIN.div_ceil(w.cols * (x.len() + DECODE_COST));
+    let share = w.rows.div_ceil((TASKS * current_num_threads()).div_ceil(matrices));
+    let rows = least.max(share).next_multiple_of(TILE_ROWS);
     let task = |first| {
         let count = rows.min(w.rows - first);
         let out = places

@@ -51,7 +51,9 @@ pub(crate) fn apply(units: &[Unit<'_>]) -> Vec<Vec<f32>> {
     let mut inner = zeros(|mlp| mlp.gate.rows);
     let inner_tasks = units.iter().zip(&mut inner).flat_map(|(unit, inner)| {
         let places: &mut Vec<_> = &mut inner.chunks_exact_mut(unit.mlp.gate.rows).collect();
-        tasks(&unit.mlp.gate, &unit.x, places).into_iter().map(|gate| (gate, &unit.mlp.up))
+        tasks(&unit.mlp.gate, &unit.x, places, units.len())
+            .into_iter()
+            .map(|gate| (gate, &unit.mlp.up))
     });
     let memory = || (Vec::new(), Vec::new());
     inner_tasks.collect::<Vec<_>>().into_par_iter().for_each_init(memory, |memory, task| {
@@ -71,7 +73,8 @@ pub(crate) fn apply(units: &[Unit<'_>]) -> Vec<Vec<f32>> {
     let mut outputs = zeros(|mlp| mlp.down.rows);
     let down_tasks = units.iter().zip(&inner).zip(&mut outputs).flat_map(|((unit, x), output)| {
         let down = &unit.mlp.down;
-        tasks(down, x, &mut output.chunks_exact_mut(down.rows).collect::<Vec<_>>())
+        let places: &mut Vec<_> = &mut output.chunks_exact_mut(down.rows).collect();
+        tasks(down, x, places, units.len())
     });
     let down_tasks: Vec<_> = down_tasks.collect();
     down_tasks.into_par_iter().for_each_init(Vec::new, |decoded, task| task.run(decoded));
