@@ -13,6 +13,7 @@ mod math;
 mod matmul;
 mod pages;
 mod phase;
+mod prefetch;
 mod products;
 mod rope;
 mod step;

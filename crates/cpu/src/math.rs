@@ -2,7 +2,7 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-use crate::products::dots;
+use crate::products::{add_scaled, dots};
 
 /// Work that is compiled once for every vector unit, its `run` and all that inlines into it. A
 /// closure would not do: whether it inlines is the compiler's choice.
@@ -104,6 +104,20 @@ impl Vectorised for SiluMul<'_> {
         for (gate, up) in self.gate.iter_mut().zip(self.up) {
             *gate = *gate * sigmoid(*gate) * up;
         }
+    }
+}
+
+/// y += a * x
+pub(crate) struct AddScaled<'a> {
+    pub(crate) y: &'a mut [f32],
+    pub(crate) a: f32,
+    pub(crate) x: &'a [f32],
+}
+
+impl Vectorised for AddScaled<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        add_scaled(self.y, self.a, self.x);
     }
 }
 

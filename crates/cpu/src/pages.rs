@@ -1,5 +1,7 @@
 //! Keys and values, in pages.
 
+use std::ops::Range;
+
 use kilotok_engine::{PageGroup, PageRun};
 use kilotok_model::{AttentionSpec, ModelSpec, Ranks};
 use kilotok_rows::Grouping;
@@ -15,6 +17,15 @@ pub(crate) struct LayerPages {
     v_dim: usize,
     keys: Vec<f32>,
     values: Vec<f32>,
+}
+
+/// Keys `[count, qk_dim]` and values `[count, v_dim]` of a head that lie together, from position
+/// `first` on.
+#[derive(Clone, Copy)]
+pub(crate) struct Run<'a> {
+    pub(crate) first: u32,
+    pub(crate) keys: &'a [f32],
+    pub(crate) values: &'a [f32],
 }
 
 /// The pages of a whole model.
@@ -91,28 +102,24 @@ impl LayerPages {
         }
     }
 
-    /// Keys and values of one head at positions `first..end`, page by page.
+    /// Keys and values of one head at some positions, page by page.
     pub(crate) fn runs<'a>(
         &'a self,
-        run: &'a PageRun,
+        run: &PageRun,
         head: usize,
-        first: u32,
-        end: u32,
-    ) -> impl Iterator<Item = (&'a [f32], &'a [f32])> {
-        let mut position = first;
-        std::iter::from_fn(move || {
-            if position >= end {
-                return None;
-            }
-            let (page, within) = self.locate(run, position);
-            let count = (self.page_tokens - within).min((end - position) as usize);
-            position += count as u32;
+        positions: Range<u32>,
+        mut see: impl FnMut(Run<'a>),
+    ) {
+        let Range { start: mut first, end } = positions;
+        while first < end {
+            let (page, within) = self.locate(run, first);
+            let count = (self.page_tokens - within).min((end - first) as usize);
             let place = (page * self.kv_heads + head) * self.page_tokens + within;
-            Some((
-                &self.keys[place * self.qk_dim..][..count * self.qk_dim],
-                &self.values[place * self.v_dim..][..count * self.v_dim],
-            ))
-        })
+            let keys = &self.keys[place * self.qk_dim..][..count * self.qk_dim];
+            let values = &self.values[place * self.v_dim..][..count * self.v_dim];
+            see(Run { first, keys, values });
+            first += count as u32;
+        }
     }
 
     /// Page number and place within the page.

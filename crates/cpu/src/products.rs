@@ -6,6 +6,8 @@
 
 use pulp::Simd;
 
+use crate::prefetch::Ahead;
+
 /// Partial sums of a dot product: element i goes to sum i % LANES, and then the upper half of them
 /// is added to the lower, down to one. The same on every vector unit; wide enough to keep two
 /// of AVX-512's busy.
@@ -17,37 +19,40 @@ const fn registers<S: Simd>() -> usize {
 }
 
 /// Products of rows with vectors.
-pub(crate) struct Products<'a> {
+pub(crate) struct Products<'a, 'b> {
     /// Values of each row and vector.
     pub(crate) cols: usize,
     /// Rows, one after the other.
     pub(crate) w: &'a [f32],
-    /// Vectors, one after the other.
-    pub(crate) x: &'a [f32],
-    /// The product of row r and vector i is `out[r * strides[0] + i * strides[1]]`.
-    pub(crate) strides: [usize; 2],
-    pub(crate) out: &'a mut [f32],
+    pub(crate) x: &'a [&'a [f32]],
+    /// The product of row r and vector i is `out[i][first + r]`.
+    pub(crate) out: &'a mut [&'b mut [f32]],
+    pub(crate) first: usize,
+    /// Memory that is read after the rows.
+    pub(crate) ahead: &'a [u8],
 }
 
-impl Products<'_> {
+impl Products<'_, '_> {
     #[inline(always)]
     pub(crate) fn compute<S: Simd>(mut self, simd: S) {
-        let (n, mut i) = (self.x.len() / self.cols, 0);
+        let (n, mut i) = (self.x.len(), 0);
+        let tiles = n.div_ceil(2) * (self.w.len() / self.cols / 4);
+        let ahead = &mut Ahead::new(self.ahead, tiles);
         // As many partial sums as fit the registers beside the values: a dot product has two of
         // the 32 with 16 lanes, four of the 16 with 8.
         while n - i >= 2 && S::F32_LANES > 1 {
             if S::F32_LANES == 16 {
-                self.strip::<S, 4, 2>(simd, i);
+                self.strip::<S, 4, 2>(simd, i, ahead);
             } else {
-                self.strip::<S, 1, 2>(simd, i);
+                self.strip::<S, 1, 2>(simd, i, ahead);
             }
             i += 2;
         }
         while n > i {
             if S::F32_LANES == 16 {
-                self.strip::<S, 4, 1>(simd, i);
+                self.strip::<S, 4, 1>(simd, i, ahead);
             } else {
-                self.strip::<S, 1, 1>(simd, i);
+                self.strip::<S, 1, 1>(simd, i, ahead);
             }
             i += 1;
         }
@@ -55,14 +60,25 @@ impl Products<'_> {
 
     /// All rows times `N` vectors from the `i`-th on, `M` rows at a time.
     #[inline(always)]
-    fn strip<S: Simd, const M: usize, const N: usize>(&mut self, simd: S, i: usize) {
-        let x = rows_of::<N>(&self.x[i * self.cols..], self.cols);
+    fn strip<S: Simd, const M: usize, const N: usize>(
+        &mut self,
+        simd: S,
+        i: usize,
+        ahead: &mut Ahead<'_>,
+    ) {
+        let mut x = [&[][..]; N];
+        x.copy_from_slice(&self.x[i..i + N]);
         let (w, cols) = (self.w, self.cols);
         let tiles = w.chunks_exact(M * cols);
         let rest = tiles.remainder().chunks_exact(cols);
         let first = tiles.len() * M;
         for (tile, w) in tiles.enumerate() {
-            self.put(tile * M, i, dots::<S, M, N>(simd, rows_of(w, cols), x));
+            ahead.ask();
+            let mut rows = [&[][..]; M];
+            for m in 0..M {
+                rows[m] = &w[m * cols..][..cols];
+            }
+            self.put(tile * M, i, dots::<S, M, N>(simd, rows, x));
         }
         for (row, w) in (first..).zip(rest) {
             self.put(row, i, dots::<S, 1, N>(simd, [w], x));
@@ -76,22 +92,13 @@ impl Products<'_> {
         i: usize,
         products: [[f32; N]; M],
     ) {
-        for m in 0..M {
-            for n in 0..N {
-                self.out[(row + m) * self.strides[0] + (i + n) * self.strides[1]] = products[m][n];
+        for n in 0..N {
+            let out = &mut self.out[i + n][self.first + row..][..M];
+            for m in 0..M {
+                out[m] = products[m][n];
             }
         }
     }
-}
-
-/// The first `N` of rows that lie one after the other.
-#[inline(always)]
-fn rows_of<const N: usize>(x: &[f32], cols: usize) -> [&[f32]; N] {
-    let mut rows = [&[][..]; N];
-    for n in 0..N {
-        rows[n] = &x[n * cols..][..cols];
-    }
-    rows
 }
 
 /// Dot products of `M` rows with `N` vectors of the same length.
@@ -196,7 +203,7 @@ fn tree_sum<S: Simd, const R: usize>(simd: S, mut sums: [S::f32s; R]) -> f32 {
 }
 
 /// Weighted sums of rows.
-pub(crate) struct WeightedSums<'a> {
+pub(crate) struct WeightedSums<'a, 'b> {
     /// Values of each row and sum.
     pub(crate) cols: usize,
     /// Rows, one after the other.
@@ -204,20 +211,21 @@ pub(crate) struct WeightedSums<'a> {
     /// The weight of row r in sum i is `weights[i * stride + r]`.
     pub(crate) weights: &'a [f32],
     pub(crate) stride: usize,
-    /// Sums, one after the other, to which rows are added in their order.
-    pub(crate) out: &'a mut [f32],
+    /// Sums, to which rows are added in their order.
+    pub(crate) out: &'a mut [&'b mut [f32]],
 }
 
-impl WeightedSums<'_> {
+impl WeightedSums<'_, '_> {
     #[inline(always)]
     pub(crate) fn add<S: Simd>(mut self, simd: S) {
-        let (n, mut i) = (self.out.len() / self.cols, 0);
-        while n - i >= 2 {
-            self.add_to::<S, 2>(simd, i);
-            i += 2;
+        let (n, mut i) = (self.out.len(), 0);
+        while n - i >= 4 {
+            self.add_to::<S, 4>(simd, i);
+            i += 4;
         }
-        if n > i {
+        while n > i {
             self.add_to::<S, 1>(simd, i);
+            i += 1;
         }
     }
 
@@ -225,7 +233,7 @@ impl WeightedSums<'_> {
     #[inline(always)]
     fn add_to<S: Simd, const N: usize>(&mut self, simd: S, i: usize) {
         let (cols, mut col) = (self.cols, 0);
-        // Two registers of each sum are enough to keep two units busy.
+        // Two registers of each sum: with four sums enough to keep two units busy.
         while cols - col >= 2 * S::F32_LANES {
             self.add_cols::<S, N, 2>(simd, i, col);
             col += 2 * S::F32_LANES;
@@ -234,7 +242,10 @@ impl WeightedSums<'_> {
             self.add_cols::<S, N, 1>(simd, i, col);
             col += S::F32_LANES;
         }
-        for (out, i) in self.out.chunks_exact_mut(cols).skip(i).take(N).zip(i..) {
+        if col == cols {
+            return;
+        }
+        for (out, i) in self.out[i..i + N].iter_mut().zip(i..) {
             let weights = &self.weights[i * self.stride..];
             for (values, weight) in self.values.chunks_exact(cols).zip(weights) {
                 add_scaled(&mut out[col..], *weight, &values[col..]);
@@ -246,14 +257,14 @@ impl WeightedSums<'_> {
     #[inline(always)]
     fn add_cols<S: Simd, const N: usize, const R: usize>(&mut self, simd: S, i: usize, col: usize) {
         let (cols, stride, count) = (self.cols, self.stride, self.values.len() / self.cols);
-        let span = |row: usize| row * cols + col..row * cols + col + R * S::F32_LANES;
+        let span = col..col + R * S::F32_LANES;
         let (mut sums, mut weights) = ([[simd.splat_f32s(0.0); R]; N], [&[][..]; N]);
         for n in 0..N {
-            sums[n] = registers_at::<S, R>(&self.out[span(i + n)]);
+            sums[n] = registers_at::<S, R>(&self.out[i + n][span.clone()]);
             weights[n] = &self.weights[(i + n) * stride..][..count];
         }
         for row in 0..count {
-            let values = registers_at::<S, R>(&self.values[span(row)]);
+            let values = registers_at::<S, R>(&self.values[row * cols..][span.clone()]);
             for n in 0..N {
                 let weight = simd.splat_f32s(weights[n][row]);
                 for r in 0..R {
@@ -263,7 +274,7 @@ impl WeightedSums<'_> {
         }
         for n in 0..N {
             let sums = sums[n];
-            S::as_mut_simd_f32s(&mut self.out[span(i + n)]).0.copy_from_slice(&sums);
+            S::as_mut_simd_f32s(&mut self.out[i + n][span.clone()]).0.copy_from_slice(&sums);
         }
     }
 }
@@ -271,6 +282,28 @@ impl WeightedSums<'_> {
 #[inline(always)]
 fn registers_at<S: Simd, const R: usize>(values: &[f32]) -> [S::f32s; R] {
     S::as_simd_f32s(values).0.as_chunks().0[0]
+}
+
+/// The sum of the values of each run, in their order.
+#[inline(always)]
+pub(crate) fn sum_each(runs: &[&mut [f32]], sums: &mut [f32]) {
+    // Four at once: an addition waits for the one before it.
+    const N: usize = 4;
+    for (runs, sums) in runs.chunks(N).zip(sums.chunks_mut(N)) {
+        let (mut totals, mut common) = ([0.0; N], 0);
+        if let [a, b, c, d] = runs {
+            common = a.len().min(b.len()).min(c.len()).min(d.len());
+            let heads = [&a[..common], &b[..common], &c[..common], &d[..common]];
+            for i in 0..common {
+                for n in 0..N {
+                    totals[n] += heads[n][i];
+                }
+            }
+        }
+        for ((sum, total), run) in sums.iter_mut().zip(totals).zip(runs) {
+            *sum = run[common..].iter().fold(total, |sum, value| sum + value);
+        }
+    }
 }
 
 /// y += a * x
@@ -293,15 +326,18 @@ mod tests {
         out: &'a mut [f32],
     }
 
-    /// Products in the first half of `out`, sums weighted by them in the second.
+    /// Products `[n, rows]` in the first part of `out`, and for each vector the sum of the rows
+    /// weighted by its products in the second.
     impl Vectorised for Both<'_> {
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) {
             let Self { cols, w, x, out } = self;
-            let (rows, n) = (w.len() / cols, x.len() / cols);
-            let (dots, sums) = out.split_at_mut(rows * n);
-            Products { cols, w, x, strides: [n, 1], out: &mut *dots }.compute(simd);
-            WeightedSums { cols, values: x, weights: dots, stride: n, out: sums }.add(simd);
+            let (rows, x) = (w.len() / cols, x.chunks_exact(cols).collect::<Vec<_>>());
+            let (dots, sums) = out.split_at_mut(rows * x.len());
+            let mut places: Vec<_> = dots.chunks_exact_mut(rows).collect();
+            Products { cols, w, x: &x, out: &mut places, first: 0, ahead: &[] }.compute(simd);
+            let mut sums: Vec<_> = sums.chunks_exact_mut(cols).collect();
+            WeightedSums { cols, values: w, weights: dots, stride: rows, out: &mut sums }.add(simd);
         }
     }
 
@@ -314,7 +350,7 @@ mod tests {
         for cols in [1, 12, 16, 31, 32, 48, 77, 96] {
             for (rows, n) in [(1, 1), (1, 2), (5, 7), (3, 4), (4, 1), (9, 11)] {
                 let (w, x) = (values(0, rows * cols), values(1, n * cols));
-                let mut wide = vec![0.5; rows * n + rows * cols];
+                let mut wide = vec![0.5; n * (rows + cols)];
                 let (mut narrow, mut alone) = (wide.clone(), wide.clone());
                 Both { cols, w: &w, x: &x, out: &mut wide }.dispatch();
                 Both { cols, w: &w, x: &x, out: &mut narrow }.run(pulp::Scalar);
@@ -325,15 +361,15 @@ mod tests {
                     Both { cols, w: &w, x: &x, out: &mut narrow }.run(unit);
                     assert_eq!(wide, narrow, "{rows} rows of {cols}, {n} vectors");
                 }
-                for (row, w) in w.chunks_exact(cols).enumerate() {
-                    let mut out = vec![0.5; n + cols];
-                    Both { cols, w, x: &x, out: &mut out }.dispatch();
-                    alone[row * n..][..n].copy_from_slice(&out[..n]);
-                    alone[rows * n + row * cols..][..cols].copy_from_slice(&out[n..]);
-                    for (i, x) in x.chunks_exact(cols).enumerate() {
+                for (i, x) in x.chunks_exact(cols).enumerate() {
+                    let mut out = vec![0.5; rows + cols];
+                    Both { cols, w: &w, x, out: &mut out }.dispatch();
+                    alone[i * rows..][..rows].copy_from_slice(&out[..rows]);
+                    alone[n * rows + i * cols..][..cols].copy_from_slice(&out[rows..]);
+                    for (row, w) in w.chunks_exact(cols).enumerate() {
                         let mut out = vec![0.5; 1 + cols];
                         Both { cols, w, x, out: &mut out }.dispatch();
-                        assert_eq!(out[0], alone[row * n + i]);
+                        assert_eq!(out[0], alone[i * rows + row]);
                     }
                 }
                 assert_eq!(wide, alone, "{rows} rows of {cols}, {n} vectors");
@@ -343,18 +379,18 @@ mod tests {
 
     #[test]
     fn results_are_right() {
-        let (cols, n) = (77, 3);
-        let (w, x) = (values(0, cols), values(1, n * cols));
-        let mut out = vec![0.0; n + cols];
+        let (cols, rows) = (77, 3);
+        let (w, x) = (values(0, rows * cols), values(1, cols));
+        let mut out = vec![0.0; rows + cols];
         Both { cols, w: &w, x: &x, out: &mut out }.dispatch();
         let wide = |x: &[f32]| x.iter().copied().map(f64::from).collect::<Vec<_>>();
         let mut sums = vec![0.0; cols];
-        for (dot, x) in out.iter().zip(x.chunks_exact(cols)) {
-            let exact: f64 = wide(&w).iter().zip(wide(x)).map(|(w, x)| w * x).sum();
+        for (dot, w) in out.iter().zip(w.chunks_exact(cols)) {
+            let exact: f64 = wide(w).iter().zip(wide(&x)).map(|(w, x)| w * x).sum();
             assert!((f64::from(*dot) - exact).abs() < 1e-3);
-            sums.iter_mut().zip(wide(x)).for_each(|(sum, x)| *sum += exact * x);
+            sums.iter_mut().zip(wide(w)).for_each(|(sum, w)| *sum += exact * w);
         }
-        for (found, exact) in out[n..].iter().zip(sums) {
+        for (found, exact) in out[rows..].iter().zip(sums) {
             assert!((f64::from(*found) - exact).abs() < 1e-2);
         }
     }

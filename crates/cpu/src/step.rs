@@ -64,10 +64,10 @@ fn run_layer(
 ) -> Vec<Routes> {
     let projection = attn_in::Projection { spec: &spec.attention, weights, norm_eps };
     let h = rms_norm(x, &weights.input_norm, norm_eps);
-    let queries = attn_in::run(&projection, batch, &h, pages);
-    let ranks = queries.iter().zip(&*pages).enumerate();
+    let projected = attn_in::run(&projection, batch, &h, pages);
+    let ranks = projected.iter().zip(&*pages).enumerate();
     let attended: Vec<_> = ranks
-        .map(|(rank, (q, pages))| attn::run(&spec.attention, weights, rank, batch, q, pages))
+        .map(|(rank, (own, pages))| attn::run(&spec.attention, weights, rank, batch, own, pages))
         .collect();
     attn_out::run(weights, &attended, x);
     feed_forward(spec, weights, norm_eps, x)

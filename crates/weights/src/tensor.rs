@@ -1,7 +1,10 @@
 //! A weight in memory, still in the checkpoint's own number format, and its values as F32. Knows
 //! neither files nor models.
 
+use std::ops::Range;
+
 use half::bf16;
+use half::slice::HalfFloatSliceExt;
 use kilotok_model::{FP8_TILE, MXFP4_GROUP};
 
 use crate::codes::{bf16_value, e2m1_halves, e4m3_value, e8m0_value};
@@ -64,6 +67,22 @@ impl Tensor {
                 decode_mxfp4(codes, &scales[row * groups..(row + 1) * groups], out);
             }
         }
+    }
+
+    /// The memory that rows are decoded from, without scales; none if one of them is past the last.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "the caller is one loop")]
+    pub fn rows_memory(&self, rows: Range<usize>) -> &[u8] {
+        let span = rows.start * self.cols..rows.end * self.cols;
+        let memory = match &self.data {
+            TensorData::F32(values) => values.get(span).map(bytemuck::cast_slice),
+            TensorData::Bf16(values) => {
+                values.get(span).map(|row| bytemuck::cast_slice(row.reinterpret_cast()))
+            }
+            TensorData::Fp8 { codes, .. } => codes.get(span),
+            TensorData::Mxfp4 { codes, .. } => codes.get(span.start / 2..span.end / 2),
+        };
+        memory.unwrap_or_default()
     }
 
     /// Bytes of its values and scales.

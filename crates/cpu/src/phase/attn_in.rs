@@ -4,16 +4,38 @@ use kilotok_model::{AttentionSpec, Ranks};
 use kilotok_rows::Batch;
 
 use crate::math::rms_norm_in_place;
-use crate::matmul::{matmul, transpose};
+use crate::matmul::{matmul, vectors};
 use crate::pages::LayerPages;
 use crate::rope::rotate;
 use crate::weights::LayerWeights;
 
-/// Queries, keys and values of one rank: `[tokens, heads * dim]` each.
+/// Queries, keys and values of one rank, of each token one after the other.
 pub(crate) struct Projected {
-    pub(crate) q: Vec<f32>,
-    pub(crate) k: Vec<f32>,
-    pub(crate) v: Vec<f32>,
+    rows: Vec<f32>,
+    q_width: usize,
+    k_width: usize,
+    width: usize,
+}
+
+impl Projected {
+    fn row(&self, token: usize) -> &[f32] {
+        &self.rows[token * self.width..][..self.width]
+    }
+
+    /// `[heads, qk_dim]`
+    pub(crate) fn q(&self, token: usize) -> &[f32] {
+        &self.row(token)[..self.q_width]
+    }
+
+    /// `[kv_heads, qk_dim]`
+    pub(crate) fn k(&self, token: usize) -> &[f32] {
+        &self.row(token)[self.q_width..][..self.k_width]
+    }
+
+    /// `[kv_heads, v_dim]`
+    pub(crate) fn v(&self, token: usize) -> &[f32] {
+        &self.row(token)[self.q_width + self.k_width..]
+    }
 }
 
 /// What the projection of a layer needs besides its weights.
@@ -23,85 +45,69 @@ pub(crate) struct Projection<'a> {
     pub(crate) norm_eps: f32,
 }
 
-/// Projects normed activations `h` and keeps keys and values of the target. Returns the queries,
-/// by rank.
+/// Projects normed activations `h` and keeps keys and values of the target. By rank.
 pub(crate) fn run(
     projection: &Projection<'_>,
     batch: &Batch<'_>,
     h: &[f32],
     pages: &mut [LayerPages],
-) -> Vec<Vec<f32>> {
-    let mut queries = Vec::with_capacity(pages.len());
-    for (rank, pages) in pages.iter_mut().enumerate() {
-        let Projected { q, k, v } = projection.all(rank, h, &batch.positions);
-        let (k_width, v_width) = (k.len() / batch.token_count(), v.len() / batch.token_count());
+) -> Vec<Projected> {
+    let ranks = pages.iter_mut().enumerate().map(|(rank, pages)| {
+        let projected = projection.all(rank, h, &batch.positions);
         for (token, &position) in batch.positions.iter().enumerate() {
             let run = &batch.row(token).pages[pages.group];
-            let keys = &k[token * k_width..][..k_width];
-            pages.write(run, position, keys, &v[token * v_width..][..v_width]);
+            pages.write(run, position, projected.k(token), projected.v(token));
         }
-        queries.push(q);
-    }
-    queries
+        projected
+    });
+    ranks.collect()
 }
 
 impl Projection<'_> {
     /// Queries, keys and values of a rank.
     pub(crate) fn all(&self, rank: usize, h: &[f32], positions: &[u32]) -> Projected {
-        let n = positions.len();
-        let products = self.weights.ranks[rank].qkv.iter().flat_map(|w| matmul(w, h));
-        let rows: Vec<f32> = products.collect();
-        let (q_rows, kv_heads) = self.shares(rank);
-        let k_rows = kv_heads * self.spec.qk_dim;
-        let (q, kv) = rows.split_at(q_rows * n);
-        let (k, v) = kv.split_at(k_rows * n);
-        let mut q = transpose(q, n);
-        self.finish_heads(&mut q, &self.weights.q_norm, positions);
-        let (k, v) = self.finish_kv(transpose(k, n), transpose(v, n), positions);
-        Projected { q, k, v }
+        let ranks = Ranks { rank, count: self.weights.ranks.len() };
+        let q_width = ranks.share(self.spec.q_heads).len() * self.spec.qk_dim;
+        let qkv = &self.weights.ranks[rank].qkv;
+        self.finish(ranks, q_width, matmul(qkv, &vectors(h, qkv[0].cols)), positions)
     }
 
     /// Keys and values alone, from a split projection.
-    pub(crate) fn kv(&self, rank: usize, c: &[f32], positions: &[u32]) -> (Vec<f32>, Vec<f32>) {
-        let n = positions.len();
-        let [_, key, value] = &self.weights.ranks[rank].qkv[..] else {
-            panic!("a drafter's projections are split");
-        };
-        let (k, v) = (transpose(&matmul(key, c), n), transpose(&matmul(value, c), n));
-        self.finish_kv(k, v, positions)
-    }
-
-    /// Query rows and K/V heads of a rank.
-    fn shares(&self, rank: usize) -> (usize, usize) {
+    pub(crate) fn kv(&self, rank: usize, c: &[f32], positions: &[u32]) -> Projected {
         let ranks = Ranks { rank, count: self.weights.ranks.len() };
-        let q_heads = ranks.share(self.spec.q_heads).len();
-        (q_heads * self.spec.qk_dim, ranks.kv_share(self.spec.kv_heads).len())
+        let qkv = &self.weights.ranks[rank].qkv;
+        assert_eq!(qkv.len(), 3, "a drafter's projections are split");
+        let kv = &qkv[1..];
+        self.finish(ranks, 0, matmul(kv, &vectors(c, kv[0].cols)), positions)
     }
 
-    fn finish_kv(
+    /// Norm and rotation of queries and keys, scale of values.
+    fn finish(
         &self,
-        mut k: Vec<f32>,
-        mut v: Vec<f32>,
+        ranks: Ranks,
+        q_width: usize,
+        mut rows: Vec<f32>,
         positions: &[u32],
-    ) -> (Vec<f32>, Vec<f32>) {
-        self.finish_heads(&mut k, &self.weights.k_norm, positions);
-        for value in &mut v {
-            *value *= self.spec.value_scale;
-        }
-        (k, v)
-    }
-
-    /// Norm and rotation of query or key heads.
-    fn finish_heads(&self, heads: &mut [f32], norm: &[f32], positions: &[u32]) {
-        if self.spec.qk_norm {
-            rms_norm_in_place(heads, norm, self.norm_eps);
-        }
-        let width = heads.len().checked_div(positions.len()).unwrap_or(0);
-        for (heads, &position) in heads.chunks_exact_mut(width.max(1)).zip(positions) {
-            let angles = self.weights.rope.angles(position);
-            for head in heads.chunks_exact_mut(self.spec.qk_dim) {
+    ) -> Projected {
+        let Self { spec, weights, norm_eps } = *self;
+        let kv_heads = ranks.kv_share(spec.kv_heads).len();
+        let k_width = kv_heads * spec.qk_dim;
+        let width = q_width + k_width + kv_heads * spec.v_dim;
+        for (row, &position) in rows.chunks_exact_mut(width).zip(positions) {
+            let (heads, v) = row.split_at_mut(q_width + k_width);
+            if spec.qk_norm {
+                let (q, k) = heads.split_at_mut(q_width);
+                rms_norm_in_place(q, &weights.q_norm, norm_eps);
+                rms_norm_in_place(k, &weights.k_norm, norm_eps);
+            }
+            let angles = weights.rope.angles(position);
+            for head in heads.chunks_exact_mut(spec.qk_dim) {
                 rotate(head, &angles);
             }
+            for value in v {
+                *value *= spec.value_scale;
+            }
         }
+        Projected { rows, q_width, k_width, width }
     }
 }

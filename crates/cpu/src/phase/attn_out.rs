@@ -1,13 +1,18 @@
 //! Output projection, the exchange between ranks, and the residual.
 
+use std::slice;
+
 use crate::math::add;
-use crate::matmul::matmul_rows;
-use crate::weights::LayerWeights;
+use crate::matmul::{matmul, vectors};
+use crate::weights::{LayerWeights, RankWeights};
 
 /// x += sum over ranks of output * attended, `attended` by rank `[tokens, q_heads * v_dim]`.
 pub(crate) fn run(weights: &LayerWeights, attended: &[Vec<f32>], x: &mut [f32]) {
     let parts = weights.ranks.iter().zip(attended);
-    add_ranks(x, parts.map(|(rank, attended)| matmul_rows(&rank.output, attended)));
+    let part = |(rank, attended): (&RankWeights, &Vec<f32>)| {
+        matmul(slice::from_ref(&rank.output), &vectors(attended, rank.output.cols))
+    };
+    add_ranks(x, parts.map(part));
 }
 
 /// Adds the ranks' parts to each other in rank order, then to the residual stream.

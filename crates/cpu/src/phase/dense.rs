@@ -2,12 +2,14 @@
 
 use super::attn_out::add_ranks;
 use super::experts::{Unit, apply};
+use crate::matmul::vectors;
 use crate::weights::LayerWeights;
 
 /// x += down(silu(gate h) * up h), the ranks' parts added.
 pub(crate) fn run(weights: &LayerWeights, h: &[f32], x: &mut [f32]) {
     let parts = weights.ranks.iter().map(|rank| {
-        let unit = Unit { mlp: &rank.feed_forward[0], x: h.to_vec() };
+        let mlp = &rank.feed_forward[0];
+        let unit = Unit { mlp, x: vectors(h, mlp.gate.cols) };
         apply(&[unit]).remove(0)
     });
     add_ranks(x, parts);

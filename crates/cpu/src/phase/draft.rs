@@ -1,17 +1,19 @@
 //! The DFlash drafter. Committed tokens leave keys and values that come from the target's tapped
 //! residual streams; a draft pass reads them, guesses all its tokens at once and leaves nothing.
 
+use std::ops::Range;
+
 use kilotok_abi::TokenId;
 use kilotok_engine::{Row, StepOutput};
 use kilotok_model::{AttentionSpec, DrafterSpec, ModelSpec};
 use kilotok_rows::{Batch, Slots, likeliest};
 
-use super::attn::Heads;
-use super::attn_in::{Projected, Projection};
+use super::attn::{Heads, Kv};
+use super::attn_in::Projection;
 use super::{attn_out, embed, head};
-use crate::math::rms_norm;
+use crate::math::{rms_norm, rms_norm_in_place};
 use crate::matmul::matmul;
-use crate::pages::LayerPages;
+use crate::pages::{LayerPages, Run};
 use crate::step::{Model, feed_forward};
 use crate::watch::{Seen, Watch};
 use crate::weights::{DrafterWeights, ModelWeights};
@@ -74,18 +76,18 @@ impl<'a> Drafter<'a> {
         pages: &mut [Vec<LayerPages>],
         watch: &mut Option<Watch>,
     ) {
-        let features: Vec<f32> =
-            committed.iter().flat_map(|&token| taps.of(token)).copied().collect();
+        let features: Vec<&[f32]> = committed.iter().map(|&token| taps.of(token)).collect();
         let positions: Vec<u32> = committed.iter().map(|&token| batch.positions[token]).collect();
-        let fused = self.fuse(&features, committed.len());
-        let context = rms_norm(&fused, &self.weights.context_norm, self.spec.norm_eps);
+        // Each rank computes its share of the rows.
+        let mut context = matmul(&self.weights.fc, &features);
+        rms_norm_in_place(&mut context, &self.weights.context_norm, self.spec.norm_eps);
         for (index, pages) in pages.iter_mut().enumerate() {
             let projection = self.projection(index);
             for (rank, pages) in pages.iter_mut().enumerate() {
-                let (k, v) = projection.kv(rank, &context, &positions);
+                let projected = projection.kv(rank, &context, &positions);
                 for (i, &token) in committed.iter().enumerate() {
                     let run = &batch.row(token).pages[pages.group];
-                    let (keys, values) = (part_of(&k, i, committed), part_of(&v, i, committed));
+                    let (keys, values) = (projected.k(i), projected.v(i));
                     pages.write(run, positions[i], keys, values);
                     if let Some(watch) = watch {
                         let position = positions[i];
@@ -94,12 +96,6 @@ impl<'a> Drafter<'a> {
                 }
             }
         }
-    }
-
-    /// fc * features, `[n, hidden]`; each rank computes its share of the rows.
-    fn fuse(&self, features: &[f32], n: usize) -> Vec<f32> {
-        let rows: Vec<f32> = self.weights.fc.iter().flat_map(|fc| matmul(fc, features)).collect();
-        crate::matmul::transpose(&rows, n)
     }
 
     fn projection(&self, layer: usize) -> Projection<'a> {
@@ -175,55 +171,63 @@ fn attention(
 ) {
     let Projection { spec, weights, norm_eps } = *projection;
     let h = rms_norm(x, &weights.input_norm, norm_eps);
+    let (n, start) = (positions.len(), positions[0]);
     let ranks = pages.iter().enumerate();
     let attended: Vec<_> = ranks
         .map(|(rank, pages)| {
             let own = projection.all(rank, &h, positions);
-            let heads = Heads::new(spec, weights, rank);
-            attend(spec, &heads, &own, row, positions, pages)
+            let keys = by_head(&(0..n).map(|token| own.k(token)).collect::<Vec<_>>(), spec.qk_dim);
+            let values = by_head(&(0..n).map(|token| own.v(token)).collect::<Vec<_>>(), spec.v_dim);
+            let positions = start..start + n as u32;
+            let kv = Drafted { spec, row, pages, positions, keys, values };
+            Heads::new(spec, weights, rank).attend(std::iter::once(0..n), &own, &kv)
         })
         .collect();
     attn_out::run(weights, &attended, x);
 }
 
-/// The `i`-th of as many equal parts as there are tokens.
-fn part_of<'a>(values: &'a [f32], i: usize, tokens: &[usize]) -> &'a [f32] {
-    let width = values.len() / tokens.len();
-    &values[i * width..][..width]
+/// The keys and values that draft rows see: the context's, then their own.
+struct Drafted<'a> {
+    spec: &'a AttentionSpec,
+    row: &'a Row,
+    pages: &'a LayerPages,
+    positions: Range<u32>,
+    /// `[kv_heads, draft rows, dim]`
+    keys: Vec<f32>,
+    values: Vec<f32>,
 }
 
-/// Attention of the draft rows over the context before `positions[0]`, then the draft rows.
-fn attend(
-    spec: &AttentionSpec,
-    heads: &Heads<'_>,
-    own: &Projected,
-    row: &Row,
-    positions: &[u32],
-    pages: &LayerPages,
-) -> Vec<f32> {
-    let (n, start) = (positions.len(), positions[0]);
-    let kv_heads = own.k.len() / spec.qk_dim / n;
-    let own_keys = by_head(&own.k, kv_heads, spec.qk_dim);
-    let own_values = by_head(&own.v, kv_heads, spec.v_dim);
-    let run = &row.pages[pages.group];
-    heads.attend(n, &own.q, |token, head| {
-        // The window reaches back over context and draft rows alike, and forward without end.
-        let first =
-            spec.window().map_or(0, |keys| (positions[token] + 1).saturating_sub(keys as u32));
-        let skipped = first.saturating_sub(start) as usize;
-        let draft_rows = (
-            &own_keys[head * n * spec.qk_dim..][skipped * spec.qk_dim..(n * spec.qk_dim)],
-            &own_values[head * n * spec.v_dim..][skipped * spec.v_dim..(n * spec.v_dim)],
-        );
-        pages.runs(run, head, first, start).chain([draft_rows]).collect()
-    })
+impl Kv for Drafted<'_> {
+    /// The window reaches back over context and draft rows alike, and forward without end.
+    fn span(&self, token: usize) -> Range<u32> {
+        let end = self.positions.start + token as u32 + 1;
+        let first = self.spec.window().map_or(0, |keys| end.saturating_sub(keys as u32));
+        first..self.positions.end
+    }
+
+    fn runs<'a>(&'a self, _: usize, head: usize, positions: Range<u32>, runs: &mut Vec<Run<'a>>) {
+        let start = self.positions.start;
+        let context = positions.start..positions.end.min(start);
+        let pages = &self.row.pages[self.pages.group];
+        self.pages.runs(pages, head, context, |run| runs.push(run));
+        let first = positions.start.max(start);
+        if first < positions.end {
+            let rows = head * self.positions.len();
+            let own = (first - start) as usize + rows..(positions.end - start) as usize + rows;
+            let part = |x: &'a [f32], dim: usize| &x[own.start * dim..own.end * dim];
+            let keys = part(&self.keys, self.spec.qk_dim);
+            runs.push(Run { first, keys, values: part(&self.values, self.spec.v_dim) });
+        }
+    }
 }
 
 /// `[n, heads, dim]` to `[heads, n, dim]`.
-fn by_head(x: &[f32], heads: usize, dim: usize) -> Vec<f32> {
-    let rows = x.chunks_exact(heads * dim);
-    (0..heads)
-        .flat_map(|head| rows.clone().flat_map(move |row| &row[head * dim..][..dim]))
-        .copied()
-        .collect()
+fn by_head(rows: &[&[f32]], dim: usize) -> Vec<f32> {
+    let (mut out, width) = (Vec::new(), rows[0].len());
+    for first in (0..width).step_by(dim) {
+        for row in rows {
+            out.extend_from_slice(&row[first..][..dim]);
+        }
+    }
+    out
 }

@@ -6,9 +6,8 @@ use rayon::prelude::*;
 
 use super::attn_out::add_ranks;
 use super::router::Routes;
-use crate::math::{SiluMul, Vectorised};
-use crate::matmul::{RowsTimes, task_rows, transpose};
-use crate::products::add_scaled;
+use crate::math::{AddScaled, SiluMul, Vectorised};
+use crate::matmul::{RowsTimes, Task, tasks, vectors};
 use crate::weights::{LayerWeights, Mlp};
 
 /// x += sum over ranks of the experts' weighted outputs.
@@ -23,17 +22,13 @@ pub(crate) fn run(weights: &LayerWeights, routes: &[Routes], h: &[f32], x: &mut 
     let parts = weights.ranks.iter().map(|rank| {
         let units = tokens_of.iter().map(|(&expert, tokens)| Unit {
             mlp: &rank.feed_forward[expert],
-            x: tokens
-                .iter()
-                .flat_map(|(token, _)| &h[token * hidden..][..hidden])
-                .copied()
-                .collect(),
+            x: tokens.iter().map(|(token, _)| &h[token * hidden..][..hidden]).collect(),
         });
         let outputs = apply(&units.collect::<Vec<_>>());
         let mut part = vec![0.0; h.len()];
         for (tokens, outputs) in tokens_of.values().zip(outputs) {
-            for ((token, weight), output) in tokens.iter().zip(outputs.chunks_exact(hidden)) {
-                add_scaled(&mut part[token * hidden..][..hidden], *weight, output);
+            for (&(token, a), x) in tokens.iter().zip(outputs.chunks_exact(hidden)) {
+                AddScaled { y: &mut part[token * hidden..][..hidden], a, x }.dispatch();
             }
         }
         part
@@ -41,49 +36,47 @@ pub(crate) fn run(weights: &LayerWeights, routes: &[Routes], h: &[f32], x: &mut 
     add_ranks(x, parts);
 }
 
-/// One network with the vectors it is applied to, `[n, hidden]`.
+/// One network with the vectors it is applied to.
 pub(crate) struct Unit<'a> {
     pub(crate) mlp: &'a Mlp,
-    pub(crate) x: Vec<f32>,
-}
-
-impl Unit<'_> {
-    fn n(&self) -> usize {
-        self.x.len() / self.mlp.gate.cols
-    }
+    pub(crate) x: Vec<&'a [f32]>,
 }
 
 /// Outputs of every unit, `[n, hidden]`, all units at once so that all cores have work.
 pub(crate) fn apply(units: &[Unit<'_>]) -> Vec<Vec<f32>> {
-    let mut inner: Vec<_> =
-        units.iter().map(|unit| vec![0.0; unit.mlp.gate.rows * unit.n()]).collect();
-    let tasks = units.iter().zip(&mut inner).flat_map(|(unit, inner)| {
-        let rows = task_rows(&unit.mlp.gate, unit.n());
-        let tasks = inner.chunks_mut(rows * unit.n()).enumerate();
-        tasks.map(move |(task, out)| (unit, task * rows, out))
+    let zeros = |rows: fn(&Mlp) -> usize| {
+        let of_unit = |unit: &Unit<'_>| vec![0.0; rows(unit.mlp) * unit.x.len()];
+        units.iter().map(of_unit).collect::<Vec<_>>()
+    };
+    let mut inner = zeros(|mlp| mlp.gate.rows);
+    let inner_tasks = units.iter().zip(&mut inner).flat_map(|(unit, inner)| {
+        let places: &mut Vec<_> = &mut inner.chunks_exact_mut(unit.mlp.gate.rows).collect();
+        tasks(&unit.mlp.gate, &unit.x, places, units.len())
+            .into_iter()
+            .map(|gate| (gate, &unit.mlp.up))
     });
     let memory = || (Vec::new(), Vec::new());
-    tasks.collect::<Vec<_>>().into_par_iter().for_each_init(memory, |memory, task| {
-        let ((decoded, up), (unit, first, gate)) = (memory, task);
-        let (Unit { mlp, x }, decoded) = (unit, &mut *decoded);
-        up.resize(gate.len(), 0.0);
-        RowsTimes { w: &mlp.gate, first, x, decoded, out: &mut *gate }.dispatch();
-        RowsTimes { w: &mlp.up, first, x, decoded, out: up }.dispatch();
-        SiluMul { gate, up }.dispatch();
+    inner_tasks.collect::<Vec<_>>().into_par_iter().for_each_init(memory, |memory, task| {
+        let (decoded, up_values) = memory;
+        let (Task { w: gate, first, x, mut out }, up) = task;
+        RowsTimes { w: gate, first, x, decoded: &mut *decoded, out: &mut out }.dispatch();
+        let count = out[0].len();
+        up_values.resize(x.len() * count, 0.0);
+        let mut places: Vec<_> = up_values.chunks_exact_mut(count).collect();
+        RowsTimes { w: up, first, x, decoded, out: &mut places }.dispatch();
+        for (gate, up) in out.into_iter().zip(places) {
+            SiluMul { gate, up }.dispatch();
+        }
     });
-    for (unit, inner) in units.iter().zip(&mut inner) {
-        *inner = transpose(inner, unit.n());
-    }
-    let mut outputs: Vec<_> =
-        units.iter().map(|unit| vec![0.0; unit.mlp.down.rows * unit.n()]).collect();
-    let tasks = units.iter().zip(&inner).zip(&mut outputs).flat_map(|((unit, inner), output)| {
-        let rows = task_rows(&unit.mlp.down, unit.n());
-        let tasks = output.chunks_mut(rows * unit.n()).enumerate();
-        tasks.map(move |(task, out)| (unit, inner, task * rows, out))
+    let inner: Vec<_> =
+        units.iter().zip(&inner).map(|(unit, inner)| vectors(inner, unit.mlp.down.cols)).collect();
+    let mut outputs = zeros(|mlp| mlp.down.rows);
+    let down_tasks = units.iter().zip(&inner).zip(&mut outputs).flat_map(|((unit, x), output)| {
+        let down = &unit.mlp.down;
+        let places: &mut Vec<_> = &mut output.chunks_exact_mut(down.rows).collect();
+        tasks(down, x, places, units.len())
     });
-    tasks.collect::<Vec<_>>().into_par_iter().for_each_init(Vec::new, |decoded, task| {
-        let (unit, inner, first, out) = task;
-        RowsTimes { w: &unit.mlp.down, first, x: inner, decoded, out }.dispatch();
-    });
-    units.iter().zip(outputs).map(|(unit, output)| transpose(&output, unit.n())).collect()
+    let down_tasks: Vec<_> = down_tasks.collect();
+    down_tasks.into_par_iter().for_each_init(Vec::new, |decoded, task| task.run(decoded));
+    outputs
 }

@@ -2,8 +2,8 @@
 
 use kilotok_weights::Tensor;
 
-use crate::math::rms_norm;
-use crate::matmul::matmul_rows;
+use crate::math::rms_norm_in_place;
+use crate::matmul::{matmul, vectors};
 
 /// Logits of chosen rows of the residual stream, `[rows, vocab]`.
 pub(crate) fn run(
@@ -14,16 +14,10 @@ pub(crate) fn run(
     rows: &[usize],
 ) -> Vec<f32> {
     let hidden = norm.len();
-    let chosen: Vec<f32> =
-        rows.iter().flat_map(|row| &x[row * hidden..][..hidden]).copied().collect();
-    let h = rms_norm(&chosen, norm, norm_eps);
-    let parts: Vec<_> = head.iter().map(|rank| matmul_rows(rank, &h)).collect();
-    let mut logits =
-        Vec::with_capacity(rows.len() * head.iter().map(|rank| rank.rows).sum::<usize>());
-    for row in 0..rows.len() {
-        for (part, rank) in parts.iter().zip(head) {
-            logits.extend_from_slice(&part[row * rank.rows..][..rank.rows]);
-        }
+    let mut h = Vec::with_capacity(rows.len() * hidden);
+    for row in rows {
+        h.extend_from_slice(&x[row * hidden..][..hidden]);
     }
-    logits
+    rms_norm_in_place(&mut h, norm, norm_eps);
+    matmul(head, &vectors(&h, hidden))
 }

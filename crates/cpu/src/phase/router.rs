@@ -1,9 +1,11 @@
 //! Which experts a token goes to, and with what weight.
 
+use std::slice;
+
 use kilotok_model::ExpertsSpec;
 
 use crate::math::sigmoid;
-use crate::matmul::matmul_rows;
+use crate::matmul::{matmul, vectors};
 use crate::weights::RouterWeights;
 
 /// An expert that a token goes to.
@@ -23,7 +25,8 @@ pub(crate) struct Routes {
 
 /// The routes of each token. `h` is normed, `[tokens, hidden]`.
 pub(crate) fn run(spec: &ExpertsSpec, weights: &RouterWeights, h: &[f32]) -> Vec<Routes> {
-    let logits = matmul_rows(&weights.matrix, h);
+    let w = &weights.matrix;
+    let logits = matmul(slice::from_ref(w), &vectors(h, w.cols));
     logits.chunks_exact(spec.count).map(|logits| choose(spec, &weights.bias, logits)).collect()
 }
 
