@@ -129,7 +129,7 @@ __device__ __forceinline__ void add_context(Walker& w) {
     with_kind<P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
       constexpr int A = decltype(kind)::value;
       add<QkvMatrix<A>>(cta, w.sums, KEY_UNIT<A> + cta.index(), w.tiles(),
-                        store_projections<A>(w, layer.attention, layer, false));
+                        store_projections<A>(w, layer.attention, layer, false), index > 0);
     });
   }
 }

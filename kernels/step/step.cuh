@@ -301,8 +301,9 @@ __device__ __forceinline__ void add_layers(Walker& w) {
     with_matrix<ProjectionOf, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
       constexpr int A = decltype(kind)::value;
       const LayerMemory& held = w.shared.layers[index % 2];
+      // The first layer's sums come after the barrier before which angles are written.
       add<QkvMatrix<A>>(cta, w.sums, cta.index(), w.tiles(),
-                        store_projections<A>(w, layer.attention, held, DRAFT));
+                        store_projections<A>(w, layer.attention, held, DRAFT), index > 0);
     });
     with_matrix<OutputMatrix, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
       add<OutputMatrix<decltype(kind)::value>>(cta, w.sums, cta.index(), w.tiles(),

@@ -104,10 +104,15 @@ struct Sums {
     }
   }
 
+  // Adders: wait for the sums of the next unit.
+  __device__ __forceinline__ void wait() const {
+    wait_mbarrier(Waits::Sums, full + 8 * stage, parity);
+  }
+
   // Adders: take the sums of the next unit, `use(row tile, 0, lane, values)` as in `add_warps`.
   template <class M, class Use>
   __device__ __forceinline__ void take(const Cta& cta, Use use) {
-    wait_mbarrier(Waits::Sums, full + 8 * stage, parity);
+    wait();
     const int adder = cta.warp() - CONSUMER_WARPS - 1;
     // One adder does a unit of one row tile; the units take turns.
     const bool mine = M::ROW_TILES == 1 ? stage % ADDER_WARPS == adder : adder < M::ROW_TILES;
@@ -302,13 +307,15 @@ __device__ __forceinline__ void multiply(const Cta& cta, Ring& ring, Sums& sums,
 }
 
 // Adders: the other half of `multiply`. What `use` needs from afar it asks for before the sums are
-// there.
+// there, unless only they tell that others have written it: `early` says so.
 template <class M, class Use>
-__device__ __forceinline__ void add(const Cta& cta, Sums& sums, int first, int tiles, Use use) {
+__device__ __forceinline__ void add(const Cta& cta, Sums& sums, int first, int tiles, Use use,
+                                    bool early = true) {
   if (tiles > 1) return;
 #pragma unroll 1
   for (int unit = first; unit < M::UNITS; unit += GRID) {
     if constexpr (requires { use.ahead(unit, 0, 0); }) {
+      if (!early) sums.wait();
       const auto ahead = use.ahead(unit, 0, cta.lane());
       sums.take<M>(cta, [&](int, int tile, int lane, const float4& values) {
         use.store(unit, tile, lane, values, ahead);
