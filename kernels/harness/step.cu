@@ -193,7 +193,7 @@ float launch(const Memory& m, int tokens) {
       CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  sizeof(Shared)));
   }
-  CHECK(cudaMemset(at<void>(m.barrier), 0, 64));
+  CHECK(cudaMemset(at<void>(m.barrier), 0, 2 * COUNTER_BYTES));
   CHECK(cudaMemset(at<void>(m.trace), 0, STAMPS_MAX * 16));
   void* arguments[] = {const_cast<Memory*>(&m)};
   CHECK(cudaEventRecord(start));

@@ -57,25 +57,29 @@ __device__ __forceinline__ void norm_context(Walker& w) {
     stream.residual[token][row] = 0;
     stream.part[token][row] = own ? ptx::load_l2(fused + token * FuseMatrix::ROWS + place) : 0;
   }
+  begin_norm(cta, stream, memory.draft_context_norm, 1.0f, ~0u);
   exchange(cta, stream, w.token_count());
-  add_to_stream(cta, stream, w.shared.sums, w.token_count(),
-                NextNorm(cta, memory.draft_context_norm, 1.0f, ~0u));
+  add_to_stream(cta, stream, w.shared.sums, w.token_count());
 }
 
 template <int TILES>
 __device__ __forceinline__ void fuse(Walker& w) {
   const Memory& memory = w.cta.memory;
-  multiply<FuseMatrix, TILES>(w.cta, w.ring, w.sums, memory.taps, TAPS_BYTES, w.cta.index(),
-                              TapRows{w.batch().tokens, w.token_count()}, Nothing{},
-                              StoreFused{at<float>(memory.fused), w.token_count()});
+  w.walk([&](Ring& ring, Sums& sums) {
+    multiply<FuseMatrix, TILES>(w.cta, ring, sums, memory.taps, TAPS_BYTES, w.cta.index(),
+                                TapRows{w.batch().tokens, w.token_count()}, Nothing{},
+                                StoreFused{at<float>(memory.fused), w.token_count()});
+  });
 }
 
 template <int KIND, int TILES>
 __device__ __forceinline__ void project_context(Walker& w, const LayerMemory& layer) {
   const Memory& memory = w.cta.memory;
-  multiply<QkvMatrix<KIND>, TILES>(w.cta, w.ring, w.sums, memory.normed, NORMED_BYTES,
-                                   KEY_UNIT<KIND> + w.cta.index(), EveryToken{}, Nothing{},
-                                   store_projections<KIND>(w, layer.attention, layer, false));
+  w.walk([&](Ring& ring, Sums& sums) {
+    multiply<QkvMatrix<KIND>, TILES>(w.cta, ring, sums, memory.normed, NORMED_BYTES,
+                                     KEY_UNIT<KIND> + w.cta.index(), EveryToken{}, Nothing{},
+                                     store_projections<KIND>(w, layer.attention, layer, false));
+  });
 }
 
 template <int TILES>

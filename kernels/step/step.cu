@@ -42,6 +42,7 @@ __device__ __forceinline__ void run(const Memory& memory) {
     Sums(shared.sums).init();
     Ring(shared.ring).init();
   }
+  if (threadIdx.x < CONSUMER_WARPS) shared.progress[threadIdx.x] = {};
   shared.batch.bring(memory);
   __syncthreads();
   Walker walker;

@@ -12,6 +12,18 @@
 
 namespace kilotok {
 
+// How far a consumer warp has come. In registers it would be spilled, and then lie as far away as
+// L2, or further.
+struct alignas(16) Progress {
+  // Of the ring and of the sums.
+  int page;
+  uint32_t page_parity;
+  int sum;
+  uint32_t sum_parity;
+  // How often routes were chosen, and turns of the layers begun.
+  uint32_t routed_count, turn_count;
+};
+
 struct Shared {
   Memory memory;
   RingMemory ring;
@@ -25,6 +37,7 @@ struct Shared {
   // more: a warp that is late must not miss one.
   alignas(8) uint64_t routed;
   alignas(8) uint64_t heard;
+  Progress progress[CONSUMER_WARPS];
 };
 
 __device__ __forceinline__ Shared& cta_shared() {
@@ -71,22 +84,24 @@ __device__ __forceinline__ float projection_scale(uint32_t kind) {
 
 // The norm before a layer, or before the head when there is no such layer.
 template <bool DRAFT>
-__device__ __forceinline__ NextNorm norm_before(const Cta& cta, const LayerMemory* layers,
-                                                int index, uint32_t tap) {
+__device__ __forceinline__ void begin_norm_before(const Cta& cta, Shared& shared, int index,
+                                                  uint32_t tap) {
   const Memory& memory = cta.memory;
-  if (index == Part<DRAFT>::LAYER_COUNT)
-    return NextNorm(cta, DRAFT ? memory.draft_norm : memory.final_norm, 1.0f, tap);
-  const LayerMemory& layer = layers[index % 2];
-  return NextNorm(cta, layer.input_norm, projection_scale(layer.attention), tap);
+  const LayerMemory& layer = shared.layers[index % 2];
+  const bool last = index == Part<DRAFT>::LAYER_COUNT;
+  begin_norm(cta, shared.stream,
+             !last ? layer.input_norm : DRAFT ? memory.draft_norm : memory.final_norm,
+             last ? 1.0f : projection_scale(layer.attention), tap);
 }
 
 // A warp on its way through a pass.
 struct Walker {
   Shared& shared;
   Cta cta;
+  // Of producer and adders: where they are, and how often they heard of routes. Consumers keep
+  // theirs in shared memory.
   Ring ring;
   Sums sums;
-  // How often routes were chosen, or heard of.
   uint32_t routed_count;
 
   __device__ __forceinline__ Walker()
@@ -111,8 +126,49 @@ struct Walker {
 
   // Consumers: wait until the last routes may go.
   __device__ __forceinline__ void wait_heard() {
-    if (routed_count++ == 0) return;
-    wait_mbarrier(Waits::Routes, ptx::shared_address(&shared.heard), routed_count & 1);
+    const uint32_t count = next(&Progress::routed_count);
+    if (count == 0) return;
+    wait_mbarrier(Waits::Routes, ptx::shared_address(&shared.heard), (count + 1) & 1);
+  }
+
+  // Consumers: which turn of the layers begins, two a layer; and the layer, while it lasts.
+  __device__ __forceinline__ int next_turn() { return next(&Progress::turn_count); }
+  __device__ __forceinline__ const LayerMemory& layer() const {
+    const volatile Progress& progress = shared.progress[cta.warp()];
+    return shared.layers[(progress.turn_count - 1) / 2 % 2];
+  }
+
+  // Consumers: `phase(ring, sums)` with both as the warp left them.
+  template <class Phase>
+  __device__ __forceinline__ void walk(Phase phase) {
+    Progress& progress = shared.progress[cta.warp()];
+    const uint4 was = ptx::load_shared(ptx::shared_address(&progress));
+    Ring own_ring(shared.ring);
+    Sums own_sums(shared.sums);
+    own_ring.stage = was.x;
+    own_ring.parity = was.y;
+    own_sums.stage = was.z;
+    own_sums.parity = was.w;
+    phase(own_ring, own_sums);
+    __syncwarp();
+    if (cta.lane() == 0) {
+      progress.page = own_ring.stage;
+      progress.page_parity = own_ring.parity;
+      progress.sum = own_sums.stage;
+      progress.sum_parity = own_sums.parity;
+    }
+    __syncwarp();
+  }
+
+ private:
+  // What a count was, before one more.
+  __device__ __forceinline__ uint32_t next(uint32_t Progress::* count) {
+    volatile uint32_t& kept = shared.progress[cta.warp()].*count;
+    const uint32_t was = kept;
+    __syncwarp();
+    if (cta.lane() == 0) kept = was + 1;
+    __syncwarp();
+    return was;
   }
 };
 
@@ -133,25 +189,29 @@ __device__ __forceinline__ auto store_projections(Walker& w, uint32_t kind,
 }
 
 template <int KIND, bool DRAFT, int TILES>
-__device__ __forceinline__ void project(Walker& w, int index) {
-  const LayerMemory& layer = w.shared.layers[index % 2];
-  multiply<QkvMatrix<KIND>, TILES>(w.cta, w.ring, w.sums, w.cta.memory.normed, NORMED_BYTES,
-                                   w.cta.index(), EveryToken{},
-                                   ReadNorm{w.stream(), w.token_count(), Part<DRAFT>::EPS},
-                                   store_projections<KIND>(w, layer.attention, layer, DRAFT));
+__device__ __forceinline__ void project(Walker& w) {
+  const LayerMemory& layer = w.layer();
+  w.walk([&](Ring& ring, Sums& sums) {
+    multiply<QkvMatrix<KIND>, TILES>(w.cta, ring, sums, w.cta.memory.normed, NORMED_BYTES,
+                                     w.cta.index(), EveryToken{},
+                                     ReadNorm{w.stream(), w.token_count(), Part<DRAFT>::EPS},
+                                     store_projections<KIND>(w, layer.attention, layer, DRAFT));
+  });
 }
 
 // Owners: projection back to the stream.
 template <int KIND, int TILES>
 __device__ __forceinline__ void output(Walker& w) {
-  multiply<OutputMatrix<KIND>, TILES>(w.cta, w.ring, w.sums, w.cta.memory.attended, ATTENDED_BYTES,
-                                      w.cta.index(), EveryToken{}, Nothing{},
-                                      StorePart{w.stream()});
+  w.walk([&](Ring& ring, Sums& sums) {
+    multiply<OutputMatrix<KIND>, TILES>(w.cta, ring, sums, w.cta.memory.attended, ATTENDED_BYTES,
+                                        w.cta.index(), EveryToken{}, Nothing{},
+                                        StorePart{w.stream()});
+  });
 }
 
 template <int KIND, bool DRAFT>
-__device__ __forceinline__ void attend(Walker& w, int index) {
-  const LayerMemory& layer = w.shared.layers[index % 2];
+__device__ __forceinline__ void attend(Walker& w) {
+  const LayerMemory& layer = w.layer();
   if constexpr (!ATTENTIONS[KIND].paired) {
     w.cta.sync_grid();
     attn_in<KIND>(w.cta, layer, w.batch(), DRAFT);
@@ -162,17 +222,18 @@ __device__ __forceinline__ void attend(Walker& w, int index) {
 
 // What the network adds to the stream.
 template <int KIND, bool DRAFT>
-__device__ __forceinline__ void feed_forward(Walker& w, const LayerMemory& layer) {
+__device__ __forceinline__ void feed_forward(Walker& w) {
   constexpr bool DENSE = Network<KIND>::DENSE;
   Cta& cta = w.cta;
   Routes& routes = w.shared.routes;
   if constexpr (DENSE) {
     read_norm(cta, w.stream(), w.token_count(), Part<DRAFT>::EPS);
   } else {
-    if (Network<KIND>::OPERAND_IN_PAGES && cta.thread() == 0) w.ring.operand_is_there();
+    if (Network<KIND>::OPERAND_IN_PAGES && cta.thread() == 0)
+      Ring(w.shared.ring).operand_is_there();
     const int line = cta.thread() * 32;
     if (cta.index() == 0 && line < FEED_FORWARDS[KIND].experts)
-      ptx::prefetch_l2(at<const float>(layer.router_bias) + line);
+      ptx::prefetch_l2(at<const float>(w.layer().router_bias) + line);
     router_scores<KIND>(cta, w.shared.sums, w.token_count(), Part<DRAFT>::EPS);
     cta.stamp(Stamp::RouterSums);
     cta.sync_grid();
@@ -181,39 +242,40 @@ __device__ __forceinline__ void feed_forward(Walker& w, const LayerMemory& layer
   for (int tile = 0; tile < w.tiles(); tile++) {
     if constexpr (!DENSE) {
       w.wait_heard();
-      choose_routes<KIND>(cta, routes, w.stream(), at<const float>(layer.router_bias), tile,
+      choose_routes<KIND>(cta, routes, w.stream(), at<const float>(w.layer().router_bias), tile,
                           w.token_count(), [](int row) { return Inner<KIND>::place(row); });
       cta.stamp(Stamp::Routes);
     } else {
       cta.sync();
     }
     if (!DENSE && cta.thread() == 0) ptx::mbarrier_arrive(ptx::shared_address(&w.shared.routed));
-    gate_up<KIND>(cta, w.ring, w.sums, routes, tile);
+    w.walk([&](Ring& ring, Sums& sums) { gate_up<KIND>(cta, ring, sums, tile); });
     cta.stamp(Stamp::GateUp);
     cta.sync_grid();
-    if (is_owner(cta)) down<KIND>(cta, w.ring, w.sums, routes, tile);
+    if (is_owner(cta))
+      w.walk([&](Ring& ring, Sums& sums) { down<KIND>(cta, ring, sums, routes, tile); });
     cta.sync();
     cta.stamp(Stamp::Down);
   }
 }
 
-// What attention adds to the stream. `next` is set when there is time for it.
+// What attention adds to the stream.
 template <bool DRAFT, int TILES>
-__device__ __forceinline__ void attention(Walker& w, int index, NextNorm& next) {
+__device__ __forceinline__ void attention(Walker& w) {
   using P = Part<DRAFT>;
   Cta& cta = w.cta;
-  const LayerMemory& layer = w.shared.layers[index % 2];
-  with_matrix<ProjectionOf, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
-    project<decltype(kind)::value, DRAFT, TILES>(w, index);
+  with_matrix<ProjectionOf, P::ATTENTION, P::ATTENTION_END>(w.layer().attention, [&](auto kind) {
+    project<decltype(kind)::value, DRAFT, TILES>(w);
   });
   cta.stamp(Stamp::Project);
-  with_kind<P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
-    attend<decltype(kind)::value, DRAFT>(w, index);
+  with_kind<P::ATTENTION, P::ATTENTION_END>(w.layer().attention, [&](auto kind) {
+    attend<decltype(kind)::value, DRAFT>(w);
   });
   cta.stamp(Stamp::Attention);
   cta.sync_grid();
   if (!is_owner(cta)) return;
-  next = NextNorm(cta, layer.post_norm, feed_forward_scale(layer.feed_forward), ~0u);
+  const LayerMemory& layer = w.layer();
+  begin_norm(cta, w.stream(), layer.post_norm, feed_forward_scale(layer.feed_forward), ~0u);
   with_matrix<OutputMatrix, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
     output<decltype(kind)::value, TILES>(w);
   });
@@ -221,39 +283,39 @@ __device__ __forceinline__ void attention(Walker& w, int index, NextNorm& next) 
 }
 
 // Consumers: all layers. `stream.part` holds what the embedding, attention or a network adds, and
-// `next` is the norm that comes after it: two turns a layer, and one for the last norm.
+// the norm that comes after it was begun: two turns a layer, and one for the last norm.
 template <bool DRAFT, int TILES>
-__device__ __forceinline__ void consume_layers(Walker& w, NextNorm next) {
+__device__ __forceinline__ void consume_layers(Walker& w) {
   using P = Part<DRAFT>;
   Cta& cta = w.cta;
-  LayerMemory* layers = w.shared.layers;
 #pragma unroll 1
-  for (int turn = 0;; turn++) {
-    const int index = turn / 2;
-    const LayerMemory& layer = layers[index % 2];
+  while (true) {
+    const int turn = w.next_turn(), index = turn / 2;
     const bool network = turn % 2 == 1;
     if (is_owner(cta)) {
       exchange(cta, w.stream(), w.token_count());
-      add_to_stream(cta, w.stream(), w.shared.sums, w.token_count(), next);
+      add_to_stream(cta, w.stream(), w.shared.sums, w.token_count());
       cta.stamp(Stamp::AddToStream);
       if (network)
-        with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(layer.feed_forward, [&](auto kind) {
+        with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(w.layer().feed_forward, [&](auto kind) {
           constexpr int F = decltype(kind)::value;
           if constexpr (!Network<F>::DENSE)
-            router_parts<F>(cta, w.ring, w.shared.sums, w.token_count());
+            w.walk([&](Ring& ring, Sums&) {
+              router_parts<F>(cta, ring, w.shared.sums, w.token_count());
+            });
         });
       cta.stamp(Stamp::RouterParts);
     }
     cta.sync_grid();
     if (index == P::LAYER_COUNT) return;
     if (!network) {
-      P::bring_layer(cta, layers, index + 1);
-      attention<DRAFT, TILES>(w, index, next);
+      P::bring_layer(cta, w.shared.layers, index + 1);
+      attention<DRAFT, TILES>(w);
       continue;
     }
-    next = norm_before<DRAFT>(cta, layers, index + 1, layer.tap);
-    with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(layer.feed_forward, [&](auto kind) {
-      feed_forward<decltype(kind)::value, DRAFT>(w, layer);
+    begin_norm_before<DRAFT>(cta, w.shared, index + 1, w.layer().tap);
+    with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(w.layer().feed_forward, [&](auto kind) {
+      feed_forward<decltype(kind)::value, DRAFT>(w);
     });
   }
 }
@@ -262,7 +324,7 @@ __device__ __forceinline__ void consume_layers(Walker& w, NextNorm next) {
 template <bool DRAFT>
 __device__ __forceinline__ void produce_layers(Walker& w) {
   using P = Part<DRAFT>;
-  const bool owner = is_owner(w.cta);
+  uint32_t taken = 0;
 #pragma unroll 1
   for (int index = 0; index < P::LAYER_COUNT; index++) {
     const LayerMemory& layer = P::layer(w.cta.memory, index);
@@ -275,14 +337,14 @@ __device__ __forceinline__ void produce_layers(Walker& w) {
     with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(layer.feed_forward, [&](auto kind) {
       constexpr int F = decltype(kind)::value;
       if constexpr (!Network<F>::DENSE) {
-        if (owner) produce_router<F>(w.ring, layer.router);
+        if (is_owner(w.cta)) produce_router<F>(w.ring, layer.router);
       }
       if constexpr (Network<F>::OPERAND_IN_PAGES) w.ring.wait_operand();
       for (int tile = 0; tile < w.tiles(); tile++) {
         if constexpr (Network<F>::OPERAND_IN_PAGES) produce_operand<F>(w.cta, w.ring, tile);
         if constexpr (!Network<F>::DENSE) w.wait_routes();
-        produce_gate_up<F>(w.ring, w.shared.routes, layer.gate_up);
-        if (owner) produce_down<F>(w.ring, w.shared.routes, layer.down);
+        produce_gate_up<F>(w.cta, w.ring, w.shared.routes, layer.gate_up, taken);
+        if (is_owner(w.cta)) produce_down<F>(w.ring, w.shared.routes, layer.down);
         if constexpr (!Network<F>::DENSE) w.leave_routes();
       }
     });
@@ -294,18 +356,19 @@ template <bool DRAFT>
 __device__ __forceinline__ void add_layers(Walker& w) {
   using P = Part<DRAFT>;
   Cta& cta = w.cta;
-  const bool owner = is_owner(cta);
 #pragma unroll 1
   for (int index = 0; index < P::LAYER_COUNT; index++) {
     const LayerMemory& layer = P::layer(cta.memory, index);
     with_matrix<ProjectionOf, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
       constexpr int A = decltype(kind)::value;
       const LayerMemory& held = w.shared.layers[index % 2];
+      cta.forget();
       // The first layer's sums come after the barrier before which angles are written.
       add<QkvMatrix<A>>(cta, w.sums, cta.index(), w.tiles(),
                         store_projections<A>(w, layer.attention, held, DRAFT), index > 0);
     });
     with_matrix<OutputMatrix, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
+      cta.forget();
       add<OutputMatrix<decltype(kind)::value>>(cta, w.sums, cta.index(), w.tiles(),
                                                StorePart{w.stream()});
     });
@@ -313,12 +376,13 @@ __device__ __forceinline__ void add_layers(Walker& w) {
       constexpr int F = decltype(kind)::value;
       for (int tile = 0; tile < w.tiles(); tile++) {
         if constexpr (!Network<F>::DENSE) w.wait_routes();
+        cta.forget();
         add_gate_up<F>(cta, w.sums, w.stream(), w.shared.routes, tile, w.token_count());
         if constexpr (!Network<F>::DENSE) {
           __syncwarp();
           if (cta.lane() == 0) w.leave_routes();
         }
-        if (!owner) continue;
+        if (!is_owner(cta)) continue;
         w.sums.template take<DownMatrix<F>>(
             cta, [&](int row_tile, int, int lane, const float4& v) {
               StorePart{w.stream()}(0, row_tile, tile, lane, v);
@@ -332,9 +396,11 @@ template <bool DRAFT, int TILES>
 __device__ __forceinline__ void logits(Walker& w) {
   const Memory& memory = w.cta.memory;
   const WantedTokens wanted(memory, w.batch().counts);
-  multiply<HeadMatrix, TILES>(w.cta, w.ring, w.sums, memory.normed, NORMED_BYTES, w.cta.index(),
-                              wanted, ReadNorm{w.stream(), w.token_count(), Part<DRAFT>::EPS},
-                              StoreLogits{at<float>(memory.logits), w.stream(), wanted});
+  w.walk([&](Ring& ring, Sums& sums) {
+    multiply<HeadMatrix, TILES>(w.cta, ring, sums, memory.normed, NORMED_BYTES, w.cta.index(),
+                                wanted, ReadNorm{w.stream(), w.token_count(), Part<DRAFT>::EPS},
+                                StoreLogits{at<float>(memory.logits), w.stream(), wanted});
+  });
 }
 
 // A pass: the batch's tokens through the layers to the logits of the wanted ones.
@@ -347,7 +413,8 @@ __device__ __forceinline__ void consume_pass(Walker& w) {
   cta.sync();
   if (is_owner(cta)) embed(cta, w.stream(), w.batch());
   cta.stamp(Stamp::Embed);
-  consume_layers<DRAFT, TILES>(w, norm_before<DRAFT>(cta, w.shared.layers, 0, ~0u));
+  begin_norm_before<DRAFT>(cta, w.shared, 0, ~0u);
+  consume_layers<DRAFT, TILES>(w);
   const int wanted_count = w.batch().counts.wanted_count;
   if (wanted_count == 0) return;
   if (TILES > 1 && wanted_count > TILE_TOKENS)

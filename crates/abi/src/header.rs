@@ -4,10 +4,10 @@
 use std::fmt::Write;
 
 use crate::{
-    BAD_TOKENS_MAX, BAD_WORDS_MAX, Batch, BatchRow, BatchToken, Bias, ChoiceFault, ChoicePart,
-    END_TOKENS_MAX, Exchange, Fault, GROUPS_MAX, LayerMemory, Layout, Memory, OUTPUT_COUNT_MAX,
-    PARTS_MAX, Purpose, RANKS_MAX, RECENT_MAX, Report, RowChoice, SEEN, SampleMemory, SampleRow,
-    Sampling, Slot, TOPS_MAX, Top, VerifyMemory, Wanted,
+    BAD_TOKENS_MAX, BAD_WORDS_MAX, Batch, BatchRow, BatchToken, Bias, COUNTER_BYTES, ChoiceFault,
+    ChoicePart, END_TOKENS_MAX, Exchange, Fault, GROUPS_MAX, LayerMemory, Layout, Memory,
+    OUTPUT_COUNT_MAX, PARTS_MAX, Purpose, RANKS_MAX, RECENT_MAX, Report, RowChoice, SEEN,
+    SampleMemory, SampleRow, Sampling, Slot, TOPS_MAX, Top, VerifyMemory, Wanted,
 };
 
 /// Where the header lies, from the repository's root.
@@ -36,6 +36,7 @@ const STRUCTS: &[Layout] = &[
 const CONSTANTS: &[(&str, usize)] = &[
     ("GROUPS_MAX", GROUPS_MAX),
     ("RANKS_MAX", RANKS_MAX),
+    ("COUNTER_BYTES", COUNTER_BYTES),
     ("BAD_WORDS_MAX", BAD_WORDS_MAX),
     ("BAD_TOKENS_MAX", BAD_TOKENS_MAX),
     ("RECENT_MAX", RECENT_MAX),

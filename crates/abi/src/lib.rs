@@ -17,7 +17,8 @@ pub use slot::{
     SlotLists, TOPS_MAX, Top, VerifyMemory, Wanted,
 };
 pub use step::{
-    Batch, BatchRow, BatchToken, Exchange, Fault, GROUPS_MAX, LayerMemory, Memory, RANKS_MAX,
+    Batch, BatchRow, BatchToken, COUNTER_BYTES, Exchange, Fault, GROUPS_MAX, LayerMemory, Memory,
+    RANKS_MAX,
 };
 
 use layout::{abi_constants, abi_struct};

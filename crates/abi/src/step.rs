@@ -7,6 +7,8 @@ use crate::layout::abi_struct;
 pub const RANKS_MAX: usize = 8;
 /// Page groups of a model at most: full and window layers of the target, the drafter's.
 pub const GROUPS_MAX: usize = 4;
+/// Of a counter that all CTAs use: a line of the cache for itself.
+pub const COUNTER_BYTES: usize = 128;
 
 abi_struct! {
     /// One token of a batch.
@@ -146,7 +148,8 @@ abi_struct! {
         pub draft_parts: u64,
         /// `[TOKENS_MAX]`: the drafts chosen, one for each wanted token.
         pub drafted: u64,
-        /// Counters of the grid barrier; zero when a kernel starts.
+        /// Counters of the grid barrier and of units taken, each in [`COUNTER_BYTES`]; zero when a
+        /// kernel starts.
         pub barrier: u64,
         /// A [`Fault`] in the host's memory.
         pub fault: u64,

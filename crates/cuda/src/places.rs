@@ -4,7 +4,7 @@
 
 use std::fmt::Write;
 
-use kilotok_abi::{LayerMemory, PARTS_MAX};
+use kilotok_abi::{COUNTER_BYTES, LayerMemory, PARTS_MAX};
 use kilotok_model::{ModelSpec, Part, WeightFormat};
 
 use crate::constants::{Attention, Constants};
@@ -35,8 +35,8 @@ const ATTENTION_PARTS: usize = 64 + 1;
 const PACKET_VALUES: usize = 6;
 const PACKET_BYTES: usize = 16;
 const PACKET_SETS: usize = 2;
-/// The grid barrier's counter has a line of the cache for itself.
-pub(crate) const BARRIER_BYTES: usize = 128;
+/// The counters of a launch.
+pub(crate) const BARRIER_BYTES: usize = 2 * COUNTER_BYTES;
 /// Behind the packets: the flags of all ranks, and a packet of 16 bytes for each draft and rank.
 const FLAGS_BYTES: usize = 128;
 /// A row of logits to be verified is padded to so many.

@@ -41,32 +41,36 @@ constexpr int STAMPS_MAX = 4096;
 
 struct Cta {
   const Memory& memory;
-  // Grid barriers passed, and exchanges between ranks begun.
-  uint32_t barriers;
+  // Exchanges between ranks begun.
   uint32_t exchanges;
   uint32_t stamps;
   int thread_index;
-  int cta_index;
 
   __device__ __forceinline__ Cta(const Memory& memory_of_rank,
                                  uint32_t exchanges_before)
       : memory(memory_of_rank),
-        barriers(0),
         exchanges(exchanges_before),
         stamps(0),
-        thread_index(threadIdx.x),
-        cta_index(blockIdx.x) {}
+        thread_index(threadIdx.x) {}
 
-  __device__ __forceinline__ int index() const { return cta_index; }
+  // Asked for anew each time: a register for it would be spilled, and then be further away.
+  __device__ __forceinline__ int index() const {
+    int index;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(index));
+    return index;
+  }
   __device__ __forceinline__ int thread() const { return thread_index; }
   __device__ __forceinline__ int warp() const { return thread_index / 32; }
   __device__ __forceinline__ int lane() const { return thread_index % 32; }
 
-  // Keeps the compiler from working out ahead, in registers that others need, what a later phase
-  // makes of these.
-  __device__ __forceinline__ void forget() {
-    asm volatile("" : "+r"(thread_index), "+r"(cta_index));
+  // Counts units of work that CTAs took. It has a line for itself, behind the barrier's.
+  __device__ __forceinline__ uint32_t* units_taken() const {
+    return reinterpret_cast<uint32_t*>(memory.barrier + COUNTER_BYTES);
   }
+
+  // Keeps the compiler from working out ahead, in registers that others need, what a later phase
+  // makes of the thread's number.
+  __device__ __forceinline__ void forget() { asm volatile("" : "+r"(thread_index)); }
 
   // All consumers of this CTA.
   __device__ __forceinline__ void sync() const {
@@ -82,7 +86,6 @@ struct Cta {
   // Its first half: what was written before is on its way to the others. What comes between the
   // halves costs nothing while others are late.
   __device__ __forceinline__ void arrive_grid() {
-    barriers++;
     sync();
     if (thread() == 0) {
       ptx::add_release(reinterpret_cast<uint32_t*>(memory.barrier), 1);
@@ -93,7 +96,7 @@ struct Cta {
   __device__ __forceinline__ void wait_grid() {
     if (thread() == 0) {
       uint32_t* counter = reinterpret_cast<uint32_t*>(memory.barrier);
-      const uint32_t wanted = barriers * GRID;
+      const uint32_t wanted = cta_place.phase * GRID;
       wait_for(Waits::Grid, wanted, [&](uint32_t& seen) {
         seen = ptx::load_acquire(counter);
         return static_cast<int32_t>(seen - wanted) >= 0;

@@ -24,7 +24,7 @@ struct Place {
   Fault* fault;
   uint32_t wait_max_kilocycles;
   uint32_t rank;
-  // Counts phases of the step.
+  // Counts grid barriers.
   uint32_t phase;
 };
 

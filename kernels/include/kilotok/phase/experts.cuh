@@ -45,23 +45,40 @@ __device__ __forceinline__ void produce_operand(const Cta& cta, Ring& ring, int 
       ring, at<const char>(cta.memory.normed) + operand_row(tile * TILE_TOKENS, NORMED_BYTES));
 }
 
+// Units of gate and up that each CTA has for sure, which is as many as the ring has pages; the rest
+// goes to who is free first. Who computes a unit does not change its bits.
+constexpr int OWN_UNITS = PAGE_COUNT;
+
+// Producer: brings units of gate and up until none is left. `taken` is how often units were asked
+// for before, by all CTAs.
 template <int KIND>
-__device__ __forceinline__ void produce_gate_up(Ring& ring,
-                                                const Routes& routes, uint64_t address) {
+__device__ __forceinline__ void produce_gate_up(const Cta& cta, Ring& ring, const Routes& routes,
+                                                uint64_t address, uint32_t& taken) {
   using N = Network<KIND>;
   using M = typename N::GateUp;
   const int count = N::count(routes) * M::UNITS;
-  for (int i = blockIdx.x; i < count; i += GRID) {
-    const int expert = N::expert(routes, i / M::UNITS);
+  int own = 0;
+  while (true) {
+    int unit = cta.index() + own * GRID;
+    if (own < OWN_UNITS && unit < count)
+      own++;
+    else
+      unit = OWN_UNITS * GRID + static_cast<int>(ptx::add_relaxed(cta.units_taken(), 1) - taken);
+    if (unit >= count) break;
+    const int expert = N::expert(routes, unit / M::UNITS);
     const char* from = at<const char>(address) + expert * M::BYTES +
-                       static_cast<size_t>(i % M::UNITS) * M::UNIT_BYTES;
+                       static_cast<size_t>(unit % M::UNITS) * M::UNIT_BYTES;
     for (int step = 0; step < M::STEPS; step += M::PAGE_STEPS) {
       const int bytes = smaller(M::PAGE_STEPS, M::STEPS - step) * M::STEP_BYTES;
-      ring.open(bytes);
+      ring.open(bytes, unit);
       ring.bring(from + step * M::STEP_BYTES, 0, bytes);
       ring.next();
     }
   }
+  ring.open(0, NO_UNIT);
+  ring.next();
+  // Every CTA has asked once in vain.
+  taken += larger(count - OWN_UNITS * GRID, 0) + GRID;
 }
 
 template <int KIND>
@@ -89,19 +106,19 @@ __device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }
 
 // Consumers: gate and up of the experts of one tile of tokens.
 template <int KIND>
-__device__ __forceinline__ void gate_up(const Cta& cta, Ring& ring, Sums& sums,
-                                        const Routes& routes, int tile) {
+__device__ __forceinline__ void gate_up(const Cta& cta, Ring& ring, Sums& sums, int tile) {
   using N = Network<KIND>;
   using M = typename N::GateUp;
-  const int count = N::count(routes) * M::UNITS;
-  if (!N::OPERAND_IN_PAGES && cta.index() >= count) return;
   const auto walk = [&](const auto& multiplier) {
 #pragma unroll 1
-    for (int i = cta.index(); i < count; i += GRID) {
+    for (int unit = ring.take_unit(); unit != NO_UNIT; unit = ring.take_unit()) {
       float acc[1][4] = {};
       multiplier.unit(cta, ring, acc);
-      sums.put(cta, acc[0]);
+      sums.put(cta, acc[0], unit);
     }
+    ring.release(cta.lane());
+    const float nothing[4] = {};
+    sums.put(cta, nothing, NO_UNIT);
   };
   using Multiply = Multiplier<M, 1, IS_HELD<M>>;
   if constexpr (N::OPERAND_IN_PAGES)
@@ -118,11 +135,11 @@ __device__ __forceinline__ void add_gate_up(const Cta& cta, Sums& sums, const St
                                             const Routes& routes, int tile, int token_count) {
   using N = Network<KIND>;
   using M = typename N::GateUp;
-  const int count = N::count(routes) * M::UNITS, first_token = tile * TILE_TOKENS;
+  const int first_token = tile * TILE_TOKENS;
 #pragma unroll 1
-  for (int i = cta.index(); i < count; i += GRID)
+  for (int unit = sums.wait(); unit != NO_UNIT; unit = sums.wait())
     sums.take<M>(cta, [&](int, int, int lane, const float4& v) {
-      const int entry = i / M::UNITS, row = i % M::UNITS * 8 + lane / 4;
+      const int entry = unit / M::UNITS, row = unit % M::UNITS * 8 + lane / 4;
       if (row >= N::F.width) return;
 #pragma unroll
       for (int j = 0; j < 2; j++) {
@@ -137,6 +154,7 @@ __device__ __forceinline__ void add_gate_up(const Cta& cta, Sums& sums, const St
         store_operand(inner, row, silu(gate) * up * weight * operand_scale(N::F.format));
       }
     });
+  sums.leave(cta);
 }
 
 // The inner operand of one tile of tokens, where it is read from: in shared memory if it fits.

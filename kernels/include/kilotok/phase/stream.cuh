@@ -9,11 +9,19 @@
 
 namespace kilotok {
 
+// See `begin_norm`.
+struct NextNorm {
+  alignas(16) float weights[OWNER_ROWS];
+  float scale;
+  uint32_t tap;
+};
+
 struct StreamMemory {
   float residual[TOKENS_MAX][OWNER_ROWS];
   // What is to be added.
   float part[TOKENS_MAX][OWNER_ROWS];
   float inverse_rms[TOKENS_MAX];
+  NextNorm norm;
 };
 
 // x times the norm's weights, for the router, by tile of tokens: `[tiles][rows][tokens]`, behind
@@ -25,28 +33,19 @@ __device__ __forceinline__ ScaledTile* scaled_stream(SumMemory& sums) {
   return reinterpret_cast<ScaledTile*>(sums.scratch + PARTS_BYTES);
 }
 
-// Which norm comes next, and in which form its reader wants the operand. Made early, so that the
-// weights are there when the stream is.
-struct NextNorm {
-  // Of the lane's two rows.
-  float weights[2];
-  float scale;
-  // Which tap follows, or !0.
-  uint32_t tap;
-
-  __device__ __forceinline__ NextNorm(const Cta& cta, uint64_t norm, float operand_scale,
-                                      uint32_t which_tap)
-      : scale(operand_scale), tap(which_tap) {
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      const int row = cta.lane() + half * 32, column = cta.index() * OWNER_ROWS + row;
-      // Asked for here, not where it is used: what comes in between hides that memory is far.
-      weights[half] = row < OWNER_ROWS && column < HIDDEN
-                          ? ptx::load_early(at<const float>(norm) + column)
-                          : 0;
-    }
-  }
-};
+// Owners: says which norm comes next, in which form its reader wants the operand, and which tap
+// follows, or !0. Its weights are asked for early, and come by themselves.
+__device__ __forceinline__ void begin_norm(const Cta& cta, StreamMemory& stream, uint64_t weights,
+                                           float operand_scale, uint32_t tap) {
+  static_assert(HIDDEN % 4 == 0 && OWNER_ROWS % 4 == 0, "weights come by fours");
+  NextNorm& norm = stream.norm;
+  const int row = cta.thread() * 4, column = cta.index() * OWNER_ROWS + row;
+  if (row < OWNER_ROWS && column < HIDDEN)
+    ptx::copy_later(ptx::shared_address(&norm.weights[row]), at<const float>(weights) + column);
+  if (cta.thread() != 0) return;
+  norm.scale = operand_scale;
+  norm.tap = tap;
+}
 
 __device__ __forceinline__ float add_lanes(float value) {
 #pragma unroll
@@ -57,12 +56,14 @@ __device__ __forceinline__ float add_lanes(float value) {
 
 __device__ __forceinline__ bool is_owner(const Cta& cta) { return cta.index() < OWNER_UNITS; }
 
-// Owners: adds `part` to the stream, and prepares the next norm.
+// Owners: adds `part` to the stream, and prepares the norm that was begun.
 __device__ __forceinline__ void add_to_stream(const Cta& cta, StreamMemory& stream, SumMemory& sums,
-                                              int token_count, const NextNorm& next) {
+                                              int token_count) {
+  const NextNorm& next = stream.norm;
   ScaledTile* tiles = scaled_stream(sums);
   const Memory& memory = cta.memory;
   const int unit = cta.index();
+  ptx::wait_for_copies();
   cta.sync();
 #pragma unroll 1
   for (int token = cta.warp(); token < token_count; token += CONSUMER_WARPS) {
@@ -72,7 +73,7 @@ __device__ __forceinline__ void add_to_stream(const Cta& cta, StreamMemory& stre
       const int row = cta.lane() + half * 32, column = unit * OWNER_ROWS + row;
       if (row >= OWNER_ROWS || column >= HIDDEN) continue;
       const float x = stream.residual[token][row] + stream.part[token][row];
-      const float scaled = x * next.weights[half];
+      const float scaled = x * next.weights[row];
       stream.residual[token][row] = x;
       tiles[token / TILE_TOKENS][row][token % TILE_TOKENS] = scaled;
       square += x * x;

@@ -56,6 +56,14 @@ __device__ __forceinline__ bool mbarrier_try(uint32_t barrier, uint32_t parity) 
   return done != 0;
 }
 
+// Copies sixteen bytes into shared memory, some time before `wait_for_copies` of the same thread.
+__device__ __forceinline__ void copy_later(uint32_t to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
 // What this thread has seen of ordinary writes, its bulk copies see too.
 __device__ __forceinline__ void other_proxy_fence() {
   asm volatile("fence.proxy.async.global;" ::: "memory");

@@ -53,7 +53,12 @@ struct SumMemory {
   };
   alignas(8) uint64_t full[SUM_PLACES];
   alignas(8) uint64_t empty[SUM_PLACES];
+  // Whose sums they are, where that is not known beforehand.
+  int units[SUM_PLACES];
 };
+
+// In place of a unit, that there are no more.
+constexpr int NO_UNIT = -1;
 
 // Sums of single tiles on their way from the consumers to the adder warps, which add them and put
 // them to use while the consumers are at the next unit. Each side has its own.
@@ -86,8 +91,9 @@ struct Sums {
   }
 
   // Consumers: hand over a warp's sums.
-  __device__ __forceinline__ void put(const Cta& cta, const float (&v)[4]) {
+  __device__ __forceinline__ void put(const Cta& cta, const float (&v)[4], int unit = 0) {
     wait_mbarrier(Waits::Sums, empty + 8 * stage, parity ^ 1);
+    if (cta.thread() == 0) memory.units[stage] = unit;
     memory.parts[(stage * CONSUMER_WARPS + cta.warp()) * 32 + cta.lane()] =
         make_float4(v[0], v[1], v[2], v[3]);
     ptx::mbarrier_arrive_warp(full + 8 * stage, cta.lane());
@@ -104,9 +110,16 @@ struct Sums {
     }
   }
 
-  // Adders: wait for the sums of the next unit.
-  __device__ __forceinline__ void wait() const {
+  // Adders: wait for the sums of the next unit; which it is.
+  __device__ __forceinline__ int wait() const {
     wait_mbarrier(Waits::Sums, full + 8 * stage, parity);
+    return memory.units[stage];
+  }
+
+  // Adders: have what they waited for put aside.
+  __device__ __forceinline__ void leave(const Cta& cta) {
+    ptx::mbarrier_arrive_warp(empty + 8 * stage, cta.lane());
+    next();
   }
 
   // Adders: take the sums of the next unit, `use(row tile, 0, lane, values)` as in `add_warps`.
@@ -122,8 +135,7 @@ struct Sums {
           memory.parts + (stage * CONSUMER_WARPS + row_tile * M::COLUMN_WARPS) * 32 + cta.lane();
       use(row_tile, 0, cta.lane(), add_parts<M::COLUMN_WARPS>(parts, 32));
     }
-    ptx::mbarrier_arrive_warp(empty + 8 * stage, cta.lane());
-    next();
+    leave(cta);
   }
 
   template <int COUNT>

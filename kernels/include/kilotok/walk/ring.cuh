@@ -18,11 +18,13 @@ struct RingMemory {
   alignas(8) uint64_t empty[PAGE_COUNT];
   // Completed when an operand that the producer is to bring has been written by all CTAs.
   alignas(8) uint64_t operand;
+  // Which unit begins in a page, where that is not known beforehand.
+  int units[PAGE_COUNT];
 };
 
 // One end of the ring; producer and consumers each have their own.
 struct Ring {
-  uint32_t pages, full, empty, operand;
+  uint32_t pages, full, empty, operand, units;
   int stage;
   uint32_t parity;
   // Producer: operands waited for.
@@ -33,6 +35,7 @@ struct Ring {
         full(ptx::shared_address(memory.full)),
         empty(ptx::shared_address(memory.empty)),
         operand(ptx::shared_address(&memory.operand)),
+        units(ptx::shared_address(memory.units)),
         stage(0),
         parity(0),
         operand_count(0) {}
@@ -54,9 +57,10 @@ struct Ring {
     }
   }
 
-  // Producer: waits for a free page that is to receive so many bytes.
-  __device__ __forceinline__ void open(uint32_t bytes) const {
+  // Producer: waits for a free page that is to receive so many bytes, of such a unit.
+  __device__ __forceinline__ void open(uint32_t bytes, int unit = 0) const {
     wait_mbarrier(Waits::FreePage, empty + 8 * stage, parity ^ 1);
+    ptx::store_shared_word(units + 4 * stage, unit);
     ptx::mbarrier_expect(full + 8 * stage, bytes);
   }
 
@@ -80,6 +84,12 @@ struct Ring {
   __device__ __forceinline__ uint32_t take() const {
     wait_mbarrier(Waits::Page, full + 8 * stage, parity);
     return page();
+  }
+
+  // Consumers: waits for the next page; its unit.
+  __device__ __forceinline__ int take_unit() const {
+    take();
+    return ptx::load_shared_word(units + 4 * stage);
   }
 
   // Consumers: the warp has read the page and goes on to the next.
