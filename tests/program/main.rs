@@ -297,6 +297,9 @@ fn rounds_are_measured_without_requests() {
     let more = ["bench", "--engine", model(), "--load-format", "dummy", "--rounds", "1"];
     let said = refused(&[&more[..], &["--context", "40", "--draft-len", "60000"]].concat());
     assert!(said.contains("--draft-len is 60000"), "{said}");
+    // Nothing that only requests have is passed over in silence.
+    let said = refused(&[&more[..], &["--json", "rounds.json"]].concat());
+    assert!(said.contains("'--rounds <COUNT>' cannot be used with '--json <FILE>'"), "{said}");
 }
 
 #[test]

@@ -33,7 +33,12 @@ const BATCH_MAX: u32 = 4096;
 pub(crate) struct RoundArgs {
     /// With --engine: measure so many bare rounds of each batch, draft length and context, instead
     /// of requests.
-    #[arg(long, requires = "engine", value_name = "COUNT")]
+    #[arg(
+        long,
+        requires = "engine",
+        conflicts_with_all = ["json", "concurrency", "request_rate", "num_prompts"],
+        value_name = "COUNT"
+    )]
     rounds: Option<u32>,
     /// Rows of a round.
     #[arg(long, value_delimiter = ',', default_value = "1")]
