@@ -25,8 +25,8 @@ const VALUE_DIM_MAX: usize = 192;
 const EXPERTS_MAX: usize = 816;
 /// The sampler adds up parts of so many tokens' probabilities.
 const VOCAB_MAX: usize = 1 << 18;
-/// A lane of a warp keeps one choice of a token.
-const TOP_K_MAX: usize = 32;
+/// A lane of a warp keeps one choice of a token, and one lane counts.
+const TOP_K_MAX: usize = 31;
 
 /// How the kernels are launched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -45,8 +45,10 @@ __device__ __forceinline__ void produce_operand(const Cta& cta, Ring& ring, int 
       ring, at<const char>(cta.memory.normed) + operand_row(tile * TILE_TOKENS, NORMED_BYTES));
 }
 
-// Units of gate and up that each CTA has for sure, which is as many as the ring has pages; the rest
-// goes to who is free first. Who computes a unit does not change its bits.
+// Units of experts' gate and up that each CTA has for sure, which is as many as the ring has pages;
+// the rest goes to who is free first. Who computes a unit does not change its bits. A dense
+// network's are all shared out beforehand: no routes keep a producer from asking for the next
+// tile's while others still ask for this one's.
 constexpr int OWN_UNITS = PAGE_COUNT;
 
 // Producer: brings units of gate and up until none is left. `taken` is how often units were asked
@@ -59,10 +61,8 @@ __device__ __forceinline__ void produce_gate_up(const Cta& cta, Ring& ring, cons
   const int count = N::count(routes) * M::UNITS;
   int own = 0;
   while (true) {
-    int unit = cta.index() + own * GRID;
-    if (own < OWN_UNITS && unit < count)
-      own++;
-    else
+    int unit = cta.index() + own++ * GRID;
+    if (!N::DENSE && (own > OWN_UNITS || unit >= count))
       unit = OWN_UNITS * GRID + static_cast<int>(ptx::add_relaxed(cta.units_taken(), 1) - taken);
     if (unit >= count) break;
     const int expert = N::expert(routes, unit / M::UNITS);
@@ -78,7 +78,7 @@ __device__ __forceinline__ void produce_gate_up(const Cta& cta, Ring& ring, cons
   ring.open(0, NO_UNIT);
   ring.next();
   // Every CTA has asked once in vain.
-  taken += larger(count - OWN_UNITS * GRID, 0) + GRID;
+  if (!N::DENSE) taken += larger(count - OWN_UNITS * GRID, 0) + GRID;
 }
 
 template <int KIND>

@@ -192,11 +192,11 @@ struct Scores {
 #pragma unroll 1
     for (int choice = 0; choice < FEED_FORWARDS[KIND].top_k; choice++) {
       uint32_t best[EACH];
-      int at[EACH];
+      int which[EACH];
 #pragma unroll
       for (int i = 0; i < EACH; i++) {
         best[i] = keys[i];
-        at[i] = i;
+        which[i] = i;
       }
 #pragma unroll
       for (int distance = 1; distance < EACH; distance *= 2)
@@ -204,10 +204,10 @@ struct Scores {
         for (int i = 0; i + distance < EACH; i += 2 * distance)
           if (best[i + distance] > best[i]) {
             best[i] = best[i + distance];
-            at[i] = at[i + distance];
+            which[i] = which[i + distance];
           }
       const uint32_t highest = __reduce_max_sync(~0u, best[0]);
-      const uint32_t own = best[0] == highest ? at[0] * 32 + lane : ~0u;
+      const uint32_t own = best[0] == highest ? which[0] * 32 + lane : ~0u;
       const uint32_t expert = __reduce_min_sync(~0u, own);
       if (lane == choice) mine = expert;
 #pragma unroll
@@ -223,7 +223,8 @@ struct Scores {
   }
 };
 
-// One warp chooses for one token; the weights come from the scores without the bias.
+// One warp chooses for one token; the weights come from the scores without the bias. Lane c learns
+// the expert of choice c, times 256, and its place among the token's experts.
 template <int KIND>
 __device__ __forceinline__ uint32_t choose_for_token(const Scores<KIND>& scores, Routes& routes,
                                                      int column, int lane) {
