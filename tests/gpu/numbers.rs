@@ -19,7 +19,7 @@ use kilotok_weights::{Checkpoint, Quiet};
 
 use crate::distances::{Distances, distance, quantile};
 use crate::draw::Draw;
-use crate::{DEMO, DENSE, FLASH, PRO, absent, cuda, sizes};
+use crate::{DEMO, DENSE, FLASH, PRO, WIDE, absent, cuda, sizes};
 
 /// How far numbers may be apart, a third to a half more than rounding was seen to take them.
 struct Bounds {
@@ -36,8 +36,9 @@ struct Bounds {
 /// A router's scores are from 0 to 1; rounding moves them by about a thousandth.
 const NEAR_TIE: f32 = 0.003;
 
-const MODELS: [(&str, &LazyLock<Checkpoint>, Bounds); 4] = [
+const MODELS: [(&str, &LazyLock<Checkpoint>, Bounds); 5] = [
     ("dense", &DENSE, Bounds { half: 0.045, most: 0.09, clear: 0.12, all: 0.3 }),
+    ("wide", &WIDE, Bounds { half: 0.045, most: 0.09, clear: 0.12, all: 0.3 }),
     ("flash", &FLASH, Bounds { half: 0.075, most: 0.7, clear: 1.2, all: f32::INFINITY }),
     ("pro", &PRO, Bounds { half: 0.03, most: 0.085, clear: 0.16, all: f32::INFINITY }),
     ("demo", &DEMO, Bounds { half: 0.03, most: 0.075, clear: 0.11, all: f32::INFINITY }),

@@ -67,6 +67,16 @@ pub(super) fn dense() -> Value {
     Value::Object(config)
 }
 
+/// The same with networks wider than any CTA's first share of them.
+pub(super) fn wide() -> Value {
+    let mut config = object(dense());
+    config.insert("intermediate_size".into(), json!(WIDE));
+    Value::Object(config)
+}
+
+/// Three tiles of 8 rows for each of the 132 CTAs of an H100, and some more.
+const WIDE: usize = 3232;
+
 pub(super) fn pro_fp4() -> Value {
     let windows = [0, 1, 1, 0];
     let mut config = base(&windows);

@@ -42,6 +42,7 @@ impl Toy {
         match name {
             "flash" => Some(Self::flash()),
             "dense" => Some(Self::dense()),
+            "wide" => Some(Self::wide()),
             "pro_fp4" => Some(Self::pro_fp4()),
             _ => None,
         }
@@ -56,6 +57,11 @@ impl Toy {
     /// The same without experts: no choice of a layer turns rounding into another result.
     pub fn dense() -> Self {
         Self::draw("dense", config::dense(), config::flash_drafter(), 11)
+    }
+
+    /// The same with networks that give every CTA of a GPU several tiles of rows.
+    pub fn wide() -> Self {
+        Self::draw("wide", config::wide(), config::flash_drafter(), 11)
     }
 
     /// V2.5-Pro's form: projections fused in 8 chunks of one FP8 tile and a part, FP8 dense layer,
