@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(CONSUMERS)
   constexpr bool OWN = KIND >= DRAFT_ATTENTION;
   __shared__ HeldBatch batch;
   if (threadIdx.x == 0)
-    cta_place = {at<Fault>(memory.fault), memory.wait_max_ms * KILOCYCLES_PER_MS, 0, 0};
+    cta_place = Place::begin(memory.fault, memory.wait_max_ms, 0);
   batch.bring(memory);
   __syncthreads();
   Cta cta(memory, 0);

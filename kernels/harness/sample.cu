@@ -34,7 +34,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   if (threadIdx.x >= CONSUMERS) return;
   Cta cta(memory, 0);
   if (cta.thread() == 0)
-    cta_place = {at<Fault>(memory.fault), memory.wait_max_ms * KILOCYCLES_PER_MS, 0, 0};
+    cta_place = Place::begin(memory.fault, memory.wait_max_ms, 0);
   cta.sync();
   enter(cta, sampling, row_count);
   cta.sync_grid();

@@ -36,7 +36,7 @@ __device__ __forceinline__ void run(const Memory& memory) {
   Shared& shared = cta_shared();
   if (threadIdx.x == 0) {
     shared.memory = memory;
-    cta_place = {at<Fault>(memory.fault), memory.wait_max_ms * KILOCYCLES_PER_MS, memory.rank, 0};
+    cta_place = Place::begin(memory.fault, memory.wait_max_ms, memory.rank);
     ptx::mbarrier_init(ptx::shared_address(&shared.routed), 1);
     ptx::mbarrier_init(ptx::shared_address(&shared.heard), 1 + ADDER_WARPS);
     Sums(shared.sums).init();

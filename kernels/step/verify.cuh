@@ -56,7 +56,7 @@ __device__ __forceinline__ void choose_tokens(const VerifyMemory& arguments,
   const int parts = parts_of(wanted_count);
   Cta cta(memory, 0);
   if (cta.thread() == 0)
-    cta_place = {at<Fault>(memory.fault), memory.wait_max_ms * KILOCYCLES_PER_MS, memory.rank, 0};
+    cta_place = Place::begin(memory.fault, memory.wait_max_ms, memory.rank);
   cta.sync();
   send_logits(cta, wanted_count);
   enter(cta, sampling, row_count);

@@ -19,18 +19,25 @@ enum class Waits : uint32_t {
   Operand = 8,
 };
 
-// Where a CTA is, for the record.
-struct Place {
-  Fault* fault;
-  uint32_t wait_max_kilocycles;
-  uint32_t rank;
-  // Counts grid barriers.
-  uint32_t phase;
-};
-
 // 1024 cycles each, in a millisecond where clocks are fastest; where they are slower, waits last
 // longer.
 constexpr uint32_t KILOCYCLES_PER_MS = 1954;
+
+// Where a CTA is, for the record.
+struct Place {
+  Fault* fault;
+  // When every wait of the kernel ends: one moment for all costs less code than one for each.
+  uint32_t deadline;
+  uint32_t rank;
+  // Counts grid barriers.
+  uint32_t phase;
+
+  static __device__ __forceinline__ Place begin(uint64_t fault, uint32_t wait_max_ms,
+                                                uint32_t rank) {
+    return {reinterpret_cast<Fault*>(fault), ptx::kilocycles() + wait_max_ms * KILOCYCLES_PER_MS,
+            rank, 0};
+  }
+};
 
 // In shared memory, since only who gives up reads it. A kernel sets it before its first wait.
 static __shared__ Place cta_place;
@@ -70,13 +77,11 @@ __device__ __forceinline__ void give_up(Waits waits, uint32_t wanted, uint32_t s
 // Calls `ready(seen)` until it is true.
 template <class Ready>
 __device__ __forceinline__ void wait_for(Waits waits, uint32_t wanted, Ready ready) {
-  uint32_t seen = 0, start = 0;
+  uint32_t seen = 0;
 #pragma unroll 1
-  while (!ready(seen)) {
-    const uint32_t now = ptx::kilocycles();
-    if (start == 0) start = now;
-    if (now - start > cta_place.wait_max_kilocycles) give_up(waits, wanted, seen);
-  }
+  while (!ready(seen))
+    if (static_cast<int32_t>(ptx::kilocycles() - cta_place.deadline) > 0)
+      give_up(waits, wanted, seen);
 }
 
 __device__ __forceinline__ void wait_mbarrier(Waits waits, uint32_t barrier, uint32_t parity) {

@@ -101,7 +101,7 @@ __device__ __forceinline__ void attend_window(Cta& cta, const LayerMemory& layer
   const LayerPlaces places(layer);
   Meeting meeting = {false};
 #pragma unroll 1
-  for (int unit = cta.index(); unit < batch.token_count() * TILES; unit += GRID) {
+  for (int unit = GRID - 1 - cta.index(); unit < batch.token_count() * TILES; unit += GRID) {
     const int token = unit / TILES, kv_head = unit % TILES / T::COUNT;
     const uint32_t position = batch.tokens[token].position;
     const BatchRow& row = batch.rows[batch.tokens[token].row];
