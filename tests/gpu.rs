@@ -19,6 +19,8 @@ mod law;
 mod numbers;
 #[path = "gpu/pair.rs"]
 mod pair;
+#[path = "gpu/phases.rs"]
+mod phases;
 #[path = "gpu/plans.rs"]
 mod plans;
 
@@ -118,7 +120,8 @@ fn cuda(checkpoint: &Checkpoint, rank_count: usize) -> Box<dyn Engine> {
 }
 
 fn cuda_of(checkpoint: &Checkpoint, sizes: &CpuOptions) -> Box<dyn Engine> {
-    let options = CudaOptions { sizes: sizes.clone(), toolchain: toolchain() };
+    let (sizes, toolchain) = (sizes.clone(), toolchain());
+    let options = CudaOptions { sizes, toolchain, ..CudaOptions::default() };
     let tell = |line: &str| eprintln!("{line}");
     let engine = CudaEngine::start(checkpoint.spec(), checkpoint, &options, &Quiet, &tell);
     Box::new(engine.unwrap_or_else(|error| panic!("{error}")))

@@ -2,9 +2,11 @@
 //! one after the other on a number of connections, or at random times at a given rate.
 
 mod arrivals;
+mod bytes;
 mod direct;
 mod figures;
 mod http;
+mod phases;
 mod prompts;
 mod report;
 mod rounds;

@@ -128,7 +128,7 @@ fn options(wish: &EngineWish, spec: &ModelSpec) -> CudaOptions {
         page_tokens: wish.page_tokens,
         page_count: 1,
     };
-    CudaOptions { sizes, toolchain: environment::toolchain() }
+    CudaOptions { sizes, toolchain: environment::toolchain(), stamps: false }
 }
 
 /// A line for the start's table.

@@ -26,6 +26,8 @@ pub(crate) struct Planned {
     pub(crate) spec: ModelSpec,
     pub(crate) plan: EnginePlan,
     pub(crate) chosen: Chosen,
+    /// Whether GPUs are to tell how long each phase takes.
+    pub(crate) stamps: bool,
     source: Source,
 }
 
@@ -63,7 +65,7 @@ pub(crate) fn plan(config: &Config) -> Result<Planned> {
     let chosen = Chosen::new(&config.engine, &spec)?;
     let room = chosen.room(&config.engine, &spec, bytes)?;
     let plan = EnginePlan::new(&config.engine, &config.limits, &spec, room)?;
-    Ok(Planned { folder, spec, plan, chosen, source })
+    Ok(Planned { folder, spec, plan, chosen, stamps: false, source })
 }
 
 /// Bytes of a weight as it is published: of the types that are accepted, the first.
@@ -77,7 +79,7 @@ pub(crate) fn declared_bytes(decl: &WeightDecl) -> u64 {
 
 impl Planned {
     pub(crate) fn load(self) -> Result<Loaded> {
-        let Self { folder, spec, plan, chosen, source } = self;
+        let Self { folder, spec, plan, chosen, stamps, source } = self;
         let source: &dyn WeightSource = match &source {
             Source::Checkpoint(checkpoint) => checkpoint.as_ref(),
             Source::Dummy => &Dummy::new(DUMMY_SEED),
@@ -88,7 +90,7 @@ impl Planned {
             Chosen::Cpu { .. } => Box::new(CpuEngine::start(&spec, source, &plan.sizes, &bar)?),
             Chosen::Gpus(_) => {
                 let toolchain = environment::toolchain();
-                let options = CudaOptions { sizes: plan.sizes, toolchain };
+                let options = CudaOptions { sizes: plan.sizes, toolchain, stamps };
                 let tell = |line: &str| eprintln!("{line}");
                 Box::new(CudaEngine::start(&spec, source, &options, &bar, &tell)?)
             }

@@ -58,7 +58,7 @@ fn build(args: &Build) -> Result<()> {
     let gpus = found.iter().flat_map(|found| &found.gpus);
     let multiprocessors = gpus.map(|gpu| gpu.multiprocessors).min().unwrap_or(MULTIPROCESSORS);
     let sizes = Sizes { rank_count: args.ranks, page_tokens: args.page_tokens, ..Sizes::default() };
-    let options = CudaOptions { sizes, toolchain };
+    let options = CudaOptions { sizes, toolchain, stamps: false };
     let bytes = options.build(&spec, multiprocessors, &|line| println!("{line}"))?;
     println!("{bytes} bytes of code for {multiprocessors} multiprocessors");
     Ok(())

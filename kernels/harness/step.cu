@@ -143,7 +143,7 @@ Memory workspace() {
   m.fused = take(static_cast<size_t>(TOKENS_MAX) * HIDDEN * 4);
   m.logits = take(static_cast<size_t>(TOKENS_MAX) * VOCAB_ROWS * 4);
   m.barrier = take(4096);
-  m.trace = take(STAMPS_MAX * 16);
+  m.trace = take(STAMPS_MAX * sizeof(Stamped));
   // Under compute-sanitizer everything takes a hundred times as long.
   const char* wait = std::getenv("KILOTOK_WAIT_MS");
   m.wait_max_ms = wait ? std::atoi(wait) : 1000;
@@ -194,7 +194,7 @@ float launch(const Memory& m, int tokens) {
                                  sizeof(Shared)));
   }
   CHECK(cudaMemset(at<void>(m.barrier), 0, 2 * COUNTER_BYTES));
-  CHECK(cudaMemset(at<void>(m.trace), 0, STAMPS_MAX * 16));
+  CHECK(cudaMemset(at<void>(m.trace), 0, STAMPS_MAX * sizeof(Stamped)));
   void* arguments[] = {const_cast<Memory*>(&m)};
   CHECK(cudaEventRecord(start));
   auto kernel = tokens > TILE_TOKENS ? target_many : target;
@@ -208,28 +208,34 @@ float launch(const Memory& m, int tokens) {
 }
 
 // Time of the first CTA from one stamp to the next, summed by what ended; a barrier's time is what
-// the first CTA waits for the others.
-void print_phases(const Memory& m, float ms) {
-  static const char* names[] = {"barrier",      "embed",        "norm",        "project", "attn_in",
-                                "attn",         "output",       "add_to_stream", "router_parts",
-                                "router_sums",  "routes",       "gate_up",     "down",    "head"};
-  std::vector<long long> stamps(2 * STAMPS_MAX);
-  CHECK(cudaMemcpy(stamps.data(), at<void>(m.trace), stamps.size() * 8, cudaMemcpyDeviceToHost));
+// the first CTA waits for the others after a phase.
+void print_phases(const Memory& m) {
+  std::vector<Stamped> stamps(STAMPS_MAX);
+  CHECK(cudaMemcpy(stamps.data(), at<void>(m.trace), stamps.size() * sizeof(Stamped),
+                   cudaMemcpyDeviceToHost));
   int count = 0;
-  while (count < STAMPS_MAX && stamps[2 * count] != 0) count++;
-  const double per_cycle = ms * 1e3 / static_cast<double>(stamps[2 * count - 1] - stamps[1]);
-  constexpr int KINDS = static_cast<int>(Stamp::COUNT);
-  double sums[KINDS] = {}, waits[KINDS] = {};
-  for (int i = 1; i < count; i++) {
-    const double us = (stamps[2 * i + 1] - stamps[2 * i - 1]) * per_cycle;
-    if (stamps[2 * i] == 1)
-      waits[stamps[2 * i - 2] - 1] += us;
-    else
-      sums[stamps[2 * i] - 1] += us;
+  while (count < STAMPS_MAX && stamps[count].what != 0) count++;
+  if (count == 0 || stamps[count - 1].what != static_cast<uint32_t>(Stamp::Ended)) {
+    std::printf("  no stamps, or more than %d\n", STAMPS_MAX);
+    return;
   }
-  std::printf("  us a layer: own, then waiting at the barrier after it\n");
-  for (int k = 1; k < KINDS; k++)
-    std::printf("  %-15s %7.2f %7.2f\n", names[k], sums[k] / LAYERS, waits[k] / LAYERS);
+  const Stamped &begun = stamps[0], &ended = stamps[count - 1];
+  const double cycles_per_us =
+      1e3 * (ended.cycles - begun.cycles) / (ended.nanoseconds - begun.nanoseconds);
+  double own[STAMP_COUNT + 1] = {}, waits[STAMP_COUNT + 1] = {};
+  uint32_t phase = 0;
+  for (int i = 1; i < count; i++) {
+    const double us = (stamps[i].cycles - stamps[i - 1].cycles) / cycles_per_us;
+    if (stamps[i].what == static_cast<uint32_t>(Stamp::Barrier))
+      waits[phase] += us;
+    else
+      own[phase = stamps[i].what] += us;
+  }
+  std::printf("  us a layer: own, then waiting at the barriers after it\n");
+  for (int k = 1; k <= STAMP_COUNT; k++)
+    if (own[k] + waits[k] > 0)
+      std::printf("  %-15s %7.2f %7.2f\n", name_of(static_cast<Stamp>(k)), own[k] / LAYERS,
+                  waits[k] / LAYERS);
 }
 
 }  // namespace
@@ -258,7 +264,7 @@ int main(int argc, char** argv) {
   std::sort(times.begin(), times.end());
   std::printf("%s, %d tokens, context %d: %.3f ms a pass (median), %.3f best\n", device.name,
               tokens, context, times[passes / 2], times[0]);
-  print_phases(m, times[passes / 2]);
+  print_phases(m);
   std::vector<float> logits(8);
   CHECK(cudaMemcpy(logits.data(), at<void>(m.logits), 32, cudaMemcpyDeviceToHost));
   for (float v : logits) std::printf("%g ", v);

@@ -89,8 +89,10 @@ __device__ __forceinline__ void consume_context(Walker& w) {
   const Memory& memory = cta.memory;
   rotations(cta, w.batch(), P::ATTENTION, P::ATTENTION_END);
   fuse<TILES>(w);
+  cta.stamp(Stamp::Fuse);
   cta.sync_grid();
   norm_context(w);
+  cta.stamp(Stamp::ContextNorm);
   cta.sync_grid();
   read_norm(cta, w.stream(), w.token_count(), P::EPS);
   cta.sync();
@@ -101,9 +103,11 @@ __device__ __forceinline__ void consume_context(Walker& w) {
       constexpr int A = decltype(kind)::value;
       static_assert(ATTENTIONS[A].format == Format::Bf16, "the context is an operand for BF16");
       project_context<A, TILES>(w, layer);
+      cta.stamp(Stamp::ContextKeys);
       if constexpr (ATTENTIONS[A].paired) return;
       cta.sync_grid();
       attn_context<A>(cta, layer, w.batch());
+      cta.stamp(Stamp::ContextKeys);
       cta.sync_grid();
     });
   }

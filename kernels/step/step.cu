@@ -48,7 +48,9 @@ __device__ __forceinline__ void run(const Memory& memory) {
   Walker walker;
   if (threadIdx.x < CONSUMERS) {
     ptx::more_registers<CONSUMER_REGISTERS>();
+    walker.cta.stamp(Stamp::Begun);
     Roles::consume(walker);
+    walker.cta.stamp(Stamp::Ended);
   } else {
     ptx::fewer_registers<HELPER_REGISTERS>();
     if (threadIdx.x >= CONSUMERS + 32)

@@ -302,9 +302,9 @@ __device__ __forceinline__ void consume_layers(Walker& w) {
           if constexpr (!Network<F>::DENSE)
             w.walk([&](Ring& ring, Sums&) {
               router_parts<F>(cta, ring, w.shared.sums, w.token_count());
+              cta.stamp(Stamp::RouterParts);
             });
         });
-      cta.stamp(Stamp::RouterParts);
     }
     cta.sync_grid();
     if (index == P::LAYER_COUNT) return;

@@ -58,15 +58,21 @@ __device__ __forceinline__ void choose_tokens(const VerifyMemory& arguments,
   if (cta.thread() == 0)
     cta_place = Place::begin(memory.fault, memory.wait_max_ms, memory.rank);
   cta.sync();
+  cta.stamp(Stamp::Begun);
   send_logits(cta, wanted_count);
   enter(cta, sampling, row_count);
+  cta.stamp(Stamp::ShareLogits);
   cta.sync_grid();
   await_logits(cta, batch.exchanges + 1);
+  cta.stamp(Stamp::ShareLogits);
   sample(cta, sampling, shared.sample, wanted_count, parts);
+  cta.stamp(Stamp::Sample);
   cta.sync_grid();
   verify(cta, sampling, shared.verify, row_count, parts);
   if constexpr (DRAFT_ROWS > 0)
     for (int row = cta.index(); row < row_count; row += GRID) begin_draft(cta, sampling, row);
+  cta.stamp(Stamp::Accept);
+  cta.stamp(Stamp::Ended);
 }
 
 }  // namespace kilotok

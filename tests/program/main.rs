@@ -298,6 +298,10 @@ fn rounds_are_measured_without_requests() {
     let said = refused(&[&more[..], &["--context", "40", "--draft-len", "60000"]].concat());
     assert!(said.contains("--draft-len is 60000"), "{said}");
     // Nothing that only requests have is passed over in silence.
+    let said = refused(&[&more[..], &["--phases", "--engine-kind", "cpu"]].concat());
+    assert!(said.contains("--phases: only kernels on GPUs tell how long"), "{said}");
+    let said = refused(&["bench", "--engine", model(), "--phases"]);
+    assert!(said.contains("--rounds <COUNT>"), "{said}");
     let said = refused(&[&more[..], &["--json", "rounds.json"]].concat());
     assert!(said.contains("'--rounds <COUNT>' cannot be used with '--json <FILE>'"), "{said}");
 }

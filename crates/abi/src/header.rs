@@ -7,7 +7,8 @@ use crate::{
     BAD_TOKENS_MAX, BAD_WORDS_MAX, Batch, BatchRow, BatchToken, Bias, COUNTER_BYTES, ChoiceFault,
     ChoicePart, END_TOKENS_MAX, Exchange, Fault, GROUPS_MAX, LayerMemory, Layout, Memory,
     OUTPUT_COUNT_MAX, PARTS_MAX, Purpose, RANKS_MAX, RECENT_MAX, Report, RowChoice, SEEN,
-    SampleMemory, SampleRow, Sampling, Slot, TOPS_MAX, Top, VerifyMemory, Wanted,
+    STAMPS_MAX, SampleMemory, SampleRow, Sampling, Slot, Stamp, Stamped, TOPS_MAX, Top,
+    VerifyMemory, Wanted,
 };
 
 /// Where the header lies, from the repository's root.
@@ -32,6 +33,7 @@ const STRUCTS: &[Layout] = &[
     Top::layout(),
     SampleMemory::layout(),
     VerifyMemory::layout(),
+    Stamped::layout(),
 ];
 const CONSTANTS: &[(&str, usize)] = &[
     ("GROUPS_MAX", GROUPS_MAX),
@@ -45,9 +47,11 @@ const CONSTANTS: &[(&str, usize)] = &[
     ("PARTS_MAX", PARTS_MAX),
     ("SEEN", SEEN as usize),
     ("OUTPUT_COUNT_MAX", OUTPUT_COUNT_MAX as usize),
+    ("STAMPS_MAX", STAMPS_MAX),
+    ("STAMP_COUNT", Stamp::VALUES.len()),
 ];
 const ENUMS: &[(&str, &[(&str, u32)])] =
-    &[("Purpose", Purpose::VALUES), ("ChoiceFault", ChoiceFault::VALUES)];
+    &[("Purpose", Purpose::VALUES), ("ChoiceFault", ChoiceFault::VALUES), ("Stamp", Stamp::VALUES)];
 
 /// The whole text of the header, with an assert for every size and offset.
 pub fn text() -> String {
@@ -62,6 +66,7 @@ pub fn text() -> String {
     for (name, values) in ENUMS {
         write_enum(&mut out, name, values);
     }
+    write_names(&mut out, "Stamp", Stamp::VALUES);
     for layout in STRUCTS {
         write_struct(&mut out, layout);
     }
@@ -75,6 +80,15 @@ fn write_enum(out: &mut String, name: &str, values: &[(&str, u32)]) {
         let _ = writeln!(out, "  {variant} = {value},");
     }
     out.push_str("};\n");
+}
+
+/// For harnesses, which print them.
+fn write_names(out: &mut String, name: &str, values: &[(&str, u32)]) {
+    let _ = writeln!(out, "\nconstexpr const char* name_of({name} value) {{\n  switch (value) {{");
+    for (variant, _) in values {
+        let _ = writeln!(out, "    case {name}::{variant}: return \"{variant}\";");
+    }
+    out.push_str("  }\n  return \"\";\n}\n");
 }
 
 fn write_struct(out: &mut String, layout: &Layout) {
@@ -125,6 +139,7 @@ mod tests {
         assert!(text.contains("static_assert(sizeof(Sampling) == 40"));
         assert!(text.contains("static_assert(offsetof(Sampling, temperature) == 8"));
         assert!(text.contains("  Residual = 3,"));
+        assert!(text.contains("    case Stamp::GateUp: return \"GateUp\";"));
         assert_eq!(super::c_type("[u32; 4]"), ("uint32_t", "[4]".to_owned()));
     }
 }

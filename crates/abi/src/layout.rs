@@ -66,13 +66,27 @@ macro_rules! abi_constants {
     ) => {
         $(#[$meta])*
         #[repr(u32)]
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub enum $name { $( $(#[$variant_meta])* $variant = $value, )* }
 
         impl $name {
             /// Every name with its value, for the CUDA header.
             pub const VALUES: &'static [(&'static str, u32)] =
                 &[ $( (stringify!($variant), $value), )* ];
+
+            /// The one that crosses as that number.
+            pub const fn of(value: u32) -> Option<Self> {
+                match value {
+                    $( $value => Some(Self::$variant), )*
+                    _ => None,
+                }
+            }
+
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $( Self::$variant => stringify!($variant), )*
+                }
+            }
         }
     };
 }

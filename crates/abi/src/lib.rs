@@ -7,6 +7,7 @@ pub mod header;
 mod layout;
 mod philox;
 mod slot;
+mod stamp;
 mod step;
 
 pub use layout::{Field, Layout};
@@ -16,6 +17,7 @@ pub use slot::{
     PARTS_MAX, RECENT_MAX, Report, RowChoice, SEEN, SampleMemory, SampleRow, Slot, SlotLimit,
     SlotLists, TOPS_MAX, Top, VerifyMemory, Wanted,
 };
+pub use stamp::{STAMPS_MAX, Stamp, Stamped};
 pub use step::{
     Batch, BatchRow, BatchToken, COUNTER_BYTES, Exchange, Fault, GROUPS_MAX, LayerMemory, Memory,
     RANKS_MAX,

@@ -159,7 +159,7 @@ abi_struct! {
         pub wait_max_ms: u32,
         /// An [`Exchange`].
         pub exchange: u64,
-        /// Debugging output, or 0.
+        /// [`crate::Stamped`] of this launch, in kernels that make stamps, else 0.
         pub trace: u64,
     }
 }

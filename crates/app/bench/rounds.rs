@@ -9,14 +9,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use kilotok_abi::{PageId, Sampling, SlotId};
 use kilotok_engine::{
-    Caps, Engine, PageGroup, PageRun, Row, RowTokens, SlotSetup, StepOutput, StepPlan, StepTimes,
+    Caps, Engine, PageGroup, PageRun, Row, RowTokens, SlotSetup, StepOutput, StepPart, StepPlan,
+    StepTimes,
 };
-use kilotok_model::{FeedForwardSpec, ModelSpec, Part, WeightDecl, WeightId, declare};
+use kilotok_model::ModelSpec;
 use serde_json::{Map, Value, json};
 
+use super::bytes::{H200_READ_RATE, RoundBytes, distinct_experts};
 use super::figures::Figures;
+use super::phases::{DeviceRound, Phase, add_json, part_name, phases, table};
 use super::{Args, prompts};
-use crate::config::{Config, RawConfig};
+use crate::config::{Config, EngineKind, RawConfig};
 use crate::engine;
 
 /// Rounds before those that count.
@@ -27,6 +30,13 @@ const ROUNDS_MAX: u32 = 1_000_000;
 const DRAFT_ROOM: u32 = 64;
 /// Rows of one step beyond this are a typing error.
 const BATCH_MAX: u32 = 4096;
+
+const BYTES_ARE: &str = "\
+    that a rank reads: in each phase its weights once, as published, of the experts the distinct \
+    ones; and keys and values of the context. The head is in both parts";
+const PHASES_ARE: &str = "\
+    us is the first CTA's own time in all layers, wait_us what it then waits for the others; rest \
+    is before, between and at the end of kernels. Medians, of kernels that stamps slow a little";
 
 #[derive(clap::Args)]
 #[command(next_help_heading = "Rounds")]
@@ -52,6 +62,10 @@ pub(crate) struct RoundArgs {
     /// Tokens that a round of one row is to bring: what speed would be if it were so.
     #[arg(long, value_name = "TOKENS")]
     assume_acceptance: Option<f64>,
+    /// Say also how long each phase of the kernels takes. They are compiled so that they tell,
+    /// which takes them a little time.
+    #[arg(long, requires = "rounds")]
+    phases: bool,
     /// Write the results here: a list with an entry for each batch, draft length and context.
     #[arg(long, requires = "rounds", value_name = "FILE")]
     out: Option<PathBuf>,
@@ -82,10 +96,16 @@ impl RoundArgs {
 
 /// The shape of a round.
 #[derive(Clone, Copy, Debug)]
-struct Shape {
-    batch: u32,
-    draft: u32,
-    context: u32,
+pub(super) struct Shape {
+    pub(super) batch: u32,
+    pub(super) draft: u32,
+    pub(super) context: u32,
+}
+
+impl Shape {
+    pub(super) fn token_count(self) -> u32 {
+        self.batch * (self.draft + 1)
+    }
 }
 
 struct Measured {
@@ -95,14 +115,22 @@ struct Measured {
     verify: Option<Figures>,
     draft: Option<Figures>,
     distinct_experts: f64,
+    bytes: RoundBytes,
+    phases: Vec<Phase>,
 }
 
 #[expect(clippy::print_stdout, reason = "the report is what the command is for")]
 pub(super) fn run(args: &Args, model: &str) -> Result<()> {
     let own = &args.round;
     let count = own.check()?;
+    ensure!(
+        !own.phases || args.engine_kind != Some(EngineKind::Cpu),
+        "--phases: only kernels on GPUs tell how long each phase takes, not --engine-kind cpu"
+    );
     let config = config(args, model)?;
-    let mut loaded = engine::load(&config)?;
+    let mut planned = engine::plan(&config)?;
+    planned.stamps = own.phases;
+    let mut loaded = planned.load()?;
     let draft_max = loaded.engine.caps().draft_max;
     let drafts = if own.draft_len.is_empty() { &[draft_max][..] } else { &own.draft_len };
     let mut results = Vec::new();
@@ -114,6 +142,7 @@ pub(super) fn run(args: &Args, model: &str) -> Result<()> {
                 let shape = Shape { batch, draft, context };
                 let measured = measure(&mut *loaded.engine, &loaded.spec, args, shape, count)?;
                 println!("{}", line(&measured, own.assume_acceptance));
+                print!("{}{}", table(&measured.phases), floor_line(&measured));
                 results.push(json(args, model, &loaded, &measured));
             }
         }
@@ -133,7 +162,7 @@ fn config(args: &Args, model: &str) -> Result<Config> {
     let raw = RawConfig {
         model: Some(model.to_owned()),
         load_format: args.load_format,
-        engine: args.engine_kind,
+        engine: if args.round.phases { Some(EngineKind::Cuda) } else { args.engine_kind },
         ranks: args.ranks,
         slots: longest(&args.round.batch),
         context_max: Some(context),
@@ -157,7 +186,7 @@ fn measure(
 ) -> Result<Measured> {
     let caps = engine.caps().clone();
     check(&caps, shape)?;
-    let (mut rounds, mut times) = (Vec::new(), Vec::<StepTimes>::new());
+    let (mut rounds, mut devices) = (Vec::new(), Vec::new());
     for round in 0..WARMUP + count {
         let plan = plan(&caps, args, shape, round)?;
         let mut out = StepOutput::default();
@@ -168,20 +197,25 @@ fn measure(
         if let Some(fault) = out.rows.iter().find_map(|row| row.fault) {
             bail!("round {round}: {fault}");
         }
+        let phases = engine.phase_times()?;
         if round >= WARMUP {
             rounds.push(took);
-            times.extend(engine.times());
+            devices.extend(engine.times().map(|times| DeviceRound { times, phases }));
         }
     }
     let figures = |of: fn(&StepTimes) -> Duration| {
-        (!times.is_empty()).then(|| Figures::of(times.iter().map(of).map(milliseconds)))
+        let times = devices.iter().map(|device| milliseconds(of(&device.times)));
+        (!devices.is_empty()).then(|| Figures::of(times))
     };
+    let bytes = RoundBytes::new(spec, args.ranks.unwrap_or(1) as usize, shape);
     Ok(Measured {
         shape,
         round: Figures::of(rounds.into_iter().map(milliseconds)),
         verify: figures(|times| times.verify),
         draft: figures(|times| times.draft),
-        distinct_experts: distinct_experts(spec, shape.batch * (shape.draft + 1)),
+        distinct_experts: distinct_experts(spec, shape.token_count()),
+        phases: phases(&devices, &bytes),
+        bytes,
     })
 }
 
@@ -253,44 +287,6 @@ fn pages(group: &PageGroup, slot: u32, start: u32, count: u32) -> Result<PageRun
     Ok(PageRun { first, pages: own.map(|page| PageId(page as u32)).collect() })
 }
 
-/// Experts of a layer that so many tokens have chosen between them, if they choose at random; the
-/// mean of all layers that have some.
-fn distinct_experts(spec: &ModelSpec, token_count: u32) -> f64 {
-    let layers = spec.layers.iter().filter_map(|layer| match &layer.feed_forward {
-        FeedForwardSpec::Experts(experts) => {
-            let (count, top_k) = (experts.count as f64, experts.top_k as f64);
-            Some(count * (1.0 - (1.0 - top_k / count).powf(f64::from(token_count))))
-        }
-        FeedForwardSpec::Dense(_) => None,
-    });
-    Figures::of(layers).mean
-}
-
-/// Bytes of weights that a rank reads, as they are published: for the target, and for the drafter.
-fn weight_bytes(spec: &ModelSpec, ranks: usize, distinct_experts: f64) -> (f64, f64) {
-    let experts = spec.layers.iter().find_map(|layer| match &layer.feed_forward {
-        FeedForwardSpec::Experts(experts) => Some(experts.count as f64),
-        FeedForwardSpec::Dense(_) => None,
-    });
-    let read = distinct_experts / experts.unwrap_or(1.0);
-    let (mut target, mut drafter) = (0.0, 0.0);
-    for decl in declare(spec) {
-        let bytes = engine::declared_bytes(&decl) as f64;
-        let WeightDecl { id, part, .. } = decl;
-        match id {
-            WeightId::Embedding => {}
-            WeightId::Head => {
-                target += bytes;
-                drafter += bytes;
-            }
-            WeightId::Expert(..) => target += bytes * read,
-            _ if part == Part::Drafter => drafter += bytes,
-            _ => target += bytes,
-        }
-    }
-    (target / ranks as f64, if spec.drafter.is_some() { drafter / ranks as f64 } else { 0.0 })
-}
-
 fn header(acceptance: Option<f64>) -> String {
     let assumed = acceptance.map_or(String::new(), |length| {
         format!("  tokens/s of a row at an assumed acceptance length of {length}")
@@ -320,17 +316,7 @@ fn line(measured: &Measured, acceptance: Option<f64>) -> String {
 }
 
 fn json(args: &Args, model: &str, loaded: &engine::Loaded, measured: &Measured) -> Value {
-    let Measured { shape, round, verify, draft, distinct_experts } = measured;
-    let ranks = args.ranks.unwrap_or(1);
-    let (target_bytes, draft_bytes) = weight_bytes(&loaded.spec, ranks as usize, *distinct_experts);
-    let mut phases = Map::new();
-    for (name, figures, bytes) in [("verify", verify, target_bytes), ("draft", draft, draft_bytes)]
-    {
-        if let Some(figures) = figures {
-            let us = figures.median() * 1e3;
-            phases.insert(name.to_owned(), json!({ "us": us, "bytes": bytes.round() as u64 }));
-        }
-    }
+    let Measured { shape, round, verify, draft, distinct_experts, .. } = measured;
     let median = |figures: &Option<Figures>| figures.as_ref().map(Figures::median);
     let mut all = json!({
         "device": loaded.device,
@@ -339,7 +325,7 @@ fn json(args: &Args, model: &str, loaded: &engine::Loaded, measured: &Measured) 
         "model": model,
         "weights": if args.is_dummy() { "dummy" } else { "checkpoint" },
         "layers": loaded.spec.layers.len(),
-        "ranks": ranks,
+        "ranks": args.ranks.unwrap_or(1),
         "batch": shape.batch,
         "draft": shape.draft,
         "context": shape.context,
@@ -350,14 +336,50 @@ fn json(args: &Args, model: &str, loaded: &engine::Loaded, measured: &Measured) 
         "round_ms_p99": round.percentile(99.0),
         "verify_ms_p50": median(verify),
         "draft_ms_p50": median(draft),
-        "phases": phases,
-        "bytes_are": "of weights that a rank reads, as published; the head is in both phases",
     });
+    add_phases(&mut all, measured);
     if let Some(length) = args.round.assume_acceptance {
         all["assumed_acceptance_length"] = length.into();
         all["tokens_per_s_if_so"] = (length * 1e3 / round.median()).into();
     }
     all
+}
+
+/// Where time went, and what it would be if only bytes counted.
+fn add_phases(all: &mut Value, measured: &Measured) {
+    let Measured { round, verify, draft, bytes, phases, .. } = measured;
+    let mut by_name = Map::new();
+    for (part, figures) in [(StepPart::Verify, verify), (StepPart::Draft, draft)] {
+        if let Some(figures) = figures {
+            let (us, bytes) = (figures.median() * 1e3, bytes.of_part(part).round() as u64);
+            by_name.insert(part_name(part).to_owned(), json!({ "us": us, "bytes": bytes }));
+        }
+    }
+    add_json(phases, &mut by_name);
+    all["phases"] = by_name.into();
+    all["bytes_are"] = BYTES_ARE.into();
+    if verify.is_some() {
+        all["floor_us"] = bytes.floor_us().into();
+        all["floor_share"] = (bytes.floor_us() / 1e3 / round.median()).into();
+        all["floor_is"] = floor_is().into();
+    }
+    if !phases.is_empty() {
+        all["phases_are"] = PHASES_ARE.into();
+    }
+}
+
+/// Below the table of phases, if there is one.
+fn floor_line(measured: &Measured) -> String {
+    if measured.phases.is_empty() {
+        return String::new();
+    }
+    let floor_us = measured.bytes.floor_us();
+    let share = floor_us / 1e3 / measured.round.median() * 100.0;
+    format!("    floor of {floor_us:.0} us, {share:.0} % of the round: {}\n", floor_is())
+}
+
+fn floor_is() -> String {
+    format!("bytes at {} TB/s, as measured on an H200", H200_READ_RATE / 1e12)
 }
 
 /// As it was typed, wherever the program lies.
@@ -374,7 +396,8 @@ fn commit() -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use kilotok_engine::PageKind;
+    use kilotok_abi::Stamp;
+    use kilotok_engine::{PageKind, PhaseTime};
     use kilotok_testkit::Toy;
 
     use super::*;
@@ -394,14 +417,67 @@ mod tests {
         assert!(error.to_string().contains("7 pages"), "{error}");
     }
 
+    /// A round of 2 ms: 1 of the target, half a one of the drafter.
+    fn measured(phases_told: bool) -> Measured {
+        let shape = Shape { batch: 1, draft: 3, context: 20 };
+        let bytes = RoundBytes::new(&Toy::pro_fp4().spec(), 1, shape);
+        let us = Duration::from_micros;
+        let time = |part, phase| PhaseTime { part, phase, own: us(300), wait: us(100) };
+        let told = vec![time(StepPart::Verify, Stamp::Down), time(StepPart::Draft, Stamp::Down)];
+        let times = StepTimes { verify: us(1000), draft: us(500) };
+        let device = DeviceRound { times, phases: if phases_told { told } else { Vec::new() } };
+        Measured {
+            shape,
+            round: Figures::of([2.0]),
+            verify: Some(Figures::of([1.0])),
+            draft: Some(Figures::of([0.5])),
+            distinct_experts: 1.0,
+            phases: phases(&[device], &bytes),
+            bytes,
+        }
+    }
+
     #[test]
-    fn tokens_choose_experts_at_random() {
-        let spec = Toy::pro_fp4().spec();
-        let top_k = distinct_experts(&spec, 1);
-        assert!((top_k - top_k.round()).abs() < 1e-9, "one token has its own: {top_k}");
-        assert!(distinct_experts(&spec, 8) > top_k);
-        let (one, two) = (weight_bytes(&spec, 1, 8.0), weight_bytes(&spec, 2, 8.0));
-        assert_eq!(one.0, two.0 * 2.0);
-        assert!(one.1 > 0.0 && weight_bytes(&spec, 1, 4.0).0 < one.0);
+    fn results_say_where_time_went() {
+        let measured = measured(true);
+        let mut all = json!({});
+        add_phases(&mut all, &measured);
+        let phases = all["phases"].as_object().unwrap();
+        let names: Vec<_> = phases.keys().map(String::as_str).collect();
+        let whole = ["verify", "draft", "verify.down", "verify.rest", "draft.down", "draft.rest"];
+        assert_eq!(names, whole);
+        for (part, us) in [("verify", 1000.0), ("draft", 500.0)] {
+            assert_eq!(phases[part]["us"], us);
+            let (down, rest) = (format!("{part}.down"), format!("{part}.rest"));
+            assert_eq!(
+                (&phases[&down]["us"], &phases[&down]["wait_us"]),
+                (&json!(300.0), &json!(100.0))
+            );
+            // By sums of nanoseconds in floating point.
+            assert!((phases[&rest]["us"].as_f64().unwrap() - (us - 400.0)).abs() < 1e-6);
+            assert!(phases[part]["bytes"].as_u64() > phases[&down]["bytes"].as_u64());
+        }
+        let bytes: u64 =
+            ["verify", "draft"].map(|part| phases[part]["bytes"].as_u64().unwrap()).iter().sum();
+        let floor_us = all["floor_us"].as_f64().unwrap();
+        // Bytes are rounded to whole ones.
+        assert!((floor_us - bytes as f64 / 4.55e6).abs() < 1e-6, "{all}");
+        assert!((all["floor_share"].as_f64().unwrap() - floor_us / 2000.0).abs() < 1e-9);
+        assert!(all["floor_is"].as_str().unwrap().contains("4.55 TB/s, as measured on an H200"));
+        assert!(floor_line(&measured).contains(&floor_is()));
+    }
+
+    #[test]
+    fn results_of_rounds_that_tell_no_phases_have_both_parts() {
+        let measured = measured(false);
+        let mut all = json!({});
+        add_phases(&mut all, &measured);
+        assert_eq!(all["phases"].as_object().unwrap().len(), 2);
+        assert!(all["floor_us"].as_f64() > Some(0.0) && all["phases_are"].is_null());
+        assert_eq!(floor_line(&measured), "");
+        // What has no device's times has no device's floor.
+        let mut all = json!({});
+        add_phases(&mut all, &Measured { verify: None, draft: None, ..measured });
+        assert!(all["phases"] == json!({}) && all["floor_us"].is_null());
     }
 }

@@ -83,16 +83,15 @@ impl Toolchain {
         files
     }
 
-    /// The kernels for a model whose constants are `model_header`, from the folder or compiled.
+    /// The machine code of a program, from the folder or compiled.
     pub(crate) fn cubin(
         &self,
-        model_header: &str,
+        program: &Program,
         driver: Option<Version>,
         tell: &dyn Fn(&str),
     ) -> Result<Vec<u8>, CompileError> {
         let nvrtc = self.nvrtc(driver)?;
-        let program = Program::new(model_header);
-        let name = format!("{}.cubin", key(&program, nvrtc.version));
+        let name = format!("{}.cubin", key(program, nvrtc.version));
         let file = self.cache.as_ref().map(|folder| folder.join(name));
         let _alone = COMPILING.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(cubin) =
@@ -102,7 +101,7 @@ impl Toolchain {
         }
         let path = nvrtc.path.display();
         tell(&format!("compiling kernels for this model with {path} {}", nvrtc.version));
-        let cubin = nvrtc.compile(&program, OPTIONS)?;
+        let cubin = nvrtc.compile(program, OPTIONS)?;
         if let Some(file) = file
             && let Err(error) = keep(&file, &cubin)
         {
@@ -200,12 +199,13 @@ mod tests {
 
     #[test]
     fn the_key_is_of_everything() {
-        let program = || Program::new("constexpr int HIDDEN = 64;");
+        let program = || Program::new("constexpr int HIDDEN = 64;", false);
         let first = key(&program(), VERSION);
         assert_eq!(first, key(&program(), VERSION));
         assert_eq!(first.len(), 64);
         let mut others = vec![
-            key(&Program::new("constexpr int HIDDEN = 65;"), VERSION),
+            key(&Program::new("constexpr int HIDDEN = 65;", false), VERSION),
+            key(&Program::new("constexpr int HIDDEN = 64;", true), VERSION),
             key(&program(), Version { minor: 1, ..VERSION }),
         ];
         let mut changed = program();
@@ -259,12 +259,21 @@ mod tests {
         };
         let spec = Toy::pro_fp4().spec();
         let launch = Launch { ranks: 1, grid: 132, tokens_max: 64, page_tokens: 16 };
-        let mut program = Program::new(&Constants::new(&spec, launch).unwrap().header());
+        let mut program = Program::new(&Constants::new(&spec, launch).unwrap().header(), false);
         program.text = "#include \"kilotok/layout/agree.cuh\"\n\
                         extern \"C\" __global__ void none(const kilotok::Memory m) {}\n"
             .to_owned();
         let cubin = nvrtc.compile(&program, OPTIONS).unwrap();
         assert!(is_elf(&cubin), "{} bytes", cubin.len());
+        // Stamps are code that no other kernel has.
+        program.text = "#include \"kilotok/cta.cuh\"\n\
+                        using namespace kilotok;\n\
+                        extern \"C\" __global__ void stamped(const __grid_constant__ Memory m) {\n\
+                        Cta(m, 0).stamp(Stamp::Begun);\n}\n"
+            .to_owned();
+        let without = nvrtc.compile(&program, OPTIONS).unwrap();
+        program.text.insert_str(0, "#define KILOTOK_STAMPS\n");
+        assert!(nvrtc.compile(&program, OPTIONS).unwrap().len() > without.len());
         program.text = "#error \"no\"\n".to_owned();
         let error = nvrtc.compile(&program, OPTIONS).unwrap_err().to_string();
         assert!(error.contains("kilotok.cu(1)"), "{error}");

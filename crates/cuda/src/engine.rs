@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use kilotok_abi::SampleMemory;
 use kilotok_engine::{
-    Caps, Engine, EngineError, StepId, StepOutput, StepPlan, StepTimes, check_plan,
+    Caps, Engine, EngineError, PhaseTime, StepId, StepOutput, StepPlan, StepTimes, check_plan,
 };
 use kilotok_rows::{Batch, InFlight, Slots};
 
@@ -44,6 +44,8 @@ pub(crate) struct HostMemory {
     pub(crate) result_places: ResultPlaces,
     /// Where the slots' tables are in every rank's memory.
     pub(crate) tables: SampleMemory,
+    /// Of all launches of a step, if they make any.
+    pub(crate) stamps: Option<Pinned>,
 }
 
 /// Tokens of a step at most: what a batch of the kernels holds.
@@ -163,5 +165,11 @@ impl Engine for CudaEngine {
 
     fn times(&self) -> Option<StepTimes> {
         self.times
+    }
+
+    fn phase_times(&mut self) -> Result<Vec<PhaseTime>, EngineError> {
+        let Some(stamps) = &mut self.host.stamps else { return Ok(Vec::new()) };
+        self.in_flight.check()?;
+        self.ranks[0].phase_times(stamps)
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use kilotok_abi::{
     BAD_TOKENS_MAX, BAD_WORDS_MAX, ChoicePart, END_TOKENS_MAX, Exchange, LayerMemory, Memory,
-    PARTS_MAX, RECENT_MAX, SampleMemory, Slot, VerifyMemory,
+    PARTS_MAX, RECENT_MAX, STAMPS_MAX, SampleMemory, Slot, Stamped, VerifyMemory,
 };
 use kilotok_engine::PageGroup;
 use kilotok_model::{ModelSpec, Part};
@@ -16,6 +16,8 @@ use crate::places::{BARRIER_BYTES, Buffer, LayerBuffer, Working, weight_buffers}
 use crate::results::ResultPlaces;
 use crate::upload::Places;
 
+/// Stamps of one launch.
+const LAUNCH_STAMP_BYTES: usize = STAMPS_MAX * size_of::<Stamped>();
 /// No tap follows the layer.
 const NO_TAP: u32 = !0;
 
@@ -35,6 +37,8 @@ pub(crate) struct Layout {
     pub(crate) results_at: u64,
     /// A counter for each launch of a step.
     pub(crate) barrier_bytes: usize,
+    /// Stamps of each launch; none in kernels that make none.
+    pub(crate) stamp_bytes: usize,
     /// Where other ranks write what they send.
     pub(crate) receiver: u64,
     layers: Vec<LayerMemory>,
@@ -47,6 +51,7 @@ impl Layout {
         constants: &Constants,
         sizes: &Sizes,
         grouping: &Grouping,
+        stamps: bool,
         base: u64,
     ) -> Self {
         let mut map = MemoryMap::new(base);
@@ -71,12 +76,17 @@ impl Layout {
         let working = Working::new(constants);
         let upload = Places::new(constants, sizes, &grouping.groups);
         // Besides the passes, the choice of tokens.
-        let barrier_bytes = (upload.passes() + 1) * BARRIER_BYTES;
+        let launch_count = upload.passes() + 1;
+        let barrier_bytes = launch_count * BARRIER_BYTES;
+        let stamp_bytes = if stamps { launch_count * LAUNCH_STAMP_BYTES } else { 0 };
         let results = ResultPlaces::new(constants.launch.tokens_max, upload.drafts.len());
         let results_at = map.add("batch", "results".to_owned(), results.bytes as u64);
         let drafted = results_at + results.drafted as u64;
         let mut memory = memory(&mut map, &weights, &working, &upload, drafted);
         memory.barrier = map.add("work", "barrier".to_owned(), barrier_bytes as u64);
+        if stamps {
+            memory.trace = map.add("work", "stamps".to_owned(), stamp_bytes as u64);
+        }
         let receiver = map.add("work", "receiver".to_owned(), working.receiver as u64);
         let sampling = SampleMemory {
             rows: memory.batch + upload.sample_rows as u64,
@@ -98,6 +108,7 @@ impl Layout {
             results,
             results_at,
             barrier_bytes,
+            stamp_bytes,
             receiver,
             layers: target,
             draft_layers,
@@ -106,7 +117,12 @@ impl Layout {
 
     /// What each launch is given, of what the first one is.
     pub(crate) fn arguments(&self, target: &Memory) -> Arguments {
-        let at = |index: usize| target.barrier + (index * BARRIER_BYTES) as u64;
+        let stamps = if self.stamp_bytes > 0 { LAUNCH_STAMP_BYTES } else { 0 };
+        let launch = |index: usize| Memory {
+            barrier: target.barrier + (index * BARRIER_BYTES) as u64,
+            trace: target.trace + (index * stamps) as u64,
+            ..*target
+        };
         let place = |place: usize| target.batch + place as u64;
         let drafts = self.upload.drafts.iter().enumerate();
         let drafts = drafts.map(|(index, arrays)| Memory {
@@ -115,15 +131,11 @@ impl Layout {
             rows: place(arrays.rows),
             wanted: place(arrays.wanted),
             drafted: target.drafted + (index * self.tokens_max() * size_of::<u32>()) as u64,
-            barrier: at(3 + index),
-            ..*target
+            ..launch(3 + index)
         });
         Arguments {
-            verify: VerifyMemory {
-                memory: Memory { barrier: at(1), ..*target },
-                sampling: self.sampling,
-            },
-            context: Memory { batch: place(self.upload.context), barrier: at(2), ..*target },
+            verify: VerifyMemory { memory: launch(1), sampling: self.sampling },
+            context: Memory { batch: place(self.upload.context), ..launch(2) },
             drafts: drafts.collect(),
             target: *target,
         }
@@ -302,12 +314,16 @@ mod tests {
     const BASE: u64 = 1 << 40;
 
     fn layout(spec: &ModelSpec, base: u64) -> (Layout, Constants) {
+        layout_with(spec, false, base)
+    }
+
+    fn layout_with(spec: &ModelSpec, stamps: bool, base: u64) -> (Layout, Constants) {
         let sizes = Sizes { token_max: TOKENS_MAX, page_count: 7, ..Sizes::default() };
         let page_tokens = sizes.page_tokens as usize;
         let launch = Launch { ranks: 1, grid: 132, tokens_max: TOKENS_MAX as usize, page_tokens };
         let constants = Constants::new(spec, launch).unwrap();
         let grouping = sizes.groups(spec, 2);
-        (Layout::new(spec, &constants, &sizes, &grouping, base), constants)
+        (Layout::new(spec, &constants, &sizes, &grouping, stamps, base), constants)
     }
 
     #[test]
@@ -320,6 +336,23 @@ mod tests {
         for (address, bytes) in at_base.tables(&constants) {
             assert!(address >= BASE && address + bytes.len() as u64 <= end);
         }
+    }
+
+    #[test]
+    fn every_launch_has_room_for_its_stamps_where_they_are_wanted() {
+        let spec = Toy::pro_fp4().spec();
+        let ((without, _), (with, _)) = (layout(&spec, BASE), layout_with(&spec, true, BASE));
+        let places = |layout: &Layout| {
+            let Arguments { target, verify, context, drafts } = layout.arguments(&layout.memory);
+            let drafts = drafts.iter().map(|memory| memory.trace);
+            let first = [target.trace, verify.memory.trace, context.trace];
+            first.into_iter().chain(drafts).collect::<Vec<_>>()
+        };
+        assert!(places(&without).iter().all(|place| *place == 0));
+        assert_eq!(without.map.bytes() + with.stamp_bytes as u64, with.map.bytes());
+        let end = with.memory.trace + with.stamp_bytes as u64;
+        let each = (with.memory.trace..end).step_by(STAMPS_MAX * size_of::<Stamped>());
+        assert_eq!(places(&with), each.collect::<Vec<_>>());
     }
 
     #[test]

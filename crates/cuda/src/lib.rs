@@ -18,6 +18,7 @@ mod rank;
 mod repack;
 mod results;
 mod sources;
+mod stamps;
 mod start;
 mod upload;
 

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use kilotok_abi::{Exchange, Fault, Memory};
-use kilotok_engine::EngineError;
+use kilotok_abi::{Exchange, Fault, Memory, STAMPS_MAX};
+use kilotok_engine::{EngineError, PhaseTime, StepPart};
 
 use crate::constants::Constants;
 use crate::driver::{Device, DeviceMemory, DriverError, Event, Kernel, Module, Pinned};
 use crate::fault::timeout_of;
 use crate::layout::{Arguments, Layout};
+use crate::stamps::phase_times;
 use crate::upload::Copy;
 
 /// How long a GPU waits for anything. A whole pass of the largest model takes milliseconds.
@@ -30,6 +31,13 @@ pub(crate) enum Pass {
     DraftContext(usize),
     /// A batch of draft rows, by its number, through the drafter's layers to drafts.
     DraftRows(usize, usize),
+}
+
+impl Pass {
+    /// Of which part of a step its launches are, in their order.
+    fn part(launch: usize) -> StepPart {
+        if launch < 2 { StepPart::Verify } else { StepPart::Draft }
+    }
 }
 
 pub(crate) struct Rank {
@@ -203,6 +211,23 @@ impl Rank {
         let [begun, verified, drafted] = &self.events;
         let times = verified.since(begun).and_then(|first| Ok((first, drafted.since(verified)?)));
         times.map_err(|error| self.error(&error))
+    }
+
+    /// What the stamps of the last step say, which are taken into `host` and away.
+    pub(crate) fn phase_times(&self, host: &mut Pinned) -> Result<Vec<PhaseTime>, EngineError> {
+        let error = |reason| EngineError::Device { rank: self.index, reason };
+        let bytes = self.take_stamps(host).map_err(|reason| error(reason.to_string()))?;
+        let launches = bytemuck::cast_slice(bytes).chunks(STAMPS_MAX).enumerate();
+        let parts = launches.map(|(index, stamps)| (Pass::part(index), stamps));
+        phase_times(parts).map_err(|reason| error(reason.to_string()))
+    }
+
+    fn take_stamps<'a>(&self, host: &'a mut Pinned) -> Result<&'a [u8], DriverError> {
+        let place = (self.layout.memory.trace - self.memory.address()) as usize;
+        let range = place..place + self.layout.stamp_bytes;
+        self.memory.fetch(range.clone(), host)?;
+        self.memory.clear(range)?;
+        host.read()
     }
 
     fn event(&self, moment: Moment) -> &Event {

@@ -37,9 +37,11 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// All kernels, for the model whose constants are `model_header`.
-    pub(crate) fn new(model_header: &str) -> Self {
-        let mut program = Self { text: String::new(), headers: Vec::new() };
+    /// All kernels, for the model whose constants are `model_header`; such as make stamps, or
+    /// those that cost nothing.
+    pub(crate) fn new(model_header: &str, stamps: bool) -> Self {
+        let text = if stamps { "#define KILOTOK_STAMPS\n" } else { "" };
+        let mut program = Self { text: text.to_owned(), headers: Vec::new() };
         let mut header = |name: &str, text: &str| {
             program.headers.push((name.to_owned(), text.to_owned()));
         };
@@ -69,7 +71,7 @@ mod tests {
 
     #[test]
     fn every_include_has_a_header() {
-        let program = Program::new("");
+        let program = Program::new("", false);
         let names: Vec<_> = program.headers.iter().map(|(name, _)| name.as_str()).collect();
         let mut lines = program.headers.iter().flat_map(|(name, text)| {
             text.lines().filter(|line| line.starts_with("#include")).map(move |line| (name, line))

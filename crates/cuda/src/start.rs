@@ -19,6 +19,7 @@ use crate::memory_map::{DoesNotFit, MemoryMap};
 use crate::nvrtc::{CompileError, Version};
 use crate::rank::Rank;
 use crate::repack::Repacker;
+use crate::sources::Program;
 
 /// Lists of a step for which there is room from the start: a mask for every token.
 const LISTS_BYTES: usize = 2 << 20;
@@ -30,6 +31,8 @@ pub const VALUE_BYTES: usize = 2;
 pub struct CudaOptions {
     pub sizes: Sizes,
     pub toolchain: Toolchain,
+    /// Whether kernels note when they come where, which takes them a little time.
+    pub stamps: bool,
 }
 
 /// Why an engine did not start.
@@ -88,7 +91,7 @@ impl CudaOptions {
     ) -> Result<usize, StartError> {
         let plan = Plan::new(spec, self, multiprocessors)?;
         let driver = Driver::open().ok().map(|driver| driver.version);
-        Ok(self.toolchain.cubin(&plan.constants.header(), driver, tell)?.len())
+        Ok(self.toolchain.cubin(&plan.program(), driver, tell)?.len())
     }
 }
 
@@ -97,6 +100,7 @@ struct Plan {
     sizes: Sizes,
     constants: Constants,
     grouping: Grouping,
+    stamps: bool,
 }
 
 impl Plan {
@@ -117,11 +121,15 @@ impl Plan {
         let unfit = |error: crate::constants::UnfitError| StartError::Model(error.to_string());
         let constants = Constants::new(spec, launch).map_err(unfit)?;
         let grouping = sizes.groups(spec, VALUE_BYTES);
-        Ok(Self { sizes, constants, grouping })
+        Ok(Self { sizes, constants, grouping, stamps: options.stamps })
     }
 
     fn layout(&self, spec: &ModelSpec, base: u64) -> Layout {
-        Layout::new(spec, &self.constants, &self.sizes, &self.grouping, base)
+        Layout::new(spec, &self.constants, &self.sizes, &self.grouping, self.stamps, base)
+    }
+
+    fn program(&self) -> Program {
+        Program::new(&self.constants.header(), self.stamps)
     }
 }
 
@@ -199,8 +207,7 @@ impl CudaEngine {
             map.check(free, total)?;
         }
         let constants = &plan.constants;
-        let toolchain = &options.toolchain;
-        let cubin = toolchain.cubin(&constants.header(), Some(driver.version), tell)?;
+        let cubin = options.toolchain.cubin(&plan.program(), Some(driver.version), tell)?;
         let rank = |(index, device)| {
             Rank::new(index, device, constants, &cubin, |base| plan.layout(spec, base))
         };
@@ -215,7 +222,8 @@ impl CudaEngine {
             device.finish()?;
         }
         // At address 0, addresses are places.
-        let Layout { upload, results, sampling, .. } = plan.layout(spec, 0);
+        let Layout { upload, results, sampling, stamp_bytes, .. } = plan.layout(spec, 0);
+        let stamps = (stamp_bytes > 0).then(|| Pinned::new(&devices, stamp_bytes));
         let host = HostMemory {
             upload: Pinned::new(&devices, upload.bytes)?,
             upload_places: upload,
@@ -223,6 +231,7 @@ impl CudaEngine {
             results: Pinned::new(&devices, results.bytes)?,
             result_places: results,
             tables: sampling,
+            stamps: stamps.transpose()?,
         };
         Ok(Self {
             caps: options.caps(spec),

@@ -8,6 +8,8 @@ mod plan;
 
 use std::time::Duration;
 
+use kilotok_abi::Stamp;
+
 pub use caps::{Caps, PageGroup, PageKind};
 pub use check::check_plan;
 pub use plan::{
@@ -35,6 +37,15 @@ pub trait Engine: Send {
     fn times(&self) -> Option<StepTimes> {
         None
     }
+
+    /// How long each phase of the last step took, in order, if the engine was started to measure
+    /// it. To be asked after every step, while none is in flight.
+    ///
+    /// # Errors
+    /// When what was measured makes no sense.
+    fn phase_times(&mut self) -> Result<Vec<PhaseTime>, EngineError> {
+        Ok(Vec::new())
+    }
 }
 
 /// The parts of a step.
@@ -43,6 +54,23 @@ pub struct StepTimes {
     /// The target over all tokens, and the choice of tokens.
     pub verify: Duration,
     pub draft: Duration,
+}
+
+/// Which of the [`StepTimes`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum StepPart {
+    Verify,
+    Draft,
+}
+
+/// What one of a device's processors spent on a phase, in all layers and launches together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PhaseTime {
+    pub part: StepPart,
+    pub phase: Stamp,
+    pub own: Duration,
+    /// For the others, at the barriers after it.
+    pub wait: Duration,
 }
 
 /// Why a step did not happen.

@@ -123,6 +123,8 @@ fn compile(root: &Path, job: &Job) -> Result<Vec<Kernel>, String> {
     let mut nvcc = Command::new("nvcc");
     nvcc.args(["-std=c++20", "-O3", "-lineinfo", "-ptx"])
         .arg(format!("-arch=compute_{ARCHITECTURE}"))
+        // Both kinds of kernels are compiled: those that make stamps, and those that make none.
+        .args((!job.counts).then_some("-DKILOTOK_STAMPS"))
         .args(["-I", "kernels", "-I", "kernels/include", "-I", "kernels/harness", "-I"])
         .arg(Path::new("kernels/models").join(&job.model))
         .arg("-o")

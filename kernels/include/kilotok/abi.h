@@ -29,6 +29,10 @@ constexpr int SEEN = 32768;
 
 constexpr int OUTPUT_COUNT_MAX = 32767;
 
+constexpr int STAMPS_MAX = 8192;
+
+constexpr int STAMP_COUNT = 23;
+
 enum class Purpose : uint32_t {
   Target = 0,
   Draft = 1,
@@ -42,6 +46,61 @@ enum class ChoiceFault : uint32_t {
   NotFinite = 1,
   NothingAllowed = 2,
 };
+
+enum class Stamp : uint32_t {
+  Begun = 1,
+  Ended = 2,
+  Barrier = 3,
+  Embed = 4,
+  Exchange = 5,
+  AddToStream = 6,
+  Project = 7,
+  AttentionIn = 8,
+  Attention = 9,
+  Output = 10,
+  RouterParts = 11,
+  RouterSums = 12,
+  Routes = 13,
+  GateUp = 14,
+  Down = 15,
+  Head = 16,
+  ShareLogits = 17,
+  Sample = 18,
+  Accept = 19,
+  Fuse = 20,
+  ContextNorm = 21,
+  ContextKeys = 22,
+  ChooseDrafts = 23,
+};
+
+constexpr const char* name_of(Stamp value) {
+  switch (value) {
+    case Stamp::Begun: return "Begun";
+    case Stamp::Ended: return "Ended";
+    case Stamp::Barrier: return "Barrier";
+    case Stamp::Embed: return "Embed";
+    case Stamp::Exchange: return "Exchange";
+    case Stamp::AddToStream: return "AddToStream";
+    case Stamp::Project: return "Project";
+    case Stamp::AttentionIn: return "AttentionIn";
+    case Stamp::Attention: return "Attention";
+    case Stamp::Output: return "Output";
+    case Stamp::RouterParts: return "RouterParts";
+    case Stamp::RouterSums: return "RouterSums";
+    case Stamp::Routes: return "Routes";
+    case Stamp::GateUp: return "GateUp";
+    case Stamp::Down: return "Down";
+    case Stamp::Head: return "Head";
+    case Stamp::ShareLogits: return "ShareLogits";
+    case Stamp::Sample: return "Sample";
+    case Stamp::Accept: return "Accept";
+    case Stamp::Fuse: return "Fuse";
+    case Stamp::ContextNorm: return "ContextNorm";
+    case Stamp::ContextKeys: return "ContextKeys";
+    case Stamp::ChooseDrafts: return "ChooseDrafts";
+  }
+  return "";
+}
 
 struct alignas(8) Sampling {
   uint64_t seed;
@@ -420,5 +479,15 @@ struct alignas(8) VerifyMemory {
 static_assert(sizeof(VerifyMemory) == 464, "size of VerifyMemory");
 static_assert(offsetof(VerifyMemory, memory) == 0, "VerifyMemory.memory");
 static_assert(offsetof(VerifyMemory, sampling) == 304, "VerifyMemory.sampling");
+
+struct alignas(8) Stamped {
+  uint32_t what;
+  uint32_t nanoseconds;
+  uint64_t cycles;
+};
+static_assert(sizeof(Stamped) == 16, "size of Stamped");
+static_assert(offsetof(Stamped, what) == 0, "Stamped.what");
+static_assert(offsetof(Stamped, nanoseconds) == 4, "Stamped.nanoseconds");
+static_assert(offsetof(Stamped, cycles) == 8, "Stamped.cycles");
 
 }  // namespace kilotok

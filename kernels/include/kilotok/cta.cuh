@@ -19,38 +19,21 @@ constexpr int THREADS = CONSUMERS + 128;
 constexpr int CONSUMER_REGISTERS = 152;
 constexpr int HELPER_REGISTERS = 56;
 
-// What ended when a stamp was made.
-enum class Stamp {
-  Barrier,
-  Embed,
-  Norm,
-  Project,
-  AttentionIn,
-  Attention,
-  Output,
-  AddToStream,
-  RouterParts,
-  RouterSums,
-  Routes,
-  GateUp,
-  Down,
-  Head,
-  COUNT
-};
-constexpr int STAMPS_MAX = 4096;
+#ifdef KILOTOK_STAMPS
+// Stamps of this launch so far, of the first CTA.
+static __shared__ int stamp_count;
+#endif
 
 struct Cta {
   const Memory& memory;
   // Exchanges between ranks begun.
   uint32_t exchanges;
-  uint32_t stamps;
   int thread_index;
 
   __device__ __forceinline__ Cta(const Memory& memory_of_rank,
                                  uint32_t exchanges_before)
       : memory(memory_of_rank),
         exchanges(exchanges_before),
-        stamps(0),
         thread_index(threadIdx.x) {}
 
   // Asked for anew each time: a register for it would be spilled, and then be further away.
@@ -108,16 +91,17 @@ struct Cta {
   }
 
   // Notes when the first CTA has come here, in kernels that are compiled for it.
-  __device__ __forceinline__ void stamp(Stamp what) {
+  __device__ __forceinline__ void stamp(Stamp what) const {
 #ifdef KILOTOK_STAMPS
-    if (thread() == 0 && index() == 0) {
-      long long* entries = reinterpret_cast<long long*>(memory.trace);
-      if (stamps < STAMPS_MAX) {
-        entries[2 * stamps] = static_cast<long long>(what) + 1;
-        entries[2 * stamps + 1] = clock64();
-      }
-      stamps++;
-    }
+    if (thread() != 0 || index() != 0) return;
+    const int place = what == Stamp::Begun ? 0 : stamp_count;
+    stamp_count = place + 1;
+    if (place >= STAMPS_MAX) return;
+    const bool by_the_clock = what == Stamp::Begun || what == Stamp::Ended;
+    Stamped& stamped = reinterpret_cast<Stamped*>(memory.trace)[place];
+    stamped.what = static_cast<uint32_t>(what);
+    stamped.nanoseconds = by_the_clock ? ptx::nanoseconds() : 0;
+    stamped.cycles = clock64();
 #endif
   }
 };

@@ -31,6 +31,7 @@ fn options(rank_count: usize) -> CudaOptions {
     CudaOptions {
         sizes: Sizes { rank_count, token_max: TOKENS_MAX, ..Sizes::default() },
         toolchain,
+        ..CudaOptions::default()
     }
 }
 

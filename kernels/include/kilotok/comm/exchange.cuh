@@ -78,6 +78,7 @@ __device__ __forceinline__ void exchange(Cta& cta, StreamMemory& stream, int tok
 #pragma unroll
     for (int i = 0; i < PACKET_VALUES; i++) values[i] = sum[i];
   }
+  cta.stamp(Stamp::Exchange);
 }
 
 }  // namespace kilotok

@@ -47,7 +47,10 @@ struct LayerPlaces {
 struct Meeting {
   bool over;
   __device__ __forceinline__ void wait(Cta& cta) {
-    if (!over) cta.wait_grid();
+    if (!over) {
+      cta.stamp(Stamp::Attention);
+      cta.wait_grid();
+    }
     over = true;
   }
 };
@@ -287,6 +290,7 @@ __device__ __forceinline__ void add_chunks(Cta& cta, const LayerPlaces& places,
   };
   // CTA by CTA before warp by warp: few heads are spread over all.
   const int first = cta.index() + cta.warp() * GRID;
+  cta.stamp(Stamp::Attention);
   cta.arrive_grid();
   int count = parts_of(first);
   cta.wait_grid();

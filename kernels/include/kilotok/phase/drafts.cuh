@@ -48,6 +48,7 @@ __device__ __noinline__ void choose_drafts(Cta cta, DraftScratch& scratch, int w
     if (cta.thread() == 0) found[wanted * PARTS_MAX + part] = key;
     cta.sync();
   }
+  cta.stamp(Stamp::ChooseDrafts);
   cta.sync_grid();
   for (int wanted = cta.index(); wanted < wanted_count; wanted += GRID) {
     if (cta.warp() != 0) continue;
@@ -59,6 +60,7 @@ __device__ __noinline__ void choose_drafts(Cta cta, DraftScratch& scratch, int w
     // Of logits that are no numbers, any token.
     if (cta.lane() == 0) at<uint32_t>(cta.memory.drafted)[wanted] = token == NO_TOKEN ? 0 : token;
   }
+  cta.stamp(Stamp::ChooseDrafts);
 }
 
 }  // namespace kilotok

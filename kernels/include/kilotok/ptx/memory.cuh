@@ -132,4 +132,11 @@ __device__ __forceinline__ uint32_t kilocycles() {
   return static_cast<uint32_t>(count >> 10);
 }
 
+// The device's clock, its low word.
+__device__ __forceinline__ uint32_t nanoseconds() {
+  uint32_t count;
+  asm volatile("mov.u32 %0, %%globaltimer_lo;" : "=r"(count));
+  return count;
+}
+
 }  // namespace kilotok::ptx

@@ -1,0 +1,226 @@
+//! What a rank must read in a round, by phase: weights as they are published, each once, and the
+//! keys and values of the context.
+
+use std::collections::BTreeMap;
+
+use kilotok_abi::Stamp;
+use kilotok_engine::StepPart;
+use kilotok_model::{
+    AttentionSpec, ExpertsSpec, FeedForwardSpec, LayerSpec, LayerWeight, ModelSpec, Part, Ranks,
+    WeightDecl, WeightId, declare,
+};
+
+use super::figures::Figures;
+use super::rounds::Shape;
+use crate::engine;
+
+/// Bytes a second that all multiprocessors of an H200 read with plain loads, as measured; see
+/// `benches/results/cuda_kernels.md`. That of other devices was not.
+pub(super) const H200_READ_RATE: f64 = 4.55e12;
+
+/// By part of the step and phase.
+pub(super) struct RoundBytes(BTreeMap<(StepPart, Stamp), f64>);
+
+impl RoundBytes {
+    /// Of one of so many ranks.
+    pub(super) fn new(spec: &ModelSpec, rank_count: usize, shape: Shape) -> Self {
+        let mut bytes = Self(BTreeMap::new());
+        let ranks = Ranks { rank: 0, count: rank_count };
+        let token_count = shape.token_count();
+        for decl in declare(spec) {
+            let mut read = rank_bytes(&decl, ranks);
+            if let WeightId::Expert(layer, ..) = decl.id
+                && let FeedForwardSpec::Experts(experts) = &spec.layers[layer].feed_forward
+            {
+                read *= share_chosen(experts, token_count);
+            }
+            for phase in readers(decl.id) {
+                bytes.add(phase, read);
+            }
+        }
+        for (part, layers) in [
+            (StepPart::Verify, Some(&spec.layers)),
+            (StepPart::Draft, spec.drafter.as_ref().map(|drafter| &drafter.layers)),
+        ] {
+            let layers = layers.into_iter().flatten();
+            let read: f64 = layers.map(|layer| context_bytes(layer, ranks, shape)).sum();
+            bytes.add((part, Stamp::Attention), read);
+        }
+        bytes.0.retain(|(part, phase), _| match (part, &spec.drafter) {
+            (StepPart::Verify, _) => true,
+            (StepPart::Draft, None) => false,
+            // The drafter hears of all tokens, also where no drafts are wanted.
+            (StepPart::Draft, Some(_)) => shape.draft > 0 || is_of_context(*phase),
+        });
+        bytes
+    }
+
+    fn add(&mut self, phase: (StepPart, Stamp), bytes: f64) {
+        *self.0.entry(phase).or_default() += bytes;
+    }
+
+    pub(super) fn of(&self, part: StepPart, phase: Stamp) -> f64 {
+        self.0.get(&(part, phase)).copied().unwrap_or_default()
+    }
+
+    pub(super) fn of_part(&self, wanted: StepPart) -> f64 {
+        self.0.iter().filter(|((part, _), _)| *part == wanted).map(|(_, bytes)| bytes).sum()
+    }
+
+    /// How long an H200 would take to read all, in microseconds.
+    pub(super) fn floor_us(&self) -> f64 {
+        self.0.values().sum::<f64>() / H200_READ_RATE * 1e6
+    }
+}
+
+/// Experts of a layer that so many tokens have chosen between them, if they choose at random; the
+/// mean of all layers that have some.
+pub(super) fn distinct_experts(spec: &ModelSpec, token_count: u32) -> f64 {
+    let layers = spec.layers.iter().filter_map(|layer| match &layer.feed_forward {
+        FeedForwardSpec::Experts(experts) => {
+            Some(experts.count as f64 * share_chosen(experts, token_count))
+        }
+        FeedForwardSpec::Dense(_) => None,
+    });
+    Figures::of(layers).mean
+}
+
+/// Of a layer's experts, those that some token has chosen.
+fn share_chosen(experts: &ExpertsSpec, token_count: u32) -> f64 {
+    1.0 - (1.0 - experts.top_k as f64 / experts.count as f64).powf(f64::from(token_count))
+}
+
+/// A rank's part of a weight.
+fn rank_bytes(decl: &WeightDecl, ranks: Ranks) -> f64 {
+    let slice = decl.slice(ranks);
+    let share = slice.row_count() * slice.cols.len();
+    engine::declared_bytes(decl) as f64 * share as f64 / (decl.rows() * decl.cols()) as f64
+}
+
+/// Where a weight is read. Of the embedding, only the rows of tokens are.
+fn readers(id: WeightId) -> Vec<(StepPart, Stamp)> {
+    let (verify, draft) = (StepPart::Verify, StepPart::Draft);
+    match id {
+        WeightId::Embedding => vec![],
+        WeightId::FinalNorm => vec![(verify, Stamp::AddToStream)],
+        WeightId::Head => vec![(verify, Stamp::Head), (draft, Stamp::Head)],
+        WeightId::DraftFc => vec![(draft, Stamp::Fuse)],
+        WeightId::DraftContextNorm => vec![(draft, Stamp::ContextNorm)],
+        WeightId::DraftNorm => vec![(draft, Stamp::AddToStream)],
+        WeightId::DraftMask => vec![(draft, Stamp::Embed)],
+        WeightId::Expert(_, _, weight) | WeightId::Layer(Part::Target, _, weight) => {
+            vec![(verify, reader(weight))]
+        }
+        // For the context, then for the draft's own rows.
+        WeightId::Layer(Part::Drafter, _, LayerWeight::Key | LayerWeight::Value) => {
+            vec![(draft, Stamp::ContextKeys), (draft, Stamp::Project)]
+        }
+        WeightId::Layer(Part::Drafter, _, weight) => vec![(draft, reader(weight))],
+    }
+}
+
+fn reader(weight: LayerWeight) -> Stamp {
+    match weight {
+        LayerWeight::InputNorm | LayerWeight::PostNorm => Stamp::AddToStream,
+        LayerWeight::Qkv | LayerWeight::Query | LayerWeight::Key | LayerWeight::Value => {
+            Stamp::Project
+        }
+        LayerWeight::QueryNorm | LayerWeight::KeyNorm => Stamp::AttentionIn,
+        LayerWeight::Sinks => Stamp::Attention,
+        LayerWeight::Output => Stamp::Output,
+        LayerWeight::Router => Stamp::RouterParts,
+        LayerWeight::RouterBias => Stamp::Routes,
+        LayerWeight::Gate | LayerWeight::Up => Stamp::GateUp,
+        LayerWeight::Down => Stamp::Down,
+    }
+}
+
+fn is_of_context(phase: Stamp) -> bool {
+    matches!(phase, Stamp::Fuse | Stamp::ContextNorm | Stamp::ContextKeys)
+}
+
+/// Keys and values that the rows of a round see in a layer.
+fn context_bytes(layer: &LayerSpec, ranks: Ranks, shape: Shape) -> f64 {
+    let attention: &AttentionSpec = &layer.attention;
+    let seen =
+        attention.window().map_or(shape.context as usize, |keys| keys.min(shape.context as usize));
+    let heads = ranks.kv_share(attention.kv_heads).len();
+    let values = heads * (attention.qk_dim + attention.v_dim);
+    f64::from(shape.batch) * (seen * values * kilotok_cuda::VALUE_BYTES) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use kilotok_model::Knobs;
+    use kilotok_testkit::Toy;
+    use kilotok_weights::read_spec;
+
+    use super::*;
+
+    const SHAPE: Shape = Shape { batch: 1, draft: 7, context: 4096 };
+
+    #[test]
+    fn tokens_choose_experts_at_random() {
+        let spec = Toy::pro_fp4().spec();
+        let top_k = distinct_experts(&spec, 1);
+        assert!((top_k - top_k.round()).abs() < 1e-9, "one token has its own: {top_k}");
+        assert!(distinct_experts(&spec, 8) > top_k);
+    }
+
+    /// Of the eighth of the 1T shape, by hand.
+    #[test]
+    fn a_phase_reads_its_weights() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/models/slice");
+        let spec = read_spec(&folder, &Knobs::default()).unwrap();
+        let bytes = RoundBytes::new(&spec, 1, SHAPE);
+        let is = |part, phase, expected: f64| {
+            let found = bytes.of(part, phase);
+            assert!((found - expected).abs() < 1.0, "{part:?} {phase:?}: {found}, not {expected}");
+        };
+        let (verify, draft) = (StepPart::Verify, StepPart::Draft);
+        let hidden = 6144.0;
+        is(verify, Stamp::RouterParts, 69.0 * 384.0 * hidden * 2.0);
+        // One expert is 256 wide, of half a byte and a 32nd for each weight; the dense network is
+        // 2048 wide, of a byte for each and four for 128 x 128.
+        let distinct = 384.0 * (1.0 - (47.0_f64 / 48.0).powi(8));
+        let down = distinct * 69.0 * 256.0 * hidden * (0.5 + 1.0 / 32.0)
+            + 2048.0 * hidden * (1.0 + 4.0 / 16384.0);
+        is(verify, Stamp::Down, down);
+        is(verify, Stamp::GateUp, 2.0 * down);
+        // Every head of a bias is read besides keys and values: of all 4096 positions in ten
+        // layers, of 128 in the others.
+        let position = (192.0 + 128.0) * 2.0;
+        is(verify, Stamp::Attention, (10.0 * 4096.0 + 60.0 * 128.0) * position + 60.0 * 16.0 * 2.0);
+        assert_eq!(bytes.of(verify, Stamp::Head), bytes.of(draft, Stamp::Head));
+        let sum = bytes.of_part(verify) + bytes.of_part(draft);
+        assert!((bytes.floor_us() - sum / 4.55e6).abs() < 1e-6);
+    }
+
+    #[test]
+    fn ranks_share_what_can_be_shared() {
+        let spec = Toy::pro_fp4().spec();
+        let (one, two) = (RoundBytes::new(&spec, 1, SHAPE), RoundBytes::new(&spec, 2, SHAPE));
+        let both = |phase| {
+            let verify = StepPart::Verify;
+            (one.of(verify, phase), two.of(verify, phase))
+        };
+        for phase in [Stamp::GateUp, Stamp::Down, Stamp::Output, Stamp::Head] {
+            let (one, two) = both(phase);
+            assert!(one > 0.0 && one == two * 2.0, "{phase:?}: {one}, {two}");
+        }
+        let (one, two) = both(Stamp::RouterParts);
+        assert!(one > 0.0 && one == two, "every rank has the whole router: {one}, {two}");
+    }
+
+    #[test]
+    fn what_does_not_run_reads_nothing() {
+        let spec = Toy::pro_fp4().spec();
+        let bytes = RoundBytes::new(&spec, 1, Shape { draft: 0, ..SHAPE });
+        assert_eq!(bytes.of(StepPart::Draft, Stamp::Head), 0.0);
+        assert!(bytes.of(StepPart::Draft, Stamp::ContextKeys) > 0.0);
+        let alone = ModelSpec { drafter: None, ..spec };
+        assert_eq!(RoundBytes::new(&alone, 1, SHAPE).of_part(StepPart::Draft), 0.0);
+    }
+}

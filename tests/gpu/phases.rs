@@ -1,0 +1,105 @@
+//! Engines that are started with stamps: same results, and times by phase that make up the step.
+
+use std::time::Duration;
+
+use kilotok_abi::{PageId, Sampling, SlotId, Stamp};
+use kilotok_cuda::{CudaEngine, CudaOptions};
+use kilotok_engine::{
+    Caps, Engine, PageGroup, PageRun, PhaseTime, Row, RowTokens, SlotSetup, StepOutput, StepPart,
+    StepPlan,
+};
+use kilotok_weights::Quiet;
+
+use crate::{PRO, absent, sizes, toolchain};
+
+/// Tokens of the prompt: more than one tile of them.
+const TOKENS: u32 = 20;
+/// The device's clock counts microseconds at worst, and each of four launches is timed by it.
+const CLOCK_ERROR: Duration = Duration::from_micros(8);
+
+fn engine(rank_count: usize, stamps: bool) -> CudaEngine {
+    let options = CudaOptions { sizes: sizes(rank_count), toolchain: toolchain(), stamps };
+    let tell = |line: &str| eprintln!("{line}");
+    CudaEngine::start(PRO.spec(), &*PRO, &options, &Quiet, &tell).unwrap()
+}
+
+/// A prompt, after which the model drafts.
+fn plan(caps: &Caps) -> StepPlan {
+    let pages = |group: &PageGroup| PageRun {
+        first: 0,
+        pages: (0..TOKENS.div_ceil(group.page_tokens)).map(PageId).collect(),
+    };
+    let row = Row {
+        slot: SlotId(0),
+        setup: Some(Box::new(SlotSetup::new(Sampling::GREEDY, TOKENS))),
+        start: 0,
+        tokens: RowTokens::Given { tokens: (0..TOKENS).collect(), draft_count: 0 },
+        sample: true,
+        pages: caps.groups.iter().map(pages).collect(),
+        masks: Vec::new(),
+        logprobs: None,
+        scored: Vec::new(),
+        draft_next: caps.draft_max,
+        report_drafts: true,
+    };
+    StepPlan { rows: vec![row] }
+}
+
+fn step(engine: &mut CudaEngine) -> (StepOutput, Vec<PhaseTime>) {
+    let plan = plan(engine.caps());
+    let mut out = StepOutput::default();
+    let step = engine.submit(&plan).unwrap();
+    engine.wait(step, &mut out).unwrap();
+    (out, engine.phase_times().unwrap())
+}
+
+fn check(rank_count: usize) {
+    let (expected, none) = step(&mut engine(rank_count, false));
+    assert_eq!(none, []);
+    let mut engine = engine(rank_count, true);
+    for _ in 0..3 {
+        let (found, phases) = step(&mut engine);
+        assert_eq!(found, expected, "stamps change nothing");
+        for (part, stamp) in [
+            (StepPart::Verify, Stamp::Embed),
+            (StepPart::Verify, Stamp::Project),
+            (StepPart::Verify, Stamp::Attention),
+            (StepPart::Verify, Stamp::GateUp),
+            (StepPart::Verify, Stamp::Down),
+            (StepPart::Verify, Stamp::Head),
+            (StepPart::Verify, Stamp::Sample),
+            (StepPart::Draft, Stamp::Fuse),
+            (StepPart::Draft, Stamp::ContextKeys),
+            (StepPart::Draft, Stamp::Project),
+            (StepPart::Draft, Stamp::ChooseDrafts),
+        ] {
+            let time = phases.iter().find(|time| (time.part, time.phase) == (part, stamp));
+            assert!(time.is_some_and(|time| !time.own.is_zero()), "{part:?} {stamp:?}: {phases:?}");
+        }
+        let exchanges = phases.iter().any(|time| time.phase == Stamp::Exchange);
+        assert_eq!(exchanges, rank_count > 1);
+        let times = engine.times().unwrap();
+        for (part, whole) in [(StepPart::Verify, times.verify), (StepPart::Draft, times.draft)] {
+            let phases = phases.iter().filter(|time| time.part == part);
+            let sum: Duration = phases.map(|time| time.own + time.wait).sum();
+            assert!(sum < whole + CLOCK_ERROR, "{part:?}: {sum:?} of {whole:?}");
+        }
+        assert_eq!(engine.phase_times().unwrap(), [], "they are of one step");
+    }
+}
+
+#[test]
+fn phases_make_up_the_step() {
+    if let Some(reason) = absent(1) {
+        return println!("skipped: {reason}");
+    }
+    check(1);
+}
+
+#[test]
+fn phases_of_2_ranks_make_up_the_step() {
+    if let Some(reason) = absent(2) {
+        return println!("skipped: {reason}");
+    }
+    check(2);
+}
