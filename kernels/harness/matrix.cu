@@ -68,7 +68,7 @@ struct Store {
 // Takes every page and reads nothing of it: the speed of the ring alone.
 template <class M>
 __device__ __forceinline__ void read_pages(const Cta& cta, Ring& ring, int first) {
-  for (int unit = first; unit < M::UNITS; unit += GRID)
+  for (int unit = first; unit < M::UNITS; unit += M::CTAS)
     for (int step = 0; step < M::STEPS; step += M::PAGE_STEPS) {
       ring.take();
       ring.release(cta.lane());

@@ -66,7 +66,8 @@ template <int TILES>
 __device__ __forceinline__ void fuse(Walker& w) {
   const Memory& memory = w.cta.memory;
   w.walk([&](Ring& ring, Sums& sums) {
-    multiply<FuseMatrix, TILES>(w.cta, ring, sums, memory.taps, TAPS_BYTES, w.cta.index(),
+    multiply<FuseMatrix, TILES>(w.cta, ring, sums, memory.taps, TAPS_BYTES,
+                                first_unit<FuseMatrix>(w.cta),
                                 TapRows{w.batch().tokens, w.token_count()}, Nothing{},
                                 StoreFused{at<float>(memory.fused), w.token_count()});
   });
@@ -77,7 +78,8 @@ __device__ __forceinline__ void project_context(Walker& w, const LayerMemory& la
   const Memory& memory = w.cta.memory;
   w.walk([&](Ring& ring, Sums& sums) {
     multiply<QkvMatrix<KIND>, TILES>(w.cta, ring, sums, memory.normed, NORMED_BYTES,
-                                     KEY_UNIT<KIND> + w.cta.index(), EveryToken{}, Nothing{},
+                                     KEY_UNIT<KIND> + first_unit<QkvMatrix<KIND>>(w.cta), EveryToken{},
+                                     Nothing{},
                                      store_projections<KIND>(w, layer.attention, layer, false));
   });
 }
@@ -115,13 +117,13 @@ __device__ __forceinline__ void consume_context(Walker& w) {
 
 __device__ __forceinline__ void produce_context(Walker& w) {
   using P = Part<true>;
-  produce<FuseMatrix>(w.ring, w.cta.memory.draft_fc, w.cta.index());
+  produce<FuseMatrix>(w.ring, w.cta.memory.draft_fc, first_unit<FuseMatrix>(w.cta));
 #pragma unroll 1
   for (int index = 0; index < P::LAYER_COUNT; index++) {
     const LayerMemory& layer = P::layer(w.cta.memory, index);
     with_kind<P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
       constexpr int A = decltype(kind)::value;
-      produce<QkvMatrix<A>>(w.ring, layer.qkv, KEY_UNIT<A> + w.cta.index());
+      produce<QkvMatrix<A>>(w.ring, layer.qkv, KEY_UNIT<A> + first_unit<QkvMatrix<A>>(w.cta));
     });
   }
 }
@@ -129,14 +131,14 @@ __device__ __forceinline__ void produce_context(Walker& w) {
 __device__ __forceinline__ void add_context(Walker& w) {
   using P = Part<true>;
   Cta& cta = w.cta;
-  add<FuseMatrix>(cta, w.sums, cta.index(), w.tiles(),
+  add<FuseMatrix>(cta, w.sums, first_unit<FuseMatrix>(cta), w.tiles(),
                   StoreFused{at<float>(cta.memory.fused), w.token_count()});
 #pragma unroll 1
   for (int index = 0; index < P::LAYER_COUNT; index++) {
     const LayerMemory& layer = P::layer(cta.memory, index);
     with_kind<P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
       constexpr int A = decltype(kind)::value;
-      add<QkvMatrix<A>>(cta, w.sums, KEY_UNIT<A> + cta.index(), w.tiles(),
+      add<QkvMatrix<A>>(cta, w.sums, KEY_UNIT<A> + first_unit<QkvMatrix<A>>(cta), w.tiles(),
                         store_projections<A>(w, layer.attention, layer, false), index > 0);
     });
   }

@@ -193,7 +193,7 @@ __device__ __forceinline__ void project(Walker& w) {
   const LayerMemory& layer = w.layer();
   w.walk([&](Ring& ring, Sums& sums) {
     multiply<QkvMatrix<KIND>, TILES>(w.cta, ring, sums, w.cta.memory.normed, NORMED_BYTES,
-                                     w.cta.index(), EveryToken{},
+                                     first_unit<QkvMatrix<KIND>>(w.cta), EveryToken{},
                                      ReadNorm{w.stream(), w.token_count(), Part<DRAFT>::EPS},
                                      store_projections<KIND>(w, layer.attention, layer, DRAFT));
   });
@@ -329,7 +329,8 @@ __device__ __forceinline__ void produce_layers(Walker& w) {
   for (int index = 0; index < P::LAYER_COUNT; index++) {
     const LayerMemory& layer = P::layer(w.cta.memory, index);
     with_matrix<QkvMatrix, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
-      produce<QkvMatrix<decltype(kind)::value>>(w.ring, layer.qkv, w.cta.index());
+      produce<QkvMatrix<decltype(kind)::value>>(w.ring, layer.qkv,
+                                                first_unit<QkvMatrix<decltype(kind)::value>>(w.cta));
     });
     with_matrix<OutputMatrix, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
       produce<OutputMatrix<decltype(kind)::value>>(w.ring, layer.output, w.cta.index());
@@ -364,7 +365,7 @@ __device__ __forceinline__ void add_layers(Walker& w) {
       const LayerMemory& held = w.shared.layers[index % 2];
       cta.forget();
       // The first layer's sums come after the barrier before which angles are written.
-      add<QkvMatrix<A>>(cta, w.sums, cta.index(), w.tiles(),
+      add<QkvMatrix<A>>(cta, w.sums, first_unit<QkvMatrix<A>>(cta), w.tiles(),
                         store_projections<A>(w, layer.attention, held, DRAFT), index > 0);
     });
     with_matrix<OutputMatrix, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
@@ -397,8 +398,8 @@ __device__ __forceinline__ void logits(Walker& w) {
   const Memory& memory = w.cta.memory;
   const WantedTokens wanted(memory, w.batch().counts);
   w.walk([&](Ring& ring, Sums& sums) {
-    multiply<HeadMatrix, TILES>(w.cta, ring, sums, memory.normed, NORMED_BYTES, w.cta.index(),
-                                wanted, ReadNorm{w.stream(), w.token_count(), Part<DRAFT>::EPS},
+    multiply<HeadMatrix, TILES>(w.cta, ring, sums, memory.normed, NORMED_BYTES,
+                                first_unit<HeadMatrix>(w.cta), wanted, ReadNorm{w.stream(), w.token_count(), Part<DRAFT>::EPS},
                                 StoreLogits{at<float>(memory.logits), w.stream(), wanted});
   });
 }
@@ -428,7 +429,7 @@ template <bool DRAFT>
 __device__ __forceinline__ void produce_pass(Walker& w) {
   produce_layers<DRAFT>(w);
   if (w.batch().counts.wanted_count > 0)
-    produce<HeadMatrix>(w.ring, w.cta.memory.head, w.cta.index());
+    produce<HeadMatrix>(w.ring, w.cta.memory.head, first_unit<HeadMatrix>(w.cta));
 }
 
 template <bool DRAFT>
@@ -436,7 +437,7 @@ __device__ __forceinline__ void add_pass(Walker& w) {
   add_layers<DRAFT>(w);
   if (w.batch().counts.wanted_count == 0) return;
   const WantedTokens wanted(w.cta.memory, w.batch().counts);
-  add<HeadMatrix>(w.cta, w.sums, w.cta.index(), wanted.tiles(),
+  add<HeadMatrix>(w.cta, w.sums, first_unit<HeadMatrix>(w.cta), wanted.tiles(),
                   StoreLogits{at<float>(w.cta.memory.logits), w.stream(), wanted});
 }
 

@@ -24,11 +24,21 @@ struct Matrix {
   static constexpr int STEPS = ceil_div(ceil_div(COLUMNS, CHUNK_COLUMNS), COLUMN_WARPS);
   static constexpr int UNITS = ceil_div(ROWS, 16 * ROW_TILES);
   static constexpr int UNIT_BYTES = STEPS * STEP_BYTES;
+  // CTAs that share the units. As many of the last ones as a tile has tokens go free where that
+  // costs no other a unit more: they attend the windows, and bring their keys meanwhile.
+  static constexpr int CTAS =
+      larger(ceil_div(UNITS, ceil_div(UNITS, GRID)), GRID - TILE_TOKENS);
   static constexpr int PAGE_STEPS = PAGE_BYTES / STEP_BYTES;
   // Columns with the zeros that operands need behind the last.
   static constexpr int COLUMNS_PADDED = STEPS * COLUMN_WARPS * CHUNK_COLUMNS;
   static constexpr size_t BYTES = static_cast<size_t>(UNITS) * UNIT_BYTES;
 };
+
+// The first unit of a CTA; the others come after it at intervals of CTAS.
+template <class M>
+__device__ __forceinline__ int first_unit(const Cta& cta) {
+  return cta.index() < M::CTAS ? cta.index() : M::UNITS;
+}
 
 // The matrices that turn heads or experts back into the residual stream: a CTA computes 48 rows
 // alone, from all columns, and owns that part of the stream. Some CTAs own none.
@@ -156,7 +166,7 @@ struct Sums {
 // Producer: brings this CTA's units, from `first` on.
 template <class M>
 __device__ __forceinline__ void produce(Ring& ring, uint64_t address, int first) {
-  for (int unit = first; unit < M::UNITS; unit += GRID) {
+  for (int unit = first; unit < M::UNITS; unit += M::CTAS) {
     const char* from = at<const char>(address) + static_cast<size_t>(unit) * M::UNIT_BYTES;
     for (int step = 0; step < M::STEPS; step += M::PAGE_STEPS) {
       const int steps = smaller(M::PAGE_STEPS, M::STEPS - step);
@@ -304,7 +314,7 @@ __device__ __forceinline__ void multiply(const Cta& cta, Ring& ring, Sums& sums,
   prepare(cta);
   cta.sync();
 #pragma unroll 1
-  for (int unit = first; unit < M::UNITS; unit += GRID) {
+  for (int unit = first; unit < M::UNITS; unit += M::CTAS) {
     float acc[TILES][4] = {};
     multiplier.unit(cta, ring, acc);
     if constexpr (TILES == 1)
@@ -325,7 +335,7 @@ __device__ __forceinline__ void add(const Cta& cta, Sums& sums, int first, int t
                                     bool early = true) {
   if (tiles > 1) return;
 #pragma unroll 1
-  for (int unit = first; unit < M::UNITS; unit += GRID) {
+  for (int unit = first; unit < M::UNITS; unit += M::CTAS) {
     if constexpr (requires { use.ahead(unit, 0, 0); }) {
       if (!early) sums.wait();
       const auto ahead = use.ahead(unit, 0, cta.lane());
