@@ -8,8 +8,8 @@ use super::GrammarError;
 use super::disjoint::Disjoint;
 use super::patterns::{self, Known};
 use super::reword::{
-    add_pattern, append, bound_multiples, invalid, is_endless, is_exact, is_idle, is_string,
-    literal, names_itself, reworded,
+    add_pattern, append, bound_multiples, invalid, is_countable, is_exact, is_idle, is_string,
+    length, literal, names_itself, reworded,
 };
 use super::weight::{self, HOPS_MAX};
 
@@ -29,6 +29,8 @@ const MAPS: &[&str] = &["properties", "$defs", "definitions"];
 const LISTS: &[&str] = &["prefixItems", "allOf", "anyOf", "oneOf"];
 const SINGLES: &[&str] = &["items", "additionalItems", "additionalProperties"];
 const BOUNDS: &[&str] = &["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"];
+const LENGTHS: &[&str] =
+    &["minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"];
 /// Keywords that say something about documents which a grammar cannot.
 const UNSUPPORTED: &[&str] = &[
     "not",
@@ -218,10 +220,12 @@ impl Preparer<'_> {
                     self.insert_list(name, value, list, &keywords, &mut out);
                 }
                 _ if BOUNDS.contains(&name) => self.bound(name, value, &mut out, &path)?,
-                _ if name.starts_with("max") && is_endless(value) => {}
-                _ if name.starts_with("min") && is_endless(value) => {
-                    return Err(invalid(&path, "no reply can be that long"));
+                _ if LENGTHS.contains(&name) => {
+                    if let Some(length) = length(name, value, &path)? {
+                        out.insert(key.clone(), length.into());
+                    }
                 }
+                "multipleOf" => self.multiple(value, &mut out, &path)?,
                 "type" => self.kind(value, &mut out, &path)?,
                 "pattern" => self.pattern(value, &mut out, &path)?,
                 "format" => self.format(value, &mut out, &path)?,
@@ -347,6 +351,25 @@ impl Preparer<'_> {
             return Ok(());
         }
         self.unsupported(path, &format!("`{name}` of {number}, which is too large to be exact,"))
+    }
+
+    fn multiple(
+        &mut self,
+        value: &Value,
+        out: &mut Map<String, Value>,
+        path: &str,
+    ) -> Result<(), GrammarError> {
+        match value.as_f64() {
+            Some(number) if number > 0.0 && is_countable(number) => {
+                out.insert("multipleOf".to_owned(), value.clone());
+                Ok(())
+            }
+            Some(number) if number > 0.0 => {
+                let what = format!("`multipleOf` of {value}, which has too many digits,");
+                self.unsupported(path, &what)
+            }
+            _ => Err(invalid(path, "it must be a number greater than 0")),
+        }
     }
 
     fn pattern(
