@@ -128,16 +128,6 @@ pub(super) fn length(name: &str, value: &Value, path: &str) -> Result<Option<u64
     }
 }
 
-/// Whether the library has a multiple: it goes by tens to an integer of 32 bits.
-pub(super) fn is_countable(multiple: f64) -> bool {
-    let mut scaled = multiple;
-    // It ends: large floats have no fraction.
-    while scaled.fract() != 0.0 {
-        scaled *= 10.0;
-    }
-    scaled <= f64::from(u32::MAX)
-}
-
 /// Whether the library, which calculates in f64, has the number as it is. An integer that has come
 /// as f64 was rounded when it was read.
 pub(super) fn is_exact(number: &Number) -> bool {
