@@ -263,7 +263,10 @@ impl Config {
     /// `api_keys` are those of the environment, for which flags and file stand in.
     pub(crate) fn resolve(raw: &RawConfig, api_keys: Vec<String>) -> Result<Self> {
         let model = raw.model.clone().unwrap_or_else(|| demo::NAME.to_owned());
-        let host = raw.host.clone().unwrap_or_else(|| DEFAULT_HOST.to_owned());
+        let host = raw.host.as_deref().unwrap_or(DEFAULT_HOST);
+        // As in URLs.
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let host = bare.unwrap_or(host).to_owned();
         ensure!(!host.is_empty(), "--host is empty: give an address, such as 0.0.0.0 for all");
         let seconds = |name: &str, value: Option<f64>, default: f64| {
             let value = value.unwrap_or(default);

@@ -3,7 +3,7 @@
 
 mod announce;
 
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -97,8 +97,13 @@ async fn end_all(signals: Signals, gate: Gate) {
 
 fn bind(config: &Config) -> Result<TcpListener> {
     let (host, port) = (config.host.as_str(), config.port);
-    TcpListener::bind((host, port)).with_context(|| {
-        format!("cannot listen on {host}:{port} (another --port may be free, 0 always is)")
+    TcpListener::bind((host, port)).map_err(|error| {
+        let hint = match error.kind() {
+            ErrorKind::AddrInUse => "another --port may be free, 0 always is",
+            ErrorKind::PermissionDenied => "--port 1024 and above need no permission",
+            _ => "--host is an address of this machine, or 0.0.0.0 for all",
+        };
+        anyhow!("cannot listen on {host}:{port} ({hint}): {error}")
     })
 }
 
