@@ -13,7 +13,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow, ensure};
 use kilotok_server::gate::{Gate, GateOptions};
 use kilotok_server::metrics::Metrics;
-use kilotok_server::{ServerConfig, Service, TlsFiles, serve};
+use kilotok_server::{ServerConfig, Service, serve};
 use kilotok_text::{Format, Grammars, Text, TokenId};
 use tracing_subscriber::EnvFilter;
 
@@ -157,7 +157,7 @@ fn settings(config: &Config, folder: &Path) -> ServerConfig {
         model_root: folder.display().to_string(),
         api_keys: config.api_keys.clone(),
         cors_origins: config.cors_origins.clone(),
-        tls: config.tls.clone().map(|tls| TlsFiles { certificate: tls.cert, key: tls.key }),
+        tls: config.tls.clone(),
         body_max: config.body_max,
         keep_alive: config.keep_alive,
         n_max: config.requests.n_max,

@@ -326,6 +326,10 @@ fn what_is_typed_wrongly_is_said_before_anything_is_loaded() {
         (&["--kv-gib", "-1"], "--kv-gib"),
         (&["--tls-cert", "cert.pem"], "--tls-key"),
         (&["--tls-cert", "no.pem", "--tls-key", "no.key"], "no.pem"),
+        (
+            &["--tls-cert", "tests/http/tls/certificate.pem", "--tls-key", "README.md"],
+            "README.md: there is no private key",
+        ),
         (&["--cors-origin", "example.org"], "scheme://host"),
         (&["--api-key", ""], "API key"),
         (&["--n-max", "0"], "--n-max is 0"),
