@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use kilotok_model::Knobs;
 use kilotok_sched::Limits;
-use kilotok_server::ServerConfig;
+use kilotok_server::{ServerConfig, TlsFiles};
 use kilotok_text::Format;
 use serde::{Deserialize, Serialize};
 
@@ -220,7 +220,7 @@ pub(crate) struct Config {
     pub(crate) port: u16,
     pub(crate) api_keys: Vec<String>,
     pub(crate) cors_origins: Vec<String>,
-    pub(crate) tls: Option<Tls>,
+    pub(crate) tls: Option<TlsFiles>,
     pub(crate) body_max: usize,
     /// Zero is never.
     pub(crate) keep_alive: Duration,
@@ -231,12 +231,6 @@ pub(crate) struct Config {
     pub(crate) drain_delay: Duration,
     pub(crate) shutdown_timeout: Duration,
     pub(crate) log_format: LogFormat,
-}
-
-#[derive(Clone, Debug)]
-pub(crate) struct Tls {
-    pub(crate) cert: PathBuf,
-    pub(crate) key: PathBuf,
 }
 
 /// What one request may ask for.
@@ -263,7 +257,10 @@ impl Config {
     /// `api_keys` are those of the environment, for which flags and file stand in.
     pub(crate) fn resolve(raw: &RawConfig, api_keys: Vec<String>) -> Result<Self> {
         let model = raw.model.clone().unwrap_or_else(|| demo::NAME.to_owned());
-        let host = raw.host.clone().unwrap_or_else(|| DEFAULT_HOST.to_owned());
+        let host = raw.host.as_deref().unwrap_or(DEFAULT_HOST);
+        // As in URLs.
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let host = bare.unwrap_or(host).to_owned();
         ensure!(!host.is_empty(), "--host is empty: give an address, such as 0.0.0.0 for all");
         let seconds = |name: &str, value: Option<f64>, default: f64| {
             let value = value.unwrap_or(default);
@@ -349,14 +346,13 @@ fn origins(origins: Vec<String>) -> Result<Vec<String>> {
     Ok(origins)
 }
 
-fn tls(raw: &RawConfig) -> Result<Option<Tls>> {
+fn tls(raw: &RawConfig) -> Result<Option<TlsFiles>> {
     match (raw.tls_cert.clone(), raw.tls_key.clone()) {
         (None, None) => Ok(None),
-        (Some(cert), Some(key)) => {
-            for file in [&cert, &key] {
-                std::fs::File::open(file).with_context(|| format!("{}", file.display()))?;
-            }
-            Ok(Some(Tls { cert, key }))
+        (Some(certificate), Some(key)) => {
+            let files = TlsFiles { certificate, key };
+            files.check()?;
+            Ok(Some(files))
         }
         (Some(_), None) => bail!("--tls-cert needs --tls-key too"),
         (None, Some(_)) => bail!("--tls-key needs --tls-cert too"),

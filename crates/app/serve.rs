@@ -3,7 +3,7 @@
 
 mod announce;
 
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow, ensure};
 use kilotok_server::gate::{Gate, GateOptions};
 use kilotok_server::metrics::Metrics;
-use kilotok_server::{ServerConfig, Service, TlsFiles, serve};
+use kilotok_server::{ServerConfig, Service, serve};
 use kilotok_text::{Format, Grammars, Text, TokenId};
 use tracing_subscriber::EnvFilter;
 
@@ -97,8 +97,13 @@ async fn end_all(signals: Signals, gate: Gate) {
 
 fn bind(config: &Config) -> Result<TcpListener> {
     let (host, port) = (config.host.as_str(), config.port);
-    TcpListener::bind((host, port)).with_context(|| {
-        format!("cannot listen on {host}:{port} (another --port may be free, 0 always is)")
+    TcpListener::bind((host, port)).map_err(|error| {
+        let hint = match error.kind() {
+            ErrorKind::AddrInUse => "another --port may be free, 0 always is",
+            ErrorKind::PermissionDenied => "--port 1024 and above need no permission",
+            _ => "--host is an address of this machine, or 0.0.0.0 for all",
+        };
+        anyhow!("cannot listen on {host}:{port} ({hint}): {error}")
     })
 }
 
@@ -152,7 +157,7 @@ fn settings(config: &Config, folder: &Path) -> ServerConfig {
         model_root: folder.display().to_string(),
         api_keys: config.api_keys.clone(),
         cors_origins: config.cors_origins.clone(),
-        tls: config.tls.clone().map(|tls| TlsFiles { certificate: tls.cert, key: tls.key }),
+        tls: config.tls.clone(),
         body_max: config.body_max,
         keep_alive: config.keep_alive,
         n_max: config.requests.n_max,

@@ -85,9 +85,10 @@ fn a_renewed_certificate_needs_no_restart() {
 #[test]
 fn files_that_are_no_certificate_are_named() {
     for (certificate, key, named) in [
-        ("certificate.pem", "README.md", "README.md"),
+        ("certificate.pem", "README.md", "README.md: there is no private key"),
         ("nothing.pem", "key.pem", "nothing.pem"),
-        ("README.md", "key.pem", "README.md"),
+        ("README.md", "key.pem", "README.md: there is no certificate"),
+        ("certificate.pem", "renewed_key.pem", "renewed_key.pem is not the key of"),
     ] {
         let error =
             Server::start(with(file(certificate), file(key))).wait().unwrap_err().to_string();

@@ -25,7 +25,6 @@ use crate::metrics::{EndReason, Meter, Metrics, StepSize};
 use crate::updates::{Ended, Failure, FailureKind};
 
 use live::Live;
-use requests::Family;
 
 /// Messages handled between two steps: many at once must not hold up those who run.
 const MAIL_MAX: usize = 256;
@@ -62,7 +61,8 @@ pub(crate) struct Drive {
     meter: Meter,
     live: BTreeMap<u64, Live>,
     keys: HashMap<RequestId, u64>,
-    families: BTreeMap<u64, Family>,
+    /// Replies that wait for another one's first token, by that one.
+    copies: BTreeMap<u64, Vec<u64>>,
     /// Readers of what this step brought.
     wakers: Vec<Waker>,
     /// When the engine became free, if the step before this turn was the last thing it did.
@@ -77,7 +77,7 @@ impl Drive {
             meter: Meter::new(metrics),
             live: BTreeMap::new(),
             keys: HashMap::new(),
-            families: BTreeMap::new(),
+            copies: BTreeMap::new(),
             wakers: Vec::new(),
             free_us: None,
         }
@@ -223,7 +223,10 @@ impl Drive {
         if let Some(finish) = advance.finish {
             let (ended, reason) = self.ended(finish);
             // Whoever hears of the end finds the place free.
-            if let Some(live) = self.forget(key, reason) {
+            if let Some((live, ending)) = self.forget(key, reason) {
+                if let Some(ending) = live.mailbox.keep(ending) {
+                    self.meter.ended(ending);
+                }
                 live.put(advance, Some(ended), &mut self.wakers);
             }
             return;
@@ -289,9 +292,10 @@ impl Drive {
         };
         self.board.close(Doors::Draining);
         // Nobody is to start any more.
-        self.families.clear();
+        self.copies.clear();
         for key in self.live.keys().copied().collect::<Vec<_>>() {
-            if let Some(live) = self.forget(key, reason) {
+            if let Some((live, ending)) = self.forget(key, reason) {
+                self.meter.ended(ending);
                 live.mailbox.end(ended.clone());
             }
         }

@@ -294,9 +294,8 @@ impl Gate {
     fn abort_where(&self, which: impl Fn(&Mailbox) -> bool) -> usize {
         let mut count = 0;
         for (key, mailbox) in self.0.mailboxes().iter().filter(|(_, mailbox)| which(mailbox)) {
-            if mailbox.leave(Leave::Aborted) {
+            if self.0.leave(*key, mailbox, Leave::Aborted) {
                 mailbox.end(Ended::Aborted);
-                self.0.send(Mail::Left(*key));
                 count += 1;
             }
         }
@@ -353,6 +352,18 @@ impl Lobby {
     /// A message that may be lost when the inbox is full: mailboxes and doors are looked at anyway.
     fn send(&self, mail: Mail) {
         let _ = self.post.try_send(mail);
+    }
+
+    /// False if it had ended, or was left before.
+    fn leave(&self, key: u64, mailbox: &Mailbox, why: Leave) -> bool {
+        let (news, ending) = mailbox.leave(why);
+        if let Some(ending) = ending {
+            self.metrics.ended(ending);
+        }
+        if news {
+            self.send(Mail::Left(key));
+        }
+        news
     }
 
     fn close(&self, doors: Doors) {
@@ -444,9 +455,7 @@ impl Ticket {
     }
 
     fn leave(&self, why: Leave) {
-        if self.mailbox.leave(why) {
-            self.lobby.send(Mail::Left(self.key));
-        }
+        self.lobby.leave(self.key, &self.mailbox, why);
     }
 }
 

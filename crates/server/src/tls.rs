@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use axum_server::tls_rustls::RustlsConfig;
 use rustls::ServerConfig;
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::serve::ServeError;
@@ -67,6 +67,13 @@ impl Tls {
     }
 }
 
+impl TlsFiles {
+    /// Whether a server can use them, for whoever wants to know it before there is one.
+    pub fn check(&self) -> Result<(), ServeError> {
+        server_config(self, &read(self)?).map(drop)
+    }
+}
+
 /// Both are a few KiB.
 fn read(files: &TlsFiles) -> Result<Pems, ServeError> {
     let read = |file: &Path| std::fs::read(file).map_err(|error| fault(file, &error));
@@ -77,14 +84,26 @@ fn server_config(files: &TlsFiles, pems: &Pems) -> Result<Arc<ServerConfig>, Ser
     let chain = CertificateDer::pem_slice_iter(&pems.certificate)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| fault(&files.certificate, &error))?;
-    let key =
-        PrivateKeyDer::from_pem_slice(&pems.key).map_err(|error| fault(&files.key, &error))?;
+    if chain.is_empty() {
+        return Err(fault(&files.certificate, &"there is no certificate in PEM in it"));
+    }
+    let key = PrivateKeyDer::from_pem_slice(&pems.key).map_err(|error| match error {
+        pem::Error::NoItemsFound => {
+            fault(&files.key, &"there is no private key in PEM in it that needs no password")
+        }
+        error => fault(&files.key, &error),
+    })?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    // A certificate of another key is an error.
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key));
-    let mut config = config.map_err(|error| fault(&files.certificate, &error))?;
+    let mut config = config.map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => {
+            let key = files.key.display();
+            fault(&files.certificate, &format!("{key} is not the key of its first certificate"))
+        }
+        error => fault(&files.certificate, &error),
+    })?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }

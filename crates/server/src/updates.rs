@@ -8,6 +8,8 @@ use std::task::{Context, Poll, Waker};
 use kilotok_abi::TokenId;
 use kilotok_engine::TokenLogprobs;
 
+use crate::metrics::{EndReason, Ending};
+
 /// What came of a reply since the last update.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Update {
@@ -95,6 +97,19 @@ pub(crate) enum Leave {
     Aborted,
 }
 
+impl Leave {
+    /// What a reply that was left is counted as, whatever else ended it meanwhile.
+    pub(crate) fn count(self, ending: &mut Ending) {
+        ending.reason = match self {
+            Self::Cancelled | Self::Aborted => EndReason::Abort,
+            Self::Stopped { kept } => {
+                ending.token_count = ending.token_count.min(kept);
+                EndReason::Stop
+            }
+        };
+    }
+}
+
 /// Where a reply waits for its reader. The engine's thread puts, one task takes.
 pub(crate) struct Mailbox {
     pub(crate) request_id: String,
@@ -109,6 +124,8 @@ struct State {
     /// The last update is pending or was taken.
     ended: bool,
     left: Option<Leave>,
+    /// Of a reply that has ended, until its reader has decided whether it was complete before.
+    ending: Option<Ending>,
     reader: Option<Waker>,
 }
 
@@ -157,14 +174,36 @@ impl Mailbox {
         Poll::Pending
     }
 
-    /// Notes that nobody waits for the rest. False if that was known, or there is no rest.
-    pub(crate) fn leave(&self, why: Leave) -> bool {
+    /// Notes that nobody waits for the rest. False if that was known, or there is no rest. Whoever
+    /// gets an ending has to count it.
+    pub(crate) fn leave(&self, why: Leave) -> (bool, Option<Ending>) {
         let mut state = self.state();
         let news = state.left.is_none() && !state.ended;
         if news {
             state.left = Some(why);
+        } else if why == Leave::Aborted {
+            // Too late, and no word of the reader.
+            return (false, None);
         }
-        news
+        let mut ending = state.ending.take();
+        if let Some(ending) = &mut ending
+            && (news || why != Leave::Cancelled)
+        {
+            why.count(ending);
+        }
+        (news, ending)
+    }
+
+    /// Keeps the ending until the reader is done. If the reader has left, or was told another end,
+    /// it comes back and has to be counted.
+    pub(crate) fn keep(&self, mut ending: Ending) -> Option<Ending> {
+        let mut state = self.state();
+        if let Some(why) = state.left.or(state.ended.then_some(Leave::Cancelled)) {
+            why.count(&mut ending);
+            return Some(ending);
+        }
+        state.ending = Some(ending);
+        None
     }
 
     pub(crate) fn left(&self) -> Option<Leave> {
@@ -218,7 +257,7 @@ mod tests {
         let last = Update { finish: Some(Ended::Aborted), ..Update::default() };
         assert_eq!(take(&mailbox), Some(last));
         assert_eq!(take(&mailbox), None);
-        assert!(!mailbox.leave(Leave::Cancelled), "an ended reply cannot be left");
+        assert!(!mailbox.leave(Leave::Cancelled).0, "an ended reply cannot be left");
     }
 
     #[test]
@@ -238,8 +277,8 @@ mod tests {
     #[test]
     fn the_first_reason_to_leave_counts() {
         let mailbox = Mailbox::new("a".into());
-        assert!(mailbox.leave(Leave::Stopped { kept: 3 }));
-        assert!(!mailbox.leave(Leave::Cancelled));
+        assert!(mailbox.leave(Leave::Stopped { kept: 3 }).0);
+        assert!(!mailbox.leave(Leave::Cancelled).0);
         assert_eq!(mailbox.left(), Some(Leave::Stopped { kept: 3 }));
     }
 }

@@ -6,7 +6,7 @@ use std::task::Waker;
 use kilotok_sched::{Advance, RequestId, Submission};
 use kilotok_text::Grammar;
 
-use crate::metrics::{EndReason, Ending, Meter};
+use crate::metrics::{EndReason, Ending, Meter, Siblings};
 use crate::stopwatch::milliseconds;
 use crate::updates::{Ended, Leave, Mailbox, StepShare, Times, Update};
 
@@ -14,6 +14,7 @@ pub(super) struct Live {
     pub(super) mailbox: Arc<Mailbox>,
     /// The key of the first reply to the same prompt.
     pub(super) family: u64,
+    siblings: Arc<Siblings>,
     /// There until the scheduler has it.
     pub(super) asked: Option<Submission>,
     /// There from then on.
@@ -30,13 +31,14 @@ pub(super) struct Live {
     newest_token_us: u64,
     prompt_count: u32,
     cached_count: u32,
-    pub(super) token_count: u32,
+    token_count: u32,
 }
 
 impl Live {
     pub(super) fn new(
         mailbox: Arc<Mailbox>,
         family: u64,
+        siblings: Arc<Siblings>,
         arrived_us: u64,
         asked: Submission,
         grammar: Option<Grammar>,
@@ -44,6 +46,7 @@ impl Live {
         Self {
             mailbox,
             family,
+            siblings,
             guided: grammar.is_some(),
             grammar,
             arrived_us,
@@ -134,6 +137,7 @@ impl Live {
             cached_count: self.cached_count,
             token_count: self.token_count,
             preemption_count: self.start_count.saturating_sub(1),
+            siblings: Arc::clone(&self.siblings),
         }
     }
 }

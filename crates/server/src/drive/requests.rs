@@ -1,6 +1,8 @@
 //! How requests come to the engine's thread and leave it: admission, copies of one prompt, readers
 //! who go away, grammars.
 
+use std::sync::Arc;
+
 use kilotok_abi::TokenId;
 use kilotok_sched::Refused;
 
@@ -8,17 +10,8 @@ use super::Drive;
 use super::live::Live;
 use crate::gate::{Arrival, Refusal};
 use crate::guide::{Guided, Job};
-use crate::metrics::EndReason;
+use crate::metrics::{EndReason, Ending, Siblings};
 use crate::updates::{Failure, FailureKind, Leave};
-
-/// Replies to one prompt.
-pub(super) struct Family {
-    /// Those that wait for the first one's first token.
-    copies: Vec<u64>,
-    /// Those that have not ended.
-    left: usize,
-    token_count_max: u32,
-}
 
 impl Drive {
     pub(super) fn arrive(&mut self, arrival: Arrival) {
@@ -29,19 +22,20 @@ impl Drive {
             return;
         };
         let mut asked = None;
+        let siblings = Arc::new(Siblings::of(reply_count));
         for (key, ask, mailbox) in asks {
             let mut submission = ask.submission;
             submission.needs_masks = ask.grammar.is_some();
             asked.get_or_insert((submission.prompt.len(), submission.token_max));
-            let live = Live::new(mailbox, first, arrived_us, submission, ask.grammar);
+            let siblings = Arc::clone(&siblings);
+            let live = Live::new(mailbox, first, siblings, arrived_us, submission, ask.grammar);
             self.live.insert(key, live);
         }
-        // Known before it is scheduled: there it may fail already, and must be forgotten.
-        let family = Family { copies: copies.to_vec(), left: reply_count, token_count_max: 0 };
-        self.families.insert(first, family);
+        // Known before it is scheduled: there it may fail already, and they start.
+        self.copies.insert(first, copies.to_vec());
         self.board.busy();
         if let Err(refusal) = self.schedule(first) {
-            self.families.remove(&first);
+            self.copies.remove(&first);
             for key in &keys {
                 self.live.remove(key);
             }
@@ -85,10 +79,7 @@ impl Drive {
     /// The first of a family has its first token or has ended: the prompt is in the pages as far
     /// as it ever will be.
     pub(super) fn start_copies(&mut self, family: u64) {
-        let Some(family) = self.families.get_mut(&family) else {
-            return;
-        };
-        for key in std::mem::take(&mut family.copies) {
+        for key in self.copies.remove(&family).unwrap_or_default() {
             if let Err(refusal) = self.schedule(key) {
                 let busy = matches!(refusal, Refusal::QueueFull { .. });
                 let kind = if busy { FailureKind::Busy } else { FailureKind::Fault };
@@ -103,20 +94,16 @@ impl Drive {
             return;
         };
         let why = live.mailbox.left().unwrap_or(Leave::Cancelled);
-        let reason = match why {
-            Leave::Stopped { kept } => {
-                live.token_count = live.token_count.min(kept);
-                EndReason::Stop
-            }
-            Leave::Cancelled | Leave::Aborted => EndReason::Abort,
-        };
         if let Some(id) = live.id {
             match why {
                 Leave::Stopped { kept } => self.parts.sched.stop(id, kept),
                 Leave::Cancelled | Leave::Aborted => self.parts.sched.cancel(id),
             };
         }
-        self.forget(key, reason);
+        if let Some((_, mut ending)) = self.forget(key, EndReason::Abort) {
+            why.count(&mut ending);
+            self.meter.ended(ending);
+        }
     }
 
     /// Ends one reply with an error; the others go on.
@@ -127,13 +114,14 @@ impl Drive {
         if let Some(id) = live.id {
             self.parts.sched.cancel(id);
         }
-        if let Some(live) = self.forget(key, EndReason::Error) {
+        if let Some((live, ending)) = self.forget(key, EndReason::Error) {
+            self.meter.ended(ending);
             live.mailbox.end(Failure::ended(kind, message));
         }
     }
 
-    /// Takes a reply out that the scheduler no longer knows, and counts it.
-    pub(super) fn forget(&mut self, key: u64, reason: EndReason) -> Option<Live> {
+    /// Takes a reply out that the scheduler no longer knows. Its ending is to be counted.
+    pub(super) fn forget(&mut self, key: u64, reason: EndReason) -> Option<(Live, Ending)> {
         let live = self.live.remove(&key)?;
         if let Some(id) = live.id {
             self.keys.remove(&id);
@@ -144,18 +132,11 @@ impl Drive {
         }
         self.board.release(1);
         self.board.pace().ended(now_us);
-        self.meter.ended(&live.ending(reason, now_us));
-        if let Some(family) = self.families.get_mut(&live.family) {
-            family.left -= 1;
-            family.token_count_max = family.token_count_max.max(live.token_count);
-            if family.left == 0 {
-                self.meter.answered(family.token_count_max);
-                self.families.remove(&live.family);
-            } else if live.family == key {
-                self.start_copies(key);
-            }
+        if live.family == key {
+            self.start_copies(key);
         }
-        Some(live)
+        let ending = live.ending(reason, now_us);
+        Some((live, ending))
     }
 
     /// Has the masks made for what comes after `tokens`, if the reply is bound to a grammar.
@@ -166,7 +147,7 @@ impl Drive {
         let Some(grammar) = live.grammar.take() else {
             return;
         };
-        let mailbox = std::sync::Arc::clone(&live.mailbox);
+        let mailbox = Arc::clone(&live.mailbox);
         if !self.parts.guide.send(Job { key, mailbox, grammar, tokens, drafts }) {
             let message = "too many grammars are being followed at once; try again";
             self.fail(key, FailureKind::Busy, message.into());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kilotok_sched::Stats;
 
-use super::Metrics;
+use super::{Ending, Metrics};
 use crate::stopwatch::seconds;
 
 pub(crate) struct Meter {
@@ -19,30 +19,6 @@ pub(crate) struct StepSize {
     /// Of prompts, and chosen.
     pub(crate) token_count: usize,
     pub(crate) step_us: u64,
-}
-
-/// Why a request ended, in vLLM's words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum EndReason {
-    Stop,
-    Length,
-    Abort,
-    Error,
-}
-
-/// A request that has ended. Times are readings of the stopwatch.
-pub(crate) struct Ending {
-    pub(crate) reason: EndReason,
-    pub(crate) arrived_us: u64,
-    /// When its first row was in a step.
-    pub(crate) started_us: Option<u64>,
-    pub(crate) first_token_us: Option<u64>,
-    pub(crate) newest_token_us: u64,
-    pub(crate) ended_us: u64,
-    pub(crate) prompt_count: u32,
-    pub(crate) cached_count: u32,
-    pub(crate) token_count: u32,
-    pub(crate) preemption_count: u32,
 }
 
 impl Meter {
@@ -144,46 +120,7 @@ impl Meter {
         }
     }
 
-    pub(crate) fn ended(&self, ending: &Ending) {
-        let vllm = &self.metrics.vllm;
-        vllm.finished.with_label_values(&[ending.reason.name()]).inc();
-        let requests = &vllm.requests;
-        requests.e2e.observe(seconds(ending.arrived_us, ending.ended_us));
-        requests.prompt_tokens.observe(f64::from(ending.prompt_count));
-        requests.generation_tokens.observe(f64::from(ending.token_count));
-        requests.preemptions.observe(f64::from(ending.preemption_count));
-        let Some(started_us) = ending.started_us else {
-            requests.queue.observe(seconds(ending.arrived_us, ending.ended_us));
-            return;
-        };
-        requests.queue.observe(seconds(ending.arrived_us, started_us));
-        requests.inference.observe(seconds(started_us, ending.ended_us));
-        requests.prefill_computed.observe(f64::from(ending.prompt_count - ending.cached_count));
-        let Some(first_us) = ending.first_token_us else {
-            return;
-        };
-        requests.prefill.observe(seconds(started_us, first_us));
-        let decode = seconds(first_us, ending.newest_token_us);
-        requests.decode.observe(decode);
-        if ending.token_count > 1 {
-            requests.per_token.observe(decode / f64::from(ending.token_count - 1));
-        }
-    }
-
-    /// All replies to a request have ended, the longest with so many tokens.
-    pub(crate) fn answered(&self, token_count_max: u32) {
-        let longest = &self.metrics.vllm.requests.generation_tokens_max;
-        longest.observe(f64::from(token_count_max));
-    }
-}
-
-impl EndReason {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Stop => "stop",
-            Self::Length => "length",
-            Self::Abort => "abort",
-            Self::Error => "error",
-        }
+    pub(crate) fn ended(&self, ending: Ending) {
+        self.metrics.ended(ending);
     }
 }

@@ -1,8 +1,10 @@
 //! What Prometheus is told. Names, labels and meanings are vLLM's, so that its dashboards and the
 //! routers in front of it work unchanged; what vLLM has no name for is under `kilotok:`. The
-//! engine's thread writes through [`Meter`], once per step; routes write what they alone know.
+//! engine's thread writes through [`Meter`], once per step; routes and readers write what they
+//! alone know.
 
 mod buckets;
+mod ending;
 mod http;
 mod make;
 mod meter;
@@ -15,9 +17,10 @@ mod tests;
 use kilotok_engine::Caps;
 use prometheus::{Registry, TextEncoder};
 
+pub(crate) use ending::{EndReason, Ending, Siblings};
 use http::Http;
 use make::Maker;
-pub(crate) use meter::{EndReason, Ending, Meter, StepSize};
+pub(crate) use meter::{Meter, StepSize};
 use own::Own;
 use vllm::Vllm;
 

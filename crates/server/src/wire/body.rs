@@ -25,6 +25,9 @@ const DISCARDED_BYTES_MAX: usize = 256 << 20;
 /// As long as that takes on a slow line is not waited for.
 const DISCARD_WAIT_MAX: Duration = Duration::from_secs(10);
 
+/// How the error begins that says of a number such as 1e999 that no f64 is so large.
+const TOO_LARGE: &str = "number out of range";
+
 /// Names of unknown fields that are written to the log, of one request.
 const LOGGED_MAX: usize = 8;
 
@@ -135,6 +138,11 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, Vec<String>
 
 fn misfit(error: &serde_json::Error, path: &str) -> ApiError {
     let text = error.to_string();
+    // It is JSON, but no reader that calculates in f64 has it.
+    if text.starts_with(TOO_LARGE) {
+        let text = format!("{path}: a number is too large to be read: {text}");
+        return ApiError::bad(path, text).with_code("invalid_json");
+    }
     if !error.is_data() {
         return ApiError::new(StatusCode::BAD_REQUEST, format!("the body is not JSON: {text}"))
             .with_code("invalid_json");
@@ -192,6 +200,16 @@ mod tests {
         assert_eq!(error("{} x").0.as_deref(), Some("list"));
         assert!(error(r#"{"list": []} x"#).1.contains("trailing characters"));
         assert!(error("[1]").1.contains("must be a JSON object"));
+    }
+
+    #[test]
+    fn numbers_beyond_all_floats_are_errors_with_their_place() {
+        let (param, message) = error(r#"{"list": [{"depth": 1e999}]}"#);
+        assert_eq!(param.as_deref(), Some("list[0].depth"));
+        assert!(message.contains("too large") && !message.contains("not JSON"), "{message}");
+        let body = r#"{"a": {"minimum": 1}, "b": {"enum": [1, -1e999]}}"#;
+        let error = parse::<serde_json::Value>(body.as_bytes()).unwrap_err();
+        assert_eq!(error.param.as_deref(), Some("b.enum[1]"));
     }
 
     #[test]

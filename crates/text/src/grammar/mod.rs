@@ -12,6 +12,7 @@ mod compile;
 mod disjoint;
 mod gbnf;
 mod lark;
+mod multiples;
 mod parse_gbnf;
 mod patterns;
 mod reword;

@@ -9,6 +9,8 @@ use super::GrammarError;
 
 /// Larger integers are not exact as numbers of JSON's readers.
 const EXACT_MAX: i64 = (1 << 53) - 1;
+/// Integers below are read as such, on either side of 0.
+const ROUNDED_MIN: f64 = 9_223_372_036_854_775_808.0;
 
 /// The same with keywords that a grammar cannot follow in other words, where there are some.
 pub(super) fn reworded(keywords: &Map<String, Value>) -> Cow<'_, Map<String, Value>> {
@@ -113,15 +115,26 @@ pub(super) fn bound_multiples(out: &mut Map<String, Value>) {
     }
 }
 
-/// Whether a length is more than any reply has.
-pub(super) fn is_endless(value: &Value) -> bool {
-    value.as_u64().is_some_and(|length| length > u64::from(u32::MAX))
+/// A length as an integer, however it is written; none where it allows every reply there is.
+pub(super) fn length(name: &str, value: &Value, path: &str) -> Result<Option<u64>, GrammarError> {
+    let whole = |number: &f64| *number >= 0.0 && number.fract() == 0.0;
+    // A cast of a float ends at the limits of the integer.
+    let length = value.as_u64().or(value.as_f64().filter(whole).map(|number| number as u64));
+    match length {
+        None => Err(invalid(path, "it must be a whole number, 0 or more")),
+        Some(length) if u32::try_from(length).is_ok() => Ok(Some(length)),
+        Some(_) if name.starts_with("max") => Ok(None),
+        Some(_) => Err(invalid(path, "no reply can be that long")),
+    }
 }
 
-/// Whether the library, which calculates in f64, has the number as it is.
+/// Whether the library, which calculates in f64, has the number as it is. An integer that has come
+/// as f64 was rounded when it was read.
 pub(super) fn is_exact(number: &Number) -> bool {
-    let integer = number.as_i128();
-    integer.is_none_or(|integer| (integer as f64) as i128 == integer)
+    match number.as_i128() {
+        Some(integer) => (integer as f64) as i128 == integer,
+        None => number.as_f64().is_some_and(|number| number.abs() < ROUNDED_MIN),
+    }
 }
 
 /// Refuses values that cannot be written as they are.

@@ -6,10 +6,11 @@ use serde_json::{Map, Value, json};
 
 use super::GrammarError;
 use super::disjoint::Disjoint;
+use super::multiples::{go_together, has_joins, is_countable};
 use super::patterns::{self, Known};
 use super::reword::{
-    add_pattern, append, bound_multiples, invalid, is_endless, is_exact, is_idle, is_string,
-    literal, names_itself, reworded,
+    add_pattern, append, bound_multiples, invalid, is_exact, is_idle, is_string, length, literal,
+    names_itself, reworded,
 };
 use super::weight::{self, HOPS_MAX};
 
@@ -29,6 +30,8 @@ const MAPS: &[&str] = &["properties", "$defs", "definitions"];
 const LISTS: &[&str] = &["prefixItems", "allOf", "anyOf", "oneOf"];
 const SINGLES: &[&str] = &["items", "additionalItems", "additionalProperties"];
 const BOUNDS: &[&str] = &["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"];
+const LENGTHS: &[&str] =
+    &["minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"];
 /// Keywords that say something about documents which a grammar cannot.
 const UNSUPPORTED: &[&str] = &[
     "not",
@@ -67,6 +70,9 @@ const NOTES: &[&str] = &[
     "x-guidance",
 ];
 
+/// Keywords that say where schemas are.
+const PLACES: &[&str] = &["$defs", "definitions", "$schema", "$id", "id", "$anchor"];
+
 const TYPES: &[&str] = &["null", "boolean", "integer", "number", "string", "array", "object"];
 /// How other names of types begin, and what they mean.
 const ALIASES: &[(&str, &str)] = &[
@@ -93,10 +99,8 @@ pub(super) struct Prepared {
 
 pub(super) fn prepare(schema: &Value, strict: bool) -> Result<Prepared, GrammarError> {
     weight::check([schema])?;
-    let mut preparer =
-        Preparer { whole: schema, strict, home: "", besides: None, warnings: Vec::new() };
-    let prepared = preparer.schema(schema, "#")?;
-    Ok(Prepared { schema: with_options(prepared, strict), warnings: preparer.warnings })
+    let prepared = Preparer::new(schema, strict, "", None).whole()?;
+    Ok(Prepared { schema: with_options(prepared.schema, strict), ..prepared })
 }
 
 /// The same for a schema whose parts become roots of their own, see [`at_home`]. Its caller has
@@ -108,10 +112,7 @@ pub(super) fn prepare_home(
 ) -> Result<Prepared, GrammarError> {
     let any = json!({ "type": "object" });
     let schema = if schema.is_null() || *schema == true { &any } else { schema };
-    let mut preparer =
-        Preparer { whole: schema, strict, home: HOME, besides, warnings: Vec::new() };
-    let prepared = preparer.schema(schema, "#")?;
-    Ok(Prepared { schema: prepared, warnings: preparer.warnings })
+    Preparer::new(schema, strict, HOME, besides).whole()
 }
 
 /// The part of a prepared schema that is at `pointer`, with the whole if it may refer to that.
@@ -182,10 +183,37 @@ struct Preparer<'a> {
     home: &'static str,
     /// A pattern for every string that the schema calls one.
     besides: Option<&'a str>,
+    multiples: Vec<f64>,
+    skips_multiples: bool,
     warnings: Vec<String>,
 }
 
-impl Preparer<'_> {
+impl<'a> Preparer<'a> {
+    fn new(whole: &'a Value, strict: bool, home: &'static str, besides: Option<&'a str>) -> Self {
+        Self {
+            whole,
+            strict,
+            home,
+            besides,
+            multiples: Vec::new(),
+            skips_multiples: false,
+            warnings: Vec::new(),
+        }
+    }
+
+    fn whole(mut self) -> Result<Prepared, GrammarError> {
+        let schema = self.schema(self.whole, "#")?;
+        let is_note = |key: &str| NOTES.contains(&key) || PLACES.contains(&key);
+        if has_joins(self.whole, is_note) && !go_together(&self.multiples) {
+            let what = "`multipleOf` in parts that hold at once, with too many digits together,";
+            self.unsupported("#", what)?;
+            self.multiples = Vec::new();
+            self.skips_multiples = true;
+            return self.whole();
+        }
+        Ok(Prepared { schema, warnings: self.warnings })
+    }
+
     fn schema(&mut self, schema: &Value, path: &str) -> Result<Value, GrammarError> {
         let keywords = match schema {
             Value::Bool(_) => return Ok(schema.clone()),
@@ -218,10 +246,12 @@ impl Preparer<'_> {
                     self.insert_list(name, value, list, &keywords, &mut out);
                 }
                 _ if BOUNDS.contains(&name) => self.bound(name, value, &mut out, &path)?,
-                _ if name.starts_with("max") && is_endless(value) => {}
-                _ if name.starts_with("min") && is_endless(value) => {
-                    return Err(invalid(&path, "no reply can be that long"));
+                _ if LENGTHS.contains(&name) => {
+                    if let Some(length) = length(name, value, &path)? {
+                        out.insert(key.clone(), length.into());
+                    }
                 }
+                "multipleOf" => self.multiple(value, &mut out, &path)?,
                 "type" => self.kind(value, &mut out, &path)?,
                 "pattern" => self.pattern(value, &mut out, &path)?,
                 "format" => self.format(value, &mut out, &path)?,
@@ -347,6 +377,27 @@ impl Preparer<'_> {
             return Ok(());
         }
         self.unsupported(path, &format!("`{name}` of {number}, which is too large to be exact,"))
+    }
+
+    fn multiple(
+        &mut self,
+        value: &Value,
+        out: &mut Map<String, Value>,
+        path: &str,
+    ) -> Result<(), GrammarError> {
+        match value.as_f64() {
+            Some(number) if number > 0.0 && self.skips_multiples => Ok(()),
+            Some(number) if number > 0.0 && is_countable(number) => {
+                self.multiples.push(number);
+                out.insert("multipleOf".to_owned(), value.clone());
+                Ok(())
+            }
+            Some(number) if number > 0.0 => {
+                let what = format!("`multipleOf` of {value}, which has too many digits,");
+                self.unsupported(path, &what)
+            }
+            _ => Err(invalid(path, "it must be a number greater than 0")),
+        }
     }
 
     fn pattern(

@@ -132,3 +132,62 @@ async fn endings_are_told_apart() {
     assert_eq!(value(&rig, "vllm:request_params_n_sum", ""), 4.0);
     assert_eq!(value(&rig, "vllm:request_max_num_generation_tokens_sum", ""), 40.0);
 }
+
+#[tokio::test]
+async fn a_stop_string_counts_although_the_length_came_first() {
+    for late in [false, true] {
+        let (engine, hold) = held(ScriptedEngine::new(ScriptedEngine::caps(), Skill::Percent(0)));
+        let rig = Rig::new(engine);
+        let mut ticket = rig.submit(ask(text(20, 1), 3)).await;
+        hold.permit();
+        hold.permit();
+        let mut token_count = 0;
+        while token_count < 2 {
+            token_count += soon("an update", ticket.next()).await.unwrap().tokens.len();
+        }
+        // The reader finds it while the last step runs, or in what that brought.
+        if !late {
+            ticket.stop(1);
+        }
+        drop(hold);
+        until("the engine is done", || rig.gate.load().held == 0).await;
+        if late {
+            let update = soon("an update", ticket.next()).await.unwrap();
+            assert_eq!(update.finish, Some(Ended::Length));
+            ticket.stop(1);
+        }
+        until("it is counted", || {
+            value(&rig, "vllm:request_success_total", "stop")
+                + value(&rig, "vllm:request_success_total", "length")
+                > 0.0
+        })
+        .await;
+        drop(ticket);
+        let counts = [
+            ("request_success_total", "stop", 1.0),
+            ("request_success_total", "length", 0.0),
+            ("request_success_total", "abort", 0.0),
+            ("request_generation_tokens_sum", "", 1.0),
+            ("request_max_num_generation_tokens_sum", "", 1.0),
+        ];
+        for (name, labels, count) in counts {
+            let found = value(&rig, &format!("vllm:{name}"), labels);
+            assert_eq!(found, count, "{name} {labels}, late: {late}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_abort_counts_although_the_length_came_first() {
+    let (engine, hold) = held(engine());
+    let rig = Rig::new(engine);
+    let ticket = rig.submit(named("a", text(20, 1), 1)).await;
+    hold.entered();
+    assert_eq!(rig.gate.abort("a"), 1);
+    drop(hold);
+    assert_eq!(read(ticket).await.ended, Ended::Aborted);
+    until("the engine is done", || rig.gate.load().held == 0).await;
+    let ended = |reason: &str| value(&rig, "vllm:request_success_total", reason);
+    until("it is counted", || ended("abort") + ended("length") > 0.0).await;
+    assert_eq!((ended("abort"), ended("length")), (1.0, 0.0));
+}

@@ -26,6 +26,11 @@ fn doubling(count: usize, twice: impl Fn(Value) -> Value) -> Value {
 
 type Named = (&'static str, Value);
 
+/// Multiples of numbers that have little in common.
+fn multiples(count: u32) -> Vec<Value> {
+    (0..count).map(|index| json!({ "type": "number", "multipleOf": 3001 + 2 * index })).collect()
+}
+
 fn deep() -> Vec<Named> {
     let null = json!({ "type": "null" });
     let length = json!({ "minLength": 1 });
@@ -101,6 +106,11 @@ fn endless() -> Vec<Named> {
         ("pattern that doubles", string("pattern", json!("(a|aa)+$|(.*x){50}[a-z].{200}$"))),
         ("far away", json!({ "type": "string", "pattern": "x.{300}$", "minLength": 500 })),
         ("multiples", json!({ "type": "number", "multipleOf": 1e-300 })),
+        ("large multiple", json!({ "type": "number", "multipleOf": 65_537 })),
+        ("joined multiples", json!({ "allOf": multiples(20) })),
+        ("several multiples", json!({ "anyOf": multiples(20) })),
+        ("many multiples", json!({ "prefixItems": multiples(21) })),
+        ("more multiples", json!({ "prefixItems": multiples(22) })),
         ("numbers", json!({ "type": "number", "minimum": -1e308, "maximum": 1e308 })),
         ("its own options", json!({ "x-guidance": { "whitespace_pattern": "(((" } })),
         ("no schema", json!([1, 2])),
@@ -158,6 +168,8 @@ fn languages() -> Vec<(&'static str, Constraint)> {
 /// Names of what is refused before anything is compiled, or by counting while it is.
 const REFUSED: &[&str] = &[
     "too deep",
+    "several multiples",
+    "more multiples",
     "deep allOf",
     "doubling allOf",
     "doubling anyOf",

@@ -212,6 +212,25 @@ fn wrong_gbnf_is_refused_where_it_is_wrong() {
 }
 
 #[test]
+fn multiples_are_told_up_to_the_largest() {
+    let model = Model::bytes();
+    for (multiple, good, bad) in [
+        (json!(4093), ["8186", "-4093000"], ["8185", "4094"]),
+        (json!(1e-8), ["0.00000003", "-12.5"], ["0.000000001", "0.000000031"]),
+        (json!(0.25), ["1.75", "1000000"], ["1.7", "0.126"]),
+    ] {
+        let schema = json!({ "type": "number", "multipleOf": multiple });
+        let grammar = model.compile(&Constraint::JsonSchema { schema, strict: true }).unwrap();
+        for text in good {
+            assert!(model.takes(&grammar, text), "{text} of {multiple}");
+        }
+        for text in bad {
+            assert!(!model.takes(&grammar, text), "{text} of {multiple}");
+        }
+    }
+}
+
+#[test]
 fn schemas_that_cannot_be_enforced_are_refused_or_reported() {
     let model = Model::bytes();
     let schema = json!({
@@ -246,6 +265,20 @@ fn schemas_that_cannot_be_enforced_are_refused_or_reported() {
         (json!({ "enum": [] }), "anyOf is empty"),
         (json!({ "const": "\u{1}" }), "control character"),
         (json!({ "const": 9_007_199_254_740_993_u64 }), "too large to be exact"),
+        (json!({ "const": [{ "a": 1e25 }] }), "#/const: the number 1e+25 is too large to be exact"),
+        (json!({ "enum": [1, -1e300] }), "at #/enum: the number -1e+300 is too large"),
+        (json!({ "maximum": 1e300 }), "`maximum` of 1e+300, which is too large to be exact, at #/"),
+        (json!({ "items": { "multipleOf": 1e300 } }), "at #/items/multipleOf is not supported"),
+        (json!({ "multipleOf": 1e-300 }), "too many digits, at #/multipleOf"),
+        (json!({ "multipleOf": 1e-9 }), "too many digits, at #/multipleOf"),
+        (json!({ "multipleOf": 65_537 }), "too many digits, at #/multipleOf"),
+        (
+            json!({ "allOf": [{ "multipleOf": 2048 }, { "multipleOf": 2047 }] }),
+            "too many digits together, at # is",
+        ),
+        (json!({ "multipleOf": 0.0 }), "at #/multipleOf: it must be a number greater than 0"),
+        (json!({ "minLength": 1e300 }), "at #/minLength: no reply can be that long"),
+        (json!({ "maxItems": -1 }), "at #/maxItems: it must be a whole number"),
         (json!({ "$ref": "other.json" }), "nothing is fetched"),
         (json!({ "properties": { "a~/": { "properties": [] } } }), "#/properties/a~0~1/properties"),
     ] {
