@@ -27,7 +27,16 @@ struct Warps {
   __device__ __forceinline__ explicit Warps(const Cta& cta)
       : strip((CONSUMER_WARPS - 1 - cta.warp()) % STRIPS),
         share((CONSUMER_WARPS - 1 - cta.warp()) / STRIPS) {}
-  __device__ __forceinline__ bool has_values() const { return share < SHARES; }
+  __device__ __forceinline__ bool has_values() const {
+    return SHARES * STRIPS == CONSUMER_WARPS || share < SHARES;
+  }
+  // Whether the warp's share of so many pieces has this one. Only the last share is shorter; where
+  // the compiler does not know that, it keeps sums in memory.
+  template <int PIECES>
+  __device__ __forceinline__ bool has_piece(int in_share) const {
+    constexpr int SHARE = ceil_div(PIECES, SHARES), SHORTEST = PIECES - SHARE * (SHARES - 1);
+    return in_share < SHORTEST || share * SHARE + in_share < PIECES;
+  }
 };
 
 // Positions from `first` up to `end`.
@@ -154,7 +163,7 @@ struct HeldKeys {
 #pragma unroll
     for (int i = 0; i < SHARE; i++) {
       const int piece = warps.share * SHARE + i;
-      if (piece >= PIECES || is_before(piece, position) != before) continue;
+      if (!warps.template has_piece<PIECES>(i) || is_before(piece, position) != before) continue;
 #pragma unroll
       for (int j = 0; j < 4; j++) {
         const int key = lane % 4 * 2 + j % 2 + j / 2 * 8;

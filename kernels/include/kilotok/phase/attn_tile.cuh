@@ -185,7 +185,7 @@ __device__ __forceinline__ void add_values(const Warps<KIND>& warps,
   float sums[5][4] = {};
 #pragma unroll
   for (int i = 0; i < SHARE; i++) {
-    if (warps.share * SHARE + i >= PIECES) break;
+    if (!warps.template has_piece<PIECES>(i)) break;
     const uint4 w = memory.weights[(warps.share * SHARE + i) * 32 + held.lane];
     const uint32_t a[4] = {w.x, w.y, w.z, w.w};
     const uint2(&v)[4] = held.values[i];
