@@ -78,8 +78,8 @@ __device__ __forceinline__ void project_context(Walker& w, const LayerMemory& la
   const Memory& memory = w.cta.memory;
   w.walk([&](Ring& ring, Sums& sums) {
     multiply<QkvMatrix<KIND>, TILES>(w.cta, ring, sums, memory.normed, NORMED_BYTES,
-                                     KEY_UNIT<KIND> + first_unit<QkvMatrix<KIND>>(w.cta), EveryToken{},
-                                     Nothing{},
+                                     KEY_UNIT<KIND> + first_unit<QkvMatrix<KIND>>(w.cta),
+                                     EveryToken{}, Nothing{},
                                      store_projections<KIND>(w, layer.attention, layer, false));
   });
 }

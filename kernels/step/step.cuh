@@ -329,8 +329,8 @@ __device__ __forceinline__ void produce_layers(Walker& w) {
   for (int index = 0; index < P::LAYER_COUNT; index++) {
     const LayerMemory& layer = P::layer(w.cta.memory, index);
     with_matrix<QkvMatrix, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
-      produce<QkvMatrix<decltype(kind)::value>>(w.ring, layer.qkv,
-                                                first_unit<QkvMatrix<decltype(kind)::value>>(w.cta));
+      using M = QkvMatrix<decltype(kind)::value>;
+      produce<M>(w.ring, layer.qkv, first_unit<M>(w.cta));
     });
     with_matrix<OutputMatrix, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
       produce<OutputMatrix<decltype(kind)::value>>(w.ring, layer.output, w.cta.index());
@@ -399,7 +399,8 @@ __device__ __forceinline__ void logits(Walker& w) {
   const WantedTokens wanted(memory, w.batch().counts);
   w.walk([&](Ring& ring, Sums& sums) {
     multiply<HeadMatrix, TILES>(w.cta, ring, sums, memory.normed, NORMED_BYTES,
-                                first_unit<HeadMatrix>(w.cta), wanted, ReadNorm{w.stream(), w.token_count(), Part<DRAFT>::EPS},
+                                first_unit<HeadMatrix>(w.cta), wanted,
+                                ReadNorm{w.stream(), w.token_count(), Part<DRAFT>::EPS},
                                 StoreLogits{at<float>(memory.logits), w.stream(), wanted});
   });
 }
