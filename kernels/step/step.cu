@@ -44,6 +44,7 @@ __device__ __forceinline__ void run(const Memory& memory) {
   }
   if (threadIdx.x < CONSUMER_WARPS) shared.progress[threadIdx.x] = {};
   shared.batch.bring(memory);
+  shared.stream.bring_exchange(memory);
   __syncthreads();
   Walker walker;
   if (threadIdx.x < CONSUMERS) {

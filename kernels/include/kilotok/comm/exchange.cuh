@@ -40,19 +40,19 @@ __device__ __forceinline__ void exchange(Cta& cta, StreamMemory& stream, int tok
   const Memory& memory = cta.memory;
   const uint32_t number = cta.exchanges;
   const int rank = memory.rank, unit = cta.index(), count = token_count * TOKEN_PACKETS;
-  const Exchange& exchange = *at<const Exchange>(memory.exchange);
   cta.sync();
   auto values_of = [&](int packet) {
     return &stream.part[packet / TOKEN_PACKETS][packet % TOKEN_PACKETS * PACKET_VALUES];
   };
-  // Every rank begins with the next one, so that all links are busy.
-  for (int i = cta.thread(); i < count * (RANKS - 1); i += CONSUMERS) {
-    const int to = (rank + 1 + i / count) % RANKS, packet = i % count;
-    char* receiver = at<char>(exchange.receivers[to]);
-    ptx::store_system(receiver + packet_offset(number, rank, unit, packet),
-                      make_packet(values_of(packet), number));
+  for (int packet = cta.thread(); packet < count; packet += CONSUMERS) {
+    const uint4 sent = make_packet(values_of(packet), number);
+    const size_t offset = packet_offset(number, rank, unit, packet);
+    // Every rank begins with the next one, so that all links are busy.
+#pragma unroll
+    for (int k = 1; k < RANKS; k++)
+      ptx::store_system(at<char>(stream.exchange.receivers[(rank + k) % RANKS]) + offset, sent);
   }
-  const char* own = at<const char>(exchange.receivers[rank]);
+  const char* own = at<const char>(stream.exchange.receivers[rank]);
   for (int packet = cta.thread(); packet < count; packet += CONSUMERS) {
     uint4 packets[RANKS];
     wait_for(Waits::Peer, number, [&](uint32_t& seen) {

@@ -22,6 +22,16 @@ struct StreamMemory {
   float part[TOKENS_MAX][OWNER_ROWS];
   float inverse_rms[TOKENS_MAX];
   NextNorm norm;
+  // Where ranks receive: a copy, for whenever it is wanted the original is as far away as L2.
+  Exchange exchange;
+
+  // All threads of a CTA, before a __syncthreads.
+  __device__ __forceinline__ void bring_exchange(const Memory& memory) {
+    constexpr int WORDS = sizeof(Exchange) / 4;
+    if (RANKS > 1 && threadIdx.x < WORDS)
+      reinterpret_cast<uint32_t*>(&exchange)[threadIdx.x] =
+          at<const uint32_t>(memory.exchange)[threadIdx.x];
+  }
 };
 
 // x times the norm's weights, for the router, by tile of tokens: `[tiles][rows][tokens]`, behind
