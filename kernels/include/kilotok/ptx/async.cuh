@@ -69,7 +69,19 @@ __device__ __forceinline__ void other_proxy_fence() {
   asm volatile("fence.proxy.async.global;" ::: "memory");
 }
 
-// Copies bytes, a multiple of 16 between addresses that are, and arrives with their number.
+// Copies bytes, a multiple of 16 between addresses that are, and arrives with their number. What
+// others want too stays in L2; what is read once leaves it first.
+__device__ __forceinline__ void bulk_copy_once(uint32_t to, const void* from, uint32_t bytes,
+                                               uint32_t barrier) {
+  uint64_t once;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1], %2, [%3], %4;" ::"r"(to),
+      "l"(from), "r"(bytes), "r"(barrier), "l"(once)
+      : "memory");
+}
+
 __device__ __forceinline__ void bulk_copy(uint32_t to, const void* from, uint32_t bytes,
                                           uint32_t barrier) {
   asm volatile(
