@@ -24,10 +24,9 @@ struct Matrix {
   static constexpr int STEPS = ceil_div(ceil_div(COLUMNS, CHUNK_COLUMNS), COLUMN_WARPS);
   static constexpr int UNITS = ceil_div(ROWS, 16 * ROW_TILES);
   static constexpr int UNIT_BYTES = STEPS * STEP_BYTES;
-  // CTAs that share the units. As many of the last ones as a tile has tokens go free where that
-  // costs no other a unit more: they attend the windows, and bring their keys meanwhile.
-  static constexpr int CTAS =
-      larger(ceil_div(UNITS, ceil_div(UNITS, GRID)), GRID - TILE_TOKENS);
+  // CTAs that share the units: no more than have to, so that the last ones may go free. They attend
+  // the windows, and bring their keys meanwhile.
+  static constexpr int CTAS = ceil_div(UNITS, ceil_div(UNITS, GRID));
   static constexpr int PAGE_STEPS = PAGE_BYTES / STEP_BYTES;
   // Columns with the zeros that operands need behind the last.
   static constexpr int COLUMNS_PADDED = STEPS * COLUMN_WARPS * CHUNK_COLUMNS;
