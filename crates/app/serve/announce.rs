@@ -158,8 +158,8 @@ fn curl(config: &Config, base: &str, has_template: bool) -> String {
     };
     body["stream"] = true.into();
     let body = body.to_string().replace('\'', "'\\''");
-    // Without -N it would hold back what came.
-    format!("curl -N {base}/v1/{path}{key} -H 'Content-Type: application/json' -d '{body}'")
+    // Without -N it would hold back what came; brackets of an address are patterns to some shells.
+    format!("curl -N '{base}/v1/{path}'{key} -H 'Content-Type: application/json' -d '{body}'")
 }
 
 #[cfg(test)]
@@ -196,7 +196,11 @@ mod tests {
         assert!(line.ends_with(r#","stream":true}'"#), "{line}");
         assert!(!line.contains("Bearer"));
         let line = curl(&config("m", Some("k")), "http://h", false);
-        assert!(line.contains("/v1/completions -H \"Authorization: Bearer $KILOTOK_API_KEY\""));
+        assert!(
+            line.contains(
+                "'http://h/v1/completions' -H \"Authorization: Bearer $KILOTOK_API_KEY\""
+            )
+        );
         assert!(!line.contains("Bearer k"), "a key is no text for a terminal");
     }
 }
