@@ -155,7 +155,7 @@ abi_struct! {
         pub fault: u64,
         /// This rank.
         pub rank: u32,
-        /// How long a wait may last, in milliseconds.
+        /// How long after its beginning a launch may still wait for anything, in milliseconds.
         pub wait_max_ms: u32,
         /// An [`Exchange`].
         pub exchange: u64,

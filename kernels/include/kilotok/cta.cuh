@@ -111,6 +111,12 @@ __host__ __device__ __forceinline__ T* at(uint64_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+// All threads of a CTA, before a __syncthreads: copies words from the GPU's memory.
+__device__ __forceinline__ void bring_words(void* to, uint64_t from, int bytes) {
+  for (int i = threadIdx.x; i < bytes / 4; i += blockDim.x)
+    static_cast<uint32_t*>(to)[i] = at<const uint32_t>(from)[i];
+}
+
 template <int VALUE>
 struct Constant {
   static constexpr int value = VALUE;

@@ -18,12 +18,6 @@ struct HeldBatch {
   }
 
   __device__ __forceinline__ int token_count() const { return counts.token_count; }
-
- private:
-  static __device__ __forceinline__ void bring_words(void* to, uint64_t from, int bytes) {
-    for (int i = threadIdx.x; i < bytes / 4; i += blockDim.x)
-      static_cast<uint32_t*>(to)[i] = at<const uint32_t>(from)[i];
-  }
 };
 
 }  // namespace kilotok

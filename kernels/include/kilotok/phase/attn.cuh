@@ -103,6 +103,7 @@ __device__ __forceinline__ void attend_window(Cta& cta, const LayerMemory& layer
   const Memory& memory = cta.memory;
   const LayerPlaces places(layer);
   Meeting meeting = {false};
+  // The last CTAs have no projections, or fewer: see `Matrix::CTAS`.
 #pragma unroll 1
   for (int unit = GRID - 1 - cta.index(); unit < batch.token_count() * TILES; unit += GRID) {
     const int token = unit / TILES, kv_head = unit % TILES / T::COUNT;

@@ -27,10 +27,7 @@ struct StreamMemory {
 
   // All threads of a CTA, before a __syncthreads.
   __device__ __forceinline__ void bring_exchange(const Memory& memory) {
-    constexpr int WORDS = sizeof(Exchange) / 4;
-    if (RANKS > 1 && threadIdx.x < WORDS)
-      reinterpret_cast<uint32_t*>(&exchange)[threadIdx.x] =
-          at<const uint32_t>(memory.exchange)[threadIdx.x];
+    if constexpr (RANKS > 1) bring_words(&exchange, memory.exchange, sizeof(exchange));
   }
 };
 

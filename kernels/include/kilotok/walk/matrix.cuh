@@ -219,7 +219,7 @@ struct OperandPages {
       ring.open(steps * STEP_BYTES);
       for (int i = 0; i < steps; i++) {
         const int step = (i + blockIdx.x) % steps;
-        ring.bring_shared(from + (first + step) * STEP_BYTES, step * STEP_BYTES, STEP_BYTES);
+        ring.bring_operand(from + (first + step) * STEP_BYTES, step * STEP_BYTES, STEP_BYTES);
       }
       ring.next();
     }

@@ -64,12 +64,12 @@ struct Ring {
     ptx::mbarrier_expect(full + 8 * stage, bytes);
   }
 
-  // Producer: brings a part of the open page: weights, or what all CTAs bring.
+  // Producer: brings a part of the open page: weights, or an operand, which all CTAs bring.
   __device__ __forceinline__ void bring(const void* from, uint32_t offset, uint32_t bytes) const {
     ptx::bulk_copy_once(page() + offset, from, bytes, full + 8 * stage);
   }
-  __device__ __forceinline__ void bring_shared(const void* from, uint32_t offset,
-                                               uint32_t bytes) const {
+  __device__ __forceinline__ void bring_operand(const void* from, uint32_t offset,
+                                                uint32_t bytes) const {
     ptx::bulk_copy(page() + offset, from, bytes, full + 8 * stage);
   }
 
