@@ -12,7 +12,8 @@ use crate::layout::{Arguments, Layout};
 use crate::stamps::phase_times;
 use crate::upload::Copy;
 
-/// How long after its beginning a launch may still wait for anything. A whole pass of the largest model takes milliseconds.
+/// How long after its beginning a launch may still wait for anything. A whole pass of the largest
+/// model takes milliseconds.
 const WAIT_MAX_MS: u32 = 1000;
 /// Constants of the kernels: how much shared memory a CTA wants, how many threads it has, and how
 /// many tokens the kernels for one tile take.
