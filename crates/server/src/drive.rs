@@ -253,17 +253,19 @@ impl Drive {
             Finish::EndToken => return (Ended::EndToken, EndReason::Stop),
             Finish::Fault(fault) => fault,
         };
-        let (kind, hint) = match fault {
+        let (kind, message) = match fault {
             RowFault::NotFinite { .. } => {
                 self.meter.corrupted();
-                (FailureKind::Fault, "the model or its weights are at fault")
+                let hint = "the model or its weights are at fault";
+                (FailureKind::Fault, format!("{fault}: {hint}"))
             }
+            // Not where: of several choices any may come to it first, one speaks for all.
             RowFault::NothingAllowed { .. } => {
-                let hint = "grammar, bad words and logit bias leave nothing to choose";
-                (FailureKind::NothingAllowed, hint)
+                let why = "grammar, bad words and logit bias leave nothing to choose";
+                (FailureKind::NothingAllowed, format!("no token is allowed: {why}"))
             }
         };
-        (Failure::ended(kind, format!("{fault}: {hint}")), EndReason::Error)
+        (Failure::ended(kind, message), EndReason::Error)
     }
 
     fn now_us(&self) -> u64 {
