@@ -36,12 +36,7 @@ struct Cta {
         exchanges(exchanges_before),
         thread_index(threadIdx.x) {}
 
-  // Asked for anew each time: a register for it would be spilled, and then be further away.
-  __device__ __forceinline__ int index() const {
-    int index;
-    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(index));
-    return index;
-  }
+  __device__ __forceinline__ int index() const { return ptx::cta_index(); }
   __device__ __forceinline__ int thread() const { return thread_index; }
   __device__ __forceinline__ int warp() const { return thread_index / 32; }
   __device__ __forceinline__ int lane() const { return thread_index % 32; }
@@ -53,12 +48,10 @@ struct Cta {
 
   // Keeps the compiler from working out ahead, in registers that others need, what a later phase
   // makes of the thread's number.
-  __device__ __forceinline__ void forget() { asm volatile("" : "+r"(thread_index)); }
+  __device__ __forceinline__ void forget() { ptx::forget(thread_index); }
 
   // All consumers of this CTA.
-  __device__ __forceinline__ void sync() const {
-    asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory");
-  }
+  __device__ __forceinline__ void sync() const { ptx::sync_threads<CONSUMERS>(); }
 
   // All consumers of all CTAs of this rank: what any wrote before, all see after.
   __device__ __forceinline__ void sync_grid() {

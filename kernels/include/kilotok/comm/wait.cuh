@@ -4,6 +4,7 @@
 
 #include "kilotok/ptx/async.cuh"
 #include "kilotok/ptx/memory.cuh"
+#include "kilotok/ptx/thread.cuh"
 
 namespace kilotok {
 
@@ -71,7 +72,7 @@ __device__ __noinline__ void record_fault(Waits waits, uint32_t wanted, uint32_t
 // would keep what is live out of the registers of that function.
 __device__ __forceinline__ void give_up(Waits waits, uint32_t wanted, uint32_t seen) {
   record_fault(waits, wanted, seen);
-  asm volatile("exit;");
+  ptx::exit();
 }
 
 // Calls `ready(seen)` until it is true.

@@ -106,7 +106,7 @@ struct HeldKeys {
                                       uint32_t first_position, const Range& wanted)
       : source(from), base(first_position), range(wanted), places(0) {
     // Read anew for every use, the number of the thread would wait for all loads under way.
-    asm volatile("mov.u32 %0, %1;" : "=r"(lane) : "r"(cta.lane()));
+    lane = ptx::opaque(cta.lane());
     if (KeySource<KIND>::WHOLE_PIECES && lane < PIECES)
       places = source.place(range.nearest(base + lane * PIECE_KEYS));
   }

@@ -63,7 +63,7 @@ __device__ __forceinline__ void add_before(const Weighed before, const float4* p
                                            Weighed& weighed, float (&v)[8]) {
   const float4 low = place[0], high = place[1];
   const float largest = fmaxf(before.largest, weighed.largest);
-  const float a = exp2_of(before.largest - largest), b = exp2_of(weighed.largest - largest);
+  const float a = ptx::exp2(before.largest - largest), b = ptx::exp2(weighed.largest - largest);
   weighed = {largest, a * before.sum + b * weighed.sum};
   const float other[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
@@ -101,8 +101,8 @@ template <int KIND>
 __device__ __forceinline__ float finish(const Weighed& weighed, float sink) {
   if (!ATTENTIONS[KIND].sinks) return 1.0f / weighed.sum;
   const float exponent = sink * LOG2_E, largest = fmaxf(weighed.largest, exponent);
-  const float factor = exp2_of(weighed.largest - largest);
-  return factor / (factor * weighed.sum + exp2_of(exponent - largest));
+  const float factor = ptx::exp2(weighed.largest - largest);
+  return factor / (factor * weighed.sum + ptx::exp2(exponent - largest));
 }
 
 // What a head's parts are relative to: a lane has those of parts lane, lane + 32 and so on.
@@ -127,7 +127,7 @@ struct PartWeights {
       total.largest = fmaxf(total.largest, __shfl_xor_sync(~0u, total.largest, distance));
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
-      weights[i] = exp2_of(own[i].largest - total.largest);
+      weights[i] = ptx::exp2(own[i].largest - total.largest);
       total.sum += weights[i] * own[i].sum;
     }
     total.sum = add_lanes(total.sum);

@@ -13,12 +13,6 @@ namespace kilotok {
 constexpr float LOG2_E = 1.4426950408889634f;
 constexpr float LOWEST = -__builtin_huge_valf();
 
-__device__ __forceinline__ float exp2_of(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 // A score is multiplied by this to be a power of two's exponent.
 template <int KIND>
 __device__ __forceinline__ float score_scale() {
@@ -166,7 +160,7 @@ __device__ __forceinline__ void weigh(TileMemory<KIND, PIECES>& memory, int lane
     for (int half = 0; half < 2; half++)
 #pragma unroll
       for (int i = row * 2; i < row * 2 + 2; i++)
-        scores[half][i] = exp2_of(fmaf(scores[half][i], score_scale<KIND>(), -largest));
+        scores[half][i] = ptx::exp2(fmaf(scores[half][i], score_scale<KIND>(), -largest));
   }
   memory.weights[piece * 32 + lane] = make_uint4(
       ptx::pack_bf16(scores[0][0], scores[0][1]), ptx::pack_bf16(scores[0][2], scores[0][3]),

@@ -78,11 +78,17 @@ __device__ __forceinline__ void add_to_stream(const Cta& cta, StreamMemory& stre
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const int row = cta.lane() + half * 32, column = unit * OWNER_ROWS + row;
-      if (row >= OWNER_ROWS || column >= HIDDEN) continue;
+      if (row >= OWNER_ROWS) continue;
+      float& tiled = tiles[token / TILE_TOKENS][row][token % TILE_TOKENS];
+      if (HIDDEN % OWNER_ROWS != 0 && column >= HIDDEN) {
+        // What the router's zeros are multiplied with.
+        tiled = 0;
+        continue;
+      }
       const float x = stream.residual[token][row] + stream.part[token][row];
       const float scaled = x * next.weights[row];
       stream.residual[token][row] = x;
-      tiles[token / TILE_TOKENS][row][token % TILE_TOKENS] = scaled;
+      tiled = scaled;
       square += x * x;
       store_operand(at<char>(memory.normed) + operand_row(token, NORMED_BYTES), column,
                     scaled * next.scale);

@@ -1,4 +1,5 @@
-// Tensor cores. Weights are the 16 x 16 operand A, eight tokens the 16 x 8 operand B.
+// Tensor cores, and single instructions around them. Weights are the 16 x 16 operand A, eight tokens
+// the 16 x 8 operand B.
 #pragma once
 
 #include "kilotok/abi.h"
@@ -37,6 +38,13 @@ __device__ __forceinline__ uint16_t to_bf16(float value) {
 
 __device__ __forceinline__ float from_bf16(uint16_t bits) {
   return __uint_as_float(static_cast<uint32_t>(bits) << 16);
+}
+
+// A power of two, to 2^-22 of it.
+__device__ __forceinline__ float exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 }
 
 }  // namespace kilotok::ptx

@@ -16,9 +16,7 @@ struct Crew {
   static __device__ __forceinline__ int thread() { return threadIdx.x; }
   static __device__ __forceinline__ int warp() { return threadIdx.x / 32; }
   static __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
-  static __device__ __forceinline__ void sync() {
-    asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory");
-  }
+  static __device__ __forceinline__ void sync() { ptx::sync_threads<CONSUMERS>(); }
 };
 
 constexpr int QUAD = 4;

@@ -1,0 +1,392 @@
+// A libcuda with GPUs that are not there: their memory is the host's, their kernels are CPU code
+// from nvrtc.cpp. Streams are threads, as is every CTA of a module. It knows what crates/cuda uses.
+#include <dlfcn.h>
+#include <elf.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "launch.h"
+
+namespace {
+
+using emulator::Launch;
+
+enum Code {
+  SUCCESS = 0,
+  INVALID_VALUE = 1,
+  OUT_OF_MEMORY = 2,
+  NO_DEVICE = 100,
+  INVALID_DEVICE = 101,
+  INVALID_IMAGE = 200,
+  INVALID_CONTEXT = 201,
+  NOT_FOUND = 500,
+  LAUNCH_FAILED = 719,
+};
+
+enum Attribute { MULTIPROCESSORS = 16, CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76 };
+
+// Threads of which a module's CTAs have one each.
+constexpr int CTAS_MAX = 64;
+constexpr int THREADS_MAX = 1024;
+constexpr size_t ALIGNMENT = 512;
+
+int number(const char* name, int otherwise) {
+  const char* text = std::getenv(name);
+  return text ? std::atoi(text) : otherwise;
+}
+
+// A thread that does one thing after another.
+class Worker {
+ public:
+  ~Worker() {
+    then([this] { ended_ = true; });
+    thread_.join();
+  }
+
+  void then(std::function<void()> work) {
+    {
+      std::lock_guard lock(mutex_);
+      queue_.push_back(std::move(work));
+    }
+    changed_.notify_all();
+  }
+
+  void finish() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return queue_.empty(); });
+  }
+
+ private:
+  void run() {
+    while (!ended_) {
+      std::unique_lock lock(mutex_);
+      changed_.wait(lock, [&] { return !queue_.empty(); });
+      const auto& work = queue_.front();
+      lock.unlock();
+      work();
+      lock.lock();
+      queue_.pop_front();
+      lock.unlock();
+      changed_.notify_all();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<std::function<void()>> queue_;
+  bool ended_ = false;
+  std::thread thread_{[this] { run(); }};
+};
+
+struct Device {
+  int index;
+  std::atomic<bool> broken{false};
+  uint64_t launches = 0;
+  Worker stream;
+};
+
+struct CtaThread {
+  char* stacks;
+  Worker worker;
+
+  CtaThread() {
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void* room = mmap(nullptr, emulator::STACK_BYTES * THREADS_MAX, PROT_READ | PROT_WRITE, flags,
+                      -1, 0);
+    if (room == MAP_FAILED) std::abort();
+    stacks = static_cast<char*>(room);
+  }
+  ~CtaThread() { munmap(stacks, emulator::STACK_BYTES * THREADS_MAX); }
+};
+
+using Kernel = void (*)(const void*);
+
+struct Module {
+  void* library;
+  std::string file;
+  void (*run)(const Launch&, Kernel);
+  std::vector<std::unique_ptr<CtaThread>> ctas;
+};
+
+struct Function {
+  Module* module;
+  Kernel kernel;
+  // Of the one struct that it takes.
+  size_t argument_bytes;
+};
+
+struct Event {
+  double milliseconds;
+};
+
+std::vector<std::unique_ptr<Device>>& devices() {
+  static auto& all = *[] {
+    auto* made = new std::vector<std::unique_ptr<Device>>;
+    const int count = number("EMULATED_GPUS", 8);
+    for (int i = 0; i < count; i++) {
+      made->push_back(std::make_unique<Device>());
+      made->back()->index = i;
+    }
+    return made;
+  }();
+  return all;
+}
+
+thread_local Device* current = nullptr;
+
+int state() {
+  if (!current) return INVALID_CONTEXT;
+  return current->broken ? LAUNCH_FAILED : SUCCESS;
+}
+
+int then(std::function<void()> work) {
+  if (const int code = state()) return code;
+  current->stream.then([device = current, work = std::move(work)] {
+    if (!device->broken) work();
+  });
+  return SUCCESS;
+}
+
+// The length of a shared object, which ends with its table of sections.
+size_t image_bytes(const void* image) {
+  const auto* header = static_cast<const Elf64_Ehdr*>(image);
+  return header->e_shoff + static_cast<size_t>(header->e_shnum) * header->e_shentsize;
+}
+
+void launch(Device& device, const Function& function, int grid, int threads,
+            const std::vector<char>& argument) {
+  Module& module = *function.module;
+  while (static_cast<int>(module.ctas.size()) < grid)
+    module.ctas.push_back(std::make_unique<CtaThread>());
+  const uint64_t seed = ++device.launches * 0x9e3779b97f4a7c15u + device.index;
+  for (int cta = 0; cta < grid; cta++)
+    module.ctas[cta]->worker.then([&, cta] {
+      module.run({cta, grid, threads, argument.data(), module.ctas[cta]->stacks, seed ^ cta * 77u,
+                  &device.broken},
+                 function.kernel);
+    });
+  for (int cta = 0; cta < grid; cta++) module.ctas[cta]->worker.finish();
+}
+
+}  // namespace
+
+extern "C" {
+
+int cuInit(unsigned) { return devices().empty() ? NO_DEVICE : SUCCESS; }
+
+int cuDriverGetVersion(int* version) {
+  *version = 13000;
+  return SUCCESS;
+}
+
+int cuDeviceGetCount(int* count) {
+  *count = static_cast<int>(devices().size());
+  return SUCCESS;
+}
+
+int cuDeviceGet(int* device, int index) {
+  if (index < 0 || index >= static_cast<int>(devices().size())) return INVALID_DEVICE;
+  *device = index;
+  return SUCCESS;
+}
+
+int cuDeviceGetName(char* name, int bytes, int) {
+  std::snprintf(name, static_cast<size_t>(bytes), "emulated GPU");
+  return SUCCESS;
+}
+
+int cuDeviceTotalMem_v2(size_t* bytes, int) {
+  *bytes = static_cast<size_t>(number("EMULATED_MEMORY_MIB", 4096)) << 20;
+  return SUCCESS;
+}
+
+int cuDeviceGetAttribute(int* value, int attribute, int) {
+  switch (attribute) {
+    case MULTIPROCESSORS: *value = std::min(number("EMULATED_SMS", 6), CTAS_MAX); return SUCCESS;
+    case CAPABILITY_MAJOR: *value = 9; return SUCCESS;
+    case CAPABILITY_MINOR: *value = 0; return SUCCESS;
+    default: return INVALID_VALUE;
+  }
+}
+
+int cuDevicePrimaryCtxRetain(Device** context, int device) {
+  *context = devices()[device].get();
+  return SUCCESS;
+}
+
+int cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
+
+int cuCtxSetCurrent(Device* context) {
+  current = context;
+  return SUCCESS;
+}
+
+int cuCtxEnablePeerAccess(Device*, unsigned) { return state(); }
+
+int cuCtxSynchronize() {
+  if (!current) return INVALID_CONTEXT;
+  current->stream.finish();
+  return state();
+}
+
+int cuStreamCreate(void** stream, unsigned) {
+  *stream = current;
+  return state();
+}
+
+int cuStreamDestroy_v2(void*) { return SUCCESS; }
+
+int cuMemGetInfo_v2(size_t* free, size_t* total) {
+  cuDeviceTotalMem_v2(total, 0);
+  *free = *total;
+  return state();
+}
+
+int cuMemAlloc_v2(uint64_t* address, size_t bytes) {
+  if (const int code = state()) return code;
+  const size_t whole = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+  void* memory = std::aligned_alloc(ALIGNMENT, whole);
+  *address = reinterpret_cast<uint64_t>(memory);
+  return memory ? SUCCESS : OUT_OF_MEMORY;
+}
+
+int cuMemFree_v2(uint64_t address) {
+  std::free(reinterpret_cast<void*>(address));
+  return SUCCESS;
+}
+
+int cuMemHostAlloc(void** memory, size_t bytes, unsigned) {
+  uint64_t address = 0;
+  const int code = cuMemAlloc_v2(&address, bytes);
+  *memory = reinterpret_cast<void*>(address);
+  return code;
+}
+
+int cuMemFreeHost(void* memory) {
+  std::free(memory);
+  return SUCCESS;
+}
+
+int cuMemHostGetDevicePointer_v2(uint64_t* address, void* memory, unsigned) {
+  *address = reinterpret_cast<uint64_t>(memory);
+  return SUCCESS;
+}
+
+int cuMemcpyHtoD_v2(uint64_t to, const void* from, size_t bytes) {
+  if (const int code = state()) return code;
+  std::memcpy(reinterpret_cast<void*>(to), from, bytes);
+  return SUCCESS;
+}
+
+int cuMemcpyDtoH_v2(void* to, uint64_t from, size_t bytes) {
+  if (const int code = state()) return code;
+  std::memcpy(to, reinterpret_cast<const void*>(from), bytes);
+  return SUCCESS;
+}
+
+int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void*) {
+  return then([=] { std::memcpy(reinterpret_cast<void*>(to), from, bytes); });
+}
+
+int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void*) {
+  return then([=] { std::memcpy(to, reinterpret_cast<const void*>(from), bytes); });
+}
+
+int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void*) {
+  return then([=] { std::memset(reinterpret_cast<void*>(to), value, bytes); });
+}
+
+int cuEventCreate(Event** event, unsigned) {
+  *event = new Event{0};
+  return state();
+}
+
+int cuEventDestroy_v2(Event* event) {
+  delete event;
+  return SUCCESS;
+}
+
+int cuEventRecord(Event* event, void*) {
+  return then([=] { event->milliseconds = emulator::nanoseconds() * 1e-6; });
+}
+
+int cuEventElapsedTime_v2(float* milliseconds, const Event* start, const Event* end) {
+  *milliseconds = static_cast<float>(end->milliseconds - start->milliseconds);
+  return state();
+}
+
+int cuModuleLoadData(Module** loaded, const void* image) {
+  if (const int code = state()) return code;
+  // Of its own name: each GPU has its own variables.
+  const char* temporary = std::getenv("TMPDIR");
+  std::string file = std::string(temporary ? temporary : "/tmp") + "/module-XXXXXX";
+  const int descriptor = mkstemp(file.data());
+  if (descriptor < 0) return INVALID_IMAGE;
+  const size_t bytes = image_bytes(image);
+  const bool whole = write(descriptor, image, bytes) == static_cast<ssize_t>(bytes);
+  close(descriptor);
+  void* library = whole ? dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL) : nullptr;
+  unlink(file.c_str());
+  if (!library) {
+    std::fprintf(stderr, "%s\n", dlerror());
+    return INVALID_IMAGE;
+  }
+  auto run = reinterpret_cast<void (*)(const Launch&, Kernel)>(dlsym(library, "emulator_run"));
+  *loaded = new Module{library, file, run, {}};
+  return run ? SUCCESS : INVALID_IMAGE;
+}
+
+int cuModuleUnload(Module* module) {
+  module->ctas.clear();
+  dlclose(module->library);
+  delete module;
+  return SUCCESS;
+}
+
+int cuModuleGetGlobal_v2(uint64_t* address, size_t* bytes, Module* module, const char* name) {
+  const void* found = dlsym(module->library, name);
+  if (!found) return NOT_FOUND;
+  *address = reinterpret_cast<uint64_t>(found);
+  *bytes = sizeof(unsigned);
+  return state();
+}
+
+int cuModuleGetFunction(Function** function, Module* module, const char* name) {
+  const auto find = [&](const char* what) {
+    return dlsym(module->library, (std::string(what) + name).c_str());
+  };
+  void* found = find("emulator_call_");
+  if (!found) return NOT_FOUND;
+  const size_t bytes = *static_cast<const size_t*>(find("emulator_bytes_"));
+  *function = new Function{module, reinterpret_cast<Kernel>(found), bytes};
+  return state();
+}
+
+int cuFuncSetAttribute(Function*, int, int) { return state(); }
+
+int cuLaunchCooperativeKernel(Function* function, unsigned grid, unsigned, unsigned,
+                              unsigned threads, unsigned, unsigned, unsigned shared_bytes, void*,
+                              void** arguments) {
+  if (grid > CTAS_MAX || threads > THREADS_MAX || shared_bytes > emulator::SHARED_MAX)
+    return INVALID_VALUE;
+  const char* bytes = static_cast<const char*>(arguments[0]);
+  const std::vector<char> argument(bytes, bytes + function->argument_bytes);
+  return then([=, device = current] {
+    launch(*device, *function, static_cast<int>(grid), static_cast<int>(threads), argument);
+  });
+}
+
+}  // extern "C"

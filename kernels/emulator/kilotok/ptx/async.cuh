@@ -1,0 +1,55 @@
+// Barriers in shared memory and bulk copies into it, as cta.h has them.
+#pragma once
+
+#include "kilotok/abi.h"
+
+namespace kilotok::ptx {
+
+// Shared memory is a thread's own memory here, near to all else of the kind.
+inline uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(static_cast<const char*>(p) -
+                               reinterpret_cast<const char*>(&emulator::here));
+}
+template <class T>
+T* shared(uint32_t address) {
+  return reinterpret_cast<T*>(reinterpret_cast<char*>(&emulator::here) +
+                              static_cast<int32_t>(address));
+}
+inline emulator::Barrier& barrier_at(uint32_t address) {
+  return *shared<emulator::Barrier>(address);
+}
+
+inline void mbarrier_init(uint32_t barrier, uint32_t arrivals) {
+  const uint16_t count = static_cast<uint16_t>(arrivals);
+  barrier_at(barrier) = {count, count, 0, 0};
+}
+inline void mbarrier_init_fence() {}
+inline void mbarrier_expect(uint32_t barrier, uint32_t bytes) {
+  emulator::arrive(barrier_at(barrier), static_cast<int>(bytes));
+}
+inline void mbarrier_arrive(uint32_t barrier) { emulator::arrive(barrier_at(barrier), 0); }
+
+constexpr int WARP_ARRIVALS = 1;
+inline void mbarrier_arrive_warp(uint32_t barrier, int lane) {
+  __syncwarp();
+  if (lane == 0) mbarrier_arrive(barrier);
+}
+
+inline bool mbarrier_try(uint32_t barrier, uint32_t parity) {
+  return emulator::is_over(barrier_at(barrier), parity);
+}
+
+inline void copy_later(uint32_t to, const void* from) { std::memcpy(shared<char>(to), from, 16); }
+inline void wait_for_copies() {}
+inline void other_proxy_fence() {}
+
+inline void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
+  // What the copy engine would refuse.
+  if (bytes % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0) emulator::trap();
+  emulator::here->copies.push_back({shared<char>(to), from, bytes, &barrier_at(barrier)});
+}
+inline void bulk_copy_once(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
+  bulk_copy(to, from, bytes, barrier);
+}
+
+}  // namespace kilotok::ptx

@@ -1,0 +1,62 @@
+// Loads and stores that say how far they reach: the CPU's caches agree, so only order is left.
+#pragma once
+
+#include <emmintrin.h>
+
+#include "kilotok/ptx/async.cuh"
+
+namespace kilotok::ptx {
+
+inline uint32_t load_acquire(const uint32_t* p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+inline void add_release(uint32_t* p, uint32_t value) {
+  __atomic_fetch_add(p, value, __ATOMIC_RELEASE);
+}
+inline uint32_t add_relaxed(uint32_t* p, uint32_t value) {
+  return __atomic_fetch_add(p, value, __ATOMIC_RELAXED);
+}
+inline uint32_t load_acquire_system(const uint32_t* p) { return load_acquire(p); }
+inline void store_release_system(uint32_t* p, uint32_t value) {
+  __atomic_store_n(p, value, __ATOMIC_RELEASE);
+}
+
+// In one piece.
+inline uint4 load_l2(const void* p) {
+  uint4 v;
+  _mm_store_si128(reinterpret_cast<__m128i*>(&v),
+                  _mm_load_si128(static_cast<const __m128i*>(p)));
+  return v;
+}
+inline uint4 load_cached(const void* p) { return load_l2(p); }
+inline float load_l2(const float* p) { return *static_cast<const volatile float*>(p); }
+inline uint2 load_l2_pair(const void* p) { return *static_cast<const uint2*>(p); }
+inline uint64_t load_l2(const uint64_t* p) { return *static_cast<const volatile uint64_t*>(p); }
+inline void store_system(void* p, const uint4& v) {
+  _mm_store_si128(static_cast<__m128i*>(p),
+                  _mm_load_si128(reinterpret_cast<const __m128i*>(&v)));
+  __atomic_signal_fence(__ATOMIC_SEQ_CST);
+}
+inline uint4 load_system(const void* p) {
+  __atomic_signal_fence(__ATOMIC_SEQ_CST);
+  return load_l2(p);
+}
+inline void prefetch_l2(const void*) {}
+
+inline uint4 load_shared(uint32_t address) { return load_l2(shared<const void>(address)); }
+inline uint32_t load_shared_word(uint32_t address) { return *shared<const uint32_t>(address); }
+inline void store_shared_word(uint32_t address, uint32_t value) {
+  *shared<uint32_t>(address) = value;
+}
+
+template <int COUNT>
+void more_registers() {}
+template <int COUNT>
+void fewer_registers() {}
+
+// Whoever waits looks at the clock.
+inline uint32_t kilocycles() {
+  emulator::asked_in_vain();
+  return static_cast<uint32_t>(emulator::nanoseconds() * 2 >> 10);
+}
+inline uint32_t nanoseconds() { return static_cast<uint32_t>(emulator::nanoseconds()); }
+
+}  // namespace kilotok::ptx

@@ -1,0 +1,53 @@
+// Tensor cores, and single instructions around them.
+#pragma once
+
+#include "kilotok/abi.h"
+
+namespace kilotok::ptx {
+
+inline float from_bf16(uint16_t bits) { return __uint_as_float(static_cast<uint32_t>(bits) << 16); }
+
+// What lanes show are registers a0 to a3, b0, b1; then each finds its four products there.
+inline void multiply_shown(emulator::Shown* shown) {
+  float a[16][16], b[16][8], c[16][8] = {};
+  for (int lane = 0; lane < 32; lane++)
+    for (int word = 0; word < 6; word++)
+      for (int half = 0; half < 2; half++) {
+        const float value = from_bf16(static_cast<uint16_t>(shown[lane][word] >> 16 * half));
+        const int k = lane % 4 * 2 + half;
+        if (word < 4)
+          a[lane / 4 + word % 2 * 8][k + word / 2 * 8] = value;
+        else
+          b[k + (word - 4) * 8][lane / 4] = value;
+      }
+  for (int row = 0; row < 16; row++)
+    for (int k = 0; k < 16; k++)
+      for (int column = 0; column < 8; column++) c[row][column] += a[row][k] * b[k][column];
+  for (int lane = 0; lane < 32; lane++)
+    for (int i = 0; i < 4; i++)
+      shown[lane][i] = __float_as_uint(c[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2]);
+}
+
+inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  const uint32_t words[] = {a[0], a[1], a[2], a[3], b0, b1};
+  const emulator::Shown& products = emulator::show(words, 6, multiply_shown)[emulator::lane()];
+  for (int i = 0; i < 4; i++) c[i] += __uint_as_float(products[i]);
+}
+
+inline uint32_t select_bits(uint32_t mask, uint32_t a, uint32_t b) {
+  return (a & mask) | (b & ~mask);
+}
+
+inline uint16_t to_bf16(float value) {
+  const uint32_t bits = __float_as_uint(value);
+  if (value != value) return 0x7fff;
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+inline uint32_t pack_bf16(float low, float high) {
+  return static_cast<uint32_t>(to_bf16(high)) << 16 | to_bf16(low);
+}
+
+inline float exp2(float x) { return ::exp2f(x); }
+
+}  // namespace kilotok::ptx
