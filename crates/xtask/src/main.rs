@@ -1,10 +1,12 @@
 //! Chores of the repository: `cargo xtask abi` writes the header that CUDA sources include,
 //! `cargo xtask tidy` holds the tree to the house rules, `cargo xtask tidy --update` shrinks the
 //! list of things that are longer than the rules allow. `cargo xtask kernels` compiles the kernels
-//! with nvcc and compares what they take with a table, which `--update` writes.
+//! with nvcc and compares what they take with a table, which `--update` writes. `cargo xtask gpu`
+//! packs what a machine with GPUs and without Rust needs to test and measure.
 
 #![expect(clippy::print_stdout, reason = "a tool for the terminal")]
 
+mod gpu;
 mod kernels;
 mod tidy;
 mod tree;
@@ -18,7 +20,7 @@ use kilotok_abi::header;
 
 use tree::Tree;
 
-const USAGE: &str = "usage: cargo xtask abi | tidy [--update] | kernels [--update]";
+const USAGE: &str = "usage: cargo xtask abi | tidy [--update] | kernels [--update] | gpu [FOLDER]";
 
 fn main() -> ExitCode {
     match run() {
@@ -40,6 +42,8 @@ fn run() -> Result<ExitCode, Box<dyn Error>> {
         ["tidy"] => return Ok(tidy::run(&Tree::read(root)?)),
         ["kernels"] => return kernels::run(&root, false),
         ["kernels", "--update"] => return kernels::run(&root, true),
+        ["gpu"] => gpu::run(root, None)?,
+        ["gpu", folder] if !folder.starts_with('-') => gpu::run(root, Some(folder))?,
         ["tidy", "--update"] => tidy::update(&Tree::read(root)?)?,
         _ => return Err(USAGE.into()),
     }

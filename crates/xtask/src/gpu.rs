@@ -1,0 +1,182 @@
+//! Packs what a machine with GPUs and without Rust needs to test and measure the engine: programs,
+//! the kernels' sources, models to measure, and the script that runs them all, `gpu/run.sh`.
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests;
+
+use std::error::Error;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::tree::Tree;
+
+/// Where the archive goes, below the root.
+const OUT: &str = "target/gpu";
+/// The folder in the archive.
+const PACK: &str = "kilotok-gpu";
+const SCRIPT: &str = "crates/xtask/src/gpu/run.sh";
+/// Of the repository, packed as they are.
+const FOLDERS: &[&str] = &["kernels/", "benches/models/"];
+/// Of the archive: it is brought anew to each machine, which often is held for minutes only.
+const BYTES_MAX: u64 = 64 << 20;
+
+/// What cargo builds, and what comes of it.
+const BUILDS: &[(&[&str], &[Program])] = &[
+    (
+        &["test", "--no-run", "-p=kilotok", "--test=gpu", "-p=kilotok-cuda", "--lib"],
+        &[
+            Program { name: "gpu", kind: "test", target: "gpu" },
+            Program { name: "cuda", kind: "lib", target: "kilotok_cuda" },
+        ],
+    ),
+    (
+        &["build", "--release", "-p=kilotok", "--bin=kilotok", "-p=kilotok-sampling", CASES],
+        &[
+            Program { name: "kilotok", kind: "bin", target: "kilotok" },
+            Program { name: "device_cases", kind: "example", target: "device_cases" },
+        ],
+    ),
+];
+
+/// What cargo tells a program that it runs of its package. Build scripts ask for these too, ring's
+/// for one, and when they change, it and all that depends on it would be built anew.
+const OF_THIS_PACKAGE: &[&str] = &[
+    "CARGO_MANIFEST_DIR",
+    "CARGO_PKG_NAME",
+    "CARGO_PKG_VERSION_MAJOR",
+    "CARGO_PKG_VERSION_MINOR",
+    "CARGO_PKG_VERSION_PATCH",
+    "CARGO_PKG_VERSION_PRE",
+];
+
+/// For `kernels/harness/sample.cu`.
+const CASES: &str = "--example=device_cases";
+
+struct Program {
+    /// In the pack's `bin`.
+    name: &'static str,
+    /// As cargo names it and its kind.
+    kind: &'static str,
+    target: &'static str,
+}
+
+/// Packs into a folder, `target/gpu` unless another is given.
+pub(crate) fn run(root: PathBuf, folder: Option<&str>) -> Result<(), Box<dyn Error>> {
+    let commit = commit(&root)?;
+    let folder = folder.map_or_else(|| root.join(OUT), PathBuf::from);
+    let pack = folder.join(PACK);
+    if pack.exists() {
+        fs::remove_dir_all(&pack)?;
+    }
+    fs::create_dir_all(pack.join("bin"))?;
+    let mut parts = Vec::new();
+    for (arguments, programs) in BUILDS {
+        let messages = cargo(&root, arguments)?;
+        for program in *programs {
+            let from = executable(&messages, program)
+                .ok_or_else(|| format!("cargo {arguments:?} made no {}", program.target))?;
+            let to = pack.join("bin").join(program.name);
+            // Without debug info, which is most of it.
+            said(Command::new("strip").arg("-o").args([&to, &from]), "binutils")?;
+            parts.push((format!("bin/{}", program.name), fs::metadata(to)?.len()));
+        }
+    }
+    let tree = Tree::read(root)?;
+    for part in FOLDERS {
+        parts.push(((*part).to_owned(), copy(&tree, part, &pack)?));
+    }
+    fs::copy(tree.root.join(SCRIPT), pack.join("run.sh"))?;
+    fs::write(pack.join("COMMIT"), format!("{commit}\n"))?;
+    let archive = compress(&folder)?;
+    let bytes = fs::metadata(&archive)?.len();
+    check_size(bytes, &parts)?;
+    println!(
+        "{commit} is in {}, {}. On a machine with GPUs:\n  tar -xf {PACK}.tar.xz && \
+         {PACK}/run.sh --help\nor, without xz, `python3 -m tarfile -e {PACK}.tar.xz`.",
+        archive.display(),
+        mebibytes(bytes)
+    );
+    Ok(())
+}
+
+/// Builds, and returns what cargo says of it in JSON.
+fn cargo(root: &Path, arguments: &[&str]) -> Result<String, Box<dyn Error>> {
+    let mut cargo = Command::new("cargo");
+    cargo.args(arguments).args(["--locked", "--message-format=json-render-diagnostics"]);
+    for name in OF_THIS_PACKAGE {
+        cargo.env_remove(name);
+    }
+    said(cargo.current_dir(root).stderr(Stdio::inherit()), "Rust")
+}
+
+/// What a command writes; `source` is where it comes from, for those who lack it.
+fn said(command: &mut Command, source: &str) -> Result<String, Box<dyn Error>> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().map_err(|error| format!("{name}, of {source}: {error}"))?;
+    if output.status.success() {
+        return Ok(String::from_utf8(output.stdout)?);
+    }
+    let reason = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{name}: {}\n{}", output.status, reason.trim()).into())
+}
+
+/// Where a program lies that cargo has built.
+fn executable(messages: &str, program: &Program) -> Option<PathBuf> {
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut found = messages.filter(|message| {
+        let target = &message["target"];
+        target["name"] == program.target && target["kind"][0] == program.kind
+    });
+    // A library is built for others too, which is nothing to execute.
+    found.find_map(|message| message["executable"].as_str().map(PathBuf::from))
+}
+
+/// The commit, and whether the tree is another.
+fn commit(root: &Path) -> Result<String, Box<dyn Error>> {
+    let trust = format!("safe.directory={}", root.display());
+    let describe = ["describe", "--always", "--dirty", "--exclude=*"];
+    let mut git = Command::new("git");
+    let text = said(git.args(["-c", &trust]).args(describe).current_dir(root), "git")?;
+    Ok(text.trim().to_owned())
+}
+
+/// Copies a folder's files, and returns how many bytes they have.
+fn copy(tree: &Tree, folder: &str, pack: &Path) -> Result<u64, Box<dyn Error>> {
+    let mut bytes = 0;
+    for file in tree.files.iter().filter(|file| file.path.starts_with(folder)) {
+        let to = pack.join(&file.path);
+        fs::create_dir_all(to.parent().ok_or("a file without a folder")?)?;
+        bytes += fs::copy(tree.root.join(&file.path), to)?;
+    }
+    Ok(bytes)
+}
+
+fn compress(folder: &Path) -> Result<PathBuf, Box<dyn Error>> {
+    let archive = folder.join(PACK).with_added_extension("tar.xz");
+    let mut tar = Command::new("tar");
+    // At -9 xz looks back 64 MiB, and so packs the demo model once, which two programs contain.
+    tar.env("XZ_OPT", "-9").arg("-cJf").arg(&archive).arg("-C").arg(folder).arg(PACK);
+    said(&mut tar, "tar and xz-utils")?;
+    Ok(archive)
+}
+
+/// An archive that is too large is an error that says of what it consists.
+fn check_size(bytes: u64, parts: &[(String, u64)]) -> Result<(), String> {
+    if bytes <= BYTES_MAX {
+        return Ok(());
+    }
+    let lines = parts.iter().map(|(name, bytes)| format!("\n  {name}: {}", mebibytes(*bytes)));
+    Err(format!(
+        "the archive has {}, at most {}; before it was compressed:{}",
+        mebibytes(bytes),
+        mebibytes(BYTES_MAX),
+        lines.collect::<String>()
+    ))
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}

@@ -1,0 +1,210 @@
+#!/usr/bin/env bash
+# Runs what `cargo xtask gpu` packed, on a machine with GPUs: NVIDIA's driver and the CUDA toolkit
+# are needed, Rust is not.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+usage='usage: run.sh [suite | harness | sanitize | rounds [RANKS]]
+
+  suite     the tests of the GPU engine, with those that take long and those that break a GPU
+  harness   compiles the harness of each phase and runs its checks and timing
+  sanitize  their checks under compute-sanitizer: memcheck, synccheck and racecheck
+  rounds    times rounds of the engine on RANKS GPUs (1 by default), with dummy weights
+
+Without a word it does suite and harness. All that is said, and the figures of rounds as JSON, is
+also in out/. The status is 0 if everything passed.'
+
+# Seconds after which a command is ended.
+suite_s=1800    # kernels of all models are compiled first, and ten thousand rounds take minutes
+cases_s=300     # answers are computed on one core
+compile_s=900   # several are compiled at once, whatever the number of cores
+harness_s=300   # most of it is arithmetic in double precision on the host
+sanitize_s=1200 # a kernel takes a hundred times as long
+rounds_s=900    # kernels are compiled, and dummy weights fill the GPUs
+kill_s=10       # from being told to end to being killed
+
+fail() {
+    printf 'run.sh: %s\n' "$1" >&2
+    exit 2
+}
+
+note() {
+    printf '%-24s %s\n' "$1" "$2" >>out/results
+}
+
+# check NAME SECONDS COMMAND: runs it and notes how it ended. Tests may skip what more GPUs than
+# there are would be needed for, and nothing else.
+check() {
+    local name=$1 seconds=$2 log=out/$1.log status=0 result=passed few unable
+    shift 2
+    printf '\n== %s: %s\n' "$name" "$*"
+    timeout --kill-after=$kill_s "$seconds" "$@" 2>&1 | tee "$log" || status=$?
+    few=$(grep -cE 'skipped(:| from ).* ranks need as many GPUs' "$log") || true
+    unable=$(sed -nE '/ ranks need as many GPUs/d; s/.*skipped(:| from [^:]*:) //p' "$log")
+    [ "$few" = 0 ] || result="passed, but for $few that need more GPUs"
+    [ -z "$unable" ] || result="FAILED: tests were skipped: ${unable%%$'\n'*}"
+    case $status in
+    0) ;;
+    124 | 137) result="FAILED: ended after $seconds seconds" ;;
+    *) result="FAILED: status $status" ;;
+    esac
+    note "$name" "$result"
+    return $status
+}
+
+# What takes long is ignored in `gpu`. Of `cuda` one test runs those that break a GPU, each in a
+# process of its own. Its tests of constants read the source tree, which is not here.
+suite() {
+    check gpu $suite_s bin/gpu --test-threads=1 --nocapture || true
+    check gpu_ignored $suite_s bin/gpu --ignored --test-threads=1 --nocapture || true
+    check cuda $suite_s bin/cuda --test-threads=1 --nocapture --skip constants:: || true
+}
+
+# able TASK TOOL: whether the task can be done here.
+able() {
+    local missing=
+    command -v "$2" >/dev/null || missing="no $2 on PATH nor in /usr/local/cuda/bin"
+    [ -n "$gpus" ] || missing='no GPU'
+    [ -z "$missing" ] || note "$1" "FAILED: $missing"
+    [ -z "$missing" ]
+}
+
+# compile SUFFIX OPTIONS: all harnesses at once, each for a model of its own if it has one.
+compile() {
+    local suffix=$1 source name model
+    shift
+    for source in kernels/harness/*.cu; do
+        name=$(basename "$source" .cu)
+        model=kernels/harness/${name}_model
+        [ -d "$model" ] || model=kernels/models/slice
+        check "compile_$name$suffix" $compile_s nvcc -std=c++20 -O3 -lineinfo \
+            -gencode=arch=compute_90a,code=sm_90a "$@" -I kernels -I kernels/include \
+            -I kernels/harness -I "$model" "$source" -o "out/bin/$name$suffix" &
+    done
+    wait
+}
+
+# compiled SUFFIX: names of the harnesses that could be compiled, sorted.
+compiled() {
+    local source name
+    for source in kernels/harness/*.cu; do
+        name=$(basename "$source" .cu)
+        [ ! -x "out/bin/$name$1" ] || printf '%s\n' "$name"
+    done
+}
+
+harness() {
+    local name arguments
+    able harness nvcc || return 0
+    compile ''
+    check cases $cases_s bin/device_cases out/cases || true
+    for name in $(compiled ''); do
+        arguments=()
+        # Positions are shared by one CTA, then by as many as the engine takes.
+        [ "$name" != sample ] || arguments=(out/cases 1 16)
+        check "$name" $harness_s "out/bin/$name" "${arguments[@]}" || true
+        [ "$name" != sample ] || check sample.time $harness_s out/bin/sample --time || true
+    done
+}
+
+# Sets `arguments` to those that suit a tool under which everything is slow.
+few() {
+    case $1 in
+    sample) arguments=(out/cases) ;;
+    step) arguments=(16 70 1) ;; # two tiles of tokens, two pages of context, one pass
+    *) arguments=(check) ;;
+    esac
+}
+
+sanitize() {
+    local name tool arguments
+    able sanitize nvcc || return 0
+    able sanitize compute-sanitizer || return 0
+    compile ''
+    compile .racecheck -DKILOTOK_RACECHECK
+    check cases $cases_s bin/device_cases out/cases || true
+    for name in $(compiled ''); do
+        few "$name"
+        for tool in memcheck synccheck; do
+            check "$name.$tool" $sanitize_s compute-sanitizer --tool $tool --error-exitcode 1 \
+                "out/bin/$name" "${arguments[@]}" || true
+        done
+    done
+    for name in $(compiled .racecheck); do
+        few "$name"
+        ! check "$name.racecheck" $sanitize_s compute-sanitizer --tool racecheck \
+            "out/bin/$name.racecheck" "${arguments[@]}" || races "$name"
+    done
+}
+
+# What racecheck found in a harness. kernels/README.md says why it does not see the orders of the
+# router's results; every other report fails, and so does one that is not understood.
+races() {
+    local log=out/$1.racecheck.log shown read other
+    shown=$(sed -n 's/.*RACECHECK SUMMARY: \([0-9]*\) hazard.*/\1/p' "$log")
+    read=$(grep -c 'Race reported' "$log") || true
+    other=$(awk '/Race reported/ { race = $0; getline; if (race $0 !~ /router\.cuh/) count++ }
+        END { print count + 0 }' "$log")
+    if [ "$shown" != "$read" ]; then
+        note "$1.races" "FAILED: $read reports read, but ${shown:-none} summed up"
+    elif [ "$other" != 0 ]; then
+        note "$1.races" "FAILED: $other of $read reports are not of the router"
+    else
+        note "$1.races" "passed, with $read reports of the router"
+    fi
+}
+
+rounds() {
+    local ranks=$1 model=$2 phases
+    able rounds nvidia-smi || return 0
+    for phases in '' .phases; do
+        local options=(--rounds 100 --batch '1,2,4,8')
+        [ -z "$phases" ] || options=(--rounds 60 --batch 1 --phases)
+        check "rounds_$ranks$phases" $rounds_s bin/kilotok bench --engine "$model" \
+            --engine-kind cuda --ranks "$ranks" --load-format dummy --context 4096 \
+            "${options[@]}" --commit "$commit" --out "out/rounds_$ranks$phases.json" || true
+    done
+}
+
+tasks=(suite harness)
+case ${1-} in
+'') ;;
+-h | --help)
+    printf '%s\n' "$usage"
+    exit
+    ;;
+suite | harness | sanitize)
+    [ $# = 1 ] || fail "$1 takes no more words; see --help"
+    tasks=("$1")
+    ;;
+rounds)
+    ranks=${2-1} model=benches/models/slice
+    [ "$ranks" = 1 ] || model+=_$ranks
+    [ -d "$model" ] || fail "there is no $model, a model for $ranks ranks"
+    tasks=("rounds $ranks $model")
+    ;;
+*) fail "$1 is no task; see --help" ;;
+esac
+
+[ -f COMMIT ] || fail 'there is no COMMIT here: run the copy that cargo xtask gpu packs'
+commit=$(<COMMIT)
+# Where the toolkit is, unless PATH says otherwise.
+PATH=$PATH:/usr/local/cuda/bin
+rm -rf out/bin
+mkdir -p out/bin
+: >out/results
+
+echo "kilotok at $commit, by $0 ${*-}"
+if gpus=$(nvidia-smi -L 2>/dev/null | grep '^GPU '); then
+    echo "$gpus"
+else
+    gpus=
+    echo 'no GPU: nvidia-smi lists none. Most tests are skipped, and nothing else can run.'
+    note GPU 'FAILED: nvidia-smi lists none'
+fi
+for task in "${tasks[@]}"; do
+    $task
+done
+printf '\n== results, also in out/results\n'
+cat out/results
+! grep -q FAILED out/results

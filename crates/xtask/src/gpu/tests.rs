@@ -1,0 +1,250 @@
+//! What is packed, and what the script says of it: on a machine whose programs and tools are
+//! scripts that end as a test wants.
+
+use tempfile::TempDir;
+
+use super::*;
+
+const GPU: &str = "echo 'GPU 0: NVIDIA H200 (UUID: GPU-1)'";
+/// Makes a program that does nothing, unless the source is to be wrong.
+const NVCC: &str = "case \"$*\" in *wrong.cu*) echo 'error: wrong'; exit 2;; esac
+while [ \"$1\" != -o ]; do shift; done
+echo '#!/bin/sh' >$2
+chmod +x $2";
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn programs() -> impl Iterator<Item = &'static Program> {
+    BUILDS.iter().flat_map(|(_, programs)| *programs)
+}
+
+struct Machine(TempDir);
+
+impl Machine {
+    /// Where everything passes.
+    fn new() -> Self {
+        let machine = Self(tempfile::tempdir().expect("a folder"));
+        for folder in ["bin", "tools", "kernels/harness/sample_model", "benches/models/slice"] {
+            fs::create_dir_all(machine.0.path().join(folder)).expect("a folder");
+        }
+        fs::copy(root().join(SCRIPT), machine.0.path().join("run.sh")).expect("the script");
+        machine.write("COMMIT", "0123abc-dirty\n");
+        machine.write("kernels/harness/sample.cu", "// Nothing.\n");
+        for program in programs() {
+            machine.script(&format!("bin/{}", program.name), "");
+        }
+        for (tool, text) in [("nvidia-smi", GPU), ("nvcc", NVCC), ("compute-sanitizer", "")] {
+            machine.script(&format!("tools/{tool}"), text);
+        }
+        machine
+    }
+
+    fn write(&self, path: &str, text: &str) {
+        fs::write(self.0.path().join(path), text).expect("a file");
+    }
+
+    /// Another process writes it: one that is begun by another test meanwhile would keep a file
+    /// open that we write, and nobody can execute such a file.
+    fn script(&self, path: &str, text: &str) {
+        let write = "printf '#!/bin/sh\\n%s\\n' \"$2\" >\"$1\"; chmod +x \"$1\"";
+        let mut bash = Command::new("bash");
+        bash.args(["-euc", write, "-", path, text]).current_dir(self.0.path());
+        assert!(bash.status().expect("bash").success());
+    }
+
+    /// The status, and all that was said.
+    fn run(&self, words: &str) -> (i32, String) {
+        let run = "PATH=$PWD/tools:$PATH exec bash ./run.sh \"$@\"";
+        let mut bash = Command::new("bash");
+        bash.args(["-euc", run, "-"]).args(words.split_whitespace()).current_dir(self.0.path());
+        let output = bash.output().expect("bash");
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code().expect("a status"), String::from_utf8(text).expect("text"))
+    }
+
+    /// How each ended, as the script says at its end: name and result.
+    fn results(&self, words: &str) -> (i32, Vec<(String, String)>) {
+        let (status, text) = self.run(words);
+        let (_, lines) = text.split_once("\n== results").unwrap_or_else(|| panic!("{text}"));
+        let lines = lines.lines().skip(1);
+        let mut results: Vec<_> = lines
+            .filter_map(|line| line.split_once(' '))
+            .map(|(name, result)| (name.to_owned(), result.trim().to_owned()))
+            .collect();
+        results.sort();
+        (status, results)
+    }
+
+    fn result(&self, words: &str, name: &str) -> (i32, String) {
+        let (status, results) = self.results(words);
+        let found = results.iter().find(|(other, _)| other == name);
+        (status, found.unwrap_or_else(|| panic!("no {name}: {results:?}")).1.clone())
+    }
+}
+
+#[test]
+fn the_script_runs_all_that_is_packed_and_nothing_else() {
+    let script = fs::read_to_string(root().join(SCRIPT)).expect("the script");
+    let mut run: Vec<&str> =
+        script.split([' ', '"']).filter_map(|word| word.trim().strip_prefix("bin/")).collect();
+    run.sort_unstable();
+    run.dedup();
+    let mut packed: Vec<&str> = programs().map(|program| program.name).collect();
+    packed.sort_unstable();
+    assert_eq!(run, packed);
+}
+
+#[test]
+fn programs_lie_where_cargo_says() {
+    let program = Program { name: "cuda", kind: "lib", target: "kilotok_cuda" };
+    let library = r#"{"target": {"kind": ["lib"], "name": "kilotok_cuda"}, "executable": null}"#;
+    let other = r#"{"target": {"kind": ["test"], "name": "kilotok_cuda"}, "executable": "/b"}"#;
+    let test = r#"{"target": {"kind": ["lib"], "name": "kilotok_cuda"}, "executable": "/a"}"#;
+    let messages = ["no JSON", library, other, test].join("\n");
+    assert_eq!(executable(&messages, &program), Some("/a".into()));
+    assert_eq!(executable(&[library, other].join("\n"), &program), None);
+}
+
+#[test]
+fn an_archive_that_is_too_large_says_of_what_it_consists() {
+    let parts = [("bin/gpu".to_owned(), 80 << 20), ("kernels/".to_owned(), 1 << 19)];
+    assert_eq!(check_size(BYTES_MAX, &parts), Ok(()));
+    let error = check_size(BYTES_MAX + (1 << 20), &parts).expect_err("too large");
+    assert_eq!(
+        error,
+        "the archive has 65.0 MiB, at most 64.0 MiB; before it was compressed:\n  \
+         bin/gpu: 80.0 MiB\n  kernels/: 0.5 MiB"
+    );
+}
+
+#[test]
+fn the_script_says_what_it_can_do() {
+    let machine = Machine::new();
+    let (status, text) = machine.run("--help");
+    assert_eq!(status, 0);
+    assert!(text.starts_with("usage: run.sh [suite | harness | sanitize | rounds [RANKS]]"));
+    for (words, said) in [
+        ("everything", "everything is no task"),
+        ("suite harness", "suite takes no more words"),
+        ("rounds 3", "there is no benches/models/slice_3, a model for 3 ranks"),
+    ] {
+        let (status, text) = machine.run(words);
+        assert_eq!(status, 2, "{text}");
+        assert!(text.contains(said), "{text}");
+    }
+}
+
+#[test]
+fn without_a_gpu_nothing_passes_for_tested() {
+    let machine = Machine::new();
+    machine.script("tools/nvidia-smi", "echo 'No devices were found'; exit 6");
+    machine.script("bin/gpu", "echo 'test a ... skipped: no driver'; echo 'test b ... ok'");
+    let (status, text) = machine.run("");
+    assert_eq!(status, 1);
+    assert!(text.contains("no GPU: nvidia-smi lists none"), "{text}");
+    let (_, results) = machine.results("");
+    let results: Vec<_> = results.iter().map(|(name, result)| (&**name, &**result)).collect();
+    let skipped = "FAILED: tests were skipped: no driver";
+    assert_eq!(
+        results,
+        [
+            ("GPU", "FAILED: nvidia-smi lists none"),
+            ("cuda", "passed"),
+            ("gpu", skipped),
+            ("gpu_ignored", skipped),
+            ("harness", "FAILED: no GPU"),
+        ]
+    );
+    assert_eq!(machine.result("rounds", "rounds"), (1, "FAILED: no GPU".to_owned()));
+}
+
+/// As the tests of the engine say it.
+#[test]
+fn tests_are_skipped_for_want_of_more_gpus_alone() {
+    let machine = Machine::new();
+    let few = "2 ranks need as many GPUs, and there are 1 (--ranks)";
+    let lines = format!("echo 'a ... skipped: {few}'; echo 'skipped from 2 ranks on: {few}'");
+    machine.script("bin/gpu", &lines);
+    let result = "passed, but for 2 that need more GPUs";
+    assert_eq!(machine.result("suite", "gpu"), (0, result.to_owned()));
+
+    machine.script("bin/gpu", &format!("{lines}; echo 'skipped from 2 ranks on: no peers: no'"));
+    let result = "FAILED: tests were skipped: no peers: no";
+    assert_eq!(machine.result("suite", "gpu"), (1, result.to_owned()));
+}
+
+#[test]
+fn whatever_fails_all_else_runs() {
+    let machine = Machine::new();
+    let (status, text) = machine.run("");
+    assert_eq!(status, 0, "{text}");
+    assert!(text.contains("kilotok at 0123abc-dirty"), "{text}");
+    assert!(text.contains("GPU 0: NVIDIA H200"), "{text}");
+
+    machine.script("bin/gpu", "echo 'test a ... FAILED'; exit 101");
+    machine.write("kernels/harness/wrong.cu", "");
+    let (status, results) = machine.results("");
+    assert_eq!(status, 1);
+    let results: Vec<_> = results.iter().map(|(name, result)| (&**name, &**result)).collect();
+    assert_eq!(
+        results,
+        [
+            ("cases", "passed"),
+            ("compile_sample", "passed"),
+            ("compile_wrong", "FAILED: status 2"),
+            ("cuda", "passed"),
+            ("gpu", "FAILED: status 101"),
+            ("gpu_ignored", "FAILED: status 101"),
+            ("sample", "passed"),
+            ("sample.time", "passed"),
+        ]
+    );
+    let log = fs::read_to_string(machine.0.path().join("out/compile_wrong.log"));
+    assert_eq!(log.expect("a log"), "error: wrong\n");
+}
+
+/// Reports as NVIDIA's documentation of compute-sanitizer shows them.
+#[test]
+fn races_pass_only_where_they_are_known() {
+    let report = |first: &str, second: &str| {
+        format!(
+            "echo '========= Error: Race reported between Write access at a()+0x90 in {first}:27'
+             echo '=========     and Read access at b()+0x100 in {second}:28 [16 hazards]'"
+        )
+    };
+    let summary = |count: u32| {
+        format!("echo '========= RACECHECK SUMMARY: {count} hazards displayed ({count} errors)'")
+    };
+    let (known, new) = (report("router.cuh", "experts.cuh"), report("attn.cuh", "attn.cuh"));
+    let machine = Machine::new();
+    for (said, status, result) in [
+        (vec![summary(0)], 0, "passed, with 0 reports of the router"),
+        (vec![known.clone(), summary(1)], 0, "passed, with 1 reports of the router"),
+        (vec![known.clone(), new, summary(2)], 1, "FAILED: 1 of 2 reports are not of the router"),
+        (vec![known], 1, "FAILED: 1 reports read, but none summed up"),
+        (vec![summary(3)], 1, "FAILED: 0 reports read, but 3 summed up"),
+    ] {
+        let said = said.join("\n");
+        machine.script("tools/compute-sanitizer", &format!("[ $2 = racecheck ] || exit 0\n{said}"));
+        assert_eq!(machine.result("sanitize", "sample.races"), (status, result.to_owned()));
+    }
+}
+
+#[test]
+fn rounds_name_their_model_and_commit() {
+    let machine = Machine::new();
+    fs::create_dir(machine.0.path().join("benches/models/slice_2")).expect("a folder");
+    machine.script("bin/kilotok", "echo \"said: $*\"");
+    let (status, text) = machine.run("rounds 2");
+    assert_eq!(status, 0, "{text}");
+    let said: Vec<_> = text.lines().filter(|line| line.starts_with("said: ")).collect();
+    assert_eq!(said.len(), 2, "{text}");
+    for (line, out) in said.iter().zip(["rounds_2.json", "rounds_2.phases.json"]) {
+        assert!(line.contains("--engine benches/models/slice_2 "), "{line}");
+        assert!(line.contains("--ranks 2 "), "{line}");
+        assert!(line.contains("--commit 0123abc-dirty "), "{line}");
+        assert!(line.ends_with(&format!("--out out/{out}")), "{line}");
+    }
+}
