@@ -14,10 +14,10 @@ use anyhow::{Context, Result, anyhow, ensure};
 use kilotok_server::gate::{Gate, GateOptions};
 use kilotok_server::metrics::Metrics;
 use kilotok_server::{ServerConfig, Service, serve};
-use kilotok_text::{Format, Grammars, Text, TokenId};
+use kilotok_text::{Grammars, Text, TokenId};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{Config, LogFormat, RawConfig};
+use crate::config::{Config, LoadFormat, LogFormat, RawConfig};
 use crate::signals::Signals;
 use crate::{engine, environment};
 
@@ -44,8 +44,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let planned = engine::plan(&config)?;
     announce::plan(&config, &planned);
     let (loaded, text) = thread::scope(|scope| {
-        let folder = planned.folder.clone();
-        let text = scope.spawn(move || read_text(&folder, config.reply_format));
+        let (folder, vocab_size) = (planned.folder.clone(), planned.spec.vocab_size);
+        let config = &config;
+        let text = scope.spawn(move || read_text(&folder, vocab_size, config));
         let loaded = planned.load();
         (loaded, text.join())
     });
@@ -122,9 +123,13 @@ fn log(format: LogFormat) -> Result<()> {
     set.map_err(|error| anyhow!("setting up the log: {error}"))
 }
 
-fn read_text(folder: &Path, format: Option<Format>) -> Result<Text> {
-    let text = Text::open(folder).with_context(|| folder.display().to_string())?;
-    Ok(match format {
+fn read_text(folder: &Path, vocab_size: usize, config: &Config) -> Result<Text> {
+    let text = match config.load_format {
+        LoadFormat::Auto => Text::open(folder),
+        LoadFormat::Dummy => Text::dummy(folder, vocab_size),
+    };
+    let text = text.with_context(|| folder.display().to_string())?;
+    Ok(match config.reply_format {
         Some(format) => text.with_format(format),
         None => text,
     })

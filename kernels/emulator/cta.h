@@ -173,7 +173,7 @@ inline void able_again(Thread* thread) {
 bool deliver();
 
 // After so many times of nothing to do, others than this CTA get the processor for a while.
-constexpr int IDLE_MAX = 16;
+constexpr int IDLE_MAX = 2;
 constexpr long REST_NS = 20000;
 // And after so many, those who wait for a barrier may look at the clock.
 constexpr int ALARM = 256;

@@ -215,7 +215,7 @@ int cuDeviceTotalMem_v2(size_t* bytes, int) {
 
 int cuDeviceGetAttribute(int* value, int attribute, int) {
   switch (attribute) {
-    case MULTIPROCESSORS: *value = std::min(number("EMULATED_SMS", 6), CTAS_MAX); return SUCCESS;
+    case MULTIPROCESSORS: *value = std::min(number("EMULATED_SMS", 4), CTAS_MAX); return SUCCESS;
     case CAPABILITY_MAJOR: *value = 9; return SUCCESS;
     case CAPABILITY_MINOR: *value = 0; return SUCCESS;
     default: return INVALID_VALUE;

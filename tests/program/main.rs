@@ -64,7 +64,11 @@ struct Server {
 
 impl Server {
     fn start(more: &[&str]) -> Self {
-        let args = ["serve", model(), "--load-format", "dummy", "--port", "0"];
+        Self::start_model(model(), more)
+    }
+
+    fn start_model(model: &str, more: &[&str]) -> Self {
+        let args = ["serve", model, "--load-format", "dummy", "--port", "0"];
         let mut command = kilotok(&args);
         command.args(["--slots", "4", "--served-model-name", "toy"]);
         if !more.contains(&"--context-max") {
@@ -154,6 +158,30 @@ fn a_server_says_what_it_does_and_the_line_it_gives_works() {
     server.signal("-TERM");
     assert!(server.child.wait().unwrap().success(), "a drain is no failure");
     assert!(refused(&["health", "--url", &server.url]).contains("cannot be reached"));
+}
+
+/// As the shapes in benches/models are, which have no text of their own.
+#[test]
+fn a_config_alone_is_served() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(Path::new(model()).join("config.json"), folder.path().join("config.json")).unwrap();
+    let server = Server::start_model(folder.path().to_str().unwrap(), &[]);
+    assert!(server.said.contains("tokens    made up"), "{}", server.said);
+    let body = r#"{"messages": [{"role": "user", "content": "Grüße"}], "stream": true,
+        "max_tokens": 9, "ignore_eos": true, "return_token_ids": true}"#;
+    let answer = server.request(CHAT, body);
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("[DONE]"), "{answer}");
+    let events = answer.lines().filter_map(|line| line.strip_prefix("data: {"));
+    let events = events.map(|event| serde_json::from_str::<Value>(&format!("{{{event}")).unwrap());
+    let (mut text, mut tokens) = (String::new(), 0);
+    for choice in events.filter_map(|event| event["choices"].get(0).cloned()) {
+        text += choice["delta"]["content"].as_str().unwrap_or_default();
+        tokens += choice["token_ids"].as_array().map_or(0, Vec::len);
+    }
+    assert!(tokens == 9 && !text.is_empty(), "{text}: {answer}");
+    let body = r#"{"prompt": "Grüße"}"#;
+    let answer = server.request("POST /tokenize HTTP/1.1", body);
+    assert!(answer.contains("71,114,195,188,195,159,101"), "a token is a byte: {answer}");
 }
 
 #[test]

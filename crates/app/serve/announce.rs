@@ -27,6 +27,9 @@ pub(super) fn plan(config: &Config, planned: &Planned) {
     describe(&planned.spec);
     if config.load_format == LoadFormat::Dummy {
         say("  weights   made up: replies will make no sense");
+        if !planned.folder.join("tokenizer.json").exists() {
+            say("  tokens    made up: bytes, and numbers in place of words");
+        }
     }
     say(&format!("\nengine\n  {}", planned.chosen));
     say(&format!("\nmemory\n{}\nlimits\n{}", planned.plan, limits(config, planned)));

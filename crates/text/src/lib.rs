@@ -7,6 +7,7 @@
 
 mod conversation;
 mod detokenizer;
+mod dummy;
 mod formats;
 mod grammar;
 mod reply;

@@ -8,6 +8,7 @@ use std::path::Path;
 use kilotok_abi::TokenId;
 use serde_json::{Map, Value};
 
+use crate::dummy;
 use crate::template::{Sources, Template};
 use crate::tokenizer::Tokenizer;
 use crate::{Conversation, Format, ReasoningStart, Rendered};
@@ -79,6 +80,25 @@ impl Text {
         match failed.take() {
             Some(reason) => Err(TextError::Unreadable(reason)),
             None => text,
+        }
+    }
+
+    /// For made-up weights: of a checkpoint, or where that has no tokenizer, made up too, for so
+    /// many tokens.
+    ///
+    /// # Errors
+    /// As [`Self::open`], for files that are there.
+    pub fn dummy(folder: &Path, vocab_size: usize) -> Result<Self, TextError> {
+        match Self::open(folder) {
+            Err(TextError::Missing { file: TOKENIZER, .. }) => {
+                Self::from_files(&|name| match name {
+                    TOKENIZER => Some(dummy::tokenizer(vocab_size).to_string().into_bytes()),
+                    TEMPLATE => Some(dummy::TEMPLATE.into()),
+                    CONFIG => std::fs::read(folder.join(name)).ok(),
+                    _ => None,
+                })
+            }
+            text => text,
         }
     }
 

@@ -7,10 +7,9 @@ mod tests;
 use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use serde_json::Value;
-
+use crate::cargo::{Program, cargo, executable, said};
 use crate::tree::Tree;
 
 /// Where the archive goes, below the root.
@@ -41,27 +40,8 @@ const BUILDS: &[(&[&str], &[Program])] = &[
     ),
 ];
 
-/// What cargo tells a program that it runs of its package. Build scripts ask for these too, ring's
-/// for one, and when they change, it and all that depends on it would be built anew.
-const OF_THIS_PACKAGE: &[&str] = &[
-    "CARGO_MANIFEST_DIR",
-    "CARGO_PKG_NAME",
-    "CARGO_PKG_VERSION_MAJOR",
-    "CARGO_PKG_VERSION_MINOR",
-    "CARGO_PKG_VERSION_PATCH",
-    "CARGO_PKG_VERSION_PRE",
-];
-
 /// For `kernels/harness/sample.cu`.
 const CASES: &str = "--example=device_cases";
-
-struct Program {
-    /// In the pack's `bin`.
-    name: &'static str,
-    /// As cargo names it and its kind.
-    kind: &'static str,
-    target: &'static str,
-}
 
 /// Packs into a folder, `target/gpu` unless another is given.
 pub(crate) fn run(root: PathBuf, folder: Option<&str>) -> Result<(), Box<dyn Error>> {
@@ -100,38 +80,6 @@ pub(crate) fn run(root: PathBuf, folder: Option<&str>) -> Result<(), Box<dyn Err
         mebibytes(bytes)
     );
     Ok(())
-}
-
-/// Builds, and returns what cargo says of it in JSON.
-fn cargo(root: &Path, arguments: &[&str]) -> Result<String, Box<dyn Error>> {
-    let mut cargo = Command::new("cargo");
-    cargo.args(arguments).args(["--locked", "--message-format=json-render-diagnostics"]);
-    for name in OF_THIS_PACKAGE {
-        cargo.env_remove(name);
-    }
-    said(cargo.current_dir(root).stderr(Stdio::inherit()), "Rust")
-}
-
-/// What a command writes; `source` is where it comes from, for those who lack it.
-fn said(command: &mut Command, source: &str) -> Result<String, Box<dyn Error>> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().map_err(|error| format!("{name}, of {source}: {error}"))?;
-    if output.status.success() {
-        return Ok(String::from_utf8(output.stdout)?);
-    }
-    let reason = String::from_utf8_lossy(&output.stderr);
-    Err(format!("{name}: {}\n{}", output.status, reason.trim()).into())
-}
-
-/// Where a program lies that cargo has built.
-fn executable(messages: &str, program: &Program) -> Option<PathBuf> {
-    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let mut found = messages.filter(|message| {
-        let target = &message["target"];
-        target["name"] == program.target && target["kind"][0] == program.kind
-    });
-    // A library is built for others too, which is nothing to execute.
-    found.find_map(|message| message["executable"].as_str().map(PathBuf::from))
 }
 
 /// The commit, and whether the tree is another.

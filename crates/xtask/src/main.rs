@@ -2,10 +2,13 @@
 //! `cargo xtask tidy` holds the tree to the house rules, `cargo xtask tidy --update` shrinks the
 //! list of things that are longer than the rules allow. `cargo xtask kernels` compiles the kernels
 //! with nvcc and compares what they take with a table, which `--update` writes. `cargo xtask gpu`
-//! packs what a machine with GPUs and without Rust needs to test and measure.
+//! packs what a machine with GPUs and without Rust needs to test and measure; `cargo xtask emulate`
+//! runs the GPU's tests on the CPU.
 
 #![expect(clippy::print_stdout, reason = "a tool for the terminal")]
 
+mod cargo;
+mod emulate;
 mod gpu;
 mod kernels;
 mod tidy;
@@ -20,7 +23,8 @@ use kilotok_abi::header;
 
 use tree::Tree;
 
-const USAGE: &str = "usage: cargo xtask abi | tidy [--update] | kernels [--update] | gpu [FOLDER]";
+const USAGE: &str = "usage: cargo xtask abi | tidy [--update] | kernels [--update] | gpu [FOLDER] | \
+                     emulate [TEST..]";
 
 fn main() -> ExitCode {
     match run() {
@@ -44,6 +48,7 @@ fn run() -> Result<ExitCode, Box<dyn Error>> {
         ["kernels", "--update"] => return kernels::run(&root, true),
         ["gpu"] => gpu::run(root, None)?,
         ["gpu", folder] if !folder.starts_with('-') => gpu::run(root, Some(folder))?,
+        ["emulate", ref tests @ ..] => return emulate::run(&root, tests),
         ["tidy", "--update"] => tidy::update(&Tree::read(root)?)?,
         _ => return Err(USAGE.into()),
     }

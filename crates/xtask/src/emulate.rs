@@ -1,0 +1,80 @@
+//! Runs tests of the GPU engine without a GPU: `kernels/emulator` is built as the driver and the
+//! compiler that `crates/cuda` looks for, and kernels become code of the CPU. What it cannot show is
+//! speed, and what only a GPU's memory does.
+
+use std::error::Error;
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use crate::cargo::{Program, cargo, executable, said};
+
+/// Below the root.
+const SOURCES: &str = "kernels/emulator";
+const OUT: &str = "target/emulator";
+/// Compiled as what: one library stands for the driver, the other for NVRTC.
+const LIBRARIES: [(&str, &str); 2] =
+    [("driver.cpp", "libcuda.so.1"), ("nvrtc.cpp", "libnvrtc.so.13")];
+/// Versions of the second library, by which compiled kernels are told apart.
+const VERSIONS: u64 = 1_000_000;
+const BUILD: [&str; 4] = ["test", "--no-run", "-p=kilotok", "--test=gpu"];
+const SUITE: Program = Program { name: "gpu", kind: "test", target: "gpu" };
+
+/// What is run if nothing else is asked for: minutes on two cores. Every kernel, one tile of tokens
+/// and several, one rank and as many as there can be.
+const SHORT: [&str; 4] = [
+    "cuda_flash::drafted",
+    "cuda_flash::order",
+    "cuda_pro_2_ranks::neighbours",
+    "cuda_pro_8_ranks::order",
+];
+
+/// Runs the tests whose names contain one of these words.
+pub(crate) fn run(root: &Path, tests: &[&str]) -> Result<ExitCode, Box<dyn Error>> {
+    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        return Err("the emulator is for Linux on x86-64".into());
+    }
+    let out = root.join(OUT);
+    build(&root.join(SOURCES), &out)?;
+    let suite = executable(&cargo(root, &BUILD)?, &SUITE).ok_or("cargo made no tests")?;
+    let temporary = out.join("tmp");
+    fs::create_dir_all(&temporary)?;
+    let mut suite = Command::new(suite);
+    suite.env("LD_LIBRARY_PATH", &out).env("TMPDIR", &temporary).arg("--show-output");
+    suite.args(if tests.is_empty() { &SHORT } else { tests });
+    let output = suite.stderr(std::process::Stdio::inherit()).output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    println!("{text}");
+    if text.contains("skipped: ") {
+        return Err("tests did not find the emulator".into());
+    }
+    Ok(if output.status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn build(sources: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
+    fs::create_dir_all(out)?;
+    let folder = sources.display();
+    let version = version(sources)?;
+    for (source, library) in LIBRARIES {
+        let mut compiler = Command::new("g++");
+        compiler.args(["-std=c++20", "-O2", "-fPIC", "-shared", "-pthread"]);
+        compiler.args(["-Wall", "-Wextra", "-Werror", &format!("-Wl,-soname,{library}")]);
+        compiler.arg(format!("-DVERSION={version}")).arg(format!("-DEMULATOR=\"{folder}\""));
+        said(compiler.arg("-o").arg(out.join(library)).arg(sources.join(source)), "g++")?;
+    }
+    Ok(())
+}
+
+/// Another one for other sources.
+fn version(sources: &Path) -> Result<u64, Box<dyn Error>> {
+    let mut hasher = DefaultHasher::new();
+    for folder in [sources.to_owned(), sources.join("kilotok/ptx")] {
+        let mut files: Vec<_> = fs::read_dir(folder)?.collect::<Result<_, _>>()?;
+        files.sort_by_key(fs::DirEntry::file_name);
+        for file in files.iter().filter(|file| file.path().is_file()) {
+            fs::read(file.path())?.hash(&mut hasher);
+        }
+    }
+    Ok(hasher.finish() % VERSIONS)
+}
