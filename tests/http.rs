@@ -19,6 +19,8 @@ mod drafts;
 mod faults;
 #[path = "http/garbage.rs"]
 mod garbage;
+#[path = "http/integers.rs"]
+mod integers;
 #[path = "http/leaving.rs"]
 mod leaving;
 #[path = "http/limits.rs"]

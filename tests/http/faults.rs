@@ -66,6 +66,22 @@ fn a_client_that_leaves_frees_its_place() {
     assert!(tokens < 1500.0, "{tokens} tokens were made for nobody");
 }
 
+/// No server can tell whether such a client has closed its socket, or would still read.
+#[test]
+fn a_client_that_closes_its_sending_half_has_left() {
+    let (server, brake) = braked(Setup::default());
+    for stream in [true, false] {
+        let open = server.begin(CHAT, &endless(&json!({"stream": stream})));
+        while server.get("/load").good()["server_load"] == 0 {
+            std::thread::yield_now();
+        }
+        open.sent();
+        until_idle(&server, &brake);
+        let answer = open.rest();
+        assert!(!answer.contains("[DONE]") && !answer.contains("finish_reason\":\"length"));
+    }
+}
+
 #[test]
 fn replies_are_aborted_by_id() {
     let (server, brake) = braked(Setup::default());

@@ -275,6 +275,12 @@ impl Open {
         self.seen.starts_with(b"HTTP/1").then(|| Answer::parse(&self.seen).status)
     }
 
+    /// Whatever comes until the end, be it an answer or not.
+    pub(crate) fn rest(mut self) -> String {
+        let _ = self.socket.read_to_end(&mut self.seen);
+        String::from_utf8_lossy(&self.seen).into_owned()
+    }
+
     /// Reads until this text has come.
     pub(crate) fn read_until(&mut self, text: &str) {
         let mut bytes = [0; 4096];

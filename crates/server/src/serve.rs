@@ -67,6 +67,10 @@ fn tune(builder: &mut Builder<TokioExecutor>) {
     builder
         .http1()
         .timer(TokioTimer::new())
+        // The end of what a client sends looks the same whether it closed its socket or only its
+        // sending half, until something is written. A reply that nobody waits for must not keep
+        // its slot till then, and a whole reply is not written before its end.
+        .half_close(false)
         .header_read_timeout(HEADERS_WAIT_MAX)
         .max_buf_size(HEADER_BYTES_MAX);
     builder

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_path_to_error::Track;
 
 use super::absent::NOT_IMPLEMENTED;
+use super::whole::Whole;
 use crate::error::ApiError;
 use crate::service::Service;
 
@@ -126,7 +127,7 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, Vec<String>
     let mut track = Track::new();
     let mut unknown = Vec::new();
     let mut note = |path: serde_ignored::Path<'_>| unknown.push(path.to_string());
-    let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);
+    let tracked = serde_path_to_error::Deserializer::new(Whole(&mut json), &mut track);
     let value = T::deserialize(serde_ignored::Deserializer::new(tracked, &mut note));
     let value = match value {
         Ok(value) => value,
@@ -210,6 +211,34 @@ mod tests {
         let body = r#"{"a": {"minimum": 1}, "b": {"enum": [1, -1e999]}}"#;
         let error = parse::<serde_json::Value>(body.as_bytes()).unwrap_err();
         assert_eq!(error.param.as_deref(), Some("b.enum[1]"));
+    }
+
+    #[test]
+    fn integers_may_be_written_as_floats() {
+        let depth = |text: &str| {
+            let text = format!(r#"{{"list": [{{"depth": {text}}}]}}"#);
+            parse::<Outer>(text.as_bytes()).map(|(value, _)| value.list[0].depth)
+        };
+        for (text, value) in [
+            ("1.0", 1),
+            ("-3.00", -3),
+            ("1e3", 1000),
+            ("-0.0", 0),
+            ("-0", 0),
+            ("9007199254740993", (1 << 53) + 1),
+            ("-9223372036854775808.0", i64::MIN),
+        ] {
+            assert_eq!(depth(text).unwrap(), value, "{text}");
+        }
+        for text in ["1.5", "25e-1", "1e-300", "9223372036854775808.0", "1e300", "1e400", "NaN"] {
+            let error = depth(text).unwrap_err();
+            assert_eq!(error.status, StatusCode::BAD_REQUEST, "{text}");
+            let place = error.param.as_deref();
+            assert!(place == Some("list[0].depth") || text == "NaN", "{text}: {place:?}");
+        }
+        // Where any number goes, it stays what it is.
+        let (value, _) = parse::<serde_json::Value>(br#"{"a": [1.0, 1]}"#).unwrap();
+        assert_eq!(value.to_string(), r#"{"a":[1.0,1]}"#);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::de::value::SeqAccessDeserializer;
-use serde::de::{Error, SeqAccess, Visitor};
+use serde::de::{Error, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, SchemaType, Type};
@@ -15,6 +15,7 @@ use super::logprobs::{PromptLogprobs, TextLogprobs};
 use super::sampled::sampled;
 use super::speed::Metrics;
 use super::usage::Usage;
+use super::whole::integer;
 
 sampled! {
     /// A text to be continued.
@@ -66,6 +67,11 @@ impl<'de> Deserialize<'de> for Entry {
             fn visit_u64<E: Error>(self, token: u64) -> Result<Entry, E> {
                 let token = u32::try_from(token);
                 token.map(Entry::Token).map_err(|_| E::custom("a token id beyond 32 bits"))
+            }
+            fn visit_f64<E: Error>(self, token: f64) -> Result<Entry, E> {
+                let whole = integer(token).and_then(|token| u64::try_from(token).ok());
+                let odd = || E::invalid_type(Unexpected::Float(token), &self);
+                whole.ok_or_else(odd).and_then(|token| self.visit_u64(token))
             }
             fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Entry, A::Error> {
                 Vec::deserialize(SeqAccessDeserializer::new(list)).map(Entry::Tokens)

@@ -1,8 +1,8 @@
 //! The JSON of the API, as types: what comes in, what goes out, and with it `/openapi.json`. Ranges
 //! in the schemas are those that `params` checks. Knows nothing of how a reply comes about.
 //!
-//! A field that is `null` counts as absent. Replies are made of borrowed or owned parts, whichever
-//! is at hand.
+//! A field that is `null` counts as absent, and an integer may be written 1.0. Replies are made of
+//! borrowed or owned parts, whichever is at hand.
 
 pub mod absent;
 pub mod body;
@@ -20,3 +20,4 @@ pub mod speed;
 pub mod tokenize;
 pub mod tools;
 pub mod usage;
+mod whole;

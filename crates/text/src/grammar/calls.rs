@@ -31,6 +31,7 @@ struct Writer {
     calls: Vec<String>,
     schemas: Vec<GrammarWithLexer>,
     warnings: Vec<String>,
+    remainders: u64,
 }
 
 pub(super) fn source(
@@ -78,7 +79,8 @@ impl Writer {
         );
         let mut grammars = vec![GrammarWithLexer::from_lark(lark)];
         grammars.extend(self.schemas);
-        Source { grammar: TopLevelGrammar { grammars, max_tokens: None }, warnings: self.warnings }
+        let grammar = TopLevelGrammar { grammars, max_tokens: None };
+        Source { grammar, warnings: self.warnings, remainders: self.remainders }
     }
 
     fn call(&mut self, body: &str) {
@@ -102,6 +104,7 @@ impl Writer {
 
     fn prepare(&mut self, tool: &Tool, besides: Option<&str>) -> Result<Value, GrammarError> {
         let schema = schema::prepare_home(&tool.parameters, tool.strict, besides)?;
+        self.remainders = self.remainders.max(schema.remainders);
         let warnings = schema.warnings.into_iter();
         self.warnings.extend(warnings.map(|warning| format!("tool {:?}: {warning}", tool.name)));
         Ok(schema.schema)

@@ -7,8 +7,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use llguidance::api::TopLevelGrammar;
-use llguidance::{Matcher, ParserFactory};
+use llguidance::api::{GrammarInit, ParserLimits, TopLevelGrammar};
+use llguidance::toktrie::InferenceCapabilities;
+use llguidance::{Logger, Matcher, ParserFactory};
 
 use super::GrammarError;
 
@@ -113,8 +114,12 @@ impl Clone for Compiled {
 pub(super) fn matcher(
     factory: &ParserFactory,
     grammar: TopLevelGrammar,
+    limits: ParserLimits,
 ) -> Result<Matcher, GrammarError> {
-    let parser = factory.create_parser(grammar).map_err(library_error)?;
+    let (init, quiet) = (GrammarInit::Serialized(grammar), Logger::new(0, 0));
+    let none = InferenceCapabilities::default();
+    let parser = factory.create_parser_from_init_ext(init, quiet, none, limits);
+    let parser = parser.map_err(library_error)?;
     let lexer = parser.parser.grammar().lexer_spec();
     if !lexer.can_rollback() {
         let text = "the grammar uses `stop=` or `max_tokens=`, which do not go together with \

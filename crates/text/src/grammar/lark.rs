@@ -2,9 +2,11 @@
 
 use std::fmt::Write;
 
+use llguidance::api::TopLevelGrammar;
 use serde_json::Value;
 
-use super::{GrammarError, REGEX_BYTES_MAX, bounded, schema};
+use super::schema::{self, Prepared};
+use super::{GrammarError, REGEX_BYTES_MAX, Source, bounded};
 
 /// Intersections and complements in all. Every further one may double the work, unseen by fuel.
 const INTERSECTIONS_MAX: usize = 8;
@@ -27,14 +29,14 @@ pub(super) fn literal(text: &str) -> String {
 }
 
 /// A user's grammar, its JSON schemas prepared like any other.
-pub(super) fn prepare(lark: &str) -> Result<String, GrammarError> {
+pub(super) fn prepare(lark: &str) -> Result<Source, GrammarError> {
     // Bytes that are no text are how special tokens are told from it.
     if lark.contains("allow_invalid_utf8") {
         let text = "the grammar sets allow_invalid_utf8, but a reply is text";
         return Err(GrammarError::Invalid(text.to_owned()));
     }
     let mut out = String::new();
-    let mut intersections = 0;
+    let (mut intersections, mut remainders) = (0, 0);
     let mut rest = lark;
     while let Some(next) = rest.chars().next() {
         let mut length = match next {
@@ -64,9 +66,10 @@ pub(super) fn prepare(lark: &str) -> Result<String, GrammarError> {
         }
         out.push_str(&rest[..length]);
         if let Some(json) = rest.strip_prefix("%json") {
-            let (schema, end) = embedded(json)?;
+            let (prepared, end) = embedded(json)?;
             out.push_str("json ");
-            out.push_str(&schema);
+            out.push_str(&prepared.schema.to_string());
+            remainders = prepared.remainders.max(remainders);
             length = rest.len() - json.len() + end;
         }
         rest = &rest[length..];
@@ -76,17 +79,17 @@ pub(super) fn prepare(lark: &str) -> Result<String, GrammarError> {
             "the grammar has {intersections} `&` and `~`, at most {INTERSECTIONS_MAX}"
         )));
     }
-    Ok(out)
+    Ok(Source { remainders, ..Source::from(TopLevelGrammar::from_lark(out)) })
 }
 
 /// The schema after `%json`, prepared, and where it ends.
-fn embedded(text: &str) -> Result<(String, usize), GrammarError> {
+fn embedded(text: &str) -> Result<(Prepared, usize), GrammarError> {
     let mut values = serde_json::Deserializer::from_str(text).into_iter::<Value>();
     let value = values.next().and_then(Result::ok).ok_or_else(|| {
         GrammarError::Invalid("the grammar has a `%json` without JSON after it".to_owned())
     })?;
     let prepared = schema::prepare(&value, true)?;
-    Ok((prepared.schema.to_string(), values.byte_offset()))
+    Ok((prepared, values.byte_offset()))
 }
 
 /// Length of what begins with a quote, up to the next that is not escaped.

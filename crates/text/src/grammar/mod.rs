@@ -65,6 +65,16 @@ const LIMITS: ParserLimits = ParserLimits {
     verbose_errors: false,
 };
 
+/// Fuel for a remainder. A mask may look at all of them, in several places of a number; what it has
+/// seen costs the reply nothing again.
+const REMAINDER_FUEL: u64 = 1000;
+
+/// The limits of a grammar whose largest multiple has so many remainders.
+fn limits(remainders: u64) -> ParserLimits {
+    let step_lexer_fuel = LIMITS.step_lexer_fuel + REMAINDER_FUEL * remainders;
+    ParserLimits { step_lexer_fuel, ..LIMITS }
+}
+
 /// What a reply must be.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Constraint {
@@ -132,9 +142,7 @@ impl Grammars {
         let slices = SlicedBiasComputer::general_slices();
         let none = InferenceCapabilities::default();
         let factory = ParserFactory::new(&vocabulary.env, none, &slices);
-        let mut factory = factory.map_err(|error| format!("no grammars over it: {error}"))?;
-        factory.quiet();
-        *factory.limits_mut() = LIMITS;
+        let factory = factory.map_err(|error| format!("no grammars over it: {error}"))?;
         Ok(Self {
             vocabulary: Arc::new(vocabulary),
             factory: Arc::new(factory),
@@ -179,7 +187,7 @@ impl Grammars {
             if let Some(compiled) = cache.get(&key) {
                 return Ok(compiled);
             }
-            let matcher = compile::matcher(&factory, source.grammar)?;
+            let matcher = compile::matcher(&factory, source.grammar, limits(source.remainders))?;
             let compiled = Compiled { matcher, warnings: source.warnings.into() };
             cache.put(key, &compiled);
             Ok(compiled)
@@ -206,9 +214,10 @@ impl Grammars {
             }
             Constraint::Lark(text) => {
                 bounded(text, GRAMMAR_BYTES_MAX, "the grammar")?;
-                let lark =
-                    if gbnf::is_gbnf(text) { gbnf::to_lark(text)? } else { lark::prepare(text)? };
-                Ok(Source::from(TopLevelGrammar::from_lark(lark)))
+                if gbnf::is_gbnf(text) {
+                    return Ok(Source::from(TopLevelGrammar::from_lark(gbnf::to_lark(text)?)));
+                }
+                lark::prepare(text)
             }
             Constraint::Choice(choices) => choice(choices),
             Constraint::Calls { tools, format, parallel } => {
@@ -230,13 +239,15 @@ impl Grammars {
 struct Source {
     grammar: TopLevelGrammar,
     warnings: Vec<String>,
+    /// Of the largest multiple that it tells.
+    remainders: u64,
 }
 
 impl Source {
     fn json(prepared: schema::Prepared) -> Self {
         let grammar = GrammarWithLexer::from_json_schema(prepared.schema);
         let grammar = TopLevelGrammar::from_grammar(grammar);
-        Self { grammar, warnings: prepared.warnings }
+        Self { grammar, warnings: prepared.warnings, remainders: prepared.remainders }
     }
 
     /// What matches one of two, under names that nothing within them has.
@@ -247,6 +258,7 @@ impl Source {
             source.grammar.grammars[0].name = Some(name.to_owned());
             either.grammar.grammars.append(&mut source.grammar.grammars);
             either.warnings.append(&mut source.warnings);
+            either.remainders = either.remainders.max(source.remainders);
         }
         either
     }
@@ -254,7 +266,7 @@ impl Source {
 
 impl From<TopLevelGrammar> for Source {
     fn from(grammar: TopLevelGrammar) -> Self {
-        Self { grammar, warnings: Vec::new() }
+        Self { grammar, warnings: Vec::new(), remainders: 0 }
     }
 }
 

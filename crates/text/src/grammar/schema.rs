@@ -6,11 +6,13 @@ use serde_json::{Map, Value, json};
 
 use super::GrammarError;
 use super::disjoint::Disjoint;
-use super::multiples::{go_together, has_joins, is_countable};
+use super::multiples::{
+    DIGITS_MAX, PLACES_MAX, go_together, has_joins, is_countable, remainder_count,
+};
 use super::patterns::{self, Known};
 use super::reword::{
     add_pattern, append, bound_multiples, invalid, is_exact, is_idle, is_string, length, literal,
-    names_itself, reworded,
+    names_itself, narrow_multiples, reworded,
 };
 use super::weight::{self, HOPS_MAX};
 
@@ -95,6 +97,8 @@ const ALIASES: &[(&str, &str)] = &[
 pub(super) struct Prepared {
     pub(super) schema: Value,
     pub(super) warnings: Vec<String>,
+    /// Of the largest of its multiples.
+    pub(super) remainders: u64,
 }
 
 pub(super) fn prepare(schema: &Value, strict: bool) -> Result<Prepared, GrammarError> {
@@ -211,7 +215,9 @@ impl<'a> Preparer<'a> {
             self.skips_multiples = true;
             return self.whole();
         }
-        Ok(Prepared { schema, warnings: self.warnings })
+        let counts = self.multiples.into_iter().map(remainder_count);
+        let remainders = counts.max().unwrap_or_default();
+        Ok(Prepared { schema, warnings: self.warnings, remainders })
     }
 
     fn schema(&mut self, schema: &Value, path: &str) -> Result<Value, GrammarError> {
@@ -271,6 +277,7 @@ impl<'a> Preparer<'a> {
             add_pattern(&mut out, pattern);
         }
         self.count_of_properties(&mut out, path)?;
+        narrow_multiples(&mut out);
         bound_multiples(&mut out);
         Ok(Value::Object(out))
     }
@@ -393,7 +400,10 @@ impl<'a> Preparer<'a> {
                 Ok(())
             }
             Some(number) if number > 0.0 => {
-                let what = format!("`multipleOf` of {value}, which has too many digits,");
+                let what = format!(
+                    "`multipleOf` of {value}, which has too many digits (at most {DIGITS_MAX} \
+                     without the point, and {PLACES_MAX} after it),"
+                );
                 self.unsupported(path, &what)
             }
             _ => Err(invalid(path, "it must be a number greater than 0")),

@@ -4,6 +4,7 @@ mod calls;
 mod hostile;
 mod languages;
 mod masks;
+mod multiples;
 mod schemas;
 
 use super::vocabulary::{Vocabulary, Word};
