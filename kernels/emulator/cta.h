@@ -447,7 +447,10 @@ T atomicCAS(T* to, T expected, T value) {
   return expected;
 }
 inline void __threadfence_system() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-inline void __nanosleep(uint32_t) { emulator::asked_in_vain(); }
+inline void __nanosleep(uint32_t nanoseconds) {
+  const uint64_t end = emulator::nanoseconds() + nanoseconds;
+  while (emulator::nanoseconds() < end) emulator::asked_in_vain();
+}
 inline void __trap() { emulator::trap(); }
 inline int64_t clock64() { return static_cast<int64_t>(emulator::nanoseconds() * 2); }
 

@@ -47,6 +47,13 @@ static __shared__ Place cta_place;
 // here; a kernel that gave up is its module's last.
 static __device__ uint32_t record_begun = 0;
 
+// By how much a wait goes on after the deadline, in units of 1024 cycles: those for somebody who
+// waits too let others give up first, who are nearer to the cause.
+__device__ constexpr int patience(Waits waits) {
+  const bool of_others = waits == Waits::Peer || waits == Waits::Page || waits == Waits::Host;
+  return (of_others ? 0 : waits == Waits::Grid ? 1 : 2) * KILOCYCLES_PER_MS;
+}
+
 // Out of line: a wait must cost neither registers nor code where it does not run out.
 __device__ __noinline__ void record_fault(Waits waits, uint32_t wanted, uint32_t seen) {
   volatile Fault* fault = cta_place.fault;
@@ -81,7 +88,7 @@ __device__ __forceinline__ void wait_for(Waits waits, uint32_t wanted, Ready rea
   uint32_t seen = 0;
 #pragma unroll 1
   while (!ready(seen))
-    if (static_cast<int32_t>(ptx::kilocycles() - cta_place.deadline) > 0)
+    if (static_cast<int32_t>(ptx::kilocycles() - cta_place.deadline) > patience(waits))
       give_up(waits, wanted, seen);
 }
 
