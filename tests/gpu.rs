@@ -23,6 +23,8 @@ mod pair;
 mod phases;
 #[path = "gpu/plans.rs"]
 mod plans;
+#[path = "gpu/width.rs"]
+mod width;
 
 use std::fs;
 use std::path::Path;
@@ -32,11 +34,11 @@ use kilotok_abi::TokenId;
 use kilotok_cpu::{CpuEngine, CpuOptions};
 use kilotok_cuda::{CudaEngine, CudaOptions, Found, Toolchain};
 use kilotok_engine::Engine;
-use kilotok_model::Knobs;
+use kilotok_model::{Knobs, ModelSpec};
 use kilotok_testkit::host::{Host, How, Request};
 use kilotok_testkit::toy::{Files, steady_prompt};
 use kilotok_testkit::{Toy, conformance};
-use kilotok_weights::{Checkpoint, Quiet};
+use kilotok_weights::{Checkpoint, Quiet, WeightSource};
 
 conformance!(cuda_flash, || cuda(&FLASH, 1), absent(1));
 conformance!(cuda_pro, || cuda(&PRO, 1), absent(1));
@@ -120,10 +122,14 @@ fn cuda(checkpoint: &Checkpoint, rank_count: usize) -> Box<dyn Engine> {
 }
 
 fn cuda_of(checkpoint: &Checkpoint, sizes: &CpuOptions) -> Box<dyn Engine> {
+    cuda_from(checkpoint.spec(), checkpoint, sizes)
+}
+
+fn cuda_from(spec: &ModelSpec, source: &dyn WeightSource, sizes: &CpuOptions) -> Box<dyn Engine> {
     let (sizes, toolchain) = (sizes.clone(), toolchain());
     let options = CudaOptions { sizes, toolchain, ..CudaOptions::default() };
     let tell = |line: &str| eprintln!("{line}");
-    let engine = CudaEngine::start(checkpoint.spec(), checkpoint, &options, &Quiet, &tell);
+    let engine = CudaEngine::start(spec, source, &options, &Quiet, &tell);
     Box::new(engine.unwrap_or_else(|error| panic!("{error}")))
 }
 

@@ -39,7 +39,7 @@ enum Code {
 enum Attribute { MULTIPROCESSORS = 16, CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76 };
 
 // Threads of which a module's CTAs have one each.
-constexpr int CTAS_MAX = 64;
+constexpr int CTAS_MAX = 192;
 constexpr int THREADS_MAX = 1024;
 constexpr size_t ALIGNMENT = 512;
 

@@ -14,23 +14,25 @@ use std::sync::{Arc, LazyLock, Mutex};
 
 use kilotok_abi::TokenId;
 use kilotok_cpu::{CpuEngine, Seen};
+use kilotok_engine::Engine;
+use kilotok_model::ModelSpec;
 use kilotok_testkit::host::{Host, How, Reply, Request};
-use kilotok_weights::{Checkpoint, Quiet};
+use kilotok_weights::{Checkpoint, Quiet, WeightSource};
 
 use crate::distances::{Distances, distance, quantile};
 use crate::draw::Draw;
 use crate::{DEMO, DENSE, FLASH, PRO, WIDE, absent, cuda, sizes};
 
 /// How far numbers may be apart, a third to a half more than rounding was seen to take them.
-struct Bounds {
+pub(crate) struct Bounds {
     /// At half of the positions.
-    half: f32,
+    pub(crate) half: f32,
     /// At 95 of 100.
-    most: f32,
+    pub(crate) most: f32,
     /// At 99 of 100 of those where no router was near a tie.
-    clear: f32,
+    pub(crate) clear: f32,
     /// At every position.
-    all: f32,
+    pub(crate) all: f32,
 }
 
 /// A router's scores are from 0 to 1; rounding moves them by about a thousandth.
@@ -47,11 +49,15 @@ const MODELS: [(&str, &LazyLock<Checkpoint>, Bounds); 5] = [
 /// Prompts of each model, and their length: keys of several windows, and more than attention sums
 /// over in one piece.
 const PROMPTS: u64 = 6;
-const PROMPT_LEN: u32 = 400;
+const PROMPT_LEN: usize = 400;
 
 /// Scores of prompts by the reference, and the smallest lead of each position's experts.
-fn reference(checkpoint: &Checkpoint, prompts: &[Request]) -> Vec<(Reply, Vec<f32>)> {
-    let mut engine = CpuEngine::start(checkpoint.spec(), checkpoint, &sizes(1), &Quiet).unwrap();
+fn reference(
+    spec: &ModelSpec,
+    source: &dyn WeightSource,
+    prompts: &[Request],
+) -> Vec<(Reply, Vec<f32>)> {
+    let mut engine = CpuEngine::start(spec, source, &sizes(1), &Quiet).unwrap();
     let leads = Arc::new(Mutex::new(BTreeMap::new()));
     let written = Arc::clone(&leads);
     engine.watch(Box::new(move |seen| {
@@ -66,19 +72,19 @@ fn reference(checkpoint: &Checkpoint, prompts: &[Request]) -> Vec<(Reply, Vec<f3
         let reply = Host::new(&mut engine, 0).run(prompt, &How::default()).unwrap();
         let leads = leads.lock().unwrap();
         let lead = |position| leads.get(&position).copied().unwrap_or(f32::INFINITY);
-        (reply, (0..PROMPT_LEN).map(lead).collect())
+        (reply, (0..prompt.prompt.len() as u32).map(lead).collect())
     });
     scored.collect()
 }
 
-fn prompts(vocab_size: u32) -> Vec<Request> {
+fn prompts(vocab_size: usize, count: u64, length: usize) -> Vec<Request> {
     let prompt = |seed| {
         let draw = &mut Draw::new(seed);
-        let tokens: Vec<TokenId> =
-            (0..PROMPT_LEN).map(|_| draw.between(0, vocab_size - 1)).collect();
+        let token = |_| draw.between(0, vocab_size as u32 - 1);
+        let tokens: Vec<TokenId> = (0..length).map(token).collect();
         Request { score: true, ..Request::greedy(tokens, 1) }
     };
-    (0..PROMPTS).map(prompt).collect()
+    (0..count).map(prompt).collect()
 }
 
 impl Bounds {
@@ -105,18 +111,33 @@ impl Bounds {
 }
 
 fn compare(name: &str, checkpoint: &Checkpoint, rank_count: usize, bounds: &Bounds) {
-    let prompts = prompts(checkpoint.spec().vocab_size as u32);
-    let expected = reference(checkpoint, &prompts);
-    let mut engine = cuda(checkpoint, rank_count);
+    let prompts = (PROMPTS, PROMPT_LEN);
+    let engine = || cuda(checkpoint, rank_count);
+    let what = format!("{name} on {rank_count}");
+    compare_with(&what, checkpoint.spec(), checkpoint, prompts, engine, bounds);
+}
+
+/// Compares an engine with the reference, over so many prompts of a length.
+pub(crate) fn compare_with(
+    what: &str,
+    spec: &ModelSpec,
+    source: &dyn WeightSource,
+    (count, length): (u64, usize),
+    engine: impl FnOnce() -> Box<dyn Engine>,
+    bounds: &Bounds,
+) {
+    let prompts = prompts(spec.vocab_size, count, length);
+    let expected = reference(spec, source, &prompts);
+    let mut engine = engine();
     let mut distances = Distances::default();
     for (prompt, (expected, leads)) in prompts.iter().zip(&expected) {
         let found = Host::new(&mut *engine, 0).run(prompt, &How::default()).unwrap();
-        assert_eq!(found.scored.len(), PROMPT_LEN as usize - 1);
+        assert_eq!(found.scored.len(), length - 1);
         for ((a, b), lead) in expected.scored.iter().zip(&found.scored).zip(leads) {
             distances.add(distance(a, b), *lead);
         }
     }
-    bounds.check(&format!("{name} on {rank_count}"), &distances);
+    bounds.check(what, &distances);
 }
 
 #[test]

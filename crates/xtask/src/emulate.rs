@@ -1,6 +1,6 @@
 //! Runs tests of the GPU engine without a GPU: `kernels/emulator` is built as the driver and the
-//! compiler that `crates/cuda` looks for, and kernels become code of the CPU. What it cannot show is
-//! speed, and what only a GPU's memory does.
+//! compiler that `crates/cuda` looks for, and kernels become code of the CPU. What it cannot show
+//! is speed, and what only a GPU's memory does.
 
 use std::error::Error;
 use std::fs;

@@ -23,8 +23,8 @@ use kilotok_abi::header;
 
 use tree::Tree;
 
-const USAGE: &str = "usage: cargo xtask abi | tidy [--update] | kernels [--update] | gpu [FOLDER] | \
-                     emulate [TEST..]";
+const USAGE: &str = "usage: cargo xtask abi | tidy [--update] | kernels [--update] | \
+                     gpu [FOLDER] | emulate [TEST..]";
 
 fn main() -> ExitCode {
     match run() {

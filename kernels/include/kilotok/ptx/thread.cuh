@@ -1,4 +1,5 @@
-// Threads: where they are, how they meet, how they end, and what keeps values where they are wanted.
+// Threads: where they are, how they meet, how they end, and what keeps values where they are
+// wanted.
 #pragma once
 
 #include "kilotok/abi.h"
