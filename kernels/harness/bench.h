@@ -123,6 +123,12 @@ inline std::vector<float> uniforms(size_t count, float scale, float offset, uint
   return values;
 }
 
+// The shared memory that a launch asks for.
+__device__ __forceinline__ char* asked_memory() {
+  extern __shared__ __align__(128) char shared_bytes[];
+  return shared_bytes;
+}
+
 // Milliseconds that a kernel takes of which all CTAs run at once.
 template <class... Arguments>
 float launch_ms(void (*kernel)(Arguments...), dim3 grid, int threads, size_t shared_bytes,

@@ -7,15 +7,16 @@
 //   ./exchange check      checks alone, for compute-sanitizer
 //   ./exchange lost       launches the first rank alone: it must give up, and say for whom
 //
-// Where there are fewer GPUs, ranks share them: that is checked, not timed. Sums must have the bits
-// of BF16 parts added in F32 in the order of ranks, at every rank; parts differ so much in size
-// that another order would give others. Logits and drafts must be those that were sent. Everything
-// is done many times in a row, in one launch and in the next. Returns 1 if anything is wrong.
+// Where there are fewer GPUs, ranks share them, if they fit; the three that are compiled in when no
+// number is given fit one. That is checked, not timed. Sums must have the bits of BF16 parts added
+// in F32 in the order of ranks, at every rank; parts differ so much in size that another order
+// would give others. Logits and drafts must be those that were sent. Everything is done many times
+// in a row, in one launch and in the next. Returns 1 if anything is wrong.
 #include "kilotok/shape.cuh"
 
 // The constants are a model's, but for the number of ranks.
 #ifndef EXCHANGE_RANKS
-#define EXCHANGE_RANKS 2
+#define EXCHANGE_RANKS 3
 #endif
 #define RANKS RANKS_OF_MODEL
 #include "kilotok/model.h"
@@ -116,11 +117,14 @@ __device__ __forceinline__ void gather(Cta& cta, const ExchangeWork& work, int r
   cta.sync_grid();
 }
 
-// Row `blockIdx.y` of the grid is a rank. Two fit a multiprocessor, so that ranks can share a GPU.
-__global__ void __launch_bounds__(CONSUMERS, 2)
+// Ranks that can share a GPU: three, of which the order shows in sums; with more there are too few
+// registers.
+constexpr int SHARING = RANKS <= 3 ? RANKS : 2;
+
+// Row `blockIdx.y` of the grid is a rank.
+__global__ void __launch_bounds__(CONSUMERS, SHARING)
     exchanges(const __grid_constant__ ExchangeWork work) {
-  extern __shared__ __align__(128) char shared_bytes[];
-  ExchangeShared& shared = *reinterpret_cast<ExchangeShared*>(shared_bytes);
+  ExchangeShared& shared = *reinterpret_cast<ExchangeShared*>(asked_memory());
   const int place = blockIdx.y;
   bring_words(&shared.memory, work.memories + place * sizeof(Memory), sizeof(Memory));
   __syncthreads();
@@ -359,8 +363,8 @@ int main(int argc, char** argv) {
               kilotok::RANKS, gpu_count);
   const auto is = [&](const char* word) { return argc > 1 && std::strcmp(argv[1], word) == 0; };
   const bool lost = is("lost"), timed = !lost && !is("check") && gpu_count == kilotok::RANKS;
-  if (lost && gpu_count < 2) {
-    std::puts("skipped: 2 ranks need as many GPUs");
+  if (gpu_count * bench::SHARING < kilotok::RANKS || (lost && gpu_count == 1)) {
+    std::printf("skipped: %d ranks need as many GPUs\n", kilotok::RANKS);
     return 0;
   }
   bench::Ranks ranks(gpu_count, lost ? bench::LOST_MS : bench::wait_max_ms());

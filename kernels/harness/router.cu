@@ -115,9 +115,13 @@ struct RouterCheck {
     work.norm = buffers.put(norm);
     work.bias = buffers.put(bias);
     work.router = buffers.take(copies * Roles::BYTES);
-    for (int copy = 0; copy < copies; copy++)
-      Buffers::copy(work.router + copy * Roles::BYTES, router);
     work.copies = copies;
+    put_router(router);
+  }
+
+  void put_router(const std::vector<float>& values) {
+    for (int copy = 0; copy < work.copies; copy++)
+      Buffers::copy(work.router + copy * Roles::BYTES, values);
   }
 
   Memory memory(int token_count) {
@@ -285,6 +289,19 @@ struct RouterCheck {
       }
     }
   }
+
+  // An expert whose scores are no numbers leaves nobody any weights, chosen or not.
+  void check_nan_expert(Verdict& verdict) {
+    std::vector<float> bad = router;
+    for (int column = 0; column < HIDDEN; column++) bad[size_t{1} * column * ROW] = NAN;
+    put_router(bad);
+    const std::vector<Routes> all = routes(memory(1), 1, verdict);
+    put_router(router);
+    const Choice c = found(all[0], 0);
+    verdict.exact(c.weights.size(), F.top_k, "weights with a NaN", 0, 0);
+    for (float weight : c.weights)
+      verdict.exact(std::isnan(weight), true, "weight with a NaN", 0, 0);
+  }
 };
 
 constexpr int REPEATS = 200, RUNS = 5;
@@ -318,6 +335,7 @@ bool all_kinds(bool small) {
     for (size_t i = 0; i < std::min(few.size(), all.size()); i++)
       verdict.exact(few[i], all[i], "weight without others", static_cast<int>(i), 0);
     c.check_nan(few, TILE_TOKENS - 3, verdict);
+    c.check_nan_expert(verdict);
     bool right = verdict.print();
     for (int tokens : {TILE_TOKENS, TOKENS_MAX})
       if (!small) time_kind<KIND>(tokens);
