@@ -21,8 +21,9 @@ struct ExpertsWork {
   uint64_t gate_up, down, bias;
   // Networks in a row; each has its own table of scores. For a dense one the squares stay.
   int repeats;
-  // F32 `[repeats][TOKENS_MAX][HIDDEN]`, if they are to be kept.
-  uint64_t sums;
+  // F32 `[repeats][TOKENS_MAX][HIDDEN]`, if they are to be kept; then also the operand that is to
+  // be written first, as in a step.
+  uint64_t sums, operand;
 };
 
 constexpr size_t SCORES_BYTES = size_t{TOKENS_MAX} * SCORES_EACH * 4;
@@ -44,10 +45,18 @@ struct ExpertsRoles {
     }
   }
 
+  static __device__ __forceinline__ void write_operand(Cta& cta, const Work& work) {
+    const int words = TOKENS_MAX * NORMED_BYTES / 4, first = cta.index() * CONSUMERS;
+    for (int i = first + cta.thread(); i < words; i += GRID * CONSUMERS)
+      at<uint32_t>(cta.memory.normed)[i] = at<const uint32_t>(work.operand)[i];
+    cta.sync_grid();
+  }
+
   static __device__ __forceinline__ void consume(Walker& w, const Work& work) {
     Cta& cta = w.cta;
     Routes& routes = w.shared.routes;
     for (int i = 0; i < work.repeats; i++) {
+      if (work.sums != 0) write_operand(cta, work);
       if constexpr (N::DENSE) read_norm(cta, w.stream(), w.token_count(), EPS);
       if (N::OPERAND_IN_PAGES && cta.thread() == 0) Ring(w.shared.ring).operand_is_there();
       for (int tile = 0; tile < w.tiles(); tile++) {
@@ -127,7 +136,7 @@ struct ExpertsCheck {
   Activations x{random, TOKENS_MAX, HIDDEN, NORMED_BYTES, SCALE};
   std::vector<float> scores, squares, bias = uniforms(EXPERTS, 0.3f, 0, 11);
   ExpertsWork work = {};
-  uint64_t normed, inner, scores_at, squares_at;
+  uint64_t inner, scores_at, squares_at;
 
   ExpertsCheck() {
     for (int e = 0; e < DIFFERENT; e++) {
@@ -147,7 +156,7 @@ struct ExpertsCheck {
       Buffers::copy(work.down + e * Down::BYTES, down[e % DIFFERENT].packed);
     }
     work.bias = buffers.put(bias);
-    normed = buffers.put(x.operand);
+    work.operand = buffers.put(x.operand);
     // Columns beyond the last are zeros.
     inner = buffers.put(std::vector<uint16_t>(inner_values()));
     scores_at = buffers.put(scores);
@@ -172,7 +181,7 @@ struct ExpertsCheck {
 
   Memory memory(int token_count, int table) {
     Memory m = memory_of_batch(buffers, token_count);
-    m.normed = normed;
+    m.normed = work.operand;
     m.squares = squares_at;
     m.router_scores = scores_at + table * SCORES_BYTES;
     m.dense_inner = m.expert_inner = inner;
@@ -261,7 +270,9 @@ struct ExpertsCheck {
     Buffers here;
     work.repeats = repeats;
     work.sums = here.take(size_t{4} * repeats * TOKENS_MAX * HIDDEN);
-    roles_ms<Roles>(memory(token_count, first), work);
+    Memory m = memory(token_count, first);
+    m.normed = here.take(x.operand.size() * 2);
+    roles_ms<Roles>(m, work);
     const auto sums = read<float>(work.sums, size_t{1} * repeats * TOKENS_MAX * HIDDEN);
     work.sums = 0;
     const int last = repeats - 1;
