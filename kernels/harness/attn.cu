@@ -6,27 +6,11 @@
 //   ./attn check      a small part of the checks, for compute-sanitizer
 //
 // A model's constants are compiled in; any of its kinds of attention is checked.
-#include <cuda_runtime.h>
-
-#include <algorithm>
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <vector>
+#include "bench.h"
 
 #include "kilotok/phase/attn.cuh"
 
 using namespace kilotok;
-
-#define CHECK(call)                                                                         \
-  do {                                                                                      \
-    cudaError_t error = (call);                                                             \
-    if (error != cudaSuccess) {                                                             \
-      std::printf("%s, line %d: %s\n", #call, __LINE__, cudaGetErrorString(error));         \
-      std::exit(1);                                                                         \
-    }                                                                                       \
-  } while (0)
 
 namespace {
 
@@ -67,18 +51,8 @@ float random_of(uint64_t sequence, uint64_t position, uint64_t what, uint64_t i)
 }
 enum What { QUERY_ROW, KEY_ROW, VALUE_ROW, SINK, NORM };
 
-uint16_t bf16(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-float number(uint16_t bits) {
-  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-  float value;
-  std::memcpy(&value, &wide, 4);
-  return value;
-}
+uint16_t bf16(float value) { return bench::bf16_bits(value); }
+float number(uint16_t bits) { return bench::bf16_value(bits); }
 
 struct Row {
   uint64_t sequence;
@@ -109,7 +83,6 @@ struct World {
   std::vector<uint32_t> first_needed, table_at;
   Memory memory = {};
   std::vector<uint64_t> owned;
-  Fault* fault = nullptr;
   // A position of sequence 0 whose key is too large, or none.
   uint32_t spoilt = ~0u;
 
@@ -136,16 +109,12 @@ struct World {
     memory.attention_parts = bytes(ATTENTION_PARTS_BYTES);
     memory.attended = bytes(size_t{TOKENS_MAX} * ATTENDED_BYTES);
     memory.barrier = bytes(64);
-    // Under compute-sanitizer everything takes a hundred times as long.
-    memory.wait_max_ms = 60000;
-    CHECK(cudaHostAlloc(&fault, sizeof(Fault), cudaHostAllocMapped));
-    *fault = {};
-    memory.fault = reinterpret_cast<uint64_t>(fault);
+    memory.wait_max_ms = bench::wait_max_ms();
+    memory.fault = bench::fault_address();
   }
   World(const World&) = delete;
   ~World() {
     for (uint64_t address : owned) cudaFree(at<void>(address));
-    cudaFreeHost(fault);
   }
 
   uint64_t keep(uint64_t address) {
@@ -248,26 +217,9 @@ struct World {
   }
 
   float launch(int phases, int repeats) {
-    static cudaEvent_t start = nullptr, stop = nullptr;
-    if (!start) {
-      CHECK(cudaEventCreate(&start));
-      CHECK(cudaEventCreate(&stop));
-    }
     CHECK(cudaMemset(at<void>(memory.barrier), 0, 64));
     void* arguments[] = {&memory, &phases, &repeats};
-    CHECK(cudaEventRecord(start));
-    CHECK(cudaLaunchCooperativeKernel(reinterpret_cast<void*>(attention<KIND>), dim3(GRID),
-                                      dim3(CONSUMERS), arguments, 0, nullptr));
-    CHECK(cudaEventRecord(stop));
-    const cudaError_t error = cudaEventSynchronize(stop);
-    if (error != cudaSuccess) {
-      std::printf("%s; fault %u, phase %u\n", cudaGetErrorString(error), fault->code,
-                  fault->phase);
-      std::exit(1);
-    }
-    float ms = 0;
-    CHECK(cudaEventElapsedTime(&ms, start, stop));
-    return ms;
+    return bench::launch_ms(attention<KIND>, dim3(GRID), CONSUMERS, 0, arguments);
   }
 
   // Attended values of so many tokens, `[tokens, q_heads * v_dim]`, as their bits.

@@ -5,32 +5,11 @@
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -DKILOTOK_STAMPS -I kernels \
 //     -I kernels/include -I kernels/models/slice kernels/harness/step.cu -o step
 //   ./step [tokens] [context] [passes]
-#include <cuda_runtime.h>
-
-#include <algorithm>
-#include <cstdio>
-#include <cstdlib>
-#include <vector>
-
+#include "bench.h"
 #include "step/step.cu"
-
-#define CHECK(call)                                                                         \
-  do {                                                                                      \
-    cudaError_t error = (call);                                                             \
-    if (error != cudaSuccess) {                                                             \
-      std::printf("%s, line %d: %s\n", #call, __LINE__, cudaGetErrorString(error));         \
-      if (fault_record && fault_record->code)                                               \
-        std::printf("fault %u: cta %u phase %u wanted %llu seen %llu\n", fault_record->code, \
-                    fault_record->cta, fault_record->phase,                                 \
-                    (unsigned long long)fault_record->wanted,                               \
-                    (unsigned long long)fault_record->seen);                                \
-      std::exit(1);                                                                         \
-    }                                                                                       \
-  } while (0)
 
 namespace {
 
-Fault* fault_record = nullptr;
 constexpr int DISTINCT_LAYERS = 6;
 
 uint64_t take(size_t bytes) {
@@ -40,13 +19,6 @@ uint64_t take(size_t bytes) {
   return reinterpret_cast<uint64_t>(p);
 }
 
-__device__ uint32_t mixed(uint64_t i) {
-  uint64_t z = (i + 1) * 0x9E3779B97F4A7C15ull;
-  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
-  z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
-  return static_cast<uint32_t>(z ^ (z >> 31));
-}
-
 // Chunks of random small weights.
 __global__ void fill_chunks(uint32_t* words, size_t chunks, int format, uint64_t seed) {
   const size_t step = static_cast<size_t>(gridDim.x) * blockDim.x;
@@ -54,7 +26,7 @@ __global__ void fill_chunks(uint32_t* words, size_t chunks, int format, uint64_t
   const int code_words = format == 0 ? chunk_words : format == 1 ? 256 : 128;
   for (size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x;
        i < chunks * chunk_words; i += step) {
-    const uint32_t r = mixed(i ^ seed << 40);
+    const uint32_t r = bench::mixed(seed, i);
     uint32_t word = r;
     if (format == 0) word = (r & 0x807f807fu) | 0x3c003c00u;
     // Not the largest exponents.
@@ -68,21 +40,27 @@ __global__ void fill_chunks(uint32_t* words, size_t chunks, int format, uint64_t
 __global__ void fill_floats(float* values, size_t count, float scale, float offset, uint64_t seed) {
   const size_t step = static_cast<size_t>(gridDim.x) * blockDim.x;
   for (size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x; i < count; i += step)
-    values[i] = offset + scale * (static_cast<int>(mixed(i ^ seed << 40)) / 2147483648.0f);
+    values[i] = offset + scale * (static_cast<int>(bench::mixed(seed, i)) / 2147483648.0f);
+}
+
+template <class... Arguments>
+void fill(void (*kernel)(Arguments...), Arguments... given) {
+  constexpr int CTAS = 512, FILLERS = 256;
+  void* arguments[] = {&given...};
+  CHECK(cudaLaunchKernel(kernel, dim3(CTAS), dim3(FILLERS), arguments, 0, nullptr));
 }
 
 template <class M>
 uint64_t matrix(size_t copies, uint64_t seed) {
   const uint64_t address = take(M::BYTES * copies);
   const size_t chunks = M::BYTES * copies / M::CHUNK_BYTES;
-  fill_chunks<<<1024, 256>>>(at<uint32_t>(address), chunks, static_cast<int>(M::FORMAT), seed);
-  CHECK(cudaGetLastError());
+  fill(fill_chunks, at<uint32_t>(address), chunks, static_cast<int>(M::FORMAT), seed);
   return address;
 }
 
 uint64_t floats(size_t count, float scale, float offset, uint64_t seed) {
   const uint64_t address = take(count * 4);
-  fill_floats<<<256, 256>>>(at<float>(address), count, scale, offset, seed);
+  fill(fill_floats, at<float>(address), count, scale, offset, seed);
   return address;
 }
 
@@ -121,8 +99,8 @@ Memory workspace() {
   m.rows = take(sizeof(BatchRow) * TOKENS_MAX);
   m.wanted = take(4 * TOKENS_MAX);
   m.embedding = take(static_cast<size_t>(VOCAB) * HIDDEN * 2);
-  fill_chunks<<<1024, 256>>>(at<uint32_t>(m.embedding), static_cast<size_t>(VOCAB) * HIDDEN / 1024,
-                             0, 99);
+  fill(fill_chunks, at<uint32_t>(m.embedding), static_cast<size_t>(VOCAB) * HIDDEN / 1024, 0,
+       uint64_t{99});
   m.final_norm = floats(HIDDEN, 0.1f, 1.0f, 98);
   m.head = matrix<HeadMatrix>(1, 97);
   m.frequencies = floats(ATTENTION_KINDS * ROPE_PAIRS_MAX, 0.5f, 0.5f, 96);
@@ -144,12 +122,8 @@ Memory workspace() {
   m.logits = take(static_cast<size_t>(TOKENS_MAX) * VOCAB_ROWS * 4);
   m.barrier = take(4096);
   m.trace = take(STAMPS_MAX * sizeof(Stamped));
-  // Under compute-sanitizer everything takes a hundred times as long.
-  const char* wait = std::getenv("KILOTOK_WAIT_MS");
-  m.wait_max_ms = wait ? std::atoi(wait) : 1000;
-  CHECK(cudaHostAlloc(&fault_record, sizeof(Fault), cudaHostAllocMapped));
-  *fault_record = {};
-  m.fault = reinterpret_cast<uint64_t>(fault_record);
+  m.wait_max_ms = bench::wait_max_ms();
+  m.fault = bench::fault_address();
   return m;
 }
 
@@ -185,26 +159,11 @@ void upload_batch(Memory& m, int tokens, int context, int page_count) {
 }
 
 float launch(const Memory& m, int tokens) {
-  static cudaEvent_t start = nullptr, end = nullptr;
-  if (!start) {
-    CHECK(cudaEventCreate(&start));
-    CHECK(cudaEventCreate(&end));
-    for (auto kernel : {target, target_many})
-      CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 sizeof(Shared)));
-  }
   CHECK(cudaMemset(at<void>(m.barrier), 0, 2 * COUNTER_BYTES));
   CHECK(cudaMemset(at<void>(m.trace), 0, STAMPS_MAX * sizeof(Stamped)));
   void* arguments[] = {const_cast<Memory*>(&m)};
-  CHECK(cudaEventRecord(start));
-  auto kernel = tokens > TILE_TOKENS ? target_many : target;
-  CHECK(cudaLaunchCooperativeKernel(reinterpret_cast<void*>(kernel), dim3(GRID), dim3(THREADS),
-                                    arguments, sizeof(Shared), nullptr));
-  CHECK(cudaEventRecord(end));
-  CHECK(cudaEventSynchronize(end));
-  float ms = 0;
-  CHECK(cudaEventElapsedTime(&ms, start, end));
-  return ms;
+  return bench::launch_ms(tokens > TILE_TOKENS ? target_many : target, dim3(GRID), THREADS,
+                          sizeof(Shared), arguments);
 }
 
 // Time of the first CTA from one stamp to the next, summed by what ended; a barrier's time is what

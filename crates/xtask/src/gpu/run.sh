@@ -94,9 +94,13 @@ compiled() {
 }
 
 harness() {
-    local name arguments
+    local name arguments ranks
     able harness nvcc || return 0
-    compile ''
+    # A rank on each GPU; three share a single one.
+    ranks=$(wc -l <<<"$gpus")
+    [ "$ranks" -gt 1 ] || ranks=3
+    [ "$ranks" -le 8 ] || ranks=8
+    compile '' "-DEXCHANGE_RANKS=$ranks"
     check cases $cases_s bin/device_cases out/cases || true
     for name in $(compiled ''); do
         arguments=()
@@ -104,6 +108,8 @@ harness() {
         [ "$name" != sample ] || arguments=(out/cases 1 16)
         check "$name" $harness_s "out/bin/$name" "${arguments[@]}" || true
         [ "$name" != sample ] || check sample.time $harness_s out/bin/sample --time || true
+        # A kernel gives up, so it comes alone.
+        [ "$name" != exchange ] || check exchange.lost $harness_s out/bin/exchange lost || true
     done
 }
 
@@ -116,8 +122,12 @@ few() {
     esac
 }
 
+# On one GPU, which ranks share: the tools may have kernels of several come one after the other,
+# and they would wait for each other.
 sanitize() {
     local name tool arguments
+    local -x CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0}
+    CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES%%,*}
     able sanitize nvcc || return 0
     able sanitize compute-sanitizer || return 0
     compile ''

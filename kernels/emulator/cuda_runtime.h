@@ -1,0 +1,323 @@
+// What the harnesses use of CUDA's runtime, on GPUs that are not there: their memory is the host's,
+// a kernel is a function of this program. After cta.h.
+//
+// A GPU does what it is told on a thread of its own, in order, so that kernels of several run at
+// the same time. Memory that nobody has written is not a number.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <condition_variable>
+#include <cstdlib>
+#include <deque>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <tuple>
+#include <utility>
+
+#include "cta.h"
+
+// The shared memory that a launch asks for, by the namespaces in which kernels name it.
+alignas(128) inline thread_local char shared_bytes[emulator::SHARED_MAX];
+namespace kilotok {
+alignas(128) inline thread_local char shared_bytes[emulator::SHARED_MAX];
+}
+namespace bench {
+alignas(128) inline thread_local char shared_bytes[emulator::SHARED_MAX];
+}
+
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorInvalidDevice = 101,
+  cudaErrorPeerAccessAlreadyEnabled = 704,
+  cudaErrorLaunchFailure = 719,
+  cudaErrorCooperativeLaunchTooLarge = 720,
+};
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+constexpr unsigned cudaHostAllocPortable = 1, cudaHostAllocMapped = 2;
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned width = 1, unsigned height = 1, unsigned depth = 1)
+      : x(width), y(height), z(depth) {}
+};
+struct cudaDeviceProp {
+  char name[256];
+  int multiProcessorCount;
+};
+struct cudaFuncAttributes {
+  size_t localSizeBytes, sharedSizeBytes;
+  int numRegs;
+};
+using cudaEvent_t = double*;
+using cudaStream_t = void*;
+
+namespace emulator {
+
+// Threads that compute CTAs of which any may come first.
+constexpr int FREE_CTAS = 2;
+constexpr size_t ALIGNMENT = 512;
+constexpr int UNWRITTEN = 0xff;
+
+// A thread that does one thing after another.
+class Worker {
+ public:
+  ~Worker() {
+    then([this] { ended_ = true; });
+    thread_.join();
+  }
+
+  void then(std::function<void()> work) {
+    {
+      std::lock_guard lock(mutex_);
+      queue_.push_back(std::move(work));
+    }
+    changed_.notify_all();
+  }
+
+  void finish() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return queue_.empty(); });
+  }
+
+ private:
+  void run() {
+    while (!ended_) {
+      std::unique_lock lock(mutex_);
+      changed_.wait(lock, [&] { return !queue_.empty(); });
+      const auto& work = queue_.front();
+      lock.unlock();
+      work();
+      lock.lock();
+      queue_.pop_front();
+      lock.unlock();
+      changed_.notify_all();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<std::function<void()>> queue_;
+  bool ended_ = false;
+  std::thread thread_{[this] { run(); }};
+};
+
+// A thread for a CTA at a time, with the stacks of the CTA's threads.
+struct CtaThread {
+  char* stacks;
+  Worker worker;
+
+  CtaThread() {
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void* room =
+        mmap(nullptr, STACK_BYTES * THREADS_MAX, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (room == MAP_FAILED) std::abort();
+    stacks = static_cast<char*>(room);
+  }
+  ~CtaThread() { munmap(stacks, STACK_BYTES * THREADS_MAX); }
+};
+
+// A kernel and what it is called with.
+template <class... Arguments>
+struct Called {
+  void (*kernel)(Arguments...);
+  std::tuple<std::remove_const_t<Arguments>...> arguments;
+
+  static void run(const void* call) {
+    const auto& called = *static_cast<const Called*>(call);
+    std::apply(called.kernel, called.arguments);
+  }
+};
+
+// What a CTA is told, and which row of the grid it is in.
+struct RowLaunch : Launch {
+  int row;
+};
+
+struct Device {
+  std::atomic<bool> broken{false};
+  uint64_t launches = 0;
+  std::vector<std::unique_ptr<CtaThread>> ctas;
+  Worker stream;
+
+  cudaError_t state() const { return broken ? cudaErrorLaunchFailure : cudaSuccess; }
+  cudaError_t finish() {
+    stream.finish();
+    return state();
+  }
+  cudaError_t then(std::function<void()> work) {
+    stream.then([this, work = std::move(work)] {
+      if (!broken) work();
+    });
+    return state();
+  }
+
+  // CTAs that wait for each other need a thread each; of others, any may come after another.
+  void launch(void (*kernel)(const void*), const void* call, dim3 grid, int threads,
+              bool together) {
+    const int count = static_cast<int>(grid.x * grid.y);
+    const int width = together ? count : std::min(count, FREE_CTAS);
+    while (static_cast<int>(ctas.size()) < width) ctas.push_back(std::make_unique<CtaThread>());
+    const uint64_t seed = ++launches * 0x9e3779b97f4a7c15u;
+    for (int first = 0; first < width; first++)
+      ctas[first]->worker.then([=, this] {
+        for (int i = first; i < count && !broken; i += width) {
+          const int x = static_cast<int>(i % grid.x), y = static_cast<int>(i / grid.x);
+          const RowLaunch launch = {{x, static_cast<int>(grid.x), threads, call,
+                                     ctas[first]->stacks, seed ^ i * 77u, &broken}, y};
+          for (char* bytes : {::shared_bytes, kilotok::shared_bytes, bench::shared_bytes})
+            memset(bytes, UNWRITTEN, SHARED_MAX);
+          emulator::run(launch, kernel);
+        }
+      });
+    for (int first = 0; first < width; first++) ctas[first]->worker.finish();
+  }
+};
+
+inline int current_device = 0;
+
+inline std::vector<std::unique_ptr<Device>>& devices() {
+  static auto& all = *[] {
+    auto* made = new std::vector<std::unique_ptr<Device>>;
+    const char* text = std::getenv("EMULATED_GPUS");
+    for (int i = 0; i < (text ? std::atoi(text) : 8); i++)
+      made->push_back(std::make_unique<Device>());
+    return made;
+  }();
+  return all;
+}
+inline Device& device() { return *devices()[static_cast<size_t>(current_device)]; }
+
+template <class... Arguments, size_t... INDEX>
+cudaError_t launch(void (*kernel)(Arguments...), dim3 grid, dim3 threads, void** arguments,
+                   bool together, std::index_sequence<INDEX...>) {
+  using Call = Called<Arguments...>;
+  if (threads.x > THREADS_MAX) return cudaErrorInvalidValue;
+  const Call call = {
+      kernel, {*static_cast<std::remove_const_t<Arguments>*>(arguments[INDEX])...}};
+  return device().then([=, device = &device()] {
+    device->launch(&Call::run, &call, grid, static_cast<int>(threads.x), together);
+  });
+}
+
+struct CtaRow {
+  operator int() const { return static_cast<const RowLaunch*>(here->launch)->row; }
+};
+
+}  // namespace emulator
+
+// In place of that of cta.h, which knows grids of one row.
+struct { emulator::CtaIndex x; emulator::CtaRow y; } static const cta_indices;
+#define blockIdx cta_indices
+
+inline const char* cudaGetErrorString(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess: return "no error";
+    case cudaErrorMemoryAllocation: return "out of memory";
+    case cudaErrorLaunchFailure: return "a CTA gave up";
+    default: return "invalid argument";
+  }
+}
+
+inline cudaError_t cudaGetDeviceCount(int* count) {
+  *count = static_cast<int>(emulator::devices().size());
+  return cudaSuccess;
+}
+inline cudaError_t cudaSetDevice(int index) {
+  if (index < 0 || index >= static_cast<int>(emulator::devices().size()))
+    return cudaErrorInvalidDevice;
+  emulator::current_device = index;
+  return cudaSuccess;
+}
+inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+  *properties = {"emulated GPU", 132};
+  return cudaSuccess;
+}
+inline cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) {
+  *can = 1;
+  return cudaSuccess;
+}
+inline cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) { return cudaSuccess; }
+inline cudaError_t cudaDeviceSynchronize() { return emulator::device().finish(); }
+inline cudaError_t cudaGetLastError() { return emulator::device().state(); }
+
+inline cudaError_t cudaMalloc(void** memory, size_t bytes) {
+  const size_t whole = (bytes / emulator::ALIGNMENT + 1) * emulator::ALIGNMENT;
+  *memory = std::aligned_alloc(emulator::ALIGNMENT, whole);
+  if (!*memory) return cudaErrorMemoryAllocation;
+  memset(*memory, emulator::UNWRITTEN, whole);
+  return cudaSuccess;
+}
+inline cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned) {
+  return cudaMalloc(memory, bytes);
+}
+inline cudaError_t cudaFree(void* memory) {
+  const cudaError_t state = emulator::device().finish();
+  std::free(memory);
+  return state;
+}
+inline cudaError_t cudaFreeHost(void* memory) { return cudaFree(memory); }
+template <class T>
+cudaError_t cudaMalloc(T** memory, size_t bytes) {
+  return cudaMalloc(reinterpret_cast<void**>(memory), bytes);
+}
+template <class T>
+cudaError_t cudaHostAlloc(T** memory, size_t bytes, unsigned flags) {
+  return cudaHostAlloc(reinterpret_cast<void**>(memory), bytes, flags);
+}
+template <class T>
+cudaError_t cudaMallocHost(T** memory, size_t bytes) {
+  return cudaHostAlloc(memory, bytes, 0);
+}
+
+inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
+  const cudaError_t state = emulator::device().finish();
+  memcpy(to, from, bytes);
+  return state;
+}
+inline cudaError_t cudaMemset(void* to, int value, size_t bytes) {
+  return emulator::device().then([=] { memset(to, value, bytes); });
+}
+
+inline cudaError_t cudaEventCreate(cudaEvent_t* event) {
+  *event = new double{0};
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete event;
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventRecord(cudaEvent_t event) {
+  return emulator::device().then([=] { *event = emulator::nanoseconds() * 1e-6; });
+}
+inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return emulator::device().finish(); }
+inline cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t start, cudaEvent_t end) {
+  *ms = static_cast<float>(*end - *start);
+  return cudaSuccess;
+}
+
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int bytes) {
+  return static_cast<size_t>(bytes) > emulator::SHARED_MAX ? cudaErrorInvalidValue : cudaSuccess;
+}
+template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel*) {
+  *attributes = {};
+  return cudaSuccess;
+}
+template <class... Arguments>
+cudaError_t cudaLaunchKernel(void (*kernel)(Arguments...), dim3 grid, dim3 threads,
+                             void** arguments, size_t = 0, cudaStream_t = nullptr) {
+  return emulator::launch(kernel, grid, threads, arguments, false,
+                          std::index_sequence_for<Arguments...>());
+}
+template <class... Arguments>
+cudaError_t cudaLaunchCooperativeKernel(void (*kernel)(Arguments...), dim3 grid, dim3 threads,
+                                        void** arguments, size_t = 0, cudaStream_t = nullptr) {
+  return emulator::launch(kernel, grid, threads, arguments, true,
+                          std::index_sequence_for<Arguments...>());
+}

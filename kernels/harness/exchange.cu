@@ -1,0 +1,378 @@
+// What ranks say to each other: sums of their parts, logits and likeliest drafts, checked and
+// timed. One GPU for each rank, with peer access to the others:
+//
+//   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -DEXCHANGE_RANKS=8 -I kernels \
+//     -I kernels/include -I kernels/models/slice kernels/harness/exchange.cu -o exchange
+//   ./exchange            checks and times
+//   ./exchange check      checks alone, for compute-sanitizer
+//   ./exchange lost       launches the first rank alone: it must give up, and say for whom
+//
+// Where there are fewer GPUs, ranks share them, if they fit; the three that are compiled in when no
+// number is given fit one. That is checked, not timed. Sums must have the bits of BF16 parts added
+// in F32 in the order of ranks, at every rank; parts differ so much in size that another order
+// would give others. Logits and drafts must be those that were sent. Everything is done many times
+// in a row, in one launch and in the next. Returns 1 if anything is wrong.
+#include "kilotok/shape.cuh"
+
+// The constants are a model's, but for the number of ranks.
+#ifndef EXCHANGE_RANKS
+#define EXCHANGE_RANKS 3
+#endif
+#define RANKS RANKS_OF_MODEL
+#include "kilotok/model.h"
+#undef RANKS
+namespace kilotok {
+constexpr int RANKS = EXCHANGE_RANKS;
+}
+
+#include <memory>
+
+#include "bench.h"
+#include "kilotok/comm/gather.cuh"
+
+namespace bench {
+
+using namespace kilotok;
+static_assert(RANKS > 1 && RANKS <= RANKS_MAX, "there is somebody to exchange with");
+
+struct ExchangeWork {
+  // `Memory` of each rank of this GPU.
+  uint64_t memories;
+  int token_count, repeats;
+  // Exchanges and gatherings that earlier launches did.
+  uint32_t exchanges, gathered;
+  // By rank of this GPU F32 `[repeats][token_count][HIDDEN]` if sums are to be kept; so for logits,
+  // `[repeats][token_count][VOCAB]`, and drafts, `[repeats][token_count][RANKS]`, if there are any.
+  uint64_t sums, logits, drafts;
+};
+
+struct ExchangeShared {
+  Memory memory;
+  StreamMemory stream;
+};
+
+// A rank's part of a sum, from 2^-16 to 2^15.
+__host__ __device__ inline float part_of(int rank, int repeat, int token, int column) {
+  const uint64_t i = (static_cast<uint64_t>(repeat) * TOKENS_MAX + token) * HIDDEN + column;
+  const uint32_t bits = (111 + mixed(200 + rank, i) % 32) << 23;
+  float size;
+  memcpy(&size, &bits, 4);
+  return uniform(100 + rank, i) * size;
+}
+__host__ __device__ inline float logit_of(int repeat, int token, int id) {
+  return uniform(300, (static_cast<uint64_t>(repeat) * TOKENS_MAX + token) * VOCAB + id);
+}
+__host__ __device__ inline uint64_t draft_of(int rank, int repeat, int token) {
+  const uint64_t i = (static_cast<uint64_t>(repeat) * TOKENS_MAX + token) * RANKS + rank;
+  return static_cast<uint64_t>(mixed(400, i)) << 32 | mixed(401, i);
+}
+
+__device__ __forceinline__ void fill_parts(const Cta& cta, StreamMemory& stream, int repeat,
+                                           int token_count) {
+  for (int k = cta.thread(); k < token_count * OWNER_ROWS; k += CONSUMERS) {
+    const int token = k / OWNER_ROWS, row = k % OWNER_ROWS;
+    const int column = cta.index() * OWNER_ROWS + row;
+    stream.part[token][row] =
+        column < HIDDEN ? part_of(static_cast<int>(cta.memory.rank), repeat, token, column) : 0;
+  }
+}
+
+__device__ __forceinline__ void keep_sums(const Cta& cta, const StreamMemory& stream, float* to,
+                                          int token_count) {
+  for (int k = cta.thread(); k < token_count * OWNER_ROWS; k += CONSUMERS) {
+    const int token = k / OWNER_ROWS, row = k % OWNER_ROWS;
+    const int column = cta.index() * OWNER_ROWS + row;
+    if (column < HIDDEN) to[token * HIDDEN + column] = stream.part[token][row];
+  }
+}
+
+// Sends and receives the logits and drafts of all tokens, and keeps them.
+__device__ __forceinline__ void gather(Cta& cta, const ExchangeWork& work, int repeat, int place) {
+  const Memory& memory = cta.memory;
+  const int count = work.token_count, stride = GRID * CONSUMERS;
+  const int first = cta.index() * CONSUMERS + cta.thread();
+  const int own = static_cast<int>(memory.rank) * RANK_LOGITS;
+  for (int i = first; i < count * RANK_LOGITS; i += stride)
+    at<float>(memory.logits)[i / RANK_LOGITS * VOCAB_ROWS + i % RANK_LOGITS] =
+        logit_of(repeat, i / RANK_LOGITS, own + i % RANK_LOGITS);
+  cta.sync_grid();
+  send_logits(cta, count);
+  cta.sync_grid();
+  const uint32_t number = work.gathered + repeat + 1;
+  await_logits(cta, number);
+  const size_t kept = (static_cast<size_t>(place) * work.repeats + repeat) * count;
+  const float* received =
+      at<const float>(at<const Exchange>(memory.exchange)->receivers[memory.rank] + LOGITS_PLACE);
+  for (int i = first; i < count * RANK_LOGITS * RANKS; i += stride) {
+    const int token = i / (RANK_LOGITS * RANKS), id = i % (RANK_LOGITS * RANKS);
+    at<float>(work.logits)[(kept + token) * VOCAB + id] =
+        ptx::load_l2(received + static_cast<size_t>(token) * LOGITS_STRIDE + id);
+  }
+  for (int token = cta.index(); cta.warp() == 0 && token < count; token += GRID) {
+    const uint64_t mine = draft_of(static_cast<int>(memory.rank), repeat, token);
+    const uint64_t theirs = least_of_ranks(cta, token, mine, number);
+    if (cta.lane() < RANKS)
+      at<uint64_t>(work.drafts)[(kept + token) * RANKS + cta.lane()] = theirs;
+  }
+  cta.sync_grid();
+}
+
+// Ranks that can share a GPU: three, of which the order shows in sums; with more there are too few
+// registers.
+constexpr int SHARING = RANKS <= 3 ? RANKS : 2;
+
+// Row `blockIdx.y` of the grid is a rank.
+__global__ void __launch_bounds__(CONSUMERS, SHARING)
+    exchanges(const __grid_constant__ ExchangeWork work) {
+  ExchangeShared& shared = *reinterpret_cast<ExchangeShared*>(asked_memory());
+  const int place = blockIdx.y;
+  bring_words(&shared.memory, work.memories + place * sizeof(Memory), sizeof(Memory));
+  __syncthreads();
+  const Memory& memory = shared.memory;
+  if (threadIdx.x == 0)
+    cta_place = Place::begin(memory.fault, memory.wait_max_ms, memory.rank);
+  shared.stream.bring_exchange(memory);
+  __syncthreads();
+  Cta cta(memory, work.exchanges);
+  for (int i = 0; i < work.repeats; i++) {
+    if (work.logits != 0) gather(cta, work, i, place);
+    if (is_owner(cta)) {
+      // Sums that nobody keeps are the next parts: they only take time.
+      if (work.sums != 0 || i == 0) fill_parts(cta, shared.stream, i, work.token_count);
+      exchange(cta, shared.stream, work.token_count);
+      cta.sync();
+      const size_t kept = static_cast<size_t>(place) * work.repeats + i;
+      if (work.sums != 0)
+        keep_sums(cta, shared.stream, at<float>(work.sums) + kept * work.token_count * HIDDEN,
+                  work.token_count);
+    }
+    if (work.logits != 0) cta.sync_grid();
+  }
+}
+
+// A GPU with the ranks that it has.
+struct Gpu {
+  int index, first, count;
+  Buffers buffers;
+  std::vector<Memory> memories;
+  uint64_t barriers;
+  ExchangeWork work = {};
+  cudaEvent_t start, end;
+
+  Gpu(int device, int first_rank, int rank_count, uint32_t wait_ms)
+      : index(device), first(first_rank), count(rank_count), memories(rank_count) {
+    CHECK(cudaSetDevice(index));
+    CHECK(cudaEventCreate(&start));
+    CHECK(cudaEventCreate(&end));
+    barriers = buffers.take(size_t{2} * COUNTER_BYTES * count);
+    for (int i = 0; i < count; i++) {
+      Memory& m = memories[i];
+      m = {};
+      m.rank = static_cast<uint32_t>(first + i);
+      m.barrier = barriers + i * 2 * COUNTER_BYTES;
+      m.logits = buffers.take(size_t{TOKENS_MAX} * VOCAB_ROWS * 4);
+      m.fault = fault_address();
+      m.wait_max_ms = wait_ms;
+    }
+  }
+};
+
+// All ranks, on as many GPUs as there are.
+struct Ranks {
+  std::vector<std::unique_ptr<Gpu>> gpus;
+  Exchange receivers = {};
+  uint32_t exchanged = 0, gathered = 0;
+
+  Ranks(int gpu_count, uint32_t wait_ms) {
+    for (int i = 0; i < gpu_count; i++) {
+      const int first = i * RANKS / gpu_count, end = (i + 1) * RANKS / gpu_count;
+      gpus.push_back(std::make_unique<Gpu>(i, first, end - first, wait_ms));
+      for (int rank = first; rank < end; rank++)
+        receivers.receivers[rank] = gpus[i]->buffers.take(RECEIVER_BYTES);
+    }
+    for (auto& gpu : gpus) {
+      CHECK(cudaSetDevice(gpu->index));
+      for (const auto& other : gpus) {
+        if (other == gpu) continue;
+        int can = 0;
+        CHECK(cudaDeviceCanAccessPeer(&can, gpu->index, other->index));
+        if (!can) {
+          std::printf("GPU %d does not reach the memory of %d\n", gpu->index, other->index);
+          std::exit(1);
+        }
+        CHECK(cudaDeviceEnablePeerAccess(other->index, 0));
+      }
+      const uint64_t exchange = gpu->buffers.put(std::vector<Exchange>{receivers});
+      for (Memory& m : gpu->memories) m.exchange = exchange;
+      gpu->work.memories = gpu->buffers.put(gpu->memories);
+      // So that no code has to be brought while another GPU waits.
+      CHECK(cudaFuncSetAttribute(exchanges, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(sizeof(ExchangeShared))));
+    }
+  }
+
+  // Kernels of the first GPUs, which begin at once.
+  void begin(int token_count, int repeats, size_t gpu_count) {
+    const bool gathers = gpus[0]->work.logits != 0;
+    for (size_t i = 0; i < gpu_count; i++) {
+      Gpu& gpu = *gpus[i];
+      gpu.work.token_count = token_count;
+      gpu.work.repeats = repeats;
+      gpu.work.exchanges = exchanged;
+      gpu.work.gathered = gathered;
+      CHECK(cudaSetDevice(gpu.index));
+      CHECK(cudaMemset(at<void>(gpu.barriers), 0, size_t{2} * COUNTER_BYTES * gpu.count));
+      CHECK(cudaDeviceSynchronize());
+    }
+    for (size_t i = 0; i < gpu_count; i++) {
+      Gpu& gpu = *gpus[i];
+      void* arguments[] = {&gpu.work};
+      const dim3 grid(gathers ? GRID : OWNER_UNITS, gpu.count);
+      CHECK(cudaSetDevice(gpu.index));
+      CHECK(cudaEventRecord(gpu.start));
+      CHECK(cudaLaunchCooperativeKernel(exchanges, grid, dim3(CONSUMERS), arguments,
+                                        sizeof(ExchangeShared), nullptr));
+      CHECK(cudaEventRecord(gpu.end));
+    }
+    exchanged += repeats;
+    gathered += gathers ? repeats : 0;
+  }
+
+  // All kernels; milliseconds of the last one to begin, which waits for none to do so.
+  float launch(int token_count, int repeats) {
+    begin(token_count, repeats, gpus.size());
+    float ms = 0;
+    for (auto& gpu : gpus) {
+      CHECK(cudaSetDevice(gpu->index));
+      CHECK(cudaDeviceSynchronize());
+      CHECK(cudaEventElapsedTime(&ms, gpu->start, gpu->end));
+    }
+    return ms;
+  }
+
+  void keep(int token_count, int repeats, bool gathers) {
+    const size_t count = size_t{1} * repeats * token_count;
+    for (auto& gpu : gpus) {
+      CHECK(cudaSetDevice(gpu->index));
+      ExchangeWork& work = gpu->work;
+      work.sums = gpu->buffers.take(count * gpu->count * HIDDEN * 4);
+      work.logits = gathers ? gpu->buffers.take(count * gpu->count * VOCAB * 4) : 0;
+      work.drafts = gathers ? gpu->buffers.take(count * gpu->count * RANKS * 8) : 0;
+    }
+  }
+  void keep_nothing() {
+    for (auto& gpu : gpus) gpu->work.sums = gpu->work.logits = gpu->work.drafts = 0;
+  }
+};
+
+// As every rank adds: from 0, in the order of ranks.
+float sum_of(int repeat, int token, int column) {
+  float sum = 0;
+  for (int rank = 0; rank < RANKS; rank++)
+    sum += bf16_value(bf16_bits(part_of(rank, repeat, token, column)));
+  return sum;
+}
+
+void check_sums(const Gpu& gpu, int token_count, int repeats, Verdict& verdict) {
+  const auto sums =
+      read<float>(gpu.work.sums, size_t{1} * gpu.count * repeats * token_count * HIDDEN);
+  for (int repeat = 0; repeat < repeats; repeat++)
+    for (int token = 0; token < token_count; token++)
+      for (int column = 0; column < HIDDEN; column++) {
+        const float wanted = sum_of(repeat, token, column);
+        for (int place = 0; place < gpu.count; place++) {
+          const size_t row = (size_t{1} * place * repeats + repeat) * token_count + token;
+          verdict.exact(sums[row * HIDDEN + column], wanted, "sum of rank, column",
+                        gpu.first + place, column);
+        }
+      }
+}
+
+void check_gathered(const Gpu& gpu, int token_count, int repeats, Verdict& verdict) {
+  const size_t count = size_t{1} * gpu.count * repeats * token_count;
+  const auto logits = read<float>(gpu.work.logits, count * VOCAB);
+  const auto drafts = read<uint64_t>(gpu.work.drafts, count * RANKS);
+  for (size_t i = 0; i < count; i++) {
+    const int token = static_cast<int>(i % token_count);
+    const int repeat = static_cast<int>(i / token_count % repeats);
+    const int rank = gpu.first + static_cast<int>(i / token_count / repeats);
+    for (int id = 0; id < RANK_LOGITS * RANKS; id++)
+      verdict.exact(logits[i * VOCAB + id], logit_of(repeat, token, id), "logit at rank, of", rank,
+                    id);
+    for (int other = 0; other < RANKS; other++)
+      verdict.exact(drafts[i * RANKS + other] == draft_of(other, repeat, token), true,
+                    "draft at rank, of rank", rank, other);
+  }
+}
+
+bool check(Ranks& ranks) {
+  Verdict verdict = {"sums, logits and drafts"};
+  struct Case {
+    int token_count, repeats;
+    bool gathers;
+  };
+  // Odd numbers of exchanges, so that launches begin at either set of places.
+  for (const Case& c : {Case{TILE_TOKENS, 9, false}, Case{TOKENS_MAX, 3, false},
+                        Case{1, 5, true}, Case{TILE_TOKENS, 3, true}}) {
+    ranks.keep(c.token_count, c.repeats, c.gathers);
+    ranks.launch(c.token_count, c.repeats);
+    for (const auto& gpu : ranks.gpus) {
+      CHECK(cudaSetDevice(gpu->index));
+      check_sums(*gpu, c.token_count, c.repeats, verdict);
+      if (c.gathers) check_gathered(*gpu, c.token_count, c.repeats, verdict);
+    }
+    ranks.keep_nothing();
+  }
+  return verdict.print();
+}
+
+void time(Ranks& ranks) {
+  constexpr int REPEATS = 2000, RUNS = 5;
+  for (int tokens : {1, TILE_TOKENS, TOKENS_MAX}) {
+    float best = INFINITY;
+    for (int run = 0; run < RUNS; run++)
+      best = std::min(best, ranks.launch(tokens, REPEATS));
+    std::printf("  %d tokens, %.0f KB of BF16, %d ranks: %.2f us an exchange\n", tokens,
+                tokens * HIDDEN * 2 / 1024.0, RANKS, best * 1e3 / REPEATS);
+  }
+}
+
+// How long the first rank waits for others that do not come.
+constexpr uint32_t LOST_MS = 100;
+
+// Its kernel gives up, which ends what the GPU can do for this program.
+bool lose(Ranks& ranks) {
+  ranks.begin(TILE_TOKENS, 1, 1);
+  CHECK(cudaSetDevice(ranks.gpus[0]->index));
+  const cudaError_t error = cudaDeviceSynchronize();
+  std::printf("%s; rank %u, cta %u gave up wait %u for %llu\n", cudaGetErrorString(error),
+              fault->rank, fault->cta, fault->code, static_cast<unsigned long long>(fault->wanted));
+  return error != cudaSuccess && fault->rank == 0 && fault->wanted == 1 &&
+         fault->code == static_cast<uint32_t>(Waits::Peer);
+}
+
+}  // namespace bench
+
+int main(int argc, char** argv) {
+  cudaDeviceProp device;
+  int gpu_count = 0;
+  CHECK(cudaGetDeviceCount(&gpu_count));
+  CHECK(cudaGetDeviceProperties(&device, 0));
+  gpu_count = std::min(gpu_count, kilotok::RANKS);
+  std::printf("%s, hidden size %d, %d ranks on %d GPUs\n", device.name, kilotok::HIDDEN,
+              kilotok::RANKS, gpu_count);
+  const auto is = [&](const char* word) { return argc > 1 && std::strcmp(argv[1], word) == 0; };
+  const bool lost = is("lost"), timed = !lost && !is("check") && gpu_count == kilotok::RANKS;
+  if (gpu_count * bench::SHARING < kilotok::RANKS || (lost && gpu_count == 1)) {
+    std::printf("skipped: %d ranks need as many GPUs\n", kilotok::RANKS);
+    return 0;
+  }
+  bench::Ranks ranks(gpu_count, lost ? bench::LOST_MS : bench::wait_max_ms());
+  const bool right = lost ? bench::lose(ranks) : bench::check(ranks);
+  if (timed)
+    bench::time(ranks);
+  else if (argc == 1)
+    std::puts("  not timed: ranks share GPUs");
+  std::puts(right ? "all right" : "WRONG");
+  return right ? 0 : 1;
+}

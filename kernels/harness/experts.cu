@@ -1,0 +1,348 @@
+// Feed-forward networks, experts and dense ones, with consumers, producer and adders as in a step:
+// checks inner values and sums against double precision, and times them. Needs a GPU:
+//
+//   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -I kernels -I kernels/include \
+//     -I kernels/models/slice kernels/harness/experts.cu -o experts
+//   ./experts            checks and times
+//   ./experts check      checks alone, for compute-sanitizer
+//
+// Experts are chosen from given scores; gate, up and down are those of each kind of the model. What
+// the GPU made of gate and up is compared with double precision, and then multiplied with down as
+// it is, so that both are held to what their own sums may be off. A launch does several networks in
+// a row, with other experts each; a token's bits must not depend on what else there is. Times are
+// those of all of it: choosing, gate and up, a barrier, down, a barrier. Returns 1 if anything is
+// wrong.
+#include "weights.h"
+#include "roles.cuh"
+
+namespace bench {
+
+struct ExpertsWork {
+  uint64_t gate_up, down, bias;
+  // Networks in a row; each has its own table of scores. For a dense one the squares stay.
+  int repeats;
+  // F32 `[repeats][TOKENS_MAX][HIDDEN]`, if they are to be kept; then also the operand that is to
+  // be written first, as in a step.
+  uint64_t sums, operand;
+};
+
+constexpr size_t SCORES_BYTES = size_t{TOKENS_MAX} * SCORES_EACH * 4;
+
+template <int KIND>
+struct ExpertsRoles {
+  using Work = ExpertsWork;
+  using N = Network<KIND>;
+  static constexpr float EPS = KIND < DRAFT_FEED_FORWARD ? NORM_EPS : DRAFT_NORM_EPS;
+
+  static __device__ __forceinline__ void keep(Walker& w, const Work& work, int repeat) {
+    if (work.sums == 0 || !is_owner(w.cta)) return;
+    for (int k = w.cta.thread(); k < w.token_count() * OWNER_ROWS; k += CONSUMERS) {
+      const int token = k / OWNER_ROWS, row = k % OWNER_ROWS;
+      const int column = w.cta.index() * OWNER_ROWS + row;
+      if (column < HIDDEN)
+        at<float>(work.sums)[(static_cast<size_t>(repeat) * TOKENS_MAX + token) * HIDDEN +
+                             column] = w.stream().part[token][row];
+    }
+  }
+
+  static __device__ __forceinline__ void write_operand(Cta& cta, const Work& work) {
+    const int words = TOKENS_MAX * NORMED_BYTES / 4, first = cta.index() * CONSUMERS;
+    for (int i = first + cta.thread(); i < words; i += GRID * CONSUMERS)
+      at<uint32_t>(cta.memory.normed)[i] = at<const uint32_t>(work.operand)[i];
+    cta.sync_grid();
+  }
+
+  static __device__ __forceinline__ void consume(Walker& w, const Work& work) {
+    Cta& cta = w.cta;
+    Routes& routes = w.shared.routes;
+    for (int i = 0; i < work.repeats; i++) {
+      if (work.sums != 0) write_operand(cta, work);
+      if constexpr (N::DENSE) read_norm(cta, w.stream(), w.token_count(), EPS);
+      if (N::OPERAND_IN_PAGES && cta.thread() == 0) Ring(w.shared.ring).operand_is_there();
+      for (int tile = 0; tile < w.tiles(); tile++) {
+        if constexpr (!N::DENSE) {
+          w.wait_heard();
+          choose_routes<KIND>(cta, routes, w.stream(), at<const float>(work.bias), tile,
+                              w.token_count(), [](int row) { return Inner<KIND>::place(row); });
+          if (cta.thread() == 0) ptx::mbarrier_arrive(ptx::shared_address(&w.shared.routed));
+        } else {
+          cta.sync();
+        }
+        w.walk([&](Ring& ring, Sums& sums) { gate_up<KIND>(cta, ring, sums, tile); });
+        cta.sync_grid();
+        if (is_owner(cta))
+          w.walk([&](Ring& ring, Sums& sums) { down<KIND>(cta, ring, sums, routes, tile); });
+        cta.sync();
+      }
+      keep(w, work, i);
+      if (cta.thread() == 0) w.shared.memory.router_scores += SCORES_BYTES;
+      cta.sync_grid();
+    }
+  }
+
+  static __device__ __forceinline__ void produce(Walker& w, const Work& work) {
+    uint32_t taken = 0;
+    for (int i = 0; i < work.repeats; i++) {
+      if constexpr (N::OPERAND_IN_PAGES) w.ring.wait_operand();
+      for (int tile = 0; tile < w.tiles(); tile++) {
+        if constexpr (N::OPERAND_IN_PAGES) produce_operand<KIND>(w.cta, w.ring, tile);
+        if constexpr (!N::DENSE) w.wait_routes();
+        produce_gate_up<KIND>(w.cta, w.ring, w.shared.routes, work.gate_up, taken);
+        if (is_owner(w.cta)) produce_down<KIND>(w.ring, w.shared.routes, work.down);
+        if constexpr (!N::DENSE) w.leave_routes();
+      }
+    }
+  }
+
+  static __device__ __forceinline__ void add(Walker& w, const Work& work) {
+    Cta& cta = w.cta;
+    for (int i = 0; i < work.repeats; i++)
+      for (int tile = 0; tile < w.tiles(); tile++) {
+        if constexpr (!N::DENSE) w.wait_routes();
+        add_gate_up<KIND>(cta, w.sums, w.stream(), w.shared.routes, tile, w.token_count());
+        if constexpr (!N::DENSE) {
+          __syncwarp();
+          if (cta.lane() == 0) w.leave_routes();
+        }
+        if (!is_owner(cta)) continue;
+        w.sums.template take<typename N::Down>(
+            cta, [&](int row_tile, int, int lane, const float4& v) {
+              StorePart{w.stream()}(0, row_tile, tile, lane, v);
+            });
+      }
+  }
+};
+
+// Different experts: more would take the host long to make. Expert e is like e - DIFFERENT.
+constexpr int DIFFERENT_MAX = 13;
+
+// The weights of a kind, the tokens' operand and their scores.
+template <int KIND>
+struct ExpertsCheck {
+  using Roles = ExpertsRoles<KIND>;
+  using N = Network<KIND>;
+  using GateUp = typename N::GateUp;
+  using Down = typename N::Down;
+  static constexpr FeedForward F = N::F;
+  static constexpr int EXPERTS = larger(F.experts, 1);
+  static constexpr int DIFFERENT = smaller(EXPERTS, DIFFERENT_MAX);
+  // Repeats each have their own scores.
+  static constexpr int TABLES = 20;
+  static constexpr float SCALE = operand_scale(F.format);
+  Buffers buffers;
+  std::mt19937 random{7};
+  std::vector<Weights<GateUp>> gate_up;
+  std::vector<Weights<Down>> down;
+  Activations x{random, TOKENS_MAX, HIDDEN, NORMED_BYTES, SCALE};
+  std::vector<float> scores, squares, bias = uniforms(EXPERTS, 0.3f, 0, 11);
+  ExpertsWork work = {};
+  uint64_t inner, scores_at, squares_at;
+
+  ExpertsCheck() {
+    for (int e = 0; e < DIFFERENT; e++) {
+      gate_up.emplace_back(random);
+      down.emplace_back(random);
+    }
+    const float rms = sum_size();
+    for (int i = 0; i < TABLES * TOKENS_MAX * SCORES_EACH; i++)
+      scores.push_back((i % SCORES_EACH == EXPERTS_MAX ? 1 / rms : 0.5f) *
+                       (1.01f + uniform(12, i)));
+    const float square = OWNER_ROWS * rms * rms;
+    squares = uniforms(size_t{TOKENS_MAX} * SQUARES_EACH, 0.5f * square, square, 13);
+    work.gate_up = buffers.take(EXPERTS * GateUp::BYTES);
+    work.down = buffers.take(EXPERTS * Down::BYTES);
+    for (int e = 0; e < EXPERTS; e++) {
+      Buffers::copy(work.gate_up + e * GateUp::BYTES, gate_up[e % DIFFERENT].packed);
+      Buffers::copy(work.down + e * Down::BYTES, down[e % DIFFERENT].packed);
+    }
+    work.bias = buffers.put(bias);
+    work.operand = buffers.put(x.operand);
+    // Columns beyond the last are zeros.
+    inner = buffers.put(std::vector<uint16_t>(inner_values()));
+    scores_at = buffers.put(scores);
+    squares_at = buffers.put(squares);
+  }
+
+  // How large sums of gate and up are: silu is to see values around 1.
+  float sum_size() const {
+    double squares_of_some = 0;
+    constexpr int SOME = 16;
+    for (int row = 0; row < SOME; row++) {
+      Product p;
+      p.add(gate_up[0].row(row), x.row(row), HIDDEN);
+      squares_of_some += p.sum * p.sum;
+    }
+    return static_cast<float>(std::sqrt(squares_of_some / SOME));
+  }
+
+  static constexpr size_t inner_values() {
+    return size_t{TOKENS_MAX} * (N::DENSE ? 1 : TOP_K_MAX) * N::INNER_BYTES / 2;
+  }
+
+  Memory memory(int token_count, int table) {
+    Memory m = memory_of_batch(buffers, token_count);
+    m.normed = work.operand;
+    m.squares = squares_at;
+    m.router_scores = scores_at + table * SCORES_BYTES;
+    m.dense_inner = m.expert_inner = inner;
+    return m;
+  }
+
+  // What one expert of a token weighs.
+  struct Choice {
+    int expert;
+    double weight;
+  };
+
+  // As the choice's place says where its inner values are: the experts in ascending order.
+  std::vector<Choice> choices(int table, int token) const {
+    if (N::DENSE) return {{0, 1}};
+    const float* s = &scores[(static_cast<size_t>(table) * TOKENS_MAX + token) * SCORES_EACH];
+    std::vector<int> order(EXPERTS);
+    for (int e = 0; e < EXPERTS; e++) order[e] = e;
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int a, int b) { return s[a] + bias[a] > s[b] + bias[b]; });
+    order.resize(F.top_k);
+    std::sort(order.begin(), order.end());
+    double total = 0;
+    for (int e : order) total += s[e];
+    std::vector<Choice> chosen;
+    for (int e : order) chosen.push_back({e, s[e] / (F.normalise ? total : 1) * F.scale});
+    return chosen;
+  }
+
+  double inverse_rms(int table, int token) const {
+    if (!N::DENSE)
+      return scores[(static_cast<size_t>(table) * TOKENS_MAX + token) * SCORES_EACH + EXPERTS_MAX];
+    double sum = 0;
+    for (int unit = 0; unit < OWNER_UNITS; unit++)
+      sum += squares[static_cast<size_t>(token) * SQUARES_EACH + unit];
+    return 1 / std::sqrt(sum / HIDDEN + Roles::EPS);
+  }
+
+  // Rounding to BF16, and what F32 makes of the function and of factors besides the sums.
+  static constexpr double ROUNDING = 1.0 / (1 << 8) + 1.0 / (1 << 19);
+
+  void check_inner(int token, int place, const Choice& choice, double rms,
+                   const std::vector<uint16_t>& found, Verdict& verdict) const {
+    const Weights<GateUp>& weights = gate_up[choice.expert % DIFFERENT];
+    for (int i = 0; i < F.width; i++) {
+      const int gate_row = i / 8 * 16 + i % 8;
+      Product gate, up;
+      gate.add(weights.row(gate_row), x.row(token), HIDDEN);
+      up.add(weights.row(gate_row + 8), x.row(token), HIDDEN);
+      const double g = gate.sum * rms, u = up.sum * rms, silu = g / (1 + std::exp(-g));
+      const double value = silu * u * choice.weight;
+      // The slope of silu is at most 1.1.
+      const double off = (1.1 * gate.magnitude * std::fabs(u) + std::fabs(silu) * up.magnitude) *
+                         rms * choice.weight * TOLERANCE;
+      const int row = token * N::TOP_K + place;
+      verdict.near(operand_value(found, row, N::INNER_BYTES, i) / SCALE, value,
+                   std::fabs(value) * ROUNDING + off, "inner value of token * choices, row", row,
+                   i);
+    }
+  }
+
+  // A network of so many tokens: what it left, and its sums, `[tokens][HIDDEN]`.
+  void check_network(int table, int token_count, const std::vector<uint16_t>& left,
+                     const float* sums, Verdict& verdict) const {
+    for (int token = 0; token < token_count; token++) {
+      const std::vector<Choice> chosen = choices(table, token);
+      const double rms = inverse_rms(table, token);
+      std::vector<Product> wanted(HIDDEN);
+      for (size_t place = 0; place < chosen.size(); place++) {
+        const int row = token * N::TOP_K + static_cast<int>(place);
+        check_inner(token, static_cast<int>(place), chosen[place], rms, left, verdict);
+        std::vector<float> values(F.width);
+        for (int i = 0; i < F.width; i++)
+          values[i] = operand_value(left, row, N::INNER_BYTES, i) / SCALE;
+        for (int column = 0; column < HIDDEN; column++)
+          wanted[column].add(down[chosen[place].expert % DIFFERENT].row(column), values, F.width);
+      }
+      for (int column = 0; column < HIDDEN; column++)
+        verdict.near(sums[static_cast<size_t>(token) * HIDDEN + column], wanted[column].sum,
+                     wanted[column].magnitude * TOLERANCE, "sum of token, column", token, column);
+    }
+  }
+
+  // Networks of tables from `first` on, one after the other; the last is checked, all are returned.
+  std::vector<float> check(int first, int repeats, int token_count, Verdict& verdict) {
+    Buffers here;
+    work.repeats = repeats;
+    work.sums = here.take(size_t{4} * repeats * TOKENS_MAX * HIDDEN);
+    Memory m = memory(token_count, first);
+    m.normed = here.take(x.operand.size() * 2);
+    roles_ms<Roles>(m, work);
+    const auto sums = read<float>(work.sums, size_t{1} * repeats * TOKENS_MAX * HIDDEN);
+    work.sums = 0;
+    const int last = repeats - 1;
+    check_network(first + last, token_count, read<uint16_t>(inner, inner_values()),
+                  &sums[size_t{1} * last * TOKENS_MAX * HIDDEN], verdict);
+    return sums;
+  }
+
+  bool check_all() {
+    char name[64];
+    std::snprintf(name, sizeof name, "%d networks of kind %d", EXPERTS, KIND);
+    Verdict verdict = {name};
+    constexpr int REPEATS = 3;
+    const std::vector<float> all = check(0, REPEATS, TOKENS_MAX, verdict);
+    const std::vector<float> few = check(0, 1, TILE_TOKENS - 3, verdict);
+    for (size_t i = 0; i < size_t{TILE_TOKENS - 3} * HIDDEN; i++)
+      verdict.exact(few[i], all[i], "sum without others", static_cast<int>(i / HIDDEN),
+                    static_cast<int>(i % HIDDEN));
+    return verdict.print();
+  }
+
+  // Bytes of weights that a repeat reads, on average of all tables.
+  double bytes(int token_count) const {
+    size_t networks = 0;
+    for (int table = 0; table < TABLES; table++)
+      for (int first = 0; first < token_count; first += TILE_TOKENS) {
+        std::vector<bool> needed(EXPERTS);
+        for (int token = first; token < smaller(first + TILE_TOKENS, token_count); token++)
+          for (const Choice& c : choices(table, token)) needed[c.expert] = true;
+        networks += static_cast<size_t>(std::count(needed.begin(), needed.end(), true));
+      }
+    return static_cast<double>(networks) / TABLES * (GateUp::BYTES + Down::BYTES);
+  }
+
+  void time(int token_count) {
+    constexpr int RUNS = 9;
+    work.repeats = TABLES;
+    std::vector<float> times;
+    for (int run = 0; run < RUNS; run++)
+      times.push_back(roles_ms<Roles>(memory(token_count, 0), work));
+    std::sort(times.begin(), times.end());
+    char name[64];
+    std::snprintf(name, sizeof name, "  kind %d, %d tokens, median", KIND, token_count);
+    print_time(name, times[RUNS / 2] * 1e3 / TABLES, bytes(token_count));
+  }
+};
+
+template <int KIND>
+bool all_kinds(bool small) {
+  if constexpr (KIND == FEED_FORWARD_KINDS) {
+    return true;
+  } else {
+    bool right;
+    {
+      ExpertsCheck<KIND> c;
+      right = c.check_all();
+      for (int tokens : {TILE_TOKENS, TOKENS_MAX})
+        if (!small) c.time(tokens);
+    }
+    return all_kinds<KIND + 1>(small) && right;
+  }
+}
+
+}  // namespace bench
+
+int main(int argc, char** argv) {
+  cudaDeviceProp device;
+  CHECK(cudaGetDeviceProperties(&device, 0));
+  std::printf("%s, hidden size %d\n", device.name, kilotok::HIDDEN);
+  const bool right = bench::all_kinds<0>(argc > 1 && std::strcmp(argv[1], "check") == 0);
+  std::puts(right ? "all right" : "WRONG");
+  return right ? 0 : 1;
+}

@@ -1,0 +1,65 @@
+// A phase alone, with all the roles that it has in a step: a kernel sets up a CTA as the step's
+// kernels do, and sends each warp to its own.
+#pragma once
+
+#include "bench.h"
+#include "step/step.cuh"
+
+namespace bench {
+
+using namespace kilotok;
+
+template <class Roles>
+__global__ void __launch_bounds__(THREADS, 1)
+    roles(const __grid_constant__ Memory memory,
+          const __grid_constant__ typename Roles::Work work) {
+  Shared& shared = cta_shared();
+  if (threadIdx.x == 0) {
+    shared.memory = memory;
+    cta_place = Place::begin(memory.fault, memory.wait_max_ms, memory.rank);
+    ptx::mbarrier_init(ptx::shared_address(&shared.routed), 1);
+    ptx::mbarrier_init(ptx::shared_address(&shared.heard), 1 + ADDER_WARPS);
+    Sums(shared.sums).init();
+    Ring(shared.ring).init();
+  }
+  if (threadIdx.x < CONSUMER_WARPS) shared.progress[threadIdx.x] = {};
+  shared.batch.bring(memory);
+  __syncthreads();
+  Walker walker;
+  if (threadIdx.x < CONSUMERS) {
+    ptx::more_registers<CONSUMER_REGISTERS>();
+    Roles::consume(walker, work);
+  } else {
+    ptx::fewer_registers<HELPER_REGISTERS>();
+    if (threadIdx.x >= CONSUMERS + 32)
+      Roles::add(walker, work);
+    else if (threadIdx.x == CONSUMERS)
+      Roles::produce(walker, work);
+  }
+}
+
+// What every phase has: a batch of so many tokens, a barrier, and who gave up.
+inline Memory memory_of_batch(Buffers& buffers, int token_count) {
+  Memory memory = {};
+  memory.batch = buffers.put(
+      std::vector<Batch>{{static_cast<uint32_t>(token_count), 1, 0, 0}});
+  memory.tokens = buffers.put(std::vector<BatchToken>(TOKENS_MAX));
+  memory.rows = buffers.put(std::vector<BatchRow>(TOKENS_MAX));
+  memory.barrier = buffers.take(2 * COUNTER_BYTES);
+  memory.fault = fault_address();
+  memory.wait_max_ms = wait_max_ms();
+  return memory;
+}
+
+template <class Roles>
+float roles_ms(const Memory& memory, const typename Roles::Work& work) {
+  CHECK(cudaMemset(at<void>(memory.barrier), 0, 2 * COUNTER_BYTES));
+  void* arguments[] = {const_cast<Memory*>(&memory),
+                       const_cast<typename Roles::Work*>(&work)};
+  return launch_ms(roles<Roles>, dim3(GRID), THREADS, sizeof(Shared), arguments);
+}
+
+// The same matrix many times, far enough apart that no cache keeps it: bytes of all copies.
+constexpr size_t BEYOND_CACHES = size_t{1} << 28;
+
+}  // namespace bench

@@ -1,0 +1,355 @@
+// Chooses experts as the router does, from the stream to the routes, checks scores, experts and
+// weights against double precision, and times it. Needs a GPU:
+//
+//   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -I kernels -I kernels/include \
+//     -I kernels/models/slice kernels/harness/router.cu -o router
+//   ./router            checks and times
+//   ./router check      checks alone, for compute-sanitizer
+//
+// Each kind of network with experts that the model has is checked: every score, which experts each
+// token has wherever its scores are further apart than they may be off, their weights, that all
+// CTAs know the same routes, that a token's weights do not depend on others, and what a token
+// becomes that is not a number. Returns 1 if anything is wrong.
+#include "roles.cuh"
+
+namespace bench {
+
+// Experts of which both have the same column and bias: of equals the lower is taken.
+constexpr int TWIN = 1, OTHER_TWIN = 6;
+
+struct RouterWork {
+  // F32 `[tokens][HIDDEN]`: the stream, and what is added to it.
+  uint64_t residual, part;
+  uint64_t norm, router, bias;
+  // Copies of the router, which repeats take in turn.
+  int copies, repeats;
+  // `[CTAs][tiles]`, if they are to be kept.
+  uint64_t routes;
+};
+
+template <int KIND>
+struct RouterRoles {
+  using Work = RouterWork;
+  using R = Router<KIND>;
+  static constexpr size_t BYTES = size_t{OWNER_UNITS} * R::UNIT_BYTES;
+  static constexpr float EPS = KIND < DRAFT_FEED_FORWARD ? NORM_EPS : DRAFT_NORM_EPS;
+
+  static __device__ __forceinline__ void bring_stream(Walker& w, const Work& work) {
+    for (int k = w.cta.thread(); k < w.token_count() * OWNER_ROWS; k += CONSUMERS) {
+      const int token = k / OWNER_ROWS, row = k % OWNER_ROWS;
+      const int column = w.cta.index() * OWNER_ROWS + row;
+      const bool there = column < HIDDEN;
+      const size_t place = static_cast<size_t>(token) * HIDDEN + column;
+      w.stream().residual[token][row] = there ? at<const float>(work.residual)[place] : 0;
+      w.stream().part[token][row] = there ? at<const float>(work.part)[place] : 0;
+    }
+  }
+
+  static __device__ __forceinline__ void consume(Walker& w, const Work& work) {
+    Cta& cta = w.cta;
+    Routes& routes = w.shared.routes;
+    for (int i = 0; i < work.repeats; i++) {
+      if (is_owner(cta)) {
+        bring_stream(w, work);
+        begin_norm(cta, w.stream(), work.norm, operand_scale(R::F.format), ~0u);
+        add_to_stream(cta, w.stream(), w.shared.sums, w.token_count());
+        w.walk([&](Ring& ring, Sums&) {
+          router_parts<KIND>(cta, ring, w.shared.sums, w.token_count());
+        });
+      }
+      cta.sync_grid();
+      router_scores<KIND>(cta, w.shared.sums, w.token_count(), EPS);
+      cta.sync_grid();
+      for (int tile = 0; tile < w.tiles(); tile++) {
+        choose_routes<KIND>(cta, routes, w.stream(), at<const float>(work.bias), tile,
+                            w.token_count(), [](int row) { return Inner<KIND>::place(row); });
+        if (work.routes != 0 && cta.thread() == 0)
+          at<Routes>(work.routes)[cta.index() * TILES_MAX + tile] = routes;
+        cta.sync();
+      }
+    }
+  }
+
+  static __device__ __forceinline__ void produce(Walker& w, const Work& work) {
+    if (!is_owner(w.cta)) return;
+    for (int i = 0; i < work.repeats; i++)
+      produce_router<KIND>(w.ring, work.router + i % work.copies * BYTES);
+  }
+
+  static __device__ __forceinline__ void add(Walker&, const Work&) {}
+};
+
+// One kind's router and a stream of TOKENS_MAX tokens, and what should come of them.
+template <int KIND>
+struct RouterCheck {
+  using Roles = RouterRoles<KIND>;
+  using R = Router<KIND>;
+  static constexpr FeedForward F = R::F;
+  static constexpr int EXPERTS = R::EXPERTS, ROW = R::ROW_BYTES / 4;
+  Buffers buffers;
+  std::vector<float> residual = uniforms(size_t{TOKENS_MAX} * HIDDEN, 2, 0, 1);
+  std::vector<float> part = uniforms(size_t{TOKENS_MAX} * HIDDEN, 1, 0, 2);
+  std::vector<float> norm = uniforms(HIDDEN, 0.3f, 1, 3);
+  std::vector<float> bias = uniforms(EXPERTS, 0.2f, 0, 4);
+  // `[columns][experts]`, of as many columns as owners have.
+  std::vector<float> router = uniforms(Roles::BYTES / 4, 2 / std::sqrt(1.0f * HIDDEN), 0, 5);
+  RouterWork work = {};
+
+  // What a token's scores are, and by how much they may be off.
+  struct Token {
+    std::vector<double> scores, tolerances;
+    double inverse_rms;
+  };
+
+  explicit RouterCheck(int copies) {
+    if (OTHER_TWIN < EXPERTS) {
+      bias[OTHER_TWIN] = bias[TWIN];
+      for (int column = 0; column < OWNER_UNITS * OWNER_ROWS; column++)
+        router[size_t{1} * column * ROW + OTHER_TWIN] = router[size_t{1} * column * ROW + TWIN];
+    }
+    // As the host writes them: nothing beyond the last column, and no expert beyond the last.
+    for (size_t i = 0; i < router.size(); i++)
+      if (i / ROW >= HIDDEN || i % ROW >= EXPERTS) router[i] = 0;
+    work.residual = buffers.put(residual);
+    work.part = buffers.put(part);
+    work.norm = buffers.put(norm);
+    work.bias = buffers.put(bias);
+    work.router = buffers.take(copies * Roles::BYTES);
+    work.copies = copies;
+    put_router(router);
+  }
+
+  void put_router(const std::vector<float>& values) {
+    for (int copy = 0; copy < work.copies; copy++)
+      Buffers::copy(work.router + copy * Roles::BYTES, values);
+  }
+
+  Memory memory(int token_count) {
+    Memory m = memory_of_batch(buffers, token_count);
+    m.normed = buffers.take(size_t{TOKENS_MAX} * NORMED_BYTES);
+    m.squares = buffers.take(size_t{TOKENS_MAX} * SQUARES_EACH * 4);
+    m.router_parts = buffers.take(size_t{OWNER_UNITS} * TOKENS_MAX * EXPERTS_MAX * 4);
+    m.router_scores = buffers.take(size_t{TOKENS_MAX} * SCORES_EACH * 4);
+    return m;
+  }
+
+  // F32 sums of 48 products of an owner, of 11 owners of a warp and of 12 warps, each rounded in
+  // the 24th place of no more than the sum of magnitudes; as many for 1 / rms, which all scores
+  // share. The sigmoid turns an error into a quarter of it, and rounds by itself.
+  static constexpr double SUM_ERROR = 80.0 / (1 << 24), OWN_ERROR = 8.0 / (1 << 24);
+
+  Token expected(int token) const {
+    Token t = {std::vector<double>(EXPERTS), std::vector<double>(EXPERTS), 0};
+    std::vector<double> magnitudes(EXPERTS);
+    double squares = 0;
+    for (int column = 0; column < HIDDEN; column++) {
+      const size_t place = size_t{1} * token * HIDDEN + column;
+      const float x = residual[place] + part[place];
+      const double scaled = x * norm[column];
+      squares += static_cast<double>(x) * x;
+      const float* weights = &router[size_t{1} * column * ROW];
+      for (int e = 0; e < EXPERTS; e++) {
+        t.scores[e] += scaled * weights[e];
+        magnitudes[e] += std::fabs(scaled * weights[e]);
+      }
+    }
+    t.inverse_rms = 1 / std::sqrt(squares / HIDDEN + Roles::EPS);
+    for (int e = 0; e < EXPERTS; e++) {
+      t.tolerances[e] = magnitudes[e] * t.inverse_rms * SUM_ERROR / 4 + OWN_ERROR;
+      t.scores[e] = 1 / (1 + std::exp(-t.scores[e] * t.inverse_rms));
+    }
+    return t;
+  }
+
+  static bool are_twins(int a, int b) {
+    return smaller(a, b) == TWIN && larger(a, b) == OTHER_TWIN;
+  }
+
+  // The best experts in ascending order, or none where two are too near to each other.
+  std::vector<int> chosen(const Token& t) const {
+    std::vector<int> order(EXPERTS);
+    for (int e = 0; e < EXPERTS; e++) order[e] = e;
+    const auto key = [&](int e) { return t.scores[e] + bias[e]; };
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return key(a) > key(b); });
+    for (int in = 0; in < F.top_k; in++)
+      for (int out = F.top_k; out < EXPERTS; out++) {
+        const double gap = t.tolerances[order[in]] + t.tolerances[order[out]];
+        if (!are_twins(order[in], order[out]) && key(order[in]) - key(order[out]) <= gap) return {};
+      }
+    order.resize(F.top_k);
+    std::sort(order.begin(), order.end());
+    return order;
+  }
+
+  // A token's experts and weights by what `routes` says.
+  struct Choice {
+    std::vector<int> experts;
+    std::vector<float> weights;
+  };
+  static Choice found(const Routes& routes, int column) {
+    Choice c;
+    for (int entry = 0; entry < routes.count; entry++) {
+      const int choice = routes.choices[entry][column];
+      if (choice < 0) continue;
+      c.experts.push_back(routes.experts[entry]);
+      c.weights.push_back(choice < F.top_k ? routes.weights[column][choice] : NAN);
+      if (routes.places[column][entry] != Inner<KIND>::place(column * F.top_k + choice))
+        c.experts.push_back(-1);
+    }
+    return c;
+  }
+
+  // The routes of so many tokens, in CTA 0; all others must have the same.
+  std::vector<Routes> routes(const Memory& m, int token_count, Verdict& verdict) {
+    Buffers here;
+    const int tiles = ceil_div(token_count, TILE_TOKENS);
+    work.repeats = 2;
+    work.routes = here.take(sizeof(Routes) * GRID * TILES_MAX);
+    roles_ms<Roles>(m, work);
+    std::vector<Routes> all = read<Routes>(work.routes, size_t{GRID} * TILES_MAX);
+    work.routes = 0;
+    for (int cta = 1; cta < GRID; cta++)
+      for (int tile = 0; tile < tiles; tile++) {
+        const Routes &a = all[tile], &b = all[cta * TILES_MAX + tile];
+        const size_t count = smaller(larger(a.count, 0), ROUTES_MAX);
+        const bool same = a.count == b.count &&
+                          std::memcmp(a.experts, b.experts, count * sizeof a.experts[0]) == 0 &&
+                          std::memcmp(a.choices, b.choices, count * sizeof a.choices[0]) == 0 &&
+                          std::memcmp(a.places, b.places, sizeof a.places) == 0;
+        verdict.exact(same, true, "routes of CTA, tile", cta, tile);
+      }
+    all.resize(tiles);
+    return all;
+  }
+
+  void check_token(int token, const Choice& c, const float* scores, Verdict& verdict, int& near) {
+    const Token t = expected(token);
+    for (int e = 0; e < EXPERTS; e++)
+      verdict.near(scores[e], t.scores[e], t.tolerances[e], "score of token, expert", token, e);
+    verdict.near(scores[EXPERTS], t.inverse_rms, t.inverse_rms * SUM_ERROR, "1 / rms of token",
+                 token, 0);
+    const std::vector<int> wanted = chosen(t);
+    if (wanted.empty()) {
+      near++;
+      return;
+    }
+    verdict.exact(c.experts == wanted, true, "experts of token", token, 0);
+    if (c.experts != wanted) return;
+    double total = 0, total_off = 0;
+    for (int e : wanted) {
+      total += t.scores[e];
+      total_off += t.tolerances[e];
+    }
+    for (size_t i = 0; i < wanted.size(); i++) {
+      const double score = t.scores[wanted[i]];
+      const double weight = score / (F.normalise ? total : 1) * F.scale;
+      const double off = t.tolerances[wanted[i]] / score + total_off / total + OWN_ERROR;
+      verdict.near(c.weights[i], weight, weight * off, "weight of token, expert", token,
+                   wanted[i]);
+    }
+  }
+
+  // So many tokens; their weights, `[tokens][top_k]`.
+  std::vector<float> check(int token_count, Verdict& verdict) {
+    const Memory m = memory(token_count);
+    const std::vector<Routes> all = routes(m, token_count, verdict);
+    const auto scores = read<float>(m.router_scores, size_t{TOKENS_MAX} * SCORES_EACH);
+    std::vector<float> weights;
+    int near = 0;
+    for (int token = 0; token < token_count; token++) {
+      const Choice c = found(all[token / TILE_TOKENS], token % TILE_TOKENS);
+      check_token(token, c, &scores[size_t{1} * token * SCORES_EACH], verdict, near);
+      weights.insert(weights.end(), c.weights.begin(), c.weights.end());
+    }
+    // Entries are the chosen experts, each once, in ascending order.
+    for (const Routes& r : all)
+      for (int entry = 1; entry < r.count; entry++)
+        verdict.exact(r.experts[entry - 1] < r.experts[entry], true, "order of entry", entry, 0);
+    std::printf("  %d of %d tokens have experts too near to tell\n", near, token_count);
+    verdict.exact(8 * near < token_count || near < 2, true, "few near tokens of", near,
+                  token_count);
+    return weights;
+  }
+
+  // A token that is not a number has no weights, and no other token knows.
+  void check_nan(const std::vector<float>& weights, int token_count, Verdict& verdict) {
+    const int spoilt = token_count - 1;
+    std::vector<float> bad = residual;
+    bad[size_t{1} * spoilt * HIDDEN + HIDDEN / 2] = NAN;
+    Buffers::copy(work.residual, bad);
+    const std::vector<Routes> all = routes(memory(token_count), token_count, verdict);
+    Buffers::copy(work.residual, residual);
+    for (int token = 0; token < token_count; token++) {
+      const Choice c = found(all[token / TILE_TOKENS], token % TILE_TOKENS);
+      verdict.exact(c.weights.size(), F.top_k, "weights beside a NaN of token", token, 0);
+      for (int i = 0; i < smaller(F.top_k, static_cast<int>(c.weights.size())); i++) {
+        const float before = weights[token * F.top_k + i];
+        const bool right = token == spoilt ? std::isnan(c.weights[i]) : c.weights[i] == before;
+        verdict.exact(right, true, "weight beside a NaN of token", token, i);
+      }
+    }
+  }
+
+  // An expert whose scores are no numbers leaves nobody any weights, chosen or not.
+  void check_nan_expert(Verdict& verdict) {
+    std::vector<float> bad = router;
+    for (int column = 0; column < HIDDEN; column++) bad[size_t{1} * column * ROW] = NAN;
+    put_router(bad);
+    const std::vector<Routes> all = routes(memory(1), 1, verdict);
+    put_router(router);
+    const Choice c = found(all[0], 0);
+    verdict.exact(c.weights.size(), F.top_k, "weights with a NaN", 0, 0);
+    for (float weight : c.weights)
+      verdict.exact(std::isnan(weight), true, "weight with a NaN", 0, 0);
+  }
+};
+
+constexpr int REPEATS = 200, RUNS = 5;
+
+template <int KIND>
+void time_kind(int token_count) {
+  RouterCheck<KIND> c(static_cast<int>(BEYOND_CACHES / RouterRoles<KIND>::BYTES) + 1);
+  const Memory m = c.memory(token_count);
+  c.work.repeats = REPEATS;
+  float best = INFINITY;
+  for (int run = 0; run < RUNS; run++)
+    best = std::min(best, roles_ms<RouterRoles<KIND>>(m, c.work));
+  char name[64];
+  std::snprintf(name, sizeof name, "  kind %d, %d tokens, two barriers", KIND, token_count);
+  print_time(name, best * 1e3 / REPEATS, RouterRoles<KIND>::BYTES);
+}
+
+template <int KIND>
+bool all_kinds(bool small) {
+  if constexpr (KIND == FEED_FORWARD_KINDS) {
+    return true;
+  } else if constexpr (FEED_FORWARDS[KIND].experts == 0) {
+    return all_kinds<KIND + 1>(small);
+  } else {
+    RouterCheck<KIND> c(2);
+    char name[64];
+    std::snprintf(name, sizeof name, "%d experts of kind %d", FEED_FORWARDS[KIND].experts, KIND);
+    Verdict verdict = {name};
+    const std::vector<float> all = c.check(TOKENS_MAX, verdict);
+    const std::vector<float> few = c.check(TILE_TOKENS - 3, verdict);
+    for (size_t i = 0; i < std::min(few.size(), all.size()); i++)
+      verdict.exact(few[i], all[i], "weight without others", static_cast<int>(i), 0);
+    c.check_nan(few, TILE_TOKENS - 3, verdict);
+    c.check_nan_expert(verdict);
+    bool right = verdict.print();
+    for (int tokens : {TILE_TOKENS, TOKENS_MAX})
+      if (!small) time_kind<KIND>(tokens);
+    return all_kinds<KIND + 1>(small) && right;
+  }
+}
+
+}  // namespace bench
+
+int main(int argc, char** argv) {
+  cudaDeviceProp device;
+  CHECK(cudaGetDeviceProperties(&device, 0));
+  std::printf("%s, hidden size %d\n", device.name, kilotok::HIDDEN);
+  const bool right = bench::all_kinds<0>(argc > 1 && std::strcmp(argv[1], "check") == 0);
+  std::puts(right ? "all right" : "WRONG");
+  return right ? 0 : 1;
+}
