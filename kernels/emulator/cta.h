@@ -41,7 +41,6 @@ using std::min;
 namespace emulator {
 
 constexpr int WARP = 32;
-constexpr int THREADS_MAX = 1024;
 constexpr int BARRIERS = 16;
 // Registers that one lane shows the others at a time.
 constexpr int SHOWN = 8;
@@ -172,9 +171,11 @@ inline void able_again(Thread* thread) {
 
 bool deliver();
 
-// After so many times of nothing to do, others than this CTA get the processor for a while.
+// After so many times of nothing to do, others than this CTA get the processor for a while, each
+// time for longer, as they may have much to do.
 constexpr int IDLE_MAX = 2;
 constexpr long REST_NS = 20000;
+constexpr int RESTS_MAX = 50;
 // And after so many, those who wait for a barrier may look at the clock.
 constexpr int ALARM = 256;
 
@@ -189,7 +190,7 @@ inline void rest() {
     here->sleepers.clear();
     here->idle = idle;
   } else if (here->idle > IDLE_MAX) {
-    const timespec rest = {0, REST_NS};
+    const timespec rest = {0, REST_NS * std::min(here->idle, RESTS_MAX)};
     nanosleep(&rest, nullptr);
   } else {
     sched_yield();

@@ -2,27 +2,25 @@
 // from nvrtc.cpp. Streams are threads, as is every CTA of a module. It knows what crates/cuda uses.
 #include <dlfcn.h>
 #include <elf.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <deque>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <string>
-#include <thread>
 #include <vector>
 
-#include "launch.h"
+#include "worker.h"
 
 namespace {
 
+using emulator::CtaThread;
 using emulator::Launch;
+using emulator::THREADS_MAX;
+using emulator::Worker;
 
 enum Code {
   SUCCESS = 0,
@@ -40,7 +38,6 @@ enum Attribute { MULTIPROCESSORS = 16, CAPABILITY_MAJOR = 75, CAPABILITY_MINOR =
 
 // Threads of which a module's CTAs have one each.
 constexpr int CTAS_MAX = 192;
-constexpr int THREADS_MAX = 1024;
 constexpr size_t ALIGNMENT = 512;
 
 int number(const char* name, int otherwise) {
@@ -48,68 +45,11 @@ int number(const char* name, int otherwise) {
   return text ? std::atoi(text) : otherwise;
 }
 
-// A thread that does one thing after another.
-class Worker {
- public:
-  ~Worker() {
-    then([this] { ended_ = true; });
-    thread_.join();
-  }
-
-  void then(std::function<void()> work) {
-    {
-      std::lock_guard lock(mutex_);
-      queue_.push_back(std::move(work));
-    }
-    changed_.notify_all();
-  }
-
-  void finish() {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return queue_.empty(); });
-  }
-
- private:
-  void run() {
-    while (!ended_) {
-      std::unique_lock lock(mutex_);
-      changed_.wait(lock, [&] { return !queue_.empty(); });
-      const auto& work = queue_.front();
-      lock.unlock();
-      work();
-      lock.lock();
-      queue_.pop_front();
-      lock.unlock();
-      changed_.notify_all();
-    }
-  }
-
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::deque<std::function<void()>> queue_;
-  bool ended_ = false;
-  std::thread thread_{[this] { run(); }};
-};
-
 struct Device {
   int index;
   std::atomic<bool> broken{false};
   uint64_t launches = 0;
   Worker stream;
-};
-
-struct CtaThread {
-  char* stacks;
-  Worker worker;
-
-  CtaThread() {
-    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-    void* room = mmap(nullptr, emulator::STACK_BYTES * THREADS_MAX, PROT_READ | PROT_WRITE, flags,
-                      -1, 0);
-    if (room == MAP_FAILED) std::abort();
-    stacks = static_cast<char*>(room);
-  }
-  ~CtaThread() { munmap(stacks, emulator::STACK_BYTES * THREADS_MAX); }
 };
 
 using Kernel = void (*)(const void*);

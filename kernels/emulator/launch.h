@@ -12,6 +12,7 @@ namespace emulator {
 
 // For one thread of a CTA; not a power of two, or all would want the same lines of the cache.
 constexpr size_t STACK_BYTES = (64 << 10) + 576;
+constexpr int THREADS_MAX = 1024;
 // Shared memory that one CTA can have.
 constexpr size_t SHARED_MAX = 227 << 10;
 

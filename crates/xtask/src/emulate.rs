@@ -21,13 +21,15 @@ const VERSIONS: u64 = 1_000_000;
 const BUILD: [&str; 4] = ["test", "--no-run", "-p=kilotok", "--test=gpu"];
 const SUITE: Program = Program { name: "gpu", kind: "test", target: "gpu" };
 
-/// What is run if nothing else is asked for: minutes on two cores. Every kernel, one tile of tokens
-/// and several, one rank and as many as there can be.
-const SHORT: [&str; 4] = [
-    "cuda_flash::drafted",
+/// What is run if nothing else is asked for: a minute or two on two cores. Every kernel, one tile
+/// of tokens and several, one rank and as many as there can be.
+const SHORT: [&str; 6] = [
     "cuda_flash::order",
-    "cuda_pro_2_ranks::neighbours",
+    "cuda_flash::places",
+    "cuda_pro::drops",
+    "cuda_pro_2_ranks::order",
     "cuda_pro_8_ranks::order",
+    "phases::",
 ];
 
 /// Runs the tests whose names contain one of these words.

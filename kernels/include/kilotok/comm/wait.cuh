@@ -48,10 +48,10 @@ static __shared__ Place cta_place;
 static __device__ uint32_t record_begun = 0;
 
 // By how much a wait goes on after the deadline, in units of 1024 cycles: those for somebody who
-// waits too let others give up first, who are nearer to the cause.
+// waits too let others give up first, who are nearer to the cause, and may look at the clock late.
 __device__ constexpr int patience(Waits waits) {
   const bool of_others = waits == Waits::Peer || waits == Waits::Page || waits == Waits::Host;
-  return (of_others ? 0 : waits == Waits::Grid ? 1 : 2) * KILOCYCLES_PER_MS;
+  return (of_others ? 0 : waits == Waits::Grid ? 10 : 20) * KILOCYCLES_PER_MS;
 }
 
 // Out of line: a wait must cost neither registers nor code where it does not run out.
