@@ -2,8 +2,6 @@
 //! weights beside the reference, whole on eight GPUs, and as halves, quarters and eighths of it on
 //! fewer.
 
-#![expect(clippy::print_stdout, reason = "it says what was not run")]
-
 use kilotok_model::{Knobs, ModelSpec, read_config};
 use kilotok_weights::Dummy;
 use serde_json::{Value, json};
