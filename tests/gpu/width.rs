@@ -22,7 +22,8 @@ const SLICES: [(usize, &str); 4] = [
     (8, include_str!("../../benches/models/slice_8/config.json")),
 ];
 
-/// Found as those of `numbers`; of 384 experts the last chosen is hardly ever far ahead.
+/// About half more than rounding took one eighth on one rank, and two on two: half of the positions
+/// 0.0134, most 0.0249, clear ones 0.0275, all 0.56. Of 384 experts the last is often not clear.
 const BOUNDS: Bounds = Bounds { half: 0.02, most: 0.035, clear: 0.045, all: 1.0 };
 
 fn spec(slice: &str) -> ModelSpec {

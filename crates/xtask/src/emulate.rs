@@ -18,7 +18,9 @@ const LIBRARIES: [(&str, &str); 2] =
     [("driver.cpp", "libcuda.so.1"), ("nvrtc.cpp", "libnvrtc.so.13")];
 /// Versions of the second library, by which compiled kernels are told apart.
 const VERSIONS: u64 = 1_000_000;
-const BUILD: [&str; 4] = ["test", "--no-run", "-p=kilotok", "--test=gpu"];
+/// Of the whole workspace, so that what `cargo test` has built is not built anew with fewer
+/// features.
+const BUILD: [&str; 4] = ["test", "--no-run", "--workspace", "--test=gpu"];
 const SUITE: Program = Program { name: "gpu", kind: "test", target: "gpu" };
 
 /// What is run if nothing else is asked for: a minute or two on two cores. Every kernel, one tile
