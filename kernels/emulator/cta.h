@@ -225,13 +225,16 @@ inline void wake(Thread** waiting, int count) {
   for (int i = 0; i < count; i++) able_again(waiting[i]);
 }
 
+// All lanes of a warp have come.
+inline void end_round(Warp& warp) {
+  wake(warp.waiting, warp.arrived);
+  warp.arrived = 0;
+  warp.round++;
+}
+
 inline void end_thread() {
   Warp& warp = here->warps[here->current->index / WARP];
-  if (--warp.lanes > 0 && warp.arrived == warp.lanes) {
-    wake(warp.waiting, warp.arrived);
-    warp.arrived = 0;
-    warp.round++;
-  }
+  if (--warp.lanes > 0 && warp.arrived == warp.lanes) end_round(warp);
   if (--here->live == 0) leave_cta();
   wait();
 }
@@ -247,9 +250,7 @@ const Shown* show(const uint32_t* words, int count, Join join) {
   for (int i = 0; i < count; i++) shown[index % WARP][i] = words[i];
   if (warp.arrived + 1 == warp.lanes) {
     join(shown);
-    wake(warp.waiting, warp.arrived);
-    warp.arrived = 0;
-    warp.round++;
+    end_round(warp);
   } else {
     warp.waiting[warp.arrived++] = here->current;
     wait();

@@ -185,4 +185,14 @@ struct Verdict {
   }
 };
 
+// A harness's `main`: `all(small)` checks, and times what is not to be small.
+inline int run_all(int argc, char** argv, bool (*all)(bool small)) {
+  cudaDeviceProp device;
+  CHECK(cudaGetDeviceProperties(&device, 0));
+  std::printf("%s, hidden size %d\n", device.name, kilotok::HIDDEN);
+  const bool right = all(argc > 1 && std::strcmp(argv[1], "check") == 0);
+  std::puts(right ? "all right" : "WRONG");
+  return right ? 0 : 1;
+}
+
 }  // namespace bench

@@ -344,14 +344,11 @@ struct ContextCheck {
 }  // namespace bench
 
 int main(int argc, char** argv) {
-  cudaDeviceProp device;
-  CHECK(cudaGetDeviceProperties(&device, 0));
-  std::printf("%s, hidden size %d\n", device.name, HIDDEN);
-  bench::ContextCheck c;
-  const bool right = c.check_all();
-  const bool small = argc > 1 && std::strcmp(argv[1], "check") == 0;
-  for (uint32_t tokens : {TILE_TOKENS, TOKENS_MAX})
-    if (!small) c.time(tokens);
-  std::puts(right ? "all right" : "WRONG");
-  return right ? 0 : 1;
+  return bench::run_all(argc, argv, [](bool small) {
+    bench::ContextCheck c;
+    const bool right = c.check_all();
+    for (uint32_t tokens : {TILE_TOKENS, TOKENS_MAX})
+      if (!small) c.time(tokens);
+    return right;
+  });
 }

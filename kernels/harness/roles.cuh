@@ -13,18 +13,7 @@ template <class Roles>
 __global__ void __launch_bounds__(THREADS, 1)
     roles(const __grid_constant__ Memory memory,
           const __grid_constant__ typename Roles::Work work) {
-  Shared& shared = cta_shared();
-  if (threadIdx.x == 0) {
-    shared.memory = memory;
-    cta_place = Place::begin(memory.fault, memory.wait_max_ms, memory.rank);
-    ptx::mbarrier_init(ptx::shared_address(&shared.routed), 1);
-    ptx::mbarrier_init(ptx::shared_address(&shared.heard), 1 + ADDER_WARPS);
-    Sums(shared.sums).init();
-    Ring(shared.ring).init();
-  }
-  if (threadIdx.x < CONSUMER_WARPS) shared.progress[threadIdx.x] = {};
-  shared.batch.bring(memory);
-  __syncthreads();
+  set_up(memory);
   Walker walker;
   if (threadIdx.x < CONSUMERS) {
     ptx::more_registers<CONSUMER_REGISTERS>();

@@ -33,19 +33,7 @@ struct Context {
 // Sets up a CTA, and sends each warp to its role.
 template <class Roles>
 __device__ __forceinline__ void run(const Memory& memory) {
-  Shared& shared = cta_shared();
-  if (threadIdx.x == 0) {
-    shared.memory = memory;
-    cta_place = Place::begin(memory.fault, memory.wait_max_ms, memory.rank);
-    ptx::mbarrier_init(ptx::shared_address(&shared.routed), 1);
-    ptx::mbarrier_init(ptx::shared_address(&shared.heard), 1 + ADDER_WARPS);
-    Sums(shared.sums).init();
-    Ring(shared.ring).init();
-  }
-  if (threadIdx.x < CONSUMER_WARPS) shared.progress[threadIdx.x] = {};
-  shared.batch.bring(memory);
-  shared.stream.bring_exchange(memory);
-  __syncthreads();
+  set_up(memory);
   Walker walker;
   if (threadIdx.x < CONSUMERS) {
     ptx::more_registers<CONSUMER_REGISTERS>();

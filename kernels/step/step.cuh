@@ -45,6 +45,23 @@ __device__ __forceinline__ Shared& cta_shared() {
   return *reinterpret_cast<Shared*>(shared_bytes);
 }
 
+// All threads of a CTA, before its roles part.
+__device__ __forceinline__ void set_up(const Memory& memory) {
+  Shared& shared = cta_shared();
+  if (threadIdx.x == 0) {
+    shared.memory = memory;
+    cta_place = Place::begin(memory.fault, memory.wait_max_ms, memory.rank);
+    ptx::mbarrier_init(ptx::shared_address(&shared.routed), 1);
+    ptx::mbarrier_init(ptx::shared_address(&shared.heard), 1 + ADDER_WARPS);
+    Sums(shared.sums).init();
+    Ring(shared.ring).init();
+  }
+  if (threadIdx.x < CONSUMER_WARPS) shared.progress[threadIdx.x] = {};
+  shared.batch.bring(memory);
+  shared.stream.bring_exchange(memory);
+  __syncthreads();
+}
+
 // The layers of the target, or of the drafter.
 template <bool DRAFT>
 struct Part {
