@@ -81,10 +81,10 @@ struct ContextCheck {
     memory.angles = buffers.take(size_t{8} * ATTENTION_KINDS * TOKENS_MAX * ROPE_PAIRS_MAX);
     // Columns beyond the last are zeros.
     memory.normed = buffers.put(std::vector<uint16_t>(size_t{TOKENS_MAX} * NORMED_BYTES / 2));
-    memory.squares = buffers.take(size_t{TOKENS_MAX} * SQUARES_EACH * 4);
+    memory.squares = buffers.take(size_t{READERS} * TOKENS_MAX * SQUARES_EACH * 4);
     memory.projected = buffers.take(size_t{TOKENS_MAX} * PROJECTED_ROWS * 4);
     memory.fused = buffers.take(size_t{TOKENS_MAX} * FuseMatrix::ROWS * 4);
-    memory.barrier = buffers.take(2 * COUNTER_BYTES);
+    memory.barrier = buffers.take(COUNTERS * COUNTER_BYTES);
     memory.trace = buffers.take(STAMPS_MAX * sizeof(Stamped));
     memory.fault = fault_address();
     memory.wait_max_ms = wait_max_ms();
@@ -141,7 +141,7 @@ struct ContextCheck {
   }
 
   float launch() {
-    CHECK(cudaMemset(at<void>(memory.barrier), 0, 2 * COUNTER_BYTES));
+    CHECK(cudaMemset(at<void>(memory.barrier), 0, COUNTERS * COUNTER_BYTES));
     void* arguments[] = {&memory};
     const auto kernel = tokens.size() > TILE_TOKENS ? draft_context_many : draft_context;
     return launch_ms(kernel, dim3(GRID), THREADS, sizeof(Shared), arguments);

@@ -164,12 +164,12 @@ struct Gpu {
     CHECK(cudaSetDevice(index));
     CHECK(cudaEventCreate(&start));
     CHECK(cudaEventCreate(&end));
-    barriers = buffers.take(size_t{2} * COUNTER_BYTES * count);
+    barriers = buffers.take(size_t{COUNTERS} * COUNTER_BYTES * count);
     for (int i = 0; i < count; i++) {
       Memory& m = memories[i];
       m = {};
       m.rank = static_cast<uint32_t>(first + i);
-      m.barrier = barriers + i * 2 * COUNTER_BYTES;
+      m.barrier = barriers + i * COUNTERS * COUNTER_BYTES;
       m.logits = buffers.take(size_t{TOKENS_MAX} * VOCAB_ROWS * 4);
       m.fault = fault_address();
       m.wait_max_ms = wait_ms;
@@ -221,7 +221,7 @@ struct Ranks {
       gpu.work.exchanges = exchanged;
       gpu.work.gathered = gathered;
       CHECK(cudaSetDevice(gpu.index));
-      CHECK(cudaMemset(at<void>(gpu.barriers), 0, size_t{2} * COUNTER_BYTES * gpu.count));
+      CHECK(cudaMemset(at<void>(gpu.barriers), 0, size_t{COUNTERS} * COUNTER_BYTES * gpu.count));
       CHECK(cudaDeviceSynchronize());
     }
     for (size_t i = 0; i < gpu_count; i++) {

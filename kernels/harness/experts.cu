@@ -57,13 +57,15 @@ struct ExpertsRoles {
     Routes& routes = w.shared.routes;
     for (int i = 0; i < work.repeats; i++) {
       if (work.sums != 0) write_operand(cta, work);
-      if constexpr (N::DENSE) read_norm(cta, w.stream(), w.token_count(), EPS);
-      if (N::OPERAND_IN_PAGES && cta.thread() == 0) Ring(w.shared.ring).operand_is_there();
+      if constexpr (N::DENSE)
+        read_norm(cta, w.stream(), Reader::Network, w.token_count(), EPS);
+      cta.count_operand();
       for (int tile = 0; tile < w.tiles(); tile++) {
         if constexpr (!N::DENSE) {
           w.wait_heard();
-          choose_routes<KIND>(cta, routes, w.stream(), at<const float>(work.bias), tile,
-                              w.token_count(), [](int row) { return Inner<KIND>::place(row); });
+          choose_routes<KIND, false>(
+              cta, routes, w.stream(), at<const float>(work.bias), tile, w.token_count(),
+              [](int row) { return Inner<KIND>::place(row); });
           if (cta.thread() == 0) ptx::mbarrier_arrive(ptx::shared_address(&w.shared.routed));
         } else {
           cta.sync();
@@ -71,7 +73,9 @@ struct ExpertsRoles {
         w.walk([&](Ring& ring, Sums& sums) { gate_up<KIND>(cta, ring, sums, tile); });
         cta.sync_grid();
         if (is_owner(cta))
-          w.walk([&](Ring& ring, Sums& sums) { down<KIND>(cta, ring, sums, routes, tile); });
+          w.walk([&](Ring& ring, Sums& sums) {
+            down<KIND, false>(cta, ring, sums, routes, tile, w.token_count() * N::TOP_K);
+          });
         cta.sync();
       }
       keep(w, work, i);
@@ -83,7 +87,7 @@ struct ExpertsRoles {
   static __device__ __forceinline__ void produce(Walker& w, const Work& work) {
     uint32_t taken = 0;
     for (int i = 0; i < work.repeats; i++) {
-      if constexpr (N::OPERAND_IN_PAGES) w.ring.wait_operand();
+      if constexpr (N::OPERAND_IN_PAGES) wait_operand(w.cta, i + 1);
       for (int tile = 0; tile < w.tiles(); tile++) {
         if constexpr (N::OPERAND_IN_PAGES) produce_operand<KIND>(w.cta, w.ring, tile);
         if constexpr (!N::DENSE) w.wait_routes();
@@ -148,7 +152,7 @@ struct ExpertsCheck {
       scores.push_back((i % SCORES_EACH == EXPERTS_MAX ? 1 / rms : 0.5f) *
                        (1.01f + uniform(12, i)));
     const float square = OWNER_ROWS * rms * rms;
-    squares = uniforms(size_t{TOKENS_MAX} * SQUARES_EACH, 0.5f * square, square, 13);
+    squares = uniforms(size_t{READERS} * TOKENS_MAX * SQUARES_EACH, 0.5f * square, square, 13);
     work.gate_up = buffers.take(EXPERTS * GateUp::BYTES);
     work.down = buffers.take(EXPERTS * Down::BYTES);
     for (int e = 0; e < EXPERTS; e++) {
@@ -216,7 +220,8 @@ struct ExpertsCheck {
       return scores[(static_cast<size_t>(table) * TOKENS_MAX + token) * SCORES_EACH + EXPERTS_MAX];
     double sum = 0;
     for (int unit = 0; unit < OWNER_UNITS; unit++)
-      sum += squares[static_cast<size_t>(token) * SQUARES_EACH + unit];
+      sum += squares[(static_cast<int>(Reader::Network) * size_t{TOKENS_MAX} + token) *
+                         SQUARES_EACH + unit];
     return 1 / std::sqrt(sum / HIDDEN + Roles::EPS);
   }
 

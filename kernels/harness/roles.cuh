@@ -34,7 +34,7 @@ inline Memory memory_of_batch(Buffers& buffers, int token_count) {
       std::vector<Batch>{{static_cast<uint32_t>(token_count), 1, 0, 0}});
   memory.tokens = buffers.put(std::vector<BatchToken>(TOKENS_MAX));
   memory.rows = buffers.put(std::vector<BatchRow>(TOKENS_MAX));
-  memory.barrier = buffers.take(2 * COUNTER_BYTES);
+  memory.barrier = buffers.take(COUNTERS * COUNTER_BYTES);
   memory.fault = fault_address();
   memory.wait_max_ms = wait_max_ms();
   return memory;
@@ -42,7 +42,7 @@ inline Memory memory_of_batch(Buffers& buffers, int token_count) {
 
 template <class Roles>
 float roles_ms(const Memory& memory, const typename Roles::Work& work) {
-  CHECK(cudaMemset(at<void>(memory.barrier), 0, 2 * COUNTER_BYTES));
+  CHECK(cudaMemset(at<void>(memory.barrier), 0, COUNTERS * COUNTER_BYTES));
   void* arguments[] = {const_cast<Memory*>(&memory),
                        const_cast<typename Roles::Work*>(&work)};
   return launch_ms(roles<Roles>, dim3(GRID), THREADS, sizeof(Shared), arguments);

@@ -49,20 +49,22 @@ struct RouterRoles {
     Cta& cta = w.cta;
     Routes& routes = w.shared.routes;
     for (int i = 0; i < work.repeats; i++) {
+      // As a step does in the attention of the layer.
+      cta.sync_grid();
+      forget_scores<KIND>(cta, w.token_count());
+      cta.sync_grid();
       if (is_owner(cta)) {
         bring_stream(w, work);
-        begin_norm(cta, w.stream(), work.norm, operand_scale(R::F.format), ~0u);
+        begin_norm(cta, w.stream(), Reader::Network, work.norm, operand_scale(R::F.format), ~0u);
         add_to_stream(cta, w.stream(), w.shared.sums, w.token_count());
         w.walk([&](Ring& ring, Sums&) {
           router_parts<KIND>(cta, ring, w.shared.sums, w.token_count());
         });
       }
-      cta.sync_grid();
-      router_scores<KIND>(cta, w.shared.sums, w.token_count(), EPS);
-      cta.sync_grid();
+      router_scores<KIND, true>(cta, w.shared.sums, w.token_count(), EPS);
       for (int tile = 0; tile < w.tiles(); tile++) {
-        choose_routes<KIND>(cta, routes, w.stream(), at<const float>(work.bias), tile,
-                            w.token_count(), [](int row) { return Inner<KIND>::place(row); });
+        choose_routes<KIND, true>(cta, routes, w.stream(), at<const float>(work.bias), tile,
+                                  w.token_count(), [](int row) { return Inner<KIND>::place(row); });
         if (work.routes != 0 && cta.thread() == 0)
           at<Routes>(work.routes)[cta.index() * TILES_MAX + tile] = routes;
         cta.sync();
@@ -127,7 +129,7 @@ struct RouterCheck {
   Memory memory(int token_count) {
     Memory m = memory_of_batch(buffers, token_count);
     m.normed = buffers.take(size_t{TOKENS_MAX} * NORMED_BYTES);
-    m.squares = buffers.take(size_t{TOKENS_MAX} * SQUARES_EACH * 4);
+    m.squares = buffers.take(size_t{READERS} * TOKENS_MAX * SQUARES_EACH * 4);
     m.router_parts = buffers.take(size_t{OWNER_UNITS} * TOKENS_MAX * EXPERTS_MAX * 4);
     m.router_scores = buffers.take(size_t{TOKENS_MAX} * SCORES_EACH * 4);
     return m;

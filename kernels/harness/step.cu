@@ -106,7 +106,7 @@ Memory workspace() {
   m.frequencies = floats(ATTENTION_KINDS * ROPE_PAIRS_MAX, 0.5f, 0.5f, 96);
   m.angles = take(static_cast<size_t>(ATTENTION_KINDS) * TOKENS_MAX * ROPE_PAIRS_MAX * 8);
   m.normed = take(static_cast<size_t>(TOKENS_MAX) * NORMED_BYTES);
-  m.squares = take(static_cast<size_t>(SQUARES_EACH) * TOKENS_MAX * 4);
+  m.squares = take(static_cast<size_t>(READERS) * TOKENS_MAX * SQUARES_EACH * 4);
   m.projected = take(static_cast<size_t>(TOKENS_MAX) * PROJECTED_ROWS * 4);
   m.queries = take(static_cast<size_t>(TOKENS_MAX) * QUERY_VALUES * 4);
   m.own_keys = take(1 << 24);
@@ -159,7 +159,7 @@ void upload_batch(Memory& m, int tokens, int context, int page_count) {
 }
 
 float launch(const Memory& m, int tokens) {
-  CHECK(cudaMemset(at<void>(m.barrier), 0, 2 * COUNTER_BYTES));
+  CHECK(cudaMemset(at<void>(m.barrier), 0, COUNTERS * COUNTER_BYTES));
   CHECK(cudaMemset(at<void>(m.trace), 0, STAMPS_MAX * sizeof(Stamped)));
   void* arguments[] = {const_cast<Memory*>(&m)};
   return bench::launch_ms(tokens > TILE_TOKENS ? target_many : target, dim3(GRID), THREADS,

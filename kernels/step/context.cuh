@@ -57,7 +57,7 @@ __device__ __forceinline__ void norm_context(Walker& w) {
     stream.residual[token][row] = 0;
     stream.part[token][row] = own ? ptx::load_l2(fused + token * FuseMatrix::ROWS + place) : 0;
   }
-  begin_norm(cta, stream, memory.draft_context_norm, 1.0f, ~0u);
+  begin_norm(cta, stream, Reader::Projection, memory.draft_context_norm, 1.0f, ~0u);
   exchange(cta, stream, w.token_count());
   add_to_stream(cta, stream, w.shared.sums, w.token_count());
 }
@@ -96,7 +96,7 @@ __device__ __forceinline__ void consume_context(Walker& w) {
   norm_context(w);
   cta.stamp(Stamp::ContextNorm);
   cta.sync_grid();
-  read_norm(cta, w.stream(), w.token_count(), P::EPS);
+  read_norm(cta, w.stream(), Reader::Projection, w.token_count(), P::EPS);
   cta.sync();
 #pragma unroll 1
   for (int index = 0; index < P::LAYER_COUNT; index++) {

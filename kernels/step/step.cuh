@@ -1,6 +1,7 @@
 // A pass over the layers: what consumers compute and, in the same order, what the producer brings
-// and the adders add. Grid barriers separate the phases; the ring runs ahead across them, up to the
-// experts, whose list is known only when the router has spoken.
+// and the adders add. Grid barriers separate the phases, or waits for single values
+// (comm/await.cuh); the ring runs ahead across them, up to the experts, whose list is known only
+// when the router has spoken.
 #pragma once
 
 #include "kilotok/phase/attn.cuh"
@@ -106,7 +107,7 @@ __device__ __forceinline__ void begin_norm_before(const Cta& cta, Shared& shared
   const Memory& memory = cta.memory;
   const LayerMemory& layer = shared.layers[index % 2];
   const bool last = index == Part<DRAFT>::LAYER_COUNT;
-  begin_norm(cta, shared.stream,
+  begin_norm(cta, shared.stream, Reader::Projection,
              !last ? layer.input_norm : DRAFT ? memory.draft_norm : memory.final_norm,
              last ? 1.0f : projection_scale(layer.attention), tap);
 }
@@ -237,30 +238,36 @@ __device__ __forceinline__ void attend(Walker& w) {
   attn<KIND>(w.cta, layer, w.batch(), w.shared.sums, DRAFT);
 }
 
+// Whether CTAs do not meet from the stream to what a network adds to it, but wait for values. With
+// several tiles of tokens they have to: units of one are asked for when nobody asks for another's.
+template <int KIND, int TILES>
+constexpr bool AWAITS =
+    TILES == 1 && Network<KIND>::OPERAND_IN_PAGES && Inner<KIND>::IN_SHARED;
+
 // What the network adds to the stream.
-template <int KIND, bool DRAFT>
+template <int KIND, bool DRAFT, int TILES>
 __device__ __forceinline__ void feed_forward(Walker& w) {
   constexpr bool DENSE = Network<KIND>::DENSE;
   Cta& cta = w.cta;
   Routes& routes = w.shared.routes;
   if constexpr (DENSE) {
-    read_norm(cta, w.stream(), w.token_count(), Part<DRAFT>::EPS);
+    read_norm(cta, w.stream(), Reader::Network, w.token_count(), Part<DRAFT>::EPS);
   } else {
-    if (Network<KIND>::OPERAND_IN_PAGES && cta.thread() == 0)
-      Ring(w.shared.ring).operand_is_there();
     const int line = cta.thread() * 32;
     if (cta.index() == 0 && line < FEED_FORWARDS[KIND].experts)
       ptx::prefetch_l2(at<const float>(w.layer().router_bias) + line);
-    router_scores<KIND>(cta, w.shared.sums, w.token_count(), Part<DRAFT>::EPS);
+    router_scores<KIND, AWAITS<KIND, TILES>>(cta, w.shared.sums, w.token_count(),
+                                             Part<DRAFT>::EPS);
     cta.stamp(Stamp::RouterSums);
-    cta.sync_grid();
+    if constexpr (!AWAITS<KIND, TILES>) cta.sync_grid();
   }
 #pragma unroll 1
   for (int tile = 0; tile < w.tiles(); tile++) {
     if constexpr (!DENSE) {
       w.wait_heard();
-      choose_routes<KIND>(cta, routes, w.stream(), at<const float>(w.layer().router_bias), tile,
-                          w.token_count(), [](int row) { return Inner<KIND>::place(row); });
+      choose_routes<KIND, AWAITS<KIND, TILES>>(
+          cta, routes, w.stream(), at<const float>(w.layer().router_bias), tile,
+          w.token_count(), [](int row) { return Inner<KIND>::place(row); });
       cta.stamp(Stamp::Routes);
     } else {
       cta.sync();
@@ -268,9 +275,12 @@ __device__ __forceinline__ void feed_forward(Walker& w) {
     if (!DENSE && cta.thread() == 0) ptx::mbarrier_arrive(ptx::shared_address(&w.shared.routed));
     w.walk([&](Ring& ring, Sums& sums) { gate_up<KIND>(cta, ring, sums, tile); });
     cta.stamp(Stamp::GateUp);
-    cta.sync_grid();
+    if constexpr (!AWAITS<KIND, TILES>) cta.sync_grid();
     if (is_owner(cta))
-      w.walk([&](Ring& ring, Sums& sums) { down<KIND>(cta, ring, sums, routes, tile); });
+      w.walk([&](Ring& ring, Sums& sums) {
+        down<KIND, AWAITS<KIND, TILES>>(cta, ring, sums, routes, tile,
+                                        w.token_count() * Network<KIND>::TOP_K);
+      });
     cta.sync();
     cta.stamp(Stamp::Down);
   }
@@ -285,6 +295,13 @@ __device__ __forceinline__ void attention(Walker& w) {
     project<decltype(kind)::value, DRAFT, TILES>(w);
   });
   cta.stamp(Stamp::Project);
+  with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(w.layer().feed_forward, [&](auto kind) {
+    constexpr int F = decltype(kind)::value;
+    if constexpr (AWAITS<F, TILES>) {
+      forget_scores<F>(cta, w.token_count());
+      forget_inner<F>(cta, w.token_count());
+    }
+  });
   with_kind<P::ATTENTION, P::ATTENTION_END>(w.layer().attention, [&](auto kind) {
     attend<decltype(kind)::value, DRAFT>(w);
   });
@@ -292,7 +309,8 @@ __device__ __forceinline__ void attention(Walker& w) {
   cta.sync_grid();
   if (!is_owner(cta)) return;
   const LayerMemory& layer = w.layer();
-  begin_norm(cta, w.stream(), layer.post_norm, feed_forward_scale(layer.feed_forward), ~0u);
+  begin_norm(cta, w.stream(), Reader::Network, layer.post_norm,
+             feed_forward_scale(layer.feed_forward), ~0u);
   with_matrix<OutputMatrix, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
     output<decltype(kind)::value, TILES>(w);
   });
@@ -313,17 +331,23 @@ __device__ __forceinline__ void consume_layers(Walker& w) {
       exchange(cta, w.stream(), w.token_count());
       add_to_stream(cta, w.stream(), w.shared.sums, w.token_count());
       cta.stamp(Stamp::AddToStream);
-      if (network)
-        with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(w.layer().feed_forward, [&](auto kind) {
-          constexpr int F = decltype(kind)::value;
-          if constexpr (!Network<F>::DENSE)
-            w.walk([&](Ring& ring, Sums&) {
-              router_parts<F>(cta, ring, w.shared.sums, w.token_count());
-              cta.stamp(Stamp::RouterParts);
-            });
-        });
     }
-    cta.sync_grid();
+    bool meet = true, experts = false;
+    if (network)
+      with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(w.layer().feed_forward, [&](auto kind) {
+        constexpr int F = decltype(kind)::value;
+        meet = !AWAITS<F, TILES>;
+        experts = !Network<F>::DENSE;
+        if constexpr (!Network<F>::DENSE) {
+          if (!is_owner(cta)) return;
+          w.walk([&](Ring& ring, Sums&) {
+            router_parts<F>(cta, ring, w.shared.sums, w.token_count());
+            cta.stamp(Stamp::RouterParts);
+          });
+        }
+      });
+    if (experts) cta.count_operand();
+    if (meet) cta.sync_grid();
     if (index == P::LAYER_COUNT) return;
     if (!network) {
       P::bring_layer(cta, w.shared.layers, index + 1);
@@ -332,7 +356,7 @@ __device__ __forceinline__ void consume_layers(Walker& w) {
     }
     begin_norm_before<DRAFT>(cta, w.shared, index + 1, w.layer().tap);
     with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(w.layer().feed_forward, [&](auto kind) {
-      feed_forward<decltype(kind)::value, DRAFT>(w);
+      feed_forward<decltype(kind)::value, DRAFT, TILES>(w);
     });
   }
 }
@@ -341,7 +365,7 @@ __device__ __forceinline__ void consume_layers(Walker& w) {
 template <bool DRAFT>
 __device__ __forceinline__ void produce_layers(Walker& w) {
   using P = Part<DRAFT>;
-  uint32_t taken = 0;
+  uint32_t taken = 0, operand_count = 0;
 #pragma unroll 1
   for (int index = 0; index < P::LAYER_COUNT; index++) {
     const LayerMemory& layer = P::layer(w.cta.memory, index);
@@ -357,7 +381,8 @@ __device__ __forceinline__ void produce_layers(Walker& w) {
       if constexpr (!Network<F>::DENSE) {
         if (is_owner(w.cta)) produce_router<F>(w.ring, layer.router);
       }
-      if constexpr (Network<F>::OPERAND_IN_PAGES) w.ring.wait_operand();
+      if constexpr (!Network<F>::DENSE) operand_count++;
+      if constexpr (Network<F>::OPERAND_IN_PAGES) wait_operand(w.cta, operand_count);
       for (int tile = 0; tile < w.tiles(); tile++) {
         if constexpr (Network<F>::OPERAND_IN_PAGES) produce_operand<F>(w.cta, w.ring, tile);
         if constexpr (!Network<F>::DENSE) w.wait_routes();

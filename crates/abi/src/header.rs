@@ -4,9 +4,9 @@
 use std::fmt::Write;
 
 use crate::{
-    BAD_TOKENS_MAX, BAD_WORDS_MAX, Batch, BatchRow, BatchToken, Bias, COUNTER_BYTES, ChoiceFault,
-    ChoicePart, END_TOKENS_MAX, Exchange, Fault, GROUPS_MAX, LayerMemory, Layout, Memory,
-    OUTPUT_COUNT_MAX, PARTS_MAX, Purpose, RANKS_MAX, RECENT_MAX, Report, RowChoice, SEEN,
+    BAD_TOKENS_MAX, BAD_WORDS_MAX, Batch, BatchRow, BatchToken, Bias, COUNTER_BYTES, COUNTERS,
+    ChoiceFault, ChoicePart, END_TOKENS_MAX, Exchange, Fault, GROUPS_MAX, LayerMemory, Layout,
+    Memory, OUTPUT_COUNT_MAX, PARTS_MAX, Purpose, RANKS_MAX, RECENT_MAX, Report, RowChoice, SEEN,
     STAMPS_MAX, SampleMemory, SampleRow, Sampling, Slot, Stamp, Stamped, TOPS_MAX, Top,
     VerifyMemory, Wanted,
 };
@@ -39,6 +39,7 @@ const CONSTANTS: &[(&str, usize)] = &[
     ("GROUPS_MAX", GROUPS_MAX),
     ("RANKS_MAX", RANKS_MAX),
     ("COUNTER_BYTES", COUNTER_BYTES),
+    ("COUNTERS", COUNTERS),
     ("BAD_WORDS_MAX", BAD_WORDS_MAX),
     ("BAD_TOKENS_MAX", BAD_TOKENS_MAX),
     ("RECENT_MAX", RECENT_MAX),

@@ -19,8 +19,8 @@ pub use slot::{
 };
 pub use stamp::{STAMPS_MAX, Stamp, Stamped};
 pub use step::{
-    Batch, BatchRow, BatchToken, COUNTER_BYTES, Exchange, Fault, GROUPS_MAX, LayerMemory, Memory,
-    RANKS_MAX,
+    Batch, BatchRow, BatchToken, COUNTER_BYTES, COUNTERS, Exchange, Fault, GROUPS_MAX, LayerMemory,
+    Memory, RANKS_MAX,
 };
 
 use layout::{abi_constants, abi_struct};

@@ -9,6 +9,8 @@ pub const RANKS_MAX: usize = 8;
 pub const GROUPS_MAX: usize = 4;
 /// Of a counter that all CTAs use: a line of the cache for itself.
 pub const COUNTER_BYTES: usize = 128;
+/// Counters of a launch: `Counter` of `kernels/include/kilotok/cta.cuh`.
+pub const COUNTERS: usize = 3;
 
 abi_struct! {
     /// One token of a batch.
@@ -116,7 +118,8 @@ abi_struct! {
         pub angles: u64,
         /// Operand `[TOKENS_MAX, hidden]`: the residual stream times the weights of the next norm.
         pub normed: u64,
-        /// `[owner units, TOKENS_MAX]`: sums of squares of each owner's part of the stream.
+        /// `[readers, TOKENS_MAX, owner units]`, F32: sums of squares of each owner's part of the
+        /// stream.
         pub squares: u64,
         /// `[TOKENS_MAX, rows]`, F32: products of the q, k and v projections.
         pub projected: u64,
@@ -148,8 +151,7 @@ abi_struct! {
         pub draft_parts: u64,
         /// `[TOKENS_MAX]`: the drafts chosen, one for each wanted token.
         pub drafted: u64,
-        /// Counters of the grid barrier and of units taken, each in [`COUNTER_BYTES`]; zero when a
-        /// kernel starts.
+        /// [`COUNTERS`] that CTAs share, each in [`COUNTER_BYTES`]; zero when a kernel starts.
         pub barrier: u64,
         /// A [`Fault`] in the host's memory.
         pub fault: u64,

@@ -4,7 +4,7 @@
 
 use std::fmt::Write;
 
-use kilotok_abi::{COUNTER_BYTES, LayerMemory, PARTS_MAX};
+use kilotok_abi::{COUNTER_BYTES, COUNTERS, LayerMemory, PARTS_MAX};
 use kilotok_model::{ModelSpec, Part, WeightFormat};
 
 use crate::constants::{Attention, Constants};
@@ -35,8 +35,10 @@ const ATTENTION_PARTS: usize = 64 + 1;
 const PACKET_VALUES: usize = 6;
 const PACKET_BYTES: usize = 16;
 const PACKET_SETS: usize = 2;
+/// Who reads norms of a layer: its projections, its network.
+const READERS: usize = 2;
 /// The counters of a launch.
-pub(crate) const BARRIER_BYTES: usize = 2 * COUNTER_BYTES;
+pub(crate) const BARRIER_BYTES: usize = COUNTERS * COUNTER_BYTES;
 /// Behind the packets: the flags of all ranks, and a packet of 16 bytes for each draft and rank.
 const FLAGS_BYTES: usize = 128;
 /// A row of logits to be verified is padded to so many.
@@ -328,7 +330,7 @@ impl Working {
             frequencies: kinds * pairs * F32,
             angles: kinds * tokens * pairs * 2 * F32,
             normed: tokens * normed,
-            squares: tokens * owners.next_multiple_of(4) * F32,
+            squares: READERS * tokens * owners.next_multiple_of(4) * F32,
             projected: tokens * heads(Attention::qkv_rows) * F32,
             queries: tokens * heads(Attention::query_values) * BF16,
             own_keys: tokens * heads(|kind| kind.kv_heads * kind.qk_dim) * BF16,

@@ -13,6 +13,8 @@ constexpr int RANKS_MAX = 8;
 
 constexpr int COUNTER_BYTES = 128;
 
+constexpr int COUNTERS = 3;
+
 constexpr int BAD_WORDS_MAX = 2048;
 
 constexpr int BAD_TOKENS_MAX = 16384;

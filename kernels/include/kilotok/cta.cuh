@@ -24,6 +24,17 @@ constexpr int HELPER_REGISTERS = 56;
 static __shared__ int stamp_count;
 #endif
 
+// What `Memory.barrier` counts, each in a line of its own.
+enum class Counter {
+  // CTAs at grid barriers.
+  Grid,
+  // Units of work that CTAs took.
+  UnitsTaken,
+  // CTAs that have written their part of an operand.
+  Operands,
+};
+static_assert(static_cast<int>(Counter::Operands) + 1 == COUNTERS, "each has its line");
+
 struct Cta {
   const Memory& memory;
   // Exchanges between ranks begun.
@@ -41,9 +52,29 @@ struct Cta {
   __device__ __forceinline__ int warp() const { return thread_index / 32; }
   __device__ __forceinline__ int lane() const { return thread_index % 32; }
 
-  // Counts units of work that CTAs took. It has a line for itself, behind the barrier's.
-  __device__ __forceinline__ uint32_t* units_taken() const {
-    return reinterpret_cast<uint32_t*>(memory.barrier + COUNTER_BYTES);
+  __device__ __forceinline__ uint32_t* counter(Counter which) const {
+    return reinterpret_cast<uint32_t*>(memory.barrier + static_cast<int>(which) * COUNTER_BYTES);
+  }
+
+  // One thread: counts one more, of whom all is seen that it wrote or has seen.
+  __device__ __forceinline__ void count(Counter which) const {
+    ptx::add_release(counter(which), 1);
+  }
+
+  // All consumers: the CTA has written its part of the next operand.
+  __device__ __forceinline__ void count_operand() {
+    sync();
+    if (thread() == 0) count(Counter::Operands);
+    forget();
+  }
+
+  // One thread: waits until so many are counted.
+  __device__ __forceinline__ void wait_count(Waits waits, Counter which, uint32_t wanted) const {
+    const uint32_t* counts = counter(which);
+    wait_for(waits, wanted, [&](uint32_t& seen) {
+      seen = ptx::load_acquire(counts);
+      return static_cast<int32_t>(seen - wanted) >= 0;
+    });
   }
 
   // Keeps the compiler from working out ahead, in registers that others need, what a later phase
@@ -64,20 +95,13 @@ struct Cta {
   __device__ __forceinline__ void arrive_grid() {
     sync();
     if (thread() == 0) {
-      ptx::add_release(reinterpret_cast<uint32_t*>(memory.barrier), 1);
+      count(Counter::Grid);
       cta_place.phase++;
     }
   }
 
   __device__ __forceinline__ void wait_grid() {
-    if (thread() == 0) {
-      uint32_t* counter = reinterpret_cast<uint32_t*>(memory.barrier);
-      const uint32_t wanted = cta_place.phase * GRID;
-      wait_for(Waits::Grid, wanted, [&](uint32_t& seen) {
-        seen = ptx::load_acquire(counter);
-        return static_cast<int32_t>(seen - wanted) >= 0;
-      });
-    }
+    if (thread() == 0) wait_count(Waits::Grid, Counter::Grid, cta_place.phase * GRID);
     sync();
     forget();
     stamp(Stamp::Barrier);

@@ -14,7 +14,7 @@ static_assert(planned::FUSE == FuseMatrix::BYTES, "draft_fc");
 static_assert(planned::ANGLES == per_token(ATTENTION_KINDS * ROPE_PAIRS_MAX * sizeof(float2)),
               "angles");
 static_assert(planned::NORMED == per_token(NORMED_BYTES), "normed");
-static_assert(planned::SQUARES == per_token(SQUARES_EACH * sizeof(float)), "squares");
+static_assert(planned::SQUARES == per_token(READERS * SQUARES_EACH * sizeof(float)), "squares");
 static_assert(planned::PROJECTED == per_token(PROJECTED_ROWS * sizeof(float)), "projected");
 static_assert(planned::QUERIES == per_token(QUERY_VALUES * sizeof(uint16_t)), "queries");
 static_assert(planned::ATTENTION_PARTS == ATTENTION_PARTS_BYTES, "attention_parts");

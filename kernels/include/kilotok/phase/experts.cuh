@@ -1,5 +1,5 @@
-// A feed-forward network, dense or one of experts: gate and up, silu(gate) * up, a grid barrier,
-// down. A dense network is an expert that all tokens go to with weight 1.
+// A feed-forward network, dense or one of experts: gate and up, silu(gate) * up, a grid barrier or
+// a wait for these values, down. A dense network is an expert that all tokens go to with weight 1.
 //
 // Reads `normed`, 1 / rms and the routes; `gate_up` writes the inner operand, `down` adds to
 // `stream.part` of the owned rows. The experts of a token are added in ascending order, so the
@@ -38,7 +38,13 @@ struct Network {
   }
 };
 
-// Producer: the operand of gate and up for one tile of tokens, once all CTAs have written it.
+// Producer: waits until all CTAs have written the operand, which is the layers' `count`th.
+__device__ __forceinline__ void wait_operand(const Cta& cta, uint32_t count) {
+  cta.wait_count(Waits::Operand, Counter::Operands, count * GRID);
+  ptx::other_proxy_fence();
+}
+
+// Producer: the operand of gate and up for one tile of tokens.
 template <int KIND>
 __device__ __forceinline__ void produce_operand(const Cta& cta, Ring& ring, int tile) {
   OperandPages<GateUpMatrix<KIND>>::produce(
@@ -63,7 +69,8 @@ __device__ __forceinline__ void produce_gate_up(const Cta& cta, Ring& ring, cons
   while (true) {
     int unit = cta.index() + own++ * GRID;
     if (!N::DENSE && (own > OWN_UNITS || unit >= count))
-      unit = OWN_UNITS * GRID + static_cast<int>(ptx::add_relaxed(cta.units_taken(), 1) - taken);
+      unit = OWN_UNITS * GRID +
+             static_cast<int>(ptx::add_relaxed(cta.counter(Counter::UnitsTaken), 1) - taken);
     if (unit >= count) break;
     const int expert = N::expert(routes, unit / M::UNITS);
     const char* from = at<const char>(address) + expert * M::BYTES +
@@ -151,7 +158,7 @@ __device__ __forceinline__ void add_gate_up(const Cta& cta, Sums& sums, const St
         const float weight = N::DENSE ? 1.0f : routes.weights[column][choice];
         char* inner = at<char>(N::inner(cta.memory)) +
                       operand_row(token * N::TOP_K + choice, N::INNER_BYTES);
-        store_operand(inner, row, silu(gate) * up * weight * operand_scale(N::F.format));
+        hand_over_operand(inner, row, silu(gate) * up * weight * operand_scale(N::F.format));
       }
     });
   sums.leave(cta);
@@ -175,26 +182,39 @@ struct Inner {
     return IN_SHARED ? operand_row(row, ROW_BYTES) : row;
   }
 
-  __device__ __forceinline__ Inner(const Cta& cta, SumMemory& scratch, int tile)
-      : rows(at<const char>(N::inner(cta.memory)) + operand_row(tile * ROWS, N::INNER_BYTES)),
-        shared(ptx::shared_address(scratch.scratch)) {
+  // Brings all rows; of so many values are AWAITED, or a barrier came before.
+  template <bool AWAITED>
+  static __device__ __forceinline__ Inner bring(const Cta& cta, SumMemory& scratch, int tile,
+                                                int row_count) {
+    const Inner inner = {
+        at<const char>(N::inner(cta.memory)) + operand_row(tile * ROWS, N::INNER_BYTES),
+        ptx::shared_address(scratch.scratch)};
     if constexpr (IN_SHARED) {
       constexpr int PIECES = N::TOP_K * TILE_PIECES, LOADS = ceil_div(PIECES, CONSUMERS);
+      const auto piece = [&](int i) { return smaller(cta.thread() + i * CONSUMERS, PIECES - 1); };
       uint4* to = reinterpret_cast<uint4*>(scratch.scratch);
       uint4 v[LOADS];
+      look_for<AWAITED>([&] {
+        bool there = true;
 #pragma unroll
-      for (int i = 0; i < LOADS; i++) {
-        const int piece = smaller(cta.thread() + i * CONSUMERS, PIECES - 1);
-        v[i] = ptx::load_l2(rows + piece / TILE_PIECES * (TILE_TOKENS * N::INNER_BYTES) +
-                            piece % TILE_PIECES * 16);
-      }
+        for (int i = 0; i < LOADS; i++)
+          v[i] = ptx::load_l2(inner.rows +
+                              piece(i) / TILE_PIECES * (TILE_TOKENS * N::INNER_BYTES) +
+                              piece(i) % TILE_PIECES * 16);
 #pragma unroll
-      for (int i = 0; i < LOADS; i++)
-        to[smaller(cta.thread() + i * CONSUMERS, PIECES - 1)] = v[i];
-      for (int piece = cta.thread(); piece < TILE_PIECES; piece += CONSUMERS)
-        to[PIECES + piece] = make_uint4(0, 0, 0, 0);
+        for (int i = 0; i < LOADS; i++) {
+          const int row = piece(i) / TILE_PIECES * TILE_TOKENS + piece(i) % 32 / 4;
+          there = there && (row >= row_count || are_halves_there(v[i]));
+        }
+        return there;
+      });
+#pragma unroll
+      for (int i = 0; i < LOADS; i++) to[piece(i)] = v[i];
+      for (int i = cta.thread(); i < TILE_PIECES; i += CONSUMERS)
+        to[PIECES + i] = make_uint4(0, 0, 0, 0);
       cta.sync();
     }
+    return inner;
   }
 
   // A lane's part of the operand of a column whose row has this place.
@@ -239,15 +259,28 @@ struct Places {
   }
 };
 
-// Owners: sum the experts of one tile of tokens; the adders put the sums into `stream.part`.
+// Between two grid barriers: what `down` waits for is not there.
 template <int KIND>
+__device__ __forceinline__ void forget_inner(const Cta& cta, int token_count) {
+  using N = Network<KIND>;
+  const int first = cta.thread() + cta.index() * CONSUMERS;
+  for (int i = first; i < token_count * N::TOP_K * N::F.width; i += GRID * CONSUMERS) {
+    char* row = at<char>(N::inner(cta.memory)) + operand_row(i / N::F.width, N::INNER_BYTES);
+    *reinterpret_cast<uint16_t*>(row + operand_offset(i % N::F.width)) = NOT_YET_HALF;
+  }
+}
+
+// Owners: sum the experts of one tile of tokens; the adders put the sums into `stream.part`. Of the
+// inner operand so many rows have values.
+template <int KIND, bool AWAITED>
 __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, const Routes& routes,
-                                     int tile) {
+                                     int tile, int row_count) {
   using N = Network<KIND>;
   using M = typename N::Down;
   constexpr int PAGE_STEPS = smaller(M::PAGE_STEPS, M::STEPS);
   const int count = N::count(routes), part = cta.warp() % M::COLUMN_WARPS;
-  const Inner<KIND> inner(cta, sums.memory, tile);
+  const Inner<KIND> inner =
+      Inner<KIND>::template bring<AWAITED>(cta, sums.memory, tile, row_count);
   float total[1][4] = {};
 #pragma unroll 1
   for (int first = 0; first < count; first += N::PAGE_ENTRIES) {

@@ -1,4 +1,5 @@
-// Which experts each token goes to, in three steps with a grid barrier after each of the first two.
+// Which experts each token goes to, in three steps. After each of the first two there is a grid
+// barrier, or values are AWAITED one by one (comm/await.cuh).
 //
 //   router_parts  an owner multiplies its 48 columns of the stream with the router's: in F32, from
 //                 shared memory, before anybody else has the new stream
@@ -75,8 +76,9 @@ __device__ __forceinline__ void router_parts(const Cta& cta, Ring& ring, SumMemo
 #pragma unroll
       for (int token = 0; token < TILE_TOKENS; token++)
         if (first + token < token_count)
-          parts[(static_cast<size_t>(unit) * TOKENS_MAX + first + token) * R::EXPERTS + expert] =
-              sums[token];
+          hand_over(parts + (static_cast<size_t>(unit) * TOKENS_MAX + first + token) * R::EXPERTS +
+                        expert,
+                    sums[token]);
     }
   }
 #pragma unroll 1
@@ -91,7 +93,7 @@ struct ScoreMemory {
 
 // Scores of all tokens' experts, without the bias. A CTA takes 32 experts of a token at a time: a
 // warp adds the parts of every twelfth owner, then one adds the warps' sums.
-template <int KIND>
+template <int KIND, bool AWAITED>
 __device__ __forceinline__ void router_scores(const Cta& cta, SumMemory& scratch, int token_count,
                                               float eps) {
   constexpr int EXPERTS = Router<KIND>::EXPERTS, GROUPS = ceil_div(EXPERTS, 32);
@@ -105,17 +107,29 @@ __device__ __forceinline__ void router_scores(const Cta& cta, SumMemory& scratch
     const int token = group / GROUPS, expert = group % GROUPS * 32 + lane;
     const float* from = parts + static_cast<size_t>(token) * EXPERTS + smaller(expert, EXPERTS - 1);
     float values[LOADS];
+    look_for<AWAITED>([&] {
+      bool there = true;
 #pragma unroll
-    for (int i = 0; i < LOADS; i++) {
-      const int unit = i * CONSUMER_WARPS + cta.warp();
-      values[i] = unit < OWNER_UNITS
-                      ? ptx::load_l2(from + static_cast<size_t>(unit) * TOKENS_MAX * EXPERTS)
-                      : 0;
-    }
+      for (int i = 0; i < LOADS; i++) {
+        const int unit = i * CONSUMER_WARPS + cta.warp();
+        values[i] = unit < OWNER_UNITS
+                        ? ptx::load_l2(from + static_cast<size_t>(unit) * TOKENS_MAX * EXPERTS)
+                        : 0;
+      }
+#pragma unroll
+      for (int i = 0; i < LOADS; i++) there = there && is_there(values[i]);
+      return there;
+    });
     if (cta.warp() == CONSUMER_WARPS - 1) {
-      const float inverse_rms = Squares(cta, token).inverse_rms(eps);
+      float inverse_rms;
+      look_for<AWAITED>([&] {
+        const Squares squares(cta, Reader::Network, token);
+        inverse_rms = squares.inverse_rms(eps);
+        return squares.are_there();
+      });
       if (lane == 0) memory.inverse_rms = inverse_rms;
-      if (lane == 0 && group % GROUPS == 0) scores[token * SCORES_EACH + EXPERTS] = inverse_rms;
+      if (lane == 0 && group % GROUPS == 0)
+        hand_over(scores + token * SCORES_EACH + EXPERTS, inverse_rms);
     }
     float sum = 0;
 #pragma unroll
@@ -127,10 +141,28 @@ __device__ __forceinline__ void router_scores(const Cta& cta, SumMemory& scratch
 #pragma unroll
       for (int warp = 0; warp < CONSUMER_WARPS; warp++) sum += memory.sums[warp][lane];
       const float score = 1.0f / (1.0f + expf(-sum * memory.inverse_rms));
-      if (expert < EXPERTS) scores[token * SCORES_EACH + expert] = score;
+      if (expert < EXPERTS) hand_over(scores + token * SCORES_EACH + expert, score);
     }
     cta.sync();
   }
+}
+
+// Between two grid barriers, when nobody looks for what the router's steps hand on: none is there.
+template <int KIND>
+__device__ __forceinline__ void forget_scores(const Cta& cta, int token_count) {
+  constexpr int EXPERTS = Router<KIND>::EXPERTS;
+  const int first = cta.thread();
+  uint32_t* scores = at<uint32_t>(cta.memory.router_scores);
+  for (int i = first + cta.index() * CONSUMERS; i < token_count * SCORES_EACH;
+       i += GRID * CONSUMERS)
+    scores[i] = NOT_YET;
+  const int unit = cta.index();
+  if (unit >= OWNER_UNITS) return;
+  uint32_t* parts = at<uint32_t>(cta.memory.router_parts) +
+                    static_cast<size_t>(unit) * TOKENS_MAX * EXPERTS;
+  for (int i = first; i < token_count * EXPERTS; i += CONSUMERS) parts[i] = NOT_YET;
+  if (first < token_count)
+    reinterpret_cast<uint32_t*>(squares_of(cta.memory, Reader::Network, first))[unit] = NOT_YET;
 }
 
 constexpr int ROUTES_MAX = TILE_TOKENS * TOP_K_MAX;
@@ -154,8 +186,16 @@ __device__ __forceinline__ uint32_t order_key(float score) {
   return key > 0 ? key : 1;  // 0 is no score
 }
 
-// What a warp needs to choose for one token, on its way.
-template <int KIND>
+// Experts of a token among which the best are, in ascending order, and these.
+struct Candidates {
+  uint32_t keys[larger(EXPERTS_MAX, 1)];
+  uint16_t experts[larger(EXPERTS_MAX, 1)];
+  uint16_t best[32];
+};
+static_assert(sizeof(Candidates) * TILE_TOKENS <= SCRATCH_BYTES, "each token has its own");
+
+// What a warp needs to choose for one token.
+template <int KIND, bool AWAITED>
 struct Scores {
   static constexpr int EXPERTS = FEED_FORWARDS[KIND].experts;
   static constexpr int EACH = ceil_div(EXPERTS, 32);
@@ -165,13 +205,18 @@ struct Scores {
 
   __device__ __forceinline__ Scores(const Cta& cta, const float* bias, int token) {
     const float* found = at<const float>(cta.memory.router_scores) + token * SCORES_EACH;
-    inverse_rms = ptx::load_l2(found + EXPERTS);
+    const auto expert = [&](int i) { return smaller(i * 32 + cta.lane(), EXPERTS - 1); };
 #pragma unroll
-    for (int i = 0; i < EACH; i++) {
-      const int expert = smaller(i * 32 + cta.lane(), EXPERTS - 1);
-      scores[i] = ptx::load_l2(found + expert);
-      biases[i] = bias[expert];
-    }
+    for (int i = 0; i < EACH; i++) biases[i] = bias[expert(i)];
+    look_for<AWAITED>([&] {
+      inverse_rms = ptx::load_l2(found + EXPERTS);
+#pragma unroll
+      for (int i = 0; i < EACH; i++) scores[i] = ptx::load_l2(found + expert(i));
+      bool there = is_there(inverse_rms);
+#pragma unroll
+      for (int i = 0; i < EACH; i++) there = there && is_there(scores[i]);
+      return there;
+    });
   }
 
   // Whether no score is a NaN.
@@ -225,9 +270,9 @@ struct Scores {
 
 // One warp chooses for one token; the weights come from the scores without the bias. Lane c learns
 // the expert of choice c, times 256, and its place among the token's experts.
-template <int KIND>
-__device__ __forceinline__ uint32_t choose_for_token(const Scores<KIND>& scores, Routes& routes,
-                                                     int column, int lane) {
+template <int KIND, bool AWAITED>
+__device__ __forceinline__ uint32_t choose_for_token(const Scores<KIND, AWAITED>& scores,
+                                                     Routes& routes, int column, int lane) {
   constexpr FeedForward F = FEED_FORWARDS[KIND];
   static_assert(F.top_k < 32, "a lane for each choice, and one that counts");
   const bool numbers = scores.are_numbers();
@@ -256,7 +301,7 @@ __device__ __forceinline__ uint32_t choose_for_token(const Scores<KIND>& scores,
 
 // The routes of tile `tile`, in every CTA the same. `place_of(row)` is where `down` finds a row of
 // the inner operand; the row behind the last is one of zeros.
-template <int KIND, class PlaceOf>
+template <int KIND, bool AWAITED, class PlaceOf>
 __device__ __forceinline__ void choose_routes(const Cta& cta, Routes& routes, StreamMemory& stream,
                                               const float* bias, int tile, int token_count,
                                               PlaceOf place_of) {
@@ -264,7 +309,6 @@ __device__ __forceinline__ void choose_routes(const Cta& cta, Routes& routes, St
   constexpr int WORDS = ceil_div(F.experts, 32), ROWS = TILE_TOKENS * F.top_k;
   const int column = cta.warp(), lane = cta.lane(), token = tile * TILE_TOKENS + column;
   const bool chooses = column < TILE_TOKENS && token < token_count;
-  const Scores<KIND> scores(cta, bias, smaller(token, token_count - 1));
   for (int i = cta.thread(); i < WORDS; i += CONSUMERS) routes.bits[i] = 0;
   for (int i = cta.thread(); i < ROUTES_MAX * TILE_TOKENS / 4; i += CONSUMERS)
     reinterpret_cast<uint32_t*>(routes.choices)[i] = ~0u;
@@ -273,7 +317,8 @@ __device__ __forceinline__ void choose_routes(const Cta& cta, Routes& routes, St
   cta.sync();
   uint32_t chosen = 0;
   if (chooses) {
-    chosen = choose_for_token<KIND>(scores, routes, column, lane);
+    const Scores<KIND, AWAITED> scores(cta, bias, token);
+    chosen = choose_for_token<KIND, AWAITED>(scores, routes, column, lane);
     if (lane == 0) stream.inverse_rms[token] = scores.inverse_rms;
   }
   cta.sync();

@@ -5,15 +5,21 @@
 // sum of squares beside it, and who multiplies scales its products by 1 / rms, which is the same.
 #pragma once
 
+#include "kilotok/comm/await.cuh"
 #include "kilotok/layout/places.cuh"
 
 namespace kilotok {
+
+// Of a layer: what reads a norm.
+enum class Reader { Projection, Network };
+constexpr int READERS = 2;
 
 // See `begin_norm`.
 struct NextNorm {
   alignas(16) float weights[OWNER_ROWS];
   float scale;
   uint32_t tap;
+  Reader reader;
 };
 
 struct StreamMemory {
@@ -40,10 +46,10 @@ __device__ __forceinline__ ScaledTile* scaled_stream(SumMemory& sums) {
   return reinterpret_cast<ScaledTile*>(sums.scratch + PARTS_BYTES);
 }
 
-// Owners: says which norm comes next, in which form its reader wants the operand, and which tap
+// Owners: says which norm comes next, who reads it and in which form as an operand, and which tap
 // follows, or !0. Its weights are asked for early, and come by themselves.
-__device__ __forceinline__ void begin_norm(const Cta& cta, StreamMemory& stream, uint64_t weights,
-                                           float operand_scale, uint32_t tap) {
+__device__ __forceinline__ void begin_norm(const Cta& cta, StreamMemory& stream, Reader reader,
+                                           uint64_t weights, float operand_scale, uint32_t tap) {
   static_assert(HIDDEN % 4 == 0 && OWNER_ROWS % 4 == 0, "weights come by fours");
   NextNorm& norm = stream.norm;
   const int row = cta.thread() * 4, column = cta.index() * OWNER_ROWS + row;
@@ -52,6 +58,7 @@ __device__ __forceinline__ void begin_norm(const Cta& cta, StreamMemory& stream,
   if (cta.thread() != 0) return;
   norm.scale = operand_scale;
   norm.tap = tap;
+  norm.reader = reader;
 }
 
 __device__ __forceinline__ float add_lanes(float value) {
@@ -62,6 +69,12 @@ __device__ __forceinline__ float add_lanes(float value) {
 }
 
 __device__ __forceinline__ bool is_owner(const Cta& cta) { return cta.index() < OWNER_UNITS; }
+
+// A token's sums of squares, by owner. Each reader has its own.
+__device__ __forceinline__ float* squares_of(const Memory& memory, Reader reader, int token) {
+  return at<float>(memory.squares) +
+         (static_cast<int>(reader) * TOKENS_MAX + token) * SQUARES_EACH;
+}
 
 // Owners: adds `part` to the stream, and prepares the norm that was begun.
 __device__ __forceinline__ void add_to_stream(const Cta& cta, StreamMemory& stream, SumMemory& sums,
@@ -97,7 +110,7 @@ __device__ __forceinline__ void add_to_stream(const Cta& cta, StreamMemory& stre
                       next.tap * HIDDEN + column, x);
     }
     square = add_lanes(square);
-    if (cta.lane() == 0) at<float>(memory.squares)[token * SQUARES_EACH + unit] = square;
+    if (cta.lane() == 0) hand_over(squares_of(memory, next.reader, token) + unit, square);
   }
   cta.sync();
 }
@@ -123,12 +136,30 @@ struct Squares {
   uint4 parts[EACH];
   int lane;
 
-  __device__ __forceinline__ Squares(const Cta& cta, int token) : lane(cta.lane()) {
-    const float* squares = at<const float>(cta.memory.squares) + token * SQUARES_EACH;
+  __device__ __forceinline__ Squares(const Cta& cta, Reader reader, int token)
+      : lane(cta.lane()) {
+    const float* squares = squares_of(cta.memory, reader, token);
 #pragma unroll
     for (int i = 0; i < EACH; i++)
-      parts[i] = ptx::load_l2(
-          static_cast<const void*>(squares + smaller(i * 128 + lane * 4, SQUARES_EACH - 4)));
+      parts[i] = ptx::load_l2(static_cast<const void*>(squares + first_unit(i)));
+  }
+
+  // Of a lane's parts the first one's unit. Lanes that have none take the last.
+  __device__ __forceinline__ int first_unit(int i) const {
+    return smaller(i * 128 + lane * 4, SQUARES_EACH - 4);
+  }
+
+  // Whether the lane's are there.
+  __device__ __forceinline__ bool are_there() const {
+    bool there = true;
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+      const uint32_t words[4] = {parts[i].x, parts[i].y, parts[i].z, parts[i].w};
+#pragma unroll
+      for (int j = 0; j < 4; j++)
+        there = there && (first_unit(i) + j >= OWNER_UNITS || is_there(words[j]));
+    }
+    return there;
   }
 
   __device__ __forceinline__ float inverse_rms(float eps) const {
@@ -145,11 +176,11 @@ struct Squares {
 };
 
 // 1 / rms of every token. Synchronised by the caller's next sync.
-__device__ __forceinline__ void read_norm(const Cta& cta, StreamMemory& stream, int token_count,
-                                          float eps) {
+__device__ __forceinline__ void read_norm(const Cta& cta, StreamMemory& stream, Reader reader,
+                                          int token_count, float eps) {
 #pragma unroll 1
   for (int token = cta.warp(); token < token_count; token += CONSUMER_WARPS) {
-    const float inverse_rms = Squares(cta, token).inverse_rms(eps);
+    const float inverse_rms = Squares(cta, reader, token).inverse_rms(eps);
     if (cta.lane() == 0) stream.inverse_rms[token] = inverse_rms;
   }
 }
@@ -161,7 +192,7 @@ struct ReadNorm {
   float eps;
 
   __device__ __forceinline__ void operator()(const Cta& cta) const {
-    read_norm(cta, stream, token_count, eps);
+    read_norm(cta, stream, Reader::Projection, token_count, eps);
   }
 };
 

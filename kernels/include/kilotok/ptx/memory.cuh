@@ -75,6 +75,14 @@ __device__ __forceinline__ uint64_t load_l2(const uint64_t* p) {
   return v;
 }
 
+__device__ __forceinline__ void store_l2(uint32_t* p, uint32_t v) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+
+__device__ __forceinline__ void store_l2(uint16_t* p, uint16_t v) {
+  asm volatile("st.relaxed.gpu.global.u16 [%0], %1;" ::"l"(p), "h"(v) : "memory");
+}
+
 // Sixteen bytes to and from another GPU, seen whole or not at all.
 __device__ __forceinline__ void store_system(void* p, const uint4& v) {
   asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x),

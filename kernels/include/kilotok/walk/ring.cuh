@@ -16,29 +16,23 @@ struct RingMemory {
   alignas(128) char pages[PAGE_COUNT][PAGE_BYTES];
   alignas(8) uint64_t full[PAGE_COUNT];
   alignas(8) uint64_t empty[PAGE_COUNT];
-  // Completed when an operand that the producer is to bring has been written by all CTAs.
-  alignas(8) uint64_t operand;
   // Which unit begins in a page, where that is not known beforehand.
   int units[PAGE_COUNT];
 };
 
 // One end of the ring; producer and consumers each have their own.
 struct Ring {
-  uint32_t pages, full, empty, operand, units;
+  uint32_t pages, full, empty, units;
   int stage;
   uint32_t parity;
-  // Producer: operands waited for.
-  uint32_t operand_count;
 
   __device__ __forceinline__ explicit Ring(RingMemory& memory)
       : pages(ptx::shared_address(memory.pages)),
         full(ptx::shared_address(memory.full)),
         empty(ptx::shared_address(memory.empty)),
-        operand(ptx::shared_address(&memory.operand)),
         units(ptx::shared_address(memory.units)),
         stage(0),
-        parity(0),
-        operand_count(0) {}
+        parity(0) {}
 
   // One thread, before any other uses the ring.
   __device__ __forceinline__ void init() const {
@@ -46,7 +40,6 @@ struct Ring {
       ptx::mbarrier_init(full + 8 * i, 1);
       ptx::mbarrier_init(empty + 8 * i, CONSUMER_WARPS * ptx::WARP_ARRIVALS);
     }
-    ptx::mbarrier_init(operand, 1);
     ptx::mbarrier_init_fence();
   }
 
@@ -74,15 +67,6 @@ struct Ring {
   }
 
   __device__ __forceinline__ uint32_t page() const { return pages + stage * PAGE_BYTES; }
-
-  // Producer: waits until the next operand has been written by all CTAs.
-  __device__ __forceinline__ void wait_operand() {
-    wait_mbarrier(Waits::Operand, operand, operand_count++ & 1);
-    ptx::other_proxy_fence();
-  }
-
-  // One consumer, after the grid barrier.
-  __device__ __forceinline__ void operand_is_there() const { ptx::mbarrier_arrive(operand); }
 
   // Consumers: waits for the next page; its address.
   __device__ __forceinline__ uint32_t take() const {

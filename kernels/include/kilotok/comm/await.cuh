@@ -1,0 +1,49 @@
+// Values that CTAs hand each other one by one. Until one is written, its place holds NOT_YET, and
+// whoever wants it looks until it does not: that takes half as long as a grid barrier and a load
+// behind it, which are four ways to L2 and back.
+//
+// Between its readers and its next writer a place becomes NOT_YET again, with a grid barrier before
+// and one behind.
+#pragma once
+
+#include "kilotok/cta.cuh"
+#include "kilotok/layout/operand.cuh"
+
+namespace kilotok {
+
+// Of four bytes, and of two: NaNs that no arithmetic yields.
+constexpr uint32_t NOT_YET = ~0u;
+constexpr uint16_t NOT_YET_HALF = 0xffff;
+constexpr uint32_t SOME_NAN = 0x7fffffff;
+
+__device__ __forceinline__ bool is_there(uint32_t word) { return word != NOT_YET; }
+__device__ __forceinline__ bool is_there(float value) { return is_there(__float_as_uint(value)); }
+
+// Whether each half of some words is there. One that is not has no bit at zero, so taking one away
+// from its zeros leaves a sign where there was one.
+__device__ __forceinline__ bool are_halves_there(const uint4& words) {
+  const auto missing = [](uint32_t word) { return (~word - 0x00010001u) & word & 0x80008000u; };
+  return (missing(words.x) | missing(words.y) | missing(words.z) | missing(words.w)) == 0;
+}
+
+__device__ __forceinline__ void hand_over(float* to, float value) {
+  const uint32_t bits = __float_as_uint(value);
+  ptx::store_l2(reinterpret_cast<uint32_t*>(to), is_there(bits) ? bits : SOME_NAN);
+}
+
+// A value of an operand: BF16 has one NaN of arithmetic, which is not NOT_YET_HALF.
+__device__ __forceinline__ void hand_over_operand(char* row, int column, float value) {
+  ptx::store_l2(reinterpret_cast<uint16_t*>(row + operand_offset(column)), ptx::to_bf16(value));
+}
+
+// A warp: calls `look`, which says whether a lane has all that it wants, until all lanes have; or
+// once, if values are not AWAITED because a barrier came before.
+template <bool AWAITED, class Look>
+__device__ __forceinline__ void look_for(Look look) {
+  if constexpr (AWAITED)
+    wait_for(Waits::Grid, 0, [&](uint32_t&) { return __all_sync(~0u, look()); });
+  else
+    look();
+}
+
+}  // namespace kilotok
