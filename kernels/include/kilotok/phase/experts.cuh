@@ -178,7 +178,7 @@ struct Inner {
   uint32_t shared;
 
   // Where a row lies: a byte of the shared memory, or else its number. Row ROWS is one of zeros.
-  static __device__ __forceinline__ uint16_t place(int row) {
+  static __host__ __device__ __forceinline__ uint16_t place(int row) {
     return IN_SHARED ? operand_row(row, ROW_BYTES) : row;
   }
 
