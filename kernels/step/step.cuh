@@ -346,6 +346,7 @@ __device__ __forceinline__ void consume_layers(Walker& w) {
           });
         }
       });
+    // The producer waits for that alone, whether or not the consumers meet.
     if (experts) cta.count_operand();
     if (meet) cta.sync_grid();
     if (index == P::LAYER_COUNT) return;

@@ -186,14 +186,6 @@ __device__ __forceinline__ uint32_t order_key(float score) {
   return key > 0 ? key : 1;  // 0 is no score
 }
 
-// Experts of a token among which the best are, in ascending order, and these.
-struct Candidates {
-  uint32_t keys[larger(EXPERTS_MAX, 1)];
-  uint16_t experts[larger(EXPERTS_MAX, 1)];
-  uint16_t best[32];
-};
-static_assert(sizeof(Candidates) * TILE_TOKENS <= SCRATCH_BYTES, "each token has its own");
-
 // What a warp needs to choose for one token.
 template <int KIND, bool AWAITED>
 struct Scores {
