@@ -37,6 +37,7 @@ inline void store_system(void* p, const uint4& v) {
                   _mm_load_si128(reinterpret_cast<const __m128i*>(&v)));
   __atomic_signal_fence(__ATOMIC_SEQ_CST);
 }
+inline void store_l2(void* p, const uint4& v) { store_system(p, v); }
 inline uint4 load_system(const void* p) {
   __atomic_signal_fence(__ATOMIC_SEQ_CST);
   return load_l2(p);

@@ -31,6 +31,24 @@ __device__ __forceinline__ void hand_over(float* to, float value) {
   ptx::store_l2(reinterpret_cast<uint32_t*>(to), is_there(bits) ? bits : SOME_NAN);
 }
 
+// Up to `count` of four values that lie side by side; ALIGNED if always all, in one piece.
+template <bool ALIGNED>
+__device__ __forceinline__ void hand_over_four(float* to, const float (&values)[4], int count) {
+  if constexpr (ALIGNED) {
+    uint32_t words[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const uint32_t bits = __float_as_uint(values[i]);
+      words[i] = is_there(bits) ? bits : SOME_NAN;
+    }
+    ptx::store_l2(to, make_uint4(words[0], words[1], words[2], words[3]));
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      if (i < count) hand_over(to + i, values[i]);
+  }
+}
+
 // A value of an operand: BF16 has one NaN of arithmetic, which is not NOT_YET_HALF.
 __device__ __forceinline__ void hand_over_operand(char* row, int column, float value) {
   ptx::store_l2(reinterpret_cast<uint16_t*>(row + operand_offset(column)), ptx::to_bf16(value));

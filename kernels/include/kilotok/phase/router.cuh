@@ -11,13 +11,22 @@
 
 namespace kilotok {
 
+// How an owner's products are shared out: a warp takes 32 experts, a lane four of them in every
+// fourth column. 128 bytes a cycle reach a multiprocessor's registers, which bounds this, so no lane
+// asks for a token's value for the sake of one expert.
+constexpr int LANE_EXPERTS = 4;
+constexpr int LANE_COLUMNS = 4;
+using RouterSums = float[TILE_TOKENS][LANE_EXPERTS];
+
 template <int KIND>
 struct Router {
   static constexpr FeedForward F = FEED_FORWARDS[KIND];
   static constexpr int EXPERTS = F.experts;
   // A row of the matrix in memory: one column of the stream, all experts.
-  static constexpr int ROW_BYTES = align_up(EXPERTS, 4) * 4;
-  static constexpr int PAGE_ROWS = smaller(PAGE_BYTES / ROW_BYTES, OWNER_ROWS);
+  static constexpr int ROW_BYTES = align_up(EXPERTS, LANE_EXPERTS) * 4;
+  // Whole runs of the columns that lanes share.
+  static constexpr int PAGE_ROWS =
+      smaller(PAGE_BYTES / ROW_BYTES / LANE_COLUMNS * LANE_COLUMNS, OWNER_ROWS);
   static constexpr int PAGES = ceil_div(OWNER_ROWS, PAGE_ROWS);
   static constexpr int UNIT_BYTES = OWNER_ROWS * ROW_BYTES;
   static_assert(PAGES <= PAGE_COUNT, "an owner's part of the router lies in the ring as a whole");
@@ -36,49 +45,91 @@ __device__ __forceinline__ void produce_router(Ring& ring, uint64_t address) {
   }
 }
 
+// A lane's products of one column: four experts of each token.
+__device__ __forceinline__ void multiply_column(RouterSums& sums, const uint4& weights,
+                                                const float (&x)[TILE_TOKENS]) {
+  const float4 halves[2] = {reinterpret_cast<const float4*>(x)[0],
+                            reinterpret_cast<const float4*>(x)[1]};
+  const uint32_t words[LANE_EXPERTS] = {weights.x, weights.y, weights.z, weights.w};
+#pragma unroll
+  for (int i = 0; i < LANE_EXPERTS; i++) {
+    const float weight = __uint_as_float(words[i]);
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      sums[half * 4][i] += halves[half].x * weight;
+      sums[half * 4 + 1][i] += halves[half].y * weight;
+      sums[half * 4 + 2][i] += halves[half].z * weight;
+      sums[half * 4 + 3][i] += halves[half].w * weight;
+    }
+  }
+}
+
+// Adds what the lanes of other columns have, halving the tokens that each keeps, twice: the first
+// `TILE_TOKENS / LANE_COLUMNS` of `sums` are then of tokens from the returned one on.
+__device__ __forceinline__ int add_columns(RouterSums& sums, int lane) {
+  int first = 0;
+#pragma unroll
+  for (int halving = 1; halving <= 2; halving++) {
+    const int kept = TILE_TOKENS >> halving, distance = 32 >> halving;
+    const bool upper = lane & distance;
+#pragma unroll
+    for (int token = 0; token < kept; token++)
+#pragma unroll
+      for (int i = 0; i < LANE_EXPERTS; i++) {
+        const float low = sums[token][i], high = sums[token + kept][i];
+        const float other = __shfl_xor_sync(~0u, upper ? low : high, distance);
+        sums[token][i] = (upper ? high : low) + other;
+      }
+    if (upper) first += kept;
+  }
+  return first;
+}
+
 // Owners: multiply their scaled part of the stream with their columns of the router.
 template <int KIND>
 __device__ __forceinline__ void router_parts(const Cta& cta, Ring& ring, SumMemory& scratch,
                                              int token_count) {
-  const ScaledTile* tiles = scaled_stream(scratch);
   using R = Router<KIND>;
-  const int unit = cta.index();
+  constexpr int WARP_EXPERTS = 32 / LANE_COLUMNS * LANE_EXPERTS;
+  constexpr int TOKENS = TILE_TOKENS / LANE_COLUMNS;
+  static_assert(OWNER_ROWS % LANE_COLUMNS == 0, "lanes have as many columns");
+  const ScaledTile* tiles = scaled_stream(scratch);
+  const int column = cta.lane() / (32 / LANE_COLUMNS);
   Ring ahead = ring;
 #pragma unroll 1
   for (int page = 0; page < R::PAGES; page++) {
     ahead.take();
     ahead.next();
   }
-  float* parts = at<float>(cta.memory.router_parts);
-  for (int expert = cta.thread(); expert < R::EXPERTS; expert += CONSUMERS) {
+  float* parts = at<float>(cta.memory.router_parts) +
+                 static_cast<size_t>(cta.index()) * TOKENS_MAX * R::EXPERTS;
+#pragma unroll 1
+  for (int of_warp = cta.warp() * WARP_EXPERTS; of_warp < R::EXPERTS;
+       of_warp += CONSUMER_WARPS * WARP_EXPERTS) {
+    const int expert = of_warp + cta.lane() % (32 / LANE_COLUMNS) * LANE_EXPERTS;
+    // Lanes beyond the last expert compute it again.
+    const int there = smaller(expert, R::ROW_BYTES / 4 - LANE_EXPERTS);
+#pragma unroll 1
     for (int first = 0; first < token_count; first += TILE_TOKENS) {
-      float sums[TILE_TOKENS] = {};
+      RouterSums sums = {};
       Ring taken = ring;
 #pragma unroll 1
       for (int page = 0; page < R::PAGES; page++, taken.next()) {
-        const uint32_t weights = taken.page() + expert * 4;
+        const uint32_t weights = taken.page() + column * R::ROW_BYTES + there * 4;
+        const ScaledTile& x = tiles[first / TILE_TOKENS];
 #pragma unroll 4
-        for (int i = 0; i < smaller(R::PAGE_ROWS, OWNER_ROWS - page * R::PAGE_ROWS); i++) {
-          const int row = page * R::PAGE_ROWS + i;
-          const float weight =
-              __uint_as_float(ptx::load_shared_word(weights + i * R::ROW_BYTES));
-          const float4* x = reinterpret_cast<const float4*>(tiles[first / TILE_TOKENS][row]);
-#pragma unroll
-          for (int half = 0; half < 2; half++) {
-            const float4 v = x[half];
-            sums[half * 4] += v.x * weight;
-            sums[half * 4 + 1] += v.y * weight;
-            sums[half * 4 + 2] += v.z * weight;
-            sums[half * 4 + 3] += v.w * weight;
-          }
-        }
+        for (int i = 0; i < smaller(R::PAGE_ROWS, OWNER_ROWS - page * R::PAGE_ROWS);
+             i += LANE_COLUMNS)
+          multiply_column(sums, ptx::load_shared(weights + i * R::ROW_BYTES),
+                          x[page * R::PAGE_ROWS + i + column]);
       }
+      const int token = first + add_columns(sums, cta.lane());
 #pragma unroll
-      for (int token = 0; token < TILE_TOKENS; token++)
-        if (first + token < token_count)
-          hand_over(parts + (static_cast<size_t>(unit) * TOKENS_MAX + first + token) * R::EXPERTS +
-                        expert,
-                    sums[token]);
+      for (int t = 0; t < TOKENS; t++)
+        if (expert < R::EXPERTS && token + t < token_count)
+          hand_over_four<R::EXPERTS % 4 == 0>(
+              parts + static_cast<size_t>(token + t) * R::EXPERTS + expert, sums[t],
+              R::EXPERTS - expert);
     }
   }
 #pragma unroll 1

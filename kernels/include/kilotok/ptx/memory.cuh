@@ -83,6 +83,13 @@ __device__ __forceinline__ void store_l2(uint16_t* p, uint16_t v) {
   asm volatile("st.relaxed.gpu.global.u16 [%0], %1;" ::"l"(p), "h"(v) : "memory");
 }
 
+// Four words, each seen whole.
+__device__ __forceinline__ void store_l2(void* p, const uint4& v) {
+  asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x),
+               "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
+}
+
 // Sixteen bytes to and from another GPU, seen whole or not at all.
 __device__ __forceinline__ void store_system(void* p, const uint4& v) {
   asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x),
