@@ -1,5 +1,6 @@
 // A libcuda with GPUs that are not there: their memory is the host's, their kernels are CPU code
 // from nvrtc.cpp. Streams are threads, as is every CTA of a module. It knows what crates/cuda uses.
+// Nothing but a stream ever waits for what a stream does.
 #include <dlfcn.h>
 #include <elf.h>
 #include <unistd.h>
@@ -31,6 +32,7 @@ enum Code {
   INVALID_IMAGE = 200,
   INVALID_CONTEXT = 201,
   NOT_FOUND = 500,
+  NOT_READY = 600,
   LAUNCH_FAILED = 719,
 };
 
@@ -39,6 +41,8 @@ enum Attribute { MULTIPROCESSORS = 16, CAPABILITY_MAJOR = 75, CAPABILITY_MINOR =
 // Threads of which a module's CTAs have one each.
 constexpr int CTAS_MAX = 192;
 constexpr size_t ALIGNMENT = 512;
+// Between two looks of a stream at what it waits for.
+constexpr unsigned WAIT_MICROSECONDS = 20;
 
 int number(const char* name, int otherwise) {
   const char* text = std::getenv(name);
@@ -48,8 +52,12 @@ int number(const char* name, int otherwise) {
 struct Device {
   int index;
   std::atomic<bool> broken{false};
-  uint64_t launches = 0;
-  Worker stream;
+  std::atomic<uint64_t> launches{0};
+};
+
+struct Stream {
+  Device* device;
+  Worker worker;
 };
 
 using Kernel = void (*)(const void*);
@@ -92,9 +100,9 @@ int state() {
   return current->broken ? LAUNCH_FAILED : SUCCESS;
 }
 
-int then(std::function<void()> work) {
+int then(Stream* stream, std::function<void()> work) {
   if (const int code = state()) return code;
-  current->stream.then([device = current, work = std::move(work)] {
+  stream->worker.then([device = stream->device, work = std::move(work)] {
     if (!device->broken) work();
   });
   return SUCCESS;
@@ -176,18 +184,36 @@ int cuCtxSetCurrent(Device* context) {
 
 int cuCtxEnablePeerAccess(Device*, unsigned) { return state(); }
 
-int cuCtxSynchronize() {
-  if (!current) return INVALID_CONTEXT;
-  current->stream.finish();
+int cuStreamCreate(Stream** stream, unsigned) {
+  if (const int code = state()) return code;
+  *stream = new Stream{current, {}};
+  return SUCCESS;
+}
+
+int cuStreamDestroy_v2(Stream* stream) {
+  delete stream;
+  return SUCCESS;
+}
+
+// On the context's own stream nothing is ever left to do.
+int cuStreamQuery(Stream* stream) {
+  if (stream && !stream->worker.idle()) return NOT_READY;
   return state();
 }
 
-int cuStreamCreate(void** stream, unsigned) {
-  *stream = current;
-  return state();
+// Until the word has come so far; the numbers may wrap.
+int cuStreamWaitValue32_v2(Stream* stream, uint64_t address, uint32_t value, unsigned flags) {
+  if (flags != 0) return INVALID_VALUE;
+  return then(stream, [=] {
+    const std::atomic_ref word(*reinterpret_cast<uint32_t*>(address));
+    while (static_cast<int32_t>(word.load() - value) < 0 && !stream->device->broken)
+      usleep(WAIT_MICROSECONDS);
+  });
 }
 
-int cuStreamDestroy_v2(void*) { return SUCCESS; }
+int cuStreamWriteValue32_v2(Stream* stream, uint64_t address, uint32_t value, unsigned) {
+  return then(stream, [=] { std::atomic_ref(*reinterpret_cast<uint32_t*>(address)).store(value); });
+}
 
 int cuMemGetInfo_v2(size_t* free, size_t* total) {
   cuDeviceTotalMem_v2(total, 0);
@@ -237,16 +263,16 @@ int cuMemcpyDtoH_v2(void* to, uint64_t from, size_t bytes) {
   return SUCCESS;
 }
 
-int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void*) {
-  return then([=] { std::memcpy(reinterpret_cast<void*>(to), from, bytes); });
+int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, Stream* stream) {
+  return then(stream, [=] { std::memcpy(reinterpret_cast<void*>(to), from, bytes); });
 }
 
-int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void*) {
-  return then([=] { std::memcpy(to, reinterpret_cast<const void*>(from), bytes); });
+int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, Stream* stream) {
+  return then(stream, [=] { std::memcpy(to, reinterpret_cast<const void*>(from), bytes); });
 }
 
-int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void*) {
-  return then([=] { std::memset(reinterpret_cast<void*>(to), value, bytes); });
+int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, Stream* stream) {
+  return then(stream, [=] { std::memset(reinterpret_cast<void*>(to), value, bytes); });
 }
 
 int cuEventCreate(Event** event, unsigned) {
@@ -259,8 +285,8 @@ int cuEventDestroy_v2(Event* event) {
   return SUCCESS;
 }
 
-int cuEventRecord(Event* event, void*) {
-  return then([=] { event->milliseconds = emulator::nanoseconds() * 1e-6; });
+int cuEventRecord(Event* event, Stream* stream) {
+  return then(stream, [=] { event->milliseconds = emulator::nanoseconds() * 1e-6; });
 }
 
 int cuEventElapsedTime_v2(float* milliseconds, const Event* start, const Event* end) {
@@ -318,14 +344,14 @@ int cuModuleGetFunction(Function** function, Module* module, const char* name) {
 int cuFuncSetAttribute(Function*, int, int) { return state(); }
 
 int cuLaunchCooperativeKernel(Function* function, unsigned grid, unsigned, unsigned,
-                              unsigned threads, unsigned, unsigned, unsigned shared_bytes, void*,
-                              void** arguments) {
+                              unsigned threads, unsigned, unsigned, unsigned shared_bytes,
+                              Stream* stream, void** arguments) {
   if (grid > CTAS_MAX || threads > THREADS_MAX || shared_bytes > emulator::SHARED_MAX)
     return INVALID_VALUE;
   const char* bytes = static_cast<const char*>(arguments[0]);
   const std::vector<char> argument(bytes, bytes + function->argument_bytes);
-  return then([=, device = current] {
-    launch(*device, *function, static_cast<int>(grid), static_cast<int>(threads), argument);
+  return then(stream, [=] {
+    launch(*stream->device, *function, static_cast<int>(grid), static_cast<int>(threads), argument);
   });
 }
 

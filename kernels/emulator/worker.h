@@ -30,6 +30,11 @@ class Worker {
     changed_.notify_all();
   }
 
+  bool idle() {
+    std::lock_guard lock(mutex_);
+    return queue_.empty();
+  }
+
   void finish() {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return queue_.empty(); });

@@ -34,6 +34,8 @@ struct Context {
 template <class Roles>
 __device__ __forceinline__ void run(const Memory& memory) {
   set_up(memory);
+  // Also of a chain that was started ahead and is not wanted.
+  if (cta_shared().batch.token_count() == 0) return;
   Walker walker;
   if (threadIdx.x < CONSUMERS) {
     ptx::more_registers<CONSUMER_REGISTERS>();

@@ -54,6 +54,7 @@ __device__ __forceinline__ void choose_tokens(const VerifyMemory& arguments,
   const Batch& batch = *at<const Batch>(memory.batch);
   const int row_count = batch.row_count, wanted_count = batch.wanted_count;
   const int parts = parts_of(wanted_count);
+  if (batch.token_count == 0) return;
   Cta cta(memory, 0);
   if (cta.thread() == 0)
     cta_place = Place::begin(memory.fault, memory.wait_max_ms, memory.rank);

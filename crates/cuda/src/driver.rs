@@ -1,13 +1,21 @@
 //! The CUDA driver: devices, their memory and their kernels, by its own functions. They are looked
 //! up when they are first called, so that a machine without a driver finds out here and not at
-//! start. One of two files with `unsafe`; what it hands out is safe to use.
+//! start. One of two modules with `unsafe`; what it hands out is safe to use.
+//!
+//! A stream may wait for the host (`bell`). Functions that may in turn wait for a stream are called
+//! while none does.
 
 #![expect(unsafe_code, reason = "functions of a C library")]
 
+pub(crate) mod bell;
+mod memory;
+
 use std::ffi::{CStr, CString, c_int, c_void};
-use std::ops::Range;
-use std::ptr::{self, NonNull};
+use std::ptr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use cudarc::driver::sys;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
@@ -15,10 +23,18 @@ use cudarc::driver::sys::CUfunction_attribute as FunctionAttribute;
 
 use crate::nvrtc::Version;
 
+pub(crate) use memory::{DeviceMemory, Pinned};
+
 /// The first driver with all that the kernels use.
 pub const DRIVER_MIN: Version = Version { major: 12, minor: 8 };
 /// What the kernels are written for: Hopper.
 const CAPABILITY: (u32, u32) = (9, 0);
+
+/// How long a stream may take to its end. Kernels' own waits are over in a second or two, and what
+/// fails is found at once: only a stream that never hears its bell comes to this.
+pub(crate) const STREAM_MAX: Duration = Duration::from_mins(2);
+/// Between two questions whether a stream has come to its end.
+const PAUSE: Duration = Duration::from_micros(50);
 
 /// Why a GPU cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +50,13 @@ pub enum DriverError {
          for 9.0 (H100, H200)"
     )]
     Capability { index: usize, name: String, major: u32, minor: u32 },
+    #[error(
+        "the driver of GPU {index} has no stream memory operations, by which steps are started \
+         ({code}): update it, or allow them"
+    )]
+    NoDoorbell { index: usize, code: String },
+    #[error("what was started does not come to its end")]
+    Unfinished,
     #[error("{call}: {code}")]
     Call { call: &'static str, code: String },
 }
@@ -52,6 +75,21 @@ macro_rules! call {
     ($name:ident ( $($argument:expr),* $(,)? )) => {
         check(stringify!($name), sys::$name($($argument),*))
     };
+}
+
+/// The same of a function that may wait for streams: meanwhile none waits for its bell.
+macro_rules! quiet_call {
+    ($name:ident ( $($argument:expr),* $(,)? )) => {{
+        let _quiet = $crate::driver::bell::quiet();
+        call!($name($($argument),*))
+    }};
+}
+use {call, quiet_call};
+
+/// The time, for the bounds of waits.
+#[expect(clippy::disallowed_methods, reason = "a wait for a GPU has a bound in seconds")]
+pub(crate) fn now() -> Instant {
+    Instant::now()
 }
 
 /// What a GPU is.
@@ -153,6 +191,8 @@ pub(crate) struct Device {
     index: usize,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    /// Whether the stream waits for what never comes. What it uses is never freed.
+    stuck: AtomicBool,
 }
 
 // SAFETY: contexts and streams may be used from any thread; every call makes the context current
@@ -166,12 +206,12 @@ impl Device {
         let (mut context, mut stream) = (ptr::null_mut(), ptr::null_mut());
         // SAFETY: each writes a handle; the context is retained until it is released in `drop`.
         unsafe {
-            call!(cuDevicePrimaryCtxRetain(&raw mut context, index as c_int))?;
+            quiet_call!(cuDevicePrimaryCtxRetain(&raw mut context, index as c_int))?;
             call!(cuCtxSetCurrent(context))?;
             let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
-            call!(cuStreamCreate(&raw mut stream, flags))?;
+            quiet_call!(cuStreamCreate(&raw mut stream, flags))?;
         }
-        Ok(Arc::new(Self { index, context, stream }))
+        Ok(Arc::new(Self { index, context, stream, stuck: AtomicBool::new(false) }))
     }
 
     fn enter(&self) -> Result<()> {
@@ -188,16 +228,78 @@ impl Device {
         Ok((free as u64, total as u64))
     }
 
-    /// Waits for everything that was started. Kernels end: all their waits do.
+    /// Waits for everything that was started; a chain that waits for its bell is dismissed.
     pub(crate) fn finish(&self) -> Result<()> {
+        drop(bell::quiet());
+        let start = now();
+        while !self.stuck.load(Ordering::Relaxed) {
+            if self.is_idle()? {
+                return Ok(());
+            }
+            if start.elapsed() > STREAM_MAX {
+                self.abandon();
+            }
+            thread::sleep(PAUSE);
+        }
+        Err(DriverError::Unfinished)
+    }
+
+    /// Whether everything that was started is done.
+    ///
+    /// # Errors
+    /// What broke the GPU, or another one that it reaches.
+    pub(crate) fn is_idle(&self) -> Result<bool> {
         self.enter()?;
-        // SAFETY: takes nothing.
-        unsafe { call!(cuCtxSynchronize()) }
+        // Copies that wait are on the context's own stream.
+        for stream in [self.stream, ptr::null_mut()] {
+            // SAFETY: the stream lives as long as this.
+            match unsafe { sys::cuStreamQuery(stream) } {
+                sys::CUresult::CUDA_ERROR_NOT_READY => return Ok(false),
+                code => check("cuStreamQuery", code)?,
+            }
+        }
+        Ok(true)
+    }
+
+    /// Waits for the stream no more.
+    pub(crate) fn abandon(&self) {
+        self.stuck.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether what the stream used may go, which then is done with it or broken.
+    fn is_done(&self) -> bool {
+        self.finish() != Err(DriverError::Unfinished) && self.enter().is_ok()
+    }
+
+    /// Makes the stream wait until a word of the host's memory has come to a value.
+    fn wait_word(&self, memory: &Pinned, index: usize, value: u32) -> Result<()> {
+        let address = memory.word_address(index);
+        self.enter()?;
+        let flags = sys::CUstreamWaitValue_flags::CU_STREAM_WAIT_VALUE_GEQ as u32;
+        // SAFETY: reads a word of that memory, which is dropped when the stream is finished.
+        let code = unsafe { sys::cuStreamWaitValue32_v2(self.stream, address, value, flags) };
+        match code {
+            sys::CUresult::CUDA_ERROR_NOT_SUPPORTED => {
+                Err(DriverError::NoDoorbell { index: self.index, code: format!("{code:?}") })
+            }
+            code => check("cuStreamWaitValue32", code),
+        }
+    }
+
+    /// Makes the stream write a word of the host's memory when all before is done and seen.
+    fn write_word(&self, memory: &Pinned, index: usize, value: u32) -> Result<()> {
+        let address = memory.word_address(index);
+        self.enter()?;
+        let flags = sys::CUstreamWriteValue_flags::CU_STREAM_WRITE_VALUE_DEFAULT as u32;
+        // SAFETY: writes a word of that memory, which the host only reads as an atomic, and which
+        // is dropped when the stream is finished.
+        unsafe { call!(cuStreamWriteValue32_v2(self.stream, address, value, flags)) }
     }
 
     /// Lets this GPU read and write the memory of another.
     pub(crate) fn enable_peer(&self, peer: &Self) -> Result<()> {
         self.enter()?;
+        let _quiet = bell::quiet();
         // SAFETY: both contexts are alive.
         match unsafe { sys::cuCtxEnablePeerAccess(peer.context, 0) } {
             sys::CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED => Ok(()),
@@ -208,170 +310,14 @@ impl Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        let _ = self.enter();
+        if !self.is_done() {
+            return;
+        }
         // SAFETY: both were made in `open`, and everything made of them holds an `Arc` of this.
         unsafe {
-            let _ = sys::cuStreamDestroy_v2(self.stream);
-            let _ = sys::cuDevicePrimaryCtxRelease_v2(self.index as c_int);
+            let _ = quiet_call!(cuStreamDestroy_v2(self.stream));
+            let _ = quiet_call!(cuDevicePrimaryCtxRelease_v2(self.index as c_int));
         }
-    }
-}
-
-/// Memory of a GPU.
-pub(crate) struct DeviceMemory {
-    device: Arc<Device>,
-    address: u64,
-    bytes: usize,
-}
-
-impl DeviceMemory {
-    /// All zeros.
-    pub(crate) fn new(device: &Arc<Device>, bytes: usize) -> Result<Self> {
-        device.enter()?;
-        let mut address = 0;
-        // SAFETY: writes an address. Memory comes from the device itself, not from a pool that
-        // would keep what is freed.
-        unsafe { call!(cuMemAlloc_v2(&raw mut address, bytes.max(1))) }?;
-        let memory = Self { device: device.clone(), address, bytes };
-        memory.clear(0..bytes)?;
-        device.finish()?;
-        Ok(memory)
-    }
-
-    pub(crate) fn address(&self) -> u64 {
-        self.address
-    }
-
-    /// Starts to fill a range with zeros.
-    pub(crate) fn clear(&self, range: Range<usize>) -> Result<()> {
-        let to = self.place(&range);
-        self.device.enter()?;
-        // SAFETY: the range lies within this memory.
-        unsafe { call!(cuMemsetD8Async(to, 0, range.len(), self.device.stream)) }
-    }
-
-    /// Copies bytes to a place, and returns when they may be dropped. From any thread.
-    pub(crate) fn write(&self, offset: usize, from: &[u8]) -> Result<()> {
-        let to = self.place(&(offset..offset + from.len()));
-        self.device.enter()?;
-        // SAFETY: the range lies within this memory; pageable memory is read before this returns.
-        unsafe { call!(cuMemcpyHtoD_v2(to, from.as_ptr().cast(), from.len())) }
-    }
-
-    /// Starts to copy bytes of pinned memory to a place.
-    pub(crate) fn send(&self, offset: usize, from: &Pinned, range: Range<usize>) -> Result<()> {
-        assert!(range.end <= from.bytes, "what is sent is there");
-        let to = self.place(&(offset..offset + range.len()));
-        self.device.enter()?;
-        // SAFETY: both ranges lie within their memory; whoever writes or drops the pinned memory
-        // waits for the stream first.
-        unsafe {
-            let from = from.host.as_ptr().add(range.start).cast();
-            call!(cuMemcpyHtoDAsync_v2(to, from, range.len(), self.device.stream))
-        }
-    }
-
-    /// Starts to copy bytes from a place to the beginning of pinned memory.
-    pub(crate) fn fetch(&self, range: Range<usize>, to: &mut Pinned) -> Result<()> {
-        assert!(range.len() <= to.bytes, "there is room for what is fetched");
-        let from = self.place(&range);
-        self.device.enter()?;
-        // SAFETY: both ranges lie within their memory; the pinned memory is borrowed alone, and
-        // whoever reads, writes or drops it waits for the stream first.
-        unsafe {
-            let to = to.host.as_ptr().cast();
-            call!(cuMemcpyDtoHAsync_v2(to, from, range.len(), self.device.stream))
-        }
-    }
-
-    fn place(&self, range: &Range<usize>) -> u64 {
-        assert!(range.start <= range.end && range.end <= self.bytes, "a range of this memory");
-        self.address + range.start as u64
-    }
-}
-
-impl Drop for DeviceMemory {
-    fn drop(&mut self) {
-        let _ = self.device.finish();
-        // SAFETY: allocated in `new`, and nothing that was started uses it any more.
-        let _ = unsafe { sys::cuMemFree_v2(self.address) };
-    }
-}
-
-/// Memory of the host that GPUs read and write at its address of theirs.
-pub(crate) struct Pinned {
-    /// Those that copy or run with it.
-    devices: Vec<Arc<Device>>,
-    host: NonNull<u8>,
-    bytes: usize,
-    address: u64,
-}
-
-// SAFETY: it is plain memory, owned by this.
-unsafe impl Send for Pinned {}
-
-impl Pinned {
-    /// All zeros, at the same address for all these devices.
-    pub(crate) fn new(devices: &[Arc<Device>], bytes: usize) -> Result<Self> {
-        devices[0].enter()?;
-        let flags = sys::CU_MEMHOSTALLOC_DEVICEMAP | sys::CU_MEMHOSTALLOC_PORTABLE;
-        let (mut host, mut address) = (ptr::null_mut(), 0);
-        // SAFETY: each writes an address; the memory is so many bytes, and all are set.
-        unsafe {
-            call!(cuMemHostAlloc(&raw mut host, bytes.max(1), flags))?;
-            ptr::write_bytes(host.cast::<u8>(), 0, bytes.max(1));
-            call!(cuMemHostGetDevicePointer_v2(&raw mut address, host, 0))?;
-        }
-        let host = NonNull::new(host.cast()).expect("memory has an address");
-        Ok(Self { devices: devices.to_vec(), host, bytes, address })
-    }
-
-    /// Other memory for the same devices.
-    pub(crate) fn like(&self, bytes: usize) -> Result<Self> {
-        Self::new(&self.devices, bytes)
-    }
-
-    /// Its address for GPUs.
-    pub(crate) fn address(&self) -> u64 {
-        self.address
-    }
-
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    fn finish(&self) -> Result<()> {
-        self.devices.iter().try_for_each(|device| device.finish())
-    }
-
-    /// What is in it when everything that was started is done.
-    pub(crate) fn read(&self) -> Result<&[u8]> {
-        self.finish()?;
-        // SAFETY: this owns so many bytes, all of them set, and nobody writes them now: what
-        // starts to takes this by `&mut`, or is a kernel, which only ever writes a `Fault`.
-        Ok(unsafe { std::slice::from_raw_parts(self.host.as_ptr(), self.bytes) })
-    }
-
-    /// To be filled, when everything that was started is done with it.
-    pub(crate) fn write(&mut self) -> Result<&mut [u8]> {
-        self.finish()?;
-        // SAFETY: as in `read`, and this is borrowed alone.
-        Ok(unsafe { std::slice::from_raw_parts_mut(self.host.as_ptr(), self.bytes) })
-    }
-
-    /// What is in it now, whatever runs or has failed.
-    pub(crate) fn peek<const BYTES: usize>(&self) -> [u8; BYTES] {
-        assert!(BYTES <= self.bytes, "so many bytes are there");
-        // SAFETY: within this memory; volatile, since a GPU may write at the same time.
-        std::array::from_fn(|i| unsafe { self.host.as_ptr().add(i).read_volatile() })
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        let _ = self.finish();
-        // SAFETY: allocated in `new`, and nothing that was started uses it any more.
-        let _ = unsafe { sys::cuMemFreeHost(self.host.as_ptr().cast()) };
     }
 }
 
@@ -436,7 +382,7 @@ impl Module {
         device.enter()?;
         let mut handle = ptr::null_mut();
         // SAFETY: a cubin says its own length, and is not kept.
-        unsafe { call!(cuModuleLoadData(&raw mut handle, cubin.as_ptr().cast())) }?;
+        unsafe { quiet_call!(cuModuleLoadData(&raw mut handle, cubin.as_ptr().cast())) }?;
         Ok(Self { device: device.clone(), handle })
     }
 
@@ -447,7 +393,7 @@ impl Module {
         let (mut address, mut bytes, mut value) = (0, 0, 0_u32);
         // SAFETY: writes an address and a size; then as many bytes as the number has are read.
         unsafe {
-            call!(cuModuleGetGlobal_v2(
+            quiet_call!(cuModuleGetGlobal_v2(
                 &raw mut address,
                 &raw mut bytes,
                 self.handle,
@@ -467,8 +413,8 @@ impl Module {
         let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: writes a handle, then sets a number of what it names.
         unsafe {
-            call!(cuModuleGetFunction(&raw mut function, self.handle, name.as_ptr()))?;
-            call!(cuFuncSetAttribute(function, attribute, shared_bytes as c_int))?;
+            quiet_call!(cuModuleGetFunction(&raw mut function, self.handle, name.as_ptr()))?;
+            quiet_call!(cuFuncSetAttribute(function, attribute, shared_bytes as c_int))?;
         }
         Ok(Kernel { device: self.device.clone(), function, shared_bytes })
     }
@@ -476,9 +422,10 @@ impl Module {
 
 impl Drop for Module {
     fn drop(&mut self) {
-        let _ = self.device.finish();
-        // SAFETY: loaded in `load`; its kernels are done.
-        let _ = unsafe { sys::cuModuleUnload(self.handle) };
+        if self.device.is_done() {
+            // SAFETY: loaded in `load`; its kernels are done.
+            let _ = unsafe { quiet_call!(cuModuleUnload(self.handle)) };
+        }
     }
 }
 

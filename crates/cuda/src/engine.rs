@@ -1,9 +1,16 @@
 //! The GPU engine behind the seam. A step is one chain on every GPU's stream, without the host in
 //! between: the target, the choice of tokens, the drafter's context, the drafts. The host resolves
 //! tokens, keeps what slots hold, and reads the results.
+//!
+//! While a step is computed the next one's chain is started behind a doorbell, in the shape of this
+//! one. If the next plan fits it, `submit` only writes the plan into its mailbox and rings. Until
+//! then the mailbox says that there are no tokens, so that a chain which does not fit, or which
+//! somebody must be rid of, is rung for and does nothing.
 
-use std::iter::once;
-use std::time::Duration;
+use std::hint::spin_loop;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use kilotok_abi::SampleMemory;
 use kilotok_engine::{
@@ -11,11 +18,14 @@ use kilotok_engine::{
 };
 use kilotok_rows::{Batch, InFlight, Slots};
 
-use crate::driver::{DriverError, Pinned};
+use crate::chain::Shape;
+use crate::driver::bell::{Bell, quiet};
+use crate::driver::{Pinned, STREAM_MAX, now};
 use crate::fault::cause;
-use crate::rank::{Moment, Pass, Rank};
+use crate::rank::{Chain, Rank};
 use crate::results::{Asked, ResultPlaces};
-use crate::upload::{Places, Upload};
+use crate::upload::{Copy, Places, Upload};
+use crate::watch::{Standing, Watch};
 
 /// Computes steps on GPUs.
 pub struct CudaEngine {
@@ -28,17 +38,30 @@ pub struct CudaEngine {
     /// Exchanges between ranks so far, or more, and in a launch at most.
     pub(crate) exchanges: u32,
     pub(crate) exchanges_max: u32,
-    pub(crate) in_flight: InFlight<Asked>,
+    pub(crate) bell: Arc<Bell>,
+    /// Number of the last chain started.
+    pub(crate) number: u32,
+    /// What the chain of that number can do, if it was started ahead.
+    pub(crate) ahead: Option<Shape>,
+    /// The step in flight, and its chain.
+    pub(crate) in_flight: InFlight<InFlightStep>,
     pub(crate) times: Option<StepTimes>,
     /// What broke a GPU. Nothing runs on it after that.
     pub(crate) broken: Option<EngineError>,
 }
 
+/// What a step was asked for, and the chain that does it; none if it has no rows.
+pub(crate) struct InFlightStep {
+    asked: Asked,
+    watch: Option<Watch>,
+}
+
 /// The host's memory that GPUs read and write, and what lies where in it.
 pub(crate) struct HostMemory {
-    pub(crate) upload: Pinned,
+    /// Of chains with even and with odd numbers. A chain's is written when the one before was
+    /// waited for, or is void: then the chain before that has read it.
+    pub(crate) mailboxes: [Pinned; 2],
     pub(crate) upload_places: Places,
-    /// As long as the longest that a step has needed.
     pub(crate) lists: Pinned,
     pub(crate) results: Pinned,
     pub(crate) result_places: ResultPlaces,
@@ -50,55 +73,147 @@ pub(crate) struct HostMemory {
 
 /// Tokens of a step at most: what a batch of the kernels holds.
 pub const TOKENS_MAX: u32 = 64;
+/// A step's end is looked for without a pause while it may come at any moment, and then with one.
+const SPIN_MAX: Duration = Duration::from_millis(20);
+const PAUSE: Duration = Duration::from_micros(50);
+/// So often it is asked whether the GPUs are well.
+const CHECK_EACH: Duration = Duration::from_millis(1);
+/// How long after one GPU's end, which the driver tells of all GPUs that reach it, others may write
+/// for what they waited: waits for others end first, by hundredths of a second.
+const RECORDS_MAX: Duration = Duration::from_millis(50);
 
 impl CudaEngine {
-    /// Starts everything that a step does.
-    fn start_step(&mut self, upload: &Upload, asked: &Asked) -> Result<(), EngineError> {
-        self.try_start_step(upload, asked).map_err(|error| self.cause(error))
+    /// Begins what does the step, and starts what may do the next.
+    fn start_step(&mut self, upload: &Upload, asked: &Asked) -> Result<Watch, EngineError> {
+        let started = self.try_start_step(upload, asked);
+        started.map_err(|error| self.cause(Some(error)))
     }
 
-    fn try_start_step(&mut self, upload: &Upload, asked: &Asked) -> Result<(), EngineError> {
-        let numbers = (self.exchanges, self.exchanges_max);
+    fn try_start_step(&mut self, upload: &Upload, asked: &Asked) -> Result<Watch, EngineError> {
+        let exchanges = (self.exchanges, self.exchanges_max);
         let launches = self.host.upload_places.passes() as u32;
         self.exchanges = self.exchanges.wrapping_add(self.exchanges_max * launches);
-        let bytes = self.host.write(upload, numbers).map_err(|error| device_error(&error))?;
-        let Self { ranks, host, .. } = self;
-        for rank in ranks.iter_mut() {
-            rank.begin((&host.upload, bytes), &host.lists, &upload.copies)?;
+        self.host.lists.write()[..upload.lists.len()].copy_from_slice(&upload.lists);
+        let step = Shape::of(
+            upload,
+            self.ranks[0].tile_tokens(),
+            upload.bytes(&self.host.upload_places),
+            asked.bytes(&self.host.result_places),
+        );
+        let fits = self.ahead.take().is_some_and(|ahead| ahead.fits(&step));
+        if !(fits && upload.copies.is_empty() && self.answer(upload, exchanges)) {
+            self.start_now(upload, exchanges, &step)?;
         }
-        let all = |pass| ranks.iter().try_for_each(|rank| rank.start(pass));
-        all(Pass::Target(upload.target.token_count()))?;
-        all(Pass::Verify)?;
-        ranks[0].note(Moment::Verified)?;
-        if self.draft_rows > 0 {
-            all(Pass::DraftContext(upload.target.token_count()))?;
-        }
-        for (batch, drafts) in upload.drafts.iter().enumerate() {
-            all(Pass::DraftRows(batch, drafts.token_count()))?;
-        }
-        ranks[0].note(Moment::Drafted)?;
-        ranks[0].fetch(asked.bytes(&host.result_places), &mut host.results)
+        let told = self.ranks.iter().map(Rank::told);
+        let watch = Watch::new(self.number, told, now());
+        self.start_ahead(step.ahead(self.host.upload_places.bytes))?;
+        Ok(watch)
+    }
+
+    /// Has the chain that waits do the step; if none waits any more, this is false.
+    fn answer(&mut self, upload: &Upload, exchanges: (u32, u32)) -> bool {
+        let Self { bell, host, number, .. } = self;
+        bell.answer(*number, || host.write(*number, upload, exchanges))
+    }
+
+    /// Starts a chain for the step, behind a bell that was rung, and behind whatever waited.
+    fn start_now(
+        &mut self,
+        upload: &Upload,
+        exchanges: (u32, u32),
+        shape: &Shape,
+    ) -> Result<(), EngineError> {
+        let _quiet = quiet();
+        self.number = self.number.wrapping_add(1);
+        self.host.write(self.number, upload, exchanges);
+        self.bell.ring(self.number);
+        self.start_chain(shape, &upload.copies)
+    }
+
+    /// Starts a chain that waits, and does nothing if it is rung for as it is.
+    fn start_ahead(&mut self, shape: Shape) -> Result<(), EngineError> {
+        self.number = self.number.wrapping_add(1);
+        self.host.write_nothing(self.number);
+        self.bell.start_ahead(self.number, || self.start_chain(&shape, &[]))?;
+        self.ahead = Some(shape);
+        Ok(())
+    }
+
+    fn start_chain(&self, shape: &Shape, copies: &[Copy]) -> Result<(), EngineError> {
+        let Self { number, host: HostMemory { lists, results, .. }, .. } = self;
+        let mailbox = self.host.mailbox(*number);
+        let chain = Chain { number: *number, shape, mailbox, lists, copies, results };
+        self.ranks.iter().try_for_each(|rank| rank.start(&chain))
     }
 
     /// Waits for the step in flight, which was asked for this.
-    fn finish_step(&mut self, asked: &Asked) -> Result<StepOutput, EngineError> {
-        self.try_finish_step(asked).map_err(|error| self.cause(error))
-    }
-
-    fn try_finish_step(&mut self, asked: &Asked) -> Result<StepOutput, EngineError> {
-        self.ranks.iter().try_for_each(Rank::finish)?;
-        let (verify, draft) = self.ranks[0].milliseconds()?;
+    fn finish_step(&mut self, asked: &Asked, watch: Watch) -> Result<StepOutput, EngineError> {
+        let number = watch.number();
+        self.wait_for(watch)?;
+        let (verify, draft) = self.ranks[0].milliseconds(number)?;
         let duration = |milliseconds: f32| Duration::from_secs_f32(milliseconds / 1e3);
         self.times = Some(StepTimes { verify: duration(verify), draft: duration(draft) });
         let HostMemory { results, result_places, .. } = &self.host;
-        let results = results.read().map_err(|error| device_error(&error))?;
-        Ok(asked.output(results, result_places, &mut self.slots))
+        let mut bytes = vec![0; asked.bytes(result_places)];
+        results.peek(&mut bytes);
+        Ok(asked.output(&bytes, result_places, &mut self.slots))
     }
 
-    /// What began it. The other ranks end too, if only because their waits do.
-    fn cause(&self, error: EngineError) -> EngineError {
-        let others = self.ranks.iter().filter_map(|rank| rank.finish().err());
-        cause(once(error.clone()).chain(others)).unwrap_or(error)
+    /// Waits until every rank has ended a chain.
+    fn wait_for(&self, mut watch: Watch) -> Result<(), EngineError> {
+        let start = now();
+        let mut checked = start;
+        loop {
+            let now = now();
+            if self.have_ended(&mut watch, now)? {
+                return Ok(());
+            }
+            if now - start > STREAM_MAX {
+                let reason = format!("a step did not end within {STREAM_MAX:?}");
+                return Err(EngineError::Device { rank: 0, reason });
+            }
+            if now - checked > CHECK_EACH {
+                checked = now;
+                if self.ranks.iter().any(Rank::is_broken) {
+                    return Err(self.cause(None));
+                }
+            }
+            if now - start > SPIN_MAX {
+                thread::sleep(PAUSE);
+            } else {
+                spin_loop();
+            }
+        }
+    }
+
+    /// # Errors
+    /// When a rank did not hear the bell. Whoever waited for it in vain is not to blame, so this
+    /// comes before any look at their errors.
+    fn have_ended(&self, watch: &mut Watch, now: Instant) -> Result<bool, EngineError> {
+        let mut all = true;
+        for (index, rank) in self.ranks.iter().enumerate() {
+            match watch.judge(index, rank.told(), now) {
+                Standing::Ended => {}
+                Standing::Busy => all = false,
+                Standing::Deaf => return Err(rank.deaf()),
+            }
+        }
+        Ok(all)
+    }
+
+    /// What began it, of what failed here, if anything did, and of what broken ranks say. All end,
+    /// if only because their waits do.
+    fn cause(&self, error: Option<EngineError>) -> EngineError {
+        let broken: Vec<&Rank> = self.ranks.iter().filter(|rank| rank.finish().is_err()).collect();
+        let start = now();
+        let recorded = || broken.iter().all(|rank| rank.timeout().is_some());
+        while start.elapsed() < RECORDS_MAX && !recorded() {
+            thread::sleep(PAUSE);
+        }
+        let others = broken.iter().filter_map(|rank| rank.finish().err());
+        let reason = "a GPU broke, and then did not say why".to_owned();
+        let unknown = EngineError::Device { rank: 0, reason };
+        cause(error.into_iter().chain(others)).unwrap_or(unknown)
     }
 }
 
@@ -112,20 +227,20 @@ impl Drop for CudaEngine {
 }
 
 impl HostMemory {
-    /// Writes a step, and returns the bytes of its upload.
-    fn write(&mut self, upload: &Upload, exchanges: (u32, u32)) -> Result<usize, DriverError> {
-        let bytes = upload.lists.len();
-        if bytes > self.lists.bytes() {
-            self.lists = self.lists.like(bytes.next_power_of_two())?;
-        }
-        self.lists.write()?[..bytes].copy_from_slice(&upload.lists);
-        let lists = self.lists.address();
-        Ok(upload.write(&self.upload_places, lists, exchanges, self.upload.write()?))
+    fn mailbox(&self, number: u32) -> &Pinned {
+        &self.mailboxes[number as usize % 2]
     }
-}
 
-fn device_error(error: &DriverError) -> EngineError {
-    EngineError::Device { rank: 0, reason: error.to_string() }
+    /// Writes a step for the chain of that number.
+    fn write(&mut self, number: u32, upload: &Upload, exchanges: (u32, u32)) {
+        let mailbox = self.mailboxes[number as usize % 2].write();
+        upload.write(&self.upload_places, self.lists.address(), exchanges, mailbox);
+    }
+
+    /// Makes the chain of that number one that does nothing.
+    fn write_nothing(&mut self, number: u32) {
+        self.upload_places.clear(self.mailboxes[number as usize % 2].write());
+    }
 }
 
 impl Engine for CudaEngine {
@@ -143,22 +258,24 @@ impl Engine for CudaEngine {
         let drafts = (TOKENS_MAX as usize).checked_div(self.draft_rows).unwrap_or(0);
         let shape = (drafts, self.draft_rows);
         let upload = Upload::new(&batch, &self.caps.groups, &self.host.tables, shape)?;
+        upload.check(self.host.lists.bytes())?;
         let asked = Asked::new(&batch, &upload, TOKENS_MAX as usize);
+        let mut watch = None;
         if !asked.is_empty() {
             self.slots.enter(&batch);
             let started = self.start_step(&upload, &asked);
-            started.inspect_err(|error| self.broken = Some(error.clone()))?;
+            watch = Some(started.inspect_err(|error| self.broken = Some(error.clone()))?);
         }
-        Ok(self.in_flight.start(asked))
+        Ok(self.in_flight.start(InFlightStep { asked, watch }))
     }
 
     fn wait(&mut self, step: StepId, out: &mut StepOutput) -> Result<(), EngineError> {
-        let asked = self.in_flight.take(step)?;
-        if asked.is_empty() {
+        let InFlightStep { asked, watch } = self.in_flight.take(step)?;
+        let Some(watch) = watch else {
             *out = StepOutput::default();
             return Ok(());
-        }
-        let finished = self.finish_step(&asked);
+        };
+        let finished = self.finish_step(&asked, watch);
         *out = finished.inspect_err(|error| self.broken = Some(error.clone()))?;
         Ok(())
     }
@@ -168,8 +285,11 @@ impl Engine for CudaEngine {
     }
 
     fn phase_times(&mut self) -> Result<Vec<PhaseTime>, EngineError> {
-        let Some(stamps) = &mut self.host.stamps else { return Ok(Vec::new()) };
+        let Some(stamps) = &self.host.stamps else { return Ok(Vec::new()) };
         self.in_flight.check()?;
         self.ranks[0].phase_times(stamps)
     }
 }
+
+#[cfg(test)]
+mod tests;

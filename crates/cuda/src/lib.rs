@@ -5,6 +5,7 @@
 //! Every byte of GPU memory is planned before any is taken, and none is taken later.
 
 mod batch;
+mod chain;
 mod compile;
 mod constants;
 mod driver;
@@ -21,6 +22,7 @@ mod sources;
 mod stamps;
 mod start;
 mod upload;
+mod watch;
 
 pub use compile::Toolchain;
 pub use driver::{DRIVER_MIN, Driver, DriverError, Gpu};

@@ -1,11 +1,14 @@
-//! One rank: a GPU with its memory and kernels, and how it runs a step.
+//! One rank: a GPU with its memory and kernels, and the chain of work that does a step.
 
 use std::sync::Arc;
 
-use kilotok_abi::{Exchange, Fault, Memory, STAMPS_MAX};
+use bytemuck::Zeroable;
+use kilotok_abi::{Exchange, Fault, Memory, STAMPS_MAX, Stamped};
 use kilotok_engine::{EngineError, PhaseTime, StepPart};
 
+use crate::chain::{Shape, Tiles};
 use crate::constants::Constants;
+use crate::driver::bell::Bell;
 use crate::driver::{Device, DeviceMemory, DriverError, Event, Kernel, Module, Pinned};
 use crate::fault::timeout_of;
 use crate::layout::{Arguments, Layout};
@@ -21,17 +24,17 @@ const SHARED_BYTES: &str = "SHARED_BYTES";
 const THREAD_COUNT: &str = "THREAD_COUNT";
 const ONE_TILE: &str = "ONE_TILE";
 
-/// What a launch does, and with how many tokens; each is a kernel of that name in `kernels/step`.
+/// What a launch does; each is a kernel of that name in `kernels/step`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Pass {
+enum Pass {
     /// Tokens through the target's layers to logits.
-    Target(usize),
+    Target(Tiles),
     /// The choice of tokens by the logits of all ranks.
     Verify,
     /// Taps of the target's tokens to the drafter's keys and values.
-    DraftContext(usize),
+    DraftContext(Tiles),
     /// A batch of draft rows, by its number, through the drafter's layers to drafts.
-    DraftRows(usize, usize),
+    DraftRows(usize, Tiles),
 }
 
 impl Pass {
@@ -39,6 +42,18 @@ impl Pass {
     fn part(launch: usize) -> StepPart {
         if launch < 2 { StepPart::Verify } else { StepPart::Draft }
     }
+}
+
+/// All that a rank does in a step, from the bell on.
+pub(crate) struct Chain<'a> {
+    pub(crate) number: u32,
+    pub(crate) shape: &'a Shape,
+    /// What it begins with: its plan, and what of the lists goes where.
+    pub(crate) mailbox: &'a Pinned,
+    pub(crate) lists: &'a Pinned,
+    pub(crate) copies: &'a [Copy],
+    /// Where the first rank's results go.
+    pub(crate) results: &'a Pinned,
 }
 
 pub(crate) struct Rank {
@@ -50,9 +65,13 @@ pub(crate) struct Rank {
     fault: Pinned,
     grid: u32,
     thread_count: u32,
+    /// Tokens of a tile.
+    tile_tokens: usize,
     kernels: Kernels,
-    /// When a step began, when its tokens were chosen, when its drafts were.
-    events: [Event; 3],
+    pub(crate) bell: Arc<Bell>,
+    /// When a step began, when its tokens were chosen, when its drafts were; of chains with odd
+    /// numbers too, so that one can be started before the times of the one before are read.
+    events: [[Event; 3]; 2],
     /// The kernels are in it.
     _module: Module,
 }
@@ -68,19 +87,20 @@ struct Kernels {
 struct Tiled {
     one: Kernel,
     many: Kernel,
-    /// Tokens of a tile.
-    tile: usize,
 }
 
 impl Tiled {
-    fn of(&self, tokens: usize) -> &Kernel {
-        if tokens > self.tile { &self.many } else { &self.one }
+    fn of(&self, tiles: Tiles) -> &Kernel {
+        match tiles {
+            Tiles::One => &self.one,
+            Tiles::Many => &self.many,
+        }
     }
 }
 
 /// What a GPU came to, by the index of its event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Moment {
+enum Moment {
     Begun,
     Verified,
     Drafted,
@@ -93,6 +113,7 @@ impl Rank {
         device: &Arc<Device>,
         constants: &Constants,
         cubin: &[u8],
+        bell: &Arc<Bell>,
         layout_at: impl Fn(u64) -> Layout,
     ) -> Result<Self, DriverError> {
         let memory = DeviceMemory::new(device, layout_at(0).map.bytes() as usize)?;
@@ -112,8 +133,10 @@ impl Rank {
             fault,
             grid: constants.launch.grid as u32,
             thread_count: module.constant(THREAD_COUNT)?,
+            tile_tokens: module.constant(ONE_TILE)? as usize,
             kernels: kernels(&module, constants.draft_rows > 0)?,
-            events: [Event::new(device)?, Event::new(device)?, Event::new(device)?],
+            bell: bell.clone(),
+            events: [events(device)?, events(device)?],
             _module: module,
             memory,
             layout,
@@ -139,53 +162,67 @@ impl Rank {
         self.memory.write(to as usize, bytemuck::bytes_of(exchange))
     }
 
-    /// Starts to take in a step: the first bytes of `upload`, and `copies` of the lists, which
-    /// kernels read too.
-    pub(crate) fn begin(
-        &mut self,
-        upload: (&Pinned, usize),
-        lists: &Pinned,
-        copies: &[Copy],
-    ) -> Result<(), EngineError> {
-        self.arguments.verify.sampling.masks = lists.address();
-        self.try_begin(upload, lists, copies).map_err(|error| self.error(&error))
+    pub(crate) fn tile_tokens(&self) -> usize {
+        self.tile_tokens
     }
 
-    fn try_begin(
-        &self,
-        (upload, bytes): (&Pinned, usize),
-        lists: &Pinned,
-        copies: &[Copy],
-    ) -> Result<(), DriverError> {
-        self.event(Moment::Begun).record()?;
-        let place = |address: u64| (address - self.memory.address()) as usize;
-        let (to, barrier) = (self.arguments.target.batch, place(self.arguments.target.barrier));
-        self.memory.send(place(to), upload, 0..bytes)?;
-        for Copy { to, from } in copies {
-            self.memory.send(*to, lists, from.clone())?;
+    /// Starts all of a chain.
+    pub(crate) fn start(&self, chain: &Chain<'_>) -> Result<(), EngineError> {
+        self.try_start(chain).map_err(|error| self.error(&error))
+    }
+
+    fn try_start(&self, chain: &Chain<'_>) -> Result<(), DriverError> {
+        self.bell.await_on(&self.device, self.index, chain.number)?;
+        self.note(chain, Moment::Begun)?;
+        self.take_in(chain)?;
+        let shape = chain.shape;
+        self.launch_pass(Pass::Target(shape.target()))?;
+        self.launch_pass(Pass::Verify)?;
+        self.note(chain, Moment::Verified)?;
+        if self.kernels.draft.is_some() {
+            self.launch_pass(Pass::DraftContext(shape.target()))?;
         }
+        for (batch, tiles) in shape.drafts().iter().enumerate() {
+            self.launch_pass(Pass::DraftRows(batch, *tiles))?;
+        }
+        self.note(chain, Moment::Drafted)?;
+        if self.index == 0 {
+            let from = self.place(self.layout.results_at);
+            self.memory.fetch(from..from + shape.result_bytes(), chain.results)?;
+        }
+        self.bell.tell_ended(&self.device, self.index, chain.number)
+    }
+
+    /// The plan, what is copied of the lists, and counters that begin at 0.
+    fn take_in(&self, chain: &Chain<'_>) -> Result<(), DriverError> {
+        let to = self.place(self.arguments.target.batch);
+        self.memory.send(to, chain.mailbox, 0..chain.shape.upload_bytes())?;
+        for Copy { to, from } in chain.copies {
+            self.memory.send(*to, chain.lists, from.clone())?;
+        }
+        let barrier = self.place(self.arguments.target.barrier);
         self.memory.clear(barrier..barrier + self.layout.barrier_bytes)
     }
 
-    /// Starts a launch of the step.
-    pub(crate) fn start(&self, pass: Pass) -> Result<(), EngineError> {
-        self.try_start(pass).map_err(|error| self.error(&error))
+    /// Where an address lies in this rank's memory.
+    fn place(&self, address: u64) -> usize {
+        (address - self.memory.address()) as usize
     }
 
-    fn try_start(&self, pass: Pass) -> Result<(), DriverError> {
+    fn launch_pass(&self, pass: Pass) -> Result<(), DriverError> {
         let Self { arguments, kernels: Kernels { target, verify, draft }, .. } = self;
         let kernels = draft.as_ref().ok_or(pass);
         let no_drafter = |pass| panic!("{pass:?} of a model without a drafter");
         match pass {
-            Pass::Target(tokens) => self.launch(target.of(tokens), &arguments.target),
+            Pass::Target(tiles) => self.launch(target.of(tiles), &arguments.target),
             Pass::Verify => self.launch(verify, &arguments.verify),
-            Pass::DraftContext(tokens) => {
+            Pass::DraftContext(tiles) => {
                 let (context, _) = kernels.unwrap_or_else(no_drafter);
-                self.launch(context.of(tokens), &arguments.context)
+                self.launch(context.of(tiles), &arguments.context)
             }
-            Pass::DraftRows(batch, tokens) => {
+            Pass::DraftRows(batch, tiles) => {
                 let (_, rows) = kernels.unwrap_or_else(no_drafter);
-                self.launch(rows.of(tokens), &arguments.drafts[batch])
+                self.launch(rows.of(tiles), &arguments.drafts[batch])
             }
         }
     }
@@ -194,51 +231,69 @@ impl Rank {
         #[expect(unsafe_code, reason = "what a kernel does is not checked")]
         // SAFETY: the target's and the drafter's kernels take a `Memory`, the other one a
         // `VerifyMemory`. Their addresses are those of the memory map, whose buffers have the
-        // sizes that the kernels were compiled with, and of pinned memory; the map's memory and
-        // that of the fault are dropped after the stream is finished, lists are written and
-        // dropped when all streams are.
+        // sizes that the kernels were compiled with, and of pinned memory; all of it is dropped
+        // after the stream is finished.
         unsafe {
             kernel.launch(self.grid, self.thread_count, argument)
         }
     }
 
-    /// Notes when the GPU has come so far.
-    pub(crate) fn note(&self, moment: Moment) -> Result<(), EngineError> {
-        self.event(moment).record().map_err(|error| self.error(&error))
+    /// Notes when the first GPU has come so far.
+    fn note(&self, chain: &Chain<'_>, moment: Moment) -> Result<(), DriverError> {
+        if self.index > 0 {
+            return Ok(());
+        }
+        self.events_of(chain.number)[moment as usize].record()
     }
 
-    /// Milliseconds of a finished step to the choice of its tokens, and from there to its drafts.
-    pub(crate) fn milliseconds(&self) -> Result<(f32, f32), EngineError> {
-        let [begun, verified, drafted] = &self.events;
+    /// Of a chain, until the second one after it is started.
+    fn events_of(&self, number: u32) -> &[Event; 3] {
+        &self.events[number as usize % 2]
+    }
+
+    /// Milliseconds of an ended chain to the choice of its tokens, and from there to its drafts.
+    pub(crate) fn milliseconds(&self, number: u32) -> Result<(f32, f32), EngineError> {
+        let [begun, verified, drafted] = self.events_of(number);
         let times = verified.since(begun).and_then(|first| Ok((first, drafted.since(verified)?)));
         times.map_err(|error| self.error(&error))
     }
 
     /// What the stamps of the last step say, which are taken into `host` and away.
-    pub(crate) fn phase_times(&self, host: &mut Pinned) -> Result<Vec<PhaseTime>, EngineError> {
+    pub(crate) fn phase_times(&self, host: &Pinned) -> Result<Vec<PhaseTime>, EngineError> {
         let error = |reason| EngineError::Device { rank: self.index, reason };
-        let bytes = self.take_stamps(host).map_err(|reason| error(reason.to_string()))?;
-        let launches = bytemuck::cast_slice(bytes).chunks(STAMPS_MAX).enumerate();
+        let stamps = self.take_stamps(host).map_err(|reason| error(reason.to_string()))?;
+        let launches = stamps.chunks(STAMPS_MAX).enumerate();
         let parts = launches.map(|(index, stamps)| (Pass::part(index), stamps));
         phase_times(parts).map_err(|reason| error(reason.to_string()))
     }
 
-    fn take_stamps<'a>(&self, host: &'a mut Pinned) -> Result<&'a [u8], DriverError> {
-        let place = (self.layout.memory.trace - self.memory.address()) as usize;
+    fn take_stamps(&self, host: &Pinned) -> Result<Vec<Stamped>, DriverError> {
+        let place = self.place(self.layout.memory.trace);
         let range = place..place + self.layout.stamp_bytes;
         self.memory.fetch(range.clone(), host)?;
         self.memory.clear(range)?;
-        host.read()
+        self.device.finish()?;
+        let count = self.layout.stamp_bytes / size_of::<Stamped>();
+        let mut stamps = vec![Stamped::zeroed(); count];
+        host.peek(bytemuck::cast_slice_mut(&mut stamps));
+        Ok(stamps)
     }
 
-    fn event(&self, moment: Moment) -> &Event {
-        &self.events[moment as usize]
+    /// Whether the GPU, or one that it reaches, is broken.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.device.is_idle().is_err()
     }
 
-    /// Starts to copy the first bytes of a step's results.
-    pub(crate) fn fetch(&self, bytes: usize, to: &mut Pinned) -> Result<(), EngineError> {
-        let from = (self.layout.results_at - self.memory.address()) as usize;
-        self.memory.fetch(from..from + bytes, to).map_err(|error| self.error(&error))
+    /// The last chain that it has begun, and the last that it has ended.
+    pub(crate) fn told(&self) -> (u32, u32) {
+        self.bell.told(self.index)
+    }
+
+    /// What is said of a rank that did not begin. Nobody waits for it any more.
+    pub(crate) fn deaf(&self) -> EngineError {
+        self.device.abandon();
+        let reason = "does not hear its doorbell: what was started for a step did not begin";
+        EngineError::Device { rank: self.index, reason: reason.to_owned() }
     }
 
     /// Waits for all that was started.
@@ -253,17 +308,20 @@ impl Rank {
 
     /// The wait that ran out, if one did.
     pub(crate) fn timeout(&self) -> Option<EngineError> {
-        let record: [u8; size_of::<Fault>()] = self.fault.peek();
-        timeout_of(&bytemuck::pod_read_unaligned(&record))
+        let mut record = Fault::zeroed();
+        self.fault.peek(bytemuck::bytes_of_mut(&mut record));
+        timeout_of(&record)
     }
+}
+
+fn events(device: &Arc<Device>) -> Result<[Event; 3], DriverError> {
+    Ok([Event::new(device)?, Event::new(device)?, Event::new(device)?])
 }
 
 fn kernels(module: &Module, drafter: bool) -> Result<Kernels, DriverError> {
     let shared_bytes = module.constant(SHARED_BYTES)?;
-    let tile = module.constant(ONE_TILE)? as usize;
     let kernel = |name: &str| module.kernel(name, shared_bytes);
-    let tiled =
-        |name| Ok(Tiled { one: kernel(name)?, many: kernel(&format!("{name}_many"))?, tile });
+    let tiled = |name| Ok(Tiled { one: kernel(name)?, many: kernel(&format!("{name}_many"))? });
     Ok(Kernels {
         target: tiled("target")?,
         verify: kernel("verify")?,
@@ -272,4 +330,4 @@ fn kernels(module: &Module, drafter: bool) -> Result<Kernels, DriverError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -12,6 +12,7 @@ use kilotok_weights::{LoadError, Piece, Progress, Tensor, WeightSource, load};
 
 use crate::compile::Toolchain;
 use crate::constants::{Constants, Launch};
+use crate::driver::bell::Bell;
 use crate::driver::{Device, Driver, DriverError, Gpu, Pinned};
 use crate::engine::{CudaEngine, HostMemory, TOKENS_MAX};
 use crate::layout::Layout;
@@ -20,9 +21,8 @@ use crate::nvrtc::{CompileError, Version};
 use crate::rank::Rank;
 use crate::repack::Repacker;
 use crate::sources::Program;
+use crate::upload::lists_bytes;
 
-/// Lists of a step for which there is room from the start: a mask for every token.
-const LISTS_BYTES: usize = 2 << 20;
 /// Keys and values are BF16.
 pub const VALUE_BYTES: usize = 2;
 
@@ -208,8 +208,15 @@ impl CudaEngine {
         }
         let constants = &plan.constants;
         let cubin = options.toolchain.cubin(&plan.program(), Some(driver.version), tell)?;
+        let (caps, bell) = (options.caps(spec), Bell::new(&devices)?);
+        let host = HostMemory::new(constants, &caps, &plan.layout(spec, 0), &devices)?;
+        tell(&format!("memory of the host for GPUs: {} bytes", host.bytes()));
         let rank = |(index, device)| {
-            Rank::new(index, device, constants, &cubin, |base| plan.layout(spec, base))
+            Rank::new(index, device, constants, &cubin, &bell, |base| {
+                let mut layout = plan.layout(spec, base);
+                layout.sampling.masks = host.lists.address();
+                layout
+            })
         };
         let ranks: Vec<Rank> = devices.iter().enumerate().map(rank).collect::<Result<_, _>>()?;
         let mut exchange = Exchange { receivers: [0; RANKS_MAX] };
@@ -218,33 +225,54 @@ impl CudaEngine {
         }
         ranks.iter().try_for_each(|rank| rank.connect(&exchange))?;
         load_weights(spec, source, constants, &ranks, progress)?;
-        for device in &devices {
+        for (index, device) in devices.iter().enumerate() {
+            // Shows whether streams can.
+            bell.await_on(device, index, 0)?;
             device.finish()?;
         }
-        // At address 0, addresses are places.
-        let Layout { upload, results, sampling, stamp_bytes, .. } = plan.layout(spec, 0);
-        let stamps = (stamp_bytes > 0).then(|| Pinned::new(&devices, stamp_bytes));
-        let host = HostMemory {
-            upload: Pinned::new(&devices, upload.bytes)?,
-            upload_places: upload,
-            lists: Pinned::new(&devices, LISTS_BYTES)?,
-            results: Pinned::new(&devices, results.bytes)?,
-            result_places: results,
-            tables: sampling,
-            stamps: stamps.transpose()?,
-        };
         Ok(Self {
-            caps: options.caps(spec),
+            caps,
             ranks,
             slots: Slots::new(plan.sizes.slot_count as usize, spec.vocab_size),
             host,
             draft_rows: constants.draft_rows,
             exchanges: 0,
             exchanges_max: exchanges_max(constants),
+            bell,
+            number: 0,
+            ahead: None,
             in_flight: InFlight::default(),
             times: None,
             broken: None,
         })
+    }
+}
+
+impl HostMemory {
+    /// Takes it, as the layout at address 0 has it: addresses in it are places.
+    fn new(
+        constants: &Constants,
+        caps: &Caps,
+        layout: &Layout,
+        devices: &[Arc<Device>],
+    ) -> Result<Self, DriverError> {
+        let take = |bytes| Pinned::new(devices, bytes);
+        let Layout { upload, results, sampling, stamp_bytes, .. } = layout;
+        Ok(Self {
+            mailboxes: [take(upload.bytes)?, take(upload.bytes)?],
+            upload_places: upload.clone(),
+            lists: take(lists_bytes(constants, caps))?,
+            results: take(results.bytes)?,
+            result_places: *results,
+            tables: *sampling,
+            stamps: (*stamp_bytes > 0).then(|| take(*stamp_bytes)).transpose()?,
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        let [even, odd] = &self.mailboxes;
+        let all = [even, odd, &self.lists, &self.results].into_iter().chain(&self.stamps);
+        all.map(Pinned::bytes).sum()
     }
 }
 

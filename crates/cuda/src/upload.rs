@@ -4,10 +4,10 @@
 use std::ops::Range;
 
 use kilotok_abi::{
-    BAD_TOKENS_MAX, BAD_WORDS_MAX, Batch as Header, END_TOKENS_MAX, SampleMemory, SampleRow, Slot,
-    SlotLists, Wanted,
+    BAD_TOKENS_MAX, BAD_WORDS_MAX, Batch as Header, Bias, END_TOKENS_MAX, SampleMemory, SampleRow,
+    Slot, SlotLists, Wanted,
 };
-use kilotok_engine::{EngineError, PageGroup, Row, SlotSetup};
+use kilotok_engine::{Caps, EngineError, PageGroup, Row, SlotSetup};
 use kilotok_rows::{Batch, BatchRow, Sizes, wanted, wanted_tokens};
 
 use crate::batch::{Arrays, DeviceBatch, DraftRow};
@@ -58,6 +58,14 @@ impl Places {
         Self { target, context, sample_rows, wanted, drafts, pages: end, bytes }
     }
 
+    /// Makes every batch one without tokens.
+    pub(crate) fn clear(&self, bytes: &mut [u8]) {
+        let drafts = self.drafts.iter().map(|arrays| arrays.header);
+        for header in [self.target.header, self.context].into_iter().chain(drafts) {
+            bytes[header..][..size_of::<Header>()].fill(0);
+        }
+    }
+
     /// Launches of a step that exchange between ranks.
     pub(crate) fn passes(&self) -> usize {
         2 + self.drafts.len()
@@ -72,6 +80,25 @@ fn pages_max(group: &PageGroup, position_max: u32, token_max: usize) -> usize {
         let reach = keys as usize + token_max;
         all.min(reach.div_ceil(group.page_tokens as usize) + 1)
     })
+}
+
+/// Bytes of the lists that a step can need: a mask for every token, and for every row what comes
+/// with a request that enters its slot. A history is no longer than a sequence, and every token has
+/// at most one bias.
+pub(crate) fn lists_bytes(constants: &Constants, caps: &Caps) -> usize {
+    let word = size_of::<u32>();
+    let tokens_max = constants.launch.tokens_max;
+    let masks = tokens_max * constants.vocab.div_ceil(u32::BITS as usize) * word;
+    let of_row = [
+        caps.position_max as usize * word,
+        constants.vocab * size_of::<Bias>(),
+        size_of::<Slot>(),
+        BAD_TOKENS_MAX * word,
+        BAD_WORDS_MAX * word,
+        END_TOKENS_MAX * word,
+    ];
+    let of_row: usize = of_row.iter().map(|bytes| bytes.next_multiple_of(LIST_ALIGNMENT)).sum();
+    masks.next_multiple_of(LIST_ALIGNMENT) + caps.row_max as usize * of_row
 }
 
 /// Bytes of the lists that go to a place in a rank's memory.
@@ -203,16 +230,32 @@ impl Upload {
         start..self.lists.len()
     }
 
+    /// # Errors
+    /// [`EngineError::Plan`] when the lists are longer than the memory for them, which only a
+    /// history beyond the last position makes them.
+    pub(crate) fn check(&self, lists_bytes: usize) -> Result<(), EngineError> {
+        let bytes = self.lists.len();
+        if bytes <= lists_bytes {
+            return Ok(());
+        }
+        let reason = format!("the lists of its step take {bytes} bytes, at most {lists_bytes}");
+        Err(EngineError::Plan { row: self.rows.len().saturating_sub(1), reason })
+    }
+
+    /// Bytes of everything but the lists.
+    pub(crate) fn bytes(&self, places: &Places) -> usize {
+        places.pages + size_of_val(self.target.pages.as_slice())
+    }
+
     /// Writes everything but the lists, which lie at `lists`. The first of the launches comes after
-    /// so many exchanges between ranks, each other one after so many more. Returns the bytes
-    /// written.
+    /// so many exchanges between ranks, each other one after so many more.
     pub(crate) fn write(
         &self,
         places: &Places,
         lists: u64,
         (exchanges, of_launch): (u32, u32),
         bytes: &mut [u8],
-    ) -> usize {
+    ) {
         let at_launch = |index: usize| exchanges.wrapping_add(index as u32 * of_launch);
         self.target.write(&places.target, at_launch(0), bytes);
         for (index, (batch, arrays)) in self.drafts.iter().zip(&places.drafts).enumerate() {
@@ -231,9 +274,7 @@ impl Upload {
         let rows: Vec<_> = self.rows.iter().map(row).collect();
         write(places.sample_rows, bytemuck::cast_slice(&rows));
         write(places.wanted, bytemuck::cast_slice(&self.wanted));
-        let pages: &[u8] = bytemuck::cast_slice(&self.target.pages);
-        write(places.pages, pages);
-        places.pages + pages.len()
+        write(places.pages, bytemuck::cast_slice(&self.target.pages));
     }
 }
 
@@ -313,6 +354,9 @@ mod tests {
         assert_eq!((row.fresh, row.history_count, row.bias_count), (1, 3, 1));
         assert_eq!(word(&upload.lists, row.history as usize + 4), 6);
         assert_eq!(word(&upload.lists, row.biases as usize), 9);
+        let bytes = upload.lists.len();
+        assert_eq!(upload.check(bytes), Ok(()));
+        assert!(upload.check(bytes - 1).unwrap_err().to_string().contains("at most"));
         // What the tables do not hold is refused.
         rows[0].setup.as_mut().unwrap().end_tokens = vec![1; END_TOKENS_MAX + 1];
         let refused = super::tests::upload(rows).unwrap_err().to_string();
@@ -330,14 +374,16 @@ mod tests {
         let (sample_rows, wanted, pages) = (1000, 1500, 4000);
         let places = Places { target, context, sample_rows, wanted, drafts, pages, bytes: 4100 };
         let mut bytes = vec![0; places.bytes];
-        let end = upload.write(&places, 1 << 32, (40, 7), &mut bytes);
-        assert_eq!(end, 4000 + upload.target.pages.len() * 4);
+        upload.write(&places, 1 << 32, (40, 7), &mut bytes);
+        assert_eq!(upload.bytes(&places), 4000 + upload.target.pages.len() * 4);
         let exchanges = [0, context, 2000, 3000].map(|header| word(&bytes, header + 12));
         assert_eq!(exchanges, [40, 47, 54, 61]);
         assert_eq!(word(&bytes, context + 8), 0, "the context wants no logits");
         let row: SampleRow =
             bytemuck::pod_read_unaligned(&bytes[sample_rows..][..size_of::<SampleRow>()]);
         assert_eq!(row.history >> 32, 1, "lists are named by their address");
+        places.clear(&mut bytes);
+        assert_eq!([0, context, 2000, 3000].map(|header| word(&bytes, header)), [0; 4]);
     }
 
     #[test]

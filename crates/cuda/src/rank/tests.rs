@@ -1,6 +1,6 @@
-//! A GPU that stalls or does not start: what is said of it and how soon, and that nothing stays
-//! behind. What breaks a GPU breaks all that the process runs on it, so each has a process of its
-//! own. Where there is no GPU, the test says so and passes.
+//! A GPU that stalls, does not start or does not hear: what is said of it and how soon, and that
+//! nothing stays behind. What breaks a GPU breaks all that the process runs on it, so each has a
+//! process of its own. Where there is no GPU, the test says so and passes.
 
 use std::process::Command;
 use std::sync::LazyLock;
@@ -35,7 +35,13 @@ fn options(rank_count: usize) -> CudaOptions {
     }
 }
 
-fn engine(rank_count: usize) -> CudaEngine {
+/// Whether so many ranks cannot run here; says why.
+pub(crate) fn absent(rank_count: usize) -> bool {
+    let found = Found::look(rank_count, &options(rank_count).toolchain);
+    found.inspect_err(|reason| println!("skipped from {rank_count} ranks on: {reason}")).is_err()
+}
+
+pub(crate) fn engine(rank_count: usize) -> CudaEngine {
     let engine = CudaEngine::start(PRO.spec(), &*PRO, &options(rank_count), &Quiet, &|_| {});
     engine.unwrap_or_else(|error| panic!("{error}"))
 }
@@ -84,6 +90,21 @@ fn does_not_start(rank_count: usize) {
     }
 }
 
+/// It waits for a bell that nobody rings: others wait for it, and it waits on.
+fn does_not_hear(rank_count: usize) {
+    let other_bell = |rank: &mut Rank| {
+        let devices = vec![rank.device.clone(); rank.index + 1];
+        rank.bell = Bell::new(&devices).unwrap();
+    };
+    match broken(rank_count, other_bell) {
+        EngineError::Device { rank, reason } => {
+            assert_eq!(rank, rank_count - 1);
+            assert!(reason.contains("does not hear its doorbell"), "{reason}");
+        }
+        other => panic!("{other}"),
+    }
+}
+
 #[test]
 #[ignore = "breaks the GPU for its process, see below"]
 fn one_stalls() {
@@ -109,14 +130,25 @@ fn one_of_two_does_not_start() {
 }
 
 #[test]
+#[ignore = "breaks the GPU for its process, see below"]
+fn one_does_not_hear() {
+    does_not_hear(1);
+}
+
+#[test]
+#[ignore = "breaks the GPU for its process, see below"]
+fn one_of_two_does_not_hear() {
+    does_not_hear(2);
+}
+
+#[test]
 fn what_breaks_a_gpu_is_told_in_time_and_over_with_its_process() {
     let cases = [
-        (1, ["one_stalls", "one_does_not_start"]),
-        (2, ["one_of_two_stalls", "one_of_two_does_not_start"]),
+        (1, ["one_stalls", "one_does_not_start", "one_does_not_hear"]),
+        (2, ["one_of_two_stalls", "one_of_two_does_not_start", "one_of_two_does_not_hear"]),
     ];
     for (rank_count, names) in cases {
-        if let Err(reason) = Found::look(rank_count, &options(rank_count).toolchain) {
-            println!("skipped from {rank_count} ranks on: {reason}");
+        if absent(rank_count) {
             return;
         }
         for name in names {

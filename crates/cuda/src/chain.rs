@@ -1,0 +1,137 @@
+//! What a chain of launches is made for. The next step's chain waits on the GPUs before its plan is
+//! known; whether the plan fits is a question of a few numbers.
+
+use crate::upload::Upload;
+
+/// The bytes of a plan are rounded up to a multiple of this, so that a plan whose pages become more
+/// seldom has no room: these are pages of 16,384 tokens of one group. A copy of so many takes no
+/// longer than one of a few.
+const UPLOAD_STEP: usize = 4096;
+
+/// Which of two kernels: that for one tile of tokens, or for more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tiles {
+    One,
+    Many,
+}
+
+impl Tiles {
+    pub(crate) fn of(token_count: usize, tile_tokens: usize) -> Self {
+        if token_count > tile_tokens { Self::Many } else { Self::One }
+    }
+}
+
+/// What a chain launches and copies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    /// Of the target's pass and of the drafter's context.
+    target: Tiles,
+    /// Of each batch of drafts.
+    drafts: Vec<Tiles>,
+    upload_bytes: usize,
+    result_bytes: usize,
+}
+
+impl Shape {
+    /// What a step needs.
+    pub(crate) fn of(
+        upload: &Upload,
+        tile_tokens: usize,
+        upload_bytes: usize,
+        result_bytes: usize,
+    ) -> Self {
+        let tiles = |token_count| Tiles::of(token_count, tile_tokens);
+        let drafts = upload.drafts.iter().map(|batch| tiles(batch.token_count()));
+        Self {
+            target: tiles(upload.target.token_count()),
+            drafts: drafts.collect(),
+            upload_bytes,
+            result_bytes,
+        }
+    }
+
+    pub(crate) fn target(&self) -> Tiles {
+        self.target
+    }
+
+    pub(crate) fn drafts(&self) -> &[Tiles] {
+        &self.drafts
+    }
+
+    pub(crate) fn upload_bytes(&self) -> usize {
+        self.upload_bytes
+    }
+
+    pub(crate) fn result_bytes(&self) -> usize {
+        self.result_bytes
+    }
+
+    /// The shape of a chain ahead of this one: most steps are like the one before.
+    pub(crate) fn ahead(&self, upload_bytes_max: usize) -> Self {
+        let upload_bytes = self.upload_bytes.next_multiple_of(UPLOAD_STEP).min(upload_bytes_max);
+        Self { upload_bytes, ..self.clone() }
+    }
+
+    /// Whether a chain of this shape does a step that needs `step`: with the same kernels, but for
+    /// batches of drafts too many, which stay empty.
+    pub(crate) fn fits(&self, step: &Self) -> bool {
+        self.target == step.target
+            && self.drafts.starts_with(&step.drafts)
+            && self.upload_bytes >= step.upload_bytes
+            && self.result_bytes >= step.result_bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UPLOAD_MAX: usize = 10_000;
+
+    fn step() -> Shape {
+        Shape {
+            target: Tiles::One,
+            drafts: vec![Tiles::Many, Tiles::One],
+            upload_bytes: 5000,
+            result_bytes: 300,
+        }
+    }
+
+    #[test]
+    fn tokens_of_a_tile_are_one_tile() {
+        assert_eq!(
+            [1, 8, 9].map(|count| Tiles::of(count, 8)),
+            [Tiles::One, Tiles::One, Tiles::Many]
+        );
+    }
+
+    #[test]
+    fn a_step_like_the_one_before_fits() {
+        let ahead = step().ahead(UPLOAD_MAX);
+        assert!(ahead.fits(&step()));
+        assert!(ahead.fits(&Shape { upload_bytes: 8192, ..step() }), "its pages may grow a little");
+        assert!(ahead.fits(&Shape { drafts: vec![Tiles::Many], ..step() }), "one batch is empty");
+        assert!(ahead.fits(&Shape { drafts: Vec::new(), result_bytes: 0, ..step() }));
+        assert_eq!(ahead.ahead(UPLOAD_MAX), ahead, "no guess of a guess is larger");
+    }
+
+    #[test]
+    fn a_step_that_needs_more_or_other_kernels_does_not_fit() {
+        let ahead = step().ahead(UPLOAD_MAX);
+        for step in [
+            Shape { target: Tiles::Many, ..step() },
+            Shape { drafts: vec![Tiles::One], ..step() },
+            Shape { drafts: vec![Tiles::Many, Tiles::One, Tiles::One], ..step() },
+            Shape { upload_bytes: 8193, ..step() },
+            Shape { result_bytes: 301, ..step() },
+        ] {
+            assert!(!ahead.fits(&step), "{step:?}");
+        }
+    }
+
+    #[test]
+    fn no_more_is_copied_than_there_is() {
+        let long = Shape { upload_bytes: 9000, ..step() };
+        assert_eq!(long.ahead(UPLOAD_MAX).upload_bytes, UPLOAD_MAX);
+    }
+}

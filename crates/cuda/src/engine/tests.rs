@@ -1,0 +1,60 @@
+//! Chains that are started ahead: that they do the steps they fit, and that nothing waits for one
+//! that nobody rings for. Where there is no GPU, the tests say so and pass.
+
+use kilotok_testkit::host::{Host, How, Request};
+
+use super::*;
+use crate::rank::tests::{absent, engine};
+
+/// Tokens of a reply.
+const TOKENS: u32 = 8;
+
+fn reply(engine: &mut CudaEngine) -> Vec<u32> {
+    let request = Request::greedy((0..30).collect(), TOKENS);
+    Host::new(engine, 0).run(&request, &How::default()).unwrap().tokens
+}
+
+#[test]
+fn steps_alike_are_begun_by_the_bell_alone() {
+    if absent(1) {
+        return;
+    }
+    let mut engine = engine(1);
+    reply(&mut engine);
+    // A step gives a token. The prompt's has no chain ahead, and the next one is of other tiles:
+    // it makes one void. All others are what they were taken for; one is left.
+    assert_eq!(engine.number, TOKENS + 1 + 1);
+    reply(&mut engine);
+    // Now the prompt's step too makes one void.
+    assert_eq!(engine.number, 2 * (TOKENS + 1 + 1));
+}
+
+#[test]
+fn two_engines_share_a_gpu() {
+    if absent(1) {
+        return;
+    }
+    let (mut first, mut second) = (engine(1), engine(1));
+    let expected = reply(&mut first);
+    // Each leaves a chain that waits, and the other starts, steps and goes in spite of it.
+    assert_eq!(reply(&mut second), expected);
+    assert_eq!(reply(&mut first), expected);
+    drop(second);
+    assert_eq!(reply(&mut first), expected);
+    let mut third = engine(1);
+    drop(first);
+    assert_eq!(reply(&mut third), expected);
+}
+
+#[test]
+fn a_chain_that_was_dismissed_is_replaced() {
+    if absent(1) {
+        return;
+    }
+    let mut engine = engine(1);
+    let expected = reply(&mut engine);
+    drop(quiet());
+    assert_eq!(reply(&mut engine), expected);
+    engine.ranks[0].finish().unwrap();
+    assert_eq!(reply(&mut engine), expected);
+}
