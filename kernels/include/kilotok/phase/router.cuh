@@ -12,8 +12,8 @@
 namespace kilotok {
 
 // How an owner's products are shared out: a warp takes 32 experts, a lane four of them in every
-// fourth column. 128 bytes a cycle reach a multiprocessor's registers, which bounds this, so no lane
-// asks for a token's value for the sake of one expert.
+// fourth column. What bounds this is 128 bytes a cycle from shared memory, so no lane asks for a
+// token's value for the sake of one expert.
 constexpr int LANE_EXPERTS = 4;
 constexpr int LANE_COLUMNS = 4;
 using RouterSums = float[TILE_TOKENS][LANE_EXPERTS];
