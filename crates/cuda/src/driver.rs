@@ -30,6 +30,9 @@ pub const DRIVER_MIN: Version = Version { major: 12, minor: 8 };
 /// What the kernels are written for: Hopper.
 const CAPABILITY: (u32, u32) = (9, 0);
 
+/// The driver goes by it: with it, no launch returns before its end.
+const LAUNCH_BLOCKING: &str = "CUDA_LAUNCH_BLOCKING";
+
 /// How long a stream may take to its end. Kernels' own waits are over in a second or two, and what
 /// fails is found at once: only a stream that never hears its bell comes to this.
 pub(crate) const STREAM_MAX: Duration = Duration::from_mins(2);
@@ -45,6 +48,11 @@ pub enum DriverError {
     TooOld { found: Version },
     #[error("the driver sees no GPU")]
     NoDevice,
+    #[error(
+        "{LAUNCH_BLOCKING} is set: every launch would wait for its end, and what is launched waits \
+         for other GPUs and for the host; unset it"
+    )]
+    Blocking,
     #[error(
         "GPU {index} is a {name} of compute capability {major}.{minor}: the kernels are written \
          for 9.0 (H100, H200)"
@@ -126,6 +134,9 @@ impl Driver {
         if !unsafe { sys::is_culib_present() } {
             return Err(DriverError::Missing);
         }
+        if launches_wait() {
+            return Err(DriverError::Blocking);
+        }
         // SAFETY: takes a number.
         unsafe { call!(cuInit(0)) }.map_err(|error| match error {
             DriverError::Call { ref code, .. } if code == "CUDA_ERROR_NO_DEVICE" => {
@@ -154,6 +165,11 @@ impl Driver {
         }
         (0..count).map(gpu).collect()
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a setting of the driver, not one of ours")]
+fn launches_wait() -> bool {
+    std::env::var_os(LAUNCH_BLOCKING).is_some_and(|value| !value.is_empty() && value != "0")
 }
 
 fn gpu(index: c_int) -> Result<Gpu> {
@@ -468,5 +484,27 @@ impl Kernel {
                 arguments.as_mut_ptr(),
             ))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    #[ignore = "asks for a variable of its process, see below"]
+    fn with_launches_that_wait() {
+        let error = Driver::open().unwrap_err();
+        assert!(matches!(error, DriverError::Blocking | DriverError::Missing), "{error}");
+    }
+
+    #[test]
+    fn launches_that_wait_for_their_end_are_refused() {
+        let mut process = Command::new(std::env::current_exe().unwrap());
+        process.env(LAUNCH_BLOCKING, "1");
+        let test = "driver::tests::with_launches_that_wait";
+        assert!(process.args([test, "--exact", "--ignored"]).status().unwrap().success());
     }
 }
