@@ -165,12 +165,9 @@ impl CudaEngine {
         let mut checked = start;
         loop {
             let now = now();
-            if self.have_ended(&mut watch, now)? {
-                return Ok(());
-            }
+            let Some(rank) = self.first_busy(&mut watch, now)? else { return Ok(()) };
             if now - start > STREAM_MAX {
-                let reason = format!("a step did not end within {STREAM_MAX:?}");
-                return Err(EngineError::Device { rank: 0, reason });
+                return Err(rank.endless());
             }
             if now - checked > CHECK_EACH {
                 checked = now;
@@ -186,19 +183,21 @@ impl CudaEngine {
         }
     }
 
+    /// The first rank that has not ended, if any.
+    ///
     /// # Errors
     /// When a rank did not hear the bell. Whoever waited for it in vain is not to blame, so this
     /// comes before any look at their errors.
-    fn have_ended(&self, watch: &mut Watch, now: Instant) -> Result<bool, EngineError> {
-        let mut all = true;
+    fn first_busy(&self, watch: &mut Watch, now: Instant) -> Result<Option<&Rank>, EngineError> {
+        let mut busy = None;
         for (index, rank) in self.ranks.iter().enumerate() {
             match watch.judge(index, rank.told(), now) {
                 Standing::Ended => {}
-                Standing::Busy => all = false,
+                Standing::Busy => busy = busy.or(Some(rank)),
                 Standing::Deaf => return Err(rank.deaf()),
             }
         }
-        Ok(all)
+        Ok(busy)
     }
 
     /// What began it, of what failed here, if anything did, and of what broken ranks say. All end,

@@ -9,7 +9,7 @@ use kilotok_engine::{EngineError, PhaseTime, StepPart};
 use crate::chain::{Shape, Tiles};
 use crate::constants::Constants;
 use crate::driver::bell::Bell;
-use crate::driver::{Device, DeviceMemory, DriverError, Event, Kernel, Module, Pinned};
+use crate::driver::{Device, DeviceMemory, DriverError, Event, Kernel, Module, Pinned, STREAM_MAX};
 use crate::fault::timeout_of;
 use crate::layout::{Arguments, Layout};
 use crate::stamps::phase_times;
@@ -289,10 +289,19 @@ impl Rank {
         self.bell.told(self.index)
     }
 
-    /// What is said of a rank that did not begin. Nobody waits for it any more.
+    /// What is said of a rank that did not begin.
     pub(crate) fn deaf(&self) -> EngineError {
+        self.given_up("does not hear its doorbell: what was started for a step did not begin")
+    }
+
+    /// What is said of a rank that began, and then neither ended nor failed.
+    pub(crate) fn endless(&self) -> EngineError {
+        self.given_up(&format!("did not end a step within {STREAM_MAX:?}"))
+    }
+
+    /// Nobody waits for it any more.
+    fn given_up(&self, reason: &str) -> EngineError {
         self.device.abandon();
-        let reason = "does not hear its doorbell: what was started for a step did not begin";
         EngineError::Device { rank: self.index, reason: reason.to_owned() }
     }
 
