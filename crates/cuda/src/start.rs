@@ -209,6 +209,10 @@ impl CudaEngine {
         let constants = &plan.constants;
         let cubin = options.toolchain.cubin(&plan.program(), Some(driver.version), tell)?;
         let (caps, bell) = (options.caps(spec), Bell::new(&devices)?);
+        for (index, device) in devices.iter().enumerate() {
+            // Shows whether streams can, before anything is loaded.
+            bell.await_on(device, index, 0)?;
+        }
         let host = HostMemory::new(constants, &caps, &plan.layout(spec, 0), &devices)?;
         tell(&format!("memory of the host for GPUs: {} bytes", host.bytes()));
         let rank = |(index, device)| {
@@ -225,11 +229,7 @@ impl CudaEngine {
         }
         ranks.iter().try_for_each(|rank| rank.connect(&exchange))?;
         load_weights(spec, source, constants, &ranks, progress)?;
-        for (index, device) in devices.iter().enumerate() {
-            // Shows whether streams can.
-            bell.await_on(device, index, 0)?;
-            device.finish()?;
-        }
+        devices.iter().try_for_each(|device| device.finish())?;
         Ok(Self {
             caps,
             ranks,
