@@ -4,13 +4,12 @@ use kilotok_abi::Fault;
 use kilotok_engine::EngineError;
 
 /// What a wait was for: `Waits` of `kernels/include/kilotok/comm/wait.cuh`, from 1 on.
-const WAITS: [&str; 8] = [
+const WAITS: [&str; 7] = [
     "all CTAs at a grid barrier",
     "a page of weights",
     "a page that is free for weights",
     "another rank",
     "the router's choice of experts",
-    "the host",
     "sums of a CTA's own warps",
     "an operand of the experts",
 ];

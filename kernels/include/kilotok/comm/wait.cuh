@@ -15,9 +15,8 @@ enum class Waits : uint32_t {
   FreePage = 3,
   Peer = 4,
   Routes = 5,
-  Host = 6,
-  Sums = 7,
-  Operand = 8,
+  Sums = 6,
+  Operand = 7,
 };
 
 // 1024 cycles each, in a millisecond where clocks are fastest; where they are slower, waits last
@@ -50,7 +49,7 @@ static __device__ uint32_t record_begun = 0;
 // By how much a wait goes on after the deadline, in units of 1024 cycles: those for somebody who
 // waits too let others give up first, who are nearer to the cause, and may look at the clock late.
 __device__ constexpr int patience(Waits waits) {
-  const bool of_others = waits == Waits::Peer || waits == Waits::Page || waits == Waits::Host;
+  const bool of_others = waits == Waits::Peer || waits == Waits::Page;
   return (of_others ? 0 : waits == Waits::Grid ? 10 : 20) * KILOCYCLES_PER_MS;
 }
 
