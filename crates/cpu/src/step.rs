@@ -1,4 +1,4 @@
-//! One step: the phases in the order in which the GPU's persistent kernel runs them.
+//! One step: the phases in the order in which the GPU runs them.
 
 use kilotok_engine::StepOutput;
 use kilotok_model::{FeedForwardSpec, LayerSpec, ModelSpec};

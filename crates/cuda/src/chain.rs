@@ -25,11 +25,11 @@ impl Tiles {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
     /// Of the target's pass and of the drafter's context.
-    target: Tiles,
+    pub(crate) target: Tiles,
     /// Of each batch of drafts.
-    drafts: Vec<Tiles>,
-    upload_bytes: usize,
-    result_bytes: usize,
+    pub(crate) drafts: Vec<Tiles>,
+    pub(crate) upload_bytes: usize,
+    pub(crate) result_bytes: usize,
 }
 
 impl Shape {
@@ -48,22 +48,6 @@ impl Shape {
             upload_bytes,
             result_bytes,
         }
-    }
-
-    pub(crate) fn target(&self) -> Tiles {
-        self.target
-    }
-
-    pub(crate) fn drafts(&self) -> &[Tiles] {
-        &self.drafts
-    }
-
-    pub(crate) fn upload_bytes(&self) -> usize {
-        self.upload_bytes
-    }
-
-    pub(crate) fn result_bytes(&self) -> usize {
-        self.result_bytes
     }
 
     /// The shape of a chain ahead of this one: most steps are like the one before.

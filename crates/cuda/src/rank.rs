@@ -176,19 +176,19 @@ impl Rank {
         self.note(chain, Moment::Begun)?;
         self.take_in(chain)?;
         let shape = chain.shape;
-        self.launch_pass(Pass::Target(shape.target()))?;
+        self.launch_pass(Pass::Target(shape.target))?;
         self.launch_pass(Pass::Verify)?;
         self.note(chain, Moment::Verified)?;
         if self.kernels.draft.is_some() {
-            self.launch_pass(Pass::DraftContext(shape.target()))?;
+            self.launch_pass(Pass::DraftContext(shape.target))?;
         }
-        for (batch, tiles) in shape.drafts().iter().enumerate() {
+        for (batch, tiles) in shape.drafts.iter().enumerate() {
             self.launch_pass(Pass::DraftRows(batch, *tiles))?;
         }
         self.note(chain, Moment::Drafted)?;
         if self.index == 0 {
             let from = self.place(self.layout.results_at);
-            self.memory.fetch(from..from + shape.result_bytes(), chain.results)?;
+            self.memory.fetch(from..from + shape.result_bytes, chain.results)?;
         }
         self.bell.tell_ended(&self.device, self.index, chain.number)
     }
@@ -196,7 +196,7 @@ impl Rank {
     /// The plan, what is copied of the lists, and counters that begin at 0.
     fn take_in(&self, chain: &Chain<'_>) -> Result<(), DriverError> {
         let to = self.place(self.arguments.target.batch);
-        self.memory.send(to, chain.mailbox, 0..chain.shape.upload_bytes())?;
+        self.memory.send(to, chain.mailbox, 0..chain.shape.upload_bytes)?;
         for Copy { to, from } in chain.copies {
             self.memory.send(*to, chain.lists, from.clone())?;
         }

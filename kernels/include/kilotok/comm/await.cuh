@@ -26,22 +26,22 @@ __device__ __forceinline__ bool are_halves_there(const uint4& words) {
   return (missing(words.x) | missing(words.y) | missing(words.z) | missing(words.w)) == 0;
 }
 
-__device__ __forceinline__ void hand_over(float* to, float value) {
+// What is written for a value.
+__device__ __forceinline__ uint32_t handed_word(float value) {
   const uint32_t bits = __float_as_uint(value);
-  ptx::store_l2(reinterpret_cast<uint32_t*>(to), is_there(bits) ? bits : SOME_NAN);
+  return is_there(bits) ? bits : SOME_NAN;
+}
+
+__device__ __forceinline__ void hand_over(float* to, float value) {
+  ptx::store_l2(reinterpret_cast<uint32_t*>(to), handed_word(value));
 }
 
 // Up to `count` of four values that lie side by side; ALIGNED if always all, in one piece.
 template <bool ALIGNED>
 __device__ __forceinline__ void hand_over_four(float* to, const float (&values)[4], int count) {
   if constexpr (ALIGNED) {
-    uint32_t words[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const uint32_t bits = __float_as_uint(values[i]);
-      words[i] = is_there(bits) ? bits : SOME_NAN;
-    }
-    ptx::store_l2(to, make_uint4(words[0], words[1], words[2], words[3]));
+    ptx::store_l2(to, make_uint4(handed_word(values[0]), handed_word(values[1]),
+                                 handed_word(values[2]), handed_word(values[3])));
   } else {
 #pragma unroll
     for (int i = 0; i < 4; i++)

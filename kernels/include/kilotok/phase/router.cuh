@@ -64,12 +64,12 @@ __device__ __forceinline__ void multiply_column(RouterSums& sums, const uint4& w
   }
 }
 
-// Adds what the lanes of other columns have, halving the tokens that each keeps, twice: the first
+// Adds what the lanes of other columns have, halving the tokens that each keeps: the first
 // `TILE_TOKENS / LANE_COLUMNS` of `sums` are then of tokens from the returned one on.
 __device__ __forceinline__ int add_columns(RouterSums& sums, int lane) {
   int first = 0;
 #pragma unroll
-  for (int halving = 1; halving <= 2; halving++) {
+  for (int halving = 1; 1 << halving <= LANE_COLUMNS; halving++) {
     const int kept = TILE_TOKENS >> halving, distance = 32 >> halving;
     const bool upper = lane & distance;
 #pragma unroll
@@ -127,7 +127,7 @@ __device__ __forceinline__ void router_parts(const Cta& cta, Ring& ring, SumMemo
 #pragma unroll
       for (int t = 0; t < TOKENS; t++)
         if (expert < R::EXPERTS && token + t < token_count)
-          hand_over_four<R::EXPERTS % 4 == 0>(
+          hand_over_four<R::EXPERTS % LANE_EXPERTS == 0>(
               parts + static_cast<size_t>(token + t) * R::EXPERTS + expert, sums[t],
               R::EXPERTS - expert);
     }
