@@ -81,10 +81,10 @@ __global__ void __launch_bounds__(THREADS, 1) walk(const Memory memory, const Wo
         const auto every = [](int column) { return column; };
         if (work.tiles <= 1)
           multiply<M, 1>(cta, ring, sums, work.operand, M::COLUMNS_PADDED * 2, first(copy), every,
-                         Nothing{}, store);
+                         [] {}, Nothing{}, store);
         else
           multiply<M, TILES_MAX>(cta, ring, sums, work.operand, M::COLUMNS_PADDED * 2, first(copy),
-                                 every, Nothing{}, store);
+                                 every, [] {}, Nothing{}, store);
       }
     }
     return;

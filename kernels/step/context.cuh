@@ -68,7 +68,7 @@ __device__ __forceinline__ void fuse(Walker& w) {
   w.walk([&](Ring& ring, Sums& sums) {
     multiply<FuseMatrix, TILES>(w.cta, ring, sums, memory.taps, TAPS_BYTES,
                                 first_unit<FuseMatrix>(w.cta),
-                                TapRows{w.batch().tokens, w.token_count()}, Nothing{},
+                                TapRows{w.batch().tokens, w.token_count()}, [] {}, Nothing{},
                                 StoreFused{at<float>(memory.fused), w.token_count()});
   });
 }
@@ -79,7 +79,7 @@ __device__ __forceinline__ void project_context(Walker& w, const LayerMemory& la
   w.walk([&](Ring& ring, Sums& sums) {
     multiply<QkvMatrix<KIND>, TILES>(w.cta, ring, sums, memory.normed, NORMED_BYTES,
                                      KEY_UNIT<KIND> + first_unit<QkvMatrix<KIND>>(w.cta),
-                                     EveryToken{}, Nothing{},
+                                     EveryToken{}, [] {}, Nothing{},
                                      store_projections<KIND>(w, layer.attention, layer, false));
   });
 }

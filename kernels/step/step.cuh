@@ -212,6 +212,7 @@ __device__ __forceinline__ void project(Walker& w) {
   w.walk([&](Ring& ring, Sums& sums) {
     multiply<QkvMatrix<KIND>, TILES>(w.cta, ring, sums, w.cta.memory.normed, NORMED_BYTES,
                                      first_unit<QkvMatrix<KIND>>(w.cta), EveryToken{},
+                                     [&] { w.cta.wait_grid(); },
                                      ReadNorm{w.stream(), w.token_count(), Part<DRAFT>::EPS},
                                      store_projections<KIND>(w, layer.attention, layer, DRAFT));
   });
@@ -222,8 +223,8 @@ template <int KIND, int TILES>
 __device__ __forceinline__ void output(Walker& w) {
   w.walk([&](Ring& ring, Sums& sums) {
     multiply<OutputMatrix<KIND>, TILES>(w.cta, ring, sums, w.cta.memory.attended, ATTENDED_BYTES,
-                                        w.cta.index(), EveryToken{}, Nothing{},
-                                        StorePart{w.stream()});
+                                        w.cta.index(), EveryToken{}, [&] { w.cta.wait_grid(); },
+                                        Nothing{}, StorePart{w.stream()});
   });
 }
 
@@ -286,7 +287,7 @@ __device__ __forceinline__ void feed_forward(Walker& w) {
   }
 }
 
-// What attention adds to the stream.
+// What attention adds to the stream. Begins in the middle of a grid barrier.
 template <bool DRAFT, int TILES>
 __device__ __forceinline__ void attention(Walker& w) {
   using P = Part<DRAFT>;
@@ -306,8 +307,8 @@ __device__ __forceinline__ void attention(Walker& w) {
     attend<decltype(kind)::value, DRAFT>(w);
   });
   cta.stamp(Stamp::Attention);
-  cta.sync_grid();
-  if (!is_owner(cta)) return;
+  cta.arrive_grid();
+  if (!is_owner(cta)) return cta.wait_grid();
   const LayerMemory& layer = w.layer();
   begin_norm(cta, w.stream(), Reader::Network, layer.post_norm,
              feed_forward_scale(layer.feed_forward), ~0u);
@@ -348,13 +349,14 @@ __device__ __forceinline__ void consume_layers(Walker& w) {
       });
     // The producer waits for that alone, whether or not the consumers meet.
     if (experts) cta.count_operand();
-    if (meet) cta.sync_grid();
-    if (index == P::LAYER_COUNT) return;
-    if (!network) {
+    if (meet) cta.arrive_grid();
+    if (!network && index < P::LAYER_COUNT) {
       P::bring_layer(cta, w.shared.layers, index + 1);
       attention<DRAFT, TILES>(w);
       continue;
     }
+    if (meet) cta.wait_grid();
+    if (index == P::LAYER_COUNT) return;
     begin_norm_before<DRAFT>(cta, w.shared, index + 1, w.layer().tap);
     with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(w.layer().feed_forward, [&](auto kind) {
       feed_forward<decltype(kind)::value, DRAFT, TILES>(w);
@@ -442,7 +444,7 @@ __device__ __forceinline__ void logits(Walker& w) {
   const WantedTokens wanted(memory, w.batch().counts);
   w.walk([&](Ring& ring, Sums& sums) {
     multiply<HeadMatrix, TILES>(w.cta, ring, sums, memory.normed, NORMED_BYTES,
-                                first_unit<HeadMatrix>(w.cta), wanted,
+                                first_unit<HeadMatrix>(w.cta), wanted, [] {},
                                 ReadNorm{w.stream(), w.token_count(), Part<DRAFT>::EPS},
                                 StoreLogits{at<float>(memory.logits), w.stream(), wanted});
   });

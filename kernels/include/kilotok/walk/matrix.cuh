@@ -300,31 +300,83 @@ struct Multiplier {
   }
 };
 
-// Multiplies this CTA's units, from `first` on. With one tile the adders put the sums to use (they
-// call `add`), with more the consumers do: `use(unit, row tile, tile, lane, values)`. `prepare` is
-// called by all consumers while the operand is on its way; what it leaves in shared memory, `use`
-// sees.
-template <class M, int TILES, class RowOf, class Prepare, class Use>
-__device__ __forceinline__ void multiply(const Cta& cta, Ring& ring, Sums& sums, uint64_t operand,
-                                         int row_bytes, int first, RowOf row_of, Prepare prepare,
-                                         Use use) {
-  if (first >= M::UNITS) return;
-  const Multiplier<M, TILES, TILES == 1 && IS_HELD<M>> multiplier(cta, operand, row_bytes, row_of);
-  prepare(cta);
-  cta.sync();
-#pragma unroll 1
-  for (int unit = first; unit < M::UNITS; unit += M::CTAS) {
-    float acc[TILES][4] = {};
-    multiplier.unit(cta, ring, acc);
-    if constexpr (TILES == 1)
-      sums.put(cta, acc[0]);
-    else
-      add_warps<M>(cta, sums.memory, acc,
-                   [&](int row_tile, int tile, int lane, const float4& values) {
-                     use(unit, row_tile, tile, lane, values);
-                   });
+// The weights that a warp multiplies next, a page of them: registers are the ring's fourth page,
+// and while an operand is waited for they are free.
+template <class M>
+struct WeightsAhead {
+  // A step's weights always have the same registers.
+  static constexpr int PAGE_STEPS = smaller(M::PAGE_STEPS, M::STEPS);
+  static constexpr int COUNT = M::STEPS % PAGE_STEPS == 0 ? PAGE_STEPS : 1;
+  Chunk<M::FORMAT> chunks[COUNT];
+
+  __device__ __forceinline__ WeightsAhead(const Cta& cta, Ring& ring) {
+#pragma unroll
+    for (int step = 0; step < COUNT; step++) bring(cta, ring, step);
   }
-  if constexpr (TILES == 1) sums.drain(cta);
+
+  // Those of a unit's step. Behind a page's last one it goes back.
+  __device__ __forceinline__ void bring(const Cta& cta, Ring& ring, int step) {
+    const int in_page = step % PAGE_STEPS;
+    if (in_page == 0) ring.take();
+    chunks[step % COUNT].load(
+        ring.page() + in_page * M::STEP_BYTES + cta.warp() * M::CHUNK_BYTES, cta.lane());
+    if (in_page == PAGE_STEPS - 1 || step == M::STEPS - 1) ring.release(cta.lane());
+  }
+
+  // Multiplies a unit with its operand. The first weights of another one are brought, if there are
+  // `more`.
+  template <class Held>
+  __device__ __forceinline__ void unit(const Cta& cta, Ring& ring, const Held& held, bool more,
+                                       float (&acc)[1][4]) {
+#pragma unroll
+    for (int step = 0; step < M::STEPS; step++) {
+      chunks[step % COUNT].multiply(acc, held[step]);
+      if (step + COUNT < M::STEPS || more) bring(cta, ring, (step + COUNT) % M::STEPS);
+    }
+  }
+};
+
+// Multiplies this CTA's units, from `first` on. With one tile the adders put the sums to use (they
+// call `add`), with more the consumers do: `use(unit, row tile, tile, lane, values)`. `meet` waits
+// until the operand is written. `prepare` is called by all consumers while it is on its way; what
+// it leaves in shared memory, `use` sees.
+template <class M, int TILES, class RowOf, class Meet, class Prepare, class Use>
+__device__ __forceinline__ void multiply(const Cta& cta, Ring& ring, Sums& sums, uint64_t operand,
+                                         int row_bytes, int first, RowOf row_of, Meet meet,
+                                         Prepare prepare, Use use) {
+  if (first >= M::UNITS) return meet();
+  if constexpr (TILES == 1 && IS_HELD<M>) {
+    WeightsAhead<M> ahead(cta, ring);
+    meet();
+    const Multiplier<M, 1, true> multiplier(cta, operand, row_bytes, row_of);
+    prepare(cta);
+    cta.sync();
+#pragma unroll 1
+    for (int unit = first; unit < M::UNITS; unit += M::CTAS) {
+      float acc[1][4] = {};
+      ahead.unit(cta, ring, multiplier.held, unit + M::CTAS < M::UNITS, acc);
+      sums.put(cta, acc[0]);
+    }
+    sums.drain(cta);
+  } else {
+    meet();
+    const Multiplier<M, TILES, false> multiplier(cta, operand, row_bytes, row_of);
+    prepare(cta);
+    cta.sync();
+#pragma unroll 1
+    for (int unit = first; unit < M::UNITS; unit += M::CTAS) {
+      float acc[TILES][4] = {};
+      multiplier.unit(cta, ring, acc);
+      if constexpr (TILES == 1)
+        sums.put(cta, acc[0]);
+      else
+        add_warps<M>(cta, sums.memory, acc,
+                     [&](int row_tile, int tile, int lane, const float4& values) {
+                       use(unit, row_tile, tile, lane, values);
+                     });
+    }
+    if constexpr (TILES == 1) sums.drain(cta);
+  }
 }
 
 // Adders: the other half of `multiply`. What `use` needs from afar it asks for before the sums are
