@@ -32,7 +32,7 @@ const PART_DIMS: usize = 32;
 /// Parts of a token's attention at most: of chunks of keys, and one of a draft's own rows.
 const ATTENTION_PARTS: usize = 64 + 1;
 /// Values of the stream in one packet of 16 bytes to another rank, and sets of places for packets.
-const PACKET_VALUES: usize = 6;
+const PACKET_VALUES: usize = 8;
 const PACKET_BYTES: usize = 16;
 const PACKET_SETS: usize = 2;
 /// Who reads norms of a layer: its projections, its network.

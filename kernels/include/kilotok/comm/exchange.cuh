@@ -1,18 +1,21 @@
 // The sum over ranks of what is to be added to the stream: every owner sends its part to the same
 // CTA of every other rank, and adds what it receives, in rank order, so that all ranks get the same
-// bits. Parts travel as BF16 in packets of 16 bytes that carry their own flag: nothing is fenced.
+// bits. Parts travel as BF16 in packets of 16 bytes, seen whole: nothing is fenced. A place is
+// empty while it holds a zero, so zeros travel as negative ones, and who has read a packet empties
+// its place.
 //
 // A rank is at most one exchange ahead of another, for its next one needs the other's packets; so
-// two sets of places are enough: `[2][ranks][owner units][packets]` at every receiver.
+// two sets of places are enough: `[2][ranks][owner units][packets]` at every receiver. Between the
+// emptying of a place and its next packet lie another exchange with that rank and a grid barrier.
 #pragma once
 
 #include "kilotok/phase/stream.cuh"
 
 namespace kilotok {
 
-// Six values and the number of the exchange.
-constexpr int PACKET_VALUES = 6;
+constexpr int PACKET_VALUES = 8;
 constexpr int TOKEN_PACKETS = OWNER_ROWS / PACKET_VALUES;
+static_assert(OWNER_ROWS % PACKET_VALUES == 0, "packets are full");
 constexpr int UNIT_PACKETS = TOKENS_MAX * TOKEN_PACKETS;
 constexpr size_t EXCHANGE_BYTES = size_t{2} * RANKS * OWNER_UNITS * UNIT_PACKETS * 16;
 
@@ -21,13 +24,27 @@ __device__ __forceinline__ size_t packet_offset(uint32_t number, int from, int u
          static_cast<size_t>(packet) * 16;
 }
 
-__device__ __forceinline__ uint4 make_packet(const float* values, uint32_t number) {
-  return make_uint4(ptx::pack_bf16(values[0], values[1]), ptx::pack_bf16(values[2], values[3]),
-                    ptx::pack_bf16(values[4], values[5]), number);
+// Which halves of a word are zeros: their highest bits, and perhaps those of halves above them.
+__device__ __forceinline__ uint32_t zero_halves(uint32_t word) {
+  return (word - 0x00010001u) & ~word & 0x80008000u;
+}
+
+__device__ __forceinline__ uint4 make_packet(const float* values) {
+  const auto word = [](float low, float high) {
+    const uint32_t bits = ptx::pack_bf16(low, high);
+    return bits | ((bits & 0xffff) == 0 ? 0x8000u : 0) | (bits >> 16 == 0 ? 0x80000000u : 0);
+  };
+  return make_uint4(word(values[0], values[1]), word(values[2], values[3]),
+                    word(values[4], values[5]), word(values[6], values[7]));
+}
+
+__device__ __forceinline__ bool is_there(const uint4& packet) {
+  return (zero_halves(packet.x) | zero_halves(packet.y) | zero_halves(packet.z) |
+          zero_halves(packet.w)) == 0;
 }
 
 __device__ __forceinline__ void add_packet(float (&sum)[PACKET_VALUES], const uint4& packet) {
-  const uint32_t words[3] = {packet.x, packet.y, packet.z};
+  const uint32_t words[4] = {packet.x, packet.y, packet.z, packet.w};
 #pragma unroll
   for (int i = 0; i < PACKET_VALUES; i++)
     sum[i] += ptx::from_bf16(static_cast<uint16_t>(words[i / 2] >> (i % 2 * 16)));
@@ -44,37 +61,38 @@ __device__ __forceinline__ void exchange(Cta& cta, StreamMemory& stream, int tok
   auto values_of = [&](int packet) {
     return &stream.part[packet / TOKEN_PACKETS][packet % TOKEN_PACKETS * PACKET_VALUES];
   };
-  for (int packet = cta.thread(); packet < count; packet += CONSUMERS) {
-    const uint4 sent = make_packet(values_of(packet), number);
-    const size_t offset = packet_offset(number, rank, unit, packet);
-    // Every rank begins with the next one, so that all links are busy.
-#pragma unroll
-    for (int k = 1; k < RANKS; k++)
-      ptx::store_system(at<char>(stream.exchange.receivers[(rank + k) % RANKS]) + offset, sent);
+  // Every rank begins with the next one, so that all links are busy.
+#pragma unroll 1
+  for (int i = cta.thread(); i < count * (RANKS - 1); i += CONSUMERS) {
+    const int packet = i % count, to = (rank + 1 + i / count) % RANKS;
+    ptx::store_system(at<char>(stream.exchange.receivers[to]) +
+                          packet_offset(number, rank, unit, packet),
+                      make_packet(values_of(packet)));
   }
-  const char* own = at<const char>(stream.exchange.receivers[rank]);
+  // Nobody replaces what another still has to send.
+  cta.sync();
+  char* own = at<char>(stream.exchange.receivers[rank]);
   for (int packet = cta.thread(); packet < count; packet += CONSUMERS) {
     uint4 packets[RANKS];
-    wait_for(Waits::Peer, number, [&](uint32_t& seen) {
-      bool all = true;
+    wait_for(Waits::Peer, number, [&](uint32_t& missing) {
+      missing = 0;
 #pragma unroll
-      for (int from = 0; from < RANKS; from++) {
-        if (from == rank) continue;
-        packets[from] = ptx::load_system(own + packet_offset(number, from, unit, packet));
-      }
+      for (int from = 0; from < RANKS; from++)
+        if (from != rank)
+          packets[from] = ptx::load_system(own + packet_offset(number, from, unit, packet));
 #pragma unroll
-      for (int from = 0; from < RANKS; from++) {
-        if (from == rank || packets[from].w == number) continue;
-        all = false;
-        seen = packets[from].w;
-      }
-      return all;
+      for (int from = 0; from < RANKS; from++)
+        if (from != rank && !is_there(packets[from])) missing |= 1u << from;
+      return missing == 0;
     });
     float* values = values_of(packet);
     float sum[PACKET_VALUES] = {};
 #pragma unroll
-    for (int from = 0; from < RANKS; from++)
-      add_packet(sum, from == rank ? make_packet(values, number) : packets[from]);
+    for (int from = 0; from < RANKS; from++) {
+      if (from != rank)
+        ptx::store_l2(own + packet_offset(number, from, unit, packet), make_uint4(0, 0, 0, 0));
+      add_packet(sum, from == rank ? make_packet(values) : packets[from]);
+    }
 #pragma unroll
     for (int i = 0; i < PACKET_VALUES; i++) values[i] = sum[i];
   }
