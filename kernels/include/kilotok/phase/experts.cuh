@@ -75,6 +75,7 @@ __device__ __forceinline__ void produce_gate_up(const Cta& cta, Ring& ring, cons
     const int expert = N::expert(routes, unit / M::UNITS);
     const char* from = at<const char>(address) + expert * M::BYTES +
                        static_cast<size_t>(unit % M::UNITS) * M::UNIT_BYTES;
+#pragma unroll 1
     for (int step = 0; step < M::STEPS; step += M::PAGE_STEPS) {
       const int bytes = smaller(M::PAGE_STEPS, M::STEPS - step) * M::STEP_BYTES;
       ring.open(bytes, unit);
@@ -95,11 +96,14 @@ __device__ __forceinline__ void produce_down(Ring& ring, const Routes& routes,
   using M = typename N::Down;
   const int unit = blockIdx.x;
   const int count = N::count(routes);
+#pragma unroll 1
   for (int first = 0; first < count; first += N::PAGE_ENTRIES) {
     const int entries = smaller(N::PAGE_ENTRIES, count - first);
+#pragma unroll 1
     for (int step = 0; step < M::STEPS; step += M::PAGE_STEPS) {
       const int bytes = smaller(M::PAGE_STEPS, M::STEPS - step) * M::STEP_BYTES;
       ring.open(entries * bytes);
+#pragma unroll 1
       for (int i = 0; i < entries; i++)
         ring.bring(at<const char>(address) + N::expert(routes, first + i) * M::BYTES +
                        static_cast<size_t>(unit) * M::UNIT_BYTES + step * M::STEP_BYTES,
@@ -264,6 +268,7 @@ template <int KIND>
 __device__ __forceinline__ void forget_inner(const Cta& cta, int token_count) {
   using N = Network<KIND>;
   const int first = cta.thread() + cta.index() * CONSUMERS;
+#pragma unroll 1
   for (int i = first; i < token_count * N::TOP_K * N::F.width; i += GRID * CONSUMERS) {
     char* row = at<char>(N::inner(cta.memory)) + operand_row(i / N::F.width, N::INNER_BYTES);
     *reinterpret_cast<uint16_t*>(row + operand_offset(i % N::F.width)) = NOT_YET_HALF;
@@ -282,31 +287,38 @@ __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, con
   const Inner<KIND> inner =
       Inner<KIND>::template bring<AWAITED>(cta, sums.memory, tile, row_count);
   float total[1][4] = {};
+  // The steps of a page of one entry, whose row of the operand has this place.
+  const auto multiply = [&](uint32_t weights, int place, int step) {
+#pragma unroll
+    for (int j = 0; j < PAGE_STEPS; j++) {
+      if (M::STEPS % PAGE_STEPS != 0 && step + j >= M::STEPS) break;
+      OperandChunk x[1] = {inner.load(place, (step + j) * M::COLUMN_WARPS + part, cta.lane())};
+      Chunk<M::FORMAT> chunk;
+      chunk.load(weights + j * M::STEP_BYTES + cta.warp() * M::CHUNK_BYTES, cta.lane());
+      chunk.multiply(total, x);
+    }
+  };
+  constexpr int ENTRY_BYTES = PAGE_STEPS * M::STEP_BYTES;
+  int first = 0;
 #pragma unroll 1
-  for (int first = 0; first < count; first += N::PAGE_ENTRIES) {
-    // Behind the last entry of a page comes its first one again, multiplied by zeros: no branch
-    // keeps the loads of one entry from running ahead of the products of the one before.
+  for (; first + N::PAGE_ENTRIES <= count; first += N::PAGE_ENTRIES) {
     const Places<KIND> places(routes, first, cta.lane() / 4);
 #pragma unroll 1
     for (int step = 0; step < M::STEPS; step += PAGE_STEPS) {
       const uint32_t page = ring.take();
-      const int entry_bytes = smaller(PAGE_STEPS, M::STEPS - step) * M::STEP_BYTES;
 #pragma unroll
-      for (int i = 0; i < N::PAGE_ENTRIES; i++) {
-#pragma unroll
-        for (int j = 0; j < PAGE_STEPS; j++) {
-          if (M::STEPS % PAGE_STEPS != 0 && step + j >= M::STEPS) break;
-          OperandChunk x[1] = {
-              inner.load(places[i], (step + j) * M::COLUMN_WARPS + part, cta.lane())};
-          Chunk<M::FORMAT> chunk;
-          chunk.load(page + (first + i < count ? i : 0) * entry_bytes + j * M::STEP_BYTES +
-                         cta.warp() * M::CHUNK_BYTES,
-                     cta.lane());
-          chunk.multiply(total, x);
-        }
-      }
+      for (int i = 0; i < N::PAGE_ENTRIES; i++) multiply(page + i * ENTRY_BYTES, places[i], step);
       ring.release(cta.lane());
     }
+  }
+  if (N::PAGE_ENTRIES > 1 && first < count) {
+    uint32_t page = ring.take();
+#pragma unroll 1
+    for (; first < count; first++, page += ENTRY_BYTES) {
+      const int column = cta.lane() / 4;
+      multiply(page, N::DENSE ? Inner<KIND>::place(column) : routes.places[column][first], 0);
+    }
+    ring.release(cta.lane());
   }
   cta.sync();
   sums.put(cta, total[0]);

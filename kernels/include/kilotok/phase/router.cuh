@@ -37,6 +37,7 @@ template <int KIND>
 __device__ __forceinline__ void produce_router(Ring& ring, uint64_t address) {
   using R = Router<KIND>;
   const char* from = at<const char>(address) + static_cast<size_t>(blockIdx.x) * R::UNIT_BYTES;
+#pragma unroll 1
   for (int row = 0; row < OWNER_ROWS; row += R::PAGE_ROWS) {
     const int bytes = smaller(R::PAGE_ROWS, OWNER_ROWS - row) * R::ROW_BYTES;
     ring.open(bytes);
@@ -204,6 +205,7 @@ __device__ __forceinline__ void forget_scores(const Cta& cta, int token_count) {
   constexpr int EXPERTS = Router<KIND>::EXPERTS;
   const int first = cta.thread();
   uint32_t* scores = at<uint32_t>(cta.memory.router_scores);
+#pragma unroll 1
   for (int i = first + cta.index() * CONSUMERS; i < token_count * SCORES_EACH;
        i += GRID * CONSUMERS)
     scores[i] = NOT_YET;
@@ -211,6 +213,7 @@ __device__ __forceinline__ void forget_scores(const Cta& cta, int token_count) {
   if (unit >= OWNER_UNITS) return;
   uint32_t* parts = at<uint32_t>(cta.memory.router_parts) +
                     static_cast<size_t>(unit) * TOKENS_MAX * EXPERTS;
+#pragma unroll 1
   for (int i = first; i < token_count * EXPERTS; i += CONSUMERS) parts[i] = NOT_YET;
   if (first < token_count)
     reinterpret_cast<uint32_t*>(squares_of(cta.memory, Reader::Network, first))[unit] = NOT_YET;
@@ -353,8 +356,10 @@ __device__ __forceinline__ void choose_routes(const Cta& cta, Routes& routes, St
   const int column = cta.warp(), lane = cta.lane(), token = tile * TILE_TOKENS + column;
   const bool chooses = column < TILE_TOKENS && token < token_count;
   for (int i = cta.thread(); i < WORDS; i += CONSUMERS) routes.bits[i] = 0;
+#pragma unroll 1
   for (int i = cta.thread(); i < ROUTES_MAX * TILE_TOKENS / 4; i += CONSUMERS)
     reinterpret_cast<uint32_t*>(routes.choices)[i] = ~0u;
+#pragma unroll 1
   for (int i = cta.thread(); i < ROUTES_MAX * TILE_TOKENS / 2; i += CONSUMERS)
     reinterpret_cast<uint32_t*>(routes.places)[i] = place_of(ROWS) * 0x10001u;
   cta.sync();

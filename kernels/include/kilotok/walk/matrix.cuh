@@ -165,8 +165,10 @@ struct Sums {
 // Producer: brings this CTA's units, from `first` on.
 template <class M>
 __device__ __forceinline__ void produce(Ring& ring, uint64_t address, int first) {
+#pragma unroll 1
   for (int unit = first; unit < M::UNITS; unit += M::CTAS) {
     const char* from = at<const char>(address) + static_cast<size_t>(unit) * M::UNIT_BYTES;
+#pragma unroll 1
     for (int step = 0; step < M::STEPS; step += M::PAGE_STEPS) {
       const int steps = smaller(M::PAGE_STEPS, M::STEPS - step);
       ring.open(steps * M::STEP_BYTES);
@@ -214,9 +216,11 @@ struct OperandPages {
 
   // Producer: every CTA begins elsewhere, as all want the same.
   static __device__ __forceinline__ void produce(Ring& ring, const char* from) {
+#pragma unroll 1
     for (int first = 0; first < M::STEPS; first += PAGE_STEPS) {
       const int steps = smaller(PAGE_STEPS, M::STEPS - first);
       ring.open(steps * STEP_BYTES);
+#pragma unroll 1
       for (int i = 0; i < steps; i++) {
         const int step = (i + blockIdx.x) % steps;
         ring.bring_operand(from + (first + step) * STEP_BYTES, step * STEP_BYTES, STEP_BYTES);
