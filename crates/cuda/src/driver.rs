@@ -14,7 +14,7 @@ use std::ffi::{CStr, CString, c_int, c_void};
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use cudarc::driver::sys;
@@ -203,6 +203,7 @@ fn gpu(index: c_int) -> Result<Gpu> {
 }
 
 /// A GPU in use: its context, and the one stream on which everything happens in order.
+#[derive(Debug)]
 pub(crate) struct Device {
     index: usize,
     context: sys::CUcontext,
@@ -218,14 +219,34 @@ unsafe impl Send for Device {}
 unsafe impl Sync for Device {}
 
 impl Device {
-    pub(crate) fn open(index: usize) -> Result<Arc<Self>> {
+    /// All these GPUs at once: the first to use one waits for its context, which takes long.
+    pub(crate) fn open_all(gpus: &[Gpu]) -> Result<Vec<Arc<Self>>> {
+        let quiet = bell::quiet();
+        let opened: Vec<Result<_>> = thread::scope(|scope| {
+            let open = |gpu: &Gpu| {
+                let index = gpu.index;
+                scope.spawn(move || Self::open(index))
+            };
+            let opening: Vec<_> = gpus.iter().map(open).collect();
+            let opened = |thread: ScopedJoinHandle<'_, _>| {
+                thread.join().expect("to open a GPU does not panic")
+            };
+            opening.into_iter().map(opened).collect()
+        });
+        // Where one failed the others are closed, which wants quiet as well.
+        drop(quiet);
+        opened.into_iter().collect()
+    }
+
+    /// Functions in it may wait for streams.
+    fn open(index: usize) -> Result<Arc<Self>> {
         let (mut context, mut stream) = (ptr::null_mut(), ptr::null_mut());
         // SAFETY: each writes a handle; the context is retained until it is released in `drop`.
         unsafe {
-            quiet_call!(cuDevicePrimaryCtxRetain(&raw mut context, index as c_int))?;
+            call!(cuDevicePrimaryCtxRetain(&raw mut context, index as c_int))?;
             call!(cuCtxSetCurrent(context))?;
             let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
-            quiet_call!(cuStreamCreate(&raw mut stream, flags))?;
+            call!(cuStreamCreate(&raw mut stream, flags))?;
         }
         Ok(Arc::new(Self { index, context, stream, stuck: AtomicBool::new(false) }))
     }

@@ -142,6 +142,8 @@ pub struct Found {
     /// Of the one that has least.
     pub free_bytes: u64,
     pub compiler: (PathBuf, Version),
+    /// Kept open, since to open one takes long: an engine that starts meanwhile finds them so.
+    _devices: Vec<Arc<Device>>,
 }
 
 impl Found {
@@ -153,10 +155,11 @@ impl Found {
         let driver = Driver::open()?;
         let gpus = choose_gpus(driver, rank_count)?;
         let compiler = toolchain.compiler(Some(driver.version))?;
-        let free = |gpu: &Gpu| Ok(Device::open(gpu.index)?.memory_bytes()?.0);
-        let free: Vec<u64> = gpus.iter().map(free).collect::<Result<_, DriverError>>()?;
+        let devices = Device::open_all(&gpus)?;
+        let free = |device: &Arc<Device>| Ok(device.memory_bytes()?.0);
+        let free: Vec<u64> = devices.iter().map(free).collect::<Result<_, DriverError>>()?;
         let free_bytes = free.into_iter().min().unwrap_or_default();
-        Ok(Self { driver, gpus, free_bytes, compiler })
+        Ok(Self { driver, gpus, free_bytes, compiler, _devices: devices })
     }
 }
 
@@ -199,8 +202,7 @@ impl CudaEngine {
         let plan = Plan::new(spec, options, multiprocessors)?;
         let map = plan.layout(spec, 0).map;
         tell(&format!("memory of each GPU\n{map}"));
-        let devices: Vec<Arc<Device>> =
-            gpus.iter().map(|gpu| Device::open(gpu.index)).collect::<Result<_, _>>()?;
+        let devices = Device::open_all(&gpus)?;
         connect(&devices)?;
         for device in &devices {
             let (free, total) = device.memory_bytes()?;
