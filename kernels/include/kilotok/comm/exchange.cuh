@@ -6,7 +6,8 @@
 //
 // A rank is at most one exchange ahead of another, for its next one needs the other's packets; so
 // two sets of places are enough: `[2][ranks][owner units][packets]` at every receiver. Between the
-// emptying of a place and its next packet lie another exchange with that rank and a grid barrier.
+// emptying of a place and its next packet lie a release of this CTA, at a grid barrier or where an
+// operand is counted, and then another exchange with the rank that sends it.
 #pragma once
 
 #include "kilotok/phase/stream.cuh"
