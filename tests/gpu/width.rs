@@ -16,6 +16,7 @@ const WINDOWS: [u8; 3] = [0, 1, 0];
 const EXPERTS: [u8; 3] = [0, 1, 1];
 /// One prompt, longer than the window and than a step's tokens.
 const PROMPT: (u64, usize) = (1, 150);
+
 /// About half more than rounding took one eighth on one rank, and two on two: half of the positions
 /// 0.0134, most 0.0249, clear ones 0.0275, all 0.56. Of 384 experts the last is often not clear.
 const BOUNDS: Bounds = Bounds { half: 0.02, most: 0.035, clear: 0.045, all: 1.0 };

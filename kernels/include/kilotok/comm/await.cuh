@@ -19,11 +19,15 @@ constexpr uint32_t SOME_NAN = 0x7fffffff;
 __device__ __forceinline__ bool is_there(uint32_t word) { return word != NOT_YET; }
 __device__ __forceinline__ bool is_there(float value) { return is_there(__float_as_uint(value)); }
 
-// Whether each half of some words is there. One that is not has no bit at zero, so taking one away
-// from its zeros leaves a sign where there was one.
+// Whether a half of some words is zero: taking one away leaves it a sign where there was none.
+__device__ __forceinline__ bool has_zero_half(const uint4& words) {
+  const auto zeros = [](uint32_t word) { return (word - 0x00010001u) & ~word & 0x80008000u; };
+  return (zeros(words.x) | zeros(words.y) | zeros(words.z) | zeros(words.w)) != 0;
+}
+
+// Whether each half of some words is there.
 __device__ __forceinline__ bool are_halves_there(const uint4& words) {
-  const auto missing = [](uint32_t word) { return (~word - 0x00010001u) & word & 0x80008000u; };
-  return (missing(words.x) | missing(words.y) | missing(words.z) | missing(words.w)) == 0;
+  return !has_zero_half(make_uint4(~words.x, ~words.y, ~words.z, ~words.w));
 }
 
 // What is written for a value.

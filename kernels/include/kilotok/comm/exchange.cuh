@@ -25,11 +25,6 @@ __device__ __forceinline__ size_t packet_offset(uint32_t number, int from, int u
          static_cast<size_t>(packet) * 16;
 }
 
-// Which halves of a word are zeros: their highest bits, and perhaps those of halves above them.
-__device__ __forceinline__ uint32_t zero_halves(uint32_t word) {
-  return (word - 0x00010001u) & ~word & 0x80008000u;
-}
-
 __device__ __forceinline__ uint4 make_packet(const float* values) {
   const auto word = [](float low, float high) {
     const uint32_t bits = ptx::pack_bf16(low, high);
@@ -37,11 +32,6 @@ __device__ __forceinline__ uint4 make_packet(const float* values) {
   };
   return make_uint4(word(values[0], values[1]), word(values[2], values[3]),
                     word(values[4], values[5]), word(values[6], values[7]));
-}
-
-__device__ __forceinline__ bool is_there(const uint4& packet) {
-  return (zero_halves(packet.x) | zero_halves(packet.y) | zero_halves(packet.z) |
-          zero_halves(packet.w)) == 0;
 }
 
 __device__ __forceinline__ void add_packet(float (&sum)[PACKET_VALUES], const uint4& packet) {
@@ -75,16 +65,18 @@ __device__ __forceinline__ void exchange(Cta& cta, StreamMemory& stream, int tok
   char* own = at<char>(stream.exchange.receivers[rank]);
   for (int packet = cta.thread(); packet < count; packet += CONSUMERS) {
     uint4 packets[RANKS];
-    wait_for(Waits::Peer, number, [&](uint32_t& missing) {
-      missing = 0;
+    wait_for(Waits::Peer, number, [&](uint32_t& seen) {
+      // Who has not sent this one has sent the one before.
+      seen = number - 1;
+      bool all = true;
 #pragma unroll
       for (int from = 0; from < RANKS; from++)
         if (from != rank)
           packets[from] = ptx::load_system(own + packet_offset(number, from, unit, packet));
 #pragma unroll
       for (int from = 0; from < RANKS; from++)
-        if (from != rank && !is_there(packets[from])) missing |= 1u << from;
-      return missing == 0;
+        if (from != rank) all = all && !has_zero_half(packets[from]);
+      return all;
     });
     float* values = values_of(packet);
     float sum[PACKET_VALUES] = {};

@@ -235,8 +235,7 @@ struct Inner {
   }
 };
 
-// Places of a column's rows in so many entries from `first` on, those beyond the last at the row of
-// zeros.
+// Places of a column's rows in the entries of a whole page, from `first` on.
 template <int KIND>
 struct Places {
   using N = Network<KIND>;
@@ -250,12 +249,15 @@ struct Places {
       words = *reinterpret_cast<const uint4*>(&routes.places[column][first]);
     } else {
 #pragma unroll
-      for (int i = 0; i < COUNT; i++) {
-        others[i] = Inner<KIND>::place(N::DENSE && i == 0 ? column : Inner<KIND>::ROWS);
-        if (!N::DENSE && first + i < ROUTES_MAX) others[i] = routes.places[column][first + i];
-      }
+      for (int i = 0; i < COUNT; i++) others[i] = of(routes, first + i, column);
     }
   }
+
+  // That of one entry.
+  static __device__ __forceinline__ int of(const Routes& routes, int entry, int column) {
+    return N::DENSE ? Inner<KIND>::place(column) : routes.places[column][entry];
+  }
+
   __device__ __forceinline__ int operator[](int i) const {
     if constexpr (!VECTOR) return others[i];
     const uint32_t word = i < 2 ? words.x : i < 4 ? words.y : i < 6 ? words.z : words.w;
@@ -284,6 +286,7 @@ __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, con
   using M = typename N::Down;
   constexpr int PAGE_STEPS = smaller(M::PAGE_STEPS, M::STEPS);
   const int count = N::count(routes), part = cta.warp() % M::COLUMN_WARPS;
+  const int column = cta.lane() / 4;
   const Inner<KIND> inner =
       Inner<KIND>::template bring<AWAITED>(cta, sums.memory, tile, row_count);
   float total[1][4] = {};
@@ -302,7 +305,7 @@ __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, con
   int first = 0;
 #pragma unroll 1
   for (; first + N::PAGE_ENTRIES <= count; first += N::PAGE_ENTRIES) {
-    const Places<KIND> places(routes, first, cta.lane() / 4);
+    const Places<KIND> places(routes, first, column);
 #pragma unroll 1
     for (int step = 0; step < M::STEPS; step += PAGE_STEPS) {
       const uint32_t page = ring.take();
@@ -314,10 +317,8 @@ __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, con
   if (N::PAGE_ENTRIES > 1 && first < count) {
     uint32_t page = ring.take();
 #pragma unroll 1
-    for (; first < count; first++, page += ENTRY_BYTES) {
-      const int column = cta.lane() / 4;
-      multiply(page, N::DENSE ? Inner<KIND>::place(column) : routes.places[column][first], 0);
-    }
+    for (; first < count; first++, page += ENTRY_BYTES)
+      multiply(page, Places<KIND>::of(routes, first, column), 0);
     ring.release(cta.lane());
   }
   cta.sync();
