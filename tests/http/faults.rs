@@ -8,7 +8,7 @@ use kilotok_server::ServerConfig;
 use kilotok_server::gate::GateOptions;
 use serde_json::{Value, json};
 
-use super::server::{Brake, Server, Setup};
+use super::server::{Brake, Open, Server, Setup};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -23,9 +23,17 @@ fn endless(more: &Value) -> Value {
 
 fn braked(setup: Setup) -> (Server, Brake) {
     let brake = Brake::default();
+    (Server::start(Setup { brake: Some(brake.clone()), ..setup }), brake)
+}
+
+/// A streamed reply whose first token has come. A quick engine says all it is let say before the
+/// test goes on, so every reply brings its own share.
+fn begun(server: &Server, brake: &Brake, request: &Value) -> Open {
+    let mut open = server.begin(CHAT, request);
     // Enough for a prompt and the first tokens.
     brake.release(400);
-    (Server::start(Setup { brake: Some(brake.clone()), ..setup }), brake)
+    open.read_until("\"content\":\"\"");
+    open
 }
 
 /// Lets steps through until nothing runs.
@@ -43,11 +51,9 @@ fn until_idle(server: &Server, brake: &Brake) {
 fn a_client_that_leaves_frees_its_place() {
     let (server, brake) = braked(Setup::default());
     for n in [1, 3] {
-        let mut open = server.begin(CHAT, &endless(&json!({"n": n})));
-        open.read_until("\"content\":\"\"");
+        let open = begun(&server, &brake, &endless(&json!({"n": n})));
         assert_eq!(server.get("/load").good()["server_load"], n);
         drop(open);
-        brake.release(60);
         until_idle(&server, &brake);
     }
     // One that waits for its whole reply leaves as easily.
@@ -86,21 +92,19 @@ fn a_client_that_closes_its_sending_half_has_left() {
 fn replies_are_aborted_by_id() {
     let (server, brake) = braked(Setup::default());
     let named = |id: &str| endless(&json!({"request_id": id}));
-    let mut open = server.begin(CHAT, &named("mine"));
-    open.read_until("\"content\":\"\"");
+    let open = begun(&server, &brake, &named("mine"));
     let abort = |ids: Value| server.post("/abort_requests", &ids).good()["aborted"].clone();
     assert_eq!(abort(json!({"request_ids": ["other"]})), 0);
     assert_eq!(abort(json!({"request_ids": ["mine"]})), 1);
     let events = open.answer().events();
     let finish = &events[events.len() - 2]["choices"][0]["finish_reason"];
     assert_eq!((finish, events.last().unwrap()), (&json!("abort"), &json!("[DONE]")));
-    brake.release(60);
     until_idle(&server, &brake);
-    let mut open = server.begin(CHAT, &named("again"));
-    open.read_until("\"content\":\"\"");
+    let open = begun(&server, &brake, &named("again"));
     assert_eq!(abort(json!({"rid": "chatcmpl-again"})), 1);
     assert_eq!(server.post("/abort_requests", &json!({})).status, 400);
     until_idle(&server, &brake);
+    assert!(open.rest().contains("\"finish_reason\":\"abort\""));
 }
 
 #[test]
@@ -108,8 +112,7 @@ fn a_full_queue_says_when_to_come_again() {
     let limits = Limits { running_max: 1, ..Limits::default() };
     let options = GateOptions { queue_max: 1, ..GateOptions::default() };
     let (server, brake) = braked(Setup { limits, options, ..Setup::default() });
-    let mut first = server.begin(CHAT, &endless(&json!({})));
-    first.read_until("\"content\":\"\"");
+    let first = begun(&server, &brake, &endless(&json!({})));
     let second = server.begin(CHAT, &endless(&json!({"max_tokens": 5})));
     while server.get("/load").good()["server_load"] != 2 {
         std::thread::yield_now();
@@ -168,8 +171,7 @@ fn a_failure_before_the_first_token_keeps_its_status() {
 #[test]
 fn shutting_down_loses_no_reply() {
     let (mut server, brake) = braked(Setup::default());
-    let mut open = server.begin(CHAT, &endless(&json!({"max_tokens": 1500})));
-    open.read_until("\"content\":\"\"");
+    let open = begun(&server, &brake, &endless(&json!({"max_tokens": 1500})));
     server.signal();
     // New requests are refused, while the old one goes on.
     loop {
@@ -195,8 +197,7 @@ fn what_takes_too_long_to_shut_down_is_told_so() {
     let config =
         ServerConfig { shutdown_timeout: Duration::from_millis(1), ..Setup::default().config };
     let (mut server, brake) = braked(Setup { config, ..Setup::default() });
-    let mut open = server.begin(CHAT, &endless(&json!({})));
-    open.read_until("\"content\":\"\"");
+    let open = begun(&server, &brake, &endless(&json!({})));
     server.signal();
     let events = open.answer().events();
     let [.., error, done] = &events[..] else { panic!("{events:?}") };
