@@ -349,28 +349,14 @@ __device__ __forceinline__ void multiply(const Cta& cta, Ring& ring, Sums& sums,
                                          int row_bytes, int first, RowOf row_of, Meet meet,
                                          Prepare prepare, Use use) {
   if (first >= M::UNITS) return meet();
-  if constexpr (TILES == 1 && IS_HELD<M>) {
-    WeightsAhead<M> ahead(cta, ring);
-    meet();
-    const Multiplier<M, 1, true> multiplier(cta, operand, row_bytes, row_of);
-    prepare(cta);
-    cta.sync();
-#pragma unroll 1
-    for (int unit = first; unit < M::UNITS; unit += M::CTAS) {
-      float acc[1][4] = {};
-      ahead.unit(cta, ring, multiplier.held, unit + M::CTAS < M::UNITS, acc);
-      sums.put(cta, acc[0]);
-    }
-    sums.drain(cta);
-  } else {
-    meet();
-    const Multiplier<M, TILES, false> multiplier(cta, operand, row_bytes, row_of);
+  // `product(unit, acc)` multiplies one unit.
+  const auto walk = [&](auto product) {
     prepare(cta);
     cta.sync();
 #pragma unroll 1
     for (int unit = first; unit < M::UNITS; unit += M::CTAS) {
       float acc[TILES][4] = {};
-      multiplier.unit(cta, ring, acc);
+      product(unit, acc);
       if constexpr (TILES == 1)
         sums.put(cta, acc[0]);
       else
@@ -380,6 +366,18 @@ __device__ __forceinline__ void multiply(const Cta& cta, Ring& ring, Sums& sums,
                      });
     }
     if constexpr (TILES == 1) sums.drain(cta);
+  };
+  if constexpr (TILES == 1 && IS_HELD<M>) {
+    WeightsAhead<M> ahead(cta, ring);
+    meet();
+    const Multiplier<M, 1, true> multiplier(cta, operand, row_bytes, row_of);
+    walk([&](int unit, float(&acc)[1][4]) {
+      ahead.unit(cta, ring, multiplier.held, unit + M::CTAS < M::UNITS, acc);
+    });
+  } else {
+    meet();
+    const Multiplier<M, TILES, false> multiplier(cta, operand, row_bytes, row_of);
+    walk([&](int, float(&acc)[TILES][4]) { multiplier.unit(cta, ring, acc); });
   }
 }
 
