@@ -66,7 +66,7 @@ struct ExpertsRoles {
           choose_routes<KIND, false>(
               cta, routes, w.stream(), at<const float>(work.bias), tile, w.token_count(),
               [](int row) { return Inner<KIND>::place(row); });
-          if (cta.thread() == 0) ptx::mbarrier_arrive(ptx::shared_address(&w.shared.routed));
+          w.hand_over_routes();
         } else {
           cta.sync();
         }
@@ -93,7 +93,7 @@ struct ExpertsRoles {
         if constexpr (!N::DENSE) w.wait_routes();
         produce_gate_up<KIND>(w.cta, w.ring, w.shared.routes, work.gate_up, taken);
         if (is_owner(w.cta)) produce_down<KIND>(w.ring, w.shared.routes, work.down);
-        if constexpr (!N::DENSE) w.leave_routes();
+        if constexpr (!N::DENSE) w.producer_leaves_routes();
       }
     }
   }
@@ -104,10 +104,7 @@ struct ExpertsRoles {
       for (int tile = 0; tile < w.tiles(); tile++) {
         if constexpr (!N::DENSE) w.wait_routes();
         add_gate_up<KIND>(cta, w.sums, w.stream(), w.shared.routes, tile, w.token_count());
-        if constexpr (!N::DENSE) {
-          __syncwarp();
-          if (cta.lane() == 0) w.leave_routes();
-        }
+        if constexpr (!N::DENSE) w.adder_leaves_routes();
         if (!is_owner(cta)) continue;
         w.sums.template take<typename N::Down>(
             cta, [&](int row_tile, int, int lane, const float4& v) {

@@ -52,8 +52,8 @@ __device__ __forceinline__ void set_up(const Memory& memory) {
   if (threadIdx.x == 0) {
     shared.memory = memory;
     cta_place = Place::begin(memory.fault, memory.wait_max_ms, memory.rank);
-    ptx::mbarrier_init(ptx::shared_address(&shared.routed), 1);
-    ptx::mbarrier_init(ptx::shared_address(&shared.heard), 1 + ADDER_WARPS);
+    ptx::mbarrier_init(ptx::shared_address(&shared.routed), ptx::arrivals(CONSUMERS));
+    ptx::mbarrier_init(ptx::shared_address(&shared.heard), 1 + ADDER_WARPS * ptx::WARP_ARRIVALS);
     Sums(shared.sums).init();
     Ring(shared.ring).init();
   }
@@ -134,12 +134,20 @@ struct Walker {
   __device__ __forceinline__ int tiles() const { return ceil_div(token_count(), TILE_TOKENS); }
   __device__ __forceinline__ StreamMemory& stream() const { return shared.stream; }
 
+  // Consumers: what they have all seen of the routes of a tile is there for the others.
+  __device__ __forceinline__ void hand_over_routes() {
+    ptx::mbarrier_arrive_met<CONSUMERS>(ptx::shared_address(&shared.routed), cta.thread());
+  }
+
   // Producer and adders: wait until the routes of the next tile are there; say when they may go.
   __device__ __forceinline__ void wait_routes() {
     wait_mbarrier(Waits::Routes, ptx::shared_address(&shared.routed), routed_count++ & 1);
   }
-  __device__ __forceinline__ void leave_routes() {
+  __device__ __forceinline__ void producer_leaves_routes() {
     ptx::mbarrier_arrive(ptx::shared_address(&shared.heard));
+  }
+  __device__ __forceinline__ void adder_leaves_routes() {
+    ptx::mbarrier_arrive_warp(ptx::shared_address(&shared.heard), cta.lane());
   }
 
   // Consumers: wait until the last routes may go.
@@ -270,10 +278,10 @@ __device__ __forceinline__ void feed_forward(Walker& w) {
           cta, routes, w.stream(), at<const float>(w.layer().router_bias), tile,
           w.token_count(), [](int row) { return Inner<KIND>::place(row); });
       cta.stamp(Stamp::Routes);
+      w.hand_over_routes();
     } else {
       cta.sync();
     }
-    if (!DENSE && cta.thread() == 0) ptx::mbarrier_arrive(ptx::shared_address(&w.shared.routed));
     w.walk([&](Ring& ring, Sums& sums) { gate_up<KIND>(cta, ring, sums, tile); });
     cta.stamp(Stamp::GateUp);
     if constexpr (!AWAITS<KIND, TILES>) cta.sync_grid();
@@ -391,7 +399,7 @@ __device__ __forceinline__ void produce_layers(Walker& w) {
         if constexpr (!Network<F>::DENSE) w.wait_routes();
         produce_gate_up<F>(w.cta, w.ring, w.shared.routes, layer.gate_up, taken);
         if (is_owner(w.cta)) produce_down<F>(w.ring, w.shared.routes, layer.down);
-        if constexpr (!Network<F>::DENSE) w.leave_routes();
+        if constexpr (!Network<F>::DENSE) w.producer_leaves_routes();
       }
     });
   }
@@ -424,10 +432,7 @@ __device__ __forceinline__ void add_layers(Walker& w) {
         if constexpr (!Network<F>::DENSE) w.wait_routes();
         cta.forget();
         add_gate_up<F>(cta, w.sums, w.stream(), w.shared.routes, tile, w.token_count());
-        if constexpr (!Network<F>::DENSE) {
-          __syncwarp();
-          if (cta.lane() == 0) w.leave_routes();
-        }
+        if constexpr (!Network<F>::DENSE) w.adder_leaves_routes();
         if (!is_owner(cta)) continue;
         w.sums.template take<DownMatrix<F>>(
             cta, [&](int row_tile, int, int lane, const float4& v) {

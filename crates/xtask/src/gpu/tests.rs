@@ -205,31 +205,47 @@ fn whatever_fails_all_else_runs() {
     assert_eq!(log.expect("a log"), "error: wrong\n");
 }
 
-/// Reports as NVIDIA's documentation of compute-sanitizer shows them.
+/// Summaries as the tools print them.
 #[test]
-fn races_pass_only_where_they_are_known() {
-    let report = |first: &str, second: &str| {
-        format!(
-            "echo '========= Error: Race reported between Write access at a()+0x90 in {first}:27'
-             echo '=========     and Read access at b()+0x100 in {second}:28 [16 hazards]'"
-        )
-    };
-    let summary = |count: u32| {
+fn tools_that_find_nothing_must_say_so() {
+    const CLEAN: &str = "echo '========= ERROR SUMMARY: 0 errors'";
+    const NO_SUMMARY: &str = "FAILED: no summary without findings";
+    let machine = Machine::new();
+    let races = |count: u32| {
         format!("echo '========= RACECHECK SUMMARY: {count} hazards displayed ({count} errors)'")
     };
-    let (known, new) = (report("router.cuh", "experts.cuh"), report("attn.cuh", "attn.cuh"));
-    let machine = Machine::new();
-    for (said, status, result) in [
-        (vec![summary(0)], 0, "passed, with 0 reports of the router"),
-        (vec![known.clone(), summary(1)], 0, "passed, with 1 reports of the router"),
-        (vec![known.clone(), new, summary(2)], 1, "FAILED: 1 of 2 reports are not of the router"),
-        (vec![known], 1, "FAILED: 1 reports read, but none summed up"),
-        (vec![summary(3)], 1, "FAILED: 0 reports read, but 3 summed up"),
+    for (said, status, name, result) in [
+        (races(0), 0, "sample.racecheck", "passed"),
+        (races(2) + "; exit 1", 1, "sample.racecheck", "FAILED: status 1"),
+        (races(2), 1, "sample.racecheck.summary", NO_SUMMARY),
+        ("echo nothing".to_owned(), 1, "sample.racecheck.summary", NO_SUMMARY),
     ] {
-        let said = said.join("\n");
-        machine.script("tools/compute-sanitizer", &format!("[ $2 = racecheck ] || exit 0\n{said}"));
-        assert_eq!(machine.result("sanitize", "sample.races"), (status, result.to_owned()));
+        let tool = format!("[ $2 = racecheck ] || {{ {CLEAN}; exit; }}\n{said}");
+        machine.script("tools/compute-sanitizer", &tool);
+        assert_eq!(machine.result("sanitize", name), (status, result.to_owned()));
     }
+}
+
+#[test]
+fn tools_look_at_a_step_of_one_tile_of_tokens_and_of_several() {
+    let machine = Machine::new();
+    machine.write("kernels/harness/step.cu", "// Nothing.\n");
+    machine.script("tools/compute-sanitizer", "echo 'SUMMARY: 0 errors'");
+    let (status, results) = machine.results("sanitize");
+    assert_eq!(status, 0, "{results:?}");
+    let steps = results.iter().map(|(name, _)| &**name).filter(|name| name.starts_with("step"));
+    let steps: Vec<_> = steps.collect();
+    assert_eq!(
+        steps,
+        [
+            "step16.memcheck",
+            "step16.racecheck",
+            "step16.synccheck",
+            "step8.memcheck",
+            "step8.racecheck",
+            "step8.synccheck",
+        ]
+    );
 }
 
 #[test]

@@ -29,10 +29,15 @@ inline void mbarrier_expect(uint32_t barrier, uint32_t bytes) {
 }
 inline void mbarrier_arrive(uint32_t barrier) { emulator::arrive(barrier_at(barrier), 0); }
 
-constexpr int WARP_ARRIVALS = 1;
+constexpr int arrivals(int) { return 1; }
+constexpr int WARP_ARRIVALS = arrivals(32);
+template <int THREADS>
+inline void mbarrier_arrive_met(uint32_t barrier, int index) {
+  if (index == 0) mbarrier_arrive(barrier);
+}
 inline void mbarrier_arrive_warp(uint32_t barrier, int lane) {
   __syncwarp();
-  if (lane == 0) mbarrier_arrive(barrier);
+  mbarrier_arrive_met<32>(barrier, lane);
 }
 
 inline bool mbarrier_try(uint32_t barrier, uint32_t parity) {

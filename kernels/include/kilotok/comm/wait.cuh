@@ -81,14 +81,24 @@ __device__ __forceinline__ void give_up(Waits waits, uint32_t wanted, uint32_t s
   ptx::exit();
 }
 
+#ifdef KILOTOK_RACECHECK
+// Racecheck takes its time over every look: threads that look all the time keep those that they
+// wait for from coming on.
+constexpr uint32_t PAUSE_NS = 10000;
+#endif
+
 // Calls `ready(seen)` until it is true.
 template <class Ready>
 __device__ __forceinline__ void wait_for(Waits waits, uint32_t wanted, Ready ready) {
   uint32_t seen = 0;
 #pragma unroll 1
-  while (!ready(seen))
+  while (!ready(seen)) {
     if (static_cast<int32_t>(ptx::kilocycles() - cta_place.deadline) > patience(waits))
       give_up(waits, wanted, seen);
+#ifdef KILOTOK_RACECHECK
+    __nanosleep(PAUSE_NS);
+#endif
+  }
 }
 
 __device__ __forceinline__ void wait_mbarrier(Waits waits, uint32_t barrier, uint32_t parity) {

@@ -28,19 +28,28 @@ __device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// How many of a warp's lanes arrive for it. The racecheck of compute-sanitizer does not know that
-// what other lanes did before `__syncwarp` comes before one lane's arrival; made for it, kernels
-// have all of them arrive.
+// How many arrive for threads that have met. The racecheck of compute-sanitizer does not know that
+// what the others did before comes before one thread's arrival; made for it, kernels have all of
+// them arrive.
+__host__ __device__ constexpr int arrivals(int threads) {
 #ifdef KILOTOK_RACECHECK
-constexpr int WARP_ARRIVALS = 32;
+  return threads;
 #else
-constexpr int WARP_ARRIVALS = 1;
+  return 1;
 #endif
+}
+constexpr int WARP_ARRIVALS = arrivals(32);
+
+// Of so many threads that have met: the first arrives, with all that they did.
+template <int THREADS>
+__device__ __forceinline__ void mbarrier_arrive_met(uint32_t barrier, int index) {
+  if (arrivals(THREADS) == THREADS || index == 0) mbarrier_arrive(barrier);
+}
 
 // The warp arrives, with all that its lanes did.
 __device__ __forceinline__ void mbarrier_arrive_warp(uint32_t barrier, int lane) {
   __syncwarp();
-  if (WARP_ARRIVALS == 32 || lane == 0) mbarrier_arrive(barrier);
+  mbarrier_arrive_met<32>(barrier, lane);
 }
 
 // Whether the phase of this parity is over. Sleeps a little in hardware before it says no.
