@@ -277,6 +277,25 @@ __device__ __forceinline__ void forget_inner(const Cta& cta, int token_count) {
   }
 }
 
+// The weights of a page of experts that a warp multiplies next. In registers they give their place
+// in the ring to others, of which more come while the operand is on its way.
+template <int KIND>
+struct ExpertsAhead {
+  using N = Network<KIND>;
+  using M = typename N::Down;
+  Chunk<M::FORMAT> chunks[N::PAGE_ENTRIES];
+
+  // Of the next page, which goes back if it is a `whole` one. In any case, so that registers hold
+  // something: what might come from the layer before would be kept.
+  __device__ __forceinline__ void bring(const Cta& cta, Ring& ring, bool whole) {
+    const uint32_t page = ring.take() + cta.warp() * M::CHUNK_BYTES;
+#pragma unroll
+    for (int i = 0; i < N::PAGE_ENTRIES; i++)
+      chunks[i].load(page + i * M::STEP_BYTES, cta.lane());
+    if (whole) ring.release(cta.lane());
+  }
+};
+
 // Owners: sum the experts of one tile of tokens; the adders put the sums into `stream.part`. Of the
 // inner operand so many rows have values.
 template <int KIND, bool AWAITED>
@@ -284,18 +303,24 @@ __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, con
                                      int tile, int row_count) {
   using N = Network<KIND>;
   using M = typename N::Down;
-  constexpr int PAGE_STEPS = smaller(M::PAGE_STEPS, M::STEPS);
+  constexpr int PAGE_STEPS = smaller(M::PAGE_STEPS, M::STEPS), ENTRIES = N::PAGE_ENTRIES;
+  constexpr bool AHEAD = M::STEPS == 1 && ENTRIES > 1;
   const int count = N::count(routes), part = cta.warp() % M::COLUMN_WARPS;
   const int column = cta.lane() / 4;
+  ExpertsAhead<KIND> ahead;
+  if constexpr (AHEAD) ahead.bring(cta, ring, ENTRIES <= count);
   const Inner<KIND> inner =
       Inner<KIND>::template bring<AWAITED>(cta, sums.memory, tile, row_count);
   float total[1][4] = {};
+  const auto operand = [&](int place, int step) {
+    return inner.load(place, step * M::COLUMN_WARPS + part, cta.lane());
+  };
   // The steps of a page of one entry, whose row of the operand has this place.
   const auto multiply = [&](uint32_t weights, int place, int step) {
 #pragma unroll
     for (int j = 0; j < PAGE_STEPS; j++) {
       if (M::STEPS % PAGE_STEPS != 0 && step + j >= M::STEPS) break;
-      OperandChunk x[1] = {inner.load(place, (step + j) * M::COLUMN_WARPS + part, cta.lane())};
+      OperandChunk x[1] = {operand(place, step + j)};
       Chunk<M::FORMAT> chunk;
       chunk.load(weights + j * M::STEP_BYTES + cta.warp() * M::CHUNK_BYTES, cta.lane());
       chunk.multiply(total, x);
@@ -304,17 +329,26 @@ __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, con
   constexpr int ENTRY_BYTES = PAGE_STEPS * M::STEP_BYTES;
   int first = 0;
 #pragma unroll 1
-  for (; first + N::PAGE_ENTRIES <= count; first += N::PAGE_ENTRIES) {
+  for (; first + ENTRIES <= count; first += ENTRIES) {
     const Places<KIND> places(routes, first, column);
-#pragma unroll 1
-    for (int step = 0; step < M::STEPS; step += PAGE_STEPS) {
-      const uint32_t page = ring.take();
+    if constexpr (AHEAD) {
 #pragma unroll
-      for (int i = 0; i < N::PAGE_ENTRIES; i++) multiply(page + i * ENTRY_BYTES, places[i], step);
-      ring.release(cta.lane());
+      for (int i = 0; i < ENTRIES; i++) {
+        const OperandChunk x[1] = {operand(places[i], 0)};
+        ahead.chunks[i].multiply(total, x);
+      }
+      if (first + ENTRIES < count) ahead.bring(cta, ring, first + 2 * ENTRIES <= count);
+    } else {
+#pragma unroll 1
+      for (int step = 0; step < M::STEPS; step += PAGE_STEPS) {
+        const uint32_t page = ring.take();
+#pragma unroll
+        for (int i = 0; i < ENTRIES; i++) multiply(page + i * ENTRY_BYTES, places[i], step);
+        ring.release(cta.lane());
+      }
     }
   }
-  if (N::PAGE_ENTRIES > 1 && first < count) {
+  if (ENTRIES > 1 && first < count) {
     uint32_t page = ring.take();
 #pragma unroll 1
     for (; first < count; first++, page += ENTRY_BYTES)
