@@ -324,7 +324,7 @@ struct ContextCheck {
     if constexpr (KIND + 1 < ATTENTION_KINDS)
       if (kind_of(index) > KIND) return layer_bytes<KIND + 1>(index);
     using M = QkvMatrix<KIND>;
-    return 1.0 * (M::UNITS - KEY_UNIT<KIND>) * M::UNIT_BYTES;
+    return 1.0 * (M::UNITS - QkvRows<KIND>::KEY / 16) * M::UNIT_BYTES;
   }
 
   void time(uint32_t token_count) {

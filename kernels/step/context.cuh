@@ -2,16 +2,32 @@
 // of it, written to the pages. The layers' own input norms are not applied.
 //
 // Reads `taps` at the rows that the batch's tokens name; a barrier after the fusion, one after the
-// norm, two a layer.
+// norm, and one after the projections of all layers if they become keys and values by themselves.
 #pragma once
 
 #include "step/step.cuh"
 
 namespace kilotok {
 
-// The projection's units that hold no query rows; drafters' kinds begin at DRAFT_ATTENTION.
+// The first unit of a CTA among those of a layer's projection that hold no query rows; drafters'
+// kinds begin at DRAFT_ATTENTION. Layers have few of them, so each begins with another CTA.
 template <int KIND>
-constexpr int KEY_UNIT = QkvRows<KIND>::KEY / 16;
+__device__ __forceinline__ int first_key_unit(const Cta& cta, int layer) {
+  using M = QkvMatrix<KIND>;
+  constexpr int FIRST = QkvRows<KIND>::KEY / 16;
+  if (cta.index() >= M::CTAS) return M::UNITS;
+  return FIRST + (cta.index() + M::CTAS - layer * (M::UNITS - FIRST) % M::CTAS) % M::CTAS;
+}
+
+// What becomes of the projections of a layer's keys and values.
+template <int KIND>
+__device__ __forceinline__ auto store_context(Walker& w, const LayerMemory& layer, int index) {
+  if constexpr (ATTENTIONS[KIND].paired)
+    return store_projections<KIND>(w, layer.attention, layer, false);
+  else
+    return StoreProjected<KIND>{w.cta.memory, w.stream(), w.token_count(),
+                                context_place<KIND>(index)};
+}
 
 // The rows of `taps` that the batch's tokens name.
 struct TapRows {
@@ -74,13 +90,12 @@ __device__ __forceinline__ void fuse(Walker& w) {
 }
 
 template <int KIND, int TILES>
-__device__ __forceinline__ void project_context(Walker& w, const LayerMemory& layer) {
-  const Memory& memory = w.cta.memory;
+__device__ __forceinline__ void project_context(Walker& w, const LayerMemory& layer, int index) {
+  static_assert(ATTENTIONS[KIND].format == Format::Bf16, "the context is an operand for BF16");
   w.walk([&](Ring& ring, Sums& sums) {
-    multiply<QkvMatrix<KIND>, TILES>(w.cta, ring, sums, memory.normed, NORMED_BYTES,
-                                     KEY_UNIT<KIND> + first_unit<QkvMatrix<KIND>>(w.cta),
-                                     EveryToken{}, [] {}, Nothing{},
-                                     store_projections<KIND>(w, layer.attention, layer, false));
+    multiply<QkvMatrix<KIND>, TILES>(w.cta, ring, sums, w.cta.memory.normed, NORMED_BYTES,
+                                     first_key_unit<KIND>(w.cta, index), EveryToken{}, [] {},
+                                     Nothing{}, store_context<KIND>(w, layer, index));
   });
 }
 
@@ -98,21 +113,28 @@ __device__ __forceinline__ void consume_context(Walker& w) {
   cta.sync_grid();
   read_norm(cta, w.stream(), Reader::Projection, w.token_count(), P::EPS);
   cta.sync();
+  bool paired = true;
 #pragma unroll 1
   for (int index = 0; index < P::LAYER_COUNT; index++) {
     const LayerMemory& layer = P::layer(memory, index);
     with_kind<P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
       constexpr int A = decltype(kind)::value;
-      static_assert(ATTENTIONS[A].format == Format::Bf16, "the context is an operand for BF16");
-      project_context<A, TILES>(w, layer);
-      cta.stamp(Stamp::ContextKeys);
-      if constexpr (ATTENTIONS[A].paired) return;
-      cta.sync_grid();
-      attn_context<A>(cta, layer, w.batch());
-      cta.stamp(Stamp::ContextKeys);
-      cta.sync_grid();
+      paired = paired && ATTENTIONS[A].paired;
+      project_context<A, TILES>(w, layer, index);
     });
   }
+  cta.stamp(Stamp::ContextKeys);
+  if (paired) return;
+  cta.sync_grid();
+#pragma unroll 1
+  for (int index = 0; index < P::LAYER_COUNT; index++) {
+    const LayerMemory& layer = P::layer(memory, index);
+    with_kind<P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
+      constexpr int A = decltype(kind)::value;
+      if constexpr (!ATTENTIONS[A].paired) attn_context<A>(cta, layer, index, w.batch());
+    });
+  }
+  cta.stamp(Stamp::ContextKeys);
 }
 
 __device__ __forceinline__ void produce_context(Walker& w) {
@@ -123,7 +145,7 @@ __device__ __forceinline__ void produce_context(Walker& w) {
     const LayerMemory& layer = P::layer(w.cta.memory, index);
     with_kind<P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
       constexpr int A = decltype(kind)::value;
-      produce<QkvMatrix<A>>(w.ring, layer.qkv, KEY_UNIT<A> + first_unit<QkvMatrix<A>>(w.cta));
+      produce<QkvMatrix<A>>(w.ring, layer.qkv, first_key_unit<A>(w.cta, index));
     });
   }
 }
@@ -138,8 +160,9 @@ __device__ __forceinline__ void add_context(Walker& w) {
     const LayerMemory& layer = P::layer(cta.memory, index);
     with_kind<P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
       constexpr int A = decltype(kind)::value;
-      add<QkvMatrix<A>>(cta, w.sums, KEY_UNIT<A> + first_unit<QkvMatrix<A>>(cta), w.tiles(),
-                        store_projections<A>(w, layer.attention, layer, false), index > 0);
+      // Sums come after the barrier before which angles are written.
+      add<QkvMatrix<A>>(cta, w.sums, first_key_unit<A>(cta, index), w.tiles(),
+                        store_context<A>(w, layer, index), false);
     });
   }
 }

@@ -323,6 +323,10 @@ impl Working {
         let top_k = feed_forwards.map(|kind| kind.top_k.max(1)).max().unwrap_or(1);
         // A step of every warp, so that a matrix of any number of row tiles may read it.
         let normed = constants.hidden.next_multiple_of(CHUNK_COLUMNS * CONSUMER_WARPS) * BF16;
+        // The drafter's context has keys and values of all its layers at once.
+        let key_values = heads(|kind| kind.qkv_rows() - kind.key_row());
+        let projected =
+            heads(Attention::qkv_rows).max(constants.draft_layers.len() * key_values);
         let (receiver, gathered) = receiver(constants);
         Self {
             layers: constants.layers.len() * size_of::<LayerMemory>(),
@@ -331,7 +335,7 @@ impl Working {
             angles: kinds * tokens * pairs * 2 * F32,
             normed: tokens * normed,
             squares: READERS * tokens * owners.next_multiple_of(4) * F32,
-            projected: tokens * heads(Attention::qkv_rows) * F32,
+            projected: tokens * projected * F32,
             queries: tokens * heads(Attention::query_values) * BF16,
             own_keys: tokens * heads(|kind| kind.kv_heads * kind.qk_dim) * BF16,
             own_values: tokens * heads(|kind| kind.kv_heads * kind.v_dim) * BF16,

@@ -51,8 +51,15 @@ constexpr int over_kinds(Of of) {
     return 0;
 }
 
-constexpr int PROJECTED_ROWS = over_kinds<0, ATTENTION_KINDS>(
-    [](auto kind) { return QkvRows<decltype(kind)::value>::COUNT; });
+// Rows of keys and values, of which the drafter's context has those of all its layers at once.
+constexpr int KEY_VALUE_ROWS = over_kinds<0, ATTENTION_KINDS>([](auto kind) {
+  using Rows = QkvRows<decltype(kind)::value>;
+  return Rows::COUNT - Rows::KEY;
+});
+constexpr int PROJECTED_ROWS =
+    larger(over_kinds<0, ATTENTION_KINDS>(
+               [](auto kind) { return QkvRows<decltype(kind)::value>::COUNT; }),
+           DRAFT_LAYERS * KEY_VALUE_ROWS);
 
 // How query heads fall into tiles: up to 16 that read the same K/V head. A tile's queries, BF16,
 // lie as operand A of the tensor cores, `[steps of 32 dimensions][halves][lanes]` of 16 bytes.

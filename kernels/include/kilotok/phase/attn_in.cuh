@@ -199,10 +199,12 @@ struct Head {
   }
 };
 
-// A head of a token: query heads, then keys, then values. One code for all three.
+// A head of a token: query heads, then keys, then values. One code for all three. Rows of
+// `projected` begin at `place`.
 template <int KIND>
 __device__ __forceinline__ void store_head(const Cta& cta, const LayerMemory& layer,
-                                           const HeldBatch& batch, int token, int head, bool own) {
+                                           const HeldBatch& batch, int token, int head, int place,
+                                           bool own) {
   constexpr Attention A = ATTENTIONS[KIND];
   using T = HeadTiles<KIND>;
   const Memory& memory = cta.memory;
@@ -213,16 +215,16 @@ __device__ __forceinline__ void store_head(const Cta& cta, const LayerMemory& la
   const int first_row = is_value ? QkvRows<KIND>::VALUE : QkvRows<KIND>::KEY;
   const int row = is_query ? head * A.qk_dim : first_row + kv_head * dims;
   Head<KIND> h;
-  h.load(at<const float>(memory.projected) + token * PROJECTED_ROWS + row, dims, lane);
+  h.load(at<const float>(memory.projected) + token * PROJECTED_ROWS + place + row, dims, lane);
   uint16_t* to;
   if (is_query) {
     to = at<uint16_t>(memory.queries) + token * QUERY_VALUES + T::query_place(head, lane);
   } else {
-    const uint32_t place =
+    const uint32_t stored =
         place_of_token<KIND>(memory, batch, A.page_group, token, kv_head, own);
     const uint64_t keys = own ? memory.own_keys : layer.keys;
     const uint64_t values = own ? memory.own_values : layer.values;
-    to = at<uint16_t>(is_value ? values : keys) + static_cast<size_t>(place) * dims + lane;
+    to = at<uint16_t>(is_value ? values : keys) + static_cast<size_t>(stored) * dims + lane;
   }
   if (!is_value) {
     if constexpr (A.qk_norm)
@@ -232,28 +234,35 @@ __device__ __forceinline__ void store_head(const Cta& cta, const LayerMemory& la
   h.store(to, is_query ? T::STEP_VALUES : 32, is_value ? A.value_scale : 1.0f, lane);
 }
 
-// Heads from `first` on of all tokens.
-template <int KIND>
-__device__ __forceinline__ void attn_in_heads(const Cta& cta, const LayerMemory& layer,
-                                              const HeldBatch& batch, int first, bool own) {
-  constexpr Attention A = ATTENTIONS[KIND];
-  const int each = A.q_heads + 2 * A.kv_heads - first, count = batch.token_count() * each;
-#pragma unroll 1
-  for (int i = cta.index() + GRID * cta.warp(); i < count; i += GRID * CONSUMER_WARPS)
-    store_head<KIND>(cta, layer, batch, i / each, first + i % each, own);
-}
-
 template <int KIND>
 __device__ __forceinline__ void attn_in(const Cta& cta, const LayerMemory& layer,
                                         const HeldBatch& batch, bool own) {
-  attn_in_heads<KIND>(cta, layer, batch, 0, own);
+  constexpr Attention A = ATTENTIONS[KIND];
+  constexpr int HEADS = A.q_heads + 2 * A.kv_heads;
+  const int count = batch.token_count() * HEADS;
+#pragma unroll 1
+  for (int i = cta.index() + GRID * cta.warp(); i < count; i += GRID * CONSUMER_WARPS)
+    store_head<KIND>(cta, layer, batch, i / HEADS, i % HEADS, 0, own);
 }
 
-// The same without queries: committed tokens become a drafter's context.
+// Where the rows of a layer of the drafter's context begin in `projected`; query rows it has none.
 template <int KIND>
-__device__ __forceinline__ void attn_context(const Cta& cta, const LayerMemory& layer,
+__device__ __forceinline__ int context_place(int layer) {
+  return layer * KEY_VALUE_ROWS - QkvRows<KIND>::KEY;
+}
+
+// The same without queries: committed tokens become a layer's part of a drafter's context. Other
+// CTAs for each layer, so that they need not wait for each other.
+template <int KIND>
+__device__ __forceinline__ void attn_context(const Cta& cta, const LayerMemory& layer, int index,
                                              const HeldBatch& batch) {
-  attn_in_heads<KIND>(cta, layer, batch, ATTENTIONS[KIND].q_heads, false);
+  constexpr Attention A = ATTENTIONS[KIND];
+  constexpr int HEADS = 2 * A.kv_heads;
+  const int count = batch.token_count() * HEADS, turn = cta.index() + GRID - index * count % GRID;
+#pragma unroll 1
+  for (int i = turn % GRID + GRID * cta.warp(); i < count; i += GRID * CONSUMER_WARPS)
+    store_head<KIND>(cta, layer, batch, i / HEADS, A.q_heads + i % HEADS,
+                     context_place<KIND>(index), false);
 }
 
 }  // namespace kilotok
