@@ -94,7 +94,8 @@ struct RouterCheck {
   std::vector<float> norm = uniforms(HIDDEN, 0.3f, 1, 3);
   std::vector<float> bias = uniforms(EXPERTS, 0.2f, 0, 4);
   // `[columns][experts]`, of as many columns as owners have.
-  std::vector<float> router = uniforms(Roles::BYTES / 4, 2 / std::sqrt(1.0f * HIDDEN), 0, 5);
+  std::vector<float> router =
+      uniforms(size_t{OWNER_UNITS} * OWNER_ROWS * ROW, 2 / std::sqrt(1.0f * HIDDEN), 0, 5);
   RouterWork work = {};
 
   // What a token's scores are, and by how much they may be off.
@@ -110,8 +111,10 @@ struct RouterCheck {
         router[size_t{1} * column * ROW + OTHER_TWIN] = router[size_t{1} * column * ROW + TWIN];
     }
     // As the host writes them: nothing beyond the last column, and no expert beyond the last.
-    for (size_t i = 0; i < router.size(); i++)
+    for (size_t i = 0; i < router.size(); i++) {
       if (i / ROW >= HIDDEN || i % ROW >= EXPERTS) router[i] = 0;
+      if (F.router_bf16) router[i] = bench::bf16_value(bench::bf16_bits(router[i]));
+    }
     work.residual = buffers.put(residual);
     work.part = buffers.put(part);
     work.norm = buffers.put(norm);
@@ -122,8 +125,16 @@ struct RouterCheck {
   }
 
   void put_router(const std::vector<float>& values) {
+    std::vector<uint32_t> words(Roles::BYTES / 4);
+    for (size_t i = 0; i < words.size(); i++) {
+      const float* first = &values[i / ROW * R::ROW_COLUMNS * ROW + i % ROW];
+      if (F.router_bf16)
+        words[i] = bench::bf16_bits(first[0]) | bench::bf16_bits(first[ROW]) << 16;
+      else
+        std::memcpy(&words[i], first, 4);
+    }
     for (int copy = 0; copy < work.copies; copy++)
-      Buffers::copy(work.router + copy * Roles::BYTES, values);
+      Buffers::copy(work.router + copy * Roles::BYTES, words);
   }
 
   Memory memory(int token_count) {

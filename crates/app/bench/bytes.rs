@@ -1,5 +1,5 @@
-//! What a rank must read in a round, by phase: weights as they are published, each once, and the
-//! keys and values of the context.
+//! What a rank must read in a round, by phase: weights as they are published, each once, routers in
+//! the precision that they are used in, and the keys and values of the context.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use kilotok_abi::Stamp;
 use kilotok_engine::StepPart;
 use kilotok_model::{
     AttentionSpec, ExpertsSpec, FeedForwardSpec, LayerSpec, LayerWeight, ModelSpec, Part, Ranks,
-    WeightDecl, WeightId, declare,
+    RouterDtype, WeightDecl, WeightId, declare,
 };
 
 use super::figures::Figures;
@@ -33,6 +33,11 @@ impl RoundBytes {
                 && let FeedForwardSpec::Experts(experts) = &spec.layers[layer].feed_forward
             {
                 read *= share_chosen(experts, token_count);
+            }
+            if let WeightId::Layer(Part::Target, layer, LayerWeight::Router) = decl.id
+                && let FeedForwardSpec::Experts(experts) = &spec.layers[layer].feed_forward
+            {
+                read = (decl.rows() * decl.cols() * value_bytes(experts.router.dtype)) as f64;
             }
             for phase in readers(decl.id) {
                 bytes.add(phase, read);
@@ -88,6 +93,13 @@ pub(super) fn distinct_experts(spec: &ModelSpec, token_count: u32) -> f64 {
 /// Of a layer's experts, those that some token has chosen.
 fn share_chosen(experts: &ExpertsSpec, token_count: u32) -> f64 {
     1.0 - (1.0 - experts.top_k as f64 / experts.count as f64).powf(f64::from(token_count))
+}
+
+fn value_bytes(dtype: RouterDtype) -> usize {
+    match dtype {
+        RouterDtype::F32 => size_of::<f32>(),
+        RouterDtype::Bf16 => 2,
+    }
 }
 
 /// A rank's part of a weight.
@@ -181,7 +193,7 @@ mod tests {
         };
         let (verify, draft) = (StepPart::Verify, StepPart::Draft);
         let hidden = 6144.0;
-        is(verify, Stamp::RouterParts, 69.0 * 384.0 * hidden * 2.0);
+        is(verify, Stamp::RouterParts, 69.0 * 384.0 * hidden * 4.0);
         // One expert is 256 wide, of half a byte and a 32nd for each weight; the dense network is
         // 2048 wide, of a byte for each and four for 128 x 128.
         let distinct = 384.0 * (1.0 - (47.0_f64 / 48.0).powi(8));
@@ -193,6 +205,12 @@ mod tests {
         // layers, of 128 in the others.
         let position = (192.0 + 128.0) * 2.0;
         is(verify, Stamp::Attention, (10.0 * 4096.0 + 60.0 * 128.0) * position + 60.0 * 16.0 * 2.0);
+        let knobs = Knobs { router_dtype: Some(RouterDtype::Bf16), ..Knobs::default() };
+        let rounded = RoundBytes::new(&read_spec(&folder, &knobs).unwrap(), 1, SHAPE);
+        assert_eq!(
+            bytes.of(verify, Stamp::RouterParts),
+            2.0 * rounded.of(verify, Stamp::RouterParts)
+        );
         assert_eq!(bytes.of(verify, Stamp::Head), bytes.of(draft, Stamp::Head));
         let sum = bytes.of_part(verify) + bytes.of_part(draft);
         assert!((bytes.floor_us() - sum / 4.55e6).abs() < 1e-6);

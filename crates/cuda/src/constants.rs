@@ -8,8 +8,8 @@ use std::fmt::Write;
 
 use kilotok_abi::GROUPS_MAX;
 use kilotok_model::{
-    AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, Ranks, RopeSpec, WeightFormat,
-    check_ranks,
+    AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, Ranks, RopeSpec, RouterDtype,
+    WeightFormat, check_ranks,
 };
 use kilotok_rows::Grouping;
 
@@ -84,6 +84,7 @@ pub(crate) struct FeedForward {
     pub(crate) top_k: usize,
     pub(crate) width: usize,
     pub(crate) format: WeightFormat,
+    pub(crate) router_dtype: RouterDtype,
     pub(crate) normalise: bool,
     pub(crate) scale: f32,
 }
@@ -186,6 +187,7 @@ impl Constants {
                 top_k: 0,
                 width,
                 format: dense.format,
+                router_dtype: RouterDtype::F32,
                 normalise: false,
                 scale: 1.0,
             },
@@ -194,6 +196,7 @@ impl Constants {
                 top_k: experts.top_k,
                 width,
                 format: experts.format,
+                router_dtype: experts.router.dtype,
                 normalise: experts.router.normalise,
                 scale: experts.router.scale,
             },
@@ -304,7 +307,8 @@ impl FeedForward {
     fn fields(&self) -> String {
         let Self { experts, top_k, width, normalise, scale, .. } = self;
         let format = format_name(self.format);
-        format!("{experts}, {top_k}, {width}, {format}, {normalise}, {scale:?}f")
+        let router_bf16 = self.router_dtype == RouterDtype::Bf16;
+        format!("{experts}, {top_k}, {width}, {format}, {router_bf16}, {normalise}, {scale:?}f")
     }
 }
 

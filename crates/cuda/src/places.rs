@@ -5,7 +5,7 @@
 use std::fmt::Write;
 
 use kilotok_abi::{COUNTER_BYTES, COUNTERS, LayerMemory, PARTS_MAX};
-use kilotok_model::{ModelSpec, Part, WeightFormat};
+use kilotok_model::{ModelSpec, Part, RouterDtype, WeightFormat};
 
 use crate::constants::{Attention, Constants};
 
@@ -174,7 +174,11 @@ impl Constants {
     }
 
     fn router_bytes(&self, kind: usize) -> usize {
-        self.owner_units() * OWNER_ROWS * self.router_width(kind) * F32
+        let weight_bytes = match self.feed_forwards[kind].router_dtype {
+            RouterDtype::F32 => F32,
+            RouterDtype::Bf16 => BF16,
+        };
+        self.owner_units() * OWNER_ROWS * self.router_width(kind) * weight_bytes
     }
 
     /// Networks of a kind: the experts, or the dense one.
@@ -325,8 +329,7 @@ impl Working {
         let normed = constants.hidden.next_multiple_of(CHUNK_COLUMNS * CONSUMER_WARPS) * BF16;
         // The drafter's context has keys and values of all its layers at once.
         let key_values = heads(|kind| kind.qkv_rows() - kind.key_row());
-        let projected =
-            heads(Attention::qkv_rows).max(constants.draft_layers.len() * key_values);
+        let projected = heads(Attention::qkv_rows).max(constants.draft_layers.len() * key_values);
         let (receiver, gathered) = receiver(constants);
         Self {
             layers: constants.layers.len() * size_of::<LayerMemory>(),

@@ -11,9 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
-use kilotok_model::{
-    FeedForwardSpec, LayerWeight, ModelSpec, Part, RouterDtype, WeightDecl, WeightId,
-};
+use kilotok_model::{LayerWeight, Part, RouterDtype, WeightDecl, WeightId};
 use kilotok_weights::{Tensor, TensorData};
 
 use crate::constants::{Constants, LayerKinds};
@@ -39,15 +37,14 @@ type Parts = BTreeMap<(Buffer, usize), Vec<Option<Tensor>>>;
 
 /// Repacks one rank's weights, which may come in any order and from many threads.
 pub(crate) struct Repacker<'a> {
-    spec: &'a ModelSpec,
     constants: &'a Constants,
     /// Parts of matrices that become one, by buffer and offset in it, until all are there.
     parts: Mutex<Parts>,
 }
 
 impl<'a> Repacker<'a> {
-    pub(crate) fn new(spec: &'a ModelSpec, constants: &'a Constants) -> Self {
-        Self { spec, constants, parts: Mutex::default() }
+    pub(crate) fn new(constants: &'a Constants) -> Self {
+        Self { constants, parts: Mutex::default() }
     }
 
     /// What becomes of a rank's part of a weight: nothing yet if others belong to the same matrix
@@ -102,8 +99,7 @@ impl<'a> Repacker<'a> {
             LayerWeight::PostNorm => as_vector(LayerBuffer::PostNorm),
             LayerWeight::RouterBias => as_vector(LayerBuffer::RouterBias),
             LayerWeight::Router => {
-                let width = self.constants.router_width(self.kinds(part, index).feed_forward);
-                let bytes = self.router(index, width, &tensor);
+                let bytes = self.router(self.kinds(part, index).feed_forward, &tensor);
                 Ok(Some(whole(buffer(LayerBuffer::Router), bytes)))
             }
             LayerWeight::Output => {
@@ -176,22 +172,23 @@ impl<'a> Repacker<'a> {
         parts.remove(&(buffer, offset))?.into_iter().collect()
     }
 
-    /// `[owner units][columns of a unit][experts]`, F32: an owner of the stream multiplies its part
-    /// of it by all experts' columns. Zeros behind the last column and expert.
-    fn router(&self, index: usize, width: usize, tensor: &Tensor) -> Vec<u8> {
-        let rounded = match &self.spec.layers[index].feed_forward {
-            FeedForwardSpec::Experts(experts) => experts.router.dtype == RouterDtype::Bf16,
-            FeedForwardSpec::Dense(_) => false,
-        };
+    /// `[owner units][columns of a unit][experts]`: an owner of the stream multiplies its part of it
+    /// by all experts' columns. Zeros behind the last column and expert. F32, or pairs of columns
+    /// side by side in BF16.
+    fn router(&self, kind: usize, tensor: &Tensor) -> Vec<u8> {
+        let width = self.constants.router_width(kind);
         let mut transposed = vec![0.0; self.constants.owner_units() * OWNER_ROWS * width];
         let mut row = vec![0.0; tensor.cols];
         for expert in 0..tensor.rows {
             tensor.decode_row(expert, &mut row);
             for (place, value) in transposed[expert..].iter_mut().step_by(width).zip(&row) {
-                *place = if rounded { bf16::from_f32(*value).to_f32() } else { *value };
+                *place = *value;
             }
         }
-        f32_bytes(&transposed)
+        match self.constants.feed_forwards[kind].router_dtype {
+            RouterDtype::F32 => f32_bytes(&transposed),
+            RouterDtype::Bf16 => transposed.chunks_exact(2 * width).flat_map(paired).collect(),
+        }
     }
 }
 
@@ -209,6 +206,13 @@ fn plain(
     let tensors = [tensor];
     let bytes = matrix::pack(matrix, &tensors, &matrix::stacked(&tensors, 1))?;
     Ok(Some(Repacked { buffer, offset, bytes }))
+}
+
+/// Two rows, value beside value, in BF16.
+fn paired(rows: &[f32]) -> Vec<u8> {
+    let (first, second) = rows.split_at(rows.len() / 2);
+    let pairs = first.iter().zip(second).flat_map(|(first, second)| [first, second]);
+    pairs.flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect()
 }
 
 fn vector(tensor: &Tensor) -> Vec<u8> {

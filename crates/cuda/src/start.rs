@@ -298,7 +298,7 @@ fn load_weights(
     });
     let pieces: Vec<_> = pieces.collect();
     let places: Vec<_> = ranks.iter().map(Rank::memory).collect();
-    let repackers: Vec<_> = ranks.iter().map(|_| Repacker::new(spec, constants)).collect();
+    let repackers: Vec<_> = ranks.iter().map(|_| Repacker::new(constants)).collect();
     let watched = Watched { progress, failed: Mutex::new(None) };
     let put = |piece: &Piece, tensor: Tensor| -> Result<(), StartError> {
         let rank = piece.ranks.rank;

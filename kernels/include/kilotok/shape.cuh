@@ -35,7 +35,9 @@ struct FeedForward {
   int top_k;
   int width;
   Format format;
-  // Of the router: divide the chosen scores by their sum, then multiply.
+  // Of the router: whether its weights are BF16 instead of F32.
+  bool router_bf16;
+  // Divide the chosen scores by their sum, then multiply.
   bool normalise;
   float scale;
 };

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use kilotok_model::{
-    Dtype, FP8_TILE, Format, Knobs, MXFP4_GROUP, Ranks, RouterDtype, Shard, Slice, WeightFormat,
-    declare,
+    Dtype, FP8_TILE, FeedForwardSpec, Format, Knobs, MXFP4_GROUP, ModelSpec, Ranks, RouterDtype,
+    Shard, Slice, WeightFormat, declare,
 };
 use kilotok_testkit::Toy;
 use kilotok_testkit::toy::Files;
@@ -253,7 +253,7 @@ fn fill<'a>(
         .into_iter()
         .map(|(buffer, bytes)| (buffer, (vec![UNWRITTEN; bytes], 0)))
         .collect();
-    let repacker = Repacker::new(spec, constants);
+    let repacker = Repacker::new(constants);
     let mut tensors = BTreeMap::new();
     let mut decls = declare(spec);
     // Any order will do.
@@ -414,26 +414,31 @@ impl Filled<'_> {
         let FeedForwardSpec::Experts(experts) = &self.spec.layers[index].feed_forward else {
             panic!("a router without experts")
         };
-        let found = self.floats(Buffer::Layer(Part::Target, index, LayerBuffer::Router));
+        let rounded = experts.router.dtype == RouterDtype::Bf16;
+        let buffer = Buffer::Layer(Part::Target, index, LayerBuffer::Router);
         let width = experts.count.div_ceil(4) * 4;
+        let found: Vec<f32> = if rounded {
+            let halves = self.buffers[&buffer].as_chunks::<2>().0.iter();
+            halves.map(|bits| bf16::from_le_bytes(*bits).to_f32()).collect()
+        } else {
+            self.floats(buffer)
+        };
         let mut values = vec![0.0; tensor.cols];
         for expert in 0..width {
             values.fill(0.0);
             if expert < tensor.rows {
                 tensor.decode_row(expert, &mut values);
             }
-            for (unit, columns) in found.chunks_exact(48 * width).enumerate() {
-                for column in 0..48 {
-                    let mut wanted = values.get(unit * 48 + column).copied().unwrap_or(0.0);
-                    if experts.router.dtype == RouterDtype::Bf16 {
-                        wanted = bf16::from_f32(wanted).to_f32();
-                    }
-                    assert_eq!(
-                        columns[column * width + expert],
-                        wanted,
-                        "{unit} {column} {expert}"
-                    );
-                }
+            for column in 0..self.constants.owner_units() * 48 {
+                let value = values.get(column).copied().unwrap_or(0.0);
+                let wanted = if rounded { bf16::from_f32(value).to_f32() } else { value };
+                // Rounded ones lie beside those of the neighbouring column.
+                let place = if rounded {
+                    (column / 2 * width + expert) * 2 + column % 2
+                } else {
+                    column * width + expert
+                };
+                assert_eq!(found[place], wanted, "{column} {expert}");
             }
         }
     }

@@ -101,6 +101,7 @@ pub(super) fn pro_fp4() -> Value {
         "intermediate_size": 512,
         "moe_intermediate_size": 256,
         "n_routed_experts": 8,
+        "moe_router_dtype": "bfloat16",
         "quantization_config": {
             "quant_method": "fp8",
             "fmt": "e4m3",

@@ -12,23 +12,25 @@
 namespace kilotok {
 
 // How an owner's products are shared out: a warp takes 32 experts, a lane four of them in every
-// fourth column. What bounds this is 128 bytes a cycle from shared memory, so no lane asks for a
-// token's value for the sake of one expert.
+// fourth row of the matrix. What bounds this is 128 bytes a cycle from shared memory, so no lane
+// asks for a token's value for the sake of one expert.
 constexpr int LANE_EXPERTS = 4;
-constexpr int LANE_COLUMNS = 4;
+constexpr int LANE_ROWS = 4;
 using RouterSums = float[TILE_TOKENS][LANE_EXPERTS];
 
 template <int KIND>
 struct Router {
   static constexpr FeedForward F = FEED_FORWARDS[KIND];
   static constexpr int EXPERTS = F.experts;
-  // A row of the matrix in memory: one column of the stream, all experts.
+  // A row of the matrix in memory: all experts' words, each one F32 weight or the BF16 weights of
+  // two neighbouring columns of the stream, the first in the lower half.
+  static constexpr int ROW_COLUMNS = F.router_bf16 ? 2 : 1;
+  static constexpr int ROWS = OWNER_ROWS / ROW_COLUMNS;
   static constexpr int ROW_BYTES = align_up(EXPERTS, LANE_EXPERTS) * 4;
-  // Whole runs of the columns that lanes share.
-  static constexpr int PAGE_ROWS =
-      smaller(PAGE_BYTES / ROW_BYTES / LANE_COLUMNS * LANE_COLUMNS, OWNER_ROWS);
-  static constexpr int PAGES = ceil_div(OWNER_ROWS, PAGE_ROWS);
-  static constexpr int UNIT_BYTES = OWNER_ROWS * ROW_BYTES;
+  // Whole runs of the rows that lanes share.
+  static constexpr int PAGE_ROWS = smaller(PAGE_BYTES / ROW_BYTES / LANE_ROWS * LANE_ROWS, ROWS);
+  static constexpr int PAGES = ceil_div(ROWS, PAGE_ROWS);
+  static constexpr int UNIT_BYTES = ROWS * ROW_BYTES;
   static_assert(PAGES <= PAGE_COUNT, "an owner's part of the router lies in the ring as a whole");
 };
 
@@ -38,23 +40,31 @@ __device__ __forceinline__ void produce_router(Ring& ring, uint64_t address) {
   using R = Router<KIND>;
   const char* from = at<const char>(address) + static_cast<size_t>(blockIdx.x) * R::UNIT_BYTES;
 #pragma unroll 1
-  for (int row = 0; row < OWNER_ROWS; row += R::PAGE_ROWS) {
-    const int bytes = smaller(R::PAGE_ROWS, OWNER_ROWS - row) * R::ROW_BYTES;
+  for (int row = 0; row < R::ROWS; row += R::PAGE_ROWS) {
+    const int bytes = smaller(R::PAGE_ROWS, R::ROWS - row) * R::ROW_BYTES;
     ring.open(bytes);
     ring.bring(from + row * R::ROW_BYTES, 0, bytes);
     ring.next();
   }
 }
 
-// A lane's products of one column: four experts of each token.
-__device__ __forceinline__ void multiply_column(RouterSums& sums, const uint4& weights,
+// A weight of a word, of its only column or of the first or second.
+template <int ROW_COLUMNS>
+__device__ __forceinline__ float router_weight(uint32_t word, int column) {
+  if constexpr (ROW_COLUMNS == 1) return __uint_as_float(word);
+  return __uint_as_float(column == 0 ? word << 16 : word & 0xffff0000);
+}
+
+// A lane's products of one column of a row: four experts of each token.
+template <int ROW_COLUMNS>
+__device__ __forceinline__ void multiply_column(RouterSums& sums, const uint4& weights, int column,
                                                 const float (&x)[TILE_TOKENS]) {
   const float4 halves[2] = {reinterpret_cast<const float4*>(x)[0],
                             reinterpret_cast<const float4*>(x)[1]};
   const uint32_t words[LANE_EXPERTS] = {weights.x, weights.y, weights.z, weights.w};
 #pragma unroll
   for (int i = 0; i < LANE_EXPERTS; i++) {
-    const float weight = __uint_as_float(words[i]);
+    const float weight = router_weight<ROW_COLUMNS>(words[i], column);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       sums[half * 4][i] += halves[half].x * weight;
@@ -65,12 +75,12 @@ __device__ __forceinline__ void multiply_column(RouterSums& sums, const uint4& w
   }
 }
 
-// Adds what the lanes of other columns have, halving the tokens that each keeps: the first
-// `TILE_TOKENS / LANE_COLUMNS` of `sums` are then of tokens from the returned one on.
-__device__ __forceinline__ int add_columns(RouterSums& sums, int lane) {
+// Adds what the lanes of other rows have, halving the tokens that each keeps: the first
+// `TILE_TOKENS / LANE_ROWS` of `sums` are then of tokens from the returned one on.
+__device__ __forceinline__ int add_rows(RouterSums& sums, int lane) {
   int first = 0;
 #pragma unroll
-  for (int halving = 1; 1 << halving <= LANE_COLUMNS; halving++) {
+  for (int halving = 1; 1 << halving <= LANE_ROWS; halving++) {
     const int kept = TILE_TOKENS >> halving, distance = 32 >> halving;
     const bool upper = lane & distance;
 #pragma unroll
@@ -91,11 +101,11 @@ template <int KIND>
 __device__ __forceinline__ void router_parts(const Cta& cta, Ring& ring, SumMemory& scratch,
                                              int token_count) {
   using R = Router<KIND>;
-  constexpr int WARP_EXPERTS = 32 / LANE_COLUMNS * LANE_EXPERTS;
-  constexpr int TOKENS = TILE_TOKENS / LANE_COLUMNS;
-  static_assert(OWNER_ROWS % LANE_COLUMNS == 0, "lanes have as many columns");
+  constexpr int WARP_EXPERTS = 32 / LANE_ROWS * LANE_EXPERTS;
+  constexpr int TOKENS = TILE_TOKENS / LANE_ROWS;
+  static_assert(R::ROWS % LANE_ROWS == 0, "lanes have as many rows");
   const ScaledTile* tiles = scaled_stream(scratch);
-  const int column = cta.lane() / (32 / LANE_COLUMNS);
+  const int row = cta.lane() / (32 / LANE_ROWS);
   Ring ahead = ring;
 #pragma unroll 1
   for (int page = 0; page < R::PAGES; page++) {
@@ -107,7 +117,7 @@ __device__ __forceinline__ void router_parts(const Cta& cta, Ring& ring, SumMemo
 #pragma unroll 1
   for (int of_warp = cta.warp() * WARP_EXPERTS; of_warp < R::EXPERTS;
        of_warp += CONSUMER_WARPS * WARP_EXPERTS) {
-    const int expert = of_warp + cta.lane() % (32 / LANE_COLUMNS) * LANE_EXPERTS;
+    const int expert = of_warp + cta.lane() % (32 / LANE_ROWS) * LANE_EXPERTS;
     // Lanes beyond the last expert compute it again.
     const int there = smaller(expert, R::ROW_BYTES / 4 - LANE_EXPERTS);
 #pragma unroll 1
@@ -116,15 +126,18 @@ __device__ __forceinline__ void router_parts(const Cta& cta, Ring& ring, SumMemo
       Ring taken = ring;
 #pragma unroll 1
       for (int page = 0; page < R::PAGES; page++, taken.next()) {
-        const uint32_t weights = taken.page() + column * R::ROW_BYTES + there * 4;
+        const uint32_t weights = taken.page() + row * R::ROW_BYTES + there * 4;
         const ScaledTile& x = tiles[first / TILE_TOKENS];
-#pragma unroll 4
-        for (int i = 0; i < smaller(R::PAGE_ROWS, OWNER_ROWS - page * R::PAGE_ROWS);
-             i += LANE_COLUMNS)
-          multiply_column(sums, ptx::load_shared(weights + i * R::ROW_BYTES),
-                          x[page * R::PAGE_ROWS + i + column]);
+#pragma unroll(4 / R::ROW_COLUMNS)
+        for (int i = 0; i < smaller(R::PAGE_ROWS, R::ROWS - page * R::PAGE_ROWS); i += LANE_ROWS) {
+          const uint4 words = ptx::load_shared(weights + i * R::ROW_BYTES);
+          const int first_column = (page * R::PAGE_ROWS + i + row) * R::ROW_COLUMNS;
+#pragma unroll
+          for (int column = 0; column < R::ROW_COLUMNS; column++)
+            multiply_column<R::ROW_COLUMNS>(sums, words, column, x[first_column + column]);
+        }
       }
-      const int token = first + add_columns(sums, cta.lane());
+      const int token = first + add_rows(sums, cta.lane());
 #pragma unroll
       for (int t = 0; t < TOKENS; t++)
         if (expert < R::EXPERTS && token + t < token_count)

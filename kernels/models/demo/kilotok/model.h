@@ -29,9 +29,9 @@ constexpr Attention ATTENTIONS[] = {
 };
 
 constexpr FeedForward FEED_FORWARDS[] = {
-    {0, 0, 1024, Format::Fp8, false, 1.0f},
-    {8, 4, 256, Format::Mxfp4, true, 1.0f},
-    {0, 0, 384, Format::Bf16, false, 1.0f},
+    {0, 0, 1024, Format::Fp8, false, false, 1.0f},
+    {8, 4, 256, Format::Mxfp4, false, true, 1.0f},
+    {0, 0, 384, Format::Bf16, false, false, 1.0f},
 };
 
 // Bytes as the host plans them; layout/agree.cuh compares.
