@@ -35,8 +35,6 @@ pub(crate) struct Layout {
     /// Within the buffer of what it gets back, and where that is.
     pub(crate) results: ResultPlaces,
     pub(crate) results_at: u64,
-    /// A counter for each launch of a step.
-    pub(crate) barrier_bytes: usize,
     /// Stamps of each launch; none in kernels that make none.
     pub(crate) stamp_bytes: usize,
     /// Where other ranks write what they send.
@@ -75,15 +73,12 @@ impl Layout {
         let draft_layers = layers(Part::Drafter, &constants.draft_layers, &grouping.drafter);
         let working = Working::new(constants);
         let upload = Places::new(constants, sizes, &grouping.groups);
-        // Besides the passes, the choice of tokens.
-        let launch_count = upload.passes() + 1;
-        let barrier_bytes = launch_count * BARRIER_BYTES;
-        let stamp_bytes = if stamps { launch_count * LAUNCH_STAMP_BYTES } else { 0 };
+        let stamp_bytes = if stamps { upload.launches() * LAUNCH_STAMP_BYTES } else { 0 };
         let results = ResultPlaces::new(constants.launch.tokens_max, upload.drafts.len());
         let results_at = map.add("batch", "results".to_owned(), results.bytes as u64);
         let drafted = results_at + results.drafted as u64;
         let mut memory = memory(&mut map, &weights, &working, &upload, drafted);
-        memory.barrier = map.add("work", "barrier".to_owned(), barrier_bytes as u64);
+        memory.barrier = memory.batch + upload.counters as u64;
         if stamps {
             memory.trace = map.add("work", "stamps".to_owned(), stamp_bytes as u64);
         }
@@ -107,7 +102,6 @@ impl Layout {
             upload,
             results,
             results_at,
-            barrier_bytes,
             stamp_bytes,
             receiver,
             layers: target,

@@ -193,15 +193,14 @@ impl Rank {
         self.bell.tell_ended(&self.device, self.index, chain.number)
     }
 
-    /// The plan, what is copied of the lists, and counters that begin at 0.
+    /// The plan with counters that begin at 0, and what is copied of the lists.
     fn take_in(&self, chain: &Chain<'_>) -> Result<(), DriverError> {
         let to = self.place(self.arguments.target.batch);
         self.memory.send(to, chain.mailbox, 0..chain.shape.upload_bytes)?;
         for Copy { to, from } in chain.copies {
             self.memory.send(*to, chain.lists, from.clone())?;
         }
-        let barrier = self.place(self.arguments.target.barrier);
-        self.memory.clear(barrier..barrier + self.layout.barrier_bytes)
+        Ok(())
     }
 
     /// Where an address lies in this rank's memory.

@@ -4,14 +4,15 @@
 use std::ops::Range;
 
 use kilotok_abi::{
-    BAD_TOKENS_MAX, BAD_WORDS_MAX, Batch as Header, Bias, END_TOKENS_MAX, SampleMemory, SampleRow,
-    Slot, SlotLists, Wanted,
+    BAD_TOKENS_MAX, BAD_WORDS_MAX, Batch as Header, Bias, COUNTER_BYTES, END_TOKENS_MAX,
+    SampleMemory, SampleRow, Slot, SlotLists, Wanted,
 };
 use kilotok_engine::{Caps, EngineError, PageGroup, Row, SlotSetup};
 use kilotok_rows::{Batch, BatchRow, Sizes, wanted, wanted_tokens};
 
 use crate::batch::{Arrays, DeviceBatch, DraftRow};
 use crate::constants::Constants;
+use crate::places::BARRIER_BYTES;
 
 /// No token, mask or draft.
 const NONE: u32 = !0;
@@ -28,6 +29,8 @@ pub(crate) struct Places {
     pub(crate) wanted: usize,
     /// As many as the drafts of all rows can take.
     pub(crate) drafts: Vec<Arrays>,
+    /// [`BARRIER_BYTES`] of each launch: zeros, which begin with the step like its plan.
+    pub(crate) counters: usize,
     /// At the end, since they are most and seldom all there.
     pub(crate) pages: usize,
     pub(crate) bytes: usize,
@@ -54,8 +57,12 @@ impl Places {
         let drafts = (0..draft_batches).map(|_| draft()).collect();
         let of_row: usize =
             groups.iter().map(|group| pages_max(group, sizes.position_max, tokens_max)).sum();
-        let bytes = end + row_max * of_row * size_of::<u32>();
-        Self { target, context, sample_rows, wanted, drafts, pages: end, bytes }
+        let counters = end.next_multiple_of(COUNTER_BYTES);
+        let mut places =
+            Self { target, context, sample_rows, wanted, drafts, counters, pages: 0, bytes: 0 };
+        places.pages = counters + places.launches() * BARRIER_BYTES;
+        places.bytes = places.pages + row_max * of_row * size_of::<u32>();
+        places
     }
 
     /// Makes every batch one without tokens.
@@ -69,6 +76,11 @@ impl Places {
     /// Launches of a step that exchange between ranks.
     pub(crate) fn passes(&self) -> usize {
         2 + self.drafts.len()
+    }
+
+    /// Besides the passes, the choice of tokens.
+    pub(crate) fn launches(&self) -> usize {
+        self.passes() + 1
     }
 }
 
@@ -372,7 +384,9 @@ mod tests {
         let target = Arrays::new(0, 8);
         let context = target.end;
         let (sample_rows, wanted, pages) = (1000, 1500, 4000);
-        let places = Places { target, context, sample_rows, wanted, drafts, pages, bytes: 4100 };
+        let counters = 3900;
+        let places =
+            Places { target, context, sample_rows, wanted, drafts, counters, pages, bytes: 4100 };
         let mut bytes = vec![0; places.bytes];
         upload.write(&places, 1 << 32, (40, 7), &mut bytes);
         assert_eq!(upload.bytes(&places), 4000 + upload.target.pages.len() * 4);
