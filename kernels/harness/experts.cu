@@ -31,8 +31,8 @@ constexpr size_t SCORES_BYTES = size_t{TOKENS_MAX} * SCORES_EACH * 4;
 template <int KIND>
 struct ExpertsRoles {
   using Work = ExpertsWork;
-  using N = Network<KIND>;
-  static constexpr float EPS = KIND < DRAFT_FEED_FORWARD ? NORM_EPS : DRAFT_NORM_EPS;
+  static constexpr FeedForward F = FEED_FORWARDS[KIND];
+  static constexpr bool DRAFT = KIND >= DRAFT_FEED_FORWARD;
 
   static __device__ __forceinline__ void keep(Walker& w, const Work& work, int repeat) {
     if (work.sums == 0 || !is_owner(w.cta)) return;
@@ -52,65 +52,91 @@ struct ExpertsRoles {
     cta.sync_grid();
   }
 
-  static __device__ __forceinline__ void consume(Walker& w, const Work& work) {
+  // Both leave their sums in the stream's part.
+  template <int TILES>
+  static __device__ __forceinline__ void consume_dense(Walker& w) {
+    w.cta.arrive_grid();
+    dense<KIND, DRAFT, TILES>(w);
+    w.cta.sync();
+  }
+
+  static __device__ __forceinline__ void consume_experts(Walker& w, const Work& work) {
     Cta& cta = w.cta;
     Routes& routes = w.shared.routes;
-    for (int i = 0; i < work.repeats; i++) {
-      if (work.sums != 0) write_operand(cta, work);
-      if constexpr (N::DENSE)
-        read_norm(cta, w.stream(), Reader::Network, w.token_count(), EPS);
-      cta.count_operand();
-      for (int tile = 0; tile < w.tiles(); tile++) {
-        if constexpr (!N::DENSE) {
-          w.wait_heard();
-          choose_routes<KIND, false>(
-              cta, routes, w.stream(), at<const float>(work.bias), tile, w.token_count(),
-              [](int row) { return Inner<KIND>::place(row); });
-          w.hand_over_routes();
-        } else {
-          cta.sync();
-        }
-        w.walk([&](Ring& ring, Sums& sums) { gate_up<KIND>(cta, ring, sums, tile); });
-        cta.sync_grid();
-        if (is_owner(cta))
-          w.walk([&](Ring& ring, Sums& sums) {
-            down<KIND, false>(cta, ring, sums, routes, tile, w.token_count() * N::TOP_K);
-          });
-        cta.sync();
-      }
-      keep(w, work, i);
-      if (cta.thread() == 0) w.shared.memory.router_scores += SCORES_BYTES;
+    cta.count_operand();
+    for (int tile = 0; tile < w.tiles(); tile++) {
+      w.wait_heard();
+      choose_routes<KIND, false>(cta, routes, w.stream(), at<const float>(work.bias), tile,
+                                 w.token_count(),
+                                 [](int row) { return Inner<KIND>::place(row); });
+      w.hand_over_routes();
+      w.walk([&](Ring& ring, Sums& sums) { gate_up<KIND>(cta, ring, sums, tile); });
       cta.sync_grid();
+      if (is_owner(cta))
+        w.walk([&](Ring& ring, Sums& sums) {
+          down<KIND, false>(cta, ring, sums, routes, tile, w.token_count() * F.top_k);
+        });
+      cta.sync();
+    }
+  }
+
+  static __device__ __forceinline__ void consume(Walker& w, const Work& work) {
+    for (int i = 0; i < work.repeats; i++) {
+      if (work.sums != 0) write_operand(w.cta, work);
+      if constexpr (!IS_DENSE<KIND>)
+        consume_experts(w, work);
+      else if (w.tiles() == 1)
+        consume_dense<1>(w);
+      else
+        consume_dense<TILES_MAX>(w);
+      keep(w, work, i);
+      if (w.cta.thread() == 0) w.shared.memory.router_scores += SCORES_BYTES;
+      w.cta.sync_grid();
     }
   }
 
   static __device__ __forceinline__ void produce(Walker& w, const Work& work) {
     uint32_t taken = 0;
     for (int i = 0; i < work.repeats; i++) {
-      if constexpr (N::OPERAND_IN_PAGES) wait_operand(w.cta, i + 1);
-      for (int tile = 0; tile < w.tiles(); tile++) {
-        if constexpr (N::OPERAND_IN_PAGES) produce_operand<KIND>(w.cta, w.ring, tile);
-        if constexpr (!N::DENSE) w.wait_routes();
-        produce_gate_up<KIND>(w.cta, w.ring, w.shared.routes, work.gate_up, taken);
-        if (is_owner(w.cta)) produce_down<KIND>(w.ring, w.shared.routes, work.down);
-        if constexpr (!N::DENSE) w.producer_leaves_routes();
+      if constexpr (IS_DENSE<KIND>) {
+        kilotok::produce<GateUpMatrix<KIND>>(w.ring, work.gate_up,
+                                             first_unit<GateUpMatrix<KIND>>(w.cta));
+        kilotok::produce<DownMatrix<KIND>>(w.ring, work.down, w.cta.index());
+      } else {
+        if constexpr (Network<KIND>::OPERAND_IN_PAGES) wait_operand(w.cta, i + 1);
+        for (int tile = 0; tile < w.tiles(); tile++) {
+          if constexpr (Network<KIND>::OPERAND_IN_PAGES)
+            produce_operand<KIND>(w.cta, w.ring, tile);
+          w.wait_routes();
+          produce_gate_up<KIND>(w.cta, w.ring, w.shared.routes, work.gate_up, taken);
+          if (is_owner(w.cta)) produce_down<KIND>(w.ring, w.shared.routes, work.down);
+          w.producer_leaves_routes();
+        }
       }
     }
   }
 
   static __device__ __forceinline__ void add(Walker& w, const Work& work) {
     Cta& cta = w.cta;
-    for (int i = 0; i < work.repeats; i++)
-      for (int tile = 0; tile < w.tiles(); tile++) {
-        if constexpr (!N::DENSE) w.wait_routes();
-        add_gate_up<KIND>(cta, w.sums, w.stream(), w.shared.routes, tile, w.token_count());
-        if constexpr (!N::DENSE) w.adder_leaves_routes();
-        if (!is_owner(cta)) continue;
-        w.sums.template take<typename N::Down>(
-            cta, [&](int row_tile, int, int lane, const float4& v) {
-              StorePart{w.stream()}(0, row_tile, tile, lane, v);
-            });
+    for (int i = 0; i < work.repeats; i++) {
+      if constexpr (IS_DENSE<KIND>) {
+        const StoreInner<KIND> store = {cta.memory, w.stream(), w.token_count()};
+        kilotok::add<GateUpMatrix<KIND>>(cta, w.sums, first_unit<GateUpMatrix<KIND>>(cta),
+                                         w.tiles(), store);
+        kilotok::add<DownMatrix<KIND>>(cta, w.sums, cta.index(), w.tiles(), StorePart{w.stream()});
+      } else {
+        for (int tile = 0; tile < w.tiles(); tile++) {
+          w.wait_routes();
+          add_gate_up<KIND>(cta, w.sums, w.stream(), w.shared.routes, tile, w.token_count());
+          w.adder_leaves_routes();
+          if (!is_owner(cta)) continue;
+          w.sums.template take<DownMatrix<KIND>>(
+              cta, [&](int row_tile, int, int lane, const float4& v) {
+                StorePart{w.stream()}(0, row_tile, tile, lane, v);
+              });
+        }
       }
+    }
   }
 };
 
@@ -121,11 +147,13 @@ constexpr int DIFFERENT_MAX = 13;
 template <int KIND>
 struct ExpertsCheck {
   using Roles = ExpertsRoles<KIND>;
-  using N = Network<KIND>;
-  using GateUp = typename N::GateUp;
-  using Down = typename N::Down;
-  static constexpr FeedForward F = N::F;
+  using GateUp = GateUpMatrix<KIND>;
+  using Down = DownMatrix<KIND>;
+  static constexpr FeedForward F = FEED_FORWARDS[KIND];
+  static constexpr bool DENSE = IS_DENSE<KIND>;
   static constexpr int EXPERTS = larger(F.experts, 1);
+  static constexpr int CHOICES = larger(F.top_k, 1);
+  static constexpr int INNER_BYTES = DENSE ? DENSE_INNER_BYTES : EXPERT_INNER_BYTES;
   static constexpr int DIFFERENT = smaller(EXPERTS, DIFFERENT_MAX);
   // Repeats each have their own scores.
   static constexpr int TABLES = 20;
@@ -177,7 +205,7 @@ struct ExpertsCheck {
   }
 
   static constexpr size_t inner_values() {
-    return size_t{TOKENS_MAX} * (N::DENSE ? 1 : TOP_K_MAX) * N::INNER_BYTES / 2;
+    return size_t{TOKENS_MAX} * (DENSE ? 1 : TOP_K_MAX) * INNER_BYTES / 2;
   }
 
   Memory memory(int token_count, int table) {
@@ -197,7 +225,7 @@ struct ExpertsCheck {
 
   // As the choice's place says where its inner values are: the experts in ascending order.
   std::vector<Choice> choices(int table, int token) const {
-    if (N::DENSE) return {{0, 1}};
+    if (DENSE) return {{0, 1}};
     const float* s = &scores[(static_cast<size_t>(table) * TOKENS_MAX + token) * SCORES_EACH];
     std::vector<int> order(EXPERTS);
     for (int e = 0; e < EXPERTS; e++) order[e] = e;
@@ -213,13 +241,13 @@ struct ExpertsCheck {
   }
 
   double inverse_rms(int table, int token) const {
-    if (!N::DENSE)
+    if (!DENSE)
       return scores[(static_cast<size_t>(table) * TOKENS_MAX + token) * SCORES_EACH + EXPERTS_MAX];
     double sum = 0;
     for (int unit = 0; unit < OWNER_UNITS; unit++)
       sum += squares[(static_cast<int>(Reader::Network) * size_t{TOKENS_MAX} + token) *
                          SQUARES_EACH + unit];
-    return 1 / std::sqrt(sum / HIDDEN + Roles::EPS);
+    return 1 / std::sqrt(sum / HIDDEN + Part<Roles::DRAFT>::EPS);
   }
 
   // Rounding to BF16, and what F32 makes of the function and of factors besides the sums.
@@ -238,8 +266,8 @@ struct ExpertsCheck {
       // The slope of silu is at most 1.1.
       const double off = (1.1 * gate.magnitude * std::fabs(u) + std::fabs(silu) * up.magnitude) *
                          rms * choice.weight * TOLERANCE;
-      const int row = token * N::TOP_K + place;
-      verdict.near(operand_value(found, row, N::INNER_BYTES, i) / SCALE, value,
+      const int row = token * CHOICES + place;
+      verdict.near(operand_value(found, row, INNER_BYTES, i) / SCALE, value,
                    std::fabs(value) * ROUNDING + off, "inner value of token * choices, row", row,
                    i);
     }
@@ -253,11 +281,11 @@ struct ExpertsCheck {
       const double rms = inverse_rms(table, token);
       std::vector<Product> wanted(HIDDEN);
       for (size_t place = 0; place < chosen.size(); place++) {
-        const int row = token * N::TOP_K + static_cast<int>(place);
+        const int row = token * CHOICES + static_cast<int>(place);
         check_inner(token, static_cast<int>(place), chosen[place], rms, left, verdict);
         std::vector<float> values(F.width);
         for (int i = 0; i < F.width; i++)
-          values[i] = operand_value(left, row, N::INNER_BYTES, i) / SCALE;
+          values[i] = operand_value(left, row, INNER_BYTES, i) / SCALE;
         for (int column = 0; column < HIDDEN; column++)
           wanted[column].add(down[chosen[place].expert % DIFFERENT].row(column), values, F.width);
       }

@@ -67,7 +67,6 @@ uint64_t floats(size_t count, float scale, float offset, uint64_t seed) {
 // Host versions of what the device sees of one layer's kinds.
 template <int A, int F>
 LayerMemory layer(uint64_t seed, int page_count) {
-  using N = Network<F>;
   LayerMemory l = {};
   const Attention& a = ATTENTIONS[A];
   l.attention = A;
@@ -79,7 +78,7 @@ LayerMemory layer(uint64_t seed, int page_count) {
   l.output = matrix<OutputMatrix<A>>(1, seed + 4);
   l.post_norm = floats(HIDDEN, 0.1f, 1.0f, seed + 5);
   const int experts = larger(FEED_FORWARDS[F].experts, 1);
-  if constexpr (!N::DENSE) {
+  if constexpr (!IS_DENSE<F>) {
     l.router = floats(static_cast<size_t>(OWNER_UNITS) * Router<F>::UNIT_BYTES / 4, 0.05f, 0.0f,
                       seed + 6);
     l.router_bias = floats(experts, 0.001f, 0.0f, seed + 7);

@@ -6,6 +6,7 @@
 
 #include "kilotok/phase/attn.cuh"
 #include "kilotok/phase/attn_in.cuh"
+#include "kilotok/phase/dense.cuh"
 #include "kilotok/phase/embed.cuh"
 #include "kilotok/phase/experts.cuh"
 #include "kilotok/phase/head.cuh"
@@ -221,7 +222,8 @@ __device__ __forceinline__ void project(Walker& w) {
     multiply<QkvMatrix<KIND>, TILES>(w.cta, ring, sums, w.cta.memory.normed, NORMED_BYTES,
                                      first_unit<QkvMatrix<KIND>>(w.cta), EveryToken{},
                                      [&] { w.cta.wait_grid(); },
-                                     ReadNorm{w.stream(), w.token_count(), Part<DRAFT>::EPS},
+                                     ReadNorm{w.stream(), Reader::Projection, w.token_count(),
+                                              Part<DRAFT>::EPS},
                                      store_projections<KIND>(w, layer.attention, layer, DRAFT));
   });
 }
@@ -247,48 +249,64 @@ __device__ __forceinline__ void attend(Walker& w) {
   attn<KIND>(w.cta, layer, w.batch(), w.shared.sums, DRAFT);
 }
 
-// Whether CTAs do not meet from the stream to what a network adds to it, but wait for values. With
-// several tiles of tokens they have to: units of one are asked for when nobody asks for another's.
+// Whether CTAs do not meet from the stream to what a network of experts adds to it, but wait for
+// values. With several tiles of tokens they have to: units of one are asked for when nobody asks
+// for another's.
 template <int KIND, int TILES>
-constexpr bool AWAITS =
-    TILES == 1 && Network<KIND>::OPERAND_IN_PAGES && Inner<KIND>::IN_SHARED;
+constexpr bool AWAITS = TILES == 1 && !IS_DENSE<KIND> && Network<KIND>::OPERAND_IN_PAGES &&
+                        Inner<KIND>::IN_SHARED;
 
-// What the network adds to the stream.
+// What a network adds to the stream: a dense one, or one of experts. Both begin in the middle of a
+// grid barrier, or after none where values are awaited.
 template <int KIND, bool DRAFT, int TILES>
-__device__ __forceinline__ void feed_forward(Walker& w) {
-  constexpr bool DENSE = Network<KIND>::DENSE;
+__device__ __forceinline__ void dense(Walker& w) {
+  Cta& cta = w.cta;
+  const Memory& memory = cta.memory;
+  const auto meet = [&] { cta.wait_grid(); };
+  w.walk([&](Ring& ring, Sums& sums) {
+    multiply<GateUpMatrix<KIND>, TILES>(
+        cta, ring, sums, memory.normed, NORMED_BYTES, first_unit<GateUpMatrix<KIND>>(cta),
+        EveryToken{}, meet,
+        ReadNorm{w.stream(), Reader::Network, w.token_count(), Part<DRAFT>::EPS},
+        StoreInner<KIND>{memory, w.stream(), w.token_count()});
+  });
+  cta.stamp(Stamp::GateUp);
+  cta.arrive_grid();
+  w.walk([&](Ring& ring, Sums& sums) {
+    multiply<DownMatrix<KIND>, TILES>(cta, ring, sums, memory.dense_inner, DENSE_INNER_BYTES,
+                                      cta.index(), EveryToken{}, meet, Nothing{},
+                                      StorePart{w.stream()});
+  });
+  cta.stamp(Stamp::Down);
+}
+
+template <int KIND, bool DRAFT, int TILES>
+__device__ __forceinline__ void experts(Walker& w) {
+  constexpr bool AWAITED = AWAITS<KIND, TILES>;
   Cta& cta = w.cta;
   Routes& routes = w.shared.routes;
-  if constexpr (DENSE) {
-    read_norm(cta, w.stream(), Reader::Network, w.token_count(), Part<DRAFT>::EPS);
-  } else {
-    const int line = cta.thread() * 32;
-    if (cta.index() == 0 && line < FEED_FORWARDS[KIND].experts)
-      ptx::prefetch_l2(at<const float>(w.layer().router_bias) + line);
-    router_scores<KIND, AWAITS<KIND, TILES>>(cta, w.shared.sums, w.token_count(),
-                                             Part<DRAFT>::EPS);
-    cta.stamp(Stamp::RouterSums);
-    if constexpr (!AWAITS<KIND, TILES>) cta.sync_grid();
-  }
+  if constexpr (!AWAITED) cta.wait_grid();
+  const float* bias = at<const float>(w.layer().router_bias);
+  const int line = cta.thread() * 32;
+  if (cta.index() == 0 && line < FEED_FORWARDS[KIND].experts) ptx::prefetch_l2(bias + line);
+  router_scores<KIND, AWAITED>(cta, w.shared.sums, w.token_count(), Part<DRAFT>::EPS);
+  cta.stamp(Stamp::RouterSums);
+  if constexpr (!AWAITED) cta.sync_grid();
 #pragma unroll 1
   for (int tile = 0; tile < w.tiles(); tile++) {
-    if constexpr (!DENSE) {
-      w.wait_heard();
-      choose_routes<KIND, AWAITS<KIND, TILES>>(
-          cta, routes, w.stream(), at<const float>(w.layer().router_bias), tile,
-          w.token_count(), [](int row) { return Inner<KIND>::place(row); });
-      cta.stamp(Stamp::Routes);
-      w.hand_over_routes();
-    } else {
-      cta.sync();
-    }
+    w.wait_heard();
+    choose_routes<KIND, AWAITED>(cta, routes, w.stream(),
+                                 at<const float>(w.layer().router_bias), tile, w.token_count(),
+                                 [](int row) { return Inner<KIND>::place(row); });
+    cta.stamp(Stamp::Routes);
+    w.hand_over_routes();
     w.walk([&](Ring& ring, Sums& sums) { gate_up<KIND>(cta, ring, sums, tile); });
     cta.stamp(Stamp::GateUp);
-    if constexpr (!AWAITS<KIND, TILES>) cta.sync_grid();
+    if constexpr (!AWAITED) cta.sync_grid();
     if (is_owner(cta))
       w.walk([&](Ring& ring, Sums& sums) {
-        down<KIND, AWAITS<KIND, TILES>>(cta, ring, sums, routes, tile,
-                                        w.token_count() * Network<KIND>::TOP_K);
+        down<KIND, AWAITED>(cta, ring, sums, routes, tile,
+                            w.token_count() * Network<KIND>::TOP_K);
       });
     cta.sync();
     cta.stamp(Stamp::Down);
@@ -341,13 +359,13 @@ __device__ __forceinline__ void consume_layers(Walker& w) {
       add_to_stream(cta, w.stream(), w.shared.sums, w.token_count());
       cta.stamp(Stamp::AddToStream);
     }
-    bool meet = true, experts = false;
+    bool meet = true, chooses = false;
     if (network)
       with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(w.layer().feed_forward, [&](auto kind) {
         constexpr int F = decltype(kind)::value;
         meet = !AWAITS<F, TILES>;
-        experts = !Network<F>::DENSE;
-        if constexpr (!Network<F>::DENSE) {
+        chooses = !IS_DENSE<F>;
+        if constexpr (!IS_DENSE<F>) {
           if (!is_owner(cta)) return;
           w.walk([&](Ring& ring, Sums&) {
             router_parts<F>(cta, ring, w.shared.sums, w.token_count());
@@ -356,18 +374,21 @@ __device__ __forceinline__ void consume_layers(Walker& w) {
         }
       });
     // The producer waits for that alone, whether or not the consumers meet.
-    if (experts) cta.count_operand();
+    if (chooses) cta.count_operand();
     if (meet) cta.arrive_grid();
-    if (!network && index < P::LAYER_COUNT) {
+    if (index == P::LAYER_COUNT) return cta.wait_grid();
+    if (!network) {
       P::bring_layer(cta, w.shared.layers, index + 1);
       attention<DRAFT, TILES>(w);
       continue;
     }
-    if (meet) cta.wait_grid();
-    if (index == P::LAYER_COUNT) return;
     begin_norm_before<DRAFT>(cta, w.shared, index + 1, w.layer().tap);
     with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(w.layer().feed_forward, [&](auto kind) {
-      feed_forward<decltype(kind)::value, DRAFT, TILES>(w);
+      constexpr int F = decltype(kind)::value;
+      if constexpr (IS_DENSE<F>)
+        dense<F, DRAFT, TILES>(w);
+      else
+        experts<F, DRAFT, TILES>(w);
     });
   }
 }
@@ -389,17 +410,20 @@ __device__ __forceinline__ void produce_layers(Walker& w) {
     });
     with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(layer.feed_forward, [&](auto kind) {
       constexpr int F = decltype(kind)::value;
-      if constexpr (!Network<F>::DENSE) {
+      if constexpr (IS_DENSE<F>) {
+        produce<GateUpMatrix<F>>(w.ring, layer.gate_up, first_unit<GateUpMatrix<F>>(w.cta));
+        produce<DownMatrix<F>>(w.ring, layer.down, w.cta.index());
+      } else {
         if (is_owner(w.cta)) produce_router<F>(w.ring, layer.router);
-      }
-      if constexpr (!Network<F>::DENSE) operand_count++;
-      if constexpr (Network<F>::OPERAND_IN_PAGES) wait_operand(w.cta, operand_count);
-      for (int tile = 0; tile < w.tiles(); tile++) {
-        if constexpr (Network<F>::OPERAND_IN_PAGES) produce_operand<F>(w.cta, w.ring, tile);
-        if constexpr (!Network<F>::DENSE) w.wait_routes();
-        produce_gate_up<F>(w.cta, w.ring, w.shared.routes, layer.gate_up, taken);
-        if (is_owner(w.cta)) produce_down<F>(w.ring, w.shared.routes, layer.down);
-        if constexpr (!Network<F>::DENSE) w.producer_leaves_routes();
+        operand_count++;
+        if constexpr (Network<F>::OPERAND_IN_PAGES) wait_operand(w.cta, operand_count);
+        for (int tile = 0; tile < w.tiles(); tile++) {
+          if constexpr (Network<F>::OPERAND_IN_PAGES) produce_operand<F>(w.cta, w.ring, tile);
+          w.wait_routes();
+          produce_gate_up<F>(w.cta, w.ring, w.shared.routes, layer.gate_up, taken);
+          if (is_owner(w.cta)) produce_down<F>(w.ring, w.shared.routes, layer.down);
+          w.producer_leaves_routes();
+        }
       }
     });
   }
@@ -428,16 +452,24 @@ __device__ __forceinline__ void add_layers(Walker& w) {
     });
     with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(layer.feed_forward, [&](auto kind) {
       constexpr int F = decltype(kind)::value;
-      for (int tile = 0; tile < w.tiles(); tile++) {
-        if constexpr (!Network<F>::DENSE) w.wait_routes();
+      if constexpr (IS_DENSE<F>) {
         cta.forget();
-        add_gate_up<F>(cta, w.sums, w.stream(), w.shared.routes, tile, w.token_count());
-        if constexpr (!Network<F>::DENSE) w.adder_leaves_routes();
-        if (!is_owner(cta)) continue;
-        w.sums.template take<DownMatrix<F>>(
-            cta, [&](int row_tile, int, int lane, const float4& v) {
-              StorePart{w.stream()}(0, row_tile, tile, lane, v);
-            });
+        add<GateUpMatrix<F>>(cta, w.sums, first_unit<GateUpMatrix<F>>(cta), w.tiles(),
+                             StoreInner<F>{cta.memory, w.stream(), w.token_count()});
+        cta.forget();
+        add<DownMatrix<F>>(cta, w.sums, cta.index(), w.tiles(), StorePart{w.stream()});
+      } else {
+        for (int tile = 0; tile < w.tiles(); tile++) {
+          w.wait_routes();
+          cta.forget();
+          add_gate_up<F>(cta, w.sums, w.stream(), w.shared.routes, tile, w.token_count());
+          w.adder_leaves_routes();
+          if (!is_owner(cta)) continue;
+          w.sums.template take<DownMatrix<F>>(
+              cta, [&](int row_tile, int, int lane, const float4& v) {
+                StorePart{w.stream()}(0, row_tile, tile, lane, v);
+              });
+        }
       }
     });
   }
@@ -450,7 +482,8 @@ __device__ __forceinline__ void logits(Walker& w) {
   w.walk([&](Ring& ring, Sums& sums) {
     multiply<HeadMatrix, TILES>(w.cta, ring, sums, memory.normed, NORMED_BYTES,
                                 first_unit<HeadMatrix>(w.cta), wanted, [] {},
-                                ReadNorm{w.stream(), w.token_count(), Part<DRAFT>::EPS},
+                                ReadNorm{w.stream(), Reader::Projection, w.token_count(),
+                                         Part<DRAFT>::EPS},
                                 StoreLogits{at<float>(memory.logits), w.stream(), wanted});
   });
 }

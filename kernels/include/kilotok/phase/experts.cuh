@@ -1,11 +1,12 @@
-// A feed-forward network, dense or one of experts: gate and up, silu(gate) * up, a grid barrier or
-// a wait for these values, down. A dense network is an expert that all tokens go to with weight 1.
+// A feed-forward network of experts: gate and up, silu(gate) * up, a grid barrier or a wait for
+// these values, down.
 //
 // Reads `normed`, 1 / rms and the routes; `gate_up` writes the inner operand, `down` adds to
 // `stream.part` of the owned rows. The experts of a token are added in ascending order, so the
 // other tokens of the batch do not show.
 #pragma once
 
+#include "kilotok/phase/dense.cuh"
 #include "kilotok/phase/router.cuh"
 
 namespace kilotok {
@@ -13,28 +14,17 @@ namespace kilotok {
 template <int KIND>
 struct Network {
   static constexpr FeedForward F = FEED_FORWARDS[KIND];
-  static constexpr bool DENSE = F.experts == 0;
-  static constexpr int TOP_K = DENSE ? 1 : F.top_k;
-  static constexpr int INNER_BYTES = DENSE ? DENSE_INNER_BYTES : EXPERT_INNER_BYTES;
+  static constexpr int TOP_K = F.top_k;
   using GateUp = GateUpMatrix<KIND>;
   using Down = DownMatrix<KIND>;
   // Whether the producer brings the operand of gate and up while the experts are being chosen.
-  static constexpr bool OPERAND_IN_PAGES = !DENSE && IS_HELD<GateUp>;
+  static constexpr bool OPERAND_IN_PAGES = IS_HELD<GateUp>;
   // Experts of which one page brings the whole part of an owner.
   static constexpr int PAGE_ENTRIES = larger(Down::PAGE_STEPS / Down::STEPS, 1);
 
-  static __device__ __forceinline__ uint64_t inner(const Memory& memory) {
-    return DENSE ? memory.dense_inner : memory.expert_inner;
-  }
-  static __device__ __forceinline__ int count(const Routes& routes) {
-    return DENSE ? 1 : routes.count;
-  }
-  static __device__ __forceinline__ int expert(const Routes& routes, int entry) {
-    return DENSE ? 0 : routes.experts[entry];
-  }
-  // Which of the token's choices the entry is, or -1.
-  static __device__ __forceinline__ int choice(const Routes& routes, int entry, int column) {
-    return DENSE ? 0 : routes.choices[entry][column];
+  // Where a row of the inner operand begins.
+  static __device__ __forceinline__ char* inner_row(const Memory& memory, int row) {
+    return at<char>(memory.expert_inner) + operand_row(row, EXPERT_INNER_BYTES);
   }
 };
 
@@ -52,9 +42,7 @@ __device__ __forceinline__ void produce_operand(const Cta& cta, Ring& ring, int 
 }
 
 // Units of experts' gate and up that each CTA has for sure, which is as many as the ring has pages;
-// the rest goes to who is free first. Who computes a unit does not change its bits. A dense
-// network's are all shared out beforehand: no routes keep a producer from asking for the next
-// tile's while others still ask for this one's.
+// the rest goes to who is free first. Who computes a unit does not change its bits.
 constexpr int OWN_UNITS = PAGE_COUNT;
 
 // Producer: brings units of gate and up until none is left. `taken` is how often units were asked
@@ -64,15 +52,15 @@ __device__ __forceinline__ void produce_gate_up(const Cta& cta, Ring& ring, cons
                                                 uint64_t address, uint32_t& taken) {
   using N = Network<KIND>;
   using M = typename N::GateUp;
-  const int count = N::count(routes) * M::UNITS;
+  const int count = routes.count * M::UNITS;
   int own = 0;
   while (true) {
     int unit = cta.index() + own++ * GRID;
-    if (!N::DENSE && (own > OWN_UNITS || unit >= count))
+    if (own > OWN_UNITS || unit >= count)
       unit = OWN_UNITS * GRID +
              static_cast<int>(ptx::add_relaxed(cta.counter(Counter::UnitsTaken), 1) - taken);
     if (unit >= count) break;
-    const int expert = N::expert(routes, unit / M::UNITS);
+    const int expert = routes.experts[unit / M::UNITS];
     const char* from = at<const char>(address) + expert * M::BYTES +
                        static_cast<size_t>(unit % M::UNITS) * M::UNIT_BYTES;
 #pragma unroll 1
@@ -86,7 +74,7 @@ __device__ __forceinline__ void produce_gate_up(const Cta& cta, Ring& ring, cons
   ring.open(0, NO_UNIT);
   ring.next();
   // Every CTA has asked once in vain.
-  if (!N::DENSE) taken += larger(count - OWN_UNITS * GRID, 0) + GRID;
+  taken += larger(count - OWN_UNITS * GRID, 0) + GRID;
 }
 
 template <int KIND>
@@ -95,7 +83,7 @@ __device__ __forceinline__ void produce_down(Ring& ring, const Routes& routes,
   using N = Network<KIND>;
   using M = typename N::Down;
   const int unit = blockIdx.x;
-  const int count = N::count(routes);
+  const int count = routes.count;
 #pragma unroll 1
   for (int first = 0; first < count; first += N::PAGE_ENTRIES) {
     const int entries = smaller(N::PAGE_ENTRIES, count - first);
@@ -105,15 +93,13 @@ __device__ __forceinline__ void produce_down(Ring& ring, const Routes& routes,
       ring.open(entries * bytes);
 #pragma unroll 1
       for (int i = 0; i < entries; i++)
-        ring.bring(at<const char>(address) + N::expert(routes, first + i) * M::BYTES +
+        ring.bring(at<const char>(address) + routes.experts[first + i] * M::BYTES +
                        static_cast<size_t>(unit) * M::UNIT_BYTES + step * M::STEP_BYTES,
                    i * bytes, bytes);
       ring.next();
     }
   }
 }
-
-__device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }
 
 // Consumers: gate and up of the experts of one tile of tokens.
 template <int KIND>
@@ -155,14 +141,13 @@ __device__ __forceinline__ void add_gate_up(const Cta& cta, Sums& sums, const St
 #pragma unroll
       for (int j = 0; j < 2; j++) {
         const int column = lane % 4 * 2 + j, token = first_token + column;
-        const int choice = token < token_count ? N::choice(routes, entry, column) : -1;
+        const int choice = token < token_count ? routes.choices[entry][column] : -1;
         if (choice < 0) continue;
         const float scale = stream.inverse_rms[token];
         const float gate = (j == 0 ? v.x : v.y) * scale, up = (j == 0 ? v.z : v.w) * scale;
-        const float weight = N::DENSE ? 1.0f : routes.weights[column][choice];
-        char* inner = at<char>(N::inner(cta.memory)) +
-                      operand_row(token * N::TOP_K + choice, N::INNER_BYTES);
-        hand_over_operand(inner, row, silu(gate) * up * weight * operand_scale(N::F.format));
+        hand_over_operand(
+            N::inner_row(cta.memory, token * N::TOP_K + choice), row,
+            silu(gate) * up * routes.weights[column][choice] * operand_scale(N::F.format));
       }
     });
   sums.leave(cta);
@@ -191,7 +176,7 @@ struct Inner {
   static __device__ __forceinline__ Inner bring(const Cta& cta, SumMemory& scratch, int tile,
                                                 int row_count) {
     const Inner inner = {
-        at<const char>(N::inner(cta.memory)) + operand_row(tile * ROWS, N::INNER_BYTES),
+        N::inner_row(cta.memory, tile * ROWS),
         ptx::shared_address(scratch.scratch)};
     if constexpr (IN_SHARED) {
       constexpr int PIECES = N::TOP_K * TILE_PIECES, LOADS = ceil_div(PIECES, CONSUMERS);
@@ -203,7 +188,7 @@ struct Inner {
 #pragma unroll
         for (int i = 0; i < LOADS; i++)
           v[i] = ptx::load_l2(inner.rows +
-                              piece(i) / TILE_PIECES * (TILE_TOKENS * N::INNER_BYTES) +
+                              piece(i) / TILE_PIECES * (TILE_TOKENS * EXPERT_INNER_BYTES) +
                               piece(i) % TILE_PIECES * 16);
 #pragma unroll
         for (int i = 0; i < LOADS; i++) {
@@ -228,7 +213,7 @@ struct Inner {
       x.load_shared(shared + place, chunk, lane);
     } else {
       const bool none = place == ROWS;
-      x.load(rows + operand_row(none ? 0 : place, N::INNER_BYTES), chunk, lane);
+      x.load(rows + operand_row(none ? 0 : place, EXPERT_INNER_BYTES), chunk, lane);
       if (none) x.clear();
     }
     return x;
@@ -240,7 +225,7 @@ template <int KIND>
 struct Places {
   using N = Network<KIND>;
   static constexpr int COUNT = N::PAGE_ENTRIES;
-  static constexpr bool VECTOR = !N::DENSE && COUNT == 8;
+  static constexpr bool VECTOR = COUNT == 8;
   uint4 words;
   int others[VECTOR ? 1 : COUNT];
 
@@ -249,13 +234,8 @@ struct Places {
       words = *reinterpret_cast<const uint4*>(&routes.places[column][first]);
     } else {
 #pragma unroll
-      for (int i = 0; i < COUNT; i++) others[i] = of(routes, first + i, column);
+      for (int i = 0; i < COUNT; i++) others[i] = routes.places[column][first + i];
     }
-  }
-
-  // That of one entry.
-  static __device__ __forceinline__ int of(const Routes& routes, int entry, int column) {
-    return N::DENSE ? Inner<KIND>::place(column) : routes.places[column][entry];
   }
 
   __device__ __forceinline__ int operator[](int i) const {
@@ -272,7 +252,7 @@ __device__ __forceinline__ void forget_inner(const Cta& cta, int token_count) {
   const int first = cta.thread() + cta.index() * CONSUMERS;
 #pragma unroll 1
   for (int i = first; i < token_count * N::TOP_K * N::F.width; i += GRID * CONSUMERS) {
-    char* row = at<char>(N::inner(cta.memory)) + operand_row(i / N::F.width, N::INNER_BYTES);
+    char* row = N::inner_row(cta.memory, i / N::F.width);
     *reinterpret_cast<uint16_t*>(row + operand_offset(i % N::F.width)) = NOT_YET_HALF;
   }
 }
@@ -305,7 +285,7 @@ __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, con
   using M = typename N::Down;
   constexpr int PAGE_STEPS = smaller(M::PAGE_STEPS, M::STEPS), ENTRIES = N::PAGE_ENTRIES;
   constexpr bool AHEAD = M::STEPS == 1 && ENTRIES > 1;
-  const int count = N::count(routes), part = cta.warp() % M::COLUMN_WARPS;
+  const int count = routes.count, part = cta.warp() % M::COLUMN_WARPS;
   const int column = cta.lane() / 4;
   ExpertsAhead<KIND> ahead;
   if constexpr (AHEAD) ahead.bring(cta, ring, ENTRIES <= count);
@@ -352,7 +332,7 @@ __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, con
     uint32_t page = ring.take();
 #pragma unroll 1
     for (; first < count; first++, page += ENTRY_BYTES)
-      multiply(page, Places<KIND>::of(routes, first, column), 0);
+      multiply(page, routes.places[column][first], 0);
     ring.release(cta.lane());
   }
   cta.sync();

@@ -188,11 +188,12 @@ __device__ __forceinline__ void read_norm(const Cta& cta, StreamMemory& stream, 
 // What `multiply` does while operands are on their way.
 struct ReadNorm {
   StreamMemory& stream;
+  Reader reader;
   int token_count;
   float eps;
 
   __device__ __forceinline__ void operator()(const Cta& cta) const {
-    read_norm(cta, stream, Reader::Projection, token_count, eps);
+    read_norm(cta, stream, reader, token_count, eps);
   }
 };
 

@@ -1,0 +1,38 @@
+// A dense feed-forward network: gate and up, silu(gate) * up, a grid barrier, down. Its matrices
+// are multiplied as projections are (walk/matrix.cuh); this is what becomes of gate and up.
+#pragma once
+
+#include "kilotok/phase/stream.cuh"
+
+namespace kilotok {
+
+template <int KIND>
+constexpr bool IS_DENSE = FEED_FORWARDS[KIND].experts == 0;
+
+__device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }
+
+// Consumers and adders alike: the inner operand.
+template <int KIND>
+struct StoreInner {
+  const Memory& memory;
+  const StreamMemory& stream;
+  int token_count;
+
+  __device__ __forceinline__ void operator()(int unit, int, int tile, int lane,
+                                             const float4& v) const {
+    constexpr FeedForward F = FEED_FORWARDS[KIND];
+    const int row = unit * 8 + lane / 4;
+    if (row >= F.width) return;
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+      const int token = tile * TILE_TOKENS + lane % 4 * 2 + j;
+      if (token >= token_count) continue;
+      const float scale = stream.inverse_rms[token];
+      const float gate = (j == 0 ? v.x : v.y) * scale, up = (j == 0 ? v.z : v.w) * scale;
+      store_operand(at<char>(memory.dense_inner) + operand_row(token, DENSE_INNER_BYTES), row,
+                    silu(gate) * up * operand_scale(F.format));
+    }
+  }
+};
+
+}  // namespace kilotok
