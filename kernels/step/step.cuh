@@ -345,7 +345,8 @@ __device__ __forceinline__ void attention(Walker& w) {
 }
 
 // Consumers: all layers. `stream.part` holds what the embedding, attention or a network adds, and
-// the norm that comes after it was begun: two turns a layer, and one for the last norm.
+// the norm that comes after it was begun: two turns a layer, and one for the last norm. Ends in the
+// middle of a grid barrier.
 template <bool DRAFT, int TILES>
 __device__ __forceinline__ void consume_layers(Walker& w) {
   using P = Part<DRAFT>;
@@ -376,7 +377,7 @@ __device__ __forceinline__ void consume_layers(Walker& w) {
     // The producer waits for that alone, whether or not the consumers meet.
     if (chooses) cta.count_operand();
     if (meet) cta.arrive_grid();
-    if (index == P::LAYER_COUNT) return cta.wait_grid();
+    if (index == P::LAYER_COUNT) return;
     if (!network) {
       P::bring_layer(cta, w.shared.layers, index + 1);
       attention<DRAFT, TILES>(w);
@@ -475,13 +476,14 @@ __device__ __forceinline__ void add_layers(Walker& w) {
   }
 }
 
+// Begins in the middle of a grid barrier.
 template <bool DRAFT, int TILES>
 __device__ __forceinline__ void logits(Walker& w) {
   const Memory& memory = w.cta.memory;
   const WantedTokens wanted(memory, w.batch().counts);
   w.walk([&](Ring& ring, Sums& sums) {
     multiply<HeadMatrix, TILES>(w.cta, ring, sums, memory.normed, NORMED_BYTES,
-                                first_unit<HeadMatrix>(w.cta), wanted, [] {},
+                                first_unit<HeadMatrix>(w.cta), wanted, [&] { w.cta.wait_grid(); },
                                 ReadNorm{w.stream(), Reader::Projection, w.token_count(),
                                          Part<DRAFT>::EPS},
                                 StoreLogits{at<float>(memory.logits), w.stream(), wanted});
