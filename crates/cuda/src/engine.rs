@@ -45,7 +45,8 @@ pub struct CudaEngine {
     pub(crate) ahead: Option<Shape>,
     /// The step in flight, and its chain.
     pub(crate) in_flight: InFlight<InFlightStep>,
-    pub(crate) times: Option<StepTimes>,
+    /// The last chain waited for, until another one is started that has its events.
+    pub(crate) ended: Option<u32>,
     /// What broke a GPU. Nothing runs on it after that.
     pub(crate) broken: Option<EngineError>,
 }
@@ -90,6 +91,7 @@ impl CudaEngine {
     }
 
     fn try_start_step(&mut self, upload: &Upload, asked: &Asked) -> Result<Watch, EngineError> {
+        self.ended = None;
         let exchanges = (self.exchanges, self.exchanges_max);
         let launches = self.host.upload_places.passes() as u32;
         self.exchanges = self.exchanges.wrapping_add(self.exchanges_max * launches);
@@ -150,9 +152,7 @@ impl CudaEngine {
     fn finish_step(&mut self, asked: &Asked, watch: Watch) -> Result<StepOutput, EngineError> {
         let number = watch.number();
         self.wait_for(watch)?;
-        let (verify, draft) = self.ranks[0].milliseconds(number)?;
-        let duration = |milliseconds: f32| Duration::from_secs_f32(milliseconds / 1e3);
-        self.times = Some(StepTimes { verify: duration(verify), draft: duration(draft) });
+        self.ended = Some(number);
         let HostMemory { results, result_places, .. } = &self.host;
         let mut bytes = vec![0; asked.bytes(result_places)];
         results.peek(&mut bytes);
@@ -280,7 +280,10 @@ impl Engine for CudaEngine {
     }
 
     fn times(&self) -> Option<StepTimes> {
-        self.times
+        // The driver takes microseconds to say, which no step should wait for.
+        let (verify, draft) = self.ranks[0].milliseconds(self.ended?).ok()?;
+        let duration = |milliseconds: f32| Duration::from_secs_f32(milliseconds / 1e3);
+        Some(StepTimes { verify: duration(verify), draft: duration(draft) })
     }
 
     fn phase_times(&mut self) -> Result<Vec<PhaseTime>, EngineError> {

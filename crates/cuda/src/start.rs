@@ -244,7 +244,7 @@ impl CudaEngine {
             number: 0,
             ahead: None,
             in_flight: InFlight::default(),
-            times: None,
+            ended: None,
             broken: None,
         })
     }

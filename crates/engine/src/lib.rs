@@ -33,7 +33,8 @@ pub trait Engine: Send {
     /// order they were submitted.
     fn wait(&mut self, step: StepId, out: &mut StepOutput) -> Result<(), EngineError>;
 
-    /// How long the devices took over the last step waited for, if the engine has any.
+    /// How long the devices took over the step waited for last, if the engine has any: until the
+    /// next one is submitted.
     fn times(&self) -> Option<StepTimes> {
         None
     }
