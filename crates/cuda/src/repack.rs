@@ -172,9 +172,9 @@ impl<'a> Repacker<'a> {
         parts.remove(&(buffer, offset))?.into_iter().collect()
     }
 
-    /// `[owner units][columns of a unit][experts]`: an owner of the stream multiplies its part of it
-    /// by all experts' columns. Zeros behind the last column and expert. F32, or pairs of columns
-    /// side by side in BF16.
+    /// `[owner units][columns of a unit][experts]`: an owner of the stream multiplies its part of
+    /// it by all experts' columns. Zeros behind the last column and expert. F32, or pairs of
+    /// columns side by side in BF16.
     fn router(&self, kind: usize, tensor: &Tensor) -> Vec<u8> {
         let width = self.constants.router_width(kind);
         let mut transposed = vec![0.0; self.constants.owner_units() * OWNER_ROWS * width];
