@@ -28,6 +28,6 @@ fn of_demo(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/demo").join(path)
 }
 
-fn checkpoint() -> Checkpoint {
-    Checkpoint::open(&of_demo("checkpoint"), &Knobs::default()).unwrap()
+fn checkpoint(knobs: &Knobs) -> Checkpoint {
+    Checkpoint::open(&of_demo("checkpoint"), knobs).unwrap()
 }

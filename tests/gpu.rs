@@ -27,7 +27,6 @@ mod plans;
 mod width;
 
 use std::fs;
-use std::path::Path;
 use std::sync::LazyLock;
 
 use kilotok_abi::TokenId;
@@ -85,21 +84,21 @@ fn reason(rank_count: usize) -> Option<String> {
 fn toy(toy: &Toy) -> Checkpoint {
     let folder = tempfile::tempdir().unwrap();
     toy.write(folder.path(), Files::One).unwrap();
-    open(folder.path())
+    Checkpoint::open(folder.path(), &Knobs::default()).unwrap()
 }
 
 fn demo() -> Checkpoint {
+    demo_with(&Knobs::default())
+}
+
+fn demo_with(knobs: &Knobs) -> Checkpoint {
     let folder = tempfile::tempdir().unwrap();
     for (name, bytes) in kilotok_demo::FILES {
         let file = folder.path().join(name);
         fs::create_dir_all(file.parent().unwrap()).unwrap();
         fs::write(file, bytes).unwrap();
     }
-    open(folder.path())
-}
-
-fn open(folder: &Path) -> Checkpoint {
-    Checkpoint::open(folder, &Knobs::default()).unwrap()
+    Checkpoint::open(folder.path(), knobs).unwrap()
 }
 
 fn sizes(rank_count: usize) -> CpuOptions {

@@ -2,6 +2,7 @@
 //! Face transformers' model on the checkpoint's float twin, and the drafter of `tests/parity`.
 
 use kilotok_abi::TokenId;
+use kilotok_model::Knobs;
 
 use crate::checkpoint;
 use crate::expected::{Expected, PROMPT_COUNT, STRIDE};
@@ -12,7 +13,7 @@ use crate::fixture::{Sequence, Worst, given};
 const TOLERANCE: f32 = 1e-5;
 
 fn check(rank_count: usize) {
-    let checkpoint = checkpoint();
+    let checkpoint = checkpoint(&Knobs::default());
     let (mut target, mut drafter) = (Worst::default(), Worst::default());
     for prompt in 0..PROMPT_COUNT {
         let expected = Expected::read(prompt);

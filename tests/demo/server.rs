@@ -11,6 +11,7 @@ use kilotok_abi::TokenId;
 use kilotok_cpu::CpuEngine;
 use kilotok_cuda::{CudaEngine, CudaOptions, Found, TOKENS_MAX};
 use kilotok_engine::{Caps, Engine, EngineError, StepId, StepOutput, StepPlan};
+use kilotok_model::Knobs;
 use kilotok_rows::Sizes;
 use kilotok_sched::{Cost, Limits};
 use kilotok_server::gate::{Gate, GateOptions, Stopwatch};
@@ -74,7 +75,11 @@ pub(crate) struct Server {
 impl Server {
     /// With the reference engine.
     pub(crate) fn start() -> Self {
-        let checkpoint = checkpoint();
+        Self::start_with(&Knobs::default())
+    }
+
+    pub(crate) fn start_with(knobs: &Knobs) -> Self {
+        let checkpoint = checkpoint(knobs);
         let engine = CpuEngine::start(checkpoint.spec(), &checkpoint, &sizes(), &Quiet);
         Self::with(Box::new(engine.unwrap()))
     }
@@ -84,7 +89,7 @@ impl Server {
         let sizes = Sizes { token_max: TOKENS_MAX, ..sizes() };
         let options = CudaOptions { sizes, ..CudaOptions::default() };
         Found::look(1, &options.toolchain).map_err(|error| error.to_string())?;
-        let checkpoint = checkpoint();
+        let checkpoint = checkpoint(&Knobs::default());
         let engine = CudaEngine::start(checkpoint.spec(), &checkpoint, &options, &Quiet, &|_| {});
         Ok(Self::with(Box::new(engine.unwrap_or_else(|error| panic!("{error}")))))
     }

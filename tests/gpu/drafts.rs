@@ -6,12 +6,13 @@ use std::sync::{Arc, Mutex};
 use kilotok_abi::{Sampling, TokenId};
 use kilotok_cpu::{CpuEngine, Seen};
 use kilotok_engine::{Engine, StepOutput, StepPlan};
+use kilotok_model::Knobs;
 use kilotok_testkit::host::{Drafts, Guess, Host, How, Request};
 use kilotok_testkit::replay::{Header, Recorded, Trace};
 use kilotok_weights::{Checkpoint, Quiet};
 
 use crate::draw::Draw;
-use crate::{absent, cuda, models, sizes};
+use crate::{absent, cuda, demo_with, models, sizes};
 
 const REQUESTS: u64 = 6;
 const PROMPT_LEN: u32 = 40;
@@ -110,7 +111,8 @@ fn drafts_are_the_references() {
     if let Some(reason) = absent(1) {
         return println!("skipped: {reason}");
     }
-    for (name, checkpoint) in models() {
+    let fp8 = demo_with(&Knobs { draft_fp8: true, ..Knobs::default() });
+    for (name, checkpoint) in models().into_iter().chain([("demo, FP8 drafts", &fp8)]) {
         let Counts { all, differing } = compare(checkpoint);
         println!("{name}: of {all:?} drafts, all and clear ones, {differing:?} differ");
         assert!(all[1] > 500, "{name}: {all:?} drafts");

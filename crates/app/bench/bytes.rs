@@ -1,13 +1,13 @@
-//! What a rank must read in a round, by phase: weights as they are published, each once, routers in
-//! the precision that they are used in, and the keys and values of the context.
+//! What a rank must read in a round, by phase: weights as they are published, each once, those that
+//! are used in another precision in that one, and the keys and values of the context.
 
 use std::collections::BTreeMap;
 
 use kilotok_abi::Stamp;
 use kilotok_engine::StepPart;
 use kilotok_model::{
-    AttentionSpec, ExpertsSpec, FeedForwardSpec, LayerSpec, LayerWeight, ModelSpec, Part, Ranks,
-    RouterDtype, WeightDecl, WeightId, declare,
+    AttentionSpec, ExpertsSpec, FP8_TILE, FeedForwardSpec, Format, LayerSpec, LayerWeight,
+    ModelSpec, Part, Ranks, RouterDtype, WeightDecl, WeightId, declare,
 };
 
 use super::figures::Figures;
@@ -106,7 +106,13 @@ fn value_bytes(dtype: RouterDtype) -> usize {
 fn rank_bytes(decl: &WeightDecl, ranks: Ranks) -> f64 {
     let slice = decl.slice(ranks);
     let share = slice.row_count() * slice.cols.len();
-    engine::declared_bytes(decl) as f64 * share as f64 / (decl.rows() * decl.cols()) as f64
+    let values = (decl.rows() * decl.cols()) as f64;
+    let whole = match decl.format {
+        // A code for each value, and a scale for each row of a column tile.
+        Format::FloatToFp8 => values * (1.0 + size_of::<f32>() as f64 / FP8_TILE as f64),
+        _ => engine::declared_bytes(decl) as f64,
+    };
+    whole * share as f64 / values
 }
 
 /// Where a weight is read. Of the embedding, only the rows of tokens are.
@@ -205,12 +211,17 @@ mod tests {
         // layers, of 128 in the others.
         let position = (192.0 + 128.0) * 2.0;
         is(verify, Stamp::Attention, (10.0 * 4096.0 + 60.0 * 128.0) * position + 60.0 * 16.0 * 2.0);
-        let knobs = Knobs { router_dtype: Some(RouterDtype::Bf16), ..Knobs::default() };
+        let router_dtype = Some(RouterDtype::Bf16);
+        let knobs = Knobs { router_dtype, draft_fp8: true, ..Knobs::default() };
         let rounded = RoundBytes::new(&read_spec(&folder, &knobs).unwrap(), 1, SHAPE);
         assert_eq!(
             bytes.of(verify, Stamp::RouterParts),
             2.0 * rounded.of(verify, Stamp::RouterParts)
         );
+        // Five layers of 2048 x 6144, of two bytes, or of one and four for 128.
+        let network = 5.0 * 2048.0 * hidden;
+        is(draft, Stamp::Down, network * 2.0);
+        assert_eq!(rounded.of(draft, Stamp::Down), network * (1.0 + 1.0 / 32.0));
         assert_eq!(bytes.of(verify, Stamp::Head), bytes.of(draft, Stamp::Head));
         let sum = bytes.of_part(verify) + bytes.of_part(draft);
         assert!((bytes.floor_us() - sum / 4.55e6).abs() < 1e-6);

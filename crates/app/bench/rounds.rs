@@ -32,9 +32,9 @@ const DRAFT_ROOM: u32 = 64;
 const BATCH_MAX: u32 = 4096;
 
 const BYTES_ARE: &str = "\
-    that a rank reads: in each phase its weights once, as published but for routers, which are in \
-    the precision that they are used in, of the experts the distinct ones; and keys and values of \
-    the context. The head is in both parts";
+    that a rank reads: in each phase its weights once, as published or in the other precision that \
+    they are used in, of the experts the distinct ones; and keys and values of the context. The \
+    head is in both parts";
 const PHASES_ARE: &str = "\
     us is the first CTA's own time in all layers, wait_us what it then waits for the others; rest \
     is before, between and at the end of kernels. Medians, of kernels that stamps slow a little";

@@ -63,6 +63,8 @@ impl List {
     ) {
         let format = match format {
             WeightFormat::Float => Format::Float,
+            // Drafters are published as floats.
+            WeightFormat::Fp8 if self.part == Part::Drafter => Format::FloatToFp8,
             WeightFormat::Fp8 => Format::Fp8 { chunk_rows: rows },
             WeightFormat::Mxfp4 => Format::Mxfp4,
         };

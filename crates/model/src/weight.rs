@@ -62,10 +62,12 @@ pub enum Dtype {
     U8,
 }
 
-/// How a declared weight is stored.
+/// How a declared weight is stored, and what it becomes when it is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     Float,
+    /// Floats that become FP8 as they are read, with a scale for each row of a column tile.
+    FloatToFp8,
     /// The rows of scale tiles begin anew every `chunk_rows` rows of the matrix; a plain matrix
     /// is one chunk.
     Fp8 {
@@ -136,7 +138,9 @@ impl WeightDecl {
             shape,
         };
         match self.format {
-            Format::Float => vec![tensor("", &[Dtype::Bf16, Dtype::F32], self.shape.clone())],
+            Format::Float | Format::FloatToFp8 => {
+                vec![tensor("", &[Dtype::Bf16, Dtype::F32], self.shape.clone())]
+            }
             Format::Fp8 { chunk_rows } => {
                 let tiles = rows / chunk_rows * chunk_rows.div_ceil(FP8_TILE);
                 vec![
@@ -159,7 +163,7 @@ impl Format {
             Self::Fp8 { chunk_rows } => {
                 row / chunk_rows * chunk_rows.div_ceil(FP8_TILE) + row % chunk_rows / FP8_TILE
             }
-            Self::Float | Self::Mxfp4 => row,
+            Self::Float | Self::FloatToFp8 | Self::Mxfp4 => row,
         }
     }
 }

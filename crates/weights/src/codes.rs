@@ -22,6 +22,24 @@ pub(crate) fn e4m3_value(code: u8) -> f32 {
     f32::from_bits(value.to_bits() | (u32::from(code & 0x80) << 24))
 }
 
+/// The E4M3 code nearest to a value, of two the even one; the largest for larger ones.
+pub(crate) fn e4m3_code(value: f32) -> u8 {
+    const EXPONENT_SHIFT: u32 = (127 - 7) << 3;
+    const NORMAL_MIN: f32 = 1.0 / 64.0;
+    const SUBNORMAL_STEPS: f32 = 512.0;
+    const CODE_MAX: u32 = 0x7e;
+    let magnitude = value.abs();
+    let code = if magnitude < NORMAL_MIN {
+        // 8 of them are the first normal number, whose code is 8.
+        (magnitude * SUBNORMAL_STEPS).round_ties_even() as u32
+    } else {
+        let bits = magnitude.to_bits();
+        let rounded = bits + 0x7ffff + (bits >> 20 & 1);
+        ((rounded >> 20) - EXPONENT_SHIFT).min(CODE_MAX)
+    };
+    code as u8 | if value.is_sign_negative() { 0x80 } else { 0 }
+}
+
 /// FP4 E2M1 in the low 4 bits: 0, 0.5, 1, 1.5, 2, 3, 4, 6, and bit 3 the sign; here how many halves
 /// that is. Of the two zeros one is left, which no sum of products shows.
 #[inline(always)]
@@ -66,6 +84,26 @@ mod tests {
         }
         assert_eq!(e4m3_value(0x7e), 448.0);
         assert_eq!(e4m3_value(0x81), -1.0 / 512.0);
+    }
+
+    #[test]
+    fn the_nearest_e4m3_code_is_found() {
+        for code in 0..0x7e_u8 {
+            let (low, high) = (e4m3_value(code), e4m3_value(code + 1));
+            let middle = f32::midpoint(low, high);
+            let even = code + code % 2;
+            for (value, expected) in [
+                (low, code),
+                (high, code + 1),
+                (middle.next_down(), code),
+                (middle, even),
+                (middle.next_up(), code + 1),
+            ] {
+                assert_eq!(e4m3_code(value), expected, "{value}");
+                assert_eq!(e4m3_code(-value), expected | 0x80, "-{value}");
+            }
+        }
+        assert_eq!([449.0, 1e9].map(e4m3_code), [0x7e; 2]);
     }
 
     #[test]

@@ -58,7 +58,7 @@ impl WeightSource for Dummy {
 
     fn dtype(&self, decl: &WeightDecl) -> Result<Dtype, WeightError> {
         Ok(match decl.format {
-            Format::Float => float_dtype(decl.id),
+            Format::Float | Format::FloatToFp8 => float_dtype(decl.id),
             Format::Fp8 { .. } => Dtype::F8E4m3,
             Format::Mxfp4 => Dtype::U8,
         })
@@ -99,7 +99,7 @@ fn float_dtype(id: WeightId) -> Dtype {
 fn recipes(decl: &WeightDecl) -> Vec<Recipe> {
     let deviation = deviation(decl);
     match decl.format {
-        Format::Float => vec![float_recipe(decl.id, deviation)],
+        Format::Float | Format::FloatToFp8 => vec![float_recipe(decl.id, deviation)],
         Format::Fp8 { .. } => {
             // n of an E4M3 recipe is uniform from -15 to 15; tiles turn by 12/16 to 19/16.
             let n_deviation = (((31 * 31 - 1) / 12) as f64).sqrt();

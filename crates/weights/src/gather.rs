@@ -8,10 +8,14 @@ use half::bf16;
 use half::vec::HalfBitsVecExt;
 use kilotok_model::{Dtype, FP8_TILE, Format, MXFP4_GROUP, Slice, WeightDecl};
 
+use crate::codes::e4m3_code;
 use crate::tensor::{Tensor, TensorData, tile_count};
 
 #[cfg(target_endian = "big")]
 compile_error!("safetensors are little-endian, and are read as they are");
+
+/// The largest E4M3 value.
+const E4M3_MAX: f32 = 448.0;
 
 /// The bytes of a stored tensor, row by row.
 pub(crate) trait Rows {
@@ -75,6 +79,7 @@ pub(crate) fn gather(
     let data = match (decl.format, dtype) {
         (Format::Float, Dtype::F32) => part.f32(stored[0])?,
         (Format::Float, _) => part.bf16(stored[0])?,
+        (Format::FloatToFp8, _) => part.float_to_fp8(dtype, stored[0])?,
         (Format::Fp8 { .. }, _) => part.fp8(stored[0], stored[1])?,
         (Format::Mxfp4, _) => part.mxfp4(stored[0], stored[1])?,
     };
@@ -105,8 +110,6 @@ impl Part<'_> {
     }
 
     fn fp8(&self, values: &dyn Rows, scale_rows: &dyn Rows) -> Result<TensorData, Flaw> {
-        /// The largest E4M3 value.
-        const CODE_MAX: f32 = 448.0;
         let cols = self.slice.cols.clone();
         let mut codes = vec![0_u8; self.slice.row_count() * cols.len()];
         self.fill(values, &mut codes, cols.clone(), false);
@@ -116,12 +119,36 @@ impl Part<'_> {
         let span = first_tile * 4..(first_tile + tiles) * 4;
         self.fill(scale_rows, bytemuck::cast_slice_mut(&mut scales), span, true);
         // Refuses NaN as well, and with the upper bound whatever would overflow F32.
-        let good = |scale: f32| (0.0..=f32::MAX / CODE_MAX).contains(&scale);
+        let good = |scale: f32| (0.0..=f32::MAX / E4M3_MAX).contains(&scale);
         if let Some(at) = find(&scales, |scale| !good(scale)) {
             let row = self.decl.format.scale_row(self.whole_row(at / tiles));
             let col = first_tile + at % tiles;
             let what = "is a scale that is negative, NaN or too large";
             return Err(Flaw { in_scales: true, row, col, what });
+        }
+        Ok(TensorData::Fp8 { codes, scales, first_col: cols.start })
+    }
+
+    /// Each row of a column tile, of the whole weight, has the scale that makes its largest value
+    /// the largest code: so ranks agree about what they share.
+    fn float_to_fp8(&self, dtype: Dtype, values: &dyn Rows) -> Result<TensorData, Flaw> {
+        let cols = self.slice.cols.clone();
+        let first = cols.start / FP8_TILE * FP8_TILE;
+        let end = cols.end.next_multiple_of(FP8_TILE).min(self.decl.cols());
+        let tiles = Slice { rows: self.slice.rows.clone(), cols: first..end };
+        let decl = WeightDecl { format: Format::Float, ..self.decl.clone() };
+        let tensor = gather(&decl, &tiles, dtype, &[values])?;
+        let (mut codes, mut scales) = (Vec::new(), Vec::new());
+        let mut row = vec![0.0; tensor.cols];
+        for index in 0..tensor.rows {
+            tensor.decode_row(index, &mut row);
+            for (place, tile) in (first..).step_by(FP8_TILE).zip(row.chunks(FP8_TILE)) {
+                let largest = tile.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+                let scale = if largest > 0.0 { largest / E4M3_MAX } else { 1.0 };
+                scales.push(scale);
+                let own = (place..).zip(tile).filter(|(col, _)| cols.contains(col));
+                codes.extend(own.map(|(_, value)| e4m3_code(value / scale)));
+            }
         }
         Ok(TensorData::Fp8 { codes, scales, first_col: cols.start })
     }

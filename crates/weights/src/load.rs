@@ -94,7 +94,7 @@ pub fn load(
 fn slice_bytes(decl: &WeightDecl, slice: &Slice, dtype: Dtype) -> u64 {
     let values = slice.row_count() as u64 * slice.cols.len() as u64;
     match decl.format {
-        Format::Float => values * dtype.bytes() as u64,
+        Format::Float | Format::FloatToFp8 => values * dtype.bytes() as u64,
         Format::Fp8 { .. } => values,
         Format::Mxfp4 => values / 2 + values / MXFP4_GROUP as u64,
     }

@@ -75,7 +75,8 @@ pub(super) fn read(
     let mask_token = dflash.id("mask_token_id", target.vocab_size) as u32;
     let attention = attention(&mut fields, &mut dflash, layer_count, knobs);
     let width = fields.size("intermediate_size", limit::WIDTH);
-    let dense = DenseSpec { width, format: WeightFormat::Float };
+    let format = if knobs.draft_fp8 { WeightFormat::Fp8 } else { WeightFormat::Float };
+    let dense = DenseSpec { width, format };
     let layer = LayerSpec { attention, feed_forward: FeedForwardSpec::Dense(dense) };
     fields.problems.extend(dflash.finish());
     let problems = fields.finish();

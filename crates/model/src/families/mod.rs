@@ -19,6 +19,9 @@ pub struct Knobs {
     pub draft_rope_base: Option<f64>,
     /// Whether the drafter sees only its window. Default: as its config says (`use_swa`).
     pub draft_window: Option<bool>,
+    /// Whether the drafter's feed-forward networks become FP8 as they are read. Default: they are
+    /// what they are published as.
+    pub draft_fp8: bool,
     /// Precision of the router's matrix. Default: `moe_router_dtype`, F32 where that is absent.
     pub router_dtype: Option<RouterDtype>,
     /// Config fields that may be ignored although kilotok does not know them.

@@ -350,6 +350,7 @@ fn knobs_decide_what_configs_leave_open() {
         window_keys: Some(129),
         draft_rope_base: Some(5e6),
         draft_window: Some(false),
+        draft_fp8: true,
         router_dtype: Some(RouterDtype::Bf16),
         ignored_fields: vec!["some_field".to_owned()],
     };
@@ -363,6 +364,15 @@ fn knobs_decide_what_configs_leave_open() {
     let drafter = read_drafter("dflash/config.json", &text, &spec, &knobs).unwrap();
     assert_eq!(drafter.layers[0].attention.reach, Reach::Full);
     assert_eq!(drafter.layers[0].attention.rope.base, 5e6);
+    // FP8 where it is computed with, floats where it is stored.
+    let FeedForwardSpec::Dense(dense) = &drafter.layers[0].feed_forward else { panic!("dense") };
+    assert_eq!(dense.format, WeightFormat::Fp8);
+    let down = WeightId::Layer(Part::Drafter, 0, LayerWeight::Down);
+    let spec = ModelSpec { drafter: Some(drafter), ..spec };
+    let down = declare(&spec).into_iter().find(|decl| decl.id == down).unwrap();
+    assert_eq!(down.format, Format::FloatToFp8);
+    let stored = down.stored();
+    assert_eq!((stored.len(), stored[0].dtypes), (1, &[Dtype::Bf16, Dtype::F32][..]));
 }
 
 /// V2.6 drafters list their layers' types instead of saying `use_swa`.

@@ -25,7 +25,9 @@ impl Stored {
                 Format::Float,
                 WeightId::Layer(_, _, LayerWeight::Router | LayerWeight::RouterBias),
             ) => Self::F32(values.to_vec()),
-            (Format::Float, _) => Self::Bf16(values.iter().copied().map(bf16::from_f32).collect()),
+            (Format::Float | Format::FloatToFp8, _) => {
+                Self::Bf16(values.iter().copied().map(bf16::from_f32).collect())
+            }
             (Format::Fp8 { .. }, _) => fp8(decl, values),
             (Format::Mxfp4, _) => mxfp4(values),
         }

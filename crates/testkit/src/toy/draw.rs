@@ -74,7 +74,7 @@ fn emphasise(decl: &WeightDecl, values: &mut [f32]) {
     for (index, value) in values.iter_mut().enumerate() {
         let (row, col) = (index / cols, index % cols);
         let place = match decl.format {
-            Format::Float => return,
+            Format::Float | Format::FloatToFp8 => return,
             Format::Fp8 { .. } => decl.format.scale_row(row) + col / FP8_TILE,
             Format::Mxfp4 => row + col / MXFP4_GROUP,
         };

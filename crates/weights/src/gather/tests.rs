@@ -217,6 +217,38 @@ fn fp8_is_cut_anywhere() {
 }
 
 #[test]
+fn floats_become_fp8_alike_on_all_ranks() {
+    let (rows, cols) = (2, 320);
+    let value = |row: usize, col: usize| ((row * 131 + col * 7919) % 997) as f32 / 997.0 - 0.5;
+    let size = |col: usize| [1.0, 1e-3, 0.0][col / FP8_TILE];
+    let values: Vec<_> =
+        (0..rows * cols).map(|i| value(i / cols, i % cols) * size(i % cols)).collect();
+    let decl = decl(&[rows, cols], Format::FloatToFp8, Shard::Columns);
+    let stored = [f32_bytes(values.iter().copied())];
+    let whole = read(&decl, Ranks::ALONE, Dtype::F32, &stored).unwrap();
+    let found = decoded(&whole);
+    for (row, (found, wanted)) in found.iter().zip(values.chunks(cols)).enumerate() {
+        for (tile, (found, wanted)) in
+            found.chunks(FP8_TILE).zip(wanted.chunks(FP8_TILE)).enumerate()
+        {
+            let largest = wanted.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+            for (found, wanted) in found.iter().zip(wanted) {
+                // Three bits behind the first one, or the smallest step of the largest value.
+                let step = (wanted.abs() / 8.0).max(largest / 448.0 / 512.0);
+                assert!((found - wanted).abs() <= step * 0.5001, "{row} {tile}: {found} {wanted}");
+            }
+        }
+    }
+    // 80 columns for each rank, so that tiles are shared.
+    for rank in 0..4 {
+        let part = read(&decl, Ranks { rank, count: 4 }, Dtype::F32, &stored).unwrap();
+        for (part, whole) in decoded(&part).iter().zip(&found) {
+            assert_eq!(part, &whole[rank * 80..(rank + 1) * 80]);
+        }
+    }
+}
+
+#[test]
 fn floats_keep_their_type_and_vectors_are_one_row() {
     let decl = decl(&[8], Format::Float, Shard::Columns);
     let ranks = Ranks { rank: 3, count: 4 };
