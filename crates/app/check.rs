@@ -89,8 +89,9 @@ pub(crate) fn describe(spec: &ModelSpec) {
     }
     match &spec.drafter {
         Some(drafter) => println!(
-            "  drafter   {} layers, {} drafts at a time, taps after layers {:?}",
+            "  drafter   {} layers, networks in {}, {} drafts at a time, taps after layers {:?}",
             drafter.layers.len(),
+            drafter.layers[0].feed_forward.format(),
             drafter.rows - 1,
             drafter.taps
         ),

@@ -16,10 +16,10 @@ pub(crate) struct KnobArgs {
     /// Whether the drafter sees only its window, instead of what its config says.
     #[arg(long)]
     draft_window: Option<bool>,
-    /// Make FP8 of the drafter's feed-forward networks as they are read, of half the bytes: drafts
-    /// come sooner, and fewer of them may be accepted. Tokens are from the same distribution.
-    #[arg(long, help_heading = "Drafts")]
-    draft_fp8: bool,
+    /// Make FP8 of the drafter's feed-forward networks as they are read: half the bytes for each
+    /// draft, of which fewer may be accepted. Tokens are from the same distribution.
+    #[arg(long, num_args = 0, default_missing_value = "true", help_heading = "Drafts")]
+    draft_fp8: Option<bool>,
     /// Precision of the router's matrix, instead of the config's.
     #[arg(long)]
     router_dtype: Option<Dtype>,
@@ -41,7 +41,7 @@ impl KnobArgs {
             window_keys: self.window_keys,
             draft_rope_base: self.draft_rope_base,
             draft_window: self.draft_window,
-            draft_fp8: self.draft_fp8,
+            draft_fp8: self.draft_fp8.unwrap_or_default(),
             router_dtype: self.router_dtype.map(|dtype| match dtype {
                 Dtype::F32 => RouterDtype::F32,
                 Dtype::Bf16 => RouterDtype::Bf16,

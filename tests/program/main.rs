@@ -392,10 +392,11 @@ fn a_config_file_stands_behind_flags() {
         fs::write(&path, text).unwrap();
         path.to_str().unwrap().to_owned()
     };
-    let file = write("slots = 2\nport = 1\n[knobs]\nwindow-keys = 17\n");
+    let file = write("slots = 2\nport = 1\n[knobs]\nwindow-keys = 17\ndraft-fp8 = true\n");
     let server = Server::start(&["--config", &file]);
     assert!(server.said.contains("4 requests"), "the flag's slots:\n{}", server.said);
     assert!(server.said.contains("window of 17"), "the file's knob:\n{}", server.said);
+    assert!(server.said.contains("networks in FP8"), "the file's knob:\n{}", server.said);
     for (text, expected) in [
         ("slots = 2\nslotz = 3\n", "slotz"),
         ("slots = \"two\"\n", "line 1"),

@@ -7,7 +7,7 @@ use kilotok_abi::Stamp;
 use kilotok_engine::StepPart;
 use kilotok_model::{
     AttentionSpec, ExpertsSpec, FP8_TILE, FeedForwardSpec, Format, LayerSpec, LayerWeight,
-    ModelSpec, Part, Ranks, RouterDtype, WeightDecl, WeightId, declare,
+    ModelSpec, Part, Ranks, WeightDecl, WeightId, declare,
 };
 
 use super::figures::Figures;
@@ -37,7 +37,7 @@ impl RoundBytes {
             if let WeightId::Layer(Part::Target, layer, LayerWeight::Router) = decl.id
                 && let FeedForwardSpec::Experts(experts) = &spec.layers[layer].feed_forward
             {
-                read = (decl.rows() * decl.cols() * value_bytes(experts.router.dtype)) as f64;
+                read = (decl.rows() * decl.cols() * experts.router.dtype.bytes()) as f64;
             }
             for phase in readers(decl.id) {
                 bytes.add(phase, read);
@@ -93,13 +93,6 @@ pub(super) fn distinct_experts(spec: &ModelSpec, token_count: u32) -> f64 {
 /// Of a layer's experts, those that some token has chosen.
 fn share_chosen(experts: &ExpertsSpec, token_count: u32) -> f64 {
     1.0 - (1.0 - experts.top_k as f64 / experts.count as f64).powf(f64::from(token_count))
-}
-
-fn value_bytes(dtype: RouterDtype) -> usize {
-    match dtype {
-        RouterDtype::F32 => size_of::<f32>(),
-        RouterDtype::Bf16 => 2,
-    }
 }
 
 /// A rank's part of a weight.
@@ -171,7 +164,7 @@ fn context_bytes(layer: &LayerSpec, ranks: Ranks, shape: Shape) -> f64 {
 mod tests {
     use std::path::Path;
 
-    use kilotok_model::Knobs;
+    use kilotok_model::{Knobs, RouterDtype};
     use kilotok_testkit::Toy;
     use kilotok_weights::read_spec;
 

@@ -365,10 +365,7 @@ fn check_layer(problems: &mut Vec<String>, name: &str, layer: &LayerSpec, ranks:
     );
     let width = layer.feed_forward.width() / ranks;
     aligned(problems, &format!("{name}: a rank's feed-forward width"), width);
-    let format = match &layer.feed_forward {
-        FeedForwardSpec::Dense(dense) => dense.format,
-        FeedForwardSpec::Experts(experts) => experts.format,
-    };
+    let format = layer.feed_forward.format();
     if let FeedForwardSpec::Experts(experts) = &layer.feed_forward {
         at_most(problems, &format!("{name}: experts"), experts.count, EXPERTS_MAX);
         at_most(problems, &format!("{name}: experts of a token"), experts.top_k, TOP_K_MAX);

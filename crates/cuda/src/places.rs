@@ -5,7 +5,7 @@
 use std::fmt::Write;
 
 use kilotok_abi::{COUNTER_BYTES, COUNTERS, LayerMemory, PARTS_MAX};
-use kilotok_model::{ModelSpec, Part, RouterDtype, WeightFormat};
+use kilotok_model::{ModelSpec, Part, WeightFormat};
 
 use crate::constants::{Attention, Constants};
 
@@ -174,10 +174,7 @@ impl Constants {
     }
 
     fn router_bytes(&self, kind: usize) -> usize {
-        let weight_bytes = match self.feed_forwards[kind].router_dtype {
-            RouterDtype::F32 => F32,
-            RouterDtype::Bf16 => BF16,
-        };
+        let weight_bytes = self.feed_forwards[kind].router_dtype.bytes();
         self.owner_units() * OWNER_ROWS * self.router_width(kind) * weight_bytes
     }
 

@@ -151,6 +151,16 @@ pub enum RouterDtype {
     Bf16,
 }
 
+impl RouterDtype {
+    /// Of one weight.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
 /// A DFlash drafter: layers of the target's kind whose keys and values come from two sources,
 /// the target's residual streams for committed positions and the draft's own rows.
 #[derive(Clone, Debug, PartialEq)]
@@ -185,6 +195,13 @@ impl FeedForwardSpec {
         match self {
             Self::Dense(dense) => dense.width,
             Self::Experts(experts) => experts.width,
+        }
+    }
+
+    pub fn format(&self) -> WeightFormat {
+        match self {
+            Self::Dense(dense) => dense.format,
+            Self::Experts(experts) => experts.format,
         }
     }
 }

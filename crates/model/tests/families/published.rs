@@ -365,8 +365,7 @@ fn knobs_decide_what_configs_leave_open() {
     assert_eq!(drafter.layers[0].attention.reach, Reach::Full);
     assert_eq!(drafter.layers[0].attention.rope.base, 5e6);
     // FP8 where it is computed with, floats where it is stored.
-    let FeedForwardSpec::Dense(dense) = &drafter.layers[0].feed_forward else { panic!("dense") };
-    assert_eq!(dense.format, WeightFormat::Fp8);
+    assert_eq!(drafter.layers[0].feed_forward.format(), WeightFormat::Fp8);
     let down = WeightId::Layer(Part::Drafter, 0, LayerWeight::Down);
     let spec = ModelSpec { drafter: Some(drafter), ..spec };
     let down = declare(&spec).into_iter().find(|decl| decl.id == down).unwrap();
