@@ -95,13 +95,21 @@ struct ExpertsRoles {
     }
   }
 
+  template <int TILES>
+  static __device__ __forceinline__ void produce_dense(Walker& w, const Work& work) {
+    using GateUp = GateUpMatrix<KIND>;
+    kilotok::produce<GateUp, TILES>(w.ring, work.gate_up, first_unit<GateUp>(w.cta));
+    kilotok::produce<DownMatrix<KIND>, TILES>(w.ring, work.down, w.cta.index());
+  }
+
   static __device__ __forceinline__ void produce(Walker& w, const Work& work) {
     uint32_t taken = 0;
     for (int i = 0; i < work.repeats; i++) {
       if constexpr (IS_DENSE<KIND>) {
-        kilotok::produce<GateUpMatrix<KIND>>(w.ring, work.gate_up,
-                                             first_unit<GateUpMatrix<KIND>>(w.cta));
-        kilotok::produce<DownMatrix<KIND>>(w.ring, work.down, w.cta.index());
+        if (w.tiles() == 1)
+          produce_dense<1>(w, work);
+        else
+          produce_dense<TILES_MAX>(w, work);
       } else {
         if constexpr (Network<KIND>::OPERAND_IN_PAGES) wait_operand(w.cta, i + 1);
         for (int tile = 0; tile < w.tiles(); tile++) {

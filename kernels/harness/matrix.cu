@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(THREADS, 1) walk(const Memory memory, const Wo
         // As after a grid barrier: nothing of the operand is in the first-level cache.
         if (cta.thread() == 0) ptx::load_acquire(at<const uint32_t>(work.barrier));
         cta.sync();
-        const auto every = [](int column) { return column; };
+        const EveryToken every = {work.tiles};
         if (work.tiles <= 1)
           multiply<M, 1>(cta, ring, sums, work.operand, M::COLUMNS_PADDED * 2, first(copy), every,
                          [] {}, Nothing{}, store);
@@ -95,7 +95,10 @@ __global__ void __launch_bounds__(THREADS, 1) walk(const Memory memory, const Wo
       add<M>(cta, sums, first(copy), work.tiles, store);
   } else if (threadIdx.x == CONSUMERS) {
     for (int copy = 0; copy < work.copies; copy++)
-      produce<M>(ring, work.weights + copy * M::BYTES, first(copy));
+      if (work.tiles <= 1)
+        produce<M, 1>(ring, work.weights + copy * M::BYTES, first(copy));
+      else
+        produce<M, TILES_MAX>(ring, work.weights + copy * M::BYTES, first(copy));
   }
 }
 
@@ -165,7 +168,7 @@ bool measure(const char* name, bool small) {
   printf("  pages alone: %.0f GB/s\n", gigabytes / floor_ms * 1e3);
   Verdict verdict = {name};
   std::vector<float> few;
-  for (int tiles : {1, TILES_MAX}) {
+  for (int tiles : {1, 2, 3, 4, 6, TILES_MAX}) {
     work.tiles = tiles;
     const float ms = best_ms<M, Kind::Multiply>(work, runs);
     printf("  %d tokens: %.0f GB/s, %.1f %%, %.2f us a matrix\n", tiles * TILE_TOKENS,

@@ -34,6 +34,7 @@ struct TapRows {
   const BatchToken* tokens;
   int count;
 
+  __device__ __forceinline__ int tiles() const { return ceil_div(count, TILE_TOKENS); }
   __device__ __forceinline__ int operator()(int column) const {
     return column < count ? static_cast<int>(tokens[column].tap) : 0;
   }
@@ -94,8 +95,8 @@ __device__ __forceinline__ void project_context(Walker& w, const LayerMemory& la
   static_assert(ATTENTIONS[KIND].format == Format::Bf16, "the context is an operand for BF16");
   w.walk([&](Ring& ring, Sums& sums) {
     multiply<QkvMatrix<KIND>, TILES>(w.cta, ring, sums, w.cta.memory.normed, NORMED_BYTES,
-                                     first_key_unit<KIND>(w.cta, index), EveryToken{}, [] {},
-                                     Nothing{}, store_context<KIND>(w, layer, index));
+                                     first_key_unit<KIND>(w.cta, index), EveryToken{w.tiles()},
+                                     [] {}, Nothing{}, store_context<KIND>(w, layer, index));
   });
 }
 
@@ -137,15 +138,16 @@ __device__ __forceinline__ void consume_context(Walker& w) {
   cta.stamp(Stamp::ContextKeys);
 }
 
+template <int TILES>
 __device__ __forceinline__ void produce_context(Walker& w) {
   using P = Part<true>;
-  produce<FuseMatrix>(w.ring, w.cta.memory.draft_fc, first_unit<FuseMatrix>(w.cta));
+  produce<FuseMatrix, TILES>(w.ring, w.cta.memory.draft_fc, first_unit<FuseMatrix>(w.cta));
 #pragma unroll 1
   for (int index = 0; index < P::LAYER_COUNT; index++) {
     const LayerMemory& layer = P::layer(w.cta.memory, index);
     with_kind<P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
       constexpr int A = decltype(kind)::value;
-      produce<QkvMatrix<A>>(w.ring, layer.qkv, first_key_unit<A>(w.cta, index));
+      produce<QkvMatrix<A>, TILES>(w.ring, layer.qkv, first_key_unit<A>(w.cta, index));
     });
   }
 }

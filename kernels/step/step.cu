@@ -19,14 +19,14 @@ struct Pass {
                     w.batch().counts.wanted_count, w.batch().counts.exchanges + 1);
     }
   }
-  static __device__ __forceinline__ void produce(Walker& w) { produce_pass<DRAFT>(w); }
+  static __device__ __forceinline__ void produce(Walker& w) { produce_pass<DRAFT, TILES>(w); }
   static __device__ __forceinline__ void add(Walker& w) { add_pass<DRAFT>(w); }
 };
 
 template <int TILES>
 struct Context {
   static __device__ __forceinline__ void consume(Walker& w) { consume_context<TILES>(w); }
-  static __device__ __forceinline__ void produce(Walker& w) { produce_context(w); }
+  static __device__ __forceinline__ void produce(Walker& w) { produce_context<TILES>(w); }
   static __device__ __forceinline__ void add(Walker& w) { add_context(w); }
 };
 

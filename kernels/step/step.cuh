@@ -199,11 +199,6 @@ struct Walker {
   }
 };
 
-// The batch's own order of tokens.
-struct EveryToken {
-  __device__ __forceinline__ int operator()(int column) const { return column; }
-};
-
 // What becomes of the projections of a layer of such a kind. It is read when there are products.
 template <int KIND>
 __device__ __forceinline__ auto store_projections(Walker& w, uint32_t kind,
@@ -220,7 +215,7 @@ __device__ __forceinline__ void project(Walker& w) {
   const LayerMemory& layer = w.layer();
   w.walk([&](Ring& ring, Sums& sums) {
     multiply<QkvMatrix<KIND>, TILES>(w.cta, ring, sums, w.cta.memory.normed, NORMED_BYTES,
-                                     first_unit<QkvMatrix<KIND>>(w.cta), EveryToken{},
+                                     first_unit<QkvMatrix<KIND>>(w.cta), EveryToken{w.tiles()},
                                      [&] { w.cta.wait_grid(); },
                                      ReadNorm{w.stream(), Reader::Projection, w.token_count(),
                                               Part<DRAFT>::EPS},
@@ -233,8 +228,9 @@ template <int KIND, int TILES>
 __device__ __forceinline__ void output(Walker& w) {
   w.walk([&](Ring& ring, Sums& sums) {
     multiply<OutputMatrix<KIND>, TILES>(w.cta, ring, sums, w.cta.memory.attended, ATTENDED_BYTES,
-                                        w.cta.index(), EveryToken{}, [&] { w.cta.wait_grid(); },
-                                        Nothing{}, StorePart{w.stream()});
+                                        w.cta.index(), EveryToken{w.tiles()},
+                                        [&] { w.cta.wait_grid(); }, Nothing{},
+                                        StorePart{w.stream()});
   });
 }
 
@@ -266,7 +262,7 @@ __device__ __forceinline__ void dense(Walker& w) {
   w.walk([&](Ring& ring, Sums& sums) {
     multiply<GateUpMatrix<KIND>, TILES>(
         cta, ring, sums, memory.normed, NORMED_BYTES, first_unit<GateUpMatrix<KIND>>(cta),
-        EveryToken{}, meet,
+        EveryToken{w.tiles()}, meet,
         ReadNorm{w.stream(), Reader::Network, w.token_count(), Part<DRAFT>::EPS},
         StoreInner<KIND>{memory, w.stream(), w.token_count()});
   });
@@ -274,7 +270,7 @@ __device__ __forceinline__ void dense(Walker& w) {
   cta.arrive_grid();
   w.walk([&](Ring& ring, Sums& sums) {
     multiply<DownMatrix<KIND>, TILES>(cta, ring, sums, memory.dense_inner, DENSE_INNER_BYTES,
-                                      cta.index(), EveryToken{}, meet, Nothing{},
+                                      cta.index(), EveryToken{w.tiles()}, meet, Nothing{},
                                       StorePart{w.stream()});
   });
   cta.stamp(Stamp::Down);
@@ -395,7 +391,7 @@ __device__ __forceinline__ void consume_layers(Walker& w) {
 }
 
 // Producer: the same, in the same order.
-template <bool DRAFT>
+template <bool DRAFT, int TILES>
 __device__ __forceinline__ void produce_layers(Walker& w) {
   using P = Part<DRAFT>;
   uint32_t taken = 0, operand_count = 0;
@@ -404,16 +400,16 @@ __device__ __forceinline__ void produce_layers(Walker& w) {
     const LayerMemory& layer = P::layer(w.cta.memory, index);
     with_matrix<QkvMatrix, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
       using M = QkvMatrix<decltype(kind)::value>;
-      produce<M>(w.ring, layer.qkv, first_unit<M>(w.cta));
+      produce<M, TILES>(w.ring, layer.qkv, first_unit<M>(w.cta));
     });
     with_matrix<OutputMatrix, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
-      produce<OutputMatrix<decltype(kind)::value>>(w.ring, layer.output, w.cta.index());
+      produce<OutputMatrix<decltype(kind)::value>, TILES>(w.ring, layer.output, w.cta.index());
     });
     with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(layer.feed_forward, [&](auto kind) {
       constexpr int F = decltype(kind)::value;
       if constexpr (IS_DENSE<F>) {
-        produce<GateUpMatrix<F>>(w.ring, layer.gate_up, first_unit<GateUpMatrix<F>>(w.cta));
-        produce<DownMatrix<F>>(w.ring, layer.down, w.cta.index());
+        produce<GateUpMatrix<F>, TILES>(w.ring, layer.gate_up, first_unit<GateUpMatrix<F>>(w.cta));
+        produce<DownMatrix<F>, TILES>(w.ring, layer.down, w.cta.index());
       } else {
         if (is_owner(w.cta)) produce_router<F>(w.ring, layer.router);
         operand_count++;
@@ -511,11 +507,15 @@ __device__ __forceinline__ void consume_pass(Walker& w) {
   cta.stamp(Stamp::Head);
 }
 
-template <bool DRAFT>
+template <bool DRAFT, int TILES>
 __device__ __forceinline__ void produce_pass(Walker& w) {
-  produce_layers<DRAFT>(w);
-  if (w.batch().counts.wanted_count > 0)
-    produce<HeadMatrix>(w.ring, w.cta.memory.head, first_unit<HeadMatrix>(w.cta));
+  produce_layers<DRAFT, TILES>(w);
+  const int wanted_count = w.batch().counts.wanted_count;
+  if (wanted_count == 0) return;
+  if (TILES > 1 && wanted_count > TILE_TOKENS)
+    produce<HeadMatrix, TILES>(w.ring, w.cta.memory.head, first_unit<HeadMatrix>(w.cta));
+  else
+    produce<HeadMatrix, 1>(w.ring, w.cta.memory.head, first_unit<HeadMatrix>(w.cta));
 }
 
 template <bool DRAFT>

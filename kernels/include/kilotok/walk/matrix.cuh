@@ -2,13 +2,15 @@
 // columns, the chunks of which the consumer warps share, warp w = row tile * COLUMN_WARPS + part of
 // the columns. In step s a warp multiplies chunk s * COLUMN_WARPS + part, so a unit is
 // `[steps][warps][chunk]`, one contiguous run of pages, and a warp always meets the same columns:
-// with one tile of tokens their operands stay in registers for the whole matrix.
+// with one tile of tokens their operands stay in registers for the whole matrix. Those of several
+// come from L2 for every unit, or for every two, anew.
 //
 // The sum over columns has one order, whatever the number of tokens: steps, then warps.
 #pragma once
 
 #include "kilotok/layout/chunk.cuh"
 #include "kilotok/walk/ring.cuh"
+#include "kilotok/walk/sums.cuh"
 
 namespace kilotok {
 
@@ -39,6 +41,11 @@ __device__ __forceinline__ int first_unit(const Cta& cta) {
   return cta.index() < M::CTAS ? cta.index() : M::UNITS;
 }
 
+// Units that several tiles of tokens are multiplied with together, that of a CTA and its next: they
+// share what is read of the operand, which is more than the weights.
+template <class M, int TILES>
+constexpr int UNITS_TOGETHER = TILES > 1 && M::UNITS > M::CTAS ? 2 : 1;
+
 // The matrices that turn heads or experts back into the residual stream: a CTA computes 48 rows
 // alone, from all columns, and owns that part of the stream. Some CTAs own none.
 constexpr int OWNER_ROWS = 48;
@@ -46,159 +53,25 @@ constexpr int OWNER_TILES = OWNER_ROWS / 16;
 constexpr int OWNER_UNITS = ceil_div(HIDDEN, OWNER_ROWS);
 static_assert(OWNER_UNITS <= GRID, "the hidden size is too large for this GPU");
 
-// Tiles of tokens that consumers add at a time, and units of one tile that wait for the adders.
-constexpr int SUM_PLACES = 4;
-constexpr int ADDER_WARPS = 3;
-
-// Memory for whatever a phase needs while it runs.
-constexpr int SCRATCH_BYTES = 36864;
-
-// Where the warps' sums meet, `[places][warps][lanes]`, or `[warps][tiles][lanes]`. The parts are
-// at the beginning of the scratch memory.
-struct SumMemory {
-  union {
-    float4 parts[SUM_PLACES * CONSUMER_WARPS * 32];
-    alignas(16) char scratch[SCRATCH_BYTES];
-  };
-  alignas(8) uint64_t full[SUM_PLACES];
-  alignas(8) uint64_t empty[SUM_PLACES];
-  // Whose sums they are, where that is not known beforehand.
-  int units[SUM_PLACES];
-};
-
-// In place of a unit, that there are no more.
-constexpr int NO_UNIT = -1;
-
-// Sums of single tiles on their way from the consumers to the adder warps, which add them and put
-// them to use while the consumers are at the next unit. Each side has its own.
-struct Sums {
-  SumMemory& memory;
-  uint32_t full, empty;
-  int stage;
-  uint32_t parity;
-
-  __device__ __forceinline__ explicit Sums(SumMemory& m)
-      : memory(m),
-        full(ptx::shared_address(m.full)),
-        empty(ptx::shared_address(m.empty)),
-        stage(0),
-        parity(0) {}
-
-  // One thread, before any other uses them.
-  __device__ __forceinline__ void init() const {
-    for (int i = 0; i < SUM_PLACES; i++) {
-      ptx::mbarrier_init(full + 8 * i, CONSUMER_WARPS * ptx::WARP_ARRIVALS);
-      ptx::mbarrier_init(empty + 8 * i, ADDER_WARPS * ptx::WARP_ARRIVALS);
-    }
-  }
-
-  __device__ __forceinline__ void next() {
-    if (++stage == SUM_PLACES) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-
-  // Consumers: hand over a warp's sums.
-  __device__ __forceinline__ void put(const Cta& cta, const float (&v)[4], int unit = 0) {
-    wait_mbarrier(Waits::Sums, empty + 8 * stage, parity ^ 1);
-    if (cta.thread() == 0) memory.units[stage] = unit;
-    memory.parts[(stage * CONSUMER_WARPS + cta.warp()) * 32 + cta.lane()] =
-        make_float4(v[0], v[1], v[2], v[3]);
-    ptx::mbarrier_arrive_warp(full + 8 * stage, cta.lane());
-    next();
-  }
-
-  // Consumers: wait until all that was put has been put to use.
-  __device__ __forceinline__ void drain(const Cta& cta) const {
-    Sums ahead = *this;
-#pragma unroll 1
-    for (int i = 0; i < SUM_PLACES; i++) {
-      wait_mbarrier(Waits::Sums, empty + 8 * ahead.stage, ahead.parity ^ 1);
-      ahead.next();
-    }
-  }
-
-  // Adders: wait for the sums of the next unit; which it is.
-  __device__ __forceinline__ int wait() const {
-    wait_mbarrier(Waits::Sums, full + 8 * stage, parity);
-    return memory.units[stage];
-  }
-
-  // Adders: have what they waited for put aside.
-  __device__ __forceinline__ void leave(const Cta& cta) {
-    ptx::mbarrier_arrive_warp(empty + 8 * stage, cta.lane());
-    next();
-  }
-
-  // Adders: take the sums of the next unit, `use(row tile, 0, lane, values)` as in `add_warps`.
-  template <class M, class Use>
-  __device__ __forceinline__ void take(const Cta& cta, Use use) {
-    wait();
-    const int adder = cta.warp() - CONSUMER_WARPS - 1;
-    // One adder does a unit of one row tile; the units take turns.
-    const bool mine = M::ROW_TILES == 1 ? stage % ADDER_WARPS == adder : adder < M::ROW_TILES;
-    if (mine) {
-      const int row_tile = M::ROW_TILES == 1 ? 0 : adder;
-      const float4* parts =
-          memory.parts + (stage * CONSUMER_WARPS + row_tile * M::COLUMN_WARPS) * 32 + cta.lane();
-      use(row_tile, 0, cta.lane(), add_parts<M::COLUMN_WARPS>(parts, 32));
-    }
-    leave(cta);
-  }
-
-  template <int COUNT>
-  static __device__ __forceinline__ float4 add_parts(const float4* parts, int stride) {
-    float4 sum = parts[0];
-#pragma unroll
-    for (int part = 1; part < COUNT; part++) {
-      const float4 v = parts[part * stride];
-      sum.x += v.x;
-      sum.y += v.y;
-      sum.z += v.z;
-      sum.w += v.w;
-    }
-    return sum;
-  }
-};
-
-// Producer: brings this CTA's units, from `first` on.
-template <class M>
+// Producer: brings this CTA's units, from `first` on, for so many tiles of tokens. Pages of units
+// that are multiplied together take turns.
+template <class M, int TILES>
 __device__ __forceinline__ void produce(Ring& ring, uint64_t address, int first) {
+  constexpr int TOGETHER = UNITS_TOGETHER<M, TILES>;
 #pragma unroll 1
-  for (int unit = first; unit < M::UNITS; unit += M::CTAS) {
+  for (int unit = first; unit < M::UNITS; unit += TOGETHER * M::CTAS) {
     const char* from = at<const char>(address) + static_cast<size_t>(unit) * M::UNIT_BYTES;
 #pragma unroll 1
     for (int step = 0; step < M::STEPS; step += M::PAGE_STEPS) {
       const int steps = smaller(M::PAGE_STEPS, M::STEPS - step);
-      ring.open(steps * M::STEP_BYTES);
-      ring.bring(from + step * M::STEP_BYTES, 0, steps * M::STEP_BYTES);
-      ring.next();
-    }
-  }
-}
-
-// Adds the warps' sums of several tiles, in order of their columns, and hands each lane's four
-// values to `use(row tile, tile, lane, values)`: rows g and g + 8 of tokens 2q and 2q + 1.
-template <class M, int TILES, class Use>
-__device__ __forceinline__ void add_warps(const Cta& cta, SumMemory& sums,
-                                          const float (&acc)[TILES][4], Use use) {
-  constexpr int AT_ONCE = smaller(TILES, SUM_PLACES);
 #pragma unroll
-  for (int first = 0; first < TILES; first += AT_ONCE) {
-    cta.sync();
-#pragma unroll
-    for (int tile = 0; tile < AT_ONCE; tile++) {
-      const float(&v)[4] = acc[first + tile];
-      sums.parts[(cta.warp() * AT_ONCE + tile) * 32 + cta.lane()] =
-          make_float4(v[0], v[1], v[2], v[3]);
-    }
-    cta.sync();
-    for (int i = cta.thread(); i < M::ROW_TILES * AT_ONCE * 32; i += CONSUMERS) {
-      const int row_tile = i / (AT_ONCE * 32), rest = i % (AT_ONCE * 32);
-      const float4* parts = sums.parts + row_tile * M::COLUMN_WARPS * AT_ONCE * 32 + rest;
-      use(row_tile, first + rest / 32, rest % 32,
-          Sums::add_parts<M::COLUMN_WARPS>(parts, AT_ONCE * 32));
+      for (int i = 0; i < TOGETHER; i++) {
+        if (i > 0 && unit + i * M::CTAS >= M::UNITS) break;
+        ring.open(steps * M::STEP_BYTES);
+        ring.bring(from + static_cast<size_t>(i) * M::CTAS * M::UNIT_BYTES + step * M::STEP_BYTES,
+                   0, steps * M::STEP_BYTES);
+        ring.next();
+      }
     }
   }
 }
@@ -230,7 +103,8 @@ struct OperandPages {
   }
 };
 
-// Multiplies one unit. `row_of(column)` is the operand row of a column of the batch.
+// Multiplies one unit with one tile of tokens. `row_of(column)` is the operand row of a column of
+// the batch.
 template <class M, int TILES, bool HELD>
 struct Multiplier {
   const char* rows[TILES];
@@ -340,34 +214,215 @@ struct WeightsAhead {
   }
 };
 
-// Multiplies this CTA's units, from `first` on. With one tile the adders put the sums to use (they
-// call `add`), with more the consumers do: `use(unit, row tile, tile, lane, values)`. `meet` waits
-// until the operand is written. `prepare` is called by all consumers while it is on its way; what
-// it leaves in shared memory, `use` sees.
-template <class M, int TILES, class RowOf, class Meet, class Prepare, class Use>
-__device__ __forceinline__ void multiply(const Cta& cta, Ring& ring, Sums& sums, uint64_t operand,
-                                         int row_bytes, int first, RowOf row_of, Meet meet,
-                                         Prepare prepare, Use use) {
-  if (first >= M::UNITS) return meet();
+// The batch's own order of tokens, as operand rows of its columns.
+struct EveryToken {
+  int tile_count;
+
+  __device__ __forceinline__ int tiles() const { return tile_count; }
+  __device__ __forceinline__ int operator()(int column) const { return column; }
+};
+
+// Multiplies units that belong together with several tiles of tokens. Pieces of the operand, two
+// tiles of a step, come from L2 ahead: the next is asked for where one has been multiplied.
+template <class M, int TILES>
+struct TilesMultiplier {
+  static constexpr int TOGETHER = UNITS_TOGETHER<M, TILES>;
+  static constexpr int PIECE_TILES = 2;
+  static constexpr int STEP_PIECES = TILES / PIECE_TILES;
+  // Pieces on their way, of one step or of several: as many as registers hold.
+  static constexpr int AHEAD = smaller(TOGETHER == 1 ? 4 : 2, M::PAGE_STEPS * STEP_PIECES);
+  static constexpr int STEPS_AHEAD = larger(AHEAD / STEP_PIECES, 1);
+  static_assert(TILES % PIECE_TILES == 0 && (STEP_PIECES == 1 || STEP_PIECES % AHEAD == 0),
+                "pieces are whole, and one is always in the same registers");
+  static_assert(M::PAGE_STEPS % STEPS_AHEAD == 0, "pages begin with what is unrolled");
+
+  // Of the operand the warp's first columns, of a step the warp's weights, by byte.
+  const char* operand;
+  int weights;
+  int lane, tiles;
+  int rows[TILES];
+  OperandChunk pieces[AHEAD][PIECE_TILES];
+
+  // By unit, piece of a step, and tile.
+  using Acc = float[TOGETHER * STEP_PIECES][PIECE_TILES][4];
+
+  template <class RowOf>
+  __device__ __forceinline__ TilesMultiplier(const Cta& cta, uint64_t from, int row_bytes,
+                                             RowOf row_of)
+      : tiles(row_of.tiles()) {
+    // Of a number that is not below zero little has to be kept in registers.
+    const uint32_t thread = cta.thread();
+    const int warp = thread / 32;
+    lane = thread % 32;
+    operand = at<const char>(from) + warp % M::COLUMN_WARPS * CHUNK_OPERAND_BYTES;
+    weights = warp * M::CHUNK_BYTES;
+#pragma unroll
+    for (int tile = 0; tile < TILES; tile++)
+      rows[tile] = operand_row(row_of(tile * TILE_TOKENS + lane / 4), row_bytes);
+  }
+
+  // The first pieces of a unit, which nobody waits for yet.
+  __device__ __forceinline__ void begin() {
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++)
+      load(i, i / STEP_PIECES, [&](int j) { return rows[i % STEP_PIECES * PIECE_TILES + j]; });
+  }
+
+  // Multiplies the next units, so many.
+  __device__ __forceinline__ void units(Ring& ring, int count, Acc& acc) {
+    uint32_t pages[TOGETHER] = {};
+#pragma unroll 1
+    for (int first = 0; first < M::STEPS; first += STEPS_AHEAD) {
+      const int in_page = first % M::PAGE_STEPS;
+      if (in_page == 0) take(ring, count, pages);
+#pragma unroll
+      for (int i = 0; i < STEPS_AHEAD * STEP_PIECES; i++) {
+        if (first + i / STEP_PIECES >= M::STEPS || !has(i % STEP_PIECES)) break;
+        multiply(pages, in_page + i / STEP_PIECES, i, acc);
+        load_after(first, i);
+      }
+      if (in_page + STEPS_AHEAD == M::PAGE_STEPS || first + STEPS_AHEAD >= M::STEPS)
+#pragma unroll
+        for (int unit = 0; unit < TOGETHER; unit++)
+          if (unit < count) ring.release(lane);
+    }
+  }
+
+ private:
+  // Whether the batch has such a piece of a step. The first two are taken as there.
+  __device__ __forceinline__ bool has(int piece) const {
+    return piece < 2 || piece * PIECE_TILES < tiles;
+  }
+
+  // `row(j)` is where a tile's row begins.
+  template <class Row>
+  __device__ __forceinline__ void load(int place, int step, Row row) {
+    if (step >= M::STEPS) return;
+    constexpr int STEP_BYTES = M::COLUMN_WARPS * CHUNK_OPERAND_BYTES;
+#pragma unroll
+    for (int j = 0; j < PIECE_TILES; j++)
+      pieces[place][j].load(operand + static_cast<uint32_t>(row(j) + step * STEP_BYTES), 0, lane);
+  }
+
+  // In the place of piece `i`, counted from a step on: one of the same step if there is another,
+  // or else of one further on.
+  __device__ __forceinline__ void load_after(int first, int i) {
+    const int piece = i % STEP_PIECES, later = piece + AHEAD;
+    const bool same_step = later < STEP_PIECES && has(later);
+    const int step = first + i / STEP_PIECES + (same_step ? 0 : STEPS_AHEAD);
+    load(i % AHEAD, step, [&](int j) {
+      const int further = rows[piece % AHEAD * PIECE_TILES + j];
+      return same_step ? rows[later % STEP_PIECES * PIECE_TILES + j] : further;
+    });
+  }
+
+  // Of a unit that there is not, the one before it: nobody wants what comes of it.
+  static __device__ __forceinline__ void take(const Ring& ring, int count,
+                                              uint32_t (&pages)[TOGETHER]) {
+    Ring ahead = ring;
+#pragma unroll
+    for (int unit = 0; unit < TOGETHER; unit++) {
+      if (unit > 0 && unit < count) ahead.next();
+      pages[unit] = ahead.take();
+    }
+  }
+
+  __device__ __forceinline__ void multiply(const uint32_t (&pages)[TOGETHER], int in_page, int i,
+                                           Acc& acc) {
+    // Behind it weights are read and unpacked anew: there are no registers to keep them for the
+    // next piece, as the compiler otherwise would.
+    __syncwarp();
+#pragma unroll
+    for (int unit = 0; unit < TOGETHER; unit++) {
+      Chunk<M::FORMAT> chunk;
+      chunk.load(pages[unit] + in_page * M::STEP_BYTES + weights, lane);
+      chunk.multiply(acc[unit * STEP_PIECES + i % STEP_PIECES], pieces[i % AHEAD]);
+    }
+  }
+};
+
+// Adds the warps' sums of several tiles, in order of their columns, and hands each lane's four
+// values to `use(unit, row tile, tile, lane, values)`: rows g and g + 8 of tokens 2q and 2q + 1, of
+// a unit among those that were multiplied together.
+template <class M, int TILES, class Use>
+__device__ __forceinline__ void add_warps(const Cta& cta, SumMemory& sums,
+                                          const typename TilesMultiplier<M, TILES>::Acc& acc,
+                                          int tiles, Use use) {
+  constexpr int PLACES = TILES * UNITS_TOGETHER<M, TILES>;
+  constexpr int AT_ONCE = smaller(PLACES, SUM_PLACES), ROUNDS = PLACES / AT_ONCE;
+  // In each round other threads add, and they use it in the end: what one waits for then, all wait
+  // for at once.
+  constexpr int ADDERS = M::ROW_TILES * AT_ONCE * 32, TURNS = CONSUMERS / ADDERS;
+  const int turn = cta.thread() / ADDERS, row_tile = cta.thread() % ADDERS / (AT_ONCE * 32);
+  const int rest = cta.thread() % (AT_ONCE * 32);
+  float4 added[ceil_div(ROUNDS, TURNS)] = {};
+#pragma unroll
+  for (int round = 0; round < ROUNDS; round++) {
+    if (round * AT_ONCE % TILES >= tiles) continue;
+    cta.sync();
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+      const int place = round * AT_ONCE + i;
+      const float(&v)[4] = acc[place / 2][place % 2];
+      sums.parts[(cta.warp() * AT_ONCE + i) * 32 + cta.lane()] =
+          make_float4(v[0], v[1], v[2], v[3]);
+    }
+    cta.sync();
+    if (turn == round % TURNS)
+      added[round / TURNS] = Sums::add_parts<M::COLUMN_WARPS>(
+          sums.parts + row_tile * M::COLUMN_WARPS * AT_ONCE * 32 + rest, AT_ONCE * 32);
+  }
+#pragma unroll
+  for (int i = 0; i < ceil_div(ROUNDS, TURNS); i++) {
+    const int round = i * TURNS + turn, place = round * AT_ONCE + rest / 32;
+    if (turn < TURNS && round < ROUNDS && place % TILES < tiles)
+      use(place / TILES, row_tile, place % TILES, rest % 32, added[i]);
+  }
+}
+
+// Multiplies this CTA's units with so many tiles, or fewer.
+template <class M, int TILES, class RowOf, class Prepare, class Use>
+__device__ __forceinline__ void multiply_tiles(const Cta& cta, Ring& ring, SumMemory& sums,
+                                               uint64_t operand, int row_bytes, int first,
+                                               RowOf row_of, Prepare prepare, Use use) {
+  using Multiply = TilesMultiplier<M, TILES>;
+  Multiply multiplier(cta, operand, row_bytes, row_of);
+  multiplier.begin();
+  prepare(cta);
+  cta.sync();
+  constexpr int STRIDE = UNITS_TOGETHER<M, TILES> * M::CTAS;
+#pragma unroll 1
+  for (int unit = first; unit < M::UNITS; unit += STRIDE) {
+    const int count = ceil_div(smaller(M::UNITS - unit, STRIDE), M::CTAS);
+    typename Multiply::Acc acc = {};
+    multiplier.units(ring, count, acc);
+    if (unit + STRIDE < M::UNITS) multiplier.begin();
+    add_warps<M, TILES>(cta, sums, acc, row_of.tiles(),
+                        [&](int which, int row_tile, int tile, int lane, const float4& values) {
+                          if (which < count)
+                            use(unit + which * M::CTAS, row_tile, tile, lane, values);
+                        });
+  }
+}
+
+// Multiplies this CTA's units with one tile.
+template <class M, class RowOf, class Meet, class Prepare>
+__device__ __forceinline__ void multiply_tile(const Cta& cta, Ring& ring, Sums& sums,
+                                              uint64_t operand, int row_bytes, int first,
+                                              RowOf row_of, Meet meet, Prepare prepare) {
   // `product(unit, acc)` multiplies one unit.
   const auto walk = [&](auto product) {
     prepare(cta);
     cta.sync();
 #pragma unroll 1
     for (int unit = first; unit < M::UNITS; unit += M::CTAS) {
-      float acc[TILES][4] = {};
+      float acc[1][4] = {};
       product(unit, acc);
-      if constexpr (TILES == 1)
-        sums.put(cta, acc[0]);
-      else
-        add_warps<M>(cta, sums.memory, acc,
-                     [&](int row_tile, int tile, int lane, const float4& values) {
-                       use(unit, row_tile, tile, lane, values);
-                     });
+      sums.put(cta, acc[0]);
     }
-    if constexpr (TILES == 1) sums.drain(cta);
+    sums.drain(cta);
   };
-  if constexpr (TILES == 1 && IS_HELD<M>) {
+  if constexpr (IS_HELD<M>) {
     WeightsAhead<M> ahead(cta, ring);
     meet();
     const Multiplier<M, 1, true> multiplier(cta, operand, row_bytes, row_of);
@@ -376,8 +431,30 @@ __device__ __forceinline__ void multiply(const Cta& cta, Ring& ring, Sums& sums,
     });
   } else {
     meet();
-    const Multiplier<M, TILES, false> multiplier(cta, operand, row_bytes, row_of);
-    walk([&](int, float(&acc)[TILES][4]) { multiplier.unit(cta, ring, acc); });
+    const Multiplier<M, 1, false> multiplier(cta, operand, row_bytes, row_of);
+    walk([&](int, float(&acc)[1][4]) { multiplier.unit(cta, ring, acc); });
+  }
+}
+
+// Multiplies this CTA's units, from `first` on. With one tile the adders put the sums to use (they
+// call `add`), with more the consumers do: `use(unit, row tile, tile, lane, values)`. `meet` waits
+// until the operand is written. `prepare` is called by all consumers while it is on its way; what
+// it leaves in shared memory, `use` sees. `row_of(column)` is the operand row of a column of the
+// batch, which has `row_of.tiles()` tiles.
+template <class M, int TILES, class RowOf, class Meet, class Prepare, class Use>
+__device__ __forceinline__ void multiply(const Cta& cta, Ring& ring, Sums& sums, uint64_t operand,
+                                         int row_bytes, int first, RowOf row_of, Meet meet,
+                                         Prepare prepare, Use use) {
+  if (first >= M::UNITS) return meet();
+  if constexpr (TILES == 1) {
+    multiply_tile<M>(cta, ring, sums, operand, row_bytes, first, row_of, meet, prepare);
+  } else {
+    meet();
+    if (row_of.tiles() == 2)
+      multiply_tiles<M, 2>(cta, ring, sums.memory, operand, row_bytes, first, row_of, prepare, use);
+    else
+      multiply_tiles<M, TILES>(cta, ring, sums.memory, operand, row_bytes, first, row_of, prepare,
+                               use);
   }
 }
 
