@@ -41,6 +41,7 @@ use kilotok_weights::{Checkpoint, Quiet, WeightSource};
 
 conformance!(cuda_flash, || cuda(&FLASH, 1), absent(1));
 conformance!(cuda_pro, || cuda(&PRO, 1), absent(1));
+conformance!(cuda_wide_experts, || cuda(&WIDE_EXPERTS, 1), absent(1));
 conformance!(cuda_pro_2_ranks, || cuda(&PRO, 2), absent(2));
 conformance!(cuda_pro_4_ranks, || cuda(&PRO, 4), absent(4));
 conformance!(cuda_pro_8_ranks, || cuda(&PRO, 8), absent(8));
@@ -50,11 +51,19 @@ static FLASH: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::flash()));
 static DENSE: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::dense()));
 static WIDE: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::wide()));
 static PRO: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::pro_fp4()));
+static WIDE_EXPERTS: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::wide_experts()));
 static DEMO: LazyLock<Checkpoint> = LazyLock::new(demo);
 
 /// Every model that engines are compared by.
-fn models() -> [(&'static str, &'static Checkpoint); 5] {
-    [("dense", &DENSE), ("wide", &WIDE), ("flash", &FLASH), ("pro", &PRO), ("demo", &DEMO)]
+fn models() -> [(&'static str, &'static Checkpoint); 6] {
+    [
+        ("dense", &DENSE),
+        ("wide", &WIDE),
+        ("flash", &FLASH),
+        ("pro", &PRO),
+        ("wide experts", &WIDE_EXPERTS),
+        ("demo", &DEMO),
+    ]
 }
 
 /// How far the likeliest token is ahead of the next in replies that both must give.

@@ -60,35 +60,34 @@ struct ExpertsRoles {
     w.cta.sync();
   }
 
+  // Of one tile of tokens.
   static __device__ __forceinline__ void consume_experts(Walker& w, const Work& work) {
     Cta& cta = w.cta;
     Routes& routes = w.shared.routes;
     cta.count_operand();
-    for (int tile = 0; tile < w.tiles(); tile++) {
-      w.wait_heard();
-      choose_routes<KIND, false>(cta, routes, w.stream(), at<const float>(work.bias), tile,
-                                 w.token_count(),
-                                 [](int row) { return Inner<KIND>::place(row); });
-      w.hand_over_routes();
-      w.walk([&](Ring& ring, Sums& sums) { gate_up<KIND>(cta, ring, sums, tile); });
-      cta.sync_grid();
-      if (is_owner(cta))
-        w.walk([&](Ring& ring, Sums& sums) {
-          down<KIND, false>(cta, ring, sums, routes, tile, w.token_count() * F.top_k);
-        });
-      cta.sync();
-    }
+    w.wait_heard();
+    choose_routes<KIND, false>(cta, routes, w.stream(), at<const float>(work.bias),
+                               w.token_count(), [](int row) { return Inner<KIND>::place(row); });
+    w.hand_over_routes();
+    w.walk([&](Ring& ring, Sums& sums) { gate_up<KIND>(cta, ring, sums); });
+    cta.sync_grid();
+    if (is_owner(cta))
+      w.walk([&](Ring& ring, Sums& sums) {
+        down<KIND, false>(cta, ring, sums, routes, w.token_count() * F.top_k);
+      });
+    cta.sync();
   }
 
   static __device__ __forceinline__ void consume(Walker& w, const Work& work) {
     for (int i = 0; i < work.repeats; i++) {
       if (work.sums != 0) write_operand(w.cta, work);
-      if constexpr (!IS_DENSE<KIND>)
+      const bool one = w.tiles() == 1;
+      if constexpr (IS_DENSE<KIND>)
+        one ? consume_dense<1>(w) : consume_dense<TILES_MAX>(w);
+      else if (one)
         consume_experts(w, work);
-      else if (w.tiles() == 1)
-        consume_dense<1>(w);
       else
-        consume_dense<TILES_MAX>(w);
+        gathered_experts<KIND>(w, at<const float>(work.bias));
       keep(w, work, i);
       if (w.cta.thread() == 0) w.shared.memory.router_scores += SCORES_BYTES;
       w.cta.sync_grid();
@@ -103,7 +102,10 @@ struct ExpertsRoles {
   }
 
   static __device__ __forceinline__ void produce(Walker& w, const Work& work) {
-    uint32_t taken = 0;
+    uint32_t taken = 0, count = 0;
+    LayerMemory layer = {};
+    layer.gate_up = work.gate_up;
+    layer.down = work.down;
     for (int i = 0; i < work.repeats; i++) {
       if constexpr (IS_DENSE<KIND>) {
         if (w.tiles() == 1)
@@ -111,15 +113,10 @@ struct ExpertsRoles {
         else
           produce_dense<TILES_MAX>(w, work);
       } else {
-        if constexpr (Network<KIND>::OPERAND_IN_PAGES) wait_operand(w.cta, i + 1);
-        for (int tile = 0; tile < w.tiles(); tile++) {
-          if constexpr (Network<KIND>::OPERAND_IN_PAGES)
-            produce_operand<KIND>(w.cta, w.ring, tile);
-          w.wait_routes();
-          produce_gate_up<KIND>(w.cta, w.ring, w.shared.routes, work.gate_up, taken);
-          if (is_owner(w.cta)) produce_down<KIND>(w.ring, w.shared.routes, work.down);
-          w.producer_leaves_routes();
-        }
+        if (w.tiles() == 1)
+          produce_experts<KIND, 1>(w, layer, count, taken);
+        else
+          produce_experts<KIND, TILES_MAX>(w, layer, count, taken);
       }
     }
   }
@@ -133,16 +130,10 @@ struct ExpertsRoles {
                                          w.tiles(), store);
         kilotok::add<DownMatrix<KIND>>(cta, w.sums, cta.index(), w.tiles(), StorePart{w.stream()});
       } else {
-        for (int tile = 0; tile < w.tiles(); tile++) {
-          w.wait_routes();
-          add_gate_up<KIND>(cta, w.sums, w.stream(), w.shared.routes, tile, w.token_count());
-          w.adder_leaves_routes();
-          if (!is_owner(cta)) continue;
-          w.sums.template take<DownMatrix<KIND>>(
-              cta, [&](int row_tile, int, int lane, const float4& v) {
-                StorePart{w.stream()}(0, row_tile, tile, lane, v);
-              });
-        }
+        if (w.tiles() == 1)
+          add_experts<KIND, 1>(w);
+        else
+          add_experts<KIND, TILES_MAX>(w);
       }
     }
   }
@@ -213,7 +204,7 @@ struct ExpertsCheck {
   }
 
   static constexpr size_t inner_values() {
-    return size_t{TOKENS_MAX} * (DENSE ? 1 : TOP_K_MAX) * INNER_BYTES / 2;
+    return (DENSE ? TOKENS_MAX * INNER_BYTES : TILE_INNER_BYTES + GATHERED_INNER_BYTES) / 2;
   }
 
   Memory memory(int token_count, int table) {
@@ -261,8 +252,36 @@ struct ExpertsCheck {
   // Rounding to BF16, and what F32 makes of the function and of factors besides the sums.
   static constexpr double ROUNDING = 1.0 / (1 << 8) + 1.0 / (1 << 19);
 
-  void check_inner(int token, int place, const Choice& choice, double rms,
-                   const std::vector<uint16_t>& found, Verdict& verdict) const {
+  // Rows of the inner operand by token and choice: of several tiles of tokens sorted by expert.
+  std::vector<int> rows(int table, int token_count) const {
+    std::vector<std::pair<int, int>> sorted;
+    for (int token = 0; token < token_count; token++)
+      for (const Choice& c : choices(table, token))
+        sorted.push_back({c.expert, static_cast<int>(sorted.size())});
+    if (are_gathered(token_count)) std::sort(sorted.begin(), sorted.end());
+    std::vector<int> rows(sorted.size());
+    for (size_t row = 0; row < rows.size(); row++) rows[sorted[row].second] = static_cast<int>(row);
+    return rows;
+  }
+
+  static bool are_gathered(int token_count) { return !DENSE && token_count > TILE_TOKENS; }
+
+  // Values of a row of the inner operand, times SCALE.
+  static std::vector<float> inner_row(const std::vector<uint16_t>& left, int row, bool gathered) {
+    std::vector<float> values(F.width);
+    constexpr int STEP = GATHERED_STEP_BYTES / 2;
+    for (int i = 0; i < F.width; i++) {
+      const size_t place = TILE_INNER_BYTES +
+                           (size_t{1} * (i / STEP) * GATHERED_ROWS + row) * GATHERED_ROW_BYTES +
+                           i % STEP / 32 * 64 + half_offset(i);
+      values[i] = (gathered ? bench::bf16_value(left[place / 2])
+                            : operand_value(left, row, INNER_BYTES, i)) / SCALE;
+    }
+    return values;
+  }
+
+  void check_inner(int token, const Choice& choice, double rms, const std::vector<float>& found,
+                   Verdict& verdict) const {
     const Weights<GateUp>& weights = gate_up[choice.expert % DIFFERENT];
     for (int i = 0; i < F.width; i++) {
       const int gate_row = i / 8 * 16 + i % 8;
@@ -274,26 +293,23 @@ struct ExpertsCheck {
       // The slope of silu is at most 1.1.
       const double off = (1.1 * gate.magnitude * std::fabs(u) + std::fabs(silu) * up.magnitude) *
                          rms * choice.weight * TOLERANCE;
-      const int row = token * CHOICES + place;
-      verdict.near(operand_value(found, row, INNER_BYTES, i) / SCALE, value,
-                   std::fabs(value) * ROUNDING + off, "inner value of token * choices, row", row,
-                   i);
+      verdict.near(found[i], value, std::fabs(value) * ROUNDING + off, "inner value of token, row",
+                   token, i);
     }
   }
 
   // A network of so many tokens: what it left, and its sums, `[tokens][HIDDEN]`.
   void check_network(int table, int token_count, const std::vector<uint16_t>& left,
                      const float* sums, Verdict& verdict) const {
+    const std::vector<int> rows_of = rows(table, token_count);
     for (int token = 0; token < token_count; token++) {
       const std::vector<Choice> chosen = choices(table, token);
       const double rms = inverse_rms(table, token);
       std::vector<Product> wanted(HIDDEN);
       for (size_t place = 0; place < chosen.size(); place++) {
-        const int row = token * CHOICES + static_cast<int>(place);
-        check_inner(token, static_cast<int>(place), chosen[place], rms, left, verdict);
-        std::vector<float> values(F.width);
-        for (int i = 0; i < F.width; i++)
-          values[i] = operand_value(left, row, INNER_BYTES, i) / SCALE;
+        const std::vector<float> values =
+            inner_row(left, rows_of[token * CHOICES + place], are_gathered(token_count));
+        check_inner(token, chosen[place], rms, values, verdict);
         for (int column = 0; column < HIDDEN; column++)
           wanted[column].add(down[chosen[place].expert % DIFFERENT].row(column), values, F.width);
       }
@@ -325,23 +341,27 @@ struct ExpertsCheck {
     Verdict verdict = {name};
     constexpr int REPEATS = 3;
     const std::vector<float> all = check(0, REPEATS, TOKENS_MAX, verdict);
-    const std::vector<float> few = check(0, 1, TILE_TOKENS - 3, verdict);
-    for (size_t i = 0; i < size_t{TILE_TOKENS - 3} * HIDDEN; i++)
-      verdict.exact(few[i], all[i], "sum without others", static_cast<int>(i / HIDDEN),
-                    static_cast<int>(i % HIDDEN));
+    // Of fewer tokens, in one tile and in several that are not full, those have the same bits.
+    for (int tokens : {TILE_TOKENS - 3, TILE_TOKENS + 1, 2 * TILE_TOKENS + 5}) {
+      const std::vector<float> few = check(0, 1, tokens, verdict);
+      for (size_t i = 0; i < size_t{1} * tokens * HIDDEN; i++)
+        verdict.exact(few[i], all[i], "sum without others", static_cast<int>(i / HIDDEN),
+                      static_cast<int>(i % HIDDEN));
+    }
     return verdict.print();
   }
 
   // Bytes of weights that a repeat reads, on average of all tables.
   double bytes(int token_count) const {
     size_t networks = 0;
-    for (int table = 0; table < TABLES; table++)
-      for (int first = 0; first < token_count; first += TILE_TOKENS) {
-        std::vector<bool> needed(EXPERTS);
-        for (int token = first; token < smaller(first + TILE_TOKENS, token_count); token++)
-          for (const Choice& c : choices(table, token)) needed[c.expert] = true;
-        networks += static_cast<size_t>(std::count(needed.begin(), needed.end(), true));
-      }
+    for (int table = 0; table < TABLES; table++) {
+      std::vector<int> tokens_of(EXPERTS);
+      for (int token = 0; token < token_count; token++)
+        for (const Choice& c : choices(table, token)) tokens_of[c.expert]++;
+      // Of a dense network all tokens' is one.
+      for (int count : tokens_of)
+        networks += DENSE ? 1 : static_cast<size_t>(ceil_div(count, TILE_TOKENS));
+    }
     return static_cast<double>(networks) / TABLES * (GateUp::BYTES + Down::BYTES);
   }
 
@@ -367,7 +387,7 @@ bool all_kinds(bool small) {
     {
       ExpertsCheck<KIND> c;
       right = c.check_all();
-      for (int tokens : {TILE_TOKENS, TOKENS_MAX})
+      for (int tokens = TILE_TOKENS; tokens <= TOKENS_MAX; tokens *= 2)
         if (!small) c.time(tokens);
     }
     return all_kinds<KIND + 1>(small) && right;

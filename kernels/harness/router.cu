@@ -23,7 +23,7 @@ struct RouterWork {
   uint64_t norm, router, bias;
   // Copies of the router, which repeats take in turn.
   int copies, repeats;
-  // `[CTAs][tiles]`, if they are to be kept.
+  // Of each CTA, if they are to be kept: Routes, or GatheredRoutes of several tiles.
   uint64_t routes;
 };
 
@@ -47,7 +47,6 @@ struct RouterRoles {
 
   static __device__ __forceinline__ void consume(Walker& w, const Work& work) {
     Cta& cta = w.cta;
-    Routes& routes = w.shared.routes;
     for (int i = 0; i < work.repeats; i++) {
       // As a step does in the attention of the layer.
       cta.sync_grid();
@@ -61,15 +60,36 @@ struct RouterRoles {
           router_parts<KIND>(cta, ring, w.shared.sums, w.token_count());
         });
       }
-      router_scores<KIND, true>(cta, w.shared.sums, w.token_count(), EPS);
-      for (int tile = 0; tile < w.tiles(); tile++) {
-        choose_routes<KIND, true>(cta, routes, w.stream(), at<const float>(work.bias), tile,
-                                  w.token_count(), [](int row) { return Inner<KIND>::place(row); });
-        if (work.routes != 0 && cta.thread() == 0)
-          at<Routes>(work.routes)[cta.index() * TILES_MAX + tile] = routes;
-        cta.sync();
-      }
+      if (w.tiles() == 1)
+        choose_for_tile(w, work);
+      else
+        choose_for_all(w, work);
     }
+  }
+
+  // As one tile of tokens does, with values awaited; as several do, with barriers.
+  static __device__ __forceinline__ void choose_for_tile(Walker& w, const Work& work) {
+    Cta& cta = w.cta;
+    Routes& routes = w.shared.routes;
+    router_scores<KIND, true>(cta, w.shared.sums, w.token_count(), EPS);
+    choose_routes<KIND, true>(cta, routes, w.stream(), at<const float>(work.bias),
+                              w.token_count(), [](int row) { return Inner<KIND>::place(row); });
+    if (work.routes != 0 && cta.thread() == 0) at<Routes>(work.routes)[cta.index()] = routes;
+    cta.sync();
+  }
+
+  static __device__ __forceinline__ void choose_for_all(Walker& w, const Work& work) {
+    Cta& cta = w.cta;
+    GatheredRoutes& routes = w.shared.gathered;
+    cta.sync_grid();
+    router_scores<KIND, false>(cta, w.shared.sums, w.token_count(), EPS);
+    cta.sync_grid();
+    choose_experts<KIND>(cta, w.shared.sums, at<const float>(work.bias), w.token_count());
+    cta.sync_grid();
+    gather_routes<KIND>(cta, routes, w.shared.sums, w.stream(), w.token_count());
+    if (work.routes != 0 && cta.thread() == 0)
+      at<GatheredRoutes>(work.routes)[cta.index()] = routes;
+    cta.sync();
   }
 
   static __device__ __forceinline__ void produce(Walker& w, const Work& work) {
@@ -194,45 +214,78 @@ struct RouterCheck {
     return order;
   }
 
-  // A token's experts and weights by what `routes` says.
+  // A token's experts and weights by what routes say.
   struct Choice {
     std::vector<int> experts;
     std::vector<float> weights;
   };
-  static Choice found(const Routes& routes, int column) {
-    Choice c;
+
+  static std::vector<Choice> choices(const Routes& routes, int token_count, Verdict& verdict) {
+    std::vector<Choice> found(token_count);
     for (int entry = 0; entry < routes.count; entry++) {
-      const int choice = routes.choices[entry][column];
-      if (choice < 0) continue;
-      c.experts.push_back(routes.experts[entry]);
-      c.weights.push_back(choice < F.top_k ? routes.weights[column][choice] : NAN);
-      if (routes.places[column][entry] != Inner<KIND>::place(column * F.top_k + choice))
-        c.experts.push_back(-1);
+      // Entries are the chosen experts, each once, in ascending order.
+      if (entry > 0)
+        verdict.exact(routes.experts[entry - 1] < routes.experts[entry], true, "order of entry",
+                      entry, 0);
+      for (int token = 0; token < token_count; token++) {
+        const int choice = routes.choices[entry][token];
+        if (choice < 0) continue;
+        found[token].experts.push_back(routes.experts[entry]);
+        found[token].weights.push_back(choice < F.top_k ? routes.weights[token][choice] : NAN);
+        verdict.exact(routes.places[token][entry],
+                      Inner<KIND>::place(token * F.top_k + choice), "place of token, entry",
+                      token, entry);
+      }
     }
-    return c;
+    return found;
   }
 
-  // The routes of so many tokens, in CTA 0; all others must have the same.
-  std::vector<Routes> routes(const Memory& m, int token_count, Verdict& verdict) {
-    Buffers here;
-    const int tiles = ceil_div(token_count, TILE_TOKENS);
-    work.repeats = 2;
-    work.routes = here.take(sizeof(Routes) * GRID * TILES_MAX);
-    roles_ms<Roles>(m, work);
-    std::vector<Routes> all = read<Routes>(work.routes, size_t{GRID} * TILES_MAX);
-    work.routes = 0;
-    for (int cta = 1; cta < GRID; cta++)
-      for (int tile = 0; tile < tiles; tile++) {
-        const Routes &a = all[tile], &b = all[cta * TILES_MAX + tile];
-        const size_t count = smaller(larger(a.count, 0), ROUTES_MAX);
-        const bool same = a.count == b.count &&
-                          std::memcmp(a.experts, b.experts, count * sizeof a.experts[0]) == 0 &&
-                          std::memcmp(a.choices, b.choices, count * sizeof a.choices[0]) == 0 &&
-                          std::memcmp(a.places, b.places, sizeof a.places) == 0;
-        verdict.exact(same, true, "routes of CTA, tile", cta, tile);
+  static std::vector<Choice> choices(const GatheredRoutes& routes, int token_count,
+                                     Verdict& verdict) {
+    std::vector<Choice> found(token_count);
+    verdict.exact(routes.first_rows[routes.count], token_count * F.top_k, "rows", 0, 0);
+    for (int entry = 0; entry < routes.count; entry++) {
+      const int first = routes.first_rows[entry], rows = routes.first_rows[entry + 1] - first;
+      verdict.exact(rows > 0 && rows <= TILE_TOKENS, true, "rows of entry", entry, rows);
+      // Ascending experts; where one has several entries, all but the last are full.
+      const int next = entry + 1 < routes.count ? routes.experts[entry + 1] : F.experts;
+      verdict.exact(rows == TILE_TOKENS ? next >= routes.experts[entry]
+                                        : next > routes.experts[entry],
+                    true, "order of entry", entry, 0);
+      uint64_t set = 0;
+      for (int row = first; row < first + rows; row++) {
+        const int token = routes.tokens[row];
+        verdict.exact(set >> token, uint64_t{0}, "order of token of row", token, row);
+        set |= uint64_t{1} << token;
+        found[token].experts.push_back(routes.experts[entry]);
+        found[token].weights.push_back(routes.weights[row]);
       }
-    all.resize(tiles);
-    return all;
+    }
+    return found;
+  }
+
+  // What all CTAs chose, which is the same.
+  template <class R>
+  std::vector<Choice> choices_of_all(const Memory& m, int token_count, Verdict& verdict) {
+    Buffers here;
+    work.repeats = 2;
+    work.routes = here.take(sizeof(R) * GRID);
+    roles_ms<Roles>(m, work);
+    const std::vector<R> all = read<R>(work.routes, GRID);
+    work.routes = 0;
+    const std::vector<Choice> found = choices(all[0], token_count, verdict);
+    for (int cta = 1; cta < GRID; cta++) {
+      const std::vector<Choice> other = choices(all[cta], token_count, verdict);
+      for (int token = 0; token < token_count; token++)
+        verdict.exact(found[token].experts == other[token].experts, true, "routes of CTA, token",
+                      cta, token);
+    }
+    return found;
+  }
+
+  std::vector<Choice> choices(const Memory& m, int token_count, Verdict& verdict) {
+    return token_count <= TILE_TOKENS ? choices_of_all<Routes>(m, token_count, verdict)
+                                      : choices_of_all<GatheredRoutes>(m, token_count, verdict);
   }
 
   void check_token(int token, const Choice& c, const float* scores, Verdict& verdict, int& near) {
@@ -265,19 +318,15 @@ struct RouterCheck {
   // So many tokens; their weights, `[tokens][top_k]`.
   std::vector<float> check(int token_count, Verdict& verdict) {
     const Memory m = memory(token_count);
-    const std::vector<Routes> all = routes(m, token_count, verdict);
+    const std::vector<Choice> all = choices(m, token_count, verdict);
     const auto scores = read<float>(m.router_scores, size_t{TOKENS_MAX} * SCORES_EACH);
     std::vector<float> weights;
     int near = 0;
     for (int token = 0; token < token_count; token++) {
-      const Choice c = found(all[token / TILE_TOKENS], token % TILE_TOKENS);
+      const Choice& c = all[token];
       check_token(token, c, &scores[size_t{1} * token * SCORES_EACH], verdict, near);
       weights.insert(weights.end(), c.weights.begin(), c.weights.end());
     }
-    // Entries are the chosen experts, each once, in ascending order.
-    for (const Routes& r : all)
-      for (int entry = 1; entry < r.count; entry++)
-        verdict.exact(r.experts[entry - 1] < r.experts[entry], true, "order of entry", entry, 0);
     std::printf("  %d of %d tokens have experts too near to tell\n", near, token_count);
     verdict.exact(8 * near < token_count || near < 2, true, "few near tokens of", near,
                   token_count);
@@ -290,10 +339,10 @@ struct RouterCheck {
     std::vector<float> bad = residual;
     bad[size_t{1} * spoilt * HIDDEN + HIDDEN / 2] = NAN;
     Buffers::copy(work.residual, bad);
-    const std::vector<Routes> all = routes(memory(token_count), token_count, verdict);
+    const std::vector<Choice> all = choices(memory(token_count), token_count, verdict);
     Buffers::copy(work.residual, residual);
     for (int token = 0; token < token_count; token++) {
-      const Choice c = found(all[token / TILE_TOKENS], token % TILE_TOKENS);
+      const Choice& c = all[token];
       verdict.exact(c.weights.size(), F.top_k, "weights beside a NaN of token", token, 0);
       for (int i = 0; i < smaller(F.top_k, static_cast<int>(c.weights.size())); i++) {
         const float before = weights[token * F.top_k + i];
@@ -308,9 +357,8 @@ struct RouterCheck {
     std::vector<float> bad = router;
     for (int column = 0; column < HIDDEN; column++) bad[size_t{1} * column * ROW] = NAN;
     put_router(bad);
-    const std::vector<Routes> all = routes(memory(1), 1, verdict);
+    const Choice c = choices(memory(1), 1, verdict)[0];
     put_router(router);
-    const Choice c = found(all[0], 0);
     verdict.exact(c.weights.size(), F.top_k, "weights with a NaN", 0, 0);
     for (float weight : c.weights)
       verdict.exact(std::isnan(weight), true, "weight with a NaN", 0, 0);
@@ -328,7 +376,7 @@ void time_kind(int token_count) {
   for (int run = 0; run < RUNS; run++)
     best = std::min(best, roles_ms<RouterRoles<KIND>>(m, c.work));
   char name[64];
-  std::snprintf(name, sizeof name, "  kind %d, %d tokens, two barriers", KIND, token_count);
+  std::snprintf(name, sizeof name, "  kind %d, %d tokens, with barriers", KIND, token_count);
   print_time(name, best * 1e3 / REPEATS, RouterRoles<KIND>::BYTES);
 }
 
@@ -348,6 +396,7 @@ bool all_kinds(bool small) {
     for (size_t i = 0; i < std::min(few.size(), all.size()); i++)
       verdict.exact(few[i], all[i], "weight without others", static_cast<int>(i), 0);
     c.check_nan(few, TILE_TOKENS - 3, verdict);
+    c.check_nan(all, TOKENS_MAX, verdict);
     c.check_nan_expert(verdict);
     bool right = verdict.print();
     for (int tokens : {TILE_TOKENS, TOKENS_MAX})

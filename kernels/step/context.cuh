@@ -112,7 +112,7 @@ __device__ __forceinline__ void consume_context(Walker& w) {
   norm_context(w);
   cta.stamp(Stamp::ContextNorm);
   cta.sync_grid();
-  read_norm(cta, w.stream(), Reader::Projection, w.token_count(), P::EPS);
+  read_norm<TILES>(cta, w.stream(), Reader::Projection, w.token_count(), P::EPS);
   cta.sync();
   bool paired = true;
 #pragma unroll 1

@@ -20,7 +20,7 @@ struct Pass {
     }
   }
   static __device__ __forceinline__ void produce(Walker& w) { produce_pass<DRAFT, TILES>(w); }
-  static __device__ __forceinline__ void add(Walker& w) { add_pass<DRAFT>(w); }
+  static __device__ __forceinline__ void add(Walker& w) { add_pass<DRAFT, TILES>(w); }
 };
 
 template <int TILES>
@@ -57,6 +57,9 @@ using namespace kilotok;
 
 // What a launch of a kernel here must ask for.
 static_assert(sizeof(VerifyShared) <= sizeof(Shared), "a kernel gets as much as any other");
+// 227 KB, of which the kernels' own variables take a little.
+constexpr int SHARED_MAX = 227 * 1024 - 256;
+static_assert(sizeof(Shared) <= SHARED_MAX, "a CTA's memory suffices");
 extern "C" __device__ const unsigned SHARED_BYTES = sizeof(Shared);
 extern "C" __device__ const unsigned THREAD_COUNT = THREADS;
 // Tokens that kernels take which have another one, called so and `_many`, for more.

@@ -8,7 +8,7 @@
 #include "kilotok/phase/attn_in.cuh"
 #include "kilotok/phase/dense.cuh"
 #include "kilotok/phase/embed.cuh"
-#include "kilotok/phase/experts.cuh"
+#include "kilotok/phase/gathered.cuh"
 #include "kilotok/phase/head.cuh"
 #include "kilotok/phase/project.cuh"
 
@@ -31,11 +31,15 @@ struct Shared {
   RingMemory ring;
   SumMemory sums;
   StreamMemory stream;
-  Routes routes;
+  union {
+    // Of one tile of tokens, or of more.
+    Routes routes;
+    GatheredRoutes gathered;
+  };
   HeldBatch batch;
   // Of this layer and the next, whichever part they are of.
   LayerMemory layers[2];
-  // Completed when the routes of a tile are in `routes`, and when producer and adders need them no
+  // Completed when a network's routes are there, and when producer and adders need them no
   // more: a warp that is late must not miss one.
   alignas(8) uint64_t routed;
   alignas(8) uint64_t heard;
@@ -135,12 +139,12 @@ struct Walker {
   __device__ __forceinline__ int tiles() const { return ceil_div(token_count(), TILE_TOKENS); }
   __device__ __forceinline__ StreamMemory& stream() const { return shared.stream; }
 
-  // Consumers: what they have all seen of the routes of a tile is there for the others.
+  // Consumers: what they have all seen of the routes is there for the others.
   __device__ __forceinline__ void hand_over_routes() {
     ptx::mbarrier_arrive_met<CONSUMERS>(ptx::shared_address(&shared.routed), cta.thread());
   }
 
-  // Producer and adders: wait until the routes of the next tile are there; say when they may go.
+  // Producer and adders: wait until the next routes are there; say when they may go.
   __device__ __forceinline__ void wait_routes() {
     wait_mbarrier(Waits::Routes, ptx::shared_address(&shared.routed), routed_count++ & 1);
   }
@@ -217,8 +221,8 @@ __device__ __forceinline__ void project(Walker& w) {
     multiply<QkvMatrix<KIND>, TILES>(w.cta, ring, sums, w.cta.memory.normed, NORMED_BYTES,
                                      first_unit<QkvMatrix<KIND>>(w.cta), EveryToken{w.tiles()},
                                      [&] { w.cta.wait_grid(); },
-                                     ReadNorm{w.stream(), Reader::Projection, w.token_count(),
-                                              Part<DRAFT>::EPS},
+                                     ReadNorm<TILES>{w.stream(), Reader::Projection,
+                                                     w.token_count(), Part<DRAFT>::EPS},
                                      store_projections<KIND>(w, layer.attention, layer, DRAFT));
   });
 }
@@ -246,8 +250,7 @@ __device__ __forceinline__ void attend(Walker& w) {
 }
 
 // Whether CTAs do not meet from the stream to what a network of experts adds to it, but wait for
-// values. With several tiles of tokens they have to: units of one are asked for when nobody asks
-// for another's.
+// values. With several tiles of tokens they have to: others choose for a CTA.
 template <int KIND, int TILES>
 constexpr bool AWAITS = TILES == 1 && !IS_DENSE<KIND> && Network<KIND>::OPERAND_IN_PAGES &&
                         Inner<KIND>::IN_SHARED;
@@ -263,7 +266,7 @@ __device__ __forceinline__ void dense(Walker& w) {
     multiply<GateUpMatrix<KIND>, TILES>(
         cta, ring, sums, memory.normed, NORMED_BYTES, first_unit<GateUpMatrix<KIND>>(cta),
         EveryToken{w.tiles()}, meet,
-        ReadNorm{w.stream(), Reader::Network, w.token_count(), Part<DRAFT>::EPS},
+        ReadNorm<TILES>{w.stream(), Reader::Network, w.token_count(), Part<DRAFT>::EPS},
         StoreInner<KIND>{memory, w.stream(), w.token_count()});
   });
   cta.stamp(Stamp::GateUp);
@@ -276,11 +279,10 @@ __device__ __forceinline__ void dense(Walker& w) {
   cta.stamp(Stamp::Down);
 }
 
-template <int KIND, bool DRAFT, int TILES>
-__device__ __forceinline__ void experts(Walker& w) {
-  constexpr bool AWAITED = AWAITS<KIND, TILES>;
+// Scores of all tokens' experts.
+template <int KIND, bool DRAFT, bool AWAITED>
+__device__ __forceinline__ void score_experts(Walker& w) {
   Cta& cta = w.cta;
-  Routes& routes = w.shared.routes;
   if constexpr (!AWAITED) cta.wait_grid();
   const float* bias = at<const float>(w.layer().router_bias);
   const int line = cta.thread() * 32;
@@ -288,25 +290,51 @@ __device__ __forceinline__ void experts(Walker& w) {
   router_scores<KIND, AWAITED>(cta, w.shared.sums, w.token_count(), Part<DRAFT>::EPS);
   cta.stamp(Stamp::RouterSums);
   if constexpr (!AWAITED) cta.sync_grid();
-#pragma unroll 1
-  for (int tile = 0; tile < w.tiles(); tile++) {
-    w.wait_heard();
-    choose_routes<KIND, AWAITED>(cta, routes, w.stream(),
-                                 at<const float>(w.layer().router_bias), tile, w.token_count(),
-                                 [](int row) { return Inner<KIND>::place(row); });
-    cta.stamp(Stamp::Routes);
-    w.hand_over_routes();
-    w.walk([&](Ring& ring, Sums& sums) { gate_up<KIND>(cta, ring, sums, tile); });
-    cta.stamp(Stamp::GateUp);
-    if constexpr (!AWAITED) cta.sync_grid();
-    if (is_owner(cta))
-      w.walk([&](Ring& ring, Sums& sums) {
-        down<KIND, AWAITED>(cta, ring, sums, routes, tile,
-                            w.token_count() * Network<KIND>::TOP_K);
-      });
-    cta.sync();
-    cta.stamp(Stamp::Down);
-  }
+}
+
+// Of one tile of tokens.
+template <int KIND, bool DRAFT>
+__device__ __forceinline__ void experts(Walker& w) {
+  constexpr bool AWAITED = AWAITS<KIND, 1>;
+  Cta& cta = w.cta;
+  Routes& routes = w.shared.routes;
+  score_experts<KIND, DRAFT, AWAITED>(w);
+  w.wait_heard();
+  choose_routes<KIND, AWAITED>(cta, routes, w.stream(), at<const float>(w.layer().router_bias),
+                               w.token_count(), [](int row) { return Inner<KIND>::place(row); });
+  cta.stamp(Stamp::Routes);
+  w.hand_over_routes();
+  w.walk([&](Ring& ring, Sums& sums) { gate_up<KIND>(cta, ring, sums); });
+  cta.stamp(Stamp::GateUp);
+  if constexpr (!AWAITED) cta.sync_grid();
+  if (is_owner(cta))
+    w.walk([&](Ring& ring, Sums& sums) {
+      down<KIND, AWAITED>(cta, ring, sums, routes, w.token_count() * Network<KIND>::TOP_K);
+    });
+  cta.sync();
+  cta.stamp(Stamp::Down);
+}
+
+// Of several, by scores that all CTAs have seen. The producers alone wait for all of gate and up.
+template <int KIND>
+__device__ __forceinline__ void gathered_experts(Walker& w, const float* bias) {
+  Cta& cta = w.cta;
+  GatheredRoutes& routes = w.shared.gathered;
+  choose_experts<KIND>(cta, w.shared.sums, bias, w.token_count());
+  cta.sync_grid();
+  w.wait_heard();
+  gather_routes<KIND>(cta, routes, w.shared.sums, w.stream(), w.token_count());
+  cta.stamp(Stamp::Routes);
+  w.hand_over_routes();
+  w.walk([&](Ring& ring, Sums& sums) { gate_up<KIND>(cta, ring, sums, routes); });
+  cta.stamp(Stamp::GateUp);
+  cta.count_operand();
+  if (is_owner(cta))
+    w.walk([&](Ring& ring, Sums&) {
+      down<KIND>(cta, ring, w.shared.sums, w.stream(), routes);
+    });
+  cta.sync();
+  cta.stamp(Stamp::Down);
 }
 
 // What attention adds to the stream. Begins in the middle of a grid barrier.
@@ -361,7 +389,7 @@ __device__ __forceinline__ void consume_layers(Walker& w) {
       with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(w.layer().feed_forward, [&](auto kind) {
         constexpr int F = decltype(kind)::value;
         meet = !AWAITS<F, TILES>;
-        chooses = !IS_DENSE<F>;
+        chooses = TILES == 1 && !IS_DENSE<F>;
         if constexpr (!IS_DENSE<F>) {
           if (!is_owner(cta)) return;
           w.walk([&](Ring& ring, Sums&) {
@@ -384,10 +412,36 @@ __device__ __forceinline__ void consume_layers(Walker& w) {
       constexpr int F = decltype(kind)::value;
       if constexpr (IS_DENSE<F>)
         dense<F, DRAFT, TILES>(w);
-      else
-        experts<F, DRAFT, TILES>(w);
+      else if constexpr (TILES == 1)
+        experts<F, DRAFT>(w);
+      else {
+        score_experts<F, DRAFT, false>(w);
+        gathered_experts<F>(w, at<const float>(w.layer().router_bias));
+      }
     });
   }
+}
+
+// Producer: the experts of a network. Of the launch's operands `count` came before, and units were
+// asked for `taken` times.
+template <int KIND, int TILES>
+__device__ __forceinline__ void produce_experts(Walker& w, const LayerMemory& layer,
+                                                uint32_t& count, uint32_t& taken) {
+  const Cta& cta = w.cta;
+  count++;
+  if constexpr (TILES == 1 && Network<KIND>::OPERAND_IN_PAGES) {
+    wait_operand(cta, count);
+    produce_operand<KIND>(cta, w.ring);
+  }
+  w.wait_routes();
+  if constexpr (TILES == 1) {
+    produce_gate_up<KIND>(cta, w.ring, w.shared.routes, layer.gate_up, taken);
+    if (is_owner(cta)) produce_down<KIND>(w.ring, w.shared.routes, layer.down);
+  } else {
+    produce_gate_up<KIND>(cta, w.ring, w.shared.gathered, layer.gate_up, taken);
+    if (is_owner(cta)) produce_down<KIND>(cta, w.ring, w.shared.gathered, layer.down, count);
+  }
+  w.producer_leaves_routes();
 }
 
 // Producer: the same, in the same order.
@@ -412,22 +466,31 @@ __device__ __forceinline__ void produce_layers(Walker& w) {
         produce<DownMatrix<F>, TILES>(w.ring, layer.down, w.cta.index());
       } else {
         if (is_owner(w.cta)) produce_router<F>(w.ring, layer.router);
-        operand_count++;
-        if constexpr (Network<F>::OPERAND_IN_PAGES) wait_operand(w.cta, operand_count);
-        for (int tile = 0; tile < w.tiles(); tile++) {
-          if constexpr (Network<F>::OPERAND_IN_PAGES) produce_operand<F>(w.cta, w.ring, tile);
-          w.wait_routes();
-          produce_gate_up<F>(w.cta, w.ring, w.shared.routes, layer.gate_up, taken);
-          if (is_owner(w.cta)) produce_down<F>(w.ring, w.shared.routes, layer.down);
-          w.producer_leaves_routes();
-        }
+        produce_experts<F, TILES>(w, layer, operand_count, taken);
       }
     });
   }
 }
 
+// Adders: a network of experts.
+template <int KIND, int TILES>
+__device__ __forceinline__ void add_experts(Walker& w) {
+  Cta& cta = w.cta;
+  w.wait_routes();
+  cta.forget();
+  if constexpr (TILES == 1)
+    add_gate_up<KIND>(cta, w.sums, w.stream(), w.shared.routes, w.token_count());
+  else
+    add_gate_up<KIND>(cta, w.sums, w.stream(), w.shared.gathered);
+  w.adder_leaves_routes();
+  if (TILES > 1 || !is_owner(cta)) return;
+  w.sums.template take<DownMatrix<KIND>>(cta, [&](int row_tile, int, int lane, const float4& v) {
+    StorePart{w.stream()}(0, row_tile, 0, lane, v);
+  });
+}
+
 // Adders: the same, behind the consumers.
-template <bool DRAFT>
+template <bool DRAFT, int TILES>
 __device__ __forceinline__ void add_layers(Walker& w) {
   using P = Part<DRAFT>;
   Cta& cta = w.cta;
@@ -456,17 +519,7 @@ __device__ __forceinline__ void add_layers(Walker& w) {
         cta.forget();
         add<DownMatrix<F>>(cta, w.sums, cta.index(), w.tiles(), StorePart{w.stream()});
       } else {
-        for (int tile = 0; tile < w.tiles(); tile++) {
-          w.wait_routes();
-          cta.forget();
-          add_gate_up<F>(cta, w.sums, w.stream(), w.shared.routes, tile, w.token_count());
-          w.adder_leaves_routes();
-          if (!is_owner(cta)) continue;
-          w.sums.template take<DownMatrix<F>>(
-              cta, [&](int row_tile, int, int lane, const float4& v) {
-                StorePart{w.stream()}(0, row_tile, tile, lane, v);
-              });
-        }
+        add_experts<F, TILES>(w);
       }
     });
   }
@@ -480,8 +533,8 @@ __device__ __forceinline__ void logits(Walker& w) {
   w.walk([&](Ring& ring, Sums& sums) {
     multiply<HeadMatrix, TILES>(w.cta, ring, sums, memory.normed, NORMED_BYTES,
                                 first_unit<HeadMatrix>(w.cta), wanted, [&] { w.cta.wait_grid(); },
-                                ReadNorm{w.stream(), Reader::Projection, w.token_count(),
-                                         Part<DRAFT>::EPS},
+                                ReadNorm<TILES>{w.stream(), Reader::Projection, w.token_count(),
+                                                Part<DRAFT>::EPS},
                                 StoreLogits{at<float>(memory.logits), w.stream(), wanted});
   });
 }
@@ -518,9 +571,9 @@ __device__ __forceinline__ void produce_pass(Walker& w) {
     produce<HeadMatrix, 1>(w.ring, w.cta.memory.head, first_unit<HeadMatrix>(w.cta));
 }
 
-template <bool DRAFT>
+template <bool DRAFT, int TILES>
 __device__ __forceinline__ void add_pass(Walker& w) {
-  add_layers<DRAFT>(w);
+  add_layers<DRAFT, TILES>(w);
   if (w.batch().counts.wanted_count == 0) return;
   const WantedTokens wanted(w.cta.memory, w.batch().counts);
   add<HeadMatrix>(w.cta, w.sums, first_unit<HeadMatrix>(w.cta), wanted.tiles(),

@@ -135,11 +135,12 @@ abi_struct! {
         pub attended: u64,
         /// `[owner units, TOKENS_MAX, experts]`, F32.
         pub router_parts: u64,
-        /// `[TOKENS_MAX, experts]`, F32.
+        /// By token the scores of experts, 1 / rms, chosen experts and their weights, 32 bits each.
         pub router_scores: u64,
         /// Operand `[TOKENS_MAX, dense width]`.
         pub dense_inner: u64,
-        /// Operand `[TOKENS_MAX * top_k, expert width]`.
+        /// Operand `[rows of a tile * top_k, expert width]`; behind it that of gathered tokens, see
+        /// `layout/places.cuh`.
         pub expert_inner: u64,
         /// Operand `[TOKENS_MAX, taps * hidden]`.
         pub taps: u64,

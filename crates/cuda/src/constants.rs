@@ -25,8 +25,8 @@ const VALUE_DIM_MAX: usize = 192;
 const EXPERTS_MAX: usize = 816;
 /// The sampler adds up parts of so many tokens' probabilities.
 const VOCAB_MAX: usize = 1 << 18;
-/// A lane of a warp keeps one choice of a token, and one lane counts.
-const TOP_K_MAX: usize = 31;
+/// The choices of `TOKENS_MAX` tokens, sorted by expert, fit into a CTA's shared memory.
+const TOP_K_MAX: usize = 16;
 
 /// How the kernels are launched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -21,6 +21,8 @@ const OWNER_TILES: usize = OWNER_ROWS / CHUNK_ROWS;
 pub(crate) const GATE_ROWS: usize = 8;
 /// Tokens come to the tensor cores in tiles of so many.
 pub(crate) const TILE_TOKENS: usize = 8;
+/// Between rows of gathered tokens in shared memory, so that they lie in different banks.
+const GATHERED_PADDING: usize = 64;
 /// A router's experts are padded to whole runs of 16 bytes.
 const ROUTER_VALUES: usize = 4;
 /// Query heads of a tile, and their dimensions as operand A: steps of 32, lanes with 16 values.
@@ -322,6 +324,8 @@ impl Working {
         let feed_forwards = constants.feed_forwards.iter();
         let experts = feed_forwards.clone().map(|kind| kind.experts).max().unwrap_or(0);
         let top_k = feed_forwards.map(|kind| kind.top_k.max(1)).max().unwrap_or(1);
+        // Of a row, what one step of `down` takes.
+        let gathered_step = CONSUMER_WARPS / OWNER_TILES * CHUNK_COLUMNS * BF16;
         // A step of every warp, so that a matrix of any number of row tiles may read it.
         let normed = constants.hidden.next_multiple_of(CHUNK_COLUMNS * CONSUMER_WARPS) * BF16;
         // The drafter's context has keys and values of all its layers at once.
@@ -342,9 +346,13 @@ impl Working {
             attention_parts: tokens * heads(Attention::part_values) * F32,
             attended: tokens * attention(&|kind| constants.output(kind).operand_bytes()),
             router_parts: owners * tokens * experts * F32,
-            router_scores: tokens * (experts + 1) * F32,
+            router_scores: tokens * (experts + 1 + 2 * top_k) * F32,
             dense_inner: tokens * inner(true),
-            expert_inner: tokens * top_k * inner(false),
+            expert_inner: TILE_TOKENS * top_k * inner(false)
+                + inner(false) / gathered_step
+                    * tokens
+                    * top_k
+                    * (gathered_step + GATHERED_PADDING),
             taps: tokens * constants.fuse().operand_bytes(),
             fused: tokens * constants.fuse().rows * F32,
             logits: tokens * constants.head().units() * CHUNK_ROWS * F32,

@@ -25,11 +25,12 @@ const SUITE: Program = Program { name: "gpu", kind: "test", target: "gpu" };
 
 /// What is run if nothing else is asked for: a minute or two on two cores. Every kernel, one tile
 /// of tokens and several, one rank and as many as there can be.
-const SHORT: [&str; 5] = [
+const SHORT: [&str; 6] = [
     "cuda_flash::order",
     "cuda_flash::places",
     "cuda_pro::drops",
     "cuda_pro_8_ranks::order",
+    "cuda_wide_experts::order",
     "phases::",
 ];
 

@@ -77,6 +77,13 @@ pub(super) fn wide() -> Value {
 /// Three tiles of 8 rows for each of the 132 CTAs of an H100, and some more.
 const WIDE: usize = 3232;
 
+/// V2.5-Pro's form with experts so wide that down takes them in three steps.
+pub(super) fn wide_experts() -> Value {
+    let mut config = object(pro_fp4());
+    config.insert("moe_intermediate_size".into(), json!(640));
+    Value::Object(config)
+}
+
 pub(super) fn pro_fp4() -> Value {
     let windows = [0, 1, 1, 0];
     let mut config = base(&windows);

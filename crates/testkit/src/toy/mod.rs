@@ -44,6 +44,7 @@ impl Toy {
             "dense" => Some(Self::dense()),
             "wide" => Some(Self::wide()),
             "pro_fp4" => Some(Self::pro_fp4()),
+            "wide_experts" => Some(Self::wide_experts()),
             _ => None,
         }
     }
@@ -68,6 +69,11 @@ impl Toy {
     /// MXFP4 experts, the rest BF16. It can be shared by 1, 2, 4 or 8 ranks.
     pub fn pro_fp4() -> Self {
         Self::draw("pro_fp4", config::pro_fp4(), config::pro_drafter(), 13)
+    }
+
+    /// The same with experts of several steps of columns.
+    pub fn wide_experts() -> Self {
+        Self::draw("wide_experts", config::wide_experts(), config::pro_drafter(), 13)
     }
 
     /// The same numbers without quantisation, as F32.

@@ -23,7 +23,7 @@ static_assert(planned::ROUTER_PARTS == per_token(OWNER_UNITS * EXPERTS_MAX * siz
               "router_parts");
 static_assert(planned::ROUTER_SCORES == per_token(SCORES_EACH * sizeof(float)), "router_scores");
 static_assert(planned::DENSE_INNER == per_token(DENSE_INNER_BYTES), "dense_inner");
-static_assert(planned::EXPERT_INNER == per_token(TOP_K_MAX * EXPERT_INNER_BYTES), "expert_inner");
+static_assert(planned::EXPERT_INNER == TILE_INNER_BYTES + GATHERED_INNER_BYTES, "expert_inner");
 static_assert(planned::TAPS == per_token(TAPS_BYTES), "taps");
 static_assert(planned::FUSED == per_token(FuseMatrix::ROWS * sizeof(float)), "fused");
 static_assert(planned::LOGITS == per_token(VOCAB_ROWS * sizeof(float)), "logits");

@@ -27,11 +27,16 @@ __host__ __device__ __forceinline__ size_t operand_row(int row, int row_bytes) {
   return static_cast<size_t>(row / TILE_TOKENS) * TILE_TOKENS * row_bytes + row % TILE_TOKENS * 64;
 }
 
-// From there, the byte of a column.
-__host__ __device__ __forceinline__ int operand_offset(int column) {
+// Among the bytes of 32 columns that begin at a multiple of 32, those of a column.
+__host__ __device__ __forceinline__ int half_offset(int column) {
   const int in_step = column % 16;
+  return in_step % 8 / 2 * 16 + column % 32 / 16 * 8 + in_step / 8 * 4 + in_step % 2 * 2;
+}
+
+// From where its row begins, the byte of a column.
+__host__ __device__ __forceinline__ int operand_offset(int column) {
   return column / CHUNK_COLUMNS * CHUNK_OPERAND_BYTES + column % CHUNK_COLUMNS / 32 * 512 +
-         in_step % 8 / 2 * 16 + column % 32 / 16 * 8 + in_step / 8 * 4 + in_step % 2 * 2;
+         half_offset(column);
 }
 
 // A lane's part of 64 columns of one token: by step of 16 columns the two registers of operand B.
@@ -49,6 +54,13 @@ struct OperandChunk {
     const uint32_t from = row + chunk * CHUNK_OPERAND_BYTES + lane % 4 * 16;
     words[0] = ptx::load_shared(from);
     words[1] = ptx::load_shared(from + 512);
+  }
+
+  // Of a row in shared memory whose bytes lie one after the other.
+  __device__ __forceinline__ void load_run(uint32_t row, int chunk, int lane) {
+    const uint32_t from = row + chunk * CHUNK_COLUMNS * 2 + lane % 4 * 16;
+    words[0] = ptx::load_shared(from);
+    words[1] = ptx::load_shared(from + 64);
   }
 
   __device__ __forceinline__ void clear() {

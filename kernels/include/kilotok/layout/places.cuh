@@ -134,9 +134,20 @@ constexpr int TOP_K_MAX = over_kinds<0, FEED_FORWARD_KINDS>(
     [](auto kind) { return larger(FEED_FORWARDS[decltype(kind)::value].top_k, 1); });
 constexpr int VOCAB_ROWS = HeadMatrix::UNITS * 16;
 
-// From one token to the next: the owners' sums of squares, and the experts' scores with 1 / rms
-// behind them.
+// The inner operand of experts whose tokens are gathered (phase/gathered.cuh) lies behind that of
+// one tile, `[steps of down][rows]`, a row one run of bytes. 64 more keep the rows that lanes ask
+// for together in different banks of shared memory.
+constexpr int GATHERED_ROWS = TOKENS_MAX * TOP_K_MAX;
+constexpr int GATHERED_STEP_BYTES = CONSUMER_WARPS / OWNER_TILES * CHUNK_COLUMNS * 2;
+constexpr int GATHERED_ROW_BYTES = GATHERED_STEP_BYTES + 64;
+constexpr int TILE_INNER_BYTES = TILE_TOKENS * TOP_K_MAX * EXPERT_INNER_BYTES;
+constexpr int GATHERED_INNER_BYTES =
+    EXPERT_INNER_BYTES / GATHERED_STEP_BYTES * GATHERED_ROWS * GATHERED_ROW_BYTES;
+
+// From one token to the next: the owners' sums of squares; and the experts' scores, 1 / rms, the
+// chosen experts and their weights.
 constexpr int SQUARES_EACH = align_up(OWNER_UNITS, 4);
-constexpr int SCORES_EACH = EXPERTS_MAX + 1;
+constexpr int CHOSEN = EXPERTS_MAX + 1;
+constexpr int SCORES_EACH = CHOSEN + 2 * TOP_K_MAX;
 
 }  // namespace kilotok

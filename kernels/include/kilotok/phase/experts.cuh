@@ -1,5 +1,5 @@
-// A feed-forward network of experts: gate and up, silu(gate) * up, a grid barrier or a wait for
-// these values, down.
+// A feed-forward network of experts over one tile of tokens: gate and up, silu(gate) * up, a grid
+// barrier or a wait for these values, down. For more tokens see phase/gathered.cuh.
 //
 // Reads `normed`, 1 / rms and the routes; `gate_up` writes the inner operand, `down` adds to
 // `stream.part` of the owned rows. The experts of a token are added in ascending order, so the
@@ -28,30 +28,43 @@ struct Network {
   }
 };
 
-// Producer: waits until all CTAs have written the operand, which is the layers' `count`th.
+// Producer: waits until all CTAs have written the operand, which is the launch's `count`th.
 __device__ __forceinline__ void wait_operand(const Cta& cta, uint32_t count) {
   cta.wait_count(Waits::Operand, Counter::Operands, count * GRID);
   ptx::other_proxy_fence();
 }
 
-// Producer: the operand of gate and up for one tile of tokens.
+// Producer: the operand of gate and up.
 template <int KIND>
-__device__ __forceinline__ void produce_operand(const Cta& cta, Ring& ring, int tile) {
-  OperandPages<GateUpMatrix<KIND>>::produce(
-      ring, at<const char>(cta.memory.normed) + operand_row(tile * TILE_TOKENS, NORMED_BYTES));
+__device__ __forceinline__ void produce_operand(const Cta& cta, Ring& ring) {
+  OperandPages<GateUpMatrix<KIND>>::produce(ring, at<const char>(cta.memory.normed));
 }
 
 // Units of experts' gate and up that each CTA has for sure, which is as many as the ring has pages;
 // the rest goes to who is free first. Who computes a unit does not change its bits.
 constexpr int OWN_UNITS = PAGE_COUNT;
 
+// Producer: brings a unit of an entry's gate and up.
+template <int KIND>
+__device__ __forceinline__ void produce_unit(Ring& ring, uint64_t address, int expert, int unit) {
+  using M = GateUpMatrix<KIND>;
+  const char* from = at<const char>(address) + expert * M::BYTES +
+                     static_cast<size_t>(unit % M::UNITS) * M::UNIT_BYTES;
+#pragma unroll 1
+  for (int step = 0; step < M::STEPS; step += M::PAGE_STEPS) {
+    const int bytes = smaller(M::PAGE_STEPS, M::STEPS - step) * M::STEP_BYTES;
+    ring.open(bytes, unit);
+    ring.bring(from + step * M::STEP_BYTES, 0, bytes);
+    ring.next();
+  }
+}
+
 // Producer: brings units of gate and up until none is left. `taken` is how often units were asked
 // for before, by all CTAs.
 template <int KIND>
 __device__ __forceinline__ void produce_gate_up(const Cta& cta, Ring& ring, const Routes& routes,
                                                 uint64_t address, uint32_t& taken) {
-  using N = Network<KIND>;
-  using M = typename N::GateUp;
+  using M = GateUpMatrix<KIND>;
   const int count = routes.count * M::UNITS;
   int own = 0;
   while (true) {
@@ -60,16 +73,7 @@ __device__ __forceinline__ void produce_gate_up(const Cta& cta, Ring& ring, cons
       unit = OWN_UNITS * GRID +
              static_cast<int>(ptx::add_relaxed(cta.counter(Counter::UnitsTaken), 1) - taken);
     if (unit >= count) break;
-    const int expert = routes.experts[unit / M::UNITS];
-    const char* from = at<const char>(address) + expert * M::BYTES +
-                       static_cast<size_t>(unit % M::UNITS) * M::UNIT_BYTES;
-#pragma unroll 1
-    for (int step = 0; step < M::STEPS; step += M::PAGE_STEPS) {
-      const int bytes = smaller(M::PAGE_STEPS, M::STEPS - step) * M::STEP_BYTES;
-      ring.open(bytes, unit);
-      ring.bring(from + step * M::STEP_BYTES, 0, bytes);
-      ring.next();
-    }
+    produce_unit<KIND>(ring, address, routes.experts[unit / M::UNITS], unit);
   }
   ring.open(0, NO_UNIT);
   ring.next();
@@ -101,9 +105,9 @@ __device__ __forceinline__ void produce_down(Ring& ring, const Routes& routes,
   }
 }
 
-// Consumers: gate and up of the experts of one tile of tokens.
+// Consumers: gate and up of all experts.
 template <int KIND>
-__device__ __forceinline__ void gate_up(const Cta& cta, Ring& ring, Sums& sums, int tile) {
+__device__ __forceinline__ void gate_up(const Cta& cta, Ring& ring, Sums& sums) {
   using N = Network<KIND>;
   using M = typename N::GateUp;
   const auto walk = [&](const auto& multiplier) {
@@ -117,22 +121,20 @@ __device__ __forceinline__ void gate_up(const Cta& cta, Ring& ring, Sums& sums, 
     const float nothing[4] = {};
     sums.put(cta, nothing, NO_UNIT);
   };
-  using Multiply = Multiplier<M, 1, IS_HELD<M>>;
+  using Multiply = Multiplier<M, IS_HELD<M>>;
   if constexpr (N::OPERAND_IN_PAGES)
     walk(Multiply(cta, ring));
   else
-    walk(Multiply(cta, cta.memory.normed, NORMED_BYTES,
-                  [&](int column) { return tile * TILE_TOKENS + column; }));
+    walk(Multiply(cta, cta.memory.normed, NORMED_BYTES, [](int column) { return column; }));
   sums.drain(cta);
 }
 
 // Adders: write silu(gate) * up * weight.
 template <int KIND>
 __device__ __forceinline__ void add_gate_up(const Cta& cta, Sums& sums, const StreamMemory& stream,
-                                            const Routes& routes, int tile, int token_count) {
+                                            const Routes& routes, int token_count) {
   using N = Network<KIND>;
   using M = typename N::GateUp;
-  const int first_token = tile * TILE_TOKENS;
 #pragma unroll 1
   for (int unit = sums.wait(); unit != NO_UNIT; unit = sums.wait())
     sums.take<M>(cta, [&](int, int, int lane, const float4& v) {
@@ -140,20 +142,20 @@ __device__ __forceinline__ void add_gate_up(const Cta& cta, Sums& sums, const St
       if (row >= N::F.width) return;
 #pragma unroll
       for (int j = 0; j < 2; j++) {
-        const int column = lane % 4 * 2 + j, token = first_token + column;
-        const int choice = token < token_count ? routes.choices[entry][column] : -1;
+        const int token = lane % 4 * 2 + j;
+        const int choice = token < token_count ? routes.choices[entry][token] : -1;
         if (choice < 0) continue;
         const float scale = stream.inverse_rms[token];
         const float gate = (j == 0 ? v.x : v.y) * scale, up = (j == 0 ? v.z : v.w) * scale;
         hand_over_operand(
             N::inner_row(cta.memory, token * N::TOP_K + choice), row,
-            silu(gate) * up * routes.weights[column][choice] * operand_scale(N::F.format));
+            silu(gate) * up * routes.weights[token][choice] * operand_scale(N::F.format));
       }
     });
   sums.leave(cta);
 }
 
-// The inner operand of one tile of tokens, where it is read from: in shared memory if it fits.
+// The inner operand, where it is read from: in shared memory if it fits.
 template <int KIND>
 struct Inner {
   using N = Network<KIND>;
@@ -173,11 +175,9 @@ struct Inner {
 
   // Brings all rows; of so many values are AWAITED, or a barrier came before.
   template <bool AWAITED>
-  static __device__ __forceinline__ Inner bring(const Cta& cta, SumMemory& scratch, int tile,
+  static __device__ __forceinline__ Inner bring(const Cta& cta, SumMemory& scratch,
                                                 int row_count) {
-    const Inner inner = {
-        N::inner_row(cta.memory, tile * ROWS),
-        ptx::shared_address(scratch.scratch)};
+    const Inner inner = {N::inner_row(cta.memory, 0), ptx::shared_address(scratch.scratch)};
     if constexpr (IN_SHARED) {
       constexpr int PIECES = N::TOP_K * TILE_PIECES, LOADS = ceil_div(PIECES, CONSUMERS);
       const auto piece = [&](int i) { return smaller(cta.thread() + i * CONSUMERS, PIECES - 1); };
@@ -276,11 +276,11 @@ struct ExpertsAhead {
   }
 };
 
-// Owners: sum the experts of one tile of tokens; the adders put the sums into `stream.part`. Of the
-// inner operand so many rows have values.
+// Owners: sum the experts; the adders put the sums into `stream.part`. Of the inner operand so many
+// rows have values.
 template <int KIND, bool AWAITED>
 __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, const Routes& routes,
-                                     int tile, int row_count) {
+                                     int row_count) {
   using N = Network<KIND>;
   using M = typename N::Down;
   constexpr int PAGE_STEPS = smaller(M::PAGE_STEPS, M::STEPS), ENTRIES = N::PAGE_ENTRIES;
@@ -290,7 +290,7 @@ __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, con
   ExpertsAhead<KIND> ahead;
   if constexpr (AHEAD) ahead.bring(cta, ring, ENTRIES <= count);
   const Inner<KIND> inner =
-      Inner<KIND>::template bring<AWAITED>(cta, sums.memory, tile, row_count);
+      Inner<KIND>::template bring<AWAITED>(cta, sums.memory, row_count);
   float total[1][4] = {};
   const auto operand = [&](int place, int step) {
     return inner.load(place, step * M::COLUMN_WARPS + part, cta.lane());

@@ -4,7 +4,7 @@
 //   router_parts  an owner multiplies its 48 columns of the stream with the router's: in F32, from
 //                 shared memory, before anybody else has the new stream
 //   router_scores the parts are added, in an order that is the same for every output
-//   choose_routes every CTA chooses for itself, tile by tile of tokens
+//   choose_routes every CTA chooses for itself, of one tile of tokens; for more phase/gathered.cuh
 #pragma once
 
 #include "kilotok/phase/stream.cuh"
@@ -328,10 +328,11 @@ struct Scores {
 };
 
 // One warp chooses for one token; the weights come from the scores without the bias. Lane c learns
-// the expert of choice c, times 256, and its place among the token's experts.
-template <int KIND, bool AWAITED>
+// the expert of choice c, times 256, and its place among the token's experts, which is also that of
+// its weight. `note(expert)` is called for each of them.
+template <int KIND, bool AWAITED, class Note>
 __device__ __forceinline__ uint32_t choose_for_token(const Scores<KIND, AWAITED>& scores,
-                                                     Routes& routes, int column, int lane) {
+                                                     float* weights, int lane, Note note) {
   constexpr FeedForward F = FEED_FORWARDS[KIND];
   static_assert(F.top_k < 32, "a lane for each choice, and one that counts");
   const bool numbers = scores.are_numbers();
@@ -342,10 +343,9 @@ __device__ __forceinline__ uint32_t choose_for_token(const Scores<KIND, AWAITED>
   int place = 0;
 #pragma unroll
   for (int choice = 0; choice < F.top_k; choice++) place += __shfl_sync(~0u, mine, choice) < mine;
-  float* weights = routes.weights[column];
   if (lane < F.top_k) {
     weights[place] = score;
-    atomicOr(&routes.bits[mine / 32], 1u << mine % 32);
+    note(mine);
   }
   __syncwarp();
   float total = 0;
@@ -358,16 +358,16 @@ __device__ __forceinline__ uint32_t choose_for_token(const Scores<KIND, AWAITED>
   return mine << 8 | place;
 }
 
-// The routes of tile `tile`, in every CTA the same. `place_of(row)` is where `down` finds a row of
-// the inner operand; the row behind the last is one of zeros.
+// The routes of one tile of tokens, in every CTA the same. `place_of(row)` is where `down` finds a
+// row of the inner operand; the row behind the last is one of zeros.
 template <int KIND, bool AWAITED, class PlaceOf>
 __device__ __forceinline__ void choose_routes(const Cta& cta, Routes& routes, StreamMemory& stream,
-                                              const float* bias, int tile, int token_count,
+                                              const float* bias, int token_count,
                                               PlaceOf place_of) {
   constexpr FeedForward F = FEED_FORWARDS[KIND];
   constexpr int WORDS = ceil_div(F.experts, 32), ROWS = TILE_TOKENS * F.top_k;
-  const int column = cta.warp(), lane = cta.lane(), token = tile * TILE_TOKENS + column;
-  const bool chooses = column < TILE_TOKENS && token < token_count;
+  const int token = cta.warp(), lane = cta.lane();
+  const bool chooses = token < token_count;
   for (int i = cta.thread(); i < WORDS; i += CONSUMERS) routes.bits[i] = 0;
 #pragma unroll 1
   for (int i = cta.thread(); i < ROUTES_MAX * TILE_TOKENS / 4; i += CONSUMERS)
@@ -379,7 +379,9 @@ __device__ __forceinline__ void choose_routes(const Cta& cta, Routes& routes, St
   uint32_t chosen = 0;
   if (chooses) {
     const Scores<KIND, AWAITED> scores(cta, bias, token);
-    chosen = choose_for_token<KIND, AWAITED>(scores, routes, column, lane);
+    chosen = choose_for_token<KIND, AWAITED>(
+        scores, routes.weights[token], lane,
+        [&](uint32_t expert) { atomicOr(&routes.bits[expert / 32], 1u << expert % 32); });
     if (lane == 0) stream.inverse_rms[token] = scores.inverse_rms;
   }
   cta.sync();
@@ -394,8 +396,8 @@ __device__ __forceinline__ void choose_routes(const Cta& cta, Routes& routes, St
     }
     if (lane < F.top_k) {
       routes.experts[entry] = expert;
-      routes.choices[entry][column] = choice;
-      routes.places[column][entry] = place_of(column * F.top_k + choice);
+      routes.choices[entry][token] = choice;
+      routes.places[token][entry] = place_of(token * F.top_k + choice);
     } else {
       routes.count = entry;
     }

@@ -136,6 +136,7 @@ struct Squares {
   uint4 parts[EACH];
   int lane;
 
+  Squares() = default;
   __device__ __forceinline__ Squares(const Cta& cta, Reader reader, int token)
       : lane(cta.lane()) {
     const float* squares = squares_of(cta.memory, reader, token);
@@ -175,17 +176,32 @@ struct Squares {
   }
 };
 
-// 1 / rms of every token. Synchronised by the caller's next sync.
+// 1 / rms of every token; a warp asks for those of so many tiles at once. Synchronised by the
+// caller's next sync.
+template <int TILES>
 __device__ __forceinline__ void read_norm(const Cta& cta, StreamMemory& stream, Reader reader,
                                           int token_count, float eps) {
+  constexpr int EACH = ceil_div(TILES * TILE_TOKENS, CONSUMER_WARPS);
 #pragma unroll 1
-  for (int token = cta.warp(); token < token_count; token += CONSUMER_WARPS) {
-    const float inverse_rms = Squares(cta, reader, token).inverse_rms(eps);
-    if (cta.lane() == 0) stream.inverse_rms[token] = inverse_rms;
+  for (int first = cta.warp(); first < token_count; first += EACH * CONSUMER_WARPS) {
+    // Behind the last token it is that one again.
+    const auto token = [&](int i) {
+      return i == 0 ? first : smaller(first + i * CONSUMER_WARPS, token_count - 1);
+    };
+    Squares squares[EACH];
+#pragma unroll
+    for (int i = 0; i < EACH; i++) squares[i] = Squares(cta, reader, token(i));
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+      const float inverse_rms = squares[i].inverse_rms(eps);
+      if (cta.lane() == 0 && first + i * CONSUMER_WARPS < token_count)
+        stream.inverse_rms[token(i)] = inverse_rms;
+    }
   }
 }
 
 // What `multiply` does while operands are on their way.
+template <int TILES>
 struct ReadNorm {
   StreamMemory& stream;
   Reader reader;
@@ -193,7 +209,7 @@ struct ReadNorm {
   float eps;
 
   __device__ __forceinline__ void operator()(const Cta& cta) const {
-    read_norm(cta, stream, reader, token_count, eps);
+    read_norm<TILES>(cta, stream, reader, token_count, eps);
   }
 };
 

@@ -105,18 +105,15 @@ struct OperandPages {
 
 // Multiplies one unit with one tile of tokens. `row_of(column)` is the operand row of a column of
 // the batch.
-template <class M, int TILES, bool HELD>
+template <class M, bool HELD>
 struct Multiplier {
-  const char* rows[TILES];
-  OperandChunk held[HELD ? M::STEPS : 1][TILES];
+  const char* row;
+  OperandChunk held[HELD ? M::STEPS : 1][1];
 
   template <class RowOf>
   __device__ __forceinline__ Multiplier(const Cta& cta, uint64_t operand, int row_bytes,
                                         RowOf row_of) {
-#pragma unroll
-    for (int tile = 0; tile < TILES; tile++)
-      rows[tile] = at<const char>(operand) +
-                   operand_row(row_of(tile * TILE_TOKENS + cta.lane() / 4), row_bytes);
+    row = at<const char>(operand) + operand_row(row_of(cta.lane() / 4), row_bytes);
     if constexpr (HELD) {
 #pragma unroll
       for (int step = 0; step < M::STEPS; step++) load(cta, step, held[step]);
@@ -124,9 +121,9 @@ struct Multiplier {
   }
 
   // Of an operand that the producer brings.
-  __device__ __forceinline__ Multiplier(const Cta& cta, Ring& ring) : rows() {
+  __device__ __forceinline__ Multiplier(const Cta& cta, Ring& ring) : row() {
     using Pages = OperandPages<M>;
-    static_assert(HELD && TILES == 1, "pages are given back at once");
+    static_assert(HELD, "pages are given back at once");
     const int part = cta.warp() % M::COLUMN_WARPS;
 #pragma unroll
     for (int first = 0; first < M::STEPS; first += Pages::PAGE_STEPS) {
@@ -139,10 +136,8 @@ struct Multiplier {
     }
   }
 
-  __device__ __forceinline__ void load(const Cta& cta, int step, OperandChunk (&x)[TILES]) const {
-    const int chunk = step * M::COLUMN_WARPS + cta.warp() % M::COLUMN_WARPS;
-#pragma unroll
-    for (int tile = 0; tile < TILES; tile++) x[tile].load(rows[tile], chunk, cta.lane());
+  __device__ __forceinline__ void load(const Cta& cta, int step, OperandChunk (&x)[1]) const {
+    x[0].load(row, step * M::COLUMN_WARPS + cta.warp() % M::COLUMN_WARPS, cta.lane());
   }
 
   // Steps come one after the other; `ahead` is at the page of the last one.
@@ -156,14 +151,14 @@ struct Multiplier {
     chunk.load(ahead.page() + in_page * M::STEP_BYTES + cta.warp() * M::CHUNK_BYTES, cta.lane());
   }
 
-  __device__ __forceinline__ void unit(const Cta& cta, Ring& ring, float (&acc)[TILES][4]) const {
+  __device__ __forceinline__ void unit(const Cta& cta, Ring& ring, float (&acc)[1][4]) const {
     // A chunk is brought while the one before is multiplied.
     Ring ahead = ring;
     Chunk<M::FORMAT> chunk;
     bring(cta, ahead, 0, chunk);
 #pragma unroll(HELD ? M::STEPS : 1)
     for (int step = 0; step < M::STEPS; step++) {
-      OperandChunk x[TILES];
+      OperandChunk x[1];
       if constexpr (!HELD) load(cta, step, x);
       Chunk<M::FORMAT> next = chunk;
       if (step + 1 < M::STEPS) bring(cta, ahead, step + 1, next);
@@ -425,13 +420,13 @@ __device__ __forceinline__ void multiply_tile(const Cta& cta, Ring& ring, Sums& 
   if constexpr (IS_HELD<M>) {
     WeightsAhead<M> ahead(cta, ring);
     meet();
-    const Multiplier<M, 1, true> multiplier(cta, operand, row_bytes, row_of);
+    const Multiplier<M, true> multiplier(cta, operand, row_bytes, row_of);
     walk([&](int unit, float(&acc)[1][4]) {
       ahead.unit(cta, ring, multiplier.held, unit + M::CTAS < M::UNITS, acc);
     });
   } else {
     meet();
-    const Multiplier<M, 1, false> multiplier(cta, operand, row_bytes, row_of);
+    const Multiplier<M, false> multiplier(cta, operand, row_bytes, row_of);
     walk([&](int, float(&acc)[1][4]) { multiplier.unit(cta, ring, acc); });
   }
 }

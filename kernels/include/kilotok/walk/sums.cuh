@@ -5,14 +5,14 @@
 
 namespace kilotok {
 
-// Tiles of tokens that consumers add at a time, and units of one tile that wait for the adders.
+// Sums of single tiles of tokens that consumers add at a time, or that wait for the adders.
 constexpr int SUM_PLACES = 4;
 constexpr int ADDER_WARPS = 3;
 
 // Memory for whatever a phase needs while it runs.
 constexpr int SCRATCH_BYTES = 36864;
 
-// Where the warps' sums meet, `[places][warps][lanes]`, or `[warps][tiles][lanes]`. The parts are
+// Where the warps' sums meet, `[places][warps][lanes]`, or `[warps][places][lanes]`. The parts are
 // at the beginning of the scratch memory.
 struct SumMemory {
   union {
@@ -90,7 +90,8 @@ struct Sums {
     next();
   }
 
-  // Adders: take the sums of the next unit, `use(row tile, 0, lane, values)` as in `add_warps`.
+  // Adders: take the sums of the next unit, `use(row tile, 0, lane, values)`: rows g and g + 8 of
+  // tokens 2q and 2q + 1.
   template <class M, class Use>
   __device__ __forceinline__ void take(const Cta& cta, Use use) {
     wait();

@@ -1,0 +1,463 @@
+// A feed-forward network of experts over several tiles of tokens: every expert's tokens are
+// gathered, so that its weights are read once for every eight of them, whichever tiles they are in.
+//
+//   choose_experts  CTAs choose for different tokens, and write what they chose beside the scores;
+//                   after a grid barrier
+//   gather_routes   every CTA sorts all choices by expert for itself
+//   gate_up         multiplies an expert with the operands of its own tokens; what comes of it are
+//                   the *rows* of the inner operand, in ascending order of experts, then tokens
+//   down            multiplies an expert with its rows, which come with its weights, and adds each
+//                   to what its token has
+//
+// A token's experts are added in the order in which one tile adds them, so its bits are the same.
+#pragma once
+
+#include "kilotok/phase/experts.cuh"
+
+namespace kilotok {
+
+static_assert(TOKENS_MAX <= 64, "two words name any tokens of a batch");
+
+// An entry is an expert and up to eight of its tokens; further ones are the next entry's.
+constexpr int ENTRIES_MAX =
+    smaller(GATHERED_ROWS, EXPERTS_MAX + GATHERED_ROWS / TILE_TOKENS);
+
+struct GatheredRoutes {
+  int count;
+  uint16_t experts[ENTRIES_MAX];
+  // Where an entry's rows begin; it has those up to the next entry's.
+  uint16_t first_rows[ENTRIES_MAX + 1];
+  uint8_t tokens[GATHERED_ROWS];
+  float weights[GATHERED_ROWS];
+};
+
+// Tokens of a set that come before one.
+__device__ __forceinline__ int count_before(const uint2& set, int token) {
+  const uint32_t below = (1u << token % 32) - 1;
+  return token < 32 ? __popc(set.x & below) : __popc(set.x) + __popc(set.y & below);
+}
+
+// Where a row of the inner operand begins that a step of `down` takes.
+__device__ __forceinline__ char* gathered_row(const Memory& memory, int step, int row) {
+  return at<char>(memory.expert_inner) + TILE_INNER_BYTES +
+         static_cast<size_t>(step * GATHERED_ROWS + row) * GATHERED_ROW_BYTES;
+}
+
+// Warps choose for different tokens, first those of different CTAs. Between two grid barriers.
+template <int KIND>
+__device__ __forceinline__ void choose_experts(const Cta& cta, SumMemory& scratch,
+                                               const float* bias, int token_count) {
+  constexpr int TOP_K = FEED_FORWARDS[KIND].top_k;
+  const int lane = cta.lane();
+  float* weights = reinterpret_cast<float*>(scratch.scratch) + cta.warp() * TOP_K;
+#pragma unroll 1
+  for (int token = cta.index() + cta.warp() * GRID; token < token_count;
+       token += CONSUMER_WARPS * GRID) {
+    const Scores<KIND, false> scores(cta, bias, token);
+    const uint32_t chosen =
+        choose_for_token<KIND, false>(scores, weights, lane, [](uint32_t) {});
+    __syncwarp();
+    const int place = chosen & 255;
+    float* to = at<float>(cta.memory.router_scores) + token * SCORES_EACH + CHOSEN + place;
+    if (lane < TOP_K) {
+      ptx::store_l2(reinterpret_cast<uint32_t*>(to), chosen >> 8);
+      ptx::store_l2(reinterpret_cast<uint32_t*>(to) + TOP_K_MAX, __float_as_uint(weights[place]));
+    }
+    __syncwarp();
+  }
+}
+
+// What the sorting of choices needs.
+struct GatherScratch {
+  uint2 sets[larger(EXPERTS_MAX, 1)];
+  uint16_t first_rows[larger(EXPERTS_MAX, 1)];
+  // Of each warp's experts: rows, and entries times ENTRY.
+  uint32_t counts[CONSUMER_WARPS];
+};
+static_assert(sizeof(GatherScratch) <= SCRATCH_BYTES, "it fits the sums' place");
+constexpr uint32_t ENTRY = 1 << 16;
+
+// The choices that a thread sorts.
+template <int KIND>
+struct Choices {
+  static constexpr int TOP_K = FEED_FORWARDS[KIND].top_k;
+  static constexpr int EACH = ceil_div(TOKENS_MAX * TOP_K, CONSUMERS);
+  int count, thread;
+  uint32_t experts[EACH];
+  float weights[EACH];
+
+  __device__ __forceinline__ Choices(const Cta& cta, int token_count)
+      : count(token_count * TOP_K), thread(cta.thread()) {
+    const float* scores = at<const float>(cta.memory.router_scores);
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+      // Behind the last one it is that one again.
+      const int choice = smaller(thread + i * CONSUMERS, count - 1);
+      const float* chosen = scores + choice / TOP_K * SCORES_EACH + CHOSEN + choice % TOP_K;
+      experts[i] = __float_as_uint(ptx::load_l2(chosen));
+      weights[i] = ptx::load_l2(chosen + TOP_K_MAX);
+    }
+  }
+
+  __device__ __forceinline__ bool is_there(int i) const { return thread + i * CONSUMERS < count; }
+  __device__ __forceinline__ int token(int i) const { return (thread + i * CONSUMERS) / TOP_K; }
+};
+
+// The sum of a value over the lanes before this one, and over all.
+__device__ __forceinline__ uint32_t sum_before(uint32_t value, int lane, uint32_t& all) {
+  uint32_t sum = value;
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const uint32_t other = __shfl_sync(~0u, sum, larger(lane - distance, 0));
+    if (lane >= distance) sum += other;
+  }
+  all = __shfl_sync(~0u, sum, 31);
+  return sum - value;
+}
+
+// A thread's expert: writes its entries, of which `before` says how many others come first.
+template <int KIND>
+__device__ __forceinline__ void write_entries(GatheredRoutes& routes, GatherScratch& scratch,
+                                              int expert, uint32_t before, int row_count) {
+  const int row = before % ENTRY;
+  int entry = before / ENTRY;
+  scratch.first_rows[expert] = row;
+  for (int i = 0; i < row_count; i += TILE_TOKENS, entry++) {
+    routes.experts[entry] = expert;
+    routes.first_rows[entry] = row + i;
+  }
+  if (expert != FEED_FORWARDS[KIND].experts - 1) return;
+  routes.count = entry;
+  routes.first_rows[entry] = row + row_count;
+}
+
+// Who goes where: all choices by expert, then token. In every CTA the same.
+template <int KIND>
+__device__ __forceinline__ void gather_routes(const Cta& cta, GatheredRoutes& routes,
+                                              SumMemory& memory, StreamMemory& stream,
+                                              int token_count) {
+  constexpr int EXPERTS = FEED_FORWARDS[KIND].experts;
+  // Neighbouring experts that one thread counts.
+  constexpr int EACH = ceil_div(EXPERTS, CONSUMERS);
+  GatherScratch& scratch = *reinterpret_cast<GatherScratch*>(memory.scratch);
+  const Choices<KIND> choices(cta, token_count);
+  for (int i = cta.thread(); i < EXPERTS; i += CONSUMERS) scratch.sets[i] = make_uint2(0, 0);
+  for (int i = cta.thread(); i < token_count; i += CONSUMERS)
+    stream.inverse_rms[i] = ptx::load_l2(at<const float>(cta.memory.router_scores) +
+                                         i * SCORES_EACH + EXPERTS);
+  cta.sync();
+#pragma unroll
+  for (int i = 0; i < Choices<KIND>::EACH; i++) {
+    if (!choices.is_there(i)) continue;
+    uint2& set = scratch.sets[choices.experts[i]];
+    const int token = choices.token(i);
+    atomicOr(token < 32 ? &set.x : &set.y, 1u << token % 32);
+  }
+  cta.sync();
+  const int first = cta.thread() * EACH;
+  uint32_t counts[EACH], own = 0;
+#pragma unroll
+  for (int i = 0; i < EACH; i++) {
+    const uint2 set = first + i < EXPERTS ? scratch.sets[first + i] : make_uint2(0, 0);
+    const int rows = __popc(set.x) + __popc(set.y);
+    counts[i] = rows + ceil_div(rows, TILE_TOKENS) * ENTRY;
+    own += counts[i];
+  }
+  uint32_t of_warp, before = sum_before(own, cta.lane(), of_warp);
+  if (cta.lane() == 0) scratch.counts[cta.warp()] = of_warp;
+  cta.sync();
+  for (int warp = 0; warp < cta.warp(); warp++) before += scratch.counts[warp];
+#pragma unroll
+  for (int i = 0; i < EACH; i++) {
+    if (first + i < EXPERTS)
+      write_entries<KIND>(routes, scratch, first + i, before, counts[i] % ENTRY);
+    before += counts[i];
+  }
+  cta.sync();
+#pragma unroll
+  for (int i = 0; i < Choices<KIND>::EACH; i++) {
+    if (!choices.is_there(i)) continue;
+    const uint32_t expert = choices.experts[i];
+    const int token = choices.token(i);
+    const int row = scratch.first_rows[expert] + count_before(scratch.sets[expert], token);
+    routes.tokens[row] = token;
+    routes.weights[row] = choices.weights[i];
+  }
+  cta.sync();
+}
+
+// Units of an entry that a CTA takes at a time, as each entry has other operands.
+constexpr int ENTRY_UNITS = 2;
+
+// Producer: brings units of gate and up until none is left; the first of each CTA are known, the
+// rest goes to who is free. `taken` is how often units were asked for before, by all CTAs.
+template <int KIND>
+__device__ __forceinline__ void produce_gate_up(const Cta& cta, Ring& ring,
+                                                const GatheredRoutes& routes, uint64_t address,
+                                                uint32_t& taken) {
+  using M = GateUpMatrix<KIND>;
+  constexpr int EACH = ceil_div(M::UNITS, ENTRY_UNITS);
+  const int count = routes.count * EACH;
+#pragma unroll 1
+  for (int work = cta.index(); work < count;) {
+    const int entry = work / EACH, first = work % EACH * ENTRY_UNITS;
+#pragma unroll 1
+    for (int unit = first; unit < smaller(first + ENTRY_UNITS, M::UNITS); unit++)
+      produce_unit<KIND>(ring, address, routes.experts[entry], entry * M::UNITS + unit);
+    work = GRID + static_cast<int>(ptx::add_relaxed(cta.counter(Counter::UnitsTaken), 1) - taken);
+  }
+  ring.open(0, NO_UNIT);
+  ring.next();
+  // All but the first were asked for, and by every CTA that had one, one more in vain.
+  taken += count;
+}
+
+// Consumers: gate and up of all experts.
+template <int KIND>
+__device__ __forceinline__ void gate_up(const Cta& cta, Ring& ring, Sums& sums,
+                                        const GatheredRoutes& routes) {
+  using M = GateUpMatrix<KIND>;
+  int unit = ring.take_unit();
+#pragma unroll 1
+  while (unit != NO_UNIT) {
+    const int entry = unit / M::UNITS, first = routes.first_rows[entry];
+    const int last = routes.first_rows[entry + 1] - 1;
+    // Of columns without a token nobody wants the products.
+    const Multiplier<M, IS_HELD<M>> multiplier(
+        cta, cta.memory.normed, NORMED_BYTES,
+        [&](int column) { return routes.tokens[smaller(first + column, last)]; });
+#pragma unroll 1
+    do {
+      float acc[1][4] = {};
+      multiplier.unit(cta, ring, acc);
+      sums.put(cta, acc[0], unit);
+      unit = ring.take_unit();
+    } while (unit != NO_UNIT && unit / M::UNITS == entry);
+  }
+  ring.release(cta.lane());
+  const float nothing[4] = {};
+  sums.put(cta, nothing, NO_UNIT);
+  sums.drain(cta);
+}
+
+// Adders: write silu(gate) * up * weight.
+template <int KIND>
+__device__ __forceinline__ void add_gate_up(const Cta& cta, Sums& sums, const StreamMemory& stream,
+                                            const GatheredRoutes& routes) {
+  using M = GateUpMatrix<KIND>;
+  constexpr FeedForward F = FEED_FORWARDS[KIND];
+#pragma unroll 1
+  for (int unit = sums.wait(); unit != NO_UNIT; unit = sums.wait())
+    sums.take<M>(cta, [&](int, int, int lane, const float4& v) {
+      const int entry = unit / M::UNITS, value = unit % M::UNITS * 8 + lane / 4;
+      if (value >= F.width) return;
+      constexpr int STEP = GATHERED_STEP_BYTES / 2;
+#pragma unroll
+      for (int j = 0; j < 2; j++) {
+        const int row = routes.first_rows[entry] + lane % 4 * 2 + j;
+        if (row >= routes.first_rows[entry + 1]) continue;
+        const float scale = stream.inverse_rms[routes.tokens[row]];
+        const float gate = (j == 0 ? v.x : v.y) * scale, up = (j == 0 ? v.z : v.w) * scale;
+        char* to = gathered_row(cta.memory, value / STEP, row) + value % STEP / 32 * 64;
+        *reinterpret_cast<uint16_t*>(to + half_offset(value)) = ptx::to_bf16(
+            silu(gate) * up * routes.weights[row] * operand_scale(F.format));
+      }
+    });
+  sums.leave(cta);
+}
+
+// The pages of down. An item is a step of an entry. A page has the weights of as many items as fit
+// with all their rows, and behind them these rows: one run where an entry has one step, else each
+// item's in its own place.
+template <int KIND>
+struct DownPages {
+  using M = DownMatrix<KIND>;
+  static constexpr int ITEM_ROWS_BYTES = TILE_TOKENS * GATHERED_ROW_BYTES;
+  static constexpr int ITEMS = PAGE_BYTES / (M::STEP_BYTES + ITEM_ROWS_BYTES);
+  static constexpr int ROWS_AT = ITEMS * M::STEP_BYTES;
+  static constexpr bool ONE_RUN = M::STEPS == 1;
+  static_assert(ITEMS > 0, "an item fits a page");
+  const GatheredRoutes& routes;
+
+  __device__ __forceinline__ int item_count() const { return routes.count * M::STEPS; }
+  __device__ __forceinline__ int count() const { return ceil_div(item_count(), ITEMS); }
+  // Items of a page.
+  __device__ __forceinline__ int items_of(int page) const {
+    return smaller(item_count() - page * ITEMS, ITEMS);
+  }
+  // The entry of a page's item; behind the last one there are more, without rows.
+  __device__ __forceinline__ int entry(int page, int place) const {
+    return smaller((page * ITEMS + place) / M::STEPS, routes.count);
+  }
+  static __device__ __forceinline__ int step(int page, int place) {
+    return (page * ITEMS + place) % M::STEPS;
+  }
+  // Its first row, and the one behind its last.
+  __device__ __forceinline__ int first_row(int page, int place) const {
+    return routes.first_rows[entry(page, place)];
+  }
+  __device__ __forceinline__ int end_row(int page, int place) const {
+    return ONE_RUN ? first_row(page, place + 1)
+                   : routes.first_rows[smaller(entry(page, place) + 1, routes.count)];
+  }
+};
+
+// Producer of an owner: a page's weights. Addresses come first, so that none is waited for alone.
+template <int KIND>
+__device__ __forceinline__ void open_down(const Cta& cta, const Ring& ring,
+                                          const DownPages<KIND>& pages, uint64_t address,
+                                          int page) {
+  using P = DownPages<KIND>;
+  using M = typename P::M;
+  const int items = pages.items_of(page);
+  const char* from[P::ITEMS];
+  int rows = 0;
+#pragma unroll
+  for (int place = 0; place < P::ITEMS; place++) {
+    const int entry = pages.entry(page, place);
+    from[place] = at<const char>(address) +
+                  pages.routes.experts[smaller(entry, ENTRIES_MAX - 1)] * M::BYTES +
+                  static_cast<size_t>(cta.index()) * M::UNIT_BYTES +
+                  P::step(page, place) * M::STEP_BYTES;
+    rows += pages.end_row(page, place) - pages.first_row(page, place);
+  }
+  ring.open(items * M::STEP_BYTES + rows * GATHERED_ROW_BYTES);
+#pragma unroll
+  for (int place = 0; place < P::ITEMS; place++)
+    if (place < items) ring.bring(from[place], place * M::STEP_BYTES, M::STEP_BYTES);
+}
+
+// The rows behind them.
+template <int KIND>
+__device__ __forceinline__ void bring_rows(const Cta& cta, const Ring& ring,
+                                           const DownPages<KIND>& pages, int page) {
+  using P = DownPages<KIND>;
+  const auto bring = [&](int place, int end) {
+    const int first = pages.first_row(page, place);
+    ring.bring_operand(gathered_row(cta.memory, P::step(page, place), first),
+                       P::ROWS_AT + place * P::ITEM_ROWS_BYTES,
+                       (end - first) * GATHERED_ROW_BYTES);
+  };
+  if constexpr (P::ONE_RUN)
+    bring(0, pages.first_row(page, P::ITEMS));
+  else
+    for (int place = 0; place < pages.items_of(page); place++)
+      bring(place, pages.end_row(page, place));
+}
+
+// Producer of an owner: the weights of the first pages come while gate and up still make the rows.
+// These are the launch's `count`th operand, as `wait_operand` counts.
+template <int KIND>
+__device__ __forceinline__ void produce_down(const Cta& cta, Ring& ring,
+                                             const GatheredRoutes& routes, uint64_t address,
+                                             uint32_t count) {
+  const DownPages<KIND> pages = {routes};
+  const int opened = smaller(PAGE_COUNT, pages.count());
+  Ring ahead = ring;
+#pragma unroll 1
+  for (int page = 0; page < opened; page++, ahead.next())
+    open_down<KIND>(cta, ahead, pages, address, page);
+  wait_operand(cta, count);
+#pragma unroll 1
+  for (int page = 0; page < pages.count(); page++, ring.next()) {
+    if (page >= opened) open_down<KIND>(cta, ring, pages, address, page);
+    bring_rows<KIND>(cta, ring, pages, page);
+  }
+}
+
+// What a warp has added up of each token, `[tokens][8]` of its rows g and g + 8: of the first warps
+// in the scratch memory, of the others where the sums will be.
+constexpr int TOTALS_BYTES = TOKENS_MAX * 16 * 4;
+constexpr int SCRATCH_TOTALS = SCRATCH_BYTES / TOTALS_BYTES;
+static_assert(larger(CONSUMER_WARPS - SCRATCH_TOTALS, 0) * TOTALS_BYTES <=
+                  static_cast<int>(sizeof(StreamMemory::part)),
+              "all warps have their place");
+__device__ __forceinline__ float2* totals_of(SumMemory& scratch, StreamMemory& stream, int warp) {
+  char* totals = warp < SCRATCH_TOTALS
+                     ? scratch.scratch + warp * TOTALS_BYTES
+                     : reinterpret_cast<char*>(stream.part) +
+                           (warp - SCRATCH_TOTALS) * TOTALS_BYTES;
+  return reinterpret_cast<float2*>(totals);
+}
+
+// Adds what the warps have of the same rows into `stream.part`.
+template <class M>
+__device__ __forceinline__ void add_totals(const Cta& cta, SumMemory& scratch,
+                                           StreamMemory& stream) {
+  constexpr int EACH = TOKENS_MAX * OWNER_ROWS / CONSUMERS;
+  static_assert(TOKENS_MAX * OWNER_ROWS % CONSUMERS == 0, "threads have as many values");
+  float sums[EACH];
+  cta.sync();
+#pragma unroll
+  for (int i = 0; i < EACH; i++) {
+    const int value = cta.thread() + i * CONSUMERS, row = value % OWNER_ROWS;
+    const int place = (value / OWNER_ROWS * 8 + row % 8) * 2 + row % 16 / 8;
+    sums[i] = 0;
+#pragma unroll
+    for (int part = 0; part < M::COLUMN_WARPS; part++) {
+      const float2* totals = totals_of(scratch, stream, row / 16 * M::COLUMN_WARPS + part);
+      const float total = reinterpret_cast<const float*>(totals)[place];
+      sums[i] = part == 0 ? total : sums[i] + total;
+    }
+  }
+  cta.sync();
+#pragma unroll
+  for (int i = 0; i < EACH; i++)
+    reinterpret_cast<float*>(stream.part)[cta.thread() + i * CONSUMERS] = sums[i];
+}
+
+// Owners: sum the experts into `stream.part`.
+template <int KIND>
+__device__ __forceinline__ void down(const Cta& cta, Ring& ring, SumMemory& scratch,
+                                     StreamMemory& stream, const GatheredRoutes& routes) {
+  using P = DownPages<KIND>;
+  using M = typename P::M;
+  const int part = cta.warp() % M::COLUMN_WARPS, lane = cta.lane();
+  float2* totals = totals_of(scratch, stream, cta.warp());
+  for (int i = lane; i < TOKENS_MAX * 8; i += 32) totals[i] = make_float2(0, 0);
+  const P pages = {routes};
+  const int page_count = pages.count();
+#pragma unroll 1
+  for (int page = 0; page < page_count; page++) {
+    Chunk<M::FORMAT> chunks[P::ITEMS];
+    OperandChunk x[P::ITEMS][1];
+    // Of a lane's two tokens: what it has, and whether it has any.
+    float2* own[P::ITEMS][2];
+    bool there[P::ITEMS][2];
+    int rows[P::ITEMS];
+#pragma unroll
+    for (int place = 0; place < P::ITEMS; place++) {
+      const int first = pages.first_row(page, place), end = pages.end_row(page, place);
+      rows[place] = P::ONE_RUN ? first - pages.first_row(page, 0) : place * TILE_TOKENS;
+#pragma unroll
+      for (int j = 0; j < 2; j++) {
+        const int row = first + lane % 4 * 2 + j;
+        there[place][j] = row < end;
+        own[place][j] = totals + routes.tokens[row < end ? row : 0] * 8 + lane / 4;
+      }
+    }
+    const uint32_t taken = ring.take();
+    // Rows that an entry does not have are whatever lies there: nobody wants their products.
+#pragma unroll
+    for (int place = 0; place < P::ITEMS; place++) {
+      chunks[place].load(taken + place * M::STEP_BYTES + cta.warp() * M::CHUNK_BYTES, lane);
+      x[place][0].load_run(
+          taken + P::ROWS_AT + (rows[place] + lane / 4) * GATHERED_ROW_BYTES, part, lane);
+    }
+    ring.release(lane);
+#pragma unroll
+    for (int place = 0; place < P::ITEMS; place++) {
+      __syncwarp();
+      const float2 was[2] = {*own[place][0], *own[place][1]};
+      float sums[1][4] = {{was[0].x, was[1].x, was[0].y, was[1].y}};
+      chunks[place].multiply(sums, x[place]);
+      __syncwarp();
+#pragma unroll
+      for (int j = 0; j < 2; j++)
+        if (there[place][j]) *own[place][j] = make_float2(sums[0][j], sums[0][j + 2]);
+    }
+  }
+  add_totals<M>(cta, scratch, stream);
+}
+
+}  // namespace kilotok
