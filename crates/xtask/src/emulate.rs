@@ -28,7 +28,7 @@ const SUITE: Program = Program { name: "gpu", kind: "test", target: "gpu" };
 const SHORT: [&str; 6] = [
     "cuda_flash::order",
     "cuda_flash::places",
-    "cuda_pro::drops",
+    "cuda_wide_experts::drops",
     "cuda_pro_8_ranks::order",
     "cuda_wide_experts::order",
     "phases::",
