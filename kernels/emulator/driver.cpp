@@ -76,10 +76,6 @@ struct Function {
   size_t argument_bytes;
 };
 
-struct Event {
-  double milliseconds;
-};
-
 std::vector<std::unique_ptr<Device>>& devices() {
   static auto& all = *[] {
     auto* made = new std::vector<std::unique_ptr<Device>>;
@@ -273,25 +269,6 @@ int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, Stream* stream) 
 
 int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, Stream* stream) {
   return then(stream, [=] { std::memset(reinterpret_cast<void*>(to), value, bytes); });
-}
-
-int cuEventCreate(Event** event, unsigned) {
-  *event = new Event{0};
-  return state();
-}
-
-int cuEventDestroy_v2(Event* event) {
-  delete event;
-  return SUCCESS;
-}
-
-int cuEventRecord(Event* event, Stream* stream) {
-  return then(stream, [=] { event->milliseconds = emulator::nanoseconds() * 1e-6; });
-}
-
-int cuEventElapsedTime_v2(float* milliseconds, const Event* start, const Event* end) {
-  *milliseconds = static_cast<float>(end->milliseconds - start->milliseconds);
-  return state();
 }
 
 int cuModuleLoadData(Module** loaded, const void* image) {

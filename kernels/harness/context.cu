@@ -87,6 +87,7 @@ struct ContextCheck {
     memory.barrier = buffers.take(COUNTERS * COUNTER_BYTES);
     memory.trace = buffers.take(STAMPS_MAX * sizeof(Stamped));
     memory.fault = fault_address();
+    memory.moments = buffers.take(sizeof(Moments));
     memory.wait_max_ms = wait_max_ms();
   }
 

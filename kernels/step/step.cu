@@ -51,11 +51,17 @@ __device__ __forceinline__ void run(const Memory& memory) {
   }
 }
 
+// The drafter has come so far; what comes later in a step says so again.
+__device__ __forceinline__ void note_drafted(const Memory& memory) {
+  if (threadIdx.x == 0 && ptx::cta_index() == 0 && cta_shared().batch.token_count() > 0)
+    at<Moments>(memory.moments)->drafted = ptx::nanoseconds();
+}
+
 }  // namespace kilotok
 
 using namespace kilotok;
 
-// What a launch of a kernel here must ask for.
+// What a launch of a kernel here must ask for, but for that of the plan.
 static_assert(sizeof(VerifyShared) <= sizeof(Shared), "a kernel gets as much as any other");
 // 227 KB, of which the kernels' own variables take a little.
 constexpr int SHARED_MAX = 227 * 1024 - 256;
@@ -64,6 +70,21 @@ extern "C" __device__ const unsigned SHARED_BYTES = sizeof(Shared);
 extern "C" __device__ const unsigned THREAD_COUNT = THREADS;
 // Tokens that kernels take which have another one, called so and `_many`, for more.
 extern "C" __device__ const unsigned ONE_TILE = TILE_TOKENS;
+
+// Takes a step's plan from the host's memory to where the other kernels look for it, and says that
+// the bell was heard. PLAN_CTA_BYTES for each CTA.
+constexpr int PLAN_THREADS = PLAN_CTA_BYTES / sizeof(uint4);
+extern "C" __global__ void __launch_bounds__(PLAN_THREADS)
+    take_plan(const __grid_constant__ PlanMemory plan) {
+  const uint32_t now = ptx::nanoseconds();
+  const uint32_t place = ptx::cta_index() * PLAN_CTA_BYTES + threadIdx.x * sizeof(uint4);
+  if (place == 0) ptx::store_release_system(at<uint32_t>(plan.heard), plan.number);
+  if (place >= plan.bytes) return;
+  const uint4 words = ptx::load_system(at<const char>(plan.from) + place);
+  ptx::store_l2(at<char>(plan.to) + place, words);
+  // A plan without tokens is one that nobody asks for.
+  if (place == 0 && words.x > 0) at<Moments>(plan.moments)->begun = now;
+}
 
 // Each pass is there twice, for one tile of tokens and for more: as one kernel they would fit
 // neither the registers nor the instruction cache.
@@ -91,18 +112,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     draft_context(const __grid_constant__ Memory memory) {
   run<Context<1>>(memory);
+  note_drafted(memory);
 }
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     draft_context_many(const __grid_constant__ Memory memory) {
   run<Context<TILES_MAX>>(memory);
+  note_drafted(memory);
 }
 
 // The drafter's layers over draft rows, to the likeliest tokens at the wanted ones.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     draft_rows(const __grid_constant__ Memory memory) {
   run<Pass<true, 1>>(memory);
+  note_drafted(memory);
 }
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     draft_rows_many(const __grid_constant__ Memory memory) {
   run<Pass<true, TILES_MAX>>(memory);
+  note_drafted(memory);
 }

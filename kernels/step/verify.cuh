@@ -22,13 +22,13 @@ struct DraftBatch {
   uint32_t wanted[TOKENS_MAX];
 };
 
-// Begins a row's draft with its newest token: the one chosen last, or, where none could be chosen,
-// the last known one, of whose drafts nobody hears.
-__device__ __forceinline__ void begin_draft(const Cta& cta, const SampleMemory& memory, int index) {
+// Begins a row's draft with its newest token: the last of those chosen, or, where none could be
+// chosen, the last known one, of whose drafts nobody hears.
+__device__ __forceinline__ void begin_draft(const Cta& cta, const SampleMemory& memory, int index,
+                                            uint32_t chosen_count, const Resolved* chosen) {
   const SampleRow& row = at<const SampleRow>(memory.rows)[index];
   if (row.draft == NO_TOKEN || cta.thread() >= DRAFT_ROWS) return;
   const BatchRow& batch = at<const BatchRow>(cta.memory.rows)[index];
-  const uint32_t chosen_count = at<const RowChoice>(memory.row_choices)[index].token_count;
   const uint32_t start = batch.start + row.known_count + chosen_count - 1;
   DraftBatch& draft = at<DraftBatch>(memory.drafts)[row.draft / DraftBatch::DRAFTS];
   BatchRow& own = draft.rows[row.draft % DraftBatch::DRAFTS];
@@ -39,12 +39,9 @@ __device__ __forceinline__ void begin_draft(const Cta& cta, const SampleMemory& 
   if (chosen_count == 0) {
     const BatchToken* tokens = at<const BatchToken>(cta.memory.tokens) + batch.first;
     token.token = tokens[row.known_count - 1].token;
-    return;
+  } else {
+    token.token = chosen[chosen_count - 1].token;
   }
-  // The sampled tokens are the last of the row's wanted ones.
-  const uint32_t sampled = row.wanted_count - (batch.count - row.known_count + 1);
-  const uint32_t* chosen = at<const uint32_t>(memory.chosen) + row.wanted_first + sampled;
-  token.token = chosen[chosen_count - 1];
 }
 
 __device__ __forceinline__ void choose_tokens(const VerifyMemory& arguments,
@@ -69,9 +66,13 @@ __device__ __forceinline__ void choose_tokens(const VerifyMemory& arguments,
   sample(cta, sampling, shared.sample, wanted_count, parts);
   cta.stamp(Stamp::Sample);
   cta.sync_grid();
-  verify(cta, sampling, shared.verify, row_count, parts);
-  if constexpr (DRAFT_ROWS > 0)
-    for (int row = cta.index(); row < row_count; row += GRID) begin_draft(cta, sampling, row);
+  verify_rows(cta, sampling, shared.verify, row_count, parts,
+              [&](int row, uint32_t chosen_count, const Resolved* chosen) {
+                if constexpr (DRAFT_ROWS > 0)
+                  begin_draft(cta, sampling, row, chosen_count, chosen);
+              });
+  if (cta.index() == 0 && cta.thread() == 0)
+    at<Moments>(memory.moments)->verified = ptx::nanoseconds();
   cta.stamp(Stamp::Accept);
   cta.stamp(Stamp::Ended);
 }

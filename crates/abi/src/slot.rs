@@ -198,7 +198,7 @@ abi_struct! {
 
 abi_struct! {
     /// What the kernel that chooses tokens is given.
-    pub struct VerifyMemory : 464 {
+    pub struct VerifyMemory : 472 {
         pub memory: Memory,
         pub sampling: SampleMemory,
     }

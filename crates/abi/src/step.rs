@@ -9,6 +9,8 @@ pub const RANKS_MAX: usize = 8;
 pub const GROUPS_MAX: usize = 4;
 /// Of a counter that all CTAs use: a line of the cache for itself.
 pub const COUNTER_BYTES: usize = 128;
+/// Of a plan, what one CTA takes from the host's memory.
+pub const PLAN_CTA_BYTES: usize = 4096;
 /// Counters of a launch: `Counter` of `kernels/include/kilotok/cta.cuh`.
 pub const COUNTERS: usize = 3;
 
@@ -91,7 +93,7 @@ abi_struct! {
 
 abi_struct! {
     /// Where everything lies on a rank.
-    pub struct Memory : 304 {
+    pub struct Memory : 312 {
         /// The batch: a [`Batch`], then arrays.
         pub batch: u64,
         pub tokens: u64,
@@ -164,6 +166,37 @@ abi_struct! {
         pub exchange: u64,
         /// [`crate::Stamped`] of this launch, in kernels that make stamps, else 0.
         pub trace: u64,
+        /// [`Moments`] in the host's memory.
+        pub moments: u64,
+    }
+}
+
+abi_struct! {
+    /// What the kernel that takes a step's plan is given.
+    pub struct PlanMemory : 40 {
+        /// The plan in the host's memory, which begins with the target's [`Batch`].
+        pub from: u64,
+        /// Where kernels look for it.
+        pub to: u64,
+        /// A word of the host's memory that becomes `number`.
+        pub heard: u64,
+        /// [`Moments`] in the host's memory.
+        pub moments: u64,
+        /// A multiple of 16.
+        pub bytes: u32,
+        pub number: u32,
+    }
+}
+
+abi_struct! {
+    /// When a step came how far, in nanoseconds of the GPU's clock, their low words.
+    pub struct Moments : 16 {
+        pub begun: u32,
+        /// Its tokens were chosen.
+        pub verified: u32,
+        /// Its drafts were.
+        pub drafted: u32,
+        pub reserved: u32,
     }
 }
 

@@ -1,12 +1,9 @@
 //! What a chain of launches is made for. The next step's chain waits on the GPUs before its plan is
 //! known; whether the plan fits is a question of a few numbers.
 
-use crate::upload::Upload;
+use kilotok_abi::PLAN_CTA_BYTES;
 
-/// The bytes of a plan are rounded up to a multiple of this, so that a plan whose pages become more
-/// seldom has no room: these are pages of 16,384 tokens of one group. A copy of so many takes no
-/// longer than one of a few.
-const UPLOAD_STEP: usize = 4096;
+use crate::upload::Upload;
 
 /// Which of two kernels: that for one tile of tokens, or for more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,30 +26,21 @@ pub(crate) struct Shape {
     /// Of each batch of drafts.
     pub(crate) drafts: Vec<Tiles>,
     pub(crate) upload_bytes: usize,
-    pub(crate) result_bytes: usize,
 }
 
 impl Shape {
     /// What a step needs.
-    pub(crate) fn of(
-        upload: &Upload,
-        tile_tokens: usize,
-        upload_bytes: usize,
-        result_bytes: usize,
-    ) -> Self {
+    pub(crate) fn of(upload: &Upload, tile_tokens: usize, upload_bytes: usize) -> Self {
         let tiles = |token_count| Tiles::of(token_count, tile_tokens);
         let drafts = upload.drafts.iter().map(|batch| tiles(batch.token_count()));
-        Self {
-            target: tiles(upload.target.token_count()),
-            drafts: drafts.collect(),
-            upload_bytes,
-            result_bytes,
-        }
+        Self { target: tiles(upload.target.token_count()), drafts: drafts.collect(), upload_bytes }
     }
 
-    /// The shape of a chain ahead of this one: most steps are like the one before.
+    /// The shape of a chain ahead of this one: most steps are like the one before. All of what the
+    /// last CTA can take of a plan, so that a plan whose pages become more seldom has no room: they
+    /// are pages of 16,384 tokens of one group.
     pub(crate) fn ahead(&self, upload_bytes_max: usize) -> Self {
-        let upload_bytes = self.upload_bytes.next_multiple_of(UPLOAD_STEP).min(upload_bytes_max);
+        let upload_bytes = self.upload_bytes.next_multiple_of(PLAN_CTA_BYTES).min(upload_bytes_max);
         Self { upload_bytes, ..self.clone() }
     }
 
@@ -62,7 +50,6 @@ impl Shape {
         self.target == step.target
             && self.drafts.starts_with(&step.drafts)
             && self.upload_bytes >= step.upload_bytes
-            && self.result_bytes >= step.result_bytes
     }
 }
 
@@ -73,12 +60,7 @@ mod tests {
     const UPLOAD_MAX: usize = 10_000;
 
     fn step() -> Shape {
-        Shape {
-            target: Tiles::One,
-            drafts: vec![Tiles::Many, Tiles::One],
-            upload_bytes: 5000,
-            result_bytes: 300,
-        }
+        Shape { target: Tiles::One, drafts: vec![Tiles::Many, Tiles::One], upload_bytes: 5000 }
     }
 
     #[test]
@@ -95,7 +77,7 @@ mod tests {
         assert!(ahead.fits(&step()));
         assert!(ahead.fits(&Shape { upload_bytes: 8192, ..step() }), "its pages may grow a little");
         assert!(ahead.fits(&Shape { drafts: vec![Tiles::Many], ..step() }), "one batch is empty");
-        assert!(ahead.fits(&Shape { drafts: Vec::new(), result_bytes: 0, ..step() }));
+        assert!(ahead.fits(&Shape { drafts: Vec::new(), ..step() }));
         assert_eq!(ahead.ahead(UPLOAD_MAX), ahead, "no guess of a guess is larger");
     }
 
@@ -107,7 +89,6 @@ mod tests {
             Shape { drafts: vec![Tiles::One], ..step() },
             Shape { drafts: vec![Tiles::Many, Tiles::One, Tiles::One], ..step() },
             Shape { upload_bytes: 8193, ..step() },
-            Shape { result_bytes: 301, ..step() },
         ] {
             assert!(!ahead.fits(&step), "{step:?}");
         }

@@ -358,53 +358,6 @@ impl Drop for Device {
     }
 }
 
-/// A moment in what a GPU does.
-pub(crate) struct Event {
-    device: Arc<Device>,
-    handle: sys::CUevent,
-}
-
-// SAFETY: a handle that any thread may use when the context is current.
-unsafe impl Send for Event {}
-
-impl Event {
-    pub(crate) fn new(device: &Arc<Device>) -> Result<Self> {
-        device.enter()?;
-        let mut handle = ptr::null_mut();
-        // SAFETY: writes a handle.
-        unsafe {
-            call!(cuEventCreate(&raw mut handle, sys::CUevent_flags::CU_EVENT_DEFAULT as u32))
-        }?;
-        Ok(Self { device: device.clone(), handle })
-    }
-
-    /// Is when everything that was started before is done.
-    pub(crate) fn record(&self) -> Result<()> {
-        self.device.enter()?;
-        // SAFETY: event and stream are of one context.
-        unsafe { call!(cuEventRecord(self.handle, self.device.stream)) }
-    }
-
-    /// Milliseconds from an earlier one; both have come.
-    pub(crate) fn since(&self, earlier: &Self) -> Result<f32> {
-        self.device.enter()?;
-        let mut milliseconds = 0.0;
-        // SAFETY: writes a number.
-        unsafe {
-            call!(cuEventElapsedTime_v2(&raw mut milliseconds, earlier.handle, self.handle))?;
-        }
-        Ok(milliseconds)
-    }
-}
-
-impl Drop for Event {
-    fn drop(&mut self) {
-        let _ = self.device.enter();
-        // SAFETY: made in `new`.
-        let _ = unsafe { sys::cuEventDestroy_v2(self.handle) };
-    }
-}
-
 /// Machine code on a GPU.
 pub(crate) struct Module {
     device: Arc<Device>,

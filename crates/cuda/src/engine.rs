@@ -45,8 +45,8 @@ pub struct CudaEngine {
     pub(crate) ahead: Option<Shape>,
     /// The step in flight, and its chain.
     pub(crate) in_flight: InFlight<InFlightStep>,
-    /// The last chain waited for, until another one is started that has its events.
-    pub(crate) ended: Option<u32>,
+    /// Of the last step waited for.
+    pub(crate) times: Option<StepTimes>,
     /// What broke a GPU. Nothing runs on it after that.
     pub(crate) broken: Option<EngineError>,
 }
@@ -64,7 +64,6 @@ pub(crate) struct HostMemory {
     pub(crate) mailboxes: [Pinned; 2],
     pub(crate) upload_places: Places,
     pub(crate) lists: Pinned,
-    pub(crate) results: Pinned,
     pub(crate) result_places: ResultPlaces,
     /// Where the slots' tables are in every rank's memory.
     pub(crate) tables: SampleMemory,
@@ -85,23 +84,19 @@ const RECORDS_MAX: Duration = Duration::from_millis(50);
 
 impl CudaEngine {
     /// Begins what does the step, and starts what may do the next.
-    fn start_step(&mut self, upload: &Upload, asked: &Asked) -> Result<Watch, EngineError> {
-        let started = self.try_start_step(upload, asked);
+    fn start_step(&mut self, upload: &Upload) -> Result<Watch, EngineError> {
+        let started = self.try_start_step(upload);
         started.map_err(|error| self.cause(Some(error)))
     }
 
-    fn try_start_step(&mut self, upload: &Upload, asked: &Asked) -> Result<Watch, EngineError> {
-        self.ended = None;
+    fn try_start_step(&mut self, upload: &Upload) -> Result<Watch, EngineError> {
+        self.times = None;
         let exchanges = (self.exchanges, self.exchanges_max);
         let launches = self.host.upload_places.passes() as u32;
         self.exchanges = self.exchanges.wrapping_add(self.exchanges_max * launches);
         self.host.lists.write()[..upload.lists.len()].copy_from_slice(&upload.lists);
-        let step = Shape::of(
-            upload,
-            self.ranks[0].tile_tokens(),
-            upload.bytes(&self.host.upload_places),
-            asked.bytes(&self.host.result_places),
-        );
+        let step =
+            Shape::of(upload, self.ranks[0].tile_tokens(), upload.bytes(&self.host.upload_places));
         let fits = self.ahead.take().is_some_and(|ahead| ahead.fits(&step));
         if !(fits && upload.copies.is_empty() && self.answer(upload, exchanges)) {
             self.start_now(upload, exchanges, &step)?;
@@ -142,20 +137,19 @@ impl CudaEngine {
     }
 
     fn start_chain(&self, shape: &Shape, copies: &[Copy]) -> Result<(), EngineError> {
-        let Self { number, host: HostMemory { lists, results, .. }, .. } = self;
+        let Self { number, host: HostMemory { lists, .. }, .. } = self;
         let mailbox = self.host.mailbox(*number);
-        let chain = Chain { number: *number, shape, mailbox, lists, copies, results };
+        let chain = Chain { number: *number, shape, mailbox, lists, copies };
         self.ranks.iter().try_for_each(|rank| rank.start(&chain))
     }
 
     /// Waits for the step in flight, which was asked for this.
     fn finish_step(&mut self, asked: &Asked, watch: Watch) -> Result<StepOutput, EngineError> {
-        let number = watch.number();
         self.wait_for(watch)?;
-        self.ended = Some(number);
-        let HostMemory { results, result_places, .. } = &self.host;
+        let (first, result_places) = (&self.ranks[0], &self.host.result_places);
+        self.times = Some(first.times());
         let mut bytes = vec![0; asked.bytes(result_places)];
-        results.peek(&mut bytes);
+        first.results(&mut bytes);
         Ok(asked.output(&bytes, result_places, &mut self.slots))
     }
 
@@ -262,7 +256,7 @@ impl Engine for CudaEngine {
         let mut watch = None;
         if !asked.is_empty() {
             self.slots.enter(&batch);
-            let started = self.start_step(&upload, &asked);
+            let started = self.start_step(&upload);
             watch = Some(started.inspect_err(|error| self.broken = Some(error.clone()))?);
         }
         Ok(self.in_flight.start(InFlightStep { asked, watch }))
@@ -280,10 +274,7 @@ impl Engine for CudaEngine {
     }
 
     fn times(&self) -> Option<StepTimes> {
-        // The driver takes microseconds to say, which no step should wait for.
-        let (verify, draft) = self.ranks[0].milliseconds(self.ended?).ok()?;
-        let duration = |milliseconds: f32| Duration::from_secs_f32(milliseconds / 1e3);
-        Some(StepTimes { verify: duration(verify), draft: duration(draft) })
+        self.times
     }
 
     fn phase_times(&mut self) -> Result<Vec<PhaseTime>, EngineError> {

@@ -32,9 +32,8 @@ pub(crate) struct Layout {
     pub(crate) sampling: SampleMemory,
     /// Within the buffer that takes what the host sends.
     pub(crate) upload: Places,
-    /// Within the buffer of what it gets back, and where that is.
+    /// Within the host's memory for what it gets back.
     pub(crate) results: ResultPlaces,
-    pub(crate) results_at: u64,
     /// Stamps of each launch; none in kernels that make none.
     pub(crate) stamp_bytes: usize,
     /// Where other ranks write what they send.
@@ -75,9 +74,7 @@ impl Layout {
         let upload = Places::new(constants, sizes, &grouping.groups);
         let stamp_bytes = if stamps { upload.launches() * LAUNCH_STAMP_BYTES } else { 0 };
         let results = ResultPlaces::new(constants.launch.tokens_max, upload.drafts.len());
-        let results_at = map.add("batch", "results".to_owned(), results.bytes as u64);
-        let drafted = results_at + results.drafted as u64;
-        let mut memory = memory(&mut map, &weights, &working, &upload, drafted);
+        let mut memory = memory(&mut map, &weights, &working, &upload);
         memory.barrier = memory.batch + upload.counters as u64;
         if stamps {
             memory.trace = map.add("work", "stamps".to_owned(), stamp_bytes as u64);
@@ -87,10 +84,6 @@ impl Layout {
             rows: memory.batch + upload.sample_rows as u64,
             wanted: memory.batch + upload.wanted as u64,
             drafts: memory.batch + upload.drafts.first().map_or(0, |first| first.header as u64),
-            row_choices: results_at + results.row_choices as u64,
-            chosen: results_at + results.chosen as u64,
-            reports: results_at + results.reports as u64,
-            tops: results_at + results.tops as u64,
             logits: working.gathered.map_or(memory.logits, |place| receiver + place as u64),
             ..tables(&mut map, constants, sizes.slot_count as usize)
         };
@@ -101,7 +94,6 @@ impl Layout {
             sampling,
             upload,
             results,
-            results_at,
             stamp_bytes,
             receiver,
             layers: target,
@@ -109,8 +101,17 @@ impl Layout {
         }
     }
 
-    /// What each launch is given, of what the first one is.
-    pub(crate) fn arguments(&self, target: &Memory) -> Arguments {
+    /// What each launch is given, of what the first one is, and where results go.
+    pub(crate) fn arguments(&self, target: &Memory, results: u64) -> Arguments {
+        let result = |place: usize| results + place as u64;
+        let drafted = result(self.results.drafted);
+        let sampling = SampleMemory {
+            row_choices: result(self.results.row_choices),
+            chosen: result(self.results.chosen),
+            reports: result(self.results.reports),
+            tops: result(self.results.tops),
+            ..self.sampling
+        };
         let stamps = if self.stamp_bytes > 0 { LAUNCH_STAMP_BYTES } else { 0 };
         let launch = |index: usize| Memory {
             barrier: target.barrier + (index * BARRIER_BYTES) as u64,
@@ -124,11 +125,11 @@ impl Layout {
             tokens: place(arrays.tokens),
             rows: place(arrays.rows),
             wanted: place(arrays.wanted),
-            drafted: target.drafted + (index * self.tokens_max() * size_of::<u32>()) as u64,
+            drafted: drafted + (index * self.tokens_max() * size_of::<u32>()) as u64,
             ..launch(3 + index)
         });
         Arguments {
-            verify: VerifyMemory { memory: launch(1), sampling: self.sampling },
+            verify: VerifyMemory { memory: launch(1), sampling },
             context: Memory { batch: place(self.upload.context), ..launch(2) },
             drafts: drafts.collect(),
             target: *target,
@@ -214,7 +215,6 @@ fn memory(
     weights: &BTreeMap<Buffer, u64>,
     working: &Working,
     upload: &Places,
-    drafted: u64,
 ) -> Memory {
     let of = |buffer| weights.get(&buffer).copied().unwrap_or_default();
     let batch = map.add("batch", "batch".to_owned(), upload.bytes as u64);
@@ -252,13 +252,14 @@ fn memory(
         fused: work("fused", working.fused),
         logits: work("logits", working.logits),
         draft_parts: work("draft_parts", working.draft_parts),
-        drafted,
+        drafted: 0,
         barrier: 0,
         fault: 0,
         rank: 0,
         wait_max_ms: 0,
         exchange: work("exchange", size_of::<Exchange>()),
         trace: 0,
+        moments: 0,
     }
 }
 
@@ -337,7 +338,7 @@ mod tests {
         let spec = Toy::pro_fp4().spec();
         let ((without, _), (with, _)) = (layout(&spec, BASE), layout_with(&spec, true, BASE));
         let places = |layout: &Layout| {
-            let Arguments { target, verify, context, drafts } = layout.arguments(&layout.memory);
+            let Arguments { target, verify, context, drafts } = layout.arguments(&layout.memory, 0);
             let drafts = drafts.iter().map(|memory| memory.trace);
             let first = [target.trace, verify.memory.trace, context.trace];
             first.into_iter().chain(drafts).collect::<Vec<_>>()

@@ -1,15 +1,18 @@
 //! One rank: a GPU with its memory and kernels, and the chain of work that does a step.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytemuck::Zeroable;
-use kilotok_abi::{Exchange, Fault, Memory, STAMPS_MAX, Stamped};
-use kilotok_engine::{EngineError, PhaseTime, StepPart};
+use kilotok_abi::{
+    Exchange, Fault, Memory, Moments, PLAN_CTA_BYTES, PlanMemory, STAMPS_MAX, Stamped,
+};
+use kilotok_engine::{EngineError, PhaseTime, StepPart, StepTimes};
 
 use crate::chain::{Shape, Tiles};
 use crate::constants::Constants;
 use crate::driver::bell::Bell;
-use crate::driver::{Device, DeviceMemory, DriverError, Event, Kernel, Module, Pinned, STREAM_MAX};
+use crate::driver::{Device, DeviceMemory, DriverError, Kernel, Module, Pinned, STREAM_MAX};
 use crate::fault::timeout_of;
 use crate::layout::{Arguments, Layout};
 use crate::stamps::phase_times;
@@ -23,6 +26,8 @@ const WAIT_MAX_MS: u32 = 1000;
 const SHARED_BYTES: &str = "SHARED_BYTES";
 const THREAD_COUNT: &str = "THREAD_COUNT";
 const ONE_TILE: &str = "ONE_TILE";
+/// Of the kernel that takes the plan: a thread takes as much as a load can.
+const PLAN_THREADS: usize = PLAN_CTA_BYTES / 16;
 
 /// What a launch does; each is a kernel of that name in `kernels/step`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +57,6 @@ pub(crate) struct Chain<'a> {
     pub(crate) mailbox: &'a Pinned,
     pub(crate) lists: &'a Pinned,
     pub(crate) copies: &'a [Copy],
-    /// Where the first rank's results go.
-    pub(crate) results: &'a Pinned,
 }
 
 pub(crate) struct Rank {
@@ -63,20 +66,20 @@ pub(crate) struct Rank {
     layout: Layout,
     arguments: Arguments,
     fault: Pinned,
+    moments: Pinned,
+    results: Pinned,
     grid: u32,
     thread_count: u32,
     /// Tokens of a tile.
     tile_tokens: usize,
     kernels: Kernels,
     pub(crate) bell: Arc<Bell>,
-    /// When a step began, when its tokens were chosen, when its drafts were; of chains with odd
-    /// numbers too, so that one can be started before the times of the one before are read.
-    events: [[Event; 3]; 2],
     /// The kernels are in it.
     _module: Module,
 }
 
 struct Kernels {
+    take_plan: Kernel,
     target: Tiled,
     verify: Kernel,
     /// Context and rows, of a model that has a drafter.
@@ -98,14 +101,6 @@ impl Tiled {
     }
 }
 
-/// What a GPU came to, by the index of its event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Moment {
-    Begun,
-    Verified,
-    Drafted,
-}
-
 impl Rank {
     /// Takes the memory that `layout_at` plans, and loads the kernels.
     pub(crate) fn new(
@@ -118,25 +113,30 @@ impl Rank {
     ) -> Result<Self, DriverError> {
         let memory = DeviceMemory::new(device, layout_at(0).map.bytes() as usize)?;
         let layout = layout_at(memory.address());
-        let fault = Pinned::new(std::slice::from_ref(device), size_of::<Fault>())?;
-        let arguments = layout.arguments(&Memory {
+        let pinned = |bytes| Pinned::new(std::slice::from_ref(device), bytes);
+        let (fault, moments) = (pinned(size_of::<Fault>())?, pinned(size_of::<Moments>())?);
+        let results = pinned(layout.results.bytes)?;
+        let target = Memory {
             rank: index as u32,
             fault: fault.address(),
+            moments: moments.address(),
             wait_max_ms: WAIT_MAX_MS,
             ..layout.memory
-        });
+        };
+        let arguments = layout.arguments(&target, results.address());
         let module = Module::load(device, cubin)?;
         let rank = Self {
             index,
             device: device.clone(),
             arguments,
             fault,
+            moments,
+            results,
             grid: constants.launch.grid as u32,
             thread_count: module.constant(THREAD_COUNT)?,
             tile_tokens: module.constant(ONE_TILE)? as usize,
             kernels: kernels(&module, constants.draft_rows > 0)?,
             bell: bell.clone(),
-            events: [events(device)?, events(device)?],
             _module: module,
             memory,
             layout,
@@ -172,31 +172,33 @@ impl Rank {
     }
 
     fn try_start(&self, chain: &Chain<'_>) -> Result<(), DriverError> {
-        self.bell.await_on(&self.device, self.index, chain.number)?;
-        self.note(chain, Moment::Begun)?;
+        self.bell.await_on(&self.device, chain.number)?;
         self.take_in(chain)?;
         let shape = chain.shape;
         self.launch_pass(Pass::Target(shape.target))?;
         self.launch_pass(Pass::Verify)?;
-        self.note(chain, Moment::Verified)?;
         if self.kernels.draft.is_some() {
             self.launch_pass(Pass::DraftContext(shape.target))?;
         }
         for (batch, tiles) in shape.drafts.iter().enumerate() {
             self.launch_pass(Pass::DraftRows(batch, *tiles))?;
         }
-        self.note(chain, Moment::Drafted)?;
-        if self.index == 0 {
-            let from = self.place(self.layout.results_at);
-            self.memory.fetch(from..from + shape.result_bytes, chain.results)?;
-        }
         self.bell.tell_ended(&self.device, self.index, chain.number)
     }
 
     /// The plan with counters that begin at 0, and what is copied of the lists.
     fn take_in(&self, chain: &Chain<'_>) -> Result<(), DriverError> {
-        let to = self.place(self.arguments.target.batch);
-        self.memory.send(to, chain.mailbox, 0..chain.shape.upload_bytes)?;
+        let bytes = chain.shape.upload_bytes;
+        let plan = PlanMemory {
+            from: chain.mailbox.address(),
+            to: self.arguments.target.batch,
+            heard: self.bell.heard_address(self.index),
+            moments: self.moments.address(),
+            bytes: bytes as u32,
+            number: chain.number,
+        };
+        let ctas = bytes.div_ceil(PLAN_CTA_BYTES);
+        launch(&self.kernels.take_plan, (ctas as u32, PLAN_THREADS as u32), &plan)?;
         for Copy { to, from } in chain.copies {
             self.memory.send(*to, chain.lists, from.clone())?;
         }
@@ -209,52 +211,38 @@ impl Rank {
     }
 
     fn launch_pass(&self, pass: Pass) -> Result<(), DriverError> {
-        let Self { arguments, kernels: Kernels { target, verify, draft }, .. } = self;
+        let Self { arguments, kernels: Kernels { target, verify, draft, .. }, .. } = self;
+        let all = (self.grid, self.thread_count);
         let kernels = draft.as_ref().ok_or(pass);
         let no_drafter = |pass| panic!("{pass:?} of a model without a drafter");
         match pass {
-            Pass::Target(tiles) => self.launch(target.of(tiles), &arguments.target),
-            Pass::Verify => self.launch(verify, &arguments.verify),
+            Pass::Target(tiles) => launch(target.of(tiles), all, &arguments.target),
+            Pass::Verify => launch(verify, all, &arguments.verify),
             Pass::DraftContext(tiles) => {
                 let (context, _) = kernels.unwrap_or_else(no_drafter);
-                self.launch(context.of(tiles), &arguments.context)
+                launch(context.of(tiles), all, &arguments.context)
             }
             Pass::DraftRows(batch, tiles) => {
                 let (_, rows) = kernels.unwrap_or_else(no_drafter);
-                self.launch(rows.of(tiles), &arguments.drafts[batch])
+                launch(rows.of(tiles), all, &arguments.drafts[batch])
             }
         }
     }
 
-    fn launch<T: bytemuck::Pod>(&self, kernel: &Kernel, argument: &T) -> Result<(), DriverError> {
-        #[expect(unsafe_code, reason = "what a kernel does is not checked")]
-        // SAFETY: the target's and the drafter's kernels take a `Memory`, the other one a
-        // `VerifyMemory`. Their addresses are those of the memory map, whose buffers have the
-        // sizes that the kernels were compiled with, and of pinned memory; all of it is dropped
-        // after the stream is finished.
-        unsafe {
-            kernel.launch(self.grid, self.thread_count, argument)
-        }
+    /// Of the last step, which has ended: to the choice of tokens, and from there to the drafts.
+    pub(crate) fn times(&self) -> StepTimes {
+        let mut moments = Moments::zeroed();
+        self.moments.peek(bytemuck::bytes_of_mut(&mut moments));
+        let Moments { begun, verified, drafted, .. } = moments;
+        let time = |from, to: u32| Duration::from_nanos(u64::from(to.wrapping_sub(from)));
+        let draft =
+            if self.kernels.draft.is_some() { time(verified, drafted) } else { Duration::ZERO };
+        StepTimes { verify: time(begun, verified), draft }
     }
 
-    /// Notes when the first GPU has come so far.
-    fn note(&self, chain: &Chain<'_>, moment: Moment) -> Result<(), DriverError> {
-        if self.index > 0 {
-            return Ok(());
-        }
-        self.events_of(chain.number)[moment as usize].record()
-    }
-
-    /// Of a chain, until the second one after it is started.
-    fn events_of(&self, number: u32) -> &[Event; 3] {
-        &self.events[number as usize % 2]
-    }
-
-    /// Milliseconds of an ended chain to the choice of its tokens, and from there to its drafts.
-    pub(crate) fn milliseconds(&self, number: u32) -> Result<(f32, f32), EngineError> {
-        let [begun, verified, drafted] = self.events_of(number);
-        let times = verified.since(begun).and_then(|first| Ok((first, drafted.since(verified)?)));
-        times.map_err(|error| self.error(&error))
+    /// The first bytes of the last step's results.
+    pub(crate) fn results(&self, into: &mut [u8]) {
+        self.results.peek(into);
     }
 
     /// What the stamps of the last step say, which are taken into `host` and away.
@@ -322,8 +310,20 @@ impl Rank {
     }
 }
 
-fn events(device: &Arc<Device>) -> Result<[Event; 3], DriverError> {
-    Ok([Event::new(device)?, Event::new(device)?, Event::new(device)?])
+/// Starts so many CTAs of so many threads.
+fn launch<T: bytemuck::Pod>(
+    kernel: &Kernel,
+    (grid, threads): (u32, u32),
+    argument: &T,
+) -> Result<(), DriverError> {
+    #[expect(unsafe_code, reason = "what a kernel does is not checked")]
+    // SAFETY: the target's and the drafter's kernels take a `Memory`, the others a `VerifyMemory`
+    // and a `PlanMemory`. Their addresses are those of the memory map, whose buffers have the sizes
+    // that the kernels were compiled with, and of pinned memory; all of it is dropped after the
+    // stream is finished.
+    unsafe {
+        kernel.launch(grid, threads, argument)
+    }
 }
 
 fn kernels(module: &Module, drafter: bool) -> Result<Kernels, DriverError> {
@@ -331,6 +331,7 @@ fn kernels(module: &Module, drafter: bool) -> Result<Kernels, DriverError> {
     let kernel = |name: &str| module.kernel(name, shared_bytes);
     let tiled = |name| Ok(Tiled { one: kernel(name)?, many: kernel(&format!("{name}_many"))? });
     Ok(Kernels {
+        take_plan: module.kernel("take_plan", 0)?,
         target: tiled("target")?,
         verify: kernel("verify")?,
         draft: if drafter { Some((tiled("draft_context")?, tiled("draft_rows")?)) } else { None },

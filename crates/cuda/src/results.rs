@@ -9,7 +9,7 @@ use kilotok_rows::{Batch, Slots};
 
 use crate::upload::Upload;
 
-/// Where everything lies in the buffer that is copied at once.
+/// Where everything lies in the host's memory that a rank's kernels write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ResultPlaces {
     pub(crate) row_choices: usize,
@@ -17,7 +17,7 @@ pub(crate) struct ResultPlaces {
     /// By batch of drafts as many as the longest has.
     pub(crate) drafted: usize,
     pub(crate) reports: usize,
-    /// At the end, since few want them.
+    /// At the end, since few read them.
     pub(crate) tops: usize,
     pub(crate) bytes: usize,
 }
@@ -77,7 +77,7 @@ impl Asked {
         self.rows.is_empty()
     }
 
-    /// Bytes of the results that are needed.
+    /// Bytes of the results that are read.
     pub(crate) fn bytes(&self, places: &ResultPlaces) -> usize {
         let tops = self.rows.iter().any(|row| row.logprobs.is_some_and(|count| count > 0));
         if tops { places.bytes } else { places.tops }

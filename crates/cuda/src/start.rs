@@ -211,9 +211,9 @@ impl CudaEngine {
         let constants = &plan.constants;
         let cubin = options.toolchain.cubin(&plan.program(), Some(driver.version), tell)?;
         let (caps, bell) = (options.caps(spec), Bell::new(&devices)?);
-        for (index, device) in devices.iter().enumerate() {
+        for device in &devices {
             // Shows whether streams can, before anything is loaded.
-            bell.await_on(device, index, 0)?;
+            bell.await_on(device, 0)?;
         }
         let host = HostMemory::new(constants, &caps, &plan.layout(spec, 0), &devices)?;
         tell(&format!("memory of the host for GPUs: {} bytes", host.bytes()));
@@ -244,7 +244,7 @@ impl CudaEngine {
             number: 0,
             ahead: None,
             in_flight: InFlight::default(),
-            ended: None,
+            times: None,
             broken: None,
         })
     }
@@ -264,7 +264,6 @@ impl HostMemory {
             mailboxes: [take(upload.bytes)?, take(upload.bytes)?],
             upload_places: upload.clone(),
             lists: take(lists_bytes(constants, caps))?,
-            results: take(results.bytes)?,
             result_places: *results,
             tables: *sampling,
             stamps: (*stamp_bytes > 0).then(|| take(*stamp_bytes)).transpose()?,
@@ -273,7 +272,7 @@ impl HostMemory {
 
     fn bytes(&self) -> usize {
         let [even, odd] = &self.mailboxes;
-        let all = [even, odd, &self.lists, &self.results].into_iter().chain(&self.stamps);
+        let all = [even, odd, &self.lists].into_iter().chain(&self.stamps);
         all.map(Pinned::bytes).sum()
     }
 }

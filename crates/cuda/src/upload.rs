@@ -16,6 +16,8 @@ use crate::places::BARRIER_BYTES;
 
 /// No token, mask or draft.
 const NONE: u32 = !0;
+/// What the plan is taken in.
+const WORD: usize = 16;
 /// Where lists begin: kernels read them in whole words, some of 8 bytes.
 const LIST_ALIGNMENT: usize = 16;
 
@@ -61,7 +63,7 @@ impl Places {
         let mut places =
             Self { target, context, sample_rows, wanted, drafts, counters, pages: 0, bytes: 0 };
         places.pages = counters + places.launches() * BARRIER_BYTES;
-        places.bytes = places.pages + row_max * of_row * size_of::<u32>();
+        places.bytes = (places.pages + row_max * of_row * size_of::<u32>()).next_multiple_of(WORD);
         places
     }
 
@@ -254,9 +256,9 @@ impl Upload {
         Err(EngineError::Plan { row: self.rows.len().saturating_sub(1), reason })
     }
 
-    /// Bytes of everything but the lists.
+    /// Bytes of everything but the lists, in whole words of the copy.
     pub(crate) fn bytes(&self, places: &Places) -> usize {
-        places.pages + size_of_val(self.target.pages.as_slice())
+        (places.pages + size_of_val(self.target.pages.as_slice())).next_multiple_of(WORD)
     }
 
     /// Writes everything but the lists, which lie at `lists`. The first of the launches comes after

@@ -37,10 +37,6 @@ impl Watch {
         Self { number, ranks: told.map(|told| Seen { told, since: now }).collect() }
     }
 
-    pub(crate) fn number(&self) -> u32 {
-        self.number
-    }
-
     pub(crate) fn judge(&mut self, rank: usize, told: (u32, u32), now: Instant) -> Standing {
         let seen = &mut self.ranks[rank];
         if told != seen.told {

@@ -15,6 +15,8 @@ constexpr int COUNTER_BYTES = 128;
 
 constexpr int COUNTERS = 3;
 
+constexpr int PLAN_CTA_BYTES = 4096;
+
 constexpr int BAD_WORDS_MAX = 2048;
 
 constexpr int BAD_TOKENS_MAX = 16384;
@@ -250,8 +252,9 @@ struct alignas(8) Memory {
   uint32_t wait_max_ms;
   uint64_t exchange;
   uint64_t trace;
+  uint64_t moments;
 };
-static_assert(sizeof(Memory) == 304, "size of Memory");
+static_assert(sizeof(Memory) == 312, "size of Memory");
 static_assert(offsetof(Memory, batch) == 0, "Memory.batch");
 static_assert(offsetof(Memory, tokens) == 8, "Memory.tokens");
 static_assert(offsetof(Memory, rows) == 16, "Memory.rows");
@@ -291,6 +294,35 @@ static_assert(offsetof(Memory, rank) == 280, "Memory.rank");
 static_assert(offsetof(Memory, wait_max_ms) == 284, "Memory.wait_max_ms");
 static_assert(offsetof(Memory, exchange) == 288, "Memory.exchange");
 static_assert(offsetof(Memory, trace) == 296, "Memory.trace");
+static_assert(offsetof(Memory, moments) == 304, "Memory.moments");
+
+struct alignas(8) PlanMemory {
+  uint64_t from;
+  uint64_t to;
+  uint64_t heard;
+  uint64_t moments;
+  uint32_t bytes;
+  uint32_t number;
+};
+static_assert(sizeof(PlanMemory) == 40, "size of PlanMemory");
+static_assert(offsetof(PlanMemory, from) == 0, "PlanMemory.from");
+static_assert(offsetof(PlanMemory, to) == 8, "PlanMemory.to");
+static_assert(offsetof(PlanMemory, heard) == 16, "PlanMemory.heard");
+static_assert(offsetof(PlanMemory, moments) == 24, "PlanMemory.moments");
+static_assert(offsetof(PlanMemory, bytes) == 32, "PlanMemory.bytes");
+static_assert(offsetof(PlanMemory, number) == 36, "PlanMemory.number");
+
+struct alignas(4) Moments {
+  uint32_t begun;
+  uint32_t verified;
+  uint32_t drafted;
+  uint32_t reserved;
+};
+static_assert(sizeof(Moments) == 16, "size of Moments");
+static_assert(offsetof(Moments, begun) == 0, "Moments.begun");
+static_assert(offsetof(Moments, verified) == 4, "Moments.verified");
+static_assert(offsetof(Moments, drafted) == 8, "Moments.drafted");
+static_assert(offsetof(Moments, reserved) == 12, "Moments.reserved");
 
 struct alignas(8) Fault {
   uint32_t code;
@@ -478,9 +510,9 @@ struct alignas(8) VerifyMemory {
   Memory memory;
   SampleMemory sampling;
 };
-static_assert(sizeof(VerifyMemory) == 464, "size of VerifyMemory");
+static_assert(sizeof(VerifyMemory) == 472, "size of VerifyMemory");
 static_assert(offsetof(VerifyMemory, memory) == 0, "VerifyMemory.memory");
-static_assert(offsetof(VerifyMemory, sampling) == 304, "VerifyMemory.sampling");
+static_assert(offsetof(VerifyMemory, sampling) == 312, "VerifyMemory.sampling");
 
 struct alignas(8) Stamped {
   uint32_t what;

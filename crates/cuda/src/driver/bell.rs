@@ -39,10 +39,14 @@ impl Bell {
         (self.word(heard).load(Ordering::Acquire), self.word(ended).load(Ordering::Acquire))
     }
 
-    /// Makes the stream of a rank wait for this number, and then tell that it was heard.
-    pub(crate) fn await_on(&self, device: &Device, rank: usize, number: u32) -> Result<()> {
-        device.wait_word(&self.words, 0, number)?;
-        device.write_word(&self.words, Self::of_rank(rank)[0], number)
+    /// Makes the stream of a rank wait for this number.
+    pub(crate) fn await_on(&self, device: &Device, number: u32) -> Result<()> {
+        device.wait_word(&self.words, 0, number)
+    }
+
+    /// The address of the word in which a rank tells what number it has heard.
+    pub(crate) fn heard_address(&self, rank: usize) -> u64 {
+        self.words.word_address(Self::of_rank(rank)[0])
     }
 
     /// Makes the stream of a rank tell that everything before is done.

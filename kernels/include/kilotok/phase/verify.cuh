@@ -2,9 +2,9 @@
 // whose place comes the target's token. Twin of `Sampler::verify` in crates/sampling and of
 // `cpu::phase::verify`.
 //
-// Reads the parts of choices and the batch; writes the rows' choices, the chosen tokens and the
-// slots. The caller's barrier comes between `sample` and this. Rows go to CTAs in turn; a row takes
-// about a microsecond.
+// Reads the parts of choices and the batch; writes the rows' choices and the chosen tokens, which
+// the host may have in its memory, and the slots. The caller's barrier comes between `sample` and
+// this. Rows go to CTAs in turn; a row takes about a microsecond.
 #pragma once
 
 #include "kilotok/phase/sample.cuh"
@@ -68,8 +68,11 @@ __device__ __forceinline__ RowChoice walk(const Cta& cta, const SampleMemory& me
   return result;
 }
 
+// `then` is called with the row, how many tokens were chosen, and what was chosen.
+template <class Then>
 __device__ __forceinline__ void verify_row(const Cta& cta, const SampleMemory& memory,
-                                           VerifyScratch& scratch, int index, int parts) {
+                                           VerifyScratch& scratch, int index, int parts,
+                                           Then then) {
   const SampleRow& row = at<const SampleRow>(memory.rows)[index];
   const BatchRow& batch = at<const BatchRow>(cta.memory.rows)[index];
   Slot& slot = at<Slot>(memory.slots)[row.slot];
@@ -97,13 +100,16 @@ __device__ __forceinline__ void verify_row(const Cta& cta, const SampleMemory& m
       slot.known = first + count;
     }
   }
+  then(index, count, scratch.choices + sampled);
   cta.sync();
 }
 
-__device__ __forceinline__ void verify(const Cta& cta, const SampleMemory& memory,
-                                       VerifyScratch& scratch, int row_count, int parts) {
+template <class Then>
+__device__ __forceinline__ void verify_rows(const Cta& cta, const SampleMemory& memory,
+                                            VerifyScratch& scratch, int row_count, int parts,
+                                            Then then) {
   for (int row = cta.index(); row < row_count; row += GRID)
-    verify_row(cta, memory, scratch, row, parts);
+    verify_row(cta, memory, scratch, row, parts, then);
 }
 
 }  // namespace kilotok
