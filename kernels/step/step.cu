@@ -1,4 +1,5 @@
 // The kernels that the engine launches: one CTA per SM, all resident.
+#define KILOTOK_CTA_PER_SM
 #include "kilotok/layout/agree.cuh"
 #include "kilotok/phase/drafts.cuh"
 #include "step/context.cuh"
@@ -77,13 +78,20 @@ constexpr int PLAN_THREADS = PLAN_CTA_BYTES / sizeof(uint4);
 extern "C" __global__ void __launch_bounds__(PLAN_THREADS)
     take_plan(const __grid_constant__ PlanMemory plan) {
   const uint32_t now = ptx::nanoseconds();
-  const uint32_t place = ptx::cta_index() * PLAN_CTA_BYTES + threadIdx.x * sizeof(uint4);
+  const uint32_t place = blockIdx.x * PLAN_CTA_BYTES + threadIdx.x * sizeof(uint4);
   if (place == 0) ptx::store_release_system(at<uint32_t>(plan.heard), plan.number);
   if (place >= plan.bytes) return;
   const uint4 words = ptx::load_system(at<const char>(plan.from) + place);
   ptx::store_l2(at<char>(plan.to) + place, words);
   // A plan without tokens is one that nobody asks for.
   if (place == 0 && words.x > 0) at<Moments>(plan.moments)->begun = now;
+}
+
+// The numbers of CTAs, in the order of a launch of as many as the other kernels have: the host sees
+// to it that they are those from 0 on.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    count_off(const __grid_constant__ uint64_t numbers) {
+  if (threadIdx.x == 0) at<uint32_t>(numbers)[blockIdx.x] = ptx::cta_index();
 }
 
 // Each pass is there twice, for one tile of tokens and for more: as one kernel they would fit

@@ -63,6 +63,12 @@ pub enum DriverError {
          ({code}): update it, or allow them"
     )]
     NoDoorbell { index: usize, code: String },
+    #[error(
+        "the {grid} CTAs of a kernel do not have multiprocessors 0 to {} of GPU {index}, by which \
+         kernels go: use whole GPUs of one kind (no MIG, no limit of MPS)",
+        grid - 1
+    )]
+    Numbers { index: usize, grid: u32 },
     #[error("what was started does not come to its end")]
     Unfinished,
     #[error("{call}: {code}")]
@@ -254,6 +260,10 @@ impl Device {
     fn enter(&self) -> Result<()> {
         // SAFETY: the context lives as long as this.
         unsafe { call!(cuCtxSetCurrent(self.context)) }
+    }
+
+    pub(crate) fn index(&self) -> usize {
+        self.index
     }
 
     /// Bytes free and in all.

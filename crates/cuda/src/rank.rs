@@ -79,6 +79,7 @@ pub(crate) struct Rank {
 }
 
 struct Kernels {
+    count_off: Kernel,
     take_plan: Kernel,
     target: Tiled,
     verify: Kernel,
@@ -141,10 +142,26 @@ impl Rank {
             memory,
             layout,
         };
+        rank.check_numbers()?;
         for (address, bytes) in rank.layout.tables(constants) {
             rank.memory.write((address - rank.memory.address()) as usize, &bytes)?;
         }
         Ok(rank)
+    }
+
+    /// Whether the CTAs of a launch have the numbers from 0 on, each once.
+    fn check_numbers(&self) -> Result<(), DriverError> {
+        let devices = std::slice::from_ref(&self.device);
+        let numbers = Pinned::new(devices, self.grid as usize * size_of::<u32>())?;
+        launch(&self.kernels.count_off, (self.grid, self.thread_count), &numbers.address())?;
+        self.device.finish()?;
+        let mut found = vec![0_u32; self.grid as usize];
+        numbers.peek(bytemuck::cast_slice_mut(&mut found));
+        found.sort_unstable();
+        if !found.into_iter().eq(0..self.grid) {
+            return Err(DriverError::Numbers { index: self.device.index(), grid: self.grid });
+        }
+        Ok(())
     }
 
     pub(crate) fn memory(&self) -> (&DeviceMemory, &Layout) {
@@ -317,8 +334,8 @@ fn launch<T: bytemuck::Pod>(
     argument: &T,
 ) -> Result<(), DriverError> {
     #[expect(unsafe_code, reason = "what a kernel does is not checked")]
-    // SAFETY: the target's and the drafter's kernels take a `Memory`, the others a `VerifyMemory`
-    // and a `PlanMemory`. Their addresses are those of the memory map, whose buffers have the sizes
+    // SAFETY: the target's and the drafter's kernels take a `Memory`, the others a `VerifyMemory`,
+    // a `PlanMemory` and an address. Their addresses are those of the memory map, whose buffers have the sizes
     // that the kernels were compiled with, and of pinned memory; all of it is dropped after the
     // stream is finished.
     unsafe {
@@ -331,6 +348,7 @@ fn kernels(module: &Module, drafter: bool) -> Result<Kernels, DriverError> {
     let kernel = |name: &str| module.kernel(name, shared_bytes);
     let tiled = |name| Ok(Tiled { one: kernel(name)?, many: kernel(&format!("{name}_many"))? });
     Ok(Kernels {
+        count_off: kernel("count_off")?,
         take_plan: module.kernel("take_plan", 0)?,
         target: tiled("target")?,
         verify: kernel("verify")?,

@@ -98,6 +98,10 @@ pub(super) fn kernels(model: &str, ptx: &str, said: &str) -> Vec<Kernel> {
             kernel.spill_loads += parts.next().unwrap_or_default();
         } else if let Some(registers) = number("Used ") {
             kernel.registers = kernel.registers.max(registers);
+            // One that has no variables in shared memory is launched without any.
+            if !line.contains(" bytes smem") {
+                kernel.shared = 0;
+            }
         }
     }
     kernels.sort_by(|a, b| a.name.cmp(&b.name));
@@ -154,7 +158,7 @@ ptxas info    : 152 bytes gmem
 ptxas info    : Compiling entry function 'target' for 'sm_90a'
 ptxas info    : Function properties for target
     1320 bytes stack frame, 92 bytes spill stores, 264 bytes spill loads
-ptxas info    : Used 128 registers, used 2 barriers, 1320 bytes cumulative stack size
+ptxas info    : Used 128 registers, used 2 barriers, 1320 bytes cumulative stack size, 40 bytes smem
 ptxas info    : Compile time = 21270.326 ms
 ptxas info    : Function properties for consume
     0 bytes stack frame, 2984 bytes spill stores, 2016 bytes spill loads
@@ -172,6 +176,7 @@ ptxas info    : Used 96 registers, used 2 barriers, 40 bytes cumulative stack si
     fn what_ptxas_says_of_a_kernel_and_its_functions_is_added() {
         let [draft, target] = &found().kernels[..] else { panic!("two kernels") };
         assert_eq!((draft.name.as_str(), draft.registers, draft.stack), ("draft", 96, 40));
+        assert_eq!(draft.shared, 0, "it has nothing there");
         assert_eq!((target.spill_stores, target.spill_loads), (92 + 2984, 264 + 2016));
         assert_eq!((target.registers, target.shared), (128, 219_776));
     }

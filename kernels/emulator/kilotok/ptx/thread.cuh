@@ -5,7 +5,14 @@
 
 namespace kilotok::ptx {
 
-inline int cta_index() { return blockIdx.x; }
+// Where a multiprocessor's number counts, another one than the launch's.
+inline int cta_index() {
+#ifdef KILOTOK_CTA_PER_SM
+  return gridDim.x - 1 - blockIdx.x;
+#else
+  return blockIdx.x;
+#endif
+}
 template <int COUNT>
 void sync_threads() {
   emulator::meet(1, COUNT);

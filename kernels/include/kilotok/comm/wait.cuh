@@ -58,7 +58,7 @@ __device__ __noinline__ void record_fault(Waits waits, uint32_t wanted, uint32_t
   volatile Fault* fault = cta_place.fault;
   if (atomicExch(&record_begun, 1u) == 0u) {
     fault->rank = cta_place.rank;
-    fault->cta = blockIdx.x;
+    fault->cta = ptx::cta_index();
     fault->phase = cta_place.phase;
     fault->wanted = wanted;
     fault->seen = seen;

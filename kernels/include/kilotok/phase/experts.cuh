@@ -86,7 +86,7 @@ __device__ __forceinline__ void produce_down(Ring& ring, const Routes& routes,
                                              uint64_t address) {
   using N = Network<KIND>;
   using M = typename N::Down;
-  const int unit = blockIdx.x;
+  const int unit = ptx::cta_index();
   const int count = routes.count;
 #pragma unroll 1
   for (int first = 0; first < count; first += N::PAGE_ENTRIES) {

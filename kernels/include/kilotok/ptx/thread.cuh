@@ -6,10 +6,17 @@
 
 namespace kilotok::ptx {
 
-// Asked for anew each time: a register for it would be spilled, and then be further away.
+// Which CTA this is. Where a launch has one on each multiprocessor, the multiprocessor's number:
+// which CTA of a launch comes to which differs with what ran before, and who sits beside whom
+// matters (benches/results). Asked for anew each time: a register for it would be spilled, and then
+// be further away.
 __device__ __forceinline__ int cta_index() {
   int index;
+#ifdef KILOTOK_CTA_PER_SM
+  asm volatile("mov.u32 %0, %%smid;" : "=r"(index));
+#else
   asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(index));
+#endif
   return index;
 }
 

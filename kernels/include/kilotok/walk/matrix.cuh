@@ -95,7 +95,7 @@ struct OperandPages {
       ring.open(steps * STEP_BYTES);
 #pragma unroll 1
       for (int i = 0; i < steps; i++) {
-        const int step = (i + blockIdx.x) % steps;
+        const int step = (i + ptx::cta_index()) % steps;
         ring.bring_operand(from + (first + step) * STEP_BYTES, step * STEP_BYTES, STEP_BYTES);
       }
       ring.next();
