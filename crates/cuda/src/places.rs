@@ -45,6 +45,8 @@ pub(crate) const BARRIER_BYTES: usize = COUNTERS * COUNTER_BYTES;
 const FLAGS_BYTES: usize = 128;
 /// A row of logits to be verified is padded to so many.
 const LOGITS_ALIGNMENT: usize = 16;
+/// F32 in a line of the cache.
+const LINE_VALUES: usize = 32;
 const F32: usize = size_of::<f32>();
 const BF16: usize = 2;
 
@@ -346,7 +348,7 @@ impl Working {
             attention_parts: tokens * heads(Attention::part_values) * F32,
             attended: tokens * attention(&|kind| constants.output(kind).operand_bytes()),
             router_parts: owners * tokens * experts * F32,
-            router_scores: tokens * (experts + 1 + 2 * top_k) * F32,
+            router_scores: tokens * (experts + 1 + 2 * top_k).next_multiple_of(LINE_VALUES) * F32,
             dense_inner: tokens * inner(true),
             expert_inner: TILE_TOKENS * top_k * inner(false)
                 + inner(false) / gathered_step

@@ -145,9 +145,11 @@ constexpr int GATHERED_INNER_BYTES =
     EXPERT_INNER_BYTES / GATHERED_STEP_BYTES * GATHERED_ROWS * GATHERED_ROW_BYTES;
 
 // From one token to the next: the owners' sums of squares; and the experts' scores, 1 / rms, the
-// chosen experts and their weights.
+// chosen experts and their weights. All CTAs read the scores at once, so they lie in whole lines of
+// the cache: otherwise every load would ask for two.
 constexpr int SQUARES_EACH = align_up(OWNER_UNITS, 4);
 constexpr int CHOSEN = EXPERTS_MAX + 1;
-constexpr int SCORES_EACH = CHOSEN + 2 * TOP_K_MAX;
+constexpr int LINE_VALUES = 128 / sizeof(float);
+constexpr int SCORES_EACH = align_up(CHOSEN + 2 * TOP_K_MAX, LINE_VALUES);
 
 }  // namespace kilotok
