@@ -335,9 +335,9 @@ fn launch<T: bytemuck::Pod>(
 ) -> Result<(), DriverError> {
     #[expect(unsafe_code, reason = "what a kernel does is not checked")]
     // SAFETY: the target's and the drafter's kernels take a `Memory`, the others a `VerifyMemory`,
-    // a `PlanMemory` and an address. Their addresses are those of the memory map, whose buffers have the sizes
-    // that the kernels were compiled with, and of pinned memory; all of it is dropped after the
-    // stream is finished.
+    // a `PlanMemory` and an address. Their addresses are those of the memory map, whose buffers
+    // have the sizes that the kernels were compiled with, and of pinned memory; all of it is
+    // dropped after the stream is finished.
     unsafe {
         kernel.launch(grid, threads, argument)
     }

@@ -98,7 +98,7 @@ pub(super) fn kernels(model: &str, ptx: &str, said: &str) -> Vec<Kernel> {
             kernel.spill_loads += parts.next().unwrap_or_default();
         } else if let Some(registers) = number("Used ") {
             kernel.registers = kernel.registers.max(registers);
-            // One that has no variables in shared memory is launched without any.
+            // One that has no variables in shared memory says nothing of it.
             if !line.contains(" bytes smem") {
                 kernel.shared = 0;
             }

@@ -38,7 +38,8 @@ struct Router {
 template <int KIND>
 __device__ __forceinline__ void produce_router(Ring& ring, uint64_t address) {
   using R = Router<KIND>;
-  const char* from = at<const char>(address) + static_cast<size_t>(ptx::cta_index()) * R::UNIT_BYTES;
+  const size_t cta = ptx::cta_index();
+  const char* from = at<const char>(address) + cta * R::UNIT_BYTES;
 #pragma unroll 1
   for (int row = 0; row < R::ROWS; row += R::PAGE_ROWS) {
     const int bytes = smaller(R::PAGE_ROWS, R::ROWS - row) * R::ROW_BYTES;
