@@ -10,8 +10,9 @@
 // what F32 makes of the fused context; keys and values, normed and rotated, with products of that
 // operand. So each is held to what its own sums may be off. Nothing but the batch's positions may
 // be written, and a token's bits must not depend on the others. Returns 1 if anything is wrong.
-#include "weights.h"
 #include "step/step.cu"
+
+#include "weights.h"
 
 namespace bench {
 

@@ -5,8 +5,9 @@
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -DKILOTOK_STAMPS -I kernels \
 //     -I kernels/include -I kernels/models/slice kernels/harness/step.cu -o step
 //   ./step [tokens] [context] [passes]
-#include "bench.h"
 #include "step/step.cu"
+
+#include "bench.h"
 
 namespace {
 

@@ -8,6 +8,8 @@
 
 namespace kilotok {
 
+static_assert(ptx::CTA_PER_SM, "this comes before whatever else includes CTAs");
+
 // What each role does in a kernel, for up to so many tiles of tokens.
 template <bool DRAFT, int TILES>
 struct Pass {
@@ -43,6 +45,9 @@ __device__ __forceinline__ void run(const Memory& memory) {
     walker.cta.stamp(Stamp::Begun);
     Roles::consume(walker);
     walker.cta.stamp(Stamp::Ended);
+    // Whoever lets others have the GPU in between gives it back as it was. If ever not, a CTA has
+    // done the work of two: nothing that came of it may be used.
+    if (walker.cta.index() != cta_place.cta) __trap();
   } else {
     ptx::fewer_registers<HELPER_REGISTERS>();
     if (threadIdx.x >= CONSUMERS + 32)
@@ -74,11 +79,12 @@ extern "C" __device__ const unsigned ONE_TILE = TILE_TOKENS;
 
 // Takes a step's plan from the host's memory to where the other kernels look for it, and says that
 // the bell was heard. PLAN_CTA_BYTES for each CTA.
-constexpr int PLAN_THREADS = PLAN_CTA_BYTES / sizeof(uint4);
+static_assert(PLAN_THREAD_BYTES == sizeof(uint4), "one load");
+constexpr int PLAN_THREADS = PLAN_CTA_BYTES / PLAN_THREAD_BYTES;
 extern "C" __global__ void __launch_bounds__(PLAN_THREADS)
     take_plan(const __grid_constant__ PlanMemory plan) {
   const uint32_t now = ptx::nanoseconds();
-  const uint32_t place = blockIdx.x * PLAN_CTA_BYTES + threadIdx.x * sizeof(uint4);
+  const uint32_t place = blockIdx.x * PLAN_CTA_BYTES + threadIdx.x * PLAN_THREAD_BYTES;
   if (place == 0) ptx::store_release_system(at<uint32_t>(plan.heard), plan.number);
   if (place >= plan.bytes) return;
   const uint4 words = ptx::load_system(at<const char>(plan.from) + place);

@@ -6,9 +6,9 @@ use std::fmt::Write;
 use crate::{
     BAD_TOKENS_MAX, BAD_WORDS_MAX, Batch, BatchRow, BatchToken, Bias, COUNTER_BYTES, COUNTERS,
     ChoiceFault, ChoicePart, END_TOKENS_MAX, Exchange, Fault, GROUPS_MAX, LayerMemory, Layout,
-    Memory, Moments, OUTPUT_COUNT_MAX, PARTS_MAX, PLAN_CTA_BYTES, PlanMemory, Purpose, RANKS_MAX,
-    RECENT_MAX, Report, RowChoice, SEEN, STAMPS_MAX, SampleMemory, SampleRow, Sampling, Slot,
-    Stamp, Stamped, TOPS_MAX, Top, VerifyMemory, Wanted,
+    Memory, Moments, OUTPUT_COUNT_MAX, PARTS_MAX, PLAN_CTA_BYTES, PLAN_THREAD_BYTES, PlanMemory,
+    Purpose, RANKS_MAX, RECENT_MAX, Report, RowChoice, SEEN, STAMPS_MAX, SampleMemory, SampleRow,
+    Sampling, Slot, Stamp, Stamped, TOPS_MAX, Top, VerifyMemory, Wanted,
 };
 
 /// Where the header lies, from the repository's root.
@@ -42,6 +42,7 @@ const CONSTANTS: &[(&str, usize)] = &[
     ("RANKS_MAX", RANKS_MAX),
     ("COUNTER_BYTES", COUNTER_BYTES),
     ("COUNTERS", COUNTERS),
+    ("PLAN_THREAD_BYTES", PLAN_THREAD_BYTES),
     ("PLAN_CTA_BYTES", PLAN_CTA_BYTES),
     ("BAD_WORDS_MAX", BAD_WORDS_MAX),
     ("BAD_TOKENS_MAX", BAD_TOKENS_MAX),

@@ -20,7 +20,7 @@ pub use slot::{
 pub use stamp::{STAMPS_MAX, Stamp, Stamped};
 pub use step::{
     Batch, BatchRow, BatchToken, COUNTER_BYTES, COUNTERS, Exchange, Fault, GROUPS_MAX, LayerMemory,
-    Memory, Moments, PLAN_CTA_BYTES, PlanMemory, RANKS_MAX,
+    Memory, Moments, PLAN_CTA_BYTES, PLAN_THREAD_BYTES, PlanMemory, RANKS_MAX,
 };
 
 use layout::{abi_constants, abi_struct};

@@ -180,7 +180,7 @@ abi_struct! {
         pub processed: u64,
         /// `[wanted, PARTS_MAX]` of [`ChoicePart`].
         pub choice_parts: u64,
-        /// `[rows]` of [`RowChoice`].
+        /// `[rows]` of [`RowChoice`], in the host's memory as are the next three.
         pub row_choices: u64,
         /// `[wanted]`: tokens chosen.
         pub chosen: u64,

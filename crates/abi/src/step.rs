@@ -9,7 +9,8 @@ pub const RANKS_MAX: usize = 8;
 pub const GROUPS_MAX: usize = 4;
 /// Of a counter that all CTAs use: a line of the cache for itself.
 pub const COUNTER_BYTES: usize = 128;
-/// Of a plan, what one CTA takes from the host's memory.
+/// Of a plan, what one thread takes from the host's memory, and what one CTA.
+pub const PLAN_THREAD_BYTES: usize = 16;
 pub const PLAN_CTA_BYTES: usize = 4096;
 /// Counters of a launch: `Counter` of `kernels/include/kilotok/cta.cuh`.
 pub const COUNTERS: usize = 3;
@@ -152,7 +153,7 @@ abi_struct! {
         pub logits: u64,
         /// `[TOKENS_MAX, PARTS_MAX]`, 64 bits: the best of each part of a draft's logits.
         pub draft_parts: u64,
-        /// `[TOKENS_MAX]`: the drafts chosen, one for each wanted token.
+        /// `[TOKENS_MAX]`: the drafts chosen, one for each wanted token. In the host's memory.
         pub drafted: u64,
         /// [`COUNTERS`] that CTAs share, each in [`COUNTER_BYTES`]; zero when a kernel starts.
         pub barrier: u64,
@@ -182,15 +183,17 @@ abi_struct! {
         pub heard: u64,
         /// [`Moments`] in the host's memory.
         pub moments: u64,
-        /// A multiple of 16.
+        /// A multiple of [`PLAN_THREAD_BYTES`].
         pub bytes: u32,
         pub number: u32,
     }
 }
 
 abi_struct! {
-    /// When a step came how far, in nanoseconds of the GPU's clock, their low words.
+    /// When the first CTA came how far in a step, in nanoseconds of the GPU's clock, their low
+    /// words.
     pub struct Moments : 16 {
+        /// The bell was heard.
         pub begun: u32,
         /// Its tokens were chosen.
         pub verified: u32,

@@ -90,7 +90,6 @@ impl CudaEngine {
     }
 
     fn try_start_step(&mut self, upload: &Upload) -> Result<Watch, EngineError> {
-        self.times = None;
         let exchanges = (self.exchanges, self.exchanges_max);
         let launches = self.host.upload_places.passes() as u32;
         self.exchanges = self.exchanges.wrapping_add(self.exchanges_max * launches);
@@ -254,6 +253,7 @@ impl Engine for CudaEngine {
         upload.check(self.host.lists.bytes())?;
         let asked = Asked::new(&batch, &upload, TOKENS_MAX as usize);
         let mut watch = None;
+        self.times = None;
         if !asked.is_empty() {
             self.slots.enter(&batch);
             let started = self.start_step(&upload);

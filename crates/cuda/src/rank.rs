@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use bytemuck::Zeroable;
 use kilotok_abi::{
-    Exchange, Fault, Memory, Moments, PLAN_CTA_BYTES, PlanMemory, STAMPS_MAX, Stamped,
+    Exchange, Fault, Memory, Moments, PLAN_CTA_BYTES, PLAN_THREAD_BYTES, PlanMemory, STAMPS_MAX,
+    Stamped,
 };
 use kilotok_engine::{EngineError, PhaseTime, StepPart, StepTimes};
 
@@ -26,8 +27,8 @@ const WAIT_MAX_MS: u32 = 1000;
 const SHARED_BYTES: &str = "SHARED_BYTES";
 const THREAD_COUNT: &str = "THREAD_COUNT";
 const ONE_TILE: &str = "ONE_TILE";
-/// Of the kernel that takes the plan: a thread takes as much as a load can.
-const PLAN_THREADS: usize = PLAN_CTA_BYTES / 16;
+/// Of a CTA of the kernel that takes the plan.
+const PLAN_THREADS: usize = PLAN_CTA_BYTES / PLAN_THREAD_BYTES;
 
 /// What a launch does; each is a kernel of that name in `kernels/step`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,11 +158,10 @@ impl Rank {
         self.device.finish()?;
         let mut found = vec![0_u32; self.grid as usize];
         numbers.peek(bytemuck::cast_slice_mut(&mut found));
-        found.sort_unstable();
-        if !found.into_iter().eq(0..self.grid) {
-            return Err(DriverError::Numbers { index: self.device.index(), grid: self.grid });
+        if count_up(found) {
+            return Ok(());
         }
-        Ok(())
+        Err(DriverError::Numbers { index: self.device.index(), grid: self.grid })
     }
 
     pub(crate) fn memory(&self) -> (&DeviceMemory, &Layout) {
@@ -206,6 +206,7 @@ impl Rank {
     /// The plan with counters that begin at 0, and what is copied of the lists.
     fn take_in(&self, chain: &Chain<'_>) -> Result<(), DriverError> {
         let bytes = chain.shape.upload_bytes;
+        assert!(bytes <= chain.mailbox.bytes(), "what is taken is there");
         let plan = PlanMemory {
             from: chain.mailbox.address(),
             to: self.arguments.target.batch,
@@ -325,6 +326,12 @@ impl Rank {
         self.fault.peek(bytemuck::bytes_of_mut(&mut record));
         timeout_of(&record)
     }
+}
+
+/// Whether these are the numbers from 0 on, each once.
+fn count_up(mut numbers: Vec<u32>) -> bool {
+    numbers.sort_unstable();
+    numbers.iter().zip(0..).all(|(number, place)| *number == place)
 }
 
 /// Starts so many CTAs of so many threads.

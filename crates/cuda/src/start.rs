@@ -42,6 +42,11 @@ pub enum StartError {
     Driver(#[from] DriverError),
     #[error("{wanted} ranks need as many GPUs, and there are {found} (--ranks)")]
     TooFewGpus { wanted: usize, found: usize },
+    #[error(
+        "GPU {index} has {found} multiprocessors and GPU 0 has {wanted}: ranks need GPUs of one \
+         kind (CUDA_VISIBLE_DEVICES)"
+    )]
+    UnlikeGpus { index: usize, found: u32, wanted: u32 },
     #[error(transparent)]
     Size(#[from] SizeError),
     #[error(transparent)]
@@ -171,7 +176,15 @@ fn choose_gpus(driver: Driver, rank_count: usize) -> Result<Vec<Gpu>, StartError
     }
     let chosen = &gpus[..rank_count];
     chosen.iter().try_for_each(Gpu::check)?;
+    check_alike(chosen)?;
     Ok(chosen.to_vec())
+}
+
+/// Kernels are made for a number of multiprocessors, and want all of them.
+fn check_alike(gpus: &[Gpu]) -> Result<(), StartError> {
+    let wanted = gpus.first().map_or(0, |gpu| gpu.multiprocessors);
+    let Some(other) = gpus.iter().find(|gpu| gpu.multiprocessors != wanted) else { return Ok(()) };
+    Err(StartError::UnlikeGpus { index: other.index, found: other.multiprocessors, wanted })
 }
 
 /// Lets every GPU reach every other one's memory.
@@ -198,7 +211,7 @@ impl CudaEngine {
     ) -> Result<Self, StartError> {
         let driver = Driver::open()?;
         let gpus = choose_gpus(driver, options.sizes.rank_count)?;
-        let multiprocessors = gpus.iter().map(|gpu| gpu.multiprocessors).min().unwrap_or(1);
+        let multiprocessors = gpus.first().map_or(1, |gpu| gpu.multiprocessors);
         let plan = Plan::new(spec, options, multiprocessors)?;
         let map = plan.layout(spec, 0).map;
         tell(&format!("memory of each GPU\n{map}"));
@@ -216,7 +229,8 @@ impl CudaEngine {
             bell.await_on(device, 0)?;
         }
         let host = HostMemory::new(constants, &caps, &plan.layout(spec, 0), &devices)?;
-        tell(&format!("memory of the host for GPUs: {} bytes", host.bytes()));
+        let bytes = host.bytes() + gpus.len() * host.result_places.bytes;
+        tell(&format!("memory of the host for GPUs: {bytes} bytes"));
         let rank = |(index, device)| {
             Rank::new(index, device, constants, &cubin, &bell, |base| {
                 let mut layout = plan.layout(spec, base);
@@ -337,5 +351,27 @@ impl Progress for Watched<'_> {
     fn cancelled(&self) -> bool {
         let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
         failed.is_some() || self.progress.cancelled()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gpus_of_different_kinds_are_refused() {
+        let gpu = |index, multiprocessors| Gpu {
+            index,
+            name: "GPU".to_owned(),
+            capability: (9, 0),
+            multiprocessors,
+            memory_bytes: 0,
+        };
+        assert!(check_alike(&[]).is_ok() && check_alike(&[gpu(0, 132), gpu(1, 132)]).is_ok());
+        let refused = check_alike(&[gpu(0, 132), gpu(1, 114)]).unwrap_err().to_string();
+        assert!(
+            refused.starts_with("GPU 1 has 114 multiprocessors and GPU 0 has 132"),
+            "{refused}"
+        );
     }
 }

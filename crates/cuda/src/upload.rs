@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use kilotok_abi::{
     BAD_TOKENS_MAX, BAD_WORDS_MAX, Batch as Header, Bias, COUNTER_BYTES, END_TOKENS_MAX,
-    SampleMemory, SampleRow, Slot, SlotLists, Wanted,
+    PLAN_THREAD_BYTES, SampleMemory, SampleRow, Slot, SlotLists, Wanted,
 };
 use kilotok_engine::{Caps, EngineError, PageGroup, Row, SlotSetup};
 use kilotok_rows::{Batch, BatchRow, Sizes, wanted, wanted_tokens};
@@ -16,12 +16,10 @@ use crate::places::BARRIER_BYTES;
 
 /// No token, mask or draft.
 const NONE: u32 = !0;
-/// What the plan is taken in.
-const WORD: usize = 16;
 /// Where lists begin: kernels read them in whole words, some of 8 bytes.
 const LIST_ALIGNMENT: usize = 16;
 
-/// Where everything lies in the buffer that is copied at once.
+/// Where everything lies in the plan, which is taken at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Places {
     pub(crate) target: Arrays,
@@ -63,7 +61,8 @@ impl Places {
         let mut places =
             Self { target, context, sample_rows, wanted, drafts, counters, pages: 0, bytes: 0 };
         places.pages = counters + places.launches() * BARRIER_BYTES;
-        places.bytes = (places.pages + row_max * of_row * size_of::<u32>()).next_multiple_of(WORD);
+        places.bytes = (places.pages + row_max * of_row * size_of::<u32>())
+            .next_multiple_of(PLAN_THREAD_BYTES);
         places
     }
 
@@ -256,9 +255,10 @@ impl Upload {
         Err(EngineError::Plan { row: self.rows.len().saturating_sub(1), reason })
     }
 
-    /// Bytes of everything but the lists, in whole words of the copy.
+    /// Bytes of everything but the lists, in whole threads' parts.
     pub(crate) fn bytes(&self, places: &Places) -> usize {
-        (places.pages + size_of_val(self.target.pages.as_slice())).next_multiple_of(WORD)
+        (places.pages + size_of_val(self.target.pages.as_slice()))
+            .next_multiple_of(PLAN_THREAD_BYTES)
     }
 
     /// Writes everything but the lists, which lie at `lists`. The first of the launches comes after
@@ -391,7 +391,8 @@ mod tests {
             Places { target, context, sample_rows, wanted, drafts, counters, pages, bytes: 4100 };
         let mut bytes = vec![0; places.bytes];
         upload.write(&places, 1 << 32, (40, 7), &mut bytes);
-        assert_eq!(upload.bytes(&places), 4000 + upload.target.pages.len() * 4);
+        let pages = upload.target.pages.len() * size_of::<u32>();
+        assert_eq!(upload.bytes(&places), (4000 + pages).next_multiple_of(PLAN_THREAD_BYTES));
         let exchanges = [0, context, 2000, 3000].map(|header| word(&bytes, header + 12));
         assert_eq!(exchanges, [40, 47, 54, 61]);
         assert_eq!(word(&bytes, context + 8), 0, "the context wants no logits");

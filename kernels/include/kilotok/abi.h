@@ -15,6 +15,8 @@ constexpr int COUNTER_BYTES = 128;
 
 constexpr int COUNTERS = 3;
 
+constexpr int PLAN_THREAD_BYTES = 16;
+
 constexpr int PLAN_CTA_BYTES = 4096;
 
 constexpr int BAD_WORDS_MAX = 2048;

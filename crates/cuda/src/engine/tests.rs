@@ -30,6 +30,22 @@ fn steps_alike_are_begun_by_the_bell_alone() {
 }
 
 #[test]
+fn times_are_of_a_step_that_somebody_asked_for() {
+    if absent(1) {
+        return;
+    }
+    let mut engine = engine(1);
+    assert_eq!(engine.times(), None);
+    reply(&mut engine);
+    let times = engine.times().unwrap();
+    assert!(!times.verify.is_zero() && !times.draft.is_zero(), "{times:?}");
+    // What waits is rung for and does nothing.
+    drop(quiet());
+    engine.ranks[0].finish().unwrap();
+    assert_eq!(engine.ranks[0].times(), times);
+}
+
+#[test]
 fn two_engines_share_a_gpu() {
     if absent(1) {
         return;

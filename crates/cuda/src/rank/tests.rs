@@ -106,6 +106,12 @@ fn does_not_hear(rank_count: usize) {
 }
 
 #[test]
+fn numbers_count_up_in_any_order() {
+    assert!(count_up(vec![2, 0, 1]) && count_up(Vec::new()));
+    assert!(!count_up(vec![1, 2, 3]) && !count_up(vec![0, 1, 1]) && !count_up(vec![0, 2, 3]));
+}
+
+#[test]
 #[ignore = "breaks the GPU for its process, see below"]
 fn one_stalls() {
     stalls(1);

@@ -5,13 +5,16 @@
 
 namespace kilotok::ptx {
 
-// Where a multiprocessor's number counts, another one than the launch's.
-inline int cta_index() {
 #ifdef KILOTOK_CTA_PER_SM
-  return gridDim.x - 1 - blockIdx.x;
+constexpr bool CTA_PER_SM = true;
 #else
-  return blockIdx.x;
+constexpr bool CTA_PER_SM = false;
 #endif
+
+// A multiprocessor's number is another one than the launch's.
+inline int cta_index() {
+  const int index = blockIdx.x;
+  return CTA_PER_SM ? gridDim.x - 1 - index : index;
 }
 template <int COUNT>
 void sync_threads() {

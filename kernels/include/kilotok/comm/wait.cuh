@@ -31,11 +31,12 @@ struct Place {
   uint32_t rank;
   // Counts grid barriers.
   uint32_t phase;
+  int cta;
 
   static __device__ __forceinline__ Place begin(uint64_t fault, uint32_t wait_max_ms,
                                                 uint32_t rank) {
     return {reinterpret_cast<Fault*>(fault), ptx::kilocycles() + wait_max_ms * KILOCYCLES_PER_MS,
-            rank, 0};
+            rank, 0, ptx::cta_index()};
   }
 };
 
@@ -58,7 +59,7 @@ __device__ __noinline__ void record_fault(Waits waits, uint32_t wanted, uint32_t
   volatile Fault* fault = cta_place.fault;
   if (atomicExch(&record_begun, 1u) == 0u) {
     fault->rank = cta_place.rank;
-    fault->cta = ptx::cta_index();
+    fault->cta = cta_place.cta;
     fault->phase = cta_place.phase;
     fault->wanted = wanted;
     fault->seen = seen;

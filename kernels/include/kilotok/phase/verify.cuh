@@ -100,7 +100,7 @@ __device__ __forceinline__ void verify_row(const Cta& cta, const SampleMemory& m
       slot.known = first + count;
     }
   }
-  then(index, count, scratch.choices + sampled);
+  then(index, count, count > 0 ? scratch.choices + sampled : nullptr);
   cta.sync();
 }
 

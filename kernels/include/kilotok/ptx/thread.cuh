@@ -6,17 +6,22 @@
 
 namespace kilotok::ptx {
 
-// Which CTA this is. Where a launch has one on each multiprocessor, the multiprocessor's number:
-// which CTA of a launch comes to which differs with what ran before, and who sits beside whom
-// matters (benches/results). Asked for anew each time: a register for it would be spilled, and then
-// be further away.
+// Whether CTAs are numbered as their multiprocessors are: where a launch has one on each, which
+// comes to which differs with what ran before, and who sits beside whom matters (benches/results).
+#ifdef KILOTOK_CTA_PER_SM
+constexpr bool CTA_PER_SM = true;
+#else
+constexpr bool CTA_PER_SM = false;
+#endif
+
+// Which CTA this is. Asked for anew each time: a register for it would be spilled, and then be
+// further away.
 __device__ __forceinline__ int cta_index() {
   int index;
-#ifdef KILOTOK_CTA_PER_SM
-  asm volatile("mov.u32 %0, %%smid;" : "=r"(index));
-#else
-  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(index));
-#endif
+  if constexpr (CTA_PER_SM)
+    asm volatile("mov.u32 %0, %%smid;" : "=r"(index));
+  else
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(index));
   return index;
 }
 
