@@ -31,11 +31,12 @@ __global__ void __launch_bounds__(CONSUMERS)
   const LayerMemory& layer = *at<const LayerMemory>(memory.layers);
   for (int i = 0; i < repeats; i++) {
     if (phases & ATTN_IN) attn_in<KIND>(cta, layer, batch, OWN);
-    // Attention begins with a barrier.
+    // Attention begins in the middle of a barrier.
+    cta.arrive_grid();
     if (phases & ATTN)
       attn<KIND>(cta, layer, batch, sums, OWN);
     else
-      cta.sync_grid();
+      cta.wait_grid();
     cta.sync_grid();
   }
 }

@@ -73,7 +73,7 @@ struct ExpertsRoles {
     cta.sync_grid();
     if (is_owner(cta))
       w.walk([&](Ring& ring, Sums& sums) {
-        down<KIND, false>(cta, ring, sums, routes, w.token_count() * F.top_k);
+        down<KIND, false>(cta, ring, sums, routes);
       });
     cta.sync();
   }

@@ -238,13 +238,15 @@ __device__ __forceinline__ void output(Walker& w) {
   });
 }
 
+// Begins in the middle of a grid barrier.
 template <int KIND, bool DRAFT>
 __device__ __forceinline__ void attend(Walker& w) {
   const LayerMemory& layer = w.layer();
   if constexpr (!ATTENTIONS[KIND].paired) {
-    w.cta.sync_grid();
+    w.cta.wait_grid();
     attn_in<KIND>(w.cta, layer, w.batch(), DRAFT);
     w.cta.stamp(Stamp::AttentionIn);
+    w.cta.arrive_grid();
   }
   attn<KIND>(w.cta, layer, w.batch(), w.shared.sums, DRAFT);
 }
@@ -308,9 +310,7 @@ __device__ __forceinline__ void experts(Walker& w) {
   cta.stamp(Stamp::GateUp);
   if constexpr (!AWAITED) cta.sync_grid();
   if (is_owner(cta))
-    w.walk([&](Ring& ring, Sums& sums) {
-      down<KIND, AWAITED>(cta, ring, sums, routes, w.token_count() * Network<KIND>::TOP_K);
-    });
+    w.walk([&](Ring& ring, Sums& sums) { down<KIND, AWAITED>(cta, ring, sums, routes); });
   cta.sync();
   cta.stamp(Stamp::Down);
 }
@@ -346,6 +346,8 @@ __device__ __forceinline__ void attention(Walker& w) {
     project<decltype(kind)::value, DRAFT, TILES>(w);
   });
   cta.stamp(Stamp::Project);
+  // What is forgotten behind it does not make it later, and is so before the next barrier.
+  cta.arrive_grid();
   with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(w.layer().feed_forward, [&](auto kind) {
     constexpr int F = decltype(kind)::value;
     if constexpr (AWAITS<F, TILES>) {

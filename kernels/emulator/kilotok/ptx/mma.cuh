@@ -49,5 +49,8 @@ inline uint32_t pack_bf16(float low, float high) {
 }
 
 inline float exp2(float x) { return ::exp2f(x); }
+constexpr float LOG2_E = 1.4426950408889634f;
+inline float inverse_sqrt(float x) { return 1.0f / ::sqrtf(x); }
+inline float divide(float a, float b) { return a / b; }
 
 }  // namespace kilotok::ptx

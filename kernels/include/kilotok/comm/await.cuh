@@ -19,15 +19,15 @@ constexpr uint32_t SOME_NAN = 0x7fffffff;
 __device__ __forceinline__ bool is_there(uint32_t word) { return word != NOT_YET; }
 __device__ __forceinline__ bool is_there(float value) { return is_there(__float_as_uint(value)); }
 
-// Whether a half of some words is zero: taking one away leaves it a sign where there was none.
-__device__ __forceinline__ bool has_zero_half(const uint4& words) {
-  const auto zeros = [](uint32_t word) { return (word - 0x00010001u) & ~word & 0x80008000u; };
-  return (zeros(words.x) | zeros(words.y) | zeros(words.z) | zeros(words.w)) != 0;
+// Not zero if a half of some words is zero: taking one away leaves it a sign where there was none.
+__device__ __forceinline__ uint32_t zero_halves(const uint4& words) {
+  const auto zeros = [](uint32_t word) { return (word - 0x00010001u) & ~word; };
+  return (zeros(words.x) | zeros(words.y) | zeros(words.z) | zeros(words.w)) & 0x80008000u;
 }
 
-// Whether each half of some words is there.
-__device__ __forceinline__ bool are_halves_there(const uint4& words) {
-  return !has_zero_half(make_uint4(~words.x, ~words.y, ~words.z, ~words.w));
+// Not zero if a half of some words is not there.
+__device__ __forceinline__ uint32_t missing_halves(const uint4& words) {
+  return zero_halves(make_uint4(~words.x, ~words.y, ~words.z, ~words.w));
 }
 
 // What is written for a value.

@@ -75,7 +75,7 @@ __device__ __forceinline__ void exchange(Cta& cta, StreamMemory& stream, int tok
           packets[from] = ptx::load_system(own + packet_offset(number, from, unit, packet));
 #pragma unroll
       for (int from = 0; from < RANKS; from++)
-        if (from != rank) all = all && !has_zero_half(packets[from]);
+        if (from != rank) all = all && zero_halves(packets[from]) == 0;
       return all;
     });
     float* values = values_of(packet);

@@ -3,8 +3,8 @@
 // Reads `queries`, the pages of keys and values, a draft's own rows; writes `attended`. A short
 // window is the work of one CTA for each tile. More keys are cut into chunks: a CTA takes a run of
 // (chunk, tile) pairs and keeps a chunk's keys in registers while the tiles of its row pass by, so
-// that keys are read once; the parts meet after a grid barrier. It begins with a grid barrier of
-// its own, before the end of which it brings the keys that were there before the step; the one
+// that keys are read once; the parts meet after a grid barrier. It begins in the middle of a grid
+// barrier, before the end of which it brings the keys that were there before the step; the one
 // after is the caller's.
 //
 // A token's bits follow from its position and the keys it sees: neither the other tokens of its row
@@ -307,7 +307,6 @@ __device__ __forceinline__ void attn(Cta& cta, const LayerMemory& layer, const H
                                      SumMemory& sums, bool own) {
   static_assert(sizeof(ChunkMemory<KIND>) <= SCRATCH_BYTES, "chunks need memory");
   static_assert(DRAFT_ROWS <= CHUNK_KEYS, "a draft's rows are one part");
-  cta.arrive_grid();
   if constexpr (IS_SHORT<KIND>) {
     if (!own) {
       attend_window<KIND>(cta, layer, batch, sums);

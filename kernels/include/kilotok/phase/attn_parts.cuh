@@ -99,10 +99,10 @@ __device__ __forceinline__ void keep_part(const Cta& cta, const Tile& tile, int 
 // What the values of a head are multiplied by in the end; its sink has a share of the weights.
 template <int KIND>
 __device__ __forceinline__ float finish(const Weighed& weighed, float sink) {
-  if (!ATTENTIONS[KIND].sinks) return 1.0f / weighed.sum;
-  const float exponent = sink * LOG2_E, largest = fmaxf(weighed.largest, exponent);
+  if (!ATTENTIONS[KIND].sinks) return ptx::divide(1.0f, weighed.sum);
+  const float exponent = sink * ptx::LOG2_E, largest = fmaxf(weighed.largest, exponent);
   const float factor = ptx::exp2(weighed.largest - largest);
-  return factor / (factor * weighed.sum + ptx::exp2(exponent - largest));
+  return ptx::divide(factor, factor * weighed.sum + ptx::exp2(exponent - largest));
 }
 
 // What a head's parts are relative to: a lane has those of parts lane, lane + 32 and so on.

@@ -10,13 +10,12 @@
 
 namespace kilotok {
 
-constexpr float LOG2_E = 1.4426950408889634f;
 constexpr float LOWEST = -__builtin_huge_valf();
 
 // A score is multiplied by this to be a power of two's exponent.
 template <int KIND>
 __device__ __forceinline__ float score_scale() {
-  return LOG2_E / sqrtf(static_cast<float>(ATTENTIONS[KIND].qk_dim));
+  return ptx::LOG2_E / sqrtf(static_cast<float>(ATTENTIONS[KIND].qk_dim));
 }
 
 // The largest of some scores, as such an exponent, and the sum of all weights relative to it.

@@ -2,14 +2,13 @@
 // are multiplied as projections are (walk/matrix.cuh); this is what becomes of gate and up.
 #pragma once
 
+#include "kilotok/phase/activation.cuh"
 #include "kilotok/phase/stream.cuh"
 
 namespace kilotok {
 
 template <int KIND>
 constexpr bool IS_DENSE = FEED_FORWARDS[KIND].experts == 0;
-
-__device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }
 
 // Consumers and adders alike: the inner operand.
 template <int KIND>

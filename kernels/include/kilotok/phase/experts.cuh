@@ -173,34 +173,41 @@ struct Inner {
     return IN_SHARED ? operand_row(row, ROW_BYTES) : row;
   }
 
-  // Brings all rows; of so many values are AWAITED, or a barrier came before.
+  // Brings all rows, of which values are AWAITED, or a barrier came before.
   template <bool AWAITED>
-  static __device__ __forceinline__ Inner bring(const Cta& cta, SumMemory& scratch,
-                                                int row_count) {
+  static __device__ __forceinline__ Inner bring(const Cta& cta, SumMemory& scratch) {
     const Inner inner = {N::inner_row(cta.memory, 0), ptx::shared_address(scratch.scratch)};
     if constexpr (IN_SHARED) {
       constexpr int PIECES = N::TOP_K * TILE_PIECES, LOADS = ceil_div(PIECES, CONSUMERS);
-      const auto piece = [&](int i) { return smaller(cta.thread() + i * CONSUMERS, PIECES - 1); };
+      // From a thread's first piece to its next ones: only the last may lie beyond all.
+      const int last = smaller(cta.thread(), PIECES - 1 - (LOADS - 1) * CONSUMERS);
+      const auto own = [&](int i) { return i < LOADS - 1 ? cta.thread() : last; };
+      // Where a row is as wide here as in memory, so is one address for all.
+      const auto place = [&](int i) {
+        const char* rows = inner.rows;
+        if constexpr (EXPERT_INNER_BYTES == ROW_BYTES)
+          return rows + own(i) * 16 + i * (CONSUMERS * 16);
+        const int piece = own(i) + i * CONSUMERS;
+        return rows + piece / TILE_PIECES * (TILE_TOKENS * EXPERT_INNER_BYTES) +
+               piece % TILE_PIECES * 16;
+      };
       uint4* to = reinterpret_cast<uint4*>(scratch.scratch);
       uint4 v[LOADS];
+      // Rows of tokens that the batch lacks are what they were, which is always something.
       look_for<AWAITED>([&] {
-        bool there = true;
+        uint32_t missing = 0;
 #pragma unroll
-        for (int i = 0; i < LOADS; i++)
-          v[i] = ptx::load_l2(inner.rows +
-                              piece(i) / TILE_PIECES * (TILE_TOKENS * EXPERT_INNER_BYTES) +
-                              piece(i) % TILE_PIECES * 16);
+        for (int i = 0; i < LOADS; i++) v[i] = ptx::load_l2(place(i));
 #pragma unroll
-        for (int i = 0; i < LOADS; i++) {
-          const int row = piece(i) / TILE_PIECES * TILE_TOKENS + piece(i) % 32 / 4;
-          there = there && (row >= row_count || are_halves_there(v[i]));
-        }
-        return there;
+        for (int i = 0; i < LOADS; i++) missing |= missing_halves(v[i]);
+        return missing == 0;
       });
 #pragma unroll
-      for (int i = 0; i < LOADS; i++) to[piece(i)] = v[i];
-      for (int i = cta.thread(); i < TILE_PIECES; i += CONSUMERS)
-        to[PIECES + i] = make_uint4(0, 0, 0, 0);
+      for (int i = 0; i < LOADS; i++) (to + own(i))[i * CONSUMERS] = v[i];
+#pragma unroll
+      for (int i = 0; i < ceil_div(TILE_PIECES, CONSUMERS); i++)
+        if (cta.thread() < TILE_PIECES - i * CONSUMERS)
+          to[PIECES + i * CONSUMERS + cta.thread()] = make_uint4(0, 0, 0, 0);
       cta.sync();
     }
     return inner;
@@ -276,11 +283,10 @@ struct ExpertsAhead {
   }
 };
 
-// Owners: sum the experts; the adders put the sums into `stream.part`. Of the inner operand so many
-// rows have values.
+// Owners: sum the experts; the adders put the sums into `stream.part`.
 template <int KIND, bool AWAITED>
-__device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, const Routes& routes,
-                                     int row_count) {
+__device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums,
+                                     const Routes& routes) {
   using N = Network<KIND>;
   using M = typename N::Down;
   constexpr int PAGE_STEPS = smaller(M::PAGE_STEPS, M::STEPS), ENTRIES = N::PAGE_ENTRIES;
@@ -289,8 +295,7 @@ __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, con
   const int column = cta.lane() / 4;
   ExpertsAhead<KIND> ahead;
   if constexpr (AHEAD) ahead.bring(cta, ring, ENTRIES <= count);
-  const Inner<KIND> inner =
-      Inner<KIND>::template bring<AWAITED>(cta, sums.memory, row_count);
+  const Inner<KIND> inner = Inner<KIND>::template bring<AWAITED>(cta, sums.memory);
   float total[1][4] = {};
   const auto operand = [&](int place, int step) {
     return inner.load(place, step * M::COLUMN_WARPS + part, cta.lane());

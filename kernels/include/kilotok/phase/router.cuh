@@ -7,6 +7,7 @@
 //   choose_routes every CTA chooses for itself, of one tile of tokens; for more phase/gathered.cuh
 #pragma once
 
+#include "kilotok/phase/activation.cuh"
 #include "kilotok/phase/stream.cuh"
 
 namespace kilotok {
@@ -107,12 +108,6 @@ __device__ __forceinline__ void router_parts(const Cta& cta, Ring& ring, SumMemo
   static_assert(R::ROWS % LANE_ROWS == 0, "lanes have as many rows");
   const ScaledTile* tiles = scaled_stream(scratch);
   const int row = cta.lane() / (32 / LANE_ROWS);
-  Ring ahead = ring;
-#pragma unroll 1
-  for (int page = 0; page < R::PAGES; page++) {
-    ahead.take();
-    ahead.next();
-  }
   float* parts = at<float>(cta.memory.router_parts) +
                  static_cast<size_t>(cta.index()) * TOKENS_MAX * R::EXPERTS;
 #pragma unroll 1
@@ -127,9 +122,9 @@ __device__ __forceinline__ void router_parts(const Cta& cta, Ring& ring, SumMemo
       Ring taken = ring;
 #pragma unroll 1
       for (int page = 0; page < R::PAGES; page++, taken.next()) {
-        const uint32_t weights = taken.page() + row * R::ROW_BYTES + there * 4;
+        const uint32_t weights = taken.take() + row * R::ROW_BYTES + there * 4;
         const ScaledTile& x = tiles[first / TILE_TOKENS];
-#pragma unroll(4 / R::ROW_COLUMNS)
+#pragma unroll(8 / R::ROW_COLUMNS)
         for (int i = 0; i < smaller(R::PAGE_ROWS, R::ROWS - page * R::PAGE_ROWS); i += LANE_ROWS) {
           const uint4 words = ptx::load_shared(weights + i * R::ROW_BYTES);
           const int first_column = (page * R::PAGE_ROWS + i + row) * R::ROW_COLUMNS;
@@ -206,7 +201,7 @@ __device__ __forceinline__ void router_scores(const Cta& cta, SumMemory& scratch
       sum = 0;
 #pragma unroll
       for (int warp = 0; warp < CONSUMER_WARPS; warp++) sum += memory.sums[warp][lane];
-      const float score = 1.0f / (1.0f + expf(-sum * memory.inverse_rms));
+      const float score = sigmoid(sum * memory.inverse_rms);
       if (expert < EXPERTS) hand_over(scores + token * SCORES_EACH + expert, score);
     }
     cta.sync();
@@ -225,10 +220,13 @@ __device__ __forceinline__ void forget_scores(const Cta& cta, int token_count) {
     scores[i] = NOT_YET;
   const int unit = cta.index();
   if (unit >= OWNER_UNITS) return;
-  uint32_t* parts = at<uint32_t>(cta.memory.router_parts) +
-                    static_cast<size_t>(unit) * TOKENS_MAX * EXPERTS;
+  // Up to three more are of a token that the batch lacks.
+  static_assert(TOKENS_MAX % 4 == 0, "whole runs of four");
+  uint4* parts = at<uint4>(cta.memory.router_parts) +
+                 static_cast<size_t>(unit) * (TOKENS_MAX / 4) * EXPERTS;
 #pragma unroll 1
-  for (int i = first; i < token_count * EXPERTS; i += CONSUMERS) parts[i] = NOT_YET;
+  for (int i = first; i < ceil_div(token_count * EXPERTS, 4); i += CONSUMERS)
+    parts[i] = make_uint4(NOT_YET, NOT_YET, NOT_YET, NOT_YET);
   if (first < token_count)
     reinterpret_cast<uint32_t*>(squares_of(cta.memory, Reader::Network, first))[unit] = NOT_YET;
 }
@@ -265,13 +263,17 @@ struct Scores {
 
   __device__ __forceinline__ Scores(const Cta& cta, const float* bias, int token) {
     const float* found = at<const float>(cta.memory.router_scores) + token * SCORES_EACH;
-    const auto expert = [&](int i) { return smaller(i * 32 + cta.lane(), EXPERTS - 1); };
+    // Only a lane's last may lie beyond all: one address does for the others.
+    const auto place = [&](const float* first, int i) {
+      if ((i + 1) * 32 <= EXPERTS) return first + cta.lane() + i * 32;
+      return first + smaller(i * 32 + cta.lane(), EXPERTS - 1);
+    };
 #pragma unroll
-    for (int i = 0; i < EACH; i++) biases[i] = bias[expert(i)];
+    for (int i = 0; i < EACH; i++) biases[i] = *place(bias, i);
     look_for<AWAITED>([&] {
       inverse_rms = ptx::load_l2(found + EXPERTS);
 #pragma unroll
-      for (int i = 0; i < EACH; i++) scores[i] = ptx::load_l2(found + expert(i));
+      for (int i = 0; i < EACH; i++) scores[i] = ptx::load_l2(place(found, i));
       bool there = is_there(inverse_rms);
 #pragma unroll
       for (int i = 0; i < EACH; i++) there = there && is_there(scores[i]);
@@ -355,7 +357,7 @@ __device__ __forceinline__ uint32_t choose_for_token(const Scores<KIND, AWAITED>
   const float divisor = !numbers ? __uint_as_float(0x7fc00000u)
                                  : F.normalise ? total + 1e-20f : 1.0f;
   __syncwarp();
-  if (lane < F.top_k) weights[place] = score / divisor * F.scale;
+  if (lane < F.top_k) weights[place] = ptx::divide(score, divisor) * F.scale;
   return mine << 8 | place;
 }
 

@@ -172,7 +172,7 @@ struct Squares {
       for (int j = 0; j < 4; j++)
         if (i * 128 + lane * 4 + j < OWNER_UNITS) sum += __uint_as_float(words[j]);
     }
-    return 1.0f / sqrtf(add_lanes(sum) / HIDDEN + eps);
+    return ptx::inverse_sqrt(add_lanes(sum) * (1.0f / HIDDEN) + eps);
   }
 };
 
