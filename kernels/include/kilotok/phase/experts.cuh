@@ -140,7 +140,7 @@ __device__ __forceinline__ void add_gate_up(const Cta& cta, Sums& sums, const St
     sums.take<M>(cta, [&](int, int, int lane, const float4& v) {
       const int entry = unit / M::UNITS, row = unit % M::UNITS * 8 + lane / 4;
       if (row >= N::F.width) return;
-#pragma unroll
+#pragma unroll 1
       for (int j = 0; j < 2; j++) {
         const int token = lane % 4 * 2 + j;
         const int choice = token < token_count ? routes.choices[entry][token] : -1;

@@ -88,7 +88,7 @@ __device__ __forceinline__ void add_to_stream(const Cta& cta, StreamMemory& stre
 #pragma unroll 1
   for (int token = cta.warp(); token < token_count; token += CONSUMER_WARPS) {
     float square = 0;
-#pragma unroll
+#pragma unroll 1
     for (int half = 0; half < 2; half++) {
       const int row = cta.lane() + half * 32, column = unit * OWNER_ROWS + row;
       if (row >= OWNER_ROWS) continue;
