@@ -1,5 +1,5 @@
-// What networks put between their matrices. To some 2^-21 of it: what comes of it is rounded to
-// BF16, or decides between experts whose sums differ by more.
+// What networks put between their matrices, to 2^-21 of it, and 2^-19 where a sigmoid is next to
+// nothing. That suffices: it is rounded to BF16, or its order is that of sums in F32.
 #pragma once
 
 #include "kilotok/ptx/mma.cuh"
