@@ -44,13 +44,6 @@ __global__ void fill_floats(float* values, size_t count, float scale, float offs
     values[i] = offset + scale * (static_cast<int>(bench::mixed(seed, i)) / 2147483648.0f);
 }
 
-// Pairs of BF16 values of the size of those that `floats` makes of 0.05.
-__global__ void fill_pairs(uint32_t* words, size_t count, uint64_t seed) {
-  const size_t step = static_cast<size_t>(gridDim.x) * blockDim.x;
-  for (size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x; i < count; i += step)
-    words[i] = (bench::mixed(seed, i) & 0x807f807fu) | 0x3c803c80u;
-}
-
 template <class... Arguments>
 void fill(void (*kernel)(Arguments...), Arguments... given) {
   constexpr int CTAS = 512, FILLERS = 256;
@@ -89,7 +82,9 @@ LayerMemory layer(uint64_t seed, int page_count) {
   if constexpr (!IS_DENSE<F>) {
     const size_t words = static_cast<size_t>(OWNER_UNITS) * Router<F>::UNIT_BYTES / 4;
     l.router = floats(words, 0.05f, 0.0f, seed + 6);
-    if (FEED_FORWARDS[F].router_bf16) fill(fill_pairs, at<uint32_t>(l.router), words, seed + 6);
+    // In BF16 pairs of small weights, as chunks have them.
+    if (FEED_FORWARDS[F].router_bf16)
+      fill(fill_chunks, at<uint32_t>(l.router), words * 4 / chunk_bytes(Format::Bf16), 0, seed + 6);
     l.router_bias = floats(experts, 0.001f, 0.0f, seed + 7);
   }
   l.gate_up = matrix<GateUpMatrix<F>>(experts, seed + 8);

@@ -346,7 +346,8 @@ __device__ __forceinline__ void attention(Walker& w) {
     project<decltype(kind)::value, DRAFT, TILES>(w);
   });
   cta.stamp(Stamp::Project);
-  // What is forgotten behind it does not make it later, and is so before the next barrier.
+  // Before anything is forgotten: the arrival would wait for these stores, and they need only be
+  // done before the next one.
   cta.arrive_grid();
   with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(w.layer().feed_forward, [&](auto kind) {
     constexpr int F = decltype(kind)::value;

@@ -182,7 +182,7 @@ struct Inner {
       // From a thread's first piece to its next ones: only the last may lie beyond all.
       const int last = smaller(cta.thread(), PIECES - 1 - (LOADS - 1) * CONSUMERS);
       const auto own = [&](int i) { return i < LOADS - 1 ? cta.thread() : last; };
-      // Where a row is as wide here as in memory, so is one address for all.
+      // Where rows are as wide in memory, one address does for all of a thread's pieces.
       const auto place = [&](int i) {
         const char* rows = inner.rows;
         if constexpr (EXPERT_INNER_BYTES == ROW_BYTES)
@@ -193,7 +193,8 @@ struct Inner {
       };
       uint4* to = reinterpret_cast<uint4*>(scratch.scratch);
       uint4 v[LOADS];
-      // Rows of tokens that the batch lacks are what they were, which is always something.
+      // Rows of tokens that the batch lacks are there too: zeros at first, then what a larger batch
+      // left, whose pass wrote all that it had forgotten.
       look_for<AWAITED>([&] {
         uint32_t missing = 0;
 #pragma unroll

@@ -124,6 +124,7 @@ __device__ __forceinline__ void router_parts(const Cta& cta, Ring& ring, SumMemo
       for (int page = 0; page < R::PAGES; page++, taken.next()) {
         const uint32_t weights = taken.take() + row * R::ROW_BYTES + there * 4;
         const ScaledTile& x = tiles[first / TILE_TOKENS];
+        // Eight columns of the stream at a time: four or twelve take longer (benches/results).
 #pragma unroll(8 / R::ROW_COLUMNS)
         for (int i = 0; i < smaller(R::PAGE_ROWS, R::ROWS - page * R::PAGE_ROWS); i += LANE_ROWS) {
           const uint4 words = ptx::load_shared(weights + i * R::ROW_BYTES);

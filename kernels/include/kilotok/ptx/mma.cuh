@@ -40,14 +40,15 @@ __device__ __forceinline__ float from_bf16(uint16_t bits) {
   return __uint_as_float(static_cast<uint32_t>(bits) << 16);
 }
 
+// Exponents of e are those of 2, times this.
+constexpr float LOG2_E = 1.4426950408889634f;
+
 // A power of two, 1 / sqrt(x) and a / b, to 2^-22 of them. Divided by more than 2^126 is zero.
 __device__ __forceinline__ float exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-// Exponents of e are those of 2, times this.
-constexpr float LOG2_E = 1.4426950408889634f;
 __device__ __forceinline__ float inverse_sqrt(float x) {
   float y;
   asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
