@@ -170,7 +170,7 @@ struct Head {
     for (int i = 0; i < COUNT; i++) square += values[i] * values[i];
     square = add_lanes(square);
     // Squares that overflow would make a head of zeros, which looks sound.
-    const float scale = 1.0f / sqrtf(square / dims + DRAFT_NORM_EPS) + 0.0f * square;
+    const float scale = ptx::inverse_sqrt(square / dims + DRAFT_NORM_EPS) + 0.0f * square;
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
       const int dim = lane + 32 * i;
