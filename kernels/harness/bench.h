@@ -67,6 +67,12 @@ class Buffers {
     return owned_.back();
   }
 
+  uint64_t take_zeros(size_t bytes) {
+    const uint64_t address = take(bytes);
+    CHECK(cudaMemset(at<void>(address), 0, bytes));
+    return address;
+  }
+
   template <class T>
   uint64_t put(const std::vector<T>& values) {
     const uint64_t address = take(values.size() * sizeof(T));

@@ -188,7 +188,7 @@ struct Ranks {
       const int first = i * RANKS / gpu_count, end = (i + 1) * RANKS / gpu_count;
       gpus.push_back(std::make_unique<Gpu>(i, first, end - first, wait_ms));
       for (int rank = first; rank < end; rank++)
-        receivers.receivers[rank] = gpus[i]->buffers.take(RECEIVER_BYTES);
+        receivers.receivers[rank] = gpus[i]->buffers.take_zeros(RECEIVER_BYTES);
     }
     for (auto& gpu : gpus) {
       CHECK(cudaSetDevice(gpu->index));

@@ -165,14 +165,15 @@ bool measure(const char* name, bool small) {
   work.wait_max_ms = wait_max_ms();
   const double gigabytes = work.copies * M::BYTES / 1e9;
   const float floor_ms = best_ms<M, Kind::ReadOnly>(work, runs);
-  printf("  pages alone: %.0f GB/s\n", gigabytes / floor_ms * 1e3);
+  if (!small) printf("  pages alone: %.0f GB/s\n", gigabytes / floor_ms * 1e3);
   Verdict verdict = {name};
   std::vector<float> few;
   for (int tiles : {1, 2, 3, 4, 6, TILES_MAX}) {
     work.tiles = tiles;
     const float ms = best_ms<M, Kind::Multiply>(work, runs);
-    printf("  %d tokens: %.0f GB/s, %.1f %%, %.2f us a matrix\n", tiles * TILE_TOKENS,
-           gigabytes / ms * 1e3, 100 * floor_ms / ms, ms * 1e3 / work.copies);
+    if (!small)
+      printf("  %d tokens: %.0f GB/s, %.1f %%, %.2f us a matrix\n", tiles * TILE_TOKENS,
+             gigabytes / ms * 1e3, 100 * floor_ms / ms, ms * 1e3 / work.copies);
     const std::vector<float> products = read<float>(work.products, products_count);
     check<M>(weights, x, products, tiles * TILE_TOKENS, verdict);
     if (tiles == 1) few = products;

@@ -1,6 +1,6 @@
 //! Runs tests of the GPU engine without a GPU: `kernels/emulator` is built as the driver and the
-//! compiler that `crates/cuda` looks for, and kernels become code of the CPU. What it cannot show
-//! is speed, and what only a GPU's memory does.
+//! compiler that `crates/cuda` looks for, and kernels become code of the CPU. So do the harnesses,
+//! whose checks are run too. What it cannot show is speed, and what only a GPU's memory does.
 
 use std::error::Error;
 use std::fs;
@@ -34,7 +34,13 @@ const SHORT: [&str; 6] = [
     "phases::",
 ];
 
-/// Runs the tests whose names contain one of these words.
+const HARNESSES: &str = "kernels/harness";
+/// Of the harnesses' kernels: small, with every phase and several kinds of each.
+const MODEL: &str = "kernels/models/toy_pro";
+/// Wants cases that a program for machines with GPUs writes.
+const NOT_HERE: &str = "sample";
+
+/// Runs the tests whose names contain one of these words, or a few and the harnesses.
 pub(crate) fn run(root: &Path, tests: &[&str]) -> Result<ExitCode, Box<dyn Error>> {
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
         return Err("the emulator is for Linux on x86-64".into());
@@ -55,7 +61,49 @@ pub(crate) fn run(root: &Path, tests: &[&str]) -> Result<ExitCode, Box<dyn Error
     if text.contains("skipped: ") {
         return Err("tests did not find the emulator".into());
     }
-    Ok(if output.status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    if !output.status.success() {
+        return Ok(ExitCode::FAILURE);
+    }
+    if tests.is_empty() {
+        harnesses(root, &out)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Compiles all harnesses at once, and runs their checks one after the other.
+fn harnesses(root: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
+    let mut compilers = Vec::new();
+    for source in fs::read_dir(root.join(HARNESSES))? {
+        let source = source?.path();
+        let name = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        if source.extension().is_none_or(|extension| extension != "cu") || name == NOT_HERE {
+            continue;
+        }
+        let program = out.join(&name);
+        let mut compiler = Command::new("g++");
+        compiler.current_dir(root).args(["-std=c++20", "-O2", "-march=native", "-w"]);
+        compiler.args(["-ffp-contract=off", "-fno-strict-aliasing", "-mtls-dialect=gnu2"]);
+        compiler.args(["-x", "c++", "-include", "kernels/emulator/cta.h"]);
+        for folder in [SOURCES, "kernels", "kernels/include", MODEL] {
+            compiler.args(["-I", folder]);
+        }
+        compilers.push((
+            name,
+            program.clone(),
+            compiler.arg(source).arg("-o").arg(program).spawn()?,
+        ));
+    }
+    for (name, _, compiler) in &mut compilers {
+        if !compiler.wait()?.success() {
+            return Err(format!("g++ did not compile {HARNESSES}/{name}.cu").into());
+        }
+    }
+    for (name, program, _) in &compilers {
+        // Tokens, context and passes of the one that only times.
+        let arguments: &[&str] = if name == "step" { &["8", "70", "1"] } else { &["check"] };
+        println!("{name}: {}", said(Command::new(program).args(arguments), HARNESSES)?);
+    }
+    Ok(())
 }
 
 fn build(sources: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
