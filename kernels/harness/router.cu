@@ -107,7 +107,7 @@ struct RouterCheck {
   using Roles = RouterRoles<KIND>;
   using R = Router<KIND>;
   static constexpr FeedForward F = R::F;
-  static constexpr int EXPERTS = R::EXPERTS, ROW = R::ROW_BYTES / 4;
+  static constexpr int EXPERTS = R::EXPERTS, ROW = R::TILES * TILE_EXPERTS;
   Buffers buffers;
   std::vector<float> residual = uniforms(size_t{TOKENS_MAX} * HIDDEN, 2, 0, 1);
   std::vector<float> part = uniforms(size_t{TOKENS_MAX} * HIDDEN, 1, 0, 2);
@@ -145,16 +145,23 @@ struct RouterCheck {
   }
 
   void put_router(const std::vector<float>& values) {
-    std::vector<uint32_t> words(Roles::BYTES / 4);
-    for (size_t i = 0; i < words.size(); i++) {
-      const float* first = &values[i / ROW * R::ROW_COLUMNS * ROW + i % ROW];
-      if (F.router_bf16)
-        words[i] = bench::bf16_bits(first[0]) | bench::bf16_bits(first[ROW]) << 16;
-      else
-        std::memcpy(&words[i], first, 4);
+    std::vector<char> bytes(Roles::BYTES);
+    for (size_t i = 0; i < values.size(); i++) {
+      const int expert = static_cast<int>(i % ROW), column = static_cast<int>(i / ROW);
+      const int tile = column / OWNER_ROWS * R::TILES + expert / TILE_EXPERTS;
+      const int step = column % OWNER_ROWS / STEP_COLUMNS, lane = expert % 8 * 4 + column % 8 / 2;
+      // Of a lane's values in the step: two rows side by side, and 8 columns on.
+      const int half = column % STEP_COLUMNS / 8;
+      const int value = expert % TILE_EXPERTS / 8 * 2 + column % 2;
+      const int place = F.router_bf16 ? lane * 8 + half * 4 + value : half * 128 + lane * 4 + value;
+      char* to = &bytes[size_t{1} * tile * R::TILE_BYTES + step * R::STEP_BYTES +
+                        place * R::WEIGHT_BYTES];
+      const uint16_t rounded = bench::bf16_bits(values[i]);
+      std::memcpy(to, F.router_bf16 ? static_cast<const void*>(&rounded) : &values[i],
+                  R::WEIGHT_BYTES);
     }
     for (int copy = 0; copy < work.copies; copy++)
-      Buffers::copy(work.router + copy * Roles::BYTES, words);
+      Buffers::copy(work.router + copy * Roles::BYTES, bytes);
   }
 
   Memory memory(int token_count) {

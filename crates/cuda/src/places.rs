@@ -23,8 +23,6 @@ pub(crate) const GATE_ROWS: usize = 8;
 pub(crate) const TILE_TOKENS: usize = 8;
 /// Between rows of gathered tokens in shared memory, so that they lie in different banks.
 const GATHERED_PADDING: usize = 64;
-/// A router's experts are padded to whole runs of 16 bytes.
-const ROUTER_VALUES: usize = 4;
 /// Query heads of a tile, and their dimensions as operand A: steps of 32, lanes with 16 values.
 const TILE_HEADS: usize = 16;
 const QUERY_STEP: usize = 32;
@@ -174,7 +172,7 @@ impl Constants {
 
     /// A router's experts as stored, with padding.
     pub(crate) fn router_width(&self, kind: usize) -> usize {
-        self.feed_forwards[kind].experts.next_multiple_of(ROUTER_VALUES)
+        self.feed_forwards[kind].experts.next_multiple_of(CHUNK_ROWS)
     }
 
     fn router_bytes(&self, kind: usize) -> usize {

@@ -33,6 +33,9 @@ pub(crate) struct RepackError {
     pub(crate) reason: String,
 }
 
+/// Columns that tensor cores take at once.
+const STEP_COLUMNS: usize = 16;
+
 type Parts = BTreeMap<(Buffer, usize), Vec<Option<Tensor>>>;
 
 /// Repacks one rank's weights, which may come in any order and from many threads.
@@ -172,22 +175,31 @@ impl<'a> Repacker<'a> {
         parts.remove(&(buffer, offset))?.into_iter().collect()
     }
 
-    /// `[owner units][columns of a unit][experts]`: an owner of the stream multiplies its part of
-    /// it by all experts' columns. Zeros behind the last column and expert. F32, or pairs of
-    /// columns side by side in BF16.
+    /// `[owner units][tiles of 16 experts][steps of 16 columns]`: an owner of the stream multiplies
+    /// its part of it by all experts' columns. A step as tensor cores want it, see `Router` in
+    /// `phase/router.cuh`. Zeros behind the last column and expert.
     fn router(&self, kind: usize, tensor: &Tensor) -> Vec<u8> {
+        let bf16 = self.constants.feed_forwards[kind].router_dtype == RouterDtype::Bf16;
         let width = self.constants.router_width(kind);
-        let mut transposed = vec![0.0; self.constants.owner_units() * OWNER_ROWS * width];
+        let mut values = vec![0.0; self.constants.owner_units() * OWNER_ROWS * width];
         let mut row = vec![0.0; tensor.cols];
         for expert in 0..tensor.rows {
             tensor.decode_row(expert, &mut row);
-            for (place, value) in transposed[expert..].iter_mut().step_by(width).zip(&row) {
-                *place = *value;
+            for (column, value) in row.iter().enumerate() {
+                let tile = column / OWNER_ROWS * (width / CHUNK_ROWS) + expert / CHUNK_ROWS;
+                let step = tile * (OWNER_ROWS / STEP_COLUMNS) + column % OWNER_ROWS / STEP_COLUMNS;
+                let lane = expert % 8 * 4 + column % 8 / 2;
+                let half = column % STEP_COLUMNS / 8;
+                let of_lane = expert % CHUNK_ROWS / 8 * 2 + column % 2;
+                let place =
+                    if bf16 { lane * 8 + half * 4 } else { half * 128 + lane * 4 } + of_lane;
+                values[step * CHUNK_ROWS * STEP_COLUMNS + place] = *value;
             }
         }
-        match self.constants.feed_forwards[kind].router_dtype {
-            RouterDtype::F32 => f32_bytes(&transposed),
-            RouterDtype::Bf16 => transposed.chunks_exact(2 * width).flat_map(paired).collect(),
+        if bf16 {
+            values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect()
+        } else {
+            f32_bytes(&values)
         }
     }
 }
@@ -206,13 +218,6 @@ fn plain(
     let tensors = [tensor];
     let bytes = matrix::pack(matrix, &tensors, &matrix::stacked(&tensors, 1))?;
     Ok(Some(Repacked { buffer, offset, bytes }))
-}
-
-/// Two rows, value beside value, in BF16.
-fn paired(rows: &[f32]) -> Vec<u8> {
-    let (first, second) = rows.split_at(rows.len() / 2);
-    let pairs = first.iter().zip(second).flat_map(|(first, second)| [first, second]);
-    pairs.flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect()
 }
 
 fn vector(tensor: &Tensor) -> Vec<u8> {

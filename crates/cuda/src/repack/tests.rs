@@ -416,30 +416,34 @@ impl Filled<'_> {
         };
         let rounded = experts.router.dtype == RouterDtype::Bf16;
         let buffer = Buffer::Layer(Part::Target, index, LayerBuffer::Router);
-        let width = experts.count.div_ceil(4) * 4;
+        let bytes = &self.buffers[&buffer];
         let found: Vec<f32> = if rounded {
-            let halves = self.buffers[&buffer].as_chunks::<2>().0.iter();
+            let halves = bytes.as_chunks::<2>().0.iter();
             halves.map(|bits| bf16::from_le_bytes(*bits).to_f32()).collect()
         } else {
             self.floats(buffer)
         };
-        let mut values = vec![0.0; tensor.cols];
-        for expert in 0..width {
-            values.fill(0.0);
-            if expert < tensor.rows {
-                tensor.decode_row(expert, &mut values);
-            }
-            for column in 0..self.constants.owner_units() * 48 {
-                let value = values.get(column).copied().unwrap_or(0.0);
-                let wanted = if rounded { bf16::from_f32(value).to_f32() } else { value };
-                // Rounded ones lie beside those of the neighbouring column.
-                let place = if rounded {
-                    (column / 2 * width + expert) * 2 + column % 2
-                } else {
-                    column * width + expert
-                };
-                assert_eq!(found[place], wanted, "{column} {expert}");
-            }
+        let mut wanted = vec![vec![0.0; tensor.cols]; tensor.rows];
+        for (expert, row) in wanted.iter_mut().enumerate() {
+            tensor.decode_row(expert, row);
+        }
+        let tiles = experts.count.div_ceil(16);
+        assert_eq!(found.len(), self.constants.owner_units() * tiles * 3 * 256);
+        for (place, found) in found.into_iter().enumerate() {
+            // Words of a lane are pairs along the columns: of row g and row g + 8, then of both 8
+            // columns further on. F32 has the second half of all lanes behind the first.
+            let (step, place) = (place / 256, place % 256);
+            let (lane, word) = if rounded {
+                (place / 8, place % 8 / 2)
+            } else {
+                (place % 128 / 4, place / 128 * 2 + place % 4 / 2)
+            };
+            let expert = step / 3 % tiles * 16 + word % 2 * 8 + lane / 4;
+            let column =
+                step / 3 / tiles * 48 + step % 3 * 16 + word / 2 * 8 + lane % 4 * 2 + place % 2;
+            let value = wanted.get(expert).and_then(|row| row.get(column)).copied().unwrap_or(0.0);
+            let value = if rounded { bf16::from_f32(value).to_f32() } else { value };
+            assert_eq!(found, value, "{column} {expert}");
         }
     }
 }

@@ -34,6 +34,43 @@ inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1)
   for (int i = 0; i < 4; i++) c[i] += __uint_as_float(products[i]);
 }
 
+// Six F32 words of a lane, of which the lower 13 bits are left out.
+inline void multiply_shown_tf32(emulator::Shown* shown) {
+  float a[16][8], b[8][8];
+  for (int lane = 0; lane < 32; lane++)
+    for (int word = 0; word < 6; word++) {
+      const float value = __uint_as_float(shown[lane][word] & 0xffffe000);
+      if (word < 4)
+        a[lane / 4 + word % 2 * 8][lane % 4 + word / 2 * 4] = value;
+      else
+        b[lane % 4 + (word - 4) * 4][lane / 4] = value;
+    }
+  for (int lane = 0; lane < 32; lane++)
+    for (int i = 0; i < 4; i++) {
+      float sum = 0;
+      for (int k = 0; k < 8; k++) sum += a[lane / 4 + i / 2 * 8][k] * b[k][lane % 4 * 2 + i % 2];
+      shown[lane][i] = __float_as_uint(sum);
+    }
+}
+
+inline void mma_tf32(float (&c)[4], const float (&a)[4], float b0, float b1) {
+  uint32_t words[6];
+  for (int i = 0; i < 4; i++) words[i] = __float_as_uint(a[i]);
+  words[4] = __float_as_uint(b0);
+  words[5] = __float_as_uint(b1);
+  const emulator::Shown& products =
+      emulator::show(words, 6, multiply_shown_tf32)[emulator::lane()];
+  for (int i = 0; i < 4; i++) c[i] += __uint_as_float(products[i]);
+}
+
+struct Tf32Pair {
+  float high, low;
+};
+inline Tf32Pair split_tf32(float value) {
+  const float times = value * 8193.0f, high = times - (times - value);
+  return {high, value - high};
+}
+
 inline uint32_t select_bits(uint32_t mask, uint32_t a, uint32_t b) {
   return (a & mask) | (b & ~mask);
 }

@@ -40,19 +40,6 @@ __device__ __forceinline__ void hand_over(float* to, float value) {
   ptx::store_l2(reinterpret_cast<uint32_t*>(to), handed_word(value));
 }
 
-// Up to `count` of four values that lie side by side; ALIGNED if always all, in one piece.
-template <bool ALIGNED>
-__device__ __forceinline__ void hand_over_four(float* to, const float (&values)[4], int count) {
-  if constexpr (ALIGNED) {
-    ptx::store_l2(to, make_uint4(handed_word(values[0]), handed_word(values[1]),
-                                 handed_word(values[2]), handed_word(values[3])));
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-      if (i < count) hand_over(to + i, values[i]);
-  }
-}
-
 // A value of an operand: BF16 has one NaN of arithmetic, which is not NOT_YET_HALF.
 __device__ __forceinline__ void hand_over_operand(char* row, int column, float value) {
   ptx::store_l2(reinterpret_cast<uint16_t*>(row + operand_offset(column)), ptx::to_bf16(value));

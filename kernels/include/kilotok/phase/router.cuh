@@ -1,7 +1,7 @@
 // Which experts each token goes to, in three steps. After each of the first two there is a grid
 // barrier, or values are AWAITED one by one (comm/await.cuh).
 //
-//   router_parts  an owner multiplies its 48 columns of the stream with the router's: in F32, from
+//   router_parts  an owner multiplies its 48 columns of the stream with the router's: to F32, from
 //                 shared memory, before anybody else has the new stream
 //   router_scores the parts are added, in an order that is the same for every output
 //   choose_routes every CTA chooses for itself, of one tile of tokens; for more phase/gathered.cuh
@@ -12,26 +12,25 @@
 
 namespace kilotok {
 
-// How an owner's products are shared out: a warp takes 32 experts, a lane four of them in every
-// fourth row of the matrix. What bounds this is 128 bytes a cycle from shared memory, so no lane
-// asks for a token's value for the sake of one expert.
-constexpr int LANE_EXPERTS = 4;
-constexpr int LANE_ROWS = 4;
-using RouterSums = float[TILE_TOKENS][LANE_EXPERTS];
+// An owner's products come from the tensor cores: 16 experts times 8 tokens, in steps of 16 columns.
+constexpr int TILE_EXPERTS = 16;
+constexpr int STEP_COLUMNS = 16;
+constexpr int OWNER_STEPS = OWNER_ROWS / STEP_COLUMNS;
+static_assert(OWNER_ROWS % STEP_COLUMNS == 0, "an owner has whole steps");
 
 template <int KIND>
 struct Router {
   static constexpr FeedForward F = FEED_FORWARDS[KIND];
   static constexpr int EXPERTS = F.experts;
-  // A row of the matrix in memory: all experts' words, each one F32 weight or the BF16 weights of
-  // two neighbouring columns of the stream, the first in the lower half.
-  static constexpr int ROW_COLUMNS = F.router_bf16 ? 2 : 1;
-  static constexpr int ROWS = OWNER_ROWS / ROW_COLUMNS;
-  static constexpr int ROW_BYTES = align_up(EXPERTS, LANE_EXPERTS) * 4;
-  // Whole runs of the rows that lanes share.
-  static constexpr int PAGE_ROWS = smaller(PAGE_BYTES / ROW_BYTES / LANE_ROWS * LANE_ROWS, ROWS);
-  static constexpr int PAGES = ceil_div(ROWS, PAGE_ROWS);
-  static constexpr int UNIT_BYTES = ROWS * ROW_BYTES;
+  // In memory `[owner units][tiles][steps]`. A step is 16 bytes a lane of BF16, registers a0 to a3
+  // of operand A, or of F32 the values of a0 and a1, and behind those of all lanes, of a2 and a3.
+  static constexpr int WEIGHT_BYTES = F.router_bf16 ? 2 : 4;
+  static constexpr int STEP_BYTES = TILE_EXPERTS * STEP_COLUMNS * WEIGHT_BYTES;
+  static constexpr int TILE_BYTES = OWNER_STEPS * STEP_BYTES;
+  static constexpr int TILES = ceil_div(EXPERTS, TILE_EXPERTS);
+  static constexpr int PAGES = ceil_div(TILES, PAGE_BYTES / TILE_BYTES);
+  static constexpr int PAGE_TILES = ceil_div(TILES, larger(PAGES, 1));
+  static constexpr int UNIT_BYTES = TILES * TILE_BYTES;
   static_assert(PAGES <= PAGE_COUNT, "an owner's part of the router lies in the ring as a whole");
 };
 
@@ -42,109 +41,129 @@ __device__ __forceinline__ void produce_router(Ring& ring, uint64_t address) {
   const size_t cta = ptx::cta_index();
   const char* from = at<const char>(address) + cta * R::UNIT_BYTES;
 #pragma unroll 1
-  for (int row = 0; row < R::ROWS; row += R::PAGE_ROWS) {
-    const int bytes = smaller(R::PAGE_ROWS, R::ROWS - row) * R::ROW_BYTES;
+  for (int tile = 0; tile < R::TILES; tile += R::PAGE_TILES) {
+    const int bytes = smaller(R::PAGE_TILES, R::TILES - tile) * R::TILE_BYTES;
     ring.open(bytes);
-    ring.bring(from + row * R::ROW_BYTES, 0, bytes);
+    ring.bring(from + tile * R::TILE_BYTES, 0, bytes);
     ring.next();
   }
 }
 
-// A weight of a word, of its only column or of the first or second.
-template <int ROW_COLUMNS>
-__device__ __forceinline__ float router_weight(uint32_t word, int column) {
-  if constexpr (ROW_COLUMNS == 1) return __uint_as_float(word);
-  return __uint_as_float(column == 0 ? word << 16 : word & 0xffff0000);
-}
+// What multiplies a step: `Stream` is a lane's part of a tile of tokens as operand B, by step.
+template <bool BF16>
+struct RouterStep;
 
-// A lane's products of one column of a row: four experts of each token.
-template <int ROW_COLUMNS>
-__device__ __forceinline__ void multiply_column(RouterSums& sums, const uint4& weights, int column,
-                                                const float (&x)[TILE_TOKENS]) {
-  const float4 halves[2] = {reinterpret_cast<const float4*>(x)[0],
-                            reinterpret_cast<const float4*>(x)[1]};
-  const uint32_t words[LANE_EXPERTS] = {weights.x, weights.y, weights.z, weights.w};
+// An F32 of the stream is the sum of three BF16, each rounding what the ones before leave: products
+// with weights in BF16 are exact.
+template <>
+struct RouterStep<true> {
+  static constexpr int PIECES = 3;
+  struct Stream {
+    uint32_t words[OWNER_STEPS][PIECES][2];
+
+    __device__ __forceinline__ void set(int step, int half, float first, float second) {
 #pragma unroll
-  for (int i = 0; i < LANE_EXPERTS; i++) {
-    const float weight = router_weight<ROW_COLUMNS>(words[i], column);
+      for (int i = 0; i < PIECES; i++) {
+        const uint32_t word = ptx::pack_bf16(first, second);
+        words[step][i][half] = word;
+        first -= __uint_as_float(word << 16);
+        second -= __uint_as_float(word & 0xffff0000);
+      }
+    }
+  };
+
+  static __device__ __forceinline__ void multiply(float (&sums)[4], uint32_t weights,
+                                                  const Stream& x, int step, int lane) {
+    const uint4 w = ptx::load_shared(weights + lane * 16);
+    const uint32_t a[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+    for (int i = PIECES - 1; i >= 0; i--)
+      ptx::mma(sums, a, x.words[step][i][0], x.words[step][i][1]);
+  }
+};
+
+// Both factors are sums of two TF32, which leave less than 2^-23 of them: products are to 2^-21, and
+// err to either side.
+template <>
+struct RouterStep<false> {
+  struct Stream {
+    ptx::Tf32Pair pairs[OWNER_STEPS][2][2];
+
+    __device__ __forceinline__ void set(int step, int half, float first, float second) {
+      pairs[step][half][0] = ptx::split_tf32(first);
+      pairs[step][half][1] = ptx::split_tf32(second);
+    }
+  };
+
+  static __device__ __forceinline__ void multiply(float (&sums)[4], uint32_t weights,
+                                                  const Stream& x, int step, int lane) {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      sums[half * 4][i] += halves[half].x * weight;
-      sums[half * 4 + 1][i] += halves[half].y * weight;
-      sums[half * 4 + 2][i] += halves[half].z * weight;
-      sums[half * 4 + 3][i] += halves[half].w * weight;
+      const uint4 w = ptx::load_shared(weights + half * 512 + lane * 16);
+      const uint32_t words[4] = {w.x, w.z, w.y, w.w};
+      float high[4], low[4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const ptx::Tf32Pair pair = ptx::split_tf32(__uint_as_float(words[i]));
+        high[i] = pair.high;
+        low[i] = pair.low;
+      }
+      const ptx::Tf32Pair(&b)[2] = x.pairs[step][half];
+      ptx::mma_tf32(sums, low, b[0].high, b[1].high);
+      ptx::mma_tf32(sums, high, b[0].low, b[1].low);
+      ptx::mma_tf32(sums, high, b[0].high, b[1].high);
     }
   }
-}
-
-// Adds what the lanes of other rows have, halving the tokens that each keeps: the first
-// `TILE_TOKENS / LANE_ROWS` of `sums` are then of tokens from the returned one on.
-__device__ __forceinline__ int add_rows(RouterSums& sums, int lane) {
-  int first = 0;
-#pragma unroll
-  for (int halving = 1; 1 << halving <= LANE_ROWS; halving++) {
-    const int kept = TILE_TOKENS >> halving, distance = 32 >> halving;
-    const bool upper = lane & distance;
-#pragma unroll
-    for (int token = 0; token < kept; token++)
-#pragma unroll
-      for (int i = 0; i < LANE_EXPERTS; i++) {
-        const float low = sums[token][i], high = sums[token + kept][i];
-        const float other = __shfl_xor_sync(~0u, upper ? low : high, distance);
-        sums[token][i] = (upper ? high : low) + other;
-      }
-    if (upper) first += kept;
-  }
-  return first;
-}
+};
 
 // Owners: multiply their scaled part of the stream with their columns of the router.
 template <int KIND>
 __device__ __forceinline__ void router_parts(const Cta& cta, Ring& ring, SumMemory& scratch,
                                              int token_count) {
   using R = Router<KIND>;
-  constexpr int WARP_EXPERTS = 32 / LANE_ROWS * LANE_EXPERTS;
-  constexpr int TOKENS = TILE_TOKENS / LANE_ROWS;
-  static_assert(R::ROWS % LANE_ROWS == 0, "lanes have as many rows");
+  using Step = RouterStep<R::F.router_bf16>;
   const ScaledTile* tiles = scaled_stream(scratch);
-  const int row = cta.lane() / (32 / LANE_ROWS);
+  const int lane = cta.lane();
   float* parts = at<float>(cta.memory.router_parts) +
                  static_cast<size_t>(cta.index()) * TOKENS_MAX * R::EXPERTS;
 #pragma unroll 1
-  for (int of_warp = cta.warp() * WARP_EXPERTS; of_warp < R::EXPERTS;
-       of_warp += CONSUMER_WARPS * WARP_EXPERTS) {
-    const int expert = of_warp + cta.lane() % (32 / LANE_ROWS) * LANE_EXPERTS;
-    // Lanes beyond the last expert compute it again.
-    const int there = smaller(expert, R::ROW_BYTES / 4 - LANE_EXPERTS);
-#pragma unroll 1
-    for (int first = 0; first < token_count; first += TILE_TOKENS) {
-      RouterSums sums = {};
-      Ring taken = ring;
-#pragma unroll 1
-      for (int page = 0; page < R::PAGES; page++, taken.next()) {
-        const uint32_t weights = taken.take() + row * R::ROW_BYTES + there * 4;
-        const ScaledTile& x = tiles[first / TILE_TOKENS];
-        // Eight columns of the stream at a time: four or twelve take longer (benches/results).
-#pragma unroll(8 / R::ROW_COLUMNS)
-        for (int i = 0; i < smaller(R::PAGE_ROWS, R::ROWS - page * R::PAGE_ROWS); i += LANE_ROWS) {
-          const uint4 words = ptx::load_shared(weights + i * R::ROW_BYTES);
-          const int first_column = (page * R::PAGE_ROWS + i + row) * R::ROW_COLUMNS;
+  for (int first = 0; first < token_count; first += TILE_TOKENS) {
+    const int token = first + lane % 4 * 2;
+    typename Step::Stream x;
+    const float(*own)[TILE_TOKENS] = tiles[first / TILE_TOKENS] + lane % 4 * 2;
 #pragma unroll
-          for (int column = 0; column < R::ROW_COLUMNS; column++)
-            multiply_column<R::ROW_COLUMNS>(sums, words, column, x[first_column + column]);
-        }
+    for (int i = 0; i < OWNER_STEPS * 2; i++)
+      x.set(i / 2, i % 2, own[i * 8][lane / 4], own[i * 8 + 1][lane / 4]);
+    Ring taken = ring;
+#pragma unroll 1
+    for (int begin = 0; begin < R::TILES; begin += R::PAGE_TILES, taken.next()) {
+      const uint32_t page = taken.take();
+      const int end = smaller(begin + R::PAGE_TILES, R::TILES);
+#pragma unroll 1
+      for (int tile = begin + cta.warp(); tile < end; tile += CONSUMER_WARPS) {
+        // Steps apart, so that none waits for another.
+        float sums[OWNER_STEPS][4] = {};
+#pragma unroll
+        for (int step = 0; step < OWNER_STEPS; step++)
+          Step::multiply(sums[step], page + (tile - begin) * R::TILE_BYTES + step * R::STEP_BYTES,
+                         x, step, lane);
+        float all[4] = {};
+#pragma unroll
+        for (int i = 0; i < OWNER_STEPS * 4; i++) all[i % 4] += sums[i / 4][i % 4];
+        const int expert = tile * TILE_EXPERTS + lane / 4;
+        float* to = parts + static_cast<size_t>(token) * R::EXPERTS + expert;
+        const auto store = [&](int row, float of_first, float of_second) {
+          if (expert + row >= R::EXPERTS) return;
+          if (token < token_count) hand_over(to + row, of_first);
+          if (token + 1 < token_count) hand_over(to + R::EXPERTS + row, of_second);
+        };
+        store(0, all[0], all[1]);
+        store(8, all[2], all[3]);
       }
-      const int token = first + add_rows(sums, cta.lane());
-#pragma unroll
-      for (int t = 0; t < TOKENS; t++)
-        if (expert < R::EXPERTS && token + t < token_count)
-          hand_over_four<R::EXPERTS % LANE_EXPERTS == 0>(
-              parts + static_cast<size_t>(token + t) * R::EXPERTS + expert, sums[t],
-              R::EXPERTS - expert);
     }
   }
 #pragma unroll 1
-  for (int page = 0; page < R::PAGES; page++) ring.release(cta.lane());
+  for (int page = 0; page < R::PAGES; page++) ring.release(lane);
 }
 
 // Sums of 32 outputs on their way from the warps that have each added some owners' parts.

@@ -18,6 +18,30 @@ __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint3
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// The same of TF32: of each F32 the lower 13 bits are left out. A lane holds of a (g, q), (g + 8, q),
+// (g, q + 4), (g + 8, q + 4); of b (q, g) and (q + 4, g).
+__device__ __forceinline__ void mma_tf32(float (&c)[4], const float (&a)[4], float b0, float b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
+        "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+}
+
+// `high` is a value to the nearest TF32, `low` what that leaves: 12 bits, of which TF32 has 11.
+struct Tf32Pair {
+  float high, low;
+};
+__device__ __forceinline__ Tf32Pair split_tf32(float value) {
+  // By Veltkamp: times 2^13 + 1, and nothing fused.
+  float times, above, high;
+  asm("mul.rn.f32 %0, %1, 0f46000400;" : "=f"(times) : "f"(value));
+  asm("sub.rn.f32 %0, %1, %2;" : "=f"(above) : "f"(times), "f"(value));
+  asm("sub.rn.f32 %0, %1, %2;" : "=f"(high) : "f"(times), "f"(above));
+  return {high, value - high};
+}
+
 // Bits of `a` where the mask has ones, of `b` elsewhere: one instruction.
 __device__ __forceinline__ uint32_t select_bits(uint32_t mask, uint32_t a, uint32_t b) {
   uint32_t bits;
