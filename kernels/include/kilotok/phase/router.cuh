@@ -12,7 +12,7 @@
 
 namespace kilotok {
 
-// An owner's products come from the tensor cores: 16 experts times 8 tokens, in steps of 16 columns.
+// An owner's products come from the tensor cores, of 16 experts and 8 tokens in steps of 16 columns.
 constexpr int TILE_EXPERTS = 16;
 constexpr int STEP_COLUMNS = 16;
 constexpr int OWNER_STEPS = OWNER_ROWS / STEP_COLUMNS;
@@ -82,8 +82,8 @@ struct RouterStep<true> {
   }
 };
 
-// Both factors are sums of two TF32, which leave less than 2^-23 of them: products are to 2^-21, and
-// err to either side.
+// Both factors are sums of two TF32, which leave less than 2^-23 of them: products are to 2^-21,
+// and err to either side.
 template <>
 struct RouterStep<false> {
   struct Stream {

@@ -18,7 +18,7 @@ __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint3
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// The same of TF32: of each F32 the lower 13 bits are left out. A lane holds of a (g, q), (g + 8, q),
+// The same of TF32, which is F32 without its lower 13 bits. A lane holds of a (g, q), (g + 8, q),
 // (g, q + 4), (g + 8, q + 4); of b (q, g) and (q + 4, g).
 __device__ __forceinline__ void mma_tf32(float (&c)[4], const float (&a)[4], float b0, float b1) {
   asm volatile(
