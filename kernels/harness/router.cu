@@ -173,10 +173,10 @@ struct RouterCheck {
     return m;
   }
 
-  // F32 sums of 48 products of an owner, of 11 owners of a warp and of 12 warps, each rounded or cut
-  // off in the 24th place of no more than the sum of magnitudes; as many for 1 / rms, which all
-  // scores share; and products of F32 routers, which are to 2^-21. The sigmoid turns an error into a
-  // quarter of it, and rounds by itself.
+  // F32 sums of 48 products of an owner, of 11 owners of a warp and of 12 warps, each rounded or
+  // cut off in the 24th place of no more than the sum of magnitudes; as many for 1 / rms, which all
+  // scores share; and products of F32 routers, which are to 2^-21. The sigmoid turns an error into
+  // a quarter of it, and rounds by itself.
   static constexpr double SUM_ERROR = 88.0 / (1 << 24), OWN_ERROR = 8.0 / (1 << 24);
 
   Token expected(int token) const {

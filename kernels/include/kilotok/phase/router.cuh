@@ -12,7 +12,7 @@
 
 namespace kilotok {
 
-// An owner's products come from the tensor cores, of 16 experts and 8 tokens in steps of 16 columns.
+// An owner's products come from the tensor cores: 16 experts, 16 columns and 8 tokens at a time.
 constexpr int TILE_EXPERTS = 16;
 constexpr int STEP_COLUMNS = 16;
 constexpr int OWNER_STEPS = OWNER_ROWS / STEP_COLUMNS;
