@@ -50,7 +50,8 @@ inline uint32_t wait_max_ms() {
   return wait ? static_cast<uint32_t>(std::atoi(wait)) : 60000;
 }
 
-// Memory of one GPU, until it goes out of scope. What nobody has written is not a number.
+// Memory of one GPU, until it goes out of scope. What nobody has written is not a number, if it is
+// not filled with something else.
 class Buffers {
  public:
   Buffers() = default;
@@ -59,18 +60,12 @@ class Buffers {
     for (uint64_t address : owned_) cudaFree(at<void>(address));
   }
 
-  uint64_t take(size_t bytes) {
+  uint64_t take(size_t bytes, int fill = 0xff) {
     void* p = nullptr;
     CHECK(cudaMalloc(&p, std::max<size_t>(bytes, 16)));
-    CHECK(cudaMemset(p, 0xff, std::max<size_t>(bytes, 16)));
+    CHECK(cudaMemset(p, fill, std::max<size_t>(bytes, 16)));
     owned_.push_back(reinterpret_cast<uint64_t>(p));
     return owned_.back();
-  }
-
-  uint64_t take_zeros(size_t bytes) {
-    const uint64_t address = take(bytes);
-    CHECK(cudaMemset(at<void>(address), 0, bytes));
-    return address;
   }
 
   template <class T>

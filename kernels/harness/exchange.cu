@@ -4,7 +4,7 @@
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -DEXCHANGE_RANKS=8 -I kernels \
 //     -I kernels/include -I kernels/models/slice kernels/harness/exchange.cu -o exchange
 //   ./exchange            checks and times
-//   ./exchange check [N]  checks alone, or the Nth of them, for compute-sanitizer
+//   ./exchange check      checks alone, for compute-sanitizer
 //   ./exchange lost       launches the first rank alone: it must give up, and say for whom
 //
 // Where there are fewer GPUs, ranks share them, if they fit; the three that are compiled in when no
@@ -188,7 +188,7 @@ struct Ranks {
       const int first = i * RANKS / gpu_count, end = (i + 1) * RANKS / gpu_count;
       gpus.push_back(std::make_unique<Gpu>(i, first, end - first, wait_ms));
       for (int rank = first; rank < end; rank++)
-        receivers.receivers[rank] = gpus[i]->buffers.take_zeros(RECEIVER_BYTES);
+        receivers.receivers[rank] = gpus[i]->buffers.take(RECEIVER_BYTES, 0);
     }
     for (auto& gpu : gpus) {
       CHECK(cudaSetDevice(gpu->index));
@@ -305,21 +305,15 @@ void check_gathered(const Gpu& gpu, int token_count, int repeats, Verdict& verdi
   }
 }
 
-struct Case {
-  int token_count, repeats;
-  bool gathers;
-};
-// Odd numbers of exchanges, so that launches begin at either set of places.
-constexpr Case CASES[] = {
-    {TILE_TOKENS, 9, false}, {TOKENS_MAX, 3, false}, {1, 5, true}, {TILE_TOKENS, 3, true}};
-constexpr int CASE_COUNT = sizeof(CASES) / sizeof(CASES[0]);
-
-// Case `only`, from 1, or all of them if it is 0.
-bool check(Ranks& ranks, int only) {
+bool check(Ranks& ranks) {
   Verdict verdict = {"sums, logits and drafts"};
-  for (int i = 0; i < CASE_COUNT; i++) {
-    if (only != 0 && only != i + 1) continue;
-    const Case& c = CASES[i];
+  struct Case {
+    int token_count, repeats;
+    bool gathers;
+  };
+  // Odd numbers of exchanges, so that launches begin at either set of places.
+  for (const Case& c : {Case{TILE_TOKENS, 9, false}, Case{TOKENS_MAX, 3, false},
+                        Case{1, 5, true}, Case{TILE_TOKENS, 3, true}}) {
     ranks.keep(c.token_count, c.repeats, c.gathers);
     ranks.launch(c.token_count, c.repeats);
     for (const auto& gpu : ranks.gpus) {
@@ -369,17 +363,12 @@ int main(int argc, char** argv) {
               kilotok::RANKS, gpu_count);
   const auto is = [&](const char* word) { return argc > 1 && std::strcmp(argv[1], word) == 0; };
   const bool lost = is("lost"), timed = !lost && !is("check") && gpu_count == kilotok::RANKS;
-  const int only = is("check") && argc > 2 ? std::atoi(argv[2]) : 0;
-  if (only < 0 || only > bench::CASE_COUNT) {
-    std::printf("there are checks 1 to %d\n", bench::CASE_COUNT);
-    return 2;
-  }
   if (gpu_count * bench::SHARING < kilotok::RANKS || (lost && gpu_count == 1)) {
     std::printf("skipped: %d ranks need as many GPUs\n", kilotok::RANKS);
     return 0;
   }
   bench::Ranks ranks(gpu_count, lost ? bench::LOST_MS : bench::wait_max_ms());
-  const bool right = lost ? bench::lose(ranks) : bench::check(ranks, only);
+  const bool right = lost ? bench::lose(ranks) : bench::check(ranks);
   if (timed)
     bench::time(ranks);
   else if (argc == 1)

@@ -31,7 +31,6 @@ template <int KIND>
 struct RouterRoles {
   using Work = RouterWork;
   using R = Router<KIND>;
-  static constexpr size_t BYTES = size_t{OWNER_UNITS} * R::UNIT_BYTES;
   static constexpr float EPS = KIND < DRAFT_FEED_FORWARD ? NORM_EPS : DRAFT_NORM_EPS;
 
   static __device__ __forceinline__ void bring_stream(Walker& w, const Work& work) {
@@ -95,7 +94,7 @@ struct RouterRoles {
   static __device__ __forceinline__ void produce(Walker& w, const Work& work) {
     if (!is_owner(w.cta)) return;
     for (int i = 0; i < work.repeats; i++)
-      produce_router<KIND>(w.ring, work.router + i % work.copies * BYTES);
+      produce_router<KIND>(w.ring, work.router + i % work.copies * R::BYTES);
   }
 
   static __device__ __forceinline__ void add(Walker&, const Work&) {}
@@ -139,29 +138,21 @@ struct RouterCheck {
     work.part = buffers.put(part);
     work.norm = buffers.put(norm);
     work.bias = buffers.put(bias);
-    work.router = buffers.take(copies * Roles::BYTES);
+    work.router = buffers.take(copies * R::BYTES);
     work.copies = copies;
     put_router(router);
   }
 
   void put_router(const std::vector<float>& values) {
-    std::vector<char> bytes(Roles::BYTES);
+    std::vector<char> bytes(R::BYTES);
     for (size_t i = 0; i < values.size(); i++) {
-      const int expert = static_cast<int>(i % ROW), column = static_cast<int>(i / ROW);
-      const int tile = column / OWNER_ROWS * R::TILES + expert / TILE_EXPERTS;
-      const int step = column % OWNER_ROWS / STEP_COLUMNS, lane = expert % 8 * 4 + column % 8 / 2;
-      // Of a lane's values in the step: two rows side by side, and 8 columns on.
-      const int half = column % STEP_COLUMNS / 8;
-      const int value = expert % TILE_EXPERTS / 8 * 2 + column % 2;
-      const int place = F.router_bf16 ? lane * 8 + half * 4 + value : half * 128 + lane * 4 + value;
-      char* to = &bytes[size_t{1} * tile * R::TILE_BYTES + step * R::STEP_BYTES +
-                        place * R::WEIGHT_BYTES];
+      char* to = &bytes[R::place(static_cast<int>(i % ROW), static_cast<int>(i / ROW))];
       const uint16_t rounded = bench::bf16_bits(values[i]);
       std::memcpy(to, F.router_bf16 ? static_cast<const void*>(&rounded) : &values[i],
                   R::WEIGHT_BYTES);
     }
     for (int copy = 0; copy < work.copies; copy++)
-      Buffers::copy(work.router + copy * Roles::BYTES, bytes);
+      Buffers::copy(work.router + copy * R::BYTES, bytes);
   }
 
   Memory memory(int token_count) {
@@ -377,7 +368,7 @@ constexpr int REPEATS = 200, RUNS = 5;
 
 template <int KIND>
 void time_kind(int token_count) {
-  RouterCheck<KIND> c(static_cast<int>(BEYOND_CACHES / RouterRoles<KIND>::BYTES) + 1);
+  RouterCheck<KIND> c(static_cast<int>(BEYOND_CACHES / Router<KIND>::BYTES) + 1);
   const Memory m = c.memory(token_count);
   c.work.repeats = REPEATS;
   float best = INFINITY;
@@ -385,7 +376,7 @@ void time_kind(int token_count) {
     best = std::min(best, roles_ms<RouterRoles<KIND>>(m, c.work));
   char name[64];
   std::snprintf(name, sizeof name, "  kind %d, %d tokens, with barriers", KIND, token_count);
-  print_time(name, best * 1e3 / REPEATS, RouterRoles<KIND>::BYTES);
+  print_time(name, best * 1e3 / REPEATS, Router<KIND>::BYTES);
 }
 
 template <int KIND>

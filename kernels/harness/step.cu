@@ -80,11 +80,11 @@ LayerMemory layer(uint64_t seed, int page_count) {
   l.post_norm = floats(HIDDEN, 0.1f, 1.0f, seed + 5);
   const int experts = larger(FEED_FORWARDS[F].experts, 1);
   if constexpr (!IS_DENSE<F>) {
-    const size_t words = static_cast<size_t>(OWNER_UNITS) * Router<F>::UNIT_BYTES / 4;
-    l.router = floats(words, 0.05f, 0.0f, seed + 6);
     // In BF16 pairs of small weights, as chunks have them.
+    const size_t chunks = Router<F>::BYTES / chunk_bytes(Format::Bf16) + 1;
+    l.router = floats(chunks * chunk_bytes(Format::Bf16) / 4, 0.05f, 0.0f, seed + 6);
     if (FEED_FORWARDS[F].router_bf16)
-      fill(fill_chunks, at<uint32_t>(l.router), words * 4 / chunk_bytes(Format::Bf16), 0, seed + 6);
+      fill(fill_chunks, at<uint32_t>(l.router), chunks, 0, seed + 6);
     l.router_bias = floats(experts, 0.001f, 0.0f, seed + 7);
   }
   l.gate_up = matrix<GateUpMatrix<F>>(experts, seed + 8);

@@ -418,6 +418,7 @@ pub(crate) fn planned(constants: &Constants, working: &Working) -> String {
     write("QKV", list(attentions, &|kind| constants.qkv(kind).bytes()));
     write("OUTPUT", list(attentions, &|kind| constants.output(kind).bytes()));
     let feed_forwards = constants.feed_forwards.len();
+    write("ROUTER", list(feed_forwards, &|kind| constants.router_bytes(kind)));
     write("GATE_UP", list(feed_forwards, &|kind| constants.gate_up(kind).bytes()));
     write("DOWN", list(feed_forwards, &|kind| constants.down(kind).bytes()));
     text

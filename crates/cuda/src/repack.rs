@@ -14,6 +14,7 @@ use half::slice::HalfFloatSliceExt;
 use kilotok_model::{LayerWeight, Part, RouterDtype, WeightDecl, WeightId};
 use kilotok_weights::{Tensor, TensorData};
 
+use self::chunk::{STEP_COLUMNS, STEP_VALUES, router_place};
 use crate::constants::{Constants, LayerKinds};
 use crate::places::{Buffer, CHUNK_ROWS, LayerBuffer, Matrix, OWNER_ROWS};
 
@@ -32,9 +33,6 @@ pub(crate) struct RepackError {
     pub(crate) tensor: String,
     pub(crate) reason: String,
 }
-
-/// Columns that tensor cores take at once.
-const STEP_COLUMNS: usize = 16;
 
 type Parts = BTreeMap<(Buffer, usize), Vec<Option<Tensor>>>;
 
@@ -176,8 +174,8 @@ impl<'a> Repacker<'a> {
     }
 
     /// `[owner units][tiles of 16 experts][steps of 16 columns]`: an owner of the stream multiplies
-    /// its part of it by all experts' columns. A step as tensor cores want it, see `Router` in
-    /// `phase/router.cuh`. Zeros behind the last column and expert.
+    /// its part of it by all experts' columns. Zeros behind
+    /// the last column and expert.
     fn router(&self, kind: usize, tensor: &Tensor) -> Vec<u8> {
         let bf16 = self.constants.feed_forwards[kind].router_dtype == RouterDtype::Bf16;
         let width = self.constants.router_width(kind);
@@ -186,14 +184,11 @@ impl<'a> Repacker<'a> {
         for expert in 0..tensor.rows {
             tensor.decode_row(expert, &mut row);
             for (column, value) in row.iter().enumerate() {
-                let tile = column / OWNER_ROWS * (width / CHUNK_ROWS) + expert / CHUNK_ROWS;
-                let step = tile * (OWNER_ROWS / STEP_COLUMNS) + column % OWNER_ROWS / STEP_COLUMNS;
-                let lane = expert % 8 * 4 + column % 8 / 2;
-                let half = column % STEP_COLUMNS / 8;
-                let of_lane = expert % CHUNK_ROWS / 8 * 2 + column % 2;
-                let place =
-                    if bf16 { lane * 8 + half * 4 } else { half * 128 + lane * 4 } + of_lane;
-                values[step * CHUNK_ROWS * STEP_COLUMNS + place] = *value;
+                let (unit, column) = (column / OWNER_ROWS, column % OWNER_ROWS);
+                let tile = unit * (width / CHUNK_ROWS) + expert / CHUNK_ROWS;
+                let step = tile * (OWNER_ROWS / STEP_COLUMNS) + column / STEP_COLUMNS;
+                let place = router_place(expert % CHUNK_ROWS, column % STEP_COLUMNS, bf16);
+                values[step * STEP_VALUES + place] = *value;
             }
         }
         if bf16 {

@@ -3,7 +3,7 @@
 //! list of things that are longer than the rules allow. `cargo xtask kernels` compiles the kernels
 //! with nvcc and compares what they take with a table, which `--update` writes. `cargo xtask gpu`
 //! packs what a machine with GPUs and without Rust needs to test and measure; `cargo xtask emulate`
-//! runs the GPU's tests on the CPU.
+//! runs the GPU's tests and the kernels' harnesses on the CPU.
 
 #![expect(clippy::print_stdout, reason = "a tool for the terminal")]
 

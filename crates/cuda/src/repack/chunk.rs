@@ -12,8 +12,9 @@ const LANES: usize = 32;
 /// Rows g and g + 8 are held by the same lanes.
 const HALF_ROWS: usize = CHUNK_ROWS / 2;
 /// Columns of a step, and how far apart a lane's pairs of them are.
-const STEP_COLUMNS: usize = 16;
+pub(super) const STEP_COLUMNS: usize = 16;
 const PAIR_DISTANCE: usize = 8;
+pub(super) const STEP_VALUES: usize = CHUNK_ROWS * STEP_COLUMNS;
 const GROUPS: usize = CHUNK_COLUMNS / MXFP4_GROUP;
 /// Codes become BF16 numbers by moving their bits, which makes them smaller than they are. Scales
 /// carry the part of the factor against it that activations do not: 2^20 for FP8, and for MXFP4 26
@@ -35,6 +36,15 @@ pub(super) trait Chunk {
 
     /// `out` has a chunk's bytes.
     fn write(&self, out: &mut [u8]);
+}
+
+/// Where a value of 16 rows and one step of columns lies in a router, see `Router` in
+/// `phase/router.cuh`: BF16 lane by lane, registers a0 to a3; F32 a0 and a1 of all lanes, each two
+/// values, then a2 and a3.
+pub(super) fn router_place(row: usize, column: usize, bf16: bool) -> usize {
+    let (lane, half) = (row % HALF_ROWS * 4 + column % PAIR_DISTANCE / 2, column / PAIR_DISTANCE);
+    let in_half = row / HALF_ROWS * 2 + column % 2;
+    if bf16 { lane * 8 + half * 4 + in_half } else { half * LANES * 4 + lane * 4 + in_half }
 }
 
 /// The part of a row that a chunk holds.

@@ -477,14 +477,17 @@ fn split_projections_floats_and_uneven_sizes_are_repacked() {
 }
 
 #[test]
-fn a_router_is_rounded_where_the_model_says_so() {
-    let mut spec = Toy::pro_fp4().spec();
-    for layer in &mut spec.layers {
-        if let FeedForwardSpec::Experts(experts) = &mut layer.feed_forward {
-            experts.router.dtype = RouterDtype::Bf16;
+fn a_router_has_experts_of_several_tiles_and_is_rounded_where_the_model_says_so() {
+    for dtype in [RouterDtype::F32, RouterDtype::Bf16] {
+        let mut spec = Toy::pro_fp4().spec();
+        for layer in &mut spec.layers {
+            if let FeedForwardSpec::Experts(experts) = &mut layer.feed_forward {
+                experts.count = 40;
+                experts.router.dtype = dtype;
+            }
         }
+        check_model(&Halves(Dummy::new(3)), &spec, &[1]);
     }
-    check_model(&Halves(Dummy::new(3)), &spec, &[1]);
 }
 
 /// Dummy weights whose routers BF16 cannot hold.

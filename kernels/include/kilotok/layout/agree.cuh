@@ -4,6 +4,7 @@
 
 #include "kilotok/comm/gather.cuh"
 #include "kilotok/layout/places.cuh"
+#include "kilotok/phase/router.cuh"
 
 namespace kilotok {
 
@@ -43,6 +44,7 @@ static_assert(attentions_agree<0>());
 template <int KIND>
 constexpr bool feed_forwards_agree() {
   if constexpr (KIND < FEED_FORWARD_KINDS) {
+    static_assert(planned::ROUTER[KIND] == Router<KIND>::BYTES, "router");
     static_assert(planned::GATE_UP[KIND] == GateUpMatrix<KIND>::BYTES, "gate_up");
     static_assert(planned::DOWN[KIND] == DownMatrix<KIND>::BYTES, "down");
     return feed_forwards_agree<KIND + 1>();

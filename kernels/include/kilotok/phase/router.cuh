@@ -12,7 +12,7 @@
 
 namespace kilotok {
 
-// An owner's products come from the tensor cores: 16 experts, 16 columns and 8 tokens at a time.
+// An owner's products come from the tensor cores, of 16 experts and 8 tokens.
 constexpr int TILE_EXPERTS = 16;
 constexpr int STEP_COLUMNS = 16;
 constexpr int OWNER_STEPS = OWNER_ROWS / STEP_COLUMNS;
@@ -22,7 +22,7 @@ template <int KIND>
 struct Router {
   static constexpr FeedForward F = FEED_FORWARDS[KIND];
   static constexpr int EXPERTS = F.experts;
-  // In memory `[owner units][tiles][steps]`. A step is 16 bytes a lane of BF16, registers a0 to a3
+  // In memory `[owner units][tiles of experts][steps]`. A step is 16 bytes a lane of BF16, a0 to a3
   // of operand A, or of F32 the values of a0 and a1, and behind those of all lanes, of a2 and a3.
   static constexpr int WEIGHT_BYTES = F.router_bf16 ? 2 : 4;
   static constexpr int STEP_BYTES = TILE_EXPERTS * STEP_COLUMNS * WEIGHT_BYTES;
@@ -31,7 +31,18 @@ struct Router {
   static constexpr int PAGES = ceil_div(TILES, PAGE_BYTES / TILE_BYTES);
   static constexpr int PAGE_TILES = ceil_div(TILES, larger(PAGES, 1));
   static constexpr int UNIT_BYTES = TILES * TILE_BYTES;
+  static constexpr size_t BYTES = size_t{OWNER_UNITS} * UNIT_BYTES;
   static_assert(PAGES <= PAGE_COUNT, "an owner's part of the router lies in the ring as a whole");
+
+  // The byte of a weight.
+  static __host__ __device__ constexpr size_t place(int expert, int column) {
+    const int tile = column / OWNER_ROWS * TILES + expert / TILE_EXPERTS;
+    const int step = column % OWNER_ROWS / STEP_COLUMNS, half = column % STEP_COLUMNS / 8;
+    const int lane = expert % 8 * 4 + column % 8 / 2;
+    const int in_half = expert % TILE_EXPERTS / 8 * 2 + column % 2;
+    const int value = F.router_bf16 ? lane * 8 + half * 4 : half * 128 + lane * 4;
+    return size_t{1} * tile * TILE_BYTES + step * STEP_BYTES + (value + in_half) * WEIGHT_BYTES;
+  }
 };
 
 // Producer of an owner: its columns of the router.
@@ -86,6 +97,7 @@ struct RouterStep<true> {
 // and err to either side.
 template <>
 struct RouterStep<false> {
+  static constexpr int HALF_BYTES = 32 * 16;
   struct Stream {
     ptx::Tf32Pair pairs[OWNER_STEPS][2][2];
 
@@ -99,7 +111,7 @@ struct RouterStep<false> {
                                                   const Stream& x, int step, int lane) {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      const uint4 w = ptx::load_shared(weights + half * 512 + lane * 16);
+      const uint4 w = ptx::load_shared(weights + half * HALF_BYTES + lane * 16);
       const uint32_t words[4] = {w.x, w.z, w.y, w.w};
       float high[4], low[4];
 #pragma unroll
@@ -122,18 +134,19 @@ __device__ __forceinline__ void router_parts(const Cta& cta, Ring& ring, SumMemo
                                              int token_count) {
   using R = Router<KIND>;
   using Step = RouterStep<R::F.router_bf16>;
-  const ScaledTile* tiles = scaled_stream(scratch);
+  const ScaledTile* scaled = scaled_stream(scratch);
   const int lane = cta.lane();
   float* parts = at<float>(cta.memory.router_parts) +
                  static_cast<size_t>(cta.index()) * TOKENS_MAX * R::EXPERTS;
 #pragma unroll 1
   for (int first = 0; first < token_count; first += TILE_TOKENS) {
-    const int token = first + lane % 4 * 2;
+    // Of operand B a lane has one token and pairs of columns, of products a pair of tokens.
     typename Step::Stream x;
-    const float(*own)[TILE_TOKENS] = tiles[first / TILE_TOKENS] + lane % 4 * 2;
+    const float(*columns)[TILE_TOKENS] = scaled[first / TILE_TOKENS] + lane % 4 * 2;
 #pragma unroll
     for (int i = 0; i < OWNER_STEPS * 2; i++)
-      x.set(i / 2, i % 2, own[i * 8][lane / 4], own[i * 8 + 1][lane / 4]);
+      x.set(i / 2, i % 2, columns[i * 8][lane / 4], columns[i * 8 + 1][lane / 4]);
+    const int token = first + lane % 4 * 2;
     Ring taken = ring;
 #pragma unroll 1
     for (int begin = 0; begin < R::TILES; begin += R::PAGE_TILES, taken.next()) {
@@ -147,9 +160,9 @@ __device__ __forceinline__ void router_parts(const Cta& cta, Ring& ring, SumMemo
         for (int step = 0; step < OWNER_STEPS; step++)
           Step::multiply(sums[step], page + (tile - begin) * R::TILE_BYTES + step * R::STEP_BYTES,
                          x, step, lane);
-        float all[4] = {};
+        float sum[4] = {};
 #pragma unroll
-        for (int i = 0; i < OWNER_STEPS * 4; i++) all[i % 4] += sums[i / 4][i % 4];
+        for (int i = 0; i < OWNER_STEPS * 4; i++) sum[i % 4] += sums[i / 4][i % 4];
         const int expert = tile * TILE_EXPERTS + lane / 4;
         float* to = parts + static_cast<size_t>(token) * R::EXPERTS + expert;
         const auto store = [&](int row, float of_first, float of_second) {
@@ -157,8 +170,8 @@ __device__ __forceinline__ void router_parts(const Cta& cta, Ring& ring, SumMemo
           if (token < token_count) hand_over(to + row, of_first);
           if (token + 1 < token_count) hand_over(to + R::EXPERTS + row, of_second);
         };
-        store(0, all[0], all[1]);
-        store(8, all[2], all[3]);
+        store(0, sum[0], sum[1]);
+        store(8, sum[2], sum[3]);
       }
     }
   }

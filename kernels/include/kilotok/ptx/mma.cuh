@@ -1,5 +1,5 @@
-// Tensor cores, and single instructions around them. Weights are the 16 x 16 operand A, eight
-// tokens the 16 x 8 operand B.
+// Tensor cores, and single instructions around them. Weights of 16 rows are operand A, eight tokens
+// operand B.
 #pragma once
 
 #include "kilotok/abi.h"

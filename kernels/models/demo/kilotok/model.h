@@ -56,6 +56,7 @@ constexpr size_t LOGITS = 1048576;
 constexpr size_t RECEIVER = 98304;
 constexpr size_t QKV[] = {835584, 835584, 1179648};
 constexpr size_t OUTPUT[] = {196608, 196608, 196608};
+constexpr size_t ROUTER[] = {0, 24576, 0};
 constexpr size_t GATE_UP[] = {1671168, 208896, 1179648};
 constexpr size_t DOWN[] = {417792, 52224, 393216};
 

@@ -56,6 +56,7 @@ constexpr size_t LOGITS = 4882432;
 constexpr size_t RECEIVER = 1572864;
 constexpr size_t QKV[] = {22142976, 22142976, 28311552};
 constexpr size_t OUTPUT[] = {25165824, 25165824, 25165824};
+constexpr size_t ROUTER[] = {0, 9437184, 0};
 constexpr size_t GATE_UP[] = {26738688, 1671168, 50331648};
 constexpr size_t DOWN[] = {13369344, 835584, 25165824};
 

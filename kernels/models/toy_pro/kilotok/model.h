@@ -56,6 +56,7 @@ constexpr size_t LOGITS = 65536;
 constexpr size_t RECEIVER = 36864;
 constexpr size_t QKV[] = {1148928, 1148928, 1572864};
 constexpr size_t OUTPUT[] = {147456, 147456, 147456};
+constexpr size_t ROUTER[] = {0, 4608, 0};
 constexpr size_t GATE_UP[] = {835584, 208896, 786432};
 constexpr size_t DOWN[] = {78336, 19584, 73728};
 
