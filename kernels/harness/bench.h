@@ -50,8 +50,8 @@ inline uint32_t wait_max_ms() {
   return wait ? static_cast<uint32_t>(std::atoi(wait)) : 60000;
 }
 
-// Memory of one GPU, until it goes out of scope. What nobody has written is not a number, if it is
-// not filled with something else.
+// Memory of one GPU, until it goes out of scope. What nobody has written is not a number, unless
+// `take` is told what to fill it with.
 class Buffers {
  public:
   Buffers() = default;

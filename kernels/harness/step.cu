@@ -80,11 +80,14 @@ LayerMemory layer(uint64_t seed, int page_count) {
   l.post_norm = floats(HIDDEN, 0.1f, 1.0f, seed + 5);
   const int experts = larger(FEED_FORWARDS[F].experts, 1);
   if constexpr (!IS_DENSE<F>) {
-    // In BF16 pairs of small weights, as chunks have them.
-    const size_t chunks = Router<F>::BYTES / chunk_bytes(Format::Bf16) + 1;
-    l.router = floats(chunks * chunk_bytes(Format::Bf16) / 4, 0.05f, 0.0f, seed + 6);
-    if (FEED_FORWARDS[F].router_bf16)
+    if (FEED_FORWARDS[F].router_bf16) {
+      // Pairs of small weights, as chunks have them.
+      const size_t chunks = Router<F>::BYTES / chunk_bytes(Format::Bf16) + 1;
+      l.router = take(chunks * chunk_bytes(Format::Bf16));
       fill(fill_chunks, at<uint32_t>(l.router), chunks, 0, seed + 6);
+    } else {
+      l.router = floats(Router<F>::BYTES / 4, 0.05f, 0.0f, seed + 6);
+    }
     l.router_bias = floats(experts, 0.001f, 0.0f, seed + 7);
   }
   l.gate_up = matrix<GateUpMatrix<F>>(experts, seed + 8);

@@ -174,8 +174,7 @@ impl<'a> Repacker<'a> {
     }
 
     /// `[owner units][tiles of 16 experts][steps of 16 columns]`: an owner of the stream multiplies
-    /// its part of it by all experts' columns. Zeros behind
-    /// the last column and expert.
+    /// its part of it by all experts' columns. Zeros behind the last column and expert.
     fn router(&self, kind: usize, tensor: &Tensor) -> Vec<u8> {
         let bf16 = self.constants.feed_forwards[kind].router_dtype == RouterDtype::Bf16;
         let width = self.constants.router_width(kind);

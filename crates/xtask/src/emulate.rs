@@ -5,7 +5,7 @@
 use std::error::Error;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::thread::available_parallelism;
 
@@ -38,8 +38,7 @@ const SHORT: [&str; 6] = [
 const HARNESSES: &str = "kernels/harness";
 /// Wants cases that a program for machines with GPUs writes.
 const NOT_HERE: &str = "sample";
-/// A small model with every phase, for all harnesses; and for one of them a model of many experts,
-/// as large as it is.
+/// A small model with every phase; and one of many experts, as large as it is, for the router.
 const MODEL: &str = "kernels/models/toy_pro";
 const WIDE: (&str, &str) = ("router", "kernels/models/slice");
 /// How long a harness waits for what never comes, by clocks that `launch.h` lets go slower.
@@ -75,61 +74,69 @@ pub(crate) fn run(root: &Path, tests: &[&str]) -> Result<ExitCode, Box<dyn Error
     Ok(ExitCode::SUCCESS)
 }
 
-/// Compiles the harnesses, and runs their checks.
+/// Compiles the harnesses, as many at once as there are cores, and runs their checks.
 fn harnesses(root: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
-    let mut names = Vec::new();
+    let mut harnesses = Vec::new();
     for source in fs::read_dir(root.join(HARNESSES))? {
         let source = source?.path();
         let name = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         if source.extension().is_some_and(|extension| extension == "cu") && name != NOT_HERE {
-            names.push(name);
+            harnesses.push(Harness { program: out.join(&name), name, model: MODEL });
         }
     }
-    names.sort();
-    let mut runs: Vec<_> = names.iter().map(|name| (name.as_str(), MODEL, name.clone())).collect();
-    runs.push((WIDE.0, WIDE.1, format!("{}_wide", WIDE.0)));
-    for group in runs.chunks(available_parallelism()?.get()) {
-        let compile = |(name, model, program): &(&str, &str, String)| {
-            compiler(root, name, model, &out.join(program)).spawn()
-        };
-        let compilers: Vec<_> = group.iter().map(compile).collect();
+    let (name, model) = WIDE;
+    let program = out.join(format!("{name}_wide"));
+    harnesses.push(Harness { program, name: name.to_owned(), model });
+    harnesses.sort_by(|one, other| one.program.cmp(&other.program));
+    for group in harnesses.chunks(available_parallelism()?.get()) {
+        let compilers: Vec<_> = group.iter().map(|harness| harness.compile(root).spawn()).collect();
         // All have ended before one that failed is told.
         let ends: Vec<_> =
-            compilers.into_iter().map(|compiler| compiler.and_then(|mut it| it.wait())).collect();
-        for ((name, ..), end) in group.iter().zip(ends) {
+            compilers.into_iter().map(|compiler| compiler.and_then(|mut gxx| gxx.wait())).collect();
+        for (harness, end) in group.iter().zip(ends) {
             if !end?.success() {
-                return Err(format!("g++ did not compile {HARNESSES}/{name}.cu").into());
+                return Err(format!("g++ did not compile {HARNESSES}/{}.cu", harness.name).into());
             }
         }
     }
-    runs.iter().try_for_each(|(name, _, program)| check(name, &out.join(program)))
+    harnesses.iter().try_for_each(Harness::check)
 }
 
-fn compiler(root: &Path, name: &str, model: &str, program: &Path) -> Command {
-    let mut compiler = Command::new("g++");
-    compiler.current_dir(root).args(["-std=c++20", "-O2", "-march=native", "-ffp-contract=off"]);
-    compiler.args(["-fno-strict-aliasing", "-mtls-dialect=gnu2", "-Wno-attributes"]);
-    // It takes a pointer of the emulator for what it points to.
-    compiler.arg("-Wno-stringop-overflow");
-    compiler.args(["-x", "c++", "-include", "kernels/emulator/cta.h"]);
-    compiler.args(["-I", SOURCES, "-I", "kernels", "-I", "kernels/include", "-I", model]);
-    compiler.arg(format!("{HARNESSES}/{name}.cu")).arg("-o").arg(program);
-    compiler
+/// A harness made for a model.
+struct Harness {
+    name: String,
+    model: &'static str,
+    program: PathBuf,
 }
 
-fn check(name: &str, program: &Path) -> Result<(), Box<dyn Error>> {
-    println!("{}", program.display());
-    // Of the one that only times: tokens, context and passes.
-    let arguments: &[&str] = if name == "step" { &["8", "70", "1"] } else { &["check"] };
-    let mut harness = Command::new(program);
-    harness.args(arguments).env("KILOTOK_WAIT_MS", HARNESS_WAIT_MS);
-    let output = harness.stderr(Stdio::inherit()).output()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    println!("{text}");
-    if !output.status.success() || text.contains("skipped: ") {
-        return Err(format!("{}: {}", program.display(), output.status).into());
+impl Harness {
+    fn compile(&self, root: &Path) -> Command {
+        let mut compiler = Command::new("g++");
+        compiler.current_dir(root);
+        compiler.args(["-std=c++20", "-O2", "-march=native", "-ffp-contract=off"]);
+        compiler.args(["-fno-strict-aliasing", "-mtls-dialect=gnu2", "-Wno-attributes"]);
+        // It takes a pointer of the emulator for what it points to.
+        compiler.arg("-Wno-stringop-overflow");
+        compiler.args(["-x", "c++", "-include", "kernels/emulator/cta.h"]);
+        compiler.args(["-I", SOURCES, "-I", "kernels", "-I", "kernels/include", "-I", self.model]);
+        compiler.arg(format!("{HARNESSES}/{}.cu", self.name)).arg("-o").arg(&self.program);
+        compiler
     }
-    Ok(())
+
+    fn check(&self) -> Result<(), Box<dyn Error>> {
+        println!("{}", self.program.display());
+        // Of the one that only times: tokens, context and passes.
+        let arguments: &[&str] = if self.name == "step" { &["8", "70", "1"] } else { &["check"] };
+        let mut harness = Command::new(&self.program);
+        harness.args(arguments).env("KILOTOK_WAIT_MS", HARNESS_WAIT_MS);
+        let output = harness.stderr(Stdio::inherit()).output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        println!("{text}");
+        if !output.status.success() || text.contains("skipped: ") {
+            return Err(format!("{}: {}", self.program.display(), output.status).into());
+        }
+        Ok(())
+    }
 }
 
 fn build(sources: &Path, out: &Path) -> Result<(), Box<dyn Error>> {

@@ -416,9 +416,8 @@ impl Filled<'_> {
         };
         let rounded = experts.router.dtype == RouterDtype::Bf16;
         let buffer = Buffer::Layer(Part::Target, index, LayerBuffer::Router);
-        let bytes = &self.buffers[&buffer];
         let found: Vec<f32> = if rounded {
-            let halves = bytes.as_chunks::<2>().0.iter();
+            let halves = self.buffers[&buffer].as_chunks::<2>().0.iter();
             halves.map(|bits| bf16::from_le_bytes(*bits).to_f32()).collect()
         } else {
             self.floats(buffer)
