@@ -84,7 +84,7 @@ impl Chosen {
         ensure!(
             fixed_bytes < memory.free,
             "the model needs {} besides keys and values, and the GPUs have {} free of {}: take \
-             more of them (--ranks), or --engine cpu",
+             more of them (--ranks), have fewer requests run at once (--slots), or --engine cpu",
             BinaryBytes(fixed_bytes),
             BinaryBytes(memory.free),
             BinaryBytes(memory.total)

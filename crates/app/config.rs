@@ -76,8 +76,9 @@ pub(crate) struct RawConfig {
     #[arg(long, value_name = "SECONDS", help_heading = "Network")]
     pub(crate) keep_alive: Option<f64>,
 
-    /// What computes: GPUs (`cuda`), the reference engine on the processor (`cpu`), or GPUs where
-    /// they can run the model and else the processor (`auto`) [default: auto].
+    /// What computes: GPUs (`cuda`), the reference engine on the processor (`cpu`), or GPUs if
+    /// there are any whose kernels can run the model, and else the processor (`auto`)
+    /// [default: auto].
     #[arg(long, help_heading = "Engine")]
     pub(crate) engine: Option<EngineKind>,
     /// Tensor-parallel ranks that share the model: 1, 2, 4 or 8 [default: 1].

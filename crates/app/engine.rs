@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use kilotok_cpu::CpuEngine;
 use kilotok_cuda::{CudaEngine, CudaOptions};
-use kilotok_engine::Engine;
+use kilotok_engine::{Caps, Engine};
 use kilotok_model::{ModelSpec, WeightDecl, declare};
 use kilotok_weights::{Checkpoint, Dummy, WeightSource, read_spec};
 
@@ -78,8 +78,23 @@ pub(crate) fn declared_bytes(decl: &WeightDecl) -> u64 {
 }
 
 impl Planned {
+    /// What the engine will be able to do.
+    pub(crate) fn caps(&self) -> Caps {
+        let (spec, sizes) = (&self.spec, &self.plan.sizes);
+        match self.chosen {
+            Chosen::Cpu { .. } => sizes.caps(spec, &sizes.groups(spec, kilotok_cpu::VALUE_BYTES)),
+            Chosen::Gpus(_) => self.options().caps(spec),
+        }
+    }
+
+    fn options(&self) -> CudaOptions {
+        let toolchain = environment::toolchain();
+        CudaOptions { sizes: self.plan.sizes.clone(), toolchain, stamps: self.stamps }
+    }
+
     pub(crate) fn load(self) -> Result<Loaded> {
-        let Self { folder, spec, plan, chosen, stamps, source } = self;
+        let options = self.options();
+        let Self { folder, spec, plan, chosen, source, .. } = self;
         let source: &dyn WeightSource = match &source {
             Source::Checkpoint(checkpoint) => checkpoint.as_ref(),
             Source::Dummy => &Dummy::new(DUMMY_SEED),
@@ -89,8 +104,6 @@ impl Planned {
         let engine: Box<dyn Engine> = match chosen {
             Chosen::Cpu { .. } => Box::new(CpuEngine::start(&spec, source, &plan.sizes, &bar)?),
             Chosen::Gpus(_) => {
-                let toolchain = environment::toolchain();
-                let options = CudaOptions { sizes: plan.sizes, toolchain, stamps };
                 let tell = |line: &str| eprintln!("{line}");
                 Box::new(CudaEngine::start(&spec, source, &options, &bar, &tell)?)
             }

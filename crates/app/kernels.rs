@@ -1,5 +1,5 @@
 //! `kilotok kernels build`: has a model's GPU kernels compiled into the cache, so that its first
-//! start does not wait for them. Needs NVRTC, and no GPU.
+//! start does not wait for them. Needs NVRTC, which that start needs too, and no GPU.
 
 use std::path::PathBuf;
 
@@ -21,7 +21,8 @@ pub(crate) struct Args {
 
 #[derive(clap::Subcommand)]
 enum Action {
-    /// Compile the kernels of a model, unless they are in the cache.
+    /// Compile the kernels of a model, unless they are in the cache. They are for the GPUs that are
+    /// here, or for H100 and H200, and for starts with the same version of NVRTC.
     Build(Build),
 }
 
@@ -54,7 +55,12 @@ fn build(args: &Build) -> Result<()> {
         read_spec(&folder, &args.knobs.knobs()).with_context(|| folder.display().to_string())?;
     let mut toolchain = environment::toolchain();
     toolchain.cache = args.cache.clone().or(toolchain.cache);
-    let found = Found::look(args.ranks, &toolchain).ok();
+    let found = Found::look(args.ranks, &toolchain);
+    if let Err(reason) = &found {
+        println!(
+            "for GPUs of {MULTIPROCESSORS} multiprocessors, as there are none to ask: {reason}"
+        );
+    }
     let gpus = found.iter().flat_map(|found| &found.gpus);
     let multiprocessors = gpus.map(|gpu| gpu.multiprocessors).min().unwrap_or(MULTIPROCESSORS);
     let sizes = Sizes { rank_count: args.ranks, page_tokens: args.page_tokens, ..Sizes::default() };

@@ -89,7 +89,8 @@ impl EnginePlan {
         let needed = self.room.fixed_bytes.saturating_add(self.pages_bytes());
         if let Some(memory) = self.room.memory.filter(|memory| memory.total < needed) {
             bail!(
-                "the model does not fit: {} take {}, keys and values {}, and memory is {}",
+                "the model does not fit: {} take {}, keys and values {} (--kv-gib, or what --slots \
+                 and --context-max come to), and memory is {}",
                 self.room.fixed,
                 BinaryBytes(self.room.fixed_bytes),
                 BinaryBytes(self.pages_bytes()),
@@ -119,18 +120,19 @@ fn page_count(wish: &EngineWish, context_max: u32, page_bytes: u64, kv_bytes: u6
     };
     if wish.context_max.is_some() && count < one {
         bail!(
-            "--context-max {context_max} needs {} of keys and values, but there {} {}: lower it, \
-             or raise --kv-gib",
+            "--context-max {context_max} needs {} of keys and values, but there {} {}: lower it{}",
             BinaryBytes(one * page_bytes),
-            if wish.kv_bytes.is_some() { "may be only" } else { "are only" },
-            BinaryBytes(count * page_bytes)
+            if wish.kv_bytes.is_some() { "may be only" } else { "is memory for only" },
+            BinaryBytes(count * page_bytes),
+            if wish.kv_bytes.is_some() { ", or raise --kv-gib" } else { "" }
         );
     }
     ensure!(
         count > 0 && count * u64::from(wish.page_tokens) > 1,
-        "{} do not hold one page of keys and values, which takes {}: raise --kv-gib",
+        "{} do not hold one page of keys and values, which takes {}: {}",
         BinaryBytes(wish.kv_bytes.unwrap_or(kv_bytes)),
-        BinaryBytes(page_bytes)
+        BinaryBytes(page_bytes),
+        if wish.kv_bytes.is_some() { "raise --kv-gib" } else { "there is no more memory" }
     );
     Ok(count.min(PAGES_MAX) as u32)
 }

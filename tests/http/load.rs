@@ -3,12 +3,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
-use axum::body::Body;
-use axum::http::Request;
+use kilotok_server::ServerConfig;
 use kilotok_server::gate::{GateOptions, Stopwatch};
 use serde_json::{Value, json};
-use tower::ServiceExt;
 
 use super::dice::Dice;
 use super::server::{Answer, Brake, Server, Setup, until};
@@ -131,15 +130,15 @@ fn health_is_progress() {
 
 #[test]
 fn an_engine_that_failed_is_not_healthy() {
-    let mut server = Server::start(Setup { fail_at: Some(0), ..Setup::default() });
+    // It says so for a while, here until it is told to go.
+    let config = ServerConfig { drain_delay: Duration::from_mins(2), ..Setup::default().config };
+    let mut server = Server::start(Setup { config, fail_at: Some(0), ..Setup::default() });
     assert_eq!(server.post(CHAT, &babble(5, &json!({}))).status, 500);
-    server.wait().unwrap_err();
-    // As whoever still has a connection would be told.
-    let router = kilotok_server::router(Arc::clone(&server.service));
-    let runtime = tokio::runtime::Runtime::new().unwrap();
     for path in ["/health", "/ready", "/live"] {
-        let request = Request::get(path).body(Body::empty()).unwrap();
-        let answer = runtime.block_on(router.clone().oneshot(request)).unwrap();
-        assert_eq!(answer.status(), 503, "{path}");
+        assert_eq!(server.get(path).status, 503, "{path}");
     }
+    let refused = server.post(CHAT, &babble(5, &json!({})));
+    assert_eq!((refused.status, &refused.json()["error"]["code"]), (503, &json!("engine_failed")));
+    server.signal();
+    server.wait().unwrap_err();
 }

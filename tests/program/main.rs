@@ -325,6 +325,14 @@ fn rounds_are_measured_without_requests() {
     let more = ["bench", "--engine", model(), "--load-format", "dummy", "--rounds", "1"];
     let said = refused(&[&more[..], &["--context", "40", "--draft-len", "60000"]].concat());
     assert!(said.contains("--draft-len is 60000"), "{said}");
+    // And nothing is measured first that would be lost.
+    let said = refused(&[&more[..], &["--context", "40", "--draft-len", "0,60000"]].concat());
+    assert!(said.contains("--draft-len is 60000") && !said.contains("loading"), "{said}");
+    let nowhere = folder.path().join("none/rounds.json");
+    let said = refused(&[&more[..], &["--out", nowhere.to_str().unwrap()]].concat());
+    assert!(said.contains("none/rounds.json") && !said.contains("loading"), "{said}");
+    let said = refused(&[&more[..], &["--context", "40", "--assume-acceptance", "99"]].concat());
+    assert!(said.contains("bring at most"), "{said}");
     // Nothing that only requests have is passed over in silence.
     let said = refused(&[&more[..], &["--phases", "--engine-kind", "cpu"]].concat());
     assert!(said.contains("--phases: only kernels on GPUs tell how long"), "{said}");
@@ -332,6 +340,15 @@ fn rounds_are_measured_without_requests() {
     assert!(said.contains("--rounds <COUNT>"), "{said}");
     let said = refused(&[&more[..], &["--json", "rounds.json"]].concat());
     assert!(said.contains("'--rounds <COUNT>' cannot be used with '--json <FILE>'"), "{said}");
+    let said = refused(&[&more[..], &["--output-len", "4"]].concat());
+    assert!(said.contains("cannot be used with '--output-len <TOKENS>'"), "{said}");
+    let output = kilotok(&more)
+        .args(["--context", "40", "--engine-kind", "cpu", "--no-drafts"])
+        .output()
+        .unwrap();
+    let table = text(&output.stdout);
+    let row = table.lines().last().unwrap_or_default();
+    assert_eq!(row.split_whitespace().nth(1), Some("0"), "{table}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! drafts at the same positions and drafts again, so that it costs what a round of replies costs at
 //! that context. Keys and values of the context are zeros, drafts are random tokens.
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -47,7 +48,10 @@ pub(crate) struct RoundArgs {
     #[arg(
         long,
         requires = "engine",
-        conflicts_with_all = ["json", "concurrency", "request_rate", "num_prompts"],
+        conflicts_with_all = [
+            "json", "concurrency", "request_rate", "num_prompts", "warmup", "input_len",
+            "prefix_len", "output_len", "dataset", "ignore_eos",
+        ],
         value_name = "COUNT"
     )]
     rounds: Option<u32>,
@@ -55,7 +59,7 @@ pub(crate) struct RoundArgs {
     #[arg(long, value_delimiter = ',', default_value = "1")]
     batch: Vec<u32>,
     /// Drafts that a row verifies and makes [default: as many as the engine can].
-    #[arg(long, value_delimiter = ',', value_name = "TOKENS")]
+    #[arg(long, value_delimiter = ',', conflicts_with = "no_drafts", value_name = "TOKENS")]
     draft_len: Vec<u32>,
     /// Tokens before the row.
     #[arg(long, value_delimiter = ',', default_value = "1024", value_name = "TOKENS")]
@@ -107,6 +111,11 @@ impl Shape {
     pub(super) fn token_count(self) -> u32 {
         self.batch * (self.draft + 1)
     }
+
+    /// What is assumed, or as much as so many drafts can bring.
+    fn acceptance(self, assumed: Option<f64>) -> Option<f64> {
+        assumed.map(|length| length.min(f64::from(self.draft + 1)))
+    }
 }
 
 struct Measured {
@@ -131,29 +140,54 @@ pub(super) fn run(args: &Args, model: &str) -> Result<()> {
     let config = config(args, model)?;
     let mut planned = engine::plan(&config)?;
     planned.stamps = own.phases;
+    let caps = planned.caps();
+    let shapes = shapes(args, caps.draft_max);
+    // Before weights are loaded, and before anything is measured that could be lost.
+    shapes.iter().try_for_each(|shape| check(&caps, *shape))?;
+    let most = shapes.iter().map(|shape| shape.draft + 1).max().unwrap_or(1);
+    ensure!(
+        own.assume_acceptance.is_none_or(|length| length <= f64::from(most)),
+        "--assume-acceptance: these rounds bring at most {most} tokens"
+    );
+    if let Some(path) = &own.out {
+        fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(path)
+            .with_context(|| format!("--out {}", path.display()))?;
+    }
     let mut loaded = planned.load()?;
-    let draft_max = loaded.engine.caps().draft_max;
-    let drafts = if own.draft_len.is_empty() { &[draft_max][..] } else { &own.draft_len };
     let mut results = Vec::new();
     println!("{model} on {}, {count} rounds of each kind", loaded.device);
     println!("{}", header(own.assume_acceptance));
-    for &context in &own.context {
-        for &draft in drafts {
-            for &batch in &own.batch {
-                let shape = Shape { batch, draft, context };
-                let measured = measure(&mut *loaded.engine, &loaded.spec, args, shape, count)?;
-                println!("{}", line(&measured, own.assume_acceptance));
-                print!("{}{}", table(&measured.phases), floor_line(&measured));
-                results.push(json(args, model, &loaded, &measured));
-            }
-        }
+    for shape in shapes {
+        let measured = measure(&mut *loaded.engine, &loaded.spec, args, shape, count)?;
+        println!("{}", line(&measured, own.assume_acceptance));
+        print!("{}{}", table(&measured.phases), floor_line(&measured));
+        results.push(json(args, model, &loaded, &measured));
     }
     if let Some(path) = &own.out {
         let text = serde_json::to_string_pretty(&results)?;
-        std::fs::write(path, text + "\n").with_context(|| path.display().to_string())?;
+        fs::write(path, text + "\n").with_context(|| path.display().to_string())?;
         println!("written to {}", path.display());
     }
     Ok(())
+}
+
+/// Everything that is to be measured, in order.
+fn shapes(args: &Args, draft_max: u32) -> Vec<Shape> {
+    let own = &args.round;
+    let drafts = match &own.draft_len[..] {
+        [] if args.no_drafts => &[0],
+        [] => &[draft_max][..],
+        given => given,
+    };
+    let of = |context| {
+        let of_draft =
+            move |draft| own.batch.iter().map(move |&batch| Shape { batch, draft, context });
+        drafts.iter().copied().flat_map(of_draft)
+    };
+    own.context.iter().copied().flat_map(of).collect()
 }
 
 /// An engine that is just large enough.
@@ -186,7 +220,6 @@ fn measure(
     count: u32,
 ) -> Result<Measured> {
     let caps = engine.caps().clone();
-    check(&caps, shape)?;
     let (mut rounds, mut devices) = (Vec::new(), Vec::new());
     for round in 0..WARMUP + count {
         let plan = plan(&caps, args, shape, round)?;
@@ -303,7 +336,7 @@ fn line(measured: &Measured, acceptance: Option<f64>) -> String {
     let device = |figures: &Option<Figures>| {
         figures.as_ref().map_or("-".to_owned(), |figures| format!("{:.3}", figures.median()))
     };
-    let speed = acceptance.map_or(String::new(), |length| {
+    let speed = measured.shape.acceptance(acceptance).map_or(String::new(), |length| {
         format!("  {:.0} (assumed)", length * 1e3 / round.median())
     });
     format!(
@@ -339,7 +372,7 @@ fn json(args: &Args, model: &str, loaded: &engine::Loaded, measured: &Measured) 
         "draft_ms_p50": median(draft),
     });
     add_phases(&mut all, measured);
-    if let Some(length) = args.round.assume_acceptance {
+    if let Some(length) = shape.acceptance(args.round.assume_acceptance) {
         all["assumed_acceptance_length"] = length.into();
         all["tokens_per_s_if_so"] = (length * 1e3 / round.median()).into();
     }

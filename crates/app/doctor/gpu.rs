@@ -23,11 +23,11 @@ struct Gpu {
 
 pub(super) fn look() -> Vec<Finding> {
     let gpus = gpus();
+    let (version, found) = cuda();
     let mut findings = match &gpus {
         Some(gpus) => vec![driver(gpus), cards(gpus)],
-        None => vec![without_tool()],
+        None => vec![without_tool(version.is_some())],
     };
-    let (version, found) = cuda();
     if gpus.is_some() || version.is_some() {
         findings.extend([found, compiler(version)]);
     }
@@ -37,8 +37,8 @@ pub(super) fn look() -> Vec<Finding> {
     findings
 }
 
-/// Without `nvidia-smi` only the kernel can say whether there are GPUs.
-fn without_tool() -> Finding {
+/// Without `nvidia-smi` only the kernel can say whether there are GPUs, where it is the driver.
+fn without_tool(has_driver: bool) -> Finding {
     let version = fs::read_to_string("/proc/driver/nvidia/version").ok();
     let count = fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, Iterator::count);
     match version {
@@ -47,6 +47,7 @@ fn without_tool() -> Finding {
             format!("{count}, and no nvidia-smi"),
             "install nvidia-utils, or run the container with the NVIDIA runtime (--gpus all)",
         ),
+        None if has_driver => Finding::ok("GPUs", "what the driver sees; there is no nvidia-smi"),
         None => Finding::ok("GPUs", "none; the reference engine on the processor is used"),
     }
 }

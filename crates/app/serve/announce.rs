@@ -49,7 +49,9 @@ fn limits(config: &Config, planned: &Planned) -> String {
     let has_drafter = planned.spec.drafter.is_some();
     line("names", config.served_names.join(", "));
     line("context", format!("{} tokens", planned.plan.context_max));
-    line("running", format!("{} requests", planned.plan.sizes.slot_count));
+    let (slots, rows) = (planned.plan.sizes.slot_count, planned.caps().row_max);
+    let at_once = if rows < slots { format!(", {rows} of them in a step") } else { String::new() };
+    line("running", format!("{slots} requests{at_once}"));
     line("waiting", format!("{} requests", limits.waiting_max));
     line(
         "step",

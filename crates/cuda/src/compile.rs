@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use ring::digest::{Context, SHA256};
+use ring::digest::{Context, SHA256, SHA256_OUTPUT_LEN, digest};
 
 use crate::nvrtc::{CompileError, MIN, Nvrtc, Version};
 use crate::sources::Program;
@@ -84,32 +84,41 @@ impl Toolchain {
     }
 
     /// The machine code of a program, from the folder or compiled.
-    pub(crate) fn cubin(
+    pub(crate) fn code(
         &self,
         program: &Program,
         driver: Option<Version>,
         tell: &dyn Fn(&str),
-    ) -> Result<Vec<u8>, CompileError> {
+    ) -> Result<Code, CompileError> {
         let nvrtc = self.nvrtc(driver)?;
         let name = format!("{}.cubin", key(program, nvrtc.version));
         let file = self.cache.as_ref().map(|folder| folder.join(name));
         let _alone = COMPILING.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(cubin) =
-            file.as_ref().and_then(|file| fs::read(file).ok()).filter(|file| is_elf(file))
+        if let Some(file) = &file
+            && let Ok(bytes) = fs::read(file)
         {
-            return Ok(cubin);
+            match kept(bytes) {
+                Some(cubin) => return Ok(Code { cubin, unkept: None }),
+                None => tell(&format!("{} is damaged", file.display())),
+            }
         }
         let path = nvrtc.path.display();
         tell(&format!("compiling kernels for this model with {path} {}", nvrtc.version));
         let cubin = nvrtc.compile(program, OPTIONS)?;
-        if let Some(file) = file
-            && let Err(error) = keep(&file, &cubin)
-        {
-            let folder = file.display();
-            tell(&format!("the next start compiles again, {folder} cannot be written: {error}"));
-        }
-        Ok(cubin)
+        let unkept = match file {
+            None => Some(CompileError::NoFolder),
+            Some(file) => keep(&file, &cubin)
+                .err()
+                .map(|error| CompileError::Unkept { file, reason: error.to_string() }),
+        };
+        Ok(Code { cubin, unkept })
     }
+}
+
+/// Machine code, and why the next start has to compile it again, if it has.
+pub(crate) struct Code {
+    pub(crate) cubin: Vec<u8>,
+    pub(crate) unkept: Option<CompileError>,
 }
 
 /// Why a version cannot be used.
@@ -170,11 +179,19 @@ fn key(program: &Program, version: Version) -> String {
     })
 }
 
-fn is_elf(bytes: &[u8]) -> bool {
-    bytes.starts_with(b"\x7fELF")
+/// What a file was written for, if it still holds that: a driver that loads damaged code may crash.
+fn kept(mut file: Vec<u8>) -> Option<Vec<u8>> {
+    let end = file.len().checked_sub(SHA256_OUTPUT_LEN)?;
+    let (bytes, sum) = file.split_at(end);
+    if digest(&SHA256, bytes).as_ref() != sum {
+        return None;
+    }
+    file.truncate(end);
+    Some(file)
 }
 
-/// Writes a file that is there whole or not at all, also if another process writes the same.
+/// Writes bytes, and their sum behind them, to a file that is there whole or not at all, also if
+/// another process writes the same.
 fn keep(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let folder = file.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
@@ -182,6 +199,7 @@ fn keep(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let write = || {
         let mut out = fs::File::create(&half)?;
         out.write_all(bytes)?;
+        out.write_all(digest(&SHA256, bytes).as_ref())?;
         out.sync_all()?;
         fs::rename(&half, file)
     };
@@ -225,7 +243,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("kernels/a.cubin");
         keep(&file, b"\x7fELF and more").unwrap();
-        assert!(is_elf(&fs::read(&file).unwrap()));
+        let written = fs::read(&file).unwrap();
+        assert_eq!(kept(written.clone()).unwrap(), b"\x7fELF and more");
+        for length in 0..written.len() {
+            assert_eq!(kept(written[..length].to_vec()), None, "cut after {length} bytes");
+        }
+        for place in 0..written.len() {
+            let mut changed = written.clone();
+            changed[place] ^= 1;
+            assert_eq!(kept(changed), None, "another byte {place}");
+        }
         let names: Vec<_> = beside(folder.path().join("kernels"), "");
         assert_eq!(names, std::slice::from_ref(&file), "no other file stays");
         // A file where the folder should be.
@@ -264,7 +291,7 @@ mod tests {
                         extern \"C\" __global__ void none(const kilotok::Memory m) {}\n"
             .to_owned();
         let cubin = nvrtc.compile(&program, OPTIONS).unwrap();
-        assert!(is_elf(&cubin), "{} bytes", cubin.len());
+        assert!(cubin.starts_with(b"\x7fELF"), "{} bytes", cubin.len());
         // Stamps are code that no other kernel has.
         program.text = "#include \"kilotok/cta.cuh\"\n\
                         using namespace kilotok;\n\

@@ -337,7 +337,12 @@ fn problems(spec: &ModelSpec, launch: Launch) -> Vec<String> {
     at_most(&mut problems, "tokens of a batch", tokens_max, TOKENS_MAX);
     at_most(&mut problems, "vocab_size", spec.vocab_size, VOCAB_MAX);
     aligned(&mut problems, "hidden_size", spec.hidden_size);
-    at_most(&mut problems, "hidden_size", spec.hidden_size, grid * OWNER_ROWS);
+    if spec.hidden_size > grid * OWNER_ROWS {
+        problems.push(format!(
+            "hidden_size is {}, of which each of a GPU's {grid} multiprocessors takes {OWNER_ROWS}",
+            spec.hidden_size
+        ));
+    }
     for (index, layer) in spec.layers.iter().enumerate() {
         check_layer(&mut problems, &format!("layer {index}"), layer, ranks);
     }

@@ -69,6 +69,11 @@ pub enum DriverError {
         grid - 1
     )]
     Numbers { index: usize, grid: u32 },
+    #[error(
+        "GPU {index} does not give {bytes} bytes of memory ({code}): see with nvidia-smi who else \
+         has taken of it"
+    )]
+    NoMemory { index: usize, bytes: usize, code: String },
     #[error("what was started does not come to its end")]
     Unfinished,
     #[error("{call}: {code}")]

@@ -33,6 +33,10 @@ pub enum CompileError {
     Library { path: PathBuf, reason: String },
     #[error("{call} of NVRTC {version} failed: {code}\n{log}")]
     Call { call: &'static str, version: Version, code: String, log: String },
+    #[error("compiled kernels cannot be kept in {file}: {reason}")]
+    Unkept { file: PathBuf, reason: String },
+    #[error("there is no folder to keep compiled kernels in: set XDG_CACHE_HOME or HOME")]
+    NoFolder,
 }
 
 /// The first version with all that the kernels use.

@@ -88,6 +88,9 @@ impl CudaOptions {
 
     /// Compiles the kernels of a model into the toolchain's folder, also without a GPU; returns
     /// the bytes of their code.
+    ///
+    /// # Errors
+    /// A model that the kernels cannot run, no compiler, or a folder that keeps nothing.
     pub fn build(
         &self,
         spec: &ModelSpec,
@@ -96,7 +99,11 @@ impl CudaOptions {
     ) -> Result<usize, StartError> {
         let plan = Plan::new(spec, self, multiprocessors)?;
         let driver = Driver::open().ok().map(|driver| driver.version);
-        Ok(self.toolchain.cubin(&plan.program(), driver, tell)?.len())
+        let code = self.toolchain.code(&plan.program(), driver, tell)?;
+        match code.unkept {
+            Some(error) => Err(error.into()),
+            None => Ok(code.cubin.len()),
+        }
     }
 }
 
@@ -222,7 +229,10 @@ impl CudaEngine {
             map.check(free, total)?;
         }
         let constants = &plan.constants;
-        let cubin = options.toolchain.cubin(&plan.program(), Some(driver.version), tell)?;
+        let code = options.toolchain.code(&plan.program(), Some(driver.version), tell)?;
+        if let Some(error) = &code.unkept {
+            tell(&format!("the next start compiles again: {error}"));
+        }
         let (caps, bell) = (options.caps(spec), Bell::new(&devices)?);
         for device in &devices {
             // Shows whether streams can, before anything is loaded.
@@ -232,7 +242,7 @@ impl CudaEngine {
         let bytes = host.bytes() + gpus.len() * host.result_places.bytes;
         tell(&format!("memory of the host for GPUs: {bytes} bytes"));
         let rank = |(index, device)| {
-            Rank::new(index, device, constants, &cubin, &bell, |base| {
+            Rank::new(index, device, constants, &code.cubin, &bell, |base| {
                 let mut layout = plan.layout(spec, base);
                 layout.sampling.masks = host.lists.address();
                 layout

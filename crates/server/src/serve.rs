@@ -35,6 +35,9 @@ const HEADER_BYTES_MAX: usize = 64 << 10;
 /// of a slow line. Readers of complete replies have at least this, and what is left of the time
 /// that requests have to finish.
 const FLUSH_WAIT_MAX: Duration = Duration::from_secs(5);
+/// After the engine failed whoever asks hears that it did, at least for so long: probes that come
+/// every second get a 503, and the next start takes many times that.
+const FAILURE_SHOWN_MIN: Duration = Duration::from_secs(1);
 
 /// Serves until `shutdown` and the drain after it, or until the engine fails. To cut the drain
 /// short, shut the service's gate.
@@ -47,14 +50,21 @@ pub async fn serve(
     let handle = Handle::new();
     let running = tokio::spawn(listen(listener, Arc::clone(&service), handle.clone())?);
     let mut flush_wait = FLUSH_WAIT_MAX;
+    tokio::pin!(shutdown);
     let outcome = tokio::select! {
-        () = shutdown => {
+        () = &mut shutdown => {
             flush_wait = flush_wait.max(drain(&service).await);
             let ended = tokio::time::timeout(FLUSH_WAIT_MAX, service.gate.ended()).await;
             let hung = |_| Err(EngineFailed("its last step does not end".into()));
             ended.unwrap_or_else(hung).map_err(ServeError::from)
         }
-        outcome = service.gate.ended() => outcome.map_err(ServeError::from),
+        outcome = service.gate.ended() => {
+            if outcome.is_err() {
+                let shown = service.config.drain_delay.max(FAILURE_SHOWN_MIN);
+                let _ = tokio::time::timeout(shown, shutdown).await;
+            }
+            outcome.map_err(ServeError::from)
+        }
     };
     // Replies have ended, whichever way; their last bytes are on the way.
     handle.graceful_shutdown(Some(flush_wait));

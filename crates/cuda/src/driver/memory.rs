@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use cudarc::driver::sys;
 
-use super::{Device, Result, call, check, quiet_call};
+use super::{Device, DriverError, Result, call, check, quiet_call};
 
 /// Memory of a GPU.
 pub(crate) struct DeviceMemory {
@@ -23,7 +23,13 @@ impl DeviceMemory {
         let mut address = 0;
         // SAFETY: writes an address. Memory comes from the device itself, not from a pool that
         // would keep what is freed.
-        unsafe { quiet_call!(cuMemAlloc_v2(&raw mut address, bytes.max(1))) }?;
+        let taken = unsafe { quiet_call!(cuMemAlloc_v2(&raw mut address, bytes.max(1))) };
+        taken.map_err(|error| match error {
+            DriverError::Call { code, .. } => {
+                DriverError::NoMemory { index: device.index(), bytes, code }
+            }
+            other => other,
+        })?;
         let memory = Self { device: device.clone(), address, bytes };
         memory.clear(0..bytes)?;
         device.finish()?;
