@@ -12,7 +12,8 @@ mod report;
 mod rounds;
 mod sample;
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
@@ -156,11 +157,20 @@ impl Args {
     }
 }
 
+/// Makes the file of results, if there is none, before anything is measured that would be lost.
+fn writable(path: &Path) -> Result<()> {
+    let made = fs::OpenOptions::new().append(true).create(true).open(path);
+    made.map(drop).with_context(|| path.display().to_string())
+}
+
 #[expect(clippy::print_stdout, reason = "the report is what the command is for")]
 pub(crate) fn run(args: &Args) -> Result<()> {
     args.check()?;
     if let Some(model) = args.engine.as_ref().filter(|_| args.round.wanted()) {
         return rounds::run(args, model);
+    }
+    if let Some(path) = &args.json {
+        writable(path)?;
     }
     let result = match &args.engine {
         Some(model) => direct::run(args, model)?,
@@ -169,7 +179,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     print!("{}", report::table(&result));
     if let Some(path) = &args.json {
         let text = serde_json::to_string(&report::json(args, &result))?;
-        std::fs::write(path, text + "\n").with_context(|| path.display().to_string())?;
+        fs::write(path, text + "\n").with_context(|| path.display().to_string())?;
         println!("written to {}", path.display());
     }
     let failed = result.samples.iter().find_map(|sample| sample.error.as_deref());

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use kilotok_model::Knobs;
+use kilotok_rows::SLOTS_MAX;
 use kilotok_sched::Limits;
 use kilotok_server::{ServerConfig, TlsFiles};
 use kilotok_text::Format;
@@ -382,6 +383,8 @@ fn engine(raw: &RawConfig) -> Result<EngineWish> {
         [1, 2, 4, 8].contains(&rank_count),
         "--ranks is {rank_count}: a model can be shared by 1, 2, 4 or 8"
     );
+    let slot_count = at_least_one("slots", raw.slots, 8)?;
+    ensure!(slot_count <= SLOTS_MAX, "--slots is {slot_count}: give 1 to {SLOTS_MAX}");
     if let Some(context_max) = raw.context_max {
         ensure!(context_max > 1, "--context-max is {context_max}: a prompt and a reply need 2");
     }
@@ -392,7 +395,7 @@ fn engine(raw: &RawConfig) -> Result<EngineWish> {
     Ok(EngineWish {
         kind: raw.engine.unwrap_or_default(),
         rank_count,
-        slot_count: at_least_one("slots", raw.slots, 8)?,
+        slot_count,
         page_tokens: at_least_one("page-tokens", raw.page_tokens, 16)?,
         context_max: raw.context_max,
         kv_bytes: raw.kv_gib.map(|gib| (gib * f64::from(1 << 30)) as u64),

@@ -34,7 +34,7 @@ struct Build {
     #[arg(long, default_value_t = 1)]
     ranks: usize,
     /// Positions of one page, as `serve` will be told.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
     page_tokens: u32,
     /// Where to keep the kernels instead of the cache.
     #[arg(long, value_name = "FOLDER")]

@@ -370,6 +370,7 @@ fn what_is_typed_wrongly_is_said_before_anything_is_loaded() {
         (&["--host", "[127.0.0.1]", "--port", &*port], "cannot listen on 127.0.0.1:"),
         (&["--ranks", "3"], "1, 2, 4 or 8"),
         (&["--slots", "0"], "--slots is 0"),
+        (&["--slots", "100000"], "--slots is 100000"),
         (&["--port", "0", "--context-max", "999999"], "trained for"),
         (&["--port", "0", "--kv-gib", "0.0000001"], "--kv-gib"),
         (&["--kv-gib", "-1"], "--kv-gib"),

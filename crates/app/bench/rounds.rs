@@ -19,7 +19,7 @@ use serde_json::{Map, Value, json};
 use super::bytes::{H200_READ_RATE, RoundBytes, distinct_experts};
 use super::figures::Figures;
 use super::phases::{DeviceRound, Phase, add_json, part_name, phases, table};
-use super::{Args, prompts};
+use super::{Args, prompts, writable};
 use crate::config::{Config, EngineKind, RawConfig};
 use crate::engine;
 
@@ -142,7 +142,7 @@ pub(super) fn run(args: &Args, model: &str) -> Result<()> {
     planned.stamps = own.phases;
     let caps = planned.caps();
     let shapes = shapes(args, caps.draft_max);
-    // Before weights are loaded, and before anything is measured that could be lost.
+    // Before weights are loaded.
     shapes.iter().try_for_each(|shape| check(&caps, *shape))?;
     let most = shapes.iter().map(|shape| shape.draft + 1).max().unwrap_or(1);
     ensure!(
@@ -150,11 +150,7 @@ pub(super) fn run(args: &Args, model: &str) -> Result<()> {
         "--assume-acceptance: these rounds bring at most {most} tokens"
     );
     if let Some(path) = &own.out {
-        fs::OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(path)
-            .with_context(|| format!("--out {}", path.display()))?;
+        writable(path)?;
     }
     let mut loaded = planned.load()?;
     let mut results = Vec::new();

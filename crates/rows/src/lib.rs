@@ -12,6 +12,6 @@ mod verify;
 pub use batch::{Batch, BatchRow};
 pub use groups::Grouping;
 pub use in_flight::InFlight;
-pub use sizes::{SizeError, Sizes};
+pub use sizes::{SLOTS_MAX, SizeError, Sizes};
 pub use slots::{Held, Slots};
 pub use verify::{Samplers, likeliest, wanted, wanted_tokens};

@@ -10,7 +10,7 @@ const LOGPROBS_MAX: u32 = 20;
 /// Without a drafter a row may still bring drafts of its own.
 const GIVEN_DRAFTS_MAX: u32 = 7;
 /// Slots beyond this are a typing error: a step has a row for each.
-const SLOTS_MAX: u32 = 1 << 16;
+pub const SLOTS_MAX: u32 = 1 << 16;
 
 #[derive(Clone, Debug)]
 pub struct Sizes {
