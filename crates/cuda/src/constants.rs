@@ -339,8 +339,9 @@ fn problems(spec: &ModelSpec, launch: Launch) -> Vec<String> {
     aligned(&mut problems, "hidden_size", spec.hidden_size);
     if spec.hidden_size > grid * OWNER_ROWS {
         problems.push(format!(
-            "hidden_size is {}, of which each of a GPU's {grid} multiprocessors takes {OWNER_ROWS}",
-            spec.hidden_size
+            "hidden_size is {}, at most {} on a GPU of {grid} multiprocessors",
+            spec.hidden_size,
+            grid * OWNER_ROWS
         ));
     }
     for (index, layer) in spec.layers.iter().enumerate() {
