@@ -119,12 +119,15 @@ fn page_count(wish: &EngineWish, context_max: u32, page_bytes: u64, kv_bytes: u6
         None => all.min(kv_bytes / page_bytes),
     };
     if wish.context_max.is_some() && count < one {
+        let (only, advice) = match wish.kv_bytes {
+            Some(_) => ("may be only", ", or raise --kv-gib"),
+            None => ("is memory for only", ""),
+        };
         bail!(
-            "--context-max {context_max} needs {} of keys and values, but there {} {}: lower it{}",
+            "--context-max {context_max} needs {} of keys and values, but there {only} {}: lower \
+             it{advice}",
             BinaryBytes(one * page_bytes),
-            if wish.kv_bytes.is_some() { "may be only" } else { "is memory for only" },
-            BinaryBytes(count * page_bytes),
-            if wish.kv_bytes.is_some() { ", or raise --kv-gib" } else { "" }
+            BinaryBytes(count * page_bytes)
         );
     }
     ensure!(

@@ -178,12 +178,13 @@ fn shapes(args: &Args, draft_max: u32) -> Vec<Shape> {
         [] => &[draft_max][..],
         given => given,
     };
-    let of = |context| {
-        let of_draft =
-            move |draft| own.batch.iter().map(move |&batch| Shape { batch, draft, context });
-        drafts.iter().copied().flat_map(of_draft)
-    };
-    own.context.iter().copied().flat_map(of).collect()
+    let mut shapes = Vec::new();
+    for &context in &own.context {
+        for &draft in drafts {
+            shapes.extend(own.batch.iter().map(|&batch| Shape { batch, draft, context }));
+        }
+    }
+    shapes
 }
 
 /// An engine that is just large enough.
