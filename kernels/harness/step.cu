@@ -117,12 +117,12 @@ Memory workspace() {
   m.queries = take(static_cast<size_t>(TOKENS_MAX) * QUERY_VALUES * 4);
   m.own_keys = take(1 << 24);
   m.own_values = take(1 << 24);
-  m.attention_parts = take(1 << 28);
+  m.attention_parts = take(ATTENTION_PARTS_BYTES);
   m.attended = take(static_cast<size_t>(TOKENS_MAX) * ATTENDED_BYTES);
   m.router_parts = take(static_cast<size_t>(OWNER_UNITS) * TOKENS_MAX * EXPERTS_MAX * 4);
   m.router_scores = take(static_cast<size_t>(TOKENS_MAX) * SCORES_EACH * 4);
   m.dense_inner = take(static_cast<size_t>(TOKENS_MAX) * DENSE_INNER_BYTES);
-  m.expert_inner = take(static_cast<size_t>(TOKENS_MAX) * TOP_K_MAX * EXPERT_INNER_BYTES);
+  m.expert_inner = take(TILE_INNER_BYTES + GATHERED_INNER_BYTES);
   m.taps = take(static_cast<size_t>(TOKENS_MAX) * TAPS_BYTES);
   m.fused = take(static_cast<size_t>(TOKENS_MAX) * HIDDEN * 4);
   m.logits = take(static_cast<size_t>(TOKENS_MAX) * VOCAB_ROWS * 4);
