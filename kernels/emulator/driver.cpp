@@ -36,11 +36,13 @@ enum Code {
   LAUNCH_FAILED = 719,
 };
 
-enum Attribute { MULTIPROCESSORS = 16, CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76 };
+enum Attribute { CLOCK_RATE = 13, MULTIPROCESSORS = 16, CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76 };
 
 // Threads of which a module's CTAs have one each.
 constexpr int CTAS_MAX = 192;
 constexpr size_t ALIGNMENT = 512;
+// Of a GPU that is not slow.
+constexpr uint64_t CLOCK_KHZ = 1980000;
 // Between two looks of a stream at what it waits for.
 constexpr unsigned WAIT_MICROSECONDS = 20;
 
@@ -160,6 +162,7 @@ int cuDeviceTotalMem_v2(size_t* bytes, int) {
 int cuDeviceGetAttribute(int* value, int attribute, int) {
   switch (attribute) {
     case MULTIPROCESSORS: *value = std::min(number("EMULATED_SMS", 4), CTAS_MAX); return SUCCESS;
+    case CLOCK_RATE: *value = static_cast<int>(CLOCK_KHZ / emulator::slowness()); return SUCCESS;
     case CAPABILITY_MAJOR: *value = 9; return SUCCESS;
     case CAPABILITY_MINOR: *value = 0; return SUCCESS;
     default: return INVALID_VALUE;

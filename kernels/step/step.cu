@@ -13,6 +13,7 @@ static_assert(ptx::CTA_PER_SM, "this comes before whatever else includes CTAs");
 // What each role does in a kernel, for up to so many tiles of tokens.
 template <bool DRAFT, int TILES>
 struct Pass {
+  static constexpr Launch LAUNCH = DRAFT ? Launch::DraftRows : Launch::Target;
   static __device__ __forceinline__ void consume(Walker& w) {
     consume_pass<DRAFT, TILES>(w);
     if constexpr (DRAFT) {
@@ -28,6 +29,7 @@ struct Pass {
 
 template <int TILES>
 struct Context {
+  static constexpr Launch LAUNCH = Launch::DraftContext;
   static __device__ __forceinline__ void consume(Walker& w) { consume_context<TILES>(w); }
   static __device__ __forceinline__ void produce(Walker& w) { produce_context<TILES>(w); }
   static __device__ __forceinline__ void add(Walker& w) { add_context(w); }
@@ -36,7 +38,7 @@ struct Context {
 // Sets up a CTA, and sends each warp to its role.
 template <class Roles>
 __device__ __forceinline__ void run(const Memory& memory) {
-  set_up(memory);
+  set_up(memory, Roles::LAUNCH);
   // Also of a chain that was started ahead and is not wanted.
   if (cta_shared().batch.token_count() == 0) return;
   Walker walker;
@@ -78,19 +80,21 @@ extern "C" __device__ const unsigned THREAD_COUNT = THREADS;
 extern "C" __device__ const unsigned ONE_TILE = TILE_TOKENS;
 
 // Takes a step's plan from the host's memory to where the other kernels look for it, and says that
-// the bell was heard. PLAN_CTA_BYTES for each CTA.
+// the bell was heard. PLAN_CTA_BYTES for each CTA, and again if there are not enough of them.
 static_assert(PLAN_THREAD_BYTES == sizeof(uint4), "one load");
 constexpr int PLAN_THREADS = PLAN_CTA_BYTES / PLAN_THREAD_BYTES;
 extern "C" __global__ void __launch_bounds__(PLAN_THREADS)
     take_plan(const __grid_constant__ PlanMemory plan) {
   const uint32_t now = ptx::nanoseconds();
-  const uint32_t place = blockIdx.x * PLAN_CTA_BYTES + threadIdx.x * PLAN_THREAD_BYTES;
+  uint32_t place = blockIdx.x * PLAN_CTA_BYTES + threadIdx.x * PLAN_THREAD_BYTES;
   if (place == 0) ptx::store_release_system(at<uint32_t>(plan.heard), plan.number);
-  if (place >= plan.bytes) return;
-  const uint4 words = ptx::load_system(at<const char>(plan.from) + place);
-  ptx::store_l2(at<char>(plan.to) + place, words);
-  // A plan without tokens is one that nobody asks for.
-  if (place == 0 && words.x > 0) at<Moments>(plan.moments)->begun = now;
+#pragma unroll 1
+  for (; place < plan.bytes; place += gridDim.x * PLAN_CTA_BYTES) {
+    const uint4 words = ptx::load_system(at<const char>(plan.from) + place);
+    ptx::store_l2(at<char>(plan.to) + place, words);
+    // A plan without tokens is one that nobody asks for.
+    if (place == 0 && words.x > 0) at<Moments>(plan.moments)->begun = now;
+  }
 }
 
 // The numbers of CTAs, in the order of a launch of as many as the other kernels have: the host sees

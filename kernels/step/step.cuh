@@ -52,11 +52,12 @@ __device__ __forceinline__ Shared& cta_shared() {
 }
 
 // All threads of a CTA, before its roles part.
-__device__ __forceinline__ void set_up(const Memory& memory) {
+__device__ __forceinline__ void set_up(const Memory& memory,
+                                       Launch launch = Launch::Other) {
   Shared& shared = cta_shared();
   if (threadIdx.x == 0) {
     shared.memory = memory;
-    cta_place = Place::begin(memory.fault, memory.wait_max_ms, memory.rank);
+    cta_place = Place::begin(memory.fault, memory.wait_max_ms, memory.rank, launch);
     ptx::mbarrier_init(ptx::shared_address(&shared.routed), ptx::arrivals(CONSUMERS));
     ptx::mbarrier_init(ptx::shared_address(&shared.heard), 1 + ADDER_WARPS * ptx::WARP_ARRIVALS);
     Sums(shared.sums).init();

@@ -54,7 +54,7 @@ __device__ __forceinline__ void choose_tokens(const VerifyMemory& arguments,
   if (batch.token_count == 0) return;
   Cta cta(memory, 0);
   if (cta.thread() == 0)
-    cta_place = Place::begin(memory.fault, memory.wait_max_ms, memory.rank);
+    cta_place = Place::begin(memory.fault, memory.wait_max_ms, memory.rank, Launch::Verify);
   cta.sync();
   cta.stamp(Stamp::Begun);
   send_logits(cta, wanted_count);

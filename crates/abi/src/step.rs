@@ -204,15 +204,18 @@ abi_struct! {
 }
 
 abi_struct! {
-    /// A wait of the GPU that ran out. The first one is kept.
-    pub struct Fault : 32 {
-        /// 0 while there is none.
+    /// A wait of the GPU that ran out. The first one is kept. Numbers of waits and of launches are
+    /// those of `kernels/include/kilotok/comm/wait.cuh`.
+    pub struct Fault : 28 {
+        /// What for; 0 while there is none.
         pub code: u32,
         pub rank: u32,
         pub cta: u32,
-        /// Which wait, see `kernels/include/kilotok/comm/wait.cuh`.
+        /// In which launch of a step.
+        pub launch: u32,
+        /// Grid barriers to which the CTA had come in it.
         pub phase: u32,
-        pub wanted: u64,
-        pub seen: u64,
+        pub wanted: u32,
+        pub seen: u32,
     }
 }

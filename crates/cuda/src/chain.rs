@@ -36,9 +36,8 @@ impl Shape {
         Self { target: tiles(upload.target.token_count()), drafts: drafts.collect(), upload_bytes }
     }
 
-    /// The shape of a chain ahead of this one: most steps are like the one before. All of what the
-    /// last CTA can take of a plan, so that a plan whose pages become more seldom has no room: they
-    /// are pages of 16,384 tokens of one group.
+    /// The shape of a chain ahead of this one: most steps are like the one before. With all that
+    /// the last CTA can take of a plan: room for up to 1,024 more numbers of pages.
     pub(crate) fn ahead(&self, upload_bytes_max: usize) -> Self {
         let upload_bytes = self.upload_bytes.next_multiple_of(PLAN_CTA_BYTES).min(upload_bytes_max);
         Self { upload_bytes, ..self.clone() }

@@ -1,6 +1,6 @@
 //! The CUDA driver: devices, their memory and their kernels, by its own functions. They are looked
 //! up when they are first called, so that a machine without a driver finds out here and not at
-//! start. One of two modules with `unsafe`; what it hands out is safe to use.
+//! start. What it hands out is safe to use, but for the launch of a kernel.
 //!
 //! A stream may wait for the host (`bell`). Functions that may in turn wait for a stream are called
 //! while none does.
@@ -33,9 +33,11 @@ const CAPABILITY: (u32, u32) = (9, 0);
 /// The driver goes by it: with it, no launch returns before its end.
 const LAUNCH_BLOCKING: &str = "CUDA_LAUNCH_BLOCKING";
 
-/// How long a stream may take to its end. Kernels' own waits are over in a second or two, and what
-/// fails is found at once: only a stream that never hears its bell comes to this.
-pub(crate) const STREAM_MAX: Duration = Duration::from_mins(2);
+/// How long a stream may take to its end: beside steps there are weights on it.
+const STREAM_MAX: Duration = Duration::from_mins(2);
+/// Kernels' waits are so many milliseconds where the clock is this fast, and longer where it is not
+/// (`kernels/include/kilotok/comm/wait.cuh`).
+const CLOCK_KHZ: f64 = 2_000_896.0;
 /// Between two questions whether a stream has come to its end.
 const PAUSE: Duration = Duration::from_micros(50);
 
@@ -74,6 +76,11 @@ pub enum DriverError {
          has taken of it"
     )]
     NoMemory { index: usize, bytes: usize, code: String },
+    #[error(
+        "GPU {from} cannot reach the memory of GPU {to} ({code}), and ranks write to each other's: \
+         see `nvidia-smi topo -p2p w`, and choose others with CUDA_VISIBLE_DEVICES"
+    )]
+    NoPeer { from: usize, to: usize, code: String },
     #[error("what was started does not come to its end")]
     Unfinished,
     #[error("{call}: {code}")]
@@ -118,10 +125,16 @@ pub struct Gpu {
     pub name: String,
     pub capability: (u32, u32),
     pub multiprocessors: u32,
+    pub clock_khz: u32,
     pub memory_bytes: u64,
 }
 
 impl Gpu {
+    /// How long this GPU takes for what the fastest does in such a time, by its clock.
+    pub(crate) fn at_its_clock(&self, time: Duration) -> Duration {
+        time.mul_f64((CLOCK_KHZ / f64::from(self.clock_khz.max(1))).max(1.0))
+    }
+
     /// # Errors
     /// [`DriverError::Capability`] if the kernels are not written for it.
     pub fn check(&self) -> Result<()> {
@@ -209,6 +222,7 @@ fn gpu(index: c_int) -> Result<Gpu> {
             number(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         ),
         multiprocessors: number(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        clock_khz: number(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)?,
         memory_bytes: memory as u64,
     })
 }
@@ -354,8 +368,13 @@ impl Device {
         let _quiet = bell::quiet();
         // SAFETY: both contexts are alive.
         match unsafe { sys::cuCtxEnablePeerAccess(peer.context, 0) } {
-            sys::CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED => Ok(()),
-            code => check("cuCtxEnablePeerAccess", code),
+            sys::CUresult::CUDA_SUCCESS | sys::CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED => {
+                Ok(())
+            }
+            code => {
+                let code = format!("{code:?}");
+                Err(DriverError::NoPeer { from: self.index, to: peer.index, code })
+            }
         }
     }
 }

@@ -12,15 +12,15 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kilotok_abi::SampleMemory;
+use kilotok_abi::{PLAN_CTA_BYTES, SampleMemory};
 use kilotok_engine::{
     Caps, Engine, EngineError, PhaseTime, StepId, StepOutput, StepPlan, StepTimes, check_plan,
 };
 use kilotok_rows::{Batch, InFlight, Slots};
 
-use crate::chain::Shape;
+use crate::chain::{Shape, Tiles};
 use crate::driver::bell::{Bell, quiet};
-use crate::driver::{Pinned, STREAM_MAX, now};
+use crate::driver::{Pinned, now};
 use crate::fault::cause;
 use crate::rank::{Chain, Rank};
 use crate::results::{Asked, ResultPlaces};
@@ -39,6 +39,8 @@ pub struct CudaEngine {
     pub(crate) exchanges: u32,
     pub(crate) exchanges_max: u32,
     pub(crate) bell: Arc<Bell>,
+    /// How long a step may take, by these GPUs' clocks.
+    pub(crate) step_max: Duration,
     /// Number of the last chain started.
     pub(crate) number: u32,
     /// What the chain of that number can do, if it was started ahead.
@@ -76,6 +78,9 @@ pub const TOKENS_MAX: u32 = 64;
 /// A step's end is looked for without a pause while it may come at any moment, and then with one.
 const SPIN_MAX: Duration = Duration::from_millis(20);
 const PAUSE: Duration = Duration::from_micros(50);
+/// How long a step may take once it was rung for, where clocks are fastest: longer than any wait of
+/// its kernels, which say more, and less than the two seconds in which a stalled rank is told of.
+pub(crate) const STEP_MAX: Duration = Duration::from_millis(1800);
 /// So often it is asked whether the GPUs are well.
 const CHECK_EACH: Duration = Duration::from_millis(1);
 /// How long after one GPU's end, which the driver tells of all GPUs that reach it, others may write
@@ -112,7 +117,8 @@ impl CudaEngine {
         bell.answer(*number, || host.write(*number, upload, exchanges))
     }
 
-    /// Starts a chain for the step, behind a bell that was rung, and behind whatever waited.
+    /// Starts a chain for the step, behind whatever waited. All ranks have theirs before any begins:
+    /// their kernels wait for each other, and not for long.
     fn start_now(
         &mut self,
         upload: &Upload,
@@ -122,8 +128,29 @@ impl CudaEngine {
         let _quiet = quiet();
         self.number = self.number.wrapping_add(1);
         self.host.write(self.number, upload, exchanges);
+        let started = self.start_chain(shape, &upload.copies);
+        if started.is_err() {
+            self.host.write_nothing(self.number);
+        }
         self.bell.ring(self.number);
-        self.start_chain(shape, &upload.copies)
+        started
+    }
+
+    /// Launches every kernel once, over nothing. The driver makes a kernel ready at its first
+    /// launch: that takes milliseconds, and waits for what is on the stream, so that it must not
+    /// happen behind a bell.
+    pub(crate) fn warm_up(&mut self) -> Result<(), EngineError> {
+        let _quiet = quiet();
+        for tiles in [Tiles::One, Tiles::Many] {
+            self.number = self.number.wrapping_add(1);
+            self.host.write_nothing(self.number);
+            self.bell.ring(self.number);
+            let batches = usize::from(self.draft_rows > 0);
+            let upload_bytes = self.host.upload_places.bytes.min(PLAN_CTA_BYTES);
+            let shape = Shape { target: tiles, drafts: vec![tiles; batches], upload_bytes };
+            self.start_chain(&shape, &[])?;
+        }
+        Ok(())
     }
 
     /// Starts a chain that waits, and does nothing if it is rung for as it is.
@@ -159,8 +186,10 @@ impl CudaEngine {
         loop {
             let now = now();
             let Some(rank) = self.first_busy(&mut watch, now)? else { return Ok(()) };
-            if now - start > STREAM_MAX {
-                return Err(rank.endless());
+            if now - start > self.step_max {
+                // It may write to the others' memory yet.
+                self.ranks.iter().for_each(Rank::abandon);
+                return Err(rank.endless(self.step_max));
             }
             if now - checked > CHECK_EACH {
                 checked = now;
@@ -271,6 +300,13 @@ impl Engine for CudaEngine {
         let finished = self.finish_step(&asked, watch);
         *out = finished.inspect_err(|error| self.broken = Some(error.clone()))?;
         Ok(())
+    }
+
+    /// What was started ahead waits on the GPUs, which keep their clocks up for it.
+    fn rest(&mut self) {
+        if self.ahead.take().is_some() {
+            drop(quiet());
+        }
     }
 
     fn times(&self) -> Option<StepTimes> {

@@ -1,5 +1,5 @@
 //! NVRTC, the compiler that comes as a library: its functions, looked up in whichever file the user
-//! has. One of two files with `unsafe`.
+//! has. Calls a C library, which is `unsafe`.
 
 #![expect(unsafe_code, reason = "functions of a C library")]
 

@@ -13,7 +13,7 @@ use kilotok_engine::{EngineError, PhaseTime, StepPart, StepTimes};
 use crate::chain::{Shape, Tiles};
 use crate::constants::Constants;
 use crate::driver::bell::Bell;
-use crate::driver::{Device, DeviceMemory, DriverError, Kernel, Module, Pinned, STREAM_MAX};
+use crate::driver::{Device, DeviceMemory, DriverError, Kernel, Module, Pinned};
 use crate::fault::timeout_of;
 use crate::layout::{Arguments, Layout};
 use crate::stamps::phase_times;
@@ -215,8 +215,8 @@ impl Rank {
             bytes: bytes as u32,
             number: chain.number,
         };
-        let ctas = bytes.div_ceil(PLAN_CTA_BYTES);
-        launch(&self.kernels.take_plan, (ctas as u32, PLAN_THREADS as u32), &plan)?;
+        let ctas = (bytes.div_ceil(PLAN_CTA_BYTES) as u32).min(self.grid);
+        launch(&self.kernels.take_plan, (ctas, PLAN_THREADS as u32), &plan)?;
         for Copy { to, from } in chain.copies {
             self.memory.send(*to, chain.lists, from.clone())?;
         }
@@ -300,13 +300,17 @@ impl Rank {
     }
 
     /// What is said of a rank that began, and then neither ended nor failed.
-    pub(crate) fn endless(&self) -> EngineError {
-        self.given_up(&format!("did not end a step within {STREAM_MAX:?}"))
+    pub(crate) fn endless(&self, step_max: Duration) -> EngineError {
+        self.given_up(&format!("did not end a step within {step_max:?}"))
     }
 
     /// Nobody waits for it any more.
-    fn given_up(&self, reason: &str) -> EngineError {
+    pub(crate) fn abandon(&self) {
         self.device.abandon();
+    }
+
+    fn given_up(&self, reason: &str) -> EngineError {
+        self.abandon();
         EngineError::Device { rank: self.index, reason: reason.to_owned() }
     }
 
@@ -344,7 +348,8 @@ fn launch<T: bytemuck::Pod>(
     // SAFETY: the target's and the drafter's kernels take a `Memory`, the others a `VerifyMemory`,
     // a `PlanMemory` and an address. Their addresses are those of the memory map, whose buffers
     // have the sizes that the kernels were compiled with, and of pinned memory; all of it is
-    // dropped after the stream is finished.
+    // dropped after the stream is finished. Into other ranks' memory they write only what those
+    // wait for in the same chain; if one of them is given up, so are all.
     unsafe {
         kernel.launch(grid, threads, argument)
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kilotok_abi::{Exchange, RANKS_MAX};
-use kilotok_engine::Caps;
+use kilotok_engine::{Caps, EngineError};
 use kilotok_model::{ModelSpec, Ranks, RanksError, check_ranks, declare};
 use kilotok_rows::{Grouping, InFlight, SizeError, Sizes, Slots};
 use kilotok_weights::{LoadError, Piece, Progress, Tensor, WeightSource, load};
@@ -14,7 +14,7 @@ use crate::compile::Toolchain;
 use crate::constants::{Constants, Launch};
 use crate::driver::bell::Bell;
 use crate::driver::{Device, Driver, DriverError, Gpu, Pinned};
-use crate::engine::{CudaEngine, HostMemory, TOKENS_MAX};
+use crate::engine::{CudaEngine, HostMemory, STEP_MAX, TOKENS_MAX};
 use crate::layout::Layout;
 use crate::memory_map::{DoesNotFit, MemoryMap};
 use crate::nvrtc::{CompileError, Version};
@@ -59,6 +59,8 @@ pub enum StartError {
     Compile(#[from] CompileError),
     #[error(transparent)]
     Load(#[from] LoadError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
 }
 
 impl CudaOptions {
@@ -255,8 +257,8 @@ impl CudaEngine {
         }
         ranks.iter().try_for_each(|rank| rank.connect(&exchange))?;
         load_weights(spec, source, constants, &ranks, progress)?;
-        devices.iter().try_for_each(|device| device.finish())?;
-        Ok(Self {
+        let step_max = gpus.iter().map(|gpu| gpu.at_its_clock(STEP_MAX)).max();
+        let mut engine = Self {
             caps,
             ranks,
             slots: Slots::new(plan.sizes.slot_count as usize, spec.vocab_size),
@@ -265,12 +267,16 @@ impl CudaEngine {
             exchanges: 0,
             exchanges_max: exchanges_max(constants),
             bell,
+            step_max: step_max.unwrap_or(STEP_MAX),
             number: 0,
             ahead: None,
             in_flight: InFlight::default(),
             times: None,
             broken: None,
-        })
+        };
+        engine.warm_up()?;
+        engine.ranks.iter().try_for_each(Rank::finish)?;
+        Ok(engine)
     }
 }
 
@@ -301,7 +307,9 @@ impl HostMemory {
     }
 }
 
-/// One after the embedding or the fusion of taps, two in each layer.
+/// Of a launch: one after the embedding or the fusion of taps, two in each layer. It is odd, as is
+/// what every launch really does: so the last exchange of one and the first of the next have
+/// different places, which `kernels/include/kilotok/comm/exchange.cuh` wants of any two in a row.
 fn exchanges_max(constants: &Constants) -> u32 {
     1 + 2 * constants.layers.len().max(constants.draft_layers.len()) as u32
 }
@@ -375,6 +383,7 @@ mod tests {
             name: "GPU".to_owned(),
             capability: (9, 0),
             multiprocessors,
+            clock_khz: 0,
             memory_bytes: 0,
         };
         assert!(check_alike(&[]).is_ok() && check_alike(&[gpu(0, 132), gpu(1, 132)]).is_ok());

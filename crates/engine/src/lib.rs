@@ -33,6 +33,9 @@ pub trait Engine: Send {
     /// order they were submitted.
     fn wait(&mut self, step: StepId, out: &mut StepOutput) -> Result<(), EngineError>;
 
+    /// Leaves the devices alone until the next step: there has been nothing to do for a while.
+    fn rest(&mut self) {}
+
     /// How long the devices took over the step waited for last, if the engine has any: until the
     /// next one is submitted.
     fn times(&self) -> Option<StepTimes> {
@@ -89,10 +92,8 @@ pub enum EngineError {
     /// A device broke. The engine runs no further step.
     #[error("rank {rank}: {reason}")]
     Device { rank: usize, reason: String },
-    /// A wait of a device ran out. The engine runs no further step.
-    #[error(
-        "rank {rank}, CTA {cta}, phase {phase}: waited too long for {waited_for} (wanted {wanted}, \
-         saw {seen})"
-    )]
-    Timeout { rank: usize, cta: u32, phase: u32, waited_for: String, wanted: u64, seen: u64 },
+    /// A wait of a device ran out, in one of a step's launches, behind so many grid barriers. The
+    /// engine runs no further step.
+    #[error("rank {rank}, CTA {cta}, phase {phase} of {launch}: waited too long for {waited_for}")]
+    Timeout { rank: usize, cta: u32, launch: String, phase: u32, waited_for: String },
 }

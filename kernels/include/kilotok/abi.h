@@ -326,20 +326,22 @@ static_assert(offsetof(Moments, verified) == 4, "Moments.verified");
 static_assert(offsetof(Moments, drafted) == 8, "Moments.drafted");
 static_assert(offsetof(Moments, reserved) == 12, "Moments.reserved");
 
-struct alignas(8) Fault {
+struct alignas(4) Fault {
   uint32_t code;
   uint32_t rank;
   uint32_t cta;
+  uint32_t launch;
   uint32_t phase;
-  uint64_t wanted;
-  uint64_t seen;
+  uint32_t wanted;
+  uint32_t seen;
 };
-static_assert(sizeof(Fault) == 32, "size of Fault");
+static_assert(sizeof(Fault) == 28, "size of Fault");
 static_assert(offsetof(Fault, code) == 0, "Fault.code");
 static_assert(offsetof(Fault, rank) == 4, "Fault.rank");
 static_assert(offsetof(Fault, cta) == 8, "Fault.cta");
-static_assert(offsetof(Fault, phase) == 12, "Fault.phase");
-static_assert(offsetof(Fault, wanted) == 16, "Fault.wanted");
+static_assert(offsetof(Fault, launch) == 12, "Fault.launch");
+static_assert(offsetof(Fault, phase) == 16, "Fault.phase");
+static_assert(offsetof(Fault, wanted) == 20, "Fault.wanted");
 static_assert(offsetof(Fault, seen) == 24, "Fault.seen");
 
 struct alignas(8) Slot {

@@ -50,7 +50,7 @@ __device__ __forceinline__ void hand_over_operand(char* row, int column, float v
 template <bool AWAITED, class Look>
 __device__ __forceinline__ void look_for(Look look) {
   if constexpr (AWAITED)
-    wait_for(Waits::Grid, 0, [&](uint32_t&) { return __all_sync(~0u, look()); });
+    wait_for(Waits::Value, 0, [&](uint32_t&) { return __all_sync(~0u, look()); });
   else
     look();
 }

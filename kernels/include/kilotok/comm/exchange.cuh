@@ -1,11 +1,12 @@
 // The sum over ranks of what is to be added to the stream: every owner sends its part to the same
 // CTA of every other rank, and adds what it receives, in rank order, so that all ranks get the same
-// bits. Parts travel as BF16 in packets of 16 bytes, seen whole: nothing is fenced. A place is
-// empty while it holds a zero, so zeros travel as negative ones, and who has read a packet empties
+// bits. Parts travel as BF16 in packets of 16 bytes: nothing is fenced, for each value says of
+// itself whether it is there. A place is empty while it holds a zero, so zeros travel as negative ones, and who has read a packet empties
 // its place.
 //
 // A rank is at most one exchange ahead of another, for its next one needs the other's packets; so
-// two sets of places are enough: `[2][ranks][owner units][packets]` at every receiver. Between the
+// two sets of places are enough, if two exchanges in a row have different ones, also from one
+// launch to the next: `[2][ranks][owner units][packets]` at every receiver, by an exchange's number. Between the
 // emptying of a place and its next packet lie a release of this CTA, at a grid barrier or where an
 // operand is counted, and then another exchange with the rank that sends it.
 #pragma once
@@ -65,18 +66,16 @@ __device__ __forceinline__ void exchange(Cta& cta, StreamMemory& stream, int tok
   char* own = at<char>(stream.exchange.receivers[rank]);
   for (int packet = cta.thread(); packet < count; packet += CONSUMERS) {
     uint4 packets[RANKS];
-    wait_for(Waits::Peer, number, [&](uint32_t& seen) {
-      // Who has not sent this one has sent the one before.
-      seen = number - 1;
-      bool all = true;
+    wait_for(Waits::Peer, number, [&](uint32_t& missing) {
+      missing = RANKS;
 #pragma unroll
       for (int from = 0; from < RANKS; from++)
         if (from != rank)
           packets[from] = ptx::load_system(own + packet_offset(number, from, unit, packet));
 #pragma unroll
       for (int from = 0; from < RANKS; from++)
-        if (from != rank) all = all && zero_halves(packets[from]) == 0;
-      return all;
+        if (from != rank && zero_halves(packets[from]) != 0) missing = from;
+      return missing == RANKS;
     });
     float* values = values_of(packet);
     float sum[PACKET_VALUES] = {};

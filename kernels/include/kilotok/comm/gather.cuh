@@ -54,9 +54,9 @@ __device__ __forceinline__ void await_logits(const Cta& cta, uint32_t number) {
       ptx::store_release_system(at<uint32_t>(exchange.receivers[other] + FLAGS_PLACE) + rank,
                                 number);
     const uint32_t* flag = at<const uint32_t>(exchange.receivers[rank] + FLAGS_PLACE) + other;
-    wait_for(Waits::Peer, number, [&](uint32_t& seen) {
-      seen = ptx::load_acquire_system(flag);
-      return seen == number;
+    wait_for(Waits::Peer, number, [&](uint32_t& missing) {
+      missing = other;
+      return ptx::load_acquire_system(flag) == number;
     });
   }
   cta.sync();
@@ -72,14 +72,14 @@ __device__ __forceinline__ uint64_t least_of_ranks(const Cta& cta, int wanted, u
   const auto place = [&](int to, int from) {
     return at<char>(exchange.receivers[to] + BESTS_PLACE) + (wanted * RANKS + from) * 16;
   };
-  ptx::store_system(place(other, rank),
-                    make_uint4(static_cast<uint32_t>(own), static_cast<uint32_t>(own >> 32),
-                               number, 0));
+  // What is in a packet may come one after the other: the last word says whether it is all there.
+  const uint32_t low = own, high = own >> 32;
+  ptx::store_system(place(other, rank), make_uint4(low, high, number, low ^ high ^ number));
   uint4 packet;
-  wait_for(Waits::Peer, number, [&](uint32_t& seen) {
+  wait_for(Waits::Peer, number, [&](uint32_t& missing) {
     packet = ptx::load_system(place(rank, other));
-    seen = packet.z;
-    return seen == number;
+    missing = other;
+    return packet.z == number && packet.w == (packet.x ^ packet.y ^ number);
   });
   return static_cast<uint64_t>(packet.y) << 32 | packet.x;
 }

@@ -17,6 +17,16 @@ enum class Waits : uint32_t {
   Routes = 5,
   Sums = 6,
   Operand = 7,
+  Value = 8,
+};
+
+// Which launch of a step a kernel is; `Fault.launch`. A harness's is none of them.
+enum class Launch : uint32_t {
+  Other = 0,
+  Target = 1,
+  Verify = 2,
+  DraftContext = 3,
+  DraftRows = 4,
 };
 
 // 1024 cycles each, in a millisecond where clocks are fastest; where they are slower, waits last
@@ -29,14 +39,15 @@ struct Place {
   // When every wait of the kernel ends: one moment for all costs less code than one for each.
   uint32_t deadline;
   uint32_t rank;
+  Launch launch;
   // Counts grid barriers.
   uint32_t phase;
   int cta;
 
   static __device__ __forceinline__ Place begin(uint64_t fault, uint32_t wait_max_ms,
-                                                uint32_t rank) {
+                                                uint32_t rank, Launch launch = Launch::Other) {
     return {reinterpret_cast<Fault*>(fault), ptx::kilocycles() + wait_max_ms * KILOCYCLES_PER_MS,
-            rank, 0, ptx::cta_index()};
+            rank, launch, 0, ptx::cta_index()};
   }
 };
 
@@ -47,12 +58,28 @@ static __shared__ Place cta_place;
 // here; a kernel that gave up is its module's last.
 static __device__ uint32_t record_begun = 0;
 
-// By how much a wait goes on after the deadline, in units of 1024 cycles: those for somebody who
-// waits too let others give up first, who are nearer to the cause, and may look at the clock late.
+// By how much a wait goes on after the deadline: those for somebody who waits too let others give
+// up first, who are nearer to the cause, and may look at the clock late.
 __device__ constexpr int patience(Waits waits) {
-  const bool of_others = waits == Waits::Peer || waits == Waits::Page;
-  return (of_others ? 0 : waits == Waits::Grid ? 10 : 20) * KILOCYCLES_PER_MS;
+  const auto ms = [](Waits of) {
+    switch (of) {
+      case Waits::Peer: return 0;
+      // Of CTAs, some of which wait for peers.
+      case Waits::Operand: return 5;
+      // Of the producer, who waits for operands.
+      case Waits::Page: return 10;
+      case Waits::Grid:
+      case Waits::Value: return 15;
+      default: return 20;
+    }
+  };
+  return ms(waits) * KILOCYCLES_PER_MS;
 }
+
+// How long who does not write the record lets the other write: a write to the host and its fence
+// take microseconds. A sleep is a millisecond at most.
+constexpr int RECORD_MS = 2;
+constexpr unsigned SLEEP_MAX_NS = 1000000;
 
 // Out of line: a wait must cost neither registers nor code where it does not run out.
 __device__ __noinline__ void record_fault(Waits waits, uint32_t wanted, uint32_t seen) {
@@ -60,6 +87,7 @@ __device__ __noinline__ void record_fault(Waits waits, uint32_t wanted, uint32_t
   if (atomicExch(&record_begun, 1u) == 0u) {
     fault->rank = cta_place.rank;
     fault->cta = cta_place.cta;
+    fault->launch = static_cast<uint32_t>(cta_place.launch);
     fault->phase = cta_place.phase;
     fault->wanted = wanted;
     fault->seen = seen;
@@ -69,8 +97,7 @@ __device__ __noinline__ void record_fault(Waits waits, uint32_t wanted, uint32_t
     __threadfence_system();
   } else {
     // Its trap would stop the one that writes.
-    __nanosleep(1000000);
-    __nanosleep(1000000);
+    for (int i = 0; i < RECORD_MS; i++) __nanosleep(SLEEP_MAX_NS);
   }
   __trap();
 }
