@@ -117,8 +117,8 @@ impl CudaEngine {
         bell.answer(*number, || host.write(*number, upload, exchanges))
     }
 
-    /// Starts a chain for the step, behind whatever waited. All ranks have theirs before any begins:
-    /// their kernels wait for each other, and not for long.
+    /// Starts a chain for the step, behind whatever waited. All ranks have theirs before any
+    /// begins: their kernels wait for each other, and not for long.
     fn start_now(
         &mut self,
         upload: &Upload,
