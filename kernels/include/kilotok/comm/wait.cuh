@@ -60,21 +60,19 @@ static __device__ uint32_t record_begun = 0;
 
 // By how much a wait goes on after the deadline: those for somebody who waits too let others give
 // up first, who are nearer to the cause, and may look at the clock late.
-__device__ constexpr int patience(Waits waits) {
-  const auto ms = [](Waits of) {
-    switch (of) {
-      case Waits::Peer: return 0;
-      // Of CTAs, some of which wait for peers.
-      case Waits::Operand: return 5;
-      // Of the producer, who waits for operands.
-      case Waits::Page: return 10;
-      case Waits::Grid:
-      case Waits::Value: return 15;
-      default: return 20;
-    }
-  };
-  return ms(waits) * KILOCYCLES_PER_MS;
+__device__ constexpr int patience_ms(Waits waits) {
+  switch (waits) {
+    case Waits::Peer: return 0;
+    // Of CTAs, some of which wait for peers.
+    case Waits::Operand: return 5;
+    // Of the producer, who waits for operands.
+    case Waits::Page: return 10;
+    case Waits::Grid:
+    case Waits::Value: return 15;
+    default: return 20;
+  }
 }
+__device__ constexpr int patience(Waits waits) { return patience_ms(waits) * KILOCYCLES_PER_MS; }
 
 // How long who does not write the record lets the other write: a write to the host and its fence
 // take microseconds. A sleep is a millisecond at most.
