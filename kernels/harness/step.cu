@@ -186,7 +186,7 @@ void print_phases(const Memory& m) {
   }
   const Stamped &begun = stamps[0], &ended = stamps[count - 1];
   const double cycles_per_us =
-      1e3 * (ended.cycles - begun.cycles) / (ended.nanoseconds - begun.nanoseconds);
+      1e3 * (ended.cycles - begun.cycles) / (ended.number - begun.number);
   double own[STAMP_COUNT + 1] = {}, waits[STAMP_COUNT + 1] = {};
   uint32_t phase = 0;
   for (int i = 1; i < count; i++) {

@@ -305,7 +305,7 @@ __device__ __forceinline__ void experts(Walker& w) {
   w.wait_heard();
   choose_routes<KIND, AWAITED>(cta, routes, w.stream(), at<const float>(w.layer().router_bias),
                                w.token_count(), [](int row) { return Inner<KIND>::place(row); });
-  cta.stamp(Stamp::Routes);
+  cta.stamp(Stamp::Routes, routes.count);
   w.hand_over_routes();
   w.walk([&](Ring& ring, Sums& sums) { gate_up<KIND>(cta, ring, sums); });
   cta.stamp(Stamp::GateUp);
@@ -325,7 +325,7 @@ __device__ __forceinline__ void gathered_experts(Walker& w, const float* bias) {
   cta.sync_grid();
   w.wait_heard();
   gather_routes<KIND>(cta, routes, w.shared.sums, w.stream(), w.token_count());
-  cta.stamp(Stamp::Routes);
+  cta.stamp(Stamp::Routes, routes.count);
   w.hand_over_routes();
   w.walk([&](Ring& ring, Sums& sums) { gate_up<KIND>(cta, ring, sums, routes); });
   cta.stamp(Stamp::GateUp);

@@ -47,8 +47,9 @@ abi_struct! {
     pub struct Stamped : 16 {
         /// A [`Stamp`], or 0.
         pub what: u32,
-        /// The device's clock, its low word; only where a launch begins and ends.
-        pub nanoseconds: u32,
+        /// Where a launch begins and ends the device's clock in nanoseconds, its low word; where
+        /// experts were chosen how many are read, one again for every eight of its tokens; else 0.
+        pub number: u32,
         /// Of the multiprocessor.
         pub cycles: u64,
     }

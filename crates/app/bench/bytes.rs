@@ -14,30 +14,29 @@ use super::figures::Figures;
 use super::rounds::Shape;
 use crate::engine;
 
-/// Bytes a second that all multiprocessors of an H200 read with plain loads, as measured; see
-/// `benches/results/cuda_kernels.md`. That of other devices was not.
+/// Bytes a second that all multiprocessors of an H200 read with plain loads, as measured. That of
+/// other devices was not.
 pub(super) const H200_READ_RATE: f64 = 4.55e12;
 
 /// By part of the step and phase.
 pub(super) struct RoundBytes(BTreeMap<(StepPart, Stamp), f64>);
 
 impl RoundBytes {
-    /// Of one of so many ranks.
-    pub(super) fn new(spec: &ModelSpec, rank_count: usize, shape: Shape) -> Self {
+    /// Of one of so many ranks. Of each layer so many `experts` are read.
+    pub(super) fn new(spec: &ModelSpec, rank_count: usize, shape: Shape, experts: f64) -> Self {
         let mut bytes = Self(BTreeMap::new());
         let ranks = Ranks { rank: 0, count: rank_count };
-        let token_count = shape.token_count();
         for decl in declare(spec) {
             let mut read = rank_bytes(&decl, ranks);
             if let WeightId::Expert(layer, ..) = decl.id
-                && let FeedForwardSpec::Experts(experts) = &spec.layers[layer].feed_forward
+                && let FeedForwardSpec::Experts(all) = &spec.layers[layer].feed_forward
             {
-                read *= share_chosen(experts, token_count);
+                read *= experts / all.count as f64;
             }
             if let WeightId::Layer(Part::Target, layer, LayerWeight::Router) = decl.id
-                && let FeedForwardSpec::Experts(experts) = &spec.layers[layer].feed_forward
+                && let FeedForwardSpec::Experts(all) = &spec.layers[layer].feed_forward
             {
-                read = (decl.rows() * decl.cols() * experts.router.dtype.bytes()) as f64;
+                read = (decl.rows() * decl.cols() * all.router.dtype.bytes()) as f64;
             }
             for phase in readers(decl.id) {
                 bytes.add(phase, read);
@@ -172,6 +171,10 @@ mod tests {
 
     const SHAPE: Shape = Shape { batch: 1, draft: 7, context: 4096 };
 
+    fn uniform(spec: &ModelSpec, rank_count: usize, shape: Shape) -> RoundBytes {
+        RoundBytes::new(spec, rank_count, shape, distinct_experts(spec, shape.token_count()))
+    }
+
     #[test]
     fn tokens_choose_experts_at_random() {
         let spec = Toy::pro_fp4().spec();
@@ -185,7 +188,7 @@ mod tests {
     fn a_phase_reads_its_weights() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/models/slice");
         let spec = read_spec(&folder, &Knobs::default()).unwrap();
-        let bytes = RoundBytes::new(&spec, 1, SHAPE);
+        let bytes = uniform(&spec, 1, SHAPE);
         let is = |part, phase, expected: f64| {
             let found = bytes.of(part, phase);
             assert!((found - expected).abs() < 1.0, "{part:?} {phase:?}: {found}, not {expected}");
@@ -206,7 +209,7 @@ mod tests {
         is(verify, Stamp::Attention, (10.0 * 4096.0 + 60.0 * 128.0) * position + 60.0 * 16.0 * 2.0);
         let router_dtype = Some(RouterDtype::Bf16);
         let knobs = Knobs { router_dtype, draft_fp8: true, ..Knobs::default() };
-        let rounded = RoundBytes::new(&read_spec(&folder, &knobs).unwrap(), 1, SHAPE);
+        let rounded = uniform(&read_spec(&folder, &knobs).unwrap(), 1, SHAPE);
         assert_eq!(
             bytes.of(verify, Stamp::RouterParts),
             2.0 * rounded.of(verify, Stamp::RouterParts)
@@ -221,9 +224,20 @@ mod tests {
     }
 
     #[test]
+    fn fewer_experts_are_fewer_bytes() {
+        let spec = Toy::pro_fp4().spec();
+        let read = |experts| {
+            let bytes = RoundBytes::new(&spec, 1, SHAPE, experts);
+            [Stamp::GateUp, Stamp::Output].map(|phase| bytes.of(StepPart::Verify, phase))
+        };
+        let ([few, output], [many, same]) = (read(2.0), read(4.0));
+        assert!(few < many && output == same, "{few} {many} {output} {same}");
+    }
+
+    #[test]
     fn ranks_share_what_can_be_shared() {
         let spec = Toy::pro_fp4().spec();
-        let (one, two) = (RoundBytes::new(&spec, 1, SHAPE), RoundBytes::new(&spec, 2, SHAPE));
+        let (one, two) = (uniform(&spec, 1, SHAPE), uniform(&spec, 2, SHAPE));
         let both = |phase| {
             let verify = StepPart::Verify;
             (one.of(verify, phase), two.of(verify, phase))
@@ -239,10 +253,10 @@ mod tests {
     #[test]
     fn what_does_not_run_reads_nothing() {
         let spec = Toy::pro_fp4().spec();
-        let bytes = RoundBytes::new(&spec, 1, Shape { draft: 0, ..SHAPE });
+        let bytes = uniform(&spec, 1, Shape { draft: 0, ..SHAPE });
         assert_eq!(bytes.of(StepPart::Draft, Stamp::Head), 0.0);
         assert!(bytes.of(StepPart::Draft, Stamp::ContextKeys) > 0.0);
         let alone = ModelSpec { drafter: None, ..spec };
-        assert_eq!(RoundBytes::new(&alone, 1, SHAPE).of_part(StepPart::Draft), 0.0);
+        assert_eq!(uniform(&alone, 1, SHAPE).of_part(StepPart::Draft), 0.0);
     }
 }

@@ -138,13 +138,19 @@ mod tests {
     use super::*;
 
     fn bytes() -> RoundBytes {
-        RoundBytes::new(&Toy::pro_fp4().spec(), 1, Shape { batch: 1, draft: 3, context: 20 })
+        RoundBytes::new(&Toy::pro_fp4().spec(), 1, Shape { batch: 1, draft: 3, context: 20 }, 3.0)
     }
 
     /// A round in which the target took so many microseconds, of them 10 in gate and up.
     fn round(verify: u64, wait: u64) -> DeviceRound {
         let us = Duration::from_micros;
-        let time = |part, phase, own, wait| PhaseTime { part, phase, own: us(own), wait: us(wait) };
+        let time = |part, phase, own, wait| PhaseTime {
+            part,
+            phase,
+            own: us(own),
+            wait: us(wait),
+            experts: 0,
+        };
         DeviceRound {
             times: StepTimes { verify: us(verify), draft: us(50) },
             phases: vec![

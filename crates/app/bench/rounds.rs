@@ -13,7 +13,7 @@ use kilotok_engine::{
     Caps, Engine, PageGroup, PageRun, Row, RowTokens, SlotSetup, StepOutput, StepPart, StepPlan,
     StepTimes,
 };
-use kilotok_model::ModelSpec;
+use kilotok_model::{FeedForwardSpec, LayerSpec, ModelSpec};
 use serde_json::{Map, Value, json};
 
 use super::bytes::{H200_READ_RATE, RoundBytes, distinct_experts};
@@ -61,6 +61,10 @@ pub(crate) struct RoundArgs {
     /// Drafts that a row verifies and makes [default: as many as the engine can].
     #[arg(long, value_delimiter = ',', conflicts_with = "no_drafts", value_name = "TOKENS")]
     draft_len: Vec<u32>,
+    /// What tokens are: of the weights that --load-format dummy makes, random ones go to experts
+    /// that are nearly uniform.
+    #[arg(long, value_enum, default_value_t, requires = "rounds")]
+    routing: Routing,
     /// Tokens before the row.
     #[arg(long, value_delimiter = ',', default_value = "1024", value_name = "TOKENS")]
     context: Vec<u32>,
@@ -79,6 +83,16 @@ pub(crate) struct RoundArgs {
     commit: Option<String>,
 }
 
+/// Which experts the tokens of a round want.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum Routing {
+    /// Random tokens.
+    #[default]
+    Uniform,
+    /// The same token everywhere, so that rows want few experts; --phases counts them.
+    Same,
+}
+
 impl RoundArgs {
     pub(super) fn wanted(&self) -> bool {
         self.rounds.is_some()
@@ -90,6 +104,11 @@ impl RoundArgs {
         for batch in &self.batch {
             ensure!((1..=BATCH_MAX).contains(batch), "--batch is {batch}: give 1 to {BATCH_MAX}");
         }
+        ensure!(
+            self.routing == Routing::Uniform || self.phases,
+            "--routing same: how many experts that takes is only known if kernels count them: add \
+             --phases"
+        );
         let acceptance = self.assume_acceptance.unwrap_or(1.0);
         ensure!(
             (1.0..=1e3).contains(&acceptance),
@@ -118,13 +137,50 @@ impl Shape {
     }
 }
 
+/// Distinct experts of a layer in a round, in the mean.
+#[derive(Clone, Copy)]
+enum Experts {
+    /// By the kernels.
+    Counted(f64),
+    /// What uniform routing would give.
+    Uniform(f64),
+}
+
+impl Experts {
+    fn new(spec: &ModelSpec, shape: Shape, rounds: &[DeviceRound]) -> Self {
+        let is_of_experts =
+            |layer: &&LayerSpec| matches!(layer.feed_forward, FeedForwardSpec::Experts(_));
+        let layers = spec.layers.iter().filter(is_of_experts).count() as f64;
+        let of = |round: &DeviceRound| round.phases.iter().map(|phase| phase.experts).sum::<u64>();
+        let counted = Figures::of(rounds.iter().map(|round| of(round) as f64)).mean;
+        if counted > 0.0 {
+            Self::Counted(counted / layers)
+        } else {
+            Self::Uniform(distinct_experts(spec, shape.token_count()))
+        }
+    }
+
+    fn count(self) -> f64 {
+        match self {
+            Self::Counted(count) | Self::Uniform(count) => count,
+        }
+    }
+
+    fn says(self) -> &'static str {
+        match self {
+            Self::Counted(_) => "counted by the kernels, one again for every eight of its tokens",
+            Self::Uniform(_) => "what uniform routing of random tokens gives, not counted",
+        }
+    }
+}
+
 struct Measured {
     shape: Shape,
     /// All in milliseconds; what devices took is known if there are any.
     round: Figures,
     verify: Option<Figures>,
     draft: Option<Figures>,
-    distinct_experts: f64,
+    experts: Experts,
     bytes: RoundBytes,
     phases: Vec<Phase>,
 }
@@ -238,13 +294,14 @@ fn measure(
         let times = devices.iter().map(|device| milliseconds(of(&device.times)));
         (!devices.is_empty()).then(|| Figures::of(times))
     };
-    let bytes = RoundBytes::new(spec, args.ranks.unwrap_or(1) as usize, shape);
+    let experts = Experts::new(spec, shape, &devices);
+    let bytes = RoundBytes::new(spec, args.ranks.unwrap_or(1) as usize, shape, experts.count());
     Ok(Measured {
         shape,
         round: Figures::of(rounds.into_iter().map(milliseconds)),
         verify: figures(|times| times.verify),
         draft: figures(|times| times.draft),
-        distinct_experts: distinct_experts(spec, shape.token_count()),
+        experts,
         phases: phases(&devices, &bytes),
         bytes,
     })
@@ -282,7 +339,10 @@ fn plan(caps: &Caps, args: &Args, shape: Shape, round: u32) -> Result<StepPlan> 
     let row = |slot: u32| {
         let index = round.wrapping_mul(batch).wrapping_add(slot);
         let count = draft as usize + 1;
-        let tokens = prompts::tokens(args.seed, index, 0, count, caps.vocab_size);
+        let tokens = match args.round.routing {
+            Routing::Uniform => prompts::tokens(args.seed, index, 0, count, caps.vocab_size),
+            Routing::Same => vec![round % caps.vocab_size; count],
+        };
         let sampling =
             Sampling { temperature: args.temperature, seed: args.seed, ..Sampling::GREEDY };
         let setup = (round == 0).then(|| Box::new(SlotSetup::new(sampling, context)));
@@ -338,7 +398,7 @@ fn line(measured: &Measured, acceptance: Option<f64>) -> String {
     });
     format!(
         "{batch:>6}{draft:>7}{context:>9}{:>9.1}{:>10.3}{:>10.3}{:>10}{:>10}{speed}",
-        measured.distinct_experts,
+        measured.experts.count(),
         round.median(),
         round.percentile(99.0),
         device(verify),
@@ -347,7 +407,7 @@ fn line(measured: &Measured, acceptance: Option<f64>) -> String {
 }
 
 fn json(args: &Args, model: &str, loaded: &engine::Loaded, measured: &Measured) -> Value {
-    let Measured { shape, round, verify, draft, distinct_experts, .. } = measured;
+    let Measured { shape, round, verify, draft, experts, .. } = measured;
     let median = |figures: &Option<Figures>| figures.as_ref().map(Figures::median);
     let mut all = json!({
         "device": loaded.device,
@@ -361,8 +421,9 @@ fn json(args: &Args, model: &str, loaded: &engine::Loaded, measured: &Measured) 
         "draft": shape.draft,
         "context": shape.context,
         "rounds": args.round.rounds,
-        "distinct_experts": distinct_experts,
-        "distinct_experts_are": "what uniform routing of random tokens gives, not counted",
+        "routing": format!("{:?}", args.round.routing).to_lowercase(),
+        "distinct_experts": experts.count(),
+        "distinct_experts_are": experts.says(),
         "round_ms_p50": round.median(),
         "round_ms_p99": round.percentile(99.0),
         "verify_ms_p50": median(verify),
@@ -451,9 +512,9 @@ mod tests {
     /// A round of 2 ms: 1 of the target, half a one of the drafter.
     fn measured(phases_told: bool) -> Measured {
         let shape = Shape { batch: 1, draft: 3, context: 20 };
-        let bytes = RoundBytes::new(&Toy::pro_fp4().spec(), 1, shape);
+        let bytes = RoundBytes::new(&Toy::pro_fp4().spec(), 1, shape, 3.0);
         let us = Duration::from_micros;
-        let time = |part, phase| PhaseTime { part, phase, own: us(300), wait: us(100) };
+        let time = |part, phase| PhaseTime { part, phase, own: us(300), wait: us(100), experts: 0 };
         let told = vec![time(StepPart::Verify, Stamp::Down), time(StepPart::Draft, Stamp::Down)];
         let times = StepTimes { verify: us(1000), draft: us(500) };
         let device = DeviceRound { times, phases: if phases_told { told } else { Vec::new() } };
@@ -462,10 +523,30 @@ mod tests {
             round: Figures::of([2.0]),
             verify: Some(Figures::of([1.0])),
             draft: Some(Figures::of([0.5])),
-            distinct_experts: 1.0,
+            experts: Experts::Counted(3.0),
             phases: phases(&[device], &bytes),
             bytes,
         }
+    }
+
+    #[test]
+    fn experts_are_those_that_kernels_counted() {
+        let spec = Toy::pro_fp4().spec();
+        let is_of_experts =
+            |layer: &&LayerSpec| matches!(layer.feed_forward, FeedForwardSpec::Experts(_));
+        let layers = spec.layers.iter().filter(is_of_experts).count() as u64;
+        let shape = Shape { batch: 1, draft: 3, context: 20 };
+        let round = |each: u64| {
+            let (own, wait) = (Duration::ZERO, Duration::ZERO);
+            let (part, phase) = (StepPart::Verify, Stamp::Routes);
+            let phases = vec![PhaseTime { part, phase, own, wait, experts: each * layers }];
+            DeviceRound { times: StepTimes::default(), phases }
+        };
+        let counted = Experts::new(&spec, shape, &[round(2), round(5)]);
+        assert!(matches!(counted, Experts::Counted(3.5)), "{}", counted.count());
+        let uniform = Experts::new(&spec, shape, &[]);
+        assert_eq!(uniform.count(), distinct_experts(&spec, 4));
+        assert!(uniform.says().contains("not counted"));
     }
 
     #[test]

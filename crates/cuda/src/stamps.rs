@@ -22,6 +22,7 @@ struct PhaseCycles {
     phase: Stamp,
     own: u64,
     wait: u64,
+    experts: u64,
 }
 
 /// Of all launches together, in order. What was not launched has no stamps. Cycles become time by
@@ -35,18 +36,16 @@ pub(crate) fn phase_times<'a>(
         let end = end.ok_or(StampsError::Full)?;
         add_launch(&mut phases, part, &stamps[..=end])?;
         cycles += stamps[end].cycles.wrapping_sub(stamps[0].cycles);
-        nanoseconds += u64::from(stamps[end].nanoseconds.wrapping_sub(stamps[0].nanoseconds));
+        nanoseconds += u64::from(stamps[end].number.wrapping_sub(stamps[0].number));
     }
     if !phases.is_empty() && (cycles == 0 || nanoseconds == 0) {
         return Err(StampsError::NoTime);
     }
     let time =
         |of: u64| Duration::from_secs_f64(of as f64 * 1e-9 * nanoseconds as f64 / cycles as f64);
-    let times = phases.into_iter().map(|PhaseCycles { part, phase, own, wait }| PhaseTime {
-        part,
-        phase,
-        own: time(own),
-        wait: time(wait),
+    let times = phases.into_iter().map(|phase| {
+        let PhaseCycles { part, phase, own, wait, experts } = phase;
+        PhaseTime { part, phase, own: time(own), wait: time(wait), experts }
     });
     Ok(times.collect())
 }
@@ -68,7 +67,9 @@ fn add_launch(
             Stamp::Barrier => of(phases, part, phase).wait += cycles,
             _ => {
                 phase = what;
-                of(phases, part, phase).own += cycles;
+                let entry = of(phases, part, phase);
+                entry.own += cycles;
+                entry.experts += u64::from(pair[1].number);
             }
         }
     }
@@ -79,7 +80,7 @@ fn add_launch(
 fn of(phases: &mut Vec<PhaseCycles>, part: StepPart, phase: Stamp) -> &mut PhaseCycles {
     let known = phases.iter().position(|known| (known.part, known.phase) == (part, phase));
     let index = known.unwrap_or_else(|| {
-        phases.push(PhaseCycles { part, phase, own: 0, wait: 0 });
+        phases.push(PhaseCycles { part, phase, own: 0, wait: 0, experts: 0 });
         phases.len() - 1
     });
     &mut phases[index]
@@ -93,7 +94,7 @@ mod tests {
     /// before. The device's clock counts two cycles as one nanosecond, and is about to begin anew.
     fn launch(begin: u64, made: &[(Stamp, u64)]) -> Vec<Stamped> {
         let clock = |cycles: u64| (u32::MAX - 10).wrapping_add((cycles / 2) as u32);
-        let stamp = |what, cycles| Stamped { what, nanoseconds: clock(cycles), cycles };
+        let stamp = |what, cycles| Stamped { what, number: clock(cycles), cycles };
         let mut stamps = vec![stamp(Stamp::Begun as u32, begin)];
         let mut cycles = begin;
         for (what, more) in made {
@@ -139,7 +140,7 @@ mod tests {
     #[test]
     fn launches_of_a_part_are_one_and_those_that_were_not_are_none() {
         let made = [(Stamp::Project, 100), (Stamp::Barrier, 20), (Stamp::Ended, 0)];
-        let none = vec![Stamped { what: 0, nanoseconds: 0, cycles: 0 }; 4];
+        let none = vec![Stamped { what: 0, number: 0, cycles: 0 }; 4];
         let (verify, draft) = (StepPart::Verify, StepPart::Draft);
         let launches = [
             (verify, launch(1000, &made)),
@@ -166,7 +167,7 @@ mod tests {
         foreign[1].what = 99;
         assert_eq!(of(&foreign), Err(StampsError::Unknown(99)));
         let mut still = whole;
-        still[2].nanoseconds = still[0].nanoseconds;
+        still[2].number = still[0].number;
         assert_eq!(of(&still), Err(StampsError::NoTime));
     }
 }

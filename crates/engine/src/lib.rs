@@ -75,6 +75,9 @@ pub struct PhaseTime {
     pub own: Duration,
     /// For the others, at the barriers after it.
     pub wait: Duration,
+    /// Of the choice of experts, how many are read, one again for every eight of its tokens; of
+    /// other phases 0.
+    pub experts: u64,
 }
 
 /// Why a step did not happen.

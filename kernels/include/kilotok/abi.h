@@ -520,12 +520,12 @@ static_assert(offsetof(VerifyMemory, sampling) == 312, "VerifyMemory.sampling");
 
 struct alignas(8) Stamped {
   uint32_t what;
-  uint32_t nanoseconds;
+  uint32_t number;
   uint64_t cycles;
 };
 static_assert(sizeof(Stamped) == 16, "size of Stamped");
 static_assert(offsetof(Stamped, what) == 0, "Stamped.what");
-static_assert(offsetof(Stamped, nanoseconds) == 4, "Stamped.nanoseconds");
+static_assert(offsetof(Stamped, number) == 4, "Stamped.number");
 static_assert(offsetof(Stamped, cycles) == 8, "Stamped.cycles");
 
 }  // namespace kilotok

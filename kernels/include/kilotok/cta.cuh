@@ -107,8 +107,8 @@ struct Cta {
     stamp(Stamp::Barrier);
   }
 
-  // Notes when the first CTA has come here, in kernels that are compiled for it.
-  __device__ __forceinline__ void stamp(Stamp what) const {
+  // Notes when the first CTA has come here, in kernels that are compiled for it, and a number.
+  __device__ __forceinline__ void stamp(Stamp what, uint32_t number = 0) const {
 #ifdef KILOTOK_STAMPS
     if (thread() != 0 || index() != 0) return;
     const int place = what == Stamp::Begun ? 0 : stamp_count;
@@ -117,7 +117,7 @@ struct Cta {
     const bool by_the_clock = what == Stamp::Begun || what == Stamp::Ended;
     Stamped& stamped = reinterpret_cast<Stamped*>(memory.trace)[place];
     stamped.what = static_cast<uint32_t>(what);
-    stamped.nanoseconds = by_the_clock ? ptx::nanoseconds() : 0;
+    stamped.number = by_the_clock ? ptx::nanoseconds() : number;
     stamped.cycles = clock64();
 #endif
   }
