@@ -1,7 +1,8 @@
 //! Logarithm and exponential in single precision, made of IEEE additions, multiplications and
 //! divisions alone. The platforms' own functions differ in their last bits; these give the same
-//! bits wherever operations are rounded to nearest and none are fused (`-fmad=false` on the
-//! GPU). Knows nothing of logits or probabilities.
+//! bits wherever operations are rounded to nearest and none are fused (on the GPU `__fadd_rn` and
+//! its like, in `kernels/include/kilotok/sample/exact.cuh`). Knows nothing of logits or
+//! probabilities.
 
 use std::f32::consts::{FRAC_1_SQRT_2, LOG2_E};
 
