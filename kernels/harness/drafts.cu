@@ -1,0 +1,236 @@
+// The choice of drafts: after every wanted token the likeliest one by the logits of two ranks, of
+// equals the first, as `likeliest` in crates/rows has it. Checked and timed. Needs a GPU:
+//
+//   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -I kernels -I kernels/include \
+//     -I kernels/models/slice kernels/harness/drafts.cu -o drafts
+//   ./drafts            checks and times
+//   ./drafts check      checks alone, for compute-sanitizer
+//
+// One rank runs, first in one's place, then in the other's; what the other would send is there
+// before. Ties lie within a few logits, between threads, CTAs and ranks; there are zeros of both
+// signs, infinities, and logits that are no numbers, all or some. Besides the token, what is sent
+// and the parts that are left must be right, and nothing behind them written. How ranks wait for
+// each other is what `exchange` checks. Returns 1 if anything is wrong.
+#include "kilotok/shape.cuh"
+
+// The constants are a model's, but for the number of ranks.
+#define RANKS RANKS_OF_MODEL
+#include "kilotok/model.h"
+#undef RANKS
+namespace kilotok {
+constexpr int RANKS = 2;
+}
+
+#include <functional>
+
+#include "bench.h"
+#include "kilotok/phase/drafts.cuh"
+
+namespace bench {
+
+using namespace kilotok;
+
+static_assert(VOCAB % RANKS == 0, "ranks have as many tokens each");
+
+struct DraftWork {
+  int wanted_count, repeats;
+  uint32_t number;
+};
+
+__global__ void __launch_bounds__(CONSUMERS, 1)
+    draft(const __grid_constant__ Memory memory, const __grid_constant__ DraftWork work) {
+  DraftScratch& scratch = *reinterpret_cast<DraftScratch*>(asked_memory());
+  if (threadIdx.x == 0)
+    cta_place = Place::begin(memory.fault, memory.wait_max_ms, memory.rank);
+  __syncthreads();
+  Cta cta(memory, 0);
+  for (int i = 0; i < work.repeats; i++) {
+    choose_drafts(cta, scratch, work.wanted_count, work.number);
+    cta.sync_grid();
+  }
+}
+
+// A row of logits of the whole vocabulary, as one case has it.
+using Row = std::vector<float>;
+
+Row plain_row(int seed) {
+  Row row(VOCAB);
+  for (int id = 0; id < VOCAB; id++)
+    row[id] = 8 * uniform(static_cast<uint64_t>(seed), static_cast<uint64_t>(id));
+  return row;
+}
+
+// What is put into rows: by row `i` one of these, over and over.
+const std::function<void(Row&)> CASES[] = {
+    [](Row&) {},
+    // The last, the first.
+    [](Row& row) { row.back() = 9; },
+    [](Row& row) { row[0] = 9; },
+    // Equals: neighbours, between threads, on both sides of where ranks meet, all.
+    [](Row& row) { row[41] = row[42] = row[43] = 9; },
+    [](Row& row) { row[VOCAB / 2 - 5] = row[7] = 9; },
+    [](Row& row) { row[VOCAB / 2 - 1] = row[VOCAB / 2] = 9; },
+    [](Row& row) { row[VOCAB - 3] = row[VOCAB / 2 + 6] = 9; },
+    [](Row& row) { row.assign(VOCAB, -2.5f); },
+    // Zeros are equal, whatever their sign.
+    [](Row& row) {
+      row.assign(VOCAB, -1);
+      row[20] = -0.0f;
+      row[60] = row[VOCAB / 2 + 1] = 0.0f;
+    },
+    // Infinite ones count.
+    [](Row& row) { row[VOCAB / 2 + 9] = row[VOCAB - 1] = INFINITY; },
+    [](Row& row) {
+      row.assign(VOCAB, -INFINITY);
+      row[VOCAB - 2] = -3e38f;
+    },
+    [](Row& row) { row.assign(VOCAB, -INFINITY); },
+    // No numbers: any token, if it is one.
+    [](Row& row) { row.assign(VOCAB, NAN); },
+    [](Row& row) { row[0] = row[33] = row[VOCAB / 2] = NAN; },
+};
+constexpr int CASE_COUNT = static_cast<int>(std::size(CASES));
+
+// The twin of `likeliest`.
+uint32_t likeliest_of(const Row& row, int begin, int end) {
+  uint32_t best = begin;
+  for (int id = begin + 1; id < end; id++)
+    if (row[id] > row[best]) best = id;
+  return best;
+}
+
+struct DraftCheck {
+  Buffers buffers;
+  std::vector<Row> rows;
+  Memory memory = {};
+  Exchange receivers = {};
+  DraftWork work = {};
+
+  DraftCheck() {
+    for (int i = 0; i < TOKENS_MAX; i++) {
+      rows.push_back(plain_row(i));
+      CASES[i % CASE_COUNT](rows[i]);
+    }
+    memory.logits = buffers.take(size_t{TOKENS_MAX} * VOCAB_ROWS * 4);
+    memory.draft_parts = buffers.take(size_t{TOKENS_MAX} * PARTS_MAX * 8);
+    memory.drafted = buffers.take(TOKENS_MAX * 4);
+    memory.barrier = buffers.take(COUNTERS * COUNTER_BYTES);
+    for (int rank = 0; rank < RANKS; rank++)
+      receivers.receivers[rank] = buffers.take(RECEIVER_BYTES);
+    memory.exchange = buffers.put(std::vector<Exchange>{receivers});
+    memory.fault = fault_address();
+    memory.wait_max_ms = wait_max_ms();
+  }
+
+  // Whether a row has logits that are no numbers.
+  bool is_spoilt(int wanted) const {
+    return std::any_of(rows[wanted].begin(), rows[wanted].end(),
+                       [](float logit) { return std::isnan(logit); });
+  }
+
+  // A rank's key for a row: smaller ones are likelier, see `exact::rank_key`.
+  uint64_t key_of(int rank, int wanted) const {
+    const int begin = rank * RANK_LOGITS;
+    uint32_t token = likeliest_of(rows[wanted], begin, begin + RANK_LOGITS);
+    float logit = rows[wanted][token] + 0.0f;
+    // A rank whose logits are no numbers or none that are possible has no token.
+    if (std::isnan(logit)) logit = -INFINITY;
+    if (logit == -INFINITY) token = NO_TOKEN;
+    uint32_t bits;
+    std::memcpy(&bits, &logit, 4);
+    const uint32_t ascending = bits ^ (bits >> 31 ? ~0u : 0x80000000u);
+    return static_cast<uint64_t>(~ascending) << 32 | token;
+  }
+
+  // Puts the rank's logits in place, and what the other has sent it.
+  void become(uint32_t rank, uint32_t number) {
+    memory.rank = rank;
+    work.number = number;
+    std::vector<float> own(size_t{TOKENS_MAX} * VOCAB_ROWS, NAN);
+    std::vector<uint32_t> sent(size_t{TOKENS_MAX} * RANKS * 4);
+    for (int i = 0; i < TOKENS_MAX; i++) {
+      std::copy_n(&rows[i][rank * RANK_LOGITS], RANK_LOGITS, &own[size_t{VOCAB_ROWS} * i]);
+      const uint32_t other = 1 - rank;
+      const uint64_t key = key_of(static_cast<int>(other), i);
+      uint32_t* packet = &sent[(i * RANKS + other) * 4];
+      packet[0] = static_cast<uint32_t>(key);
+      packet[1] = static_cast<uint32_t>(key >> 32);
+      packet[2] = number;
+    }
+    Buffers::copy(memory.logits, own);
+    for (uint64_t receiver : receivers.receivers)
+      if (receiver) CHECK(cudaMemset(at<void>(receiver), 0, RECEIVER_BYTES));
+    Buffers::copy(receivers.receivers[rank] + BESTS_PLACE, sent);
+  }
+
+  // Milliseconds.
+  float launch(int wanted_count, int repeats) {
+    CHECK(cudaMemset(at<void>(memory.barrier), 0, COUNTERS * COUNTER_BYTES));
+    CHECK(cudaMemset(at<void>(memory.drafted), 0xff, TOKENS_MAX * 4));
+    CHECK(cudaMemset(at<void>(memory.draft_parts), 0xff, size_t{TOKENS_MAX} * PARTS_MAX * 8));
+    work.wanted_count = wanted_count;
+    work.repeats = repeats;
+    void* arguments[] = {&memory, &work};
+    return launch_ms(draft, dim3(GRID), CONSUMERS, sizeof(DraftScratch), arguments);
+  }
+
+  void check(int wanted_count, Verdict& verdict) {
+    launch(wanted_count, 1);
+    const int rank = static_cast<int>(memory.rank);
+    const auto drafted = read<uint32_t>(memory.drafted, TOKENS_MAX);
+    const auto parts = read<uint64_t>(memory.draft_parts, size_t{TOKENS_MAX} * PARTS_MAX);
+    const auto sent = read<uint32_t>(receivers.receivers[1 - rank] + BESTS_PLACE,
+                                     size_t{TOKENS_MAX} * RANKS * 4);
+    // As many CTAs share a row as there are; see `parts_of`.
+    const int part_count = std::max(1, std::min(PARTS_MAX, GRID / wanted_count));
+    for (int i = 0; i < wanted_count; i++) {
+      if (is_spoilt(i)) {
+        verdict.exact(drafted[i] < VOCAB, true, "a token after token, of", i, wanted_count);
+        continue;
+      }
+      verdict.exact(drafted[i], likeliest_of(rows[i], 0, VOCAB), "draft after token, of", i,
+                    wanted_count);
+      const uint64_t own = key_of(rank, i);
+      const uint32_t* packet = &sent[(i * RANKS + rank) * 4];
+      const bool whole = packet[0] == static_cast<uint32_t>(own) &&
+                         packet[1] == static_cast<uint32_t>(own >> 32) && packet[2] == work.number;
+      verdict.exact(whole, true, "what is sent of token, of", i, wanted_count);
+      const uint64_t* first = &parts[size_t{1} * i * PARTS_MAX];
+      verdict.exact(*std::min_element(first, first + part_count) == own, true,
+                    "the best part of token, of", i, wanted_count);
+    }
+    for (int i = wanted_count; i < TOKENS_MAX; i++)
+      verdict.exact(drafted[i], ~0u, "nothing drafted at", i, wanted_count);
+  }
+
+  bool check_all() {
+    Verdict verdict = {"drafts"};
+    uint32_t number = 0;
+    for (uint32_t rank = 0; rank < RANKS; rank++)
+      for (int wanted_count : {1, CASE_COUNT, TOKENS_MAX}) {
+        become(rank, ++number);
+        check(wanted_count, verdict);
+      }
+    return verdict.print();
+  }
+
+  void time(int wanted_count) {
+    constexpr int REPEATS = 500, RUNS = 5;
+    float best = INFINITY;
+    for (int run = 0; run < RUNS; run++) best = std::min(best, launch(wanted_count, REPEATS));
+    std::printf("  after %d tokens, %d logits each, with two barriers: %.2f us\n", wanted_count,
+                RANK_LOGITS, best * 1e3 / REPEATS);
+  }
+};
+
+}  // namespace bench
+
+int main(int argc, char** argv) {
+  return bench::run_all(argc, argv, [](bool small) {
+    bench::DraftCheck c;
+    const bool right = c.check_all();
+    for (int wanted : {1, 7, 56})
+      if (!small) c.time(wanted);
+    return right;
+  });
+}
