@@ -137,7 +137,7 @@ struct HeadCheck {
         if (first) before[row] = logits[row];
         verdict.exact(std::isfinite(logits[row]), true, "finite logit of token, row", wanted[i],
                       row);
-        verdict.exact(std::memcmp(&logits[row], &before[row], 4), 0,
+        verdict.exact(std::memcmp(&logits[row], &before[row], 4) == 0, true,
                       "the same bits of token, row", wanted[i], row);
       }
     }

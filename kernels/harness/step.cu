@@ -2,16 +2,25 @@
 // model costs, without a checkpoint, a host engine or a drafter. Weights repeat every few layers,
 // far enough apart that no cache keeps them.
 //
+// What comes of it is checked by itself: all logits must be finite, and those of the first row's
+// tokens must have the same bits in the other kernel, that for one tile of tokens or that for more,
+// where the row has other rows beside it or none. Returns 1 if anything is wrong.
+//
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -DKILOTOK_STAMPS -I kernels \
 //     -I kernels/include -I kernels/models/slice kernels/harness/step.cu -o step
 //   ./step [tokens] [context] [passes]
 #include "step/step.cu"
+
+#include <numeric>
 
 #include "bench.h"
 
 namespace {
 
 constexpr int DISTINCT_LAYERS = 6;
+// Of a sequence: as many as a draft and the token before it.
+constexpr int ROW_TOKENS = 8;
+constexpr size_t LOGITS_BYTES = static_cast<size_t>(TOKENS_MAX) * VOCAB_ROWS * 4;
 
 uint64_t take(size_t bytes) {
   void* p = nullptr;
@@ -125,7 +134,7 @@ Memory workspace() {
   m.expert_inner = take(TILE_INNER_BYTES + GATHERED_INNER_BYTES);
   m.taps = take(static_cast<size_t>(TOKENS_MAX) * TAPS_BYTES);
   m.fused = take(static_cast<size_t>(TOKENS_MAX) * HIDDEN * 4);
-  m.logits = take(static_cast<size_t>(TOKENS_MAX) * VOCAB_ROWS * 4);
+  m.logits = take(LOGITS_BYTES);
   m.barrier = take(4096);
   m.trace = take(STAMPS_MAX * sizeof(Stamped));
   m.wait_max_ms = bench::wait_max_ms();
@@ -133,27 +142,28 @@ Memory workspace() {
   return m;
 }
 
-void upload_batch(Memory& m, int tokens, int context, int page_count) {
+// Rows of so many tokens each, whose contexts have `each` pages. A row's tokens, positions and pages
+// do not depend on other rows.
+void upload_batch(Memory& m, const std::vector<int>& counts, int context, int each) {
   std::vector<BatchToken> list;
-  for (int i = 0; i < tokens; i++)
-    list.push_back({static_cast<uint32_t>((i * 7919 + 13) % VOCAB),
-                    static_cast<uint32_t>(context + i % 8), static_cast<uint32_t>(i / 8), 0});
   std::vector<BatchRow> rows;
   std::vector<uint32_t> pages, wanted;
-  const int each = page_count / std::max(1, ceil_div(tokens, 8));
-  for (int row = 0; row < ceil_div(tokens, 8); row++) {
+  for (int count : counts) {
+    const uint32_t row = static_cast<uint32_t>(rows.size());
     BatchRow r = {};
     r.start = context;
-    r.first = row * 8;
-    r.count = std::min(8, tokens - row * 8);
+    r.first = static_cast<uint32_t>(list.size());
+    r.count = count;
     for (uint32_t& place : r.pages_at) place = row * each;
     rows.push_back(r);
+    for (int i = 0; i < count; i++)
+      list.push_back({((row * ROW_TOKENS + i) * 7919 + 13) % VOCAB,
+                      static_cast<uint32_t>(context + i), row, 0});
   }
-  for (int i = 0; i < page_count; i++) pages.push_back(i);
-  for (int i = 0; i < tokens; i++) wanted.push_back(i);
-  const Batch batch = {static_cast<uint32_t>(tokens), static_cast<uint32_t>(rows.size()),
-                       static_cast<uint32_t>(tokens), 0};
-  m.pages = take(pages.size() * 4);
+  for (size_t i = 0; i < rows.size() * each; i++) pages.push_back(static_cast<uint32_t>(i));
+  for (size_t i = 0; i < list.size(); i++) wanted.push_back(static_cast<uint32_t>(i));
+  const Batch batch = {static_cast<uint32_t>(list.size()), static_cast<uint32_t>(rows.size()),
+                       static_cast<uint32_t>(list.size()), 0};
   auto up = [](uint64_t to, const void* from, size_t bytes) {
     CHECK(cudaMemcpy(at<void>(to), from, bytes, cudaMemcpyHostToDevice));
   };
@@ -167,6 +177,8 @@ void upload_batch(Memory& m, int tokens, int context, int page_count) {
 float launch(const Memory& m, int tokens) {
   CHECK(cudaMemset(at<void>(m.barrier), 0, COUNTERS * COUNTER_BYTES));
   CHECK(cudaMemset(at<void>(m.trace), 0, STAMPS_MAX * sizeof(Stamped)));
+  // Logits that nobody writes are no numbers.
+  CHECK(cudaMemset(at<void>(m.logits), 0xff, LOGITS_BYTES));
   void* arguments[] = {const_cast<Memory*>(&m)};
   return bench::launch_ms(tokens > TILE_TOKENS ? target_many : target, dim3(GRID), THREADS,
                           sizeof(Shared), arguments);
@@ -203,16 +215,8 @@ void print_phases(const Memory& m) {
                   waits[k] / LAYERS);
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
-  const int tokens = argc > 1 ? std::atoi(argv[1]) : 8;
-  const int context = argc > 2 ? std::atoi(argv[2]) : 4096;
-  const int passes = argc > 3 ? std::atoi(argv[3]) : 20;
-  cudaDeviceProp device;
-  CHECK(cudaGetDeviceProperties(&device, 0));
-  const int rows = ceil_div(tokens, 8), page_count = rows * (context / PAGE_TOKENS + 2);
-  Memory m = workspace();
+// A model's layers, made of a few distinct ones.
+void make_layers(Memory& m, int page_count) {
   std::vector<LayerMemory> distinct, layers;
   for (int i = 0; i < DISTINCT_LAYERS; i++)
     distinct.push_back(i == 0   ? layer<0, 0>(i * 100, page_count)
@@ -223,15 +227,56 @@ int main(int argc, char** argv) {
   m.layers = take(layers.size() * sizeof(LayerMemory));
   CHECK(cudaMemcpy(at<void>(m.layers), layers.data(), layers.size() * sizeof(LayerMemory),
                    cudaMemcpyHostToDevice));
-  upload_batch(m, tokens, context, page_count);
+}
+
+// Logits of all tokens of the last pass.
+std::vector<float> read_logits(const Memory& m) {
+  return bench::read<float>(m.logits, LOGITS_BYTES / 4);
+}
+
+// `logits` are those of `tokens` tokens; `other` those of the other kernel, of which the first
+// `same` tokens are the same.
+bool check(const std::vector<float>& logits, int tokens, const std::vector<float>& other,
+           int same) {
+  bench::Verdict verdict = {"logits"};
+  for (int token = 0; token < tokens; token++)
+    for (int row = 0; row < VOCAB / RANKS; row++) {
+      const size_t place = static_cast<size_t>(token) * VOCAB_ROWS + row;
+      verdict.exact(std::isfinite(logits[place]), true, "finite logit of token, row", token, row);
+      if (token < same)
+        verdict.exact(std::memcmp(&logits[place], &other[place], 4) == 0, true,
+                      "the other kernel's bits of token, row", token, row);
+    }
+  return verdict.print();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int tokens = argc > 1 ? std::atoi(argv[1]) : 8;
+  const int context = argc > 2 ? std::atoi(argv[2]) : 4096;
+  const int passes = argc > 3 ? std::atoi(argv[3]) : 20;
+  cudaDeviceProp device;
+  CHECK(cudaGetDeviceProperties(&device, 0));
+  const int first = std::min(tokens, ROW_TOKENS), each = context / PAGE_TOKENS + 2;
+  std::vector<int> rows, others = {first};
+  for (int i = 0; i < tokens; i += ROW_TOKENS) rows.push_back(std::min(ROW_TOKENS, tokens - i));
+  if (tokens <= TILE_TOKENS) others.push_back(ROW_TOKENS);
+  const int row_count = static_cast<int>(std::max(rows.size(), others.size()));
+  Memory m = workspace();
+  m.pages = take(static_cast<size_t>(row_count) * each * 4);
+  make_layers(m, row_count * each);
+  upload_batch(m, rows, context, each);
   std::vector<float> times;
   for (int i = 0; i < passes; i++) times.push_back(launch(m, tokens));
   std::sort(times.begin(), times.end());
   std::printf("%s, %d tokens, context %d: %.3f ms a pass (median), %.3f best\n", device.name,
               tokens, context, times[passes / 2], times[0]);
   print_phases(m);
-  std::vector<float> logits(8);
-  CHECK(cudaMemcpy(logits.data(), at<void>(m.logits), 32, cudaMemcpyDeviceToHost));
-  for (float v : logits) std::printf("%g ", v);
+  const std::vector<float> logits = read_logits(m);
+  for (int i = 0; i < 8; i++) std::printf("%g ", logits[i]);
   std::printf("\n");
+  upload_batch(m, others, context, each);
+  launch(m, std::accumulate(others.begin(), others.end(), 0));
+  return check(logits, tokens, read_logits(m), first) ? 0 : 1;
 }
