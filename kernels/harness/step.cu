@@ -142,8 +142,8 @@ Memory workspace() {
   return m;
 }
 
-// Rows of so many tokens each, whose contexts have `each` pages. A row's tokens, positions and pages
-// do not depend on other rows.
+// Rows of so many tokens each, whose contexts have `each` pages. A row's tokens, positions and
+// pages do not depend on other rows.
 void upload_batch(Memory& m, const std::vector<int>& counts, int context, int each) {
   std::vector<BatchToken> list;
   std::vector<BatchRow> rows;

@@ -23,6 +23,11 @@ const VERSIONS: u64 = 1_000_000;
 /// features.
 const BUILD: [&str; 4] = ["test", "--no-run", "--workspace", "--test=gpu"];
 const SUITE: Program = Program { name: "gpu", kind: "test", target: "gpu" };
+/// Writes the cases that `sample` compares with, and so many of a hundred are enough here: some of
+/// every size of a vocabulary.
+const BUILD_CASES: [&str; 3] = ["build", "--workspace", "--example=device_cases"];
+const CASES: Program = Program { name: "cases", kind: "example", target: "device_cases" };
+const CASES_PERCENT: &str = "5";
 
 /// What is run if nothing else is asked for: a minute or two on two cores. Every kernel, one tile
 /// of tokens and several, one rank and as many as there can be.
@@ -36,11 +41,11 @@ const SHORT: [&str; 6] = [
 ];
 
 const HARNESSES: &str = "kernels/harness";
-/// Wants cases that a program for machines with GPUs writes.
-const NOT_HERE: &str = "sample";
-/// A small model with every phase; and one of many experts, as large as it is, for the router.
+/// A small model with every phase; for the router one of many experts too, as large as it is; and
+/// one with a real vocabulary, to choose tokens from.
 const MODEL: &str = "kernels/models/toy_pro";
 const WIDE: (&str, &str) = ("router", "kernels/models/slice");
+const LARGEST_VOCABULARY: &str = "kernels/harness/sample_model";
 /// How long a harness waits for what never comes, by clocks that `launch.h` lets go slower.
 const HARNESS_WAIT_MS: &str = "2000";
 
@@ -79,14 +84,14 @@ fn harnesses(root: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
     let mut harnesses = Vec::new();
     for source in fs::read_dir(root.join(HARNESSES))? {
         let source = source?.path();
-        let name = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        if source.extension().is_some_and(|extension| extension == "cu") && name != NOT_HERE {
-            harnesses.push(Harness { program: out.join(&name), name, model: MODEL });
+        if source.extension().is_some_and(|extension| extension == "cu") {
+            let name = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            harnesses.push(Harness::new(root, out, name)?);
         }
     }
     let (name, model) = WIDE;
     let program = out.join(format!("{name}_wide"));
-    harnesses.push(Harness { program, name: name.to_owned(), model });
+    harnesses.push(Harness { program, model, ..Harness::new(root, out, name.to_owned())? });
     harnesses.sort_by(|one, other| one.program.cmp(&other.program));
     for group in harnesses.chunks(available_parallelism()?.get()) {
         let compilers: Vec<_> = group.iter().map(|harness| harness.compile(root).spawn()).collect();
@@ -102,14 +107,28 @@ fn harnesses(root: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
     harnesses.iter().try_for_each(Harness::check)
 }
 
-/// A harness made for a model.
+/// A harness made for a model, and what it is told.
 struct Harness {
     name: String,
     model: &'static str,
     program: PathBuf,
+    arguments: Vec<String>,
 }
 
 impl Harness {
+    fn new(root: &Path, out: &Path, name: String) -> Result<Self, Box<dyn Error>> {
+        let (model, arguments) = match &*name {
+            // Tokens, context and passes.
+            "step" => (MODEL, vec!["8".to_owned(), "70".to_owned(), "1".to_owned()]),
+            // Positions are shared by one CTA, then by as many as there may be.
+            "sample" => {
+                (LARGEST_VOCABULARY, vec![cases(root, out)?, "1".to_owned(), "16".to_owned()])
+            }
+            _ => (MODEL, vec!["check".to_owned()]),
+        };
+        Ok(Self { program: out.join(&name), name, model, arguments })
+    }
+
     fn compile(&self, root: &Path) -> Command {
         let mut compiler = Command::new("g++");
         compiler.current_dir(root);
@@ -118,17 +137,16 @@ impl Harness {
         // It takes a pointer of the emulator for what it points to.
         compiler.arg("-Wno-stringop-overflow");
         compiler.args(["-x", "c++", "-include", "kernels/emulator/cta.h"]);
-        compiler.args(["-I", SOURCES, "-I", "kernels", "-I", "kernels/include", "-I", self.model]);
+        compiler.args(["-I", SOURCES, "-I", "kernels", "-I", "kernels/include", "-I", HARNESSES]);
+        compiler.args(["-I", self.model]);
         compiler.arg(format!("{HARNESSES}/{}.cu", self.name)).arg("-o").arg(&self.program);
         compiler
     }
 
     fn check(&self) -> Result<(), Box<dyn Error>> {
         println!("{}", self.program.display());
-        // Of the one that only times: tokens, context and passes.
-        let arguments: &[&str] = if self.name == "step" { &["8", "70", "1"] } else { &["check"] };
         let mut harness = Command::new(&self.program);
-        harness.args(arguments).env("KILOTOK_WAIT_MS", HARNESS_WAIT_MS);
+        harness.args(&self.arguments).env("KILOTOK_WAIT_MS", HARNESS_WAIT_MS);
         let output = harness.stderr(Stdio::inherit()).output()?;
         let text = String::from_utf8_lossy(&output.stdout);
         println!("{text}");
@@ -137,6 +155,14 @@ impl Harness {
         }
         Ok(())
     }
+}
+
+/// A file of cases, with the answers of `crates/sampling`.
+fn cases(root: &Path, out: &Path) -> Result<String, Box<dyn Error>> {
+    let program = executable(&cargo(root, &BUILD_CASES)?, &CASES).ok_or("cargo made no cases")?;
+    let file = out.join(CASES.name);
+    said(Command::new(program).arg(&file).arg(CASES_PERCENT), "crates/sampling")?;
+    Ok(file.to_string_lossy().into_owned())
 }
 
 fn build(sources: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
