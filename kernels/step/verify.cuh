@@ -21,6 +21,12 @@ struct DraftBatch {
   BatchRow rows[TOKENS_MAX];
   uint32_t wanted[TOKENS_MAX];
 };
+// As the host lays it out (`Arrays` in crates/cuda/src/batch.rs), and shares drafts out.
+static_assert(planned::BATCH_TOKENS == offsetof(DraftBatch, tokens), "tokens");
+static_assert(planned::BATCH_ROWS == offsetof(DraftBatch, rows), "rows");
+static_assert(planned::BATCH_WANTED == offsetof(DraftBatch, wanted), "wanted");
+static_assert(planned::BATCH == sizeof(DraftBatch), "a batch");
+static_assert(planned::BATCH_DRAFTS == DraftBatch::DRAFTS, "drafts of a batch");
 
 // Begins a row's draft with its newest token: the last of those chosen, or, where none could be
 // chosen, the last known one, of whose drafts nobody hears.

@@ -9,7 +9,8 @@ use kilotok_rows::Batch;
 const MASK_TOKEN: u32 = !0;
 
 /// Where a batch lies: a header, then arrays with room for the longest batch, as `DraftBatch` in
-/// `kernels/step/verify.cuh` has them. Pages lie elsewhere.
+/// `kernels/step/verify.cuh` has them, which does not compile if it has others. Pages lie
+/// elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Arrays {
     pub(crate) header: usize,
@@ -26,6 +27,11 @@ impl Arrays {
         let wanted = rows + tokens_max * size_of::<BatchRow>();
         Self { header, tokens, rows, wanted, end: wanted + tokens_max * size_of::<u32>() }
     }
+}
+
+/// Drafts of so many rows that one batch holds; without drafts, the one that kernels say then.
+pub(crate) fn drafts_together(tokens_max: usize, draft_rows: usize) -> usize {
+    tokens_max.checked_div(draft_rows).unwrap_or(1)
 }
 
 /// A batch for one launch.

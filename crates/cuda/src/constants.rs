@@ -17,8 +17,8 @@ use crate::places::{CHUNK_COLUMNS, OWNER_ROWS, TILE_TOKENS, Working, planned};
 
 /// Rows of operands, weights and keys are whole runs of 16 bytes, which is what a copy takes.
 const ALIGNED_VALUES: usize = 8;
-/// The scaled stream of so many tokens fits into a CTA's scratch memory.
-const TOKENS_MAX: usize = 64;
+/// Tokens of a batch at most: the scaled stream of so many fits into a CTA's scratch memory.
+pub(crate) const TOKENS_MAX: usize = 64;
 /// Attention has a warp for each 16 dimensions of a value, and 12 warps.
 const VALUE_DIM_MAX: usize = 192;
 /// An owner's 48 columns of so many experts' F32 weights fit into the ring.
@@ -237,7 +237,10 @@ impl Constants {
         for kind in &self.feed_forwards {
             line(&mut text, &format!("    {{{}}},", kind.fields()));
         }
-        line(&mut text, "};\n\n// Bytes as the host plans them; layout/agree.cuh compares.");
+        line(
+            &mut text,
+            "};\n\n// What the host plans; layout/agree.cuh and step/verify.cuh compare.",
+        );
         line(&mut text, "namespace planned {\n");
         text += &planned(self, &Working::new(self));
         text += "\n}  // namespace planned\n\n}  // namespace kilotok\n";

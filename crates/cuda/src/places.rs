@@ -7,6 +7,7 @@ use std::fmt::Write;
 use kilotok_abi::{COUNTER_BYTES, COUNTERS, LayerMemory, PARTS_MAX};
 use kilotok_model::{ModelSpec, Part, WeightFormat};
 
+use crate::batch::{Arrays, drafts_together};
 use crate::constants::{Attention, Constants};
 
 /// A chunk of weights is so many rows of so many columns.
@@ -381,8 +382,10 @@ fn largest(kinds: usize, of: &dyn Fn(usize) -> usize) -> usize {
     (0..kinds).map(of).max().unwrap_or(0)
 }
 
-/// The sizes that kernels know too, as C++.
+/// The sizes and places that kernels know too, as C++.
 pub(crate) fn planned(constants: &Constants, working: &Working) -> String {
+    let tokens_max = constants.launch.tokens_max;
+    let batch = Arrays::new(0, tokens_max);
     let mut text = String::new();
     let mut write = |name: &str, value: String| {
         let array = if value.starts_with('{') { "[]" } else { "" };
@@ -405,8 +408,19 @@ pub(crate) fn planned(constants: &Constants, working: &Working) -> String {
         ("EXPERT_INNER", working.expert_inner),
         ("TAPS", working.taps),
         ("FUSED", working.fused),
+        ("OWN_KEYS", working.own_keys),
+        ("OWN_VALUES", working.own_values),
         ("LOGITS", working.logits),
+        ("LOGITS_STRIDE", constants.logits_stride()),
+        // Of several ranks alone.
+        ("LOGITS_PLACE", working.gathered.unwrap_or(0)),
+        ("DRAFT_PARTS", working.draft_parts),
         ("RECEIVER", working.receiver),
+        ("BATCH_TOKENS", batch.tokens),
+        ("BATCH_ROWS", batch.rows),
+        ("BATCH_WANTED", batch.wanted),
+        ("BATCH", batch.end),
+        ("BATCH_DRAFTS", drafts_together(tokens_max, constants.draft_rows)),
     ] {
         write(name, bytes.to_string());
     }
@@ -417,6 +431,8 @@ pub(crate) fn planned(constants: &Constants, working: &Working) -> String {
     let attentions = constants.attentions.len();
     write("QKV", list(attentions, &|kind| constants.qkv(kind).bytes()));
     write("OUTPUT", list(attentions, &|kind| constants.output(kind).bytes()));
+    write("KEY_PAGE", list(attentions, &|kind| constants.page_bytes(kind).0));
+    write("VALUE_PAGE", list(attentions, &|kind| constants.page_bytes(kind).1));
     let feed_forwards = constants.feed_forwards.len();
     write("ROUTER", list(feed_forwards, &|kind| constants.router_bytes(kind)));
     write("GATE_UP", list(feed_forwards, &|kind| constants.gate_up(kind).bytes()));

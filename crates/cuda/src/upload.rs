@@ -10,7 +10,7 @@ use kilotok_abi::{
 use kilotok_engine::{Caps, EngineError, PageGroup, Row, SlotSetup};
 use kilotok_rows::{Batch, BatchRow, Sizes, wanted, wanted_tokens};
 
-use crate::batch::{Arrays, DeviceBatch, DraftRow};
+use crate::batch::{Arrays, DeviceBatch, DraftRow, drafts_together};
 use crate::constants::Constants;
 use crate::places::BARRIER_BYTES;
 
@@ -47,7 +47,7 @@ impl Places {
         let mut end = wanted + tokens_max * size_of::<Wanted>();
         let draft_batches = match constants.draft_rows {
             0 => 0,
-            draft_rows => row_max.div_ceil(tokens_max / draft_rows),
+            draft_rows => row_max.div_ceil(drafts_together(tokens_max, draft_rows)),
         };
         let mut draft = || {
             let arrays = Arrays::new(end, tokens_max);

@@ -116,6 +116,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn kernels_call_the_same_temperatures_greedy() {
+        let header = include_str!("../../../kernels/include/kilotok/sample/row.cuh");
+        let min = format!("constexpr float TEMPERATURE_MIN = {:?}f;\n", Setup::TEMPERATURE_MIN);
+        assert!(header.contains(&min), "{min}");
+    }
+
+    #[test]
     fn senseless_values_are_refused_by_name() {
         let check = |change: &dyn Fn(&mut Setup)| {
             let mut setup = Setup::new(Sampling::GREEDY, 0);

@@ -27,7 +27,21 @@ static_assert(planned::DENSE_INNER == per_token(DENSE_INNER_BYTES), "dense_inner
 static_assert(planned::EXPERT_INNER == TILE_INNER_BYTES + GATHERED_INNER_BYTES, "expert_inner");
 static_assert(planned::TAPS == per_token(TAPS_BYTES), "taps");
 static_assert(planned::FUSED == per_token(FuseMatrix::ROWS * sizeof(float)), "fused");
+// Keys and values of rows of drafts, `[tokens][K/V heads]`.
+constexpr int OWN_KEY_VALUES = over_kinds<0, ATTENTION_KINDS>([](auto kind) {
+  constexpr Attention A = ATTENTIONS[decltype(kind)::value];
+  return A.kv_heads * A.qk_dim;
+});
+constexpr int OWN_VALUE_VALUES = over_kinds<0, ATTENTION_KINDS>([](auto kind) {
+  constexpr Attention A = ATTENTIONS[decltype(kind)::value];
+  return A.kv_heads * A.v_dim;
+});
+static_assert(planned::OWN_KEYS == per_token(OWN_KEY_VALUES * sizeof(uint16_t)), "own_keys");
+static_assert(planned::OWN_VALUES == per_token(OWN_VALUE_VALUES * sizeof(uint16_t)), "own_values");
 static_assert(planned::LOGITS == per_token(VOCAB_ROWS * sizeof(float)), "logits");
+static_assert(planned::LOGITS_STRIDE == LOGITS_STRIDE, "from a token's logits to the next one's");
+static_assert(RANKS == 1 || planned::LOGITS_PLACE == LOGITS_PLACE, "logits of all ranks");
+static_assert(planned::DRAFT_PARTS == per_token(PARTS_MAX * sizeof(uint64_t)), "draft_parts");
 static_assert(planned::RECEIVER == RECEIVER_BYTES, "receiver");
 
 template <int KIND>
@@ -35,6 +49,10 @@ constexpr bool attentions_agree() {
   if constexpr (KIND < ATTENTION_KINDS) {
     static_assert(planned::QKV[KIND] == QkvMatrix<KIND>::BYTES, "qkv");
     static_assert(planned::OUTPUT[KIND] == OutputMatrix<KIND>::BYTES, "output");
+    constexpr Attention A = ATTENTIONS[KIND];
+    constexpr size_t PAGE_ROWS = A.kv_heads * PAGE_TOKENS;
+    static_assert(planned::KEY_PAGE[KIND] == PAGE_ROWS * A.qk_dim * sizeof(uint16_t), "keys");
+    static_assert(planned::VALUE_PAGE[KIND] == PAGE_ROWS * A.v_dim * sizeof(uint16_t), "values");
     return attentions_agree<KIND + 1>();
   }
   return true;

@@ -34,7 +34,7 @@ constexpr FeedForward FEED_FORWARDS[] = {
     {0, 0, 384, Format::Bf16, false, false, 1.0f},
 };
 
-// Bytes as the host plans them; layout/agree.cuh compares.
+// What the host plans; layout/agree.cuh and step/verify.cuh compare.
 namespace planned {
 
 constexpr size_t HEAD = 6291456;
@@ -52,10 +52,22 @@ constexpr size_t DENSE_INNER = 131072;
 constexpr size_t EXPERT_INNER = 163840;
 constexpr size_t TAPS = 196608;
 constexpr size_t FUSED = 98304;
+constexpr size_t OWN_KEYS = 49152;
+constexpr size_t OWN_VALUES = 32768;
 constexpr size_t LOGITS = 1048576;
+constexpr size_t LOGITS_STRIDE = 4096;
+constexpr size_t LOGITS_PLACE = 0;
+constexpr size_t DRAFT_PARTS = 8192;
 constexpr size_t RECEIVER = 98304;
+constexpr size_t BATCH_TOKENS = 16;
+constexpr size_t BATCH_ROWS = 1040;
+constexpr size_t BATCH_WANTED = 3088;
+constexpr size_t BATCH = 3344;
+constexpr size_t BATCH_DRAFTS = 8;
 constexpr size_t QKV[] = {835584, 835584, 1179648};
 constexpr size_t OUTPUT[] = {196608, 196608, 196608};
+constexpr size_t KEY_PAGE[] = {12288, 12288, 8192};
+constexpr size_t VALUE_PAGE[] = {8192, 8192, 8192};
 constexpr size_t ROUTER[] = {0, 24576, 0};
 constexpr size_t GATE_UP[] = {1671168, 208896, 1179648};
 constexpr size_t DOWN[] = {417792, 52224, 393216};

@@ -34,7 +34,7 @@ constexpr FeedForward FEED_FORWARDS[] = {
     {0, 0, 2048, Format::Bf16, false, false, 1.0f},
 };
 
-// Bytes as the host plans them; layout/agree.cuh compares.
+// What the host plans; layout/agree.cuh and step/verify.cuh compare.
 namespace planned {
 
 constexpr size_t HEAD = 234356736;
@@ -52,10 +52,22 @@ constexpr size_t DENSE_INNER = 262144;
 constexpr size_t EXPERT_INNER = 327680;
 constexpr size_t TAPS = 3932160;
 constexpr size_t FUSED = 1572864;
+constexpr size_t OWN_KEYS = 24576;
+constexpr size_t OWN_VALUES = 16384;
 constexpr size_t LOGITS = 4882432;
+constexpr size_t LOGITS_STRIDE = 19072;
+constexpr size_t LOGITS_PLACE = 0;
+constexpr size_t DRAFT_PARTS = 8192;
 constexpr size_t RECEIVER = 1572864;
+constexpr size_t BATCH_TOKENS = 16;
+constexpr size_t BATCH_ROWS = 1040;
+constexpr size_t BATCH_WANTED = 3088;
+constexpr size_t BATCH = 3344;
+constexpr size_t BATCH_DRAFTS = 8;
 constexpr size_t QKV[] = {22142976, 22142976, 28311552};
 constexpr size_t OUTPUT[] = {25165824, 25165824, 25165824};
+constexpr size_t KEY_PAGE[] = {24576, 24576, 16384};
+constexpr size_t VALUE_PAGE[] = {16384, 16384, 16384};
 constexpr size_t ROUTER[] = {0, 9437184, 0};
 constexpr size_t GATE_UP[] = {26738688, 1671168, 50331648};
 constexpr size_t DOWN[] = {13369344, 835584, 25165824};

@@ -34,7 +34,7 @@ constexpr FeedForward FEED_FORWARDS[] = {
     {0, 0, 256, Format::Bf16, false, false, 1.0f},
 };
 
-// Bytes as the host plans them; layout/agree.cuh compares.
+// What the host plans; layout/agree.cuh and step/verify.cuh compare.
 namespace planned {
 
 constexpr size_t HEAD = 393216;
@@ -52,10 +52,22 @@ constexpr size_t DENSE_INNER = 65536;
 constexpr size_t EXPERT_INNER = 81920;
 constexpr size_t TAPS = 98304;
 constexpr size_t FUSED = 32768;
+constexpr size_t OWN_KEYS = 49152;
+constexpr size_t OWN_VALUES = 32768;
 constexpr size_t LOGITS = 65536;
+constexpr size_t LOGITS_STRIDE = 256;
+constexpr size_t LOGITS_PLACE = 0;
+constexpr size_t DRAFT_PARTS = 8192;
 constexpr size_t RECEIVER = 36864;
+constexpr size_t BATCH_TOKENS = 16;
+constexpr size_t BATCH_ROWS = 1040;
+constexpr size_t BATCH_WANTED = 3088;
+constexpr size_t BATCH = 3344;
+constexpr size_t BATCH_DRAFTS = 8;
 constexpr size_t QKV[] = {1148928, 1148928, 1572864};
 constexpr size_t OUTPUT[] = {147456, 147456, 147456};
+constexpr size_t KEY_PAGE[] = {6144, 6144, 4096};
+constexpr size_t VALUE_PAGE[] = {4096, 4096, 4096};
 constexpr size_t ROUTER[] = {0, 4608, 0};
 constexpr size_t GATE_UP[] = {835584, 208896, 786432};
 constexpr size_t DOWN[] = {78336, 19584, 73728};
