@@ -18,8 +18,11 @@ constexpr int BINS = CONSUMERS * THREAD_BINS;
 constexpr float BIN_SCALE = BINS / 32.0f;
 constexpr int DIGIT_BITS = 10;
 constexpr uint64_t DIGIT = (1ull << DIGIT_BITS) - 1;
+// Tokens that are listed and sorted at most, in 16 KB of shared memory. More are weighed by bins
+// first, which takes further passes over the row.
 constexpr int LIST_MAX = 2048;
-// Tokens that a head has at least.
+// Tokens that a head has at least: more than a request's top-k mostly is, and fewer than threads,
+// whose highest logits say where it ends.
 constexpr int HEAD = 256;
 static_assert(HEAD <= CONSUMERS && CONSUMERS <= LIST_MAX, "threads' highest logits are listed");
 constexpr int THREAD_LISTED = ceil_div(LIST_MAX, CONSUMERS);

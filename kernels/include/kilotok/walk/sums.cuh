@@ -5,11 +5,15 @@
 
 namespace kilotok {
 
-// Sums of single tiles of tokens that consumers add at a time, or that wait for the adders.
+// Sums of single tiles of tokens that consumers add at a time, or that wait for the adders: one for
+// each adder, and one that the consumers fill meanwhile.
 constexpr int SUM_PLACES = 4;
+// With the producer they are four warps, which is how registers change hands; and an owner's unit
+// has three row tiles, one for each.
 constexpr int ADDER_WARPS = 3;
 
-// Memory for whatever a phase needs while it runs.
+// Memory for whatever a phase needs while it runs. The most is what the router takes: 24 KB of
+// sums, and behind them 48 rows of the stream of 64 tokens (phase/stream.cuh).
 constexpr int SCRATCH_BYTES = 36864;
 
 // Where the warps' sums meet, `[places][warps][lanes]`, or `[warps][places][lanes]`. The parts are
