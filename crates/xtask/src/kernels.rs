@@ -64,7 +64,16 @@ pub(crate) fn run(root: &Path, update: bool) -> Result<ExitCode, Box<dyn Error>>
         println!("wrote {}", table::PATH);
         return Ok(ExitCode::SUCCESS);
     }
-    let problems = table::compare(&Table::parse(&fs::read_to_string(path)?)?, &found);
+    let committed = Table::parse(&fs::read_to_string(path)?)?;
+    if committed.version != found.version {
+        println!(
+            "{}: of nvcc {}, and this is {}: compiled, but not compared",
+            table::PATH,
+            committed.version,
+            found.version
+        );
+    }
+    let problems = table::compare(&committed, &found);
     for problem in &problems {
         println!("{}: {problem}", table::PATH);
     }
