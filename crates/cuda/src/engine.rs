@@ -74,7 +74,7 @@ pub(crate) struct HostMemory {
 }
 
 /// Tokens of a step at most: what a batch of the kernels holds.
-pub const TOKENS_MAX: u32 = 64;
+pub const TOKENS_MAX: u32 = crate::constants::TOKENS_MAX as u32;
 /// A step's end is looked for without a pause while it may come at any moment, and then with one.
 const SPIN_MAX: Duration = Duration::from_millis(20);
 const PAUSE: Duration = Duration::from_micros(50);
