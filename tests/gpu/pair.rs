@@ -38,6 +38,21 @@ pub(crate) struct Tally {
     pub(crate) distances: Distances,
 }
 
+impl Tally {
+    /// Greedy and sampled choices that could be compared, the wrong ones left out.
+    pub(crate) fn compared(&self) -> [usize; 2] {
+        let same = [self.greedy, self.sampled];
+        [0, 1].map(|kind| same[kind] + self.within[kind] + self.other_experts[kind])
+    }
+
+    /// Of those, the shares that differ within the tolerance, and by other experts.
+    pub(crate) fn excused(&self) -> [[f64; 2]; 2] {
+        let compared = self.compared();
+        let share = |count: usize, kind: usize| count as f64 / compared[kind].max(1) as f64;
+        [self.within, self.other_experts].map(|counts| [0, 1].map(|kind| share(counts[kind], kind)))
+    }
+}
+
 /// What counts as a small error.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tolerance {

@@ -9,7 +9,6 @@ use std::sync::LazyLock;
 use kilotok_abi::{Sampling, TokenId};
 use kilotok_cpu::CpuEngine;
 use kilotok_engine::{Caps, Engine, EngineError, SlotSetup, StepId, StepOutput, StepPlan};
-use kilotok_model::{FeedForwardSpec, LayerSpec};
 use kilotok_rows::Sizes;
 use kilotok_testkit::host::{Drafts, Guess, Host, How, Mask, Request, some};
 use kilotok_weights::{Checkpoint, Quiet};
@@ -22,6 +21,17 @@ use crate::{DEMO, DENSE, FLASH, PRO, absent, cuda_of, sizes};
 /// Steps of each model, and of the long test.
 const ROUNDS: usize = 300;
 const MANY_ROUNDS: usize = 10_000;
+/// Greedy and sampled choices, and rows of held drafts: in a hundred steps there are twice as many.
+const LEAST: [usize; 3] = [50, 80, 45];
+/// Shares of greedy and of sampled choices that may differ within the logits' tolerance. Of three
+/// models 0.5 to 1.8 % and 1.5 to 1.9 % were seen to, with numbers that at half of the positions
+/// are off by a seventh of the tolerance. More says that they are off by more at most positions.
+const WITHIN: [f64; 2] = [0.03, 0.05];
+/// And that may differ where experts were a near tie: up to 0.6 % and 0.4 % were seen to.
+const OTHER_EXPERTS: [f64; 2] = [0.02, 0.015];
+/// What attention brings from a token that went to another expert is no error of this token's, and
+/// cannot be told from one: so many may be wrong. Up to 0.6 % were seen to be.
+const WRONG: f64 = 0.01;
 /// Pages for as many requests as run together.
 const PAGES: u32 = 512;
 
@@ -126,12 +136,56 @@ fn fatal(text: &[TokenId], vocab_size: u32) -> Vec<u32> {
     if sum % 31 == 3 { vec![0; vocab_size.div_ceil(32) as usize] } else { some(text, vocab_size) }
 }
 
+/// Shares of greedy and of sampled choices that may differ, and of all that may be wrong.
+#[derive(Clone, Copy)]
+struct Bounds {
+    within: [f64; 2],
+    other_experts: [f64; 2],
+    wrong: f64,
+}
+
+/// Without experts nothing is wrong, and no expert another.
+const EXACT: Bounds = Bounds { within: WITHIN, other_experts: [0.0; 2], wrong: 0.0 };
+const WITH_EXPERTS: Bounds = Bounds { other_experts: OTHER_EXPERTS, wrong: WRONG, ..EXACT };
+
+impl Bounds {
+    /// # Errors
+    /// The first thing that is too much or too little.
+    fn check(&self, tally: &Tally) -> Result<(), String> {
+        let ([greedy, sampled], [within, other_experts]) = (tally.compared(), tally.excused());
+        let counts = [greedy, sampled, tally.held_rows];
+        let names = ["greedy choices", "sampled choices", "rows of held drafts"];
+        for ((name, count), least) in names.into_iter().zip(counts).zip(LEAST) {
+            let least = least * tally.steps / 100;
+            if count < least {
+                return Err(format!("{count} {name} were compared, {least} at least are wanted"));
+            }
+        }
+        let wrong = tally.wrong.len() as f64 / (greedy + sampled) as f64;
+        for (name, found, most) in [
+            ("greedy choices differ within the tolerance", within[0], self.within[0]),
+            ("sampled choices differ within the tolerance", within[1], self.within[1]),
+            ("greedy choices have other experts", other_experts[0], self.other_experts[0]),
+            ("sampled choices have other experts", other_experts[1], self.other_experts[1]),
+            ("choices are wrong", wrong, self.wrong),
+        ] {
+            if found > most {
+                let [found, most] = [found, most].map(|share| 100.0 * share);
+                return Err(format!("{found:.2} % of {name}, {most:.2} % are allowed"));
+            }
+        }
+        Ok(())
+    }
+}
+
 fn print(name: &str, tally: &Tally, tolerance: Tolerance) {
-    let Tally { steps, greedy, sampled, within, other_experts, wrong, .. } = tally;
-    let Tally { drafts, other_drafts, held_rows, faults, distances, .. } = tally;
+    let Tally { steps, drafts, other_drafts, held_rows, faults, wrong, distances, .. } = tally;
+    let [greedy, sampled] = tally.compared();
+    let percent = |shares: [f64; 2]| shares.map(|share| format!("{:.2} %", 100.0 * share));
+    let [[a, b], [c, d]] = tally.excused().map(percent);
     println!(
-        "{name}: {steps} steps; {greedy} greedy and {sampled} sampled choices the same; differ \
-         within the logits' tolerance {within:?}, by other experts {other_experts:?}, wrongly {}; \
+        "{name}: {steps} steps; of {greedy} greedy and {sampled} sampled choices differ {a} and \
+         {b} within the logits' tolerance, {c} and {d} by other experts, {} wrongly; \
          {other_drafts} of {drafts} drafts differ, {held_rows} rows verified held ones; \
          {faults} faults",
         wrong.len(),
@@ -151,13 +205,11 @@ fn compare(models: &[Model], rounds: usize) {
         return println!("skipped: {reason}");
     }
     let sizes = Sizes { page_count: PAGES, ..sizes(1) };
-    for &(name, checkpoint, tolerance) in models {
+    for &(name, checkpoint, tolerance, bounds) in models {
         let pair = Pair::new(cpu(checkpoint, &sizes), cuda_of(checkpoint, &sizes), tolerance);
         let tally = run(pair, rounds);
         print(name, &tally, tolerance);
-        let (wrong, right) = (tally.wrong.len(), tally.greedy + tally.sampled);
-        let most = if checkpoint.spec().layers.iter().any(has_experts) { right / 100 } else { 0 };
-        assert!(wrong <= most, "{name}: {wrong} choices beside {right} are wrong");
+        bounds.check(&tally).unwrap_or_else(|error| panic!("{name}: {error}"));
     }
 }
 
@@ -167,26 +219,20 @@ fn random_plans_make_the_references_choices() {
 }
 
 #[test]
-#[ignore = "a minute or two with a GPU; the test above does the first few hundred"]
+#[ignore = "two or three minutes with a GPU; the test above does the first few hundred"]
 fn ten_thousand_random_plans_make_the_references_choices() {
-    compare(&MODELS[..2], MANY_ROUNDS);
+    compare(&MODELS[..3], MANY_ROUNDS);
 }
 
-/// What attention brings from a token that went to another expert is no error of this token's, and
-/// cannot be told from one: of models with experts one choice in a hundred may be wrong.
-fn has_experts(layer: &LayerSpec) -> bool {
-    matches!(layer.feed_forward, FeedForwardSpec::Experts(_))
-}
-
-type Model = (&'static str, &'static LazyLock<Checkpoint>, Tolerance);
+type Model = (&'static str, &'static LazyLock<Checkpoint>, Tolerance, Bounds);
 
 /// Of a model without experts, what is seen at most of all positions is allowed at each of the two
 /// tokens; of the others, what is seen where no router is near a tie.
 const MODELS: [Model; 4] = [
-    ("dense", &DENSE, Tolerance { logit: 0.15, lead: 0.0 }),
-    ("flash", &FLASH, Tolerance { logit: 0.15, lead: 0.003 }),
-    ("pro", &PRO, Tolerance { logit: 0.1, lead: 0.003 }),
-    ("demo", &DEMO, Tolerance { logit: 0.1, lead: 0.003 }),
+    ("dense", &DENSE, Tolerance { logit: 0.15, lead: 0.0 }, EXACT),
+    ("flash", &FLASH, Tolerance { logit: 0.15, lead: 0.003 }, WITH_EXPERTS),
+    ("pro", &PRO, Tolerance { logit: 0.1, lead: 0.003 }, WITH_EXPERTS),
+    ("demo", &DEMO, Tolerance { logit: 0.1, lead: 0.003 }, WITH_EXPERTS),
 ];
 
 /// What the comparison is worth: engines that differ in the order of sums alone are the same.
@@ -197,15 +243,23 @@ fn random_plans_on_other_ranks_make_the_same_choices() {
     let tolerance = Tolerance { logit: 1e-4, lead: 1e-5 };
     let tally = run(Pair::new(cpu(&PRO, &few), Box::new(cpu(&PRO, &many)), tolerance), ROUNDS);
     print("2 ranks", &tally, tolerance);
-    let expected: &[String] = &[];
-    assert_eq!(tally.wrong, expected);
-    assert!(tally.greedy > 300 && tally.sampled > 300 && tally.held_rows > 100);
+    let nothing = Bounds { within: [0.0; 2], ..EXACT };
+    assert_eq!(nothing.check(&tally), Ok(()));
 }
 
 /// An engine whose requests come with another seed, or without bad words.
 struct Wrong {
     inner: CpuEngine,
     change: fn(&mut SlotSetup),
+}
+
+impl Wrong {
+    /// What is seen of it beside the reference.
+    fn beside_the_reference(change: fn(&mut SlotSetup), tolerance: Tolerance) -> Tally {
+        let sizes = Sizes { page_count: PAGES, ..sizes(1) };
+        let wrong = Box::new(Self { inner: cpu(&FLASH, &sizes), change });
+        run(Pair::new(cpu(&FLASH, &sizes), wrong, tolerance), ROUNDS)
+    }
 }
 
 impl Engine for Wrong {
@@ -227,7 +281,6 @@ impl Engine for Wrong {
 /// And engines that do not choose as they are asked to are found.
 #[test]
 fn random_plans_find_mistakes() {
-    let sizes = Sizes { page_count: PAGES, ..sizes(1) };
     let tolerance = Tolerance { logit: 0.1, lead: 0.0 };
     let changes: [fn(&mut SlotSetup); 3] = [
         |setup| setup.sampling.seed += 1,
@@ -235,8 +288,31 @@ fn random_plans_find_mistakes() {
         |setup| setup.sampling.repetition_penalty = 1.0,
     ];
     for change in changes {
-        let wrong = Box::new(Wrong { inner: cpu(&FLASH, &sizes), change });
-        let tally = run(Pair::new(cpu(&FLASH, &sizes), wrong, tolerance), ROUNDS);
-        assert!(!tally.wrong.is_empty(), "{} choices the same", tally.greedy + tally.sampled);
+        let tally = Wrong::beside_the_reference(change, tolerance);
+        assert!(!tally.wrong.is_empty(), "{:?} choices the same", tally.compared());
+        assert!(EXACT.check(&tally).is_err());
     }
+}
+
+/// Each choice of an engine that errs by nearly the tolerance can be excused, but not all of them.
+#[test]
+fn random_plans_find_errors_that_are_everywhere() {
+    /// Between two tokens; the tolerance is of each of them.
+    const ERROR: f32 = 0.28;
+    const VOCAB: TokenId = 256;
+    let err = |setup: &mut SlotSetup| {
+        for token in (0..VOCAB).step_by(2) {
+            match setup.logit_bias.iter_mut().find(|(biased, _)| *biased == token) {
+                Some((_, bias)) => *bias += ERROR,
+                None => setup.logit_bias.push((token, ERROR)),
+            }
+        }
+    };
+    let tolerance = Tolerance { logit: 0.15, lead: 0.0 };
+    let tally = Wrong::beside_the_reference(err, tolerance);
+    print("errors everywhere", &tally, tolerance);
+    let expected: &[String] = &[];
+    assert_eq!(tally.wrong, expected, "each alone is within the tolerance");
+    let refused = EXACT.check(&tally).unwrap_err();
+    assert!(refused.contains("within the tolerance"), "{refused}");
 }
