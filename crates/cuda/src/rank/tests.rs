@@ -2,6 +2,8 @@
 //! nothing stays behind. What breaks a GPU breaks all that the process runs on it, so each has a
 //! process of its own. Where there is no GPU, the test says so and passes.
 
+mod agree;
+
 use std::process::Command;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
