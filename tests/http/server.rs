@@ -86,7 +86,7 @@ impl Brake {
         self.0.1.notify_all();
     }
 
-    fn wait(&self) {
+    pub(crate) fn wait(&self) {
         let left = self.0.0.lock().unwrap();
         let (mut left, waited) =
             self.0.1.wait_timeout_while(left, PATIENCE, |left| *left == 0).unwrap();
