@@ -17,17 +17,25 @@ const OUT: &str = "target/gpu";
 /// The folder in the archive.
 const PACK: &str = "kilotok-gpu";
 const SCRIPT: &str = "crates/xtask/src/gpu/run.sh";
-/// Of the repository, packed as they are.
-const FOLDERS: &[&str] = &["kernels/", "benches/models/"];
+/// Of the repository, packed as they are: folders, and the files that tests of the demo read.
+const PARTS: &[&str] = &[
+    "kernels/",
+    "benches/models/",
+    "crates/demo/checkpoint/",
+    "crates/demo/held_out.jsonl",
+    "crates/demo/figures/held_out.figures.json",
+];
 /// Of the archive: it is brought anew to each machine, which often is held for minutes only.
 const BYTES_MAX: u64 = 64 << 20;
 
 /// What cargo builds, and what comes of it.
 const BUILDS: &[(&[&str], &[Program])] = &[
     (
-        &["test", "--no-run", "-p=kilotok", "--test=gpu", "-p=kilotok-cuda", "--lib"],
+        &["test", "--no-run", "-p=kilotok", GPU, BROKEN, DEMO, "-p=kilotok-cuda", "--lib"],
         &[
             Program { name: "gpu", kind: "test", target: "gpu" },
+            Program { name: "broken", kind: "test", target: "broken" },
+            Program { name: "demo", kind: "test", target: "demo" },
             Program { name: "cuda", kind: "lib", target: "kilotok_cuda" },
         ],
     ),
@@ -40,6 +48,9 @@ const BUILDS: &[(&[&str], &[Program])] = &[
     ),
 ];
 
+const GPU: &str = "--test=gpu";
+const BROKEN: &str = "--test=broken";
+const DEMO: &str = "--test=demo";
 /// For `kernels/harness/sample.cu`.
 const CASES: &str = "--example=device_cases";
 
@@ -65,7 +76,7 @@ pub(crate) fn run(root: PathBuf, folder: Option<&str>) -> Result<(), Box<dyn Err
         }
     }
     let tree = Tree::read(root)?;
-    for part in FOLDERS {
+    for part in PARTS {
         parts.push(((*part).to_owned(), copy(&tree, part, &pack)?));
     }
     fs::copy(tree.root.join(SCRIPT), pack.join("run.sh"))?;
@@ -91,10 +102,10 @@ fn commit(root: &Path) -> Result<String, Box<dyn Error>> {
     Ok(text.trim().to_owned())
 }
 
-/// Copies a folder's files, and returns how many bytes they have.
-fn copy(tree: &Tree, folder: &str, pack: &Path) -> Result<u64, Box<dyn Error>> {
+/// Copies a folder's files, or one file, and returns how many bytes they have.
+fn copy(tree: &Tree, part: &str, pack: &Path) -> Result<u64, Box<dyn Error>> {
     let mut bytes = 0;
-    for file in tree.files.iter().filter(|file| file.path.starts_with(folder)) {
+    for file in tree.files.iter().filter(|file| file.path.starts_with(part)) {
         let to = pack.join(&file.path);
         fs::create_dir_all(to.parent().ok_or("a file without a folder")?)?;
         bytes += fs::copy(tree.root.join(&file.path), to)?;

@@ -6,7 +6,8 @@ cd "$(dirname "$0")"
 
 usage='usage: run.sh [suite | harness | sanitize | rounds [RANKS]]
 
-  suite     the tests of the GPU engine, with those that take long and those that break a GPU
+  suite     the tests of the GPU engine, with those that take long and those that break a GPU;
+            how many drafts of the demo model are accepted, asked over HTTP
   harness   compiles the harness of each phase and runs its checks and timing
   sanitize  their checks under compute-sanitizer: memcheck, synccheck and racecheck
   rounds    times rounds of the engine on RANKS GPUs (1 by default), with dummy weights
@@ -54,11 +55,14 @@ check() {
 }
 
 # What takes long is ignored in `gpu`. Of `cuda` one test runs those that break a GPU, each in a
-# process of its own. Its tests of constants read the source tree, which is not here.
+# process of its own, and so do the tests of `broken`. Tests of constants, and others of `demo`, read
+# the source tree, which is not here.
 suite() {
     check gpu $suite_s bin/gpu --test-threads=1 --nocapture || true
     check gpu_ignored $suite_s bin/gpu --ignored --test-threads=1 --nocapture || true
     check cuda $suite_s bin/cuda --test-threads=1 --nocapture --skip constants:: || true
+    check broken $suite_s bin/broken --test-threads=1 --nocapture || true
+    check demo $suite_s bin/demo --ignored --nocapture acceptance_from_a_gpu || true
 }
 
 # able TASK TOOL: whether the task can be done here.

@@ -151,7 +151,9 @@ fn without_a_gpu_nothing_passes_for_tested() {
         results,
         [
             ("GPU", "FAILED: nvidia-smi lists none"),
+            ("broken", "passed"),
             ("cuda", "passed"),
+            ("demo", "passed"),
             ("gpu", skipped),
             ("gpu_ignored", skipped),
             ("harness", "FAILED: no GPU"),
@@ -191,10 +193,12 @@ fn whatever_fails_all_else_runs() {
     assert_eq!(
         results,
         [
+            ("broken", "passed"),
             ("cases", "passed"),
             ("compile_sample", "passed"),
             ("compile_wrong", "FAILED: status 2"),
             ("cuda", "passed"),
+            ("demo", "passed"),
             ("gpu", "FAILED: status 101"),
             ("gpu_ignored", "FAILED: status 101"),
             ("sample", "passed"),
