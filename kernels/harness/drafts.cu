@@ -156,6 +156,7 @@ struct DraftCheck {
       packet[0] = static_cast<uint32_t>(key);
       packet[1] = static_cast<uint32_t>(key >> 32);
       packet[2] = number;
+      packet[3] = packet[0] ^ packet[1] ^ number;
     }
     Buffers::copy(memory.logits, own);
     for (uint64_t receiver : receivers.receivers)
@@ -192,8 +193,9 @@ struct DraftCheck {
                     wanted_count);
       const uint64_t own = key_of(rank, i);
       const uint32_t* packet = &sent[(i * RANKS + rank) * 4];
-      const bool whole = packet[0] == static_cast<uint32_t>(own) &&
-                         packet[1] == static_cast<uint32_t>(own >> 32) && packet[2] == work.number;
+      const uint32_t low = own, high = own >> 32;
+      const bool whole = packet[0] == low && packet[1] == high && packet[2] == work.number &&
+                         packet[3] == (low ^ high ^ work.number);
       verdict.exact(whole, true, "what is sent of token, of", i, wanted_count);
       const uint64_t* first = &parts[size_t{1} * i * PARTS_MAX];
       verdict.exact(*std::min_element(first, first + part_count) == own, true,
