@@ -302,13 +302,6 @@ impl Engine for CudaEngine {
         Ok(())
     }
 
-    /// What was started ahead waits on the GPUs, which keep their clocks up for it.
-    fn rest(&mut self) {
-        if self.ahead.take().is_some() {
-            drop(quiet());
-        }
-    }
-
     fn times(&self) -> Option<StepTimes> {
         self.times
     }

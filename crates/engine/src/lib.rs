@@ -33,9 +33,6 @@ pub trait Engine: Send {
     /// order they were submitted.
     fn wait(&mut self, step: StepId, out: &mut StepOutput) -> Result<(), EngineError>;
 
-    /// Leaves the devices alone until the next step: there has been nothing to do for a while.
-    fn rest(&mut self) {}
-
     /// How long the devices took over the step waited for last, if the engine has any: until the
     /// next one is submitted.
     fn times(&self) -> Option<StepTimes> {

@@ -30,9 +30,6 @@ use live::Live;
 const MAIL_MAX: usize = 256;
 /// Without work the thread looks up now and then, should a message have been lost.
 const IDLE_WAIT: Duration = Duration::from_millis(500);
-/// After so long without work devices need not be ready within microseconds, for which they take
-/// power: the next one to ask has read an answer meanwhile, or is somebody else.
-const REST_US: u64 = 30_000_000;
 
 /// Why the engine ended before it was told to.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -70,8 +67,6 @@ pub(crate) struct Drive {
     wakers: Vec<Waker>,
     /// When the engine became free, if the step before this turn was the last thing it did.
     free_us: Option<u64>,
-    /// Since when there has been nothing to do.
-    idle_us: Option<u64>,
 }
 
 impl Drive {
@@ -85,7 +80,6 @@ impl Drive {
             copies: BTreeMap::new(),
             wakers: Vec::new(),
             free_us: None,
-            idle_us: None,
         }
     }
 
@@ -107,7 +101,6 @@ impl Drive {
             busy = !plan.ids.is_empty();
             if !busy {
                 self.free_us = None;
-                self.idle();
             } else if let Some(done) = self.step(&plan)? {
                 let advances = self.absorb(&plan, done)?;
                 self.publish();
@@ -115,15 +108,6 @@ impl Drive {
             }
         }
         Ok(())
-    }
-
-    /// Has the engine rest when there has been nothing to do for long.
-    fn idle(&mut self) {
-        let now_us = self.now_us();
-        let since_us = *self.idle_us.get_or_insert(now_us);
-        if now_us.saturating_sub(since_us) > REST_US {
-            self.parts.engine.rest();
-        }
     }
 
     fn is_over(&self) -> bool {
@@ -157,7 +141,6 @@ impl Drive {
     /// Has the engine run a plan. None if it refused.
     fn step(&mut self, plan: &Plan) -> Result<Option<Done>, EngineFailed> {
         let start_us = self.now_us();
-        self.idle_us = None;
         if let Some(free_us) = self.free_us.take() {
             self.meter.host(free_us, start_us);
         }

@@ -181,10 +181,6 @@ impl<E: Engine + ?Sized> Engine for Recorded<E> {
         }
         result
     }
-
-    fn rest(&mut self) {
-        self.engine.rest();
-    }
 }
 
 #[cfg(test)]

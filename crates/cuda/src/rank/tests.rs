@@ -16,7 +16,7 @@ use kilotok_testkit::toy::Files;
 use kilotok_weights::{Checkpoint, Quiet};
 
 use super::*;
-use crate::driver::{Driver, now};
+use crate::driver::Driver;
 use crate::{CudaEngine, CudaOptions, Found, Sizes, TOKENS_MAX, Toolchain};
 
 /// From the step's start to its error, where clocks are fastest.
@@ -127,24 +127,6 @@ fn does_not_end(rank_count: usize) {
 fn numbers_count_up_in_any_order() {
     assert!(count_up(vec![2, 0, 1]) && count_up(Vec::new()));
     assert!(!count_up(vec![1, 2, 3]) && !count_up(vec![0, 1, 1]) && !count_up(vec![0, 2, 3]));
-}
-
-#[test]
-fn an_engine_at_rest_has_nothing_on_its_gpu() {
-    if absent(1) {
-        return;
-    }
-    let mut engine = engine(1);
-    let tokens = reply(&mut engine).unwrap();
-    let is_idle = |engine: &CudaEngine| engine.ranks[0].device.is_idle().unwrap();
-    assert!(!is_idle(&engine), "what is started ahead waits for its bell");
-    engine.rest();
-    let start = now();
-    while !is_idle(&engine) {
-        assert!(start.elapsed() < SECONDS_MAX, "it waits on");
-        std::thread::yield_now();
-    }
-    assert_eq!(reply(&mut engine).unwrap(), tokens);
 }
 
 #[test]

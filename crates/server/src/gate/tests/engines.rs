@@ -54,30 +54,6 @@ impl Engine for Held {
     }
 }
 
-/// An engine that tells when it rests.
-pub(super) struct Resting {
-    pub(super) inner: ScriptedEngine,
-    pub(super) rests: SyncSender<()>,
-}
-
-impl Engine for Resting {
-    fn caps(&self) -> &Caps {
-        self.inner.caps()
-    }
-
-    fn submit(&mut self, plan: &StepPlan) -> Result<StepId, EngineError> {
-        self.inner.submit(plan)
-    }
-
-    fn wait(&mut self, step: StepId, out: &mut StepOutput) -> Result<(), EngineError> {
-        self.inner.wait(step, out)
-    }
-
-    fn rest(&mut self) {
-        let _ = self.rests.try_send(());
-    }
-}
-
 /// An engine whose outputs are changed before anyone sees them.
 pub(super) struct Altered<F> {
     pub(super) inner: ScriptedEngine,

@@ -1,6 +1,6 @@
 //! What metrics and load say of what happened.
 
-use super::engines::{Resting, held};
+use super::engines::held;
 use super::*;
 
 /// The value of a series, whose labels are those of the model and these.
@@ -190,18 +190,4 @@ async fn an_abort_counts_although_the_length_came_first() {
     let ended = |reason: &str| value(&rig, "vllm:request_success_total", reason);
     until("it is counted", || ended("abort") + ended("length") > 0.0).await;
     assert_eq!((ended("abort"), ended("length")), (1.0, 0.0));
-}
-
-#[tokio::test]
-async fn an_engine_rests_when_nobody_asks_for_long() {
-    let (rests, rested) = std::sync::mpsc::sync_channel(1);
-    let rig = Rig::new(Resting { inner: engine(), rests });
-    let first = read(rig.submit(ask(text(20, 1), 3)).await).await.tokens;
-    assert!(rested.try_recv().is_err(), "somebody may ask on");
-    until("it rests", || {
-        rig.pass_ms(31_000);
-        rested.try_recv().is_ok()
-    })
-    .await;
-    assert_eq!(read(rig.submit(ask(text(20, 1), 3)).await).await.tokens, first);
 }
