@@ -22,10 +22,14 @@ struct NextNorm {
   Reader reader;
 };
 
+// Rows of which a few lanes of a warp add the squares.
+constexpr int SQUARE_ROWS = 16;
+
 struct StreamMemory {
   float residual[TOKENS_MAX][OWNER_ROWS];
   // What is to be added.
   float part[TOKENS_MAX][OWNER_ROWS];
+  float squares[TOKENS_MAX][OWNER_ROWS / SQUARE_ROWS];
   float inverse_rms[TOKENS_MAX];
   NextNorm norm;
   // Where ranks receive: a copy, for whenever it is wanted the original is as far away as L2.
@@ -76,43 +80,52 @@ __device__ __forceinline__ float* squares_of(const Memory& memory, Reader reader
          (static_cast<int>(reader) * TOKENS_MAX + token) * SQUARES_EACH;
 }
 
-// Owners: adds `part` to the stream, and prepares the norm that was begun.
+// Owners: adds `part` to the stream, and prepares the norm that was begun. A thread has a row of a
+// token; its squares are added by sixteens of rows, then these.
 __device__ __forceinline__ void add_to_stream(const Cta& cta, StreamMemory& stream, SumMemory& sums,
                                               int token_count) {
+  static_assert(CONSUMERS == TILE_TOKENS * OWNER_ROWS, "a thread for each row of a tile's tokens");
   const NextNorm& next = stream.norm;
   ScaledTile* tiles = scaled_stream(sums);
   const Memory& memory = cta.memory;
-  const int unit = cta.index();
+  const int row = cta.thread() % OWNER_ROWS, in_tile = cta.thread() / OWNER_ROWS;
+  const int column = cta.index() * OWNER_ROWS + row;
   ptx::wait_for_copies();
   cta.sync();
 #pragma unroll 1
-  for (int token = cta.warp(); token < token_count; token += CONSUMER_WARPS) {
+  for (int first = 0; first < token_count; first += TILE_TOKENS) {
+    const int token = first + in_tile;
     float square = 0;
-#pragma unroll 1
-    for (int half = 0; half < 2; half++) {
-      const int row = cta.lane() + half * 32, column = unit * OWNER_ROWS + row;
-      if (row >= OWNER_ROWS) continue;
-      float& tiled = tiles[token / TILE_TOKENS][row][token % TILE_TOKENS];
+    if (token < token_count) {
+      float& tiled = tiles[first / TILE_TOKENS][row][in_tile];
       if (HIDDEN % OWNER_ROWS != 0 && column >= HIDDEN) {
         // What the router's zeros are multiplied with.
         tiled = 0;
-        continue;
+      } else {
+        const float x = stream.residual[token][row] + stream.part[token][row];
+        const float scaled = x * next.weights[row];
+        stream.residual[token][row] = x;
+        tiled = scaled;
+        square = x * x;
+        store_operand(at<char>(memory.normed) + operand_row(token, NORMED_BYTES), column,
+                      scaled * next.scale);
+        if (next.tap != ~0u)
+          store_operand(at<char>(memory.taps) + operand_row(token, TAPS_BYTES),
+                        next.tap * HIDDEN + column, x);
       }
-      const float x = stream.residual[token][row] + stream.part[token][row];
-      const float scaled = x * next.weights[row];
-      stream.residual[token][row] = x;
-      tiled = scaled;
-      square += x * x;
-      store_operand(at<char>(memory.normed) + operand_row(token, NORMED_BYTES), column,
-                    scaled * next.scale);
-      if (next.tap != ~0u)
-        store_operand(at<char>(memory.taps) + operand_row(token, TAPS_BYTES),
-                      next.tap * HIDDEN + column, x);
     }
-    square = add_lanes(square);
-    if (cta.lane() == 0) hand_over(squares_of(memory, next.reader, token) + unit, square);
+#pragma unroll
+    for (int distance = SQUARE_ROWS / 2; distance > 0; distance /= 2)
+      square += __shfl_xor_sync(~0u, square, distance);
+    if (row % SQUARE_ROWS == 0 && token < token_count)
+      stream.squares[token][row / SQUARE_ROWS] = square;
   }
   cta.sync();
+  if (cta.thread() >= token_count) return;
+  float square = 0;
+#pragma unroll
+  for (int i = 0; i < OWNER_ROWS / SQUARE_ROWS; i++) square += stream.squares[cta.thread()][i];
+  hand_over(squares_of(memory, next.reader, cta.thread()) + cta.index(), square);
 }
 
 // Adders and consumers alike: puts a lane's sums of an owner's rows into `stream.part`.
