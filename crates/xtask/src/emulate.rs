@@ -112,7 +112,7 @@ fn harnesses(root: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
     }
     let (name, model) = WIDE;
     let program = out.join(format!("{name}_wide"));
-    harnesses.push(Harness { program, model, ..Harness::new(root, out, name.to_owned())? });
+    harnesses.push(Harness { model, program, ..Harness::new(root, out, name.to_owned())? });
     harnesses.sort_by(|one, other| one.program.cmp(&other.program));
     for group in harnesses.chunks(available_parallelism()?.get()) {
         let compilers: Vec<_> = group.iter().map(|harness| harness.compile(root).spawn()).collect();
