@@ -11,15 +11,8 @@
 // signs, infinities, and logits that are no numbers, all or some. Besides the token, what is sent
 // and the parts that are left must be right, and nothing behind them written. How ranks wait for
 // each other is what `exchange` checks. Returns 1 if anything is wrong.
-#include "kilotok/shape.cuh"
-
-// The constants are a model's, but for the number of ranks.
-#define RANKS RANKS_OF_MODEL
-#include "kilotok/model.h"
-#undef RANKS
-namespace kilotok {
-constexpr int RANKS = 2;
-}
+#define HARNESS_RANKS 2
+#include "ranks.h"
 
 #include <functional>
 

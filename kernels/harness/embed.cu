@@ -11,15 +11,8 @@
 // of tokens that the batch does not name are not numbers. Cosines and sines are compared with
 // double precision, of the target's kinds of attention and of the drafter's, and nothing else may
 // be written. Returns 1 if anything is wrong.
-#include "kilotok/shape.cuh"
-
-// The constants are a model's, but for the number of ranks.
-#define RANKS RANKS_OF_MODEL
-#include "kilotok/model.h"
-#undef RANKS
-namespace kilotok {
-constexpr int RANKS = 2;
-}
+#define HARNESS_RANKS 2
+#include "ranks.h"
 
 #include "bench.h"
 #include "kilotok/phase/embed.cuh"

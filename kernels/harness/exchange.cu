@@ -12,18 +12,11 @@
 // in F32 in the order of ranks, at every rank; parts differ so much in size that another order
 // would give others. Logits and drafts must be those that were sent. Everything is done many times
 // in a row, in one launch and in the next. Returns 1 if anything is wrong.
-#include "kilotok/shape.cuh"
-
-// The constants are a model's, but for the number of ranks.
 #ifndef EXCHANGE_RANKS
 #define EXCHANGE_RANKS 3
 #endif
-#define RANKS RANKS_OF_MODEL
-#include "kilotok/model.h"
-#undef RANKS
-namespace kilotok {
-constexpr int RANKS = EXCHANGE_RANKS;
-}
+#define HARNESS_RANKS EXCHANGE_RANKS
+#include "ranks.h"
 
 #include <memory>
 

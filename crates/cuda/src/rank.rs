@@ -368,7 +368,7 @@ fn kernels(module: &Module, drafter: bool) -> Result<Kernels, DriverError> {
     })
 }
 
-#[cfg(feature = "faults")]
+#[cfg(any(test, feature = "faults"))]
 mod faults;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -60,10 +60,10 @@ fn reply(engine: &mut CudaEngine) -> Result<Vec<u32>, EngineError> {
 
 /// Breaks the last of so many ranks, and returns what is said of it.
 #[expect(clippy::disallowed_methods, reason = "the error is promised within seconds")]
-fn broken(rank_count: usize, change: fn(&mut Rank)) -> EngineError {
+fn broken(rank_count: usize, change: fn(&mut CudaEngine)) -> EngineError {
     let mut engine = engine(rank_count);
     reply(&mut engine).unwrap();
-    change(engine.ranks.last_mut().unwrap());
+    change(&mut engine);
     let start = Instant::now();
     let error = reply(&mut engine).unwrap_err();
     let took = start.elapsed();
@@ -77,7 +77,7 @@ fn broken(rank_count: usize, change: fn(&mut Rank)) -> EngineError {
 
 /// One CTA too few: the others wait for it, and the other ranks for them.
 fn stalls(rank_count: usize) {
-    match broken(rank_count, |rank| rank.grid -= 1) {
+    match broken(rank_count, CudaEngine::stall) {
         EngineError::Timeout { rank, launch, phase, waited_for, .. } => {
             assert_eq!((rank, phase), (rank_count - 1, 1));
             assert_eq!(launch, "the target's pass");
@@ -89,7 +89,7 @@ fn stalls(rank_count: usize) {
 
 /// More CTAs than there can be at once: the kernel does not start.
 fn does_not_start(rank_count: usize) {
-    match broken(rank_count, |rank| rank.grid = 1 << 20) {
+    match broken(rank_count, |engine| engine.ranks.last_mut().unwrap().grid = 1 << 20) {
         EngineError::Device { rank, .. } => assert_eq!(rank, rank_count - 1),
         other => panic!("{other}"),
     }
@@ -97,11 +97,7 @@ fn does_not_start(rank_count: usize) {
 
 /// It waits for a bell that nobody rings: others wait for it, and it waits on.
 fn does_not_hear(rank_count: usize) {
-    let other_bell = |rank: &mut Rank| {
-        let devices = vec![rank.device.clone(); rank.index + 1];
-        rank.bell = Bell::new(&devices).unwrap();
-    };
-    match broken(rank_count, other_bell) {
+    match broken(rank_count, |engine| engine.deafen().unwrap()) {
         EngineError::Device { rank, reason } => {
             assert_eq!(rank, rank_count - 1);
             assert!(reason.contains("does not hear its doorbell"), "{reason}");
