@@ -23,21 +23,30 @@ __global__ void __launch_bounds__(CONSUMERS)
   __shared__ SumMemory sums;
   constexpr bool OWN = KIND >= DRAFT_ATTENTION;
   __shared__ HeldBatch batch;
+  __shared__ PairsByKind pairs;
   if (threadIdx.x == 0)
     cta_place = Place::begin(memory.fault, memory.wait_max_ms, 0);
   batch.bring(memory);
   __syncthreads();
   Cta cta(memory, 0);
   const LayerMemory& layer = *at<const LayerMemory>(memory.layers);
+  count_pairs<KIND, KIND + 1, OWN>(cta, pairs, batch);
   for (int i = 0; i < repeats; i++) {
     if (phases & ATTN_IN) attn_in<KIND>(cta, layer, batch, OWN);
-    // Attention begins in the middle of a barrier.
+    // Attention begins in the middle of a barrier, and so does what adds its parts.
     cta.arrive_grid();
     if (phases & ATTN)
-      attn<KIND>(cta, layer, batch, sums, OWN);
+      attn<KIND, OWN>(cta, layer, batch, pairs, sums);
     else
       cta.wait_grid();
-    cta.sync_grid();
+    cta.arrive_grid();
+    if (phases & ATTN) {
+      if (batch.token_count() <= TILE_TOKENS)
+        add_chunks<KIND, OWN, ADDING_WARPS<true>>(cta, layer, batch, sums, [] {});
+      else
+        add_chunks<KIND, OWN, ADDING_WARPS<false>>(cta, layer, batch, sums, [] {});
+    }
+    cta.wait_grid();
   }
 }
 

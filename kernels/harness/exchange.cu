@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(CONSUMERS, SHARING)
     exchanges(const __grid_constant__ ExchangeWork work) {
   ExchangeShared& shared = *reinterpret_cast<ExchangeShared*>(asked_memory());
   const int place = blockIdx.y;
-  bring_words(&shared.memory, work.memories + place * sizeof(Memory), sizeof(Memory));
+  Words<sizeof(Memory)>(work.memories + place * sizeof(Memory)).store(&shared.memory);
   __syncthreads();
   const Memory& memory = shared.memory;
   if (threadIdx.x == 0)

@@ -87,7 +87,8 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS)
     take_plan(const __grid_constant__ PlanMemory plan) {
   const uint32_t now = ptx::nanoseconds();
   uint32_t place = blockIdx.x * PLAN_CTA_BYTES + threadIdx.x * PLAN_THREAD_BYTES;
-  if (place == 0) ptx::store_release_system(at<uint32_t>(plan.heard), plan.number);
+  // It says nothing of what else is written, so it need not wait, nor what is read behind it.
+  if (place == 0) *at<volatile uint32_t>(plan.heard) = plan.number;
 #pragma unroll 1
   for (; place < plan.bytes; place += gridDim.x * PLAN_CTA_BYTES) {
     const uint4 words = ptx::load_system(at<const char>(plan.from) + place);

@@ -39,6 +39,7 @@ struct Shared {
   HeldBatch batch;
   // Of this layer and the next, whichever part they are of.
   LayerMemory layers[2];
+  PairsByKind pairs;
   // Completed when a network's routes are there, and when producer and adders need them no
   // more: a warp that is late must not miss one.
   alignas(8) uint64_t routed;
@@ -228,20 +229,19 @@ __device__ __forceinline__ void project(Walker& w) {
   });
 }
 
-// Owners: projection back to the stream.
-template <int KIND, int TILES>
-__device__ __forceinline__ void output(Walker& w) {
+// Projection back to the stream, which owners have. `meet` waits for what attention leaves.
+template <int KIND, int TILES, class Meet>
+__device__ __forceinline__ void output(Walker& w, Meet meet) {
   w.walk([&](Ring& ring, Sums& sums) {
     multiply<OutputMatrix<KIND>, TILES>(w.cta, ring, sums, w.cta.memory.attended, ATTENDED_BYTES,
-                                        w.cta.index(), EveryToken{w.tiles()},
-                                        [&] { w.cta.wait_grid(); }, Nothing{},
+                                        w.cta.index(), EveryToken{w.tiles()}, meet, Nothing{},
                                         StorePart{w.stream()});
   });
 }
 
-// Begins in the middle of a grid barrier.
-template <int KIND, bool DRAFT>
-__device__ __forceinline__ void attend(Walker& w) {
+// Begins in the middle of a grid barrier. `forget` is called before one.
+template <int KIND, bool DRAFT, class Forget>
+__device__ __forceinline__ void attend(Walker& w, Forget forget) {
   const LayerMemory& layer = w.layer();
   if constexpr (!ATTENTIONS[KIND].paired) {
     w.cta.wait_grid();
@@ -249,7 +249,9 @@ __device__ __forceinline__ void attend(Walker& w) {
     w.cta.stamp(Stamp::AttentionIn);
     w.cta.arrive_grid();
   }
-  attn<KIND>(w.cta, layer, w.batch(), w.shared.sums, DRAFT);
+  // With chunks there is time for that later.
+  if constexpr (!IN_CHUNKS<KIND, DRAFT>) forget();
+  attn<KIND, DRAFT>(w.cta, layer, w.batch(), w.shared.pairs, w.shared.sums);
 }
 
 // Whether CTAs do not meet from the stream to what a network of experts adds to it, but wait for
@@ -350,25 +352,34 @@ __device__ __forceinline__ void attention(Walker& w) {
   // Before anything is forgotten: the arrival would wait for these stores, and they need only be
   // done before the next one.
   cta.arrive_grid();
-  with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(w.layer().feed_forward, [&](auto kind) {
-    constexpr int F = decltype(kind)::value;
-    if constexpr (AWAITS<F, TILES>) {
-      forget_scores<F>(cta, w.token_count());
-      forget_inner<F>(cta, w.token_count());
-    }
-  });
+  const auto forget = [&] {
+    with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(w.layer().feed_forward, [&](auto kind) {
+      constexpr int F = decltype(kind)::value;
+      if constexpr (AWAITS<F, TILES>) {
+        forget_scores<F>(cta, w.token_count());
+        forget_inner<F>(cta, w.token_count());
+      }
+    });
+  };
   with_kind<P::ATTENTION, P::ATTENTION_END>(w.layer().attention, [&](auto kind) {
-    attend<decltype(kind)::value, DRAFT>(w);
+    attend<decltype(kind)::value, DRAFT>(w, forget);
   });
   cta.stamp(Stamp::Attention);
   cta.arrive_grid();
-  if (!is_owner(cta)) return cta.wait_grid();
   const LayerMemory& layer = w.layer();
-  begin_norm(cta, w.stream(), Reader::Network, layer.post_norm,
-             feed_forward_scale(layer.feed_forward), ~0u);
-  with_matrix<OutputMatrix, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
-    output<decltype(kind)::value, TILES>(w);
-  });
+  if (is_owner(cta))
+    begin_norm(cta, w.stream(), Reader::Network, layer.post_norm,
+               feed_forward_scale(layer.feed_forward), ~0u);
+  // The output's first weights, of one tile, come ahead of this.
+  const auto meet = [&] {
+    with_kind<P::ATTENTION, P::ATTENTION_END>(w.layer().attention, [&](auto kind) {
+      add_chunks<decltype(kind)::value, DRAFT, ADDING_WARPS<TILES == 1>>(
+          cta, w.layer(), w.batch(), w.shared.sums, forget);
+    });
+    cta.wait_grid();
+  };
+  with_matrix<OutputMatrix, P::ATTENTION, P::ATTENTION_END>(
+      layer.attention, [&](auto kind) { output<decltype(kind)::value, TILES>(w, meet); });
   cta.stamp(Stamp::Output);
 }
 
@@ -550,6 +561,7 @@ __device__ __forceinline__ void consume_pass(Walker& w) {
   Cta& cta = w.cta;
   P::bring_layer(cta, w.shared.layers, 0);
   rotations(cta, w.batch(), P::ATTENTION, P::ATTENTION_END);
+  count_pairs<P::ATTENTION, P::ATTENTION_END, DRAFT>(cta, w.shared.pairs, w.batch());
   cta.sync();
   if (is_owner(cta)) embed(cta, w.stream(), w.batch());
   cta.stamp(Stamp::Embed);

@@ -128,11 +128,28 @@ __host__ __device__ __forceinline__ T* at(uint64_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// All threads of a CTA, before a __syncthreads: copies words from the GPU's memory.
-__device__ __forceinline__ void bring_words(void* to, uint64_t from, int bytes) {
-  for (int i = threadIdx.x; i < bytes / 4; i += blockDim.x)
-    static_cast<uint32_t*>(to)[i] = at<const uint32_t>(from)[i];
-}
+// So many bytes on their way from the GPU's memory, by all threads of a CTA, or at least as many as
+// consume; what is stored is there after a __syncthreads.
+template <int BYTES>
+struct Words {
+  static_assert(BYTES % 4 == 0, "whole words");
+  static constexpr int COUNT = BYTES / 4, EACH = ceil_div(COUNT, CONSUMERS);
+  uint32_t words[EACH];
+
+  static __device__ __forceinline__ bool has(int i) {
+    return threadIdx.x < CONSUMERS && threadIdx.x + i * CONSUMERS < COUNT;
+  }
+  __device__ __forceinline__ explicit Words(uint64_t from) {
+#pragma unroll
+    for (int i = 0; i < EACH; i++)
+      words[i] = has(i) ? at<const uint32_t>(from)[threadIdx.x + i * CONSUMERS] : 0;
+  }
+  __device__ __forceinline__ void store(void* to) const {
+#pragma unroll
+    for (int i = 0; i < EACH; i++)
+      if (has(i)) static_cast<uint32_t*>(to)[threadIdx.x + i * CONSUMERS] = words[i];
+  }
+};
 
 template <int VALUE>
 struct Constant {

@@ -12,9 +12,13 @@ struct HeldBatch {
 
   // All threads of a CTA, before a __syncthreads.
   __device__ __forceinline__ void bring(const Memory& memory) {
-    bring_words(&counts, memory.batch, sizeof(counts));
-    bring_words(tokens, memory.tokens, sizeof(tokens));
-    bring_words(rows, memory.rows, sizeof(rows));
+    // All at once: stores would wait for loads, and the next loads for these.
+    const Words<sizeof(counts)> a(memory.batch);
+    const Words<sizeof(tokens)> b(memory.tokens);
+    const Words<sizeof(rows)> c(memory.rows);
+    a.store(&counts);
+    b.store(tokens);
+    c.store(rows);
   }
 
   __device__ __forceinline__ int token_count() const { return counts.token_count; }

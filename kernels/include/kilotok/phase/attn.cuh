@@ -3,9 +3,9 @@
 // Reads `queries`, the pages of keys and values, a draft's own rows; writes `attended`. A short
 // window is the work of one CTA for each tile. More keys are cut into chunks: a CTA takes a run of
 // (chunk, tile) pairs and keeps a chunk's keys in registers while the tiles of its row pass by, so
-// that keys are read once; the parts meet after a grid barrier. It begins in the middle of a grid
-// barrier, before the end of which it brings the keys that were there before the step; the one
-// after is the caller's.
+// that keys are read once; `add_chunks` adds the parts after a grid barrier. `attn` begins in the
+// middle of a grid barrier, before the end of which it brings the keys that were there before the
+// step; those after it are the caller's.
 //
 // A token's bits follow from its position and the keys it sees: neither the other tokens of its row
 // nor who computes what shows.
@@ -20,9 +20,11 @@ template <int KIND>
 constexpr int WINDOW_PIECES = ceil_div(ATTENTIONS[KIND].window + PIECE_KEYS - 1, PIECE_KEYS);
 constexpr int CHUNK_PIECES = CHUNK_KEYS / PIECE_KEYS;
 
-// Whether one CTA sums over all that a token of the target sees.
-template <int KIND>
-constexpr bool IS_SHORT = ATTENTIONS[KIND].window > 0 && WINDOW_PIECES<KIND> <= CONSUMER_WARPS;
+// Whether keys are cut into chunks. Where not, one CTA sums over all that a token of the target
+// sees. OWN: of the rows of drafts, which see each other.
+template <int KIND, bool OWN>
+constexpr bool IN_CHUNKS =
+    OWN || ATTENTIONS[KIND].window == 0 || WINDOW_PIECES<KIND> > CONSUMER_WARPS;
 
 // Where a layer's keys, values and sinks are.
 struct LayerPlaces {
@@ -84,12 +86,11 @@ __device__ __forceinline__ void load_around(Cta& cta, Meeting& meeting,
                                             uint32_t position) {
 #pragma unroll 1
   for (int turn = 0; turn < 2; turn++) {
-    if (turn == 1) {
-      meeting.wait(cta);
-      queries.load(cta, tile);
-    }
+    if (turn == 1) meeting.wait(cta);
     held.load(cta, position, turn == 0);
   }
+  // Behind the loop: what comes in it goes through local memory, which waits for it.
+  queries.load(cta, tile);
 }
 
 template <int KIND>
@@ -164,33 +165,39 @@ struct Span {
   int first, end;
 };
 
-// Running sums of the rows' pairs, behind the tile's memory.
+// Running sums of the rows' pairs, of a kind of attention. They follow from the batch.
 struct PairSums {
   uint32_t before[TOKENS_MAX + 1];
 };
+using PairsByKind = PairSums[ATTENTION_KINDS];
 
-template <int KIND>
-__device__ __forceinline__ void count_pairs(const Cta& cta, PairSums& sums,
-                                            const HeldBatch& batch, bool own) {
-  const int row_count = batch.counts.row_count;
-  if (cta.warp() == 0) {
-    uint32_t before = 0;
-    for (int first = 0; first < row_count; first += 32) {
-      const int row = first + cta.lane();
-      uint32_t pairs = 0;
-      if (row < row_count) pairs = RowWork<KIND>(batch.rows[row], own).pairs();
-      uint32_t sum = pairs;
+// Once a launch, before a barrier of the CTA: a warp counts for each of the kinds.
+template <int FIRST, int END, bool OWN>
+__device__ __forceinline__ void count_pairs(const Cta& cta, PairsByKind& pairs,
+                                            const HeldBatch& batch) {
+  if constexpr (FIRST < END) {
+    if (IN_CHUNKS<FIRST, OWN> && cta.warp() == FIRST % CONSUMER_WARPS) {
+      PairSums& sums = pairs[FIRST];
+      const int row_count = batch.counts.row_count;
+      uint32_t before = 0;
+#pragma unroll 1
+      for (int first = 0; first < row_count; first += 32) {
+        const int row = first + cta.lane();
+        uint32_t own = 0;
+        if (row < row_count) own = RowWork<FIRST>(batch.rows[row], OWN).pairs();
+        uint32_t sum = own;
 #pragma unroll
-      for (int distance = 1; distance < 32; distance *= 2) {
-        const uint32_t other = __shfl_up_sync(~0u, sum, distance);
-        if (cta.lane() >= distance) sum += other;
+        for (int distance = 1; distance < 32; distance *= 2) {
+          const uint32_t other = __shfl_up_sync(~0u, sum, distance);
+          if (cta.lane() >= distance) sum += other;
+        }
+        if (row < row_count) sums.before[row] = before + sum - own;
+        before += __shfl_sync(~0u, sum, 31);
       }
-      if (row < row_count) sums.before[row] = before + sum - pairs;
-      before += __shfl_sync(~0u, sum, 31);
+      if (cta.lane() == 0) sums.before[row_count] = before;
     }
-    if (cta.lane() == 0) sums.before[row_count] = before;
+    count_pairs<FIRST + 1, END, OWN>(cta, pairs, batch);
   }
-  cta.sync();
 }
 
 // The span that begins with a pair. Pairs lie `[rows][K/V heads][chunks][tiles]`.
@@ -205,12 +212,6 @@ __device__ __forceinline__ Span find_span(const PairSums& sums, const HeldBatch&
   return {row, static_cast<int>(rest / work.tiles / work.chunks), rest / work.tiles % work.chunks,
           static_cast<int>(tile), static_cast<int>(tile + count)};
 }
-
-template <int KIND>
-struct ChunkMemory {
-  TileMemory<KIND, CHUNK_PIECES> tile;
-  PairSums pairs;
-};
 
 // One of a row's chunks of keys, or the rows of its draft, meets tiles of `span`, as many as agree
 // in the length of chunks. Returns how many.
@@ -259,64 +260,65 @@ __device__ __forceinline__ int attend_span(Cta& cta, Meeting& meeting,
 // This CTA's share of all pairs, each of which leaves a part.
 template <int KIND>
 __device__ __forceinline__ void attend_chunks(Cta& cta, const LayerPlaces& places,
-                                              const HeldBatch& batch, ChunkMemory<KIND>& shared,
-                                              bool own) {
+                                              const HeldBatch& batch, const PairSums& sums,
+                                              TileMemory<KIND, CHUNK_PIECES>& shared, bool own) {
   const Memory& memory = cta.memory;
-  count_pairs<KIND>(cta, shared.pairs, batch, own);
-  const uint64_t pairs = shared.pairs.before[batch.counts.row_count];
+  const uint64_t pairs = sums.before[batch.counts.row_count];
   const uint32_t end = pairs * (cta.index() + 1) / GRID;
   Meeting meeting = {false};
   for (uint32_t pair = pairs * cta.index() / GRID; pair < end;) {
-    const Span span = find_span<KIND>(shared.pairs, batch, pair, end, own);
+    const Span span = find_span<KIND>(sums, batch, pair, end, own);
     const BatchRow& row = batch.rows[span.row];
     KeySource<KIND> source = places.pages<KIND>(memory, row, span.kv_head);
     if (own && span.chunk + 1 == RowWork<KIND>(row, own).chunks)
       source = {nullptr, at<const char>(memory.own_keys), at<const char>(memory.own_values),
                 row.first, span.kv_head, true};
-    pair += attend_span<KIND>(cta, meeting, shared.tile, span, row, source, own);
+    pair += attend_span<KIND>(cta, meeting, shared, span, row, source, own);
   }
   meeting.wait(cta);
 }
 
-// Meets the other CTAs, then adds the parts of all heads, each the work of a warp.
-template <int KIND>
-__device__ __forceinline__ void add_chunks(Cta& cta, const LayerPlaces& places,
-                                           const HeldBatch& batch, bool own) {
-  constexpr int HEADS = ATTENTIONS[KIND].q_heads;
-  const int end = batch.token_count() * HEADS;
-  auto parts_of = [&](int unit) {
-    if (unit >= end) return 0;
-    const BatchToken& token = batch.tokens[unit / HEADS];
-    return sight<KIND>(batch.rows[token.row], token.position, own).parts();
-  };
-  // CTA by CTA before warp by warp: few heads are spread over all.
-  const int first = cta.index() + cta.warp() * GRID;
-  cta.stamp(Stamp::Attention);
-  cta.arrive_grid();
-  int count = parts_of(first);
-  cta.wait_grid();
+// Adds the parts that `attn` left of all heads, if there are any; each head is the work of one
+// warp, or of a few. Begins in the middle of a grid barrier and ends in that of another one.
+// `meanwhile` is called while the other CTAs are waited for.
+template <int KIND, bool OWN, int WARPS, class Meanwhile>
+__device__ __forceinline__ void add_chunks(Cta& cta, const LayerMemory& layer,
+                                           const HeldBatch& batch, SumMemory& scratch,
+                                           Meanwhile meanwhile) {
+  if constexpr (IN_CHUNKS<KIND, OWN>) {
+    constexpr int HEADS = ATTENTIONS[KIND].q_heads, AT_ONCE = CONSUMER_WARPS / WARPS;
+    const LayerPlaces places(layer);
+    const int end = batch.token_count() * HEADS;
+    meanwhile();
+    cta.wait_grid();
+    // CTA by CTA before warps by warps: few heads are spread over all.
 #pragma unroll 1
-  for (int unit = first; unit < end; unit += GRID * CONSUMER_WARPS) {
-    add_parts<KIND>(cta, places.sinks, unit / HEADS, unit % HEADS, count);
-    count = parts_of(unit + GRID * CONSUMER_WARPS);
+    for (int first = cta.index(); first < end; first += GRID * AT_ONCE) {
+      const int unit = first + cta.warp() / WARPS * GRID;
+      int count = 0;
+      if (unit < end) {
+        const BatchToken& token = batch.tokens[unit / HEADS];
+        count = sight<KIND>(batch.rows[token.row], token.position, OWN).parts();
+      }
+      add_parts<KIND, WARPS>(cta, scratch, places.sinks, unit / HEADS, unit % HEADS, count);
+    }
+    cta.stamp(Stamp::Attention);
+    cta.arrive_grid();
   }
 }
 
-template <int KIND>
+template <int KIND, bool OWN>
 __device__ __forceinline__ void attn(Cta& cta, const LayerMemory& layer, const HeldBatch& batch,
-                                     SumMemory& sums, bool own) {
-  static_assert(sizeof(ChunkMemory<KIND>) <= SCRATCH_BYTES, "chunks need memory");
+                                     const PairsByKind& pairs, SumMemory& sums) {
   static_assert(DRAFT_ROWS <= CHUNK_KEYS, "a draft's rows are one part");
-  if constexpr (IS_SHORT<KIND>) {
-    if (!own) {
-      attend_window<KIND>(cta, layer, batch, sums);
-      return;
-    }
+  if constexpr (IN_CHUNKS<KIND, OWN>) {
+    using Shared = TileMemory<KIND, CHUNK_PIECES>;
+    static_assert(sizeof(Shared) <= SCRATCH_BYTES, "a tile needs memory");
+    attend_chunks<KIND>(cta, LayerPlaces(layer), batch, pairs[KIND],
+                        reinterpret_cast<Shared&>(sums.scratch), OWN);
+  } else {
+    attend_window<KIND>(cta, layer, batch, sums);
   }
-  const LayerPlaces places(layer);
-  attend_chunks<KIND>(cta, places, batch,
-                      reinterpret_cast<ChunkMemory<KIND>&>(sums.scratch), own);
-  add_chunks<KIND>(cta, places, batch, own);
 }
 
 }  // namespace kilotok

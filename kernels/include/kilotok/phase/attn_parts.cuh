@@ -105,13 +105,14 @@ __device__ __forceinline__ float finish(const Weighed& weighed, float sink) {
   return ptx::divide(factor, factor * weighed.sum + ptx::exp2(exponent - largest));
 }
 
-// What a head's parts are relative to: a lane has those of parts lane, lane + 32 and so on.
+// What a head's parts are relative to: a lane has the weight of part `lane`, counted from the
+// multiple of 32 below `first`.
 struct PartWeights {
   static constexpr int COUNT = ceil_div(ATTENTION_PARTS_MAX, 32);
-  float weights[COUNT];
+  float weight;
   Weighed total;
 
-  __device__ __forceinline__ PartWeights(const Weighed* parts, int count, int lane) {
+  __device__ __forceinline__ PartWeights(const Weighed* parts, int count, int first, int lane) {
     Weighed own[COUNT];
     // Whatever is not there is another part that is, with no weight.
 #pragma unroll
@@ -125,65 +126,97 @@ struct PartWeights {
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2)
       total.largest = fmaxf(total.largest, __shfl_xor_sync(~0u, total.largest, distance));
+    weight = 0;
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
-      weights[i] = ptx::exp2(own[i].largest - total.largest);
-      total.sum += weights[i] * own[i].sum;
+      const float each = ptx::exp2(own[i].largest - total.largest);
+      total.sum += each * own[i].sum;
+      if (first / 32 == i) weight = each;
     }
     total.sum = add_lanes(total.sum);
   }
-
-  // Those of the 32 parts of which `part` is one.
-  __device__ __forceinline__ float around(int part) const {
-    float found = weights[0];
-#pragma unroll
-    for (int i = 1; i < COUNT; i++)
-      if (part / 32 == i) found = weights[i];
-    return found;
-  }
 };
 
-// Parts that are loaded at a time.
-constexpr int PARTS_AT_ONCE = 16;
+// A head's parts are added by runs of so many, and then the runs in their order, whoever adds them.
+constexpr int RUN_PARTS = 8;
+constexpr int RUNS_MAX = ceil_div(ATTENTION_PARTS_MAX, RUN_PARTS);
+// Warps that share a head's runs: where heads are few, warps would be idle.
+template <bool ONE_TILE>
+constexpr int ADDING_WARPS = ONE_TILE ? 6 : 1;
+static_assert(CONSUMER_WARPS % ADDING_WARPS<true> == 0, "no warp is left over");
 
-// Adds the parts of one head in their order, the work of a warp; a lane has 4 dimensions of each
-// 128.
-template <int KIND>
-__device__ __forceinline__ void add_parts(const Cta& cta, const float* sinks, int token, int head,
-                                          int count) {
+// All consumers: WARPS of them add the `count` parts of a head, or of none. A lane has 4 dimensions
+// of each 128.
+template <int KIND, int WARPS>
+__device__ __forceinline__ void add_parts(const Cta& cta, SumMemory& scratch, const float* sinks,
+                                          int token, int head, int count) {
   constexpr Attention A = ATTENTIONS[KIND];
-  const float sink = A.sinks ? ptx::load_l2(sinks + head) : 0;
+  // Runs that a warp loads at a time. Several warps have other weights in their registers.
+  constexpr int RUNS = WARPS > 1 ? 1 : 2;
+  static_assert(32 % (RUNS * RUN_PARTS) == 0, "their weights are with the lanes of one register");
+  const int lane = cta.lane(), first_run = cta.warp() % WARPS;
   const Parts<KIND> parts(cta.memory, token, head);
-  const PartWeights weights(parts.weighed, count, cta.lane());
-  const float factor = finish<KIND>(weights.total, sink);
+  float4* sums = scratch.parts + cta.warp() / WARPS * RUNS_MAX * 32 + lane;
+  static_assert(WARPS == 1 || sizeof(scratch.parts) / sizeof(float4) >=
+                                  32 * RUNS_MAX * (CONSUMER_WARPS / WARPS),
+                "there is room for all runs");
 #pragma unroll 1
-  for (int dim = cta.lane() * 4; dim < align_up(A.v_dim, 128); dim += 128) {
+  for (int dim = lane * 4; dim < align_up(A.v_dim, 128); dim += 128) {
     const float* from = parts.values + min(dim, A.v_dim - 4);
-    float sums[4] = {};
+    float4 total = {};
+    const auto add = [&](const float4& sum) {
+      total.x += sum.x;
+      total.y += sum.y;
+      total.z += sum.z;
+      total.w += sum.w;
+    };
+    float factor = 0;
 #pragma unroll 1
-    for (int first = 0; first < count; first += PARTS_AT_ONCE) {
-      uint4 loaded[PARTS_AT_ONCE];
+    for (int run = first_run; run * RUN_PARTS < count; run += WARPS * RUNS) {
+      const int first = run * RUN_PARTS;
+      // Under way while the weights are worked out.
+      uint4 loaded[RUNS * RUN_PARTS];
 #pragma unroll
-      for (int i = 0; i < PARTS_AT_ONCE; i++)
+      for (int i = 0; i < RUNS * RUN_PARTS; i++)
         loaded[i] = ptx::load_l2(
             static_cast<const void*>(from + min(first + i, count - 1) * A.v_dim));
-      const float around = weights.around(first);
+      const float sink = A.sinks ? ptx::load_l2(sinks + head) : 0;
+      const PartWeights weights(parts.weighed, count, first, lane);
+      factor = finish<KIND>(weights.total, sink);
 #pragma unroll
-      for (int i = 0; i < PARTS_AT_ONCE; i++) {
-        // Beyond the last part the weight is 0.
-        const float weight = __shfl_sync(~0u, around, (first + i) % 32);
-        sums[0] += weight * __uint_as_float(loaded[i].x);
-        sums[1] += weight * __uint_as_float(loaded[i].y);
-        sums[2] += weight * __uint_as_float(loaded[i].z);
-        sums[3] += weight * __uint_as_float(loaded[i].w);
+      for (int j = 0; j < RUNS; j++) {
+        float4 sum = {};
+#pragma unroll
+        for (int i = 0; i < RUN_PARTS; i++) {
+          // Beyond the last part the weight is 0.
+          const float weight = __shfl_sync(~0u, weights.weight, (first + j * RUN_PARTS + i) % 32);
+          const uint4& v = loaded[j * RUN_PARTS + i];
+          sum.x += weight * __uint_as_float(v.x);
+          sum.y += weight * __uint_as_float(v.y);
+          sum.z += weight * __uint_as_float(v.z);
+          sum.w += weight * __uint_as_float(v.w);
+        }
+        if constexpr (WARPS > 1)
+          sums[run * 32] = sum;
+        else
+          add(sum);
       }
     }
-    if (dim >= A.v_dim) continue;
+    if constexpr (WARPS > 1) {
+      cta.sync();
+      if (first_run == 0)
+#pragma unroll 1
+        for (int run = 0; run * RUN_PARTS < count; run++) add(sums[run * 32]);
+      cta.sync();
+    }
+    if (first_run > 0 || count == 0 || dim >= A.v_dim) continue;
     char* to = at<char>(cta.memory.attended) + operand_row(token, ATTENDED_BYTES);
-#pragma unroll
-    for (int i = 0; i < 4; i += 2)
+    const auto store = [&](int i, float low, float high) {
       *reinterpret_cast<uint32_t*>(to + operand_offset(head * A.v_dim + dim + i)) =
-          ptx::pack_bf16(sums[i] * factor, sums[i + 1] * factor);
+          ptx::pack_bf16(low * factor, high * factor);
+    };
+    store(0, total.x, total.y);
+    store(2, total.z, total.w);
   }
 }
 

@@ -13,13 +13,14 @@ namespace kilotok {
 // A token of the batch that has no row in the embedding: the drafter's mask.
 constexpr uint32_t MASK_TOKEN = ~0u;
 
-// Cosines and sines of kinds `first` to `end`, shared by all CTAs. Angles are F32 products as
-// models are trained with; their functions are exact.
+// Cosines and sines of kinds `first` to `end`, shared by all CTAs, the last of which own nothing of
+// the stream and begin: exact functions in double precision take microseconds. Angles are F32
+// products as models are trained with.
 __device__ __forceinline__ void rotations(const Cta& cta, const HeldBatch& batch, int first,
                                           int end) {
   const Memory& memory = cta.memory;
   const int each = batch.token_count() * ROPE_PAIRS_MAX;
-  for (int i = cta.index() * CONSUMERS + cta.thread(); i < (end - first) * each;
+  for (int i = (GRID - 1 - cta.index()) * CONSUMERS + cta.thread(); i < (end - first) * each;
        i += GRID * CONSUMERS) {
     const int kind = first + i / each, token = i % each / ROPE_PAIRS_MAX;
     const int pair = i % ROPE_PAIRS_MAX;

@@ -37,7 +37,7 @@ struct StreamMemory {
 
   // All threads of a CTA, before a __syncthreads.
   __device__ __forceinline__ void bring_exchange(const Memory& memory) {
-    if constexpr (RANKS > 1) bring_words(&exchange, memory.exchange, sizeof(exchange));
+    if constexpr (RANKS > 1) Words<sizeof(exchange)>(memory.exchange).store(&exchange);
   }
 };
 

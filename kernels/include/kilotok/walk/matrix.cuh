@@ -182,7 +182,8 @@ struct WeightsAhead {
   static constexpr int COUNT = M::STEPS % PAGE_STEPS == 0 ? PAGE_STEPS : 1;
   Chunk<M::FORMAT> chunks[COUNT];
 
-  __device__ __forceinline__ WeightsAhead(const Cta& cta, Ring& ring) {
+  // Of a CTA that has units.
+  __device__ __forceinline__ void begin(const Cta& cta, Ring& ring) {
 #pragma unroll
     for (int step = 0; step < COUNT; step++) bring(cta, ring, step);
   }
@@ -417,15 +418,19 @@ __device__ __forceinline__ void multiply_tile(const Cta& cta, Ring& ring, Sums& 
     }
     sums.drain(cta);
   };
+  const bool has_units = first < M::UNITS;
   if constexpr (IS_HELD<M>) {
-    WeightsAhead<M> ahead(cta, ring);
+    WeightsAhead<M> ahead = {};
+    if (has_units) ahead.begin(cta, ring);
     meet();
+    if (!has_units) return;
     const Multiplier<M, true> multiplier(cta, operand, row_bytes, row_of);
     walk([&](int unit, float(&acc)[1][4]) {
       ahead.unit(cta, ring, multiplier.held, unit + M::CTAS < M::UNITS, acc);
     });
   } else {
     meet();
+    if (!has_units) return;
     const Multiplier<M, false> multiplier(cta, operand, row_bytes, row_of);
     walk([&](int, float(&acc)[1][4]) { multiplier.unit(cta, ring, acc); });
   }
@@ -440,11 +445,11 @@ template <class M, int TILES, class RowOf, class Meet, class Prepare, class Use>
 __device__ __forceinline__ void multiply(const Cta& cta, Ring& ring, Sums& sums, uint64_t operand,
                                          int row_bytes, int first, RowOf row_of, Meet meet,
                                          Prepare prepare, Use use) {
-  if (first >= M::UNITS) return meet();
   if constexpr (TILES == 1) {
     multiply_tile<M>(cta, ring, sums, operand, row_bytes, first, row_of, meet, prepare);
   } else {
     meet();
+    if (first >= M::UNITS) return;
     if (row_of.tiles() == 2)
       multiply_tiles<M, 2>(cta, ring, sums.memory, operand, row_bytes, first, row_of, prepare, use);
     else
