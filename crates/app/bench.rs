@@ -20,6 +20,7 @@ use anyhow::{Context, Result, ensure};
 use crate::client::Server;
 use crate::config::{EngineKind, LoadFormat};
 use crate::knobs::KnobArgs;
+use crate::say::{lines, say};
 
 /// Requests per connection, unless the user says otherwise.
 const ROUNDS: usize = 10;
@@ -157,13 +158,15 @@ impl Args {
     }
 }
 
-/// Makes the file of results, if there is none, before anything is measured that would be lost.
+/// Whether the file of results can be written, before anything is measured that would be lost. It
+/// is left as it was: a run that fails later leaves no empty one.
 fn writable(path: &Path) -> Result<()> {
-    let made = fs::OpenOptions::new().append(true).create(true).open(path);
-    made.map(drop).with_context(|| path.display().to_string())
+    let existed = path.exists();
+    let made = fs::OpenOptions::new().append(true).create(true).open(path).map(drop);
+    let left = if existed { made } else { made.and_then(|()| fs::remove_file(path)) };
+    left.with_context(|| path.display().to_string())
 }
 
-#[expect(clippy::print_stdout, reason = "the report is what the command is for")]
 pub(crate) fn run(args: &Args) -> Result<()> {
     args.check()?;
     if let Some(model) = args.engine.as_ref().filter(|_| args.round.wanted()) {
@@ -176,11 +179,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(model) => direct::run(args, model)?,
         None => crate::runtime()?.block_on(http::run(args))?,
     };
-    print!("{}", report::table(&result));
+    lines(format_args!("{}", report::table(&result)));
     if let Some(path) = &args.json {
         let text = serde_json::to_string(&report::json(args, &result))?;
         fs::write(path, text + "\n").with_context(|| path.display().to_string())?;
-        println!("written to {}", path.display());
+        say!("written to {}", path.display());
     }
     let failed = result.samples.iter().find_map(|sample| sample.error.as_deref());
     match failed {
@@ -188,5 +191,24 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Err(anyhow::anyhow!("{} requests failed, first: {error}", result.failed_count()))
         }
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn asking_whether_results_can_be_written_leaves_everything_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let (new, old) = (folder.path().join("new.json"), folder.path().join("old.json"));
+        fs::write(&old, "results").unwrap();
+        writable(&new).unwrap();
+        writable(&old).unwrap();
+        assert!(!new.exists());
+        assert_eq!(fs::read_to_string(&old).unwrap(), "results");
+        let nowhere = folder.path().join("nowhere/new.json");
+        let error = writable(&nowhere).unwrap_err();
+        assert!(error.to_string().contains("nowhere/new.json"), "{error}");
     }
 }

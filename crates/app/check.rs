@@ -13,6 +13,7 @@ use kilotok_weights::{Checkpoint, Piece, WeightError, WeightSource, load};
 use crate::environment::folder;
 use crate::knobs::KnobArgs;
 use crate::progress::Bar;
+use crate::say::say;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -28,29 +29,28 @@ pub(crate) struct Args {
     knobs: KnobArgs,
 }
 
-#[expect(clippy::print_stdout, reason = "the report is what the command is for")]
 pub(crate) fn run(args: &Args) -> Result<()> {
     let folder = folder(&args.model)?;
     let checkpoint = Checkpoint::open(&folder, &args.knobs.knobs())
         .with_context(|| folder.display().to_string())?;
     let spec = checkpoint.spec();
     check_ranks(spec, args.ranks)?;
-    println!("{}", folder.display());
+    say!("{}", folder.display());
     describe(spec);
     let weights = declare(spec);
     let bytes = weights.iter().map(|decl| stored_bytes(&checkpoint, decl));
     let bytes = bytes.sum::<Result<usize, _>>()?;
-    println!("  weights   {} in {}", weights.len(), HumanBytes(bytes as u64));
+    say!("  weights   {} in {}", weights.len(), HumanBytes(bytes as u64));
     for skipped in checkpoint.skipped() {
         let (count, bytes) = (skipped.tensor_count, HumanBytes(skipped.bytes));
-        println!("  not read  {count} tensors, {bytes}: {}", skipped.reason);
+        say!("  not read  {count} tensors, {bytes}: {}", skipped.reason);
     }
     if args.values {
         let pieces: Vec<_> = weights.iter().flat_map(|decl| pieces(decl, args.ranks)).collect();
         load(&checkpoint, &pieces, &Bar::new("reading"), |_, _| {})?;
-        println!("  values    all finite");
+        say!("  values    all finite");
     }
-    println!("complete, and every tensor is what the config calls for");
+    say!("complete, and every tensor is what the config calls for");
     Ok(())
 }
 
@@ -74,27 +74,26 @@ pub(crate) fn stored_bytes(
     Ok(stored.iter().zip(dtypes).map(bytes).sum())
 }
 
-#[expect(clippy::print_stdout, reason = "the report is what the command is for")]
 pub(crate) fn describe(spec: &ModelSpec) {
     let windows = spec.layers.iter().filter(|layer| layer.attention.reach != Reach::Full).count();
     let experts = spec.layers.iter().find_map(|layer| match &layer.feed_forward {
         FeedForwardSpec::Experts(experts) => Some(experts),
         FeedForwardSpec::Dense(_) => None,
     });
-    println!("  family    {}", spec.family);
-    println!("  shape     {} wide, {} tokens", spec.hidden_size, spec.vocab_size);
-    println!("  layers    {}, {windows} of them with a sliding window", spec.layers.len());
+    say!("  family    {}", spec.family);
+    say!("  shape     {} wide, {} tokens", spec.hidden_size, spec.vocab_size);
+    say!("  layers    {}, {windows} of them with a sliding window", spec.layers.len());
     if let Some(experts) = experts {
-        println!("  experts   {} of {}, {}", experts.top_k, experts.count, experts.format);
+        say!("  experts   {} of {}, {}", experts.top_k, experts.count, experts.format);
     }
     match &spec.drafter {
-        Some(drafter) => println!(
+        Some(drafter) => say!(
             "  drafter   {} layers, networks in {}, {} drafts at a time, taps after layers {:?}",
             drafter.layers.len(),
             drafter.layers[0].feed_forward.format(),
             drafter.rows - 1,
             drafter.taps
         ),
-        None => println!("  drafter   none"),
+        None => say!("  drafter   none"),
     }
 }

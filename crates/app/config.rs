@@ -137,7 +137,8 @@ pub(crate) struct RawConfig {
     #[arg(long, value_name = "TOKENS", help_heading = "Requests")]
     pub(crate) max_tokens_default: Option<u32>,
 
-    /// Seconds to go on taking requests after SIGTERM, while load balancers notice [default: 0].
+    /// Seconds to go on taking requests after SIGTERM, while load balancers notice. After the
+    /// engine failed they get status 503 for as long, or for a second [default: 0].
     #[arg(long, value_name = "SECONDS", help_heading = "Operation")]
     pub(crate) drain_delay: Option<f64>,
     /// Seconds that running requests have to finish after that [default: 60].

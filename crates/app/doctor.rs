@@ -12,6 +12,7 @@ use indicatif::BinaryBytes;
 use kilotok_weights::hub::HubConfig;
 
 use crate::config::{DEFAULT_HOST, DEFAULT_PORT};
+use crate::say::say;
 use crate::{environment, machine};
 
 /// Below this no published model of the families fits; small ones and dummies do.
@@ -76,11 +77,10 @@ impl fmt::Display for Finding {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "the report is what the command is for")]
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut failed = 0;
     let mut tell = |finding: Finding| {
-        println!("{finding}");
+        say!("{finding}");
         failed += usize::from(finding.verdict == Verdict::Fail);
     };
     tell(processor());

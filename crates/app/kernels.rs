@@ -9,6 +9,7 @@ use kilotok_weights::read_spec;
 
 use crate::environment::{self, folder};
 use crate::knobs::KnobArgs;
+use crate::say::say;
 
 /// Those of an H100 or H200, where there is no GPU to ask.
 const MULTIPROCESSORS: u32 = 132;
@@ -48,7 +49,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     build(args)
 }
 
-#[expect(clippy::print_stdout, reason = "the report is what the command is for")]
 fn build(args: &Build) -> Result<()> {
     let folder = folder(&args.model)?;
     let spec =
@@ -57,15 +57,13 @@ fn build(args: &Build) -> Result<()> {
     toolchain.cache = args.cache.clone().or(toolchain.cache);
     let found = Found::look(args.ranks, &toolchain);
     if let Err(reason) = &found {
-        println!(
-            "for GPUs of {MULTIPROCESSORS} multiprocessors, as there are none to ask: {reason}"
-        );
+        say!("for GPUs of {MULTIPROCESSORS} multiprocessors, as there are none to ask: {reason}");
     }
     let gpus = found.iter().flat_map(|found| &found.gpus);
     let multiprocessors = gpus.map(|gpu| gpu.multiprocessors).min().unwrap_or(MULTIPROCESSORS);
     let sizes = Sizes { rank_count: args.ranks, page_tokens: args.page_tokens, ..Sizes::default() };
     let options = CudaOptions { sizes, toolchain, stamps: false };
-    let bytes = options.build(&spec, multiprocessors, &|line| println!("{line}"))?;
-    println!("{bytes} bytes of code for {multiprocessors} multiprocessors");
+    let bytes = options.build(&spec, multiprocessors, &|line| say!("{line}"))?;
+    say!("{bytes} bytes of code for {multiprocessors} multiprocessors");
     Ok(())
 }

@@ -19,6 +19,7 @@ mod plan;
 mod progress;
 mod pull;
 mod replay;
+mod say;
 mod serve;
 mod signals;
 

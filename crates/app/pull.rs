@@ -5,6 +5,7 @@ use kilotok_weights::hub::{ModelRef, pull};
 
 use crate::environment::hub;
 use crate::progress::Bar;
+use crate::say::say;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -12,9 +13,8 @@ pub(crate) struct Args {
     model: ModelRef,
 }
 
-#[expect(clippy::print_stdout, reason = "the folder is what the command is for")]
 pub(crate) fn run(args: &Args) -> Result<()> {
     let folder = pull(&args.model, &hub()?, &Bar::new("downloading"))?;
-    println!("{}", folder.display());
+    say!("{}", folder.display());
     Ok(())
 }

@@ -19,6 +19,7 @@ use tempfile::TempDir;
 use crate::environment::folder;
 use crate::knobs::KnobArgs;
 use crate::progress::Bar;
+use crate::say::say;
 
 /// Dummy weights are the same everywhere: traces of them can be compared.
 const DUMMY_SEED: u64 = 0;
@@ -50,7 +51,6 @@ enum LoadFormat {
     Dummy,
 }
 
-#[expect(clippy::print_stdout, reason = "the report is what the command is for")]
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut trace = read(&args.trace)?;
     let header = &trace.header;
@@ -80,14 +80,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let (outputs, time) = timed(|| replay::replay(&mut engine, &trace));
     let outputs = outputs?;
     for (index, (step, output)) in trace.steps.iter().zip(&outputs).enumerate() {
-        println!("step {index}: {}", summary(&step.plan, output));
+        say!("step {index}: {}", summary(&step.plan, output));
     }
     let token_count: usize =
         outputs.iter().flat_map(|out| &out.rows).map(|row| row.tokens.len()).sum();
     let compared = trace.steps.iter().filter(|step| step.output.is_some()).count();
     let (steps, rate) = (outputs.len(), token_count as f64 / time.as_secs_f64());
-    println!("{steps} steps, {token_count} tokens, {rate:.1} tokens a second");
-    println!("{compared} outputs compared, all equal");
+    say!("{steps} steps, {token_count} tokens, {rate:.1} tokens a second");
+    say!("{compared} outputs compared, all equal");
     if let Some(path) = &args.record {
         for (step, output) in trace.steps.iter_mut().zip(outputs) {
             step.output = Some(output);

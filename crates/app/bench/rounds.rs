@@ -22,6 +22,7 @@ use super::phases::{DeviceRound, Phase, add_json, part_name, phases, table};
 use super::{Args, prompts, writable};
 use crate::config::{Config, EngineKind, RawConfig};
 use crate::engine;
+use crate::say::{lines, say};
 
 /// Rounds before those that count.
 const WARMUP: u32 = 5;
@@ -185,7 +186,6 @@ struct Measured {
     phases: Vec<Phase>,
 }
 
-#[expect(clippy::print_stdout, reason = "the report is what the command is for")]
 pub(super) fn run(args: &Args, model: &str) -> Result<()> {
     let own = &args.round;
     let count = own.check()?;
@@ -210,18 +210,18 @@ pub(super) fn run(args: &Args, model: &str) -> Result<()> {
     }
     let mut loaded = planned.load()?;
     let mut results = Vec::new();
-    println!("{model} on {}, {count} rounds of each kind", loaded.device);
-    println!("{}", header(own.assume_acceptance));
+    say!("{model} on {}, {count} rounds of each kind", loaded.device);
+    say!("{}", header(own.assume_acceptance));
     for shape in shapes {
         let measured = measure(&mut *loaded.engine, &loaded.spec, args, shape, count)?;
-        println!("{}", line(&measured, own.assume_acceptance));
-        print!("{}{}", table(&measured.phases), floor_line(&measured));
+        say!("{}", line(&measured, own.assume_acceptance));
+        lines(format_args!("{}{}", table(&measured.phases), floor_line(&measured)));
         results.push(json(args, model, &loaded, &measured));
     }
     if let Some(path) = &own.out {
         let text = serde_json::to_string_pretty(&results)?;
         fs::write(path, text + "\n").with_context(|| path.display().to_string())?;
-        println!("written to {}", path.display());
+        say!("written to {}", path.display());
     }
     Ok(())
 }

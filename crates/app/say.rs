@@ -1,0 +1,54 @@
+//! What commands say on standard output, which is what they are called for.
+
+use std::io::{self, ErrorKind, Write};
+use std::{fmt, process};
+
+/// A line, in the form of `format!`.
+macro_rules! say {
+    ($($text:tt)*) => {
+        $crate::say::lines(format_args!("{}\n", format_args!($($text)*)))
+    };
+}
+pub(crate) use say;
+
+/// Whole lines. Who reads them may have seen enough and left, like `head`; what else the command
+/// is to do is done anyway. Lines that get lost in another way end it.
+pub(crate) fn lines(text: fmt::Arguments<'_>) {
+    if let Err(error) = write(&mut io::stdout(), text) {
+        eprintln!("error: standard output: {error}");
+        process::exit(1);
+    }
+}
+
+fn write(to: &mut impl Write, text: fmt::Arguments<'_>) -> io::Result<()> {
+    match to.write_fmt(text) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        outcome => outcome,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Broken(ErrorKind);
+
+    impl Write for Broken {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(self.0.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_reader_may_leave_but_nothing_else_may_be_lost() {
+        let mut pipe = Broken(ErrorKind::BrokenPipe);
+        write(&mut pipe, format_args!("{}", 1)).unwrap();
+        let mut disk = Broken(ErrorKind::StorageFull);
+        let error = write(&mut disk, format_args!("{}", 1)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::StorageFull);
+    }
+}
