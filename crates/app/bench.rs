@@ -161,7 +161,7 @@ impl Args {
 /// Whether the file of results can be written, before anything is measured that would be lost. It
 /// is left as it was: a run that fails later leaves no empty one.
 fn writable(path: &Path) -> Result<()> {
-    let existed = path.exists();
+    let existed = path.symlink_metadata().is_ok();
     let made = fs::OpenOptions::new().append(true).create(true).open(path).map(drop);
     let left = if existed { made } else { made.and_then(|()| fs::remove_file(path)) };
     left.with_context(|| path.display().to_string())

@@ -138,7 +138,7 @@ pub(crate) struct RawConfig {
     pub(crate) max_tokens_default: Option<u32>,
 
     /// Seconds to go on taking requests after SIGTERM, while load balancers notice. After the
-    /// engine failed they get status 503 for as long, or for a second [default: 0].
+    /// engine failed requests get status 503 for that long, at least a second [default: 0].
     #[arg(long, value_name = "SECONDS", help_heading = "Operation")]
     pub(crate) drain_delay: Option<f64>,
     /// Seconds that running requests have to finish after that [default: 60].

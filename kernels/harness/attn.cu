@@ -424,8 +424,12 @@ void check_kind(bool small) {
   check<KIND>("from the start", {{1, 0, D}});
   check<KIND>("three rows", {{1, 37, D}, {2, 200, OWN ? D : 1}, {3, 1030, D}});
   check_overflow<KIND>();
+  constexpr uint32_t LONG = CHUNK_KEYS * CHUNKS_MAX;
+  // As many parts as there may be. Alone these are one tile, which other warps add.
+  if (ATTENTIONS[KIND].window == 0)
+    check<KIND>("chunks grow, two tiles", {{1, LONG - 3, D}, {2, LONG - 1, D}});
   if (small) return;
-  check<KIND>("chunks grow", {{1, CHUNK_KEYS * CHUNKS_MAX - 3, D}});
+  check<KIND>("chunks grow", {{1, LONG - 3, D}});
   check<KIND>("chunks of three", {{1, 20000, D}, {2, 16384, D}});
   if (OWN) {
     check<KIND>("eight drafts", {{1, 1, D}, {2, 7, D}, {3, 8, D}, {4, 500, D}, {5, 1500, D}});

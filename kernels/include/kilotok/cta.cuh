@@ -128,8 +128,8 @@ __host__ __device__ __forceinline__ T* at(uint64_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// So many bytes on their way from the GPU's memory, by all threads of a CTA, or at least as many as
-// consume; what is stored is there after a __syncthreads.
+// So many bytes on their way from the GPU's memory, by at least the first CONSUMERS threads of a
+// CTA; what is stored is there after a __syncthreads.
 template <int BYTES>
 struct Words {
   static_assert(BYTES % 4 == 0, "whole words");

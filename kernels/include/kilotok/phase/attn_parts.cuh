@@ -151,7 +151,7 @@ template <int KIND, int WARPS>
 __device__ __forceinline__ void add_parts(const Cta& cta, SumMemory& scratch, const float* sinks,
                                           int token, int head, int count) {
   constexpr Attention A = ATTENTIONS[KIND];
-  // Runs that a warp loads at a time. Several warps have other weights in their registers.
+  // Runs that a warp loads at a time: of one tile, its registers also hold the output's first page.
   constexpr int RUNS = WARPS > 1 ? 1 : 2;
   static_assert(32 % (RUNS * RUN_PARTS) == 0, "their weights are with the lanes of one register");
   const int lane = cta.lane(), first_run = cta.warp() % WARPS;

@@ -13,9 +13,9 @@ namespace kilotok {
 // A token of the batch that has no row in the embedding: the drafter's mask.
 constexpr uint32_t MASK_TOKEN = ~0u;
 
-// Cosines and sines of kinds `first` to `end`, shared by all CTAs, the last of which own nothing of
-// the stream and begin: exact functions in double precision take microseconds. Angles are F32
-// products as models are trained with.
+// Cosines and sines of kinds `first` to `end`, shared by all CTAs. They are counted from the last
+// one, as the last ones may own nothing of the stream, and exact functions in double precision take
+// microseconds. Angles are F32 products as models are trained with.
 __device__ __forceinline__ void rotations(const Cta& cta, const HeldBatch& batch, int first,
                                           int end) {
   const Memory& memory = cta.memory;

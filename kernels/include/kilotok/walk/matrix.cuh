@@ -438,7 +438,8 @@ __device__ __forceinline__ void multiply_tile(const Cta& cta, Ring& ring, Sums& 
 
 // Multiplies this CTA's units, from `first` on. With one tile the adders put the sums to use (they
 // call `add`), with more the consumers do: `use(unit, row tile, tile, lane, values)`. `meet` waits
-// until the operand is written. `prepare` is called by all consumers while it is on its way; what
+// until the operand is written; every CTA calls it, also one without units, and it may use the
+// sums' memory. `prepare` is called by all consumers while the operand is on its way; what
 // it leaves in shared memory, `use` sees. `row_of(column)` is the operand row of a column of the
 // batch, which has `row_of.tiles()` tiles.
 template <class M, int TILES, class RowOf, class Meet, class Prepare, class Use>

@@ -16,8 +16,8 @@ constexpr int ADDER_WARPS = 3;
 // sums, and behind them 48 rows of the stream of 64 tokens (phase/stream.cuh).
 constexpr int SCRATCH_BYTES = 36864;
 
-// Where the warps' sums meet, `[places][warps][lanes]`, or `[warps][places][lanes]`. The parts are
-// at the beginning of the scratch memory.
+// Where the warps' sums meet, `[places][warps][lanes]`, or `[warps][places][lanes]`; those of a
+// head's parts as `[heads][runs][lanes]`. They are at the beginning of the scratch memory.
 struct SumMemory {
   union {
     float4 parts[SUM_PLACES * CONSUMER_WARPS * 32];
