@@ -10,7 +10,6 @@
 #[expect(dead_code, reason = "more is asked of servers elsewhere")]
 mod server;
 
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -22,6 +21,7 @@ use kilotok_sched::Limits;
 use kilotok_server::ServerConfig;
 use kilotok_server::gate::GateOptions;
 use kilotok_testkit::Toy;
+use kilotok_testkit::process::alone;
 use kilotok_testkit::toy::Files;
 use kilotok_text::Text;
 use kilotok_weights::{Checkpoint, Quiet};
@@ -159,9 +159,7 @@ fn run(names: [&str; 2]) {
         if let Err(reason) = Found::look(rank_count, &options(rank_count).toolchain) {
             return println!("skipped: {reason}");
         }
-        let mut process = Command::new(std::env::current_exe().unwrap());
-        let ended = process.args([name, "--exact", "--ignored", "--nocapture"]).status();
-        assert!(ended.unwrap().success(), "{name}");
+        assert!(alone(name).status().unwrap().success(), "{name}");
     }
 }
 

@@ -150,6 +150,15 @@ float launch_ms(void (*kernel)(Arguments...), dim3 grid, int threads, size_t sha
   return ms;
 }
 
+// Microseconds of the fastest run for each of its repeats; `run_ms(repeats)` does them.
+template <class Run>
+double best_us(int repeats, Run run_ms) {
+  constexpr int RUNS = 5;
+  float best = INFINITY;
+  for (int run = 0; run < RUNS; run++) best = std::min(best, run_ms(repeats));
+  return best * 1e3 / repeats;
+}
+
 // What the fastest memory reads in a second: measured on an H200.
 constexpr double FASTEST = 4.55e12;
 

@@ -210,11 +210,9 @@ struct DraftCheck {
   }
 
   void time(int wanted_count) {
-    constexpr int REPEATS = 500, RUNS = 5;
-    float best = INFINITY;
-    for (int run = 0; run < RUNS; run++) best = std::min(best, launch(wanted_count, REPEATS));
+    const double us = best_us(500, [&](int repeats) { return launch(wanted_count, repeats); });
     std::printf("  after %d tokens, %d logits each, with two barriers: %.2f us\n", wanted_count,
-                RANK_LOGITS, best * 1e3 / REPEATS);
+                RANK_LOGITS, us);
   }
 };
 

@@ -186,13 +186,10 @@ struct EmbedCheck {
   }
 
   void time(uint32_t token_count) {
-    constexpr int REPEATS = 1000, RUNS = 5;
     work.part = work.residual = 0;
-    float best = INFINITY;
-    for (int run = 0; run < RUNS; run++)
-      best = std::min(best, launch(token_count, false, REPEATS));
-    std::printf("  %u tokens, rows of the embedding in caches: %.2f us\n", token_count,
-                best * 1e3 / REPEATS);
+    const double us =
+        best_us(1000, [&](int repeats) { return launch(token_count, false, repeats); });
+    std::printf("  %u tokens, rows of the embedding in caches: %.2f us\n", token_count, us);
   }
 };
 

@@ -320,13 +320,10 @@ bool check(Ranks& ranks) {
 }
 
 void time(Ranks& ranks) {
-  constexpr int REPEATS = 2000, RUNS = 5;
   for (int tokens : {1, TILE_TOKENS, TOKENS_MAX}) {
-    float best = INFINITY;
-    for (int run = 0; run < RUNS; run++)
-      best = std::min(best, ranks.launch(tokens, REPEATS));
+    const double us = best_us(2000, [&](int repeats) { return ranks.launch(tokens, repeats); });
     std::printf("  %d tokens, %.0f KB of BF16, %d ranks: %.2f us an exchange\n", tokens,
-                tokens * HIDDEN * 2 / 1024.0, RANKS, best * 1e3 / REPEATS);
+                tokens * HIDDEN * 2 / 1024.0, RANKS, us);
   }
 }
 

@@ -168,15 +168,14 @@ struct HeadCheck {
   }
 
   void time(int wanted_count) {
-    constexpr int REPEATS = 20, RUNS = 5;
     const int tokens = std::max(wanted_count, TILE_TOKENS);
-    float best = INFINITY;
-    for (int run = 0; run < RUNS; run++)
-      best = std::min(best, launch(tokens, mixed_tokens(tokens, wanted_count), REPEATS));
+    const double us = best_us(20, [&](int repeats) {
+      return launch(tokens, mixed_tokens(tokens, wanted_count), repeats);
+    });
     char name[64];
     std::snprintf(name, sizeof name, "  %d wanted of %d tokens, with a barrier", wanted_count,
                   tokens);
-    print_time(name, best * 1e3 / REPEATS, HeadMatrix::BYTES);
+    print_time(name, us, HeadMatrix::BYTES);
   }
 };
 

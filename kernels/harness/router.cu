@@ -364,19 +364,17 @@ struct RouterCheck {
   }
 };
 
-constexpr int REPEATS = 200, RUNS = 5;
-
 template <int KIND>
 void time_kind(int token_count) {
   RouterCheck<KIND> c(static_cast<int>(BEYOND_CACHES / Router<KIND>::BYTES) + 1);
   const Memory m = c.memory(token_count);
-  c.work.repeats = REPEATS;
-  float best = INFINITY;
-  for (int run = 0; run < RUNS; run++)
-    best = std::min(best, roles_ms<RouterRoles<KIND>>(m, c.work));
+  const double us = best_us(200, [&](int repeats) {
+    c.work.repeats = repeats;
+    return roles_ms<RouterRoles<KIND>>(m, c.work);
+  });
   char name[64];
   std::snprintf(name, sizeof name, "  kind %d, %d tokens, with barriers", KIND, token_count);
-  print_time(name, best * 1e3 / REPEATS, Router<KIND>::BYTES);
+  print_time(name, us, Router<KIND>::BYTES);
 }
 
 template <int KIND>

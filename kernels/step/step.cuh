@@ -239,10 +239,10 @@ __device__ __forceinline__ void output(Walker& w, Meet meet) {
   });
 }
 
-// Begins in the middle of a grid barrier. `empty_places` is called before the next one; with chunks
-// by `add_chunks`, where there is time for it.
-template <int KIND, bool DRAFT, class EmptyPlaces>
-__device__ __forceinline__ void attend(Walker& w, EmptyPlaces empty_places) {
+// Begins in the middle of a grid barrier. `forget_awaited` is called before the next one; with
+// chunks by `add_chunks`, where there is time for it.
+template <int KIND, bool DRAFT, class ForgetAwaited>
+__device__ __forceinline__ void attend(Walker& w, ForgetAwaited forget_awaited) {
   const LayerMemory& layer = w.layer();
   if constexpr (!ATTENTIONS[KIND].paired) {
     w.cta.wait_grid();
@@ -250,7 +250,7 @@ __device__ __forceinline__ void attend(Walker& w, EmptyPlaces empty_places) {
     w.cta.stamp(Stamp::AttentionIn);
     w.cta.arrive_grid();
   }
-  if constexpr (!IN_CHUNKS<KIND, DRAFT>) empty_places();
+  if constexpr (!IN_CHUNKS<KIND, DRAFT>) forget_awaited();
   attn<KIND, DRAFT>(w.cta, layer, w.batch(), w.shared.pairs, w.shared.sums);
 }
 
@@ -352,7 +352,7 @@ __device__ __forceinline__ void attention(Walker& w) {
   // Before anything is forgotten: the arrival would wait for these stores, and they need only be
   // done before the next one.
   cta.arrive_grid();
-  const auto empty_places = [&] {
+  const auto forget_awaited = [&] {
     with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(w.layer().feed_forward, [&](auto kind) {
       constexpr int F = decltype(kind)::value;
       if constexpr (AWAITS<F, TILES>) {
@@ -362,7 +362,7 @@ __device__ __forceinline__ void attention(Walker& w) {
     });
   };
   with_kind<P::ATTENTION, P::ATTENTION_END>(w.layer().attention, [&](auto kind) {
-    attend<decltype(kind)::value, DRAFT>(w, empty_places);
+    attend<decltype(kind)::value, DRAFT>(w, forget_awaited);
   });
   cta.stamp(Stamp::Attention);
   cta.arrive_grid();
@@ -374,7 +374,7 @@ __device__ __forceinline__ void attention(Walker& w) {
   const auto meet = [&] {
     with_kind<P::ATTENTION, P::ATTENTION_END>(w.layer().attention, [&](auto kind) {
       add_chunks<decltype(kind)::value, DRAFT, ADDING_WARPS<TILES == 1>>(
-          cta, w.layer(), w.batch(), w.shared.sums, empty_places);
+          cta, w.layer(), w.batch(), w.shared.sums, forget_awaited);
     });
     cta.wait_grid();
   };

@@ -149,13 +149,10 @@ enum Experts {
 
 impl Experts {
     fn new(spec: &ModelSpec, shape: Shape, rounds: &[DeviceRound]) -> Self {
-        let is_of_experts =
-            |layer: &&LayerSpec| matches!(layer.feed_forward, FeedForwardSpec::Experts(_));
-        let layers = spec.layers.iter().filter(is_of_experts).count() as f64;
         let of = |round: &DeviceRound| round.phases.iter().map(|phase| phase.experts).sum::<u64>();
         let counted = Figures::of(rounds.iter().map(|round| of(round) as f64)).mean;
         if counted > 0.0 {
-            Self::Counted(counted / layers)
+            Self::Counted(counted / expert_layers(spec) as f64)
         } else {
             Self::Uniform(distinct_experts(spec, shape.token_count()))
         }
@@ -173,6 +170,12 @@ impl Experts {
             Self::Uniform(_) => "what uniform routing of random tokens gives, not counted",
         }
     }
+}
+
+fn expert_layers(spec: &ModelSpec) -> usize {
+    let has_experts =
+        |layer: &&LayerSpec| matches!(layer.feed_forward, FeedForwardSpec::Experts(_));
+    spec.layers.iter().filter(has_experts).count()
 }
 
 struct Measured {
@@ -532,9 +535,7 @@ mod tests {
     #[test]
     fn experts_are_those_that_kernels_counted() {
         let spec = Toy::pro_fp4().spec();
-        let is_of_experts =
-            |layer: &&LayerSpec| matches!(layer.feed_forward, FeedForwardSpec::Experts(_));
-        let layers = spec.layers.iter().filter(is_of_experts).count() as u64;
+        let layers = expert_layers(&spec) as u64;
         let shape = Shape { batch: 1, draft: 3, context: 20 };
         let round = |each: u64| {
             let (own, wait) = (Duration::ZERO, Duration::ZERO);

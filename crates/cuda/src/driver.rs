@@ -497,7 +497,7 @@ impl Kernel {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use kilotok_testkit::process::alone;
 
     use super::*;
 
@@ -510,9 +510,7 @@ mod tests {
 
     #[test]
     fn launches_that_wait_for_their_end_are_refused() {
-        let mut process = Command::new(std::env::current_exe().unwrap());
-        process.env(LAUNCH_BLOCKING, "1");
-        let test = "driver::tests::with_launches_that_wait";
-        assert!(process.args([test, "--exact", "--ignored"]).status().unwrap().success());
+        let mut process = alone("driver::tests::with_launches_that_wait");
+        assert!(process.env(LAUNCH_BLOCKING, "1").status().unwrap().success());
     }
 }

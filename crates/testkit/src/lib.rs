@@ -1,12 +1,14 @@
 //! What tests of kilotok are made of: the promises that every engine keeps ([`mod@conformance`]),
 //! the host that puts them to the test ([`host`]), an engine without a model for tests of
-//! everything above the seam ([`scripted`]), small models with real checkpoints ([`toy`]) and
-//! recorded steps ([`replay`]). Nothing here serves requests.
+//! everything above the seam ([`scripted`]), small models with real checkpoints ([`toy`]), recorded
+//! steps ([`replay`]) and tests that want a process of their own ([`process`]). Nothing here serves
+//! requests.
 
 pub mod conformance;
 mod difference;
 pub mod host;
 mod mix;
+pub mod process;
 pub mod replay;
 pub mod scripted;
 pub mod toy;

@@ -4,7 +4,6 @@
 
 mod agree;
 
-use std::process::Command;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
@@ -12,6 +11,7 @@ use kilotok_engine::{Engine, EngineError, StepPlan};
 use kilotok_model::Knobs;
 use kilotok_testkit::Toy;
 use kilotok_testkit::host::{Host, HostError, How, Request};
+use kilotok_testkit::process::alone;
 use kilotok_testkit::toy::Files;
 use kilotok_weights::{Checkpoint, Quiet};
 
@@ -181,9 +181,7 @@ fn what_breaks_a_gpu_is_told_in_time_and_over_with_its_process() {
             return;
         }
         for name in cases {
-            let mut process = Command::new(std::env::current_exe().unwrap());
-            let test = format!("rank::tests::{who}_{name}");
-            let ended = process.args([&test, "--exact", "--ignored", "--nocapture"]).status();
+            let ended = alone(&format!("rank::tests::{who}_{name}")).status();
             assert!(ended.unwrap().success(), "{name}");
         }
         reply(&mut engine(rank_count)).expect("the GPUs are well again");

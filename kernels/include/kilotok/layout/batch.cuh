@@ -13,12 +13,12 @@ struct HeldBatch {
   // All threads of a CTA, before a __syncthreads.
   __device__ __forceinline__ void bring(const Memory& memory) {
     // All at once: stores would wait for loads, and the next loads for these.
-    const Words<sizeof(counts)> a(memory.batch);
-    const Words<sizeof(tokens)> b(memory.tokens);
-    const Words<sizeof(rows)> c(memory.rows);
-    a.store(&counts);
-    b.store(tokens);
-    c.store(rows);
+    const Words<sizeof(counts)> of_counts(memory.batch);
+    const Words<sizeof(tokens)> of_tokens(memory.tokens);
+    const Words<sizeof(rows)> of_rows(memory.rows);
+    of_counts.store(&counts);
+    of_tokens.store(tokens);
+    of_rows.store(rows);
   }
 
   __device__ __forceinline__ int token_count() const { return counts.token_count; }

@@ -173,30 +173,30 @@ using PairsByKind = PairSums[ATTENTION_KINDS];
 
 // Once a launch, before a barrier of the CTA: a warp counts for each of the kinds.
 template <int FIRST, int END, bool OWN>
-__device__ __forceinline__ void count_pairs(const Cta& cta, PairsByKind& pairs,
+__device__ __forceinline__ void count_pairs(const Cta& cta, PairsByKind& by_kind,
                                             const HeldBatch& batch) {
   if constexpr (FIRST < END) {
     if (IN_CHUNKS<FIRST, OWN> && cta.warp() == FIRST % CONSUMER_WARPS) {
-      PairSums& sums = pairs[FIRST];
+      PairSums& sums = by_kind[FIRST];
       const int row_count = batch.counts.row_count;
       uint32_t before = 0;
 #pragma unroll 1
       for (int first = 0; first < row_count; first += 32) {
         const int row = first + cta.lane();
-        uint32_t own = 0;
-        if (row < row_count) own = RowWork<FIRST>(batch.rows[row], OWN).pairs();
-        uint32_t sum = own;
+        uint32_t pairs = 0;
+        if (row < row_count) pairs = RowWork<FIRST>(batch.rows[row], OWN).pairs();
+        uint32_t sum = pairs;
 #pragma unroll
         for (int distance = 1; distance < 32; distance *= 2) {
           const uint32_t other = __shfl_up_sync(~0u, sum, distance);
           if (cta.lane() >= distance) sum += other;
         }
-        if (row < row_count) sums.before[row] = before + sum - own;
+        if (row < row_count) sums.before[row] = before + sum - pairs;
         before += __shfl_sync(~0u, sum, 31);
       }
       if (cta.lane() == 0) sums.before[row_count] = before;
     }
-    count_pairs<FIRST + 1, END, OWN>(cta, pairs, batch);
+    count_pairs<FIRST + 1, END, OWN>(cta, by_kind, batch);
   }
 }
 
