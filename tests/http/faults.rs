@@ -8,7 +8,7 @@ use kilotok_server::ServerConfig;
 use kilotok_server::gate::GateOptions;
 use serde_json::{Value, json};
 
-use super::server::{Brake, Open, Server, Setup};
+use super::server::{Brake, Open, Server, Setup, until};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -175,9 +175,16 @@ fn shutting_down_loses_no_reply() {
     server.signal();
     // New requests are refused, while the old one goes on.
     loop {
-        // Enough for one that was still taken, and too little for the old one to end.
-        brake.release(500);
-        let answer = server.post(CHAT, &endless(&json!({"max_tokens": 1})));
+        let answer = std::thread::scope(|scope| {
+            let post = scope.spawn(|| server.post(CHAT, &endless(&json!({"max_tokens": 1}))));
+            // One that was still taken wants a few steps, however late it comes; the old one wants
+            // far more to end.
+            until("an answer", || {
+                brake.release(1);
+                post.is_finished()
+            });
+            post.join().unwrap()
+        });
         if answer.status == 503 {
             assert!(answer.header("retry-after").is_some());
             break;
