@@ -159,13 +159,13 @@ pub struct RowOutput {
     /// One per token when the row asked for them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub logprobs: Vec<TokenLogprobs>,
-    /// One per entry of [`Row::scored`].
+    /// One per entry of [`Row::scored`], or up to the first that a fault kept from being scored.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub scored: Vec<TokenLogprobs>,
     /// The drafts now held, when the row asked for them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drafts: Vec<TokenId>,
-    /// Set when no token could be chosen at some position; `tokens` ends before it.
+    /// Set when no token could be chosen or scored at some position; `tokens` ends before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<RowFault>,
 }

@@ -15,7 +15,7 @@ pub struct Limits {
     pub chunk_min: u32,
     /// Microseconds that a step with decode rows should take; prompt chunks are cut to fit.
     pub step_us_max: u32,
-    /// Decoding rows above which nothing is drafted.
+    /// Requests that run at once above which nothing is drafted.
     pub draft_rows_max: u32,
     /// Later arrivals that one level of priority is worth.
     pub aging: u32,

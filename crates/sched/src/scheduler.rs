@@ -383,11 +383,14 @@ impl Flight {
             return Err(format!("{count} tokens, {least} to {most} are possible"));
         }
         let logprob_count = if self.logprobs { count } else { 0 };
-        if out.logprobs.len() as u32 != logprob_count
-            || out.scored.len() as u32 != self.scored_count
-        {
-            let counts = (out.logprobs.len(), out.scored.len());
-            return Err(format!("log-probabilities {counts:?} were not asked for"));
+        let scored_least = if out.fault.is_some() { 0 } else { self.scored_count };
+        for (what, found, least, most) in [
+            ("log-probabilities", out.logprobs.len(), logprob_count, logprob_count),
+            ("scored tokens", out.scored.len(), scored_least, self.scored_count),
+        ] {
+            if !(least..=most).contains(&(found as u32)) {
+                return Err(format!("{found} {what}, {least} to {most} are possible"));
+            }
         }
         Ok(())
     }
@@ -407,6 +410,7 @@ fn check_output(flights: &[Flight], output: &StepOutput) -> Result<(), Misuse> {
 #[cfg(test)]
 mod tests {
     use kilotok_abi::Sampling;
+    use kilotok_engine::TokenLogprob;
     use kilotok_testkit::ScriptedEngine;
 
     use super::*;
@@ -466,6 +470,28 @@ mod tests {
         assert_eq!(sched.provide_masks(masked, 1, masks(2)), Ok(true));
         let rows = sched.plan().unwrap().step.rows;
         assert_eq!((rows.len(), rows[1].sample, rows[1].masks.len()), (2, true, 1));
+    }
+
+    #[test]
+    fn a_fault_among_scored_tokens_ends_one_request() {
+        let mut sched = sched();
+        let scored = Submission { score_prompt: true, ..asked(vec![1, 2, 3], 0) };
+        let ids = [(); 2].map(|()| sched.admit(scored.clone()).unwrap());
+        assert_eq!(sched.plan().unwrap().step.rows[0].scored, [2, 3]);
+        let chosen = TokenLogprob { token: 2, logprob: -1.0 };
+        let logprobs = TokenLogprobs { chosen, rank: 0, top: vec![] };
+        let whole = RowOutput { scored: vec![logprobs; 2], ..RowOutput::default() };
+        let fault = RowFault::NotFinite { position: 1 };
+        let faulty = RowOutput { fault: Some(fault), ..RowOutput::default() };
+        let advances = sched.absorb(StepOutput { rows: vec![faulty, whole] }, 10).unwrap();
+        let ends: Vec<_> = advances.into_iter().map(|own| (own.id, own.finish)).collect();
+        let finishes = [Finish::Fault(fault), Finish::Length].map(Some);
+        assert_eq!(ends, ids.into_iter().zip(finishes).collect::<Vec<_>>());
+        sched.admit(scored).unwrap();
+        sched.plan().unwrap();
+        let rows = vec![RowOutput::default()];
+        let without = sched.absorb(StepOutput { rows }, 10).unwrap_err().to_string();
+        assert_eq!(without, "output of row 0: 0 scored tokens, 2 to 2 are possible");
     }
 
     #[test]
