@@ -496,6 +496,18 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_for_pages_starts_once_another_has_computed_its_beginning() {
+        let mut caps = ScriptedEngine::caps();
+        caps.groups[0].page_count = 12;
+        let mut bench = Bench::new(caps, Limits::default());
+        for last in [1, 2] {
+            bench.sched.admit(asked([text(60, 1), vec![last]].concat(), 20)).unwrap();
+        }
+        assert_eq!(bench.step().0, [(0, 61)]);
+        assert_eq!(bench.step().0[1], (1, 61 - 56));
+    }
+
+    #[test]
     fn prompts_are_cut_to_the_time_of_a_step() {
         let cost = Cost { base_us: 1000.0, token_us: 10.0, draft_us: 0.0 };
         let limits = Limits { cost, step_us_max: 1500, chunk_min: 5, ..Limits::default() };

@@ -315,7 +315,12 @@ impl Scheduler {
         self.stats.count_drafts(row.draft_count, advance.accepted_count);
         self.stats.output_count += advance.tokens.len() as u64;
         if let Some(place) = &mut request.place {
+            let named = place.holding.named;
             self.pages.settle(&mut place.holding, &request.known, request.computed);
+            if place.holding.named > named {
+                // Who waits may start with these pages, and so need fewer.
+                self.shortage = None;
+            }
         }
         if advance.finish.is_some() {
             self.leave(row.id, u32::MAX);
