@@ -38,6 +38,7 @@ fn models_have_their_names() {
 #[test]
 fn values_that_make_no_sense_are_refused_by_name() {
     let server = Server::new();
+    let long_words: Vec<_> = (0..80).map(|word| format!("{word:0250}")).collect();
     for (field, value) in [
         ("temperature", json!(2.5)),
         ("temperature", json!("hot")),
@@ -57,10 +58,12 @@ fn values_that_make_no_sense_are_refused_by_name() {
         ("stop", json!(vec!["x"; 17])),
         ("stop", json!({"a": 1})),
         ("stop_token_ids", json!([265])),
+        ("stop_token_ids", json!(vec![1; 1025])),
+        ("bad_words", json!(long_words)),
         ("logit_bias", json!({"265": 1})),
         ("logit_bias", json!({"1": 101})),
         ("min_tokens", json!(5)),
-        ("priority", json!(1_i64 << 40)),
+        ("priority", json!(101)),
         ("cache_salt", json!("")),
         ("reasoning_effort", json!("huge")),
         ("truncate_prompt_tokens", json!(0)),

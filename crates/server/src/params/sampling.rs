@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kilotok_abi::{Sampling, TokenId};
+use kilotok_abi::{BAD_TOKENS_MAX, Sampling, TokenId};
 use kilotok_engine::SlotSetup;
 use kilotok_sched::Submission;
 use kilotok_text::{ReplyOptions, Text};
@@ -42,6 +42,8 @@ pub(crate) struct Truncate {
 
 /// Far beyond what anyone means, and small enough for a slot's tables.
 const TOKENS_MAX: usize = 1024;
+/// One level is worth 256 later arrivals, so that nobody is overtaken by more than some 50,000.
+const PRIORITY_MAX: i64 = 100;
 const STOP_BYTES_MAX: usize = 1024;
 const WORD_BYTES_MAX: usize = 256;
 const INTERVAL_MAX: i64 = 1024;
@@ -55,7 +57,9 @@ pub(crate) fn choose(asked: &Sampled, service: &Service) -> Result<Chosen, ApiEr
     let n = count("n", asked.n, 1, i64::from(n_max))?.unwrap_or(1);
     let token_max = count("max_tokens", asked.max_tokens, 0, i64::MAX)?;
     let token_max = token_max.or(service.config.token_max_default).unwrap_or(u32::MAX);
-    let stop_tokens = tokens("stop_token_ids", asked.stop_token_ids.as_deref(), vocab)?;
+    let stop_tokens = asked.stop_token_ids.as_deref().unwrap_or_default();
+    at_most("stop_token_ids", stop_tokens, TOKENS_MAX)?;
+    let stop_tokens = tokens("stop_token_ids", stop_tokens, vocab)?;
     let sampling = sampling(asked, &service.text, token_max)?;
     let mut setup = SlotSetup::new(sampling, 0);
     setup.end_tokens.clone_from(&stop_tokens);
@@ -65,7 +69,7 @@ pub(crate) fn choose(asked: &Sampled, service: &Service) -> Result<Chosen, ApiEr
     setup.logit_bias = biases(asked, vocab)?;
     setup.bad_words = bad_words(asked.bad_words.as_deref().unwrap_or_default(), &service.text)?;
     let mut submission = Submission::new(Vec::new(), setup, token_max);
-    let priority = within("priority", asked.priority, i64::from(i32::MIN), i64::from(i32::MAX))?;
+    let priority = within("priority", asked.priority, -PRIORITY_MAX, PRIORITY_MAX)?;
     submission.priority = priority.unwrap_or_default() as i32;
     submission.cache_salt = salt(asked.cache_salt.clone())?;
     submission.drafts = asked.drafts.unwrap_or(true);
@@ -154,9 +158,7 @@ pub(crate) fn seed_of(seed: u64, choice: u32) -> u64 {
     x ^ (x >> 31)
 }
 
-fn tokens(name: &str, ids: Option<&[i64]>, vocab: u32) -> Result<Vec<TokenId>, ApiError> {
-    let ids = ids.unwrap_or_default();
-    at_most(name, ids, vocab as usize)?;
+fn tokens(name: &str, ids: &[i64], vocab: u32) -> Result<Vec<TokenId>, ApiError> {
     let token = |(index, id): (usize, &i64)| match u32::try_from(*id) {
         Ok(token) if token < vocab => Ok(token),
         _ => Err(outside(&format!("{name}[{index}]"), id, &vocabulary(vocab))),
@@ -184,7 +186,8 @@ fn biases(asked: &Sampled, vocab: u32) -> Result<Vec<(TokenId, f32)>, ApiError> 
         biases.push((token, *bias as f32));
     }
     let Some(allowed) = &asked.allowed_token_ids else { return Ok(biases) };
-    let allowed = tokens("allowed_token_ids", Some(allowed), vocab)?;
+    at_most("allowed_token_ids", allowed, vocab as usize)?;
+    let allowed = tokens("allowed_token_ids", allowed, vocab)?;
     let allowed: BTreeSet<_> = allowed.into_iter().collect();
     if allowed.is_empty() {
         let message = "allowed_token_ids: nothing is left to choose from";
@@ -212,6 +215,12 @@ fn bad_words(words: &[String], text: &Text) -> Result<Vec<Vec<TokenId>>, ApiErro
         }
     }
     banned.remove(&Vec::new());
+    let count = banned.iter().map(Vec::len).sum::<usize>();
+    if count > BAD_TOKENS_MAX {
+        let message =
+            format!("bad_words: {count} tokens together, at most {BAD_TOKENS_MAX} are possible");
+        return Err(ApiError::bad("bad_words", message));
+    }
     Ok(banned.into_iter().collect())
 }
 
@@ -312,7 +321,7 @@ mod tests {
         let error = bias("4", 100.5).unwrap_err();
         assert_eq!(error.param.as_deref(), Some("logit_bias.4"));
         assert!(error.message.contains("100.5") && error.message.contains("between -100 and 100"));
-        let error = tokens("stop_token_ids", Some(&[1, 5]), 5).unwrap_err();
+        let error = tokens("stop_token_ids", &[1, 5], 5).unwrap_err();
         assert_eq!(error.param.as_deref(), Some("stop_token_ids[1]"));
         assert!(error.message.contains("between 0 and 4"), "{}", error.message);
     }

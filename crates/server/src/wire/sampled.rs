@@ -138,6 +138,7 @@ macro_rules! sampled {
             /// Which end of a long prompt is cut: `left` or `right`.
             pub truncation_side: Option<String>,
             /// Lower goes first.
+            #[schema(minimum = -100, maximum = 100)]
             pub priority: Option<i64>,
             /// Requests share cached prefixes only with those of the same salt.
             #[schema(min_length = 1, max_length = 128)]
