@@ -14,7 +14,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use kilotok_server::gate::{Gate, GateOptions};
 use kilotok_server::metrics::Metrics;
 use kilotok_server::{ServerConfig, Service, serve};
-use kilotok_text::{Grammars, Text, TokenId};
+use kilotok_text::{Grammars, Text};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, LoadFormat, LogFormat, RawConfig};
@@ -55,8 +55,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let text = Arc::new(text);
     let caps = loaded.engine.caps().clone();
     check_vocabulary(&text, caps.vocab_size, &loaded.folder)?;
-    let end_tokens = end_tokens(&text, &loaded.spec.end_tokens);
-    let grammars = Grammars::new(&text, caps.vocab_size, &end_tokens)
+    let grammars = Grammars::new(&text, caps.vocab_size, &text.defaults().end_tokens)
         .with_context(|| format!("{}: the vocabulary", loaded.folder.display()))?;
     let metrics = Arc::new(Metrics::new(&config.served_names[0], &caps));
     let options = GateOptions {
@@ -145,15 +144,6 @@ fn check_vocabulary(text: &Text, vocab_size: u32, folder: &Path) -> Result<()> {
         folder.display()
     );
     Ok(())
-}
-
-/// Those of `generation_config.json` and those of `config.json`.
-fn end_tokens(text: &Text, of_model: &[TokenId]) -> Vec<TokenId> {
-    let mut tokens = text.defaults().end_tokens.clone();
-    tokens.extend(of_model);
-    tokens.sort_unstable();
-    tokens.dedup();
-    tokens
 }
 
 fn settings(config: &Config, folder: &Path) -> ServerConfig {

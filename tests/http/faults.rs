@@ -60,9 +60,7 @@ fn a_client_that_leaves_frees_its_place() {
     let mut request = endless(&json!({}));
     request["stream"] = json!(false);
     let open = server.begin(CHAT, &request);
-    while server.get("/load").good()["server_load"] == 0 {
-        std::thread::yield_now();
-    }
+    until("it is asked", || server.get("/load").good()["server_load"] != 0);
     drop(open);
     until_idle(&server, &brake);
     let metrics = server.get("/metrics");
@@ -78,9 +76,7 @@ fn a_client_that_closes_its_sending_half_has_left() {
     let (server, brake) = braked(Setup::default());
     for stream in [true, false] {
         let open = server.begin(CHAT, &endless(&json!({"stream": stream})));
-        while server.get("/load").good()["server_load"] == 0 {
-            std::thread::yield_now();
-        }
+        until("it is asked", || server.get("/load").good()["server_load"] != 0);
         open.sent();
         until_idle(&server, &brake);
         let answer = open.rest();
@@ -114,9 +110,7 @@ fn a_full_queue_says_when_to_come_again() {
     let (server, brake) = braked(Setup { limits, options, ..Setup::default() });
     let first = begun(&server, &brake, &endless(&json!({})));
     let second = server.begin(CHAT, &endless(&json!({"max_tokens": 5})));
-    while server.get("/load").good()["server_load"] != 2 {
-        std::thread::yield_now();
-    }
+    until("both are there", || server.get("/load").good()["server_load"] == 2);
     let refused = server.post(CHAT, &endless(&json!({})));
     assert_eq!(refused.status, 429, "{}", refused.text());
     assert!(refused.header("retry-after").unwrap().parse::<u64>().unwrap() >= 1);

@@ -25,10 +25,21 @@ static MODEL: LazyLock<String> = LazyLock::new(|| {
     folder.to_str().unwrap().to_owned()
 });
 
-/// The program, with nothing of this machine's environment that it reads.
+/// The program, with no setting of this machine's environment.
 fn kilotok(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kilotok"));
-    for name in ["KILOTOK_API_KEY", "KILOTOK_CONFIG", "KILOTOK_LOG", "NO_COLOR"] {
+    for name in [
+        "KILOTOK_API_KEY",
+        "KILOTOK_CONFIG",
+        "KILOTOK_LOG",
+        "NO_COLOR",
+        "HF_HOME",
+        "HF_HUB_CACHE",
+        "HF_TOKEN",
+        "HF_TOKEN_PATH",
+        "HF_ENDPOINT",
+        "HF_HUB_OFFLINE",
+    ] {
         command.env_remove(name);
     }
     command.args(args).stdin(Stdio::null());

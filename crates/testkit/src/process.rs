@@ -6,10 +6,18 @@ use std::process::Command;
 /// An ignored test of this program, by its whole name, in a process of its own.
 ///
 /// # Panics
-/// If the system does not say which program this is.
+/// If the system does not say which program this is, or it has no such test.
 #[must_use]
 pub fn alone(test: &str) -> Command {
-    let mut process = Command::new(env::current_exe().expect("tests are a program"));
-    process.args([test, "--exact", "--ignored", "--nocapture"]);
+    let only = || {
+        let mut process = Command::new(env::current_exe().expect("tests are a program"));
+        process.args([test, "--exact", "--ignored"]);
+        process
+    };
+    // Without a test there is nothing that could fail.
+    let listed = only().arg("--list").output().expect("the program runs").stdout;
+    assert!(listed.starts_with(test.as_bytes()), "there is no ignored test {test}");
+    let mut process = only();
+    process.arg("--nocapture");
     process
 }

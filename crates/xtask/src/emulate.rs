@@ -89,6 +89,12 @@ pub(crate) fn run(root: &Path, tests: &[&str]) -> Result<ExitCode, Box<dyn Error
         if SKIPPED.iter().any(|words| text.contains(words)) {
             return Err("tests did not find the emulator".into());
         }
+        let missing = |word: &&&str| {
+            !text.lines().any(|line| line.starts_with("test ") && line.contains(**word))
+        };
+        if let Some(word) = short.iter().find(missing).filter(|_| tests.is_empty()) {
+            return Err(format!("{} has no test {word}", program.target).into());
+        }
         passed = passed && output.status.success();
     }
     if !passed {

@@ -216,11 +216,13 @@ struct RemoteFile {
 
 /// What a model is loaded and served from, and no other format of the same weights.
 fn is_needed(name: &str) -> bool {
+    const NAMES: [&str; 4] =
+        ["config.json", "generation_config.json", "chat_template.jinja", "chat_template.json"];
     const SUFFIXES: [&str; 2] = [".safetensors", ".safetensors.index.json"];
     if name.contains('/') {
         return name.starts_with("dflash/");
     }
-    matches!(name, "config.json" | "generation_config.json" | "chat_template.jinja")
+    NAMES.contains(&name)
         || name.starts_with("tokenizer") && name.strip_suffix(".json").is_some()
         || SUFFIXES.iter().any(|suffix| name.ends_with(suffix))
 }
@@ -320,6 +322,7 @@ mod tests {
             "config.json",
             "generation_config.json",
             "chat_template.jinja",
+            "chat_template.json",
             "tokenizer.json",
             "tokenizer_config.json",
             "model.safetensors",
