@@ -17,6 +17,8 @@ mod draw;
 mod law;
 #[path = "gpu/numbers.rs"]
 mod numbers;
+#[path = "gpu/overflow.rs"]
+mod overflow;
 #[path = "gpu/pair.rs"]
 mod pair;
 #[path = "gpu/phases.rs"]

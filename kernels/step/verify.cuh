@@ -79,6 +79,8 @@ __device__ __forceinline__ void choose_tokens(const VerifyMemory& arguments,
               });
   if (cta.index() == 0 && cta.thread() == 0)
     at<Moments>(memory.moments)->verified = ptx::nanoseconds();
+  // As in the passes: a CTA that was moved has left somebody's rows to nobody.
+  if (cta.index() != cta_place.cta) __trap();
   cta.stamp(Stamp::Accept);
   cta.stamp(Stamp::Ended);
 }

@@ -1,7 +1,8 @@
 // Activations as the tensor cores want them. An operand is BF16 `[rows, columns]` in tiles of 8
 // rows x 64 columns, `[tiles of rows][tiles of columns]`, and a tile is `[halves][lanes]` of 16
 // bytes: what a lane wants of two steps of 16 columns. So a warp that takes neighbouring rows takes
-// whole lines, and each once. Columns beyond the last are zeros that nobody writes.
+// whole lines, and each once. Columns beyond the last are zeros, or what another kind of layer
+// wrote there; weights are zeros there.
 #pragma once
 
 #include "kilotok/model.h"

@@ -3,12 +3,13 @@
 // Reads `queries`, the pages of keys and values, a draft's own rows; writes `attended`. A short
 // window is the work of one CTA for each tile. More keys are cut into chunks: a CTA takes a run of
 // (chunk, tile) pairs and keeps a chunk's keys in registers while the tiles of its row pass by, so
-// that keys are read once; `add_chunks` adds the parts after a grid barrier. `attn` begins in the
+// that it reads them once; `add_chunks` adds the parts after a grid barrier. `attn` begins in the
 // middle of a grid barrier, before the end of which it brings the keys that were there before the
 // step; those after it are the caller's.
 //
 // A token's bits follow from its position and the keys it sees: neither the other tokens of its row
-// nor who computes what shows.
+// nor who computes what shows. Only a value that is no number reaches tokens before it in its row:
+// it is multiplied with their weight of zero.
 #pragma once
 
 #include "kilotok/phase/attn_parts.cuh"

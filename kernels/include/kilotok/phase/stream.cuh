@@ -185,7 +185,9 @@ struct Squares {
       for (int j = 0; j < 4; j++)
         if (i * 128 + lane * 4 + j < OWNER_UNITS) sum += __uint_as_float(words[j]);
     }
-    return ptx::inverse_sqrt(add_lanes(sum) * (1.0f / HIDDEN) + eps);
+    sum = add_lanes(sum);
+    // Squares that overflow would make a token of zeros, which looks sound.
+    return ptx::inverse_sqrt(sum * (1.0f / HIDDEN) + eps) + 0.0f * sum;
   }
 };
 
