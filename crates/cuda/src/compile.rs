@@ -195,15 +195,14 @@ fn kept(mut file: Vec<u8>) -> Option<Vec<u8>> {
 fn keep(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let folder = file.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
-    let half = file.with_extension(format!("{}.part", std::process::id()));
-    let write = || {
-        let mut out = fs::File::create(&half)?;
-        out.write_all(bytes)?;
-        out.write_all(digest(&SHA256, bytes).as_ref())?;
-        out.sync_all()?;
-        fs::rename(&half, file)
-    };
-    write().inspect_err(|_| drop(fs::remove_file(&half)))
+    // By a name of its own: in two containers processes have the same number.
+    let open = |path: &Path| fs::File::create_new(path);
+    let mut half = tempfile::Builder::new().suffix(".part").make_in(folder, open)?;
+    half.write_all(bytes)?;
+    half.write_all(digest(&SHA256, bytes).as_ref())?;
+    half.as_file().sync_all()?;
+    half.persist(file)?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -132,7 +132,9 @@ pub struct Gpu {
 impl Gpu {
     /// How long this GPU takes for what the fastest does in such a time, by its clock.
     pub(crate) fn at_its_clock(&self, time: Duration) -> Duration {
-        time.mul_f64((CLOCK_KHZ / f64::from(self.clock_khz.max(1))).max(1.0))
+        // Where a driver does not know the clock, as if it was the fastest.
+        let clock_khz = if self.clock_khz == 0 { CLOCK_KHZ } else { f64::from(self.clock_khz) };
+        time.mul_f64((CLOCK_KHZ / clock_khz).max(1.0))
     }
 
     /// # Errors
@@ -266,12 +268,17 @@ impl Device {
     /// Functions in it may wait for streams.
     fn open(index: usize) -> Result<Arc<Self>> {
         let (mut context, mut stream) = (ptr::null_mut(), ptr::null_mut());
-        // SAFETY: each writes a handle; the context is retained until it is released in `drop`.
+        // SAFETY: each writes a handle; the context is retained until it is released in `drop`, or
+        // here, where it is of no use.
         unsafe {
             call!(cuDevicePrimaryCtxRetain(&raw mut context, index as c_int))?;
-            call!(cuCtxSetCurrent(context))?;
             let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
-            call!(cuStreamCreate(&raw mut stream, flags))?;
+            let made = call!(cuCtxSetCurrent(context))
+                .and_then(|()| call!(cuStreamCreate(&raw mut stream, flags)));
+            if let Err(error) = made {
+                let _ = quiet_call!(cuDevicePrimaryCtxRelease_v2(index as c_int));
+                return Err(error);
+            }
         }
         Ok(Arc::new(Self { index, context, stream, stuck: AtomicBool::new(false) }))
     }

@@ -216,7 +216,11 @@ impl CudaEngine {
             match watch.judge(index, rank.told(), now) {
                 Standing::Ended => {}
                 Standing::Busy => busy = busy.or(Some(rank)),
-                Standing::Deaf => return Err(rank.deaf()),
+                Standing::Deaf => {
+                    // As with one that does not end: it may begin yet, and write to the others'.
+                    self.ranks.iter().for_each(Rank::abandon);
+                    return Err(rank.deaf());
+                }
             }
         }
         Ok(busy)

@@ -309,13 +309,17 @@ mod tests {
     const BASE: u64 = 1 << 40;
 
     fn layout(spec: &ModelSpec, base: u64) -> (Layout, Constants) {
-        layout_with(spec, false, base)
+        layout_with(spec, 1, false, base)
     }
 
-    fn layout_with(spec: &ModelSpec, stamps: bool, base: u64) -> (Layout, Constants) {
-        let sizes = Sizes { token_max: TOKENS_MAX, page_count: 7, ..Sizes::default() };
+    fn sizes(rank_count: usize) -> Sizes {
+        Sizes { rank_count, token_max: TOKENS_MAX, page_count: 7, ..Sizes::default() }
+    }
+
+    fn layout_with(spec: &ModelSpec, ranks: usize, stamps: bool, base: u64) -> (Layout, Constants) {
+        let sizes = sizes(ranks);
         let page_tokens = sizes.page_tokens as usize;
-        let launch = Launch { ranks: 1, grid: 132, tokens_max: TOKENS_MAX as usize, page_tokens };
+        let launch = Launch { ranks, grid: 132, tokens_max: TOKENS_MAX as usize, page_tokens };
         let constants = Constants::new(spec, launch).unwrap();
         let grouping = sizes.groups(spec, 2);
         (Layout::new(spec, &constants, &sizes, &grouping, stamps, base), constants)
@@ -336,7 +340,7 @@ mod tests {
     #[test]
     fn every_launch_has_room_for_its_stamps_where_they_are_wanted() {
         let spec = Toy::pro_fp4().spec();
-        let ((without, _), (with, _)) = (layout(&spec, BASE), layout_with(&spec, true, BASE));
+        let ((without, _), (with, _)) = (layout(&spec, BASE), layout_with(&spec, 1, true, BASE));
         let places = |layout: &Layout| {
             let Arguments { target, verify, context, drafts } = layout.arguments(&layout.memory, 0);
             let drafts = drafts.iter().map(|memory| memory.trace);
@@ -371,10 +375,12 @@ mod tests {
 
     #[test]
     fn the_pages_of_all_layers_are_what_the_groups_say() {
-        let spec = Toy::pro_fp4().spec();
-        let (layout, _) = layout(&spec, BASE);
-        let sizes = Sizes { page_count: 7, ..Sizes::default() };
-        let pages = layout.map.regions().iter().filter(|region| region.part == "pages");
-        assert_eq!(pages.map(|region| region.bytes).sum::<u64>(), sizes.groups(&spec, 2).bytes());
+        // The second has fewer heads of keys than ranks, each of which has a whole one.
+        for (spec, ranks) in [(Toy::pro_fp4().spec(), 1), (Toy::flash().spec(), 4)] {
+            let (layout, _) = layout_with(&spec, ranks, false, BASE);
+            let pages = layout.map.regions().iter().filter(|region| region.part == "pages");
+            let bytes = pages.map(|region| region.bytes).sum::<u64>();
+            assert_eq!(bytes * ranks as u64, sizes(ranks).groups(&spec, 2).bytes());
+        }
     }
 }

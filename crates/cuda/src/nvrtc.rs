@@ -27,7 +27,11 @@ impl std::fmt::Display for Version {
 /// Why a program was not compiled.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CompileError {
-    #[error("NVRTC was not found ({0}): install cuda-nvrtc of CUDA {min} or newer", min = MIN)]
+    #[error(
+        "NVRTC was not found ({0}): install cuda-nvrtc of CUDA {min} or newer, but of no newer \
+         major version than the driver's",
+        min = MIN
+    )]
     Missing(String),
     #[error("{path} cannot be used: {reason}")]
     Library { path: PathBuf, reason: String },

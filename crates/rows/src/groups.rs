@@ -12,12 +12,18 @@ pub struct Grouping {
 
 impl Grouping {
     /// Layers that look back equally far share a group; the drafter has its own. A number of a key
-    /// or value takes `value_bytes`.
-    pub fn new(spec: &ModelSpec, page_tokens: u32, page_count: u32, value_bytes: usize) -> Self {
+    /// or value takes `value_bytes`; of fewer K/V heads than ranks each rank has a whole one.
+    pub fn new(
+        spec: &ModelSpec,
+        rank_count: usize,
+        (page_tokens, page_count): (u32, u32),
+        value_bytes: usize,
+    ) -> Self {
         let mut grouping = Self { groups: Vec::new(), target: Vec::new(), drafter: Vec::new() };
         let mut place = |kind, attention: &AttentionSpec| {
             let index = grouping.place(kind, attention, page_tokens, page_count);
-            let width = attention.kv_heads * (attention.qk_dim + attention.v_dim);
+            let heads = attention.kv_heads.max(rank_count);
+            let width = heads * (attention.qk_dim + attention.v_dim);
             let bytes = (width * value_bytes) as u64 * u64::from(page_tokens);
             let group = &mut grouping.groups[index];
             group.page_bytes = group.page_bytes.saturating_add(bytes);

@@ -76,7 +76,8 @@ impl Sizes {
     /// The page groups of an engine that stores a key's or value's number in so many bytes, before
     /// its memory is taken.
     pub fn groups(&self, spec: &ModelSpec, value_bytes: usize) -> Grouping {
-        Grouping::new(spec, self.page_tokens, self.page_count, value_bytes)
+        let pages = (self.page_tokens, self.page_count);
+        Grouping::new(spec, self.rank_count, pages, value_bytes)
     }
 
     /// The limits of an engine of these sizes.
