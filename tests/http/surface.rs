@@ -236,6 +236,8 @@ fn other_sites_are_let_in_by_name() {
     assert_eq!(answer.status, 200);
     assert_eq!(answer.header("access-control-allow-origin"), Some("https://chat.example"));
     assert!(answer.header("access-control-allow-methods").unwrap().contains("POST"));
+    let headers = answer.header("access-control-allow-headers");
+    assert_eq!(headers, Some("authorization,content-type"), "`*` leaves out the key");
     assert_eq!(ask(&server, "https://evil.example").header("access-control-allow-origin"), None);
     let body = hi().to_string();
     let answer = server.post_bytes(CHAT, body.as_bytes(), &[("origin", "https://chat.example")]);

@@ -21,7 +21,7 @@ use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
-use tower_http::cors::{AllowOrigin, Any, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
 use crate::error::ApiError;
 use crate::service::Service;
@@ -87,6 +87,7 @@ fn cors(origins: &[String]) -> CorsLayer {
     layer
         .allow_origin(allowed)
         .allow_methods([Method::GET, Method::POST])
-        .allow_headers(Any)
+        // `*` would leave out `authorization`, and with it the key.
+        .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(told)
 }
