@@ -293,6 +293,19 @@ fn state_can_be_seen() {
 }
 
 #[test]
+fn a_reply_without_a_bound_counts_as_what_there_is_room_for() {
+    let server = Server::new();
+    let mut request = hi();
+    request.as_object_mut().unwrap().remove("max_tokens");
+    let answer = server.post(CHAT, &request).good();
+    let room = 2048 - answer["usage"]["prompt_tokens"].as_u64().unwrap();
+    let metrics = server.get("/metrics");
+    let mut lines = metrics.text().lines();
+    let sum = lines.find(|line| line.starts_with("vllm:request_params_max_tokens_sum")).unwrap();
+    assert!(sum.ends_with(&format!(" {room}")), "{sum}");
+}
+
+#[test]
 fn the_server_describes_itself() {
     let server = Server::new();
     let document = server.get("/openapi.json").good();

@@ -47,7 +47,9 @@ impl Drive {
             return;
         }
         let (prompt_count, token_max) = asked.unwrap_or_default();
-        self.meter.asked(reply_count, token_max);
+        // The scheduler let it in, so its prompt fits.
+        let room = self.parts.sched.context_max() - prompt_count as u32;
+        self.meter.asked(reply_count, token_max.min(room));
         if prompt_count <= self.parts.alone_max {
             self.start_copies(first);
         }
