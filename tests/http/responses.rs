@@ -85,6 +85,38 @@ fn a_stream_ends_with_what_it_told() {
     }
 }
 
+/// Also those that bring no text by themselves: parts of a character, and what may be a tag.
+#[test]
+fn every_token_of_a_text_has_its_log_probability() {
+    let server = Server::new();
+    let spelt = |logprobs: &Value| {
+        let tokens = logprobs.as_array().unwrap().iter();
+        let bytes = tokens.flat_map(|token| token["bytes"].as_array().unwrap());
+        bytes.map(|byte| byte.as_u64().unwrap() as u8).collect::<Vec<_>>()
+    };
+    for (told, text) in [
+        ("🦜".repeat(20), "🦜".repeat(20)),
+        ("a<b <to <tool".repeat(9), "a<b <to <tool".repeat(9)),
+        (format!("<think>hm</think>{}", "<ü".repeat(20)), "<ü".repeat(20)),
+    ] {
+        let mut request = ask(&told, &tools());
+        request["include"] = json!(["message.output_text.logprobs"]);
+        let whole = server.post(PATH, &request).good();
+        request["stream"] = json!(true);
+        let events = server.post(PATH, &request).named_events();
+        let (_, last) = events.last().unwrap();
+        for answer in [&whole, &last["response"]] {
+            let output = answer["output"].as_array().unwrap();
+            let part = &output[output.len() - 1]["content"][0];
+            assert_eq!(part["text"], text);
+            assert_eq!(spelt(&part["logprobs"]), text.as_bytes(), "{text}");
+        }
+        let deltas = events.iter().filter(|(name, _)| name == "response.output_text.delta");
+        let deltas: Vec<_> = deltas.flat_map(|(_, data)| spelt(&data["logprobs"])).collect();
+        assert_eq!(deltas, text.as_bytes(), "{text}");
+    }
+}
+
 #[test]
 fn conversations_come_whole() {
     let server = Server::new();

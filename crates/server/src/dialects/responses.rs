@@ -24,6 +24,8 @@ pub(crate) struct Responses {
     object: ResponseObject,
     /// Log-probabilities, with so many alternatives.
     logprobs: Option<u32>,
+    /// Of tokens that have brought no text yet, such as a part of a character.
+    pending: Vec<ChatLogprob>,
     begun: bool,
     /// The last item of the output is open.
     open: bool,
@@ -39,6 +41,7 @@ impl Responses {
             head,
             object,
             logprobs,
+            pending: Vec::new(),
             begun: false,
             open: false,
             sequence: 0,
@@ -130,7 +133,7 @@ impl Responses {
         self.send("response.output_item.done", OfItem { output_index, item: &item }, out);
     }
 
-    fn tell(&mut self, event: &Said, logprobs: &mut Vec<ChatLogprob>, out: &mut Frames) {
+    fn tell(&mut self, event: &Said, out: &mut Frames) {
         let new_id = |prefix| format!("{prefix}_{}", Uuid::new_v4().simple());
         let open = self.object.output.last().filter(|_| self.open);
         match (event, open) {
@@ -158,11 +161,11 @@ impl Responses {
                 self.start(&call, out);
             }
         }
-        self.grow(event, logprobs, out);
+        self.grow(event, out);
     }
 
     /// Adds to the open item.
-    fn grow(&mut self, event: &Said, logprobs: &mut Vec<ChatLogprob>, out: &mut Frames) {
+    fn grow(&mut self, event: &Said, out: &mut Frames) {
         let output_index = self.last();
         let Some(item) = self.object.output.get_mut(output_index) else { return };
         let id = item.id().to_owned();
@@ -175,7 +178,7 @@ impl Responses {
                 self.send("response.reasoning_text.delta", told, out);
             }
             (Said::Content(delta), OutputItem::Message { content, .. }) => {
-                let news = std::mem::take(logprobs);
+                let news = std::mem::take(&mut self.pending);
                 if let Some(OutputPart::OutputText { text, logprobs, .. }) = content.first_mut() {
                     text.push_str(delta);
                     logprobs.extend_from_slice(&news);
@@ -193,16 +196,20 @@ impl Responses {
         }
     }
 
-    /// Of the piece's tokens that come after reasoning, the end token excepted.
-    fn logprobs(&self, piece: &Piece) -> Vec<ChatLogprob> {
-        let Some(top_count) = self.logprobs else { return Vec::new() };
+    /// Keeps the log-probabilities of the tokens that come after reasoning, the last one excepted
+    /// where it ended the reply, until there is text that they belong to.
+    fn hold(&mut self, piece: &Piece) {
+        let Some(top_count) = self.logprobs else { return };
         let before = piece.tally.token_count - piece.tokens.len() as u32;
         let reasoning = piece.tally.answer_start.saturating_sub(before) as usize;
+        if reasoning > 0 {
+            self.pending.clear();
+        }
         let spelling = self.head.spelling(false);
-        let end = matches!(piece.finish, Some(Finish::End | Finish::StopToken(_)));
+        let end = matches!(piece.finish, Some(Finish::End | Finish::StopToken(_) | Finish::Calls));
         let spoken = piece.logprobs.len() - usize::from(end).min(piece.logprobs.len());
         let spoken = piece.logprobs[..spoken].iter().skip(reasoning);
-        spoken.map(|each| spelling.chat(each, top_count)).collect()
+        self.pending.extend(spoken.map(|each| spelling.chat(each, top_count)));
     }
 }
 
@@ -262,9 +269,12 @@ fn usage(tally: &Tally) -> ResponsesUsage {
 impl Dialect for Responses {
     fn piece(&mut self, _index: usize, piece: Piece, out: &mut Frames) {
         self.begin(out);
-        let mut logprobs = self.logprobs(&piece);
+        self.hold(&piece);
         for event in &piece.events {
-            self.tell(event, &mut logprobs, out);
+            self.tell(event, out);
+        }
+        if matches!(piece.events.last(), Some(Said::Call { .. } | Said::Arguments { .. })) {
+            self.pending.clear();
         }
         self.tally = piece.tally;
         self.finish = piece.finish;
@@ -287,6 +297,10 @@ impl Dialect for Responses {
             return;
         }
         self.begin(out);
+        if !self.pending.is_empty() {
+            // No text comes any more, as after white space that is left out.
+            self.grow(&Said::Content(String::new()), out);
+        }
         let cut = match self.finish.take() {
             Some(Finish::Length) => Some("max_output_tokens"),
             Some(Finish::Aborted) => Some("aborted"),
