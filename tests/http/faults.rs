@@ -207,3 +207,24 @@ fn what_takes_too_long_to_shut_down_is_told_so() {
     brake.release(10_000);
     server.wait().unwrap();
 }
+
+#[test]
+fn a_response_that_fails_before_it_begins_begins_all_the_same() {
+    let config = ServerConfig {
+        keep_alive: Duration::from_millis(1),
+        shutdown_timeout: Duration::from_millis(1),
+        ..Setup::default().config
+    };
+    let (mut server, brake) = braked(Setup { config, ..Setup::default() });
+    let mut open = server.begin("/v1/responses", &json!({"input": "anything", "stream": true}));
+    open.read_until(": keep-alive\n\n");
+    server.signal();
+    let events = open.answer().named_events();
+    let names: Vec<_> = events.iter().map(|(name, _)| name.as_str()).collect();
+    let expected = ["response.created", "response.in_progress", "error", "response.failed"];
+    assert_eq!(names, expected);
+    assert_eq!(events[0].1["response"]["status"], "in_progress");
+    assert!((0..).zip(&events).all(|(index, (_, data))| data["sequence_number"] == index));
+    brake.release(10_000);
+    server.wait().unwrap();
+}

@@ -281,6 +281,7 @@ impl Dialect for Responses {
     }
 
     fn fail(&mut self, error: &ApiError, out: &mut Frames) {
+        self.begin(out);
         self.failed = true;
         let code = error.code.unwrap_or("server_error");
         let (message, param) = (error.message.as_str(), error.param.as_deref());
@@ -315,6 +316,7 @@ impl Dialect for Responses {
         let kind = if cut.is_some() { "response.incomplete" } else { "response.completed" };
         self.send_object(kind, out);
     }
+
     fn whole(mut self, pieces: Vec<(usize, Piece)>) -> Response {
         let mut unsent = Frames::default();
         for (_, piece) in pieces {
