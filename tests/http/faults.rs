@@ -103,6 +103,27 @@ fn replies_are_aborted_by_id() {
     assert!(open.rest().contains("\"finish_reason\":\"abort\""));
 }
 
+/// The only word of Anthropic's for a reply that is not complete.
+#[test]
+fn an_aborted_message_does_not_claim_to_be_complete() {
+    let (server, brake) = braked(Setup::default());
+    let request = json!({
+        "messages": [{"role": "user", "content": format!("say:{}", "x".repeat(500))}],
+        "max_tokens": 1000, "stream": true,
+    });
+    let mut open = server.begin("/v1/messages", &request);
+    brake.release(20);
+    open.read_until("text_delta");
+    assert_eq!(server.post("/abort_requests", &json!({"abort_all": true})).good()["aborted"], 1);
+    let events = open.answer().named_events();
+    until_idle(&server, &brake);
+    let [.., (_, delta), (last, _)] = &events[..] else { panic!("{events:?}") };
+    assert_eq!(
+        (&delta["delta"]["stop_reason"], last.as_str()),
+        (&json!("max_tokens"), "message_stop")
+    );
+}
+
 #[test]
 fn a_full_queue_says_when_to_come_again() {
     let limits = Limits { running_max: 1, ..Limits::default() };

@@ -176,10 +176,12 @@ fn usage(tally: &Tally) -> MessagesUsage {
 
 fn stop_reason(finish: &Finish) -> &'static str {
     match finish {
-        Finish::End | Finish::StopToken(_) | Finish::Aborted => "end_turn",
+        Finish::End | Finish::StopToken(_) => "end_turn",
         Finish::StopString(_) => "stop_sequence",
         Finish::Calls => "tool_use",
-        Finish::Length => "max_tokens",
+        // Anthropic has no other word for a reply that is not complete, and an error would have
+        // its clients ask again for what somebody had ended.
+        Finish::Length | Finish::Aborted => "max_tokens",
     }
 }
 
