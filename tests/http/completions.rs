@@ -117,6 +117,32 @@ fn nothing_can_be_asked_for() {
     assert_eq!(answer["choices"][0]["finish_reason"], "length");
 }
 
+/// One token has no score, and for the others' sake it is no error.
+#[test]
+fn short_prompts_are_echoed_beside_those_that_are_scored() {
+    let server = Server::new();
+    let scores = |choice: &Value| numbers(&choice["logprobs"]["token_logprobs"]).len();
+    let request = json!({
+        "prompt": ["x", "some text", "y"], "max_tokens": 0, "echo": true, "logprobs": 1, "n": 2,
+    });
+    let answer = server.post(PATH, &request).good();
+    let mut streamed = request;
+    streamed["stream"] = json!(true);
+    let events = server.post(PATH, &streamed).events();
+    for (index, text) in ["x", "x", "some text", "some text", "y", "y"].into_iter().enumerate() {
+        let choice = &answer["choices"][index];
+        assert_eq!((&choice["index"], &choice["text"]), (&json!(index), &json!(text)));
+        assert_eq!((scores(choice), &choice["finish_reason"]), (text.len(), &json!("length")));
+        let chunks = events.iter().map(|event| &event["choices"][0]);
+        let chunks: Vec<_> = chunks.filter(|chunk| chunk["index"] == index).collect();
+        let [echo, end] = &chunks[..] else { panic!("{chunks:?}") };
+        assert_eq!((scores(echo), &echo["text"]), (text.len(), &json!(text)));
+        assert_eq!(end["finish_reason"], "length");
+    }
+    assert_eq!(answer["usage"]["prompt_tokens"], "xsome texty".len());
+    assert_eq!(answer["choices"][0]["logprobs"]["token_logprobs"], json!([null]));
+}
+
 #[test]
 fn choices_are_numbered_by_prompt() {
     let server = Server::new();

@@ -1,5 +1,6 @@
 //! Replies of `/v1/completions`: text, with the prompt before it if that is wanted.
 
+use std::mem::take;
 use std::sync::Arc;
 
 use axum::response::{IntoResponse, Response};
@@ -26,6 +27,10 @@ pub(crate) struct Completions {
     /// The text of each prompt, if it comes before the reply.
     echo: Option<Vec<String>>,
     choices: Vec<Progress>,
+    /// Of the choices that the engine makes: their numbers among all.
+    asked: Vec<usize>,
+    /// What became of the others, until it is told.
+    idle: Vec<(usize, Piece)>,
 }
 
 /// How far a streamed choice is.
@@ -41,7 +46,22 @@ struct Progress {
 impl Completions {
     pub(crate) fn new(show: Show, prompts: Vec<Arc<[TokenId]>>, echo: Option<Vec<String>>) -> Self {
         let choices = vec![Progress::default(); show.choice_count];
-        Self { show, prompts, echo, choices }
+        let asked = (0..show.choice_count).collect();
+        Self { show, prompts, echo, choices, asked, idle: Vec::new() }
+    }
+
+    /// Only some prompts go to the engine: with the others there is nothing to do.
+    pub(crate) fn ask(&mut self, goes: impl Fn(&[TokenId]) -> bool) {
+        for choice in take(&mut self.asked) {
+            let prompt = &self.prompts[self.prompt(choice)];
+            if goes(prompt) {
+                self.asked.push(choice);
+                continue;
+            }
+            let tally = Tally::new(prompt.len() as u32);
+            let piece = Piece { tally, finish: Some(Finish::Length), ..Piece::default() };
+            self.idle.push((choice, piece));
+        }
     }
 
     fn prompt(&self, choice: usize) -> usize {
@@ -125,6 +145,24 @@ impl Completions {
         out.data(&self.chunk(&[choice]));
     }
 
+    fn tell(&mut self, index: usize, piece: Piece, out: &mut Frames) {
+        let progress = &mut self.choices[index];
+        progress.tally = piece.tally.clone();
+        if self.show.logprobs.is_some() || self.show.prompt_logprobs.is_some() {
+            progress.scored.extend_from_slice(&piece.scored);
+        }
+        // Before its first token, the prompt's scores may be incomplete.
+        let told = !piece.tokens.is_empty() || piece.finish.is_some();
+        if told && !progress.begun {
+            self.begin(index, out);
+        }
+        let finish = piece.finish.clone();
+        self.progress(index, piece, out);
+        if let Some(finish) = finish {
+            self.finish(index, &finish, out);
+        }
+    }
+
     fn progress(&mut self, index: usize, piece: Piece, out: &mut Frames) {
         let mut text = String::new();
         for event in &piece.events {
@@ -198,21 +236,10 @@ fn end_of(logprobs: &TextLogprobs) -> u32 {
 
 impl Dialect for Completions {
     fn piece(&mut self, index: usize, piece: Piece, out: &mut Frames) {
-        let progress = &mut self.choices[index];
-        progress.tally = piece.tally.clone();
-        if self.show.logprobs.is_some() || self.show.prompt_logprobs.is_some() {
-            progress.scored.extend_from_slice(&piece.scored);
+        for (choice, piece) in take(&mut self.idle) {
+            self.tell(choice, piece, out);
         }
-        // Before its first token, the prompt's scores may be incomplete.
-        let told = !piece.tokens.is_empty() || piece.finish.is_some();
-        if told && !progress.begun {
-            self.begin(index, out);
-        }
-        let finish = piece.finish.clone();
-        self.progress(index, piece, out);
-        if let Some(finish) = finish {
-            self.finish(index, &finish, out);
-        }
+        self.tell(self.asked[index], piece, out);
     }
 
     fn fail(&mut self, error: &ApiError, out: &mut Frames) {
@@ -223,7 +250,9 @@ impl Dialect for Completions {
         self.show.end::<CompletionChoice<'_>>(OBJECT, &self.tallies(), out);
     }
 
-    fn whole(self, pieces: Vec<(usize, Piece)>) -> Response {
+    fn whole(mut self, pieces: Vec<(usize, Piece)>) -> Response {
+        let pieces = pieces.into_iter().map(|(index, piece)| (self.asked[index], piece));
+        let pieces = pieces.chain(take(&mut self.idle)).collect();
         let said = Said::all(self.show.choice_count, pieces);
         let tallies: Vec<_> = said.iter().map(|said| said.tally.clone()).collect();
         let choices = said.into_iter().enumerate();

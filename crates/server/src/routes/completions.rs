@@ -58,15 +58,18 @@ pub(crate) async fn create(
     let show = show(head, &chosen, prompts.len(), logprobs, sampled.stream_options);
     // The first token of a prompt has no score.
     let scores = show.prompt_logprobs.is_some() || (echo && logprobs.is_some());
-    let scores = scores && prompts.iter().any(|prompt| prompt.len() > 1);
+    let silent = chosen.submission.token_max == 0;
+    let goes = |prompt: &[TokenId]| !silent || (scores && prompt.len() > 1);
     let mut job = job(id, chosen, prompts.clone(), shape);
     job.submission.logprobs = logprobs.max(show.prompt_logprobs);
     job.submission.score_prompt = scores;
-    let completions = Completions::new(show, prompts, texts);
-    let chorus = if job.submission.token_max == 0 && !scores {
-        Chorus::of_nothing(&job)
-    } else {
+    let mut completions = Completions::new(show, prompts, texts);
+    let chorus = if job.prompts.iter().any(|prompt| goes(prompt)) {
+        completions.ask(goes);
+        job.prompts.retain(|prompt| goes(prompt));
         Chorus::start(&service, &job).await?
+    } else {
+        Chorus::of_nothing(&job)
     };
     answer(&service, chorus, completions, sampled.stream).await
 }
