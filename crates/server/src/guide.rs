@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use kilotok_abi::TokenId;
-use kilotok_text::{Grammar, Masks};
+use kilotok_text::{Grammar, GrammarError, Masks};
 
 use crate::gate::Mail;
 use crate::metrics::Metrics;
@@ -27,7 +27,7 @@ pub(crate) struct Job {
 /// What may be chosen next.
 pub(crate) struct Guided {
     pub(crate) key: u64,
-    pub(crate) made: Result<(Grammar, Masks), String>,
+    pub(crate) made: Result<(Grammar, Masks), GrammarError>,
 }
 
 /// The threads. They end when this is dropped.
@@ -81,7 +81,7 @@ impl Worker {
             let key = job.key;
             let start_us = self.stopwatch.now_us();
             let made = catch_unwind(AssertUnwindSafe(|| guide(job)));
-            let made = made.unwrap_or_else(|_| Err("its grammar panicked".into()));
+            let made = made.unwrap_or_else(|_| Err(GrammarError::Fault("it panicked".into())));
             self.metrics.masked(seconds(start_us, self.stopwatch.now_us()));
             // A full inbox is emptied every step; without its reader there is nothing to do.
             if self.post.send(Mail::Guided(Box::new(Guided { key, made }))).is_err() {
@@ -95,9 +95,9 @@ impl Worker {
     }
 }
 
-fn guide(job: Job) -> Result<(Grammar, Masks), String> {
+fn guide(job: Job) -> Result<(Grammar, Masks), GrammarError> {
     let Job { mut grammar, tokens, drafts, .. } = job;
     let accepted = grammar.accept(&tokens);
-    let masks = accepted.and_then(|()| grammar.masks(&drafts));
-    masks.map(|masks| (grammar, masks)).map_err(|error| error.to_string())
+    let masks = accepted.and_then(|()| grammar.masks(&drafts))?;
+    Ok((grammar, masks))
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use kilotok_abi::TokenId;
 use kilotok_sched::Refused;
+use kilotok_text::GrammarError;
 
 use super::Drive;
 use super::live::Live;
@@ -167,12 +168,18 @@ impl Drive {
         let provided = made.and_then(|(grammar, masks)| {
             live.grammar = Some(grammar);
             let provided = self.parts.sched.provide_masks(id, masks.draft_count, masks.masks);
-            provided.map_err(|misuse| misuse.to_string())
+            provided.map_err(|misuse| GrammarError::Fault(misuse.to_string()))
         });
-        if let Err(reason) = provided {
-            tracing::error!(reason, "a grammar failed");
-            let message = format!("the grammar of this reply failed: {reason}");
-            self.fail(key, FailureKind::Fault, message);
+        if let Err(error) = provided {
+            let message = format!("the grammar of this reply failed: {error}");
+            let kind = if let GrammarError::Fault(reason) = error {
+                tracing::error!(reason, "a grammar failed");
+                FailureKind::Fault
+            } else {
+                // As when it was compiled: the same request would fail again.
+                FailureKind::NothingAllowed
+            };
+            self.fail(key, kind, message);
         }
     }
 }

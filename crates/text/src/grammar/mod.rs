@@ -127,7 +127,7 @@ pub struct Grammars {
     vocabulary: Arc<Vocabulary>,
     factory: Arc<ParserFactory>,
     workshop: Workshop,
-    cache: Arc<Cache<Compiled>>,
+    cache: Arc<Cache<Arc<Compiled>>>,
 }
 
 impl Grammars {
@@ -180,7 +180,7 @@ impl Grammars {
         key: String,
         source: Source,
         cancelled: &dyn Fn() -> bool,
-    ) -> Result<Compiled, GrammarError> {
+    ) -> Result<Arc<Compiled>, GrammarError> {
         let (factory, cache) = (Arc::clone(&self.factory), Arc::clone(&self.cache));
         let work = move || {
             // Another request may have had it made while this one waited for its turn.
@@ -188,7 +188,7 @@ impl Grammars {
                 return Ok(compiled);
             }
             let matcher = compile::matcher(&factory, source.grammar, limits(source.remainders))?;
-            let compiled = Compiled { matcher, warnings: source.warnings.into() };
+            let compiled = Arc::new(Compiled { matcher, warnings: source.warnings.into() });
             cache.put(key, &compiled);
             Ok(compiled)
         };

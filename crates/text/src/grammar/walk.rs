@@ -14,9 +14,15 @@ use crate::ReasoningStart;
 /// that happens to one is seen by the other.
 #[derive(Clone)]
 pub struct Grammar {
+    /// As it was before the reply's first token.
+    begun: Arc<Compiled>,
     compiled: Compiled,
     vocabulary: Arc<Vocabulary>,
+    start: Place,
     place: Place,
+    reply: Vec<TokenId>,
+    /// A draft has broken the matcher, see [`Self::start_over`].
+    undrafted: bool,
 }
 
 /// What may be chosen in a row: the first `draft_count` drafts are legal, and there is one mask
@@ -49,7 +55,7 @@ enum Phase {
 
 impl Grammar {
     pub(super) fn new(
-        compiled: Compiled,
+        begun: Arc<Compiled>,
         vocabulary: Arc<Vocabulary>,
         reasoning: ReasoningStart,
     ) -> Self {
@@ -58,7 +64,16 @@ impl Grammar {
             ReasoningStart::Maybe if vocabulary.think().is_some() => Phase::Maybe,
             ReasoningStart::Maybe | ReasoningStart::Begun => Phase::Reasoning(Vec::new()),
         };
-        Self { compiled, vocabulary, place: Place { phase, taken: 0 } }
+        let start = Place { phase, taken: 0 };
+        Self {
+            compiled: Compiled::clone(&begun),
+            begun,
+            vocabulary,
+            place: start.clone(),
+            start,
+            reply: Vec::new(),
+            undrafted: false,
+        }
     }
 
     /// What of the constraint is not enforced, for people.
@@ -80,12 +95,40 @@ impl Grammar {
                     "token {token} was chosen, but the grammar does not allow it"
                 )));
             }
+            self.reply.push(token);
         }
         Ok(())
     }
 
-    /// What may be chosen next, given drafts. The state is as before afterwards.
+    /// What may be chosen next, given drafts. The state is as before afterwards. An error is one
+    /// of the place that the reply has come to, never one of a draft's, which may not be chosen.
     pub fn masks(&mut self, drafts: &[TokenId]) -> Result<Masks, GrammarError> {
+        let drafts = if self.undrafted { &[] } else { drafts };
+        match self.masks_along(drafts) {
+            Err(_) if !drafts.is_empty() => {
+                self.start_over()?;
+                self.masks_along(&[])
+            }
+            masks => masks,
+        }
+    }
+
+    /// Goes the reply's way once more, with a mask at each place, which fills the matcher's fuel
+    /// up: from here on all is as if nothing had been drafted, and no draft is followed any more.
+    /// A matcher does not recover from an error, and its clone at every step would cost more than
+    /// the masks. This happens once, to the few replies that are drafted into such a place.
+    fn start_over(&mut self) -> Result<(), GrammarError> {
+        self.undrafted = true;
+        self.compiled = Compiled::clone(&self.begun);
+        self.place = self.start.clone();
+        for token in std::mem::take(&mut self.reply) {
+            self.mask()?;
+            self.accept(&[token])?;
+        }
+        Ok(())
+    }
+
+    fn masks_along(&mut self, drafts: &[TokenId]) -> Result<Masks, GrammarError> {
         let before = self.place.clone();
         let masks = self.masks_ahead(drafts);
         let gone = self.place.taken - before.taken;

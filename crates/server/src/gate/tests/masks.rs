@@ -44,14 +44,17 @@ fn bytes() -> Text {
 }
 
 fn bound(grammars: &Grammars, regex: &str, index: u32, drafts: bool) -> Ask {
+    bound_to(grammars, &Constraint::Regex(regex.into()), index, drafts)
+}
+
+fn bound_to(grammars: &Grammars, constraint: &Constraint, index: u32, drafts: bool) -> Ask {
     let mut ask = ask(text(5 + index * 11, index), 100);
     ask.submission.setup.end_tokens = vec![END];
     // The drafter guesses the likeliest, so that some of its guesses are right.
     ask.submission.setup.sampling.temperature = if index % 4 == 2 { 0.0 } else { 1.0 };
     ask.submission.setup.sampling.seed = u64::from(index);
     ask.submission.drafts = drafts;
-    let constraint = Constraint::Regex(regex.into());
-    ask.grammar = Some(grammars.compile(&constraint, false, &|| false).unwrap());
+    ask.grammar = Some(grammars.compile(constraint, false, &|| false).unwrap());
     ask
 }
 
@@ -109,6 +112,38 @@ async fn every_reply_is_what_it_must_be_whatever_is_drafted() {
         };
         assert!(ok, "{index}: {said:?}");
         assert!(*ended == Ended::EndToken || tokens.len() == 100, "{said:?}");
+    }
+}
+
+/// It ends the replies that come there, and those are told that a new try is of no use; a reply
+/// that was only drafted into it goes another way.
+#[tokio::test]
+async fn a_place_where_nothing_matches_ends_those_who_chose_it() {
+    let grammars = Grammars::new(&bytes(), 256, &[END]).unwrap();
+    let lark = format!("start: A (\"x\" <[{END}]> \"y\" | \"z\")\nA: /[a-c]{{3}}/");
+    let mut replies = Vec::new();
+    for drafts in [false, true] {
+        let engine = ScriptedEngine::new(ScriptedEngine::caps(), Skill::Always(b'x'.into()));
+        let rig = Rig::new(engine).lively();
+        let mut these = Vec::new();
+        for index in 0..16 {
+            let ask = bound_to(&grammars, &Constraint::Lark(lark.clone()), index, drafts);
+            let reply = read(rig.submit(ask).await).await;
+            these.push((reply.tokens, reply.ended));
+        }
+        rig.is_clean().await;
+        replies.push(these);
+    }
+    assert_eq!(replies[0], replies[1], "drafts change no token and no end");
+    let (failed, whole): (Vec<_>, Vec<_>) =
+        replies.remove(0).into_iter().partition(|(_, ended)| matches!(ended, Ended::Failed(_)));
+    assert!(whole.len() > 2 && whole.iter().all(|(_, ended)| *ended == Ended::EndToken));
+    assert!(failed.len() > 2, "{} replies failed", failed.len());
+    for (_, ended) in failed {
+        let Ended::Failed(failure) = ended else { panic!("{ended:?}") };
+        assert!(failure.message.contains("nothing matches"), "{}", failure.message);
+        let answer = crate::error::ApiError::from_failure(failure);
+        assert_eq!((answer.status.as_u16(), answer.retry_after_s), (400, None));
     }
 }
 

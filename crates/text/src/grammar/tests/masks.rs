@@ -122,6 +122,41 @@ fn masks_of_drafts_are_those_of_the_places_they_lead_to() {
     }
 }
 
+/// Whether a draft is what the model would say is not known before its mask is made.
+#[test]
+fn a_draft_into_a_place_with_an_error_is_not_followed_and_costs_nothing() {
+    let mut dice = Dice::new(8);
+    let long = (0..200).map(|_| (0..64).map(|_| dice.pick(b"ab")).collect()).collect::<Vec<_>>();
+    let model = Model::with(&long, true);
+    let [a, x, z] = [b'a', b'x', b'z'].map(TokenId::from);
+    for (lark, invalid) in [
+        // The end of a reply is no part of it.
+        ("start: A (\"x\" <[256]> \"y\" | \"z\")\nA: /a{3}/", true),
+        // What breaks the library's matcher: more states than there is fuel for.
+        ("start: A (\"x\" B | \"z\")\nA: /a{3}/\nB: /[ab]*a[ab]{400}/", false),
+    ] {
+        let mut grammar = model.compile(&Constraint::Lark(lark.to_owned())).unwrap();
+        let mut silent = grammar.clone();
+        grammar.accept(&[a, a]).unwrap();
+        assert_eq!(grammar.masks(&[a, z]).unwrap().draft_count, 2, "{lark}");
+        let masks = grammar.masks(&[a, x]).unwrap();
+        silent.accept(&[a, a]).unwrap();
+        assert_eq!(masks.masks[0], asked_here(&mut silent), "{lark}");
+        assert_eq!(masks.masks.len(), masks.draft_count as usize + 1);
+        for token in [a, z] {
+            grammar.accept(&[token]).unwrap();
+            silent.accept(&[token]).unwrap();
+            assert_eq!(asked_here(&mut grammar), asked_here(&mut silent), "{lark}");
+        }
+        // Only a reply that goes there ends there.
+        let mut there = model.compile(&Constraint::Lark(lark.to_owned())).unwrap();
+        there.accept(&[a, a, a, x]).unwrap();
+        let error = there.masks(&[a]).unwrap_err();
+        assert_eq!(matches!(error, GrammarError::Invalid(_)), invalid, "{lark}: {error}");
+        assert_eq!(matches!(error, GrammarError::TooLarge(_)), !invalid, "{lark}: {error}");
+    }
+}
+
 #[test]
 fn all_end_tokens_end_and_only_where_the_grammar_is_complete() {
     let model = Model::bytes();
