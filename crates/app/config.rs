@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use kilotok_model::Knobs;
 use kilotok_rows::SLOTS_MAX;
 use kilotok_sched::Limits;
+use kilotok_server::gate::QUEUE_MAX;
 use kilotok_server::{ServerConfig, TlsFiles};
 use kilotok_text::Format;
 use serde::{Deserialize, Serialize};
@@ -410,9 +411,11 @@ fn limits(raw: &RawConfig) -> Result<Limits> {
     let step_ms_max = raw.step_ms_max.unwrap_or(f64::from(usual.step_us_max) / 1e3);
     let sensible = step_ms_max > 0.0 && step_ms_max <= 1e6;
     ensure!(sensible, "--step-ms-max is {step_ms_max}: give milliseconds above 0");
+    let waiting_max = raw.waiting_max.unwrap_or(DEFAULT_WAITING_MAX);
+    ensure!(waiting_max <= QUEUE_MAX, "--waiting-max is {waiting_max}: give 0 to {QUEUE_MAX}");
     let drafts = raw.drafts.unwrap_or(true);
     Ok(Limits {
-        waiting_max: raw.waiting_max.unwrap_or(DEFAULT_WAITING_MAX),
+        waiting_max,
         chunk_max,
         chunk_min: usual.chunk_min.min(chunk_max),
         step_us_max: ((step_ms_max * 1e3) as u32).max(1),

@@ -395,6 +395,7 @@ fn what_is_typed_wrongly_is_said_before_anything_is_loaded() {
         (&["--api-key", ""], "API key"),
         (&["--n-max", "0"], "--n-max is 0"),
         (&["--stop-max", "257"], "--stop-max is 257"),
+        (&["--waiting-max", "4294967295"], "--waiting-max is 4294967295: give 0 to 65536"),
         (&["--max-tokens-default", "0"], "--max-tokens-default is 0"),
         (&["--drain-delay", "-1"], "--drain-delay"),
         (&["--reply-format", "latin"], "--reply-format"),

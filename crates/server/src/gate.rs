@@ -30,8 +30,9 @@ pub use crate::updates::{Ended, Failure, FailureKind, StepShare, Times, Update};
 #[cfg(test)]
 mod tests;
 
-/// Messages to the engine's thread that may wait. A request sends at most four in its life.
-const INBOX_MAX: usize = 16_384;
+/// Most requests that may wait, whatever is asked for. Each holds a socket, its text and its
+/// prompt; and room for what the engine's thread hears of all of them is taken at start.
+pub const QUEUE_MAX: u32 = 1 << 16;
 /// A request hears whether it is let in once the step in flight is done. When that takes longer
 /// than so many times what a stalled step takes, the caller is sent away.
 const ANSWER_STALLS_MAX: u32 = 2;
@@ -39,7 +40,7 @@ const ANSWER_STALLS_MAX: u32 = 2;
 /// What whoever runs the server may set.
 #[derive(Clone)]
 pub struct GateOptions {
-    /// Requests that may wait beyond those that the engine could run.
+    /// Requests that may wait beyond those that the engine could run; at most [`QUEUE_MAX`].
     pub queue_max: u32,
     /// A step that takes longer is a stalled engine.
     pub stall_ms: u32,
@@ -170,7 +171,7 @@ impl Gate {
         let caps = engine.caps().clone();
         let running_max =
             limits.running_max.min(caps.slot_count).min(caps.row_max).min(caps.token_max).max(1);
-        let room = running_max.saturating_add(options.queue_max);
+        let room = running_max.saturating_add(options.queue_max.min(QUEUE_MAX));
         // The bound is kept here, so that a burst into an empty server is not refused.
         limits.waiting_max = room;
         metrics.configured(&caps, limits.prefix_cache);
@@ -178,9 +179,10 @@ impl Gate {
         let sched = Scheduler::new(&caps, limits);
         let context_max = sched.context_max();
         let board = Arc::new(Board::new(options.stopwatch, options.stall_ms));
-        let (post, inbox) = sync_channel(INBOX_MAX.min(4 * room as usize + 1));
         // Jobs of requests that left meanwhile wait beside those of the ones who came instead.
         let job_max = 2 * room as usize;
+        // That each request came and left, what came of the jobs, and that the doors moved.
+        let (post, inbox) = sync_channel(2 * room as usize + job_max + 1);
         let stopwatch = &board.stopwatch;
         let guide = Guide::start(options.guide_threads, job_max, &post, &metrics, stopwatch);
         let (tell, ended) = watch::channel(None);

@@ -32,7 +32,7 @@ pub(crate) struct Guided {
 
 /// The threads. They end when this is dropped.
 pub(crate) struct Guide {
-    jobs: SyncSender<Job>,
+    jobs: SyncSender<Box<Job>>,
 }
 
 impl Guide {
@@ -61,12 +61,12 @@ impl Guide {
 
     /// False if too many jobs wait already.
     pub(crate) fn send(&self, job: Job) -> bool {
-        self.jobs.try_send(job).is_ok()
+        self.jobs.try_send(Box::new(job)).is_ok()
     }
 }
 
 struct Worker {
-    jobs: Arc<Mutex<Receiver<Job>>>,
+    jobs: Arc<Mutex<Receiver<Box<Job>>>>,
     post: SyncSender<Mail>,
     metrics: Arc<Metrics>,
     stopwatch: Stopwatch,
@@ -75,22 +75,29 @@ struct Worker {
 impl Worker {
     fn run(self) {
         while let Some(job) = self.next() {
-            if job.mailbox.left().is_some() {
-                continue;
-            }
-            let key = job.key;
-            let start_us = self.stopwatch.now_us();
-            let made = catch_unwind(AssertUnwindSafe(|| guide(job)));
-            let made = made.unwrap_or_else(|_| Err(GrammarError::Fault("it panicked".into())));
-            self.metrics.masked(seconds(start_us, self.stopwatch.now_us()));
+            let mail = if job.mailbox.left().is_some() {
+                // The one who left could not say so if the inbox was full.
+                Mail::Left(job.key)
+            } else {
+                self.masks(*job)
+            };
             // A full inbox is emptied every step; without its reader there is nothing to do.
-            if self.post.send(Mail::Guided(Box::new(Guided { key, made }))).is_err() {
+            if self.post.send(mail).is_err() {
                 return;
             }
         }
     }
 
-    fn next(&self) -> Option<Job> {
+    fn masks(&self, job: Job) -> Mail {
+        let key = job.key;
+        let start_us = self.stopwatch.now_us();
+        let made = catch_unwind(AssertUnwindSafe(|| guide(job)));
+        let made = made.unwrap_or_else(|_| Err(GrammarError::Fault("it panicked".into())));
+        self.metrics.masked(seconds(start_us, self.stopwatch.now_us()));
+        Mail::Guided(Box::new(Guided { key, made }))
+    }
+
+    fn next(&self) -> Option<Box<Job>> {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
     }
 }

@@ -169,6 +169,13 @@ async fn shut_doors_end_replies_even_if_the_engine_hangs() {
 }
 
 #[tokio::test]
+async fn a_queue_without_a_bound_has_one_all_the_same() {
+    let rig = Rig::with(engine(), Limits { running_max: 3, ..Limits::default() }, u32::MAX);
+    assert_eq!(rig.gate.room(), QUEUE_MAX + 3);
+    rig.is_clean().await;
+}
+
+#[tokio::test]
 async fn without_gates_and_tickets_the_engine_stops() {
     let Rig { gate, driver, .. } = Rig::new(engine());
     let ticket = gate.submit(ask(text(9, 1), 5)).await.unwrap();

@@ -7,6 +7,7 @@ use kilotok_text::{Constraint, Grammars, Text};
 
 use super::engines::Altered;
 use super::*;
+use crate::guide::Job;
 
 const END: TokenId = 255;
 
@@ -220,6 +221,21 @@ async fn more_grammars_than_can_be_followed_leave_nothing_behind() {
     assert_eq!(rig.gate.health(), Health::Ok { busy: false });
     drop(free);
     rig.is_clean().await;
+}
+
+/// The engine's thread hears of a reader who left even if the inbox was full then.
+#[test]
+fn whoever_left_gets_no_masks_and_is_reported() {
+    let grammars = Grammars::new(&bytes(), 256, &[END]).unwrap();
+    let metrics = Arc::new(Metrics::new("toy", &ScriptedEngine::caps()));
+    let (post, inbox) = sync_channel(1);
+    let guide = Guide::start(1, 1, &post, &metrics, &Stopwatch::default());
+    let mailbox = Arc::new(Mailbox::new("gone".into()));
+    mailbox.leave(Leave::Cancelled);
+    let grammar = grammars.compile(&Constraint::JsonObject, false, &|| false).unwrap();
+    let (tokens, drafts) = (Vec::new(), Vec::new());
+    assert!(guide.send(Job { key: 7, mailbox, grammar, tokens, drafts }));
+    assert!(matches!(inbox.recv_timeout(STUCK), Ok(Mail::Left(7))));
 }
 
 #[tokio::test]
