@@ -115,6 +115,7 @@ async fn grammar(service: &Arc<Service>, job: &Job) -> Result<Option<Grammar>, A
         }
     }
     let Some((constraint, param)) = job.constraint.clone() else { return Ok(None) };
+    let _place = service.place()?;
     let (grammars, reasoning) = (Arc::clone(&service.grammars), job.reply.reasoning);
     let cancel = Cancel(Arc::default());
     let cancelled = Arc::clone(&cancel.0);

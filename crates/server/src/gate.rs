@@ -90,7 +90,7 @@ pub enum Refusal {
 /// How much there is to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Load {
-    /// Requests that were let in and have not ended.
+    /// Requests that are prepared, or were let in and have not ended.
     pub held: u32,
     /// Those of them that have a share of each step.
     pub running: u32,
@@ -277,6 +277,17 @@ impl Gate {
         if lobby.board.hold(count, lobby.room) { Ok(()) } else { Err(lobby.queue_full()) }
     }
 
+    /// Has a request count as one that waits while its prompt or its grammar is made. Beyond those
+    /// who may wait, nothing is made for anyone.
+    pub(crate) fn place(&self) -> Result<Place, Refusal> {
+        if self.0.board.hold(1, self.0.room) {
+            return Ok(Place(Arc::clone(&self.0)));
+        }
+        let refusal = self.0.queue_full();
+        self.0.note(&refusal);
+        Err(refusal)
+    }
+
     fn ticket(&self, request_id: String) -> Ticket {
         let key = self.0.next_key.fetch_add(1, Ordering::Relaxed);
         let mailbox = Arc::new(Mailbox::new(request_id));
@@ -427,6 +438,15 @@ fn page_tokens_min(caps: &Caps) -> usize {
 
 pub(crate) fn shut_down() -> Ended {
     Failure::ended(FailureKind::Shutdown, "the server stopped before the reply was complete")
+}
+
+/// See [`Gate::place`]. Dropping it gives it back.
+pub(crate) struct Place(Arc<Lobby>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.board.release(1);
+    }
 }
 
 /// One running reply. Dropping it cancels the request.

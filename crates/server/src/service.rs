@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use crate::auth::Keys;
 use crate::clock::unix_seconds;
 use crate::error::ApiError;
-use crate::gate::{Gate, Health};
+use crate::gate::{Gate, Health, Place};
 use crate::metrics::Metrics;
 
 /// How the server was set up.
@@ -146,6 +146,11 @@ impl Service {
         !self.leaving.load(Ordering::Acquire) && matches!(self.gate.health(), Health::Ok { .. })
     }
 
+    /// Is to be held while a request waits for its prompt or its grammar.
+    pub(crate) fn place(&self) -> Result<Place, ApiError> {
+        self.gate.place().map_err(|refusal| ApiError::from_refusal(refusal, "prompt"))
+    }
+
     /// Work of the processor on so many bytes, without holding up others.
     pub(crate) async fn work<T: Send + 'static>(
         self: &Arc<Self>,
@@ -155,6 +160,7 @@ impl Service {
         if bytes <= INLINE_BYTES_MAX {
             return work(self);
         }
+        let _place = self.place()?;
         let lost = || {
             let status = axum::http::StatusCode::INTERNAL_SERVER_ERROR;
             ApiError::new(status, "preparing the request failed")

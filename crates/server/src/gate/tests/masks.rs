@@ -9,10 +9,10 @@ use super::engines::Altered;
 use super::*;
 use crate::guide::Job;
 
-const END: TokenId = 255;
+pub(super) const END: TokenId = 255;
 
 /// A tokenizer whose tokens are bytes, but for the last, which ends a reply.
-fn bytes() -> Text {
+pub(super) fn bytes() -> Text {
     // Printable bytes stand for themselves, others for letters from 256 on, as in GPT-2.
     let printable = |byte: u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
     let mut other = 256..;

@@ -7,6 +7,7 @@ mod engines;
 mod faults;
 mod masks;
 mod numbers;
+mod places;
 mod replies;
 
 use std::collections::BTreeMap;

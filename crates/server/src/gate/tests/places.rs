@@ -1,0 +1,98 @@
+//! Requests whose prompts and grammars are being made wait like those that were let in.
+
+use std::sync::mpsc::channel;
+
+use kilotok_text::{Constraint, Grammars, ReplyOptions};
+
+use super::masks::{END, bytes};
+use super::*;
+use crate::chorus::Chorus;
+use crate::error::ApiError;
+use crate::params::Job;
+use crate::service::{ServerConfig, Service};
+
+const ROOM: u32 = 6;
+
+fn service() -> (Rig, Arc<Service>) {
+    let rig = Rig::with(engine(), Limits { running_max: 2, ..Limits::default() }, ROOM - 2);
+    let text = bytes();
+    let grammars = Grammars::new(&text, 256, &[END]).unwrap();
+    let (gate, metrics) = (rig.gate.clone(), Arc::clone(&rig.metrics));
+    let config = ServerConfig::default();
+    let service = Service::new(Arc::new(text), Arc::new(grammars), gate, metrics, config);
+    (rig, Arc::new(service))
+}
+
+/// Asks until there is no place, has some leave, and returns those who stay.
+async fn fill<T: Send + 'static>(
+    rig: &Rig,
+    ask: impl Fn() -> JoinHandle<Result<T, ApiError>>,
+) -> Vec<JoinHandle<Result<T, ApiError>>> {
+    let mut asked: Vec<_> = (0..ROOM).map(|_| ask()).collect();
+    until("all wait", || rig.gate.load().waiting() == ROOM).await;
+    let refused = soon("an answer", ask()).await.unwrap().err().unwrap();
+    assert_eq!((refused.status.as_u16(), refused.code), (429, Some("queue_full")));
+    assert!(refused.retry_after_s.is_some());
+    let late = rig.gate.submit(self::ask(text(3, 1), 1)).await;
+    assert!(matches!(late, Err(Refusal::QueueFull { .. })), "the queue is one");
+    for left in asked.split_off(3) {
+        left.abort();
+    }
+    asked
+}
+
+#[tokio::test]
+async fn no_prompt_is_made_without_a_place() {
+    let (rig, service) = service();
+    let (free, held) = channel::<()>();
+    let held = Arc::new(Mutex::new(held));
+    let asked = fill(&rig, || {
+        let (service, held) = (Arc::clone(&service), Arc::clone(&held));
+        let work = move |_: &Service| {
+            let _ = held.lock().unwrap().recv();
+            Ok(())
+        };
+        tokio::spawn(async move { service.work(1 << 20, work).await })
+    })
+    .await;
+    until("they have left", || rig.gate.load().held == 3).await;
+    drop(free);
+    for done in asked {
+        soon("the prompt", done).await.unwrap().unwrap();
+    }
+    rig.is_clean().await;
+}
+
+#[tokio::test]
+async fn no_grammar_is_made_without_a_place() {
+    let (rig, service) = service();
+    let compiling = Arc::clone(&service.compiling);
+    let turns = compiling.available_permits() as u32;
+    let turns = compiling.acquire_many(turns).await.unwrap();
+    let asked = fill(&rig, || {
+        let service = Arc::clone(&service);
+        let job = Job {
+            id: String::new(),
+            prompts: vec![text(9, 1).into()],
+            n: 2,
+            submission: submission(Vec::new(), 5),
+            reply: ReplyOptions::default(),
+            constraint: Some((Constraint::Regex("[a-c]{3}".into()), "regex")),
+            stop_tokens: Vec::new(),
+            interval: 1,
+            prompt_param: "prompt",
+        };
+        tokio::spawn(async move { Chorus::start(&service, &job).await })
+    })
+    .await;
+    until("they have left", || rig.gate.load().held == 3).await;
+    drop(turns);
+    // Two replies each: there is room for all of those who stayed.
+    for chorus in asked {
+        let mut chorus = soon("the replies", chorus).await.unwrap().unwrap();
+        while let Some(piece) = soon("a piece", chorus.next()).await {
+            piece.unwrap();
+        }
+    }
+    rig.is_clean().await;
+}
