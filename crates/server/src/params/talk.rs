@@ -42,6 +42,7 @@ impl Talk {
     ) -> Result<Prompt, ApiError> {
         let mut conversation = std::mem::take(&mut self.conversation);
         conversation.tools = self.tools.shown();
+        let bytes = bytes_of(&conversation);
         let param = self.param;
         let truncate = chosen.and_then(|chosen| chosen.truncate);
         let token_max = chosen.map_or(1, |chosen| chosen.submission.token_max);
@@ -52,7 +53,7 @@ impl Talk {
             let tokens = finished(tokens, truncate, token_max, service, param)?;
             Ok(Prompt { text: rendered.prompt, tokens, reasoning: rendered.reasoning })
         };
-        service.work(self.bytes(), work).await
+        service.work(bytes, work).await
     }
 
     /// What is to be asked of the engine.
@@ -106,13 +107,40 @@ impl Talk {
             (None, shape) => shape,
         }
     }
+}
 
-    /// About how much text there is.
-    fn bytes(&self) -> usize {
-        let messages = self.conversation.messages.iter().map(|message| message.content.len());
-        let tool_bytes = 512 * self.tools.list.len();
-        messages.sum::<usize>() + tool_bytes
-    }
+/// What a template writes around a message, a tool, or a value of JSON, about.
+const MARKUP_BYTES: usize = 16;
+
+/// About how much text a template is given, wherever in a conversation it is.
+fn bytes_of(conversation: &Conversation) -> usize {
+    let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+    let messages = conversation.messages.iter().map(|message| {
+        let calls = message.tool_calls.iter();
+        let calls =
+            calls.map(|call| call.id.len() + call.name.len() + value_bytes(&call.arguments));
+        let told = message.role.len() + length(&message.name) + length(&message.tool_call_id);
+        let said = message.content.len() + length(&message.reasoning);
+        MARKUP_BYTES + told + said + calls.sum::<usize>()
+    });
+    let tools = conversation.tools.iter().map(|tool| {
+        let told = tool.name.len() + length(&tool.description);
+        MARKUP_BYTES + told + value_bytes(&tool.parameters)
+    });
+    let variables = conversation.variables.values().map(value_bytes);
+    messages.chain(tools).chain(variables).sum()
+}
+
+fn value_bytes(value: &Value) -> usize {
+    let inner = match value {
+        Value::String(text) => text.len(),
+        Value::Array(values) => values.iter().map(value_bytes).sum(),
+        Value::Object(fields) => {
+            fields.iter().map(|(name, value)| name.len() + value_bytes(value)).sum()
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+    };
+    MARKUP_BYTES + inner
 }
 
 /// What OpenAI and others call the levels of reasoning.

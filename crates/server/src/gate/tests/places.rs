@@ -2,13 +2,16 @@
 
 use std::sync::mpsc::channel;
 
-use kilotok_text::{Constraint, Grammars, ReplyOptions};
+use kilotok_text::{Constraint, Conversation, Grammars, Message, ReplyOptions, Tool, ToolCall};
+use serde_json::json;
 
 use super::masks::{END, bytes};
 use super::*;
 use crate::chorus::Chorus;
 use crate::error::ApiError;
 use crate::params::Job;
+use crate::params::talk::Talk;
+use crate::params::tools::Tools;
 use crate::service::{ServerConfig, Service};
 
 const ROOM: u32 = 6;
@@ -95,4 +98,40 @@ async fn no_grammar_is_made_without_a_place() {
         }
     }
     rig.is_clean().await;
+}
+
+/// The status of a prompt that finds no place. One that is made at once needs none.
+async fn refused(service: &Arc<Service>, mut conversation: Conversation) -> u16 {
+    let tools = std::mem::take(&mut conversation.tools);
+    let tools = Tools::new(tools, None, None).unwrap();
+    let mut talk = Talk { conversation, tools, shape: None, apart: true, param: "messages" };
+    talk.prompt(None, service).await.err().unwrap().status.as_u16()
+}
+
+#[tokio::test]
+async fn a_long_conversation_is_not_made_at_once_wherever_its_text_is() {
+    let (rig, service) = service();
+    let _places: Vec<_> = (0..ROOM).map(|_| rig.gate.place().unwrap()).collect();
+    let long = "x".repeat(5000);
+    let (list, numbers) = (json!({"a": [long.clone()]}), json!({"a": vec![0; 5000]}));
+    let of = |messages: Vec<Message>| Conversation { messages, ..Conversation::default() };
+    let call = |arguments| {
+        let call = ToolCall { arguments, ..ToolCall::default() };
+        of(vec![Message { tool_calls: vec![call], ..Message::default() }])
+    };
+    let variables = list.as_object().cloned().unwrap();
+    let tool = Tool { parameters: list.clone(), ..Tool::default() };
+    for (what, conversation) in [
+        ("content", of(vec![Message { content: long.clone(), ..Message::default() }])),
+        ("reasoning", of(vec![Message { reasoning: Some(long), ..Message::default() }])),
+        ("messages", of(vec![Message::default(); 1000])),
+        ("arguments", call(list)),
+        ("numbers", call(numbers)),
+        ("a tool", Conversation { tools: vec![tool], ..Conversation::default() }),
+        ("variables", Conversation { variables, ..Conversation::default() }),
+    ] {
+        assert_eq!(refused(&service, conversation).await, 429, "{what}");
+    }
+    // There is no template.
+    assert_eq!(refused(&service, call(json!({"a": "short"}))).await, 400);
 }
