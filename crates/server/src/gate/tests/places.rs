@@ -1,7 +1,5 @@
 //! Requests whose prompts and grammars are being made wait like those that were let in.
 
-use std::sync::mpsc::channel;
-
 use kilotok_text::{Constraint, Conversation, Grammars, Message, ReplyOptions, Tool, ToolCall};
 use serde_json::json;
 
@@ -47,7 +45,7 @@ async fn fill<T: Send + 'static>(
 #[tokio::test]
 async fn no_prompt_is_made_without_a_place() {
     let (rig, service) = service();
-    let (free, held) = channel::<()>();
+    let (free, held) = sync_channel::<()>(0);
     let held = Arc::new(Mutex::new(held));
     let asked = fill(&rig, || {
         let (service, held) = (Arc::clone(&service), Arc::clone(&held));
