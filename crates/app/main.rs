@@ -73,7 +73,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", told(&error));
+            say::aside!("error: {}", told(&error));
             ExitCode::FAILURE
         }
     }

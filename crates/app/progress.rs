@@ -8,6 +8,8 @@ use std::time::Duration;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use kilotok_weights::Progress;
 
+use crate::say::aside;
+
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Work that is being shown and will see an interruption.
@@ -45,7 +47,7 @@ impl Progress for Bar {
         self.shown.reset_elapsed();
         self.shown.set_length(total_bytes);
         if self.in_lines {
-            eprintln!("{} {}", self.what, HumanBytes(total_bytes));
+            aside!("{} {}", self.what, HumanBytes(total_bytes));
         }
     }
 
@@ -62,10 +64,8 @@ impl Drop for Bar {
     fn drop(&mut self) {
         // Without a length the work never began.
         if let Some(total) = self.shown.length().filter(|_| self.in_lines) {
-            eprintln!(
-                "{}",
-                last_line(self.what, self.shown.position(), total, self.shown.elapsed())
-            );
+            let (done, time) = (self.shown.position(), self.shown.elapsed());
+            aside!("{}", last_line(self.what, done, total, time));
         }
         self.shown.finish_and_clear();
         SHOWN.fetch_sub(1, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! What commands say on standard output, which is what they are called for.
+//! What commands say on standard output, which is what they are called for, and beside it.
 
 use std::io::{self, ErrorKind, Write};
 use std::{fmt, process};
@@ -11,11 +11,21 @@ macro_rules! say {
 }
 pub(crate) use say;
 
+/// A line on standard error, in the form of `format!`. If it is lost there is nobody to tell, and
+/// `eprintln!` would panic.
+macro_rules! aside {
+    ($($text:tt)*) => {{
+        let line = format!("{}\n", format_args!($($text)*));
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
+    }};
+}
+pub(crate) use aside;
+
 /// Whole lines. Who reads them may have seen enough and left, like `head`; what else the command
 /// is to do is done anyway. Lines that get lost in another way end it.
 pub(crate) fn lines(text: fmt::Arguments<'_>) {
     if let Err(error) = write(&mut io::stdout(), text) {
-        eprintln!("error: standard output: {error}");
+        aside!("error: standard output: {error}");
         process::exit(1);
     }
 }

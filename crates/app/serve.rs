@@ -114,6 +114,8 @@ fn log(format: LogFormat) -> Result<()> {
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // It would say so with `eprintln!`, which panics where the log cannot be written.
+        .log_internal_errors(false)
         .with_ansi(colours);
     let set = match format {
         LogFormat::Text => lines.with_target(false).try_init(),

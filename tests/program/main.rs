@@ -79,13 +79,17 @@ impl Server {
     }
 
     fn start_model(model: &str, more: &[&str]) -> Self {
+        Self::start_logging(model, more, Stdio::inherit())
+    }
+
+    fn start_logging(model: &str, more: &[&str], log: Stdio) -> Self {
         let args = ["serve", model, "--load-format", "dummy", "--port", "0"];
         let mut command = kilotok(&args);
         command.args(["--slots", "4", "--served-model-name", "toy"]);
         if !more.contains(&"--context-max") {
             command.args(["--context-max", "512"]);
         }
-        let mut child = command.args(more).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = command.args(more).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut said = String::new();
         for line in lines.by_ref() {
@@ -169,6 +173,27 @@ fn a_server_says_what_it_does_and_the_line_it_gives_works() {
     server.signal("-TERM");
     assert!(server.child.wait().unwrap().success(), "a drain is no failure");
     assert!(refused(&["health", "--url", &server.url]).contains("cannot be reached"));
+}
+
+/// Where every write fails, as on a disk that is full.
+fn full() -> Stdio {
+    fs::File::options().write(true).open("/dev/full").unwrap().into()
+}
+
+#[test]
+fn a_log_that_cannot_be_written_costs_no_reply() {
+    let mut server = Server::start_logging(model(), &[], full());
+    let body = r#"{"prompt": "a", "max_tokens": 4, "ignore_eos": true}"#;
+    for _ in 0..2 {
+        let answer = server.request(COMPLETIONS, body);
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(answer.contains("\"completion_tokens\":4"), "{answer}");
+    }
+    server.signal("-TERM");
+    assert!(server.child.wait().unwrap().success(), "a drain is no failure");
+    // Nor does an error that nobody reads become another one.
+    let status = kilotok(&["check", "/nope"]).stderr(full()).status().unwrap();
+    assert_eq!(status.code(), Some(1));
 }
 
 /// As the shapes in benches/models are, which have no text of their own.
