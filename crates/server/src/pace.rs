@@ -1,4 +1,5 @@
-//! How fast requests end, and from that when a caller who was sent away should come back.
+//! How fast requests end while others wait, and from that when a caller who was sent away should
+//! come back.
 
 /// Requests that ended longer ago than this hardly count.
 const MEMORY_US: f64 = 10e6;
@@ -9,45 +10,53 @@ const RETRY_S_MAX: u64 = 60;
 /// Before anything ended nobody knows.
 const RETRY_S_UNKNOWN: u64 = 5;
 
-/// A count of endings that fades with time.
+/// A count of endings while others waited, and the time that they took; both fade. Endings of a
+/// server that has places to spare say nothing of how fast it can be.
 pub(crate) struct Pace {
-    start_us: u64,
-    newest_us: u64,
     count: f64,
+    span_us: f64,
+    /// Endings to come until whoever waited when somebody was last sent away has found a place.
+    backlog: u32,
+    /// When the newest of them came, or the backlog did.
+    newest_us: u64,
 }
 
 impl Pace {
     pub(crate) fn new(now_us: u64) -> Self {
-        Self { start_us: now_us, newest_us: now_us, count: 0.0 }
+        Self { count: 0.0, span_us: 0.0, backlog: 0, newest_us: now_us }
     }
 
     /// A request has ended.
     pub(crate) fn ended(&mut self, now_us: u64) {
-        self.count = self.faded(now_us) + 1.0;
-        self.newest_us = now_us;
+        if self.backlog > 0 {
+            self.backlog -= 1;
+            let (count, span_us) = self.until(now_us);
+            (self.count, self.span_us) = (count + 1.0, span_us);
+            self.newest_us = now_us;
+        }
     }
 
-    fn faded(&self, now_us: u64) -> f64 {
-        self.count * (-(now_us.saturating_sub(self.newest_us) as f64) / MEMORY_US).exp()
+    /// The count and its time, if nothing ended since the newest.
+    fn until(&self, now_us: u64) -> (f64, f64) {
+        let since_us = now_us.saturating_sub(self.newest_us) as f64;
+        let fading = (-since_us / MEMORY_US).exp();
+        (self.count * fading, self.span_us * fading + since_us)
     }
 
-    /// Requests that end in a second.
-    fn per_s(&self, now_us: u64) -> f64 {
-        let age = now_us.saturating_sub(self.start_us).max(1) as f64;
-        // As much time as the count remembers.
-        let span_us = MEMORY_US * (1.0 - (-age / MEMORY_US).exp());
-        self.faded(now_us) / span_us * 1e6
-    }
-
-    /// Seconds until half of those who wait have found a place: late enough that a retry gets in,
-    /// early enough that the queue is not empty by then.
-    pub(crate) fn retry_after_s(&self, waiting: u32, now_us: u64) -> u64 {
+    /// Somebody is sent away. Seconds until half of those who wait have found a place: late enough
+    /// that a retry gets in, early enough that the queue is not empty by then.
+    pub(crate) fn retry_after_s(&mut self, waiting: u32, now_us: u64) -> u64 {
+        if self.backlog == 0 {
+            self.newest_us = now_us;
+        }
+        self.backlog = waiting;
         if self.count == 0.0 {
             return RETRY_S_UNKNOWN;
         }
-        let seconds = f64::from(waiting) / 2.0 / self.per_s(now_us);
+        let (count, span_us) = self.until(now_us);
+        let seconds = f64::from(waiting) / 2.0 * span_us / count / 1e6;
         // A cast of a float ends at the limits of the integer.
-        (seconds.ceil() as u64).clamp(RETRY_S_MIN, RETRY_S_MAX)
+        (seconds.round() as u64).clamp(RETRY_S_MIN, RETRY_S_MAX)
     }
 }
 
@@ -55,14 +64,19 @@ impl Pace {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_caller_comes_back_when_half_of_the_queue_is_gone() {
+    /// One that sent somebody away when so many waited, who then ended one every 50 ms.
+    fn paced(count: u32) -> Pace {
         let mut pace = Pace::new(0);
-        assert_eq!(pace.retry_after_s(1000, 0), RETRY_S_UNKNOWN);
-        // 20 a second, for a minute.
-        for index in 1..=1200_u64 {
+        assert_eq!(pace.retry_after_s(count, 0), RETRY_S_UNKNOWN);
+        for index in 1..=u64::from(count) {
             pace.ended(index * 50_000);
         }
+        pace
+    }
+
+    #[test]
+    fn a_caller_comes_back_when_half_of_the_queue_is_gone() {
+        let mut pace = paced(1200);
         let now_us = 60_000_000;
         assert_eq!(pace.retry_after_s(400, now_us), 10);
         assert_eq!(pace.retry_after_s(4, now_us), RETRY_S_MIN);
@@ -73,10 +87,19 @@ mod tests {
 
     #[test]
     fn a_young_pace_is_not_a_slow_one() {
+        assert_eq!(paced(20).retry_after_s(200, 1_000_000), 5);
+    }
+
+    #[test]
+    fn time_without_a_queue_is_no_slow_pace() {
         let mut pace = Pace::new(0);
-        for index in 1..=20_u64 {
-            pace.ended(index * 50_000);
+        // One after the other, and then nobody.
+        for minute in 0..10 {
+            pace.ended(minute * 60_000_000);
         }
-        assert_eq!(pace.retry_after_s(200, 1_000_000), 5);
+        assert_eq!(pace.retry_after_s(1024, 3_600_000_000), RETRY_S_UNKNOWN);
+        let mut pace = paced(20);
+        pace.ended(600_000_000);
+        assert_eq!(pace.retry_after_s(200, 3_600_000_000), 5);
     }
 }
