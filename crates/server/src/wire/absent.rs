@@ -49,7 +49,7 @@ impl<'de> Deserialize<'de> for One {
         match Value::deserialize(deserializer)? {
             Value::Null => Ok(Self),
             Value::Number(number) if number.as_f64() == Some(1.0) => Ok(Self),
-            other => Err(D::Error::custom(format!("{other} {NOT_IMPLEMENTED}, only 1 is"))),
+            other => Err(D::Error::custom(format!("{other} {NOT_IMPLEMENTED} (only 1 is)"))),
         }
     }
 }
@@ -65,3 +65,14 @@ impl PartialSchema for One {
 }
 
 impl ToSchema for One {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_place_is_no_part_of_what_is_said() {
+        let error = serde_json::from_str::<One>("3").unwrap_err().to_string();
+        assert!(error.starts_with("3 is not implemented by this server (only 1 is)"), "{error}");
+    }
+}
