@@ -127,11 +127,15 @@ fn listen(
 /// reply is waited for, then what still runs is ended. Returns what is left of the time for that.
 async fn drain(service: &Service) -> Duration {
     service.leave();
-    tracing::info!("shutting down: new requests are taken for a moment longer");
+    let delay = service.config.drain_delay;
+    if delay > Duration::ZERO {
+        let seconds = delay.as_secs_f64();
+        tracing::info!(seconds, "shutting down: new requests are taken for a moment longer");
+    }
     let ended = service.gate.ended();
     tokio::pin!(ended);
     tokio::select! {
-        () = tokio::time::sleep(service.config.drain_delay) => {}
+        () = tokio::time::sleep(delay) => {}
         _ = &mut ended => return Duration::ZERO,
     }
     let start = tokio::time::Instant::now();
