@@ -16,7 +16,7 @@ use crate::config::{Config, LoadFormat};
 use crate::environment::{self, folder};
 use crate::plan::EnginePlan;
 use crate::progress::Bar;
-use crate::say::aside;
+use crate::say::news;
 
 /// Dummy weights are the same everywhere.
 const DUMMY_SEED: u64 = 0;
@@ -104,10 +104,7 @@ impl Planned {
         let bar = Bar::new("loading weights");
         let engine: Box<dyn Engine> = match chosen {
             Chosen::Cpu { .. } => Box::new(CpuEngine::start(&spec, source, &plan.sizes, &bar)?),
-            Chosen::Gpus(_) => {
-                let tell = |line: &str| aside!("{line}");
-                Box::new(CudaEngine::start(&spec, source, &options, &bar, &tell)?)
-            }
+            Chosen::Gpus(_) => Box::new(CudaEngine::start(&spec, source, &options, &bar, &news)?),
         };
         Ok(Loaded { folder, spec, engine, device })
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use kilotok_weights::Progress;
 
-use crate::say::aside;
+use crate::say::news;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
@@ -47,7 +47,7 @@ impl Progress for Bar {
         self.shown.reset_elapsed();
         self.shown.set_length(total_bytes);
         if self.in_lines {
-            aside!("{} {}", self.what, HumanBytes(total_bytes));
+            news(&format!("{} {}", self.what, HumanBytes(total_bytes)));
         }
     }
 
@@ -65,7 +65,7 @@ impl Drop for Bar {
         // Without a length the work never began.
         if let Some(total) = self.shown.length().filter(|_| self.in_lines) {
             let (done, time) = (self.shown.position(), self.shown.elapsed());
-            aside!("{}", last_line(self.what, done, total, time));
+            news(&last_line(self.what, done, total, time));
         }
         self.shown.finish_and_clear();
         SHOWN.fetch_sub(1, Ordering::Relaxed);

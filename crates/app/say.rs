@@ -21,6 +21,16 @@ macro_rules! aside {
 }
 pub(crate) use aside;
 
+/// How work goes on, for whoever waits. Where there is a log it is a line of it: who reads that as
+/// JSON can read nothing else.
+pub(crate) fn news(line: &str) {
+    if tracing::dispatcher::has_been_set() {
+        tracing::info!("{line}");
+    } else {
+        aside!("{line}");
+    }
+}
+
 /// Whole lines. Who reads them may have seen enough and left, like `head`; what else the command
 /// is to do is done anyway. Lines that get lost in another way end it.
 pub(crate) fn lines(text: fmt::Arguments<'_>) {

@@ -65,6 +65,16 @@ fn model() -> &'static str {
     &MODEL
 }
 
+fn serving(model: &str, more: &[&str]) -> Command {
+    let mut command = kilotok(&["serve", model, "--load-format", "dummy", "--port", "0"]);
+    command.args(["--slots", "4", "--served-model-name", "toy"]);
+    if !more.contains(&"--context-max") {
+        command.args(["--context-max", "512"]);
+    }
+    command.args(more);
+    command
+}
+
 /// A server that has said where it listens.
 struct Server {
     child: Child,
@@ -79,17 +89,11 @@ impl Server {
     }
 
     fn start_model(model: &str, more: &[&str]) -> Self {
-        Self::start_logging(model, more, Stdio::inherit())
+        Self::spawn(&mut serving(model, more))
     }
 
-    fn start_logging(model: &str, more: &[&str], log: Stdio) -> Self {
-        let args = ["serve", model, "--load-format", "dummy", "--port", "0"];
-        let mut command = kilotok(&args);
-        command.args(["--slots", "4", "--served-model-name", "toy"]);
-        if !more.contains(&"--context-max") {
-            command.args(["--context-max", "512"]);
-        }
-        let mut child = command.args(more).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+    fn spawn(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut said = String::new();
         for line in lines.by_ref() {
@@ -182,7 +186,7 @@ fn full() -> Stdio {
 
 #[test]
 fn a_log_that_cannot_be_written_costs_no_reply() {
-    let mut server = Server::start_logging(model(), &[], full());
+    let mut server = Server::spawn(serving(model(), &[]).stderr(full()));
     let body = r#"{"prompt": "a", "max_tokens": 4, "ignore_eos": true}"#;
     for _ in 0..2 {
         let answer = server.request(COMPLETIONS, body);
@@ -194,6 +198,26 @@ fn a_log_that_cannot_be_written_costs_no_reply() {
     // Nor does an error that nobody reads become another one.
     let status = kilotok(&["check", "/nope"]).stderr(full()).status().unwrap();
     assert_eq!(status.code(), Some(1));
+}
+
+#[test]
+fn all_of_a_log_in_json_is_json() {
+    let mut command = serving(model(), &["--log-format", "json"]);
+    let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let mut said = String::new();
+    for line in BufReader::new(child.stderr.take().unwrap()).lines() {
+        let event: Value = serde_json::from_str(&line.unwrap()).unwrap();
+        let message = event["message"].as_str().unwrap();
+        if message == "ready" {
+            let id = child.id().to_string();
+            assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+        }
+        said.push_str(message);
+        said.push('\n');
+    }
+    assert!(child.wait().unwrap().success());
+    assert!(said.contains("loading weights") && said.ends_with("stopped\n"), "{said}");
+    assert!(!said.contains("a moment longer"), "there is no --drain-delay: {said}");
 }
 
 /// As the shapes in benches/models are, which have no text of their own.
