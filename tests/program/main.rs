@@ -220,6 +220,20 @@ fn all_of_a_log_in_json_is_json() {
     assert!(!said.contains("a moment longer"), "there is no --drain-delay: {said}");
 }
 
+#[test]
+fn the_line_that_is_given_works_with_several_keys() {
+    let keys = ("KILOTOK_API_KEY", "k1, k2");
+    let server = Server::spawn(serving(model(), &[]).env(keys.0, keys.1));
+    let curl = server.said.lines().last().unwrap();
+    // As a shell sees it, which puts the key in.
+    let shown = curl.replacen("curl -N", "printf '%s\\n'", 1);
+    let words = Command::new("sh").args(["-c", &shown]).env(keys.0, keys.1).output().unwrap();
+    let words = text(&words.stdout);
+    let key = words.lines().find(|word| word.starts_with("Authorization")).unwrap();
+    let answer = server.request(&format!("{COMPLETIONS}\r\n{key}"), r#"{"prompt": "a", "max_tokens": 1}"#);
+    assert!(answer.starts_with("HTTP/1.1 200"), "{key}: {answer}");
+}
+
 /// As the shapes in benches/models are, which have no text of their own.
 #[test]
 fn a_config_alone_is_served() {

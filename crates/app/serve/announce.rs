@@ -11,6 +11,7 @@ use kilotok_text::Text;
 use crate::check::describe;
 use crate::config::{Config, LoadFormat, LogFormat};
 use crate::engine::Planned;
+use crate::environment;
 
 /// The plan: model, engine, memory, limits.
 pub(super) fn plan(config: &Config, planned: &Planned) {
@@ -111,7 +112,8 @@ pub(super) fn ready(config: &Config, port: u16, has_template: bool, took: Durati
     say(&format!("ready after {:.1} s\n", took.as_secs_f64()));
     say(&format!("  chat page   {base}/"));
     say(&format!("  API         {base}/v1"));
-    say(&format!("\n{}\n", curl(config, &base, has_template)));
+    let exported = environment::api_keys() == config.api_keys;
+    say(&format!("\n{}\n", curl(config, exported, &base, has_template)));
     if config.api_keys.is_empty() && !is_local(&config.host) {
         tracing::warn!(
             "without an API key everybody who reaches this address can use it: set \
@@ -146,12 +148,16 @@ fn address(host: &str, port: u16, tls: bool) -> String {
     format!("{scheme}://{host}:{port}")
 }
 
-/// A request for a shell, which works as it stands.
-fn curl(config: &Config, base: &str, has_template: bool) -> String {
-    let key = if config.api_keys.is_empty() {
-        ""
-    } else {
-        " -H \"Authorization: Bearer $KILOTOK_API_KEY\""
+/// A request for a shell. It works as it stands, except where keys are not `exported` to shells: a
+/// key is no text for a terminal.
+fn curl(config: &Config, exported: bool, base: &str, has_template: bool) -> String {
+    let (note, key) = match (config.api_keys.is_empty(), exported) {
+        (true, _) => ("", ""),
+        // The first of several.
+        (false, true) => ("", " -H \"Authorization: Bearer ${KILOTOK_API_KEY%%,*}\""),
+        (false, false) => {
+            ("with one of the API keys in $KEY:\n", " -H \"Authorization: Bearer $KEY\"")
+        }
     };
     let model = &config.served_names[0];
     let (path, mut body) = if has_template {
@@ -164,7 +170,7 @@ fn curl(config: &Config, base: &str, has_template: bool) -> String {
     body["stream"] = true.into();
     let body = body.to_string().replace('\'', "'\\''");
     // Without -N it would hold back what came; brackets of an address are patterns to some shells.
-    format!("curl -N '{base}/v1/{path}'{key} -H 'Content-Type: application/json' -d '{body}'")
+    format!("{note}curl -N '{base}/v1/{path}'{key} -H 'Content-Type: application/json' -d '{body}'")
 }
 
 #[cfg(test)]
@@ -196,16 +202,16 @@ mod tests {
 
     #[test]
     fn the_line_for_a_shell_is_quoted() {
-        let line = curl(&config("it's", None), "http://h", true);
+        let line = curl(&config("it's", None), false, "http://h", true);
         assert!(line.contains(r#"{"model":"it'\''s","messages""#), "{line}");
         assert!(line.ends_with(r#","stream":true}'"#), "{line}");
         assert!(!line.contains("Bearer"));
-        let line = curl(&config("m", Some("k")), "http://h", false);
-        assert!(
-            line.contains(
-                "'http://h/v1/completions' -H \"Authorization: Bearer $KILOTOK_API_KEY\""
-            )
-        );
+        let line = curl(&config("m", Some("k")), true, "http://h", false);
+        let bearer = "'http://h/v1/completions' -H \"Authorization: Bearer ${KILOTOK_API_KEY%%,*}";
+        assert!(line.contains(bearer), "{line}");
         assert!(!line.contains("Bearer k"), "a key is no text for a terminal");
+        let line = curl(&config("m", Some("k")), false, "http://h", false);
+        assert!(line.starts_with("with one of the API keys in $KEY:\ncurl"), "{line}");
+        assert!(line.contains("Bearer $KEY\"") && !line.contains("Bearer k"), "{line}");
     }
 }
