@@ -13,6 +13,7 @@ use kilotok_weights::hub::HubConfig;
 
 use crate::config::{DEFAULT_HOST, DEFAULT_PORT};
 use crate::say::say;
+use crate::serve::hint;
 use crate::{environment, machine};
 
 /// Below this no published model of the families fits; small ones and dummies do.
@@ -187,7 +188,7 @@ fn port(host: &str, port: u16) -> Finding {
         Ok(_) => Finding::ok("port", format!("{host}:{port} is free")),
         Err(error) => {
             let found = format!("{host}:{port}: {error}");
-            Finding::fail("port", found, "end what uses it, or serve with another --port")
+            Finding::fail("port", found, hint(&error))
         }
     }
 }
@@ -205,6 +206,8 @@ mod tests {
         assert!(finding.to_string().starts_with("FAIL  port"), "{finding}");
         assert!(finding.to_string().contains("--port"));
         assert_eq!(port(DEFAULT_HOST, 0).verdict, Verdict::Ok);
+        // An address for documents, which is nobody's.
+        assert!(port("192.0.2.1", 0).advice.contains("--host"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 mod announce;
 
-use std::io::{ErrorKind, IsTerminal};
+use std::io::{self, ErrorKind, IsTerminal};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -97,23 +97,26 @@ async fn end_all(signals: Signals, gate: Gate) {
 
 fn bind(config: &Config) -> Result<TcpListener> {
     let (host, port) = (config.host.as_str(), config.port);
-    TcpListener::bind((host, port)).map_err(|error| {
-        let hint = match error.kind() {
-            ErrorKind::AddrInUse => "another --port may be free, 0 always is",
-            ErrorKind::PermissionDenied => "--port 1024 and above need no permission",
-            _ => "--host is an address of this machine, or 0.0.0.0 for all",
-        };
-        anyhow!("cannot listen on {host}:{port} ({hint}): {error}")
-    })
+    TcpListener::bind((host, port))
+        .map_err(|error| anyhow!("cannot listen on {host}:{port} ({}): {error}", hint(&error)))
+}
+
+/// What to do where it cannot listen.
+pub(crate) fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::AddrInUse => "another --port may be free, 0 always is",
+        ErrorKind::PermissionDenied => "--port 1024 and above need no permission",
+        _ => "--host is an address of this machine, or 0.0.0.0 for all",
+    }
 }
 
 fn log(format: LogFormat) -> Result<()> {
     let filter = environment::log_filter();
     let filter = EnvFilter::try_new(&filter).with_context(|| format!("KILOTOK_LOG={filter}"))?;
-    let colours = std::io::stderr().is_terminal() && !environment::no_color();
+    let colours = io::stderr().is_terminal() && !environment::no_color();
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(io::stderr)
         // It would say so with `eprintln!`, which panics where the log cannot be written.
         .log_internal_errors(false)
         .with_ansi(colours);
