@@ -20,8 +20,12 @@ pub(crate) fn unpack(cache: &Path) -> Result<PathBuf> {
     if folder.is_dir() {
         return Ok(folder);
     }
-    write(cache, &folder)
-        .with_context(|| format!("unpacking the demo model into {}", folder.display()))?;
+    write(cache, &folder).with_context(|| {
+        format!(
+            "unpacking the demo model into {} (XDG_CACHE_HOME can name another place for caches)",
+            folder.display()
+        )
+    })?;
     Ok(folder)
 }
 
@@ -78,5 +82,6 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let error = format!("{:#}", unpack(file.path()).unwrap_err());
         assert!(error.contains(&file.path().display().to_string()), "{error}");
+        assert!(error.contains("XDG_CACHE_HOME"), "{error}");
     }
 }
