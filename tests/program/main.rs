@@ -504,6 +504,15 @@ fn a_config_file_stands_behind_flags() {
 #[test]
 fn the_example_of_a_config_is_one() {
     let example = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/example.toml");
+    let help = text(&run(&["serve", "--help"]).stdout);
+    let flags = help.lines().filter_map(|line| line.trim_start().split_once("--"));
+    let flags = flags.filter(|(before, _)| before.is_empty() || before.starts_with('-'));
+    let names = flags.map(|(_, flag)| flag.split(' ').next().unwrap());
+    let has = fs::read_to_string(example).unwrap();
+    for name in names.filter(|name| !name.starts_with("no-") && !["config", "help"].contains(name))
+    {
+        assert!(has.contains(&format!("{name} = ")), "--{name}");
+    }
     let said =
         refused(&["serve", model(), "--config", example, "--load-format", "dummy", "--ranks", "3"]);
     // All of the file was read, and the flag was looked at.
