@@ -16,16 +16,26 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use clap::value_parser;
 
+use crate::chat::temperature;
 use crate::client::Server;
 use crate::config::{EngineKind, LoadFormat};
 use crate::knobs::KnobArgs;
 use crate::say::{lines, say};
 
 /// Requests per connection, unless the user says otherwise.
-const ROUNDS: usize = 10;
+const ROUNDS: u32 = 10;
 /// A closed loop beyond this is a typing error.
 const CONCURRENCY_MAX: usize = 65_536;
+/// A run of more is a typing error: it would take days.
+const REQUESTS_MAX: i64 = 1_000_000;
+/// Longer than the context of any model.
+const TOKENS_MAX: i64 = 1 << 24;
+/// Prompts are all made before the run, which takes gigabytes for so many.
+const PROMPT_TOKENS_MAX: u64 = 1 << 30;
+/// About one a day; a lower rate is a typing error.
+const RATE_MIN: f64 = 1e-5;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -55,19 +65,24 @@ pub(crate) struct Args {
     request_rate: Option<f64>,
     /// Requests in all [default: ten for each in flight].
     #[arg(long, short = 'n', value_name = "COUNT", help_heading = "Load")]
-    num_prompts: Option<usize>,
+    #[arg(value_parser = value_parser!(u32).range(1..=REQUESTS_MAX))]
+    num_prompts: Option<u32>,
     /// Requests before the measurement.
     #[arg(long, default_value_t = 1, value_name = "COUNT", help_heading = "Load")]
-    warmup: usize,
+    #[arg(value_parser = value_parser!(u32).range(..=REQUESTS_MAX))]
+    warmup: u32,
 
     /// Tokens of each random prompt.
     #[arg(long, default_value_t = 512, value_name = "TOKENS", help_heading = "Requests")]
-    input_len: usize,
+    #[arg(value_parser = value_parser!(u32).range(1..=TOKENS_MAX))]
+    input_len: u32,
     /// Of them, tokens that all prompts start with.
     #[arg(long, default_value_t = 0, value_name = "TOKENS", help_heading = "Requests")]
-    prefix_len: usize,
+    #[arg(value_parser = value_parser!(u32).range(..=TOKENS_MAX))]
+    prefix_len: u32,
     /// Tokens of each reply.
     #[arg(long, default_value_t = 128, value_name = "TOKENS", help_heading = "Requests")]
+    #[arg(value_parser = value_parser!(u32).range(1..=TOKENS_MAX))]
     output_len: u32,
     /// Prompts to use instead of random ones: lines of JSON with `prompt` or `messages`, and
     /// `output_tokens` if it is to differ.
@@ -77,8 +92,8 @@ pub(crate) struct Args {
     #[arg(long, num_args = 0..=1, default_missing_value = "true", help_heading = "Requests")]
     ignore_eos: Option<bool>,
     /// 0 always takes the likeliest token.
-    #[arg(long, default_value_t = 0.0, help_heading = "Requests")]
-    temperature: f32,
+    #[arg(long, default_value_t = 0.0, value_parser = temperature, help_heading = "Requests")]
+    temperature: f64,
     /// Of prompts and arrivals: the same seed, the same load.
     #[arg(long, default_value_t = 0, help_heading = "Requests")]
     seed: u64,
@@ -118,8 +133,6 @@ impl Endpoint {
 
 impl Args {
     fn check(&self) -> Result<()> {
-        ensure!(self.input_len > 0, "--input-len is 0: a prompt has at least one token");
-        ensure!(self.output_len > 0, "--output-len is 0: there would be nothing to measure");
         ensure!(
             self.prefix_len <= self.input_len,
             "--prefix-len {} is beyond --input-len {}",
@@ -132,8 +145,18 @@ impl Args {
             "--concurrency is {concurrency}: give 1 to {CONCURRENCY_MAX}"
         );
         let rate = self.request_rate.unwrap_or(1.0);
-        ensure!(rate > 0.0 && rate.is_finite(), "--request-rate is {rate}: give a rate above 0");
-        ensure!(self.num_prompts != Some(0), "--num-prompts is 0: there is nothing to measure");
+        ensure!(
+            rate >= RATE_MIN && rate.is_finite(),
+            "--request-rate is {rate}: give a rate of {RATE_MIN} a second or more"
+        );
+        let count = self.request_count() + self.warmup;
+        let tokens = u64::from(count) * u64::from(self.input_len);
+        ensure!(
+            self.dataset.is_some() || tokens <= PROMPT_TOKENS_MAX,
+            "{count} prompts of --input-len {} have {tokens} tokens: a run has up to \
+             {PROMPT_TOKENS_MAX}",
+            self.input_len
+        );
         Ok(())
     }
 
@@ -145,8 +168,8 @@ impl Args {
         }
     }
 
-    fn request_count(&self) -> usize {
-        self.num_prompts.unwrap_or(ROUNDS * self.concurrency.unwrap_or(1))
+    fn request_count(&self) -> u32 {
+        self.num_prompts.unwrap_or(ROUNDS * self.concurrency.unwrap_or(1) as u32)
     }
 
     fn is_dummy(&self) -> bool {

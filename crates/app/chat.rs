@@ -27,7 +27,7 @@ pub(crate) struct Args {
     #[arg(long)]
     system: Option<String>,
     /// 0 always takes the likeliest token [default: the model's own].
-    #[arg(long)]
+    #[arg(long, value_parser = temperature)]
     temperature: Option<f64>,
     /// Longest reply.
     #[arg(long)]
@@ -38,6 +38,12 @@ pub(crate) struct Args {
     /// Show no thoughts of the model.
     #[arg(long)]
     hide_thoughts: bool,
+}
+
+/// JSON has no number for what is not finite: it would be left out.
+pub(crate) fn temperature(text: &str) -> Result<f64, &'static str> {
+    let number = text.parse().ok().filter(|number| (0.0..=f64::from(f32::MAX)).contains(number));
+    number.ok_or("give a number from 0 on")
 }
 
 /// A conversation.

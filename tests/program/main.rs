@@ -230,7 +230,8 @@ fn the_line_that_is_given_works_with_several_keys() {
     let words = Command::new("sh").args(["-c", &shown]).env(keys.0, keys.1).output().unwrap();
     let words = text(&words.stdout);
     let key = words.lines().find(|word| word.starts_with("Authorization")).unwrap();
-    let answer = server.request(&format!("{COMPLETIONS}\r\n{key}"), r#"{"prompt": "a", "max_tokens": 1}"#);
+    let answer =
+        server.request(&format!("{COMPLETIONS}\r\n{key}"), r#"{"prompt": "a", "max_tokens": 1}"#);
     assert!(answer.starts_with("HTTP/1.1 200"), "{key}: {answer}");
 }
 
@@ -370,6 +371,29 @@ fn an_engine_is_measured_without_a_server() {
         (&280.into(), &70.into())
     );
     assert_eq!(result["max_concurrent_requests"], 3);
+}
+
+#[test]
+fn what_a_bench_cannot_do_or_would_not_look_at_is_refused() {
+    let engine = ["--engine", model(), "--load-format", "dummy"];
+    let with_engine = |more: &[&'static str]| [&engine[..], more].concat();
+    let huge = u64::MAX.to_string();
+    for (args, expected) in [
+        (vec!["-n", &huge], "--num-prompts <COUNT>"),
+        (vec!["-n", "4294967296"], "1..=1000000"),
+        (vec!["--warmup", &huge], "--warmup <COUNT>"),
+        (vec!["--input-len", &huge], "--input-len <TOKENS>"),
+        (vec!["--prefix-len", &huge], "--prefix-len <TOKENS>"),
+        (vec!["-n", "1000000", "--input-len", "10000000"], "1000001 prompts of --input-len"),
+        (with_engine(&["-n", "4294967297"]), "--num-prompts <COUNT>"),
+        (with_engine(&["--output-len", "4294967295"]), "--output-len <TOKENS>"),
+        (vec!["-n", "3", "--request-rate", "1e-300"], "--request-rate is 0.000"),
+        (vec!["--temperature", "NaN"], "--temperature <TEMPERATURE>"),
+    ] {
+        let said = refused(&[&["bench"], &args[..]].concat());
+        assert!(said.contains(expected), "{args:?}: {said}");
+    }
+    assert!(refused(&["chat", "--temperature", "inf"]).contains("a number from 0 on"));
 }
 
 #[test]

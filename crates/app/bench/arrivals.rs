@@ -11,7 +11,7 @@ pub(super) fn due(count: usize, rate: Option<f64>, seed: u64) -> Vec<Duration> {
     let Some(rate) = rate else { return vec![Duration::ZERO; count] };
     let draws = Draws::new(seed, 0, Purpose::Target);
     let mut at = 0.0;
-    let gaps = (0..count as u32).map(|index| {
+    let gaps = (0..).take(count).map(|index| {
         let due = Duration::from_secs_f64(at);
         at -= f64::from(draws.uniform(index)).ln() / rate;
         due

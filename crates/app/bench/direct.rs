@@ -45,7 +45,7 @@ pub(super) fn run(args: &Args, model: &str) -> Result<Outcome> {
     let vocab_size = loaded.engine.caps().vocab_size;
     let asked = submissions(args, &loaded, vocab_size, &end_tokens)?;
     let mut bench = Bench::new(loaded.engine, &config);
-    for submission in asked.iter().cycle().take(args.warmup) {
+    for submission in asked.iter().cycle().take(args.warmup as usize) {
         bench.drive(vec![submission.clone()], &[Duration::ZERO], 1, &ProgressBar::hidden())?;
     }
     let mut bench = Bench::new(bench.engine, &config);
@@ -65,7 +65,7 @@ pub(super) fn run(args: &Args, model: &str) -> Result<Outcome> {
 /// An engine that is just large enough for the load.
 fn config(args: &Args, model: &str) -> Result<Config> {
     let slots = args.concurrency.unwrap_or(if args.request_rate.is_some() { 8 } else { 1 });
-    let context = args.dataset.is_none().then_some(args.input_len as u32 + args.output_len);
+    let context = args.dataset.is_none().then_some(args.input_len + args.output_len);
     let raw = RawConfig {
         model: Some(model.to_owned()),
         load_format: args.load_format,
@@ -90,17 +90,17 @@ fn submissions(
     let count = args.request_count();
     let prompts: Vec<(Vec<TokenId>, u32)> = if let Some(path) = &args.dataset {
         let text = Text::open(&loaded.folder).context("the tokenizer, for --dataset")?;
-        let prompts = prompts::read(path, count, args.output_len)?;
+        let prompts = prompts::read(path, count as usize, args.output_len)?;
         let encode = |prompt: &Prompt| Ok((encode(&text, prompt)?, prompt.output_count));
         prompts.iter().map(encode).collect::<Result<_>>()?
     } else {
-        let tokens =
-            |index| prompts::tokens(args.seed, index, args.prefix_len, args.input_len, vocab_size);
-        (0..count as u32).map(|index| (tokens(index), args.output_len)).collect()
+        let (shared, length) = (args.prefix_len as usize, args.input_len as usize);
+        let tokens = |index| prompts::tokens(args.seed, index, shared, length, vocab_size);
+        (0..count).map(|index| (tokens(index), args.output_len)).collect()
     };
     let submission = |(prompt, token_max): (Vec<TokenId>, u32)| {
-        let sampling =
-            Sampling { temperature: args.temperature, seed: args.seed, ..Sampling::GREEDY };
+        let temperature = args.temperature as f32;
+        let sampling = Sampling { temperature, seed: args.seed, ..Sampling::GREEDY };
         let mut setup = SlotSetup::new(sampling, prompt.len() as u32);
         setup.end_tokens = end_tokens.to_vec();
         Submission::new(prompt, setup, token_max)

@@ -20,15 +20,15 @@ use crate::environment;
 
 /// Prompts that show how many tokens a word takes are this much shorter than those of the run:
 /// they must fit the model's context, however many tokens a word turns out to take.
-const PROBE_PART: usize = 16;
-const PROBE_WORDS_MIN: usize = 8;
+const PROBE_PART: u32 = 16;
+const PROBE_WORDS_MIN: u32 = 8;
 
 /// How requests are made.
 struct Asker {
     client: Client,
     model: String,
     endpoint: Endpoint,
-    temperature: f32,
+    temperature: f64,
     seed: u64,
     ignore_end: bool,
     save_text: bool,
@@ -47,11 +47,11 @@ pub(super) async fn run(args: &Args) -> Result<Outcome> {
         save_text: args.save_texts,
         token_count: AtomicU64::new(0),
     });
-    let bar = ProgressBar::new(args.request_count() as u64);
+    let bar = ProgressBar::new(args.request_count().into());
     bar.set_message("warming up");
     let mut prompts = asker.prompts(args).await?;
     // Prompts of their own, so that the run finds none in the cache.
-    for prompt in &prompts.split_off(args.request_count()) {
+    for prompt in &prompts.split_off(args.request_count() as usize) {
         if let Some(error) = asker.ask(prompt).await.error {
             bail!("warming up: {error}");
         }
@@ -129,15 +129,15 @@ impl Asker {
     async fn prompts(&self, args: &Args) -> Result<Vec<Prompt>> {
         let count = args.request_count() + args.warmup;
         if let Some(path) = &args.dataset {
-            return prompts::read(path, count, args.output_len);
+            return prompts::read(path, count as usize, args.output_len);
         }
         let length = self.word_count(args).await?;
-        let prefix = args.prefix_len * length / args.input_len;
+        let prefix = args.prefix_len as usize * length / args.input_len as usize;
         let prompt = |index| Prompt {
             content: Content::Text(prompts::words(args.seed, index, prefix, length)),
             output_count: args.output_len,
         };
-        Ok((0..count as u32).map(prompt).collect())
+        Ok((0..count).map(prompt).collect())
     }
 
     /// Words of a prompt that has as many tokens as wanted: the server counts those of words and
@@ -147,7 +147,7 @@ impl Asker {
         let mut counts = [0.0; 2];
         for (count, words) in counts.iter_mut().zip(lengths) {
             // Other words than those of the run, which would then be cached.
-            let text = prompts::words(!args.seed, words as u32, 0, words);
+            let text = prompts::words(!args.seed, words, 0, words as usize);
             let prompt = Prompt { content: Content::Text(text), output_count: 1 };
             let sample = self.ask(&prompt).await;
             if let Some(error) = sample.error {
@@ -155,14 +155,14 @@ impl Asker {
             }
             *count = f64::from(sample.input_count);
         }
-        let [few, many] = lengths.map(|words| words as f64);
+        let [few, many] = lengths.map(f64::from);
         let per_word = (counts[1] - counts[0]) / (many - few);
         if per_word <= 0.0 {
             // The server does not count; a word is about a token.
-            return Ok(args.input_len);
+            return Ok(args.input_len as usize);
         }
         let template = counts[0] - per_word * few;
-        Ok((((args.input_len as f64 - template) / per_word).round() as usize).max(1))
+        Ok((((f64::from(args.input_len) - template) / per_word).round() as usize).max(1))
     }
 
     /// One request. What goes wrong is in the sample.

@@ -346,8 +346,8 @@ fn plan(caps: &Caps, args: &Args, shape: Shape, round: u32) -> Result<StepPlan> 
             Routing::Uniform => prompts::tokens(args.seed, index, 0, count, caps.vocab_size),
             Routing::Same => vec![round % caps.vocab_size; count],
         };
-        let sampling =
-            Sampling { temperature: args.temperature, seed: args.seed, ..Sampling::GREEDY };
+        let temperature = args.temperature as f32;
+        let sampling = Sampling { temperature, seed: args.seed, ..Sampling::GREEDY };
         let setup = (round == 0).then(|| Box::new(SlotSetup::new(sampling, context)));
         let pages = caps.groups.iter().map(|group| pages(group, slot, context, count as u32));
         Ok(Row {
