@@ -38,6 +38,7 @@ const PROMPT_TOKENS_MAX: u64 = 1 << 30;
 const RATE_MIN: f64 = 1e-5;
 
 #[derive(clap::Args)]
+#[command(mut_group("KnobArgs", |knobs| knobs.requires("engine")))]
 pub(crate) struct Args {
     #[command(flatten)]
     server: Server,
@@ -54,7 +55,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Put the text of every reply into that file too.
-    #[arg(long, requires = "json")]
+    #[arg(long, requires = "json", conflicts_with = "engine")]
     save_texts: bool,
 
     /// Requests in flight at once; with --request-rate, at most.
@@ -99,13 +100,13 @@ pub(crate) struct Args {
     seed: u64,
 
     /// With --engine: where weights come from.
-    #[arg(long, help_heading = "Engine")]
+    #[arg(long, requires = "engine", help_heading = "Engine")]
     load_format: Option<LoadFormat>,
     /// With --engine: tensor-parallel ranks.
-    #[arg(long, help_heading = "Engine")]
+    #[arg(long, requires = "engine", help_heading = "Engine")]
     ranks: Option<u32>,
     /// With --engine: never draft.
-    #[arg(long, help_heading = "Engine")]
+    #[arg(long, requires = "engine", help_heading = "Engine")]
     no_drafts: bool,
     /// With --engine: what computes, the processor or GPUs.
     #[arg(long, requires = "engine", help_heading = "Engine")]

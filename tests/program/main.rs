@@ -389,6 +389,16 @@ fn what_a_bench_cannot_do_or_would_not_look_at_is_refused() {
         (with_engine(&["--output-len", "4294967295"]), "--output-len <TOKENS>"),
         (vec!["-n", "3", "--request-rate", "1e-300"], "--request-rate is 0.000"),
         (vec!["--temperature", "NaN"], "--temperature <TEMPERATURE>"),
+        (vec!["--ranks", "2"], "--engine <MODEL>"),
+        (vec!["--no-drafts"], "--engine <MODEL>"),
+        (vec!["--load-format", "dummy"], "--engine <MODEL>"),
+        (vec!["--window-keys", "3"], "--engine <MODEL>"),
+        (with_engine(&["--batch", "2"]), "--rounds <COUNT>"),
+        (with_engine(&["--context", "2"]), "--rounds <COUNT>"),
+        (with_engine(&["--draft-len", "2"]), "--rounds <COUNT>"),
+        (with_engine(&["--assume-acceptance", "2"]), "--rounds <COUNT>"),
+        (with_engine(&["--commit", "a"]), "--rounds <COUNT>"),
+        (with_engine(&["--rounds", "1", "--save-texts"]), "'--save-texts'"),
     ] {
         let said = refused(&[&["bench"], &args[..]].concat());
         assert!(said.contains(expected), "{args:?}: {said}");

@@ -57,20 +57,22 @@ pub(crate) struct RoundArgs {
     )]
     rounds: Option<u32>,
     /// Rows of a round.
-    #[arg(long, value_delimiter = ',', default_value = "1")]
+    #[arg(long, requires = "rounds", value_delimiter = ',', default_value = "1")]
     batch: Vec<u32>,
     /// Drafts that a row verifies and makes [default: as many as the engine can].
-    #[arg(long, value_delimiter = ',', conflicts_with = "no_drafts", value_name = "TOKENS")]
+    #[arg(long, requires = "rounds", conflicts_with = "no_drafts", value_name = "TOKENS")]
+    #[arg(value_delimiter = ',')]
     draft_len: Vec<u32>,
     /// What tokens are: of the weights that --load-format dummy makes, random ones go to experts
     /// that are nearly uniform.
     #[arg(long, value_enum, default_value_t, requires = "rounds")]
     routing: Routing,
     /// Tokens before the row.
-    #[arg(long, value_delimiter = ',', default_value = "1024", value_name = "TOKENS")]
+    #[arg(long, requires = "rounds", default_value = "1024", value_name = "TOKENS")]
+    #[arg(value_delimiter = ',')]
     context: Vec<u32>,
     /// Tokens that a round of one row is to bring: what speed would be if it were so.
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, requires = "rounds", value_name = "TOKENS")]
     assume_acceptance: Option<f64>,
     /// Say also how long each phase of the kernels takes. They are compiled so that they tell,
     /// which takes them a little time.
@@ -80,7 +82,7 @@ pub(crate) struct RoundArgs {
     #[arg(long, requires = "rounds", value_name = "FILE")]
     out: Option<PathBuf>,
     /// The commit to name in it [default: that of the folder, if git knows].
-    #[arg(long, value_name = "COMMIT")]
+    #[arg(long, requires = "rounds", value_name = "COMMIT")]
     commit: Option<String>,
 }
 
