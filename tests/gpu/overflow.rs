@@ -25,12 +25,14 @@ impl WeightSource for Scaled {
         if matches!(decl.id, WeightId::Layer(_, _, weight) if self.weights.contains(&weight)) {
             match &mut tensor.data {
                 TensorData::F32(values) | TensorData::Fp8 { scales: values, .. } => {
-                    values.iter_mut().for_each(|value| *value *= LARGE);
+                    for value in values {
+                        *value *= LARGE;
+                    }
                 }
                 TensorData::Bf16(values) => {
-                    values
-                        .iter_mut()
-                        .for_each(|value| *value = bf16::from_f32(value.to_f32() * LARGE));
+                    for value in values {
+                        *value = bf16::from_f32(value.to_f32() * LARGE);
+                    }
                 }
                 TensorData::Mxfp4 { .. } => unreachable!("a dense model has no experts"),
             }
