@@ -7,7 +7,6 @@ use std::io::{self, ErrorKind, IsTerminal};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -43,20 +42,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
     drop(bind(&config)?);
     let planned = engine::plan(&config)?;
     announce::plan(&config, &planned);
-    let (loaded, text) = thread::scope(|scope| {
-        let (folder, vocab_size) = (planned.folder.clone(), planned.spec.vocab_size);
-        let config = &config;
-        let text = scope.spawn(move || read_text(&folder, vocab_size, config));
-        let loaded = planned.load();
-        (loaded, text.join())
-    });
-    let loaded = loaded?;
-    let text = text.map_err(|_| anyhow!("reading the tokenizer failed"))??;
-    let text = Arc::new(text);
+    let (folder, vocab_size) = (&planned.folder, planned.spec.vocab_size as u32);
+    let text = Arc::new(read_text(folder, planned.spec.vocab_size, &config)?);
+    check_vocabulary(&text, vocab_size, folder)?;
+    let grammars = Grammars::new(&text, vocab_size, &text.defaults().end_tokens)
+        .with_context(|| format!("{}: the vocabulary", folder.display()))?;
+    let loaded = planned.load()?;
     let caps = loaded.engine.caps().clone();
-    check_vocabulary(&text, caps.vocab_size, &loaded.folder)?;
-    let grammars = Grammars::new(&text, caps.vocab_size, &text.defaults().end_tokens)
-        .with_context(|| format!("{}: the vocabulary", loaded.folder.display()))?;
     let metrics = Arc::new(Metrics::new(&config.served_names[0], &caps));
     let options = GateOptions {
         queue_max: config.limits.waiting_max,

@@ -536,6 +536,16 @@ fn a_config_file_stands_behind_flags() {
 }
 
 #[test]
+fn a_broken_tokenizer_is_told_of_before_weights_are_read() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("broken_tokenizer");
+    checkpoint::write(&folder);
+    std::fs::write(folder.join("tokenizer.json"), "{").unwrap();
+    let folder = folder.to_str().unwrap();
+    let said = refused(&["serve", folder, "--load-format", "dummy", "--port", "0"]);
+    assert!(said.contains("tokenizer.json") && !said.contains("loading weights"), "{said}");
+}
+
+#[test]
 fn the_example_of_a_config_is_one() {
     let example = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/example.toml");
     let help = text(&run(&["serve", "--help"]).stdout);

@@ -74,11 +74,13 @@ fn config(args: &Args, model: &str) -> Result<Config> {
         slots: u32::try_from(slots).ok(),
         context_max: context,
         drafts: Some(!args.no_drafts),
-        waiting_max: Some(u32::MAX),
         knobs: args.knobs.clone(),
         ..RawConfig::default()
     };
-    Config::resolve(&raw, Vec::new())
+    let mut config = Config::resolve(&raw, Vec::new())?;
+    // Those who wait here are numbers, not clients.
+    config.limits.waiting_max = u32::MAX;
+    Ok(config)
 }
 
 fn submissions(
