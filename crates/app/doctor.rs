@@ -13,7 +13,7 @@ use kilotok_weights::hub::HubConfig;
 
 use crate::config::{DEFAULT_HOST, DEFAULT_PORT};
 use crate::say::say;
-use crate::serve::hint;
+use crate::serve::listen_hint;
 use crate::{environment, machine};
 
 /// Below this no published model of the families fits; small ones and dummies do.
@@ -188,7 +188,7 @@ fn port(host: &str, port: u16) -> Finding {
         Ok(_) => Finding::ok("port", format!("{host}:{port} is free")),
         Err(error) => {
             let found = format!("{host}:{port}: {error}");
-            Finding::fail("port", found, hint(&error))
+            Finding::fail("port", found, listen_hint(&error))
         }
     }
 }

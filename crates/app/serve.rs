@@ -89,12 +89,13 @@ async fn end_all(signals: Signals, gate: Gate) {
 
 fn bind(config: &Config) -> Result<TcpListener> {
     let (host, port) = (config.host.as_str(), config.port);
-    TcpListener::bind((host, port))
-        .map_err(|error| anyhow!("cannot listen on {host}:{port} ({}): {error}", hint(&error)))
+    TcpListener::bind((host, port)).map_err(|error| {
+        anyhow!("cannot listen on {host}:{port} ({}): {error}", listen_hint(&error))
+    })
 }
 
 /// What to do where it cannot listen.
-pub(crate) fn hint(error: &io::Error) -> &'static str {
+pub(crate) fn listen_hint(error: &io::Error) -> &'static str {
     match error.kind() {
         ErrorKind::AddrInUse => "another --port may be free, 0 always is",
         ErrorKind::PermissionDenied => "--port 1024 and above need no permission",

@@ -187,8 +187,7 @@ impl CudaEngine {
             let now = now();
             let Some(rank) = self.first_busy(&mut watch, now)? else { return Ok(()) };
             if now - start > self.step_max {
-                // It may write to the others' memory yet.
-                self.ranks.iter().for_each(Rank::abandon);
+                self.give_up();
                 return Err(rank.endless(self.step_max));
             }
             if now - checked > CHECK_EACH {
@@ -217,13 +216,18 @@ impl CudaEngine {
                 Standing::Ended => {}
                 Standing::Busy => busy = busy.or(Some(rank)),
                 Standing::Deaf => {
-                    // As with one that does not end: it may begin yet, and write to the others'.
-                    self.ranks.iter().for_each(Rank::abandon);
+                    self.give_up();
                     return Err(rank.deaf());
                 }
             }
         }
         Ok(busy)
+    }
+
+    /// Nobody waits for any rank any more: one that has not ended may write to the others' memory
+    /// yet.
+    fn give_up(&self) {
+        self.ranks.iter().for_each(Rank::abandon);
     }
 
     /// What began it, of what failed here, if anything did, and of what broken ranks say. All end,

@@ -296,12 +296,12 @@ impl Rank {
 
     /// What is said of a rank that did not begin.
     pub(crate) fn deaf(&self) -> EngineError {
-        self.given_up("does not hear its doorbell: what was started for a step did not begin")
+        self.failed("does not hear its doorbell: what was started for a step did not begin")
     }
 
     /// What is said of a rank that began, and then neither ended nor failed.
     pub(crate) fn endless(&self, step_max: Duration) -> EngineError {
-        self.given_up(&format!("did not end a step within {step_max:?}"))
+        self.failed(&format!("did not end a step within {step_max:?}"))
     }
 
     /// Nobody waits for it any more.
@@ -309,8 +309,7 @@ impl Rank {
         self.device.abandon();
     }
 
-    fn given_up(&self, reason: &str) -> EngineError {
-        self.abandon();
+    fn failed(&self, reason: &str) -> EngineError {
         EngineError::Device { rank: self.index, reason: reason.to_owned() }
     }
 
