@@ -33,6 +33,7 @@ enum Code {
   INVALID_CONTEXT = 201,
   NOT_FOUND = 500,
   NOT_READY = 600,
+  PEER_ALREADY_ENABLED = 704,
   LAUNCH_FAILED = 719,
 };
 
@@ -55,6 +56,8 @@ struct Device {
   int index;
   std::atomic<bool> broken{false};
   std::atomic<uint64_t> launches{0};
+  // Whose memory it reaches.
+  std::vector<Device*> peers;
 };
 
 struct Stream {
@@ -93,9 +96,12 @@ std::vector<std::unique_ptr<Device>>& devices() {
 
 thread_local Device* current = nullptr;
 
+// A driver tells of a broken GPU on all that reach it, on which what was started goes on.
 int state() {
   if (!current) return INVALID_CONTEXT;
-  return current->broken ? LAUNCH_FAILED : SUCCESS;
+  const auto broken = [](const Device* device) { return device->broken.load(); };
+  const bool reached = std::any_of(current->peers.begin(), current->peers.end(), broken);
+  return reached || broken(current) ? LAUNCH_FAILED : SUCCESS;
 }
 
 int then(Stream* stream, std::function<void()> work) {
@@ -181,7 +187,13 @@ int cuCtxSetCurrent(Device* context) {
   return SUCCESS;
 }
 
-int cuCtxEnablePeerAccess(Device*, unsigned) { return state(); }
+int cuCtxEnablePeerAccess(Device* peer, unsigned) {
+  if (const int code = state()) return code;
+  auto& peers = current->peers;
+  if (std::find(peers.begin(), peers.end(), peer) != peers.end()) return PEER_ALREADY_ENABLED;
+  peers.push_back(peer);
+  return SUCCESS;
+}
 
 int cuStreamCreate(Stream** stream, unsigned) {
   if (const int code = state()) return code;
@@ -196,8 +208,8 @@ int cuStreamDestroy_v2(Stream* stream) {
 
 // On the context's own stream nothing is ever left to do.
 int cuStreamQuery(Stream* stream) {
-  if (stream && !stream->worker.idle()) return NOT_READY;
-  return state();
+  if (const int code = state()) return code;
+  return stream && !stream->worker.idle() ? NOT_READY : SUCCESS;
 }
 
 // Until the word has come so far; the numbers may wrap.
@@ -229,6 +241,7 @@ int cuMemAlloc_v2(uint64_t* address, size_t bytes) {
 }
 
 int cuMemFree_v2(uint64_t address) {
+  if (const int code = state()) return code;
   std::free(reinterpret_cast<void*>(address));
   return SUCCESS;
 }
@@ -241,6 +254,7 @@ int cuMemHostAlloc(void** memory, size_t bytes, unsigned) {
 }
 
 int cuMemFreeHost(void* memory) {
+  if (const int code = state()) return code;
   std::free(memory);
   return SUCCESS;
 }

@@ -21,7 +21,7 @@ use kilotok_rows::{Batch, InFlight, Slots};
 use crate::chain::{Shape, Tiles};
 use crate::driver::bell::{Bell, quiet};
 use crate::driver::{Pinned, now};
-use crate::fault::cause;
+use crate::fault::{Failed, cause, silent};
 use crate::rank::{Chain, Rank};
 use crate::results::{Asked, ResultPlaces};
 use crate::upload::{Copy, Places, Upload};
@@ -83,18 +83,19 @@ const PAUSE: Duration = Duration::from_micros(50);
 pub(crate) const STEP_MAX: Duration = Duration::from_millis(1800);
 /// So often it is asked whether the GPUs are well.
 const CHECK_EACH: Duration = Duration::from_millis(1);
-/// How long after one GPU's end, which the driver tells of all GPUs that reach it, others may write
-/// for what they waited: waits for others end first, by hundredths of a second.
-const RECORDS_MAX: Duration = Duration::from_millis(50);
+/// How long the last rank that has not said why it failed may yet do so when all others have: waits
+/// for other ranks end first, by hundredths of a second.
+const RECORD_MAX: Duration = Duration::from_millis(50);
 
 impl CudaEngine {
     /// Begins what does the step, and starts what may do the next.
     fn start_step(&mut self, upload: &Upload) -> Result<Watch, EngineError> {
+        let start = now();
         let started = self.try_start_step(upload);
-        started.map_err(|error| self.cause(Some(error)))
+        started.map_err(|failed| self.cause(Some(&failed), start))
     }
 
-    fn try_start_step(&mut self, upload: &Upload) -> Result<Watch, EngineError> {
+    fn try_start_step(&mut self, upload: &Upload) -> Result<Watch, Failed> {
         let exchanges = (self.exchanges, self.exchanges_max);
         let launches = self.host.upload_places.passes() as u32;
         self.exchanges = self.exchanges.wrapping_add(self.exchanges_max * launches);
@@ -124,7 +125,7 @@ impl CudaEngine {
         upload: &Upload,
         exchanges: (u32, u32),
         shape: &Shape,
-    ) -> Result<(), EngineError> {
+    ) -> Result<(), Failed> {
         let _quiet = quiet();
         self.number = self.number.wrapping_add(1);
         self.host.write(self.number, upload, exchanges);
@@ -140,6 +141,12 @@ impl CudaEngine {
     /// launch: that takes milliseconds, and waits for what is on the stream, so that it must not
     /// happen behind a bell.
     pub(crate) fn warm_up(&mut self) -> Result<(), EngineError> {
+        self.launch_all().map_err(|failed| self.cause(Some(&failed), now()))?;
+        let ended = self.ranks.iter().try_for_each(Rank::finish);
+        ended.map_err(|_| self.cause(None, now()))
+    }
+
+    fn launch_all(&mut self) -> Result<(), Failed> {
         let _quiet = quiet();
         for tiles in [Tiles::One, Tiles::Many] {
             self.number = self.number.wrapping_add(1);
@@ -154,7 +161,7 @@ impl CudaEngine {
     }
 
     /// Starts a chain that waits, and does nothing if it is rung for as it is.
-    fn start_ahead(&mut self, shape: Shape) -> Result<(), EngineError> {
+    fn start_ahead(&mut self, shape: Shape) -> Result<(), Failed> {
         self.number = self.number.wrapping_add(1);
         self.host.write_nothing(self.number);
         self.bell.start_ahead(self.number, || self.start_chain(&shape, &[]))?;
@@ -162,7 +169,7 @@ impl CudaEngine {
         Ok(())
     }
 
-    fn start_chain(&self, shape: &Shape, copies: &[Copy]) -> Result<(), EngineError> {
+    fn start_chain(&self, shape: &Shape, copies: &[Copy]) -> Result<(), Failed> {
         let Self { number, host: HostMemory { lists, .. }, .. } = self;
         let mailbox = self.host.mailbox(*number);
         let chain = Chain { number: *number, shape, mailbox, lists, copies };
@@ -181,19 +188,18 @@ impl CudaEngine {
 
     /// Waits until every rank has ended a chain.
     fn wait_for(&self, mut watch: Watch) -> Result<(), EngineError> {
-        let start = now();
+        let start = watch.start;
         let mut checked = start;
         loop {
             let now = now();
             let Some(rank) = self.first_busy(&mut watch, now)? else { return Ok(()) };
             if now - start > self.step_max {
-                self.give_up();
-                return Err(rank.endless(self.step_max));
+                return Err(self.cause(Some(&rank.endless(self.step_max)), start));
             }
             if now - checked > CHECK_EACH {
                 checked = now;
                 if self.ranks.iter().any(Rank::is_broken) {
-                    return Err(self.cause(None));
+                    return Err(self.cause(None, start));
                 }
             }
             if now - start > SPIN_MAX {
@@ -230,19 +236,41 @@ impl CudaEngine {
         self.ranks.iter().for_each(Rank::abandon);
     }
 
-    /// What began it, of what failed here, if anything did, and of what broken ranks say. All end,
-    /// if only because their waits do.
-    fn cause(&self, error: Option<EngineError>) -> EngineError {
-        let broken: Vec<&Rank> = self.ranks.iter().filter(|rank| rank.finish().is_err()).collect();
-        let start = now();
-        let recorded = || broken.iter().all(|rank| rank.timeout().is_some());
-        while start.elapsed() < RECORDS_MAX && !recorded() {
-            thread::sleep(PAUSE);
-        }
-        let others = broken.iter().filter_map(|rank| rank.finish().err());
-        let reason = "a GPU broke, and then did not say why".to_owned();
-        let unknown = EngineError::Device { rank: 0, reason };
-        cause(error.into_iter().chain(others)).unwrap_or(unknown)
+    /// What began it when a step that was rung for at `start` failed, here or on some rank. A GPU
+    /// may die without a word, and the driver tells of that on all that reach it at once: then the
+    /// others are waited for, whose waits say for whom they were.
+    fn cause(&self, here: Option<&Failed>, start: Instant) -> EngineError {
+        drop(quiet());
+        let mut last = None;
+        let failed = loop {
+            let failed = self.failed(here);
+            let now = now();
+            let runs = failed.iter().any(|failed| failed.runs);
+            if now - start > self.step_max {
+                if runs {
+                    self.give_up();
+                }
+                break failed;
+            }
+            match silent(&failed).count() {
+                0 => break failed,
+                1 if !runs && now - *last.get_or_insert(now) > RECORD_MAX => break failed,
+                _ => thread::sleep(PAUSE),
+            }
+        };
+        cause(&failed).unwrap_or_else(|| {
+            let reason = "a GPU broke, and then did not say why".to_owned();
+            EngineError::Device { rank: 0, reason }
+        })
+    }
+
+    /// What is said of all ranks that are not well, and of one by whoever asks if nothing else is.
+    fn failed(&self, here: Option<&Failed>) -> Vec<Failed> {
+        let said = self.ranks.iter().filter_map(|rank| rank.unfinished(self.step_max));
+        let mut failed: Vec<Failed> = said.collect();
+        let here = here.filter(|here| failed.iter().all(|failed| failed.rank != here.rank));
+        failed.extend(here.cloned());
+        failed
     }
 }
 

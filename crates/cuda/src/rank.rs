@@ -14,7 +14,7 @@ use crate::chain::{Shape, Tiles};
 use crate::constants::Constants;
 use crate::driver::bell::Bell;
 use crate::driver::{Device, DeviceMemory, DriverError, Kernel, Module, Pinned};
-use crate::fault::timeout_of;
+use crate::fault::Failed;
 use crate::layout::{Arguments, Layout};
 use crate::stamps::phase_times;
 use crate::upload::Copy;
@@ -184,8 +184,8 @@ impl Rank {
     }
 
     /// Starts all of a chain.
-    pub(crate) fn start(&self, chain: &Chain<'_>) -> Result<(), EngineError> {
-        self.try_start(chain).map_err(|error| self.error(&error))
+    pub(crate) fn start(&self, chain: &Chain<'_>) -> Result<(), Failed> {
+        self.try_start(chain).map_err(|error| self.failed(&error))
     }
 
     fn try_start(&self, chain: &Chain<'_>) -> Result<(), DriverError> {
@@ -296,12 +296,13 @@ impl Rank {
 
     /// What is said of a rank that did not begin.
     pub(crate) fn deaf(&self) -> EngineError {
-        self.failed("does not hear its doorbell: what was started for a step did not begin")
+        let reason = "does not hear its doorbell: what was started for a step did not begin";
+        EngineError::Device { rank: self.index, reason: reason.to_owned() }
     }
 
     /// What is said of a rank that began, and then neither ended nor failed.
-    pub(crate) fn endless(&self, step_max: Duration) -> EngineError {
-        self.failed(&format!("did not end a step within {step_max:?}"))
+    pub(crate) fn endless(&self, step_max: Duration) -> Failed {
+        Failed { runs: true, ..self.failed(&format!("did not end a step within {step_max:?}")) }
     }
 
     /// Nobody waits for it any more.
@@ -309,25 +310,32 @@ impl Rank {
         self.device.abandon();
     }
 
-    fn failed(&self, reason: &str) -> EngineError {
-        EngineError::Device { rank: self.index, reason: reason.to_owned() }
+    /// What is said of it, unless it is done with all that was started.
+    pub(crate) fn unfinished(&self, step_max: Duration) -> Option<Failed> {
+        match self.device.is_idle() {
+            Ok(true) => None,
+            Ok(false) => Some(self.endless(step_max)),
+            Err(error) => Some(self.failed(&error)),
+        }
+    }
+
+    fn failed(&self, reason: &impl ToString) -> Failed {
+        let look = || {
+            let mut record = Fault::zeroed();
+            self.fault.peek(bytemuck::bytes_of_mut(&mut record));
+            record
+        };
+        // The code comes last: a look after it has come sees all.
+        let record = (look().code != 0).then(look);
+        Failed { rank: self.index, reason: reason.to_string(), runs: false, record }
     }
 
     /// Waits for all that was started.
-    pub(crate) fn finish(&self) -> Result<(), EngineError> {
-        self.device.finish().map_err(|error| self.error(&error))
-    }
-
-    fn error(&self, error: &DriverError) -> EngineError {
-        self.timeout()
-            .unwrap_or_else(|| EngineError::Device { rank: self.index, reason: error.to_string() })
-    }
-
-    /// The wait that ran out, if one did.
-    pub(crate) fn timeout(&self) -> Option<EngineError> {
-        let mut record = Fault::zeroed();
-        self.fault.peek(bytemuck::bytes_of_mut(&mut record));
-        timeout_of(&record)
+    ///
+    /// # Errors
+    /// What broke the GPU, or another one that it reaches.
+    pub(crate) fn finish(&self) -> Result<(), DriverError> {
+        self.device.finish()
     }
 }
 

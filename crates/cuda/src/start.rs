@@ -275,7 +275,6 @@ impl CudaEngine {
             broken: None,
         };
         engine.warm_up()?;
-        engine.ranks.iter().try_for_each(Rank::finish)?;
         Ok(engine)
     }
 }

@@ -11,6 +11,7 @@ pub(crate) const HEARS_MAX: Duration = Duration::from_millis(800);
 
 /// A look at all ranks since the bell was rung for a chain.
 pub(crate) struct Watch {
+    pub(crate) start: Instant,
     number: u32,
     ranks: Vec<Seen>,
 }
@@ -34,7 +35,7 @@ pub(crate) enum Standing {
 impl Watch {
     /// From now on, by what the ranks tell.
     pub(crate) fn new(number: u32, told: impl Iterator<Item = (u32, u32)>, now: Instant) -> Self {
-        Self { number, ranks: told.map(|told| Seen { told, since: now }).collect() }
+        Self { start: now, number, ranks: told.map(|told| Seen { told, since: now }).collect() }
     }
 
     pub(crate) fn judge(&mut self, rank: usize, told: (u32, u32), now: Instant) -> Standing {

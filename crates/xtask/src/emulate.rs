@@ -43,13 +43,13 @@ const SHORT: [&str; 9] = [
     "overflow::",
     "few_random_plans",
 ];
-/// And the bell, that ranks agree, and a server whose engine breaks: by a rank that does not hear,
-/// because waits of kernels last too long here to be waited for.
+/// And the bell, that ranks agree, and engines that break: by a rank that dies, and below a server
+/// by one that does not hear, because waits of kernels last long here.
 const SUITES: [(Program, &[&str]); 3] = [
     (SUITE, &SHORT),
     (
         Program { name: "cuda", kind: "lib", target: "kilotok_cuda" },
-        &["steps_alike", "agree::two_ranks", "agree::a_rank"],
+        &["steps_alike", "agree::two_ranks", "agree::a_rank", "a_gpu_that_dies"],
     ),
     (Program { name: "broken", kind: "test", target: "broken" }, &["a_rank_that_does_not_hear"]),
 ];

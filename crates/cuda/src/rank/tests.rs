@@ -22,6 +22,9 @@ use crate::{CudaEngine, CudaOptions, Found, Sizes, TOKENS_MAX, Toolchain};
 /// From the step's start to its error, where clocks are fastest.
 const SECONDS_MAX: Duration = Duration::from_secs(2);
 
+/// Of emulated GPUs' clocks (kernels/README.md), for tests in which waits run out.
+const EMULATED_SLOWNESS: &str = "10";
+
 static PRO: LazyLock<Checkpoint> = LazyLock::new(|| {
     let folder = tempfile::tempdir().unwrap();
     Toy::pro_fp4().write(folder.path(), Files::One).unwrap();
@@ -87,6 +90,20 @@ fn stalls(rank_count: usize) {
     }
 }
 
+/// Its GPU ends with an error in the midst of a step: others wait for it, and the driver says of
+/// all that they are broken.
+fn dies(rank_count: usize) {
+    match broken(rank_count, CudaEngine::kill) {
+        EngineError::Device { rank, reason } => {
+            assert_eq!(rank, rank_count - 1);
+            // Somewhere behind, since weights are read ahead.
+            let waited = reason.contains("; rank 0 waited for it in phase ");
+            assert_eq!(waited, rank_count > 1, "{reason}");
+        }
+        other => panic!("{other}"),
+    }
+}
+
 /// More CTAs than there can be at once: the kernel does not start.
 fn does_not_start(rank_count: usize) {
     match broken(rank_count, |engine| engine.ranks.last_mut().unwrap().grid = 1 << 20) {
@@ -133,6 +150,12 @@ fn one_stalls() {
 
 #[test]
 #[ignore = "breaks the GPU for its process, see below"]
+fn one_dies() {
+    dies(1);
+}
+
+#[test]
+#[ignore = "breaks the GPU for its process, see below"]
 fn one_does_not_start() {
     does_not_start(1);
 }
@@ -141,6 +164,12 @@ fn one_does_not_start() {
 #[ignore = "breaks the GPU for its process, see below"]
 fn one_of_two_stalls() {
     stalls(2);
+}
+
+#[test]
+#[ignore = "breaks the GPU for its process, see below"]
+fn one_of_two_dies() {
+    dies(2);
 }
 
 #[test]
@@ -176,13 +205,25 @@ fn one_of_two_does_not_end() {
 #[test]
 fn what_breaks_a_gpu_is_told_in_time_and_over_with_its_process() {
     let cases = ["stalls", "does_not_start", "does_not_hear", "does_not_end"];
+    break_one_of(&cases);
+}
+
+#[test]
+fn a_gpu_that_dies_without_a_word_is_named_in_time() {
+    break_one_of(&["dies"]);
+}
+
+/// Runs the tests of so many ways to break, of one rank and of two.
+fn break_one_of(ways: &[&str]) {
     for (rank_count, who) in [(1, "one"), (2, "one_of_two")] {
         if absent(rank_count) {
             return;
         }
-        for name in cases {
-            let ended = alone(&format!("rank::tests::{who}_{name}")).status();
-            assert!(ended.unwrap().success(), "{name}");
+        for way in ways {
+            let mut test = alone(&format!("rank::tests::{who}_{way}"));
+            // Where GPUs are emulated, a second's wait is to end before a minute.
+            let ended = test.env("EMULATED_SLOWNESS", EMULATED_SLOWNESS).status();
+            assert!(ended.unwrap().success(), "{who} {way}");
         }
         reply(&mut engine(rank_count)).expect("the GPUs are well again");
     }
