@@ -17,10 +17,10 @@ const DIGIT_COUNT: usize = 16;
 /// Its folder below `cache`, which is made if it is not there.
 pub(crate) fn unpack(cache: &Path) -> Result<PathBuf> {
     let folder = cache.join(format!("demo-{}", fingerprint()));
-    if folder.is_dir() {
+    if is_whole(&folder) {
         return Ok(folder);
     }
-    write(cache, &folder).with_context(|| {
+    unpack_at(cache, &folder).with_context(|| {
         format!(
             "unpacking the demo model into {} (XDG_CACHE_HOME can name another place for caches)",
             folder.display()
@@ -29,9 +29,19 @@ pub(crate) fn unpack(cache: &Path) -> Result<PathBuf> {
     Ok(folder)
 }
 
+/// Whether all files are there: whoever cleans caches may have taken some.
+fn is_whole(folder: &Path) -> bool {
+    kilotok_demo::FILES.iter().all(|(name, bytes)| {
+        fs::metadata(folder.join(name)).is_ok_and(|file| file.len() == bytes.len() as u64)
+    })
+}
+
 /// Whole or not at all: another process may be about the same.
-fn write(cache: &Path, folder: &Path) -> Result<()> {
+fn unpack_at(cache: &Path, folder: &Path) -> Result<()> {
     fs::create_dir_all(cache)?;
+    if folder.is_dir() {
+        fs::remove_dir_all(folder)?;
+    }
     let partial = tempfile::Builder::new().prefix("demo-").tempdir_in(cache)?;
     for (name, bytes) in kilotok_demo::FILES {
         let file = partial.path().join(name);
@@ -41,7 +51,7 @@ fn write(cache: &Path, folder: &Path) -> Result<()> {
         fs::write(&file, bytes).with_context(|| file.display().to_string())?;
     }
     let renamed = fs::rename(partial.path(), folder);
-    if renamed.is_err() && folder.is_dir() {
+    if renamed.is_err() && is_whole(folder) {
         return Ok(());
     }
     Ok(renamed?)
@@ -74,6 +84,19 @@ mod tests {
         fs::write(folder.join("mark"), "").unwrap();
         assert_eq!(unpack(cache.path()).unwrap(), folder);
         assert!(folder.join("mark").exists());
+        assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_was_taken_away_comes_back() {
+        let cache = tempfile::tempdir().unwrap();
+        let folder = unpack(cache.path()).unwrap();
+        let (name, bytes) = kilotok_demo::FILES[0];
+        for damage in [fs::remove_file, |file| fs::write(file, "{")] {
+            damage(folder.join(name)).unwrap();
+            assert_eq!(unpack(cache.path()).unwrap(), folder);
+            assert_eq!(&fs::read(folder.join(name)).unwrap(), bytes);
+        }
         assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 1);
     }
 

@@ -87,7 +87,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let compared = trace.steps.iter().filter(|step| step.output.is_some()).count();
     let (steps, rate) = (outputs.len(), token_count as f64 / time.as_secs_f64());
     say!("{steps} steps, {token_count} tokens, {rate:.1} tokens a second");
-    say!("{compared} outputs compared, all equal");
+    match compared {
+        0 => say!("no outputs to compare with: nothing was checked"),
+        _ => say!("{compared} outputs compared, all equal"),
+    }
     if let Some(path) = &args.record {
         for (step, output) in trace.steps.iter_mut().zip(outputs) {
             step.output = Some(output);

@@ -187,6 +187,12 @@ int cuCtxSetCurrent(Device* context) {
   return SUCCESS;
 }
 
+int cuCtxGetDevice(int* device) {
+  if (!current) return INVALID_CONTEXT;
+  *device = current->index;
+  return SUCCESS;
+}
+
 int cuCtxEnablePeerAccess(Device* peer, unsigned) {
   if (const int code = state()) return code;
   auto& peers = current->peers;
@@ -310,6 +316,7 @@ int cuModuleLoadData(Module** loaded, const void* image) {
 }
 
 int cuModuleUnload(Module* module) {
+  if (const int code = state()) return code;
   module->ctas.clear();
   dlclose(module->library);
   delete module;

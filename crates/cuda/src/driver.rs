@@ -83,8 +83,8 @@ pub enum DriverError {
     NoPeer { from: usize, to: usize, code: String },
     #[error("what was started does not come to its end")]
     Unfinished,
-    #[error("{call}: {code}")]
-    Call { call: &'static str, code: String },
+    #[error("{}{call}: {code}", gpu.map(|index| format!("GPU {index}: ")).unwrap_or_default())]
+    Call { gpu: Option<usize>, call: &'static str, code: String },
 }
 
 type Result<T> = std::result::Result<T, DriverError>;
@@ -92,8 +92,16 @@ type Result<T> = std::result::Result<T, DriverError>;
 fn check(call: &'static str, code: sys::CUresult) -> Result<()> {
     match code {
         sys::CUresult::CUDA_SUCCESS => Ok(()),
-        code => Err(DriverError::Call { call, code: format!("{code:?}") }),
+        code => Err(DriverError::Call { gpu: current_gpu(), call, code: format!("{code:?}") }),
     }
+}
+
+/// The GPU whose context is this thread's, if it has one.
+fn current_gpu() -> Option<usize> {
+    let mut device = 0;
+    // SAFETY: writes a number.
+    let code = unsafe { sys::cuCtxGetDevice(&raw mut device) };
+    (code == sys::CUresult::CUDA_SUCCESS).then_some(device as usize)
 }
 
 /// Calls a function of the driver by its name, which is also that of its error.
@@ -268,15 +276,22 @@ impl Device {
     /// Functions in it may wait for streams.
     fn open(index: usize) -> Result<Arc<Self>> {
         let (mut context, mut stream) = (ptr::null_mut(), ptr::null_mut());
+        let here = |error| match error {
+            DriverError::Call { call, code, .. } => {
+                DriverError::Call { gpu: Some(index), call, code }
+            }
+            other => other,
+        };
         // SAFETY: each writes a handle; the context is retained until it is released in `drop`, or
         // here, where it is of no use.
         unsafe {
-            call!(cuDevicePrimaryCtxRetain(&raw mut context, index as c_int))?;
+            call!(cuDevicePrimaryCtxRetain(&raw mut context, index as c_int)).map_err(here)?;
             let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
             let made = call!(cuCtxSetCurrent(context))
                 .and_then(|()| call!(cuStreamCreate(&raw mut stream, flags)));
             if let Err(error) = made {
-                let _ = quiet_call!(cuDevicePrimaryCtxRelease_v2(index as c_int));
+                // Whoever opens all is quiet.
+                let _ = call!(cuDevicePrimaryCtxRelease_v2(index as c_int));
                 return Err(error);
             }
         }
@@ -339,7 +354,8 @@ impl Device {
         self.stuck.store(true, Ordering::Relaxed);
     }
 
-    /// Whether what the stream used may go, which then is done with it or broken.
+    /// Whether what the stream used may go, which then is done with it or broken. Where another
+    /// GPU broke it the driver frees nothing.
     fn is_done(&self) -> bool {
         self.finish() != Err(DriverError::Unfinished) && self.enter().is_ok()
     }

@@ -21,11 +21,11 @@ use kilotok_rows::{Batch, InFlight, Slots};
 use crate::chain::{Shape, Tiles};
 use crate::driver::bell::{Bell, quiet};
 use crate::driver::{Pinned, now};
-use crate::fault::{Failed, cause, silent};
-use crate::rank::{Chain, Rank};
+use crate::fault::{Failed, cause, suspects, unsaid};
+use crate::rank::{Chain, Rank, WAIT_MAX_MS};
 use crate::results::{Asked, ResultPlaces};
 use crate::upload::{Copy, Places, Upload};
-use crate::watch::{Standing, Watch};
+use crate::watch::{HEARS_MAX, Standing, Watch};
 
 /// Computes steps on GPUs.
 pub struct CudaEngine {
@@ -86,6 +86,14 @@ const CHECK_EACH: Duration = Duration::from_millis(1);
 /// How long the last rank that has not said why it failed may yet do so when all others have: waits
 /// for other ranks end first, by hundredths of a second.
 const RECORD_MAX: Duration = Duration::from_millis(50);
+
+/// A rank that does not hear is found first; then waits run out, and say more than that a step did
+/// not end; and all is told within two seconds.
+const _: () = {
+    let waits_ms = WAIT_MAX_MS as u128 + RECORD_MAX.as_millis();
+    assert!(HEARS_MAX.as_millis() < WAIT_MAX_MS as u128 && waits_ms < STEP_MAX.as_millis());
+    assert!(STEP_MAX.as_millis() < 2000);
+};
 
 impl CudaEngine {
     /// Begins what does the step, and starts what may do the next.
@@ -194,7 +202,7 @@ impl CudaEngine {
             let now = now();
             let Some(rank) = self.first_busy(&mut watch, now)? else { return Ok(()) };
             if now - start > self.step_max {
-                return Err(self.cause(Some(&rank.endless(self.step_max)), start));
+                return Err(self.cause(Some(&rank.endless(self.number, self.step_max)), start));
             }
             if now - checked > CHECK_EACH {
                 checked = now;
@@ -243,7 +251,7 @@ impl CudaEngine {
         drop(quiet());
         let mut last = None;
         let failed = loop {
-            let failed = self.failed(here);
+            let failed = suspects(self.failed(here));
             let now = now();
             let runs = failed.iter().any(|failed| failed.runs);
             if now - start > self.step_max {
@@ -252,7 +260,7 @@ impl CudaEngine {
                 }
                 break failed;
             }
-            match silent(&failed).count() {
+            match unsaid(&failed) {
                 0 => break failed,
                 1 if !runs && now - *last.get_or_insert(now) > RECORD_MAX => break failed,
                 _ => thread::sleep(PAUSE),
@@ -266,7 +274,7 @@ impl CudaEngine {
 
     /// What is said of all ranks that are not well, and of one by whoever asks if nothing else is.
     fn failed(&self, here: Option<&Failed>) -> Vec<Failed> {
-        let said = self.ranks.iter().filter_map(|rank| rank.unfinished(self.step_max));
+        let said = self.ranks.iter().filter_map(|rank| rank.unfinished(self.number, self.step_max));
         let mut failed: Vec<Failed> = said.collect();
         let here = here.filter(|here| failed.iter().all(|failed| failed.rank != here.rank));
         failed.extend(here.cloned());

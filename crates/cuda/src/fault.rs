@@ -63,43 +63,60 @@ fn waited_for(fault: &Fault) -> String {
     }
 }
 
-/// A rank that did not do its part of a step.
+/// A rank that is not well.
 #[derive(Clone, Debug)]
 pub(crate) struct Failed {
     pub(crate) rank: usize,
     /// What the driver says of it, or that it has not come to an end.
     pub(crate) reason: String,
     pub(crate) runs: bool,
+    /// By how many chains it is behind the last one.
+    pub(crate) behind: u32,
     /// The wait that ran out on it, if it says so.
     pub(crate) record: Option<Fault>,
 }
 
-/// Of the ranks that failed at once, what began it. It is one that broke without a wait; of
-/// several such, since the driver tells of one GPU's end on all that reach it, one for which
-/// another waited in vain. Else it is a wait of a rank's own; whoever waited for others, and most
-/// for other ranks, is not to blame.
-pub(crate) fn cause(failed: &[Failed]) -> Option<EngineError> {
-    let silent: Vec<usize> = silent(failed).collect();
-    let key = |failed_one: &Failed| match failed_one.record.as_ref().map(place) {
-        None if silent.len() == 1 || waiter(failed, failed_one.rank).is_some() => 0,
-        Some(PEER) => 3,
+/// Of ranks that failed at once, those that may have begun it. The driver tells of one GPU's end on
+/// others that reach it, too: who has ended more than another is well but for that.
+pub(crate) fn suspects(mut failed: Vec<Failed>) -> Vec<Failed> {
+    let behind = failed.iter().map(|failed| failed.behind).max();
+    failed.retain(|failed| Some(failed.behind) == behind);
+    failed
+}
+
+/// Whether somebody may yet say more, who still runs, or of whom only the driver says that it
+/// failed.
+pub(crate) fn unsaid(suspects: &[Failed]) -> usize {
+    suspects.iter().filter(|failed| failed.record.is_none()).count()
+}
+
+/// Of the suspects, what began it. It is one for which another waited in vain and that does not
+/// say why; else a wait of a rank's own, on which its waits for other ranks would have run out
+/// first; else what only the driver knows of. Whoever waited for others, and most for other ranks,
+/// is not to blame.
+pub(crate) fn cause(suspects: &[Failed]) -> Option<EngineError> {
+    let key = |failed: &Failed| match failed.record.as_ref().map(place) {
+        None if waiter(suspects, failed.rank).is_some() => 0,
+        None if failed.runs => 5,
+        None => 3,
+        Some(PEER) => 4,
         Some(GRID | OPERAND | VALUE) => 2,
         Some(_) => 1,
-        None => 4,
     };
-    let first = failed.iter().min_by_key(|failed_one| key(failed_one))?;
+    let first = suspects.iter().min_by_key(|failed| key(failed))?;
     if let Some(record) = &first.record {
         return Some(timeout(record));
     }
     let Failed { rank, reason, .. } = first;
-    let more = if let Some(record) = waiter(failed, *rank) {
+    let silent = suspects.iter().filter(|failed| failed.record.is_none());
+    let others: Vec<_> = silent.map(|failed| failed.rank).filter(|other| other != rank).collect();
+    let more = if let Some(record) = waiter(suspects, *rank) {
         let launch = launch(&record);
         format!("; rank {} waited for it in phase {} of {launch}", record.rank, record.phase)
-    } else if silent.len() > 1 {
-        let others: Vec<_> = silent.iter().filter(|other| *other != rank).collect();
-        format!("; so did others, by rank {others:?}, and none says which was first")
-    } else {
+    } else if others.is_empty() {
         String::new()
+    } else {
+        format!("; so did others, by rank {others:?}, and none says which was first")
     };
     Some(EngineError::Device { rank: *rank, reason: format!("{reason}{more}") })
 }
@@ -108,11 +125,6 @@ pub(crate) fn cause(failed: &[Failed]) -> Option<EngineError> {
 fn waiter(failed: &[Failed], rank: usize) -> Option<Fault> {
     let mut records = failed.iter().filter_map(|failed| failed.record);
     records.find(|fault| place(fault) == PEER && fault.seen as usize == rank)
-}
-
-/// Ranks of which only the driver says that they failed.
-pub(crate) fn silent(failed: &[Failed]) -> impl Iterator<Item = usize> {
-    failed.iter().filter(|failed| failed.record.is_none()).map(|failed| failed.rank)
 }
 
 #[cfg(test)]
@@ -139,17 +151,17 @@ mod tests {
     }
 
     fn failed(record: Fault) -> Failed {
-        let rank = record.rank as usize;
-        Failed { rank, reason: "lost".into(), runs: false, record: Some(record) }
+        Failed { record: Some(record), ..silent(record.rank as usize) }
     }
 
     fn silent(rank: usize) -> Failed {
-        Failed { rank, reason: "lost".into(), runs: false, record: None }
+        Failed { rank, reason: "lost".into(), runs: false, behind: 1, record: None }
     }
 
     /// Which of them began it.
-    fn who(failed: &[Failed]) -> usize {
-        match cause(failed) {
+    fn who(failed: &[&Failed]) -> usize {
+        let failed: Vec<_> = failed.iter().copied().cloned().collect();
+        match cause(&suspects(failed)) {
             Some(EngineError::Device { rank, .. } | EngineError::Timeout { rank, .. }) => rank,
             other => panic!("{other:?}"),
         }
@@ -159,28 +171,38 @@ mod tests {
     fn who_waited_for_another_rank_is_not_the_cause() {
         let waits = |code, rank| failed(fault(code, rank));
         let (grid, pages, peer, value) = (waits(1, 0), waits(2, 1), waits(4, 2), waits(8, 3));
-        let who_of = |failed: &[&Failed]| who(&failed.iter().copied().cloned().collect::<Vec<_>>());
-        assert_eq!(who_of(&[&peer, &grid]), 0);
-        assert_eq!(who_of(&[&peer, &value, &pages]), 1);
-        assert_eq!(who_of(&[&peer, &value]), 3);
-        assert_eq!(who_of(&[&grid, &silent(5), &pages]), 5);
-        assert_eq!(who_of(&[&waits(4, 0), &peer]), 0);
+        assert_eq!(who(&[&peer, &grid]), 0);
+        assert_eq!(who(&[&peer, &value, &pages]), 1);
+        assert_eq!(who(&[&peer, &value]), 3);
+        assert_eq!(who(&[&waits(4, 0), &peer]), 0);
         assert!(cause(&[]).is_none());
     }
 
     #[test]
-    fn of_several_that_say_nothing_it_is_the_one_for_which_others_waited() {
+    fn who_says_nothing_is_the_cause_if_others_waited_for_it_or_say_nothing_of_their_own() {
         // Records here are of waits for rank 7.
-        let peer = failed(fault(4, 2));
-        let all = [silent(0), silent(1), peer.clone(), silent(7)];
-        let error = cause(&all).unwrap().to_string();
+        let (peer, grid) = (failed(fault(4, 2)), failed(fault(1, 3)));
+        assert_eq!(who(&[&silent(0), &silent(1), &peer, &grid, &silent(7)]), 7);
+        assert_eq!(who(&[&silent(0), &peer, &grid]), 3);
+        assert_eq!(who(&[&peer, &silent(5)]), 5);
+        let running = Failed { runs: true, ..silent(0) };
+        assert_eq!(who(&[&running, &silent(4)]), 4);
+        assert_eq!(who(&[&Failed { rank: 7, ..running }, &silent(4), &peer]), 7);
+        let error = |failed: &[Failed]| cause(failed).unwrap().to_string();
         let place = "rank 2 waited for it in phase 41 of the choice of tokens";
-        assert_eq!(error, format!("rank 7: lost; {place}"));
-        // Nobody waited for those: who says why is nearer to the cause.
-        assert_eq!(who(&[silent(0), silent(1), peer.clone()]), 2);
-        assert_eq!(who(&[silent(0), silent(1), peer, failed(fault(1, 3))]), 3);
-        let error = cause(&[silent(2), silent(4), silent(5)]).unwrap().to_string();
-        assert!(error.starts_with("rank 2: lost; so did others, by rank [4, 5],"), "{error}");
+        assert_eq!(error(&[silent(0), peer, silent(7)]), format!("rank 7: lost; {place}"));
+        let none_says = "so did others, by rank [4, 5], and none says which was first";
+        let all = [silent(2), silent(4), silent(5)];
+        assert_eq!(error(&all), format!("rank 2: lost; {none_says}"));
+    }
+
+    #[test]
+    fn who_has_ended_more_than_another_is_not_the_cause() {
+        let ended = Failed { behind: 0, ..silent(0) };
+        assert_eq!(who(&[&ended, &failed(fault(1, 1))]), 1);
+        assert_eq!(who(&[&ended, &silent(1)]), 1);
+        let all = [ended, silent(1), failed(fault(1, 2))];
+        assert_eq!(unsaid(&suspects(all.to_vec())), 1, "nobody waits for what rank 0 may say");
     }
 
     /// Whether an enum of the kernels has a number for each text, from the first on.

@@ -21,7 +21,7 @@ use crate::upload::Copy;
 
 /// How long after its beginning a launch may still wait for anything. A whole pass of the largest
 /// model takes milliseconds.
-const WAIT_MAX_MS: u32 = 1000;
+pub(crate) const WAIT_MAX_MS: u32 = 1000;
 /// Constants of the kernels: how much shared memory a CTA wants, how many threads it has, and how
 /// many tokens the kernels for one tile take.
 const SHARED_BYTES: &str = "SHARED_BYTES";
@@ -185,7 +185,7 @@ impl Rank {
 
     /// Starts all of a chain.
     pub(crate) fn start(&self, chain: &Chain<'_>) -> Result<(), Failed> {
-        self.try_start(chain).map_err(|error| self.failed(&error))
+        self.try_start(chain).map_err(|error| self.failed(&error, chain.number))
     }
 
     fn try_start(&self, chain: &Chain<'_>) -> Result<(), DriverError> {
@@ -300,9 +300,10 @@ impl Rank {
         EngineError::Device { rank: self.index, reason: reason.to_owned() }
     }
 
-    /// What is said of a rank that began, and then neither ended nor failed.
-    pub(crate) fn endless(&self, step_max: Duration) -> Failed {
-        Failed { runs: true, ..self.failed(&format!("did not end a step within {step_max:?}")) }
+    /// What is said of a rank that has not ended the chain of that number and did not fail.
+    pub(crate) fn endless(&self, number: u32, step_max: Duration) -> Failed {
+        let reason = format!("did not end a step within {step_max:?}");
+        Failed { runs: true, ..self.failed(&reason, number) }
     }
 
     /// Nobody waits for it any more.
@@ -310,16 +311,17 @@ impl Rank {
         self.device.abandon();
     }
 
-    /// What is said of it, unless it is done with all that was started.
-    pub(crate) fn unfinished(&self, step_max: Duration) -> Option<Failed> {
+    /// What is said of it, unless it is done with all that was started, up to the chain of that
+    /// number.
+    pub(crate) fn unfinished(&self, number: u32, step_max: Duration) -> Option<Failed> {
         match self.device.is_idle() {
             Ok(true) => None,
-            Ok(false) => Some(self.endless(step_max)),
-            Err(error) => Some(self.failed(&error)),
+            Ok(false) => Some(self.endless(number, step_max)),
+            Err(error) => Some(self.failed(&error, number)),
         }
     }
 
-    fn failed(&self, reason: &impl ToString) -> Failed {
+    fn failed(&self, reason: &impl ToString, number: u32) -> Failed {
         let look = || {
             let mut record = Fault::zeroed();
             self.fault.peek(bytemuck::bytes_of_mut(&mut record));
@@ -327,7 +329,8 @@ impl Rank {
         };
         // The code comes last: a look after it has come sees all.
         let record = (look().code != 0).then(look);
-        Failed { rank: self.index, reason: reason.to_string(), runs: false, record }
+        let behind = number.wrapping_sub(self.told().1);
+        Failed { rank: self.index, reason: reason.to_string(), runs: false, behind, record }
     }
 
     /// Waits for all that was started.

@@ -99,6 +99,7 @@ fn dies(rank_count: usize) {
             // Somewhere behind, since weights are read ahead.
             let waited = reason.contains("; rank 0 waited for it in phase ");
             assert_eq!(waited, rank_count > 1, "{reason}");
+            assert!(reason.starts_with(&format!("GPU {rank}: ")), "{reason}");
         }
         other => panic!("{other}"),
     }
