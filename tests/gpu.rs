@@ -44,7 +44,7 @@ use kilotok_weights::{Checkpoint, Quiet, WeightSource};
 conformance!(cuda_flash, || cuda(&FLASH, 1), absent(1));
 conformance!(cuda_pro, || cuda(&PRO, 1), absent(1));
 conformance!(cuda_wide_experts, || cuda(&WIDE_EXPERTS, 1), absent(1));
-conformance!(cuda_demo, || cuda(&DEMO, 1), absent(1));
+conformance!(cuda_demo, || cuda_of(&DEMO, &long()), absent(1));
 conformance!(cuda_pro_2_ranks, || cuda(&PRO, 2), absent(2));
 conformance!(cuda_pro_4_ranks, || cuda(&PRO, 4), absent(4));
 conformance!(cuda_pro_8_ranks, || cuda(&PRO, 8), absent(8));
@@ -122,6 +122,11 @@ fn sizes(rank_count: usize) -> CpuOptions {
         page_tokens: 8,
         page_count: 256,
     }
+}
+
+/// For a model whose windows are longer than toys'.
+fn long() -> CpuOptions {
+    CpuOptions { position_max: 2048, page_count: 1024, ..sizes(1) }
 }
 
 fn cpu(checkpoint: &Checkpoint) -> Box<dyn Engine> {

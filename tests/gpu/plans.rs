@@ -1,7 +1,7 @@
 //! Random plans on two engines in lockstep: requests of every kind join and leave, are cancelled,
 //! paused and preempted, in chunks, with and without drafts of the engine's own or given ones.
-//! Greedy choices are the same, and sampled ones, wherever the logits' tolerance decides nothing; the
-//! others are counted, and behind a router that chose other experts at a near tie a few may be wrong.
+//! Greedy choices are the same, and sampled ones, wherever the logits' tolerance decides nothing;
+//! others are counted, and behind a router's near tie a few may be wrong.
 
 #![expect(clippy::print_stdout, reason = "figures, for whoever runs it with --nocapture")]
 
