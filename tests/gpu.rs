@@ -126,7 +126,7 @@ fn sizes(rank_count: usize) -> CpuOptions {
 
 /// For a model whose windows are longer than toys'.
 fn long() -> CpuOptions {
-    CpuOptions { position_max: 2048, page_count: 1024, ..sizes(1) }
+    CpuOptions { position_max: 2048, page_count: 8192, ..sizes(1) }
 }
 
 fn cpu(checkpoint: &Checkpoint) -> Box<dyn Engine> {
