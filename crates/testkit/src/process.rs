@@ -3,7 +3,11 @@
 use std::env;
 use std::process::Command;
 
-/// An ignored test of this program, by its whole name, in a process of its own.
+/// Of the clocks of emulated GPUs (kernels/README.md), so that a second's wait ends before a minute.
+const EMULATED_SLOWNESS: &str = "10";
+
+/// An ignored test of this program, by its whole name, in a process of its own, in which waits for
+/// emulated GPUs end sooner than elsewhere.
 ///
 /// # Panics
 /// If the system does not say which program this is, or it has no such test.
@@ -18,6 +22,6 @@ pub fn alone(test: &str) -> Command {
     let listed = only().arg("--list").output().expect("the program runs").stdout;
     assert!(listed.starts_with(test.as_bytes()), "there is no ignored test {test}");
     let mut process = only();
-    process.arg("--nocapture");
+    process.arg("--nocapture").env("EMULATED_SLOWNESS", EMULATED_SLOWNESS);
     process
 }

@@ -22,9 +22,6 @@ use crate::{CudaEngine, CudaOptions, Found, Sizes, TOKENS_MAX, Toolchain};
 /// From the step's start to its error, where clocks are fastest.
 const SECONDS_MAX: Duration = Duration::from_secs(2);
 
-/// Of emulated GPUs' clocks (kernels/README.md), for tests in which waits run out.
-const EMULATED_SLOWNESS: &str = "10";
-
 static PRO: LazyLock<Checkpoint> = LazyLock::new(|| {
     let folder = tempfile::tempdir().unwrap();
     Toy::pro_fp4().write(folder.path(), Files::One).unwrap();
@@ -221,9 +218,7 @@ fn break_one_of(ways: &[&str]) {
             return;
         }
         for way in ways {
-            let mut test = alone(&format!("rank::tests::{who}_{way}"));
-            // Where GPUs are emulated, a second's wait is to end before a minute.
-            let ended = test.env("EMULATED_SLOWNESS", EMULATED_SLOWNESS).status();
+            let ended = alone(&format!("rank::tests::{who}_{way}")).status();
             assert!(ended.unwrap().success(), "{who} {way}");
         }
         reply(&mut engine(rank_count)).expect("the GPUs are well again");

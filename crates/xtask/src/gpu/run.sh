@@ -4,10 +4,12 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-usage='usage: run.sh [suite | harness | sanitize | rounds [RANKS]]
+usage='usage: run.sh [suite | split | harness | sanitize | rounds [RANKS]]
 
   suite     the tests of the GPU engine, with those that take long and those that break a GPU;
-            how many drafts of the demo model are accepted, asked over HTTP
+            how many drafts of the demo model are accepted, asked over HTTP; split, if there are
+            fewer GPUs than ranks can have
+  split     the tests of several ranks, which share one GPU in parts
   harness   compiles the harness of each phase and runs its checks and timing
   sanitize  their checks under compute-sanitizer: memcheck, synccheck and racecheck
   rounds    times rounds of the engine on RANKS GPUs (1 by default), with dummy weights
@@ -24,6 +26,8 @@ sanitize_s=1200 # a kernel takes a hundred times as long
 wait_ms=900000  # less, so that a wait without end says whose it was
 rounds_s=900    # kernels are compiled, and dummy weights fill the GPUs
 kill_s=10       # from being told to end to being killed
+
+ranks_max=8
 
 fail() {
     printf 'run.sh: %s\n' "$1" >&2
@@ -63,6 +67,32 @@ suite() {
     check cuda $suite_s bin/cuda --test-threads=1 --nocapture --skip constants:: || true
     check broken $suite_s bin/broken --test-threads=1 --nocapture || true
     check demo $suite_s bin/demo --ignored --nocapture acceptance_from_a_gpu || true
+    [ "$(wc -l <<<"$gpus")" -ge $ranks_max ] || split
+}
+
+# As many GPUs as there can be ranks, made of one (kernels/split). What breaks one breaks all, so
+# no test is of a GPU that dies.
+split() {
+    local toolkit out=$PWD/out/split
+    able split nvcc || return 0
+    toolkit=$(dirname "$(dirname "$(readlink -f "$(command -v nvcc)")")")
+    mkdir -p "$out/tmp"
+    compile_split driver libcuda.so -lcuda || return 0
+    compile_split nvrtc libnvrtc.so.13 "-DNVRTC=\"$toolkit/lib64/libnvrtc.so\"" || return 0
+    # Compiled kernels are kept apart from those of whole GPUs.
+    local -x TMPDIR=$out/tmp LD_LIBRARY_PATH=$out${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+    local -x SPLIT_GPUS=$ranks_max
+    check split_gpu $suite_s bin/gpu --test-threads=1 --nocapture ranks || true
+    check split_cuda $suite_s bin/cuda --test-threads=1 --nocapture rank:: --skip dies || true
+    check split_broken $suite_s bin/broken --test-threads=1 --nocapture --skip dies || true
+}
+
+# compile_split SOURCE LIBRARY OPTIONS: a library that stays, since the one that it stands before
+# does: whoever opens it again is to find it first.
+compile_split() {
+    check "compile_split_$1" $compile_s nvcc -std=c++20 -O2 -shared -cudart none \
+        -Xcompiler -fPIC,-Wall,-Wextra -Xlinker -z,nodelete "kernels/split/$1.cpp" "${@:3}" \
+        -o "out/split/$2"
 }
 
 # able TASK TOOL: whether the task can be done here.
@@ -104,7 +134,7 @@ harness() {
     # A rank on each GPU; three share a single one.
     ranks=$(wc -l <<<"$gpus")
     [ "$ranks" -gt 1 ] || ranks=3
-    [ "$ranks" -le 8 ] || ranks=8
+    [ "$ranks" -le $ranks_max ] || ranks=$ranks_max
     compile '' "-DEXCHANGE_RANKS=$ranks"
     check cases $cases_s bin/device_cases out/cases || true
     for name in $(compiled ''); do
@@ -178,7 +208,7 @@ case ${1-} in
     printf '%s\n' "$usage"
     exit
     ;;
-suite | harness | sanitize)
+suite | split | harness | sanitize)
     [ $# = 1 ] || fail "$1 takes no more words; see --help"
     tasks=("$1")
     ;;

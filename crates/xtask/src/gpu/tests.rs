@@ -124,7 +124,9 @@ fn the_script_says_what_it_can_do() {
     let machine = Machine::new();
     let (status, text) = machine.run("--help");
     assert_eq!(status, 0);
-    assert!(text.starts_with("usage: run.sh [suite | harness | sanitize | rounds [RANKS]]"));
+    assert!(
+        text.starts_with("usage: run.sh [suite | split | harness | sanitize | rounds [RANKS]]")
+    );
     for (words, said) in [
         ("everything", "everything is no task"),
         ("suite harness", "suite takes no more words"),
@@ -157,6 +159,7 @@ fn without_a_gpu_nothing_passes_for_tested() {
             ("gpu", skipped),
             ("gpu_ignored", skipped),
             ("harness", "FAILED: no GPU"),
+            ("split", "FAILED: no GPU"),
         ]
     );
     assert_eq!(machine.result("rounds", "rounds"), (1, "FAILED: no GPU".to_owned()));
@@ -178,6 +181,23 @@ fn tests_are_skipped_for_want_of_more_gpus_alone() {
 }
 
 #[test]
+fn one_gpu_is_split_where_there_are_too_few() {
+    let machine = Machine::new();
+    machine.script("bin/cuda", "echo \"said: ${SPLIT_GPUS-whole} $LD_LIBRARY_PATH\"");
+    let (status, text) = machine.run("suite");
+    assert_eq!(status, 0, "{text}");
+    let said: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("said: ")).collect();
+    let [whole, split] = said[..] else { panic!("{text}") };
+    assert!(whole.starts_with("whole "), "{whole}");
+    assert!(split.starts_with("8 ") && split.contains("/out/split"), "{split}");
+
+    machine.script("tools/nvidia-smi", &[GPU; 8].join("\n"));
+    let (status, results) = machine.results("suite");
+    assert_eq!(status, 0, "{results:?}");
+    assert!(!results.iter().any(|(name, _)| name.starts_with("split")), "{results:?}");
+}
+
+#[test]
 fn whatever_fails_all_else_runs() {
     let machine = Machine::new();
     let (status, text) = machine.run("");
@@ -196,6 +216,8 @@ fn whatever_fails_all_else_runs() {
             ("broken", "passed"),
             ("cases", "passed"),
             ("compile_sample", "passed"),
+            ("compile_split_driver", "passed"),
+            ("compile_split_nvrtc", "passed"),
             ("compile_wrong", "FAILED: status 2"),
             ("cuda", "passed"),
             ("demo", "passed"),
@@ -203,6 +225,9 @@ fn whatever_fails_all_else_runs() {
             ("gpu_ignored", "FAILED: status 101"),
             ("sample", "passed"),
             ("sample.time", "passed"),
+            ("split_broken", "passed"),
+            ("split_cuda", "passed"),
+            ("split_gpu", "FAILED: status 101"),
         ]
     );
     let log = fs::read_to_string(machine.0.path().join("out/compile_wrong.log"));
