@@ -44,10 +44,13 @@ use kilotok_weights::{Checkpoint, Quiet, WeightSource};
 conformance!(cuda_flash, || cuda(&FLASH, 1), absent(1));
 conformance!(cuda_pro, || cuda(&PRO, 1), absent(1));
 conformance!(cuda_wide_experts, || cuda(&WIDE_EXPERTS, 1), absent(1));
-conformance!(cuda_demo, || cuda_of(&DEMO, &long()), absent(1));
+conformance!(cuda_demo, || cuda_of(&DEMO, &long(1)), absent(1));
 conformance!(cuda_pro_2_ranks, || cuda(&PRO, 2), absent(2));
 conformance!(cuda_pro_4_ranks, || cuda(&PRO, 4), absent(4));
 conformance!(cuda_pro_8_ranks, || cuda(&PRO, 8), absent(8));
+conformance!(cuda_demo_2_ranks, || cuda_of(&DEMO, &long(2)), absent(2));
+conformance!(cuda_demo_4_ranks, || cuda_of(&DEMO, &long(4)), absent(4));
+conformance!(cuda_demo_8_ranks, || cuda_of(&DEMO, &long(8)), absent(8));
 
 static FLASH: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::flash()));
 /// Nothing in it turns rounding into another result.
@@ -125,8 +128,8 @@ fn sizes(rank_count: usize) -> CpuOptions {
 }
 
 /// For a model whose windows are longer than toys'.
-fn long() -> CpuOptions {
-    CpuOptions { position_max: 2048, page_count: 8192, ..sizes(1) }
+fn long(rank_count: usize) -> CpuOptions {
+    CpuOptions { position_max: 2048, page_count: 8192, ..sizes(rank_count) }
 }
 
 fn cpu(checkpoint: &Checkpoint) -> Box<dyn Engine> {

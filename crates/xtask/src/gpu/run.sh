@@ -70,8 +70,8 @@ suite() {
     [ "$(wc -l <<<"$gpus")" -ge $ranks_max ] || split
 }
 
-# As many GPUs as there can be ranks, made of one (kernels/split). What breaks one breaks all, so
-# no test is of a GPU that dies.
+# As many GPUs as there can be ranks, made of one (kernels/split). What ends a kernel there ends all,
+# so no test is of a GPU that dies or stalls.
 split() {
     local toolkit out=$PWD/out/split
     able split nvcc || return 0
@@ -83,8 +83,10 @@ split() {
     local -x TMPDIR=$out/tmp LD_LIBRARY_PATH=$out${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
     local -x SPLIT_GPUS=$ranks_max
     check split_gpu $suite_s bin/gpu --test-threads=1 --nocapture ranks || true
-    check split_cuda $suite_s bin/cuda --test-threads=1 --nocapture rank:: --skip dies || true
-    check split_broken $suite_s bin/broken --test-threads=1 --nocapture --skip dies || true
+    check split_cuda $suite_s bin/cuda --test-threads=1 --nocapture rank:: \
+        --skip dies --skip stalls || true
+    check split_broken $suite_s bin/broken --test-threads=1 --nocapture \
+        --skip dies --skip stalls || true
 }
 
 # compile_split SOURCE LIBRARY OPTIONS: a library that stays, since the one that it stands before
