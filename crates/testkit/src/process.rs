@@ -3,7 +3,7 @@
 use std::env;
 use std::process::Command;
 
-/// Of the clocks of emulated GPUs (kernels/README.md), so that a second's wait ends before a minute.
+/// Of the clocks of emulated GPUs (kernels/README.md): a second's wait is to end before a minute.
 const EMULATED_SLOWNESS: &str = "10";
 
 /// An ignored test of this program, by its whole name, in a process of its own, in which waits for
