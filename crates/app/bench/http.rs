@@ -18,11 +18,6 @@ use super::{Args, Endpoint, arrivals};
 use crate::client::Client;
 use crate::environment;
 
-/// Prompts that show how many tokens a word takes are this much shorter than those of the run:
-/// they must fit the model's context, however many tokens a word turns out to take.
-const PROBE_PART: u32 = 16;
-const PROBE_WORDS_MIN: u32 = 8;
-
 /// How requests are made.
 struct Asker {
     client: Client,
@@ -141,13 +136,13 @@ impl Asker {
     }
 
     /// Words of a prompt that has as many tokens as wanted: the server counts those of words and
-    /// of its template together, and two short prompts tell one from the other.
+    /// of its template together, and every word once beside the first alone tells one from the
+    /// other.
     async fn word_count(&self, args: &Args) -> Result<usize> {
-        let lengths = [1, 2].map(|part| part * (args.input_len / PROBE_PART).max(PROBE_WORDS_MIN));
+        let lengths = [1, prompts::WORDS.len()];
         let mut counts = [0.0; 2];
         for (count, words) in counts.iter_mut().zip(lengths) {
-            // Other words than those of the run, which would then be cached.
-            let text = prompts::words(!args.seed, words, 0, words as usize);
+            let text = prompts::WORDS[..words].join(" ");
             let prompt = Prompt { content: Content::Text(text), output_count: 1 };
             let sample = self.ask(&prompt).await;
             if let Some(error) = sample.error {
@@ -155,13 +150,13 @@ impl Asker {
             }
             *count = f64::from(sample.input_count);
         }
-        let [few, many] = lengths.map(f64::from);
-        let per_word = (counts[1] - counts[0]) / (many - few);
+        let [one, all] = counts;
+        let per_word = (all - one) / (lengths[1] - lengths[0]) as f64;
         if per_word <= 0.0 {
             // The server does not count; a word is about a token.
             return Ok(args.input_len as usize);
         }
-        let template = counts[0] - per_word * few;
+        let template = one - per_word;
         Ok((((f64::from(args.input_len) - template) / per_word).round() as usize).max(1))
     }
 

@@ -8,7 +8,7 @@ use kilotok_sampling::Draws;
 use serde_json::{Value, json};
 
 /// Common words, one token each for most tokenizers.
-const WORDS: &[&str] = &[
+pub(super) const WORDS: &[&str] = &[
     "time",
     "year",
     "people",
