@@ -2,72 +2,72 @@
 // contexts, with multiprocessors of their own. Whatever does not ask for a GPU is left to the
 // driver, with which this is linked.
 #include <cuda.h>
-#include <dlfcn.h>
 
-#include <cstdio>
-#include <cstdlib>
-#include <vector>
+#include <algorithm>
+
+#include "library.h"
 
 namespace {
 
-template <class Function>
-Function find(const char* name) {
-  static void* const library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-  void* const found = library ? dlsym(library, name) : nullptr;
-  if (!found) std::fprintf(stderr, "%s: %s\n", name, dlerror()), std::abort();
-  return reinterpret_cast<Function>(found);
-}
-
 // The driver's own function of a name that is taken here: cuda.h renames some by macros.
 #define NAME(function) #function
-#define DRIVERS(function) find<decltype(&function)>(NAME(function))
+#define DRIVERS(function) find<decltype(&function)>("libcuda.so.1", NAME(function))
 
-// Multiprocessors of Hopper can only be had by so many.
-constexpr unsigned GROUP = 8;
-// The GPU that is split.
-constexpr CUdevice GPU = 0;
+// Hopper's multiprocessors can be had by so many; the driver rounds up, which may be too many.
+constexpr unsigned GROUP_MULTIPROCESSORS = 8;
+constexpr unsigned PARTS_MAX = 8;
+// The GPU that has the parts.
+constexpr CUdevice WHOLE = 0;
 
-struct Split {
-  CUresult code = CUDA_SUCCESS;
-  std::vector<CUdevResource> parts;
-  // Made when they are first wanted, and kept until the process ends.
-  std::vector<CUcontext> contexts;
+// Kept until the process ends.
+struct Parts {
+  unsigned count = 0;
+  CUdevResource resources[PARTS_MAX];
+  CUcontext contexts[PARTS_MAX];
 };
 
-unsigned wanted() {
-  const char* text = std::getenv("SPLIT_GPUS");
-  const int count = text ? std::atoi(text) : 8;
-  return count > 0 ? static_cast<unsigned>(count) : 1;
-}
-
-Split make() {
-  Split split;
-  CUdevResource all;
-  split.code = cuDeviceGetDevResource(GPU, &all, CU_DEV_RESOURCE_TYPE_SM);
-  if (split.code) return split;
-  unsigned count = wanted();
-  const unsigned each = all.sm.smCount / count / GROUP * GROUP;
-  split.parts.resize(count);
-  split.contexts.resize(count);
-  split.code = cuDevSmResourceSplitByCount(split.parts.data(), &count, &all, nullptr, 0, each);
-  if (!split.code && count < wanted()) split.code = CUDA_ERROR_INVALID_RESOURCE_CONFIGURATION;
-  if (split.code)
-    std::fprintf(stderr, "GPU 0 is not split in %u (%d)\n", wanted(), split.code);
-  return split;
-}
-
-Split& split() {
-  static Split made = make();
-  return made;
-}
-
-CUresult make_context(CUdevResource& part, CUcontext* context) {
+CUresult make_context(CUdevResource& resource, CUcontext* context) {
   CUdevResourceDesc description;
   CUgreenCtx green;
-  if (const CUresult code = cuDevResourceGenerateDesc(&description, &part, 1)) return code;
-  if (const CUresult code = cuGreenCtxCreate(&green, description, GPU, CU_GREEN_CTX_DEFAULT_STREAM))
+  CUresult code = cuDevResourceGenerateDesc(&description, &resource, 1);
+  if (!code) code = cuGreenCtxCreate(&green, description, WHOLE, CU_GREEN_CTX_DEFAULT_STREAM);
+  if (!code) code = cuCtxFromGreenCtx(context, green);
+  return code;
+}
+
+CUresult make_parts(unsigned wanted, Parts& parts) {
+  CUdevResource all;
+  if (const CUresult code = cuDeviceGetDevResource(WHOLE, &all, CU_DEV_RESOURCE_TYPE_SM))
     return code;
-  return cuCtxFromGreenCtx(context, green);
+  const unsigned each = all.sm.smCount / wanted / GROUP_MULTIPROCESSORS * GROUP_MULTIPROCESSORS;
+  parts.count = wanted;
+  if (const CUresult code =
+          cuDevSmResourceSplitByCount(parts.resources, &parts.count, &all, nullptr, 0, each))
+    return code;
+  if (parts.count < wanted) return CUDA_ERROR_INVALID_RESOURCE_CONFIGURATION;
+  for (unsigned i = 0; i < wanted; i++)
+    if (const CUresult code = make_context(parts.resources[i], &parts.contexts[i])) return code;
+  return CUDA_SUCCESS;
+}
+
+const Parts& parts() {
+  static const Parts all = [] {
+    const char* text = std::getenv("SPLIT_GPUS");
+    const int wanted = text ? std::atoi(text) : static_cast<int>(PARTS_MAX);
+    Parts made;
+    const CUresult code = wanted < 1 || wanted > static_cast<int>(PARTS_MAX)
+                              ? CUDA_ERROR_INVALID_VALUE
+                              : make_parts(wanted, made);
+    if (code) {
+      const char* name = "an unknown error";
+      cuGetErrorName(code, &name);
+      std::fprintf(stderr, "GPU %d is not split in %d parts, as SPLIT_GPUS wants, 1 to %u: %s\n",
+                   WHOLE, wanted, PARTS_MAX, name);
+      std::abort();
+    }
+    return made;
+  }();
+  return all;
 }
 
 }  // namespace
@@ -75,61 +75,56 @@ CUresult make_context(CUdevResource& part, CUcontext* context) {
 extern "C" {
 
 CUresult cuDeviceGetCount(int* count) {
-  *count = static_cast<int>(split().parts.size());
-  return split().code;
+  *count = static_cast<int>(parts().count);
+  return CUDA_SUCCESS;
 }
 
 CUresult cuDeviceGet(CUdevice* device, int index) {
-  if (index < 0 || index >= static_cast<int>(split().parts.size())) return CUDA_ERROR_INVALID_DEVICE;
+  if (index < 0 || index >= static_cast<int>(parts().count)) return CUDA_ERROR_INVALID_DEVICE;
   *device = index;
   return CUDA_SUCCESS;
 }
 
 CUresult cuDeviceGetName(char* name, int bytes, CUdevice) {
-  return DRIVERS(cuDeviceGetName)(name, bytes, GPU);
+  return DRIVERS(cuDeviceGetName)(name, bytes, WHOLE);
 }
 
 CUresult cuDeviceTotalMem(size_t* bytes, CUdevice) {
-  const CUresult code = DRIVERS(cuDeviceTotalMem)(bytes, GPU);
-  *bytes /= wanted();
+  const CUresult code = DRIVERS(cuDeviceTotalMem)(bytes, WHOLE);
+  *bytes /= parts().count;
   return code;
 }
 
 CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, CUdevice device) {
   if (attribute != CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
-    return DRIVERS(cuDeviceGetAttribute)(value, attribute, GPU);
-  *value = static_cast<int>(split().parts[device].sm.smCount);
+    return DRIVERS(cuDeviceGetAttribute)(value, attribute, WHOLE);
+  *value = static_cast<int>(parts().resources[device].sm.smCount);
   return CUDA_SUCCESS;
 }
 
-// Of several that are opened at once each has its own place.
 CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice device) {
-  CUcontext& made = split().contexts[device];
-  const CUresult code = made ? CUDA_SUCCESS : make_context(split().parts[device], &made);
-  *context = made;
-  return code;
+  *context = parts().contexts[device];
+  return CUDA_SUCCESS;
 }
 
 CUresult cuDevicePrimaryCtxRelease(CUdevice) { return CUDA_SUCCESS; }
 
 CUresult cuCtxGetDevice(CUdevice* device) {
-  CUcontext current = nullptr;
+  CUcontext current;
   if (const CUresult code = cuCtxGetCurrent(&current)) return code;
-  for (size_t i = 0; i < split().contexts.size(); i++)
-    if (current && split().contexts[i] == current) {
-      *device = static_cast<CUdevice>(i);
-      return CUDA_SUCCESS;
-    }
-  return CUDA_ERROR_INVALID_CONTEXT;
+  const CUcontext* const end = parts().contexts + parts().count;
+  const CUcontext* const found = std::find(parts().contexts, end, current);
+  *device = static_cast<CUdevice>(found - parts().contexts);
+  return found == end ? CUDA_ERROR_INVALID_CONTEXT : CUDA_SUCCESS;
 }
 
-// Memory is the same.
+// They have the same memory.
 CUresult cuCtxEnablePeerAccess(CUcontext, unsigned) { return CUDA_SUCCESS; }
 
 CUresult cuMemGetInfo(size_t* free, size_t* total) {
   const CUresult code = DRIVERS(cuMemGetInfo)(free, total);
-  *free /= wanted();
-  *total /= wanted();
+  *free /= parts().count;
+  *total /= parts().count;
   return code;
 }
 

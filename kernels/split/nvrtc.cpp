@@ -1,27 +1,18 @@
-// A libnvrtc that has NVRTC number CTAs as launches do: of the multiprocessors that a GPU of
-// driver.cpp has, no one knows which numbers they have.
-#include <dlfcn.h>
+// A libnvrtc that has NVRTC number CTAs as launches do: multiprocessors of a part of a GPU
+// (driver.cpp) have any numbers. It cannot be linked with NVRTC, since it goes by the same name.
 #include <nvrtc.h>
 
-#include <cstdio>
-#include <cstdlib>
 #include <string>
 #include <vector>
 
+#include "library.h"
+
 namespace {
 
-const std::string HEADER = "kilotok/ptx/thread.cuh";
+// In the text of `kilotok/ptx/thread.cuh`.
 const std::string BY_MULTIPROCESSOR = "%%smid", BY_LAUNCH = "%%ctaid.x";
 
-template <class Function>
-Function find(const char* name) {
-  static void* const library = dlopen(NVRTC, RTLD_NOW | RTLD_LOCAL);
-  void* const found = library ? dlsym(library, name) : nullptr;
-  if (!found) std::fprintf(stderr, "%s: %s\n", name, dlerror()), std::abort();
-  return reinterpret_cast<Function>(found);
-}
-
-#define NVRTCS(function) find<decltype(&function)>(#function)
+#define NVRTCS(function) find<decltype(&function)>(NVRTC, #function)
 
 }  // namespace
 
@@ -29,20 +20,19 @@ extern "C" {
 
 nvrtcResult nvrtcCreateProgram(nvrtcProgram* program, const char* text, const char* name, int count,
                                const char* const* headers, const char* const* names) {
-  std::vector<const char*> ours(headers, headers + count);
-  std::string threads;
-  bool replaced = false;
-  for (int i = 0; i < count; i++) {
-    if (names[i] != HEADER) continue;
-    threads = headers[i];
-    const size_t at = threads.find(BY_MULTIPROCESSOR);
-    if (at == std::string::npos) continue;
-    threads.replace(at, BY_MULTIPROCESSOR.size(), BY_LAUNCH);
-    ours[i] = threads.c_str();
-    replaced = true;
+  std::vector<std::string> texts(headers, headers + count);
+  std::vector<const char*> ours;
+  bool found = false;
+  for (std::string& header : texts) {
+    const size_t at = header.find(BY_MULTIPROCESSOR);
+    if (at != std::string::npos) {
+      header.replace(at, BY_MULTIPROCESSOR.size(), BY_LAUNCH);
+      found = true;
+    }
+    ours.push_back(header.c_str());
   }
-  if (!replaced) {
-    std::fprintf(stderr, "kernels/split/nvrtc.cpp: no %s that has %s\n", HEADER.c_str(),
+  if (!found) {
+    std::fprintf(stderr, "kernels/split/nvrtc.cpp: nothing is numbered by %s\n",
                  BY_MULTIPROCESSOR.c_str());
     return NVRTC_ERROR_INVALID_INPUT;
   }

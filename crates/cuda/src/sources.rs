@@ -83,4 +83,11 @@ mod tests {
         assert_eq!(absent, None, "the driver's compiler looks for headers nowhere else");
         assert!(names.contains(&"kilotok/abi.h"));
     }
+
+    /// Which is all that `kernels/split/nvrtc.cpp` has to change.
+    #[test]
+    fn multiprocessors_are_asked_for_their_number_in_one_place() {
+        let asked = FILES.iter().map(|(_, text)| text.matches("%%smid").count());
+        assert_eq!(asked.sum::<usize>(), 1);
+    }
 }

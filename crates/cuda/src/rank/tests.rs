@@ -201,7 +201,7 @@ fn one_of_two_does_not_end() {
 }
 
 #[test]
-fn what_does_not_start_hear_or_end_is_told_in_time_and_over_with_its_process() {
+fn a_rank_that_does_not_start_hear_or_end_is_told_in_time_and_over_with_its_process() {
     break_one_of(&["does_not_start", "does_not_hear", "does_not_end"]);
 }
 

@@ -8,7 +8,7 @@ usage='usage: run.sh [suite | split | harness | sanitize | rounds [RANKS]]
 
   suite     the tests of the GPU engine, with those that take long and those that break a GPU;
             how many drafts of the demo model are accepted, asked over HTTP; split, if there are
-            fewer GPUs than ranks can have
+            fewer GPUs than there can be ranks
   split     the tests of several ranks, which share one GPU in parts
   harness   compiles the harness of each phase and runs its checks and timing
   sanitize  their checks under compute-sanitizer: memcheck, synccheck and racecheck
@@ -58,8 +58,8 @@ check() {
     return $status
 }
 
-# What takes long is ignored in `gpu`. Of `cuda` one test runs those that break a GPU, each in a
-# process of its own, and so do the tests of `broken`. Tests of constants, and others of `demo`, read
+# What takes long is ignored in `gpu`. What breaks a GPU is ignored in `cuda` and `broken`, where other
+# tests run each of it in a process of its own. Tests of constants, and others of `demo`, read
 # the source tree, which is not here.
 suite() {
     check gpu $suite_s bin/gpu --test-threads=1 --nocapture || true
@@ -73,28 +73,42 @@ suite() {
 # As many GPUs as there can be ranks, made of one (kernels/split). What ends a kernel there ends all,
 # so no test is of a GPU that dies or stalls.
 split() {
-    local toolkit out=$PWD/out/split
+    local toolkit nvrtc out=$PWD/out/split
     able split nvcc || return 0
     toolkit=$(dirname "$(dirname "$(readlink -f "$(command -v nvcc)")")")
+    nvrtc=$toolkit/lib64/libnvrtc.so
+    [ -e "$nvrtc" ] || {
+        note split "FAILED: no $nvrtc: put the nvcc of a whole toolkit first on PATH"
+        return 0
+    }
+    # With it go kernels of an earlier run: nothing in their names is of kernels/split.
+    rm -rf "$out"
     mkdir -p "$out/tmp"
     compile_split driver libcuda.so -lcuda || return 0
-    compile_split nvrtc libnvrtc.so.13 "-DNVRTC=\"$toolkit/lib64/libnvrtc.so\"" || return 0
-    # Compiled kernels are kept apart from those of whole GPUs.
+    compile_split nvrtc libnvrtc.so.13 "-DNVRTC=\"$nvrtc\"" || return 0
+    # Each rank's stream waits for other ranks, and must not have them wait in a queue behind it.
+    local -x CUDA_DEVICE_MAX_CONNECTIONS=32 SPLIT_GPUS=$ranks_max
     local -x TMPDIR=$out/tmp LD_LIBRARY_PATH=$out${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-    local -x SPLIT_GPUS=$ranks_max
-    check split_gpu $suite_s bin/gpu --test-threads=1 --nocapture ranks || true
-    check split_cuda $suite_s bin/cuda --test-threads=1 --nocapture rank:: \
-        --skip dies --skip stalls || true
-    check split_broken $suite_s bin/broken --test-threads=1 --nocapture \
-        --skip dies --skip stalls || true
+    in_parts bin/gpu _ranks --skip random_plans
+    in_parts bin/cuda rank::
+    in_parts bin/broken
 }
 
-# compile_split SOURCE LIBRARY OPTIONS: a library that stays, since the one that it stands before
-# does: whoever opens it again is to find it first.
+# compile_split SOURCE LIBRARY OPTIONS: it stays loaded, as NVRTC does, which would else be found in
+# its place when it is opened again.
 compile_split() {
     check "compile_split_$1" $compile_s nvcc -std=c++20 -O2 -shared -cudart none \
-        -Xcompiler -fPIC,-Wall,-Wextra -Xlinker -z,nodelete "kernels/split/$1.cpp" "${@:3}" \
-        -o "out/split/$2"
+        -Xcompiler -fPIC,-Wall,-Wextra,-Werror -Xlinker -z,nodelete "kernels/split/$1.cpp" \
+        "${@:3}" -o "out/split/$2"
+}
+
+# in_parts PROGRAM OPTIONS: its tests, of which there are some, and none is skipped.
+in_parts() {
+    local name=split_${1#bin/}
+    local log=out/$name.log
+    check "$name" $suite_s "$@" --test-threads=1 --nocapture --skip dies --skip stalls || return 0
+    grep -qE '[1-9][0-9]* passed' "$log" || note "$name.tests" 'FAILED: there were none'
+    ! grep -q 'need as many GPUs' "$log" || note "$name.parts" 'FAILED: the GPU was not split'
 }
 
 # able TASK TOOL: whether the task can be done here.

@@ -6,6 +6,8 @@ use tempfile::TempDir;
 use super::*;
 
 const GPU: &str = "echo 'GPU 0: NVIDIA H200 (UUID: GPU-1)'";
+/// As tests end.
+const PASSED: &str = "echo 'test result: ok. 7 passed; 0 failed'";
 /// Makes a program that does nothing, unless the source is to be wrong.
 const NVCC: &str = "case \"$*\" in *wrong.cu*) echo 'error: wrong'; exit 2;; esac
 while [ \"$1\" != -o ]; do shift; done
@@ -26,14 +28,16 @@ impl Machine {
     /// Where everything passes.
     fn new() -> Self {
         let machine = Self(tempfile::tempdir().expect("a folder"));
-        for folder in ["bin", "tools", "kernels/harness/sample_model", "benches/models/slice"] {
+        let models = ["kernels/harness/sample_model", "benches/models/slice"];
+        for folder in ["bin", "tools", "lib64"].into_iter().chain(models) {
             fs::create_dir_all(machine.0.path().join(folder)).expect("a folder");
         }
         fs::copy(root().join(SCRIPT), machine.0.path().join("run.sh")).expect("the script");
         machine.write("COMMIT", "0123abc-dirty\n");
         machine.write("kernels/harness/sample.cu", "// Nothing.\n");
+        machine.write("lib64/libnvrtc.so", "");
         for program in programs() {
-            machine.script(&format!("bin/{}", program.name), "");
+            machine.script(&format!("bin/{}", program.name), PASSED);
         }
         for (tool, text) in [("nvidia-smi", GPU), ("nvcc", NVCC), ("compute-sanitizer", "")] {
             machine.script(&format!("tools/{tool}"), text);
@@ -58,6 +62,7 @@ impl Machine {
     fn run(&self, words: &str) -> (i32, String) {
         let run = "PATH=$PWD/tools:$PATH exec bash ./run.sh \"$@\"";
         let mut bash = Command::new("bash");
+        bash.env_remove("SPLIT_GPUS").env_remove("LD_LIBRARY_PATH");
         bash.args(["-euc", run, "-"]).args(words.split_whitespace()).current_dir(self.0.path());
         let output = bash.output().expect("bash");
         let text = [output.stdout, output.stderr].concat();
@@ -88,7 +93,7 @@ impl Machine {
 fn the_script_runs_all_that_is_packed_and_nothing_else() {
     let script = fs::read_to_string(root().join(SCRIPT)).expect("the script");
     let mut run: Vec<&str> =
-        script.split([' ', '"']).filter_map(|word| word.trim().strip_prefix("bin/")).collect();
+        script.split([' ', '"', '\n']).filter_map(|word| word.strip_prefix("bin/")).collect();
     run.sort_unstable();
     run.dedup();
     let mut packed: Vec<&str> = programs().map(|program| program.name).collect();
@@ -170,7 +175,11 @@ fn without_a_gpu_nothing_passes_for_tested() {
 fn tests_are_skipped_for_want_of_more_gpus_alone() {
     let machine = Machine::new();
     let few = "2 ranks need as many GPUs, and there are 1 (--ranks)";
-    let lines = format!("echo 'a ... skipped: {few}'; echo 'skipped from 2 ranks on: {few}'");
+    let lines = format!(
+        "[ $SPLIT_GPUS ] || echo 'a ... skipped: {few}'
+         [ $SPLIT_GPUS ] || echo 'skipped from 2 ranks on: {few}'
+         {PASSED}"
+    );
     machine.script("bin/gpu", &lines);
     let result = "passed, but for 2 that need more GPUs";
     assert_eq!(machine.result("suite", "gpu"), (0, result.to_owned()));
@@ -183,18 +192,37 @@ fn tests_are_skipped_for_want_of_more_gpus_alone() {
 #[test]
 fn one_gpu_is_split_where_there_are_too_few() {
     let machine = Machine::new();
-    machine.script("bin/cuda", "echo \"said: ${SPLIT_GPUS-whole} $LD_LIBRARY_PATH\"");
+    let said = "echo \"said: $*; ${SPLIT_GPUS-whole} $TMPDIR\"; ls ${LD_LIBRARY_PATH%%:*}";
+    machine.script("bin/cuda", &format!("{said}\n{PASSED}"));
+    machine.script("tools/nvidia-smi", &[GPU; 7].join("\n"));
     let (status, text) = machine.run("suite");
     assert_eq!(status, 0, "{text}");
-    let said: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("said: ")).collect();
+    let said: Vec<_> = text.split("said: ").skip(1).collect();
     let [whole, split] = said[..] else { panic!("{text}") };
-    assert!(whole.starts_with("whole "), "{whole}");
-    assert!(split.starts_with("8 ") && split.contains("/out/split"), "{split}");
+    assert!(whole.contains("; whole "), "{whole}");
+    assert!(
+        split.contains("rank:: --test-threads=1 --nocapture --skip dies --skip stalls; 8 "),
+        "{split}"
+    );
+    assert!(split.contains("/out/split/tmp\nlibcuda.so\nlibnvrtc.so.13\ntmp\n"), "{split}");
 
     machine.script("tools/nvidia-smi", &[GPU; 8].join("\n"));
     let (status, results) = machine.results("suite");
     assert_eq!(status, 0, "{results:?}");
     assert!(!results.iter().any(|(name, _)| name.starts_with("split")), "{results:?}");
+}
+
+#[test]
+fn a_split_without_effect_does_not_pass() {
+    let machine = Machine::new();
+    let few = "skipped: 2 ranks need as many GPUs, and there are 1 (--ranks)";
+    machine.script("bin/gpu", &format!("echo '{few}'; {PASSED}"));
+    machine.script("bin/cuda", "echo 'test result: ok. 0 passed; 0 failed'");
+    let failed = |what: &str| (1, format!("FAILED: {what}"));
+    assert_eq!(machine.result("split", "split_gpu.parts"), failed("the GPU was not split"));
+    assert_eq!(machine.result("split", "split_cuda.tests"), failed("there were none"));
+    fs::remove_file(machine.0.path().join("lib64/libnvrtc.so")).expect("it was there");
+    assert!(machine.result("split", "split").1.contains("lib64/libnvrtc.so: put the nvcc"));
 }
 
 #[test]

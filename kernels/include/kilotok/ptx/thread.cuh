@@ -15,7 +15,7 @@ constexpr bool CTA_PER_SM = false;
 #endif
 
 // Which CTA this is. Asked for anew each time: a register for it would be spilled, and then be
-// further away.
+// further away. Of this text `kernels/split` changes the multiprocessor's register.
 __device__ __forceinline__ int cta_index() {
   int index;
   if constexpr (CTA_PER_SM)
