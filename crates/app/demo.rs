@@ -39,9 +39,6 @@ fn is_whole(folder: &Path) -> bool {
 /// Whole or not at all: another process may be about the same.
 fn unpack_at(cache: &Path, folder: &Path) -> Result<()> {
     fs::create_dir_all(cache)?;
-    if folder.is_dir() {
-        fs::remove_dir_all(folder)?;
-    }
     let partial = tempfile::Builder::new().prefix("demo-").tempdir_in(cache)?;
     for (name, bytes) in kilotok_demo::FILES {
         let file = partial.path().join(name);
@@ -49,6 +46,9 @@ fn unpack_at(cache: &Path, folder: &Path) -> Result<()> {
             fs::create_dir_all(parent)?;
         }
         fs::write(&file, bytes).with_context(|| file.display().to_string())?;
+    }
+    if folder.is_dir() && !is_whole(folder) {
+        fs::remove_dir_all(folder)?;
     }
     let renamed = fs::rename(partial.path(), folder);
     if renamed.is_err() && is_whole(folder) {

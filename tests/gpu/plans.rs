@@ -202,22 +202,38 @@ fn print(name: &str, tally: &Tally, tolerance: Tolerance) {
     }
 }
 
-fn compare(models: &[Model], rounds: usize) {
-    if let Some(reason) = absent(1) {
+/// On so many GPUs, beside one rank of the reference.
+fn compare(models: &[Model], rank_count: usize, rounds: usize) {
+    if let Some(reason) = absent(rank_count) {
         return println!("skipped: {reason}");
     }
-    let sizes = Sizes { page_count: PAGES, ..sizes(1) };
+    let sizes = |rank_count| Sizes { page_count: PAGES, ..sizes(rank_count) };
     for &(name, checkpoint, tolerance, bounds) in models {
-        let pair = Pair::new(cpu(checkpoint, &sizes), cuda_of(checkpoint, &sizes), tolerance);
-        let tally = run(pair, rounds);
-        print(name, &tally, tolerance);
+        let engine = cuda_of(checkpoint, &sizes(rank_count));
+        let tally = run(Pair::new(cpu(checkpoint, &sizes(1)), engine, tolerance), rounds);
+        print(&format!("{name} on {rank_count}"), &tally, tolerance);
         bounds.check(&tally).unwrap_or_else(|error| panic!("{name}: {error}"));
     }
 }
 
 #[test]
 fn random_plans_make_the_references_choices() {
-    compare(&MODELS, ROUNDS);
+    compare(&MODELS, 1, ROUNDS);
+}
+
+#[test]
+fn random_plans_on_2_ranks_make_the_references_choices() {
+    compare(&MODELS[2..], 2, ROUNDS);
+}
+
+#[test]
+fn random_plans_on_4_ranks_make_the_references_choices() {
+    compare(&MODELS[2..], 4, ROUNDS);
+}
+
+#[test]
+fn random_plans_on_8_ranks_make_the_references_choices() {
+    compare(&MODELS[2..], 8, ROUNDS);
 }
 
 /// For GPUs that are emulated. So few choices say nothing of shares.
@@ -225,13 +241,13 @@ fn random_plans_make_the_references_choices() {
 fn few_random_plans_make_the_references_choices() {
     let (name, checkpoint, tolerance, _) = MODELS[2];
     let bounds = Bounds { within: [0.2; 2], other_experts: [0.2; 2], wrong: 0.05 };
-    compare(&[(name, checkpoint, tolerance, bounds)], FEW_ROUNDS);
+    compare(&[(name, checkpoint, tolerance, bounds)], 1, FEW_ROUNDS);
 }
 
 #[test]
 #[ignore = "two or three minutes with a GPU; the test above does the first few hundred"]
 fn ten_thousand_random_plans_make_the_references_choices() {
-    compare(&MODELS[..3], MANY_ROUNDS);
+    compare(&MODELS[..3], 1, MANY_ROUNDS);
 }
 
 type Model = (&'static str, &'static LazyLock<Checkpoint>, Tolerance, Bounds);
@@ -247,7 +263,7 @@ const MODELS: [Model; 4] = [
 
 /// What the comparison is worth: engines that differ in the order of sums alone are the same.
 #[test]
-fn random_plans_on_other_ranks_make_the_same_choices() {
+fn random_plans_on_ranks_of_the_reference_make_its_choices() {
     let few = Sizes { page_count: PAGES, ..sizes(1) };
     let many = Sizes { rank_count: 2, ..few.clone() };
     let tolerance = Tolerance { logit: 1e-4, lead: 1e-5 };
