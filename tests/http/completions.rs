@@ -171,6 +171,12 @@ fn only_allowed_tokens_come() {
     let answer = server.post(PATH, &request).good();
     let text = answer["choices"][0]["text"].as_str().unwrap();
     assert!(!text.contains("ab") && !text.contains("bb"), "{text}");
+    for taken in [json!({"bad_words": ["a"]}), json!({"regex": "b"})] {
+        let mut request = json!({"prompt": "x", "allowed_token_ids": [97], "ignore_eos": true});
+        request.as_object_mut().unwrap().extend(taken.as_object().unwrap().clone());
+        let answer = server.post(PATH, &request);
+        assert_eq!(answer.json()["error"]["code"], "nothing_allowed", "{}", answer.text());
+    }
     let request = json!({"prompt": "x", "regex": "ab", "bad_words": ["b"], "ignore_eos": true});
     let answer = server.post(PATH, &request);
     assert_eq!(answer.status, 400, "{}", answer.text());

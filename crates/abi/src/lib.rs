@@ -13,9 +13,9 @@ mod step;
 pub use layout::{Field, Layout};
 pub use philox::philox;
 pub use slot::{
-    BAD_TOKENS_MAX, BAD_WORDS_MAX, Bias, ChoiceFault, ChoicePart, END_TOKENS_MAX, OUTPUT_COUNT_MAX,
-    PARTS_MAX, RECENT_MAX, Report, RowChoice, SEEN, SampleMemory, SampleRow, Slot, SlotLimit,
-    SlotLists, TOPS_MAX, Top, VerifyMemory, Wanted,
+    BAD_TOKENS_MAX, BAD_WORDS_MAX, Bias, ChoiceFault, ChoicePart, END_TOKENS_MAX, FORBIDDEN,
+    OUTPUT_COUNT_MAX, PARTS_MAX, RECENT_MAX, Report, RowChoice, SEEN, SampleMemory, SampleRow,
+    Slot, SlotLimit, SlotLists, TOPS_MAX, Top, VerifyMemory, Wanted,
 };
 pub use stamp::{STAMPS_MAX, Stamp, Stamped};
 pub use step::{

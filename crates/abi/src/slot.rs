@@ -204,6 +204,10 @@ abi_struct! {
     }
 }
 
+/// A bias of so much or less forbids its token. Plans and traces are written as text, which has no
+/// infinity.
+pub const FORBIDDEN: f32 = -1e6;
+
 impl Bias {
     /// One for each token, in the order of tokens: where a request has several for one, their sum.
     pub fn of_each(logit_bias: &[(TokenId, f32)]) -> Vec<Self> {
@@ -212,7 +216,7 @@ impl Bias {
         biases.sort_by_key(|bias| bias.token);
         let one = |same: &[Self]| {
             let sum = same[1..].iter().fold(same[0].bias, |sum, bias| sum + bias.bias);
-            Self { bias: sum, ..same[0] }
+            Self { bias: if sum <= FORBIDDEN { f32::NEG_INFINITY } else { sum }, ..same[0] }
         };
         biases.chunk_by(|a, b| a.token == b.token).map(one).collect()
     }
@@ -309,6 +313,8 @@ mod tests {
         let told: Vec<_> = biases.iter().map(|bias| (bias.token, bias.bias)).collect();
         assert_eq!(told, [(3, 0.5), (4, 2.75), (9, -1.0)]);
         assert_eq!(Bias::of_each(&[]), []);
+        let never = Bias { token: 4, bias: f32::NEG_INFINITY };
+        assert_eq!(Bias::of_each(&[(4, FORBIDDEN)]), [never]);
     }
 
     #[test]

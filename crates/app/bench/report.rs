@@ -47,10 +47,12 @@ fn total(outcome: &Outcome, count: impl Fn(&Sample) -> u32) -> u64 {
     outcome.good().map(|sample| u64::from(count(sample))).sum()
 }
 
-/// Tokens a second of each user, from the first token to the last.
-fn user_speeds(outcome: &Outcome) -> Figures {
-    let times = outcome.good().filter_map(Sample::per_token);
-    Figures::of(times.filter(|time| !time.is_zero()).map(|time| 1.0 / time.as_secs_f64()))
+/// Tokens a second of each user, from the first token to the last: by the mean and by the median of
+/// the times, as a reply that came all at once would outweigh the others in a mean of speeds.
+fn user_speeds(outcome: &Outcome) -> [f64; 2] {
+    let times = outcome.good().filter_map(Sample::per_token).filter(|time| !time.is_zero());
+    let times = Figures::of(times.map(|time| time.as_secs_f64()));
+    [times.mean, times.median()].map(|time| if time > 0.0 { 1.0 / time } else { 0.0 })
 }
 
 /// Most tokens that came within one second of the run's clock.
@@ -97,8 +99,8 @@ pub(super) fn table(outcome: &Outcome) -> String {
     );
     line("tokens", format!("{input} in ({cached} of them cached), {output} out"));
     line("together", format!("{:.1} tokens a second", output as f64 / seconds));
-    let speeds = user_speeds(outcome);
-    line("each user", format!("{:.1} tokens a second, median {:.1}", speeds.mean, speeds.median()));
+    let [mean, median] = user_speeds(outcome);
+    line("each user", format!("{mean:.1} tokens a second, median {median:.1}"));
     if let Some(length) = outcome.drafting.acceptance() {
         let drafting = &outcome.drafting;
         let share = drafting.accepted_count as f64 / drafting.drafted_count.max(1) as f64 * 100.0;
@@ -163,9 +165,9 @@ pub(super) fn json(args: &Args, outcome: &Outcome) -> Value {
     put("total_token_throughput", ((input + output) as f64 / seconds).into());
     put("max_output_tokens_per_s", (busiest_second(outcome) as f64).into());
     put("max_concurrent_requests", most_in_flight(outcome).into());
-    let speeds = user_speeds(outcome);
-    put("mean_tokens_per_s_per_user", speeds.mean.into());
-    put("median_tokens_per_s_per_user", speeds.median().into());
+    let [mean, median] = user_speeds(outcome);
+    put("mean_tokens_per_s_per_user", mean.into());
+    put("median_tokens_per_s_per_user", median.into());
     all.extend(singles(args, outcome));
     all.extend(drafts(outcome));
     for (name, _, figures) in Latencies::of(outcome).named() {

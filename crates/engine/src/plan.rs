@@ -103,7 +103,8 @@ pub struct SlotSetup {
     /// penalties and bad words read it; without them it may be empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub history: Vec<TokenId>,
-    /// Added to the logits of these tokens, their sum where a token has several; finite.
+    /// Added to the logits of these tokens, their sum where a token has several; finite. A
+    /// token with [`kilotok_abi::FORBIDDEN`] or less is never chosen.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub logit_bias: Vec<(TokenId, f32)>,
     /// Token sequences that must not be completed.

@@ -137,8 +137,10 @@ impl Choice {
             (None, Some(Ended::Aborted)) => Some(Finish::Aborted),
             (None, Some(Ended::Failed(failure))) => return Err(ApiError::from_failure(failure)),
         };
-        if finish.is_some() {
-            self.reply.finish();
+        match finish {
+            None => {}
+            Some(Finish::Length | Finish::Aborted | Finish::StopString(_)) => self.reply.cut(),
+            Some(_) => self.reply.finish(),
         }
         let piece = &mut self.pending;
         piece.tally.add(tokens.len() as u32, cached_count, &steps, times);

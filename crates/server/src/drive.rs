@@ -261,7 +261,8 @@ impl Drive {
             }
             // Not where: of several choices any may come to it first, one speaks for all.
             RowFault::NothingAllowed { .. } => {
-                let why = "grammar, bad words and logit bias leave nothing to choose";
+                let why =
+                    "grammar, allowed tokens, bad words and min_tokens leave nothing to choose";
                 (FailureKind::NothingAllowed, format!("no token is allowed: {why}"))
             }
         };

@@ -34,7 +34,10 @@ impl Tally {
     ) {
         self.token_count += token_count;
         self.cached_count = self.cached_count.max(cached_count);
-        self.times = times;
+        // An end from elsewhere than a step brings none.
+        if times != Times::default() {
+            self.times = times;
+        }
         for step in steps.iter().filter(|step| step.drafted_count > 0) {
             let accepted = step.accepted_count as usize;
             if self.accepted_by_count.len() <= accepted {
@@ -125,6 +128,15 @@ mod tests {
         let usage = total([&tally].into_iter(), 1);
         assert_eq!((usage.completion_tokens, usage.total_tokens), (6, 11));
         assert_eq!(usage.prompt_tokens_details.cached_tokens, 2);
+    }
+
+    #[test]
+    fn a_reply_that_is_ended_keeps_its_times() {
+        let mut tally = Tally::new(5);
+        tally.add(3, 0, &[], Times { queue_ms: 1.0, ttft_ms: 8.0, decode_ms: 4.0 });
+        let before = tally.metrics(3);
+        tally.add(0, 0, &[], Times::default());
+        assert_eq!(tally.metrics(3), before);
     }
 
     #[test]

@@ -152,8 +152,18 @@ impl Reply {
         stopped
     }
 
-    /// No more tokens will come: what was held back is let go.
+    /// No more tokens will come, as the model has it: what was held back is let go.
     pub fn finish(&mut self) {
+        self.end(false);
+    }
+
+    /// No more tokens will come, though the model might have gone on: the same, but a call that is
+    /// under way stays as far as it came, so that nobody takes it for a whole one.
+    pub fn cut(&mut self) {
+        self.end(true);
+    }
+
+    fn end(&mut self, cut: bool) {
         if !self.ended {
             self.detokenizer.finish(&mut self.decoded);
             self.stops.finish(&self.decoded, &mut self.passed);
@@ -161,7 +171,7 @@ impl Reply {
         }
         self.ended = true;
         if let Some(mut reader) = self.reader.take() {
-            reader.finish(&mut self.events);
+            reader.finish(cut, &mut self.events);
         }
     }
 

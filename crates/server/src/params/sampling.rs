@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kilotok_abi::{BAD_TOKENS_MAX, Sampling, TokenId};
+use kilotok_abi::{BAD_TOKENS_MAX, FORBIDDEN, Sampling, TokenId};
 use kilotok_engine::SlotSetup;
 use kilotok_sched::Submission;
 use kilotok_text::{ReplyOptions, Text};
@@ -48,8 +48,6 @@ const STOP_BYTES_MAX: usize = 1024;
 const WORD_BYTES_MAX: usize = 256;
 const INTERVAL_MAX: i64 = 1024;
 const SALT_CHARS_MAX: usize = 128;
-/// A token whose logit is lowered by so much has probability 0 at any temperature there is.
-const NEVER: f32 = -1e6;
 
 pub(crate) fn choose(asked: &Sampled, service: &Service) -> Result<Chosen, ApiError> {
     let vocab = service.gate.caps().vocab_size;
@@ -195,7 +193,7 @@ fn biases(asked: &Sampled, vocab: u32) -> Result<Vec<(TokenId, f32)>, ApiError> 
     }
     biases.retain(|(token, _)| allowed.contains(token));
     let others = (0..vocab).filter(|token| !allowed.contains(token));
-    biases.extend(others.map(|token| (token, NEVER)));
+    biases.extend(others.map(|token| (token, FORBIDDEN)));
     Ok(biases)
 }
 
@@ -305,7 +303,7 @@ mod tests {
             ..Sampled::default()
         };
         let biases = biases(&asked, 5).unwrap();
-        assert_eq!(biases, [(1, 2.0), (0, NEVER), (2, NEVER), (4, NEVER)]);
+        assert_eq!(biases, [(1, 2.0), (0, FORBIDDEN), (2, FORBIDDEN), (4, FORBIDDEN)]);
     }
 
     #[test]

@@ -75,6 +75,15 @@ const NOTES: &[&str] = &[
 /// Keywords that say where schemas are.
 const PLACES: &[&str] = &["$defs", "definitions", "$schema", "$id", "id", "$anchor"];
 
+/// What `$schema` may say. Nothing depends on it here, and others are looked for on the network.
+const DIALECTS: &[&str] = &[
+    "http://json-schema.org/draft-04/schema#",
+    "http://json-schema.org/draft-06/schema#",
+    "http://json-schema.org/draft-07/schema#",
+    "https://json-schema.org/draft/2019-09/schema",
+    "https://json-schema.org/draft/2020-12/schema",
+];
+
 const TYPES: &[&str] = &["null", "boolean", "integer", "number", "string", "array", "object"];
 /// How other names of types begin, and what they mean.
 const ALIASES: &[(&str, &str)] = &[
@@ -265,6 +274,7 @@ impl<'a> Preparer<'a> {
                     literal(value, &path)?;
                     out.insert(key.clone(), value.clone());
                 }
+                "$schema" if !DIALECTS.iter().any(|known| value == known) => {}
                 "$ref" => {
                     out.insert(key.clone(), self.reference(value, &path)?);
                 }

@@ -59,6 +59,11 @@ enum Arguments {
 }
 
 impl JsonCall {
+    /// Whether others know of the call.
+    pub(super) fn is_named(&self) -> bool {
+        self.named
+    }
+
     /// The name was taken note of: what came before it may be given out.
     pub(super) fn begin(&mut self, events: &mut Events) {
         self.named = true;

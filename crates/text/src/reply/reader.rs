@@ -122,7 +122,11 @@ impl Reader {
         }
     }
 
-    pub(super) fn finish(&mut self, events: &mut Events) {
+    /// Nothing more comes; `cut` short if the model did not end it.
+    pub(super) fn finish(&mut self, cut: bool, events: &mut Events) {
+        if cut && self.machine.is_in_call() {
+            return;
+        }
         let text = self.finder.finish();
         self.text(&text, events);
         self.machine.finish(events);
@@ -138,6 +142,15 @@ impl Reader {
 }
 
 impl Machine {
+    /// Whether a call was begun, and is not complete.
+    fn is_in_call(&self) -> bool {
+        match &self.state {
+            State::Json(call, _) => call.is_named(),
+            State::Xml(..) => true,
+            _ => false,
+        }
+    }
+
     /// Whether a tag counts here; otherwise it is text.
     fn takes(&self, tag: Tag) -> bool {
         match &self.state {

@@ -382,6 +382,33 @@ fn the_only_call_ends_the_reply() {
 }
 
 #[test]
+fn a_call_that_is_cut_off_stays_as_far_as_it_came() {
+    let xml = "<tool_call>\n<function=f>\n";
+    for (format, begun, arguments) in [
+        (Format::Mimo, xml.to_owned(), None),
+        (Format::Mimo, format!("{xml}<parameter=s>the b"), Some("{\"s\": \"the b")),
+        (Format::Mimo, format!("{xml}<parameter=s>the b</para"), Some("{\"s\": \"the b")),
+        (Format::Mimo, format!("{xml}<parameter=i>12"), Some("{\"i\": ")),
+        (Format::Mimo, format!("{xml}<parameter=i>12</parameter>\n"), Some("{\"i\": 12")),
+        (
+            Format::Hermes,
+            "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"s\": \"the b".to_owned(),
+            Some("{\"s\": \"the b"),
+        ),
+    ] {
+        let speaker = Speaker::of_bytes(format);
+        let mut reply = Reply::new(speaker.text.clone(), options(ReasoningStart::Never));
+        for token in spelled(&begun) {
+            assert_eq!(reply.push(token), None);
+        }
+        reply.cut();
+        let said = arguments.map(|text| Event::Arguments { index: 0, text: text.to_owned() });
+        let call = Event::Call { index: 0, name: "f".to_owned() };
+        assert_eq!(joined(reply.take()), [vec![call], said.into_iter().collect()].concat());
+    }
+}
+
+#[test]
 fn stop_strings_end_the_reply() {
     let speaker = Speaker::of_bytes(Format::Mimo);
     let read = |include_stop, min_tokens| {
