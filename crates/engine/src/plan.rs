@@ -1,7 +1,7 @@
 //! Plans and outputs. A prompt chunk, a decode row and a verify row are one kind of row: tokens
 //! at consecutive positions, the last few of which may be drafts.
 
-use kilotok_abi::{PageId, Sampling, SlotId, TokenId};
+use kilotok_abi::{Bias, PageId, Sampling, SlotId, TokenId};
 use serde::{Deserialize, Serialize};
 
 /// Names a submitted step.
@@ -126,6 +126,12 @@ impl SlotSetup {
             bad_words: Vec::new(),
             end_tokens: Vec::new(),
         }
+    }
+
+    /// What is added to logits, as tables that hold one number for each token have it: -infinity
+    /// for a token that is never chosen.
+    pub fn biases(&self) -> Vec<(TokenId, f32)> {
+        Bias::of_each(&self.logit_bias).iter().map(|bias| (bias.token, bias.bias)).collect()
     }
 
     /// Whether choosing a token reads the tokens before it.

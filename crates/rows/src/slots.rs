@@ -1,6 +1,6 @@
 //! What slots hold between steps: the token chosen last, and the drafts that wait to be verified.
 
-use kilotok_abi::{Bias, SlotId, TokenId};
+use kilotok_abi::{SlotId, TokenId};
 use kilotok_engine::{Row, RowTokens, SlotSetup};
 use kilotok_sampling::Setup;
 
@@ -101,8 +101,7 @@ pub(crate) fn sampling_setup(setup: &SlotSetup) -> Setup {
     Setup {
         sampling: setup.sampling,
         prompt_count: setup.prompt_count,
-        // As tables that hold one for each token have them.
-        logit_bias: Bias::of_each(&setup.logit_bias).iter().map(|b| (b.token, b.bias)).collect(),
+        logit_bias: setup.biases(),
         bad_words: setup.bad_words.clone(),
         end_tokens: setup.end_tokens.clone(),
     }

@@ -152,13 +152,13 @@ impl Reply {
         stopped
     }
 
-    /// No more tokens will come, as the model has it: what was held back is let go.
+    /// The model has ended the reply: what was held back is let go.
     pub fn finish(&mut self) {
         self.end(false);
     }
 
-    /// No more tokens will come, though the model might have gone on: the same, but a call that is
-    /// under way stays as far as it came, so that nobody takes it for a whole one.
+    /// The reply ends though the model might have gone on: the same, but a call that is under way
+    /// stays as far as it came, so that nobody takes it for a whole one.
     pub fn cut(&mut self) {
         self.end(true);
     }

@@ -1,6 +1,6 @@
 //! One case: a request, and the steps of its slot.
 
-use kilotok_abi::{Sampling, SlotLists, TokenId};
+use kilotok_abi::{FORBIDDEN, Sampling, SlotLists, TokenId};
 use kilotok_sampling::{Fault, Logprobs, Ranking, Sampler, Setup, logprobs};
 
 use crate::rows::{Logits, Mask, Random};
@@ -85,7 +85,7 @@ fn random_setup(random: &mut Random, vocab: u32, history: &[TokenId]) -> Setup {
     let prompt_end = history.len().min(60) as u32 + 6;
     let mut setup = Setup::new(sampling, random.below(prompt_end));
     if random.chance(25) {
-        let values = [1.0, -3.0, 10.0, -9e5, f32::NEG_INFINITY];
+        let values = [1.0, -3.0, 10.0, 0.9 * FORBIDDEN, f32::NEG_INFINITY];
         let count = random.of(&[3, vocab.min(300), vocab]);
         let mut tokens: Vec<_> = (0..count).map(|_| random.below(vocab)).collect();
         tokens.sort_unstable();

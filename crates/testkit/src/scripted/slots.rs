@@ -1,7 +1,7 @@
 //! What a scripted engine remembers of a slot, and how a row's tokens are chosen. The choosing is
 //! the `sampling` crate's; this file only knows when it happens.
 
-use kilotok_abi::{Bias, SlotId, TokenId};
+use kilotok_abi::{SlotId, TokenId};
 use kilotok_engine::{Row, RowFault, RowOutput, RowTokens, SlotSetup, TokenLogprob, TokenLogprobs};
 use kilotok_sampling::{Fault, Ranking, Sampler, Setup, logprobs};
 
@@ -112,7 +112,7 @@ impl Slots {
 
 fn sampler_setup(setup: &SlotSetup) -> Setup {
     Setup {
-        logit_bias: Bias::of_each(&setup.logit_bias).iter().map(|b| (b.token, b.bias)).collect(),
+        logit_bias: setup.biases(),
         bad_words: setup.bad_words.clone(),
         end_tokens: setup.end_tokens.clone(),
         ..Setup::new(setup.sampling, setup.prompt_count)

@@ -75,7 +75,7 @@ const NOTES: &[&str] = &[
 /// Keywords that say where schemas are.
 const PLACES: &[&str] = &["$defs", "definitions", "$schema", "$id", "id", "$anchor"];
 
-/// What `$schema` may say. Nothing depends on it here, and others are looked for on the network.
+/// Those that `$schema` may name: with another llguidance takes no schema.
 const DIALECTS: &[&str] = &[
     "http://json-schema.org/draft-04/schema#",
     "http://json-schema.org/draft-06/schema#",
@@ -160,6 +160,13 @@ pub(super) fn resolve<'a>(
 /// A key as part of a JSON pointer.
 pub(super) fn escape(key: &str) -> String {
     key.replace('~', "~0").replace('/', "~1")
+}
+
+/// The dialect that is meant, also with `https` for `http`, and with or without a last `#`.
+fn dialect(value: &Value) -> Option<&'static str> {
+    let place = |uri: &str| Some(uri.split_once("://")?.1.trim_end_matches('#').to_owned());
+    let meant = place(value.as_str()?)?;
+    DIALECTS.iter().copied().find(|known| place(known).as_ref() == Some(&meant))
 }
 
 fn refers(schema: &Value) -> bool {
@@ -274,7 +281,11 @@ impl<'a> Preparer<'a> {
                     literal(value, &path)?;
                     out.insert(key.clone(), value.clone());
                 }
-                "$schema" if !DIALECTS.iter().any(|known| value == known) => {}
+                "$schema" => {
+                    if let Some(dialect) = dialect(value) {
+                        out.insert(key.clone(), dialect.into());
+                    }
+                }
                 "$ref" => {
                     out.insert(key.clone(), self.reference(value, &path)?);
                 }

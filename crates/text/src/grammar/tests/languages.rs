@@ -231,6 +231,21 @@ fn multiples_are_told_up_to_the_largest() {
 }
 
 #[test]
+fn dialects_that_nobody_knows_are_no_mistake() {
+    for dialect in [
+        "http://json-schema.org/draft-07/schema",
+        "https://json-schema.org/draft-07/schema#",
+        "https://json-schema.org/draft/2020-12/schema#",
+        "https://example.org/schema",
+        "draft-07",
+    ] {
+        let schema = json!({ "$schema": dialect, "type": "boolean" });
+        let constraint = Constraint::JsonSchema { schema, strict: true };
+        check(&Model::bytes(), &constraint, &["true"], &["1"]);
+    }
+}
+
+#[test]
 fn schemas_that_cannot_be_enforced_are_refused_or_reported() {
     let model = Model::bytes();
     let schema = json!({
