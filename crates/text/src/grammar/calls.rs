@@ -1,13 +1,15 @@
 //! Tool calls as the model writes them, as a grammar: Lark for the markup, and the tools' own JSON
 //! schemas within it. Reading calls is the business of replies.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::mem;
 
 use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use serde_json::Value;
 
 use super::vocabulary::{Marker, Vocabulary};
-use super::{GrammarError, Source, lark, patterns, schema, weight};
+use super::{GrammarError, Source, lark, patterns, schema, texts, weight};
 use crate::{Format, Tool};
 
 /// Most tools that one reply may choose from.
@@ -29,6 +31,8 @@ struct Writer {
     rules: String,
     /// Names of the rules of calls.
     calls: Vec<String>,
+    /// Names of the terminals of text, by what they are.
+    texts: BTreeMap<String, String>,
     schemas: Vec<GrammarWithLexer>,
     warnings: Vec<String>,
     remainders: u64,
@@ -60,14 +64,21 @@ pub(super) fn source(
                 return Err(GrammarError::Invalid(text.to_owned()));
             }
         };
-        written.map_err(|error| of_tool(error, &tool.name))?;
+        written.map_err(|error| match error {
+            GrammarError::Invalid(text) => GrammarError::Invalid(of_tool(&tool.name, &text)),
+            GrammarError::TooLarge(text) => GrammarError::TooLarge(of_tool(&tool.name, &text)),
+            other => other,
+        })?;
     }
     let between = if format == Format::Mimo { "" } else { "\n" };
     Ok(writer.finish(between, parallel, vocabulary))
 }
 
 impl Writer {
-    fn finish(self, between: &str, parallel: bool, vocabulary: &Vocabulary) -> Source {
+    fn finish(mut self, between: &str, parallel: bool, vocabulary: &Vocabulary) -> Source {
+        for (body, name) in mem::take(&mut self.texts) {
+            self.rule(&name, &body);
+        }
         let more =
             if parallel { format!(" ({} call)*", lark::literal(between)) } else { String::new() };
         let lark = format!(
@@ -106,7 +117,7 @@ impl Writer {
         let schema = schema::prepare_home(&tool.parameters, tool.strict, besides)?;
         self.remainders = self.remainders.max(schema.remainders);
         let warnings = schema.warnings.into_iter();
-        self.warnings.extend(warnings.map(|warning| format!("tool {:?}: {warning}", tool.name)));
+        self.warnings.extend(warnings.map(|warning| of_tool(&tool.name, &warning)));
         Ok(schema.schema)
     }
 
@@ -134,7 +145,7 @@ impl Writer {
         for parameter in &parameters.declared {
             tag_name(&parameter.name)?;
             let rule = format!("call_{}_{}", self.calls.len(), body.len());
-            let value = self.value(&whole, parameter, xml, tool.strict);
+            let value = self.value(&whole, parameter, xml, tool)?;
             let open = format!("<parameter={}>{}", parameter.name, xml.padding);
             self.rule(&rule, &format!("{} {value}", lark::literal(&open)));
             let maybe = if parameter.required { "" } else { "?" };
@@ -142,34 +153,48 @@ impl Writer {
         }
         if parameters.open {
             let name = format!("/[^<>\\n]{{1,{NAME_CHARS_MAX}}}>{}/", regex(xml.padding));
-            let _ = write!(body, " (\"<parameter=\" {name} {})*", self.text(xml));
+            let _ = write!(body, " (\"<parameter=\" {name} {})*", self.any_text(xml));
         }
         self.call(&format!("{body} {}", lark::literal("</function>\n")));
         Ok(())
     }
 
     /// A value with its closing tag: text up to there, or JSON.
-    fn value(&mut self, whole: &Value, parameter: &Parameter, xml: Xml, strict: bool) -> String {
-        let end = lark::literal(&format!("{}{VALUE_END}\n", xml.padding));
-        if let Some(values) = listed(whole, parameter.schema) {
-            let literals: Vec<String> = values.iter().map(|value| lark::literal(value)).collect();
-            return format!("({}) {end}", literals.join(" | "));
+    fn value(
+        &mut self,
+        whole: &Value,
+        parameter: &Parameter,
+        xml: Xml,
+        tool: &Tool,
+    ) -> Result<String, GrammarError> {
+        if !texts::may_be_text(whole, parameter.schema, 0) {
+            let schema = self.schema(schema::at_home(whole, &parameter.pointer, tool.strict));
+            let end = lark::literal(&format!("{}{VALUE_END}\n", xml.padding));
+            return Ok(format!("{schema} {end}"));
         }
-        if may_be_text(whole, parameter.schema, 0) {
-            return self.text(xml);
+        match texts::asked(whole, parameter.schema, VALUE_END) {
+            Ok(Some(asked)) => Ok(self.text(&asked, xml)),
+            Ok(None) => Ok(self.any_text(xml)),
+            Err(what) => {
+                let place = format!("#{}", parameter.pointer);
+                let warning = schema::unsupported(tool.strict, &place, &what)?;
+                self.warnings.push(of_tool(&tool.name, &warning));
+                Ok(self.any_text(xml))
+            }
         }
-        let schema = self.schema(schema::at_home(whole, &parameter.pointer, strict));
-        format!("{schema} {end}")
     }
 
-    /// Any text without the closing tag, and the tag.
-    fn text(&mut self, xml: Xml) -> String {
-        if !self.rules.contains("\nTEXT: ") {
-            let (end, padding) = (regex(VALUE_END), regex(xml.padding));
-            let inner = format!("(/(?s:.*)/ & ~/(?s:.*){end}(?s:.*)/)");
-            self.rule("TEXT", &format!("{inner} /{padding}{end}/"));
-        }
-        "TEXT \"\\n\"".to_owned()
+    fn any_text(&mut self, xml: Xml) -> String {
+        self.text("/(?s:.*)/", xml)
+    }
+
+    /// Text of a terminal without the closing tag, and the tag.
+    fn text(&mut self, asked: &str, xml: Xml) -> String {
+        let (end, padding) = (regex(VALUE_END), regex(xml.padding));
+        let body = format!("({asked} & ~/(?s:.*){end}(?s:.*)/) /{padding}{end}/");
+        let texts = self.texts.len();
+        let name = self.texts.entry(body).or_insert_with(|| format!("TEXT_{texts}"));
+        format!("{name} \"\\n\"")
     }
 }
 
@@ -216,41 +241,6 @@ fn parameters(whole: &Value) -> Parameters<'_> {
     Parameters { declared, open }
 }
 
-/// The only values of a parameter, as text, if its schema lists some that are strings.
-fn listed(whole: &Value, schema: &Value) -> Option<Vec<String>> {
-    let (schema, _) = schema::resolve(whole, schema, "");
-    let list = schema.get("enum").and_then(Value::as_array).map(Vec::as_slice);
-    let list = schema.get("const").map(std::slice::from_ref).or(list)?;
-    let values = list.iter().map(|value| match value {
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    });
-    let values: Vec<String> = values.filter(|value| !value.contains(VALUE_END)).collect();
-    (list.iter().any(Value::is_string) && !values.is_empty()).then_some(values)
-}
-
-/// Whether a string may match: then the value is written as it is, not as JSON.
-fn may_be_text(whole: &Value, schema: &Value, depth: usize) -> bool {
-    let (schema, _) = schema::resolve(whole, schema, "");
-    if depth > 4 {
-        return true;
-    }
-    let by_type = match schema.get("type") {
-        Some(Value::Array(names)) => names.iter().any(|name| name == "string"),
-        Some(name) => name == "string",
-        None => true,
-    };
-    let list = schema.get("enum").and_then(Value::as_array).map(Vec::as_slice);
-    let list = schema.get("const").map(std::slice::from_ref).or(list);
-    let members = |name: &str| schema.get(name).and_then(Value::as_array);
-    let mut options = ["anyOf", "oneOf"].iter().filter_map(|name| members(name));
-    by_type
-        && list.is_none_or(|values| values.iter().any(Value::is_string))
-        && options.all(|list| list.iter().any(|one| may_be_text(whole, one, depth + 1)))
-        && members("allOf")
-            .is_none_or(|list| list.iter().all(|one| may_be_text(whole, one, depth + 1)))
-}
-
 fn marker(marker: &Marker) -> String {
     match marker {
         Marker::Token(token) => format!("<[{token}]>"),
@@ -270,10 +260,6 @@ fn tag_name(name: &str) -> Result<(), GrammarError> {
     Ok(())
 }
 
-fn of_tool(error: GrammarError, name: &str) -> GrammarError {
-    match error {
-        GrammarError::Invalid(text) => GrammarError::Invalid(format!("tool {name:?}: {text}")),
-        GrammarError::TooLarge(text) => GrammarError::TooLarge(format!("tool {name:?}: {text}")),
-        other => other,
-    }
+fn of_tool(name: &str, text: &str) -> String {
+    format!("tool {name:?}: {text}")
 }

@@ -17,6 +17,7 @@ mod parse_gbnf;
 mod patterns;
 mod reword;
 mod schema;
+mod texts;
 mod vocabulary;
 mod walk;
 mod weight;

@@ -1,5 +1,5 @@
-//! Patterns of JSON schemas: whether llguidance can follow one, and the string formats as patterns
-//! where it has none, or one that takes too much.
+//! Patterns of JSON schemas: whether llguidance can follow one, and the string formats as patterns:
+//! it has none for some, and for others one that takes too much.
 
 use llguidance::derivre::RegexBuilder;
 use llguidance::regex_to_lark;
@@ -9,53 +9,82 @@ const PATTERN_BYTES_MAX: usize = 4 << 10;
 
 /// What there is for a `format`.
 pub(super) enum Known {
-    /// llguidance has it right.
-    Library,
-    Pattern(&'static str),
+    Pattern(String),
     /// It has a meaning, which is not to be had.
     Unsupported,
     /// JSON Schema gives it no meaning.
     No,
 }
 
-/// Months have their days, February 29 of them in leap years. Seconds end at 59: leap seconds are
-/// in tables that readers do not have.
-macro_rules! date {
-    () => {
-        concat!(
-            "([0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])",
-            "|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))",
-            "|([0-9]{2}(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)-02-29)"
-        )
-    };
-}
-macro_rules! time {
-    () => {
-        concat!(
-            "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,9})?",
-            "(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
-        )
-    };
-}
-
-const DATE: &str = concat!("^", date!(), "$");
-const TIME: &str = concat!("^", time!(), "$");
-const DATE_TIME: &str = concat!("^", date!(), "T", time!(), "$");
-const JSON_POINTER: &str = "^(/([^/~]|~[01])*)*$";
-const RELATIVE_POINTER: &str = "^(0|[1-9][0-9]{0,3})(#|(/([^/~]|~[01])*)*)$";
+/// RFC 3339. Months have their days, February 29 of them in leap years. Seconds end at 59: leap
+/// seconds are in tables that readers do not have.
+const DATE: &str = concat!(
+    "([0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])",
+    "|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))",
+    "|([0-9]{2}(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)-02-29)"
+);
+const TIME: &str = concat!(
+    "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,9})?",
+    "(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
+);
+/// The same, appendix A; N are digits.
+const DURATION: &str = concat!(
+    "P(NW|((NY(NM(ND)?)?|NM(ND)?|ND)(T(NH(NM(NS)?)?|NM(NS)?|NS))?",
+    "|T(NH(NM(NS)?)?|NM(NS)?|NS)))"
+);
+const DURATION_DIGITS: &str = "[0-9]{1,9}";
+/// RFC 1123.
+const HOSTNAME: &str = concat!(
+    "[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?",
+    "(\\.[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)*"
+);
+/// RFC 5321, without quotes, before the host.
+const MAILBOX: &str = "[a-zA-Z0-9!#$%&'*+/=?^_`{|}~-]+(\\.[a-zA-Z0-9!#$%&'*+/=?^_`{|}~-]+)*";
+const OCTET: &str = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])";
+/// RFC 3986; G is a group of hexadecimal digits and L the last 32 bits.
+const IPV6: &str = concat!(
+    "((G:){6}L|::(G:){5}L|G?::(G:){4}L|((G:)?G)?::(G:){3}L|((G:){0,2}G)?::(G:){2}L",
+    "|((G:){0,3}G)?::G:L|((G:){0,4}G)?::L|((G:){0,5}G)?::G|((G:){0,6}G)?::)"
+);
+const IPV6_GROUP: &str = "[0-9a-fA-F]{1,4}";
+const UUID: &str = "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}";
+/// RFC 3986, where C is a character of a path, N one of a name, and I an address.
+const URI: &str = concat!(
+    "[a-zA-Z][a-zA-Z0-9+.-]*:",
+    "(//((N|:)*@)?(\\[I\\]|N*)(:[0-9]*)?(/C*)*|/(C+(/C*)*)?|C+(/C*)*)?",
+    "(\\?(C|[/?])*)?(#(C|[/?])*)?"
+);
+const URI_PATH: &str = "([a-zA-Z0-9._~!$&'()*+,;=:@-]|%[0-9a-fA-F]{2})";
+const URI_NAME: &str = "([a-zA-Z0-9._~!$&'()*+,;=-]|%[0-9a-fA-F]{2})";
+const JSON_POINTER: &str = "(/([^/~]|~[01])*)*";
 
 pub(super) fn of_format(format: &str) -> Known {
-    match format {
-        "date" => Known::Pattern(DATE),
-        "time" => Known::Pattern(TIME),
-        "date-time" => Known::Pattern(DATE_TIME),
-        "json-pointer" => Known::Pattern(JSON_POINTER),
-        "relative-json-pointer" => Known::Pattern(RELATIVE_POINTER),
-        "duration" | "email" | "hostname" | "ipv4" | "ipv6" | "uuid" | "uri" => Known::Library,
+    let pattern = match format {
+        "date" => DATE.to_owned(),
+        "time" => TIME.to_owned(),
+        "date-time" => format!("{DATE}T{TIME}"),
+        "duration" => DURATION.replace('N', DURATION_DIGITS),
+        "hostname" => HOSTNAME.to_owned(),
+        "email" => format!("{MAILBOX}@{HOSTNAME}"),
+        "ipv4" => ipv4(),
+        "ipv6" => ipv6(),
+        "uuid" => UUID.to_owned(),
+        "uri" => URI.replace('C', URI_PATH).replace('N', URI_NAME).replace('I', &ipv6()),
+        "json-pointer" => JSON_POINTER.to_owned(),
+        "relative-json-pointer" => format!("(0|[1-9][0-9]{{0,3}})(#|{JSON_POINTER})"),
         "idn-email" | "idn-hostname" | "uri-reference" | "iri" | "iri-reference"
-        | "uri-template" | "regex" => Known::Unsupported,
-        _ => Known::No,
-    }
+        | "uri-template" | "regex" => return Known::Unsupported,
+        _ => return Known::No,
+    };
+    Known::Pattern(format!("^({pattern})$"))
+}
+
+fn ipv4() -> String {
+    format!("({OCTET}\\.){{3}}{OCTET}")
+}
+
+fn ipv6() -> String {
+    IPV6.replace('L', &format!("(G:G|{})", ipv4())).replace('G', IPV6_GROUP)
 }
 
 /// The pattern as llguidance is to read it; why not, if it cannot follow it.

@@ -459,10 +459,7 @@ impl<'a> Preparer<'a> {
             return Err(invalid(path, "it must be a string"));
         };
         match patterns::of_format(format) {
-            Known::Pattern(pattern) => add_pattern(out, pattern),
-            Known::Library => {
-                out.insert("format".to_owned(), value.clone());
-            }
+            Known::Pattern(pattern) => add_pattern(out, &pattern),
             Known::Unsupported => self.unsupported(path, &format!("the format {format:?}"))?,
             // To JSON Schema it is a note.
             Known::No => {}
@@ -507,13 +504,18 @@ impl<'a> Preparer<'a> {
     }
 
     fn unsupported(&mut self, path: &str, what: &str) -> Result<(), GrammarError> {
-        if self.strict {
-            return Err(GrammarError::Invalid(format!(
-                "the JSON schema cannot be enforced in full: {what} at {path} is not supported; \
-                 remove it, or do without `strict`"
-            )));
-        }
-        self.warnings.push(format!("{what} at {path} is not enforced"));
+        self.warnings.push(unsupported(self.strict, path, what)?);
         Ok(())
     }
+}
+
+/// What a grammar cannot follow: refused if the schema is `strict`, otherwise a warning.
+pub(super) fn unsupported(strict: bool, path: &str, what: &str) -> Result<String, GrammarError> {
+    if strict {
+        return Err(GrammarError::Invalid(format!(
+            "the JSON schema cannot be enforced in full: {what} at {path} is not supported; \
+             remove it, or do without `strict`"
+        )));
+    }
+    Ok(format!("{what} at {path} is not enforced"))
 }

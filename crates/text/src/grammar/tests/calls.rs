@@ -183,6 +183,136 @@ fn read(format: Format, text: &str) -> Vec<(String, Value)> {
     found
 }
 
+fn one_argument(schema: Value, strict: bool) -> Tool {
+    let parameters = json!({
+        "type": "object",
+        "properties": { "x": schema },
+        "required": ["x"],
+        "additionalProperties": false,
+    });
+    Tool { name: "f".to_owned(), description: None, parameters, strict }
+}
+
+/// Schemas of an argument that is written as it is, with texts that match and others. Where a
+/// random text would hardly match, its length makes it.
+fn texts() -> Vec<(Value, Vec<&'static str>, Vec<&'static str>)> {
+    let text = |schema: Value| {
+        let mut whole = json!({ "type": "string" });
+        whole.as_object_mut().unwrap().extend(schema.as_object().unwrap().clone());
+        whole
+    };
+    vec![
+        (text(json!({ "pattern": "^[a-c]{2}/x$" })), vec!["ab/x"], vec!["abc/x", "ab/", ""]),
+        (
+            text(json!({ "pattern": "b\\d", "maxLength": 9 })),
+            vec!["b1", "a\n<b0\n"],
+            vec!["ab", "b\u{661}"],
+        ),
+        (
+            text(json!({ "pattern": "^a|b$|^(c|d$)", "maxLength": 5 })),
+            vec!["a-", "-b", "c-", "-a\nb", "d"],
+            vec!["da"],
+        ),
+        (
+            text(json!({ "minLength": 2, "maxLength": 3 })),
+            vec!["\u{e3}\u{e3}", "<<<"],
+            vec!["a", "abcd"],
+        ),
+        (
+            text(json!({ "pattern": "(^a|b)c(d$|)", "maxLength": 5 })),
+            vec!["acd", "xbc", "bcx"],
+            vec!["xac", "bd"],
+        ),
+        (text(json!({ "pattern": "^$" })), vec![""], vec!["a"]),
+        (text(json!({ "maxLength": 1 })), vec!["", "\u{1f600}"], vec!["ab"]),
+        (text(json!({ "format": "date" })), vec!["2024-02-29"], vec!["2023-02-29", "today"]),
+        (
+            text(json!({ "format": "email", "pattern": "\\.ch$", "maxLength": 9 })),
+            vec!["a.b@c.ch"],
+            vec!["a.b@c.de", "a@@c.ch", "aaaa@bb.ch"],
+        ),
+        (
+            text(json!({ "allOf": [{ "pattern": "a" }, { "pattern": "b" }], "maxLength": 4 })),
+            vec!["ba", "a b"],
+            vec!["a", "b"],
+        ),
+        (
+            json!({ "anyOf": [{ "type": "string", "format": "uuid" }, { "type": "null" }] }),
+            vec!["123e4567-e89b-12d3-a456-426614174000", "null"],
+            vec!["nul", "123e4567"],
+        ),
+        (
+            json!({ "type": ["string", "integer", "boolean"], "pattern": "^v", "maxLength": 3 }),
+            vec!["v1", "-10", "true"],
+            vec!["01", "1.5", "True", "v123"],
+        ),
+        (
+            json!({ "anyOf": [{ "enum": ["a b", "c"] }, { "type": "number" }, { "const": null }] }),
+            vec!["a b", "c", "1.5e3", "null"],
+            vec!["a", "d", "none"],
+        ),
+        (json!({ "enum": ["</parameter>", "a"] }), vec!["a"], vec!["b"]),
+    ]
+}
+
+#[test]
+fn arguments_written_as_text_follow_their_schemas() {
+    let model = Model::pieces();
+    for (schema, yes, no) in texts() {
+        let oracle = jsonschema::options().should_validate_formats(true).build(&schema).unwrap();
+        let is_valid = |text: &str| {
+            let other = serde_json::from_str(text).is_ok_and(|value| oracle.is_valid(&value));
+            other || oracle.is_valid(&text.into())
+        };
+        assert!(yes.iter().all(|text| is_valid(text)), "{schema}");
+        assert!(!no.iter().any(|text| is_valid(text)), "{schema}");
+        for (format, pad) in [(Format::Mimo, ""), (Format::Qwen3Coder, "\n")] {
+            let tools = vec![one_argument(schema.clone(), true)];
+            let grammar = model.compile(&Constraint::Calls { tools, format, parallel: false });
+            let grammar = grammar.unwrap();
+            let open = format!("<tool_call>\n<function=f>\n<parameter=x>{pad}");
+            let close = format!("{pad}</parameter>\n</function>\n</tool_call>");
+            let takes = |text: &str| model.takes(&grammar, &format!("{open}{text}{close}"));
+            for text in &yes {
+                assert!(takes(text), "{format:?} {schema}: {text:?}");
+            }
+            for text in &no {
+                assert!(!takes(text), "{format:?} {schema}: {text:?}");
+            }
+            for seed in 0..20 {
+                let reply = walk(&model, &mut grammar.clone(), &mut Dice::new(seed + 5), 40);
+                let reply = model.text(&reply);
+                let text = reply.strip_prefix(&open).and_then(|rest| rest.strip_suffix(&close));
+                assert!(is_valid(text.unwrap()), "{format:?} {schema}: {reply}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_arguments_written_as_text_cannot_follow_is_said() {
+    let model = Model::pieces();
+    for (schema, what) in [
+        (json!({ "enum": ["</parameter>"] }), "a list without a value that can be written"),
+        (json!({ "type": ["string", "array"], "maxLength": 3 }), "arrays beside such strings"),
+        (
+            json!({ "anyOf": [{ "type": "string", "format": "date" }, { "type": "object" }] }),
+            "objects beside such strings",
+        ),
+    ] {
+        let compile = |strict: bool| {
+            let tools = vec![one_argument(schema.clone(), strict)];
+            model.compile(&Constraint::Calls { tools, format: Format::Mimo, parallel: false })
+        };
+        let refused = compile(true).err().unwrap().to_string();
+        for said in ["tool \"f\": ", what, "#/properties/x", "do without `strict`"] {
+            assert!(refused.contains(said), "{refused}");
+        }
+        let warned = compile(false).unwrap();
+        assert!(warned.warnings()[0].contains(what), "{:?}", warned.warnings());
+    }
+}
+
 #[test]
 fn calls_that_cannot_be_are_refused() {
     let model = Model::bytes();

@@ -7,7 +7,8 @@ use serde_json::{Map, Value, json};
 
 use super::{Dice, Model, json as constraint, listed};
 use crate::grammar::compile::Workshop;
-use crate::grammar::{Constraint, GrammarError, limits};
+use crate::grammar::{Constraint, Grammar, GrammarError, limits};
+use crate::{Format, Tool};
 
 fn nested(depth: usize, inner: Value, wrap: impl Fn(Value) -> Value) -> Value {
     (0..depth).fold(inner, |value, _| wrap(value))
@@ -201,24 +202,68 @@ fn hostile_constraints_are_refused_or_cheap() {
     let schemas = schemas.map(|(name, schema)| (name, constraint(schema)));
     for (name, constraint) in schemas.chain(languages()) {
         match model.compile(&constraint) {
-            Ok(mut grammar) => {
+            Ok(grammar) => {
                 assert!(!REFUSED.contains(&name), "{name}");
-                let mut dice = Dice::new(3);
-                for _ in 0..60 {
-                    let Ok(masks) = grammar.masks(&[]) else { break };
-                    // The limit is looked at between two derivatives.
-                    let multiple = if name.contains("multiples") { 3041 } else { 0 };
-                    assert!(grammar.fuel() <= 2 * limits(multiple).step_lexer_fuel, "{name}");
-                    let token = dice.pick(&listed(&masks.masks[0]));
-                    if grammar.accept(&[token]).is_err() {
-                        break;
-                    }
-                }
+                stay_cheap(grammar, name);
             }
             Err(GrammarError::TooLarge(_)) => assert!(REFUSED.contains(&name), "{name}"),
             Err(GrammarError::Invalid(text)) => {
                 assert!(!REFUSED.contains(&name) && !text.contains("panic"), "{name}: {text}");
             }
+            Err(error) => panic!("{name}: {error:?}"),
+        }
+    }
+}
+
+fn stay_cheap(mut grammar: Grammar, name: &str) {
+    let mut dice = Dice::new(3);
+    for _ in 0..60 {
+        let Ok(masks) = grammar.masks(&[]) else { break };
+        // The limit is looked at between two derivatives.
+        let multiple = if name.contains("multiples") { 3041 } else { 0 };
+        assert!(grammar.fuel() <= 2 * limits(multiple).step_lexer_fuel, "{name}");
+        let token = dice.pick(&listed(&masks.masks[0]));
+        if grammar.accept(&[token]).is_err() {
+            break;
+        }
+    }
+}
+
+/// Arguments that are written as text.
+fn texts() -> Vec<Named> {
+    let often = |what: Value| {
+        let both = |name: &str| json!({ "anyOf": vec![json!({ "$ref": name }); 100] });
+        let inner = json!({ "a": both("#/$defs/b"), "b": both("#/$defs/c"), "c": what });
+        json!({ "$defs": inner, "$ref": "#/$defs/a" })
+    };
+    let letters = |count: usize| json!({ "pattern": "\\p{L}".repeat(count) });
+    let part = |index: usize| json!({ "pattern": format!("(a|b{{{index}}}).*c") });
+    vec![
+        ("a long pattern, often", often(json!({ "pattern": "[a-m]x?".repeat(500) }))),
+        ("a list, often", often(json!({ "enum": vec!["a name"; 100] }))),
+        ("letters", letters(80)),
+        ("more letters", letters(800)),
+        ("eight at once", json!({ "allOf": (0..8).map(part).collect::<Vec<_>>() })),
+        ("any of many", json!({ "anyOf": (0..2000).map(part).collect::<Vec<_>>() })),
+    ]
+}
+
+#[test]
+fn hostile_arguments_are_refused_or_cheap() {
+    let model = Model::pieces();
+    for (name, schema) in [deep(), wide(), endless(), texts()].concat() {
+        let mut parameters = json!({ "properties": { "x": schema }, "required": ["x"] });
+        // References are from the root.
+        if let Some(definitions) = schema.get("$defs") {
+            parameters["$defs"] = definitions.clone();
+        }
+        let tools =
+            vec![Tool { name: "f".to_owned(), description: None, parameters, strict: true }];
+        let calls = Constraint::Calls { tools, format: Format::Mimo, parallel: false };
+        match model.compile(&calls) {
+            Ok(grammar) => stay_cheap(grammar, name),
+            Err(GrammarError::TooLarge(_)) => {}
+            Err(GrammarError::Invalid(text)) => assert!(!text.contains("panic"), "{name}: {text}"),
             Err(error) => panic!("{name}: {error:?}"),
         }
     }
