@@ -89,7 +89,7 @@ split() {
     # Each rank's stream waits for other ranks, and must not have them wait in a queue behind it.
     local -x CUDA_DEVICE_MAX_CONNECTIONS=32 SPLIT_GPUS=$ranks_max
     local -x TMPDIR=$out/tmp LD_LIBRARY_PATH=$out${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-    in_parts bin/gpu _ranks --skip of_the_reference
+    in_parts bin/gpu ranks --skip of_the_reference
     in_parts bin/cuda rank::
     in_parts bin/broken
 }
