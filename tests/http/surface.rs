@@ -186,6 +186,17 @@ fn http_has_its_own_errors() {
         let answer = server.post_bytes(CHAT, body.as_bytes(), &[("content-type", kind)]);
         assert_eq!(answer.status, status, "{kind}");
     }
+    // What a browser sends to any server, as plain text or as nothing, without asking it.
+    for (kind, status) in [
+        ("application/json", 200),
+        ("Application/JSON; charset=utf-8", 200),
+        ("text/plain; x=application/json", 415),
+        ("", 415),
+    ] {
+        let headers = [("content-type", kind), ("origin", "http://elsewhere")];
+        let answer = server.post_bytes(CHAT, body.as_bytes(), &headers);
+        assert_eq!(answer.status, status, "{kind}");
+    }
     let answer = server.post_bytes(CHAT, body.as_bytes(), &[("content-encoding", "gzip")]);
     assert_eq!(answer.status, 415);
     let long = "x".repeat(200_000);

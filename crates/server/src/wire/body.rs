@@ -90,17 +90,20 @@ async fn discard(mut body: BodyDataStream) {
     }
 }
 
-/// Clients often say nothing, and curl says it is a form. Only what cannot be JSON is refused.
+/// Clients often say nothing, and curl says it is a form. Only what cannot be JSON is refused, and
+/// what a web page has not called JSON: that a browser sends to any server without asking it.
 fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
     let says = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let refuse = |what: String| Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, what));
-    if let Some(kind) = says(header::CONTENT_TYPE) {
-        let essence = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-        let odd = ["multipart/", "image/", "audio/", "video/"];
-        let binary = ["application/octet-stream", "application/xml", "application/pdf"];
-        if odd.iter().any(|odd| essence.starts_with(odd)) || binary.contains(&essence.as_str()) {
-            return refuse(format!("content type {essence}: send application/json"));
-        }
+    let kind = says(header::CONTENT_TYPE).unwrap_or_default().split(';').next().unwrap_or_default();
+    let kind = kind.trim().to_ascii_lowercase();
+    let odd = ["multipart/", "image/", "audio/", "video/"];
+    let binary = ["application/octet-stream", "application/xml", "application/pdf"];
+    if odd.iter().any(|odd| kind.starts_with(odd)) || binary.contains(&kind.as_str()) {
+        return refuse(format!("content type {kind}: send application/json"));
+    }
+    if headers.contains_key(header::ORIGIN) && kind != "application/json" {
+        return refuse("what a web page sends must have content type application/json".to_owned());
     }
     match says(header::CONTENT_ENCODING) {
         None | Some("identity" | "") => Ok(()),
