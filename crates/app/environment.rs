@@ -22,6 +22,11 @@ pub(crate) fn api_keys() -> Vec<String> {
     keys.split(',').map(str::trim).filter(|key| !key.is_empty()).map(str::to_owned).collect()
 }
 
+/// Whether the variable is there without a key in it: who set it meant to keep others out.
+pub(crate) fn lacks_api_key() -> bool {
+    var("KILOTOK_API_KEY").is_some() && api_keys().is_empty()
+}
+
 /// The first of these keys: what clients send.
 pub(crate) fn api_key() -> Option<String> {
     api_keys().into_iter().next()

@@ -34,6 +34,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let start = now();
     let file = args.config.or_else(environment::config_file);
     let raw = args.raw.over_file(file.as_deref())?;
+    ensure!(
+        !environment::lacks_api_key(),
+        "KILOTOK_API_KEY is set, but has no key in it: give one, or unset it for a server without"
+    );
     let config = Config::resolve(&raw, environment::api_keys())?;
     let signals = Signals::listen()?;
     log(config.log_format)?;

@@ -221,7 +221,7 @@ fn all_of_a_log_in_json_is_json() {
 }
 
 #[test]
-fn the_line_that_is_given_works_with_several_keys() {
+fn keys_of_the_environment_are_one_or_several() {
     let keys = ("KILOTOK_API_KEY", "k1, k2");
     let server = Server::spawn(serving(model(), &[]).env(keys.0, keys.1));
     let curl = server.said.lines().last().unwrap();
@@ -233,6 +233,9 @@ fn the_line_that_is_given_works_with_several_keys() {
     let answer =
         server.request(&format!("{COMPLETIONS}\r\n{key}"), r#"{"prompt": "a", "max_tokens": 1}"#);
     assert!(answer.starts_with("HTTP/1.1 200"), "{key}: {answer}");
+    let output = serving(model(), &[]).env(keys.0, " , ").output().unwrap();
+    let said = text(&output.stderr);
+    assert!(!output.status.success() && said.contains("has no key in it"), "{said}");
 }
 
 /// As the shapes in benches/models are, which have no text of their own.
