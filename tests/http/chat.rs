@@ -320,6 +320,9 @@ fn prompts_are_rendered_cut_and_continued() {
        "chat_template_kwargs": {"enable_thinking": false}});
     let answer = server.post(PATH, &request).good();
     assert_eq!(content(&answer), "abcdef");
+    // What the user said is no part of the reply's message.
+    let answer = server.post(PATH, &say("ab", &json!({"echo": true}))).good();
+    assert_eq!(content(&answer), "ab");
     let long = "x".repeat(5000);
     let answer = server.post(PATH, &say(&long, &json!({})));
     assert_eq!(answer.status, 400);

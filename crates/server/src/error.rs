@@ -107,7 +107,7 @@ impl ApiError {
                 prompt,
                 format!(
                     "the prompt has {token_count} tokens, but at most {context_max} fit, with one \
-                     of the reply; shorten it, or set truncate_prompt_tokens"
+                     of the reply; shorten it"
                 ),
             )
             .with_code("context_length_exceeded"),

@@ -123,12 +123,11 @@ fn form(request: &ChatRequest, service: &Service) -> Result<Form, ApiError> {
     } else {
         Reasoning::Apart
     };
-    let last = request.messages.last().and_then(|message| message.content.as_ref());
-    let text = last.map(|parts| crate::params::conversation::text_of(parts, "messages"));
-    let echo = match (request.echo, text) {
-        (Some(true), Some(text)) => Some(text?),
-        _ => None,
-    };
+    // Only what the assistant has begun is of one message with the reply.
+    let begun = request.messages.last().filter(|message| message.role == "assistant");
+    let begun = begun.filter(|_| request.echo == Some(true)).and_then(|last| last.content.as_ref());
+    let echo = begun.map(|parts| crate::params::conversation::text_of(parts, "messages"));
+    let echo = echo.transpose()?;
     Ok(Form { logprobs, reasoning, echo })
 }
 

@@ -183,7 +183,7 @@ fn read(format: Format, text: &str) -> Vec<(String, Value)> {
     found
 }
 
-fn one_argument(schema: Value, strict: bool) -> Tool {
+fn one_argument(schema: &Value, strict: bool) -> Tool {
     let parameters = json!({
         "type": "object",
         "properties": { "x": schema },
@@ -267,7 +267,7 @@ fn arguments_written_as_text_follow_their_schemas() {
         assert!(yes.iter().all(|text| is_valid(text)), "{schema}");
         assert!(!no.iter().any(|text| is_valid(text)), "{schema}");
         for (format, pad) in [(Format::Mimo, ""), (Format::Qwen3Coder, "\n")] {
-            let tools = vec![one_argument(schema.clone(), true)];
+            let tools = vec![one_argument(&schema, true)];
             let grammar = model.compile(&Constraint::Calls { tools, format, parallel: false });
             let grammar = grammar.unwrap();
             let open = format!("<tool_call>\n<function=f>\n<parameter=x>{pad}");
@@ -301,7 +301,7 @@ fn what_arguments_written_as_text_cannot_follow_is_said() {
         ),
     ] {
         let compile = |strict: bool| {
-            let tools = vec![one_argument(schema.clone(), strict)];
+            let tools = vec![one_argument(&schema, strict)];
             model.compile(&Constraint::Calls { tools, format: Format::Mimo, parallel: false })
         };
         let refused = compile(true).err().unwrap().to_string();
