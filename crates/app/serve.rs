@@ -35,7 +35,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let file = args.config.or_else(environment::config_file);
     let raw = args.raw.over_file(file.as_deref())?;
     ensure!(
-        !environment::lacks_api_key(),
+        raw.api_key.is_some() || !environment::lacks_api_key(),
         "KILOTOK_API_KEY is set, but has no key in it: give one, or unset it for a server without"
     );
     let config = Config::resolve(&raw, environment::api_keys())?;
