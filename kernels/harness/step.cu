@@ -2,9 +2,10 @@
 // model costs, without a checkpoint, a host engine or a drafter. Weights repeat every few layers,
 // far enough apart that no cache keeps them.
 //
-// What comes of it is checked by itself: all logits must be finite, and those of the first row's
-// tokens must have the same bits in the other kernel, that for one tile of tokens or that for more,
-// where the row has other rows beside it or none. Returns 1 if anything is wrong.
+// What comes of it is checked by itself: all logits must be finite and have the same bits in every
+// pass; those of the first row's tokens must have them in the other kernel too, that for one tile
+// of tokens or that for more, where the row has other rows beside it or none. What depends on luck
+// may need hundreds of passes to show. Returns 1 if anything is wrong.
 //
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -DKILOTOK_STAMPS -I kernels \
 //     -I kernels/include -I kernels/models/slice kernels/harness/step.cu -o step
@@ -234,11 +235,21 @@ std::vector<float> read_logits(const Memory& m) {
   return bench::read<float>(m.logits, LOGITS_BYTES / 4);
 }
 
+// A pass beside the first one, of the same batch.
+void compare(bench::Verdict& verdict, const std::vector<float>& first, const Memory& m, int tokens,
+             int pass) {
+  const std::vector<float> logits = read_logits(m);
+  for (int token = 0; token < tokens; token++) {
+    const size_t place = static_cast<size_t>(token) * VOCAB_ROWS;
+    verdict.exact(std::memcmp(&logits[place], &first[place], VOCAB / RANKS * sizeof(float)) == 0,
+                  true, "the first pass's bits of pass, token", pass, token);
+  }
+}
+
 // `logits` are those of `tokens` tokens; `other` those of the other kernel, of which the first
 // `same` tokens are the same.
-bool check(const std::vector<float>& logits, int tokens, const std::vector<float>& other,
-           int same) {
-  bench::Verdict verdict = {"logits"};
+bool check(bench::Verdict& verdict, const std::vector<float>& logits, int tokens,
+           const std::vector<float>& other, int same) {
   for (int token = 0; token < tokens; token++)
     for (int row = 0; row < VOCAB / RANKS; row++) {
       const size_t place = static_cast<size_t>(token) * VOCAB_ROWS + row;
@@ -268,15 +279,20 @@ int main(int argc, char** argv) {
   make_layers(m, row_count * each);
   upload_batch(m, rows, context, each);
   std::vector<float> times;
-  for (int i = 0; i < passes; i++) times.push_back(launch(m, tokens));
+  std::vector<float> logits;
+  bench::Verdict verdict = {"logits"};
+  for (int i = 0; i < passes; i++) {
+    times.push_back(launch(m, tokens));
+    if (i == 0) logits = read_logits(m);
+    compare(verdict, logits, m, tokens, i);
+  }
   std::sort(times.begin(), times.end());
   std::printf("%s, %d tokens, context %d: %.3f ms a pass (median), %.3f best\n", device.name,
               tokens, context, times[passes / 2], times[0]);
   print_phases(m);
-  const std::vector<float> logits = read_logits(m);
   for (int i = 0; i < 8; i++) std::printf("%g ", logits[i]);
   std::printf("\n");
   upload_batch(m, others, context, each);
   launch(m, std::accumulate(others.begin(), others.end(), 0));
-  return check(logits, tokens, read_logits(m), first) ? 0 : 1;
+  return check(verdict, logits, tokens, read_logits(m), first) ? 0 : 1;
 }
