@@ -26,6 +26,12 @@ const DISCARDED_BYTES_MAX: usize = 256 << 20;
 /// As long as that takes on a slow line is not waited for.
 const DISCARD_WAIT_MAX: Duration = Duration::from_secs(10);
 
+/// How errors name what a value is, and what JSON calls it.
+const KINDS: [(&str, &str); 2] = [
+    ("invalid type: sequence,", "invalid type: array,"),
+    ("invalid type: map,", "invalid type: object,"),
+];
+
 /// How the error begins that says of a number such as 1e999 that no f64 is so large.
 const TOO_LARGE: &str = "number out of range";
 
@@ -141,7 +147,12 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, Vec<String>
 }
 
 fn misfit(error: &serde_json::Error, path: &str) -> ApiError {
-    let text = error.to_string();
+    let mut text = error.to_string();
+    for (kind, json) in KINDS {
+        if let Some(rest) = text.strip_prefix(kind) {
+            text = format!("{json}{rest}");
+        }
+    }
     // It is JSON, but no reader that calculates in f64 has it.
     if text.starts_with(TOO_LARGE) {
         let text = format!("{path}: a number is too large to be read: {text}");
@@ -195,7 +206,8 @@ mod tests {
     fn errors_name_the_place() {
         let (param, message) = error(r#"{"list": [{"depth": 1}, {"depth": "x"}]}"#);
         assert_eq!(param.as_deref(), Some("list[1].depth"));
-        assert!(message.contains("expected i64 at line 1 column 37"), "{message}");
+        assert!(message.contains("expected an integer from -9223372036854775808"), "{message}");
+        assert!(message.contains("at line 1 column 37"), "{message}");
         assert_eq!(error(r#"{"list": [{}]}"#).0.as_deref(), Some("list[0].depth"));
         assert_eq!(error("{}").0.as_deref(), Some("list"));
         let (param, message) = error("{\"list\": [\n1,}");
@@ -204,6 +216,37 @@ mod tests {
         assert_eq!(error("{} x").0.as_deref(), Some("list"));
         assert!(error(r#"{"list": []} x"#).1.contains("trailing characters"));
         assert!(error("[1]").1.contains("must be a JSON object"));
+    }
+
+    #[test]
+    fn errors_speak_of_json() {
+        #[derive(Debug, Deserialize)]
+        #[expect(dead_code, reason = "it is read by reading")]
+        struct Fields {
+            count: Option<u32>,
+            share: Option<f32>,
+            list: Option<Vec<i64>>,
+            inner: Option<Inner>,
+            flag: Option<bool>,
+            name: Option<String>,
+        }
+        for (body, says) in [
+            (r#"{"count": -1}"#, "integer `-1`, expected an integer from 0 to 4294967295"),
+            (r#"{"count": 4294967296}"#, "expected an integer from 0 to 4294967295"),
+            (r#"{"count": 1.5}"#, "`1.5`, expected an integer from 0 to 4294967295"),
+            (r#"{"count": "5"}"#, "string \"5\", expected an integer"),
+            (r#"{"count": [5]}"#, "array, expected an integer"),
+            (r#"{"share": "5"}"#, "string \"5\", expected a number"),
+            (r#"{"list": {}}"#, "invalid type: object, expected an array"),
+            (r#"{"inner": 3}"#, "integer `3`, expected an object"),
+            (r#"{"inner": [3]}"#, "invalid type: array, expected an object"),
+            (r#"{"flag": "true"}"#, "string \"true\", expected true or false"),
+            (r#"{"name": {}}"#, "invalid type: object, expected a string"),
+        ] {
+            let error = parse::<Fields>(body.as_bytes()).unwrap_err();
+            assert!(error.message.contains(says), "{body}: {}", error.message);
+        }
+        assert!(parse::<Fields>(br#"{"count": 4294967295, "share": 1}"#).is_ok());
     }
 
     #[test]

@@ -1,9 +1,10 @@
-//! Integers as JSON Schema has them: 1.0 and 1e3 are some, however they are written. A layer around
-//! a deserializer, so that this holds for every integer of every request, without its type knowing.
+//! JSON as its users know it. Integers are what JSON Schema says: 1.0 and 1e3 are some, however
+//! they are written. Errors speak of arrays and objects, not of Rust's types. A layer around a
+//! deserializer, so that this holds for every field of every request, without its type knowing.
 
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::{Deserializer, forward_to_deserialize_any};
 
 /// The integer that a float is, if it is one that an i64 holds.
@@ -15,25 +16,103 @@ pub(crate) fn integer(number: f64) -> Option<i64> {
 /// Wraps a deserializer, a visitor, a seed, or what lists and objects are read from.
 pub(crate) struct Whole<T>(pub(crate) T);
 
-/// Whoever visits wants an integer.
-struct Integer<V>(V);
+/// Whoever visits wants an integer, from the least to the most.
+struct Integer<V> {
+    visitor: V,
+    least: i64,
+    most: u64,
+}
 
 macro_rules! integers {
-    ($($name:ident)*) => {
+    ($($name:ident($type:ty))*) => {
         $(
             fn $name<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-                self.0.$name(Integer(visitor))
+                let (least, most) = (<$type>::MIN as i64, <$type>::MAX as u64);
+                self.0.$name(Integer { visitor, least, most })
             }
         )*
     };
+}
+
+macro_rules! as_they_are {
+    ($($name:ident($type:ty))*) => {
+        $(
+            fn $name<E: Error>(self, value: $type) -> Result<V::Value, E> {
+                self.0.$name(value)
+            }
+        )*
+    };
+}
+
+/// Whoever visits wants one kind of value: others are errors that say so.
+macro_rules! one_kind {
+    ($kind:ident, $wanted:literal, $($methods:tt)*) => {
+        struct $kind<V>(V);
+
+        impl<'de, V: Visitor<'de>> Visitor<'de> for $kind<V> {
+            type Value = V::Value;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str($wanted)
+            }
+
+            $($methods)*
+        }
+    };
+}
+
+one_kind! { Flag, "true or false", as_they_are! { visit_bool(bool) } }
+
+one_kind! { Number, "a number", as_they_are! { visit_i64(i64) visit_u64(u64) visit_f64(f64) } }
+
+one_kind! { List, "an array",
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<V::Value, A::Error> {
+        self.0.visit_seq(Whole(list))
+    }
+}
+
+// A type of Rust would also take its fields as an array without names.
+one_kind! { Object, "an object",
+    fn visit_map<A: MapAccess<'de>>(self, object: A) -> Result<V::Value, A::Error> {
+        self.0.visit_map(Whole(object))
+    }
 }
 
 impl<'de, D: Deserializer<'de>> Deserializer<'de> for Whole<D> {
     type Error = D::Error;
 
     integers! {
-        deserialize_i8 deserialize_i16 deserialize_i32 deserialize_i64
-        deserialize_u8 deserialize_u16 deserialize_u32 deserialize_u64
+        deserialize_i8(i8) deserialize_i16(i16) deserialize_i32(i32) deserialize_i64(i64)
+        deserialize_u8(u8) deserialize_u16(u16) deserialize_u32(u32) deserialize_u64(u64)
+    }
+
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        self.0.deserialize_any(Flag(visitor))
+    }
+
+    fn deserialize_f32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        self.0.deserialize_any(Number(visitor))
+    }
+
+    fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        self.0.deserialize_any(Number(visitor))
+    }
+
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        self.0.deserialize_any(List(visitor))
+    }
+
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        self.0.deserialize_any(Object(visitor))
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, D::Error> {
+        self.0.deserialize_any(Object(visitor))
     }
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
@@ -67,8 +146,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Whole<D> {
     }
 
     forward_to_deserialize_any! {
-        bool i128 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple
-        tuple_struct map struct identifier
+        i128 u128 char str string bytes byte_buf unit unit_struct tuple tuple_struct identifier
     }
 }
 
@@ -76,33 +154,29 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Integer<V> {
     type Value = V::Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.expecting(f)
+        write!(f, "an integer from {} to {}", self.least, self.most)
     }
 
     fn visit_i64<E: Error>(self, number: i64) -> Result<V::Value, E> {
-        self.0.visit_i64(number)
+        if number < self.least || u64::try_from(number).is_ok_and(|number| number > self.most) {
+            return Err(E::invalid_value(Unexpected::Signed(number), &self));
+        }
+        self.visitor.visit_i64(number)
     }
 
     fn visit_u64<E: Error>(self, number: u64) -> Result<V::Value, E> {
-        self.0.visit_u64(number)
+        if number > self.most {
+            return Err(E::invalid_value(Unexpected::Unsigned(number), &self));
+        }
+        self.visitor.visit_u64(number)
     }
 
     fn visit_f64<E: Error>(self, number: f64) -> Result<V::Value, E> {
         match integer(number) {
-            Some(integer) => self.0.visit_i64(integer),
-            None => self.0.visit_f64(number),
+            Some(integer) => self.visit_i64(integer),
+            None => Err(E::invalid_type(Unexpected::Float(number), &self)),
         }
     }
-}
-
-macro_rules! as_they_are {
-    ($($name:ident($type:ty))*) => {
-        $(
-            fn $name<E: Error>(self, value: $type) -> Result<V::Value, E> {
-                self.0.$name(value)
-            }
-        )*
-    };
 }
 
 impl<'de, V: Visitor<'de>> Visitor<'de> for Whole<V> {
