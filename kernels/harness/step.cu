@@ -2,10 +2,10 @@
 // model costs, without a checkpoint, a host engine or a drafter. Weights repeat every few layers,
 // far enough apart that no cache keeps them.
 //
-// What comes of it is checked by itself: all logits must be finite and have the same bits in every
-// pass; those of the first row's tokens must have them in the other kernel too, that for one tile
-// of tokens or that for more, where the row has other rows beside it or none. What depends on luck
-// may need hundreds of passes to show. Returns 1 if anything is wrong.
+// What comes of it is checked by itself: all logits must be finite, and they, keys and values have
+// the same bits in every pass. The logits of the first row's tokens must have them in the other
+// kernel too, that for one tile of tokens or that for more, where the row has other rows beside it
+// or none. What depends on luck may need hundreds of passes. Returns 1 if anything is wrong.
 //
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -DKILOTOK_STAMPS -I kernels \
 //     -I kernels/include -I kernels/models/slice kernels/harness/step.cu -o step
@@ -77,7 +77,7 @@ uint64_t floats(size_t count, float scale, float offset, uint64_t seed) {
 
 // Host versions of what the device sees of one layer's kinds.
 template <int A, int F>
-LayerMemory layer(uint64_t seed, int page_count) {
+LayerMemory layer(uint64_t seed) {
   LayerMemory l = {};
   const Attention& a = ATTENTIONS[A];
   l.attention = A;
@@ -102,9 +102,6 @@ LayerMemory layer(uint64_t seed, int page_count) {
   }
   l.gate_up = matrix<GateUpMatrix<F>>(experts, seed + 8);
   l.down = matrix<DownMatrix<F>>(experts, seed + 9);
-  const size_t positions = static_cast<size_t>(page_count) * PAGE_TOKENS * a.kv_heads;
-  l.keys = take(positions * a.qk_dim * 2);
-  l.values = take(positions * a.v_dim * 2);
   return l;
 }
 
@@ -216,15 +213,21 @@ void print_phases(const Memory& m) {
                   waits[k] / LAYERS);
 }
 
-// A model's layers, made of a few distinct ones.
+// A model's layers, of a few distinct weights, each with pages of its own.
 void make_layers(Memory& m, int page_count) {
   std::vector<LayerMemory> distinct, layers;
   for (int i = 0; i < DISTINCT_LAYERS; i++)
-    distinct.push_back(i == 0   ? layer<0, 0>(i * 100, page_count)
-                       : i == 1 ? layer<0, 1>(i * 100, page_count)
-                                : layer<1, 1>(i * 100, page_count));
-  for (int i = 0; i < LAYERS; i++)
-    layers.push_back(distinct[i == 0 ? 0 : i % 7 == 0 ? 1 : 2 + i % (DISTINCT_LAYERS - 2)]);
+    distinct.push_back(i == 0   ? layer<0, 0>(i * 100)
+                       : i == 1 ? layer<0, 1>(i * 100)
+                                : layer<1, 1>(i * 100));
+  for (int i = 0; i < LAYERS; i++) {
+    LayerMemory l = distinct[i == 0 ? 0 : i % 7 == 0 ? 1 : 2 + i % (DISTINCT_LAYERS - 2)];
+    const Attention& a = ATTENTIONS[l.attention];
+    const size_t positions = static_cast<size_t>(page_count) * PAGE_TOKENS * a.kv_heads;
+    l.keys = take(positions * a.qk_dim * 2);
+    l.values = take(positions * a.v_dim * 2);
+    layers.push_back(l);
+  }
   m.layers = take(layers.size() * sizeof(LayerMemory));
   CHECK(cudaMemcpy(at<void>(m.layers), layers.data(), layers.size() * sizeof(LayerMemory),
                    cudaMemcpyHostToDevice));
@@ -235,13 +238,70 @@ std::vector<float> read_logits(const Memory& m) {
   return bench::read<float>(m.logits, LOGITS_BYTES / 4);
 }
 
-// A pass beside the first one, of the same batch.
-void compare(bench::Verdict& verdict, const std::vector<float>& first, const Memory& m, int tokens,
-             int pass) {
-  const std::vector<float> logits = read_logits(m);
+// Keys, then values, of all K/V heads of a token in a layer: as many as any kind has.
+constexpr int STORED_VALUES = over_kinds<0, ATTENTION_KINDS>([](auto kind) {
+  constexpr Attention A = ATTENTIONS[decltype(kind)::value];
+  return A.kv_heads * (A.qk_dim + A.v_dim);
+});
+
+// `to`, `[layers][tokens][STORED_VALUES]`, is what the batch's tokens have in their pages.
+__global__ void collect(Memory m, uint16_t* to, int tokens) {
+  for (int i = blockIdx.x; i < LAYERS * tokens; i += gridDim.x) {
+    const LayerMemory& l = at<const LayerMemory>(m.layers)[i / tokens];
+    const BatchToken& t = at<const BatchToken>(m.tokens)[i % tokens];
+    const BatchRow& row = at<const BatchRow>(m.rows)[t.row];
+    with_kind<0, ATTENTION_KINDS>(l.attention, [&](auto kind) {
+      constexpr int KIND = decltype(kind)::value;
+      constexpr Attention A = ATTENTIONS[KIND];
+      constexpr int EACH = A.qk_dim + A.v_dim;
+      for (int k = threadIdx.x; k < A.kv_heads * EACH; k += blockDim.x) {
+        const int head = k / EACH, dim = k % EACH;
+        const size_t place = place_in_pages<KIND>(at<const uint32_t>(m.pages),
+                                                  row.pages_at[A.page_group], t.position, head);
+        to[static_cast<size_t>(i) * STORED_VALUES + k] =
+            dim < A.qk_dim ? at<const uint16_t>(l.keys)[place * A.qk_dim + dim]
+                           : at<const uint16_t>(l.values)[place * A.v_dim + dim - A.qk_dim];
+      }
+    });
+  }
+}
+
+// What a pass left.
+struct Left {
+  std::vector<float> logits;
+  std::vector<uint16_t> stored;
+
+  Left(const Memory& m, uint64_t place, int tokens) : logits(read_logits(m)) {
+    constexpr int CTAS = 1024, COLLECTORS = 64;
+    uint16_t* to = at<uint16_t>(place);
+    Memory memory = m;
+    void* arguments[] = {&memory, &to, &tokens};
+    CHECK(cudaLaunchKernel(collect, dim3(CTAS), dim3(COLLECTORS), arguments, 0, nullptr));
+    stored = bench::read<uint16_t>(place, static_cast<size_t>(LAYERS) * tokens * STORED_VALUES);
+  }
+};
+
+// A pass beside the first one, of the same batch: says in which layer's keys and values it is
+// another one first, if it is.
+void compare(bench::Verdict& verdict, const Left& first, const Left& left, int tokens, int pass) {
+  bool told = false;
+  for (int i = 0; i < LAYERS * tokens; i++) {
+    int differing = 0;
+    for (size_t k = 0; k < STORED_VALUES; k++) {
+      const size_t place = static_cast<size_t>(i) * STORED_VALUES + k;
+      differing += first.stored[place] != left.stored[place];
+    }
+    verdict.exact(differing, 0, "values that differ from the first pass's of layer, token",
+                  i / tokens, i % tokens);
+    if (differing > 0 && !told)
+      std::printf("  pass %d differs from layer %d, token %d on: %d of %d values there\n", pass,
+                  i / tokens, i % tokens, differing, STORED_VALUES);
+    told = told || differing > 0;
+  }
   for (int token = 0; token < tokens; token++) {
     const size_t place = static_cast<size_t>(token) * VOCAB_ROWS;
-    verdict.exact(std::memcmp(&logits[place], &first[place], VOCAB / RANKS * sizeof(float)) == 0,
+    verdict.exact(std::memcmp(&left.logits[place], &first.logits[place],
+                              VOCAB / RANKS * sizeof(float)) == 0,
                   true, "the first pass's bits of pass, token", pass, token);
   }
 }
@@ -278,21 +338,21 @@ int main(int argc, char** argv) {
   m.pages = take(static_cast<size_t>(row_count) * each * 4);
   make_layers(m, row_count * each);
   upload_batch(m, rows, context, each);
-  std::vector<float> times;
-  std::vector<float> logits;
+  const uint64_t stored = take(static_cast<size_t>(LAYERS) * tokens * STORED_VALUES * 2);
+  std::vector<float> times = {launch(m, tokens)};
+  const Left first_pass(m, stored, tokens);
   bench::Verdict verdict = {"logits"};
-  for (int i = 0; i < passes; i++) {
+  for (int i = 1; i < passes; i++) {
     times.push_back(launch(m, tokens));
-    if (i == 0) logits = read_logits(m);
-    compare(verdict, logits, m, tokens, i);
+    compare(verdict, first_pass, Left(m, stored, tokens), tokens, i);
   }
   std::sort(times.begin(), times.end());
   std::printf("%s, %d tokens, context %d: %.3f ms a pass (median), %.3f best\n", device.name,
               tokens, context, times[passes / 2], times[0]);
   print_phases(m);
-  for (int i = 0; i < 8; i++) std::printf("%g ", logits[i]);
+  for (int i = 0; i < 8; i++) std::printf("%g ", first_pass.logits[i]);
   std::printf("\n");
   upload_batch(m, others, context, each);
   launch(m, std::accumulate(others.begin(), others.end(), 0));
-  return check(verdict, logits, tokens, read_logits(m), first) ? 0 : 1;
+  return check(verdict, first_pass.logits, tokens, read_logits(m), first) ? 0 : 1;
 }

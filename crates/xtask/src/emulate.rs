@@ -150,7 +150,7 @@ impl Harness {
     fn new(root: &Path, out: &Path, name: String) -> Result<Self, Box<dyn Error>> {
         let (model, arguments) = match &*name {
             // Tokens, context and passes.
-            "step" => (MODEL, vec!["8".to_owned(), "70".to_owned(), "1".to_owned()]),
+            "step" => (MODEL, vec!["20".to_owned(), "70".to_owned(), "2".to_owned()]),
             // Positions are shared by one CTA, then by as many as there may be.
             "sample" => {
                 (LARGEST_VOCABULARY, vec![cases(root, out)?, "1".to_owned(), "16".to_owned()])
