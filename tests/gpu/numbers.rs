@@ -77,14 +77,12 @@ fn reference(
     scored.collect()
 }
 
-fn prompts(vocab_size: usize, count: u64, length: usize) -> Vec<Request> {
-    let prompt = |seed| {
-        let draw = &mut Draw::new(seed);
-        let token = |_| draw.between(0, vocab_size as u32 - 1);
-        let tokens: Vec<TokenId> = (0..length).map(token).collect();
-        Request { score: true, ..Request::greedy(tokens, 1) }
-    };
-    (0..count).map(prompt).collect()
+/// A prompt of random tokens, all of which are scored.
+pub(crate) fn scored(vocab_size: usize, seed: u64, length: usize, token_max: u32) -> Request {
+    let draw = &mut Draw::new(seed);
+    let token = |_| draw.between(0, vocab_size as u32 - 1);
+    let tokens: Vec<TokenId> = (0..length).map(token).collect();
+    Request { score: true, ..Request::greedy(tokens, token_max) }
 }
 
 impl Bounds {
@@ -126,7 +124,8 @@ pub(crate) fn compare_with(
     engine: impl FnOnce() -> Box<dyn Engine>,
     bounds: &Bounds,
 ) {
-    let prompts = prompts(spec.vocab_size, count, length);
+    let prompt = |seed| scored(spec.vocab_size, seed, length, 1);
+    let prompts: Vec<_> = (0..count).map(prompt).collect();
     let expected = reference(spec, source, &prompts);
     let mut engine = engine();
     let mut distances = Distances::default();

@@ -11,8 +11,7 @@ use kilotok_testkit::host::{Host, How, Reply, Request};
 use kilotok_weights::Dummy;
 use serde_json::{Value, json};
 
-use crate::draw::Draw;
-use crate::numbers::{Bounds, compare_with};
+use crate::numbers::{Bounds, compare_with, scored};
 use crate::{absent, cuda_from, sizes};
 
 /// Of the layers: one is dense, one looks through a window, one has experts and sees everything.
@@ -29,12 +28,12 @@ const BOUNDS: Bounds = Bounds { half: 0.02, most: 0.035, clear: 0.045, all: 1.0 
 /// come after them. Long ones have keys of many windows and of many chunks.
 const DEEP_PROMPTS: [usize; 6] = [5, 20, 64, 150, 300, 1000];
 const DEEP_TOKENS: u32 = 20;
+/// More than the longest has.
+const DEEP_POSITIONS: u32 = 2048;
 /// Prompt tokens of a row: full steps, and others of so many tiles.
 const DEEP_CHUNKS: [u32; 5] = [64, 57, 33, 16, 9];
-/// Rows are run so often: what depends on luck was seen once in some ten thousand layers.
+/// What depends on luck was seen once in some ten thousand layers.
 const DEEP_TURNS: u64 = 12;
-/// Within it, in full steps, one turn of all prompts takes a second.
-const DEEP_POSITIONS: u32 = 2048;
 
 fn spec(slice: &str) -> ModelSpec {
     let mut config: Value = serde_json::from_str(slice).unwrap();
@@ -82,13 +81,6 @@ fn all_of_full_width_is_the_references() {
     compare(8, include_str!("../../benches/models/slice_8/config.json"));
 }
 
-/// The reply to a prompt of random tokens, all of which are scored.
-fn deep_request(seed: u64, length: usize, vocab_size: usize) -> Request {
-    let draw = &mut Draw::new(seed);
-    let prompt = (0..length).map(|_| draw.between(0, vocab_size as u32 - 1)).collect();
-    Request { score: true, ..Request::greedy(prompt, DEEP_TOKENS) }
-}
-
 /// Invariant 10 where it is hardest: in all layers, at their full width, over and over.
 #[test]
 #[ignore = "weights fill 70 GB of a GPU"]
@@ -98,36 +90,34 @@ fn an_eighth_of_full_depth_is_the_same_each_time() {
     }
     let slice = include_str!("../../benches/models/slice/config.json");
     let spec = read_config("config.json", slice, &Knobs::default()).unwrap();
-    let sizes =
-        CpuOptions { position_max: DEEP_POSITIONS, page_tokens: 16, page_count: 2048, ..sizes(1) };
+    // Pages as a server has them.
+    let sizes = CpuOptions { position_max: DEEP_POSITIONS, page_tokens: 16, ..sizes(1) };
     let mut engine = cuda_from(&spec, &Dummy::new(0), &sizes);
-    let requests: Vec<_> = (1..)
-        .zip(DEEP_PROMPTS)
-        .map(|(seed, length)| deep_request(seed, length, spec.vocab_size))
-        .collect();
-    // Of one tile of tokens, alone.
-    let how = How { chunk: 8, ..How::default() };
-    let run = |request| Host::new(&mut *engine, 0).run(request, &how).unwrap();
-    let expected: Vec<Reply> = requests.iter().map(run).collect();
-    let mut wrong = Vec::new();
-    for turn in 0..DEEP_TURNS {
-        for chunk in DEEP_CHUNKS {
-            // Each alone, then all at once; in other places each time.
-            let how = How { chunk, ..How::default() };
-            let mut host = Host::new(&mut *engine, turn);
-            let alone = requests.iter().map(|request| host.run(request, &how).unwrap());
-            let alone: Vec<Reply> = alone.collect();
+    let request = |(seed, length)| scored(spec.vocab_size, seed, length, DEEP_TOKENS);
+    let requests: Vec<Request> = (0..).zip(DEEP_PROMPTS).map(request).collect();
+    let mut replies = |seed, chunk, together: bool| -> Vec<Reply> {
+        let mut host = Host::new(&mut *engine, seed);
+        let how = How { chunk, ..How::default() };
+        if together {
             let jobs: Vec<_> = requests.iter().map(|request| (request, &how)).collect();
-            let together = host.run_all(&jobs).unwrap();
-            for (way, replies) in [("alone", alone), ("together", together)] {
-                for ((expected, found), length) in expected.iter().zip(&replies).zip(DEEP_PROMPTS) {
-                    if let Some(difference) = difference(expected, found) {
-                        println!("turn {turn}: {length} tokens by {chunk}, {way}: {difference}");
-                        wrong.push((length, chunk, way));
-                    }
+            return host.run_all(&jobs).unwrap();
+        }
+        requests.iter().map(|request| host.run(request, &how).unwrap()).collect()
+    };
+    // Of one tile of tokens.
+    let expected = replies(0, 8, false);
+    let mut wrong = 0;
+    // In other places each turn.
+    for turn in 0..DEEP_TURNS {
+        for (chunk, together) in DEEP_CHUNKS.iter().flat_map(|&c| [(c, false), (c, true)]) {
+            let found = replies(turn, chunk, together);
+            for ((expected, found), length) in expected.iter().zip(&found).zip(DEEP_PROMPTS) {
+                if let Some(difference) = difference(expected, found) {
+                    println!("{length} tokens by {chunk}, together {together}: {difference}");
+                    wrong += 1;
                 }
             }
         }
     }
-    assert_eq!(wrong, []);
+    assert_eq!(wrong, 0, "replies that were not the same");
 }

@@ -34,6 +34,16 @@ macro_rules! integers {
     };
 }
 
+macro_rules! kinds {
+    ($($name:ident($kind:ident))*) => {
+        $(
+            fn $name<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+                self.0.deserialize_any($kind(visitor))
+            }
+        )*
+    };
+}
+
 macro_rules! as_they_are {
     ($($name:ident($type:ty))*) => {
         $(
@@ -86,24 +96,9 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Whole<D> {
         deserialize_u8(u8) deserialize_u16(u16) deserialize_u32(u32) deserialize_u64(u64)
     }
 
-    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-        self.0.deserialize_any(Flag(visitor))
-    }
-
-    fn deserialize_f32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-        self.0.deserialize_any(Number(visitor))
-    }
-
-    fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-        self.0.deserialize_any(Number(visitor))
-    }
-
-    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-        self.0.deserialize_any(List(visitor))
-    }
-
-    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-        self.0.deserialize_any(Object(visitor))
+    kinds! {
+        deserialize_bool(Flag) deserialize_f32(Number) deserialize_f64(Number)
+        deserialize_seq(List) deserialize_map(Object)
     }
 
     fn deserialize_struct<V: Visitor<'de>>(
@@ -112,7 +107,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Whole<D> {
         _: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, D::Error> {
-        self.0.deserialize_any(Object(visitor))
+        self.deserialize_map(visitor)
     }
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
@@ -158,10 +153,13 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Integer<V> {
     }
 
     fn visit_i64<E: Error>(self, number: i64) -> Result<V::Value, E> {
-        if number < self.least || u64::try_from(number).is_ok_and(|number| number > self.most) {
-            return Err(E::invalid_value(Unexpected::Signed(number), &self));
+        match u64::try_from(number) {
+            Ok(number) => self.visit_u64(number),
+            Err(_) if number < self.least => {
+                Err(E::invalid_value(Unexpected::Signed(number), &self))
+            }
+            Err(_) => self.visitor.visit_i64(number),
         }
-        self.visitor.visit_i64(number)
     }
 
     fn visit_u64<E: Error>(self, number: u64) -> Result<V::Value, E> {
