@@ -46,6 +46,7 @@ inline bool mbarrier_try(uint32_t barrier, uint32_t parity) {
 
 inline void copy_later(uint32_t to, const void* from) { std::memcpy(shared<char>(to), from, 16); }
 inline void wait_for_copies() {}
+inline void reads_before_copies() {}
 inline void other_proxy_fence() {}
 
 inline void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {

@@ -73,6 +73,13 @@ __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
+// What this thread has read of shared memory, it has read before bulk copies come there that are
+// begun once it has arrived at a barrier. Otherwise its loads may still be under way then, and
+// copies, which come by another way, overtake them.
+__device__ __forceinline__ void reads_before_copies() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 // What this thread has seen of ordinary writes, its bulk copies see too.
 __device__ __forceinline__ void other_proxy_fence() {
   asm volatile("fence.proxy.async.global;" ::: "memory");

@@ -82,6 +82,7 @@ struct Ring {
 
   // Consumers: the warp has read the page and goes on to the next.
   __device__ __forceinline__ void release(int lane) {
+    ptx::reads_before_copies();
     ptx::mbarrier_arrive_warp(empty + 8 * stage, lane);
     next();
   }
