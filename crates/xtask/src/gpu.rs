@@ -21,6 +21,7 @@ const SCRIPT: &str = "crates/xtask/src/gpu/run.sh";
 const PARTS: &[&str] = &[
     "kernels/",
     "benches/models/",
+    "benches/soak.py",
     "crates/demo/checkpoint/",
     "crates/demo/held_out.jsonl",
     "crates/demo/figures/held_out.figures.json",

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-usage='usage: run.sh [suite | split | harness | sanitize | rounds [RANKS]]
+usage='usage: run.sh [suite | split | harness | sanitize | rounds [RANKS] | soak]
 
   suite     the tests of the GPU engine, with those that take long and those that break a GPU;
             how many drafts of the demo model are accepted, asked over HTTP; split, if there are
@@ -13,6 +13,8 @@ usage='usage: run.sh [suite | split | harness | sanitize | rounds [RANKS]]
   harness   compiles the harness of each phase and runs its checks and timing
   sanitize  their checks under compute-sanitizer: memcheck, synccheck and racecheck
   rounds    times rounds of the engine on RANKS GPUs (1 by default), with dummy weights
+  soak      asks two servers, of the demo model and of an eighth of the largest, the same requests
+            alone, among many users, and alone again; needs Python
 
 Without a word it does suite and harness. All that is said, and the figures of rounds as JSON, is
 also in out/. The status is 0 if everything passed.'
@@ -25,6 +27,8 @@ harness_s=300   # most of it is arithmetic in double precision on the host
 sanitize_s=1200 # a kernel takes a hundred times as long
 wait_ms=900000  # less, so that a wait without end says whose it was
 rounds_s=900    # kernels are compiled, and dummy weights fill the GPUs
+ready_s=600     # the same, until a server answers
+soak_s=600      # its users leave after a minute, and their last requests wait for each other
 kill_s=10       # from being told to end to being killed
 
 ranks_max=8
@@ -219,6 +223,39 @@ rounds() {
     done
 }
 
+soak() {
+    able soak python3 || return 0
+    # So few pages that requests lose theirs to others, and are read anew.
+    soaked demo 200 --slots 32 --kv-gib 0.01
+    # Prompts of many steps, through all layers.
+    soaked slice 800 benches/models/slice --load-format dummy --context-max 8192
+}
+
+# soaked NAME WORDS OPTIONS: a server with these options, for as long as it is asked. The longest
+# prompts have so many words.
+soaked() {
+    local log=out/serve_$1.log name=$1 words=$2 url= ended=0
+    shift 2
+    printf '\n== serve_%s: bin/kilotok serve %s\n' "$name" "$*" | tee "$log"
+    timeout --kill-after=$kill_s $((ready_s + soak_s)) \
+        bin/kilotok serve --engine cuda --port 0 "$@" >>"$log" 2>&1 &
+    for ((second = 0; second < ready_s; second++)); do
+        url=$(sed -nE 's|^ *chat page +(http[^ ]*)/$|\1|p' "$log")
+        [ -z "$url" ] && kill -0 $! 2>/dev/null || break
+        sleep 1
+    done
+    if [ -n "$url" ]; then
+        check "soak_$name" $soak_s python3 benches/soak.py "$url" --longest "$words" ||
+            true
+    else
+        note "soak_$name" 'FAILED: no server that could be asked'
+    fi
+    ! kill $! 2>/dev/null || true
+    wait $! || ended=$?
+    tail -n 3 "$log"
+    [ $ended = 0 ] && note "serve_$name" passed || note "serve_$name" "FAILED: status $ended"
+}
+
 tasks=(suite harness)
 case ${1-} in
 '') ;;
@@ -226,7 +263,7 @@ case ${1-} in
     printf '%s\n' "$usage"
     exit
     ;;
-suite | split | harness | sanitize)
+suite | split | harness | sanitize | soak)
     [ $# = 1 ] || fail "$1 takes no more words; see --help"
     tasks=("$1")
     ;;

@@ -130,7 +130,9 @@ fn the_script_says_what_it_can_do() {
     let (status, text) = machine.run("--help");
     assert_eq!(status, 0);
     assert!(
-        text.starts_with("usage: run.sh [suite | split | harness | sanitize | rounds [RANKS]]")
+        text.starts_with(
+            "usage: run.sh [suite | split | harness | sanitize | rounds [RANKS] | soak]"
+        )
     );
     for (words, said) in [
         ("everything", "everything is no task"),
@@ -320,4 +322,29 @@ fn rounds_name_their_model_and_commit() {
         assert!(line.contains("--commit 0123abc-dirty "), "{line}");
         assert!(line.ends_with(&format!("--out out/{out}")), "{line}");
     }
+}
+
+/// As the server says where it is, and ends when it is told to.
+#[test]
+fn servers_are_asked_where_they_are_and_then_told_to_end() {
+    const READY: &str = "echo \"  chat page   http://127.0.0.1:7/\"";
+    const SERVES: &str = "trap \"exit 0\" TERM; while :; do sleep 0.01; done";
+    let machine = Machine::new();
+    machine.script("bin/kilotok", &format!("echo \"said: $*\"\n{READY}\n{SERVES}"));
+    machine.script("tools/python3", "echo \"asked: $*\"");
+    let (status, text) = machine.run("soak");
+    assert_eq!(status, 0, "{text}");
+    let asked: Vec<_> = text.lines().filter(|line| line.starts_with("asked: ")).collect();
+    let words = |count| format!("asked: benches/soak.py http://127.0.0.1:7 --longest {count}");
+    assert_eq!(asked, [words(200), words(800)], "{text}");
+    let said = fs::read_to_string(machine.0.path().join("out/serve_slice.log")).expect("a log");
+    assert!(said.contains("--engine cuda --port 0 benches/models/slice --load-format dummy"));
+
+    machine.script("tools/python3", "echo WRONG; exit 1");
+    assert_eq!(machine.result("soak", "soak_demo"), (1, "FAILED: status 1".to_owned()));
+    machine.script("bin/kilotok", &format!("{READY}\nexit 3"));
+    assert_eq!(machine.result("soak", "serve_slice"), (1, "FAILED: status 3".to_owned()));
+    machine.script("bin/kilotok", "echo no GPU; exit 1");
+    let result = "FAILED: no server that could be asked";
+    assert_eq!(machine.result("soak", "soak_demo"), (1, result.to_owned()));
 }
