@@ -11,6 +11,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <vector>
@@ -45,9 +46,16 @@ constexpr int BARRIERS = 16;
 // Registers that one lane shows the others at a time.
 constexpr int SHOWN = 8;
 
+// Pieces of shared memory, of which is noted what a thread has read.
+constexpr size_t PIECE_BYTES = 128;
+constexpr size_t PIECES = 2048;
+static_assert(PIECES * PIECE_BYTES >= SHARED_MAX, "no two have the same note");
+
 struct Thread {
   void* stack;
   int index;
+  // A bit each: loads of it may still be under way.
+  uint64_t read[PIECES / 64];
   // Neighbours in the ring of those that can go on.
   Thread *next, *previous;
 };
@@ -306,6 +314,36 @@ inline void arrive(Barrier& barrier, int bytes) {
   settle(barrier);
 }
 
+inline size_t piece_of(const void* p) {
+  return reinterpret_cast<uintptr_t>(p) / PIECE_BYTES % PIECES;
+}
+
+// The current thread reads shared memory; and then has a fence, before which it has read it.
+inline void note_read(const void* p) {
+  const size_t piece = piece_of(p);
+  here->current->read[piece / 64] |= uint64_t{1} << piece % 64;
+}
+inline void forget_reads() {
+  std::memset(here->current->read, 0, sizeof here->current->read);
+}
+
+// Bulk copies overtake loads: they may only come where nobody's are under way.
+inline void check_reads(const void* to, uint32_t bytes) {
+  uint64_t written[PIECES / 64] = {};
+  const size_t count = (bytes + PIECE_BYTES - 1) / PIECE_BYTES;
+  for (size_t i = 0; i < count; i++) {
+    const size_t piece = (piece_of(to) + i) % PIECES;
+    written[piece / 64] |= uint64_t{1} << piece % 64;
+  }
+  for (int i = 0; i < here->launch->threads; i++) {
+    uint64_t both = 0;
+    for (size_t k = 0; k < PIECES / 64; k++) both |= written[k] & here->threads[i].read[k];
+    if (both == 0) continue;
+    std::fprintf(stderr, "thread %d read what a copy overwrites, and had no fence since\n", i);
+    trap();
+  }
+}
+
 // Copies some of what is under way; whether there was anything.
 inline bool deliver() {
   std::vector<Copy>& copies = here->copies;
@@ -345,6 +383,7 @@ inline void run(const Launch& launch, void (*kernel)(const void*)) {
   for (int i = 0; i < launch.threads; i++) {
     Thread& thread = here->threads[i];
     thread.index = i;
+    std::memset(thread.read, 0, sizeof thread.read);
     thread.next = &here->threads[(i + 1) % launch.threads];
     thread.previous = &here->threads[(i + launch.threads - 1) % launch.threads];
     void** top = reinterpret_cast<void**>(launch.stacks + (i + 1) * STACK_BYTES);

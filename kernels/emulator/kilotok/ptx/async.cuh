@@ -46,12 +46,13 @@ inline bool mbarrier_try(uint32_t barrier, uint32_t parity) {
 
 inline void copy_later(uint32_t to, const void* from) { std::memcpy(shared<char>(to), from, 16); }
 inline void wait_for_copies() {}
-inline void reads_before_copies() {}
+inline void reads_before_copies() { emulator::forget_reads(); }
 inline void other_proxy_fence() {}
 
 inline void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
   // What the copy engine would refuse.
   if (bytes % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0) emulator::trap();
+  emulator::check_reads(shared<char>(to), bytes);
   emulator::here->copies.push_back({shared<char>(to), from, bytes, &barrier_at(barrier)});
 }
 inline void bulk_copy_once(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {

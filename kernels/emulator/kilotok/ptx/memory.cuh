@@ -44,8 +44,16 @@ inline uint4 load_system(const void* p) {
 }
 inline void prefetch_l2(const void*) {}
 
-inline uint4 load_shared(uint32_t address) { return load_l2(shared<const void>(address)); }
-inline uint32_t load_shared_word(uint32_t address) { return *shared<const uint32_t>(address); }
+inline uint4 load_shared(uint32_t address) {
+  const void* from = shared<const void>(address);
+  emulator::note_read(from);
+  return load_l2(from);
+}
+inline uint32_t load_shared_word(uint32_t address) {
+  const uint32_t* from = shared<const uint32_t>(address);
+  emulator::note_read(from);
+  return *from;
+}
 inline void store_shared_word(uint32_t address, uint32_t value) {
   *shared<uint32_t>(address) = value;
 }
