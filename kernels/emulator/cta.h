@@ -46,16 +46,17 @@ constexpr int BARRIERS = 16;
 // Registers that one lane shows the others at a time.
 constexpr int SHOWN = 8;
 
-// Pieces of shared memory, of which is noted what a thread has read.
+// Pieces of shared memory, a bit each.
 constexpr size_t PIECE_BYTES = 128;
 constexpr size_t PIECES = 2048;
-static_assert(PIECES * PIECE_BYTES >= SHARED_MAX, "no two have the same note");
+static_assert(PIECES * PIECE_BYTES >= SHARED_MAX, "no two have the same bit");
+using Pieces = uint64_t[PIECES / 64];
 
 struct Thread {
   void* stack;
   int index;
-  // A bit each: loads of it may still be under way.
-  uint64_t read[PIECES / 64];
+  // Of which its loads may still be under way.
+  Pieces read;
   // Neighbours in the ring of those that can go on.
   Thread *next, *previous;
 };
@@ -314,27 +315,24 @@ inline void arrive(Barrier& barrier, int bytes) {
   settle(barrier);
 }
 
-inline size_t piece_of(const void* p) {
-  return reinterpret_cast<uintptr_t>(p) / PIECE_BYTES % PIECES;
+// Notes the piece with an address.
+inline void note(Pieces& pieces, uintptr_t address) {
+  const size_t piece = address / PIECE_BYTES % PIECES;
+  pieces[piece / 64] |= uint64_t{1} << piece % 64;
 }
 
 // The current thread reads shared memory; and then has a fence, before which it has read it.
-inline void note_read(const void* p) {
-  const size_t piece = piece_of(p);
-  here->current->read[piece / 64] |= uint64_t{1} << piece % 64;
+inline void note_read(const void* from) {
+  note(here->current->read, reinterpret_cast<uintptr_t>(from));
 }
-inline void forget_reads() {
-  std::memset(here->current->read, 0, sizeof here->current->read);
-}
+inline void forget_reads() { std::memset(here->current->read, 0, sizeof(Pieces)); }
 
 // Bulk copies overtake loads: they may only come where nobody's are under way.
 inline void check_reads(const void* to, uint32_t bytes) {
-  uint64_t written[PIECES / 64] = {};
-  const size_t count = (bytes + PIECE_BYTES - 1) / PIECE_BYTES;
-  for (size_t i = 0; i < count; i++) {
-    const size_t piece = (piece_of(to) + i) % PIECES;
-    written[piece / 64] |= uint64_t{1} << piece % 64;
-  }
+  Pieces written = {};
+  const uintptr_t first = reinterpret_cast<uintptr_t>(to), end = first + bytes;
+  for (uintptr_t at = first / PIECE_BYTES * PIECE_BYTES; at < end; at += PIECE_BYTES)
+    note(written, at);
   for (int i = 0; i < here->launch->threads; i++) {
     uint64_t both = 0;
     for (size_t k = 0; k < PIECES / 64; k++) both |= written[k] & here->threads[i].read[k];
@@ -383,7 +381,7 @@ inline void run(const Launch& launch, void (*kernel)(const void*)) {
   for (int i = 0; i < launch.threads; i++) {
     Thread& thread = here->threads[i];
     thread.index = i;
-    std::memset(thread.read, 0, sizeof thread.read);
+    std::memset(thread.read, 0, sizeof(Pieces));
     thread.next = &here->threads[(i + 1) % launch.threads];
     thread.previous = &here->threads[(i + launch.threads - 1) % launch.threads];
     void** top = reinterpret_cast<void**>(launch.stacks + (i + 1) * STACK_BYTES);

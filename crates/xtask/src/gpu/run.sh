@@ -234,26 +234,29 @@ soak() {
 # soaked NAME WORDS OPTIONS: a server with these options, for as long as it is asked. The longest
 # prompts have so many words.
 soaked() {
-    local log=out/serve_$1.log name=$1 words=$2 url= ended=0
-    shift 2
-    printf '\n== serve_%s: bin/kilotok serve %s\n' "$name" "$*" | tee "$log"
-    timeout --kill-after=$kill_s $((ready_s + soak_s)) \
-        bin/kilotok serve --engine cuda --port 0 "$@" >>"$log" 2>&1 &
+    local name=$1 words=$2 log=out/serve_$1.log server second url= status=0
+    local serve=(bin/kilotok serve --engine cuda --port 0 "${@:3}")
+    printf '\n== serve_%s: %s\n' "$name" "${serve[*]}" | tee "$log"
+    timeout --kill-after=$kill_s $((ready_s + soak_s)) "${serve[@]}" >>"$log" 2>&1 &
+    server=$!
     for ((second = 0; second < ready_s; second++)); do
         url=$(sed -nE 's|^ *chat page +(http[^ ]*)/$|\1|p' "$log")
-        [ -z "$url" ] && kill -0 $! 2>/dev/null || break
+        [ -z "$url" ] && kill -0 $server 2>/dev/null || break
         sleep 1
     done
     if [ -n "$url" ]; then
-        check "soak_$name" $soak_s python3 benches/soak.py "$url" --longest "$words" ||
-            true
+        check "soak_$name" $soak_s python3 benches/soak.py "$url" --longest "$words" || true
     else
         note "soak_$name" 'FAILED: no server that could be asked'
     fi
-    ! kill $! 2>/dev/null || true
-    wait $! || ended=$?
+    kill $server 2>/dev/null || true
+    wait $server || status=$?
     tail -n 3 "$log"
-    [ $ended = 0 ] && note "serve_$name" passed || note "serve_$name" "FAILED: status $ended"
+    if [ $status = 0 ]; then
+        note "serve_$name" passed
+    else
+        note "serve_$name" "FAILED: status $status"
+    fi
 }
 
 tasks=(suite harness)

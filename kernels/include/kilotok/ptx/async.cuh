@@ -73,9 +73,8 @@ __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
-// What this thread has read of shared memory, it has read before bulk copies come there that are
-// begun once it has arrived at a barrier. Otherwise its loads may still be under way then, and
-// copies, which come by another way, overtake them.
+// Has this thread's loads of shared memory done before it arrives at a barrier. Otherwise they may
+// still be under way then, and bulk copies that are begun behind the barrier overtake them.
 __device__ __forceinline__ void reads_before_copies() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
