@@ -17,8 +17,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Code at which nothing is undefined, and which rounds where the source says. Half of what tests
-// take is to compile it: with -flto=auto all cores do, and -O3 takes longer and runs no faster.
+// Code at which nothing is undefined, and which rounds where the source says. With -flto=auto all
+// cores compile it; -O3 takes longer, and what comes of it runs no faster.
 constexpr const char* COMPILER =
     "g++ -std=c++20 -O2 -flto=auto -march=native -ffp-contract=off -fno-strict-aliasing -fPIC "
     "-shared -mtls-dialect=gnu2 -Wno-attributes";

@@ -49,8 +49,13 @@ pub(crate) fn engine(rank_count: usize) -> CudaEngine {
     engine.unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn reply(engine: &mut CudaEngine) -> Result<Vec<u32>, EngineError> {
-    let request = Request::greedy((0..30).collect(), 4);
+/// Of a prompt: several tiles.
+const TOKENS: u32 = 30;
+/// Less than one, which is another kernel: its producers look further ahead.
+const FEW_TOKENS: u32 = 4;
+
+fn reply(engine: &mut CudaEngine, token_count: u32) -> Result<Vec<u32>, EngineError> {
+    let request = Request::greedy((0..token_count).collect(), 4);
     match Host::new(engine, 0).run(&request, &How::default()) {
         Ok(reply) => Ok(reply.tokens),
         Err(HostError::Engine { source, .. }) => Err(source),
@@ -58,14 +63,15 @@ fn reply(engine: &mut CudaEngine) -> Result<Vec<u32>, EngineError> {
     }
 }
 
-/// Breaks the last of so many ranks, and returns what is said of it.
+/// Breaks the last of so many ranks before a prompt of so many tokens, and returns what is said of
+/// it.
 #[expect(clippy::disallowed_methods, reason = "the error is promised within seconds")]
-fn broken(rank_count: usize, change: fn(&mut CudaEngine)) -> EngineError {
+fn broken(rank_count: usize, token_count: u32, change: fn(&mut CudaEngine)) -> EngineError {
     let mut engine = engine(rank_count);
-    reply(&mut engine).unwrap();
+    reply(&mut engine, token_count).unwrap();
     change(&mut engine);
     let start = Instant::now();
-    let error = reply(&mut engine).unwrap_err();
+    let error = reply(&mut engine, token_count).unwrap_err();
     let took = start.elapsed();
     println!("{rank_count} ranks, after {took:?}: {error}");
     let gpus = Driver::open().and_then(Driver::gpus).unwrap();
@@ -76,8 +82,8 @@ fn broken(rank_count: usize, change: fn(&mut CudaEngine)) -> EngineError {
 }
 
 /// One CTA too few: the others wait for it, and the other ranks for them.
-fn stalls(rank_count: usize) {
-    match broken(rank_count, CudaEngine::stall) {
+fn stalls(rank_count: usize, token_count: u32) {
+    match broken(rank_count, token_count, CudaEngine::stall) {
         EngineError::Timeout { rank, launch, phase, waited_for, .. } => {
             assert_eq!((rank, phase), (rank_count - 1, 1));
             assert_eq!(launch, "the target's pass");
@@ -90,7 +96,7 @@ fn stalls(rank_count: usize) {
 /// Its GPU ends with an error in the midst of a step: others wait for it, and the driver says of
 /// all that they are broken.
 fn dies(rank_count: usize) {
-    match broken(rank_count, CudaEngine::kill) {
+    match broken(rank_count, TOKENS, CudaEngine::kill) {
         EngineError::Device { rank, reason } => {
             assert_eq!(rank, rank_count - 1);
             // Somewhere behind, since weights are read ahead.
@@ -104,7 +110,7 @@ fn dies(rank_count: usize) {
 
 /// More CTAs than there can be at once: the kernel does not start.
 fn does_not_start(rank_count: usize) {
-    match broken(rank_count, |engine| engine.ranks.last_mut().unwrap().grid = 1 << 20) {
+    match broken(rank_count, TOKENS, |engine| engine.ranks.last_mut().unwrap().grid = 1 << 20) {
         EngineError::Device { rank, .. } => assert_eq!(rank, rank_count - 1),
         other => panic!("{other}"),
     }
@@ -112,7 +118,7 @@ fn does_not_start(rank_count: usize) {
 
 /// It waits for a bell that nobody rings: others wait for it, and it waits on.
 fn does_not_hear(rank_count: usize) {
-    match broken(rank_count, |engine| engine.deafen().unwrap()) {
+    match broken(rank_count, TOKENS, |engine| engine.deafen().unwrap()) {
         EngineError::Device { rank, reason } => {
             assert_eq!(rank, rank_count - 1);
             assert!(reason.contains("does not hear its doorbell"), "{reason}");
@@ -124,9 +130,9 @@ fn does_not_hear(rank_count: usize) {
 /// It is computing when nobody waits any more.
 fn does_not_end(rank_count: usize) {
     let mut engine = engine(rank_count);
-    reply(&mut engine).unwrap();
+    reply(&mut engine, TOKENS).unwrap();
     engine.step_max = Duration::ZERO;
-    match reply(&mut engine).unwrap_err() {
+    match reply(&mut engine, TOKENS).unwrap_err() {
         EngineError::Device { reason, .. } => {
             assert!(reason.contains("did not end a step within 0"), "{reason}");
         }
@@ -143,7 +149,13 @@ fn numbers_count_up_in_any_order() {
 #[test]
 #[ignore = "breaks the GPU for its process, see below"]
 fn one_stalls() {
-    stalls(1);
+    stalls(1, TOKENS);
+}
+
+#[test]
+#[ignore = "breaks the GPU for its process, see below"]
+fn one_stalls_with_few_tokens() {
+    stalls(1, FEW_TOKENS);
 }
 
 #[test]
@@ -161,7 +173,13 @@ fn one_does_not_start() {
 #[test]
 #[ignore = "breaks the GPU for its process, see below"]
 fn one_of_two_stalls() {
-    stalls(2);
+    stalls(2, TOKENS);
+}
+
+#[test]
+#[ignore = "breaks the GPU for its process, see below"]
+fn one_of_two_stalls_with_few_tokens() {
+    stalls(2, FEW_TOKENS);
 }
 
 #[test]
@@ -207,7 +225,7 @@ fn a_rank_that_does_not_start_hear_or_end_is_told_in_time_and_over_with_its_proc
 
 #[test]
 fn a_gpu_that_stalls_is_told_in_time_and_over_with_its_process() {
-    break_one_of(&["stalls"]);
+    break_one_of(&["stalls", "stalls_with_few_tokens"]);
 }
 
 #[test]
@@ -225,6 +243,6 @@ fn break_one_of(ways: &[&str]) {
             let ended = alone(&format!("rank::tests::{who}_{way}")).status();
             assert!(ended.unwrap().success(), "{who} {way}");
         }
-        reply(&mut engine(rank_count)).expect("the GPUs are well again");
+        reply(&mut engine(rank_count), TOKENS).expect("the GPUs are well again");
     }
 }

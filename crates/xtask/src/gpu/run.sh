@@ -32,6 +32,9 @@ soak_s=600      # its users leave after a minute, and their last requests wait f
 kill_s=10       # from being told to end to being killed
 
 ranks_max=8
+layers_few=8 # racecheck takes half a minute for each
+# What a harness is compiled for that has no model of its own.
+slice=kernels/models/slice
 
 fail() {
     printf 'run.sh: %s\n' "$1" >&2
@@ -131,7 +134,7 @@ compile() {
     for source in kernels/harness/*.cu; do
         name=$(basename "$source" .cu)
         model=kernels/harness/${name}_model
-        [ -d "$model" ] || model=kernels/models/slice
+        [ -d "$model" ] || model=$slice
         check "compile_$name$suffix" $compile_s nvcc -std=c++20 -O3 -lineinfo \
             -gencode=arch=compute_90a,code=sm_90a "$@" -I kernels -I kernels/include \
             -I kernels/harness -I "$model" "$source" -o "out/bin/$name$suffix" &
@@ -188,6 +191,10 @@ sanitize() {
     CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES%%,*}
     able sanitize nvcc || return 0
     able sanitize compute-sanitizer || return 0
+    mkdir -p out/few/kilotok
+    sed "s/^constexpr int LAYERS = .*/constexpr int LAYERS = $layers_few;/" \
+        $slice/kilotok/model.h >out/few/kilotok/model.h
+    local slice=out/few
     compile ''
     compile .racecheck -DKILOTOK_RACECHECK
     check cases $cases_s bin/device_cases out/cases || true

@@ -6,6 +6,7 @@ use tempfile::TempDir;
 use super::*;
 
 const GPU: &str = "echo 'GPU 0: NVIDIA H200 (UUID: GPU-1)'";
+const MODEL: &str = "kernels/models/slice/kilotok/model.h";
 /// As tests end.
 const PASSED: &str = "echo 'test result: ok. 7 passed; 0 failed'";
 /// Makes a program that does nothing, unless the source is to be wrong.
@@ -29,10 +30,13 @@ impl Machine {
     fn new() -> Self {
         let machine = Self(tempfile::tempdir().expect("a folder"));
         let models = ["kernels/harness/sample_model", "benches/models/slice"];
-        for folder in ["bin", "tools", "lib64"].into_iter().chain(models) {
+        let folders = ["bin", "tools", "lib64", "kernels/models/slice/kilotok"];
+        for folder in folders.into_iter().chain(models) {
             fs::create_dir_all(machine.0.path().join(folder)).expect("a folder");
         }
-        fs::copy(root().join(SCRIPT), machine.0.path().join("run.sh")).expect("the script");
+        for (from, to) in [(SCRIPT, "run.sh"), (MODEL, MODEL)] {
+            fs::copy(root().join(from), machine.0.path().join(to)).expect("a file");
+        }
         machine.write("COMMIT", "0123abc-dirty\n");
         machine.write("kernels/harness/sample.cu", "// Nothing.\n");
         machine.write("lib64/libnvrtc.so", "");
@@ -286,9 +290,10 @@ fn tools_that_find_nothing_must_say_so() {
 }
 
 #[test]
-fn tools_look_at_a_step_of_one_tile_of_tokens_and_of_several() {
+fn tools_look_at_a_step_of_few_layers_with_one_tile_of_tokens_and_with_several() {
     let machine = Machine::new();
     machine.write("kernels/harness/step.cu", "// Nothing.\n");
+    machine.script("tools/nvcc", &format!("echo \"$*\"\n{NVCC}"));
     machine.script("tools/compute-sanitizer", "echo 'SUMMARY: 0 errors'");
     let (status, results) = machine.results("sanitize");
     assert_eq!(status, 0, "{results:?}");
@@ -305,6 +310,11 @@ fn tools_look_at_a_step_of_one_tile_of_tokens_and_of_several() {
             "step8.synccheck",
         ]
     );
+    let file = |path| fs::read_to_string(machine.0.path().join(path)).expect("a file");
+    let few = file(MODEL).replace("\nconstexpr int LAYERS = 70;", "\nconstexpr int LAYERS = 8;");
+    assert_eq!(file("out/few/kilotok/model.h"), few);
+    let compiled = file("out/compile_step.racecheck.log");
+    assert!(compiled.contains(" -I out/few kernels/harness/step.cu "), "{compiled}");
 }
 
 #[test]

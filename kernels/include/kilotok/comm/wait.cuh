@@ -63,13 +63,15 @@ static __device__ uint32_t record_begun = 0;
 __device__ constexpr int patience_ms(Waits waits) {
   switch (waits) {
     case Waits::Peer: return 0;
-    // Of CTAs, some of which wait for peers.
-    case Waits::Operand: return 5;
-    // Of the producer, who waits for operands.
-    case Waits::Page: return 10;
-    case Waits::Grid:
-    case Waits::Value: return 15;
-    default: return 20;
+    // For CTAs, some of which wait for peers.
+    case Waits::Grid: return 5;
+    // For CTAs, some of which are at a barrier: producers run ahead of it.
+    case Waits::Operand: return 10;
+    // For the producer, who waits for operands.
+    case Waits::Page: return 15;
+    // For CTAs, some of which wait for pages.
+    case Waits::Value: return 20;
+    default: return 25;
   }
 }
 __device__ constexpr int patience(Waits waits) { return patience_ms(waits) * KILOCYCLES_PER_MS; }
