@@ -14,6 +14,11 @@ pub(crate) fn mix(x: u64) -> u64 {
 pub(crate) struct Stream(u64);
 
 impl Stream {
+    /// For what has a name.
+    pub(crate) fn named(name: &str, seed: u64) -> Self {
+        Self::new(name.bytes().fold(seed, |hash, byte| mix(hash ^ u64::from(byte))))
+    }
+
     pub(crate) fn new(seed: u64) -> Self {
         Self(mix(seed))
     }

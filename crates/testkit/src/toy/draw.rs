@@ -3,7 +3,7 @@
 
 use kilotok_model::{FP8_TILE, Format, LayerWeight, MXFP4_GROUP, ModelSpec, WeightDecl, WeightId};
 
-use crate::mix::{Stream, mix};
+use crate::mix::Stream;
 
 /// How much the favourite tokens are favoured, the first one most.
 const FAVOURS: [f32; 8] = [22.0, 14.0, 11.0, 9.5, 8.5, 8.0, 7.5, 7.0];
@@ -12,8 +12,7 @@ const AVERSION: f32 = 12.0;
 
 /// The values of a weight, which follow from its name and the seed alone.
 pub(super) fn values(spec: &ModelSpec, decl: &WeightDecl, seed: u64) -> Vec<f32> {
-    let name = decl.name.bytes().fold(seed, |hash, byte| mix(hash ^ u64::from(byte)));
-    let mut stream = Stream::new(name);
+    let mut stream = Stream::named(&decl.name, seed);
     let (rows, cols) = (decl.rows(), decl.cols());
     let mut value = |row: usize, col: usize| match decl.id {
         // Every token has a part in one direction, which the head turns into favour.

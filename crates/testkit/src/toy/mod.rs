@@ -82,6 +82,34 @@ impl Toy {
         self.twin("float twin", config::unquantised(self.config.clone()))
     }
 
+    /// The float twin with every number off by up to so large a part of it, as if by rounding. What
+    /// is added to the scores of experts stays as it is.
+    #[must_use]
+    pub fn off_by(&self, part: f32) -> Self {
+        self.float_twin().change("off", |decl, values| {
+            if !is_router_bias(decl.id) {
+                let mut stream = Stream::named(&decl.name, 0);
+                for value in values {
+                    *value *= 1.0 + part * (2.0 * stream.unit() - 1.0);
+                }
+            }
+        })
+    }
+
+    /// The float twin in which every token goes to the last experts: no near tie of two of them
+    /// turns rounding into another result.
+    #[must_use]
+    pub fn with_fixed_experts(&self) -> Self {
+        self.float_twin().change("fixed experts", |decl, values| {
+            if is_router_bias(decl.id) {
+                // Scores are from 0 to 1.
+                for (expert, bias) in (0_u8..).zip(values) {
+                    *bias = 2.0 * f32::from(expert);
+                }
+            }
+        })
+    }
+
     /// The same numbers as F32 with split projections, which is another family's form.
     #[must_use]
     pub fn split_twin(&self) -> Self {
@@ -107,6 +135,17 @@ impl Toy {
         };
         let weights = declare(&spec).into_iter().map(take).collect();
         Self { name, config, drafter_config: self.drafter_config.clone(), weights }
+    }
+
+    /// Changes the values of weights that are floats.
+    fn change(mut self, name: &'static str, change: impl Fn(&WeightDecl, &mut [f32])) -> Self {
+        self.name = name;
+        for (decl, stored) in &mut self.weights {
+            let mut values = stored.values(decl);
+            change(decl, &mut values);
+            *stored = Stored::F32(values);
+        }
+        self
     }
 
     /// The model's shapes, read from its configs.
@@ -136,6 +175,10 @@ impl Toy {
     pub fn write(&self, folder: &Path, files: Files) -> std::io::Result<()> {
         files::write(self, folder, files)
     }
+}
+
+fn is_router_bias(id: WeightId) -> bool {
+    matches!(id, WeightId::Layer(_, _, LayerWeight::RouterBias))
 }
 
 /// # Panics
