@@ -176,7 +176,7 @@ mod tests {
     #[test]
     fn a_reply_is_its_pieces() {
         let mut said = Said::default();
-        let call = |name: &str, index| Event::Call { index, name: name.into() };
+        let call = |name: &str, index| Event::Call { index, name: name.into(), takes_text: false };
         let arguments = |text: &str, index| Event::Arguments { index, text: text.into() };
         for events in [
             vec![Event::Reasoning("hm".into()), Event::Content("a".into())],

@@ -3,7 +3,7 @@
 
 use std::time::SystemTime;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 /// What a template is given.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -52,6 +52,61 @@ pub struct Tool {
     pub parameters: Value,
     /// Whether arguments must follow the schema; for grammars, no template sees it.
     pub strict: bool,
+    /// For grammars and readers of replies: a template sees a text as the argument `input`.
+    pub input: ToolInput,
+}
+
+/// What a call hands to its tool.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum ToolInput {
+    /// Arguments in JSON, which the tool's `parameters` describe.
+    #[default]
+    Json,
+    /// A text, which matches the grammar if there is one.
+    Text(Option<TextGrammar>),
+}
+
+/// A grammar of a tool's text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TextGrammar {
+    /// In the dialect of Lark that llguidance reads.
+    Lark(String),
+    /// In the syntax of Rust's `regex`; all of the text matches it.
+    Regex(String),
+}
+
+/// The one argument of a tool that takes a text.
+pub(crate) const TEXT_ARGUMENT: &str = "input";
+
+impl Tool {
+    /// A tool that takes a text instead of JSON. To the model it is a function with one argument,
+    /// whose description shows the grammar.
+    pub fn of_text(
+        name: String,
+        description: Option<String>,
+        grammar: Option<TextGrammar>,
+    ) -> Self {
+        let told = match &grammar {
+            None => "The input as plain text.".to_owned(),
+            Some(TextGrammar::Lark(lark)) => {
+                format!("The input as plain text. It must match this Lark grammar:\n{lark}")
+            }
+            Some(TextGrammar::Regex(regex)) => {
+                format!("The input as plain text. It must match this regular expression:\n{regex}")
+            }
+        };
+        let parameters = json!({
+            "type": "object",
+            "properties": { TEXT_ARGUMENT: { "type": "string", "description": told } },
+            "required": [TEXT_ARGUMENT],
+            "additionalProperties": false,
+        });
+        Self { name, description, parameters, strict: true, input: ToolInput::Text(grammar) }
+    }
+
+    pub fn takes_text(&self) -> bool {
+        matches!(self.input, ToolInput::Text(_))
+    }
 }
 
 /// A conversation in the model's own words.

@@ -16,7 +16,9 @@ mod template;
 mod text;
 mod tokenizer;
 
-pub use conversation::{Conversation, Message, ReasoningStart, Rendered, Tool, ToolCall};
+pub use conversation::{
+    Conversation, Message, ReasoningStart, Rendered, TextGrammar, Tool, ToolCall, ToolInput,
+};
 pub use formats::{Format, UnknownFormat};
 pub use grammar::{Constraint, Grammar, GrammarError, Grammars, Masks};
 pub use kilotok_abi::TokenId;

@@ -10,6 +10,7 @@ mod reader;
 mod schema;
 mod speech;
 mod tags;
+mod text_input;
 mod value;
 mod xml_call;
 
@@ -65,8 +66,11 @@ pub enum Event {
     Call {
         index: u32,
         name: String,
+        /// Whether the tool takes a text instead of JSON.
+        takes_text: bool,
     },
-    /// More of a call's arguments. Joined, they are a JSON object.
+    /// More of a call's arguments. Joined, they are a JSON object, or the text of a tool that takes
+    /// one.
     Arguments {
         index: u32,
         text: String,

@@ -58,7 +58,7 @@ fn tool(value: &Value) -> Tool {
         name: text_of(&function["name"]).unwrap(),
         description: text_of(&function["description"]),
         parameters: function["parameters"].clone(),
-        strict: false,
+        ..Tool::default()
     }
 }
 

@@ -228,7 +228,7 @@ impl Parts {
                     Reasoning::Inline => parts.content.push_str(text),
                     Reasoning::Left => {}
                 },
-                Event::Call { index, name } => {
+                Event::Call { index, name, .. } => {
                     let begun = Some((call_id(), name.clone()));
                     parts.calls.push(Call { index: *index, begun, arguments: String::new() });
                 }
@@ -286,9 +286,9 @@ mod tests {
         let events = [
             Event::Reasoning("so".into()),
             Event::Content("a".into()),
-            Event::Call { index: 0, name: "f".into() },
+            Event::Call { index: 0, name: "f".into(), takes_text: false },
             Event::Arguments { index: 0, text: "{}".into() },
-            Event::Call { index: 1, name: "g".into() },
+            Event::Call { index: 1, name: "g".into(), takes_text: false },
         ];
         let delta = delta_of(&events);
         assert_eq!(delta["reasoning"], "so");

@@ -130,7 +130,7 @@ impl Messages {
                 let index = self.turn_to(Open::Text, new, out);
                 send(out, &Event::PartDelta { index, delta: PartDelta::TextDelta { text } });
             }
-            Said::Call { index: call, name } => {
+            Said::Call { index: call, name, .. } => {
                 self.turn_to(Open::Call(*call), || tool_use(name.clone()), out);
             }
             Said::Arguments { text, .. } => {

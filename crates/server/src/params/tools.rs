@@ -1,6 +1,6 @@
 //! Which tools the model may call, and whether it must.
 
-use kilotok_text::Tool;
+use kilotok_text::{Tool, ToolInput};
 use serde_json::{Value, json};
 
 use super::ranges::at_most;
@@ -162,7 +162,7 @@ pub(crate) fn tool_of(
             return Err(ApiError::bad(format!("{param}.parameters"), message));
         }
     };
-    Ok(Tool { name, description, parameters, strict })
+    Ok(Tool { name, description, parameters, strict, input: ToolInput::Json })
 }
 
 /// The arguments of an earlier call, as an object where they are one: models sometimes write

@@ -45,7 +45,7 @@ enum At {
 
 /// Where in a backslash's sequence.
 #[derive(Debug)]
-enum Escape {
+pub(super) enum Escape {
     No,
     Begun,
     /// Digits of `\u`, after the first half of a pair.
@@ -238,7 +238,7 @@ impl Bracket {
 
 impl Escape {
     /// Decodes a character of a string; `None` at its end.
-    fn step(self, character: char, text: &mut String) -> Option<Self> {
+    pub(super) fn step(self, character: char, text: &mut String) -> Option<Self> {
         match self {
             Self::No | Self::Half(_) => {
                 if character == '\\' {

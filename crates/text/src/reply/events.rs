@@ -1,12 +1,15 @@
 //! Events of a reply as they gather. Neighbours of one kind are one event.
 
 use super::Event;
+use super::text_input::TextInput;
 use super::value::escape;
 
 #[derive(Debug, Default)]
 pub(super) struct Events {
     events: Vec<Event>,
     call_count: u32,
+    /// There if the last call's tool takes a text.
+    text_input: Option<TextInput>,
 }
 
 impl Events {
@@ -32,13 +35,37 @@ impl Events {
         }
     }
 
-    pub(super) fn call(&mut self, name: String) {
-        self.events.push(Event::Call { index: self.call_count, name });
+    pub(super) fn call(&mut self, name: String, takes_text: bool) {
+        self.events.push(Event::Call { index: self.call_count, name, takes_text });
         self.call_count += 1;
+        self.text_input = takes_text.then(TextInput::default);
     }
 
-    /// More arguments of the last call.
+    /// More of the JSON of the last call's arguments.
     pub(super) fn arguments(&mut self, more: &str) {
+        if let Some(input) = &mut self.text_input {
+            let mut text = String::new();
+            more.chars().for_each(|character| input.push(character, &mut text));
+            self.more(&text);
+        } else {
+            self.more(more);
+        }
+    }
+
+    /// A character of a string within the arguments.
+    pub(super) fn string(&mut self, character: char) {
+        if let (Some(Event::Arguments { text, .. }), None) =
+            (self.events.last_mut(), &self.text_input)
+        {
+            escape(character, text);
+        } else {
+            let mut text = String::new();
+            escape(character, &mut text);
+            self.arguments(&text);
+        }
+    }
+
+    fn more(&mut self, more: &str) {
         if more.is_empty() {
             return;
         }
@@ -47,17 +74,6 @@ impl Events {
         } else {
             let index = self.call_count.saturating_sub(1);
             self.events.push(Event::Arguments { index, text: more.to_owned() });
-        }
-    }
-
-    /// A character of a string within the arguments.
-    pub(super) fn string(&mut self, character: char) {
-        if let Some(Event::Arguments { text, .. }) = self.events.last_mut() {
-            escape(character, text);
-        } else {
-            let mut text = String::new();
-            escape(character, &mut text);
-            self.arguments(&text);
         }
     }
 }

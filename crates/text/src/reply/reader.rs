@@ -319,7 +319,8 @@ impl Machine {
             Step::Stay => self.state = State::Json(call, opening),
             Step::Named(name) => {
                 self.speech.turn_to_call();
-                events.call(name);
+                let takes_text = self.tool(&name).is_some_and(Tool::takes_text);
+                events.call(name, takes_text);
                 call.begin(events);
                 self.state = State::Json(call, None);
             }
@@ -337,15 +338,20 @@ impl Machine {
 
     fn begin_xml(&mut self, opening: &Opening, name: &str, events: &mut Events) {
         let name = name.trim().trim_matches(['"', '\'']);
-        let tool = self.tools.iter().flatten().find(|tool| tool.name == name);
+        let tool = self.tool(name);
         let plausible = !name.is_empty() && !name.contains(char::is_whitespace);
         if !plausible || (tool.is_none() && !opening.wrapped.0) {
             return self.give_back(&opening.raw, events);
         }
         let parameters = tool.map_or(Value::Null, |tool| tool.parameters.clone());
+        let takes_text = tool.is_some_and(Tool::takes_text);
         self.speech.turn_to_call();
-        events.call(name.to_owned());
+        events.call(name.to_owned(), takes_text);
         self.state = State::Xml(XmlCall::new(parameters, self.style.padded), opening.wrapped);
+    }
+
+    fn tool(&self, name: &str) -> Option<&Tool> {
+        self.tools.iter().flatten().find(|tool| tool.name == name)
     }
 
     /// A call is complete.

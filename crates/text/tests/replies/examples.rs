@@ -105,6 +105,23 @@ fn whitespace_is_markup_where_the_format_says_so() {
 }
 
 #[test]
+fn a_call_of_a_tool_that_takes_text_brings_the_text() {
+    let xml = "<tool_call>\n<function=patch>\n<parameter=input>*** \"a\"\n\u{e9}</parameter>\n\
+               </function>\n</tool_call>";
+    let json = r#"<tool_call>
+{"name": "patch", "arguments": {"input": "*** \"a\"\n\u00e9"}}
+</tool_call>"#;
+    for (format, reply) in [(Format::Mimo, xml), (Format::Hermes, json)] {
+        let tools = vec![Tool::of_text("patch".to_owned(), None, None)];
+        let options = ReplyOptions { tools, ..options(ReasoningStart::Never) };
+        let events = Speaker::of_bytes(format).events(options, &spelled(reply));
+        let call = Event::Call { index: 0, name: "patch".to_owned(), takes_text: true };
+        let text = Event::Arguments { index: 0, text: "*** \"a\"\n\u{e9}".to_owned() };
+        assert_eq!(events, [call, text], "{format}");
+    }
+}
+
+#[test]
 fn xml_calls_become_json_by_the_schema() {
     check(
         Format::Mimo,
@@ -403,7 +420,7 @@ fn a_call_that_is_cut_off_stays_as_far_as_it_came() {
         }
         reply.cut();
         let said = arguments.map(|text| Event::Arguments { index: 0, text: text.to_owned() });
-        let call = Event::Call { index: 0, name: "f".to_owned() };
+        let call = Event::Call { index: 0, name: "f".to_owned(), takes_text: false };
         assert_eq!(joined(reply.take()), [vec![call], said.into_iter().collect()].concat());
     }
 }
@@ -448,9 +465,8 @@ fn text_is_held_back_no_longer_than_it_must() {
         events.extend(reply.take());
     }
     let arguments = |text: &str| Event::Arguments { index: 0, text: text.to_owned() };
-    let name = "f".to_owned();
-    let expected =
-        [Event::Call { index: 0, name }, arguments("{\"s\": "), arguments("\"a"), arguments("b")];
+    let call = Event::Call { index: 0, name: "f".to_owned(), takes_text: false };
+    let expected = [call, arguments("{\"s\": "), arguments("\"a"), arguments("b")];
     assert_eq!(events, expected);
 }
 

@@ -28,9 +28,9 @@ fn tools() -> Vec<Tool> {
     });
     let tool = |name: &str, parameters: Value| Tool {
         name: name.to_owned(),
-        description: None,
         parameters,
         strict: true,
+        ..Tool::default()
     };
     vec![tool("get_weather", weather), tool("now", Value::Null), tool("get_time", json!({}))]
 }
@@ -190,7 +190,7 @@ fn one_argument(schema: &Value, strict: bool) -> Tool {
         "required": ["x"],
         "additionalProperties": false,
     });
-    Tool { name: "f".to_owned(), description: None, parameters, strict }
+    Tool { name: "f".to_owned(), parameters, strict, ..Tool::default() }
 }
 
 /// Schemas of an argument that is written as it is, with texts that match and others. Where a
@@ -324,7 +324,7 @@ fn calls_that_cannot_be_are_refused() {
             .to_string()
     };
     let named = |name: &str, parameters: Value| {
-        vec![Tool { name: name.to_owned(), description: None, parameters, strict: true }]
+        vec![Tool { name: name.to_owned(), parameters, strict: true, ..Tool::default() }]
     };
     assert!(error(Vec::new(), Format::Mimo).contains("no tools"));
     assert!(error(tools(), Format::Plain).contains("no format for tool calls"));
@@ -341,12 +341,7 @@ fn calls_that_cannot_be_are_refused() {
 #[test]
 fn tools_with_open_arguments_take_any() {
     let model = Model::pieces();
-    let tool = |parameters: Value| Tool {
-        name: "f".to_owned(),
-        description: None,
-        parameters,
-        strict: false,
-    };
+    let tool = |parameters: Value| Tool { name: "f".to_owned(), parameters, ..Tool::default() };
     let open = tool(json!({ "type": "object", "additionalProperties": true }));
     let either = tool(json!({ "anyOf": [
         { "properties": { "a": { "type": "integer" } }, "required": ["a"] },

@@ -258,7 +258,7 @@ fn hostile_arguments_are_refused_or_cheap() {
             parameters["$defs"] = definitions.clone();
         }
         let tools =
-            vec![Tool { name: "f".to_owned(), description: None, parameters, strict: true }];
+            vec![Tool { name: "f".to_owned(), parameters, strict: true, ..Tool::default() }];
         let calls = Constraint::Calls { tools, format: Format::Mimo, parallel: false };
         match model.compile(&calls) {
             Ok(grammar) => stay_cheap(grammar, name),
