@@ -35,6 +35,8 @@ mod responses;
 mod server;
 #[path = "http/shapes.rs"]
 mod shapes;
+#[path = "http/strict.rs"]
+mod strict;
 #[path = "http/surface.rs"]
 mod surface;
 #[path = "http/tls.rs"]

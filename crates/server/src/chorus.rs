@@ -40,7 +40,7 @@ impl Chorus {
             submission.prompt = prompt.to_vec();
             let seed = &mut submission.setup.sampling.seed;
             *seed = seed_of(*seed, number);
-            if grammar.is_some() {
+            if grammar.as_ref().is_some_and(Grammar::ends_reply) {
                 // At the end of a grammar there is nothing else to say.
                 let end_tokens = &mut submission.setup.end_tokens;
                 end_tokens.extend_from_slice(&service.text.defaults().end_tokens);

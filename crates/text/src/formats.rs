@@ -51,6 +51,11 @@ impl Format {
         }
     }
 
+    /// Whether replies may have calls.
+    pub fn has_calls(self) -> bool {
+        self.style().calls
+    }
+
     pub(crate) fn style(self) -> Style {
         match self {
             Self::Mimo => mimo::STYLE,

@@ -3,13 +3,13 @@
 //! on the tokens alone; and nothing here can fail, at worst markup shows as text.
 
 mod echo;
-mod events;
+pub(crate) mod events;
 mod json_call;
 mod literal;
-mod reader;
+pub(crate) mod reader;
 mod schema;
 mod speech;
-mod tags;
+pub(crate) mod tags;
 mod text_input;
 mod value;
 mod xml_call;
@@ -119,7 +119,7 @@ impl Reply {
             detokenizer: Detokenizer::default(),
             stops: Stops::new(options.stop, options.include_stop),
             reader: reads.then(|| {
-                let tools = if calls { Some(options.tools) } else { None };
+                let tools = calls.then(|| options.tools.into());
                 let calls_first = options.parse == Parse::ReasoningThenCalls;
                 Reader::new(style, options.reasoning, tools, options.parallel_calls, calls_first)
             }),

@@ -153,12 +153,34 @@ fn close_call(parts: &mut [OutputPart], arguments: &mut String) {
     if let Some(OutputPart::ToolUse { input, .. }) = parts.last_mut()
         && !arguments.is_empty()
     {
-        // A call that was cut off has no arguments that are JSON.
-        *input = serde_json::from_str(&arguments)
-            .ok()
-            .filter(Value::is_object)
-            .unwrap_or_else(|| json!({ "arguments": arguments }));
+        *input = whole_members(&arguments);
     }
+}
+
+/// An object as far as it came: the members that are whole. Half a value would be taken for another
+/// one.
+fn whole_members(json: &str) -> Value {
+    let whole = |text: &str| serde_json::from_str(text).ok().filter(Value::is_object);
+    if let Some(object) = whole(json) {
+        return object;
+    }
+    let (mut depth, mut in_string, mut escaped, mut last_comma) = (0, false, false, 0);
+    for (at, byte) in json.bytes().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => in_string = !in_string,
+            _ if in_string => {}
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth -= 1,
+            b',' if depth == 1 => last_comma = at,
+            _ => {}
+        }
+    }
+    // A value that is a string or has brackets shows its own end.
+    let closed = json.trim_end().ends_with(['"', '}', ']']) && !in_string && depth == 1;
+    let closed = closed.then(|| whole(&format!("{json}}}"))).flatten();
+    closed.or_else(|| whole(&format!("{}}}", &json[..last_comma]))).unwrap_or_else(|| json!({}))
 }
 
 fn send(out: &mut Frames, event: &Event<'_>) {
@@ -268,5 +290,27 @@ impl Dialect for Messages {
             ..self.message(parts)
         };
         axum::Json(message).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_a_member_is_none() {
+        for (cut, whole) in [
+            ("", json!({})),
+            ("{\"city", json!({})),
+            ("{\"city\"", json!({})),
+            ("{\"city\": \"Par", json!({})),
+            ("{\"city\": \"a, \\\"b\"", json!({"city": "a, \"b"})),
+            ("{\"n\": 12", json!({})),
+            ("{\"a\": [1, 2], \"b\": {\"c\": 1, \"d\"", json!({"a": [1, 2]})),
+            ("{\"a\": [1, 2]", json!({"a": [1, 2]})),
+            ("{\"a\": 1}", json!({"a": 1})),
+        ] {
+            assert_eq!(whole_members(cut), whole, "{cut}");
+        }
     }
 }

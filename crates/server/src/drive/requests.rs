@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kilotok_abi::TokenId;
 use kilotok_sched::Refused;
-use kilotok_text::GrammarError;
+use kilotok_text::{GrammarError, Masks};
 
 use super::Drive;
 use super::live::Live;
@@ -147,9 +147,15 @@ impl Drive {
         let Some(live) = self.live.get_mut(&key) else {
             return;
         };
-        let Some(grammar) = live.grammar.take() else {
+        let Some(mut grammar) = live.grammar.take() else {
             return;
         };
+        if grammar.pass(&tokens, &drafts) {
+            // Nothing is bound here, and nobody is waited for.
+            let masks = Masks { draft_count: drafts.len() as u32, masks: Vec::new() };
+            let guided = Guided { key, made: Ok((grammar, masks)) };
+            return self.guided(guided);
+        }
         let mailbox = Arc::clone(&live.mailbox);
         if !self.parts.guide.send(Job { key, mailbox, grammar, tokens, drafts }) {
             let message = "too many grammars are being followed at once; try again";

@@ -104,6 +104,10 @@ impl Talk {
                 let (shape, tools) = (Box::new(shape), self.tools.list.clone());
                 Some((Constraint::ShapeOrCalls { shape, tools, format, parallel }, param))
             }
+            (None, None) if self.tools.may_call() && format.has_calls() => {
+                let tools = self.tools.list.as_slice().into();
+                Some((Constraint::TextWithCalls { tools, format, parallel }, "tools"))
+            }
             (None, shape) => shape,
         }
     }

@@ -1,7 +1,7 @@
 //! Tool calls as the model writes them, as a grammar: Lark for the markup, and the tools' own JSON
 //! schemas within it. Reading calls is the business of replies.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::mem;
 
@@ -29,8 +29,7 @@ struct Xml {
 #[derive(Default)]
 struct Writer {
     rules: String,
-    /// Names of the rules of calls.
-    calls: Vec<String>,
+    rule_count: usize,
     /// Names of the terminals of text, by what they are.
     texts: BTreeMap<String, String>,
     schemas: Vec<GrammarWithLexer>,
@@ -38,6 +37,7 @@ struct Writer {
     remainders: u64,
 }
 
+/// Calls and nothing else.
 pub(super) fn source(
     tools: &[Tool],
     format: Format,
@@ -47,62 +47,142 @@ pub(super) fn source(
     if tools.is_empty() {
         return Err(GrammarError::Invalid("a call is required, but there are no tools".to_owned()));
     }
+    check(tools)?;
+    weight::check(tools.iter().map(|tool| &tool.parameters))?;
+    let xml = Xml::of(format)?;
+    let mut writer = Writer::default();
+    let mut calls = Vec::new();
+    for tool in tools {
+        let arguments = writer.arguments(tool, xml)?;
+        let (before, after) = match xml {
+            None => (format!("\n{{\"name\": {}", json_head(tool)), "}\n"),
+            Some(_) => (format!("\n<function={}>\n", tool.name), "</function>\n"),
+        };
+        let call = format!("{} {arguments} {}", lark::literal(&before), lark::literal(after));
+        calls.push(writer.rule("call", &call));
+    }
+    let between = lark::literal(if format == Format::Mimo { "" } else { "\n" });
+    let more = if parallel { format!(" ({between} call)*") } else { String::new() };
+    let (open, close) = markers(vocabulary);
+    let start = format!("start: call{more}\ncall: {open} ({}) {close}\n", calls.join(" | "));
+    Ok(writer.finish(&start))
+}
+
+/// One call, from its first tag on. The arguments of tools that are not strict are left to the
+/// model, and so is what comes after the call.
+pub(super) fn one_in_text(
+    tools: &[Tool],
+    format: Format,
+    vocabulary: &Vocabulary,
+) -> Result<Source, GrammarError> {
+    check(tools)?;
+    weight::check(tools.iter().filter(|tool| tool.strict).map(|tool| &tool.parameters))?;
+    let xml = Xml::of(format)?;
+    let mut writer = Writer::default();
+    let (mut wrapped, mut bare, mut names) = (Vec::new(), Vec::new(), Vec::new());
+    let (open, close) = markers(vocabulary);
+    let mut known = BTreeSet::new();
+    // Of tools with one name the first counts.
+    for tool in tools.iter().filter(|tool| known.insert(&tool.name)) {
+        if !tool.strict {
+            let name = Value::from(tool.name.as_str()).to_string();
+            names.push(if xml.is_some() { format!("{}>", tool.name) } else { name });
+            continue;
+        }
+        let arguments = writer.arguments(tool, xml)?;
+        if xml.is_some() {
+            let begun = lark::literal(&format!("{}>\n", tool.name));
+            let begun = writer.rule("begun", &format!("{begun} {arguments}"));
+            wrapped.push(format!("{begun} \"</function>\\n\" {close}"));
+            bare.push(format!("{begun} \"</function>\""));
+        } else {
+            let head = lark::literal(&json_head(tool));
+            wrapped.push(format!("{head} {arguments} \"}}\\n\" {close}"));
+        }
+    }
+    if !names.is_empty() {
+        let names: Vec<String> = names.iter().map(|name| lark::literal(name)).collect();
+        let _ = writeln!(writer.rules, "NAME: {}", names.join(" | "));
+        wrapped.push("NAME".to_owned());
+        bare.push("NAME".to_owned());
+    }
+    let (wrapped, bare) = (wrapped.join(" | "), bare.join(" | "));
+    let calls = match xml {
+        Some(_) => format!("{open} HEAD ({wrapped}) | \"<function=\" ({bare})"),
+        None => format!("{open} HEAD ({wrapped})"),
+    };
+    let head = if xml.is_some() { "<function=" } else { "\\{[ \\n]{0,8}\"name\" ?: ?" };
+    let start =
+        format!("start: ({calls}) REST?\nHEAD: /[ \\t\\r\\n]{{0,8}}{head}/\nREST: /(?s:.+)/\n");
+    Ok(writer.finish(&start))
+}
+
+fn check(tools: &[Tool]) -> Result<(), GrammarError> {
     if tools.len() > TOOLS_MAX {
         let text = format!("{} tools to choose from: at most {TOOLS_MAX}", tools.len());
         return Err(GrammarError::TooLarge(text));
     }
-    weight::check(tools.iter().map(|tool| &tool.parameters))?;
-    let mut writer = Writer::default();
-    for tool in tools {
-        let written = match format {
-            Format::Mimo => writer.xml(tool, Xml { padding: "" }),
-            Format::Qwen3Coder => writer.xml(tool, Xml { padding: "\n" }),
-            Format::Hermes => writer.json(tool),
+    Ok(())
+}
+
+/// What opens a call and what closes it.
+fn markers(vocabulary: &Vocabulary) -> (String, String) {
+    let of = |text| marker(&vocabulary.marker(text));
+    (of("<tool_call>"), of("</tool_call>"))
+}
+
+/// What is before the arguments of a call in JSON, from its name on.
+fn json_head(tool: &Tool) -> String {
+    format!("{}, \"arguments\": ", Value::from(tool.name.as_str()))
+}
+
+impl Xml {
+    /// None if calls are JSON.
+    fn of(format: Format) -> Result<Option<Self>, GrammarError> {
+        match format {
+            Format::Mimo => Ok(Some(Self { padding: "" })),
+            Format::Qwen3Coder => Ok(Some(Self { padding: "\n" })),
+            Format::Hermes => Ok(None),
             Format::Plain => {
                 let text = "the model has no format for tool calls; start the server with one, \
                             or ask for JSON by response_format";
-                return Err(GrammarError::Invalid(text.to_owned()));
+                Err(GrammarError::Invalid(text.to_owned()))
             }
-        };
-        written.map_err(|error| match error {
-            GrammarError::Invalid(text) => GrammarError::Invalid(of_tool(&tool.name, &text)),
-            GrammarError::TooLarge(text) => GrammarError::TooLarge(of_tool(&tool.name, &text)),
-            other => other,
-        })?;
+        }
     }
-    let between = if format == Format::Mimo { "" } else { "\n" };
-    Ok(writer.finish(between, parallel, vocabulary))
 }
 
 impl Writer {
-    fn finish(mut self, between: &str, parallel: bool, vocabulary: &Vocabulary) -> Source {
+    fn finish(mut self, start: &str) -> Source {
         for (body, name) in mem::take(&mut self.texts) {
-            self.rule(&name, &body);
+            // Writing to a string cannot fail.
+            let _ = writeln!(self.rules, "{name}: {body}");
         }
-        let more =
-            if parallel { format!(" ({} call)*", lark::literal(between)) } else { String::new() };
-        let lark = format!(
-            "start: call{more}\ncall: {} ({}) {}\n{}",
-            marker(&vocabulary.marker("<tool_call>")),
-            self.calls.join(" | "),
-            marker(&vocabulary.marker("</tool_call>")),
-            self.rules
-        );
-        let mut grammars = vec![GrammarWithLexer::from_lark(lark)];
+        let mut grammars = vec![GrammarWithLexer::from_lark(format!("{start}{}", self.rules))];
         grammars.extend(self.schemas);
         let grammar = TopLevelGrammar { grammars, max_tokens: None };
         Source { grammar, warnings: self.warnings, remainders: self.remainders }
     }
 
-    fn call(&mut self, body: &str) {
-        let name = format!("call_{}", self.calls.len());
-        self.rule(&name, body);
-        self.calls.push(name);
+    /// A new rule of this kind; returns its name.
+    fn rule(&mut self, kind: &str, body: &str) -> String {
+        let name = format!("{kind}_{}", self.rule_count);
+        self.rule_count += 1;
+        let _ = writeln!(self.rules, "{name}: {body}");
+        name
     }
 
-    fn rule(&mut self, name: &str, body: &str) {
-        // Writing to a string cannot fail.
-        let _ = writeln!(self.rules, "{name}: {body}");
+    /// The arguments of a call.
+    fn arguments(&mut self, tool: &Tool, xml: Option<Xml>) -> Result<String, GrammarError> {
+        let written = match xml {
+            Some(xml) => self.xml(tool, xml),
+            None => self.json(tool),
+        };
+        written.map_err(|error| match error {
+            GrammarError::Invalid(text) => GrammarError::Invalid(of_tool(&tool.name, &text)),
+            GrammarError::TooLarge(text) => GrammarError::TooLarge(of_tool(&tool.name, &text)),
+            other => other,
+        })
     }
 
     /// A name for the schema in Lark.
@@ -121,33 +201,29 @@ impl Writer {
         Ok(schema.schema)
     }
 
-    /// `{"name": .., "arguments": {..}}`
-    fn json(&mut self, tool: &Tool) -> Result<(), GrammarError> {
+    /// An object.
+    fn json(&mut self, tool: &Tool) -> Result<String, GrammarError> {
         let mut whole = self.prepare(tool, None)?;
         if let Value::Object(keywords) = &mut whole
             && !["type", "$ref", "allOf", "anyOf"].iter().any(|key| keywords.contains_key(*key))
         {
             keywords.insert("type".to_owned(), "object".into());
         }
-        let arguments = self.schema(schema::at_home(&whole, "", tool.strict));
-        let head = format!("\n{{\"name\": {}, \"arguments\": ", Value::from(tool.name.as_str()));
-        self.call(&format!("{} {arguments} {}", lark::literal(&head), lark::literal("}\n")));
-        Ok(())
+        Ok(self.schema(schema::at_home(&whole, "", tool.strict)))
     }
 
-    /// `<function=..>` with a `<parameter=..>` for each argument, in the schema's order.
-    fn xml(&mut self, tool: &Tool, xml: Xml) -> Result<(), GrammarError> {
+    /// A `<parameter=..>` for each argument, in the schema's order.
+    fn xml(&mut self, tool: &Tool, xml: Xml) -> Result<String, GrammarError> {
         tag_name(&tool.name)?;
         // A reader takes the first closing tag for one, even within a string of JSON.
         let whole = self.prepare(tool, Some(&patterns::without(VALUE_END)))?;
         let parameters = parameters(&whole);
-        let mut body = lark::literal(&format!("\n<function={}>\n", tool.name));
+        let mut body = String::new();
         for parameter in &parameters.declared {
             tag_name(&parameter.name)?;
-            let rule = format!("call_{}_{}", self.calls.len(), body.len());
             let value = self.value(&whole, parameter, xml, tool)?;
             let open = format!("<parameter={}>{}", parameter.name, xml.padding);
-            self.rule(&rule, &format!("{} {value}", lark::literal(&open)));
+            let rule = self.rule("argument", &format!("{} {value}", lark::literal(&open)));
             let maybe = if parameter.required { "" } else { "?" };
             let _ = write!(body, " {rule}{maybe}");
         }
@@ -155,8 +231,7 @@ impl Writer {
             let name = format!("/[^<>\\n]{{1,{NAME_CHARS_MAX}}}>{}/", regex(xml.padding));
             let _ = write!(body, " (\"<parameter=\" {name} {})*", self.any_text(xml));
         }
-        self.call(&format!("{body} {}", lark::literal("</function>\n")));
-        Ok(())
+        Ok(body)
     }
 
     /// A value with its closing tag: text up to there, or JSON.

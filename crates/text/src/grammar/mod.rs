@@ -12,6 +12,7 @@ mod compile;
 mod disjoint;
 mod gbnf;
 mod lark;
+mod listener;
 mod multiples;
 mod parse_gbnf;
 mod patterns;
@@ -38,6 +39,7 @@ use crate::{Format, ReasoningStart, Text, TextError, Tool};
 
 use cache::Cache;
 use compile::{Compiled, Workshop, library_error};
+use listener::Listener;
 use vocabulary::Vocabulary;
 
 pub use walk::{Grammar, Masks};
@@ -96,6 +98,13 @@ pub enum Constraint {
     /// Without `parallel` it is exactly one, otherwise at least one.
     Calls {
         tools: Vec<Tool>,
+        format: Format,
+        parallel: bool,
+    },
+    /// Text in which calls of these tools may begin. From its first tag on a call names one of
+    /// them, and the arguments of a `strict` one follow its schema.
+    TextWithCalls {
+        tools: Arc<[Tool]>,
         format: Format,
         parallel: bool,
     },
@@ -168,12 +177,18 @@ impl Grammars {
         }
         // Unlike the constraint itself, its text tells objects apart by the order of their fields,
         // which is the order of the reply's.
-        let key = format!("{constraint:?}");
+        let key = match constraint {
+            Constraint::TextWithCalls { tools, format, .. } => calls_key(tools, *format),
+            _ => format!("{constraint:?}"),
+        };
         let compiled = match self.cache.get(&key) {
             Some(compiled) => compiled,
             None => self.compile_new(key, self.source(constraint)?, cancelled)?,
         };
-        Ok(Grammar::new(compiled, Arc::clone(&self.vocabulary), reasoning.into()))
+        let reasoning = reasoning.into();
+        let listener = listener(constraint, reasoning);
+        let in_text = matches!(constraint, Constraint::TextWithCalls { .. });
+        Ok(Grammar::new(compiled, Arc::clone(&self.vocabulary), reasoning, listener, in_text))
     }
 
     fn compile_new(
@@ -224,6 +239,9 @@ impl Grammars {
             Constraint::Calls { tools, format, parallel } => {
                 calls::source(tools, *format, *parallel, &self.vocabulary)
             }
+            Constraint::TextWithCalls { tools, format, .. } => {
+                calls::one_in_text(tools, *format, &self.vocabulary)
+            }
             Constraint::ShapeOrCalls { shape, format, .. } if !format.style().calls => {
                 self.source(shape)
             }
@@ -234,6 +252,35 @@ impl Grammars {
             }
         }
     }
+}
+
+/// All of the tools that their grammar depends on.
+fn calls_key(tools: &[Tool], format: Format) -> String {
+    let mut key = format!("text with {format} calls");
+    for tool in tools {
+        key += &format!(" {:?}", tool.name);
+        if tool.strict {
+            key += &format!("{:?}{:?}", tool.parameters, tool.input);
+        }
+    }
+    key
+}
+
+/// Who hears where a call begins, if the constraint has calls. Reasoning may be left for one.
+fn listener(constraint: &Constraint, reasoning: ReasoningStart) -> Option<Listener> {
+    let (tools, format, parallel) = match constraint {
+        Constraint::TextWithCalls { tools, format, parallel } => {
+            (Arc::clone(tools), *format, *parallel)
+        }
+        Constraint::Calls { tools, format, parallel }
+        | Constraint::ShapeOrCalls { tools, format, parallel, .. }
+            if format.has_calls() && reasoning != ReasoningStart::Never =>
+        {
+            (tools.as_slice().into(), *format, *parallel)
+        }
+        _ => return None,
+    };
+    Some(Listener::new(format.style(), reasoning, &tools, parallel))
 }
 
 /// What llguidance is given, and what of the constraint is not in it.

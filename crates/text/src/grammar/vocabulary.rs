@@ -6,6 +6,7 @@ use std::sync::Arc;
 use kilotok_abi::TokenId;
 use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 
+use crate::reply::tags::Tag;
 use crate::{Text, TextError};
 
 /// Tokens written by formats and templates. Some checkpoints do not call them special, and yet
@@ -31,6 +32,12 @@ pub(super) struct Vocabulary {
     pub(super) end_think: Marker,
     /// Tokens of newlines alone, with how many they are, if the template puts some after reasoning.
     gap: Vec<(TokenId, usize)>,
+    /// Tokens of text, in the order of their bytes.
+    texts: Vec<TokenId>,
+    /// Special tokens that are tags of replies.
+    tags: Vec<TokenId>,
+    /// Those that may be the first of a call after `<tool_call>`, white space included.
+    call_starts: Vec<TokenId>,
 }
 
 /// A piece of markup in the vocabulary at hand.
@@ -70,6 +77,20 @@ impl Vocabulary {
             word.special = true;
         }
         let gap = if padded { newlines(&words) } else { Vec::new() };
+        let of_text = |word: &Word| !word.special && !word.bytes.is_empty();
+        let tokens = (0..).zip(&words);
+        let texts = tokens.clone().filter(|(_, word)| of_text(word));
+        let mut texts: Vec<TokenId> = texts.map(|(token, _)| token).collect();
+        texts.sort_by_key(|&token| &words[token as usize].bytes);
+        let starts = |word: &Word| {
+            let rest = word.bytes.trim_ascii_start();
+            rest.starts_with(b"{") || rest.starts_with(Tag::Function.text().as_bytes())
+        };
+        let call_starts = tokens.clone().filter(|(_, word)| of_text(word) && starts(word));
+        let call_starts = call_starts.map(|(token, _)| token).collect();
+        let is_tag = |word: &Word| Tag::ALL.iter().any(|tag| tag.text().as_bytes() == word.bytes);
+        let tags = tokens.filter(|(_, word)| word.special && is_tag(word));
+        let tags = tags.map(|(token, _)| token).collect();
         let bytes: Vec<Vec<u8>> = words.into_iter().map(marked).collect();
         let info = TokRxInfo::new(bytes.len() as u32, end_tokens[0]);
         let trie = TokTrie::from(&info, &bytes).with_eos_tokens(end_tokens);
@@ -84,6 +105,9 @@ impl Vocabulary {
             think,
             end_think,
             gap,
+            texts,
+            tags,
+            call_starts,
         })
     }
 
@@ -106,6 +130,41 @@ impl Vocabulary {
 
     pub(super) fn marker(&self, text: &'static str) -> Marker {
         find(self.trie(), text)
+    }
+
+    pub(super) fn is_tag(&self, token: TokenId) -> bool {
+        self.tags.contains(&token)
+    }
+
+    /// What a token adds to a text, special ones included.
+    pub(super) fn text_bytes(&self, token: TokenId) -> &[u8] {
+        let bytes = self.trie().token(token);
+        bytes.strip_prefix(&[TokTrie::SPECIAL_TOKEN_MARKER]).unwrap_or(bytes)
+    }
+
+    /// Tokens of text that begin with these bytes.
+    pub(super) fn beginning(&self, with: &str) -> &[TokenId] {
+        let with = with.as_bytes();
+        let start = self.texts.partition_point(|&token| self.trie().token(token) < with);
+        let rest = &self.texts[start..];
+        &rest[..rest.partition_point(|&token| self.trie().token(token).starts_with(with))]
+    }
+
+    pub(super) fn call_starts(&self) -> &[TokenId] {
+        &self.call_starts
+    }
+
+    /// The tokens of a text that begins with a piece of markup or has none.
+    pub(super) fn tokens(&self, text: &str) -> Vec<TokenId> {
+        let call = Tag::Call.text();
+        match (text.strip_prefix(call), self.marker(call)) {
+            (Some(rest), Marker::Token(token)) => {
+                let mut tokens = vec![token];
+                tokens.extend(self.trie().greedy_tokenize(rest.as_bytes()));
+                tokens
+            }
+            _ => self.trie().greedy_tokenize(text.as_bytes()),
+        }
     }
 
     /// Tokens that may stand between reasoning and answer where `used` newlines already do.

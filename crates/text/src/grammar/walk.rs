@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use kilotok_abi::TokenId;
 
+use llguidance::Matcher;
+
 use super::compile::Compiled;
+use super::listener::Listener;
 use super::vocabulary::{Marker, Vocabulary};
 use super::{GrammarError, library_error};
 use crate::ReasoningStart;
@@ -14,15 +17,24 @@ use crate::ReasoningStart;
 /// that happens to one is seen by the other.
 #[derive(Clone)]
 pub struct Grammar {
-    /// As it was before the reply's first token.
+    /// As it was before the reply's first token, or the first of a call within its text.
     begun: Arc<Compiled>,
-    compiled: Compiled,
+    /// The last one follows the reply, or its latest call. The others follow calls that drafts
+    /// have left behind.
+    followers: Vec<Follower>,
     vocabulary: Arc<Vocabulary>,
     start: Place,
     place: Place,
     reply: Vec<TokenId>,
     /// A draft has broken the matcher, see [`Self::start_over`].
     undrafted: bool,
+}
+
+#[derive(Clone)]
+struct Follower {
+    compiled: Compiled,
+    /// Tokens that the matcher has taken.
+    taken: usize,
 }
 
 /// What may be chosen in a row: the first `draft_count` drafts are legal, and there is one mask
@@ -34,12 +46,12 @@ pub struct Masks {
     pub masks: Vec<Vec<u32>>,
 }
 
-/// All of a reply's state that the matcher does not hold.
+/// All of a reply's state that the matchers do not hold.
 #[derive(Clone)]
 struct Place {
     phase: Phase,
-    /// Tokens that the matcher has taken.
-    taken: usize,
+    /// There as long as a call may begin within text.
+    listener: Option<Listener>,
 }
 
 #[derive(Clone)]
@@ -51,6 +63,10 @@ enum Phase {
     /// Reasoning has just ended, with so many newlines since.
     Gap(usize),
     Answer,
+    /// Reasoning or an answer in which everything goes, until a call begins.
+    Text,
+    /// A call within text.
+    Call,
 }
 
 impl Grammar {
@@ -58,33 +74,63 @@ impl Grammar {
         begun: Arc<Compiled>,
         vocabulary: Arc<Vocabulary>,
         reasoning: ReasoningStart,
+        listener: Option<Listener>,
+        in_text: bool,
     ) -> Self {
         let phase = match reasoning {
+            _ if in_text => Phase::Text,
             ReasoningStart::Never => Phase::Answer,
             ReasoningStart::Maybe if vocabulary.think().is_some() => Phase::Maybe,
             ReasoningStart::Maybe | ReasoningStart::Begun => Phase::Reasoning(Vec::new()),
         };
-        let start = Place { phase, taken: 0 };
-        Self {
-            compiled: Compiled::clone(&begun),
+        let start = Place { phase, listener };
+        let mut grammar = Self {
             begun,
+            followers: Vec::new(),
             vocabulary,
             place: start.clone(),
             start,
             reply: Vec::new(),
             undrafted: false,
+        };
+        grammar.restart();
+        grammar
+    }
+
+    /// Back to before the first token.
+    fn restart(&mut self) {
+        self.place = self.start.clone();
+        self.followers.clear();
+        if !matches!(self.place.phase, Phase::Text) {
+            self.follow();
         }
+    }
+
+    fn follow(&mut self) {
+        self.followers.push(Follower { compiled: Compiled::clone(&self.begun), taken: 0 });
+    }
+
+    fn matcher(&mut self) -> Result<&mut Matcher, GrammarError> {
+        let follower = self.followers.last_mut().map(|follower| &mut follower.compiled.matcher);
+        follower.ok_or_else(|| GrammarError::Fault("no grammar is being followed".to_owned()))
     }
 
     /// What of the constraint is not enforced, for people.
     pub fn warnings(&self) -> &[String] {
-        &self.compiled.warnings
+        &self.begun.warnings
+    }
+
+    /// Whether all of the answer is bound, so that the reply ends with it.
+    pub fn ends_reply(&self) -> bool {
+        !matches!(self.start.phase, Phase::Text)
     }
 
     /// What the lexer spent on the last mask.
     #[cfg(test)]
     pub(super) fn fuel(&self) -> u64 {
-        self.compiled.matcher.last_step_stats().map_or(0, |stats| stats.lexer_cost)
+        let follower = self.followers.last();
+        let stats = follower.and_then(|follower| follower.compiled.matcher.last_step_stats().ok());
+        stats.map_or(0, |stats| stats.lexer_cost)
     }
 
     /// Tokens that were chosen. An error if one was not allowed, which is a fault of ours.
@@ -97,7 +143,46 @@ impl Grammar {
             }
             self.reply.push(token);
         }
+        let last = self.followers.pop();
+        self.followers.clear();
+        self.followers.extend(last);
         Ok(())
+    }
+
+    /// Goes on by tokens and shows whether after them, and after each draft, everything may be
+    /// chosen. If not, nothing has happened. Takes microseconds: it asks no matcher.
+    pub fn pass(&mut self, tokens: &[TokenId], drafts: &[TokenId]) -> bool {
+        let before = self.place.clone();
+        let mut after = None;
+        let mut free = tokens.iter().all(|&token| self.pass_one(token)) && self.is_free();
+        if free {
+            after = Some(self.place.clone());
+            free = drafts.iter().all(|&draft| self.pass_one(draft) && self.is_free());
+        }
+        self.place = after.filter(|_| free).unwrap_or(before);
+        if free {
+            self.reply.extend_from_slice(tokens);
+        }
+        free
+    }
+
+    /// Goes on by a token within free text, unless it begins what is not free.
+    fn pass_one(&mut self, token: TokenId) -> bool {
+        let Place { phase, listener } = &mut self.place;
+        let known = (token as usize) < self.vocabulary.count();
+        let stays = match phase {
+            Phase::Text => true,
+            Phase::Reasoning(tail) => after_reasoning(&self.vocabulary, tail, token).is_none(),
+            Phase::Maybe | Phase::Gap(_) | Phase::Answer | Phase::Call => false,
+        };
+        let hears = |listener: &mut Listener| listener.push(token, &self.vocabulary).is_some();
+        known && stays && !listener.as_mut().is_some_and(hears)
+    }
+
+    fn is_free(&self) -> bool {
+        let opening = |listener: &Listener| listener.opening(&self.vocabulary).is_some();
+        matches!(self.place.phase, Phase::Text | Phase::Reasoning(_))
+            && !self.place.listener.as_ref().is_some_and(opening)
     }
 
     /// What may be chosen next, given drafts. The state is as before afterwards. An error is one
@@ -119,8 +204,7 @@ impl Grammar {
     /// the masks. This happens once, to the few replies that are drafted into such a place.
     fn start_over(&mut self) -> Result<(), GrammarError> {
         self.undrafted = true;
-        self.compiled = Compiled::clone(&self.begun);
-        self.place = self.start.clone();
+        self.restart();
         for token in std::mem::take(&mut self.reply) {
             self.mask()?;
             self.accept(&[token])?;
@@ -130,14 +214,19 @@ impl Grammar {
 
     fn masks_along(&mut self, drafts: &[TokenId]) -> Result<Masks, GrammarError> {
         let before = self.place.clone();
+        let (count, taken) = (self.followers.len(), self.followers.last().map(|last| last.taken));
         let masks = self.masks_ahead(drafts);
-        let gone = self.place.taken - before.taken;
         self.place = before;
+        self.followers.truncate(count);
         let masks = masks?;
-        if gone > 0 {
-            self.compiled.matcher.rollback(gone).map_err(library_error)?;
+        if let Some(last) = self.followers.last_mut()
+            && Some(last.taken) != taken
+        {
+            let gone = last.taken - taken.unwrap_or_default();
+            last.taken -= gone;
+            last.compiled.matcher.rollback(gone).map_err(library_error)?;
             // It is keyed by rows, and what is in a row has changed.
-            self.compiled.matcher.invalidate_bias_cache();
+            last.compiled.matcher.invalidate_bias_cache();
         }
         let draft_count = masks.len() as u32 - 1;
         if masks.iter().all(Option::is_none) {
@@ -161,10 +250,10 @@ impl Grammar {
 
     /// What is allowed here; `None` for everything.
     fn mask(&mut self) -> Result<Option<Vec<u32>>, GrammarError> {
-        if let Phase::Reasoning(_) = self.place.phase {
-            return Ok(None);
+        if let Phase::Reasoning(_) | Phase::Text = self.place.phase {
+            return self.text_mask();
         }
-        let mut allowed = self.compiled.matcher.compute_mask_or_eos().map_err(library_error)?;
+        let mut allowed = self.matcher()?.compute_mask_or_eos().map_err(library_error)?;
         if !self.complete()? {
             // A grammar over any token names them too.
             for &end in &self.vocabulary.end_tokens {
@@ -182,7 +271,7 @@ impl Grammar {
                     allowed.allow_token(token);
                 }
             }
-            Phase::Reasoning(_) | Phase::Answer => {}
+            Phase::Reasoning(_) | Phase::Text | Phase::Answer | Phase::Call => {}
         }
         if allowed.is_zero() {
             let text = "the grammar has come to a place where nothing matches it";
@@ -191,9 +280,30 @@ impl Grammar {
         Ok(Some(self.vocabulary.mask(&allowed)))
     }
 
-    /// Whether the reply may end here.
+    /// What is allowed in text: everything, but for tokens that begin a call wrongly.
+    fn text_mask(&self) -> Result<Option<Vec<u32>>, GrammarError> {
+        let opening = self.place.listener.as_ref();
+        let opening = opening.and_then(|listener| listener.opening(&self.vocabulary));
+        let Some((text, mut begins)) = opening else { return Ok(None) };
+        let mut matcher = Compiled::clone(&self.begun).matcher;
+        let tokens = self.vocabulary.tokens(&text);
+        let taken = matcher.try_consume_tokens(&tokens).map_err(library_error)?;
+        if taken == tokens.len() {
+            let right = matcher.compute_mask_or_eos().map_err(library_error)?;
+            begins.retain(|&token| !right.is_allowed(token));
+        }
+        if begins.is_empty() {
+            return Ok(None);
+        }
+        let mut allowed = self.vocabulary.trie().alloc_token_set();
+        allowed.set_all(true);
+        begins.iter().for_each(|&token| allowed.disallow_token(token));
+        Ok(Some(self.vocabulary.mask(&allowed)))
+    }
+
+    /// Whether the reply may end here, or the call is complete.
     fn complete(&mut self) -> Result<bool, GrammarError> {
-        self.compiled.matcher.is_accepting().map_err(library_error)
+        self.matcher()?.is_accepting().map_err(library_error)
     }
 
     /// Goes on by a token, if it is allowed.
@@ -201,10 +311,16 @@ impl Grammar {
         if token as usize >= self.vocabulary.count() {
             return Ok(false);
         }
+        let listener = self.place.listener.as_mut();
+        let begun = listener.and_then(|listener| listener.push(token, &self.vocabulary));
+        if let (Some(text), Phase::Text | Phase::Reasoning(_)) = (begun, &self.place.phase) {
+            return self.begin_call(&text);
+        }
         match &mut self.place.phase {
+            Phase::Text => return Ok(true),
             Phase::Reasoning(tail) => {
                 if let Some(rest) = after_reasoning(&self.vocabulary, tail, token) {
-                    self.place.phase = Phase::Gap(0);
+                    self.place = Place { phase: Phase::Gap(0), listener: None };
                     self.take_text(&rest)?;
                 }
                 return Ok(true);
@@ -213,14 +329,18 @@ impl Grammar {
                 self.place.phase = Phase::Reasoning(Vec::new());
                 return Ok(true);
             }
-            Phase::Maybe | Phase::Gap(_) | Phase::Answer => {}
+            Phase::Maybe | Phase::Gap(_) | Phase::Answer | Phase::Call => {}
         }
         if self.vocabulary.is_end(token) {
             // The matcher need not know: after it nothing comes, or the request ignores its end.
             return self.complete();
         }
         if self.take(token)? {
-            self.place.phase = Phase::Answer;
+            if !matches!(self.place.phase, Phase::Call) {
+                self.place = Place { phase: Phase::Answer, listener: None };
+            } else if self.complete()? {
+                self.place.phase = Phase::Text;
+            }
             return Ok(true);
         }
         if let Phase::Gap(used) = self.place.phase {
@@ -233,9 +353,31 @@ impl Grammar {
         Ok(false)
     }
 
+    /// A call begins within text or reasoning, with these first characters of it. False if they
+    /// are wrong.
+    fn begin_call(&mut self, text: &str) -> Result<bool, GrammarError> {
+        let in_text = matches!(self.place.phase, Phase::Text);
+        if in_text {
+            self.follow();
+        }
+        for token in self.vocabulary.tokens(text) {
+            if !self.take(token)? {
+                return Ok(false);
+            }
+        }
+        if !in_text {
+            self.place = Place { phase: Phase::Answer, listener: None };
+        } else if !self.complete()? {
+            self.place.phase = Phase::Call;
+        }
+        Ok(true)
+    }
+
     fn take(&mut self, token: TokenId) -> Result<bool, GrammarError> {
-        let taken = self.compiled.matcher.try_consume_tokens(&[token]).map_err(library_error)?;
-        self.place.taken += taken;
+        let taken = self.matcher()?.try_consume_tokens(&[token]).map_err(library_error)?;
+        if let Some(follower) = self.followers.last_mut() {
+            follower.taken += taken;
+        }
         Ok(taken == 1)
     }
 
@@ -243,7 +385,7 @@ impl Grammar {
     /// part of it, and what the grammar does not take is left to the model: nothing was masked.
     fn take_text(&mut self, bytes: &[u8]) -> Result<(), GrammarError> {
         let tokens = self.vocabulary.trie().greedy_tokenize(bytes.trim_ascii_start());
-        let legal = self.compiled.matcher.validate_tokens(&tokens).map_err(library_error)?;
+        let legal = self.matcher()?.validate_tokens(&tokens).map_err(library_error)?;
         if legal == tokens.len() && legal > 0 {
             for token in tokens {
                 self.take(token)?;

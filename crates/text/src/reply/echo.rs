@@ -12,7 +12,7 @@ const DEPTH_MAX: usize = 100;
 /// Longest number or word.
 const WORD_MAX: usize = 400;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Echo {
     open: Vec<Bracket>,
     at: At,
@@ -28,7 +28,7 @@ enum Bracket {
     Array,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum At {
     Value,
     /// A key, or the end of the object.
@@ -44,7 +44,7 @@ enum At {
 }
 
 /// Where in a backslash's sequence.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Escape {
     No,
     Begun,

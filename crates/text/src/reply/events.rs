@@ -5,7 +5,7 @@ use super::text_input::TextInput;
 use super::value::escape;
 
 #[derive(Debug, Default)]
-pub(super) struct Events {
+pub(crate) struct Events {
     events: Vec<Event>,
     call_count: u32,
     /// There if the last call's tool takes a text.
@@ -13,7 +13,7 @@ pub(super) struct Events {
 }
 
 impl Events {
-    pub(super) fn take(&mut self) -> Vec<Event> {
+    pub(crate) fn take(&mut self) -> Vec<Event> {
         std::mem::take(&mut self.events)
     }
 

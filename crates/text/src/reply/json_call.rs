@@ -8,7 +8,7 @@ use super::events::Events;
 use super::reader::{NAME_MAX, Step};
 use super::tags::Tag;
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct JsonCall {
     at: At,
     /// The value or key that is under way, and its JSON so far, as far as it is kept.
@@ -18,6 +18,8 @@ pub(super) struct JsonCall {
     out: String,
     role: Role,
     named: bool,
+    /// Whether a grammar sees to it that all is JSON, and tags in strings are text.
+    exact: bool,
     arguments: Arguments,
     /// After a tag within a string that may end the call, with all that came since.
     tail: Option<String>,
@@ -46,7 +48,7 @@ enum Role {
     Other,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 enum Arguments {
     #[default]
     None,
@@ -59,14 +61,10 @@ enum Arguments {
 }
 
 impl JsonCall {
-    /// Whether others know of the call.
-    pub(super) fn is_named(&self) -> bool {
-        self.named
-    }
-
     /// The name was taken note of: what came before it may be given out.
-    pub(super) fn begin(&mut self, events: &mut Events) {
+    pub(super) fn begin(&mut self, exact: bool, events: &mut Events) {
         self.named = true;
+        self.exact = exact;
         if let Arguments::Kept(kept) = &self.arguments {
             events.arguments(kept);
             self.arguments = Arguments::Given;
@@ -108,7 +106,7 @@ impl JsonCall {
             return self.feed(&tail, events);
         }
         if self.echo.is_in_string() && self.at != At::Broken {
-            if tag == Tag::EndCall {
+            if tag == Tag::EndCall && !self.exact {
                 self.tail = Some(tag.text().to_owned());
                 return Step::Stay;
             }

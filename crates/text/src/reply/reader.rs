@@ -8,9 +8,10 @@
 //! - a missing end of any of call, function, parameter;
 //! - tags that are doubled.
 //!
-//! What turns out to be no call is given back as the text that it was.
+//! What turns out to be no call is given back as the text that it was. So is a call of a function
+//! that was not declared.
 
-use serde_json::Value;
+use std::sync::Arc;
 
 use super::events::Events;
 use super::json_call::JsonCall;
@@ -23,26 +24,31 @@ use crate::{ReasoningStart, Tool};
 /// Longest name of a function or parameter, in characters; the API's own limit is 64.
 pub(super) const NAME_MAX: usize = 256;
 
-pub(super) struct Reader {
+#[derive(Clone)]
+pub(crate) struct Reader {
     finder: Finder,
     machine: Machine,
 }
 
 #[expect(clippy::struct_excessive_bools, reason = "four facts that do not exclude each other")]
+#[derive(Clone)]
 struct Machine {
     state: State,
     speech: Speech,
     style: Style,
     /// None where no calls are looked for.
-    tools: Option<Vec<Tool>>,
+    tools: Option<Arc<[Tool]>>,
     parallel: bool,
     /// Whether an answer that has begun has no calls.
     calls_first: bool,
     /// Whether the reply may open its reasoning itself.
     may_think: bool,
     over: bool,
+    /// The text of a call that has just begun, for [`Reader::take_begun`].
+    begun: Option<String>,
 }
 
+#[derive(Clone)]
 enum State {
     Speech,
     /// After `<tool_call>`, before it is certain that a call follows.
@@ -57,10 +63,12 @@ enum State {
 }
 
 /// Text that becomes a call, or is given back.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Opening {
     raw: String,
     wrapped: Wrapped,
+    /// Follows another call within its `<tool_call>`.
+    follows: bool,
 }
 
 /// Whether a call is within `<tool_call>`.
@@ -78,11 +86,18 @@ pub(super) enum Step {
     GiveBack,
 }
 
+impl Opening {
+    /// The text since the last `<tool_call>`: it may be doubled.
+    fn last_tag(&self) -> &str {
+        self.raw.rfind(Tag::Call.text()).map_or(&self.raw, |at| &self.raw[at..])
+    }
+}
+
 impl Reader {
-    pub(super) fn new(
+    pub(crate) fn new(
         style: Style,
         reasoning: ReasoningStart,
-        tools: Option<Vec<Tool>>,
+        tools: Option<Arc<[Tool]>>,
         parallel: bool,
         calls_first: bool,
     ) -> Self {
@@ -97,6 +112,7 @@ impl Reader {
             calls_first,
             may_think: reasoning == ReasoningStart::Maybe && style.reasons,
             over: false,
+            begun: None,
         };
         Self { finder: Finder::default(), machine }
     }
@@ -110,7 +126,26 @@ impl Reader {
         self.machine.over
     }
 
-    pub(super) fn push(&mut self, character: char, events: &mut Events) {
+    /// All text of a call that has begun with the last character: with the brace of its JSON, with
+    /// `<function=` within `<tool_call>`, or with `<function=name>` outside.
+    pub(crate) fn take_begun(&mut self) -> Option<String> {
+        self.machine.begun.take()
+    }
+
+    /// The text so far of what may become a call and has not begun one.
+    pub(crate) fn opening(&self) -> Option<String> {
+        let pending = self.finder.pending();
+        let begins = |tag: Tag| tag.text().starts_with(pending) && self.machine.takes(tag);
+        match &self.machine.state {
+            _ if self.machine.over => None,
+            State::Opened(opening) => Some(opening.last_tag().to_owned() + pending),
+            State::Name(opening, _) if !opening.wrapped.0 => Some(opening.raw.clone() + pending),
+            _ if pending.is_empty() => None,
+            _ => (begins(Tag::Call) || begins(Tag::Function)).then(|| pending.to_owned()),
+        }
+    }
+
+    pub(crate) fn push(&mut self, character: char, events: &mut Events) {
         if self.machine.over {
             return;
         }
@@ -122,14 +157,23 @@ impl Reader {
         }
     }
 
-    /// Nothing more comes; `cut` short if the model did not end it.
+    /// Nothing more comes; `cut` short if the model did not end it. Then a call stays as far as it
+    /// came, and markup that is not whole is left out.
     pub(super) fn finish(&mut self, cut: bool, events: &mut Events) {
         if cut && self.machine.is_in_call() {
             return;
         }
+        if cut && self.is_in_tag() {
+            self.finder.finish();
+        }
         let text = self.finder.finish();
         self.text(&text, events);
         self.machine.finish(events);
+    }
+
+    /// Whether what is held back is more likely a tag than text.
+    fn is_in_tag(&self) -> bool {
+        self.finder.pending().len() > 1 || self.machine.speech.is_fresh()
     }
 
     fn text(&mut self, text: &str, events: &mut Events) {
@@ -142,12 +186,11 @@ impl Reader {
 }
 
 impl Machine {
-    /// Whether a call was begun, and is not complete.
+    /// Whether a call was begun or may be beginning, and is not complete.
     fn is_in_call(&self) -> bool {
         match &self.state {
-            State::Json(call, _) => call.is_named(),
-            State::Xml(..) => true,
-            _ => false,
+            State::Speech | State::Closing => false,
+            State::Opened(_) | State::Name(..) | State::Json(..) | State::Xml(..) => true,
         }
     }
 
@@ -181,7 +224,10 @@ impl Machine {
                 opening.raw.push(character);
                 match character {
                     ' ' | '\n' | '\t' | '\r' => self.state = State::Opened(opening),
-                    '{' => self.begin_json(opening, events),
+                    '{' => {
+                        self.begun = Some(opening.last_tag().to_owned());
+                        self.begin_json(opening, events);
+                    }
                     _ => self.give_back(&opening.raw, events),
                 }
             }
@@ -217,6 +263,7 @@ impl Machine {
             State::Opened(mut opening) => match tag {
                 Tag::Function => {
                     opening.raw.push_str(tag.text());
+                    self.begun = Some(opening.last_tag().to_owned());
                     self.state = State::Name(opening, String::new());
                 }
                 Tag::Call => {
@@ -286,11 +333,11 @@ impl Machine {
             }
             Tag::Call => {
                 let raw = tag.text().to_owned();
-                self.state = State::Opened(Opening { raw, wrapped: Wrapped(true) });
+                self.state = State::Opened(Opening { raw, wrapped: Wrapped(true), follows: false });
             }
             Tag::Function => {
                 let raw = tag.text().to_owned();
-                let opening = Opening { raw, wrapped: Wrapped(false) };
+                let opening = Opening { raw, ..Opening::default() };
                 self.state = State::Name(opening, String::new());
             }
             Tag::EndCall | Tag::EndFunction | Tag::Parameter | Tag::EndParameter => {}
@@ -318,10 +365,17 @@ impl Machine {
         match step {
             Step::Stay => self.state = State::Json(call, opening),
             Step::Named(name) => {
+                let opening = opening.unwrap_or_default();
+                // No grammar sees a call that begins like this.
+                let (takes_text, strict) = match self.tool(&name) {
+                    Some(tool) if !(tool.strict && opening.follows) => {
+                        (tool.takes_text(), tool.strict)
+                    }
+                    _ => return self.give_back(&opening.raw, events),
+                };
                 self.speech.turn_to_call();
-                let takes_text = self.tool(&name).is_some_and(Tool::takes_text);
                 events.call(name, takes_text);
-                call.begin(events);
+                call.begin(strict, events);
                 self.state = State::Json(call, None);
             }
             Step::Over(next) => {
@@ -336,22 +390,25 @@ impl Machine {
         }
     }
 
-    fn begin_xml(&mut self, opening: &Opening, name: &str, events: &mut Events) {
-        let name = name.trim().trim_matches(['"', '\'']);
-        let tool = self.tool(name);
-        let plausible = !name.is_empty() && !name.contains(char::is_whitespace);
-        if !plausible || (tool.is_none() && !opening.wrapped.0) {
-            return self.give_back(&opening.raw, events);
+    fn begin_xml(&mut self, opening: &Opening, written: &str, events: &mut Events) {
+        let name = written.trim().trim_matches(['"', '\'']);
+        let exact = name == written;
+        let tool = match self.tool(name) {
+            Some(tool) if exact || opening.wrapped.0 || !tool.strict => tool,
+            _ => return self.give_back(&opening.raw, events),
+        };
+        let (takes_text, strict) = (tool.takes_text(), tool.strict);
+        let call = XmlCall::new(tool.parameters.clone(), self.style.padded, strict);
+        if exact && !opening.wrapped.0 {
+            self.begun = Some(opening.raw.clone());
         }
-        let parameters = tool.map_or(Value::Null, |tool| tool.parameters.clone());
-        let takes_text = tool.is_some_and(Tool::takes_text);
         self.speech.turn_to_call();
         events.call(name.to_owned(), takes_text);
-        self.state = State::Xml(XmlCall::new(parameters, self.style.padded), opening.wrapped);
+        self.state = State::Xml(call, opening.wrapped);
     }
 
     fn tool(&self, name: &str) -> Option<&Tool> {
-        self.tools.iter().flatten().find(|tool| tool.name == name)
+        self.tools.iter().flat_map(|tools| tools.iter()).find(|tool| tool.name == name)
     }
 
     /// A call is complete.
@@ -378,7 +435,8 @@ impl Machine {
                 }
                 match character {
                     '{' => {
-                        let opening = Opening { raw: "{".to_owned(), wrapped: Wrapped(true) };
+                        let raw = "{".to_owned();
+                        let opening = Opening { raw, wrapped: Wrapped(true), follows: true };
                         self.begin_json(opening, events);
                     }
                     _ => self.speech.say(character, events),

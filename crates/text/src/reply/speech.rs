@@ -11,7 +11,7 @@ pub(super) enum Part {
 }
 
 #[expect(clippy::struct_excessive_bools, reason = "four facts that do not exclude each other")]
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Speech {
     part: Part,
     padded: bool,

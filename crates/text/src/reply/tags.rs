@@ -3,7 +3,7 @@
 /// A tag begins with `<` and has no other, and none begins another: so at most one of them can be
 /// under way, and where it ends does not depend on what follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Tag {
+pub(crate) enum Tag {
     Think,
     EndThink,
     Call,
@@ -17,7 +17,7 @@ pub(super) enum Tag {
 }
 
 impl Tag {
-    pub(super) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Think,
         Self::EndThink,
         Self::Call,
@@ -28,7 +28,7 @@ impl Tag {
         Self::EndParameter,
     ];
 
-    pub(super) fn text(self) -> &'static str {
+    pub(crate) fn text(self) -> &'static str {
         match self {
             Self::Think => "<think>",
             Self::EndThink => "</think>",
@@ -55,7 +55,7 @@ pub(super) enum Found {
 }
 
 /// Finds tags. Holds back what may become one.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Finder {
     pending: String,
 }
@@ -82,6 +82,11 @@ impl Finder {
             Some(_) => Found::Nothing,
             None => Found::Text(self.finish()),
         }
+    }
+
+    /// What is held back.
+    pub(super) fn pending(&self) -> &str {
+        &self.pending
     }
 
     /// What is held back is no tag.

@@ -12,6 +12,7 @@ use super::schema::Kinds;
 const SCALAR_MAX: usize = 400;
 
 #[expect(clippy::struct_excessive_bools, reason = "four facts that do not exclude each other")]
+#[derive(Clone)]
 pub(super) struct Value {
     kinds: Kinds,
     /// Whether the first and the last newline are markup.
@@ -72,7 +73,8 @@ impl Value {
 
 /// Whether a value that begins like this may be one of these kinds.
 fn may_become(kinds: Kinds, begun: &str) -> bool {
-    let start = begun.trim_start();
+    // More white space than that begins no value, and to look at all of it again is quadratic.
+    let start = begun[..begun.floor_char_boundary(SCALAR_MAX)].trim_start();
     if kinds.has(Kinds::OBJECT) && start.starts_with('{')
         || kinds.has(Kinds::ARRAY) && start.starts_with('[')
     {

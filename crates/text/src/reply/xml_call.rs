@@ -14,15 +14,19 @@ use super::schema::{self, Kinds};
 use super::tags::Tag;
 use super::value::{Value, escape};
 
+#[derive(Clone)]
 pub(super) struct XmlCall {
     /// JSON schema of the arguments; null if there is none.
     parameters: Json,
     padded: bool,
+    /// Whether a grammar sees to it that a value ends with its own tag and nowhere before.
+    exact: bool,
     /// Keys that the call has had.
     keys: Vec<String>,
     part: Part,
 }
 
+#[derive(Clone)]
 enum Part {
     /// Outside of parameters.
     Between,
@@ -36,14 +40,15 @@ enum Part {
 }
 
 impl XmlCall {
-    pub(super) fn new(parameters: Json, padded: bool) -> Self {
-        Self { parameters, padded, keys: Vec::new(), part: Part::Between }
+    pub(super) fn new(parameters: Json, padded: bool, exact: bool) -> Self {
+        Self { parameters, padded, exact, keys: Vec::new(), part: Part::Between }
     }
 
     pub(super) fn takes(&self, tag: Tag) -> bool {
         match self.part {
             Part::Between | Part::Key(_) => !matches!(tag, Tag::Think | Tag::EndThink),
             Part::ValueTail(..) => !matches!(tag, Tag::Think | Tag::EndThink),
+            Part::Value(_) if self.exact => tag == Tag::EndParameter,
             Part::Value(_) | Part::ValueKey(..) => {
                 matches!(tag, Tag::Parameter | Tag::EndParameter | Tag::EndFunction | Tag::EndCall)
             }

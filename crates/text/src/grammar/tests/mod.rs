@@ -6,6 +6,7 @@ mod languages;
 mod masks;
 mod multiples;
 mod schemas;
+mod text;
 
 use super::vocabulary::{Vocabulary, Word};
 use super::{Constraint, Grammar, GrammarError, Grammars};

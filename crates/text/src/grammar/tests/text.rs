@@ -1,0 +1,266 @@
+//! Calls within free text: nothing is bound before one begins, and then it is bound exactly.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::{Dice, ENDS, Model, OTHER, allowed};
+use crate::grammar::{Constraint, Grammar};
+use crate::reply::events::Events;
+use crate::reply::reader::Reader;
+use crate::{Event, Format, ReasoningStart, TokenId, Tool};
+
+fn tools() -> Arc<[Tool]> {
+    let parameters = json!({
+        "type": "object",
+        "properties": {
+            "city": { "type": "string" },
+            "unit": { "enum": ["c", "f"] },
+            "days": { "type": "array", "items": { "type": "integer" } },
+        },
+        "required": ["city", "unit"],
+        "additionalProperties": false,
+    });
+    let strict = Tool { name: "weather".to_owned(), parameters, strict: true, ..Tool::default() };
+    let loose = Tool {
+        name: "now".to_owned(),
+        parameters: json!({ "type": "object", "properties": { "zone": { "type": "string" } } }),
+        ..Tool::default()
+    };
+    [strict, loose].into()
+}
+
+fn text(model: &Model, format: Format, parallel: bool, reasoning: ReasoningStart) -> Grammar {
+    let constraint = Constraint::TextWithCalls { tools: tools(), format, parallel };
+    model.grammars.compile(&constraint, reasoning, &|| false).unwrap()
+}
+
+const FORMATS: [Format; 3] = [Format::Mimo, Format::Qwen3Coder, Format::Hermes];
+
+const STRICT_XML: &str = "<tool_call>\n<function=weather>\n<parameter=city>Rome</parameter>\n\
+    <parameter=unit>c</parameter>\n</function>\n</tool_call>";
+const LOOSE_XML: &str = "<tool_call>\n<function=now>\n<parameter=any>thing</parameter>\n\
+    </function></tool_call>";
+const STRICT_JSON: &str = "<tool_call>\n{\"name\": \"weather\", \"arguments\": \
+    {\"city\": \"Rome\", \"unit\": \"c\"}}\n</tool_call>";
+const LOOSE_JSON: &str =
+    "<tool_call>\n{\"name\":\"now\",\"arguments\":{\"any\": [1, }}</tool_call>";
+
+fn calls(format: Format) -> (&'static str, &'static str) {
+    match format {
+        Format::Mimo => (STRICT_XML, LOOSE_XML),
+        Format::Qwen3Coder => {
+            let padded = "<tool_call>\n<function=weather>\n<parameter=city>\nRome\n</parameter>\n\
+                <parameter=unit>\nc\n</parameter>\n</function>\n</tool_call>";
+            (padded, LOOSE_XML)
+        }
+        _ => (STRICT_JSON, LOOSE_JSON),
+    }
+}
+
+#[test]
+fn text_is_free_and_calls_follow_their_schemas() {
+    for model in [Model::bytes(), Model::pieces(), Model::with(&[], false)] {
+        for format in FORMATS {
+            let (strict, loose) = calls(format);
+            let grammar = text(&model, format, true, ReasoningStart::Never);
+            let takes = |text: &str| model.takes(&grammar, text);
+            assert!(takes(""));
+            assert!(takes("Some <b>text</b>, \"<tool_call>\", and {\"name\": 1}."));
+            assert!(takes(strict), "{format}");
+            assert!(takes(loose), "{format}");
+            assert!(takes(&format!("Yes. {loose}\n{strict} and {strict}{loose} <tool_call> x")));
+            assert!(!takes(&strict.replace("Rome", "Rome</parameter>").replace("unit", "u")));
+            assert!(!takes(&strict.replace("weather", "other")));
+            assert!(!takes(&loose.replace("now", "later")));
+            assert!(!takes(&format!("{loose} {}", strict.replace("city", "town"))));
+            // A call that is not complete cannot end.
+            assert!(!takes(&strict[..strict.len() - 20]));
+        }
+    }
+}
+
+#[test]
+fn calls_without_their_outer_tag_are_bound_too() {
+    let model = Model::pieces();
+    let bare = |text: &str| text.replace("<tool_call>\n", "").replace("\n</tool_call>", "");
+    let grammar = text(&model, Format::Mimo, true, ReasoningStart::Never);
+    assert!(model.takes(&grammar, &format!("{} more", bare(STRICT_XML))));
+    assert!(!model.takes(&grammar, &bare(STRICT_XML).replace("unit", "u")));
+    // It is no tool of ours, and so it is text.
+    assert!(model.takes(&grammar, &bare(STRICT_XML).replace("weather", "whether")));
+}
+
+#[test]
+fn reasoning_is_free_and_may_end_in_a_call() {
+    let model = Model::pieces();
+    for start in [ReasoningStart::Begun, ReasoningStart::Maybe] {
+        let grammar = text(&model, Format::Mimo, true, start);
+        let think = if start == ReasoningStart::Maybe { "<think>" } else { "" };
+        let takes = |text: &str| model.takes(&grammar, &format!("{think}{text}"));
+        assert!(takes("It says `<function=weather>` there.</think>Done."));
+        assert!(takes(&format!("So.</think>{STRICT_XML}")));
+        assert!(takes(&format!("So. {STRICT_XML}")));
+        assert!(!takes(&format!("So. {}", STRICT_XML.replace("unit", "u"))));
+    }
+    // And so may that of replies that must be calls.
+    let tools = tools().to_vec();
+    let forced = Constraint::Calls { tools, format: Format::Mimo, parallel: true };
+    let forced = model.grammars.compile(&forced, true, &|| false).unwrap();
+    assert!(model.takes(&forced, &format!("So. {STRICT_XML}")));
+    assert!(!model.takes(&forced, &format!("So. {}", STRICT_XML.replace("unit", "u"))));
+}
+
+#[test]
+fn nothing_is_asked_of_the_matcher_before_a_call() {
+    let model = Model::pieces();
+    for format in FORMATS {
+        let (strict, loose) = calls(format);
+        let mut grammar = text(&model, format, true, ReasoningStart::Never);
+        let words = model.encode("Well, if a < b then a list[\"x\"] is {\"y\": <b>} .");
+        assert!(grammar.pass(&[], &words));
+        for &token in &words {
+            assert!(grammar.pass(&[token], &[]), "{:?}", model.text(&[token]));
+            assert_eq!(grammar.masks(&[]).unwrap().masks, Vec::<Vec<u32>>::new());
+        }
+        // A draft that begins a call is the matcher's, and asking has changed nothing.
+        let call = model.encode(strict);
+        assert!(!grammar.pass(&words, &call));
+        let masks = grammar.masks(&[words, call].concat()).unwrap();
+        assert_eq!(masks.masks.len(), masks.draft_count as usize + 1);
+        // The arguments of a tool that is not strict are free again.
+        let loose = model.encode(loose);
+        let mut free = loose.iter().map(|&token| {
+            let free = grammar.pass(&[token], &[]);
+            if !free {
+                grammar.accept(&[token]).unwrap();
+            }
+            free
+        });
+        let tail = free.by_ref().skip_while(|free| *free).skip_while(|free| !*free);
+        assert!(tail.collect::<Vec<_>>().iter().all(|free| *free));
+    }
+}
+
+#[test]
+fn drafts_across_calls_are_masked_as_the_places_they_lead_to() {
+    for model in [Model::bytes(), Model::pieces(), Model::with(&pieces_of_tags(), false)] {
+        for format in FORMATS {
+            let (strict, loose) = calls(format);
+            let reply = model.encode(&format!("a <{strict}\n{strict}b{loose}{strict}<tool_c"));
+            let mut grammar = text(&model, format, true, ReasoningStart::Never);
+            let all = grammar.masks(&reply).unwrap();
+            assert_eq!(all.draft_count as usize, reply.len());
+            for (index, mask) in all.masks.iter().enumerate() {
+                let end = (index + 4).min(reply.len());
+                let ahead = grammar.masks(&reply[index..end]).unwrap();
+                assert_eq!(ahead.draft_count as usize, end - index);
+                // The first place of all is free.
+                let here = grammar.masks(&[]).unwrap().masks.pop();
+                assert_eq!(here.as_ref().unwrap_or(&all.masks[0]), mask, "{format} {index}");
+                grammar.accept(&reply[index..(index + 1).min(reply.len())]).unwrap();
+            }
+        }
+    }
+}
+
+fn pieces_of_tags() -> Vec<Vec<u8>> {
+    let pieces =
+        ["<tool", "_call", ">\n", ">{", ">x", "{\"", "{x", "=weather", "=we", "=x", ">\n<"];
+    pieces.iter().map(|piece| piece.as_bytes().to_vec()).collect()
+}
+
+/// Replies at random that are fond of calls: whatever the masks let through, its reader finds
+/// declared functions only, and the arguments that a strict one must have.
+#[test]
+fn no_reply_has_a_call_that_is_not_declared() {
+    let pieces = [pieces_of_tags(), super::pieces()].concat();
+    for (model, marks) in [(Model::with(&pieces, true), true), (Model::with(&pieces, false), false)]
+    {
+        for format in FORMATS {
+            for seed in 0..8 {
+                let mut dice = Dice::new(seed);
+                let mut grammar = text(&model, format, true, ReasoningStart::Never);
+                let (reply, whole) = wild(&model, &mut grammar, &mut dice, format, marks);
+                let mut calls = read(&reply, format);
+                if !whole {
+                    calls.pop();
+                }
+                for (name, arguments) in calls {
+                    assert!(["weather", "now"].contains(&&*name), "{name} in {reply}");
+                    if name == "weather" {
+                        let value: serde_json::Value = serde_json::from_str(&arguments)
+                            .unwrap_or_else(|error| panic!("{error}: {arguments} in {reply}"));
+                        assert!(value["city"].is_string(), "{reply}");
+                        assert!(value["unit"] == "c" || value["unit"] == "f", "{reply}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Tokens that the mask allows, mostly of what looks like a call or nearly.
+fn wild(
+    model: &Model,
+    grammar: &mut Grammar,
+    dice: &mut Dice,
+    format: Format,
+    marks: bool,
+) -> (String, bool) {
+    let (strict, loose) = calls(format);
+    let hints = [
+        strict,
+        loose,
+        "<tool_call>{\"name\": \"other\"",
+        "<function=other>",
+        "<function=weather>x",
+    ];
+    let mut tokens: Vec<TokenId> = Vec::new();
+    let mut hint: Vec<TokenId> = Vec::new();
+    for _ in 0..400 {
+        if hint.is_empty() {
+            hint = model.encode(dice.pick(&hints));
+            if !marks && dice.below(2) == 0 {
+                hint.truncate(1 + dice.below(hint.len() - 1));
+            }
+            hint.reverse();
+        }
+        let wanted = match dice.below(12) {
+            0 => dice.below(model.words.len()) as TokenId,
+            _ => hint.pop().unwrap(),
+        };
+        let masks = grammar.masks(&[]).unwrap().masks;
+        let legal = |token: TokenId| masks.first().is_none_or(|mask| allowed(mask, token));
+        let token = if legal(wanted) && !ENDS.contains(&wanted) {
+            wanted
+        } else {
+            let all: Vec<TokenId> = (0..model.words.len() as TokenId)
+                .filter(|token| legal(*token) && !ENDS.contains(token))
+                .collect();
+            dice.pick(&all)
+        };
+        grammar.accept(&[token]).unwrap();
+        tokens.push(token);
+    }
+    // Of the special tokens a reader sees the tags only.
+    let shown = tokens.iter().filter(|token| **token != OTHER && !ENDS.contains(token));
+    let whole = grammar.clone().accept(&ENDS[..1]).is_ok();
+    (model.text(&shown.copied().collect::<Vec<_>>()), whole)
+}
+
+fn read(reply: &str, format: Format) -> Vec<(String, String)> {
+    let tools = Some(tools());
+    let mut reader = Reader::new(format.style(), ReasoningStart::Never, tools, true, false);
+    let mut events = Events::default();
+    reply.chars().for_each(|character| reader.push(character, &mut events));
+    let mut calls: Vec<(String, String)> = Vec::new();
+    for event in events.take() {
+        match event {
+            Event::Call { name, .. } => calls.push((name, String::new())),
+            Event::Arguments { text, .. } => calls.last_mut().unwrap().1 += &text,
+            Event::Content(_) | Event::Reasoning(_) => {}
+        }
+    }
+    calls
+}
