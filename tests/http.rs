@@ -31,6 +31,8 @@ mod load;
 mod prompts;
 #[path = "http/responses.rs"]
 mod responses;
+#[path = "http/router.rs"]
+mod router;
 #[path = "http/server.rs"]
 mod server;
 #[path = "http/shapes.rs"]

@@ -1,5 +1,6 @@
-"""A running server is named by KILOTOK_URL. Its model repeats what it is told: the reply to a turn
-with `say:` in it is what follows. Told nothing, it babbles, always the same for the same seed."""
+"""Running servers are named by KILOTOK_URL, divided by spaces. Their model repeats what it is told:
+the reply to a turn with `say:` in it is what follows. A turn may tell several replies, each after a
+line that begins with `next:`. Told nothing, it babbles, always the same for the same seed."""
 
 import os
 
@@ -12,9 +13,20 @@ MODEL = "parrot"
 KEY = "test-key"
 
 
+def told(*replies):
+    """A prompt that is answered by these replies, one for each turn of the model."""
+    return "say:" + "\nnext:".join(replies)
+
+
+def call(name, **arguments):
+    """A reply that calls a tool."""
+    fields = "".join(f"<parameter={key}>{arguments[key]}</parameter>\n" for key in arguments)
+    return f"<tool_call>\n<function={name}>\n{fields}</function>\n</tool_call>"
+
+
 @pytest.fixture(scope="session")
 def url():
-    return os.environ["KILOTOK_URL"]
+    return os.environ["KILOTOK_URL"].split()[0]
 
 
 @pytest.fixture(scope="session")

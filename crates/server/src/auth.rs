@@ -9,7 +9,16 @@ use crate::error::ApiError;
 pub(crate) struct Keys(Vec<[u8; 32]>);
 
 /// What needs a key; health, metrics, version and page do not.
-const GUARDED: [&str; 4] = ["/v1", "/tokenize", "/detokenize", "/abort_requests"];
+const GUARDED: [&str; 8] = [
+    "/v1",
+    "/tokenize",
+    "/detokenize",
+    "/abort_requests",
+    "/model_info",
+    "/get_model_info",
+    "/server_info",
+    "/get_server_info",
+];
 
 impl Keys {
     pub(crate) fn new(keys: &[String]) -> Self {
@@ -85,6 +94,7 @@ mod tests {
         }
         assert!(!may("/abort_requests", "x-api-key", ""));
         assert!(!may("/detokenize", "accept", "one"));
+        assert!(!may("/get_model_info", "accept", "one"));
         for open in ["/health", "/metrics", "/version", "/", "/v1beta", "/tokenizers"] {
             assert!(keys.check(open, &HeaderMap::new()).is_ok(), "{open}");
         }

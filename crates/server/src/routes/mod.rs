@@ -12,6 +12,7 @@ pub(crate) mod openapi;
 pub(crate) mod page;
 mod reply;
 pub(crate) mod responses;
+pub(crate) mod sglang;
 pub(crate) mod tokenize;
 
 use std::sync::Arc;
@@ -48,6 +49,11 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/live", get(health::live))
         .route("/version", get(control::version))
         .route("/load", get(control::load))
+        .route("/model_info", get(sglang::model_info))
+        .route("/get_model_info", get(sglang::model_info))
+        .route("/server_info", get(sglang::server_info))
+        .route("/get_server_info", get(sglang::server_info))
+        .route("/get_load", get(sglang::get_load))
         .route("/metrics", get(metrics::metrics))
         .route("/openapi.json", get(openapi::document))
         .route("/", get(page::page))

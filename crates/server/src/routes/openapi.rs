@@ -11,7 +11,9 @@ use crate::error::ErrorBody;
 use crate::wire::chat::ChunkChoice;
 use crate::wire::chunk::Chunk;
 
-use super::{chat, completions, control, health, messages, metrics, models, responses, tokenize};
+use super::{
+    chat, completions, control, health, messages, metrics, models, responses, sglang, tokenize,
+};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -40,6 +42,9 @@ use super::{chat, completions, control, health, messages, metrics, models, respo
         health::ready,
         health::live,
         metrics::metrics,
+        sglang::model_info,
+        sglang::server_info,
+        sglang::get_load,
     ),
     components(schemas(ErrorBody, Chunk<'static, ChunkChoice<'static>>)),
     modifiers(&Keys),

@@ -16,6 +16,7 @@ pub mod messages;
 pub mod models;
 pub mod responses;
 pub mod sampled;
+pub mod sglang;
 pub mod speed;
 pub mod tokenize;
 pub mod tools;

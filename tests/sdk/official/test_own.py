@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import KEY, MODEL
 
-THERE = Path(__file__).parents[2] / "target/sdk"
-REQUIRED = (Path(__file__).parent / "requirements.txt").read_text().split()
+THERE = Path(__file__).parents[3] / "target/sdk"
+REQUIRED = (Path(__file__).parents[1] / "requirements.txt").read_text().split()
 OPENAI = next(line.split("==")[1] for line in REQUIRED if line.startswith("openai["))
 
 # What a server of our kind cannot pass, and why.

@@ -13,7 +13,7 @@ import openai
 import pytest
 from conftest import KEY, MODEL
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NAME = f'model_name="{MODEL}"'
 
 

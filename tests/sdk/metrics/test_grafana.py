@@ -11,7 +11,7 @@ from grafana_foundation_sdk.cog import plugins
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-FOLDER = Path(__file__).parents[2] / "configs/grafana/dashboards"
+FOLDER = Path(__file__).parents[3] / "configs/grafana/dashboards"
 # What Grafana's page keeps with a query's variable, for people.
 NOTES = {"definition"}
 

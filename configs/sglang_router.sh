@@ -1,0 +1,18 @@
+#!/bin/sh
+# SGLang's router (`pip install sglang-router==0.3.2`) before several servers of one model. Requests
+# that begin alike go to the same server, which has their beginning in its prefix cache.
+#
+#   kilotok serve MODEL --port 8001 &
+#   kilotok serve MODEL --port 8002 &
+#   configs/sglang_router.sh --worker-urls http://127.0.0.1:8001 http://127.0.0.1:8002
+#
+# Clients then use http://127.0.0.1:30000/v1. If the servers have keys, they must share one:
+# `--api-key KEY` gives it to the router, and clients send it too.
+#
+# A server that starts, drains or stalls is not /ready: it gets no new requests after two looks.
+exec sglang-router launch \
+    --policy cache_aware \
+    --health-check-endpoint /ready \
+    --health-check-interval-secs 5 \
+    --health-failure-threshold 2 \
+    "$@"
