@@ -26,6 +26,7 @@ mod weight;
 #[cfg(test)]
 mod tests;
 
+use std::fmt::Write;
 use std::sync::Arc;
 
 use kilotok_abi::TokenId;
@@ -258,9 +259,9 @@ impl Grammars {
 fn calls_key(tools: &[Tool], format: Format) -> String {
     let mut key = format!("text with {format} calls");
     for tool in tools {
-        key += &format!(" {:?}", tool.name);
+        let _ = write!(key, " {:?}", tool.name);
         if tool.strict {
-            key += &format!("{:?}{:?}", tool.parameters, tool.input);
+            let _ = write!(key, "{:?}{:?}", tool.parameters, tool.input);
         }
     }
     key

@@ -297,7 +297,9 @@ impl Grammar {
         }
         let mut allowed = self.vocabulary.trie().alloc_token_set();
         allowed.set_all(true);
-        begins.iter().for_each(|&token| allowed.disallow_token(token));
+        for &token in &begins {
+            allowed.disallow_token(token);
+        }
         Ok(Some(self.vocabulary.mask(&allowed)))
     }
 

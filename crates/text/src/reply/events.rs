@@ -6,7 +6,7 @@ use super::value::escape;
 
 #[derive(Debug, Default)]
 pub(crate) struct Events {
-    events: Vec<Event>,
+    gathered: Vec<Event>,
     call_count: u32,
     /// There if the last call's tool takes a text.
     text_input: Option<TextInput>,
@@ -14,7 +14,7 @@ pub(crate) struct Events {
 
 impl Events {
     pub(crate) fn take(&mut self) -> Vec<Event> {
-        std::mem::take(&mut self.events)
+        std::mem::take(&mut self.gathered)
     }
 
     pub(super) fn call_count(&self) -> u32 {
@@ -22,21 +22,21 @@ impl Events {
     }
 
     pub(super) fn content(&mut self, character: char) {
-        match self.events.last_mut() {
+        match self.gathered.last_mut() {
             Some(Event::Content(text)) => text.push(character),
-            _ => self.events.push(Event::Content(character.to_string())),
+            _ => self.gathered.push(Event::Content(character.to_string())),
         }
     }
 
     pub(super) fn reasoning(&mut self, character: char) {
-        match self.events.last_mut() {
+        match self.gathered.last_mut() {
             Some(Event::Reasoning(text)) => text.push(character),
-            _ => self.events.push(Event::Reasoning(character.to_string())),
+            _ => self.gathered.push(Event::Reasoning(character.to_string())),
         }
     }
 
     pub(super) fn call(&mut self, name: String, takes_text: bool) {
-        self.events.push(Event::Call { index: self.call_count, name, takes_text });
+        self.gathered.push(Event::Call { index: self.call_count, name, takes_text });
         self.call_count += 1;
         self.text_input = takes_text.then(TextInput::default);
     }
@@ -55,7 +55,7 @@ impl Events {
     /// A character of a string within the arguments.
     pub(super) fn string(&mut self, character: char) {
         if let (Some(Event::Arguments { text, .. }), None) =
-            (self.events.last_mut(), &self.text_input)
+            (self.gathered.last_mut(), &self.text_input)
         {
             escape(character, text);
         } else {
@@ -69,11 +69,11 @@ impl Events {
         if more.is_empty() {
             return;
         }
-        if let Some(Event::Arguments { text, .. }) = self.events.last_mut() {
+        if let Some(Event::Arguments { text, .. }) = self.gathered.last_mut() {
             text.push_str(more);
         } else {
             let index = self.call_count.saturating_sub(1);
-            self.events.push(Event::Arguments { index, text: more.to_owned() });
+            self.gathered.push(Event::Arguments { index, text: more.to_owned() });
         }
     }
 }
