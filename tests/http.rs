@@ -9,6 +9,8 @@ mod anthropic;
 mod chat;
 #[path = "http/clients.rs"]
 mod clients;
+#[path = "http/codex.rs"]
+mod codex;
 #[path = "http/completions.rs"]
 mod completions;
 #[path = "http/dice.rs"]
@@ -19,6 +21,8 @@ mod drafts;
 mod faults;
 #[path = "http/garbage.rs"]
 mod garbage;
+#[path = "http/hosted.rs"]
+mod hosted;
 #[path = "http/integers.rs"]
 mod integers;
 #[path = "http/leaving.rs"]

@@ -14,6 +14,7 @@ pub mod error;
 pub mod gate;
 mod guide;
 mod health;
+mod left_out;
 pub mod metrics;
 mod pace;
 mod params;

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::choice::{Finish, Piece};
 use crate::tally::Tally;
 use crate::wire::logprobs::{ChatLogprob, Pairs, PromptLogprob, PromptLogprobs, TopLogprob};
-use crate::wire::tools::{CalledFunction, ToolCall};
+use crate::wire::tools::{CalledCustom, CalledFunction, ToolCall};
 
 /// A whole reply.
 #[derive(Debug, Default)]
@@ -40,16 +40,22 @@ impl Said {
             match event {
                 Event::Content(text) => self.content.push_str(&text),
                 Event::Reasoning(text) => self.reasoning.push_str(&text),
-                Event::Call { name, .. } => self.calls.push(ToolCall {
-                    id: call_id(),
-                    kind: "function",
-                    function: CalledFunction { name, arguments: String::new() },
-                }),
-                Event::Arguments { index, text } => {
-                    if let Some(call) = self.calls.get_mut(index as usize) {
-                        call.function.arguments.push_str(&text);
-                    }
+                Event::Call { name, takes_text, .. } => {
+                    let (id, text) = (call_id(), String::new());
+                    self.calls.push(if takes_text {
+                        ToolCall::Custom { id, custom: CalledCustom { name, input: text } }
+                    } else {
+                        ToolCall::Function {
+                            id,
+                            function: CalledFunction { name, arguments: text },
+                        }
+                    });
                 }
+                Event::Arguments { index, text } => match self.calls.get_mut(index as usize) {
+                    Some(ToolCall::Function { function, .. }) => function.arguments.push_str(&text),
+                    Some(ToolCall::Custom { custom, .. }) => custom.input.push_str(&text),
+                    None => {}
+                },
             }
         }
         self.tokens.extend(piece.tokens);
@@ -186,11 +192,13 @@ mod tests {
             said.add(Piece { events, tokens: vec![1], ..Piece::default() });
         }
         assert_eq!((said.content.as_str(), said.reasoning.as_str()), ("ab", "hm"));
-        let calls: Vec<_> = said
-            .calls
-            .iter()
-            .map(|call| (&*call.function.name, &*call.function.arguments))
-            .collect();
+        let calls = said.calls.iter().map(|call| match call {
+            ToolCall::Function { function: CalledFunction { name, arguments }, .. } => {
+                (name.as_str(), arguments.as_str())
+            }
+            ToolCall::Custom { custom: CalledCustom { name, input }, .. } => (&**name, &**input),
+        });
+        let calls: Vec<_> = calls.collect();
         assert_eq!(calls, [("f", "{\"x\":1}"), ("g", "{}")]);
         assert_eq!(said.tokens, [1, 1, 1]);
     }

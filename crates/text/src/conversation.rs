@@ -109,6 +109,13 @@ impl Tool {
     }
 }
 
+impl ToolCall {
+    /// An earlier call of a tool that takes a text.
+    pub fn of_text(id: String, name: String, text: String) -> Self {
+        Self { id, name, arguments: json!({ TEXT_ARGUMENT: text }) }
+    }
+}
+
 /// A conversation in the model's own words.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rendered {

@@ -16,7 +16,7 @@ use crate::tally::Tally;
 use crate::wire::chat::{ChatChoice, ChatCompletion, ChunkChoice, Delta, ReplyMessage};
 use crate::wire::chunk::Chunk;
 use crate::wire::logprobs::ChatLogprobs;
-use crate::wire::tools::{FunctionDelta, ToolCallDelta};
+use crate::wire::tools::{CustomDelta, FunctionDelta, ToolCallDelta};
 
 /// What becomes of reasoning.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub(crate) struct Chat {
     echo: Option<String>,
     /// Of each choice: its tally, once its first chunk is sent.
     tallies: Vec<Option<Tally>>,
+    /// Of each choice: whether its last call is of a tool that takes a text.
+    takes_text: Vec<bool>,
     scored: Vec<TokenLogprobs>,
 }
 
@@ -48,8 +50,8 @@ impl Chat {
         reasoning: Reasoning,
         echo: Option<String>,
     ) -> Self {
-        let tallies = vec![None; show.choice_count];
-        Self { show, prompt, reasoning, echo, tallies, scored: Vec::new() }
+        let (tallies, takes_text) = (vec![None; show.choice_count], vec![false; show.choice_count]);
+        Self { show, prompt, reasoning, echo, tallies, takes_text, scored: Vec::new() }
     }
 
     fn logprobs(&self, logprobs: &[TokenLogprobs]) -> Option<ChatLogprobs> {
@@ -113,8 +115,7 @@ impl Chat {
         }
     }
 
-    fn progress(&self, index: u32, piece: &Piece, out: &mut Frames) {
-        let said = Parts::of(&piece.events, self.reasoning);
+    fn progress(&self, index: u32, said: &Parts, piece: &Piece, out: &mut Frames) {
         let tells = self.show.logprobs.is_some() && !piece.logprobs.is_empty();
         let ids = self.show.token_ids && !piece.tokens.is_empty();
         let usage = self.show.running_usage() && !piece.tokens.is_empty();
@@ -163,7 +164,9 @@ impl Dialect for Chat {
         if first {
             self.begin(index as u32, out);
         }
-        self.progress(index as u32, &piece, out);
+        let said = Parts::of(&piece.events, self.reasoning, self.takes_text[index]);
+        self.takes_text[index] = said.takes_text;
+        self.progress(index as u32, &said, &piece, out);
         if let Some(finish) = &piece.finish {
             self.finish(index as u32, finish, out);
         }
@@ -204,9 +207,28 @@ impl Dialect for Chat {
 /// More of a call.
 struct Call {
     index: u32,
+    takes_text: bool,
     /// Its id and name, if it begins.
     begun: Option<(String, String)>,
     arguments: String,
+}
+
+impl Call {
+    fn delta(&self) -> ToolCallDelta<'_> {
+        let name = self.begun.as_ref().map(|(_, name)| name.as_str());
+        let (text, kind) = (Some(self.arguments.as_str()), self.kind());
+        ToolCallDelta {
+            index: self.index,
+            id: self.begun.as_ref().map(|(id, _)| id.clone()),
+            kind: self.begun.is_some().then_some(kind),
+            function: (!self.takes_text).then_some(FunctionDelta { name, arguments: text }),
+            custom: self.takes_text.then_some(CustomDelta { name, input: text }),
+        }
+    }
+
+    fn kind(&self) -> &'static str {
+        if self.takes_text { "custom" } else { "function" }
+    }
 }
 
 /// What a piece said, sorted into the fields of a delta.
@@ -215,11 +237,14 @@ struct Parts {
     content: String,
     reasoning: String,
     calls: Vec<Call>,
+    /// Whether the last call is of a tool that takes a text.
+    takes_text: bool,
 }
 
 impl Parts {
-    fn of(events: &[Event], reasoning: Reasoning) -> Self {
-        let mut parts = Self::default();
+    /// `takes_text` is of the call that began in an earlier piece.
+    fn of(events: &[Event], reasoning: Reasoning, takes_text: bool) -> Self {
+        let mut parts = Self { takes_text, ..Self::default() };
         for event in events {
             match event {
                 Event::Content(text) => parts.content.push_str(text),
@@ -228,20 +253,22 @@ impl Parts {
                     Reasoning::Inline => parts.content.push_str(text),
                     Reasoning::Left => {}
                 },
-                Event::Call { index, name, .. } => {
+                Event::Call { index, name, takes_text } => {
                     let begun = Some((call_id(), name.clone()));
-                    parts.calls.push(Call { index: *index, begun, arguments: String::new() });
+                    parts.takes_text = *takes_text;
+                    parts.more(*index, begun, String::new());
                 }
                 Event::Arguments { index, text } => match parts.calls.last_mut() {
                     Some(call) if call.index == *index => call.arguments.push_str(text),
-                    _ => {
-                        let call = Call { index: *index, begun: None, arguments: text.clone() };
-                        parts.calls.push(call);
-                    }
+                    _ => parts.more(*index, None, text.clone()),
                 },
             }
         }
         parts
+    }
+
+    fn more(&mut self, index: u32, begun: Option<(String, String)>, arguments: String) {
+        self.calls.push(Call { index, takes_text: self.takes_text, begun, arguments });
     }
 
     fn is_empty(&self) -> bool {
@@ -252,21 +279,12 @@ impl Parts {
         fn told(text: &str) -> Option<&str> {
             (!text.is_empty()).then_some(text)
         }
-        let calls = self.calls.iter().map(|Call { index, begun, arguments }| ToolCallDelta {
-            index: *index,
-            id: begun.as_ref().map(|(id, _)| id.clone()),
-            kind: begun.is_some().then_some("function"),
-            function: FunctionDelta {
-                name: begun.as_ref().map(|(_, name)| name.as_str()),
-                arguments: Some(arguments),
-            },
-        });
         Delta {
             role: None,
             content: told(&self.content),
             reasoning: told(&self.reasoning),
             reasoning_content: told(&self.reasoning),
-            tool_calls: calls.collect(),
+            tool_calls: self.calls.iter().map(Call::delta).collect(),
         }
     }
 }
@@ -278,7 +296,7 @@ mod tests {
     use super::*;
 
     fn delta_of(events: &[Event]) -> Value {
-        serde_json::to_value(Parts::of(events, Reasoning::Apart).delta()).unwrap()
+        serde_json::to_value(Parts::of(events, Reasoning::Apart, false).delta()).unwrap()
     }
 
     #[test]
@@ -300,6 +318,19 @@ mod tests {
         assert_eq!(calls[0]["type"], "function");
         assert_eq!(calls[1]["function"], json!({"name": "g", "arguments": ""}));
         assert!(calls[1]["id"].as_str().unwrap().starts_with("call_"));
+    }
+
+    #[test]
+    fn custom_tools_are_called_with_a_text() {
+        let call = Event::Call { index: 0, name: "note".into(), takes_text: true };
+        let delta = delta_of(&[call, Event::Arguments { index: 0, text: "a\"b".into() }]);
+        let call = &delta["tool_calls"][0];
+        assert_eq!(call["type"], "custom");
+        assert_eq!(call["custom"], json!({"name": "note", "input": "a\"b"}));
+        let later = [Event::Arguments { index: 0, text: "c".into() }];
+        let parts = Parts::of(&later, Reasoning::Apart, true);
+        let call = json!({"index": 0, "custom": {"input": "c"}});
+        assert_eq!(json!(parts.delta()), json!({"tool_calls": [call]}));
     }
 
     #[test]

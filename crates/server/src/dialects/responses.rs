@@ -9,6 +9,8 @@ use uuid::Uuid;
 use super::Letterhead;
 use crate::choice::{Finish, Piece};
 use crate::error::ApiError;
+use crate::params::items::encrypted_content;
+use crate::params::tools::Names;
 use crate::said::call_id;
 use crate::sse::{Dialect, Frames};
 use crate::tally::Tally;
@@ -18,12 +20,22 @@ use crate::wire::responses::{
     OutputItem, OutputPart, ResponseError, ResponseObject, ResponsesUsage,
 };
 
+/// What of a request is about its reply's form.
+#[derive(Clone, Copy)]
+pub(crate) struct Form {
+    /// Log-probabilities, with so many alternatives.
+    pub(crate) logprobs: Option<u32>,
+    /// Whether reasoning is also in the field of that name.
+    pub(crate) encrypted_content: bool,
+}
+
 pub(crate) struct Responses {
     head: Letterhead,
     /// As far as it is.
     object: ResponseObject,
-    /// Log-probabilities, with so many alternatives.
-    logprobs: Option<u32>,
+    form: Form,
+    /// Of the tools that may be called.
+    names: Names,
     /// Of tokens that have brought no text yet, such as a part of a character.
     pending: Vec<ChatLogprob>,
     begun: bool,
@@ -36,11 +48,12 @@ pub(crate) struct Responses {
 }
 
 impl Responses {
-    pub(crate) fn new(head: Letterhead, object: ResponseObject, logprobs: Option<u32>) -> Self {
+    pub(crate) fn new(head: Letterhead, object: ResponseObject, form: Form, names: Names) -> Self {
         Self {
             head,
             object,
-            logprobs,
+            form,
+            names,
             pending: Vec::new(),
             begun: false,
             open: false,
@@ -81,7 +94,7 @@ impl Responses {
         let part = match item {
             OutputItem::Reasoning { .. } => Some(OutputPart::ReasoningText { text: String::new() }),
             OutputItem::Message { .. } => Some(text_part(String::new())),
-            OutputItem::FunctionCall { .. } => None,
+            OutputItem::FunctionCall { .. } | OutputItem::CustomToolCall { .. } => None,
         };
         self.object.output.push(item.clone());
         self.open = true;
@@ -101,6 +114,9 @@ impl Responses {
         }
         let output_index = self.last();
         self.object.output[output_index].set_status(status);
+        if self.form.encrypted_content {
+            self.object.output[output_index].keep_reasoning();
+        }
         let item = self.object.output[output_index].clone();
         let content = part_of(item.id(), output_index, true);
         match &item {
@@ -111,6 +127,10 @@ impl Responses {
                     ..part_of(item.id(), output_index, false)
                 };
                 self.send("response.function_call_arguments.done", told, out);
+            }
+            OutputItem::CustomToolCall { input, .. } => {
+                let told = OfPart { input: Some(input), ..part_of(item.id(), output_index, false) };
+                self.send("response.custom_tool_call_input.done", told, out);
             }
             OutputItem::Reasoning { content: parts, .. }
             | OutputItem::Message { content: parts, .. } => {
@@ -141,22 +161,29 @@ impl Responses {
             | (Said::Content(_), Some(OutputItem::Message { .. }))
             | (Said::Arguments { .. }, _) => {}
             (Said::Reasoning(_), _) => {
-                let (id, summary, content) = (new_id("rs"), Vec::new(), Vec::new());
-                let status = "in_progress";
-                self.start(&OutputItem::Reasoning { id, status, summary, content }, out);
+                let reasoning = OutputItem::Reasoning {
+                    id: new_id("rs"),
+                    status: "in_progress",
+                    summary: Vec::new(),
+                    content: Vec::new(),
+                    encrypted_content: None,
+                };
+                self.start(&reasoning, out);
             }
             (Said::Content(_), _) => {
                 let (id, content) = (new_id("msg"), Vec::new());
                 let (status, role) = ("in_progress", "assistant");
                 self.start(&OutputItem::Message { id, status, role, content }, out);
             }
-            (Said::Call { name, .. }, _) => {
-                let call = OutputItem::FunctionCall {
-                    id: new_id("fc"),
-                    status: "in_progress",
-                    call_id: call_id(),
-                    name: name.clone(),
-                    arguments: String::new(),
+            (Said::Call { name, takes_text, .. }, _) => {
+                let (namespace, name) = self.names.told(name);
+                let (status, call_id) = ("in_progress", call_id());
+                let call = if *takes_text {
+                    let (id, input) = (new_id("ctc"), String::new());
+                    OutputItem::CustomToolCall { id, status, call_id, name, namespace, input }
+                } else {
+                    let (id, arguments) = (new_id("fc"), String::new());
+                    OutputItem::FunctionCall { id, status, call_id, name, namespace, arguments }
                 };
                 self.start(&call, out);
             }
@@ -192,6 +219,11 @@ impl Responses {
                 let told = OfPart { delta: Some(text), ..part_of(&id, output_index, false) };
                 self.send("response.function_call_arguments.delta", told, out);
             }
+            (Said::Arguments { text, .. }, OutputItem::CustomToolCall { input, .. }) => {
+                input.push_str(text);
+                let told = OfPart { delta: Some(text), ..part_of(&id, output_index, false) };
+                self.send("response.custom_tool_call_input.delta", told, out);
+            }
             _ => {}
         }
     }
@@ -199,7 +231,7 @@ impl Responses {
     /// Keeps the log-probabilities of the tokens that come after reasoning, the last one excepted
     /// where it ended the reply, until there is text that they belong to.
     fn hold(&mut self, piece: &Piece) {
-        let Some(top_count) = self.logprobs else { return };
+        let Some(top_count) = self.form.logprobs else { return };
         let before = piece.tally.token_count - piece.tokens.len() as u32;
         let reasoning = piece.tally.answer_start.saturating_sub(before) as usize;
         if reasoning > 0 {
@@ -218,7 +250,8 @@ impl OutputItem {
         match self {
             Self::Reasoning { id, .. }
             | Self::Message { id, .. }
-            | Self::FunctionCall { id, .. } => id,
+            | Self::FunctionCall { id, .. }
+            | Self::CustomToolCall { id, .. } => id,
         }
     }
 
@@ -226,7 +259,17 @@ impl OutputItem {
         match self {
             Self::Reasoning { status, .. }
             | Self::Message { status, .. }
-            | Self::FunctionCall { status, .. } => *status = to,
+            | Self::FunctionCall { status, .. }
+            | Self::CustomToolCall { status, .. } => *status = to,
+        }
+    }
+
+    /// Also in the field that clients send back who do not send back the text.
+    fn keep_reasoning(&mut self) {
+        if let Self::Reasoning { content, encrypted_content: kept, .. } = self
+            && let Some(OutputPart::ReasoningText { text }) = content.first()
+        {
+            *kept = Some(encrypted_content(text));
         }
     }
 
@@ -252,6 +295,7 @@ fn part_of(item_id: &str, output_index: usize, content: bool) -> OfPart<'_> {
         text: None,
         name: None,
         arguments: None,
+        input: None,
         logprobs: None,
     }
 }

@@ -65,6 +65,14 @@ impl Metrics {
         self.own.unknown_fields.inc_by(count);
     }
 
+    /// So many tools, items or parts of a type were left out; whether they are the first of it.
+    pub(crate) fn left_out(&self, what: &str, kind: &str, count: u64) -> bool {
+        let counter = self.own.left_out.with_label_values(&[what, kind]);
+        let first = counter.get() == 0;
+        counter.inc_by(count);
+        first
+    }
+
     /// A request that was not let in.
     pub(crate) fn rejected(&self, reason: &str) {
         self.vllm.rejections.with_label_values(&[reason]).inc();

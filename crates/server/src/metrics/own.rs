@@ -2,13 +2,14 @@
 
 use kilotok_engine::{Caps, PageKind};
 use kilotok_sched::Stats;
-use prometheus::{Gauge, Histogram, IntCounter};
+use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec};
 
 use super::buckets;
 use super::make::Maker;
 
 pub(super) struct Own {
     pub(super) unknown_fields: IntCounter,
+    pub(super) left_out: IntCounterVec,
     pub(super) plans_refused: IntCounter,
     pub(super) mask_seconds: Histogram,
     pub(super) step_seconds: Histogram,
@@ -24,6 +25,12 @@ impl Own {
             unknown_fields: make.counter(
                 "kilotok:unknown_fields_total",
                 "Fields of requests that were ignored because nobody knows them.",
+            ),
+            left_out: make.counters_of(
+                "kilotok:left_out_total",
+                "Tools, items and parts of requests that prompts do not show: this server cannot \
+                 run or read what is of their type.",
+                &["what", "type"],
             ),
             plans_refused: make.counter(
                 "kilotok:plans_refused_total",

@@ -7,8 +7,10 @@ use serde_json::{Map, Value};
 use super::ranges::at_most;
 use super::tools::past_arguments;
 use crate::error::ApiError;
+use crate::left_out::{LeftOut, What};
 use crate::wire::chat::ChatMessage;
 use crate::wire::content::{OneOrMany, Part};
+use crate::wire::tools::PastCall;
 
 /// More are not a conversation.
 const MESSAGES_MAX: usize = 16_384;
@@ -24,6 +26,7 @@ pub(crate) fn conversation(
     messages: Vec<ChatMessage>,
     variables: Map<String, Value>,
     ending: &Ending,
+    left_out: &mut LeftOut,
 ) -> Result<Conversation, ApiError> {
     at_most("messages", &messages, MESSAGES_MAX)?;
     if messages.is_empty() {
@@ -39,8 +42,9 @@ pub(crate) fn conversation(
         return Err(ApiError::bad(param, message));
     }
     let messages = messages.into_iter().enumerate();
+    let messages = messages.map(|(index, each)| message(index, each, left_out));
     Ok(Conversation {
-        messages: messages.map(|(index, each)| message(index, each)).collect::<Result<_, _>>()?,
+        messages: messages.collect::<Result<_, _>>()?,
         variables,
         add_generation_prompt: ending.add_generation_prompt.unwrap_or(!continue_final_message),
         continue_final_message,
@@ -48,22 +52,21 @@ pub(crate) fn conversation(
     })
 }
 
-fn message(index: usize, message: ChatMessage) -> Result<Message, ApiError> {
+fn message(
+    index: usize,
+    message: ChatMessage,
+    left_out: &mut LeftOut,
+) -> Result<Message, ApiError> {
     let param = format!("messages[{index}]");
-    let mut calls = Vec::new();
-    for (number, call) in message.tool_calls.into_iter().flatten().enumerate() {
-        if call.kind.as_deref().is_some_and(|kind| kind != "function") {
-            let param = format!("{param}.tool_calls[{number}].type");
-            return Err(ApiError::not_implemented(param, &call.kind.unwrap_or_default()));
-        }
-        calls.push(ToolCall {
-            id: call.id.unwrap_or_default(),
-            name: call.function.name,
-            arguments: past_arguments(call.function.arguments),
-        });
-    }
+    let calls = message.tool_calls.into_iter().flatten().enumerate();
+    let calls =
+        calls.map(|(number, call)| past_call(call, &format!("{param}.tool_calls[{number}]")));
+    let tool_calls = calls.collect::<Result<_, _>>()?;
     let content = match message.content {
-        Some(content) => text_of(&content, &format!("{param}.content"))?,
+        Some(parts) if message.role == "tool" => {
+            result_of(&parts, &format!("{param}.content"), left_out)?
+        }
+        Some(parts) => text_of(&parts, &format!("{param}.content"))?,
         None => message.refusal.unwrap_or_default(),
     };
     Ok(Message {
@@ -71,35 +74,84 @@ fn message(index: usize, message: ChatMessage) -> Result<Message, ApiError> {
         role: if message.role == "developer" { "system".into() } else { message.role },
         content,
         reasoning: message.reasoning.or(message.reasoning_content),
-        tool_calls: calls,
+        tool_calls,
         tool_call_id: message.tool_call_id,
         name: message.name,
     })
 }
 
+fn past_call(call: PastCall, param: &str) -> Result<ToolCall, ApiError> {
+    let PastCall { id, kind, function, custom } = call;
+    let id = id.unwrap_or_default();
+    match (kind.as_deref(), function, custom) {
+        (None | Some("function"), Some(call), _) => {
+            Ok(ToolCall { id, name: call.name, arguments: past_arguments(call.arguments) })
+        }
+        (None | Some("custom"), _, Some(call)) => {
+            Ok(ToolCall::of_text(id, call.name, call.input.unwrap_or_default()))
+        }
+        (None | Some("function"), _, _) => {
+            let param = format!("{param}.function");
+            Err(ApiError::bad(&param, format!("{param}: missing")))
+        }
+        (Some("custom"), _, _) => {
+            let param = format!("{param}.custom");
+            Err(ApiError::bad(&param, format!("{param}: missing")))
+        }
+        (Some(other), _, _) => Err(ApiError::not_implemented(format!("{param}.type"), other)),
+    }
+}
+
 /// The text of all parts, a line each.
 pub(crate) fn text_of(parts: &OneOrMany<Part>, param: &str) -> Result<String, ApiError> {
-    let mut text = String::new();
-    for (index, part) in parts.0.iter().enumerate() {
-        let said = match part.kind.as_str() {
-            "text" | "input_text" | "output_text" | "reasoning_text" | "summary_text" => &part.text,
-            "refusal" => &part.refusal,
-            other => {
-                let param = format!("{param}[{index}].type");
-                let message = format!("{param}: {other:?}, but this model reads text only");
-                return Err(ApiError::bad(param, message).with_code("unsupported_parameter"));
-            }
-        };
-        let Some(said) = said else {
-            let param = format!("{param}[{index}].text");
-            return Err(ApiError::bad(&param, format!("{param}: missing")));
-        };
-        if index > 0 {
-            text.push('\n');
-        }
-        text.push_str(said);
-    }
-    Ok(text)
+    let parts = parts.0.iter().enumerate();
+    lines(parts.map(|(index, part)| {
+        let param = format!("{param}[{index}]");
+        said(part, &param)?.ok_or_else(|| {
+            let message = format!("{param}.type: {:?}, but this model reads text only", part.kind);
+            ApiError::bad(format!("{param}.type"), message).with_code("unsupported_parameter")
+        })
+    }))
+}
+
+/// The same of a tool's result. A client cannot help what its tools answer, and sends it again with
+/// every request: of what is no text the model is told that it is left out.
+fn result_of(
+    parts: &OneOrMany<Part>,
+    param: &str,
+    left_out: &mut LeftOut,
+) -> Result<String, ApiError> {
+    let parts = parts.0.iter().enumerate();
+    lines(parts.map(|(index, part)| {
+        let said = said(part, &format!("{param}[{index}]"))?;
+        Ok(said.unwrap_or_else(|| unread(&part.kind, left_out)))
+    }))
+}
+
+/// What a tool's result says instead of a part that is no text.
+pub(crate) fn unread(kind: &str, left_out: &mut LeftOut) -> String {
+    left_out.add(What::Part, kind);
+    format!("[{kind} left out: this model reads text only]")
+}
+
+/// The text of a part, if it is one.
+pub(crate) fn said(part: &Part, param: &str) -> Result<Option<String>, ApiError> {
+    let text = match part.kind.as_str() {
+        "text" | "input_text" | "output_text" | "reasoning_text" | "summary_text" => &part.text,
+        "refusal" => &part.refusal,
+        _ => return Ok(None),
+    };
+    let missing = || {
+        let param = format!("{param}.text");
+        ApiError::bad(&param, format!("{param}: missing"))
+    };
+    text.clone().map(Some).ok_or_else(missing)
+}
+
+pub(crate) fn lines(
+    parts: impl Iterator<Item = Result<String, ApiError>>,
+) -> Result<String, ApiError> {
+    Ok(parts.collect::<Result<Vec<_>, _>>()?.join("\n"))
 }
 
 #[cfg(test)]
@@ -110,7 +162,9 @@ mod tests {
 
     fn of(messages: &Value) -> Result<Vec<Message>, ApiError> {
         let messages = serde_json::from_value(messages.clone()).unwrap();
-        conversation(messages, Map::new(), &Ending::default()).map(|talk| talk.messages)
+        let mut left_out = LeftOut::default();
+        conversation(messages, Map::new(), &Ending::default(), &mut left_out)
+            .map(|talk| talk.messages)
     }
 
     #[test]
@@ -138,6 +192,32 @@ mod tests {
     }
 
     #[test]
+    fn calls_of_the_past_are_of_functions_or_custom_tools() {
+        let messages = of(&json!([
+            {"role": "assistant", "tool_calls": [
+                {"id": "1", "type": "custom", "custom": {"name": "note", "input": "a\nb"}},
+                {"id": "2", "function": {"name": "f"}},
+            ]},
+            {"role": "tool", "tool_call_id": "1", "content": [
+                {"type": "text", "text": "see"}, {"type": "image_url"},
+            ]},
+        ]))
+        .unwrap();
+        assert_eq!(messages[0].tool_calls[0].arguments, json!({"input": "a\nb"}));
+        assert_eq!(messages[0].tool_calls[1].arguments, json!({}));
+        let expected = "see\n[image_url left out: this model reads text only]";
+        assert_eq!(messages[1].content, expected);
+        for (call, place) in [
+            (json!({"type": "function"}), "function"),
+            (json!({"type": "custom", "function": {"name": "f"}}), "custom"),
+            (json!({"type": "other"}), "type"),
+        ] {
+            let error = of(&json!([{"role": "assistant", "tool_calls": [call]}])).unwrap_err();
+            assert_eq!(error.param.unwrap(), format!("messages[0].tool_calls[0].{place}"));
+        }
+    }
+
+    #[test]
     fn what_is_no_text_is_refused_by_its_place() {
         let image = json!([
             {"role": "user", "content": "a"},
@@ -154,7 +234,7 @@ mod tests {
         let message = || vec![ChatMessage { role: "user".into(), ..ChatMessage::default() }];
         let of = |add, go_on| {
             let ending = Ending { add_generation_prompt: add, continue_final_message: go_on };
-            conversation(message(), Map::new(), &ending)
+            conversation(message(), Map::new(), &ending, &mut LeftOut::default())
         };
         assert!(of(None, None).unwrap().add_generation_prompt);
         assert!(!of(Some(false), None).unwrap().add_generation_prompt);

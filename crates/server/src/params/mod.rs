@@ -2,6 +2,8 @@
 //! in, the same for all four APIs. Knows the wire's types, not its routes.
 
 pub(crate) mod conversation;
+pub(crate) mod items;
+pub(crate) mod parts;
 pub(crate) mod prompt;
 pub(crate) mod ranges;
 pub(crate) mod sampling;

@@ -40,6 +40,7 @@ impl Talk {
         chosen: Option<&Chosen>,
         service: &Arc<Service>,
     ) -> Result<Prompt, ApiError> {
+        self.tools.left_out.publish(&service.metrics);
         let mut conversation = std::mem::take(&mut self.conversation);
         conversation.tools = self.tools.shown();
         let bytes = bytes_of(&conversation);
@@ -74,7 +75,7 @@ impl Talk {
                 (false, true) => Parse::Reasoning,
                 (false, false) => Parse::Nothing,
             },
-            tools: if calls { self.tools.list } else { Vec::new() },
+            tools: if calls { self.tools.callable() } else { Vec::new() },
             reasoning: prompt.reasoning,
             parallel_calls: self.tools.parallel,
             ..chosen.reply
@@ -101,11 +102,11 @@ impl Talk {
                 Some((Constraint::Calls { tools, format, parallel }, "tool_choice"))
             }
             (None, Some((shape, param))) if self.tools.may_call() => {
-                let (shape, tools) = (Box::new(shape), self.tools.list.clone());
+                let (shape, tools) = (Box::new(shape), self.tools.callable());
                 Some((Constraint::ShapeOrCalls { shape, tools, format, parallel }, param))
             }
             (None, None) if self.tools.may_call() && format.has_calls() => {
-                let tools = self.tools.list.as_slice().into();
+                let tools = self.tools.callable().into();
                 Some((Constraint::TextWithCalls { tools, format, parallel }, "tools"))
             }
             (None, shape) => shape,

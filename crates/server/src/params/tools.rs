@@ -1,57 +1,59 @@
-//! Which tools the model may call, and whether it must.
+//! Which tools the model may call, and whether it must. Each API has its own words for both.
 
-use kilotok_text::{Tool, ToolInput};
+mod chat;
+mod messages;
+mod responses;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+pub(crate) use chat::chat_tools;
+use kilotok_text::{TextGrammar, Tool};
+pub(crate) use messages::messages_tools;
+pub(crate) use responses::responses_tools;
 use serde_json::{Value, json};
 
 use super::ranges::at_most;
 use crate::error::ApiError;
-use crate::wire::content::NameOr;
-use crate::wire::tools::{ChatTool, FunctionSpec, NamedChoice};
+use crate::left_out::{LeftOut, What};
+use crate::wire::tools::{CustomFormat, GrammarFormat};
 
 /// More fill no prompt with anything useful.
 const TOOLS_MAX: usize = 512;
+/// Readers of replies take no longer name for one.
 const NAME_CHARS_MAX: usize = 256;
 
 /// Whether the model calls tools.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Use {
     No,
     May,
-    /// At least one, whichever.
+    /// At least one of those that may be called.
     Must,
-    /// This one.
-    Named(String),
 }
 
 /// What the model may call.
 #[derive(Clone, Debug)]
 pub(crate) struct Tools {
-    pub(crate) list: Vec<Tool>,
+    /// All that prompts show.
+    list: Vec<Tool>,
+    /// Which of the list may be called.
+    callable: Vec<usize>,
     pub(crate) usage: Use,
     /// Several calls in one reply.
     pub(crate) parallel: bool,
+    pub(crate) names: Names,
+    /// What of the request no prompt shows, of its conversation too.
+    pub(crate) left_out: LeftOut,
 }
 
 impl Tools {
-    /// Without tools there is nothing to call, with one that is named it must be there.
-    pub(crate) fn new(
-        list: Vec<Tool>,
-        usage: Option<Use>,
-        parallel: Option<bool>,
-    ) -> Result<Self, ApiError> {
-        at_most("tools", &list, TOOLS_MAX)?;
-        let fault = |message: String| Err(ApiError::bad("tool_choice", message));
-        let usage = match usage {
-            Some(Use::Must | Use::Named(_)) if list.is_empty() => {
-                return fault("tool_choice: a call is required, but there are no tools".into());
-            }
-            Some(Use::Named(name)) if !list.iter().any(|tool| tool.name == name) => {
-                return fault(format!("tool_choice: there is no tool {name:?}"));
-            }
-            None | Some(Use::May) if list.is_empty() => Use::No,
-            usage => usage.unwrap_or(Use::May),
-        };
-        Ok(Self { list, usage, parallel: parallel.unwrap_or(true) })
+    #[cfg(test)]
+    pub(crate) fn all(list: Vec<Tool>) -> Self {
+        let callable = (0..list.len()).collect();
+        let (names, left_out) = (Names::default(), LeftOut::default());
+        Self { list, callable, usage: Use::May, parallel: true, names, left_out }
     }
 
     /// Whether calls are looked for in the reply.
@@ -59,101 +61,250 @@ impl Tools {
         self.usage != Use::No
     }
 
-    /// The tools one of which must be called.
-    pub(crate) fn required(&self) -> Option<Vec<Tool>> {
-        match &self.usage {
-            Use::No | Use::May => None,
-            Use::Must => Some(self.list.clone()),
-            Use::Named(name) => {
-                let named = self.list.iter().filter(|tool| tool.name == *name);
-                Some(named.cloned().collect())
-            }
-        }
+    /// The tools that may be called.
+    pub(crate) fn callable(&self) -> Vec<Tool> {
+        self.callable.iter().map(|index| self.list[*index].clone()).collect()
     }
 
-    /// What the prompt shows. Of tools that must not be called the model does not hear.
+    /// The tools one of which must be called.
+    pub(crate) fn required(&self) -> Option<Vec<Tool>> {
+        (self.usage == Use::Must).then(|| self.callable())
+    }
+
+    /// What the prompt shows: also tools that may not be called this time, so that the prompt's
+    /// beginning stays the same and is found in the cache. Where there are no calls at all the
+    /// model does not hear of tools.
     pub(crate) fn shown(&self) -> Vec<Tool> {
         if self.may_call() { self.list.clone() } else { Vec::new() }
     }
 }
 
-/// OpenAI's chat API.
-pub(crate) fn chat_tools(
-    tools: Option<Vec<ChatTool>>,
-    choice: Option<NameOr<NamedChoice>>,
-    parallel: Option<bool>,
-) -> Result<Tools, ApiError> {
-    let mut list = Vec::new();
-    for (index, tool) in tools.unwrap_or_default().into_iter().enumerate() {
-        let name = format!("tools[{index}]");
-        only_functions(&name, &tool.kind)?;
-        let missing = || {
-            let name = format!("{name}.function");
-            ApiError::bad(&name, format!("{name}: missing"))
-        };
-        let FunctionSpec { name: called, description, parameters, strict } =
-            tool.function.ok_or_else(missing)?;
-        let strict = strict.unwrap_or_default();
-        list.push(tool_of(&format!("{name}.function"), called, description, parameters, strict)?);
-    }
-    let named = |NamedChoice { kind, function }| (kind, function.map(|function| function.name));
-    Tools::new(list, usage_of(choice, named)?, parallel)
+/// The names of tools in namespaces. A model knows no namespaces: to it the namespace is the
+/// beginning of the name.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Names {
+    /// Namespace and name by the name that the model knows.
+    told: BTreeMap<String, (String, String)>,
+    shown: BTreeMap<(String, String), String>,
 }
 
-/// Tools of other types run on the servers of those who offer them.
-pub(crate) fn only_functions(param: &str, kind: &str) -> Result<(), ApiError> {
-    if kind == "function" {
+impl Names {
+    fn add(&mut self, namespace: String, name: String, shown: String) {
+        self.told.insert(shown.clone(), (namespace.clone(), name.clone()));
+        self.shown.entry((namespace, name)).or_insert(shown);
+    }
+
+    /// The namespace, if any, and the name that the client knows.
+    pub(crate) fn told(&self, shown: &str) -> (Option<String>, String) {
+        match self.told.get(shown).cloned() {
+            Some((namespace, name)) => (Some(namespace), name),
+            None => (None, shown.to_owned()),
+        }
+    }
+
+    /// The name that the model knows, also of a tool that is there no more.
+    pub(crate) fn shown(&self, namespace: Option<String>, name: String) -> String {
+        let Some(namespace) = namespace.filter(|namespace| !namespace.is_empty()) else {
+            return name;
+        };
+        let key = (namespace, name);
+        self.shown.get(&key).cloned().unwrap_or_else(|| joined(&key.0, &key.1))
+    }
+}
+
+/// As Codex writes such a name where there are no namespaces.
+fn joined(namespace: &str, name: &str) -> String {
+    format!("{}__{}", namespace.trim_end_matches('_'), name.trim_start_matches('_'))
+}
+
+/// What a request says of calls.
+#[derive(Debug)]
+enum Choice {
+    No,
+    May,
+    Must,
+    /// This one must be called.
+    Named(Named),
+    /// No others than these may be called, and one must be if `must`.
+    Allowed {
+        tools: Vec<Named>,
+        must: bool,
+    },
+}
+
+/// How a choice names a tool.
+#[derive(Debug)]
+struct Named {
+    /// The type of the tool in OpenAI's words.
+    kind: String,
+    namespace: Option<String>,
+    name: String,
+}
+
+/// OpenAI's types of tools that this server offers.
+const FUNCTION: &str = "function";
+const CUSTOM: &str = "custom";
+const NAMESPACE: &str = "namespace";
+
+/// A tool under the name that its client knows.
+struct Offer {
+    namespace: Option<String>,
+    name: String,
+    tool: Tool,
+}
+
+impl Offer {
+    fn kind(&self) -> &'static str {
+        if self.tool.takes_text() { CUSTOM } else { FUNCTION }
+    }
+}
+
+/// The tools of a request as they are read.
+#[derive(Default)]
+struct Offers {
+    list: Vec<Offer>,
+    /// Types and names of tools that are not offered.
+    hosted: Vec<(String, Option<String>)>,
+}
+
+impl Offers {
+    /// The tool gets the name that the model knows.
+    fn add(&mut self, param: &str, namespace: Option<&str>, tool: Tool) -> Result<(), ApiError> {
+        let name = tool.name.clone();
+        let shown = namespace.map_or_else(|| name.clone(), |namespace| joined(namespace, &name));
+        check_name(param, &shown)?;
+        let tool = Tool { name: shown, ..tool };
+        self.list.push(Offer { namespace: namespace.map(str::to_owned), name, tool });
+        Ok(())
+    }
+
+    /// A tool that only its vendor's service can run, or of a type that is not known.
+    fn leave_out(&mut self, kind: String, name: Option<String>) {
+        self.hosted.push((kind, name));
+    }
+
+    fn find(&self, named: &Named) -> Option<usize> {
+        let among = |fits: &dyn Fn(&Offer) -> bool| {
+            self.list.iter().position(|offer| offer.kind() == named.kind && fits(offer))
+        };
+        among(&|offer| offer.namespace == named.namespace && offer.name == named.name)
+            .or_else(|| among(&|offer| offer.tool.name == named.name))
+            // A choice has no field for the namespace in some clients.
+            .or_else(|| among(&|offer| named.namespace.is_none() && offer.name == named.name))
+    }
+
+    /// Names in namespaces give way to others that are the same.
+    fn settle_names(&mut self) -> Names {
+        let (mut names, mut taken) = (Names::default(), BTreeSet::new());
+        let plain = self.list.iter().filter(|offer| offer.namespace.is_none());
+        taken.extend(plain.map(|offer| offer.tool.name.clone()));
+        for Offer { namespace, name, tool } in &mut self.list {
+            let Some(namespace) = namespace else { continue };
+            while !taken.insert(tool.name.clone()) {
+                tool.name.push('_');
+            }
+            names.add(namespace.clone(), name.clone(), tool.name.clone());
+        }
+        names
+    }
+
+    fn choose(mut self, choice: Option<Choice>, parallel: Option<bool>) -> Result<Tools, ApiError> {
+        at_most("tools", &self.list, TOOLS_MAX)?;
+        let names = self.settle_names();
+        let (usage, callable) = self.callable(choice.unwrap_or(Choice::May))?;
+        let usage = match usage {
+            Use::Must if callable.is_empty() => return Err(self.nothing_to_call()),
+            Use::May if callable.is_empty() => Use::No,
+            usage => usage,
+        };
+        let mut left_out = LeftOut::default();
+        for (kind, _) in &self.hosted {
+            left_out.add(What::Tool, kind);
+        }
+        let list = self.list.into_iter().map(|offer| offer.tool).collect();
+        Ok(Tools { list, callable, usage, parallel: parallel.unwrap_or(true), names, left_out })
+    }
+
+    fn callable(&self, choice: Choice) -> Result<(Use, Vec<usize>), ApiError> {
+        let all = || (0..self.list.len()).collect();
+        Ok(match choice {
+            Choice::No => (Use::No, Vec::new()),
+            Choice::May => (Use::May, all()),
+            Choice::Must => (Use::Must, all()),
+            Choice::Named(named) => {
+                let found = self.find(&named).ok_or_else(|| self.not_there(&named))?;
+                (Use::Must, vec![found])
+            }
+            Choice::Allowed { tools, must } => {
+                at_most("tool_choice.tools", &tools, TOOLS_MAX)?;
+                let mut callable = BTreeSet::new();
+                for named in &tools {
+                    // Those that were left out may stand here as well.
+                    if is_offered(&named.kind) {
+                        let found = self.find(named).ok_or_else(|| self.not_there(named))?;
+                        callable.insert(found);
+                    }
+                }
+                let usage = if must { Use::Must } else { Use::May };
+                (usage, callable.into_iter().collect())
+            }
+        })
+    }
+
+    fn not_there(&self, named: &Named) -> ApiError {
+        let Named { kind, name, .. } = named;
+        let hosted = self.hosted.iter().find(|(_, hosted)| hosted.as_ref() == Some(name));
+        let hosted = hosted.map(|(kind, _)| kind);
+        let message = match hosted.or(Some(kind).filter(|kind| !is_offered(kind))) {
+            Some(kind) => format!(
+                "tool_choice: a tool of type {kind:?} runs at its vendor's service, this server \
+                 has none to call; choose a function, or auto"
+            ),
+            None => format!("tool_choice: there is no {kind} tool {name:?}"),
+        };
+        ApiError::bad("tool_choice", message)
+    }
+
+    fn nothing_to_call(&self) -> ApiError {
+        let kinds: BTreeSet<_> = self.hosted.iter().map(|(kind, _)| kind.as_str()).collect();
+        let message = if kinds.is_empty() {
+            "tool_choice: a call is required, but there are no tools".to_owned()
+        } else {
+            format!(
+                "tool_choice: a call is required, but there is nothing to call: tools of types \
+                 {kinds:?} run at their vendor's service, this server has none; add a function"
+            )
+        };
+        ApiError::bad("tool_choice", message)
+    }
+}
+
+/// Whether tools of a type are offered to the model.
+pub(crate) fn is_offered(kind: &str) -> bool {
+    [FUNCTION, CUSTOM, NAMESPACE].contains(&kind)
+}
+
+/// A name that can stand in a prompt.
+fn check_name(param: &str, name: &str) -> Result<(), ApiError> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-.:/".contains(c);
+    if !name.is_empty() && name.len() <= NAME_CHARS_MAX && name.chars().all(plain) {
         return Ok(());
     }
-    let what = format!("a tool of type {kind:?}");
-    Err(ApiError::not_implemented(format!("{param}.type"), &what))
+    let message = format!(
+        "{param}.name: {name:?}, it must have 1 to {NAME_CHARS_MAX} letters, digits or \"_-.:/\""
+    );
+    Err(ApiError::bad(format!("{param}.name"), message))
 }
 
-/// `none`, `auto`, `required`, or a choice of which `named` knows the type and the function's name.
-pub(crate) fn usage_of<T>(
-    choice: Option<NameOr<T>>,
-    named: impl FnOnce(T) -> (String, Option<String>),
-) -> Result<Option<Use>, ApiError> {
-    let usage = match choice {
-        None => return Ok(None),
-        Some(NameOr::Name(name)) => match name.as_str() {
-            "none" => Use::No,
-            "auto" => Use::May,
-            "required" => Use::Must,
-            other => {
-                let message = format!(
-                    "tool_choice: {other:?}, it must be none, auto, required or a function"
-                );
-                return Err(ApiError::bad("tool_choice", message));
-            }
-        },
-        Some(NameOr::Object(choice)) => match named(choice) {
-            (kind, Some(name)) if kind == "function" => Use::Named(name),
-            (kind, _) => {
-                let what = format!("a choice of type {kind:?}");
-                return Err(ApiError::not_implemented("tool_choice", &what));
-            }
-        },
-    };
-    Ok(Some(usage))
-}
-
-/// A tool whose name can stand in a prompt.
-pub(crate) fn tool_of(
+/// A tool that takes JSON.
+fn function(
     param: &str,
     name: String,
     description: Option<String>,
     parameters: Option<Value>,
-    strict: bool,
+    strict: Option<bool>,
 ) -> Result<Tool, ApiError> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "_-.:/".contains(c);
-    if name.is_empty() || name.len() > NAME_CHARS_MAX || !name.chars().all(plain) {
-        let message = format!(
-            "{param}.name: {name:?}, it must have 1 to {NAME_CHARS_MAX} letters, digits or \
-             \"_-.:/\""
-        );
-        return Err(ApiError::bad(format!("{param}.name"), message));
-    }
+    check_name(param, &name)?;
     let parameters = match parameters {
         None | Some(Value::Null) => json!({"type": "object", "properties": {}}),
         Some(Value::Object(schema)) => Value::Object(schema),
@@ -162,7 +313,78 @@ pub(crate) fn tool_of(
             return Err(ApiError::bad(format!("{param}.parameters"), message));
         }
     };
-    Ok(Tool { name, description, parameters, strict, input: ToolInput::Json })
+    let strict = strict.unwrap_or_default();
+    Ok(Tool { name, description, parameters, strict, ..Tool::default() })
+}
+
+/// A tool that takes a text.
+fn custom(
+    param: &str,
+    name: String,
+    description: Option<String>,
+    format: Option<CustomFormat>,
+) -> Result<Tool, ApiError> {
+    check_name(param, &name)?;
+    let grammar = format.map(|format| grammar(&format!("{param}.format"), format)).transpose()?;
+    Ok(Tool::of_text(name, description, grammar.flatten()))
+}
+
+fn grammar(param: &str, format: CustomFormat) -> Result<Option<TextGrammar>, ApiError> {
+    let CustomFormat { kind, syntax, definition, grammar } = format;
+    match kind.as_str() {
+        "text" => return Ok(None),
+        "grammar" => {}
+        other => {
+            let param = format!("{param}.type");
+            let message = format!("{param}: {other:?}, it must be text or grammar");
+            return Err(ApiError::bad(param, message));
+        }
+    }
+    let inner = grammar.unwrap_or(GrammarFormat { syntax: None, definition: None });
+    let (syntax, definition) = (syntax.or(inner.syntax), definition.or(inner.definition));
+    match (syntax.as_deref(), definition) {
+        (Some("lark"), Some(lark)) => Ok(Some(TextGrammar::Lark(lark))),
+        (Some("regex"), Some(regex)) => Ok(Some(TextGrammar::Regex(regex))),
+        (_, None) => Err(ApiError::bad(
+            format!("{param}.definition"),
+            format!("{param}.definition: missing"),
+        )),
+        (syntax, Some(_)) => {
+            let param = format!("{param}.syntax");
+            let syntax = syntax.unwrap_or_default();
+            let message = format!("{param}: {syntax:?}, it must be lark or regex");
+            Err(ApiError::bad(param, message))
+        }
+    }
+}
+
+/// `none`, `auto` or `required`.
+fn named_choice(name: &str) -> Result<Choice, ApiError> {
+    match name {
+        "none" => Ok(Choice::No),
+        "auto" => Ok(Choice::May),
+        "required" => Ok(Choice::Must),
+        other => {
+            let message = format!(
+                "tool_choice: {other:?}, it must be none, auto, required, a tool or allowed_tools"
+            );
+            Err(ApiError::bad("tool_choice", message))
+        }
+    }
+}
+
+/// Whether `allowed_tools` of this mode must be called.
+fn must(mode: Option<&str>) -> Result<bool, ApiError> {
+    match mode {
+        None | Some("auto") => Ok(false),
+        Some("required") => Ok(true),
+        Some(other) => {
+            let message = format!(
+                "tool_choice: the mode {other:?} of allowed_tools, it must be auto or required"
+            );
+            Err(ApiError::bad("tool_choice", message))
+        }
+    }
 }
 
 /// The arguments of an earlier call, as an object where they are one: models sometimes write
@@ -177,89 +399,5 @@ pub(crate) fn past_arguments(arguments: Option<Value>) -> Value {
         },
         Some(Value::Object(object)) => Value::Object(object),
         Some(other) => json!({ "arguments": other }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(tools: &Value, choice: &Value) -> Result<Tools, ApiError> {
-        let tools = serde_json::from_value(tools.clone()).unwrap();
-        chat_tools(tools, serde_json::from_value(choice.clone()).unwrap(), None)
-    }
-
-    fn two() -> Value {
-        json!([
-            {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}},
-            {"type": "function", "function": {"name": "sub"}},
-        ])
-    }
-
-    #[test]
-    fn choices_fall_into_place() {
-        for (choice, usage, shown, required) in [
-            (json!(null), Use::May, 2, None),
-            (json!("auto"), Use::May, 2, None),
-            (json!("none"), Use::No, 0, None),
-            (json!("required"), Use::Must, 2, Some(2)),
-            (
-                json!({"type": "function", "function": {"name": "sub"}}),
-                Use::Named("sub".into()),
-                2,
-                Some(1),
-            ),
-        ] {
-            let tools = parse(&two(), &choice).unwrap();
-            assert_eq!(tools.usage, usage);
-            assert_eq!(tools.shown().len(), shown);
-            assert_eq!(tools.required().map(|tools| tools.len()), required);
-        }
-        assert!(!parse(&json!(null), &json!("auto")).unwrap().may_call());
-        assert!(parse(&json!(null), &json!("none")).is_ok());
-    }
-
-    #[test]
-    fn senseless_choices_are_refused() {
-        for choice in [
-            json!("some"),
-            json!({"type": "custom", "custom": {"name": "add"}}),
-            json!({"type": "function", "function": {"name": "mul"}}),
-        ] {
-            let error = parse(&two(), &choice).unwrap_err();
-            assert_eq!(error.param.as_deref(), Some("tool_choice"), "{choice}");
-        }
-        assert!(parse(&json!([]), &json!("required")).is_err());
-    }
-
-    #[test]
-    fn tools_are_checked() {
-        for (tool, param) in [
-            (json!({"type": "web_search"}), "tools[0].type"),
-            (json!({"type": "function"}), "tools[0].function"),
-            (json!({"type": "function", "function": {"name": "a b"}}), "tools[0].function.name"),
-            (json!({"type": "function", "function": {"name": "<x>"}}), "tools[0].function.name"),
-            (
-                json!({"type": "function", "function": {"name": "a", "parameters": 3}}),
-                "tools[0].function.parameters",
-            ),
-        ] {
-            let error = parse(&json!([tool]), &json!(null)).unwrap_err();
-            assert_eq!(error.param.as_deref(), Some(param));
-        }
-    }
-
-    #[test]
-    fn broken_arguments_of_the_past_break_nothing() {
-        for (given, taken) in [
-            (json!("{\"a\": 1}"), json!({"a": 1})),
-            (json!({"a": 1}), json!({"a": 1})),
-            (json!(""), json!({})),
-            (json!("{\"a\": "), json!({"arguments": "{\"a\": "})),
-            (json!("[1]"), json!({"arguments": "[1]"})),
-        ] {
-            assert_eq!(past_arguments(Some(given)), taken);
-        }
-        assert_eq!(past_arguments(None), json!({}));
     }
 }

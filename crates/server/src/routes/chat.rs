@@ -132,7 +132,7 @@ fn form(request: &ChatRequest, service: &Service) -> Result<Form, ApiError> {
 }
 
 fn talk(request: ChatRequest, shapes: Shapes, reasoning: Reasoning) -> Result<Talk, ApiError> {
-    let tools = chat_tools(request.tools, request.tool_choice, request.parallel_tool_calls)?;
+    let mut tools = chat_tools(request.tools, request.tool_choice, request.parallel_tool_calls)?;
     let shape = shape(shapes)?;
     let variables =
         variables(request.chat_template_kwargs, request.reasoning_effort, "reasoning_effort")?;
@@ -141,7 +141,7 @@ fn talk(request: ChatRequest, shapes: Shapes, reasoning: Reasoning) -> Result<Ta
         continue_final_message: request.continue_final_message,
     };
     Ok(Talk {
-        conversation: conversation(request.messages, variables, &ending)?,
+        conversation: conversation(request.messages, variables, &ending, &mut tools.left_out)?,
         tools,
         shape,
         apart: reasoning != Reasoning::Inline,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Extension, State};
 use axum::response::Response;
-use kilotok_text::{Conversation, Message, ToolCall};
+use kilotok_text::{Conversation, Message};
 use serde_json::{Map, Value, json};
 
 use super::reply::{answer, check_tier};
@@ -13,28 +13,22 @@ use crate::chorus::Chorus;
 use crate::dialects::Letterhead;
 use crate::dialects::messages::Messages;
 use crate::error::ApiError;
+use crate::params::parts::messages;
 use crate::params::ranges::{at_most, count};
 use crate::params::sampling::choose;
 use crate::params::shape::{Shape, schema_of};
 use crate::params::talk::{Talk, variables};
-use crate::params::tools::{Tools, Use, past_arguments, tool_of};
+use crate::params::tools::messages_tools;
 use crate::service::Service;
 use crate::sse;
 use crate::trace::RequestId;
 use crate::wire::body::Body;
 use crate::wire::content::OneOrMany;
 use crate::wire::messages::{
-    CountRequest, ErrorBody, InputMessage, InputPart, Message as Reply, MessagesChoice,
-    MessagesRequest, MessagesTool, OutputConfig, Thinking, TokenCount,
+    CountRequest, ErrorBody, Message as Reply, MessagesRequest, OutputConfig, OutputFormat,
+    Thinking, TokenCount,
 };
 use crate::wire::sampled::Sampled;
-
-/// More are not a conversation.
-const MESSAGES_MAX: usize = 16_384;
-
-/// What Claude Code puts before its system prompt. It changes with every request, and no prefix
-/// would ever be found in the cache.
-const BILLING: &str = "x-anthropic-billing-header";
 
 /// Continues a conversation.
 #[utoipa::path(
@@ -78,7 +72,7 @@ pub(crate) async fn create(
     )?;
     let stream = request.stream;
     let thinks = thinks(request.thinking.as_ref())?;
-    let (shape, effort) = output(request.output_config)?;
+    let (shape, effort) = output(request.output_config, request.output_format)?;
     let mut talk = talk(
         CountRequest {
             model: None,
@@ -130,13 +124,19 @@ fn thinks(thinking: Option<&Thinking>) -> Result<bool, ApiError> {
 }
 
 /// The shape of the reply and the effort of reasoning.
-fn output(config: Option<OutputConfig>) -> Result<(Option<Shape>, Option<String>), ApiError> {
-    let Some(OutputConfig { effort, format }) = config else { return Ok((None, None)) };
-    let Some(format) = format else { return Ok((None, effort)) };
-    let param = "output_config.format";
+fn output(
+    config: Option<OutputConfig>,
+    older: Option<OutputFormat>,
+) -> Result<(Option<Shape>, Option<String>), ApiError> {
+    let (effort, newer) = config.map_or((None, None), |config| (config.effort, config.format));
+    let (param, format) = match (newer, older) {
+        (Some(format), _) => ("output_config.format", format),
+        (None, Some(format)) => ("output_format", format),
+        (None, None) => return Ok((None, effort)),
+    };
     match (format.kind.as_str(), format.schema) {
         ("json_schema", Some(schema)) => {
-            let constraint = schema_of("output_config.format.schema", schema, true)?;
+            let constraint = schema_of(&format!("{param}.schema"), schema, true)?;
             Ok((Some((constraint, param)), effort))
         }
         ("json_schema", None) => Err(ApiError::bad(param, format!("{param}.schema: missing"))),
@@ -145,22 +145,8 @@ fn output(config: Option<OutputConfig>) -> Result<(Option<Shape>, Option<String>
 }
 
 fn talk(request: CountRequest, effort: Option<String>) -> Result<Talk, ApiError> {
-    at_most("messages", &request.messages, MESSAGES_MAX)?;
-    if request.messages.is_empty() {
-        return Err(ApiError::bad("messages", "messages: there must be at least one"));
-    }
-    let mut messages = Vec::new();
-    if let Some(system) = request.system {
-        let mut parts = system.0;
-        parts.retain(|part| !part.text.as_deref().unwrap_or_default().starts_with(BILLING));
-        let content = texts(&parts, "system")?;
-        if !content.is_empty() {
-            messages.push(Message { role: "system".into(), content, ..Message::default() });
-        }
-    }
-    for (index, message) in request.messages.into_iter().enumerate() {
-        add(message, &format!("messages[{index}]"), &mut messages)?;
-    }
+    let mut tools = messages_tools(request.tools, request.tool_choice)?;
+    let messages = messages(request.system, request.messages, &mut tools.left_out)?;
     let thinks = thinks(request.thinking.as_ref())?;
     let mut given: Map<String, Value> = request.chat_template_kwargs.unwrap_or_default();
     given.entry("enable_thinking").or_insert(json!(thinks));
@@ -173,7 +159,7 @@ fn talk(request: CountRequest, effort: Option<String>) -> Result<Talk, ApiError>
             variables: variables(Some(given), effort, "output_config.effort")?,
             ..Conversation::default()
         },
-        tools: tools(request.tools, request.tool_choice)?,
+        tools,
         shape: None,
         apart: true,
         param: "messages",
@@ -182,97 +168,6 @@ fn talk(request: CountRequest, effort: Option<String>) -> Result<Talk, ApiError>
 
 fn is_prefill(message: &Message) -> bool {
     message.role == "assistant" && message.tool_calls.is_empty()
-}
-
-/// One message may be several of a template's: each result of a call is its own.
-fn add(message: InputMessage, param: &str, out: &mut Vec<Message>) -> Result<(), ApiError> {
-    if !["user", "assistant", "system"].contains(&message.role.as_str()) {
-        let param = format!("{param}.role");
-        let text = format!("{param}: {:?}, it must be user or assistant", message.role);
-        return Err(ApiError::bad(param, text));
-    }
-    let mut said = Message { role: message.role, ..Message::default() };
-    let mut results = 0;
-    let mut lines: Vec<String> = Vec::new();
-    for (index, part) in message.content.0.into_iter().enumerate() {
-        let param = format!("{param}.content[{index}]");
-        match part.kind.as_str() {
-            "thinking" => {
-                said.reasoning.get_or_insert_default().push_str(&part.thinking.unwrap_or_default());
-            }
-            // Nobody here can read it.
-            "redacted_thinking" => {}
-            "tool_use" => said.tool_calls.push(ToolCall {
-                id: part.id.unwrap_or_default(),
-                name: part.name.unwrap_or_default(),
-                arguments: past_arguments(part.input),
-            }),
-            "tool_result" => {
-                let parts = part.content.unwrap_or_default().0;
-                out.push(Message {
-                    role: "tool".into(),
-                    content: texts(&parts, &format!("{param}.content"))?,
-                    tool_call_id: part.tool_use_id,
-                    ..Message::default()
-                });
-                results += 1;
-            }
-            _ => lines.push(text(part, &param)?),
-        }
-    }
-    said.content = lines.join("\n");
-    if results == 0 || !lines.is_empty() {
-        out.push(said);
-    }
-    Ok(())
-}
-
-fn texts(parts: &[InputPart], param: &str) -> Result<String, ApiError> {
-    let parts = parts.iter().cloned().enumerate();
-    let lines = parts.map(|(index, part)| text(part, &format!("{param}[{index}]")));
-    Ok(lines.collect::<Result<Vec<_>, _>>()?.join("\n"))
-}
-
-fn text(part: InputPart, param: &str) -> Result<String, ApiError> {
-    match (part.kind.as_str(), part.text) {
-        ("text", Some(text)) => Ok(text),
-        ("text", None) => Err(ApiError::bad(param, format!("{param}.text: missing"))),
-        (other, _) => {
-            let message = format!("{param}.type: {other:?}, but this model reads text only");
-            Err(ApiError::bad(format!("{param}.type"), message))
-        }
-    }
-}
-
-fn tools(
-    tools: Option<Vec<MessagesTool>>,
-    choice: Option<MessagesChoice>,
-) -> Result<Tools, ApiError> {
-    let mut list = Vec::new();
-    for (index, tool) in tools.unwrap_or_default().into_iter().enumerate() {
-        let param = format!("tools[{index}]");
-        if tool.kind.as_deref().is_some_and(|kind| kind != "custom") {
-            let what = format!("a tool of type {:?}", tool.kind.unwrap_or_default());
-            return Err(ApiError::not_implemented(format!("{param}.type"), &what));
-        }
-        let strict = tool.strict.unwrap_or_default();
-        list.push(tool_of(&param, tool.name, tool.description, tool.input_schema, strict)?);
-    }
-    let Some(choice) = choice else { return Tools::new(list, None, None) };
-    let usage = match (choice.kind.as_str(), choice.name) {
-        ("auto", _) => Use::May,
-        ("any", _) => Use::Must,
-        ("none", _) => Use::No,
-        ("tool", Some(name)) => Use::Named(name),
-        (other, _) => {
-            let message = format!(
-                "tool_choice.type: {other:?}, it must be auto, any, none, or tool with a name"
-            );
-            return Err(ApiError::bad("tool_choice.type", message));
-        }
-    };
-    let parallel = choice.disable_parallel_tool_use.map(|disabled| !disabled);
-    Tools::new(list, Some(usage), parallel)
 }
 
 #[cfg(test)]
@@ -338,8 +233,8 @@ mod tests {
             ),
             (
                 json!({"messages": [{"role": "user", "content": "a"}],
-                       "tools": [{"type": "bash_20250124", "name": "bash"}]}),
-                "tools[0].type",
+                       "tools": [{"input_schema": {"type": "object"}}]}),
+                "tools[0].name",
             ),
             (
                 json!({"messages": [{"role": "user", "content": "a"}],

@@ -58,9 +58,10 @@ fn talk(request: TokenizeRequest) -> Result<Talk, ApiError> {
         continue_final_message: request.continue_final_message,
     };
     let messages = request.messages.unwrap_or_default();
+    let mut tools = chat_tools(request.tools, None, None)?;
     Ok(Talk {
-        conversation: conversation(messages, variables, &ending)?,
-        tools: chat_tools(request.tools, None, None)?,
+        conversation: conversation(messages, variables, &ending, &mut tools.left_out)?,
+        tools,
         shape: None,
         apart: true,
         param: "messages",

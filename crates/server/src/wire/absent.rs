@@ -15,17 +15,22 @@ pub struct Absent;
 /// What the error of a refused field says; [`super::body`] looks for it.
 pub(crate) const NOT_IMPLEMENTED: &str = "is not implemented by this server";
 
+/// Whether a value is what a field is by default, however it is written.
+pub(crate) fn asks_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(asked) => !asked,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+    }
+}
+
 impl<'de> Deserialize<'de> for Absent {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let neutral = match Value::deserialize(deserializer)? {
-            Value::Null | Value::Bool(false) => true,
-            Value::Bool(true) => false,
-            Value::Number(number) => number.as_f64() == Some(0.0),
-            Value::String(text) => text.is_empty(),
-            Value::Array(list) => list.is_empty(),
-            Value::Object(fields) => fields.is_empty(),
-        };
-        if neutral { Ok(Self) } else { Err(D::Error::custom(format!("it {NOT_IMPLEMENTED}"))) }
+        let asks_nothing = asks_nothing(&Value::deserialize(deserializer)?);
+        if asks_nothing { Ok(Self) } else { Err(D::Error::custom(format!("it {NOT_IMPLEMENTED}"))) }
     }
 }
 

@@ -28,7 +28,7 @@ sampled! {
         #[schema(minimum = 0, maximum = 20)]
         pub top_logprobs: Option<i64>,
         pub tools: Option<Vec<ChatTool>>,
-        /// `none`, `auto`, `required`, or the function to call.
+        /// `none`, `auto`, `required`, the tool to call, or `allowed_tools`.
         #[schema(inline)]
         pub tool_choice: Option<ToolChoice>,
         /// Whether a reply may hold several calls.

@@ -1,11 +1,15 @@
 //! `/v1/messages`, Anthropic's API.
 
-use serde::{Deserialize, Serialize};
+use std::fmt;
+
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{Error, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::absent::Absent;
-use super::content::OneOrMany;
+use super::content::{NameOr, OneOrMany};
 use super::speed::Metrics;
 
 #[derive(Debug, Deserialize, ToSchema)]
@@ -30,6 +34,8 @@ pub struct MessagesRequest {
     /// Absent and `disabled` turn reasoning off where the chat template can.
     pub thinking: Option<Thinking>,
     pub output_config: Option<OutputConfig>,
+    /// The older name of `output_config.format`.
+    pub output_format: Option<OutputFormat>,
     #[schema(value_type = Option<Object>)]
     pub chat_template_kwargs: Option<Map<String, Value>>,
     /// Not used.
@@ -77,7 +83,8 @@ pub type InputParts = OneOrMany<InputPart>;
 /// Text, reasoning, a call or a call's result.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 pub struct InputPart {
-    /// `text`, `thinking`, `redacted_thinking`, `tool_use` or `tool_result`.
+    /// `text`, `document`, `search_result`, `thinking`, `redacted_thinking`, `tool_use`,
+    /// `tool_result`, `tool_reference`, or what a tool of Anthropic's servers left behind.
     #[serde(rename = "type")]
     pub kind: String,
     pub text: Option<String>,
@@ -89,10 +96,19 @@ pub struct InputPart {
     #[schema(value_type = Option<Object>)]
     pub input: Option<Value>,
     pub tool_use_id: Option<String>,
-    /// Of a call's result: a text, or parts of text.
+    /// Of a call's or a search's result: a text, or parts of text.
     #[schema(value_type = Option<String>)]
-    pub content: Option<InputParts>,
+    pub content: Option<PartContent>,
     pub is_error: Option<bool>,
+    /// Of a document: what it says; of a search's result: where it is from.
+    #[schema(value_type = Option<String>)]
+    pub source: Option<NameOr<DocumentSource>>,
+    pub title: Option<String>,
+    /// Of a document: more about it.
+    pub context: Option<String>,
+    pub url: Option<String>,
+    /// Of a reference to a tool.
+    pub tool_name: Option<String>,
     /// Has no effect: every prompt is cached.
     #[schema(value_type = Option<Object>)]
     pub cache_control: Option<Value>,
@@ -106,10 +122,52 @@ impl From<String> for InputPart {
     }
 }
 
+/// A text, parts, or the object that a tool of Anthropic's servers answered.
+#[derive(Clone, Debug)]
+pub enum PartContent {
+    Parts(InputParts),
+    Object(Map<String, Value>),
+}
+
+impl<'de> Deserialize<'de> for PartContent {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = PartContent;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string or a list")
+            }
+            fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(PartContent::Parts(OneOrMany(vec![text.to_owned().into()])))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Self::Value, A::Error> {
+                let list = SeqAccessDeserializer::new(list);
+                Vec::deserialize(list).map(|parts| PartContent::Parts(OneOrMany(parts)))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                Map::deserialize(MapAccessDeserializer::new(map)).map(PartContent::Object)
+            }
+        }
+        deserializer.deserialize_any(Reader)
+    }
+}
+
+/// What a document says.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+pub struct DocumentSource {
+    /// `text` or `content`; this model reads text only.
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub media_type: Option<String>,
+    pub data: Option<String>,
+    pub content: Option<InputParts>,
+}
+
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct MessagesTool {
-    pub name: String,
-    /// `custom`, also if absent.
+    pub name: Option<String>,
+    /// `custom`, also if absent. Tools of other types are left out.
     #[serde(rename = "type")]
     pub kind: Option<String>,
     pub description: Option<String>,

@@ -8,6 +8,7 @@ use super::absent::Absent;
 use super::content::{Content, NameOr, OneOrMany, Part};
 use super::logprobs::ChatLogprob;
 use super::speed::Metrics;
+use super::tools::CustomFormat;
 
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct ResponsesRequest {
@@ -30,18 +31,19 @@ pub struct ResponsesRequest {
     pub stream: Option<bool>,
     pub stream_options: Option<super::sampled::StreamOptions>,
     pub tools: Option<Vec<ResponsesTool>>,
-    /// `none`, `auto`, `required`, or the function to call.
+    /// `none`, `auto`, `required`, the tool to call, or `allowed_tools`.
     #[schema(inline)]
     pub tool_choice: Option<ToolChoice>,
     pub parallel_tool_calls: Option<bool>,
     pub text: Option<TextOptions>,
     pub reasoning: Option<ReasoningOptions>,
-    /// `message.output_text.logprobs` adds log-probabilities; `reasoning.encrypted_content` has no
-    /// effect, for reasoning comes in the clear.
+    /// `message.output_text.logprobs` adds log-probabilities, and `reasoning.encrypted_content` the
+    /// reasoning in the field of that name too, which some clients send back instead of its text.
+    /// Others have no effect: they are about tools of other services.
     pub include: Option<Vec<String>>,
     /// `disabled` refuses a prompt that is too long, `auto` cuts its beginning.
     pub truncation: Option<String>,
-    /// Nothing is stored: absent or false.
+    /// Nothing is stored, whatever is asked for: the reply says false.
     pub store: Option<bool>,
     #[schema(value_type = Option<Object>)]
     pub chat_template_kwargs: Option<Map<String, Value>>,
@@ -59,16 +61,23 @@ pub struct ResponsesRequest {
     pub prompt_cache_retention: Option<String>,
     /// `auto` and `default` only.
     pub service_tier: Option<String>,
-    #[serde(default)]
-    pub previous_response_id: Absent,
-    #[serde(default)]
-    pub conversation: Absent,
-    #[serde(default)]
-    pub background: Absent,
-    #[serde(default)]
-    pub prompt: Absent,
-    #[serde(default)]
-    pub max_tool_calls: Absent,
+    /// Has no effect: it bounds calls of tools of other services.
+    pub max_tool_calls: Option<i64>,
+    /// Not used.
+    #[schema(value_type = Option<Object>)]
+    pub client_metadata: Option<Value>,
+    /// Nothing is stored: refused unless absent or null.
+    #[schema(value_type = Absent)]
+    pub previous_response_id: Option<Value>,
+    /// Nothing is stored: refused unless absent or null.
+    #[schema(value_type = Absent)]
+    pub conversation: Option<Value>,
+    /// Nothing is stored: refused unless absent, null or false.
+    #[schema(value_type = Absent)]
+    pub background: Option<Value>,
+    /// Nothing is stored: refused unless absent or null.
+    #[schema(value_type = Absent)]
+    pub prompt: Option<Value>,
     #[serde(default)]
     pub context_management: Absent,
 }
@@ -76,13 +85,15 @@ pub struct ResponsesRequest {
 /// A text, or items.
 pub type InputItems = OneOrMany<InputItem>;
 
-/// `none`, `auto`, `required`, or the function to call.
+/// `none`, `auto`, `required`, the tool to call, or those that may be called.
 pub type ToolChoice = NameOr<ResponsesChoice>;
 
-/// A message, a call, a call's result, or earlier reasoning.
+/// A message, a call, a call's result, or earlier reasoning. What items of other types say is shown
+/// to the model if it is text, and left out otherwise.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 pub struct InputItem {
-    /// `message` (also if absent), `function_call`, `function_call_output` or `reasoning`.
+    /// `message` (also if absent), `reasoning`, `function_call`, `custom_tool_call`, the output of
+    /// either, or any other.
     #[serde(rename = "type")]
     pub kind: Option<String>,
     pub id: Option<String>,
@@ -92,11 +103,38 @@ pub struct InputItem {
     pub content: Option<Content>,
     pub call_id: Option<String>,
     pub name: Option<String>,
-    pub arguments: Option<String>,
-    #[schema(inline)]
-    pub output: Option<Content>,
+    /// Of a call: the namespace that its tool is in.
+    pub namespace: Option<String>,
+    /// Of a function's call: JSON.
+    #[schema(value_type = Option<String>)]
+    pub arguments: Option<Value>,
+    /// Of a custom tool's call: a text.
+    pub input: Option<String>,
+    /// Of a call's output: a text, or parts.
+    #[schema(value_type = Option<Content>, inline)]
+    pub output: Option<Value>,
     pub summary: Option<Vec<Part>>,
     pub encrypted_content: Option<String>,
+    /// Of calls that another service made or asked for.
+    #[schema(value_type = Option<Object>)]
+    pub action: Option<Value>,
+    #[schema(value_type = Option<Object>)]
+    pub operation: Option<Value>,
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub actions: Option<Value>,
+    #[schema(value_type = Option<Vec<String>>)]
+    pub queries: Option<Value>,
+    pub code: Option<String>,
+    pub server_label: Option<String>,
+    /// Of what came of them.
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub results: Option<Value>,
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub outputs: Option<Value>,
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub tools: Option<Value>,
+    #[schema(value_type = Option<Object>)]
+    pub error: Option<Value>,
 }
 
 impl From<String> for InputItem {
@@ -108,22 +146,54 @@ impl From<String> for InputItem {
 
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct ResponsesTool {
-    /// `function`.
+    /// `function`, `custom` or `namespace`. Tools of other types are left out.
     #[serde(rename = "type")]
     pub kind: String,
     pub name: Option<String>,
     pub description: Option<String>,
+    /// Of a function.
     #[schema(value_type = Option<Object>)]
     pub parameters: Option<Value>,
+    /// Of a function.
     pub strict: Option<bool>,
+    /// Of a custom tool.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<CustomFormat>,
+    /// Functions and custom tools of a namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(no_recursion)]
+    pub tools: Option<Vec<ResponsesTool>>,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct ResponsesChoice {
-    /// `function`.
+    /// `function`, `custom` or `allowed_tools`.
     #[serde(rename = "type")]
     pub kind: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// That the tool is in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// Of `allowed_tools`: `auto`, or `required` if one of them must be called.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+    /// Of `allowed_tools`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tools: Option<Vec<AllowedTool>>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+#[schema(as = ResponsesAllowedTool)]
+pub struct AllowedTool {
+    /// `function` or `custom`. Other types are left out.
+    #[serde(rename = "type")]
+    pub kind: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// That the tool is in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize, ToSchema)]
@@ -176,8 +246,9 @@ pub struct ResponseObject {
     pub store: bool,
     pub temperature: f64,
     pub text: TextOptions,
-    /// `none`, `auto`, `required`, or the function to call.
+    /// As the request has it.
     pub tool_choice: Value,
+    /// Those that the model may call.
     pub tools: Vec<ResponsesTool>,
     pub top_p: f64,
     pub truncation: String,
@@ -208,6 +279,8 @@ pub enum OutputItem {
         status: &'static str,
         summary: Vec<OutputPart>,
         content: Vec<OutputPart>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        encrypted_content: Option<String>,
     },
     Message {
         id: String,
@@ -220,7 +293,20 @@ pub enum OutputItem {
         status: &'static str,
         call_id: String,
         name: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        namespace: Option<String>,
+        /// JSON.
         arguments: String,
+    },
+    CustomToolCall {
+        id: String,
+        status: &'static str,
+        call_id: String,
+        name: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        namespace: Option<String>,
+        /// A text.
+        input: String,
     },
 }
 
@@ -297,6 +383,8 @@ pub struct OfPart<'a> {
     pub name: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub arguments: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub input: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<&'a [ChatLogprob]>,
 }

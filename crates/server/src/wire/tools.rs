@@ -8,14 +8,15 @@ use utoipa::ToSchema;
 use super::absent::Absent;
 use super::content::NameOr;
 
-/// A function that the model may call.
+/// A tool that the model may call.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct ChatTool {
-    /// `function`.
+    /// `function` or `custom`. Tools of other types are left out.
     #[serde(rename = "type")]
     #[schema(example = "function")]
     pub kind: String,
     pub function: Option<FunctionSpec>,
+    pub custom: Option<CustomSpec>,
 }
 
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -29,21 +30,72 @@ pub struct FunctionSpec {
     pub strict: Option<bool>,
 }
 
-/// `none`, `auto`, `required`, or the function to call.
-pub type ToolChoice = NameOr<NamedChoice>;
-
-/// Which function must be called.
+/// A tool that takes a text instead of JSON.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
-pub struct NamedChoice {
-    /// `function`.
+pub struct CustomSpec {
+    #[schema(pattern = "^[a-zA-Z0-9_.:/-]{1,256}$")]
+    pub name: String,
+    pub description: Option<String>,
+    pub format: Option<CustomFormat>,
+}
+
+/// What texts a custom tool takes. The Responses API has the grammar's fields here, the chat API in
+/// `grammar`; both are read in both.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct CustomFormat {
+    /// `text` or `grammar`.
     #[serde(rename = "type")]
     pub kind: String,
-    pub function: Option<FunctionName>,
+    /// `lark` or `regex`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub syntax: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub definition: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grammar: Option<GrammarFormat>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize, ToSchema)]
+pub struct GrammarFormat {
+    /// `lark` or `regex`.
+    pub syntax: Option<String>,
+    pub definition: Option<String>,
+}
+
+/// `none`, `auto`, `required`, the tool to call, or those that may be called.
+pub type ToolChoice = NameOr<ChatChoice>;
+
+/// Which tool must be called, or which may be.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+pub struct ChatChoice {
+    /// `function`, `custom` or `allowed_tools`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub function: Option<ToolName>,
+    pub custom: Option<ToolName>,
+    pub allowed_tools: Option<AllowedTools>,
 }
 
 #[derive(Clone, Debug, Deserialize, ToSchema)]
-pub struct FunctionName {
+pub struct ToolName {
     pub name: String,
+}
+
+/// The prompt shows all tools, but only these may be called.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+pub struct AllowedTools {
+    /// `auto`, or `required` if one of them must be called.
+    pub mode: Option<String>,
+    pub tools: Vec<AllowedTool>,
+}
+
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+pub struct AllowedTool {
+    /// `function` or `custom`. Other types are left out.
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub function: Option<ToolName>,
+    pub custom: Option<ToolName>,
 }
 
 /// A call that an assistant made earlier.
@@ -52,7 +104,8 @@ pub struct PastCall {
     pub id: Option<String>,
     #[serde(rename = "type")]
     pub kind: Option<String>,
-    pub function: PastFunction,
+    pub function: Option<PastFunction>,
+    pub custom: Option<PastCustom>,
 }
 
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -61,6 +114,12 @@ pub struct PastFunction {
     /// JSON, as a string or as it is.
     #[schema(value_type = Option<String>)]
     pub arguments: Option<Value>,
+}
+
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+pub struct PastCustom {
+    pub name: String,
+    pub input: Option<String>,
 }
 
 /// The shape of a reply.
@@ -103,11 +162,10 @@ pub struct StructuredOutputs {
 
 /// A call in a reply.
 #[derive(Clone, Debug, Serialize, ToSchema)]
-pub struct ToolCall {
-    pub id: String,
-    #[serde(rename = "type")]
-    pub kind: &'static str,
-    pub function: CalledFunction,
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ToolCall {
+    Function { id: String, function: CalledFunction },
+    Custom { id: String, custom: CalledCustom },
 }
 
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -115,6 +173,13 @@ pub struct CalledFunction {
     pub name: String,
     /// JSON.
     pub arguments: String,
+}
+
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct CalledCustom {
+    pub name: String,
+    /// A text.
+    pub input: String,
 }
 
 /// A piece of a call.
@@ -125,7 +190,10 @@ pub struct ToolCallDelta<'a> {
     pub id: Option<String>,
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub kind: Option<&'static str>,
-    pub function: FunctionDelta<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub function: Option<FunctionDelta<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub custom: Option<CustomDelta<'a>>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, ToSchema)]
@@ -134,4 +202,12 @@ pub struct FunctionDelta<'a> {
     pub name: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub arguments: Option<&'a str>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, ToSchema)]
+pub struct CustomDelta<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub input: Option<&'a str>,
 }

@@ -101,7 +101,7 @@ async fn no_grammar_is_made_without_a_place() {
 /// The status of a prompt that finds no place. One that is made at once needs none.
 async fn refused(service: &Arc<Service>, mut conversation: Conversation) -> u16 {
     let tools = std::mem::take(&mut conversation.tools);
-    let tools = Tools::new(tools, None, None).unwrap();
+    let tools = Tools::all(tools);
     let mut talk = Talk { conversation, tools, shape: None, apart: true, param: "messages" };
     talk.prompt(None, service).await.err().unwrap().status.as_u16()
 }
