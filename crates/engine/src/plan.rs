@@ -156,8 +156,9 @@ pub struct StepOutput {
     pub rows: Vec<RowOutput>,
 }
 
-/// What became of one row. The sequence advanced by the row's tokens less the drafts that were
-/// not accepted: the next row starts at `row.end() - draft_count + tokens.len() - 1`.
+/// What became of one row. The keys of the row's own tokens and of all tokens chosen but the last
+/// are in the pages, the drafter's too, also where a fault ended the row. So the next row starts at
+/// `row.end() - draft_count`, plus `tokens.len() - 1` if tokens were chosen.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RowOutput {

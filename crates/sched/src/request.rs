@@ -214,7 +214,8 @@ impl Request {
     /// Takes what came of a row that was checked to fit.
     pub(crate) fn take(&mut self, row: &Flight, out: RowOutput) -> Advance {
         let RowOutput { mut tokens, mut logprobs, scored, drafts, fault } = out;
-        let accepted = (tokens.len() as u32).saturating_sub(u32::from(fault.is_none()));
+        let chosen = tokens.len() as u32;
+        let accepted = chosen.saturating_sub(u32::from(fault.is_none()));
         let scored = self.take_scores(row, scored);
         let place = self.place.as_mut().expect("a request with a row has a place");
         place.fresh = false;
@@ -227,8 +228,9 @@ impl Request {
         tokens.truncate(end.map_or(tokens.len(), |end| end + 1));
         logprobs.truncate(tokens.len());
         self.known.extend_from_slice(&tokens);
+        // The last token has no keys yet, not even where it is a draft behind which a fault came.
         // Positions of drafts after the end were computed, but are nobody's text.
-        self.computed = (row.end + accepted).min(self.known.len() as u32);
+        self.computed = (row.end + chosen.saturating_sub(1)).min(self.known.len() as u32);
         Advance {
             id: self.rank.id,
             finish: self.finish(end.is_some(), fault),

@@ -500,6 +500,24 @@ mod tests {
     }
 
     #[test]
+    fn the_last_token_before_a_fault_has_no_keys_in_a_page_yet() {
+        let mut sched = sched();
+        let prompt: Vec<TokenId> = vec![1, 2, 3, 4, 5];
+        sched.admit(asked(prompt.clone(), 20)).unwrap();
+        sched.plan().unwrap();
+        let output = |tokens, fault| StepOutput {
+            rows: vec![RowOutput { tokens, fault, ..RowOutput::default() }],
+        };
+        sched.absorb(output(vec![6], None), 10).unwrap();
+        assert_eq!(sched.plan().unwrap().step.rows[0].tokens.draft_count(), 7);
+        // Pages end behind the second draft.
+        let fault = Some(RowFault::NothingAllowed { position: 8 });
+        sched.absorb(output(vec![7, 8], fault), 10).unwrap();
+        sched.admit(asked([&prompt[..], &[6, 7, 8, 9]].concat(), 1)).unwrap();
+        assert_eq!(sched.plan().unwrap().step.rows[0].start, 0);
+    }
+
+    #[test]
     fn a_slot_is_free_for_the_step_after() {
         let mut caps = ScriptedEngine::caps();
         caps.slot_count = 1;

@@ -103,6 +103,9 @@ promises! { $
     freed, Freed, slots::freed;
     /// A row that can choose no token says so, and no other row notices.
     faults, Faults, slots::faults;
+    /// A row that a fault ended behind accepted drafts has left the keys of all tokens but the
+    /// last, the drafter's too.
+    remains, Remains, slots::remains;
     /// Masks, bad words, biases and the rest do what they say.
     processors, Processors, slots::processors;
     /// A reply does not depend on what else runs, joins or leaves.

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use kilotok_abi::{Sampling, TokenId};
 use kilotok_engine::{Engine, RowFault, StepPlan};
 
-use crate::host::{Host, How, Reply, Request};
+use crate::host::{Drafts, Host, How, Reply, Request};
 
-use super::cases::{Case, all, few, plain, prompt_length, run_same};
+use super::cases::{Case, REPLY, all, few, plain, prompt_length, run_same};
 use super::counts::held;
 use super::{Make, Verdict};
 
@@ -122,6 +122,43 @@ fn check_fault(doomed: &Case, reply: &Reply) -> Verdict {
         Ok(())
     } else {
         Err(format!("{:?} before the fault, not {:?}", reply.tokens, &doomed.reply.tokens[..4]))
+    }
+}
+
+/// The fault comes behind accepted drafts, and the last of them begins a page.
+const REMAINS_END: u32 = 48;
+
+/// Another request goes on from the pages that a fault left, and has the same drafts as when it
+/// computes everything itself.
+pub(super) fn remains(make: Make<'_>) -> Verdict {
+    let mut engine = make();
+    let caps = engine.caps().clone();
+    if caps.groups.iter().any(|group| !REMAINS_END.is_multiple_of(group.page_tokens)) {
+        return Err(format!("pages do not end at {REMAINS_END} tokens"));
+    }
+    let right = caps.draft_max.min(3);
+    let doomed = plain(&mut *engine, 33, (REMAINS_END + 1 - right) as usize)?;
+    let mut stuck = doomed.request.clone();
+    stuck.mask =
+        Some(|known, vocab_size| nothing_after(REMAINS_END as usize + 1, vocab_size, known));
+    let mut host = Host::new(&mut *engine, 20);
+    let how = How { drafts: doomed.guess(right, right), keep: Some(REMAINS_END), ..How::default() };
+    let failed = host.run(&stuck, &how).map_err(|error| error.to_string())?;
+    if failed.fault.is_none() || failed.sampled_rows != 1 {
+        return Err(format!("{:?} after {} rows", failed.fault, failed.sampled_rows));
+    }
+    let mut next = Request::greedy([&stuck.prompt[..], &failed.tokens].concat(), REPLY);
+    // With masks the drafts are reported.
+    next.mask = Some(|_, vocab_size| vec![u32::MAX; vocab_size.div_ceil(32) as usize]);
+    let drafts = Drafts::Held { made: caps.draft_max, used: caps.draft_max };
+    let how = How { drafts, ..How::default() };
+    let alone = host.run(&next, &how).map_err(|error| error.to_string())?;
+    let how = How { prefix: failed.kept, ..how };
+    let after = host.run(&next, &how).map_err(|error| error.to_string())?;
+    if (&after.tokens, &after.drafts) == (&alone.tokens, &alone.drafts) {
+        Ok(())
+    } else {
+        Err(format!("drafts {:?} after the fault, {:?} alone", after.drafts, alone.drafts))
     }
 }
 

@@ -204,6 +204,12 @@ defects! {
             nudge(out, |_| true);
         }
     } }
+    remains { plan: |plan, _| {
+        // Cannot read the drafter's page of another request.
+        for row in plan.rows.iter_mut().filter(|row| row.setup.is_some() && row.start > 0) {
+            row.pages[2].pages[0].0 ^= 1;
+        }
+    } }
     processors { plan: |plan, _| {
         // Knows no bad words of several tokens.
         for setup in plan.rows.iter_mut().filter_map(|row| row.setup.as_mut()) {

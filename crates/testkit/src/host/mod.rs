@@ -96,6 +96,9 @@ pub struct Reply {
     /// Of the prompt's tokens, the first one and those of a reused prefix left out.
     pub scored: Vec<TokenLogprobs>,
     pub fault: Option<RowFault>,
+    /// All drafts that were reported; not part of what must be the same.
+    #[serde(skip)]
+    pub drafts: Vec<TokenId>,
     /// Rows that chose tokens; not part of what must be the same.
     #[serde(skip)]
     pub sampled_rows: u32,

@@ -175,6 +175,7 @@ impl<'r> Sequence<'r> {
         self.fresh = false;
         self.held = row.sample.then_some(row.draft_next);
         self.drafts.clone_from(&out.drafts);
+        self.reply.drafts.extend(&out.drafts);
         self.reply.scored.extend_from_slice(&out.scored);
         self.reply.fault = out.fault;
         self.ended = out.fault.is_some();
