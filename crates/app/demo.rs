@@ -1,9 +1,13 @@
 //! The demo model as a folder, which all that read a model want: unpacked from the binary into the
 //! user's cache once, under a name that its content gives.
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
-use std::fs;
+use std::fs::{self, File, TryLockError};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ring::digest::{Context as Digest, SHA256};
@@ -11,13 +15,21 @@ use ring::digest::{Context as Digest, SHA256};
 /// What it is called where a model is named.
 pub(crate) const NAME: &str = "demo";
 
+/// What the names of its folders begin with, also of those that are not complete yet.
+const PREFIX: &str = "demo-";
 /// Digits of the folder's name; enough that two versions never share one.
 const DIGIT_COUNT: usize = 16;
+/// Unpacking takes less than a second. A process that takes 10 is not waited for.
+const LOCK_TRIES: u32 = 100;
+const LOCK_PAUSE: Duration = Duration::from_millis(100);
 
 /// Its folder below `cache`, which is made if it is not there.
 pub(crate) fn unpack(cache: &Path) -> Result<PathBuf> {
-    let folder = cache.join(format!("demo-{}", fingerprint()));
+    let folder = cache.join(format!("{PREFIX}{}", fingerprint()));
     if is_whole(&folder) {
+        if let Some(_lock) = lock(cache, 1) {
+            remove_partial(cache);
+        }
         return Ok(folder);
     }
     unpack_at(cache, &folder).with_context(|| {
@@ -29,17 +41,57 @@ pub(crate) fn unpack(cache: &Path) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Whether all files are there: whoever cleans caches may have taken some.
+/// Whether all files are there and hold what they should: caches are cleaned, and disks fail.
 fn is_whole(folder: &Path) -> bool {
-    kilotok_demo::FILES.iter().all(|(name, bytes)| {
-        fs::metadata(folder.join(name)).is_ok_and(|file| file.len() == bytes.len() as u64)
-    })
+    let holds = |path: &Path, bytes: &[u8]| -> io::Result<bool> {
+        let file = fs::metadata(path)?;
+        Ok(file.is_file() && file.len() == bytes.len() as u64 && fs::read(path)? == bytes)
+    };
+    let mut files = kilotok_demo::FILES.iter();
+    files.all(|(name, bytes)| holds(&folder.join(name), bytes).unwrap_or(false))
 }
 
-/// Whole or not at all: another process may be about the same.
+/// Keeps other processes from unpacking. None if one of them takes too long, or where there are no
+/// locks.
+fn lock(cache: &Path, tries: u32) -> Option<File> {
+    let folder = File::open(cache).ok()?;
+    for left in (0..tries).rev() {
+        match folder.try_lock() {
+            Ok(()) => return Some(folder),
+            Err(TryLockError::WouldBlock) if left > 0 => thread::sleep(LOCK_PAUSE),
+            Err(_) => {}
+        }
+    }
+    None
+}
+
+/// Removes what processes left that were killed while they unpacked. Only with the lock:
+/// without it another process may still unpack there.
+fn remove_partial(cache: &Path) {
+    let is_partial = |name: &OsStr| {
+        let rest = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+        let digits = |rest: &str| rest.bytes().all(|byte| byte.is_ascii_hexdigit());
+        rest.is_some_and(|rest| rest.len() != DIGIT_COUNT || !digits(rest))
+    };
+    for entry in fs::read_dir(cache).into_iter().flatten().flatten() {
+        if is_partial(&entry.file_name()) {
+            // What cannot be removed costs space and nothing else.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// Whole or not at all.
 fn unpack_at(cache: &Path, folder: &Path) -> Result<()> {
     fs::create_dir_all(cache)?;
-    let partial = tempfile::Builder::new().prefix("demo-").tempdir_in(cache)?;
+    let lock = lock(cache, LOCK_TRIES);
+    if is_whole(folder) {
+        return Ok(());
+    }
+    if lock.is_some() {
+        remove_partial(cache);
+    }
+    let partial = tempfile::Builder::new().prefix(PREFIX).tempdir_in(cache)?;
     for (name, bytes) in kilotok_demo::FILES {
         let file = partial.path().join(name);
         if let Some(parent) = file.parent() {
@@ -92,11 +144,52 @@ mod tests {
         let cache = tempfile::tempdir().unwrap();
         let folder = unpack(cache.path()).unwrap();
         let (name, bytes) = kilotok_demo::FILES[0];
-        for damage in [fs::remove_file, |file| fs::write(file, "{")] {
+        let flip: fn(PathBuf) -> io::Result<()> = |file| {
+            let mut bytes = fs::read(&file)?;
+            bytes[0] ^= 1;
+            fs::write(file, bytes)
+        };
+        for damage in [fs::remove_file, |file| fs::write(file, "{"), flip] {
             damage(folder.join(name)).unwrap();
             assert_eq!(unpack(cache.path()).unwrap(), folder);
             assert_eq!(&fs::read(folder.join(name)).unwrap(), bytes);
         }
+        assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_killed_starts_left_is_removed_unless_another_unpacks() {
+        let cache = tempfile::tempdir().unwrap();
+        let left = cache.path().join("demo-a1B2c3");
+        let others =
+            ["demo-0123456789abcdef", "kernels", "demo"].map(|name| cache.path().join(name));
+        let make = || {
+            fs::create_dir_all(left.join("dflash")).unwrap();
+            fs::write(left.join("dflash/config.json"), "{").unwrap();
+        };
+        others.iter().for_each(|other| fs::create_dir_all(other).unwrap());
+        make();
+        unpack(cache.path()).unwrap();
+        assert!(!left.exists(), "before unpacking");
+        make();
+        let busy = lock(cache.path(), 1).unwrap();
+        unpack(cache.path()).unwrap();
+        assert!(left.exists(), "another process unpacks");
+        drop(busy);
+        unpack(cache.path()).unwrap();
+        assert!(!left.exists(), "before a start that has nothing to unpack");
+        assert!(others.iter().all(|other| other.exists()));
+    }
+
+    #[test]
+    fn several_may_unpack_at_once() {
+        let cache = tempfile::tempdir().unwrap();
+        thread::scope(|scope| {
+            let starts: Vec<_> = (0..4).map(|_| scope.spawn(|| unpack(cache.path()))).collect();
+            for start in starts {
+                assert!(is_whole(&start.join().unwrap().unwrap()));
+            }
+        });
         assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 1);
     }
 
