@@ -123,7 +123,7 @@ impl Sampler {
             self.history.push(token);
             tokens.push(token);
         }
-        if verdict.next.is_some() { Ok(()) } else { computed }
+        check_next(verdict.next, computed)
     }
 
     /// Fills `row` with the target's probabilities after 0, 1, .. drafts, up to a fault or a
@@ -180,6 +180,14 @@ fn check_rows(drafts: &[TokenId], masks: &[Vec<u32>], logits: &[f32]) -> usize {
     assert!(!logits.is_empty(), "no logits");
     assert!(logits.len().is_multiple_of(row_count), "whole rows of logits");
     logits.len() / row_count
+}
+
+/// Without a token after the drafts there is a fault, even where every row could be computed.
+fn check_next(next: Option<TokenId>, computed: Result<(), Fault>) -> Result<(), Fault> {
+    match next {
+        Some(_) => Ok(()),
+        None => computed.and(Err(Fault::NothingAllowed)),
+    }
 }
 
 #[cfg(test)]
@@ -350,6 +358,14 @@ mod tests {
         let mut sampler = Sampler::new(setup, &[]);
         assert_eq!(sampler.judge(Rule::Joint, &wrong, &[], &logits, &mut tokens), Ok(()));
         assert_eq!(tokens, [1]);
+    }
+
+    #[test]
+    fn no_token_after_the_drafts_is_a_fault() {
+        let not_finite = Err(Fault::NotFinite);
+        assert_eq!(check_next(Some(1), not_finite), Ok(()), "of a row that was not reached");
+        assert_eq!(check_next(None, not_finite), not_finite);
+        assert_eq!(check_next(None, Ok(())), Err(Fault::NothingAllowed));
     }
 
     #[test]
