@@ -33,21 +33,33 @@ impl Cost {
     }
 }
 
-/// Weight of what was assumed before anything was measured, of each of four steps.
+/// What is assumed of the cost of a token and of a row's drafts weighs like so many steps that
+/// differ in it.
 const ASSUMED: f64 = 0.02;
-
-/// Steps after which there is a belief worth the name.
-const SETTLED: f64 = 16.0;
+/// Tokens by which those steps differ at most. What a step says of the cost of a token grows by the
+/// square: by more, an assumption would outweigh all short steps for good.
+const ASSUMED_TOKENS: u32 = 64;
+/// A step is planned to be at most so many times as long as those seen lately: what is believed of
+/// longer ones may be far off, and is known better with each.
+const GROWTH_MAX: f32 = 4.0;
 /// A step that took more than this many times what was expected was held up by something else, as
-/// far as is known; if steps do take so much longer now, many in a row say so.
+/// far as is known: where steps of about that size were seen, and the last of them was not as late.
 const HELD_UP: f32 = 1.5;
+/// Sizes of steps by powers of two of their tokens, the one after included.
+const SIZE_CLASSES: usize = 34;
 
 /// The plane nearest to the steps seen, by weighted squares.
 pub(crate) struct CostModel {
-    assumed: Sums,
+    assumed: Cost,
+    /// How much the assumptions of a token's and of drafts' cost weigh.
+    assumed_weights: [f64; 2],
     seen: Sums,
     /// A step's weight after one more step.
     memory: f64,
+    /// Tokens of the longest step, which is forgotten like all others.
+    longest: f32,
+    /// How many times what was expected the last step of a size took; without drafts, and with.
+    lateness: [[Option<f32>; SIZE_CLASSES]; 2],
 }
 
 #[derive(Clone, Copy, Default)]
@@ -60,33 +72,52 @@ struct Sums {
 }
 
 impl CostModel {
-    /// Before steps were seen, `cost` is what those of up to `token_max` tokens take.
-    pub(crate) fn new(cost: Cost, token_max: u32, memory: f64) -> Self {
-        let mut assumed = Sums::default();
-        for token_count in [1, token_max.max(2)] {
-            for drafting_count in [0, 1] {
-                let size = Size { token_count, drafting_count };
-                assumed.add(size, cost.of(size), ASSUMED);
-            }
-        }
-        Self { assumed, seen: Sums::default(), memory }
+    /// Before steps were seen, `assumed` is what those take, which have up to `token_max` tokens.
+    pub(crate) fn new(assumed: Cost, token_max: u32, memory: f64) -> Self {
+        let tokens = f64::from(token_max.clamp(2, ASSUMED_TOKENS));
+        let assumed_weights = [ASSUMED * tokens * tokens, ASSUMED];
+        let (seen, lateness) = (Sums::default(), [[None; SIZE_CLASSES]; 2]);
+        Self { assumed, assumed_weights, seen, memory, longest: 0.0, lateness }
     }
 
-    pub(crate) fn observe(&mut self, size: Size, mut us: f32) {
-        if self.seen.weight > SETTLED {
-            us = us.min(HELD_UP * self.cost().of(size));
-        }
+    pub(crate) fn observe(&mut self, size: Size, us: f32) {
+        let expected_us = self.cost().of(size).max(1.0);
+        let late_max = self.late_max(size, us / expected_us);
         self.seen = self.seen.times(self.memory);
-        self.seen.add(size, us, 1.0);
+        self.seen.add(size, us.min(late_max * expected_us), 1.0);
+        self.longest = (self.longest * self.memory as f32).max(size.token_count as f32);
+    }
+
+    /// Tokens of a step that takes so long, if it is not much longer than those seen.
+    pub(crate) fn tokens_within(&self, us: u32, drafting_count: u32) -> u32 {
+        let known_max = if self.longest > 0.0 { GROWTH_MAX * self.longest } else { f32::INFINITY };
+        self.cost().tokens_within(us, drafting_count).min(known_max as u32)
+    }
+
+    /// How late a step may be to be believed, given how late it is.
+    fn late_max(&mut self, size: Size, late: f32) -> f32 {
+        let class = size.token_count.checked_ilog2().map_or(0, |log| log as usize + 1);
+        let lateness = &mut self.lateness[usize::from(size.drafting_count > 0)];
+        let near = &lateness[class.saturating_sub(1)..SIZE_CLASSES.min(class + 2)];
+        let last = near.iter().flatten().copied().reduce(f32::max);
+        lateness[class] = Some(late);
+        last.map_or(f32::INFINITY, |last| last.max(HELD_UP))
     }
 
     pub(crate) fn cost(&self) -> Cost {
-        let all = self.assumed.and(&self.seen);
-        let (x, y) = (all.x.map(|x| x / all.weight), all.y / all.weight);
-        let covariance = |i: usize, j: usize| all.xx[i][j] / all.weight - x[i] * x[j];
-        let [token, draft, both] = [covariance(0, 0), covariance(1, 1), covariance(0, 1)];
-        let [token_y, draft_y] = [0, 1].map(|i| all.xy[i] / all.weight - x[i] * y);
-        // What was assumed keeps this above 0.
+        let Sums { weight, x, y, xx, xy } = self.seen;
+        if weight == 0.0 {
+            return self.assumed;
+        }
+        let (x, y) = (x.map(|x| x / weight), y / weight);
+        let covariance = |i: usize, j: usize| xx[i][j] - weight * x[i] * x[j];
+        let [token_weight, draft_weight] = self.assumed_weights;
+        let (token, draft) = (covariance(0, 0) + token_weight, covariance(1, 1) + draft_weight);
+        let both = covariance(0, 1);
+        let [token_y, draft_y] = [0, 1].map(|i| xy[i] - weight * x[i] * y);
+        let token_y = token_y + token_weight * f64::from(self.assumed.token_us);
+        let draft_y = draft_y + draft_weight * f64::from(self.assumed.draft_us);
+        // The weights of what is assumed keep this above 0.
         let spread = token * draft - both * both;
         let token_us = (token_y * draft - draft_y * both) / spread;
         let draft_us = (draft_y * token - token_y * both) / spread;
@@ -222,6 +253,33 @@ mod tests {
             let (found, expected) = (model.cost().of(size), truth.of(size));
             assert!((found / expected - 1.0).abs() < 0.1, "{size:?}: {found} {expected}");
         }
+    }
+
+    #[test]
+    fn chunks_soon_take_the_time_that_they_may() {
+        for (base_us, token_us) in [(5000.0, 300.0), (3000.0, 1000.0), (1000.0, 30.0), (200.0, 2.0)]
+        {
+            let truth = Cost { base_us, token_us, draft_us: 0.0 };
+            let mut model = CostModel::new(crate::Limits::default().cost, 8192, MEMORY);
+            // Many steps of eight users, then prompts beside them.
+            (0..500).for_each(|_| model.observe(size(8, 0), truth.of(size(8, 0))));
+            for step in 0..300 {
+                let token_count = model.cost().tokens_within(20_000, 0).clamp(8 + 1, 8192);
+                let us = truth.of(size(token_count, 0));
+                model.observe(size(token_count, 0), us);
+                let timely = us < 22_000.0 && (us > 15_000.0 || token_count == 8192);
+                assert!(step < 3 || timely, "step {step}: {token_count} tokens in {us} us");
+            }
+        }
+    }
+
+    #[test]
+    fn steps_that_are_slower_from_now_on_are_believed() {
+        let mut model = CostModel::new(ASSUMPTION, 8, 0.998);
+        for late in [1.0, 10.0] {
+            (0..100).for_each(|_| model.observe(size(8, 1), 2000.0 * late));
+        }
+        assert!(model.cost().of(size(8, 1)) > 8000.0, "{:?}", model.cost());
     }
 
     #[test]

@@ -9,11 +9,19 @@ const STEP_COUNT: u32 = 2;
 /// that the machine held up would be believed for long.
 const FIRST: u32 = 8;
 
+/// A step is charged at most so many times what steps usually take. A pause of the whole machine
+/// says nothing of what trials cost, and could never be paid back.
+const CHARGE_MAX: f32 = 8.0;
+/// How far one step moves what is usual.
+const USUAL_STEP: f32 = 1.0 / 64.0;
+
 pub(crate) struct Trials {
     /// Of all time.
     share: f32,
     /// What trials have left of their share; they wait while it is below 0.
     balance_us: f32,
+    /// What steps take, held up ones apart; 0 before the first.
+    usual_us: f32,
     /// Steps that are yet to be charged.
     charged: u32,
     /// Steps without drafts, and with them.
@@ -24,7 +32,7 @@ pub(crate) struct Trials {
 
 impl Trials {
     pub(crate) fn new(share: f32) -> Self {
-        Self { share, balance_us: 0.0, charged: 0, seen: [0; 2], since: 0 }
+        Self { share, balance_us: 0.0, usual_us: 0.0, charged: 0, seen: [0; 2], since: 0 }
     }
 
     fn is_young(&self) -> bool {
@@ -43,6 +51,8 @@ impl Trials {
 
     /// A step without prompts is over.
     pub(crate) fn observe(&mut self, us: f32, drafting: bool) {
+        let us = if self.usual_us > 0.0 { us.min(CHARGE_MAX * self.usual_us) } else { us };
+        self.usual_us += if self.usual_us > 0.0 { USUAL_STEP * (us - self.usual_us) } else { us };
         let seen = &mut self.seen[usize::from(drafting)];
         *seen = seen.saturating_add(1);
         self.since = self.since.saturating_add(1);
@@ -86,6 +96,26 @@ mod tests {
             let (_, ratio) = trials(share, 20_000);
             assert!(ratio <= share && ratio >= 0.8 * share, "{share}: {ratio}");
         }
+    }
+
+    #[test]
+    fn a_pause_in_a_trial_is_not_owed_in_full() {
+        let mut trials = Trials::new(1.0 / 64.0);
+        let mut step = |us: f32| {
+            let due = trials.is_due();
+            if due {
+                trials.begin();
+            }
+            trials.observe(us, !due);
+            due
+        };
+        for _ in 0..1000 {
+            step(5000.0);
+        }
+        while !step(5000.0) {}
+        // Ten minutes, in the other step that the trial is charged for.
+        step(600e6);
+        assert!((0..2000).any(|_| step(5000.0)), "ten seconds later drafts are tried again");
     }
 
     #[test]
