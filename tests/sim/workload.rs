@@ -1,6 +1,8 @@
 //! What one seed stands for: an engine's limits, the scheduler's, and requests with what befalls
 //! them. Small numbers, so that every limit is met often.
 
+use std::ops::Range;
+
 use kilotok_abi::{Sampling, TokenId};
 use kilotok_engine::{Caps, PageGroup, PageKind, SlotSetup};
 use kilotok_sched::{Cost, Limits, Submission};
@@ -16,8 +18,12 @@ pub(super) struct Workload {
     pub(super) skill: Skill,
     pub(super) limits: Limits,
     pub(super) jobs: Vec<Job>,
+    /// Jobs that are asked for together; each is in one of these.
+    pub(super) families: Vec<Range<usize>>,
     /// Steps whose output is lost, counted from 1.
     pub(super) failures: Vec<u64>,
+    /// Steps of which a row's numbers are not finite, counted from 1.
+    pub(super) poisons: Vec<u64>,
 }
 
 /// A request and what becomes of it.
@@ -50,9 +56,21 @@ impl Workload {
         };
         let limits = limits(draw);
         let stems: Vec<Vec<TokenId>> = (0..2).map(|_| text(draw, 40)).collect();
-        let jobs = (0..draw.between(1, 14)).map(|_| job(draw, &stems)).collect();
-        let failures = if draw.once_in(10) { vec![draw.between(1, 30).into()] } else { Vec::new() };
-        Self { caps, ample, skill, limits, jobs, failures }
+        let (mut jobs, mut families) = (Vec::new(), Vec::new());
+        for _ in 0..draw.between(1, 12) {
+            let first = jobs.len();
+            jobs.push(job(draw, &stems));
+            if draw.once_in(5) {
+                let count = draw.between(1, 5).min(limits.waiting_max) - 1;
+                (0..count).for_each(|_| jobs.push(copy(draw, &jobs[first], &stems)));
+            }
+            families.push(first..jobs.len());
+        }
+        let mut once = |seldom| {
+            if draw.once_in(seldom) { vec![draw.between(1, 30).into()] } else { Vec::new() }
+        };
+        let (failures, poisons) = (once(10), once(6));
+        Self { caps, ample, skill, limits, jobs, families, failures, poisons }
     }
 }
 
@@ -143,6 +161,17 @@ fn job(draw: &mut Draw, stems: &[Vec<TokenId>]) -> Job {
         cancel: draw.once_in(5).then(|| (draw.between(0, 40), draw.once_in(2))),
         stop: draw.once_in(6).then(|| draw.between(0, 10)),
     }
+}
+
+/// Another reply to a job's prompt; now and then, to another prompt.
+fn copy(draw: &mut Draw, first: &Job, stems: &[Vec<TokenId>]) -> Job {
+    let other = job(draw, stems);
+    let mut asked = first.asked.clone();
+    if draw.once_in(4) {
+        asked.prompt.clone_from(&other.asked.prompt);
+    }
+    asked.setup.sampling.seed += u64::from(draw.between(1, 9));
+    Job { asked, joins: first.joins, mask: first.mask, ..other }
 }
 
 fn setup(draw: &mut Draw) -> SlotSetup {

@@ -9,6 +9,7 @@ use kilotok_sched::{Advance, Finish, Plan, Refused, RequestId, Scheduler};
 use kilotok_testkit::ScriptedEngine;
 
 use crate::draw::Draw;
+use crate::poison::Poison;
 use crate::workload::{Job, Workload};
 
 /// What a request got.
@@ -54,9 +55,14 @@ pub(super) struct World<'w> {
     draw: Draw,
     step: u32,
     replies: Vec<Reply>,
-    /// Jobs that are not admitted yet.
+    /// Families that are not admitted yet.
     outside: Vec<usize>,
     inside: BTreeMap<RequestId, usize>,
+    /// Requests of admitted families that have not ended, in the order in which those came.
+    families: Vec<Vec<RequestId>>,
+    /// Those that compute again what they lost with their places.
+    behind: BTreeSet<RequestId>,
+    poison: Poison,
     /// Drafts of those who wait for masks, and the step in which these come.
     unmasked: BTreeMap<RequestId, (u32, Vec<TokenId>)>,
     pub(super) tally: Tally,
@@ -72,8 +78,11 @@ impl<'w> World<'w> {
             draw: Draw::new(!seed),
             step: 0,
             replies: vec![Reply::default(); workload.jobs.len()],
-            outside: (0..workload.jobs.len()).collect(),
+            outside: (0..workload.families.len()).collect(),
             inside: BTreeMap::new(),
+            families: Vec::new(),
+            behind: BTreeSet::new(),
+            poison: Poison::default(),
             unmasked: BTreeMap::new(),
             tally: Tally { requests: workload.jobs.len() as u64, ..Tally::default() },
             plans: Vec::new(),
@@ -115,26 +124,31 @@ impl<'w> World<'w> {
     }
 
     fn admit(&mut self) {
-        let now: Vec<_> = self
-            .outside
-            .extract_if(.., |job| self.workload.jobs[*job].joins <= self.step)
-            .collect();
-        for index in now {
-            let job = &self.workload.jobs[index];
-            match self.sched.admit(job.asked.clone()) {
-                Ok(id) => {
-                    self.inside.insert(id, index);
-                    if job.mask.is_some() {
-                        self.unmasked.insert(id, (self.step + job.mask_delay, Vec::new()));
+        let workload = self.workload;
+        let joins = |family: usize| workload.jobs[workload.families[family].start].joins;
+        let now: Vec<_> =
+            self.outside.extract_if(.., |family| joins(*family) <= self.step).collect();
+        for family in now {
+            let indices = workload.families[family].clone();
+            let jobs = &workload.jobs[indices.clone()];
+            match self.sched.admit_all(jobs.iter().map(|job| job.asked.clone()).collect()) {
+                Ok(ids) => {
+                    for ((id, index), job) in ids.iter().zip(indices).zip(jobs) {
+                        self.inside.insert(*id, index);
+                        if job.mask.is_some() {
+                            self.unmasked.insert(*id, (self.step + job.mask_delay, Vec::new()));
+                        }
                     }
+                    self.families.push(ids);
                 }
                 Err(Refused::QueueFull { waiting }) => {
-                    assert_eq!(waiting, self.sched.stats().waiting);
-                    assert!(waiting >= self.workload.limits.waiting_max);
-                    self.outside.push(index);
+                    let stats = self.sched.stats();
+                    assert_eq!(waiting, stats.waiting + stats.deferred);
+                    assert!(waiting + jobs.len() as u32 > workload.limits.waiting_max);
+                    self.outside.push(family);
                 }
                 Err(Refused::PromptTooLong { .. } | Refused::Nothing) => {
-                    self.replies[index].end = Some(End::Refused);
+                    indices.for_each(|index| self.replies[index].end = Some(End::Refused));
                 }
                 Err(refused @ Refused::Illegal { .. }) => panic!("{refused}"),
             }
@@ -154,6 +168,7 @@ impl<'w> World<'w> {
 
     fn end(&mut self, id: RequestId, end: End) {
         self.unmasked.remove(&id);
+        self.families.iter_mut().for_each(|family| family.retain(|other| *other != id));
         if let Some(job) = self.inside.remove(&id) {
             self.replies[job].end = Some(end);
         }
@@ -186,6 +201,7 @@ impl<'w> World<'w> {
     fn one_step(&mut self) -> Result<(), String> {
         let before: BTreeSet<_> = self.sched.running().collect();
         let plan = self.sched.plan().map_err(|misuse| misuse.to_string())?;
+        self.note_places();
         self.check()?;
         self.check_order(&before)?;
         self.check_plan(&plan)?;
@@ -197,10 +213,16 @@ impl<'w> World<'w> {
         self.tally.rows += plan.step.rows.len() as u64;
         let id = self.engine.submit(&plan.step).map_err(|error| error.to_string())?;
         let tokens: u32 = plan.step.rows.iter().map(|row| row.tokens.count()).sum();
-        self.plans.push(plan.step);
         self.cancel(true);
         let mut output = StepOutput::default();
         self.engine.wait(id, &mut output).map_err(|error| error.to_string())?;
+        let poisoned = self.workload.poisons.contains(&self.tally.steps);
+        let poisoned = poisoned.then(|| self.draw.between(0, plan.step.rows.len() as u32 - 1));
+        self.poison.spread(&self.workload.caps, &plan.step, &mut output, poisoned);
+        for (id, _) in plan.ids.iter().zip(&plan.step.rows).filter(|(_, row)| row.sample) {
+            self.behind.remove(id);
+        }
+        self.plans.push(plan.step);
         if self.workload.failures.contains(&self.tally.steps) {
             // What the step did to slots and pages must not matter.
             self.tally.failures += 1;
@@ -209,6 +231,8 @@ impl<'w> World<'w> {
         }
         let step_us = 100 + 10 * tokens + self.draw.between(0, 50);
         let advances = self.sched.absorb(output, step_us).map_err(|misuse| misuse.to_string())?;
+        self.poison.is_known();
+        self.note_places();
         self.check()?;
         advances.into_iter().try_for_each(|advance| self.take(advance))
     }
@@ -238,6 +262,11 @@ impl<'w> World<'w> {
         Ok(())
     }
 
+    fn note_places(&mut self) {
+        let running: BTreeSet<_> = self.sched.running().collect();
+        self.behind.extend(self.inside.keys().filter(|id| !running.contains(id)));
+    }
+
     fn check(&self) -> Result<(), String> {
         self.sched.check()?;
         let stats = self.sched.stats();
@@ -248,7 +277,7 @@ impl<'w> World<'w> {
             }
         }
         let waiting_max = self.workload.limits.waiting_max + self.workload.limits.running_max;
-        if stats.running > caps.slot_count || stats.waiting > waiting_max {
+        if stats.running > caps.slot_count || stats.waiting + stats.deferred > waiting_max {
             return Err(format!("{} run, {} wait", stats.running, stats.waiting));
         }
         Ok(())
@@ -257,7 +286,11 @@ impl<'w> World<'w> {
     /// Nobody starts before a lower rank that waits, or keeps a place that a lower one loses.
     fn check_order(&self, before: &BTreeSet<RequestId>) -> Result<(), String> {
         let running: BTreeSet<_> = self.sched.running().collect();
-        let waiting = self.inside.keys().filter(|id| !running.contains(id));
+        let mut waiting = self.inside.keys().filter(|id| !running.contains(id));
+        if let Some(id) = waiting.clone().find(|id| self.rank(**id).0 == 0 && self.follows(**id)) {
+            return Err(format!("{id} is the first of its family, and follows"));
+        }
+        let waiting = waiting.by_ref().filter(|id| !self.follows(**id));
         let first_waiting = waiting.map(|id| self.rank(*id)).min();
         let last_started = running.difference(before).map(|id| self.rank(*id)).max();
         let first_lost = before.difference(&running).map(|id| self.rank(*id)).min();
@@ -275,10 +308,31 @@ impl<'w> World<'w> {
         }
     }
 
-    fn rank(&self, id: RequestId) -> (i64, u64) {
+    /// Replies of its family before it, then priority and arrival.
+    fn rank(&self, id: RequestId) -> (usize, i64, u64) {
         let priority = self.workload.jobs[self.inside[&id]].asked.priority;
-        let due = i64::from(priority) * i64::from(self.workload.limits.aging) + id.0 as i64;
-        (due, id.0)
+        let (arrival, copy) = self.place(id);
+        let due = i64::from(priority) * i64::from(self.workload.limits.aging) + arrival as i64;
+        (copy, due, id.0)
+    }
+
+    /// Which family it is of, and how many are before it there.
+    fn place(&self, id: RequestId) -> (usize, usize) {
+        let mut families = self.families.iter().enumerate();
+        let found = families.find_map(|(arrival, family)| {
+            Some((arrival, family.iter().position(|other| *other == id)?))
+        });
+        found.expect("who is inside is of a family")
+    }
+
+    /// Whether it may wait for another one to compute its prompt.
+    fn follows(&self, id: RequestId) -> bool {
+        let (arrival, copy) = self.place(id);
+        let asked = |id: RequestId| &self.workload.jobs[self.inside[&id]].asked;
+        self.families[arrival][..copy].iter().any(|other| {
+            let same = asked(*other).prompt == asked(id).prompt;
+            same && self.replies[self.inside[other]].tokens.is_empty()
+        })
     }
 
     /// Who must have a row has one, and no row writes what another one reads.
@@ -290,12 +344,15 @@ impl<'w> World<'w> {
         {
             return Err(format!("{first} is the first, and has no row"));
         }
-        let decodes = |id: &RequestId| !self.replies[self.inside[id]].tokens.is_empty();
+        let decodes = |id: &RequestId| {
+            !self.behind.contains(id) && !self.replies[self.inside[id]].tokens.is_empty()
+        };
         let decoding = running.find(|id| ready(id) && decodes(id) && !plan.ids.contains(id));
         let failed = self.tally.failures > 0;
         if let Some(id) = decoding.filter(|_| self.workload.ample && !failed) {
             return Err(format!("{id} decodes, and has no row"));
         }
+        self.poison.check(&self.workload.caps, &plan.step)?;
         for (index, group) in self.workload.caps.groups.iter().enumerate() {
             let mut written = BTreeSet::new();
             let mut read = BTreeSet::new();

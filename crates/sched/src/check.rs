@@ -13,19 +13,21 @@ impl Scheduler {
     /// # Errors
     /// The first thing that does not fit.
     pub fn check(&self) -> Result<(), String> {
-        let ranked = self.waiting.len() + self.running.len();
+        let followers = self.requests.values().filter(|request| request.follows.is_some()).count();
+        let ranked = self.waiting.len() + self.running.len() + followers;
         if ranked != self.requests.len() || self.running.len() > self.running_max {
             let count = self.requests.len();
-            return Err(format!("{count} requests, {ranked} run or wait"));
+            return Err(format!("{count} requests, {ranked} run, wait or follow"));
         }
         for rank in self.waiting.iter().chain(&self.running) {
             let request = self.requests.get(&rank.id).filter(|request| request.rank == *rank);
             let request = request.ok_or_else(|| format!("{rank:?} is unknown"))?;
-            if request.place.is_some() != self.running.contains(rank) {
+            if request.place.is_some() != self.running.contains(rank) || request.follows.is_some() {
                 return Err(format!("request {} has a place only if it runs", rank.id));
             }
             self.check_request(request)?;
         }
+        self.check_families()?;
         self.check_slots()?;
         let places = self.requests.values().filter_map(|request| request.place.as_ref());
         self.pages.check(places.map(|place| &place.holding))

@@ -8,8 +8,11 @@
 //! [`Scheduler::plan`], have the engine run it, [`Scheduler::absorb`] what came out.
 //!
 //! Who goes first. Each request has a rank: its arrival number plus [`Limits::aging`] for every
-//! level of priority. Ranks never change, so whatever arrives late enough ranks after it.
-//! - Requests start in order of rank, none overtakes another in the queue.
+//! level of priority. Ranks never change, so whatever arrives late enough ranks after it. Replies
+//! that were asked for together count as one request: the first has its rank, the others are
+//! copies, rank behind the requests of everyone else, and move up when one of them ends.
+//! - Requests start in order of rank, none overtakes another in the queue. Without a place or pages
+//!   for the next one, the last copy loses its own, if more replies of its request run.
 //! - Every running request at its last known token gets a row in every step; drafts and prompts
 //!   share the tokens that are left, and neither takes more than half while the other has use
 //!   for them.
@@ -18,9 +21,13 @@
 //!
 //! So the first rank of those running always advances, and everything ends.
 
+#[cfg(test)]
+mod bench;
 mod check;
 mod cost;
+mod distrust;
 mod drafts;
+mod families;
 mod limits;
 mod pages;
 mod planning;

@@ -3,7 +3,7 @@
 //! with a window, those of the last window before p. Pages below a hit are shared and only read:
 //! a hit ends where pages of all groups end, and rows start there or later.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kilotok_abi::{PageId, TokenId};
 use kilotok_engine::{Caps, PageGroup, PageRun};
@@ -43,6 +43,9 @@ pub(crate) struct Table {
     pub(crate) first: u32,
     pub(crate) pages: Vec<PageId>,
 }
+
+/// Pages that a request has written, by group.
+pub(crate) struct Written(Vec<BTreeSet<PageId>>);
 
 /// Pages that hold the start of a text.
 pub(crate) struct Hit {
@@ -237,6 +240,47 @@ impl Pages {
         }
     }
 
+    /// Takes the names from all pages of a request's text, and from those of all texts that go on
+    /// from what it wrote, which is nothing below position `written_from`. Returns what it wrote,
+    /// by group.
+    pub(crate) fn distrust(&mut self, holding: &Holding, written_from: u32) -> Written {
+        let number = written_from / self.stride;
+        let path = self.tree.path(holding.node);
+        let mut suspects = path.clone();
+        // The first node is the salt's.
+        let mut own = (number..).zip(path.iter().skip(1 + number as usize));
+        let root = own.find(|(number, node)| self.is_written(holding, *number, **node));
+        if let Some((_, root)) = root {
+            suspects.extend(self.tree.below(*root));
+        }
+        for node in suspects {
+            for group in &mut self.groups {
+                for spot in group.spots(node, self.stride) {
+                    if let Some(page) = self.tree.page(spot) {
+                        group.pool.forget(page);
+                        self.tree.clear(spot);
+                    }
+                }
+            }
+        }
+        let written = |(group, table): (&Group, &Table)| {
+            let first = (written_from / group.tokens()).saturating_sub(table.first);
+            table.pages.iter().skip(first as usize).copied().collect()
+        };
+        Written(self.groups.iter().zip(&holding.tables).map(written).collect())
+    }
+
+    /// Whether one of a node's pages is the request's own.
+    fn is_written(&self, holding: &Holding, number: u32, node: NodeId) -> bool {
+        self.groups.iter().zip(&holding.tables).any(|(group, table)| {
+            let first = number * self.stride / group.tokens();
+            let mut spots = (first..).zip(group.spots(node, self.stride));
+            spots.any(|(number, spot)| {
+                table.page(number).is_some_and(|page| self.tree.page(spot) == Some(page))
+            })
+        })
+    }
+
     /// Gives everything back. What lies beyond the first `kept` positions is not kept for others.
     pub(crate) fn leave(&mut self, holding: Holding, kept: u32) {
         for (group, table) in self.groups.iter_mut().zip(holding.tables) {
@@ -297,6 +341,12 @@ impl Pages {
         Ok(())
     }
 
+    /// Whether another request could find the start of a prompt of so many tokens.
+    pub(crate) fn can_share(&self, prompt_count: u32) -> bool {
+        // The last token is always computed.
+        self.cached && prompt_count > self.stride
+    }
+
     /// Whether a request that computed so much has the pages it will read.
     pub(crate) fn check_holding(&self, holding: &Holding, computed: u32) -> Result<(), String> {
         for (index, (group, table)) in self.groups.iter().zip(&holding.tables).enumerate() {
@@ -330,6 +380,13 @@ impl Group {
     fn spots(&self, node: NodeId, stride: u32) -> impl Iterator<Item = Spot> + use<> {
         let places = self.place..self.place + stride / self.tokens();
         places.map(move |place| Spot { node, place })
+    }
+}
+
+impl Holding {
+    pub(crate) fn has_any(&self, written: &Written) -> bool {
+        let mut groups = self.tables.iter().zip(&written.0);
+        groups.any(|(table, written)| table.pages.iter().any(|page| written.contains(page)))
     }
 }
 

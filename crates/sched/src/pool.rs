@@ -105,6 +105,16 @@ impl Pool {
         if state.owner_count == 1 { state.spot.take() } else { None }
     }
 
+    /// Takes the name from a page, also while requests use it.
+    pub(crate) fn forget(&mut self, page: PageId) {
+        let state = &mut self.pages[page.0 as usize];
+        let named = state.spot.take().is_some();
+        if named && state.owner_count == 0 {
+            self.idle.remove(&state.given_back);
+            self.free.push(page);
+        }
+    }
+
     pub(crate) fn spot(&self, page: PageId) -> Option<Spot> {
         self.pages[page.0 as usize].spot
     }
@@ -174,5 +184,26 @@ mod tests {
         pool.give_back(page);
         assert_eq!((pool.available(), pool.idle_count()), (1, 0));
         pool.check(&[0]).unwrap();
+    }
+
+    #[test]
+    fn a_forgotten_page_has_no_name_also_while_it_is_used() {
+        let mut pool = Pool::new(2);
+        let [shared, idle] = [0, 1].map(|place| {
+            let (page, _) = pool.take().unwrap();
+            pool.name(page, spot(place));
+            page
+        });
+        pool.share(shared);
+        pool.give_back(idle);
+        for page in [shared, idle] {
+            pool.forget(page);
+            assert_eq!(pool.spot(page), None);
+        }
+        assert_eq!((pool.available(), pool.idle_count()), (1, 0));
+        pool.give_back(shared);
+        pool.give_back(shared);
+        assert_eq!((pool.available(), pool.idle_count()), (2, 0));
+        pool.check(&[0; 2]).unwrap();
     }
 }

@@ -111,6 +111,26 @@ impl Tree {
         self.nodes[spot.node.0 as usize].pages[spot.place as usize] = Some(page);
     }
 
+    /// The nodes of a text, the one of the salt first and this one last.
+    pub(crate) fn path(&self, node: NodeId) -> Vec<NodeId> {
+        let parent = |id: &NodeId| Some(self.nodes[id.0 as usize].parent).filter(|id| *id != ROOT);
+        let mut path: Vec<NodeId> = std::iter::successors(Some(node), parent).collect();
+        path.reverse();
+        path
+    }
+
+    /// A node and all below it: the texts that go on from there.
+    pub(crate) fn below(&self, node: NodeId) -> Vec<NodeId> {
+        let mut all = vec![node];
+        let mut seen = 0;
+        while let Some(id) = all.get(seen) {
+            let children = self.nodes[id.0 as usize].children.values().copied();
+            all.extend(children.collect::<Vec<_>>());
+            seen += 1;
+        }
+        all
+    }
+
     /// Forgets a page, and the nodes that are of no use without it.
     pub(crate) fn clear(&mut self, spot: Spot) {
         self.nodes[spot.node.0 as usize].pages[spot.place as usize] = None;

@@ -59,17 +59,25 @@ impl Submission {
     }
 }
 
-/// Who goes first: the lower. It never changes.
+/// Who goes first: the lower.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Rank {
+    /// Replies of the same request before this one.
+    pub(crate) copy: u32,
+    /// It never changes.
     pub(crate) due: i64,
     pub(crate) id: RequestId,
 }
 
 pub(crate) struct Request {
     pub(crate) rank: Rank,
-    /// `token_max` is at most what there is room for.
+    /// The first of the replies that were asked for together.
+    pub(crate) family: RequestId,
+    /// Whose first token it waits for, to find the prompt in pages.
+    pub(crate) follows: Option<RequestId>,
+    /// `token_max` is at most what there is room for; the prompt is in `known`.
     pub(crate) asked: Submission,
+    prompt_count: u32,
     /// Prompt and reply.
     pub(crate) known: Vec<TokenId>,
     /// Positions below this have their keys in the pages.
@@ -80,6 +88,8 @@ pub(crate) struct Request {
     scored: u32,
     /// Prompt tokens found in pages when it first started.
     cached: Option<u32>,
+    /// It has written no pages of positions below this.
+    pub(crate) written_from: u32,
     pub(crate) masks: Option<Masks>,
     pub(crate) acceptance: Acceptance,
 }
@@ -112,33 +122,49 @@ pub(crate) struct Flight {
     /// The draft after these was to be verified too, but is not allowed.
     pub(crate) draft_refused: bool,
     pub(crate) draft_next: u32,
+    pub(crate) report_drafts: bool,
     pub(crate) sample: bool,
     pub(crate) scored_count: u32,
     pub(crate) logprobs: bool,
 }
 
 impl Request {
-    pub(crate) fn new(rank: Rank, asked: Submission, acceptance: Acceptance) -> Self {
+    pub(crate) fn new(
+        rank: Rank,
+        family: RequestId,
+        mut asked: Submission,
+        acceptance: Acceptance,
+    ) -> Self {
+        let known = std::mem::take(&mut asked.prompt);
         Self {
             rank,
-            known: asked.prompt.clone(),
+            family,
+            follows: None,
+            prompt_count: known.len() as u32,
+            known,
             asked,
             computed: 0,
             place: None,
             scored: 0,
             cached: None,
+            written_from: u32::MAX,
             masks: None,
             acceptance,
         }
     }
 
     pub(crate) fn prompt_count(&self) -> u32 {
-        self.asked.prompt.len() as u32
+        self.prompt_count
+    }
+
+    /// Tokens chosen so far.
+    pub(crate) fn reply_count(&self) -> usize {
+        self.known.len() - self.prompt_count as usize
     }
 
     /// Tokens that may yet be chosen.
     pub(crate) fn remaining(&self) -> u32 {
-        self.asked.token_max - (self.known.len() as u32 - self.prompt_count())
+        self.asked.token_max - self.reply_count() as u32
     }
 
     /// Positions to compute before the next token can be chosen; where none will be, all that the
@@ -199,6 +225,7 @@ impl Request {
     /// Enters a slot, with so many positions computed already. Returns whether for the first time.
     pub(crate) fn start(&mut self, slot: SlotId, holding: Holding) -> bool {
         self.computed = holding.named;
+        self.written_from = self.written_from.min(self.computed);
         self.place = Some(Place { slot, holding, fresh: true, held: None });
         let first = self.cached.is_none();
         self.cached.get_or_insert(self.computed);
@@ -219,7 +246,8 @@ impl Request {
         let scored = self.take_scores(row, scored);
         let place = self.place.as_mut().expect("a request with a row has a place");
         place.fresh = false;
-        place.held = row.sample.then_some(row.draft_next);
+        let made = if row.report_drafts { drafts.len() as u32 } else { row.draft_next };
+        place.held = row.sample.then_some(made);
         if row.sample {
             self.masks = None;
             self.acceptance.observe(RATE_STEP, row.judged(), accepted);

@@ -31,6 +31,8 @@ pub struct Scheduler {
     pub(crate) requests: BTreeMap<RequestId, Request>,
     pub(crate) waiting: BTreeSet<Rank>,
     pub(crate) running: BTreeSet<Rank>,
+    /// Replies that were asked for together and have not ended, by the first, if there are several.
+    pub(crate) families: BTreeMap<RequestId, Vec<RequestId>>,
     pub(crate) slots: Vec<SlotId>,
     pub(crate) pages: Pages,
     /// What the first in the queue waits for.
@@ -44,7 +46,9 @@ pub struct Scheduler {
     /// Of all requests; where new ones begin.
     pub(crate) acceptance: Acceptance,
     pub(crate) stats: Stats,
-    next_id: u64,
+    pub(crate) next_id: u64,
+    /// Families that were admitted.
+    pub(crate) arrival_count: u64,
 }
 
 /// A step, and whose its rows are.
@@ -129,6 +133,7 @@ impl Scheduler {
             requests: BTreeMap::new(),
             waiting: BTreeSet::new(),
             running: BTreeSet::new(),
+            families: BTreeMap::new(),
             slots: (0..caps.slot_count).rev().map(SlotId).collect(),
             pages,
             shortage: None,
@@ -139,6 +144,7 @@ impl Scheduler {
             acceptance: Acceptance::new(caps.draft_max),
             stats: Stats { drafted: places.clone(), accepted: places, ..Stats::default() },
             next_id: 0,
+            arrival_count: 0,
             caps: caps.clone(),
         }
     }
@@ -148,22 +154,13 @@ impl Scheduler {
         self.context_max
     }
 
-    /// Queues a request. A reply for which there is no room is cut to what there is.
-    pub fn admit(&mut self, mut asked: Submission) -> Result<RequestId, Refused> {
-        self.refuse(&asked)?;
-        let id = RequestId(self.next_id);
-        self.next_id += 1;
-        let due = i64::from(asked.priority) * i64::from(self.limits.aging);
-        let due = due.saturating_add(id.0 as i64);
-        let rank = Rank { due, id };
-        asked.token_max = asked.token_max.min(self.context_max - asked.prompt.len() as u32);
-        self.requests.insert(id, Request::new(rank, asked, self.acceptance.clone()));
-        self.waiting.insert(rank);
-        self.shortage = None;
-        Ok(id)
+    /// Queues a request, see [`Scheduler::admit_all`].
+    pub fn admit(&mut self, asked: Submission) -> Result<RequestId, Refused> {
+        self.admit_all(vec![asked]).map(|ids| ids[0])
     }
 
-    fn refuse(&self, asked: &Submission) -> Result<(), Refused> {
+    /// What stands against a request, the queue apart.
+    pub(crate) fn refuse(&self, asked: &Submission) -> Result<(), Refused> {
         let (token_count, context_max) = (asked.prompt.len() as u32, self.context_max);
         if token_count >= context_max {
             return Err(Refused::PromptTooLong { token_count, context_max });
@@ -172,12 +169,7 @@ impl Scheduler {
         if token_count == 0 || (asked.token_max == 0 && !scores) {
             return Err(Refused::Nothing);
         }
-        self.refuse_illegal(asked)?;
-        let waiting = self.waiting.len() as u32;
-        if waiting >= self.limits.waiting_max {
-            return Err(Refused::QueueFull { waiting });
-        }
-        Ok(())
+        self.refuse_illegal(asked)
     }
 
     /// Refuses what would make a plan illegal, and with it the rows of others: tokens beyond the
@@ -223,7 +215,7 @@ impl Scheduler {
 
     /// Takes a request out. Its slot and pages are free at once: the next plan comes after the step
     /// in flight.
-    fn leave(&mut self, id: RequestId, kept: u32) {
+    pub(crate) fn leave(&mut self, id: RequestId, kept: u32) {
         let Some(mut request) = self.requests.remove(&id) else {
             return;
         };
@@ -233,6 +225,7 @@ impl Scheduler {
             self.slots.push(place.slot);
             self.pages.leave(place.holding, kept);
         }
+        self.move_up(&request);
         self.shortage = None;
     }
 
@@ -268,6 +261,10 @@ impl Scheduler {
         if !request.asked.needs_masks {
             return refuse("it needs none".into());
         }
+        let mut flights = self.in_flight.iter().flatten();
+        if flights.any(|row| row.id == id && row.sample) {
+            return refuse("the row in flight has some, and decides which are next".into());
+        }
         if !masks.is_empty() && masks.len() as u32 != draft_count + 1 {
             return refuse(format!("{} for {draft_count} drafts", masks.len()));
         }
@@ -289,6 +286,11 @@ impl Scheduler {
         for (row, out) in flights.iter().zip(output.rows) {
             advances.extend(self.take(row, out));
         }
+        for advance in &advances {
+            if let Some(finish) = advance.finish {
+                self.finish(advance.id, finish);
+            }
+        }
         Ok(advances)
     }
 
@@ -309,6 +311,7 @@ impl Scheduler {
     fn take(&mut self, row: &Flight, out: RowOutput) -> Option<Advance> {
         let request = self.requests.get_mut(&row.id)?;
         let advance = request.take(row, out);
+        let leads = !advance.tokens.is_empty() && request.reply_count() == advance.tokens.len();
         if row.judged() > 0 {
             self.acceptance.observe(RATE_STEP_ALL, row.judged(), advance.accepted_count);
         }
@@ -322,8 +325,8 @@ impl Scheduler {
                 self.shortage = None;
             }
         }
-        if advance.finish.is_some() {
-            self.leave(row.id, u32::MAX);
+        if leads {
+            self.lead(row.id);
         }
         Some(advance)
     }
@@ -360,6 +363,7 @@ impl Scheduler {
         Stats {
             running: self.running.len() as u32,
             waiting: self.waiting.len() as u32,
+            deferred: (self.requests.len() - self.running.len() - self.waiting.len()) as u32,
             groups: self.pages.usage().map(usage).collect(),
             ..self.stats.clone()
         }
@@ -387,10 +391,12 @@ impl Flight {
         if !(least..=most).contains(&count) {
             return Err(format!("{count} tokens, {least} to {most} are possible"));
         }
+        let draft_max = if self.report_drafts { self.draft_next } else { 0 };
         let logprob_count = if self.logprobs { count } else { 0 };
         let scored_least = if out.fault.is_some() { 0 } else { self.scored_count };
         for (what, found, least, most) in [
             ("log-probabilities", out.logprobs.len(), logprob_count, logprob_count),
+            ("drafts", out.drafts.len(), 0, draft_max),
             ("scored tokens", out.scored.len(), scored_least, self.scored_count),
         ] {
             if !(least..=most).contains(&(found as u32)) {
@@ -475,6 +481,26 @@ mod tests {
         assert_eq!(sched.provide_masks(masked, 1, masks(2)), Ok(true));
         let rows = sched.plan().unwrap().step.rows;
         assert_eq!((rows.len(), rows[1].sample, rows[1].masks.len()), (2, true, 1));
+        assert!(sched.provide_masks(masked, 0, masks(1)).is_err(), "they would be lost");
+    }
+
+    #[test]
+    fn drafts_that_were_not_made_are_not_verified() {
+        let mut sched = sched();
+        let id = sched.admit(Submission { needs_masks: true, ..asked(vec![1, 2], 30) }).unwrap();
+        let masks = |sched: &mut Scheduler, count| {
+            sched.provide_masks(id, count, vec![vec![u32::MAX; 8]; count as usize + 1]).unwrap()
+        };
+        assert!(masks(&mut sched, 0));
+        assert_eq!(sched.plan().unwrap().step.rows[0].draft_next, 7);
+        let output = |drafts| StepOutput {
+            rows: vec![RowOutput { tokens: vec![3], drafts, ..RowOutput::default() }],
+        };
+        let many = sched.absorb(output(vec![4; 8]), 10).unwrap_err().to_string();
+        assert_eq!(many, "output of row 0: 8 drafts, 0 to 7 are possible");
+        sched.absorb(output(vec![4; 3]), 10).unwrap();
+        assert!(masks(&mut sched, 7));
+        assert_eq!(sched.plan().unwrap().step.rows[0].tokens.draft_count(), 3);
     }
 
     #[test]

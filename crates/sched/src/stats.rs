@@ -5,6 +5,8 @@
 pub struct Stats {
     pub running: u32,
     pub waiting: u32,
+    /// Copies that wait for another one to compute their prompt.
+    pub deferred: u32,
     /// One per page group of the engine.
     pub groups: Vec<GroupUsage>,
     /// Steps planned that had rows.

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 
 use axum::http::StatusCode;
-use futures_util::future::try_join_all;
 use kilotok_abi::TokenId;
 use kilotok_text::Grammar;
 
@@ -31,8 +30,7 @@ pub(crate) struct Chorus {
 }
 
 impl Chorus {
-    /// Asks for all replies of a request at once: its prompts share steps from the first on. Of the
-    /// replies to one prompt the gate lets the first go ahead.
+    /// Asks for all replies of a request at once: its prompts share steps from the first on.
     pub(crate) async fn start(service: &Arc<Service>, job: &Job) -> Result<Self, ApiError> {
         let grammar = grammar(service, job).await?;
         let ask = |prompt: &[TokenId], number| {
@@ -47,17 +45,15 @@ impl Chorus {
             }
             Ask { request_id: job.id.clone(), submission, grammar: grammar.clone() }
         };
-        let replies = |prompt: &Arc<[TokenId]>| {
-            service.gate.submit_many((0..job.n).map(|number| ask(prompt, number)).collect())
-        };
-        let tickets = try_join_all(job.prompts.iter().map(replies)).await;
+        let asks = |prompt: &Arc<[TokenId]>| (0..job.n).map(|number| ask(prompt, number)).collect();
+        let tickets = service.gate.submit_all(job.prompts.iter().map(asks).collect()).await;
         let tickets =
             tickets.map_err(|refusal| ApiError::from_refusal(refusal, job.prompt_param))?;
-        let choices = job.prompts.iter().zip(tickets).flat_map(|(prompt, tickets)| {
-            let count = prompt.len() as u32;
-            let new = move |ticket| Some(Choice::new(ticket, job, count, &service.text));
-            tickets.into_iter().map(new)
-        });
+        let counts = job.prompts.iter().flat_map(|prompt| (0..job.n).map(|_| prompt.len() as u32));
+        let choices = tickets
+            .into_iter()
+            .zip(counts)
+            .map(|(ticket, count)| Some(Choice::new(ticket, job, count, &service.text)));
         Ok(Self { choices: choices.collect(), turn: 0, ready: VecDeque::new() })
     }
 

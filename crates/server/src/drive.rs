@@ -18,10 +18,11 @@ use kilotok_sched::{Advance, Finish, Misuse, Plan, RequestId, Scheduler, Stats};
 use tokio::sync::watch;
 
 use crate::bell::Bell;
-use crate::gate::{Mail, shut_down};
+use crate::gate::shut_down;
 use crate::guide::Guide;
 use crate::health::{Board, Doors};
 use crate::metrics::{EndReason, Meter, Metrics, StepSize};
+use crate::post::Mail;
 use crate::updates::{Ended, Failure, FailureKind};
 
 use live::Live;
@@ -51,8 +52,6 @@ pub(crate) struct Parts {
     pub(crate) bell: Arc<Bell>,
     pub(crate) sched: Scheduler,
     pub(crate) engine: Box<dyn Engine>,
-    /// Copies of prompts longer than this wait for the first; with shorter ones they share no page.
-    pub(crate) alone_max: usize,
 }
 
 pub(crate) struct Drive {
@@ -61,8 +60,6 @@ pub(crate) struct Drive {
     meter: Meter,
     live: BTreeMap<u64, Live>,
     keys: HashMap<RequestId, u64>,
-    /// Replies that wait for another one's first token, by that one.
-    copies: BTreeMap<u64, Vec<u64>>,
     /// Readers of what this step brought.
     wakers: Vec<Waker>,
     /// When the engine became free, if the step before this turn was the last thing it did.
@@ -77,7 +74,6 @@ impl Drive {
             meter: Meter::new(metrics),
             live: BTreeMap::new(),
             keys: HashMap::new(),
-            copies: BTreeMap::new(),
             wakers: Vec::new(),
             free_us: None,
         }
@@ -100,8 +96,13 @@ impl Drive {
             self.publish();
             busy = !plan.ids.is_empty();
             if !busy {
+                // Replies that are still there wait for masks: the engine has nothing to do.
+                self.board.idle();
                 self.free_us = None;
-            } else if let Some(done) = self.step(&plan)? {
+                continue;
+            }
+            self.board.busy();
+            if let Some(done) = self.step(&plan)? {
                 let advances = self.absorb(&plan, done)?;
                 self.publish();
                 self.deliver(advances);
@@ -130,6 +131,7 @@ impl Drive {
     }
 
     fn read(&mut self, mail: Mail) {
+        self.board.read();
         match mail {
             Mail::Arrival(arrival) => self.arrive(*arrival),
             Mail::Left(key) => self.leave(key),
@@ -218,8 +220,7 @@ impl Drive {
         let Some(live) = self.live.get_mut(&key) else {
             return;
         };
-        let first = live.advances(&advance, now_us, &self.meter);
-        let family = live.family;
+        live.advances(&advance, now_us, &self.meter);
         if let Some(finish) = advance.finish {
             let (ended, reason) = self.ended(finish);
             // Whoever hears of the end finds the place free.
@@ -241,9 +242,6 @@ impl Drive {
             self.leave(key);
         } else if let Some((tokens, drafts)) = seen {
             self.guide(key, tokens, drafts);
-        }
-        if first && family == key {
-            self.start_copies(family);
         }
     }
 
@@ -277,8 +275,7 @@ impl Drive {
     fn publish(&mut self) {
         debug_assert_eq!(self.parts.sched.check(), Ok(()));
         let stats = self.parts.sched.stats();
-        let deferred = self.live.len() - self.keys.len();
-        self.meter.publish(&stats, deferred);
+        self.meter.publish(&stats);
         *self.board.stats() = stats;
     }
 
@@ -294,8 +291,6 @@ impl Drive {
             }
         };
         self.board.close(Doors::Draining);
-        // Nobody is to start any more.
-        self.copies.clear();
         for key in self.live.keys().copied().collect::<Vec<_>>() {
             if let Some((live, ending)) = self.forget(key, reason) {
                 self.meter.ended(ending);

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -17,9 +17,10 @@ use tokio::sync::{oneshot, watch};
 
 use crate::bell::Bell;
 use crate::drive::{Drive, Parts};
-use crate::guide::{Guide, Guided};
+use crate::guide::Guide;
 use crate::health::{Board, Doors};
 use crate::metrics::Metrics;
+use crate::post::{Arrival, Mail, Post};
 use crate::updates::{Leave, Mailbox};
 
 pub use crate::drive::EngineFailed;
@@ -33,8 +34,9 @@ mod tests;
 /// Most requests that may wait, whatever is asked for. Each holds a socket, its text and its
 /// prompt; and room for what the engine's thread hears of all of them is taken at start.
 pub const QUEUE_MAX: u32 = 1 << 16;
-/// A request hears whether it is let in once the step in flight is done. When that takes longer
-/// than so many times what a stalled step takes, the caller is sent away.
+/// A request hears whether it is let in once the step in flight is done, or a few later ones if
+/// very many come at once. A caller is sent away when the engine stalls meanwhile, or when this
+/// takes longer than so many times what a stalled step takes.
 const ANSWER_STALLS_MAX: u32 = 2;
 
 /// What whoever runs the server may set.
@@ -107,23 +109,6 @@ impl Load {
     }
 }
 
-/// What the engine's thread gets.
-pub(crate) enum Mail {
-    Arrival(Box<Arrival>),
-    /// The request's mailbox says why.
-    Left(u64),
-    Guided(Box<Guided>),
-    /// The doors have moved.
-    Look,
-}
-
-/// Replies to one prompt: all are let in or none is.
-pub(crate) struct Arrival {
-    pub(crate) arrived_us: u64,
-    pub(crate) asks: Vec<(u64, Ask, Arc<Mailbox>)>,
-    pub(crate) answer: oneshot::Sender<Result<(), Refusal>>,
-}
-
 /// See the file's head.
 #[derive(Clone)]
 pub struct Gate(Arc<Lobby>);
@@ -133,11 +118,11 @@ struct Lobby {
     context_max: u32,
     /// Most requests that may be held.
     room: u32,
-    answer_max: Duration,
+    stall: Duration,
     board: Arc<Board>,
     bell: Arc<Bell>,
     metrics: Arc<Metrics>,
-    post: SyncSender<Mail>,
+    post: Post,
     next_key: AtomicU64,
     /// One for each ticket.
     mailboxes: Mutex<BTreeMap<u64, Arc<Mailbox>>>,
@@ -175,19 +160,19 @@ impl Gate {
         // The bound is kept here, so that a burst into an empty server is not refused.
         limits.waiting_max = room;
         metrics.configured(&caps, limits.prefix_cache);
-        let alone_max = if limits.prefix_cache { page_tokens_min(&caps) } else { usize::MAX };
         let sched = Scheduler::new(&caps, limits);
         let context_max = sched.context_max();
         let board = Arc::new(Board::new(options.stopwatch, options.stall_ms));
         // Jobs of requests that left meanwhile wait beside those of the ones who came instead.
         let job_max = 2 * room as usize;
         // That each request came and left, what came of the jobs, and that the doors moved.
-        let (post, inbox) = sync_channel(2 * room as usize + job_max + 1);
+        let (sender, inbox) = sync_channel(2 * room as usize + job_max + 1);
+        let post = Post::new(sender, Arc::clone(&board));
         let stopwatch = &board.stopwatch;
         let guide = Guide::start(options.guide_threads, job_max, &post, &metrics, stopwatch);
         let (tell, ended) = watch::channel(None);
         let bell = Arc::new(Bell::default());
-        let parts = Parts { inbox, tell, guide, bell: Arc::clone(&bell), sched, engine, alone_max };
+        let parts = Parts { inbox, tell, guide, bell: Arc::clone(&bell), sched, engine };
         let drive = Drive::new(parts, Arc::clone(&board), Arc::clone(&metrics));
         let thread = thread::Builder::new().name("kilotok-engine".into());
         let thread = thread.spawn(move || drive.run()).expect("the system has a thread");
@@ -195,7 +180,7 @@ impl Gate {
             caps,
             context_max,
             room,
-            answer_max: Duration::from_millis(u64::from(options.stall_ms)) * ANSWER_STALLS_MAX,
+            stall: Duration::from_millis(u64::from(options.stall_ms)),
             board,
             bell,
             metrics,
@@ -227,39 +212,56 @@ impl Gate {
         tickets.pop().ok_or_else(|| Refusal::Failed("the request was lost".into()))
     }
 
-    /// Asks for several replies to one prompt: all are let in or none is. The others start when
-    /// the first has its first token, and find the prompt computed.
+    /// Asks for several replies to one prompt, see [`Gate::submit_all`].
     pub async fn submit_many(&self, asks: Vec<Ask>) -> Result<Vec<Ticket>, Refusal> {
-        let count = asks.len() as u32;
+        self.submit_all(vec![asks]).await
+    }
+
+    /// Asks for the replies of one request, by prompt: all are let in or none is. They count as one
+    /// request in the queue. Of the replies to one prompt the others start when the first has its
+    /// first token, and find the prompt computed.
+    pub async fn submit_all(&self, prompts: Vec<Vec<Ask>>) -> Result<Vec<Ticket>, Refusal> {
+        let count = prompts.iter().map(|asks| asks.len() as u32).sum();
         self.admit(count).inspect_err(|refusal| self.0.note(refusal))?;
         self.0.bell.attend();
         let arrived_us = self.0.board.stopwatch.now_us();
         let (answer, answered) = oneshot::channel();
-        let mut tickets = Vec::with_capacity(asks.len());
-        let mut keyed = Vec::with_capacity(asks.len());
-        for ask in asks {
+        let mut tickets = Vec::with_capacity(count as usize);
+        let mut keyed = |ask: Ask| {
             let ticket = self.ticket(ask.request_id.clone());
-            keyed.push((ticket.key, ask, Arc::clone(&ticket.mailbox)));
+            let reply = (ticket.key, ask, Arc::clone(&ticket.mailbox));
             tickets.push(ticket);
-        }
-        let arrival = Box::new(Arrival { arrived_us, asks: keyed, answer });
-        if let Err(error) = self.0.post.try_send(Mail::Arrival(arrival)) {
-            self.0.board.release(count);
-            let refusal = match error {
-                TrySendError::Full(_) => self.0.queue_full(),
-                TrySendError::Disconnected(_) => self.0.over(),
-            };
-            self.0.note(&refusal);
-            return Err(refusal);
-        }
-        let refused = match tokio::time::timeout(self.0.answer_max, answered).await {
-            Ok(Ok(Ok(()))) => return Ok(tickets),
-            Ok(Ok(Err(refusal))) => refusal,
-            Ok(Err(_)) => self.0.over(),
-            Err(_) => self.0.stalled(),
+            reply
         };
-        self.0.note(&refused);
-        Err(refused)
+        let prompts = prompts.into_iter().map(|asks| asks.into_iter().map(&mut keyed).collect());
+        let arrival = Box::new(Arrival { arrived_us, prompts: prompts.collect(), answer });
+        let posted = self.0.post.try_send(Mail::Arrival(arrival));
+        let refused = match posted {
+            Ok(()) => self.answer(answered).await,
+            Err(error) => {
+                self.0.board.release(count);
+                match error {
+                    TrySendError::Full(_) => Err(self.0.queue_full()),
+                    TrySendError::Disconnected(_) => Err(self.0.over()),
+                }
+            }
+        };
+        refused.inspect_err(|refusal| self.0.note(refusal)).map(|()| tickets)
+    }
+
+    async fn answer(
+        &self,
+        mut answered: oneshot::Receiver<Result<(), Refusal>>,
+    ) -> Result<(), Refusal> {
+        for _ in 0..ANSWER_STALLS_MAX {
+            match tokio::time::timeout(self.0.stall, &mut answered).await {
+                Ok(Ok(answer)) => return answer,
+                Ok(Err(_)) => return Err(self.0.over()),
+                Err(_) if matches!(self.health(), Health::Stalled { .. }) => break,
+                Err(_) => {}
+            }
+        }
+        Err(self.0.stalled())
     }
 
     /// What can be said without the engine's thread.
@@ -428,12 +430,6 @@ impl Drop for Lobby {
     fn drop(&mut self) {
         self.shut();
     }
-}
-
-/// Prompts of no more tokens share no page.
-fn page_tokens_min(caps: &Caps) -> usize {
-    let full = caps.groups.iter().filter(|group| group.window.is_none());
-    full.map(|group| group.page_tokens as usize).min().unwrap_or_default()
 }
 
 pub(crate) fn shut_down() -> Ended {

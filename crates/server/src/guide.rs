@@ -10,8 +10,8 @@ use std::thread;
 use kilotok_abi::TokenId;
 use kilotok_text::{Grammar, GrammarError, Masks};
 
-use crate::gate::Mail;
 use crate::metrics::Metrics;
+use crate::post::{Mail, Post};
 use crate::stopwatch::{Stopwatch, seconds};
 use crate::updates::Mailbox;
 
@@ -40,7 +40,7 @@ impl Guide {
     pub(crate) fn start(
         thread_count: u32,
         job_max: usize,
-        post: &SyncSender<Mail>,
+        post: &Post,
         metrics: &Arc<Metrics>,
         stopwatch: &Stopwatch,
     ) -> Self {
@@ -67,7 +67,7 @@ impl Guide {
 
 struct Worker {
     jobs: Arc<Mutex<Receiver<Box<Job>>>>,
-    post: SyncSender<Mail>,
+    post: Post,
     metrics: Arc<Metrics>,
     stopwatch: Stopwatch,
 }

@@ -44,6 +44,8 @@ pub(crate) struct Board {
     held: AtomicU32,
     /// When a step was last done or work came after none, and one more; 0 without work.
     progress_us: AtomicU64,
+    /// Messages that the engine's thread has not read.
+    unread: AtomicU32,
     failure: OnceLock<String>,
     stats: Mutex<Stats>,
     pace: Mutex<Pace>,
@@ -58,6 +60,7 @@ impl Board {
             doors: AtomicU8::new(Doors::Open as u8),
             held: AtomicU32::new(0),
             progress_us: AtomicU64::new(0),
+            unread: AtomicU32::new(0),
             failure: OnceLock::new(),
             stats: Mutex::default(),
         }
@@ -67,7 +70,7 @@ impl Board {
         if let Some(message) = self.failure() {
             return Health::Failed { message: message.into() };
         }
-        let progress_us = self.progress_us.load(Ordering::Acquire);
+        let progress_us = self.progress_us.load(Ordering::SeqCst);
         let busy = progress_us > 0;
         let waited_us = (self.stopwatch.now_us() + 1).saturating_sub(progress_us);
         if busy && waited_us > self.stall_us {
@@ -76,20 +79,41 @@ impl Board {
         if self.doors() == Doors::Open { Health::Ok { busy } } else { Health::Draining }
     }
 
-    /// Work has come, or some was done.
+    /// A step was done.
     pub(crate) fn progress(&self, now_us: u64) {
-        self.progress_us.store(now_us + 1, Ordering::Release);
+        self.progress_us.store(now_us + 1, Ordering::SeqCst);
     }
 
     /// There is work, whether or not it gets done.
     pub(crate) fn busy(&self) {
-        if self.progress_us.load(Ordering::Relaxed) == 0 {
-            self.progress(self.stopwatch.now_us());
+        if self.progress_us.load(Ordering::SeqCst) == 0 {
+            let now_us = self.stopwatch.now_us();
+            let _ = self.progress_us.compare_exchange(
+                0,
+                now_us + 1,
+                Ordering::SeqCst,
+                Ordering::SeqCst,
+            );
         }
     }
 
+    /// There is none but to read what was posted meanwhile.
     pub(crate) fn idle(&self) {
-        self.progress_us.store(0, Ordering::Release);
+        self.progress_us.store(0, Ordering::SeqCst);
+        if self.unread.load(Ordering::SeqCst) > 0 {
+            self.busy();
+        }
+    }
+
+    /// The engine's thread has a message to read. Counted before it is sent.
+    pub(crate) fn posted(&self) {
+        self.unread.fetch_add(1, Ordering::SeqCst);
+        self.busy();
+    }
+
+    /// It was read, or could not be sent.
+    pub(crate) fn read(&self) {
+        self.unread.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// The first failure is the cause of the others.

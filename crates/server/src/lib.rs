@@ -18,6 +18,7 @@ mod left_out;
 pub mod metrics;
 mod pace;
 mod params;
+mod post;
 mod routes;
 mod said;
 mod serve;

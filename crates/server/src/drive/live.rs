@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::task::Waker;
 
-use kilotok_sched::{Advance, RequestId, Submission};
+use kilotok_sched::{Advance, RequestId};
 use kilotok_text::Grammar;
 
 use crate::metrics::{EndReason, Ending, Meter, Siblings};
@@ -12,13 +12,9 @@ use crate::updates::{Ended, Leave, Mailbox, StepShare, Times, Update};
 
 pub(super) struct Live {
     pub(super) mailbox: Arc<Mailbox>,
-    /// The key of the first reply to the same prompt.
-    pub(super) family: u64,
+    /// What the scheduler knows it by.
+    pub(super) id: RequestId,
     siblings: Arc<Siblings>,
-    /// There until the scheduler has it.
-    pub(super) asked: Option<Submission>,
-    /// There from then on.
-    pub(super) id: Option<RequestId>,
     /// Away while masks are made.
     pub(super) grammar: Option<Grammar>,
     /// Whether there is a grammar at all.
@@ -37,15 +33,15 @@ pub(super) struct Live {
 impl Live {
     pub(super) fn new(
         mailbox: Arc<Mailbox>,
-        family: u64,
+        id: RequestId,
         siblings: Arc<Siblings>,
         arrived_us: u64,
-        asked: Submission,
+        prompt_count: u32,
         grammar: Option<Grammar>,
     ) -> Self {
         Self {
             mailbox,
-            family,
+            id,
             siblings,
             guided: grammar.is_some(),
             grammar,
@@ -54,11 +50,9 @@ impl Live {
             start_count: 0,
             first_token_us: None,
             newest_token_us: arrived_us,
-            prompt_count: asked.prompt.len() as u32,
+            prompt_count,
             cached_count: 0,
             token_count: 0,
-            asked: Some(asked),
-            id: None,
         }
     }
 
@@ -68,22 +62,20 @@ impl Live {
         self.start_count += 1;
     }
 
-    /// Takes note of what a step brought. True if that had the first token.
-    pub(super) fn advances(&mut self, advance: &Advance, now_us: u64, meter: &Meter) -> bool {
+    /// Takes note of what a step brought.
+    pub(super) fn advances(&mut self, advance: &Advance, now_us: u64, meter: &Meter) {
         self.cached_count = advance.cached_count;
         if advance.tokens.is_empty() {
-            return false;
+            return;
         }
         self.token_count += advance.tokens.len() as u32;
-        let first = self.first_token_us.is_none();
-        if first {
+        if self.first_token_us.is_none() {
             self.first_token_us = Some(now_us);
             meter.first_token(self.arrived_us, now_us);
         } else {
             meter.next_tokens(self.newest_token_us, now_us);
         }
         self.newest_token_us = now_us;
-        first
     }
 
     /// Hands the reader what a step brought. If nobody reads any more, says why.

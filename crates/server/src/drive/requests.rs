@@ -1,94 +1,63 @@
-//! How requests come to the engine's thread and leave it: admission, copies of one prompt, readers
-//! who go away, grammars.
+//! How requests come to the engine's thread and leave it: admission, readers who go away, grammars.
 
 use std::sync::Arc;
 
 use kilotok_abi::TokenId;
-use kilotok_sched::Refused;
+use kilotok_sched::{Refused, Submission};
 use kilotok_text::{GrammarError, Masks};
 
 use super::Drive;
 use super::live::Live;
-use crate::gate::{Arrival, Refusal};
+use crate::gate::{Ask, Refusal};
 use crate::guide::{Guided, Job};
 use crate::metrics::{EndReason, Ending, Siblings};
+use crate::post::Arrival;
 use crate::updates::{Failure, FailureKind, Leave};
 
 impl Drive {
     pub(super) fn arrive(&mut self, arrival: Arrival) {
-        let Arrival { arrived_us, asks, answer } = arrival;
-        let reply_count = asks.len();
-        let keys: Vec<u64> = asks.iter().map(|(key, ..)| *key).collect();
-        let Some((&first, copies)) = keys.split_first() else {
-            return;
+        let Arrival { arrived_us, prompts, answer } = arrival;
+        let (mut submissions, mut replies, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
+        for asks in prompts {
+            let siblings = Arc::new(Siblings::of(asks.len()));
+            let first = asks.first().map(|(_, ask, _)| &ask.submission);
+            sizes.extend(first.map(|own| (asks.len(), own.prompt.len() as u32, own.token_max)));
+            for (key, Ask { submission, grammar, .. }, mailbox) in asks {
+                let prompt_count = submission.prompt.len() as u32;
+                let needs_masks = grammar.is_some();
+                submissions.push(Submission { needs_masks, ..submission });
+                replies.push((key, mailbox, Arc::clone(&siblings), prompt_count, grammar));
+            }
+        }
+        let reply_count = replies.len() as u32;
+        let ids = match self.parts.sched.admit_all(submissions) {
+            Ok(ids) => ids,
+            Err(refused) => {
+                self.board.release(reply_count);
+                if self.live.is_empty() {
+                    self.board.idle();
+                }
+                let _ = answer.send(Err(refusal(&refused)));
+                return;
+            }
         };
-        let mut asked = None;
-        let siblings = Arc::new(Siblings::of(reply_count));
-        for (key, ask, mailbox) in asks {
-            let mut submission = ask.submission;
-            submission.needs_masks = ask.grammar.is_some();
-            asked.get_or_insert((submission.prompt.len(), submission.token_max));
-            let siblings = Arc::clone(&siblings);
-            let live = Live::new(mailbox, first, siblings, arrived_us, submission, ask.grammar);
+        for (count, prompt_count, token_max) in sizes {
+            // The scheduler let it in, so its prompt fits.
+            let room = self.parts.sched.context_max() - prompt_count;
+            self.meter.asked(count, token_max.min(room));
+        }
+        let mut keys = Vec::with_capacity(ids.len());
+        for (id, (key, mailbox, siblings, prompt_count, grammar)) in ids.into_iter().zip(replies) {
+            let live = Live::new(mailbox, id, siblings, arrived_us, prompt_count, grammar);
             self.live.insert(key, live);
+            self.keys.insert(id, key);
+            keys.push(key);
         }
-        // Known before it is scheduled: there it may fail already, and they start.
-        self.copies.insert(first, copies.to_vec());
-        self.board.busy();
-        if let Err(refusal) = self.schedule(first) {
-            self.copies.remove(&first);
-            for key in &keys {
-                self.live.remove(key);
-            }
-            if self.live.is_empty() {
-                self.board.idle();
-            }
-            self.board.release(reply_count as u32);
-            let _ = answer.send(Err(refusal));
-            return;
-        }
-        let (prompt_count, token_max) = asked.unwrap_or_default();
-        // The scheduler let it in, so its prompt fits.
-        let room = self.parts.sched.context_max() - prompt_count as u32;
-        self.meter.asked(reply_count, token_max.min(room));
-        if prompt_count <= self.parts.alone_max {
-            self.start_copies(first);
+        for key in keys {
+            self.guide(key, Vec::new(), Vec::new());
         }
         // Whoever does not wait for the answer has dropped the tickets: that mail comes next.
         let _ = answer.send(Ok(()));
-    }
-
-    /// Puts a request into the scheduler's queue.
-    fn schedule(&mut self, key: u64) -> Result<(), Refusal> {
-        let Some(live) = self.live.get_mut(&key) else {
-            return Ok(());
-        };
-        let Some(asked) = live.asked.take() else {
-            return Ok(());
-        };
-        let id = self.parts.sched.admit(asked).map_err(|refused| match refused {
-            Refused::QueueFull { .. } => Refusal::QueueFull { retry_after_s: 1 },
-            Refused::PromptTooLong { token_count, context_max } => {
-                Refusal::TooLong { token_count, context_max }
-            }
-            Refused::Nothing | Refused::Illegal { .. } => Refusal::Illegal(refused.to_string()),
-        })?;
-        live.id = Some(id);
-        self.keys.insert(id, key);
-        self.guide(key, Vec::new(), Vec::new());
-        Ok(())
-    }
-
-    /// The first of a family has its first token or has ended: the prompt is in the pages as far
-    /// as it ever will be.
-    pub(super) fn start_copies(&mut self, family: u64) {
-        for key in self.copies.remove(&family).unwrap_or_default() {
-            if let Err(refusal) = self.schedule(key) {
-                let busy = matches!(refusal, Refusal::QueueFull { .. });
-                let kind = if busy { FailureKind::Busy } else { FailureKind::Fault };
-                self.fail(key, kind, refusal.to_string());
-            }
-        }
     }
 
     /// Gives up a reply whose reader has left.
@@ -97,12 +66,10 @@ impl Drive {
             return;
         };
         let why = live.mailbox.left().unwrap_or(Leave::Cancelled);
-        if let Some(id) = live.id {
-            match why {
-                Leave::Stopped { kept } => self.parts.sched.stop(id, kept),
-                Leave::Cancelled | Leave::Aborted => self.parts.sched.cancel(id),
-            };
-        }
+        match why {
+            Leave::Stopped { kept } => self.parts.sched.stop(live.id, kept),
+            Leave::Cancelled | Leave::Aborted => self.parts.sched.cancel(live.id),
+        };
         if let Some((_, mut ending)) = self.forget(key, EndReason::Abort) {
             why.count(&mut ending);
             self.meter.ended(ending);
@@ -114,9 +81,7 @@ impl Drive {
         let Some(live) = self.live.get(&key) else {
             return;
         };
-        if let Some(id) = live.id {
-            self.parts.sched.cancel(id);
-        }
+        self.parts.sched.cancel(live.id);
         if let Some((live, ending)) = self.forget(key, EndReason::Error) {
             self.meter.ended(ending);
             live.mailbox.end(Failure::ended(kind, message));
@@ -126,18 +91,13 @@ impl Drive {
     /// Takes a reply out that the scheduler no longer knows. Its ending is to be counted.
     pub(super) fn forget(&mut self, key: u64, reason: EndReason) -> Option<(Live, Ending)> {
         let live = self.live.remove(&key)?;
-        if let Some(id) = live.id {
-            self.keys.remove(&id);
-        }
+        self.keys.remove(&live.id);
         let now_us = self.now_us();
         if self.live.is_empty() {
             self.board.idle();
         }
         self.board.release(1);
         self.board.pace().ended(now_us);
-        if live.family == key {
-            self.start_copies(key);
-        }
         let ending = live.ending(reason, now_us);
         Some((live, ending))
     }
@@ -168,12 +128,9 @@ impl Drive {
         let Some(live) = self.live.get_mut(&key) else {
             return;
         };
-        let Some(id) = live.id else {
-            return;
-        };
         let provided = made.and_then(|(grammar, masks)| {
             live.grammar = Some(grammar);
-            let provided = self.parts.sched.provide_masks(id, masks.draft_count, masks.masks);
+            let provided = self.parts.sched.provide_masks(live.id, masks.draft_count, masks.masks);
             provided.map_err(|misuse| GrammarError::Fault(misuse.to_string()))
         });
         if let Err(error) = provided {
@@ -187,5 +144,15 @@ impl Drive {
             };
             self.fail(key, kind, message);
         }
+    }
+}
+
+fn refusal(refused: &Refused) -> Refusal {
+    match *refused {
+        Refused::QueueFull { .. } => Refusal::QueueFull { retry_after_s: 1 },
+        Refused::PromptTooLong { token_count, context_max } => {
+            Refusal::TooLong { token_count, context_max }
+        }
+        Refused::Nothing | Refused::Illegal { .. } => Refusal::Illegal(refused.to_string()),
     }
 }

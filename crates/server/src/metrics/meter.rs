@@ -61,16 +61,16 @@ impl Meter {
         self.metrics.vllm.counts.corrupted.inc();
     }
 
-    /// What the scheduler counted, and how many copies wait for the first of their kind.
-    pub(crate) fn publish(&mut self, stats: &Stats, deferred: usize) {
-        if *stats == self.seen && deferred == 0 {
+    /// What the scheduler counted.
+    pub(crate) fn publish(&mut self, stats: &Stats) {
+        if *stats == self.seen {
             return;
         }
         let vllm = &self.metrics.vllm;
         vllm.running.set(i64::from(stats.running));
-        vllm.waiting.set(i64::from(stats.waiting) + deferred as i64);
+        vllm.waiting.set(i64::from(stats.waiting) + i64::from(stats.deferred));
         vllm.waiting_capacity.set(f64::from(stats.waiting));
-        vllm.waiting_deferred.set(deferred as f64);
+        vllm.waiting_deferred.set(f64::from(stats.deferred));
         let usage = stats
             .groups
             .iter()

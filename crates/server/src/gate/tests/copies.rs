@@ -94,3 +94,23 @@ async fn all_are_let_in_or_none() {
     }
     rig.is_clean().await;
 }
+
+#[tokio::test]
+async fn replies_to_several_prompts_leave_their_places_to_others() {
+    let (engine, hold) = held(engine());
+    let rig = Rig::with(engine, Limits { running_max: 2, ..Limits::default() }, 99);
+    let prompts = (0..8).map(|first| vec![ask(text(9, first), 200)]).collect();
+    let many = rig.gate.submit_all(prompts).await.unwrap();
+    hold.entered();
+    let late = rig.submit_late(ask(text(9, 50), 3)).await;
+    // The step in flight, and one for each token.
+    for _ in 0..4 {
+        hold.permit();
+        hold.entered();
+    }
+    let ticket = late.await.unwrap().unwrap();
+    assert_eq!(read(ticket).await.tokens.len(), 3);
+    assert_eq!(rig.gate.load().held, 8);
+    drop((hold, many));
+    rig.is_clean().await;
+}

@@ -142,6 +142,53 @@ async fn a_stalled_engine_is_told_from_an_idle_one() {
 }
 
 #[tokio::test]
+async fn a_thread_that_hangs_while_nothing_runs_is_stalled() {
+    let (rig, free) = Rig::stuck(engine(), Limits::default(), 9, "kilotok-engine");
+    let ticket = soon("the answer", rig.submit(ask(text(9, 1), 5))).await;
+    rig.pass_ms(4_000);
+    assert_eq!(rig.gate.health(), Health::Ok { busy: true });
+    rig.pass_ms(2_000);
+    assert_eq!(rig.gate.health(), Health::Stalled { for_ms: 6_000 });
+    drop(free);
+    assert_eq!(read(ticket).await.tokens.len(), 5);
+    rig.is_clean().await;
+}
+
+#[tokio::test]
+async fn a_message_that_is_not_read_is_work() {
+    let board = Arc::new(Board::new(Stopwatch::new(|| 0), 5_000));
+    let (sender, inbox) = sync_channel(1);
+    let post = Post::new(sender, Arc::clone(&board));
+    post.try_send(Mail::Look).unwrap();
+    board.idle();
+    assert_eq!(board.health(), Health::Ok { busy: true }, "it came before the thread was idle");
+    assert!(post.try_send(Mail::Look).is_err(), "there is no room");
+    board.read();
+    board.idle();
+    assert_eq!(board.health(), Health::Ok { busy: false });
+    drop(inbox);
+    assert!(post.send(Mail::Look).is_err() && post.try_send(Mail::Look).is_err());
+    assert_eq!(board.health(), Health::Ok { busy: false }, "there is no reader");
+}
+
+#[tokio::test]
+async fn a_caller_waits_no_longer_than_a_stall_takes() {
+    let (engine, hold) = held(engine());
+    let rig = Rig::new(engine);
+    let running = rig.submit(ask(text(9, 1), 40)).await;
+    hold.entered();
+    tokio::time::pause();
+    let start = tokio::time::Instant::now();
+    let late = rig.submit_late(ask(text(9, 2), 40)).await;
+    rig.pass_ms(6_000);
+    let refused = late.await.unwrap().err();
+    let stalled = "it has finished no step for 6000 ms";
+    assert_eq!(refused, Some(Refusal::Failed(stalled.into())));
+    assert!(start.elapsed() < Duration::from_millis(6_000), "{:?}", start.elapsed());
+    drop((hold, running));
+}
+
+#[tokio::test]
 async fn a_caller_is_not_kept_waiting_for_an_engine_that_hangs() {
     let (engine, hold) = held(engine());
     let rig = Rig::new(engine);

@@ -180,23 +180,8 @@ async fn a_grammar_that_breaks_costs_one_reply() {
 #[tokio::test]
 async fn more_grammars_than_can_be_followed_leave_nothing_behind() {
     let grammars = Grammars::new(&bytes(), 256, &[END]).unwrap();
-    let metrics = Arc::new(Metrics::new("toy", &ScriptedEngine::caps()));
-    let hand = Arc::new(Hand::default());
-    // The thread that makes masks does not get past its first look at the clock.
-    let (free, held) = std::sync::mpsc::sync_channel::<()>(0);
-    let (clock, held) = (Arc::clone(&hand), std::sync::Mutex::new(held));
-    let stopwatch = Stopwatch::new(move || {
-        let thread = std::thread::current();
-        if thread.name().is_some_and(|name| name.starts_with("kilotok-guide")) {
-            let _ = held.lock().unwrap().recv();
-        }
-        clock.now_us.load(Ordering::SeqCst)
-    });
-    let options =
-        GateOptions { queue_max: 0, guide_threads: 1, stopwatch, ..GateOptions::default() };
     let limits = Limits { running_max: 3, ..Limits::default() };
-    let (gate, driver) = Gate::start(Box::new(engine()), limits, Arc::clone(&metrics), options);
-    let rig = Rig { gate, driver, metrics, hand };
+    let (rig, free) = Rig::stuck(engine(), limits, 0, "kilotok-guide");
     let mut full = false;
     for _ in 0..20 {
         // The prompt fills a page, so that the copies wait for the first.
@@ -218,8 +203,22 @@ async fn more_grammars_than_can_be_followed_leave_nothing_behind() {
     }
     assert!(full, "there is no bound");
     rig.pass_ms(100_000);
-    assert_eq!(rig.gate.health(), Health::Ok { busy: false });
+    until("there is no work", || rig.gate.health() == Health::Ok { busy: false }).await;
     drop(free);
+    rig.is_clean().await;
+}
+
+#[tokio::test]
+async fn an_engine_that_waits_for_masks_is_not_stalled() {
+    let grammars = Grammars::new(&bytes(), 256, &[END]).unwrap();
+    let (rig, free) = Rig::stuck(engine(), Limits::default(), 9, "kilotok-guide");
+    let waits = rig.submit(bound(&grammars, "[a-c]{12}", 3, true)).await;
+    until("all but the masks is there", || rig.gate.health() == Health::Ok { busy: false }).await;
+    rig.pass_ms(100_000);
+    assert_eq!(rig.gate.health(), Health::Ok { busy: false });
+    assert_eq!(read(rig.submit(ask(text(9, 1), 5)).await).await.tokens.len(), 5);
+    drop(free);
+    assert_eq!(read(waits).await.ended, Ended::EndToken);
     rig.is_clean().await;
 }
 
@@ -228,7 +227,8 @@ async fn more_grammars_than_can_be_followed_leave_nothing_behind() {
 fn whoever_left_gets_no_masks_and_is_reported() {
     let grammars = Grammars::new(&bytes(), 256, &[END]).unwrap();
     let metrics = Arc::new(Metrics::new("toy", &ScriptedEngine::caps()));
-    let (post, inbox) = sync_channel(1);
+    let (sender, inbox) = sync_channel(1);
+    let post = Post::new(sender, Arc::new(Board::new(Stopwatch::default(), 1000)));
     let guide = Guide::start(1, 1, &post, &metrics, &Stopwatch::default());
     let mailbox = Arc::new(Mailbox::new("gone".into()));
     mailbox.leave(Leave::Cancelled);

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use kilotok_abi::{Sampling, TokenId};
@@ -48,14 +49,43 @@ impl Rig {
     }
 
     fn with(engine: impl Engine + 'static, limits: Limits, queue_max: u32) -> Self {
+        Self::timed(engine, limits, queue_max, |hand| hand)
+    }
+
+    /// One whose threads of that name do not get past their next look at the clock while the sender
+    /// is there.
+    fn stuck(
+        engine: impl Engine + 'static,
+        limits: Limits,
+        queue_max: u32,
+        name: &'static str,
+    ) -> (Self, SyncSender<()>) {
+        let (free, held) = sync_channel::<()>(0);
+        let held = Mutex::new(held);
+        let rig = Self::timed(engine, limits, queue_max, |hand| {
+            Stopwatch::new(move || {
+                if thread::current().name().is_some_and(|own| own.starts_with(name)) {
+                    let _ = held.lock().unwrap().recv();
+                }
+                hand.now_us()
+            })
+        });
+        (rig, free)
+    }
+
+    fn timed(
+        engine: impl Engine + 'static,
+        limits: Limits,
+        queue_max: u32,
+        look: impl FnOnce(Stopwatch) -> Stopwatch,
+    ) -> Self {
         let metrics = Arc::new(Metrics::new("toy", engine.caps()));
         let hand = Arc::new(Hand::default());
         let read = Arc::clone(&hand);
-        let stopwatch = Stopwatch::new(move || {
+        let stopwatch = look(Stopwatch::new(move || {
             read.now_us.fetch_add(read.stride_us.load(Ordering::SeqCst), Ordering::SeqCst)
-        });
-        let options =
-            GateOptions { queue_max, stall_ms: 5_000, stopwatch, ..GateOptions::default() };
+        }));
+        let options = GateOptions { queue_max, stall_ms: 5_000, guide_threads: 1, stopwatch };
         let (gate, driver) = Gate::start(Box::new(engine), limits, Arc::clone(&metrics), options);
         Self { gate, driver, metrics, hand }
     }
@@ -87,11 +117,11 @@ impl Rig {
     async fn is_clean(&self) {
         until("everyone has left", || {
             let load = self.gate.load();
-            load.held == 0 && load.running == 0 && load.usage == 0.0
+            let idle = self.gate.health() == Health::Ok { busy: false };
+            load.held == 0 && load.running == 0 && load.usage == 0.0 && idle
         })
         .await;
         assert!(self.gate.0.mailboxes().is_empty());
-        assert_eq!(self.gate.health(), Health::Ok { busy: false });
         let reply = read(self.submit(ask(text(9, 77), 5)).await).await;
         assert_eq!((reply.tokens.len(), reply.ended), (5, Ended::Length));
     }

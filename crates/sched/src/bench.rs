@@ -1,0 +1,68 @@
+//! A scheduler with an engine behind it, for tests.
+
+use kilotok_abi::{Sampling, TokenId};
+use kilotok_engine::{Caps, Engine, SlotSetup, StepOutput};
+use kilotok_testkit::{ScriptedEngine, Skill};
+
+use crate::{Advance, Limits, Plan, RequestId, Scheduler, Submission};
+
+pub(crate) fn asked(prompt: Vec<TokenId>, token_max: u32) -> Submission {
+    let setup = SlotSetup::new(Sampling::GREEDY, 0);
+    Submission::new(prompt, setup, token_max)
+}
+
+pub(crate) fn text(count: u32, first: TokenId) -> Vec<TokenId> {
+    (0..count).map(|index| (first + index * 7) % 256).collect()
+}
+
+/// A scheduler and an engine that runs its plans.
+pub(crate) struct Bench {
+    pub(crate) engine: ScriptedEngine,
+    pub(crate) sched: Scheduler,
+}
+
+impl Bench {
+    pub(crate) fn new(caps: Caps, limits: Limits) -> Self {
+        let sched = Scheduler::new(&caps, limits);
+        Self { engine: ScriptedEngine::new(caps, Skill::Percent(100)), sched }
+    }
+
+    /// One step: who had how many tokens, and what came of it.
+    pub(crate) fn step(&mut self) -> (Vec<(u64, u32)>, Vec<Advance>) {
+        self.step_with(|_, _| ())
+    }
+
+    /// The same, with a word of the test on the output.
+    pub(crate) fn step_with(
+        &mut self,
+        alter: impl FnOnce(&Plan, &mut StepOutput),
+    ) -> (Vec<(u64, u32)>, Vec<Advance>) {
+        let plan = self.sched.plan().unwrap();
+        let counts = plan.step.rows.iter().map(|row| row.tokens.count());
+        let counts = plan.ids.iter().map(|id| id.0).zip(counts).collect();
+        if plan.step.rows.is_empty() {
+            return (counts, Vec::new());
+        }
+        let step = self.engine.submit(&plan.step).unwrap();
+        let mut output = StepOutput::default();
+        self.engine.wait(step, &mut output).unwrap();
+        alter(&plan, &mut output);
+        let advances = self.sched.absorb(output, 1000).unwrap();
+        self.sched.check().unwrap();
+        (counts, advances)
+    }
+
+    /// Steps until a request ends, and the tokens it had from now on.
+    pub(crate) fn finish(&mut self, id: RequestId) -> (u32, Vec<TokenId>) {
+        let mut tokens = Vec::new();
+        for step in 1..1000 {
+            for advance in self.step().1.into_iter().filter(|advance| advance.id == id) {
+                tokens.extend(advance.tokens);
+                if advance.finish.is_some() {
+                    return (step, tokens);
+                }
+            }
+        }
+        panic!("request {id} does not end");
+    }
+}
