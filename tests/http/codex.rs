@@ -23,6 +23,7 @@ fn function(name: &str, argument: &str) -> Value {
 }
 
 /// The fields of a request of Codex 0.169.
+#[expect(clippy::needless_pass_by_value, reason = "calls are easier to read")]
 fn turn(input: Value) -> Value {
     json!({
         "model": "toy",

@@ -111,7 +111,7 @@ impl Tool {
 
 impl ToolCall {
     /// An earlier call of a tool that takes a text.
-    pub fn of_text(id: String, name: String, text: String) -> Self {
+    pub fn of_text(id: String, name: String, text: &str) -> Self {
         Self { id, name, arguments: json!({ TEXT_ARGUMENT: text }) }
     }
 }

@@ -88,7 +88,7 @@ fn past_call(call: PastCall, param: &str) -> Result<ToolCall, ApiError> {
             Ok(ToolCall { id, name: call.name, arguments: past_arguments(call.arguments) })
         }
         (None | Some("custom"), _, Some(call)) => {
-            Ok(ToolCall::of_text(id, call.name, call.input.unwrap_or_default()))
+            Ok(ToolCall::of_text(id, call.name, &call.input.unwrap_or_default()))
         }
         (None | Some("function"), _, _) => {
             let param = format!("{param}.function");

@@ -68,7 +68,7 @@ impl History {
             Some("custom_tool_call") => {
                 let name = names.shown(item.namespace, item.name.unwrap_or_default());
                 let id = item.call_id.or(item.id).unwrap_or_default();
-                self.call(ToolCall::of_text(id, name, item.input.unwrap_or_default()));
+                self.call(ToolCall::of_text(id, name, &item.input.unwrap_or_default()));
             }
             None | Some("message") => self.say(item, param)?,
             Some(kind) if answers(kind, &item) => {

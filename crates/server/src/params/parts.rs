@@ -147,7 +147,8 @@ fn readable(value: &mut Value) {
     match value {
         Value::Object(fields) => {
             let is_file = fields.get("type").is_some_and(|kind| kind == "base64");
-            fields.retain(|name, _| !name.starts_with("encrypted") && !(is_file && name == "data"));
+            let opaque = |name: &str| name.starts_with("encrypted") || (is_file && name == "data");
+            fields.retain(|name, _| !opaque(name));
             fields.values_mut().for_each(readable);
         }
         Value::Array(list) => list.iter_mut().for_each(readable),
