@@ -167,7 +167,9 @@ mod tests {
             fs::create_dir_all(left.join("dflash")).unwrap();
             fs::write(left.join("dflash/config.json"), "{").unwrap();
         };
-        others.iter().for_each(|other| fs::create_dir_all(other).unwrap());
+        for other in &others {
+            fs::create_dir_all(other).unwrap();
+        }
         make();
         unpack(cache.path()).unwrap();
         assert!(!left.exists(), "before unpacking");

@@ -113,6 +113,7 @@ pub(crate) struct Masks {
 }
 
 /// What of a row must be remembered until its output is there.
+#[expect(clippy::struct_excessive_bools, reason = "four facts that do not exclude each other")]
 pub(crate) struct Flight {
     pub(crate) id: RequestId,
     /// One past the row's last token that is not a draft.

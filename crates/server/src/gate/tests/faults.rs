@@ -184,7 +184,7 @@ async fn a_caller_waits_no_longer_than_a_stall_takes() {
     let refused = late.await.unwrap().err();
     let stalled = "it has finished no step for 6000 ms";
     assert_eq!(refused, Some(Refusal::Failed(stalled.into())));
-    assert!(start.elapsed() < Duration::from_millis(6_000), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
     drop((hold, running));
 }
 
