@@ -116,9 +116,11 @@ def test_streams_and_calls_come_through(client):
     assert final.usage.completion_tokens > 0
 
 
-def test_completions_come_through(client):
+def test_completions_and_responses_come_through(client):
     completion = client.completions.create(model=MODEL, prompt="say:hello\n", max_tokens=9)
     assert completion.choices[0].text == "hello"
+    response = client.responses.create(model=MODEL, input="say:hello")
+    assert response.output_text == "hello"
 
 
 def test_errors_come_through(client):
