@@ -5,6 +5,8 @@
 
 #[path = "http/anthropic.rs"]
 mod anthropic;
+#[path = "http/bounds.rs"]
+mod bounds;
 #[path = "http/chat.rs"]
 mod chat;
 #[path = "http/clients.rs"]

@@ -25,6 +25,11 @@ pub(crate) const DEFAULT_HOST: &str = "127.0.0.1";
 const DEFAULT_WAITING_MAX: u32 = 1024;
 /// A prompt of a million tokens, and the JSON around it.
 const DEFAULT_BODY_MIB: u32 = 32;
+/// Dozens of the longest prompts at once.
+const DEFAULT_REQUEST_MIB: u32 = 1024;
+/// A body of nothing but text takes 4 times its bytes, one of long tokens 16 times, and large
+/// requests may fill three quarters.
+const REQUEST_BODIES: u32 = 16;
 /// More stop strings than any client sends; every token of a reply is compared with all of them.
 const STOP_MOST: usize = 256;
 /// Proxies cut streams that are silent for longer than about half a minute.
@@ -64,6 +69,11 @@ pub(crate) struct RawConfig {
     /// Origin of web pages that may call the API, or `*`; may be given several times.
     #[arg(long, value_name = "ORIGIN", help_heading = "Network")]
     pub(crate) cors_origin: Option<Vec<String>>,
+    /// Name that clients may call the server by, `*.example.org` for all below; may be given
+    /// several times [default: on this machine alone and without keys only names of this machine,
+    /// else any].
+    #[arg(long, value_name = "NAME", help_heading = "Network")]
+    pub(crate) allowed_hosts: Option<Vec<String>>,
     /// Certificate chain in PEM, for https. Renewed files are noticed within seconds.
     #[arg(long, value_name = "FILE", help_heading = "Network")]
     pub(crate) tls_cert: Option<PathBuf>,
@@ -73,6 +83,10 @@ pub(crate) struct RawConfig {
     /// Largest body of a request in MiB [default: 32].
     #[arg(long, value_name = "MIB", help_heading = "Network")]
     pub(crate) body_max: Option<u32>,
+    /// Memory in MiB for the bodies of all requests and what is made of them, until their prompts
+    /// are made; beyond it the answer is 503 [default: 1024, or 16 times the largest body].
+    #[arg(long, value_name = "MIB", help_heading = "Network")]
+    pub(crate) request_memory: Option<u32>,
     /// Seconds of silence after which a stream gets a comment that keeps it open; 0 is never
     /// [default: 15].
     #[arg(long, value_name = "SECONDS", help_heading = "Network")]
@@ -117,6 +131,9 @@ pub(crate) struct RawConfig {
     #[serde(skip)]
     #[arg(long, conflicts_with = "drafts", help_heading = "Scheduling")]
     pub(crate) no_drafts: bool,
+    /// Let requests say with `priority` which of them goes first; without it they may not.
+    #[arg(long, num_args = 0, default_missing_value = "true", help_heading = "Scheduling")]
+    pub(crate) allow_priority: Option<bool>,
     /// Requests that may wait; more are refused with 429 [default: 1024].
     #[arg(long, value_name = "REQUESTS", help_heading = "Scheduling")]
     pub(crate) waiting_max: Option<u32>,
@@ -225,7 +242,10 @@ pub(crate) struct Config {
     pub(crate) api_keys: Vec<String>,
     pub(crate) cors_origins: Vec<String>,
     pub(crate) tls: Option<TlsFiles>,
+    /// Names besides those of this machine.
+    pub(crate) allowed_hosts: Vec<String>,
     pub(crate) body_max: usize,
+    pub(crate) request_memory: usize,
     /// Zero is never.
     pub(crate) keep_alive: Duration,
     pub(crate) requests: RequestLimits,
@@ -244,6 +264,7 @@ pub(crate) struct RequestLimits {
     pub(crate) stop_max: usize,
     /// Of one that does not say; beyond it is what there is room for.
     pub(crate) token_max_default: Option<u32>,
+    pub(crate) allow_priority: bool,
 }
 
 /// What the user wants of the engine; the model and the memory have a say too.
@@ -275,6 +296,13 @@ impl Config {
         let keep_alive = seconds("keep-alive", raw.keep_alive, DEFAULT_KEEP_ALIVE_S)?;
         let body_mib = raw.body_max.unwrap_or(DEFAULT_BODY_MIB);
         ensure!((1..=4096).contains(&body_mib), "--body-max is {body_mib}: give 1 to 4096 MiB");
+        let request_mib = raw.request_memory;
+        let request_mib = request_mib.unwrap_or(DEFAULT_REQUEST_MIB.max(REQUEST_BODIES * body_mib));
+        ensure!(
+            request_mib >= REQUEST_BODIES * body_mib,
+            "--request-memory is {request_mib}: give at least {REQUEST_BODIES} times --body-max, \
+             which is {body_mib} MiB"
+        );
         let stall_timeout = seconds("stall-timeout", raw.stall_timeout, DEFAULT_STALL_S)?;
         ensure!(!stall_timeout.is_zero(), "--stall-timeout is 0: a step takes some time");
         Ok(Self {
@@ -295,7 +323,9 @@ impl Config {
             load_format: raw.load_format.unwrap_or_default(),
             knobs: raw.knobs.knobs(),
             port: raw.port.unwrap_or(DEFAULT_PORT),
+            allowed_hosts: hosts(raw.allowed_hosts.clone().unwrap_or_default())?,
             body_max: body_mib as usize * (1 << 20),
+            request_memory: request_mib as usize * (1 << 20),
             keep_alive,
             log_format: raw.log_format.unwrap_or_default(),
             stall_timeout,
@@ -350,6 +380,14 @@ fn origins(origins: Vec<String>) -> Result<Vec<String>> {
     Ok(origins)
 }
 
+fn hosts(names: Vec<String>) -> Result<Vec<String>> {
+    for name in &names {
+        let sensible = !name.is_empty() && !name.contains([':', '/', ' ']);
+        ensure!(sensible, "--allowed-hosts {name}: give a name without scheme, port and path");
+    }
+    Ok(names)
+}
+
 fn tls(raw: &RawConfig) -> Result<Option<TlsFiles>> {
     match (raw.tls_cert.clone(), raw.tls_key.clone()) {
         (None, None) => Ok(None),
@@ -371,7 +409,8 @@ fn requests(raw: &RawConfig) -> Result<RequestLimits> {
     ensure!(stop_max <= STOP_MOST, "--stop-max is {stop_max}: give 0 to {STOP_MOST}");
     let token_max_default = raw.max_tokens_default.or(usual.token_max_default);
     ensure!(token_max_default != Some(0), "--max-tokens-default is 0: a reply has at least 1");
-    Ok(RequestLimits { n_max, stop_max, token_max_default })
+    let allow_priority = raw.allow_priority.unwrap_or_default();
+    Ok(RequestLimits { n_max, stop_max, token_max_default, allow_priority })
 }
 
 fn engine(raw: &RawConfig) -> Result<EngineWish> {

@@ -15,6 +15,7 @@ mod health;
 mod kernels;
 mod knobs;
 mod machine;
+mod outlet;
 mod plan;
 mod progress;
 mod pull;
@@ -73,7 +74,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            say::aside!("error: {}", told(&error));
+            say::last_word(format!("error: {}\n", told(&error)));
             ExitCode::FAILURE
         }
     }

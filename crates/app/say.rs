@@ -1,7 +1,12 @@
 //! What commands say on standard output, which is what they are called for, and beside it.
 
 use std::io::{self, ErrorKind, Write};
-use std::{fmt, process};
+use std::sync::OnceLock;
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
+use std::{fmt, process, thread};
+
+use crate::outlet::Outlet;
 
 /// A line, in the form of `format!`.
 macro_rules! say {
@@ -19,7 +24,38 @@ macro_rules! aside {
         let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
     }};
 }
-pub(crate) use aside;
+
+/// What a program ends with is worth waiting for, if somebody reads it.
+const LAST_WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// Where a server says what it says, once it must not wait for that.
+static OUTLET: OnceLock<Outlet> = OnceLock::new();
+
+/// From now on what is said is lost if it is not read.
+pub(crate) fn detach() -> io::Result<()> {
+    let outlet = Outlet::start("kilotok-say", io::stdout(), |_| {})?;
+    let _ = OUTLET.set(outlet);
+    Ok(())
+}
+
+/// Has what was said written, if it is read.
+pub(crate) fn flush() {
+    if let Some(outlet) = OUTLET.get() {
+        outlet.flush(LAST_WAIT_MAX);
+    }
+}
+
+/// A line on standard error before the program ends, which it does even if nothing reads it.
+pub(crate) fn last_word(line: String) {
+    let (written, done) = sync_channel(1);
+    let write = move || {
+        let _ = io::stderr().write_all(line.as_bytes());
+        let _ = written.send(());
+    };
+    if thread::Builder::new().spawn(write).is_ok() {
+        let _ = done.recv_timeout(LAST_WAIT_MAX);
+    }
+}
 
 /// How work goes on, for whoever waits. Where there is a log it is a line of it: who reads that as
 /// JSON can read nothing else.
@@ -34,6 +70,10 @@ pub(crate) fn news(line: &str) {
 /// Whole lines. Who reads them may have seen enough and left, like `head`; what else the command
 /// is to do is done anyway. Lines that get lost in another way end it.
 pub(crate) fn lines(text: fmt::Arguments<'_>) {
+    if let Some(outlet) = OUTLET.get() {
+        let _ = outlet.clone().write_all(text.to_string().as_bytes());
+        return;
+    }
     if let Err(error) = write(&mut io::stdout(), text) {
         aside!("error: standard output: {error}");
         process::exit(1);

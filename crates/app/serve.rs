@@ -4,21 +4,23 @@
 mod announce;
 
 use std::io::{self, ErrorKind, IsTerminal};
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use kilotok_server::gate::{Gate, GateOptions};
 use kilotok_server::metrics::Metrics;
-use kilotok_server::{ServerConfig, Service, serve};
+use kilotok_server::{Hosts, ServerConfig, Service, serve};
 use kilotok_text::{Grammars, Text};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, LoadFormat, LogFormat, RawConfig};
+use crate::outlet::Outlet;
 use crate::signals::Signals;
-use crate::{engine, environment};
+use crate::{engine, environment, machine, say};
 
 #[derive(clap::Args)]
 #[command(allow_negative_numbers = true)] // they are refused in our own words
@@ -30,7 +32,19 @@ pub(crate) struct Args {
     raw: RawConfig,
 }
 
+/// The log's last lines are worth waiting for, if they are read.
+const LOG_WAIT_MAX: Duration = Duration::from_secs(1);
+/// Threads besides those that compute and those that handle requests: engine, grammars, log and
+/// others that are started once.
+const THREADS_FIXED: usize = 16;
+
 pub(crate) fn run(args: Args) -> Result<()> {
+    let outcome = run_logged(args);
+    say::flush();
+    outcome
+}
+
+fn run_logged(args: Args) -> Result<()> {
     let start = now();
     let file = args.config.or_else(environment::config_file);
     let raw = args.raw.over_file(file.as_deref())?;
@@ -40,20 +54,30 @@ pub(crate) fn run(args: Args) -> Result<()> {
     );
     let config = Config::resolve(&raw, environment::api_keys())?;
     let signals = Signals::listen()?;
-    log(config.log_format)?;
+    threads_to_be_had(3 * machine::core_count() + THREADS_FIXED)?;
+    say::detach().context("starting a thread")?;
+    let log = log(config.log_format)?;
+    let outcome = run_with(&config, &signals, start, &log);
+    log.flush(LOG_WAIT_MAX);
+    outcome
+}
+
+fn run_with(config: &Config, signals: &Signals, start: Instant, log: &Outlet) -> Result<()> {
+    let open_files = raise_open_files();
     // A port in use is to be known before minutes of loading. It is let go again, so that until
     // there is an engine clients are refused at once, and do not wait.
-    drop(bind(&config)?);
-    let planned = engine::plan(&config)?;
-    announce::plan(&config, &planned);
+    drop(bind(config)?);
+    let planned = engine::plan(config)?;
+    announce::plan(config, &planned, open_files);
     let (folder, vocab_size) = (&planned.folder, planned.spec.vocab_size as u32);
-    let text = Arc::new(read_text(folder, planned.spec.vocab_size, &config)?);
+    let text = Arc::new(read_text(folder, planned.spec.vocab_size, config)?);
     check_vocabulary(&text, vocab_size, folder)?;
     let grammars = Grammars::new(&text, vocab_size, &text.defaults().end_tokens)
         .with_context(|| format!("{}: the vocabulary", folder.display()))?;
     let loaded = planned.load()?;
     let caps = loaded.engine.caps().clone();
     let metrics = Arc::new(Metrics::new(&config.served_names[0], &caps));
+    log.count(Arc::clone(&metrics));
     let options = GateOptions {
         queue_max: config.limits.waiting_max,
         stall_ms: u32::try_from(config.stall_timeout.as_millis()).unwrap_or(u32::MAX),
@@ -61,19 +85,20 @@ pub(crate) fn run(args: Args) -> Result<()> {
     };
     let (gate, driver) = Gate::start(loaded.engine, config.limits, Arc::clone(&metrics), options);
     let runtime = crate::runtime()?;
-    let listener = bind(&config)?;
-    let port = listener.local_addr()?.port();
-    announce::text(&config, &text);
+    let listener = bind(config)?;
+    let address = listener.local_addr()?;
+    announce::text(config, &text);
     let has_template = text.has_template();
-    let settings = settings(&config, &loaded.folder);
-    let service = Service::new(text, Arc::new(grammars), gate.clone(), metrics, settings);
+    let settings = settings(config, &loaded.folder, address.ip());
+    let service = Service::new(text, Arc::new(grammars), gate, metrics, settings);
+    let service = Arc::new(service);
     signals.serving();
-    announce::ready(&config, port, has_template, start.elapsed());
+    announce::ready(config, address, has_template, start.elapsed());
     let served = runtime.block_on(async {
-        tokio::spawn(end_all(signals.clone(), gate));
-        serve(listener, Arc::new(service), signals.reach(1)).await
+        tokio::spawn(end_all(signals.clone(), Arc::clone(&service)));
+        serve(listener, service, signals.clone().reach(1)).await
     });
-    drop(runtime);
+    runtime.shutdown_background();
     served?;
     driver.join()?;
     announce::over();
@@ -86,9 +111,31 @@ fn now() -> Instant {
 }
 
 /// The second signal ends what still runs.
-async fn end_all(signals: Signals, gate: Gate) {
+async fn end_all(signals: Signals, service: Arc<Service>) {
     signals.reach(2).await;
-    gate.shut();
+    service.shut();
+}
+
+/// Whether there are as many threads as a server needs. What starts them later has no way to say
+/// that there are none.
+fn threads_to_be_had(count: usize) -> Result<()> {
+    let all_there = Arc::new(Barrier::new(count + 1));
+    let started = (0..count).map(|_| {
+        let all_there = Arc::clone(&all_there);
+        thread::Builder::new().spawn(move || all_there.wait())
+    });
+    let missing = started.filter_map(std::result::Result::err).last();
+    let Some(error) = missing else {
+        all_there.wait();
+        return Ok(());
+    };
+    bail!("{count} threads are needed ({error}): raise `ulimit -u`, or the container's limit")
+}
+
+/// As many files and connections as the system allows, if it tells how many that is.
+fn raise_open_files() -> Option<u64> {
+    let raised = rlimit::increase_nofile_limit(u64::MAX);
+    raised.inspect_err(|error| tracing::warn!(%error, "the limit of open files stays")).ok()
 }
 
 fn bind(config: &Config) -> Result<TcpListener> {
@@ -107,13 +154,16 @@ pub(crate) fn listen_hint(error: &io::Error) -> &'static str {
     }
 }
 
-fn log(format: LogFormat) -> Result<()> {
+fn log(format: LogFormat) -> Result<Outlet> {
     let filter = environment::log_filter();
     let filter = EnvFilter::try_new(&filter).with_context(|| format!("KILOTOK_LOG={filter}"))?;
+    let lost = |count| tracing::warn!(count, "log lines were lost: they were not read in time");
+    let log = Outlet::start("kilotok-log", io::stderr(), lost).context("starting a thread")?;
+    let writer = log.clone();
     let colours = io::stderr().is_terminal() && !environment::no_color();
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr)
+        .with_writer(move || writer.clone())
         // It would say so with `eprintln!`, which panics where the log cannot be written.
         .log_internal_errors(false)
         .with_ansi(colours);
@@ -121,7 +171,10 @@ fn log(format: LogFormat) -> Result<()> {
         LogFormat::Text => lines.with_target(false).try_init(),
         LogFormat::Json => lines.json().flatten_event(true).try_init(),
     };
-    set.map_err(|error| anyhow!("setting up the log: {error}"))
+    set.map_err(|error| anyhow!("setting up the log: {error}"))?;
+    // Standard error may not be read.
+    std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+    Ok(log)
 }
 
 fn read_text(folder: &Path, vocab_size: usize, config: &Config) -> Result<Text> {
@@ -148,18 +201,31 @@ fn check_vocabulary(text: &Text, vocab_size: u32, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn settings(config: &Config, folder: &Path) -> ServerConfig {
+/// Without keys, on this machine alone, only its own names: a web page could bring any other.
+fn hosts(config: &Config, at: IpAddr) -> Hosts {
+    let names = &config.allowed_hosts;
+    let guarded = at.is_loopback() && config.api_keys.is_empty();
+    if names.iter().any(|name| name == "*") || (names.is_empty() && !guarded) {
+        return Hosts::Any;
+    }
+    Hosts::Only(names.iter().chain([&config.host]).cloned().collect())
+}
+
+fn settings(config: &Config, folder: &Path, at: IpAddr) -> ServerConfig {
     ServerConfig {
         served_names: config.served_names.clone(),
         model_root: folder.display().to_string(),
         api_keys: config.api_keys.clone(),
         cors_origins: config.cors_origins.clone(),
         tls: config.tls.clone(),
+        hosts: hosts(config, at),
         body_max: config.body_max,
+        request_memory: config.request_memory,
         keep_alive: config.keep_alive,
         n_max: config.requests.n_max,
         stop_max: config.requests.stop_max,
         token_max_default: config.requests.token_max_default,
+        allow_priority: config.requests.allow_priority,
         drain_delay: config.drain_delay,
         shutdown_timeout: config.shutdown_timeout,
         ..ServerConfig::default()

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
 mod checkpoint;
+mod operation;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -129,7 +130,8 @@ impl Server {
         let mut answer = Vec::new();
         let _ = write!(
             stream,
-            "{head}\r\nHost: h\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+            "{head}\r\nHost: localhost\r\nConnection: close\r\n\
+             Content-Length: {length}\r\n\r\n{body}"
         );
         let _ = stream.read_to_end(&mut answer);
         (!answer.is_empty()).then(|| text(&answer))
@@ -141,7 +143,8 @@ impl Server {
         let length = body.len();
         write!(
             stream,
-            "{head}\r\nHost: h\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+            "{head}\r\nHost: localhost\r\nConnection: close\r\n\
+             Content-Length: {length}\r\n\r\n{body}"
         )
         .unwrap();
         stream

@@ -2,8 +2,7 @@
 //! logs the same comes as events.
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use kilotok_text::Text;
@@ -12,9 +11,10 @@ use crate::check::describe;
 use crate::config::{Config, LoadFormat, LogFormat};
 use crate::engine::Planned;
 use crate::environment;
+use crate::say::say;
 
 /// The plan: model, engine, memory, limits.
-pub(super) fn plan(config: &Config, planned: &Planned) {
+pub(super) fn plan(config: &Config, planned: &Planned, open_files: Option<u64>) {
     if config.log_format == LogFormat::Json {
         tracing::info!(
             model = config.model,
@@ -24,23 +24,23 @@ pub(super) fn plan(config: &Config, planned: &Planned) {
         );
         return;
     }
-    say(&format!("kilotok {}\n\nmodel\n  folder    {}", version(), planned.folder.display()));
+    say!("kilotok {}\n\nmodel\n  folder    {}", version(), planned.folder.display());
     describe(&planned.spec);
     if config.load_format == LoadFormat::Dummy {
-        say("  weights   made up: replies will make no sense");
+        say!("  weights   made up: replies will make no sense");
         if !planned.folder.join("tokenizer.json").exists() {
-            say("  tokens    made up: bytes, and numbers in place of words");
+            say!("  tokens    made up: bytes, and numbers in place of words");
         }
     }
-    say(&format!("\nengine\n  {}", planned.chosen));
-    say(&format!("\nmemory\n{}\nlimits\n{}", planned.plan, limits(config, planned)));
+    say!("\nengine\n  {}", planned.chosen);
+    say!("\nmemory\n{}\nlimits\n{}", planned.plan, limits(config, planned, open_files));
 }
 
 fn version() -> &'static str {
     env!("CARGO_PKG_VERSION")
 }
 
-fn limits(config: &Config, planned: &Planned) -> String {
+fn limits(config: &Config, planned: &Planned, open_files: Option<u64>) -> String {
     let mut out = String::new();
     let mut line = |what: &str, value: String| {
         let _ = writeln!(out, "  {what:<22} {value}");
@@ -70,6 +70,10 @@ fn limits(config: &Config, planned: &Planned) -> String {
     let tokens = of_one.token_max_default.map(|tokens| format!("{tokens} tokens"));
     line("a reply by default", tokens.unwrap_or_else(|| "what there is room for".to_owned()));
     line("body", format!("{} MiB", config.body_max >> 20));
+    line("request memory", format!("{} MiB of all together", config.request_memory >> 20));
+    if let Some(count) = open_files {
+        line("open files", count.to_string());
+    }
     line("keep-alive", format!("{} s", config.keep_alive.as_secs_f64()));
     line(
         "shutdown",
@@ -85,6 +89,9 @@ fn limits(config: &Config, planned: &Planned) -> String {
         count => count.to_string(),
     };
     line("API keys", keys);
+    if !config.allowed_hosts.is_empty() {
+        line("hosts", format!("this machine's, {}", config.allowed_hosts.join(", ")));
+    }
     if !config.cors_origins.is_empty() {
         line("CORS origins", config.cors_origins.join(", "));
     }
@@ -95,7 +102,7 @@ fn limits(config: &Config, planned: &Planned) -> String {
 pub(super) fn text(config: &Config, text: &Text) {
     let (count, format) = (text.vocab_count(), text.format());
     if config.log_format == LogFormat::Text {
-        say(&format!("text       {count} tokens, replies as {format} writes them"));
+        say!("text       {count} tokens, replies as {format} writes them");
     }
     if !text.has_template() {
         tracing::warn!("there is no chat template: only /v1/completions can be used");
@@ -103,18 +110,18 @@ pub(super) fn text(config: &Config, text: &Text) {
 }
 
 /// Where it listens, and a line to try it with.
-pub(super) fn ready(config: &Config, port: u16, has_template: bool, took: Duration) {
-    let base = address(&config.host, port, config.tls.is_some());
+pub(super) fn ready(config: &Config, at: SocketAddr, has_template: bool, took: Duration) {
+    let base = address(&config.host, at.port(), config.tls.is_some());
     if config.log_format == LogFormat::Json {
         tracing::info!(url = base, seconds = took.as_secs_f64(), "ready");
         return;
     }
-    say(&format!("ready after {:.1} s\n", took.as_secs_f64()));
-    say(&format!("  chat page   {base}/"));
-    say(&format!("  API         {base}/v1"));
+    say!("ready after {:.1} s\n", took.as_secs_f64());
+    say!("  chat page   {base}/");
+    say!("  API         {base}/v1");
     let exported = environment::api_keys() == config.api_keys;
-    say(&format!("\n{}\n", curl(config, exported, &base, has_template)));
-    if config.api_keys.is_empty() && !is_local(&config.host) {
+    say!("\n{}\n", curl(config, exported, &base, has_template));
+    if config.api_keys.is_empty() && !at.ip().is_loopback() {
         tracing::warn!(
             "without an API key everybody who reaches this address can use it: set \
              KILOTOK_API_KEY or --api-key"
@@ -125,15 +132,6 @@ pub(super) fn ready(config: &Config, port: u16, has_template: bool, took: Durati
 /// It has ended as it was asked to.
 pub(super) fn over() {
     tracing::info!("stopped");
-}
-
-/// Whoever typed this may have closed the pipe; the server goes on.
-fn say(text: &str) {
-    let _ = writeln!(io::stdout(), "{text}");
-}
-
-fn is_local(host: &str) -> bool {
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// An address that works on this machine.
@@ -197,7 +195,6 @@ mod tests {
         ] {
             assert_eq!(address(host, 1, false), expected);
         }
-        assert!(is_local("127.0.0.1") && is_local("::1") && !is_local("0.0.0.0"));
     }
 
     #[test]

@@ -8,6 +8,20 @@ use crate::error::ApiError;
 /// Digests of the keys that open the API.
 pub(crate) struct Keys(Vec<[u8; 32]>);
 
+/// Who sent a request, as far as keys tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Caller {
+    /// Which key it came with, if the server has any.
+    key_index: Option<usize>,
+}
+
+impl Caller {
+    /// An id of this caller's: the same of two callers are two. No id of a client has a slash.
+    pub(crate) fn own(&self, id: &str) -> String {
+        self.key_index.map_or_else(|| id.to_owned(), |index| format!("{index}/{id}"))
+    }
+}
+
 /// What needs a key; health, metrics, version and page do not.
 const GUARDED: [&str; 8] = [
     "/v1",
@@ -25,28 +39,33 @@ impl Keys {
         Self(keys.iter().map(|key| hash(key.as_bytes())).collect())
     }
 
-    /// Whether these headers open the path.
-    pub(crate) fn check(&self, path: &str, headers: &HeaderMap) -> Result<(), ApiError> {
+    /// Whether these headers open the path, and for whom.
+    pub(crate) fn check(&self, path: &str, headers: &HeaderMap) -> Result<Caller, ApiError> {
         let under = |root: &str| {
             path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
         if self.0.is_empty() || !GUARDED.iter().any(|root| under(root)) {
-            return Ok(());
+            return Ok(Caller::default());
         }
-        match presented(headers) {
-            Some(key) if self.knows(key) => Ok(()),
-            Some(_) => Err(unauthorized("the API key is not one of this server's")),
-            None => Err(unauthorized(
+        let Some(key) = presented(headers) else {
+            return Err(unauthorized(
                 "an API key is needed: send `Authorization: Bearer KEY` or `x-api-key: KEY`",
-            )),
+            ));
+        };
+        let key_index = self.index(key);
+        if key_index.is_none() {
+            return Err(unauthorized("the API key is not one of this server's"));
         }
+        Ok(Caller { key_index })
     }
 
-    fn knows(&self, key: &[u8]) -> bool {
+    fn index(&self, key: &[u8]) -> Option<usize> {
         let hash = hash(key);
-        let same = |known: &[u8; 32]| known.iter().zip(&hash).fold(0, |all, (a, b)| all | (a ^ b));
+        let differs =
+            |known: &[u8; 32]| known.iter().zip(&hash).fold(0, |all, (a, b)| all | (a ^ b)) != 0;
         // All are compared, whichever it is.
-        self.0.iter().map(same).filter(|difference| *difference == 0).count() > 0
+        let known = self.0.iter().map(differs).enumerate();
+        known.fold(None, |found, (index, differs)| if differs { found } else { Some(index) })
     }
 }
 

@@ -43,10 +43,11 @@ impl Chorus {
                 let end_tokens = &mut submission.setup.end_tokens;
                 end_tokens.extend_from_slice(&service.text.defaults().end_tokens);
             }
-            Ask { request_id: job.id.clone(), submission, grammar: grammar.clone() }
+            Ask { request_id: job.id.known_as(), submission, grammar: grammar.clone() }
         };
         let asks = |prompt: &Arc<[TokenId]>| (0..job.n).map(|number| ask(prompt, number)).collect();
         let tickets = service.gate.submit_all(job.prompts.iter().map(asks).collect()).await;
+        job.id.prompt_made();
         let tickets =
             tickets.map_err(|refusal| ApiError::from_refusal(refusal, job.prompt_param))?;
         let counts = job.prompts.iter().flat_map(|prompt| (0..job.n).map(|_| prompt.len() as u32));
@@ -127,7 +128,7 @@ async fn grammar(service: &Arc<Service>, job: &Job) -> Result<Option<Grammar>, A
     };
     match tokio::task::spawn_blocking(compile).await {
         Ok(Ok(grammar)) => {
-            let (id, left_out) = (&job.id, grammar.warnings());
+            let (id, left_out) = (&job.id.shown, grammar.warnings());
             if !left_out.is_empty() {
                 tracing::debug!(id, param, ?left_out, "not all of a schema is enforced");
             }

@@ -302,8 +302,9 @@ impl Gate {
         self.abort_where(|mailbox| !request_id.is_empty() && mailbox.request_id == request_id)
     }
 
-    pub fn abort_all(&self) -> usize {
-        self.abort_where(|_| true)
+    /// The same of all whose ids begin so.
+    pub fn abort_all(&self, prefix: &str) -> usize {
+        self.abort_where(|mailbox| mailbox.request_id.starts_with(prefix))
     }
 
     fn abort_where(&self, which: impl Fn(&Mailbox) -> bool) -> usize {

@@ -5,6 +5,7 @@
 
 mod auth;
 mod bell;
+mod budget;
 mod choice;
 mod chorus;
 mod clock;
@@ -13,7 +14,9 @@ mod drive;
 pub mod error;
 pub mod gate;
 mod guide;
+mod handlers;
 mod health;
+mod hosts;
 mod left_out;
 pub mod metrics;
 mod pace;
@@ -33,7 +36,7 @@ mod updates;
 pub mod wire;
 
 pub use gate::{Gate, GateOptions};
+pub use hosts::Hosts;
 pub use metrics::Metrics;
-pub use routes::router;
 pub use serve::{ServeError, serve};
 pub use service::{ServerConfig, Service, TlsFiles};

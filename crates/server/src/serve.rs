@@ -5,15 +5,16 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::connect_info::IntoMakeServiceWithConnectInfo;
-use axum_server::Handle;
+use axum_server::tls_rustls::RustlsAcceptor;
+use axum_server::{Handle, Server};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 
 use crate::gate::EngineFailed;
+use crate::handlers::Handlers;
 use crate::routes::router;
 use crate::service::Service;
-use crate::socket::Doorman;
+use crate::socket::{Accepting, Doorman, Peer};
 use crate::tls::Tls;
 
 /// Why serving ended before it was told to.
@@ -32,8 +33,8 @@ const HEADERS_WAIT_MAX: Duration = Duration::from_secs(30);
 /// Headers of a request, all together.
 const HEADER_BYTES_MAX: usize = 64 << 10;
 /// Time for the last bytes to leave after replies were cut off or failed: a few round trips, even
-/// of a slow line. Readers of complete replies have at least this, and what is left of the time
-/// that requests have to finish.
+/// of a slow line. Readers of complete replies have this, and what is left of the time that
+/// requests have to finish.
 const FLUSH_WAIT_MAX: Duration = Duration::from_secs(5);
 /// After the engine failed whoever asks hears that it did, at least for so long: probes that come
 /// every second get a 503, and the next start takes many times that.
@@ -48,12 +49,14 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     listener.set_nonblocking(true)?;
     let handle = Handle::new();
-    let running = tokio::spawn(listen(listener, Arc::clone(&service), handle.clone())?);
-    let mut flush_wait = FLUSH_WAIT_MAX;
+    let handlers = Handlers::start()?;
+    let running = listen(listener, Arc::clone(&service), handlers.handle(), handle.clone())?;
+    let mut running = tokio::spawn(running);
+    let mut time_left = Duration::ZERO;
     tokio::pin!(shutdown);
     let outcome = tokio::select! {
         () = &mut shutdown => {
-            flush_wait = flush_wait.max(drain(&service).await);
+            time_left = drain(&service).await;
             let ended = tokio::time::timeout(FLUSH_WAIT_MAX, service.gate.ended()).await;
             let hung = |_| Err(EngineFailed("its last step does not end".into()));
             ended.unwrap_or_else(hung).map_err(ServeError::from)
@@ -66,10 +69,17 @@ pub async fn serve(
             outcome.map_err(ServeError::from)
         }
     };
-    // Replies have ended, whichever way; their last bytes are on the way.
-    handle.graceful_shutdown(Some(flush_wait));
-    let served = running.await.map_err(io::Error::other)?;
-    outcome.and(served.map_err(ServeError::from))
+    // Replies have ended, whichever way; their last bytes are on the way. What needs no engine goes
+    // on while there is time.
+    handle.graceful_shutdown(Some(time_left + FLUSH_WAIT_MAX));
+    let served = match tokio::time::timeout(time_left, &mut running).await {
+        Ok(served) => served,
+        Err(_) => {
+            service.shut();
+            running.await
+        }
+    };
+    outcome.and(served.map_err(io::Error::other)?.map_err(ServeError::from))
 }
 
 /// Limits of connections.
@@ -96,21 +106,22 @@ type Serving = std::pin::Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
 fn listen(
     listener: TcpListener,
     service: Arc<Service>,
-    handle: Handle<std::net::SocketAddr>,
+    handlers: tokio::runtime::Handle,
+    handle: Handle<Peer>,
 ) -> Result<Serving, ServeError> {
     let (files, look) = (service.config.tls.clone(), service.config.tls_look);
     let tls = files.map(Tls::open).transpose()?;
-    let make: IntoMakeServiceWithConnectInfo<_, std::net::SocketAddr> =
-        router(service).into_make_service_with_connect_info();
+    let accepting = Accepting::new(listener, Arc::clone(&service.metrics))?;
+    let server = Server::<Peer>::from_listener(accepting).handle(handle);
+    let make = router(service, handlers).into_make_service();
     match tls {
         None => {
-            let mut server = axum_server::from_tcp(listener)?.handle(handle).map(Doorman);
+            let mut server = server.map(Doorman);
             tune(server.http_builder());
             Ok(Box::pin(server.serve(make)))
         }
         Some(tls) => {
-            let server = axum_server::from_tcp_rustls(listener, tls.config())?.handle(handle);
-            let mut server = server.map(Doorman);
+            let mut server = server.acceptor(Doorman(RustlsAcceptor::new(tls.config())));
             tune(server.http_builder());
             let served = server.serve(make);
             Ok(Box::pin(async move {
@@ -145,7 +156,7 @@ async fn drain(service: &Service) -> Duration {
     tokio::select! {
         () = tokio::time::sleep(service.config.shutdown_timeout) => {
             tracing::warn!(count = service.gate.load().held, "requests are cut off");
-            service.gate.shut();
+            service.shut();
         }
         _ = &mut ended => {}
     }

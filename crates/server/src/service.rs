@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kilotok_text::{Grammars, Text};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use crate::auth::Keys;
+use crate::budget::Budget;
 use crate::clock::unix_seconds;
 use crate::error::ApiError;
 use crate::gate::{Gate, Health, Place};
+use crate::hosts::Hosts;
 use crate::metrics::Metrics;
 
 /// How the server was set up.
@@ -29,8 +31,12 @@ pub struct ServerConfig {
     pub tls: Option<TlsFiles>,
     /// How often it is looked whether these files have changed.
     pub tls_look: Duration,
+    /// By which names the server is called.
+    pub hosts: Hosts,
     /// Bytes of a request's body.
     pub body_max: usize,
+    /// Bytes that all requests together may take until their prompts are made.
+    pub request_memory: usize,
     /// After so long without an event, a stream sends a comment.
     pub keep_alive: Duration,
     /// How long new requests are still taken after the signal to stop, while `/ready` says no.
@@ -43,6 +49,8 @@ pub struct ServerConfig {
     pub stop_max: usize,
     /// Of a request that does not say; beyond it is what there is room for.
     pub token_max_default: Option<u32>,
+    /// Whether requests may say which of them goes first.
+    pub allow_priority: bool,
 }
 
 /// A certificate chain and its key, both PEM.
@@ -61,13 +69,16 @@ impl Default for ServerConfig {
             cors_origins: Vec::new(),
             tls: None,
             tls_look: Duration::from_secs(10),
+            hosts: Hosts::Any,
             body_max: 32 << 20,
+            request_memory: 1 << 30,
             keep_alive: Duration::from_secs(15),
             drain_delay: Duration::ZERO,
             shutdown_timeout: Duration::from_mins(1),
             n_max: 128,
             stop_max: 16,
             token_max_default: None,
+            allow_priority: false,
         }
     }
 }
@@ -80,11 +91,15 @@ pub struct Service {
     pub metrics: Arc<Metrics>,
     pub config: ServerConfig,
     pub(crate) keys: Keys,
+    /// Memory for what requests bring.
+    pub(crate) budget: Arc<Budget>,
     pub(crate) created: u64,
     /// Told by every reply: what else it depends on besides the request.
     pub(crate) fingerprint: String,
     /// Set by the signal to stop.
     leaving: AtomicBool,
+    /// Set when requests must end, wherever they are.
+    cut_off: watch::Sender<bool>,
     /// Templates and tokenizers at work on threads of their own.
     chores: Arc<Semaphore>,
     /// Grammars that are compiled, apart from chores: costly ones hold up no prompt.
@@ -112,9 +127,11 @@ impl Service {
             gate,
             metrics,
             keys: Keys::new(&config.api_keys),
+            budget: Budget::new(config.request_memory),
             created: unix_seconds(),
             fingerprint: format!("kilotok-{}", env!("CARGO_PKG_VERSION")),
             leaving: AtomicBool::new(false),
+            cut_off: watch::Sender::new(false),
             chores: Arc::new(Semaphore::new(CHORES_MAX)),
             compiling: Arc::new(Semaphore::new(CHORES_MAX)),
             config,
@@ -139,6 +156,17 @@ impl Service {
     /// The load balancer shall look elsewhere from now on.
     pub fn leave(&self) {
         self.leaving.store(true, Ordering::Release);
+    }
+
+    /// Ends whatever is left with an error: replies, and requests that are not that far.
+    pub fn shut(&self) {
+        self.gate.shut();
+        self.cut_off.send_replace(true);
+    }
+
+    /// Becomes true when requests must end.
+    pub(crate) fn cut_off(&self) -> watch::Receiver<bool> {
+        self.cut_off.subscribe()
     }
 
     /// Whether new requests are welcome.

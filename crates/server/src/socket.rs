@@ -1,16 +1,20 @@
-//! Sockets of clients: every piece of a reply leaves at once, and a client that neither greets nor
-//! reads is given up. hyper has a time limit for headers, but none before it knows which HTTP is
-//! spoken, and none for writing.
+//! Sockets of clients: that none can be accepted is said, every piece of a reply leaves at once,
+//! and a client that neither greets nor reads is given up. hyper has a time limit for headers, but
+//! none before it knows which HTTP is spoken, and none for writing.
 
 use std::io;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum_server::accept::Accept;
+use axum_server::{AddrListener, Address};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
-use tokio::time::{Sleep, sleep};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, Sleep, sleep};
+
+use crate::metrics::Metrics;
 
 /// After so many bytes hyper knows which HTTP is spoken.
 const GREETING_BYTES: usize = 24;
@@ -18,6 +22,59 @@ const GREETING_BYTES: usize = 24;
 const GREETING_WAIT_MAX: Duration = Duration::from_secs(30);
 /// All buffers of the connection are full, megabytes in most systems, and nothing is taken out.
 const WRITE_WAIT_MAX: Duration = Duration::from_mins(2);
+
+/// It is tried again many times a second.
+const FAILURE_TOLD_EVERY: Duration = Duration::from_secs(10);
+
+/// A client, wherever it is.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer;
+
+impl Address for Peer {
+    type Stream = TcpStream;
+    type Listener = Accepting;
+}
+
+/// A listener that counts and tells when it cannot accept. `axum_server` goes on without a word.
+pub(crate) struct Accepting {
+    listener: TcpListener,
+    metrics: Arc<Metrics>,
+    told: Mutex<Option<Instant>>,
+}
+
+impl Accepting {
+    pub(crate) fn new(listener: std::net::TcpListener, metrics: Arc<Metrics>) -> io::Result<Self> {
+        Ok(Self { listener: TcpListener::from_std(listener)?, metrics, told: Mutex::default() })
+    }
+
+    fn failed(&self, error: &io::Error) {
+        self.metrics.accept_failed();
+        let now = Instant::now();
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|told| now.duration_since(told) >= FAILURE_TOLD_EVERY) {
+            *told = Some(now);
+            tracing::error!(
+                %error,
+                "connections cannot be accepted; if files are too many, raise `ulimit -n`"
+            );
+        }
+    }
+}
+
+impl AddrListener<TcpStream, Peer> for Accepting {
+    async fn bind_to(_: Peer) -> io::Result<Self> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    async fn accept_stream(&self) -> io::Result<(TcpStream, Peer)> {
+        let accepted = self.listener.accept().await.inspect_err(|error| self.failed(error));
+        accepted.map(|(stream, _)| (stream, Peer))
+    }
+
+    fn get_local_addr(&self) -> io::Result<Peer> {
+        Ok(Peer)
+    }
+}
 
 /// Makes sockets of what another acceptor lets in.
 #[derive(Clone)]

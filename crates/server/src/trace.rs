@@ -9,16 +9,41 @@ use axum::response::{IntoResponse, Response};
 use tracing::Instrument;
 use uuid::Uuid;
 
+use crate::auth::Caller;
+use crate::budget::Hold;
 use crate::dialects::messages::translate;
 use crate::error::ApiError;
 use crate::service::Service;
 
-/// The id that a request came with, or got. Part of its reply's id.
+/// The id that a request came with, or got, and whose request it is. Part of its reply's id.
 #[derive(Clone, Debug)]
 pub(crate) struct RequestId {
     pub(crate) id: String,
     /// It came in a header, which goes before the body's.
     given: bool,
+    caller: Caller,
+    hold: Arc<Hold>,
+}
+
+/// The id of a reply.
+#[derive(Clone, Debug)]
+pub(crate) struct ReplyId {
+    /// What clients are told.
+    pub(crate) shown: String,
+    caller: Caller,
+    hold: Arc<Hold>,
+}
+
+impl ReplyId {
+    /// What the gate knows the reply by.
+    pub(crate) fn known_as(&self) -> String {
+        self.caller.own(&self.shown)
+    }
+
+    /// The prompt is made: what the request held for that is given back.
+    pub(crate) fn prompt_made(&self) {
+        self.hold.release();
+    }
 }
 
 /// Longer ones are no ids.
@@ -26,24 +51,42 @@ const ID_CHARS_MAX: usize = 128;
 const ID_HEADER: &str = "x-request-id";
 
 impl RequestId {
-    fn of(headers: &HeaderMap) -> Self {
+    fn of(headers: &HeaderMap, caller: Caller, hold: Hold) -> Self {
         let given = headers.get(ID_HEADER).and_then(|value| value.to_str().ok());
-        match given.filter(|id| is_id(id)) {
-            Some(id) => Self { id: id.to_owned(), given: true },
-            None => Self { id: Uuid::new_v4().simple().to_string(), given: false },
-        }
+        let given = given.filter(|id| is_id(id)).map(str::to_owned);
+        let random = || Uuid::new_v4().simple().to_string();
+        let (is_given, hold) = (given.is_some(), Arc::new(hold));
+        Self { id: given.unwrap_or_else(random), given: is_given, caller, hold }
     }
 
     /// The id of a reply: the header's, else the body's, else a random one.
-    pub(crate) fn reply(&self, prefix: &str, body: Option<&str>) -> Result<String, ApiError> {
-        match body {
-            Some(id) if !is_id(id) => Err(ApiError::bad(
-                "request_id",
-                format!("request_id: 1 to {ID_CHARS_MAX} letters, digits or \"-_.:\", please"),
-            )),
-            Some(id) if !self.given => Ok(format!("{prefix}{id}")),
-            _ => Ok(format!("{prefix}{}", self.id)),
-        }
+    pub(crate) fn reply(&self, prefix: &str, body: Option<&str>) -> Result<ReplyId, ApiError> {
+        let id = match body {
+            Some(id) if !is_id(id) => {
+                return Err(ApiError::bad(
+                    "request_id",
+                    format!("request_id: 1 to {ID_CHARS_MAX} letters, digits or \"-_.:\", please"),
+                ));
+            }
+            Some(id) if !self.given => id,
+            _ => &self.id,
+        };
+        let (caller, hold) = (self.caller.clone(), Arc::clone(&self.hold));
+        Ok(ReplyId { shown: format!("{prefix}{id}"), caller, hold })
+    }
+
+    pub(crate) fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    /// What the request holds of the memory for requests.
+    pub(crate) fn hold(&self) -> Arc<Hold> {
+        Arc::clone(&self.hold)
+    }
+
+    /// How much work it is to convert the body that was read, in about as many bytes of text.
+    pub(crate) fn work(&self) -> usize {
+        self.hold.weight()
     }
 }
 
@@ -73,7 +116,9 @@ pub(crate) async fn surround(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let id = RequestId::of(request.headers());
+    let admitted = admit(&service, &request);
+    let caller = admitted.as_ref().cloned().unwrap_or_default();
+    let id = RequestId::of(request.headers(), caller, service.budget.hold());
     let (trace, parent) = trace_of(request.headers()).unzip();
     let method = request.method().clone();
     let pattern = request.extensions().get::<MatchedPath>().cloned();
@@ -88,12 +133,11 @@ pub(crate) async fn surround(
     let echo = HeaderValue::from_str(&id.id);
     let anthropic = request.uri().path().starts_with("/v1/messages");
     let orca = request.headers().get("endpoint-load-metrics-format").cloned();
-    let guarded = service.keys.check(request.uri().path(), request.headers());
     request.extensions_mut().insert(id.clone());
     let start = tokio::time::Instant::now();
-    let mut response = match guarded {
+    let mut response = match admitted {
         Err(error) => error.into_response(),
-        Ok(()) => next.run(request).instrument(span.clone()).await,
+        Ok(_) => next.run(request).instrument(span.clone()).await,
     };
     let seconds = start.elapsed().as_secs_f64();
     let status = response.status();
@@ -121,6 +165,12 @@ pub(crate) async fn surround(
     response
 }
 
+/// Whether a request goes on, and who sent it.
+fn admit(service: &Service, request: &Request) -> Result<Caller, ApiError> {
+    service.config.hosts.check(request)?;
+    service.keys.check(request.uri().path(), request.headers())
+}
+
 /// What Envoy balances by, in the format that it asks for.
 fn load_report(format: &HeaderValue, service: &Service) -> Option<HeaderValue> {
     let load = service.gate.load();
@@ -140,8 +190,21 @@ fn load_report(format: &HeaderValue, service: &Service) -> Option<HeaderValue> {
 }
 
 #[cfg(test)]
+impl Default for ReplyId {
+    fn default() -> Self {
+        let hold = Arc::new(crate::budget::Budget::new(0).hold());
+        Self { shown: String::new(), caller: Caller::default(), hold }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
+    use crate::budget::Budget;
+
+    fn of(headers: &HeaderMap) -> RequestId {
+        RequestId::of(headers, Caller::default(), Budget::new(0).hold())
+    }
 
     fn with(name: &'static str, value: &str) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -151,12 +214,12 @@ mod tests {
 
     #[test]
     fn ids_are_taken_if_they_are_harmless() {
-        let id = |value: &str| RequestId::of(&with(ID_HEADER, value));
-        assert_eq!(id("abc-1.2_3:4").reply("r-", Some("body")).unwrap(), "r-abc-1.2_3:4");
+        let id = |value: &str| of(&with(ID_HEADER, value));
+        assert_eq!(id("abc-1.2_3:4").reply("r-", Some("body")).unwrap().shown, "r-abc-1.2_3:4");
         for odd in ["", "a b", "é", "a\"b", &"x".repeat(129)] {
             let id = id(odd);
             assert!(!id.given && id.id.len() == 32, "{odd:?}");
-            assert_eq!(id.reply("r-", Some("body")).unwrap(), "r-body");
+            assert_eq!(id.reply("r-", Some("body")).unwrap().shown, "r-body");
             assert!(id.reply("r-", Some("bo dy")).is_err());
         }
     }

@@ -73,6 +73,21 @@ impl Metrics {
         first
     }
 
+    /// Memory that requests hold until their prompts are made.
+    pub(crate) fn requests_hold(&self, bytes: usize) {
+        self.own.request_bytes.set(bytes as i64);
+    }
+
+    /// Lines of the log that could not be written.
+    pub fn log_lines_lost(&self, count: u64) {
+        self.own.log_lines_lost.inc_by(count);
+    }
+
+    /// A connection that could not be accepted.
+    pub(crate) fn accept_failed(&self) {
+        self.own.accepts_failed.inc();
+    }
+
     /// A request that was not let in.
     pub(crate) fn rejected(&self, reason: &str) {
         self.vllm.rejections.with_label_values(&[reason]).inc();

@@ -2,7 +2,7 @@
 
 use kilotok_engine::{Caps, PageKind};
 use kilotok_sched::Stats;
-use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec};
+use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge};
 
 use super::buckets;
 use super::make::Maker;
@@ -11,6 +11,9 @@ pub(super) struct Own {
     pub(super) unknown_fields: IntCounter,
     pub(super) left_out: IntCounterVec,
     pub(super) plans_refused: IntCounter,
+    pub(super) request_bytes: IntGauge,
+    pub(super) log_lines_lost: IntCounter,
+    pub(super) accepts_failed: IntCounter,
     pub(super) mask_seconds: Histogram,
     pub(super) step_seconds: Histogram,
     pub(super) host_seconds: Histogram,
@@ -35,6 +38,18 @@ impl Own {
             plans_refused: make.counter(
                 "kilotok:plans_refused_total",
                 "Plans of steps that the engine refused: a fault of the scheduler.",
+            ),
+            request_bytes: make.int_gauge(
+                "kilotok:request_bytes",
+                "Memory that requests take until their prompts are made.",
+            ),
+            log_lines_lost: make.counter(
+                "kilotok:log_lines_lost_total",
+                "Lines of the log that were lost because it was not read fast enough.",
+            ),
+            accepts_failed: make.counter(
+                "kilotok:accepts_failed_total",
+                "Connections that could not be accepted, for want of descriptors for example.",
             ),
             mask_seconds: make.histogram(
                 "kilotok:mask_seconds",

@@ -17,10 +17,12 @@ use kilotok_abi::TokenId;
 use kilotok_sched::Submission;
 use kilotok_text::{Constraint, ReplyOptions};
 
+use crate::trace::ReplyId;
+
 /// A request that was checked.
 pub(crate) struct Job {
     /// Of the reply, and what `/abort_requests` knows it by.
-    pub(crate) id: String,
+    pub(crate) id: ReplyId,
     /// Each gets `n` replies.
     pub(crate) prompts: Vec<Arc<[TokenId]>>,
     pub(crate) n: u32,

@@ -46,6 +46,9 @@ const TOKENS_MAX: usize = 1024;
 const PRIORITY_MAX: i64 = 100;
 const STOP_BYTES_MAX: usize = 1024;
 const WORD_BYTES_MAX: usize = 256;
+/// Of all words together, which are known before they are tokens: each becomes two lists of tokens,
+/// and few tokens of words have more than 8 bytes.
+const WORDS_BYTES_MAX: usize = BAD_TOKENS_MAX * 8 / 2;
 const INTERVAL_MAX: i64 = 1024;
 const SALT_CHARS_MAX: usize = 128;
 
@@ -67,8 +70,7 @@ pub(crate) fn choose(asked: &Sampled, service: &Service) -> Result<Chosen, ApiEr
     setup.logit_bias = biases(asked, vocab)?;
     setup.bad_words = bad_words(asked.bad_words.as_deref().unwrap_or_default(), &service.text)?;
     let mut submission = Submission::new(Vec::new(), setup, token_max);
-    let priority = within("priority", asked.priority, -PRIORITY_MAX, PRIORITY_MAX)?;
-    submission.priority = priority.unwrap_or_default() as i32;
+    submission.priority = priority(asked.priority, service.config.allow_priority)?;
     submission.cache_salt = salt(asked.cache_salt.clone())?;
     submission.drafts = asked.drafts.unwrap_or(true);
     let reply = ReplyOptions {
@@ -200,6 +202,12 @@ fn biases(asked: &Sampled, vocab: u32) -> Result<Vec<(TokenId, f32)>, ApiError> 
 /// A word is banned at the beginning of a text and within it.
 fn bad_words(words: &[String], text: &Text) -> Result<Vec<Vec<TokenId>>, ApiError> {
     at_most("bad_words", words, TOKENS_MAX)?;
+    let bytes = words.iter().map(String::len).sum::<usize>();
+    if bytes > WORDS_BYTES_MAX {
+        let message =
+            format!("bad_words: {bytes} bytes together, at most {WORDS_BYTES_MAX} are possible");
+        return Err(ApiError::bad("bad_words", message));
+    }
     let mut banned = BTreeSet::new();
     for (index, word) in words.iter().enumerate() {
         let name = format!("bad_words[{index}]");
@@ -233,6 +241,17 @@ fn stops(asked: &Sampled, stop_max: usize) -> Result<Vec<String>, ApiError> {
     }
     // An empty string is how some clients say that there is none.
     Ok(stops.iter().filter(|stop| !stop.is_empty()).cloned().collect())
+}
+
+/// As vLLM has it: without scheduling by priority, one that is not 0 is an error.
+fn priority(asked: Option<i64>, allowed: bool) -> Result<i32, ApiError> {
+    let priority = within("priority", asked, -PRIORITY_MAX, PRIORITY_MAX)?.unwrap_or_default();
+    if priority == 0 || allowed {
+        return Ok(priority as i32);
+    }
+    let message = "priority: this server was started without --allow-priority, so only 0 is \
+                   possible";
+    Err(ApiError::bad("priority", message))
 }
 
 pub(crate) fn salt(salt: Option<String>) -> Result<String, ApiError> {
@@ -277,6 +296,16 @@ mod tests {
         assert_eq!(seeds.len(), 64 * 64);
         assert_eq!(seed_of(9, 0), 9);
         assert_eq!(seed_of(9, 5), seed_of(9, 5));
+    }
+
+    #[test]
+    fn priorities_are_the_operators_choice() {
+        assert_eq!(priority(Some(-100), true).unwrap(), -100);
+        assert_eq!((priority(None, false).unwrap(), priority(Some(0), false).unwrap()), (0, 0));
+        let error = priority(Some(-1), false).unwrap_err();
+        assert_eq!(error.param.as_deref(), Some("priority"));
+        assert!(error.message.contains("--allow-priority"), "{}", error.message);
+        assert!(priority(Some(101), true).unwrap_err().message.contains("-100"));
     }
 
     #[test]

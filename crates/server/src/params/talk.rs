@@ -13,6 +13,7 @@ use super::shape::Shape;
 use super::tools::Tools;
 use crate::error::ApiError;
 use crate::service::Service;
+use crate::trace::ReplyId;
 
 /// See the file's head.
 pub(crate) struct Talk {
@@ -60,7 +61,7 @@ impl Talk {
     /// What is to be asked of the engine.
     pub(crate) async fn job(
         mut self,
-        id: String,
+        id: ReplyId,
         chosen: Chosen,
         service: &Arc<Service>,
     ) -> Result<Job, ApiError> {

@@ -53,16 +53,21 @@ pub(crate) async fn create(
     let model = service.model(request.model.as_deref())?;
     let mut sampled = request.sampled();
     let id = request_id.reply("chatcmpl-", sampled.request_id.as_deref())?;
-    let chosen = chosen(&request, &mut sampled, &service)?;
-    let form = form(&request, &service)?;
-    let talk = talk(request, take(&mut sampled.shapes), form.reasoning)?;
-    let head = Letterhead::new(id.clone(), model, &service);
-    let show = show(head, &chosen, 1, form.logprobs, sampled.stream_options);
+    let (stream, options) = (sampled.stream, sampled.stream_options);
+    let convert = move |service: &Service| {
+        let chosen = chosen(&request, &mut sampled, service)?;
+        let form = form(&request, service)?;
+        let talk = talk(request, take(&mut sampled.shapes), form.reasoning)?;
+        Ok((chosen, form, talk))
+    };
+    let (chosen, form, talk) = service.work(request_id.work(), convert).await?;
+    let head = Letterhead::new(id.shown.clone(), model, &service);
+    let show = show(head, &chosen, 1, form.logprobs, options);
     let mut job = talk.job(id, chosen, &service).await?;
     job.submission.logprobs = form.logprobs.max(show.prompt_logprobs);
     job.submission.score_prompt = show.prompt_logprobs.is_some();
     let chat = Chat::new(show, Arc::clone(&job.prompts[0]), form.reasoning, form.echo);
-    answer(&service, Chorus::start(&service, &job).await?, chat, sampled.stream).await
+    answer(&service, Chorus::start(&service, &job).await?, chat, stream).await
 }
 
 /// Shows the prompt that a conversation becomes.
@@ -83,11 +88,15 @@ pub(crate) async fn render(
 ) -> Result<axum::Json<RenderedPrompt>, ApiError> {
     let model = service.model(request.model.as_deref())?;
     let mut sampled = request.sampled();
-    let request_id = request_id.reply("chatcmpl-", sampled.request_id.as_deref())?;
-    let chosen = chosen(&request, &mut sampled, &service)?;
-    let mut talk = talk(request, sampled.shapes, Reasoning::Apart)?;
+    let id = request_id.reply("chatcmpl-", sampled.request_id.as_deref())?;
+    let convert = move |service: &Service| {
+        let chosen = chosen(&request, &mut sampled, service)?;
+        Ok((chosen, talk(request, sampled.shapes, Reasoning::Apart)?))
+    };
+    let (chosen, mut talk) = service.work(request_id.work(), convert).await?;
     let prompt = talk.prompt(Some(&chosen), &service).await?;
     let token_ids = prompt.tokens.to_vec();
+    let request_id = id.shown;
     Ok(axum::Json(RenderedPrompt { request_id, model, prompt: prompt.text, token_ids }))
 }
 

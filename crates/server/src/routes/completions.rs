@@ -18,7 +18,7 @@ use crate::params::sampling::{Chosen, alternatives, choose};
 use crate::params::shape::{Shape, shape};
 use crate::service::Service;
 use crate::sse;
-use crate::trace::RequestId;
+use crate::trace::{ReplyId, RequestId};
 use crate::wire::body::Body;
 use crate::wire::chat::RenderedPrompt;
 use crate::wire::completions::{Completion, CompletionRequest, Prompts};
@@ -47,15 +47,18 @@ pub(crate) async fn create(
     let model = service.model(request.model.as_deref())?;
     let mut sampled = request.sampled();
     let id = request_id.reply("cmpl-", sampled.request_id.as_deref())?;
-    let chosen = choose(&sampled, &service)?;
+    let (stream, options) = (sampled.stream, sampled.stream_options);
+    let convert = move |service: &Service| {
+        Ok((choose(&sampled, service)?, shape(take(&mut sampled.shapes))?))
+    };
+    let (chosen, shape) = service.work(request_id.work(), convert).await?;
     let logprobs = alternatives("logprobs", request.logprobs, &service)?;
-    let shape = shape(take(&mut sampled.shapes))?;
     let echo = request.echo.unwrap_or_default();
     let prompts = prompts(request, &chosen, &service).await?;
     let text = |tokens: &Arc<[TokenId]>| service.text.decode(tokens, false);
     let texts = echo.then(|| prompts.iter().map(text).collect());
-    let head = Letterhead::new(id.clone(), model, &service);
-    let show = show(head, &chosen, prompts.len(), logprobs, sampled.stream_options);
+    let head = Letterhead::new(id.shown.clone(), model, &service);
+    let show = show(head, &chosen, prompts.len(), logprobs, options);
     // The first token of a prompt has no score.
     let scores = show.prompt_logprobs.is_some() || (echo && logprobs.is_some());
     let silent = chosen.submission.token_max == 0;
@@ -71,7 +74,7 @@ pub(crate) async fn create(
     } else {
         Chorus::of_nothing(&job)
     };
-    answer(&service, chorus, completions, sampled.stream).await
+    answer(&service, chorus, completions, stream).await
 }
 
 /// Shows the tokens of prompts.
@@ -93,10 +96,10 @@ pub(crate) async fn render(
     let model = service.model(request.model.as_deref())?;
     let sampled = request.sampled();
     let id = request_id.reply("cmpl-", sampled.request_id.as_deref())?;
-    let chosen = choose(&sampled, &service)?;
+    let chosen = service.work(request_id.work(), move |service| choose(&sampled, service)).await?;
     let prompts = prompts(request, &chosen, &service).await?;
     let shown = prompts.iter().map(|tokens| RenderedPrompt {
-        request_id: id.clone(),
+        request_id: id.shown.clone(),
         model: model.clone(),
         prompt: service.text.decode(tokens, false),
         token_ids: tokens.to_vec(),
@@ -141,7 +144,12 @@ async fn prompts(
     service.work(bytes, work).await
 }
 
-fn job(id: String, chosen: Chosen, prompts: Vec<Arc<[TokenId]>>, constraint: Option<Shape>) -> Job {
+fn job(
+    id: ReplyId,
+    chosen: Chosen,
+    prompts: Vec<Arc<[TokenId]>>,
+    constraint: Option<Shape>,
+) -> Job {
     Job {
         id,
         prompts,

@@ -3,17 +3,19 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 
 use crate::error::{ApiError, Faults};
 use crate::service::Service;
+use crate::trace::RequestId;
 use crate::wire::body::Body;
 use crate::wire::control::{AbortRequest, Aborted, LoadBody, VersionBody};
 
 /// What may stand before a request's own id in the id of its reply.
 const PREFIXES: [&str; 5] = ["", "chatcmpl-", "cmpl-", "resp_", "msg_"];
 
-/// Ends replies by their ids, as a closed connection would.
+/// Ends replies by their ids, as a closed connection would. With keys, only those that were asked
+/// for with the same key.
 #[utoipa::path(
     post,
     path = "/abort_requests",
@@ -25,18 +27,21 @@ const PREFIXES: [&str; 5] = ["", "chatcmpl-", "cmpl-", "resp_", "msg_"];
 )]
 pub(crate) async fn abort(
     State(service): State<Arc<Service>>,
+    Extension(request_id): Extension<RequestId>,
     Body(request): Body<AbortRequest>,
 ) -> Result<Json<Aborted>, ApiError> {
+    let caller = request_id.caller();
     let ids = request.request_ids.map(|ids| ids.0).unwrap_or_default();
     let aborted = if request.abort_all == Some(true) {
-        service.gate.abort_all()
+        service.gate.abort_all(&caller.own(""))
     } else if ids.is_empty() {
         let message = "request_ids: name some, or set abort_all";
         return Err(ApiError::bad("request_ids", message));
     } else {
         let ids = ids.iter().filter(|id| !id.is_empty());
         let abort = |id: &String| -> usize {
-            PREFIXES.iter().map(|prefix| service.gate.abort(&format!("{prefix}{id}"))).sum()
+            let own = |prefix| caller.own(&format!("{prefix}{id}"));
+            PREFIXES.iter().map(|prefix| service.gate.abort(&own(prefix))).sum()
         };
         ids.map(abort).sum()
     };
@@ -68,5 +73,7 @@ pub(crate) async fn load(State(service): State<Arc<Service>>) -> Json<LoadBody> 
         kv_cache_usage: load.usage,
         kv_cache_tokens: load.token_count,
         kv_cache_tokens_max: load.token_max,
+        request_bytes: service.budget.held(),
+        request_bytes_max: service.budget.max(),
     })
 }

@@ -72,9 +72,9 @@ pub(crate) async fn create(
     )?;
     let stream = request.stream;
     let thinks = thinks(request.thinking.as_ref())?;
-    let (shape, effort) = output(request.output_config, request.output_format)?;
-    let mut talk = talk(
-        CountRequest {
+    let convert = move |_: &Service| {
+        let (shape, effort) = output(request.output_config, request.output_format)?;
+        let conversation = CountRequest {
             model: None,
             messages: request.messages,
             system: request.system,
@@ -82,12 +82,12 @@ pub(crate) async fn create(
             tool_choice: request.tool_choice,
             thinking: request.thinking,
             chat_template_kwargs: request.chat_template_kwargs,
-        },
-        effort,
-    )?;
-    talk.shape = shape;
+        };
+        Ok(Talk { shape, ..talk(conversation, effort)? })
+    };
+    let talk = service.work(request_id.work(), convert).await?;
     let job = talk.job(id.clone(), chosen, &service).await?;
-    let messages = Messages::new(Letterhead::new(id, model, &service), thinks);
+    let messages = Messages::new(Letterhead::new(id.shown.clone(), model, &service), thinks);
     answer(&service, Chorus::start(&service, &job).await?, messages, stream).await
 }
 
@@ -105,10 +105,12 @@ pub(crate) async fn create(
 )]
 pub(crate) async fn count_tokens(
     State(service): State<Arc<Service>>,
+    Extension(request_id): Extension<RequestId>,
     Body(request): Body<CountRequest>,
 ) -> Result<Json<TokenCount>, ApiError> {
     service.model(request.model.as_deref())?;
-    let prompt = talk(request, None)?.prompt(None, &service).await?;
+    let talk = service.work(request_id.work(), move |_| talk(request, None));
+    let prompt = talk.await?.prompt(None, &service).await?;
     Ok(Json(TokenCount { input_tokens: prompt.tokens.len() }))
 }
 

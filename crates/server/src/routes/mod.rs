@@ -22,15 +22,35 @@ use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
+use tokio::runtime::Handle;
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
 use crate::error::ApiError;
+use crate::handlers::apart;
 use crate::service::Service;
 use crate::trace::surround;
 
-/// All that the server answers.
-pub fn router(service: Arc<Service>) -> Router {
+/// All that the server answers. What takes more than to look something up runs on the threads of
+/// `handlers`.
+pub(crate) fn router(service: Arc<Service>, handlers: Handle) -> Router {
     let cors = cors(&service.config.cors_origins);
+    let apart = from_fn_with_state((handlers, service.cut_off()), apart);
+    let looked_up = Router::new()
+        .route("/health", get(health::health))
+        .route("/ready", get(health::ready))
+        .route("/live", get(health::live))
+        .route("/version", get(control::version))
+        .route("/load", get(control::load))
+        .route("/metrics", get(metrics::metrics))
+        .route("/model_info", get(sglang::model_info))
+        .route("/get_model_info", get(sglang::model_info))
+        .route("/server_info", get(sglang::server_info))
+        .route("/get_server_info", get(sglang::server_info))
+        .route("/get_load", get(sglang::get_load))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::one))
+        .route("/", get(page::page))
+        .route("/favicon.ico", get(page::no_icon));
     Router::new()
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/chat/completions/render", post(chat::render))
@@ -39,25 +59,12 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/v1/responses", post(responses::create))
         .route("/v1/messages", post(messages::create))
         .route("/v1/messages/count_tokens", post(messages::count_tokens))
-        .route("/v1/models", get(models::list))
-        .route("/v1/models/{*id}", get(models::one))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .route("/abort_requests", post(control::abort))
-        .route("/health", get(health::health))
-        .route("/ready", get(health::ready))
-        .route("/live", get(health::live))
-        .route("/version", get(control::version))
-        .route("/load", get(control::load))
-        .route("/model_info", get(sglang::model_info))
-        .route("/get_model_info", get(sglang::model_info))
-        .route("/server_info", get(sglang::server_info))
-        .route("/get_server_info", get(sglang::server_info))
-        .route("/get_load", get(sglang::get_load))
-        .route("/metrics", get(metrics::metrics))
         .route("/openapi.json", get(openapi::document))
-        .route("/", get(page::page))
-        .route("/favicon.ico", get(page::no_icon))
+        .route_layer(apart)
+        .merge(looked_up)
         .fallback(not_found)
         .method_not_allowed_fallback(not_allowed)
         .layer(from_fn_with_state(Arc::clone(&service), surround))

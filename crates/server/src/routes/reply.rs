@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::http::StatusCode;
 use axum::response::Response;
 
 use crate::chorus::Chorus;
@@ -12,6 +13,9 @@ use crate::params::sampling::Chosen;
 use crate::service::Service;
 use crate::sse::{self, Dialect};
 use crate::wire::sampled::StreamOptions;
+
+/// Tokens and log-probabilities of a reply that are written in a few hundred microseconds.
+const INLINE_ENTRIES_MAX: usize = 1024;
 
 /// The reply, streamed if the client wants that.
 pub(super) async fn answer(
@@ -27,7 +31,19 @@ pub(super) async fn answer(
     while let Some(next) = chorus.next().await {
         pieces.push(next?);
     }
-    Ok(dialect.whole(pieces))
+    let entries = pieces.iter().map(|(_, piece)| {
+        let alternatives = piece.logprobs.iter().chain(&piece.scored);
+        piece.tokens.len() + alternatives.map(|each| 1 + each.top.len()).sum::<usize>()
+    });
+    if entries.sum::<usize>() <= INLINE_ENTRIES_MAX {
+        return Ok(dialect.whole(pieces));
+    }
+    // A reply that was made is not lost to a fault here: its error says so.
+    let told = tokio::task::spawn_blocking(move || dialect.whole(pieces)).await;
+    told.map_err(|_| {
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
+        ApiError::new(status, "writing the reply failed")
+    })
 }
 
 /// What chat and plain completions show of the replies to so many prompts.

@@ -58,17 +58,19 @@ pub(crate) async fn create(
     let model = service.model(request.model.as_deref())?;
     let id = request_id.reply("resp_", request.request_id.as_deref())?;
     check(&request)?;
-    let sampled = sampled(&request)?;
-    let chosen = choose(&sampled, &service)?;
+    let chosen = choose(&sampled(&request)?, &service)?;
     let logprobs = logprobs(&request, &service)?;
-    let head = Letterhead::new(id.clone(), model, &service);
+    let head = Letterhead::new(id.shown.clone(), model, &service);
     let stream = request.stream;
-    let sampling = &chosen.submission.setup.sampling;
-    let mut object = object(&request, &head);
-    (object.temperature, object.top_p) = (rounded(sampling.temperature), rounded(sampling.top_p));
     let form =
         Form { logprobs, encrypted_content: includes(&request, "reasoning.encrypted_content") };
-    let talk = talk(request)?;
+    let convert = move |_: &Service| {
+        let object = object(&request, &head);
+        Ok((head, object, talk(request)?))
+    };
+    let (head, mut object, talk) = service.work(request_id.work(), convert).await?;
+    let sampling = &chosen.submission.setup.sampling;
+    (object.temperature, object.top_p) = (rounded(sampling.temperature), rounded(sampling.top_p));
     object.parallel_tool_calls = talk.tools.parallel;
     let names = talk.tools.names.clone();
     let mut job = talk.job(id, chosen, &service).await?;

@@ -12,9 +12,12 @@ use serde::de::DeserializeOwned;
 use serde_path_to_error::Track;
 
 use super::absent::NOT_IMPLEMENTED;
+use super::extent::Extent;
 use super::whole::Whole;
+use crate::budget::Hold;
 use crate::error::ApiError;
 use crate::service::Service;
+use crate::trace::RequestId;
 
 /// A client that takes longer to send its body is not going to finish.
 const BODY_WAIT_MAX: Duration = Duration::from_mins(1);
@@ -41,46 +44,67 @@ const LOGGED_MAX: usize = 8;
 /// The JSON of a request.
 pub struct Body<T>(pub T);
 
-impl<T: DeserializeOwned> FromRequest<Arc<Service>> for Body<T> {
+impl<T: DeserializeOwned + Send + 'static> FromRequest<Arc<Service>> for Body<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, service: &Arc<Service>) -> Result<Self, ApiError> {
         check_content_type(request.headers())?;
         let path = request.uri().path().to_owned();
+        let hold = request.extensions().get().map(RequestId::hold);
+        let hold = hold.unwrap_or_else(|| Arc::new(service.budget.hold()));
         let byte_max = service.config.body_max;
+        let announced = usize::try_from(request.body().size_hint().lower()).unwrap_or(usize::MAX);
         // Who asks first hears of it instead of sending.
         let asks = request.headers().contains_key(header::EXPECT);
-        if asks && request.body().size_hint().lower() > byte_max as u64 {
-            return Err(unreadable(StatusCode::PAYLOAD_TOO_LARGE));
-        }
         let mut body = request.into_body().into_data_stream();
-        let read = tokio::time::timeout(BODY_WAIT_MAX, read(&mut body, byte_max));
-        let bytes = match read.await.unwrap_or(Err(StatusCode::REQUEST_TIMEOUT)) {
+        let fits = if announced > byte_max {
+            Err(unreadable(StatusCode::PAYLOAD_TOO_LARGE))
+        } else {
+            hold.check(announced)
+        };
+        let read = match fits {
+            Err(error) if asks => return Err(error),
+            Err(error) => Err(error),
+            Ok(()) => tokio::time::timeout(BODY_WAIT_MAX, read(&mut body, byte_max, &hold))
+                .await
+                .unwrap_or_else(|_| Err(unreadable(StatusCode::REQUEST_TIMEOUT))),
+        };
+        let bytes = match read {
             Ok(bytes) => bytes,
-            Err(status) => {
-                if status == StatusCode::PAYLOAD_TOO_LARGE {
-                    let _ = tokio::time::timeout(DISCARD_WAIT_MAX, discard(body)).await;
-                }
-                return Err(unreadable(status));
+            Err(error) => {
+                // The answer goes out at once, and what still comes is thrown away beside it.
+                tokio::spawn(tokio::time::timeout(DISCARD_WAIT_MAX, discard(body)));
+                return Err(error);
             }
         };
-        let (value, unknown) = parse(&bytes)?;
-        if !unknown.is_empty() {
-            service.metrics.unknown_fields(unknown.len() as u64);
-            let names = &unknown[..unknown.len().min(LOGGED_MAX)];
-            tracing::debug!(%path, ?names, count = unknown.len(), "unknown fields were ignored");
+        let length = bytes.len();
+        let (value, unknown) = service.work(length, move |_| build(&bytes, &hold)).await?;
+        if unknown.count > 0 {
+            service.metrics.unknown_fields(unknown.count);
+            let Unknown { names, count } = unknown;
+            tracing::debug!(%path, ?names, count, "unknown fields were ignored");
         }
         Ok(Self(value))
     }
 }
 
-/// A body's bytes, or what to answer.
-async fn read(body: &mut BodyDataStream, byte_max: usize) -> Result<Vec<u8>, StatusCode> {
+/// A body's bytes, each of which is held before it is stored.
+async fn read(
+    body: &mut BodyDataStream,
+    byte_max: usize,
+    hold: &Hold,
+) -> Result<Vec<u8>, ApiError> {
     let mut bytes = Vec::new();
     while let Some(part) = body.next().await {
-        let part = part.map_err(|_| StatusCode::BAD_REQUEST)?;
+        let part = part.map_err(|_| unreadable(StatusCode::BAD_REQUEST))?;
         if part.len() > byte_max - bytes.len() {
-            return Err(StatusCode::PAYLOAD_TOO_LARGE);
+            return Err(unreadable(StatusCode::PAYLOAD_TOO_LARGE));
+        }
+        let needed = bytes.len() + part.len();
+        if needed > bytes.capacity() {
+            let capacity = needed.max(2 * bytes.capacity()).min(byte_max);
+            hold.set(capacity)?;
+            bytes.reserve_exact(capacity - bytes.len());
         }
         bytes.extend_from_slice(&part);
     }
@@ -94,6 +118,15 @@ async fn discard(mut body: BodyDataStream) {
     {
         left -= part.len();
     }
+}
+
+/// What was sent, if it is of an extent that the request may have.
+fn build<T: DeserializeOwned>(bytes: &[u8], hold: &Hold) -> Result<(T, Unknown), ApiError> {
+    let extent = Extent::of(bytes);
+    extent.check()?;
+    hold.set(extent.memory())?;
+    hold.weigh(extent.work());
+    parse(bytes)
 }
 
 /// Clients often say nothing, and curl says it is a form. Only what cannot be JSON is refused, and
@@ -126,16 +159,29 @@ fn unreadable(status: StatusCode) -> ApiError {
     ApiError::new(status, message)
 }
 
-/// The value, and the paths of fields that it does not have.
-pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, Vec<String>), ApiError> {
+/// Fields that a request's type does not have.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Unknown {
+    pub(crate) count: u64,
+    /// Paths of the first of them.
+    pub(crate) names: Vec<String>,
+}
+
+/// The value, and the fields that it does not have.
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, Unknown), ApiError> {
     if bytes.trim_ascii_start().first().is_some_and(|first| *first != b'{') {
         let message = "the body must be a JSON object";
         return Err(ApiError::new(StatusCode::BAD_REQUEST, message).with_code("invalid_json"));
     }
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let mut track = Track::new();
-    let mut unknown = Vec::new();
-    let mut note = |path: serde_ignored::Path<'_>| unknown.push(path.to_string());
+    let mut unknown = Unknown::default();
+    let mut note = |path: serde_ignored::Path<'_>| {
+        unknown.count += 1;
+        if unknown.names.len() < LOGGED_MAX {
+            unknown.names.push(path.to_string());
+        }
+    };
     let tracked = serde_path_to_error::Deserializer::new(Whole(&mut json), &mut track);
     let value = T::deserialize(serde_ignored::Deserializer::new(tracked, &mut note));
     let value = match value {
@@ -303,7 +349,11 @@ mod tests {
         let text = r#"{"list": [{"depth": 1, "width": 2}], "fancy": null, "colour": {"a": 1}}"#;
         let (value, unknown) = parse::<Outer>(text.as_bytes()).unwrap();
         assert_eq!(value.list[0].depth, 1);
-        assert_eq!(unknown, ["list.0.width", "colour"]);
+        assert_eq!((unknown.count, unknown.names[0].as_str()), (2, "list.0.width"));
+        assert_eq!(unknown.names[1], "colour");
+        let many = format!(r#"{{"list": [], "a": 0{}}}"#, r#","z": 0"#.repeat(1000));
+        let (_, unknown) = parse::<Outer>(many.as_bytes()).unwrap();
+        assert_eq!((unknown.count, unknown.names.len()), (1001, LOGGED_MAX));
     }
 
     #[test]

@@ -45,4 +45,7 @@ pub struct LoadBody {
     pub kv_cache_usage: f64,
     pub kv_cache_tokens: u64,
     pub kv_cache_tokens_max: u64,
+    /// Memory that requests take until their prompts are made, and what there is of it.
+    pub request_bytes: usize,
+    pub request_bytes_max: usize,
 }

@@ -11,6 +11,7 @@ pub mod chunk;
 pub mod completions;
 pub mod content;
 pub mod control;
+mod extent;
 pub mod logprobs;
 pub mod messages;
 pub mod models;

@@ -137,7 +137,7 @@ macro_rules! sampled {
             pub truncate_prompt_tokens: Option<i64>,
             /// Which end of a long prompt is cut: `left` or `right`.
             pub truncation_side: Option<String>,
-            /// Lower goes first.
+            /// Lower goes first. Other than 0 only where the server allows it.
             #[schema(minimum = -100, maximum = 100)]
             pub priority: Option<i64>,
             /// Requests share cached prefixes only with those of the same salt.

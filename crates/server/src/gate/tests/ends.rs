@@ -105,7 +105,7 @@ async fn an_abort_ends_those_of_its_name() {
     drop(hold);
     assert_eq!(read(b).await.ended, Ended::Length);
     assert_eq!(read(nameless).await.ended, Ended::Length);
-    assert_eq!(rig.gate.abort_all(), 0);
+    assert_eq!(rig.gate.abort_all(""), 0);
     rig.is_clean().await;
 }
 

@@ -11,6 +11,7 @@ use crate::params::Job;
 use crate::params::talk::Talk;
 use crate::params::tools::Tools;
 use crate::service::{ServerConfig, Service};
+use crate::trace::ReplyId;
 
 const ROOM: u32 = 6;
 
@@ -73,7 +74,7 @@ async fn no_grammar_is_made_without_a_place() {
     let asked = fill(&rig, || {
         let service = Arc::clone(&service);
         let job = Job {
-            id: String::new(),
+            id: ReplyId::default(),
             prompts: vec![text(9, 1).into()],
             n: 2,
             submission: submission(Vec::new(), 5),

@@ -1,0 +1,164 @@
+//! Standard output and standard error of a server. They may be pipes that nothing reads, and a
+//! server must not wait for that: lines wait in a bounded buffer for a thread that writes them, and
+//! lines that find no room are lost and counted.
+
+use std::io::{self, Write};
+use std::mem::take;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use kilotok_server::Metrics;
+
+/// Thousands of lines: what comes while a terminal or a disk is slow for a moment.
+const WAITING_BYTES_MAX: usize = 1 << 20;
+
+/// See the file's head.
+#[derive(Clone, Default)]
+pub(crate) struct Outlet(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    metrics: OnceLock<Arc<Metrics>>,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: Vec<u8>,
+    /// Lines that were lost since that was last told.
+    lost: u64,
+    /// Bytes are on their way out.
+    writing: bool,
+}
+
+impl Outlet {
+    /// `told` is called with a number of lost lines, when lines get through again.
+    pub(crate) fn start(
+        name: &str,
+        to: impl Write + Send + 'static,
+        told: impl Fn(u64) + Send + 'static,
+    ) -> io::Result<Self> {
+        let outlet = Self::default();
+        let shared = Arc::clone(&outlet.0);
+        thread::Builder::new().name(name.into()).spawn(move || shared.write_all(to, told))?;
+        Ok(outlet)
+    }
+
+    /// Has lost lines counted.
+    pub(crate) fn count(&self, metrics: Arc<Metrics>) {
+        metrics.log_lines_lost(self.0.state().lost);
+        let _ = self.0.metrics.set(metrics);
+    }
+
+    /// Waits until all is written, but no longer than this.
+    pub(crate) fn flush(&self, wait_max: Duration) {
+        let busy = |state: &mut State| state.writing || !state.waiting.is_empty();
+        drop(self.0.changed.wait_timeout_while(self.0.state(), wait_max, busy));
+    }
+}
+
+/// One line, or several, at each call.
+impl Write for Outlet {
+    fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
+        let mut state = self.0.state();
+        if state.waiting.len() + lines.len() <= WAITING_BYTES_MAX {
+            state.waiting.extend_from_slice(lines);
+            self.0.changed.notify_all();
+        } else {
+            state.lost += 1;
+            self.0.lost(1);
+        }
+        Ok(lines.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lost(&self, count: u64) {
+        if let Some(metrics) = self.metrics.get() {
+            metrics.log_lines_lost(count);
+        }
+    }
+
+    fn write_all(&self, mut to: impl Write, told: impl Fn(u64)) {
+        loop {
+            let idle = |state: &mut State| state.waiting.is_empty();
+            let waited = self.changed.wait_while(self.state(), idle);
+            let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+            let lines = take(&mut state.waiting);
+            state.writing = true;
+            drop(state);
+            // There is nowhere else to say that it failed.
+            if to.write_all(&lines).and_then(|()| to.flush()).is_err() {
+                self.lost(lines.iter().filter(|byte| **byte == b'\n').count() as u64);
+            }
+            let mut state = self.state();
+            state.writing = false;
+            let lost = take(&mut state.lost);
+            drop(state);
+            self.changed.notify_all();
+            if lost > 0 {
+                told(lost);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_mins(1);
+
+    /// Writes when it may.
+    struct Slow(Receiver<()>, SyncSender<Vec<u8>>);
+
+    impl Write for Slow {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.recv().map_err(|_| io::ErrorKind::BrokenPipe)?;
+            self.1.send(bytes.to_vec()).map_err(|_| io::ErrorKind::BrokenPipe)?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_reader_that_stops_stops_nothing_and_hears_what_it_missed() {
+        let ((go, may), (wrote, written)) = (sync_channel(9), sync_channel(9));
+        let (told, tells) = sync_channel(9);
+        let tell = move |lost| told.send(lost).unwrap();
+        let mut outlet = Outlet::start("test", Slow(may, wrote), tell).unwrap();
+        outlet.write_all(b"first\n").unwrap();
+        // It is being written, and does not get on.
+        while !outlet.0.state().writing {
+            thread::yield_now();
+        }
+        let line = [&[b'x'; 1023][..], b"\n"].concat();
+        for _ in 0..2000 {
+            outlet.write_all(&line).unwrap();
+        }
+        outlet.flush(Duration::ZERO);
+        assert_eq!(outlet.0.state().waiting.len(), WAITING_BYTES_MAX);
+        go.send(()).unwrap();
+        assert_eq!(written.recv_timeout(LONG).unwrap(), b"first\n");
+        assert_eq!(tells.recv_timeout(LONG).unwrap(), 2000 - 1024);
+        go.send(()).unwrap();
+        assert_eq!(written.recv_timeout(LONG).unwrap().len(), WAITING_BYTES_MAX);
+        outlet.flush(LONG);
+        assert!(outlet.0.state().waiting.is_empty());
+    }
+}

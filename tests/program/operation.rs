@@ -1,0 +1,105 @@
+//! A server under the conditions that machines have: nothing reads what it says, files are few,
+//! web pages call it by their names, and it is stopped while requests arrive.
+
+use std::io::{Read, Write, pipe};
+use std::process::{Command, Stdio};
+use std::thread;
+
+use super::{COMPLETIONS, Server, model, serving, text};
+
+const SHORT: &str = r#"{"prompt": "a", "max_tokens": 1}"#;
+
+/// A server started by a shell, which limits it first.
+fn limited(limit: &str, more: &[&str]) -> Command {
+    let plain = serving(model(), more);
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("ulimit {limit}; exec \"$0\" \"$@\"")]);
+    command.arg(plain.get_program()).args(plain.get_args());
+    for (name, value) in plain.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+fn ask(server: &Server, host: &str) -> String {
+    let address = server.url.strip_prefix("http://").unwrap();
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    write!(stream, "GET /version HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    text(&answer)
+}
+
+/// A pipe that is full from the first line on, and is not read.
+#[test]
+fn a_log_that_is_not_read_stops_nothing() {
+    let (_unread, mut full) = pipe().unwrap();
+    let log = full.try_clone().unwrap();
+    // It ends when the other end is gone.
+    thread::spawn(move || full.write_all(&vec![b'x'; 1 << 24]));
+    let mut command = serving(model(), &[]);
+    let mut server = Server::spawn(command.env("KILOTOK_LOG", "trace").stderr(log));
+    let lost = || {
+        let metrics = server.request("GET /metrics HTTP/1.1", "");
+        let line = metrics.lines().find(|line| line.starts_with("kilotok:log_lines_lost_total"));
+        line.unwrap().rsplit(' ').next().unwrap().parse::<u64>().unwrap()
+    };
+    // More than the buffer of lines holds.
+    while lost() == 0 {
+        let answer = server.request(COMPLETIONS, SHORT);
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    assert!(server.request("GET /health HTTP/1.1", "").starts_with("HTTP/1.1 200"));
+    server.signal("-TERM");
+    assert!(server.child.wait().unwrap().success(), "a drain is no failure");
+}
+
+#[test]
+fn without_keys_only_names_of_this_machine_are_answered() {
+    let server = Server::start(&[]);
+    let port = server.url.rsplit(':').next().unwrap();
+    for own in ["localhost", "127.0.0.1", "[::1]", "app.localhost"] {
+        let answer = ask(&server, &format!("{own}:{port}"));
+        assert!(answer.starts_with("HTTP/1.1 200"), "{own}: {answer}");
+    }
+    let answer = ask(&server, &format!("evil.example:{port}"));
+    assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("--allowed-hosts"), "{answer}");
+    drop(server);
+    let server = Server::start(&["--allowed-hosts", "evil.example"]);
+    assert!(ask(&server, "evil.example").starts_with("HTTP/1.1 200"));
+    assert!(ask(&server, "other.example").starts_with("HTTP/1.1 403"));
+    drop(server);
+    let server = Server::start(&["--api-key", "sesame"]);
+    assert!(ask(&server, "evil.example").starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn open_files_are_as_many_as_the_system_allows() {
+    let server = Server::spawn(&mut limited("-Sn 200; ulimit -Hn 300", &[]));
+    let line = server.said.lines().find(|line| line.trim().starts_with("open files")).unwrap();
+    assert!(line.ends_with(" 300"), "{line}");
+}
+
+#[test]
+fn a_server_without_descriptors_says_so_and_goes_on() {
+    let mut command = limited("-n 64", &[]);
+    let mut server = Server::spawn(command.stderr(Stdio::piped()));
+    let address = server.url.strip_prefix("http://").unwrap().to_owned();
+    let connect = || std::net::TcpStream::connect(&address).unwrap();
+    let idle: Vec<_> = (0..80).map(|_| connect()).collect();
+    let mut log = server.child.stderr.take().unwrap();
+    let mut said = String::new();
+    while !said.contains("connections cannot be accepted") {
+        let mut byte = [0];
+        log.read_exact(&mut byte).unwrap();
+        said.push(char::from(byte[0]));
+    }
+    drop(idle);
+    let metrics = server.request("GET /metrics HTTP/1.1", "");
+    let line = metrics.lines().find(|line| line.starts_with("kilotok:accepts_failed_total"));
+    assert!(line.is_some_and(|line| !line.ends_with(" 0")), "{line:?}");
+}
