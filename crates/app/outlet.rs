@@ -99,7 +99,7 @@ impl Shared {
             drop(state);
             // There is nowhere else to say that it failed.
             if to.write_all(&lines).and_then(|()| to.flush()).is_err() {
-                self.lost(lines.iter().filter(|byte| **byte == b'\n').count() as u64);
+                self.lost(lines.split(|byte| *byte == b'\n').count() as u64 - 1);
             }
             let mut state = self.state();
             state.writing = false;

@@ -124,8 +124,9 @@ fn threads_to_be_had(count: usize) -> Result<()> {
         let all_there = Arc::clone(&all_there);
         thread::Builder::new().spawn(move || all_there.wait())
     });
-    let missing = started.filter_map(std::result::Result::err).last();
-    let Some(error) = missing else {
+    // All are started before one is looked at: those that were had count together.
+    let mut missing = started.filter_map(Result::err).collect::<Vec<_>>();
+    let Some(error) = missing.pop() else {
         all_there.wait();
         return Ok(());
     };

@@ -38,5 +38,6 @@ pub mod wire;
 pub use gate::{Gate, GateOptions};
 pub use hosts::Hosts;
 pub use metrics::Metrics;
+pub use routes::router;
 pub use serve::{ServeError, serve};
 pub use service::{ServerConfig, Service, TlsFiles};

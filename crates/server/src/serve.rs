@@ -72,12 +72,11 @@ pub async fn serve(
     // Replies have ended, whichever way; their last bytes are on the way. What needs no engine goes
     // on while there is time.
     handle.graceful_shutdown(Some(time_left + FLUSH_WAIT_MAX));
-    let served = match tokio::time::timeout(time_left, &mut running).await {
-        Ok(served) => served,
-        Err(_) => {
-            service.shut();
-            running.await
-        }
+    let served = if let Ok(served) = tokio::time::timeout(time_left, &mut running).await {
+        served
+    } else {
+        service.shut();
+        running.await
     };
     outcome.and(served.map_err(io::Error::other)?.map_err(ServeError::from))
 }

@@ -32,7 +32,7 @@ use crate::trace::surround;
 
 /// All that the server answers. What takes more than to look something up runs on the threads of
 /// `handlers`.
-pub(crate) fn router(service: Arc<Service>, handlers: Handle) -> Router {
+pub fn router(service: Arc<Service>, handlers: Handle) -> Router {
     let cors = cors(&service.config.cors_origins);
     let apart = from_fn_with_state((handlers, service.cut_off()), apart);
     let looked_up = Router::new()
