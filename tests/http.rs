@@ -47,6 +47,8 @@ mod shapes;
 mod strict;
 #[path = "http/surface.rs"]
 mod surface;
+#[path = "http/texts.rs"]
+mod texts;
 #[path = "http/tls.rs"]
 mod tls;
 #[path = "http/validity.rs"]

@@ -1,6 +1,7 @@
 //! `kilotok check`
 
 use std::iter::once;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use indicatif::HumanBytes;
@@ -8,12 +9,14 @@ use kilotok_model::{
     Dtype, FeedForwardSpec, ModelSpec, Ranks, Reach, Shard, StoredTensor, WeightDecl, check_ranks,
     declare,
 };
+use kilotok_text::{Text, TextError};
 use kilotok_weights::{Checkpoint, Piece, WeightError, WeightSource, load};
 
 use crate::environment::folder;
 use crate::knobs::KnobArgs;
 use crate::progress::Bar;
 use crate::say::say;
+use crate::serve;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -31,12 +34,17 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let folder = folder(&args.model)?;
+    let text = read_text(&folder)?;
     let checkpoint = Checkpoint::open(&folder, &args.knobs.knobs())
         .with_context(|| folder.display().to_string())?;
     let spec = checkpoint.spec();
     check_ranks(spec, args.ranks)?;
     say!("{}", folder.display());
     describe(spec);
+    if let Some(text) = &text {
+        serve::check_vocabulary(text, spec.vocab_size as u32, &folder)?;
+    }
+    describe_text(text.as_ref());
     let weights = declare(spec);
     let bytes = weights.iter().map(|decl| stored_bytes(&checkpoint, decl));
     let bytes = bytes.sum::<Result<usize, _>>()?;
@@ -52,6 +60,27 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     say!("complete, and every tensor is what the config calls for");
     Ok(())
+}
+
+/// Tokenizer, chat template and defaults of sampling, as a server reads them; none without a
+/// tokenizer.
+fn read_text(folder: &Path) -> Result<Option<Text>> {
+    let named = || folder.display().to_string();
+    let text = match Text::open(folder) {
+        Err(TextError::Missing { .. }) => return Ok(None),
+        text => text.with_context(named)?,
+    };
+    text.check_template().with_context(named)?;
+    Ok(Some(text))
+}
+
+fn describe_text(text: Option<&Text>) {
+    let Some(text) = text else {
+        say!("  text      no tokenizer.json: it can be served with dummy weights only");
+        return;
+    };
+    let template = if text.has_template() { "with a chat template" } else { "no chat template" };
+    say!("  text      {} tokens, {template}, replies as {}", text.vocab_count(), text.format());
 }
 
 /// What ranks read of a weight, each part once.

@@ -72,6 +72,7 @@ fn run_with(config: &Config, signals: &Signals, start: Instant, log: &Outlet) ->
     let (folder, vocab_size) = (&planned.folder, planned.spec.vocab_size as u32);
     let text = Arc::new(read_text(folder, planned.spec.vocab_size, config)?);
     check_vocabulary(&text, vocab_size, folder)?;
+    text.check_template().with_context(|| folder.display().to_string())?;
     let grammars = Grammars::new(&text, vocab_size, &text.defaults().end_tokens)
         .with_context(|| format!("{}: the vocabulary", folder.display()))?;
     let loaded = planned.load()?;
@@ -191,7 +192,7 @@ fn read_text(folder: &Path, vocab_size: usize, config: &Config) -> Result<Text> 
 }
 
 /// A token that the model does not know would make every request with it fail.
-fn check_vocabulary(text: &Text, vocab_size: u32, folder: &Path) -> Result<()> {
+pub(crate) fn check_vocabulary(text: &Text, vocab_size: u32, folder: &Path) -> Result<()> {
     let count = text.vocab_count();
     ensure!(
         count <= vocab_size as usize,

@@ -552,6 +552,26 @@ fn a_broken_tokenizer_is_told_of_before_weights_are_read() {
 }
 
 #[test]
+fn what_every_request_would_fail_by_is_told_at_start_and_by_check() {
+    let name = "broken_text";
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let path = folder.to_str().unwrap();
+    for (file, content, expected) in [
+        ("generation_config.json", "{\"temperature\": -1}", "temperature is -1"),
+        ("chat_template.jinja", "{{ messages | nothing }}", "filter nothing is unknown"),
+    ] {
+        checkpoint::write(&folder);
+        std::fs::write(folder.join(file), content).unwrap();
+        let dummy = ["serve", path, "--load-format", "dummy", "--port", "0"];
+        for args in [&dummy[..], &["check", path]] {
+            let said = refused(args);
+            assert!(said.contains(file) && said.contains(expected), "{said}");
+        }
+        std::fs::remove_file(folder.join(file)).unwrap();
+    }
+}
+
+#[test]
 fn the_example_of_a_config_is_one() {
     let example = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/example.toml");
     let help = text(&run(&["serve", "--help"]).stdout);

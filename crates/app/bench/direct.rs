@@ -10,7 +10,7 @@ use indicatif::ProgressBar;
 use kilotok_abi::{Sampling, TokenId};
 use kilotok_engine::{Engine, SlotSetup, StepOutput};
 use kilotok_sched::{Advance, RequestId, Scheduler, Submission};
-use kilotok_text::{Conversation, Message, Text};
+use kilotok_text::{Conversation, Message, Text, Wanted};
 
 use super::prompts::{self, Content, Prompt};
 use super::sample::{Drafting, Outcome, Sample};
@@ -123,7 +123,7 @@ fn encode(text: &Text, prompt: &Prompt) -> Result<Vec<TokenId>> {
         add_generation_prompt: true,
         ..Conversation::default()
     };
-    Ok(text.encode(&text.render(&conversation)?.prompt)?)
+    Ok(text.encode_rendered(&text.render(&conversation)?, &Wanted::default())?)
 }
 
 #[expect(clippy::disallowed_methods, reason = "the app owns the clock")]

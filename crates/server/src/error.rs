@@ -142,7 +142,15 @@ impl ApiError {
     }
 
     pub fn from_text(error: &TextError, param: &str) -> Self {
-        Self::bad(param, error.to_string())
+        match error {
+            TextError::TooLong { token_max } => {
+                let message = format!(
+                    "the prompt has more than {token_max} tokens, and no more fit; shorten it"
+                );
+                Self::bad(param, message).with_code("context_length_exceeded")
+            }
+            error => Self::bad(param, error.to_string()),
+        }
     }
 
     pub fn from_grammar(error: &GrammarError, param: &str) -> Self {

@@ -100,18 +100,44 @@ pub struct Service {
     leaving: AtomicBool,
     /// Set when requests must end, wherever they are.
     cut_off: watch::Sender<bool>,
-    /// Templates and tokenizers at work on threads of their own.
-    chores: Arc<Semaphore>,
+    /// Templates and tokenizers at work on threads of their own: on small texts, and on large
+    /// ones, which hold up no small one.
+    small_chores: Arc<Semaphore>,
+    large_chores: Arc<Semaphore>,
     /// Grammars that are compiled, apart from chores: costly ones hold up no prompt.
     pub(crate) compiling: Arc<Semaphore>,
 }
 
-/// A text of so many bytes is rendered and encoded in a few microseconds, faster than a thread is
-/// found for it.
+/// So many bytes are worked on in a few microseconds, faster than a thread is found for them.
 const INLINE_BYTES_MAX: usize = 4096;
+
+/// A text of so many bytes is rendered and encoded in some ten milliseconds.
+const SMALL_BYTES_MAX: usize = 1 << 16;
 
 /// More would only take the cores from one another.
 const CHORES_MAX: usize = 4;
+
+/// Each takes a core for seconds, and hundreds of megabytes.
+const LARGE_CHORES_MAX: usize = 2;
+
+/// Whether a request's client has left.
+#[derive(Clone, Default)]
+pub(crate) struct Left(Arc<AtomicBool>);
+
+impl Left {
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Says so when the request's future is dropped.
+struct Leaves(Left);
+
+impl Drop for Leaves {
+    fn drop(&mut self) {
+        self.0.0.store(true, Ordering::Relaxed);
+    }
+}
 
 impl Service {
     pub fn new(
@@ -132,7 +158,8 @@ impl Service {
             fingerprint: format!("kilotok-{}", env!("CARGO_PKG_VERSION")),
             leaving: AtomicBool::new(false),
             cut_off: watch::Sender::new(false),
-            chores: Arc::new(Semaphore::new(CHORES_MAX)),
+            small_chores: Arc::new(Semaphore::new(CHORES_MAX)),
+            large_chores: Arc::new(Semaphore::new(LARGE_CHORES_MAX)),
             compiling: Arc::new(Semaphore::new(CHORES_MAX)),
             config,
         }
@@ -188,15 +215,29 @@ impl Service {
         if bytes <= INLINE_BYTES_MAX {
             return work(self);
         }
-        let _place = self.place()?;
+        self.chore(bytes, move |service, _| work(service)).await
+    }
+
+    /// Rendering and tokenizing about so many bytes on another thread: what a template does cannot
+    /// be told by the size of what it is given. The work is told when its client has left.
+    pub(crate) async fn chore<T: Send + 'static>(
+        self: &Arc<Self>,
+        bytes: usize,
+        work: impl FnOnce(&Self, &Left) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let _place = if bytes <= INLINE_BYTES_MAX { None } else { Some(self.place()?) };
         let lost = || {
             let status = axum::http::StatusCode::INTERNAL_SERVER_ERROR;
             ApiError::new(status, "preparing the request failed")
         };
-        let permit = Arc::clone(&self.chores).acquire_owned().await.map_err(|_| lost())?;
+        let is_small = bytes <= SMALL_BYTES_MAX;
+        let chores = if is_small { &self.small_chores } else { &self.large_chores };
+        let permit = Arc::clone(chores).acquire_owned().await.map_err(|_| lost())?;
         let service = Arc::clone(self);
+        let leaves = Leaves(Left::default());
+        let left = leaves.0.clone();
         let done = tokio::task::spawn_blocking(move || {
-            let done = work(&service);
+            let done = work(&service, &left);
             drop(permit);
             done
         });

@@ -5,6 +5,8 @@ use std::time::SystemTime;
 
 use serde_json::{Map, Value, json};
 
+use crate::controls::{Marks, NO_MARKS};
+
 /// What a template is given.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Conversation {
@@ -121,6 +123,44 @@ impl ToolCall {
 pub struct Rendered {
     pub prompt: String,
     pub reasoning: ReasoningStart,
+    /// The prompt with marks in what only looks like special tokens; none if nothing does.
+    pub(crate) marked: Option<(String, Marks)>,
+}
+
+impl Rendered {
+    pub(crate) fn marked(&self) -> (&str, &Marks) {
+        match &self.marked {
+            Some((text, marks)) => (text, marks),
+            None => (&self.prompt, &NO_MARKS),
+        }
+    }
+}
+
+/// Which of a text's tokens are wanted.
+#[derive(Clone, Copy)]
+pub struct Wanted<'a> {
+    pub token_max: usize,
+    pub keep: Keep,
+    /// Is asked now and then, and ends the work.
+    pub cancelled: &'a dyn Fn() -> bool,
+}
+
+impl Default for Wanted<'_> {
+    /// All of them, however many.
+    fn default() -> Self {
+        Self { token_max: usize::MAX, keep: Keep::All, cancelled: &|| false }
+    }
+}
+
+/// What becomes of a text with more tokens than are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// It is refused.
+    All,
+    /// Its first tokens are kept.
+    First,
+    /// Its last tokens are kept.
+    Last,
 }
 
 /// Where the reply to a prompt begins.

@@ -5,9 +5,11 @@
 //! [`Text`] is what a checkpoint says about text, read once. A [`Reply`] reads one reply of the
 //! model, a token at a time: how many tokens a step brought makes no difference to its events.
 
+mod controls;
 mod conversation;
 mod detokenizer;
 mod dummy;
+mod files;
 mod formats;
 mod grammar;
 mod reply;
@@ -17,7 +19,8 @@ mod text;
 mod tokenizer;
 
 pub use conversation::{
-    Conversation, Message, ReasoningStart, Rendered, TextGrammar, Tool, ToolCall, ToolInput,
+    Conversation, Keep, Message, ReasoningStart, Rendered, TextGrammar, Tool, ToolCall, ToolInput,
+    Wanted,
 };
 pub use formats::{Format, UnknownFormat};
 pub use grammar::{Constraint, Grammar, GrammarError, Grammars, Masks};

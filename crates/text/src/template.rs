@@ -13,6 +13,7 @@ use minijinja::value::Serde;
 use minijinja::{Environment, Error, ErrorKind, State, UndefinedBehavior};
 use serde_json::{Map, Value, json};
 
+use crate::controls::{Controls, Marks};
 use crate::{Conversation, Message, TextError, Tool};
 
 /// Instructions that one rendering may take, about a second. A message takes some hundreds.
@@ -26,8 +27,9 @@ const TOOL_USE: &str = "tool_use";
 /// Marks the end of the message to go on with. The space tells whether the template trims.
 const CONTINUE_MARK: &str = "\u{e000}continue here\u{e000} ";
 
-/// A variable that no template can name: seconds since 1970.
+/// Variables that no template can name: seconds since 1970, and the stand-ins of [`Controls`].
 const NOW: &str = " now";
+const STAND_INS: &str = " stand-ins";
 
 pub(crate) struct Template {
     environment: Environment<'static>,
@@ -58,27 +60,50 @@ impl Template {
         for (name, source) in named {
             let Some(source) = source else { continue };
             let source = without_generation_tags(&source);
-            environment.add_template_owned(name, source).map_err(|error| describe(&error))?;
+            let added = environment.add_template_owned(name, source);
+            added.map_err(|error| failure(&error).to_string())?;
         }
         Ok(Self { environment, variables })
     }
 
-    pub(crate) fn render(&self, conversation: &Conversation) -> Result<String, TextError> {
+    /// The prompt, with marks in what comes from the conversation.
+    pub(crate) fn render(
+        &self,
+        conversation: &Conversation,
+        controls: &Controls,
+    ) -> Result<(String, Marks), TextError> {
+        let mut given = Given::new(conversation);
+        let marks = given.mark(controls).map_err(TextError::Template)?;
+        let rendered = self.render_given(conversation, given, &marks);
+        // What the template raised may quote what it was given.
+        let rendered = rendered.map_err(|error| match error {
+            TextError::Template(reason) => TextError::Template(marks.undo(&reason)),
+            TextError::Fault(reason) => TextError::Fault(marks.undo(&reason)),
+            other => other,
+        });
+        rendered.map(|prompt| (prompt, marks))
+    }
+
+    fn render_given(
+        &self,
+        conversation: &Conversation,
+        mut given: Given,
+        marks: &Marks,
+    ) -> Result<String, TextError> {
         let refuse = |reason: &str| Err(TextError::Template(reason.to_owned()));
-        let mut messages = conversation.messages.iter().map(message).collect::<Vec<_>>();
         if !conversation.continue_final_message {
-            return self.render_messages(conversation, messages);
+            return self.render_messages(conversation, given, marks);
         }
         if conversation.add_generation_prompt {
             return refuse(
                 "continue_final_message and add_generation_prompt exclude each other: set one",
             );
         }
-        let Some(last) = messages.last_mut() else {
+        let Some(last) = given.messages.last_mut() else {
             return refuse("continue_final_message needs a message to go on with");
         };
         let unfinished = mark(last);
-        let prompt = self.render_messages(conversation, messages)?;
+        let prompt = self.render_messages(conversation, given, marks)?;
         match cut_at_mark(&prompt) {
             Some(prompt) if prompt.contains(unfinished.trim()) => Ok(prompt.to_owned()),
             _ => refuse(
@@ -91,28 +116,58 @@ impl Template {
     fn render_messages(
         &self,
         conversation: &Conversation,
-        messages: Vec<Value>,
+        given: Given,
+        marks: &Marks,
     ) -> Result<String, TextError> {
-        let tools = conversation.tools.iter().map(tool).collect::<Vec<_>>();
-        let name = if tools.is_empty() { CHAT } else { TOOL_USE };
+        let name = if given.tools.is_empty() { CHAT } else { TOOL_USE };
         let mut variables = self.variables.clone();
         variables.insert("documents".to_owned(), Value::Null);
-        variables.extend(conversation.variables.clone());
+        variables.extend(given.variables);
         variables.insert(NOW.to_owned(), seconds(conversation).into());
-        variables.insert("messages".to_owned(), messages.into());
-        let tools = if tools.is_empty() { Value::Null } else { tools.into() };
+        let stand_ins: String = marks.iter().map(|(mark, _)| mark).collect();
+        variables.insert(STAND_INS.to_owned(), stand_ins.into());
+        variables.insert("messages".to_owned(), given.messages.into());
+        let tools = if given.tools.is_empty() { Value::Null } else { given.tools.into() };
         variables.insert("tools".to_owned(), tools);
         variables
             .insert("add_generation_prompt".to_owned(), conversation.add_generation_prompt.into());
 
-        let failed = |error: &Error| TextError::Template(describe(error));
         let template = self.environment.get_template(name);
         let template = template.or_else(|_| self.environment.get_template(CHAT));
-        let template = template.map_err(|error| failed(&error))?;
+        let template = template.map_err(|error| failure(&error))?;
         let mut prompt = Prompt(Vec::new());
         let variables = minijinja::Value::from(Serde(&variables));
-        template.render_captured_to(variables, &mut prompt).map_err(|error| failed(&error))?;
-        String::from_utf8(prompt.0).map_err(|error| TextError::Template(error.to_string()))
+        template.render_captured_to(variables, &mut prompt).map_err(|error| failure(&error))?;
+        String::from_utf8(prompt.0).map_err(|error| TextError::Fault(error.to_string()))
+    }
+}
+
+/// What a conversation gives to a template.
+struct Given {
+    messages: Vec<Value>,
+    tools: Vec<Value>,
+    variables: Map<String, Value>,
+}
+
+impl Given {
+    fn new(conversation: &Conversation) -> Self {
+        Self {
+            messages: conversation.messages.iter().map(message).collect(),
+            tools: conversation.tools.iter().map(tool).collect(),
+            variables: conversation.variables.clone(),
+        }
+    }
+
+    fn mark(&mut self, controls: &Controls) -> Result<Marks, String> {
+        let lists = self.messages.iter().chain(&self.tools);
+        let marks = controls.marks(lists.chain(self.variables.values()))?;
+        if marks.iter().next().is_some() {
+            let lists = self.messages.iter_mut().chain(&mut self.tools);
+            for value in lists.chain(self.variables.values_mut()) {
+                controls.mark(value, &marks);
+            }
+        }
+        Ok(marks)
     }
 }
 
@@ -199,26 +254,26 @@ fn strftime_now(state: &State, format: &str) -> String {
 }
 
 /// An error in the words of its cause.
-fn describe(error: &Error) -> String {
+fn failure(error: &Error) -> TextError {
     let mut cause: &dyn std::error::Error = error;
     let mut innermost = error;
     loop {
         if let Some(Raised(message)) = cause.downcast_ref() {
-            return message.clone();
+            return TextError::Template(message.clone());
         }
         innermost = cause.downcast_ref().unwrap_or(innermost);
         let Some(next) = cause.source() else { break };
         cause = next;
     }
     let line = innermost.line().map_or(String::new(), |line| format!(", line {line}"));
-    match (innermost.kind(), innermost.detail()) {
+    TextError::Fault(match (innermost.kind(), innermost.detail()) {
         (ErrorKind::OutOfFuel, _) => "the chat template runs for too long".to_owned(),
         (ErrorKind::WriteFailure, _) => {
             format!("the prompt is larger than {PROMPT_BYTES_MAX} bytes")
         }
         (kind, None) => format!("chat template{line}: {kind}"),
         (kind, Some(detail)) => format!("chat template{line}: {kind}: {detail}"),
-    }
+    })
 }
 
 /// `{% generation %}` marks for training what the assistant said. Here it is but a scope.
@@ -272,11 +327,13 @@ mod tests {
         Template::compile(sources, Map::new()).unwrap()
     }
 
+    fn render(source: &str, conversation: &Conversation) -> Result<String, TextError> {
+        let controls = Controls::new(vec!["<|end|>".to_owned()]).unwrap();
+        template(source).render(conversation, &controls).map(|(prompt, _)| prompt)
+    }
+
     fn refusal(source: &str, conversation: &Conversation) -> String {
-        match template(source).render(conversation) {
-            Err(TextError::Template(reason)) => reason,
-            other => panic!("{other:?}"),
-        }
+        render(source, conversation).unwrap_err().to_string()
     }
 
     fn said(content: &str) -> Conversation {
@@ -313,10 +370,13 @@ mod tests {
     fn tools_may_have_a_template_of_their_own() {
         let sources = Sources { chat: "chat".to_owned(), tool_use: Some("tools".to_owned()) };
         let template = Template::compile(sources, Map::new()).unwrap();
+        let render = |conversation: &Conversation| {
+            template.render(conversation, &Controls::new(Vec::new()).unwrap()).unwrap().0
+        };
         let mut conversation = said("");
-        assert_eq!(template.render(&conversation).unwrap(), "chat");
+        assert_eq!(render(&conversation), "chat");
         conversation.tools.push(Tool::default());
-        assert_eq!(template.render(&conversation).unwrap(), "tools");
+        assert_eq!(render(&conversation), "tools");
     }
 
     #[test]
@@ -326,25 +386,25 @@ mod tests {
             conversation.variables.insert(name.to_owned(), "given".into());
         }
         let source = "{{ messages[0].content }} {{ tools }} {{ add_generation_prompt }} {{ own }}";
-        assert_eq!(template(source).render(&conversation).unwrap(), "hello None False given");
+        assert_eq!(render(source, &conversation).unwrap(), "hello None False given");
     }
 
     #[test]
     fn a_message_is_gone_on_with_only_where_it_shows_as_it_is() {
         let unfinished =
             |content: &str| Conversation { continue_final_message: true, ..said(content) };
-        let render = |source: &str, content: &str| template(source).render(&unfinished(content));
+        let of = |source: &str, content: &str| render(source, &unfinished(content));
         let verbatim = "<{{ messages[0].content }}>";
-        assert_eq!(render(verbatim, "a \n").unwrap(), "<a \n");
-        assert_eq!(render("<{{ messages[0].content | trim }}>", " a \n").unwrap(), "<a");
+        assert_eq!(of(verbatim, "a \n").unwrap(), "<a \n");
+        assert_eq!(of("<{{ messages[0].content | trim }}>", " a \n").unwrap(), "<a");
         for source in ["<>", "<{{ messages[0].content | upper }}>", "{{ messages[0].content[:3] }}"]
         {
-            assert!(render(source, "abcd").is_err(), "{source}");
+            assert!(of(source, "abcd").is_err(), "{source}");
         }
         let none = Conversation { continue_final_message: true, ..Conversation::default() };
-        assert!(template(verbatim).render(&none).is_err());
+        assert!(render(verbatim, &none).is_err());
         let both = Conversation { add_generation_prompt: true, ..unfinished("a") };
-        assert!(template(verbatim).render(&both).is_err());
+        assert!(render(verbatim, &both).is_err());
     }
 
     #[test]
@@ -352,7 +412,7 @@ mod tests {
         let mut conversation = Conversation { continue_final_message: true, ..said("") };
         conversation.messages[0].reasoning = Some("so far".to_owned());
         let source = "<think>{{ messages[0].reasoning_content }}</think>{{ messages[0].content }}";
-        assert_eq!(template(source).render(&conversation).unwrap(), "<think>so far");
+        assert_eq!(render(source, &conversation).unwrap(), "<think>so far");
     }
 
     #[test]

@@ -2,16 +2,15 @@
 //! them; how text becomes tokens and prompts is next door.
 
 use std::cell::RefCell;
-use std::io;
 use std::path::Path;
 
 use kilotok_abi::TokenId;
 use serde_json::{Map, Value};
 
-use crate::dummy;
+use crate::controls::{Controls, NO_MARKS};
 use crate::template::{Sources, Template};
 use crate::tokenizer::Tokenizer;
-use crate::{Conversation, Format, ReasoningStart, Rendered};
+use crate::{Conversation, Format, Message, ReasoningStart, Rendered, Wanted, dummy, files};
 
 const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
@@ -26,11 +25,12 @@ const END_THINK: &str = "</think>";
 /// All that a checkpoint says about text: tokenizer, chat template, reply format, defaults.
 pub struct Text {
     tokenizer: Tokenizer,
-    template: Option<Template>,
+    /// With the name of its file.
+    template: Option<(&'static str, Template)>,
     /// Whether the template has reasoning.
     thinks: bool,
     /// Special tokens, among them those around turns.
-    turns: Vec<String>,
+    controls: Controls,
     format: Format,
     defaults: Defaults,
 }
@@ -58,23 +58,29 @@ pub enum TextError {
     /// The conversation is not one that the template takes; its author wrote the message.
     #[error("{0}")]
     Template(String),
+    /// The template does what it may not, or takes more than it may.
+    #[error("{0}")]
+    Fault(String),
     #[error("the model has no chat template: ask for a completion of a finished prompt instead")]
     NoTemplate,
-    #[error("the tokenizer refused the text: {0}")]
+    #[error("the tokenizer cannot make tokens of the text: {0}")]
     Encode(String),
+    #[error("the text has more than {token_max} tokens")]
+    TooLong { token_max: usize },
+    #[error("the client has left")]
+    Cancelled,
 }
 
 impl Text {
     /// From a checkpoint's folder.
     pub fn open(folder: &Path) -> Result<Self, TextError> {
         let failed = RefCell::new(None);
-        let read = |name: &str| match std::fs::read(folder.join(name)) {
-            Ok(bytes) => Some(bytes),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => {
-                failed.replace(Some(format!("{}: {error}", folder.join(name).display())));
+        let read = |name: &str| {
+            let found = files::read(&folder.join(name));
+            found.unwrap_or_else(|reason| {
+                failed.replace(Some(reason));
                 None
-            }
+            })
         };
         let text = Self::from_files(&read);
         match failed.take() {
@@ -94,7 +100,7 @@ impl Text {
                 Self::from_files(&|name| match name {
                     TOKENIZER => Some(dummy::tokenizer(vocab_size).to_string().into_bytes()),
                     TEMPLATE => Some(dummy::TEMPLATE.into()),
-                    CONFIG => std::fs::read(folder.join(name)).ok(),
+                    CONFIG => files::read(&folder.join(name)).ok().flatten(),
                     _ => None,
                 })
             }
@@ -121,12 +127,15 @@ impl Text {
             None => None,
             Some((file, sources)) => {
                 let compiled = Template::compile(sources, named_tokens(&tokenizer_config));
-                Some(compiled.map_err(|reason| TextError::File { file, reason })?)
+                Some((file, compiled.map_err(|reason| TextError::File { file, reason })?))
             }
         };
-        let mut turns = tokenizer.specials();
-        turns.retain(|token| token != THINK && token != END_THINK);
-        Ok(Self { tokenizer, template, thinks, turns, format, defaults })
+        let mut controls = tokenizer.specials();
+        // Templates look for these in what an assistant said.
+        controls.retain(|token| ![THINK, END_THINK].contains(&token.as_str()));
+        let controls = Controls::new(controls)
+            .map_err(|reason| TextError::File { file: TOKENIZER, reason })?;
+        Ok(Self { tokenizer, template, thinks, controls, format, defaults })
     }
 
     /// The same with another reply format than was found.
@@ -136,14 +145,43 @@ impl Text {
         self
     }
 
-    /// Tokens of a prompt: special tokens are recognised in its text.
+    /// Tokens of a raw prompt: special tokens are recognised wherever they stand.
+    ///
+    /// # Errors
+    /// The tokenizer fails on the text.
     pub fn encode(&self, text: &str) -> Result<Vec<TokenId>, TextError> {
-        self.tokenizer.encode(text).map_err(|error| TextError::Encode(error.to_string()))
+        self.encode_wanted(text, &Wanted::default())
+    }
+
+    /// Some of a raw prompt's tokens.
+    ///
+    /// # Errors
+    /// There are more than are wanted, they are not wanted any more, or the tokenizer fails on
+    /// the text.
+    pub fn encode_wanted(&self, text: &str, wanted: &Wanted) -> Result<Vec<TokenId>, TextError> {
+        self.tokenizer.encode(text, &NO_MARKS, wanted)
+    }
+
+    /// Some of the tokens of a conversation. Special tokens are recognised where the template
+    /// wrote them; in what it was given they are spelled out.
+    ///
+    /// # Errors
+    /// As [`Self::encode_wanted`].
+    pub fn encode_rendered(
+        &self,
+        rendered: &Rendered,
+        wanted: &Wanted,
+    ) -> Result<Vec<TokenId>, TextError> {
+        let (text, marks) = rendered.marked();
+        self.tokenizer.encode(text, marks, wanted)
     }
 
     /// Tokens of text that is only text: what looks like a special token is spelled out.
+    ///
+    /// # Errors
+    /// The text has more than some megabytes, or the tokenizer fails on it.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<TokenId>, TextError> {
-        self.tokenizer.encode_plain(text).map_err(|error| TextError::Encode(error.to_string()))
+        self.tokenizer.encode_plain(text)
     }
 
     /// Bytes that are no UTF-8 become U+FFFD; unknown tokens are nothing.
@@ -188,12 +226,35 @@ impl Text {
         self.template.is_some()
     }
 
+    /// Renders a greeting, so that a template that cannot is known before the first request.
+    ///
+    /// # Errors
+    /// The template fails; one that refuses the greeting in its own words does not.
+    pub fn check_template(&self) -> Result<(), TextError> {
+        let Some((file, template)) = &self.template else { return Ok(()) };
+        let (role, content) = ("user".to_owned(), "Hello".to_owned());
+        let greeting = Conversation {
+            messages: vec![Message { role, content, ..Message::default() }],
+            add_generation_prompt: true,
+            ..Conversation::default()
+        };
+        match template.render(&greeting, &self.controls) {
+            Err(TextError::Fault(reason)) => Err(TextError::File { file, reason }),
+            _ => Ok(()),
+        }
+    }
+
     /// A conversation as the model wants to read it.
+    ///
+    /// # Errors
+    /// The template refuses it, or fails.
     pub fn render(&self, conversation: &Conversation) -> Result<Rendered, TextError> {
-        let template = self.template.as_ref().ok_or(TextError::NoTemplate)?;
-        let prompt = template.render(conversation)?;
-        let reasoning = self.reasoning_after(&prompt, conversation.continue_final_message);
-        Ok(Rendered { prompt, reasoning })
+        let (_, template) = self.template.as_ref().ok_or(TextError::NoTemplate)?;
+        let (written, marks) = template.render(conversation, &self.controls)?;
+        let (prompt, marked) = self.controls.tell_apart(written, marks);
+        let turns = marked.as_ref().map_or(prompt.as_str(), |(text, _)| text);
+        let reasoning = self.reasoning_after(turns, conversation.continue_final_message);
+        Ok(Rendered { prompt, reasoning, marked })
     }
 
     /// Only what follows the last special token counts: what looks like a tag in a turn that is
@@ -202,8 +263,7 @@ impl Text {
         if !self.thinks || !self.format.style().reasons {
             return ReasoningStart::Never;
         }
-        let ends = self.turns.iter().filter_map(|turn| Some(prompt.rfind(turn)? + turn.len()));
-        let turn = &prompt[ends.max().unwrap_or(0)..];
+        let turn = &prompt[self.controls.last_end(prompt)..];
         match (turn.rfind(THINK), turn.rfind(END_THINK)) {
             (Some(begun), ended) if ended.is_none_or(|ended| ended < begun) => {
                 ReasoningStart::Begun
@@ -221,41 +281,71 @@ impl Defaults {
         tokenizer_config: &Map<String, Value>,
         tokenizer: &Tokenizer,
     ) -> Result<Self, TextError> {
-        let mut end_tokens = ids(generation.get("eos_token_id"));
+        let count = tokenizer.count();
+        let mut end_tokens = ids(generation, GENERATION_CONFIG, count)?;
         let named = named_tokens(tokenizer_config);
         let eos = named.get("eos_token").and_then(Value::as_str);
         end_tokens.extend(eos.and_then(|eos| tokenizer.id(eos)));
         if end_tokens.is_empty() {
-            end_tokens = ids(config.get("eos_token_id"));
+            end_tokens = ids(config, CONFIG, count)?;
         }
         end_tokens.sort_unstable();
         end_tokens.dedup();
-        let number = |name: &str| match generation.get(name) {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => value.as_f64().map(Some).ok_or_else(|| TextError::File {
-                file: GENERATION_CONFIG,
-                reason: format!("{name} is {value}, not a number"),
-            }),
+        let number = |name, low, high, range| number(generation, name, low, high, range);
+        let float = |name, low, high, range| {
+            Ok::<_, TextError>(number(name, low, high, range)?.map(|value| value as f32))
         };
-        let float = |name| Ok(number(name)?.map(|value| value as f32));
+        let top_k = number("top_k", -1.0, f64::from(i32::MAX), "-1, 0 or a count of tokens")?;
         Ok(Self {
             end_tokens,
-            temperature: float("temperature")?,
-            top_p: float("top_p")?,
-            top_k: number("top_k")?.map(|value| value as u32),
-            min_p: float("min_p")?,
-            repetition_penalty: float("repetition_penalty")?,
+            temperature: float("temperature", 0.0, 2.0, "between 0 and 2")?,
+            top_p: float("top_p", f64::MIN_POSITIVE, 1.0, "above 0 and at most 1")?,
+            top_k: top_k.map(|value| value as u32),
+            min_p: float("min_p", 0.0, 1.0, "between 0 and 1")?,
+            repetition_penalty: float("repetition_penalty", 0.01, 10.0, "between 0.01 and 10")?,
         })
     }
 }
 
-/// One id or a list of them.
-fn ids(value: Option<&Value>) -> Vec<TokenId> {
-    let id = |value: &Value| value.as_u64().and_then(|id| TokenId::try_from(id).ok());
-    match value {
-        Some(Value::Array(values)) => values.iter().filter_map(id).collect(),
-        Some(value) => id(value).into_iter().collect(),
-        None => Vec::new(),
+/// A number within the range that requests have too; outside of it every request would fail.
+fn number(
+    generation: &Map<String, Value>,
+    name: &str,
+    low: f64,
+    high: f64,
+    range: &str,
+) -> Result<Option<f64>, TextError> {
+    let value = match generation.get(name) {
+        None | Some(Value::Null) => return Ok(None),
+        Some(value) => value,
+    };
+    let problem = |reason| TextError::File { file: GENERATION_CONFIG, reason };
+    match value.as_f64() {
+        None => Err(problem(format!("{name} is {value}, not a number"))),
+        Some(number) if number < low || number > high => {
+            Err(problem(format!("{name} is {value}, it must be {range}")))
+        }
+        number => Ok(number),
+    }
+}
+
+/// The tokens that end a reply: one id or a list of them.
+fn ids(
+    config: &Map<String, Value>,
+    file: &'static str,
+    count: usize,
+) -> Result<Vec<TokenId>, TextError> {
+    let id = |value: &Value| {
+        let id = value.as_u64().and_then(|id| TokenId::try_from(id).ok());
+        id.filter(|&id| (id as usize) < count).ok_or_else(|| TextError::File {
+            file,
+            reason: format!("eos_token_id has {value}, a token is a number below {count}"),
+        })
+    };
+    match config.get("eos_token_id") {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(values)) => values.iter().map(id).collect(),
+        Some(value) => Ok(vec![id(value)?]),
     }
 }
 

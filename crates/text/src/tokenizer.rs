@@ -2,17 +2,41 @@
 //! table made once. It knows byte-level tokenizers only: there a token is some bytes wherever it
 //! stands, which text that comes token by token, and grammars, rely on.
 
+mod borders;
+mod growth;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use kilotok_abi::TokenId;
+use serde_json::Value;
 use tokenizers::decoders::DecoderWrapper;
 use tokenizers::{Model as _, Normalizer as _, OffsetType, PreTokenizedString, PreTokenizer as _};
 
+use crate::controls::Marks;
+use crate::{Keep, TextError, Wanted};
+use borders::Borders;
+
 /// Largest vocabulary: sixteen times the largest known. A wrong id must not take all memory.
 const VOCAB_MAX: usize = 1 << 22;
+
+/// A longer text is cut where that changes no token: memory is needed for one piece at a time,
+/// some 230 times its bytes, and between two of them work can stop.
+const PIECE_BYTES: usize = 1 << 16;
+
+/// Text without a place to cut it. A word, a number or a run of spaces is shorter.
+const PIECE_BYTES_MAX: usize = 4 << 20;
+
+/// How much shorter composing characters (NFC) can make a text.
+const COMPOSED_MAX: usize = 3;
 
 type Problem = Box<dyn std::error::Error + Send + Sync>;
 
 pub(crate) struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    borders: Borders,
+    piece_bytes: usize,
+    /// Most bytes of text that one token can stand for, where that is certain.
+    longest: Option<usize>,
     /// The bytes of all tokens, end to end.
     bytes: Vec<u8>,
     /// Where each token's bytes start, and a last entry where they all end.
@@ -32,6 +56,8 @@ enum Kind {
 impl Tokenizer {
     /// From the bytes of a tokenizer.json.
     pub(crate) fn read(file: &[u8]) -> Result<Self, Problem> {
+        let source: Value = serde_json::from_slice(file)?;
+        growth::check(&source["normalizer"])?;
         let mut inner = tokenizers::Tokenizer::from_bytes(file)?;
         // Some files carry these over from training; neither belongs into serving.
         inner.with_truncation(None)?;
@@ -54,19 +80,114 @@ impl Tokenizer {
             }
             starts.push(u32::try_from(bytes.len())?);
         }
-        Ok(Self { inner, bytes, starts, kinds })
+        let borders = Borders::read(&source);
+        let longest = longest(&source, &starts, &bytes);
+        Ok(Self { inner, borders, piece_bytes: PIECE_BYTES, longest, bytes, starts, kinds })
     }
 
-    pub(crate) fn encode(&self, text: &str) -> Result<Vec<TokenId>, Problem> {
-        Ok(self.inner.encode_fast(text, false)?.get_ids().to_vec())
+    /// Tokens of a text in which special tokens are recognised, but none with a marked character.
+    ///
+    /// # Errors
+    /// [`TextError::TooLong`], [`TextError::Cancelled`], or that the tokenizer fails on the text.
+    pub(crate) fn encode(
+        &self,
+        text: &str,
+        marks: &Marks,
+        wanted: &Wanted,
+    ) -> Result<Vec<TokenId>, TextError> {
+        let too_long = || Err(TextError::TooLong { token_max: wanted.token_max });
+        if wanted.keep == Keep::All && self.exceeds(text, wanted.token_max) {
+            return too_long();
+        }
+        let (mut rest, mut lists, mut count) = (text, Vec::new(), 0);
+        while !rest.is_empty() && count <= wanted.token_max {
+            if (wanted.cancelled)() {
+                return Err(TextError::Cancelled);
+            }
+            let (piece, after) = self.cut(rest, wanted.keep)?;
+            let tokens = guarded(|| self.encode_piece(piece, marks))?;
+            count += tokens.len();
+            lists.push(tokens);
+            rest = after;
+        }
+        if wanted.keep == Keep::Last {
+            lists.reverse();
+        }
+        let mut tokens = lists.concat();
+        if tokens.len() > wanted.token_max {
+            match wanted.keep {
+                Keep::All => return too_long(),
+                Keep::First => tokens.truncate(wanted.token_max),
+                Keep::Last => drop(tokens.drain(..tokens.len() - wanted.token_max)),
+            }
+        }
+        Ok(tokens)
+    }
+
+    /// Whether a text has more tokens, by its bytes alone.
+    fn exceeds(&self, text: &str, token_max: usize) -> bool {
+        let Some(longest) = self.longest else { return false };
+        let bytes_max = token_max.saturating_mul(longest);
+        let over = |factor| text.len() > bytes_max.saturating_mul(factor);
+        over(COMPOSED_MAX) || (over(1) && text.is_ascii())
+    }
+
+    /// A piece from the end that matters, and the rest.
+    fn cut<'t>(&self, text: &'t str, keep: Keep) -> Result<(&'t str, &'t str), TextError> {
+        let (piece, rest) = if text.len() <= self.piece_bytes {
+            (text, "")
+        } else if keep == Keep::Last {
+            let border = self.borders.near(text, text.len() - self.piece_bytes).unwrap_or(0);
+            let (rest, piece) = text.split_at(border);
+            (piece, rest)
+        } else {
+            text.split_at(self.borders.near(text, self.piece_bytes).unwrap_or(text.len()))
+        };
+        if piece.len() > PIECE_BYTES_MAX {
+            let reason = format!(
+                "a stretch of {} bytes has no place where it can be cut, such as a space after \
+                 a word; at most {PIECE_BYTES_MAX} are possible",
+                piece.len()
+            );
+            return Err(TextError::Encode(reason));
+        }
+        Ok((piece, rest))
+    }
+
+    fn encode_piece(&self, text: &str, marks: &Marks) -> Result<Vec<TokenId>, Problem> {
+        if !marks.are_in(text) {
+            return Ok(self.inner.encode_fast(text, false)?.get_ids().to_vec());
+        }
+        let added = self.inner.get_added_vocabulary();
+        let mut pieces = added.extract_and_normalize(self.inner.get_normalizer(), text);
+        pieces.normalize(|piece| {
+            for (mark, original) in marks.iter() {
+                piece.replace(mark, original.encode_utf8(&mut [0; 4]))?;
+            }
+            Ok(())
+        })?;
+        self.encode_words(pieces)
     }
 
     /// What the tokenizer would make of the text had it no added tokens.
-    pub(crate) fn encode_plain(&self, text: &str) -> Result<Vec<TokenId>, Problem> {
-        let mut pieces = PreTokenizedString::from(text);
-        if let Some(normalizer) = self.inner.get_normalizer() {
-            pieces.normalize(|piece| normalizer.normalize(piece))?;
+    ///
+    /// # Errors
+    /// That the text is too long, or that the tokenizer fails on it.
+    pub(crate) fn encode_plain(&self, text: &str) -> Result<Vec<TokenId>, TextError> {
+        if text.len() > PIECE_BYTES_MAX {
+            let reason = format!("{} bytes, at most {PIECE_BYTES_MAX} are possible", text.len());
+            return Err(TextError::Encode(reason));
         }
+        guarded(|| {
+            let mut pieces = PreTokenizedString::from(text);
+            if let Some(normalizer) = self.inner.get_normalizer() {
+                pieces.normalize(|piece| normalizer.normalize(piece))?;
+            }
+            self.encode_words(pieces)
+        })
+    }
+
+    fn encode_words(&self, mut pieces: PreTokenizedString) -> Result<Vec<TokenId>, Problem> {
         if let Some(pre_tokenizer) = self.inner.get_pre_tokenizer() {
             pre_tokenizer.pre_tokenize(&mut pieces)?;
         }
@@ -108,6 +229,39 @@ impl Tokenizer {
         let special = (0..).zip(&self.kinds).filter(|(_, kind)| **kind == Kind::Special);
         special.filter_map(|(id, _)| self.inner.id_to_token(id)).collect()
     }
+}
+
+/// The regular expressions of the `tokenizers` crate end in a panic where they give up.
+fn guarded(
+    encode: impl FnOnce() -> Result<Vec<TokenId>, Problem>,
+) -> Result<Vec<TokenId>, TextError> {
+    match catch_unwind(AssertUnwindSafe(encode)) {
+        Ok(tokens) => tokens.map_err(|error| TextError::Encode(error.to_string())),
+        Err(_) => {
+            let reason =
+                "its patterns give up on it; long runs of one character are a likely cause";
+            Err(TextError::Encode(reason.to_owned()))
+        }
+    }
+}
+
+/// Bytes of the longest token, where no text can be left out or become part of a shorter token.
+fn longest(source: &Value, starts: &[u32], bytes: &[u8]) -> Option<usize> {
+    let normalizer = &source["normalizer"];
+    let shrinks = !normalizer.is_null() && normalizer["type"] != "NFC";
+    // They take the spaces around them, however many.
+    let added = source["added_tokens"].as_array().into_iter().flatten();
+    let strips = added.clone().any(|token| token["lstrip"] == true || token["rstrip"] == true);
+    let lengths = || starts.windows(2).map(|ends| (ends[0] as usize, ends[1] as usize));
+    let singles = lengths().filter(|(start, end)| end - start == 1);
+    let singles: std::collections::BTreeSet<u8> = singles.map(|(start, _)| bytes[start]).collect();
+    // A byte without a token is left out.
+    if shrinks || strips || singles.len() < 256 {
+        return None;
+    }
+    // An added token is found by its text, whatever bytes its characters could name.
+    let texts = added.filter_map(|token| token["content"].as_str()).map(str::len);
+    lengths().map(|(start, end)| end - start).chain(texts).max()
 }
 
 fn is_byte_level(decoder: &DecoderWrapper) -> bool {

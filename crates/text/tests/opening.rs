@@ -162,15 +162,40 @@ fn what_is_wrong_is_said_with_its_file() {
     let tokenizer = fs::read_to_string(fixture("mimo").join("tokenizer.json")).unwrap();
     let other =
         tokenizer.replace("\"decoder\":{\"type\":\"ByteLevel\"", "\"decoder\":{\"type\":\"Fuse\"");
+    let bomb = |count: usize| {
+        let double = "{\"type\":\"Replace\",\"pattern\":{\"String\":\"a\"},\"content\":\"aa\"}";
+        let stages = vec![double; count].join(",");
+        let normalizer = format!("{{\"type\":\"Sequence\",\"normalizers\":[{stages}]}}");
+        tokenizer.replace("{\"type\":\"NFC\"}", &normalizer)
+    };
+    assert_ne!(bomb(3), tokenizer);
+    with_files(&[("tokenizer.json", &bomb(3))]).unwrap();
+    let bomb = bomb(40);
     let huge = tokenizer.replace("\"A\":65,", "\"A\":4000000000,");
     for (file, content, expected) in [
         ("tokenizer.json", "", "the checkpoint has no tokenizer.json"),
         ("tokenizer.json", "{}", "tokenizer.json: "),
         ("tokenizer.json", &other, "its decoder is not ByteLevel"),
+        ("tokenizer.json", &bomb, "its normalizer can make a text 1099511627776 times as long"),
         ("tokenizer.json", &huge, "token 4000000000 is above the limit"),
         ("config.json", "[1]", "config.json: "),
         ("generation_config.json", "{\"top_p\": \"high\"}", "top_p is \"high\", not a number"),
         ("generation_config.json", "{", "generation_config.json: "),
+        ("generation_config.json", "{\"temperature\": NaN}", "generation_config.json: "),
+        (
+            "generation_config.json",
+            "{\"temperature\": -1}",
+            "temperature is -1, it must be between",
+        ),
+        ("generation_config.json", "{\"temperature\": 1e400}", "generation_config.json: "),
+        ("generation_config.json", "{\"top_p\": 2}", "top_p is 2, it must be above 0"),
+        ("generation_config.json", "{\"top_p\": 0}", "top_p is 0, it must be above 0"),
+        ("generation_config.json", "{\"top_k\": -2}", "top_k is -2, it must be -1, 0 or"),
+        ("generation_config.json", "{\"min_p\": 1.5}", "min_p is 1.5, it must be between"),
+        ("generation_config.json", "{\"repetition_penalty\": 0}", "repetition_penalty is 0"),
+        ("generation_config.json", "{\"eos_token_id\": 265}", "eos_token_id has 265, a token is"),
+        ("generation_config.json", "{\"eos_token_id\": [1, -1]}", "eos_token_id has -1"),
+        ("generation_config.json", "{\"eos_token_id\": \"x\"}", "eos_token_id has \"x\""),
         ("chat_template.jinja", "{% if %}", "chat_template.jinja: chat template, line 1: "),
         ("chat_template.json", "{\"chat_template\": \"{{\"}", "chat_template.json: "),
     ] {
@@ -211,4 +236,49 @@ fn where_a_reply_begins_is_told_by_the_prompt() {
     assert_eq!(start("mimo", &unfinished), ReasoningStart::Begun);
     unfinished.messages[1].content = "so".to_owned();
     assert_eq!(start("mimo", &unfinished), ReasoningStart::Never);
+}
+
+/// A folder with the fixture's files, one of them replaced.
+fn folder(name: &str, put: impl FnOnce(&Path)) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in fs::read_dir(fixture("mimo")).unwrap() {
+        let file = file.unwrap();
+        if file.file_name() != name {
+            fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+        }
+    }
+    put(&folder.path().join(name));
+    folder
+}
+
+#[test]
+fn only_regular_files_of_bounded_size_are_read() {
+    use std::os::unix::fs::symlink;
+
+    let files = [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "generation_config.json",
+    ];
+    for name in files {
+        let pipe = |path: &Path| {
+            assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+        };
+        let zeros = |path: &Path| symlink("/dev/zero", path).unwrap();
+        let directory = |path: &Path| fs::create_dir(path).unwrap();
+        // It has no bytes on the disk.
+        let giant = |path: &Path| fs::File::create(path).unwrap().set_len(1 << 40).unwrap();
+        for (folder, expected) in [
+            (folder(name, pipe), "not a regular file"),
+            (folder(name, zeros), "not a regular file"),
+            (folder(name, directory), "not a regular file"),
+            (folder(name, giant), "has more than"),
+        ] {
+            let reason = Text::open(folder.path()).err().unwrap().to_string();
+            assert!(reason.contains(name) && reason.contains(expected), "{reason}");
+        }
+        let linked = folder(name, |path| symlink(fixture("mimo").join(name), path).unwrap());
+        Text::open(linked.path()).unwrap();
+    }
 }

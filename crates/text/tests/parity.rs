@@ -7,7 +7,9 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
-use kilotok_text::{Conversation, Format, Message, Text, TextError, TokenId, Tool, ToolCall};
+use kilotok_text::{
+    Conversation, Format, Message, Text, TextError, TokenId, Tool, ToolCall, Wanted,
+};
 use serde_json::{Map, Value};
 
 const MODELS: [(&str, Format); 3] =
@@ -76,6 +78,9 @@ fn conversation(value: &Value, now: u64) -> Conversation {
     }
 }
 
+/// Here a user writes special tokens, which transformers takes for such.
+const FORGED: &str = "markup_in_text";
+
 #[test]
 fn prompts_and_tokens_are_those_of_transformers() {
     let table = read("conversations.json");
@@ -89,8 +94,14 @@ fn prompts_and_tokens_are_those_of_transformers() {
             match (rendered, expected["prompt"].as_str()) {
                 (Ok(rendered), Some(prompt)) => {
                     assert_eq!(rendered.prompt, prompt, "{model}, {name}");
-                    let encoded = text.encode(&rendered.prompt).unwrap();
-                    assert_eq!(encoded, tokens(&expected["tokens"]), "{model}, {name}");
+                    let encoded = text.encode_rendered(&rendered, &Wanted::default()).unwrap();
+                    let theirs = tokens(&expected["tokens"]);
+                    if name == FORGED {
+                        assert_eq!(text.encode(prompt).unwrap(), theirs, "{model}");
+                        assert_ne!(encoded, theirs, "{model}");
+                    } else {
+                        assert_eq!(encoded, theirs, "{model}, {name}");
+                    }
                 }
                 (Err(TextError::Template(reason)), None) => {
                     let error = expected["error"].as_str().unwrap();

@@ -3,10 +3,29 @@
 use std::sync::Arc;
 
 use kilotok_abi::TokenId;
+use kilotok_text::{Keep, Wanted};
 
 use super::sampling::Truncate;
 use crate::error::ApiError;
 use crate::service::Service;
+
+/// The tokens of a text that can be of use: no more than fit, so that encoding a longer one ends
+/// soon.
+pub(crate) fn wanted<'a>(
+    truncate: Option<Truncate>,
+    token_max: u32,
+    context_max: u32,
+    cancelled: &'a dyn Fn() -> bool,
+) -> Wanted<'a> {
+    let kept = truncate.map(|truncate| (truncate.kept(token_max, context_max), truncate.right));
+    let (token_max, keep) = match kept {
+        Some((kept, right)) if kept <= context_max as usize => {
+            (kept, if right { Keep::First } else { Keep::Last })
+        }
+        _ => (context_max as usize, Keep::All),
+    };
+    Wanted { token_max, keep, cancelled }
+}
 
 /// One prompt of a request.
 pub(crate) fn finished(
@@ -32,12 +51,19 @@ pub(crate) fn finished(
 }
 
 fn cut(tokens: &mut Vec<TokenId>, truncate: Truncate, token_max: u32, context_max: u32) {
-    let room = context_max.saturating_sub(token_max.clamp(1, context_max / 2));
-    let keep = truncate.keep.unwrap_or(room).max(1) as usize;
+    let kept = truncate.kept(token_max, context_max);
     if truncate.right {
-        tokens.truncate(keep);
-    } else if tokens.len() > keep {
-        tokens.drain(..tokens.len() - keep);
+        tokens.truncate(kept);
+    } else if tokens.len() > kept {
+        tokens.drain(..tokens.len() - kept);
+    }
+}
+
+impl Truncate {
+    /// Tokens of a prompt that are kept.
+    fn kept(self, token_max: u32, context_max: u32) -> usize {
+        let room = context_max.saturating_sub(token_max.clamp(1, context_max / 2));
+        self.keep.unwrap_or(room).max(1) as usize
     }
 }
 

@@ -7,12 +7,12 @@ use kilotok_text::{Constraint, Conversation, Parse, ReasoningStart, ReplyOptions
 use serde_json::{Map, Value, json};
 
 use super::Job;
-use super::prompt::finished;
+use super::prompt::{finished, wanted};
 use super::sampling::Chosen;
 use super::shape::Shape;
 use super::tools::Tools;
 use crate::error::ApiError;
-use crate::service::Service;
+use crate::service::{Left, Service};
 use crate::trace::ReplyId;
 
 /// See the file's head.
@@ -35,7 +35,7 @@ pub(crate) struct Prompt {
 }
 
 impl Talk {
-    /// The prompt, made on a thread of its own if the conversation is long.
+    /// The prompt, made on another thread.
     pub(crate) async fn prompt(
         &mut self,
         chosen: Option<&Chosen>,
@@ -48,14 +48,16 @@ impl Talk {
         let param = self.param;
         let truncate = chosen.and_then(|chosen| chosen.truncate);
         let token_max = chosen.map_or(1, |chosen| chosen.submission.token_max);
-        let work = move |service: &Service| {
+        let work = move |service: &Service, left: &Left| {
             let fault = |error| ApiError::from_text(&error, param);
             let rendered = service.text.render(&conversation).map_err(fault)?;
-            let tokens = service.text.encode(&rendered.prompt).map_err(fault)?;
+            let cancelled = || left.is_set();
+            let wanted = wanted(truncate, token_max, service.gate.context_max(), &cancelled);
+            let tokens = service.text.encode_rendered(&rendered, &wanted).map_err(fault)?;
             let tokens = finished(tokens, truncate, token_max, service, param)?;
             Ok(Prompt { text: rendered.prompt, tokens, reasoning: rendered.reasoning })
         };
-        service.work(bytes, work).await
+        service.chore(bytes, work).await
     }
 
     /// What is to be asked of the engine.

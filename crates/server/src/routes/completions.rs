@@ -13,10 +13,10 @@ use crate::dialects::Letterhead;
 use crate::dialects::completions::Completions;
 use crate::error::{ApiError, Faults};
 use crate::params::Job;
-use crate::params::prompt::finished;
+use crate::params::prompt::{finished, wanted};
 use crate::params::sampling::{Chosen, alternatives, choose};
 use crate::params::shape::{Shape, shape};
-use crate::service::Service;
+use crate::service::{Left, Service};
 use crate::sse;
 use crate::trace::{ReplyId, RequestId};
 use crate::wire::body::Body;
@@ -25,7 +25,7 @@ use crate::wire::completions::{Completion, CompletionRequest, Prompts};
 
 const PARAM: &str = "prompt";
 
-/// Continues texts.
+/// Continues texts. They are raw: special tokens in them are recognised.
 #[utoipa::path(
     post,
     path = "/v1/completions",
@@ -130,9 +130,12 @@ async fn prompts(
         Prompts::Texts(texts) => texts.iter().map(String::len).sum(),
         Prompts::Tokens(_) => 0,
     };
-    let work = move |service: &Service| {
+    let work = move |service: &Service, left: &Left| {
+        let cancelled = || left.is_set();
+        let wanted = wanted(truncate, token_max, service.gate.context_max(), &cancelled);
         let encode = |text: &String| {
-            service.text.encode(text).map_err(|error| ApiError::from_text(&error, PARAM))
+            let tokens = service.text.encode_wanted(text, &wanted);
+            tokens.map_err(|error| ApiError::from_text(&error, PARAM))
         };
         let lists: Vec<_> = match request.prompt {
             Prompts::Texts(texts) => texts.iter().map(encode).collect::<Result<_, _>>()?,
@@ -141,7 +144,7 @@ async fn prompts(
         let finish = |tokens| finished(tokens, truncate, token_max, service, PARAM);
         lists.into_iter().map(finish).collect()
     };
-    service.work(bytes, work).await
+    service.chore(bytes, work).await
 }
 
 fn job(

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use minijinja::value::{Kwargs, Rest, ValueKind};
-use minijinja::{Error, ErrorKind, Value};
+use minijinja::{Error, ErrorKind, State, Value};
 
 /// How deep a value may be nested; schemas are a dozen deep, and this writes by recursion.
 const DEPTH_MAX: usize = 200;
@@ -16,15 +16,22 @@ struct Style {
     item_separator: String,
     key_separator: String,
     sort_keys: bool,
+    /// Characters that stand for ASCII.
+    stand_ins: String,
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "what minijinja hands to a filter")]
 pub(super) fn tojson(
+    state: &State,
     value: &Value,
     positional: Rest<Value>,
     named: Kwargs,
 ) -> Result<String, Error> {
-    let style = Style::read(&positional.0, &named)?;
+    let mut style = Style::read(&positional.0, &named)?;
+    if style.ensure_ascii {
+        let stand_ins = state.lookup(super::STAND_INS);
+        style.stand_ins = stand_ins.map_or(String::new(), |text| text.to_string());
+    }
     named.assert_all_used()?;
     let mut out = String::new();
     style.write(value, 0, &mut out)?;
@@ -56,7 +63,8 @@ impl Style {
         let [item_separator, key_separator] = separators;
         let ensure_ascii = flag(argument(0, "ensure_ascii"));
         let sort_keys = flag(argument(3, "sort_keys"));
-        Ok(Self { ensure_ascii, indent, item_separator, key_separator, sort_keys })
+        let stand_ins = String::new();
+        Ok(Self { ensure_ascii, indent, item_separator, key_separator, sort_keys, stand_ins })
     }
 
     fn write(&self, value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
@@ -137,7 +145,9 @@ impl Style {
                 '\u{8}' => out.push_str("\\b"),
                 '\u{c}' => out.push_str("\\f"),
                 '\0'..' ' => escape(character, out),
-                '\u{7f}'.. if self.ensure_ascii => escape(character, out),
+                '\u{7f}'.. if self.ensure_ascii && !self.stand_ins.contains(character) => {
+                    escape(character, out);
+                }
                 _ => out.push(character),
             }
         }

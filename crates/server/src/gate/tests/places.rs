@@ -10,7 +10,7 @@ use crate::error::ApiError;
 use crate::params::Job;
 use crate::params::talk::Talk;
 use crate::params::tools::Tools;
-use crate::service::{ServerConfig, Service};
+use crate::service::{Left, ServerConfig, Service};
 use crate::trace::ReplyId;
 
 const ROOM: u32 = 6;
@@ -50,11 +50,11 @@ async fn no_prompt_is_made_without_a_place() {
     let held = Arc::new(Mutex::new(held));
     let asked = fill(&rig, || {
         let (service, held) = (Arc::clone(&service), Arc::clone(&held));
-        let work = move |_: &Service| {
+        let work = move |_: &Service, _: &Left| {
             let _ = held.lock().unwrap().recv();
             Ok(())
         };
-        tokio::spawn(async move { service.work(1 << 20, work).await })
+        tokio::spawn(async move { service.chore(1 << 20, work).await })
     })
     .await;
     until("they have left", || rig.gate.load().held == 3).await;
@@ -63,6 +63,49 @@ async fn no_prompt_is_made_without_a_place() {
         soon("the prompt", done).await.unwrap().unwrap();
     }
     rig.is_clean().await;
+}
+
+#[tokio::test]
+async fn small_prompts_pass_large_ones() {
+    let (rig, service) = service();
+    let (free, held) = sync_channel::<()>(0);
+    let held = Arc::new(Mutex::new(held));
+    let asked = fill(&rig, || {
+        let (service, held) = (Arc::clone(&service), Arc::clone(&held));
+        let work = move |_: &Service, _: &Left| {
+            let _ = held.lock().unwrap().recv();
+            Ok(())
+        };
+        tokio::spawn(async move { service.chore(1 << 20, work).await })
+    })
+    .await;
+    soon("a small prompt", service.chore(1, |_, _| Ok(()))).await.unwrap();
+    drop(free);
+    for done in asked {
+        soon("a large prompt", done).await.unwrap().unwrap();
+    }
+    rig.is_clean().await;
+}
+
+#[tokio::test]
+async fn work_is_told_that_its_client_has_left() {
+    let (_rig, service) = service();
+    let (begun, begins) = tokio::sync::oneshot::channel();
+    let (ended, ends) = tokio::sync::oneshot::channel();
+    let asked = tokio::spawn(async move {
+        let work = move |_: &Service, left: &Left| {
+            let _ = begun.send(());
+            while !left.is_set() {
+                std::thread::yield_now();
+            }
+            let _ = ended.send(());
+            Ok(())
+        };
+        service.chore(1, work).await
+    });
+    soon("its beginning", begins).await.unwrap();
+    asked.abort();
+    soon("its end", ends).await.unwrap();
 }
 
 #[tokio::test]
