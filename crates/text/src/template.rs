@@ -3,26 +3,29 @@
 
 mod calendar;
 mod json;
+mod meter;
 mod methods;
+mod program;
 mod python;
 
-use std::io;
+use std::thread;
 
-use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, Error, ErrorKind, State, UndefinedBehavior};
 use serde_json::{Map, Value, json};
 
 use crate::controls::{Controls, Marks};
 use crate::{Conversation, Message, TextError, Tool};
+use program::Program;
 
 /// Instructions that one rendering may take, about a second. A message takes some hundreds.
 const FUEL_MAX: u64 = 20_000_000;
 /// Bytes of one prompt; a million tokens are about five.
 const PROMPT_BYTES_MAX: usize = 64 << 20;
 
-const CHAT: &str = "chat";
-const TOOL_USE: &str = "tool_use";
+/// Templates are compiled and run on threads of their own, because both go by recursion: some
+/// thousand levels of expressions, or a hundred macros that call one another.
+const STACK_BYTES: usize = 64 << 20;
 
 /// Marks the end of the message to go on with. The space tells whether the template trims.
 const CONTINUE_MARK: &str = "\u{e000}continue here\u{e000} ";
@@ -33,6 +36,9 @@ const STAND_INS: &str = " stand-ins";
 
 pub(crate) struct Template {
     environment: Environment<'static>,
+    chat: Program,
+    /// Takes the place of `chat` where there are tools.
+    tool_use: Option<Program>,
     /// Variables of every rendering, such as `bos_token`.
     variables: Map<String, Value>,
 }
@@ -49,21 +55,23 @@ impl Template {
     /// Says what is no Jinja, and in which line.
     pub(crate) fn compile(sources: Sources, variables: Map<String, Value>) -> Result<Self, String> {
         let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|error| error.to_string())?);
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
         environment.set_fuel(Some(FUEL_MAX));
+        // Errors would quote all variables.
+        environment.set_debug(false);
         python::adapt(&mut environment);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
-        let named = [(CHAT, Some(sources.chat)), (TOOL_USE, sources.tool_use)];
-        for (name, source) in named {
-            let Some(source) = source else { continue };
-            let source = without_generation_tags(&source);
-            let added = environment.add_template_owned(name, source);
-            added.map_err(|error| failure(&error).to_string())?;
-        }
-        Ok(Self { environment, variables })
+        meter::install(&mut environment);
+        let compile = |source: String| {
+            let compiled = Program::compile(without_generation_tags(&source));
+            compiled.map_err(|error| failure(&error).to_string())
+        };
+        on_own_stack(move || {
+            let chat = compile(sources.chat)?;
+            let tool_use = sources.tool_use.map(compile).transpose()?;
+            Ok(Self { environment, chat, tool_use, variables })
+        })?
     }
 
     /// The prompt, with marks in what comes from the conversation.
@@ -119,27 +127,46 @@ impl Template {
         given: Given,
         marks: &Marks,
     ) -> Result<String, TextError> {
-        let name = if given.tools.is_empty() { CHAT } else { TOOL_USE };
+        let bytes = given.bytes();
+        let has_tools = !given.tools.is_empty();
+        let program = self.tool_use.as_ref().filter(|_| has_tools).unwrap_or(&self.chat);
         let mut variables = self.variables.clone();
         variables.insert("documents".to_owned(), Value::Null);
         variables.extend(given.variables);
         variables.insert(NOW.to_owned(), seconds(conversation).into());
         let stand_ins: String = marks.iter().map(|(mark, _)| mark).collect();
         variables.insert(STAND_INS.to_owned(), stand_ins.into());
+        variables.insert(meter::GIVEN.to_owned(), bytes.into());
         variables.insert("messages".to_owned(), given.messages.into());
-        let tools = if given.tools.is_empty() { Value::Null } else { given.tools.into() };
+        let tools = if has_tools { given.tools.into() } else { Value::Null };
         variables.insert("tools".to_owned(), tools);
         variables
             .insert("add_generation_prompt".to_owned(), conversation.add_generation_prompt.into());
 
-        let template = self.environment.get_template(name);
-        let template = template.or_else(|_| self.environment.get_template(CHAT));
-        let template = template.map_err(|error| failure(&error))?;
-        let mut prompt = Prompt(Vec::new());
-        let variables = minijinja::Value::from(Serde(&variables));
-        template.render_captured_to(variables, &mut prompt).map_err(|error| failure(&error))?;
-        String::from_utf8(prompt.0).map_err(|error| TextError::Fault(error.to_string()))
+        let run = || {
+            let variables = minijinja::Value::from(Serde(&variables));
+            program.run(&self.environment, variables).map_err(|error| failure(&error))
+        };
+        let prompt = on_own_stack(run).map_err(TextError::Fault)??;
+        if prompt.len() > PROMPT_BYTES_MAX {
+            let reason = format!("the prompt is larger than {PROMPT_BYTES_MAX} bytes");
+            return Err(TextError::Fault(reason));
+        }
+        Ok(prompt)
     }
+}
+
+/// Does some work that goes by recursion.
+///
+/// # Errors
+/// There is no thread for it, or it panicked.
+fn on_own_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("template".to_owned()).stack_size(STACK_BYTES);
+        let thread = thread.spawn_scoped(scope, work);
+        let thread = thread.map_err(|error| format!("no thread for the chat template: {error}"))?;
+        thread.join().map_err(|_| "the chat template ends in a panic".to_owned())
+    })
 }
 
 /// What a conversation gives to a template.
@@ -158,6 +185,12 @@ impl Given {
         }
     }
 
+    /// About how large all of it is.
+    fn bytes(&self) -> u64 {
+        let lists = self.messages.iter().chain(&self.tools);
+        lists.chain(self.variables.values()).map(value_bytes).sum()
+    }
+
     fn mark(&mut self, controls: &Controls) -> Result<Marks, String> {
         let lists = self.messages.iter().chain(&self.tools);
         let marks = controls.marks(lists.chain(self.variables.values()))?;
@@ -169,6 +202,21 @@ impl Given {
         }
         Ok(marks)
     }
+}
+
+fn value_bytes(value: &Value) -> u64 {
+    let inner = match value {
+        Value::String(text) => text.len() as u64,
+        Value::Array(values) => values.iter().map(value_bytes).sum(),
+        Value::Object(fields) => {
+            let field = |(name, value): (&String, _)| {
+                meter::VALUE_BYTES + name.len() as u64 + value_bytes(value)
+            };
+            fields.iter().map(field).sum()
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+    };
+    meter::VALUE_BYTES + inner
 }
 
 /// A message under all names that templates read.
@@ -267,9 +315,8 @@ fn failure(error: &Error) -> TextError {
     }
     let line = innermost.line().map_or(String::new(), |line| format!(", line {line}"));
     TextError::Fault(match (innermost.kind(), innermost.detail()) {
-        (ErrorKind::OutOfFuel, _) => "the chat template runs for too long".to_owned(),
-        (ErrorKind::WriteFailure, _) => {
-            format!("the prompt is larger than {PROMPT_BYTES_MAX} bytes")
+        (ErrorKind::OutOfFuel, _) => {
+            "the chat template runs for too long or makes too much text".to_owned()
         }
         (kind, None) => format!("chat template{line}: {kind}"),
         (kind, Some(detail)) => format!("chat template{line}: {kind}: {detail}"),
@@ -301,23 +348,6 @@ fn without_generation_tags(source: &str) -> String {
     out + rest
 }
 
-/// A prompt as it is written, up to its limit.
-struct Prompt(Vec<u8>);
-
-impl io::Write for Prompt {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() + bytes.len() > PROMPT_BYTES_MAX {
-            return Err(io::ErrorKind::FileTooLarge.into());
-        }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -342,16 +372,102 @@ mod tests {
         Conversation { messages: vec![message], ..Conversation::default() }
     }
 
+    /// What takes, makes or nests without bound, by instructions that are few.
     #[test]
-    fn templates_cannot_run_or_write_without_end() {
-        let endless =
-            "{% for a in range(10000) %}{% for b in range(10000) %}{% endfor %}{% endfor %}";
-        assert_eq!(refusal(endless, &said("")), "the chat template runs for too long");
-        let recursive = "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}";
-        assert!(refusal(recursive, &said("")).starts_with("chat template"));
-        let large = "{% for a in range(100) %}{{ messages[0].content }}{% endfor %}";
-        let reason = refusal(large, &said(&"x".repeat(1 << 20)));
-        assert_eq!(reason, format!("the prompt is larger than {PROMPT_BYTES_MAX} bytes"));
+    fn templates_cannot_run_write_or_nest_without_end() {
+        let times = "{% set ns = namespace(x='abcdefgh' * 4, l=[1, 2]) %}{% for i in range(90) %}";
+        let too_much = "runs for too long or makes too much text";
+        for (body, expected) in [
+            ("{% set ns.x = ns.x ~ ns.x %}", too_much),
+            ("{% set ns.x = ns.x + ns.x %}", too_much),
+            ("{% set ns.x = ns.x * 1000 %}", ""),
+            ("{% set ns.x = [ns.x, ns.x] | join('-') %}", too_much),
+            ("{% set ns.x = ns.x.join([ns.x, ns.x]) %}", too_much),
+            ("{% set ns.x = ns.x | replace('a', ns.x) %}", too_much),
+            ("{% set ns.x = ns.x.replace('a', ns.x) %}", too_much),
+            ("{% set ns.x %}{{ ns.x }}{{ ns.x }}{% endset %}", too_much),
+            ("{% set ns.x = '%s%s' | format(ns.x, ns.x) %}", too_much),
+            ("{% set ns.x = '{}{}'.format(ns.x, ns.x) %}", too_much),
+            ("{% macro m(x) %}{{ x }}{{ x }}{% endmacro %}{% set ns.x = m(ns.x) %}", too_much),
+            ("{% set ns.x = ns.x | tojson(indent=1000) | tojson ~ ns.x %}", "indent"),
+            ("{% set ns.x = ns.x | indent(10000000000) %}", "indent: at most"),
+            ("{% set ns.x = ns.x | indent(width=10000000000) %}", "indent: at most"),
+            ("{% set ns.x = ns.x | batch(10000000000, 'x') | list %}", "batch: at most"),
+            ("{% set ns.x = ns.x | slice(10000000000) | list %}", "slice: at most"),
+            ("{{ '%10000000000d' | format(1) }}", "width is at most"),
+            ("{{ '%*d' | format(1000000000, 1) }}", "width must be a number"),
+            ("{{ '{:>1000000000}'.format(1) }}", "width is at most"),
+            ("{{ '{:{}}'.format(1, 1000000000) }}", "width must be a number"),
+            ("{{ range(10000000000) | list | length }}", "range"),
+            ("{% set ns.l = ns.l + ns.l %}{{ ns.l | length }}", ""),
+            ("{% set ns.l = ns.l * 1000 %}", ""),
+            ("{% set ns.l = [ns.l, ns.l] %}", too_much),
+            ("{% set ns.l = [ns.l] %}{% set ns.l = [ns.l] %}{% set ns.l = [ns.l] %}", "nested"),
+            ("{% set ns.l = {'a': ns.l, 'b': ns.l} %}", too_much),
+            ("{% set ns.l = dict(a=ns.l, b=ns.l) %}", too_much),
+            ("{% set ns.x = ns.x * 10 %}{% if ns.x in ns.x ~ 'b' %}{% endif %}", ""),
+            ("{% set ns.me = ns %}", "a namespace cannot be part"),
+            ("{% set ns.me = [ns] %}", "a namespace cannot be part"),
+            ("{% set n = namespace(me=ns) %}", "a namespace cannot be part"),
+            ("{% for j in range(90000) %}{% for k in range(90000) %}{% endfor %}{% endfor %}", ""),
+            ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
+            ("{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}", "recursion"),
+        ] {
+            let source = format!("{times}{body}{{% endfor %}}");
+            let reason = refusal(&source, &said(""));
+            assert!(reason.contains(expected), "{body}: {reason:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_bounded_is_no_part_of_a_template() {
+        let compile = |source: String| {
+            let sources = Sources { chat: source, tool_use: None };
+            Template::compile(sources, Map::new()).err().unwrap_or_default()
+        };
+        let chain = |word: &str| format!("{{{{ {} x }}}}", word.repeat(100_000));
+        let elif = "{% elif x %}".repeat(10_000);
+        for (source, expected) in [
+            (chain("not "), "at most"),
+            (chain("-"), "at most"),
+            (chain("x ~ "), "at most"),
+            (chain("x and "), "at most"),
+            (format!("{{{{ x{} }}}}", ".x".repeat(100_000)), "at most"),
+            (format!("{{{{ x{} }}}}", "|trim".repeat(100_000)), "at most"),
+            (format!("{{{{ {}x }}}}", "[".repeat(1000)), "recursion"),
+            (format!("{{% if x %}}{elif}{{% endif %}}"), "at most"),
+            ("x".repeat(2 << 20), "more than"),
+            ("{{ f(*x) }}".to_owned(), "unpacking"),
+            ("{{ f(**x) }}".to_owned(), "unpacking"),
+            ("{% include 'x' %}".to_owned(), "include"),
+            ("{% extends 'x' %}".to_owned(), "inheritance"),
+            ("{% block x %}{% endblock %}".to_owned(), "inheritance"),
+        ] {
+            let reason = compile(source);
+            assert!(reason.contains(expected), "{expected}: {reason:?}");
+        }
+        // As many as are possible have a place on the stack.
+        let not = format!("{{{{ {} x }}}}", "not ".repeat(4000));
+        assert_eq!(render(&not, &said("")).unwrap(), "False");
+        let elif = "{% elif x %}".repeat(1000);
+        let many = format!("{{% if x %}}{elif}{{% else %}}a{{% endif %}}");
+        assert_eq!(render(&many, &said("")).unwrap(), "a");
+        let macros = "{% macro m(n) %}{{ m(n - 1) if n else 'end' }}{% endmacro %}{{ m(50) }}";
+        assert_eq!(render(macros, &said("")).unwrap(), "end");
+    }
+
+    #[test]
+    fn long_conversations_have_what_they_need() {
+        let mut conversation = said(&"word ".repeat(4_000_000));
+        let source = "{% set ns = namespace(all=[]) %}{% for m in messages %}\
+            {% set ns.all = ns.all + [m] %}\
+            {% if loop.index0 == (messages | length - 1) and '</x>' in m.content %}{% endif %}\
+            {% set content = m.content | trim | replace('a', 'b') %}\
+            {{ '<' + m.role + '>' + content.strip().split('</x>')[-1] + '\n' }}{% endfor %}\
+            {{ ns.all | length }}";
+        assert!(render(source, &conversation).unwrap().ends_with("word\n1"));
+        conversation.messages = vec![said("a").messages[0].clone(); 16_384];
+        assert!(render(source, &conversation).unwrap().ends_with("b\n16384"));
     }
 
     #[test]

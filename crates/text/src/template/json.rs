@@ -6,6 +6,9 @@ use std::fmt::Write as _;
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 
+/// Characters of one level of indentation.
+const INDENT_MAX: usize = 100;
+
 /// How deep a value may be nested; schemas are a dozen deep, and this writes by recursion.
 const DEPTH_MAX: usize = 200;
 
@@ -50,9 +53,12 @@ impl Style {
             None => None,
             Some(value) => match value.as_str() {
                 Some(text) => Some(text.to_owned()),
-                None => Some(" ".repeat(usize::try_from(value.clone())?)),
+                None => Some(" ".repeat(usize::try_from(value.clone())?.min(INDENT_MAX + 1))),
             },
         };
+        if indent.as_ref().is_some_and(|indent| indent.len() > INDENT_MAX) {
+            return Err(refusal(&format!("indent is at most {INDENT_MAX}")));
+        }
         let item_separator = if indent.is_some() { "," } else { ", " };
         let mut separators = [item_separator.to_owned(), ": ".to_owned()];
         if let Some(given) = argument(2, "separators").filter(|value| !value.is_none()) {
@@ -70,6 +76,9 @@ impl Style {
     fn write(&self, value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
         if depth > DEPTH_MAX {
             return Err(refusal("value is nested too deep"));
+        }
+        if out.len() > super::PROMPT_BYTES_MAX {
+            return Err(refusal(&format!("more than {} bytes", super::PROMPT_BYTES_MAX)));
         }
         match value.kind() {
             ValueKind::None => out.push_str("null"),

@@ -5,12 +5,15 @@ use minijinja::value::{Tuple, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
+use super::meter;
+
 pub(super) fn call(
     state: &mut State,
     value: &Value,
     method: &str,
     arguments: &[Value],
 ) -> Result<Value, Error> {
+    charge(state, value, method, arguments)?;
     if let Some(text) = value.as_str()
         && let Some(result) = of_string(text, method, arguments)?
     {
@@ -26,6 +29,43 @@ pub(super) fn call(
         return Err(Error::new(ErrorKind::InvalidOperation, "the list has no such item"));
     }
     unknown_method_callback(state, value, method, arguments)
+}
+
+/// What a method takes and makes, before it does.
+fn charge(
+    state: &mut State,
+    value: &Value,
+    method: &str,
+    arguments: &[Value],
+) -> Result<(), Error> {
+    for argument in arguments {
+        meter::weigh(state, argument)?;
+    }
+    let argument = |index: usize| arguments.get(index).and_then(Value::as_str);
+    let Some(text) = value.as_str() else {
+        return match method {
+            // They compare.
+            "count" | "index" => meter::weigh(state, value),
+            _ => meter::charge(state, value.len().unwrap_or(0) as u64 * meter::VALUE_BYTES),
+        };
+    };
+    meter::charge(state, text.len() as u64)?;
+    let parts = match (method, argument(0)) {
+        ("replace", from) => {
+            let (from, to) = (from.unwrap_or_default(), argument(1).unwrap_or_default());
+            return meter::charge_replace(state, text, from, to);
+        }
+        ("join", _) => {
+            let items = arguments.first().unwrap_or(&Value::UNDEFINED);
+            return meter::charge_join(state, items, Some(value));
+        }
+        ("format", _) => return meter::charge_format(state, value),
+        ("split" | "rsplit", Some(separator)) => text.matches(separator).count(),
+        ("split" | "rsplit", None) => text.split_whitespace().count(),
+        ("splitlines", _) => text.matches(ends_line).count(),
+        _ => 0,
+    };
+    meter::charge(state, parts as u64 * meter::VALUE_BYTES)
 }
 
 fn of_string(text: &str, method: &str, arguments: &[Value]) -> Result<Option<Value>, Error> {

@@ -2,9 +2,9 @@
 //! minijinja's. Methods of strings and dicts are in [`super::methods`].
 
 use minijinja::value::ValueKind;
-use minijinja::{Environment, Error, Value};
+use minijinja::{Environment, Error, State, Value};
 
-use super::{json, methods};
+use super::{json, meter, methods};
 
 pub(super) fn adapt(environment: &mut Environment<'static>) {
     environment.set_unknown_method_callback(methods::call);
@@ -16,9 +16,12 @@ pub(super) fn adapt(environment: &mut Environment<'static>) {
     environment.add_test("sequence", is_sequence);
     environment.add_test("iterable", is_iterable);
     environment.add_test("callable", is_callable);
-    environment.set_formatter(|out, state, value| match float(value) {
-        Some(text) => out.write_str(&text).map_err(Error::from),
-        None => minijinja::escape_formatter(out, state, value),
+    environment.set_formatter(|out, state, value| {
+        meter::weigh(state, value)?;
+        match float(value) {
+            Some(text) => out.write_str(&text).map_err(Error::from),
+            None => minijinja::escape_formatter(out, state, value),
+        }
     });
 }
 
@@ -33,9 +36,16 @@ fn string(value: &Value) -> String {
     float(value).unwrap_or_else(|| value.to_string())
 }
 
-fn replace(text: &Value, from: &Value, to: &Value, count: Option<usize>) -> String {
+fn replace(
+    state: &mut State,
+    text: &Value,
+    from: &Value,
+    to: &Value,
+    count: Option<usize>,
+) -> Result<String, Error> {
     let (text, from, to) = (text.to_string(), from.to_string(), to.to_string());
-    text.replacen(&from, &to, count.unwrap_or(usize::MAX))
+    meter::charge_replace(state, &text, &from, &to)?;
+    Ok(text.replacen(&from, &to, count.unwrap_or(usize::MAX)))
 }
 
 /// Undefined has no items; minijinja refuses it.
