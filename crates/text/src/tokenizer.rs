@@ -58,7 +58,9 @@ impl Tokenizer {
     pub(crate) fn read(file: &[u8]) -> Result<Self, Problem> {
         let source: Value = serde_json::from_slice(file)?;
         growth::check(&source["normalizer"])?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(file)?;
+        // Some files that are no tokenizers end in a panic of the crate instead of its error.
+        let read = catch_unwind(|| tokenizers::Tokenizer::from_bytes(file));
+        let mut inner = read.map_err(|_| "a part of it is of a form that is not known")??;
         // Some files carry these over from training; neither belongs into serving.
         inner.with_truncation(None)?;
         inner.with_padding(None);
@@ -235,14 +237,11 @@ impl Tokenizer {
 fn guarded(
     encode: impl FnOnce() -> Result<Vec<TokenId>, Problem>,
 ) -> Result<Vec<TokenId>, TextError> {
-    match catch_unwind(AssertUnwindSafe(encode)) {
-        Ok(tokens) => tokens.map_err(|error| TextError::Encode(error.to_string())),
-        Err(_) => {
-            let reason =
-                "its patterns give up on it; long runs of one character are a likely cause";
-            Err(TextError::Encode(reason.to_owned()))
-        }
-    }
+    let Ok(tokens) = catch_unwind(AssertUnwindSafe(encode)) else {
+        let reason = "its patterns give up on it; long runs of one character are a likely cause";
+        return Err(TextError::Encode(reason.to_owned()));
+    };
+    tokens.map_err(|error| TextError::Encode(error.to_string()))
 }
 
 /// Bytes of the longest token, where no text can be left out or become part of a shorter token.

@@ -11,12 +11,12 @@ use crate::service::Service;
 
 /// The tokens of a text that can be of use: no more than fit, so that encoding a longer one ends
 /// soon.
-pub(crate) fn wanted<'a>(
+pub(crate) fn wanted(
     truncate: Option<Truncate>,
     token_max: u32,
     context_max: u32,
-    cancelled: &'a dyn Fn() -> bool,
-) -> Wanted<'a> {
+    cancelled: &dyn Fn() -> bool,
+) -> Wanted<'_> {
     let kept = truncate.map(|truncate| (truncate.kept(token_max, context_max), truncate.right));
     let (token_max, keep) = match kept {
         Some((kept, right)) if kept <= context_max as usize => {

@@ -243,7 +243,7 @@ mod tests {
 
     use super::*;
 
-    /// Patterns of Qwen and MiMo, Llama 3, GPT-4o, and DeepSeek's three.
+    /// Patterns of Qwen and MiMo, Llama 3, GPT-4o, and `DeepSeek`'s three.
     const REGEXES: [&[&str]; 4] = [
         &[concat!(
             r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
