@@ -103,6 +103,26 @@ fn calls_in_a_namespace_name_it() {
 }
 
 #[test]
+fn tools_that_come_as_an_item_are_offered() {
+    let server = Server::new();
+    let told = format!("say:{}", call("functions__exec", "input", "text(1);"));
+    let more = json!({"type": "additional_tools", "id": "at_1", "role": "developer", "tools": [
+        {"type": "namespace", "name": "functions", "description": "", "tools": [
+            {"type": "custom", "name": "exec", "description": "Runs a script."},
+        ]},
+    ]});
+    let mut request = turn(json!([more, user(&told)]));
+    request.as_object_mut().unwrap().remove("tools");
+    let (items, _) = items(&server, request.clone());
+    let expected = json!({"type": "custom_tool_call", "status": "completed", "name": "exec",
+        "namespace": "functions", "input": "text(1);"});
+    assert_eq!(items, [expected]);
+    request["input"][0]["tools"] = json!(3);
+    let answer = server.post(RESPONSES, &request);
+    assert_eq!((answer.status, &answer.json()["error"]["param"]), (400, &json!("input[0].tools")));
+}
+
+#[test]
 fn a_conversation_goes_on_with_the_calls_of_codex() {
     let server = Server::new();
     let first = json!([

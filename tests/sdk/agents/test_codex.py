@@ -128,3 +128,11 @@ def test_a_tool_in_a_namespace(codex):
     [item] = items(events, "collab_tool_call")
     assert (item["tool"], item["receiver_thread_ids"]) == ("close_agent", [target])
     assert items(events, "agent_message")[-1]["text"] == "It was gone."
+
+
+def test_a_model_of_openais(codex):
+    """Its tools come as an item of the conversation, and one of them runs a script."""
+    script = 'text(await tools.exec_command({cmd: "echo 3 > new.txt; cat new.txt"}));'
+    events = codex.exec("-m", "gpt-6-astra", told(call("functions__exec", input=script), "Done."))
+    assert (codex.work / "new.txt").read_text() == "3\n"
+    assert items(events, "agent_message")[-1]["text"] == "Done."

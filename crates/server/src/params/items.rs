@@ -9,7 +9,7 @@ use super::tools::{Names, past_arguments};
 use crate::error::ApiError;
 use crate::left_out::{LeftOut, What};
 use crate::wire::content::{OneOrMany, Part};
-use crate::wire::responses::InputItem;
+use crate::wire::responses::{InputItem, ResponsesTool};
 
 /// How `encrypted_content` begins where it is reasoning of this server, in the clear.
 const OWN_REASONING: &str = "reasoning_text:";
@@ -17,6 +17,29 @@ const OWN_REASONING: &str = "reasoning_text:";
 /// What an item of reasoning holds for clients that send back this field only.
 pub(crate) fn encrypted_content(reasoning: &str) -> String {
     format!("{OWN_REASONING}{reasoning}")
+}
+
+/// The type of an item that is no part of a conversation, but offers more tools.
+const MORE_TOOLS: &str = "additional_tools";
+
+/// The tools of a request: its own, then those of items. Codex sends some models all of them so.
+pub(crate) fn all_tools(
+    own: Option<Vec<ResponsesTool>>,
+    items: &mut [InputItem],
+) -> Result<Vec<ResponsesTool>, ApiError> {
+    let mut tools = own.unwrap_or_default();
+    for (index, item) in items.iter_mut().enumerate() {
+        if item.kind.as_deref() != Some(MORE_TOOLS) {
+            continue;
+        }
+        let more = serde_json::from_value(item.tools.take().unwrap_or_else(|| json!([])));
+        let more: Vec<ResponsesTool> = more.map_err(|error| {
+            let param = format!("input[{index}].tools");
+            ApiError::bad(&param, format!("{param}: {error}"))
+        })?;
+        tools.extend(more);
+    }
+    Ok(tools)
 }
 
 /// `names` are those of the request's tools.
@@ -71,6 +94,7 @@ impl History {
                 self.call(ToolCall::of_text(id, name, &item.input.unwrap_or_default()));
             }
             None | Some("message") => self.say(item, param)?,
+            Some(MORE_TOOLS) => {}
             Some(kind) if answers(kind, &item) => {
                 let came = item.output.or(item.tools).or(item.status.map(Value::String));
                 let content =

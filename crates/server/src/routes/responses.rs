@@ -12,7 +12,7 @@ use crate::chorus::Chorus;
 use crate::dialects::Letterhead;
 use crate::dialects::responses::{Form, Responses};
 use crate::error::{ApiError, Faults};
-use crate::params::items::messages;
+use crate::params::items::{all_tools, messages};
 use crate::params::ranges::{at_most, count};
 use crate::params::sampling::{alternatives, choose};
 use crate::params::shape::shape;
@@ -184,9 +184,9 @@ fn object(request: &ResponsesRequest, head: &Letterhead) -> ResponseObject {
 }
 
 fn talk(request: ResponsesRequest) -> Result<Talk, ApiError> {
-    let mut tools =
-        responses_tools(request.tools, request.tool_choice, request.parallel_tool_calls)?;
-    let items = request.input.0;
+    let mut items = request.input.0;
+    let tools = all_tools(request.tools, &mut items)?;
+    let mut tools = responses_tools(Some(tools), request.tool_choice, request.parallel_tool_calls)?;
     let messages = messages(request.instructions, items, &tools.names, &mut tools.left_out)?;
     let response_format = request.text.and_then(|text| text.format).map(|format| {
         let TextFormat { kind, name, description, schema, strict } = format;

@@ -131,6 +131,7 @@ pub struct InputItem {
     pub results: Option<Value>,
     #[schema(value_type = Option<Vec<Object>>)]
     pub outputs: Option<Value>,
+    /// Also of an item of the type `additional_tools`, which offers them like those of the request.
     #[schema(value_type = Option<Vec<Object>>)]
     pub tools: Option<Value>,
     #[schema(value_type = Option<Object>)]
