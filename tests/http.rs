@@ -35,6 +35,8 @@ mod limits;
 mod load;
 #[path = "http/prompts.rs"]
 mod prompts;
+#[path = "http/refusals.rs"]
+mod refusals;
 #[path = "http/responses.rs"]
 mod responses;
 #[path = "http/router.rs"]

@@ -155,7 +155,7 @@ async fn refusal(response: Response) -> anyhow::Error {
 fn message(body: &str) -> Option<String> {
     let body: Value = serde_json::from_str(body).ok()?;
     let error = &body["error"];
-    let found = [&error["message"], error, &body["message"], &body["detail"]];
+    let found = [&error["message"], error, &body["message"], &body["detail"], &body["status"]];
     found.iter().find_map(|value| value.as_str()).map(str::to_owned)
 }
 
@@ -265,6 +265,7 @@ mod tests {
             r#"{"error":"no"}"#,
             r#"{"message":"no"}"#,
             r#"{"detail":"no"}"#,
+            r#"{"status":"no"}"#,
         ] {
             assert_eq!(message(body).as_deref(), Some("no"), "{body}");
         }

@@ -66,7 +66,8 @@ pub(crate) struct RawConfig {
     /// process listings.
     #[arg(long, value_name = "KEY", help_heading = "Network")]
     pub(crate) api_key: Option<Vec<String>>,
-    /// Origin of web pages that may call the API, or `*`; may be given several times.
+    /// Origin of web pages that may call the API, or `*`; may be given several times [default:
+    /// none, so that browsers keep pages of other sites out].
     #[arg(long, value_name = "ORIGIN", help_heading = "Network")]
     pub(crate) cors_origin: Option<Vec<String>>,
     /// Name that clients may call the server by, `*.example.org` for all below; may be given
@@ -151,7 +152,8 @@ pub(crate) struct RawConfig {
     /// Stop strings of one request [default: 16].
     #[arg(long, value_name = "STRINGS", help_heading = "Requests")]
     pub(crate) stop_max: Option<u32>,
-    /// Tokens of a reply to a request that does not say [default: what there is room for].
+    /// Tokens of a reply to a request that does not say [default: what there is room for, and 16 in
+    /// /v1/completions].
     #[arg(long, value_name = "TOKENS", help_heading = "Requests")]
     pub(crate) max_tokens_default: Option<u32>,
 

@@ -20,7 +20,7 @@ use tracing_subscriber::EnvFilter;
 use crate::config::{Config, LoadFormat, LogFormat, RawConfig};
 use crate::outlet::Outlet;
 use crate::signals::Signals;
-use crate::{engine, environment, machine, say};
+use crate::{demo, engine, environment, machine, say};
 
 #[derive(clap::Args)]
 #[command(allow_negative_numbers = true)] // they are refused in our own words
@@ -228,8 +228,15 @@ fn settings(config: &Config, folder: &Path, at: IpAddr) -> ServerConfig {
         stop_max: config.requests.stop_max,
         token_max_default: config.requests.token_max_default,
         allow_priority: config.requests.allow_priority,
+        examples: examples(config),
         drain_delay: config.drain_delay,
         shutdown_timeout: config.shutdown_timeout,
         ..ServerConfig::default()
     }
+}
+
+/// The demo model can do little, and says itself what.
+fn examples(config: &Config) -> Vec<String> {
+    let own = if config.model == demo::NAME { kilotok_demo::EXAMPLES } else { &[] };
+    own.iter().map(|example| (*example).to_owned()).collect()
 }

@@ -12,6 +12,7 @@ use crate::server::{Server, Setup, text};
 
 /// Tests run in the package's folder.
 const PYTHON: &str = "target/sdk/venv/bin/python";
+const NODE: &str = "target/sdk/venv/bin/node";
 
 /// Has openai's SDK of the version before, which some frameworks still need.
 const OLDER_PYTHON: &str = "target/sdk/openai_2/bin/python";
@@ -63,6 +64,8 @@ fn metrics_are_read() {
 #[test]
 #[ignore = "needs the clients that tests/sdk/setup fetches"]
 fn the_page_works_in_a_browser() {
+    let markdown = Command::new(NODE).args(["tests/page/markdown.mjs"]).status();
+    assert!(markdown.is_ok_and(|status| status.success()), "Markdown takes too long, see above");
     let mock = Command::new(PYTHON).args(["tests/page/test_page.py"]).status();
     assert!(mock.is_ok_and(|status| status.success()), "the page fails on a mock, see above");
     pytest("tests/page", &[&unhurried()]);

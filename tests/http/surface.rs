@@ -36,6 +36,42 @@ fn models_have_their_names() {
 }
 
 #[test]
+fn anthropics_clients_get_models_in_their_form() {
+    let served_names = ["a", "b/c", "d"].map(str::to_owned).into();
+    let server = with(ServerConfig { served_names, ..ServerConfig::default() });
+    let ask = |path: &str| {
+        let headers = [("anthropic-version", "2023-06-01")];
+        server.send(&head("GET", path, &headers, 0), &[]).answer()
+    };
+    let list = ask("/v1/models").good();
+    assert_eq!(
+        (&list["has_more"], &list["first_id"], &list["last_id"]),
+        (&json!(false), &json!("a"), &json!("d"))
+    );
+    let model = &list["data"][1];
+    assert_eq!(
+        (&model["type"], &model["id"], &model["display_name"]),
+        (&json!("model"), &json!("b/c"), &json!("b/c"))
+    );
+    let created = model["created_at"].as_str().unwrap();
+    assert!(created.len() == 20 && created.ends_with('Z'), "{created}");
+    assert!(model["object"].is_null() && list["object"].is_null());
+    assert_eq!(ask("/v1/models/b/c").good(), *model);
+    let page = ask("/v1/models?limit=1&after_id=a").good();
+    assert_eq!((&page["data"][0]["id"], &page["has_more"]), (&json!("b/c"), &json!(true)));
+    for (path, status) in [
+        ("/v1/models?limit=x", 400),
+        ("/v1/models?limit=0", 400),
+        ("/v1/models?after_id=x", 400),
+        ("/v1/models/x", 404),
+    ] {
+        let answer = ask(path);
+        assert_eq!((answer.status, &answer.json()["type"]), (status, &json!("error")), "{path}");
+    }
+    assert_eq!(server.get("/v1/models?limit=x").good()["object"], "list");
+}
+
+#[test]
 fn values_that_make_no_sense_are_refused_by_name() {
     let server = Server::new();
     let long_words: Vec<_> = (0..80).map(|word| format!("{word:0250}")).collect();
@@ -249,7 +285,8 @@ fn other_sites_are_let_in_by_name() {
     assert!(answer.header("access-control-allow-methods").unwrap().contains("POST"));
     let headers = answer.header("access-control-allow-headers");
     assert_eq!(headers, Some("authorization,content-type"), "`*` leaves out the key");
-    assert_eq!(ask(&server, "https://evil.example").header("access-control-allow-origin"), None);
+    let evil = ask(&server, "https://evil.example");
+    assert_eq!((evil.status, evil.header("access-control-allow-origin")), (403, None));
     let body = hi().to_string();
     let answer = server.post_bytes(CHAT, body.as_bytes(), &[("origin", "https://chat.example")]);
     assert_eq!(answer.header("access-control-allow-origin"), Some("https://chat.example"));

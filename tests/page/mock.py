@@ -41,12 +41,13 @@ WORDS = "Drafts are proposed in one go and verified together so each step brings
 
 class Mock:
     """Runs until closed. `seen` are the bodies of requests; `gone` counts streams that the client
-    closed before their end."""
+    closed before their end. `examples` are questions that the page offers."""
 
     def __init__(self):
         self.seen = []
         self.gone = 0
         self.failures = 0
+        self.examples = []
         self.needs_key = False
         handler = type("Handler", (Handler,), {"mock": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -85,7 +86,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         if self.path == "/":
-            return self.answer(200, "text/html; charset=utf-8", PAGE.read_bytes())
+            examples = json.dumps(self.mock.examples).replace("<", "\\u003c")
+            page = PAGE.read_text().replace('"examples">[]', f'"examples">{examples}')
+            return self.answer(200, "text/html; charset=utf-8", page.encode())
         if self.path != "/v1/models":
             return self.refuse(404, "there is nothing here")
         if not self.allowed():
@@ -115,9 +118,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def stream(self, out, body, last):
         out.chunk({"role": "assistant", "content": ""}, 0)
-        if "think" in last:
+        if "silence" in last:
+            return out.end("stop")
+        if "think" in last or "muse" in last:
             for word in ("Let me ", "see what ", "this is about."):
                 out.chunk({"reasoning": word, "reasoning_content": word}, 3)
+        if "muse" in last:
+            return out.end("length" if "too long" in last else "stop")
         if "break" in last:
             out.chunk({"content": "Half of"}, 2)
             out.send({"error": {"message": "rank 3 timed out in phase experts", "code": 500}})

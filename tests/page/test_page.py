@@ -168,7 +168,7 @@ class AnyServer(Page):
         self.shot("running")
         self.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
         self.idle()
-        self.assertIn("Stopped.", self.one(".turn.assistant").text)
+        self.assertIn("You stopped this reply.", self.one(".turn.assistant .note").text)
         if self.mock:
             self.until(lambda: self.mock.gone == 1)
         self.no_script_errors()
@@ -185,6 +185,8 @@ class Scripted(Page):
         for selector in ("h2", "ol > li > ul > li", "pre code", "table td", "strong", "em"):
             self.assertTrue(said.find_elements(By.CSS_SELECTOR, selector), selector)
         self.assertIn("<b>not bold</b>", said.text)
+        number = said.find_elements(By.CSS_SELECTOR, "td")[1]
+        self.assertEqual(number.value_of_css_property("text-align"), "right")
         self.assertIn("snake_case_name 2*3*4", said.text)
         links = said.find_elements(By.CSS_SELECTOR, "a")
         addresses = [link.get_attribute("href") for link in links]
@@ -211,15 +213,39 @@ class Scripted(Page):
             )
         )
 
-    def test_hostile_text_takes_no_time(self):
-        spent = self.driver.execute_script(
-            """const start = performance.now();
-            const parts = ["*", "_", "**a ", "`", "[", "![a](", "> ", "- ", "| ", "~~~~", "(("];
-            for (const part of parts)
-              markdown(document.createElement("div"), part.repeat(20000 / part.length));
-            return performance.now() - start;"""
-        )
-        self.assertLess(spent, 20_000)
+    def test_thoughts_alone_are_shown_and_called_so(self):
+        for word, told in {"muse": "gave no answer", "muse too long": "A higher limit"}.items():
+            self.say(word)
+            self.idle()
+            turn = self.all(".turn.assistant")[-1]
+            self.assertIn("Let me see what this is about.", turn.text)
+            self.assertIn(told, turn.find_element(By.CSS_SELECTOR, ".note").text)
+        self.shot("thoughts")
+        self.say("silence")
+        self.idle()
+        self.assertIn("There is no text.", self.all(".note")[-1].text)
+        self.no_script_errors()
+
+    def test_a_reply_that_the_page_left_is_marked(self):
+        self.say("Go on forever.")
+        self.until(lambda: self.all(".turn.assistant .md > *"))
+        self.open()
+        self.one("#chats .open").click()
+        self.assertIn("interrupted", self.one(".turn.assistant .note").text)
+        self.shot("interrupted")
+
+    def test_the_model_says_what_to_ask_it(self):
+        ideas = "#hello .ideas button"
+        general = [idea.text for idea in self.all(ideas)]
+        self.assertIn("Tell a joke about distributed systems.", general)
+        self.mock.examples = ["What is 1 + 1?", 'Say </script> "x".']
+        self.open()
+        self.assertEqual([idea.text for idea in self.all(ideas)], self.mock.examples)
+        self.shot("examples")
+        self.one("#hello .ideas button").click()
+        self.idle()
+        self.assertEqual(self.mock.seen[-1]["messages"][-1]["content"], "What is 1 + 1?")
+        self.no_script_errors()
 
     def test_errors_in_a_stream(self):
         faults = {"break": "rank 3 timed out", "vanish": "before it was complete"}

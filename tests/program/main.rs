@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
+mod announced;
 mod checkpoint;
 mod operation;
 
@@ -175,7 +176,10 @@ fn a_server_says_what_it_does_and_the_line_it_gives_works() {
     assert!(answer.contains("\"finish_reason\""), "{answer}");
     assert!(server.request("GET / HTTP/1.1", "").contains("<title>kilotok</title>"));
 
-    assert!(run(&["health", &server.url]).status.success());
+    let health = run(&["health", &server.url]);
+    assert!(health.status.success());
+    let found = format!("{}: ok, 0 requests running, 0 waiting\n", server.url);
+    assert_eq!(text(&health.stdout), found);
     assert!(run(&["health", "--ready", "--url", &server.url]).status.success());
     server.signal("-TERM");
     assert!(server.child.wait().unwrap().success(), "a drain is no failure");

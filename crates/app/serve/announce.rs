@@ -15,6 +15,9 @@ use crate::say::say;
 
 /// The plan: model, engine, memory, limits.
 pub(super) fn plan(config: &Config, planned: &Planned, open_files: Option<u64>) {
+    if is_open_to_all(config) {
+        tracing::warn!(host = config.host, "{OPEN_TO_ALL}: {CLOSE}");
+    }
     if config.log_format == LogFormat::Json {
         tracing::info!(
             model = config.model,
@@ -67,8 +70,11 @@ fn limits(config: &Config, planned: &Planned, open_files: Option<u64>) -> String
     let of_one = &config.requests;
     line("replies", format!("{} to one request", of_one.n_max));
     line("stop strings", format!("{} of one request", of_one.stop_max));
-    let tokens = of_one.token_max_default.map(|tokens| format!("{tokens} tokens"));
-    line("a reply by default", tokens.unwrap_or_else(|| "what there is room for".to_owned()));
+    let by_default = match of_one.token_max_default {
+        Some(tokens) => format!("{tokens} tokens"),
+        None => "what there is room for, 16 tokens in /v1/completions".to_owned(),
+    };
+    line("a reply by default", by_default);
     line("body", format!("{} MiB", config.body_max >> 20));
     line("request memory", format!("{} MiB of all together", config.request_memory >> 20));
     if let Some(count) = open_files {
@@ -85,17 +91,31 @@ fn limits(config: &Config, planned: &Planned, open_files: Option<u64>) -> String
     );
     line("stalled after", format!("{} s", config.stall_timeout.as_secs_f64()));
     let keys = match config.api_keys.len() {
-        0 => "none: everybody who reaches it may use it".to_owned(),
+        0 if is_open_to_all(config) => format!("none: {OPEN_TO_ALL}"),
+        0 => "none: only programs on this machine can reach it".to_owned(),
         count => count.to_string(),
     };
     line("API keys", keys);
     if !config.allowed_hosts.is_empty() {
         line("hosts", format!("this machine's, {}", config.allowed_hosts.join(", ")));
     }
-    if !config.cors_origins.is_empty() {
-        line("CORS origins", config.cors_origins.join(", "));
-    }
+    let origins = match &config.cors_origins[..] {
+        [] => "none: web pages of other sites may not use it (--cors-origin)".to_owned(),
+        origins => origins.join(", "),
+    };
+    line("CORS origins", origins);
     out
+}
+
+const OPEN_TO_ALL: &str = "anyone who can reach this server may use it";
+const CLOSE: &str = "set KILOTOK_API_KEY or --api-key, or listen on this machine alone with --host \
+                     127.0.0.1";
+
+/// Whether other machines can use it without a key. Names but `localhost` may be known to them.
+fn is_open_to_all(config: &Config) -> bool {
+    let host = &config.host;
+    let is_local = host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+    config.api_keys.is_empty() && !is_local
 }
 
 /// What was read of the tokenizer and the template.
@@ -116,17 +136,14 @@ pub(super) fn ready(config: &Config, at: SocketAddr, has_template: bool, took: D
         tracing::info!(url = base, seconds = took.as_secs_f64(), "ready");
         return;
     }
+    if is_open_to_all(config) {
+        say!("WARNING: {OPEN_TO_ALL}.\nThere is no API key: {CLOSE}.\n");
+    }
     say!("ready after {:.1} s\n", took.as_secs_f64());
     say!("  chat page   {base}/");
     say!("  API         {base}/v1");
     let exported = environment::api_keys() == config.api_keys;
     say!("\n{}\n", curl(config, exported, &base, has_template));
-    if config.api_keys.is_empty() && !at.ip().is_loopback() {
-        tracing::warn!(
-            "without an API key everybody who reaches this address can use it: set \
-             KILOTOK_API_KEY or --api-key"
-        );
-    }
 }
 
 /// It has ended as it was asked to.

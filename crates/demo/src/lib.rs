@@ -22,6 +22,14 @@ pub const FILES: &[(&str, &[u8])] = files![
     "tokenizer_config.json",
 ];
 
+/// What it can be asked: it was trained on questions like these, and answers most of them rightly.
+pub const EXAMPLES: &[&str] = &[
+    "Write a Python function that returns the primes up to n.",
+    "Write a Python function that merges two dictionaries.",
+    "What is 54 plus 43?",
+    "What can you do?",
+];
+
 #[cfg(test)]
 mod tests {
     use super::FILES;

@@ -51,6 +51,8 @@ pub struct ServerConfig {
     pub token_max_default: Option<u32>,
     /// Whether requests may say which of them goes first.
     pub allow_priority: bool,
+    /// What the chat page offers to ask this model; it has general questions of its own.
+    pub examples: Vec<String>,
 }
 
 /// A certificate chain and its key, both PEM.
@@ -79,6 +81,7 @@ impl Default for ServerConfig {
             stop_max: 16,
             token_max_default: None,
             allow_priority: false,
+            examples: Vec::new(),
         }
     }
 }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::auth::Caller;
 use crate::budget::Hold;
-use crate::dialects::messages::translate;
+use crate::dialects::messages::{is_client, translate};
 use crate::error::ApiError;
 use crate::service::Service;
 
@@ -131,7 +131,8 @@ pub(crate) async fn surround(
         parent_id = parent,
     );
     let echo = HeaderValue::from_str(&id.id);
-    let anthropic = request.uri().path().starts_with("/v1/messages");
+    let anthropic =
+        request.uri().path().starts_with("/v1/messages") || is_client(request.headers());
     let orca = request.headers().get("endpoint-load-metrics-format").cloned();
     request.extensions_mut().insert(id.clone());
     let start = tokio::time::Instant::now();

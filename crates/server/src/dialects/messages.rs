@@ -1,6 +1,6 @@
 //! Replies of `/v1/messages`, Anthropic's API: parts of content, one after the other.
 
-use axum::http::header;
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use kilotok_text::Event as Said;
 use serde_json::{Value, json};
@@ -212,6 +212,11 @@ fn stop_sequence(finish: &Finish) -> Option<&str> {
         Finish::StopString(text) => Some(text),
         _ => None,
     }
+}
+
+/// Whether Anthropic's clients sent this: they name the version of their API.
+pub(crate) fn is_client(headers: &HeaderMap) -> bool {
+    headers.contains_key("anthropic-version")
 }
 
 /// Anthropic's name for an error.

@@ -14,6 +14,8 @@ use crate::wire::tools::PastCall;
 
 /// More are not a conversation.
 const MESSAGES_MAX: usize = 16_384;
+/// OpenAI's roles of a message. Its older name of `tool` is `function`.
+const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
 
 /// What of a conversation is not in its messages.
 #[derive(Default)]
@@ -70,8 +72,7 @@ fn message(
         None => message.refusal.unwrap_or_default(),
     };
     Ok(Message {
-        // OpenAI's newer name; templates know the older one.
-        role: if message.role == "developer" { "system".into() } else { message.role },
+        role: role_of(&param, &message.role, &ROLES)?,
         content,
         reasoning: message.reasoning.or(message.reasoning_content),
         tool_calls,
@@ -100,6 +101,21 @@ fn past_call(call: PastCall, param: &str) -> Result<ToolCall, ApiError> {
         }
         (Some(other), _, _) => Err(ApiError::not_implemented(format!("{param}.type"), other)),
     }
+}
+
+/// The name that templates know for a role, which must be one of the API's.
+pub(crate) fn role_of(param: &str, role: &str, known: &[&str]) -> Result<String, ApiError> {
+    if !known.contains(&role) {
+        let param = format!("{param}.role");
+        let message = format!("{param}: {role:?}, it must be one of {}", known.join(", "));
+        return Err(ApiError::bad(param, message));
+    }
+    let name = match role {
+        "developer" => "system",
+        "function" => "tool",
+        name => name,
+    };
+    Ok(name.to_owned())
 }
 
 /// The text of all parts, a line each.
@@ -180,6 +196,7 @@ mod tests {
             ]},
             {"role": "tool", "tool_call_id": "1", "content": "2"},
             {"role": "assistant", "reasoning": "new", "reasoning_content": "old", "refusal": "no"},
+            {"role": "function", "name": "f", "content": "3"},
         ]))
         .unwrap();
         assert_eq!((messages[0].role.as_str(), messages[0].content.as_str()), ("system", "be"));
@@ -189,6 +206,7 @@ mod tests {
         assert_eq!(messages[3].tool_call_id.as_deref(), Some("1"));
         assert_eq!(messages[4].reasoning.as_deref(), Some("new"));
         assert_eq!(messages[4].content, "no");
+        assert_eq!(messages[5].role, "tool");
     }
 
     #[test]
@@ -227,6 +245,11 @@ mod tests {
         let empty = json!([{"role": "user", "content": [{"type": "text"}]}]);
         assert_eq!(of(&empty).unwrap_err().param.unwrap(), "messages[0].content[0].text");
         assert_eq!(of(&json!([])).unwrap_err().param.unwrap(), "messages");
+        for role in ["alien", "", "User", "system\nuser"] {
+            let error = of(&json!([{"role": role, "content": "a"}])).unwrap_err();
+            assert_eq!(error.param.as_deref(), Some("messages[0].role"), "{role:?}");
+            assert!(error.message.contains("system, developer, user"), "{}", error.message);
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use kilotok_text::{Message, ToolCall};
 use serde_json::{Value, json};
 
-use super::conversation::{lines, said, text_of, unread};
+use super::conversation::{lines, role_of, said, text_of, unread};
 use super::tools::{Names, past_arguments};
 use crate::error::ApiError;
 use crate::left_out::{LeftOut, What};
@@ -13,6 +13,9 @@ use crate::wire::responses::{InputItem, ResponsesTool};
 
 /// How `encrypted_content` begins where it is reasoning of this server, in the clear.
 const OWN_REASONING: &str = "reasoning_text:";
+
+/// Roles of a message; calls and their results are items of their own.
+const ROLES: [&str; 4] = ["user", "assistant", "system", "developer"];
 
 /// What an item of reasoning holds for clients that send back this field only.
 pub(crate) fn encrypted_content(reasoning: &str) -> String {
@@ -162,8 +165,8 @@ impl History {
                 self.assistant().content.push_str(&content);
             }
             Some(role) => {
-                let role = if role == "developer" { "system" } else { role };
-                self.push(Message { role: role.into(), content, ..Message::default() });
+                let role = role_of(param, role, &ROLES)?;
+                self.push(Message { role, content, ..Message::default() });
             }
             None => {
                 let param = format!("{param}.role");
@@ -476,6 +479,8 @@ mod tests {
     #[test]
     fn what_is_no_item_is_refused_by_place() {
         let error = of(json!([{"id": "msg_1"}])).unwrap_err();
+        assert_eq!(error.param.as_deref(), Some("input[0].role"));
+        let error = of(json!([{"role": "tool", "content": "a"}])).unwrap_err();
         assert_eq!(error.param.as_deref(), Some("input[0].role"));
         let output = json!([{"type": "input_text"}]);
         let error = of(json!([{"type": "function_call_output", "output": output}])).unwrap_err();

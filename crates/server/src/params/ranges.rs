@@ -19,14 +19,23 @@ pub(crate) fn within<T: Copy + PartialOrd + Display>(
     }
 }
 
-/// A count that fits into 32 bits.
+/// A count that fits into 32 bits; `i64::MAX` sets no other limit.
 pub(crate) fn count(
     name: &str,
     value: Option<i64>,
     low: i64,
     high: i64,
 ) -> Result<Option<u32>, ApiError> {
-    Ok(within(name, value, low, high.min(i64::from(u32::MAX)))?.map(|value| value as u32))
+    match value {
+        // What is too small hears nothing of 32 bits.
+        Some(value) if value < low && high == i64::MAX => {
+            Err(outside(name, &value, &format!("at least {low}")))
+        }
+        value => {
+            let high = high.min(i64::from(u32::MAX));
+            Ok(within(name, value, low, high)?.map(|value| value as u32))
+        }
+    }
 }
 
 pub(crate) fn outside(name: &str, value: &impl Display, range: &str) -> ApiError {

@@ -53,6 +53,11 @@ const INTERVAL_MAX: i64 = 1024;
 const SALT_CHARS_MAX: usize = 128;
 
 pub(crate) fn choose(asked: &Sampled, service: &Service) -> Result<Chosen, ApiError> {
+    if asked.stream_options.is_some() && asked.stream != Some(true) {
+        let message =
+            "stream_options: only a stream has them; set stream to true, or leave them out";
+        return Err(ApiError::bad("stream_options", message));
+    }
     let vocab = service.gate.caps().vocab_size;
     let n_max = service.config.n_max.min(service.gate.room());
     let n = count("n", asked.n, 1, i64::from(n_max))?.unwrap_or(1);
@@ -73,8 +78,10 @@ pub(crate) fn choose(asked: &Sampled, service: &Service) -> Result<Chosen, ApiEr
     submission.priority = priority(asked.priority, service.config.allow_priority)?;
     submission.cache_salt = salt(asked.cache_salt.clone())?;
     submission.drafts = asked.drafts.unwrap_or(true);
+    let stop = asked.stop.as_ref().map_or(&[][..], |stop| &stop.0);
+    check_stops("stop", stop, service.config.stop_max)?;
     let reply = ReplyOptions {
-        stop: stops(asked, service.config.stop_max)?,
+        stop: stop.to_vec(),
         include_stop: asked.include_stop_str_in_output.unwrap_or_default(),
         min_tokens: submission.setup.sampling.min_tokens,
         skip_special: asked.skip_special_tokens.unwrap_or(true),
@@ -114,7 +121,14 @@ fn sampling(asked: &Sampled, text: &Text, token_max: u32) -> Result<Sampling, Ap
         return Err(outside("top_p", &0, "above 0 and at most 1"));
     }
     let top_k = within("top_k", asked.top_k, -1, i64::from(i32::MAX))?;
-    let min_tokens = count("min_tokens", asked.min_tokens, 0, i64::from(token_max))?;
+    let min_tokens = count("min_tokens", asked.min_tokens, 0, i64::MAX)?.unwrap_or_default();
+    if min_tokens > token_max {
+        let message = format!(
+            "min_tokens: {min_tokens} is more than the reply may have, which is {token_max}; raise \
+             max_tokens"
+        );
+        return Err(ApiError::bad("min_tokens", message));
+    }
     Ok(Sampling {
         seed: asked.seed.map_or_else(random_seed, |seed| seed as u64),
         temperature: pick("temperature", asked.temperature, 0.0, 2.0, defaults.temperature, 1.0)?,
@@ -132,7 +146,7 @@ fn sampling(asked: &Sampled, text: &Text, token_max: u32) -> Result<Sampling, Ap
         presence_penalty: penalty("presence_penalty", asked.presence_penalty)?,
         frequency_penalty: penalty("frequency_penalty", asked.frequency_penalty)?,
         top_k: top_k.map_or(defaults.top_k.unwrap_or(0), |top_k| top_k.max(0) as u32),
-        min_tokens: min_tokens.unwrap_or_default(),
+        min_tokens,
     })
 }
 
@@ -175,7 +189,8 @@ fn biases(asked: &Sampled, vocab: u32) -> Result<Vec<(TokenId, f32)>, ApiError> 
     let wanted = asked.logit_bias.as_ref().unwrap_or(&none);
     let mut biases = Vec::with_capacity(wanted.len());
     if wanted.len() > TOKENS_MAX {
-        let message = format!("logit_bias: more than {TOKENS_MAX} tokens");
+        let message =
+            format!("logit_bias: {} tokens, at most {TOKENS_MAX} are possible", wanted.len());
         return Err(ApiError::bad("logit_bias", message));
     }
     for (key, bias) in wanted {
@@ -190,7 +205,7 @@ fn biases(asked: &Sampled, vocab: u32) -> Result<Vec<(TokenId, f32)>, ApiError> 
     let allowed = tokens("allowed_token_ids", allowed, vocab)?;
     let allowed: BTreeSet<_> = allowed.into_iter().collect();
     if allowed.is_empty() {
-        let message = "allowed_token_ids: nothing is left to choose from";
+        let message = "allowed_token_ids: the list is empty, so that no token may be chosen";
         return Err(ApiError::bad("allowed_token_ids", message));
     }
     biases.retain(|(token, _)| allowed.contains(token));
@@ -212,7 +227,7 @@ fn bad_words(words: &[String], text: &Text) -> Result<Vec<Vec<TokenId>>, ApiErro
     for (index, word) in words.iter().enumerate() {
         let name = format!("bad_words[{index}]");
         if word.is_empty() || word.len() > WORD_BYTES_MAX {
-            let message = format!("{name}: between 1 and {WORD_BYTES_MAX} bytes, please");
+            let message = format!("{name}: it must have 1 to {WORD_BYTES_MAX} bytes");
             return Err(ApiError::bad(name, message));
         }
         for form in [word.clone(), format!(" {}", word.trim_start())] {
@@ -230,17 +245,16 @@ fn bad_words(words: &[String], text: &Text) -> Result<Vec<Vec<TokenId>>, ApiErro
     Ok(banned.into_iter().collect())
 }
 
-fn stops(asked: &Sampled, stop_max: usize) -> Result<Vec<String>, ApiError> {
-    let stops = asked.stop.as_ref().map_or(&[][..], |stop| &stop.0);
-    at_most("stop", stops, stop_max)?;
-    let fits = |stop: &&String| stop.len() <= STOP_BYTES_MAX;
-    if let Some(index) = stops.iter().position(|stop| !fits(&stop)) {
-        let name = format!("stop[{index}]");
-        let message = format!("{name}: longer than {STOP_BYTES_MAX} bytes");
+/// Texts that end a reply. An empty one would end every reply before it began.
+pub(crate) fn check_stops(name: &str, stops: &[String], stop_max: usize) -> Result<(), ApiError> {
+    at_most(name, stops, stop_max)?;
+    let fits = |stop: &String| (1..=STOP_BYTES_MAX).contains(&stop.len());
+    if let Some(index) = stops.iter().position(|stop| !fits(stop)) {
+        let name = format!("{name}[{index}]");
+        let message = format!("{name}: it must have 1 to {STOP_BYTES_MAX} bytes");
         return Err(ApiError::bad(name, message));
     }
-    // An empty string is how some clients say that there is none.
-    Ok(stops.iter().filter(|stop| !stop.is_empty()).cloned().collect())
+    Ok(())
 }
 
 /// As vLLM has it: without scheduling by priority, one that is not 0 is an error.
@@ -257,7 +271,7 @@ fn priority(asked: Option<i64>, allowed: bool) -> Result<i32, ApiError> {
 pub(crate) fn salt(salt: Option<String>) -> Result<String, ApiError> {
     match salt {
         Some(salt) if salt.is_empty() || salt.chars().count() > SALT_CHARS_MAX => {
-            let message = format!("cache_salt: between 1 and {SALT_CHARS_MAX} characters, please");
+            let message = format!("cache_salt: it must have 1 to {SALT_CHARS_MAX} characters");
             Err(ApiError::bad("cache_salt", message))
         }
         salt => Ok(salt.unwrap_or_default()),
@@ -310,18 +324,18 @@ mod tests {
 
     #[test]
     fn stops_are_bounded() {
-        let asked = |stop: Vec<&str>| Sampled {
-            stop: Some(crate::wire::content::OneOrMany(
-                stop.into_iter().map(str::to_owned).collect(),
-            )),
-            ..Sampled::default()
-        };
-        assert_eq!(stops(&asked(vec!["a", "", "b"]), 4).unwrap(), ["a", "b"]);
-        let error = stops(&asked(vec!["a"; 5]), 4).unwrap_err();
-        assert_eq!(error.param.as_deref(), Some("stop"));
-        assert!(error.message.contains("at most 4"), "{}", error.message);
         let long = "x".repeat(2000);
-        assert_eq!(stops(&asked(vec!["a", &long]), 4).unwrap_err().param.unwrap(), "stop[1]");
+        for (stops, fault) in [
+            (vec!["a"; 4], None),
+            (vec!["a"; 5], Some("stop")),
+            (vec![""], Some("stop[0]")),
+            (vec!["a", "", "b"], Some("stop[1]")),
+            (vec!["a", &long], Some("stop[1]")),
+        ] {
+            let stops: Vec<_> = stops.into_iter().map(str::to_owned).collect();
+            let param = check_stops("stop", &stops, 4).err().and_then(|error| error.param);
+            assert_eq!(param.as_deref(), fault, "{stops:?}");
+        }
     }
 
     #[test]

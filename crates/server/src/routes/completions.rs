@@ -22,8 +22,12 @@ use crate::trace::{ReplyId, RequestId};
 use crate::wire::body::Body;
 use crate::wire::chat::RenderedPrompt;
 use crate::wire::completions::{Completion, CompletionRequest, Prompts};
+use crate::wire::sampled::Sampled;
 
 const PARAM: &str = "prompt";
+/// Of a request that does not say, where the operator does not say either. It is what clients
+/// expect of this API: OpenAI and vLLM have it too.
+const TOKENS_DEFAULT: u32 = 16;
 
 /// Continues texts. They are raw: special tokens in them are recognised.
 #[utoipa::path(
@@ -45,7 +49,7 @@ pub(crate) async fn create(
     Body(mut request): Body<CompletionRequest>,
 ) -> Result<Response, ApiError> {
     let model = service.model(request.model.as_deref())?;
-    let mut sampled = request.sampled();
+    let mut sampled = sampled(&mut request, &service);
     let id = request_id.reply("cmpl-", sampled.request_id.as_deref())?;
     let (stream, options) = (sampled.stream, sampled.stream_options);
     let convert = move |service: &Service| {
@@ -94,7 +98,7 @@ pub(crate) async fn render(
     Body(mut request): Body<CompletionRequest>,
 ) -> Result<axum::Json<Vec<RenderedPrompt>>, ApiError> {
     let model = service.model(request.model.as_deref())?;
-    let sampled = request.sampled();
+    let sampled = sampled(&mut request, &service);
     let id = request_id.reply("cmpl-", sampled.request_id.as_deref())?;
     let chosen = service.work(request_id.work(), move |service| choose(&sampled, service)).await?;
     let prompts = prompts(request, &chosen, &service).await?;
@@ -105,6 +109,13 @@ pub(crate) async fn render(
         token_ids: tokens.to_vec(),
     });
     Ok(axum::Json(shown.collect()))
+}
+
+fn sampled(request: &mut CompletionRequest, service: &Service) -> Sampled {
+    let mut sampled = request.sampled();
+    let default = service.config.token_max_default.unwrap_or(TOKENS_DEFAULT);
+    sampled.max_tokens.get_or_insert(default.into());
+    sampled
 }
 
 async fn prompts(

@@ -14,8 +14,8 @@ use crate::dialects::Letterhead;
 use crate::dialects::messages::Messages;
 use crate::error::ApiError;
 use crate::params::parts::messages;
-use crate::params::ranges::{at_most, count};
-use crate::params::sampling::choose;
+use crate::params::ranges::count;
+use crate::params::sampling::{check_stops, choose};
 use crate::params::shape::{Shape, schema_of};
 use crate::params::talk::{Talk, variables};
 use crate::params::tools::messages_tools;
@@ -54,11 +54,8 @@ pub(crate) async fn create(
     let id = request_id.reply("msg_", None)?;
     check_tier(request.service_tier.as_deref())?;
     count("max_tokens", Some(request.max_tokens), 1, i64::MAX)?;
-    at_most(
-        "stop_sequences",
-        request.stop_sequences.as_deref().unwrap_or_default(),
-        service.config.stop_max,
-    )?;
+    let stops = request.stop_sequences.as_deref().unwrap_or_default();
+    check_stops("stop_sequences", stops, service.config.stop_max)?;
     let chosen = choose(
         &Sampled {
             temperature: request.temperature,

@@ -1,9 +1,11 @@
-//! All routes, and what goes around them: limits, CORS, keys, ids, metrics, and JSON for whatever
-//! is not there.
+//! All routes, and what goes around them: limits, CORS, keys, ids, metrics, and answers for what is
+//! not there.
 
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod control;
+mod cors;
+mod elsewhere;
 pub(crate) mod health;
 pub(crate) mod messages;
 pub(crate) mod metrics;
@@ -18,14 +20,10 @@ pub(crate) mod tokenize;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::Request;
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use tokio::runtime::Handle;
-use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
-use crate::error::ApiError;
 use crate::handlers::apart;
 use crate::service::Service;
 use crate::trace::surround;
@@ -33,7 +31,8 @@ use crate::trace::surround;
 /// All that the server answers. What takes more than to look something up runs on the threads of
 /// `handlers`.
 pub fn router(service: Arc<Service>, handlers: Handle) -> Router {
-    let cors = cors(&service.config.cors_origins);
+    let origins = &service.config.cors_origins;
+    let (cors, origins) = (cors::layer(origins), cors::Origins::new(origins));
     let apart = from_fn_with_state((handlers, service.cut_off()), apart);
     let looked_up = Router::new()
         .route("/health", get(health::health))
@@ -65,42 +64,10 @@ pub fn router(service: Arc<Service>, handlers: Handle) -> Router {
         .route("/openapi.json", get(openapi::document))
         .route_layer(apart)
         .merge(looked_up)
-        .fallback(not_found)
-        .method_not_allowed_fallback(not_allowed)
+        .fallback(elsewhere::not_found)
+        .method_not_allowed_fallback(elsewhere::not_allowed)
         .layer(from_fn_with_state(Arc::clone(&service), surround))
         .layer(cors)
+        .layer(from_fn_with_state(origins, cors::refuse))
         .with_state(service)
-}
-
-async fn not_found(request: Request) -> ApiError {
-    let path = request.uri().path();
-    let message = format!("there is no {path} here; /openapi.json lists what there is");
-    ApiError::new(StatusCode::NOT_FOUND, message).with_code("unknown_url")
-}
-
-async fn not_allowed(request: Request) -> ApiError {
-    let (method, path) = (request.method(), request.uri().path());
-    let message = format!("{path} does not take {method}; the header `allow` says what it takes");
-    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message).with_code("method_not_allowed")
-}
-
-/// What pages of other sites may do. Without origins the browser keeps them out.
-fn cors(origins: &[String]) -> CorsLayer {
-    let layer = CorsLayer::new();
-    if origins.is_empty() {
-        return layer;
-    }
-    let allowed = if origins.iter().any(|origin| origin == "*") {
-        AllowOrigin::from(Any)
-    } else {
-        let origins = origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok());
-        AllowOrigin::list(origins)
-    };
-    let told = [HeaderName::from_static("x-request-id"), header::RETRY_AFTER];
-    layer
-        .allow_origin(allowed)
-        .allow_methods([Method::GET, Method::POST])
-        // `*` would leave out `authorization`, and with it the key.
-        .allow_headers(AllowHeaders::mirror_request())
-        .expose_headers(told)
 }

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use axum::http::header;
+use axum::http::{Method, header};
 use axum::response::IntoResponse;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
@@ -64,6 +64,20 @@ impl Modify for Keys {
 
 static DOCUMENT: LazyLock<String> =
     LazyLock::new(|| Document::openapi().to_json().unwrap_or_default());
+
+/// Paths and the methods that they take, as the document has them.
+static OPERATIONS: LazyLock<Vec<(String, Vec<Method>)>> = LazyLock::new(|| {
+    let paths = Document::openapi().paths.paths.into_iter();
+    let methods = paths.map(|(path, item)| {
+        let methods = [(Method::GET, item.get.is_some()), (Method::POST, item.post.is_some())];
+        (path, methods.into_iter().filter(|(_, taken)| *taken).map(|(method, _)| method).collect())
+    });
+    methods.collect()
+});
+
+pub(super) fn operations() -> &'static [(String, Vec<Method>)] {
+    &OPERATIONS
+}
 
 pub(crate) async fn document() -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "application/json")], DOCUMENT.as_str())

@@ -1,13 +1,18 @@
 //! The chat page: one file, compiled in. Its scripts and styles are inline and allowed by their
 //! hashes, so that nothing else can run in it.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
+use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use ring::digest::{SHA256, digest};
 
+use crate::service::Service;
+
 const PAGE: &str = include_str!("../page/index.html");
+/// Where the page finds what its model can be asked, as a list in JSON.
+const EXAMPLES: &str = r#"<script type="application/json" id="examples">[]"#;
 
 /// What the page may do: run its own scripts, and call its own server.
 static POLICY: LazyLock<String> = LazyLock::new(|| {
@@ -19,8 +24,9 @@ static POLICY: LazyLock<String> = LazyLock::new(|| {
 });
 
 /// The page.
-pub(crate) async fn page() -> Response {
-    let mut response = axum::response::Html(PAGE).into_response();
+pub(crate) async fn page(State(service): State<Arc<Service>>) -> Response {
+    let mut response =
+        axum::response::Html(with_examples(&service.config.examples)).into_response();
     let headers = response.headers_mut();
     if let Ok(policy) = HeaderValue::from_str(&POLICY) {
         headers.insert(header::CONTENT_SECURITY_POLICY, policy);
@@ -34,6 +40,14 @@ pub(crate) async fn page() -> Response {
 /// Browsers ask for it; the page brings its own.
 pub(crate) async fn no_icon() -> StatusCode {
     StatusCode::NO_CONTENT
+}
+
+/// The page for a model that can be asked these things.
+fn with_examples(examples: &[String]) -> String {
+    let list = serde_json::json!(examples).to_string();
+    // No text ends the element that it is in.
+    let list = list.replace('<', "\\u003c");
+    PAGE.replacen(EXAMPLES, &EXAMPLES.replace("[]", &list), 1)
 }
 
 /// The hash of what each of these elements holds, as a policy lists them.
@@ -89,6 +103,15 @@ mod tests {
         assert_eq!(hashes(page, "style"), hash("a"));
         assert_eq!(hashes(page, "script"), hash("b"));
         assert_eq!(hashes("<p>", "script"), " 'none'");
+    }
+
+    #[test]
+    fn examples_are_data_and_nothing_else() {
+        assert_eq!(with_examples(&[]), PAGE);
+        let page = with_examples(&["</script><script>x".into(), "a \"b\"".into()]);
+        let list = r#"["\u003c/script>\u003cscript>x","a \"b\""]"#;
+        assert!(page.contains(&format!("id=\"examples\">{list}</script>")));
+        assert_eq!(hashes(&page, "style"), hashes(PAGE, "style"));
     }
 
     /// The policy would stop what is not in an element of its own.

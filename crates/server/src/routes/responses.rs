@@ -119,6 +119,8 @@ fn sampled(request: &ResponsesRequest) -> Result<Sampled, ApiError> {
         priority: request.priority,
         cache_salt: request.cache_salt.clone(),
         truncate_prompt_tokens,
+        stream: request.stream,
+        stream_options: request.stream_options,
         ..Sampled::default()
     })
 }

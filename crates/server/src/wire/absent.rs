@@ -8,11 +8,12 @@ use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
-/// A field that is not implemented. Holds nothing: whatever asks for something is refused.
+/// A field that is not implemented. It holds nothing: a value that asks for something is refused,
+/// and the error quotes the field's comment, which says what to send instead.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Absent;
 
-/// What the error of a refused field says; [`super::body`] looks for it.
+/// What the error of a refused field says; [`super::misfit`] looks for it.
 pub(crate) const NOT_IMPLEMENTED: &str = "is not implemented by this server";
 
 /// Whether a value is what a field is by default, however it is written.

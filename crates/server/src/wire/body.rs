@@ -10,9 +10,11 @@ use axum::http::{HeaderMap, StatusCode, header};
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_path_to_error::Track;
+use utoipa::ToSchema;
 
-use super::absent::NOT_IMPLEMENTED;
 use super::extent::Extent;
+use super::misfit::misfit;
+use super::unknown::nearest;
 use super::whole::Whole;
 use crate::budget::Hold;
 use crate::error::ApiError;
@@ -29,22 +31,13 @@ const DISCARDED_BYTES_MAX: usize = 256 << 20;
 /// As long as that takes on a slow line is not waited for.
 const DISCARD_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// How errors name what a value is, and what JSON calls it.
-const KINDS: [(&str, &str); 2] = [
-    ("invalid type: sequence,", "invalid type: array,"),
-    ("invalid type: map,", "invalid type: object,"),
-];
-
-/// How the error begins that says of a number such as 1e999 that no f64 is so large.
-const TOO_LARGE: &str = "number out of range";
-
 /// Names of unknown fields that are written to the log, of one request.
 const LOGGED_MAX: usize = 8;
 
 /// The JSON of a request.
 pub struct Body<T>(pub T);
 
-impl<T: DeserializeOwned + Send + 'static> FromRequest<Arc<Service>> for Body<T> {
+impl<T: DeserializeOwned + ToSchema + Send + 'static> FromRequest<Arc<Service>> for Body<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, service: &Arc<Service>) -> Result<Self, ApiError> {
@@ -83,6 +76,11 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<Arc<Service>> for Body<T>
             service.metrics.unknown_fields(unknown.count);
             let Unknown { names, count } = unknown;
             tracing::debug!(%path, ?names, count, "unknown fields were ignored");
+            for name in names {
+                if let Some(meant) = nearest::<T>(&name) {
+                    tracing::warn!(%path, name, "an unknown field was ignored; was {meant} meant?");
+                }
+            }
         }
         Ok(Self(value))
     }
@@ -121,7 +119,10 @@ async fn discard(mut body: BodyDataStream) {
 }
 
 /// What was sent, if it is of an extent that the request may have.
-fn build<T: DeserializeOwned>(bytes: &[u8], hold: &Hold) -> Result<(T, Unknown), ApiError> {
+fn build<T: DeserializeOwned + ToSchema>(
+    bytes: &[u8],
+    hold: &Hold,
+) -> Result<(T, Unknown), ApiError> {
     let extent = Extent::of(bytes);
     extent.check()?;
     hold.set(extent.memory())?;
@@ -168,7 +169,7 @@ pub(crate) struct Unknown {
 }
 
 /// The value, and the fields that it does not have.
-pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, Unknown), ApiError> {
+fn parse<T: DeserializeOwned + ToSchema>(bytes: &[u8]) -> Result<(T, Unknown), ApiError> {
     if bytes.trim_ascii_start().first().is_some_and(|first| *first != b'{') {
         let message = "the body must be a JSON object";
         return Err(ApiError::new(StatusCode::BAD_REQUEST, message).with_code("invalid_json"));
@@ -186,55 +187,25 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, Unknown), A
     let value = T::deserialize(serde_ignored::Deserializer::new(tracked, &mut note));
     let value = match value {
         Ok(value) => value,
-        Err(error) => return Err(misfit(&error, &track.path().to_string())),
+        Err(error) => return Err(misfit::<T>(&error, &track.path().to_string())),
     };
-    json.end().map_err(|error| misfit(&error, "."))?;
+    json.end().map_err(|error| misfit::<T>(&error, "."))?;
     Ok((value, unknown))
-}
-
-fn misfit(error: &serde_json::Error, path: &str) -> ApiError {
-    let mut text = error.to_string();
-    for (kind, json) in KINDS {
-        if let Some(rest) = text.strip_prefix(kind) {
-            text = format!("{json}{rest}");
-        }
-    }
-    // It is JSON, but no reader that calculates in f64 has it.
-    if text.starts_with(TOO_LARGE) {
-        let text = format!("{path}: a number is too large to be read: {text}");
-        return ApiError::bad(path, text).with_code("invalid_json");
-    }
-    if !error.is_data() {
-        return ApiError::new(StatusCode::BAD_REQUEST, format!("the body is not JSON: {text}"))
-            .with_code("invalid_json");
-    }
-    let missing = text.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
-    let param = match (path, missing) {
-        (".", None) => {
-            let text = format!("the body must be a JSON object of this request: {text}");
-            return ApiError::new(StatusCode::BAD_REQUEST, text);
-        }
-        (".", Some(field)) => field.to_owned(),
-        (path, None) => path.to_owned(),
-        (path, Some(field)) => format!("{path}.{field}"),
-    };
-    let error = ApiError::bad(&param, format!("{param}: {text}"));
-    if text.contains(NOT_IMPLEMENTED) { error.with_code("unsupported_parameter") } else { error }
 }
 
 #[cfg(test)]
 mod tests {
     use serde::Deserialize;
 
-    use super::super::absent::Absent;
+    use super::super::absent::{Absent, NOT_IMPLEMENTED};
     use super::*;
 
-    #[derive(Debug, Deserialize)]
+    #[derive(Debug, Deserialize, ToSchema)]
     struct Inner {
         depth: i64,
     }
 
-    #[derive(Debug, Deserialize)]
+    #[derive(Debug, Deserialize, ToSchema)]
     struct Outer {
         list: Vec<Inner>,
         #[serde(default)]
@@ -252,12 +223,17 @@ mod tests {
     fn errors_name_the_place() {
         let (param, message) = error(r#"{"list": [{"depth": 1}, {"depth": "x"}]}"#);
         assert_eq!(param.as_deref(), Some("list[1].depth"));
-        assert!(message.contains("expected an integer from -9223372036854775808"), "{message}");
-        assert!(message.contains("at line 1 column 37"), "{message}");
+        assert_eq!(message, "list[1].depth: invalid type: string \"x\", expected an integer");
         assert_eq!(error(r#"{"list": [{}]}"#).0.as_deref(), Some("list[0].depth"));
         assert_eq!(error("{}").0.as_deref(), Some("list"));
+        let (param, message) = error(r#"{"list": [], "list": []}"#);
+        assert_eq!(param.as_deref(), Some("list"));
+        assert_eq!(message, "list: duplicate field `list`");
         let (param, message) = error("{\"list\": [\n1,}");
         assert_eq!(param.as_deref(), Some("list[0]"));
+        assert_eq!(message, "list[0]: invalid type: integer `1`, expected an object");
+        let (param, message) = error("{\"list\": [\noops");
+        assert_eq!(param, None);
         assert!(message.contains("line 2"), "{message}");
         assert_eq!(error("{} x").0.as_deref(), Some("list"));
         assert!(error(r#"{"list": []} x"#).1.contains("trailing characters"));
@@ -266,7 +242,7 @@ mod tests {
 
     #[test]
     fn errors_speak_of_json() {
-        #[derive(Debug, Deserialize)]
+        #[derive(Debug, Deserialize, ToSchema)]
         #[expect(dead_code, reason = "it is read by reading")]
         struct Fields {
             count: Option<u32>,

@@ -19,9 +19,13 @@ sampled! {
         pub model: Option<String>,
         #[schema(min_items = 1)]
         pub messages: Vec<ChatMessage>,
-        /// The reply ends after so many tokens, reasoning included.
+        /// The reply ends after so many tokens, reasoning included. Default: what there is room
+        /// for.
         #[schema(minimum = 1)]
         pub max_completion_tokens: Option<i64>,
+        /// The older name of `max_completion_tokens`.
+        #[schema(minimum = 1)]
+        pub max_tokens: Option<i64>,
         /// Log-probabilities of the reply's tokens.
         pub logprobs: Option<bool>,
         /// Alternatives beside each token.
@@ -72,22 +76,31 @@ sampled! {
         pub service_tier: Option<String>,
         pub verbosity: Option<String>,
         pub session_id: Option<String>,
+        /// Send `tools`.
         #[serde(default)]
         pub functions: Absent,
+        /// Send `tool_choice`.
         #[serde(default)]
         pub function_call: Absent,
+        /// Send a search as one of `tools`.
         #[serde(default)]
         pub web_search_options: Absent,
         #[serde(default)]
         pub moderation: Absent,
+        /// The model's own template is used; send its variables as `chat_template_kwargs`.
         #[serde(default)]
         pub chat_template: Absent,
+        /// Send their text in `messages`.
         #[serde(default)]
         pub documents: Absent,
+        /// Send `max_completion_tokens`, which bounds reasoning and answer together.
         #[serde(default)]
         pub thinking_token_budget: Absent,
         #[serde(default)]
         pub mm_processor_kwargs: Absent,
+        /// The name in the Responses API. Send `max_completion_tokens`.
+        #[serde(default)]
+        pub max_output_tokens: Absent,
     }
 }
 
@@ -105,6 +118,7 @@ pub struct ChatMessage {
     /// The same, in the words of other servers.
     pub reasoning_content: Option<String>,
     pub refusal: Option<String>,
+    /// Send `tool_calls`.
     #[serde(default)]
     pub function_call: Absent,
     #[serde(default)]

@@ -24,6 +24,10 @@ sampled! {
         pub model: Option<String>,
         #[schema(inline)]
         pub prompt: Prompts,
+        /// The reply ends after so many tokens. Default: 16, as OpenAI and vLLM have it, unless the
+        /// server was started with another number for requests that do not say.
+        #[schema(minimum = 0)]
+        pub max_tokens: Option<i64>,
         /// The prompt comes before the reply's text, and its log-probabilities with it.
         pub echo: Option<bool>,
         /// Log-probabilities of the tokens, with so many alternatives.
@@ -33,8 +37,15 @@ sampled! {
         pub add_special_tokens: Option<bool>,
         #[serde(default)]
         pub suffix: Absent,
+        /// Send `prompt`, which takes tokens too.
         #[serde(default)]
         pub prompt_embeds: Absent,
+        /// The name in the chat API. Send `max_tokens`.
+        #[serde(default)]
+        pub max_completion_tokens: Absent,
+        /// The name in the chat API. Send the number as `logprobs`.
+        #[serde(default)]
+        pub top_logprobs: Absent,
     }
 }
 

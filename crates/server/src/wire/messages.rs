@@ -49,10 +49,17 @@ pub struct MessagesRequest {
     /// Has no effect: nothing is edited.
     #[schema(value_type = Option<Object>)]
     pub context_management: Option<Value>,
+    /// Send `tools`.
     #[serde(default)]
     pub mcp_servers: Absent,
     #[serde(default)]
     pub container: Absent,
+    /// The name in OpenAI's API. Send `stop_sequences`.
+    #[serde(default)]
+    pub stop: Absent,
+    /// The name in OpenAI's API. Send `output_config.format`.
+    #[serde(default)]
+    pub response_format: Absent,
 }
 
 #[derive(Debug, Deserialize, ToSchema)]

@@ -80,6 +80,18 @@ pub struct ResponsesRequest {
     pub prompt: Option<Value>,
     #[serde(default)]
     pub context_management: Absent,
+    /// The name in the chat API. Send `max_output_tokens`.
+    #[serde(default)]
+    pub max_tokens: Absent,
+    /// The name in the chat API. Send `max_output_tokens`.
+    #[serde(default)]
+    pub max_completion_tokens: Absent,
+    /// The name in the chat API. Send `text.format`.
+    #[serde(default)]
+    pub response_format: Absent,
+    /// The name in the chat API. Send `reasoning.effort`.
+    #[serde(default)]
+    pub reasoning_effort: Absent,
 }
 
 /// A text, or items.

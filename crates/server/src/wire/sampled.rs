@@ -1,6 +1,6 @@
 //! The fields that chat and plain completions share: how tokens are chosen, what a reply must be,
 //! when it ends, and what is told of it. A macro, because a nested struct would cost every error
-//! its place.
+//! its place. `max_tokens` differs between the two, and is a field of each.
 
 use std::collections::BTreeMap;
 
@@ -108,9 +108,6 @@ macro_rules! sampled {
             pub bad_words: Option<Vec<String>>,
             /// No other tokens are chosen.
             pub allowed_token_ids: Option<Vec<i64>>,
-            /// The reply ends after so many tokens. Default: what there is room for.
-            #[schema(minimum = 0)]
-            pub max_tokens: Option<i64>,
             /// The reply does not end before so many tokens.
             #[schema(minimum = 0)]
             pub min_tokens: Option<i64>,
@@ -162,18 +159,24 @@ macro_rules! sampled {
             pub drafts: Option<bool>,
             /// OpenAI's name for who asks; not used.
             pub user: Option<String>,
+            /// Send `n` for several replies.
             #[serde(default)]
             pub best_of: crate::wire::absent::One,
+            /// Send `temperature` 0 for the likeliest tokens, or `n` for several replies.
             #[serde(default)]
             pub use_beam_search: crate::wire::absent::Absent,
+            /// Send `logprobs` for the likeliest tokens.
             #[serde(default)]
             pub logprob_token_ids: crate::wire::absent::Absent,
             #[serde(default)]
             pub repetition_detection: crate::wire::absent::Absent,
+            /// Send `logit_bias`, `bad_words` or `allowed_token_ids`.
             #[serde(default)]
             pub logits_processors: crate::wire::absent::Absent,
+            /// Send `logit_bias`, `bad_words` or `allowed_token_ids`.
             #[serde(default)]
             pub custom_logit_processor: crate::wire::absent::Absent,
+            /// Send `stop`, which takes texts.
             #[serde(default)]
             pub stop_regex: crate::wire::absent::Absent,
             #[serde(default)]
@@ -182,18 +185,25 @@ macro_rules! sampled {
             pub lora_path: crate::wire::absent::Absent,
             #[serde(default)]
             pub return_hidden_states: crate::wire::absent::Absent,
+            /// Send `temperature`, `top_p` or `min_p`.
             #[serde(default)]
             pub mirostat: crate::wire::absent::Absent,
+            /// Send `temperature`, `top_p` or `min_p`.
             #[serde(default)]
             pub xtc_probability: crate::wire::absent::Absent,
+            /// Send `repetition_penalty`, `presence_penalty` or `frequency_penalty`.
             #[serde(default)]
             pub dry_multiplier: crate::wire::absent::Absent,
+            /// Send `structured_outputs.json`, or `response_format`.
             #[serde(default)]
             pub guided_json: crate::wire::absent::Absent,
+            /// Send `structured_outputs.regex`.
             #[serde(default)]
             pub guided_regex: crate::wire::absent::Absent,
+            /// Send `structured_outputs.choice`.
             #[serde(default)]
             pub guided_choice: crate::wire::absent::Absent,
+            /// Send `structured_outputs.grammar`.
             #[serde(default)]
             pub guided_grammar: crate::wire::absent::Absent,
         }

@@ -149,6 +149,10 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Integer<V> {
     type Value = V::Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // What an i64 can hold says nothing of what a field may be.
+        if self.least == i64::MIN {
+            return f.write_str("an integer");
+        }
         write!(f, "an integer from {} to {}", self.least, self.most)
     }
 

@@ -1,0 +1,88 @@
+//! What web pages of other sites may do: nothing, unless the operator names their origins. A
+//! browser tells the developer of a refused page little, so the answer and the log say why.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
+
+use crate::error::ApiError;
+
+/// Refused origins that the log names, each once: a page can ask from as many as it likes.
+const LOGGED_MAX: usize = 16;
+/// Longer ones are no origins of pages.
+const ORIGIN_CHARS_MAX: usize = 256;
+
+/// Lets pages of these origins read answers.
+pub(super) fn layer(origins: &[String]) -> CorsLayer {
+    let layer = CorsLayer::new();
+    if origins.is_empty() {
+        return layer;
+    }
+    let allowed = if origins.iter().any(|origin| origin == "*") {
+        AllowOrigin::from(Any)
+    } else {
+        let origins = origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok());
+        AllowOrigin::list(origins)
+    };
+    let told = [HeaderName::from_static("x-request-id"), header::RETRY_AFTER];
+    layer
+        .allow_origin(allowed)
+        .allow_methods([Method::GET, Method::POST])
+        // `*` would leave out `authorization`, and with it the key.
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers(told)
+}
+
+/// The origins that may call the API, and those that tried.
+pub(super) struct Origins {
+    allowed: Vec<String>,
+    refused: Mutex<BTreeSet<String>>,
+}
+
+impl Origins {
+    pub(super) fn new(allowed: &[String]) -> Arc<Self> {
+        Arc::new(Self { allowed: allowed.to_vec(), refused: Mutex::default() })
+    }
+
+    /// Whether the log has not named it yet, and may.
+    fn is_news(&self, origin: &str) -> bool {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.len() < LOGGED_MAX && refused.insert(origin.to_owned())
+    }
+}
+
+/// Answers the question that a browser asks before a page's request, if the answer is no.
+pub(super) async fn refuse(
+    State(origins): State<Arc<Origins>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let Some(origin) = preflight(&request) else { return next.run(request).await };
+    if origins.allowed.iter().any(|allowed| allowed == "*" || *allowed == origin) {
+        return next.run(request).await;
+    }
+    // Pages that are files have no origin that could be named.
+    let flag = format!("--cors-origin {}", if origin == "null" { "'*'" } else { &origin });
+    if origins.is_news(&origin) {
+        tracing::warn!(origin, "a web page of another site was refused; `{flag}` lets it in");
+    }
+    let message = format!(
+        "web pages of {origin} may not call this server: pages of other sites are refused unless \
+         it is started with `{flag}`"
+    );
+    ApiError::new(StatusCode::FORBIDDEN, message).with_code("origin_not_allowed").into_response()
+}
+
+/// The origin of a page, if the request asks what the page may do.
+fn preflight(request: &Request) -> Option<String> {
+    let headers = request.headers();
+    let asks = request.method() == Method::OPTIONS
+        && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    let origin = headers.get(header::ORIGIN).filter(|_| asks)?;
+    Some(String::from_utf8_lossy(origin.as_bytes()).chars().take(ORIGIN_CHARS_MAX).collect())
+}
