@@ -216,18 +216,20 @@ fn only_allowed_tools_are_called_and_all_are_shown() {
     let mut all = auto.clone();
     all.as_object_mut().unwrap().remove("tool_choice");
     assert_eq!(prompt(&auto), prompt(&all));
-    for name in ["add", "sub"] {
-        let required = chat(&call(name), "required", &["sub"]);
-        let answer = server.post(CHAT, &required).good();
-        assert_eq!(answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"], "sub");
+    let calls = [("add", "auto"), ("sub", "auto"), ("add", "required"), ("sub", "required")];
+    for (name, mode) in calls {
+        let answer = server.post(CHAT, &chat(&call(name), mode, &["sub"])).good();
+        let calls = &answer["choices"][0]["message"]["tool_calls"];
+        assert_eq!(calls[0]["function"]["name"], "sub", "{name} {mode}");
         let flat = |name: &str| json!({"type": "function", "name": name});
         let request = json!({
             "input": call(name), "temperature": 0, "max_output_tokens": 99,
             "tools": [flat("add"), flat("sub"), {"type": "web_search"}],
-            "tool_choice": {"type": "allowed_tools", "mode": "required",
+            "tool_choice": {"type": "allowed_tools", "mode": mode,
                             "tools": [flat("sub"), {"type": "web_search"}]},
         });
-        assert_eq!(server.post(RESPONSES, &request).good()["output"][0]["name"], "sub");
+        let answer = server.post(RESPONSES, &request).good();
+        assert_eq!(answer["output"][0]["name"], "sub", "{name} {mode}");
     }
     let message = refused(&server, CHAT, &chat("say:hi", "auto", &["mul"]));
     assert!(message.contains("mul"), "{message}");

@@ -108,8 +108,8 @@ pub struct InputPart {
     pub content: Option<PartContent>,
     pub is_error: Option<bool>,
     /// Of a document: what it says; of a search's result: where it is from.
-    #[schema(value_type = Option<String>)]
-    pub source: Option<NameOr<DocumentSource>>,
+    #[schema(inline)]
+    pub source: Option<Source>,
     pub title: Option<String>,
     /// Of a document: more about it.
     pub context: Option<String>,
@@ -160,6 +160,9 @@ impl<'de> Deserialize<'de> for PartContent {
     }
 }
 
+/// Where a search's result is from, or what a document says.
+pub type Source = NameOr<DocumentSource>;
+
 /// What a document says.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct DocumentSource {
@@ -168,6 +171,8 @@ pub struct DocumentSource {
     pub kind: String,
     pub media_type: Option<String>,
     pub data: Option<String>,
+    /// A text, or parts of text.
+    #[schema(value_type = Option<String>)]
     pub content: Option<InputParts>,
 }
 
