@@ -251,3 +251,127 @@ fn forced_calls_that_are_cut_leak_nothing() {
         }
     }
 }
+
+/// Of a schema, with the shape's field.
+fn shaped(format: &Value) -> Value {
+    json!({"messages": [{"role": "user", "content": "say:hi"}], "temperature": 0, "max_tokens": 200,
+           "response_format": format, "chat_template_kwargs": {"enable_thinking": false}})
+}
+
+fn of_schema(schema: &Value) -> Value {
+    shaped(&json!({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}))
+}
+
+/// The model would write spaces for ever.
+#[test]
+fn no_reply_is_lost_to_white_space() {
+    let server = Server::new();
+    let bias = json!({"32": 90, "10": 90, "9": 90, "13": 90});
+    let mut request = of_schema(&json!({"type": "array", "items": {"type": "boolean"},
+                                        "minItems": 2, "maxItems": 2}));
+    request["logit_bias"] = bias.clone();
+    let answer = server.post(CHAT, &request).good();
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["finish_reason"], "stop", "{choice}");
+    let content = choice["message"]["content"].as_str().unwrap();
+    assert!(serde_json::from_str::<Vec<bool>>(content).is_ok(), "{content:?}");
+    let outputs = |more: Value| {
+        let mut request = shaped(&json!(null));
+        let mut outputs = json!({"json": {"type": "array", "items": {"type": "boolean"}}});
+        outputs.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        request["structured_outputs"] = outputs;
+        request["logit_bias"] = bias.clone();
+        server.post(CHAT, &request)
+    };
+    for more in [json!({"whitespace_pattern": ""}), json!({"disable_any_whitespace": true})] {
+        let content = outputs(more).good()["choices"][0]["message"]["content"].clone();
+        assert!(!content.as_str().unwrap().contains([' ', '\n', '\t', '\r']), "{content}");
+    }
+    assert_eq!(outputs(json!({"whitespace_pattern": "x"})).status, 400);
+}
+
+#[test]
+fn what_is_not_enforced_is_told() {
+    let server = Server::new();
+    for (schema, keyword) in [
+        (json!({"type": "string", "pattern": "^(?=a)a+$"}), "pattern"),
+        (json!({"type": "boolean", "not": {"const": true}}), "`not`"),
+        (
+            json!({"type": "array", "items": {"type": "null"}, "maxItems": 2,
+                "contains": {"type": "null"}}),
+            "`contains`",
+        ),
+        (
+            json!({"type": "array", "items": {"type": "null"}, "maxItems": 2,
+                "uniqueItems": true}),
+            "`uniqueItems`",
+        ),
+        (json!({"enum": [{}], "dependentRequired": {"a": ["b"]}}), "`dependentRequired`"),
+        (json!({"enum": [1], "if": {"const": 1}, "then": {"const": 2}}), "`if`"),
+    ] {
+        let mut request = of_schema(&schema);
+        let answer = server.post(CHAT, &request);
+        let header = answer.header("x-kilotok-warning").unwrap().to_owned();
+        assert!(header.contains(keyword), "{header}");
+        let answer = answer.good();
+        assert!(answer["warnings"][0].as_str().unwrap().contains(keyword), "{answer}");
+        request["stream"] = json!(true);
+        let events = server.post(CHAT, &request).events();
+        let told = events.iter().filter(|event| event["warnings"].is_array());
+        assert_eq!(told.count(), 1, "{events:?}");
+        request["response_format"]["json_schema"]["strict"] = json!(true);
+        assert_eq!(server.post(CHAT, &request).status, 400, "{schema}");
+    }
+    let metrics = server.get("/metrics");
+    assert!(!metrics.text().contains("kilotok:unenforced_keywords_total 0"));
+    let fine = server.post(CHAT, &of_schema(&json!({"type": "boolean"})));
+    assert!(fine.header("x-kilotok-warning").is_none());
+    assert!(fine.good().get("warnings").is_none());
+    // The same in the other APIs, of a tool that must be called.
+    for path in [RESPONSES, MESSAGES] {
+        let mut request = ask(path, "hi", false, &forced(path, 20));
+        let name = if path == RESPONSES { "parameters" } else { "input_schema" };
+        request["tools"][0][name]["not"] = json!({});
+        let answer = server.post(path, &request);
+        assert!(answer.header("x-kilotok-warning").is_some_and(|told| told.contains("`not`")));
+        assert!(answer.good()["warnings"][0].as_str().unwrap().contains("`not` at #/not"));
+    }
+}
+
+#[test]
+fn what_is_no_schema_is_refused_by_its_place() {
+    let server = Server::new();
+    for (schema, place) in [
+        (json!({"type": "nonsense"}), "#/type"),
+        (json!({"properties": {"a": {"type": ["string", "x"]}}}), "#/properties/a/type"),
+    ] {
+        let answer = server.post(CHAT, &of_schema(&schema));
+        assert_eq!(answer.status, 400);
+        assert!(answer.text().contains(place), "{}", answer.text());
+    }
+}
+
+#[test]
+fn other_servers_names_of_shapes_are_understood() {
+    let server = Server::new();
+    let reply = |fields: Value| {
+        let mut request = shaped(&json!(null));
+        request.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        server.post(CHAT, &request)
+    };
+    let said = |fields: Value| {
+        let answer = reply(fields).good();
+        answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
+    };
+    let yes_or_no = said(json!({"grammar": "root ::= \"yes\" | \"no\""}));
+    assert!(["yes", "no"].contains(&yes_or_no.as_str()), "{yes_or_no}");
+    for field in ["json_schema", "format"] {
+        let value: Value = serde_json::from_str(&said(json!({field: {"enum": [12]}}))).unwrap();
+        assert_eq!(value, json!(12));
+    }
+    for fields in [json!({"format": "xml"}), json!({"format": "json", "grammar": "root ::= \"a\""})]
+    {
+        assert_eq!(reply(fields).status, 400);
+    }
+    assert_eq!(reply(json!({"format": "", "grammar": "", "max_tokens": 2})).status, 200);
+}

@@ -18,6 +18,7 @@ use crate::params::Job;
 use crate::params::sampling::seed_of;
 use crate::service::Service;
 use crate::tally::Tally;
+use crate::unenforced;
 
 /// See the file's head.
 pub(crate) struct Chorus {
@@ -27,6 +28,8 @@ pub(crate) struct Chorus {
     turn: usize,
     /// Pieces that are known already.
     ready: VecDeque<(usize, Piece)>,
+    /// What the client asked for and does not get.
+    warnings: Vec<String>,
 }
 
 impl Chorus {
@@ -55,7 +58,14 @@ impl Chorus {
             .into_iter()
             .zip(counts)
             .map(|(ticket, count)| Some(Choice::new(ticket, job, count, &service.text)));
-        Ok(Self { choices: choices.collect(), turn: 0, ready: VecDeque::new() })
+        let warnings = grammar.as_ref().map_or(&[][..], Grammar::warnings);
+        let warnings = unenforced::told(warnings);
+        Ok(Self { choices: choices.collect(), turn: 0, ready: VecDeque::new(), warnings })
+    }
+
+    /// What the client asked for and does not get.
+    pub(crate) fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Replies without a token: the engine has nothing to do.
@@ -67,7 +77,7 @@ impl Chorus {
             ..Piece::default()
         };
         let ready = replies.map(silent).enumerate().collect();
-        Self { choices: Vec::new(), turn: 0, ready }
+        Self { choices: Vec::new(), turn: 0, ready, warnings: Vec::new() }
     }
 
     /// The next piece of any reply, and whose it is; None when all are over. An error ends all.
@@ -128,10 +138,7 @@ async fn grammar(service: &Arc<Service>, job: &Job) -> Result<Option<Grammar>, A
     };
     match tokio::task::spawn_blocking(compile).await {
         Ok(Ok(grammar)) => {
-            let (id, left_out) = (&job.id.shown, grammar.warnings());
-            if !left_out.is_empty() {
-                tracing::debug!(id, param, ?left_out, "not all of a schema is enforced");
-            }
+            service.unenforced.note(grammar.warnings(), &service.metrics);
             Ok(Some(grammar))
         }
         Ok(Err(error)) => Err(ApiError::from_grammar(&error, param)),

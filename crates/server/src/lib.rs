@@ -32,6 +32,7 @@ mod stopwatch;
 mod tally;
 mod tls;
 mod trace;
+mod unenforced;
 mod updates;
 pub mod wire;
 

@@ -16,6 +16,7 @@ use crate::error::ApiError;
 use crate::gate::{Gate, Health, Place};
 use crate::hosts::Hosts;
 use crate::metrics::Metrics;
+use crate::unenforced::Unenforced;
 
 /// How the server was set up.
 #[derive(Clone, Debug)]
@@ -109,6 +110,7 @@ pub struct Service {
     large_chores: Arc<Semaphore>,
     /// Grammars that are compiled, apart from chores: costly ones hold up no prompt.
     pub(crate) compiling: Arc<Semaphore>,
+    pub(crate) unenforced: Unenforced,
 }
 
 /// So many bytes are worked on in a few microseconds, faster than a thread is found for them.
@@ -164,6 +166,7 @@ impl Service {
             small_chores: Arc::new(Semaphore::new(CHORES_MAX)),
             large_chores: Arc::new(Semaphore::new(LARGE_CHORES_MAX)),
             compiling: Arc::new(Semaphore::new(CHORES_MAX)),
+            unenforced: Unenforced::default(),
             config,
         }
     }

@@ -17,6 +17,8 @@ use crate::error::ApiError;
 
 /// How an API tells a reply.
 pub(crate) trait Dialect: Send + 'static {
+    /// What the client asked for and does not get, before anything else.
+    fn warn(&mut self, warnings: &[String]);
     /// What came of one reply. The first piece is what the stream begins with.
     fn piece(&mut self, index: usize, piece: Piece, out: &mut Frames);
     /// The reply failed: nothing more will come but the end.

@@ -11,7 +11,7 @@ mod schema;
 mod speech;
 pub(crate) mod tags;
 mod text_input;
-mod value;
+pub(crate) mod value;
 mod xml_call;
 
 use std::sync::Arc;

@@ -155,6 +155,10 @@ fn chunk_choice(index: u32, delta: Delta<'_>) -> ChunkChoice<'_> {
 }
 
 impl Dialect for Chat {
+    fn warn(&mut self, warnings: &[String]) {
+        self.show.head.warnings = warnings.to_vec();
+    }
+
     fn piece(&mut self, index: usize, piece: Piece, out: &mut Frames) {
         let first = self.tallies[index].is_none();
         self.tallies[index] = Some(piece.tally.clone());
@@ -199,6 +203,7 @@ impl Dialect for Chat {
             prompt_logprobs,
             prompt_token_ids: self.prompt_token_ids(),
             metrics: self.show.metrics(&tallies),
+            warnings: &head.warnings,
         };
         axum::Json(completion).into_response()
     }

@@ -235,6 +235,10 @@ fn end_of(logprobs: &TextLogprobs) -> u32 {
 }
 
 impl Dialect for Completions {
+    fn warn(&mut self, warnings: &[String]) {
+        self.show.head.warnings = warnings.to_vec();
+    }
+
     fn piece(&mut self, index: usize, piece: Piece, out: &mut Frames) {
         for (choice, piece) in take(&mut self.idle) {
             self.tell(choice, piece, out);
@@ -266,6 +270,7 @@ impl Dialect for Completions {
             system_fingerprint: &head.service.fingerprint,
             usage: self.show.total(&tallies),
             metrics: self.show.metrics(&tallies),
+            warnings: &self.show.head.warnings,
         };
         axum::Json(completion).into_response()
     }

@@ -61,6 +61,7 @@ impl Messages {
             stop_sequence: None,
             usage: usage(&self.tally),
             metrics: None,
+            warnings: self.head.warnings.clone(),
         }
     }
 
@@ -244,6 +245,10 @@ pub(crate) fn translate(response: Response, request_id: &str) -> Response {
 }
 
 impl Dialect for Messages {
+    fn warn(&mut self, warnings: &[String]) {
+        self.head.warnings = warnings.to_vec();
+    }
+
     fn piece(&mut self, _index: usize, piece: Piece, out: &mut Frames) {
         self.tally = piece.tally;
         self.begin(out);

@@ -21,11 +21,14 @@ pub(crate) struct Letterhead {
     pub(crate) model: String,
     pub(crate) created: u64,
     pub(crate) service: Arc<Service>,
+    /// What the client asked for and does not get.
+    pub(crate) warnings: Vec<String>,
 }
 
 impl Letterhead {
     pub(crate) fn new(id: String, model: String, service: &Arc<Service>) -> Self {
-        Self { id, model, created: unix_seconds(), service: Arc::clone(service) }
+        let (created, service) = (unix_seconds(), Arc::clone(service));
+        Self { id, model, created, service, warnings: Vec::new() }
     }
 
     /// Speed of a request with one reply.

@@ -311,6 +311,10 @@ fn usage(tally: &Tally) -> ResponsesUsage {
 }
 
 impl Dialect for Responses {
+    fn warn(&mut self, warnings: &[String]) {
+        self.object.warnings = warnings.to_vec();
+    }
+
     fn piece(&mut self, _index: usize, piece: Piece, out: &mut Frames) {
         self.begin(out);
         self.hold(&piece);

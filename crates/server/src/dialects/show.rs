@@ -89,6 +89,7 @@ impl Show {
             prompt_logprobs: None,
             prompt_token_ids: None,
             metrics: if running { self.metrics(tallies) } else { None },
+            warnings: &[],
         }
     }
 
@@ -100,6 +101,7 @@ impl Show {
         tallies: &[Tally],
     ) -> Chunk<'a, C> {
         let mut chunk = self.chunk(object, choices, tallies);
+        chunk.warnings = &self.head.warnings;
         chunk.system_fingerprint = Some(&self.head.service.fingerprint);
         if !self.extras.usage {
             chunk.metrics = self.metrics(tallies);

@@ -88,6 +88,11 @@ impl Metrics {
         self.own.accepts_failed.inc();
     }
 
+    /// What a request's schema asks for and does not get.
+    pub(crate) fn unenforced(&self, count: u64) {
+        self.own.unenforced.inc_by(count);
+    }
+
     /// A request that was not let in.
     pub(crate) fn rejected(&self, reason: &str) {
         self.vllm.rejections.with_label_values(&[reason]).inc();

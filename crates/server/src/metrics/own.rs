@@ -10,6 +10,7 @@ use super::make::Maker;
 pub(super) struct Own {
     pub(super) unknown_fields: IntCounter,
     pub(super) left_out: IntCounterVec,
+    pub(super) unenforced: IntCounter,
     pub(super) plans_refused: IntCounter,
     pub(super) request_bytes: IntGauge,
     pub(super) log_lines_lost: IntCounter,
@@ -34,6 +35,10 @@ impl Own {
                 "Tools, items and parts of requests that prompts do not show: this server cannot \
                  run or read what is of their type.",
                 &["what", "type"],
+            ),
+            unenforced: make.counter(
+                "kilotok:unenforced_keywords_total",
+                "What schemas of requests ask for and no grammar enforces.",
             ),
             plans_refused: make.counter(
                 "kilotok:plans_refused_total",

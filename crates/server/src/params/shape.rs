@@ -2,7 +2,7 @@
 //! Several fields say it, and only one may.
 
 use kilotok_text::Constraint;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::ranges::at_most;
 use crate::error::ApiError;
@@ -25,6 +25,24 @@ pub(crate) fn shape(shapes: Shapes) -> Result<Option<Shape>, ApiError> {
     }
     found.extend(shapes.regex.map(|regex| (Constraint::Regex(regex), "regex")));
     found.extend(shapes.ebnf.map(|ebnf| (Constraint::Lark(ebnf), "ebnf")));
+    // Clients of llama.cpp and Ollama send empty ones for none.
+    let grammar = shapes.grammar.filter(|grammar| !grammar.trim().is_empty());
+    found.extend(grammar.map(|grammar| (Constraint::Lark(grammar), "grammar")));
+    if let Some(schema) = shapes.json_schema.filter(|schema| *schema != "") {
+        found.push((schema_of("json_schema", schema, false)?, "json_schema"));
+    }
+    match shapes.format {
+        None => {}
+        Some(Value::String(name)) if name.is_empty() => {}
+        Some(Value::String(name)) if name == "json" => {
+            found.push((Constraint::JsonObject, "format"));
+        }
+        Some(Value::String(_)) => {
+            let message = "format: it must be \"json\" or a JSON schema";
+            return Err(ApiError::bad("format", message));
+        }
+        Some(schema) => found.push((schema_of("format", schema, false)?, "format")),
+    }
     if found.len() > 1 {
         let message =
             format!("{} and {} both shape the reply, only one may", found[0].1, found[1].1);
@@ -75,6 +93,10 @@ pub(crate) fn schema_of(param: &str, schema: Value, strict: bool) -> Result<Cons
 
 fn of_outputs(outputs: StructuredOutputs) -> Result<Constraint, ApiError> {
     let StructuredOutputs { json, regex, choice, grammar, json_object, .. } = outputs;
+    let space = match (outputs.disable_any_whitespace, outputs.whitespace_pattern) {
+        (Some(true), _) => Some(String::new()),
+        (_, pattern) => pattern,
+    };
     let mut found = Vec::new();
     if let Some(schema) = json {
         found.push(schema_of("structured_outputs.json", schema, false)?);
@@ -93,7 +115,7 @@ fn of_outputs(outputs: StructuredOutputs) -> Result<Constraint, ApiError> {
         found.push(Constraint::JsonObject);
     }
     match (found.pop(), found.len()) {
-        (Some(only), 0) => Ok(only),
+        (Some(only), 0) => spaced(only, space),
         (_, _) => Err(ApiError::bad(
             "structured_outputs",
             "structured_outputs: exactly one of json, regex, choice, grammar and json_object",
@@ -101,10 +123,26 @@ fn of_outputs(outputs: StructuredOutputs) -> Result<Constraint, ApiError> {
     }
 }
 
+/// JSON with white space by the client's pattern, if there is one.
+fn spaced(constraint: Constraint, space: Option<String>) -> Result<Constraint, ApiError> {
+    match (constraint, space) {
+        (constraint, None) => Ok(constraint),
+        (Constraint::JsonObject, Some(space)) => {
+            Ok(Constraint::SpacedJson { schema: json!({ "type": "object" }), space })
+        }
+        (Constraint::JsonSchema { schema, .. }, Some(space)) => {
+            Ok(Constraint::SpacedJson { schema, space })
+        }
+        _ => {
+            let param = "structured_outputs.whitespace_pattern";
+            let message = format!("{param}: it is about JSON, and must be beside json");
+            Err(ApiError::bad(param, message))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn of(format: &Value, outputs: &Value, regex: Option<&str>) -> Result<Option<Shape>, ApiError> {
@@ -112,7 +150,7 @@ mod tests {
             response_format: serde_json::from_value(format.clone()).unwrap(),
             structured_outputs: serde_json::from_value(outputs.clone()).unwrap(),
             regex: regex.map(str::to_owned),
-            ebnf: None,
+            ..Shapes::default()
         })
     }
 

@@ -10,6 +10,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
+use super::reply::WARNING_HEADER;
 use crate::error::ApiError;
 
 /// Refused origins that the log names, each once: a page can ask from as many as it likes.
@@ -29,7 +30,8 @@ pub(super) fn layer(origins: &[String]) -> CorsLayer {
         let origins = origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok());
         AllowOrigin::list(origins)
     };
-    let told = [HeaderName::from_static("x-request-id"), header::RETRY_AFTER];
+    let own = ["x-request-id", WARNING_HEADER].map(HeaderName::from_static);
+    let told = own.into_iter().chain([header::RETRY_AFTER]).collect::<Vec<_>>();
     layer
         .allow_origin(allowed)
         .allow_methods([Method::GET, Method::POST])

@@ -12,13 +12,32 @@ use crate::error::ApiError;
 use crate::params::sampling::Chosen;
 use crate::service::Service;
 use crate::sse::{self, Dialect};
+use crate::unenforced;
 use crate::wire::sampled::StreamOptions;
 
 /// Tokens and log-probabilities of a reply that are written in a few hundred microseconds.
 const INLINE_ENTRIES_MAX: usize = 1024;
 
+/// Tells what the client asked for and does not get. HTTP's own `warning` is obsolete.
+pub(super) const WARNING_HEADER: &str = "x-kilotok-warning";
+
 /// The reply, streamed if the client wants that.
 pub(super) async fn answer(
+    service: &Arc<Service>,
+    chorus: Chorus,
+    mut dialect: impl Dialect,
+    stream: Option<bool>,
+) -> Result<Response, ApiError> {
+    let warning = unenforced::header(chorus.warnings());
+    dialect.warn(chorus.warnings());
+    let mut response = told(service, chorus, dialect, stream).await?;
+    if let Some(warning) = warning {
+        response.headers_mut().insert(WARNING_HEADER, warning);
+    }
+    Ok(response)
+}
+
+async fn told(
     service: &Arc<Service>,
     mut chorus: Chorus,
     dialect: impl Dialect,

@@ -182,6 +182,7 @@ fn object(request: &ResponsesRequest, head: &Letterhead) -> ResponseObject {
         user: request.user.clone(),
         metadata: request.metadata.clone().unwrap_or_default(),
         metrics: None,
+        warnings: Vec::new(),
     }
 }
 

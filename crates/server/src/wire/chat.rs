@@ -144,6 +144,9 @@ pub struct ChatCompletion<'a> {
     pub prompt_token_ids: Option<&'a [u32]>,
     /// Null for more than one choice.
     pub metrics: Option<Metrics>,
+    /// What of the request's schemas is not enforced.
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    pub warnings: &'a [String],
 }
 
 #[derive(Debug, Serialize, ToSchema)]

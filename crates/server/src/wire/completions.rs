@@ -162,6 +162,9 @@ pub struct Completion<'a> {
     pub usage: Usage,
     /// Null for more than one choice.
     pub metrics: Option<Metrics>,
+    /// What of the request's schemas is not enforced.
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    pub warnings: &'a [String],
 }
 
 /// One reply, whole or a piece of it.

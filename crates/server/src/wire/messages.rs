@@ -240,6 +240,9 @@ pub struct Message {
     pub usage: MessagesUsage,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics: Option<Metrics>,
+    /// What of the request's schemas is not enforced.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 #[derive(Clone, Debug, Serialize, ToSchema)]

@@ -270,6 +270,9 @@ pub struct ResponseObject {
     #[schema(value_type = Object)]
     pub metadata: Map<String, Value>,
     pub metrics: Option<Metrics>,
+    /// What of the request's schemas is not enforced.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 #[derive(Clone, Debug, Serialize, ToSchema)]

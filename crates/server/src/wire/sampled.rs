@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::content::Strings;
@@ -28,6 +29,9 @@ pub struct Shapes {
     pub structured_outputs: Option<StructuredOutputs>,
     pub regex: Option<String>,
     pub ebnf: Option<String>,
+    pub grammar: Option<String>,
+    pub json_schema: Option<Value>,
+    pub format: Option<Value>,
 }
 
 /// The shared fields, as they came.
@@ -146,6 +150,14 @@ macro_rules! sampled {
             pub regex: Option<String>,
             /// The reply follows this grammar, as SGLang has it.
             pub ebnf: Option<String>,
+            /// llama.cpp's name for the same.
+            pub grammar: Option<String>,
+            /// llama.cpp's name for a JSON schema that the reply follows.
+            #[schema(value_type = Option<Object>)]
+            pub json_schema: Option<serde_json::Value>,
+            /// Ollama's: `json`, or a JSON schema.
+            #[schema(value_type = Option<Object>)]
+            pub format: Option<serde_json::Value>,
             /// Names the request, if no `x-request-id` header does.
             #[serde(alias = "rid")]
             pub request_id: Option<String>,
@@ -248,6 +260,9 @@ macro_rules! sampled {
                         structured_outputs: self.structured_outputs.take(),
                         regex: self.regex.take(),
                         ebnf: self.ebnf.take(),
+                        grammar: self.grammar.take(),
+                        json_schema: self.json_schema.take(),
+                        format: self.format.take(),
                     },
                 }
             }

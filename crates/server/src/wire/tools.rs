@@ -156,8 +156,11 @@ pub struct StructuredOutputs {
     pub json_object: Option<bool>,
     #[serde(default)]
     pub structural_tag: Absent,
-    #[serde(default)]
-    pub whitespace_pattern: Absent,
+    /// A regular expression for the white space between tokens of JSON. Default: a space, or a line
+    /// end with indentation.
+    pub whitespace_pattern: Option<String>,
+    /// No white space between tokens of JSON.
+    pub disable_any_whitespace: Option<bool>,
 }
 
 /// A call in a reply.

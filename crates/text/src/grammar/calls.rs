@@ -6,11 +6,17 @@ use std::fmt::Write;
 use std::mem;
 
 use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
-use serde_json::Value;
+use llguidance::regex_to_lark;
+use serde_json::{Value, json};
 
+use super::lark_text::{self, Place};
 use super::vocabulary::{Marker, Vocabulary};
-use super::{GrammarError, Source, lark, patterns, schema, texts, weight};
-use crate::{Format, Tool};
+use super::{
+    GRAMMAR_BYTES_MAX, GrammarError, REGEX_BYTES_MAX, Source, bounded, lark, patterns, schema,
+    texts, weight,
+};
+use crate::conversation::TEXT_ARGUMENT;
+use crate::{Format, TextGrammar, Tool, ToolInput};
 
 /// Most tools that one reply may choose from.
 const TOOLS_MAX: usize = 512;
@@ -174,9 +180,10 @@ impl Writer {
 
     /// The arguments of a call.
     fn arguments(&mut self, tool: &Tool, xml: Option<Xml>) -> Result<String, GrammarError> {
-        let written = match xml {
-            Some(xml) => self.xml(tool, xml),
-            None => self.json(tool),
+        let written = match (xml, &tool.input) {
+            (xml, ToolInput::Text(Some(grammar))) => self.text_input(grammar, xml),
+            (Some(xml), _) => self.xml(tool, xml),
+            (None, _) => self.json(tool),
         };
         written.map_err(|error| match error {
             GrammarError::Invalid(text) => GrammarError::Invalid(of_tool(&tool.name, &text)),
@@ -199,6 +206,61 @@ impl Writer {
         let warnings = schema.warnings.into_iter();
         self.warnings.extend(warnings.map(|warning| of_tool(&tool.name, &warning)));
         Ok(schema.schema)
+    }
+
+    /// The one argument of a tool that takes a text with a grammar.
+    fn text_input(
+        &mut self,
+        grammar: &TextGrammar,
+        xml: Option<Xml>,
+    ) -> Result<String, GrammarError> {
+        let lark = match grammar {
+            TextGrammar::Regex(regex) => return self.text_of_regex(regex, xml),
+            TextGrammar::Lark(lark) => lark,
+        };
+        if let Some(regex) = lark_text::only_regex(lark) {
+            return self.text_of_regex(&regex, xml);
+        }
+        bounded(lark, GRAMMAR_BYTES_MAX, "the grammar of its text")?;
+        let place = match xml {
+            None => Place::InJson,
+            Some(xml) => Place::Before { tag: VALUE_END, padded: !xml.padding.is_empty() },
+        };
+        let lark = lark_text::rewrite(lark, place)?;
+        let mut source = lark::prepare(&lark)?;
+        let name = format!("text_{}", self.schemas.len());
+        source.grammar.grammars[0].name = Some(name.clone());
+        self.schemas.append(&mut source.grammar.grammars);
+        let padding = xml.map_or("", |xml| xml.padding);
+        let (before, after) = match xml {
+            Some(_) => {
+                (format!("<parameter={TEXT_ARGUMENT}>{padding}"), format!("{padding}{VALUE_END}\n"))
+            }
+            None => (format!("{{\"{TEXT_ARGUMENT}\": \""), "\"}".to_owned()),
+        };
+        Ok(format!("{} @{name} {}", lark::literal(&before), lark::literal(&after)))
+    }
+
+    /// The same with a regular expression. One that may take all that comes after it needs its end
+    /// to be of one piece with it.
+    fn text_of_regex(&mut self, regex: &str, xml: Option<Xml>) -> Result<String, GrammarError> {
+        bounded(regex, REGEX_BYTES_MAX, "the regular expression of its text")?;
+        let wrong = |reason| GrammarError::Invalid(format!("the grammar of its text: {reason}"));
+        patterns::check(regex).map_err(wrong)?;
+        let Some(xml) = xml else {
+            let pattern = format!("^(?:{regex})$");
+            let schema = json!({
+                "type": "object",
+                "properties": { TEXT_ARGUMENT: { "type": "string", "pattern": pattern } },
+                "required": [TEXT_ARGUMENT],
+                "additionalProperties": false,
+            });
+            let schema = schema::prepare_home(&schema, true, None)?;
+            return Ok(self.schema(schema::at_home(&schema.schema, "", true)));
+        };
+        let open = lark::literal(&format!("<parameter={TEXT_ARGUMENT}>{}", xml.padding));
+        let asked = format!("/{}/", regex_to_lark(regex, ""));
+        Ok(format!("{open} {}", self.text(&asked, xml)))
     }
 
     /// An object.

@@ -88,12 +88,12 @@ fn embedded(text: &str) -> Result<(Prepared, usize), GrammarError> {
     let value = values.next().and_then(Result::ok).ok_or_else(|| {
         GrammarError::Invalid("the grammar has a `%json` without JSON after it".to_owned())
     })?;
-    let prepared = schema::prepare(&value, true)?;
+    let prepared = schema::prepare(&value, true, None)?;
     Ok((prepared, values.byte_offset()))
 }
 
 /// Length of what begins with a quote, up to the next that is not escaped.
-fn quoted(text: &str, quote: char) -> usize {
+pub(super) fn quoted(text: &str, quote: char) -> usize {
     let mut escaped = false;
     for (at, c) in text.char_indices().skip(1) {
         if c == quote && !escaped {

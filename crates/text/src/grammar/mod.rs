@@ -12,6 +12,7 @@ mod compile;
 mod disjoint;
 mod gbnf;
 mod lark;
+mod lark_text;
 mod listener;
 mod multiples;
 mod parse_gbnf;
@@ -84,6 +85,11 @@ fn limits(remainders: u64) -> ParserLimits {
 pub enum Constraint {
     /// Any JSON object.
     JsonObject,
+    /// JSON by a schema, with the user's own pattern for white space between its tokens.
+    SpacedJson {
+        schema: Value,
+        space: String,
+    },
     /// `strict`: a schema that cannot be enforced in full is refused. Otherwise what cannot be
     /// enforced is left out, see [`Grammar::warnings`].
     JsonSchema {
@@ -215,10 +221,13 @@ impl Grammars {
     fn source(&self, constraint: &Constraint) -> Result<Source, GrammarError> {
         match constraint {
             Constraint::JsonObject => {
-                Ok(Source::json(schema::prepare(&json!({ "type": "object" }), true)?))
+                Ok(Source::json(schema::prepare(&json!({ "type": "object" }), true, None)?))
             }
             Constraint::JsonSchema { schema, strict } => {
-                Ok(Source::json(schema::prepare(schema, *strict)?))
+                Ok(Source::json(schema::prepare(schema, *strict, None)?))
+            }
+            Constraint::SpacedJson { schema, space } => {
+                Ok(Source::json(schema::prepare(schema, false, Some(space))?))
             }
             Constraint::Regex(regex) => {
                 bounded(regex, REGEX_BYTES_MAX, "the regular expression")?;

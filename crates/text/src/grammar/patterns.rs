@@ -3,6 +3,9 @@
 
 use llguidance::derivre::RegexBuilder;
 use llguidance::regex_to_lark;
+use regex_syntax::hir::{Class, Hir, HirKind, Repetition};
+
+use super::GrammarError;
 
 /// Longest pattern; every state of its automaton may be visited for a mask.
 const PATTERN_BYTES_MAX: usize = 4 << 10;
@@ -109,6 +112,66 @@ pub(super) fn without(tag: &str) -> String {
         rest = format!("(?:[^<{next}][^<]*{longer})?");
     }
     format!("^[^<]*(?:<{rest})*$")
+}
+
+/// A user's pattern for white space between tokens of JSON, as one that matches no empty text; none
+/// if it matches nothing else.
+pub(super) fn white_space(pattern: &str) -> Result<Option<String>, GrammarError> {
+    let wrong = |what: &str| {
+        GrammarError::Invalid(format!("the pattern of white space {pattern:?} {what}"))
+    };
+    if pattern.len() > PATTERN_BYTES_MAX {
+        return Err(GrammarError::TooLarge(wrong("is too long").to_string()));
+    }
+    let hir = regex_syntax::parse(pattern).map_err(|error| wrong(&reason(&error.to_string())))?;
+    if !is_white_space(&hir) {
+        return Err(wrong("may match something else than spaces, tabs and line ends"));
+    }
+    Ok(not_empty(&hir).map(|hir| hir.to_string()))
+}
+
+/// The same without the empty text; none if there is no other.
+fn not_empty(hir: &Hir) -> Option<Hir> {
+    let may_be_empty = |hir: &Hir| hir.properties().minimum_len() == Some(0);
+    match hir.kind() {
+        _ if !may_be_empty(hir) => Some(hir.clone()),
+        HirKind::Repetition(repetition) => {
+            let sub = Box::new(not_empty(&repetition.sub)?);
+            let some = repetition.max != Some(0);
+            let repetition = Repetition { min: 1, sub, ..repetition.clone() };
+            some.then(|| Hir::repetition(repetition))
+        }
+        HirKind::Capture(capture) => not_empty(&capture.sub),
+        HirKind::Alternation(options) => {
+            let options: Vec<Hir> = options.iter().filter_map(not_empty).collect();
+            (!options.is_empty()).then(|| Hir::alternation(options))
+        }
+        // All parts may be empty: the first that is not, and what is after it.
+        HirKind::Concat(parts) => {
+            let options = parts.iter().enumerate().filter_map(|(index, part)| {
+                let rest = parts[index + 1..].iter().cloned();
+                Some(Hir::concat([not_empty(part)?].into_iter().chain(rest).collect()))
+            });
+            let options: Vec<Hir> = options.collect();
+            (!options.is_empty()).then(|| Hir::alternation(options))
+        }
+        HirKind::Empty | HirKind::Literal(_) | HirKind::Class(_) | HirKind::Look(_) => None,
+    }
+}
+
+fn is_white_space(hir: &Hir) -> bool {
+    let white = |byte: u8| b" \n\r\t".contains(&byte);
+    match hir.kind() {
+        HirKind::Empty => true,
+        HirKind::Literal(literal) => literal.0.iter().copied().all(white),
+        HirKind::Class(Class::Unicode(class)) => class
+            .iter()
+            .all(|range| (range.start()..=range.end()).all(|c| u8::try_from(c).is_ok_and(white))),
+        HirKind::Class(Class::Bytes(_)) | HirKind::Look(_) => false,
+        HirKind::Repetition(repetition) => is_white_space(&repetition.sub),
+        HirKind::Capture(capture) => is_white_space(&capture.sub),
+        HirKind::Concat(parts) | HirKind::Alternation(parts) => parts.iter().all(is_white_space),
+    }
 }
 
 /// Whether a regular expression that is all of a reply can be followed; why not, if not.

@@ -20,9 +20,9 @@ use super::weight::{self, HOPS_MAX};
 const BOUND_MAX: f64 = 9.2e18;
 /// Where a schema is whose parts are roots of their own.
 const HOME: &str = "#/$defs/whole";
-/// Longest run of white space between two tokens of JSON: a line end and a deep indentation.
-/// Without a limit some models besides stop.
-const SPACE: &str = r"[ \n\r\t]{1,64}";
+/// White space between two tokens of JSON: one space, or a line end and the indentation of a few
+/// levels, as llama.cpp has it. Some models would fill their replies with more.
+const SPACE: &str = r" |\n( {0,16}|\t{0,8})";
 /// All short escapes. With \u there would be two ways to write a name, and a name that a schema
 /// declares could be written as one that it does not.
 const ESCAPES: &str = "nrbtf\\\"";
@@ -110,10 +110,27 @@ pub(super) struct Prepared {
     pub(super) remainders: u64,
 }
 
-pub(super) fn prepare(schema: &Value, strict: bool) -> Result<Prepared, GrammarError> {
+/// `space` is a pattern for white space between tokens, if it is not the usual.
+pub(super) fn prepare(
+    schema: &Value,
+    strict: bool,
+    space: Option<&str>,
+) -> Result<Prepared, GrammarError> {
     weight::check([schema])?;
     let prepared = Preparer::new(schema, strict, "", None).whole()?;
-    Ok(Prepared { schema: with_options(prepared.schema, strict), ..prepared })
+    let space = space.map(patterns::white_space).transpose()?;
+    let mut schema = with_options(prepared.schema, strict);
+    match (schema.get_mut("x-guidance"), space) {
+        (Some(Value::Object(options)), Some(Some(space))) => {
+            options.insert("whitespace_pattern".to_owned(), space.into());
+        }
+        (Some(Value::Object(options)), Some(None)) => {
+            options.remove("whitespace_pattern");
+            options.insert("whitespace_flexible".to_owned(), false.into());
+        }
+        _ => {}
+    }
+    Ok(Prepared { schema, ..prepared })
 }
 
 /// The same for a schema whose parts become roots of their own, see [`at_home`]. Its caller has
@@ -363,26 +380,44 @@ impl<'a> Preparer<'a> {
         }
     }
 
-    /// Tools are often described by people who do not know JSON Schema's names of types.
+    /// Tools are often described by people who do not know JSON Schema's names of types. A name that
+    /// means nothing makes no schema.
     fn kind(
         &mut self,
         value: &Value,
         out: &mut Map<String, Value>,
         path: &str,
     ) -> Result<(), GrammarError> {
-        let Some(name) = value.as_str().filter(|name| !TYPES.contains(name)) else {
-            out.insert("type".to_owned(), value.clone());
-            return Ok(());
-        };
-        let alias = ALIASES.iter().find(|(start, _)| name.to_ascii_lowercase().starts_with(start));
-        match alias {
-            _ if self.strict => return Err(invalid(path, &format!("there is no type {name:?}"))),
-            Some((_, kind)) => drop(out.insert("type".to_owned(), (*kind).into())),
-            None => {
-                self.warnings.push(format!("the unknown type {name:?} at {path} is not enforced"));
+        let meant = match value {
+            Value::Array(names) => {
+                let names = names.iter().map(|name| self.type_named(name, path));
+                let names = names.collect::<Result<Option<Vec<_>>, _>>()?;
+                names.map(|names| Value::from(names))
             }
+            name => self.type_named(name, path)?.map(Value::from),
+        };
+        if let Some(meant) = meant {
+            out.insert("type".to_owned(), meant);
         }
         Ok(())
+    }
+
+    /// None for any type.
+    fn type_named<'v>(&self, name: &'v Value, path: &str) -> Result<Option<&'v str>, GrammarError> {
+        let Value::String(name) = name else {
+            return Err(invalid(path, "it must be the name of a type, or an array of names"));
+        };
+        let lower = name.to_ascii_lowercase();
+        let alias = ALIASES.iter().find(|(start, _)| lower.starts_with(start));
+        match alias {
+            _ if TYPES.contains(&name.as_str()) => Ok(Some(name)),
+            Some((_, meant)) if !self.strict => Ok(Some(meant)),
+            _ if lower == "any" && !self.strict => Ok(None),
+            _ => Err(invalid(
+                path,
+                &format!("there is no type {name:?}, it must be one of {}", TYPES.join(", ")),
+            )),
+        }
     }
 
     fn bound(

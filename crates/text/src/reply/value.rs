@@ -158,7 +158,7 @@ fn quoted(text: &str) -> String {
 }
 
 /// A character within a JSON string.
-pub(super) fn escape(character: char, out: &mut String) {
+pub(crate) fn escape(character: char, out: &mut String) {
     use std::fmt::Write as _;
     match character {
         '"' => out.push_str("\\\""),

@@ -267,12 +267,21 @@ fn schemas_that_cannot_be_enforced_are_refused_or_reported() {
         assert!(warnings.contains(place), "{warnings}");
     }
     assert!(model.takes(&grammar, "{\"a\":[true,true],\"b\":\"y\",\"c\":\"\"}"));
-    let loose = json!({ "a": { "type": "float" }, "b": { "type": "any" } });
+    let loose =
+        json!({ "a": { "type": "float" }, "b": { "type": "any" }, "c": { "type": ["str"] } });
     let loose = json!({ "type": "dict", "properties": loose });
     let grammar = model.compile(&Constraint::JsonSchema { schema: loose, strict: false }).unwrap();
     assert!(
         model.takes(&grammar, "{\"a\":1.5,\"b\":[]}") && !model.takes(&grammar, "{\"a\":\"\"}")
     );
+    for (bad, what) in [
+        (json!({ "type": "nonsense" }), "at #/type: there is no type \"nonsense\""),
+        (json!({ "items": { "type": ["null", "x"] } }), "at #/items/type: there is no type \"x\""),
+        (json!({ "type": 5 }), "at #/type: it must be the name of a type"),
+    ] {
+        let text = message(&model, &Constraint::JsonSchema { schema: bad, strict: false });
+        assert!(text.contains(what), "{text}");
+    }
     for (bad, what) in [
         (json!({ "type": "text" }), "no type \"text\""),
         (json!({ "$ref": "#/$defs/gone" }), "gone"),
@@ -308,5 +317,38 @@ fn schemas_that_cannot_be_enforced_are_refused_or_reported() {
     ] {
         let text = message(&model, &Constraint::JsonSchema { schema: bad, strict: true });
         assert!(text.contains(what), "{text}");
+    }
+}
+
+#[test]
+fn white_space_is_bounded_or_the_users_own() {
+    let model = Model::pieces();
+    let array = json!({ "type": "array", "items": { "type": "boolean" } });
+    let usual = model.compile(&super::json(array.clone())).unwrap();
+    for (text, right) in [
+        ("[true, false]", true),
+        ("[\n    true,\n    false\n]", true),
+        ("[\n\ttrue]", true),
+        ("[  true]", false),
+        ("[\n\ntrue]", false),
+        ("[\r\ntrue]", false),
+    ] {
+        assert_eq!(model.takes(&usual, text), right, "{text:?}");
+    }
+    assert!(!model.takes(&usual, &format!("[\n{}true]", " ".repeat(17))));
+    for (space, right, wrong) in [
+        ("", "[true,false]", "[true, false]"),
+        ("[ ]?", "[true, false]", "[true,  false]"),
+        ("[ ]?", "[true,false]", "[true,\nfalse]"),
+        ("\\n{2}|\\t", "[true,\tfalse\n\n]", "[true, false]"),
+    ] {
+        let constraint = Constraint::SpacedJson { schema: array.clone(), space: space.to_owned() };
+        let grammar = model.compile(&constraint).unwrap();
+        assert!(model.takes(&grammar, right), "{space:?} {right:?}");
+        assert!(!model.takes(&grammar, wrong), "{space:?} {wrong:?}");
+    }
+    for space in [".", "[^ ]", "(", "^ "] {
+        let constraint = Constraint::SpacedJson { schema: array.clone(), space: space.to_owned() };
+        assert!(message(&model, &constraint).contains("pattern of white space"), "{space}");
     }
 }

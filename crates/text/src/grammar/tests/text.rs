@@ -8,7 +8,7 @@ use super::{Dice, ENDS, Model, OTHER, allowed};
 use crate::grammar::{Constraint, Grammar};
 use crate::reply::events::Events;
 use crate::reply::reader::Reader;
-use crate::{Event, Format, ReasoningStart, TokenId, Tool};
+use crate::{Event, Format, ReasoningStart, TextGrammar, TokenId, Tool};
 
 fn tools() -> Arc<[Tool]> {
     let parameters = json!({
@@ -263,4 +263,112 @@ fn read(reply: &str, format: Format) -> Vec<(String, String)> {
         }
     }
     calls
+}
+
+/// Codex's own, of its tool `apply_patch`.
+const PATCH: &str = r#"start: begin_patch environment_id? hunk+ end_patch
+begin_patch: "*** Begin Patch" LF
+environment_id: "*** Environment ID: " filename LF
+end_patch: "*** End Patch" LF?
+
+hunk: add_hunk | delete_hunk | update_hunk
+add_hunk: "*** Add File: " filename LF add_line+
+delete_hunk: "*** Delete File: " filename LF
+update_hunk: "*** Update File: " filename LF change_move? change?
+
+filename: /(.+)/
+add_line: "+" /(.*)/ LF -> line
+
+change_move: "*** Move to: " filename LF
+change: (change_context | change_line)+ eof_line?
+change_context: ("@@" | "@@ " /(.+)/) LF
+change_line: ("+" | "-" | " ") /(.*)/ LF
+eof_line: "*** End of File" LF
+
+%import common.LF
+"#;
+
+fn call_of_patch(format: Format, input: &str) -> String {
+    let padding = if format == Format::Qwen3Coder { "\n" } else { "" };
+    match format {
+        Format::Hermes => format!(
+            "<tool_call>\n{{\"name\": \"apply_patch\", \"arguments\": {}}}\n</tool_call>",
+            json!({ "input": input }).to_string().replacen("\":", "\": ", 1)
+        ),
+        _ => format!(
+            "<tool_call>\n<function=apply_patch>\n<parameter=input>{padding}{input}{padding}\
+             </parameter>\n</function>\n</tool_call>"
+        ),
+    }
+}
+
+#[test]
+fn a_text_follows_its_own_grammar() {
+    let model = Model::pieces();
+    let patch = "*** Begin Patch\n*** Add File: a \"b\".py\n+print(\"\\n\")\n+\n\
+        *** Update File: src/\u{e9}.rs\n*** Move to: x\n@@ fn f() {\n-\told\n+new <b>\n \n\
+        *** End of File\n*** Delete File: z\n*** End Patch";
+    let wrong = [
+        "print()".to_owned(),
+        patch.replace("*** Begin Patch\n", ""),
+        patch.replace("+new", "new"),
+        patch.replace("+new", "+</parameter>"),
+        format!("{patch}\nmore"),
+    ];
+    for format in FORMATS {
+        let grammar = Some(TextGrammar::Lark(PATCH.to_owned()));
+        let tool = Tool::of_text("apply_patch".to_owned(), None, grammar);
+        for grammar in [
+            Constraint::TextWithCalls { tools: [tool.clone()].into(), format, parallel: true },
+            Constraint::Calls { tools: vec![tool], format, parallel: true },
+        ] {
+            let grammar = model.compile(&grammar).unwrap();
+            for right in [patch, &format!("{patch}\n")] {
+                assert!(model.takes(&grammar, &call_of_patch(format, right)), "{format}");
+            }
+            for (number, wrong) in wrong.iter().enumerate() {
+                let tag = number == 3 && format == Format::Hermes;
+                assert_eq!(model.takes(&grammar, &call_of_patch(format, wrong)), tag, "{wrong}");
+            }
+        }
+        let any = TextGrammar::Lark("start: \"a\" /(?s:.)+/".to_owned());
+        let tool = Tool::of_text("apply_patch".to_owned(), None, Some(any));
+        let constraint = Constraint::TextWithCalls { tools: [tool].into(), format, parallel: true };
+        let grammar = model.compile(&constraint).unwrap();
+        for text in ["a\n<</b></p></parameters<", "ab"] {
+            assert!(model.takes(&grammar, &call_of_patch(format, text)), "{format} {text}");
+        }
+        let any = TextGrammar::Lark("start: /(?s:.)+/".to_owned());
+        let tool = Tool::of_text("apply_patch".to_owned(), None, Some(any));
+        let constraint = Constraint::TextWithCalls { tools: [tool].into(), format, parallel: true };
+        let grammar = model.compile(&constraint).unwrap();
+        assert!(model.takes(&grammar, &call_of_patch(format, "a\n<</b></p></parameter<")));
+        let regex = TextGrammar::Regex("[a-c\"/]+\n|\\\\.".to_owned());
+        let tool = Tool::of_text("apply_patch".to_owned(), None, Some(regex));
+        let grammar = Constraint::TextWithCalls { tools: [tool].into(), format, parallel: true };
+        let grammar = model.compile(&grammar).unwrap();
+        for (text, right) in [("ab/\"\n", true), ("\\\"", true), ("ab", false), ("\\", false)] {
+            assert_eq!(model.takes(&grammar, &call_of_patch(format, text)), right, "{text}");
+        }
+    }
+}
+
+#[test]
+fn a_grammar_of_text_that_cannot_be_followed_is_refused() {
+    let model = Model::bytes();
+    for (lark, what) in [
+        ("start: \"a", "the string"),
+        ("start: <think>", "names a token"),
+        ("start: %json {}", "%json"),
+        ("root ::= \"a\"", "GBNF"),
+        ("start: A\nA: /a+/ & ~/aa/", "within a JSON string"),
+        ("start: \"b\" /^a/", "anchors"),
+    ] {
+        let grammar = Some(TextGrammar::Lark(lark.to_owned()));
+        let tool = Tool::of_text("f".to_owned(), None, grammar);
+        let (tools, format) = ([tool].into(), Format::Hermes);
+        let constraint = Constraint::TextWithCalls { tools, format, parallel: true };
+        let error = model.compile(&constraint).err().unwrap().to_string();
+        assert!(error.contains("tool \"f\"") && error.contains(what), "{error}");
+    }
 }

@@ -1,0 +1,100 @@
+//! What a schema asks of a reply and no grammar can see to: told to the client, counted, and logged
+//! once for each keyword.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+
+use axum::http::HeaderValue;
+
+use crate::metrics::Metrics;
+
+/// Told with one reply, in its body; a schema may give cause for thousands.
+const WARNINGS_MAX: usize = 16;
+/// Of one warning. It repeats patterns of the client's.
+const WARNING_BYTES_MAX: usize = 300;
+/// Of the header. Clients and proxies have limits for all headers together, of 8 KiB and more.
+const HEADER_BYTES_MAX: usize = 1024;
+
+/// Keywords that the log has told of.
+#[derive(Default)]
+pub(crate) struct Unenforced(Mutex<BTreeSet<String>>);
+
+impl Unenforced {
+    pub(crate) fn note(&self, warnings: &[String], metrics: &Metrics) {
+        metrics.unenforced(warnings.len() as u64);
+        for warning in warnings {
+            let keyword = keyword(warning);
+            let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if told.insert(keyword.to_owned()) {
+                tracing::warn!(keyword, "a schema asks for what is not enforced; told once");
+            }
+        }
+    }
+}
+
+/// Keywords are the server's own words, and so there are few.
+fn keyword(warning: &str) -> &str {
+    let rest = warning.strip_prefix("tool ").and_then(|rest| rest.split_once(": "));
+    let rest = rest.map_or(warning, |(_, rest)| rest);
+    match rest.split('`').nth(1) {
+        Some(keyword) if rest.starts_with('`') => keyword,
+        _ if rest.starts_with("the pattern") => "pattern",
+        _ if rest.starts_with("the format") => "format",
+        _ => "other",
+    }
+}
+
+/// Warnings as a client is told them.
+pub(crate) fn told(warnings: &[String]) -> Vec<String> {
+    let more = warnings.len().saturating_sub(WARNINGS_MAX);
+    let mut told: Vec<String> =
+        warnings.iter().take(WARNINGS_MAX).map(|warning| cut(warning, WARNING_BYTES_MAX)).collect();
+    if more > 0 {
+        told.push(format!("and {more} more"));
+    }
+    told
+}
+
+/// The same in a header.
+pub(crate) fn header(warnings: &[String]) -> Option<HeaderValue> {
+    if warnings.is_empty() {
+        return None;
+    }
+    let text: String = warnings.join("; ").chars().flat_map(char::escape_default).collect();
+    // Quotes need no backslash here.
+    HeaderValue::from_str(&cut(&text.replace("\\\"", "\""), HEADER_BYTES_MAX)).ok()
+}
+
+fn cut(text: &str, bytes: usize) -> String {
+    let end = text.floor_char_boundary(bytes);
+    if end < text.len() { format!("{}...", &text[..end]) } else { text.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keywords_are_few_whatever_clients_write() {
+        for (warning, expected) in [
+            ("`not` at #/not is not enforced", "not"),
+            ("tool \"f\": `multipleOf` of 1e-9, which is", "multipleOf"),
+            ("the pattern \"`x` is: `y`\" (no) at # is not enforced", "pattern"),
+            ("tool \"f\": the format \"idn-email\" at # is not enforced", "format"),
+            ("a string with so many patterns", "other"),
+        ] {
+            assert_eq!(keyword(warning), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_told_is_bounded() {
+        let many = vec!["\u{e9}\n\"x\"".repeat(200); 1000];
+        let told = told(&many);
+        assert_eq!((told.len(), told[16].as_str()), (17, "and 984 more"));
+        let header = header(&told).unwrap();
+        assert!(header.len() < 1100);
+        assert!(header.to_str().unwrap().starts_with("\\u{e9}\\n\"x\""));
+        assert_eq!(super::header(&[]), None);
+    }
+}

@@ -1,0 +1,346 @@
+//! A tool's own grammar of its text, rewritten for the place where a call has the text: before a
+//! closing tag, which is then in none of it, or within a JSON string, where it is escaped.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use llguidance::regex_to_lark;
+use regex_syntax::ParserBuilder;
+use regex_syntax::hir::{Class, ClassUnicode, ClassUnicodeRange, Hir, HirKind, Repetition};
+
+use super::{GrammarError, lark, parse_gbnf};
+use crate::reply::value::escape;
+
+/// Where a text is in a call.
+#[derive(Clone, Copy)]
+pub(super) enum Place<'a> {
+    /// `padded`: a line end before the tag is part of it.
+    Before {
+        tag: &'a str,
+        padded: bool,
+    },
+    InJson,
+}
+
+/// Terminals that Lark's library has and JSON would escape.
+const ESCAPED_IMPORTS: &[(&str, &str)] = &[
+    ("ESCAPED_STRING", r#""([^"\\]|\\.)*""#),
+    ("WS_INLINE", r"[ \t]+"),
+    ("WS", r"[ \t\f\r\n]+"),
+    ("CR", r"\r"),
+    ("LF", r"\n"),
+    ("NEWLINE", r"(\r?\n)+"),
+    ("SH_COMMENT", r"#[^\n]*"),
+    ("CPP_COMMENT", r"//[^\n]*"),
+    ("C_COMMENT", r"/\*[^*]*\*+(?:[^/*][^*]*\*+)*/"),
+    ("SQL_COMMENT", r"--[^\n]*"),
+];
+
+pub(super) fn rewrite(grammar: &str, place: Place<'_>) -> Result<String, GrammarError> {
+    if parse_gbnf::has_definition(grammar) {
+        return Err(invalid("it is GBNF, and a tool's grammar is Lark"));
+    }
+    let mut rewriter =
+        Rewriter { place, out: String::new(), in_terminal: false, parts: BTreeMap::new() };
+    let mut rest = grammar;
+    while let Some(next) = rest.chars().next() {
+        let length = match next {
+            '"' => rewriter.literal(rest)?,
+            '/' if !rest.starts_with("//") => rewriter.regex(rest)?,
+            '/' | '#' => rest.find('\n').unwrap_or(rest.len()),
+            '%' => rewriter.directive(rest)?,
+            '<' => return Err(invalid("it names a token, but it is about text")),
+            '~' if rewriter.is_complement(rest) => {
+                return Err(invalid("it uses `~`, which cannot be followed within a JSON string"));
+            }
+            _ => {
+                rewriter.in_terminal = match next {
+                    ':' => rewriter.defines_terminal(),
+                    _ => rewriter.in_terminal,
+                };
+                rewriter.out.push(next);
+                next.len_utf8()
+            }
+        };
+        rest = &rest[length..];
+    }
+    for (body, name) in rewriter.parts {
+        let _ = write!(rewriter.out, "\n{name}: {body}");
+    }
+    Ok(rewriter.out)
+}
+
+/// The regular expression that is all of a grammar, if there is one.
+pub(super) fn only_regex(grammar: &str) -> Option<String> {
+    let body = grammar.trim().strip_prefix("start")?.trim_start().strip_prefix(':')?.trim_start();
+    let length = body.starts_with('/').then(|| lark::quoted(body, '/'))?;
+    let (regex, rest) = (body[1..length].strip_suffix('/')?, &body[length..]);
+    let flags = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_lowercase()).len();
+    let (flags, count) = rest.split_at(flags);
+    let flags = if flags.is_empty() { String::new() } else { format!("(?{flags})") };
+    let regex = format!("{flags}(?:{})", regex.replace("\\/", "/"));
+    matches!(count, "" | "+" | "*" | "?").then(|| format!("{regex}{count}"))
+}
+
+struct Rewriter<'a> {
+    place: Place<'a>,
+    out: String,
+    /// Whether a terminal is being defined, not a rule.
+    in_terminal: bool,
+    /// Names of what stands for regular expressions, by what they are.
+    parts: BTreeMap<String, String>,
+}
+
+impl Rewriter<'_> {
+    /// Takes a string, or a range of two; returns its length.
+    fn literal(&mut self, rest: &str) -> Result<usize, GrammarError> {
+        let length = lark::quoted(rest, '"');
+        let text = unquoted(&rest[..length])?;
+        let after = rest[length..].trim_start_matches([' ', '\t']);
+        if let Some(other) = after.strip_prefix("..") {
+            let other = other.trim_start_matches([' ', '\t']);
+            let end = lark::quoted(other, '"');
+            let class =
+                format!("[{}-{}]", class_end(&text)?, class_end(&unquoted(&other[..end])?)?);
+            self.expression(&class, "")?;
+            return Ok(rest.len() - other.len() + end);
+        }
+        let ignores_case = rest[length..].starts_with('i');
+        match self.place {
+            Place::Before { tag, .. } if text.contains(tag) => {
+                return Err(invalid(&format!("it has {tag:?}, with which a call ends its text")));
+            }
+            Place::Before { .. } => self.out.push_str(&rest[..length]),
+            Place::InJson => {
+                let escaped = escaped(&text);
+                if ignores_case && escaped != text {
+                    return Err(invalid("it ignores the case of what JSON escapes"));
+                }
+                self.out.push_str(&lark::literal(&escaped));
+            }
+        }
+        if ignores_case {
+            self.out.push('i');
+        }
+        Ok(length + usize::from(ignores_case))
+    }
+
+    fn regex(&mut self, rest: &str) -> Result<usize, GrammarError> {
+        let length = lark::quoted(rest, '/');
+        let flags = &rest[length..];
+        let flags = &flags
+            [..flags.len() - flags.trim_start_matches(|c: char| c.is_ascii_lowercase()).len()];
+        let pattern = rest[1..length].strip_suffix('/').unwrap_or_default();
+        self.expression(&pattern.replace("\\/", "/"), flags)?;
+        Ok(length + flags.len())
+    }
+
+    /// Puts a regular expression where one stood.
+    fn expression(&mut self, pattern: &str, flags: &str) -> Result<(), GrammarError> {
+        let hir = ParserBuilder::new()
+            .case_insensitive(flags.contains('i'))
+            .dot_matches_new_line(flags.contains('s'))
+            .ignore_whitespace(flags.contains('x'))
+            .build()
+            .parse(pattern)
+            .map_err(|error| {
+                let reason = error.to_string();
+                invalid(reason.lines().last().unwrap_or_default())
+            })?;
+        if let Some(rule) = run(&hir, self.place).filter(|_| !self.in_terminal) {
+            self.part(rule, "text_part");
+            return Ok(());
+        }
+        let body = match self.place {
+            Place::Before { tag, .. } => {
+                let tag = tag.replace('/', "\\/");
+                format!("{} & ~/(?s:.*){tag}(?s:.*)/", slashed(&hir))
+            }
+            Place::InJson => slashed(&in_json(&hir)?),
+        };
+        self.part(body, "TEXT_PART");
+        Ok(())
+    }
+
+    /// Puts the name of a part, which is defined at the end.
+    fn part(&mut self, body: String, kind: &str) {
+        let next = self.parts.len();
+        let name = self.parts.entry(body).or_insert_with(|| format!("{kind}_{next}"));
+        self.out.push_str(name);
+    }
+
+    /// Whether the name before a colon is a terminal's.
+    fn defines_terminal(&self) -> bool {
+        let is_name = |c: char| c.is_ascii_alphanumeric() || "_.".contains(c);
+        let before = self.out.trim_end();
+        let name = &before[before.trim_end_matches(is_name).len()..];
+        name.trim_start_matches('_').starts_with(|c: char| c.is_ascii_uppercase())
+    }
+
+    /// Takes the name of a directive, or all of an import.
+    fn directive(&mut self, rest: &str) -> Result<usize, GrammarError> {
+        let line = rest.lines().next().unwrap_or_default();
+        let word = line.split(|c: char| c.is_whitespace()).next().unwrap_or_default();
+        match (word, self.place) {
+            ("%ignore", _) => self.out.push_str(word),
+            ("%import", Place::InJson) => {
+                let of_library = line[word.len()..].trim().strip_prefix("common.");
+                let (name, alias) = match of_library.map(|name| name.split_once("->")) {
+                    Some(Some((name, alias))) => (name.trim(), alias.trim()),
+                    Some(None) => (of_library.unwrap_or_default(), of_library.unwrap_or_default()),
+                    None => return Err(invalid("it imports what is not of `common.`")),
+                };
+                match ESCAPED_IMPORTS.iter().find(|(known, _)| *known == name) {
+                    Some((_, pattern)) => {
+                        let _ = write!(self.out, "{alias}: ");
+                        self.expression(pattern, "")?;
+                    }
+                    None => self.out.push_str(line),
+                }
+                return Ok(line.len());
+            }
+            ("%import", Place::Before { .. }) => {
+                self.out.push_str(line);
+                return Ok(line.len());
+            }
+            _ => return Err(invalid(&format!("it uses {word:?}, which a tool's text cannot"))),
+        }
+        Ok(word.len())
+    }
+
+    /// Whether a `~` is one, and no repetition.
+    fn is_complement(&self, rest: &str) -> bool {
+        let repeats = rest[1..].trim_start().starts_with(|c: char| c.is_ascii_digit());
+        matches!(self.place, Place::InJson) && !repeats
+    }
+}
+
+fn invalid(what: &str) -> GrammarError {
+    GrammarError::Invalid(format!("the grammar of its text cannot be used: {what}"))
+}
+
+/// The text of a string of Lark.
+fn unquoted(string: &str) -> Result<String, GrammarError> {
+    let json = string.replace("\\x", "\\u00");
+    serde_json::from_str(&json).map_err(|error| invalid(&format!("the string {string}: {error}")))
+}
+
+/// One end of a range, in a class.
+fn class_end(text: &str) -> Result<String, GrammarError> {
+    let mut characters = text.chars();
+    match (characters.next(), characters.next()) {
+        (Some(only), None) => Ok(format!("\\x{{{:x}}}", u32::from(only))),
+        _ => Err(invalid("the end of a range must be one character")),
+    }
+}
+
+fn escaped(text: &str) -> String {
+    let mut out = String::new();
+    text.chars().for_each(|character| escape(character, &mut out));
+    out
+}
+
+fn slashed(hir: &Hir) -> String {
+    format!("/{}/", regex_to_lark(&hir.to_string(), ""))
+}
+
+/// What matches the escaped text of what a pattern matches.
+fn in_json(hir: &Hir) -> Result<Hir, GrammarError> {
+    let all = |parts: &[Hir]| parts.iter().map(in_json).collect::<Result<Vec<_>, _>>();
+    Ok(match hir.kind() {
+        HirKind::Empty => Hir::empty(),
+        HirKind::Literal(literal) => match std::str::from_utf8(&literal.0) {
+            Ok(text) => Hir::literal(escaped(text).into_bytes()),
+            Err(_) => return Err(invalid("it matches what is no text")),
+        },
+        HirKind::Class(Class::Unicode(class)) => escaped_class(class),
+        HirKind::Class(Class::Bytes(_)) => return Err(invalid("it matches what is no text")),
+        HirKind::Look(_) => return Err(invalid("it has anchors, but all of a terminal matches")),
+        HirKind::Repetition(repetition) => {
+            let sub = Box::new(in_json(&repetition.sub)?);
+            Hir::repetition(Repetition { sub, ..repetition.clone() })
+        }
+        HirKind::Capture(capture) => in_json(&capture.sub)?,
+        HirKind::Concat(parts) => Hir::concat(all(parts)?),
+        HirKind::Alternation(parts) => Hir::alternation(all(parts)?),
+    })
+}
+
+fn escaped_class(class: &ClassUnicode) -> Hir {
+    let (plain, escapes) = split(class);
+    let plain = (!plain.ranges().is_empty()).then(|| Hir::class(Class::Unicode(plain)));
+    Hir::alternation(plain.into_iter().chain(escapes).collect())
+}
+
+/// A class as what JSON has as it is, and what it escapes.
+fn split(class: &ClassUnicode) -> (ClassUnicode, Vec<Hir>) {
+    let of = |character| ClassUnicode::new([ClassUnicodeRange::new(character, character)]);
+    let mut plain = class.clone();
+    let mut escapes = Vec::new();
+    for special in ('\0'..' ').chain(['"', '\\']) {
+        let mut both = class.clone();
+        both.intersect(&of(special));
+        if !both.ranges().is_empty() {
+            escapes.push(Hir::literal(escaped(&special.to_string()).into_bytes()));
+            plain.difference(&of(special));
+        }
+    }
+    (plain, escapes)
+}
+
+/// A rule for any number of characters of one class. As one lexeme it would take the beginning of
+/// what comes after it, a backslash or the tag, and then find that this is not its own.
+fn run(hir: &Hir, place: Place<'_>) -> Option<String> {
+    match hir.kind() {
+        HirKind::Capture(capture) => run(&capture.sub, place),
+        HirKind::Repetition(Repetition { min: min @ 0..=1, max: None, sub, .. }) => {
+            let HirKind::Class(Class::Unicode(class)) = sub.kind() else { return None };
+            let (plain, others) = match place {
+                Place::InJson => {
+                    let (plain, escapes) = split(class);
+                    (plain, Hir::alternation(escapes))
+                }
+                Place::Before { tag, padded } if padded && without(class, &['\n']) != *class => {
+                    let line_end = Hir::literal(*b"\n");
+                    let after = Hir::concat(vec![line_end.clone(), no_tag(class, tag)]);
+                    let others = Hir::alternation(vec![no_tag(class, tag), after, line_end]);
+                    (without(class, &['<', '\n']), others)
+                }
+                Place::Before { tag, .. } => (without(class, &['<']), no_tag(class, tag)),
+            };
+            if plain.ranges().is_empty() || plain == *class {
+                return None;
+            }
+            let sub = Box::new(Hir::class(Class::Unicode(plain)));
+            let plain = Repetition { min: 1, max: None, greedy: true, sub };
+            let count = if *min == 0 { '*' } else { '+' };
+            Some(format!("({} | {}){count}", slashed(&Hir::repetition(plain)), slashed(&others)))
+        }
+        _ => None,
+    }
+}
+
+/// A `<` of a class with what follows it, as far as that may be the tag's and no further. All but
+/// the last character of the tag need another one after them.
+fn no_tag(class: &ClassUnicode, tag: &str) -> Hir {
+    let mut rest: Option<Hir> = None;
+    for next in tag.chars().skip(1).collect::<Vec<_>>().into_iter().rev() {
+        let other = Hir::class(Class::Unicode(without(class, &['<', next])));
+        rest = Some(match rest {
+            None => other,
+            Some(rest) => {
+                let rest = Hir::concat(vec![Hir::literal(next.to_string().into_bytes()), rest]);
+                let sub = Box::new(Hir::alternation(vec![other, rest]));
+                Hir::repetition(Repetition { min: 0, max: Some(1), greedy: true, sub })
+            }
+        });
+    }
+    Hir::concat([Hir::literal(*b"<")].into_iter().chain(rest).collect())
+}
+
+fn without(class: &ClassUnicode, characters: &[char]) -> ClassUnicode {
+    let ranges = characters.iter().map(|&c| ClassUnicodeRange::new(c, c));
+    let mut rest = class.clone();
+    rest.difference(&ClassUnicode::new(ranges));
+    rest
+}
