@@ -302,8 +302,9 @@ fn run(hir: &Hir, place: Place<'_>) -> Option<String> {
                 }
                 Place::Before { tag, padded } if padded && without(class, &['\n']) != *class => {
                     let line_end = Hir::literal(*b"\n");
-                    let after = Hir::concat(vec![line_end.clone(), no_tag(class, tag)]);
-                    let others = Hir::alternation(vec![no_tag(class, tag), after, line_end]);
+                    let no_tag = no_tag(&without(class, &['\n']), tag);
+                    let after = Hir::concat(vec![line_end.clone(), no_tag.clone()]);
+                    let others = Hir::alternation(vec![no_tag, after, line_end]);
                     (without(class, &['<', '\n']), others)
                 }
                 Place::Before { tag, .. } => (without(class, &['<']), no_tag(class, tag)),

@@ -380,8 +380,8 @@ impl<'a> Preparer<'a> {
         }
     }
 
-    /// Tools are often described by people who do not know JSON Schema's names of types. A name that
-    /// means nothing makes no schema.
+    /// Tools are often described by people who do not know JSON Schema's names of types. A name
+    /// that means nothing makes no schema.
     fn kind(
         &mut self,
         value: &Value,

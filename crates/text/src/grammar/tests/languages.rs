@@ -282,6 +282,11 @@ fn schemas_that_cannot_be_enforced_are_refused_or_reported() {
         let text = message(&model, &Constraint::JsonSchema { schema: bad, strict: false });
         assert!(text.contains(what), "{text}");
     }
+}
+
+#[test]
+fn schemas_that_make_no_sense_are_refused_by_their_place() {
+    let model = Model::pieces();
     for (bad, what) in [
         (json!({ "type": "text" }), "no type \"text\""),
         (json!({ "$ref": "#/$defs/gone" }), "gone"),
