@@ -9,20 +9,21 @@ use axum::response::{IntoResponse, Response};
 
 use crate::error::Faults;
 use crate::service::Service;
-use crate::wire::sglang::{EngineLoad, ModelInfo, ServerInfo};
+use crate::wire::sglang::{CheckpointInfo, EngineLoad, ServerInfo};
 
 /// The checkpoint, as SGLang describes it.
 #[utoipa::path(
     get,
     path = "/model_info",
     responses(
-        (status = 200, description = "The checkpoint.", body = ModelInfo<'static>),
+        (status = 200, description = "The checkpoint.", body = CheckpointInfo<'static>),
         Faults,
     ),
 )]
 pub(crate) async fn model_info(State(service): State<Arc<Service>>) -> Response {
     let root = &service.config.model_root;
-    Json(ModelInfo { model_path: root, tokenizer_path: root, is_generation: true }).into_response()
+    Json(CheckpointInfo { model_path: root, tokenizer_path: root, is_generation: true })
+        .into_response()
 }
 
 /// The server, as SGLang describes it.

@@ -4,7 +4,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 #[derive(Debug, Serialize, ToSchema)]
-pub struct ModelInfo<'a> {
+pub struct CheckpointInfo<'a> {
     /// Where the checkpoint came from.
     pub model_path: &'a str,
     pub tokenizer_path: &'a str,
