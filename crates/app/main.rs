@@ -29,6 +29,10 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
+/// Memory that requests took is given back to the system when they are over.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Serves very large mixture-of-experts models at the lowest latency the hardware allows.
 #[derive(Parser)]
 #[command(version)]
