@@ -1,14 +1,12 @@
 // Checks attention against sums in double precision, each token's bits against those that it has
 // alone, and times it.
 //
-//   nvcc -std=c++20 -O3 -arch=sm_90a -maxrregcount=152 -I kernels/include -I MODEL attn.cu -o attn
+//   nvcc -std=c++20 -O3 -arch=sm_90a -I kernels -I kernels/include -I MODEL attn.cu -o attn
 //   ./attn            checks, then times
 //   ./attn check      a small part of the checks, for compute-sanitizer
 //
 // A model's constants are compiled in; any of its kinds of attention is checked.
-#include "bench.h"
-
-#include "kilotok/phase/attn.cuh"
+#include "roles.cuh"
 
 using namespace kilotok;
 
@@ -18,37 +16,66 @@ namespace {
 constexpr int ATTN_IN = 1, ATTN = 2;
 
 template <int KIND>
-__global__ void __launch_bounds__(CONSUMERS)
-    attention(const __grid_constant__ Memory memory, int phases, int repeats) {
-  __shared__ SumMemory sums;
-  constexpr bool OWN = KIND >= DRAFT_ATTENTION;
-  __shared__ HeldBatch batch;
-  __shared__ PairsByKind pairs;
-  if (threadIdx.x == 0)
-    cta_place = Place::begin(memory.fault, memory.wait_max_ms, 0);
-  batch.bring(memory);
-  __syncthreads();
-  Cta cta(memory, 0);
-  const LayerMemory& layer = *at<const LayerMemory>(memory.layers);
-  count_pairs<KIND, KIND + 1, OWN>(cta, pairs, batch);
-  for (int i = 0; i < repeats; i++) {
-    if (phases & ATTN_IN) attn_in<KIND>(cta, layer, batch, OWN);
-    // Attention begins in the middle of a barrier, and so does what adds its parts.
-    cta.arrive_grid();
-    if (phases & ATTN)
-      attn<KIND, OWN>(cta, layer, batch, pairs, sums);
-    else
-      cta.wait_grid();
-    cta.arrive_grid();
-    if (phases & ATTN) {
-      if (batch.token_count() <= TILE_TOKENS)
-        add_chunks<KIND, OWN, ADDING_WARPS<true>>(cta, layer, batch, sums, [] {});
-      else
-        add_chunks<KIND, OWN, ADDING_WARPS<false>>(cta, layer, batch, sums, [] {});
-    }
-    cta.wait_grid();
+struct AttentionRoles {
+  static constexpr bool OWN = KIND >= DRAFT_ATTENTION;
+  struct Work {
+    int phases, repeats;
+  };
+
+  static __device__ __forceinline__ const LayerMemory& layer(const Walker& w) {
+    return *at<const LayerMemory>(w.cta.memory.layers);
   }
-}
+
+  static __device__ __forceinline__ void begin(Walker& w) {
+    count_pairs<KIND, KIND + 1, OWN>(w.cta, w.shared.pairs, w.batch());
+  }
+
+  static __device__ __forceinline__ void attend(Walker& w) {
+    if constexpr (STREAMED<KIND>)
+      w.walk([&](Ring& ring, Sums&) {
+        attend_streamed<KIND>(w.cta, ring, layer(w), w.batch(), w.shared.pairs[KIND],
+                              w.shared.sums);
+      });
+    else
+      attn<KIND, OWN>(w.cta, layer(w), w.batch(), w.shared.pairs, w.shared.sums);
+  }
+
+  template <int WARPS>
+  static __device__ __forceinline__ void add_all(Walker& w) {
+    add_chunks<KIND, OWN, WARPS>(w.cta, layer(w), w.batch(), w.shared.sums, [] {});
+  }
+
+  static __device__ __forceinline__ void consume(Walker& w, const Work& work) {
+    Cta& cta = w.cta;
+#pragma unroll 1
+    for (int i = 0; i < work.repeats; i++) {
+      if (work.phases & ATTN_IN) attn_in<KIND>(cta, layer(w), w.batch(), OWN);
+      // Attention begins in the middle of a barrier, and so does what adds its parts.
+      cta.arrive_grid();
+      if (work.phases & ATTN)
+        attend(w);
+      else
+        cta.wait_grid();
+      cta.arrive_grid();
+      if (work.phases & ATTN) {
+        if (w.token_count() <= TILE_TOKENS)
+          add_all<ADDING_WARPS<true>>(w);
+        else
+          add_all<ADDING_WARPS<false>>(w);
+      }
+      cta.wait_grid();
+    }
+  }
+
+  static __device__ __forceinline__ void produce(Walker& w, const Work& work) {
+    if constexpr (STREAMED<KIND>)
+#pragma unroll 1
+      for (int i = 0; i < work.repeats && work.phases & ATTN; i++)
+        produce_keys<KIND>(w.cta, w.ring, layer(w), w.batch(), w.shared.pairs[KIND]);
+  }
+
+  static __device__ __forceinline__ void add(Walker&, const Work&) {}
+};
 
 // A uniform number from -1 to 1 that follows from its name.
 float random_of(uint64_t sequence, uint64_t position, uint64_t what, uint64_t i) {
@@ -118,7 +145,7 @@ struct World {
     memory.own_values = bytes(size_t{2} * TOKENS_MAX * A.kv_heads * A.v_dim);
     memory.attention_parts = bytes(ATTENTION_PARTS_BYTES);
     memory.attended = bytes(size_t{TOKENS_MAX} * ATTENDED_BYTES);
-    memory.barrier = bytes(64);
+    memory.barrier = bytes(COUNTERS * COUNTER_BYTES);
     memory.wait_max_ms = bench::wait_max_ms();
     memory.fault = bench::fault_address();
   }
@@ -170,10 +197,13 @@ struct World {
     for (size_t r = 0; r < rows.size(); r++)
       for (uint32_t p = first_needed[r]; p < rows[r].start; p++)
         for (int head = 0; head < A.kv_heads; head++) {
-          const size_t page = table[table_at[r] + p / PAGE_TOKENS - first_needed[r] / PAGE_TOKENS];
-          const size_t place = (page * A.kv_heads + head) * PAGE_TOKENS + p % PAGE_TOKENS;
+          const uint32_t in_row = p / PAGE_TOKENS - first_needed[r] / PAGE_TOKENS;
+          const uint32_t page = table[table_at[r] + in_row];
+          const uint32_t place = (page * A.kv_heads + head) * PAGE_TOKENS + p % PAGE_TOKENS;
           for (int d = 0; d < dims; d++)
-            values[place * dims + d] = context(rows[r], p, what, head, d);
+            values[what == KEY_ROW ? key_place<A.qk_dim>(place, d)
+                                   : value_place<A.v_dim>(place, d)] =
+                context(rows[r], p, what, head, d);
         }
     return keep(take(values));
   }
@@ -227,9 +257,7 @@ struct World {
   }
 
   float launch(int phases, int repeats) {
-    CHECK(cudaMemset(at<void>(memory.barrier), 0, 64));
-    void* arguments[] = {&memory, &phases, &repeats};
-    return bench::launch_ms(attention<KIND>, dim3(GRID), CONSUMERS, 0, arguments);
+    return bench::roles_ms<AttentionRoles<KIND>>(memory, {phases, repeats});
   }
 
   // Attended values of so many tokens, `[tokens, q_heads * v_dim]`, as their bits.
@@ -374,6 +402,25 @@ void check_bits(const char* name, World<KIND>& world, const std::vector<uint16_t
               different ? "WRONG" : "");
 }
 
+// A row of which a step has some tokens, the first or the last: their bits are those of all.
+template <int KIND>
+void check_counts(const char* name, uint32_t start, const std::vector<uint32_t>& counts) {
+  using W = World<KIND>;
+  constexpr size_t WIDTH = W::A.q_heads * W::A.v_dim;
+  World<KIND> world({{1, start, TOKENS_MAX}});
+  const std::vector<uint16_t> all = world.attended(world.place(world.all()));
+  size_t different = 0, compared = 0;
+  for (uint32_t count : counts)
+    for (uint32_t skip : {0u, TOKENS_MAX - count}) {
+      const std::vector<uint16_t> some = world.attended(world.place({{0, skip, count}}));
+      for (size_t i = 0; i < count * WIDTH; i++) different += some[i] != all[skip * WIDTH + i];
+      compared += count * WIDTH;
+    }
+  failures += different != 0;
+  std::printf("%-28s kind %d: %zu of %zu bits differ in steps of other sizes %s\n", name, KIND,
+              different, compared, different ? "WRONG" : "");
+}
+
 template <int KIND>
 void check(const char* name, std::vector<Row> rows) {
   World<KIND> world(std::move(rows));
@@ -403,15 +450,16 @@ void check_overflow() {
 
 template <int KIND>
 void time_rows(const char* name, std::vector<Row> rows) {
+  // Long contexts take long.
+  const int repeats = rows[0].start > 100000 ? 20 : 200;
   World<KIND> world(std::move(rows));
   world.place(world.all());
-  constexpr int REPEATS = 200;
   double us[4] = {};
   for (int phases = 0; phases < 4; phases++) {
     std::vector<float> times;
-    for (int i = 0; i < 5; i++) times.push_back(world.launch(phases, REPEATS));
+    for (int i = 0; i < 5; i++) times.push_back(world.launch(phases, repeats));
     std::sort(times.begin(), times.end());
-    us[phases] = times[2] * 1000.0 / REPEATS;
+    us[phases] = times[2] * 1000.0 / repeats;
   }
   std::printf("%-28s kind %d: attn_in %.2f us, attn %.2f us (two barriers %.2f, all %.2f)\n", name,
               KIND, us[ATTN_IN] - us[0], us[ATTN] - us[0], us[0], us[ATTN_IN | ATTN]);
@@ -428,6 +476,7 @@ void check_kind(bool small) {
   // As many parts as there may be. Alone these are one tile, which other warps add.
   if (ATTENTIONS[KIND].window == 0)
     check<KIND>("chunks grow, two tiles", {{1, LONG - 3, D}, {2, LONG - 1, D}});
+  if (!OWN) check_counts<KIND>("some of 64 tokens", 37, {1, 2, 13, 63});
   if (small) return;
   check<KIND>("chunks grow", {{1, LONG - 3, D}});
   check<KIND>("chunks of three", {{1, 20000, D}, {2, 16384, D}});
@@ -435,6 +484,13 @@ void check_kind(bool small) {
     check<KIND>("eight drafts", {{1, 1, D}, {2, 7, D}, {3, 8, D}, {4, 500, D}, {5, 1500, D}});
     return;
   }
+  std::vector<uint32_t> counts;
+  for (uint32_t count = 1; count <= TOKENS_MAX; count++) counts.push_back(count);
+  check_counts<KIND>("all counts", 0, counts);
+  check_counts<KIND>("all counts, chunks grow", LONG - 30, counts);
+  check_counts<KIND>("all counts at 40000", 40000, counts);
+  if (ATTENTIONS[KIND].window == 0)
+    check<KIND>("a long context", {{1, 131072 - D, D}, {2, 100000, 1}});
   check<KIND>("a prompt", {{1, 0, TOKENS_MAX}});
   check<KIND>("a prompt goes on", {{1, 300, TOKENS_MAX - 9}, {2, 64, 1}, {3, 129, 8}});
   std::vector<Row> singles;
@@ -449,6 +505,13 @@ void time_kind() {
     char name[64];
     std::snprintf(name, sizeof name, "%u tokens at %u", D, start);
     time_rows<KIND>(name, {{1, start, D}});
+  }
+  if (ATTENTIONS[KIND].window == 0) {
+    time_rows<KIND>("8 tokens at 131064", {{1, 131064, D}});
+    time_rows<KIND>("8 tokens at 1048560", {{1, 1048560, D}});
+    time_rows<KIND>("1 token at 131064", {{1, 131064, 1}});
+    time_rows<KIND>("2 rows of 8 at 65536", {{1, 65536, D}, {2, 65536, D}});
+    time_rows<KIND>("64 tokens at 131008", {{1, 131008, TOKENS_MAX}});
   }
   time_rows<KIND>("1 token at 4096", {{1, 4096, 1}});
   std::vector<Row> rows;

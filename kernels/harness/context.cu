@@ -248,17 +248,19 @@ struct ContextCheck {
         const uint32_t position = tokens[t].position;
         const uint32_t page =
             pages[rows[tokens[t].row].pages_at[A.page_group] + position / PAGE_TOKENS];
-        uint16_t* bits = &found[((size_t{page} * A.kv_heads + head) * PAGE_TOKENS +
-                                 position % PAGE_TOKENS) * dims];
+        const uint32_t place =
+            (page * A.kv_heads + head) * PAGE_TOKENS + position % PAGE_TOKENS;
         const Estimate e = wanted<KIND>(layer, x[t], inverse_rms[t], position, head, is_value);
         for (int d = 0; d < dims; d++) {
+          uint16_t& bits =
+              found[is_value ? value_place<A.v_dim>(place, d) : key_place<A.qk_dim>(place, d)];
           // Rounded to BF16.
           const double off = e.off[d] + (std::fabs(e.values[d]) + e.off[d]) / (1 << 8);
-          verdict.near(bf16_value(bits[d]), e.values[d], off,
+          verdict.near(bf16_value(bits), e.values[d], off,
                        is_value ? "value of token, dimension" : "key of token, dimension",
                        static_cast<int>(t), head * dims + d);
-          if (tokens[t].row + 1 == rows.size()) seen.push_back(bits[d]);
-          bits[d] = UNWRITTEN;
+          if (tokens[t].row + 1 == rows.size()) seen.push_back(bits);
+          bits = UNWRITTEN;
         }
       }
     const auto strange = std::count_if(found.begin(), found.end(),

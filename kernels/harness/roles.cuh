@@ -15,6 +15,10 @@ __global__ void __launch_bounds__(THREADS, 1)
           const __grid_constant__ typename Roles::Work work) {
   set_up(memory);
   Walker walker;
+  if constexpr (requires { Roles::begin(walker); }) {
+    Roles::begin(walker);
+    __syncthreads();
+  }
   if (threadIdx.x < CONSUMERS) {
     ptx::more_registers<CONSUMER_REGISTERS>();
     Roles::consume(walker, work);

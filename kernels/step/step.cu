@@ -14,6 +14,12 @@ static_assert(ptx::CTA_PER_SM, "this comes before whatever else includes CTAs");
 template <bool DRAFT, int TILES>
 struct Pass {
   static constexpr Launch LAUNCH = DRAFT ? Launch::DraftRows : Launch::Target;
+  // Consumers and producer share out attention's work by it.
+  static __device__ __forceinline__ void begin(Walker& w) {
+    using P = Part<DRAFT>;
+    count_pairs<P::ATTENTION, P::ATTENTION_END, DRAFT>(w.cta, w.shared.pairs, w.batch());
+    __syncthreads();
+  }
   static __device__ __forceinline__ void consume(Walker& w) {
     consume_pass<DRAFT, TILES>(w);
     if constexpr (DRAFT) {
@@ -30,6 +36,7 @@ struct Pass {
 template <int TILES>
 struct Context {
   static constexpr Launch LAUNCH = Launch::DraftContext;
+  static __device__ __forceinline__ void begin(Walker&) {}
   static __device__ __forceinline__ void consume(Walker& w) { consume_context<TILES>(w); }
   static __device__ __forceinline__ void produce(Walker& w) { produce_context<TILES>(w); }
   static __device__ __forceinline__ void add(Walker& w) { add_context(w); }
@@ -42,6 +49,7 @@ __device__ __forceinline__ void run(const Memory& memory) {
   // Also of a chain that was started ahead and is not wanted.
   if (cta_shared().batch.token_count() == 0) return;
   Walker walker;
+  Roles::begin(walker);
   if (threadIdx.x < CONSUMERS) {
     ptx::more_registers<CONSUMER_REGISTERS>();
     walker.cta.stamp(Stamp::Begun);

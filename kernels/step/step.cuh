@@ -92,21 +92,6 @@ struct Part {
     return at<const LayerMemory>(DRAFT ? memory.draft_layers : memory.layers)[index];
   }};
 
-// What the feed-forward network of a kind, and the projection of a kind, want as operands.
-__device__ __forceinline__ float feed_forward_scale(uint32_t kind) {
-  float scale = 1.0f;
-  with_kind<0, FEED_FORWARD_KINDS>(
-      kind, [&](auto k) { scale = operand_scale(FEED_FORWARDS[decltype(k)::value].format); });
-  return scale;
-}
-
-__device__ __forceinline__ float projection_scale(uint32_t kind) {
-  float scale = 1.0f;
-  with_kind<0, ATTENTION_KINDS>(
-      kind, [&](auto k) { scale = operand_scale(ATTENTIONS[decltype(k)::value].format); });
-  return scale;
-}
-
 // The norm before a layer, or before the head when there is no such layer.
 template <bool DRAFT>
 __device__ __forceinline__ void begin_norm_before(const Cta& cta, Shared& shared, int index,
@@ -251,7 +236,13 @@ __device__ __forceinline__ void attend(Walker& w, ForgetAwaited forget_awaited) 
     w.cta.arrive_grid();
   }
   if constexpr (!IN_CHUNKS<KIND, DRAFT>) forget_awaited();
-  attn<KIND, DRAFT>(w.cta, layer, w.batch(), w.shared.pairs, w.shared.sums);
+  if constexpr (STREAMED<KIND>)
+    w.walk([&](Ring& ring, Sums&) {
+      attend_streamed<KIND>(w.cta, ring, layer, w.batch(), w.shared.pairs[KIND],
+                            w.shared.sums);
+    });
+  else
+    attn<KIND, DRAFT>(w.cta, layer, w.batch(), w.shared.pairs, w.shared.sums);
 }
 
 // Whether CTAs do not meet from the stream to what a network of experts adds to it, but wait for
@@ -392,6 +383,7 @@ __device__ __forceinline__ void consume_layers(Walker& w) {
   Cta& cta = w.cta;
 #pragma unroll 1
   while (true) {
+    cta.renew();
     const int turn = w.next_turn(), index = turn / 2;
     const bool network = turn % 2 == 1;
     if (is_owner(cta)) {
@@ -470,6 +462,11 @@ __device__ __forceinline__ void produce_layers(Walker& w) {
     with_matrix<QkvMatrix, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
       using M = QkvMatrix<decltype(kind)::value>;
       produce<M, TILES>(w.ring, layer.qkv, first_unit<M>(w.cta));
+    });
+    with_kind<P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
+      constexpr int A = decltype(kind)::value;
+      if constexpr (STREAMED<A>)
+        produce_keys<A>(w.cta, w.ring, layer, w.batch(), w.shared.pairs[A]);
     });
     with_matrix<OutputMatrix, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
       produce<OutputMatrix<decltype(kind)::value>, TILES>(w.ring, layer.output, w.cta.index());
@@ -561,7 +558,6 @@ __device__ __forceinline__ void consume_pass(Walker& w) {
   Cta& cta = w.cta;
   P::bring_layer(cta, w.shared.layers, 0);
   rotations(cta, w.batch(), P::ATTENTION, P::ATTENTION_END);
-  count_pairs<P::ATTENTION, P::ATTENTION_END, DRAFT>(cta, w.shared.pairs, w.batch());
   cta.sync();
   if (is_owner(cta)) embed(cta, w.stream(), w.batch());
   cta.stamp(Stamp::Embed);

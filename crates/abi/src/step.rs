@@ -84,9 +84,9 @@ abi_struct! {
         /// Gate and up of the dense network, or of expert 0; the others follow.
         pub gate_up: u64,
         pub down: u64,
-        /// `[pages, kv_heads, page_tokens, qk_dim]`, BF16.
+        /// BF16, `[pages, kv_heads, page_tokens]` in groups of 8 positions; `layout/places.cuh`
+        /// says how a group lies.
         pub keys: u64,
-        /// `[pages, kv_heads, page_tokens, v_dim]`, BF16.
         pub values: u64,
         pub reserved_address: u64,
     }

@@ -17,6 +17,8 @@ use crate::places::{CHUNK_COLUMNS, OWNER_ROWS, TILE_TOKENS, Working, planned};
 
 /// Rows of operands, weights and keys are whole runs of 16 bytes, which is what a copy takes.
 const ALIGNED_VALUES: usize = 8;
+/// Positions whose keys and values lie together in a page, as `layout/places.cuh` has them.
+const GROUP_KEYS: usize = 8;
 /// Tokens of a batch at most: the scaled stream of so many fits into a CTA's scratch memory.
 pub(crate) const TOKENS_MAX: usize = 64;
 /// Attention has a warp for each 16 dimensions of a value, and 12 warps.
@@ -336,6 +338,9 @@ fn problems(spec: &ModelSpec, launch: Launch) -> Vec<String> {
             "{grid} CTAs, pages of {page_tokens} tokens and batches of {tokens_max}, which come in \
              tiles of {TILE_TOKENS}"
         ));
+    }
+    if !page_tokens.is_multiple_of(GROUP_KEYS) {
+        problems.push(format!("pages of {page_tokens} tokens are no multiple of {GROUP_KEYS}"));
     }
     at_most(&mut problems, "tokens of a batch", tokens_max, TOKENS_MAX);
     at_most(&mut problems, "vocab_size", spec.vocab_size, VOCAB_MAX);

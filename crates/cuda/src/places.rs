@@ -31,7 +31,7 @@ const QUERY_STEP_VALUES: usize = 2 * 32 * 8;
 /// Dimensions of a part of attention that share two numbers.
 const PART_DIMS: usize = 32;
 /// Parts of a token's attention at most: of chunks of keys, and one of a draft's own rows.
-const ATTENTION_PARTS: usize = 64 + 1;
+const ATTENTION_PARTS: usize = 128 + 1;
 /// Values of the stream in one packet of 16 bytes to another rank, and sets of places for packets.
 const PACKET_VALUES: usize = 8;
 const PACKET_BYTES: usize = 16;

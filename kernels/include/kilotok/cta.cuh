@@ -81,6 +81,12 @@ struct Cta {
   // makes of the thread's number.
   __device__ __forceinline__ void forget() { ptx::forget(thread_index); }
 
+  // Asks for the thread's number anew, so that no register has it where others are wanted.
+  __device__ __forceinline__ void renew() {
+    thread_index = threadIdx.x;
+    forget();
+  }
+
   // All consumers of this CTA.
   __device__ __forceinline__ void sync() const { ptx::sync_threads<CONSUMERS>(); }
 

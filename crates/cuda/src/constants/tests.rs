@@ -127,6 +127,8 @@ fn what_the_kernels_cannot_run_is_refused_by_name() {
     assert!(said.contains("batches of 60"), "{said}");
     let said = refused(&spec, Launch { tokens_max: 72, ..LAUNCH });
     assert!(said.contains("at most 64"), "{said}");
+    let said = refused(&spec, Launch { page_tokens: 12, ..LAUNCH });
+    assert!(said.contains("pages of 12 tokens are no multiple of 8"), "{said}");
     let said = refused(&spec, Launch { grid: 2, ..LAUNCH });
     assert!(said.contains("hidden_size is 128, at most 96"), "{said}");
     let said = refused(&spec, Launch { ranks: 3, ..LAUNCH });

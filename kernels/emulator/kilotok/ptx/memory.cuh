@@ -58,6 +58,21 @@ inline void store_shared_word(uint32_t address, uint32_t value) {
   *shared<uint32_t>(address) = value;
 }
 
+inline void store_shared(uint32_t address, const uint4& v) { *shared<uint4>(address) = v; }
+inline uint4 load_turned(uint32_t address) {
+  emulator::note_read(shared<const void>(address));
+  const emulator::Shown* shown = emulator::show(&address, 1);
+  const int lane = emulator::lane();
+  uint32_t words[4];
+  for (int matrix = 0; matrix < 4; matrix++) {
+    const auto value = [&](int row) {
+      return uint32_t{shared<const uint16_t>(shown[matrix * 8 + row][0])[lane / 4]};
+    };
+    words[matrix] = value(lane % 4 * 2) | value(lane % 4 * 2 + 1) << 16;
+  }
+  return {words[0], words[1], words[2], words[3]};
+}
+
 template <int COUNT>
 void more_registers() {}
 template <int COUNT>

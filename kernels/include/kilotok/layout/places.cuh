@@ -95,10 +95,53 @@ constexpr int QUERY_VALUES = over_kinds<0, ATTENTION_KINDS>([](auto kind) {
 constexpr int ROPE_PAIRS_MAX = over_kinds<0, ATTENTION_KINDS>(
     [](auto kind) { return larger(ATTENTIONS[decltype(kind)::value].rope_pairs, 1); });
 
+// Keys and values lie in runs of 8 dimensions, 16 bytes, by groups of 8 positions: of values
+// `[dimensions / 8][8 positions]`, of keys `[steps of 32 dimensions][8 positions][runs]`. So a warp
+// that reads a group's operands of the tensor cores reads whole lines, and meets no bank of shared
+// memory twice.
+constexpr int GROUP_KEYS = 8;
+static_assert(PAGE_TOKENS % GROUP_KEYS == 0, "a group lies in one page");
+
+// Where a dimension of a position lies in its group.
+template <int DIMS>
+__host__ __device__ constexpr int value_in_group(int position, int dim) {
+  return dim / 8 * (GROUP_KEYS * 8) + position * 8 + dim % 8;
+}
+template <int DIMS>
+__host__ __device__ constexpr int key_in_group(int position, int dim) {
+  const int step = dim / 32, runs = smaller(4, DIMS / 8 - step * 4);
+  return step * (GROUP_KEYS * 32) + (position * runs + dim % 32 / 8) * 8 + dim % 8;
+}
+
+// `place` counts positions of a K/V head, page after page. Where its group begins; a dimension.
+template <int DIMS>
+__host__ __device__ constexpr size_t group_place(uint32_t place) {
+  return size_t{place / GROUP_KEYS} * (GROUP_KEYS * DIMS);
+}
+template <int DIMS>
+__host__ __device__ constexpr size_t value_place(uint32_t place, int dim) {
+  return group_place<DIMS>(place) + value_in_group<DIMS>(place % GROUP_KEYS, dim);
+}
+template <int DIMS>
+__host__ __device__ constexpr size_t key_place(uint32_t place, int dim) {
+  return group_place<DIMS>(place) + key_in_group<DIMS>(place % GROUP_KEYS, dim);
+}
+
 // Attention sums over chunks of keys at fixed positions, each of which leaves a part; `phase/attn`
 // says how chunks are chosen so that there are never more of them.
 constexpr int CHUNK_KEYS = 128;
-constexpr int CHUNKS_MAX = 64;
+constexpr int CHUNKS_MAX = 128;
+
+// Keys that come in one page of the ring, with their values.
+constexpr int PAGE_KEYS = 64;
+// Whether they come through the ring, for as many tiles at once as there are warps: of the target's
+// kinds that see all that is before them, where a warp has registers for a tile's sums.
+template <int KIND>
+constexpr bool STREAMED =
+    KIND < DRAFT_ATTENTION && ATTENTIONS[KIND].window == 0 && ATTENTIONS[KIND].v_dim % 16 == 0 &&
+    ATTENTIONS[KIND].v_dim <= 128 && ATTENTIONS[KIND].qk_dim <= 192 &&
+    PAGE_KEYS * (ATTENTIONS[KIND].qk_dim + ATTENTIONS[KIND].v_dim) * 2 <= PAGE_BYTES;
+
 // One more for a draft's own rows.
 constexpr int ATTENTION_PARTS_MAX = CHUNKS_MAX + 1;
 // By token, query head and part the weighted values; then, by 32 of these, two numbers that say

@@ -1,62 +1,21 @@
 // Attention of every token over the keys it sees.
 //
-// Reads `queries`, the pages of keys and values, a draft's own rows; writes `attended`. A short
-// window is the work of one CTA for each tile. More keys are cut into chunks: a CTA takes a run of
-// (chunk, tile) pairs and keeps a chunk's keys in registers while the tiles of its row pass by, so
-// that it reads them once; `add_chunks` adds the parts after a grid barrier. `attn` begins in the
-// middle of a grid barrier, before the end of which it brings the keys that were there before the
-// step; those after it are the caller's.
+// Reads `queries`, the pages of keys and values, a draft's own rows; writes `attended`. There are
+// three ways. Where a token sees all keys before it, they come through the ring (`attn_stream`). A
+// short window is the work of one CTA for each tile. Longer windows and drafts' rows are cut into
+// chunks: a CTA takes a run of (chunk, tile) pairs and keeps a chunk's keys in registers while the
+// tiles of its row pass by. In chunks or in streams, `add_chunks` adds the parts after a grid
+// barrier. `attn` begins in the middle of a grid barrier, before the end of which it brings the
+// keys that were there before the step; those after it are the caller's.
 //
 // A token's bits follow from its position and the keys it sees: neither the other tokens of its row
 // nor who computes what shows. Only a value that is no number reaches tokens before it in its row:
 // it is multiplied with their weight of zero.
 #pragma once
 
-#include "kilotok/phase/attn_parts.cuh"
+#include "kilotok/phase/attn_stream.cuh"
 
 namespace kilotok {
-
-// Pieces that a window touches, and those of a chunk.
-template <int KIND>
-constexpr int WINDOW_PIECES = ceil_div(ATTENTIONS[KIND].window + PIECE_KEYS - 1, PIECE_KEYS);
-constexpr int CHUNK_PIECES = CHUNK_KEYS / PIECE_KEYS;
-
-// Whether keys are cut into chunks. Where not, one CTA sums over all that a token of the target
-// sees. OWN: of the rows of drafts, which see each other.
-template <int KIND, bool OWN>
-constexpr bool IN_CHUNKS =
-    OWN || ATTENTIONS[KIND].window == 0 || WINDOW_PIECES<KIND> > CONSUMER_WARPS;
-
-// Where a layer's keys, values and sinks are.
-struct LayerPlaces {
-  const char* keys;
-  const char* values;
-  const float* sinks;
-
-  __device__ __forceinline__ explicit LayerPlaces(const LayerMemory& layer)
-      : keys(at<const char>(layer.keys)),
-        values(at<const char>(layer.values)),
-        sinks(at<const float>(layer.sinks)) {}
-
-  template <int KIND>
-  __device__ __forceinline__ KeySource<KIND> pages(const Memory& memory, const BatchRow& row,
-                                                   int kv_head) const {
-    return {at<const uint32_t>(memory.pages), keys, values,
-            row.pages_at[ATTENTIONS[KIND].page_group], kv_head, false};
-  }
-};
-
-// The rest of a grid barrier, once: keys that were there before the step need not wait for it.
-struct Meeting {
-  bool over;
-  __device__ __forceinline__ void wait(Cta& cta) {
-    if (!over) {
-      cta.stamp(Stamp::Attention);
-      cta.wait_grid();
-    }
-    over = true;
-  }
-};
 
 template <int KIND>
 __device__ __forceinline__ void store_attended(const Cta& cta, const Tile& tile, int strip,
@@ -133,31 +92,6 @@ __device__ __forceinline__ void attend_window(Cta& cta, const LayerMemory& layer
   meeting.wait(cta);
 }
 
-// Chunks that any token of a row may see, a draft's own rows being one more, and the tiles of one
-// K/V head that meet each of them.
-template <int KIND>
-struct RowWork {
-  uint32_t first_chunk, chunks, tiles;
-
-  __device__ __forceinline__ RowWork(const BatchRow& row, bool own) {
-    if (row.count == 0) {
-      first_chunk = chunks = tiles = 0;
-      return;
-    }
-    const Sight first = sight<KIND>(row, row.start, own);
-    const Sight last = sight<KIND>(row, row.start + row.count - 1, own);
-    first_chunk = first.first_chunk();
-    // Where chunks grow within the row, the shorter ones are the most there can be.
-    const uint32_t end = first.chunk_keys == last.chunk_keys ? last.end_chunk() : CHUNKS_MAX;
-    chunks = max(end, first.end_chunk()) - first_chunk + own;
-    tiles = row.count * HeadTiles<KIND>::COUNT;
-  }
-
-  __device__ __forceinline__ uint32_t pairs() const {
-    return ATTENTIONS[KIND].kv_heads * chunks * tiles;
-  }
-};
-
 // Tiles first to end of a row that meet the same chunk of a K/V head.
 struct Span {
   int row, kv_head;
@@ -165,41 +99,6 @@ struct Span {
   uint32_t chunk;
   int first, end;
 };
-
-// Running sums of the rows' pairs, of a kind of attention. They follow from the batch.
-struct PairSums {
-  uint32_t before[TOKENS_MAX + 1];
-};
-using PairsByKind = PairSums[ATTENTION_KINDS];
-
-// Once a launch, before a barrier of the CTA: a warp counts for each of the kinds.
-template <int FIRST, int END, bool OWN>
-__device__ __forceinline__ void count_pairs(const Cta& cta, PairsByKind& by_kind,
-                                            const HeldBatch& batch) {
-  if constexpr (FIRST < END) {
-    if (IN_CHUNKS<FIRST, OWN> && cta.warp() == FIRST % CONSUMER_WARPS) {
-      PairSums& sums = by_kind[FIRST];
-      const int row_count = batch.counts.row_count;
-      uint32_t before = 0;
-#pragma unroll 1
-      for (int first = 0; first < row_count; first += 32) {
-        const int row = first + cta.lane();
-        uint32_t pairs = 0;
-        if (row < row_count) pairs = RowWork<FIRST>(batch.rows[row], OWN).pairs();
-        uint32_t sum = pairs;
-#pragma unroll
-        for (int distance = 1; distance < 32; distance *= 2) {
-          const uint32_t other = __shfl_up_sync(~0u, sum, distance);
-          if (cta.lane() >= distance) sum += other;
-        }
-        if (row < row_count) sums.before[row] = before + sum - pairs;
-        before += __shfl_sync(~0u, sum, 31);
-      }
-      if (cta.lane() == 0) sums.before[row_count] = before;
-    }
-    count_pairs<FIRST + 1, END, OWN>(cta, by_kind, batch);
-  }
-}
 
 // The span that begins with a pair. Pairs lie `[rows][K/V heads][chunks][tiles]`.
 template <int KIND>
@@ -312,6 +211,7 @@ template <int KIND, bool OWN>
 __device__ __forceinline__ void attn(Cta& cta, const LayerMemory& layer, const HeldBatch& batch,
                                      const PairsByKind& pairs, SumMemory& sums) {
   static_assert(DRAFT_ROWS <= CHUNK_KEYS, "a draft's rows are one part");
+  static_assert(!STREAMED<KIND>, "`attend_streamed` does it");
   if constexpr (IN_CHUNKS<KIND, OWN>) {
     using Shared = TileMemory<KIND, CHUNK_PIECES>;
     static_assert(sizeof(Shared) <= SCRATCH_BYTES, "a tile needs memory");

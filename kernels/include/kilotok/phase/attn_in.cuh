@@ -119,13 +119,16 @@ struct StoreHeads {
       uint16_t* to = at<uint16_t>(memory.queries) + t * QUERY_VALUES;
       int first = T::query_place(place.head, place.first);
       int second = T::query_place(place.head, place.second);
-      if (!place.is_query) {
-        const uint64_t values = own ? memory.own_values : layer.values;
-        const uint64_t keys = own ? memory.own_keys : layer.keys;
-        to = at<uint16_t>(place.is_value ? values : keys) +
-             static_cast<size_t>(ahead.places[j]) * (place.is_value ? A.v_dim : A.qk_dim);
-        first = place.first;
-        second = place.second;
+      const uint32_t at_place = ahead.places[j];
+      const int in_group = at_place % GROUP_KEYS;
+      if (place.is_value) {
+        to = at<uint16_t>(own ? memory.own_values : layer.values) + group_place<A.v_dim>(at_place);
+        first = value_in_group<A.v_dim>(in_group, place.first);
+        second = value_in_group<A.v_dim>(in_group, place.second);
+      } else if (!place.is_query) {
+        to = at<uint16_t>(own ? memory.own_keys : layer.keys) + group_place<A.qk_dim>(at_place);
+        first = key_in_group<A.qk_dim>(in_group, place.first);
+        second = key_in_group<A.qk_dim>(in_group, place.second);
       }
       to[first] = ptx::to_bf16(a);
       to[second] = ptx::to_bf16(b);
@@ -191,11 +194,12 @@ struct Head {
     }
   }
 
-  // The lane's first dimension goes to `to`, each other one `stride` values further.
-  __device__ __forceinline__ void store(uint16_t* to, int stride, float scale, int lane) const {
+  // `place(dim)` is where a dimension goes.
+  template <class Place>
+  __device__ __forceinline__ void store(Place place, float scale, int lane) const {
 #pragma unroll
     for (int i = 0; i < COUNT; i++)
-      if (lane + 32 * i < dims) to[i * stride] = ptx::to_bf16(values[i] * scale);
+      if (lane + 32 * i < dims) *place(lane + 32 * i) = ptx::to_bf16(values[i] * scale);
   }
 };
 
@@ -216,22 +220,25 @@ __device__ __forceinline__ void store_head(const Cta& cta, const LayerMemory& la
   const int row = is_query ? head * A.qk_dim : first_row + kv_head * dims;
   Head<KIND> h;
   h.load(at<const float>(memory.projected) + token * PROJECTED_ROWS + place + row, dims, lane);
-  uint16_t* to;
-  if (is_query) {
-    to = at<uint16_t>(memory.queries) + token * QUERY_VALUES + T::query_place(head, lane);
-  } else {
-    const uint32_t stored =
-        place_of_token<KIND>(memory, batch, A.page_group, token, kv_head, own);
+  uint16_t* to = at<uint16_t>(memory.queries) + token * QUERY_VALUES;
+  uint32_t stored = 0;
+  if (!is_query) {
+    stored = place_of_token<KIND>(memory, batch, A.page_group, token, kv_head, own);
     const uint64_t keys = own ? memory.own_keys : layer.keys;
     const uint64_t values = own ? memory.own_values : layer.values;
-    to = at<uint16_t>(is_value ? values : keys) + static_cast<size_t>(stored) * dims + lane;
+    to = at<uint16_t>(is_value ? values : keys);
   }
   if (!is_value) {
     if constexpr (A.qk_norm)
       h.norm(at<const float>(is_query ? layer.q_norm : layer.k_norm), lane);
     h.rotate(at<const float2>(memory.angles) + (KIND * TOKENS_MAX + token) * ROPE_PAIRS_MAX, lane);
   }
-  h.store(to, is_query ? T::STEP_VALUES : 32, is_value ? A.value_scale : 1.0f, lane);
+  const auto place_of = [&](int dim) {
+    return to + (is_query   ? T::query_place(head, dim)
+                 : is_value ? value_place<A.v_dim>(stored, dim)
+                            : key_place<A.qk_dim>(stored, dim));
+  };
+  h.store(place_of, is_value ? A.value_scale : 1.0f, lane);
 }
 
 template <int KIND>

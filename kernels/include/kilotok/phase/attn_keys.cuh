@@ -135,26 +135,26 @@ struct HeldKeys {
 
   __device__ __forceinline__ void load_keys(int lane, int piece) {
     const uint32_t piece_place = __shfl_sync(~0u, places, piece);
-    const char* from = source.keys + lane % 4 * 16;
-    const char* rows[2];
+    const auto* from = reinterpret_cast<const uint16_t*>(source.keys);
 #pragma unroll
-    for (int half = 0; half < 2; half++)
-      rows[half] = from + static_cast<size_t>(place(piece_place, piece, half * 8 + lane / 4)) *
-                              (A.qk_dim * 2);
-#pragma unroll
-    for (int half = 0; half < 2; half++)
+    for (int half = 0; half < 2; half++) {
+      const uint32_t at = place(piece_place, piece, half * GROUP_KEYS + lane / 4);
+      const uint16_t* row = from + key_place<A.qk_dim>(at, lane % 4 * 8);
 #pragma unroll
       for (int step = 0; step < T::STEPS; step++) {
         // The last step may be shorter than others.
-        const int run = smaller(step * 4 + lane % 4, A.qk_dim / 8 - 1) - lane % 4;
-        keys[half][step] = ptx::load_l2(rows[half] + (A.qk_dim % 32 == 0 ? step * 4 : run) * 16);
+        const bool whole = (step + 1) * 32 <= A.qk_dim;
+        const int dim = smaller(step * 32 + lane % 4 * 8, A.qk_dim - 8);
+        keys[half][step] = ptx::load_l2(static_cast<const void*>(
+            whole ? row + step * (GROUP_KEYS * 32) : from + key_place<A.qk_dim>(at, dim)));
       }
+    }
   }
 
   __device__ __forceinline__ void load_values(int lane, const Warps<KIND>& warps,
                                               uint32_t position, bool before) {
     const int dim = smaller(warps.strip * Warps<KIND>::VALUE_DIMS + lane / 4 * 4, A.v_dim - 4);
-    const char* from = source.values + dim * 2;
+    const auto* from = reinterpret_cast<const uint16_t*>(source.values);
     // All exchanges come before the first load, on which they would wait.
     uint32_t piece_places[SHARE];
 #pragma unroll
@@ -168,7 +168,7 @@ struct HeldKeys {
       for (int j = 0; j < 4; j++) {
         const int key = lane % 4 * 2 + j % 2 + j / 2 * 8;
         values[i][j] = ptx::load_l2_pair(
-            from + static_cast<size_t>(place(piece_places[i], piece, key)) * (A.v_dim * 2));
+            from + value_place<A.v_dim>(place(piece_places[i], piece, key), dim));
       }
     }
   }

@@ -142,7 +142,7 @@ constexpr int RUN_PARTS = 8;
 constexpr int RUNS_MAX = ceil_div(ATTENTION_PARTS_MAX, RUN_PARTS);
 // Warps that share a head's runs: where heads are few, warps would be idle.
 template <bool ONE_TILE>
-constexpr int ADDING_WARPS = ONE_TILE ? 6 : 1;
+constexpr int ADDING_WARPS = ONE_TILE ? CONSUMER_WARPS : 1;
 static_assert(CONSUMER_WARPS % ADDING_WARPS<true> == 0, "no warp is left over");
 
 // All consumers: WARPS of them add the `count` parts of a head, or of none. A lane has 4 dimensions

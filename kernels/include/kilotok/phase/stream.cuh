@@ -65,6 +65,21 @@ __device__ __forceinline__ void begin_norm(const Cta& cta, StreamMemory& stream,
   norm.reader = reader;
 }
 
+// What the feed-forward network of a kind, and the projection of a kind, want as operands.
+__device__ __forceinline__ float feed_forward_scale(uint32_t kind) {
+  float scale = 1.0f;
+  with_kind<0, FEED_FORWARD_KINDS>(
+      kind, [&](auto k) { scale = operand_scale(FEED_FORWARDS[decltype(k)::value].format); });
+  return scale;
+}
+
+__device__ __forceinline__ float projection_scale(uint32_t kind) {
+  float scale = 1.0f;
+  with_kind<0, ATTENTION_KINDS>(
+      kind, [&](auto k) { scale = operand_scale(ATTENTIONS[decltype(k)::value].format); });
+  return scale;
+}
+
 __device__ __forceinline__ float add_lanes(float value) {
 #pragma unroll
   for (int distance = 16; distance > 0; distance /= 2)

@@ -129,6 +129,22 @@ __device__ __forceinline__ void store_shared_word(uint32_t address, uint32_t val
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
 }
 
+__device__ __forceinline__ void store_shared(uint32_t address, const uint4& v) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y),
+               "r"(v.z), "r"(v.w)
+               : "memory");
+}
+
+// Four matrices of 8 rows of 8 values of two bytes, turned: lane 8 m + r gives the address of row r
+// of matrix m, and gets of each matrix column lane / 4 of rows 2 (lane % 4) and the next.
+__device__ __forceinline__ uint4 load_turned(uint32_t address) {
+  uint4 v;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(address));
+  return v;
+}
+
 // A whole warpgroup takes registers, or gives them up.
 template <int COUNT>
 __device__ __forceinline__ void more_registers() {

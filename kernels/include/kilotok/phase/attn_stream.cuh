@@ -1,0 +1,437 @@
+// Attention over all keys before a token: a chunk of keys and values comes once, through the ring,
+// for all tiles that meet it in a CTA. Each of them has a warp of its own, which holds its queries
+// and sums in registers and goes through the chunk by PIECES_AT_ONCE pieces, so that warps wait for
+// pages and never for each other.
+//
+// The producer brings what was there before the step; the step's own keys and values, which are not
+// there before the grid barrier, the consumers put into the page themselves.
+//
+// The largest score so far is what weights are relative to: where it grows, sums are scaled. That
+// goes by the positions of a tile's own chunk alone.
+#pragma once
+
+#include "kilotok/phase/attn_work.cuh"
+
+namespace kilotok {
+
+// Pieces of which a warp has all scores before it weighs values.
+constexpr int PIECES_AT_ONCE = 2;
+constexpr int KEYS_AT_ONCE = PIECES_AT_ONCE * PIECE_KEYS;
+static_assert(PAGE_KEYS % KEYS_AT_ONCE == 0 && CHUNK_KEYS % PAGE_KEYS == 0, "pages are whole");
+
+// Where a layer's keys, values and sinks are.
+struct LayerPlaces {
+  const char* keys;
+  const char* values;
+  const float* sinks;
+
+  __device__ __forceinline__ explicit LayerPlaces(const LayerMemory& layer)
+      : keys(at<const char>(layer.keys)),
+        values(at<const char>(layer.values)),
+        sinks(at<const float>(layer.sinks)) {}
+
+  template <int KIND>
+  __device__ __forceinline__ KeySource<KIND> pages(const Memory& memory, const BatchRow& row,
+                                                   int kv_head) const {
+    return {at<const uint32_t>(memory.pages), keys, values,
+            row.pages_at[ATTENTIONS[KIND].page_group], kv_head, false};
+  }
+};
+
+// The keys from `first` to `end` of a chunk of a row, and the tiles that meet them, one a warp.
+struct Stretch {
+  int row, kv_head;
+  uint32_t chunk, first, end;
+  int first_tile, tiles;
+};
+
+// Consumers and producer alike: `visit(stretch)` for all that is this CTA's. Tiles of a unit that
+// differ in the length of chunks come one after the other.
+template <int KIND, class Visit>
+__device__ __forceinline__ void each_stretch(const Cta& cta, const HeldBatch& batch,
+                                             const PairSums& sums, Visit visit) {
+  const uint32_t units = sums.before[batch.counts.row_count];
+  const uint32_t end = units * (cta.index() + 1) / GRID;
+  int index = 0;
+#pragma unroll 1
+  for (uint32_t unit = units * cta.index() / GRID; unit < end; unit++) {
+    while (sums.before[index + 1] <= unit) index++;
+    const BatchRow& row = batch.rows[index];
+    const RowWork<KIND> work(row, false);
+    const uint32_t unit_tiles = work.unit_tiles(sums.shares);
+    const uint32_t chunk_units = ceil_div(work.tiles, unit_tiles);
+    const uint32_t place = unit - sums.before[index], chunk = place / chunk_units % work.chunks;
+    int tile = place % chunk_units * unit_tiles;
+    const int tile_end = min(tile + unit_tiles, work.tiles);
+    const auto seen = [&](int i) {
+      return sight<KIND>(row, row.start + i / HeadTiles<KIND>::COUNT, false);
+    };
+#pragma unroll 1
+    while (tile < tile_end) {
+      const uint32_t keys = seen(tile).chunk_keys;
+      int next = tile + 1;
+      while (next < tile_end && seen(next).chunk_keys == keys) next++;
+      const Range range = both({chunk * keys, (chunk + 1) * keys}, seen(next - 1).range);
+      visit(Stretch{index, static_cast<int>(place / chunk_units / work.chunks), chunk, range.first,
+                    range.end, tile, next - tile});
+      tile = next;
+    }
+  }
+}
+
+// Where keys and values lie in a page of the ring.
+template <int KIND>
+struct KeyPage {
+  static constexpr Attention A = ATTENTIONS[KIND];
+  static constexpr int KEY_BYTES = A.qk_dim * 2, VALUE_BYTES = A.v_dim * 2;
+  static constexpr int VALUES = PAGE_KEYS * KEY_BYTES;
+};
+
+// Positions that lie together in pages and in the ring alike.
+constexpr int COPY_KEYS = PAGE_TOKENS % PAGE_KEYS == 0 ? PAGE_KEYS
+                          : PAGE_TOKENS % PIECE_KEYS == 0 ? PIECE_KEYS
+                                                          : GROUP_KEYS;
+
+// Producer: what this CTA's tiles meet and was there before the step.
+template <int KIND>
+__device__ __forceinline__ void produce_keys(const Cta& cta, Ring& ring, const LayerMemory& layer,
+                                             const HeldBatch& batch, const PairSums& sums) {
+  using P = KeyPage<KIND>;
+  constexpr int COPIES = PAGE_KEYS / COPY_KEYS;
+  each_stretch<KIND>(cta, batch, sums, [&](const Stretch& s) {
+    const BatchRow& row = batch.rows[s.row];
+    const KeySource<KIND> source =
+        LayerPlaces(layer).template pages<KIND>(cta.memory, row, s.kv_head);
+#pragma unroll 1
+    for (uint32_t first = s.first; first < s.end; first += PAGE_KEYS) {
+      const int keys = row.start <= first ? 0 : min(row.start - first, uint32_t{PAGE_KEYS});
+      const int count = ceil_div(keys, COPY_KEYS);
+      // Looked up before a page is free.
+      uint32_t places[COPIES];
+#pragma unroll
+      for (int i = 0; i < COPIES; i++)
+        places[i] = i < count ? source.place(first + i * COPY_KEYS) : 0;
+      ring.open(count * COPY_KEYS * (P::KEY_BYTES + P::VALUE_BYTES));
+#pragma unroll
+      for (int i = 0; i < COPIES; i++) {
+        if (i >= count) break;
+        ring.bring(source.keys + size_t{places[i]} * P::KEY_BYTES, i * COPY_KEYS * P::KEY_BYTES,
+                   COPY_KEYS * P::KEY_BYTES);
+        ring.bring(source.values + size_t{places[i]} * P::VALUE_BYTES,
+                   P::VALUES + i * COPY_KEYS * P::VALUE_BYTES, COPY_KEYS * P::VALUE_BYTES);
+      }
+      ring.next();
+    }
+  });
+}
+
+// What the step's own tokens have left, on its way to the ring's pages: all consumers put it there,
+// for as many pages at once as the ring has.
+template <int KIND>
+struct NewKeys {
+  using P = KeyPage<KIND>;
+  static constexpr int QK = P::A.qk_dim, V = P::A.v_dim, RUNS = (QK + V) / 8;
+  static constexpr int GROUPS = PAGE_COUNT * PAGE_KEYS / GROUP_KEYS;
+  static_assert(GROUPS <= CONSUMERS, "a thread looks up a group");
+
+  const LayerMemory& layer;
+  const BatchRow& row;
+  uint32_t* places;
+  int kv_head;
+
+  // Made where it is wanted: it takes many registers.
+  __device__ __forceinline__ KeySource<KIND> source(const Cta& cta) const {
+    return LayerPlaces(layer).template pages<KIND>(cta.memory, row, kv_head);
+  }
+
+  // Whether any of the pages from a position on, up to another, have new keys.
+  __device__ __forceinline__ bool any(uint32_t first, uint32_t end) const {
+    return min(first + PAGE_COUNT * PAGE_KEYS, end) > row.start;
+  }
+
+  // Looks up where they are. What comes of it is seen behind a barrier of the CTA.
+  __device__ __forceinline__ void look_up(const Cta& cta, uint32_t first) const {
+    const uint32_t position = first + threadIdx.x * GROUP_KEYS, end = row.start + row.count;
+    if (threadIdx.x < GROUPS && position < end)
+      places[threadIdx.x] = source(cta).place(position);
+  }
+
+  // Behind the last key come zeros: their weights are zeros, which must not meet what never was a
+  // number.
+  __device__ __forceinline__ void put(Ring ahead, uint32_t first, uint32_t end) const {
+#pragma unroll 1
+    for (int i = 0; i < PAGE_COUNT && first + i * PAGE_KEYS < end; i++, ahead.next()) {
+      if (first + (i + 1) * PAGE_KEYS <= row.start) continue;
+      put_page(ahead.take(), first + i * PAGE_KEYS, places + i * (PAGE_KEYS / GROUP_KEYS));
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void put_page(uint32_t page, uint32_t first,
+                                           const uint32_t* page_places) const {
+    const LayerPlaces from(layer);
+    const uint32_t start = max(row.start, first) - first;
+#pragma unroll 1
+    for (uint32_t i = start * RUNS + threadIdx.x; i < PAGE_KEYS * RUNS; i += CONSUMERS) {
+      const uint32_t key = i / RUNS;
+      const int dim = i % RUNS * 8;
+      const bool is_value = dim >= QK;
+      uint4 run = make_uint4(0, 0, 0, 0);
+      if (first + key < row.start + row.count) {
+        const uint32_t place = page_places[key / GROUP_KEYS] + key % GROUP_KEYS;
+        run = ptx::load_l2(is_value ? from.values + value_place<V>(place, dim - QK) * 2
+                                    : from.keys + key_place<QK>(place, dim) * 2);
+      }
+      const size_t to = is_value ? P::VALUES + value_place<V>(key, dim - QK) * 2
+                                 : key_place<QK>(key, dim) * 2;
+      ptx::store_shared(page + static_cast<uint32_t>(to), run);
+    }
+  }
+};
+
+// A tile and what its warp knows of the keys so far.
+template <int KIND>
+struct StreamedTile {
+  using T = HeadTiles<KIND>;
+  using P = KeyPage<KIND>;
+  static constexpr Attention A = ATTENTIONS[KIND];
+  static constexpr int GROUPS = KEYS_AT_ONCE / GROUP_KEYS;
+  using Scores = float[GROUPS][4];
+  // Steps of 32 dimensions of which the warp has queries in registers, and those in shared memory.
+  static constexpr int HELD = QUERY_STEPS<KIND>, SHARED = T::STEPS - HELD;
+
+  // Operand A of each step's halves, zeros behind the last dimension.
+  uint4 queries[HELD][2];
+  uint32_t shared_queries;
+  // Of heads g and 8 + g the largest exponent and, relative to it, the sum of weights and the
+  // weighted values, dimensions 8 i + 2 q and the next.
+  float largest[2] = {LOWEST, LOWEST};
+  float sum[4] = {};
+  float values[A.v_dim / 8][4] = {};
+
+  // Those in shared memory are there after `ptx::wait_for_copies`.
+  __device__ __forceinline__ void load_queries(const Cta& cta, int token, int head_tile) {
+    const uint16_t* from = at<const uint16_t>(cta.memory.queries) + token * QUERY_VALUES +
+                           head_tile * T::QUERY_VALUES + cta.lane() * 8;
+#pragma unroll
+    for (int step = 0; step < T::STEPS; step++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        // Nobody wrote what lies beyond the last dimension.
+        const bool has = step * 32 + cta.lane() % 4 * 8 < A.qk_dim;
+        const void* run = from + (step * 2 + half) * 32 * 8;
+        const uint32_t to = shared_queries + ((step - HELD) * 2 + half) * 512;
+        if (step < HELD)
+          queries[smaller(step, HELD - 1)][half] =
+              has ? ptx::load_l2(run) : make_uint4(0, 0, 0, 0);
+        else if (has)
+          ptx::copy_later(to, run);
+        else
+          ptx::store_shared(to, make_uint4(0, 0, 0, 0));
+      }
+  }
+
+  // Meets keys of a page, whose places there are given, from a position on. Those before `end` are
+  // seen.
+  __device__ __forceinline__ void meet(int lane, uint32_t key_page, uint32_t value_page,
+                                       uint32_t position, uint32_t end) {
+    Scores scores = {};
+    multiply_keys(lane, key_page, scores);
+    const int in_group = lane % 4 * 2;
+#pragma unroll
+    for (int group = 0; group < GROUPS; group++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        float& s = scores[group][i];
+        // What overflowed, also downwards, becomes a NaN: it must not weigh nothing.
+        s = fmaf(s, 0.0f, s);
+        if (position + group * GROUP_KEYS + in_group + i % 2 >= end) s = LOWEST;
+      }
+    raise(scores);
+#pragma unroll
+    for (int group = 0; group < GROUPS; group++)
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        scores[group][i] =
+            ptx::exp2(fmaf(scores[group][i], score_scale<KIND>(), -largest[i / 2]));
+    add_values(lane, value_page, scores);
+  }
+
+  // Leaves a part of its heads.
+  __device__ __forceinline__ void keep(const Cta& cta, int token, int first_head, int part) const {
+    const int lane = cta.lane();
+#pragma unroll
+    for (int row = 0; row < 2; row++) {
+      const int in_tile = row * 8 + lane / 4;
+      if (!T::has(first_head, in_tile)) continue;
+      const Parts<KIND> parts(cta.memory, token, first_head + in_tile);
+      float2* to = reinterpret_cast<float2*>(parts.values + part * A.v_dim + lane % 4 * 2);
+#pragma unroll
+      for (int i = 0; i < A.v_dim / 8; i++)
+        to[i * 4] = make_float2(values[i][row * 2], values[i][row * 2 + 1]);
+      if (lane % 4 == 0) parts.weighed[part] = {largest[row], sum[row * 2]};
+    }
+  }
+
+ private:
+  __device__ __forceinline__ uint4 query(int step, int half) const {
+    return step < HELD ? queries[smaller(step, HELD - 1)][half]
+                       : ptx::load_shared(shared_queries + ((step - HELD) * 2 + half) * 512);
+  }
+
+  __device__ __forceinline__ void load_keys(int lane, uint32_t page, int step,
+                                            uint4 (&keys)[GROUPS]) const {
+    // The last step may be shorter than others.
+    const int runs = smaller(4, A.qk_dim / 8 - step * 4);
+    const int in_step = lane / 4 * runs + smaller(lane % 4, runs - 1);
+#pragma unroll
+    for (int group = 0; group < GROUPS; group++)
+      keys[group] = ptx::load_shared(page + group * (GROUP_KEYS * P::KEY_BYTES) +
+                                     step * (GROUP_KEYS * 64) + in_step * 16);
+  }
+
+  __device__ __forceinline__ void multiply_keys(int lane, uint32_t page, Scores& scores) const {
+    uint4 next[GROUPS];
+    load_keys(lane, page, 0, next);
+#pragma unroll
+    for (int step = 0; step < T::STEPS; step++) {
+      uint4 keys[GROUPS];
+#pragma unroll
+      for (int group = 0; group < GROUPS; group++) keys[group] = next[group];
+      const uint4 low = query(step, 0), high = query(step, 1);
+      if (step + 1 < T::STEPS) load_keys(lane, page, step + 1, next);
+      // Loads stay above it: a step's keys are under way while those before are multiplied.
+      __syncwarp();
+      const uint32_t a[4] = {low.x, low.y, low.z, low.w};
+      const uint32_t b[4] = {high.x, high.y, high.z, high.w};
+      // Sums take turns, as a product waits for the one before it in the same sum.
+#pragma unroll
+      for (int group = 0; group < GROUPS; group++)
+        ptx::mma(scores[group], a, keys[group].x, keys[group].y);
+#pragma unroll
+      for (int group = 0; group < GROUPS; group++)
+        ptx::mma(scores[group], b, keys[group].z, keys[group].w);
+    }
+  }
+
+  // Takes the largest of the scores into account.
+  __device__ __forceinline__ void raise(const Scores& scores) {
+    float factors[2];
+    bool rises = false;
+#pragma unroll
+    for (int row = 0; row < 2; row++) {
+      float most = LOWEST;
+#pragma unroll
+      for (int group = 0; group < GROUPS; group++)
+        most = fmaxf(most, fmaxf(scores[group][row * 2], scores[group][row * 2 + 1]));
+#pragma unroll
+      for (int distance = 1; distance < 4; distance *= 2)
+        most = fmaxf(most, __shfl_xor_sync(~0u, most, distance));
+      most = fmaxf(largest[row], most * score_scale<KIND>());
+      factors[row] = ptx::exp2(largest[row] - most);
+      rises = rises || most > largest[row];
+      largest[row] = most;
+    }
+    // Where it does not, all factors are 1.
+    if (!__any_sync(~0u, rises)) return;
+#pragma unroll
+    for (int i = 0; i < 4; i++) sum[i] *= factors[i / 2];
+#pragma unroll
+    for (int run = 0; run < A.v_dim / 8; run++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) values[run][i] *= factors[i / 2];
+  }
+
+  // The sum of weights is that of values which all are 1.
+  __device__ __forceinline__ void add_values(int lane, uint32_t page, const Scores& weights) {
+    constexpr uint32_t ONES = 0x3f803f80;
+    constexpr int GROUP_BYTES = GROUP_KEYS * P::VALUE_BYTES, RUN_BYTES = GROUP_KEYS * 16;
+    const uint32_t from = page + lane / 8 % 2 * GROUP_BYTES + lane / 16 * RUN_BYTES + lane % 8 * 16;
+#pragma unroll
+    for (int piece = 0; piece < PIECES_AT_ONCE; piece++) {
+      const float(&low)[4] = weights[piece * 2], (&high)[4] = weights[piece * 2 + 1];
+      const uint32_t a[4] = {ptx::pack_bf16(low[0], low[1]), ptx::pack_bf16(low[2], low[3]),
+                             ptx::pack_bf16(high[0], high[1]), ptx::pack_bf16(high[2], high[3])};
+      ptx::mma(sum, a, ONES, ONES);
+#pragma unroll
+      for (int run = 0; run < A.v_dim / 8; run += 2) {
+        const uint4 v = ptx::load_turned(from + piece * 2 * GROUP_BYTES + run * RUN_BYTES);
+        ptx::mma(values[run], a, v.x, v.y);
+        ptx::mma(values[run + 1], a, v.z, v.w);
+      }
+    }
+  }
+};
+
+// The rest of a grid barrier, once: what was there before the step need not wait for it.
+struct Meeting {
+  bool over;
+  __device__ __forceinline__ void wait(Cta& cta) {
+    if (!over) {
+      cta.stamp(Stamp::Attention);
+      cta.wait_grid();
+    }
+    over = true;
+  }
+};
+
+// What consumers have in shared memory meanwhile.
+template <int KIND>
+struct StreamScratch {
+  char queries[STREAM_WARPS<KIND>][larger(SHARED_QUERY_BYTES<KIND>, 16)];
+  uint32_t places[NewKeys<KIND>::GROUPS];
+};
+
+// Consumers: this CTA's share. Begins in the middle of a grid barrier; each tile leaves a part of
+// each chunk that it sees.
+template <int KIND>
+__device__ __forceinline__ void attend_streamed(Cta& cta, Ring& ring, const LayerMemory& layer,
+                                                const HeldBatch& batch, const PairSums& sums,
+                                                SumMemory& scratch) {
+  using T = HeadTiles<KIND>;
+  using P = KeyPage<KIND>;
+  static_assert(sizeof(StreamScratch<KIND>) <= SCRATCH_BYTES, "there is room");
+  auto& shared = reinterpret_cast<StreamScratch<KIND>&>(scratch.scratch);
+  Meeting meeting = {false};
+  each_stretch<KIND>(cta, batch, sums, [&](const Stretch& s) {
+    const BatchRow& row = batch.rows[s.row];
+    const NewKeys<KIND> new_keys = {layer, row, shared.places, s.kv_head};
+    if (new_keys.any(s.first, s.end)) new_keys.look_up(cta, s.first);
+    meeting.wait(cta);
+    // No register has the thread's number while tiles meet keys.
+    cta.renew();
+    const int tile = s.first_tile + cta.warp(), token = row.first + tile / T::COUNT;
+    const uint32_t end = row.start + tile / T::COUNT + 1;
+    const bool sees = cta.warp() < s.tiles && s.first < end;
+    const uint32_t seen_end = sees ? end : 0;
+    StreamedTile<KIND> held = {};
+    held.shared_queries = ptx::shared_address(shared.queries[cta.warp()]) + cta.lane() * 16;
+    if (sees) held.load_queries(cta, token, s.kv_head * T::COUNT + tile % T::COUNT);
+    const int lane = ptx::opaque(cta.lane());
+#pragma unroll 1
+    for (uint32_t first = s.first; first < s.end; first += PAGE_KEYS) {
+      if ((first - s.first) % (PAGE_COUNT * PAGE_KEYS) == 0) {
+        if (new_keys.any(first, s.end)) {
+          if (first > s.first) new_keys.look_up(cta, first);
+          cta.sync();
+          new_keys.put(ring, first, s.end);
+          cta.sync();
+        }
+        ptx::wait_for_copies();
+      }
+      const uint32_t page = ring.take();
+#pragma unroll 1
+      for (int key = 0; key < PAGE_KEYS && first + key < seen_end; key += KEYS_AT_ONCE)
+        held.meet(lane, page + key * P::KEY_BYTES, page + P::VALUES + key * P::VALUE_BYTES,
+                  first + key, end);
+      ring.release(lane);
+    }
+    cta.renew();
+    if (sees)
+      held.keep(cta, token, s.kv_head * T::GROUP + tile % T::COUNT * TILE_HEADS, s.chunk);
+  });
+  meeting.wait(cta);
+  cta.renew();
+}
+
+}  // namespace kilotok

@@ -1,0 +1,123 @@
+// How attention's work is shared out: the kinds whose keys are cut into chunks, and which CTA has
+// which of them.
+#pragma once
+
+#include "kilotok/phase/attn_parts.cuh"
+#include "kilotok/walk/ring.cuh"
+
+namespace kilotok {
+
+// Pieces that a window touches, and those of a chunk.
+template <int KIND>
+constexpr int WINDOW_PIECES = ceil_div(ATTENTIONS[KIND].window + PIECE_KEYS - 1, PIECE_KEYS);
+constexpr int CHUNK_PIECES = CHUNK_KEYS / PIECE_KEYS;
+
+// Whether keys are cut into chunks. Where not, one CTA sums over all that a token of the target
+// sees. OWN: of the rows of drafts, which see each other.
+template <int KIND, bool OWN>
+constexpr bool IN_CHUNKS =
+    OWN || ATTENTIONS[KIND].window == 0 || WINDOW_PIECES<KIND> > CONSUMER_WARPS;
+
+// Steps of 32 dimensions of which a warp has a streamed tile's queries in registers; the others lie
+// in shared memory. Fewer leave registers for keys on their way.
+template <int KIND>
+constexpr int QUERY_STEPS = smaller(HeadTiles<KIND>::STEPS, 2);
+template <int KIND>
+constexpr int SHARED_QUERY_BYTES = (HeadTiles<KIND>::STEPS - QUERY_STEPS<KIND>) * 2 * 512;
+// Tiles that meet a chunk at once, each the work of a warp: as many as have room for their queries,
+// and for a little more.
+template <int KIND>
+constexpr int STREAM_WARPS = smaller(
+    CONSUMER_WARPS, (SCRATCH_BYTES - 1024) / larger(SHARED_QUERY_BYTES<KIND>, 1));
+
+// Chunks that any token of a row may see, a draft's own rows being one more, and the tiles of one
+// K/V head that meet each of them.
+template <int KIND>
+struct RowWork {
+  uint32_t first_chunk, chunks, tiles;
+
+  __device__ __forceinline__ RowWork(const BatchRow& row, bool own) {
+    if (row.count == 0) {
+      first_chunk = chunks = tiles = 0;
+      return;
+    }
+    const Sight first = sight<KIND>(row, row.start, own);
+    const Sight last = sight<KIND>(row, row.start + row.count - 1, own);
+    first_chunk = first.first_chunk();
+    // Where chunks grow within the row, the shorter ones are the most there can be.
+    const uint32_t end = first.chunk_keys == last.chunk_keys ? last.end_chunk() : CHUNKS_MAX;
+    chunks = max(end, first.end_chunk()) - first_chunk + own;
+    tiles = row.count * HeadTiles<KIND>::COUNT;
+  }
+
+  __device__ __forceinline__ uint32_t all_chunks() const {
+    return ATTENTIONS[KIND].kv_heads * chunks;
+  }
+  __device__ __forceinline__ uint32_t pairs() const { return all_chunks() * tiles; }
+
+  // Where keys are streamed, the tiles that meet a chunk in a CTA are a unit: as few units as warps
+  // allow, or as many as there are CTAs for a chunk.
+  __device__ __forceinline__ uint32_t unit_tiles(uint32_t shares) const {
+    const uint32_t fewest = ceil_div(tiles, STREAM_WARPS<KIND>);
+    return ceil_div(tiles, max(min(shares, tiles), fewest));
+  }
+  __device__ __forceinline__ uint32_t units(uint32_t shares) const {
+    return tiles == 0 ? 0 : all_chunks() * ceil_div(tiles, unit_tiles(shares));
+  }
+};
+
+// Running sums of the rows' pairs, or units, of a kind of attention. They follow from the batch.
+struct PairSums {
+  uint32_t before[TOKENS_MAX + 1];
+  // CTAs that there are for each chunk.
+  uint32_t shares;
+};
+using PairsByKind = PairSums[ATTENTION_KINDS];
+
+// A warp: the sum of all lanes.
+__device__ __forceinline__ uint32_t count_lanes(uint32_t count) {
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2)
+    count += __shfl_xor_sync(~0u, count, distance);
+  return count;
+}
+
+// Once a launch, before a barrier of the CTA: a warp counts for each of the kinds.
+template <int FIRST, int END, bool OWN>
+__device__ __forceinline__ void count_pairs(const Cta& cta, PairsByKind& by_kind,
+                                            const HeldBatch& batch) {
+  if constexpr (FIRST < END) {
+    if (IN_CHUNKS<FIRST, OWN> && cta.warp() == FIRST % CONSUMER_WARPS) {
+      PairSums& sums = by_kind[FIRST];
+      const int row_count = batch.counts.row_count;
+      uint32_t before = 0, chunks = 0;
+      for (int row = cta.lane(); STREAMED<FIRST> && row < row_count; row += 32)
+        chunks += RowWork<FIRST>(batch.rows[row], OWN).all_chunks();
+      const uint32_t shares = max(GRID / max(count_lanes(chunks), 1u), 1u);
+#pragma unroll 1
+      for (int first = 0; first < row_count; first += 32) {
+        const int row = first + cta.lane();
+        uint32_t pairs = 0;
+        if (row < row_count) {
+          const RowWork<FIRST> work(batch.rows[row], OWN);
+          pairs = STREAMED<FIRST> ? work.units(shares) : work.pairs();
+        }
+        uint32_t sum = pairs;
+#pragma unroll
+        for (int distance = 1; distance < 32; distance *= 2) {
+          const uint32_t other = __shfl_up_sync(~0u, sum, distance);
+          if (cta.lane() >= distance) sum += other;
+        }
+        if (row < row_count) sums.before[row] = before + sum - pairs;
+        before += __shfl_sync(~0u, sum, 31);
+      }
+      if (cta.lane() == 0) {
+        sums.before[row_count] = before;
+        sums.shares = shares;
+      }
+    }
+    count_pairs<FIRST + 1, END, OWN>(cta, by_kind, batch);
+  }
+}
+
+}  // namespace kilotok
