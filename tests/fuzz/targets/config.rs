@@ -1,21 +1,24 @@
 //! Any text as a target's config, and as the config of a drafter for a fixed target. What is
 //! accepted must be declared and shared without a panic.
 
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use std::sync::LazyLock;
 
 use kilotok_model::{
     FeedForwardSpec, Knobs, ModelSpec, Ranks, check_ranks, declare, read_config, read_drafter,
 };
-use libfuzzer_sys::fuzz_target;
 
 static TARGET: LazyLock<ModelSpec> = LazyLock::new(|| {
     let text = include_str!("../seeds/config/target.json");
     read_config("config.json", text, &Knobs::default()).expect("a good config")
 });
 
-fuzz_target!(|text: &str| {
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| run(bytes));
+
+pub(crate) fn run(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
     let knobs = Knobs::default();
     if let Ok(spec) = read_config("config.json", text, &knobs) {
         exercise(&spec);
@@ -25,7 +28,7 @@ fuzz_target!(|text: &str| {
         spec.drafter = Some(drafter);
         exercise(&spec);
     }
-});
+}
 
 fn exercise(spec: &ModelSpec) {
     // Large models are only slow.

@@ -2,22 +2,24 @@
 //! What is accepted must lie within the file, once each, and the format's own library must accept
 //! it too.
 
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use kilotok_weights::parse_header;
-use libfuzzer_sys::fuzz_target;
 use safetensors::SafeTensors;
 
 /// Data of the largest file that is made around a header.
 const DATA_MAX: usize = 1024;
 
-fuzz_target!(|bytes: &[u8]| {
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| run(bytes));
+
+pub(crate) fn run(bytes: &[u8]) {
     check(bytes);
     if let Some((size, text)) = bytes.split_first_chunk() {
         let data = vec![0; usize::from(u16::from_le_bytes(*size)) % DATA_MAX];
         check(&[&(text.len() as u64).to_le_bytes(), text, &data].concat());
     }
-});
+}
 
 fn check(file: &[u8]) {
     let Ok(tensors) = parse_header("file", file) else {

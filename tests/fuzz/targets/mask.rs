@@ -1,19 +1,24 @@
 //! Any bytes as a file of `torch.save`; also any bytes as the pickle of a sound archive, whose
 //! checksums random bytes would never meet.
 
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
+#[cfg(fuzzing)]
 #[expect(dead_code, reason = "made for the tests of malformed masks")]
 #[path = "../../malformed/torch.rs"]
 mod torch;
 
 use kilotok_weights::parse_mask;
-use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|bytes: &[u8]| {
+use crate::torch;
+
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| run(bytes));
+
+pub(crate) fn run(bytes: &[u8]) {
     check(bytes);
     check(&torch::zip(&torch::entries(bytes, &torch::embedding())));
-});
+}
 
 fn check(file: &[u8]) {
     if let Ok(mask) = parse_mask(file) {

@@ -1,0 +1,107 @@
+//! Any text, special tokens included, as a reply of the model: its first byte says how it is read.
+//! Its events depend on its tokens alone, however they are grouped, and calls are whole JSON
+//! unless the reply was cut.
+
+#![cfg_attr(fuzzing, no_main)]
+
+use std::sync::{Arc, LazyLock};
+
+use kilotok_text::{Event, Format, Parse, ReasoningStart, Reply, ReplyOptions, Text, Tool};
+use serde_json::{Value, json};
+
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| run(bytes));
+
+const FORMATS: [&str; 4] = ["mimo", "qwen3_coder", "hermes", "plain"];
+
+static TEXTS: LazyLock<Vec<Arc<Text>>> = LazyLock::new(|| {
+    let tokenizer = include_bytes!("../../text/fixtures/mimo/tokenizer.json");
+    let file = |name: &str| (name == "tokenizer.json").then(|| tokenizer.to_vec());
+    let of = |name: &str| {
+        let text = Text::from_files(&file).expect("a good tokenizer");
+        Arc::new(text.with_format(name.parse::<Format>().expect("a known format")))
+    };
+    FORMATS.map(of).into()
+});
+
+pub(crate) fn run(bytes: &[u8]) {
+    let Some((how, rest)) = bytes.split_first() else { return };
+    let Ok(said) = std::str::from_utf8(rest) else { return };
+    let text = &TEXTS[usize::from(how & 3)];
+    let Ok(tokens) = text.encode(said) else { return };
+    let cut = how & 0x20 != 0;
+    let alone = read(text, *how, cut, &tokens, 1);
+    let joined = read(text, *how, cut, &tokens, tokens.len().max(1));
+    assert_eq!(alone, joined, "events depend on how tokens are grouped");
+    if !cut {
+        for arguments in alone.iter().filter_map(arguments) {
+            assert!(serde_json::from_str::<Value>(&arguments).is_ok(), "{arguments:?}");
+        }
+    }
+}
+
+/// Joined events of a reply whose tokens come so many at a time.
+fn read(text: &Arc<Text>, how: u8, cut: bool, tokens: &[u32], at_a_time: usize) -> Vec<Event> {
+    let options = ReplyOptions {
+        parse: match how >> 2 & 3 {
+            0 => Parse::Nothing,
+            1 => Parse::Reasoning,
+            2 => Parse::ReasoningAndCalls,
+            _ => Parse::ReasoningThenCalls,
+        },
+        tools: vec![tool()],
+        reasoning: if how & 0x10 == 0 { ReasoningStart::Maybe } else { ReasoningStart::Begun },
+        stop: if how & 0x40 == 0 { Vec::new() } else { vec!["stop".into()] },
+        skip_special: true,
+        parallel_calls: how & 0x80 == 0,
+        ..ReplyOptions::default()
+    };
+    let mut reply = Reply::new(Arc::clone(text), options);
+    let mut events = Vec::new();
+    for step in tokens.chunks(at_a_time) {
+        for token in step {
+            reply.push(*token);
+        }
+        events.append(&mut reply.take());
+    }
+    if cut {
+        reply.cut();
+    } else {
+        reply.finish();
+    }
+    events.append(&mut reply.take());
+    join(events)
+}
+
+/// Neighbours of one kind as one, as a client joins them.
+fn join(events: Vec<Event>) -> Vec<Event> {
+    let mut joined: Vec<Event> = Vec::new();
+    for event in events {
+        match (joined.last_mut(), &event) {
+            (Some(Event::Content(all)), Event::Content(more))
+            | (Some(Event::Reasoning(all)), Event::Reasoning(more)) => all.push_str(more),
+            (Some(Event::Arguments { index: of, text: all }), Event::Arguments { index, text })
+                if of == index =>
+            {
+                all.push_str(text);
+            }
+            _ => joined.push(event),
+        }
+    }
+    joined
+}
+
+fn arguments(event: &Event) -> Option<String> {
+    match event {
+        Event::Arguments { text, .. } => Some(text.clone()),
+        _ => None,
+    }
+}
+
+fn tool() -> Tool {
+    let parameters = json!({"type": "object", "properties": {
+        "x": {"type": "array", "items": {"type": "integer"}}, "s": {"type": "string"},
+        "b": {"type": "boolean"}, "o": {"type": "object"}, "n": {"type": ["number", "null"]},
+    }});
+    Tool { name: "f".into(), parameters, ..Tool::default() }
+}
