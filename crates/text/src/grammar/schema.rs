@@ -392,7 +392,7 @@ impl<'a> Preparer<'a> {
             Value::Array(names) => {
                 let names = names.iter().map(|name| self.type_named(name, path));
                 let names = names.collect::<Result<Option<Vec<_>>, _>>()?;
-                names.map(|names| Value::from(names))
+                names.map(Value::from)
             }
             name => self.type_named(name, path)?.map(Value::from),
         };
