@@ -36,12 +36,17 @@ const ESCAPED_IMPORTS: &[(&str, &str)] = &[
     ("SQL_COMMENT", r"--[^\n]*"),
 ];
 
-pub(super) fn rewrite(grammar: &str, place: Place<'_>) -> Result<String, GrammarError> {
+pub(super) fn rewrite<'a>(grammar: &'a str, place: Place<'a>) -> Result<String, GrammarError> {
     if parse_gbnf::has_definition(grammar) {
         return Err(invalid("it is GBNF, and a tool's grammar is Lark"));
     }
-    let mut rewriter =
-        Rewriter { place, out: String::new(), in_terminal: false, parts: BTreeMap::new() };
+    let mut rewriter = Rewriter {
+        place,
+        out: String::new(),
+        in_terminal: false,
+        runs: runs(grammar, place),
+        parts: BTreeMap::new(),
+    };
     let mut rest = grammar;
     while let Some(next) = rest.chars().next() {
         let length = match next {
@@ -53,6 +58,7 @@ pub(super) fn rewrite(grammar: &str, place: Place<'_>) -> Result<String, Grammar
             '~' if rewriter.is_complement(rest) => {
                 return Err(invalid("it uses `~`, which cannot be followed within a JSON string"));
             }
+            'A'..='Z' if rewriter.begins_name() => rewriter.name(rest)?,
             _ => {
                 rewriter.in_terminal = match next {
                     ':' => rewriter.defines_terminal(),
@@ -82,11 +88,51 @@ pub(super) fn only_regex(grammar: &str) -> Option<String> {
     matches!(count, "" | "+" | "*" | "?").then(|| format!("{regex}{count}"))
 }
 
+/// Terminals that are any number of characters of one class, by name, as their expressions: rules
+/// have these in their place, see [`run`].
+fn runs<'g>(grammar: &'g str, place: Place<'_>) -> BTreeMap<&'g str, &'g str> {
+    let mut lines = grammar.lines().peekable();
+    let mut runs = BTreeMap::new();
+    while let Some(line) = lines.next() {
+        let goes_on = lines.peek().is_some_and(|next| next.trim_start().starts_with('|'));
+        let Some((name, body)) = line.split_once(':').filter(|_| !goes_on) else { continue };
+        let (name, body) = (name.trim(), body.trim());
+        if !name.starts_with(|c: char| c.is_ascii_uppercase()) || !body.starts_with('/') {
+            continue;
+        }
+        let length = lark::quoted(body, '/');
+        let flags = &body[length..];
+        let pattern = body[1..length].strip_suffix('/').unwrap_or_default();
+        if flags.chars().all(|c| c.is_ascii_lowercase())
+            && parsed(&pattern.replace("\\/", "/"), flags)
+                .is_ok_and(|hir| run(&hir, place).is_some())
+        {
+            runs.insert(name, body);
+        }
+    }
+    runs
+}
+
+/// A regular expression of Lark.
+fn parsed(pattern: &str, flags: &str) -> Result<Hir, GrammarError> {
+    let mut parser = ParserBuilder::new()
+        .case_insensitive(flags.contains('i'))
+        .dot_matches_new_line(flags.contains('s'))
+        .ignore_whitespace(flags.contains('x'))
+        .build();
+    parser.parse(pattern).map_err(|error| {
+        let reason = error.to_string();
+        invalid(reason.lines().last().unwrap_or_default())
+    })
+}
+
 struct Rewriter<'a> {
     place: Place<'a>,
     out: String,
     /// Whether a terminal is being defined, not a rule.
     in_terminal: bool,
+    /// See [`runs`].
+    runs: BTreeMap<&'a str, &'a str>,
     /// Names of what stands for regular expressions, by what they are.
     parts: BTreeMap<String, String>,
 }
@@ -135,18 +181,29 @@ impl Rewriter<'_> {
         Ok(length + flags.len())
     }
 
+    /// Whether what comes next is not within a name.
+    fn begins_name(&self) -> bool {
+        !self.out.ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.')
+    }
+
+    /// Takes the name of a terminal, for which a rule may have its expression; returns its length.
+    fn name(&mut self, rest: &str) -> Result<usize, GrammarError> {
+        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let length = rest.len() - rest.trim_start_matches(is_name).len();
+        let (name, after) = rest.split_at(length);
+        let is_defined = after.trim_start().starts_with([':', '.']);
+        match self.runs.get(name).copied().filter(|_| !self.in_terminal && !is_defined) {
+            Some(regex) => {
+                self.regex(regex)?;
+            }
+            None => self.out.push_str(name),
+        }
+        Ok(length)
+    }
+
     /// Puts a regular expression where one stood.
     fn expression(&mut self, pattern: &str, flags: &str) -> Result<(), GrammarError> {
-        let hir = ParserBuilder::new()
-            .case_insensitive(flags.contains('i'))
-            .dot_matches_new_line(flags.contains('s'))
-            .ignore_whitespace(flags.contains('x'))
-            .build()
-            .parse(pattern)
-            .map_err(|error| {
-                let reason = error.to_string();
-                invalid(reason.lines().last().unwrap_or_default())
-            })?;
+        let hir = parsed(pattern, flags)?;
         if let Some(rule) = run(&hir, self.place).filter(|_| !self.in_terminal) {
             self.part(rule, "text_part");
             return Ok(());

@@ -331,24 +331,37 @@ fn a_text_follows_its_own_grammar() {
                 assert_eq!(model.takes(&grammar, &call_of_patch(format, wrong)), tag, "{wrong}");
             }
         }
-        let any = TextGrammar::Lark("start: \"a\" /(?s:.)+/".to_owned());
-        let tool = Tool::of_text("apply_patch".to_owned(), None, Some(any));
-        let constraint = Constraint::TextWithCalls { tools: [tool].into(), format, parallel: true };
-        let grammar = model.compile(&constraint).unwrap();
-        for text in ["a\n<</b></p></parameters<", "ab"] {
-            assert!(model.takes(&grammar, &call_of_patch(format, text)), "{format} {text}");
-        }
-        let any = TextGrammar::Lark("start: /(?s:.)+/".to_owned());
-        let tool = Tool::of_text("apply_patch".to_owned(), None, Some(any));
-        let constraint = Constraint::TextWithCalls { tools: [tool].into(), format, parallel: true };
-        let grammar = model.compile(&constraint).unwrap();
-        assert!(model.takes(&grammar, &call_of_patch(format, "a\n<</b></p></parameter<")));
         let regex = TextGrammar::Regex("[a-c\"/]+\n|\\\\.".to_owned());
         let tool = Tool::of_text("apply_patch".to_owned(), None, Some(regex));
         let grammar = Constraint::TextWithCalls { tools: [tool].into(), format, parallel: true };
         let grammar = model.compile(&grammar).unwrap();
         for (text, right) in [("ab/\"\n", true), ("\\\"", true), ("ab", false), ("\\", false)] {
             assert_eq!(model.takes(&grammar, &call_of_patch(format, text)), right, "{text}");
+        }
+    }
+}
+
+#[test]
+fn a_text_of_anything_ends_where_its_call_does() {
+    /// Of the tool with which Codex runs programs.
+    const PROGRAM: &str = "start: pragma_source | plain_source\n\
+        pragma_source: PRAGMA_LINE NEWLINE SOURCE\nplain_source: SOURCE\n\n\
+        PRAGMA_LINE: /[ \\t]*\\/\\/ @exec:[^\\r\\n]*/\nNEWLINE: /\\r?\\n/\nSOURCE: /[\\s\\S]+/\n";
+    let model = Model::pieces();
+    for format in FORMATS {
+        for lark in ["start: /(?s:.)+/", "start: \"a\" /(?s:.)+/", PROGRAM] {
+            let tool = Tool::of_text(
+                "apply_patch".to_owned(),
+                None,
+                Some(TextGrammar::Lark(lark.to_owned())),
+            );
+            let tools = [tool].into();
+            let constraint = Constraint::TextWithCalls { tools, format, parallel: true };
+            let grammar = model.compile(&constraint).unwrap();
+            for text in ["a\n<</b></p></parameters<", "ab", "a// @exec: x\ny"] {
+                let taken = model.takes(&grammar, &call_of_patch(format, text));
+                assert!(taken, "{format} {lark} {text}");
+            }
         }
     }
 }
