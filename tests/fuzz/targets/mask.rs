@@ -10,6 +10,7 @@ mod torch;
 
 use kilotok_weights::parse_mask;
 
+#[cfg(not(fuzzing))]
 use crate::torch;
 
 #[cfg(fuzzing)]
