@@ -25,7 +25,7 @@ macro_rules! aside {
     }};
 }
 
-/// What a program ends with is worth waiting for, if somebody reads it.
+/// How long a program that ends waits for its last lines to be written.
 const LAST_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// Where a server says what it says, once it must not wait for that.

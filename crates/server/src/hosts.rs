@@ -28,7 +28,7 @@ impl Hosts {
             return Err(ApiError::new(StatusCode::BAD_REQUEST, message));
         }
         let Self::Only(names) = self else { return Ok(()) };
-        // The name in the request's line goes before the header; nobody needs them to differ.
+        // The name in the request line goes before the header. No client needs them to differ.
         let host = host.map(|host| host.to_str().unwrap_or_default());
         let authority = request.uri().authority().map(Authority::as_str);
         match host.into_iter().chain(authority).find(|host| !is_one_of(names, host)) {

@@ -111,7 +111,7 @@ impl Drive {
             return;
         };
         if grammar.pass(&tokens, &drafts) {
-            // Nothing is bound here, and nobody is waited for.
+            // The text is not constrained here, so no mask is needed.
             let masks = Masks { draft_count: drafts.len() as u32, masks: Vec::new() };
             let guided = Guided { key, made: Ok((grammar, masks)) };
             return self.guided(guided);

@@ -1,4 +1,4 @@
-//! Fields of a request that nobody knows, and which known one was probably meant.
+//! Unknown fields of a request, and which known one was probably meant.
 
 use serde::de::{DeserializeOwned, Error, Visitor};
 use serde::{Deserializer, forward_to_deserialize_any};
