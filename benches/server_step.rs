@@ -14,9 +14,9 @@ use kilotok_abi::{Sampling, TokenId};
 use kilotok_engine::{
     Caps, Engine, EngineError, PageGroup, PageKind, SlotSetup, StepId, StepOutput, StepPlan,
 };
+use kilotok_generation::Metrics;
+use kilotok_generation::gate::{Ask, Gate, GateOptions};
 use kilotok_sched::{Cost, Limits, Scheduler, Submission};
-use kilotok_server::gate::{Ask, Gate, GateOptions};
-use kilotok_server::metrics::Metrics;
 use kilotok_testkit::{ScriptedEngine, Skill};
 
 const ROWS: u32 = 64;

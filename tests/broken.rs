@@ -16,10 +16,10 @@ use std::time::Duration;
 
 use kilotok_cuda::{CudaEngine, CudaOptions, Found, Sizes, TOKENS_MAX, Toolchain};
 use kilotok_engine::{Caps, Engine, EngineError, StepId, StepOutput, StepPlan};
+use kilotok_generation::gate::GateOptions;
 use kilotok_model::Knobs;
 use kilotok_sched::Limits;
 use kilotok_server::ServerConfig;
-use kilotok_server::gate::GateOptions;
 use kilotok_testkit::Toy;
 use kilotok_testkit::process::alone;
 use kilotok_testkit::toy::Files;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use kilotok_server::Metrics;
+use kilotok_generation::Metrics;
 
 /// Thousands of lines: what comes while a terminal or a disk is slow for a moment.
 const WAITING_BYTES_MAX: usize = 1 << 20;

@@ -11,8 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use kilotok_server::gate::{Gate, GateOptions};
-use kilotok_server::metrics::Metrics;
+use kilotok_generation::Metrics;
+use kilotok_generation::gate::{Gate, GateOptions};
 use kilotok_server::{Hosts, ServerConfig, Service, serve};
 use kilotok_text::{Grammars, Text};
 use tracing_subscriber::EnvFilter;

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
+use kilotok_generation::gate::GateOptions;
 use kilotok_sched::Limits;
 use kilotok_server::ServerConfig;
-use kilotok_server::gate::GateOptions;
 use serde_json::{Value, json};
 
 use super::server::{Brake, Open, Server, Setup, until};

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use kilotok_generation::gate::{GateOptions, Stopwatch};
 use kilotok_server::ServerConfig;
-use kilotok_server::gate::{GateOptions, Stopwatch};
 use serde_json::{Value, json};
 
 use super::dice::Dice;

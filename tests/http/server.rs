@@ -10,9 +10,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use kilotok_engine::{Caps, Engine};
+use kilotok_generation::gate::{GateOptions, Stopwatch};
+use kilotok_generation::{Gate, Metrics};
 use kilotok_sched::{Cost, Limits};
-use kilotok_server::gate::{GateOptions, Stopwatch};
-use kilotok_server::{Gate, Metrics, ServeError, ServerConfig, Service, serve};
+use kilotok_server::{ServeError, ServerConfig, Service, serve};
 use kilotok_testkit::{ScriptedEngine, Skill, Voice, parrot};
 use kilotok_text::{Grammars, Text};
 use serde_json::Value;

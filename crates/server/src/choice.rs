@@ -10,9 +10,9 @@ use kilotok_engine::TokenLogprobs;
 use kilotok_text::{Event, Reply, Stopped, Text};
 
 use crate::error::ApiError;
-use crate::gate::{Ended, Ticket, Update};
 use crate::params::Job;
 use crate::tally::Tally;
+use kilotok_generation::gate::{Ended, Ticket, Update};
 
 /// What came of a reply since the last piece.
 #[derive(Clone, Debug, Default)]

@@ -13,12 +13,12 @@ use kilotok_text::Grammar;
 
 use crate::choice::{Choice, Finish, Piece};
 use crate::error::ApiError;
-use crate::gate::Ask;
 use crate::params::Job;
 use crate::params::sampling::seed_of;
 use crate::service::Service;
 use crate::tally::Tally;
 use crate::unenforced;
+use kilotok_generation::gate::Ask;
 
 /// See the file's head.
 pub(crate) struct Chorus {

@@ -10,7 +10,7 @@ use serde::Serialize;
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 use utoipa::{IntoResponses, ToSchema};
 
-use crate::gate::{Failure, FailureKind, Refusal};
+use kilotok_generation::gate::{Failure, FailureKind, Refusal};
 
 /// An answer that is not the one hoped for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -212,5 +212,24 @@ impl IntoResponse for ApiError {
         // For whoever logs it, or says it in another dialect.
         response.extensions_mut().insert(self);
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_say_whether_to_try_again() {
+        for (kind, status, retry_after_s) in [
+            (FailureKind::Engine, 500, None),
+            (FailureKind::Fault, 500, None),
+            (FailureKind::NothingAllowed, 400, None),
+            (FailureKind::Busy, 503, Some(RETRY_BUSY_S)),
+            (FailureKind::Shutdown, 503, Some(RETRY_DRAINING_S)),
+        ] {
+            let error = ApiError::from_failure(Failure { kind, message: String::new() });
+            assert_eq!((error.status.as_u16(), error.retry_after_s), (status, retry_after_s));
+        }
     }
 }

@@ -17,7 +17,7 @@ use tokio::task::{JoinError, JoinHandle};
 use tracing::Instrument;
 
 use crate::error::ApiError;
-use crate::gate::Refusal;
+use kilotok_generation::gate::Refusal;
 
 /// Threads for work that takes long, besides those that handle requests. What wants one waits for
 /// its turn before, so that they are never all taken.

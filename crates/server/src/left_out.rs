@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::metrics::Metrics;
+use kilotok_generation::Metrics;
 
 /// Types that have a counter of their own, without their dates. All others are counted as `other`,
 /// for clients can write anything there.

@@ -4,41 +4,29 @@
 //! is up to other crates; no other crate knows HTTP.
 
 mod auth;
-mod bell;
 mod budget;
 mod choice;
 mod chorus;
 mod clock;
 mod dialects;
-mod drive;
 pub mod error;
-pub mod gate;
-mod guide;
 mod handlers;
-mod health;
 mod hosts;
 mod left_out;
-pub mod metrics;
-mod pace;
 mod params;
-mod post;
 mod routes;
 mod said;
 mod serve;
 mod service;
 mod socket;
 mod sse;
-mod stopwatch;
 mod tally;
 mod tls;
 mod trace;
 mod unenforced;
-mod updates;
 pub mod wire;
 
-pub use gate::{Gate, GateOptions};
 pub use hosts::Hosts;
-pub use metrics::Metrics;
 pub use routes::router;
 pub use serve::{ServeError, serve};
 pub use service::{ServerConfig, Service, TlsFiles};

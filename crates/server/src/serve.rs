@@ -10,12 +10,12 @@ use axum_server::{Handle, Server};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 
-use crate::gate::EngineFailed;
 use crate::handlers::Handlers;
 use crate::routes::router;
 use crate::service::Service;
 use crate::socket::{Accepting, Doorman, Peer};
 use crate::tls::Tls;
+use kilotok_generation::gate::EngineFailed;
 
 /// Why serving ended before it was told to.
 #[derive(Debug, thiserror::Error)]

@@ -13,10 +13,13 @@ use crate::auth::Keys;
 use crate::budget::Budget;
 use crate::clock::unix_seconds;
 use crate::error::ApiError;
-use crate::gate::{Gate, Health, Place};
 use crate::hosts::Hosts;
-use crate::metrics::Metrics;
 use crate::unenforced::Unenforced;
+use kilotok_generation::Metrics;
+use kilotok_generation::gate::{Gate, Health, Place};
+
+#[cfg(test)]
+mod tests;
 
 /// How the server was set up.
 #[derive(Clone, Debug)]

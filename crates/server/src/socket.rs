@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::metrics::Metrics;
+use kilotok_generation::Metrics;
 
 /// After so many bytes hyper knows which HTTP is spoken.
 const GREETING_BYTES: usize = 24;

@@ -1,8 +1,8 @@
 //! What one reply cost, as far as it is: tokens, steps, drafts, time.
 
-use crate::gate::{StepShare, Times};
 use crate::wire::speed::{Metrics, Speculation};
 use crate::wire::usage::Usage;
+use kilotok_generation::gate::{StepShare, Times};
 
 /// See the file's head.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use axum::http::HeaderValue;
 
-use crate::metrics::Metrics;
+use kilotok_generation::Metrics;
 
 /// Told with one reply, in its body; a schema may give cause for thousands.
 const WARNINGS_MAX: usize = 16;

@@ -6,9 +6,9 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 
-use crate::gate::Health;
 use crate::service::Service;
 use crate::wire::control::HealthBody;
+use kilotok_generation::gate::Health;
 
 type Answer = (StatusCode, Json<HealthBody>);
 

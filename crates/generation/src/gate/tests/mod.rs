@@ -7,7 +7,6 @@ mod engines;
 mod faults;
 mod masks;
 mod numbers;
-mod places;
 mod replies;
 
 use std::collections::BTreeMap;

@@ -66,7 +66,7 @@ impl Metrics {
     }
 
     /// So many tools, items or parts of a type were left out; whether they are the first of it.
-    pub(crate) fn left_out(&self, what: &str, kind: &str, count: u64) -> bool {
+    pub fn left_out(&self, what: &str, kind: &str, count: u64) -> bool {
         let counter = self.own.left_out.with_label_values(&[what, kind]);
         let first = counter.get() == 0;
         counter.inc_by(count);
@@ -74,7 +74,7 @@ impl Metrics {
     }
 
     /// Memory that requests hold until their prompts are made.
-    pub(crate) fn requests_hold(&self, bytes: usize) {
+    pub fn requests_hold(&self, bytes: usize) {
         self.own.request_bytes.set(bytes as i64);
     }
 
@@ -84,12 +84,12 @@ impl Metrics {
     }
 
     /// A connection that could not be accepted.
-    pub(crate) fn accept_failed(&self) {
+    pub fn accept_failed(&self) {
         self.own.accepts_failed.inc();
     }
 
     /// What a request's schema asks for and does not get.
-    pub(crate) fn unenforced(&self, count: u64) {
+    pub fn unenforced(&self, count: u64) {
         self.own.unenforced.inc_by(count);
     }
 

@@ -281,7 +281,7 @@ impl Gate {
 
     /// Has a request count as one that waits while its prompt or its grammar is made. Beyond those
     /// who may wait, nothing is made for anyone.
-    pub(crate) fn place(&self) -> Result<Place, Refusal> {
+    pub fn place(&self) -> Result<Place, Refusal> {
         if self.0.board.hold(1, self.0.room) {
             return Ok(Place(Arc::clone(&self.0)));
         }
@@ -438,7 +438,7 @@ pub(crate) fn shut_down() -> Ended {
 }
 
 /// See [`Gate::place`]. Dropping it gives it back.
-pub(crate) struct Place(Arc<Lobby>);
+pub struct Place(Arc<Lobby>);
 
 impl Drop for Place {
     fn drop(&mut self) {
