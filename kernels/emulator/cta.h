@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "launch.h"
+#include "wgmma.h"
 
 #define __device__
 #define __host__
@@ -42,6 +43,7 @@ using std::min;
 namespace emulator {
 
 constexpr int WARP = 32;
+constexpr int WARPGROUP = 4 * WARP;
 constexpr int BARRIERS = 16;
 // Registers that one lane shows the others at a time.
 constexpr int SHOWN = 8;
@@ -55,8 +57,9 @@ using Pieces = uint64_t[PIECES / 64];
 struct Thread {
   void* stack;
   int index;
-  // Of which its loads may still be under way.
-  Pieces read;
+  // Of which its loads may still be under way, and what it wrote that tensor cores may not see.
+  Pieces read, written;
+  AsyncWork work;
   // Neighbours in the ring of those that can go on.
   Thread *next, *previous;
 };
@@ -107,6 +110,7 @@ struct Cta {
   uint64_t dice;
   Thread threads[THREADS_MAX];
   Warp warps[THREADS_MAX / WARP];
+  Warpgroup warpgroups[THREADS_MAX / WARPGROUP];
   Meeting meetings[BARRIERS];
   std::vector<Copy> copies;
   std::vector<Sleeper> sleepers;
@@ -373,6 +377,7 @@ inline void run(const Launch& launch, void (*kernel)(const void*)) {
   here->copies.clear();
   here->sleepers.clear();
   for (Meeting& meeting : here->meetings) meeting.arrived = 0;
+  std::memset(here->warpgroups, 0, sizeof(here->warpgroups));
   for (int i = 0; i < launch.threads; i += WARP) {
     Warp& warp = here->warps[i / WARP];
     warp.lanes = std::min(WARP, launch.threads - i);
@@ -382,6 +387,8 @@ inline void run(const Launch& launch, void (*kernel)(const void*)) {
     Thread& thread = here->threads[i];
     thread.index = i;
     std::memset(thread.read, 0, sizeof(Pieces));
+    std::memset(thread.written, 0, sizeof(Pieces));
+    thread.work = {};
     thread.next = &here->threads[(i + 1) % launch.threads];
     thread.previous = &here->threads[(i + launch.threads - 1) % launch.threads];
     void** top = reinterpret_cast<void**>(launch.stacks + (i + 1) * STACK_BYTES);
@@ -461,6 +468,10 @@ T __shfl_up_sync(uint32_t, T value, int distance) {
 }
 inline bool __all_sync(uint32_t, bool value) {
   return emulator::of_warp(value, [](uint32_t a, uint32_t b) { return a & b; }) != 0;
+}
+inline uint32_t __ballot_sync(uint32_t, bool value) {
+  const uint32_t bit = uint32_t{value} << emulator::lane();
+  return emulator::of_warp(bit, [](uint32_t a, uint32_t b) { return a | b; });
 }
 inline bool __any_sync(uint32_t, bool value) {
   return emulator::of_warp(value, [](uint32_t a, uint32_t b) { return a | b; }) != 0;

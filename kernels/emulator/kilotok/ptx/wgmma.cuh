@@ -1,0 +1,151 @@
+// Matrix products of a warpgroup, and what a GPU punishes without a word: sums touched before they
+// are waited for, a fence left out, warps of a group that ask for different products, and operands
+// that were written without a fence.
+#pragma once
+
+#include "kilotok/ptx/mma.cuh"
+#include "kilotok/ptx/async.cuh"
+
+namespace kilotok::ptx {
+
+[[noreturn]] inline void wgmma_misused(const char* how) {
+  std::fprintf(stderr, "thread %d: %s\n", emulator::here->current->index, how);
+  emulator::trap();
+}
+
+inline void wgmma_fence() {
+  __syncwarp();
+  emulator::here->current->work.fenced = true;
+}
+
+inline void wgmma_commit() {
+  emulator::AsyncWork& work = emulator::here->current->work;
+  work.groups.push_back(std::move(work.begun));
+  work.begun.clear();
+}
+
+// The next product under way of the same sums, if there is one.
+inline emulator::Wgmma* wgmma_next(const emulator::Wgmma& product) {
+  emulator::AsyncWork& work = emulator::here->current->work;
+  for (auto& group : work.groups)
+    for (emulator::Wgmma& next : group)
+      if (next.number > product.number && next.sums == product.sums) return &next;
+  for (emulator::Wgmma& next : work.begun)
+    if (next.sums == product.sums) return &next;
+  return nullptr;
+}
+
+// Adds up a product whose turn has come, for who waits for it or for the next product.
+inline void wgmma_finish(const emulator::Wgmma& product) {
+  std::vector<float> sums =
+      !product.products.empty()
+          ? product.products
+          : emulator::multiply_rows(product, reinterpret_cast<const char*>(&emulator::here),
+                                    emulator::lane());
+  for (size_t i = 0; i < sums.size(); i++) {
+    if (!emulator::is_under_way(product.sums[i]))
+      wgmma_misused("sums were written while a product was under way");
+    sums[i] = (product.add ? product.before[i] : 0.0f) + sums[i];
+  }
+  if (emulator::Wgmma* next = wgmma_next(product))
+    next->before = std::move(sums);
+  else
+    std::copy(sums.begin(), sums.end(), product.sums);
+}
+
+template <int PENDING, int COUNT>
+void wgmma_wait(float (&)[COUNT]) {
+  __syncwarp();
+  auto& groups = emulator::here->current->work.groups;
+  while (groups.size() > PENDING) {
+    for (const emulator::Wgmma& product : groups.front()) wgmma_finish(product);
+    groups.erase(groups.begin());
+  }
+  emulator::here->current->work.fenced = false;
+}
+
+inline void wgmma_writes_fence() {
+  std::memset(emulator::here->current->written, 0, sizeof(emulator::Pieces));
+}
+
+inline uint64_t wgmma_operand(uint32_t address, uint32_t k_bytes, uint32_t column_bytes) {
+  // Of a GPU's descriptor fourteen bits are a number of sixteen bytes.
+  if (reinterpret_cast<uintptr_t>(shared<char>(address)) % 16 != 0 || k_bytes % 16 != 0 ||
+      column_bytes % 16 != 0 || k_bytes >> 18 != 0 || column_bytes >> 18 != 0)
+    wgmma_misused("an operand of products does not lie as it has to");
+  return address | static_cast<uint64_t>(k_bytes / 16) << 32 |
+         static_cast<uint64_t>(column_bytes / 16) << 48;
+}
+inline uint64_t wgmma_operand_at(uint64_t operand, uint32_t bytes) { return operand + bytes; }
+
+// All warps of a group begin the same products.
+inline void wgmma_compare(uint64_t operand, int columns) {
+  const int index = emulator::here->current->index;
+  const int number = emulator::here->current->work.count;
+  emulator::Warpgroup& group = emulator::here->warpgroups[index / emulator::WARPGROUP];
+  const int place = number % emulator::NOTED;
+  const uint64_t what = operand + static_cast<uint64_t>(columns) * 0x9e3779b97f4a7c15u;
+  if (group.numbers[place] == number && group.operands[place] != what)
+    wgmma_misused("warps of a warpgroup multiply with different operands");
+  group.numbers[place] = number;
+  group.operands[place] = what;
+}
+
+// What others wrote of B they had a fence for.
+inline void wgmma_check_written(const emulator::Wgmma& product) {
+  const emulator::Operand b = emulator::Operand::of(product.b);
+  emulator::Pieces pieces = {};
+  for (int tile = 0; tile < product.columns / 8; tile++)
+    for (int k = 0; k < 2; k++)
+      for (int end : {0, 112})
+        emulator::note(pieces, reinterpret_cast<uintptr_t>(shared<char>(
+                                   b.address + tile * b.column_bytes + k * b.k_bytes + end)));
+  for (int i = 0; i < emulator::here->launch->threads; i++)
+    for (size_t k = 0; k < emulator::PIECES / 64; k++)
+      if (pieces[k] & emulator::here->threads[i].written[k])
+        wgmma_misused("an operand was written without a fence before the barrier");
+}
+
+// Begins a product of a lane's rows of A.
+inline void wgmma_begin(float* sums, int columns, int k, const float (&a)[2][emulator::K_MAX],
+                        uint64_t b, bool add) {
+  emulator::Thread& thread = *emulator::here->current;
+  if (!thread.work.fenced) wgmma_misused("a product begins without a fence");
+  thread.work.count++;
+  if (emulator::lane() == 0) wgmma_compare(b, columns);
+  emulator::Wgmma product = {sums, columns, k, thread.work.count, add, {}, {}, b, {}};
+  std::memcpy(product.a, a, sizeof(product.a));
+  // Of sums under way it gets those when they are done.
+  product.before.assign(sums, sums + columns / 2);
+  std::fill(sums, sums + columns / 2, __uint_as_float(emulator::UNDER_WAY));
+  if (thread.index % emulator::WARPGROUP == 0) wgmma_check_written(product);
+  if (emulator::draw() % 2 == 0)
+    product.products = emulator::multiply_rows(
+        product, reinterpret_cast<const char*>(&emulator::here), emulator::lane());
+  thread.work.begun.push_back(std::move(product));
+}
+
+template <int N>
+void wgmma(float (&sums)[N / 2], const uint32_t (&a)[4], uint64_t b, bool add) {
+  const emulator::Shown* shown = emulator::show(a, 4);
+  float rows[2][emulator::K_MAX];
+  for (int k = 0; k < emulator::K_MAX; k++) {
+    const uint32_t* lane = shown[emulator::lane() / 4 * 4 + k % 8 / 2];
+    for (int row = 0; row < 2; row++)
+      rows[row][k] = from_bf16(static_cast<uint16_t>(lane[k / 8 * 2 + row] >> 16 * (k % 2)));
+  }
+  wgmma_begin(sums, N, emulator::K_MAX, rows, b, add);
+}
+
+inline void wgmma_tf32(float (&sums)[4], const float (&a)[4], uint64_t b, bool add) {
+  uint32_t words[4];
+  for (int i = 0; i < 4; i++) words[i] = __float_as_uint(a[i]) & 0xffffe000;
+  const emulator::Shown* shown = emulator::show(words, 4);
+  float rows[2][emulator::K_MAX] = {};
+  for (int k = 0; k < 8; k++)
+    for (int row = 0; row < 2; row++)
+      rows[row][k] = __uint_as_float(shown[emulator::lane() / 4 * 4 + k % 4][k / 4 * 2 + row]);
+  wgmma_begin(sums, 8, 8, rows, b, add);
+}
+
+}  // namespace kilotok::ptx

@@ -1,0 +1,102 @@
+// Tensor cores and copies that work beside the thread that asked for them. What a thread began is
+// kept until it waits for it, so that a kernel that does not wait computes with other values: sums
+// under way are not numbers, copies have not come, and B is read at once or only in the end.
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+namespace emulator {
+
+// Sums for eight columns that one lane has: two rows times two columns.
+constexpr int TILE_SUMS = 4;
+// Along k the most that one product takes: 16 of BF16.
+constexpr int K_MAX = 16;
+
+// One lane's part of a product under way.
+struct Wgmma {
+  float* sums;
+  int columns, k, number;
+  // Whether it adds to what is there, and that.
+  bool add;
+  std::vector<float> before;
+  // Its two rows of A.
+  float a[2][K_MAX];
+  uint64_t b;
+  // Products, if B was read at once.
+  std::vector<float> products;
+};
+
+struct Copy16 {
+  void* to;
+  const void* from;
+};
+
+// What a thread has under way: without a commit, then by group. `fenced` says whether it had a
+// fence since its last wait, `count` how many products it began.
+struct AsyncWork {
+  bool fenced = false;
+  int count = 0;
+  std::vector<Wgmma> begun;
+  std::vector<std::vector<Wgmma>> groups;
+  std::vector<Copy16> copies;
+  std::vector<std::vector<Copy16>> copy_groups;
+};
+
+// The products that a warpgroup has begun, so that its warps can be compared.
+constexpr int NOTED = 64;
+struct Warpgroup {
+  uint64_t operands[NOTED];
+  int numbers[NOTED];
+};
+
+// Sums of a product under way, which nothing else computes.
+constexpr uint32_t UNDER_WAY = 0x7fc0badd;
+
+inline bool is_under_way(float value) {
+  return __builtin_bit_cast(uint32_t, value) == UNDER_WAY;
+}
+
+inline float value_of_b(const char* at, int k, bool bf16) {
+  if (!bf16)
+    return __builtin_bit_cast(float, reinterpret_cast<const uint32_t*>(at)[k] & 0xffffe000);
+  return __builtin_bit_cast(float, uint32_t{reinterpret_cast<const uint16_t*>(at)[k]} << 16);
+}
+
+// What the emulator packs in place of a descriptor: address, and both strides in sixteen bytes.
+struct Operand {
+  uint32_t address, k_bytes, column_bytes;
+  static Operand of(uint64_t packed) {
+    return {static_cast<uint32_t>(packed), static_cast<uint32_t>(packed >> 32 & 0xffff) * 16,
+            static_cast<uint32_t>(packed >> 48) * 16};
+  }
+};
+
+// A lane's products, added up along k from zero, as `mma` of this emulator adds them. `shared` is
+// what addresses count from.
+inline std::vector<float> multiply_rows(const Wgmma& product, const char* shared, int lane) {
+  const Operand b = Operand::of(product.b);
+  const char* from = shared + static_cast<int32_t>(b.address);
+  const bool bf16 = product.k == K_MAX;
+  const int piece = product.k / 2;
+  std::vector<float> sums(product.columns / 2);
+  for (int tile = 0; tile < product.columns / 8; tile++)
+    for (int j = 0; j < 2; j++) {
+      float column[K_MAX];
+      for (int k = 0; k < product.k; k++)
+        column[k] = value_of_b(from + tile * b.column_bytes + k / piece * b.k_bytes +
+                                   (lane % 4 * 2 + j) * 16, k % piece, bf16);
+      float low = 0, high = 0;
+      for (int k = 0; k < product.k; k++) {
+        low += product.a[0][k] * column[k];
+        high += product.a[1][k] * column[k];
+      }
+      sums[tile * TILE_SUMS + j] = low;
+      sums[tile * TILE_SUMS + 2 + j] = high;
+    }
+  return sums;
+}
+
+}  // namespace emulator

@@ -1,0 +1,189 @@
+// Whether products of warpgroups add up the same bits as those of warps: no document says so, and
+// the wide pass has the bits of the narrow one because of it. Compares sums of `wgmma` with those
+// of `mma` over the same columns in the same order, BF16 and TF32, of values of every kind. Needs a
+// GPU:
+//   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -I kernels/include \
+//     -I kernels/models/slice kernels/harness/wgmma.cu -o wgmma
+//   ./wgmma          columns up to 6144
+//   ./wgmma check    up to 256
+// Returns 1 if any bit differs.
+#include "bench.h"
+
+#include "kilotok/ptx/mma.cuh"
+#include "kilotok/ptx/wgmma.cuh"
+
+namespace bench {
+
+using namespace kilotok;
+
+constexpr int ROWS = 64, WARPGROUP = 128;
+
+// Operands `[rows][columns]`, of A 64 rows; products `[64][N]`, first of warps, then of warpgroups.
+struct Work {
+  uint64_t a, b, products;
+  // Sums of so many columns are made apart and then added.
+  int columns, run;
+};
+
+// A lane's four pairs of A, of rows that begin at `row`.
+__device__ __forceinline__ void load_a(const uint16_t* row, int columns, int lane,
+                                       uint32_t (&a)[4]) {
+  for (int i = 0; i < 4; i++)
+    a[i] = *reinterpret_cast<const uint32_t*>(row + (lane / 4 + i % 2 * 8) * columns +
+                                              lane % 4 * 2 + i / 2 * 8);
+}
+
+template <int N>
+__device__ __forceinline__ void store(float* products, const float (&sums)[N / 2]) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 0; i < N / 2; i++)
+    products[(threadIdx.x / 32 * 16 + lane / 4 + i % 4 / 2 * 8) * N + i / 4 * 8 + lane % 4 * 2 +
+             i % 2] = sums[i];
+}
+
+// Sixteen columns of B as products of warpgroups read them.
+template <int N>
+__device__ __forceinline__ void bring_b(uint16_t* shared, const uint16_t* b, int columns, int k) {
+  __syncthreads();
+  for (int i = threadIdx.x; i < N * 16; i += WARPGROUP) {
+    const int row = i / 16, column = i % 16;
+    shared[(row / 8 * 2 + column / 8) * 64 + row % 8 * 8 + column % 8] =
+        b[row * columns + k + column];
+  }
+  ptx::wgmma_writes_fence();
+  __syncthreads();
+}
+
+template <int N>
+__global__ void __launch_bounds__(WARPGROUP, 1) compare(const Work work) {
+  uint16_t* shared = reinterpret_cast<uint16_t*>(asked_memory());
+  const int lane = threadIdx.x % 32, columns = work.columns;
+  const uint16_t* rows = at<const uint16_t>(work.a) + threadIdx.x / 32 * 16 * columns;
+  const uint16_t* b = at<const uint16_t>(work.b);
+  float all[2][N / 2] = {}, sums[2][N / 2] = {};
+  for (int k = 0; k < columns; k += 16) {
+    bring_b<N>(shared, b, columns, k);
+    uint32_t a[4];
+    load_a(rows + k, columns, lane, a);
+    const bool first = k % work.run == 0;
+#pragma unroll
+    for (int tile = 0; tile < N / 8; tile++) {
+      float c[4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) c[i] = first ? 0 : sums[0][tile * 4 + i];
+      const uint16_t* row = b + (tile * 8 + lane / 4) * columns + k + lane % 4 * 2;
+      ptx::mma(c, a, *reinterpret_cast<const uint32_t*>(row),
+               *reinterpret_cast<const uint32_t*>(row + 8));
+#pragma unroll
+      for (int i = 0; i < 4; i++) sums[0][tile * 4 + i] = c[i];
+    }
+    ptx::wgmma_fence();
+    ptx::wgmma<N>(sums[1], a, ptx::wgmma_operand(ptx::shared_address(shared), 128, 256), !first);
+    ptx::wgmma_commit();
+    ptx::wgmma_wait<0>(sums[1]);
+    if ((k + 16) % work.run != 0 && k + 16 < columns) continue;
+#pragma unroll
+    for (int i = 0; i < N / 2; i++)
+      for (int which = 0; which < 2; which++)
+        all[which][i] = k < work.run ? sums[which][i] : all[which][i] + sums[which][i];
+  }
+  store<N>(at<float>(work.products), all[0]);
+  store<N>(at<float>(work.products) + ROWS * N, all[1]);
+}
+
+// Of F32 operands, TF32 products with 8 columns of B.
+__global__ void __launch_bounds__(WARPGROUP, 1) compare_tf32(const Work work) {
+  float* shared = reinterpret_cast<float*>(asked_memory());
+  const int lane = threadIdx.x % 32, columns = work.columns;
+  const float* b = at<const float>(work.b);
+  float sums[2][4] = {};
+  for (int k = 0; k < columns; k += 8) {
+    __syncthreads();
+    for (int i = threadIdx.x; i < 64; i += WARPGROUP)
+      shared[i % 8 / 4 * 32 + i / 8 * 4 + i % 4] = b[i / 8 * columns + k + i % 8];
+    ptx::wgmma_writes_fence();
+    __syncthreads();
+    const float* row = at<const float>(work.a) +
+                       (threadIdx.x / 32 * 16 + lane / 4) * columns + k + lane % 4;
+    const float a[4] = {row[0], row[8 * columns], row[4], row[8 * columns + 4]};
+    const float* own = b + lane / 4 * columns + k + lane % 4;
+    ptx::mma_tf32(sums[0], a, own[0], own[4]);
+    ptx::wgmma_fence();
+    ptx::wgmma_tf32(sums[1], a, ptx::wgmma_operand(ptx::shared_address(shared), 128, 256), true);
+    ptx::wgmma_commit();
+    ptx::wgmma_wait<0>(sums[1]);
+  }
+  store<8>(at<float>(work.products), sums[0]);
+  store<8>(at<float>(work.products) + ROWS * 8, sums[1]);
+}
+
+enum class Values { Uniform, Exponents, Codes, Zeros };
+
+// Exponents of 40 binades; codes as MXFP4 becomes BF16, a tiny number times a huge one; zeros of
+// both signs among others.
+float value(Values kind, uint64_t seed, size_t i, bool weight) {
+  const float from_half = uniform(seed, i);
+  const int draw = static_cast<int>(mixed(seed + 1, i) % 40);
+  if (kind == Values::Exponents) return std::ldexp(from_half, draw - 20);
+  if (kind == Values::Zeros) return draw < 36 ? std::copysign(0.0f, from_half) : from_half;
+  if (kind == Values::Uniform) return from_half;
+  const float codes[] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
+  return weight ? std::ldexp(std::copysign(codes[draw % 8], from_half), -126)
+                : std::ldexp(from_half, 100);
+}
+
+// Compares all bits of products that a kernel left.
+template <class Kernel>
+bool compare_products(const char* name, Kernel kernel, Work work, Buffers& buffers, int n,
+                      int shared_bytes) {
+  const size_t count = size_t{ROWS} * n;
+  work.products = buffers.take(2 * count * 4);
+  void* arguments[] = {&work};
+  launch_ms(kernel, dim3(1), WARPGROUP, shared_bytes, arguments);
+  const auto found = read<uint32_t>(work.products, 2 * count);
+  size_t differ = 0;
+  for (size_t i = 0; i < count; i++) differ += found[i] != found[count + i];
+  std::printf("%-32s %3d x %4d, runs of %4d: %zu of %zu differ %s\n", name, n, work.columns,
+              work.run, differ, count, differ ? "WRONG" : "");
+  return differ == 0;
+}
+
+template <int N>
+bool compare_bf16(const char* name, Values kind, int columns, int run) {
+  Buffers buffers;
+  std::vector<uint16_t> a(size_t{ROWS} * columns), b(size_t{N} * columns);
+  for (size_t i = 0; i < a.size(); i++) a[i] = bf16_bits(value(kind, 21, i, true));
+  for (size_t i = 0; i < b.size(); i++) b[i] = bf16_bits(value(kind, 23, i, false));
+  const Work work = {buffers.put(a), buffers.put(b), 0, columns, run};
+  return compare_products(name, compare<N>, work, buffers, N, N * 32);
+}
+
+bool compare_tf32s(int columns) {
+  Buffers buffers;
+  const Work work = {buffers.put(uniforms(size_t{ROWS} * columns, 1, 0, 25)),
+                     buffers.put(uniforms(size_t{8} * columns, 1, 0, 27)), 0, columns, columns};
+  return compare_products("TF32", compare_tf32, work, buffers, 8, 256);
+}
+
+bool all(bool small) {
+  const int most = small ? 256 : 6144;
+  bool right = compare_tf32s(most);
+  const auto kinds = {std::pair{"uniform", Values::Uniform},
+                      std::pair{"40 binades", Values::Exponents},
+                      std::pair{"codes of MXFP4", Values::Codes},
+                      std::pair{"mostly zeros", Values::Zeros}};
+  for (const auto& [name, kind] : kinds)
+    for (int columns : {16, 64, most})
+      for (int run : {columns, 32}) {
+        right = compare_bf16<8>(name, kind, columns, run) && right;
+        right = compare_bf16<32>(name, kind, columns, run) && right;
+        right = compare_bf16<64>(name, kind, columns, run) && right;
+        right = compare_bf16<128>(name, kind, columns, run) && right;
+      }
+  return right;
+}
+
+}  // namespace bench
+
+int main(int argc, char** argv) { return bench::run_all(argc, argv, bench::all); }

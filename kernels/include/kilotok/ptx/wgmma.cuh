@@ -1,0 +1,155 @@
+// Matrix products of a warpgroup: four warps, the first of which has a number divisible by four,
+// multiply 64 rows of A, 16 a warp, with N columns of B. A comes from registers, in each warp as
+// for `mma`; B from shared memory; sums stay in registers, for every eight columns four as `mma`
+// has them. They are those of `mma`, bit for bit, over the same k in the same order
+// (harness/wgmma.cu).
+//
+// A product runs beside what follows it. Between fence and wait its registers may not be touched.
+#pragma once
+
+#include "kilotok/ptx/async.cuh"
+
+namespace kilotok::ptx {
+
+// Orders this warp's registers: before the first product, and where A or sums were written since.
+__device__ __forceinline__ void wgmma_fence() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+// What was begun since the last commit is a group.
+__device__ __forceinline__ void wgmma_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+// Waits until at most PENDING groups are under way; those that made `sums` are done.
+template <int PENDING, int COUNT>
+__device__ __forceinline__ void wgmma_wait(float (&sums)[COUNT]) {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+  // Without it the compiler may read sums before the wait.
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) asm volatile("" : "+f"(sums[i])::"memory");
+}
+
+// What this thread wrote to shared memory, products see that begin behind a barrier.
+__device__ __forceinline__ void wgmma_writes_fence() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// B in shared memory, in pieces of 8 columns x 16 bytes along k that are 128 bytes each, column by
+// column. From a piece to the next along k there are `k_bytes`, to that of the next eight columns
+// `column_bytes`. Multiples of 16.
+__device__ __forceinline__ uint64_t wgmma_operand(uint32_t address, uint32_t k_bytes,
+                                                  uint32_t column_bytes) {
+  return static_cast<uint64_t>(address >> 4 & 0x3fff) | static_cast<uint64_t>(k_bytes >> 4) << 16 |
+         static_cast<uint64_t>(column_bytes >> 4) << 32;
+}
+
+// The same so many bytes further on.
+__device__ __forceinline__ uint64_t wgmma_operand_at(uint64_t operand, uint32_t bytes) {
+  return operand + (bytes >> 4);
+}
+
+// sums (+)= a b, BF16 times BF16 in F32, 16 along k. Without `add` they begin at zero.
+template <int N>
+struct Wgmma;
+
+#define KILOTOK_EIGHT(i)                                                                        \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
+      "+f"(d[i + 6]), "+f"(d[i + 7])
+
+template <>
+struct Wgmma<8> {
+  static __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4],
+                                                  uint64_t b, bool add) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %9, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3"
+        "}, {%4, %5, %6, %7}, %8, p, 1, 1, 0;\n}"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
+  }
+};
+
+template <>
+struct Wgmma<16> {
+  static __device__ __forceinline__ void multiply(float (&d)[8], const uint32_t (&a)[4],
+                                                  uint64_t b, bool add) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %13, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7"
+        "}, {%8, %9, %10, %11}, %12, p, 1, 1, 0;\n}"
+        : KILOTOK_EIGHT(0)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
+  }
+};
+
+template <>
+struct Wgmma<32> {
+  static __device__ __forceinline__ void multiply(float (&d)[16], const uint32_t (&a)[4],
+                                                  uint64_t b, bool add) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+        "}, {%16, %17, %18, %19}, %20, p, 1, 1, 0;\n}"
+        : KILOTOK_EIGHT(0), KILOTOK_EIGHT(8)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
+  }
+};
+
+template <>
+struct Wgmma<64> {
+  static __device__ __forceinline__ void multiply(float (&d)[32], const uint32_t (&a)[4],
+                                                  uint64_t b, bool add) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, "
+        "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+        "}, {%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}"
+        : KILOTOK_EIGHT(0), KILOTOK_EIGHT(8), KILOTOK_EIGHT(16), KILOTOK_EIGHT(24)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
+  }
+};
+
+template <>
+struct Wgmma<128> {
+  static __device__ __forceinline__ void multiply(float (&d)[64], const uint32_t (&a)[4],
+                                                  uint64_t b, bool add) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, "
+        "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, "
+        "%47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "
+        "%62, %63"
+        "}, {%64, %65, %66, %67}, %68, p, 1, 1, 0;\n}"
+        : KILOTOK_EIGHT(0), KILOTOK_EIGHT(8), KILOTOK_EIGHT(16), KILOTOK_EIGHT(24),
+          KILOTOK_EIGHT(32), KILOTOK_EIGHT(40), KILOTOK_EIGHT(48), KILOTOK_EIGHT(56)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
+  }
+};
+#undef KILOTOK_EIGHT
+
+template <int N>
+__device__ __forceinline__ void wgmma(float (&sums)[N / 2], const uint32_t (&a)[4], uint64_t b,
+                                      bool add) {
+  Wgmma<N>::multiply(sums, a, b, add);
+}
+
+// The same of TF32 and eight columns, 8 along k: A as in `mma_tf32`.
+__device__ __forceinline__ void wgmma_tf32(float (&d)[4], const float (&a)[4], uint64_t b,
+                                           bool add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %9, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n8k8.f32.tf32.tf32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "%8, p, 1, 1;\n}"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
+        "r"(__float_as_uint(a[3])), "l"(b), "r"(static_cast<int>(add)));
+}
+
+}  // namespace kilotok::ptx
