@@ -4,9 +4,9 @@ use std::fmt;
 
 use anyhow::{Context, Result, ensure};
 use indicatif::BinaryBytes;
+use kilotok_batch::Sizes;
 use kilotok_cuda::{CudaOptions, Found, StartError};
 use kilotok_model::ModelSpec;
-use kilotok_rows::Sizes;
 
 use crate::config::{EngineKind, EngineWish};
 use crate::environment;

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use kilotok_batch::SLOTS_MAX;
 use kilotok_generation::gate::QUEUE_MAX;
 use kilotok_model::Knobs;
-use kilotok_rows::SLOTS_MAX;
 use kilotok_sched::Limits;
 use kilotok_server::{ServerConfig, TlsFiles};
 use kilotok_text::Format;

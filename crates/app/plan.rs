@@ -5,9 +5,9 @@ use std::fmt;
 
 use anyhow::{Result, bail, ensure};
 use indicatif::BinaryBytes;
+use kilotok_batch::Sizes;
 use kilotok_engine::{PageGroup, PageKind};
 use kilotok_model::{ModelSpec, check_ranks};
-use kilotok_rows::Sizes;
 use kilotok_sched::Limits;
 
 use crate::config::EngineWish;

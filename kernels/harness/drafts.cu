@@ -1,5 +1,5 @@
 // The choice of drafts: after every wanted token the likeliest one by the logits of two ranks, of
-// equals the first, as `likeliest` in crates/rows has it. Checked and timed. Needs a GPU:
+// equals the first, as `likeliest` in crates/batch has it. Checked and timed. Needs a GPU:
 //
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -I kernels -I kernels/include \
 //     -I kernels/models/slice kernels/harness/drafts.cu -o drafts

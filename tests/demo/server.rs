@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use kilotok_abi::TokenId;
+use kilotok_batch::Sizes;
 use kilotok_cpu::CpuEngine;
 use kilotok_cuda::{CudaEngine, CudaOptions, Found, TOKENS_MAX};
 use kilotok_engine::{Caps, Engine, EngineError, StepId, StepOutput, StepPlan};
 use kilotok_generation::Metrics;
 use kilotok_generation::gate::{Gate, GateOptions, Stopwatch};
 use kilotok_model::Knobs;
-use kilotok_rows::Sizes;
 use kilotok_sched::{Cost, Limits};
 use kilotok_server::{ServeError, ServerConfig, Service, serve};
 use kilotok_text::{Grammars, Text};

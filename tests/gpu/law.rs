@@ -7,8 +7,8 @@
 use std::cell::RefCell;
 
 use kilotok_abi::{PageId, Sampling, SlotId, TokenId};
+use kilotok_batch::Sizes;
 use kilotok_engine::{Engine, PageRun, Row as PlanRow, RowTokens, SlotSetup, StepOutput, StepPlan};
-use kilotok_rows::Sizes;
 
 use crate::{FLASH, absent, cuda_of, sizes};
 use exact::Finding;

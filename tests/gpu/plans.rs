@@ -8,9 +8,9 @@
 use std::sync::LazyLock;
 
 use kilotok_abi::{Sampling, TokenId};
+use kilotok_batch::Sizes;
 use kilotok_cpu::CpuEngine;
 use kilotok_engine::{Caps, Engine, EngineError, SlotSetup, StepId, StepOutput, StepPlan};
-use kilotok_rows::Sizes;
 use kilotok_testkit::Toy;
 use kilotok_testkit::host::{Drafts, Guess, Host, How, Mask, Request, some};
 use kilotok_weights::{Checkpoint, Quiet};

@@ -1,8 +1,8 @@
 //! The reference engine behind the seam.
 
+use kilotok_batch::{Batch, InFlight, Samplers, SizeError, Slots};
 use kilotok_engine::{Caps, Engine, EngineError, StepId, StepOutput, StepPlan, check_plan};
 use kilotok_model::{ModelSpec, RanksError, check_ranks};
-use kilotok_rows::{Batch, InFlight, Samplers, SizeError, Slots};
 use kilotok_weights::{LoadError, Progress, WeightSource};
 
 use crate::CpuOptions;

@@ -21,5 +21,5 @@ mod watch;
 mod weights;
 
 pub use engine::{CpuEngine, StartError, VALUE_BYTES};
-pub use kilotok_rows::Sizes as CpuOptions;
+pub use kilotok_batch::Sizes as CpuOptions;
 pub use watch::{Seen, Watch};

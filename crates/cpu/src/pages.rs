@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
+use kilotok_batch::Grouping;
 use kilotok_engine::{PageGroup, PageRun};
 use kilotok_model::{AttentionSpec, ModelSpec, Ranks};
-use kilotok_rows::Grouping;
 
 /// The K/V of one layer on one rank, all pages of its group. A page holds
 /// `[kv_heads, page_tokens, qk_dim]` keys and `[kv_heads, page_tokens, v_dim]` values.

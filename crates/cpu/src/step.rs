@@ -1,8 +1,8 @@
 //! One step: the phases in the order in which the GPU runs them.
 
+use kilotok_batch::{Batch, wanted_tokens};
 use kilotok_engine::StepOutput;
 use kilotok_model::{FeedForwardSpec, LayerSpec, ModelSpec};
-use kilotok_rows::{Batch, wanted_tokens};
 
 use crate::engine::CpuEngine;
 use crate::math::rms_norm;

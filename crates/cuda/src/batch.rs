@@ -2,8 +2,8 @@
 //! of every row.
 
 use kilotok_abi::{Batch as Header, BatchRow, BatchToken, GROUPS_MAX};
+use kilotok_batch::Batch;
 use kilotok_engine::{PageGroup, Row};
-use kilotok_rows::Batch;
 
 /// A token without a row in the embedding: the drafter's mask. `phase/embed.cuh` has the same.
 const MASK_TOKEN: u32 = !0;
@@ -138,8 +138,8 @@ impl DeviceBatch {
 #[cfg(test)]
 pub(crate) mod tests {
     use kilotok_abi::{PageId, Sampling, SlotId, TokenId};
+    use kilotok_batch::Slots;
     use kilotok_engine::{PageKind, PageRun, RowTokens, SlotSetup, StepPlan};
-    use kilotok_rows::Slots;
 
     use super::*;
 

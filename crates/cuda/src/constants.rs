@@ -7,11 +7,11 @@ mod tests;
 use std::fmt::Write;
 
 use kilotok_abi::GROUPS_MAX;
+use kilotok_batch::Grouping;
 use kilotok_model::{
     AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, Ranks, RopeSpec, RouterDtype,
     WeightFormat, check_ranks,
 };
-use kilotok_rows::Grouping;
 
 use crate::places::{CHUNK_COLUMNS, OWNER_ROWS, TILE_TOKENS, Working, planned};
 

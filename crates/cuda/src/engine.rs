@@ -13,10 +13,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kilotok_abi::{PLAN_CTA_BYTES, SampleMemory};
+use kilotok_batch::{Batch, InFlight, Slots};
 use kilotok_engine::{
     Caps, Engine, EngineError, PhaseTime, StepId, StepOutput, StepPlan, StepTimes, check_plan,
 };
-use kilotok_rows::{Batch, InFlight, Slots};
 
 use crate::chain::{Shape, Tiles};
 use crate::driver::bell::{Bell, quiet};

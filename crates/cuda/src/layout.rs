@@ -6,9 +6,9 @@ use kilotok_abi::{
     BAD_TOKENS_MAX, BAD_WORDS_MAX, ChoicePart, END_TOKENS_MAX, Exchange, LayerMemory, Memory,
     PARTS_MAX, RECENT_MAX, STAMPS_MAX, SampleMemory, Slot, Stamped, VerifyMemory,
 };
+use kilotok_batch::{Grouping, Sizes};
 use kilotok_engine::PageGroup;
 use kilotok_model::{ModelSpec, Part};
-use kilotok_rows::{Grouping, Sizes};
 
 use crate::constants::{Constants, LayerKinds};
 use crate::memory_map::MemoryMap;
@@ -299,7 +299,7 @@ fn tables(map: &mut MemoryMap, constants: &Constants, slot_count: usize) -> Samp
 
 #[cfg(test)]
 mod tests {
-    use kilotok_rows::Sizes;
+    use kilotok_batch::Sizes;
     use kilotok_testkit::Toy;
 
     use super::*;

@@ -27,7 +27,7 @@ mod watch;
 pub use compile::Toolchain;
 pub use driver::{DRIVER_MIN, Driver, DriverError, Gpu};
 pub use engine::{CudaEngine, TOKENS_MAX};
-pub use kilotok_rows::Sizes;
+pub use kilotok_batch::Sizes;
 pub use memory_map::{DoesNotFit, MemoryMap, RESERVE_BYTES};
 pub use nvrtc::{CompileError, Version};
 pub use start::{CudaOptions, Found, StartError, VALUE_BYTES};

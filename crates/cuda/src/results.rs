@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use bytemuck::Pod;
 use kilotok_abi::{ChoiceFault, Report, RowChoice, SlotId, TOPS_MAX, TokenId, Top};
+use kilotok_batch::{Batch, Slots};
 use kilotok_engine::{RowFault, RowOutput, StepOutput, TokenLogprob, TokenLogprobs};
-use kilotok_rows::{Batch, Slots};
 
 use crate::upload::Upload;
 

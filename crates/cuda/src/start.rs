@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kilotok_abi::{Exchange, RANKS_MAX};
+use kilotok_batch::{Grouping, InFlight, SizeError, Sizes, Slots};
 use kilotok_engine::{Caps, EngineError};
 use kilotok_model::{ModelSpec, Ranks, RanksError, check_ranks, declare};
-use kilotok_rows::{Grouping, InFlight, SizeError, Sizes, Slots};
 use kilotok_weights::{LoadError, Piece, Progress, Tensor, WeightSource, load};
 
 use crate::compile::Toolchain;

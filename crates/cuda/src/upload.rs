@@ -7,8 +7,8 @@ use kilotok_abi::{
     BAD_TOKENS_MAX, BAD_WORDS_MAX, Batch as Header, Bias, COUNTER_BYTES, END_TOKENS_MAX,
     PLAN_THREAD_BYTES, SampleMemory, SampleRow, Slot, SlotLists, Wanted,
 };
+use kilotok_batch::{Batch, BatchRow, Sizes, wanted, wanted_tokens};
 use kilotok_engine::{Caps, EngineError, PageGroup, Row, SlotSetup};
-use kilotok_rows::{Batch, BatchRow, Sizes, wanted, wanted_tokens};
 
 use crate::batch::{Arrays, DeviceBatch, DraftRow, drafts_together};
 use crate::constants::Constants;
@@ -294,8 +294,8 @@ impl Upload {
 
 #[cfg(test)]
 mod tests {
+    use kilotok_batch::Slots;
     use kilotok_engine::StepPlan;
-    use kilotok_rows::Slots;
 
     use super::*;
     use crate::batch::tests::{GROUPS, row};

@@ -3,8 +3,8 @@
 
 use std::ops::Range;
 
+use kilotok_batch::Batch;
 use kilotok_model::AttentionSpec;
-use kilotok_rows::Batch;
 use pulp::Simd;
 use rayon::prelude::*;
 

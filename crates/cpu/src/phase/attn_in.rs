@@ -1,7 +1,7 @@
 //! Norm, q/k/v projection, per-head norm, rotation, value scale, and the write to the pages.
 
+use kilotok_batch::Batch;
 use kilotok_model::{AttentionSpec, Ranks};
-use kilotok_rows::Batch;
 
 use crate::math::rms_norm_in_place;
 use crate::matmul::{matmul, vectors};

@@ -4,9 +4,9 @@
 use std::ops::Range;
 
 use kilotok_abi::TokenId;
+use kilotok_batch::{Batch, Slots, likeliest};
 use kilotok_engine::{Row, StepOutput};
 use kilotok_model::{AttentionSpec, DrafterSpec, ModelSpec};
-use kilotok_rows::{Batch, Slots, likeliest};
 
 use super::attn::{Heads, Kv};
 use super::attn_in::Projection;

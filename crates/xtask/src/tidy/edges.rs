@@ -19,10 +19,10 @@ const CRATES: &[(&str, u8, &str)] = &[
     ("sampling", 1, "abi"),
     ("weights", 1, "abi model"),
     ("text", 1, "abi"),
-    ("rows", 2, "abi engine model sampling"),
+    ("batch", 2, "abi engine model sampling"),
     ("sched", 2, "abi engine"),
-    ("cpu", 3, "abi engine model rows weights"),
-    ("cuda", 3, "abi engine model rows weights"),
+    ("cpu", 3, "abi batch engine model weights"),
+    ("cuda", 3, "abi batch engine model weights"),
     ("generation", 3, "abi engine sched text"),
     ("server", 4, "abi engine generation sched text"),
     ("testkit", 3, "abi engine model sampling sched weights"),
@@ -30,7 +30,8 @@ const CRATES: &[(&str, u8, &str)] = &[
     (
         "app",
         5,
-        "abi cpu cuda demo engine generation model rows sampling sched server testkit text weights",
+        "abi batch cpu cuda demo engine generation model sampling sched server testkit text \
+         weights",
     ),
 ];
 

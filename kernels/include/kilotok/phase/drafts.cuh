@@ -1,5 +1,5 @@
 // Chooses the drafts: after every wanted token the likeliest of all ranks' tokens, of equals the
-// first. Twin of `likeliest` in crates/rows.
+// first. Twin of `likeliest` in crates/batch.
 //
 // Reads this rank's logits `[wanted, VOCAB_ROWS]`; writes `draft_parts` and `drafted`. The caller's
 // barrier comes before, one of its own between. CTAs share a wanted token as in `sample`.

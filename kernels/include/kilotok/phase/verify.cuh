@@ -1,6 +1,6 @@
 // Sample and match: a row's drafts are accepted up to the first that the target did not choose, in
 // whose place comes the target's token. Twin of `Sampler::verify` in crates/sampling and of
-// `Samplers::verify` in crates/rows.
+// `Samplers::verify` in crates/batch.
 //
 // Reads the parts of choices and the batch; writes the rows' choices and the chosen tokens, which
 // the host may have in its memory, and the slots. The caller's barrier comes between `sample` and

@@ -1,5 +1,5 @@
-//! Choosing tokens: each row's logits go to its slot's sampler, which accepts the drafts that it
-//! would have chosen itself and adds one token of its own.
+//! Verification of drafts and sampling on the host: a row's logits go to its slot's sampler, which
+//! accepts a prefix of the drafts and adds one token.
 
 use kilotok_abi::TokenId;
 use kilotok_engine::{RowFault, RowOutput, StepOutput, TokenLogprob, TokenLogprobs};
@@ -8,12 +8,13 @@ use kilotok_sampling::{Fault, Ranking, Sampler, logprobs};
 use crate::batch::{Batch, BatchRow};
 use crate::slots::{Slots, sampling_setup};
 
-/// Tokens of the batch after which logits are needed: scored ones, the last known one, drafts.
+/// Tokens of the batch whose logits are needed: scored ones, the last one that is no draft, and
+/// drafts.
 pub fn wanted_tokens(batch: &Batch<'_>) -> Vec<usize> {
     batch.rows.iter().flat_map(|row| wanted(row).map(|token| row.first + token)).collect()
 }
 
-/// The same of one row, by their place in it.
+/// The same for one row, as indices into it.
 pub fn wanted(row: &BatchRow<'_>) -> impl Iterator<Item = usize> {
     let first_sampled = if row.plan.sample { row.known() - 1 } else { row.count };
     let scored = row.plan.scored.len();
@@ -26,7 +27,7 @@ pub struct Samplers {
     slots: Vec<Option<Informed>>,
 }
 
-/// A slot's sampler and how far it knows the text.
+/// A slot's sampler, and how many tokens it has seen.
 struct Informed {
     sampler: Sampler,
     /// Positions whose tokens are in its history.
@@ -38,8 +39,8 @@ impl Samplers {
         Self { vocab_size, slots: (0..count).map(|_| None).collect() }
     }
 
-    /// Chooses every row's tokens by the logits of the wanted tokens, `[wanted, vocab]`. Returns
-    /// the tokens of the batch that are now part of their sequences.
+    /// Samples every row's tokens from the logits of the wanted tokens, `[wanted, vocab]`. Returns
+    /// the indices of those tokens of the batch that are now part of their sequences.
     pub fn verify(
         &mut self,
         batch: &Batch<'_>,
@@ -103,7 +104,7 @@ impl Samplers {
         out
     }
 
-    /// The row's sampler, with all of the row's tokens in its history that are no drafts.
+    /// The row's sampler, after all tokens of the row that are no drafts went into its history.
     fn inform(&mut self, batch: &Batch<'_>, row: &BatchRow<'_>) -> &mut Informed {
         let informed = &mut self.slots[row.plan.slot.0 as usize];
         if let Some(setup) = &row.plan.setup {
@@ -144,7 +145,7 @@ fn report(
     })
 }
 
-/// Index of the largest logit, of equals the first: how a draft is chosen.
+/// Index of the largest logit, the first of equal ones: drafts are chosen greedily.
 pub fn likeliest(logits: &[f32]) -> TokenId {
     let mut best = 0;
     for (token, logit) in logits.iter().enumerate() {

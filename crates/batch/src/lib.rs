@@ -1,6 +1,6 @@
-//! What every engine does with rows, whatever computes the model: the page groups that it promises,
-//! the tokens that a plan's rows become, what slots hold between steps, and the choice of tokens by
-//! logits on the host. Computes nothing of a model and knows no machine.
+//! The part of an engine that does not depend on the device: the page groups of the KV cache, the
+//! batch that a plan's rows become, what slots hold between steps, and sampling from logits on the
+//! host. Both engines use it. It computes no layer of a model.
 
 mod batch;
 mod groups;

@@ -1,4 +1,4 @@
-//! What slots hold between steps: the token chosen last, and the drafts that wait to be verified.
+//! What slots hold between steps: the last chosen token, and the drafts to verify next.
 
 use kilotok_abi::{SlotId, TokenId};
 use kilotok_engine::{Row, RowTokens, SlotSetup};
@@ -15,12 +15,12 @@ pub struct Slots {
 struct Slot {
     /// Whether the choice of a token reads the tokens before it.
     keeps_history: bool,
-    /// Positions whose tokens whoever chooses has seen.
+    /// Number of positions whose tokens are in the sampler's history.
     known: u32,
     held: Option<Held>,
 }
 
-/// The token chosen last, whose keys and values no page has yet, and guesses of what follows it.
+/// The last chosen token, whose keys and values are not in the KV cache yet, and its drafts.
 pub struct Held {
     /// Position of `anchor`.
     pub start: u32,
@@ -33,7 +33,7 @@ impl Slots {
         Self { slots: (0..count).map(|_| None).collect(), vocab_size }
     }
 
-    /// Whether the slot can run the row: it is set up, and holds what the row counts on.
+    /// Checks that the slot is set up and holds the tokens that the row refers to.
     pub fn check(&self, row: &Row) -> Result<(), String> {
         if let Some(setup) = &row.setup {
             return sampling_setup(setup).check(self.vocab_size).map_err(|error| error.to_string());
@@ -61,7 +61,7 @@ impl Slots {
         }
     }
 
-    /// The token that a checked row counts on, and the first drafts after it.
+    /// The held token of a row that passed [`Self::check`], and the first drafts after it.
     pub fn held(&self, slot: SlotId, draft_count: usize) -> Vec<TokenId> {
         let held = self.slots[slot.0 as usize].as_ref().and_then(|slot| slot.held.as_ref());
         let held = held.expect("a checked row's tokens are held");
@@ -72,7 +72,8 @@ impl Slots {
         self.slots[slot.0 as usize].as_mut()?.held.as_mut()
     }
 
-    /// Takes in new requests and the tokens that the host sent; what was held is in the batch now.
+    /// Sets up the slots of new requests and counts the tokens that the host sent. Held tokens are
+    /// in the batch by now, so slots let go of them.
     pub fn enter(&mut self, batch: &Batch<'_>) {
         for row in &batch.rows {
             let slot = &mut self.slots[row.plan.slot.0 as usize];
@@ -86,7 +87,7 @@ impl Slots {
         }
     }
 
-    /// Takes in the tokens chosen for a row of the batch, from position `first` on, and holds the
+    /// Records the tokens chosen for a row of the batch, from position `first` on, and holds the
     /// last of them.
     pub fn commit(&mut self, slot: SlotId, first: u32, tokens: &[TokenId]) {
         let slot = self.slots[slot.0 as usize].as_mut().expect("a row's slot is set up");

@@ -3,7 +3,7 @@
 use kilotok_engine::{PageGroup, PageKind};
 use kilotok_model::{AttentionSpec, ModelSpec};
 
-/// The groups, and by layer the place of its group.
+/// The page groups, and for each layer the index of its group.
 pub struct Grouping {
     pub groups: Vec<PageGroup>,
     pub target: Vec<usize>,
@@ -11,8 +11,9 @@ pub struct Grouping {
 }
 
 impl Grouping {
-    /// Layers that look back equally far share a group; the drafter has its own. A number of a key
-    /// or value takes `value_bytes`; of fewer K/V heads than ranks each rank has a whole one.
+    /// Layers with the same window share a group; the drafter's layers have groups of their own.
+    /// One element of a key or value takes `value_bytes`. Where a layer has fewer K/V heads than
+    /// there are ranks, heads are replicated, and each rank stores one.
     pub fn new(
         spec: &ModelSpec,
         rank_count: usize,
@@ -40,7 +41,7 @@ impl Grouping {
         Self { target, drafter, ..grouping }
     }
 
-    /// The group of such a layer, made if there is none.
+    /// Index of the group of such a layer, which is added if it is missing.
     fn place(
         &mut self,
         kind: PageKind,

@@ -1,8 +1,8 @@
-//! The steps of an engine that has at most one in flight.
+//! Step ids of an engine that runs at most one step at a time.
 
 use kilotok_engine::{EngineError, StepId};
 
-/// The step that was submitted and not waited for, with whatever the engine knows of it.
+/// The step that was submitted and not yet waited for, with the engine's own data about it.
 pub struct InFlight<T> {
     next: u64,
     step: Option<(StepId, T)>,
@@ -16,12 +16,12 @@ impl<T> Default for InFlight<T> {
 
 impl<T> InFlight<T> {
     /// # Errors
-    /// When there is no room for a step.
+    /// [`EngineError::Busy`] while a step is in flight.
     pub fn check(&self) -> Result<(), EngineError> {
         if self.step.is_some() { Err(EngineError::Busy { in_flight: 1 }) } else { Ok(()) }
     }
 
-    /// Names a step that was started.
+    /// Records a step that was started, and gives it an id.
     pub fn start(&mut self, known: T) -> StepId {
         let step = StepId(self.next);
         self.next += 1;
@@ -30,7 +30,7 @@ impl<T> InFlight<T> {
     }
 
     /// # Errors
-    /// When the step is not the one in flight, which then stays so.
+    /// [`EngineError::WrongStep`] when another step is in flight, which then stays in flight.
     pub fn take(&mut self, step: StepId) -> Result<T, EngineError> {
         let taken = self.step.take_if(|(own, _)| *own == step);
         taken.map(|(_, known)| known).ok_or(EngineError::WrongStep { step })

@@ -5,7 +5,7 @@ use kilotok_engine::{EngineError, Row, RowTokens, StepPlan};
 
 use crate::slots::Slots;
 
-/// The tokens of a step, all rows one after the other.
+/// The tokens of a step: those of all rows, one row after the other.
 pub struct Batch<'a> {
     pub rows: Vec<BatchRow<'a>>,
     pub tokens: Vec<TokenId>,
@@ -21,10 +21,10 @@ pub struct BatchRow<'a> {
 }
 
 impl<'a> Batch<'a> {
-    /// Looks up held tokens.
+    /// Lays out the rows of a plan. Tokens that a row leaves to the engine come from its slot.
     ///
     /// # Errors
-    /// [`EngineError::Plan`] when a slot does not hold what the plan counts on.
+    /// [`EngineError::Plan`] when a slot does not hold the tokens that its row refers to.
     pub fn new(plan: &'a StepPlan, slots: &Slots) -> Result<Self, EngineError> {
         let (rows, row_of) = (Vec::with_capacity(plan.rows.len()), Vec::new());
         let mut batch = Self { rows, tokens: Vec::new(), positions: Vec::new(), row_of };
@@ -49,7 +49,7 @@ impl<'a> Batch<'a> {
         self.tokens.len()
     }
 
-    /// Place of the row that a token belongs to.
+    /// Index of the row that a token belongs to.
     pub fn row_index(&self, token: usize) -> usize {
         self.row_of[token]
     }
@@ -61,7 +61,7 @@ impl<'a> Batch<'a> {
 }
 
 impl BatchRow<'_> {
-    /// Tokens that are not drafts.
+    /// Number of tokens that are not drafts.
     pub fn known(&self) -> usize {
         self.count - self.plan.tokens.draft_count() as usize
     }

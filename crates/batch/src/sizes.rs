@@ -1,4 +1,4 @@
-//! How much an engine can hold, and the limits that follow from it.
+//! The sizes that an engine is started with, and the limits that follow from them.
 
 use kilotok_engine::Caps;
 use kilotok_model::ModelSpec;
@@ -7,9 +7,9 @@ use crate::groups::Grouping;
 
 /// Alternatives that a row may ask for beside each token; OpenAI's API allows as many.
 const LOGPROBS_MAX: u32 = 20;
-/// Without a drafter a row may still bring drafts of its own.
+/// Drafts that a row may bring itself to an engine without a drafter.
 const GIVEN_DRAFTS_MAX: u32 = 7;
-/// Slots beyond this are a typing error: a step has a row for each.
+/// Largest number of slots. A step has a row for each, so a larger one is a mistake.
 pub const SLOTS_MAX: u32 = 1 << 16;
 
 #[derive(Clone, Debug)]
@@ -26,7 +26,7 @@ pub struct Sizes {
     pub page_count: u32,
 }
 
-/// A size that no engine can have.
+/// A size that is 0 or too large for any engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SizeError {
     pub name: &'static str,
@@ -57,7 +57,7 @@ impl Default for Sizes {
 
 impl Sizes {
     /// # Errors
-    /// The first size that is 0 or a typing error.
+    /// The first size that is 0 or above its limit.
     pub fn check(&self) -> Result<(), SizeError> {
         for (name, value, max) in [
             ("slot_count", self.slot_count, SLOTS_MAX),
@@ -73,8 +73,8 @@ impl Sizes {
         Ok(())
     }
 
-    /// The page groups of an engine that stores a key's or value's number in so many bytes, before
-    /// its memory is taken.
+    /// The page groups of an engine that stores an element of a key or value in `value_bytes`.
+    /// Takes no memory.
     pub fn groups(&self, spec: &ModelSpec, value_bytes: usize) -> Grouping {
         let pages = (self.page_tokens, self.page_count);
         Grouping::new(spec, self.rank_count, pages, value_bytes)
