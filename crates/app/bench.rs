@@ -22,19 +22,19 @@ use crate::chat::temperature;
 use crate::client::Server;
 use crate::config::{EngineKind, LoadFormat};
 use crate::knobs::KnobArgs;
-use crate::say::{lines, say};
+use crate::output::{lines, say};
 
 /// Requests per connection, unless the user says otherwise.
 const ROUNDS: u32 = 10;
-/// A closed loop beyond this is a typing error.
+/// Upper limit of the closed loop; more is a mistake.
 const CONCURRENCY_MAX: usize = 65_536;
-/// A run of more is a typing error: it would take days.
+/// Upper limit of requests; more would take days.
 const REQUESTS_MAX: i64 = 1_000_000;
 /// Longer than the context of any model.
 const TOKENS_MAX: i64 = 1 << 24;
-/// Prompts are all made before the run, which takes gigabytes for so many.
+/// All prompts are made before the run; this many tokens take gigabytes.
 const PROMPT_TOKENS_MAX: u64 = 1 << 30;
-/// About one a day; a lower rate is a typing error.
+/// About one request a day; a lower rate is a mistake.
 const RATE_MIN: f64 = 1e-5;
 
 #[derive(clap::Args)]
@@ -161,7 +161,8 @@ impl Args {
         Ok(())
     }
 
-    /// Requests that may be in flight; with random arrivals any number, unless told otherwise.
+    /// Requests that may be in flight; with random arrivals any number, unless the user says
+    /// otherwise.
     fn in_flight_max(&self) -> Option<usize> {
         match self.request_rate {
             Some(_) => self.concurrency,
@@ -182,8 +183,8 @@ impl Args {
     }
 }
 
-/// Whether the file of results can be written, before anything is measured that would be lost. It
-/// is left as it was: a run that fails later leaves no empty one.
+/// Checks that the file of results can be written, before anything is measured that would be lost.
+/// The file is left as it was, so a run that fails later leaves no empty one.
 fn writable(path: &Path) -> Result<()> {
     let existed = path.symlink_metadata().is_ok();
     let made = fs::OpenOptions::new().append(true).create(true).open(path).map(drop);

@@ -1,5 +1,5 @@
-//! `kilotok chat`: a conversation in the terminal with any server of OpenAI's API. Each reply
-//! shows its speed and acceptance while it runs. From a pipe it answers once and ends.
+//! `kilotok chat`: a conversation in the terminal with any server of OpenAI's API. Each reply shows
+//! its speed and acceptance while it runs. With a pipe as input it answers once and exits.
 
 mod line;
 mod screen;
@@ -40,7 +40,7 @@ pub(crate) struct Args {
     hide_thoughts: bool,
 }
 
-/// JSON has no number for what is not finite: it would be left out.
+/// JSON has no number for infinity and NaN: the field would be left out.
 pub(crate) fn temperature(text: &str) -> Result<f64, &'static str> {
     let number = text.parse().ok().filter(|number| (0.0..=f64::from(f32::MAX)).contains(number));
     number.ok_or("give a number from 0 on")
@@ -51,7 +51,7 @@ struct Chat {
     client: Client,
     model: String,
     system: Option<String>,
-    /// Of the request, beside messages.
+    /// Fields of the request, beside messages.
     fields: Map<String, Value>,
     messages: Vec<Value>,
     screen: Screen,
@@ -128,7 +128,7 @@ impl Chat {
         self.messages.push(json!({ "role": "user", "content": text }));
     }
 
-    /// Asks for a reply, and shows what goes wrong.
+    /// Asks for a reply, and shows an error.
     fn answer(&mut self, runtime: &tokio::runtime::Runtime) {
         match runtime.block_on(self.reply()) {
             Ok(_) => {}
@@ -154,7 +154,7 @@ impl Chat {
         body
     }
 
-    /// One reply. What came of it until an error or Ctrl-C stays in the conversation.
+    /// One reply. The part of it before an error or Ctrl-C stays in the conversation.
     async fn reply(&mut self) -> Result<End> {
         let mut text = String::new();
         let mut speed = Speed::start();

@@ -14,8 +14,8 @@ use kilotok_weights::{Checkpoint, Piece, WeightError, WeightSource, load};
 
 use crate::environment::folder;
 use crate::knobs::KnobArgs;
-use crate::progress::Bar;
-use crate::say::say;
+use crate::output::say;
+use crate::progress::WorkProgress;
 use crate::serve;
 
 #[derive(clap::Args)]
@@ -55,7 +55,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     if args.values {
         let pieces: Vec<_> = weights.iter().flat_map(|decl| pieces(decl, args.ranks)).collect();
-        load(&checkpoint, &pieces, &Bar::new("reading"), |_, _| {})?;
+        load(&checkpoint, &pieces, &WorkProgress::new("reading"), |_, _| {})?;
         say!("  values    all finite");
     }
     say!("complete, and every tensor is what the config calls for");

@@ -1,5 +1,5 @@
-//! A client of OpenAI's API, for `chat`, `bench` and `health`: addresses, keys, errors that say
-//! what to do, and the events of a stream. Knows nothing of what is asked.
+//! A client of OpenAI's API, for `chat`, `bench` and `health`: addresses, keys, errors with advice,
+//! and the events of a stream.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use serde_json::Value;
 
 use crate::config::{DEFAULT_HOST, DEFAULT_PORT};
 
-/// A server that does not even accept is not there.
+/// Time to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// A line of a stream beyond this is no event of a model.
+/// Upper limit of a line of a stream.
 const LINE_BYTES_MAX: usize = 64 << 20;
-/// How much of a strange answer an error shows.
+/// Characters of an unexpected answer that an error shows.
 const SHOWN_CHARS: usize = 300;
 
 #[derive(clap::Args, Clone)]
@@ -32,7 +32,7 @@ pub(crate) struct Server {
     insecure: bool,
 }
 
-/// See the file's head.
+/// See the module's documentation.
 #[derive(Clone)]
 pub(crate) struct Client {
     http: reqwest::Client,
@@ -44,7 +44,7 @@ pub(crate) struct Client {
 impl Client {
     /// `key` is the environment's, for which the flag stands in.
     pub(crate) fn new(server: &Server, key: Option<String>) -> Result<Self> {
-        // Several libraries could bring one; rustls wants to be told which.
+        // Several providers may be linked in; rustls must be told which to use.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
@@ -114,7 +114,7 @@ impl Client {
     }
 }
 
-/// What says best why an address cannot be reached: connection refused, unknown host, certificate.
+/// The innermost cause of a failed request: connection refused, unknown host, certificate.
 pub(crate) fn innermost(error: &reqwest::Error) -> &dyn std::error::Error {
     let mut cause: &dyn std::error::Error = error;
     while let Some(inner) = cause.source() {
@@ -123,7 +123,8 @@ pub(crate) fn innermost(error: &reqwest::Error) -> &dyn std::error::Error {
     cause
 }
 
-/// What the user typed, made an address: `localhost:8000` and `http://localhost:8000/v1/` are one.
+/// The address of what the user typed: `localhost:8000` and `http://localhost:8000/v1/` are the
+/// same.
 fn base(url: Option<&str>) -> Result<String> {
     let url = url.map_or_else(|| format!("{DEFAULT_HOST}:{DEFAULT_PORT}"), str::to_owned);
     let url = if url.contains("://") { url } else { format!("http://{url}") };
@@ -136,7 +137,7 @@ fn base(url: Option<&str>) -> Result<String> {
     Ok(url.to_owned())
 }
 
-/// What a server said that did not do what was asked.
+/// The error of a request that the server refused.
 async fn refusal(response: Response) -> anyhow::Error {
     let status = response.status();
     let wait = response.headers().get("retry-after").and_then(|wait| wait.to_str().ok());
@@ -195,11 +196,11 @@ impl Events {
     }
 }
 
-/// Lines out of pieces that are cut anywhere.
+/// Splits pieces that are cut anywhere into lines.
 #[derive(Default)]
 struct Lines {
     bytes: Vec<u8>,
-    /// Bytes that were given out.
+    /// Bytes that were already returned.
     read: usize,
 }
 

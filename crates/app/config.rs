@@ -1,6 +1,6 @@
-//! What the user typed and what became of it. [`RawConfig`] is the config file plus flags, all
-//! optional; [`Config::resolve`] checks it and fills in defaults, and nothing changes it after
-//! that. Sizes that depend on the model are settled in `plan`. Reads no environment variable.
+//! Settings. [`RawConfig`] is what the user typed: the config file plus flags, all optional.
+//! [`Config::resolve`] checks it and fills in defaults; nothing changes it after that. Sizes that
+//! depend on the model are settled in `plan`. Reads no environment variable.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,8 +27,8 @@ const DEFAULT_WAITING_MAX: u32 = 1024;
 const DEFAULT_BODY_MIB: u32 = 32;
 /// Dozens of the longest prompts at once.
 const DEFAULT_REQUEST_MIB: u32 = 1024;
-/// A body of nothing but text takes 4 times its bytes, one of long tokens 16 times, and large
-/// requests may fill three quarters.
+/// Bodies of the largest size that the default memory holds. A body of plain text takes 4 times its
+/// bytes, one of long tokens 16 times, and large requests may fill three quarters.
 const REQUEST_BODIES: u32 = 16;
 /// More stop strings than any client sends; every token of a reply is compared with all of them.
 const STOP_MOST: usize = 256;
@@ -37,7 +37,7 @@ const DEFAULT_KEEP_ALIVE_S: f64 = 15.0;
 const DEFAULT_SHUTDOWN_TIMEOUT_S: f64 = 60.0;
 /// A step of a healthy engine takes milliseconds; one of a large model on a CPU takes seconds.
 const DEFAULT_STALL_S: f64 = 60.0;
-/// Times beyond this are typing errors.
+/// Upper limit of times; more is a mistake.
 const SECONDS_MAX: f64 = 86_400.0;
 
 #[derive(clap::Args, Clone, Debug, Default, Deserialize, Serialize)]
@@ -204,7 +204,7 @@ impl RawConfig {
         let Some(path) = file else { return Ok(flags) };
         let named = || format!("config file {}", path.display());
         let text = std::fs::read_to_string(path).with_context(named)?;
-        // Read as a whole first: such errors name line, key and what is known.
+        // Parsed on its own first: such errors name the line, the key and the known keys.
         let from_file: Self = toml::from_str(&text).with_context(named)?;
         let mut both = toml::Table::try_from(&from_file)?;
         lay_over(&mut both, toml::Table::try_from(&flags)?);
@@ -248,10 +248,10 @@ pub(crate) struct Config {
     pub(crate) allowed_hosts: Vec<String>,
     pub(crate) body_max: usize,
     pub(crate) request_memory: usize,
-    /// Zero is never.
+    /// Zero means never.
     pub(crate) keep_alive: Duration,
     pub(crate) requests: RequestLimits,
-    pub(crate) engine: EngineWish,
+    pub(crate) engine: EngineSettings,
     pub(crate) limits: Limits,
     pub(crate) stall_timeout: Duration,
     pub(crate) drain_delay: Duration,
@@ -264,14 +264,14 @@ pub(crate) struct Config {
 pub(crate) struct RequestLimits {
     pub(crate) n_max: u32,
     pub(crate) stop_max: usize,
-    /// Of one that does not say; beyond it is what there is room for.
+    /// For a request without a number; limited by the room in the context.
     pub(crate) token_max_default: Option<u32>,
     pub(crate) allow_priority: bool,
 }
 
-/// What the user wants of the engine; the model and the memory have a say too.
+/// What the user asked of the engine; model and memory limit it further.
 #[derive(Clone, Debug)]
-pub(crate) struct EngineWish {
+pub(crate) struct EngineSettings {
     pub(crate) kind: EngineKind,
     pub(crate) rank_count: usize,
     pub(crate) slot_count: u32,
@@ -281,7 +281,7 @@ pub(crate) struct EngineWish {
 }
 
 impl Config {
-    /// `api_keys` are those of the environment, for which flags and file stand in.
+    /// `api_keys` come from the environment; flags and file replace them.
     pub(crate) fn resolve(raw: &RawConfig, api_keys: Vec<String>) -> Result<Self> {
         let model = raw.model.clone().unwrap_or_else(|| demo::NAME.to_owned());
         let host = raw.host.as_deref().unwrap_or(DEFAULT_HOST);
@@ -361,7 +361,7 @@ fn reply_format(raw: &RawConfig) -> Result<Option<Format>> {
     raw.reply_format.as_deref().map(parse).transpose().context("--reply-format")
 }
 
-/// An empty key would let everybody in.
+/// An empty key would let every client in.
 fn keys(keys: Vec<String>) -> Result<Vec<String>> {
     for key in &keys {
         let sendable = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic());
@@ -415,7 +415,7 @@ fn requests(raw: &RawConfig) -> Result<RequestLimits> {
     Ok(RequestLimits { n_max, stop_max, token_max_default, allow_priority })
 }
 
-fn engine(raw: &RawConfig) -> Result<EngineWish> {
+fn engine(raw: &RawConfig) -> Result<EngineSettings> {
     let at_least_one = |name: &str, value: Option<u32>, default: u32| {
         let value = value.unwrap_or(default);
         ensure!(value > 0, "--{name} is 0: give at least 1");
@@ -435,7 +435,7 @@ fn engine(raw: &RawConfig) -> Result<EngineWish> {
         let sensible = gib.is_finite() && gib > 0.0 && gib < 1e6;
         ensure!(sensible, "--kv-gib is {gib}: give how many GiB keys and values may take");
     }
-    Ok(EngineWish {
+    Ok(EngineSettings {
         kind: raw.engine.unwrap_or_default(),
         rank_count,
         slot_count,

@@ -1,5 +1,5 @@
-//! The demo model as a folder, which all that read a model want: unpacked from the binary into the
-//! user's cache once, under a name that its content gives.
+//! The demo model as a folder, like any other model: unpacked from the binary into the user's cache
+//! once, under a name that its content gives.
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -12,14 +12,14 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use ring::digest::{Context as Digest, SHA256};
 
-/// What it is called where a model is named.
+/// Its name where a model is named.
 pub(crate) const NAME: &str = "demo";
 
-/// What the names of its folders begin with, also of those that are not complete yet.
+/// Prefix of its folders' names, also of incomplete ones.
 const PREFIX: &str = "demo-";
 /// Digits of the folder's name; enough that two versions never share one.
 const DIGIT_COUNT: usize = 16;
-/// Unpacking takes less than a second. A process that takes 10 is not waited for.
+/// Unpacking takes less than a second; a process that takes 10 is not waited for.
 const LOCK_TRIES: u32 = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
 
@@ -41,7 +41,7 @@ pub(crate) fn unpack(cache: &Path) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Whether all files are there and hold what they should: caches are cleaned, and disks fail.
+/// Whether all files exist with the right content: caches are cleaned, and disks fail.
 fn is_whole(folder: &Path) -> bool {
     let holds = |path: &Path, bytes: &[u8]| -> io::Result<bool> {
         let file = fs::metadata(path)?;
@@ -51,8 +51,8 @@ fn is_whole(folder: &Path) -> bool {
     files.all(|(name, bytes)| holds(&folder.join(name), bytes).unwrap_or(false))
 }
 
-/// Keeps other processes from unpacking. None if one of them takes too long, or where there are no
-/// locks.
+/// A lock against unpacking by other processes. None if one of them takes too long, or where there
+/// are no locks.
 fn lock(cache: &Path, tries: u32) -> Option<File> {
     let folder = File::open(cache).ok()?;
     for left in (0..tries).rev() {
@@ -65,8 +65,8 @@ fn lock(cache: &Path, tries: u32) -> Option<File> {
     None
 }
 
-/// Removes what processes left that were killed while they unpacked. Only with the lock:
-/// without it another process may still unpack there.
+/// Removes what killed processes left of their unpacking. Only with the lock: without it another
+/// process may still unpack there.
 fn remove_partial(cache: &Path) {
     let is_partial = |name: &OsStr| {
         let rest = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
@@ -81,7 +81,7 @@ fn remove_partial(cache: &Path) {
     }
 }
 
-/// Whole or not at all.
+/// Unpacks all files or none.
 fn unpack_at(cache: &Path, folder: &Path) -> Result<()> {
     fs::create_dir_all(cache)?;
     let lock = lock(cache, LOCK_TRIES);

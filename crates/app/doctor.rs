@@ -1,5 +1,5 @@
-//! `kilotok doctor`: looks at everything that kilotok needs of a machine, and says what to do
-//! about what is missing. Runs anywhere: libraries of CUDA are opened only where they are.
+//! `kilotok doctor`: checks what kilotok needs of a machine, and says what to do about what is
+//! missing. Runs anywhere: CUDA's libraries are opened only where they exist.
 
 mod gpu;
 
@@ -12,7 +12,7 @@ use indicatif::BinaryBytes;
 use kilotok_weights::hub::HubConfig;
 
 use crate::config::{DEFAULT_HOST, DEFAULT_PORT};
-use crate::say::say;
+use crate::output::say;
 use crate::serve::listen_hint;
 use crate::{environment, machine};
 
@@ -20,7 +20,7 @@ use crate::{environment, machine};
 const MEMORY_USUAL: u64 = 8 << 30;
 /// A checkpoint of the smallest published model.
 const CACHE_USUAL: u64 = 320 << 30;
-/// A hub that takes longer is as good as none.
+/// Time to answer, after which the hub counts as unreachable.
 const HUB_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(clap::Args)]
@@ -41,7 +41,7 @@ enum Verdict {
     Fail,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Clone, Debug)]
 struct Finding {
     verdict: Verdict,
@@ -206,7 +206,7 @@ mod tests {
         assert!(finding.to_string().starts_with("FAIL  port"), "{finding}");
         assert!(finding.to_string().contains("--port"));
         assert_eq!(port(DEFAULT_HOST, 0).verdict, Verdict::Ok);
-        // An address for documents, which is nobody's.
+        // An address reserved for documentation.
         assert!(port("192.0.2.1", 0).advice.contains("--host"));
     }
 

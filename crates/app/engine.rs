@@ -1,5 +1,5 @@
-//! From a resolved config to an engine that is ready: finds the checkpoint, chooses what computes,
-//! plans the memory, loads the weights. Knows no server.
+//! From a resolved config to a ready engine: finds the checkpoint, chooses the device, plans the
+//! memory, loads the weights. Knows no server.
 
 use std::path::PathBuf;
 
@@ -11,23 +11,23 @@ use kilotok_model::{ModelSpec, WeightDecl, declare};
 use kilotok_weights::{Checkpoint, Dummy, WeightSource, read_spec};
 
 use crate::check::stored_bytes;
-use crate::choice::Chosen;
 use crate::config::{Config, LoadFormat};
+use crate::device::Device;
 use crate::environment::{self, folder};
+use crate::output::progress_line;
 use crate::plan::EnginePlan;
-use crate::progress::Bar;
-use crate::say::news;
+use crate::progress::WorkProgress;
 
 /// Dummy weights are the same everywhere.
 const DUMMY_SEED: u64 = 0;
 
-/// A checkpoint that was found and understood, with a plan of what it takes.
+/// A checkpoint that was read, with a plan of its memory.
 pub(crate) struct Planned {
     pub(crate) folder: PathBuf,
     pub(crate) spec: ModelSpec,
     pub(crate) plan: EnginePlan,
-    pub(crate) chosen: Chosen,
-    /// Whether GPUs are to tell how long each phase takes.
+    pub(crate) chosen: Device,
+    /// Whether kernels are compiled with stamps, to measure each phase.
     pub(crate) stamps: bool,
     source: Source,
 }
@@ -41,11 +41,11 @@ pub(crate) struct Loaded {
     pub(crate) folder: PathBuf,
     pub(crate) spec: ModelSpec,
     pub(crate) engine: Box<dyn Engine>,
-    /// What computes, in a few words.
+    /// The device in a few words.
     pub(crate) device: String,
 }
 
-/// Downloads the model if need be.
+/// Plans an engine; downloads the model if it is missing.
 pub(crate) fn plan(config: &Config) -> Result<Planned> {
     let folder = folder(&config.model)?;
     let named = || folder.display().to_string();
@@ -63,13 +63,13 @@ pub(crate) fn plan(config: &Config) -> Result<Planned> {
             (spec, Source::Checkpoint(Box::new(checkpoint)), bytes? as u64)
         }
     };
-    let chosen = Chosen::new(&config.engine, &spec)?;
+    let chosen = Device::new(&config.engine, &spec)?;
     let room = chosen.room(&config.engine, &spec, bytes)?;
     let plan = EnginePlan::new(&config.engine, &config.limits, &spec, room)?;
     Ok(Planned { folder, spec, plan, chosen, stamps: false, source })
 }
 
-/// Bytes of a weight as it is published: of the types that are accepted, the first.
+/// Bytes of a weight as published, in the first of the accepted types.
 pub(crate) fn declared_bytes(decl: &WeightDecl) -> u64 {
     let bytes = decl.stored().into_iter().map(|tensor| {
         let values: usize = tensor.shape.iter().product();
@@ -79,12 +79,12 @@ pub(crate) fn declared_bytes(decl: &WeightDecl) -> u64 {
 }
 
 impl Planned {
-    /// What the engine will be able to do.
+    /// Limits of the engine.
     pub(crate) fn caps(&self) -> Caps {
         let (spec, sizes) = (&self.spec, &self.plan.sizes);
         match self.chosen {
-            Chosen::Cpu { .. } => sizes.caps(spec, &sizes.groups(spec, kilotok_cpu::VALUE_BYTES)),
-            Chosen::Gpus(_) => self.options().caps(spec),
+            Device::Cpu { .. } => sizes.caps(spec, &sizes.groups(spec, kilotok_cpu::VALUE_BYTES)),
+            Device::Gpus(_) => self.options().caps(spec),
         }
     }
 
@@ -101,10 +101,12 @@ impl Planned {
             Source::Dummy => &Dummy::new(DUMMY_SEED),
         };
         let device = chosen.device();
-        let bar = Bar::new("loading weights");
+        let bar = WorkProgress::new("loading weights");
         let engine: Box<dyn Engine> = match chosen {
-            Chosen::Cpu { .. } => Box::new(CpuEngine::start(&spec, source, &plan.sizes, &bar)?),
-            Chosen::Gpus(_) => Box::new(CudaEngine::start(&spec, source, &options, &bar, &news)?),
+            Device::Cpu { .. } => Box::new(CpuEngine::start(&spec, source, &plan.sizes, &bar)?),
+            Device::Gpus(_) => {
+                Box::new(CudaEngine::start(&spec, source, &options, &bar, &progress_line)?)
+            }
         };
         Ok(Loaded { folder, spec, engine, device })
     }

@@ -7,7 +7,7 @@ use kilotok_cuda::Toolchain;
 use kilotok_weights::hub::{DEFAULT_ENDPOINT, HubConfig, ModelRef, pull};
 
 use crate::demo;
-use crate::progress::Bar;
+use crate::progress::WorkProgress;
 
 #[expect(clippy::disallowed_methods, reason = "this is where the environment is read")]
 fn var(name: &str) -> Option<String> {
@@ -22,7 +22,7 @@ pub(crate) fn api_keys() -> Vec<String> {
     keys.split(',').map(str::trim).filter(|key| !key.is_empty()).map(str::to_owned).collect()
 }
 
-/// Whether the variable is there without a key in it: who set it meant to keep others out.
+/// Whether the variable is set without a key in it, though it was meant to keep others out.
 pub(crate) fn lacks_api_key() -> bool {
     var("KILOTOK_API_KEY").is_some() && api_keys().is_empty()
 }
@@ -87,12 +87,12 @@ pub(crate) fn hub() -> Result<HubConfig> {
     })
 }
 
-/// What Python's hub client takes for true.
+/// What Python's hub client reads as true.
 fn is_true(value: &str) -> bool {
     ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str())
 }
 
-/// Where kilotok keeps what it can make again.
+/// The folder of everything that kilotok can make again.
 fn cache() -> Result<PathBuf> {
     let home = || Some(PathBuf::from(var("HOME")?).join(".cache"));
     let cache = var("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
@@ -101,7 +101,7 @@ fn cache() -> Result<PathBuf> {
 
 /// The folder of a model that is named by its folder, by its hub name, or is the demo model.
 pub(crate) fn folder(model: &str) -> Result<PathBuf> {
-    // First: whoever names no model must not get a folder that happens to be called so.
+    // First, so that a folder of this name is not taken when no model is named.
     if model == demo::NAME {
         return demo::unpack(&cache()?);
     }
@@ -113,5 +113,5 @@ pub(crate) fn folder(model: &str) -> Result<PathBuf> {
         bail!("there is no folder {model}");
     }
     let name: ModelRef = model.parse().context("there is no folder of that name")?;
-    Ok(pull(&name, &hub()?, &Bar::new("downloading"))?)
+    Ok(pull(&name, &hub()?, &WorkProgress::new("downloading"))?)
 }

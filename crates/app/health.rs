@@ -1,4 +1,4 @@
-//! `kilotok health`: asks a server whether it is well, for containers without curl.
+//! `kilotok health`: checks that a server is healthy, for containers without curl.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::client::{Client, Server};
 use crate::environment;
-use crate::say::say;
+use crate::output::say;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -28,7 +28,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let found = runtime.block_on(async {
         let answer = async {
             let health = client.get(path).await?;
-            // Other servers may have no such path, and be well.
+            // Other servers may have no such path, and be healthy.
             let load = client.get("/load").await.unwrap_or_default();
             Ok::<_, anyhow::Error>(found(&health, &load))
         };
@@ -40,7 +40,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// What the answers of a server that is well come to.
+/// One line from the answers of a healthy server.
 fn found(health: &str, load: &str) -> String {
     let read = |text| serde_json::from_str::<Value>(text).unwrap_or_default();
     let (health, load) = (read(health), read(load));

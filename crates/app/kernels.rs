@@ -1,5 +1,5 @@
-//! `kilotok kernels build`: has a model's GPU kernels compiled into the cache, so that its first
-//! start does not wait for them. Needs NVRTC, which that start needs too, and no GPU.
+//! `kilotok kernels build`: compiles a model's GPU kernels into the cache, so that its first start
+//! does not wait for them. Needs NVRTC, as that start does, and no GPU.
 
 use std::path::PathBuf;
 
@@ -9,9 +9,9 @@ use kilotok_weights::read_spec;
 
 use crate::environment::{self, folder};
 use crate::knobs::KnobArgs;
-use crate::say::say;
+use crate::output::say;
 
-/// Those of an H100 or H200, where there is no GPU to ask.
+/// Multiprocessors of an H100 or H200, where there is no GPU to ask.
 const MULTIPROCESSORS: u32 = 132;
 
 #[derive(clap::Args)]
@@ -55,7 +55,7 @@ fn build(args: &Build) -> Result<()> {
         read_spec(&folder, &args.knobs.knobs()).with_context(|| folder.display().to_string())?;
     let mut toolchain = environment::toolchain();
     toolchain.cache = args.cache.clone().or(toolchain.cache);
-    // One GPU says as much of what they are as all of them.
+    // One GPU is as good as all of them to find out their kind.
     let found = Found::look(1, &toolchain);
     if let Err(reason) = &found {
         say!("for GPUs of {MULTIPROCESSORS} multiprocessors, as there are none to ask: {reason}");

@@ -1,5 +1,5 @@
-//! What this machine has: cores, vector units and memory, the limits of a container included.
-//! Every question may go unanswered where the system does not tell.
+//! The machine: cores, vector units and memory, the limits of a container included. Every value may
+//! be missing where the system does not report it.
 
 use std::fs;
 use std::path::Path;
@@ -24,7 +24,7 @@ pub(crate) fn memory() -> Option<Memory> {
         let limit = number(limit)?;
         Some(Memory { total: limit, free: limit.saturating_sub(number(used)?) })
     });
-    // Without a limit the older form says a number beyond all memory.
+    // Without a limit the older form has a number beyond all memory.
     let Some(container) = container else { return Some(machine) };
     let total = machine.total.min(container.total);
     Some(Memory { total, free: machine.free.min(container.free) })

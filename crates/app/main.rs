@@ -1,13 +1,14 @@
-//! The `kilotok` program: flags in, exit code out. Everything it does lives in the crates; this
-//! folder reads the command line and the environment, and shows progress.
+//! The `kilotok` program: flags in, exit code out. The work is in the crates; this folder reads the
+//! command line and the environment, and shows progress.
 
 mod bench;
+mod buffered_output;
 mod chat;
 mod check;
-mod choice;
 mod client;
 mod config;
 mod demo;
+mod device;
 mod doctor;
 mod engine;
 mod environment;
@@ -15,12 +16,11 @@ mod health;
 mod kernels;
 mod knobs;
 mod machine;
-mod outlet;
+mod output;
 mod plan;
 mod progress;
 mod pull;
 mod replay;
-mod say;
 mod serve;
 mod signals;
 
@@ -29,7 +29,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
-/// Memory that requests took is given back to the system when they are over.
+/// Returns memory to the system when requests have ended.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -78,7 +78,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            say::last_word(format!("error: {}\n", told(&error)));
+            output::final_line(format!("error: {}\n", told(&error)));
             ExitCode::FAILURE
         }
     }
@@ -90,7 +90,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     runtime.context("starting threads for the network")
 }
 
-/// An error and what caused it; some errors tell their cause themselves.
+/// An error and its causes, without repeating those that an error already contains.
 fn told(error: &anyhow::Error) -> String {
     error.chain().fold(String::new(), |told, cause| {
         let cause = cause.to_string();

@@ -1,5 +1,5 @@
-//! How big an engine is to be: settles what the user left open by what the model needs and the
-//! machine has, before anything is loaded, and says it in a table. Loads nothing.
+//! The sizes of an engine: settles what the user left open by the model's needs and the machine's
+//! memory, before anything is loaded, and prints it as a table.
 
 use std::fmt;
 
@@ -10,31 +10,31 @@ use kilotok_engine::{PageGroup, PageKind};
 use kilotok_model::{ModelSpec, check_ranks};
 use kilotok_sched::Limits;
 
-use crate::config::EngineWish;
+use crate::config::EngineSettings;
 use crate::machine::Memory;
 
-/// Positions that nobody needs by default: a longer context is asked for.
+/// Default of the longest context; a longer one must be asked for.
 const CONTEXT_USUAL: u32 = 32_768;
-/// Pages beyond this are a typing error.
+/// Upper limit of pages; more is a mistake.
 const PAGES_MAX: u64 = 1 << 24;
 
-/// What an engine has room for, whatever it is.
+/// The room that an engine has, on any device.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Room {
-    /// What there is besides keys and values, and its bytes.
+    /// What takes memory besides keys and values, and its bytes.
     pub(crate) fixed: &'static str,
     pub(crate) fixed_bytes: u64,
-    /// If the system tells.
+    /// If the system reports it.
     pub(crate) memory: Option<Memory>,
-    /// What keys and values may take, unless the user says how much.
+    /// Bytes for keys and values, unless the user sets them.
     pub(crate) kv_bytes: u64,
-    /// Of a number of a key or value.
+    /// Bytes of an element of a key or value.
     pub(crate) value_bytes: usize,
-    /// Tokens of a step at most.
+    /// Largest number of tokens in a step.
     pub(crate) token_max: u32,
 }
 
-/// An engine to be, and what it takes.
+/// A planned engine, and its memory.
 #[derive(Clone, Debug)]
 pub(crate) struct EnginePlan {
     pub(crate) sizes: Sizes,
@@ -45,33 +45,33 @@ pub(crate) struct EnginePlan {
 
 impl EnginePlan {
     pub(crate) fn new(
-        wish: &EngineWish,
+        settings: &EngineSettings,
         limits: &Limits,
         spec: &ModelSpec,
         room: Room,
     ) -> Result<Self> {
-        check_ranks(spec, wish.rank_count)?;
+        check_ranks(spec, settings.rank_count)?;
         let trained = trained(spec);
-        let context_max = context_wished(wish, spec);
+        let context_max = context_asked(settings, spec);
         ensure!(
             context_max <= trained,
             "--context-max is {context_max}, but the model was trained for {trained} positions"
         );
         let draft_max = spec.drafter.as_ref().map_or(0, |drafter| drafter.rows as u32 - 1);
-        let decode_max = u64::from(wish.slot_count) * u64::from(draft_max + 1);
+        let decode_max = u64::from(settings.slot_count) * u64::from(draft_max + 1);
         let token_max = u64::from(limits.chunk_max) + decode_max;
         let mut sizes = Sizes {
-            rank_count: wish.rank_count,
-            slot_count: wish.slot_count,
+            rank_count: settings.rank_count,
+            slot_count: settings.slot_count,
             token_max: u32::try_from(token_max).unwrap_or(u32::MAX).min(room.token_max),
             position_max: context_max,
-            page_tokens: wish.page_tokens,
+            page_tokens: settings.page_tokens,
             page_count: 1,
         };
         let groups = |sizes: &Sizes| sizes.groups(spec, room.value_bytes).groups;
         // One page of each group.
         let page_bytes: u64 = groups(&sizes).iter().map(|group| group.page_bytes).sum();
-        sizes.page_count = page_count(wish, context_max, page_bytes.max(1), room.kv_bytes)?;
+        sizes.page_count = page_count(settings, context_max, page_bytes.max(1), room.kv_bytes)?;
         let positions = u64::from(sizes.page_count) * u64::from(sizes.page_tokens);
         let context_max = context_max.min(u32::try_from(positions).unwrap_or(u32::MAX));
         sizes.position_max = context_max;
@@ -106,20 +106,25 @@ fn trained(spec: &ModelSpec) -> u32 {
 }
 
 /// The longest context, if there is memory for it.
-pub(crate) fn context_wished(wish: &EngineWish, spec: &ModelSpec) -> u32 {
-    wish.context_max.unwrap_or(trained(spec).min(CONTEXT_USUAL))
+pub(crate) fn context_asked(settings: &EngineSettings, spec: &ModelSpec) -> u32 {
+    settings.context_max.unwrap_or(trained(spec).min(CONTEXT_USUAL))
 }
 
 /// Pages of each group: as many as all slots need, or as there is memory for.
-fn page_count(wish: &EngineWish, context_max: u32, page_bytes: u64, kv_bytes: u64) -> Result<u32> {
-    let one = u64::from(context_max.div_ceil(wish.page_tokens));
-    let all = one * u64::from(wish.slot_count);
-    let count = match wish.kv_bytes {
+fn page_count(
+    settings: &EngineSettings,
+    context_max: u32,
+    page_bytes: u64,
+    kv_bytes: u64,
+) -> Result<u32> {
+    let one = u64::from(context_max.div_ceil(settings.page_tokens));
+    let all = one * u64::from(settings.slot_count);
+    let count = match settings.kv_bytes {
         Some(bytes) => bytes / page_bytes,
         None => all.min(kv_bytes / page_bytes),
     };
-    if wish.context_max.is_some() && count < one {
-        let (only, advice) = match wish.kv_bytes {
+    if settings.context_max.is_some() && count < one {
+        let (only, advice) = match settings.kv_bytes {
             Some(_) => ("may be only", ", or raise --kv-gib"),
             None => ("is memory for only", ""),
         };
@@ -131,11 +136,11 @@ fn page_count(wish: &EngineWish, context_max: u32, page_bytes: u64, kv_bytes: u6
         );
     }
     ensure!(
-        count > 0 && count * u64::from(wish.page_tokens) > 1,
+        count > 0 && count * u64::from(settings.page_tokens) > 1,
         "{} do not hold one page of keys and values, which takes {}: {}",
-        BinaryBytes(wish.kv_bytes.unwrap_or(kv_bytes)),
+        BinaryBytes(settings.kv_bytes.unwrap_or(kv_bytes)),
         BinaryBytes(page_bytes),
-        if wish.kv_bytes.is_some() { "raise --kv-gib" } else { "there is no more memory" }
+        if settings.kv_bytes.is_some() { "raise --kv-gib" } else { "there is no more memory" }
     );
     Ok(count.min(PAGES_MAX) as u32)
 }
@@ -176,8 +181,8 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
-    fn wish() -> EngineWish {
-        EngineWish {
+    fn settings() -> EngineSettings {
+        EngineSettings {
             kind: EngineKind::Cpu,
             rank_count: 1,
             slot_count: 4,
@@ -187,7 +192,7 @@ mod tests {
         }
     }
 
-    fn plan(wish: &EngineWish, free: u64) -> Result<EnginePlan> {
+    fn plan(settings: &EngineSettings, free: u64) -> Result<EnginePlan> {
         let room = Room {
             fixed: "weights",
             fixed_bytes: 1 << 20,
@@ -196,12 +201,12 @@ mod tests {
             value_bytes: 4,
             token_max: u32::MAX,
         };
-        EnginePlan::new(wish, &Limits::default(), &Toy::flash().spec(), room)
+        EnginePlan::new(settings, &Limits::default(), &Toy::flash().spec(), room)
     }
 
     #[test]
     fn every_slot_has_room_if_there_is_memory() {
-        let plan = plan(&wish(), 8 * GIB).unwrap();
+        let plan = plan(&settings(), 8 * GIB).unwrap();
         let spec = Toy::flash().spec();
         assert_eq!(plan.context_max as usize, spec.position_max.min(CONTEXT_USUAL as usize));
         assert_eq!(plan.sizes.page_count, plan.context_max.div_ceil(16) * 4);
@@ -211,24 +216,24 @@ mod tests {
 
     #[test]
     fn little_memory_makes_a_short_context_or_an_error() {
-        let usual = plan(&wish(), 8 * GIB).unwrap();
+        let usual = plan(&settings(), 8 * GIB).unwrap();
         let page: u64 = usual.groups.iter().map(|group| group.page_bytes).sum();
-        let small = EngineWish { kv_bytes: Some(page * 3), ..wish() };
+        let small = EngineSettings { kv_bytes: Some(page * 3), ..settings() };
         assert_eq!(plan(&small, 8 * GIB).unwrap().context_max, 48);
-        let long = EngineWish { context_max: Some(64), ..small.clone() };
+        let long = EngineSettings { context_max: Some(64), ..small.clone() };
         let error = plan(&long, 8 * GIB).unwrap_err().to_string();
         assert!(error.contains("--kv-gib"), "{error}");
-        let none = EngineWish { kv_bytes: Some(page - 1), ..wish() };
+        let none = EngineSettings { kv_bytes: Some(page - 1), ..settings() };
         assert!(plan(&none, 8 * GIB).is_err());
-        assert!(plan(&wish(), page).is_err(), "a quarter of one page");
-        let beyond = EngineWish { context_max: Some(u32::MAX), ..wish() };
+        assert!(plan(&settings(), page).is_err(), "a quarter of one page");
+        let beyond = EngineSettings { context_max: Some(u32::MAX), ..settings() };
         let error = plan(&beyond, 8 * GIB).unwrap_err().to_string();
         assert!(error.contains("trained"), "{error}");
     }
 
     #[test]
     fn the_table_adds_up() {
-        let plan = plan(&wish(), 8 * GIB).unwrap();
+        let plan = plan(&settings(), 8 * GIB).unwrap();
         let table = plan.to_string();
         let together = BinaryBytes(plan.room.fixed_bytes + plan.pages_bytes()).to_string();
         assert!(table.contains(&together), "{table}");

@@ -1,5 +1,5 @@
-//! A progress bar in bytes with rate, and Ctrl-C to stop what it shows. Where nobody watches a
-//! bar, as in a log, a line when the work begins and one when it ends.
+//! A progress bar in bytes with rate, and Ctrl-C to stop the work. Where the output is no terminal,
+//! as in a log, a line when the work begins and one when it ends.
 
 use std::io::{IsTerminal, stderr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -8,24 +8,24 @@ use std::time::Duration;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use kilotok_weights::Progress;
 
-use crate::say::news;
+use crate::output::progress_line;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Work that is being shown and will see an interruption.
+/// Number of running pieces of work that check for an interruption.
 static SHOWN: AtomicUsize = AtomicUsize::new(0);
 
 /// Shows one piece of work. The first Ctrl-C asks the work to stop, the second ends the program;
-/// without work to stop the first one does.
-pub(crate) struct Bar {
+/// without work the first one does.
+pub(crate) struct WorkProgress {
     what: &'static str,
     shown: ProgressBar,
     in_lines: bool,
 }
 
-impl Bar {
+impl WorkProgress {
     pub(crate) fn new(what: &'static str) -> Self {
-        // Fails only when a handler is set already, which is as good.
+        // Fails only if a handler is set already, which is the same one.
         let _ = ctrlc::set_handler(|| {
             let again = INTERRUPTED.swap(true, Ordering::Relaxed);
             if again || SHOWN.load(Ordering::Relaxed) == 0 {
@@ -42,12 +42,12 @@ impl Bar {
     }
 }
 
-impl Progress for Bar {
+impl Progress for WorkProgress {
     fn begin(&self, total_bytes: u64) {
         self.shown.reset_elapsed();
         self.shown.set_length(total_bytes);
         if self.in_lines {
-            news(&format!("{} {}", self.what, HumanBytes(total_bytes)));
+            progress_line(&format!("{} {}", self.what, HumanBytes(total_bytes)));
         }
     }
 
@@ -60,12 +60,12 @@ impl Progress for Bar {
     }
 }
 
-impl Drop for Bar {
+impl Drop for WorkProgress {
     fn drop(&mut self) {
         // Without a length the work never began.
         if let Some(total) = self.shown.length().filter(|_| self.in_lines) {
             let (done, time) = (self.shown.position(), self.shown.elapsed());
-            news(&last_line(self.what, done, total, time));
+            progress_line(&last_line(self.what, done, total, time));
         }
         self.shown.finish_and_clear();
         SHOWN.fetch_sub(1, Ordering::Relaxed);

@@ -4,8 +4,8 @@ use anyhow::Result;
 use kilotok_weights::hub::{ModelRef, pull};
 
 use crate::environment::hub;
-use crate::progress::Bar;
-use crate::say::say;
+use crate::output::say;
+use crate::progress::WorkProgress;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -14,7 +14,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let folder = pull(&args.model, &hub()?, &Bar::new("downloading"))?;
+    let folder = pull(&args.model, &hub()?, &WorkProgress::new("downloading"))?;
     say!("{}", folder.display());
     Ok(())
 }

@@ -18,10 +18,10 @@ use tempfile::TempDir;
 
 use crate::environment::folder;
 use crate::knobs::KnobArgs;
-use crate::progress::Bar;
-use crate::say::say;
+use crate::output::say;
+use crate::progress::WorkProgress;
 
-/// Dummy weights are the same everywhere: traces of them can be compared.
+/// Dummy weights have one seed, so that traces of them can be compared.
 const DUMMY_SEED: u64 = 0;
 
 #[derive(clap::Args)]
@@ -74,7 +74,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
     }
     if args.record.is_some() {
-        // What is recorded replaces what was expected.
+        // Recorded outputs replace the expected ones.
         trace.steps.iter_mut().for_each(|step| step.output = None);
     }
     let (outputs, time) = timed(|| replay::replay(&mut engine, &trace));
@@ -107,10 +107,10 @@ fn read(path: &Path) -> Result<Trace> {
     replay::read(BufReader::new(file)).with_context(named)
 }
 
-/// Where a model's files are.
+/// The files of a model.
 enum Model {
     Folder(PathBuf),
-    /// A toy, written out for this run.
+    /// A toy, written for this run.
     Toy(TempDir),
 }
 
@@ -134,7 +134,7 @@ fn open(args: &Args, named: &str) -> Result<Model> {
     Ok(Model::Folder(folder(args.model.as_deref().unwrap_or(named))?))
 }
 
-/// An engine like the one that was recorded.
+/// Options of an engine like the recorded one.
 fn options(header: &Header) -> CpuOptions {
     let options = CpuOptions { rank_count: header.ranks as usize, ..CpuOptions::default() };
     let Some(caps) = &header.caps else { return options };
@@ -155,7 +155,7 @@ fn start(
     options: &CpuOptions,
     knobs: &Knobs,
 ) -> Result<CpuEngine> {
-    let bar = Bar::new("loading");
+    let bar = WorkProgress::new("loading");
     let start =
         |spec: &ModelSpec, source: &dyn WeightSource| CpuEngine::start(spec, source, options, &bar);
     Ok(match format {
@@ -174,7 +174,7 @@ fn timed<T>(run: impl FnOnce() -> T) -> (T, Duration) {
     (value, start.elapsed())
 }
 
-/// What each row of a step took in and gave.
+/// Tokens that each row of a step read and produced.
 fn summary(plan: &StepPlan, output: &StepOutput) -> String {
     let rows = plan.rows.iter().zip(&output.rows).map(|(row, out)| {
         let (count, drafts) = (row.tokens.count(), row.tokens.draft_count());

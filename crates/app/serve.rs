@@ -1,5 +1,5 @@
-//! `kilotok serve`: config, plan, engine, text and server, one after the other, each announced
-//! before it begins. What can be known to be wrong is said before anything is loaded.
+//! `kilotok serve`: config, plan, engine, text and server, in this order, each announced before it
+//! begins. Errors that can be known early are reported before anything is loaded.
 
 mod announce;
 
@@ -17,10 +17,10 @@ use kilotok_server::{Hosts, ServerConfig, Service, serve};
 use kilotok_text::{Grammars, Text};
 use tracing_subscriber::EnvFilter;
 
+use crate::buffered_output::BufferedOutput;
 use crate::config::{Config, LoadFormat, LogFormat, RawConfig};
-use crate::outlet::Outlet;
 use crate::signals::Signals;
-use crate::{demo, engine, environment, machine, say};
+use crate::{demo, engine, environment, machine, output};
 
 #[derive(clap::Args)]
 #[command(allow_negative_numbers = true)] // they are refused in our own words
@@ -32,7 +32,7 @@ pub(crate) struct Args {
     raw: RawConfig,
 }
 
-/// The log's last lines are worth waiting for, if they are read.
+/// Time for the log's last lines to be written, if they are read.
 const LOG_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Threads besides those that compute and those that handle requests: engine, grammars, log and
 /// others that are started once.
@@ -40,7 +40,7 @@ const THREADS_FIXED: usize = 16;
 
 pub(crate) fn run(args: Args) -> Result<()> {
     let outcome = run_logged(args);
-    say::flush();
+    output::flush();
     outcome
 }
 
@@ -55,17 +55,22 @@ fn run_logged(args: Args) -> Result<()> {
     let config = Config::resolve(&raw, environment::api_keys())?;
     let signals = Signals::listen()?;
     threads_to_be_had(3 * machine::core_count() + THREADS_FIXED)?;
-    say::detach().context("starting a thread")?;
+    output::detach().context("starting a thread")?;
     let log = log(config.log_format)?;
     let outcome = run_with(&config, &signals, start, &log);
     log.flush(LOG_WAIT_MAX);
     outcome
 }
 
-fn run_with(config: &Config, signals: &Signals, start: Instant, log: &Outlet) -> Result<()> {
+fn run_with(
+    config: &Config,
+    signals: &Signals,
+    start: Instant,
+    log: &BufferedOutput,
+) -> Result<()> {
     let open_files = raise_open_files();
-    // A port in use is to be known before minutes of loading. It is let go again, so that until
-    // there is an engine clients are refused at once, and do not wait.
+    // A port in use is an error before minutes of loading. It is released again, so that clients
+    // are refused at once until there is an engine, and do not wait.
     drop(bind(config)?);
     let planned = engine::plan(config)?;
     announce::plan(config, &planned, open_files);
@@ -117,15 +122,15 @@ async fn end_all(signals: Signals, service: Arc<Service>) {
     service.shut();
 }
 
-/// Whether there are as many threads as a server needs. What starts them later has no way to say
-/// that there are none.
+/// Checks that the system allows as many threads as a server needs. Code that starts them later
+/// could not report that there are none.
 fn threads_to_be_had(count: usize) -> Result<()> {
     let all_there = Arc::new(Barrier::new(count + 1));
     let started = (0..count).map(|_| {
         let all_there = Arc::clone(&all_there);
         thread::Builder::new().spawn(move || all_there.wait())
     });
-    // All are started before one is looked at: those that were had count together.
+    // All are started before one is looked at, since they count together.
     let mut missing = started.filter_map(Result::err).collect::<Vec<_>>();
     let Some(error) = missing.pop() else {
         all_there.wait();
@@ -134,7 +139,7 @@ fn threads_to_be_had(count: usize) -> Result<()> {
     bail!("{count} threads are needed ({error}): raise `ulimit -u`, or the container's limit")
 }
 
-/// As many files and connections as the system allows, if it tells how many that is.
+/// Raises the limit of open files and connections as far as the system allows.
 fn raise_open_files() -> Option<u64> {
     let raised = rlimit::increase_nofile_limit(u64::MAX);
     raised.inspect_err(|error| tracing::warn!(%error, "the limit of open files stays")).ok()
@@ -147,7 +152,7 @@ fn bind(config: &Config) -> Result<TcpListener> {
     })
 }
 
-/// What to do where it cannot listen.
+/// Advice for an address that cannot be listened on.
 pub(crate) fn listen_hint(error: &io::Error) -> &'static str {
     match error.kind() {
         ErrorKind::AddrInUse => "another --port may be free, 0 always is",
@@ -156,17 +161,18 @@ pub(crate) fn listen_hint(error: &io::Error) -> &'static str {
     }
 }
 
-fn log(format: LogFormat) -> Result<Outlet> {
+fn log(format: LogFormat) -> Result<BufferedOutput> {
     let filter = environment::log_filter();
     let filter = EnvFilter::try_new(&filter).with_context(|| format!("KILOTOK_LOG={filter}"))?;
     let lost = |count| tracing::warn!(count, "log lines were lost: they were not read in time");
-    let log = Outlet::start("kilotok-log", io::stderr(), lost).context("starting a thread")?;
+    let log =
+        BufferedOutput::start("kilotok-log", io::stderr(), lost).context("starting a thread")?;
     let writer = log.clone();
     let colours = io::stderr().is_terminal() && !environment::no_color();
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(move || writer.clone())
-        // It would say so with `eprintln!`, which panics where the log cannot be written.
+        // It would log them with `eprintln!`, which panics where the log cannot be written.
         .log_internal_errors(false)
         .with_ansi(colours);
     let set = match format {
@@ -191,7 +197,7 @@ fn read_text(folder: &Path, vocab_size: usize, config: &Config) -> Result<Text> 
     })
 }
 
-/// A token that the model does not know would make every request with it fail.
+/// Tokens outside the model's vocabulary would make every request with them fail.
 pub(crate) fn check_vocabulary(text: &Text, vocab_size: u32, folder: &Path) -> Result<()> {
     let count = text.vocab_count();
     ensure!(
@@ -203,7 +209,8 @@ pub(crate) fn check_vocabulary(text: &Text, vocab_size: u32, folder: &Path) -> R
     Ok(())
 }
 
-/// Without keys, on this machine alone, only its own names: a web page could bring any other.
+/// Names that clients may use. On this machine alone and without keys only its own names, since a
+/// web page could use any other.
 fn hosts(config: &Config, at: IpAddr) -> Hosts {
     let names = &config.allowed_hosts;
     let guarded = at.is_loopback() && config.api_keys.is_empty();
@@ -235,7 +242,7 @@ fn settings(config: &Config, folder: &Path, at: IpAddr) -> ServerConfig {
     }
 }
 
-/// The demo model can do little, and says itself what.
+/// The demo model can do little; its examples say what.
 fn examples(config: &Config) -> Vec<String> {
     let own = if config.model == demo::NAME { kilotok_demo::EXAMPLES } else { &[] };
     own.iter().map(|example| (*example).to_owned()).collect()

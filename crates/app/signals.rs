@@ -1,6 +1,6 @@
-//! Ctrl-C and SIGTERM for `serve`. Until it serves, the first ends the program: there is nothing to
-//! lose. Then the first lets running requests finish, the second ends them, and the third ends the
-//! program whatever it does.
+//! Ctrl-C and SIGTERM for `serve`. Before it serves, the first signal ends the program, as there is
+//! nothing to lose. After that the first lets running requests finish, the second ends them, and
+//! the third ends the program at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result};
 use tokio::sync::watch;
 
-/// As shells say that a program was ended by Ctrl-C.
+/// Exit code of a program that Ctrl-C ended, as shells have it.
 const EXIT_CODE: i32 = 130;
 const SIGNALS_MAX: u32 = 3;
 
@@ -20,7 +20,7 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// To be called once, before anything else listens.
+    /// Must be called once, before other code listens for signals.
     pub(crate) fn listen() -> Result<Self> {
         let (sender, count) = watch::channel(0);
         let serving = Arc::new(AtomicBool::new(false));
@@ -35,15 +35,15 @@ impl Signals {
         Ok(Self { count, serving })
     }
 
-    /// From now on there are requests that a signal must not cut off.
+    /// From now on there are requests, which a signal must not cut off.
     pub(crate) fn serving(&self) {
         self.serving.store(true, Ordering::Relaxed);
     }
 
-    /// Returns when so many signals came.
+    /// Returns after this many signals.
     pub(crate) async fn reach(mut self, count: u32) {
         if self.count.wait_for(|came| *came >= count).await.is_err() {
-            // Nobody sends any more: there will be none.
+            // The sender is gone, so there will be none.
             std::future::pending::<()>().await;
         }
     }

@@ -1,5 +1,5 @@
-//! What a rank must read in a round, by phase: weights as they are published, each once, those that
-//! are used in another precision in that one, and the keys and values of the context.
+//! The bytes that a rank reads in a round, by phase: each weight once, as published or in the other
+//! precision that it is used in, and the keys and values of the context.
 
 use std::collections::BTreeMap;
 
@@ -14,15 +14,15 @@ use super::figures::Figures;
 use super::rounds::Shape;
 use crate::engine;
 
-/// Bytes a second that all multiprocessors of an H200 read with plain loads, as measured. That of
-/// other devices was not.
+/// Bytes a second that all multiprocessors of an H200 read with plain loads, as measured. Other
+/// devices were not measured.
 pub(super) const H200_READ_RATE: f64 = 4.55e12;
 
 /// By part of the step and phase.
 pub(super) struct RoundBytes(BTreeMap<(StepPart, Stamp), f64>);
 
 impl RoundBytes {
-    /// Of one of so many ranks. Of each layer so many `experts` are read.
+    /// For one of `rank_count` ranks, when `experts` of each layer are read.
     pub(super) fn new(spec: &ModelSpec, rank_count: usize, shape: Shape, experts: f64) -> Self {
         let mut bytes = Self(BTreeMap::new());
         let ranks = Ranks { rank: 0, count: rank_count };
@@ -53,7 +53,7 @@ impl RoundBytes {
         bytes.0.retain(|(part, phase), _| match (part, &spec.drafter) {
             (StepPart::Verify, _) => true,
             (StepPart::Draft, None) => false,
-            // The drafter hears of all tokens, also where no drafts are wanted.
+            // The drafter's context takes all tokens, even if no drafts are wanted.
             (StepPart::Draft, Some(_)) => shape.draft > 0 || is_of_context(*phase),
         });
         bytes
@@ -77,8 +77,8 @@ impl RoundBytes {
     }
 }
 
-/// Experts of a layer that so many tokens have chosen between them, if they choose at random; the
-/// mean of all layers that have some.
+/// Distinct experts of a layer that `token_count` tokens choose at random; the mean of all layers
+/// with experts.
 pub(super) fn distinct_experts(spec: &ModelSpec, token_count: u32) -> f64 {
     let layers = spec.layers.iter().filter_map(|layer| match &layer.feed_forward {
         FeedForwardSpec::Experts(experts) => {
@@ -89,7 +89,7 @@ pub(super) fn distinct_experts(spec: &ModelSpec, token_count: u32) -> f64 {
     Figures::of(layers).mean
 }
 
-/// Of a layer's experts, those that some token has chosen.
+/// Share of a layer's experts that at least one token has chosen.
 fn share_chosen(experts: &ExpertsSpec, token_count: u32) -> f64 {
     1.0 - (1.0 - experts.top_k as f64 / experts.count as f64).powf(f64::from(token_count))
 }
@@ -107,7 +107,7 @@ fn rank_bytes(decl: &WeightDecl, ranks: Ranks) -> f64 {
     whole * share as f64 / values
 }
 
-/// Where a weight is read. Of the embedding, only the rows of tokens are.
+/// The phases that read a weight. Of the embedding, only the rows of tokens are read.
 fn readers(id: WeightId) -> Vec<(StepPart, Stamp)> {
     let (verify, draft) = (StepPart::Verify, StepPart::Draft);
     match id {
@@ -183,7 +183,7 @@ mod tests {
         assert!(distinct_experts(&spec, 8) > top_k);
     }
 
-    /// Of the eighth of the 1T shape, by hand.
+    /// For one rank's eighth of the 1T shape, by hand.
     #[test]
     fn a_phase_reads_its_weights() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/models/slice");

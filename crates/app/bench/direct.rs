@@ -1,6 +1,6 @@
-//! A run on the engine itself, with the scheduler and without a server: what the server's own work
-//! costs is the difference. Prompts are random tokens, or those of a file as the tokenizer reads
-//! them.
+//! A run on the engine itself, with the scheduler and without a server: the difference to a run
+//! against a server is the cost of the server. Prompts are random tokens, or those of a file as the
+//! tokenizer reads them.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use crate::engine;
 /// A wait for the next arrival is cut into pieces, so that none is slept past.
 const NAP_MAX: Duration = Duration::from_millis(2);
 
-/// A request that was let in.
+/// A request that was admitted.
 struct Running {
     place: usize,
     arrived: Duration,
@@ -78,7 +78,7 @@ fn config(args: &Args, model: &str) -> Result<Config> {
         ..RawConfig::default()
     };
     let mut config = Config::resolve(&raw, Vec::new())?;
-    // Those who wait here are numbers, not clients.
+    // Waiting requests are numbers here, not clients.
     config.limits.waiting_max = u32::MAX;
     Ok(config)
 }
@@ -144,7 +144,7 @@ impl Bench {
         }
     }
 
-    /// Runs every request to its end, each let in when it is due and there is room.
+    /// Runs every request to its end; each is admitted when it is due and there is room.
     fn drive(
         &mut self,
         asked: Vec<Submission>,

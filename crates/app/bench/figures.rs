@@ -1,5 +1,5 @@
-//! Mean, median, deviation and percentiles, as numpy counts them, because results are compared
-//! with those of tools that do.
+//! Mean, median, deviation and percentiles with numpy's definitions, so that results compare with
+//! those of tools that use it.
 
 /// Of a set of numbers; all 0 without any.
 #[derive(Clone, Debug, Default, PartialEq)]

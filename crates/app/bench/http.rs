@@ -1,5 +1,5 @@
-//! A run against a server. Times are taken here, at the client; what became of drafts is what the
-//! server says, in its replies or in its metrics.
+//! A run against a server. Times are measured at the client; acceptance of drafts comes from the
+//! server's replies or metrics.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +19,7 @@ use crate::client::Client;
 use crate::environment;
 
 /// How requests are made.
-struct Asker {
+struct RequestSender {
     client: Client,
     model: String,
     endpoint: Endpoint,
@@ -32,7 +32,7 @@ struct Asker {
 
 pub(super) async fn run(args: &Args) -> Result<Outcome> {
     let client = Client::new(&args.server, environment::api_key())?;
-    let asker = Arc::new(Asker {
+    let asker = Arc::new(RequestSender {
         model: client.model(args.model.as_deref()).await?,
         client,
         endpoint: args.endpoint,
@@ -66,17 +66,18 @@ pub(super) async fn run(args: &Args) -> Result<Outcome> {
         drafting.add(&sample.drafting);
     }
     if let (Some(before), Some(after)) = (before, after) {
-        // The metrics know the places; they are those of all clients.
+        // The metrics have acceptance by place, but of all clients.
         drafting = after.since(&before);
     }
     let (what, model) = (asker.client.base.clone(), asker.model.clone());
     Ok(Outcome { model, what, samples, duration, drafting })
 }
 
-/// Sends each prompt when it is due and there is room. Ctrl-C ends the run with what there is.
+/// Sends each prompt when it is due and there is room. Ctrl-C ends the run, with the results so
+/// far.
 async fn send(
     args: &Args,
-    asker: &Arc<Asker>,
+    asker: &Arc<RequestSender>,
     prompts: Vec<Prompt>,
     start: Instant,
     bar: &ProgressBar,
@@ -119,7 +120,7 @@ async fn send(
     samples
 }
 
-impl Asker {
+impl RequestSender {
     /// All prompts of the run, and behind them those to warm up with.
     async fn prompts(&self, args: &Args) -> Result<Vec<Prompt>> {
         let count = args.request_count() + args.warmup;
@@ -135,9 +136,8 @@ impl Asker {
         Ok((0..count).map(prompt).collect())
     }
 
-    /// Words of a prompt that has as many tokens as wanted: the server counts those of words and
-    /// of its template together, and every word once beside the first alone tells one from the
-    /// other.
+    /// Words of a prompt of the wanted number of tokens. The server counts those of words and of
+    /// its template together; every word twice beside the first alone tells them apart.
     async fn word_count(&self, args: &Args) -> Result<usize> {
         let lengths = [1, prompts::WORDS.len()];
         let mut counts = [0.0; 2];
@@ -160,7 +160,7 @@ impl Asker {
         Ok((((f64::from(args.input_len) - template) / per_word).round() as usize).max(1))
     }
 
-    /// One request. What goes wrong is in the sample.
+    /// Sends one request. An error is part of the sample.
     async fn ask(&self, prompt: &Prompt) -> Sample {
         let mut sample = Sample::default();
         let start = Instant::now();
@@ -200,7 +200,7 @@ impl Asker {
             let counted = usage["completion_tokens"].as_u64().map(|count| count as u32);
             // Without a count, a chunk with text is taken for one token.
             let total = counted.unwrap_or(known + u32::from(!text.is_empty()));
-            // The last count comes alone, and says nothing new of when tokens came.
+            // The last count comes alone, and is no arrival of tokens.
             let with_choices = event["choices"].as_array().is_some_and(|all| !all.is_empty());
             if total > known && with_choices {
                 sample.came.push((at, total - known));
@@ -227,7 +227,7 @@ impl Asker {
         Ok(())
     }
 
-    /// What the server's metrics say of drafts, if there are such.
+    /// Acceptance by the server's metrics, if it has them.
     async fn drafting(&self) -> Option<Drafting> {
         drafting_in(&self.client.get("/metrics").await.ok()?)
     }

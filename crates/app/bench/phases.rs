@@ -1,4 +1,4 @@
-//! Where rounds' time goes: the stamps of many rounds as a table.
+//! Time of rounds by phase, from the stamps of many rounds.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use serde_json::{Map, Value, json};
 use super::bytes::{H200_READ_RATE, RoundBytes};
 use super::figures::Figures;
 
-/// What the devices said of one round.
+/// Times of one round, as the devices measured them.
 pub(super) struct DeviceRound {
     pub(super) times: StepTimes,
-    /// Of engines that were started to tell.
+    /// Of engines that were started with stamps.
     pub(super) phases: Vec<PhaseTime>,
 }
 
@@ -59,7 +59,7 @@ pub(super) fn phases(rounds: &[DeviceRound], bytes: &RoundBytes) -> Vec<Phase> {
     all
 }
 
-/// What comes before kernels, between them, and until their last CTA ends.
+/// Time before kernels, between them, and until their last CTA ends.
 fn rest_us(round: &DeviceRound, part: StepPart) -> f64 {
     let whole = match part {
         StepPart::Verify => round.times.verify,

@@ -1,4 +1,4 @@
-//! What is asked: random prompts, or those of a file.
+//! The prompts: random ones, or those of a file.
 
 use std::path::Path;
 
@@ -75,7 +75,7 @@ pub(super) const WORDS: &[&str] = &[
     "law",
 ];
 
-/// What one request asks.
+/// The prompt of one request.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Prompt {
     pub(super) content: Content,
@@ -110,8 +110,8 @@ impl Content {
     }
 }
 
-/// Random words. The first `prefix_count` are the same for every `index`; the next tells prompts
-/// apart, so that none is found in a cache.
+/// Random words. The first `prefix_count` are the same for every `index`; the next differ, so that
+/// no prompt is found in a cache.
 pub(super) fn words(seed: u64, index: u32, prefix_count: usize, count: usize) -> String {
     let shared = Draws::new(seed, u32::MAX, Purpose::Target);
     let own = Draws::new(seed, index, Purpose::Target);
@@ -139,7 +139,7 @@ pub(super) fn tokens(
     (0..count).map(token).collect()
 }
 
-/// The prompts of a file, over and over until there are enough.
+/// The prompts of a file, repeated until there are enough.
 pub(super) fn read(path: &Path, count: usize, output_count: u32) -> Result<Vec<Prompt>> {
     let named = || path.display().to_string();
     let text = std::fs::read_to_string(path).with_context(named)?;

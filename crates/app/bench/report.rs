@@ -1,5 +1,5 @@
-//! A run's result: a table for people, and JSON in the shape of `vllm bench serve` for the tools
-//! that read that.
+//! A run's result: a table for people, and JSON in the shape of `vllm bench serve` for tools that
+//! read that.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,7 +11,7 @@ use super::figures::Figures;
 use super::sample::{Outcome, Sample};
 use super::{Args, Endpoint};
 
-/// What is told of each latency besides mean and median.
+/// Percentiles of each latency, besides mean and median.
 const PERCENTILES: [f64; 3] = [90.0, 95.0, 99.0];
 
 struct Latencies {
@@ -55,7 +55,7 @@ fn user_speeds(outcome: &Outcome) -> [f64; 2] {
     [times.mean, times.median()].map(|time| if time > 0.0 { 1.0 / time } else { 0.0 })
 }
 
-/// Most tokens that came within one second of the run's clock.
+/// Most tokens within one second of the run's clock.
 fn busiest_second(outcome: &Outcome) -> u64 {
     let mut seconds = BTreeMap::<u64, u64>::new();
     for sample in outcome.good() {
@@ -72,7 +72,7 @@ fn most_in_flight(outcome: &Outcome) -> usize {
         .good()
         .flat_map(|sample| [(sample.start, true), (sample.start + sample.latency, false)]);
     let mut ends: Vec<_> = ends.collect();
-    // Of what happens at the same time, ends come first.
+    // Of events at the same time, ends come first.
     ends.sort_unstable();
     let (mut now, mut most) = (0_usize, 0);
     for (_, begins) in ends {
@@ -129,7 +129,7 @@ pub(super) fn table(outcome: &Outcome) -> String {
     out
 }
 
-/// See the file's head. Times of single requests are in seconds, as there.
+/// See the module's documentation. Times of single requests are in seconds, as in vLLM.
 pub(super) fn json(args: &Args, outcome: &Outcome) -> Value {
     let mut all = Map::new();
     let mut put = |name: &str, value: Value| drop(all.insert(name.to_owned(), value));
@@ -181,7 +181,7 @@ pub(super) fn json(args: &Args, outcome: &Outcome) -> Value {
     Value::Object(all)
 }
 
-/// A list for each thing that is known of single requests.
+/// Lists of the values of single requests.
 fn singles(args: &Args, outcome: &Outcome) -> Map<String, Value> {
     let list =
         |value: &dyn Fn(&Sample) -> Value| -> Value { outcome.samples.iter().map(value).collect() };
@@ -202,7 +202,7 @@ fn singles(args: &Args, outcome: &Outcome) -> Map<String, Value> {
     all
 }
 
-/// By the names that vLLM gives them.
+/// By vLLM's names.
 fn drafts(outcome: &Outcome) -> Map<String, Value> {
     let drafting = &outcome.drafting;
     let Some(length) = drafting.acceptance() else { return Map::new() };

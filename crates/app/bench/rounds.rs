@@ -1,5 +1,5 @@
 //! Bare rounds of an engine, with plans made here: no requests, no scheduler. Every round verifies
-//! drafts at the same positions and drafts again, so that it costs what a round of replies costs at
+//! drafts at the same positions and drafts again, so it costs as much as a round of real replies at
 //! that context. Keys and values of the context are zeros, drafts are random tokens.
 
 use std::fs;
@@ -22,15 +22,15 @@ use super::phases::{DeviceRound, Phase, add_json, part_name, phases, table};
 use super::{Args, prompts, writable};
 use crate::config::{Config, EngineKind, RawConfig};
 use crate::engine;
-use crate::say::{lines, say};
+use crate::output::{lines, say};
 
-/// Rounds before those that count.
+/// Rounds before the measured ones.
 const WARMUP: u32 = 5;
-/// A run of more is a typing error.
+/// Upper limit of rounds; more is a mistake.
 const ROUNDS_MAX: u32 = 1_000_000;
-/// Positions behind the context: drafts of any engine fit.
+/// Positions behind the context, enough for the drafts of any engine.
 const DRAFT_ROOM: u32 = 64;
-/// Rows of one step beyond this are a typing error.
+/// Upper limit of rows in a step; more is a mistake.
 const BATCH_MAX: u32 = 4096;
 
 const BYTES_ARE: &str = "\
@@ -86,13 +86,13 @@ pub(crate) struct RoundArgs {
     commit: Option<String>,
 }
 
-/// Which experts the tokens of a round want.
+/// Routing of a round's tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 enum Routing {
     /// Random tokens.
     #[default]
     Uniform,
-    /// The same token everywhere, so that rows want few experts; --phases counts them.
+    /// The same token everywhere, so that rows need few experts; --phases counts them.
     Same,
 }
 
@@ -134,7 +134,7 @@ impl Shape {
         self.batch * (self.draft + 1)
     }
 
-    /// What is assumed, or as much as so many drafts can bring.
+    /// The assumed acceptance length, limited by the number of drafts.
     fn acceptance(self, assumed: Option<f64>) -> Option<f64> {
         assumed.map(|length| length.min(f64::from(self.draft + 1)))
     }
@@ -143,9 +143,9 @@ impl Shape {
 /// Distinct experts of a layer in a round, in the mean.
 #[derive(Clone, Copy)]
 enum Experts {
-    /// By the kernels.
+    /// Counted by the kernels.
     Counted(f64),
-    /// What uniform routing would give.
+    /// As uniform routing would give.
     Uniform(f64),
 }
 
@@ -231,7 +231,7 @@ pub(super) fn run(args: &Args, model: &str) -> Result<()> {
     Ok(())
 }
 
-/// Everything that is to be measured, in order.
+/// All shapes that are to be measured, in order.
 fn shapes(args: &Args, draft_max: u32) -> Vec<Shape> {
     let own = &args.round;
     let drafts = match &own.draft_len[..] {
@@ -442,7 +442,7 @@ fn json(args: &Args, model: &str, loaded: &engine::Loaded, measured: &Measured) 
     all
 }
 
-/// Where time went, and what it would be if only bytes counted.
+/// Time by phase, and the floor by bytes.
 fn add_phases(all: &mut Value, measured: &Measured) {
     let Measured { round, verify, draft, bytes, phases, .. } = measured;
     let mut by_name = Map::new();
@@ -465,7 +465,7 @@ fn add_phases(all: &mut Value, measured: &Measured) {
     }
 }
 
-/// Below the table of phases, if there is one.
+/// A line below the table of phases, if there is one.
 fn floor_line(measured: &Measured) -> String {
     if measured.phases.is_empty() {
         return String::new();
@@ -479,7 +479,7 @@ fn floor_is() -> String {
     format!("bytes at {} TB/s, as measured on an H200", H200_READ_RATE / 1e12)
 }
 
-/// As it was typed, wherever the program lies.
+/// The command as it was typed, without the program's path.
 fn command() -> String {
     let words = std::env::args().skip(1);
     std::iter::once("kilotok".to_owned()).chain(words).collect::<Vec<_>>().join(" ")
@@ -590,7 +590,7 @@ mod tests {
         assert_eq!(all["phases"].as_object().unwrap().len(), 2);
         assert!(all["floor_us"].as_f64() > Some(0.0) && all["phases_are"].is_null());
         assert_eq!(floor_line(&measured), "");
-        // What has no device's times has no device's floor.
+        // Without times of devices there is no floor.
         let mut all = json!({});
         add_phases(&mut all, &Measured { verify: None, draft: None, ..measured });
         assert!(all["phases"] == json!({}) && all["floor_us"].is_null());

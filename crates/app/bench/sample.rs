@@ -1,4 +1,4 @@
-//! What is known of one request after it ended, and of a whole run.
+//! Measurements of one request, and of a whole run.
 
 use std::time::Duration;
 
@@ -7,9 +7,9 @@ use std::time::Duration;
 pub(super) struct Sample {
     /// When it was sent, from the start of the run.
     pub(super) start: Duration,
-    /// How long it waited here, because too many were in flight.
+    /// How long it waited at the client, because too many were in flight.
     pub(super) held_back: Duration,
-    /// When tokens came after it was sent, and how many.
+    /// Arrivals since it was sent: when, and how many tokens.
     pub(super) came: Vec<(Duration, u32)>,
     pub(super) latency: Duration,
     pub(super) input_count: u32,
@@ -20,14 +20,14 @@ pub(super) struct Sample {
     pub(super) error: Option<String>,
 }
 
-/// What became of drafts.
+/// Acceptance of drafts.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Drafting {
     /// Rows that verified drafts.
     pub(super) row_count: u64,
     pub(super) drafted_count: u64,
     pub(super) accepted_count: u64,
-    /// Accepted drafts by their place in the row; may be empty where it is not known.
+    /// Accepted drafts by their place in the row; may be empty where that is unknown.
     pub(super) accepted_at: Vec<u64>,
 }
 
@@ -43,7 +43,7 @@ impl Drafting {
         }
     }
 
-    /// Counters that grew from `before` to this.
+    /// Growth of the counters since `before`.
     pub(super) fn since(&self, before: &Self) -> Self {
         let earlier = |place: usize| before.accepted_at.get(place).copied().unwrap_or_default();
         let grown = |(place, count): (usize, &u64)| count.saturating_sub(earlier(place));

@@ -1,5 +1,5 @@
-//! What a reply looks like in a terminal: text as it comes, thoughts dimmed, and below it a line
-//! with its speed that moves along. To a pipe goes the text alone.
+//! Display of a reply in a terminal: text as it arrives, reasoning dimmed, and below it a status
+//! line with its speed. A pipe gets the text alone.
 
 use std::io::{self, Write};
 
@@ -20,7 +20,7 @@ enum Part {
     Text,
 }
 
-/// See the file's head.
+/// See the module's documentation.
 #[expect(clippy::struct_excessive_bools, reason = "each is a thing of its own")]
 pub(super) struct Screen {
     terminal: bool,
@@ -37,7 +37,7 @@ impl Screen {
         Self { terminal, colours, thoughts, part: Part::Nothing, status: false }
     }
 
-    /// Something that is not of the model, on a line of its own.
+    /// Shows a message that is not the model's, on a line of its own.
     pub(super) fn note(&mut self, text: &str) {
         let text = if self.colours { format!("{DIM}{text}{PLAIN}\n") } else { format!("{text}\n") };
         put(&mut io::stderr(), &text);
@@ -94,7 +94,7 @@ impl Screen {
             (false, _) | (_, Part::Thought) => "",
             _ => PLAIN,
         };
-        // A line that wraps would move what is above it: this one is short.
+        // A line that wraps would move the text above it: this one is short.
         let line = format!("{LINE_BELOW}\x1b[2K{dim}[{speed}]{plain}{BACK}");
         put(&mut io::stdout(), &line);
     }
@@ -112,12 +112,12 @@ impl Screen {
     }
 }
 
-/// A model's text without what would command the terminal.
+/// A model's text without control sequences of the terminal.
 fn harmless(text: &str) -> String {
     text.chars().filter(|char| !char.is_control() || ['\n', '\t'].contains(char)).collect()
 }
 
-/// A terminal that is gone has nobody to be told.
+/// Writes; a failure is ignored, since the terminal is gone.
 fn put(stream: &mut impl Write, text: &str) {
     let _ = stream.write_all(text.as_bytes());
     let _ = stream.flush();

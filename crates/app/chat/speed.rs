@@ -1,11 +1,11 @@
-//! How fast one reply comes: by what the server says, else by what is seen here.
+//! Speed of one reply: as the server reports it, else as it is seen here.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// See the file's head.
+/// See the module's documentation.
 pub(super) struct Speed {
     start: Instant,
     /// When the first tokens came, and how many.

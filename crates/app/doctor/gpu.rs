@@ -1,6 +1,6 @@
 //! GPUs, as `nvidia-smi` and the driver show them: memory, links between them, and the library that
-//! compiles kernels. What cannot be seen is a warning, never a failure: there is an engine without
-//! GPUs.
+//! compiles kernels. A GPU that cannot be seen is a warning, never a failure, since there is an
+//! engine for the processor.
 
 use std::fs;
 use std::process::Command;
@@ -37,7 +37,7 @@ pub(super) fn look() -> Vec<Finding> {
     findings
 }
 
-/// Without `nvidia-smi` only the kernel can say whether there are GPUs, where it is the driver.
+/// Without `nvidia-smi`, the driver in the kernel is the only sign of GPUs.
 fn without_tool(has_driver: bool) -> Finding {
     let version = fs::read_to_string("/proc/driver/nvidia/version").ok();
     let count = fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, Iterator::count);
@@ -89,7 +89,7 @@ fn cards(gpus: &[Gpu]) -> Finding {
     names.dedup();
     let gib = gpus[0].memory_mib / 1024;
     let found = format!("{} x {} of {gib} GiB", gpus.len(), names.join(" and "));
-    // A driver takes some itself.
+    // The driver takes some itself.
     let busy = gpus.iter().filter(|gpu| gpu.used_mib > gpu.memory_mib / 20).count();
     if names.len() > 1 {
         return Finding::warn("GPUs", found, "ranks want GPUs of one kind");
@@ -101,7 +101,7 @@ fn cards(gpus: &[Gpu]) -> Finding {
     Finding::ok("GPUs", found)
 }
 
-/// The driver's own library, and what the engine says of the GPUs that it shows.
+/// The driver's library, and what the engine says about its GPUs.
 fn cuda() -> (Option<Version>, Finding) {
     let advice = "without it the reference engine on the processor is used";
     let driver = match Driver::open() {

@@ -1,5 +1,5 @@
-//! What `serve` says: the plan before it loads, then where it listens and how to try it. In JSON
-//! logs the same comes as events.
+//! Messages of `serve`: the plan before it loads, then its address and how to try it. JSON logs
+//! have the same as events.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
@@ -11,7 +11,7 @@ use crate::check::describe;
 use crate::config::{Config, LoadFormat, LogFormat};
 use crate::engine::Planned;
 use crate::environment;
-use crate::say::say;
+use crate::output::say;
 
 /// The plan: model, engine, memory, limits.
 pub(super) fn plan(config: &Config, planned: &Planned, open_files: Option<u64>) {
@@ -111,14 +111,14 @@ const OPEN_TO_ALL: &str = "anyone who can reach this server may use it";
 const CLOSE: &str = "set KILOTOK_API_KEY or --api-key, or listen on this machine alone with --host \
                      127.0.0.1";
 
-/// Whether other machines can use it without a key. Names but `localhost` may be known to them.
+/// Whether other machines can use it without a key. They may know any name but `localhost`.
 fn is_open_to_all(config: &Config) -> bool {
     let host = &config.host;
     let is_local = host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
     config.api_keys.is_empty() && !is_local
 }
 
-/// What was read of the tokenizer and the template.
+/// The tokenizer and the template that were read.
 pub(super) fn text(config: &Config, text: &Text) {
     let (count, format) = (text.vocab_count(), text.format());
     if config.log_format == LogFormat::Text {
@@ -129,7 +129,7 @@ pub(super) fn text(config: &Config, text: &Text) {
     }
 }
 
-/// Where it listens, and a line to try it with.
+/// The address, and a line to try it with.
 pub(super) fn ready(config: &Config, at: SocketAddr, has_template: bool, took: Duration) {
     let base = address(&config.host, at.port(), config.tls.is_some());
     if config.log_format == LogFormat::Json {
@@ -146,7 +146,7 @@ pub(super) fn ready(config: &Config, at: SocketAddr, has_template: bool, took: D
     say!("\n{}\n", curl(config, exported, &base, has_template));
 }
 
-/// It has ended as it was asked to.
+/// The server has ended as requested.
 pub(super) fn over() {
     tracing::info!("stopped");
 }
@@ -163,8 +163,8 @@ fn address(host: &str, port: u16, tls: bool) -> String {
     format!("{scheme}://{host}:{port}")
 }
 
-/// A request for a shell. It works as it stands, except where keys are not `exported` to shells: a
-/// key is no text for a terminal.
+/// A request for a shell, ready to run unless keys are not `exported` to shells: a key must not be
+/// printed to a terminal.
 fn curl(config: &Config, exported: bool, base: &str, has_template: bool) -> String {
     let (note, key) = match (config.api_keys.is_empty(), exported) {
         (true, _) => ("", ""),
@@ -184,7 +184,7 @@ fn curl(config: &Config, exported: bool, base: &str, has_template: bool) -> Stri
     };
     body["stream"] = true.into();
     let body = body.to_string().replace('\'', "'\\''");
-    // Without -N it would hold back what came; brackets of an address are patterns to some shells.
+    // Without -N curl would buffer the stream; brackets of an address are patterns to some shells.
     format!("{note}curl -N '{base}/v1/{path}'{key} -H 'Content-Type: application/json' -d '{body}'")
 }
 

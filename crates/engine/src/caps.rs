@@ -1,4 +1,4 @@
-//! What an engine can do, fixed at start.
+//! The limits of an engine, fixed at start.
 
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +24,7 @@ pub struct Caps {
     pub groups: Vec<PageGroup>,
 }
 
-/// Layers whose pages are taken and freed together, because they look back equally far.
+/// Layers with the same window, whose pages are taken and freed together.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PageGroup {
     pub kind: PageKind,

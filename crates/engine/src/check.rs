@@ -1,11 +1,11 @@
-//! The one place that says which plans are legal. Every engine calls it before it does anything.
+//! The rules for plans. Every engine calls [`check_plan`] before it does anything.
 
 use kilotok_abi::PageId;
 
 use crate::{Caps, EngineError, PageGroup, PageRun, Row, RowTokens, StepPlan};
 
-/// Checks a plan against an engine's limits. What only the engine knows, whether a slot holds
-/// drafts, it checks itself.
+/// Checks a plan against an engine's limits. Whether a slot holds the drafts of its row is known
+/// to the engine alone, which checks it too.
 ///
 /// # Errors
 /// [`EngineError::Plan`] naming the first row that breaks a limit, and how.

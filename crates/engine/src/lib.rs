@@ -1,5 +1,5 @@
 //! The seam between scheduling and computing. A [`StepPlan`] says what one step does, a
-//! [`StepOutput`] what came of it; both are plain data with a text form, so a failing step is a
+//! [`StepOutput`] what it produced. Both are plain data with a text form, so a failing step is a
 //! file that any engine can replay. This crate computes nothing and knows no model.
 
 mod caps;
@@ -17,8 +17,8 @@ pub use plan::{
     TokenLogprob, TokenLogprobs,
 };
 
-/// What runs steps. Between steps an engine keeps nothing of a request but the bytes in the pages
-/// and slots that plans name, so a request is dropped by not mentioning it again.
+/// Runs steps. Between steps an engine keeps nothing of a request but the bytes in the pages and
+/// slots that plans name, so a request is dropped by not naming it again.
 pub trait Engine: Send {
     /// Limits and page groups, fixed at start.
     fn caps(&self) -> &Caps;
@@ -26,24 +26,24 @@ pub trait Engine: Send {
     /// Starts a step. At most [`Caps::steps_in_flight_max`] may be started and not waited for.
     ///
     /// # Errors
-    /// [`EngineError::Plan`] when the plan breaks a limit; nothing has then happened.
+    /// [`EngineError::Plan`] when the plan breaks a limit; the state is then unchanged.
     fn submit(&mut self, plan: &StepPlan) -> Result<StepId, EngineError>;
 
-    /// Waits for a step and writes what it made, rows in plan order. Steps are waited for in the
-    /// order they were submitted.
+    /// Waits for a step and writes its output, rows in plan order. Steps are waited for in the
+    /// order in which they were submitted.
     fn wait(&mut self, step: StepId, out: &mut StepOutput) -> Result<(), EngineError>;
 
-    /// How long the devices took over the step waited for last, if the engine has any: until the
-    /// next one is submitted.
+    /// How long the devices took for the step that was waited for last, until the next one is
+    /// submitted; `None` for an engine without devices.
     fn times(&self) -> Option<StepTimes> {
         None
     }
 
     /// How long each phase of the last step took, in order, if the engine was started to measure
-    /// it. To be asked after every step, while none is in flight.
+    /// it. Must be called after every step, while none is in flight.
     ///
     /// # Errors
-    /// When what was measured makes no sense.
+    /// When the measured times are inconsistent.
     fn phase_times(&mut self) -> Result<Vec<PhaseTime>, EngineError> {
         Ok(Vec::new())
     }
@@ -64,23 +64,23 @@ pub enum StepPart {
     Draft,
 }
 
-/// What one of a device's processors spent on a phase, in all layers and launches together.
+/// Time that one multiprocessor of a device spent on a phase, in all layers and launches together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PhaseTime {
     pub part: StepPart,
     pub phase: Stamp,
     pub own: Duration,
-    /// For the others, at the barriers after it.
+    /// Waiting for the other multiprocessors, at the barriers after the phase.
     pub wait: Duration,
-    /// Of the choice of experts, how many are read, one again for every eight of its tokens; of
-    /// other phases 0.
+    /// For the routing phase, the number of experts read, one again for every eight of its tokens;
+    /// for other phases 0.
     pub experts: u64,
 }
 
-/// Why a step did not happen.
+/// Why a step did not run.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EngineError {
-    /// The plan asks for something impossible: a fault of whoever made it.
+    /// The plan is illegal: a bug of its maker.
     #[error("plan refused, row {row}: {reason}")]
     Plan { row: usize, reason: String },
     /// More steps were submitted than the engine holds.

@@ -1,10 +1,10 @@
-//! Plans and outputs. A prompt chunk, a decode row and a verify row are one kind of row: tokens
+//! Plans and outputs. Prefill (a prompt chunk), decode and verification are one kind of row: tokens
 //! at consecutive positions, the last few of which may be drafts.
 
 use kilotok_abi::{Bias, PageId, Sampling, SlotId, TokenId};
 use serde::{Deserialize, Serialize};
 
-/// Names a submitted step.
+/// Identifies a submitted step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct StepId(pub u64);
@@ -59,13 +59,13 @@ pub struct Row {
     pub report_drafts: bool,
 }
 
-/// Where a row's tokens come from.
+/// The source of a row's tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum RowTokens {
     /// From the plan; the last `draft_count` are drafts to be verified.
     Given { tokens: Vec<TokenId>, draft_count: u32 },
-    /// From the slot: the token chosen last, then this many of the drafts it holds.
+    /// From the slot: the last chosen token, then this many of the drafts it holds.
     Held { draft_count: u32 },
 }
 
@@ -92,7 +92,7 @@ impl Row {
     }
 }
 
-/// What a slot must know of the request that enters it.
+/// Setup of a slot for the request that enters it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SlotSetup {
@@ -128,8 +128,7 @@ impl SlotSetup {
         }
     }
 
-    /// What is added to logits, as tables that hold one number for each token have it: -infinity
-    /// for a token that is never chosen.
+    /// The biases added up, one number for each token; -infinity for a token that is never chosen.
     pub fn biases(&self) -> Vec<(TokenId, f32)> {
         Bias::of_each(&self.logit_bias).iter().map(|bias| (bias.token, bias.bias)).collect()
     }
@@ -149,16 +148,16 @@ pub struct PageRun {
     pub pages: Vec<PageId>,
 }
 
-/// What a step made, rows in plan order.
+/// The output of a step, rows in plan order.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StepOutput {
     pub rows: Vec<RowOutput>,
 }
 
-/// What became of one row. The keys of the row's own tokens and of all tokens chosen but the last
-/// are in the pages, the drafter's too, also where a fault ended the row. So the next row starts at
-/// `row.end() - draft_count`, plus `tokens.len() - 1` if tokens were chosen.
+/// The output of one row. Keys and values of the row's own tokens and of all chosen tokens but the
+/// last are in the pages, the drafter's too, even where a fault ended the row. So the next row
+/// starts at `row.end() - draft_count`, plus `tokens.len() - 1` if tokens were chosen.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RowOutput {
@@ -170,7 +169,7 @@ pub struct RowOutput {
     /// One per entry of [`Row::scored`], or up to the first that a fault kept from being scored.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub scored: Vec<TokenLogprobs>,
-    /// The drafts now held, when the row asked for them.
+    /// The drafts that the slot now holds, when the row asked for them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drafts: Vec<TokenId>,
     /// Set when no token could be chosen or scored at some position; `tokens` ends before it.

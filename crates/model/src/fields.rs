@@ -1,6 +1,6 @@
-//! Strict reading of a JSON config: each field is named once, checked against its range, and
-//! whatever nobody named is refused, because a field we do not know may change the model. All
-//! problems are collected, so that one look at the message is enough.
+//! Strict reading of a JSON config: each field is named once and checked against its range. Fields
+//! that the reader does not name are refused, as an unknown field may change the model. All
+//! problems are collected into one error.
 
 use std::collections::BTreeSet;
 
@@ -47,7 +47,7 @@ impl<'a> Fields<'a> {
         self.problems.push(format!("{}{name} {what}", self.prefix));
     }
 
-    /// A size from 1 to `max`; 1 when it is not, so that reading can go on.
+    /// A size from 1 to `max`. On a problem it is 1, so that reading can continue.
     pub(crate) fn size(&mut self, name: &str, max: usize) -> usize {
         let Some(value) = self.required(name) else {
             return 1;
@@ -146,7 +146,7 @@ impl<'a> Fields<'a> {
         self.named.extend(names.iter().map(|name| name.as_ref().to_owned()));
     }
 
-    /// Refuses the fields that nobody named, and hands over all problems.
+    /// Refuses the fields that were not named, and returns all problems.
     pub(crate) fn finish(mut self) -> Vec<String> {
         let map = self.map;
         for (name, value) in map {

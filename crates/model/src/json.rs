@@ -1,5 +1,5 @@
-//! Strict JSON: no object has a key twice. Readers differ in which of the two counts, so such a
-//! text does not say what it means. The headers and indices of checkpoints are read with it too.
+//! Strict JSON: a key may occur only once in an object, since readers differ in which occurrence
+//! they take. Headers and indices of checkpoints are read with it too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -1,8 +1,8 @@
-//! What a model is: its shapes, the weights it declares and how ranks share them. Pure data, read
-//! from a checkpoint's own `config.json`; no file is opened here and nothing is computed.
+//! What a model is: its shapes, the weights it declares and how tensor-parallel ranks share them.
+//! Pure data from a checkpoint's `config.json`; no file is opened here and nothing is computed.
 //!
-//! A family is one file in [`families`] that turns a config into a [`ModelSpec`]; everything
-//! after that reads the spec and does not know the family.
+//! A family is one file in [`families`] that turns a config into a [`ModelSpec`]. Everything after
+//! that reads the spec and does not know the family.
 
 mod declare;
 pub mod families;

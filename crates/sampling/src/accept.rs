@@ -1,5 +1,5 @@
-//! Which drafts to keep, so that the tokens follow the target's law whatever the drafter does.
-//! Knows probabilities and random numbers, not where either comes from.
+//! Verification of drafts: which to keep, so that tokens follow the target's distribution whatever
+//! the drafter proposes. Works on probabilities and random numbers, wherever they come from.
 
 use kilotok_abi::{Purpose, TokenId};
 

@@ -1,6 +1,6 @@
-//! The tokens of one request so far, as penalties and bad words read them: counts that one token
-//! more or less changes in constant time, so that every row of a verified draft is processed with
-//! exactly the tokens before it. Knows nothing of logits.
+//! The tokens of one request so far, with counts for penalties and bad words. Adding or removing a
+//! token takes constant time, so that each row of a verified draft is processed with exactly the
+//! tokens before it.
 
 use std::collections::HashMap;
 
@@ -8,15 +8,15 @@ use kilotok_abi::TokenId;
 
 use crate::Setup;
 
-/// Prompt and output of one request; empty for ever where the setup needs no history.
+/// Prompt and output of one request; stays empty if the setup needs no history.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct History {
     kept: bool,
     prompt_count: usize,
     tokens: Vec<TokenId>,
-    /// One per distinct token, in the order of their first occurrences.
+    /// One entry per distinct token, in the order of first occurrence.
     seen: Vec<Seen>,
-    /// Where a token is in `seen`.
+    /// Index of a token in `seen`.
     places: HashMap<TokenId, usize>,
 }
 
@@ -57,7 +57,7 @@ impl History {
         self.tokens.push(token);
     }
 
-    /// Takes back the last token.
+    /// Removes the last token.
     pub fn pop(&mut self) {
         let Some(token) = self.tokens.pop() else {
             return;
@@ -66,7 +66,7 @@ impl History {
         self.seen[place].count -= 1;
         self.seen[place].output_count -= u32::from(self.tokens.len() >= self.prompt_count);
         if self.seen[place].count == 0 {
-            // Its first occurrence was the last token, so nothing was first seen after it.
+            // Its first occurrence was the last token, so no token was first seen after it.
             assert_eq!(place, self.seen.len() - 1);
             self.seen.pop();
             self.places.remove(&token);

@@ -1,10 +1,10 @@
-//! How a token is chosen by a row of logits, and which drafts are kept so that the choice follows
-//! the same law with drafts as without. Pure functions: no state but the one passed in, no clock,
-//! no hidden randomness. Every order and tie is defined, and every number is made of IEEE f32
-//! operations and integers, so that a GPU can give the same tokens bit for bit. Knows nothing of
-//! models, pages or steps.
+//! Sampling: how a token is chosen from a row of logits, and which drafts are kept so that tokens
+//! have the same distribution with drafts as without. Pure functions: no state but the arguments,
+//! no clock, no hidden randomness. Every order and tie is defined, and all arithmetic is IEEE f32
+//! operations and integers, so that a GPU computes the same tokens bit for bit. Knows no models,
+//! pages or steps.
 //!
-//! An engine holds a [`Sampler`] per slot; what it is made of is public for tests and oracles.
+//! An engine holds a [`Sampler`] per slot. Its parts are public for tests and oracles.
 
 mod accept;
 mod history;

@@ -1,8 +1,7 @@
-//! From the model's logits to the ones a token is chosen by, in place. Knows a row and what the
-//! request says about it, not how the choice is made.
+//! Logit processors: from the model's logits to those that a token is sampled from, in place.
 //!
-//! The order: finite check, logit bias, penalties, bad words, end tokens, mask, temperature,
-//! min-p, top-k, top-p. A forbidden token has the logit -infinity.
+//! The order: finite check, logit bias, penalties, bad words, end tokens, mask, temperature, min-p,
+//! top-k, top-p. A forbidden token has the logit -infinity.
 
 use kilotok_abi::{OUTPUT_COUNT_MAX, Sampling, TokenId};
 
@@ -70,9 +69,9 @@ pub fn process(
     filter(&setup.sampling, logits, ranking)
 }
 
-/// Whether the model computed numbers.
+/// Whether all logits are finite.
 pub(crate) fn check_finite(logits: &[f32]) -> Result<(), Fault> {
-    // Without an early exit, so that it runs at the memory's speed.
+    // No early exit: the loop runs at the speed of memory.
     let finite = logits.iter().fold(true, |finite, x| finite & x.is_finite());
     if finite { Ok(()) } else { Err(Fault::NotFinite) }
 }
@@ -118,7 +117,7 @@ pub(crate) fn divide(logits: &mut [f32], temperature: f32) {
     }
 }
 
-/// The highest logit, if a token can be chosen by it.
+/// The highest logit, unless every token is forbidden.
 pub(crate) fn highest(logits: &[f32]) -> Result<f32, Fault> {
     match logits.iter().copied().fold(f32::NEG_INFINITY, f32::max) {
         f32::NEG_INFINITY => Err(Fault::NothingAllowed),

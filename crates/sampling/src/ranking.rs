@@ -1,5 +1,4 @@
-//! A row's tokens in the one order that every part of sampling uses, sorted only as far as asked.
-//! Knows nothing of why a token is dropped.
+//! A row's tokens in the one order that every part of sampling uses, sorted only as far as needed.
 
 use kilotok_abi::TokenId;
 
@@ -13,7 +12,7 @@ pub struct Ranking {
 }
 
 impl Ranking {
-    /// Takes in all tokens of a row but those of -infinity.
+    /// Reads all tokens of a row but those of -infinity.
     pub(crate) fn fill(&mut self, logits: &[f32]) {
         self.keys.clear();
         self.sorted = 0;

@@ -1,6 +1,6 @@
-//! Random numbers that are a function of what they are for: Philox keyed by the request's seed, the
-//! position, the purpose and a lane. Nothing is stored between draws, so a step can be repeated,
-//! split over ranks or rolled back without changing a token. Knows nothing of logits.
+//! Counter-based random numbers: Philox keyed by the request's seed, the position, the purpose and
+//! a lane. Nothing is stored between draws, so a step can be repeated, split over ranks or rolled
+//! back without changing a token.
 
 use kilotok_abi::{Purpose, TokenId, philox};
 
@@ -9,7 +9,7 @@ use crate::logexp::{ln, ln_1m};
 /// Below the smallest exponential number, 2^-33.
 const E_BELOW: f32 = 1.0 / 17_179_869_184.0;
 
-/// The random numbers of one (seed, position, purpose), any of them at any time.
+/// The random numbers of one (seed, position, purpose), in any order.
 #[derive(Clone, Copy, Debug)]
 pub struct Draws {
     key: [u32; 2],

@@ -1,5 +1,4 @@
-//! One slot's choice of tokens: its setup, its history and memory for the rows at hand. Knows
-//! nothing of the engine that computes the logits.
+//! The sampler of one slot: setup, history and scratch memory.
 
 use kilotok_abi::{Purpose, TokenId};
 
@@ -126,8 +125,8 @@ impl Sampler {
         check_next(verdict.next, computed)
     }
 
-    /// Fills `row` with the target's probabilities after 0, 1, .. drafts, up to a fault or a
-    /// draft of probability 0, after which a grammar may know no mask. The history stays.
+    /// Fills `row` with the target's probabilities after 0, 1, .. drafts, up to a fault or a draft
+    /// of probability 0, for which a grammar may have no mask. The history is unchanged.
     fn target_law(
         &mut self,
         proposal: &Proposal,
@@ -291,7 +290,7 @@ mod tests {
             });
             for drafter in 0..6 {
                 let drafted = run(&setup, masked, |sampler, at, last, masked, tokens| {
-                    // The truth for `drafter` tokens, then nonsense.
+                    // The true tokens for `drafter` positions, then wrong ones.
                     let ahead = plain.iter().skip(tokens.len()).take(drafter).copied();
                     let drafts: Vec<_> = ahead.chain([7, at % 40]).collect();
                     let before = tokens.len();
@@ -352,7 +351,7 @@ mod tests {
                 assert_eq!(tokens, [1, 0][..accepted]);
             }
         }
-        // The row after a draft that the target cannot choose is never looked at.
+        // The row after a draft that the target cannot choose is not read.
         let mut tokens = Vec::new();
         let wrong = Proposal { drafts: vec![0, 0], ..proposal };
         let mut sampler = Sampler::new(setup, &[]);

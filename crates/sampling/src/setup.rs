@@ -1,9 +1,8 @@
-//! How the tokens of one request are chosen, as data, and which values make sense. Knows nothing
-//! of the tokens chosen so far.
+//! The sampling parameters of one request, and their valid ranges.
 
 use kilotok_abi::{Sampling, TokenId};
 
-/// Everything that shapes the choice of a request's tokens and is fixed from its start.
+/// All sampling parameters of a request, fixed from its start.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Setup {
     pub sampling: Sampling,
@@ -34,7 +33,7 @@ impl Setup {
     /// f32 for the random part of a score.
     pub const TEMPERATURE_MIN: f32 = 1e-5;
 
-    /// No number of a setup is larger: a few of them added up would be infinite.
+    /// Largest magnitude of a number in a setup; sums of a few larger ones would be infinite.
     pub const MAGNITUDE_MAX: f32 = 1e6;
 
     /// `sampling` alone, with a prompt of `prompt_count` tokens.

@@ -1,5 +1,5 @@
-//! Whether everything the scheduler believes fits together. For tests after every step, and cheap
-//! enough to be asked now and then in service.
+//! Consistency check of the scheduler's state: after every step in tests, and now and then in
+//! service, for which it is cheap enough.
 
 use std::collections::BTreeSet;
 
@@ -7,11 +7,12 @@ use crate::Scheduler;
 use crate::request::Request;
 
 impl Scheduler {
-    /// Every page is free, kept or used by exactly those who have it in their tables; every slot
-    /// is free or one request's; every request runs or waits, and has what its next row will read.
+    /// Checks that every page is free, cached, or used by exactly the requests that list it; that
+    /// every slot is free or belongs to one request; that every request runs or waits and has the
+    /// pages that its next row reads.
     ///
     /// # Errors
-    /// The first thing that does not fit.
+    /// The first inconsistency.
     pub fn check(&self) -> Result<(), String> {
         let followers = self.requests.values().filter(|request| request.follows.is_some()).count();
         let ranked = self.waiting.len() + self.running.len() + followers;

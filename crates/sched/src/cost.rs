@@ -1,17 +1,17 @@
-//! What a step costs: a part that every step has, a part per token, and a part per row that makes
-//! drafts; fitted to the steps that were measured. Old steps are forgotten little by little. Knows
-//! no clock; it is told.
+//! Cost model of a step: a constant, a cost per token, and a cost per row that makes drafts, fitted
+//! by weighted least squares to measured steps. The weight of older steps decays. The caller
+//! measures; this has no clock.
 
-/// Microseconds of a step.
+/// Cost of a step in microseconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cost {
     pub base_us: f32,
     pub token_us: f32,
-    /// A row's drafts for its next step.
+    /// Cost of drafting for one row.
     pub draft_us: f32,
 }
 
-/// What is in a step.
+/// Size of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Size {
     pub(crate) token_count: u32,
@@ -25,40 +25,41 @@ impl Cost {
         self.base_us + self.token_us * token_count as f32 + self.draft_us * drafting_count as f32
     }
 
-    /// Tokens of a step that takes so long.
+    /// Tokens of a step that takes `us` microseconds.
     pub(crate) fn tokens_within(self, us: u32, drafting_count: u32) -> u32 {
         let fixed = self.of(Size { token_count: 0, drafting_count });
-        // A cast of a float ends at the limits of the integer.
+        // A cast from float saturates at the limits of the integer.
         ((us as f32 - fixed) / self.token_us.max(1e-3)) as u32
     }
 }
 
-/// What is assumed of the cost of a token and of a row's drafts weighs like so many steps that
-/// differ in it.
+/// Weight of the assumed cost of a token and of a row's drafts, as a number of steps that differ in
+/// it.
 const ASSUMED: f64 = 0.02;
-/// Tokens by which those steps differ at most. What a step says of the cost of a token grows by the
-/// square: by more, an assumption would outweigh all short steps for good.
+/// Largest difference in tokens between those assumed steps. The weight of a step in the slope
+/// grows with the square of that difference; with a larger one the assumption would outweigh all
+/// short steps for good.
 const ASSUMED_TOKENS: u32 = 64;
-/// A step is planned to be at most so many times as long as those seen lately: what is believed of
-/// longer ones may be far off, and is known better with each.
+/// A step is planned to have at most this many times the tokens of the longest recent one. The
+/// estimate for longer steps may be far off, and each longer step improves it.
 const GROWTH_MAX: f32 = 4.0;
-/// A step that took more than this many times what was expected was held up by something else, as
-/// far as is known: where steps of about that size were seen, and the last of them was not as late.
+/// A step that took more than this many times its estimate is an outlier, caused by something else
+/// on the machine, unless steps of about that size were never seen or the last of them was as late.
 const HELD_UP: f32 = 1.5;
-/// Sizes of steps by powers of two of their tokens, the one after included.
+/// Classes of step sizes, by powers of two of the number of tokens, and one more.
 const SIZE_CLASSES: usize = 34;
 
-/// The plane nearest to the steps seen, by weighted squares.
+/// Weighted least-squares plane through the measured steps.
 pub(crate) struct CostModel {
     assumed: Cost,
-    /// How much the assumptions of a token's and of drafts' cost weigh.
+    /// Weights of the assumed costs of a token and of drafts.
     assumed_weights: [f64; 2],
     seen: Sums,
-    /// A step's weight after one more step.
+    /// Factor by which a step's weight decays with each further step.
     memory: f64,
-    /// Tokens of the longest step, which is forgotten like all others.
+    /// Tokens of the longest recent step, which decays as the weights do.
     longest: f32,
-    /// How many times what was expected the last step of a size took; without drafts, and with.
+    /// By size class, without drafts and with: measured over estimated time of the last step.
     lateness: [[Option<f32>; SIZE_CLASSES]; 2],
 }
 
@@ -72,7 +73,7 @@ struct Sums {
 }
 
 impl CostModel {
-    /// Before steps were seen, `assumed` is what those take, which have up to `token_max` tokens.
+    /// `assumed` is the cost before any step was measured, of steps of up to `token_max` tokens.
     pub(crate) fn new(assumed: Cost, token_max: u32, memory: f64) -> Self {
         let tokens = f64::from(token_max.clamp(2, ASSUMED_TOKENS));
         let assumed_weights = [ASSUMED * tokens * tokens, ASSUMED];
@@ -88,13 +89,13 @@ impl CostModel {
         self.longest = (self.longest * self.memory as f32).max(size.token_count as f32);
     }
 
-    /// Tokens of a step that takes so long, if it is not much longer than those seen.
+    /// Tokens of a step that takes `us` microseconds, limited by [`GROWTH_MAX`].
     pub(crate) fn tokens_within(&self, us: u32, drafting_count: u32) -> u32 {
         let known_max = if self.longest > 0.0 { GROWTH_MAX * self.longest } else { f32::INFINITY };
         self.cost().tokens_within(us, drafting_count).min(known_max as u32)
     }
 
-    /// How late a step may be to be believed, given how late it is.
+    /// Largest ratio of measured to estimated time that counts, for a step with ratio `late`.
     fn late_max(&mut self, size: Size, late: f32) -> f32 {
         let class = size.token_count.checked_ilog2().map_or(0, |log| log as usize + 1);
         let lateness = &mut self.lateness[usize::from(size.drafting_count > 0)];
@@ -117,11 +118,11 @@ impl CostModel {
         let [token_y, draft_y] = [0, 1].map(|i| xy[i] - weight * x[i] * y);
         let token_y = token_y + token_weight * f64::from(self.assumed.token_us);
         let draft_y = draft_y + draft_weight * f64::from(self.assumed.draft_us);
-        // The weights of what is assumed keep this above 0.
+        // The weights of the assumptions keep this above 0.
         let spread = token * draft - both * both;
         let token_us = (token_y * draft - draft_y * both) / spread;
         let draft_us = (draft_y * token - token_y * both) / spread;
-        // Noise must not make anything cheaper than nothing; then the other part explains it all.
+        // Noise can make a slope negative; it becomes 0, and the other slope is fitted alone.
         let (token_us, draft_us) = match (token_us < 0.0, draft_us < 0.0) {
             (false, false) => (token_us, draft_us),
             (true, _) => (0.0, (draft_y / draft).max(0.0)),
@@ -261,7 +262,7 @@ mod tests {
         {
             let truth = Cost { base_us, token_us, draft_us: 0.0 };
             let mut model = CostModel::new(crate::Limits::default().cost, 8192, MEMORY);
-            // Many steps of eight users, then prompts beside them.
+            // Many steps of eight decode rows, then prompts beside them.
             (0..500).for_each(|_| model.observe(size(8, 0), truth.of(size(8, 0))));
             for step in 0..300 {
                 let token_count = model.cost().tokens_within(20_000, 0).clamp(8 + 1, 8192);

@@ -1,24 +1,24 @@
-//! How many drafts each row verifies, and how many it makes for its next step: as many as give the
-//! most tokens per microsecond. Decided by what was accepted in earlier steps and by the size of
-//! the batch, never by what the target will choose in this one, so that the choice cannot favour a
-//! token.
+//! How many drafts each row verifies, and how many it makes for its next step: the numbers that
+//! give the most tokens per microsecond. They depend on the acceptance in earlier steps and on the
+//! size of the batch, never on what the target samples in this step, so they cannot bias its
+//! tokens.
 
 use crate::Cost;
 use crate::cost::Size;
 
-/// Acceptance of a drafter nobody has seen yet.
+/// Acceptance rate assumed of a drafter without observations.
 const RATE_FIRST: f32 = 0.8;
 /// How far one observation moves a request's rate.
 pub(crate) const RATE_STEP: f32 = 0.05;
-/// The same of all requests together: what one is like says little of the next.
+/// How far one observation moves the rate of all requests; less, since requests differ.
 pub(crate) const RATE_STEP_ALL: f32 = 0.02;
-/// How far a rate that was not observed goes back towards [`RATE_FIRST`], in proportion to itself,
-/// so that a drafter that was given up is tried again: ten steps undo what a failure did.
+/// How far a rate without observations drifts back towards [`RATE_FIRST`], relative to itself. So a
+/// drafter that was given up is tried again: ten steps undo one failure.
 const RATE_DRIFT: f32 = 0.005;
-/// No rate is so low that it cannot come back.
+/// Lower bound of a rate, from which it can recover.
 const RATE_MIN: f32 = 0.01;
 
-/// How likely each draft is accepted when those before it were.
+/// Probability that each draft is accepted, given that those before it were.
 #[derive(Clone, Debug)]
 pub(crate) struct Acceptance {
     rates: Vec<f32>,
@@ -42,7 +42,7 @@ impl Acceptance {
         }
     }
 
-    /// How likely the first draft is accepted, the first two, and so on.
+    /// Probability that the first draft is accepted, the first two, and so on.
     fn survivals(&self) -> impl Iterator<Item = f32> {
         self.rates.iter().scan(1.0, |survival, rate| {
             *survival *= rate;
@@ -51,29 +51,30 @@ impl Acceptance {
     }
 }
 
-/// A row that could draft.
-pub(crate) struct Drafter<'a> {
+/// A row that can draft.
+pub(crate) struct DraftingRow<'a> {
     pub(crate) acceptance: &'a Acceptance,
-    /// Drafts that it could verify now.
+    /// Drafts that it can verify now.
     pub(crate) held: u32,
-    /// Drafts that it could make now, for its next step.
+    /// Drafts that it can make now, for its next step.
     pub(crate) next_max: u32,
 }
 
-/// What a row does.
+/// How many drafts a row verifies and makes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Drafts {
     pub(crate) verified: u32,
     pub(crate) made: u32,
 }
 
-/// Improvements of the rate; each gets most of what is left, and two or three are all there are.
+/// Fixed-point steps of the best rate. Each closes most of the gap; two or three suffice.
 const RATE_ROUNDS: usize = 8;
 
-/// Drafts of each row, at most `budget` together: those that give more tokens for the time they
-/// take than the step does without them. Drafts are made for as many as the next step would
-/// verify if it were as long as it can be; that those there are were made is no reason to go on.
-pub(crate) fn share_drafts(rows: &[Drafter<'_>], cost: Cost, budget: u32) -> Vec<Drafts> {
+/// Numbers of drafts for each row, at most `budget` verified in all: those that bring more tokens
+/// for their time than the step does without them. A row makes as many as its next step would
+/// verify if that were as long as possible; drafts that are already made are not a reason to make
+/// more.
+pub(crate) fn share_drafts(rows: &[DraftingRow<'_>], cost: Cost, budget: u32) -> Vec<Drafts> {
     let rate = best_rate(rows, cost);
     let verified = within(budget, rows, |row| row.worth(row.held, rate, cost).0);
     let made = within(budget, rows, |row| {
@@ -83,9 +84,9 @@ pub(crate) fn share_drafts(rows: &[Drafter<'_>], cost: Cost, budget: u32) -> Vec
     verified.into_iter().zip(made).map(|(verified, made)| Drafts { verified, made }).collect()
 }
 
-/// The most tokens per microsecond that steps of these rows can have, each drafting as much as is
-/// best or not at all.
-fn best_rate(rows: &[Drafter<'_>], cost: Cost) -> f32 {
+/// Largest tokens per microsecond that steps of these rows can reach, where each row drafts its
+/// best number or none.
+fn best_rate(rows: &[DraftingRow<'_>], cost: Cost) -> f32 {
     let row_count = rows.len() as u32;
     let alone_us = cost.of(Size { token_count: row_count, drafting_count: 0 });
     let mut rate = rows.len() as f32 / alone_us.max(1.0);
@@ -107,8 +108,12 @@ fn best_rate(rows: &[Drafter<'_>], cost: Cost) -> f32 {
     rate
 }
 
-/// As many as each row wants; where that is too much, the likeliest of all.
-fn within(budget: u32, rows: &[Drafter<'_>], wanted: impl Fn(&Drafter<'_>) -> u32) -> Vec<u32> {
+/// Each row's wanted number; if they exceed the budget, the likeliest drafts of all rows.
+fn within(
+    budget: u32,
+    rows: &[DraftingRow<'_>],
+    wanted: impl Fn(&DraftingRow<'_>) -> u32,
+) -> Vec<u32> {
     let mut counts: Vec<u32> = rows.iter().map(wanted).collect();
     if counts.iter().sum::<u32>() <= budget {
         return counts;
@@ -119,7 +124,7 @@ fn within(budget: u32, rows: &[Drafter<'_>], wanted: impl Fn(&Drafter<'_>) -> u3
         all.extend(survivals.map(|survival| (survival, index)));
         *count = 0;
     }
-    // Stable: of a row's drafts the first come first, of equals the first row's.
+    // The sort is stable: of one row the first drafts come first, of equal ones the first row's.
     all.sort_by(|(left, _), (right, _)| right.total_cmp(left));
     for (_, row) in all.into_iter().take(budget as usize) {
         counts[row] += 1;
@@ -127,9 +132,10 @@ fn within(budget: u32, rows: &[Drafter<'_>], wanted: impl Fn(&Drafter<'_>) -> u3
     counts
 }
 
-impl Drafter<'_> {
-    /// How many of so many drafts are worth verifying where tokens come at this rate, and how many
-    /// more tokens they bring than the step has without them in the same time.
+impl DraftingRow<'_> {
+    /// How many of up to `count_max` drafts are worth verifying at a rate of `rate` tokens per
+    /// microsecond, and how many more tokens they bring than the step has in the same time without
+    /// them.
     fn worth(&self, count_max: u32, rate: f32, cost: Cost) -> (u32, f32) {
         let dear = rate * cost.token_us;
         let survivals = self.acceptance.survivals().take(count_max as usize);
@@ -150,8 +156,8 @@ mod tests {
         acceptance
     }
 
-    fn rows<'a>(acceptances: &[&'a Acceptance], held: u32) -> Vec<Drafter<'a>> {
-        let row = |acceptance: &&'a Acceptance| Drafter { acceptance, held, next_max: 7 };
+    fn rows<'a>(acceptances: &[&'a Acceptance], held: u32) -> Vec<DraftingRow<'a>> {
+        let row = |acceptance: &&'a Acceptance| DraftingRow { acceptance, held, next_max: 7 };
         acceptances.iter().map(row).collect()
     }
 
@@ -192,7 +198,7 @@ mod tests {
         assert!(verified(&vec![&middling; 200], STEP, 10_000).iter().all(|count| *count <= 1));
     }
 
-    /// The best of all numbers of drafts, by trying each.
+    /// The best number of drafts, found by trying each.
     fn best(acceptance: &Acceptance, cost: Cost) -> u32 {
         let rate = |count: u32| {
             let tokens: f32 = acceptance.survivals().take(count as usize).sum();

@@ -1,20 +1,21 @@
-//! Replies that were asked for together: they count as one request. Its first reply has the rank of
-//! a request; each further one is a copy, and ranks behind all requests that have fewer copies
-//! before it. So one reply at a time has a place by right, and copies run in places that no
-//! other request waits for. When a reply ends, the copies behind it move up.
+//! Replies that one HTTP request asked for together (`n`, or several prompts): a family. It counts
+//! as one request. Its first reply has the rank of a request; each further one is a copy, and ranks
+//! behind all requests with fewer copies before them. So one reply at a time has a slot by right,
+//! and copies run in slots that no other request waits for. When a reply ends, the copies behind it
+//! move up.
 //!
-//! Of replies to one prompt one goes ahead and computes it; the others wait for its first token,
-//! and find the prompt in pages.
+//! Of several replies to one prompt, the first computes it. The others wait for its first token,
+//! and then find the prompt in the prefix cache.
 
 use crate::request::{Rank, Request};
 use crate::{Refused, RequestId, Scheduler, Submission};
 
 impl Scheduler {
-    /// Queues replies that were asked for together: all, or none. Those to one prompt stand next
-    /// to each other. A reply for which there is no room is cut to what there is.
+    /// Queues all replies of a family, or none. Replies to one prompt are next to each other. A
+    /// reply longer than the context is cut to it.
     ///
     /// # Errors
-    /// What stands against the first that cannot be admitted.
+    /// Why the first reply that cannot be admitted was refused.
     pub fn admit_all(&mut self, asked: Vec<Submission>) -> Result<Vec<RequestId>, Refused> {
         let waiting = (self.requests.len() - self.running.len()) as u32;
         asked.iter().try_for_each(|asked| self.refuse(asked))?;
@@ -49,7 +50,7 @@ impl Scheduler {
         Ok(ids)
     }
 
-    /// Whether a reply would find the other's prompt in pages.
+    /// Whether a reply would find the other's prompt in the prefix cache.
     fn shares_prompt(&self, first: &Request, other: &Submission) -> bool {
         self.pages.can_share(first.prompt_count())
             && !other.score_prompt
@@ -57,7 +58,7 @@ impl Scheduler {
             && first.asked.cache_salt == other.cache_salt
     }
 
-    /// The prompt of a reply is in pages: those that waited for it go into the queue.
+    /// Queues the replies that waited for this one's prompt, which is in the prefix cache now.
     pub(crate) fn lead(&mut self, leader: RequestId) {
         for id in self.family_of(leader) {
             let request = self.requests.get_mut(&id).expect("a family's replies are known");
@@ -75,8 +76,8 @@ impl Scheduler {
         family.into_iter().flatten().copied().filter(|other| *other != id).collect()
     }
 
-    /// A reply has left its family: the copies behind it move up, and one of those that waited for
-    /// its prompt goes ahead in its stead.
+    /// Moves up the copies behind a reply that has left its family. If others waited for its
+    /// prompt, one of them computes it instead.
     pub(crate) fn move_up(&mut self, gone: &Request) {
         let Some(mut members) = self.families.remove(&gone.family) else {
             return;
@@ -106,7 +107,7 @@ impl Scheduler {
         }
     }
 
-    /// Whether every reply knows its place in its family.
+    /// Checks that every reply knows its number in its family.
     pub(crate) fn check_families(&self) -> Result<(), String> {
         for (family, members) in &self.families {
             for (copy, id) in (0..).zip(members) {
@@ -128,11 +129,11 @@ mod tests {
     use kilotok_testkit::ScriptedEngine;
 
     use super::*;
-    use crate::bench::{Bench, asked, text};
+    use crate::harness::{Harness, asked, text};
     use crate::{Advance, Limits};
 
-    fn bench(running_max: u32) -> Bench {
-        Bench::new(ScriptedEngine::caps(), Limits { running_max, ..Limits::default() })
+    fn harness(running_max: u32) -> Harness {
+        Harness::new(ScriptedEngine::caps(), Limits { running_max, ..Limits::default() })
     }
 
     fn plain(prompt: Vec<TokenId>, token_max: u32) -> Submission {
@@ -140,12 +141,12 @@ mod tests {
     }
 
     /// Replies to a prompt of several pages.
-    fn family(bench: &mut Bench, count: usize, token_max: u32) -> Vec<RequestId> {
-        bench.sched.admit_all(vec![plain(text(50, 1), token_max); count]).unwrap()
+    fn family(harness: &mut Harness, count: usize, token_max: u32) -> Vec<RequestId> {
+        harness.sched.admit_all(vec![plain(text(50, 1), token_max); count]).unwrap()
     }
 
-    fn running(bench: &Bench, family: &[RequestId]) -> usize {
-        bench.sched.running().filter(|id| family.contains(id)).count()
+    fn running(harness: &Harness, family: &[RequestId]) -> usize {
+        harness.sched.running().filter(|id| family.contains(id)).count()
     }
 
     fn ended(advances: &[Advance]) -> impl Iterator<Item = RequestId> {
@@ -155,53 +156,53 @@ mod tests {
 
     #[test]
     fn copies_leave_their_places_to_others() {
-        let mut bench = bench(4);
-        let many = family(&mut bench, 128, 100);
-        (0..20).for_each(|_| drop(bench.step()));
-        assert_eq!(running(&bench, &many), 4, "no other request waits");
-        let small = bench.sched.admit(plain(text(9, 3), 8)).unwrap();
-        assert_eq!(bench.finish(small).0, 8);
-        (0..2).for_each(|_| drop(bench.step()));
-        assert_eq!(running(&bench, &many), 4);
+        let mut harness = harness(4);
+        let many = family(&mut harness, 128, 100);
+        (0..20).for_each(|_| drop(harness.step()));
+        assert_eq!(running(&harness, &many), 4, "no other request waits");
+        let small = harness.sched.admit(plain(text(9, 3), 8)).unwrap();
+        assert_eq!(harness.finish(small).0, 8);
+        (0..2).for_each(|_| drop(harness.step()));
+        assert_eq!(running(&harness, &many), 4);
     }
 
     #[test]
     fn families_share_the_places() {
-        let mut bench = bench(5);
-        let first = family(&mut bench, 40, 100);
-        (0..10).for_each(|_| drop(bench.step()));
-        let second = family(&mut bench, 3, 100);
-        let third = family(&mut bench, 40, 100);
-        (0..10).for_each(|_| drop(bench.step()));
-        let counts = [first, second, third].map(|family| running(&bench, &family));
+        let mut harness = harness(5);
+        let first = family(&mut harness, 40, 100);
+        (0..10).for_each(|_| drop(harness.step()));
+        let second = family(&mut harness, 3, 100);
+        let third = family(&mut harness, 40, 100);
+        (0..10).for_each(|_| drop(harness.step()));
+        let counts = [first, second, third].map(|family| running(&harness, &family));
         assert_eq!(counts, [2, 2, 1]);
     }
 
     #[test]
     fn a_family_waits_once() {
-        let mut bench = bench(1);
-        bench.sched.admit(plain(text(5, 1), 5)).unwrap();
-        family(&mut bench, 2, 5);
+        let mut harness = harness(1);
+        harness.sched.admit(plain(text(5, 1), 5)).unwrap();
+        family(&mut harness, 2, 5);
         for first in 0..10 {
-            bench.sched.admit(plain(text(5, first), 5)).unwrap();
+            harness.sched.admit(plain(text(5, first), 5)).unwrap();
         }
         let mut order = Vec::new();
         while order.len() < 5 {
-            order.extend(ended(&bench.step().1));
+            order.extend(ended(&harness.step().1));
         }
         assert_eq!(order, [0, 1, 2, 3, 4].map(RequestId));
     }
 
     #[test]
     fn a_stream_of_others_does_not_starve_a_family() {
-        let mut bench = bench(2);
-        let mut left = family(&mut bench, 6, 10);
+        let mut harness = harness(2);
+        let mut left = family(&mut harness, 6, 10);
         for step in 0..100 {
-            bench.sched.admit(plain(text(9, step), 8)).unwrap();
-            let ended: Vec<_> = ended(&bench.step().1).collect();
+            harness.sched.admit(plain(text(9, step), 8)).unwrap();
+            let ended: Vec<_> = ended(&harness.step().1).collect();
             left.retain(|id| !ended.contains(id));
             if left.is_empty() {
-                // One after the other, each in a place of its own.
+                // One after the other, each in a slot of its own.
                 assert!(step <= 6 * 12, "{step} steps");
                 return;
             }
@@ -211,36 +212,37 @@ mod tests {
 
     #[test]
     fn another_reply_goes_ahead_when_the_first_is_gone() {
-        let mut bench = bench(8);
-        let ids = bench.sched.admit_all(vec![plain(text(400, 1), 9); 4]).unwrap();
-        assert_eq!(bench.step().0.len(), 1);
-        bench.sched.cancel(ids[0]);
-        assert_eq!(bench.step().0.len(), 1);
-        assert_eq!((bench.sched.stats().running, bench.sched.stats().deferred), (1, 2));
-        assert_eq!(bench.step().0.len(), 1, "the last chunk of the prompt");
-        let cached = bench.step().1.iter().map(|advance| advance.cached_count).collect::<Vec<_>>();
+        let mut harness = harness(8);
+        let ids = harness.sched.admit_all(vec![plain(text(400, 1), 9); 4]).unwrap();
+        assert_eq!(harness.step().0.len(), 1);
+        harness.sched.cancel(ids[0]);
+        assert_eq!(harness.step().0.len(), 1);
+        assert_eq!((harness.sched.stats().running, harness.sched.stats().deferred), (1, 2));
+        assert_eq!(harness.step().0.len(), 1, "the last chunk of the prompt");
+        let cached =
+            harness.step().1.iter().map(|advance| advance.cached_count).collect::<Vec<_>>();
         assert_eq!(cached, [192, 392, 392]);
     }
 
     #[test]
     fn other_prompts_of_a_family_do_not_wait() {
-        let mut bench = bench(8);
+        let mut harness = harness(8);
         let prompts = [1, 1, 2, 2, 3].map(|first| plain(text(30, first), 9));
-        let ids = bench.sched.admit_all(prompts.to_vec()).unwrap();
-        let had: Vec<_> = bench.step().0.iter().map(|(id, _)| RequestId(*id)).collect();
+        let ids = harness.sched.admit_all(prompts.to_vec()).unwrap();
+        let had: Vec<_> = harness.step().0.iter().map(|(id, _)| RequestId(*id)).collect();
         assert_eq!(had, [ids[0], ids[2], ids[4]]);
-        assert_eq!(bench.step().0.len(), 5);
+        assert_eq!(harness.step().0.len(), 5);
     }
 
     #[test]
     fn all_are_admitted_or_none() {
         let limits = Limits { waiting_max: 3, ..Limits::default() };
-        let mut bench = Bench::new(ScriptedEngine::caps(), limits);
-        let full = bench.sched.admit_all(vec![plain(text(5, 1), 5); 4]);
+        let mut harness = Harness::new(ScriptedEngine::caps(), limits);
+        let full = harness.sched.admit_all(vec![plain(text(5, 1), 5); 4]);
         assert_eq!(full, Err(Refused::QueueFull { waiting: 0 }));
         let some = vec![plain(text(5, 1), 5), plain(Vec::new(), 5)];
-        assert_eq!(bench.sched.admit_all(some), Err(Refused::Nothing));
-        assert!(bench.sched.is_idle());
-        assert_eq!(bench.sched.admit_all(vec![plain(text(5, 1), 5); 3]).unwrap().len(), 3);
+        assert_eq!(harness.sched.admit_all(some), Err(Refused::Nothing));
+        assert!(harness.sched.is_idle());
+        assert_eq!(harness.sched.admit_all(vec![plain(text(5, 1), 5); 3]).unwrap().len(), 3);
     }
 }

@@ -1,33 +1,39 @@
-//! Continuous batching. A request has tokens that are known and positions that are computed, and
-//! each step the computed ones chase the known ones: a prompt chunk, a decode row and a verify row
-//! are the same thing. This crate decides who runs how many tokens, in which pages, and with how
-//! many drafts. It is pure: no clock, thread, channel or file; the same calls give the same plans.
-//! It knows no text, no HTTP and no model.
+//! Continuous batching: which requests run, how many tokens of each a step has, in which pages of
+//! the KV cache, and with how many drafts. A request has known tokens and computed positions, and
+//! every step computes more of the known ones. So prefill (a prompt chunk), decode and verification
+//! of drafts are the same kind of row, and chunked prefill, prefix hits and speculation are no
+//! special cases.
+//!
+//! The crate is pure: no clock, thread, channel or file; the same calls give the same plans. It
+//! knows no text, no HTTP and no model.
 //!
 //! The caller's loop: [`Scheduler::admit`] and [`Scheduler::cancel`] what came in,
-//! [`Scheduler::plan`], have the engine run it, [`Scheduler::absorb`] what came out.
+//! [`Scheduler::plan`], run the plan on an engine, [`Scheduler::absorb`] the output.
 //!
-//! Who goes first. Each request has a rank: its arrival number plus [`Limits::aging`] for every
-//! level of priority. Ranks never change, so whatever arrives late enough ranks after it. Replies
-//! that were asked for together count as one request: the first has its rank, the others are
-//! copies, rank behind the requests of everyone else, and move up when one of them ends.
-//! - Requests start in order of rank, none overtakes another in the queue. Without a place or pages
-//!   for the next one, the last copy loses its own, if more replies of its request run.
-//! - Every running request at its last known token gets a row in every step; drafts and prompts
-//!   share the tokens that are left, and neither takes more than half while the other has use
-//!   for them.
-//! - Of the tokens for prompts, half go to the first rank, the rest to the shortest prompts.
-//! - Without pages, the last rank loses its own to whoever ranks before it, and resumes later.
+//! # Order
 //!
-//! So the first rank of those running always advances, and everything ends.
+//! Each request has a rank: its arrival number plus [`Limits::aging`] for every level of priority.
+//! Ranks never change, so every later arrival ranks behind it after a while, whatever its priority.
+//! Replies to one HTTP request count as one: the first has its rank, the others are copies, rank
+//! behind the requests of other users, and move up when one of them ends.
+//!
+//! - Requests start in order of rank; none overtakes another in the queue. If there is no slot or
+//!   no page for the next one, the last copy is preempted, provided that more replies of its
+//!   request run.
+//! - Every running request whose prompt is computed has a row in every step. Drafts and prompts
+//!   share the tokens that are left; neither takes more than half while the other can use them.
+//! - Of the prompt tokens of a step, half go to the first rank, the rest to the shortest prompts.
+//! - When pages run out, the request with the last rank is preempted, and resumes later.
+//!
+//! So the first running request always advances, and every request ends.
 
-#[cfg(test)]
-mod bench;
 mod check;
 mod cost;
-mod distrust;
 mod drafts;
 mod families;
+#[cfg(test)]
+mod harness;
+mod invalidate;
 mod limits;
 mod pages;
 mod planning;

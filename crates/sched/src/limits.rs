@@ -1,13 +1,13 @@
-//! What whoever runs the server may set. Sizes that the engine fixes are in its `Caps`.
+//! What the operator of a server may set. Sizes that the engine fixes are in its `Caps`.
 
 use crate::Cost;
 
 /// Bounds of queue, batch and step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
-    /// Requests that wait to start. Preempted ones come back beyond it.
+    /// Requests that wait to start. Preempted requests do not count.
     pub waiting_max: u32,
-    /// Requests that run at once, if the engine has room for so many.
+    /// Requests that run at once, if the engine has slots for them.
     pub running_max: u32,
     /// Prompt tokens of a step in which other rows decode.
     pub chunk_max: u32,
@@ -15,17 +15,17 @@ pub struct Limits {
     pub chunk_min: u32,
     /// Microseconds that a step with decode rows should take; prompt chunks are cut to fit.
     pub step_us_max: u32,
-    /// Requests that run at once above which nothing is drafted.
+    /// Running requests above which nothing is drafted.
     pub draft_rows_max: u32,
-    /// Later arrivals that one level of priority is worth.
+    /// Number of later arrivals that one level of priority is worth.
     pub aging: u32,
-    /// What steps cost, until steps were measured.
+    /// Cost of steps until steps were measured.
     pub cost: Cost,
-    /// Share of the time for steps that draft where others do not, or do not where others do, so
-    /// that what both cost is known. Without any, nothing is learnt from what steps took, and
-    /// plans do not depend on how fast the machine is.
+    /// Share of the time for exploration: steps that draft where others do not, or the other way
+    /// round, to measure both. With 0 nothing is learnt from step times, and plans do not depend on
+    /// the speed of the machine.
     pub learning_share: f32,
-    /// Whether pages are kept for requests that start with the same tokens.
+    /// Whether pages are cached for requests that start with the same tokens.
     pub prefix_cache: bool,
 }
 

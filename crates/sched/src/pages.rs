@@ -1,7 +1,7 @@
-//! Which pages a running request has in each group, and what of its text is found in pages already.
-//! A hit at position p needs every page below p of a group that sees everything and, of a group
-//! with a window, those of the last window before p. Pages below a hit are shared and only read:
-//! a hit ends where pages of all groups end, and rows start there or later.
+//! The pages that each running request has in each group, and prefix hits. A hit at position p
+//! needs all pages below p of a full-attention group, and the pages of the last window before p of
+//! a window group. Pages below a hit are shared and only read: a hit ends on a page boundary of
+//! every group, and rows start there or later.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,12 +9,12 @@ use kilotok_abi::{PageId, TokenId};
 use kilotok_engine::{Caps, PageGroup, PageRun};
 
 use crate::pool::Pool;
-use crate::prefix::{NodeId, Spot, Tree};
+use crate::prefix::{NodeId, Tree, TreePlace};
 
 pub(crate) struct Pages {
     groups: Vec<Group>,
     tree: Tree,
-    /// Tokens of an edge of the tree: whole pages in every group.
+    /// Tokens of one edge of the prefix tree: whole pages in every group.
     stride: u32,
     cached: bool,
 }
@@ -22,24 +22,24 @@ pub(crate) struct Pages {
 struct Group {
     spec: PageGroup,
     pool: Pool,
-    /// Number of its first page in a node of the tree.
+    /// Index of its first page in a node of the tree.
     place: u32,
 }
 
-/// What a running request has.
-pub(crate) struct Holding {
+/// The pages of a running request.
+pub(crate) struct RequestPages {
     /// By group.
     pub(crate) tables: Vec<Table>,
-    /// Where the tree names its text, as far as that is named.
+    /// The tree's node for its text, up to `named`.
     pub(crate) node: NodeId,
-    /// Positions that the tree names.
+    /// Positions whose pages are in the tree.
     pub(crate) named: u32,
 }
 
-/// Its pages in one group, without gaps.
+/// The request's pages in one group, without gaps.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Table {
-    /// Number of the first one in the text.
+    /// Page number of the first one in the text.
     pub(crate) first: u32,
     pub(crate) pages: Vec<PageId>,
 }
@@ -47,14 +47,14 @@ pub(crate) struct Table {
 /// Pages that a request has written, by group.
 pub(crate) struct Written(Vec<BTreeSet<PageId>>);
 
-/// Pages that hold the start of a text.
+/// Pages that hold a prefix of a text.
 pub(crate) struct Hit {
     pub(crate) position: u32,
     node: Option<NodeId>,
     tables: Vec<Table>,
 }
 
-/// A group that has too few pages, and how many it would need.
+/// A group that has too few pages, and how many are needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shortage {
     group: usize,
@@ -74,7 +74,7 @@ impl Pages {
         Self { groups, tree: Tree::new(place as usize), stride, cached }
     }
 
-    /// Positions that a request has pages for when it runs alone.
+    /// Largest number of positions for which a request can have pages when it runs alone.
     pub(crate) fn position_max(&self) -> u32 {
         let position_max = |group: &Group| {
             let PageGroup { page_tokens, page_count, .. } = group.spec;
@@ -84,14 +84,14 @@ impl Pages {
         self.groups.iter().map(position_max).min().unwrap_or(u32::MAX)
     }
 
-    /// The longest start of a text, of at most `limit` tokens, from which a request can go on.
+    /// The longest prefix of a text, of at most `limit` tokens, that is in the cache.
     pub(crate) fn find(&self, salt: &str, text: &[TokenId], limit: u32) -> Hit {
         let mut hit = Hit { position: 0, node: None, tables: self.empty_tables() };
         let Some(mut node) = self.tree.start(salt).filter(|_| self.cached) else {
             return hit;
         };
         let mut path = Vec::new();
-        // Pages of each group that are there without a gap, up to the end of the path.
+        // Pages of each group that are present without a gap, up to the end of the path.
         let mut unbroken = vec![0; self.groups.len()];
         let edges = text[..limit as usize].chunks_exact(self.stride as usize);
         for edge in edges {
@@ -123,15 +123,15 @@ impl Pages {
     fn page_at(&self, path: &[NodeId], group: &Group, number: u32) -> Option<PageId> {
         let per_node = self.stride / group.tokens();
         let node = path[(number / per_node) as usize];
-        self.tree.page(Spot { node, place: group.place + number % per_node })
+        self.tree.page(TreePlace { node, place: group.place + number % per_node })
     }
 
     fn empty_tables(&self) -> Vec<Table> {
         vec![Table::default(); self.groups.len()]
     }
 
-    /// Whether a request of `count` tokens that starts with a hit has enough pages, when `spoken`
-    /// of each group must be left for others.
+    /// Whether there are enough pages for a request of `count` tokens that starts with a hit, when
+    /// `spoken` pages of each group are reserved for others.
     pub(crate) fn fits(&self, hit: &Hit, count: u32, spoken: &[u32]) -> Result<(), Shortage> {
         for (index, group) in self.groups.iter().enumerate() {
             let shared = &hit.tables[index].pages;
@@ -149,15 +149,15 @@ impl Pages {
         self.groups[shortage.group].pool.available() >= shortage.needed
     }
 
-    /// Pages of each group that a request will yet take to hold `count` tokens.
-    pub(crate) fn missing(&self, holding: &Holding, count: u32) -> impl Iterator<Item = u32> {
+    /// Pages of each group that a request still needs to hold `count` tokens.
+    pub(crate) fn missing(&self, holding: &RequestPages, count: u32) -> impl Iterator<Item = u32> {
         let groups = self.groups.iter().zip(&holding.tables);
         groups
             .map(move |(group, table)| group.needed(count).saturating_sub(table.pages.len() as u32))
     }
 
-    /// Lets a request use the pages of a hit.
-    pub(crate) fn enter(&mut self, salt: &str, hit: Hit) -> Holding {
+    /// Gives a request the pages of a hit.
+    pub(crate) fn enter(&mut self, salt: &str, hit: Hit) -> RequestPages {
         for (group, table) in self.groups.iter_mut().zip(&hit.tables) {
             for page in &table.pages {
                 group.pool.share(*page);
@@ -170,11 +170,11 @@ impl Pages {
             }
             None => self.tree.enter(salt),
         };
-        Holding { tables: hit.tables, node, named: hit.position }
+        RequestPages { tables: hit.tables, node, named: hit.position }
     }
 
-    /// The position below `end` up to which there are or could be pages.
-    pub(crate) fn reach(&self, holding: &Holding, end: u32) -> u32 {
+    /// The position up to which the request has pages or could take free ones, at most `end`.
+    pub(crate) fn reach(&self, holding: &RequestPages, end: u32) -> u32 {
         let groups = self.groups.iter().zip(&holding.tables);
         let reach = groups.map(|(group, table)| {
             (table.end() + group.pool.available()).saturating_mul(group.tokens())
@@ -182,13 +182,13 @@ impl Pages {
         reach.min().map_or(end, |reach| reach.min(end))
     }
 
-    pub(crate) fn covers(&self, holding: &Holding, end: u32) -> bool {
+    pub(crate) fn covers(&self, holding: &RequestPages, end: u32) -> bool {
         let mut groups = self.groups.iter().zip(&holding.tables);
         groups.all(|(group, table)| table.end() * group.tokens() >= end)
     }
 
-    /// Takes pages for all positions below `end`, which is in reach.
-    pub(crate) fn cover(&mut self, holding: &mut Holding, end: u32) {
+    /// Takes pages for all positions below `end`, which [`Self::reach`] allowed.
+    pub(crate) fn cover(&mut self, holding: &mut RequestPages, end: u32) {
         for (group, table) in self.groups.iter_mut().zip(&mut holding.tables) {
             while table.end() < end.div_ceil(group.tokens()) {
                 let (page, evicted) = group.pool.take().expect("the end is in reach");
@@ -200,8 +200,8 @@ impl Pages {
         }
     }
 
-    /// What a row over `start..end` reads and writes.
-    pub(crate) fn runs(&self, holding: &Holding, start: u32, end: u32) -> Vec<PageRun> {
+    /// The pages that a row over `start..end` reads and writes.
+    pub(crate) fn runs(&self, holding: &RequestPages, start: u32, end: u32) -> Vec<PageRun> {
         let run = |(group, table): (&Group, &Table)| {
             let first = group.first(start);
             let count = end.div_ceil(group.tokens()) - first;
@@ -211,16 +211,16 @@ impl Pages {
         self.groups.iter().zip(&holding.tables).map(run).collect()
     }
 
-    /// After a step: names the pages that are complete, and gives back those out of reach.
-    pub(crate) fn settle(&mut self, holding: &mut Holding, text: &[TokenId], computed: u32) {
+    /// After a step: puts complete pages into the tree, and frees those that left the window.
+    pub(crate) fn settle(&mut self, holding: &mut RequestPages, text: &[TokenId], computed: u32) {
         while self.cached && holding.named + self.stride <= computed {
             let edge = &text[holding.named as usize..][..self.stride as usize];
             holding.node = self.tree.advance(holding.node, edge);
             for (group, table) in self.groups.iter_mut().zip(&holding.tables) {
                 let number = holding.named / group.tokens();
                 for (number, spot) in (number..).zip(group.spots(holding.node, self.stride)) {
-                    // Where another request's page is, with the same content, this one stays
-                    // without a name.
+                    // If the tree already has another request's page with this content, this one is
+                    // not named.
                     if let Some(page) = table.page(number)
                         && self.tree.page(spot).is_none()
                         && group.pool.name(page, spot)
@@ -240,14 +240,13 @@ impl Pages {
         }
     }
 
-    /// Takes the names from all pages of a request's text, and from those of all texts that go on
-    /// from what it wrote, which is nothing below position `written_from`. Returns what it wrote,
-    /// by group.
-    pub(crate) fn distrust(&mut self, holding: &Holding, written_from: u32) -> Written {
+    /// Removes from the tree all pages of a request's text, and of all texts that continue what it
+    /// wrote, which starts at position `written_from`. Returns what it wrote, by group.
+    pub(crate) fn invalidate(&mut self, holding: &RequestPages, written_from: u32) -> Written {
         let number = written_from / self.stride;
         let path = self.tree.path(holding.node);
         let mut suspects = path.clone();
-        // The first node is the salt's.
+        // The first node belongs to the salt.
         let mut own = (number..).zip(path.iter().skip(1 + number as usize));
         let root = own.find(|(number, node)| self.is_written(holding, *number, **node));
         if let Some((_, root)) = root {
@@ -270,8 +269,8 @@ impl Pages {
         Written(self.groups.iter().zip(&holding.tables).map(written).collect())
     }
 
-    /// Whether one of a node's pages is the request's own.
-    fn is_written(&self, holding: &Holding, number: u32, node: NodeId) -> bool {
+    /// Whether the request itself wrote one of a node's pages.
+    fn is_written(&self, holding: &RequestPages, number: u32, node: NodeId) -> bool {
         self.groups.iter().zip(&holding.tables).any(|(group, table)| {
             let first = number * self.stride / group.tokens();
             let mut spots = (first..).zip(group.spots(node, self.stride));
@@ -281,8 +280,8 @@ impl Pages {
         })
     }
 
-    /// Gives everything back. What lies beyond the first `kept` positions is not kept for others.
-    pub(crate) fn leave(&mut self, holding: Holding, kept: u32) {
+    /// Frees all pages of a request. Those beyond the first `kept` positions leave the cache.
+    pub(crate) fn leave(&mut self, holding: RequestPages, kept: u32) {
         for (group, table) in self.groups.iter_mut().zip(holding.tables) {
             let kept_count = (kept / group.tokens()).saturating_sub(table.first);
             for page in table.pages.iter().skip(kept_count as usize) {
@@ -290,7 +289,7 @@ impl Pages {
                     self.tree.clear(spot);
                 }
             }
-            // The end is evicted first: without its start it is of no use.
+            // Later pages are evicted first: without the pages before them they cannot be hit.
             for page in table.pages.into_iter().rev() {
                 group.pool.give_back(page);
             }
@@ -298,7 +297,7 @@ impl Pages {
         self.tree.unpin(holding.node);
     }
 
-    /// Pages of each group: all, taken, kept for later.
+    /// Pages of each group: all, used, cached.
     pub(crate) fn usage(&self) -> impl Iterator<Item = (u32, u32, u32)> {
         self.groups.iter().map(|group| {
             let pool = &group.pool;
@@ -306,10 +305,10 @@ impl Pages {
         })
     }
 
-    /// Whether every page is used by whom it says, given everyone who has pages.
+    /// Checks that every page is used by the requests that list it.
     pub(crate) fn check<'h>(
         &self,
-        holdings: impl Iterator<Item = &'h Holding> + Clone,
+        holdings: impl Iterator<Item = &'h RequestPages> + Clone,
     ) -> Result<(), String> {
         let mut named_count = 0;
         for (index, group) in self.groups.iter().enumerate() {
@@ -341,14 +340,18 @@ impl Pages {
         Ok(())
     }
 
-    /// Whether another request could find the start of a prompt of so many tokens.
+    /// Whether another request could hit a prefix of a prompt of this length.
     pub(crate) fn can_share(&self, prompt_count: u32) -> bool {
         // The last token is always computed.
         self.cached && prompt_count > self.stride
     }
 
-    /// Whether a request that computed so much has the pages it will read.
-    pub(crate) fn check_holding(&self, holding: &Holding, computed: u32) -> Result<(), String> {
+    /// Checks that a request has the pages that its next row reads.
+    pub(crate) fn check_holding(
+        &self,
+        holding: &RequestPages,
+        computed: u32,
+    ) -> Result<(), String> {
         for (index, (group, table)) in self.groups.iter().zip(&holding.tables).enumerate() {
             let (first, end) = (group.first(computed), computed.div_ceil(group.tokens()));
             if table.first != first || table.end() < end {
@@ -370,20 +373,20 @@ impl Group {
         self.spec.first_needed(start) / self.tokens()
     }
 
-    /// Pages that a request of `count` tokens cannot do without.
+    /// Pages without which a request of `count` tokens cannot run.
     fn needed(&self, count: u32) -> u32 {
         let all = count.div_ceil(self.tokens());
         self.spec.window.map_or(all, |keys| all.min((keys - 1).div_ceil(self.tokens()) + 1))
     }
 
-    /// Where its pages are in a node of the tree, in order.
-    fn spots(&self, node: NodeId, stride: u32) -> impl Iterator<Item = Spot> + use<> {
+    /// Spots of its pages in a node of the tree, in order.
+    fn spots(&self, node: NodeId, stride: u32) -> impl Iterator<Item = TreePlace> + use<> {
         let places = self.place..self.place + stride / self.tokens();
-        places.map(move |place| Spot { node, place })
+        places.map(move |place| TreePlace { node, place })
     }
 }
 
-impl Holding {
+impl RequestPages {
     pub(crate) fn has_any(&self, written: &Written) -> bool {
         let mut groups = self.tables.iter().zip(&written.0);
         groups.any(|(table, written)| table.pages.iter().any(|page| written.contains(page)))
@@ -415,7 +418,7 @@ mod tests {
 
     use super::*;
 
-    /// A group that sees everything in pages of 4, and a window of 5 in pages of 2.
+    /// A full-attention group in pages of 4, and a window of 5 in pages of 2.
     fn pages(full: u32, window: u32) -> Pages {
         let mut caps = kilotok_testkit::ScriptedEngine::caps();
         caps.groups.truncate(2);
@@ -432,7 +435,7 @@ mod tests {
     }
 
     /// Computes a text in one go.
-    fn compute(pages: &mut Pages, salt: &str, text: &[TokenId]) -> Holding {
+    fn compute(pages: &mut Pages, salt: &str, text: &[TokenId]) -> RequestPages {
         let end = text.len() as u32;
         let hit = pages.find(salt, text, end - 1);
         let mut holding = pages.enter(salt, hit);
@@ -459,7 +462,7 @@ mod tests {
         assert_eq!(pages.find("", &other, 16).position, 8);
         pages.leave(first, 17);
         pages.check([].iter()).unwrap();
-        // Taking all window pages leaves nothing to go on from.
+        // Without any window page there is no hit.
         let long: Vec<TokenId> = (100..120).collect();
         let second = compute(&mut pages, "", &long);
         assert_eq!(pages.find("", &text, 16).position, 0);

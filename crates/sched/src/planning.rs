@@ -1,16 +1,16 @@
-//! What one step does: who keeps a place, who starts, and how many tokens each row has.
+//! Planning a step: which requests are preempted, which start, and how many tokens each row has.
 
 use kilotok_engine::{Row, RowTokens, check_plan};
 
-use crate::drafts::{Drafter, Drafts, share_drafts};
-use crate::request::{Flight, Rank};
+use crate::drafts::{DraftingRow, Drafts, share_drafts};
+use crate::request::{InFlightRow, Rank};
 use crate::scheduler::{Misuse, Plan, Scheduler};
 use crate::shares::share_prompts;
 
-/// A row to be.
+/// A row that is being planned.
 struct Share {
     rank: Rank,
-    /// Drafts apart.
+    /// Without drafts.
     token_count: u32,
     draft_count: u32,
     draft_refused: bool,
@@ -18,8 +18,8 @@ struct Share {
 }
 
 impl Scheduler {
-    /// Decides the next step. A plan without rows is not to be submitted: nothing can be done
-    /// until a request or masks come. Otherwise the step is in flight until it is absorbed.
+    /// Decides the next step. A plan without rows must not be submitted: nothing can run until a
+    /// request or masks arrive. A plan with rows is in flight until it is absorbed.
     pub fn plan(&mut self) -> Result<Plan, Misuse> {
         if self.in_flight.is_some() {
             return Err(Misuse::InFlight);
@@ -43,8 +43,8 @@ impl Scheduler {
         Ok(plan)
     }
 
-    /// Gives everyone who can run a page for the next token, in order of rank. Without pages the
-    /// last rank loses its place; the last of all waits.
+    /// Gives every running request a page for its next token, in order of rank. When pages run out,
+    /// the request with the last rank is preempted; if that is the request itself, it waits.
     fn secure(&mut self) {
         let ranks: Vec<Rank> = self.running.iter().copied().collect();
         for rank in ranks {
@@ -57,7 +57,7 @@ impl Scheduler {
         }
     }
 
-    /// False without a page for the next token.
+    /// False if there is no page for the next token.
     fn secure_one(&mut self, rank: Rank) -> bool {
         let request = self.requests.get_mut(&rank.id).expect("who runs is known");
         let next = request.computed + request.left().min(1);
@@ -71,8 +71,8 @@ impl Scheduler {
         secured
     }
 
-    /// Starts those who wait, in order of rank, as long as there is a slot for the first of them,
-    /// and pages for all that it and those who run know by now.
+    /// Starts waiting requests in order of rank, while there are a slot for the first of them and
+    /// pages for all known tokens of it and of the running ones.
     fn start_waiting(&mut self) {
         if self.shortage.is_some_and(|shortage| !self.pages.is_over(shortage)) {
             return;
@@ -85,7 +85,7 @@ impl Scheduler {
             let request = &self.requests[&rank.id];
             let hit = self.pages.find(&request.asked.cache_salt, &request.known, request.hit_max());
             let fits = self.pages.fits(&hit, request.target() + 1, &self.spoken_for());
-            // Alone it always fits: what never could was refused.
+            // Alone it always fits: requests that never could were refused.
             if let Err(shortage) = fits {
                 if self.yield_to(rank) {
                     continue;
@@ -109,15 +109,15 @@ impl Scheduler {
         }
     }
 
-    /// Takes the place of the last copy that runs, if there are more of its kind before it than
-    /// before the one that waits. False if there is none.
+    /// Preempts the last running copy, if it has more replies of its request before it than the
+    /// waiting one has. False if there is none.
     fn yield_to(&mut self, waiting: Rank) -> bool {
         let last = self.running.last().filter(|last| last.copy > waiting.copy).copied();
         last.inspect(|last| self.preempt(*last)).is_some()
     }
 
-    /// Pages of each group that those who run will yet need: for what they know, and one more
-    /// to grow.
+    /// Pages of each group that running requests still need for their known tokens, and one more
+    /// for each to grow.
     fn spoken_for(&self) -> Vec<u32> {
         let mut spoken = vec![0; self.caps.groups.len()];
         for rank in &self.running {
@@ -133,7 +133,8 @@ impl Scheduler {
         spoken
     }
 
-    /// Hands out the step's tokens, in order of rank: one to everyone, then drafts, then prompts.
+    /// Distributes the step's tokens in order of rank: one for each decoding row, then drafts, then
+    /// prompts.
     fn share_tokens(&mut self) -> Vec<Share> {
         let able = |rank: &&Rank| self.is_able(**rank);
         let ranks: Vec<Rank> = self.running.iter().filter(able).copied().collect();
@@ -173,7 +174,7 @@ impl Scheduler {
         shares
     }
 
-    /// Whether a request has something to compute and a page to do it in.
+    /// Whether a request has a token to compute and a page for it.
     fn is_able(&self, rank: Rank) -> bool {
         let request = &self.requests[&rank.id];
         let next = request.computed + 1;
@@ -182,14 +183,13 @@ impl Scheduler {
         request.left() > 0 && covered
     }
 
-    /// Whether only the last known token is to be computed.
+    /// Whether only the last known token is left to compute: the request decodes.
     fn is_tip(&self, rank: Rank) -> bool {
         let request = &self.requests[&rank.id];
         request.computed + 1 == request.target()
     }
 
-    /// Drafts of each row at its last known token, then of each prompt. Prompts leave half of the
-    /// room.
+    /// Drafts of each decoding row, then of each prompt. Half of the room is left for prompts.
     fn drafts(&mut self, tips: &[Rank], prompts: &[Rank]) -> Vec<Drafts> {
         let room = self.caps.token_max - tips.len() as u32;
         let room = if prompts.is_empty() { room } else { room / 2 };
@@ -211,19 +211,19 @@ impl Scheduler {
         drafts
     }
 
-    /// A row that holds so many drafts. Too many rows verify none, and make none for their next.
-    fn drafter(&self, rank: Rank, held: u32) -> Drafter<'_> {
+    /// A row that holds `held` drafts. Above [`crate::Limits::draft_rows_max`] rows none drafts.
+    fn drafter(&self, rank: Rank, held: u32) -> DraftingRow<'_> {
         let request = &self.requests[&rank.id];
         let crowded = self.running.len() > self.limits.draft_rows_max as usize;
         let drafts = self.caps.drafter && !crowded;
-        Drafter {
+        DraftingRow {
             acceptance: &request.acceptance,
             held: if drafts { held } else { 0 },
             next_max: if drafts { request.draftable(self.caps.draft_max) } else { 0 },
         }
     }
 
-    /// Tokens that prompts may have beside `used` others, whose next tokens they delay.
+    /// Prompt tokens that a step may have beside `used` other tokens, which they delay.
     fn prompt_budget(&self, used: u32, drafting_count: u32) -> u32 {
         let room = self.caps.token_max - used;
         if used == 0 {
@@ -234,7 +234,7 @@ impl Scheduler {
         room.min(timely.max(self.limits.chunk_min).min(self.limits.chunk_max).max(1))
     }
 
-    /// Takes pages for as many of the share's tokens as there are any.
+    /// Takes pages for as many of the share's tokens as possible.
     fn cover(&mut self, share: &mut Share) {
         let request = self.requests.get_mut(&share.rank.id).expect("who runs is known");
         let Some(place) = &mut request.place else {
@@ -246,7 +246,7 @@ impl Scheduler {
         let covered = end - request.computed;
         share.token_count = share.token_count.min(covered);
         let draft_count = covered - share.token_count;
-        // Where pages cut it short, the draft before the refused one is not judged.
+        // Where pages cut the row short, the draft before the refused one is not judged.
         share.draft_refused &= draft_count == share.draft_count;
         share.draft_count = draft_count;
     }
@@ -283,9 +283,9 @@ impl Scheduler {
         }
     }
 
-    fn flight(share: &Share, row: &Row) -> Flight {
+    fn flight(share: &Share, row: &Row) -> InFlightRow {
         let draft_count = row.tokens.draft_count();
-        Flight {
+        InFlightRow {
             id: share.rank.id,
             start: row.start,
             end: row.end() - draft_count,
@@ -306,58 +306,58 @@ mod tests {
     use kilotok_testkit::{ScriptedEngine, Skill};
 
     use super::*;
-    use crate::bench::{Bench, asked, text};
     use crate::cost::{Cost, Size};
+    use crate::harness::{Harness, asked, text};
     use crate::{Limits, RequestId};
 
     #[test]
     fn one_step_at_a_time() {
-        let mut bench = Bench::new(ScriptedEngine::caps(), Limits::default());
-        assert_eq!(bench.sched.plan().unwrap(), Plan::default());
-        assert_eq!(bench.sched.absorb(StepOutput::default(), 1), Err(Misuse::NotInFlight));
-        bench.sched.admit(asked(text(3, 1), 4)).unwrap();
-        let plan = bench.sched.plan().unwrap();
-        assert_eq!(bench.sched.plan(), Err(Misuse::InFlight));
-        let wrong = bench.sched.absorb(StepOutput::default(), 1).unwrap_err();
+        let mut harness = Harness::new(ScriptedEngine::caps(), Limits::default());
+        assert_eq!(harness.sched.plan().unwrap(), Plan::default());
+        assert_eq!(harness.sched.absorb(StepOutput::default(), 1), Err(Misuse::NotInFlight));
+        harness.sched.admit(asked(text(3, 1), 4)).unwrap();
+        let plan = harness.sched.plan().unwrap();
+        assert_eq!(harness.sched.plan(), Err(Misuse::InFlight));
+        let wrong = harness.sched.absorb(StepOutput::default(), 1).unwrap_err();
         assert_eq!(wrong.to_string(), "output of row 0: 0 rows came out of 1");
-        assert_eq!(bench.sched.abandon().unwrap(), plan.ids);
-        assert_eq!(bench.sched.plan().unwrap(), plan, "it starts again");
+        assert_eq!(harness.sched.abandon().unwrap(), plan.ids);
+        assert_eq!(harness.sched.plan().unwrap(), plan, "it starts again");
     }
 
     #[test]
     fn drafts_make_steps_fewer_and_end_with_the_reply() {
         let mut steps = [0, 0];
         for (drafts, steps) in [false, true].into_iter().zip(&mut steps) {
-            let mut bench = Bench::new(ScriptedEngine::caps(), Limits::default());
+            let mut harness = Harness::new(ScriptedEngine::caps(), Limits::default());
             let mut asked = asked(text(9, 1), 33);
             asked.drafts = drafts;
-            let id = bench.sched.admit(asked).unwrap();
-            let (step_count, tokens) = bench.finish(id);
+            let id = harness.sched.admit(asked).unwrap();
+            let (step_count, tokens) = harness.finish(id);
             assert_eq!(tokens.len(), 33);
             *steps = step_count;
         }
         assert_eq!(steps, [33, 1 + 32_u32.div_ceil(8)]);
     }
 
-    /// Steps of a long reply, their tokens and those that made drafts, where steps cost this.
+    /// Simulates a long reply. Returns its steps, their tokens, and the steps that made drafts.
     fn rounds(truth: Cost, skill: u32) -> (u32, u32, u32) {
         let caps = ScriptedEngine::caps();
-        let mut bench = Bench::new(caps.clone(), Limits::default());
-        bench.engine = ScriptedEngine::new(caps, Skill::Percent(skill));
+        let mut harness = Harness::new(caps.clone(), Limits::default());
+        harness.engine = ScriptedEngine::new(caps, Skill::Percent(skill));
         let (mut step_count, mut token_count, mut drafting) = (0, 0, 0);
         for first in 0..40 {
-            bench.sched.admit(asked(text(2, first), 150)).unwrap();
-            while !bench.sched.is_idle() {
-                let plan = bench.sched.plan().unwrap();
+            harness.sched.admit(asked(text(2, first), 150)).unwrap();
+            while !harness.sched.is_idle() {
+                let plan = harness.sched.plan().unwrap();
                 let row = &plan.step.rows[0];
                 let drafting_count = u32::from(row.draft_next > 0);
                 let size = Size { token_count: row.tokens.count(), drafting_count };
                 (step_count, token_count) = (step_count + 1, token_count + size.token_count);
                 drafting += drafting_count;
-                let step = bench.engine.submit(&plan.step).unwrap();
+                let step = harness.engine.submit(&plan.step).unwrap();
                 let mut output = StepOutput::default();
-                bench.engine.wait(step, &mut output).unwrap();
-                bench.sched.absorb(output, truth.of(size) as u32).unwrap();
+                harness.engine.wait(step, &mut output).unwrap();
+                harness.sched.absorb(output, truth.of(size) as u32).unwrap();
             }
         }
         (step_count, token_count, drafting)
@@ -381,32 +381,32 @@ mod tests {
 
     #[test]
     fn a_request_whose_drafts_are_never_allowed_stops_drafting() {
-        let mut bench = Bench::new(ScriptedEngine::caps(), Limits::default());
+        let mut harness = Harness::new(ScriptedEngine::caps(), Limits::default());
         let mut asked = asked(text(3, 1), 150);
         asked.needs_masks = true;
-        let id = bench.sched.admit(asked).unwrap();
+        let id = harness.sched.admit(asked).unwrap();
         let mut drafting = Vec::new();
-        while !bench.sched.is_idle() {
+        while !harness.sched.is_idle() {
             let masks = vec![vec![u32::MAX; 8]];
-            bench.sched.provide_masks(id, 0, masks).unwrap();
-            let drafts = bench.step().1.into_iter().map(|advance| !advance.drafts.is_empty());
+            harness.sched.provide_masks(id, 0, masks).unwrap();
+            let drafts = harness.step().1.into_iter().map(|advance| !advance.drafts.is_empty());
             drafting.extend(drafts);
         }
         let late = drafting[100..].iter().filter(|drafting| **drafting).count();
-        // One in ten tries again, and there are trials.
+        // One step in ten tries again, and there is exploration.
         assert!(late <= 10, "{late} of the last 50 steps");
     }
 
     #[test]
     fn a_long_prompt_and_short_ones_do_not_starve_each_other() {
         let limits = Limits { waiting_max: 10_000, ..Limits::default() };
-        let mut bench = Bench::new(Caps { token_max: 32, ..ScriptedEngine::caps() }, limits);
-        let long = bench.sched.admit(asked(text(1600, 1), 1)).unwrap();
+        let mut harness = Harness::new(Caps { token_max: 32, ..ScriptedEngine::caps() }, limits);
+        let long = harness.sched.admit(asked(text(1600, 1), 1)).unwrap();
         let mut joined = std::collections::BTreeMap::new();
         for step in 0_u32..1000 {
-            let short = bench.sched.admit(asked(text(8, step + 2), 2)).unwrap();
+            let short = harness.sched.admit(asked(text(8, step + 2), 2)).unwrap();
             joined.insert(short, step);
-            let (_, advances) = bench.step();
+            let (_, advances) = harness.step();
             for done in advances.iter().filter(|advance| advance.finish.is_some()) {
                 let steps = joined.get(&done.id).map_or(0, |joined| step - joined);
                 assert!(steps <= 3, "a short prompt of request {} took {steps} steps", done.id);
@@ -423,13 +423,13 @@ mod tests {
     #[test]
     fn priorities_go_first_but_age() {
         let limits = Limits { running_max: 1, aging: 3, ..Limits::default() };
-        let mut bench = Bench::new(ScriptedEngine::caps(), limits);
+        let mut harness = Harness::new(ScriptedEngine::caps(), limits);
         for priority in [0, 1, 0, 0, 0, -1] {
             let mut asked = asked(text(4, 1), 1);
             asked.priority = priority;
-            bench.sched.admit(asked).unwrap();
+            harness.sched.admit(asked).unwrap();
         }
-        let order: Vec<u64> = (0..6).map(|_| bench.step().0[0].0).collect();
+        let order: Vec<u64> = (0..6).map(|_| harness.step().0[0].0).collect();
         assert_eq!(order, [0, 2, 5, 3, 1, 4]);
     }
 
@@ -440,19 +440,19 @@ mod tests {
         let requests = [asked(text(30, 1), 40), asked(text(20, 2), 50)];
         let mut alone = Vec::new();
         for request in &requests {
-            let mut bench = Bench::new(caps.clone(), Limits::default());
-            let id = bench.sched.admit(request.clone()).unwrap();
-            alone.push(bench.finish(id).1);
+            let mut harness = Harness::new(caps.clone(), Limits::default());
+            let id = harness.sched.admit(request.clone()).unwrap();
+            alone.push(harness.finish(id).1);
         }
-        let mut bench = Bench::new(caps, Limits::default());
-        let ids = requests.map(|request| bench.sched.admit(request).unwrap());
+        let mut harness = Harness::new(caps, Limits::default());
+        let ids = requests.map(|request| harness.sched.admit(request).unwrap());
         let mut tokens = [Vec::new(), Vec::new()];
-        while !bench.sched.is_idle() {
-            for advance in bench.step().1 {
+        while !harness.sched.is_idle() {
+            for advance in harness.step().1 {
                 tokens[usize::from(advance.id == ids[1])].extend(advance.tokens);
             }
         }
-        assert_eq!(bench.sched.stats().preemption_count, 1);
+        assert_eq!(harness.sched.stats().preemption_count, 1);
         assert_eq!(&tokens[..], &alone[..]);
     }
 
@@ -460,29 +460,29 @@ mod tests {
     fn who_waits_for_pages_starts_once_another_has_computed_its_beginning() {
         let mut caps = ScriptedEngine::caps();
         caps.groups[0].page_count = 12;
-        let mut bench = Bench::new(caps, Limits::default());
+        let mut harness = Harness::new(caps, Limits::default());
         for last in [1, 2] {
-            bench.sched.admit(asked([text(60, 1), vec![last]].concat(), 20)).unwrap();
+            harness.sched.admit(asked([text(60, 1), vec![last]].concat(), 20)).unwrap();
         }
-        assert_eq!(bench.step().0, [(0, 61)]);
-        assert_eq!(bench.step().0[1], (1, 61 - 56));
+        assert_eq!(harness.step().0, [(0, 61)]);
+        assert_eq!(harness.step().0[1], (1, 61 - 56));
     }
 
     #[test]
     fn prompts_are_cut_to_the_time_of_a_step() {
         let cost = Cost { base_us: 1000.0, token_us: 10.0, draft_us: 0.0 };
         let limits = Limits { cost, step_us_max: 1500, chunk_min: 5, ..Limits::default() };
-        let mut bench = Bench::new(ScriptedEngine::caps(), limits);
+        let mut harness = Harness::new(ScriptedEngine::caps(), limits);
         let mut first = asked(text(16, 1), 9);
         first.drafts = false;
-        bench.sched.admit(first).unwrap();
-        bench.step();
-        bench.sched.admit(asked(text(400, 2), 9)).unwrap();
-        let rows = bench.step().0;
+        harness.sched.admit(first).unwrap();
+        harness.step();
+        harness.sched.admit(asked(text(400, 2), 9)).unwrap();
+        let rows = harness.step().0;
         assert!(rows[0] == (0, 1) && (40..70).contains(&rows[1].1), "{rows:?}");
-        bench.sched.limits.step_us_max = 1;
-        assert_eq!(bench.step().0, [(0, 1), (1, 5)]);
-        bench.sched.cancel(RequestId(0));
-        assert_eq!(bench.step().0, [(1, 192)]);
+        harness.sched.limits.step_us_max = 1;
+        assert_eq!(harness.step().0, [(0, 1), (1, 5)]);
+        harness.sched.cancel(RequestId(0));
+        assert_eq!(harness.step().0, [(1, 192)]);
     }
 }

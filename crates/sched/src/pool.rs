@@ -1,16 +1,16 @@
-//! The pages of one group: how many requests use each, which are free, and which nobody uses but
-//! are kept because their content may be asked for again. Knows nothing of what is in them.
+//! The pages of one group, with reference counts: which are used, free, or unused but cached for
+//! later requests. Does not know their content.
 
 use std::collections::BTreeMap;
 
 use kilotok_abi::PageId;
 
-use crate::prefix::Spot;
+use crate::prefix::TreePlace;
 
 pub(crate) struct Pool {
     pages: Vec<Page>,
     free: Vec<PageId>,
-    /// Named pages that nobody uses, by the time they were given back.
+    /// Cached pages without a user, by the time at which they were given back.
     idle: BTreeMap<u64, PageId>,
     clock: u64,
 }
@@ -18,8 +18,8 @@ pub(crate) struct Pool {
 #[derive(Clone, Default)]
 struct Page {
     owner_count: u32,
-    /// Where the prefix tree names it.
-    spot: Option<Spot>,
+    /// Where the prefix tree has it.
+    spot: Option<TreePlace>,
     /// Its key in `idle`, if it is there.
     given_back: u64,
 }
@@ -52,9 +52,9 @@ impl Pool {
         page.owner_count == 0 && page.spot.is_some()
     }
 
-    /// Takes a free page or, without one, that which was unused for longest. Of the latter, the
-    /// spot that the tree must now forget.
-    pub(crate) fn take(&mut self) -> Option<(PageId, Option<Spot>)> {
+    /// Takes a free page, or evicts the cached page that was unused for longest. Returns also the
+    /// evicted page's spot, which the caller clears in the tree.
+    pub(crate) fn take(&mut self) -> Option<(PageId, Option<TreePlace>)> {
         let page = self.free.pop().or_else(|| Some(self.idle.pop_first()?.1))?;
         let state = &mut self.pages[page.0 as usize];
         debug_assert_eq!(state.owner_count, 0, "page {page} is in use");
@@ -62,7 +62,7 @@ impl Pool {
         Some((page, state.spot.take()))
     }
 
-    /// One more request uses a named page.
+    /// Adds a user to a cached page.
     pub(crate) fn share(&mut self, page: PageId) {
         let state = &mut self.pages[page.0 as usize];
         debug_assert!(state.spot.is_some(), "page {page} has no name to be found by");
@@ -72,7 +72,7 @@ impl Pool {
         state.owner_count += 1;
     }
 
-    /// One request less uses it. Pages given back earlier are evicted earlier.
+    /// Removes a user. Pages given back earlier are evicted earlier.
     pub(crate) fn give_back(&mut self, page: PageId) {
         let state = &mut self.pages[page.0 as usize];
         state.owner_count -= 1;
@@ -88,8 +88,8 @@ impl Pool {
         }
     }
 
-    /// The tree names a page in use. False if it already has a name.
-    pub(crate) fn name(&mut self, page: PageId, spot: Spot) -> bool {
+    /// Records a used page's spot in the tree. False if it has one.
+    pub(crate) fn name(&mut self, page: PageId, spot: TreePlace) -> bool {
         let state = &mut self.pages[page.0 as usize];
         debug_assert!(state.owner_count > 0, "page {page} is not in use");
         let unnamed = state.spot.is_none();
@@ -99,13 +99,13 @@ impl Pool {
         unnamed
     }
 
-    /// Takes the name from a page that one request uses, so that it will not be found again.
-    pub(crate) fn unname(&mut self, page: PageId) -> Option<Spot> {
+    /// Removes the spot from a page with one user, so that no request hits it again.
+    pub(crate) fn unname(&mut self, page: PageId) -> Option<TreePlace> {
         let state = &mut self.pages[page.0 as usize];
         if state.owner_count == 1 { state.spot.take() } else { None }
     }
 
-    /// Takes the name from a page, also while requests use it.
+    /// Removes the spot from a page, whether requests use it or not.
     pub(crate) fn forget(&mut self, page: PageId) {
         let state = &mut self.pages[page.0 as usize];
         let named = state.spot.take().is_some();
@@ -115,11 +115,11 @@ impl Pool {
         }
     }
 
-    pub(crate) fn spot(&self, page: PageId) -> Option<Spot> {
+    pub(crate) fn spot(&self, page: PageId) -> Option<TreePlace> {
         self.pages[page.0 as usize].spot
     }
 
-    /// Whether each page is in exactly one place, given how many requests have it.
+    /// Checks that each page is in exactly one state, given its number of users.
     pub(crate) fn check(&self, owner_counts: &[u32]) -> Result<(), String> {
         let mut places = vec![0; self.pages.len()];
         for page in self.free.iter().chain(self.idle.values()) {
@@ -147,8 +147,8 @@ mod tests {
     use super::*;
     use crate::prefix::NodeId;
 
-    fn spot(place: u32) -> Spot {
-        Spot { node: NodeId(1), place }
+    fn spot(place: u32) -> TreePlace {
+        TreePlace { node: NodeId(1), place }
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! Which pages hold which texts: a tree whose edges are tokens, so that texts are compared, never
-//! hashed, and two of them cannot be taken for one another. An edge has as many tokens as whole
-//! pages of every group need; the first edge is the salt, which keeps users apart. Knows which
-//! pages a node has, not who uses them.
+//! The prefix cache: a tree whose edges are runs of tokens. Texts are compared, never hashed, so
+//! two texts cannot be confused. An edge has as many tokens as whole pages of every group need; the
+//! first edge is the cache salt, which separates users. The tree knows the pages of a node, not
+//! their users.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,11 +11,11 @@ use kilotok_abi::{PageId, TokenId};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NodeId(pub(crate) u32);
 
-/// Where a page is in the tree.
+/// Position of a page in the tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Spot {
+pub(crate) struct TreePlace {
     pub(crate) node: NodeId,
-    /// Which of the node's pages, those of all groups counted.
+    /// Index among the node's pages, those of all groups counted.
     pub(crate) place: u32,
 }
 
@@ -29,14 +29,14 @@ pub(crate) struct Tree {
 
 const ROOT: NodeId = NodeId(0);
 
-/// A text, by its last edge.
+/// A text, represented by its last edge.
 struct Node {
     parent: NodeId,
     edge: Arc<[TokenId]>,
     children: BTreeMap<Arc<[TokenId]>, NodeId>,
     /// The pages of the last edge's tokens.
     pages: Vec<Option<PageId>>,
-    /// Running requests that go on from here.
+    /// Running requests whose text ends here.
     pin_count: u32,
 }
 
@@ -53,12 +53,12 @@ impl Tree {
         Node { parent, edge, children: BTreeMap::new(), pages, pin_count: 0 }
     }
 
-    /// The node of the empty text under a salt, if there is one.
+    /// The node of the empty text under a salt, if it exists.
     pub(crate) fn start(&self, salt: &str) -> Option<NodeId> {
         self.child(ROOT, &salt_edge(salt))
     }
 
-    /// The same, made if need be, and pinned.
+    /// The same; created if it is missing, and pinned.
     pub(crate) fn enter(&mut self, salt: &str) -> NodeId {
         let node = self.child_or_new(ROOT, &salt_edge(salt));
         self.pin(node);
@@ -69,7 +69,7 @@ impl Tree {
         self.nodes[node.0 as usize].children.get(edge).copied()
     }
 
-    /// Moves a pin one edge on, to a node that is made if need be.
+    /// Moves a pin one edge further, to a node that is created if it is missing.
     pub(crate) fn advance(&mut self, node: NodeId, edge: &[TokenId]) -> NodeId {
         let child = self.child_or_new(node, edge);
         self.pin(child);
@@ -103,15 +103,15 @@ impl Tree {
         self.prune(node);
     }
 
-    pub(crate) fn page(&self, spot: Spot) -> Option<PageId> {
+    pub(crate) fn page(&self, spot: TreePlace) -> Option<PageId> {
         self.nodes[spot.node.0 as usize].pages[spot.place as usize]
     }
 
-    pub(crate) fn set_page(&mut self, spot: Spot, page: PageId) {
+    pub(crate) fn set_page(&mut self, spot: TreePlace, page: PageId) {
         self.nodes[spot.node.0 as usize].pages[spot.place as usize] = Some(page);
     }
 
-    /// The nodes of a text, the one of the salt first and this one last.
+    /// The nodes of a text, from the salt's to this one.
     pub(crate) fn path(&self, node: NodeId) -> Vec<NodeId> {
         let parent = |id: &NodeId| Some(self.nodes[id.0 as usize].parent).filter(|id| *id != ROOT);
         let mut path: Vec<NodeId> = std::iter::successors(Some(node), parent).collect();
@@ -119,7 +119,7 @@ impl Tree {
         path
     }
 
-    /// A node and all below it: the texts that go on from there.
+    /// A node and its subtree: the texts that continue it.
     pub(crate) fn below(&self, node: NodeId) -> Vec<NodeId> {
         let mut all = vec![node];
         let mut seen = 0;
@@ -131,8 +131,8 @@ impl Tree {
         all
     }
 
-    /// Forgets a page, and the nodes that are of no use without it.
-    pub(crate) fn clear(&mut self, spot: Spot) {
+    /// Removes a page, and the nodes that are then without use.
+    pub(crate) fn clear(&mut self, spot: TreePlace) {
         self.nodes[spot.node.0 as usize].pages[spot.place as usize] = None;
         self.prune(spot.node);
     }
@@ -147,8 +147,8 @@ impl Tree {
         }
     }
 
-    /// Whether every node is there for a reason, and every page where the pools say, given how
-    /// many requests stand at each node.
+    /// Checks that every node has a page, a child or a pin, and every page its entry in the pools,
+    /// given how many requests are at each node.
     pub(crate) fn check(&self, pins: &BTreeMap<u32, u32>) -> Result<usize, String> {
         let mut page_count = 0;
         let mut seen_count = 0;
@@ -197,7 +197,7 @@ mod tests {
         let start = tree.enter("a");
         let first = tree.advance(start, &[1, 2]);
         let second = tree.advance(first, &[3, 4]);
-        let spot = Spot { node: second, place: 1 };
+        let spot = TreePlace { node: second, place: 1 };
         tree.set_page(spot, PageId(7));
         assert_eq!(tree.check(&BTreeMap::from([(second.0, 1)])), Ok(1));
         tree.unpin(second);

@@ -1,14 +1,14 @@
-//! One request: what was asked for, how far it is, and what its next row could be. Knows nothing
-//! of other requests, and of pages only that it has some.
+//! One request: what was asked for, how far it is, and what its next row could be. Knows no other
+//! request, and of pages only that it has some.
 
 use kilotok_abi::{SlotId, TokenId};
 use kilotok_engine::{RowFault, RowOutput, SlotSetup, TokenLogprobs};
 
 use crate::drafts::{Acceptance, RATE_STEP};
-use crate::pages::Holding;
+use crate::pages::RequestPages;
 use crate::scheduler::{Advance, Finish};
 
-/// Names a request, in the order in which they were admitted.
+/// Identifies a request; ids are in the order of admission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
 
@@ -18,15 +18,15 @@ impl std::fmt::Display for RequestId {
     }
 }
 
-/// What is asked for.
+/// A request as it is submitted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Submission {
     pub prompt: Vec<TokenId>,
-    /// `prompt_count` and `history` are for the scheduler to fill in. Values that make no sense to
-    /// the engine's sampler must have been refused before.
+    /// The scheduler fills in `prompt_count` and `history`. The caller has refused values that the
+    /// engine's sampler does not accept.
     pub setup: SlotSetup,
-    /// The reply ends after this many tokens, or with one of `setup.end_tokens`. None at all is
-    /// possible where the prompt is scored.
+    /// The reply ends after this many tokens, or with one of `setup.end_tokens`. May be 0 where the
+    /// prompt is scored.
     pub token_max: u32,
     /// Lower goes first.
     pub priority: i32,
@@ -34,16 +34,16 @@ pub struct Submission {
     pub cache_salt: String,
     /// Whether drafts may be used. They change no token.
     pub drafts: bool,
-    /// Whether each row that chooses tokens waits for [`crate::Scheduler::provide_masks`].
+    /// Whether each row that samples waits for [`crate::Scheduler::provide_masks`].
     pub needs_masks: bool,
     /// Log-probabilities of the chosen tokens and of this many alternatives.
     pub logprobs: Option<u32>,
-    /// Whether the prompt's own tokens get log-probabilities, all but the first.
+    /// Whether all tokens of the prompt but the first get log-probabilities.
     pub score_prompt: bool,
 }
 
 impl Submission {
-    /// A prompt and how to go on, nothing else.
+    /// A request with defaults for everything else.
     pub fn new(prompt: Vec<TokenId>, setup: SlotSetup, token_max: u32) -> Self {
         Self {
             prompt,
@@ -59,36 +59,36 @@ impl Submission {
     }
 }
 
-/// Who goes first: the lower.
+/// Order of requests; the lowest goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Rank {
-    /// Replies of the same request before this one.
+    /// Number of replies of the same request before this one.
     pub(crate) copy: u32,
-    /// It never changes.
+    /// Arrival number plus priority; it never changes.
     pub(crate) due: i64,
     pub(crate) id: RequestId,
 }
 
 pub(crate) struct Request {
     pub(crate) rank: Rank,
-    /// The first of the replies that were asked for together.
+    /// The first reply of its family.
     pub(crate) family: RequestId,
-    /// Whose first token it waits for, to find the prompt in pages.
+    /// The reply that computes the same prompt, until that has its first token.
     pub(crate) follows: Option<RequestId>,
-    /// `token_max` is at most what there is room for; the prompt is in `known`.
+    /// `token_max` is cut to the context; the prompt is in `known`.
     pub(crate) asked: Submission,
     prompt_count: u32,
     /// Prompt and reply.
     pub(crate) known: Vec<TokenId>,
-    /// Positions below this have their keys in the pages.
+    /// Positions below this have their keys and values in the pages.
     pub(crate) computed: u32,
-    /// There while it runs.
+    /// Present while it runs.
     pub(crate) place: Option<Place>,
     /// Prompt tokens whose successors were scored.
     scored: u32,
-    /// Prompt tokens found in pages when it first started.
+    /// Prompt tokens found in the prefix cache when it first started.
     cached: Option<u32>,
-    /// It has written no pages of positions below this.
+    /// Pages of positions below this were written by others.
     pub(crate) written_from: u32,
     pub(crate) masks: Option<Masks>,
     pub(crate) acceptance: Acceptance,
@@ -97,30 +97,30 @@ pub(crate) struct Request {
 /// What a request has while it runs.
 pub(crate) struct Place {
     pub(crate) slot: SlotId,
-    pub(crate) holding: Holding,
-    /// The slot has not heard of the request yet.
+    pub(crate) holding: RequestPages,
+    /// The engine's slot has not been set up for the request yet.
     pub(crate) fresh: bool,
-    /// Drafts in the slot, if that has the newest token.
+    /// Drafts in the slot, if the slot has the newest token.
     pub(crate) held: Option<u32>,
 }
 
-/// What the host allows in the next row that chooses tokens.
+/// Allowed tokens of the next row that samples.
 pub(crate) struct Masks {
-    /// How many of the drafts are allowed.
+    /// Number of drafts that are allowed.
     pub(crate) draft_count: u32,
-    /// One more than drafts, or none when everything is allowed.
+    /// One more than drafts, or none when every token is allowed.
     pub(crate) masks: Vec<Vec<u32>>,
 }
 
-/// What of a row must be remembered until its output is there.
+/// A row in flight: what its output is checked and applied with.
 #[expect(clippy::struct_excessive_bools, reason = "four facts that do not exclude each other")]
-pub(crate) struct Flight {
+pub(crate) struct InFlightRow {
     pub(crate) id: RequestId,
     /// One past the row's last token that is not a draft.
     pub(crate) end: u32,
     pub(crate) start: u32,
     pub(crate) draft_count: u32,
-    /// The draft after these was to be verified too, but is not allowed.
+    /// The draft after these would have been verified, but its mask does not allow it.
     pub(crate) draft_refused: bool,
     pub(crate) draft_next: u32,
     pub(crate) report_drafts: bool,
@@ -158,53 +158,52 @@ impl Request {
         self.prompt_count
     }
 
-    /// Tokens chosen so far.
+    /// Tokens of the reply so far.
     pub(crate) fn reply_count(&self) -> usize {
         self.known.len() - self.prompt_count as usize
     }
 
-    /// Tokens that may yet be chosen.
+    /// Tokens that the reply may still get.
     pub(crate) fn remaining(&self) -> u32 {
         self.asked.token_max - self.reply_count() as u32
     }
 
-    /// Positions to compute before the next token can be chosen; where none will be, all that the
+    /// Positions to compute before the next token is sampled; without a next token, those that the
     /// scores need.
     pub(crate) fn target(&self) -> u32 {
         self.known.len() as u32 - u32::from(self.asked.token_max == 0)
     }
 
-    /// Tokens that a row could have now, drafts apart. The last one waits for masks.
+    /// Tokens that a row could have now, without drafts. The last one waits for masks.
     pub(crate) fn left(&self) -> u32 {
         let waits = self.asked.needs_masks && self.asked.token_max > 0 && self.masks.is_none();
         self.target() - self.computed - u32::from(waits)
     }
 
-    /// Drafts that are of use in a row at the last known token.
+    /// Drafts that a row at the last known token can use.
     pub(crate) fn verifiable(&self) -> u32 {
         let held = self.place.as_ref().and_then(|place| place.held).unwrap_or_default();
         held.min(self.remaining().saturating_sub(1))
     }
 
-    /// How many drafts its masks allow.
+    /// Drafts that its masks allow.
     pub(crate) fn allowed(&self) -> u32 {
         self.masks.as_ref().map_or(u32::MAX, |masks| masks.draft_count)
     }
 
-    /// Drafts that will be of use in the row after one that chooses a token.
+    /// Drafts that the row after the next sampled token can use.
     pub(crate) fn draftable(&self, draft_max: u32) -> u32 {
         let wanted = if self.asked.drafts { draft_max } else { 0 };
         wanted.min(self.remaining().saturating_sub(2))
     }
 
-    /// Longest prefix that need not be computed: one token must be, and all that are yet to be
-    /// scored.
+    /// Longest useful prefix hit: one token must be computed, and all that are yet to be scored.
     pub(crate) fn hit_max(&self) -> u32 {
         let text = self.target() - 1;
         if self.asked.score_prompt { text.min(self.scored) } else { text }
     }
 
-    /// What its slot must know.
+    /// Setup of its slot.
     pub(crate) fn setup(&self) -> SlotSetup {
         let mut setup = self.asked.setup.clone();
         setup.prompt_count = self.prompt_count();
@@ -223,8 +222,8 @@ impl Request {
         &self.known[start as usize + 1..end as usize]
     }
 
-    /// Enters a slot, with so many positions computed already. Returns whether for the first time.
-    pub(crate) fn start(&mut self, slot: SlotId, holding: Holding) -> bool {
+    /// Enters a slot; the holding's positions are computed. Returns whether for the first time.
+    pub(crate) fn start(&mut self, slot: SlotId, holding: RequestPages) -> bool {
         self.computed = holding.named;
         self.written_from = self.written_from.min(self.computed);
         self.place = Some(Place { slot, holding, fresh: true, held: None });
@@ -233,14 +232,14 @@ impl Request {
         first
     }
 
-    /// Loses its place, and everything that came with it.
+    /// Gives up slot and pages.
     pub(crate) fn pause(&mut self) -> Option<Place> {
         self.computed = 0;
         self.place.take()
     }
 
-    /// Takes what came of a row that was checked to fit.
-    pub(crate) fn take(&mut self, row: &Flight, out: RowOutput) -> Advance {
+    /// Applies the output of a row that passed its check.
+    pub(crate) fn take(&mut self, row: &InFlightRow, out: RowOutput) -> Advance {
         let RowOutput { mut tokens, mut logprobs, scored, drafts, fault } = out;
         let chosen = tokens.len() as u32;
         let accepted = chosen.saturating_sub(u32::from(fault.is_none()));
@@ -257,8 +256,8 @@ impl Request {
         tokens.truncate(end.map_or(tokens.len(), |end| end + 1));
         logprobs.truncate(tokens.len());
         self.known.extend_from_slice(&tokens);
-        // The last token has no keys yet, not even where it is a draft behind which a fault came.
-        // Positions of drafts after the end were computed, but are nobody's text.
+        // The last token has no keys yet, even if it is a draft that a fault came after. Positions
+        // of drafts after the end were computed, but belong to no text.
         self.computed = (row.end + chosen.saturating_sub(1)).min(self.known.len() as u32);
         Advance {
             id: self.rank.id,
@@ -273,8 +272,12 @@ impl Request {
         }
     }
 
-    /// Leaves out what was reported before the request was preempted.
-    fn take_scores(&mut self, row: &Flight, mut scored: Vec<TokenLogprobs>) -> Vec<TokenLogprobs> {
+    /// Leaves out scores that were reported before the request was preempted.
+    fn take_scores(
+        &mut self,
+        row: &InFlightRow,
+        mut scored: Vec<TokenLogprobs>,
+    ) -> Vec<TokenLogprobs> {
         let known = self.scored.saturating_sub(row.start) as usize;
         scored.drain(..known.min(scored.len()));
         self.scored += scored.len() as u32;
@@ -282,19 +285,19 @@ impl Request {
     }
 
     fn finish(&self, ended: bool, fault: Option<RowFault>) -> Option<Finish> {
-        // A fault after the end is nobody's.
+        // A fault after the end does not matter.
         if ended {
             Some(Finish::EndToken)
         } else if let Some(fault) = fault {
             Some(Finish::Fault(fault))
         } else {
-            // Without tokens to choose, all that is to be scored must be computed.
+            // Without a reply, the request ends when all scored positions are computed.
             let computed = self.asked.token_max > 0 || self.computed == self.target();
             (self.remaining() == 0 && computed).then_some(Finish::Length)
         }
     }
 
-    /// Whether its numbers fit each other.
+    /// Checks that its numbers are consistent.
     pub(crate) fn check(&self) -> Result<(), String> {
         let known = self.known.len() as u32;
         let ordered = self.computed < known && self.prompt_count() <= known;

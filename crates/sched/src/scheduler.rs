@@ -1,5 +1,5 @@
-//! The scheduler's doors: requests come in, outputs come back, requests leave. What a step does is
-//! decided in `planning`.
+//! The scheduler's interface: requests enter, outputs come back, requests leave. The content of a
+//! step is decided in `planning`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,16 +12,16 @@ use kilotok_engine::{
 use crate::cost::{CostModel, Size};
 use crate::drafts::{Acceptance, RATE_STEP_ALL};
 use crate::pages::{Pages, Shortage};
-use crate::request::{Flight, Masks, Rank, Request};
+use crate::request::{InFlightRow, Masks, Rank, Request};
 use crate::trials::Trials;
 use crate::{Cost, GroupUsage, Limits, RequestId, Stats, Submission};
 
-/// What a step still says of the costs after one more: where prompts come and go, not for long.
+/// Decay of a step's weight in the cost model of all steps; short, as prompts come and go.
 const STEP_MEMORY: f64 = 0.98;
-/// The same of steps without prompts: several trials must be remembered at once.
+/// Decay in the model of steps without prompts; long, to remember several trials.
 const ROUND_MEMORY: f64 = 0.998;
 
-/// See the crate's head.
+/// See the crate's documentation.
 pub struct Scheduler {
     pub(crate) caps: Caps,
     pub(crate) limits: Limits,
@@ -31,19 +31,19 @@ pub struct Scheduler {
     pub(crate) requests: BTreeMap<RequestId, Request>,
     pub(crate) waiting: BTreeSet<Rank>,
     pub(crate) running: BTreeSet<Rank>,
-    /// Replies that were asked for together and have not ended, by the first, if there are several.
+    /// Replies of one request that have not ended, by the first, if there are several.
     pub(crate) families: BTreeMap<RequestId, Vec<RequestId>>,
     pub(crate) slots: Vec<SlotId>,
     pub(crate) pages: Pages,
     /// What the first in the queue waits for.
     pub(crate) shortage: Option<Shortage>,
-    pub(crate) in_flight: Option<Vec<Flight>>,
+    pub(crate) in_flight: Option<Vec<InFlightRow>>,
     /// Of all steps.
     pub(crate) cost: CostModel,
     /// Of steps without prompts: many tokens of one row cost less than as many rows.
     pub(crate) round_cost: CostModel,
     pub(crate) trials: Trials,
-    /// Of all requests; where new ones begin.
+    /// Of all requests; the initial value of new ones.
     pub(crate) acceptance: Acceptance,
     pub(crate) stats: Stats,
     pub(crate) next_id: u64,
@@ -51,7 +51,7 @@ pub struct Scheduler {
     pub(crate) arrival_count: u64,
 }
 
-/// A step, and whose its rows are.
+/// A step, and the requests of its rows.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     pub step: StepPlan,
@@ -69,21 +69,21 @@ pub struct Advance {
     pub logprobs: Vec<TokenLogprobs>,
     /// Of the next tokens of the prompt, if asked for. The first has none.
     pub scored: Vec<TokenLogprobs>,
-    /// What the next row will verify, for a request that needs masks.
+    /// Drafts that the next row will verify, for a request that needs masks.
     pub drafts: Vec<TokenId>,
     /// Drafts of the row, and how many were accepted.
     pub drafted_count: u32,
     pub accepted_count: u32,
-    /// Tokens of the prompt that lay in pages already.
+    /// Prompt tokens found in the prefix cache.
     pub cached_count: u32,
-    /// Set when this was all; the request is then unknown.
+    /// Set when the request has ended; its id is then unknown.
     pub finish: Option<Finish>,
 }
 
 /// Why a reply ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// It has as many tokens as were asked for, or as there is room for.
+    /// It has as many tokens as were asked for, or the context is full.
     Length,
     /// Its last token is one of the end tokens.
     EndToken,
@@ -107,7 +107,7 @@ pub enum Refused {
     Illegal { reason: String },
 }
 
-/// A call at the wrong time or with the wrong data: a fault of the caller. Nothing has happened.
+/// A call at the wrong time or with wrong data: a bug of the caller. The state is unchanged.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Misuse {
     #[error("a step is in flight: absorb or abandon it first")]
@@ -149,7 +149,7 @@ impl Scheduler {
         }
     }
 
-    /// Most tokens of a prompt and its reply together: what the engine and all pages have room for.
+    /// Most tokens of a prompt and its reply: what the engine and all pages have room for.
     pub fn context_max(&self) -> u32 {
         self.context_max
     }
@@ -159,7 +159,7 @@ impl Scheduler {
         self.admit_all(vec![asked]).map(|ids| ids[0])
     }
 
-    /// What stands against a request, the queue apart.
+    /// Checks a request against all limits but that of the queue.
     pub(crate) fn refuse(&self, asked: &Submission) -> Result<(), Refused> {
         let (token_count, context_max) = (asked.prompt.len() as u32, self.context_max);
         if token_count >= context_max {
@@ -172,8 +172,9 @@ impl Scheduler {
         self.refuse_illegal(asked)
     }
 
-    /// Refuses what would make a plan illegal, and with it the rows of others: tokens beyond the
-    /// vocabulary and the like. A row that shows all of them is put to the engine's own rules.
+    /// Refuses what would make a plan illegal, and with it the rows of others, such as tokens
+    /// beyond the vocabulary. It runs the engine's own check on a row with all of the request's
+    /// fields.
     fn refuse_illegal(&self, asked: &Submission) -> Result<(), Refused> {
         let setup = SlotSetup { history: asked.prompt.clone(), ..asked.setup.clone() };
         let page = PageRun { first: 0, pages: vec![PageId(0)] };
@@ -196,14 +197,14 @@ impl Scheduler {
         })
     }
 
-    /// Forgets a request, also while a step computes it: that step's output then passes it over.
-    /// False if it is unknown, because it ended or never was.
+    /// Removes a request, also while a step computes it; that step's output then skips it. False if
+    /// the id is unknown, because it ended or never existed.
     pub fn cancel(&mut self, id: RequestId) -> bool {
         self.stop(id, u32::MAX)
     }
 
     /// Ends a request whose reply is complete after `kept` tokens, because the host found a stop
-    /// string in it. Those after it are not kept for later requests either.
+    /// string in it. Pages of the tokens after that leave the cache.
     pub fn stop(&mut self, id: RequestId, kept: u32) -> bool {
         let Some(request) = self.requests.get(&id) else {
             return false;
@@ -213,7 +214,7 @@ impl Scheduler {
         true
     }
 
-    /// Takes a request out. Its slot and pages are free at once: the next plan comes after the step
+    /// Removes a request. Its slot and pages are free at once, as the next plan runs after the step
     /// in flight.
     pub(crate) fn leave(&mut self, id: RequestId, kept: u32) {
         let Some(mut request) = self.requests.remove(&id) else {
@@ -229,8 +230,8 @@ impl Scheduler {
         self.shortage = None;
     }
 
-    /// Puts a running request back into the queue. What it computed stays in pages while nobody
-    /// needs them.
+    /// Preempts a running request: puts it back into the queue. Its pages stay cached until they
+    /// are evicted.
     pub(crate) fn preempt(&mut self, rank: Rank) {
         let request = self.requests.get_mut(&rank.id).expect("who runs is known");
         if let Some(place) = request.pause() {
@@ -243,10 +244,10 @@ impl Scheduler {
         self.shortage = None;
     }
 
-    /// Says what a request that needs masks may choose in its next row: with `draft_count` of the
-    /// drafts that were reported last, a mask for each of them and one for the token after; or no
-    /// masks, if everything is allowed. Before its first row there are no drafts; of those it lost
-    /// meanwhile, the masks are not used. False if the request is unknown.
+    /// Sets the masks of a request's next row: for `draft_count` of the drafts that were reported
+    /// last, one for each and one for the token after; or none, if every token is allowed. Before
+    /// the first row there are no drafts. Masks of drafts that were lost since are not used. False
+    /// if the id is unknown.
     pub fn provide_masks(
         &mut self,
         id: RequestId,
@@ -275,8 +276,8 @@ impl Scheduler {
         Ok(true)
     }
 
-    /// Takes the output of the step in flight, which took `step_us` microseconds. Requests that
-    /// were cancelled meanwhile are left out.
+    /// Applies the output of the step in flight, which took `step_us` microseconds. Requests that
+    /// were cancelled since are left out.
     pub fn absorb(&mut self, output: StepOutput, step_us: u32) -> Result<Vec<Advance>, Misuse> {
         let flights = self.in_flight.as_ref().ok_or(Misuse::NotInFlight)?;
         check_output(flights, &output)?;
@@ -294,11 +295,11 @@ impl Scheduler {
         Ok(advances)
     }
 
-    fn observe(&mut self, flights: &[Flight], us: f32) {
+    fn observe(&mut self, flights: &[InFlightRow], us: f32) {
         if self.limits.learning_share == 0.0 {
             return;
         }
-        let token_count = flights.iter().map(Flight::token_count).sum();
+        let token_count = flights.iter().map(InFlightRow::token_count).sum();
         let drafting_count = flights.iter().filter(|row| row.draft_next > 0).count() as u32;
         let size = Size { token_count, drafting_count };
         self.cost.observe(size, us);
@@ -308,7 +309,7 @@ impl Scheduler {
         }
     }
 
-    fn take(&mut self, row: &Flight, out: RowOutput) -> Option<Advance> {
+    fn take(&mut self, row: &InFlightRow, out: RowOutput) -> Option<Advance> {
         let request = self.requests.get_mut(&row.id)?;
         let advance = request.take(row, out);
         let leads = !advance.tokens.is_empty() && request.reply_count() == advance.tokens.len();
@@ -321,7 +322,7 @@ impl Scheduler {
             let named = place.holding.named;
             self.pages.settle(&mut place.holding, &request.known, request.computed);
             if place.holding.named > named {
-                // Who waits may start with these pages, and so need fewer.
+                // A waiting request may start with these pages, and so need fewer.
                 self.shortage = None;
             }
         }
@@ -331,8 +332,8 @@ impl Scheduler {
         Some(advance)
     }
 
-    /// Gives up the step in flight, whose output will not come. Its requests go back into the
-    /// queue and compute again what was lost; whoever must not, is to be cancelled.
+    /// Gives up the step in flight, whose output will not come. Its requests go back into the queue
+    /// and compute again what was lost, unless the caller cancels them.
     pub fn abandon(&mut self) -> Result<Vec<RequestId>, Misuse> {
         let flights = self.in_flight.take().ok_or(Misuse::NotInFlight)?;
         let mut ids: Vec<_> = flights.into_iter().map(|row| row.id).collect();
@@ -343,17 +344,17 @@ impl Scheduler {
         Ok(ids)
     }
 
-    /// Whether nobody runs or waits.
+    /// Whether no request runs or waits.
     pub fn is_idle(&self) -> bool {
         self.requests.is_empty()
     }
 
-    /// Who has a slot, first rank first.
+    /// Running requests, first rank first.
     pub fn running(&self) -> impl Iterator<Item = RequestId> {
         self.running.iter().map(|rank| rank.id)
     }
 
-    /// What steps without prompts are believed to cost.
+    /// The cost model of steps without prompts.
     pub fn cost(&self) -> Cost {
         self.round_cost.cost()
     }
@@ -370,17 +371,17 @@ impl Scheduler {
     }
 }
 
-impl Flight {
+impl InFlightRow {
     fn token_count(&self) -> u32 {
         self.end - self.start + self.draft_count
     }
 
-    /// Drafts that are known to be right or wrong afterwards.
+    /// Drafts that are known to be accepted or rejected afterwards.
     pub(crate) fn judged(&self) -> u32 {
         self.draft_count + u32::from(self.draft_refused)
     }
 
-    /// Whether an output can have come of this row.
+    /// Checks that an output fits this row.
     fn check(&self, out: &RowOutput) -> Result<(), String> {
         let count = out.tokens.len() as u32;
         let (least, most) = match (self.sample, out.fault) {
@@ -407,7 +408,7 @@ impl Flight {
     }
 }
 
-fn check_output(flights: &[Flight], output: &StepOutput) -> Result<(), Misuse> {
+fn check_output(flights: &[InFlightRow], output: &StepOutput) -> Result<(), Misuse> {
     if flights.len() != output.rows.len() {
         let reason = format!("{} rows came out of {}", output.rows.len(), flights.len());
         return Err(Misuse::Output { row: output.rows.len(), reason });

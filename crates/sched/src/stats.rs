@@ -1,25 +1,25 @@
-//! Numbers for metrics, as plain data. Counters only grow.
+//! Counters and gauges for metrics, as plain data. Counters only grow.
 
-/// What the scheduler does now and did so far.
+/// The scheduler's current state and its totals.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     pub running: u32,
     pub waiting: u32,
-    /// Copies that wait for another one to compute their prompt.
+    /// Replies that wait for another one to compute their prompt.
     pub deferred: u32,
     /// One per page group of the engine.
     pub groups: Vec<GroupUsage>,
-    /// Steps planned that had rows.
+    /// Planned steps with at least one row.
     pub step_count: u64,
-    /// Tokens of prompts that started, and how many of them lay in pages already.
+    /// Tokens of prompts that started, and how many of them were in the prefix cache.
     pub prefix_queries: u64,
     pub prefix_hits: u64,
     pub preemption_count: u64,
-    /// Tokens chosen, those after a request's end left out.
+    /// Sampled tokens, without those after a request's end.
     pub output_count: u64,
     /// Rows that verified drafts.
     pub draft_row_count: u64,
-    /// Drafts verified and accepted, by their place in the row.
+    /// Drafts verified and accepted, by their index in the row.
     pub drafted: Vec<u64>,
     pub accepted: Vec<u64>,
 }
@@ -30,7 +30,7 @@ pub struct GroupUsage {
     pub page_count: u32,
     /// Used by running requests.
     pub used: u32,
-    /// Kept for later requests, given up when pages run out.
+    /// Cached for later requests, evicted when pages run out.
     pub kept: u32,
 }
 

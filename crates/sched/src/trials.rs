@@ -1,26 +1,26 @@
-//! Trials: now and then a step in which nobody drafts where everybody does, or everybody where
-//! nobody does. Else nothing would be known of what steps cost that are never made, nor of what
-//! drafts are worth that nobody makes. They change no token, and take a share of the time that is
-//! fixed beforehand.
+//! Exploration for the cost model: steps that are never tried have no measured cost, and drafts
+//! that are never made no measured acceptance. So now and then a step drafts where the others do
+//! not, or does not where the others do. Such trials change no token, and take a fixed share of the
+//! time.
 
-/// A trial's step and the next, in which what it made or left undone shows, are charged to it.
+/// Steps charged to a trial: itself and the next, in which its drafts or their absence show.
 const STEP_COUNT: u32 = 2;
-/// At first one step in so many is a trial, until so many of either kind were seen: a single one
-/// that the machine held up would be believed for long.
+/// At first one step in this many is a trial, until this many of either kind were seen: a single
+/// outlier would otherwise count for long.
 const FIRST: u32 = 8;
 
-/// A step is charged at most so many times what steps usually take. A pause of the whole machine
-/// says nothing of what trials cost, and could never be paid back.
+/// A step is charged at most this many times the usual time. A pause of the whole machine says
+/// nothing about trials, and its debt could never be paid back.
 const CHARGE_MAX: f32 = 8.0;
-/// How far one step moves what is usual.
+/// How far one step moves the usual time.
 const USUAL_STEP: f32 = 1.0 / 64.0;
 
 pub(crate) struct Trials {
     /// Of all time.
     share: f32,
-    /// What trials have left of their share; they wait while it is below 0.
+    /// What is left of the trials' share, in microseconds; they wait while it is negative.
     balance_us: f32,
-    /// What steps take, held up ones apart; 0 before the first.
+    /// Time of a usual step, without outliers; 0 before the first.
     usual_us: f32,
     /// Steps that are yet to be charged.
     charged: u32,
@@ -49,14 +49,14 @@ impl Trials {
         self.since = 0;
     }
 
-    /// A step without prompts is over.
+    /// Records a step without prompts.
     pub(crate) fn observe(&mut self, us: f32, drafting: bool) {
         let us = if self.usual_us > 0.0 { us.min(CHARGE_MAX * self.usual_us) } else { us };
         self.usual_us += if self.usual_us > 0.0 { USUAL_STEP * (us - self.usual_us) } else { us };
         let seen = &mut self.seen[usize::from(drafting)];
         *seen = seen.saturating_add(1);
         self.since = self.since.saturating_add(1);
-        // Time without use for a trial is not saved up.
+        // Unused time is not saved up.
         self.balance_us = (self.balance_us + self.share * us).min(0.0);
         if self.charged > 0 {
             self.charged -= 1;
@@ -69,7 +69,7 @@ impl Trials {
 mod tests {
     use super::*;
 
-    /// Trials of so many steps, and their share of the time.
+    /// Number of trials in this many steps, and their share of the time.
     fn trials(share: f32, step_count: u32) -> (u32, f32) {
         let mut trials = Trials::new(share);
         let (mut count, mut all, mut tried) = (0, 0.0, 0.0);

@@ -1,5 +1,5 @@
-//! The first place in which two values differ, for messages that say where to look. Floats are
-//! compared as their shortest decimals, which differ when their bits do.
+//! The first place in which two values differ, for messages. Floats are compared by their shortest
+//! decimals, which differ when their bits do.
 
 use std::fmt::{self, Write};
 

@@ -1,8 +1,7 @@
-//! What tests of kilotok are made of: the promises that every engine keeps ([`mod@conformance`]),
-//! the host that puts them to the test ([`host`]), an engine without a model for tests of
-//! everything above the seam ([`scripted`]), small models with real checkpoints ([`toy`]), recorded
-//! steps ([`replay`]) and tests that want a process of their own ([`process`]). Nothing here serves
-//! requests.
+//! What tests of kilotok are made of: the promises of every engine ([`mod@conformance`]), the host
+//! that checks them ([`host`]), an engine without a model for tests of everything above the seam
+//! ([`scripted`]), small models with real checkpoints ([`toy`]), recorded steps ([`replay`]) and
+//! tests in a process of their own ([`process`]). Nothing here serves requests.
 
 pub mod conformance;
 mod difference;

@@ -1,5 +1,5 @@
-//! Hashing of small integers, and a stream of numbers made from it. Everything seeded in this crate
-//! comes from here; it has nothing to do with the random numbers that engines draw.
+//! Hashing of small integers, and a stream of pseudo-random numbers made from it. Everything seeded
+//! in this crate uses it. It is unrelated to the random numbers of engines.
 
 /// A bijection of 64 bits in which every input bit moves every output bit (`SplitMix64`).
 pub(crate) fn mix(x: u64) -> u64 {
@@ -14,7 +14,7 @@ pub(crate) fn mix(x: u64) -> u64 {
 pub(crate) struct Stream(u64);
 
 impl Stream {
-    /// For what has a name.
+    /// The numbers of a name.
     pub(crate) fn named(name: &str, seed: u64) -> Self {
         Self::new(name.bytes().fold(seed, |hash, byte| mix(hash ^ u64::from(byte))))
     }

@@ -1,6 +1,5 @@
 //! Recorded steps. A trace is a text file of JSON lines: a header, then one line per step with its
-//! plan and, optionally, what came of it. Any engine for the same model can run it again. This file
-//! knows neither models nor how plans come about.
+//! plan and, optionally, its output. Any engine for the same model can run it again.
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, Write};
@@ -12,7 +11,7 @@ use crate::difference::{Difference, difference};
 
 const VERSION: u32 = 1;
 
-/// What an engine must be for the steps to mean anything.
+/// The engine that a trace needs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Header {
@@ -21,7 +20,7 @@ pub struct Header {
     /// A toy's name or a checkpoint's path.
     pub model: String,
     pub ranks: u32,
-    /// How its weights were come by, such as `dummy`; absent when they were read.
+    /// Where its weights come from, such as `dummy`; absent when they were read from files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load_format: Option<String>,
     /// Limits of the engine that was recorded: plans name its slots and pages.
@@ -34,7 +33,7 @@ pub struct Header {
 #[serde(deny_unknown_fields)]
 pub struct TraceStep {
     pub plan: StepPlan,
-    /// Compared with what a replay makes; absent when any result will do.
+    /// Compared with the output of a replay; absent when any output will do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<StepOutput>,
 }
@@ -59,7 +58,7 @@ pub enum TraceError {
     Version(u32),
 }
 
-/// A replay that did not do what the trace says.
+/// A replay that differs from its trace.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReplayError {
     #[error("step {step}: {source}")]
@@ -107,7 +106,7 @@ pub fn write(trace: &Trace, mut text: impl Write) -> io::Result<()> {
     text.flush()
 }
 
-/// Runs every step of a trace, one at a time, and returns what they made.
+/// Runs every step of a trace, one at a time, and returns the outputs.
 ///
 /// # Errors
 /// The first step that fails, or whose output differs from the trace's by a bit.
@@ -139,7 +138,7 @@ fn compare(step: usize, expected: &StepOutput, found: &StepOutput) -> Result<(),
     Ok(())
 }
 
-/// An engine whose steps are written down. Refused plans are not, nor are steps that failed.
+/// An engine whose steps are recorded, except refused plans and steps that failed.
 pub struct Recorded<E: Engine + ?Sized> {
     steps: Vec<TraceStep>,
     in_flight: VecDeque<(StepId, StepPlan)>,

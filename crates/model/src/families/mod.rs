@@ -19,8 +19,8 @@ pub struct Knobs {
     pub draft_rope_base: Option<f64>,
     /// Whether the drafter sees only its window. Default: as its config says (`use_swa`).
     pub draft_window: Option<bool>,
-    /// Whether the drafter's feed-forward networks become FP8 as they are read. Default: they are
-    /// what they are published as.
+    /// Whether the drafter's feed-forward networks are converted to FP8 as they are read. Default:
+    /// they stay as published.
     pub draft_fp8: bool,
     /// Precision of the router's matrix. Default: `moe_router_dtype`, F32 where that is absent.
     pub router_dtype: Option<RouterDtype>,
@@ -28,7 +28,7 @@ pub struct Knobs {
     pub ignored_fields: Vec<String>,
 }
 
-/// Sizes above these are typing errors or attacks, not models.
+/// Upper limits of sizes in a config. Larger ones are mistakes or attacks.
 pub(crate) mod limit {
     pub(crate) const VOCAB: usize = 1 << 22;
     pub(crate) const WIDTH: usize = 1 << 18;
@@ -42,7 +42,7 @@ pub(crate) mod limit {
     pub(crate) const DRAFT_ROWS: usize = 64;
 }
 
-/// Reads a model's `config.json`. The drafter, if any, is read apart and set afterwards.
+/// Reads a model's `config.json`. The drafter, if any, is read separately and set afterwards.
 ///
 /// # Errors
 /// Everything that is unknown, missing or contradictory, in one message.
@@ -74,8 +74,8 @@ pub fn read_drafter(
         .map_err(|problems| ConfigError { file: file.to_owned(), problems })
 }
 
-/// Rotated dimensions: the factor's share of a head, rounded down. It must be even, since they
-/// turn in pairs.
+/// Number of rotated dimensions: the factor times the head's dimensions, rounded down. It must be
+/// even, since dimensions rotate in pairs.
 fn rotary_dims(factor: f64, head_dim: usize) -> Result<usize, String> {
     let dims = (factor * head_dim as f64) as usize;
     if dims == 0 || dims > head_dim || !dims.is_multiple_of(2) {

@@ -1,12 +1,12 @@
-//! Every way to spoil a good plan. Each spoils one thing and says whether the plan had that thing.
+//! Every way to make a good plan illegal. Each changes one thing, and says whether the plan had it.
 
 use kilotok_abi::{PageId, SlotId};
 use kilotok_engine::{Caps, Row, RowTokens, SlotSetup, StepPlan};
 
-/// Spoils a plan; false if it does not apply to this one.
+/// Makes a plan illegal; false if it does not apply to this one.
 pub(super) type Spoil = fn(&mut StepPlan, &Caps) -> bool;
 
-/// With the name that an engine is accused by if it accepts the plan.
+/// With the name of the fault that an engine has if it accepts the plan.
 pub(super) const SPOILS: &[(&str, Spoil)] = &[
     ("a slot beyond the last", |plan, caps| {
         row(plan, |_| true, |row| row.slot = SlotId(caps.slot_count))
@@ -176,7 +176,7 @@ pub(super) const SPOILS: &[(&str, Spoil)] = &[
     }),
 ];
 
-/// Spoils the last such row, so that an engine which starts before it has checked is found out.
+/// Changes the last such row, to find an engine that starts before it has checked all rows.
 fn row(plan: &mut StepPlan, which: impl Fn(&Row) -> bool, spoil: impl FnOnce(&mut Row)) -> bool {
     let row = plan.rows.iter_mut().rev().find(|row| which(row));
     row.map(spoil).is_some()

@@ -1,5 +1,5 @@
-//! The requests that the promises are tried with, each with the reply it gets when it runs alone,
-//! in as few rows as can be and without drafts. Prompts are several windows long.
+//! The requests that the promises are tried with, each with the reply that it gets alone, in as few
+//! rows as possible and without drafts. Prompts are several windows long.
 
 use kilotok_abi::{Sampling, TokenId};
 use kilotok_engine::{Caps, Engine, PageKind};
@@ -53,7 +53,7 @@ pub(super) fn run_same(host: &mut Host<'_>, way: &str, cases: &[(&Case, How)]) -
     cases.iter().zip(&replies).try_for_each(|((case, _), reply)| case.same(way, reply))
 }
 
-/// Positions after which a sequence's first tokens are out of every window's reach, and more.
+/// Positions after which a sequence's first tokens are out of every window, and more.
 pub(super) fn prompt_length(caps: &Caps) -> usize {
     let windows = caps.groups.iter().filter_map(|group| {
         let times = if group.kind == PageKind::Draft { 2 } else { 3 };
@@ -79,7 +79,7 @@ fn top(engine: &dyn Engine) -> u32 {
     engine.caps().logprobs_max.min(5)
 }
 
-/// One in three tokens, which ones depends on the token before.
+/// Allows one token in three; which ones depends on the token before.
 fn one_in_three(known: &[TokenId], vocab_size: u32) -> Vec<u32> {
     let last = u64::from(known.last().copied().unwrap_or_default());
     let mut mask = vec![0; vocab_size.div_ceil(32) as usize];
@@ -115,7 +115,7 @@ fn all_of(engine: &mut dyn Engine, names: &[&str]) -> Result<Vec<Case>, String> 
             continue;
         }
         let mut request = greedy.request.clone();
-        // Different texts and lengths, but for those that are made to fit the greedy reply.
+        // Different texts and lengths, except for those made to fit the greedy reply.
         if sampling.temperature > 0.0 {
             request.prompt =
                 text(engine.caps(), sampling.seed, length + sampling.seed as usize % 7);
@@ -173,7 +173,7 @@ fn samplings() -> Vec<(&'static str, Sampling)> {
     ]
 }
 
-/// One, two and three tokens long, each of which would have been completed.
+/// One, two and three tokens long; the greedy reply would have completed each.
 fn bad_words(engine: &mut dyn Engine, greedy: &Case) -> Result<Vec<Vec<TokenId>>, String> {
     let mut request = greedy.request.clone();
     let mut reply = greedy.reply.tokens.clone();

@@ -8,8 +8,8 @@ use crate::host::{Drafts, Host, How, Request};
 use super::cases::{REPLY, plain, prompt_length, text};
 use super::{Make, Verdict};
 
-/// With drafts of known quality the number of rows is known. That no single row makes too much or
-/// too little, the host checks in every run.
+/// With drafts of known quality the number of rows is known. The host checks in every run that no
+/// row produces too many or too few tokens.
 pub(super) fn exact(make: Make<'_>) -> Verdict {
     let mut engine = make();
     let length = prompt_length(engine.caps());
@@ -31,7 +31,7 @@ pub(super) fn exact(make: Make<'_>) -> Verdict {
     Ok(())
 }
 
-/// Each of these plans is as large as it may be in one respect.
+/// Each of these plans is at a limit in one respect.
 pub(super) fn at_limits(make: Make<'_>) -> Verdict {
     let mut engine = make();
     let caps = engine.caps().clone();
@@ -67,8 +67,8 @@ fn plans_at_limits(caps: &Caps) -> Vec<(&'static str, StepPlan)> {
     plans
 }
 
-/// A row that enters its slot, with pages counted from the last one down; where there are too few
-/// of them, the same ones again.
+/// A row that enters its slot, with pages counted down from the last one. If there are too few
+/// pages, they are used again.
 pub(super) fn chunk(caps: &Caps, slot: u32, start: u32, count: u32) -> Row {
     let share = |page_count: u32| (page_count / caps.slot_count).max(1);
     let runs = caps.groups.iter().map(|group| {
@@ -101,7 +101,7 @@ pub(super) fn chunk(caps: &Caps, slot: u32, start: u32, count: u32) -> Row {
     }
 }
 
-/// What to do without an engine's drafter: as many held drafts as there can be.
+/// Drafts of an engine without a drafter: as many held ones as possible.
 pub(super) fn held(engine: &dyn Engine, made: u32, used: u32) -> Drafts {
     let most = if engine.caps().drafter { engine.caps().draft_max } else { 0 };
     Drafts::Held { made: made.min(most), used: used.min(most) }

@@ -1,4 +1,4 @@
-//! Invariant 10: a reply is the same, bit for bit, in whatever way its request is run.
+//! Invariant 10: a reply is the same, bit for bit, however its request is run.
 
 use crate::host::{Drafts, Host, How, Request};
 
@@ -60,7 +60,7 @@ pub(super) fn prefixes(make: Make<'_>) -> Verdict {
     let mut engine = make();
     let cases = few(&mut *engine)?;
     let caps = engine.caps().clone();
-    // Whole pages in every group, so that nobody writes to a shared one.
+    // Whole pages in every group, so that no row writes to a shared one.
     let unit = caps.groups.iter().map(|group| group.page_tokens).max().unwrap_or(1);
     if let Some(group) = caps.groups.iter().find(|group| unit % group.page_tokens != 0) {
         return Err(format!("pages of {unit} and of {} tokens do not align", group.page_tokens));
@@ -157,7 +157,7 @@ pub(super) fn guessed(make: Make<'_>) -> Verdict {
     Ok(())
 }
 
-/// What a token was worth when it was chosen, it is worth as part of a prompt.
+/// A token has the same log-probability when it is chosen and when it is part of a prompt.
 pub(super) fn scores(make: Make<'_>) -> Verdict {
     let mut engine = make();
     let cases = few(&mut *engine)?;

@@ -1,10 +1,10 @@
-//! What every engine promises, one function per promise. Each is handed a way to make engines, all
-//! alike, runs the same requests in different ways, and says which promise was broken and how. It
-//! knows engines only through the seam: nothing here asks what they compute, only whether it is the
-//! same every time.
+//! The conformance kit: what every engine promises, one function per promise. Each function makes
+//! engines by a factory, runs the same requests in different ways, and reports which promise was
+//! broken and how. It knows engines only through the seam, and checks only that results are the
+//! same every time, not what they are.
 //!
-//! Prompts are three windows long, so an engine under test has small windows: it is for toys. It
-//! has 6 slots or more, and pages for as many such prompts.
+//! Prompts are three windows long, so the engine under test is a toy with small windows. It has at
+//! least 6 slots, and pages for as many such prompts.
 //!
 //! [`conformance!`](crate::conformance!) makes a test of each promise, so that a new engine costs
 //! one line.
@@ -21,7 +21,7 @@ mod tests;
 
 use kilotok_engine::Engine;
 
-/// Makes the engine under test; all that it makes are alike.
+/// Makes the engine under test; all engines that it makes are alike.
 pub type Make<'m> = &'m dyn Fn() -> Box<dyn Engine>;
 
 type Verdict = Result<(), String>;
@@ -49,9 +49,9 @@ macro_rules! promises {
         pub const PROMISES: &[(&str, fn(Make<'_>) -> Result<(), Broken>)] =
             &[ $( (stringify!($name), $name), )* ];
 
-        /// A module of this name with a test per promise, for the engines that the expression, a
-        /// `fn() -> Box<dyn Engine>`, makes. Where they may not run here, a third expression says
-        /// why not, if so: an `Option` of something to print.
+        /// A module of this name with a test per promise, for engines made by the expression, a
+        /// `fn() -> Box<dyn Engine>`. A third expression, an `Option` of a message, says why tests
+        /// are skipped here, if they are.
         #[macro_export]
         macro_rules! conformance {
             ($d engine:ident, $d make:expr) => {
@@ -81,13 +81,13 @@ promises! { $
     counts, Counts, counts::exact;
     /// A plan at every limit is accepted.
     limits, Limits, counts::at_limits;
-    /// A plan beyond any limit is refused, and nothing has then happened.
+    /// A plan beyond any limit is refused without any effect.
     refusals, Refusals, refusals::all_spoiled;
-    /// A row cannot count on tokens or drafts that its slot does not hold.
+    /// A row that refers to tokens or drafts that its slot does not hold is refused.
     held, Held, refusals::held_only;
     /// Steps are waited for in order, and no more of them are held than promised.
     order, Order, order::waits;
-    /// A step submitted before the last one was waited for does the same.
+    /// A step submitted before the last one was waited for has the same results.
     ahead, Ahead, order::ahead;
     /// An engine may be dropped with a step in flight.
     drops, Drops, order::drops;
@@ -97,16 +97,16 @@ promises! { $
     replays, Replays, order::replays;
     /// A cancelled request's slot and pages are free in the next step.
     cancelled, Cancelled, slots::cancelled;
-    /// What a paused request left in its pages and slot is there when it goes on.
+    /// A paused request continues from what it left in its pages and slot.
     paused, Paused, slots::paused;
-    /// Pages that are out of a sequence's reach may hold anything.
+    /// Pages that left a sequence's window may hold anything.
     freed, Freed, slots::freed;
-    /// A row that can choose no token says so, and no other row notices.
+    /// A row for which no token is allowed reports a fault, and other rows are unaffected.
     faults, Faults, slots::faults;
-    /// A row that a fault ended behind accepted drafts has left the keys of all tokens but the
-    /// last, the drafter's too.
+    /// A row that ended with a fault behind accepted drafts has stored the keys of all tokens but
+    /// the last, in the drafter's pages too.
     remains, Remains, slots::remains;
-    /// Masks, bad words, biases and the rest do what they say.
+    /// Masks, bad words, biases and the other processors have their effect.
     processors, Processors, slots::processors;
     /// A reply does not depend on what else runs, joins or leaves.
     neighbours, Neighbours, invariance::neighbours;

@@ -1,4 +1,4 @@
-//! Plans that must be refused, and that an engine does nothing when it refuses one.
+//! Plans that must be refused, without any effect.
 
 use kilotok_engine::{Caps, Engine, EngineError, Row, RowTokens, StepOutput, StepPlan};
 
@@ -9,8 +9,8 @@ use super::cases::{Case, all, prompt_length};
 use super::counts::{chunk, held};
 use super::{Make, Verdict};
 
-/// Runs requests together and, before each step, submits its plan spoiled in every way. What comes
-/// out in the end must be as if that had not happened.
+/// Runs requests together and, before each step, submits its plan with every illegal change. The
+/// replies must be as if that had not happened.
 pub(super) fn all_spoiled(make: Make<'_>) -> Verdict {
     let mut engine = make();
     let caps = engine.caps().clone();
@@ -46,7 +46,7 @@ pub(super) fn all_spoiled(make: Make<'_>) -> Verdict {
     }
 }
 
-/// Between them, the rows of these requests have all there is to spoil.
+/// Together the rows of these requests have everything that an illegal change applies to.
 fn how(index: usize, case: &Case, caps: &Caps) -> How {
     let chunk = prompt_length(caps) as u32 / 3;
     match index {
@@ -65,7 +65,7 @@ fn refuse(engine: &mut dyn Engine, name: &str, bad: &StepPlan) -> Verdict {
     }
 }
 
-/// What only the engine can refuse, because only it knows what a slot holds.
+/// Plans that only the engine can refuse, because only it knows what a slot holds.
 pub(super) fn held_only(make: Make<'_>) -> Verdict {
     let mut engine = make();
     let caps = engine.caps().clone();
@@ -94,7 +94,7 @@ pub(super) fn held_only(make: Make<'_>) -> Verdict {
     if made < caps.draft_max {
         refuse_row(&mut *engine, "more drafts than are held", from_slot(&sampled, made + 1))?;
     }
-    // None of this moved the slot: its row is still good, and uses the drafts up.
+    // None of this changed the slot: its row is still good, and uses the drafts up.
     let good = from_slot(&sampled, 0);
     step(&mut *engine, good.clone())?;
     if caps.draft_max > 0 {

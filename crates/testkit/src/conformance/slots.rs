@@ -1,4 +1,4 @@
-//! Slots and pages in use by several requests, rows that fail, and what processors are for.
+//! Slots and pages that several requests use, rows with faults, and the processors.
 
 use std::collections::BTreeMap;
 
@@ -50,14 +50,14 @@ pub(super) fn paused(make: Make<'_>) -> Verdict {
     Ok(())
 }
 
-/// In every other step somebody comes for one token and takes the page that was given back last.
+/// In every other step a request comes for one token and takes the page that was freed last.
 pub(super) fn freed(make: Make<'_>) -> Verdict {
     let mut engine = make();
     let cases = few(&mut *engine)?;
     let passer_by = Request::greedy(vec![1, 2, 3], 1);
     let slow = How { chunk: 5, ..How::default() };
     let hows: Vec<_> = (1..30).step_by(2).map(|joins| How { joins, ..How::default() }).collect();
-    // Who named a page last, by group and page.
+    // The last user of each page, by group and page.
     let mut owners = BTreeMap::new();
     let mut taken = 0;
     let mut probe = |_: &mut dyn Engine, plan: &StepPlan| {
@@ -83,13 +83,13 @@ pub(super) fn freed(make: Make<'_>) -> Verdict {
     Ok(())
 }
 
-/// Everything is allowed but after these many tokens.
+/// Every token is allowed, but none after `length` tokens.
 fn nothing_after(length: usize, vocab_size: u32, known: &[TokenId]) -> Vec<u32> {
     let word = if known.len() == length { 0 } else { u32::MAX };
     vec![word; vocab_size.div_ceil(32) as usize]
 }
 
-/// The fault comes at this position, wherever prompts are a few tokens long.
+/// Position of the fault, where prompts are a few tokens long.
 const FAULT_AT: usize = 14;
 
 pub(super) fn faults(make: Make<'_>) -> Verdict {
@@ -128,7 +128,7 @@ fn check_fault(doomed: &Case, reply: &Reply) -> Verdict {
 /// The fault comes behind accepted drafts, and the last of them begins a page.
 const REMAINS_END: u32 = 48;
 
-/// Another request goes on from the pages that a fault left, and has the same drafts as when it
+/// Another request continues from the pages that a fault left, and has the same drafts as when it
 /// computes everything itself.
 pub(super) fn remains(make: Make<'_>) -> Verdict {
     let mut engine = make();
@@ -162,7 +162,7 @@ pub(super) fn remains(make: Make<'_>) -> Verdict {
     }
 }
 
-/// Nothing is allowed after a draft that is itself forbidden: that position is never reached.
+/// No token is allowed after a draft that is itself forbidden: that position is never reached.
 fn dead_positions(case: &Case, host: &mut Host<'_>) -> Verdict {
     let mut request = case.request.clone();
     // The wrong draft is the right token plus one; no token but the right one is even.

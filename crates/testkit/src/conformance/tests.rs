@@ -18,7 +18,7 @@ struct Defect {
     appends: bool,
 }
 
-/// What a bad engine remembers.
+/// State of a bad engine.
 #[derive(Default)]
 struct Notes {
     engine: u32,
@@ -128,7 +128,7 @@ macro_rules! defects {
         #[test]
         fn every_promise_can_be_broken() {
             let names = PROMISES.iter().map(|(name, _)| *name);
-            // Nothing but a crash would show that an engine minds being dropped.
+            // Only a crash would show that dropping an engine is unsafe.
             let names: Vec<_> = names.filter(|name| *name != "drops").collect();
             assert_eq!(names, [$( stringify!($promise) ),*]);
         }
@@ -144,7 +144,7 @@ defects! {
         }
     } }
     limits { plan: |plan, _| {
-        // Has one row fewer than it says.
+        // Has one row fewer than it promises.
         if plan.rows.len() == ScriptedEngine::caps().row_max as usize {
             plan.rows[0].slot.0 = u32::MAX;
         }
@@ -160,7 +160,7 @@ defects! {
         Err(error)
     } }
     held { refused: |engine, plan, error| {
-        // Makes do with fewer drafts.
+        // Uses fewer drafts.
         let mut plan = plan.clone();
         for row in &mut plan.rows {
             if let RowTokens::Held { draft_count } = &mut row.tokens {
@@ -178,7 +178,7 @@ defects! {
     } }
     replays { output: |_, out, notes| nudge(out, |_| notes.engine % 2 == 1) }
     cancelled { output: |plan, out, notes| {
-        // Something of the request before is left if it held drafts.
+        // Keeps state of the request before, if that held drafts.
         let reused = |index: usize| {
             let row = &plan.rows[index];
             row.setup.is_some() && notes.held.get(&row.slot.0).is_some_and(|held| *held > 0)
@@ -195,7 +195,7 @@ defects! {
         }
     } }
     freed { output: |plan, out, _| {
-        // Looks one page too far back, where somebody else may be by now.
+        // Reads one page too far back, which another request may have by now.
         let first = |index: usize| plan.rows[index].pages[1].first;
         nudge(out, |index| first(index) > 8 && plan.rows.len() > 1);
     } }

@@ -1,6 +1,6 @@
-//! A minimal host: it drives an engine as a scheduler would, with none of a scheduler's policy.
-//! What a request asks for and how it is run are apart, so that the same request can be run in many
-//! ways that must all give the same reply. It makes plain plans and knows nothing of any engine.
+//! A minimal host: it drives an engine as a scheduler would, without a scheduler's policy. A
+//! request and the way it is run are separate, so that one request can be run in many ways that
+//! must all give the same reply. It makes plain plans and knows no particular engine.
 
 mod pages;
 mod sequence;
@@ -32,11 +32,11 @@ pub fn some(text: &[TokenId], vocab_size: u32) -> Vec<u32> {
     mask
 }
 
-/// What is asked for. The reply must not depend on anything else.
+/// A request. The reply must not depend on anything else.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub prompt: Vec<TokenId>,
-    /// `prompt_count` and `history` are for the host to fill in.
+    /// The host fills in `prompt_count` and `history`.
     pub setup: SlotSetup,
     /// The reply ends after this many tokens, or with one of `setup.end_tokens`.
     pub token_max: u32,
@@ -56,10 +56,10 @@ pub struct How {
     pub leaves: Option<u32>,
     /// Steps in which it is not mentioned.
     pub pause: Range<u32>,
-    /// Most tokens of a row, drafts apart. Prompts are cut into such chunks.
+    /// Most tokens of a row, without drafts. Prompts are cut into such chunks.
     pub chunk: u32,
     pub drafts: Drafts,
-    /// It loses its pages and its slot each time it has this many tokens.
+    /// It is preempted each time it has this many tokens.
     pub preempt: Vec<u32>,
     /// Pages of an earlier request that hold the start of the prompt.
     pub prefix: Option<Prefix>,
@@ -70,15 +70,15 @@ pub struct How {
 /// Where the drafts of a request come from.
 #[derive(Clone, Debug)]
 pub enum Drafts {
-    /// There are none; a row brings its token.
+    /// None; a row brings its token.
     None,
-    /// The engine makes this many, of which a row uses at most `used`.
+    /// The engine makes this many; a row uses at most `used` of them.
     Held { made: u32, used: u32 },
     /// The host makes them.
     Given(Guess),
 }
 
-/// Drafts from a text: of `count` tokens the first `right` are the text's, the others are not.
+/// Drafts from a text: of `count` tokens the first `right` are the text's, the others are wrong.
 #[derive(Clone, Debug)]
 pub struct Guess {
     /// Prompt and reply.
@@ -87,7 +87,7 @@ pub struct Guess {
     pub right: u32,
 }
 
-/// What came of a request.
+/// The reply to a request.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Reply {
     pub tokens: Vec<TokenId>,
@@ -154,11 +154,11 @@ impl Request {
 }
 
 impl Reply {
-    /// Whether an engine that rounds differently came to the same reply: the same tokens, and
+    /// Checks that an engine that rounds differently gave the same reply: the same tokens, and
     /// log-probabilities within the tolerance.
     ///
     /// # Errors
-    /// The first token or number that is not so.
+    /// The first token or number that differs.
     pub fn near(&self, other: &Self, tolerance: f32) -> Result<(), String> {
         if self.tokens != other.tokens || self.fault != other.fault {
             return Err(format!("{:?} and {:?}", self.tokens, other.tokens));
@@ -178,7 +178,7 @@ impl Reply {
 }
 
 impl Default for How {
-    /// Alone, from the first step, in as few rows as can be.
+    /// Alone, from the first step, in as few rows as possible.
     fn default() -> Self {
         Self {
             joins: 0,
@@ -194,7 +194,7 @@ impl Default for How {
 }
 
 impl<'e> Host<'e> {
-    /// Pages and slots are handed out in an order that follows from the seed.
+    /// The order of pages and slots follows from the seed.
     pub fn new(engine: &'e mut dyn Engine, seed: u64) -> Self {
         let caps = engine.caps().clone();
         let mut slots: Vec<_> = (0..caps.slot_count).map(SlotId).collect();

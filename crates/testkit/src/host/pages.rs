@@ -1,5 +1,5 @@
-//! Which pages a sequence has, and which are free. Pages given back are handed out again first, so
-//! that whoever still reads one finds another sequence's keys in it.
+//! The pages of a sequence, and the free ones. Freed pages are handed out again first, so that a
+//! sequence which still reads one finds another sequence's keys in it.
 
 use kilotok_abi::PageId;
 use kilotok_engine::{Caps, PageGroup, PageRun};
@@ -34,7 +34,7 @@ struct Table {
     /// Number of the first one in the sequence.
     first: u32,
     pages: Vec<PageId>,
-    /// Pages below this one are somebody else's.
+    /// Pages below this one belong to another sequence.
     borrowed_end: u32,
 }
 
@@ -42,8 +42,8 @@ struct Table {
 #[derive(Clone, Debug)]
 pub(super) struct Tables(Vec<Table>);
 
-/// Pages that hold the first `count` tokens of a text, as far as a sequence that goes on from there
-/// may read them.
+/// Pages that hold the first `count` tokens of a text, as far as a sequence that continues it may
+/// read them.
 #[derive(Clone, Debug)]
 pub struct Prefix {
     pub(super) count: u32,

@@ -1,5 +1,5 @@
-//! A request as it runs: makes its next row, takes what came of it, and checks that the one fits
-//! the other.
+//! A running request: makes its next row, applies the output, and checks that the output fits the
+//! row.
 
 use kilotok_abi::{SlotId, TokenId};
 use kilotok_engine::{Caps, PageRun, Row, RowOutput, RowTokens, SlotSetup, TokenLogprobs};
@@ -11,7 +11,7 @@ pub(super) struct Sequence<'r> {
     request: &'r Request,
     how: &'r How,
     pub(super) slot: SlotId,
-    /// The slot has not heard of the request yet.
+    /// The engine's slot has not been set up for the request yet.
     fresh: bool,
     /// Prompt and reply.
     known: Vec<TokenId>,
@@ -165,7 +165,7 @@ impl<'r> Sequence<'r> {
         Ok(self.tables.runs(&caps.groups, row.start, row.end()))
     }
 
-    /// Takes a row's output.
+    /// Applies a row's output.
     ///
     /// # Errors
     /// What does not fit the row.
@@ -198,7 +198,7 @@ impl<'r> Sequence<'r> {
         Ok(())
     }
 
-    /// Gives back pages that are out of reach, or everything when it is time to be preempted.
+    /// Frees pages that left the window, or all of them when it is time to be preempted.
     pub(super) fn settle(&mut self, caps: &Caps, pools: &mut Pools, slots: &mut Vec<SlotId>) {
         let count = self.reply.tokens.len() as u32;
         let preempt = self.how.preempt.get(self.preempted);
@@ -236,7 +236,7 @@ impl super::Guess {
     }
 }
 
-/// Whether an output fits its row, as far as can be told without knowing the model.
+/// Checks that an output fits its row, as far as that is known without the model.
 fn check(row: &Row, drafts: &[TokenId], out: &RowOutput, caps: &Caps) -> Result<(), String> {
     let expect = |what: &str, found: usize, wanted: usize| {
         if found == wanted { Ok(()) } else { Err(format!("{found} {what}, expected {wanted}")) }

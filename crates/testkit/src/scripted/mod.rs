@@ -1,9 +1,9 @@
 //! An engine without a model, for tests of everything above the seam. It keeps every promise of the
-//! conformance kit: its tokens follow from what lies in the pages that a plan names, so a mistake
+//! conformance kit. Its tokens depend on the content of the pages that a plan names, so a mistake
 //! in a page table shows as a wrong token. It costs about a microsecond per token.
 
 mod slots;
-mod tape;
+mod state;
 mod voice;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -16,7 +16,7 @@ use kilotok_engine::{
 
 use crate::mix::mix;
 use slots::Slots;
-use tape::{Memory, Tape, logits};
+use state::{Memory, SequenceState, logits};
 
 pub use voice::{Voice, parrot};
 
@@ -29,7 +29,7 @@ pub enum Skill {
     Always(TokenId),
 }
 
-/// See the file's head.
+/// See the module's documentation.
 pub struct ScriptedEngine {
     caps: Caps,
     skill: Skill,
@@ -85,7 +85,7 @@ impl ScriptedEngine {
         }
     }
 
-    /// Has something to say: the token that the voice names is by far the likeliest.
+    /// Gives the engine a script: the token that it names is by far the likeliest.
     #[must_use]
     pub fn speaking(self, voice: Voice) -> Self {
         Self { voice: Some(voice), ..self }
@@ -104,9 +104,9 @@ impl ScriptedEngine {
         let tokens = self.slots.enter(row);
         let mut text = self.text(row, &tokens);
         let caps = &self.caps;
-        let mut tape = Tape::read(&self.memory, caps, &row.pages, row.start);
-        let states: Vec<u64> = tokens.iter().map(|token| tape.push(*token)).collect();
-        tape.write(&mut self.memory, caps, &row.pages, row.start);
+        let mut sequence = SequenceState::read(&self.memory, caps, &row.pages, row.start);
+        let states: Vec<u64> = tokens.iter().map(|token| sequence.push(*token)).collect();
+        sequence.write(&mut self.memory, caps, &row.pages, row.start);
         let voice = self.voice.as_ref();
         let logits_at = |index: usize| {
             let said = &text[..(row.start as usize + index + 1).min(text.len())];
@@ -114,11 +114,11 @@ impl ScriptedEngine {
         };
         let mut out = self.slots.choose(row, &tokens, &logits_at);
         let end = advanced(row, &out);
-        tape.truncate(end);
+        sequence.truncate(end);
         text.truncate(end as usize);
-        self.commit(row, &tape, end);
+        self.commit(row, &sequence, end);
         if row.draft_next > 0 && out.fault.is_none() {
-            let drafts = self.draft(row, tape, text, &out);
+            let drafts = self.draft(row, sequence, text, &out);
             if row.report_drafts {
                 out.drafts.clone_from(&drafts);
             }
@@ -127,7 +127,7 @@ impl ScriptedEngine {
         out
     }
 
-    /// The sequence up to the row's end, for a voice to go on with.
+    /// The sequence up to the row's end, which the script continues.
     fn text(&mut self, row: &Row, tokens: &[TokenId]) -> Vec<TokenId> {
         if self.voice.is_none() {
             return Vec::new();
@@ -140,22 +140,22 @@ impl ScriptedEngine {
         self.caps.groups.iter().position(|group| group.kind == PageKind::Draft)
     }
 
-    /// Leaves the drafter's context of the committed positions in the pages.
-    fn commit(&mut self, row: &Row, tape: &Tape, end: u32) {
+    /// Stores the drafter's context of the committed positions in the pages.
+    fn commit(&mut self, row: &Row, sequence: &SequenceState, end: u32) {
         if let Some(group) = self.draft_group() {
             for position in row.start..end {
                 let run = &row.pages[group];
-                self.memory.write(&self.caps, group, run, position, tape.context(position));
+                self.memory.write(&self.caps, group, run, position, sequence.context(position));
             }
         }
     }
 
-    /// Guesses what follows the newest token. Without the right context in the pages every guess
-    /// is wrong.
+    /// Drafts what follows the newest token. Without the right context in the pages every draft is
+    /// wrong.
     fn draft(
         &self,
         row: &Row,
-        mut tape: Tape,
+        mut sequence: SequenceState,
         mut text: Vec<TokenId>,
         out: &RowOutput,
     ) -> Vec<TokenId> {
@@ -165,9 +165,9 @@ impl ScriptedEngine {
         };
         let end = advanced(row, out);
         let informed = (caps.groups[group].first_needed(end)..end).all(|position| {
-            self.memory.read(caps, group, &row.pages[group], position) == tape.context(position)
+            self.memory.read(caps, group, &row.pages[group], position) == sequence.context(position)
         });
-        let mut state = tape.push(*newest);
+        let mut state = sequence.push(*newest);
         text.push(*newest);
         let mut drafts = Vec::new();
         for _ in 0..row.draft_next {
@@ -182,7 +182,7 @@ impl ScriptedEngine {
             };
             drafts.push(draft);
             text.push(draft);
-            state = tape.push(draft);
+            state = sequence.push(draft);
         }
         drafts
     }
@@ -229,7 +229,7 @@ fn advanced(row: &Row, out: &RowOutput) -> u32 {
     row.end() - row.tokens.draft_count() + (out.tokens.len() as u32).saturating_sub(1)
 }
 
-/// Of equals the lowest.
+/// The first of equal ones.
 fn likeliest(logits: &[f32]) -> TokenId {
     let best = (0..logits.len()).rev().max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
     best.unwrap_or_default() as TokenId

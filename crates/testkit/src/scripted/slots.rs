@@ -1,5 +1,4 @@
-//! What a scripted engine remembers of a slot, and how a row's tokens are chosen. The choosing is
-//! the `sampling` crate's; this file only knows when it happens.
+//! The state of a scripted engine's slot, and how a row's tokens are chosen, which `sampling` does.
 
 use kilotok_abi::{SlotId, TokenId};
 use kilotok_engine::{Row, RowFault, RowOutput, RowTokens, SlotSetup, TokenLogprob, TokenLogprobs};
@@ -12,7 +11,7 @@ pub(super) struct Slots {
 
 struct Slot {
     sampler: Sampler,
-    /// Where the next row starts that takes its tokens from here, with the token chosen last.
+    /// Start of the next row that takes its tokens from here, with the last chosen token.
     newest: Option<(u32, TokenId)>,
     drafts: Vec<TokenId>,
 }
@@ -23,7 +22,7 @@ impl Slots {
         Self { slots, vocab_size: vocab_size as usize }
     }
 
-    /// Whether the row's setup makes sense, or the slot holds what the row counts on.
+    /// Checks that the row's setup is valid, or that the slot holds what the row refers to.
     pub(super) fn check(&self, row: &Row) -> Result<(), String> {
         if let Some(setup) = &row.setup {
             let checked = sampler_setup(setup).check(self.vocab_size);
@@ -65,7 +64,7 @@ impl Slots {
         }
     }
 
-    /// Chooses the row's tokens by the logits after each of them.
+    /// Samples the row's tokens from the logits after each of them.
     pub(super) fn choose(
         &mut self,
         row: &Row,

@@ -1,19 +1,19 @@
-//! What a scripted engine says. Knows tokens, not pages: the words come from the text so far.
+//! Scripts: what a scripted engine answers, given the text so far. They know tokens, not pages.
 
 use kilotok_abi::TokenId;
 
 /// The token that should follow a text, if any in particular.
 pub type Voice = Box<dyn Fn(&[TokenId]) -> Option<TokenId> + Send>;
 
-/// Repeats what it is told, for a vocabulary whose tokens 0 to 255 are the bytes. The reply is what
-/// stands after the last `say:` of the prompt, up to the end of that turn, `turn_end`, or of the
-/// line where there are no turns; then comes `turn_end`. Told nothing, it babbles.
+/// Repeats what the prompt says, for a vocabulary whose tokens 0 to 255 are the bytes. The reply is
+/// the text after the last `say:` of the prompt, up to the end of that turn, `turn_end`, or of the
+/// line where there are no turns; then comes `turn_end`. Without a `say:` the reply is random.
 ///
-/// A turn may tell several replies, each after a line that begins with `next:`. The first answers
-/// that turn, the second comes after the first and, say, the result of its call, and so on.
+/// A turn may hold several replies, each after a line that begins with `next:`. The first answers
+/// that turn, the second comes after the first and, for example, the result of its call, and so on.
 ///
-/// `turn_start` opens a turn, and a line with its role comes first. `skipped` may stand at the
-/// head of a reply without being part of it: marks that a template writes for the model.
+/// `turn_start` opens a turn, and a line with its role comes first. `skipped` may stand at the head
+/// of a reply without being part of it: marks that a template writes for the model.
 pub fn parrot(turn_start: TokenId, turn_end: TokenId, skipped: Vec<TokenId>) -> Voice {
     const LINE_END: TokenId = b'\n' as TokenId;
     let (told, next) = (b"say:".map(TokenId::from), b"\nnext:".map(TokenId::from));

@@ -1,5 +1,6 @@
-//! Number formats of checkpoints, both ways, written from their definitions and apart from the code
-//! that serves models. Scales are chosen so that code times scale is exact in F32.
+//! Number formats of checkpoints, in both directions, written from their definitions and
+//! independently of the code that serves models. Scales are chosen so that code times scale is
+//! exact in F32.
 
 use half::bf16;
 use kilotok_model::{FP8_TILE, Format, LayerWeight, MXFP4_GROUP, WeightDecl, WeightId};
@@ -33,7 +34,7 @@ impl Stored {
         }
     }
 
-    /// What an engine must take the weight's values for.
+    /// The values that an engine must read.
     pub(super) fn values(&self, decl: &WeightDecl) -> Vec<f32> {
         let cols = decl.cols();
         let tile = |index: usize| fp8_tile(decl, index / cols, index % cols);
@@ -123,7 +124,7 @@ fn e4m3_code(value: f32) -> u8 {
     let magnitude = value.abs().min(448.0);
     let exponent = (magnitude.max(f32::MIN_POSITIVE).log2().floor() as i32).max(-6);
     let steps = (magnitude * 2f32.powi(3 - exponent)).round() as u8;
-    // Steps count on from the exponent below, so that rounding up to the next one needs no case.
+    // Steps count from the exponent below, so rounding up to the next one needs no special case.
     let code = ((exponent + 6) as u8 * 8) + steps;
     if value < 0.0 { code | 128 } else { code }
 }

@@ -1,4 +1,4 @@
-//! The toys' configs, as the hub has them: same fields, same oddities, small numbers.
+//! The toys' configs, as on the hub: same fields, same oddities, small numbers.
 
 use serde_json::{Map, Value, json};
 

@@ -1,13 +1,14 @@
-//! Random weights that make a healthy model: streams of order one, attention that attends, experts
-//! that are used, logits with a deviation of about two, and replies that do not run into one token.
+//! Random weights with healthy statistics: streams of order one, attention that is not uniform,
+//! experts that are all used, logits with a deviation of about two, and replies that do not
+//! converge to one token.
 
 use kilotok_model::{FP8_TILE, Format, LayerWeight, MXFP4_GROUP, ModelSpec, WeightDecl, WeightId};
 
 use crate::mix::Stream;
 
-/// How much the favourite tokens are favoured, the first one most.
+/// Logits by which the favourite tokens are raised.
 const FAVOURS: [f32; 8] = [22.0, 14.0, 11.0, 9.5, 8.5, 8.0, 7.5, 7.0];
-/// How much a token is disliked after itself.
+/// Logits by which a token is lowered after itself.
 const AVERSION: f32 = 12.0;
 
 /// The values of a weight, which follow from its name and the seed alone.
@@ -15,7 +16,7 @@ pub(super) fn values(spec: &ModelSpec, decl: &WeightDecl, seed: u64) -> Vec<f32>
     let mut stream = Stream::named(&decl.name, seed);
     let (rows, cols) = (decl.rows(), decl.cols());
     let mut value = |row: usize, col: usize| match decl.id {
-        // Every token has a part in one direction, which the head turns into favour.
+        // Every token has a component in one direction, which the head turns into its favour.
         WeightId::Embedding => own(row, col) + 0.8 * direction(col),
         WeightId::DraftMask => 0.5 * stream.normal() + 0.7 * direction(col),
         WeightId::Head => {
@@ -31,19 +32,19 @@ pub(super) fn values(spec: &ModelSpec, decl: &WeightDecl, seed: u64) -> Vec<f32>
         (0..rows * cols).map(|index| value(index / cols, index % cols)).collect();
     emphasise(decl, &mut values);
     if let (WeightId::Embedding, Some(drafter)) = (decl.id, &spec.drafter) {
-        // The published tables have next to nothing there; the drafter brings its own.
+        // The published tables have almost nothing there; the drafter brings its own embedding.
         let row = drafter.mask_token as usize * cols..(drafter.mask_token as usize + 1) * cols;
         values[row].iter_mut().for_each(|value| *value *= 1e-5);
     }
     values
 }
 
-/// The part of an embedding that is the token's own.
+/// The component of an embedding that belongs to its token.
 fn own(token: usize, col: usize) -> f32 {
     Stream::new((token as u64) << 20 | col as u64).normal()
 }
 
-/// A direction in which no dimension counts more than another.
+/// A direction in which all dimensions count alike.
 fn direction(col: usize) -> f32 {
     if (col * 7 + col / 5).is_multiple_of(3) { -1.0 } else { 1.0 }
 }
@@ -66,8 +67,8 @@ fn gain(id: WeightId) -> f32 {
     }
 }
 
-/// Makes neighbouring scales differ by a factor of two and more, so that no wrong one looks like
-/// rounding.
+/// Makes neighbouring scales differ by a factor of two and more, so that a wrong one does not look
+/// like rounding.
 fn emphasise(decl: &WeightDecl, values: &mut [f32]) {
     let cols = decl.cols();
     for (index, value) in values.iter_mut().enumerate() {

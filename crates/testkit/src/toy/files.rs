@@ -18,7 +18,7 @@ use super::torch::mask_embedding;
 pub enum Files {
     /// `model.safetensors`
     One,
-    /// So many files, dealt out without regard to layers, and an index.
+    /// This many files, without regard to layers, and an index.
     Sharded(usize),
 }
 
@@ -57,8 +57,8 @@ pub(super) fn write(toy: &Toy, folder: &Path, files: Files) -> io::Result<()> {
     }
 }
 
-/// A tensor of the multi-token prediction layers, which published checkpoints have and nobody
-/// reads.
+/// A tensor of the multi-token prediction layers, which published checkpoints have and kilotok does
+/// not read.
 fn left_out() -> FileTensor {
     let name = "model.mtp.layers.0.enorm.weight".to_owned();
     FileTensor { name, dtype: Dtype::BF16, shape: vec![4], bytes: vec![0; 8] }

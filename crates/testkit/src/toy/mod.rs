@@ -1,9 +1,9 @@
 //! Small models of the family with real checkpoints: every feature of the published ones, values
-//! drawn at random and quantised here, and *twins*, which are the same numbers stored as plain
-//! floats. An engine must not tell a checkpoint from its twin.
+//! drawn at random and quantised here; and *twins*, which hold the same numbers as plain floats. An
+//! engine must give the same results for a checkpoint and its twin.
 //!
-//! A toy's few favourite tokens are likely after anything, to the target and the drafter alike, so
-//! that drafts are accepted now and then. This crate writes checkpoints and does not read them.
+//! A few favourite tokens of a toy are likely after any other, to the target and the drafter alike,
+//! so that drafts are accepted now and then. This crate writes checkpoints and does not read them.
 
 mod codec;
 mod config;
@@ -50,12 +50,12 @@ impl Toy {
     }
 
     /// V2-Flash's form: split projections, floats. More query heads than K/V heads, other counts in
-    /// windows than elsewhere, more experts than one digit can number.
+    /// window layers than elsewhere, and more than ten experts.
     pub fn flash() -> Self {
         Self::draw("flash", config::flash(), config::flash_drafter(), 11)
     }
 
-    /// The same without experts: no choice of a layer turns rounding into another result.
+    /// The same without experts: no near tie of two experts turns rounding into another result.
     pub fn dense() -> Self {
         Self::draw("dense", config::dense(), config::flash_drafter(), 11)
     }
@@ -82,8 +82,8 @@ impl Toy {
         self.twin("float twin", config::unquantised(self.config.clone()))
     }
 
-    /// The float twin with every number off by up to so large a part of it, as if by rounding. What
-    /// is added to the scores of experts stays as it is.
+    /// The float twin with every number changed by up to this relative error, as if by rounding.
+    /// The correction bias of experts is unchanged.
     #[must_use]
     pub fn off_by(&self, part: f32) -> Self {
         self.float_twin().change("off", |decl, values| {
@@ -96,7 +96,7 @@ impl Toy {
         })
     }
 
-    /// The float twin in which every token goes to the last experts: no near tie of two of them
+    /// The float twin in which every token goes to the last experts: no near tie of two experts
     /// turns rounding into another result.
     #[must_use]
     pub fn with_fixed_experts(&self) -> Self {
@@ -171,7 +171,7 @@ impl Toy {
         split(&stored.values(decl), chunks, &spec.layers[index].attention, weight)
     }
 
-    /// Writes the checkpoint as the hub has it, drafter included. The folder is made.
+    /// Writes the checkpoint as on the hub, drafter included. The folder is created.
     pub fn write(&self, folder: &Path, files: Files) -> std::io::Result<()> {
         files::write(self, folder, files)
     }
@@ -208,8 +208,8 @@ fn split(fused: &[f32], chunks: usize, spec: &AttentionSpec, weight: LayerWeight
     chunks.flat_map(|chunk| &chunk[rows.start * cols..rows.end * cols]).copied().collect()
 }
 
-/// The smallest distance, along a greedy reply, between the log-probabilities of the likeliest
-/// token and the next. Engines whose numbers differ by less than half of it choose the same tokens.
+/// The smallest distance, along a greedy reply, between the log-probabilities of the two likeliest
+/// tokens. Engines whose numbers differ by less than half of it choose the same tokens.
 pub fn smallest_gap(
     engine: &mut dyn Engine,
     prompt: &[TokenId],
@@ -221,8 +221,8 @@ pub fn smallest_gap(
     Ok(gaps.fold(f32::INFINITY, f32::min))
 }
 
-/// The first of a thousand random prompts whose greedy reply has no smaller gap than this, for
-/// comparing engines that round differently.
+/// The first of a thousand random prompts whose greedy reply has no smaller gap than this, to
+/// compare engines that round differently.
 pub fn steady_prompt(
     engine: &mut dyn Engine,
     length: usize,
@@ -247,7 +247,7 @@ mod tests {
 
     use super::*;
 
-    /// Reads every weight back, of every rank, and compares it with what was meant.
+    /// Reads every weight of every rank back, and compares it with the toy's.
     fn check(toy: &Toy, files: Files, counts: &[usize]) {
         let folder = tempfile::tempdir().unwrap();
         toy.write(folder.path(), files).unwrap();

@@ -1,6 +1,6 @@
-//! Standard output and standard error of a server. They may be pipes that nothing reads, and a
-//! server must not wait for that: lines wait in a bounded buffer for a thread that writes them, and
-//! lines that find no room are lost and counted.
+//! Standard output and standard error of a server. They may be pipes that are never read, and a
+//! server must not wait for that: lines go to a bounded buffer, which a thread writes; lines
+//! without room are dropped and counted.
 
 use std::io::{self, Write};
 use std::mem::take;
@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use kilotok_generation::Metrics;
 
-/// Thousands of lines: what comes while a terminal or a disk is slow for a moment.
+/// Thousands of lines: the output while a terminal or a disk is slow for a moment.
 const WAITING_BYTES_MAX: usize = 1 << 20;
 
-/// See the file's head.
+/// See the module's documentation.
 #[derive(Clone, Default)]
-pub(crate) struct Outlet(Arc<Shared>);
+pub(crate) struct BufferedOutput(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
@@ -27,26 +27,26 @@ struct Shared {
 #[derive(Default)]
 struct State {
     waiting: Vec<u8>,
-    /// Lines that were lost since that was last told.
+    /// Lines that were dropped since the last report.
     lost: u64,
-    /// Bytes are on their way out.
+    /// Bytes are being written.
     writing: bool,
 }
 
-impl Outlet {
-    /// `told` is called with a number of lost lines, when lines get through again.
+impl BufferedOutput {
+    /// `told` is called with the number of dropped lines, once lines get through again.
     pub(crate) fn start(
         name: &str,
         to: impl Write + Send + 'static,
         told: impl Fn(u64) + Send + 'static,
     ) -> io::Result<Self> {
-        let outlet = Self::default();
-        let shared = Arc::clone(&outlet.0);
+        let output = Self::default();
+        let shared = Arc::clone(&output.0);
         thread::Builder::new().name(name.into()).spawn(move || shared.write_all(to, told))?;
-        Ok(outlet)
+        Ok(output)
     }
 
-    /// Has lost lines counted.
+    /// Counts dropped lines in the metrics.
     pub(crate) fn count(&self, metrics: Arc<Metrics>) {
         metrics.log_lines_lost(self.0.state().lost);
         let _ = self.0.metrics.set(metrics);
@@ -60,7 +60,7 @@ impl Outlet {
 }
 
 /// One line, or several, at each call.
-impl Write for Outlet {
+impl Write for BufferedOutput {
     fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
         let mut state = self.0.state();
         if state.waiting.len() + lines.len() <= WAITING_BYTES_MAX {
@@ -97,7 +97,7 @@ impl Shared {
             let lines = take(&mut state.waiting);
             state.writing = true;
             drop(state);
-            // There is nowhere else to say that it failed.
+            // There is no other place to report the failure.
             if to.write_all(&lines).and_then(|()| to.flush()).is_err() {
                 self.lost(lines.split(|byte| *byte == b'\n').count() as u64 - 1);
             }
@@ -121,7 +121,7 @@ mod tests {
 
     const LONG: Duration = Duration::from_mins(1);
 
-    /// Writes when it may.
+    /// Writes when the test allows it.
     struct Slow(Receiver<()>, SyncSender<Vec<u8>>);
 
     impl Write for Slow {
@@ -141,24 +141,24 @@ mod tests {
         let ((go, may), (wrote, written)) = (sync_channel(9), sync_channel(9));
         let (told, tells) = sync_channel(9);
         let tell = move |lost| told.send(lost).unwrap();
-        let mut outlet = Outlet::start("test", Slow(may, wrote), tell).unwrap();
-        outlet.write_all(b"first\n").unwrap();
+        let mut output = BufferedOutput::start("test", Slow(may, wrote), tell).unwrap();
+        output.write_all(b"first\n").unwrap();
         // It is being written, and does not get on.
-        while !outlet.0.state().writing {
+        while !output.0.state().writing {
             thread::yield_now();
         }
         let line = [&[b'x'; 1023][..], b"\n"].concat();
         for _ in 0..2000 {
-            outlet.write_all(&line).unwrap();
+            output.write_all(&line).unwrap();
         }
-        outlet.flush(Duration::ZERO);
-        assert_eq!(outlet.0.state().waiting.len(), WAITING_BYTES_MAX);
+        output.flush(Duration::ZERO);
+        assert_eq!(output.0.state().waiting.len(), WAITING_BYTES_MAX);
         go.send(()).unwrap();
         assert_eq!(written.recv_timeout(LONG).unwrap(), b"first\n");
         assert_eq!(tells.recv_timeout(LONG).unwrap(), 2000 - 1024);
         go.send(()).unwrap();
         assert_eq!(written.recv_timeout(LONG).unwrap().len(), WAITING_BYTES_MAX);
-        outlet.flush(LONG);
-        assert!(outlet.0.state().waiting.is_empty());
+        output.flush(LONG);
+        assert!(output.0.state().waiting.is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! What computes, GPUs or the processor, and how much room there is. Loads no model.
+//! The choice of the engine, GPUs or the processor, and the memory for it. Loads no model.
 
 use std::fmt;
 
@@ -8,21 +8,21 @@ use kilotok_batch::Sizes;
 use kilotok_cuda::{CudaOptions, Found, StartError};
 use kilotok_model::ModelSpec;
 
-use crate::config::{EngineKind, EngineWish};
+use crate::config::{EngineKind, EngineSettings};
 use crate::environment;
 use crate::machine::{self, Memory};
-use crate::plan::{Room, context_wished};
+use crate::plan::{Room, context_asked};
 
-/// The part of the processor's free memory that keys and values take at most.
+/// Divisor of the processor's free memory that keys and values take at most.
 const KV_SHARE: u64 = 4;
-/// What there is where the system does not tell.
+/// Free memory where the system does not report it.
 const MEMORY_ASSUMED: u64 = 4 << 30;
-/// Of the GPUs' free memory, what is left by the weights: drivers round up.
+/// Divisor of the GPUs' free memory that is left free: drivers round up.
 const GPU_SHARE: u64 = 32;
 
 #[derive(Clone, Debug)]
-pub(crate) enum Chosen {
-    /// The reference engine, and why not GPUs.
+pub(crate) enum Device {
+    /// The reference engine, and the reason for not using GPUs.
     Cpu {
         why: String,
         rank_count: usize,
@@ -30,23 +30,23 @@ pub(crate) enum Chosen {
     Gpus(Found),
 }
 
-impl Chosen {
+impl Device {
     /// # Errors
-    /// GPUs are wished for, and cannot be used.
-    pub(crate) fn new(wish: &EngineWish, spec: &ModelSpec) -> Result<Self> {
-        let rank_count = wish.rank_count;
+    /// GPUs are required, and cannot be used.
+    pub(crate) fn new(settings: &EngineSettings, spec: &ModelSpec) -> Result<Self> {
+        let rank_count = settings.rank_count;
         let cpu = |why| Ok(Self::Cpu { why, rank_count });
-        match wish.kind {
+        match settings.kind {
             EngineKind::Cpu => cpu("as wished".to_owned()),
-            EngineKind::Cuda => Ok(Self::Gpus(look(wish, spec).context("--engine cuda")?)),
-            EngineKind::Auto => match look(wish, spec) {
+            EngineKind::Cuda => Ok(Self::Gpus(look(settings, spec).context("--engine cuda")?)),
+            EngineKind::Auto => match look(settings, spec) {
                 Ok(found) => Ok(Self::Gpus(found)),
                 Err(error) => cpu(error.to_string()),
             },
         }
     }
 
-    /// In a few words.
+    /// The device in a few words.
     pub(crate) fn device(&self) -> String {
         match self {
             Self::Cpu { .. } => {
@@ -56,10 +56,10 @@ impl Chosen {
         }
     }
 
-    /// What it has room for, with weights of so many bytes in the checkpoint.
+    /// The room of this engine, given the bytes of the checkpoint's weights.
     pub(crate) fn room(
         &self,
-        wish: &EngineWish,
+        settings: &EngineSettings,
         spec: &ModelSpec,
         weights_bytes: u64,
     ) -> Result<Room> {
@@ -76,7 +76,7 @@ impl Chosen {
             });
         };
         let count = found.gpus.len() as u64;
-        let fixed_bytes = gpu_bytes(found, wish, spec)? * count;
+        let fixed_bytes = gpu_bytes(found, settings, spec)? * count;
         let memory = Memory {
             total: found.gpus.iter().map(|gpu| gpu.memory_bytes).sum(),
             free: found.free_bytes * count,
@@ -102,15 +102,15 @@ impl Chosen {
 }
 
 /// GPUs that can run the model.
-fn look(wish: &EngineWish, spec: &ModelSpec) -> Result<Found, StartError> {
-    let found = Found::look(wish.rank_count, &environment::toolchain())?;
-    options(wish, spec).memory_map(spec, multiprocessors(&found))?;
+fn look(settings: &EngineSettings, spec: &ModelSpec) -> Result<Found, StartError> {
+    let found = Found::look(settings.rank_count, &environment::toolchain())?;
+    options(settings, spec).memory_map(spec, multiprocessors(&found))?;
     Ok(found)
 }
 
-/// Bytes of a GPU that are taken with one page of each group, and what the driver wants.
-fn gpu_bytes(found: &Found, wish: &EngineWish, spec: &ModelSpec) -> Result<u64> {
-    let map = options(wish, spec).memory_map(spec, multiprocessors(found))?;
+/// Bytes of a GPU that are taken with one page of each group, and the driver's own.
+fn gpu_bytes(found: &Found, settings: &EngineSettings, spec: &ModelSpec) -> Result<u64> {
+    let map = options(settings, spec).memory_map(spec, multiprocessors(found))?;
     Ok(map.bytes() + kilotok_cuda::RESERVE_BYTES)
 }
 
@@ -118,21 +118,21 @@ fn multiprocessors(found: &Found) -> u32 {
     found.gpus.iter().map(|gpu| gpu.multiprocessors).min().unwrap_or(1)
 }
 
-/// All that is known before pages are counted.
-fn options(wish: &EngineWish, spec: &ModelSpec) -> CudaOptions {
+/// All options that are known before pages are counted.
+fn options(settings: &EngineSettings, spec: &ModelSpec) -> CudaOptions {
     let sizes = Sizes {
-        rank_count: wish.rank_count,
-        slot_count: wish.slot_count,
+        rank_count: settings.rank_count,
+        slot_count: settings.slot_count,
         token_max: kilotok_cuda::TOKENS_MAX,
-        position_max: context_wished(wish, spec),
-        page_tokens: wish.page_tokens,
+        position_max: context_asked(settings, spec),
+        page_tokens: settings.page_tokens,
         page_count: 1,
     };
     CudaOptions { sizes, toolchain: environment::toolchain(), stamps: false }
 }
 
 /// A line for the start's table.
-impl fmt::Display for Chosen {
+impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ranks = |count| if count == 1 { "1 rank".to_owned() } else { format!("{count} ranks") };
         match self {
@@ -159,29 +159,36 @@ mod tests {
 
     use super::*;
 
-    fn wish(kind: EngineKind) -> EngineWish {
+    fn settings(kind: EngineKind) -> EngineSettings {
         let (context_max, kv_bytes) = (None, None);
-        EngineWish { kind, rank_count: 1, slot_count: 4, page_tokens: 16, context_max, kv_bytes }
+        EngineSettings {
+            kind,
+            rank_count: 1,
+            slot_count: 4,
+            page_tokens: 16,
+            context_max,
+            kv_bytes,
+        }
     }
 
     #[test]
     fn gpus_are_used_where_they_are_and_it_says_why_not() {
         let spec = Toy::pro_fp4().spec();
-        let chosen = Chosen::new(&wish(EngineKind::Auto), &spec).unwrap();
-        match (&chosen, Chosen::new(&wish(EngineKind::Cuda), &spec)) {
-            (Chosen::Cpu { why, .. }, Err(error)) => {
+        let chosen = Device::new(&settings(EngineKind::Auto), &spec).unwrap();
+        match (&chosen, Device::new(&settings(EngineKind::Cuda), &spec)) {
+            (Device::Cpu { why, .. }, Err(error)) => {
                 let error = format!("{error:#}");
                 assert!(error.starts_with("--engine cuda") && error.contains(why), "{error}");
                 assert!(chosen.to_string().contains(why), "{chosen}");
             }
-            (Chosen::Gpus(found), Ok(_)) => {
+            (Device::Gpus(found), Ok(_)) => {
                 assert!(chosen.to_string().contains(&found.gpus[0].name), "{chosen}");
             }
             (chosen, asked_for) => panic!("{chosen} unasked, {asked_for:?} when asked for"),
         }
-        let room = chosen.room(&wish(EngineKind::Auto), &spec, 1 << 20).unwrap();
+        let room = chosen.room(&settings(EngineKind::Auto), &spec, 1 << 20).unwrap();
         assert!(room.kv_bytes > 0);
-        let processor = Chosen::new(&wish(EngineKind::Cpu), &spec).unwrap();
+        let processor = Device::new(&settings(EngineKind::Cpu), &spec).unwrap();
         assert!(processor.to_string().contains("as wished"), "{processor}");
     }
 }

@@ -1,8 +1,8 @@
-//! The arithmetic that stands in for a model. Every position leaves a number in each page group, as
-//! a layer leaves keys and values, and what a position computes is folded from the numbers in its
-//! reach: first those of the windows, then, with the result, those of the whole text, on which in
-//! turn the next position's numbers depend. A page that is missing, stale or somebody else's
-//! therefore changes every later token. An engine with a voice keeps the text itself there too.
+//! The arithmetic that stands in for a model. Every position stores a number in each page group, as
+//! a layer stores keys and values. The result of a position is a hash of the numbers that it
+//! attends to: first those of the windows, then, with that result, those of the whole text, and the
+//! next position's numbers depend on it. So a page that is missing, stale or another sequence's
+//! changes every later token. An engine with a script stores the text in its pages too.
 
 use kilotok_abi::TokenId;
 use kilotok_engine::{Caps, PageGroup, PageKind, PageRun};
@@ -59,11 +59,11 @@ fn place(group: &PageGroup, run: &PageRun, position: u32) -> usize {
     (page.0 * group.page_tokens + position % group.page_tokens) as usize
 }
 
-/// A sequence as far as its pages show it, and what follows from it.
+/// A sequence as its pages show it, and the hashes that follow from it.
 #[derive(Clone)]
-pub(super) struct Tape {
+pub(super) struct SequenceState {
     position: u32,
-    /// One per group of the target, those that see everything last.
+    /// One per group of the target, full attention last.
     layers: Vec<Layer>,
 }
 
@@ -74,12 +74,12 @@ struct Layer {
     /// Position of the first value.
     first: u32,
     values: Vec<u64>,
-    /// Where the layer sees everything: all values so far, folded.
+    /// Where the layer sees everything: the running hash of all values.
     folds: Vec<u64>,
 }
 
-impl Tape {
-    /// Reads what the positions below `start` left.
+impl SequenceState {
+    /// Reads what the positions below `start` stored.
     pub(super) fn read(memory: &Memory, caps: &Caps, runs: &[PageRun], start: u32) -> Self {
         let target = caps.groups.iter().enumerate().filter(|(_, g)| g.kind != PageKind::Draft);
         let layers = target.map(|(group, spec)| {
@@ -108,7 +108,7 @@ impl Tape {
         state
     }
 
-    /// Forgets the positions from `end` on.
+    /// Removes the positions from `end` on.
     pub(super) fn truncate(&mut self, end: u32) {
         for layer in &mut self.layers {
             layer.values.truncate((end - layer.first) as usize);
@@ -117,7 +117,7 @@ impl Tape {
         self.position = self.position.min(end);
     }
 
-    /// Leaves the values of the positions from `start` on in the pages.
+    /// Stores the values of the positions from `start` on in the pages.
     pub(super) fn write(&self, memory: &mut Memory, caps: &Caps, runs: &[PageRun], start: u32) {
         for layer in &self.layers {
             for position in start..self.position {
@@ -127,7 +127,7 @@ impl Tape {
         }
     }
 
-    /// What the drafter's context should be at a position: the whole text up to it.
+    /// What the drafter's context should be at a position: the hash of the text up to it.
     pub(super) fn context(&self, position: u32) -> u64 {
         let everything = self.layers.last().expect("a group sees the whole text");
         everything.folds[position as usize]
@@ -155,8 +155,8 @@ impl Layer {
 }
 
 /// The logits that a state stands for. One token in sixteen is likelier than the others, so that
-/// replies repeat themselves and penalties have something to do. One that is wanted is certain,
-/// unless it is forbidden.
+/// replies repeat themselves and penalties have an effect. A wanted token is certain, unless it is
+/// forbidden.
 pub(super) fn logits(state: u64, vocab_size: u32, wanted: Option<TokenId>) -> Vec<f32> {
     const CERTAIN: f32 = 40.0;
     let logit = |token: u32| {

@@ -1,4 +1,4 @@
-//! What commands say on standard output, which is what they are called for, and beside it.
+//! Output of commands: results on standard output, remarks on standard error.
 
 use std::io::{self, ErrorKind, Write};
 use std::sync::OnceLock;
@@ -6,18 +6,18 @@ use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 use std::{fmt, process, thread};
 
-use crate::outlet::Outlet;
+use crate::buffered_output::BufferedOutput;
 
 /// A line, in the form of `format!`.
 macro_rules! say {
     ($($text:tt)*) => {
-        $crate::say::lines(format_args!("{}\n", format_args!($($text)*)))
+        $crate::output::lines(format_args!("{}\n", format_args!($($text)*)))
     };
 }
 pub(crate) use say;
 
-/// A line on standard error, in the form of `format!`. If it is lost there is nobody to tell, and
-/// `eprintln!` would panic.
+/// A line on standard error, in the form of `format!`. A failure is ignored, where `eprintln!`
+/// would panic.
 macro_rules! aside {
     ($($text:tt)*) => {{
         let line = format!("{}\n", format_args!($($text)*));
@@ -25,28 +25,28 @@ macro_rules! aside {
     }};
 }
 
-/// How long a program that ends waits for its last lines to be written.
+/// Time for the last lines to be written when a program ends.
 const LAST_WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// Where a server says what it says, once it must not wait for that.
-static OUTLET: OnceLock<Outlet> = OnceLock::new();
+/// The buffered output of a server, which must not wait for it.
+static OUTPUT: OnceLock<BufferedOutput> = OnceLock::new();
 
-/// From now on what is said is lost if it is not read.
+/// From now on output is buffered, and dropped if it is not read.
 pub(crate) fn detach() -> io::Result<()> {
-    let outlet = Outlet::start("kilotok-say", io::stdout(), |_| {})?;
-    let _ = OUTLET.set(outlet);
+    let output = BufferedOutput::start("kilotok-say", io::stdout(), |_| {})?;
+    let _ = OUTPUT.set(output);
     Ok(())
 }
 
-/// Has what was said written, if it is read.
+/// Writes the buffered output, if it is read.
 pub(crate) fn flush() {
-    if let Some(outlet) = OUTLET.get() {
-        outlet.flush(LAST_WAIT_MAX);
+    if let Some(output) = OUTPUT.get() {
+        output.flush(LAST_WAIT_MAX);
     }
 }
 
-/// A line on standard error before the program ends, which it does even if nothing reads it.
-pub(crate) fn last_word(line: String) {
+/// A line on standard error before the program ends, which it does even if the line is not read.
+pub(crate) fn final_line(line: String) {
     let (written, done) = sync_channel(1);
     let write = move || {
         let _ = io::stderr().write_all(line.as_bytes());
@@ -57,9 +57,9 @@ pub(crate) fn last_word(line: String) {
     }
 }
 
-/// How work goes on, for whoever waits. Where there is a log it is a line of it: who reads that as
-/// JSON can read nothing else.
-pub(crate) fn news(line: &str) {
+/// Progress, for people who wait. With a log it is a line of the log, since a reader of JSON can
+/// parse nothing else.
+pub(crate) fn progress_line(line: &str) {
     if tracing::dispatcher::has_been_set() {
         tracing::info!("{line}");
     } else {
@@ -67,11 +67,11 @@ pub(crate) fn news(line: &str) {
     }
 }
 
-/// Whole lines. Who reads them may have seen enough and left, like `head`; what else the command
-/// is to do is done anyway. Lines that get lost in another way end it.
+/// Whole lines. The reader may have closed the pipe, like `head`; the command then goes on without
+/// output. Another failure to write ends the command.
 pub(crate) fn lines(text: fmt::Arguments<'_>) {
-    if let Some(outlet) = OUTLET.get() {
-        let _ = outlet.clone().write_all(text.to_string().as_bytes());
+    if let Some(output) = OUTPUT.get() {
+        let _ = output.clone().write_all(text.to_string().as_bytes());
         return;
     }
     if let Err(error) = write(&mut io::stdout(), text) {

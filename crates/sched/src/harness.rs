@@ -16,23 +16,23 @@ pub(crate) fn text(count: u32, first: TokenId) -> Vec<TokenId> {
 }
 
 /// A scheduler and an engine that runs its plans.
-pub(crate) struct Bench {
+pub(crate) struct Harness {
     pub(crate) engine: ScriptedEngine,
     pub(crate) sched: Scheduler,
 }
 
-impl Bench {
+impl Harness {
     pub(crate) fn new(caps: Caps, limits: Limits) -> Self {
         let sched = Scheduler::new(&caps, limits);
         Self { engine: ScriptedEngine::new(caps, Skill::Percent(100)), sched }
     }
 
-    /// One step: who had how many tokens, and what came of it.
+    /// Runs one step. Returns how many tokens each request had in it, and what it brought them.
     pub(crate) fn step(&mut self) -> (Vec<(u64, u32)>, Vec<Advance>) {
         self.step_with(|_, _| ())
     }
 
-    /// The same, with a word of the test on the output.
+    /// The same; `change` edits the plan's output before the scheduler sees it.
     pub(crate) fn step_with(
         &mut self,
         alter: impl FnOnce(&Plan, &mut StepOutput),
@@ -52,7 +52,7 @@ impl Bench {
         (counts, advances)
     }
 
-    /// Steps until a request ends, and the tokens it had from now on.
+    /// Runs steps until a request ends. Returns their number and the request's tokens since.
     pub(crate) fn finish(&mut self, id: RequestId) -> (u32, Vec<TokenId>) {
         let mut tokens = Vec::new();
         for step in 1..1000 {
