@@ -329,6 +329,9 @@ inline void note(Pieces& pieces, uintptr_t address) {
 inline void note_read(const void* from) {
   note(here->current->read, reinterpret_cast<uintptr_t>(from));
 }
+inline void note_write(const void* to) {
+  note(here->current->written, reinterpret_cast<uintptr_t>(to));
+}
 inline void forget_reads() { std::memset(here->current->read, 0, sizeof(Pieces)); }
 
 // Bulk copies overtake loads: they may only come where nobody's are under way.

@@ -1,6 +1,6 @@
-// Tensor cores and copies that work beside the thread that asked for them. What a thread began is
-// kept until it waits for it, so that a kernel that does not wait computes with other values: sums
-// under way are not numbers, copies have not come, and B is read at once or only in the end.
+// Tensor cores that work beside the thread that asked for them. What a thread began is kept until
+// it waits for it, so that a kernel that does not wait computes with other values: sums under way
+// are not numbers, and B is read at once or only in the end.
 #pragma once
 
 #include <cstdint>
@@ -29,11 +29,6 @@ struct Wgmma {
   std::vector<float> products;
 };
 
-struct Copy16 {
-  void* to;
-  const void* from;
-};
-
 // What a thread has under way: without a commit, then by group. `fenced` says whether it had a
 // fence since its last wait, `count` how many products it began.
 struct AsyncWork {
@@ -41,8 +36,6 @@ struct AsyncWork {
   int count = 0;
   std::vector<Wgmma> begun;
   std::vector<std::vector<Wgmma>> groups;
-  std::vector<Copy16> copies;
-  std::vector<std::vector<Copy16>> copy_groups;
 };
 
 // The products that a warpgroup has begun, so that its warps can be compared.

@@ -4,103 +4,12 @@
 //   ./matrix          checks and times
 //   ./matrix check    a few matrices, once, for compute-sanitizer
 // Prints a line for each matrix and number of tokens; returns 1 if a product is wrong.
-#include "weights.h"
-
 #include "kilotok/layout/agree.cuh"
-#include "kilotok/phase/stream.cuh"
+#include "matrix_walk.cuh"
 
 namespace bench {
 
 using namespace kilotok;
-
-// What one launch does: multiplies copies of a matrix, one after the other.
-struct Work {
-  uint64_t weights, operand, barrier, products, fault;
-  uint32_t wait_max_ms;
-  int copies, tiles;
-};
-
-struct SharedMemory {
-  RingMemory ring;
-  SumMemory sums;
-};
-
-enum class Kind { Multiply, ReadOnly };
-
-// Where the products go: `[tokens][rows]`.
-template <class M>
-struct Store {
-  static constexpr int STRIDE = M::UNITS * 16 * M::ROW_TILES;
-  float* products;
-
-  __device__ __forceinline__ void operator()(int unit, int row_tile, int tile, int lane,
-                                             const float4& values) const {
-    const int row = (unit * M::ROW_TILES + row_tile) * 16 + lane / 4;
-    float* to = products + (tile * TILE_TOKENS + lane % 4 * 2) * STRIDE + row;
-    to[0] = values.x;
-    to[STRIDE] = values.y;
-    to[8] = values.z;
-    to[STRIDE + 8] = values.w;
-  }
-};
-
-// Takes every page and reads nothing of it: the speed of the ring alone.
-template <class M>
-__device__ __forceinline__ void read_pages(const Cta& cta, Ring& ring, int first) {
-  for (int unit = first; unit < M::UNITS; unit += M::CTAS)
-    for (int step = 0; step < M::STEPS; step += M::PAGE_STEPS) {
-      ring.take();
-      ring.release(cta.lane());
-    }
-}
-
-template <class M, Kind KIND>
-__global__ void __launch_bounds__(THREADS, 1) walk(const Memory memory, const Work work) {
-  SharedMemory& shared = *reinterpret_cast<SharedMemory*>(asked_memory());
-  Cta cta(memory, 0);
-  Ring ring(shared.ring);
-  Sums sums(shared.sums);
-  if (threadIdx.x == 0) {
-    cta_place = Place::begin(work.fault, work.wait_max_ms, 0);
-    ring.init();
-    sums.init();
-  }
-  __syncthreads();
-  const Store<M> store = {at<float>(work.products)};
-  // Turns, so that all CTAs have the same number of units in the end.
-  const auto first = [&](int copy) { return (cta.index() + copy * (M::UNITS % GRID)) % GRID; };
-  if (threadIdx.x < CONSUMERS) {
-    ptx::more_registers<CONSUMER_REGISTERS>();
-    for (int copy = 0; copy < work.copies; copy++) {
-      if constexpr (KIND == Kind::ReadOnly) {
-        read_pages<M>(cta, ring, first(copy));
-      } else {
-        // As after a grid barrier: nothing of the operand is in the first-level cache.
-        if (cta.thread() == 0) ptx::load_acquire(at<const uint32_t>(work.barrier));
-        cta.sync();
-        const EveryToken every = {work.tiles};
-        if (work.tiles <= 1)
-          multiply<M, 1>(cta, ring, sums, work.operand, M::COLUMNS_PADDED * 2, first(copy), every,
-                         [] {}, Nothing{}, store);
-        else
-          multiply<M, TILES_MAX>(cta, ring, sums, work.operand, M::COLUMNS_PADDED * 2, first(copy),
-                                 every, [] {}, Nothing{}, store);
-      }
-    }
-    return;
-  }
-  ptx::fewer_registers<HELPER_REGISTERS>();
-  if (threadIdx.x >= CONSUMERS + 32) {
-    for (int copy = 0; KIND == Kind::Multiply && copy < work.copies; copy++)
-      add<M>(cta, sums, first(copy), work.tiles, store);
-  } else if (threadIdx.x == CONSUMERS) {
-    for (int copy = 0; copy < work.copies; copy++)
-      if (work.tiles <= 1)
-        produce<M, 1>(ring, work.weights + copy * M::BYTES, first(copy));
-      else
-        produce<M, TILES_MAX>(ring, work.weights + copy * M::BYTES, first(copy));
-  }
-}
 
 // Rows of which products are checked.
 constexpr int ROWS_CHECKED = 96;
@@ -120,28 +29,8 @@ void check(const Weights<M>& weights, const Activations& x, const std::vector<fl
 
 // Bytes of copies of a matrix, many times what the caches hold.
 constexpr size_t READ_BYTES = size_t{3} << 30;
-constexpr int RUNS = 5;
 // To be checked alone: more than one, so that the ring goes on from one to the next.
 constexpr int COPIES_CHECKED = 3;
-
-template <class M, Kind KIND>
-float best_ms(const Work& work, int runs) {
-  Memory memory = {};
-  void* arguments[] = {&memory, const_cast<Work*>(&work)};
-  float best = INFINITY;
-  for (int run = 0; run < runs; run++)
-    best = std::min(best, launch_ms(walk<M, KIND>, dim3(GRID), THREADS, sizeof(SharedMemory),
-                                    arguments));
-  return best;
-}
-
-template <class Kernel>
-void describe(const char* name, Kernel* kernel) {
-  cudaFuncAttributes attributes;
-  CHECK(cudaFuncGetAttributes(&attributes, kernel));
-  printf("%s: %d registers, %zu bytes of spills\n", name, attributes.numRegs,
-         attributes.localSizeBytes);
-}
 
 template <class M>
 bool measure(const char* name, bool small) {

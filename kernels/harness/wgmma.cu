@@ -42,14 +42,15 @@ __device__ __forceinline__ void store(float* products, const float (&sums)[N / 2
              i % 2] = sums[i];
 }
 
-// Sixteen columns of B as products of warpgroups read them.
+// Sixteen columns of B as products of warpgroups read them, two at a time.
 template <int N>
-__device__ __forceinline__ void bring_b(uint16_t* shared, const uint16_t* b, int columns, int k) {
+__device__ __forceinline__ void bring_b(uint32_t shared, const uint16_t* b, int columns, int k) {
   __syncthreads();
-  for (int i = threadIdx.x; i < N * 16; i += WARPGROUP) {
-    const int row = i / 16, column = i % 16;
-    shared[(row / 8 * 2 + column / 8) * 64 + row % 8 * 8 + column % 8] =
-        b[row * columns + k + column];
+  for (int i = threadIdx.x; i < N * 8; i += WARPGROUP) {
+    const int row = i / 8, column = i % 8 * 2;
+    ptx::store_shared_word(
+        shared + ((row / 8 * 2 + column / 8) * 64 + row % 8 * 8 + column % 8) * 2,
+        *reinterpret_cast<const uint32_t*>(b + row * columns + k + column));
   }
   ptx::wgmma_writes_fence();
   __syncthreads();
@@ -57,7 +58,7 @@ __device__ __forceinline__ void bring_b(uint16_t* shared, const uint16_t* b, int
 
 template <int N>
 __global__ void __launch_bounds__(WARPGROUP, 1) compare(const Work work) {
-  uint16_t* shared = reinterpret_cast<uint16_t*>(asked_memory());
+  const uint32_t shared = ptx::shared_address(asked_memory());
   const int lane = threadIdx.x % 32, columns = work.columns;
   const uint16_t* rows = at<const uint16_t>(work.a) + threadIdx.x / 32 * 16 * columns;
   const uint16_t* b = at<const uint16_t>(work.b);
@@ -79,7 +80,7 @@ __global__ void __launch_bounds__(WARPGROUP, 1) compare(const Work work) {
       for (int i = 0; i < 4; i++) sums[0][tile * 4 + i] = c[i];
     }
     ptx::wgmma_fence();
-    ptx::wgmma<N>(sums[1], a, ptx::wgmma_operand(ptx::shared_address(shared), 128, 256), !first);
+    ptx::wgmma<N>(sums[1], a, ptx::wgmma_operand(shared, 128, 256), !first);
     ptx::wgmma_commit();
     ptx::wgmma_wait<0>(sums[1]);
     if ((k + 16) % work.run != 0 && k + 16 < columns) continue;
@@ -94,14 +95,15 @@ __global__ void __launch_bounds__(WARPGROUP, 1) compare(const Work work) {
 
 // Of F32 operands, TF32 products with 8 columns of B.
 __global__ void __launch_bounds__(WARPGROUP, 1) compare_tf32(const Work work) {
-  float* shared = reinterpret_cast<float*>(asked_memory());
+  const uint32_t shared = ptx::shared_address(asked_memory());
   const int lane = threadIdx.x % 32, columns = work.columns;
   const float* b = at<const float>(work.b);
   float sums[2][4] = {};
   for (int k = 0; k < columns; k += 8) {
     __syncthreads();
     for (int i = threadIdx.x; i < 64; i += WARPGROUP)
-      shared[i % 8 / 4 * 32 + i / 8 * 4 + i % 4] = b[i / 8 * columns + k + i % 8];
+      ptx::store_shared_word(shared + (i % 8 / 4 * 32 + i / 8 * 4 + i % 4) * 4,
+                             __float_as_uint(b[i / 8 * columns + k + i % 8]));
     ptx::wgmma_writes_fence();
     __syncthreads();
     const float* row = at<const float>(work.a) +
@@ -110,7 +112,7 @@ __global__ void __launch_bounds__(WARPGROUP, 1) compare_tf32(const Work work) {
     const float* own = b + lane / 4 * columns + k + lane % 4;
     ptx::mma_tf32(sums[0], a, own[0], own[4]);
     ptx::wgmma_fence();
-    ptx::wgmma_tf32(sums[1], a, ptx::wgmma_operand(ptx::shared_address(shared), 128, 256), true);
+    ptx::wgmma_tf32(sums[1], a, ptx::wgmma_operand(shared, 128, 256), true);
     ptx::wgmma_commit();
     ptx::wgmma_wait<0>(sums[1]);
   }

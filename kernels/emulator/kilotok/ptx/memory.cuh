@@ -42,6 +42,8 @@ inline uint4 load_system(const void* p) {
   __atomic_signal_fence(__ATOMIC_SEQ_CST);
   return load_l2(p);
 }
+inline uint4 load_weights(const void* p) { return load_l2(p); }
+inline uint32_t load_weights_word(const void* p) { return *static_cast<const uint32_t*>(p); }
 inline void prefetch_l2(const void*) {}
 
 inline uint4 load_shared(uint32_t address) {
@@ -55,10 +57,16 @@ inline uint32_t load_shared_word(uint32_t address) {
   return *from;
 }
 inline void store_shared_word(uint32_t address, uint32_t value) {
-  *shared<uint32_t>(address) = value;
+  uint32_t* to = shared<uint32_t>(address);
+  emulator::note_write(to);
+  *to = value;
 }
 
-inline void store_shared(uint32_t address, const uint4& v) { *shared<uint4>(address) = v; }
+inline void store_shared(uint32_t address, const uint4& v) {
+  uint4* to = shared<uint4>(address);
+  emulator::note_write(to);
+  *to = v;
+}
 inline uint4 load_turned(uint32_t address) {
   emulator::note_read(shared<const void>(address));
   const emulator::Shown* shown = emulator::show(&address, 1);

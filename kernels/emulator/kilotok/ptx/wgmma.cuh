@@ -64,6 +64,9 @@ void wgmma_wait(float (&)[COUNT]) {
   emulator::here->current->work.fenced = false;
 }
 
+template <int COUNT>
+void wgmma_keep(uint32_t (&)[COUNT]) {}
+
 inline void wgmma_writes_fence() {
   std::memset(emulator::here->current->written, 0, sizeof(emulator::Pieces));
 }

@@ -29,6 +29,14 @@ __host__ __device__ constexpr float operand_scale(Format format) {
   return format == Format::Bf16 ? 1.0f : QUANTISED_SCALE;
 }
 
+// A chunk lies in shared memory, named by its address there, or in the GPU's.
+__device__ __forceinline__ uint4 load_sixteen(uint32_t at) { return ptx::load_shared(at); }
+__device__ __forceinline__ uint4 load_sixteen(const char* at) { return ptx::load_weights(at); }
+__device__ __forceinline__ uint32_t load_four(uint32_t at) { return ptx::load_shared_word(at); }
+__device__ __forceinline__ uint32_t load_four(const char* at) {
+  return ptx::load_weights_word(at);
+}
+
 template <Format F>
 struct Chunk;
 
@@ -36,10 +44,10 @@ template <>
 struct Chunk<Format::Bf16> {
   uint4 words[4];
 
-  __device__ __forceinline__ void load(uint32_t chunk, int lane) {
+  template <class Bytes>
+  __device__ __forceinline__ void load(Bytes chunk, int lane) {
 #pragma unroll
-    for (int step = 0; step < 4; step++)
-      words[step] = ptx::load_shared(chunk + lane * 16 + step * 512);
+    for (int step = 0; step < 4; step++) words[step] = load_sixteen(chunk + lane * 16 + step * 512);
   }
 
   template <int TILES>
@@ -61,12 +69,12 @@ struct Chunk<Format::Fp8> {
   uint4 pairs[2];
   float scales[2];
 
-  __device__ __forceinline__ void load(uint32_t chunk, int lane) {
+  template <class Bytes>
+  __device__ __forceinline__ void load(Bytes chunk, int lane) {
 #pragma unroll
-    for (int pair = 0; pair < 2; pair++)
-      pairs[pair] = ptx::load_shared(chunk + lane * 16 + pair * 512);
-    scales[0] = __uint_as_float(ptx::load_shared_word(chunk + 1024 + lane / 4 * 4));
-    scales[1] = __uint_as_float(ptx::load_shared_word(chunk + 1056 + lane / 4 * 4));
+    for (int pair = 0; pair < 2; pair++) pairs[pair] = load_sixteen(chunk + lane * 16 + pair * 512);
+    scales[0] = __uint_as_float(load_four(chunk + 1024 + lane / 4 * 4));
+    scales[1] = __uint_as_float(load_four(chunk + 1056 + lane / 4 * 4));
   }
 
   static __device__ __forceinline__ uint32_t first(uint32_t word) { return word & 0x87f087f0u; }
@@ -104,9 +112,10 @@ struct Chunk<Format::Mxfp4> {
   uint4 words;
   uint32_t scales;
 
-  __device__ __forceinline__ void load(uint32_t chunk, int lane) {
-    words = ptx::load_shared(chunk + lane * 16);
-    scales = ptx::load_shared_word(chunk + 512 + lane / 4 * 4);
+  template <class Bytes>
+  __device__ __forceinline__ void load(Bytes chunk, int lane) {
+    words = load_sixteen(chunk + lane * 16);
+    scales = load_four(chunk + 512 + lane / 4 * 4);
   }
 
   // Two steps of 16 columns, which share their scales: three codes of a word come home by a shift

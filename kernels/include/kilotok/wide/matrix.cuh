@@ -1,0 +1,335 @@
+// A matrix times many tokens. The weights are those of the narrow pass, byte for byte (see
+// walk/matrix.cuh and layout/chunk.cuh); a warp multiplies a row tile, and goes through the chunks
+// in the order in which the narrow pass adds them: for each part of the columns its chunks, of each
+// chunk its groups, and then the parts. So a token's products have the same bits in both.
+#pragma once
+
+#include "kilotok/walk/matrix.cuh"
+#include "kilotok/wide/token_ring.cuh"
+
+namespace kilotok::wide {
+
+// The chunks of a matrix in the order in which they are added. The last of a part may be one of
+// zeros, as in the narrow pass: then columns of the operand are repeated.
+template <class M>
+struct ChunkWalk {
+  static constexpr int CHUNKS = ceil_div(M::COLUMNS, CHUNK_COLUMNS);
+  static constexpr int PARTS = smaller(M::COLUMN_WARPS, CHUNKS);
+  int part = 0, step = 0;
+
+  __device__ __forceinline__ bool has() const { return part < PARTS; }
+  __device__ __forceinline__ void next() {
+    const bool ends = ++step == M::STEPS;
+    part += ends;
+    step = ends ? 0 : step;
+  }
+  // Of the operand.
+  __device__ __forceinline__ int chunk() const {
+    return smaller(step * M::COLUMN_WARPS + part, CHUNKS - 1);
+  }
+  // Among the bytes of a row tile.
+  __device__ __forceinline__ int offset() const {
+    return step * M::STEP_BYTES + part * M::CHUNK_BYTES;
+  }
+};
+
+// Where the chunks of a row tile begin.
+template <class M>
+__device__ __forceinline__ const char* row_tile(const char* weights, int tile) {
+  return weights + static_cast<size_t>(tile / M::ROW_TILES) * M::UNIT_BYTES +
+         tile % M::ROW_TILES * (M::COLUMN_WARPS * M::CHUNK_BYTES);
+}
+template <class M>
+constexpr int MATRIX_TILES = M::UNITS * M::ROW_TILES;
+
+// From a step of 16 columns to the next.
+constexpr int STEP_OFFSET = 2 * PIECE_BYTES;
+
+// Adds a chunk to a warp's sums, four for every eight tokens as `mma` has them. It is multiplied
+// piece by piece: while the tensor cores are at one, the sums of the one before are scaled and
+// added. Nothing is under way in the end: over branches the compiler would have all wait for all.
+template <Format F, int COLUMNS>
+struct Products;
+
+// From the tokens of one piece to those of the next, of so many columns.
+__device__ __forceinline__ uint64_t tokens_at(uint64_t tokens, int column) {
+  return ptx::wgmma_operand_at(tokens, column / TILE_TOKENS * TILE_BYTES);
+}
+
+template <int COLUMNS>
+struct Products<Format::Bf16, COLUMNS> {
+  static __device__ __forceinline__ void add(float (&acc)[COLUMNS / 2],
+                                             const Chunk<Format::Bf16>& chunk, uint64_t tokens) {
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < 4; step++) {
+      const uint4& w = chunk.words[step];
+      const uint32_t a[4] = {w.x, w.y, w.z, w.w};
+      ptx::wgmma<COLUMNS>(acc, a, ptx::wgmma_operand_at(tokens, step * STEP_OFFSET), true);
+    }
+    ptx::wgmma_commit();
+    ptx::wgmma_wait<0>(acc);
+  }
+};
+
+// A piece is up to 32 columns of B.
+template <int COLUMNS>
+struct Products<Format::Fp8, COLUMNS> {
+  using C = Chunk<Format::Fp8>;
+  static constexpr int WIDTH = COLUMNS > 32 ? 32 : COLUMNS / 2, PIECES = COLUMNS / WIDTH;
+  // By pair of steps.
+  using PieceSums = float[2][WIDTH / 2];
+
+  static __device__ __forceinline__ void add(float (&acc)[COLUMNS / 2], const C& chunk,
+                                             uint64_t tokens) {
+    uint32_t a[4][4];
+#pragma unroll
+    for (int step = 0; step < 4; step++) {
+      const uint4& w = chunk.pairs[step / 2];
+      const uint32_t low = step % 2 == 0 ? w.x : w.z, high = step % 2 == 0 ? w.y : w.w;
+      a[step][0] = C::first(low);
+      a[step][1] = C::second(low);
+      a[step][2] = C::first(high);
+      a[step][3] = C::second(high);
+    }
+    PieceSums sums[2];
+#pragma unroll
+    for (int piece = 0; piece < PIECES; piece++) {
+      begin(sums[piece % 2], a, tokens_at(tokens, piece * WIDTH));
+      if (piece > 0) settle<1>(acc, sums[1 - piece % 2], piece - 1, chunk);
+    }
+    settle<0>(acc, sums[(PIECES - 1) % 2], PIECES - 1, chunk);
+  }
+
+ private:
+  static __device__ __forceinline__ void begin(PieceSums& sums, const uint32_t (&a)[4][4],
+                                               uint64_t tokens) {
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+#pragma unroll
+      for (int pair = 0; pair < 2; pair++) {
+        const int step = pair * 2 + half;
+        ptx::wgmma<WIDTH>(sums[pair], a[step],
+                          ptx::wgmma_operand_at(tokens, step * STEP_OFFSET), half > 0);
+      }
+    ptx::wgmma_commit();
+  }
+
+  template <int PENDING>
+  static __device__ __forceinline__ void settle(float (&acc)[COLUMNS / 2], PieceSums& sums,
+                                                int piece, const C& chunk) {
+    ptx::wgmma_wait<PENDING>(sums[0]);
+    ptx::wgmma_wait<PENDING>(sums[1]);
+#pragma unroll
+    for (int i = 0; i < WIDTH / 2; i++)
+      acc[piece * (WIDTH / 2) + i] += (sums[0][i] + sums[1][i]) * chunk.scales[i % 4 / 2];
+  }
+};
+
+// A piece is a group of 32 columns of the matrix, times up to 64 columns of B.
+template <int COLUMNS>
+struct Products<Format::Mxfp4, COLUMNS> {
+  using C = Chunk<Format::Mxfp4>;
+  static constexpr int HALVES = COLUMNS > 64 ? 2 : 1, WIDTH = COLUMNS / HALVES;
+  static constexpr int PIECES = 2 * HALVES;
+  using PieceSums = float[WIDTH / 2];
+
+  static __device__ __forceinline__ void add(float (&acc)[COLUMNS / 2], const C& chunk,
+                                             uint64_t tokens) {
+    // By group and step.
+    uint32_t a[2][2][4];
+    PieceSums sums[2];
+#pragma unroll
+    for (int piece = 0; piece < PIECES; piece++) {
+      const int group = piece / HALVES;
+      if (piece % HALVES == 0)
+        C::decode(group == 0 ? chunk.words.x : chunk.words.z,
+                  group == 0 ? chunk.words.y : chunk.words.w, a[group][0], a[group][1]);
+      begin(sums[piece % 2], a[group],
+            ptx::wgmma_operand_at(tokens_at(tokens, piece % HALVES * WIDTH),
+                                  group * 2 * STEP_OFFSET));
+      if (piece > 0) settle<1>(acc, sums[1 - piece % 2], piece - 1, chunk);
+    }
+    settle<0>(acc, sums[1], PIECES - 1, chunk);
+  }
+
+ private:
+  static __device__ __forceinline__ void begin(PieceSums& sums, const uint32_t (&a)[2][4],
+                                               uint64_t tokens) {
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < 2; step++)
+      ptx::wgmma<WIDTH>(sums, a[step], ptx::wgmma_operand_at(tokens, step * STEP_OFFSET),
+                        step > 0);
+    ptx::wgmma_commit();
+  }
+
+  template <int PENDING>
+  static __device__ __forceinline__ void settle(float (&acc)[COLUMNS / 2], PieceSums& sums,
+                                                int piece, const C& chunk) {
+    ptx::wgmma_wait<PENDING>(sums);
+    const int group = piece / HALVES;
+    const float scales[2] = {chunk.scale(group), chunk.scale(2 + group)};
+#pragma unroll
+    for (int i = 0; i < WIDTH / 2; i++)
+      acc[piece % HALVES * (WIDTH / 2) + i] += sums[i] * scales[i % 4 / 2];
+  }
+};
+
+// What the consumers' warps have added up of earlier parts of the columns.
+struct TotalMemory {
+  float4 totals[TOKENS / TILE_TOKENS][CONSUMERS];
+};
+
+// The largest divisor of a number that is at most another.
+__host__ __device__ constexpr int divisor(int number, int most) {
+  while (number % most != 0) most--;
+  return most;
+}
+
+// A warp's row tile times the tokens of the ring's next stages, of so many columns.
+template <class M, int COLUMNS>
+struct Multiplier {
+  using Walk = ChunkWalk<M>;
+  using C = Chunk<M::FORMAT>;
+  // Chunks of weights on their way: where there are few tokens they go by fast.
+  static constexpr int AHEAD =
+      divisor(M::STEPS, M::FORMAT == Format::Bf16 || COLUMNS > 64 ? 4 : 8);
+
+  // `weights` is where the row tile's chunks begin.
+  static __device__ __forceinline__ void multiply(TokenRing& ring, TotalMemory& memory,
+                                                  const char* weights, int lane,
+                                                  float (&acc)[COLUMNS / 2]) {
+    C ahead[AHEAD];
+    Walk later;
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++) bring(ahead[i], weights, lane, later);
+#pragma unroll 1
+    for (int part = 0; part < Walk::PARTS; part++) {
+#pragma unroll
+      for (int i = 0; i < COLUMNS / 2; i++) acc[i] = 0;
+#pragma unroll 1
+      for (int step = 0; step < M::STEPS; step += AHEAD) {
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+          Products<M::FORMAT, COLUMNS>::add(acc, ahead[i], ring.take());
+          ring.release(lane);
+          bring(ahead[i], weights, lane, later);
+        }
+      }
+      end_part(memory, part, acc);
+    }
+  }
+
+ private:
+  // Behind the last chunk it is that one again.
+  static __device__ __forceinline__ void bring(C& chunk, const char* weights, int lane,
+                                               Walk& later) {
+    if (!later.has()) return;
+    chunk.load(weights + later.offset(), lane);
+    later.next();
+  }
+
+  // Adds a part to those before it. Of the last one all that there is stays in registers.
+  static __device__ __forceinline__ void end_part(TotalMemory& memory, int part,
+                                                  float (&acc)[COLUMNS / 2]) {
+#pragma unroll
+    for (int tile = 0; tile < COLUMNS / TILE_TOKENS; tile++) {
+      float4& total = memory.totals[tile][threadIdx.x];
+      float(&own)[COLUMNS / 2] = acc;
+      if (part > 0) {
+        const float4 before = total;
+        own[tile * 4] = before.x + own[tile * 4];
+        own[tile * 4 + 1] = before.y + own[tile * 4 + 1];
+        own[tile * 4 + 2] = before.z + own[tile * 4 + 2];
+        own[tile * 4 + 3] = before.w + own[tile * 4 + 3];
+      }
+      if (part + 1 < Walk::PARTS)
+        total = make_float4(own[tile * 4], own[tile * 4 + 1], own[tile * 4 + 2],
+                            own[tile * 4 + 3]);
+    }
+  }
+};
+
+// Consumers: a row group times COLUMNS columns. `use(row tile, tile, lane, values)` gets what the
+// narrow pass's `use` gets: rows g and g + 8 of tokens 2q and 2q + 1.
+template <class M, int COLUMNS, class Use>
+__device__ __forceinline__ void multiply_rows(TokenRing& ring, TotalMemory& memory,
+                                               const char* weights, int row_group, Use use) {
+  const int lane = threadIdx.x % 32, tile = row_group * ROW_TILES + threadIdx.x / 32;
+  float sums[COLUMNS / 2];
+  // Beyond the last row tile it is that one again: all warps of a warpgroup multiply.
+  Multiplier<M, COLUMNS>::multiply(
+      ring, memory, row_tile<M>(weights, smaller(tile, MATRIX_TILES<M> - 1)), lane, sums);
+  if (tile >= MATRIX_TILES<M>) return;
+#pragma unroll
+  for (int i = 0; i < COLUMNS / TILE_TOKENS; i++)
+    use(tile, i, lane,
+        make_float4(sums[i * 4], sums[i * 4 + 1], sums[i * 4 + 2], sums[i * 4 + 3]));
+}
+
+// The work of a matrix times so many tokens: every row group with every TOKENS of them, row groups
+// of the same tokens one after the other, shared out among all CTAs.
+template <class M>
+struct MatrixWork {
+  static constexpr int ROW_GROUPS = ceil_div(MATRIX_TILES<M>, ROW_TILES);
+  int token_count;
+
+  __device__ __forceinline__ int count() const {
+    return ceil_div(token_count, TOKENS) * ROW_GROUPS;
+  }
+  __device__ __forceinline__ int row_group(int item) const { return item % ROW_GROUPS; }
+  __device__ __forceinline__ int first_token(int item) const { return item / ROW_GROUPS * TOKENS; }
+  __device__ __forceinline__ int tokens(int item) const {
+    return smaller(token_count - first_token(item), TOKENS);
+  }
+};
+
+// Consumers: multiply a CTA's items, from `first` on. `use(row tile, token, lane, values)`: the
+// token is the first of eight, not all of which need be there.
+template <class M, class Use>
+__device__ __forceinline__ void multiply(TokenRing& ring, TotalMemory& memory,
+                                         const char* weights, const MatrixWork<M>& work, int first,
+                                         Use use) {
+#pragma unroll 1
+  for (int item = first; item < work.count(); item += GRID) {
+    const int token = work.first_token(item);
+    with_columns(work.tokens(item), [&](auto columns) {
+      multiply_rows<M, decltype(columns)::value>(
+          ring, memory, weights, work.row_group(item),
+          [&](int row, int tile, int lane, const float4& values) {
+            use(row, token + tile * TILE_TOKENS, lane, values);
+          });
+    });
+  }
+}
+
+// The tokens that a matrix is multiplied with: an operand that has room for so many.
+struct Operand {
+  const char* bytes;
+  int capacity;
+};
+
+// The producer: brings the chunks of tokens from `first` on, a multiple of eight, in the order in
+// which a row group takes them.
+template <class M>
+__device__ __forceinline__ void produce_tokens(TokenRing& ring, const Operand& operand, int first,
+                                               int count) {
+  const char* from = operand.bytes + first / TILE_TOKENS * TILE_BYTES;
+#pragma unroll 1
+  for (ChunkWalk<M> walk; walk.has(); walk.next())
+    ring.bring(from + walk.chunk() * column_bytes(operand.capacity),
+               ceil_div(count, TILE_TOKENS));
+}
+
+// The producer: the tokens of a CTA's items.
+template <class M>
+__device__ __forceinline__ void produce(TokenRing& ring, const Operand& operand,
+                                        const MatrixWork<M>& work, int first) {
+#pragma unroll 1
+  for (int item = first; item < work.count(); item += GRID)
+    produce_tokens<M>(ring, operand, work.first_token(item), work.tokens(item));
+}
+
+}  // namespace kilotok::wide
