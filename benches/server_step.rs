@@ -15,7 +15,7 @@ use kilotok_engine::{
     Caps, Engine, EngineError, PageGroup, PageKind, SlotSetup, StepId, StepOutput, StepPlan,
 };
 use kilotok_generation::Metrics;
-use kilotok_generation::gate::{Ask, Gate, GateOptions};
+use kilotok_generation::{Admission, AdmissionOptions, Ask};
 use kilotok_sched::{Cost, Limits, Scheduler, Submission};
 use kilotok_testkit::{ScriptedEngine, Skill};
 
@@ -176,16 +176,17 @@ fn resident_mib() -> f64 {
     kib.unwrap_or_default() / 1024.0
 }
 
-async fn client(gate: Gate, client: u64, drafts: bool, over: Arc<AtomicBool>) -> u64 {
+async fn client(admission: Admission, client: u64, drafts: bool, over: Arc<AtomicBool>) -> u64 {
     let mut token_count = 0;
     for turn in 0.. {
         if over.load(Ordering::Relaxed) {
             break;
         }
         let submission = submission(client, turn, drafts);
-        let ask = Ask { request_id: format!("{client}-{turn}"), submission, grammar: None };
-        let mut ticket = gate.submit(ask).await.expect("there is room for everyone");
-        while let Some(update) = ticket.next().await {
+        let request =
+            ReplyRequest { request_id: format!("{client}-{turn}"), submission, grammar: None };
+        let mut stream = admission.submit(request).await.expect("there is room for everyone");
+        while let Some(update) = stream.next().await {
             token_count += update.tokens.len() as u64;
             // Some hang up early.
             if (client + turn).is_multiple_of(16) && token_count.is_multiple_of(7) {
@@ -201,13 +202,15 @@ fn served(drafts: bool, step_max: u64) {
     let (times, step_count) = (Arc::clone(&engine.times), Arc::clone(&engine.step_count));
     let metrics = Arc::new(Metrics::new("bench", engine.caps()));
     let limits = eager();
-    let (gate, driver) = Gate::start(Box::new(engine), limits, metrics, GateOptions::default());
+    let (admission, thread) =
+        Admission::start(Box::new(engine), limits, metrics, AdmissionOptions::default());
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(1).enable_all().build().expect("the system has threads");
     let over = Arc::new(AtomicBool::new(false));
     let mut memory = Vec::new();
     let token_count: u64 = runtime.block_on(async {
-        let spawn = |number| tokio::spawn(client(gate.clone(), number, drafts, Arc::clone(&over)));
+        let spawn =
+            |number| tokio::spawn(client(admission.clone(), number, drafts, Arc::clone(&over)));
         let clients: Vec<_> = (0..CLIENTS).map(spawn).collect();
         let mut next = step_max / 5;
         while step_count.load(Ordering::Relaxed) < step_max {
@@ -224,8 +227,8 @@ fn served(drafts: bool, step_max: u64) {
         }
         token_count
     });
-    drop(gate);
-    driver.join().expect("the engine does not fail");
+    drop(admission);
+    thread.join().expect("the engine does not fail");
     let Times { full, any } = std::mem::take(&mut *times.lock().expect("nobody panics"));
     let name = if drafts { "with drafts" } else { "without" };
     percentiles(&format!("served, {name}, {ROWS} decoding rows"), full);

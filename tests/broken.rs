@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use kilotok_cuda::{CudaEngine, CudaOptions, Found, Sizes, TOKENS_MAX, Toolchain};
 use kilotok_engine::{Caps, Engine, EngineError, StepId, StepOutput, StepPlan};
-use kilotok_generation::gate::GateOptions;
+use kilotok_generation::AdmissionOptions;
 use kilotok_model::Knobs;
 use kilotok_sched::Limits;
 use kilotok_server::ServerConfig;
@@ -83,7 +83,7 @@ fn serve(rank_count: usize, how: fn(&mut CudaEngine), now: &Arc<AtomicBool>) -> 
         drain_delay: Duration::from_mins(2),
         ..ServerConfig::default()
     };
-    let (limits, options) = (Limits::default(), GateOptions::default());
+    let (limits, options) = (Limits::default(), AdmissionOptions::default());
     (Server::of(Box::new(engine), text, limits, options, config), brake)
 }
 

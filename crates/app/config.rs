@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use kilotok_batch::SLOTS_MAX;
-use kilotok_generation::gate::QUEUE_MAX;
+use kilotok_generation::WAITING_MAX;
 use kilotok_model::Knobs;
 use kilotok_sched::Limits;
 use kilotok_server::{ServerConfig, TlsFiles};
@@ -453,7 +453,7 @@ fn limits(raw: &RawConfig) -> Result<Limits> {
     let sensible = step_ms_max > 0.0 && step_ms_max <= 1e6;
     ensure!(sensible, "--step-ms-max is {step_ms_max}: give milliseconds above 0");
     let waiting_max = raw.waiting_max.unwrap_or(DEFAULT_WAITING_MAX);
-    ensure!(waiting_max <= QUEUE_MAX, "--waiting-max is {waiting_max}: give 0 to {QUEUE_MAX}");
+    ensure!(waiting_max <= WAITING_MAX, "--waiting-max is {waiting_max}: give 0 to {WAITING_MAX}");
     let drafts = raw.drafts.unwrap_or(true);
     Ok(Limits {
         waiting_max,

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use kilotok_generation::Metrics;
-use kilotok_generation::gate::{Gate, GateOptions};
+use kilotok_generation::{Admission, AdmissionOptions};
 use kilotok_server::{Hosts, ServerConfig, Service, serve};
 use kilotok_text::{Grammars, Text};
 use tracing_subscriber::EnvFilter;
@@ -84,19 +84,19 @@ fn run_with(
     let caps = loaded.engine.caps().clone();
     let metrics = Arc::new(Metrics::new(&config.served_names[0], &caps));
     log.count(Arc::clone(&metrics));
-    let options = GateOptions {
-        queue_max: config.limits.waiting_max,
+    let options = AdmissionOptions {
         stall_ms: u32::try_from(config.stall_timeout.as_millis()).unwrap_or(u32::MAX),
-        ..GateOptions::default()
+        ..AdmissionOptions::default()
     };
-    let (gate, driver) = Gate::start(loaded.engine, config.limits, Arc::clone(&metrics), options);
+    let (admission, thread) =
+        Admission::start(loaded.engine, config.limits, Arc::clone(&metrics), options);
     let runtime = crate::runtime()?;
     let listener = bind(config)?;
     let address = listener.local_addr()?;
     announce::text(config, &text);
     let has_template = text.has_template();
     let settings = settings(config, &loaded.folder, address.ip());
-    let service = Service::new(text, Arc::new(grammars), gate, metrics, settings);
+    let service = Service::new(text, Arc::new(grammars), admission, metrics, settings);
     let service = Arc::new(service);
     signals.serving();
     announce::ready(config, address, has_template, start.elapsed());
@@ -106,7 +106,7 @@ fn run_with(
     });
     runtime.shutdown_background();
     served?;
-    driver.join()?;
+    thread.join()?;
     announce::over();
     Ok(())
 }
@@ -119,7 +119,7 @@ fn now() -> Instant {
 /// The second signal ends what still runs.
 async fn end_all(signals: Signals, service: Arc<Service>) {
     signals.reach(2).await;
-    service.shut();
+    service.stop();
 }
 
 /// Checks that the system allows as many threads as a server needs. Code that starts them later

@@ -13,7 +13,7 @@ use kilotok_cpu::CpuEngine;
 use kilotok_cuda::{CudaEngine, CudaOptions, Found, TOKENS_MAX};
 use kilotok_engine::{Caps, Engine, EngineError, StepId, StepOutput, StepPlan};
 use kilotok_generation::Metrics;
-use kilotok_generation::gate::{Gate, GateOptions, Stopwatch};
+use kilotok_generation::{Admission, AdmissionOptions, Clock};
 use kilotok_model::Knobs;
 use kilotok_sched::{Cost, Limits};
 use kilotok_server::{ServeError, ServerConfig, Service, serve};
@@ -105,11 +105,12 @@ impl Server {
         let cost = Cost { base_us: STEP_US as f32, token_us: 0.0, draft_us: 0.0 };
         let limits = Limits { cost, learning_share: 0.0, ..Limits::default() };
         let readings = AtomicU64::new(0);
-        let stopwatch = Stopwatch::new(move || STEP_US * readings.fetch_add(1, Ordering::Relaxed));
-        let options = GateOptions { stopwatch, ..GateOptions::default() };
-        let (gate, _driver) = Gate::start(Box::new(engine), limits, Arc::clone(&metrics), options);
+        let clock = Clock::new(move || STEP_US * readings.fetch_add(1, Ordering::Relaxed));
+        let options = AdmissionOptions { clock, ..AdmissionOptions::default() };
+        let (admission, _thread) =
+            Admission::start(Box::new(engine), limits, Arc::clone(&metrics), options);
         let config = ServerConfig { served_names: vec!["demo".into()], ..ServerConfig::default() };
-        let service = Arc::new(Service::new(text, Arc::new(grammars), gate, metrics, config));
+        let service = Arc::new(Service::new(text, Arc::new(grammars), admission, metrics, config));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();

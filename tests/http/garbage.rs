@@ -49,7 +49,7 @@ fn ten_thousand_senseless_requests_are_their_senders_fault() {
     // What clients make up is no label.
     assert_eq!(series(&server), series_count);
     assert_eq!(server.get("/load").good()["server_load"], 0);
-    assert_eq!(server.service.gate.load().usage, 0.0);
+    assert_eq!(server.service.admission.load().usage, 0.0);
 }
 
 const GARBAGE: [fn(&Server, &mut Dice); 11] = [

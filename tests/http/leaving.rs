@@ -42,7 +42,7 @@ fn a_thousand_clients_that_leave_leave_nothing_behind() {
         }
     });
     until("the end of everything", || {
-        let load = server.service.gate.load();
+        let load = server.service.admission.load();
         let idle = (load.held, load.running) == (0, 0) && load.usage == 0.0;
         idle && owners(&server) <= fewest.get()
     });

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use kilotok_generation::gate::{GateOptions, Stopwatch};
+use kilotok_generation::{AdmissionOptions, Clock};
 use kilotok_server::ServerConfig;
 use serde_json::{Value, json};
 
@@ -38,8 +38,8 @@ fn a_client_that_does_not_read_holds_up_nobody() {
         assert_eq!(*expected.get_or_insert(content.clone()), content);
     }
     // The engine is done with those who do not read; what they have not read waits for them.
-    until("the end of all replies", || server.service.gate.load().held == 0);
-    assert_eq!(server.service.gate.load().usage, 0.0);
+    until("the end of all replies", || server.service.admission.load().held == 0);
+    assert_eq!(server.service.admission.load().usage, 0.0);
     for open in unread {
         let events = open.answer().events();
         let (done, chunks) = events.split_last().unwrap();
@@ -80,12 +80,12 @@ fn stopping_under_load_loses_no_reply_that_was_let_in() {
             scope.spawn(move || clients(server, seed));
         }
         until("load", || whole.load(Ordering::Relaxed) > 2 * CLIENTS);
-        assert!(server.service.gate.load().held > 0);
+        assert!(server.service.admission.load().held > 0);
         drop(stop);
     });
     server.wait().unwrap();
     assert!(std::net::TcpStream::connect(address).is_err());
-    let load = server.service.gate.load();
+    let load = server.service.admission.load();
     assert_eq!((load.held, load.running), (0, 0));
 }
 
@@ -105,8 +105,8 @@ fn token_count(answer: &Answer, stream: bool) -> u64 {
 fn health_is_progress() {
     let (now, brake) = (Arc::new(AtomicU64::new(0)), Brake::default());
     let clock = Arc::clone(&now);
-    let stopwatch = Stopwatch::new(move || clock.load(Ordering::SeqCst));
-    let options = GateOptions { stopwatch, ..GateOptions::default() };
+    let clock = Clock::new(move || clock.load(Ordering::SeqCst));
+    let options = AdmissionOptions { clock, ..AdmissionOptions::default() };
     let server = Server::start(Setup { options, brake: Some(brake.clone()), ..Setup::default() });
     brake.release(100);
     let mut open = server.begin(CHAT, &babble(1500, &json!({"stream": true})));

@@ -10,8 +10,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use kilotok_engine::{Caps, Engine};
-use kilotok_generation::gate::{GateOptions, Stopwatch};
-use kilotok_generation::{Gate, Metrics};
+use kilotok_generation::{Admission, Metrics};
+use kilotok_generation::{AdmissionOptions, Clock};
 use kilotok_sched::{Cost, Limits};
 use kilotok_server::{ServeError, ServerConfig, Service, serve};
 use kilotok_testkit::{ScriptedEngine, Skill, Voice, parrot};
@@ -35,7 +35,7 @@ pub(crate) struct Setup {
     pub(crate) caps: Caps,
     pub(crate) skill: Skill,
     pub(crate) limits: Limits,
-    pub(crate) options: GateOptions,
+    pub(crate) options: AdmissionOptions,
     pub(crate) config: ServerConfig,
     pub(crate) brake: Option<Brake>,
     pub(crate) fail_at: Option<u64>,
@@ -48,7 +48,7 @@ impl Default for Setup {
             caps,
             skill: Skill::Percent(70),
             limits: eager(),
-            options: GateOptions::default(),
+            options: AdmissionOptions::default(),
             config: ServerConfig {
                 served_names: vec!["toy".into(), "alias/toy".into()],
                 ..ServerConfig::default()
@@ -72,7 +72,7 @@ impl Setup {
     pub(crate) fn steady() -> Self {
         let readings = AtomicU64::new(0);
         let now_us = move || 1000 * readings.fetch_add(1, Ordering::Relaxed);
-        let options = GateOptions { stopwatch: Stopwatch::new(now_us), ..GateOptions::default() };
+        let options = AdmissionOptions { clock: Clock::new(now_us), ..AdmissionOptions::default() };
         Self { options, ..Self::default() }
     }
 }
@@ -142,15 +142,15 @@ impl Server {
         engine: Box<dyn Engine>,
         text: Text,
         limits: Limits,
-        options: GateOptions,
+        options: AdmissionOptions,
         config: ServerConfig,
     ) -> Self {
         let caps = engine.caps();
         let end_tokens = &text.defaults().end_tokens;
         let grammars = Grammars::new(&text, caps.vocab_size, end_tokens).unwrap();
         let metrics = Arc::new(Metrics::new(&config.served_names[0], caps));
-        let (gate, _driver) = Gate::start(engine, limits, Arc::clone(&metrics), options);
-        let service = Service::new(Arc::new(text), Arc::new(grammars), gate, metrics, config);
+        let (admission, _thread) = Admission::start(engine, limits, Arc::clone(&metrics), options);
+        let service = Service::new(Arc::new(text), Arc::new(grammars), admission, metrics, config);
         let service = Arc::new(service);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -232,7 +232,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.service.gate.shut();
+        self.service.admission.stop();
         self.signal();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();

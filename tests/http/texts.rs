@@ -90,7 +90,7 @@ fn text_that_cannot_be_a_prompt_is_the_clients_fault() {
         assert_eq!(answer.status, 400, "{path}: {}", answer.text());
     }
     let limit = server.post("/tokenize", &json!({"prompt": long})).json()["error"].clone();
-    let context = server.service.gate.context_max();
+    let context = server.service.admission.context_max();
     let message = limit["message"].as_str().unwrap();
     assert!(message.contains(&format!("more than {context} tokens")), "{message}");
     assert_eq!(limit["code"], "context_length_exceeded");

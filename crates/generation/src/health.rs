@@ -1,14 +1,14 @@
-//! What the engine's thread lets others know of it without being asked: whether steps get done,
-//! whether new requests are welcome, how much it has to do. Health is decode progress: where there
-//! is work and no step was done for a while, the engine is stalled, whatever it believes itself.
+//! What the engine's thread publishes of itself: whether steps are finished, whether new requests
+//! are admitted, and how much there is to do. An engine is healthy if replies progress: where there
+//! is work and no step was finished for a while, it is stalled.
 
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use kilotok_sched::Stats;
 
-use crate::pace::Pace;
-use crate::stopwatch::Stopwatch;
+use crate::clock::Clock;
+use crate::completion_rate::CompletionRate;
 
 /// How the engine is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub enum Health {
         /// Whether there is work.
         busy: bool,
     },
-    /// There is work, but no step was done for so long.
+    /// There is work, but no step was finished for so long.
     Stalled { for_ms: u64 },
     /// It failed, and nothing will run again.
     Failed { message: String },
@@ -25,39 +25,39 @@ pub enum Health {
     Draining,
 }
 
-/// Whom the server lets in.
+/// Only ever goes forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Doors {
-    Open = 0,
-    /// Nobody new.
+pub(crate) enum Lifecycle {
+    Accepting = 0,
+    /// New requests are refused.
     Draining = 1,
-    /// Those inside have to leave.
-    Shut = 2,
+    /// Running requests end as well.
+    Stopped = 2,
 }
 
-/// Written by the engine's thread, read by all.
-pub(crate) struct Board {
-    pub(crate) stopwatch: Stopwatch,
+/// Written by the engine's thread and by admission, read by all.
+pub(crate) struct EngineStatus {
+    pub(crate) clock: Clock,
     stall_us: u64,
-    doors: AtomicU8,
-    /// Requests that were let in and have not ended.
+    lifecycle: AtomicU8,
+    /// Requests that were admitted, or have a reservation, and have not ended.
     held: AtomicU32,
-    /// When a step was last done or work came after none, and one more; 0 without work.
+    /// When a step was last finished or work came after none, and one more; 0 without work.
     progress_us: AtomicU64,
-    /// Messages that the engine's thread has not read.
+    /// Commands that the engine's thread has not read.
     unread: AtomicU32,
     failure: OnceLock<String>,
     stats: Mutex<Stats>,
-    pace: Mutex<Pace>,
+    completion_rate: Mutex<CompletionRate>,
 }
 
-impl Board {
-    pub(crate) fn new(stopwatch: Stopwatch, stall_ms: u32) -> Self {
+impl EngineStatus {
+    pub(crate) fn new(clock: Clock, stall_ms: u32) -> Self {
         Self {
-            pace: Mutex::new(Pace::new(stopwatch.now_us())),
-            stopwatch,
+            completion_rate: Mutex::new(CompletionRate::new(clock.now_us())),
+            clock,
             stall_us: u64::from(stall_ms) * 1000,
-            doors: AtomicU8::new(Doors::Open as u8),
+            lifecycle: AtomicU8::new(Lifecycle::Accepting as u8),
             held: AtomicU32::new(0),
             progress_us: AtomicU64::new(0),
             unread: AtomicU32::new(0),
@@ -72,22 +72,26 @@ impl Board {
         }
         let progress_us = self.progress_us.load(Ordering::SeqCst);
         let busy = progress_us > 0;
-        let waited_us = (self.stopwatch.now_us() + 1).saturating_sub(progress_us);
+        let waited_us = (self.clock.now_us() + 1).saturating_sub(progress_us);
         if busy && waited_us > self.stall_us {
             return Health::Stalled { for_ms: waited_us / 1000 };
         }
-        if self.doors() == Doors::Open { Health::Ok { busy } } else { Health::Draining }
+        if self.lifecycle() == Lifecycle::Accepting {
+            Health::Ok { busy }
+        } else {
+            Health::Draining
+        }
     }
 
-    /// A step was done.
+    /// A step was finished.
     pub(crate) fn progress(&self, now_us: u64) {
         self.progress_us.store(now_us + 1, Ordering::SeqCst);
     }
 
-    /// There is work, whether or not it gets done.
+    /// There is work, whether or not it progresses.
     pub(crate) fn busy(&self) {
         if self.progress_us.load(Ordering::SeqCst) == 0 {
-            let now_us = self.stopwatch.now_us();
+            let now_us = self.clock.now_us();
             let _ = self.progress_us.compare_exchange(
                 0,
                 now_us + 1,
@@ -97,7 +101,7 @@ impl Board {
         }
     }
 
-    /// There is none but to read what was posted meanwhile.
+    /// There is no work but to read the commands that were sent meanwhile.
     pub(crate) fn idle(&self) {
         self.progress_us.store(0, Ordering::SeqCst);
         if self.unread.load(Ordering::SeqCst) > 0 {
@@ -105,14 +109,14 @@ impl Board {
         }
     }
 
-    /// The engine's thread has a message to read. Counted before it is sent.
-    pub(crate) fn posted(&self) {
+    /// The engine's thread has a command to read. Counted before it is sent.
+    pub(crate) fn command_sent(&self) {
         self.unread.fetch_add(1, Ordering::SeqCst);
         self.busy();
     }
 
     /// It was read, or could not be sent.
-    pub(crate) fn read(&self) {
+    pub(crate) fn command_read(&self) {
         self.unread.fetch_sub(1, Ordering::SeqCst);
     }
 
@@ -125,26 +129,25 @@ impl Board {
         self.failure.get().map(String::as_str)
     }
 
-    pub(crate) fn doors(&self) -> Doors {
-        match self.doors.load(Ordering::Acquire) {
-            0 => Doors::Open,
-            1 => Doors::Draining,
-            _ => Doors::Shut,
+    pub(crate) fn lifecycle(&self) -> Lifecycle {
+        match self.lifecycle.load(Ordering::Acquire) {
+            0 => Lifecycle::Accepting,
+            1 => Lifecycle::Draining,
+            _ => Lifecycle::Stopped,
         }
     }
 
-    /// Doors that are shut do not open again.
-    pub(crate) fn close(&self, doors: Doors) {
-        self.doors.fetch_max(doors as u8, Ordering::AcqRel);
+    pub(crate) fn close(&self, lifecycle: Lifecycle) {
+        self.lifecycle.fetch_max(lifecycle as u8, Ordering::AcqRel);
     }
 
-    /// Room for so many more requests, if there is any.
-    pub(crate) fn hold(&self, count: u32, room: u32) -> bool {
-        let more = |held: u32| held.checked_add(count).filter(|held| *held <= room);
+    /// Holds so many more requests, if that is not more than `held_max` in all.
+    pub(crate) fn try_hold(&self, count: u32, held_max: u32) -> bool {
+        let more = |held: u32| held.checked_add(count).filter(|held| *held <= held_max);
         self.held.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
     }
 
-    /// A request has ended.
+    /// So many requests have ended.
     pub(crate) fn release(&self, count: u32) {
         self.held.fetch_sub(count, Ordering::AcqRel);
     }
@@ -157,7 +160,7 @@ impl Board {
         self.stats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn pace(&self) -> MutexGuard<'_, Pace> {
-        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn completion_rate(&self) -> MutexGuard<'_, CompletionRate> {
+        self.completion_rate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,17 +1,35 @@
-//! Runs requests on one engine: admission bounds how many there are, the engine's thread plans and
-//! runs steps, workers make grammar masks, and each reply comes back in increments. This crate
-//! knows no HTTP and no JSON: `server` makes requests of what clients send, and encodes replies.
+//! Runs requests on one engine. [`Generator::start`] takes a request whose values are resolved, and
+//! [`Replies`] are its replies, increment by increment. In between, [`Admission`] bounds how many
+//! requests there are, and the engine's thread plans and runs steps.
+//!
+//! This crate knows no HTTP and no JSON: `server` makes requests of what clients send, and encodes
+//! the increments of replies.
 
-mod bell;
-mod drive;
-pub mod gate;
-mod guide;
+mod admission;
+mod clock;
+mod command;
+mod completion_rate;
+mod engine_thread;
 mod health;
+mod increment;
+mod mask_workers;
 pub mod metrics;
-mod pace;
-mod post;
-mod stopwatch;
-mod updates;
+mod replies;
+mod reply_channel;
+mod reply_stream;
+mod stats;
+mod wake_relay;
 
-pub use gate::{Gate, GateOptions};
+pub use admission::{
+    Admission, AdmissionOptions, EngineThread, Load, Refusal, ReplyRequest, Reservation,
+    TokenStream, WAITING_MAX,
+};
+pub use clock::Clock;
+pub use engine_thread::EngineFailed;
+pub use health::Health;
+pub use increment::{Failure, FailureKind, FinishReason, Increment};
+pub use kilotok_sched::{Limits, Submission};
 pub use metrics::Metrics;
+pub use replies::{GenerationRequest, Generator, Replies, StartError};
+pub use reply_stream::ReplyStream;
+pub use stats::ReplyStats;

@@ -1,5 +1,5 @@
 //! What goes wrong with a request, in OpenAI's form: status, type, parameter, code and a sentence
-//! that says what to do. Knows no route; who speaks another dialect translates.
+//! that says what to do. Knows no route; who speaks another API translates.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use serde::Serialize;
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 use utoipa::{IntoResponses, ToSchema};
 
-use kilotok_generation::gate::{Failure, FailureKind, Refusal};
+use kilotok_generation::{Failure, FailureKind, Refusal};
 
 /// An answer that is not the one hoped for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,9 +43,9 @@ pub struct ErrorDetail {
 }
 
 /// For the document of the API: how any request can go wrong.
-pub(crate) struct Faults;
+pub(crate) struct ErrorResponses;
 
-impl IntoResponses for Faults {
+impl IntoResponses for ErrorResponses {
     fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
         let fault = |status: &str, whose: &str| {
             let body = ContentBuilder::new().schema(Some(Ref::from_schema_name("ErrorBody")));
@@ -73,6 +73,10 @@ impl ApiError {
         let param = param.into();
         let message = format!("{param}: {what} is not implemented by this server");
         Self::bad(param, message).with_code("unsupported_parameter")
+    }
+
+    pub fn internal(message: &str) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
     }
 
     pub fn unknown_model(model: &str, served: &[String]) -> Self {
@@ -209,7 +213,7 @@ impl IntoResponse for ApiError {
             let scheme = HeaderValue::from_static("Bearer");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
         }
-        // For whoever logs it, or says it in another dialect.
+        // For whoever logs it, or translates it.
         response.extensions_mut().insert(self);
         response
     }

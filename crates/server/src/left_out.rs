@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use kilotok_generation::Metrics;
+use crate::metrics::HttpMetrics;
 
 /// Types that have a counter of their own, without their dates. All others are counted as `other`,
 /// for clients can write anything there.
@@ -89,7 +89,7 @@ impl LeftOut {
     }
 
     /// Counts it, and logs types that are met for the first time.
-    pub(crate) fn publish(&self, metrics: &Metrics) {
+    pub(crate) fn publish(&self, metrics: &HttpMetrics) {
         for ((what, label), Kind { written, count }) in &self.0 {
             let what = what.name();
             if metrics.left_out(what, label, *count) {

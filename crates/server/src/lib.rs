@@ -1,28 +1,29 @@
-//! The server: OpenAI's and Anthropic's APIs over HTTP on one engine. Requests are checked and made
-//! into prompts ([`mod@error`] says what was wrong), let in through the [`gate`], run by the
-//! engine's thread, and told to their clients piece by piece. How models run and how text is read
-//! is up to other crates; no other crate knows HTTP.
+//! The server: OpenAI's and Anthropic's APIs over HTTP, and the chat page. [`router`] has all
+//! routes. Each API has a folder, in which a request becomes parameters and a prompt, and the
+//! increments of its replies become JSON. The replies themselves come from `generation`; no other
+//! crate than this one knows HTTP.
 
 mod auth;
 mod budget;
-mod choice;
-mod chorus;
-mod clock;
-mod dialects;
+pub mod chat;
+pub mod completions;
+mod date;
+mod encoder;
 pub mod error;
-mod handlers;
+mod handler_runtime;
 mod hosts;
 mod left_out;
+pub mod messages;
+mod metrics;
+mod middleware;
 mod params;
+pub mod responses;
 mod routes;
-mod said;
 mod serve;
 mod service;
 mod socket;
 mod sse;
-mod tally;
 mod tls;
-mod trace;
 mod unenforced;
 pub mod wire;
 

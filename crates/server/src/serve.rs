@@ -10,12 +10,12 @@ use axum_server::{Handle, Server};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 
-use crate::handlers::Handlers;
+use crate::handler_runtime::HandlerRuntime;
 use crate::routes::router;
 use crate::service::Service;
-use crate::socket::{Accepting, Doorman, Peer};
+use crate::socket::{Accepting, Peer, SocketTimeouts};
 use crate::tls::Tls;
-use kilotok_generation::gate::EngineFailed;
+use kilotok_generation::EngineFailed;
 
 /// Why serving ended before it was told to.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +41,7 @@ const FLUSH_WAIT_MAX: Duration = Duration::from_secs(5);
 const FAILURE_SHOWN_MIN: Duration = Duration::from_secs(1);
 
 /// Serves until `shutdown` and the drain after it, or until the engine fails. To cut the drain
-/// short, shut the service's gate.
+/// short, shut the service's admission.
 pub async fn serve(
     listener: TcpListener,
     service: Arc<Service>,
@@ -49,7 +49,7 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     listener.set_nonblocking(true)?;
     let handle = Handle::new();
-    let handlers = Handlers::start()?;
+    let handlers = HandlerRuntime::start()?;
     let running = listen(listener, Arc::clone(&service), handlers.handle(), handle.clone())?;
     let mut running = tokio::spawn(running);
     let mut time_left = Duration::ZERO;
@@ -57,11 +57,11 @@ pub async fn serve(
     let outcome = tokio::select! {
         () = &mut shutdown => {
             time_left = drain(&service).await;
-            let ended = tokio::time::timeout(FLUSH_WAIT_MAX, service.gate.ended()).await;
+            let ended = tokio::time::timeout(FLUSH_WAIT_MAX, service.admission.ended()).await;
             let hung = |_| Err(EngineFailed("its last step does not end".into()));
             ended.unwrap_or_else(hung).map_err(ServeError::from)
         }
-        outcome = service.gate.ended() => {
+        outcome = service.admission.ended() => {
             if outcome.is_err() {
                 let shown = service.config.drain_delay.max(FAILURE_SHOWN_MIN);
                 let _ = tokio::time::timeout(shown, shutdown).await;
@@ -75,7 +75,7 @@ pub async fn serve(
     let served = if let Ok(served) = tokio::time::timeout(time_left, &mut running).await {
         served
     } else {
-        service.shut();
+        service.stop();
         running.await
     };
     outcome.and(served.map_err(io::Error::other)?.map_err(ServeError::from))
@@ -110,17 +110,17 @@ fn listen(
 ) -> Result<Serving, ServeError> {
     let (files, look) = (service.config.tls.clone(), service.config.tls_look);
     let tls = files.map(Tls::open).transpose()?;
-    let accepting = Accepting::new(listener, Arc::clone(&service.metrics))?;
+    let accepting = Accepting::new(listener, Arc::clone(&service.http_metrics))?;
     let server = Server::<Peer>::from_listener(accepting).handle(handle);
     let make = router(service, handlers).into_make_service();
     match tls {
         None => {
-            let mut server = server.map(Doorman);
+            let mut server = server.map(SocketTimeouts);
             tune(server.http_builder());
             Ok(Box::pin(server.serve(make)))
         }
         Some(tls) => {
-            let mut server = server.acceptor(Doorman(RustlsAcceptor::new(tls.config())));
+            let mut server = server.acceptor(SocketTimeouts(RustlsAcceptor::new(tls.config())));
             tune(server.http_builder());
             let served = server.serve(make);
             Ok(Box::pin(async move {
@@ -142,20 +142,20 @@ async fn drain(service: &Service) -> Duration {
         let seconds = delay.as_secs_f64();
         tracing::info!(seconds, "shutting down: new requests are taken for a moment longer");
     }
-    let ended = service.gate.ended();
+    let ended = service.admission.ended();
     tokio::pin!(ended);
     tokio::select! {
         () = tokio::time::sleep(delay) => {}
         _ = &mut ended => return Duration::ZERO,
     }
     let start = tokio::time::Instant::now();
-    service.gate.drain();
-    let count = service.gate.load().held;
+    service.admission.drain();
+    let count = service.admission.load().held;
     tracing::info!(count, "new requests are refused, running ones finish");
     tokio::select! {
         () = tokio::time::sleep(service.config.shutdown_timeout) => {
-            tracing::warn!(count = service.gate.load().held, "requests are cut off");
-            service.shut();
+            tracing::warn!(count = service.admission.load().held, "requests are cut off");
+            service.stop();
         }
         _ = &mut ended => {}
     }

@@ -1,22 +1,22 @@
-//! What all routes share: the model's text, its grammars, the gate to its engine, and how the
-//! server was set up. Values come resolved; nothing here reads a flag or a file.
+//! What all routes share: the model's text, what generates replies, and how the server was set up.
+//! Values come resolved; nothing here reads a flag or a file.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use kilotok_generation::{Admission, Generator, Health, Metrics, Reservation};
 use kilotok_text::{Grammars, Text};
 use tokio::sync::{Semaphore, watch};
 
 use crate::auth::Keys;
 use crate::budget::Budget;
-use crate::clock::unix_seconds;
+use crate::date::unix_seconds;
 use crate::error::ApiError;
 use crate::hosts::Hosts;
+use crate::metrics::HttpMetrics;
 use crate::unenforced::Unenforced;
-use kilotok_generation::Metrics;
-use kilotok_generation::gate::{Gate, Health, Place};
 
 #[cfg(test)]
 mod tests;
@@ -93,55 +93,54 @@ impl Default for ServerConfig {
 /// What routes share.
 pub struct Service {
     pub text: Arc<Text>,
-    pub grammars: Arc<Grammars>,
-    pub gate: Gate,
+    pub admission: Admission,
     pub metrics: Arc<Metrics>,
+    pub(crate) http_metrics: Arc<HttpMetrics>,
+    pub(crate) generator: Generator,
     pub config: ServerConfig,
     pub(crate) keys: Keys,
     /// Memory for what requests bring.
     pub(crate) budget: Arc<Budget>,
     pub(crate) created: u64,
-    /// Told by every reply: what else it depends on besides the request.
+    /// Part of every response: what a reply depends on besides the request.
     pub(crate) fingerprint: String,
     /// Set by the signal to stop.
     leaving: AtomicBool,
     /// Set when requests must end, wherever they are.
     cut_off: watch::Sender<bool>,
-    /// Templates and tokenizers at work on threads of their own: on small texts, and on large
-    /// ones, which hold up no small one.
-    small_chores: Arc<Semaphore>,
-    large_chores: Arc<Semaphore>,
-    /// Grammars that are compiled, apart from chores: costly ones hold up no prompt.
-    pub(crate) compiling: Arc<Semaphore>,
+    /// Templates and tokenizers run on threads of their own: those of small texts, and those of
+    /// large ones, which delay no small one.
+    small_texts: Arc<Semaphore>,
+    large_texts: Arc<Semaphore>,
     pub(crate) unenforced: Unenforced,
 }
 
-/// So many bytes are worked on in a few microseconds, faster than a thread is found for them.
+/// So many bytes are processed in a few microseconds, faster than a thread takes them over.
 const INLINE_BYTES_MAX: usize = 4096;
 
 /// A text of so many bytes is rendered and encoded in some ten milliseconds.
 const SMALL_BYTES_MAX: usize = 1 << 16;
 
 /// More would only take the cores from one another.
-const CHORES_MAX: usize = 4;
+const SMALL_TEXTS_MAX: usize = 4;
 
 /// Each takes a core for seconds, and hundreds of megabytes.
-const LARGE_CHORES_MAX: usize = 2;
+const LARGE_TEXTS_MAX: usize = 2;
 
-/// Whether a request's client has left.
+/// Whether a request was cancelled, because its client closed the connection.
 #[derive(Clone, Default)]
-pub(crate) struct Left(Arc<AtomicBool>);
+pub(crate) struct Cancelled(Arc<AtomicBool>);
 
-impl Left {
+impl Cancelled {
     pub(crate) fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// Says so when the request's future is dropped.
-struct Leaves(Left);
+/// Set when the request's future is dropped.
+struct CancelOnDrop(Cancelled);
 
-impl Drop for Leaves {
+impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         self.0.0.store(true, Ordering::Relaxed);
     }
@@ -151,14 +150,15 @@ impl Service {
     pub fn new(
         text: Arc<Text>,
         grammars: Arc<Grammars>,
-        gate: Gate,
+        admission: Admission,
         metrics: Arc<Metrics>,
         config: ServerConfig,
     ) -> Self {
         Self {
+            http_metrics: Arc::new(HttpMetrics::new(&metrics)),
+            generator: Generator::new(admission.clone(), Arc::clone(&text), grammars),
             text,
-            grammars,
-            gate,
+            admission,
             metrics,
             keys: Keys::new(&config.api_keys),
             budget: Budget::new(config.request_memory),
@@ -166,9 +166,8 @@ impl Service {
             fingerprint: format!("kilotok-{}", env!("CARGO_PKG_VERSION")),
             leaving: AtomicBool::new(false),
             cut_off: watch::Sender::new(false),
-            small_chores: Arc::new(Semaphore::new(CHORES_MAX)),
-            large_chores: Arc::new(Semaphore::new(LARGE_CHORES_MAX)),
-            compiling: Arc::new(Semaphore::new(CHORES_MAX)),
+            small_texts: Arc::new(Semaphore::new(SMALL_TEXTS_MAX)),
+            large_texts: Arc::new(Semaphore::new(LARGE_TEXTS_MAX)),
             unenforced: Unenforced::default(),
             config,
         }
@@ -189,14 +188,14 @@ impl Service {
         }
     }
 
-    /// The load balancer shall look elsewhere from now on.
+    /// From now on `/ready` says no, so that load balancers send no more requests.
     pub fn leave(&self) {
         self.leaving.store(true, Ordering::Release);
     }
 
-    /// Ends whatever is left with an error: replies, and requests that are not that far.
-    pub fn shut(&self) {
-        self.gate.shut();
+    /// Ends all requests that are left with an error, those without replies too.
+    pub fn stop(&self) {
+        self.admission.stop();
         self.cut_off.send_replace(true);
     }
 
@@ -207,15 +206,16 @@ impl Service {
 
     /// Whether new requests are welcome.
     pub fn is_ready(&self) -> bool {
-        !self.leaving.load(Ordering::Acquire) && matches!(self.gate.health(), Health::Ok { .. })
+        !self.leaving.load(Ordering::Acquire)
+            && matches!(self.admission.health(), Health::Ok { .. })
     }
 
-    /// Is to be held while a request waits for its prompt or its grammar.
-    pub(crate) fn place(&self) -> Result<Place, ApiError> {
-        self.gate.place().map_err(|refusal| ApiError::from_refusal(refusal, "prompt"))
+    /// Held while the prompt of a request is made.
+    fn reserve(&self) -> Result<Reservation, ApiError> {
+        self.admission.reserve().map_err(|refusal| ApiError::from_refusal(refusal, "prompt"))
     }
 
-    /// Work of the processor on so many bytes, without holding up others.
+    /// Runs work on so many bytes: here if they are few, else as [`Self::run_blocking`] does.
     pub(crate) async fn work<T: Send + 'static>(
         self: &Arc<Self>,
         bytes: usize,
@@ -224,30 +224,27 @@ impl Service {
         if bytes <= INLINE_BYTES_MAX {
             return work(self);
         }
-        self.chore(bytes, move |service, _| work(service)).await
+        self.run_blocking(bytes, move |service, _| work(service)).await
     }
 
-    /// Rendering and tokenizing about so many bytes on another thread: what a template does cannot
-    /// be told by the size of what it is given. The work is told when its client has left.
-    pub(crate) async fn chore<T: Send + 'static>(
+    /// Renders and tokenizes about so many bytes on another thread: how long a template takes
+    /// cannot be told by the size of its input. The work learns when its request was cancelled.
+    pub(crate) async fn run_blocking<T: Send + 'static>(
         self: &Arc<Self>,
         bytes: usize,
-        work: impl FnOnce(&Self, &Left) -> Result<T, ApiError> + Send + 'static,
+        work: impl FnOnce(&Self, &Cancelled) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        let _place = if bytes <= INLINE_BYTES_MAX { None } else { Some(self.place()?) };
-        let lost = || {
-            let status = axum::http::StatusCode::INTERNAL_SERVER_ERROR;
-            ApiError::new(status, "preparing the request failed")
-        };
+        let _reservation = if bytes <= INLINE_BYTES_MAX { None } else { Some(self.reserve()?) };
+        let lost = || ApiError::internal("preparing the request failed");
         let is_small = bytes <= SMALL_BYTES_MAX;
-        let chores = if is_small { &self.small_chores } else { &self.large_chores };
-        let permit = Arc::clone(chores).acquire_owned().await.map_err(|_| lost())?;
+        let turns = if is_small { &self.small_texts } else { &self.large_texts };
+        let turn = Arc::clone(turns).acquire_owned().await.map_err(|_| lost())?;
         let service = Arc::clone(self);
-        let leaves = Leaves(Left::default());
-        let left = leaves.0.clone();
+        let cancel_on_drop = CancelOnDrop(Cancelled::default());
+        let cancelled = cancel_on_drop.0.clone();
         let done = tokio::task::spawn_blocking(move || {
-            let done = work(&service, &left);
-            drop(permit);
+            let done = work(&service, &cancelled);
+            drop(turn);
             done
         });
         done.await.map_err(|_| lost())?

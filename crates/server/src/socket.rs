@@ -1,6 +1,6 @@
-//! Sockets of clients: that none can be accepted is said, every piece of a reply leaves at once,
-//! and a client that neither greets nor reads is given up. hyper has a time limit for headers, but
-//! none before it knows which HTTP is spoken, and none for writing.
+//! Sockets of clients: that none can be accepted is said, every increment of a reply leaves at
+//! once, and a client that neither greets nor reads is given up. hyper has a time limit for
+//! headers, but none before it knows which HTTP is spoken, and none for writing.
 
 use std::io;
 use std::pin::Pin;
@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, Sleep, sleep};
 
-use kilotok_generation::Metrics;
+use crate::metrics::HttpMetrics;
 
 /// After so many bytes hyper knows which HTTP is spoken.
 const GREETING_BYTES: usize = 24;
@@ -38,17 +38,20 @@ impl Address for Peer {
 /// A listener that counts and tells when it cannot accept. `axum_server` goes on without a word.
 pub(crate) struct Accepting {
     listener: TcpListener,
-    metrics: Arc<Metrics>,
+    metrics: Arc<HttpMetrics>,
     told: Mutex<Option<Instant>>,
 }
 
 impl Accepting {
-    pub(crate) fn new(listener: std::net::TcpListener, metrics: Arc<Metrics>) -> io::Result<Self> {
+    pub(crate) fn new(
+        listener: std::net::TcpListener,
+        metrics: Arc<HttpMetrics>,
+    ) -> io::Result<Self> {
         Ok(Self { listener: TcpListener::from_std(listener)?, metrics, told: Mutex::default() })
     }
 
     fn failed(&self, error: &io::Error) {
-        self.metrics.accept_failed();
+        self.metrics.accepts_failed.inc();
         let now = Instant::now();
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if told.is_none_or(|told| now.duration_since(told) >= FAILURE_TOLD_EVERY) {
@@ -78,11 +81,11 @@ impl AddrListener<TcpStream, Peer> for Accepting {
 
 /// Makes sockets of what another acceptor lets in.
 #[derive(Clone)]
-pub(crate) struct Doorman<A>(pub(crate) A);
+pub(crate) struct SocketTimeouts<A>(pub(crate) A);
 
 type Accepted<T> = Pin<Box<dyn Future<Output = io::Result<T>> + Send>>;
 
-impl<A, S> Accept<TcpStream, S> for Doorman<A>
+impl<A, S> Accept<TcpStream, S> for SocketTimeouts<A>
 where
     A: Accept<TcpStream, S, Future: Send + 'static>,
 {
@@ -107,24 +110,24 @@ pub(crate) struct Socket<S> {
     inner: S,
     /// Bytes of the greeting that have not come.
     greeting_left: usize,
-    greeted: Patience,
-    written: Patience,
+    greeted: Timeout,
+    written: Timeout,
 }
 
 impl<S> Socket<S> {
     fn new(inner: S) -> Self {
-        let (greeted, written) = (Patience::new(GREETING_WAIT_MAX), Patience::new(WRITE_WAIT_MAX));
+        let (greeted, written) = (Timeout::new(GREETING_WAIT_MAX), Timeout::new(WRITE_WAIT_MAX));
         Self { inner, greeting_left: GREETING_BYTES, greeted, written }
     }
 }
 
 /// Waits for a client, and not for ever.
-struct Patience {
+struct Timeout {
     wait_max: Duration,
     over: Option<Pin<Box<Sleep>>>,
 }
 
-impl Patience {
+impl Timeout {
     fn new(wait_max: Duration) -> Self {
         Self { wait_max, over: None }
     }
@@ -216,7 +219,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (stream, _) = listener.accept().await.unwrap();
-        let (socket, ()) = Doorman(DefaultAcceptor).accept(stream, ()).await.unwrap();
+        let (socket, ()) = SocketTimeouts(DefaultAcceptor).accept(stream, ()).await.unwrap();
         (client, socket)
     }
 

@@ -1,5 +1,5 @@
-//! Replies as server-sent events: when the status is sent, what fills the silence, how events are
-//! framed. What they say is up to the dialect of each API.
+//! Replies as server-sent events: when the status is sent, what is sent while there is nothing to
+//! send, and how events are framed. Their JSON comes from the encoder of each API.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -8,25 +8,12 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
+use kilotok_generation::{Failure, Increment, Replies};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::choice::Piece;
-use crate::chorus::Chorus;
+use crate::encoder::Encoder;
 use crate::error::ApiError;
-
-/// How an API tells a reply.
-pub(crate) trait Dialect: Send + 'static {
-    /// What the client asked for and does not get, before anything else.
-    fn warn(&mut self, warnings: &[String]);
-    /// What came of one reply. The first piece is what the stream begins with.
-    fn piece(&mut self, index: usize, piece: Piece, out: &mut Frames);
-    /// The reply failed: nothing more will come but the end.
-    fn fail(&mut self, error: &ApiError, out: &mut Frames);
-    fn end(&mut self, out: &mut Frames);
-    /// The same without a stream: all that came of the replies, as one answer.
-    fn whole(self, pieces: Vec<(usize, Piece)>) -> Response;
-}
 
 /// One event of a stream, as `/openapi.json` describes it.
 #[derive(ToSchema)]
@@ -40,9 +27,9 @@ pub(crate) struct SentEvent {
 
 /// Events, ready to be sent.
 #[derive(Default)]
-pub(crate) struct Frames(Vec<u8>);
+pub(crate) struct SseBuffer(Vec<u8>);
 
-impl Frames {
+impl SseBuffer {
     /// An event without a name.
     pub(crate) fn data(&mut self, value: &impl Serialize) {
         self.0.extend_from_slice(b"data: ");
@@ -75,19 +62,21 @@ impl Frames {
     }
 }
 
-/// Answers with a stream. A reply that fails before its first piece keeps the status of its
-/// failure, unless that takes longer than proxies like to see nothing.
+/// The response as a stream. A reply that fails before its first increment has the status of its
+/// failure, unless that takes longer than the time after which a comment keeps the connection
+/// alive.
 pub(crate) async fn respond(
-    chorus: Chorus,
-    dialect: impl Dialect,
+    replies: Replies,
+    encoder: impl Encoder,
     keep_alive: Duration,
 ) -> Result<Response, ApiError> {
     let keep_alive = if keep_alive.is_zero() { Duration::MAX } else { keep_alive };
-    let mut teller = Teller { chorus, dialect, keep_alive, out: Frames::default(), over: false };
-    teller.first().await?;
-    let events = stream::unfold(teller, |mut teller| async {
-        let bytes = teller.next().await?;
-        Some((Ok::<_, std::convert::Infallible>(bytes), teller))
+    let out = SseBuffer::default();
+    let mut events = EventStream { replies, encoder, keep_alive, out, over: false };
+    events.first().await?;
+    let events = stream::unfold(events, |mut events| async {
+        let bytes = events.next().await?;
+        Some((Ok::<_, std::convert::Infallible>(bytes), events))
     });
     let mut response = Body::from_stream(events).into_response();
     let headers = response.headers_mut();
@@ -98,19 +87,19 @@ pub(crate) async fn respond(
     Ok(response)
 }
 
-struct Teller<D> {
-    chorus: Chorus,
-    dialect: D,
+struct EventStream<E> {
+    replies: Replies,
+    encoder: E,
     keep_alive: Duration,
-    out: Frames,
+    out: SseBuffer,
     over: bool,
 }
 
-impl<D: Dialect> Teller<D> {
+impl<E: Encoder> EventStream<E> {
     async fn first(&mut self) -> Result<(), ApiError> {
-        match tokio::time::timeout(self.keep_alive, self.chorus.next()).await {
-            Ok(Some(Err(error))) => return Err(error),
-            Ok(next) => self.tell(next),
+        match tokio::time::timeout(self.keep_alive, self.replies.next()).await {
+            Ok(Some(Err(failure))) => return Err(ApiError::from_failure(failure)),
+            Ok(next) => self.encode(next),
             Err(_) => self.out.keep_alive(),
         }
         Ok(())
@@ -125,23 +114,24 @@ impl<D: Dialect> Teller<D> {
             if self.over {
                 return None;
             }
-            match tokio::time::timeout(self.keep_alive, self.chorus.next()).await {
-                Ok(next) => self.tell(next),
+            match tokio::time::timeout(self.keep_alive, self.replies.next()).await {
+                Ok(next) => self.encode(next),
                 Err(_) => self.out.keep_alive(),
             }
         }
     }
 
-    fn tell(&mut self, next: Option<Result<(usize, Piece), ApiError>>) {
+    fn encode(&mut self, next: Option<Result<(usize, Increment), Failure>>) {
         match next {
-            Some(Ok((index, piece))) => return self.dialect.piece(index, piece, &mut self.out),
-            Some(Err(error)) => {
+            Some(Ok((index, next))) => return self.encoder.increment(index, next, &mut self.out),
+            Some(Err(failure)) => {
+                let error = ApiError::from_failure(failure);
                 tracing::warn!(error = %error.message, "a stream failed");
-                self.dialect.fail(&error, &mut self.out);
+                self.encoder.fail(&error, &mut self.out);
             }
             None => {}
         }
-        self.dialect.end(&mut self.out);
+        self.encoder.end(&mut self.out);
         self.over = true;
     }
 }
@@ -154,7 +144,7 @@ mod tests {
 
     #[test]
     fn frames_are_lines() {
-        let mut frames = Frames::default();
+        let mut frames = SseBuffer::default();
         frames.data(&json!({"text": "a\nb"}));
         frames.event("ping", &json!({}));
         frames.text("[DONE]");

@@ -1,31 +1,32 @@
-//! What a schema asks of a reply and no grammar can see to: told to the client, counted, and logged
-//! once for each keyword.
+//! What a schema asks of a reply and no grammar enforces: it is reported to the client, counted,
+//! and logged once for each keyword.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
 use axum::http::HeaderValue;
 
-use kilotok_generation::Metrics;
+use crate::metrics::HttpMetrics;
 
-/// Told with one reply, in its body; a schema may give cause for thousands.
+/// Warnings in the body of a response; a schema may give cause for thousands.
 const WARNINGS_MAX: usize = 16;
-/// Of one warning. It repeats patterns of the client's.
+/// Bytes of one warning. It repeats patterns of the client's.
 const WARNING_BYTES_MAX: usize = 300;
-/// Of the header. Clients and proxies have limits for all headers together, of 8 KiB and more.
+/// Bytes of the header. Clients and proxies have limits for all headers together, of 8 KiB and
+/// more.
 const HEADER_BYTES_MAX: usize = 1024;
 
-/// Keywords that the log has told of.
+/// Keywords that were logged.
 #[derive(Default)]
 pub(crate) struct Unenforced(Mutex<BTreeSet<String>>);
 
 impl Unenforced {
-    pub(crate) fn note(&self, warnings: &[String], metrics: &Metrics) {
-        metrics.unenforced(warnings.len() as u64);
+    pub(crate) fn note(&self, warnings: &[String], metrics: &HttpMetrics) {
+        metrics.unenforced.inc_by(warnings.len() as u64);
         for warning in warnings {
             let keyword = keyword(warning);
-            let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if told.insert(keyword.to_owned()) {
+            let mut logged = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if logged.insert(keyword.to_owned()) {
                 tracing::warn!(keyword, "a schema asks for what is not enforced; told once");
             }
         }
@@ -44,15 +45,15 @@ fn keyword(warning: &str) -> &str {
     }
 }
 
-/// Warnings as a client is told them.
-pub(crate) fn told(warnings: &[String]) -> Vec<String> {
+/// Warnings as the body of a response has them.
+pub(crate) fn shortened(warnings: &[String]) -> Vec<String> {
     let more = warnings.len().saturating_sub(WARNINGS_MAX);
-    let mut told: Vec<String> =
+    let mut short: Vec<String> =
         warnings.iter().take(WARNINGS_MAX).map(|warning| cut(warning, WARNING_BYTES_MAX)).collect();
     if more > 0 {
-        told.push(format!("and {more} more"));
+        short.push(format!("and {more} more"));
     }
-    told
+    short
 }
 
 /// The same in a header.
@@ -88,11 +89,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_is_bounded() {
+    fn warnings_are_bounded() {
         let many = vec!["\u{e9}\n\"x\"".repeat(200); 1000];
-        let told = told(&many);
-        assert_eq!((told.len(), told[16].as_str()), (17, "and 984 more"));
-        let header = header(&told).unwrap();
+        let short = shortened(&many);
+        assert_eq!((short.len(), short[16].as_str()), (17, "and 984 more"));
+        let header = header(&short).unwrap();
         assert!(header.len() < 1100);
         assert!(header.to_str().unwrap().starts_with("\\u{e9}\\n\"x\""));
         assert_eq!(super::header(&[]), None);

@@ -9,7 +9,7 @@ use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::Request;
 use kilotok_engine::Caps;
-use kilotok_generation::{Gate, GateOptions, Metrics};
+use kilotok_generation::{Admission, AdmissionOptions, Metrics};
 use kilotok_sched::Limits;
 use kilotok_server::{ServerConfig, Service, router};
 use kilotok_testkit::{ScriptedEngine, Skill};
@@ -50,9 +50,13 @@ static SERVER: LazyLock<(Runtime, Router)> = LazyLock::new(|| {
     let metrics = Arc::new(Metrics::new("toy", &caps));
     let engine = ScriptedEngine::new(caps, Skill::Percent(70));
     let limits = Limits::default();
-    let (gate, _) =
-        Gate::start(Box::new(engine), limits, Arc::clone(&metrics), GateOptions::default());
-    let service = Service::new(Arc::new(text), Arc::new(grammars), gate, metrics, config);
+    let (admission, _) = Admission::start(
+        Box::new(engine),
+        limits,
+        Arc::clone(&metrics),
+        AdmissionOptions::default(),
+    );
+    let service = Service::new(Arc::new(text), Arc::new(grammars), admission, metrics, config);
     let runtime = Runtime::new().expect("threads");
     let router = router(Arc::new(service), runtime.handle().clone());
     (runtime, router)

@@ -48,18 +48,6 @@ pub(super) fn step_tokens() -> Vec<f64> {
     std::iter::once(1.0).chain(powers).collect()
 }
 
-pub(super) fn http() -> Vec<f64> {
-    vec![0.1, 0.5, 1.0]
-}
-
-/// The finer ones, for all handlers together.
-pub(super) fn http_fine() -> Vec<f64> {
-    vec![
-        0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5,
-        3.0, 3.5, 4.0, 4.5, 5.0, 7.5, 10.0, 30.0, 60.0,
-    ]
-}
-
 #[cfg(test)]
 mod tests {
     #[test]

@@ -1,12 +1,12 @@
-//! The engine thread's pen. No series has a lock: what is written for every row of every step costs
-//! a few atomic additions, and what the scheduler counts is written once per step.
+//! What the engine's thread counts. No series has a lock: what is written for every row of every
+//! step costs a few atomic additions, and what the scheduler counts is written once per step.
 
 use std::sync::Arc;
 
 use kilotok_sched::Stats;
 
-use super::{Ending, Metrics};
-use crate::stopwatch::seconds;
+use super::{FinishedStats, Metrics};
+use crate::clock::seconds;
 
 pub(crate) struct Meter {
     metrics: Arc<Metrics>,
@@ -27,7 +27,7 @@ impl Meter {
     }
 
     /// A request of so many replies.
-    pub(crate) fn asked(&self, reply_count: usize, token_max: u32) {
+    pub(crate) fn submitted(&self, reply_count: usize, token_max: u32) {
         let requests = &self.metrics.vllm.requests;
         requests.params_n.observe(reply_count as f64);
         requests.params_max_tokens.observe(f64::from(token_max));
@@ -120,7 +120,7 @@ impl Meter {
         }
     }
 
-    pub(crate) fn ended(&self, ending: Ending) {
-        self.metrics.ended(ending);
+    pub(crate) fn finished(&self, finished: FinishedStats) {
+        self.metrics.finished(finished);
     }
 }

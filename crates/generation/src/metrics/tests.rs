@@ -60,7 +60,6 @@ const SINGLES: &[(&str, &str)] = &[
     ("vllm:spec_decode_num_draft_tokens_total", ""),
     ("vllm:spec_decode_num_accepted_tokens_total", ""),
     ("vllm:spec_decode_num_accepted_tokens_per_pos_total", r#"position="6""#),
-    ("kilotok:unknown_fields_total", ""),
     ("kilotok:plans_refused_total", ""),
     ("kilotok:pages_used", r#"group="2",kind="draft""#),
 ];
@@ -114,26 +113,6 @@ fn everything_is_there_from_the_start() {
     let cache = r#"block_size="8",enable_prefix_caching="True",num_gpu_blocks="1024""#;
     let cache = series("vllm:cache_config_info", cache);
     assert_eq!(values.get(&cache), Some(&1.0));
-}
-
-#[test]
-fn routes_are_counted() {
-    let metrics = Metrics::new("a", &ScriptedEngine::caps());
-    metrics.answered("/v1/models", "GET", 200, 0.004);
-    metrics.answered("/v1/models", "GET", 204, 0.2);
-    metrics.answered("/v1/models", "GET", 429, 0.004);
-    metrics.unknown_fields(3);
-    let values = parse(&metrics.text());
-    let value = |series: &str| values[series];
-    let count = r#"http_requests_total{handler="/v1/models",method="GET",status="2xx"}"#;
-    assert_eq!(value(count), 2.0);
-    let refused = r#"http_requests_total{handler="/v1/models",method="GET",status="4xx"}"#;
-    assert_eq!(value(refused), 1.0);
-    let short =
-        r#"http_request_duration_seconds_bucket{handler="/v1/models",method="GET",le="0.1"}"#;
-    assert_eq!(value(short), 2.0);
-    assert_eq!(value(r#"http_request_duration_highr_seconds_bucket{le="0.005"}"#), 2.0);
-    assert_eq!(value(r#"kilotok:unknown_fields_total{engine="0",model_name="a"}"#), 3.0);
 }
 
 #[test]

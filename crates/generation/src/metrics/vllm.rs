@@ -5,9 +5,9 @@ use kilotok_engine::{Caps, PageKind};
 use prometheus::{Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge};
 
 use super::buckets;
-use super::make::Maker;
+use super::builder::SeriesBuilder;
 
-pub(super) struct Vllm {
+pub(super) struct VllmSeries {
     pub(super) running: IntGauge,
     pub(super) waiting: IntGauge,
     pub(super) waiting_capacity: Gauge,
@@ -61,8 +61,8 @@ pub(super) struct Requests {
     pub(super) step_tokens: Histogram,
 }
 
-impl Vllm {
-    pub(super) fn new(make: &Maker<'_>, caps: &Caps) -> Self {
+impl VllmSeries {
+    pub(super) fn new(make: &SeriesBuilder<'_>, caps: &Caps) -> Self {
         let by_reason = make.gauges(
             "vllm:num_requests_waiting_by_reason",
             "Number of waiting requests, by what they wait for.",
@@ -127,7 +127,7 @@ impl Vllm {
 }
 
 /// Caches that kilotok does not have.
-fn nothing_external(make: &Maker<'_>) {
+fn nothing_external(make: &SeriesBuilder<'_>) {
     for (name, help) in [
         ("vllm:external_prefix_cache_queries_total", "There is no external prefix cache."),
         ("vllm:external_prefix_cache_hits_total", "There is no external prefix cache."),
@@ -139,7 +139,7 @@ fn nothing_external(make: &Maker<'_>) {
 }
 
 impl Counts {
-    fn new(make: &Maker<'_>) -> Self {
+    fn new(make: &SeriesBuilder<'_>) -> Self {
         let sources = make.counters(
             "vllm:prompt_tokens_by_source_total",
             "Number of prompt tokens, by where their keys and values came from.",
@@ -178,7 +178,7 @@ impl Counts {
 }
 
 impl Drafts {
-    fn new(make: &Maker<'_>, caps: &Caps) -> Self {
+    fn new(make: &SeriesBuilder<'_>, caps: &Caps) -> Self {
         let accepted_at = make.counters(
             "vllm:spec_decode_num_accepted_tokens_per_pos_total",
             "Accepted drafts, by their place in the row.",
@@ -202,7 +202,7 @@ impl Drafts {
 }
 
 impl Requests {
-    fn new(make: &Maker<'_>, caps: &Caps) -> Self {
+    fn new(make: &SeriesBuilder<'_>, caps: &Caps) -> Self {
         let time = |name: &str, help: &str| {
             make.histogram(&format!("vllm:{name}_seconds"), help, buckets::request())
         };

@@ -1,40 +1,39 @@
-//! From what a client asked to what the engine is asked: every value checked, every default filled
-//! in, the same for all four APIs. Knows the wire's types, not its routes.
+//! From what a client sent to what is generated: every value is checked and every default filled
+//! in, the same for all APIs. Knows the wire types, and no route.
 
-pub(crate) mod conversation;
-pub(crate) mod items;
-pub(crate) mod parts;
+pub(crate) mod chat_prompt;
+pub(crate) mod constraint;
+pub(crate) mod content;
 pub(crate) mod prompt;
 pub(crate) mod ranges;
 pub(crate) mod sampling;
-pub(crate) mod shape;
-pub(crate) mod talk;
 pub(crate) mod tools;
 
-use std::sync::Arc;
+use kilotok_generation::{GenerationRequest, Replies, StartError};
 
-use kilotok_abi::TokenId;
-use kilotok_sched::Submission;
-use kilotok_text::{Constraint, ReplyOptions};
+use crate::error::ApiError;
+use crate::middleware::ReplyId;
+use crate::service::Service;
 
-use crate::trace::ReplyId;
-
-/// A request that was checked.
-pub(crate) struct Job {
-    /// Of the reply, and what `/abort_requests` knows it by.
+/// A request of any API, ready to be generated.
+pub(crate) struct PreparedRequest {
     pub(crate) id: ReplyId,
-    /// Each gets `n` replies.
-    pub(crate) prompts: Vec<Arc<[TokenId]>>,
-    pub(crate) n: u32,
-    /// Without prompt, and with the seed of the first reply.
-    pub(crate) submission: Submission,
-    pub(crate) reply: ReplyOptions,
-    /// With the name of the field that asks for it.
-    pub(crate) constraint: Option<(Constraint, &'static str)>,
-    /// Tokens that end the reply because the client said so.
-    pub(crate) stop_tokens: Vec<TokenId>,
-    /// Tokens that a piece of a stream waits for.
-    pub(crate) interval: u32,
-    /// The field that a prompt's errors are about.
+    pub(crate) generation: GenerationRequest,
+    /// The fields that errors of the prompt and of the constraint name.
     pub(crate) prompt_param: &'static str,
+    pub(crate) constraint_param: &'static str,
+}
+
+impl PreparedRequest {
+    /// Starts the replies, and gives back the memory that the request held for its prompt.
+    pub(crate) async fn start(mut self, service: &Service) -> Result<Replies, ApiError> {
+        self.generation.request_id = self.id.internal();
+        let started = service.generator.start(&self.generation).await;
+        self.id.release_memory();
+        started.map_err(|error| match error {
+            StartError::Refused(refusal) => ApiError::from_refusal(refusal, self.prompt_param),
+            StartError::Grammar(error) => ApiError::from_grammar(&error, self.constraint_param),
+            StartError::Lost => ApiError::internal("preparing the grammar failed"),
+        })
+    }
 }

@@ -9,8 +9,7 @@ use super::sampling::Truncate;
 use crate::error::ApiError;
 use crate::service::Service;
 
-/// The tokens of a text that can be of use: no more than fit, so that encoding a longer one ends
-/// soon.
+/// Which tokens of a text are wanted: no more than fit, so that encoding a longer one ends soon.
 pub(crate) fn wanted(
     truncate: Option<Truncate>,
     token_max: u32,
@@ -27,15 +26,15 @@ pub(crate) fn wanted(
     Wanted { token_max, keep, cancelled }
 }
 
-/// One prompt of a request.
-pub(crate) fn finished(
+/// Checks and truncates the tokens of one prompt.
+pub(crate) fn finish(
     mut tokens: Vec<TokenId>,
     truncate: Option<Truncate>,
     token_max: u32,
     service: &Service,
     param: &str,
 ) -> Result<Arc<[TokenId]>, ApiError> {
-    let vocab = service.gate.caps().vocab_size;
+    let vocab = service.admission.caps().vocab_size;
     if let Some(index) = tokens.iter().position(|token| *token >= vocab) {
         let token = tokens[index];
         let message = format!("{param}: token {token} at {index}, the vocabulary ends at {vocab}");
@@ -45,7 +44,7 @@ pub(crate) fn finished(
         return Err(ApiError::bad(param, format!("{param}: the prompt has no tokens")));
     }
     if let Some(truncate) = truncate {
-        cut(&mut tokens, truncate, token_max, service.gate.context_max());
+        cut(&mut tokens, truncate, token_max, service.admission.context_max());
     }
     Ok(tokens.into())
 }

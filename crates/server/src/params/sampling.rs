@@ -5,30 +5,24 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kilotok_abi::{BAD_TOKENS_MAX, FORBIDDEN, Sampling, TokenId};
 use kilotok_engine::SlotSetup;
-use kilotok_sched::Submission;
+use kilotok_generation::{GenerationRequest, Submission};
 use kilotok_text::{ReplyOptions, Text};
 use uuid::Uuid;
 
 use super::ranges::{at_most, count, outside, within};
 use crate::error::ApiError;
 use crate::service::Service;
-use crate::wire::sampled::Sampled;
+use crate::wire::generation::GenerationFields;
 
-/// What the shared fields of a request come to.
-pub(crate) struct Chosen {
-    pub(crate) n: u32,
-    /// Without prompt.
-    pub(crate) submission: Submission,
-    /// Tokens that end the reply because the client said so.
-    pub(crate) stop_tokens: Vec<TokenId>,
-    /// How replies are read; what is looked for in them is up to the API.
-    pub(crate) reply: ReplyOptions,
+/// The values of the fields that requests share.
+pub(crate) struct ResolvedParams {
+    /// Without id, prompts and constraint. What is looked for in replies is up to the API.
+    pub(crate) generation: GenerationRequest,
     pub(crate) truncate: Option<Truncate>,
     /// Log-probabilities of the prompt are wanted, with so many alternatives.
     pub(crate) prompt_logprobs: Option<u32>,
     pub(crate) token_ids: bool,
     pub(crate) tokens_as_ids: bool,
-    pub(crate) interval: u32,
 }
 
 /// What becomes of a prompt that is too long.
@@ -42,7 +36,7 @@ pub(crate) struct Truncate {
 
 /// Far beyond what anyone means, and small enough for a slot's tables.
 const TOKENS_MAX: usize = 1024;
-/// One level is worth 256 later arrivals, so that nobody is overtaken by more than some 50,000.
+/// One level is worth 256 later arrivals, so that no request is overtaken by more than some 50,000.
 const PRIORITY_MAX: i64 = 100;
 const STOP_BYTES_MAX: usize = 1024;
 const WORD_BYTES_MAX: usize = 256;
@@ -52,14 +46,17 @@ const WORDS_BYTES_MAX: usize = BAD_TOKENS_MAX * 8 / 2;
 const INTERVAL_MAX: i64 = 1024;
 const SALT_CHARS_MAX: usize = 128;
 
-pub(crate) fn choose(asked: &Sampled, service: &Service) -> Result<Chosen, ApiError> {
+pub(crate) fn resolve(
+    asked: &GenerationFields,
+    service: &Service,
+) -> Result<ResolvedParams, ApiError> {
     if asked.stream_options.is_some() && asked.stream != Some(true) {
         let message =
             "stream_options: only a stream has them; set stream to true, or leave them out";
         return Err(ApiError::bad("stream_options", message));
     }
-    let vocab = service.gate.caps().vocab_size;
-    let n_max = service.config.n_max.min(service.gate.room());
+    let vocab = service.admission.caps().vocab_size;
+    let n_max = service.config.n_max.min(service.admission.held_max());
     let n = count("n", asked.n, 1, i64::from(n_max))?.unwrap_or(1);
     let token_max = count("max_tokens", asked.max_tokens, 0, i64::MAX)?;
     let token_max = token_max.or(service.config.token_max_default).unwrap_or(u32::MAX);
@@ -88,16 +85,22 @@ pub(crate) fn choose(asked: &Sampled, service: &Service) -> Result<Chosen, ApiEr
         parallel_calls: true,
         ..ReplyOptions::default()
     };
-    Ok(Chosen {
+    let generation = GenerationRequest {
+        request_id: String::new(),
+        prompts: Vec::new(),
         n,
         submission,
-        stop_tokens,
+        constraint: None,
         reply,
+        stop_tokens,
+        interval: count("stream_interval", asked.stream_interval, 1, INTERVAL_MAX)?.unwrap_or(1),
+    };
+    Ok(ResolvedParams {
+        generation,
         truncate: truncate(asked)?,
         prompt_logprobs: alternatives("prompt_logprobs", asked.prompt_logprobs, service)?,
         token_ids: asked.return_token_ids.unwrap_or_default(),
         tokens_as_ids: asked.return_tokens_as_token_ids.unwrap_or_default(),
-        interval: count("stream_interval", asked.stream_interval, 1, INTERVAL_MAX)?.unwrap_or(1),
     })
 }
 
@@ -107,10 +110,10 @@ pub(crate) fn alternatives(
     asked: Option<i64>,
     service: &Service,
 ) -> Result<Option<u32>, ApiError> {
-    count(name, asked, 0, i64::from(service.gate.caps().logprobs_max.min(20)))
+    count(name, asked, 0, i64::from(service.admission.caps().logprobs_max.min(20)))
 }
 
-fn sampling(asked: &Sampled, text: &Text, token_max: u32) -> Result<Sampling, ApiError> {
+fn sampling(asked: &GenerationFields, text: &Text, token_max: u32) -> Result<Sampling, ApiError> {
     let defaults = text.defaults();
     let pick = |name, value: Option<f64>, low: f64, high: f64, default: Option<f32>, else_: f32| {
         let value = within(name, value, low, high)?.map(|value| value as f32);
@@ -160,18 +163,6 @@ fn random_seed() -> u64 {
     high ^ low.rotate_left(32)
 }
 
-/// The seed of a request's reply by its number: the first is the request's own.
-pub(crate) fn seed_of(seed: u64, choice: u32) -> u64 {
-    if choice == 0 {
-        return seed;
-    }
-    // The finalizer of splitmix64: neighbours have nothing in common.
-    let mut x = seed ^ u64::from(choice).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
-}
-
 fn tokens(name: &str, ids: &[i64], vocab: u32) -> Result<Vec<TokenId>, ApiError> {
     let token = |(index, id): (usize, &i64)| match u32::try_from(*id) {
         Ok(token) if token < vocab => Ok(token),
@@ -184,7 +175,7 @@ fn vocabulary(vocab: u32) -> String {
     format!("a token id between 0 and {}", vocab - 1)
 }
 
-fn biases(asked: &Sampled, vocab: u32) -> Result<Vec<(TokenId, f32)>, ApiError> {
+fn biases(asked: &GenerationFields, vocab: u32) -> Result<Vec<(TokenId, f32)>, ApiError> {
     let none = BTreeMap::new();
     let wanted = asked.logit_bias.as_ref().unwrap_or(&none);
     let mut biases = Vec::with_capacity(wanted.len());
@@ -278,7 +269,7 @@ pub(crate) fn salt(salt: Option<String>) -> Result<String, ApiError> {
     }
 }
 
-fn truncate(asked: &Sampled) -> Result<Option<Truncate>, ApiError> {
+fn truncate(asked: &GenerationFields) -> Result<Option<Truncate>, ApiError> {
     let right = match asked.truncation_side.as_deref() {
         None | Some("left") => false,
         Some("right") => true,
@@ -302,15 +293,6 @@ fn truncate(asked: &Sampled) -> Result<Option<Truncate>, ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn seeds_of_choices_differ_and_repeat() {
-        let seeds: BTreeSet<_> =
-            (0..64).flat_map(|seed| (0..64).map(move |choice| seed_of(seed, choice))).collect();
-        assert_eq!(seeds.len(), 64 * 64);
-        assert_eq!(seed_of(9, 0), 9);
-        assert_eq!(seed_of(9, 5), seed_of(9, 5));
-    }
 
     #[test]
     fn priorities_are_the_operators_choice() {
@@ -340,10 +322,10 @@ mod tests {
 
     #[test]
     fn only_allowed_tokens_keep_their_logits() {
-        let asked = Sampled {
+        let asked = GenerationFields {
             allowed_token_ids: Some(vec![1, 3]),
             logit_bias: Some(BTreeMap::from([("1".into(), 2.0), ("2".into(), 5.0)])),
-            ..Sampled::default()
+            ..GenerationFields::default()
         };
         let biases = biases(&asked, 5).unwrap();
         assert_eq!(biases, [(1, 2.0), (0, FORBIDDEN), (2, FORBIDDEN), (4, FORBIDDEN)]);
@@ -353,7 +335,7 @@ mod tests {
     fn tokens_are_of_the_vocabulary() {
         let bias = |key: &str, bias| {
             let logit_bias = Some(BTreeMap::from([(key.into(), bias)]));
-            biases(&Sampled { logit_bias, ..Sampled::default() }, 5)
+            biases(&GenerationFields { logit_bias, ..GenerationFields::default() }, 5)
         };
         assert_eq!(bias("4", -100.0).unwrap(), [(4, -100.0)]);
         for key in ["5", "-1", "x", "", "1.0"] {
@@ -369,10 +351,10 @@ mod tests {
 
     #[test]
     fn truncation_is_checked() {
-        let asked = |keep, side: Option<&str>| Sampled {
+        let asked = |keep, side: Option<&str>| GenerationFields {
             truncate_prompt_tokens: keep,
             truncation_side: side.map(str::to_owned),
-            ..Sampled::default()
+            ..GenerationFields::default()
         };
         assert_eq!(truncate(&asked(None, Some("right"))).unwrap(), None);
         let all = Truncate { keep: None, right: false };

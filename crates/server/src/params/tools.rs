@@ -1,17 +1,12 @@
-//! Which tools the model may call, and whether it must. Each API has its own words for both.
+//! Which tools the model may call, and whether it must. Each API reads its own fields into
+//! [`ToolList`].
 
-mod chat;
-mod messages;
-mod responses;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub(crate) use chat::chat_tools;
 use kilotok_text::{TextGrammar, Tool};
-pub(crate) use messages::messages_tools;
-pub(crate) use responses::responses_tools;
 use serde_json::{Value, json};
 
 use super::ranges::at_most;
@@ -19,32 +14,32 @@ use crate::error::ApiError;
 use crate::left_out::{LeftOut, What};
 use crate::wire::tools::{CustomFormat, GrammarFormat};
 
-/// More fill no prompt with anything useful.
+/// Tools of one request.
 const TOOLS_MAX: usize = 512;
-/// Readers of replies take no longer name for one.
+/// The parsers of replies read no longer names.
 const NAME_CHARS_MAX: usize = 256;
 
-/// Whether the model calls tools.
+/// Whether the model may or must call tools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Use {
-    No,
-    May,
+pub(crate) enum CallMode {
+    Never,
+    Allowed,
     /// At least one of those that may be called.
-    Must,
+    Required,
 }
 
-/// What the model may call.
+/// The tools of a request.
 #[derive(Clone, Debug)]
 pub(crate) struct Tools {
-    /// All that prompts show.
+    /// All that are in the prompt.
     list: Vec<Tool>,
     /// Which of the list may be called.
     callable: Vec<usize>,
-    pub(crate) usage: Use,
+    pub(crate) calls: CallMode,
     /// Several calls in one reply.
     pub(crate) parallel: bool,
-    pub(crate) names: Names,
-    /// What of the request no prompt shows, of its conversation too.
+    pub(crate) names: ToolNames,
+    /// What is left out of the prompt, also of the conversation.
     pub(crate) left_out: LeftOut,
 }
 
@@ -52,13 +47,13 @@ impl Tools {
     #[cfg(test)]
     pub(crate) fn all(list: Vec<Tool>) -> Self {
         let callable = (0..list.len()).collect();
-        let (names, left_out) = (Names::default(), LeftOut::default());
-        Self { list, callable, usage: Use::May, parallel: true, names, left_out }
+        let (names, left_out) = (ToolNames::default(), LeftOut::default());
+        Self { list, callable, calls: CallMode::Allowed, parallel: true, names, left_out }
     }
 
     /// Whether calls are looked for in the reply.
     pub(crate) fn may_call(&self) -> bool {
-        self.usage != Use::No
+        self.calls != CallMode::Never
     }
 
     /// The tools that may be called.
@@ -68,47 +63,47 @@ impl Tools {
 
     /// The tools one of which must be called.
     pub(crate) fn required(&self) -> Option<Vec<Tool>> {
-        (self.usage == Use::Must).then(|| self.callable())
+        (self.calls == CallMode::Required).then(|| self.callable())
     }
 
-    /// What the prompt shows: also tools that may not be called this time, so that the prompt's
-    /// beginning stays the same and is found in the cache. Where there are no calls at all the
-    /// model does not hear of tools.
+    /// The tools in the prompt. Tools that may not be called this time are among them, so that the
+    /// prompt's beginning stays the same and is found in the cache. Where calls are not allowed at
+    /// all there are none.
     pub(crate) fn shown(&self) -> Vec<Tool> {
         if self.may_call() { self.list.clone() } else { Vec::new() }
     }
 }
 
-/// The names of tools in namespaces. A model knows no namespaces: to it the namespace is the
-/// beginning of the name.
+/// The names of tools in namespaces. A model knows no namespaces: its name for such a tool begins
+/// with the namespace.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Names {
-    /// Namespace and name by the name that the model knows.
-    told: BTreeMap<String, (String, String)>,
-    shown: BTreeMap<(String, String), String>,
+pub(crate) struct ToolNames {
+    /// Namespace and name of the client by the name that the model knows, and the reverse.
+    of_client: BTreeMap<String, (String, String)>,
+    of_model: BTreeMap<(String, String), String>,
 }
 
-impl Names {
-    fn add(&mut self, namespace: String, name: String, shown: String) {
-        self.told.insert(shown.clone(), (namespace.clone(), name.clone()));
-        self.shown.entry((namespace, name)).or_insert(shown);
+impl ToolNames {
+    fn add(&mut self, namespace: String, name: String, of_model: String) {
+        self.of_client.insert(of_model.clone(), (namespace.clone(), name.clone()));
+        self.of_model.entry((namespace, name)).or_insert(of_model);
     }
 
     /// The namespace, if any, and the name that the client knows.
-    pub(crate) fn told(&self, shown: &str) -> (Option<String>, String) {
-        match self.told.get(shown).cloned() {
+    pub(crate) fn of_client(&self, of_model: &str) -> (Option<String>, String) {
+        match self.of_client.get(of_model).cloned() {
             Some((namespace, name)) => (Some(namespace), name),
-            None => (None, shown.to_owned()),
+            None => (None, of_model.to_owned()),
         }
     }
 
-    /// The name that the model knows, also of a tool that is there no more.
-    pub(crate) fn shown(&self, namespace: Option<String>, name: String) -> String {
+    /// The name that the model knows, also of a tool that the request no longer has.
+    pub(crate) fn of_model(&self, namespace: Option<String>, name: String) -> String {
         let Some(namespace) = namespace.filter(|namespace| !namespace.is_empty()) else {
             return name;
         };
         let key = (namespace, name);
-        self.shown.get(&key).cloned().unwrap_or_else(|| joined(&key.0, &key.1))
+        self.of_model.get(&key).cloned().unwrap_or_else(|| joined(&key.0, &key.1))
     }
 }
 
@@ -119,7 +114,7 @@ fn joined(namespace: &str, name: &str) -> String {
 
 /// What a request says of calls.
 #[derive(Debug)]
-enum Choice {
+pub(crate) enum CallChoice {
     No,
     May,
     Must,
@@ -134,26 +129,26 @@ enum Choice {
 
 /// How a choice names a tool.
 #[derive(Debug)]
-struct Named {
-    /// The type of the tool in OpenAI's words.
-    kind: String,
-    namespace: Option<String>,
-    name: String,
+pub(crate) struct Named {
+    /// OpenAI's name for the tool's type.
+    pub(crate) kind: String,
+    pub(crate) namespace: Option<String>,
+    pub(crate) name: String,
 }
 
 /// OpenAI's types of tools that this server offers.
-const FUNCTION: &str = "function";
-const CUSTOM: &str = "custom";
-const NAMESPACE: &str = "namespace";
+pub(crate) const FUNCTION: &str = "function";
+pub(crate) const CUSTOM: &str = "custom";
+pub(crate) const NAMESPACE: &str = "namespace";
 
 /// A tool under the name that its client knows.
-struct Offer {
+struct OfferedTool {
     namespace: Option<String>,
     name: String,
     tool: Tool,
 }
 
-impl Offer {
+impl OfferedTool {
     fn kind(&self) -> &'static str {
         if self.tool.takes_text() { CUSTOM } else { FUNCTION }
     }
@@ -161,30 +156,35 @@ impl Offer {
 
 /// The tools of a request as they are read.
 #[derive(Default)]
-struct Offers {
-    list: Vec<Offer>,
+pub(crate) struct ToolList {
+    list: Vec<OfferedTool>,
     /// Types and names of tools that are not offered.
     hosted: Vec<(String, Option<String>)>,
 }
 
-impl Offers {
+impl ToolList {
     /// The tool gets the name that the model knows.
-    fn add(&mut self, param: &str, namespace: Option<&str>, tool: Tool) -> Result<(), ApiError> {
+    pub(crate) fn add(
+        &mut self,
+        param: &str,
+        namespace: Option<&str>,
+        tool: Tool,
+    ) -> Result<(), ApiError> {
         let name = tool.name.clone();
         let shown = namespace.map_or_else(|| name.clone(), |namespace| joined(namespace, &name));
         check_name(param, &shown)?;
         let tool = Tool { name: shown, ..tool };
-        self.list.push(Offer { namespace: namespace.map(str::to_owned), name, tool });
+        self.list.push(OfferedTool { namespace: namespace.map(str::to_owned), name, tool });
         Ok(())
     }
 
     /// A tool that only its vendor's service can run, or of a type that is not known.
-    fn leave_out(&mut self, kind: String, name: Option<String>) {
+    pub(crate) fn leave_out(&mut self, kind: String, name: Option<String>) {
         self.hosted.push((kind, name));
     }
 
     fn find(&self, named: &Named) -> Option<usize> {
-        let among = |fits: &dyn Fn(&Offer) -> bool| {
+        let among = |fits: &dyn Fn(&OfferedTool) -> bool| {
             self.list.iter().position(|offer| offer.kind() == named.kind && fits(offer))
         };
         among(&|offer| offer.namespace == named.namespace && offer.name == named.name)
@@ -193,12 +193,12 @@ impl Offers {
             .or_else(|| among(&|offer| named.namespace.is_none() && offer.name == named.name))
     }
 
-    /// Names in namespaces give way to others that are the same.
-    fn settle_names(&mut self) -> Names {
-        let (mut names, mut taken) = (Names::default(), BTreeSet::new());
+    /// ToolNames in namespaces give way to others that are the same.
+    fn settle_names(&mut self) -> ToolNames {
+        let (mut names, mut taken) = (ToolNames::default(), BTreeSet::new());
         let plain = self.list.iter().filter(|offer| offer.namespace.is_none());
         taken.extend(plain.map(|offer| offer.tool.name.clone()));
-        for Offer { namespace, name, tool } in &mut self.list {
+        for OfferedTool { namespace, name, tool } in &mut self.list {
             let Some(namespace) = namespace else { continue };
             while !taken.insert(tool.name.clone()) {
                 tool.name.push('_');
@@ -208,50 +208,54 @@ impl Offers {
         names
     }
 
-    fn choose(mut self, choice: Option<Choice>, parallel: Option<bool>) -> Result<Tools, ApiError> {
+    pub(crate) fn resolve(
+        mut self,
+        choice: Option<CallChoice>,
+        parallel: Option<bool>,
+    ) -> Result<Tools, ApiError> {
         at_most("tools", &self.list, TOOLS_MAX)?;
         let names = self.settle_names();
-        let (usage, callable) = self.callable(choice.unwrap_or(Choice::May))?;
-        let usage = match usage {
-            Use::Must if callable.is_empty() => return Err(self.nothing_to_call()),
-            Use::May if callable.is_empty() => Use::No,
-            usage => usage,
+        let (calls, callable) = self.callable(choice.unwrap_or(CallChoice::May))?;
+        let calls = match calls {
+            CallMode::Required if callable.is_empty() => return Err(self.nothing_to_call()),
+            CallMode::Allowed if callable.is_empty() => CallMode::Never,
+            calls => calls,
         };
         let mut left_out = LeftOut::default();
         for (kind, _) in &self.hosted {
             left_out.add(What::Tool, kind);
         }
         let list = self.list.into_iter().map(|offer| offer.tool).collect();
-        Ok(Tools { list, callable, usage, parallel: parallel.unwrap_or(true), names, left_out })
+        Ok(Tools { list, callable, calls, parallel: parallel.unwrap_or(true), names, left_out })
     }
 
-    fn callable(&self, choice: Choice) -> Result<(Use, Vec<usize>), ApiError> {
+    fn callable(&self, choice: CallChoice) -> Result<(CallMode, Vec<usize>), ApiError> {
         let all = || (0..self.list.len()).collect();
         Ok(match choice {
-            Choice::No => (Use::No, Vec::new()),
-            Choice::May => (Use::May, all()),
-            Choice::Must => (Use::Must, all()),
-            Choice::Named(named) => {
-                let found = self.find(&named).ok_or_else(|| self.not_there(&named))?;
-                (Use::Must, vec![found])
+            CallChoice::No => (CallMode::Never, Vec::new()),
+            CallChoice::May => (CallMode::Allowed, all()),
+            CallChoice::Must => (CallMode::Required, all()),
+            CallChoice::Named(named) => {
+                let found = self.find(&named).ok_or_else(|| self.not_found(&named))?;
+                (CallMode::Required, vec![found])
             }
-            Choice::Allowed { tools, must } => {
+            CallChoice::Allowed { tools, must } => {
                 at_most("tool_choice.tools", &tools, TOOLS_MAX)?;
                 let mut callable = BTreeSet::new();
                 for named in &tools {
                     // Those that were left out may stand here as well.
                     if is_offered(&named.kind) {
-                        let found = self.find(named).ok_or_else(|| self.not_there(named))?;
+                        let found = self.find(named).ok_or_else(|| self.not_found(named))?;
                         callable.insert(found);
                     }
                 }
-                let usage = if must { Use::Must } else { Use::May };
-                (usage, callable.into_iter().collect())
+                let calls = if must { CallMode::Required } else { CallMode::Allowed };
+                (calls, callable.into_iter().collect())
             }
         })
     }
 
-    fn not_there(&self, named: &Named) -> ApiError {
+    fn not_found(&self, named: &Named) -> ApiError {
         let Named { kind, name, .. } = named;
         let hosted = self.hosted.iter().find(|(_, hosted)| hosted.as_ref() == Some(name));
         let hosted = hosted.map(|(kind, _)| kind);
@@ -285,7 +289,7 @@ pub(crate) fn is_offered(kind: &str) -> bool {
 }
 
 /// A name that can stand in a prompt.
-fn check_name(param: &str, name: &str) -> Result<(), ApiError> {
+pub(crate) fn check_name(param: &str, name: &str) -> Result<(), ApiError> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-.:/".contains(c);
     if !name.is_empty() && name.len() <= NAME_CHARS_MAX && name.chars().all(plain) {
         return Ok(());
@@ -297,7 +301,7 @@ fn check_name(param: &str, name: &str) -> Result<(), ApiError> {
 }
 
 /// A tool that takes JSON.
-fn function(
+pub(crate) fn function(
     param: &str,
     name: String,
     description: Option<String>,
@@ -318,7 +322,7 @@ fn function(
 }
 
 /// A tool that takes a text.
-fn custom(
+pub(crate) fn custom(
     param: &str,
     name: String,
     description: Option<String>,
@@ -359,11 +363,11 @@ fn grammar(param: &str, format: CustomFormat) -> Result<Option<TextGrammar>, Api
 }
 
 /// `none`, `auto` or `required`.
-fn named_choice(name: &str) -> Result<Choice, ApiError> {
+pub(crate) fn named_choice(name: &str) -> Result<CallChoice, ApiError> {
     match name {
-        "none" => Ok(Choice::No),
-        "auto" => Ok(Choice::May),
-        "required" => Ok(Choice::Must),
+        "none" => Ok(CallChoice::No),
+        "auto" => Ok(CallChoice::May),
+        "required" => Ok(CallChoice::Must),
         other => {
             let message = format!(
                 "tool_choice: {other:?}, it must be none, auto, required, a tool or allowed_tools"
@@ -374,7 +378,7 @@ fn named_choice(name: &str) -> Result<Choice, ApiError> {
 }
 
 /// Whether `allowed_tools` of this mode must be called.
-fn must(mode: Option<&str>) -> Result<bool, ApiError> {
+pub(crate) fn must(mode: Option<&str>) -> Result<bool, ApiError> {
     match mode {
         None | Some("auto") => Ok(false),
         Some("required") => Ok(true),

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Extension, State};
 
-use crate::error::{ApiError, Faults};
+use crate::error::{ApiError, ErrorResponses};
+use crate::middleware::RequestId;
 use crate::service::Service;
-use crate::trace::RequestId;
 use crate::wire::body::Body;
 use crate::wire::control::{AbortRequest, Aborted, LoadBody, VersionBody};
 
@@ -22,7 +22,7 @@ const PREFIXES: [&str; 5] = ["", "chatcmpl-", "cmpl-", "resp_", "msg_"];
     request_body = AbortRequest,
     responses(
         (status = 200, description = "How many were ended.", body = Aborted),
-        Faults,
+        ErrorResponses,
     ),
 )]
 pub(crate) async fn abort(
@@ -33,7 +33,7 @@ pub(crate) async fn abort(
     let caller = request_id.caller();
     let ids = request.request_ids.map(|ids| ids.0).unwrap_or_default();
     let aborted = if request.abort_all == Some(true) {
-        service.gate.abort_all(&caller.own(""))
+        service.admission.abort_all(&caller.own(""))
     } else if ids.is_empty() {
         let message = "request_ids: name some, or set abort_all";
         return Err(ApiError::bad("request_ids", message));
@@ -41,7 +41,7 @@ pub(crate) async fn abort(
         let ids = ids.iter().filter(|id| !id.is_empty());
         let abort = |id: &String| -> usize {
             let own = |prefix| caller.own(&format!("{prefix}{id}"));
-            PREFIXES.iter().map(|prefix| service.gate.abort(&own(prefix))).sum()
+            PREFIXES.iter().map(|prefix| service.admission.abort(&own(prefix))).sum()
         };
         ids.map(abort).sum()
     };
@@ -65,7 +65,7 @@ pub(crate) async fn version() -> Json<VersionBody> {
     responses((status = 200, description = "The load.", body = LoadBody)),
 )]
 pub(crate) async fn load(State(service): State<Arc<Service>>) -> Json<LoadBody> {
-    let load = service.gate.load();
+    let load = service.admission.load();
     Json(LoadBody {
         server_load: load.held,
         running: load.running,

@@ -10,7 +10,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
-use super::reply::WARNING_HEADER;
+use crate::encoder::WARNING_HEADER;
 use crate::error::ApiError;
 
 /// Refused origins that the log names, each once: a page can ask from as many as it likes.

@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 
 use crate::service::Service;
 use crate::wire::control::HealthBody;
-use kilotok_generation::gate::Health;
+use kilotok_generation::Health;
 
 type Answer = (StatusCode, Json<HealthBody>);
 
@@ -22,7 +22,7 @@ type Answer = (StatusCode, Json<HealthBody>);
     ),
 )]
 pub(crate) async fn health(State(service): State<Arc<Service>>) -> Answer {
-    let health = service.gate.health();
+    let health = service.admission.health();
     // A server that is shutting down serves its requests well.
     answer(matches!(health, Health::Ok { .. } | Health::Draining), health)
 }
@@ -37,7 +37,7 @@ pub(crate) async fn health(State(service): State<Arc<Service>>) -> Answer {
     ),
 )]
 pub(crate) async fn ready(State(service): State<Arc<Service>>) -> Answer {
-    match service.gate.health() {
+    match service.admission.health() {
         // It has been told to stop, and takes requests for a moment longer.
         Health::Ok { .. } if !service.is_ready() => answer(false, Health::Draining),
         health => answer(matches!(health, Health::Ok { .. }), health),
@@ -54,7 +54,7 @@ pub(crate) async fn ready(State(service): State<Arc<Service>>) -> Answer {
     ),
 )]
 pub(crate) async fn live(State(service): State<Arc<Service>>) -> Answer {
-    let health = service.gate.health();
+    let health = service.admission.health();
     answer(!matches!(health, Health::Failed { .. }), health)
 }
 

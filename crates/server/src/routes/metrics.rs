@@ -17,6 +17,6 @@ use crate::service::Service;
 )]
 pub(crate) async fn metrics(State(service): State<Arc<Service>>) -> impl IntoResponse {
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-    service.metrics.requests_hold(service.budget.held());
+    service.http_metrics.request_bytes.set(service.budget.held() as i64);
     (kind, service.metrics.text())
 }

@@ -1,19 +1,14 @@
-//! All routes, and what goes around them: limits, CORS, keys, ids, metrics, and answers for what is
-//! not there.
+//! All routes, and the layers around them: CORS, keys, ids, metrics, and the responses to unknown
+//! paths.
 
-pub(crate) mod chat;
-pub(crate) mod completions;
 pub(crate) mod control;
 mod cors;
-mod elsewhere;
 pub(crate) mod health;
-pub(crate) mod messages;
 pub(crate) mod metrics;
 pub(crate) mod models;
+mod not_found;
 pub(crate) mod openapi;
 pub(crate) mod page;
-mod reply;
-pub(crate) mod responses;
 pub(crate) mod sglang;
 pub(crate) mod tokenize;
 
@@ -24,16 +19,17 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use tokio::runtime::Handle;
 
-use crate::handlers::apart;
+use crate::handler_runtime::run_on_handlers;
+use crate::middleware::observe;
 use crate::service::Service;
-use crate::trace::surround;
+use crate::{chat, completions, messages, responses};
 
-/// All that the server answers. What takes more than to look something up runs on the threads of
+/// All routes of the server. Those that do more than look something up run on the threads of
 /// `handlers`.
 pub fn router(service: Arc<Service>, handlers: Handle) -> Router {
     let origins = &service.config.cors_origins;
     let (cors, origins) = (cors::layer(origins), cors::Origins::new(origins));
-    let apart = from_fn_with_state((handlers, service.cut_off()), apart);
+    let on_handlers = from_fn_with_state((handlers, service.cut_off()), run_on_handlers);
     let looked_up = Router::new()
         .route("/health", get(health::health))
         .route("/ready", get(health::ready))
@@ -62,11 +58,11 @@ pub fn router(service: Arc<Service>, handlers: Handle) -> Router {
         .route("/detokenize", post(tokenize::detokenize))
         .route("/abort_requests", post(control::abort))
         .route("/openapi.json", get(openapi::document))
-        .route_layer(apart)
+        .route_layer(on_handlers)
         .merge(looked_up)
-        .fallback(elsewhere::not_found)
-        .method_not_allowed_fallback(elsewhere::not_allowed)
-        .layer(from_fn_with_state(Arc::clone(&service), surround))
+        .fallback(not_found::not_found)
+        .method_not_allowed_fallback(not_found::method_not_allowed)
+        .layer(from_fn_with_state(Arc::clone(&service), observe))
         .layer(cors)
         .layer(from_fn_with_state(origins, cors::refuse))
         .with_state(service)

@@ -8,9 +8,9 @@ use axum::extract::{Path, Query, State};
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 
-use crate::clock::rfc3339;
-use crate::dialects::messages::is_client;
-use crate::error::{ApiError, Faults};
+use crate::date::rfc3339;
+use crate::error::{ApiError, ErrorResponses};
+use crate::messages::is_client;
 use crate::params::ranges::count;
 use crate::service::Service;
 use crate::wire::models::{Model, ModelCard, ModelInfo, ModelList, ModelPage, Models, PageOptions};
@@ -30,7 +30,7 @@ const PAGE_NAMES_MAX: i64 = 1000;
     ),
     responses(
         (status = 200, description = "The names.", body = Models<'static>),
-        Faults,
+        ErrorResponses,
     ),
 )]
 pub(crate) async fn list(
@@ -65,7 +65,7 @@ pub(crate) async fn list(
     ),
     responses(
         (status = 200, description = "The model.", body = Model<'static>),
-        Faults,
+        ErrorResponses,
     ),
 )]
 pub(crate) async fn one(
@@ -93,7 +93,7 @@ fn card<'a>(name: &'a str, service: &'a Service) -> ModelCard<'a> {
         owned_by: "kilotok",
         root: &service.config.model_root,
         parent: (),
-        max_model_len: service.gate.context_max(),
+        max_model_len: service.admission.context_max(),
     }
 }
 
@@ -104,8 +104,8 @@ fn info<'a>(name: &'a str, service: &'a Service) -> ModelInfo<'a> {
         display_name: name,
         created_at: rfc3339(service.created),
         lifecycle: "active",
-        max_input_tokens: service.gate.context_max(),
-        max_tokens: service.gate.context_max(),
+        max_input_tokens: service.admission.context_max(),
+        max_tokens: service.admission.context_max(),
     }
 }
 

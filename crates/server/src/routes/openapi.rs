@@ -7,13 +7,12 @@ use axum::response::IntoResponse;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
+use crate::chat::wire::ChunkChoice;
 use crate::error::ErrorBody;
-use crate::wire::chat::ChunkChoice;
 use crate::wire::chunk::Chunk;
 
-use super::{
-    chat, completions, control, health, messages, metrics, models, responses, sglang, tokenize,
-};
+use super::{control, health, metrics, models, sglang, tokenize};
+use crate::{chat, completions, messages, responses};
 
 #[derive(OpenApi)]
 #[openapi(

@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 
-use crate::error::Faults;
+use crate::error::ErrorResponses;
 use crate::service::Service;
 use crate::wire::sglang::{CheckpointInfo, EngineLoad, ServerInfo};
 
@@ -17,7 +17,7 @@ use crate::wire::sglang::{CheckpointInfo, EngineLoad, ServerInfo};
     path = "/model_info",
     responses(
         (status = 200, description = "The checkpoint.", body = CheckpointInfo<'static>),
-        Faults,
+        ErrorResponses,
     ),
 )]
 pub(crate) async fn model_info(State(service): State<Arc<Service>>) -> Response {
@@ -32,7 +32,7 @@ pub(crate) async fn model_info(State(service): State<Arc<Service>>) -> Response 
     path = "/server_info",
     responses(
         (status = 200, description = "The server.", body = ServerInfo<'static>),
-        Faults,
+        ErrorResponses,
     ),
 )]
 pub(crate) async fn server_info(State(service): State<Arc<Service>>) -> Response {
@@ -41,9 +41,9 @@ pub(crate) async fn server_info(State(service): State<Arc<Service>>) -> Response
         served_model_name: service.model_name(),
         version: env!("CARGO_PKG_VERSION"),
         dp_size: 1,
-        context_length: service.gate.context_max(),
-        max_running_requests: service.gate.caps().slot_count,
-        max_total_num_tokens: service.gate.load().token_max,
+        context_length: service.admission.context_max(),
+        max_running_requests: service.admission.caps().slot_count,
+        max_total_num_tokens: service.admission.load().token_max,
     };
     Json(info).into_response()
 }
@@ -55,7 +55,7 @@ pub(crate) async fn server_info(State(service): State<Arc<Service>>) -> Response
     responses((status = 200, description = "The load.", body = [EngineLoad])),
 )]
 pub(crate) async fn get_load(State(service): State<Arc<Service>>) -> Json<[EngineLoad; 1]> {
-    let load = service.gate.load();
+    let load = service.admission.load();
     Json([EngineLoad {
         dp_rank: 0,
         num_reqs: load.held,

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 
-use crate::error::{ApiError, Faults};
-use crate::params::conversation::{Ending, conversation};
+use crate::chat::tools::tools;
+use crate::chat::{ConversationEnd, conversation};
+use crate::error::{ApiError, ErrorResponses};
+use crate::params::chat_prompt::{ChatPrompt, variables};
 use crate::params::prompt::wanted;
-use crate::params::talk::{Talk, variables};
-use crate::params::tools::chat_tools;
-use crate::service::{Left, Service};
+use crate::service::{Cancelled, Service};
 use crate::wire::body::Body;
 use crate::wire::tokenize::{DetokenizeRequest, Detokenized, TokenizeRequest, Tokenized};
 
@@ -25,7 +25,7 @@ const TOKEN_BYTES: usize = 4;
     request_body = TokenizeRequest,
     responses(
         (status = 200, description = "The tokens.", body = Tokenized),
-        Faults,
+        ErrorResponses,
     ),
 )]
 pub(crate) async fn tokenize(
@@ -37,15 +37,15 @@ pub(crate) async fn tokenize(
     let tokens = match (request.prompt.take(), request.messages.is_some()) {
         (Some(prompt), false) => {
             let bytes = prompt.len();
-            let work = move |service: &Service, left: &Left| {
-                let cancelled = || left.is_set();
-                let wanted = wanted(None, 1, service.gate.context_max(), &cancelled);
+            let work = move |service: &Service, cancelled: &Cancelled| {
+                let cancelled = || cancelled.is_set();
+                let wanted = wanted(None, 1, service.admission.context_max(), &cancelled);
                 let tokens = service.text.encode_wanted(&prompt, &wanted);
                 tokens.map_err(|error| ApiError::from_text(&error, "prompt"))
             };
-            service.chore(bytes, work).await?
+            service.run_blocking(bytes, work).await?
         }
-        (None, true) => talk(request)?.prompt(None, &service).await?.tokens.to_vec(),
+        (None, true) => chat_prompt(request)?.encode(None, &service).await?.tokens.to_vec(),
         _ => return Err(ApiError::bad("prompt", "either prompt or messages, please")),
     };
     let (tokens, token_strs) = if strings {
@@ -61,26 +61,26 @@ pub(crate) async fn tokenize(
     };
     Ok(Json(Tokenized {
         count: tokens.len(),
-        max_model_len: service.gate.context_max(),
+        max_model_len: service.admission.context_max(),
         token_strs,
         tokens,
     }))
 }
 
-fn talk(request: TokenizeRequest) -> Result<Talk, ApiError> {
+fn chat_prompt(request: TokenizeRequest) -> Result<ChatPrompt, ApiError> {
     let variables =
         variables(request.chat_template_kwargs, request.reasoning_effort, "reasoning_effort")?;
-    let ending = Ending {
+    let end = ConversationEnd {
         add_generation_prompt: request.add_generation_prompt,
         continue_final_message: request.continue_final_message,
     };
     let messages = request.messages.unwrap_or_default();
-    let mut tools = chat_tools(request.tools, None, None)?;
-    Ok(Talk {
-        conversation: conversation(messages, variables, &ending, &mut tools.left_out)?,
+    let mut tools = tools(request.tools, None, None)?;
+    Ok(ChatPrompt {
+        conversation: conversation(messages, variables, &end, &mut tools.left_out)?,
         tools,
-        shape: None,
-        apart: true,
+        constraint: None,
+        separate_reasoning: true,
         param: "messages",
     })
 }
@@ -92,7 +92,7 @@ fn talk(request: TokenizeRequest) -> Result<Talk, ApiError> {
     request_body = DetokenizeRequest,
     responses(
         (status = 200, description = "The text.", body = Detokenized),
-        Faults,
+        ErrorResponses,
     ),
 )]
 pub(crate) async fn detokenize(
@@ -102,7 +102,7 @@ pub(crate) async fn detokenize(
     service.model(request.model.as_deref())?;
     let bytes = request.tokens.len() * TOKEN_BYTES;
     let work = move |service: &Service| {
-        let vocab = service.gate.caps().vocab_size;
+        let vocab = service.admission.caps().vocab_size;
         if let Some(index) = request.tokens.iter().position(|token| *token >= vocab) {
             let token = request.tokens[index];
             let param = format!("tokens[{index}]");

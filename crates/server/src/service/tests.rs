@@ -1,4 +1,4 @@
-//! Requests whose prompts and grammars are being made wait like those that were let in.
+//! Requests whose prompts are being made wait like those that were admitted.
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -6,55 +6,51 @@ use std::sync::mpsc::sync_channel;
 
 use kilotok_abi::{Sampling, TokenId};
 use kilotok_engine::SlotSetup;
-use kilotok_generation::gate::{Ask, Refusal};
-use kilotok_generation::{Gate, GateOptions};
-use kilotok_sched::{Limits, Submission};
+use kilotok_generation::{AdmissionOptions, Limits, Refusal, ReplyRequest, Submission};
 use kilotok_testkit::{ScriptedEngine, Skill};
-use kilotok_text::{Constraint, Conversation, Grammars, Message, ReplyOptions, Tool, ToolCall};
+use kilotok_text::{Conversation, Grammars, Message, Tool, ToolCall};
 use serde_json::json;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::chorus::Chorus;
-use crate::params::Job;
-use crate::params::talk::{Prompt, Talk};
+use crate::params::chat_prompt::{ChatPrompt, EncodedPrompt};
 use crate::params::tools::Tools;
-use crate::trace::ReplyId;
 
-const ROOM: u32 = 6;
+const HELD_MAX: u32 = 6;
 const VOCAB: u32 = 256;
 /// Nothing here takes a second; a test that waits this long is stuck.
 const STUCK: Duration = Duration::from_mins(1);
 
-/// A service whose tokens are bytes, with places for so many requests.
+/// A service whose tokens are bytes, and which holds at most so many requests.
 fn service() -> Arc<Service> {
     let caps = ScriptedEngine::caps();
     let metrics = Arc::new(Metrics::new("toy", &caps));
-    let limits = Limits { running_max: 2, ..Limits::default() };
-    let options = GateOptions { queue_max: ROOM - 2, ..GateOptions::default() };
+    let limits = Limits { running_max: 2, waiting_max: HELD_MAX - 2, ..Limits::default() };
+    let options = AdmissionOptions::default();
     let engine = Box::new(ScriptedEngine::new(caps, Skill::Percent(70)));
-    let (gate, _driver) = Gate::start(engine, limits, Arc::clone(&metrics), options);
+    let (admission, _thread) = Admission::start(engine, limits, Arc::clone(&metrics), options);
     let text = Text::dummy(Path::new("none"), VOCAB as usize).unwrap();
     let grammars = Grammars::new(&text, VOCAB, &[VOCAB - 1]).unwrap();
     let config = ServerConfig::default();
-    Arc::new(Service::new(Arc::new(text), Arc::new(grammars), gate, metrics, config))
+    Arc::new(Service::new(Arc::new(text), Arc::new(grammars), admission, metrics, config))
 }
 
 fn submission(prompt: Vec<TokenId>, token_max: u32) -> Submission {
     Submission::new(prompt, SlotSetup::new(Sampling::GREEDY, 0), token_max)
 }
 
-fn ask() -> Ask {
-    Ask { request_id: String::new(), submission: submission(vec![1, 2, 3], 5), grammar: None }
+fn reply_request() -> ReplyRequest {
+    let submission = submission(vec![1, 2, 3], 5);
+    ReplyRequest { request_id: String::new(), submission, grammar: None }
 }
 
-/// A small request is let in again.
+/// No request is held, and the next one is served.
 async fn is_clean(service: &Service) {
-    until("everyone has left", || service.gate.load().held == 0).await;
-    let mut ticket = service.gate.submit(ask()).await.unwrap();
+    until("no request is held", || service.admission.load().held == 0).await;
+    let mut stream = service.admission.submit(reply_request()).await.unwrap();
     let mut tokens = Vec::new();
-    while let Some(update) = soon("an update", ticket.next()).await {
-        tokens.extend(update.tokens);
+    while let Some(increment) = soon("an increment", stream.next()).await {
+        tokens.extend(increment.tokens);
     }
     assert_eq!(tokens.len(), 5);
 }
@@ -73,41 +69,41 @@ async fn until(what: &str, done: impl Fn() -> bool) {
     .await;
 }
 
-/// Asks until there is no place, has some leave, and returns those who stay.
+/// Starts requests until the queue is full, cancels some, and returns the others.
 async fn fill<T: Send + 'static>(
     service: &Service,
-    ask: impl Fn() -> JoinHandle<Result<T, ApiError>>,
+    start: impl Fn() -> JoinHandle<Result<T, ApiError>>,
 ) -> Vec<JoinHandle<Result<T, ApiError>>> {
-    let mut asked: Vec<_> = (0..ROOM).map(|_| ask()).collect();
-    until("all wait", || service.gate.load().waiting() == ROOM).await;
-    let refused = soon("an answer", ask()).await.unwrap().err().unwrap();
+    let mut started: Vec<_> = (0..HELD_MAX).map(|_| start()).collect();
+    until("all wait", || service.admission.load().waiting() == HELD_MAX).await;
+    let refused = soon("an answer", start()).await.unwrap().err().unwrap();
     assert_eq!((refused.status.as_u16(), refused.code), (429, Some("queue_full")));
     assert!(refused.retry_after_s.is_some());
-    let late = service.gate.submit(self::ask()).await;
+    let late = service.admission.submit(reply_request()).await;
     assert!(matches!(late, Err(Refusal::QueueFull { .. })), "the queue is one");
-    for left in asked.split_off(3) {
-        left.abort();
+    for cancelled in started.split_off(3) {
+        cancelled.abort();
     }
-    asked
+    started
 }
 
 #[tokio::test]
-async fn no_prompt_is_made_without_a_place() {
+async fn no_prompt_is_made_without_a_reservation() {
     let service = service();
     let (free, held) = sync_channel::<()>(0);
     let held = Arc::new(Mutex::new(held));
-    let asked = fill(&service, || {
+    let started = fill(&service, || {
         let (service, held) = (Arc::clone(&service), Arc::clone(&held));
-        let work = move |_: &Service, _: &Left| {
+        let work = move |_: &Service, _: &Cancelled| {
             let _ = held.lock().unwrap().recv();
             Ok(())
         };
-        tokio::spawn(async move { service.chore(1 << 20, work).await })
+        tokio::spawn(async move { service.run_blocking(1 << 20, work).await })
     })
     .await;
-    until("they have left", || service.gate.load().held == 3).await;
+    until("they are gone", || service.admission.load().held == 3).await;
     drop(free);
-    for done in asked {
+    for done in started {
         soon("the prompt", done).await.unwrap().unwrap();
     }
     is_clean(&service).await;
@@ -118,91 +114,59 @@ async fn small_prompts_pass_large_ones() {
     let service = service();
     let (free, held) = sync_channel::<()>(0);
     let held = Arc::new(Mutex::new(held));
-    let asked = fill(&service, || {
+    let started = fill(&service, || {
         let (service, held) = (Arc::clone(&service), Arc::clone(&held));
-        let work = move |_: &Service, _: &Left| {
+        let work = move |_: &Service, _: &Cancelled| {
             let _ = held.lock().unwrap().recv();
             Ok(())
         };
-        tokio::spawn(async move { service.chore(1 << 20, work).await })
+        tokio::spawn(async move { service.run_blocking(1 << 20, work).await })
     })
     .await;
-    soon("a small prompt", service.chore(1, |_, _| Ok(()))).await.unwrap();
+    soon("a small prompt", service.run_blocking(1, |_, _| Ok(()))).await.unwrap();
     drop(free);
-    for done in asked {
+    for done in started {
         soon("a large prompt", done).await.unwrap().unwrap();
     }
     is_clean(&service).await;
 }
 
 #[tokio::test]
-async fn work_is_told_that_its_client_has_left() {
+async fn work_learns_that_its_request_was_cancelled() {
     let service = service();
     let (begun, begins) = tokio::sync::oneshot::channel();
     let (ended, ends) = tokio::sync::oneshot::channel();
-    let asked = tokio::spawn(async move {
-        let work = move |_: &Service, left: &Left| {
+    let request = tokio::spawn(async move {
+        let work = move |_: &Service, cancelled: &Cancelled| {
             let _ = begun.send(());
-            while !left.is_set() {
+            while !cancelled.is_set() {
                 std::thread::yield_now();
             }
             let _ = ended.send(());
             Ok(())
         };
-        service.chore(1, work).await
+        service.run_blocking(1, work).await
     });
     soon("its beginning", begins).await.unwrap();
-    asked.abort();
+    request.abort();
     soon("its end", ends).await.unwrap();
 }
 
-#[tokio::test]
-async fn no_grammar_is_made_without_a_place() {
-    let service = service();
-    let compiling = Arc::clone(&service.compiling);
-    let turns = compiling.available_permits() as u32;
-    let turns = compiling.acquire_many(turns).await.unwrap();
-    let asked = fill(&service, || {
-        let service = Arc::clone(&service);
-        let job = Job {
-            id: ReplyId::default(),
-            prompts: vec![[1, 2, 3].into()],
-            n: 2,
-            submission: submission(Vec::new(), 5),
-            reply: ReplyOptions::default(),
-            constraint: Some((Constraint::Regex("[a-c]{3}".into()), "regex")),
-            stop_tokens: Vec::new(),
-            interval: 1,
-            prompt_param: "prompt",
-        };
-        tokio::spawn(async move { Chorus::start(&service, &job).await })
-    })
-    .await;
-    until("they have left", || service.gate.load().held == 3).await;
-    drop(turns);
-    // Two replies each: there is room for all of those who stayed.
-    for chorus in asked {
-        let mut chorus = soon("the replies", chorus).await.unwrap().unwrap();
-        while let Some(piece) = soon("a piece", chorus.next()).await {
-            piece.unwrap();
-        }
-    }
-    is_clean(&service).await;
-}
-
-async fn prompt(
+async fn encode(
     service: &Arc<Service>,
     mut conversation: Conversation,
-) -> Result<Prompt, ApiError> {
+) -> Result<EncodedPrompt, ApiError> {
     let tools = Tools::all(std::mem::take(&mut conversation.tools));
-    let mut talk = Talk { conversation, tools, shape: None, apart: true, param: "messages" };
-    talk.prompt(None, service).await
+    let (constraint, separate_reasoning, param) = (None, true, "messages");
+    let mut prompt = ChatPrompt { conversation, tools, constraint, separate_reasoning, param };
+    prompt.encode(None, service).await
 }
 
 #[tokio::test]
 async fn a_long_conversation_is_not_made_at_once_wherever_its_text_is() {
     let service = service();
-    let _places: Vec<_> = (0..ROOM).map(|_| service.gate.place().unwrap()).collect();
+    let _reservations: Vec<_> =
+        (0..HELD_MAX).map(|_| service.admission.reserve().unwrap()).collect();
     let long = "x".repeat(5000);
     let (list, numbers) = (json!({"a": [long.clone()]}), json!({"a": vec![0; 5000]}));
     let of = |messages: Vec<Message>| Conversation { messages, ..Conversation::default() };
@@ -221,8 +185,8 @@ async fn a_long_conversation_is_not_made_at_once_wherever_its_text_is() {
         ("a tool", Conversation { tools: vec![tool], ..Conversation::default() }),
         ("variables", Conversation { variables, ..Conversation::default() }),
     ] {
-        let error = prompt(&service, conversation).await.err().unwrap();
+        let error = encode(&service, conversation).await.err().unwrap();
         assert_eq!(error.status.as_u16(), 429, "{what}");
     }
-    assert!(prompt(&service, call(json!({"a": "short"}))).await.is_ok(), "it needs no place");
+    assert!(encode(&service, call(json!({"a": "short"}))).await.is_ok(), "it needs no reservation");
 }

@@ -13,13 +13,13 @@ use serde_path_to_error::Track;
 use utoipa::ToSchema;
 
 use super::extent::Extent;
-use super::misfit::misfit;
+use super::lenient::Lenient;
+use super::type_error::misfit;
 use super::unknown::nearest;
-use super::whole::Whole;
 use crate::budget::Hold;
 use crate::error::ApiError;
+use crate::middleware::RequestId;
 use crate::service::Service;
-use crate::trace::RequestId;
 
 /// A client that takes longer to send its body is not going to finish.
 const BODY_WAIT_MAX: Duration = Duration::from_mins(1);
@@ -73,7 +73,7 @@ impl<T: DeserializeOwned + ToSchema + Send + 'static> FromRequest<Arc<Service>> 
         let length = bytes.len();
         let (value, unknown) = service.work(length, move |_| build(&bytes, &hold)).await?;
         if unknown.count > 0 {
-            service.metrics.unknown_fields(unknown.count);
+            service.http_metrics.unknown_fields.inc_by(unknown.count);
             let Unknown { names, count } = unknown;
             tracing::debug!(%path, ?names, count, "unknown fields were ignored");
             for name in names {
@@ -183,7 +183,7 @@ fn parse<T: DeserializeOwned + ToSchema>(bytes: &[u8]) -> Result<(T, Unknown), A
             unknown.names.push(path.to_string());
         }
     };
-    let tracked = serde_path_to_error::Deserializer::new(Whole(&mut json), &mut track);
+    let tracked = serde_path_to_error::Deserializer::new(Lenient(&mut json), &mut track);
     let value = T::deserialize(serde_ignored::Deserializer::new(tracked, &mut note));
     let value = match value {
         Ok(value) => value,
@@ -197,7 +197,7 @@ fn parse<T: DeserializeOwned + ToSchema>(bytes: &[u8]) -> Result<(T, Unknown), A
 mod tests {
     use serde::Deserialize;
 
-    use super::super::absent::{Absent, NOT_IMPLEMENTED};
+    use super::super::unsupported::{NOT_IMPLEMENTED, Unsupported};
     use super::*;
 
     #[derive(Debug, Deserialize, ToSchema)]
@@ -210,7 +210,7 @@ mod tests {
         list: Vec<Inner>,
         #[serde(default)]
         #[expect(dead_code, reason = "it is read by reading")]
-        fancy: Absent,
+        fancy: Unsupported,
     }
 
     fn error(text: &str) -> (Option<String>, String) {

@@ -1,10 +1,10 @@
-//! A piece of a streamed reply, of chat and of plain completions.
+//! A increment of a streamed reply, of chat and of plain completions.
 
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::logprobs::PromptLogprobs;
-use super::speed::Metrics;
+use super::metrics::Metrics;
 use super::usage::Usage;
 
 #[derive(Debug, Serialize, ToSchema)]

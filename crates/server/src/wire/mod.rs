@@ -4,24 +4,20 @@
 //! A field that is `null` counts as absent, and an integer may be written 1.0. Replies are made of
 //! borrowed or owned parts, whichever is at hand.
 
-pub mod absent;
 pub mod body;
-pub mod chat;
 pub mod chunk;
-pub mod completions;
 pub mod content;
 pub mod control;
 mod extent;
+pub mod generation;
+pub(crate) mod lenient;
 pub mod logprobs;
-pub mod messages;
-mod misfit;
+pub mod metrics;
 pub mod models;
-pub mod responses;
-pub mod sampled;
 pub mod sglang;
-pub mod speed;
 pub mod tokenize;
 pub mod tools;
+mod type_error;
 mod unknown;
+pub mod unsupported;
 pub mod usage;
-mod whole;

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::chat::ChatMessage;
 use super::tools::ChatTool;
+use crate::chat::wire::ChatMessage;
 
 /// A text or a conversation, to be cut into tokens: `prompt` or `messages`, not both.
 #[derive(Debug, Deserialize, ToSchema)]

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::absent::Absent;
 use super::content::NameOr;
+use super::unsupported::Unsupported;
 
 /// A tool that the model may call.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -155,7 +155,7 @@ pub struct StructuredOutputs {
     pub grammar: Option<String>,
     pub json_object: Option<bool>,
     #[serde(default)]
-    pub structural_tag: Absent,
+    pub structural_tag: Unsupported,
     /// A regular expression for the white space between tokens of JSON. Default: a space, or a line
     /// end with indentation.
     pub whitespace_pattern: Option<String>,
@@ -185,7 +185,7 @@ pub struct CalledCustom {
     pub input: String,
 }
 
-/// A piece of a call.
+/// A increment of a call.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ToolCallDelta<'a> {
     pub index: u32,

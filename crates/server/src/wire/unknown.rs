@@ -52,7 +52,7 @@ impl<'de> Deserializer<'de> for Names<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::chat::ChatRequest;
+    use crate::chat::wire::ChatRequest;
 
     #[test]
     fn a_slip_of_the_pen_is_seen() {

@@ -24,7 +24,7 @@ const CRATES: &[(&str, u8, &str)] = &[
     ("cpu", 3, "abi batch engine model weights"),
     ("cuda", 3, "abi batch engine model weights"),
     ("generation", 3, "abi engine sched text"),
-    ("server", 4, "abi engine generation sched text"),
+    ("server", 4, "abi engine generation text"),
     ("testkit", 3, "abi engine model sampling sched weights"),
     ("xtask", 3, "abi model"),
     (

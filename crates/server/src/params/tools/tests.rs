@@ -1,6 +1,9 @@
 //! Tools and choices of all three APIs, and what becomes of them.
 
 use super::*;
+use crate::chat::tools::tools as chat_tools;
+use crate::messages::tools::tools as messages_tools;
+use crate::responses::tools::tools as responses_tools;
 
 fn chat(tools: &Value, choice: &Value) -> Result<Tools, ApiError> {
     let tools = serde_json::from_value(tools.clone()).unwrap();
@@ -39,21 +42,21 @@ fn choices_fall_into_place() {
     let sub = json!({"type": "function", "function": {"name": "sub"}});
     let note = json!({"type": "custom", "custom": {"name": "note"}});
     for (choice, usage, shown, callable) in [
-        (json!(null), Use::May, &all[..], &all[..]),
-        (json!("auto"), Use::May, &all, &all),
-        (json!("none"), Use::No, &[], &[]),
-        (json!("required"), Use::Must, &all, &all),
-        (sub.clone(), Use::Must, &all, &["sub"]),
-        (note.clone(), Use::Must, &all, &["note"]),
-        (allowed("auto", json!([note, sub])), Use::May, &all, &["sub", "note"]),
-        (allowed("required", json!([sub, {"type": "mcp"}])), Use::Must, &all, &["sub"]),
-        (allowed("auto", json!([{"type": "web_search"}])), Use::No, &[], &[]),
+        (json!(null), CallMode::Allowed, &all[..], &all[..]),
+        (json!("auto"), CallMode::Allowed, &all, &all),
+        (json!("none"), CallMode::Never, &[], &[]),
+        (json!("required"), CallMode::Required, &all, &all),
+        (sub.clone(), CallMode::Required, &all, &["sub"]),
+        (note.clone(), CallMode::Required, &all, &["note"]),
+        (allowed("auto", json!([note, sub])), CallMode::Allowed, &all, &["sub", "note"]),
+        (allowed("required", json!([sub, {"type": "mcp"}])), CallMode::Required, &all, &["sub"]),
+        (allowed("auto", json!([{"type": "web_search"}])), CallMode::Never, &[], &[]),
     ] {
         let tools = chat(&three(), &choice).unwrap();
-        assert_eq!(tools.usage, usage, "{choice}");
+        assert_eq!(tools.calls, usage, "{choice}");
         assert_eq!(names(&tools.shown()), shown, "{choice}");
         assert_eq!(names(&tools.callable()), callable, "{choice}");
-        assert_eq!(tools.required().is_some(), usage == Use::Must, "{choice}");
+        assert_eq!(tools.required().is_some(), usage == CallMode::Required, "{choice}");
     }
     assert!(!chat(&json!(null), &json!("auto")).unwrap().may_call());
     assert!(chat(&json!(null), &json!("none")).is_ok());
@@ -172,11 +175,11 @@ fn namespaces_are_beginnings_of_names() {
         ("f", (None, "f")),
         ("a__f", (None, "a__f")),
     ] {
-        let (namespace, told_name) = all.names.told(name);
+        let (namespace, told_name) = all.names.of_client(name);
         assert_eq!((namespace.as_deref(), told_name.as_str()), told);
-        assert_eq!(all.names.shown(namespace, told_name), name);
+        assert_eq!(all.names.of_model(namespace, told_name), name);
     }
-    assert_eq!(all.names.shown(Some("gone".into()), "f".into()), "gone__f");
+    assert_eq!(all.names.of_model(Some("gone".into()), "f".into()), "gone__f");
     for (choice, name) in [
         (json!({"type": "function", "name": "f", "namespace": "a"}), "a__f_"),
         (json!({"type": "function", "name": "f"}), "f"),

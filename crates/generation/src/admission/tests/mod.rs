@@ -1,0 +1,207 @@
+//! The engine's thread between its two ends: streams in, an engine out. Engines are scripted, and
+//! held or broken by channels and step numbers, never by time.
+
+mod copies;
+mod ends;
+mod engines;
+mod faults;
+mod masks;
+mod numbers;
+mod replies;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::time::Duration;
+
+use kilotok_abi::{Sampling, TokenId};
+use kilotok_engine::{Caps, Engine, SlotSetup, StepOutput};
+use kilotok_sched::{Limits, Scheduler, Submission};
+use kilotok_testkit::{ScriptedEngine, Skill};
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::increment::FinishReason;
+use crate::stats::ReplyStats;
+
+/// Nothing here takes a second; a test that waits this long is stuck.
+const STUCK: Duration = Duration::from_mins(1);
+
+/// An admission, its engine's thread, its metrics, and its clock.
+struct Rig {
+    admission: Admission,
+    thread: EngineThread,
+    metrics: Arc<Metrics>,
+    clock: Arc<TestClock>,
+}
+
+/// A clock that moves by so much whenever it is read.
+#[derive(Default)]
+struct TestClock {
+    now_us: AtomicU64,
+    stride_us: AtomicU64,
+}
+
+impl Rig {
+    fn new(engine: impl Engine + 'static) -> Self {
+        Self::with(engine, Limits::default(), 1024)
+    }
+
+    fn with(engine: impl Engine + 'static, limits: Limits, waiting_max: u32) -> Self {
+        Self::timed(engine, Limits { waiting_max, ..limits }, |clock| clock)
+    }
+
+    /// One whose threads of that name stop at their next reading of the clock until the sender is
+    /// dropped.
+    fn stuck(
+        engine: impl Engine + 'static,
+        limits: Limits,
+        waiting_max: u32,
+        name: &'static str,
+    ) -> (Self, SyncSender<()>) {
+        let (free, held) = sync_channel::<()>(0);
+        let held = Mutex::new(held);
+        let rig = Self::timed(engine, Limits { waiting_max, ..limits }, |clock| {
+            Clock::new(move || {
+                if thread::current().name().is_some_and(|own| own.starts_with(name)) {
+                    let _ = held.lock().unwrap().recv();
+                }
+                clock.now_us()
+            })
+        });
+        (rig, free)
+    }
+
+    fn timed(
+        engine: impl Engine + 'static,
+        limits: Limits,
+        look: impl FnOnce(Clock) -> Clock,
+    ) -> Self {
+        let metrics = Arc::new(Metrics::new("toy", engine.caps()));
+        let test_clock = Arc::new(TestClock::default());
+        let read = Arc::clone(&test_clock);
+        let clock = look(Clock::new(move || {
+            read.now_us.fetch_add(read.stride_us.load(Ordering::SeqCst), Ordering::SeqCst)
+        }));
+        let options = AdmissionOptions { stall_ms: 5_000, mask_threads: 1, clock };
+        let (admission, thread) =
+            Admission::start(Box::new(engine), limits, Arc::clone(&metrics), options);
+        Self { admission, thread, metrics, clock: test_clock }
+    }
+
+    /// Lets time pass.
+    fn pass_ms(&self, ms: u64) {
+        self.clock.now_us.fetch_add(ms * 1000, Ordering::SeqCst);
+    }
+
+    /// Every step takes its time, so that drafts are worth theirs.
+    fn lively(self) -> Self {
+        self.clock.stride_us.store(500, Ordering::SeqCst);
+        self
+    }
+
+    async fn submit(&self, ask: ReplyRequest) -> TokenStream {
+        self.admission.submit(ask).await.unwrap()
+    }
+
+    /// Asks while a step is held: let in, but not answered before the step is done.
+    async fn submit_late(&self, ask: ReplyRequest) -> JoinHandle<Result<TokenStream, Refusal>> {
+        let (admission, held) = (self.admission.clone(), self.admission.load().held);
+        let late = tokio::spawn(async move { admission.submit(ask).await });
+        until("it is in", || self.admission.load().held == held + 1).await;
+        late
+    }
+
+    /// Nothing of any request is left, and the next one is served.
+    async fn is_clean(&self) {
+        until("everyone has left", || {
+            let load = self.admission.load();
+            let idle = self.admission.health() == Health::Ok { busy: false };
+            load.held == 0 && load.running == 0 && load.usage == 0.0 && idle
+        })
+        .await;
+        assert!(self.admission.0.channels().is_empty());
+        let reply = read(self.submit(ask(text(9, 77), 5)).await).await;
+        assert_eq!((reply.tokens.len(), reply.finish), (5, FinishReason::Length));
+    }
+}
+
+fn engine() -> ScriptedEngine {
+    ScriptedEngine::new(ScriptedEngine::caps(), Skill::Percent(70))
+}
+
+fn text(count: u32, first: TokenId) -> Vec<TokenId> {
+    (0..count).map(|index| (first + index * 7) % 256).collect()
+}
+
+fn submission(prompt: Vec<TokenId>, token_max: u32) -> Submission {
+    Submission::new(prompt, SlotSetup::new(Sampling::GREEDY, 0), token_max)
+}
+
+fn ask(prompt: Vec<TokenId>, token_max: u32) -> ReplyRequest {
+    named("", prompt, token_max)
+}
+
+fn named(request_id: &str, prompt: Vec<TokenId>, token_max: u32) -> ReplyRequest {
+    ReplyRequest {
+        request_id: request_id.into(),
+        submission: submission(prompt, token_max),
+        grammar: None,
+    }
+}
+
+/// A whole reply.
+struct Read {
+    tokens: Vec<TokenId>,
+    stats: ReplyStats,
+    increment_count: usize,
+    finish: FinishReason,
+}
+
+async fn read(mut stream: TokenStream) -> Read {
+    let mut reply = Increment::default();
+    for increment_count in 1.. {
+        reply.append(soon("an increment", stream.next()).await.unwrap());
+        if let Some(finish) = reply.finish {
+            assert_eq!(soon("the end", stream.next()).await, None, "nothing follows the end");
+            return Read { tokens: reply.tokens, stats: reply.stats, increment_count, finish };
+        }
+    }
+    unreachable!("a reply has an end")
+}
+
+async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    let waited = tokio::time::timeout(STUCK, future).await;
+    waited.unwrap_or_else(|_| panic!("{what} does not come"))
+}
+
+async fn until(what: &str, done: impl Fn() -> bool) {
+    soon(what, async {
+        while !done() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+/// What the scheduler gives without a server around it, in order of admission.
+fn alone(submissions: Vec<Submission>) -> Vec<Vec<TokenId>> {
+    let mut engine = engine();
+    let mut sched = Scheduler::new(engine.caps(), Limits::default());
+    let mut replies = BTreeMap::new();
+    for submission in submissions {
+        replies.insert(sched.admit(submission).unwrap(), Vec::new());
+    }
+    while !sched.is_idle() {
+        let plan = sched.plan().unwrap();
+        let step = engine.submit(&plan.step).unwrap();
+        let mut output = StepOutput::default();
+        engine.wait(step, &mut output).unwrap();
+        for advance in sched.absorb(output, 1000).unwrap() {
+            replies.get_mut(&advance.id).unwrap().extend(advance.tokens);
+        }
+    }
+    replies.into_values().collect()
+}

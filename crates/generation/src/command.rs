@@ -1,0 +1,66 @@
+//! The bounded queue of commands to the engine's thread. While a command is unread the thread has
+//! something to do, so a thread that reads none is a stalled one.
+
+use std::sync::Arc;
+use std::sync::mpsc::{SendError, SyncSender, TrySendError};
+
+use tokio::sync::oneshot;
+
+use crate::admission::{Refusal, ReplyRequest};
+use crate::health::EngineStatus;
+use crate::mask_workers::MaskResult;
+use crate::reply_channel::ReplyChannel;
+
+/// What the engine's thread is told.
+pub(crate) enum Command {
+    Submit(Box<Submit>),
+    /// The reply's channel has the reason.
+    Cancel(u64),
+    Masks(Box<MaskResult>),
+    /// The lifecycle has changed.
+    Wake,
+}
+
+/// Replies that are submitted together: all are admitted or none is.
+pub(crate) struct Submit {
+    pub(crate) arrived_us: u64,
+    /// By prompt. Each reply has its key, its request and its channel.
+    pub(crate) prompts: Vec<Vec<(u64, ReplyRequest, Arc<ReplyChannel>)>>,
+    pub(crate) answer: oneshot::Sender<Result<(), Refusal>>,
+}
+
+/// See the file's head.
+#[derive(Clone)]
+pub(crate) struct CommandQueue {
+    sender: SyncSender<Command>,
+    status: Arc<EngineStatus>,
+}
+
+impl CommandQueue {
+    pub(crate) fn new(sender: SyncSender<Command>, status: Arc<EngineStatus>) -> Self {
+        Self { sender, status }
+    }
+
+    pub(crate) fn try_send(&self, command: Command) -> Result<(), TrySendError<Command>> {
+        self.status.command_sent();
+        let sent = self.sender.try_send(command);
+        if let Err(error) = &sent {
+            self.status.command_read();
+            if matches!(error, TrySendError::Disconnected(_)) {
+                self.status.idle();
+            }
+        }
+        sent
+    }
+
+    /// Waits while the queue is full.
+    pub(crate) fn send(&self, command: Command) -> Result<(), SendError<Command>> {
+        self.status.command_sent();
+        let sent = self.sender.send(command);
+        if sent.is_err() {
+            self.status.command_read();
+            self.status.idle();
+        }
+        sent
+    }
+}

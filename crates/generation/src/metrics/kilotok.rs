@@ -1,0 +1,80 @@
+//! Series that vLLM has no name for.
+
+use kilotok_engine::{Caps, PageKind};
+use kilotok_sched::Stats;
+use prometheus::{Gauge, Histogram, IntCounter};
+
+use super::buckets;
+use super::builder::SeriesBuilder;
+
+pub(super) struct KilotokSeries {
+    pub(super) plans_refused: IntCounter,
+    pub(super) log_lines_lost: IntCounter,
+    pub(super) mask_seconds: Histogram,
+    pub(super) step_seconds: Histogram,
+    pub(super) host_seconds: Histogram,
+    pub(super) step_rows: Histogram,
+    /// One per page group: used, and kept for later requests.
+    usage: Vec<(Gauge, Gauge)>,
+}
+
+impl KilotokSeries {
+    pub(super) fn new(make: &SeriesBuilder<'_>, caps: &Caps) -> Self {
+        Self {
+            plans_refused: make.counter(
+                "kilotok:plans_refused_total",
+                "Plans of steps that the engine refused: a fault of the scheduler.",
+            ),
+            log_lines_lost: make.counter(
+                "kilotok:log_lines_lost_total",
+                "Lines of the log that were lost because it was not read fast enough.",
+            ),
+            mask_seconds: make.histogram(
+                "kilotok:mask_seconds",
+                "Time to make the grammar masks of one row.",
+                buckets::short(),
+            ),
+            step_seconds: make.histogram(
+                "kilotok:step_seconds",
+                "Time of a step in the engine.",
+                buckets::short(),
+            ),
+            host_seconds: make.histogram(
+                "kilotok:host_seconds",
+                "Time between two steps, in which the host planned and delivered.",
+                buckets::short(),
+            ),
+            step_rows: make.histogram(
+                "kilotok:step_rows",
+                "Requests that had a share of a step.",
+                buckets::counts(caps.row_max),
+            ),
+            usage: usage(make, caps),
+        }
+    }
+
+    pub(super) fn publish(&self, stats: &Stats) {
+        for ((used, kept), group) in self.usage.iter().zip(&stats.groups) {
+            let part = |count: u32| f64::from(count) / f64::from(group.page_count.max(1));
+            used.set(part(group.used));
+            kept.set(part(group.kept));
+        }
+    }
+}
+
+fn usage(make: &SeriesBuilder<'_>, caps: &Caps) -> Vec<(Gauge, Gauge)> {
+    let labels = ["group", "kind"];
+    let used = make.gauges("kilotok:pages_used", "Pages in use, as a part of all.", &labels);
+    let kept =
+        make.gauges("kilotok:pages_kept", "Pages kept for later, as a part of all.", &labels);
+    let gauges = caps.groups.iter().enumerate().map(|(index, group)| {
+        let kind = match group.kind {
+            PageKind::Full => "full",
+            PageKind::Window => "window",
+            PageKind::Draft => "draft",
+        };
+        let values = [&*index.to_string(), kind];
+        (used.with_label_values(&values), kept.with_label_values(&values))
+    });
+    gauges.collect()
+}

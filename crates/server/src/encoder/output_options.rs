@@ -1,0 +1,146 @@
+//! What chat and plain completions have in common: what is sent besides the reply, and the frame of
+//! a stream's chunks.
+
+use kilotok_engine::TokenLogprobs;
+use kilotok_generation::{Increment, ReplyStats};
+use serde::Serialize;
+
+use super::{LogprobText, ResponseHead};
+use crate::error::ApiError;
+use crate::params::sampling::ResolvedParams;
+use crate::sse::SseBuffer;
+use crate::wire::chunk::Chunk;
+use crate::wire::generation::StreamOptions;
+use crate::wire::logprobs::PromptLogprobs;
+use crate::wire::metrics::Metrics;
+use crate::wire::usage::Usage;
+
+/// What a request wants in its response.
+pub(crate) struct OutputOptions {
+    pub(crate) head: ResponseHead,
+    /// Replies to each prompt, and in all.
+    pub(crate) n: u32,
+    pub(crate) choice_count: usize,
+    /// Log-probabilities, with so many alternatives.
+    pub(crate) logprobs: Option<u32>,
+    pub(crate) prompt_logprobs: Option<u32>,
+    tokens_as_ids: bool,
+    /// Those of the prompt and of the reply.
+    pub(crate) token_ids: bool,
+    /// A last chunk of the stream has the usage.
+    include_usage: bool,
+    /// Every chunk has the usage so far.
+    pub(crate) continuous_usage: bool,
+}
+
+impl OutputOptions {
+    pub(crate) fn new(
+        head: ResponseHead,
+        params: &ResolvedParams,
+        prompt_count: usize,
+        logprobs: Option<u32>,
+        options: Option<StreamOptions>,
+    ) -> Self {
+        let options = options.unwrap_or_default();
+        let n = params.generation.n;
+        Self {
+            head,
+            n,
+            choice_count: prompt_count * n as usize,
+            logprobs,
+            prompt_logprobs: params.prompt_logprobs,
+            tokens_as_ids: params.tokens_as_ids,
+            token_ids: params.token_ids,
+            include_usage: options.include_usage.unwrap_or_default(),
+            continuous_usage: options.continuous_usage_stats.unwrap_or_default(),
+        }
+    }
+
+    pub(crate) fn logprob_text(&self) -> LogprobText<'_> {
+        self.head.logprob_text(self.tokens_as_ids)
+    }
+
+    pub(crate) fn prompt_logprobs(&self, logprobs: &[TokenLogprobs]) -> Option<PromptLogprobs> {
+        self.prompt_logprobs.map(|top_count| self.logprob_text().prompt(logprobs, top_count))
+    }
+
+    /// Whole replies, by choice, from all their increments.
+    pub(crate) fn replies(&self, increments: Vec<(usize, Increment)>) -> Vec<Increment> {
+        let mut replies = vec![Increment::default(); self.choice_count];
+        for (index, increment) in increments {
+            replies[index].append(increment);
+        }
+        replies
+    }
+
+    pub(crate) fn usage(&self, stats: &[ReplyStats]) -> Usage {
+        Usage::of(stats, self.n)
+    }
+
+    /// Speed of a request with one reply; several have none in common.
+    pub(crate) fn metrics(&self, stats: &[ReplyStats]) -> Option<Metrics> {
+        let only = stats.first().filter(|_| self.choice_count == 1);
+        only.map(|stats| self.head.metrics(stats))
+    }
+
+    /// A chunk of a stream. `stats` are those of the replies so far.
+    pub(crate) fn chunk<'a, C>(
+        &'a self,
+        object: &'static str,
+        choices: &'a [C],
+        stats: &[ReplyStats],
+    ) -> Chunk<'a, C> {
+        let continuous = self.continuous_usage;
+        Chunk {
+            id: &self.head.id,
+            object,
+            created: self.head.created,
+            model: &self.head.model,
+            choices,
+            system_fingerprint: None,
+            usage: continuous.then(|| self.usage(stats)),
+            prompt_logprobs: None,
+            prompt_token_ids: None,
+            metrics: if continuous { self.metrics(stats) } else { None },
+            warnings: &[],
+        }
+    }
+
+    /// The last chunk of a choice. It has the speed, unless a chunk for the usage follows.
+    pub(crate) fn last_chunk<'a, C>(
+        &'a self,
+        object: &'static str,
+        choices: &'a [C],
+        stats: &[ReplyStats],
+    ) -> Chunk<'a, C> {
+        let mut chunk = self.chunk(object, choices, stats);
+        chunk.warnings = &self.head.warnings;
+        chunk.system_fingerprint = Some(&self.head.service.fingerprint);
+        if !self.include_usage {
+            chunk.metrics = self.metrics(stats);
+        }
+        chunk
+    }
+
+    /// A stream that failed has no usage.
+    pub(crate) fn fail(&mut self, error: &ApiError, out: &mut SseBuffer) {
+        self.include_usage = false;
+        out.data(&error.body());
+    }
+
+    /// The end of a stream with choices `C`.
+    pub(crate) fn end<C: Serialize>(
+        &self,
+        object: &'static str,
+        stats: &[ReplyStats],
+        out: &mut SseBuffer,
+    ) {
+        if self.include_usage {
+            let mut chunk = self.chunk::<C>(object, &[], stats);
+            chunk.usage = Some(self.usage(stats));
+            chunk.metrics = self.metrics(stats);
+            out.data(&chunk);
+        }
+        out.text("[DONE]");
+    }
+}

@@ -1,0 +1,414 @@
+//! `/v1/responses`, the part of it that needs no memory of earlier requests.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use crate::wire::content::{Content, NameOr, OneOrMany, Part};
+use crate::wire::logprobs::ChatLogprob;
+use crate::wire::metrics::Metrics;
+use crate::wire::tools::CustomFormat;
+use crate::wire::unsupported::Unsupported;
+
+#[derive(Debug, Deserialize, ToSchema)]
+pub struct ResponsesRequest {
+    pub model: Option<String>,
+    #[schema(inline)]
+    pub input: InputItems,
+    /// Comes first, as the system's message.
+    pub instructions: Option<String>,
+    #[schema(minimum = 0.0, maximum = 2.0)]
+    pub temperature: Option<f64>,
+    #[schema(exclusive_minimum = 0.0, maximum = 1.0)]
+    pub top_p: Option<f64>,
+    #[schema(minimum = -1)]
+    pub top_k: Option<i64>,
+    pub seed: Option<i64>,
+    #[schema(minimum = 1)]
+    pub max_output_tokens: Option<i64>,
+    #[schema(minimum = 0, maximum = 20)]
+    pub top_logprobs: Option<i64>,
+    pub stream: Option<bool>,
+    pub stream_options: Option<crate::wire::generation::StreamOptions>,
+    pub tools: Option<Vec<ResponsesTool>>,
+    /// `none`, `auto`, `required`, the tool to call, or `allowed_tools`.
+    #[schema(inline)]
+    pub tool_choice: Option<ToolChoice>,
+    pub parallel_tool_calls: Option<bool>,
+    pub text: Option<TextOptions>,
+    pub reasoning: Option<ReasoningOptions>,
+    /// `message.output_text.logprobs` adds log-probabilities, and `reasoning.encrypted_content` the
+    /// reasoning in the field of that name too, which some clients send back instead of its text.
+    /// Others have no effect: they are about tools of other services.
+    pub include: Option<Vec<String>>,
+    /// `disabled` refuses a prompt that is too long, `auto` cuts its beginning.
+    pub truncation: Option<String>,
+    /// Nothing is stored, whatever is asked for: the reply says false.
+    pub store: Option<bool>,
+    #[schema(value_type = Option<Object>)]
+    pub chat_template_kwargs: Option<Map<String, Value>>,
+    pub priority: Option<i64>,
+    #[schema(min_length = 1, max_length = 128)]
+    pub cache_salt: Option<String>,
+    #[serde(alias = "rid")]
+    pub request_id: Option<String>,
+    /// Comes back with the reply.
+    #[schema(value_type = Option<Object>)]
+    pub metadata: Option<Map<String, Value>>,
+    pub user: Option<String>,
+    pub safety_identifier: Option<String>,
+    pub prompt_cache_key: Option<String>,
+    pub prompt_cache_retention: Option<String>,
+    /// `auto` and `default` only.
+    pub service_tier: Option<String>,
+    /// Has no effect: it bounds calls of tools of other services.
+    pub max_tool_calls: Option<i64>,
+    /// Not used.
+    #[schema(value_type = Option<Object>)]
+    pub client_metadata: Option<Value>,
+    /// Nothing is stored: refused unless absent or null.
+    #[schema(value_type = Unsupported)]
+    pub previous_response_id: Option<Value>,
+    /// Nothing is stored: refused unless absent or null.
+    #[schema(value_type = Unsupported)]
+    pub conversation: Option<Value>,
+    /// Nothing is stored: refused unless absent, null or false.
+    #[schema(value_type = Unsupported)]
+    pub background: Option<Value>,
+    /// Nothing is stored: refused unless absent or null.
+    #[schema(value_type = Unsupported)]
+    pub prompt: Option<Value>,
+    #[serde(default)]
+    pub context_management: Unsupported,
+    /// The name in the chat API. Send `max_output_tokens`.
+    #[serde(default)]
+    pub max_tokens: Unsupported,
+    /// The name in the chat API. Send `max_output_tokens`.
+    #[serde(default)]
+    pub max_completion_tokens: Unsupported,
+    /// The name in the chat API. Send `text.format`.
+    #[serde(default)]
+    pub response_format: Unsupported,
+    /// The name in the chat API. Send `reasoning.effort`.
+    #[serde(default)]
+    pub reasoning_effort: Unsupported,
+}
+
+/// A text, or items.
+pub type InputItems = OneOrMany<InputItem>;
+
+/// `none`, `auto`, `required`, the tool to call, or those that may be called.
+pub type ToolChoice = NameOr<ResponsesChoice>;
+
+/// A message, a call, a call's result, or earlier reasoning. What items of other types say is shown
+/// to the model if it is text, and left out otherwise.
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+pub struct InputItem {
+    /// `message` (also if absent), `reasoning`, `function_call`, `custom_tool_call`, the output of
+    /// either, or any other.
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    pub id: Option<String>,
+    pub status: Option<String>,
+    pub role: Option<String>,
+    #[schema(inline)]
+    pub content: Option<Content>,
+    pub call_id: Option<String>,
+    pub name: Option<String>,
+    /// Of a call: the namespace that its tool is in.
+    pub namespace: Option<String>,
+    /// Of a function's call: JSON.
+    #[schema(value_type = Option<String>)]
+    pub arguments: Option<Value>,
+    /// Of a custom tool's call: a text.
+    pub input: Option<String>,
+    /// Of a call's output: a text, or parts.
+    #[schema(value_type = Option<Content>, inline)]
+    pub output: Option<Value>,
+    pub summary: Option<Vec<Part>>,
+    pub encrypted_content: Option<String>,
+    /// Of calls that another service made or asked for.
+    #[schema(value_type = Option<Object>)]
+    pub action: Option<Value>,
+    #[schema(value_type = Option<Object>)]
+    pub operation: Option<Value>,
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub actions: Option<Value>,
+    #[schema(value_type = Option<Vec<String>>)]
+    pub queries: Option<Value>,
+    pub code: Option<String>,
+    pub server_label: Option<String>,
+    /// Of what came of them.
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub results: Option<Value>,
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub outputs: Option<Value>,
+    /// Also of an item of the type `additional_tools`, which offers them like those of the request.
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub tools: Option<Value>,
+    #[schema(value_type = Option<Object>)]
+    pub error: Option<Value>,
+}
+
+impl From<String> for InputItem {
+    fn from(text: String) -> Self {
+        let content = Some(OneOrMany(vec![Part::from(text)]));
+        Self { role: Some("user".into()), content, ..Self::default() }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct ResponsesTool {
+    /// `function`, `custom` or `namespace`. Tools of other types are left out.
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub name: Option<String>,
+    pub description: Option<String>,
+    /// Of a function.
+    #[schema(value_type = Option<Object>)]
+    pub parameters: Option<Value>,
+    /// Of a function.
+    pub strict: Option<bool>,
+    /// Of a custom tool.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<CustomFormat>,
+    /// Functions and custom tools of a namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(no_recursion)]
+    pub tools: Option<Vec<ResponsesTool>>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct ResponsesChoice {
+    /// `function`, `custom` or `allowed_tools`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// That the tool is in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// Of `allowed_tools`: `auto`, or `required` if one of them must be called.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+    /// Of `allowed_tools`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tools: Option<Vec<AllowedTool>>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+#[schema(as = ResponsesAllowedTool)]
+pub struct AllowedTool {
+    /// `function` or `custom`. Other types are left out.
+    #[serde(rename = "type")]
+    pub kind: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// That the tool is in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize, ToSchema)]
+pub struct TextOptions {
+    pub format: Option<TextFormat>,
+    pub verbosity: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct TextFormat {
+    /// `text`, `json_object` or `json_schema`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub schema: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strict: Option<bool>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize, ToSchema)]
+pub struct ReasoningOptions {
+    pub effort: Option<String>,
+    pub summary: Option<String>,
+}
+
+/// A reply, whole or as far as it is.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct ResponseObject {
+    pub id: String,
+    /// `response`.
+    pub object: &'static str,
+    pub created_at: u64,
+    /// `in_progress`, `completed`, `incomplete` or `failed`.
+    pub status: &'static str,
+    pub error: Option<ResponseError>,
+    pub incomplete_details: Option<Incomplete>,
+    pub instructions: Option<String>,
+    pub max_output_tokens: Option<i64>,
+    pub model: String,
+    pub output: Vec<OutputItem>,
+    pub parallel_tool_calls: bool,
+    #[schema(value_type = Option<String>)]
+    pub previous_response_id: (),
+    pub reasoning: ReasoningOptions,
+    pub store: bool,
+    pub temperature: f64,
+    pub text: TextOptions,
+    /// As the request has it.
+    pub tool_choice: Value,
+    /// Those that the model may call.
+    pub tools: Vec<ResponsesTool>,
+    pub top_p: f64,
+    pub truncation: String,
+    pub usage: Option<ResponsesUsage>,
+    pub user: Option<String>,
+    #[schema(value_type = Object)]
+    pub metadata: Map<String, Value>,
+    pub metrics: Option<Metrics>,
+    /// What of the request's schemas is not enforced.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct ResponseError {
+    pub code: String,
+    pub message: String,
+}
+
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Incomplete {
+    /// `max_output_tokens`, or `aborted` for what `/abort_requests` ended.
+    pub reason: &'static str,
+}
+
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum OutputItem {
+    Reasoning {
+        id: String,
+        status: &'static str,
+        summary: Vec<OutputPart>,
+        content: Vec<OutputPart>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        encrypted_content: Option<String>,
+    },
+    Message {
+        id: String,
+        status: &'static str,
+        role: &'static str,
+        content: Vec<OutputPart>,
+    },
+    FunctionCall {
+        id: String,
+        status: &'static str,
+        call_id: String,
+        name: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        namespace: Option<String>,
+        /// JSON.
+        arguments: String,
+    },
+    CustomToolCall {
+        id: String,
+        status: &'static str,
+        call_id: String,
+        name: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        namespace: Option<String>,
+        /// A text.
+        input: String,
+    },
+}
+
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum OutputPart {
+    ReasoningText {
+        text: String,
+    },
+    OutputText {
+        text: String,
+        #[schema(value_type = Vec<Object>)]
+        annotations: [(); 0],
+        logprobs: Vec<ChatLogprob>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+pub struct ResponsesUsage {
+    pub input_tokens: u32,
+    pub input_tokens_details: InputDetails,
+    pub output_tokens: u32,
+    pub output_tokens_details: OutputDetails,
+    pub total_tokens: u32,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+pub struct InputDetails {
+    pub cached_tokens: u32,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+pub struct OutputDetails {
+    pub reasoning_tokens: u32,
+}
+
+/// One event of a stream: its type, its number, and what it tells.
+#[derive(Debug, Serialize)]
+pub struct Event<T> {
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    pub sequence_number: u64,
+    #[serde(flatten)]
+    pub told: T,
+}
+
+/// The reply as a whole.
+#[derive(Debug, Serialize)]
+pub struct OfResponse<'a> {
+    pub response: &'a ResponseObject,
+}
+
+/// An item begins or ends.
+#[derive(Debug, Serialize)]
+pub struct OfItem<'a> {
+    pub output_index: usize,
+    pub item: &'a OutputItem,
+}
+
+/// A part of an item: it begins, grows or ends.
+#[derive(Clone, Debug, Serialize)]
+pub struct OfPart<'a> {
+    pub item_id: &'a str,
+    pub output_index: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content_index: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub part: Option<&'a OutputPart>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delta: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub arguments: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub input: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logprobs: Option<&'a [ChatLogprob]>,
+}
+
+/// The stream failed.
+#[derive(Debug, Serialize)]
+pub struct OfError<'a> {
+    pub code: Option<&'a str>,
+    pub message: &'a str,
+    pub param: Option<&'a str>,
+}
