@@ -1,6 +1,6 @@
-//! Steps of the reference engine on a model of the demo's size: plain decoding, a verify row with
-//! its drafts, a prompt chunk. Ratios between them say whether drafting can pay on a CPU. Once by
-//! the clock, and on Linux once by the time that threads ran, which busy neighbours disturb less.
+//! Steps of the reference engine on a model of the demo's size: plain decode, a verify row with its
+//! drafts, a prompt chunk. Their ratios tell whether drafting can pay on a CPU. Measured once in
+//! wall-clock time, and on Linux once in CPU time of threads, which other load disturbs less.
 
 use std::hint::black_box;
 

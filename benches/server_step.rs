@@ -1,6 +1,6 @@
-//! What a step costs beside the engine: scheduler, engine thread, mailboxes and metrics, with 256
-//! clients who stream and 64 rows in every step. The engine is the scripted one, its own time left
-//! out; times are those of the thread's CPU, so that other load on the machine does not count.
+//! The cost of a step beside the engine: scheduler, engine thread, command queue and metrics, with
+//! 256 streaming clients and 64 rows in every step. The engine is scripted and its own time left
+//! out; times are CPU time of the thread, so that other load on the machine does not count.
 //! `--steps N` runs longer, to see whether memory grows.
 
 #![expect(clippy::print_stdout, reason = "a bench prints its table")]
@@ -57,10 +57,10 @@ fn submission(client: u64, turn: u64, drafts: bool) -> Submission {
     submission
 }
 
-/// Microseconds of CPU between steps, by what the steps were.
+/// Microseconds of CPU between steps, by kind of step.
 #[derive(Default)]
 struct Times {
-    /// Between two steps of so many rows as there can be, none of them a prompt.
+    /// Between two steps with the largest number of rows, none of them a prompt.
     full: Vec<f32>,
     /// Between any two steps.
     any: Vec<f32>,
@@ -71,7 +71,7 @@ fn cpu_time() -> Duration {
     ThreadTime::now().as_duration()
 }
 
-/// The scripted engine, between whose calls the clock runs.
+/// The scripted engine, with a clock that runs between its calls.
 struct Watched {
     inner: ScriptedEngine,
     idle_since: Option<(Duration, bool)>,
@@ -106,7 +106,7 @@ impl Engine for Watched {
             && plan.rows.iter().all(|row| row.setup.is_none() && row.sample);
         if let Some((since, was_full)) = self.idle_since.take() {
             let us = cpu_time().saturating_sub(since).as_secs_f32() * 1e6;
-            let mut times = self.times.lock().expect("nobody panics");
+            let mut times = self.times.lock().expect("no thread panics");
             times.any.push(us);
             if full && was_full {
                 times.full.push(us);
@@ -120,7 +120,7 @@ impl Engine for Watched {
     fn wait(&mut self, step: StepId, out: &mut StepOutput) -> Result<(), EngineError> {
         self.inner.wait(step, out)?;
         self.step_count.fetch_add(1, Ordering::Relaxed);
-        // From here on it is not the engine's time. Between submitting and waiting there is none.
+        // From here on the time is not the engine's. There is none between submit and wait.
         if let Some((since, _)) = &mut self.idle_since {
             *since = cpu_time();
         }
@@ -136,8 +136,8 @@ fn percentiles(name: &str, mut us: Vec<f32>) {
     println!("| {name} | {} | {mean:.1} | {half:.1} | {most:.1} | {nearly:.1} |", us.len());
 }
 
-/// All drafts pay, though the scripted engine is too fast for any to: it is told so, and measures
-/// nothing.
+/// All drafts pay, though the scripted engine is too fast for that: its cost is given, not
+/// measured.
 fn eager() -> Limits {
     let cost = Cost { base_us: 1000.0, token_us: 0.0, draft_us: 0.0 };
     Limits { cost, learning_share: 0.0, ..Limits::default() }
@@ -163,7 +163,7 @@ fn scheduler_alone(drafts: bool, step_count: u64) {
             sched.admit(submission(turns % CLIENTS, turns, drafts)).expect("it is legal");
         }
     }
-    let times = std::mem::take(&mut *engine.times.lock().expect("nobody panics"));
+    let times = std::mem::take(&mut *engine.times.lock().expect("no thread panics"));
     let name = if drafts { "with drafts" } else { "without" };
     percentiles(&format!("scheduler alone, {name}, {ROWS} decoding rows"), times.full);
 }
@@ -185,7 +185,7 @@ async fn client(admission: Admission, client: u64, drafts: bool, over: Arc<Atomi
         let submission = submission(client, turn, drafts);
         let request =
             ReplyRequest { request_id: format!("{client}-{turn}"), submission, grammar: None };
-        let mut stream = admission.submit(request).await.expect("there is room for everyone");
+        let mut stream = admission.submit(request).await.expect("there is room for all");
         while let Some(update) = stream.next().await {
             token_count += update.tokens.len() as u64;
             // Some hang up early.
@@ -229,7 +229,7 @@ fn served(drafts: bool, step_max: u64) {
     });
     drop(admission);
     thread.join().expect("the engine does not fail");
-    let Times { full, any } = std::mem::take(&mut *times.lock().expect("nobody panics"));
+    let Times { full, any } = std::mem::take(&mut *times.lock().expect("no thread panics"));
     let name = if drafts { "with drafts" } else { "without" };
     percentiles(&format!("served, {name}, {ROWS} decoding rows"), full);
     percentiles(&format!("served, {name}, any step"), any);

@@ -1,7 +1,7 @@
-//! A GPU engine that breaks while a server runs on it: whoever waits for a reply is told so, probes
-//! hear that the server is not well, and it ends with the reason. What breaks a GPU breaks all that
-//! the process runs on it, so each has a process of its own. Where there is no GPU, every test says
-//! so and passes.
+//! A GPU engine that breaks while a server runs on it: waiting clients get an error, probes report
+//! that the server is not healthy, and it ends with the reason. A broken GPU affects all that the
+//! process runs on it, so each test has a process of its own. Without a GPU every test says so and
+//! passes.
 
 #![expect(clippy::print_stdout, reason = "why tests were skipped")]
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
@@ -42,7 +42,7 @@ fn options(rank_count: usize) -> CudaOptions {
     CudaOptions { sizes, toolchain, ..CudaOptions::default() }
 }
 
-/// An engine that steps when it is let, and breaks when it is told to.
+/// An engine that steps when it is allowed to, and breaks when it is told to.
 struct Breaks {
     inner: CudaEngine,
     how: fn(&mut CudaEngine),
@@ -68,7 +68,7 @@ impl Engine for Breaks {
     }
 }
 
-/// A server that says that it is not well until it is told to go.
+/// A server that reports that it is not healthy until it is told to end.
 fn serve(rank_count: usize, how: fn(&mut CudaEngine), now: &Arc<AtomicBool>) -> (Server, Brake) {
     let folder = tempfile::tempdir().unwrap();
     Toy::pro_fp4().write(folder.path(), Files::One).unwrap();
@@ -92,7 +92,7 @@ fn request(stream: bool) -> Value {
     json!({"prompt": [1, 2, 3], "max_tokens": 100, "ignore_eos": true, "stream": stream})
 }
 
-/// Breaks an engine while it replies. The server ends with these words.
+/// Breaks an engine while it replies. The server must end with these words.
 fn breaks(rank_count: usize, how: fn(&mut CudaEngine), words: &str) {
     let now = Arc::new(AtomicBool::new(false));
     let (mut server, brake) = serve(rank_count, how, &now);
@@ -169,7 +169,7 @@ fn one_of_two_stalls() {
     stalls(2);
 }
 
-/// Runs a test of each in a process of its own, which has to end well.
+/// Runs each of these tests in a process of its own, which must succeed.
 fn run(names: [&str; 2]) {
     for (rank_count, name) in (1..).zip(names) {
         if let Err(reason) = Found::look(rank_count, &options(rank_count).toolchain) {

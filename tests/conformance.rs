@@ -1,6 +1,6 @@
 //! Every engine against every promise of the conformance kit: one line per engine. Then what the
-//! kit cannot ask of one engine alone: that a model is the same model on any number of ranks and in
-//! any format, and that recorded steps still do what they did.
+//! kit cannot check with one engine: that a model is the same on any number of ranks and in any
+//! format, and that recorded steps give the recorded outputs.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
@@ -28,9 +28,9 @@ conformance!(cpu_pro_2_ranks, || cpu(&PRO, 2));
 static FLASH: LazyLock<Checkpoint> = LazyLock::new(|| open(&Toy::flash(), Files::One));
 static PRO: LazyLock<Checkpoint> = LazyLock::new(|| open(&Toy::pro_fp4(), Files::Sharded(3)));
 
-/// How far log-probabilities may be apart where only the order of sums differs, in F32.
+/// Tolerance of log-probabilities where only the order of F32 sums differs.
 const TOLERANCE: f32 = 2e-5;
-/// How far the likeliest token is ahead of the next in replies that engines are compared by.
+/// Lead of the likeliest token over the next in replies that engines are compared by.
 const GAP: f32 = 0.05;
 
 fn scripted(skill: Skill) -> Box<dyn Engine> {
@@ -93,7 +93,7 @@ fn formats_agree() {
     }
 }
 
-/// The toys' drafters are right now and then, so the promises about drafts are put to the test.
+/// The toys' drafters are right now and then, so that the promises about drafts are tested.
 #[test]
 fn drafts_are_accepted_now_and_then() {
     for checkpoint in [&*FLASH, &*PRO] {
@@ -143,8 +143,8 @@ fn rewrite_traces() {
     }
 }
 
-/// Four requests, chunked, drafted, masked, preempted. Of a model's outputs the log-probabilities
-/// are left out: their last bits belong to one machine's arithmetic.
+/// Four requests, chunked, drafted, masked, preempted. A model's log-probabilities are left out:
+/// their last bits depend on the machine.
 fn record(engine: Box<dyn Engine>, header: Header) -> Trace {
     let mut engine = Recorded::new(engine);
     let text = |seed: u32| (0..30 + seed).map(|i| (i * i * 7 + i * seed * 31) % 250).collect();

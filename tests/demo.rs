@@ -1,6 +1,6 @@
-//! The demo model: that the engine computes what its training code's oracle says, that the server
-//! replies with it round by round, and that drafts of real text are accepted as often as PyTorch
-//! says. What is expected lies in `crates/demo`.
+//! The demo model: the engine computes what its training code's oracle does, the server replies
+//! with it round by round, and drafts of real text are accepted as often as in PyTorch. Expected
+//! values are in `crates/demo`.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 

@@ -1,4 +1,4 @@
-//! Made-up weights are good enough to measure with: in a model as deep as the largest one,
+//! Dummy weights are good enough to measure with: in a model as deep as the largest one,
 //! activations keep their size and every expert gets its share of the tokens.
 
 #![recursion_limit = "256"] // a config is one long json!
@@ -50,7 +50,7 @@ fn spec() -> ModelSpec {
     read_config("config.json", &config.to_string(), &Knobs::default()).unwrap()
 }
 
-/// What the step showed.
+/// What the test records of a step.
 struct Notes {
     /// Mean square of the residual stream after each layer.
     squares: Vec<f64>,

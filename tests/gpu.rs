@@ -1,9 +1,9 @@
-//! The GPU engine: the same promises as every engine, and the reference engine's replies. Where
-//! there is no GPU that it runs on, every test says so and passes.
+//! The GPU engine: the same promises as every engine, and the reference engine's replies. Without a
+//! suitable GPU every test says so and passes.
 //!
-//! The binary finds all it needs by itself, so that one built elsewhere can be brought to a machine
-//! with a GPU, driver and NVRTC. Run it there with `--test-threads=1`: every engine wants the GPU
-//! for itself.
+//! The binary finds all that it needs by itself, so one built elsewhere can be brought to a machine
+//! with a GPU, driver and NVRTC. Run it there with `--test-threads=1`: every engine needs the whole
+//! GPU.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
@@ -53,7 +53,7 @@ conformance!(cuda_demo_4_ranks, || cuda_of(&DEMO, &long(4)), absent(4));
 conformance!(cuda_demo_8_ranks, || cuda_of(&DEMO, &long(8)), absent(8));
 
 static FLASH: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::flash()));
-/// Nothing in it turns rounding into another result.
+/// No near tie of experts turns rounding into another result.
 static DENSE: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::dense()));
 static WIDE: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::wide()));
 static PRO: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::pro_fp4()));
@@ -72,7 +72,7 @@ fn models() -> [(&'static str, &'static Checkpoint); 6] {
     ]
 }
 
-/// How far the likeliest token is ahead of the next in replies that both must give.
+/// Lead of the likeliest token over the next in replies that both must give.
 const GAP: f32 = 0.2;
 /// Prompts of several windows; the longer has more keys than attention sums over in one piece.
 const PROMPT_LENS: [usize; 2] = [70, 400];
@@ -85,7 +85,7 @@ fn toolchain() -> Toolchain {
     Toolchain { cache: Some(cache), prefixes: Vec::new() }
 }
 
-/// Why so many ranks cannot run here, if so.
+/// Why this many ranks cannot run here, if so.
 fn absent(rank_count: usize) -> Option<String> {
     static ONE: LazyLock<Option<String>> = LazyLock::new(|| reason(1));
     if rank_count == 1 { ONE.clone() } else { ONE.clone().or_else(|| reason(rank_count)) }
@@ -157,7 +157,7 @@ fn prompt(checkpoint: &Checkpoint, length: usize) -> Vec<TokenId> {
     steady_prompt(&mut *cpu(checkpoint), length, TOKENS, GAP).unwrap().expect("a steady prompt")
 }
 
-/// What is asked of GPUs can be answered: looked for here, so that no GPU is needed to know.
+/// GPUs are looked for even where the test needs none.
 #[test]
 fn there_are_steady_prompts() {
     for (_, checkpoint) in models() {

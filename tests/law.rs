@@ -1,6 +1,6 @@
-//! The law of the tokens: with any processors set, any drafter and any way to verify its drafts,
-//! the sequences of tokens follow the target's distribution. Knows the definitions, which it
-//! writes out in f64 ([`exact_law`]), and puts the `sampling` crate's choices beside them.
+//! The distribution of the tokens: with any processors set, any drafter and any way to verify its
+//! drafts, sequences of tokens follow the target's distribution. The definitions are written out
+//! here in f64 ([`exact_law`]), and the `sampling` crate's draws are compared with them.
 //!
 //! The target is a table over 8 tokens whose logits depend on the last token and the position. A
 //! draw is the first 2 or 3 tokens after a history, begun with a draft of 3 and, if drafts are

@@ -25,10 +25,10 @@ const LENGTH: usize = 512;
 /// Name, temperature and `top_p`, as `evaluate.py` has them.
 const MODES: [(&str, f32, f32); 3] =
     [("greedy", 0.0, 1.0), ("temperature 1", 1.0, 1.0), ("temperature 1, top_p 0.95", 1.0, 0.95)];
-/// What served and PyTorch's length may differ by. Draws differ: where the sample is too small to
-/// tell so little, it is [`ERRORS_MAX`] standard errors of the difference.
+/// Allowed difference between served and PyTorch's length. Draws differ: where the sample is too
+/// small for it, [`ERRORS_MAX`] standard errors of the difference are allowed.
 const SLACK: f64 = 0.05;
-/// One right comparison in 400 is further off.
+/// One correct comparison in 400 is further off.
 const ERRORS_MAX: f64 = 3.0;
 /// Of what the demo is to show, the least: set, mode, length.
 const LEAST: [(&str, &str, f64); 5] = [
@@ -61,7 +61,7 @@ impl Replies {
         1.0 + self.rates().iter().sum::<f64>()
     }
 
-    /// Of the length. Rounds of one reply are alike, so replies are what is drawn.
+    /// Standard error of the length. Rounds of one reply are alike, so replies are the sample.
     fn standard_error(&self) -> f64 {
         let mean = self.length() - 1.0;
         let residual = |rounds: &Vec<usize>| {
@@ -74,7 +74,7 @@ impl Replies {
 }
 
 /// Accepted drafts of the rounds whose drafts all lie within the reply. PyTorch leaves out the
-/// others too: what follows the end is nobody's text.
+/// others too, since tokens after the end are no part of the text.
 fn counted(rounds: &[Round], length: usize) -> Vec<usize> {
     let mut said = 0;
     let mut accepted = Vec::new();
@@ -173,7 +173,7 @@ fn measure(mut server: Server, others: bool) {
             failures.extend(judge(set, mode, replies, expected, others));
         }
     }
-    // The second is there where only what a machine with GPUs needs is.
+    // The second exists where only the files for a GPU machine are.
     let folders = [env!("CARGO_TARGET_TMPDIR"), "out"].map(Path::new);
     let folder = folders.into_iter().find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
     let path = folder.join("demo_replies.jsonl");

@@ -1,5 +1,5 @@
 //! A server of the demo model, as `kilotok serve` makes it but for two things: it drafts as much as
-//! it can in every round, and the rounds can be looked at.
+//! it can in every round, and the test can look at the rounds.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 
 use crate::{checkpoint, of_demo};
 
-/// What the scheduler is told that a step costs, whatever is in it: then every draft pays.
+/// The cost of every step that the scheduler is given: then every draft pays.
 const STEP_US: u64 = 1000;
 
 /// A row that chose tokens: the accepted drafts and one of the target's own.

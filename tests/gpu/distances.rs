@@ -1,6 +1,6 @@
-//! How far log-probabilities of two engines are apart. Where the router of some layer was a near
-//! tie, rounding sends a token to another expert and its numbers change altogether: such positions
-//! are apart from the others, by the lead of the reference's last expert over the next.
+//! Distance of two engines' log-probabilities. Where the router of some layer was a near tie,
+//! rounding sends a token to another expert and its numbers change altogether. Such positions are
+//! judged separately, by the lead of the reference's last expert over the next.
 
 use kilotok_engine::TokenLogprobs;
 

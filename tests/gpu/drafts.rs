@@ -60,10 +60,10 @@ fn lead(logits: &[f32]) -> f32 {
     sorted[0] - sorted[1]
 }
 
-/// How far the likeliest logit is ahead in drafts that rounding does not decide.
+/// Lead of the likeliest logit in drafts that rounding does not decide.
 const CLEAR: f32 = 0.5;
-/// Drafts in a thousand that may differ: of all, and of those. Of 2520 for each model 2 to 24 were
-/// seen to, and 0 to 3 of the clear ones, after tokens that went to other experts.
+/// Drafts in a thousand that may differ: of all, and of those with such a lead. Of 2520 for each
+/// model 2 to 24 did, and 0 to 3 of the clear ones, after tokens that went to other experts.
 const DIFFERING: [usize; 2] = [20, 5];
 
 /// Drafts that were compared, and those that differ.

@@ -1,8 +1,8 @@
-//! The law of the tokens that an engine chooses, as `tests/law.rs` has it: two tokens after a
-//! history, a draft before them that is right now and then, and combinations of processors. The
-//! logits are a model's, which the engine itself reports, token by token, as scores.
+//! The distribution of an engine's tokens, as `tests/law.rs` has it: two tokens after a history, a
+//! draft before them that is right now and then, and combinations of processors. The logits are a
+//! model's, which the engine itself reports as scores, token by token.
 //!
-//! The penalty of repetition is left out: it depends on the sign of logits, which no score tells.
+//! The repetition penalty is left out: it depends on the sign of logits, which scores do not show.
 
 use std::cell::RefCell;
 

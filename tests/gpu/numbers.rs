@@ -1,13 +1,13 @@
-//! Numbers of the GPU beside the reference's, position by position, over random prompts.
+//! Log-probabilities of the GPU beside the reference's, position by position, over random prompts.
 //!
 //! The GPU rounds activations to BF16, 2^-9 of each value, before every product and in its pages.
-//! How far that takes log-probabilities was found by the reference itself: made to round in the
-//! same places, up or down at random where it is near the middle, it is as far from what it was as
-//! the GPU is. With experts a few positions are far off: where a router's last choice was hardly
+//! The effect on log-probabilities was found with the reference itself: made to round in the same
+//! places, up or down at random where it is near the middle, it differs from itself as much as the
+//! GPU does. With experts a few positions are far off: where a router's last choice was hardly
 //! ahead of the next, rounding makes it another one, and attention spreads that a little. So there
 //! are bounds for most positions, and where there are no experts, one for all.
 
-#![expect(clippy::print_stdout, reason = "figures, for whoever runs it with --nocapture")]
+#![expect(clippy::print_stdout, reason = "figures, with --nocapture")]
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock, Mutex};
@@ -23,7 +23,7 @@ use crate::distances::{Distances, distance, quantile};
 use crate::draw::Draw;
 use crate::{DEMO, DENSE, FLASH, PRO, WIDE, absent, cuda, sizes};
 
-/// How far numbers may be apart, a third to a half more than rounding was seen to take them.
+/// Allowed distances, a third to a half more than rounding was measured to cause.
 pub(crate) struct Bounds {
     /// At half of the positions.
     pub(crate) half: f32,

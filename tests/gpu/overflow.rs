@@ -1,5 +1,5 @@
-//! Weights so large that numbers overflow somewhere on their way: on a GPU as on the reference the
-//! row ends in a fault, never in a token that nobody computed.
+//! Weights so large that numbers overflow: on a GPU as on the reference the row ends in a fault,
+//! never in a token.
 
 use half::bf16;
 use kilotok_cpu::CpuEngine;

@@ -1,9 +1,7 @@
-//! Two engines in lockstep behind the seam: whoever drives them sees the reference's replies, and
-//! both always go on from the same tokens, so that every single choice can be compared. A choice
-//! that differs must be one that small errors of the logits explain; it is counted, the reference's
-//! token stands, and the slot is set up anew in both.
-//!
-//! Knows neither where plans come from nor what the other engine is.
+//! Two engines in lockstep behind the seam. The caller sees the reference's replies, and both
+//! engines always continue from the same tokens, so that every single choice can be compared. A
+//! choice that differs must be one that small errors of the logits explain. It is counted, the
+//! reference's token stands, and the slot is set up again in both.
 
 use std::sync::{Arc, Mutex};
 
@@ -17,11 +15,11 @@ use kilotok_sampling::{Sampler, Setup};
 
 use crate::distances::{Distances, distance};
 
-/// What a pair has seen.
+/// What a pair has counted.
 #[derive(Default)]
 pub(crate) struct Tally {
     pub(crate) steps: usize,
-    /// Choices that were compared, by whether there was chance in them.
+    /// Choices that were compared, greedy ones and sampled ones.
     pub(crate) greedy: usize,
     pub(crate) sampled: usize,
     /// Choices that differ, but by less than the tolerance of the logits.
@@ -30,7 +28,7 @@ pub(crate) struct Tally {
     pub(crate) other_experts: [usize; 2],
     /// Choices that differ and should not.
     pub(crate) wrong: Vec<String>,
-    /// Drafts, of which so many differ, and rows of drafts that were verified from the slot.
+    /// Drafts, how many of them differ, and rows whose drafts were verified from the slot.
     pub(crate) drafts: usize,
     pub(crate) other_drafts: usize,
     pub(crate) held_rows: usize,
@@ -53,7 +51,7 @@ impl Tally {
     }
 }
 
-/// What counts as a small error.
+/// The largest errors that excuse a different choice.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tolerance {
     /// Of a logit.
@@ -62,7 +60,7 @@ pub(crate) struct Tolerance {
     pub(crate) lead: f32,
 }
 
-/// What the reference's step showed.
+/// What the reference's step computed.
 #[derive(Default)]
 struct Notes {
     /// After every wanted token, in order.
@@ -115,7 +113,7 @@ impl Pair {
         Self { reference, other, tolerance, notes, slots, finished: None, tally }
     }
 
-    /// The row as both engines get it: all that they hold differently comes from here.
+    /// The row as both engines get it, with explicit tokens where their slots differ.
     fn rewrite(&mut self, mut row: Row) -> Row {
         let place = &mut self.slots[row.slot.0 as usize];
         if let Some(setup) = &row.setup {
@@ -180,7 +178,7 @@ impl Pair {
         Ok(output)
     }
 
-    /// Compares a row's outputs, and cuts the reference's off after a choice that differs.
+    /// Compares a row's outputs, and cuts the reference's after a choice that differs.
     fn compare(
         &mut self,
         row: &Row,
@@ -260,7 +258,7 @@ impl Slot {
         }
     }
 
-    /// Takes in tokens from a position on, those that are not known yet.
+    /// Adds the tokens from a position on that are not known yet.
     fn learn(&mut self, start: u32, tokens: &[TokenId]) {
         if self.setup.needs_history() {
             let known = self.history.len().saturating_sub(start as usize).min(tokens.len());
@@ -276,7 +274,7 @@ fn wanted(row: &Row) -> usize {
     (0..count).filter(|&token| token < row.scored.len() || token >= unsampled).count()
 }
 
-/// A choice that the two engines made differently.
+/// A choice in which the two engines differ.
 struct Choice<'a> {
     /// The reference's.
     logits: &'a [f32],
@@ -286,9 +284,9 @@ struct Choice<'a> {
 }
 
 impl Choice<'_> {
-    /// Whether logits that differ from the reference's by no more than the tolerance make the other
-    /// engine's choice. Tried are errors in favour of its token, with and without ones that move
-    /// the bounds of top-k, top-p or min-p.
+    /// Whether logits within the tolerance of the reference's lead to the other engine's choice.
+    /// Errors in favour of its token are tried, with and without errors that move the bounds of
+    /// top-k, top-p or min-p.
     fn explained(&self, slot: &Slot, history: &[TokenId], tolerance: f32) -> bool {
         let [Some(own), Some(other)] = self.tokens.map(|token| token.map(|id| id as usize)) else {
             return false;

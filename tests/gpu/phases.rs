@@ -1,4 +1,4 @@
-//! Engines that are started with stamps: same results, and times by phase that make up the step.
+//! Engines that are started with stamps: same results, and times by phase that add up to the step.
 
 use std::time::Duration;
 

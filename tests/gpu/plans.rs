@@ -1,9 +1,9 @@
 //! Random plans on two engines in lockstep: requests of every kind join and leave, are cancelled,
 //! paused and preempted, in chunks, with and without drafts of the engine's own or given ones.
-//! Greedy choices are the same, and sampled ones, wherever the logits' tolerance decides nothing;
-//! others are counted, and behind a router's near tie a few may be wrong.
+//! Choices are the same unless the logits' tolerance decides them; those are counted, and behind a
+//! router's near tie a few may be wrong.
 
-#![expect(clippy::print_stdout, reason = "figures, for whoever runs it with --nocapture")]
+#![expect(clippy::print_stdout, reason = "figures, with --nocapture")]
 
 use std::sync::LazyLock;
 
@@ -27,13 +27,13 @@ const FEW_ROUNDS: usize = 40;
 /// Greedy and sampled choices, and rows of held drafts: in a hundred steps there are twice as many.
 const LEAST: [usize; 3] = [50, 80, 45];
 /// Shares of greedy and of sampled choices that may differ within the logits' tolerance. Of three
-/// models 0.5 to 1.8 % and 1.5 to 1.9 % were seen to, with numbers that at half of the positions
-/// are off by a seventh of the tolerance. More says that they are off by more at most positions.
+/// models 0.5 to 1.8 % and 1.5 to 1.9 % did, with numbers that at half of the positions are off by
+/// a seventh of the tolerance. A larger share means larger errors at most positions.
 const WITHIN: [f64; 2] = [0.03, 0.05];
-/// And that may differ where experts were a near tie: up to 0.6 % and 0.4 % were seen to.
+/// Shares that may differ where experts were a near tie; up to 0.6 % and 0.4 % did.
 const OTHER_EXPERTS: [f64; 2] = [0.02, 0.015];
-/// What attention brings from a token that went to another expert is no error of this token's, and
-/// cannot be told from one: so many may be wrong. Up to 0.6 % were seen to be.
+/// Share of choices that may be wrong: a token that went to another expert reaches later ones
+/// through attention, where it cannot be told from an error. Up to 0.6 % were.
 const WRONG: f64 = 0.01;
 /// Pages for as many requests as run together.
 const PAGES: u32 = 512;
@@ -133,7 +133,7 @@ fn setup(draw: &mut Draw, caps: &Caps) -> SlotSetup {
     setup
 }
 
-/// [`some`], but nothing at all after some texts.
+/// [`some`], but no token at all after some texts.
 fn fatal(text: &[TokenId], vocab_size: u32) -> Vec<u32> {
     let sum = text.iter().sum::<TokenId>();
     if sum % 31 == 3 { vec![0; vocab_size.div_ceil(32) as usize] } else { some(text, vocab_size) }

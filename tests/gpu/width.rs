@@ -1,6 +1,6 @@
-//! The largest model at its full width: MiMo-V2.5-Pro's shape with made-up weights. A few layers
-//! deep it stands beside the reference, whole on eight GPUs, and as halves, quarters and eighths of
-//! it on fewer. An eighth of all layers stands beside itself.
+//! The largest model at its full width: MiMo-V2.5-Pro's shape with dummy weights. A few layers of
+//! it are compared with the reference, whole on eight GPUs, and as halves, quarters and eighths of
+//! it on fewer. An eighth of all layers is compared with itself.
 
 #![expect(clippy::print_stdout, reason = "why it was skipped")]
 
@@ -20,8 +20,9 @@ const EXPERTS: [u8; 3] = [0, 1, 1];
 /// One prompt, longer than the window and than a step's tokens.
 const PROMPT: (u64, usize) = (1, 150);
 
-/// About half more than rounding took one eighth on one rank, and two on two: half of the positions
-/// 0.0134, most 0.0249, clear ones 0.0275, all 0.56. Of 384 experts the last is often not clear.
+/// About half more than rounding caused with one eighth on one rank, and two on two: half of the
+/// positions 0.0134, most 0.0249, clear ones 0.0275, all 0.56. Of 384 experts the last is often not
+/// clear.
 const BOUNDS: Bounds = Bounds { half: 0.02, most: 0.035, clear: 0.045, all: 1.0 };
 
 /// Of all layers: prompts that fill steps of one tile of tokens and of several, and the tokens that
@@ -32,7 +33,7 @@ const DEEP_TOKENS: u32 = 20;
 const DEEP_POSITIONS: u32 = 2048;
 /// Prompt tokens of a row: full steps, and others of so many tiles.
 const DEEP_CHUNKS: [u32; 5] = [64, 57, 33, 16, 9];
-/// What depends on luck was seen once in some ten thousand layers.
+/// A race was seen once in some ten thousand layers.
 const DEEP_TURNS: u64 = 12;
 
 fn spec(slice: &str) -> ModelSpec {
@@ -81,7 +82,7 @@ fn all_of_full_width_is_the_references() {
     compare(8, include_str!("../../benches/models/slice_8/config.json"));
 }
 
-/// Invariant 10 where it is hardest: in all layers, at their full width, over and over.
+/// Invariant 10 where it is hardest: in all layers, at full width, repeated.
 #[test]
 #[ignore = "weights fill 70 GB of a GPU"]
 fn an_eighth_of_full_depth_is_the_same_each_time() {

@@ -1,5 +1,5 @@
-//! Requests that could hurt others: by the memory they take, by what they call the server, by
-//! ending what is not theirs.
+//! Requests that could hurt others: by the memory they take, by the name they call the server by,
+//! by ending other clients' requests.
 
 use kilotok_server::{Hosts, ServerConfig};
 use serde_json::{Value, json};
@@ -39,7 +39,7 @@ fn a_body_of_too_many_values_is_refused_before_they_are_built() {
         let told = answer.text();
         assert!(answer.status == 413 && told.contains("at most 524288"), "{told}");
     }
-    // Of fields that do nothing some are told.
+    // Some of the fields without effect are named.
     let body = hi_and(&vec![r#""z":0"#; 10_000].join(","));
     assert_eq!(server.post_bytes(CHAT, body.as_bytes(), &[]).status, 200);
     let metrics = server.get("/metrics");
@@ -47,7 +47,7 @@ fn a_body_of_too_many_values_is_refused_before_they_are_built() {
     assert_eq!(held(&server), 0);
 }
 
-/// The head of a request and this many bytes of its body, of which more are to come.
+/// The head of a request and this many bytes of its body; the rest is not sent yet.
 fn half_sent(server: &Server, length: usize, sent: usize) -> super::server::Open {
     server.send(&head("POST", CHAT, &[], length), &vec![b' '; sent])
 }
@@ -73,14 +73,14 @@ fn bodies_together_take_no_more_than_they_may() {
     drop(holding);
     until("what they held", || held(&server) == 0);
     assert_eq!(server.post_bytes(CHAT, large.as_bytes(), &[]).status, 200);
-    // One that could never be served is not to be sent again.
+    // A request that could never be served must not be sent again.
     let huge = hi_and(&format!(r#""user":"{}""#, "x".repeat(3 << 20)));
     let answer = server.post_bytes(CHAT, huge.as_bytes(), &[]);
     assert_eq!((answer.status, answer.header("retry-after")), (413, None));
     until("what they held", || held(&server) == 0);
 }
 
-/// A prompt that is made is no longer a body: what it held is free while its reply runs.
+/// Once a prompt is made, the body's memory is free, while the reply runs.
 #[test]
 fn a_running_reply_holds_no_memory_of_requests() {
     let brake = Brake::default();

@@ -1,4 +1,4 @@
-//! Chance that is the same in every run.
+//! Pseudo-random choices that are the same in every run.
 
 /// The finalizer of splitmix64 over a counter.
 pub(crate) struct Dice(u64);
@@ -19,7 +19,7 @@ impl Dice {
         (self.next() % bound as u64) as usize
     }
 
-    /// True in so many of a hundred cases.
+    /// True in `percent` of a hundred cases.
     pub(crate) fn percent(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }

@@ -1,5 +1,5 @@
 //! Drafts change no token: random requests of every kind are answered in the same bytes without
-//! them and with them, whole and as a stream, whatever the drafts are worth and whoever else is
+//! them and with them, whole and as a stream, however good the drafts are and whatever else is
 //! served.
 
 use std::sync::Mutex;
@@ -20,7 +20,7 @@ const COMPLETIONS: &str = "/v1/completions";
 
 /// Of the scripted engine, which is quick.
 const REQUESTS: u64 = 2000;
-/// Of the demo model: two minutes of both cores, so that the rest is for whoever asks.
+/// Of the demo model: two minutes of both cores. An ignored test runs them all.
 const DEMO_REQUESTS: u64 = 40;
 const DEMO_REQUESTS_ALL: u64 = 400;
 /// Clients at a time, so that rows share steps in ever other ways.
@@ -125,7 +125,7 @@ fn compare_one(seed: u64, one: &Server, other: &Server) -> Value {
     assert_eq!(plain.status, drafted.status, "{seed}: {request}");
     if plain.status != 200 {
         assert_eq!(plain.text(), drafted.text(), "{seed}: {request}");
-        // What is refused for its grammar's sake says so whenever that is noticed.
+        // A request that is refused for its grammar is refused by every way.
         assert_eq!(plain.status, 400, "{seed}: {}: {request}", plain.text());
         return Value::Null;
     }
@@ -139,7 +139,7 @@ fn compare_one(seed: u64, one: &Server, other: &Server) -> Value {
     metrics
 }
 
-/// Takes out what is never the same twice: times, and names that are drawn at random.
+/// Removes what is never the same twice: times, and names that are drawn at random.
 fn forget_times(answer: &mut Value) {
     assert!(answer["created"].take().is_u64());
     answer["metrics"].take();
@@ -150,7 +150,7 @@ fn forget_times(answer: &mut Value) {
     }
 }
 
-/// What a reader of a choice is told, whichever way.
+/// What the reader of a reply sees, streamed or not.
 #[derive(Debug, Default, PartialEq)]
 struct Told {
     text: String,
@@ -297,7 +297,7 @@ fn talk(dice: &mut Dice, request: &mut Value) {
     }
 }
 
-/// How tokens are chosen.
+/// Sampling parameters.
 fn choose(dice: &mut Dice, request: &mut Value) {
     request["temperature"] = dice.pick(&[json!(0), json!(0.3), json!(1), json!(1.7)]);
     let token = dice.below(256);
@@ -318,7 +318,7 @@ fn choose(dice: &mut Dice, request: &mut Value) {
     }
 }
 
-/// When the reply ends.
+/// Conditions that end the reply.
 fn end(dice: &mut Dice, request: &mut Value) {
     if dice.percent(30) {
         let stops = ["e", "E5", "two", "\u{15}", "ä", "u%"];

@@ -1,5 +1,5 @@
-//! What goes wrong while replies run: clients that leave, aborts, full queues, engines that fail,
-//! and shutting down. Steps are let through one by one, so that nothing depends on speed.
+//! Failures while replies run: clients that leave, aborts, full queues, engines that fail, and
+//! shutting down. Steps are released one by one, so that nothing depends on speed.
 
 use std::time::Duration;
 
@@ -25,8 +25,8 @@ fn braked(setup: Setup) -> (Server, Brake) {
     (Server::start(Setup { brake: Some(brake.clone()), ..setup }), brake)
 }
 
-/// A streamed reply whose first token has come. A quick engine says all it is let say before the
-/// test goes on, so every reply brings its own share.
+/// A streamed reply whose first token has come. A quick engine produces all that is released before
+/// the test goes on, so every reply brings its own share.
 fn begun(server: &Server, brake: &Brake, request: &Value) -> Open {
     let mut open = server.begin(CHAT, request);
     // Enough for a prompt and the first tokens.
@@ -66,7 +66,7 @@ fn a_client_that_leaves_frees_its_place() {
     let tokens =
         metrics.text().lines().find(|line| line.starts_with("vllm:generation_tokens_total"));
     let tokens: f64 = tokens.unwrap().rsplit(' ').next().unwrap().parse().unwrap();
-    assert!(tokens < 1500.0, "{tokens} tokens were made for nobody");
+    assert!(tokens < 1500.0, "{tokens} tokens were made for clients that left");
 }
 
 /// No server can tell whether such a client has closed its socket, or would still read.
@@ -102,7 +102,7 @@ fn replies_are_aborted_by_id() {
     assert!(open.rest().contains("\"finish_reason\":\"abort\""));
 }
 
-/// The only word of Anthropic's for a reply that is not complete.
+/// Anthropic's only stop reason for a reply that is not complete.
 #[test]
 fn an_aborted_message_does_not_claim_to_be_complete() {
     let (server, brake) = braked(Setup::default());

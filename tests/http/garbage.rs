@@ -1,4 +1,4 @@
-//! Ten thousand requests that make no sense: each is its sender's fault, none is the server's, and
+//! Ten thousand requests that make no sense: each is its client's error, none is the server's, and
 //! the next good one is answered.
 
 use serde_json::{Value, json};
@@ -46,7 +46,7 @@ fn ten_thousand_senseless_requests_are_their_senders_fault() {
             series_count = series(&server).max(series(&server));
         }
     }
-    // What clients make up is no label.
+    // Names that clients make up become no labels.
     assert_eq!(series(&server), series_count);
     assert_eq!(server.get("/load").good()["server_load"], 0);
     assert_eq!(server.service.admission.load().usage, 0.0);
@@ -136,7 +136,7 @@ fn deep_nesting(server: &Server, dice: &mut Dice) {
     let mut text = whole().to_string();
     text.insert_str(1, &format!("\"{field}\":{deep},"));
     refused(server, path, text.as_bytes());
-    // What nobody reads may be as deep as it likes.
+    // An unknown field may be as deep as it likes.
     let text = good().to_string().replacen('{', &format!("{{\"nobody_knows\":{deep},"), 1);
     assert_eq!(server.post_bytes(CHAT, text.as_bytes(), &[]).status, 200);
 }
@@ -228,7 +228,7 @@ fn hostile_schemas(server: &Server, dice: &mut Dice) {
     refused(server, CHAT, request.to_string().as_bytes());
 }
 
-/// What has a meaning, but nobody in their right mind asks for: refused or followed, in good time.
+/// Schemas that are valid but absurd: refused or followed, within bounded time.
 fn heavy_schemas(server: &Server, dice: &mut Dice) {
     let many: Vec<String> = (0..3000).map(|n| n.to_string()).collect();
     let properties: serde_json::Map<String, Value> =
@@ -275,7 +275,7 @@ fn hostile_conversations(server: &Server, dice: &mut Dice) {
     refused(server, CHAT, request.to_string().as_bytes());
 }
 
-/// What an HTTP server has to say no to before anyone reads the request.
+/// Requests that an HTTP server must refuse before it reads them.
 fn abused_headers(server: &Server, dice: &mut Dice) {
     let body = good().to_string();
     let long = "x".repeat(100_000);
@@ -310,7 +310,7 @@ fn abused_headers(server: &Server, dice: &mut Dice) {
     assert!((400..500).contains(&answer.status), "{}: {}", answer.status, answer.text());
 }
 
-/// Whoever does not speak HTTP is told so, or hung up on.
+/// Bytes that are not HTTP are answered with an error, or the connection is closed.
 fn no_http(server: &Server, dice: &mut Dice) {
     let bytes: Vec<u8> = (0..=dice.below(200)).map(|_| dice.byte()).collect();
     let odd: [&[u8]; 7] = [

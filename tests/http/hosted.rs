@@ -1,5 +1,5 @@
-//! What only the services of OpenAI and Anthropic can do, in requests that are otherwise fine: it
-//! is left out and counted, or refused where nothing else was asked for.
+//! Tools and items that only the services of OpenAI and Anthropic can serve, in requests that are
+//! otherwise fine: they are left out and counted, or refused where nothing else was asked for.
 
 use serde_json::{Value, json};
 

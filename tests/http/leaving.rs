@@ -1,5 +1,5 @@
-//! Clients that leave at any moment: while they send, while they wait, while they read. No slot,
-//! page, task or ticket of theirs stays.
+//! Clients that leave at any moment: while they send, wait or read. No slot, page, task or ticket
+//! of theirs stays.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -60,10 +60,10 @@ fn a_thousand_clients_that_leave_leave_nothing_behind() {
     assert_eq!(of("vllm:kv_cache_usage_perc"), 0.0);
     // Nearly all of them would have had 1,500 tokens, some several times.
     let tokens = of("vllm:generation_tokens_total");
-    assert!(tokens < 500.0 * CLIENTS as f64, "{tokens} tokens were made for nobody");
+    assert!(tokens < 500.0 * CLIENTS as f64, "{tokens} tokens were made for clients that left");
 }
 
-/// Tasks, and who else holds the service: each connection is one and does the other.
+/// Tasks, and other owners of the service: each connection is one of both.
 fn owners(server: &Server) -> usize {
     server.task_count() + Arc::strong_count(&server.service)
 }

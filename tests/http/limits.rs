@@ -1,4 +1,4 @@
-//! What whoever runs the server allows one request, and gives one that does not say.
+//! Limits that the operator sets for one request, and defaults of a request that does not say.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -55,7 +55,7 @@ fn a_request_that_does_not_say_gets_the_default() {
     assert_eq!(answer["usage"]["completion_tokens"], 3);
 }
 
-/// Clients that read only when they have written hear why, however much they wrote.
+/// Clients that read only after they have written get the reason, however much they wrote.
 #[test]
 fn a_body_that_is_far_too_large_is_answered() {
     let config = ServerConfig { body_max: 1000, ..Setup::default().config };

@@ -1,5 +1,5 @@
-//! Many clients, some slow: nobody waits for another's reading, nothing that was begun is lost when
-//! the server stops, and health says what a load balancer must know.
+//! Many clients, some slow: no client waits for another's reading, no running reply is lost when
+//! the server stops, and health reports what a load balancer must know.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -14,7 +14,7 @@ use super::server::{Answer, Brake, Server, Setup, until};
 
 const CHAT: &str = "/v1/chat/completions";
 
-/// A reply of so many tokens whatever they are.
+/// A reply of this many random tokens.
 fn babble(tokens: usize, more: &Value) -> Value {
     let mut request = json!({
         "messages": [{"role": "user", "content": "anything"}],
@@ -37,7 +37,7 @@ fn a_client_that_does_not_read_holds_up_nobody() {
         let content = answer["choices"][0]["message"]["content"].clone();
         assert_eq!(*expected.get_or_insert(content.clone()), content);
     }
-    // The engine is done with those who do not read; what they have not read waits for them.
+    // The engine is done with clients that do not read; their unread text waits for them.
     until("the end of all replies", || server.service.admission.load().held == 0);
     assert_eq!(server.service.admission.load().usage, 0.0);
     for open in unread {
@@ -130,7 +130,7 @@ fn health_is_progress() {
 
 #[test]
 fn an_engine_that_failed_is_not_healthy() {
-    // It says so for a while, here until it is told to go.
+    // It reports that for a while, here until it is told to end.
     let config = ServerConfig { drain_delay: Duration::from_mins(2), ..Setup::default().config };
     let mut server = Server::start(Setup { config, fail_at: Some(0), ..Setup::default() });
     assert_eq!(server.post(CHAT, &babble(5, &json!({}))).status, 500);

@@ -1,5 +1,4 @@
-//! A server of the real router on an engine that repeats what it is told, and a client that shows
-//! every byte.
+//! A server with the real router on a scripted engine, and a client that shows every byte.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -22,15 +21,15 @@ use tokio::sync::oneshot;
 /// Longer than anything here takes; a test that hangs fails instead.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Between two looks at something that is bound to come: a count of looks alone would depend on how
-/// fast the machine is.
+/// Pause between two looks at something that must happen; a bare count of looks would depend on the
+/// machine's speed.
 const PAUSE: Duration = Duration::from_millis(1);
 
 const TURN_START: u32 = 257;
 const TURN_END: u32 = 258;
 const THINK: [u32; 2] = [259, 260];
 
-/// What a server is made of.
+/// The parts of a server.
 pub(crate) struct Setup {
     pub(crate) caps: Caps,
     pub(crate) skill: Skill,
@@ -59,16 +58,15 @@ impl Default for Setup {
     }
 }
 
-/// Drafts cost nothing, as far as the scheduler knows and ever will: all are tried, however fast
-/// the machine is.
+/// Drafts cost nothing for the scheduler: all are tried, however fast the machine is.
 fn eager() -> Limits {
     let cost = Cost { base_us: 1000.0, token_us: 0.0, draft_us: 0.0 };
     Limits { cost, learning_share: 0.0, ..Limits::default() }
 }
 
 impl Setup {
-    /// A millisecond passes at every reading of the clock, so that steps cost the same however fast
-    /// they are, and drafts are worth their while.
+    /// A millisecond passes at every reading of the clock, so that steps always cost the same and
+    /// drafts pay.
     pub(crate) fn steady() -> Self {
         let readings = AtomicU64::new(0);
         let now_us = move || 1000 * readings.fetch_add(1, Ordering::Relaxed);
@@ -77,7 +75,7 @@ impl Setup {
     }
 }
 
-/// Lets an engine say so many tokens and no more.
+/// Lets an engine produce this many tokens and no more.
 #[derive(Clone, Default)]
 pub(crate) struct Brake(Arc<(Mutex<u64>, Condvar)>);
 
@@ -91,12 +89,12 @@ impl Brake {
         let left = self.0.0.lock().unwrap();
         let (mut left, waited) =
             self.0.1.wait_timeout_while(left, PATIENCE, |left| *left == 0).unwrap();
-        assert!(!waited.timed_out(), "nobody released the brake");
+        assert!(!waited.timed_out(), "the brake was not released");
         *left -= 1;
     }
 }
 
-/// Waits for what is bound to come.
+/// Waits for something that must happen.
 #[track_caller]
 pub(crate) fn until(what: &str, done: impl Fn() -> bool) {
     let looks_max = PATIENCE.as_millis() / PAUSE.as_millis();
@@ -265,7 +263,7 @@ impl Open {
         let _ = self.socket.shutdown(Shutdown::Write);
     }
 
-    /// Reads so many bytes, or all if there are fewer.
+    /// Reads this many bytes, or all if there are fewer.
     pub(crate) fn read(&mut self, count: usize) {
         let _ = (&mut self.socket).take(count as u64).read_to_end(&mut self.seen);
     }

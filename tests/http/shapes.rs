@@ -1,4 +1,4 @@
-//! Tools and shapes: replies that must be JSON, a choice, a call; and calls that the model makes.
+//! Tools and shapes: replies that must be JSON, a choice or a call; and calls that the model makes.
 
 use kilotok_testkit::Skill;
 use serde_json::{Value, json};
@@ -52,7 +52,7 @@ fn calls_are_told_apart_from_text() {
     assert_eq!(choice["message"]["content"], "Let me see.");
     let expected = [("add".to_owned(), json!({"a": 3, "b": 4})), ("now".to_owned(), json!({}))];
     assert_eq!(calls(&choice["message"]), expected);
-    // Of calls that must not be made nobody hears.
+    // Calls that are not allowed do not reach the client.
     let answer = server.post(PATH, &ask(CALLS, &json!({"tool_choice": "none"}))).good();
     assert_eq!(answer["choices"][0]["finish_reason"], "stop");
     assert!(answer["choices"][0]["message"].get("tool_calls").is_none());

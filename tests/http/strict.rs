@@ -1,5 +1,5 @@
-//! What a reply is bound to: calls within free text, forced calls that are cut, white space of
-//! JSON, and what of a schema is not enforced.
+//! Constraints of a reply: calls within free text, forced calls that are cut, white space of JSON,
+//! and the parts of a schema that are not enforced.
 
 use kilotok_testkit::Skill;
 use serde_json::{Value, json};

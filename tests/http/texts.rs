@@ -94,7 +94,7 @@ fn text_that_cannot_be_a_prompt_is_the_clients_fault() {
     let message = limit["message"].as_str().unwrap();
     assert!(message.contains(&format!("more than {context} tokens")), "{message}");
     assert_eq!(limit["code"], "context_length_exceeded");
-    // What is to be cut is not refused, and no more of it is encoded than is kept.
+    // A prompt that is to be truncated is not refused, and no more of it is encoded than is kept.
     let cut = json!({"prompt": format!("{long}say:b\n"), "max_tokens": 1, "temperature": 0,
         "truncate_prompt_tokens": 6});
     assert_eq!(server.post("/v1/completions", &cut).good()["usage"]["prompt_tokens"], 6);

@@ -19,12 +19,12 @@ fn file(name: &str) -> PathBuf {
 
 fn with(certificate: PathBuf, key: PathBuf) -> Setup {
     let tls = Some(TlsFiles { certificate, key });
-    // As often as can be: who waits for a change waits in no test.
+    // As often as possible: no test waits for a change.
     let tls_look = Duration::ZERO;
     Setup { config: ServerConfig { tls, tls_look, ..Setup::default().config }, ..Setup::default() }
 }
 
-/// What a client hears that knows one certificate only.
+/// The answer to a client that knows one certificate only.
 fn health(server: &Server, known: &str) -> String {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(file(known)).unwrap()).unwrap();
@@ -63,7 +63,7 @@ fn a_renewed_certificate_needs_no_restart() {
     let folder = tempfile::tempdir().unwrap();
     let (certificate, key) = (folder.path().join("a.pem"), folder.path().join("a.key"));
     let place = |from: &str, to: &Path| {
-        // In one piece, as those who renew certificates do.
+        // Atomically, as programs that renew certificates do.
         let new = folder.path().join("new");
         std::fs::copy(file(from), &new).unwrap();
         std::fs::rename(new, to).unwrap();

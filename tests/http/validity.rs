@@ -1,5 +1,5 @@
-//! A reply that must follow a JSON schema does, by somebody else's judgement, whatever the model
-//! would rather say and whatever its drafter proposes.
+//! A reply that must follow a JSON schema does, as an independent validator judges it, whatever the
+//! model would rather say and whatever its drafter proposes.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -51,7 +51,7 @@ fn every_reply_follows_its_schema() {
 
 #[test]
 fn so_it_does_when_all_drafts_are_illegal() {
-    // They are not worth a look.
+    // Such drafts are not even tried.
     assert_eq!(follow_all(Skill::Always(ILLEGAL)), 0);
 }
 

@@ -1,5 +1,5 @@
-//! The target's law by the definitions, in f64 and without a line of the `sampling` crate, and
-//! how far draws are from it.
+//! The target's distribution by the definitions, in f64 and without a line of the `sampling` crate,
+//! and the distance of draws from it.
 
 use kilotok_abi::TokenId;
 

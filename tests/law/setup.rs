@@ -1,4 +1,4 @@
-//! What is asked for in tests of the law: every combination of processors, after a history, in a
+//! Requests of the tests of the law: every combination of processors, after a history, in a
 //! vocabulary of 8 tokens.
 
 use kilotok_abi::{Sampling, TokenId};

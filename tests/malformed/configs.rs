@@ -1,5 +1,5 @@
-//! Configs that must not be run, in a folder that is good otherwise. The config's own reading is
-//! tested where it is done; here, that it is done, under the file's name.
+//! Configs that must not be run, in a folder that is good otherwise. Reading a config is tested
+//! where it is implemented; here, that it happens, and under the file's name.
 
 use serde_json::{Value, json};
 

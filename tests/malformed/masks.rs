@@ -1,4 +1,4 @@
-//! Mask embeddings that are not what `torch.save` writes of a mask.
+//! Files of mask embeddings that `torch.save` does not write.
 
 use half::bf16;
 

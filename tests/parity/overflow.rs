@@ -1,5 +1,5 @@
-//! Weights so large that numbers overflow somewhere on their way: wherever it is, the row ends in a
-//! fault, never in a token that nobody computed.
+//! Weights so large that numbers overflow: wherever it happens, the row ends in a fault, never in a
+//! token.
 
 use kilotok_engine::RowFault;
 use kilotok_model::LayerWeight::{self, Down, Gate, InputNorm, Key, Output, Query, Up, Value};

@@ -1,7 +1,7 @@
 //! Mistakes that leave an engine running and its text wrong, each made on purpose: the fixtures
 //! must notice every one.
 //!
-//! A mistake changes what is computed or what is read. Those that neither can express are caught
+//! A mistake changes what is computed or what is read. Mistakes that neither can express are caught
 //! elsewhere:
 //! - the routing bias weighs the experts too: the router's tests in `crates/cpu`;
 //! - other activations, norms or scores, sinks that carry a value: every test of the target;
@@ -48,7 +48,7 @@ struct Trap {
     read: Read,
 }
 
-/// Makes the model another one.
+/// Changes the model's specification.
 type Compute = fn(&mut ModelSpec);
 
 const fn compute(name: &'static str, fixtures: &'static [&'static str], compute: Compute) -> Trap {
@@ -144,7 +144,7 @@ fn mistakes_in_drafting() {
     spring(DRAFTING);
 }
 
-#[expect(clippy::print_stdout, reason = "how much each is noticed, for whoever asks")]
+#[expect(clippy::print_stdout, reason = "how much each is noticed, with --nocapture")]
 fn spring(traps: &[Trap]) {
     for trap in traps {
         let Trap { name, fixtures, .. } = trap;

@@ -1,4 +1,4 @@
-//! What a server says of itself before anything is asked: on its page, and where it starts.
+//! What a server reports about itself: on its page, and where it starts.
 
 use super::{CHAT, Server, kilotok, model, serving};
 

@@ -1,5 +1,5 @@
-//! The program as its users run it: serves a small model of dummy weights, and is chatted with,
-//! measured, asked whether it is well, and stopped. Then everything that can be typed wrongly.
+//! The program as its users run it: it serves a small model of dummy weights, and is chatted with,
+//! measured, checked for health, and stopped. Then everything that can be typed wrongly.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
@@ -186,7 +186,7 @@ fn a_server_says_what_it_does_and_the_line_it_gives_works() {
     assert!(refused(&["health", "--url", &server.url]).contains("cannot be reached"));
 }
 
-/// Where every write fails, as on a disk that is full.
+/// Where every write fails, as on a full disk.
 fn full() -> Stdio {
     fs::File::options().write(true).open("/dev/full").unwrap().into()
 }
@@ -202,7 +202,7 @@ fn a_log_that_cannot_be_written_costs_no_reply() {
     }
     server.signal("-TERM");
     assert!(server.child.wait().unwrap().success(), "a drain is no failure");
-    // Nor does an error that nobody reads become another one.
+    // A failure to write an error is not another error.
     let status = kilotok(&["check", "/nope"]).stderr(full()).status().unwrap();
     assert_eq!(status.code(), Some(1));
 }
@@ -245,7 +245,7 @@ fn keys_of_the_environment_are_one_or_several() {
     assert!(!output.status.success() && said.contains("has no key in it"), "{said}");
 }
 
-/// As the shapes in benches/models are, which have no text of their own.
+/// Like the shapes in benches/models, which have no tokenizer.
 #[test]
 fn a_config_alone_is_served() {
     let folder = tempfile::tempdir().unwrap();
@@ -451,7 +451,7 @@ fn rounds_are_measured_without_requests() {
     assert!(said.contains("none/rounds.json") && !said.contains("loading"), "{said}");
     let said = refused(&[&more[..], &["--context", "40", "--assume-acceptance", "99"]].concat());
     assert!(said.contains("bring at most"), "{said}");
-    // Nothing that only requests have is passed over in silence.
+    // Options that only requests have are refused, not ignored.
     let said = refused(&[&more[..], &["--phases", "--engine-kind", "cpu"]].concat());
     assert!(said.contains("--phases: only kernels on GPUs tell how long"), "{said}");
     let said = refused(&["bench", "--engine", model(), "--phases"]);

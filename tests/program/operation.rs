@@ -1,5 +1,5 @@
-//! A server under the conditions that machines have: nothing reads what it says, files are few,
-//! web pages call it by their names, and it is stopped while requests arrive.
+//! A server under the conditions of real machines: its output is not read, files are few, web pages
+//! call it by their names, and it is stopped while requests arrive.
 
 use std::io::{Read, Write, pipe};
 use std::process::{Command, Stdio};

@@ -1,6 +1,6 @@
 //! Numbers that are not finite. A row that makes some leaves them in its pages, rows that read them
-//! leave more, and those that choose or score tokens fail. Later requests must not start from pages
-//! of failed ones.
+//! leave more, and rows that then choose or score tokens fail. Later requests must not start from
+//! pages of failed ones.
 
 use std::collections::BTreeSet;
 
@@ -27,7 +27,7 @@ impl Poison {
         output: &mut StepOutput,
         source: Option<u32>,
     ) {
-        // Of a step that was lost the scheduler has heard nothing.
+        // The scheduler knows nothing of a step that was lost.
         self.failed.clear();
         for (index, (row, out)) in (0..).zip(plan.rows.iter().zip(&mut output.rows)) {
             let bad = Some(index) == source || !read(caps, row).is_disjoint(&self.pages);
@@ -48,12 +48,12 @@ impl Poison {
         }
     }
 
-    /// The scheduler has heard of the step's faults.
+    /// The scheduler was told the step's faults.
     pub(super) fn is_known(&mut self) {
         self.known.append(&mut self.failed);
     }
 
-    /// Whether no row starts from what a failed one has left.
+    /// Checks that no row starts from what a failed one has left.
     pub(super) fn check(&self, caps: &Caps, plan: &StepPlan) -> Result<(), String> {
         let starting = plan.rows.iter().filter(|row| row.setup.is_some());
         for row in starting {

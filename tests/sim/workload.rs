@@ -1,5 +1,5 @@
-//! What one seed stands for: an engine's limits, the scheduler's, and requests with what befalls
-//! them. Small numbers, so that every limit is met often.
+//! The workload of a seed: an engine's limits, the scheduler's, and requests with their events.
+//! Small numbers, so that every limit is met often.
 
 use std::ops::Range;
 
@@ -26,7 +26,7 @@ pub(super) struct Workload {
     pub(super) poisons: Vec<u64>,
 }
 
-/// A request and what becomes of it.
+/// A request and its events.
 #[derive(Clone, Debug)]
 pub(super) struct Job {
     pub(super) asked: Submission,
@@ -193,7 +193,7 @@ fn setup(draw: &mut Draw) -> SlotSetup {
     SlotSetup { sampling, prompt_count: 0, history: Vec::new(), logit_bias, bad_words, end_tokens }
 }
 
-/// [`some`], but nothing at all after some texts.
+/// [`some`], but no token at all after some texts.
 fn fatal(text: &[TokenId], vocab_size: u32) -> Vec<u32> {
     let sum = text.iter().sum::<TokenId>();
     if sum % 11 == 3 { vec![0; vocab_size.div_ceil(32) as usize] } else { some(text, vocab_size) }

@@ -1,5 +1,5 @@
 //! Runs a workload: a scheduler, a scripted engine whose K/V lives in the pages of the plans, and a
-//! host that makes masks, stops and cancels. After every step everything is checked that must hold.
+//! host that makes masks, stops and cancels. All invariants are checked after every step.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,7 +30,7 @@ pub(super) enum End {
     Refused,
 }
 
-/// What happened, to see that everything did.
+/// Counts of events, to see that each kind happened.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Tally {
     pub(super) steps: u64,
@@ -60,10 +60,10 @@ pub(super) struct World<'w> {
     inside: BTreeMap<RequestId, usize>,
     /// Requests of admitted families that have not ended, in the order in which those came.
     families: Vec<Vec<RequestId>>,
-    /// Those that compute again what they lost with their places.
+    /// Requests that compute again what they lost when they were preempted.
     behind: BTreeSet<RequestId>,
     poison: Poison,
-    /// Drafts of those who wait for masks, and the step in which these come.
+    /// Drafts of requests that wait for masks, and the step in which these come.
     unmasked: BTreeMap<RequestId, (u32, Vec<TokenId>)>,
     pub(super) tally: Tally,
     pub(super) plans: Vec<StepPlan>,
@@ -111,8 +111,8 @@ impl<'w> World<'w> {
         Ok(std::mem::take(&mut self.replies))
     }
 
-    /// The first rank advances in each step in which its masks are there, and whoever takes its
-    /// place does so too. Preempted requests and failed steps are computed again.
+    /// The first rank advances in each step in which its masks are there, and so does the next one
+    /// when it is gone. Preempted requests and failed steps are computed again.
     fn step_max(&self) -> u32 {
         let steps = |job: &Job| {
             let tokens = job.asked.prompt.len() as u32 + job.asked.token_max;
@@ -240,7 +240,7 @@ impl<'w> World<'w> {
     fn take(&mut self, advance: Advance) -> Result<(), String> {
         let Advance { id, tokens, logprobs, scored, drafts, drafted_count, accepted_count, .. } =
             advance;
-        let index = *self.inside.get(&id).ok_or("an advance of nobody")?;
+        let index = *self.inside.get(&id).ok_or("an advance of an unknown request")?;
         let job = &self.workload.jobs[index];
         let reply = &mut self.replies[index];
         self.tally.drafted += u64::from(drafted_count);
@@ -283,7 +283,7 @@ impl<'w> World<'w> {
         Ok(())
     }
 
-    /// Nobody starts before a lower rank that waits, or keeps a place that a lower one loses.
+    /// No request starts before a lower rank that waits, or keeps a slot that a lower one loses.
     fn check_order(&self, before: &BTreeSet<RequestId>) -> Result<(), String> {
         let running: BTreeSet<_> = self.sched.running().collect();
         let mut waiting = self.inside.keys().filter(|id| !running.contains(id));
@@ -335,7 +335,7 @@ impl<'w> World<'w> {
         })
     }
 
-    /// Who must have a row has one, and no row writes what another one reads.
+    /// Every request that must have a row has one, and no row writes what another one reads.
     fn check_plan(&self, plan: &Plan) -> Result<(), String> {
         let ready = |id: &RequestId| !self.unmasked.contains_key(id);
         let mut running = self.sched.running();
@@ -373,7 +373,7 @@ impl<'w> World<'w> {
         Ok(())
     }
 
-    /// Nothing is left but pages for later requests.
+    /// Only cached pages are left.
     fn check_end(&mut self) -> Result<(), String> {
         let stats = self.sched.stats();
         if !self.sched.is_idle() || stats.groups.iter().any(|usage| usage.used > 0) {

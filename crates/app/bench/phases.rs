@@ -188,7 +188,7 @@ mod tests {
         let phases = phases(&[round(100, 1)], &bytes);
         let mut map = Map::new();
         add_json(&phases, &mut map);
-        assert_eq!(map["verify.embed"].as_object().unwrap().len(), 2, "nobody waits after it");
+        assert_eq!(map["verify.embed"].as_object().unwrap().len(), 2, "no wait follows it");
         let gate_up = &map["verify.gate_up"];
         assert_eq!((&gate_up["us"], &gate_up["wait_us"]), (&json!(10.0), &json!(1.0)));
         let read = bytes.of(StepPart::Verify, Stamp::GateUp).round() as u64;

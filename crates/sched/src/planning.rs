@@ -202,9 +202,9 @@ impl Scheduler {
         let mut drafts = share_drafts(&drafters, self.cost(), room);
         let can_try = drafters.iter().any(|row| row.next_max > 0);
         if prompts.is_empty() && can_try && self.trials.is_due() {
-            let nobody = drafts.iter().all(|drafts| drafts.made == 0);
+            let none_drafts = drafts.iter().all(|drafts| drafts.made == 0);
             for (drafts, row) in drafts.iter_mut().zip(&drafters) {
-                *drafts = Drafts { verified: 0, made: if nobody { row.next_max } else { 0 } };
+                *drafts = Drafts { verified: 0, made: if none_drafts { row.next_max } else { 0 } };
             }
             self.trials.begin();
         }

@@ -1,4 +1,4 @@
-//! Programs that cargo builds for us, and what other commands say.
+//! Programs that cargo builds for xtask, and the output of other commands.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-/// What cargo tells a program that it runs of its package. Build scripts ask for these too, ring's
-/// for one, and when they change, it and all that depends on it would be built anew.
+/// Variables that cargo sets for a program of this package. Build scripts read these too, ring's
+/// for one, and when they change, ring and all that depends on it would be built again.
 const OF_THIS_PACKAGE: &[&str] = &[
     "CARGO_MANIFEST_DIR",
     "CARGO_PKG_NAME",
@@ -18,9 +18,9 @@ const OF_THIS_PACKAGE: &[&str] = &[
 ];
 
 pub(crate) struct Program {
-    /// What we call it.
+    /// Its name here.
     pub(crate) name: &'static str,
-    /// As cargo names it and its kind.
+    /// Its name and kind in cargo.
     pub(crate) kind: &'static str,
     pub(crate) target: &'static str,
 }
@@ -35,7 +35,7 @@ pub(crate) fn cargo(root: &Path, arguments: &[&str]) -> Result<String, Box<dyn E
     said(cargo.current_dir(root).stderr(Stdio::inherit()), "Rust")
 }
 
-/// What a command writes; `source` is where it comes from, for those who lack it.
+/// The output of a command; `source` is the package that has it, for an error.
 pub(crate) fn said(command: &mut Command, source: &str) -> Result<String, Box<dyn Error>> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.output().map_err(|error| format!("{name}, of {source}: {error}"))?;
@@ -46,13 +46,13 @@ pub(crate) fn said(command: &mut Command, source: &str) -> Result<String, Box<dy
     Err(format!("{name}: {}\n{}", output.status, reason.trim()).into())
 }
 
-/// Where a program lies that cargo has built.
+/// Path of a program that cargo has built.
 pub(crate) fn executable(messages: &str, program: &Program) -> Option<PathBuf> {
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let mut found = messages.filter(|message| {
         let target = &message["target"];
         target["name"] == program.target && target["kind"][0] == program.kind
     });
-    // A library is built for others too, which is nothing to execute.
+    // A library is built for others too; it has no executable.
     found.find_map(|message| message["executable"].as_str().map(PathBuf::from))
 }

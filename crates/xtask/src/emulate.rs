@@ -1,6 +1,6 @@
 //! Runs tests of the GPU engine without a GPU: `kernels/emulator` is built as the driver and the
-//! compiler that `crates/cuda` looks for, and kernels become code of the CPU. So do the harnesses,
-//! whose checks are run too. What it cannot show is speed, and what only a GPU's memory does.
+//! NVRTC that `crates/cuda` loads, and kernels are compiled for the CPU. The harnesses are too, and
+//! their checks are run. This shows neither speed nor the effects of a GPU's memory model.
 
 use std::error::Error;
 use std::fs;
@@ -14,24 +14,24 @@ use crate::cargo::{Program, cargo, executable, said};
 /// Below the root.
 const SOURCES: &str = "kernels/emulator";
 const OUT: &str = "target/emulator";
-/// Compiled as what: one library stands for the driver, the other for NVRTC.
+/// One library stands for the driver, the other for NVRTC, by this definition.
 const LIBRARIES: [(&str, &str); 2] =
     [("driver.cpp", "libcuda.so.1"), ("nvrtc.cpp", "libnvrtc.so.13")];
-/// Versions of the second library, by which compiled kernels are told apart.
+/// Bound of the second library's version, which identifies compiled kernels.
 const VERSIONS: u64 = 1_000_000;
-/// Of the whole workspace, so that what `cargo test` has built is not built anew with fewer
+/// Of the whole workspace, so that what `cargo test` has built is not built again with fewer
 /// features.
 const BUILD: [&str; 6] =
     ["test", "--no-run", "--workspace", "--lib", "--test=gpu", "--test=broken"];
 const SUITE: Program = Program { name: "gpu", kind: "test", target: "gpu" };
-/// Writes the cases that `sample` compares with, and so many of a hundred are enough here: some of
-/// every size of a vocabulary.
+/// Writes the cases that `sample` compares with. A few in a hundred are enough here: some of every
+/// size of a vocabulary.
 const BUILD_CASES: [&str; 3] = ["build", "--workspace", "--example=device_cases"];
 const CASES: Program = Program { name: "cases", kind: "example", target: "device_cases" };
 const CASES_PERCENT: &str = "5";
 
-/// What is run if nothing else is asked for: a minute or two on two cores. Every kernel, one tile
-/// of tokens and several, one rank and as many as there can be.
+/// The tests that run by default: a minute or two on two cores. Every kernel, one tile of tokens
+/// and several, one rank and as many as possible.
 const SHORT: [&str; 9] = [
     "cuda_flash::order",
     "cuda_flash::places",
@@ -43,8 +43,9 @@ const SHORT: [&str; 9] = [
     "overflow::",
     "few_random_plans",
 ];
-/// And the bell, that ranks agree, and engines that break, below a server too: by a rank that dies
-/// or does not hear, but not by one that stalls, since waits of kernels last long here.
+/// Also the doorbell, agreement of ranks, and engines that break, below a server too: by a rank
+/// that dies or does not hear its doorbell, but not by one that stalls, since waits of kernels last
+/// long here.
 const SUITES: [(Program, &[&str]); 3] = [
     (SUITE, &SHORT),
     (
@@ -58,17 +59,17 @@ const SUITES: [(Program, &[&str]); 3] = [
 ];
 
 const HARNESSES: &str = "kernels/harness";
-/// A small model with every phase; for the router one of many experts too, as large as it is; and
-/// one with a real vocabulary, to choose tokens from.
+/// A small model with every phase; for the router also one with many experts; and one with a real
+/// vocabulary, to choose tokens from.
 const MODEL: &str = "kernels/models/toy_pro";
 const WIDE: (&str, &str) = ("router", "kernels/models/slice");
 const LARGEST_VOCABULARY: &str = "kernels/harness/sample_model";
-/// How long a harness waits for what never comes, by clocks that `launch.h` lets go slower.
+/// Limit of a harness's waits, by clocks that `launch.h` slows down.
 const HARNESS_WAIT_MS: &str = "2000";
-/// As tests say it.
+/// How tests report that they were skipped.
 const SKIPPED: [&str; 2] = ["skipped: ", "skipped from "];
 
-/// Runs the tests whose names contain one of these words, or a few and the harnesses.
+/// Runs the tests whose names contain one of these words, or the short list and the harnesses.
 pub(crate) fn run(root: &Path, tests: &[&str]) -> Result<ExitCode, Box<dyn Error>> {
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
         return Err("the emulator is for Linux on x86-64".into());
@@ -84,7 +85,7 @@ pub(crate) fn run(root: &Path, tests: &[&str]) -> Result<ExitCode, Box<dyn Error
             .ok_or_else(|| format!("cargo {BUILD:?} made no {}", program.target))?;
         let mut suite = Command::new(path);
         suite.env("LD_LIBRARY_PATH", &out).env("TMPDIR", &temporary);
-        // One test at a time: every engine wants the GPUs for itself, emulated or not.
+        // One test at a time: every engine needs all GPUs, emulated or not.
         suite.args(["--show-output", "--test-threads=1"]);
         suite.args(if tests.is_empty() { short } else { tests });
         let output = suite.stderr(Stdio::inherit()).output()?;
@@ -126,7 +127,7 @@ fn harnesses(root: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
     harnesses.sort_by(|one, other| one.program.cmp(&other.program));
     for group in harnesses.chunks(available_parallelism()?.get()) {
         let compilers: Vec<_> = group.iter().map(|harness| harness.compile(root).spawn()).collect();
-        // All have ended before one that failed is told.
+        // A failure is reported when all have ended.
         let ends: Vec<_> =
             compilers.into_iter().map(|compiler| compiler.and_then(|mut gxx| gxx.wait())).collect();
         for (harness, end) in group.iter().zip(ends) {
@@ -138,7 +139,7 @@ fn harnesses(root: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
     harnesses.iter().try_for_each(Harness::check)
 }
 
-/// A harness made for a model, and what it is told.
+/// A harness made for a model, and its arguments.
 struct Harness {
     name: String,
     model: &'static str,
@@ -151,7 +152,7 @@ impl Harness {
         let (model, arguments) = match &*name {
             // Tokens, context and passes.
             "step" => (MODEL, vec!["20".to_owned(), "70".to_owned(), "2".to_owned()]),
-            // Positions are shared by one CTA, then by as many as there may be.
+            // One CTA for each position, then as many as possible.
             "sample" => {
                 (LARGEST_VOCABULARY, vec![cases(root, out)?, "1".to_owned(), "16".to_owned()])
             }
@@ -165,7 +166,7 @@ impl Harness {
         compiler.current_dir(root);
         compiler.args(["-std=c++20", "-O2", "-march=native", "-ffp-contract=off"]);
         compiler.args(["-fno-strict-aliasing", "-mtls-dialect=gnu2", "-Wno-attributes"]);
-        // It takes a pointer of the emulator for what it points to.
+        // It mistakes a pointer of the emulator for what it points to.
         compiler.arg("-Wno-stringop-overflow");
         compiler.args(["-x", "c++", "-include", "kernels/emulator/cta.h"]);
         compiler.args(["-I", SOURCES, "-I", "kernels", "-I", "kernels/include", "-I", HARNESSES]);
@@ -210,7 +211,7 @@ fn build(sources: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Another one for other sources.
+/// A number that differs for other sources.
 fn version(sources: &Path) -> Result<u64, Box<dyn Error>> {
     let mut hasher = DefaultHasher::new();
     for folder in [sources.to_owned(), sources.join("kilotok/ptx")] {

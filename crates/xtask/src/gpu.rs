@@ -17,7 +17,8 @@ const OUT: &str = "target/gpu";
 /// The folder in the archive.
 const PACK: &str = "kilotok-gpu";
 const SCRIPT: &str = "crates/xtask/src/gpu/run.sh";
-/// Of the repository, packed as they are: folders, and the files that tests of the demo read.
+/// Parts of the repository that are packed as they are: folders, and the files that tests of the
+/// demo read.
 const PARTS: &[&str] = &[
     "kernels/",
     "benches/models/",
@@ -26,10 +27,11 @@ const PARTS: &[&str] = &[
     "crates/demo/held_out.jsonl",
     "crates/demo/figures/held_out.figures.json",
 ];
-/// Of the archive: it is brought anew to each machine, which often is held for minutes only.
+/// Limit of the archive, which is sent to each machine again, and machines are often held for
+/// minutes only.
 const BYTES_MAX: u64 = 64 << 20;
 
-/// What cargo builds, and what comes of it.
+/// What cargo builds, and the programs of each build.
 const BUILDS: &[(&[&str], &[Program])] = &[
     (
         &["test", "--no-run", "-p=kilotok", GPU, BROKEN, DEMO, "-p=kilotok-cuda", "--lib"],
@@ -94,7 +96,7 @@ pub(crate) fn run(root: PathBuf, folder: Option<&str>) -> Result<(), Box<dyn Err
     Ok(())
 }
 
-/// The commit, and whether the tree is another.
+/// The commit, and whether the tree differs from it.
 fn commit(root: &Path) -> Result<String, Box<dyn Error>> {
     let trust = format!("safe.directory={}", root.display());
     let describe = ["describe", "--always", "--dirty", "--exclude=*"];
@@ -123,7 +125,7 @@ fn compress(folder: &Path) -> Result<PathBuf, Box<dyn Error>> {
     Ok(archive)
 }
 
-/// An archive that is too large is an error that says of what it consists.
+/// An archive that is too large is an error that lists its parts.
 fn check_size(bytes: u64, parts: &[(String, u64)]) -> Result<(), String> {
     if bytes <= BYTES_MAX {
         return Ok(());

@@ -1,5 +1,6 @@
 //! Compiles the kernels without a GPU, for the models whose headers are in `kernels/models`, and
-//! holds what they take of a multiprocessor to the committed table: spills may only shrink.
+//! compares their registers, spills and shared memory with the committed table: spills may only
+//! shrink.
 
 mod table;
 
@@ -11,7 +12,7 @@ use std::thread;
 
 use table::{Kernel, Table};
 
-/// What the kernels are compiled for: Hopper, with what only Hopper has.
+/// The target: Hopper, with the instructions that only Hopper has.
 const ARCHITECTURE: &str = "90a";
 /// The model that sources outside `kernels/step` are compiled for.
 const HARNESS_MODEL: &str = "slice";

@@ -1,5 +1,5 @@
-//! What is packed, and what the script says of it: on a machine whose programs and tools are
-//! scripts that end as a test wants.
+//! The pack and its script, on a machine whose programs and tools are scripts that end as a test
+//! needs.
 
 use tempfile::TempDir;
 
@@ -7,7 +7,7 @@ use super::*;
 
 const GPU: &str = "echo 'GPU 0: NVIDIA H200 (UUID: GPU-1)'";
 const MODEL: &str = "kernels/models/slice/kilotok/model.h";
-/// As tests end.
+/// The last line of tests that passed.
 const PASSED: &str = "echo 'test result: ok. 7 passed; 0 failed'";
 /// Makes a program that does nothing, unless the source is to be wrong.
 const NVCC: &str = "case \"$*\" in *wrong.cu*) echo 'error: wrong'; exit 2;; esac
@@ -26,7 +26,7 @@ fn programs() -> impl Iterator<Item = &'static Program> {
 struct Machine(TempDir);
 
 impl Machine {
-    /// Where everything passes.
+    /// A machine on which everything passes.
     fn new() -> Self {
         let machine = Self(tempfile::tempdir().expect("a folder"));
         let models = ["kernels/harness/sample_model", "benches/models/slice"];
@@ -53,8 +53,8 @@ impl Machine {
         fs::write(self.0.path().join(path), text).expect("a file");
     }
 
-    /// Another process writes it: one that is begun by another test meanwhile would keep a file
-    /// open that we write, and nobody can execute such a file.
+    /// Another process writes the file. If this one did, a program that another test starts
+    /// meanwhile would keep it open for writing, and it could not be executed.
     fn script(&self, path: &str, text: &str) {
         let write = "printf '#!/bin/sh\\n%s\\n' \"$2\" >\"$1\"; chmod +x \"$1\"";
         let mut bash = Command::new("bash");
@@ -62,7 +62,7 @@ impl Machine {
         assert!(bash.status().expect("bash").success());
     }
 
-    /// The status, and all that was said.
+    /// The status, and all output.
     fn run(&self, words: &str) -> (i32, String) {
         let run = "PATH=$PWD/tools:$PATH exec bash ./run.sh \"$@\"";
         let mut bash = Command::new("bash");
@@ -73,7 +73,7 @@ impl Machine {
         (output.status.code().expect("a status"), String::from_utf8(text).expect("text"))
     }
 
-    /// How each ended, as the script says at its end: name and result.
+    /// Name and result of each run, from the end of the output.
     fn results(&self, words: &str) -> (i32, Vec<(String, String)>) {
         let (status, text) = self.run(words);
         let (_, lines) = text.split_once("\n== results").unwrap_or_else(|| panic!("{text}"));

@@ -1,4 +1,4 @@
-//! What kernels take, as the compiler says it and as the committed table does.
+//! Resources of kernels, from the compiler's output and from the committed table.
 
 use std::fmt::Write;
 
@@ -98,7 +98,7 @@ pub(super) fn kernels(model: &str, ptx: &str, said: &str) -> Vec<Kernel> {
             kernel.spill_loads += parts.next().unwrap_or_default();
         } else if let Some(registers) = number("Used ") {
             kernel.registers = kernel.registers.max(registers);
-            // One that has no variables in shared memory says nothing of it.
+            // A kernel without variables in shared memory has no such entry.
             if !line.contains(" bytes smem") {
                 kernel.shared = 0;
             }
@@ -114,8 +114,8 @@ fn first_number(text: &str) -> Option<u32> {
     text[..end].parse().ok()
 }
 
-/// What is worse than the table says, or what the table does not know. Another compiler's figures
-/// are not comparable.
+/// Kernels that are worse than in the table, or missing there. Figures of another compiler are not
+/// comparable.
 pub(super) fn compare(committed: &Table, found: &Table) -> Vec<String> {
     if committed.version != found.version {
         return Vec::new();

@@ -1,4 +1,4 @@
-//! Ways around the compiler's checks are few, and each has its reason beside it.
+//! Exceptions to the compiler's checks are few, and each states its reason.
 
 use super::rust::{mask, words};
 use super::{Finding, states_rules};

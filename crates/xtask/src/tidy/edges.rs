@@ -1,5 +1,5 @@
-//! Who may import whom: between our crates an import points to a lower layer, and the crates of
-//! others stay where they belong.
+//! Edges between crates: an import of one of our crates points to a lower layer, and third-party
+//! crates are used only where they belong.
 
 use std::error::Error;
 use std::process::Command;
@@ -9,8 +9,8 @@ use serde_json::Value;
 use super::Finding;
 use crate::tree::Tree;
 
-/// The crates of the whole design, also those that come later: folder, layer, and what it may
-/// import. The root package is `app`. Tests of any crate may use `testkit` besides.
+/// All crates: folder, layer, and allowed imports. The root package is `app`. Tests of any crate
+/// may use `testkit` besides.
 const CRATES: &[(&str, u8, &str)] = &[
     ("abi", 0, ""),
     ("demo", 0, ""),
@@ -35,7 +35,7 @@ const CRATES: &[(&str, u8, &str)] = &[
     ),
 ];
 
-/// Crates of others that only some of ours may use, and why. Tests may use any.
+/// Third-party crates that only some of ours may use, and why. Tests may use any.
 const FENCES: &[(&str, &str, &str)] = &[
     (
         "axum axum-server http hyper hyper-util tower tower-http utoipa",
@@ -57,7 +57,7 @@ const FENCES: &[(&str, &str, &str)] = &[
     ("cudarc", "cuda", "all FFI is there"),
 ];
 
-/// Crates that only compute from their arguments, and what they may use of others.
+/// Crates that only compute from their arguments, and the third-party crates that they may use.
 const PURE: &str = "abi model engine sampling sched";
 const PURE_IMPORTS: &str = "bytemuck half libm serde serde_json thiserror";
 

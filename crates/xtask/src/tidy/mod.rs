@@ -1,4 +1,4 @@
-//! The house rules. Each check looks at the whole tree and says what breaks its rule, where, and
+//! The house rules. Each check reads the whole tree and reports what breaks its rule, where, and
 //! what to do about it; a rule that no program checks is a wish.
 
 mod attributes;
@@ -9,6 +9,7 @@ mod form;
 mod generated;
 mod links;
 mod rust;
+mod terms;
 mod words;
 
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ const CHECKS: &[fn(&Tree) -> Vec<Finding>] = &[
     form::check,
     generated::check,
     links::check,
+    terms::check,
     words::check,
 ];
 

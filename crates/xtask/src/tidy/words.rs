@@ -1,4 +1,4 @@
-//! Every concept has one word, in names and comments alike; the table is in crates/README.md.
+//! One concept has one word, in names and comments alike; the table is in crates/README.md.
 
 use super::rust::{is_word, words};
 use super::{Finding, states_rules};
@@ -114,7 +114,7 @@ fn machine_paths(text: &str, find: &mut impl FnMut(String)) {
     for folder in MACHINE_FOLDERS {
         let path = format!("/{folder}/");
         let mut starts = text.match_indices(&path);
-        // Within a longer path or an address the folder is somebody else's.
+        // Within a longer path or an address the folder may be meant for something else.
         if starts.any(|(at, _)| !text[..at].ends_with(|c| is_word(c) || "./-}".contains(c))) {
             find(format!("{path} is a path of one machine: say it relative to the repository"));
         }

@@ -1,0 +1,128 @@
+//! The field's terms are used, so that a reader can search for them, and comments speak of code,
+//! not of persons.
+
+use super::rust::words;
+use super::{Finding, states_rules};
+use crate::tree::Tree;
+
+/// Where a well-known thing is implemented, and its standard term, which some file there contains.
+const REQUIRED: &[(&str, &str)] = &[
+    ("crates/batch/", "KV cache"),
+    ("crates/cpu/", "residual stream"),
+    ("crates/cpu/", "RMSNorm"),
+    ("crates/cpu/", "RoPE"),
+    ("crates/cpu/", "softmax"),
+    ("crates/cuda/", "doorbell"),
+    ("crates/engine/", "prefill"),
+    ("crates/generation/", "admission"),
+    ("crates/model/", "grouped-query attention"),
+    ("crates/model/", "tensor-parallel"),
+    ("crates/sampling/", "logit processor"),
+    ("crates/sampling/", "top-p"),
+    ("crates/sched/", "chunked prefill"),
+    ("crates/sched/", "continuous batching"),
+    ("crates/sched/", "KV cache"),
+    ("crates/sched/", "preempt"),
+    ("crates/sched/", "prefix cache"),
+    ("crates/server/", "SSE"),
+    ("crates/text/", "chat template"),
+    ("crates/text/", "detokenizer"),
+    ("crates/text/", "grammar"),
+    ("crates/weights/", "safetensors"),
+];
+
+/// Words for persons, which a comment uses where a sentence has lost its subject.
+const PERSONS: &[&str] =
+    &["anybody", "everybody", "nobody", "somebody", "someone", "whoever", "whom", "whomever"];
+
+/// Folders whose comments still have such words.
+const PERSONS_ALLOWED: &[&str] = &[
+    "crates/abi/",
+    "crates/cpu/",
+    "crates/cuda/",
+    "crates/generation/",
+    "crates/server/",
+    "crates/text/",
+    "crates/weights/",
+    "kernels/",
+];
+
+pub(super) fn check(tree: &Tree) -> Vec<Finding> {
+    let mut findings = missing(tree);
+    let starts = |path: &str, folders: &[&str]| folders.iter().any(|at| path.starts_with(at));
+    for file in &tree.files {
+        let source = matches!(file.extension(), "rs" | "cu" | "cuh" | "h");
+        if !source || states_rules(file) || starts(&file.path, PERSONS_ALLOWED) {
+            continue;
+        }
+        for (line, text) in file.lines() {
+            let persons = words(comment(text))
+                .filter_map(|word| PERSONS.iter().find(|person| word.eq_ignore_ascii_case(person)));
+            findings.extend(persons.map(|person| {
+                let what = format!("`{person}` in a comment: name the part of the program");
+                Finding::new(&file.path, line, what)
+            }));
+        }
+    }
+    findings
+}
+
+/// Terms that no file of their folder contains. A folder that is not in the tree is not judged.
+fn missing(tree: &Tree) -> Vec<Finding> {
+    let absent = REQUIRED.iter().filter(|(folder, term)| {
+        let mut files = tree.files.iter().filter(|file| file.path.starts_with(folder)).peekable();
+        files.peek().is_some() && !files.any(|file| contains(&file.text, term))
+    });
+    let finding = |(folder, term): &(&str, &str)| {
+        let what = format!("nothing here says `{term}`: call it by this name where it is");
+        Finding::new(folder, 1, what)
+    };
+    absent.map(finding).collect()
+}
+
+fn contains(text: &str, term: &str) -> bool {
+    text.to_ascii_lowercase().contains(&term.to_ascii_lowercase())
+}
+
+/// The comment of a line, if it has one. Addresses in strings have no space before their slashes.
+fn comment(line: &str) -> &str {
+    let trimmed = line.trim_start();
+    if trimmed.starts_with("//") {
+        return trimmed;
+    }
+    line.find(" // ").map_or("", |at| &line[at..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::said;
+    use super::*;
+
+    #[test]
+    fn missing_terms_are_found() {
+        let found =
+            said(check, &[("crates/server/src/a.rs", "//! Streams of server-sent events.\n")]);
+        assert_eq!(
+            found,
+            ["crates/server/:1: nothing here says `SSE`: call it by this name where it is"]
+        );
+        assert!(said(check, &[("crates/server/src/a.rs", "//! Streams, by SSE.\n")]).is_empty());
+    }
+
+    #[test]
+    fn persons_in_comments_are_found() {
+        let judge = |text| said(check, &[("tests/a.rs", text)]);
+        for bad in ["/// Whoever waits.", "let a = 1; // nobody reads it", "//! For whom."] {
+            assert_eq!(judge(bad).len(), 1, "{bad}");
+        }
+        for good in ["let nobody = \"https://nobody.example\";", "/// The client."] {
+            assert!(judge(good).is_empty(), "{good}");
+        }
+    }
+
+    #[test]
+    fn required_terms_are_in_order() {
+        let key = |entry: &(&str, &str)| (entry.0.to_owned(), entry.1.to_lowercase());
+        assert!(REQUIRED.is_sorted_by_key(key));
+    }
+}
