@@ -438,10 +438,11 @@ T of_lane(T value, int lane) {
 
 template <class Join>
 uint32_t of_warp(uint32_t value, Join join) {
+  // Behind it some may have ended.
+  const int lanes = here->warps[here->current->index / WARP].lanes;
   const auto shown = show(&value, 1);
-  const Warp& warp = here->warps[here->current->index / WARP];
   uint32_t all = shown[0][0];
-  for (int lane = 1; lane < warp.lanes; lane++) all = join(all, shown[lane][0]);
+  for (int lane = 1; lane < lanes; lane++) all = join(all, shown[lane][0]);
   return all;
 }
 

@@ -9,27 +9,35 @@
 
 namespace kilotok::wide {
 
-// The chunks of a matrix in the order in which they are added. The last of a part may be one of
-// zeros, as in the narrow pass: then columns of the operand are repeated.
-template <class M>
+// In which order chunks are added: parts of the columns, each of which is a sum of its own, as
+// matrices are multiplied; or all in one chain, as the columns come, for an expert's `down`.
+enum class Order { Parts, Chain };
+
+// The chunks of a matrix in that order. The last of a part may be one of zeros, as in the narrow
+// pass: then columns of the operand are repeated.
+template <class M, Order ORDER>
 struct ChunkWalk {
   static constexpr int CHUNKS = ceil_div(M::COLUMNS, CHUNK_COLUMNS);
   static constexpr int PARTS = smaller(M::COLUMN_WARPS, CHUNKS);
-  int part = 0, step = 0;
+  static constexpr bool BY_PART = ORDER == Order::Parts;
+  static constexpr int OUTER = BY_PART ? PARTS : M::STEPS, INNER = BY_PART ? M::STEPS : PARTS;
+  int outer = 0, inner = 0;
 
-  __device__ __forceinline__ bool has() const { return part < PARTS; }
+  __device__ __forceinline__ bool has() const { return outer < OUTER; }
   __device__ __forceinline__ void next() {
-    const bool ends = ++step == M::STEPS;
-    part += ends;
-    step = ends ? 0 : step;
+    const bool ends = ++inner == INNER;
+    outer += ends;
+    inner = ends ? 0 : inner;
   }
+  __device__ __forceinline__ int part() const { return BY_PART ? outer : inner; }
+  __device__ __forceinline__ int step() const { return BY_PART ? inner : outer; }
   // Of the operand.
   __device__ __forceinline__ int chunk() const {
-    return smaller(step * M::COLUMN_WARPS + part, CHUNKS - 1);
+    return smaller(step() * M::COLUMN_WARPS + part(), CHUNKS - 1);
   }
   // Among the bytes of a row tile.
   __device__ __forceinline__ int offset() const {
-    return step * M::STEP_BYTES + part * M::CHUNK_BYTES;
+    return step() * M::STEP_BYTES + part() * M::CHUNK_BYTES;
   }
 };
 
@@ -189,13 +197,13 @@ __host__ __device__ constexpr int divisor(int number, int most) {
 }
 
 // A warp's row tile times the tokens of the ring's next stages, of so many columns.
-template <class M, int COLUMNS>
+template <class M, int COLUMNS, Order ORDER>
 struct Multiplier {
-  using Walk = ChunkWalk<M>;
+  using Walk = ChunkWalk<M, ORDER>;
   using C = Chunk<M::FORMAT>;
   // Chunks of weights on their way: where there are few tokens they go by fast.
   static constexpr int AHEAD =
-      divisor(M::STEPS, M::FORMAT == Format::Bf16 || COLUMNS > 64 ? 4 : 8);
+      divisor(Walk::INNER, M::FORMAT == Format::Bf16 || COLUMNS > 64 ? 4 : 8);
 
   // `weights` is where the row tile's chunks begin.
   static __device__ __forceinline__ void multiply(TokenRing& ring, TotalMemory& memory,
@@ -206,11 +214,12 @@ struct Multiplier {
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) bring(ahead[i], weights, lane, later);
 #pragma unroll 1
-    for (int part = 0; part < Walk::PARTS; part++) {
+    for (int outer = 0; outer < Walk::OUTER; outer++) {
+      if (outer == 0 || Walk::BY_PART)
 #pragma unroll
-      for (int i = 0; i < COLUMNS / 2; i++) acc[i] = 0;
+        for (int i = 0; i < COLUMNS / 2; i++) acc[i] = 0;
 #pragma unroll 1
-      for (int step = 0; step < M::STEPS; step += AHEAD) {
+      for (int inner = 0; inner < Walk::INNER; inner += AHEAD) {
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
           Products<M::FORMAT, COLUMNS>::add(acc, ahead[i], ring.take());
@@ -218,7 +227,7 @@ struct Multiplier {
           bring(ahead[i], weights, lane, later);
         }
       }
-      end_part(memory, part, acc);
+      if constexpr (Walk::BY_PART) end_part(memory, outer, acc);
     }
   }
 
@@ -254,13 +263,13 @@ struct Multiplier {
 
 // Consumers: a row group times COLUMNS columns. `use(row tile, tile, lane, values)` gets what the
 // narrow pass's `use` gets: rows g and g + 8 of tokens 2q and 2q + 1.
-template <class M, int COLUMNS, class Use>
+template <class M, int COLUMNS, Order ORDER = Order::Parts, class Use>
 __device__ __forceinline__ void multiply_rows(TokenRing& ring, TotalMemory& memory,
                                                const char* weights, int row_group, Use use) {
   const int lane = threadIdx.x % 32, tile = row_group * ROW_TILES + threadIdx.x / 32;
   float sums[COLUMNS / 2];
   // Beyond the last row tile it is that one again: all warps of a warpgroup multiply.
-  Multiplier<M, COLUMNS>::multiply(
+  Multiplier<M, COLUMNS, ORDER>::multiply(
       ring, memory, row_tile<M>(weights, smaller(tile, MATRIX_TILES<M> - 1)), lane, sums);
   if (tile >= MATRIX_TILES<M>) return;
 #pragma unroll
@@ -313,12 +322,12 @@ struct Operand {
 
 // The producer: brings the chunks of tokens from `first` on, a multiple of eight, in the order in
 // which a row group takes them.
-template <class M>
+template <class M, Order ORDER = Order::Parts>
 __device__ __forceinline__ void produce_tokens(TokenRing& ring, const Operand& operand, int first,
                                                int count) {
   const char* from = operand.bytes + first / TILE_TOKENS * TILE_BYTES;
 #pragma unroll 1
-  for (ChunkWalk<M> walk; walk.has(); walk.next())
+  for (ChunkWalk<M, ORDER> walk; walk.has(); walk.next())
     ring.bring(from + walk.chunk() * column_bytes(operand.capacity),
                ceil_div(count, TILE_TOKENS));
 }

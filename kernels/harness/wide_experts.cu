@@ -1,0 +1,382 @@
+// Networks of experts over many tokens, as the wide pass computes them: sorted choices, gate and
+// up, down, sums. Compares with the narrow pass over the same tokens, 64 at a time, and times each
+// kernel beside its floor. Needs a GPU:
+//   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -I kernels -I kernels/include \
+//     -I kernels/models/slice kernels/harness/wide_experts.cu -o wide_experts
+//   ./wide_experts          checks and times
+//   ./wide_experts check    checks a few hundred tokens
+//
+// Inner values have the bits of the narrow pass; an expert's products those of a chain of `mma`
+// over its columns. The narrow pass still adds each part of the columns over all experts, so sums
+// are only near to its sums. Returns 1 if anything is wrong.
+#include "experts_roles.cuh"
+#include "kilotok/wide/experts.cuh"
+#include "weights.h"
+
+namespace bench {
+
+using wide::ExpertsMemory;
+
+template <int KIND>
+using WideShared = wide::ExpertsShared<FEED_FORWARDS[KIND].experts>;
+
+template <int KIND>
+__global__ void __launch_bounds__(wide::SORTERS) sort_kernel(const ExpertsMemory memory) {
+  __shared__ wide::SortMemory<FEED_FORWARDS[KIND].experts> shared;
+  wide::sort_choices<KIND>(memory.routes, shared);
+}
+
+template <int KIND>
+__global__ void __launch_bounds__(wide::SORTERS)
+    gather_kernel(const ExpertsMemory memory, const uint64_t normed) {
+  wide::gather_rows<KIND>(memory.routes, at<const uint16_t>(normed), at<char>(memory.gathered),
+                          memory.capacity);
+}
+
+template <int KIND, bool GATE_UP>
+__global__ void __launch_bounds__(wide::THREADS, 1)
+    multiply_kernel(const ExpertsMemory memory, const uint64_t fault, const uint32_t wait_ms) {
+  auto& shared = *reinterpret_cast<WideShared<KIND>*>(asked_memory());
+  if (threadIdx.x == 0) cta_place = Place::begin(fault, wait_ms, 0);
+  if constexpr (GATE_UP)
+    wide::gate_up<KIND>(shared, memory);
+  else
+    wide::down<KIND>(shared, memory);
+}
+
+template <int KIND>
+__global__ void __launch_bounds__(wide::SORTERS) combine_kernel(const ExpertsMemory memory) {
+  wide::combine<KIND>(memory);
+}
+
+// Compares an expert's products with a chain of `mma`; a warp a row tile and eight rows. What
+// differs is counted.
+template <int KIND>
+__global__ void __launch_bounds__(wide::SORTERS)
+    chain_kernel(const ExpertsMemory memory, const uint64_t differ) {
+  using M = DownMatrix<KIND>;
+  constexpr int EXPERTS = FEED_FORWARDS[KIND].experts, TILES = wide::MATRIX_TILES<M>;
+  const uint32_t* first_rows = at<const uint32_t>(memory.routes.first_rows);
+  const int lane = threadIdx.x % 32, warps = GRID * wide::SORTERS / 32;
+  const int count = first_rows[EXPERTS] / TILE_TOKENS * TILES;
+  for (int i = ptx::cta_index() * (wide::SORTERS / 32) + threadIdx.x / 32; i < count; i += warps) {
+    const int first = i / TILES * TILE_TOKENS, row = first + lane / 4, column = i % TILES * 16;
+    int expert = 0;
+    while (static_cast<int>(first_rows[expert + 1]) <= first) expert++;
+    const char* weights =
+        wide::row_tile<M>(at<const char>(memory.down) + expert * M::BYTES, i % TILES);
+    float sums[1][4] = {};
+    for (wide::ChunkWalk<M, wide::Order::Chain> walk; walk.has(); walk.next()) {
+      OperandChunk x[1];
+      uint32_t words[4][2];
+      for (int k = 0; k < 8; k++)
+        words[k / 2][k % 2] = *at<const uint32_t>(
+            memory.inner + wide::operand_place(row, walk.chunk() * 64 + k * 8 + lane % 4 * 2,
+                                               memory.capacity));
+      for (int half = 0; half < 2; half++)
+        x[0].words[half] = make_uint4(words[half * 2][0], words[half * 2][1],
+                                      words[half * 2 + 1][0], words[half * 2 + 1][1]);
+      Chunk<M::FORMAT> chunk;
+      chunk.load(weights + walk.offset(), lane);
+      chunk.multiply(sums, x);
+    }
+    for (int k = 0; k < 4; k++) {
+      const int own = first + lane % 4 * 2 + k % 2, at_column = column + lane / 4 + k / 2 * 8;
+      if (at_column >= HIDDEN || at<const uint32_t>(memory.routes.choices)[own] == wide::NO_CHOICE)
+        continue;
+      const float found =
+          at<const float>(memory.products)[static_cast<size_t>(own) * HIDDEN + at_column];
+      if (__float_as_uint(found) != __float_as_uint(sums[0][k]))
+        atomicAdd(at<uint32_t>(differ), 1u);
+    }
+  }
+}
+
+// Which experts tokens choose.
+enum class Choosing { Evenly, OneForAll, AllTheSame };
+
+// Different experts: more would take the host long to make. Expert e is like e - DIFFERENT.
+constexpr int DIFFERENT_EXPERTS = 5;
+
+template <int KIND>
+struct WideExperts {
+  static constexpr FeedForward F = FEED_FORWARDS[KIND];
+  using GateUp = GateUpMatrix<KIND>;
+  using Down = DownMatrix<KIND>;
+  Buffers buffers;
+  int most, capacity;
+  std::vector<uint16_t> normed;
+  std::vector<float> scores;
+  ExpertsMemory memory = {};
+  uint64_t normed_at;
+  ExpertsWork narrow = {};
+  Memory narrow_memory;
+
+  explicit WideExperts(int tokens)
+      : most(tokens), capacity(wide::rows_max(tokens, F.experts, F.top_k)) {
+    std::mt19937 random(5);
+    memory.gate_up = narrow.gate_up = buffers.take(F.experts * GateUp::BYTES);
+    memory.down = narrow.down = buffers.take(F.experts * Down::BYTES);
+    for (int i = 0; i < smaller(F.experts, DIFFERENT_EXPERTS); i++) {
+      const Weights<GateUp> gate_up(random, 0);
+      const Weights<Down> down(random, 0);
+      for (int e = i; e < F.experts; e += DIFFERENT_EXPERTS) {
+        Buffers::copy(memory.gate_up + e * GateUp::BYTES, gate_up.packed);
+        Buffers::copy(memory.down + e * Down::BYTES, down.packed);
+      }
+    }
+    for (size_t i = 0; i < static_cast<size_t>(most) * HIDDEN; i++)
+      normed.push_back(bf16_bits(uniform(41, i) * operand_scale(F.format)));
+    normed_at = buffers.put(normed);
+    take_memory();
+  }
+
+  void take_memory() {
+    const size_t choices = static_cast<size_t>(most) * F.top_k, rows = capacity;
+    wide::Routes& routes = memory.routes;
+    routes.experts = buffers.take(choices * 4);
+    routes.weights = buffers.take(choices * 4);
+    routes.inverse_rms = buffers.take(size_t{4} * most);
+    routes.first_rows = buffers.take((F.experts + 1) * 4);
+    routes.counts = buffers.take(F.experts * 4);
+    routes.rows = buffers.take(choices * 4);
+    routes.choices = buffers.take(rows * 4);
+    routes.factors = buffers.take(rows * 8);
+    memory.gathered = buffers.take(wide::operand_bytes(HIDDEN, capacity));
+    memory.inner = buffers.take(wide::operand_bytes(F.width, capacity));
+    memory.products = buffers.take(rows * HIDDEN * 4);
+    memory.sums = buffers.take(size_t{4} * most * HIDDEN);
+    memory.capacity = capacity;
+    narrow.bias = buffers.put(std::vector<float>(F.experts));
+    narrow.repeats = 1;
+    narrow.operand = buffers.take(size_t{TOKENS_MAX} * NORMED_BYTES);
+    narrow.sums = buffers.take(size_t{TOKENS_MAX} * HIDDEN * 4);
+    narrow_memory = memory_of_batch(buffers, TOKENS_MAX);
+    narrow_memory.normed = buffers.take(size_t{TOKENS_MAX} * NORMED_BYTES);
+    narrow_memory.squares = buffers.take(size_t{READERS} * TOKENS_MAX * SQUARES_EACH * 4, 0);
+    narrow_memory.router_scores = buffers.take(SCORES_BYTES);
+    narrow_memory.expert_inner = buffers.take(TILE_INNER_BYTES + GATHERED_INNER_BYTES, 0);
+  }
+
+  // The scores of all experts for a token. Those of the first few, or of one, can be above all.
+  float score(Choosing how, int token, int expert) const {
+    const int above = how == Choosing::AllTheSame ? F.top_k : how == Choosing::OneForAll ? 1 : 0;
+    const int from = F.experts / 2 + expert % F.experts;
+    const float some = 0.5f * (1.01f + uniform(43, size_t{1} * token * F.experts + expert));
+    return (from + F.experts / 2) % F.experts < above ? 1 + some : some;
+  }
+
+  // Sums of gate and up are some tens of times an activation.
+  static float inverse_rms(int token) { return 0.02f * (1.5f + uniform(45, token)); }
+
+  // The narrow pass over 64 tokens, those behind the last being the first again.
+  void run_narrow(Choosing how, int first, int tokens) {
+    std::vector<uint16_t> operand(size_t{TOKENS_MAX} * NORMED_BYTES / 2);
+    std::vector<float> table(size_t{TOKENS_MAX} * SCORES_EACH);
+    for (int i = 0; i < TOKENS_MAX; i++) {
+      const int token = (first + i) % tokens;
+      for (int column = 0; column < HIDDEN; column++)
+        operand[(operand_row(i, NORMED_BYTES) + operand_offset(column)) / 2] =
+            normed[static_cast<size_t>(token) * HIDDEN + column];
+      for (int e = 0; e < F.experts; e++) table[i * SCORES_EACH + e] = score(how, token, e);
+      table[i * SCORES_EACH + EXPERTS_MAX] = inverse_rms(token);
+    }
+    Buffers::copy(narrow.operand, operand);
+    Buffers::copy(narrow_memory.router_scores, table);
+    roles_ms<ExpertsRoles<KIND>>(narrow_memory, narrow);
+  }
+
+  // What the narrow pass left of a batch.
+  struct Narrow {
+    std::vector<float> scores, sums;
+    std::vector<uint16_t> inner;
+
+    uint32_t expert(int token, int place) const {
+      uint32_t expert;
+      std::memcpy(&expert, &scores[token * SCORES_EACH + CHOSEN + place], 4);
+      return expert;
+    }
+    float weight(int token, int place) const {
+      return scores[token * SCORES_EACH + CHOSEN + TOP_K_MAX + place];
+    }
+    // The rows of choices: by expert, then token.
+    std::vector<int> rows() const {
+      std::vector<std::pair<uint32_t, int>> sorted;
+      for (int i = 0; i < TOKENS_MAX * F.top_k; i++)
+        sorted.push_back({expert(i / F.top_k, i % F.top_k), i});
+      std::sort(sorted.begin(), sorted.end());
+      std::vector<int> rows(sorted.size());
+      for (size_t row = 0; row < rows.size(); row++)
+        rows[sorted[row].second] = static_cast<int>(row);
+      return rows;
+    }
+    uint16_t inner_value(int row, int value) const {
+      constexpr int STEP = GATHERED_STEP_BYTES / 2;
+      return inner[(TILE_INNER_BYTES +
+                    (size_t{1} * (value / STEP) * GATHERED_ROWS + row) * GATHERED_ROW_BYTES +
+                    value % STEP / 32 * 64 + half_offset(value)) / 2];
+    }
+  };
+
+  std::vector<Narrow> run_narrow(Choosing how, int tokens) {
+    std::vector<Narrow> batches;
+    for (int first = 0; first < tokens; first += TOKENS_MAX) {
+      run_narrow(how, first, tokens);
+      batches.push_back(
+          {read<float>(narrow_memory.router_scores, size_t{TOKENS_MAX} * SCORES_EACH),
+           read<float>(narrow.sums, size_t{TOKENS_MAX} * HIDDEN),
+           read<uint16_t>(narrow_memory.expert_inner,
+                          (TILE_INNER_BYTES + GATHERED_INNER_BYTES) / 2)});
+    }
+    return batches;
+  }
+
+  // Milliseconds of each kernel.
+  struct Times {
+    float sort, gather, gate_up, down, combine;
+  };
+
+  Times run_wide() {
+    uint64_t fault = fault_address();
+    uint32_t wait_ms = wait_max_ms();
+    void* arguments[] = {&memory, &fault, &wait_ms};
+    void* gather_arguments[] = {&memory, &normed_at};
+    const dim3 grid(GRID);
+    constexpr size_t SHARED = sizeof(WideShared<KIND>);
+    return {launch_ms(sort_kernel<KIND>, grid, wide::SORTERS, 0, arguments),
+            launch_ms(gather_kernel<KIND>, grid, wide::SORTERS, 0, gather_arguments),
+            launch_ms(multiply_kernel<KIND, true>, grid, wide::THREADS, SHARED, arguments),
+            launch_ms(multiply_kernel<KIND, false>, grid, wide::THREADS, SHARED, arguments),
+            launch_ms(combine_kernel<KIND>, grid, wide::SORTERS, 0, arguments)};
+  }
+
+  void set_routes(int tokens, const std::vector<uint32_t>& experts,
+                  const std::vector<float>& weights) {
+    std::vector<float> inverse(tokens);
+    for (int token = 0; token < tokens; token++) inverse[token] = inverse_rms(token);
+    memory.routes.tokens = tokens;
+    Buffers::copy(memory.routes.experts, experts);
+    Buffers::copy(memory.routes.weights, weights);
+    Buffers::copy(memory.routes.inverse_rms, inverse);
+  }
+
+  bool check(Choosing how, const char* name, int tokens) {
+    const std::vector<Narrow> batches = run_narrow(how, tokens);
+    std::vector<uint32_t> experts;
+    std::vector<float> weights;
+    for (int i = 0; i < tokens * F.top_k; i++) {
+      const Narrow& batch = batches[i / F.top_k / TOKENS_MAX];
+      experts.push_back(batch.expert(i / F.top_k % TOKENS_MAX, i % F.top_k));
+      weights.push_back(batch.weight(i / F.top_k % TOKENS_MAX, i % F.top_k));
+    }
+    set_routes(tokens, experts, weights);
+    run_wide();
+    char title[64];
+    std::snprintf(title, sizeof title, "kind %d, %s, %d tokens", KIND, name, tokens);
+    Verdict verdict = {title};
+    check_inner(batches, tokens, verdict);
+    check_products(verdict);
+    check_sums(batches, tokens, verdict);
+    return verdict.print();
+  }
+
+  void check_inner(const std::vector<Narrow>& batches, int tokens, Verdict& verdict) const {
+    const auto rows = read<uint32_t>(memory.routes.rows, size_t{1} * tokens * F.top_k);
+    const auto inner =
+        read<uint16_t>(memory.inner, wide::operand_bytes(F.width, capacity) / 2);
+    for (size_t batch = 0; batch < batches.size(); batch++) {
+      const std::vector<int> narrow_rows = batches[batch].rows();
+      for (int i = 0; i < TOKENS_MAX * F.top_k; i++) {
+        const size_t choice = batch * TOKENS_MAX * F.top_k + i;
+        if (choice >= rows.size()) break;
+        for (int value = 0; value < F.width; value++)
+          verdict.exact(
+              inner[wide::operand_place(static_cast<int>(rows[choice]), value, capacity) / 2],
+              batches[batch].inner_value(narrow_rows[i], value), "inner value of choice",
+              static_cast<int>(choice), value);
+      }
+    }
+  }
+
+  void check_products(Verdict& verdict) {
+    uint64_t differ = buffers.take(4, 0);
+    void* arguments[] = {&memory, &differ};
+    launch_ms(chain_kernel<KIND>, dim3(GRID), wide::SORTERS, 0, arguments);
+    verdict.exact(read<uint32_t>(differ, 1)[0], 0, "products that differ", 0, 0);
+  }
+
+  void check_sums(const std::vector<Narrow>& batches, int tokens, Verdict& verdict) const {
+    const auto sums = read<float>(memory.sums, size_t{1} * tokens * HIDDEN);
+    double squares = 0;
+    for (float sum : sums) squares += static_cast<double>(sum) * sum;
+    const double tolerance = 1e-4 * std::sqrt(squares / static_cast<double>(sums.size()));
+    for (size_t i = 0; i < sums.size(); i++) {
+      const size_t token = i / HIDDEN;
+      verdict.near(sums[i],
+                   batches[token / TOKENS_MAX].sums[token % TOKENS_MAX * HIDDEN + i % HIDDEN],
+                   tolerance, "sum of token, column", static_cast<int>(token),
+                   static_cast<int>(i % HIDDEN));
+    }
+  }
+
+  // What the tensor cores of an H100 multiply in a second, and what its memory reads.
+  static constexpr double FLOPS = 989e12, BYTES = 3.05e12;
+
+  // Of tokens whose experts are drawn evenly.
+  void time(int tokens) {
+    std::vector<uint32_t> experts;
+    for (int token = 0; token < tokens; token++) {
+      std::vector<uint32_t> own;
+      for (uint32_t i = 0; static_cast<int>(own.size()) < F.top_k; i++) {
+        const uint32_t expert = mixed(47, token * 1000 + i) % F.experts;
+        if (std::find(own.begin(), own.end(), expert) == own.end()) own.push_back(expert);
+      }
+      std::sort(own.begin(), own.end());
+      experts.insert(experts.end(), own.begin(), own.end());
+    }
+    set_routes(tokens, experts, std::vector<float>(experts.size(), 0.125f));
+    Times best = run_wide();
+    constexpr int RUNS = 5;
+    for (int i = 0; i < RUNS; i++) {
+      const Times t = run_wide();
+      best = {std::min(best.sort, t.sort), std::min(best.gather, t.gather),
+              std::min(best.gate_up, t.gate_up), std::min(best.down, t.down),
+              std::min(best.combine, t.combine)};
+    }
+    std::sort(experts.begin(), experts.end());
+    const double used = static_cast<double>(
+        std::unique(experts.begin(), experts.end()) - experts.begin());
+    const double flop = 2.0 * tokens * F.top_k * F.width * HIDDEN;
+    std::printf("  %5d tokens: sort %.0f us, gather %.0f, gate and up %.0f (%.0f TFLOP/s, %.0f "
+                "GB/s, floor %.0f), down %.0f (%.0f TFLOP/s, %.0f GB/s, floor %.0f), sum %.0f\n",
+                tokens, best.sort * 1e3, best.gather * 1e3, best.gate_up * 1e3,
+                2 * flop / best.gate_up / 1e9, used * GateUp::BYTES / best.gate_up / 1e6,
+                1e6 * std::max(2 * flop / FLOPS, used * GateUp::BYTES / BYTES), best.down * 1e3,
+                flop / best.down / 1e9, used * Down::BYTES / best.down / 1e6,
+                1e6 * std::max(flop / FLOPS, used * Down::BYTES / BYTES), best.combine * 1e3);
+  }
+};
+
+template <int KIND>
+bool all_kinds(bool small) {
+  if constexpr (KIND == FEED_FORWARD_KINDS) {
+    return true;
+  } else if constexpr (IS_DENSE<KIND>) {
+    return all_kinds<KIND + 1>(small);
+  } else {
+    WideExperts<KIND> c(small ? 208 : 8192);
+    bool right = true;
+    for (int tokens : {1, 77, small ? 203 : 1000}) {
+      right = c.check(Choosing::Evenly, "evenly", tokens) && right;
+      right = c.check(Choosing::OneForAll, "one expert for all", tokens) && right;
+      right = c.check(Choosing::AllTheSame, "all the same", tokens) && right;
+    }
+    for (int tokens : {64, 256, 1024, 2048, 4096, 8192})
+      if (!small) c.time(tokens);
+    return all_kinds<KIND + 1>(small) && right;
+  }
+}
+
+}  // namespace bench
+
+int main(int argc, char** argv) { return bench::run_all(argc, argv, bench::all_kinds<0>); }

@@ -1,0 +1,148 @@
+// Who goes to which expert, of many tokens: choices sorted by expert. Each expert has *rows*, which
+// begin at a multiple of eight, in ascending order of its tokens; what experts read and write is
+// by row.
+//
+//   sort_choices   every CTA counts all choices, and finds the rows of its share of the experts
+//   gather_rows    behind it: the operand of gate and up, by row
+#pragma once
+
+#include "kilotok/phase/gathered.cuh"
+#include "kilotok/wide/token_ring.cuh"
+
+namespace kilotok::wide {
+
+// Threads of the kernels that sort and gather.
+constexpr int SORTERS = 256;
+// In place of a choice, that a row is only there to make tiles whole.
+constexpr uint32_t NO_CHOICE = ~0u;
+
+// Rows that the choices of so many tokens take at most.
+__host__ __device__ constexpr int rows_max(int tokens, int experts, int top_k) {
+  return align_up(tokens * top_k, TILE_TOKENS) + smaller(experts, tokens * top_k) * TILE_TOKENS;
+}
+
+// A choice is token * TOP_K + place; a token's places are in ascending order of experts.
+struct Routes {
+  // U32 and F32 `[tokens][TOP_K]`, F32 `[tokens]`: what the router chose.
+  uint64_t experts, weights, inverse_rms;
+  // U32: the first row of each expert and the one behind the last's, and its number of tokens.
+  uint64_t first_rows, counts;
+  // U32: the row of each choice, the choice of each row. Then 1 / rms and weight of each row.
+  uint64_t rows, choices, factors;
+  int tokens;
+};
+
+template <int EXPERTS>
+struct SortMemory {
+  uint32_t counts[EXPERTS], first_rows[EXPERTS + 1];
+  uint32_t before[SORTERS / 32];
+};
+
+// The first warp: where experts begin, if each has whole tiles.
+template <int EXPERTS>
+__device__ __forceinline__ void find_first_rows(SortMemory<EXPERTS>& memory) {
+  const int lane = threadIdx.x;
+  uint32_t begin = 0;
+  for (int first = 0; first < EXPERTS; first += 32) {
+    const int expert = first + lane;
+    uint32_t all;
+    const uint32_t own = expert < EXPERTS ? align_up(memory.counts[expert], TILE_TOKENS) : 0;
+    const uint32_t before = sum_before(own, lane, all);
+    if (expert < EXPERTS) memory.first_rows[expert] = begin + before;
+    begin += all;
+  }
+  if (lane == 0) memory.first_rows[EXPERTS] = begin;
+}
+
+// All warps, each of its share of the choices: calls `use(choice, matches before it)` for those of
+// an expert.
+template <class Use>
+__device__ __forceinline__ uint32_t for_matches(const Routes& routes, int choice_count,
+                                                uint32_t expert, Use use) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int share = align_up(ceil_div(choice_count, SORTERS / 32), 32);
+  const int end = smaller((warp + 1) * share, choice_count);
+  uint32_t matches = 0;
+  for (int first = warp * share; first < end; first += 32) {
+    const int choice = first + lane;
+    const bool is =
+        choice < end && at<const uint32_t>(routes.experts)[choice] == expert;
+    const uint32_t found = __ballot_sync(~0u, is);
+    if (is) use(choice, matches + __popc(found & ((1u << lane) - 1)));
+    matches += __popc(found);
+  }
+  return matches;
+}
+
+// All threads: the rows of one expert.
+template <int TOP_K, int EXPERTS>
+__device__ __forceinline__ void place_rows(const Routes& routes, SortMemory<EXPERTS>& memory,
+                                           int expert) {
+  const int warp = threadIdx.x / 32, count = routes.tokens * TOP_K;
+  const uint32_t own = for_matches(routes, count, expert, [](int, uint32_t) {});
+  __syncthreads();
+  memory.before[warp] = own;
+  __syncthreads();
+  uint32_t row = memory.first_rows[expert];
+  for (int i = 0; i < warp; i++) row += memory.before[i];
+  for_matches(routes, count, expert, [&](int choice, uint32_t before) {
+    const uint32_t own_row = row + before;
+    at<uint32_t>(routes.rows)[choice] = own_row;
+    at<uint32_t>(routes.choices)[own_row] = choice;
+    at<float2>(routes.factors)[own_row] =
+        make_float2(at<const float>(routes.inverse_rms)[choice / TOP_K],
+                    at<const float>(routes.weights)[choice]);
+  });
+  const uint32_t last = memory.first_rows[expert] + memory.counts[expert] + threadIdx.x;
+  if (last < memory.first_rows[expert + 1]) at<uint32_t>(routes.choices)[last] = NO_CHOICE;
+}
+
+// All threads of all CTAs, SORTERS each.
+template <int KIND>
+__device__ __forceinline__ void sort_choices(const Routes& routes,
+                                             SortMemory<FEED_FORWARDS[KIND].experts>& memory) {
+  constexpr int EXPERTS = FEED_FORWARDS[KIND].experts, TOP_K = FEED_FORWARDS[KIND].top_k;
+  const int thread = threadIdx.x;
+  for (int i = thread; i < EXPERTS; i += SORTERS) memory.counts[i] = 0;
+  __syncthreads();
+  for (int i = thread; i < routes.tokens * TOP_K; i += SORTERS)
+    atomicAdd(&memory.counts[at<const uint32_t>(routes.experts)[i]], 1u);
+  __syncthreads();
+  if (thread < 32) find_first_rows(memory);
+  __syncthreads();
+  if (ptx::cta_index() == 0) {
+    for (int i = thread; i < EXPERTS; i += SORTERS) {
+      at<uint32_t>(routes.counts)[i] = memory.counts[i];
+      at<uint32_t>(routes.first_rows)[i] = memory.first_rows[i];
+    }
+    if (thread == 0) at<uint32_t>(routes.first_rows)[EXPERTS] = memory.first_rows[EXPERTS];
+  }
+  for (int expert = ptx::cta_index(); expert < EXPERTS; expert += GRID)
+    place_rows<TOP_K>(routes, memory, expert);
+}
+
+// All threads of all CTAs, SORTERS each: tokens by row as an operand, from `[tokens][HIDDEN]`.
+// A warp copies a tile of eight rows, of each four pieces of 16 bytes at a time.
+template <int KIND>
+__device__ __forceinline__ void gather_rows(const Routes& routes, const uint16_t* normed,
+                                            char* operand, int capacity) {
+  constexpr FeedForward F = FEED_FORWARDS[KIND];
+  const int lane = threadIdx.x % 32, row_in_tile = lane % TILE_TOKENS;
+  const int column = lane / TILE_TOKENS * PIECE_COLUMNS;
+  const int tiles =
+      static_cast<int>(at<const uint32_t>(routes.first_rows)[F.experts]) / TILE_TOKENS;
+  constexpr int WARPS = SORTERS / 32, AT_ONCE = 32 / TILE_TOKENS * PIECE_COLUMNS;
+  for (int tile = ptx::cta_index() * WARPS + threadIdx.x / 32; tile < tiles;
+       tile += GRID * WARPS) {
+    const int row = tile * TILE_TOKENS + row_in_tile;
+    const uint32_t choice = at<const uint32_t>(routes.choices)[row];
+    if (choice == NO_CHOICE) continue;
+    const uint16_t* from = normed + static_cast<size_t>(choice / F.top_k) * HIDDEN + column;
+#pragma unroll 4
+    for (int first = 0; first + column < HIDDEN; first += AT_ONCE)
+      *reinterpret_cast<uint4*>(operand + operand_place(row, first + column, capacity)) =
+          *reinterpret_cast<const uint4*>(from + first);
+  }
+}
+
+}  // namespace kilotok::wide
