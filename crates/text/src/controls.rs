@@ -1,17 +1,17 @@
-//! Special tokens come from the template alone. A template marks nothing, so what it is given is
-//! marked: before rendering, a character that every special token contains is replaced in all
-//! text of the conversation by a stand-in. Where a stand-in comes out within the text of a special
-//! token, that text is no token. All others are replaced back.
+//! Keeps special tokens out of what users write. A rendered prompt does not show which text came
+//! from the template, so the input is marked: before rendering, a character that every special
+//! token contains is replaced by a stand-in in all strings of the conversation. Where a stand-in
+//! ends up within the text of a special token, that text is no token. The others are replaced back.
 
 use aho_corasick::AhoCorasick;
 use serde_json::Value;
 
-/// Characters that most special tokens contain, and that templates do not look for in what they
-/// are given.
+/// Characters that most special tokens contain, and that templates do not search for in their
+/// input.
 const KEYS: [char; 3] = ['|', '｜', '▁'];
 
-/// Stand-ins: symbols that no alphabet has, that are no spaces, that no filter changes and that
-/// hardly any text contains (ancient Greek musical notation).
+/// Stand-ins: symbols (ancient Greek musical notation) that belong to no alphabet, are no spaces,
+/// are changed by no filter, and hardly ever occur in text.
 const STAND_INS: std::ops::RangeInclusive<char> = '\u{1d200}'..='\u{1d241}';
 
 /// The texts of a model's special tokens.
@@ -47,7 +47,7 @@ impl Controls {
         Ok(Self { texts, keys, whole, all })
     }
 
-    /// Stand-ins for all that has to be marked in these values.
+    /// Stand-ins for all characters that must be marked in these values.
     ///
     /// # Errors
     /// They contain every possible stand-in.

@@ -1,5 +1,5 @@
-//! A conversation as a chat template reads it, and what comes of rendering it. Plain data: which
-//! request fields it came from is not known here.
+//! A conversation as a chat template reads it, and the rendered prompt. Plain data, independent of
+//! the API's request fields.
 
 use std::time::SystemTime;
 
@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::controls::{Marks, NO_MARKS};
 
-/// What a template is given.
+/// Input of a template.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Conversation {
     pub messages: Vec<Message>,
@@ -20,7 +20,7 @@ pub struct Conversation {
     pub add_generation_prompt: bool,
     /// Ends the prompt within the last message, for the model to go on with it.
     pub continue_final_message: bool,
-    /// What `strftime_now` tells, in UTC; the system's clock if absent.
+    /// The time of `strftime_now`, in UTC; the system's clock if absent.
     pub now: Option<SystemTime>,
 }
 
@@ -28,7 +28,7 @@ pub struct Conversation {
 pub struct Message {
     pub role: String,
     pub content: String,
-    /// What the assistant thought before it answered.
+    /// Reasoning of the assistant before its answer.
     pub reasoning: Option<String>,
     pub tool_calls: Vec<ToolCall>,
     /// Of a tool's result: the call that it answers.
@@ -58,7 +58,7 @@ pub struct Tool {
     pub input: ToolInput,
 }
 
-/// What a call hands to its tool.
+/// The input that a call gives its tool.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum ToolInput {
     /// Arguments in JSON, which the tool's `parameters` describe.
@@ -118,7 +118,7 @@ impl ToolCall {
     }
 }
 
-/// A conversation in the model's own words.
+/// A conversation rendered by the model's template.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rendered {
     pub prompt: String,
@@ -141,7 +141,7 @@ impl Rendered {
 pub struct Wanted<'a> {
     pub token_max: usize,
     pub keep: Keep,
-    /// Is asked now and then, and ends the work.
+    /// Checked now and then; true ends the work.
     pub cancelled: &'a dyn Fn() -> bool,
 }
 
@@ -152,7 +152,7 @@ impl Default for Wanted<'_> {
     }
 }
 
-/// What becomes of a text with more tokens than are wanted.
+/// What to do with a text that has more tokens than are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
     /// It is refused.

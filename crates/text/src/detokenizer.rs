@@ -1,5 +1,5 @@
-//! Text from bytes as they come. What is given out, joined, is the lossy decoding of all bytes at
-//! once, and no scalar is ever split. It knows no tokens.
+//! Streaming detokenizer: text from bytes as they arrive. The pieces, joined, are the lossy
+//! decoding of all bytes at once, and no Unicode scalar is ever split. Knows no tokens.
 
 /// Holds back at most the three bytes of a scalar that is not complete.
 #[derive(Clone, Debug, Default)]

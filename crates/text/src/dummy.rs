@@ -1,16 +1,16 @@
-//! Text for models of made-up weights, which often come as a config alone: every byte is a token,
-//! and the others stand for nothing and read as their numbers.
+//! Text for models of dummy weights, which often come as a config alone: every byte is a token, and
+//! the other tokens read as their numbers.
 
 use serde_json::{Map, Value, json};
 
 /// Tokens that are one byte each.
 const BYTES: usize = 256;
 
-/// Says who says what, and has no marks that only a trained model would know.
+/// A chat template that names the roles and has no marks that only a trained model would know.
 pub(crate) const TEMPLATE: &str = "{% for message in messages %}{{ message.role }}: \
     {{ message.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
 
-/// A `tokenizer.json` of so many tokens.
+/// A `tokenizer.json` with this many tokens.
 pub(crate) fn tokenizer(vocab_size: usize) -> Value {
     let bytes = (0..BYTES.min(vocab_size)).zip(letters());
     let numbers = (BYTES..vocab_size).map(|token| (token, format!("Ġ{token}")));

@@ -1,5 +1,5 @@
-//! Reads a checkpoint's text files without being caught: by a pipe that never ends, a device, a
-//! folder of that name, or a file that fills the memory.
+//! Reads a checkpoint's text files safely: a pipe that never ends, a device, a folder of that name,
+//! or a file that would fill the memory is an error.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};

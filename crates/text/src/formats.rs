@@ -1,4 +1,4 @@
-//! How models write reasoning and tool calls. One file per format; what they share is in
+//! Formats of reasoning and tool calls, one file per format; their common parser is in
 //! [`crate::reply`].
 
 mod hermes;

@@ -1,9 +1,9 @@
-//! All that is text: tokenizer and chat template of a checkpoint, text from tokens as they come,
-//! stop strings, reasoning and tool calls within a reply, and grammars that constrain one. It
-//! knows no HTTP, no engine and no schedule; tokens and text come in, text and events go out.
+//! Everything about text: a checkpoint's tokenizer and chat template, the streaming detokenizer,
+//! stop strings, reasoning and tool calls within a reply, and grammars that constrain one. Knows no
+//! HTTP, no engine and no schedule; tokens and text come in, text and events go out.
 //!
-//! [`Text`] is what a checkpoint says about text, read once. A [`Reply`] reads one reply of the
-//! model, a token at a time: how many tokens a step brought makes no difference to its events.
+//! [`Text`] is read once from a checkpoint. A [`Reply`] parses one reply of the model, token by
+//! token; its events do not depend on how many tokens a step brought.
 
 mod controls;
 mod conversation;

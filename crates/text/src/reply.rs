@@ -1,6 +1,6 @@
-//! One reply of the model, read token by token: text, stop strings, reasoning, tool calls. What a
-//! token brings goes through the same narrow way whatever the step it came in, so events depend
-//! on the tokens alone; and nothing here can fail, at worst markup shows as text.
+//! Parses one reply of the model, token by token: text, stop strings, reasoning, tool calls. Every
+//! token takes the same path whichever step brought it, so events depend on the tokens alone.
+//! Parsing cannot fail: at worst markup appears as text.
 
 mod echo;
 pub(crate) mod events;
@@ -25,7 +25,7 @@ use events::Events;
 use reader::Reader;
 use tags::Tag;
 
-/// How a reply is read.
+/// Options of parsing a reply.
 #[derive(Clone, Debug, Default)]
 pub struct ReplyOptions {
     pub parse: Parse,
@@ -44,10 +44,10 @@ pub struct ReplyOptions {
     pub parallel_calls: bool,
 }
 
-/// What is looked for in a reply.
+/// The parts that are recognised in a reply.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Parse {
-    /// All is content.
+    /// None: all is content.
     #[default]
     Nothing,
     Reasoning,
@@ -57,7 +57,7 @@ pub enum Parse {
     ReasoningThenCalls,
 }
 
-/// What a reply consists of, in order.
+/// Parts of a reply, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     Reasoning(String),
@@ -134,7 +134,7 @@ impl Reply {
         }
     }
 
-    /// One token more. Some when the reply ends with it; tokens after that are ignored.
+    /// Adds a token. Returns why the reply ends with it, if it does; later tokens are ignored.
     pub fn push(&mut self, token: TokenId) -> Option<Stopped> {
         if self.ended {
             return None;
@@ -156,13 +156,13 @@ impl Reply {
         stopped
     }
 
-    /// The model has ended the reply: what was held back is let go.
+    /// The model has ended the reply: text that was held back is released.
     pub fn finish(&mut self) {
         self.end(false);
     }
 
-    /// The reply ends though the model might have gone on: the same, but a call that is under way
-    /// stays as far as it came, so that nobody takes it for a whole one.
+    /// The reply ends though the model might have gone on: text is released, but an incomplete call
+    /// stays incomplete, so that it is not taken for a complete one.
     pub fn cut(&mut self) {
         self.end(true);
     }
@@ -193,7 +193,7 @@ impl Reply {
         self.events.call_count()
     }
 
-    /// Reads what has passed. Whether the calls of the reply are over.
+    /// Parses the text that has passed. Returns whether the calls of the reply are over.
     fn read(&mut self) -> bool {
         let mut over = false;
         for character in self.passed.chars() {

@@ -1,5 +1,5 @@
-//! Stop strings in text that comes in pieces. Only what may be the beginning of one is held back,
-//! and where the text ends does not depend on the pieces. It knows no tokens and no markup.
+//! Stop strings in text that arrives in pieces. Only a possible beginning of one is held back, and
+//! where the text ends does not depend on the pieces. Knows no tokens and no markup.
 
 /// Looks for the stop string whose end comes first; of several that end at one place, for the
 /// longest.

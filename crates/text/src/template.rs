@@ -1,5 +1,5 @@
-//! Chat templates: the checkpoint's own Jinja, rendered as transformers renders it. Knows Jinja
-//! and how far Python's differs from minijinja's; does not know any model's markup.
+//! Chat templates: the checkpoint's own Jinja, rendered as transformers renders it. Knows how
+//! Python's Jinja differs from minijinja, and no model's markup.
 
 mod calendar;
 mod json;

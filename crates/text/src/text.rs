@@ -1,5 +1,5 @@
-//! What a checkpoint's files say about text: [`Text`]. Knows which files there are and what is in
-//! them; how text becomes tokens and prompts is next door.
+//! [`Text`]: what a checkpoint's files say about text. Knows the files and their content;
+//! tokenizing and rendering are in other modules.
 
 use std::cell::RefCell;
 use std::path::Path;

@@ -1,6 +1,6 @@
 //! The checkpoint's tokenizer: text to tokens by the `tokenizers` crate, tokens to bytes by a
-//! table made once. It knows byte-level tokenizers only: there a token is some bytes wherever it
-//! stands, which text that comes token by token, and grammars, rely on.
+//! table. Only byte-level tokenizers are supported: their tokens have the same bytes wherever they
+//! stand, on which the detokenizer and grammars rely.
 
 mod borders;
 mod growth;

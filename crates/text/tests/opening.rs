@@ -1,5 +1,5 @@
-//! Opening the text half of a checkpoint: which files count, what they default to, what is said
-//! of those that are wrong, and where the reply to a prompt begins.
+//! Opening the text half of a checkpoint: which files count, their defaults, errors of broken ones,
+//! and where the reply to a prompt begins.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 

@@ -1,5 +1,5 @@
-//! Prompts, tokens and decoded text equal what transformers makes of the same files. The fixtures
-//! and the script that writes them are in `tests/text/`.
+//! Prompts, tokens and decoded text are those of transformers for the same files. The fixtures and
+//! the script that writes them are in `tests/text/`.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 

@@ -1,4 +1,4 @@
-//! Plain: a reply is its text.
+//! Plain: all of a reply is its answer.
 
 use super::Style;
 

@@ -1,6 +1,5 @@
-//! What was made for a request and is likely to be asked for again, as most clients send one schema
-//! with every request. It is bounded by the text that it was made of, so that hostile requests
-//! cannot fill the memory.
+//! A cache of compiled grammars, as most clients send one schema with every request. It is bounded
+//! by the size of the source text, so that hostile requests cannot fill the memory.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};

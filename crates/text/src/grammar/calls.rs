@@ -1,5 +1,5 @@
-//! Tool calls as the model writes them, as a grammar: Lark for the markup, and the tools' own JSON
-//! schemas within it. Reading calls is the business of replies.
+//! Tool calls as a grammar, in the model's own format: Lark for the markup, and the tools' JSON
+//! schemas within it. Calls are read in [`crate::reply`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;

@@ -1,5 +1,6 @@
-//! Compiling: on threads of its own, so that a caller can stop waiting, few at a time, and with
-//! stacks that fit the deepest constraint allowed. Also what the library's errors mean to a user.
+//! Compiles grammars on threads of their own, so that a caller can stop waiting: few at a time, and
+//! with stacks that fit the deepest constraint allowed. Also turns the library's errors into
+//! messages for users.
 
 use std::fmt::Display;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
@@ -13,41 +14,41 @@ use llguidance::{Logger, Matcher, ParserFactory};
 
 use super::GrammarError;
 
-/// How many are compiled at once. One that nobody waits for any more still counts: the fuel of
+/// How many are compiled at once. One whose caller has stopped waiting still counts: the fuel of
 /// all together is bounded.
 const RUNNING_MAX: u32 = 4;
-/// How long a caller may not have heard that it was cancelled.
-const PATIENCE: Duration = Duration::from_millis(5);
+/// Longest time between two checks of a caller's cancellation.
+const CANCEL_CHECK: Duration = Duration::from_millis(5);
 /// The library recurses over schemas, properties and rules; what is not touched costs nothing.
 const STACK_BYTES: usize = 64 << 20;
 
 /// Where grammars are compiled.
 #[derive(Default)]
-pub(super) struct Workshop {
-    gate: Arc<Gate>,
+pub(super) struct CompilePool {
+    places: Arc<Places>,
 }
 
 #[derive(Default)]
-struct Gate {
+struct Places {
     running: Mutex<u32>,
     freed: Condvar,
 }
 
-/// A place in the workshop.
-struct Permit(Arc<Gate>);
+/// A place in the pool, given back when dropped.
+struct Place(Arc<Places>);
 
-impl Workshop {
+impl CompilePool {
     pub(super) fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, GrammarError> + Send + 'static,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<T, GrammarError> {
-        let permit = self.enter(cancelled)?;
+        let place = self.enter(cancelled)?;
         let (sender, receiver) = sync_channel(1);
         let body = move || {
             let result = work();
-            drop(permit);
-            // Nobody listens any more if the request was cancelled.
+            drop(place);
+            // The receiver is gone if the request was cancelled.
             let _ = sender.send(result);
         };
         let builder = thread::Builder::new().name("kilotok-grammar".to_owned());
@@ -56,7 +57,7 @@ impl Workshop {
             .spawn(body)
             .map_err(|error| GrammarError::Fault(format!("no thread for a grammar: {error}")))?;
         loop {
-            match receiver.recv_timeout(PATIENCE) {
+            match receiver.recv_timeout(CANCEL_CHECK) {
                 Ok(result) => return result,
                 Err(RecvTimeoutError::Timeout) if cancelled() => {
                     return Err(GrammarError::Cancelled);
@@ -70,27 +71,27 @@ impl Workshop {
         }
     }
 
-    fn enter(&self, cancelled: &dyn Fn() -> bool) -> Result<Permit, GrammarError> {
-        let mut running = self.gate.lock();
+    fn enter(&self, cancelled: &dyn Fn() -> bool) -> Result<Place, GrammarError> {
+        let mut running = self.places.lock();
         while *running >= RUNNING_MAX {
-            let waited = self.gate.freed.wait_timeout(running, PATIENCE);
+            let waited = self.places.freed.wait_timeout(running, CANCEL_CHECK);
             running = waited.unwrap_or_else(PoisonError::into_inner).0;
             if cancelled() {
                 return Err(GrammarError::Cancelled);
             }
         }
         *running += 1;
-        Ok(Permit(Arc::clone(&self.gate)))
+        Ok(Place(Arc::clone(&self.places)))
     }
 }
 
-impl Gate {
+impl Places {
     fn lock(&self) -> MutexGuard<'_, u32> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Permit {
+impl Drop for Place {
     fn drop(&mut self) {
         *self.0.lock() -= 1;
         self.0.freed.notify_one();

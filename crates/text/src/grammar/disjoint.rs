@@ -1,5 +1,5 @@
-//! Whether JSON schemas exclude each other, as the members of a tagged union do. "No" means that
-//! one could not tell: only what is plain to see is looked at.
+//! Whether JSON schemas exclude each other, as the members of a tagged union do. `false` also means
+//! that it could not be told: only simple cases are checked.
 
 use serde_json::{Map, Value};
 

@@ -1,12 +1,12 @@
-//! GBNF, the EBNF of llama.cpp and of `XGrammar`, as Lark. There a grammar is over characters, and
-//! here over lexemes that are as long as can be. Whatever does not recurse becomes one lexeme,
-//! unless it would take some of what has to come after it. Where both could still differ, as where
+//! Translates GBNF, the EBNF of llama.cpp and `XGrammar`, to Lark. GBNF is over characters, Lark
+//! over lexemes that are as long as possible. Every part without recursion becomes one lexeme,
+//! unless it would take characters that must come after it. Where both could still differ, as where
 //! one lexeme begins like another, fewer texts match, never others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use super::ahead::{Ahead, Chars, Rules};
+use super::lookahead::{Chars, Lookahead, Rules};
 use super::parse_gbnf::{self, Class, Count, Node, Sequence};
 use super::{GrammarError, lark};
 
@@ -32,7 +32,7 @@ pub(super) fn to_lark(text: &str) -> Result<String, GrammarError> {
             }
         }
     }
-    let ahead = Ahead::of(&rules, root);
+    let ahead = Lookahead::of(&rules, root);
     let mut split = BTreeSet::new();
     loop {
         let mut writer = Writer::new(&rules, &ahead, &split);
@@ -96,7 +96,7 @@ fn references(alternatives: &[Sequence]) -> Vec<&str> {
 
 struct Writer<'a> {
     rules: &'a Rules,
-    ahead: &'a Ahead,
+    ahead: &'a Lookahead,
     lexemes: BTreeSet<String>,
     /// Lark's names have their case for a meaning, so that rules get new ones.
     numbers: BTreeMap<&'a str, usize>,
@@ -107,7 +107,7 @@ struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    fn new(rules: &'a Rules, ahead: &'a Ahead, split: &BTreeSet<String>) -> Self {
+    fn new(rules: &'a Rules, ahead: &'a Lookahead, split: &BTreeSet<String>) -> Self {
         let lexemes = lexemes(rules, split);
         let numbers = rules.keys().enumerate().map(|(number, name)| (name.as_str(), number));
         let numbers = numbers.collect();

@@ -1,4 +1,4 @@
-//! Lark text, in the dialect that llguidance reads: pieces of it, and what of a user's may go in.
+//! Lark text in llguidance's dialect: pieces of it, and checks of a user's grammar.
 
 use std::fmt::Write;
 

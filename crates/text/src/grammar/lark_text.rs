@@ -1,5 +1,5 @@
-//! A tool's own grammar of its text, rewritten for the place where a call has the text: before a
-//! closing tag, which is then in none of it, or within a JSON string, where it is escaped.
+//! Rewrites a tool's own grammar of its text for its place in a call: before a closing tag, which
+//! must not occur in the text, or within a JSON string, where the text is escaped.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

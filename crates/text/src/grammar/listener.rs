@@ -1,5 +1,4 @@
-//! Reads a reply along with its grammar, as its reader will, to tell where a call begins in text
-//! that is free.
+//! Follows a reply's text as its reader will, to find where a call begins in free text.
 
 use std::sync::Arc;
 

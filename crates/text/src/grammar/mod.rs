@@ -1,11 +1,10 @@
 //! Constrained replies: JSON, regular expressions, grammars, choices and tool calls, as masks over
-//! the vocabulary. llguidance does the parsing; here are the limits, what it is asked for, and how
-//! a reply with reasoning and drafts goes through it. What a mask is used for is not known here.
+//! the vocabulary. llguidance parses; this module translates the constraint, limits its cost, and
+//! follows a reply with reasoning and drafts through its grammar.
 //!
-//! A request is hostile until shown otherwise: sizes are checked before anything is parsed,
-//! compiling spends counted fuel on a thread of its own, and no mask costs more than its share.
+//! Requests are treated as hostile: sizes are checked before anything is parsed, compiling spends
+//! counted fuel on a thread of its own, and the cost of a mask is bounded.
 
-mod ahead;
 mod cache;
 mod calls;
 mod compile;
@@ -14,6 +13,7 @@ mod gbnf;
 mod lark;
 mod lark_text;
 mod listener;
+mod lookahead;
 mod multiples;
 mod parse_gbnf;
 mod patterns;
@@ -40,7 +40,7 @@ use serde_json::{Value, json};
 use crate::{Format, ReasoningStart, Text, TextError, Tool};
 
 use cache::Cache;
-use compile::{Compiled, Workshop, library_error};
+use compile::{CompilePool, Compiled, library_error};
 use listener::Listener;
 use vocabulary::Vocabulary;
 
@@ -70,17 +70,17 @@ const LIMITS: ParserLimits = ParserLimits {
     verbose_errors: false,
 };
 
-/// Fuel for a remainder. A mask may look at all of them, in several places of a number; what it has
-/// seen costs the reply nothing again.
+/// Fuel for a remainder. A mask may look at all of them, in several places of a number; a remainder
+/// that it has seen costs nothing again.
 const REMAINDER_FUEL: u64 = 1000;
 
-/// The limits of a grammar whose largest multiple has so many remainders.
+/// The limits of a grammar whose largest `multipleOf` has this many remainders.
 fn limits(remainders: u64) -> ParserLimits {
     let step_lexer_fuel = LIMITS.step_lexer_fuel + REMAINDER_FUEL * remainders;
     ParserLimits { step_lexer_fuel, ..LIMITS }
 }
 
-/// What a reply must be.
+/// The constraint of a reply.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Constraint {
     /// Any JSON object.
@@ -90,8 +90,8 @@ pub enum Constraint {
         schema: Value,
         space: String,
     },
-    /// `strict`: a schema that cannot be enforced in full is refused. Otherwise what cannot be
-    /// enforced is left out, see [`Grammar::warnings`].
+    /// `strict`: a schema that cannot be enforced in full is refused. Otherwise keywords that
+    /// cannot be enforced are left out, see [`Grammar::warnings`].
     JsonSchema {
         schema: Value,
         strict: bool,
@@ -126,15 +126,15 @@ pub enum Constraint {
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GrammarError {
-    /// The constraint makes no sense; the text says what to change.
+    /// The constraint is invalid; the text says what to change.
     #[error("{0}")]
     Invalid(String),
-    /// It makes sense, but is more than one request may cost.
+    /// It is valid, but costs more than one request may.
     #[error("{0}")]
     TooLarge(String),
     #[error("the request was cancelled while its grammar was compiled")]
     Cancelled,
-    /// Not the request's fault.
+    /// An internal error.
     #[error("{0}")]
     Fault(String),
 }
@@ -143,7 +143,7 @@ pub enum GrammarError {
 pub struct Grammars {
     vocabulary: Arc<Vocabulary>,
     factory: Arc<ParserFactory>,
-    workshop: Workshop,
+    pool: CompilePool,
     cache: Arc<Cache<Arc<Compiled>>>,
 }
 
@@ -163,7 +163,7 @@ impl Grammars {
         Ok(Self {
             vocabulary: Arc::new(vocabulary),
             factory: Arc::new(factory),
-            workshop: Workshop::default(),
+            pool: CompilePool::default(),
             cache: Arc::default(),
         })
     }
@@ -182,8 +182,8 @@ impl Grammars {
         if cancelled() {
             return Err(GrammarError::Cancelled);
         }
-        // Unlike the constraint itself, its text tells objects apart by the order of their fields,
-        // which is the order of the reply's.
+        // Unlike the constraint itself, its text distinguishes objects by the order of their
+        // fields, which is the order of the reply's.
         let key = match constraint {
             Constraint::TextWithCalls { tools, format, .. } => calls_key(tools, *format),
             _ => format!("{constraint:?}"),
@@ -206,7 +206,7 @@ impl Grammars {
     ) -> Result<Arc<Compiled>, GrammarError> {
         let (factory, cache) = (Arc::clone(&self.factory), Arc::clone(&self.cache));
         let work = move || {
-            // Another request may have had it made while this one waited for its turn.
+            // Another request may have compiled it while this one waited.
             if let Some(compiled) = cache.get(&key) {
                 return Ok(compiled);
             }
@@ -215,7 +215,7 @@ impl Grammars {
             cache.put(key, &compiled);
             Ok(compiled)
         };
-        self.workshop.run(work, cancelled)
+        self.pool.run(work, cancelled)
     }
 
     fn source(&self, constraint: &Constraint) -> Result<Source, GrammarError> {
@@ -264,7 +264,7 @@ impl Grammars {
     }
 }
 
-/// All of the tools that their grammar depends on.
+/// All parts of the tools that their grammar depends on.
 fn calls_key(tools: &[Tool], format: Format) -> String {
     let mut key = format!("text with {format} calls");
     for tool in tools {
@@ -276,7 +276,7 @@ fn calls_key(tools: &[Tool], format: Format) -> String {
     key
 }
 
-/// Who hears where a call begins, if the constraint has calls. Reasoning may be left for one.
+/// Finds where a call begins, if the constraint has calls. Reasoning may end with one.
 fn listener(constraint: &Constraint, reasoning: ReasoningStart) -> Option<Listener> {
     let (tools, format, parallel) = match constraint {
         Constraint::TextWithCalls { tools, format, parallel } => {
@@ -293,11 +293,11 @@ fn listener(constraint: &Constraint, reasoning: ReasoningStart) -> Option<Listen
     Some(Listener::new(format.style(), reasoning, &tools, parallel))
 }
 
-/// What llguidance is given, and what of the constraint is not in it.
+/// The source for llguidance, and the parts of the constraint that it does not enforce.
 struct Source {
     grammar: TopLevelGrammar,
     warnings: Vec<String>,
-    /// Of the largest multiple that it tells.
+    /// Remainders of the largest `multipleOf` that it enforces.
     remainders: u64,
 }
 

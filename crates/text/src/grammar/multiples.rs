@@ -1,5 +1,5 @@
-//! Which multiples llguidance can tell. Its lexer has a state for each remainder and, if other
-//! rules hold for the number too, looks at all of them whatever that takes; and it calculates in 32
+//! Which `multipleOf` llguidance can enforce. Its lexer has a state for each remainder and, if
+//! other rules hold for the number too, visits all of them at any cost; and it calculates in 32
 //! bits.
 
 use serde_json::{Map, Value};

@@ -1,5 +1,5 @@
-//! Reads GBNF into rules. It takes what llama.cpp and `XGrammar` document; their extensions, such
-//! as look-ahead, are refused where they stand.
+//! Parses GBNF into rules. It takes what llama.cpp and `XGrammar` document; their extensions, such
+//! as lookahead, are refused with their position.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! Patterns of JSON schemas: whether llguidance can follow one, and the string formats as patterns:
-//! it has none for some, and for others one that takes too much.
+//! Patterns of JSON schemas: whether llguidance can follow one; and string formats as patterns,
+//! where llguidance has none or one that costs too much.
 
 use llguidance::derivre::RegexBuilder;
 use llguidance::regex_to_lark;
@@ -11,7 +11,7 @@ use super::GrammarError;
 const PATTERN_BYTES_MAX: usize = 4 << 10;
 
 /// What there is for a `format`.
-pub(super) enum Known {
+pub(super) enum FormatPattern {
     Pattern(String),
     /// It has a meaning, which is not to be had.
     Unsupported,
@@ -61,7 +61,7 @@ const URI_PATH: &str = "([a-zA-Z0-9._~!$&'()*+,;=:@-]|%[0-9a-fA-F]{2})";
 const URI_NAME: &str = "([a-zA-Z0-9._~!$&'()*+,;=-]|%[0-9a-fA-F]{2})";
 const JSON_POINTER: &str = "(/([^/~]|~[01])*)*";
 
-pub(super) fn of_format(format: &str) -> Known {
+pub(super) fn of_format(format: &str) -> FormatPattern {
     let pattern = match format {
         "date" => DATE.to_owned(),
         "time" => TIME.to_owned(),
@@ -76,10 +76,10 @@ pub(super) fn of_format(format: &str) -> Known {
         "json-pointer" => JSON_POINTER.to_owned(),
         "relative-json-pointer" => format!("(0|[1-9][0-9]{{0,3}})(#|{JSON_POINTER})"),
         "idn-email" | "idn-hostname" | "uri-reference" | "iri" | "iri-reference"
-        | "uri-template" | "regex" => return Known::Unsupported,
-        _ => return Known::No,
+        | "uri-template" | "regex" => return FormatPattern::Unsupported,
+        _ => return FormatPattern::No,
     };
-    Known::Pattern(format!("^({pattern})$"))
+    FormatPattern::Pattern(format!("^({pattern})$"))
 }
 
 fn ipv4() -> String {

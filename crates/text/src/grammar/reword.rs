@@ -1,5 +1,5 @@
-//! Keywords of JSON schemas, one object at a time: which say nothing, which say the same as others,
-//! and which numbers and strings llguidance would not have as they are.
+//! Keywords of JSON schemas, one object at a time: removes those without effect, replaces those
+//! that others express, and rewrites numbers and strings that llguidance does not accept.
 
 use std::borrow::Cow;
 

@@ -1,6 +1,6 @@
-//! JSON schemas before llguidance reads them: sizes are checked, what it cannot enforce is refused
-//! or left out by name, and what it takes too loosely is put in terms that it takes exactly. It
-//! works on the schema's JSON alone and knows no vocabulary.
+//! Prepares JSON schemas for llguidance: checks sizes, refuses what it cannot enforce or leaves it
+//! out with a warning, and rewrites what it enforces too loosely. Works on the schema's JSON alone
+//! and knows no vocabulary.
 
 use serde_json::{Map, Value, json};
 
@@ -9,7 +9,7 @@ use super::disjoint::Disjoint;
 use super::multiples::{
     DIGITS_MAX, PLACES_MAX, go_together, has_joins, is_countable, remainder_count,
 };
-use super::patterns::{self, Known};
+use super::patterns::{self, FormatPattern};
 use super::reword::{
     add_pattern, append, bound_multiples, invalid, is_exact, is_idle, is_string, length, literal,
     names_itself, narrow_multiples, reworded,
@@ -494,10 +494,12 @@ impl<'a> Preparer<'a> {
             return Err(invalid(path, "it must be a string"));
         };
         match patterns::of_format(format) {
-            Known::Pattern(pattern) => add_pattern(out, &pattern),
-            Known::Unsupported => self.unsupported(path, &format!("the format {format:?}"))?,
+            FormatPattern::Pattern(pattern) => add_pattern(out, &pattern),
+            FormatPattern::Unsupported => {
+                self.unsupported(path, &format!("the format {format:?}"))?
+            }
             // To JSON Schema it is a note.
-            Known::No => {}
+            FormatPattern::No => {}
         }
         Ok(())
     }

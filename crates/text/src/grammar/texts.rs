@@ -1,5 +1,4 @@
-//! Arguments that are written as they are, not as JSON: what their schema asks of them, as a
-//! terminal of Lark.
+//! Arguments that are written verbatim, not as JSON: their schema as a terminal of Lark.
 
 use std::{iter, slice};
 
@@ -18,7 +17,7 @@ const TERMINAL_BYTES_MAX: usize = 1 << 20;
 /// has the closing `tag` in it is seen to elsewhere. An error says what cannot be followed.
 pub(super) fn asked(whole: &Value, schema: &Value, tag: &str) -> Result<Option<String>, String> {
     let besides = &patterns::without(tag);
-    Asker { whole, tag, besides, bytes_left: TERMINAL_BYTES_MAX }.any_kind(schema, 0)
+    TerminalBuilder { whole, tag, besides, bytes_left: TERMINAL_BYTES_MAX }.any_kind(schema, 0)
 }
 
 /// Whether a string may match: then the value is written as it is.
@@ -35,7 +34,7 @@ pub(super) fn may_be_text(whole: &Value, schema: &Value, depth: usize) -> bool {
         && list(schema, "allOf").is_none_or(|list| list.iter().all(may_be))
 }
 
-struct Asker<'a> {
+struct TerminalBuilder<'a> {
     whole: &'a Value,
     tag: &'a str,
     /// The pattern of a text without the tag, which every string has been given.
@@ -43,7 +42,7 @@ struct Asker<'a> {
     bytes_left: usize,
 }
 
-impl Asker<'_> {
+impl TerminalBuilder<'_> {
     /// A string, or what else the schema takes.
     fn any_kind(&mut self, schema: &Value, depth: usize) -> Result<Option<String>, String> {
         let (schema, _) = schema::resolve(self.whole, schema, "");

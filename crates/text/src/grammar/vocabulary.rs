@@ -1,5 +1,5 @@
-//! The tokens that grammars choose from, as llguidance wants them: a trie of bytes in which special
-//! tokens begin with a byte that is in no text. It knows no grammar and no state of one.
+//! The vocabulary in llguidance's form: a trie of bytes in which special tokens begin with a byte
+//! that no text contains. Knows no grammar and no state.
 
 use std::sync::Arc;
 

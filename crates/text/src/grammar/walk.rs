@@ -1,5 +1,5 @@
-//! One reply on its way through its grammar: which tokens may come next, for each of a row's
-//! drafts as well, and which came. It does not know how a grammar came to be.
+//! The state of one reply in its grammar: which tokens may come next, also after each of a row's
+//! drafts.
 
 use std::sync::Arc;
 
@@ -13,8 +13,8 @@ use super::vocabulary::{Marker, Vocabulary};
 use super::{GrammarError, library_error};
 use crate::ReasoningStart;
 
-/// Where one reply is in its grammar. A clone is for another choice of the same request: nothing
-/// that happens to one is seen by the other.
+/// The state of a reply in its grammar. Clones, for other replies of the same request, are
+/// independent.
 #[derive(Clone)]
 pub struct Grammar {
     /// As it was before the reply's first token, or the first of a call within its text.
@@ -37,8 +37,8 @@ struct Follower {
     taken: usize,
 }
 
-/// What may be chosen in a row: the first `draft_count` drafts are legal, and there is one mask
-/// for each of them and one for the token after. No masks if everything is allowed.
+/// Allowed tokens of a row: the first `draft_count` drafts are legal, and there is one mask for
+/// each of them and one for the token after. No masks if every token is allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Masks {
     pub draft_count: u32,
@@ -58,12 +58,13 @@ struct Place {
 enum Phase {
     /// The reply may open its reasoning; otherwise its answer begins.
     Maybe,
-    /// Everything goes. Where the end of reasoning is text: the last bytes, too few to be it.
+    /// Every token is allowed. Where the end of reasoning is text: the last bytes, too few to be
+    /// it.
     Reasoning(Vec<u8>),
-    /// Reasoning has just ended, with so many newlines since.
+    /// Reasoning has just ended, followed by this many newlines.
     Gap(usize),
     Answer,
-    /// Reasoning or an answer in which everything goes, until a call begins.
+    /// Reasoning or an answer in which every token is allowed, until a call begins.
     Text,
     /// A call within text.
     Call,
@@ -115,12 +116,12 @@ impl Grammar {
         follower.ok_or_else(|| GrammarError::Fault("no grammar is being followed".to_owned()))
     }
 
-    /// What of the constraint is not enforced, for people.
+    /// Parts of the constraint that are not enforced, as messages.
     pub fn warnings(&self) -> &[String] {
         &self.begun.warnings
     }
 
-    /// Whether all of the answer is bound, so that the reply ends with it.
+    /// Whether all of the answer is constrained, so that the reply ends with it.
     pub fn ends_reply(&self) -> bool {
         !matches!(self.start.phase, Phase::Text)
     }
@@ -133,7 +134,7 @@ impl Grammar {
         stats.map_or(0, |stats| stats.lexer_cost)
     }
 
-    /// Tokens that were chosen. An error if one was not allowed, which is a fault of ours.
+    /// Adds chosen tokens. A token that was not allowed is an internal error.
     pub fn accept(&mut self, tokens: &[TokenId]) -> Result<(), GrammarError> {
         for &token in tokens {
             if !self.advance(token)? {
@@ -166,7 +167,7 @@ impl Grammar {
         free
     }
 
-    /// Goes on by a token within free text, unless it begins what is not free.
+    /// Adds a token of free text, unless a constrained part begins with it.
     fn pass_one(&mut self, token: TokenId) -> bool {
         let Place { phase, listener } = &mut self.place;
         let known = (token as usize) < self.vocabulary.count();
@@ -248,7 +249,7 @@ impl Grammar {
         Ok(masks)
     }
 
-    /// What is allowed here; `None` for everything.
+    /// The mask here; `None` if every token is allowed.
     fn mask(&mut self) -> Result<Option<Vec<u32>>, GrammarError> {
         if let Phase::Reasoning(_) | Phase::Text = self.place.phase {
             return self.text_mask();
@@ -308,7 +309,7 @@ impl Grammar {
         self.matcher()?.is_accepting().map_err(library_error)
     }
 
-    /// Goes on by a token, if it is allowed.
+    /// Adds a token, if it is allowed.
     fn advance(&mut self, token: TokenId) -> Result<bool, GrammarError> {
         if token as usize >= self.vocabulary.count() {
             return Ok(false);
@@ -334,7 +335,7 @@ impl Grammar {
             Phase::Maybe | Phase::Gap(_) | Phase::Answer | Phase::Call => {}
         }
         if self.vocabulary.is_end(token) {
-            // The matcher need not know: after it nothing comes, or the request ignores its end.
+            // The matcher need not know: no token follows, or the request ignores its end.
             return self.complete();
         }
         if self.take(token)? {

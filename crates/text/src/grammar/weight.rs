@@ -1,5 +1,5 @@
-//! How much a JSON schema would cost to compile, before anything of it is. Some of what it may ask
-//! for is quadratic to llguidance, and one thing is exponential and spends no fuel.
+//! The cost of compiling a JSON schema, estimated before it is compiled. Some schemas cost
+//! llguidance quadratic time, and one kind exponential time without spending fuel.
 
 use std::collections::BTreeSet;
 

@@ -1,9 +1,9 @@
-//! A JSON value that comes character by character, given out again as it comes. Whatever comes,
-//! what was given out can be closed to valid JSON at any time: so nothing is given out that could
-//! not end there, such as a key or comma with nothing after it.
+//! A streaming JSON writer: reads a JSON value character by character and writes it again. What was
+//! written so far can always be closed to valid JSON, so a key or a comma is written only with what
+//! follows it.
 //!
-//! Written anew: separators are `, ` and `: `, strings are escaped where they must be. Line ends
-//! and stray backslashes in strings, trailing commas and Python's constants are put right.
+//! Separators become `, ` and `: `, and strings are escaped where they must be. Line ends and stray
+//! backslashes in strings, trailing commas and Python's constants are corrected.
 
 use super::value::escape;
 

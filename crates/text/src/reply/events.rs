@@ -1,4 +1,4 @@
-//! Events of a reply as they gather. Neighbours of one kind are one event.
+//! Collects events of a reply; neighbours of one kind are joined.
 
 use super::Event;
 use super::text_input::TextInput;

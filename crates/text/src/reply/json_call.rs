@@ -1,5 +1,5 @@
-//! A call as JSON: `{"name": …, "arguments": {…}}`, up to its brace. Arguments are given out as
-//! they come, once the name is known.
+//! A call as JSON: `{"name": …, "arguments": {…}}`, up to its closing brace. Arguments are streamed
+//! once the name is known.
 
 use serde_json::Value as Json;
 

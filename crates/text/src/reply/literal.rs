@@ -1,4 +1,4 @@
-//! Objects and lists as Python prints them, which models write at times where they mean JSON.
+//! Objects and lists in Python's syntax, which models sometimes write in place of JSON.
 
 use serde_json::{Map, Number, Value};
 

@@ -1,15 +1,14 @@
-//! Takes a reply apart into reasoning, answer and calls, character by character. All formats are
-//! read here, and a call is read as XML or as JSON by how it begins: which of the two a model
-//! writes is its format's, but it may err.
+//! Splits a reply into reasoning, answer and calls, character by character. It reads all formats:
+//! whether a call is XML or JSON is decided by how it begins, not by the model's format, as models
+//! err.
 //!
-//! What this accepts beyond the formats:
-//! - `<tool_call>` within reasoning ends it, once a call follows indeed;
+//! What it accepts beyond the formats:
+//! - `<tool_call>` within reasoning ends it, if a call follows;
 //! - `<function=name>` without `<tool_call>`, if there is such a tool;
 //! - a missing end of any of call, function, parameter;
 //! - tags that are doubled.
 //!
-//! What turns out to be no call is given back as the text that it was. So is a call of a function
-//! that was not declared.
+//! What turns out to be no call is given back as text. So is a call of an undeclared function.
 
 use std::sync::Arc;
 
@@ -75,7 +74,7 @@ struct Opening {
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct Wrapped(bool);
 
-/// What a call makes of a character or tag.
+/// What a call does with a character or tag.
 pub(super) enum Step {
     Stay,
     /// The call's name is known: it is certain that it is a call.

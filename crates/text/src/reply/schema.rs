@@ -1,5 +1,5 @@
-//! What a JSON schema says of the kinds of values that a parameter takes. Only as much as turning
-//! text into JSON needs; whether a value fits the schema is not judged.
+//! Types of a tool's parameter by its JSON schema, as far as turning text into JSON needs them.
+//! Values are not validated.
 
 use std::ops::BitOr;
 

@@ -1,6 +1,6 @@
-//! What a reply says outside of calls: reasoning and answer, and whose the whitespace around them
-//! is. Where a format pads them with newlines, those are markup; elsewhere only whitespace that
-//! stands alone before a tag is.
+//! Text of a reply outside of calls: reasoning and answer, and to which of them whitespace belongs.
+//! Where a format pads them with newlines, those are markup; elsewhere only whitespace that stands
+//! alone before a tag is.
 
 use super::events::Events;
 

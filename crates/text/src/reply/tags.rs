@@ -1,4 +1,4 @@
-//! The tags that models write, and how they are found in text that comes character by character.
+//! The tags of all formats, and a search for them in text that arrives character by character.
 
 /// A tag begins with `<` and has no other, and none begins another: so at most one of them can be
 /// under way, and where it ends does not depend on what follows.

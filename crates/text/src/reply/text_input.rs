@@ -1,5 +1,5 @@
-//! The text of a call whose tool takes one: the string `input` of its arguments, taken out of
-//! their JSON as that comes.
+//! The text of a call whose tool takes one: the string `input`, extracted from the JSON of the
+//! arguments as it arrives.
 
 use super::echo::Escape;
 use crate::conversation::TEXT_ARGUMENT;

@@ -1,6 +1,6 @@
 //! The value of an XML parameter as JSON. Text is verbatim: entities such as `&lt;` stay as they
-//! are, since models write them only where they mean them. A string is given out as it comes, and
-//! everything else once it is complete.
+//! are, since models write them only where they mean them. Strings are streamed, other values are
+//! written once they are complete.
 
 use serde_json::Value as Json;
 

@@ -1,8 +1,9 @@
-//! Arguments of a call in XML, as JSON: `<parameter=key>value</parameter>`, up to `</function>`.
+//! Converts arguments of a call from XML to JSON: `<parameter=key>value</parameter>`, up to
+//! `</function>`.
 //!
-//! A value is verbatim, so it may itself contain tags, and yet an end may be missing. `<parameter=`
+//! A value is verbatim, so it may contain tags itself, and its end may be missing. `<parameter=`
 //! ends a value only if it names another parameter of the tool, and `</function>` and
-//! `</tool_call>` only if nothing but markup follows them.
+//! `</tool_call>` only if only markup follows them.
 
 use std::fmt::Write as _;
 

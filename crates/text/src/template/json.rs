@@ -1,5 +1,5 @@
-//! `tojson` as transformers has it, which is Python's `json.dumps` character by character: a space
-//! more in a tool's schema would be other tokens than the model was trained on.
+//! `tojson` as in transformers, which is Python's `json.dumps` character by character: one more
+//! space in a tool's schema would give other tokens than the model was trained on.
 
 use std::fmt::Write as _;
 

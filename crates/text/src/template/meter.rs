@@ -1,6 +1,6 @@
-//! What one rendering may take besides instructions: bytes that are copied or looked through, and
-//! the depth of values. [`super::program`] puts calls to these filters into templates, whose own
-//! names for filters cannot have a colon.
+//! Limits of one rendering besides instructions: bytes that are copied or searched, and the depth
+//! of values. [`super::program`] inserts calls of these filters into templates; their names contain
+//! a colon, which a template's own filters cannot.
 
 use minijinja::value::{Kwargs, Rest, Tuple, ValueKind, ValueOrKwargs, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value};

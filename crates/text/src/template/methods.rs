@@ -1,5 +1,4 @@
-//! Python's methods of strings, lists and dicts: those whose result differs between Python and
-//! minijinja's own, and those that it lacks.
+//! Python's methods of strings, lists and dicts that minijinja lacks or implements differently.
 
 use minijinja::value::{Tuple, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};

@@ -1,5 +1,5 @@
-//! Compiles a template, and puts the meter's calls into what the compiler of minijinja makes of
-//! it: that counts instructions alone, and one of them can double a text.
+//! Compiles a template, and inserts the meter's calls into minijinja's instructions. minijinja
+//! counts instructions alone, and one instruction can double a text.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! Where Jinja in Python and minijinja differ: the filters, tests and globals that replace
-//! minijinja's. Methods of strings and dicts are in [`super::methods`].
+//! Filters, tests and globals that differ between Jinja in Python and minijinja, as Python has
+//! them. Methods of strings and dicts are in [`super::methods`].
 
 use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, State, Value};

@@ -1,6 +1,6 @@
-//! Where a long text can be cut so that its pieces become the tokens of the whole. A border lies
-//! between two characters that no match of the pre-tokenizer's patterns contains side by side,
-//! and of which the first is always part of a match. What is not understood has no borders.
+//! Where a long text can be cut so that the pieces have the same tokens as the whole. A border lies
+//! between two characters that no match of the pre-tokenizer's patterns contains side by side, of
+//! which the first is always part of a match. A pattern that is not understood has no borders.
 
 use std::collections::BTreeSet;
 use std::sync::OnceLock;

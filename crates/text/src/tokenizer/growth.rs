@@ -1,5 +1,4 @@
-//! How much longer a normalizer can make a text. One that repeats it without measure would fill
-//! the memory by one request.
+//! How much longer a normalizer can make a text. Without a bound one request could fill the memory.
 
 use serde_json::Value;
 

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use serde_json::{Map, Value, json};
 
-use crate::speaking::{Speaker, joined, spelled};
+use crate::speaking::{SimulatedModel, joined, spelled};
 
 const FORMATS: [Format; 4] = [Format::Mimo, Format::Qwen3Coder, Format::Hermes, Format::Plain];
 
@@ -173,7 +173,7 @@ proptest! {
         let text = parts.concat();
         let options = ReplyOptions { tools: tools(), ..options };
         let pieces = pieces(&text, &cuts);
-        let speaker = Speaker::with_pieces(format, &pieces);
+        let speaker = SimulatedModel::with_pieces(format, &pieces);
         let whole = speaker.events(options.clone(), &spelled(&text));
         prop_assert_eq!(&whole, &joined(whole.clone()));
 
@@ -286,7 +286,7 @@ proptest! {
             parallel_calls: true,
             ..ReplyOptions::default()
         };
-        let speaker = Speaker::of_bytes(format);
+        let speaker = SimulatedModel::of_bytes(format);
         let events = speaker.events(options, &speaker.marked(&text));
         let read = arguments(&events).into_iter().map(|a| serde_json::from_str(&a).unwrap());
         prop_assert_eq!(read.collect::<Vec<Value>>(), expected, "{}", text);

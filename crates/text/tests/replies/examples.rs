@@ -4,7 +4,7 @@
 use kilotok_text::{Event, Format, Parse, ReasoningStart, Reply, ReplyOptions, Stopped, Tool};
 use serde_json::json;
 
-use crate::speaking::{Speaker, joined, spelled};
+use crate::speaking::{SimulatedModel, joined, spelled};
 
 /// A tool whose parameters are of every kind.
 fn tools() -> Vec<Tool> {
@@ -56,7 +56,7 @@ fn short(events: &[Event]) -> Vec<String> {
 }
 
 fn read(format: Format, reasoning: ReasoningStart, reply: &str) -> Vec<String> {
-    let speaker = Speaker::of_bytes(format);
+    let speaker = SimulatedModel::of_bytes(format);
     short(&speaker.events(options(reasoning), &spelled(reply)))
 }
 
@@ -114,7 +114,7 @@ fn a_call_of_a_tool_that_takes_text_brings_the_text() {
     for (format, reply) in [(Format::Mimo, xml), (Format::Hermes, json)] {
         let tools = vec![Tool::of_text("patch".to_owned(), None, None)];
         let options = ReplyOptions { tools, ..options(ReasoningStart::Never) };
-        let events = Speaker::of_bytes(format).events(options, &spelled(reply));
+        let events = SimulatedModel::of_bytes(format).events(options, &spelled(reply));
         let call = Event::Call { index: 0, name: "patch".to_owned(), takes_text: true };
         let text = Event::Arguments { index: 0, text: "*** \"a\"\n\u{e9}".to_owned() };
         assert_eq!(events, [call, text], "{format}");
@@ -356,7 +356,7 @@ fn what_is_no_call_is_text() {
 #[test]
 fn only_what_is_asked_for_is_looked_for() {
     let reply = "<think>a</think><tool_call><function=now></function></tool_call>";
-    let speaker = Speaker::of_bytes(Format::Mimo);
+    let speaker = SimulatedModel::of_bytes(Format::Mimo);
     let read = |parse| {
         let options = ReplyOptions { parse, ..options(ReasoningStart::Maybe) };
         short(&speaker.events(options, &spelled(reply)))
@@ -368,7 +368,7 @@ fn only_what_is_asked_for_is_looked_for() {
 
 #[test]
 fn an_answer_that_has_begun_may_speak_of_calls() {
-    let speaker = Speaker::of_bytes(Format::Mimo);
+    let speaker = SimulatedModel::of_bytes(Format::Mimo);
     let read = |reply: &str| {
         let parse = Parse::ReasoningThenCalls;
         let options = ReplyOptions { parse, ..options(ReasoningStart::Maybe) };
@@ -383,7 +383,7 @@ fn an_answer_that_has_begun_may_speak_of_calls() {
 
 #[test]
 fn the_only_call_ends_the_reply() {
-    let speaker = Speaker::of_bytes(Format::Mimo);
+    let speaker = SimulatedModel::of_bytes(Format::Mimo);
     let call = "<tool_call>\n<function=now>\n</function>\n</tool_call>";
     let tokens = spelled(&format!("a{call}{call}b"));
     let options = ReplyOptions { parallel_calls: false, ..options(ReasoningStart::Never) };
@@ -413,7 +413,7 @@ fn a_call_that_is_cut_off_stays_as_far_as_it_came() {
             Some("{\"s\": \"the b"),
         ),
     ] {
-        let speaker = Speaker::of_bytes(format);
+        let speaker = SimulatedModel::of_bytes(format);
         let mut reply = Reply::new(speaker.text.clone(), options(ReasoningStart::Never));
         for token in spelled(&begun) {
             assert_eq!(reply.push(token), None);
@@ -427,7 +427,7 @@ fn a_call_that_is_cut_off_stays_as_far_as_it_came() {
 
 #[test]
 fn stop_strings_end_the_reply() {
-    let speaker = Speaker::of_bytes(Format::Mimo);
+    let speaker = SimulatedModel::of_bytes(Format::Mimo);
     let read = |include_stop, min_tokens| {
         let stop = vec!["end".to_owned(), "the end".to_owned(), String::new()];
         let options =
@@ -446,7 +446,7 @@ fn stop_strings_end_the_reply() {
 
 #[test]
 fn text_is_held_back_no_longer_than_it_must() {
-    let speaker = Speaker::of_bytes(Format::Mimo);
+    let speaker = SimulatedModel::of_bytes(Format::Mimo);
     let stop = vec!["xyz".to_owned()];
     let mut reply =
         Reply::new(speaker.text.clone(), ReplyOptions { stop, ..options(ReasoningStart::Never) });
@@ -472,7 +472,7 @@ fn text_is_held_back_no_longer_than_it_must() {
 
 #[test]
 fn special_tokens_are_hidden_but_not_from_the_reader() {
-    let speaker = Speaker::of_bytes(Format::Mimo);
+    let speaker = SimulatedModel::of_bytes(Format::Mimo);
     let end = speaker.text.token_id("<|im_end|>").unwrap();
     let mut tokens = speaker.marked("<think>a</think>b");
     tokens.insert(2, end);
@@ -481,7 +481,7 @@ fn special_tokens_are_hidden_but_not_from_the_reader() {
     assert_eq!(short(&speaker.events(shown, &tokens)), ["R:a<|im_end|>", "C:b<|im_end|>"]);
     let hidden = options(ReasoningStart::Maybe);
     assert_eq!(short(&speaker.events(hidden.clone(), &tokens)), ["R:a", "C:b"]);
-    let special = Speaker::of_special_tags(Format::Mimo);
+    let special = SimulatedModel::of_special_tags(Format::Mimo);
     assert!(special.text.is_special(special.text.token_id("<think>").unwrap()));
     assert_eq!(short(&special.events(hidden.clone(), &tokens)), ["R:a", "C:b"]);
     let nothing = ReplyOptions { parse: Parse::Nothing, ..hidden };
@@ -490,7 +490,7 @@ fn special_tokens_are_hidden_but_not_from_the_reader() {
 
 #[test]
 fn reasoning_tokens_are_counted_up_to_the_closing_tag() {
-    let speaker = Speaker::of_bytes(Format::Mimo);
+    let speaker = SimulatedModel::of_bytes(Format::Mimo);
     for (start, reply, expected) in [
         (ReasoningStart::Maybe, "<think>abc</think>de", 4),
         (ReasoningStart::Begun, "abc</think>de", 4),

@@ -18,13 +18,13 @@ fn text_of(value: &Value) -> String {
     value.as_str().unwrap().to_owned()
 }
 
-pub(crate) struct Speaker {
+pub(crate) struct SimulatedModel {
     pub(crate) text: Arc<Text>,
     /// Tokens of more than a byte.
     pieces: BTreeMap<Vec<u8>, TokenId>,
 }
 
-impl Speaker {
+impl SimulatedModel {
     /// The vocabulary of the fixture `mimo`: 256 bytes, special tokens and tags.
     pub(crate) fn of_bytes(format: Format) -> Self {
         Self::with_pieces(format, &[])

@@ -6,7 +6,7 @@ use std::sync::{Arc, Barrier};
 use serde_json::{Map, Value, json};
 
 use super::{Dice, Model, json as constraint, listed};
-use crate::grammar::compile::Workshop;
+use crate::grammar::compile::CompilePool;
 use crate::grammar::{Constraint, Grammar, GrammarError, limits};
 use crate::{Format, Tool};
 
@@ -279,22 +279,22 @@ fn the_cancelled_do_not_wait() {
     assert_eq!(compile(&|| false), Ok(()));
 
     // Work that does not end before it is told to.
-    let workshop = Workshop::default();
+    let pool = CompilePool::default();
     let hold = Arc::new(Barrier::new(5));
     for _ in 0..4 {
         let hold = Arc::clone(&hold);
         let asked = Cell::new(0);
         let cancelled = || asked.replace(asked.get() + 1) > 2;
         let work = move || Ok(hold.wait().is_leader());
-        assert_eq!(workshop.run(work, &cancelled), Err(GrammarError::Cancelled));
+        assert_eq!(pool.run(work, &cancelled), Err(GrammarError::Cancelled));
     }
-    // It fills the workshop, for which the next waits in vain,
+    // It fills the pool, for which the next waits in vain,
     let asked = Cell::new(0);
     let cancelled = || asked.replace(asked.get() + 1) > 2;
-    assert_eq!(workshop.run(|| Ok(()), &cancelled), Err(GrammarError::Cancelled));
+    assert_eq!(pool.run(|| Ok(()), &cancelled), Err(GrammarError::Cancelled));
     // and until there is room again.
     hold.wait();
-    assert_eq!(workshop.run(|| Ok(7), &|| false), Ok(7));
-    let panics = workshop.run(|| -> Result<(), GrammarError> { panic!("of the test") }, &|| false);
+    assert_eq!(pool.run(|| Ok(7), &|| false), Ok(7));
+    let panics = pool.run(|| -> Result<(), GrammarError> { panic!("of the test") }, &|| false);
     assert!(matches!(panics, Err(GrammarError::Fault(_))));
 }

@@ -1,4 +1,4 @@
-//! JSON schemas: replies follow them, by somebody else's judgement.
+//! JSON schemas: replies follow them, as an independent validator judges it.
 
 use std::path::Path;
 

@@ -1,5 +1,6 @@
-//! Which characters may come next in a GBNF grammar, and which would make a lexeme longer. Lexemes
-//! are as long as can be: one that could take what has to come after it would never leave it.
+//! Lookahead in a GBNF grammar: which characters may come next, and which would make a lexeme
+//! longer. Lexemes are as long as possible: one that could take the characters that must follow it
+//! would never end.
 
 use std::collections::BTreeMap;
 
@@ -42,17 +43,17 @@ impl Chars {
     }
 }
 
-/// What is known of a piece of the grammar.
+/// FIRST set of a piece of the grammar, and more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Facts {
+pub(super) struct FirstSet {
     first: Chars,
-    /// What may come after one match for a longer one.
+    /// Characters that could extend a match to a longer one.
     more: Chars,
-    /// Whether it matches nothing at all.
+    /// Whether it matches the empty text.
     empty: bool,
 }
 
-impl Facts {
+impl FirstSet {
     const NOTHING: Self = Self {
         first: Chars { ascii: 0, other: false },
         more: Chars { ascii: 0, other: false },
@@ -93,18 +94,18 @@ impl Facts {
     }
 }
 
-pub(super) struct Ahead {
-    facts: BTreeMap<String, Facts>,
+pub(super) struct Lookahead {
+    facts: BTreeMap<String, FirstSet>,
     after: BTreeMap<String, Chars>,
 }
 
-impl Ahead {
+impl Lookahead {
     /// Both are what does not change any more when it is derived once again.
     pub(super) fn of(rules: &Rules, root: &str) -> Self {
-        let facts = rules.keys().map(|name| (name.clone(), Facts::default())).collect();
+        let facts = rules.keys().map(|name| (name.clone(), FirstSet::default())).collect();
         let mut ahead = Self { facts, after: BTreeMap::new() };
         loop {
-            let next: BTreeMap<String, Facts> = rules
+            let next: BTreeMap<String, FirstSet> = rules
                 .iter()
                 .map(|(name, alternatives)| (name.clone(), ahead.alternatives(alternatives)))
                 .collect();
@@ -159,25 +160,25 @@ impl Ahead {
         }
     }
 
-    fn alternatives(&self, alternatives: &[Sequence]) -> Facts {
+    fn alternatives(&self, alternatives: &[Sequence]) -> FirstSet {
         let each = alternatives.iter().map(|sequence| self.sequence(sequence));
-        each.reduce(Facts::either).unwrap_or(Facts::NOTHING)
+        each.reduce(FirstSet::either).unwrap_or(FirstSet::NOTHING)
     }
 
-    pub(super) fn sequence(&self, nodes: &[Node]) -> Facts {
-        nodes.iter().map(|node| self.node(node)).fold(Facts::NOTHING, Facts::then)
+    pub(super) fn sequence(&self, nodes: &[Node]) -> FirstSet {
+        nodes.iter().map(|node| self.node(node)).fold(FirstSet::NOTHING, FirstSet::then)
     }
 
-    pub(super) fn node(&self, node: &Node) -> Facts {
+    pub(super) fn node(&self, node: &Node) -> FirstSet {
         match node {
             Node::Literal(text) => {
                 let first = text.chars().next();
                 let chars = first.map(Chars::of).unwrap_or_default();
-                Facts { first: chars, more: Chars::default(), empty: first.is_none() }
+                FirstSet { first: chars, more: Chars::default(), empty: first.is_none() }
             }
-            Node::Class(class) => Facts { first: Chars::of_class(class), ..Facts::default() },
+            Node::Class(class) => FirstSet { first: Chars::of_class(class), ..FirstSet::default() },
             // Not text, and so never in the way of any.
-            Node::Token(_) => Facts::default(),
+            Node::Token(_) => FirstSet::default(),
             Node::Rule(name) => self.facts.get(name).copied().unwrap_or_default(),
             Node::Group(alternatives) => self.alternatives(alternatives),
             Node::Repeat(node, count) => {
