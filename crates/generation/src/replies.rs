@@ -8,7 +8,9 @@ use std::task::Poll;
 
 use kilotok_abi::TokenId;
 use kilotok_sched::Submission;
-use kilotok_text::{Constraint, Grammar, GrammarError, Grammars, ReplyOptions, Text};
+use kilotok_text::{
+    Constraint, Grammar, GrammarError, Grammars, ReasoningStart, ReplyOptions, Text,
+};
 use tokio::sync::Semaphore;
 
 use crate::admission::{Admission, Refusal, ReplyRequest};
@@ -104,7 +106,7 @@ impl Generator {
     async fn compile(
         &self,
         constraint: &Constraint,
-        reasoning: kilotok_text::ReasoningStart,
+        reasoning: ReasoningStart,
     ) -> Result<Grammar, StartError> {
         struct CancelOnDrop(Arc<AtomicBool>);
         impl Drop for CancelOnDrop {
@@ -127,7 +129,7 @@ impl Generator {
         compiled.map_err(|_| StartError::Lost)?.map_err(StartError::Grammar)
     }
 
-    /// Grammars are compiled while this is not dropped only as far as it has permits left.
+    /// The permits to compile a grammar.
     #[cfg(test)]
     pub(crate) fn compiling(&self) -> Arc<Semaphore> {
         Arc::clone(&self.compiling)

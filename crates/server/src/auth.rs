@@ -1,28 +1,28 @@
-//! Who may use the API. Keys are compared as digests, in a time that does not depend on them.
+//! API keys. They are compared as digests, in a time that does not depend on them.
 
 use axum::http::{HeaderMap, StatusCode, header};
 use ring::digest::{SHA256, digest};
 
 use crate::error::ApiError;
 
-/// Digests of the keys that open the API.
+/// Digests of the keys of the API.
 pub(crate) struct Keys(Vec<[u8; 32]>);
 
-/// Who sent a request, as far as keys tell.
+/// The caller of a request, as its key identifies it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Caller {
-    /// Which key it came with, if the server has any.
+    /// The index of its key, if the server has keys.
     key_index: Option<usize>,
 }
 
 impl Caller {
-    /// An id of this caller's: the same of two callers are two. No id of a client has a slash.
+    /// An id that no other caller has, also if it sends the same. Ids of clients have no slash.
     pub(crate) fn own(&self, id: &str) -> String {
         self.key_index.map_or_else(|| id.to_owned(), |index| format!("{index}/{id}"))
     }
 }
 
-/// What needs a key; health, metrics, version and page do not.
+/// Paths that need a key; health, metrics, version and page do not.
 const GUARDED: [&str; 8] = [
     "/v1",
     "/tokenize",
@@ -39,7 +39,7 @@ impl Keys {
         Self(keys.iter().map(|key| hash(key.as_bytes())).collect())
     }
 
-    /// Whether these headers open the path, and for whom.
+    /// The caller, if these headers have a key for the path.
     pub(crate) fn check(&self, path: &str, headers: &HeaderMap) -> Result<Caller, ApiError> {
         let under = |root: &str| {
             path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
@@ -63,7 +63,7 @@ impl Keys {
         let hash = hash(key);
         let differs =
             |known: &[u8; 32]| known.iter().zip(&hash).fold(0, |all, (a, b)| all | (a ^ b)) != 0;
-        // All are compared, whichever it is.
+        // All keys are compared, so that the time does not depend on the index.
         let known = self.0.iter().map(differs).enumerate();
         known.fold(None, |found, (index, differs)| if differs { found } else { Some(index) })
     }

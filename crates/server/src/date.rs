@@ -1,5 +1,5 @@
-//! The time of day, of replies' `created`. Durations are measured with tokio's clock, which tests
-//! can stop.
+//! The date, of replies' `created`. Durations are measured with tokio's clock, which tests can
+//! stop.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

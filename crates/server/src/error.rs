@@ -1,5 +1,5 @@
-//! What goes wrong with a request, in OpenAI's form: status, type, parameter, code and a sentence
-//! that says what to do. Knows no route; who speaks another API translates.
+//! Errors of requests, in OpenAI's form: status, type, parameter, code and a sentence that says
+//! what to do. Messages translates them to Anthropic's form.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use utoipa::{IntoResponses, ToSchema};
 
 use kilotok_generation::{Failure, FailureKind, Refusal};
 
-/// An answer that is not the one hoped for.
+/// An error as the response to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiError {
     pub status: StatusCode,
@@ -42,7 +42,7 @@ pub struct ErrorDetail {
     pub code: Option<&'static str>,
 }
 
-/// For the document of the API: how any request can go wrong.
+/// The errors of any request, for `/openapi.json`.
 pub(crate) struct ErrorResponses;
 
 impl IntoResponses for ErrorResponses {
@@ -68,7 +68,7 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, message).with_param(param)
     }
 
-    /// A field that others know, with a value that this server does not implement.
+    /// A field of other servers, with a value that this server does not implement.
     pub fn not_implemented(param: impl Into<String>, what: &str) -> Self {
         let param = param.into();
         let message = format!("{param}: {what} is not implemented by this server");
@@ -198,7 +198,7 @@ fn shortened(mut text: String) -> String {
     text
 }
 
-/// Masks that others wait for are made within milliseconds; no header says less than a second.
+/// Masks are made within milliseconds; the header has no less than a second.
 const RETRY_BUSY_S: u64 = 1;
 /// After this a replica that is shutting down has been taken off the list of its load balancer.
 const RETRY_DRAINING_S: u64 = 5;
@@ -213,7 +213,7 @@ impl IntoResponse for ApiError {
             let scheme = HeaderValue::from_static("Bearer");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
         }
-        // For whoever logs it, or translates it.
+        // For the log, and for translation.
         response.extensions_mut().insert(self);
         response
     }

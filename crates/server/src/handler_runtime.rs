@@ -1,5 +1,5 @@
-//! Threads on which requests of the API are handled, apart from those of connections and probes:
-//! whatever a request makes them do, connections are read and `/health` answers. Nothing waits for
+//! A runtime of its own for requests of the API, apart from that of connections and probes: however
+//! long a request occupies a thread, connections are read and `/health` answers. Nothing waits for
 //! these threads when the server ends.
 
 use std::io;
@@ -19,12 +19,12 @@ use tracing::Instrument;
 use crate::error::ApiError;
 use kilotok_generation::Refusal;
 
-/// Threads for work that takes long, besides those that handle requests. What wants one waits for
-/// its turn before, so that they are never all taken.
+/// Threads for blocking work, besides those that handle requests. Work waits for its turn before it
+/// takes one, so that they are never all taken.
 const BLOCKING_THREADS_MAX: usize = 32;
-/// A thread that has ended might not be had again when the system is short of them.
+/// A thread that has ended might not be created again when the system has no more of them.
 const IDLE_MAX: Duration = Duration::from_hours(24 * 365);
-/// A request that is cut off says so itself within this time, if it can.
+/// A request that is cut off may answer itself within this time.
 const CUT_OFF_WAIT_MAX: Duration = Duration::from_millis(200);
 
 /// See the file's head.
@@ -42,7 +42,7 @@ impl HandlerRuntime {
             .max_blocking_threads(BLOCKING_THREADS_MAX)
             .thread_keep_alive(IDLE_MAX)
             .build()?;
-        // With one such thread work waits for it where no other is to be had; without, it fails.
+        // With one such thread work waits for it where no other can be created; without, it fails.
         runtime.spawn_blocking(|| {});
         Ok(Self { handle: runtime.handle().clone(), runtime: Some(runtime) })
     }
@@ -60,7 +60,7 @@ impl Drop for HandlerRuntime {
     }
 }
 
-/// A request at work. Dropping it ends it.
+/// The task of a request. Dropping it ends the request.
 struct HandlerTask(JoinHandle<Response>);
 
 impl Future for HandlerTask {
@@ -77,8 +77,7 @@ impl Drop for HandlerTask {
     }
 }
 
-/// Has the rest of a request's way run on the threads of handlers, until it is told that requests
-/// are cut off.
+/// Runs the handler of a request on the runtime of handlers, until requests are cut off.
 pub(crate) async fn run_on_handlers(
     State((handlers, mut cut_off)): State<(Handle, watch::Receiver<bool>)>,
     request: Request,

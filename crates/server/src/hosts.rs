@@ -1,6 +1,7 @@
-//! By which names the server is called. A web page can have its own name lead to this machine, and
-//! its browser then takes what the server answers for the page's own: without keys that must not be
-//! answered. Addresses cannot be made to lead elsewhere, so they are always answered.
+//! The host names by which the server may be called. A web page can have its own name resolve to
+//! this machine (DNS rebinding); its browser then takes the server's answers for the page's own.
+//! Without keys such a request is refused. Addresses do not resolve elsewhere, so they are always
+//! answered.
 
 use std::net::IpAddr;
 
@@ -10,7 +11,7 @@ use axum::http::{StatusCode, Version, header};
 
 use crate::error::ApiError;
 
-/// Names that requests may call the server by.
+/// Host names that requests may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hosts {
     Any,
@@ -19,7 +20,7 @@ pub enum Hosts {
 }
 
 impl Hosts {
-    /// Whether a request calls the server by one name, and by one that is its own.
+    /// Checks that a request has one host, and one that it may use.
     pub(crate) fn check(&self, request: &Request) -> Result<(), ApiError> {
         let mut named = request.headers().get_all(header::HOST).iter();
         let (host, second) = (named.next(), named.next());

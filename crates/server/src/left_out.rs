@@ -1,6 +1,6 @@
 //! What of a request is left out of its prompt: tools that only their vendor's service can run, and
-//! items and parts of a conversation that have no text. The client is not told, so it is counted by
-//! type and logged once.
+//! items and parts of a conversation that have no text. The client gets no warning of it, so it is
+//! counted by type and logged once.
 
 use std::collections::BTreeMap;
 

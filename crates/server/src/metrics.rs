@@ -1,5 +1,5 @@
 //! The series of HTTP: answered requests, under the names of the instrumentation that vLLM has, and
-//! what requests ask for in vain.
+//! what of requests is ignored or not enforced.
 
 use kilotok_generation::Metrics;
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
@@ -46,7 +46,7 @@ impl HttpMetrics {
             ),
             unknown_fields: builder.counter(
                 "kilotok:unknown_fields_total",
-                "Fields of requests that were ignored because nobody knows them.",
+                "Fields of requests that were ignored because this server does not know them.",
             ),
             left_out: builder.counters_of(
                 "kilotok:left_out_total",

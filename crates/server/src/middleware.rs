@@ -1,4 +1,5 @@
-//! What surrounds every request: its id, W3C trace context, a span, keys, an access log, metrics.
+//! The middleware of every request: its id, W3C trace context, a span, keys, an access log,
+//! metrics.
 
 use std::sync::Arc;
 
@@ -15,11 +16,11 @@ use crate::error::ApiError;
 use crate::messages::{is_client, translate_error};
 use crate::service::Service;
 
-/// The id that a request came with, or got, and whose request it is. Part of its reply's id.
+/// The id that a request came with, or was given, and its caller. Part of its reply's id.
 #[derive(Clone, Debug)]
 pub(crate) struct RequestId {
     pub(crate) id: String,
-    /// It came in a header, which goes before the body's.
+    /// It came in a header, which has precedence over the body.
     given: bool,
     caller: Caller,
     hold: Arc<Hold>,
@@ -28,7 +29,7 @@ pub(crate) struct RequestId {
 /// The id of a reply.
 #[derive(Clone, Debug)]
 pub(crate) struct ReplyId {
-    /// What clients are told.
+    /// The id in the response.
     pub(crate) shown: String,
     caller: Caller,
     hold: Arc<Hold>,
@@ -46,7 +47,7 @@ impl ReplyId {
     }
 }
 
-/// Longer ones are no ids.
+/// Characters of an id.
 const ID_CHARS_MAX: usize = 128;
 const ID_HEADER: &str = "x-request-id";
 
@@ -84,7 +85,7 @@ impl RequestId {
         Arc::clone(&self.hold)
     }
 
-    /// How much work it is to convert the body that was read, in about as many bytes of text.
+    /// The work of converting the body that was read, as a number of bytes of text.
     pub(crate) fn work(&self) -> usize {
         self.hold.weight()
     }
@@ -110,7 +111,7 @@ fn trace_of(headers: &HeaderMap) -> Option<(&str, &str)> {
     (whole && known && !zero(trace) && !zero(parent)).then_some((trace, parent))
 }
 
-/// Goes around every route.
+/// Runs around every route.
 pub(crate) async fn observe(
     State(service): State<Arc<Service>>,
     mut request: Request,
@@ -166,7 +167,7 @@ pub(crate) async fn observe(
     response
 }
 
-/// Whether a request goes on, and who sent it.
+/// The caller of a request, if it may go on.
 fn admit(service: &Service, request: &Request) -> Result<Caller, ApiError> {
     service.config.hosts.check(request)?;
     service.keys.check(request.uri().path(), request.headers())

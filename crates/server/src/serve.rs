@@ -1,4 +1,4 @@
-//! Serves the router until it is told to stop, over TCP or TLS, and ends without dropping a reply.
+//! Serves the router over TCP or TLS until shutdown, and ends without dropping a reply.
 
 use std::io;
 use std::net::TcpListener;
@@ -13,11 +13,11 @@ use hyper_util::server::conn::auto::Builder;
 use crate::handler_runtime::HandlerRuntime;
 use crate::routes::router;
 use crate::service::Service;
-use crate::socket::{Accepting, Peer, SocketTimeouts};
+use crate::socket::{CountingListener, Peer, SocketTimeouts};
 use crate::tls::Tls;
 use kilotok_generation::EngineFailed;
 
-/// Why serving ended before it was told to.
+/// Why serving ended before shutdown.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     #[error("the engine failed: {0}")]
@@ -28,7 +28,7 @@ pub enum ServeError {
     Tls { file: String, reason: String },
 }
 
-/// A client that takes longer for its headers is not going to send any.
+/// A client that takes longer for its headers is given up.
 const HEADERS_WAIT_MAX: Duration = Duration::from_secs(30);
 /// Headers of a request, all together.
 const HEADER_BYTES_MAX: usize = 64 << 10;
@@ -36,12 +36,12 @@ const HEADER_BYTES_MAX: usize = 64 << 10;
 /// of a slow line. Readers of complete replies have this, and what is left of the time that
 /// requests have to finish.
 const FLUSH_WAIT_MAX: Duration = Duration::from_secs(5);
-/// After the engine failed whoever asks hears that it did, at least for so long: probes that come
+/// After the engine failed, requests are answered with that for at least so long: probes that come
 /// every second get a 503, and the next start takes many times that.
 const FAILURE_SHOWN_MIN: Duration = Duration::from_secs(1);
 
 /// Serves until `shutdown` and the drain after it, or until the engine fails. To cut the drain
-/// short, shut the service's admission.
+/// short, stop the service.
 pub async fn serve(
     listener: TcpListener,
     service: Arc<Service>,
@@ -87,8 +87,8 @@ fn tune(builder: &mut Builder<TokioExecutor>) {
         .http1()
         .timer(TokioTimer::new())
         // The end of what a client sends looks the same whether it closed its socket or only its
-        // sending half, until something is written. A reply that nobody waits for must not keep
-        // its slot till then, and a whole reply is not written before its end.
+        // sending half, until something is written. A reply without a reader must not keep its slot
+        // till then, and a whole reply is not written before its end.
         .half_close(false)
         .header_read_timeout(HEADERS_WAIT_MAX)
         .max_buf_size(HEADER_BYTES_MAX);
@@ -101,7 +101,7 @@ fn tune(builder: &mut Builder<TokioExecutor>) {
 
 type Serving = std::pin::Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
 
-/// The listener at work.
+/// The future that serves connections.
 fn listen(
     listener: TcpListener,
     service: Arc<Service>,
@@ -110,8 +110,8 @@ fn listen(
 ) -> Result<Serving, ServeError> {
     let (files, look) = (service.config.tls.clone(), service.config.tls_look);
     let tls = files.map(Tls::open).transpose()?;
-    let accepting = Accepting::new(listener, Arc::clone(&service.http_metrics))?;
-    let server = Server::<Peer>::from_listener(accepting).handle(handle);
+    let listener = CountingListener::new(listener, Arc::clone(&service.http_metrics))?;
+    let server = Server::<Peer>::from_listener(listener).handle(handle);
     let make = router(service, handlers).into_make_service();
     match tls {
         None => {
@@ -133,8 +133,8 @@ fn listen(
     }
 }
 
-/// The signal has come: the load balancer is told, then new requests are refused, then the last
-/// reply is waited for, then what still runs is ended. Returns what is left of the time for that.
+/// Shuts down: `/ready` says no, then new requests are refused, then running replies finish, then
+/// what still runs is ended. Returns what is left of the time for that.
 async fn drain(service: &Service) -> Duration {
     service.leave();
     let delay = service.config.drain_delay;

@@ -28,14 +28,14 @@ pub struct ServerConfig {
     pub served_names: Vec<String>,
     /// Where the checkpoint came from, for `/v1/models`.
     pub model_root: String,
-    /// Any of them opens the API; none leaves it open to all.
+    /// Keys of the API; without any it is open to all.
     pub api_keys: Vec<String>,
     /// Sites whose pages may call the API; `*` is all.
     pub cors_origins: Vec<String>,
     pub tls: Option<TlsFiles>,
-    /// How often it is looked whether these files have changed.
+    /// How often these files are checked for changes.
     pub tls_look: Duration,
-    /// By which names the server is called.
+    /// The host names by which the server may be called.
     pub hosts: Hosts,
     /// Bytes of a request's body.
     pub body_max: usize,
@@ -51,11 +51,11 @@ pub struct ServerConfig {
     pub n_max: u32,
     /// Stop strings of one request.
     pub stop_max: usize,
-    /// Of a request that does not say; beyond it is what there is room for.
+    /// `max_tokens` of a request that has none; without it, what there is room for.
     pub token_max_default: Option<u32>,
-    /// Whether requests may say which of them goes first.
+    /// Whether requests may have a priority.
     pub allow_priority: bool,
-    /// What the chat page offers to ask this model; it has general questions of its own.
+    /// Example questions of the chat page for this model, besides its general ones.
     pub examples: Vec<String>,
 }
 
@@ -99,7 +99,7 @@ pub struct Service {
     pub(crate) generator: Generator,
     pub config: ServerConfig,
     pub(crate) keys: Keys,
-    /// Memory for what requests bring.
+    /// The memory for bodies and prompts of requests.
     pub(crate) budget: Arc<Budget>,
     pub(crate) created: u64,
     /// Part of every response: what a reply depends on besides the request.
@@ -204,7 +204,7 @@ impl Service {
         self.cut_off.subscribe()
     }
 
-    /// Whether new requests are welcome.
+    /// Whether new requests are admitted, and `/ready` says yes.
     pub fn is_ready(&self) -> bool {
         !self.leaving.load(Ordering::Acquire)
             && matches!(self.admission.health(), Health::Ok { .. })

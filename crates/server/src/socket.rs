@@ -1,6 +1,6 @@
-//! Sockets of clients: that none can be accepted is said, every increment of a reply leaves at
-//! once, and a client that neither greets nor reads is given up. hyper has a time limit for
-//! headers, but none before it knows which HTTP is spoken, and none for writing.
+//! Connections of clients. Failures to accept are counted and logged, replies are sent without
+//! delay (TCP_NODELAY), and reads and writes have timeouts: hyper has one for headers, but none
+//! before it knows the version of HTTP, and none for writing.
 
 use std::io;
 use std::pin::Pin;
@@ -16,46 +16,46 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use crate::metrics::HttpMetrics;
 
-/// After so many bytes hyper knows which HTTP is spoken.
-const GREETING_BYTES: usize = 24;
+/// After so many bytes hyper knows the version of HTTP.
+const FIRST_BYTES: usize = 24;
 /// As long as for headers.
-const GREETING_WAIT_MAX: Duration = Duration::from_secs(30);
-/// All buffers of the connection are full, megabytes in most systems, and nothing is taken out.
+const FIRST_BYTES_WAIT_MAX: Duration = Duration::from_secs(30);
+/// All buffers of the connection are full, megabytes in most systems, and the client reads nothing.
 const WRITE_WAIT_MAX: Duration = Duration::from_mins(2);
 
-/// It is tried again many times a second.
-const FAILURE_TOLD_EVERY: Duration = Duration::from_secs(10);
+/// How often a failure is logged: accepting is tried again many times a second.
+const FAILURE_LOGGED_EVERY: Duration = Duration::from_secs(10);
 
-/// A client, wherever it is.
+/// The address of a client, which is not used.
 #[derive(Clone, Debug)]
 pub(crate) struct Peer;
 
 impl Address for Peer {
     type Stream = TcpStream;
-    type Listener = Accepting;
+    type Listener = CountingListener;
 }
 
-/// A listener that counts and tells when it cannot accept. `axum_server` goes on without a word.
-pub(crate) struct Accepting {
+/// A listener that counts and logs failures to accept, which `axum_server` ignores.
+pub(crate) struct CountingListener {
     listener: TcpListener,
     metrics: Arc<HttpMetrics>,
-    told: Mutex<Option<Instant>>,
+    logged: Mutex<Option<Instant>>,
 }
 
-impl Accepting {
+impl CountingListener {
     pub(crate) fn new(
         listener: std::net::TcpListener,
         metrics: Arc<HttpMetrics>,
     ) -> io::Result<Self> {
-        Ok(Self { listener: TcpListener::from_std(listener)?, metrics, told: Mutex::default() })
+        Ok(Self { listener: TcpListener::from_std(listener)?, metrics, logged: Mutex::default() })
     }
 
     fn failed(&self, error: &io::Error) {
         self.metrics.accepts_failed.inc();
         let now = Instant::now();
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.is_none_or(|told| now.duration_since(told) >= FAILURE_TOLD_EVERY) {
-            *told = Some(now);
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged.is_none_or(|logged| now.duration_since(logged) >= FAILURE_LOGGED_EVERY) {
+            *logged = Some(now);
             tracing::error!(
                 %error,
                 "connections cannot be accepted; if files are too many, raise `ulimit -n`"
@@ -64,7 +64,7 @@ impl Accepting {
     }
 }
 
-impl AddrListener<TcpStream, Peer> for Accepting {
+impl AddrListener<TcpStream, Peer> for CountingListener {
     async fn bind_to(_: Peer) -> io::Result<Self> {
         Err(io::ErrorKind::Unsupported.into())
     }
@@ -79,7 +79,7 @@ impl AddrListener<TcpStream, Peer> for Accepting {
     }
 }
 
-/// Makes sockets of what another acceptor lets in.
+/// Adds the timeouts to the connections of another acceptor.
 #[derive(Clone)]
 pub(crate) struct SocketTimeouts<A>(pub(crate) A);
 
@@ -94,11 +94,11 @@ where
     type Future = Accepted<(Self::Stream, Self::Service)>;
 
     fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
-        // Else a token would wait until the client has acknowledged the one before.
-        let prompt = stream.set_nodelay(true);
+        // Otherwise a token would wait until the client has acknowledged the one before.
+        let no_delay = stream.set_nodelay(true);
         let accepted = self.0.accept(stream, service);
         Box::pin(async move {
-            prompt?;
+            no_delay?;
             let (stream, service) = accepted.await?;
             Ok((Socket::new(stream), service))
         })
@@ -108,20 +108,21 @@ where
 /// See the file's head.
 pub(crate) struct Socket<S> {
     inner: S,
-    /// Bytes of the greeting that have not come.
-    greeting_left: usize,
-    greeted: Timeout,
-    written: Timeout,
+    /// Of the first bytes of the connection: how many have not come.
+    first_bytes_left: usize,
+    read_timeout: Timeout,
+    write_timeout: Timeout,
 }
 
 impl<S> Socket<S> {
     fn new(inner: S) -> Self {
-        let (greeted, written) = (Timeout::new(GREETING_WAIT_MAX), Timeout::new(WRITE_WAIT_MAX));
-        Self { inner, greeting_left: GREETING_BYTES, greeted, written }
+        let (read_timeout, write_timeout) =
+            (Timeout::new(FIRST_BYTES_WAIT_MAX), Timeout::new(WRITE_WAIT_MAX));
+        Self { inner, first_bytes_left: FIRST_BYTES, read_timeout, write_timeout }
     }
 }
 
-/// Waits for a client, and not for ever.
+/// The timeout of one direction of a connection.
 struct Timeout {
     wait_max: Duration,
     over: Option<Pin<Box<Sleep>>>,
@@ -132,7 +133,7 @@ impl Timeout {
         Self { wait_max, over: None }
     }
 
-    /// Ends a wait that takes too long. One that is not pending begins anew the next time.
+    /// Fails an operation that is pending for too long. When one completes, the time starts anew.
     fn bound<T>(
         &mut self,
         polled: Poll<io::Result<T>>,
@@ -155,15 +156,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for Socket<S> {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let polled = Pin::new(&mut self.inner).poll_read(context, buffer);
-        if self.greeting_left == 0 {
+        if self.first_bytes_left == 0 {
             return polled;
         }
         if polled.is_ready() {
             let count = buffer.filled().len() - before;
-            self.greeting_left = self.greeting_left.saturating_sub(count);
+            self.first_bytes_left = self.first_bytes_left.saturating_sub(count);
             return polled;
         }
-        self.greeted.bound(polled, context)
+        self.read_timeout.bound(polled, context)
     }
 }
 
@@ -174,7 +175,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Socket<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.inner).poll_write(context, bytes);
-        self.written.bound(polled, context)
+        self.write_timeout.bound(polled, context)
     }
 
     fn poll_write_vectored(
@@ -183,7 +184,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Socket<S> {
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.inner).poll_write_vectored(context, parts);
-        self.written.bound(polled, context)
+        self.write_timeout.bound(polled, context)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -192,12 +193,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Socket<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.inner).poll_flush(context);
-        self.written.bound(polled, context)
+        self.write_timeout.bound(polled, context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.inner).poll_shutdown(context);
-        self.written.bound(polled, context)
+        self.write_timeout.bound(polled, context)
     }
 }
 
@@ -212,7 +213,7 @@ mod tests {
 
     use super::*;
 
-    /// Longer than any patience; the clock runs ahead when nobody has anything to do.
+    /// Longer than any timeout; the paused clock advances when all tasks are idle.
     const LONG: Duration = Duration::from_hours(1);
 
     async fn pair() -> (std::net::TcpStream, Socket<TcpStream>) {
@@ -238,14 +239,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_must_greet_but_may_think() {
+    async fn a_client_must_send_first_bytes_and_may_pause_then() {
         let (mut client, mut socket) = pair().await;
         client.write_all(b"PRI * HT").unwrap();
         assert_eq!(read(&mut socket).await.unwrap(), 8);
         assert_eq!(read(&mut socket).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
         let (mut client, mut socket) = pair().await;
-        client.write_all(&[b'a'; GREETING_BYTES]).unwrap();
-        assert_eq!(read(&mut socket).await.unwrap(), GREETING_BYTES);
+        client.write_all(&[b'a'; FIRST_BYTES]).unwrap();
+        assert_eq!(read(&mut socket).await.unwrap(), FIRST_BYTES);
         assert!(timeout(LONG, read(&mut socket)).await.is_err(), "it waits for more");
     }
 

@@ -1,4 +1,4 @@
-//! Certificate and key of the server. The files are followed while it runs: certificates are
+//! Certificate and key of the server. The files are reloaded while it runs: certificates are
 //! renewed every few weeks, and a model takes minutes to load again.
 
 use std::convert::Infallible;
@@ -17,14 +17,14 @@ use crate::service::TlsFiles;
 /// See the file's head.
 pub(crate) struct Tls {
     files: TlsFiles,
-    /// What the files held when they were last tried.
-    tried: Pems,
+    /// What the files held when they were last read.
+    tried: CertificateFiles,
     config: RustlsConfig,
 }
 
 /// What the files hold.
 #[derive(PartialEq, Eq)]
-struct Pems {
+struct CertificateFiles {
     certificate: Vec<u8>,
     key: Vec<u8>,
 }
@@ -40,8 +40,8 @@ impl Tls {
         self.config.clone()
     }
 
-    /// Looks at the files again and again. What cannot be used is told once, and the connections
-    /// of new clients go on with what was there before.
+    /// Reloads the files when they have changed. A certificate that cannot be used is logged once,
+    /// and new connections go on with the one before.
     pub(crate) async fn follow(mut self, look: Duration) -> Infallible {
         loop {
             tokio::time::sleep(look).await;
@@ -68,19 +68,22 @@ impl Tls {
 }
 
 impl TlsFiles {
-    /// Whether a server can use them, for whoever wants to know it before there is one.
+    /// Checks that a server can use them, before it is started.
     pub fn check(&self) -> Result<(), ServeError> {
         server_config(self, &read(self)?).map(drop)
     }
 }
 
 /// Both are a few KiB.
-fn read(files: &TlsFiles) -> Result<Pems, ServeError> {
+fn read(files: &TlsFiles) -> Result<CertificateFiles, ServeError> {
     let read = |file: &Path| std::fs::read(file).map_err(|error| fault(file, &error));
-    Ok(Pems { certificate: read(&files.certificate)?, key: read(&files.key)? })
+    Ok(CertificateFiles { certificate: read(&files.certificate)?, key: read(&files.key)? })
 }
 
-fn server_config(files: &TlsFiles, pems: &Pems) -> Result<Arc<ServerConfig>, ServeError> {
+fn server_config(
+    files: &TlsFiles,
+    pems: &CertificateFiles,
+) -> Result<Arc<ServerConfig>, ServeError> {
     let chain = CertificateDer::pem_slice_iter(&pems.certificate)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| fault(&files.certificate, &error))?;

@@ -27,7 +27,7 @@ impl Unenforced {
             let keyword = keyword(warning);
             let mut logged = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             if logged.insert(keyword.to_owned()) {
-                tracing::warn!(keyword, "a schema asks for what is not enforced; told once");
+                tracing::warn!(keyword, "a schema asks for what is not enforced; logged once");
             }
         }
     }

@@ -107,7 +107,7 @@ impl VllmSeries {
             ),
             rejections: make.counters(
                 "vllm:admission_rejections_total",
-                "Requests that were not let in, by reason.",
+                "Requests that were not admitted, by reason.",
                 "reason",
                 &["queue_full", "draining", "failed"],
             ),

@@ -1,5 +1,5 @@
-//! Messages of OpenAI's chat API as the chat template takes them: text only, old and new names of
-//! fields alike.
+//! Messages of OpenAI's chat API as messages of the chat template: text only, with old and new
+//! names of fields.
 
 use kilotok_text::{Conversation, Message, ToolCall};
 use serde_json::{Map, Value};
@@ -13,7 +13,7 @@ use crate::params::tools::past_arguments;
 use crate::wire::content::{OneOrMany, Part};
 use crate::wire::tools::PastCall;
 
-/// More are not a conversation.
+/// Messages of one conversation.
 const MESSAGES_MAX: usize = 16_384;
 /// OpenAI's roles of a message. Its older name of `tool` is `function`.
 const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];

@@ -1,4 +1,4 @@
-//! `/v1/chat/completions`.
+//! The JSON of `/v1/chat/completions`.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -39,9 +39,9 @@ request! {
         pub parallel_tool_calls: Option<bool>,
         /// `none` to `max`, a variable of the chat template; `none` turns reasoning off.
         pub reasoning_effort: Option<String>,
-        /// Whether reasoning is told.
+        /// Whether reasoning is part of the response.
         pub include_reasoning: Option<bool>,
-        /// Whether reasoning is told apart from the answer, as SGLang has it.
+        /// Whether reasoning is separate from the answer, as SGLang has it.
         pub separate_reasoning: Option<bool>,
         /// Variables of the chat template.
         #[schema(value_type = Option<Object>)]
@@ -113,9 +113,9 @@ pub struct ChatMessage {
     pub name: Option<String>,
     pub tool_calls: Option<Vec<PastCall>>,
     pub tool_call_id: Option<String>,
-    /// What the assistant thought.
+    /// The assistant's reasoning.
     pub reasoning: Option<String>,
-    /// The same, in the words of other servers.
+    /// The same, under the name of other servers.
     pub reasoning_content: Option<String>,
     pub refusal: Option<String>,
     /// Send `tool_calls`.
@@ -168,17 +168,17 @@ pub struct ReplyMessage {
     pub content: Option<String>,
     #[schema(value_type = Option<String>)]
     pub refusal: (),
-    /// What the model thought before it answered.
+    /// The reasoning before the answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning: Option<String>,
-    /// The same, in the words of other servers.
+    /// The same, under the name of other servers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCall>,
 }
 
-/// One reply's share of a increment of a stream.
+/// One choice of a chunk of a stream.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ChunkChoice<'a> {
     pub index: u32,

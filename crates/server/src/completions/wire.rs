@@ -1,4 +1,4 @@
-//! `/v1/completions`.
+//! The JSON of `/v1/completions`.
 
 use std::fmt;
 
@@ -167,7 +167,7 @@ pub struct Completion<'a> {
     pub warnings: &'a [String],
 }
 
-/// One reply, whole or a increment of it.
+/// One reply, whole or a chunk of it.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct CompletionChoice<'a> {
     pub index: u32,

@@ -1,5 +1,5 @@
-//! Messages of Anthropic's API as the chat template takes them. One of them may be several of a
-//! template's, for each result of a call is its own.
+//! Messages of Anthropic's API as messages of the chat template. One of them may become several:
+//! each result of a call is a message of its own.
 
 use kilotok_text::{Message, ToolCall};
 use serde_json::Value;
@@ -15,8 +15,8 @@ use crate::wire::content::NameOr;
 /// More are not a conversation.
 const MESSAGES_MAX: usize = 16_384;
 
-/// What Claude Code puts before its system prompt. It changes with every request, and no prefix
-/// would ever be found in the cache.
+/// The line that Claude Code puts before its system prompt. It changes with every request, so that
+/// no prefix would be found in the cache.
 const BILLING: &str = "x-anthropic-billing-header";
 
 pub(crate) fn messages(
@@ -43,7 +43,7 @@ pub(crate) fn messages(
     Ok(out)
 }
 
-/// A message that is being put together.
+/// A message that is being assembled.
 struct Saying {
     role: String,
     lines: Vec<String>,
@@ -124,7 +124,7 @@ fn result(part: InputPart, param: &str, left_out: &mut LeftOut) -> Result<Messag
             answer.to_string()
         }
         Some(PartContent::Parts(parts)) => lines(parts.0.into_iter().enumerate().map(
-            // A client cannot help what its tools answer, and sends it with every request.
+            // A client does not choose what its tools answer, and sends it with every request.
             |(index, part)| match part.kind.as_str() {
                 "image" => Ok(left_out_part("image", left_out)),
                 _ if is_unread(&part) => Ok(left_out_part("document", left_out)),
@@ -171,7 +171,7 @@ fn text(part: InputPart, param: &str) -> Result<String, ApiError> {
         "tool_reference" => part.tool_name.ok_or_else(|| missing("tool_name")),
         "web_search_result" => Ok(joined([part.title, part.url])),
         "compaction" | "search_result" => {
-            let said = match part.content {
+            let text = match part.content {
                 Some(PartContent::Parts(parts)) => texts(parts.0, &format!("{param}.content"))?,
                 None | Some(PartContent::Object(_)) => String::new(),
             };
@@ -179,12 +179,12 @@ fn text(part: InputPart, param: &str) -> Result<String, ApiError> {
                 Some(NameOr::Name(source)) => Some(source),
                 _ => None,
             };
-            Ok(joined([part.title, source, Some(said)]))
+            Ok(joined([part.title, source, Some(text)]))
         }
         "document" => {
             let Some(NameOr::Object(source)) = part.source else { return Err(missing("source")) };
-            let said = document(source, &format!("{param}.source"))?;
-            Ok(joined([part.title, part.context, Some(said)]))
+            let text = document(source, &format!("{param}.source"))?;
+            Ok(joined([part.title, part.context, Some(text)]))
         }
         other => {
             let message = format!("{param}.type: {other:?}, but this model reads text only");
@@ -213,7 +213,7 @@ fn document(source: DocumentSource, param: &str) -> Result<String, ApiError> {
     }
 }
 
-/// A line for each that says something.
+/// A line for each text that is not empty.
 fn joined<const COUNT: usize>(parts: [Option<String>; COUNT]) -> String {
     let parts = parts.into_iter().flatten().filter(|text| !text.is_empty());
     parts.collect::<Vec<_>>().join("\n")

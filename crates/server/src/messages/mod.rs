@@ -73,7 +73,7 @@ pub(crate) async fn create(
         &service,
     )?;
     let stream = request.stream;
-    let thinks = thinks(request.thinking.as_ref())?;
+    let has_thinking = has_thinking(request.thinking.as_ref())?;
     let convert = move |_: &Service| {
         let (constraint, effort) = output(request.output_config, request.output_format)?;
         let conversation = CountRequest {
@@ -91,7 +91,7 @@ pub(crate) async fn create(
     let head = ResponseHead::new(id.shown.clone(), model, &service);
     let prepared = prompt.prepare(id, params, &service).await?;
     let replies = prepared.start(&service).await?;
-    respond(&service, replies, MessagesEncoder::new(head, thinks), stream).await
+    respond(&service, replies, MessagesEncoder::new(head, has_thinking), stream).await
 }
 
 /// Counts the tokens of a conversation's prompt.
@@ -117,7 +117,7 @@ pub(crate) async fn count_tokens(
     Ok(Json(TokenCount { input_tokens: prompt.tokens.len() }))
 }
 
-fn thinks(thinking: Option<&Thinking>) -> Result<bool, ApiError> {
+fn has_thinking(thinking: Option<&Thinking>) -> Result<bool, ApiError> {
     match thinking.map(|thinking| thinking.kind.as_str()) {
         None | Some("disabled") => Ok(false),
         Some("enabled" | "adaptive") => Ok(true),
@@ -152,9 +152,9 @@ fn output(
 fn chat_prompt(request: CountRequest, effort: Option<String>) -> Result<ChatPrompt, ApiError> {
     let mut tools = tools(request.tools, request.tool_choice)?;
     let messages = messages(request.system, request.messages, &mut tools.left_out)?;
-    let thinks = thinks(request.thinking.as_ref())?;
+    let has_thinking = has_thinking(request.thinking.as_ref())?;
     let mut given: Map<String, Value> = request.chat_template_kwargs.unwrap_or_default();
-    given.entry("enable_thinking").or_insert(json!(thinks));
+    given.entry("enable_thinking").or_insert(json!(has_thinking));
     Ok(ChatPrompt {
         // A last message of the assistant is to be continued.
         conversation: Conversation {

@@ -1,4 +1,4 @@
-//! `/v1/messages`, Anthropic's API.
+//! The JSON of `/v1/messages`, Anthropic's API.
 
 use std::fmt;
 
@@ -31,7 +31,7 @@ pub struct MessagesRequest {
     pub top_k: Option<i64>,
     pub tools: Option<Vec<MessagesTool>>,
     pub tool_choice: Option<MessagesChoice>,
-    /// Unsupported and `disabled` turn reasoning off where the chat template can.
+    /// Absent and `disabled` turn reasoning off where the chat template can.
     pub thinking: Option<Thinking>,
     pub output_config: Option<OutputConfig>,
     /// The older name of `output_config.format`.

@@ -27,7 +27,7 @@ pub(crate) fn count(
     high: i64,
 ) -> Result<Option<u32>, ApiError> {
     match value {
-        // What is too small hears nothing of 32 bits.
+        // The error of a small value does not mention 32 bits.
         Some(value) if value < low && high == i64::MAX => {
             Err(outside(name, &value, &format!("at least {low}")))
         }

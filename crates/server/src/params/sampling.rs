@@ -34,7 +34,7 @@ pub(crate) struct Truncate {
     pub(crate) right: bool,
 }
 
-/// Far beyond what anyone means, and small enough for a slot's tables.
+/// Tokens of a list: small enough for a slot's tables.
 const TOKENS_MAX: usize = 1024;
 /// One level is worth 256 later arrivals, so that no request is overtaken by more than some 50,000.
 const PRIORITY_MAX: i64 = 100;

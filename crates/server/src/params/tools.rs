@@ -107,12 +107,12 @@ impl ToolNames {
     }
 }
 
-/// As Codex writes such a name where there are no namespaces.
+/// The name as Codex writes it where there are no namespaces.
 fn joined(namespace: &str, name: &str) -> String {
     format!("{}__{}", namespace.trim_end_matches('_'), name.trim_start_matches('_'))
 }
 
-/// What a request says of calls.
+/// What a request chooses of calls.
 #[derive(Debug)]
 pub(crate) enum CallChoice {
     No,
@@ -141,7 +141,7 @@ pub(crate) const FUNCTION: &str = "function";
 pub(crate) const CUSTOM: &str = "custom";
 pub(crate) const NAMESPACE: &str = "namespace";
 
-/// A tool under the name that its client knows.
+/// A tool, and the name that its client knows.
 struct OfferedTool {
     namespace: Option<String>,
     name: String,
@@ -154,7 +154,7 @@ impl OfferedTool {
     }
 }
 
-/// The tools of a request as they are read.
+/// The tools of a request while they are read.
 #[derive(Default)]
 pub(crate) struct ToolList {
     list: Vec<OfferedTool>,
@@ -178,7 +178,7 @@ impl ToolList {
         Ok(())
     }
 
-    /// A tool that only its vendor's service can run, or of a type that is not known.
+    /// A tool that only its vendor's service can run, or of an unknown type.
     pub(crate) fn leave_out(&mut self, kind: String, name: Option<String>) {
         self.hosted.push((kind, name));
     }
@@ -193,7 +193,7 @@ impl ToolList {
             .or_else(|| among(&|offer| named.namespace.is_none() && offer.name == named.name))
     }
 
-    /// ToolNames in namespaces give way to others that are the same.
+    /// A name in a namespace that another tool has too gets a suffix.
     fn settle_names(&mut self) -> ToolNames {
         let (mut names, mut taken) = (ToolNames::default(), BTreeSet::new());
         let plain = self.list.iter().filter(|offer| offer.namespace.is_none());
@@ -243,7 +243,7 @@ impl ToolList {
                 at_most("tool_choice.tools", &tools, TOOLS_MAX)?;
                 let mut callable = BTreeSet::new();
                 for named in &tools {
-                    // Those that were left out may stand here as well.
+                    // Tools that were left out may be listed here too.
                     if is_offered(&named.kind) {
                         let found = self.find(named).ok_or_else(|| self.not_found(named))?;
                         callable.insert(found);
@@ -288,7 +288,7 @@ pub(crate) fn is_offered(kind: &str) -> bool {
     [FUNCTION, CUSTOM, NAMESPACE].contains(&kind)
 }
 
-/// A name that can stand in a prompt.
+/// Checks that a name can be written in a prompt.
 pub(crate) fn check_name(param: &str, name: &str) -> Result<(), ApiError> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-.:/".contains(c);
     if !name.is_empty() && name.len() <= NAME_CHARS_MAX && name.chars().all(plain) {

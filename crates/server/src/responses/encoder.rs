@@ -67,17 +67,17 @@ impl ResponsesEncoder {
         }
     }
 
-    fn send(&mut self, kind: &'static str, told: impl Serialize, out: &mut SseBuffer) {
+    fn send(&mut self, kind: &'static str, body: impl Serialize, out: &mut SseBuffer) {
         let sequence_number = self.sequence;
         self.sequence += 1;
-        out.event(kind, &Event { kind, sequence_number, told });
+        out.event(kind, &Event { kind, sequence_number, body });
     }
 
     fn send_object(&mut self, kind: &'static str, out: &mut SseBuffer) {
         let sequence_number = self.sequence;
         self.sequence += 1;
-        let told = OfResponse { response: &self.object };
-        out.event(kind, &Event { kind, sequence_number, told });
+        let body = OfResponse { response: &self.object };
+        out.event(kind, &Event { kind, sequence_number, body });
     }
 
     fn begin(&mut self, out: &mut SseBuffer) {
@@ -104,8 +104,8 @@ impl ResponsesEncoder {
         let output_index = self.last();
         self.send("response.output_item.added", OfItem { output_index, item }, out);
         if let Some(part) = part {
-            let told = OfPart { part: Some(&part), ..part_of(item.id(), output_index, true) };
-            self.send("response.content_part.added", told, out);
+            let body = OfPart { part: Some(&part), ..part_of(item.id(), output_index, true) };
+            self.send("response.content_part.added", body, out);
             self.object.output[output_index].put(part);
         }
     }
@@ -124,33 +124,33 @@ impl ResponsesEncoder {
         let content = part_of(item.id(), output_index, true);
         match &item {
             OutputItem::FunctionCall { arguments, name, .. } => {
-                let told = OfPart {
+                let body = OfPart {
                     name: Some(name),
                     arguments: Some(arguments),
                     ..part_of(item.id(), output_index, false)
                 };
-                self.send("response.function_call_arguments.done", told, out);
+                self.send("response.function_call_arguments.done", body, out);
             }
             OutputItem::CustomToolCall { input, .. } => {
-                let told = OfPart { input: Some(input), ..part_of(item.id(), output_index, false) };
-                self.send("response.custom_tool_call_input.done", told, out);
+                let body = OfPart { input: Some(input), ..part_of(item.id(), output_index, false) };
+                self.send("response.custom_tool_call_input.done", body, out);
             }
             OutputItem::Reasoning { content: parts, .. }
             | OutputItem::Message { content: parts, .. } => {
                 let Some(part) = parts.first() else { return };
                 match part {
                     OutputPart::ReasoningText { text } => {
-                        let told = OfPart { text: Some(text), ..content.clone() };
-                        self.send("response.reasoning_text.done", told, out);
+                        let body = OfPart { text: Some(text), ..content.clone() };
+                        self.send("response.reasoning_text.done", body, out);
                     }
                     OutputPart::OutputText { text, logprobs, .. } => {
                         let (text, logprobs) = (Some(text.as_str()), Some(logprobs.as_slice()));
-                        let told = OfPart { text, logprobs, ..content.clone() };
-                        self.send("response.output_text.done", told, out);
+                        let body = OfPart { text, logprobs, ..content.clone() };
+                        self.send("response.output_text.done", body, out);
                     }
                 }
-                let told = OfPart { part: Some(part), ..content };
-                self.send("response.content_part.done", told, out);
+                let body = OfPart { part: Some(part), ..content };
+                self.send("response.content_part.done", body, out);
             }
         }
         self.send("response.output_item.done", OfItem { output_index, item: &item }, out);
@@ -204,8 +204,8 @@ impl ResponsesEncoder {
                 if let Some(OutputPart::ReasoningText { text }) = content.first_mut() {
                     text.push_str(delta);
                 }
-                let told = OfPart { delta: Some(delta), ..part_of(&id, output_index, true) };
-                self.send("response.reasoning_text.delta", told, out);
+                let body = OfPart { delta: Some(delta), ..part_of(&id, output_index, true) };
+                self.send("response.reasoning_text.delta", body, out);
             }
             (ReplyEvent::Content(delta), OutputItem::Message { content, .. }) => {
                 let news = std::mem::take(&mut self.pending);
@@ -214,18 +214,18 @@ impl ResponsesEncoder {
                     logprobs.extend_from_slice(&news);
                 }
                 let (delta, logprobs) = (Some(delta.as_str()), Some(news.as_slice()));
-                let told = OfPart { delta, logprobs, ..part_of(&id, output_index, true) };
-                self.send("response.output_text.delta", told, out);
+                let body = OfPart { delta, logprobs, ..part_of(&id, output_index, true) };
+                self.send("response.output_text.delta", body, out);
             }
             (ReplyEvent::Arguments { text, .. }, OutputItem::FunctionCall { arguments, .. }) => {
                 arguments.push_str(text);
-                let told = OfPart { delta: Some(text), ..part_of(&id, output_index, false) };
-                self.send("response.function_call_arguments.delta", told, out);
+                let body = OfPart { delta: Some(text), ..part_of(&id, output_index, false) };
+                self.send("response.function_call_arguments.delta", body, out);
             }
             (ReplyEvent::Arguments { text, .. }, OutputItem::CustomToolCall { input, .. }) => {
                 input.push_str(text);
-                let told = OfPart { delta: Some(text), ..part_of(&id, output_index, false) };
-                self.send("response.custom_tool_call_input.delta", told, out);
+                let body = OfPart { delta: Some(text), ..part_of(&id, output_index, false) };
+                self.send("response.custom_tool_call_input.delta", body, out);
             }
             _ => {}
         }
@@ -270,7 +270,7 @@ impl OutputItem {
         }
     }
 
-    /// Also in the field that clients send back who do not send back the text.
+    /// Puts the reasoning also into the field that some clients send back instead of its text.
     fn keep_reasoning(&mut self) {
         if let Self::Reasoning { content, encrypted_content: kept, .. } = self
             && let Some(OutputPart::ReasoningText { text }) = content.first()

@@ -1,4 +1,4 @@
-//! Items of the Responses API as the chat template takes them. Reasoning and calls belong to the
+//! Items of the Responses API as messages of the chat template. Reasoning and calls belong to the
 //! assistant's message that they are next to; what another service did is a call and its result.
 
 use kilotok_text::{Message, ToolCall};
@@ -11,13 +11,13 @@ use crate::params::content::{left_out_part, lines, part_text, role_of, text_of};
 use crate::params::tools::{ToolNames, past_arguments};
 use crate::wire::content::{OneOrMany, Part};
 
-/// How `encrypted_content` begins where it is reasoning of this server, in the clear.
+/// The prefix of `encrypted_content` that is reasoning of this server, as plain text.
 const OWN_REASONING: &str = "reasoning_text:";
 
 /// Roles of a message; calls and their results are items of their own.
 const ROLES: [&str; 4] = ["user", "assistant", "system", "developer"];
 
-/// What an item of reasoning holds for clients that send back this field only.
+/// The `encrypted_content` of a reasoning item, for clients that send back this field only.
 pub(crate) fn encrypted_content(reasoning: &str) -> String {
     format!("{OWN_REASONING}{reasoning}")
 }
@@ -113,7 +113,7 @@ impl History {
         Ok(())
     }
 
-    /// Results that wait come first.
+    /// Results that are kept come first.
     fn push(&mut self, message: Message) {
         self.messages.append(&mut self.results);
         self.messages.push(message);
@@ -123,7 +123,7 @@ impl History {
         self.assistant().tool_calls.push(call);
     }
 
-    /// The assistant's message that is being put together.
+    /// The assistant's message that is being assembled.
     fn assistant(&mut self) -> &mut Message {
         let reasoning = self.reasoning.take();
         let goes_on = self.messages.last().is_some_and(|last| last.role == "assistant");

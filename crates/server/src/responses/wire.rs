@@ -1,4 +1,4 @@
-//! `/v1/responses`, the part of it that needs no memory of earlier requests.
+//! The JSON of `/v1/responses`, the part of it that needs no memory of earlier requests.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -359,14 +359,14 @@ pub struct OutputDetails {
     pub reasoning_tokens: u32,
 }
 
-/// One event of a stream: its type, its number, and what it tells.
+/// One event of a stream: its type, its number, and its fields.
 #[derive(Debug, Serialize)]
 pub struct Event<T> {
     #[serde(rename = "type")]
     pub kind: &'static str,
     pub sequence_number: u64,
     #[serde(flatten)]
-    pub told: T,
+    pub body: T,
 }
 
 /// The reply as a whole.

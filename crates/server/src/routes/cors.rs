@@ -1,5 +1,5 @@
-//! What web pages of other sites may do: nothing, unless the operator names their origins. A
-//! browser tells the developer of a refused page little, so the answer and the log say why.
+//! CORS: web pages of other sites may do nothing, unless the operator lists their origins. A
+//! browser shows the developer of a refused page little, so the response and the log say why.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,10 +15,10 @@ use crate::error::ApiError;
 
 /// Refused origins that the log names, each once: a page can ask from as many as it likes.
 const LOGGED_MAX: usize = 16;
-/// Longer ones are no origins of pages.
+/// Characters of an origin; no page has a longer one.
 const ORIGIN_CHARS_MAX: usize = 256;
 
-/// Lets pages of these origins read answers.
+/// Lets pages of these origins read responses.
 pub(super) fn layer(origins: &[String]) -> CorsLayer {
     let layer = CorsLayer::new();
     if origins.is_empty() {
@@ -31,13 +31,13 @@ pub(super) fn layer(origins: &[String]) -> CorsLayer {
         AllowOrigin::list(origins)
     };
     let own = ["x-request-id", WARNING_HEADER].map(HeaderName::from_static);
-    let told = own.into_iter().chain([header::RETRY_AFTER]).collect::<Vec<_>>();
+    let exposed = own.into_iter().chain([header::RETRY_AFTER]).collect::<Vec<_>>();
     layer
         .allow_origin(allowed)
         .allow_methods([Method::GET, Method::POST])
         // `*` would leave out `authorization`, and with it the key.
         .allow_headers(AllowHeaders::mirror_request())
-        .expose_headers(told)
+        .expose_headers(exposed)
 }
 
 /// The origins that may call the API, and those that tried.
@@ -51,14 +51,14 @@ impl Origins {
         Arc::new(Self { allowed: allowed.to_vec(), refused: Mutex::default() })
     }
 
-    /// Whether the log has not named it yet, and may.
+    /// Whether the origin is to be logged: it was not yet, and there are not too many.
     fn is_news(&self, origin: &str) -> bool {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         refused.len() < LOGGED_MAX && refused.insert(origin.to_owned())
     }
 }
 
-/// Answers the question that a browser asks before a page's request, if the answer is no.
+/// Answers a preflight request of a browser, if the answer is no.
 pub(super) async fn refuse(
     State(origins): State<Arc<Origins>>,
     request: Request,

@@ -1,4 +1,4 @@
-//! `/health`, `/ready` and `/live`. Health means that replies advance, not that a socket answers.
+//! `/health`, `/ready` and `/live`. Health means that replies progress, not that a socket answers.
 
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ pub(crate) async fn health(State(service): State<Arc<Service>>) -> Answer {
 )]
 pub(crate) async fn ready(State(service): State<Arc<Service>>) -> Answer {
     match service.admission.health() {
-        // It has been told to stop, and takes requests for a moment longer.
+        // It shuts down, and admits requests for a moment longer.
         Health::Ok { .. } if !service.is_ready() => answer(false, Health::Draining),
         health => answer(matches!(health, Health::Ok { .. }), health),
     }

@@ -15,7 +15,7 @@ use crate::params::ranges::count;
 use crate::service::Service;
 use crate::wire::models::{Model, ModelCard, ModelInfo, ModelList, ModelPage, Models, PageOptions};
 
-/// Names of a page, as Anthropic has it: unless the client says, and at most.
+/// Names of a page, as Anthropic has it: by default, and at most.
 const PAGE_NAMES: u32 = 20;
 const PAGE_NAMES_MAX: i64 = 1000;
 
@@ -54,7 +54,7 @@ pub(crate) async fn list(
     Ok(Json(Models::Anthropic(models)).into_response())
 }
 
-/// Tells of one name.
+/// Describes one name.
 #[utoipa::path(
     get,
     path = "/v1/models/{id}",

@@ -1,4 +1,4 @@
-//! Paths and methods that this server does not have: the answer says which were probably meant.
+//! Unknown paths and methods: the error says which were probably meant.
 
 use axum::extract::Request;
 use axum::http::{Method, StatusCode};
@@ -9,7 +9,7 @@ use crate::error::ApiError;
 /// Letters by which a path may differ from the one that was meant.
 const MISTAKES_MAX: usize = 3;
 
-/// What begins the paths that other servers have, and what there is here in their place.
+/// Prefixes of paths of other servers, and what this server has instead.
 const OTHERS: [(&[&str], &str); 7] = [
     (
         &[
@@ -61,7 +61,7 @@ pub(super) async fn not_found(request: Request) -> ApiError {
     ApiError::new(StatusCode::NOT_FOUND, message).with_code("unknown_url")
 }
 
-/// What a client should do that asked for this path.
+/// What to ask instead of this path.
 fn advice(path: &str) -> String {
     let steps: Vec<_> = path.split('/').filter(|step| !step.is_empty()).collect();
     let plain = format!("/{}", steps.join("/").to_lowercase());
@@ -110,7 +110,7 @@ fn advice(path: &str) -> String {
     }
 }
 
-/// What an address looks like from the outside is not known here.
+/// The server's address as clients see it is not known here.
 const BASE: &str = "http://HOST:PORT/v1";
 
 pub(super) async fn method_not_allowed(request: Request) -> ApiError {

@@ -19,7 +19,7 @@ use crate::{chat, completions, messages, responses};
     info(
         title = "kilotok",
         description = "Chat, completions and messages, as clients of OpenAI and Anthropic speak \
-                       them. Fields that nobody knows are ignored; known fields that are not \
+                       them. Unknown fields are ignored; known fields that are not \
                        implemented are refused by name.",
     ),
     paths(

@@ -11,10 +11,10 @@ use ring::digest::{SHA256, digest};
 use crate::service::Service;
 
 const PAGE: &str = include_str!("../page/index.html");
-/// Where the page finds what its model can be asked, as a list in JSON.
+/// The element of the page with the example questions, a list in JSON.
 const EXAMPLES: &str = r#"<script type="application/json" id="examples">[]"#;
 
-/// What the page may do: run its own scripts, and call its own server.
+/// The content security policy: the page runs its own scripts, and calls its own server.
 static POLICY: LazyLock<String> = LazyLock::new(|| {
     let (scripts, styles) = (hashes(PAGE, "script"), hashes(PAGE, "style"));
     format!(
@@ -42,7 +42,7 @@ pub(crate) async fn no_icon() -> StatusCode {
     StatusCode::NO_CONTENT
 }
 
-/// The page for a model that can be asked these things.
+/// The page with these example questions.
 fn with_examples(examples: &[String]) -> String {
     let list = serde_json::json!(examples).to_string();
     // No text ends the element that it is in.

@@ -1,5 +1,5 @@
-//! What SGLang's router asks a worker: `/model_info`, `/server_info` and `/get_load`. Older routers
-//! say `/get_model_info` and `/get_server_info`.
+//! The endpoints of a worker that SGLang's router uses: `/model_info`, `/server_info` and
+//! `/get_load`. Older routers use `/get_model_info` and `/get_server_info`.
 
 use std::sync::Arc;
 
@@ -48,7 +48,7 @@ pub(crate) async fn server_info(State(service): State<Arc<Service>>) -> Response
     Json(info).into_response()
 }
 
-/// How much there is to do, as SGLang tells it: a list with one entry.
+/// How much there is to do, as SGLang has it: a list with one entry.
 #[utoipa::path(
     get,
     path = "/get_load",

@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 
 use super::extent::Extent;
 use super::lenient::Lenient;
-use super::type_error::misfit;
+use super::type_error::type_error;
 use super::unknown::nearest;
 use crate::budget::Hold;
 use crate::error::ApiError;
@@ -187,9 +187,9 @@ fn parse<T: DeserializeOwned + ToSchema>(bytes: &[u8]) -> Result<(T, Unknown), A
     let value = T::deserialize(serde_ignored::Deserializer::new(tracked, &mut note));
     let value = match value {
         Ok(value) => value,
-        Err(error) => return Err(misfit::<T>(&error, &track.path().to_string())),
+        Err(error) => return Err(type_error::<T>(&error, &track.path().to_string())),
     };
-    json.end().map_err(|error| misfit::<T>(&error, "."))?;
+    json.end().map_err(|error| type_error::<T>(&error, "."))?;
     Ok((value, unknown))
 }
 

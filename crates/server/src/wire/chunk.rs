@@ -1,4 +1,4 @@
-//! A increment of a streamed reply, of chat and of plain completions.
+//! A chunk of a streamed reply, of chat and of plain completions.
 
 use serde::Serialize;
 use utoipa::ToSchema;

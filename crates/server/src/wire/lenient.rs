@@ -1,13 +1,13 @@
-//! JSON as its users know it. Integers are what JSON Schema says: 1.0 and 1e3 are some, however
-//! they are written. Errors speak of arrays and objects, not of Rust's types. A layer around a
-//! deserializer, so that this holds for every field of every request, without its type knowing.
+//! Lenient integers and plain errors. 1.0 and 1e3 are integers, as JSON Schema has it, and errors
+//! name arrays and objects, not Rust's types. This is a layer around a deserializer, so that it
+//! holds for every field of every request.
 
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::{Deserializer, forward_to_deserialize_any};
 
-/// The integer that a float is, if it is one that an i64 holds.
+/// The integer that a float is, if an i64 holds it.
 pub(crate) fn integer(number: f64) -> Option<i64> {
     let whole = number.fract() == 0.0 && number >= i64::MIN as f64 && number < i64::MAX as f64;
     whole.then_some(number as i64)
@@ -16,7 +16,7 @@ pub(crate) fn integer(number: f64) -> Option<i64> {
 /// Wraps a deserializer, a visitor, a seed, or what lists and objects are read from.
 pub(crate) struct Lenient<T>(pub(crate) T);
 
-/// Whoever visits wants an integer, from the least to the most.
+/// A visitor of integers from `least` to `most`.
 struct Integer<V> {
     visitor: V,
     least: i64,
@@ -54,7 +54,7 @@ macro_rules! as_they_are {
     };
 }
 
-/// Whoever visits wants one kind of value: others are errors that say so.
+/// A visitor of one kind of value; other kinds are errors that name it.
 macro_rules! one_kind {
     ($kind:ident, $wanted:literal, $($methods:tt)*) => {
         struct $kind<V>(V);
@@ -81,7 +81,7 @@ one_kind! { List, "an array",
     }
 }
 
-// A type of Rust would also take its fields as an array without names.
+// Serde would also read a struct from an array of its fields.
 one_kind! { Object, "an object",
     fn visit_map<A: MapAccess<'de>>(self, object: A) -> Result<V::Value, A::Error> {
         self.0.visit_map(Lenient(object))
@@ -149,7 +149,7 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Integer<V> {
     type Value = V::Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // What an i64 can hold says nothing of what a field may be.
+        // The range of an i64 is not a range of the field.
         if self.least == i64::MIN {
             return f.write_str("an integer");
         }

@@ -1,4 +1,4 @@
-//! How fast a reply came and how many drafts were accepted, in vLLM's names.
+//! Speed and acceptance of drafts of a reply, under vLLM's names.
 
 use kilotok_generation::ReplyStats;
 use serde::Serialize;
@@ -16,7 +16,7 @@ pub struct Metrics {
     pub mean_itl_ms: Option<f64>,
     /// While generating: the first token and the time to it are left out.
     pub tokens_per_second: Option<f64>,
-    /// Unsupported when nothing was drafted.
+    /// Absent when nothing was drafted.
     pub speculative_decoding: Option<Speculation>,
 }
 

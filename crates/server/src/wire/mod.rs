@@ -1,5 +1,6 @@
-//! The JSON of the API, as types: what comes in, what goes out, and with it `/openapi.json`. Ranges
-//! in the schemas are those that `params` checks. Knows nothing of how a reply comes about.
+//! The JSON that APIs share, as types of requests and responses, and with it `/openapi.json`.
+//! Ranges in the schemas are those that `params` checks. What only one API has is in its own
+//! folder.
 //!
 //! A field that is `null` counts as absent, and an integer may be written 1.0. Replies are made of
 //! borrowed or owned parts, whichever is at hand.

@@ -72,7 +72,7 @@ pub struct ModelInfo<'a> {
     pub max_tokens: u32,
 }
 
-/// Which part of the names to tell, in Anthropic's form. OpenAI's form has all of them.
+/// Which names are listed, in Anthropic's form. OpenAI's form has all of them.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct PageOptions {

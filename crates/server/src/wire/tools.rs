@@ -1,5 +1,5 @@
-//! Tools, their choice, calls of them, and the shape that a reply must have, as OpenAI's chat API
-//! says them.
+//! Tools, their choice, calls of them, and the constraints of a reply, in the JSON of OpenAI's chat
+//! API.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -122,7 +122,7 @@ pub struct PastCustom {
     pub input: Option<String>,
 }
 
-/// The shape of a reply.
+/// The format of a reply.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct ResponseFormat {
     /// `text`, `json_object` or `json_schema`.
@@ -185,7 +185,7 @@ pub struct CalledCustom {
     pub input: String,
 }
 
-/// A increment of a call.
+/// A call, or a part of one, in a chunk.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ToolCallDelta<'a> {
     pub index: u32,

@@ -1,6 +1,6 @@
-//! What is said of a body that does not fit its request: the field that is at fault, and what the
-//! request's schema says of that field: the range of a number, or what stands in for a field that
-//! is not implemented.
+//! The error of a body that does not fit its request. It names the field, and what the request's
+//! schema says of it: the range of a number, or what to send instead of a field that is not
+//! implemented.
 
 use axum::http::StatusCode;
 use serde_json::{Value, json};
@@ -9,17 +9,17 @@ use utoipa::ToSchema;
 use super::unsupported::NOT_IMPLEMENTED;
 use crate::error::ApiError;
 
-/// How serde names what a value is, and what JSON calls it.
+/// Serde's names for types of values, and JSON's.
 const KINDS: [(&str, &str); 2] = [
     ("invalid type: sequence,", "invalid type: array,"),
     ("invalid type: map,", "invalid type: object,"),
 ];
 
-/// How the error begins that says of a number such as 1e999 that no f64 is so large.
+/// The beginning of the error of a number that no f64 holds, such as 1e999.
 const TOO_LARGE: &str = "number out of range";
 
-/// What an error of reading the field `path` of a request `T` says.
-pub(super) fn misfit<T: ToSchema>(error: &serde_json::Error, path: &str) -> ApiError {
+/// The error of the field `path` of a request `T`.
+pub(super) fn type_error<T: ToSchema>(error: &serde_json::Error, path: &str) -> ApiError {
     let text = error.to_string();
     if text.starts_with(TOO_LARGE) {
         let text = format!("{path}: the number is too large to be read");

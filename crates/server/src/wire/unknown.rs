@@ -23,7 +23,7 @@ fn fields<T: DeserializeOwned>() -> &'static [&'static str] {
     fields
 }
 
-/// Asked for a struct, it learns the names of the fields.
+/// A deserializer that only records the names of the fields of a struct.
 struct Names<'a>(&'a mut &'static [&'static str]);
 
 impl<'de> Deserializer<'de> for Names<'_> {

@@ -1,5 +1,5 @@
-//! Fields that other servers have and this one has not: at their default they are ignored, anything
-//! else is refused by name instead of quietly doing nothing.
+//! Fields that other servers have and this one does not implement: their default value is ignored,
+//! any other is refused by name, instead of having no effect.
 
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
@@ -16,7 +16,7 @@ pub struct Unsupported;
 /// What the error of a refused field says; [`super::type_error`] looks for it.
 pub(crate) const NOT_IMPLEMENTED: &str = "is not implemented by this server";
 
-/// Whether a value is what a field is by default, however it is written.
+/// Whether a value is the default of its field, however it is written.
 pub(crate) fn asks_nothing(value: &Value) -> bool {
     match value {
         Value::Null => true,

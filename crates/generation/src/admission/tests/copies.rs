@@ -5,16 +5,16 @@ use super::*;
 
 fn copies(count: u64, prompt_count: u32) -> Vec<ReplyRequest> {
     let copy = |seed| {
-        let mut ask = named("n", text(prompt_count, 1), 20);
-        ask.submission.setup.sampling.seed = seed;
-        ask.submission.setup.sampling.temperature = 1.0;
-        ask
+        let mut request = named("n", text(prompt_count, 1), 20);
+        request.submission.setup.sampling.seed = seed;
+        request.submission.setup.sampling.temperature = 1.0;
+        request
     };
     (0..count).map(copy).collect()
 }
 
 fn alone_copies(count: u64, prompt_count: u32) -> Vec<Vec<TokenId>> {
-    alone(copies(count, prompt_count).into_iter().map(|ask| ask.submission).collect())
+    alone(copies(count, prompt_count).into_iter().map(|request| request.submission).collect())
 }
 
 #[tokio::test]
@@ -99,10 +99,10 @@ async fn all_are_let_in_or_none() {
 async fn replies_to_several_prompts_leave_their_places_to_others() {
     let (engine, hold) = held(engine());
     let rig = Rig::with(engine, Limits { running_max: 2, ..Limits::default() }, 99);
-    let prompts = (0..8).map(|first| vec![ask(text(9, first), 200)]).collect();
+    let prompts = (0..8).map(|first| vec![request(text(9, first), 200)]).collect();
     let many = rig.admission.submit_all(prompts).await.unwrap();
     hold.entered();
-    let late = rig.submit_late(ask(text(9, 50), 3)).await;
+    let late = rig.submit_late(request(text(9, 50), 3)).await;
     // The step in flight, and one for each token.
     for _ in 0..4 {
         hold.permit();

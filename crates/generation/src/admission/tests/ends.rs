@@ -22,12 +22,12 @@ async fn a_thousand_readers_leave_nothing_behind() {
         let prompt = text(1 + (mix(&mut state) % 120) as u32, index % 9);
         // Half of them would go on for ever.
         let token_max = if index % 2 == 0 { 1 + (mix(&mut state) % 60) as u32 } else { 3000 };
-        let ask = named(&format!("r{index}"), prompt, token_max);
+        let request = named(&format!("r{index}"), prompt, token_max);
         readers.push(tokio::spawn(async move {
-            let submitted = admission.submit(ask);
+            let submitted = admission.submit(request);
             let mut submitted = std::pin::pin!(submitted);
             if stay == 0 && how == 0 {
-                // Gone before it hears whether it is in.
+                // Dropped before it is admitted.
                 let now = std::future::poll_fn(|context| {
                     std::task::Poll::Ready(submitted.as_mut().poll(context).is_ready())
                 });
@@ -67,9 +67,9 @@ async fn a_request_is_cancelled_wherever_it_is() {
     let (engine, hold) = held(engine());
     let limits = Limits { running_max: 1, ..Limits::default() };
     let rig = Rig::with(engine, limits, 5);
-    let running = rig.submit(ask(text(20, 1), 50)).await;
+    let running = rig.submit(request(text(20, 1), 50)).await;
     hold.entered();
-    let waiting = rig.submit_late(ask(text(20, 2), 50)).await;
+    let waiting = rig.submit_late(request(text(20, 2), 50)).await;
     hold.permit();
     let waiting = waiting.await.unwrap().unwrap();
     hold.entered();
@@ -116,7 +116,7 @@ async fn an_abort_ends_those_of_its_name() {
 #[tokio::test]
 async fn a_stopped_reply_keeps_its_text_and_no_more() {
     let rig = Rig::new(ScriptedEngine::new(ScriptedEngine::caps(), Skill::Percent(0)));
-    let mut stream = rig.submit(ask(text(24, 1), 1000)).await;
+    let mut stream = rig.submit(request(text(24, 1), 1000)).await;
     let mut tokens = Vec::new();
     while tokens.len() < 32 {
         tokens.extend(soon("an increment", stream.next()).await.unwrap().tokens);
@@ -126,7 +126,7 @@ async fn a_stopped_reply_keeps_its_text_and_no_more() {
     drop(stream);
     until("it has left", || rig.admission.load().held == 0).await;
     let all = [&text(24, 1)[..], &tokens].concat();
-    let reply = read(rig.submit(ask(all, 4)).await).await;
+    let reply = read(rig.submit(request(all, 4)).await).await;
     assert_eq!(
         reply.stats.cached_count, 32,
         "whole pages of 24 + 9 tokens, none of what came after"
@@ -145,13 +145,13 @@ async fn a_stopped_reply_keeps_its_text_and_no_more() {
 async fn a_drain_finishes_what_was_let_in() {
     let (engine, hold) = held(engine());
     let rig = Rig::with(engine, Limits { running_max: 1, ..Limits::default() }, 5);
-    let running = rig.submit(ask(text(20, 1), 1)).await;
+    let running = rig.submit(request(text(20, 1), 1)).await;
     hold.entered();
-    // Nobody else is left after this step.
-    let waiting = rig.submit_late(ask(text(20, 2), 9)).await;
+    // No other reply is left after this step.
+    let waiting = rig.submit_late(request(text(20, 2), 9)).await;
     rig.admission.drain();
     assert_eq!(rig.admission.health(), Health::Draining);
-    assert_eq!(rig.admission.submit(ask(text(3, 1), 1)).await.err(), Some(Refusal::Draining));
+    assert_eq!(rig.admission.submit(request(text(3, 1), 1)).await.err(), Some(Refusal::Draining));
     drop(hold);
     assert_eq!(read(waiting.await.unwrap().unwrap()).await.tokens.len(), 9);
     assert_eq!(read(running).await.tokens.len(), 1);
@@ -164,13 +164,13 @@ async fn a_drain_finishes_what_was_let_in() {
 async fn shut_doors_end_replies_even_if_the_engine_hangs() {
     let (engine, hold) = held(engine());
     let rig = Rig::with(engine, Limits { running_max: 1, ..Limits::default() }, 5);
-    let running = rig.submit(ask(text(20, 1), 9)).await;
+    let running = rig.submit(request(text(20, 1), 9)).await;
     hold.entered();
     rig.admission.stop();
     let ended = read(running).await.finish;
     let FinishReason::Failed(failure) = ended else { panic!("{ended:?}") };
     assert_eq!(failure.kind, FailureKind::Shutdown);
-    assert_eq!(rig.admission.submit(ask(text(3, 1), 1)).await.err(), Some(Refusal::Draining));
+    assert_eq!(rig.admission.submit(request(text(3, 1), 1)).await.err(), Some(Refusal::Draining));
     drop(hold);
     assert_eq!(rig.thread.join(), Ok(()));
 }
@@ -185,7 +185,7 @@ async fn a_queue_without_a_bound_has_one_all_the_same() {
 #[tokio::test]
 async fn without_gates_and_tickets_the_engine_stops() {
     let Rig { admission, thread, .. } = Rig::new(engine());
-    let stream = admission.submit(ask(text(9, 1), 5)).await.unwrap();
+    let stream = admission.submit(request(text(9, 1), 5)).await.unwrap();
     drop(admission);
     assert_eq!(read(stream).await.tokens.len(), 5);
     assert_eq!(thread.join(), Ok(()));

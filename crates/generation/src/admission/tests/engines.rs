@@ -54,7 +54,7 @@ impl Engine for Held {
     }
 }
 
-/// An engine whose outputs are changed before anyone sees them.
+/// An engine whose outputs are changed.
 pub(super) struct Altered<F> {
     pub(super) inner: ScriptedEngine,
     pub(super) alter: F,

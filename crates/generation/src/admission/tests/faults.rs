@@ -1,4 +1,4 @@
-//! Engines that err, panic, stall and refuse: who hears of it, and who goes on.
+//! Engines that err, panic, stall and refuse: which replies fail, and which go on.
 
 use std::sync::mpsc::sync_channel;
 
@@ -10,8 +10,8 @@ use super::*;
 /// Two replies run, two wait; the engine fails in its fourth step.
 async fn fails_for_all(engine: impl Engine + 'static, expected: &str) {
     let rig = Rig::with(engine, Limits { running_max: 2, ..Limits::default() }, 9);
-    let asks = (0..4).map(|index| ask(text(4, index), 50)).collect();
-    for stream in rig.admission.submit_all(vec![asks]).await.unwrap() {
+    let requests = (0..4).map(|index| request(text(4, index), 50)).collect();
+    for stream in rig.admission.submit_all(vec![requests]).await.unwrap() {
         let ended = read(stream).await.finish;
         let FinishReason::Failed(failure) = ended else { panic!("{ended:?}") };
         assert_eq!(failure.kind, FailureKind::Engine);
@@ -21,7 +21,7 @@ async fn fails_for_all(engine: impl Engine + 'static, expected: &str) {
         panic!("{:?}", rig.admission.health())
     };
     assert!(message.contains(expected), "{message}");
-    let refusal = rig.admission.submit(ask(text(3, 1), 1)).await.err().unwrap();
+    let refusal = rig.admission.submit(request(text(3, 1), 1)).await.err().unwrap();
     assert_eq!(refusal, Refusal::Failed(message.clone()));
     assert_eq!(soon("the end", rig.admission.ended()).await.unwrap_err().to_string(), message);
     assert_eq!(rig.thread.join().unwrap_err().to_string(), message);
@@ -67,8 +67,8 @@ async fn a_refused_plan_costs_one_reply() {
     let prompts: Vec<_> = (0..3).map(|index| text(9 + index, index)).collect();
     let mut streams = Vec::new();
     for prompt in &prompts {
-        let (admission, ask) = (rig.admission.clone(), ask(prompt.clone(), 60));
-        let submitted = tokio::spawn(async move { admission.submit(ask).await });
+        let (admission, request) = (rig.admission.clone(), request(prompt.clone(), 60));
+        let submitted = tokio::spawn(async move { admission.submit(request).await });
         until("it is in", || rig.admission.load().held > streams.len() as u32).await;
         // All three are there before the third step.
         if streams.len() == 1 {
@@ -103,9 +103,9 @@ async fn a_row_without_a_token_costs_one_reply() {
         }
     };
     let rig = Rig::new(Altered { inner: engine(), alter });
-    let asks = vec![ask(text(4, 1), 99), ask(text(5, 2), 99)];
+    let requests = vec![request(text(4, 1), 99), request(text(5, 2), 99)];
     let mut replies = Vec::new();
-    for stream in rig.admission.submit_all(vec![asks]).await.unwrap() {
+    for stream in rig.admission.submit_all(vec![requests]).await.unwrap() {
         replies.push(read(stream).await);
     }
     let FinishReason::Failed(failure) = &replies[0].finish else {
@@ -127,14 +127,14 @@ async fn a_stalled_engine_is_told_from_an_idle_one() {
     let rig = Rig::new(engine);
     rig.pass_ms(100_000);
     assert_eq!(rig.admission.health(), Health::Ok { busy: false });
-    let stream = rig.submit(ask(text(9, 1), 40)).await;
+    let stream = rig.submit(request(text(9, 1), 40)).await;
     hold.entered();
     assert_eq!(rig.admission.health(), Health::Ok { busy: true });
     rig.pass_ms(4_000);
     assert_eq!(rig.admission.health(), Health::Ok { busy: true });
     rig.pass_ms(2_000);
     assert_eq!(rig.admission.health(), Health::Stalled { for_ms: 6_000 });
-    let refused = rig.admission.submit(ask(text(3, 1), 1)).await.err().unwrap();
+    let refused = rig.admission.submit(request(text(3, 1), 1)).await.err().unwrap();
     assert_eq!(refused.to_string(), "the engine has failed: it has finished no step for 6000 ms");
     // A step late is a step nevertheless.
     hold.permit();
@@ -148,7 +148,7 @@ async fn a_stalled_engine_is_told_from_an_idle_one() {
 #[tokio::test]
 async fn a_thread_that_hangs_while_nothing_runs_is_stalled() {
     let (rig, free) = Rig::stuck(engine(), Limits::default(), 9, "kilotok-engine");
-    let stream = soon("the answer", rig.submit(ask(text(9, 1), 5))).await;
+    let stream = soon("the answer", rig.submit(request(text(9, 1), 5))).await;
     rig.pass_ms(4_000);
     assert_eq!(rig.admission.health(), Health::Ok { busy: true });
     rig.pass_ms(2_000);
@@ -179,11 +179,11 @@ async fn a_command_that_is_not_read_is_work() {
 async fn a_caller_waits_no_longer_than_a_stall_takes() {
     let (engine, hold) = held(engine());
     let rig = Rig::new(engine);
-    let running = rig.submit(ask(text(9, 1), 40)).await;
+    let running = rig.submit(request(text(9, 1), 40)).await;
     hold.entered();
     tokio::time::pause();
     let start = tokio::time::Instant::now();
-    let late = rig.submit_late(ask(text(9, 2), 40)).await;
+    let late = rig.submit_late(request(text(9, 2), 40)).await;
     rig.pass_ms(6_000);
     let refused = late.await.unwrap().err();
     let stalled = "it has finished no step for 6000 ms";
@@ -196,15 +196,15 @@ async fn a_caller_waits_no_longer_than_a_stall_takes() {
 async fn a_caller_is_not_kept_waiting_for_an_engine_that_hangs() {
     let (engine, hold) = held(engine());
     let rig = Rig::new(engine);
-    let running = rig.submit(ask(text(9, 1), 40)).await;
+    let running = rig.submit(request(text(9, 1), 40)).await;
     hold.entered();
     tokio::time::pause();
-    // Let in while all seemed well; tokio's clock runs ahead as nobody has anything to do.
-    let refused = rig.admission.submit(ask(text(9, 2), 40)).await.err();
+    // Admitted while the engine was healthy; tokio's paused clock advances when all tasks are idle.
+    let refused = rig.admission.submit(request(text(9, 2), 40)).await.err();
     assert_eq!(refused, Some(Refusal::Failed("it did not answer in time".into())));
     drop((hold, running));
-    let (tell, told) = sync_channel(1);
-    std::thread::spawn(move || tell.send(rig.thread.join()));
+    let (sender, ended) = sync_channel(1);
+    std::thread::spawn(move || sender.send(rig.thread.join()));
     drop(rig.admission);
-    assert_eq!(told.recv_timeout(STUCK), Ok(Ok(())));
+    assert_eq!(ended.recv_timeout(STUCK), Ok(Ok(())));
 }

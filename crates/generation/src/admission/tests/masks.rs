@@ -55,14 +55,14 @@ fn bound_to(
     index: u32,
     drafts: bool,
 ) -> ReplyRequest {
-    let mut ask = ask(text(5 + index * 11, index), 100);
-    ask.submission.setup.end_tokens = vec![END];
+    let mut request = request(text(5 + index * 11, index), 100);
+    request.submission.setup.end_tokens = vec![END];
     // The drafter guesses the likeliest, so that some of its guesses are right.
-    ask.submission.setup.sampling.temperature = if index % 4 == 2 { 0.0 } else { 1.0 };
-    ask.submission.setup.sampling.seed = u64::from(index);
-    ask.submission.drafts = drafts;
-    ask.grammar = Some(grammars.compile(constraint, false, &|| false).unwrap());
-    ask
+    request.submission.setup.sampling.temperature = if index % 4 == 2 { 0.0 } else { 1.0 };
+    request.submission.setup.sampling.seed = u64::from(index);
+    request.submission.drafts = drafts;
+    request.grammar = Some(grammars.compile(constraint, false, &|| false).unwrap());
+    request
 }
 
 const REGEXES: [&str; 4] =
@@ -85,14 +85,14 @@ async fn every_reply_is_what_it_must_be_whatever_is_drafted() {
         let rig = Rig::new(ScriptedEngine::new(ScriptedEngine::caps(), skill)).lively();
         let mut streams = Vec::new();
         for submission in free.clone() {
-            let ask = ReplyRequest { request_id: String::new(), submission, grammar: None };
-            streams.push(rig.submit(ask).await);
+            let request = ReplyRequest { request_id: String::new(), submission, grammar: None };
+            streams.push(rig.submit(request).await);
         }
         for index in 0..12 {
-            let ask = bound(&grammars, REGEXES[index % 4], index as u32, drafts);
+            let request = bound(&grammars, REGEXES[index % 4], index as u32, drafts);
             // Some change their mind.
             drop(rig.admission.submit(bound(&grammars, REGEXES[0], 1, drafts)).await.unwrap());
-            streams.push(rig.submit(ask).await);
+            streams.push(rig.submit(request).await);
         }
         let mut these = Vec::new();
         for (number, stream) in streams.into_iter().enumerate() {
@@ -121,7 +121,7 @@ async fn every_reply_is_what_it_must_be_whatever_is_drafted() {
     }
 }
 
-/// It ends the replies that come there, and those are told that a new try is of no use; a reply
+/// It ends the replies that come there with an error that no retry helps; a reply
 /// that was only drafted into it goes another way.
 #[tokio::test]
 async fn a_place_where_nothing_matches_ends_those_who_chose_it() {
@@ -133,8 +133,8 @@ async fn a_place_where_nothing_matches_ends_those_who_chose_it() {
         let rig = Rig::new(engine).lively();
         let mut these = Vec::new();
         for index in 0..16 {
-            let ask = bound_to(&grammars, &Constraint::Lark(lark.clone()), index, drafts);
-            let reply = read(rig.submit(ask).await).await;
+            let request = bound_to(&grammars, &Constraint::Lark(lark.clone()), index, drafts);
+            let reply = read(rig.submit(request).await).await;
             these.push((reply.tokens, reply.finish));
         }
         rig.is_clean().await;
@@ -170,7 +170,7 @@ async fn a_grammar_that_breaks_costs_one_reply() {
         }
     };
     let rig = Rig::new(Altered { inner: engine(), alter });
-    let mut free = ask(text(20, 1), 200);
+    let mut free = request(text(20, 1), 200);
     free.submission.logprobs = Some(0);
     let free = rig.submit(free).await;
     let bound = read(rig.submit(bound(&grammars, "[a-c]{50}", 1, false)).await).await;
@@ -191,8 +191,8 @@ async fn more_grammars_than_can_be_followed_leave_nothing_behind() {
     let mut full = false;
     for _ in 0..20 {
         // The prompt fills a page, so that the copies wait for the first.
-        let asks = (0..3).map(|_| bound(&grammars, "[a-c]{12}", 3, true)).collect();
-        let mut streams = rig.admission.submit_all(vec![asks]).await.unwrap();
+        let requests = (0..3).map(|_| bound(&grammars, "[a-c]{12}", 3, true)).collect();
+        let mut streams = rig.admission.submit_all(vec![requests]).await.unwrap();
         full = rig.admission.load().held == 0;
         if full {
             for stream in streams.drain(..) {
@@ -204,7 +204,7 @@ async fn more_grammars_than_can_be_followed_leave_nothing_behind() {
             break;
         }
         drop(streams);
-        until("they have left", || rig.admission.load().held == 0).await;
+        until("they are gone", || rig.admission.load().held == 0).await;
     }
     assert!(full, "there is no bound");
     rig.pass_ms(100_000);
@@ -222,7 +222,7 @@ async fn an_engine_that_waits_for_masks_is_not_stalled() {
         .await;
     rig.pass_ms(100_000);
     assert_eq!(rig.admission.health(), Health::Ok { busy: false });
-    assert_eq!(read(rig.submit(ask(text(9, 1), 5)).await).await.tokens.len(), 5);
+    assert_eq!(read(rig.submit(request(text(9, 1), 5)).await).await.tokens.len(), 5);
     drop(free);
     assert_eq!(read(waits).await.finish, FinishReason::EndToken);
     rig.is_clean().await;
@@ -248,9 +248,9 @@ fn a_dropped_reader_gets_no_masks_and_is_reported() {
 async fn copies_follow_a_grammar_each() {
     let grammars = Grammars::new(&bytes(), 256, &[END]).unwrap();
     let rig = Rig::new(engine());
-    let asks = (0..4).map(|_| bound(&grammars, "[ -~]{30}", 3, true)).collect();
+    let requests = (0..4).map(|_| bound(&grammars, "[ -~]{30}", 3, true)).collect();
     let mut replies = Vec::new();
-    for stream in rig.admission.submit_all(vec![asks]).await.unwrap() {
+    for stream in rig.admission.submit_all(vec![requests]).await.unwrap() {
         replies.push(read(stream).await);
     }
     assert!(replies.iter().all(|reply| reply.tokens == replies[0].tokens), "same seed, same reply");

@@ -102,28 +102,28 @@ impl Rig {
         self
     }
 
-    async fn submit(&self, ask: ReplyRequest) -> TokenStream {
-        self.admission.submit(ask).await.unwrap()
+    async fn submit(&self, request: ReplyRequest) -> TokenStream {
+        self.admission.submit(request).await.unwrap()
     }
 
-    /// Asks while a step is held: let in, but not answered before the step is done.
-    async fn submit_late(&self, ask: ReplyRequest) -> JoinHandle<Result<TokenStream, Refusal>> {
+    /// Submits while a step is held: admitted, but not answered before the step is done.
+    async fn submit_late(&self, request: ReplyRequest) -> JoinHandle<Result<TokenStream, Refusal>> {
         let (admission, held) = (self.admission.clone(), self.admission.load().held);
-        let late = tokio::spawn(async move { admission.submit(ask).await });
+        let late = tokio::spawn(async move { admission.submit(request).await });
         until("it is in", || self.admission.load().held == held + 1).await;
         late
     }
 
     /// Nothing of any request is left, and the next one is served.
     async fn is_clean(&self) {
-        until("everyone has left", || {
+        until("no reply is held", || {
             let load = self.admission.load();
             let idle = self.admission.health() == Health::Ok { busy: false };
             load.held == 0 && load.running == 0 && load.usage == 0.0 && idle
         })
         .await;
         assert!(self.admission.0.channels().is_empty());
-        let reply = read(self.submit(ask(text(9, 77), 5)).await).await;
+        let reply = read(self.submit(request(text(9, 77), 5)).await).await;
         assert_eq!((reply.tokens.len(), reply.finish), (5, FinishReason::Length));
     }
 }
@@ -140,7 +140,7 @@ fn submission(prompt: Vec<TokenId>, token_max: u32) -> Submission {
     Submission::new(prompt, SlotSetup::new(Sampling::GREEDY, 0), token_max)
 }
 
-fn ask(prompt: Vec<TokenId>, token_max: u32) -> ReplyRequest {
+fn request(prompt: Vec<TokenId>, token_max: u32) -> ReplyRequest {
     named("", prompt, token_max)
 }
 

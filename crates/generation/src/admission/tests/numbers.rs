@@ -19,9 +19,9 @@ async fn a_request_is_measured_from_end_to_end() {
     let (engine, hold) = held(ScriptedEngine::new(ScriptedEngine::caps(), Skill::Percent(0)));
     let rig = Rig::with(engine, Limits { running_max: 1, ..Limits::default() }, 9);
     let value = |name: &str, labels: &str| value(&rig, name, labels);
-    let first = rig.submit(ask(text(20, 1), 1)).await;
+    let first = rig.submit(request(text(20, 1), 1)).await;
     hold.entered();
-    let second = rig.submit_late(ask(text(30, 2), 3)).await;
+    let second = rig.submit_late(request(text(30, 2), 3)).await;
     rig.pass_ms(100);
     hold.permit();
     let mut second = second.await.unwrap().unwrap();
@@ -78,8 +78,8 @@ async fn a_request_is_measured_from_end_to_end() {
 async fn hits_and_drafts_are_counted() {
     let engine = ScriptedEngine::new(ScriptedEngine::caps(), Skill::Percent(100));
     let rig = Rig::new(engine).lively();
-    let first = read(rig.submit(ask(text(40, 1), 33)).await).await;
-    let second = read(rig.submit(ask(text(40, 1), 33)).await).await;
+    let first = read(rig.submit(request(text(40, 1), 33)).await).await;
+    let second = read(rig.submit(request(text(40, 1), 33)).await).await;
     assert_eq!((first.stats.cached_count, second.stats.cached_count), (0, 32));
     assert_eq!(first.tokens, second.tokens);
     let drafted = (first.stats.drafted_count + second.stats.drafted_count) as f64;
@@ -112,16 +112,16 @@ async fn hits_and_drafts_are_counted() {
 async fn endings_are_told_apart() {
     let (engine, hold) = held(engine());
     let rig = Rig::with(engine, Limits { running_max: 4, ..Limits::default() }, 0);
-    let asks = (0..4).map(|index| named("n", text(20, index), 40)).collect();
-    let mut streams = rig.admission.submit_all(vec![asks]).await.unwrap();
-    assert!(rig.admission.submit(ask(text(3, 1), 1)).await.is_err());
+    let requests = (0..4).map(|index| named("n", text(20, index), 40)).collect();
+    let mut streams = rig.admission.submit_all(vec![requests]).await.unwrap();
+    assert!(rig.admission.submit(request(text(3, 1), 1)).await.is_err());
     drop(streams.pop());
     streams.pop().unwrap().complete(0);
     drop(hold);
     for stream in streams {
         assert_eq!(read(stream).await.finish, FinishReason::Length);
     }
-    until("everyone has left", || rig.admission.load().held == 0).await;
+    until("no reply is held", || rig.admission.load().held == 0).await;
     let ended = |reason: &str| value(&rig, "vllm:request_success_total", reason);
     let counts = ["length", "stop", "abort", "error"].map(ended);
     assert_eq!(counts, [2.0, 1.0, 1.0, 0.0]);
@@ -135,7 +135,7 @@ async fn a_stop_string_counts_although_the_length_came_first() {
     for late in [false, true] {
         let (engine, hold) = held(ScriptedEngine::new(ScriptedEngine::caps(), Skill::Percent(0)));
         let rig = Rig::new(engine);
-        let mut stream = rig.submit(ask(text(20, 1), 3)).await;
+        let mut stream = rig.submit(request(text(20, 1), 3)).await;
         hold.permit();
         hold.permit();
         let mut token_count = 0;

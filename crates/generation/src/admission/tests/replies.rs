@@ -1,4 +1,4 @@
-//! Replies: what comes, who waits for whom, who is let in.
+//! Replies: their increments, slow readers, and the bound of the queue.
 
 use super::engines::held;
 use super::*;
@@ -17,8 +17,8 @@ async fn tokens_are_the_schedulers() {
     let rig = Rig::new(engine()).lively();
     let mut readers = Vec::new();
     for submission in asked.clone() {
-        let ask = ReplyRequest { request_id: String::new(), submission, grammar: None };
-        readers.push(tokio::spawn(read(rig.submit(ask).await)));
+        let request = ReplyRequest { request_id: String::new(), submission, grammar: None };
+        readers.push(tokio::spawn(read(rig.submit(request).await)));
     }
     for (reader, expected) in readers.into_iter().zip(alone(asked)) {
         let reply = reader.await.unwrap();
@@ -30,10 +30,10 @@ async fn tokens_are_the_schedulers() {
 }
 
 #[tokio::test]
-async fn a_slow_reader_holds_up_nobody_and_misses_nothing() {
+async fn a_slow_reader_delays_no_other_and_misses_nothing() {
     let rig = Rig::new(engine());
-    let slow = rig.submit(ask(text(20, 1), 60)).await;
-    let quick = read(rig.submit(ask(text(20, 2), 120)).await).await;
+    let slow = rig.submit(request(text(20, 1), 60)).await;
+    let quick = read(rig.submit(request(text(20, 2), 120)).await).await;
     assert_eq!(quick.tokens.len(), 120);
     until("the slow one's reply is complete", || rig.admission.load().held == 0).await;
     let slow = read(slow).await;
@@ -47,7 +47,7 @@ async fn a_slow_reader_holds_up_nobody_and_misses_nothing() {
 async fn each_step_is_one_increment() {
     let (engine, hold) = held(engine());
     let rig = Rig::new(engine);
-    let mut stream = rig.submit(ask(text(20, 1), 30)).await;
+    let mut stream = rig.submit(request(text(20, 1), 30)).await;
     let mut increment_count = 0;
     loop {
         hold.entered();
@@ -70,19 +70,19 @@ async fn an_end_token_ends() {
     let rig = Rig::new(engine());
     let prompt = text(12, 5);
     let tokens = alone(vec![submission(prompt.clone(), 30)]).remove(0);
-    let mut ask = ask(prompt, 30);
-    ask.submission.setup.end_tokens = vec![tokens[9]];
+    let mut request = request(prompt, 30);
+    request.submission.setup.end_tokens = vec![tokens[9]];
     let at = tokens.iter().position(|token| *token == tokens[9]).unwrap();
-    let reply = read(rig.submit(ask).await).await;
+    let reply = read(rig.submit(request).await).await;
     assert_eq!((&reply.tokens[..], reply.finish), (&tokens[..=at], FinishReason::EndToken));
 }
 
 #[tokio::test]
 async fn a_prompt_is_scored_without_a_reply() {
     let rig = Rig::new(engine());
-    let mut ask = ask(text(50, 5), 0);
-    (ask.submission.score_prompt, ask.submission.logprobs) = (true, Some(2));
-    let mut stream = rig.submit(ask).await;
+    let mut request = request(text(50, 5), 0);
+    (request.submission.score_prompt, request.submission.logprobs) = (true, Some(2));
+    let mut stream = rig.submit(request).await;
     let mut scored = Vec::new();
     loop {
         let increment = soon("an increment", stream.next()).await.unwrap();
@@ -101,15 +101,15 @@ async fn a_prompt_is_scored_without_a_reply() {
 #[tokio::test]
 async fn what_cannot_be_is_refused() {
     let rig = Rig::new(engine());
-    let refused = async |ask| rig.admission.submit(ask).await.err().unwrap();
-    let long = refused(ask(text(4096, 1), 1)).await;
+    let refused = async |request| rig.admission.submit(request).await.err().unwrap();
+    let long = refused(request(text(4096, 1), 1)).await;
     assert_eq!(long, Refusal::TooLong { token_count: 4096, context_max: 4096 });
-    let nothing = refused(ask(text(3, 1), 0)).await;
+    let nothing = refused(request(text(3, 1), 0)).await;
     assert!(matches!(nothing, Refusal::Illegal(_)), "{nothing}");
-    let foreign = refused(ask(vec![1, 256], 1)).await;
+    let foreign = refused(request(vec![1, 256], 1)).await;
     assert_eq!(foreign, Refusal::Illegal("token 256 of a vocabulary of 256".into()));
     let many =
-        rig.admission.submit_all(vec![(0..2000).map(|_| ask(text(3, 1), 1)).collect()]).await;
+        rig.admission.submit_all(vec![(0..2000).map(|_| request(text(3, 1), 1)).collect()]).await;
     let text = "2000 replies; 1 to 1038 are possible";
     assert_eq!(many.err(), Some(Refusal::Illegal(text.into())));
     rig.is_clean().await;
@@ -121,18 +121,18 @@ async fn the_queue_is_bounded() {
     let limits = Limits { running_max: 2, ..Limits::default() };
     let rig = Rig::with(engine, limits, 3);
     assert_eq!(rig.admission.held_max(), 5);
-    let first = rig.submit(ask(text(20, 1), 4)).await;
+    let first = rig.submit(request(text(20, 1), 4)).await;
     hold.entered();
-    // They hear that they are in when the step is done; all at once, into a queue of 3.
+    // They are admitted when the step is done; all at once, into a queue of 3.
     let submit = |count: usize| {
         let admission = rig.admission.clone();
-        let asks = (0..count).map(|_| ask(text(20, 1), 4)).collect();
-        tokio::spawn(async move { admission.submit_all(vec![asks]).await })
+        let requests = (0..count).map(|_| request(text(20, 1), 4)).collect();
+        tokio::spawn(async move { admission.submit_all(vec![requests]).await })
     };
     let burst = submit(4);
     until("the burst is in", || rig.admission.load().held == 5).await;
     let full = submit(1).await.unwrap().err();
-    assert_eq!(full, Some(Refusal::QueueFull { retry_after_s: 5 }), "nobody knows the pace yet");
+    assert_eq!(full, Some(Refusal::QueueFull { retry_after_s: 5 }), "the rate is not known yet");
     drop(hold);
     for stream in burst.await.unwrap().unwrap() {
         assert_eq!(read(stream).await.tokens.len(), 4);
@@ -145,7 +145,7 @@ async fn the_queue_is_bounded() {
 async fn a_place_is_free_when_the_end_is_heard() {
     let rig = Rig::with(engine(), Limits { running_max: 1, ..Limits::default() }, 0);
     for index in 0..50 {
-        let reply = read(rig.submit(ask(text(9, index), 3)).await).await;
+        let reply = read(rig.submit(request(text(9, index), 3)).await).await;
         assert_eq!(reply.tokens.len(), 3);
     }
 }
