@@ -147,6 +147,8 @@ impl Drop for CancelOnDrop {
 }
 
 impl Service {
+    /// # Panics
+    /// If the metrics are those of another service: the series of HTTP are added to them.
     pub fn new(
         text: Arc<Text>,
         grammars: Arc<Grammars>,

@@ -1,5 +1,5 @@
 //! Connections of clients. Failures to accept are counted and logged, replies are sent without
-//! delay (TCP_NODELAY), and reads and writes have timeouts: hyper has one for headers, but none
+//! delay (`TCP_NODELAY`), and reads and writes have timeouts: hyper has one for headers, but none
 //! before it knows the version of HTTP, and none for writing.
 
 use std::io;

@@ -123,7 +123,7 @@ impl ChatEncoder {
     fn progress(&self, index: u32, parts: &ReplyParts, next: &Increment, out: &mut SseBuffer) {
         let has_logprobs = self.output.logprobs.is_some() && !next.logprobs.is_empty();
         let has_ids = self.output.token_ids && !next.tokens.is_empty();
-        let has_usage = self.output.continuous_usage && !next.tokens.is_empty();
+        let has_usage = self.output.has_continuous_usage() && !next.tokens.is_empty();
         if parts.is_empty() && !has_logprobs && !has_ids && !has_usage {
             return;
         }

@@ -183,7 +183,7 @@ impl CompletionsEncoder {
             logprobs = Some(of_tokens);
         }
         let has_ids = self.output.token_ids && !next.tokens.is_empty();
-        let has_usage = self.output.continuous_usage && !next.tokens.is_empty();
+        let has_usage = self.output.has_continuous_usage() && !next.tokens.is_empty();
         if text.is_empty() && logprobs.is_none() && !has_ids && !has_usage {
             return;
         }

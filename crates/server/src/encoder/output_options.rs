@@ -27,10 +27,7 @@ pub(crate) struct OutputOptions {
     tokens_as_ids: bool,
     /// Those of the prompt and of the reply.
     pub(crate) token_ids: bool,
-    /// A last chunk of the stream has the usage.
-    include_usage: bool,
-    /// Every chunk has the usage so far.
-    pub(crate) continuous_usage: bool,
+    stream: StreamOptions,
 }
 
 impl OutputOptions {
@@ -39,9 +36,8 @@ impl OutputOptions {
         params: &ResolvedParams,
         prompt_count: usize,
         logprobs: Option<u32>,
-        options: Option<StreamOptions>,
+        stream: Option<StreamOptions>,
     ) -> Self {
-        let options = options.unwrap_or_default();
         let n = params.generation.n;
         Self {
             head,
@@ -51,9 +47,18 @@ impl OutputOptions {
             prompt_logprobs: params.prompt_logprobs,
             tokens_as_ids: params.tokens_as_ids,
             token_ids: params.token_ids,
-            include_usage: options.include_usage.unwrap_or_default(),
-            continuous_usage: options.continuous_usage_stats.unwrap_or_default(),
+            stream: stream.unwrap_or_default(),
         }
+    }
+
+    /// Whether every chunk has the usage so far.
+    pub(crate) fn has_continuous_usage(&self) -> bool {
+        self.stream.continuous_usage_stats == Some(true)
+    }
+
+    /// Whether a last chunk of the stream has the usage.
+    fn has_usage_chunk(&self) -> bool {
+        self.stream.include_usage == Some(true)
     }
 
     pub(crate) fn logprob_text(&self) -> LogprobText<'_> {
@@ -90,7 +95,7 @@ impl OutputOptions {
         choices: &'a [C],
         stats: &[ReplyStats],
     ) -> Chunk<'a, C> {
-        let continuous = self.continuous_usage;
+        let continuous = self.has_continuous_usage();
         Chunk {
             id: &self.head.id,
             object,
@@ -116,7 +121,7 @@ impl OutputOptions {
         let mut chunk = self.chunk(object, choices, stats);
         chunk.warnings = &self.head.warnings;
         chunk.system_fingerprint = Some(&self.head.service.fingerprint);
-        if !self.include_usage {
+        if !self.has_usage_chunk() {
             chunk.metrics = self.metrics(stats);
         }
         chunk
@@ -124,7 +129,7 @@ impl OutputOptions {
 
     /// A stream that failed has no usage.
     pub(crate) fn fail(&mut self, error: &ApiError, out: &mut SseBuffer) {
-        self.include_usage = false;
+        self.stream.include_usage = None;
         out.data(&error.body());
     }
 
@@ -135,7 +140,7 @@ impl OutputOptions {
         stats: &[ReplyStats],
         out: &mut SseBuffer,
     ) {
-        if self.include_usage {
+        if self.has_usage_chunk() {
             let mut chunk = self.chunk::<C>(object, &[], stats);
             chunk.usage = Some(self.usage(stats));
             chunk.metrics = self.metrics(stats);

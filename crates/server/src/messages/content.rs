@@ -44,14 +44,14 @@ pub(crate) fn messages(
 }
 
 /// A message that is being assembled.
-struct Saying {
+struct MessageBuilder {
     role: String,
     lines: Vec<String>,
     reasoning: Option<String>,
     tool_calls: Vec<ToolCall>,
 }
 
-impl Saying {
+impl MessageBuilder {
     fn of(role: String) -> Self {
         Self { role, lines: Vec::new(), reasoning: None, tool_calls: Vec::new() }
     }
@@ -79,36 +79,36 @@ fn add(
         let text = format!("{param}: {role:?}, it must be user or assistant");
         return Err(ApiError::bad(param, text));
     }
-    let mut saying = Saying::of(role.clone());
+    let mut builder = MessageBuilder::of(role.clone());
     let mut answered = false;
     for (index, part) in message.content.0.into_iter().enumerate() {
         let param = format!("{param}.content[{index}]");
         match part.kind.as_str() {
             "thinking" => {
-                let reasoning = saying.reasoning.get_or_insert_default();
+                let reasoning = builder.reasoning.get_or_insert_default();
                 reasoning.push_str(&part.thinking.unwrap_or_default());
             }
             // Only its vendor can read it, or has what it names.
             "redacted_thinking" | "container_upload" => left_out.add(What::Part, &part.kind),
-            "tool_use" | "server_tool_use" | "mcp_tool_use" => saying.tool_calls.push(ToolCall {
+            "tool_use" | "server_tool_use" | "mcp_tool_use" => builder.tool_calls.push(ToolCall {
                 id: part.id.unwrap_or_default(),
                 name: part.name.unwrap_or_default(),
                 arguments: past_arguments(part.input),
             }),
             kind if kind.ends_with("tool_result") => {
                 // A tool of Anthropic's servers answers within the assistant's message.
-                if kind != "tool_result" && !saying.is_empty() {
-                    let begun = std::mem::replace(&mut saying, Saying::of(role.clone()));
+                if kind != "tool_result" && !builder.is_empty() {
+                    let begun = std::mem::replace(&mut builder, MessageBuilder::of(role.clone()));
                     out.push(begun.finish());
                 }
                 out.push(result(part, &param, left_out)?);
                 answered = true;
             }
-            _ => saying.lines.push(text(part, &param)?),
+            _ => builder.lines.push(text(part, &param)?),
         }
     }
-    if !(answered && saying.is_empty()) {
-        out.push(saying.finish());
+    if !(answered && builder.is_empty()) {
+        out.push(builder.finish());
     }
     Ok(())
 }

@@ -21,7 +21,7 @@ pub(crate) struct MessagesEncoder {
     thinking: bool,
     begun: bool,
     /// The part that is open, and its number.
-    open: Option<Open>,
+    open: Option<OpenPart>,
     next_index: u32,
     stats: ReplyStats,
     finish: Option<FinishReason>,
@@ -29,7 +29,7 @@ pub(crate) struct MessagesEncoder {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Open {
+enum OpenPart {
     Text,
     Thinking,
     Call(u32),
@@ -97,7 +97,7 @@ impl MessagesEncoder {
     /// Makes sure that the open part is this one; returns its number.
     fn open_part(
         &mut self,
-        part: Open,
+        part: OpenPart,
         new: impl FnOnce() -> OutputPart,
         out: &mut SseBuffer,
     ) -> u32 {
@@ -113,7 +113,7 @@ impl MessagesEncoder {
     fn close(&mut self, out: &mut SseBuffer) {
         let Some(open) = self.open.take() else { return };
         let index = self.next_index;
-        if open == Open::Thinking {
+        if open == OpenPart::Thinking {
             // Clients send it back; it is not checked.
             let delta = PartDelta::SignatureDelta { signature: "" };
             send(out, &Event::PartDelta { index, delta });
@@ -128,17 +128,17 @@ impl MessagesEncoder {
             ReplyEvent::Reasoning(text) => {
                 let new =
                     || OutputPart::Thinking { thinking: String::new(), signature: String::new() };
-                let index = self.open_part(Open::Thinking, new, out);
+                let index = self.open_part(OpenPart::Thinking, new, out);
                 let delta = PartDelta::ThinkingDelta { thinking: text };
                 send(out, &Event::PartDelta { index, delta });
             }
             ReplyEvent::Content(text) => {
                 let new = || OutputPart::Text { text: String::new() };
-                let index = self.open_part(Open::Text, new, out);
+                let index = self.open_part(OpenPart::Text, new, out);
                 send(out, &Event::PartDelta { index, delta: PartDelta::TextDelta { text } });
             }
             ReplyEvent::Call { index: call, name, .. } => {
-                self.open_part(Open::Call(*call), || tool_use(name.clone()), out);
+                self.open_part(OpenPart::Call(*call), || tool_use(name.clone()), out);
             }
             ReplyEvent::Arguments { text, .. } => {
                 let index = self.next_index;

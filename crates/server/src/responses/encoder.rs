@@ -9,8 +9,8 @@ use uuid::Uuid;
 
 use super::items::encrypted_content;
 use super::wire::{
-    Event, Incomplete, InputDetails, OfError, OfItem, OfPart, OfResponse, OutputDetails,
-    OutputItem, OutputPart, ResponseError, ResponseObject, ResponsesUsage,
+    ErrorEvent, Event, Incomplete, InputDetails, ItemEvent, OutputDetails, OutputItem, OutputPart,
+    PartEvent, ResponseError, ResponseEvent, ResponseObject, ResponsesUsage,
 };
 use crate::encoder::{Encoder, ResponseHead, call_id};
 use crate::error::ApiError;
@@ -76,7 +76,7 @@ impl ResponsesEncoder {
     fn send_object(&mut self, kind: &'static str, out: &mut SseBuffer) {
         let sequence_number = self.sequence;
         self.sequence += 1;
-        let body = OfResponse { response: &self.object };
+        let body = ResponseEvent { response: &self.object };
         out.event(kind, &Event { kind, sequence_number, body });
     }
 
@@ -102,9 +102,9 @@ impl ResponsesEncoder {
         self.object.output.push(item.clone());
         self.open = true;
         let output_index = self.last();
-        self.send("response.output_item.added", OfItem { output_index, item }, out);
+        self.send("response.output_item.added", ItemEvent { output_index, item }, out);
         if let Some(part) = part {
-            let body = OfPart { part: Some(&part), ..part_of(item.id(), output_index, true) };
+            let body = PartEvent { part: Some(&part), ..part_of(item.id(), output_index, true) };
             self.send("response.content_part.added", body, out);
             self.object.output[output_index].put(part);
         }
@@ -124,7 +124,7 @@ impl ResponsesEncoder {
         let content = part_of(item.id(), output_index, true);
         match &item {
             OutputItem::FunctionCall { arguments, name, .. } => {
-                let body = OfPart {
+                let body = PartEvent {
                     name: Some(name),
                     arguments: Some(arguments),
                     ..part_of(item.id(), output_index, false)
@@ -132,7 +132,8 @@ impl ResponsesEncoder {
                 self.send("response.function_call_arguments.done", body, out);
             }
             OutputItem::CustomToolCall { input, .. } => {
-                let body = OfPart { input: Some(input), ..part_of(item.id(), output_index, false) };
+                let body =
+                    PartEvent { input: Some(input), ..part_of(item.id(), output_index, false) };
                 self.send("response.custom_tool_call_input.done", body, out);
             }
             OutputItem::Reasoning { content: parts, .. }
@@ -140,20 +141,20 @@ impl ResponsesEncoder {
                 let Some(part) = parts.first() else { return };
                 match part {
                     OutputPart::ReasoningText { text } => {
-                        let body = OfPart { text: Some(text), ..content.clone() };
+                        let body = PartEvent { text: Some(text), ..content.clone() };
                         self.send("response.reasoning_text.done", body, out);
                     }
                     OutputPart::OutputText { text, logprobs, .. } => {
                         let (text, logprobs) = (Some(text.as_str()), Some(logprobs.as_slice()));
-                        let body = OfPart { text, logprobs, ..content.clone() };
+                        let body = PartEvent { text, logprobs, ..content.clone() };
                         self.send("response.output_text.done", body, out);
                     }
                 }
-                let body = OfPart { part: Some(part), ..content };
+                let body = PartEvent { part: Some(part), ..content };
                 self.send("response.content_part.done", body, out);
             }
         }
-        self.send("response.output_item.done", OfItem { output_index, item: &item }, out);
+        self.send("response.output_item.done", ItemEvent { output_index, item: &item }, out);
     }
 
     fn write(&mut self, event: &ReplyEvent, out: &mut SseBuffer) {
@@ -204,7 +205,7 @@ impl ResponsesEncoder {
                 if let Some(OutputPart::ReasoningText { text }) = content.first_mut() {
                     text.push_str(delta);
                 }
-                let body = OfPart { delta: Some(delta), ..part_of(&id, output_index, true) };
+                let body = PartEvent { delta: Some(delta), ..part_of(&id, output_index, true) };
                 self.send("response.reasoning_text.delta", body, out);
             }
             (ReplyEvent::Content(delta), OutputItem::Message { content, .. }) => {
@@ -214,17 +215,17 @@ impl ResponsesEncoder {
                     logprobs.extend_from_slice(&news);
                 }
                 let (delta, logprobs) = (Some(delta.as_str()), Some(news.as_slice()));
-                let body = OfPart { delta, logprobs, ..part_of(&id, output_index, true) };
+                let body = PartEvent { delta, logprobs, ..part_of(&id, output_index, true) };
                 self.send("response.output_text.delta", body, out);
             }
             (ReplyEvent::Arguments { text, .. }, OutputItem::FunctionCall { arguments, .. }) => {
                 arguments.push_str(text);
-                let body = OfPart { delta: Some(text), ..part_of(&id, output_index, false) };
+                let body = PartEvent { delta: Some(text), ..part_of(&id, output_index, false) };
                 self.send("response.function_call_arguments.delta", body, out);
             }
             (ReplyEvent::Arguments { text, .. }, OutputItem::CustomToolCall { input, .. }) => {
                 input.push_str(text);
-                let body = OfPart { delta: Some(text), ..part_of(&id, output_index, false) };
+                let body = PartEvent { delta: Some(text), ..part_of(&id, output_index, false) };
                 self.send("response.custom_tool_call_input.delta", body, out);
             }
             _ => {}
@@ -291,8 +292,8 @@ fn text_part(text: String) -> OutputPart {
 }
 
 /// Where an event belongs; all items but calls have one part.
-fn part_of(item_id: &str, output_index: usize, content: bool) -> OfPart<'_> {
-    OfPart {
+fn part_of(item_id: &str, output_index: usize, content: bool) -> PartEvent<'_> {
+    PartEvent {
         item_id,
         output_index,
         content_index: content.then_some(0),
@@ -342,7 +343,7 @@ impl Encoder for ResponsesEncoder {
         self.failed = true;
         let code = error.code.unwrap_or("server_error");
         let (message, param) = (error.message.as_str(), error.param.as_deref());
-        self.send("error", OfError { code: Some(code), message, param }, out);
+        self.send("error", ErrorEvent { code: Some(code), message, param }, out);
         self.close("incomplete", out);
         self.object.status = "failed";
         self.object.error =

@@ -371,20 +371,20 @@ pub struct Event<T> {
 
 /// The reply as a whole.
 #[derive(Debug, Serialize)]
-pub struct OfResponse<'a> {
+pub struct ResponseEvent<'a> {
     pub response: &'a ResponseObject,
 }
 
 /// An item begins or ends.
 #[derive(Debug, Serialize)]
-pub struct OfItem<'a> {
+pub struct ItemEvent<'a> {
     pub output_index: usize,
     pub item: &'a OutputItem,
 }
 
 /// A part of an item: it begins, grows or ends.
 #[derive(Clone, Debug, Serialize)]
-pub struct OfPart<'a> {
+pub struct PartEvent<'a> {
     pub item_id: &'a str,
     pub output_index: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -407,7 +407,7 @@ pub struct OfPart<'a> {
 
 /// The stream failed.
 #[derive(Debug, Serialize)]
-pub struct OfError<'a> {
+pub struct ErrorEvent<'a> {
     pub code: Option<&'a str>,
     pub message: &'a str,
     pub param: Option<&'a str>,
