@@ -1,5 +1,5 @@
-//! How tokens are chosen and when a reply ends. Defaults come from the checkpoint, then from
-//! OpenAI's documentation.
+//! Resolves the fields that requests share: how tokens are chosen, and when a reply ends. Defaults
+//! come from the checkpoint, then from OpenAI's documentation.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -46,42 +46,43 @@ const WORDS_BYTES_MAX: usize = BAD_TOKENS_MAX * 8 / 2;
 const INTERVAL_MAX: i64 = 1024;
 const SALT_CHARS_MAX: usize = 128;
 
+/// Checks every field and fills in the defaults. An error names the field.
 pub(crate) fn resolve(
-    asked: &GenerationFields,
+    fields: &GenerationFields,
     service: &Service,
 ) -> Result<ResolvedParams, ApiError> {
-    if asked.stream_options.is_some() && asked.stream != Some(true) {
+    if fields.stream_options.is_some() && fields.stream != Some(true) {
         let message =
             "stream_options: only a stream has them; set stream to true, or leave them out";
         return Err(ApiError::bad("stream_options", message));
     }
     let vocab = service.admission.caps().vocab_size;
     let n_max = service.config.n_max.min(service.admission.held_max());
-    let n = count("n", asked.n, 1, i64::from(n_max))?.unwrap_or(1);
-    let token_max = count("max_tokens", asked.max_tokens, 0, i64::MAX)?;
+    let n = count("n", fields.n, 1, i64::from(n_max))?.unwrap_or(1);
+    let token_max = count("max_tokens", fields.max_tokens, 0, i64::MAX)?;
     let token_max = token_max.or(service.config.token_max_default).unwrap_or(u32::MAX);
-    let stop_tokens = asked.stop_token_ids.as_deref().unwrap_or_default();
+    let stop_tokens = fields.stop_token_ids.as_deref().unwrap_or_default();
     at_most("stop_token_ids", stop_tokens, TOKENS_MAX)?;
     let stop_tokens = tokens("stop_token_ids", stop_tokens, vocab)?;
-    let sampling = sampling(asked, &service.text, token_max)?;
+    let sampling = sampling(fields, &service.text, token_max)?;
     let mut setup = SlotSetup::new(sampling, 0);
     setup.end_tokens.clone_from(&stop_tokens);
-    if asked.ignore_eos != Some(true) {
+    if fields.ignore_eos != Some(true) {
         setup.end_tokens.extend_from_slice(&service.text.defaults().end_tokens);
     }
-    setup.logit_bias = biases(asked, vocab)?;
-    setup.bad_words = bad_words(asked.bad_words.as_deref().unwrap_or_default(), &service.text)?;
+    setup.logit_bias = biases(fields, vocab)?;
+    setup.bad_words = bad_words(fields.bad_words.as_deref().unwrap_or_default(), &service.text)?;
     let mut submission = Submission::new(Vec::new(), setup, token_max);
-    submission.priority = priority(asked.priority, service.config.allow_priority)?;
-    submission.cache_salt = salt(asked.cache_salt.clone())?;
-    submission.drafts = asked.drafts.unwrap_or(true);
-    let stop = asked.stop.as_ref().map_or(&[][..], |stop| &stop.0);
+    submission.priority = priority(fields.priority, service.config.allow_priority)?;
+    submission.cache_salt = salt(fields.cache_salt.clone())?;
+    submission.drafts = fields.drafts.unwrap_or(true);
+    let stop = fields.stop.as_ref().map_or(&[][..], |stop| &stop.0);
     check_stops("stop", stop, service.config.stop_max)?;
     let reply = ReplyOptions {
         stop: stop.to_vec(),
-        include_stop: asked.include_stop_str_in_output.unwrap_or_default(),
+        include_stop: fields.include_stop_str_in_output.unwrap_or_default(),
         min_tokens: submission.setup.sampling.min_tokens,
-        skip_special: asked.skip_special_tokens.unwrap_or(true),
+        skip_special: fields.skip_special_tokens.unwrap_or(true),
         parallel_calls: true,
         ..ReplyOptions::default()
     };
@@ -93,14 +94,14 @@ pub(crate) fn resolve(
         constraint: None,
         reply,
         stop_tokens,
-        interval: count("stream_interval", asked.stream_interval, 1, INTERVAL_MAX)?.unwrap_or(1),
+        interval: count("stream_interval", fields.stream_interval, 1, INTERVAL_MAX)?.unwrap_or(1),
     };
     Ok(ResolvedParams {
         generation,
-        truncate: truncate(asked)?,
-        prompt_logprobs: alternatives("prompt_logprobs", asked.prompt_logprobs, service)?,
-        token_ids: asked.return_token_ids.unwrap_or_default(),
-        tokens_as_ids: asked.return_tokens_as_token_ids.unwrap_or_default(),
+        truncate: truncate(fields)?,
+        prompt_logprobs: alternatives("prompt_logprobs", fields.prompt_logprobs, service)?,
+        token_ids: fields.return_token_ids.unwrap_or_default(),
+        tokens_as_ids: fields.return_tokens_as_token_ids.unwrap_or_default(),
     })
 }
 
@@ -113,18 +114,18 @@ pub(crate) fn alternatives(
     count(name, asked, 0, i64::from(service.admission.caps().logprobs_max.min(20)))
 }
 
-fn sampling(asked: &GenerationFields, text: &Text, token_max: u32) -> Result<Sampling, ApiError> {
+fn sampling(fields: &GenerationFields, text: &Text, token_max: u32) -> Result<Sampling, ApiError> {
     let defaults = text.defaults();
     let pick = |name, value: Option<f64>, low: f64, high: f64, default: Option<f32>, else_: f32| {
         let value = within(name, value, low, high)?.map(|value| value as f32);
         Ok::<_, ApiError>(value.or(default).unwrap_or(else_))
     };
-    let top_p = pick("top_p", asked.top_p, 0.0, 1.0, defaults.top_p, 1.0)?;
-    if asked.top_p == Some(0.0) {
+    let top_p = pick("top_p", fields.top_p, 0.0, 1.0, defaults.top_p, 1.0)?;
+    if fields.top_p == Some(0.0) {
         return Err(outside("top_p", &0, "above 0 and at most 1"));
     }
-    let top_k = within("top_k", asked.top_k, -1, i64::from(i32::MAX))?;
-    let min_tokens = count("min_tokens", asked.min_tokens, 0, i64::MAX)?.unwrap_or_default();
+    let top_k = within("top_k", fields.top_k, -1, i64::from(i32::MAX))?;
+    let min_tokens = count("min_tokens", fields.min_tokens, 0, i64::MAX)?.unwrap_or_default();
     if min_tokens > token_max {
         let message = format!(
             "min_tokens: {min_tokens} is more than the reply may have, which is {token_max}; raise \
@@ -133,21 +134,21 @@ fn sampling(asked: &GenerationFields, text: &Text, token_max: u32) -> Result<Sam
         return Err(ApiError::bad("min_tokens", message));
     }
     Ok(Sampling {
-        seed: asked.seed.map_or_else(random_seed, |seed| seed as u64),
-        temperature: pick("temperature", asked.temperature, 0.0, 2.0, defaults.temperature, 1.0)?,
+        seed: fields.seed.map_or_else(random_seed, |seed| seed as u64),
+        temperature: pick("temperature", fields.temperature, 0.0, 2.0, defaults.temperature, 1.0)?,
         // Smaller ones are no f32.
         top_p: top_p.max(f32::MIN_POSITIVE),
-        min_p: pick("min_p", asked.min_p, 0.0, 1.0, defaults.min_p, 0.0)?,
+        min_p: pick("min_p", fields.min_p, 0.0, 1.0, defaults.min_p, 0.0)?,
         repetition_penalty: pick(
             "repetition_penalty",
-            asked.repetition_penalty,
+            fields.repetition_penalty,
             0.01,
             10.0,
             defaults.repetition_penalty,
             1.0,
         )?,
-        presence_penalty: penalty("presence_penalty", asked.presence_penalty)?,
-        frequency_penalty: penalty("frequency_penalty", asked.frequency_penalty)?,
+        presence_penalty: penalty("presence_penalty", fields.presence_penalty)?,
+        frequency_penalty: penalty("frequency_penalty", fields.frequency_penalty)?,
         top_k: top_k.map_or(defaults.top_k.unwrap_or(0), |top_k| top_k.max(0) as u32),
         min_tokens,
     })
@@ -175,9 +176,9 @@ fn vocabulary(vocab: u32) -> String {
     format!("a token id between 0 and {}", vocab - 1)
 }
 
-fn biases(asked: &GenerationFields, vocab: u32) -> Result<Vec<(TokenId, f32)>, ApiError> {
+fn biases(fields: &GenerationFields, vocab: u32) -> Result<Vec<(TokenId, f32)>, ApiError> {
     let none = BTreeMap::new();
-    let wanted = asked.logit_bias.as_ref().unwrap_or(&none);
+    let wanted = fields.logit_bias.as_ref().unwrap_or(&none);
     let mut biases = Vec::with_capacity(wanted.len());
     if wanted.len() > TOKENS_MAX {
         let message =
@@ -191,7 +192,7 @@ fn biases(asked: &GenerationFields, vocab: u32) -> Result<Vec<(TokenId, f32)>, A
         within(&name, Some(*bias), -100.0, 100.0)?;
         biases.push((token, *bias as f32));
     }
-    let Some(allowed) = &asked.allowed_token_ids else { return Ok(biases) };
+    let Some(allowed) = &fields.allowed_token_ids else { return Ok(biases) };
     at_most("allowed_token_ids", allowed, vocab as usize)?;
     let allowed = tokens("allowed_token_ids", allowed, vocab)?;
     let allowed: BTreeSet<_> = allowed.into_iter().collect();
@@ -269,8 +270,8 @@ pub(crate) fn salt(salt: Option<String>) -> Result<String, ApiError> {
     }
 }
 
-fn truncate(asked: &GenerationFields) -> Result<Option<Truncate>, ApiError> {
-    let right = match asked.truncation_side.as_deref() {
+fn truncate(fields: &GenerationFields) -> Result<Option<Truncate>, ApiError> {
+    let right = match fields.truncation_side.as_deref() {
         None | Some("left") => false,
         Some("right") => true,
         Some(other) => {
@@ -278,7 +279,7 @@ fn truncate(asked: &GenerationFields) -> Result<Option<Truncate>, ApiError> {
             return Err(ApiError::bad("truncation_side", message));
         }
     };
-    let keep = match asked.truncate_prompt_tokens {
+    let keep = match fields.truncate_prompt_tokens {
         None => return Ok(None),
         Some(-1) => None,
         Some(keep) => {
