@@ -14,8 +14,7 @@ use kilotok_abi::{Sampling, TokenId};
 use kilotok_engine::{
     Caps, Engine, EngineError, PageGroup, PageKind, SlotSetup, StepId, StepOutput, StepPlan,
 };
-use kilotok_generation::Metrics;
-use kilotok_generation::{Admission, AdmissionOptions, Ask};
+use kilotok_generation::{Admission, AdmissionOptions, Metrics, ReplyRequest};
 use kilotok_sched::{Cost, Limits, Scheduler, Submission};
 use kilotok_testkit::{ScriptedEngine, Skill};
 
@@ -186,8 +185,8 @@ async fn client(admission: Admission, client: u64, drafts: bool, over: Arc<Atomi
         let request =
             ReplyRequest { request_id: format!("{client}-{turn}"), submission, grammar: None };
         let mut stream = admission.submit(request).await.expect("there is room for all");
-        while let Some(update) = stream.next().await {
-            token_count += update.tokens.len() as u64;
+        while let Some(increment) = stream.next().await {
+            token_count += increment.tokens.len() as u64;
             // Some hang up early.
             if (client + turn).is_multiple_of(16) && token_count.is_multiple_of(7) {
                 break;

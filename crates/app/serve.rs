@@ -11,8 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use kilotok_generation::Metrics;
-use kilotok_generation::{Admission, AdmissionOptions};
+use kilotok_generation::{Admission, AdmissionOptions, Metrics};
 use kilotok_server::{Hosts, ServerConfig, Service, serve};
 use kilotok_text::{Grammars, Text};
 use tracing_subscriber::EnvFilter;

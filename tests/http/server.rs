@@ -9,8 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use kilotok_engine::{Caps, Engine};
-use kilotok_generation::{Admission, Metrics};
-use kilotok_generation::{AdmissionOptions, Clock};
+use kilotok_generation::{Admission, AdmissionOptions, Clock, Metrics};
 use kilotok_sched::{Cost, Limits};
 use kilotok_server::{ServeError, ServerConfig, Service, serve};
 use kilotok_testkit::{ScriptedEngine, Skill, Voice, parrot};
