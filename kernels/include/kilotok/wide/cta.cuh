@@ -26,6 +26,12 @@ constexpr int ROW_TILES = ROWS / 16;
 // The most tokens that it multiplies them with.
 constexpr int TOKENS = 128;
 
+// The largest divisor of a number that is at most another.
+__host__ __device__ constexpr int divisor(int number, int most) {
+  while (number % most != 0) most--;
+  return most;
+}
+
 // Calls `f` with the constant of the columns that so many tokens take, of 1 to TOKENS: fewer
 // columns are faster, where the weights' bytes count.
 template <class F>

@@ -93,46 +93,67 @@ struct ExpertsShared {
   RunList<EXPERTS> list;
 };
 
+// The work of a matrix of every expert: its runs, each with so many row groups at a time.
+template <class M, int GROUPS, int EXPERTS>
+struct ExpertsWork {
+  static constexpr int EACH = ceil_div(MatrixWork<M>::ROW_GROUPS, GROUPS);
+  const RunList<EXPERTS>& list;
+
+  __device__ __forceinline__ int count() const { return list.count() * EACH; }
+  __device__ __forceinline__ RowRun run(int item) const { return list.run(item / EACH); }
+  __device__ __forceinline__ int first_row(const RowRun& run) const {
+    return static_cast<int>(list.first_rows[run.expert]) + run.first;
+  }
+  static __device__ __forceinline__ RowGroups groups(int item) {
+    const int first = item % EACH * GROUPS;
+    return {first, smaller(first + GROUPS, MatrixWork<M>::ROW_GROUPS)};
+  }
+};
+
 // All threads of all CTAs: a matrix of every expert times its rows, which `operand` has. `use(row,
 // row tile, rows there, lane, values)`: the row is the first of eight.
-template <class M, Order ORDER, int EXPERTS, class Use>
+template <class M, Order ORDER, int GROUPS, int EXPERTS, class Use>
 __device__ __forceinline__ void multiply_experts(ExpertsShared<EXPERTS>& shared,
                                                  const Routes& routes, uint64_t weights,
                                                  const Operand& operand, Use use) {
   if (threadIdx.x == 0) TokenRing(shared.ring).init();
   shared.list.make(routes);
-  const RunList<EXPERTS>& list = shared.list;
-  constexpr int ROW_GROUPS = MatrixWork<M>::ROW_GROUPS;
-  const int count = list.count() * ROW_GROUPS;
-  with_roles(
-      [&] {
-        TokenRing ring(shared.ring);
+  const ExpertsWork<M, GROUPS, EXPERTS> work = {shared.list};
+  const int count = work.count();
+  const auto consume = [&] {
+    TokenRing ring(shared.ring);
 #pragma unroll 1
-        for (int item = ptx::cta_index(); item < count; item += GRID) {
-          const RowRun run = list.run(item / ROW_GROUPS);
-          const char* matrix = at<const char>(weights) + run.expert * M::BYTES;
-          const int row = list.first_rows[run.expert] + run.first;
-          with_columns(run.count, [&](auto columns) {
-            multiply_rows<M, decltype(columns)::value, ORDER>(
-                ring, shared.totals, matrix, item % ROW_GROUPS,
-                [&](int row_tile, int tile, int lane, const float4& values) {
-                  const int in_run = tile * TILE_TOKENS;
-                  if (in_run < run.count)
-                    use(row + in_run, row_tile, run.count - in_run, lane, values);
-                });
-          });
-        }
-      },
-      [&] {
-        TokenRing ring(shared.ring);
-#pragma unroll 1
-        for (int item = ptx::cta_index(); item < count; item += GRID) {
-          const RowRun run = list.run(item / ROW_GROUPS);
-          produce_tokens<M, ORDER>(ring, operand, list.first_rows[run.expert] + run.first,
-                                   run.count);
-        }
+    for (int item = ptx::cta_index(); item < count; item += GRID) {
+      const RowRun run = work.run(item);
+      const int row = work.first_row(run);
+      const char* matrix = at<const char>(weights) + run.expert * M::BYTES;
+      with_columns(run.count, [&](auto columns) {
+        multiply_rows<M, decltype(columns)::value, ORDER, (GROUPS > 1)>(
+            ring, shared.totals, matrix, work.groups(item),
+            [&](int row_tile, int tile, int lane, const float4& values) {
+              const int in_run = tile * TILE_TOKENS;
+              if (in_run < run.count)
+                use(row + in_run, row_tile, run.count - in_run, lane, values);
+            });
       });
+    }
+  };
+  const auto produce = [&] {
+    TokenRing ring(shared.ring);
+#pragma unroll 1
+    for (int item = ptx::cta_index(); item < count; item += GRID) {
+      const RowRun run = work.run(item);
+      const RowGroups groups = work.groups(item);
+      for (int group = groups.first; group < groups.end; group++)
+        produce_tokens<M, ORDER>(ring, operand, work.first_row(run), run.count);
+    }
+  };
+  with_roles(consume, produce);
 }
+
+// Row groups of down that a CTA multiplies one after the other: each has few columns, and weights
+// of the next come while one ends.
+constexpr int DOWN_GROUPS = 8;
 
 template <int KIND, int EXPERTS>
 __device__ __forceinline__ void gate_up(ExpertsShared<EXPERTS>& shared,
@@ -140,7 +161,7 @@ __device__ __forceinline__ void gate_up(ExpertsShared<EXPERTS>& shared,
   using M = GateUpMatrix<KIND>;
   constexpr FeedForward F = FEED_FORWARDS[KIND];
   const float2* factors = at<const float2>(memory.routes.factors);
-  multiply_experts<M, Order::Parts>(
+  multiply_experts<M, Order::Parts, 1>(
       shared, memory.routes, memory.gate_up, {at<const char>(memory.gathered), memory.capacity},
       [&](int first, int row_tile, int rows, int lane, const float4& v) {
         const int value = row_tile * 8 + lane / 4;
@@ -163,7 +184,7 @@ template <int KIND, int EXPERTS>
 __device__ __forceinline__ void down(ExpertsShared<EXPERTS>& shared,
                                      const ExpertsMemory& memory) {
   using M = DownMatrix<KIND>;
-  multiply_experts<M, Order::Chain>(
+  multiply_experts<M, Order::Chain, DOWN_GROUPS>(
       shared, memory.routes, memory.down, {at<const char>(memory.inner), memory.capacity},
       [&](int first, int row_tile, int rows, int lane, const float4& v) {
         const int column = row_tile * 16 + lane / 4, i = lane % 4 * 2;
@@ -177,19 +198,29 @@ __device__ __forceinline__ void down(ExpertsShared<EXPERTS>& shared,
       });
 }
 
-// All threads of all CTAs, SORTERS each.
+// All threads of all CTAs, SORTERS each. Four columns at a time.
 template <int KIND>
 __device__ __forceinline__ void combine(const ExpertsMemory& memory) {
-  constexpr int TOP_K = FEED_FORWARDS[KIND].top_k;
-  for (int token = ptx::cta_index(); token < memory.routes.tokens; token += GRID) {
+  constexpr int TOP_K = FEED_FORWARDS[KIND].top_k, FOURS = HIDDEN / 4;
+  static_assert(HIDDEN % 4 == 0, "columns come four at a time");
+  const int count = memory.routes.tokens * FOURS;
+  for (int i = ptx::cta_index() * SORTERS + threadIdx.x; i < count; i += GRID * SORTERS) {
+    const int token = i / FOURS;
     const uint32_t* rows = at<const uint32_t>(memory.routes.rows) + token * TOP_K;
-    for (int column = threadIdx.x; column < HIDDEN; column += SORTERS) {
-      float sum = 0;
+    float4 products[TOP_K];
 #pragma unroll
-      for (int place = 0; place < TOP_K; place++)
-        sum += at<const float>(memory.products)[static_cast<size_t>(rows[place]) * HIDDEN + column];
-      at<float>(memory.sums)[static_cast<size_t>(token) * HIDDEN + column] = sum;
+    for (int place = 0; place < TOP_K; place++)
+      products[place] = at<const float4>(
+          memory.products)[static_cast<size_t>(rows[place]) * FOURS + i % FOURS];
+    float4 sum = products[0];
+#pragma unroll
+    for (int place = 1; place < TOP_K; place++) {
+      sum.x += products[place].x;
+      sum.y += products[place].y;
+      sum.z += products[place].z;
+      sum.w += products[place].w;
     }
+    at<float4>(memory.sums)[i] = sum;
   }
 }
 

@@ -64,6 +64,18 @@ __device__ __forceinline__ uint64_t tokens_at(uint64_t tokens, int column) {
   return ptx::wgmma_operand_at(tokens, column / TILE_TOKENS * TILE_BYTES);
 }
 
+// Begins COUNT pieces, two of which are under way at most, and settles each of them: `settle(piece,
+// slot, pending)`, where so many are still under way.
+template <int COUNT, class Begin, class Settle>
+__device__ __forceinline__ void in_pieces(Begin begin, Settle settle) {
+#pragma unroll
+  for (int piece = 0; piece < COUNT; piece++) {
+    begin(piece, piece % 2);
+    if (piece > 0) settle(piece - 1, 1 - piece % 2, Constant<1>{});
+  }
+  settle(COUNT - 1, (COUNT - 1) % 2, Constant<0>{});
+}
+
 template <int COLUMNS>
 struct Products<Format::Bf16, COLUMNS> {
   static __device__ __forceinline__ void add(float (&acc)[COLUMNS / 2],
@@ -80,17 +92,34 @@ struct Products<Format::Bf16, COLUMNS> {
   }
 };
 
-// A piece is up to 32 columns of B.
+// A piece is a chunk times up to 32 columns of B.
 template <int COLUMNS>
 struct Products<Format::Fp8, COLUMNS> {
   using C = Chunk<Format::Fp8>;
-  static constexpr int WIDTH = COLUMNS > 32 ? 32 : COLUMNS / 2, PIECES = COLUMNS / WIDTH;
-  // By pair of steps.
-  using PieceSums = float[2][WIDTH / 2];
+  static constexpr int WIDTH = smaller(COLUMNS, 32);
 
   static __device__ __forceinline__ void add(float (&acc)[COLUMNS / 2], const C& chunk,
                                              uint64_t tokens) {
     uint32_t a[4][4];
+    decode(chunk, a);
+    // By pair of steps.
+    float sums[2][2][WIDTH / 2];
+    const auto begin = [&](int piece, int slot) {
+      multiply(sums[slot], a, tokens_at(tokens, piece * WIDTH));
+    };
+    const auto settle = [&](int piece, int slot, auto pending) {
+      ptx::wgmma_wait<decltype(pending)::value>(sums[slot][0]);
+      ptx::wgmma_wait<decltype(pending)::value>(sums[slot][1]);
+#pragma unroll
+      for (int i = 0; i < WIDTH / 2; i++)
+        acc[piece * (WIDTH / 2) + i] +=
+            (sums[slot][0][i] + sums[slot][1][i]) * chunk.scales[i % 4 / 2];
+    };
+    in_pieces<COLUMNS / WIDTH>(begin, settle);
+  }
+
+ private:
+  static __device__ __forceinline__ void decode(const C& chunk, uint32_t (&a)[4][4]) {
 #pragma unroll
     for (int step = 0; step < 4; step++) {
       const uint4& w = chunk.pairs[step / 2];
@@ -100,18 +129,10 @@ struct Products<Format::Fp8, COLUMNS> {
       a[step][2] = C::first(high);
       a[step][3] = C::second(high);
     }
-    PieceSums sums[2];
-#pragma unroll
-    for (int piece = 0; piece < PIECES; piece++) {
-      begin(sums[piece % 2], a, tokens_at(tokens, piece * WIDTH));
-      if (piece > 0) settle<1>(acc, sums[1 - piece % 2], piece - 1, chunk);
-    }
-    settle<0>(acc, sums[(PIECES - 1) % 2], PIECES - 1, chunk);
   }
 
- private:
-  static __device__ __forceinline__ void begin(PieceSums& sums, const uint32_t (&a)[4][4],
-                                               uint64_t tokens) {
+  static __device__ __forceinline__ void multiply(float (&sums)[2][WIDTH / 2],
+                                                  const uint32_t (&a)[4][4], uint64_t tokens) {
     ptx::wgmma_fence();
 #pragma unroll
     for (int half = 0; half < 2; half++)
@@ -123,65 +144,48 @@ struct Products<Format::Fp8, COLUMNS> {
       }
     ptx::wgmma_commit();
   }
-
-  template <int PENDING>
-  static __device__ __forceinline__ void settle(float (&acc)[COLUMNS / 2], PieceSums& sums,
-                                                int piece, const C& chunk) {
-    ptx::wgmma_wait<PENDING>(sums[0]);
-    ptx::wgmma_wait<PENDING>(sums[1]);
-#pragma unroll
-    for (int i = 0; i < WIDTH / 2; i++)
-      acc[piece * (WIDTH / 2) + i] += (sums[0][i] + sums[1][i]) * chunk.scales[i % 4 / 2];
-  }
 };
 
 // A piece is a group of 32 columns of the matrix, times up to 64 columns of B.
 template <int COLUMNS>
 struct Products<Format::Mxfp4, COLUMNS> {
   using C = Chunk<Format::Mxfp4>;
-  static constexpr int HALVES = COLUMNS > 64 ? 2 : 1, WIDTH = COLUMNS / HALVES;
-  static constexpr int PIECES = 2 * HALVES;
-  using PieceSums = float[WIDTH / 2];
+  static constexpr int WIDTH = smaller(COLUMNS, 64), PARTS = COLUMNS / WIDTH;
 
   static __device__ __forceinline__ void add(float (&acc)[COLUMNS / 2], const C& chunk,
                                              uint64_t tokens) {
     // By group and step.
     uint32_t a[2][2][4];
-    PieceSums sums[2];
-#pragma unroll
-    for (int piece = 0; piece < PIECES; piece++) {
-      const int group = piece / HALVES;
-      if (piece % HALVES == 0)
+    float sums[2][WIDTH / 2];
+    const auto begin = [&](int piece, int slot) {
+      const int group = piece / PARTS;
+      if (piece % PARTS == 0)
         C::decode(group == 0 ? chunk.words.x : chunk.words.z,
                   group == 0 ? chunk.words.y : chunk.words.w, a[group][0], a[group][1]);
-      begin(sums[piece % 2], a[group],
-            ptx::wgmma_operand_at(tokens_at(tokens, piece % HALVES * WIDTH),
-                                  group * 2 * STEP_OFFSET));
-      if (piece > 0) settle<1>(acc, sums[1 - piece % 2], piece - 1, chunk);
-    }
-    settle<0>(acc, sums[1], PIECES - 1, chunk);
+      multiply(sums[slot], a[group],
+               ptx::wgmma_operand_at(tokens_at(tokens, piece % PARTS * WIDTH),
+                                     group * 2 * STEP_OFFSET));
+    };
+    const auto settle = [&](int piece, int slot, auto pending) {
+      ptx::wgmma_wait<decltype(pending)::value>(sums[slot]);
+      const int group = piece / PARTS;
+      const float scales[2] = {chunk.scale(group), chunk.scale(2 + group)};
+#pragma unroll
+      for (int i = 0; i < WIDTH / 2; i++)
+        acc[piece % PARTS * (WIDTH / 2) + i] += sums[slot][i] * scales[i % 4 / 2];
+    };
+    in_pieces<2 * PARTS>(begin, settle);
   }
 
  private:
-  static __device__ __forceinline__ void begin(PieceSums& sums, const uint32_t (&a)[2][4],
-                                               uint64_t tokens) {
+  static __device__ __forceinline__ void multiply(float (&sums)[WIDTH / 2],
+                                                  const uint32_t (&a)[2][4], uint64_t tokens) {
     ptx::wgmma_fence();
 #pragma unroll
     for (int step = 0; step < 2; step++)
       ptx::wgmma<WIDTH>(sums, a[step], ptx::wgmma_operand_at(tokens, step * STEP_OFFSET),
                         step > 0);
     ptx::wgmma_commit();
-  }
-
-  template <int PENDING>
-  static __device__ __forceinline__ void settle(float (&acc)[COLUMNS / 2], PieceSums& sums,
-                                                int piece, const C& chunk) {
-    ptx::wgmma_wait<PENDING>(sums);
-    const int group = piece / HALVES;
-    const float scales[2] = {chunk.scale(group), chunk.scale(2 + group)};
-#pragma unroll
-    for (int i = 0; i < WIDTH / 2; i++)
-      acc[piece % HALVES * (WIDTH / 2) + i] += sums[i] * scales[i % 4 / 2];
   }
 };
 
@@ -190,14 +194,40 @@ struct TotalMemory {
   float4 totals[TOKENS / TILE_TOKENS][CONSUMERS];
 };
 
-// The largest divisor of a number that is at most another.
-__host__ __device__ constexpr int divisor(int number, int most) {
-  while (number % most != 0) most--;
-  return most;
-}
+// Row groups of a matrix that a CTA multiplies one after the other with the same tokens.
+struct RowGroups {
+  int first, end;
+};
 
-// A warp's row tile times the tokens of the ring's next stages, of so many columns.
-template <class M, int COLUMNS, Order ORDER>
+// The weights of a warp in the order in which it multiplies them, of one row group or of MANY.
+template <class M, Order ORDER, bool MANY>
+struct WeightsWalk {
+  const char *matrix, *from;
+  int group, end;
+  ChunkWalk<M, ORDER> walk;
+
+  __device__ __forceinline__ WeightsWalk(const char* weights, const RowGroups& groups)
+      : matrix(weights), group(groups.first), end(groups.end) {
+    begin_group();
+  }
+  // Beyond the last row tile it is that one again: all warps of a warpgroup multiply.
+  __device__ __forceinline__ void begin_group() {
+    const int tile = group * ROW_TILES + static_cast<int>(threadIdx.x) / 32;
+    from = row_tile<M>(matrix, smaller(tile, MATRIX_TILES<M> - 1));
+  }
+  // Loads the next chunk, if there is one.
+  __device__ __forceinline__ void load(Chunk<M::FORMAT>& chunk) {
+    if (!walk.has()) return;
+    chunk.load(from + walk.offset(), threadIdx.x % 32);
+    walk.next();
+    if (!MANY || walk.has() || ++group == end) return;
+    walk = {};
+    begin_group();
+  }
+};
+
+// A warp's row tiles times the tokens of the ring's next stages, of so many columns.
+template <class M, int COLUMNS, Order ORDER, bool MANY>
 struct Multiplier {
   using Walk = ChunkWalk<M, ORDER>;
   using C = Chunk<M::FORMAT>;
@@ -205,14 +235,18 @@ struct Multiplier {
   static constexpr int AHEAD =
       divisor(Walk::INNER, M::FORMAT == Format::Bf16 || COLUMNS > 64 ? 4 : 8);
 
-  // `weights` is where the row tile's chunks begin.
-  static __device__ __forceinline__ void multiply(TokenRing& ring, TotalMemory& memory,
-                                                  const char* weights, int lane,
-                                                  float (&acc)[COLUMNS / 2]) {
-    C ahead[AHEAD];
-    Walk later;
+  C ahead[AHEAD];
+  WeightsWalk<M, ORDER, MANY> weights;
+
+  __device__ __forceinline__ Multiplier(const char* matrix, const RowGroups& groups)
+      : weights(matrix, groups) {
 #pragma unroll
-    for (int i = 0; i < AHEAD; i++) bring(ahead[i], weights, lane, later);
+    for (int i = 0; i < AHEAD; i++) weights.load(ahead[i]);
+  }
+
+  // Multiplies the next row tile.
+  __device__ __forceinline__ void multiply(TokenRing& ring, TotalMemory& memory,
+                                           float (&acc)[COLUMNS / 2]) {
 #pragma unroll 1
     for (int outer = 0; outer < Walk::OUTER; outer++) {
       if (outer == 0 || Walk::BY_PART)
@@ -223,8 +257,8 @@ struct Multiplier {
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
           Products<M::FORMAT, COLUMNS>::add(acc, ahead[i], ring.take());
-          ring.release(lane);
-          bring(ahead[i], weights, lane, later);
+          ring.release(threadIdx.x % 32);
+          weights.load(ahead[i]);
         }
       }
       if constexpr (Walk::BY_PART) end_part(memory, outer, acc);
@@ -232,50 +266,45 @@ struct Multiplier {
   }
 
  private:
-  // Behind the last chunk it is that one again.
-  static __device__ __forceinline__ void bring(C& chunk, const char* weights, int lane,
-                                               Walk& later) {
-    if (!later.has()) return;
-    chunk.load(weights + later.offset(), lane);
-    later.next();
-  }
-
   // Adds a part to those before it. Of the last one all that there is stays in registers.
   static __device__ __forceinline__ void end_part(TotalMemory& memory, int part,
                                                   float (&acc)[COLUMNS / 2]) {
 #pragma unroll
     for (int tile = 0; tile < COLUMNS / TILE_TOKENS; tile++) {
       float4& total = memory.totals[tile][threadIdx.x];
-      float(&own)[COLUMNS / 2] = acc;
       if (part > 0) {
         const float4 before = total;
-        own[tile * 4] = before.x + own[tile * 4];
-        own[tile * 4 + 1] = before.y + own[tile * 4 + 1];
-        own[tile * 4 + 2] = before.z + own[tile * 4 + 2];
-        own[tile * 4 + 3] = before.w + own[tile * 4 + 3];
+        acc[tile * 4] = before.x + acc[tile * 4];
+        acc[tile * 4 + 1] = before.y + acc[tile * 4 + 1];
+        acc[tile * 4 + 2] = before.z + acc[tile * 4 + 2];
+        acc[tile * 4 + 3] = before.w + acc[tile * 4 + 3];
       }
       if (part + 1 < Walk::PARTS)
-        total = make_float4(own[tile * 4], own[tile * 4 + 1], own[tile * 4 + 2],
-                            own[tile * 4 + 3]);
+        total = make_float4(acc[tile * 4], acc[tile * 4 + 1], acc[tile * 4 + 2],
+                            acc[tile * 4 + 3]);
     }
   }
 };
 
-// Consumers: a row group times COLUMNS columns. `use(row tile, tile, lane, values)` gets what the
-// narrow pass's `use` gets: rows g and g + 8 of tokens 2q and 2q + 1.
-template <class M, int COLUMNS, Order ORDER = Order::Parts, class Use>
+// Consumers: row groups times COLUMNS columns, MANY or one. `use(row tile, tile, lane, values)`
+// gets what the narrow pass's `use` gets: rows g and g + 8 of tokens 2q and 2q + 1.
+template <class M, int COLUMNS, Order ORDER, bool MANY, class Use>
 __device__ __forceinline__ void multiply_rows(TokenRing& ring, TotalMemory& memory,
-                                               const char* weights, int row_group, Use use) {
-  const int lane = threadIdx.x % 32, tile = row_group * ROW_TILES + threadIdx.x / 32;
-  float sums[COLUMNS / 2];
-  // Beyond the last row tile it is that one again: all warps of a warpgroup multiply.
-  Multiplier<M, COLUMNS, ORDER>::multiply(
-      ring, memory, row_tile<M>(weights, smaller(tile, MATRIX_TILES<M> - 1)), lane, sums);
-  if (tile >= MATRIX_TILES<M>) return;
+                                              const char* weights, const RowGroups& groups,
+                                              Use use) {
+  Multiplier<M, COLUMNS, ORDER, MANY> multiplier(weights, groups);
+  int group = groups.first;
+#pragma unroll 1
+  do {
+    float sums[COLUMNS / 2];
+    multiplier.multiply(ring, memory, sums);
+    const int tile = group * ROW_TILES + static_cast<int>(threadIdx.x) / 32;
+    if (tile >= MATRIX_TILES<M>) continue;
 #pragma unroll
-  for (int i = 0; i < COLUMNS / TILE_TOKENS; i++)
-    use(tile, i, lane,
-        make_float4(sums[i * 4], sums[i * 4 + 1], sums[i * 4 + 2], sums[i * 4 + 3]));
+    for (int i = 0; i < COLUMNS / TILE_TOKENS; i++)
+      use(tile, i, static_cast<int>(threadIdx.x) % 32,
+          make_float4(sums[i * 4], sums[i * 4 + 1], sums[i * 4 + 2], sums[i * 4 + 3]));
+  } while (MANY && ++group < groups.end);
 }
 
 // The work of a matrix times so many tokens: every row group with every TOKENS of them, row groups
@@ -288,7 +317,9 @@ struct MatrixWork {
   __device__ __forceinline__ int count() const {
     return ceil_div(token_count, TOKENS) * ROW_GROUPS;
   }
-  __device__ __forceinline__ int row_group(int item) const { return item % ROW_GROUPS; }
+  __device__ __forceinline__ RowGroups groups(int item) const {
+    return {item % ROW_GROUPS, item % ROW_GROUPS + 1};
+  }
   __device__ __forceinline__ int first_token(int item) const { return item / ROW_GROUPS * TOKENS; }
   __device__ __forceinline__ int tokens(int item) const {
     return smaller(token_count - first_token(item), TOKENS);
@@ -305,8 +336,8 @@ __device__ __forceinline__ void multiply(TokenRing& ring, TotalMemory& memory,
   for (int item = first; item < work.count(); item += GRID) {
     const int token = work.first_token(item);
     with_columns(work.tokens(item), [&](auto columns) {
-      multiply_rows<M, decltype(columns)::value>(
-          ring, memory, weights, work.row_group(item),
+      multiply_rows<M, decltype(columns)::value, Order::Parts, false>(
+          ring, memory, weights, work.groups(item),
           [&](int row, int tile, int lane, const float4& values) {
             use(row, token + tile * TILE_TOKENS, lane, values);
           });

@@ -11,8 +11,8 @@
 
 namespace kilotok::wide {
 
-// Threads of the kernels that sort and gather.
-constexpr int SORTERS = 256;
+// Threads of the kernels that sort, gather and sum: as many as keep the memory busy.
+constexpr int SORTERS = 1024;
 // In place of a choice, that a row is only there to make tiles whole.
 constexpr uint32_t NO_CHOICE = ~0u;
 
@@ -122,26 +122,32 @@ __device__ __forceinline__ void sort_choices(const Routes& routes,
 }
 
 // All threads of all CTAs, SORTERS each: tokens by row as an operand, from `[tokens][HIDDEN]`.
-// A warp copies a tile of eight rows, of each four pieces of 16 bytes at a time.
+// A warp copies of eight rows a run of columns, of each row four pieces of 16 bytes at a time.
 template <int KIND>
 __device__ __forceinline__ void gather_rows(const Routes& routes, const uint16_t* normed,
                                             char* operand, int capacity) {
   constexpr FeedForward F = FEED_FORWARDS[KIND];
-  const int lane = threadIdx.x % 32, row_in_tile = lane % TILE_TOKENS;
-  const int column = lane / TILE_TOKENS * PIECE_COLUMNS;
-  const int tiles =
-      static_cast<int>(at<const uint32_t>(routes.first_rows)[F.experts]) / TILE_TOKENS;
   constexpr int WARPS = SORTERS / 32, AT_ONCE = 32 / TILE_TOKENS * PIECE_COLUMNS;
-  for (int tile = ptx::cta_index() * WARPS + threadIdx.x / 32; tile < tiles;
-       tile += GRID * WARPS) {
-    const int row = tile * TILE_TOKENS + row_in_tile;
+  constexpr int LOADS = divisor(ceil_div(HIDDEN, AT_ONCE), 8);
+  constexpr int RUNS = ceil_div(HIDDEN, AT_ONCE) / LOADS;
+  const int lane = threadIdx.x % 32, warp = ptx::cta_index() * WARPS + threadIdx.x / 32;
+  const int count =
+      static_cast<int>(at<const uint32_t>(routes.first_rows)[F.experts]) / TILE_TOKENS * RUNS;
+  for (int i = warp; i < count; i += GRID * WARPS) {
+    const int row = i / RUNS * TILE_TOKENS + lane % TILE_TOKENS;
+    const int column = i % RUNS * (LOADS * AT_ONCE) + lane / TILE_TOKENS * PIECE_COLUMNS;
     const uint32_t choice = at<const uint32_t>(routes.choices)[row];
     if (choice == NO_CHOICE) continue;
     const uint16_t* from = normed + static_cast<size_t>(choice / F.top_k) * HIDDEN + column;
-#pragma unroll 4
-    for (int first = 0; first + column < HIDDEN; first += AT_ONCE)
-      *reinterpret_cast<uint4*>(operand + operand_place(row, first + column, capacity)) =
-          *reinterpret_cast<const uint4*>(from + first);
+    uint4 pieces[LOADS];
+#pragma unroll
+    for (int j = 0; j < LOADS; j++)
+      if (column + j * AT_ONCE < HIDDEN) pieces[j] = ptx::load_weights(from + j * AT_ONCE);
+#pragma unroll
+    for (int j = 0; j < LOADS; j++)
+      if (column + j * AT_ONCE < HIDDEN)
+        *reinterpret_cast<uint4*>(operand + operand_place(row, column + j * AT_ONCE, capacity)) =
+            pieces[j];
   }
 }
 
