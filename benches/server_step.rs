@@ -16,7 +16,7 @@ use kilotok_engine::{
 };
 use kilotok_generation::{Admission, AdmissionOptions, Metrics, ReplyRequest};
 use kilotok_sched::{Cost, Limits, Scheduler, Submission};
-use kilotok_testkit::{ScriptedEngine, Skill};
+use kilotok_testkit::{DraftAccuracy, ScriptedEngine};
 
 const ROWS: u32 = 64;
 const CLIENTS: u64 = 256;
@@ -87,7 +87,7 @@ impl Watched {
             room
         };
         Self {
-            inner: ScriptedEngine::new(caps(), Skill::Percent(80)),
+            inner: ScriptedEngine::new(caps(), DraftAccuracy::Percent(80)),
             idle_since: None,
             times: Arc::new(Mutex::new(Times { full: room(), any: room() })),
             step_count: Arc::default(),

@@ -1,6 +1,6 @@
 #!/bin/sh
 # SGLang's router (`pip install sglang-router==0.3.2`) before several servers of one model. Requests
-# that begin alike go to the same server, which has their beginning in its prefix cache.
+# with the same prefix go to the same server, which has it in its prefix cache.
 #
 #   kilotok serve MODEL --port 8001 &
 #   kilotok serve MODEL --port 8002 &

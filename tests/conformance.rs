@@ -16,10 +16,10 @@ use kilotok_model::Knobs;
 use kilotok_testkit::host::{Drafts, Host, How, Reply, Request};
 use kilotok_testkit::replay::{Header, Recorded, Trace, read, replay, write};
 use kilotok_testkit::toy::{Files, steady_prompt};
-use kilotok_testkit::{ScriptedEngine, Skill, Toy, conformance};
+use kilotok_testkit::{DraftAccuracy, ScriptedEngine, Toy, conformance};
 use kilotok_weights::{Checkpoint, Quiet};
 
-conformance!(scripted, || scripted(Skill::Percent(70)));
+conformance!(scripted, || scripted(DraftAccuracy::Percent(70)));
 conformance!(cpu_flash, || cpu(&FLASH, 1));
 conformance!(cpu_flash_2_ranks, || cpu(&FLASH, 2));
 conformance!(cpu_pro, || cpu(&PRO, 1));
@@ -33,7 +33,7 @@ const TOLERANCE: f32 = 2e-5;
 /// Lead of the likeliest token over the next in replies that engines are compared by.
 const GAP: f32 = 0.05;
 
-fn scripted(skill: Skill) -> Box<dyn Engine> {
+fn scripted(skill: DraftAccuracy) -> Box<dyn Engine> {
     Box::new(ScriptedEngine::new(ScriptedEngine::caps(), skill))
 }
 
@@ -113,7 +113,7 @@ fn traces() -> impl Iterator<Item = (&'static str, Header)> {
 
 fn engine(header: &Header) -> Box<dyn Engine> {
     match header.model.as_str() {
-        "scripted" => scripted(Skill::Percent(70)),
+        "scripted" => scripted(DraftAccuracy::Percent(70)),
         "flash" => cpu(&FLASH, header.ranks as usize),
         "pro_fp4" => cpu(&PRO, header.ranks as usize),
         other => panic!("no engine for {other}"),

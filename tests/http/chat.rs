@@ -173,8 +173,10 @@ fn streams_add_up_to_the_whole() {
 #[test]
 fn the_same_seed_gives_the_same_reply_drafts_or_not() {
     let server = Server::new();
-    let unskilled =
-        Server::start(Setup { skill: kilotok_testkit::Skill::Percent(0), ..Setup::default() });
+    let unskilled = Server::start(Setup {
+        skill: kilotok_testkit::DraftAccuracy::Percent(0),
+        ..Setup::default()
+    });
     for more in [
         json!({"temperature": 1.0}),
         json!({"temperature": 1.0, "n": 4, "top_k": 50}),

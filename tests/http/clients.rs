@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kilotok_engine::{Caps, PageGroup, PageKind};
 use kilotok_server::ServerConfig;
-use kilotok_testkit::{ScriptedEngine, Skill};
+use kilotok_testkit::{DraftAccuracy, ScriptedEngine};
 
 use crate::server::{Server, Setup, text};
 
@@ -90,7 +90,7 @@ fn roomy() -> Setup {
     ];
     let setup = Setup::steady();
     let caps = Caps { position_max: 1 << 18, token_max: 8192, groups, ..setup.caps };
-    Setup { caps, skill: Skill::Percent(90), ..setup }
+    Setup { caps, skill: DraftAccuracy::Percent(90), ..setup }
 }
 
 /// Goes on until it is stopped, and so slowly that a person can: a few hundred tokens a second.
@@ -98,10 +98,11 @@ fn unhurried() -> Server {
     const WORDS: &[u8] = b"la la, ";
     const TOKEN_TIME: Duration = Duration::from_millis(2);
     let Setup { caps, limits, options, config, .. } = Setup::steady();
-    let engine = ScriptedEngine::new(caps, Skill::Percent(70)).speaking(Box::new(|text| {
-        std::thread::sleep(TOKEN_TIME);
-        Some(WORDS[text.len() % WORDS.len()].into())
-    }));
+    let engine =
+        ScriptedEngine::new(caps, DraftAccuracy::Percent(70)).with_script(Box::new(|text| {
+            std::thread::sleep(TOKEN_TIME);
+            Some(WORDS[text.len() % WORDS.len()].into())
+        }));
     Server::of(Box::new(engine), text(), limits, options, config)
 }
 

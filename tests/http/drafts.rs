@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use kilotok_cpu::{CpuEngine, CpuOptions};
 use kilotok_model::Knobs;
-use kilotok_testkit::Skill;
+use kilotok_testkit::DraftAccuracy;
 use kilotok_text::Text;
 use kilotok_weights::{Checkpoint, Quiet};
 use serde_json::{Value, json};
@@ -29,7 +29,7 @@ const CLIENTS: usize = 4;
 #[test]
 fn random_requests_get_the_same_bytes_with_drafts_and_without() {
     let with = |skill| Server::start(Setup { skill, ..Setup::steady() });
-    let (good, bad) = (with(Skill::Percent(70)), with(Skill::Always(b'!'.into())));
+    let (good, bad) = (with(DraftAccuracy::Percent(70)), with(DraftAccuracy::Always(b'!'.into())));
     let drafted = compare(REQUESTS, &good, &bad);
     assert!(drafted.accepted > 10_000, "drafts that are hardly accepted show little: {drafted:?}");
 }

@@ -12,7 +12,7 @@ use kilotok_engine::{Caps, Engine};
 use kilotok_generation::{Admission, AdmissionOptions, Clock, Metrics};
 use kilotok_sched::{Cost, Limits};
 use kilotok_server::{ServeError, ServerConfig, Service, serve};
-use kilotok_testkit::{ScriptedEngine, Skill, Voice, parrot};
+use kilotok_testkit::{DraftAccuracy, Script, ScriptedEngine, repeat_prompt};
 use kilotok_text::{Grammars, Text};
 use serde_json::Value;
 use tokio::sync::oneshot;
@@ -31,7 +31,7 @@ const THINK: [u32; 2] = [259, 260];
 /// The parts of a server.
 pub(crate) struct Setup {
     pub(crate) caps: Caps,
-    pub(crate) skill: Skill,
+    pub(crate) skill: DraftAccuracy,
     pub(crate) limits: Limits,
     pub(crate) options: AdmissionOptions,
     pub(crate) config: ServerConfig,
@@ -44,7 +44,7 @@ impl Default for Setup {
         let caps = Caps { vocab_size: 265, position_max: 2048, ..ScriptedEngine::caps() };
         Self {
             caps,
-            skill: Skill::Percent(70),
+            skill: DraftAccuracy::Percent(70),
             limits: eager(),
             options: AdmissionOptions::default(),
             config: ServerConfig {
@@ -119,15 +119,15 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start(setup: Setup) -> Self {
-        let parrot = parrot(TURN_START, TURN_END, THINK.to_vec());
+        let repeat = repeat_prompt(TURN_START, TURN_END, THINK.to_vec());
         let brake = setup.brake.clone();
-        let voice: Voice = Box::new(move |text| {
+        let script: Script = Box::new(move |text| {
             if let Some(brake) = &brake {
                 brake.wait();
             }
-            parrot(text)
+            repeat(text)
         });
-        let mut engine = ScriptedEngine::new(setup.caps, setup.skill).speaking(voice);
+        let mut engine = ScriptedEngine::new(setup.caps, setup.skill).with_script(script);
         if let Some(step) = setup.fail_at {
             engine.fail_at(step, kilotok_engine::EngineError::Busy { in_flight: 9 });
         }

@@ -1,6 +1,6 @@
 //! Tools and shapes: replies that must be JSON, a choice or a call; and calls that the model makes.
 
-use kilotok_testkit::Skill;
+use kilotok_testkit::DraftAccuracy;
 use serde_json::{Value, json};
 
 use super::server::{Server, Setup};
@@ -93,7 +93,7 @@ fn streamed_calls_add_up() {
 /// The engine would say something else, and its drafter proposes what is forbidden.
 #[test]
 fn required_calls_are_made() {
-    for skill in [Skill::Percent(80), Skill::Always(u32::from(b'!'))] {
+    for skill in [DraftAccuracy::Percent(80), DraftAccuracy::Always(u32::from(b'!'))] {
         let server = Server::start(Setup { skill, ..Setup::default() });
         for seed in 0..4 {
             let named = json!({"type": "function", "function": {"name": "add"}});
@@ -161,7 +161,7 @@ fn note() -> Value {
 #[test]
 fn replies_of_a_shape_may_be_calls_instead() {
     let call = CALLS.strip_prefix("Let me see.").unwrap();
-    for skill in [Skill::Percent(80), Skill::Always(u32::from(b'!'))] {
+    for skill in [DraftAccuracy::Percent(80), DraftAccuracy::Always(u32::from(b'!'))] {
         let server = Server::start(Setup { skill, ..Setup::default() });
         let reply = |text: &str, more: Value| {
             let mut request = ask(text, &more);

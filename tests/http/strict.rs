@@ -1,7 +1,7 @@
 //! Constraints of a reply: calls within free text, forced calls that are cut, white space of JSON,
 //! and the parts of a schema that are not enforced.
 
-use kilotok_testkit::Skill;
+use kilotok_testkit::DraftAccuracy;
 use serde_json::{Value, json};
 
 use super::server::{Server, Setup};
@@ -150,7 +150,11 @@ fn forced(path: &str, token_max: u32) -> Value {
 }
 
 fn servers() -> impl Iterator<Item = Server> {
-    let skills = [Skill::Percent(100), Skill::Percent(60), Skill::Always(u32::from(b'<'))];
+    let skills = [
+        DraftAccuracy::Percent(100),
+        DraftAccuracy::Percent(60),
+        DraftAccuracy::Always(u32::from(b'<')),
+    ];
     skills.into_iter().map(|skill| Server::start(Setup { skill, ..Setup::steady() }))
 }
 
@@ -230,7 +234,7 @@ fn a_strict_schema_that_cannot_be_enforced_is_refused() {
 /// that the schema lacks.
 #[test]
 fn forced_calls_that_are_cut_leak_nothing() {
-    let server = Server::start(Setup { skill: Skill::Percent(60), ..Setup::steady() });
+    let server = Server::start(Setup { skill: DraftAccuracy::Percent(60), ..Setup::steady() });
     for path in [CHAT, RESPONSES, MESSAGES] {
         for token_max in 1..130 {
             let request = ask(path, "no call", token_max % 2 == 0, &forced(path, token_max));

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use jsonschema::Validator;
-use kilotok_testkit::Skill;
+use kilotok_testkit::DraftAccuracy;
 use serde_json::{Value, json};
 
 use super::server::{Server, Setup};
@@ -45,23 +45,23 @@ fn cases() -> Vec<Case> {
 
 #[test]
 fn every_reply_follows_its_schema() {
-    let drafted = follow_all(Skill::Percent(70));
+    let drafted = follow_all(DraftAccuracy::Percent(70));
     assert!(drafted > GENERATIONS, "hardly anything was drafted");
 }
 
 #[test]
 fn so_it_does_when_all_drafts_are_illegal() {
     // Such drafts are not even tried.
-    assert_eq!(follow_all(Skill::Always(ILLEGAL)), 0);
+    assert_eq!(follow_all(DraftAccuracy::Always(ILLEGAL)), 0);
 }
 
 #[test]
 fn so_it_does_when_most_drafts_are_illegal() {
-    assert!(follow_all(Skill::Always(b'"'.into())) > 0);
+    assert!(follow_all(DraftAccuracy::Always(b'"'.into())) > 0);
 }
 
 /// How many tokens were drafted and legal.
-fn follow_all(skill: Skill) -> u64 {
+fn follow_all(skill: DraftAccuracy) -> u64 {
     let cases = cases();
     let server = Server::start(Setup { skill, ..Setup::steady() });
     let (next, drafted) = (AtomicU64::new(0), AtomicU64::new(0));

@@ -6,7 +6,7 @@ use std::ops::Range;
 use kilotok_abi::{Sampling, TokenId};
 use kilotok_engine::{Caps, PageGroup, PageKind, SlotSetup};
 use kilotok_sched::{Cost, Limits, Submission};
-use kilotok_testkit::Skill;
+use kilotok_testkit::DraftAccuracy;
 use kilotok_testkit::host::{Mask, some};
 
 use crate::draw::Draw;
@@ -15,7 +15,7 @@ pub(super) struct Workload {
     pub(super) caps: Caps,
     /// Pages never run out.
     pub(super) ample: bool,
-    pub(super) skill: Skill,
+    pub(super) skill: DraftAccuracy,
     pub(super) limits: Limits,
     pub(super) jobs: Vec<Job>,
     /// Jobs that are asked for together; each is in one of these.
@@ -49,10 +49,10 @@ impl Workload {
         let ample = draw.once_in(4);
         let caps = caps(draw, ample);
         let skill = match draw.between(0, 3) {
-            0 => Skill::Percent(0),
-            1 => Skill::Percent(60),
-            2 => Skill::Percent(95),
-            _ => Skill::Always(5),
+            0 => DraftAccuracy::Percent(0),
+            1 => DraftAccuracy::Percent(60),
+            2 => DraftAccuracy::Percent(95),
+            _ => DraftAccuracy::Always(5),
         };
         let limits = limits(draw);
         let stems: Vec<Vec<TokenId>> = (0..2).map(|_| text(draw, 40)).collect();

@@ -2,7 +2,7 @@
 
 use kilotok_abi::{Sampling, TokenId};
 use kilotok_engine::{Caps, Engine, SlotSetup, StepOutput};
-use kilotok_testkit::{ScriptedEngine, Skill};
+use kilotok_testkit::{DraftAccuracy, ScriptedEngine};
 
 use crate::{Advance, Limits, Plan, RequestId, Scheduler, Submission};
 
@@ -24,7 +24,7 @@ pub(crate) struct Harness {
 impl Harness {
     pub(crate) fn new(caps: Caps, limits: Limits) -> Self {
         let sched = Scheduler::new(&caps, limits);
-        Self { engine: ScriptedEngine::new(caps, Skill::Percent(100)), sched }
+        Self { engine: ScriptedEngine::new(caps, DraftAccuracy::Percent(100)), sched }
     }
 
     /// Runs one step. Returns how many tokens each request had in it, and what it brought them.

@@ -303,7 +303,7 @@ impl Scheduler {
 #[cfg(test)]
 mod tests {
     use kilotok_engine::{Caps, Engine, StepOutput};
-    use kilotok_testkit::{ScriptedEngine, Skill};
+    use kilotok_testkit::{DraftAccuracy, ScriptedEngine};
 
     use super::*;
     use crate::cost::{Cost, Size};
@@ -343,7 +343,7 @@ mod tests {
     fn rounds(truth: Cost, skill: u32) -> (u32, u32, u32) {
         let caps = ScriptedEngine::caps();
         let mut harness = Harness::new(caps.clone(), Limits::default());
-        harness.engine = ScriptedEngine::new(caps, Skill::Percent(skill));
+        harness.engine = ScriptedEngine::new(caps, DraftAccuracy::Percent(skill));
         let (mut step_count, mut token_count, mut drafting) = (0, 0, 0);
         for first in 0..40 {
             harness.sched.admit(asked(text(2, first), 150)).unwrap();

@@ -13,5 +13,5 @@ pub mod scripted;
 pub mod toy;
 
 pub use difference::{Difference, difference};
-pub use scripted::{ScriptedEngine, Skill, Voice, parrot};
+pub use scripted::{DraftAccuracy, Script, ScriptedEngine, repeat_prompt};
 pub use toy::Toy;

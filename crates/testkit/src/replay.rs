@@ -186,10 +186,10 @@ impl<E: Engine + ?Sized> Engine for Recorded<E> {
 mod tests {
     use super::*;
     use crate::host::{Drafts, Host, How, Request};
-    use crate::scripted::{ScriptedEngine, Skill};
+    use crate::scripted::{DraftAccuracy, ScriptedEngine};
 
     fn engine() -> Box<ScriptedEngine> {
-        Box::new(ScriptedEngine::new(ScriptedEngine::caps(), Skill::Percent(50)))
+        Box::new(ScriptedEngine::new(ScriptedEngine::caps(), DraftAccuracy::Percent(50)))
     }
 
     fn recorded() -> Trace {

@@ -65,12 +65,12 @@ pub fn read_spec(folder: &Path, knobs: &Knobs) -> Result<ModelSpec, CheckpointEr
 }
 
 impl Checkpoint {
-    /// Opens a model's folder: `config.json`, its safetensors files and, if it has one, the
-    /// drafter in its `dflash` folder. Files that an index does not name are not looked at.
+    /// Opens a model's folder: `config.json`, its safetensors files and, if it has one, the drafter
+    /// in its `dflash` folder. Files that an index does not name are ignored.
     ///
     /// # Errors
-    /// A config that cannot be used, with every reason; else everything that is wrong with the
-    /// files: damaged, missing, or not what the config calls for.
+    /// A config that cannot be used, with every reason; else all problems of the files: damaged,
+    /// missing, or not what the config needs.
     pub fn open(folder: &Path, knobs: &Knobs) -> Result<Self, CheckpointError> {
         let spec = read_spec(folder, knobs)?;
         let drafter_path = folder.join(DRAFTER);
@@ -94,7 +94,7 @@ impl Checkpoint {
         &self.spec
     }
 
-    /// What is in the files and is knowingly not read.
+    /// Tensors in the files that are deliberately not read.
     pub fn skipped(&self) -> &[Skipped] {
         &self.skipped
     }
@@ -115,7 +115,7 @@ impl Checkpoint {
         mask.ok_or_else(|| no_drafter(decl))
     }
 
-    /// Compares what is declared with what is there, and returns what will stay unread.
+    /// Compares declarations with the files, and returns the tensors that will stay unread.
     fn check(&self, problems: &mut Problems) -> Vec<Skipped> {
         let mut declared = BTreeSet::new();
         for decl in declare(&self.spec) {

@@ -1,5 +1,5 @@
-//! What a code of each number format is worth. Written without tables and branches, so that the
-//! loops around them become vector code. Every result is exact.
+//! Values of the number formats' codes. Written without tables and branches, so that the loops
+//! around them are vectorised. Every result is exact.
 
 /// BF16 is the upper half of an F32.
 #[inline(always)]
@@ -40,8 +40,8 @@ pub(crate) fn e4m3_code(value: f32) -> u8 {
     code as u8 | if value.is_sign_negative() { 0x80 } else { 0 }
 }
 
-/// FP4 E2M1 in the low 4 bits: 0, 0.5, 1, 1.5, 2, 3, 4, 6, and bit 3 the sign; here how many halves
-/// that is. Of the two zeros one is left, which no sum of products shows.
+/// FP4 E2M1 in the low 4 bits: 0, 0.5, 1, 1.5, 2, 3, 4, 6, and bit 3 the sign; the result is in
+/// halves. The two zeros become one, which no sum of products shows.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "the caller chooses the vector unit")]
 pub(crate) fn e2m1_halves(code: u8) -> i8 {

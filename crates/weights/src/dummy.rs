@@ -1,7 +1,7 @@
-//! Made-up weights: a model of any declared shape without a checkpoint. They depend on a seed, a
-//! tensor's name and an element's place in the whole tensor alone, so every rank, engine and
-//! machine makes the same ones. Sizes are chosen so that numbers stay healthy through many
-//! layers, logits tell tokens apart and every expert is chosen about equally often.
+//! Dummy weights: a model of any declared shape without a checkpoint. They depend only on a seed, a
+//! tensor's name and an element's index in the whole tensor, so every rank, engine and machine
+//! makes the same ones. Scales are chosen so that activations keep their size through many layers,
+//! logits distinguish tokens and every expert is chosen about equally often.
 //!
 //! **What a kernel must do to make the same bytes.** Each stored tensor, of values or of scales,
 //! has random bytes of its own, its [`Stream`], and a [`Recipe`] whose integers the host chooses.
@@ -26,7 +26,7 @@ use crate::problem::{Problem, WeightError};
 use crate::stream::Stream;
 use crate::tensor::Tensor;
 
-/// Makes up any weight.
+/// Makes any weight.
 #[derive(Clone, Copy, Debug)]
 pub struct Dummy {
     seed: u64,
@@ -65,7 +65,7 @@ impl WeightSource for Dummy {
     }
 }
 
-/// How a stored tensor's elements are made, see the top of this file.
+/// How a stored tensor's elements are made, see the module's documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Recipe {
     /// `|center| + spread` is at most 255, which BF16 still holds.
@@ -87,7 +87,7 @@ enum Recipe {
     },
 }
 
-/// As checkpoints have them.
+/// Element type of float weights, as checkpoints have it.
 fn float_dtype(id: WeightId) -> Dtype {
     match id {
         WeightId::Layer(_, _, LayerWeight::Router | LayerWeight::RouterBias) => Dtype::F32,
@@ -136,7 +136,7 @@ fn float_recipe(id: WeightId, deviation: f64) -> Recipe {
         // Small beside the sigmoids' spread of about 0.2.
         WeightId::Layer(_, _, LayerWeight::RouterBias) => (0, 128, -13),
         _ => {
-            // Uniform from -a to a deviates by a / sqrt(3).
+            // A uniform number from -a to a has deviation a / sqrt(3).
             let (spread, exponent) = split(deviation * 3.0_f64.sqrt());
             (0, spread, exponent)
         }

@@ -1,5 +1,5 @@
-//! Opens files without being caught: by a pipe that never ends, a folder of that name, or a text
-//! that fills the memory. Errors say what is wrong and leave the file's name to the caller.
+//! Opens files safely: a pipe that never ends, a folder of that name, or a text that would fill the
+//! memory is an error. Errors leave the file's name to the caller.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -11,9 +11,9 @@ use memmap2::Mmap;
 pub(crate) fn map(path: &Path) -> Result<Mmap, String> {
     let file = open(path)?;
     #[expect(unsafe_code, reason = "checkpoints are larger than memory")]
-    // SAFETY: the map is read-only. Whoever overwrites or shortens a checkpoint while it is being
-    // loaded breaks the load (with wrong numbers, which are checked, or SIGBUS); the same holds
-    // for every other reader of such files.
+    // SAFETY: the map is read-only. A program that overwrites or shortens a checkpoint while it is
+    // being loaded breaks the load (with wrong numbers, which are checked, or SIGBUS); the same
+    // holds for every other reader of such files.
     let map = unsafe { Mmap::map(&file) };
     map.map_err(|error| format!("cannot be mapped: {error}"))
 }

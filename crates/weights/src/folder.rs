@@ -20,15 +20,15 @@ const INDEX_EXTENSION: &str = ".safetensors.index.json";
 pub(crate) struct Folder {
     files: Vec<MappedFile>,
     tensors: BTreeMap<String, Place>,
-    /// What to name in messages when a tensor is not there: the index, the only file, or a pattern.
+    /// Name in messages where a missing tensor should be: the index, the only file, or a pattern.
     pub(crate) searched: String,
-    /// Whether every file could be read. What is not among the tensors is then not in the folder.
+    /// Whether every file could be read. If so, a tensor that is not listed is not in the folder.
     pub(crate) complete: bool,
 }
 
 #[derive(Debug)]
 struct MappedFile {
-    /// As messages name it.
+    /// Its name in messages.
     name: String,
     map: Mmap,
 }
@@ -42,7 +42,7 @@ struct Place {
 /// A tensor of the folder.
 #[derive(Clone, Copy)]
 pub(crate) struct FolderTensor<'a> {
-    /// As messages name it.
+    /// Its name in messages.
     pub(crate) file: &'a str,
     pub(crate) header: &'a HeaderTensor,
     pub(crate) bytes: &'a [u8],
@@ -51,10 +51,10 @@ pub(crate) struct FolderTensor<'a> {
 /// Where a folder is and how it is read.
 pub(crate) struct Plan<'a> {
     pub(crate) path: &'a Path,
-    /// Stands before file names in messages.
+    /// Prefix of file names in messages.
     pub(crate) label: &'a str,
-    /// What the files may be called: the first of which there is an index counts, then the first
-    /// of which there is a single file; without either, all safetensors files of the folder.
+    /// Possible names of the files: the first with an index counts, then the first single file;
+    /// without either, all safetensors files of the folder.
     pub(crate) stems: &'a [&'a str],
     /// Some exports put this before every tensor's name.
     pub(crate) prefix: &'a str,
@@ -197,7 +197,7 @@ impl Plan<'_> {
         let fail = |error| format!("the folder cannot be read: {error}");
         let mut names = Vec::new();
         for entry in std::fs::read_dir(self.path).map_err(fail)? {
-            // No name that we look for is other than UTF-8.
+            // All names that matter are UTF-8.
             names.extend(entry.map_err(fail)?.file_name().into_string());
         }
         names.sort();

@@ -1,5 +1,5 @@
-//! Cuts a rank's part out of a weight and checks every number in it. Bytes come from anywhere
-//! that can fill part of a row; nothing here knows files.
+//! Cuts a rank's part out of a weight and checks every number in it. Bytes come from any source
+//! that can fill part of a row; files are not known here.
 
 use std::fmt;
 use std::ops::Range;
@@ -36,7 +36,7 @@ impl Rows for Bytes<'_> {
     }
 }
 
-/// The first element that no weight may hold, and its place in the whole stored tensor.
+/// The first invalid element, and its place in the whole stored tensor.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Flaw {
     /// Among the scales, not the values.
@@ -53,7 +53,7 @@ impl fmt::Display for Flaw {
     }
 }
 
-/// Whether the slice lies within the weight and cuts its codes where they can be cut.
+/// Whether the slice lies within the weight and does not split codes that share a byte.
 pub(crate) fn check_slice(decl: &WeightDecl, slice: &Slice) -> Result<(), String> {
     let (rows, cols) = (decl.rows(), decl.cols());
     let inside = |range: &Range<usize>, size| range.start <= range.end && range.end <= size;
@@ -118,7 +118,7 @@ impl Part<'_> {
         let mut scales = vec![0.0_f32; self.slice.row_count() * tiles];
         let span = first_tile * 4..(first_tile + tiles) * 4;
         self.fill(scale_rows, bytemuck::cast_slice_mut(&mut scales), span, true);
-        // Refuses NaN as well, and with the upper bound whatever would overflow F32.
+        // Refuses NaN as well, and with the upper bound everything that would overflow F32.
         let good = |scale: f32| (0.0..=f32::MAX / E4M3_MAX).contains(&scale);
         if let Some(at) = find(&scales, |scale| !good(scale)) {
             let row = self.decl.format.scale_row(self.whole_row(at / tiles));
@@ -203,7 +203,7 @@ impl Part<'_> {
     }
 }
 
-/// Place of the first bad value. Looks at runs without leaving early, which is vector code.
+/// Place of the first bad value. Checks whole runs without an early exit, which is vectorised.
 fn find<T: Copy>(values: &[T], bad: impl Fn(T) -> bool) -> Option<usize> {
     const RUN: usize = 4096;
     let has_bad = |run: &[T]| run.iter().fold(false, |found, value| found | bad(*value));

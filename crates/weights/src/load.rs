@@ -22,7 +22,7 @@ pub trait WeightSource: Sync {
     fn dtype(&self, decl: &WeightDecl) -> Result<Dtype, WeightError>;
 }
 
-/// Whoever waits for a load.
+/// Receives the progress of a load.
 pub trait Progress: Sync {
     /// Called once, before anything is read.
     fn begin(&self, total_bytes: u64);

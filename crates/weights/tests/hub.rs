@@ -187,7 +187,7 @@ fn a_revision_is_asked_for_and_remembered() {
     assert!(!folder(&cache).join("refs").join(COMMIT).exists());
 }
 
-// ---- whom it asks ----
+// ---- requests ----
 
 #[test]
 fn the_endpoint_may_have_a_path() {

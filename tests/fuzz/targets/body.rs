@@ -12,7 +12,7 @@ use kilotok_engine::Caps;
 use kilotok_generation::{Admission, AdmissionOptions, Metrics};
 use kilotok_sched::Limits;
 use kilotok_server::{ServerConfig, Service, router};
-use kilotok_testkit::{ScriptedEngine, Skill};
+use kilotok_testkit::{DraftAccuracy, ScriptedEngine};
 use kilotok_text::{Grammars, Text};
 use tokio::runtime::Runtime;
 use tower::ServiceExt;
@@ -48,7 +48,7 @@ static SERVER: LazyLock<(Runtime, Router)> = LazyLock::new(|| {
     let grammars = Grammars::new(&text, caps.vocab_size, &[258]).expect("a good vocabulary");
     let config = ServerConfig { n_max: 2, ..ServerConfig::default() };
     let metrics = Arc::new(Metrics::new("toy", &caps));
-    let engine = ScriptedEngine::new(caps, Skill::Percent(70));
+    let engine = ScriptedEngine::new(caps, DraftAccuracy::Percent(70));
     let limits = Limits::default();
     let (admission, _) = Admission::start(
         Box::new(engine),

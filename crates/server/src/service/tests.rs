@@ -7,7 +7,7 @@ use std::sync::mpsc::sync_channel;
 use kilotok_abi::{Sampling, TokenId};
 use kilotok_engine::SlotSetup;
 use kilotok_generation::{AdmissionOptions, Limits, Refusal, ReplyRequest, Submission};
-use kilotok_testkit::{ScriptedEngine, Skill};
+use kilotok_testkit::{DraftAccuracy, ScriptedEngine};
 use kilotok_text::{Conversation, Grammars, Message, Tool, ToolCall};
 use serde_json::json;
 use tokio::task::JoinHandle;
@@ -27,7 +27,7 @@ fn service() -> Arc<Service> {
     let metrics = Arc::new(Metrics::new("toy", &caps));
     let limits = Limits { running_max: 2, waiting_max: HELD_MAX - 2, ..Limits::default() };
     let options = AdmissionOptions::default();
-    let engine = Box::new(ScriptedEngine::new(caps, Skill::Percent(70)));
+    let engine = Box::new(ScriptedEngine::new(caps, DraftAccuracy::Percent(70)));
     let (admission, _thread) = Admission::start(engine, limits, Arc::clone(&metrics), options);
     let text = Text::dummy(Path::new("none"), VOCAB as usize).unwrap();
     let grammars = Grammars::new(&text, VOCAB, &[VOCAB - 1]).unwrap();

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use kilotok_engine::{Caps, Engine, EngineError, RowTokens, StepId, StepOutput, StepPlan};
 
 use super::PROMISES;
-use crate::scripted::{ScriptedEngine, Skill};
+use crate::scripted::{DraftAccuracy, ScriptedEngine};
 
 /// What a bad engine does to plans, to outputs, and when a plan is refused.
 #[derive(Clone, Copy)]
@@ -52,7 +52,7 @@ thread_local! {
 fn bad(defect: Defect) -> Box<dyn Engine> {
     let engine = ENGINES.replace(ENGINES.get() + 1);
     Box::new(BadEngine {
-        engine: ScriptedEngine::new(ScriptedEngine::caps(), Skill::Percent(60)),
+        engine: ScriptedEngine::new(ScriptedEngine::caps(), DraftAccuracy::Percent(60)),
         defect,
         notes: Notes { engine, ..Notes::default() },
         plans: BTreeMap::new(),

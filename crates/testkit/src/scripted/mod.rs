@@ -2,9 +2,9 @@
 //! conformance kit. Its tokens depend on the content of the pages that a plan names, so a mistake
 //! in a page table shows as a wrong token. It costs about a microsecond per token.
 
+mod script;
 mod slots;
 mod state;
-mod voice;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -18,11 +18,11 @@ use crate::mix::mix;
 use slots::Slots;
 use state::{Memory, SequenceState, logits};
 
-pub use voice::{Voice, parrot};
+pub use script::{Script, repeat_prompt};
 
 /// How well an engine's drafter guesses what the likeliest tokens will be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Skill {
+pub enum DraftAccuracy {
     /// Each draft is right in so many of a hundred cases, and wrong for sure otherwise.
     Percent(u32),
     /// Always this token, which a request may have forbidden.
@@ -32,8 +32,8 @@ pub enum Skill {
 /// See the module's documentation.
 pub struct ScriptedEngine {
     caps: Caps,
-    skill: Skill,
-    voice: Option<Voice>,
+    skill: DraftAccuracy,
+    script: Option<Script>,
     memory: Memory,
     slots: Slots,
     next_step: u64,
@@ -68,7 +68,7 @@ impl ScriptedEngine {
 
     /// # Panics
     /// If no page group sees everything, or one is of no use.
-    pub fn new(caps: Caps, skill: Skill) -> Self {
+    pub fn new(caps: Caps, skill: DraftAccuracy) -> Self {
         let full = caps.groups.iter().filter(|group| group.kind != PageKind::Draft);
         assert!(full.clone().any(|group| group.window.is_none()), "no group sees the whole text");
         let drafter = caps.groups.iter().any(|group| group.kind == PageKind::Draft);
@@ -78,7 +78,7 @@ impl ScriptedEngine {
             slots: Slots::new(caps.slot_count, caps.vocab_size),
             caps,
             skill,
-            voice: None,
+            script: None,
             next_step: 0,
             in_flight: VecDeque::new(),
             failures: BTreeMap::new(),
@@ -87,8 +87,8 @@ impl ScriptedEngine {
 
     /// Gives the engine a script: the token that it names is by far the likeliest.
     #[must_use]
-    pub fn speaking(self, voice: Voice) -> Self {
-        Self { voice: Some(voice), ..self }
+    pub fn with_script(self, script: Script) -> Self {
+        Self { script: Some(script), ..self }
     }
 
     /// Makes the wait for a step fail, counting accepted plans from 0. The step does not happen.
@@ -107,10 +107,10 @@ impl ScriptedEngine {
         let mut sequence = SequenceState::read(&self.memory, caps, &row.pages, row.start);
         let states: Vec<u64> = tokens.iter().map(|token| sequence.push(*token)).collect();
         sequence.write(&mut self.memory, caps, &row.pages, row.start);
-        let voice = self.voice.as_ref();
+        let script = self.script.as_ref();
         let logits_at = |index: usize| {
             let said = &text[..(row.start as usize + index + 1).min(text.len())];
-            logits(states[index], caps.vocab_size, voice.and_then(|voice| voice(said)))
+            logits(states[index], caps.vocab_size, script.and_then(|script| script(said)))
         };
         let mut out = self.slots.choose(row, &tokens, &logits_at);
         let end = advanced(row, &out);
@@ -129,7 +129,7 @@ impl ScriptedEngine {
 
     /// The sequence up to the row's end, which the script continues.
     fn text(&mut self, row: &Row, tokens: &[TokenId]) -> Vec<TokenId> {
-        if self.voice.is_none() {
+        if self.script.is_none() {
             return Vec::new();
         }
         self.memory.note(&self.caps, &row.pages, row.start, tokens);
@@ -171,14 +171,16 @@ impl ScriptedEngine {
         text.push(*newest);
         let mut drafts = Vec::new();
         for _ in 0..row.draft_next {
-            let wanted = self.voice.as_ref().and_then(|voice| voice(&text));
+            let wanted = self.script.as_ref().and_then(|script| script(&text));
             let likeliest = likeliest(&logits(state, caps.vocab_size, wanted));
             let draft = match self.skill {
-                Skill::Always(token) => token,
-                Skill::Percent(percent) if informed && mix(!state) % 100 < u64::from(percent) => {
+                DraftAccuracy::Always(token) => token,
+                DraftAccuracy::Percent(percent)
+                    if informed && mix(!state) % 100 < u64::from(percent) =>
+                {
                     likeliest
                 }
-                Skill::Percent(_) => (likeliest + 1) % caps.vocab_size,
+                DraftAccuracy::Percent(_) => (likeliest + 1) % caps.vocab_size,
             };
             drafts.push(draft);
             text.push(draft);
@@ -241,7 +243,7 @@ mod tests {
     use crate::conformance::PROMISES;
     use crate::host::{Drafts, Host, How, Request};
 
-    fn keeps_every_promise(caps: &Caps, skill: Skill) {
+    fn keeps_every_promise(caps: &Caps, skill: DraftAccuracy) {
         let make = || Box::new(ScriptedEngine::new(caps.clone(), skill)) as Box<dyn Engine>;
         let kept = PROMISES.iter().map(|(_, promise)| promise(&make));
         let broken: Vec<_> = kept.filter_map(Result::err).collect();
@@ -250,8 +252,12 @@ mod tests {
 
     #[test]
     fn any_skill() {
-        for skill in [Skill::Percent(70), Skill::Percent(0), Skill::Percent(100), Skill::Always(3)]
-        {
+        for skill in [
+            DraftAccuracy::Percent(70),
+            DraftAccuracy::Percent(0),
+            DraftAccuracy::Percent(100),
+            DraftAccuracy::Always(3),
+        ] {
             keeps_every_promise(&ScriptedEngine::caps(), skill);
         }
     }
@@ -267,7 +273,7 @@ mod tests {
         caps.vocab_size = 200;
         (caps.slot_count, caps.row_max, caps.token_max) = (6, 4, 40);
         caps.position_max = 160;
-        keeps_every_promise(&caps, Skill::Percent(80));
+        keeps_every_promise(&caps, DraftAccuracy::Percent(80));
     }
 
     #[test]
@@ -276,11 +282,11 @@ mod tests {
         caps.groups.pop();
         caps.drafter = false;
         caps.steps_in_flight_max = 4;
-        keeps_every_promise(&caps, Skill::Percent(80));
+        keeps_every_promise(&caps, DraftAccuracy::Percent(80));
     }
 
     /// Tokens of a reply, and how many rows they took.
-    fn rows(skill: Skill, spoil: fn(&mut StepPlan)) -> (Vec<TokenId>, u32) {
+    fn rows(skill: DraftAccuracy, spoil: fn(&mut StepPlan)) -> (Vec<TokenId>, u32) {
         struct Spoiled(ScriptedEngine, fn(&mut StepPlan));
         impl Engine for Spoiled {
             fn caps(&self) -> &Caps {
@@ -304,10 +310,10 @@ mod tests {
 
     #[test]
     fn skill_decides_how_many_drafts_are_right() {
-        let (tokens, perfect) = rows(Skill::Percent(100), |_| ());
+        let (tokens, perfect) = rows(DraftAccuracy::Percent(100), |_| ());
         assert_eq!(perfect, 1 + 63_u32.div_ceil(8));
-        assert_eq!(rows(Skill::Percent(0), |_| ()), (tokens.clone(), 64));
-        let (same, some) = rows(Skill::Percent(60), |_| ());
+        assert_eq!(rows(DraftAccuracy::Percent(0), |_| ()), (tokens.clone(), 64));
+        let (same, some) = rows(DraftAccuracy::Percent(60), |_| ());
         assert_eq!(same, tokens);
         assert!((20..40).contains(&some), "{some} rows");
     }
@@ -320,11 +326,11 @@ mod tests {
                 row.pages[group].pages[page].0 ^= 1;
             }
         }
-        let (tokens, perfect) = rows(Skill::Percent(100), |_| ());
+        let (tokens, perfect) = rows(DraftAccuracy::Percent(100), |_| ());
         for spoil in [|plan: &mut _| spoil(plan, 0, 0), |plan: &mut _| spoil(plan, 1, 0)] {
-            assert_ne!(rows(Skill::Percent(100), spoil).0, tokens);
+            assert_ne!(rows(DraftAccuracy::Percent(100), spoil).0, tokens);
         }
-        let (same, imperfect) = rows(Skill::Percent(100), |plan| spoil(plan, 2, 2));
+        let (same, imperfect) = rows(DraftAccuracy::Percent(100), |plan| spoil(plan, 2, 2));
         assert_eq!(same, tokens);
         assert!(imperfect > perfect, "{imperfect} rows");
     }

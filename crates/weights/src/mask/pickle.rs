@@ -206,7 +206,7 @@ impl Machine<'_> {
     }
 
     fn pop(&mut self) -> Result<Value, String> {
-        // What lies below a mark is not there for whoever works above it.
+        // An operation above a mark cannot reach what lies below it.
         let floor = self.marks.last().copied().unwrap_or(0);
         if self.stack.len() <= floor {
             return Err(CONFUSED.to_owned());

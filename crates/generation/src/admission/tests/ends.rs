@@ -1,6 +1,6 @@
 //! Readers that are dropped, aborts, drains and stops: nothing of a request stays behind.
 
-use kilotok_testkit::Skill;
+use kilotok_testkit::DraftAccuracy;
 
 use super::engines::held;
 use super::*;
@@ -115,7 +115,7 @@ async fn an_abort_ends_those_of_its_name() {
 
 #[tokio::test]
 async fn a_stopped_reply_keeps_its_text_and_no_more() {
-    let rig = Rig::new(ScriptedEngine::new(ScriptedEngine::caps(), Skill::Percent(0)));
+    let rig = Rig::new(ScriptedEngine::new(ScriptedEngine::caps(), DraftAccuracy::Percent(0)));
     let mut stream = rig.submit(request(text(24, 1), 1000)).await;
     let mut tokens = Vec::new();
     while tokens.len() < 32 {

@@ -76,11 +76,11 @@ async fn every_reply_is_what_it_must_be_whatever_is_drafted() {
     let mut replies = Vec::new();
     let mut accepted_count = 0;
     for (skill, drafts) in [
-        (Skill::Percent(70), false),
-        (Skill::Percent(70), true),
-        (Skill::Percent(0), true),
-        (Skill::Always(b'!'.into()), true),
-        (Skill::Always(END), true),
+        (DraftAccuracy::Percent(70), false),
+        (DraftAccuracy::Percent(70), true),
+        (DraftAccuracy::Percent(0), true),
+        (DraftAccuracy::Always(b'!'.into()), true),
+        (DraftAccuracy::Always(END), true),
     ] {
         let rig = Rig::new(ScriptedEngine::new(ScriptedEngine::caps(), skill)).lively();
         let mut streams = Vec::new();
@@ -129,7 +129,8 @@ async fn a_place_where_nothing_matches_ends_those_who_chose_it() {
     let lark = format!("start: A (\"x\" <[{END}]> \"y\" | \"z\")\nA: /[a-c]{{3}}/");
     let mut replies = Vec::new();
     for drafts in [false, true] {
-        let engine = ScriptedEngine::new(ScriptedEngine::caps(), Skill::Always(b'x'.into()));
+        let engine =
+            ScriptedEngine::new(ScriptedEngine::caps(), DraftAccuracy::Always(b'x'.into()));
         let rig = Rig::new(engine).lively();
         let mut these = Vec::new();
         for index in 0..16 {

@@ -19,7 +19,7 @@ use std::time::Duration;
 use kilotok_abi::{Sampling, TokenId};
 use kilotok_engine::{Caps, Engine, SlotSetup, StepOutput};
 use kilotok_sched::{Limits, Scheduler, Submission};
-use kilotok_testkit::{ScriptedEngine, Skill};
+use kilotok_testkit::{DraftAccuracy, ScriptedEngine};
 use tokio::task::JoinHandle;
 
 use super::*;
@@ -129,7 +129,7 @@ impl Rig {
 }
 
 fn engine() -> ScriptedEngine {
-    ScriptedEngine::new(ScriptedEngine::caps(), Skill::Percent(70))
+    ScriptedEngine::new(ScriptedEngine::caps(), DraftAccuracy::Percent(70))
 }
 
 fn text(count: u32, first: TokenId) -> Vec<TokenId> {

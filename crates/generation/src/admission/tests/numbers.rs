@@ -16,7 +16,8 @@ fn value(rig: &Rig, name: &str, labels: &str) -> f64 {
 
 #[tokio::test]
 async fn a_request_is_measured_from_end_to_end() {
-    let (engine, hold) = held(ScriptedEngine::new(ScriptedEngine::caps(), Skill::Percent(0)));
+    let (engine, hold) =
+        held(ScriptedEngine::new(ScriptedEngine::caps(), DraftAccuracy::Percent(0)));
     let rig = Rig::with(engine, Limits { running_max: 1, ..Limits::default() }, 9);
     let value = |name: &str, labels: &str| value(&rig, name, labels);
     let first = rig.submit(request(text(20, 1), 1)).await;
@@ -76,7 +77,7 @@ async fn a_request_is_measured_from_end_to_end() {
 
 #[tokio::test]
 async fn hits_and_drafts_are_counted() {
-    let engine = ScriptedEngine::new(ScriptedEngine::caps(), Skill::Percent(100));
+    let engine = ScriptedEngine::new(ScriptedEngine::caps(), DraftAccuracy::Percent(100));
     let rig = Rig::new(engine).lively();
     let first = read(rig.submit(request(text(40, 1), 33)).await).await;
     let second = read(rig.submit(request(text(40, 1), 33)).await).await;
@@ -133,7 +134,8 @@ async fn endings_are_told_apart() {
 #[tokio::test]
 async fn a_stop_string_counts_although_the_length_came_first() {
     for late in [false, true] {
-        let (engine, hold) = held(ScriptedEngine::new(ScriptedEngine::caps(), Skill::Percent(0)));
+        let (engine, hold) =
+            held(ScriptedEngine::new(ScriptedEngine::caps(), DraftAccuracy::Percent(0)));
         let rig = Rig::new(engine);
         let mut stream = rig.submit(request(text(20, 1), 3)).await;
         hold.permit();

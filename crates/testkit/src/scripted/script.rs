@@ -3,7 +3,7 @@
 use kilotok_abi::TokenId;
 
 /// The token that should follow a text, if any in particular.
-pub type Voice = Box<dyn Fn(&[TokenId]) -> Option<TokenId> + Send>;
+pub type Script = Box<dyn Fn(&[TokenId]) -> Option<TokenId> + Send>;
 
 /// Repeats what the prompt says, for a vocabulary whose tokens 0 to 255 are the bytes. The reply is
 /// the text after the last `say:` of the prompt, up to the end of that turn, `turn_end`, or of the
@@ -14,7 +14,7 @@ pub type Voice = Box<dyn Fn(&[TokenId]) -> Option<TokenId> + Send>;
 ///
 /// `turn_start` opens a turn, and a line with its role comes first. `skipped` may stand at the head
 /// of a reply without being part of it: marks that a template writes for the model.
-pub fn parrot(turn_start: TokenId, turn_end: TokenId, skipped: Vec<TokenId>) -> Voice {
+pub fn repeat_prompt(turn_start: TokenId, turn_end: TokenId, skipped: Vec<TokenId>) -> Script {
     const LINE_END: TokenId = b'\n' as TokenId;
     let (told, next) = (b"say:".map(TokenId::from), b"\nnext:".map(TokenId::from));
     Box::new(move |text| {
@@ -55,7 +55,7 @@ mod tests {
     const END: TokenId = 257;
 
     fn next(parts: &[&[TokenId]]) -> Option<TokenId> {
-        parrot(START, END, vec![258, 259])(&parts.concat())
+        repeat_prompt(START, END, vec![258, 259])(&parts.concat())
     }
 
     fn bytes(text: &str) -> Vec<TokenId> {
