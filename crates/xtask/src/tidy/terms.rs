@@ -28,8 +28,7 @@ const PERSONS: &[&str] =
     &["anybody", "everybody", "nobody", "somebody", "someone", "whoever", "whom", "whomever"];
 
 /// Folders whose comments still have such words.
-const PERSONS_ALLOWED: &[&str] =
-    &["crates/cuda/", "crates/generation/", "crates/server/", "kernels/"];
+const PERSONS_ALLOWED: &[&str] = &["crates/cuda/", "kernels/"];
 
 pub(super) fn check(tree: &Tree) -> Vec<Finding> {
     let mut findings = missing(tree);
