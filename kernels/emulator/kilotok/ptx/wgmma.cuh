@@ -35,7 +35,7 @@ inline emulator::Wgmma* wgmma_next(const emulator::Wgmma& product) {
   return nullptr;
 }
 
-// Adds up a product whose turn has come, for who waits for it or for the next product.
+// Adds up a product whose turn has come, for the next product of the same sums or for the thread.
 inline void wgmma_finish(const emulator::Wgmma& product) {
   std::vector<float> sums =
       !product.products.empty()
@@ -63,9 +63,6 @@ void wgmma_wait(float (&)[COUNT]) {
   }
   emulator::here->current->work.fenced = false;
 }
-
-template <int COUNT>
-void wgmma_keep(uint32_t (&)[COUNT]) {}
 
 inline void wgmma_writes_fence() {
   std::memset(emulator::here->current->written, 0, sizeof(emulator::Pieces));

@@ -30,13 +30,6 @@ __device__ __forceinline__ void wgmma_wait(float (&sums)[COUNT]) {
   for (int i = 0; i < COUNT; i++) asm volatile("" : "+f"(sums[i])::"memory");
 }
 
-// Keeps registers of A from other use up to here, behind a wait for the products that read them.
-template <int COUNT>
-__device__ __forceinline__ void wgmma_keep(uint32_t (&a)[COUNT]) {
-#pragma unroll
-  for (int i = 0; i < COUNT; i++) asm volatile("" : "+r"(a[i])::"memory");
-}
-
 // What this thread wrote to shared memory, products see that begin behind a barrier.
 __device__ __forceinline__ void wgmma_writes_fence() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

@@ -1,6 +1,5 @@
-// Who goes to which expert, of many tokens: choices sorted by expert. Each expert has *rows*, which
-// begin at a multiple of eight, in ascending order of its tokens; what experts read and write is
-// by row.
+// The experts' tokens: choices of many tokens sorted by expert. Each expert has *rows*, which begin
+// at a multiple of eight, in ascending order of its tokens; what experts read and write is by row.
 //
 //   sort_choices   every CTA counts all choices, and finds the rows of its share of the experts
 //   gather_rows    behind it: the operand of gate and up, by row
