@@ -1,7 +1,7 @@
 // Whether products of warpgroups add up the same bits as those of warps: no document says so, and
 // the wide pass has the bits of the narrow one because of it. Compares sums of `wgmma` with those
-// of `mma` over the same columns in the same order, BF16 and TF32, of values of every kind. Needs a
-// GPU:
+// of `mma` over the same columns in the same order, BF16 and TF32, of values of every kind; and
+// those of `mma` with its operands exchanged. Needs a GPU:
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -I kernels/include \
 //     -I kernels/models/slice kernels/harness/wgmma.cu -o wgmma
 //   ./wgmma          columns up to 6144
@@ -120,6 +120,28 @@ __global__ void __launch_bounds__(WARPGROUP, 1) compare_tf32(const Work work) {
   store<8>(at<float>(work.products) + ROWS * 8, sums[1]);
 }
 
+// Sixteen rows of A times sixteen of B, first as such, then with B in the place of A: products
+// `[2][A][B]`. Of sixteen rows the registers of operand A are those of two operands B.
+__global__ void __launch_bounds__(32, 1) compare_places(const Work work) {
+  const int lane = threadIdx.x, columns = work.columns;
+  const uint16_t* rows[] = {at<const uint16_t>(work.a), at<const uint16_t>(work.b)};
+  float sums[2][2][4] = {};
+  for (int k = 0; k < columns; k += 16) {
+    uint32_t words[2][4];
+    for (int i = 0; i < 2; i++) load_a(rows[i] + k, columns, lane, words[i]);
+    for (int i = 0; i < 2; i++)
+      for (int half = 0; half < 2; half++)
+        ptx::mma(sums[i][half], words[i], words[1 - i][half], words[1 - i][half + 2]);
+  }
+  float* products = at<float>(work.products);
+  for (int half = 0; half < 2; half++)
+    for (int i = 0; i < 4; i++) {
+      const int row = lane / 4 + i / 2 * 8, other = half * 8 + lane % 4 * 2 + i % 2;
+      products[row * 16 + other] = sums[0][half][i];
+      products[256 + other * 16 + row] = sums[1][half][i];
+    }
+}
+
 enum class Values { Uniform, Exponents, Codes, Zeros };
 
 // Exponents of 40 binades; codes as MXFP4 becomes BF16, a tiny number times a huge one; zeros of
@@ -135,14 +157,13 @@ float value(Values kind, uint64_t seed, size_t i, bool weight) {
                 : std::ldexp(from_half, 100);
 }
 
-// Compares all bits of products that a kernel left.
+// Compares all bits of so many products that a kernel left twice, of N columns.
 template <class Kernel>
 bool compare_products(const char* name, Kernel kernel, Work work, Buffers& buffers, int n,
-                      int shared_bytes) {
-  const size_t count = size_t{ROWS} * n;
+                      size_t count, int threads, int shared_bytes) {
   work.products = buffers.take(2 * count * 4);
   void* arguments[] = {&work};
-  launch_ms(kernel, dim3(1), WARPGROUP, shared_bytes, arguments);
+  launch_ms(kernel, dim3(1), threads, shared_bytes, arguments);
   const auto found = read<uint32_t>(work.products, 2 * count);
   size_t differ = 0;
   for (size_t i = 0; i < count; i++) differ += found[i] != found[count + i];
@@ -158,14 +179,25 @@ bool compare_bf16(const char* name, Values kind, int columns, int run) {
   for (size_t i = 0; i < a.size(); i++) a[i] = bf16_bits(value(kind, 21, i, true));
   for (size_t i = 0; i < b.size(); i++) b[i] = bf16_bits(value(kind, 23, i, false));
   const Work work = {buffers.put(a), buffers.put(b), 0, columns, run};
-  return compare_products(name, compare<N>, work, buffers, N, N * 32);
+  return compare_products(name, compare<N>, work, buffers, N, size_t{ROWS} * N, WARPGROUP,
+                          N * 32);
 }
 
 bool compare_tf32s(int columns) {
   Buffers buffers;
   const Work work = {buffers.put(uniforms(size_t{ROWS} * columns, 1, 0, 25)),
                      buffers.put(uniforms(size_t{8} * columns, 1, 0, 27)), 0, columns, columns};
-  return compare_products("TF32", compare_tf32, work, buffers, 8, 256);
+  return compare_products("TF32", compare_tf32, work, buffers, 8, ROWS * 8, WARPGROUP, 256);
+}
+
+// With the operands in each other's place.
+bool compare_exchanged(const char* name, Values kind, int columns) {
+  Buffers buffers;
+  std::vector<uint16_t> a(size_t{16} * columns), b(size_t{16} * columns);
+  for (size_t i = 0; i < a.size(); i++) a[i] = bf16_bits(value(kind, 21, i, true));
+  for (size_t i = 0; i < b.size(); i++) b[i] = bf16_bits(value(kind, 23, i, false));
+  const Work work = {buffers.put(a), buffers.put(b), 0, columns, columns};
+  return compare_products(name, compare_places, work, buffers, 16, 256, 32, 0);
 }
 
 bool all(bool small) {
@@ -175,6 +207,8 @@ bool all(bool small) {
                       std::pair{"40 binades", Values::Exponents},
                       std::pair{"codes of MXFP4", Values::Codes},
                       std::pair{"mostly zeros", Values::Zeros}};
+  for (const auto& [name, kind] : kinds)
+    right = compare_exchanged("operands exchanged", kind, most) && right;
   for (const auto& [name, kind] : kinds)
     for (int columns : {16, 64, most})
       for (int run : {columns, 32}) {
