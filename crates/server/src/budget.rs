@@ -1,5 +1,6 @@
-//! How many bytes all requests may take together: their bodies while they arrive, and what is made
-//! of them until the engine has the prompt. Bytes are counted before they are allocated.
+//! The memory that all requests may take together: for their bodies while they arrive, and for the
+//! values made of them until the engine has the prompt. It is taken from the budget before it is
+//! allocated.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use crate::error::ApiError;
 
 /// A request that holds no more is small, and may use the whole budget.
 const SMALL_BYTES_MAX: usize = 256 << 10;
-/// Large requests leave this part of the budget to small ones, which they could else keep out.
+/// Large requests leave this part of the budget to small ones.
 const SMALL_SHARE: usize = 4;
 /// Bodies arrive and prompts are made within seconds.
 const RETRY_S: u64 = 1;
@@ -35,27 +36,30 @@ impl Budget {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// What a request that holds so many bytes may fill.
+    /// How full the budget may be with a request of so many bytes.
     fn limit(&self, bytes: usize) -> usize {
         if bytes <= SMALL_BYTES_MAX { self.max } else { self.max - self.max / SMALL_SHARE }
     }
 
-    /// Holds for one request, nothing at first.
-    pub(crate) fn hold(self: &Arc<Self>) -> Hold {
-        Hold { budget: Arc::clone(self), bytes: AtomicUsize::new(0), weight: AtomicUsize::new(0) }
+    /// The memory of one request, nothing at first.
+    pub(crate) fn hold(self: &Arc<Self>) -> HeldMemory {
+        HeldMemory {
+            budget: Arc::clone(self),
+            bytes: AtomicUsize::new(0),
+            work: AtomicUsize::new(0),
+        }
     }
 }
 
-/// The bytes that one request holds. Dropping it gives them back.
-pub(crate) struct Hold {
+/// The memory that one request holds. Dropping it gives it back.
+pub(crate) struct HeldMemory {
     budget: Arc<Budget>,
     bytes: AtomicUsize,
-    weight: AtomicUsize,
+    work: AtomicUsize,
 }
 
-impl Hold {
-    /// The request holds so many bytes from now on, more or less than before. If there are not as
-    /// many it holds what it held.
+impl HeldMemory {
+    /// Changes how many bytes the request holds. If the budget has not as many, nothing changes.
     pub(crate) fn set(&self, bytes: usize) -> Result<(), ApiError> {
         let before = self.bytes.load(Ordering::Relaxed);
         if bytes > before {
@@ -102,26 +106,26 @@ impl Hold {
         self.budget.held.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// How much work it is to convert what was read, in about as many bytes of text.
-    pub(crate) fn weight(&self) -> usize {
-        self.weight.load(Ordering::Relaxed)
+    /// The work of converting the body that was read, as a number of bytes of text.
+    pub(crate) fn work(&self) -> usize {
+        self.work.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn weigh(&self, weight: usize) {
-        self.weight.store(weight, Ordering::Relaxed);
+    pub(crate) fn set_work(&self, work: usize) {
+        self.work.store(work, Ordering::Relaxed);
     }
 }
 
-/// The code of the error that there is no memory.
+/// The code of the error of a full budget.
 pub(crate) const MEMORY_FULL: &str = "memory_full";
 
-impl Drop for Hold {
+impl Drop for HeldMemory {
     fn drop(&mut self) {
         self.release();
     }
 }
 
-impl fmt::Debug for Hold {
+impl fmt::Debug for HeldMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes", self.bytes.load(Ordering::Relaxed))
     }

@@ -11,7 +11,7 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::auth::Caller;
-use crate::budget::Hold;
+use crate::budget::HeldMemory;
 use crate::error::ApiError;
 use crate::messages::{is_client, translate_error};
 use crate::service::Service;
@@ -23,7 +23,7 @@ pub(crate) struct RequestId {
     /// It came in a header, which has precedence over the body.
     given: bool,
     caller: Caller,
-    hold: Arc<Hold>,
+    memory: Arc<HeldMemory>,
 }
 
 /// The id of a reply.
@@ -32,7 +32,7 @@ pub(crate) struct ReplyId {
     /// The id in the response.
     pub(crate) shown: String,
     caller: Caller,
-    hold: Arc<Hold>,
+    memory: Arc<HeldMemory>,
 }
 
 impl ReplyId {
@@ -43,7 +43,7 @@ impl ReplyId {
 
     /// The prompt is made: the memory that the request held for it is given back.
     pub(crate) fn release_memory(&self) {
-        self.hold.release();
+        self.memory.release();
     }
 }
 
@@ -52,12 +52,12 @@ const ID_CHARS_MAX: usize = 128;
 const ID_HEADER: &str = "x-request-id";
 
 impl RequestId {
-    fn of(headers: &HeaderMap, caller: Caller, hold: Hold) -> Self {
+    fn of(headers: &HeaderMap, caller: Caller, memory: HeldMemory) -> Self {
         let given = headers.get(ID_HEADER).and_then(|value| value.to_str().ok());
         let given = given.filter(|id| is_id(id)).map(str::to_owned);
         let random = || Uuid::new_v4().simple().to_string();
-        let (is_given, hold) = (given.is_some(), Arc::new(hold));
-        Self { id: given.unwrap_or_else(random), given: is_given, caller, hold }
+        let (is_given, memory) = (given.is_some(), Arc::new(memory));
+        Self { id: given.unwrap_or_else(random), given: is_given, caller, memory }
     }
 
     /// The id of a reply: the header's, else the body's, else a random one.
@@ -72,8 +72,8 @@ impl RequestId {
             Some(id) if !self.given => id,
             _ => &self.id,
         };
-        let (caller, hold) = (self.caller.clone(), Arc::clone(&self.hold));
-        Ok(ReplyId { shown: format!("{prefix}{id}"), caller, hold })
+        let (caller, memory) = (self.caller.clone(), Arc::clone(&self.memory));
+        Ok(ReplyId { shown: format!("{prefix}{id}"), caller, memory })
     }
 
     pub(crate) fn caller(&self) -> &Caller {
@@ -81,13 +81,13 @@ impl RequestId {
     }
 
     /// What the request holds of the memory for requests.
-    pub(crate) fn hold(&self) -> Arc<Hold> {
-        Arc::clone(&self.hold)
+    pub(crate) fn memory(&self) -> Arc<HeldMemory> {
+        Arc::clone(&self.memory)
     }
 
     /// The work of converting the body that was read, as a number of bytes of text.
     pub(crate) fn work(&self) -> usize {
-        self.hold.weight()
+        self.memory.work()
     }
 }
 
@@ -189,14 +189,6 @@ fn load_report(format: &HeaderValue, service: &Service) -> Option<HeaderValue> {
         _ => return None,
     };
     HeaderValue::from_str(&text).ok()
-}
-
-#[cfg(test)]
-impl Default for ReplyId {
-    fn default() -> Self {
-        let hold = Arc::new(crate::budget::Budget::new(0).hold());
-        Self { shown: String::new(), caller: Caller::default(), hold }
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! Reads the body of a request: JSON into a type, with the place of whatever is wrong, and with the
-//! fields that no one knows counted. Knows no field by name.
+//! Reads the body of a request: JSON into a type. An error names its place, and unknown fields are
+//! counted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,23 +12,23 @@ use serde::de::DeserializeOwned;
 use serde_path_to_error::Track;
 use utoipa::ToSchema;
 
-use super::extent::Extent;
+use super::json_size::JsonSize;
 use super::lenient::Lenient;
 use super::type_error::type_error;
 use super::unknown::nearest;
-use crate::budget::Hold;
+use crate::budget::HeldMemory;
 use crate::error::ApiError;
 use crate::middleware::RequestId;
 use crate::service::Service;
 
-/// A client that takes longer to send its body is not going to finish.
+/// A client that takes longer to send its body is given up.
 const BODY_WAIT_MAX: Duration = Duration::from_mins(1);
 
-/// What is read of a body that is too large, and thrown away: many clients hear an answer only when
-/// they have sent everything, and a connection that is closed before loses it. Several times what
-/// is allowed by default; who sends more is told by the closed connection.
+/// Bytes of a body that is too large which are read and discarded: many clients read a response
+/// only when they have sent everything, and a connection that is closed before loses it. Several
+/// times what is allowed by default; beyond it the connection is closed.
 const DISCARDED_BYTES_MAX: usize = 256 << 20;
-/// As long as that takes on a slow line is not waited for.
+/// Discarding ends after this, however slow the line is.
 const DISCARD_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// Names of unknown fields that are written to the log, of one request.
@@ -43,38 +43,38 @@ impl<T: DeserializeOwned + ToSchema + Send + 'static> FromRequest<Arc<Service>> 
     async fn from_request(request: Request, service: &Arc<Service>) -> Result<Self, ApiError> {
         check_content_type(request.headers())?;
         let path = request.uri().path().to_owned();
-        let hold = request.extensions().get().map(RequestId::hold);
-        let hold = hold.unwrap_or_else(|| Arc::new(service.budget.hold()));
+        let memory = request.extensions().get().map(RequestId::memory);
+        let memory = memory.unwrap_or_else(|| Arc::new(service.budget.hold()));
         let byte_max = service.config.body_max;
         let announced = usize::try_from(request.body().size_hint().lower()).unwrap_or(usize::MAX);
-        // Who asks first hears of it instead of sending.
-        let asks = request.headers().contains_key(header::EXPECT);
+        // A client that expects `100 Continue` gets the error instead, and sends nothing.
+        let expects_continue = request.headers().contains_key(header::EXPECT);
         let mut body = request.into_body().into_data_stream();
         let fits = if announced > byte_max {
             Err(unreadable(StatusCode::PAYLOAD_TOO_LARGE))
         } else {
-            hold.check(announced)
+            memory.check(announced)
         };
         let read = match fits {
-            Err(error) if asks => return Err(error),
+            Err(error) if expects_continue => return Err(error),
             Err(error) => Err(error),
-            Ok(()) => tokio::time::timeout(BODY_WAIT_MAX, read(&mut body, byte_max, &hold))
+            Ok(()) => tokio::time::timeout(BODY_WAIT_MAX, read(&mut body, byte_max, &memory))
                 .await
                 .unwrap_or_else(|_| Err(unreadable(StatusCode::REQUEST_TIMEOUT))),
         };
         let bytes = match read {
             Ok(bytes) => bytes,
             Err(error) => {
-                // The answer goes out at once, and what still comes is thrown away beside it.
+                // The response is sent at once, while the rest of the body is discarded.
                 tokio::spawn(tokio::time::timeout(DISCARD_WAIT_MAX, discard(body)));
                 return Err(error);
             }
         };
         let length = bytes.len();
-        let (value, unknown) = service.work(length, move |_| build(&bytes, &hold)).await?;
+        let (value, unknown) = service.work(length, move |_| build(&bytes, &memory)).await?;
         if unknown.count > 0 {
             service.http_metrics.unknown_fields.inc_by(unknown.count);
-            let Unknown { names, count } = unknown;
+            let UnknownFields { names, count } = unknown;
             tracing::debug!(%path, ?names, count, "unknown fields were ignored");
             for name in names {
                 if let Some(meant) = nearest::<T>(&name) {
@@ -86,11 +86,11 @@ impl<T: DeserializeOwned + ToSchema + Send + 'static> FromRequest<Arc<Service>> 
     }
 }
 
-/// A body's bytes, each of which is held before it is stored.
+/// Reads a body. Its memory is taken from the budget before it is allocated.
 async fn read(
     body: &mut BodyDataStream,
     byte_max: usize,
-    hold: &Hold,
+    memory: &HeldMemory,
 ) -> Result<Vec<u8>, ApiError> {
     let mut bytes = Vec::new();
     while let Some(part) = body.next().await {
@@ -101,7 +101,7 @@ async fn read(
         let needed = bytes.len() + part.len();
         if needed > bytes.capacity() {
             let capacity = needed.max(2 * bytes.capacity()).min(byte_max);
-            hold.set(capacity)?;
+            memory.set(capacity)?;
             bytes.reserve_exact(capacity - bytes.len());
         }
         bytes.extend_from_slice(&part);
@@ -118,20 +118,21 @@ async fn discard(mut body: BodyDataStream) {
     }
 }
 
-/// What was sent, if it is of an extent that the request may have.
+/// Parses a body, if its size is one that a request may have.
 fn build<T: DeserializeOwned + ToSchema>(
     bytes: &[u8],
-    hold: &Hold,
-) -> Result<(T, Unknown), ApiError> {
-    let extent = Extent::of(bytes);
-    extent.check()?;
-    hold.set(extent.memory())?;
-    hold.weigh(extent.work());
+    memory: &HeldMemory,
+) -> Result<(T, UnknownFields), ApiError> {
+    let size = JsonSize::of(bytes);
+    size.check()?;
+    memory.set(size.memory())?;
+    memory.set_work(size.work());
     parse(bytes)
 }
 
-/// Clients often say nothing, and curl says it is a form. Only what cannot be JSON is refused, and
-/// what a web page has not called JSON: that a browser sends to any server without asking it.
+/// Many clients send no content type, and curl sends that of a form. Only types that cannot be JSON
+/// are refused, and any other than JSON from a web page: a browser sends those to any server
+/// without a preflight request.
 fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
     let says = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let refuse = |what: String| Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, what));
@@ -162,21 +163,21 @@ fn unreadable(status: StatusCode) -> ApiError {
 
 /// Fields that a request's type does not have.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Unknown {
+pub(crate) struct UnknownFields {
     pub(crate) count: u64,
     /// Paths of the first of them.
     pub(crate) names: Vec<String>,
 }
 
 /// The value, and the fields that it does not have.
-fn parse<T: DeserializeOwned + ToSchema>(bytes: &[u8]) -> Result<(T, Unknown), ApiError> {
+fn parse<T: DeserializeOwned + ToSchema>(bytes: &[u8]) -> Result<(T, UnknownFields), ApiError> {
     if bytes.trim_ascii_start().first().is_some_and(|first| *first != b'{') {
         let message = "the body must be a JSON object";
         return Err(ApiError::new(StatusCode::BAD_REQUEST, message).with_code("invalid_json"));
     }
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let mut track = Track::new();
-    let mut unknown = Unknown::default();
+    let mut unknown = UnknownFields::default();
     let mut note = |path: serde_ignored::Path<'_>| {
         unknown.count += 1;
         if unknown.names.len() < LOGGED_MAX {

@@ -1,5 +1,5 @@
-//! How much a JSON text holds, counted on its bytes before anything is built of it: a text of
-//! megabytes may be values of gigabytes. Whether it is JSON is not looked at.
+//! The size of a JSON text in values, counted on its bytes before it is parsed: a text of megabytes
+//! may become values of gigabytes. Whether it is JSON is not checked here.
 
 use axum::http::StatusCode;
 use memchr::memchr2;
@@ -23,7 +23,7 @@ const PART_WORK: usize = 8;
 
 /// See the file's head.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Extent {
+pub(crate) struct JsonSize {
     bytes: usize,
     parts: usize,
     /// Values in lists that no object of the request holds.
@@ -32,35 +32,35 @@ pub(crate) struct Extent {
     hidden: usize,
 }
 
-impl Extent {
+impl JsonSize {
     pub(crate) fn of(json: &[u8]) -> Self {
-        let mut extent = Self { bytes: json.len(), ..Self::default() };
+        let mut size = Self { bytes: json.len(), ..Self::default() };
         let mut open_objects = 0_usize;
         let mut rest = json;
         while let Some((&byte, after)) = rest.split_first() {
             rest = after;
             match byte {
                 b'"' => {
-                    extent.parts += 1;
+                    size.parts += 1;
                     let (string, after) = string(rest);
-                    extent.hidden += separators(string);
+                    size.hidden += separators(string);
                     rest = after;
                 }
                 b'{' => {
-                    extent.parts += 1;
+                    size.parts += 1;
                     open_objects += 1;
                 }
                 b'}' => open_objects = open_objects.saturating_sub(1),
-                b'[' | b':' => extent.parts += 1,
-                b',' if open_objects > 1 => extent.parts += 1,
-                b',' => extent.numbers += 1,
+                b'[' | b':' => size.parts += 1,
+                b',' if open_objects > 1 => size.parts += 1,
+                b',' => size.numbers += 1,
                 _ => {}
             }
         }
-        extent
+        size
     }
 
-    /// An error if no request has so many values.
+    /// An error if there are more values than a request may have.
     pub(crate) fn check(&self) -> Result<(), ApiError> {
         if self.parts <= PARTS_MAX {
             return Ok(());
@@ -72,13 +72,13 @@ impl Extent {
         Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message))
     }
 
-    /// Bytes that the text and what is made of it may take at once.
+    /// Bytes that the text and the values made of it may take at once.
     pub(crate) fn memory(&self) -> usize {
         let numbers = (self.numbers + self.hidden) * NUMBER_BYTES;
         self.bytes * TEXT_COPIES + self.parts * PART_BYTES + numbers
     }
 
-    /// Bytes of text that are as much work.
+    /// The work of converting it, as a number of bytes of text.
     pub(crate) fn work(&self) -> usize {
         self.bytes + self.parts * PART_WORK
     }
@@ -106,8 +106,8 @@ mod tests {
     use super::*;
 
     fn of(text: &str) -> (usize, usize, usize) {
-        let extent = Extent::of(text.as_bytes());
-        (extent.parts, extent.numbers, extent.hidden)
+        let size = JsonSize::of(text.as_bytes());
+        (size.parts, size.numbers, size.hidden)
     }
 
     #[test]
@@ -138,23 +138,23 @@ mod tests {
     #[test]
     fn texts_that_become_large_are_known_before() {
         let fields = format!("{{{}\"a\":0}}", r#""z":0,"#.repeat(PARTS_MAX));
-        assert_eq!(Extent::of(fields.as_bytes()).check().unwrap_err().status.as_u16(), 413);
+        assert_eq!(JsonSize::of(fields.as_bytes()).check().unwrap_err().status.as_u16(), 413);
         let variables = format!(r#"{{"v":{{"a":[0{}]}}}}"#, ",0".repeat(PARTS_MAX));
-        assert!(Extent::of(variables.as_bytes()).check().is_err());
+        assert!(JsonSize::of(variables.as_bytes()).check().is_err());
         let arguments = format!(r#"{{"v":"[0{}]"}}"#, ",0".repeat(1 << 20));
-        assert!(Extent::of(arguments.as_bytes()).memory() > 80 << 20);
+        assert!(JsonSize::of(arguments.as_bytes()).memory() > 80 << 20);
     }
 
     #[test]
     fn conversations_and_prompts_have_room() {
         let message = r#",{"role":"user","content":[{"type":"text","text":"hello, you"}]}"#;
         let messages = format!(r#"{{"messages":[{{}}{}]}}"#, message.repeat(16_384));
-        let extent = Extent::of(messages.as_bytes());
-        extent.check().unwrap();
-        assert!(extent.memory() < 200 << 20, "{extent:?}");
+        let size = JsonSize::of(messages.as_bytes());
+        size.check().unwrap();
+        assert!(size.memory() < 200 << 20, "{size:?}");
         let tokens = format!(r#"{{"prompt":[1{}]}}"#, ",12345".repeat(1 << 20));
-        let extent = Extent::of(tokens.as_bytes());
-        extent.check().unwrap();
-        assert!(extent.memory() < 128 << 20, "{extent:?}");
+        let size = JsonSize::of(tokens.as_bytes());
+        size.check().unwrap();
+        assert!(size.memory() < 128 << 20, "{size:?}");
     }
 }
