@@ -70,7 +70,7 @@ struct Sleeper {
   const struct Barrier* barrier;
 };
 
-struct Meeting {
+struct CtaBarrier {
   int arrived;
   Thread* waiting[THREADS_MAX];
 };
@@ -111,7 +111,7 @@ struct Cta {
   Thread threads[THREADS_MAX];
   Warp warps[THREADS_MAX / WARP];
   Warpgroup warpgroups[THREADS_MAX / WARPGROUP];
-  Meeting meetings[BARRIERS];
+  CtaBarrier cta_barriers[BARRIERS];
   std::vector<Copy> copies;
   std::vector<Sleeper> sleepers;
 };
@@ -275,13 +275,13 @@ inline const Shown* show(const uint32_t* words, int count) {
   return show(words, count, [](Shown*) {});
 }
 
-inline void meet(int barrier, int count) {
-  Meeting& meeting = here->meetings[barrier];
-  if (meeting.arrived + 1 == count) {
-    wake(meeting.waiting, meeting.arrived);
-    meeting.arrived = 0;
+inline void sync(int barrier, int count) {
+  CtaBarrier& barrier_at = here->cta_barriers[barrier];
+  if (barrier_at.arrived + 1 == count) {
+    wake(barrier_at.waiting, barrier_at.arrived);
+    barrier_at.arrived = 0;
   } else {
-    meeting.waiting[meeting.arrived++] = here->current;
+    barrier_at.waiting[barrier_at.arrived++] = here->current;
     wait();
   }
 }
@@ -379,7 +379,7 @@ inline void run(const Launch& launch, void (*kernel)(const void*)) {
   here->dice = launch.seed;
   here->copies.clear();
   here->sleepers.clear();
-  for (Meeting& meeting : here->meetings) meeting.arrived = 0;
+  for (CtaBarrier& barrier_at : here->cta_barriers) barrier_at.arrived = 0;
   std::memset(here->warpgroups, 0, sizeof(here->warpgroups));
   for (int i = 0; i < launch.threads; i += WARP) {
     Warp& warp = here->warps[i / WARP];
@@ -455,7 +455,7 @@ struct { emulator::CtaIndex x; } static const blockIdx;
 struct { emulator::ThreadCount x; } static const blockDim;
 struct { emulator::CtaCount x; } static const gridDim;
 
-inline void __syncthreads() { emulator::meet(0, emulator::here->live); }
+inline void __syncthreads() { emulator::sync(0, emulator::here->live); }
 inline void __syncwarp() { emulator::show(nullptr, 0); }
 template <class T>
 T __shfl_sync(uint32_t, T value, int lane) {

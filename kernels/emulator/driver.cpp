@@ -37,7 +37,12 @@ enum Code {
   LAUNCH_FAILED = 719,
 };
 
-enum Attribute { CLOCK_RATE = 13, MULTIPROCESSORS = 16, CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76 };
+enum Attribute {
+  CLOCK_RATE = 13,
+  MULTIPROCESSORS = 16,
+  CAPABILITY_MAJOR = 75,
+  CAPABILITY_MINOR = 76
+};
 
 // Threads of which a module's CTAs have one each.
 constexpr int CTAS_MAX = 192;

@@ -46,7 +46,8 @@ std::string driven(const Program& program) {
   std::string all = program.text;
   for (const auto& [name, text] : program.headers) all += text;
   std::ostringstream out;
-  out << "namespace kilotok { alignas(128) thread_local char shared_bytes[emulator::SHARED_MAX]; }\n"
+  out << "namespace kilotok { alignas(128) thread_local char shared_bytes[emulator::SHARED_MAX]; "
+         "}\n"
       << "alignas(128) thread_local char shared_bytes[emulator::SHARED_MAX];\n"
       << "extern \"C\" void emulator_run(const emulator::Launch& launch,\n"
       << "                             void (*kernel)(const void*)) {\n"

@@ -22,17 +22,17 @@ struct AttentionRoles {
     int phases, repeats;
   };
 
-  static __device__ __forceinline__ const LayerMemory& layer(const Walker& w) {
+  static __device__ __forceinline__ const LayerMemory& layer(const Warp& w) {
     return *at<const LayerMemory>(w.cta.memory.layers);
   }
 
-  static __device__ __forceinline__ void begin(Walker& w) {
+  static __device__ __forceinline__ void begin(Warp& w) {
     count_pairs<KIND, KIND + 1, OWN>(w.cta, w.shared.pairs, w.batch());
   }
 
-  static __device__ __forceinline__ void attend(Walker& w) {
+  static __device__ __forceinline__ void attend(Warp& w) {
     if constexpr (STREAMED<KIND>)
-      w.walk([&](Ring& ring, Sums&) {
+      w.with_pipeline([&](Ring& ring, Sums&) {
         attend_streamed<KIND>(w.cta, ring, layer(w), w.batch(), w.shared.pairs[KIND],
                               w.shared.sums);
       });
@@ -41,11 +41,11 @@ struct AttentionRoles {
   }
 
   template <int WARPS>
-  static __device__ __forceinline__ void add_all(Walker& w) {
-    add_chunks<KIND, OWN, WARPS>(w.cta, layer(w), w.batch(), w.shared.sums, [] {});
+  static __device__ __forceinline__ void add_all(Warp& w) {
+    combine_chunks<KIND, OWN, WARPS>(w.cta, layer(w), w.batch(), w.shared.sums, [] {});
   }
 
-  static __device__ __forceinline__ void consume(Walker& w, const Work& work) {
+  static __device__ __forceinline__ void consume(Warp& w, const Work& work) {
     Cta& cta = w.cta;
 #pragma unroll 1
     for (int i = 0; i < work.repeats; i++) {
@@ -59,22 +59,22 @@ struct AttentionRoles {
       cta.arrive_grid();
       if (work.phases & ATTN) {
         if (w.token_count() <= TILE_TOKENS)
-          add_all<ADDING_WARPS<true>>(w);
+          add_all<COMBINE_WARPS<true>>(w);
         else
-          add_all<ADDING_WARPS<false>>(w);
+          add_all<COMBINE_WARPS<false>>(w);
       }
       cta.wait_grid();
     }
   }
 
-  static __device__ __forceinline__ void produce(Walker& w, const Work& work) {
+  static __device__ __forceinline__ void produce(Warp& w, const Work& work) {
     if constexpr (STREAMED<KIND>)
 #pragma unroll 1
       for (int i = 0; i < work.repeats && work.phases & ATTN; i++)
         produce_keys<KIND>(w.cta, w.ring, layer(w), w.batch(), w.shared.pairs[KIND]);
   }
 
-  static __device__ __forceinline__ void add(Walker&, const Work&) {}
+  static __device__ __forceinline__ void epilogue(Warp&, const Work&) {}
 };
 
 // A uniform number from -1 to 1 that follows from its name.
@@ -201,8 +201,8 @@ struct World {
           const uint32_t page = table[table_at[r] + in_row];
           const uint32_t place = (page * A.kv_heads + head) * PAGE_TOKENS + p % PAGE_TOKENS;
           for (int d = 0; d < dims; d++)
-            values[what == KEY_ROW ? key_place<A.qk_dim>(place, d)
-                                   : value_place<A.v_dim>(place, d)] =
+            values[what == KEY_ROW ? key_offset<A.qk_dim>(place, d)
+                                   : value_offset<A.v_dim>(place, d)] =
                 context(rows[r], p, what, head, d);
         }
     return keep(take(values));

@@ -1,5 +1,5 @@
 // The choice of drafts: after every wanted token the likeliest one by the logits of two ranks, of
-// equals the first, as `likeliest` in crates/batch has it. Checked and timed. Needs a GPU:
+// equals the first, as `argmax` in crates/batch has it. Checked and timed. Needs a GPU:
 //
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -I kernels -I kernels/include \
 //     -I kernels/models/slice kernels/harness/drafts.cu -o drafts
@@ -10,7 +10,7 @@
 // before. Ties lie within a few logits, between threads, CTAs and ranks; there are zeros of both
 // signs, infinities, and logits that are no numbers, all or some. Besides the token, what is sent
 // and the parts that are left must be right, and nothing behind them written. How ranks wait for
-// each other is what `exchange` checks. Returns 1 if anything is wrong.
+// each other is what `collectives` checks. Returns 1 if anything is wrong.
 #define HARNESS_RANKS 2
 #include "ranks.h"
 
@@ -34,11 +34,11 @@ __global__ void __launch_bounds__(CONSUMERS, 1)
     draft(const __grid_constant__ Memory memory, const __grid_constant__ DraftWork work) {
   DraftScratch& scratch = *reinterpret_cast<DraftScratch*>(asked_memory());
   if (threadIdx.x == 0)
-    cta_place = Place::begin(memory.fault, memory.wait_max_ms, memory.rank);
+    wait_context = WaitContext::begin(memory.fault, memory.wait_max_ms, memory.rank);
   __syncthreads();
   Cta cta(memory, 0);
   for (int i = 0; i < work.repeats; i++) {
-    choose_drafts(cta, scratch, work.wanted_count, work.number);
+    argmax_drafts(cta, scratch, work.wanted_count, work.number);
     cta.sync_grid();
   }
 }
@@ -84,7 +84,7 @@ const std::function<void(Row&)> CASES[] = {
 };
 constexpr int CASE_COUNT = static_cast<int>(std::size(CASES));
 
-// The twin of `likeliest`.
+// The twin of `argmax`.
 uint32_t likeliest_of(const Row& row, int begin, int end) {
   uint32_t best = begin;
   for (int id = begin + 1; id < end; id++)
@@ -96,7 +96,7 @@ struct DraftCheck {
   Buffers buffers;
   std::vector<Row> rows;
   Memory memory = {};
-  Exchange receivers = {};
+  Peers receivers = {};
   DraftWork work = {};
 
   DraftCheck() {
@@ -110,7 +110,7 @@ struct DraftCheck {
     memory.barrier = buffers.take(COUNTERS * COUNTER_BYTES);
     for (int rank = 0; rank < RANKS; rank++)
       receivers.receivers[rank] = buffers.take(RECEIVER_BYTES);
-    memory.exchange = buffers.put(std::vector<Exchange>{receivers});
+    memory.peers = buffers.put(std::vector<Peers>{receivers});
     memory.fault = fault_address();
     memory.wait_max_ms = wait_max_ms();
   }
@@ -154,7 +154,7 @@ struct DraftCheck {
     Buffers::copy(memory.logits, own);
     for (uint64_t receiver : receivers.receivers)
       if (receiver) CHECK(cudaMemset(at<void>(receiver), 0, RECEIVER_BYTES));
-    Buffers::copy(receivers.receivers[rank] + BESTS_PLACE, sent);
+    Buffers::copy(receivers.receivers[rank] + DRAFTS_OFFSET, sent);
   }
 
   // Milliseconds.
@@ -173,7 +173,7 @@ struct DraftCheck {
     const int rank = static_cast<int>(memory.rank);
     const auto drafted = read<uint32_t>(memory.drafted, TOKENS_MAX);
     const auto parts = read<uint64_t>(memory.draft_parts, size_t{TOKENS_MAX} * PARTS_MAX);
-    const auto sent = read<uint32_t>(receivers.receivers[1 - rank] + BESTS_PLACE,
+    const auto sent = read<uint32_t>(receivers.receivers[1 - rank] + DRAFTS_OFFSET,
                                      size_t{TOKENS_MAX} * RANKS * 4);
     // As many CTAs share a row as there are; see `parts_of`.
     const int part_count = std::max(1, std::min(PARTS_MAX, GRID / wanted_count));

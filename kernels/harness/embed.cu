@@ -41,15 +41,15 @@ __global__ void __launch_bounds__(CONSUMERS, 1)
   EmbedShared& shared = *reinterpret_cast<EmbedShared*>(asked_memory());
   StreamMemory& stream = shared.stream;
   if (threadIdx.x == 0)
-    cta_place = Place::begin(memory.fault, memory.wait_max_ms, memory.rank);
-  shared.batch.bring(memory);
+    wait_context = WaitContext::begin(memory.fault, memory.wait_max_ms, memory.rank);
+  shared.batch.fetch(memory);
   for (int k = threadIdx.x; k < TOKENS_MAX * OWNER_ROWS; k += CONSUMERS)
     stream.residual[k / OWNER_ROWS][k % OWNER_ROWS] =
         stream.part[k / OWNER_ROWS][k % OWNER_ROWS] = NAN;
   __syncthreads();
   Cta cta(memory, 0);
   for (int i = 0; i < work.repeats; i++) {
-    rotations(cta, shared.batch, work.first, work.end);
+    rope_angles(cta, shared.batch, work.first, work.end);
     if (is_owner(cta)) embed(cta, stream, shared.batch);
     cta.sync();
   }

@@ -122,7 +122,7 @@ struct ExpertsCheck {
       return scores[(static_cast<size_t>(table) * TOKENS_MAX + token) * SCORES_EACH + EXPERTS_MAX];
     double sum = 0;
     for (int unit = 0; unit < OWNER_UNITS; unit++)
-      sum += squares[(static_cast<int>(Reader::Network) * size_t{TOKENS_MAX} + token) *
+      sum += squares[(static_cast<int>(Reader::FeedForward) * size_t{TOKENS_MAX} + token) *
                          SQUARES_EACH + unit];
     return 1 / std::sqrt(sum / HIDDEN + Part<Roles::DRAFT>::EPS);
   }

@@ -22,7 +22,7 @@ struct ExpertsRoles {
   static constexpr FeedForward F = FEED_FORWARDS[KIND];
   static constexpr bool DRAFT = KIND >= DRAFT_FEED_FORWARD;
 
-  static __device__ __forceinline__ void keep(Walker& w, const Work& work, int repeat) {
+  static __device__ __forceinline__ void keep(Warp& w, const Work& work, int repeat) {
     if (work.sums == 0 || !is_owner(w.cta)) return;
     for (int k = w.cta.thread(); k < w.token_count() * OWNER_ROWS; k += CONSUMERS) {
       const int token = k / OWNER_ROWS, row = k % OWNER_ROWS;
@@ -42,31 +42,31 @@ struct ExpertsRoles {
 
   // Both leave their sums in the stream's part.
   template <int TILES>
-  static __device__ __forceinline__ void consume_dense(Walker& w) {
+  static __device__ __forceinline__ void consume_dense(Warp& w) {
     w.cta.arrive_grid();
     dense<KIND, DRAFT, TILES>(w);
     w.cta.sync();
   }
 
   // Of one tile of tokens.
-  static __device__ __forceinline__ void consume_experts(Walker& w, const Work& work) {
+  static __device__ __forceinline__ void consume_experts(Warp& w, const Work& work) {
     Cta& cta = w.cta;
     Routes& routes = w.shared.routes;
     cta.count_operand();
-    w.wait_heard();
-    choose_routes<KIND, false>(cta, routes, w.stream(), at<const float>(work.bias),
+    w.wait_routes_free();
+    top_k_routes<KIND, false>(cta, routes, w.stream(), at<const float>(work.bias),
                                w.token_count(), [](int row) { return Inner<KIND>::place(row); });
-    w.hand_over_routes();
-    w.walk([&](Ring& ring, Sums& sums) { gate_up<KIND>(cta, ring, sums); });
+    w.publish_routes();
+    w.with_pipeline([&](Ring& ring, Sums& sums) { gate_up<KIND>(cta, ring, sums); });
     cta.sync_grid();
     if (is_owner(cta))
-      w.walk([&](Ring& ring, Sums& sums) {
+      w.with_pipeline([&](Ring& ring, Sums& sums) {
         down<KIND, false>(cta, ring, sums, routes);
       });
     cta.sync();
   }
 
-  static __device__ __forceinline__ void consume(Walker& w, const Work& work) {
+  static __device__ __forceinline__ void consume(Warp& w, const Work& work) {
     for (int i = 0; i < work.repeats; i++) {
       if (work.sums != 0) write_operand(w.cta, work);
       const bool one = w.tiles() == 1;
@@ -83,13 +83,13 @@ struct ExpertsRoles {
   }
 
   template <int TILES>
-  static __device__ __forceinline__ void produce_dense(Walker& w, const Work& work) {
+  static __device__ __forceinline__ void produce_dense(Warp& w, const Work& work) {
     using GateUp = GateUpMatrix<KIND>;
     kilotok::produce<GateUp, TILES>(w.ring, work.gate_up, first_unit<GateUp>(w.cta));
     kilotok::produce<DownMatrix<KIND>, TILES>(w.ring, work.down, w.cta.index());
   }
 
-  static __device__ __forceinline__ void produce(Walker& w, const Work& work) {
+  static __device__ __forceinline__ void produce(Warp& w, const Work& work) {
     uint32_t taken = 0, count = 0;
     LayerMemory layer = {};
     layer.gate_up = work.gate_up;
@@ -109,19 +109,20 @@ struct ExpertsRoles {
     }
   }
 
-  static __device__ __forceinline__ void add(Walker& w, const Work& work) {
+  static __device__ __forceinline__ void epilogue(Warp& w, const Work& work) {
     Cta& cta = w.cta;
     for (int i = 0; i < work.repeats; i++) {
       if constexpr (IS_DENSE<KIND>) {
         const StoreInner<KIND> store = {cta.memory, w.stream(), w.token_count()};
-        kilotok::add<GateUpMatrix<KIND>>(cta, w.sums, first_unit<GateUpMatrix<KIND>>(cta),
+        kilotok::epilogue<GateUpMatrix<KIND>>(cta, w.sums, first_unit<GateUpMatrix<KIND>>(cta),
                                          w.tiles(), store);
-        kilotok::add<DownMatrix<KIND>>(cta, w.sums, cta.index(), w.tiles(), StorePart{w.stream()});
+        kilotok::epilogue<DownMatrix<KIND>>(cta, w.sums, cta.index(), w.tiles(),
+                                            StorePart{w.stream()});
       } else {
         if (w.tiles() == 1)
-          add_experts<KIND, 1>(w);
+          epilogue_experts<KIND, 1>(w);
         else
-          add_experts<KIND, TILES_MAX>(w);
+          epilogue_experts<KIND, TILES_MAX>(w);
       }
     }
   }

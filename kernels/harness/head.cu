@@ -26,11 +26,11 @@ template <int TILES>
 struct HeadRoles {
   using Work = HeadWork;
 
-  static __device__ __forceinline__ bool is_one_tile(const Walker& w) {
+  static __device__ __forceinline__ bool is_one_tile(const Warp& w) {
     return TILES == 1 || w.batch().counts.wanted_count <= TILE_TOKENS;
   }
 
-  static __device__ __forceinline__ void consume(Walker& w, const Work& work) {
+  static __device__ __forceinline__ void consume(Warp& w, const Work& work) {
     for (int i = 0; i < work.repeats; i++) {
       w.cta.arrive_grid();
       if (is_one_tile(w))
@@ -40,7 +40,7 @@ struct HeadRoles {
     }
   }
 
-  static __device__ __forceinline__ void produce(Walker& w, const Work& work) {
+  static __device__ __forceinline__ void produce(Warp& w, const Work& work) {
     const uint64_t head = w.cta.memory.head;
     const int first = first_unit<HeadMatrix>(w.cta);
     for (int i = 0; i < work.repeats; i++) {
@@ -51,11 +51,11 @@ struct HeadRoles {
     }
   }
 
-  static __device__ __forceinline__ void add(Walker& w, const Work& work) {
+  static __device__ __forceinline__ void epilogue(Warp& w, const Work& work) {
     const Memory& memory = w.cta.memory;
     const WantedTokens wanted(memory, w.batch().counts);
     for (int i = 0; i < work.repeats; i++)
-      kilotok::add<HeadMatrix>(w.cta, w.sums, first_unit<HeadMatrix>(w.cta), wanted.tiles(),
+      kilotok::epilogue<HeadMatrix>(w.cta, w.sums, first_unit<HeadMatrix>(w.cta), wanted.tiles(),
                                StoreLogits{at<float>(memory.logits), w.stream(), wanted});
   }
 };

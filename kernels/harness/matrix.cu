@@ -4,7 +4,7 @@
 //   ./matrix          checks and times
 //   ./matrix check    a few matrices, once, for compute-sanitizer
 // Prints a line for each matrix and number of tokens; returns 1 if a product is wrong.
-#include "kilotok/layout/agree.cuh"
+#include "kilotok/layout/planned.cuh"
 #include "matrix_walk.cuh"
 
 namespace bench {

@@ -1,7 +1,7 @@
 // The narrow pass's matrix times up to TOKENS_MAX tokens, as a kernel of its own.
 #pragma once
 
-#include "kilotok/phase/stream.cuh"
+#include "kilotok/phase/add_rms_norm.cuh"
 #include "weights.h"
 
 namespace bench {
@@ -44,7 +44,7 @@ template <class M>
 __device__ __forceinline__ void read_pages(const Cta& cta, Ring& ring, int first) {
   for (int unit = first; unit < M::UNITS; unit += M::CTAS)
     for (int step = 0; step < M::STEPS; step += M::PAGE_STEPS) {
-      ring.take();
+      ring.wait();
       ring.release(cta.lane());
     }
 }
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(THREADS, 1) walk(const Memory memory, const Wo
   Ring ring(shared.ring);
   Sums sums(shared.sums);
   if (threadIdx.x == 0) {
-    cta_place = Place::begin(work.fault, work.wait_max_ms, 0);
+    wait_context = WaitContext::begin(work.fault, work.wait_max_ms, 0);
     ring.init();
     sums.init();
   }
@@ -75,10 +75,10 @@ __global__ void __launch_bounds__(THREADS, 1) walk(const Memory memory, const Wo
         cta.sync();
         const EveryToken every = {work.tiles};
         if (work.tiles <= 1)
-          multiply<M, 1>(cta, ring, sums, work.operand, M::COLUMNS_PADDED * 2, first(copy), every,
+          gemm<M, 1>(cta, ring, sums, work.operand, M::COLUMNS_PADDED * 2, first(copy), every,
                          [] {}, Nothing{}, store);
         else
-          multiply<M, TILES_MAX>(cta, ring, sums, work.operand, M::COLUMNS_PADDED * 2, first(copy),
+          gemm<M, TILES_MAX>(cta, ring, sums, work.operand, M::COLUMNS_PADDED * 2, first(copy),
                                  every, [] {}, Nothing{}, store);
       }
     }
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(THREADS, 1) walk(const Memory memory, const Wo
   ptx::fewer_registers<HELPER_REGISTERS>();
   if (threadIdx.x >= CONSUMERS + 32) {
     for (int copy = 0; KIND == Kind::Multiply && copy < work.copies; copy++)
-      add<M>(cta, sums, first(copy), work.tiles, store);
+      epilogue<M>(cta, sums, first(copy), work.tiles, store);
   } else if (threadIdx.x == CONSUMERS) {
     for (int copy = 0; copy < work.copies; copy++)
       if (work.tiles <= 1)

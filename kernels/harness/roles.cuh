@@ -14,20 +14,20 @@ __global__ void __launch_bounds__(THREADS, 1)
     roles(const __grid_constant__ Memory memory,
           const __grid_constant__ typename Roles::Work work) {
   set_up(memory);
-  Walker walker;
-  if constexpr (requires { Roles::begin(walker); }) {
-    Roles::begin(walker);
+  Warp warp;
+  if constexpr (requires { Roles::begin(warp); }) {
+    Roles::begin(warp);
     __syncthreads();
   }
   if (threadIdx.x < CONSUMERS) {
     ptx::more_registers<CONSUMER_REGISTERS>();
-    Roles::consume(walker, work);
+    Roles::consume(warp, work);
   } else {
     ptx::fewer_registers<HELPER_REGISTERS>();
     if (threadIdx.x >= CONSUMERS + 32)
-      Roles::add(walker, work);
+      Roles::epilogue(warp, work);
     else if (threadIdx.x == CONSUMERS)
-      Roles::produce(walker, work);
+      Roles::produce(warp, work);
   }
 }
 

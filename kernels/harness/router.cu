@@ -33,7 +33,7 @@ struct RouterRoles {
   using R = Router<KIND>;
   static constexpr float EPS = KIND < DRAFT_FEED_FORWARD ? NORM_EPS : DRAFT_NORM_EPS;
 
-  static __device__ __forceinline__ void bring_stream(Walker& w, const Work& work) {
+  static __device__ __forceinline__ void bring_stream(Warp& w, const Work& work) {
     for (int k = w.cta.thread(); k < w.token_count() * OWNER_ROWS; k += CONSUMERS) {
       const int token = k / OWNER_ROWS, row = k % OWNER_ROWS;
       const int column = w.cta.index() * OWNER_ROWS + row;
@@ -44,18 +44,19 @@ struct RouterRoles {
     }
   }
 
-  static __device__ __forceinline__ void consume(Walker& w, const Work& work) {
+  static __device__ __forceinline__ void consume(Warp& w, const Work& work) {
     Cta& cta = w.cta;
     for (int i = 0; i < work.repeats; i++) {
       // As a step does in the attention of the layer.
       cta.sync_grid();
-      forget_scores<KIND>(cta, w.token_count());
+      reset_scores<KIND>(cta, w.token_count());
       cta.sync_grid();
       if (is_owner(cta)) {
         bring_stream(w, work);
-        begin_norm(cta, w.stream(), Reader::Network, work.norm, operand_scale(R::F.format), ~0u);
-        add_to_stream(cta, w.stream(), w.shared.sums, w.token_count());
-        w.walk([&](Ring& ring, Sums&) {
+        begin_rms_norm(cta, w.stream(), Reader::FeedForward, work.norm, operand_scale(R::F.format),
+                       ~0u);
+        add_rms_norm(cta, w.stream(), w.shared.sums, w.token_count());
+        w.with_pipeline([&](Ring& ring, Sums&) {
           router_parts<KIND>(cta, ring, w.shared.sums, w.token_count());
         });
       }
@@ -67,23 +68,23 @@ struct RouterRoles {
   }
 
   // As one tile of tokens does, with values awaited; as several do, with barriers.
-  static __device__ __forceinline__ void choose_for_tile(Walker& w, const Work& work) {
+  static __device__ __forceinline__ void choose_for_tile(Warp& w, const Work& work) {
     Cta& cta = w.cta;
     Routes& routes = w.shared.routes;
     router_scores<KIND, true>(cta, w.shared.sums, w.token_count(), EPS);
-    choose_routes<KIND, true>(cta, routes, w.stream(), at<const float>(work.bias),
+    top_k_routes<KIND, true>(cta, routes, w.stream(), at<const float>(work.bias),
                               w.token_count(), [](int row) { return Inner<KIND>::place(row); });
     if (work.routes != 0 && cta.thread() == 0) at<Routes>(work.routes)[cta.index()] = routes;
     cta.sync();
   }
 
-  static __device__ __forceinline__ void choose_for_all(Walker& w, const Work& work) {
+  static __device__ __forceinline__ void choose_for_all(Warp& w, const Work& work) {
     Cta& cta = w.cta;
     GatheredRoutes& routes = w.shared.gathered;
     cta.sync_grid();
     router_scores<KIND, false>(cta, w.shared.sums, w.token_count(), EPS);
     cta.sync_grid();
-    choose_experts<KIND>(cta, w.shared.sums, at<const float>(work.bias), w.token_count());
+    top_k_experts<KIND>(cta, w.shared.sums, at<const float>(work.bias), w.token_count());
     cta.sync_grid();
     gather_routes<KIND>(cta, routes, w.shared.sums, w.stream(), w.token_count());
     if (work.routes != 0 && cta.thread() == 0)
@@ -91,13 +92,13 @@ struct RouterRoles {
     cta.sync();
   }
 
-  static __device__ __forceinline__ void produce(Walker& w, const Work& work) {
+  static __device__ __forceinline__ void produce(Warp& w, const Work& work) {
     if (!is_owner(w.cta)) return;
     for (int i = 0; i < work.repeats; i++)
       produce_router<KIND>(w.ring, work.router + i % work.copies * R::BYTES);
   }
 
-  static __device__ __forceinline__ void add(Walker&, const Work&) {}
+  static __device__ __forceinline__ void epilogue(Warp&, const Work&) {}
 };
 
 // One kind's router and a stream of TOKENS_MAX tokens, and what should come of them.

@@ -31,9 +31,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   if (threadIdx.x >= CONSUMERS) return;
   Cta cta(memory, 0);
   if (cta.thread() == 0)
-    cta_place = Place::begin(memory.fault, memory.wait_max_ms, 0);
+    wait_context = WaitContext::begin(memory.fault, memory.wait_max_ms, 0);
   cta.sync();
-  enter(cta, sampling, row_count);
+  update_slots(cta, sampling, row_count);
   cta.sync_grid();
   for (int i = 0; i < repeats; i++) {
     sample(cta, sampling, *reinterpret_cast<SampleScratch*>(shared), wanted_count, parts);

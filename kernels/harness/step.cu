@@ -258,12 +258,12 @@ __global__ void collect(Memory m, uint16_t* to, int tokens) {
       constexpr int EACH = A.qk_dim + A.v_dim;
       for (int k = threadIdx.x; k < A.kv_heads * EACH; k += blockDim.x) {
         const int head = k / EACH, dim = k % EACH;
-        const uint32_t place = place_in_pages<KIND>(at<const uint32_t>(m.pages),
+        const uint32_t place = cache_index<KIND>(at<const uint32_t>(m.pages),
                                                   row.pages_at[A.page_group], t.position, head);
         to[static_cast<size_t>(i) * STORED_VALUES + k] =
             dim < A.qk_dim
-                ? at<const uint16_t>(l.keys)[key_place<A.qk_dim>(place, dim)]
-                : at<const uint16_t>(l.values)[value_place<A.v_dim>(place, dim - A.qk_dim)];
+                ? at<const uint16_t>(l.keys)[key_offset<A.qk_dim>(place, dim)]
+                : at<const uint16_t>(l.values)[value_offset<A.v_dim>(place, dim - A.qk_dim)];
       }
     });
   }

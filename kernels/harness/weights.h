@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "bench.h"
-#include "kilotok/walk/matrix.cuh"
+#include "kilotok/gemm/matrix.cuh"
 
 namespace bench {
 

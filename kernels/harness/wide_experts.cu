@@ -37,7 +37,7 @@ template <int KIND, bool GATE_UP>
 __global__ void __launch_bounds__(wide::THREADS, 1)
     multiply_kernel(const ExpertsMemory memory, const uint64_t fault, const uint32_t wait_ms) {
   auto& shared = *reinterpret_cast<WideShared<KIND>*>(asked_memory());
-  if (threadIdx.x == 0) cta_place = Place::begin(fault, wait_ms, 0);
+  if (threadIdx.x == 0) wait_context = WaitContext::begin(fault, wait_ms, 0);
   if constexpr (GATE_UP)
     wide::gate_up<KIND>(shared, memory);
   else

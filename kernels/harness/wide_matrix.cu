@@ -46,7 +46,7 @@ template <class M>
 __global__ void __launch_bounds__(wide::THREADS, 1) wide_walk(const WideWork work) {
   auto& memory = *reinterpret_cast<WideMemory*>(asked_memory());
   if (threadIdx.x == 0) {
-    cta_place = Place::begin(work.fault, work.wait_max_ms, 0);
+    wait_context = WaitContext::begin(work.fault, work.wait_max_ms, 0);
     wide::TokenRing(memory.ring).init();
   }
   __syncthreads();
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(wide::THREADS, 1) wide_walk(const WideWork wor
         wide::TokenRing ring(memory.ring);
         const WideStore<M> store = {at<float>(work.products), work.tokens};
         for (int copy = 0; copy < work.copies; copy++)
-          wide::multiply<M>(ring, memory.totals,
+          wide::gemm<M>(ring, memory.totals,
                             at<const char>(work.weights) + copy * M::BYTES, items, first(copy),
                             store);
       },

@@ -1,5 +1,5 @@
-// A libcuda that makes several GPUs of one, so that ranks which are to have one each share it: green
-// contexts, with multiprocessors of their own. Whatever does not ask for a GPU is left to the
+// A libcuda that makes several GPUs of one, so that ranks which are to have one each share it:
+// green contexts, with multiprocessors of their own. Whatever does not ask for a GPU is left to the
 // driver, with which this is linked.
 #include <cuda.h>
 

@@ -21,12 +21,12 @@ __device__ __forceinline__ int first_key_unit(const Cta& cta, int layer) {
 
 // What becomes of the projections of a layer's keys and values.
 template <int KIND>
-__device__ __forceinline__ auto store_context(Walker& w, const LayerMemory& layer, int index) {
+__device__ __forceinline__ auto store_context(Warp& w, const LayerMemory& layer, int index) {
   if constexpr (ATTENTIONS[KIND].paired)
     return store_projections<KIND>(w, layer.attention, layer, false);
   else
     return StoreProjected<KIND>{w.cta.memory, w.stream(), w.token_count(),
-                                context_place<KIND>(index)};
+                                context_row<KIND>(index)};
 }
 
 // The rows of `taps` that the batch's tokens name.
@@ -60,7 +60,7 @@ struct StoreFused {
 };
 
 // Owners: the fused context becomes the stream, and its norm is prepared.
-__device__ __forceinline__ void norm_context(Walker& w) {
+__device__ __forceinline__ void rms_norm_context(Warp& w) {
   Cta& cta = w.cta;
   if (!is_owner(cta)) return;
   const Memory& memory = cta.memory;
@@ -74,16 +74,16 @@ __device__ __forceinline__ void norm_context(Walker& w) {
     stream.residual[token][row] = 0;
     stream.part[token][row] = own ? ptx::load_l2(fused + token * FuseMatrix::ROWS + place) : 0;
   }
-  begin_norm(cta, stream, Reader::Projection, memory.draft_context_norm, 1.0f, ~0u);
-  exchange(cta, stream, w.token_count());
-  add_to_stream(cta, stream, w.shared.sums, w.token_count());
+  begin_rms_norm(cta, stream, Reader::Projection, memory.draft_context_norm, 1.0f, ~0u);
+  all_reduce(cta, stream, w.token_count());
+  add_rms_norm(cta, stream, w.shared.sums, w.token_count());
 }
 
 template <int TILES>
-__device__ __forceinline__ void fuse(Walker& w) {
+__device__ __forceinline__ void fuse(Warp& w) {
   const Memory& memory = w.cta.memory;
-  w.walk([&](Ring& ring, Sums& sums) {
-    multiply<FuseMatrix, TILES>(w.cta, ring, sums, memory.taps, TAPS_BYTES,
+  w.with_pipeline([&](Ring& ring, Sums& sums) {
+    gemm<FuseMatrix, TILES>(w.cta, ring, sums, memory.taps, TAPS_BYTES,
                                 first_unit<FuseMatrix>(w.cta),
                                 TapRows{w.batch().tokens, w.token_count()}, [] {}, Nothing{},
                                 StoreFused{at<float>(memory.fused), w.token_count()});
@@ -91,28 +91,28 @@ __device__ __forceinline__ void fuse(Walker& w) {
 }
 
 template <int KIND, int TILES>
-__device__ __forceinline__ void project_context(Walker& w, const LayerMemory& layer, int index) {
+__device__ __forceinline__ void project_context(Warp& w, const LayerMemory& layer, int index) {
   static_assert(ATTENTIONS[KIND].format == Format::Bf16, "the context is an operand for BF16");
-  w.walk([&](Ring& ring, Sums& sums) {
-    multiply<QkvMatrix<KIND>, TILES>(w.cta, ring, sums, w.cta.memory.normed, NORMED_BYTES,
+  w.with_pipeline([&](Ring& ring, Sums& sums) {
+    gemm<QkvMatrix<KIND>, TILES>(w.cta, ring, sums, w.cta.memory.normed, NORMED_BYTES,
                                      first_key_unit<KIND>(w.cta, index), EveryToken{w.tiles()},
                                      [] {}, Nothing{}, store_context<KIND>(w, layer, index));
   });
 }
 
 template <int TILES>
-__device__ __forceinline__ void consume_context(Walker& w) {
+__device__ __forceinline__ void consume_context(Warp& w) {
   using P = Part<true>;
   Cta& cta = w.cta;
   const Memory& memory = cta.memory;
-  rotations(cta, w.batch(), P::ATTENTION, P::ATTENTION_END);
+  rope_angles(cta, w.batch(), P::ATTENTION, P::ATTENTION_END);
   fuse<TILES>(w);
   cta.stamp(Stamp::Fuse);
   cta.sync_grid();
-  norm_context(w);
+  rms_norm_context(w);
   cta.stamp(Stamp::ContextNorm);
   cta.sync_grid();
-  read_norm<TILES>(cta, w.stream(), Reader::Projection, w.token_count(), P::EPS);
+  read_inverse_rms<TILES>(cta, w.stream(), Reader::Projection, w.token_count(), P::EPS);
   cta.sync();
   bool paired = true;
 #pragma unroll 1
@@ -139,7 +139,7 @@ __device__ __forceinline__ void consume_context(Walker& w) {
 }
 
 template <int TILES>
-__device__ __forceinline__ void produce_context(Walker& w) {
+__device__ __forceinline__ void produce_context(Warp& w) {
   using P = Part<true>;
   produce<FuseMatrix, TILES>(w.ring, w.cta.memory.draft_fc, first_unit<FuseMatrix>(w.cta));
 #pragma unroll 1
@@ -152,10 +152,10 @@ __device__ __forceinline__ void produce_context(Walker& w) {
   }
 }
 
-__device__ __forceinline__ void add_context(Walker& w) {
+__device__ __forceinline__ void epilogue_context(Warp& w) {
   using P = Part<true>;
   Cta& cta = w.cta;
-  add<FuseMatrix>(cta, w.sums, first_unit<FuseMatrix>(cta), w.tiles(),
+  epilogue<FuseMatrix>(cta, w.sums, first_unit<FuseMatrix>(cta), w.tiles(),
                   StoreFused{at<float>(cta.memory.fused), w.token_count()});
 #pragma unroll 1
   for (int index = 0; index < P::LAYER_COUNT; index++) {
@@ -163,7 +163,7 @@ __device__ __forceinline__ void add_context(Walker& w) {
     with_kind<P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
       constexpr int A = decltype(kind)::value;
       // Sums come after the barrier before which angles are written.
-      add<QkvMatrix<A>>(cta, w.sums, first_key_unit<A>(cta, index), w.tiles(),
+      epilogue<QkvMatrix<A>>(cta, w.sums, first_key_unit<A>(cta, index), w.tiles(),
                         store_context<A>(w, layer, index), false);
     });
   }

@@ -1,6 +1,6 @@
 // The kernels that the engine launches: one CTA per SM, all resident.
 #define KILOTOK_CTA_PER_SM
-#include "kilotok/layout/agree.cuh"
+#include "kilotok/layout/planned.cuh"
 #include "kilotok/phase/drafts.cuh"
 #include "step/context.cuh"
 #include "step/step.cuh"
@@ -15,31 +15,31 @@ template <bool DRAFT, int TILES>
 struct Pass {
   static constexpr Launch LAUNCH = DRAFT ? Launch::DraftRows : Launch::Target;
   // Consumers and producer share out attention's work by it.
-  static __device__ __forceinline__ void begin(Walker& w) {
+  static __device__ __forceinline__ void begin(Warp& w) {
     using P = Part<DRAFT>;
     count_pairs<P::ATTENTION, P::ATTENTION_END, DRAFT>(w.cta, w.shared.pairs, w.batch());
     __syncthreads();
   }
-  static __device__ __forceinline__ void consume(Walker& w) {
+  static __device__ __forceinline__ void consume(Warp& w) {
     consume_pass<DRAFT, TILES>(w);
     if constexpr (DRAFT) {
       w.cta.sync_grid();
       static_assert(sizeof(DraftScratch) <= SCRATCH_BYTES, "it fits the sums' place");
-      choose_drafts(w.cta, *reinterpret_cast<DraftScratch*>(w.shared.sums.scratch),
-                    w.batch().counts.wanted_count, w.batch().counts.exchanges + 1);
+      argmax_drafts(w.cta, *reinterpret_cast<DraftScratch*>(w.shared.sums.scratch),
+                    w.batch().counts.wanted_count, w.batch().counts.collectives + 1);
     }
   }
-  static __device__ __forceinline__ void produce(Walker& w) { produce_pass<DRAFT, TILES>(w); }
-  static __device__ __forceinline__ void add(Walker& w) { add_pass<DRAFT, TILES>(w); }
+  static __device__ __forceinline__ void produce(Warp& w) { produce_pass<DRAFT, TILES>(w); }
+  static __device__ __forceinline__ void epilogue(Warp& w) { epilogue_pass<DRAFT, TILES>(w); }
 };
 
 template <int TILES>
 struct Context {
   static constexpr Launch LAUNCH = Launch::DraftContext;
-  static __device__ __forceinline__ void begin(Walker&) {}
-  static __device__ __forceinline__ void consume(Walker& w) { consume_context<TILES>(w); }
-  static __device__ __forceinline__ void produce(Walker& w) { produce_context<TILES>(w); }
-  static __device__ __forceinline__ void add(Walker& w) { add_context(w); }
+  static __device__ __forceinline__ void begin(Warp&) {}
+  static __device__ __forceinline__ void consume(Warp& w) { consume_context<TILES>(w); }
+  static __device__ __forceinline__ void produce(Warp& w) { produce_context<TILES>(w); }
+  static __device__ __forceinline__ void epilogue(Warp& w) { epilogue_context(w); }
 };
 
 // Sets up a CTA, and sends each warp to its role.
@@ -48,29 +48,29 @@ __device__ __forceinline__ void run(const Memory& memory) {
   set_up(memory, Roles::LAUNCH);
   // Also of a chain that was started ahead and is not wanted.
   if (cta_shared().batch.token_count() == 0) return;
-  Walker walker;
-  Roles::begin(walker);
+  Warp warp;
+  Roles::begin(warp);
   if (threadIdx.x < CONSUMERS) {
     ptx::more_registers<CONSUMER_REGISTERS>();
-    walker.cta.stamp(Stamp::Begun);
-    Roles::consume(walker);
-    walker.cta.stamp(Stamp::Ended);
+    warp.cta.stamp(Stamp::Begun);
+    Roles::consume(warp);
+    warp.cta.stamp(Stamp::Ended);
     // Whoever lets others have the GPU in between gives it back as it was. If ever not, a CTA has
     // done the work of two: nothing that came of it may be used.
-    if (walker.cta.index() != cta_place.cta) __trap();
+    if (warp.cta.index() != wait_context.cta) __trap();
   } else {
     ptx::fewer_registers<HELPER_REGISTERS>();
     if (threadIdx.x >= CONSUMERS + 32)
-      Roles::add(walker);
+      Roles::epilogue(warp);
     else if (threadIdx.x == CONSUMERS)
-      Roles::produce(walker);
+      Roles::produce(warp);
   }
 }
 
 // The drafter has come so far; what comes later in a step says so again.
 __device__ __forceinline__ void note_drafted(const Memory& memory) {
   if (threadIdx.x == 0 && ptx::cta_index() == 0 && cta_shared().batch.token_count() > 0)
-    at<Moments>(memory.moments)->drafted = ptx::nanoseconds();
+    at<Timestamps>(memory.timestamps)->drafted = ptx::nanoseconds();
 }
 
 }  // namespace kilotok
@@ -96,13 +96,13 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS)
   const uint32_t now = ptx::nanoseconds();
   uint32_t place = blockIdx.x * PLAN_CTA_BYTES + threadIdx.x * PLAN_THREAD_BYTES;
   // It says nothing of what else is written, so it need not wait, nor what is read behind it.
-  if (place == 0) *at<volatile uint32_t>(plan.heard) = plan.number;
+  if (place == 0) *at<volatile uint32_t>(plan.acknowledged) = plan.number;
 #pragma unroll 1
   for (; place < plan.bytes; place += gridDim.x * PLAN_CTA_BYTES) {
     const uint4 words = ptx::load_system(at<const char>(plan.from) + place);
     ptx::store_l2(at<char>(plan.to) + place, words);
     // A plan without tokens is one that nobody asks for.
-    if (place == 0 && words.x > 0) at<Moments>(plan.moments)->begun = now;
+    if (place == 0 && words.x > 0) at<Timestamps>(plan.timestamps)->begun = now;
   }
 }
 

@@ -1,6 +1,6 @@
 // A pass over the layers: what consumers compute and, in the same order, what the producer brings
 // and the adders add. Grid barriers separate the phases, or waits for single values
-// (comm/await.cuh); the ring runs ahead across them, up to the experts, whose list is known only
+// (comm/publish.cuh); the ring runs ahead across them, up to the experts, whose list is known only
 // when the router has spoken.
 #pragma once
 
@@ -16,7 +16,7 @@ namespace kilotok {
 
 // How far a consumer warp has come. In registers it would be spilled, and then lie as far away as
 // L2, or further.
-struct alignas(16) Progress {
+struct alignas(16) PipelineState {
   // Of the ring and of the sums.
   int page;
   uint32_t page_parity;
@@ -42,9 +42,9 @@ struct Shared {
   PairsByKind pairs;
   // Completed when a network's routes are there, and when producer and adders need them no
   // more: a warp that is late must not miss one.
-  alignas(8) uint64_t routed;
-  alignas(8) uint64_t heard;
-  Progress progress[CONSUMER_WARPS];
+  alignas(8) uint64_t routes_ready;
+  alignas(8) uint64_t routes_free;
+  PipelineState pipelines[CONSUMER_WARPS];
 };
 
 __device__ __forceinline__ Shared& cta_shared() {
@@ -58,15 +58,16 @@ __device__ __forceinline__ void set_up(const Memory& memory,
   Shared& shared = cta_shared();
   if (threadIdx.x == 0) {
     shared.memory = memory;
-    cta_place = Place::begin(memory.fault, memory.wait_max_ms, memory.rank, launch);
-    ptx::mbarrier_init(ptx::shared_address(&shared.routed), ptx::arrivals(CONSUMERS));
-    ptx::mbarrier_init(ptx::shared_address(&shared.heard), 1 + ADDER_WARPS * ptx::WARP_ARRIVALS);
+    wait_context = WaitContext::begin(memory.fault, memory.wait_max_ms, memory.rank, launch);
+    ptx::mbarrier_init(ptx::shared_address(&shared.routes_ready), ptx::arrivals(CONSUMERS));
+    ptx::mbarrier_init(ptx::shared_address(&shared.routes_free),
+                       1 + EPILOGUE_WARPS * ptx::WARP_ARRIVALS);
     Sums(shared.sums).init();
     Ring(shared.ring).init();
   }
-  if (threadIdx.x < CONSUMER_WARPS) shared.progress[threadIdx.x] = {};
-  shared.batch.bring(memory);
-  shared.stream.bring_exchange(memory);
+  if (threadIdx.x < CONSUMER_WARPS) shared.pipelines[threadIdx.x] = {};
+  shared.batch.fetch(memory);
+  shared.stream.fetch_peers(memory);
   __syncthreads();
 }
 
@@ -81,7 +82,7 @@ struct Part {
   static constexpr float EPS = DRAFT ? DRAFT_NORM_EPS : NORM_EPS;
 
   // Consumers: brings a layer's addresses into shared memory, where no barrier makes them late.
-  static __device__ __forceinline__ void bring_layer(const Cta& cta, LayerMemory* layers,
+  static __device__ __forceinline__ void fetch_layer(const Cta& cta, LayerMemory* layers,
                                                      int index) {
     constexpr int WORDS = sizeof(LayerMemory) / 4;
     if (index >= LAYER_COUNT || cta.thread() >= WORDS) return;
@@ -94,29 +95,29 @@ struct Part {
 
 // The norm before a layer, or before the head when there is no such layer.
 template <bool DRAFT>
-__device__ __forceinline__ void begin_norm_before(const Cta& cta, Shared& shared, int index,
+__device__ __forceinline__ void begin_rms_norm_before(const Cta& cta, Shared& shared, int index,
                                                   uint32_t tap) {
   const Memory& memory = cta.memory;
   const LayerMemory& layer = shared.layers[index % 2];
   const bool last = index == Part<DRAFT>::LAYER_COUNT;
-  begin_norm(cta, shared.stream, Reader::Projection,
+  begin_rms_norm(cta, shared.stream, Reader::Projection,
              !last ? layer.input_norm : DRAFT ? memory.draft_norm : memory.final_norm,
              last ? 1.0f : projection_scale(layer.attention), tap);
 }
 
 // A warp on its way through a pass.
-struct Walker {
+struct Warp {
   Shared& shared;
   Cta cta;
-  // Of producer and adders: where they are, and how often they heard of routes. Consumers keep
-  // theirs in shared memory.
+  // Of producer and adders: where they are, and how often they routes_free of routes. Consumers
+  // keep theirs in shared memory.
   Ring ring;
   Sums sums;
   uint32_t routed_count;
 
-  __device__ __forceinline__ Walker()
+  __device__ __forceinline__ Warp()
       : shared(cta_shared()),
-        cta(shared.memory, shared.batch.counts.exchanges),
+        cta(shared.memory, shared.batch.counts.collectives),
         ring(shared.ring),
         sums(shared.sums),
         routed_count(0) {}
@@ -127,40 +128,40 @@ struct Walker {
   __device__ __forceinline__ StreamMemory& stream() const { return shared.stream; }
 
   // Consumers: what they have all seen of the routes is there for the others.
-  __device__ __forceinline__ void hand_over_routes() {
-    ptx::mbarrier_arrive_met<CONSUMERS>(ptx::shared_address(&shared.routed), cta.thread());
+  __device__ __forceinline__ void publish_routes() {
+    ptx::mbarrier_arrive_met<CONSUMERS>(ptx::shared_address(&shared.routes_ready), cta.thread());
   }
 
   // Producer and adders: wait until the next routes are there; say when they may go.
   __device__ __forceinline__ void wait_routes() {
-    wait_mbarrier(Waits::Routes, ptx::shared_address(&shared.routed), routed_count++ & 1);
+    wait_mbarrier(Waits::Routes, ptx::shared_address(&shared.routes_ready), routed_count++ & 1);
   }
-  __device__ __forceinline__ void producer_leaves_routes() {
-    ptx::mbarrier_arrive(ptx::shared_address(&shared.heard));
+  __device__ __forceinline__ void producer_releases_routes() {
+    ptx::mbarrier_arrive(ptx::shared_address(&shared.routes_free));
   }
-  __device__ __forceinline__ void adder_leaves_routes() {
-    ptx::mbarrier_arrive_warp(ptx::shared_address(&shared.heard), cta.lane());
+  __device__ __forceinline__ void epilogue_releases_routes() {
+    ptx::mbarrier_arrive_warp(ptx::shared_address(&shared.routes_free), cta.lane());
   }
 
   // Consumers: wait until the last routes may go.
-  __device__ __forceinline__ void wait_heard() {
-    const uint32_t count = next(&Progress::routed_count);
+  __device__ __forceinline__ void wait_routes_free() {
+    const uint32_t count = next(&PipelineState::routed_count);
     if (count == 0) return;
-    wait_mbarrier(Waits::Routes, ptx::shared_address(&shared.heard), (count + 1) & 1);
+    wait_mbarrier(Waits::Routes, ptx::shared_address(&shared.routes_free), (count + 1) & 1);
   }
 
   // Consumers: which turn of the layers begins, two a layer; and the layer, while it lasts.
-  __device__ __forceinline__ int next_turn() { return next(&Progress::turn_count); }
+  __device__ __forceinline__ int next_turn() { return next(&PipelineState::turn_count); }
   __device__ __forceinline__ const LayerMemory& layer() const {
-    const volatile Progress& progress = shared.progress[cta.warp()];
-    return shared.layers[(progress.turn_count - 1) / 2 % 2];
+    const volatile PipelineState& state = shared.pipelines[cta.warp()];
+    return shared.layers[(state.turn_count - 1) / 2 % 2];
   }
 
   // Consumers: `phase(ring, sums)` with both as the warp left them.
   template <class Phase>
-  __device__ __forceinline__ void walk(Phase phase) {
-    Progress& progress = shared.progress[cta.warp()];
-    const uint4 was = ptx::load_shared(ptx::shared_address(&progress));
+  __device__ __forceinline__ void with_pipeline(Phase phase) {
+    PipelineState& state = shared.pipelines[cta.warp()];
+    const uint4 was = ptx::load_shared(ptx::shared_address(&state));
     Ring own_ring(shared.ring);
     Sums own_sums(shared.sums);
     own_ring.stage = was.x;
@@ -170,18 +171,18 @@ struct Walker {
     phase(own_ring, own_sums);
     __syncwarp();
     if (cta.lane() == 0) {
-      progress.page = own_ring.stage;
-      progress.page_parity = own_ring.parity;
-      progress.sum = own_sums.stage;
-      progress.sum_parity = own_sums.parity;
+      state.page = own_ring.stage;
+      state.page_parity = own_ring.parity;
+      state.sum = own_sums.stage;
+      state.sum_parity = own_sums.parity;
     }
     __syncwarp();
   }
 
  private:
   // What a count was, before one more.
-  __device__ __forceinline__ uint32_t next(uint32_t Progress::* count) {
-    volatile uint32_t& kept = shared.progress[cta.warp()].*count;
+  __device__ __forceinline__ uint32_t next(uint32_t PipelineState::* count) {
+    volatile uint32_t& kept = shared.pipelines[cta.warp()].*count;
     const uint32_t was = kept;
     __syncwarp();
     if (cta.lane() == 0) kept = was + 1;
@@ -192,7 +193,7 @@ struct Walker {
 
 // What becomes of the projections of a layer of such a kind. It is read when there are products.
 template <int KIND>
-__device__ __forceinline__ auto store_projections(Walker& w, uint32_t kind,
+__device__ __forceinline__ auto store_projections(Warp& w, uint32_t kind,
                                                   const LayerMemory& layer, bool own) {
   if constexpr (ATTENTIONS[KIND].paired)
     return StoreHeads<KIND>{w.cta.memory, layer, w.batch(), w.stream(),
@@ -202,32 +203,32 @@ __device__ __forceinline__ auto store_projections(Walker& w, uint32_t kind,
 }
 
 template <int KIND, bool DRAFT, int TILES>
-__device__ __forceinline__ void project(Walker& w) {
+__device__ __forceinline__ void project(Warp& w) {
   const LayerMemory& layer = w.layer();
-  w.walk([&](Ring& ring, Sums& sums) {
-    multiply<QkvMatrix<KIND>, TILES>(w.cta, ring, sums, w.cta.memory.normed, NORMED_BYTES,
+  w.with_pipeline([&](Ring& ring, Sums& sums) {
+    gemm<QkvMatrix<KIND>, TILES>(w.cta, ring, sums, w.cta.memory.normed, NORMED_BYTES,
                                      first_unit<QkvMatrix<KIND>>(w.cta), EveryToken{w.tiles()},
                                      [&] { w.cta.wait_grid(); },
-                                     ReadNorm<TILES>{w.stream(), Reader::Projection,
+                                     ReadInverseRms<TILES>{w.stream(), Reader::Projection,
                                                      w.token_count(), Part<DRAFT>::EPS},
                                      store_projections<KIND>(w, layer.attention, layer, DRAFT));
   });
 }
 
 // Projection back to the stream, which owners have. `meet` waits for what attention leaves.
-template <int KIND, int TILES, class Meet>
-__device__ __forceinline__ void output(Walker& w, Meet meet) {
-  w.walk([&](Ring& ring, Sums& sums) {
-    multiply<OutputMatrix<KIND>, TILES>(w.cta, ring, sums, w.cta.memory.attended, ATTENDED_BYTES,
-                                        w.cta.index(), EveryToken{w.tiles()}, meet, Nothing{},
+template <int KIND, int TILES, class WaitInput>
+__device__ __forceinline__ void output(Warp& w, WaitInput wait_input) {
+  w.with_pipeline([&](Ring& ring, Sums& sums) {
+    gemm<OutputMatrix<KIND>, TILES>(w.cta, ring, sums, w.cta.memory.attended, ATTENDED_BYTES,
+                                        w.cta.index(), EveryToken{w.tiles()}, wait_input, Nothing{},
                                         StorePart{w.stream()});
   });
 }
 
-// Begins in the middle of a grid barrier. `forget_awaited` is called before the next one; with
-// chunks by `add_chunks`, where there is time for it.
-template <int KIND, bool DRAFT, class ForgetAwaited>
-__device__ __forceinline__ void attend(Walker& w, ForgetAwaited forget_awaited) {
+// Begins in the middle of a grid barrier. `reset_polled` is called before the next one; with
+// chunks by `combine_chunks`, where there is time for it.
+template <int KIND, bool DRAFT, class ResetPolled>
+__device__ __forceinline__ void attend(Warp& w, ResetPolled reset_polled) {
   const LayerMemory& layer = w.layer();
   if constexpr (!ATTENTIONS[KIND].paired) {
     w.cta.wait_grid();
@@ -235,9 +236,9 @@ __device__ __forceinline__ void attend(Walker& w, ForgetAwaited forget_awaited) 
     w.cta.stamp(Stamp::AttentionIn);
     w.cta.arrive_grid();
   }
-  if constexpr (!IN_CHUNKS<KIND, DRAFT>) forget_awaited();
+  if constexpr (!IN_CHUNKS<KIND, DRAFT>) reset_polled();
   if constexpr (STREAMED<KIND>)
-    w.walk([&](Ring& ring, Sums&) {
+    w.with_pipeline([&](Ring& ring, Sums&) {
       attend_streamed<KIND>(w.cta, ring, layer, w.batch(), w.shared.pairs[KIND],
                             w.shared.sums);
     });
@@ -248,83 +249,83 @@ __device__ __forceinline__ void attend(Walker& w, ForgetAwaited forget_awaited) 
 // Whether CTAs do not meet from the stream to what a network of experts adds to it, but wait for
 // values. With several tiles of tokens they have to: others choose for a CTA.
 template <int KIND, int TILES>
-constexpr bool AWAITS = TILES == 1 && !IS_DENSE<KIND> && Network<KIND>::OPERAND_IN_PAGES &&
+constexpr bool POLLS = TILES == 1 && !IS_DENSE<KIND> && Moe<KIND>::OPERAND_IN_PAGES &&
                         Inner<KIND>::IN_SHARED;
 
 // What a network adds to the stream: a dense one, or one of experts. Both begin in the middle of a
 // grid barrier, or after none where values are awaited.
 template <int KIND, bool DRAFT, int TILES>
-__device__ __forceinline__ void dense(Walker& w) {
+__device__ __forceinline__ void dense(Warp& w) {
   Cta& cta = w.cta;
   const Memory& memory = cta.memory;
-  const auto meet = [&] { cta.wait_grid(); };
-  w.walk([&](Ring& ring, Sums& sums) {
-    multiply<GateUpMatrix<KIND>, TILES>(
+  const auto wait_input = [&] { cta.wait_grid(); };
+  w.with_pipeline([&](Ring& ring, Sums& sums) {
+    gemm<GateUpMatrix<KIND>, TILES>(
         cta, ring, sums, memory.normed, NORMED_BYTES, first_unit<GateUpMatrix<KIND>>(cta),
-        EveryToken{w.tiles()}, meet,
-        ReadNorm<TILES>{w.stream(), Reader::Network, w.token_count(), Part<DRAFT>::EPS},
+        EveryToken{w.tiles()}, wait_input,
+        ReadInverseRms<TILES>{w.stream(), Reader::FeedForward, w.token_count(), Part<DRAFT>::EPS},
         StoreInner<KIND>{memory, w.stream(), w.token_count()});
   });
   cta.stamp(Stamp::GateUp);
   cta.arrive_grid();
-  w.walk([&](Ring& ring, Sums& sums) {
-    multiply<DownMatrix<KIND>, TILES>(cta, ring, sums, memory.dense_inner, DENSE_INNER_BYTES,
-                                      cta.index(), EveryToken{w.tiles()}, meet, Nothing{},
+  w.with_pipeline([&](Ring& ring, Sums& sums) {
+    gemm<DownMatrix<KIND>, TILES>(cta, ring, sums, memory.dense_inner, DENSE_INNER_BYTES,
+                                      cta.index(), EveryToken{w.tiles()}, wait_input, Nothing{},
                                       StorePart{w.stream()});
   });
   cta.stamp(Stamp::Down);
 }
 
 // Scores of all tokens' experts.
-template <int KIND, bool DRAFT, bool AWAITED>
-__device__ __forceinline__ void score_experts(Walker& w) {
+template <int KIND, bool DRAFT, bool POLLED>
+__device__ __forceinline__ void score_experts(Warp& w) {
   Cta& cta = w.cta;
-  if constexpr (!AWAITED) cta.wait_grid();
+  if constexpr (!POLLED) cta.wait_grid();
   const float* bias = at<const float>(w.layer().router_bias);
   const int line = cta.thread() * 32;
   if (cta.index() == 0 && line < FEED_FORWARDS[KIND].experts) ptx::prefetch_l2(bias + line);
-  router_scores<KIND, AWAITED>(cta, w.shared.sums, w.token_count(), Part<DRAFT>::EPS);
+  router_scores<KIND, POLLED>(cta, w.shared.sums, w.token_count(), Part<DRAFT>::EPS);
   cta.stamp(Stamp::RouterSums);
-  if constexpr (!AWAITED) cta.sync_grid();
+  if constexpr (!POLLED) cta.sync_grid();
 }
 
 // Of one tile of tokens.
 template <int KIND, bool DRAFT>
-__device__ __forceinline__ void experts(Walker& w) {
-  constexpr bool AWAITED = AWAITS<KIND, 1>;
+__device__ __forceinline__ void experts(Warp& w) {
+  constexpr bool POLLED = POLLS<KIND, 1>;
   Cta& cta = w.cta;
   Routes& routes = w.shared.routes;
-  score_experts<KIND, DRAFT, AWAITED>(w);
-  w.wait_heard();
-  choose_routes<KIND, AWAITED>(cta, routes, w.stream(), at<const float>(w.layer().router_bias),
+  score_experts<KIND, DRAFT, POLLED>(w);
+  w.wait_routes_free();
+  top_k_routes<KIND, POLLED>(cta, routes, w.stream(), at<const float>(w.layer().router_bias),
                                w.token_count(), [](int row) { return Inner<KIND>::place(row); });
   cta.stamp(Stamp::Routes, routes.count);
-  w.hand_over_routes();
-  w.walk([&](Ring& ring, Sums& sums) { gate_up<KIND>(cta, ring, sums); });
+  w.publish_routes();
+  w.with_pipeline([&](Ring& ring, Sums& sums) { gate_up<KIND>(cta, ring, sums); });
   cta.stamp(Stamp::GateUp);
-  if constexpr (!AWAITED) cta.sync_grid();
+  if constexpr (!POLLED) cta.sync_grid();
   if (is_owner(cta))
-    w.walk([&](Ring& ring, Sums& sums) { down<KIND, AWAITED>(cta, ring, sums, routes); });
+    w.with_pipeline([&](Ring& ring, Sums& sums) { down<KIND, POLLED>(cta, ring, sums, routes); });
   cta.sync();
   cta.stamp(Stamp::Down);
 }
 
 // Of several, by scores that all CTAs have seen. The producers alone wait for all of gate and up.
 template <int KIND>
-__device__ __forceinline__ void gathered_experts(Walker& w, const float* bias) {
+__device__ __forceinline__ void gathered_experts(Warp& w, const float* bias) {
   Cta& cta = w.cta;
   GatheredRoutes& routes = w.shared.gathered;
-  choose_experts<KIND>(cta, w.shared.sums, bias, w.token_count());
+  top_k_experts<KIND>(cta, w.shared.sums, bias, w.token_count());
   cta.sync_grid();
-  w.wait_heard();
+  w.wait_routes_free();
   gather_routes<KIND>(cta, routes, w.shared.sums, w.stream(), w.token_count());
   cta.stamp(Stamp::Routes, routes.count);
-  w.hand_over_routes();
-  w.walk([&](Ring& ring, Sums& sums) { gate_up<KIND>(cta, ring, sums, routes); });
+  w.publish_routes();
+  w.with_pipeline([&](Ring& ring, Sums& sums) { gate_up<KIND>(cta, ring, sums, routes); });
   cta.stamp(Stamp::GateUp);
   cta.count_operand();
   if (is_owner(cta))
-    w.walk([&](Ring& ring, Sums&) {
+    w.with_pipeline([&](Ring& ring, Sums&) {
       down<KIND>(cta, ring, w.shared.sums, w.stream(), routes);
     });
   cta.sync();
@@ -333,7 +334,7 @@ __device__ __forceinline__ void gathered_experts(Walker& w, const float* bias) {
 
 // What attention adds to the stream. Begins in the middle of a grid barrier.
 template <bool DRAFT, int TILES>
-__device__ __forceinline__ void attention(Walker& w) {
+__device__ __forceinline__ void attention(Warp& w) {
   using P = Part<DRAFT>;
   Cta& cta = w.cta;
   with_matrix<ProjectionOf, P::ATTENTION, P::ATTENTION_END>(w.layer().attention, [&](auto kind) {
@@ -343,34 +344,34 @@ __device__ __forceinline__ void attention(Walker& w) {
   // Before anything is forgotten: the arrival would wait for these stores, and they need only be
   // done before the next one.
   cta.arrive_grid();
-  const auto forget_awaited = [&] {
+  const auto reset_polled = [&] {
     with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(w.layer().feed_forward, [&](auto kind) {
       constexpr int F = decltype(kind)::value;
-      if constexpr (AWAITS<F, TILES>) {
-        forget_scores<F>(cta, w.token_count());
-        forget_inner<F>(cta, w.token_count());
+      if constexpr (POLLS<F, TILES>) {
+        reset_scores<F>(cta, w.token_count());
+        reset_inner<F>(cta, w.token_count());
       }
     });
   };
   with_kind<P::ATTENTION, P::ATTENTION_END>(w.layer().attention, [&](auto kind) {
-    attend<decltype(kind)::value, DRAFT>(w, forget_awaited);
+    attend<decltype(kind)::value, DRAFT>(w, reset_polled);
   });
   cta.stamp(Stamp::Attention);
   cta.arrive_grid();
   const LayerMemory& layer = w.layer();
   if (is_owner(cta))
-    begin_norm(cta, w.stream(), Reader::Network, layer.post_norm,
+    begin_rms_norm(cta, w.stream(), Reader::FeedForward, layer.post_norm,
                feed_forward_scale(layer.feed_forward), ~0u);
   // The output's first weights, of one tile, come ahead of this.
-  const auto meet = [&] {
+  const auto wait_input = [&] {
     with_kind<P::ATTENTION, P::ATTENTION_END>(w.layer().attention, [&](auto kind) {
-      add_chunks<decltype(kind)::value, DRAFT, ADDING_WARPS<TILES == 1>>(
-          cta, w.layer(), w.batch(), w.shared.sums, forget_awaited);
+      combine_chunks<decltype(kind)::value, DRAFT, COMBINE_WARPS<TILES == 1>>(
+          cta, w.layer(), w.batch(), w.shared.sums, reset_polled);
     });
     cta.wait_grid();
   };
   with_matrix<OutputMatrix, P::ATTENTION, P::ATTENTION_END>(
-      layer.attention, [&](auto kind) { output<decltype(kind)::value, TILES>(w, meet); });
+      layer.attention, [&](auto kind) { output<decltype(kind)::value, TILES>(w, wait_input); });
   cta.stamp(Stamp::Output);
 }
 
@@ -378,28 +379,28 @@ __device__ __forceinline__ void attention(Walker& w) {
 // the norm that comes after it was begun: two turns a layer, and one for the last norm. Ends in the
 // middle of a grid barrier.
 template <bool DRAFT, int TILES>
-__device__ __forceinline__ void consume_layers(Walker& w) {
+__device__ __forceinline__ void consume_layers(Warp& w) {
   using P = Part<DRAFT>;
   Cta& cta = w.cta;
 #pragma unroll 1
   while (true) {
-    cta.renew();
+    cta.reload_thread();
     const int turn = w.next_turn(), index = turn / 2;
     const bool network = turn % 2 == 1;
     if (is_owner(cta)) {
-      exchange(cta, w.stream(), w.token_count());
-      add_to_stream(cta, w.stream(), w.shared.sums, w.token_count());
-      cta.stamp(Stamp::AddToStream);
+      all_reduce(cta, w.stream(), w.token_count());
+      add_rms_norm(cta, w.stream(), w.shared.sums, w.token_count());
+      cta.stamp(Stamp::AddRmsNorm);
     }
-    bool meet = true, chooses = false;
+    bool barrier = true, chooses = false;
     if (network)
       with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(w.layer().feed_forward, [&](auto kind) {
         constexpr int F = decltype(kind)::value;
-        meet = !AWAITS<F, TILES>;
+        barrier = !POLLS<F, TILES>;
         chooses = TILES == 1 && !IS_DENSE<F>;
         if constexpr (!IS_DENSE<F>) {
           if (!is_owner(cta)) return;
-          w.walk([&](Ring& ring, Sums&) {
+          w.with_pipeline([&](Ring& ring, Sums&) {
             router_parts<F>(cta, ring, w.shared.sums, w.token_count());
             cta.stamp(Stamp::RouterParts);
           });
@@ -407,14 +408,14 @@ __device__ __forceinline__ void consume_layers(Walker& w) {
       });
     // The producer waits for that alone, whether or not the consumers meet.
     if (chooses) cta.count_operand();
-    if (meet) cta.arrive_grid();
+    if (barrier) cta.arrive_grid();
     if (index == P::LAYER_COUNT) return;
     if (!network) {
-      P::bring_layer(cta, w.shared.layers, index + 1);
+      P::fetch_layer(cta, w.shared.layers, index + 1);
       attention<DRAFT, TILES>(w);
       continue;
     }
-    begin_norm_before<DRAFT>(cta, w.shared, index + 1, w.layer().tap);
+    begin_rms_norm_before<DRAFT>(cta, w.shared, index + 1, w.layer().tap);
     with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(w.layer().feed_forward, [&](auto kind) {
       constexpr int F = decltype(kind)::value;
       if constexpr (IS_DENSE<F>)
@@ -432,11 +433,11 @@ __device__ __forceinline__ void consume_layers(Walker& w) {
 // Producer: the experts of a network. Of the launch's operands `count` came before, and units were
 // asked for `taken` times.
 template <int KIND, int TILES>
-__device__ __forceinline__ void produce_experts(Walker& w, const LayerMemory& layer,
+__device__ __forceinline__ void produce_experts(Warp& w, const LayerMemory& layer,
                                                 uint32_t& count, uint32_t& taken) {
   const Cta& cta = w.cta;
   count++;
-  if constexpr (TILES == 1 && Network<KIND>::OPERAND_IN_PAGES) {
+  if constexpr (TILES == 1 && Moe<KIND>::OPERAND_IN_PAGES) {
     wait_operand(cta, count);
     produce_operand<KIND>(cta, w.ring);
   }
@@ -448,12 +449,12 @@ __device__ __forceinline__ void produce_experts(Walker& w, const LayerMemory& la
     produce_gate_up<KIND>(cta, w.ring, w.shared.gathered, layer.gate_up, taken);
     if (is_owner(cta)) produce_down<KIND>(cta, w.ring, w.shared.gathered, layer.down, count);
   }
-  w.producer_leaves_routes();
+  w.producer_releases_routes();
 }
 
 // Producer: the same, in the same order.
 template <bool DRAFT, int TILES>
-__device__ __forceinline__ void produce_layers(Walker& w) {
+__device__ __forceinline__ void produce_layers(Warp& w) {
   using P = Part<DRAFT>;
   uint32_t taken = 0, operand_count = 0;
 #pragma unroll 1
@@ -486,24 +487,24 @@ __device__ __forceinline__ void produce_layers(Walker& w) {
 
 // Adders: a network of experts.
 template <int KIND, int TILES>
-__device__ __forceinline__ void add_experts(Walker& w) {
+__device__ __forceinline__ void epilogue_experts(Warp& w) {
   Cta& cta = w.cta;
   w.wait_routes();
-  cta.forget();
+  cta.make_opaque();
   if constexpr (TILES == 1)
-    add_gate_up<KIND>(cta, w.sums, w.stream(), w.shared.routes, w.token_count());
+    epilogue_gate_up<KIND>(cta, w.sums, w.stream(), w.shared.routes, w.token_count());
   else
-    add_gate_up<KIND>(cta, w.sums, w.stream(), w.shared.gathered);
-  w.adder_leaves_routes();
+    epilogue_gate_up<KIND>(cta, w.sums, w.stream(), w.shared.gathered);
+  w.epilogue_releases_routes();
   if (TILES > 1 || !is_owner(cta)) return;
-  w.sums.template take<DownMatrix<KIND>>(cta, [&](int row_tile, int, int lane, const float4& v) {
+  w.sums.template reduce<DownMatrix<KIND>>(cta, [&](int row_tile, int, int lane, const float4& v) {
     StorePart{w.stream()}(0, row_tile, 0, lane, v);
   });
 }
 
 // Adders: the same, behind the consumers.
 template <bool DRAFT, int TILES>
-__device__ __forceinline__ void add_layers(Walker& w) {
+__device__ __forceinline__ void epilogue_layers(Warp& w) {
   using P = Part<DRAFT>;
   Cta& cta = w.cta;
 #pragma unroll 1
@@ -512,26 +513,26 @@ __device__ __forceinline__ void add_layers(Walker& w) {
     with_matrix<ProjectionOf, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
       constexpr int A = decltype(kind)::value;
       const LayerMemory& held = w.shared.layers[index % 2];
-      cta.forget();
+      cta.make_opaque();
       // The first layer's sums come after the barrier before which angles are written.
-      add<QkvMatrix<A>>(cta, w.sums, first_unit<QkvMatrix<A>>(cta), w.tiles(),
+      epilogue<QkvMatrix<A>>(cta, w.sums, first_unit<QkvMatrix<A>>(cta), w.tiles(),
                         store_projections<A>(w, layer.attention, held, DRAFT), index > 0);
     });
     with_matrix<OutputMatrix, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
-      cta.forget();
-      add<OutputMatrix<decltype(kind)::value>>(cta, w.sums, cta.index(), w.tiles(),
+      cta.make_opaque();
+      epilogue<OutputMatrix<decltype(kind)::value>>(cta, w.sums, cta.index(), w.tiles(),
                                                StorePart{w.stream()});
     });
     with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(layer.feed_forward, [&](auto kind) {
       constexpr int F = decltype(kind)::value;
       if constexpr (IS_DENSE<F>) {
-        cta.forget();
-        add<GateUpMatrix<F>>(cta, w.sums, first_unit<GateUpMatrix<F>>(cta), w.tiles(),
+        cta.make_opaque();
+        epilogue<GateUpMatrix<F>>(cta, w.sums, first_unit<GateUpMatrix<F>>(cta), w.tiles(),
                              StoreInner<F>{cta.memory, w.stream(), w.token_count()});
-        cta.forget();
-        add<DownMatrix<F>>(cta, w.sums, cta.index(), w.tiles(), StorePart{w.stream()});
+        cta.make_opaque();
+        epilogue<DownMatrix<F>>(cta, w.sums, cta.index(), w.tiles(), StorePart{w.stream()});
       } else {
-        add_experts<F, TILES>(w);
+        epilogue_experts<F, TILES>(w);
       }
     });
   }
@@ -539,29 +540,29 @@ __device__ __forceinline__ void add_layers(Walker& w) {
 
 // Begins in the middle of a grid barrier.
 template <bool DRAFT, int TILES>
-__device__ __forceinline__ void logits(Walker& w) {
+__device__ __forceinline__ void logits(Warp& w) {
   const Memory& memory = w.cta.memory;
   const WantedTokens wanted(memory, w.batch().counts);
-  w.walk([&](Ring& ring, Sums& sums) {
-    multiply<HeadMatrix, TILES>(w.cta, ring, sums, memory.normed, NORMED_BYTES,
-                                first_unit<HeadMatrix>(w.cta), wanted, [&] { w.cta.wait_grid(); },
-                                ReadNorm<TILES>{w.stream(), Reader::Projection, w.token_count(),
-                                                Part<DRAFT>::EPS},
-                                StoreLogits{at<float>(memory.logits), w.stream(), wanted});
+  w.with_pipeline([&](Ring& ring, Sums& sums) {
+    gemm<HeadMatrix, TILES>(
+        w.cta, ring, sums, memory.normed, NORMED_BYTES, first_unit<HeadMatrix>(w.cta), wanted,
+        [&] { w.cta.wait_grid(); },
+        ReadInverseRms<TILES>{w.stream(), Reader::Projection, w.token_count(), Part<DRAFT>::EPS},
+        StoreLogits{at<float>(memory.logits), w.stream(), wanted});
   });
 }
 
 // A pass: the batch's tokens through the layers to the logits of the wanted ones.
 template <bool DRAFT, int TILES>
-__device__ __forceinline__ void consume_pass(Walker& w) {
+__device__ __forceinline__ void consume_pass(Warp& w) {
   using P = Part<DRAFT>;
   Cta& cta = w.cta;
-  P::bring_layer(cta, w.shared.layers, 0);
-  rotations(cta, w.batch(), P::ATTENTION, P::ATTENTION_END);
+  P::fetch_layer(cta, w.shared.layers, 0);
+  rope_angles(cta, w.batch(), P::ATTENTION, P::ATTENTION_END);
   cta.sync();
   if (is_owner(cta)) embed(cta, w.stream(), w.batch());
   cta.stamp(Stamp::Embed);
-  begin_norm_before<DRAFT>(cta, w.shared, 0, ~0u);
+  begin_rms_norm_before<DRAFT>(cta, w.shared, 0, ~0u);
   consume_layers<DRAFT, TILES>(w);
   const int wanted_count = w.batch().counts.wanted_count;
   if (wanted_count == 0) return;
@@ -573,7 +574,7 @@ __device__ __forceinline__ void consume_pass(Walker& w) {
 }
 
 template <bool DRAFT, int TILES>
-__device__ __forceinline__ void produce_pass(Walker& w) {
+__device__ __forceinline__ void produce_pass(Warp& w) {
   produce_layers<DRAFT, TILES>(w);
   const int wanted_count = w.batch().counts.wanted_count;
   if (wanted_count == 0) return;
@@ -584,11 +585,11 @@ __device__ __forceinline__ void produce_pass(Walker& w) {
 }
 
 template <bool DRAFT, int TILES>
-__device__ __forceinline__ void add_pass(Walker& w) {
-  add_layers<DRAFT, TILES>(w);
+__device__ __forceinline__ void epilogue_pass(Warp& w) {
+  epilogue_layers<DRAFT, TILES>(w);
   if (w.batch().counts.wanted_count == 0) return;
   const WantedTokens wanted(w.cta.memory, w.batch().counts);
-  add<HeadMatrix>(w.cta, w.sums, first_unit<HeadMatrix>(w.cta), wanted.tiles(),
+  epilogue<HeadMatrix>(w.cta, w.sums, first_unit<HeadMatrix>(w.cta), wanted.tiles(),
                   StoreLogits{at<float>(w.cta.memory.logits), w.stream(), wanted});
 }
 

@@ -2,7 +2,7 @@
 // the drafts are told where they begin.
 #pragma once
 
-#include "kilotok/comm/gather.cuh"
+#include "kilotok/comm/all_gather.cuh"
 #include "kilotok/phase/verify.cuh"
 
 namespace kilotok {
@@ -60,15 +60,16 @@ __device__ __forceinline__ void choose_tokens(const VerifyMemory& arguments,
   if (batch.token_count == 0) return;
   Cta cta(memory, 0);
   if (cta.thread() == 0)
-    cta_place = Place::begin(memory.fault, memory.wait_max_ms, memory.rank, Launch::Verify);
+    wait_context =
+        WaitContext::begin(memory.fault, memory.wait_max_ms, memory.rank, Launch::Verify);
   cta.sync();
   cta.stamp(Stamp::Begun);
-  send_logits(cta, wanted_count);
-  enter(cta, sampling, row_count);
-  cta.stamp(Stamp::ShareLogits);
+  start_all_gather(cta, wanted_count);
+  update_slots(cta, sampling, row_count);
+  cta.stamp(Stamp::AllGather);
   cta.sync_grid();
-  await_logits(cta, batch.exchanges + 1);
-  cta.stamp(Stamp::ShareLogits);
+  finish_all_gather(cta, batch.collectives + 1);
+  cta.stamp(Stamp::AllGather);
   sample(cta, sampling, shared.sample, wanted_count, parts);
   cta.stamp(Stamp::Sample);
   cta.sync_grid();
@@ -78,9 +79,9 @@ __device__ __forceinline__ void choose_tokens(const VerifyMemory& arguments,
                   begin_draft(cta, sampling, row, chosen_count, chosen);
               });
   if (cta.index() == 0 && cta.thread() == 0)
-    at<Moments>(memory.moments)->verified = ptx::nanoseconds();
+    at<Timestamps>(memory.timestamps)->verified = ptx::nanoseconds();
   // As in the passes: a CTA that was moved has left somebody's rows to nobody.
-  if (cta.index() != cta_place.cta) __trap();
+  if (cta.index() != wait_context.cta) __trap();
   cta.stamp(Stamp::Accept);
   cta.stamp(Stamp::Ended);
 }

@@ -71,13 +71,13 @@ fn check(rank_count: usize) {
             (StepPart::Draft, Stamp::Fuse),
             (StepPart::Draft, Stamp::ContextKeys),
             (StepPart::Draft, Stamp::Project),
-            (StepPart::Draft, Stamp::ChooseDrafts),
+            (StepPart::Draft, Stamp::ArgmaxDrafts),
         ] {
             let time = phases.iter().find(|time| (time.part, time.phase) == (part, stamp));
             assert!(time.is_some_and(|time| !time.own.is_zero()), "{part:?} {stamp:?}: {phases:?}");
         }
-        let exchanges = phases.iter().any(|time| time.phase == Stamp::Exchange);
-        assert_eq!(exchanges, rank_count > 1);
+        let collectives = phases.iter().any(|time| time.phase == Stamp::AllReduce);
+        assert_eq!(collectives, rank_count > 1);
         let times = engine.times().unwrap();
         for (part, whole) in [(StepPart::Verify, times.verify), (StepPart::Draft, times.draft)] {
             let phases = phases.iter().filter(|time| time.part == part);

@@ -5,10 +5,10 @@ use std::fmt::Write;
 
 use crate::{
     BAD_TOKENS_MAX, BAD_WORDS_MAX, Batch, BatchRow, BatchToken, Bias, COUNTER_BYTES, COUNTERS,
-    ChoiceFault, ChoicePart, END_TOKENS_MAX, Exchange, Fault, GROUPS_MAX, LayerMemory, Layout,
-    Memory, Moments, OUTPUT_COUNT_MAX, PARTS_MAX, PLAN_CTA_BYTES, PLAN_THREAD_BYTES, PlanMemory,
-    Purpose, RANKS_MAX, RECENT_MAX, Report, RowChoice, SEEN, STAMPS_MAX, SampleMemory, SampleRow,
-    Sampling, Slot, Stamp, Stamped, TOPS_MAX, Top, VerifyMemory, Wanted,
+    ChoiceFault, ChoicePart, END_TOKENS_MAX, Fault, GROUPS_MAX, LayerMemory, Layout, Memory,
+    OUTPUT_COUNT_MAX, PARTS_MAX, PLAN_CTA_BYTES, PLAN_THREAD_BYTES, Peers, PlanMemory, Purpose,
+    RANKS_MAX, RECENT_MAX, Report, RowChoice, SEEN, STAMPS_MAX, SampleMemory, SampleRow, Sampling,
+    Slot, Stamp, Stamped, TOPS_MAX, Timestamps, Top, VerifyMemory, Wanted,
 };
 
 /// Where the header lies, from the repository's root.
@@ -19,11 +19,11 @@ const STRUCTS: &[Layout] = &[
     BatchToken::layout(),
     BatchRow::layout(),
     Batch::layout(),
-    Exchange::layout(),
+    Peers::layout(),
     LayerMemory::layout(),
     Memory::layout(),
     PlanMemory::layout(),
-    Moments::layout(),
+    Timestamps::layout(),
     Fault::layout(),
     Slot::layout(),
     Bias::layout(),

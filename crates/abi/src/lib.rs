@@ -19,8 +19,8 @@ pub use slot::{
 };
 pub use stamp::{STAMPS_MAX, Stamp, Stamped};
 pub use step::{
-    Batch, BatchRow, BatchToken, COUNTER_BYTES, COUNTERS, Exchange, Fault, GROUPS_MAX, LayerMemory,
-    Memory, Moments, PLAN_CTA_BYTES, PLAN_THREAD_BYTES, PlanMemory, RANKS_MAX,
+    Batch, BatchRow, BatchToken, COUNTER_BYTES, COUNTERS, Fault, GROUPS_MAX, LayerMemory, Memory,
+    PLAN_CTA_BYTES, PLAN_THREAD_BYTES, Peers, PlanMemory, RANKS_MAX, Timestamps,
 };
 
 use layout::{abi_constants, abi_struct};

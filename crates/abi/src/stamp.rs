@@ -16,8 +16,8 @@ abi_constants! {
         Barrier = 3,
         Embed = 4,
         /// The sum over ranks of what is to be added to the stream.
-        Exchange = 5,
-        AddToStream = 6,
+        AllReduce = 5,
+        AddRmsNorm = 6,
         Project = 7,
         AttentionIn = 8,
         Attention = 9,
@@ -29,7 +29,7 @@ abi_constants! {
         Down = 15,
         Head = 16,
         /// Logits of all ranks to all, and slots that a request enters.
-        ShareLogits = 17,
+        AllGather = 17,
         Sample = 18,
         /// What of the drafts is accepted, and where the next ones begin.
         Accept = 19,
@@ -38,7 +38,7 @@ abi_constants! {
         ContextNorm = 21,
         /// Keys and values of that context.
         ContextKeys = 22,
-        ChooseDrafts = 23,
+        ArgmaxDrafts = 23,
     }
 }
 

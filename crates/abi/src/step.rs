@@ -49,14 +49,14 @@ abi_struct! {
         /// Tokens after which logits are needed.
         pub wanted_count: u32,
         /// Exchanges between ranks so far, or more, on all ranks the same.
-        pub exchanges: u32,
+        pub collectives: u32,
     }
 }
 
 abi_struct! {
     /// How a rank reaches the others.
-    pub struct Exchange : 64 {
-        /// By rank, where it receives, see `kernels/include/kilotok/comm/exchange.cuh`.
+    pub struct Peers : 64 {
+        /// By rank, where it receives, see `kernels/include/kilotok/comm/all_reduce.cuh`.
         pub receivers: [u64; 8],
     }
 }
@@ -84,7 +84,7 @@ abi_struct! {
         /// Gate and up of the dense network, or of expert 0; the others follow.
         pub gate_up: u64,
         pub down: u64,
-        /// BF16, `[pages, kv_heads, page_tokens]` in groups of 8 positions; `layout/places.cuh`
+        /// BF16, `[pages, kv_heads, page_tokens]` in groups of 8 positions; `layout/buffers.cuh`
         /// says how a group lies.
         pub keys: u64,
         pub values: u64,
@@ -126,7 +126,7 @@ abi_struct! {
         pub squares: u64,
         /// `[TOKENS_MAX, rows]`, F32: products of the q, k and v projections.
         pub projected: u64,
-        /// Normed and rotated queries as the tensor cores want them, BF16, see `layout/places.cuh`.
+        /// Queries after norm and RoPE, as operand A, BF16; see `layout/buffers.cuh`.
         pub queries: u64,
         /// Keys and values of a draft's own rows, BF16: `[TOKENS_MAX, kv_heads, qk_dim]`.
         pub own_keys: u64,
@@ -143,7 +143,7 @@ abi_struct! {
         /// Operand `[TOKENS_MAX, dense width]`.
         pub dense_inner: u64,
         /// Operand `[rows of a tile * top_k, expert width]`; behind it that of gathered tokens, see
-        /// `layout/places.cuh`.
+        /// `layout/buffers.cuh`.
         pub expert_inner: u64,
         /// Operand `[TOKENS_MAX, taps * hidden]`.
         pub taps: u64,
@@ -163,12 +163,12 @@ abi_struct! {
         pub rank: u32,
         /// How long after its beginning a launch may still wait for anything, in milliseconds.
         pub wait_max_ms: u32,
-        /// An [`Exchange`].
-        pub exchange: u64,
+        /// The [`Peers`].
+        pub peers: u64,
         /// [`crate::Stamped`] of this launch, in kernels that make stamps, else 0.
         pub trace: u64,
-        /// [`Moments`] in the host's memory.
-        pub moments: u64,
+        /// [`Timestamps`] in the host's memory.
+        pub timestamps: u64,
     }
 }
 
@@ -180,9 +180,9 @@ abi_struct! {
         /// Where kernels look for it.
         pub to: u64,
         /// A word of the host's memory that becomes `number`.
-        pub heard: u64,
-        /// [`Moments`] in the host's memory.
-        pub moments: u64,
+        pub acknowledged: u64,
+        /// [`Timestamps`] in the host's memory.
+        pub timestamps: u64,
         /// A multiple of [`PLAN_THREAD_BYTES`].
         pub bytes: u32,
         pub number: u32,
@@ -192,7 +192,7 @@ abi_struct! {
 abi_struct! {
     /// When the first CTA came how far in a step, in nanoseconds of the GPU's clock, their low
     /// words.
-    pub struct Moments : 16 {
+    pub struct Timestamps : 16 {
         /// The bell was heard.
         pub begun: u32,
         /// Its tokens were chosen.

@@ -112,11 +112,11 @@ fn readers(id: WeightId) -> Vec<(StepPart, Stamp)> {
     let (verify, draft) = (StepPart::Verify, StepPart::Draft);
     match id {
         WeightId::Embedding => vec![],
-        WeightId::FinalNorm => vec![(verify, Stamp::AddToStream)],
+        WeightId::FinalNorm => vec![(verify, Stamp::AddRmsNorm)],
         WeightId::Head => vec![(verify, Stamp::Head), (draft, Stamp::Head)],
         WeightId::DraftFc => vec![(draft, Stamp::Fuse)],
         WeightId::DraftContextNorm => vec![(draft, Stamp::ContextNorm)],
-        WeightId::DraftNorm => vec![(draft, Stamp::AddToStream)],
+        WeightId::DraftNorm => vec![(draft, Stamp::AddRmsNorm)],
         WeightId::DraftMask => vec![(draft, Stamp::Embed)],
         WeightId::Expert(_, _, weight) | WeightId::Layer(Part::Target, _, weight) => {
             vec![(verify, reader(weight))]
@@ -131,7 +131,7 @@ fn readers(id: WeightId) -> Vec<(StepPart, Stamp)> {
 
 fn reader(weight: LayerWeight) -> Stamp {
     match weight {
-        LayerWeight::InputNorm | LayerWeight::PostNorm => Stamp::AddToStream,
+        LayerWeight::InputNorm | LayerWeight::PostNorm => Stamp::AddRmsNorm,
         LayerWeight::Qkv | LayerWeight::Query | LayerWeight::Key | LayerWeight::Value => {
             Stamp::Project
         }

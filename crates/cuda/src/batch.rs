@@ -114,21 +114,21 @@ impl DeviceBatch {
     }
 
     /// What a kernel is told of the batch, after so many exchanges between ranks.
-    pub(crate) fn header(&self, exchanges: u32) -> Header {
+    pub(crate) fn header(&self, collectives: u32) -> Header {
         Header {
             token_count: self.tokens.len() as u32,
             row_count: self.rows.len() as u32,
             wanted_count: self.wanted.len() as u32,
-            exchanges,
+            collectives,
         }
     }
 
     /// Writes all but the pages.
-    pub(crate) fn write(&self, arrays: &Arrays, exchanges: u32, bytes: &mut [u8]) {
+    pub(crate) fn write(&self, arrays: &Arrays, collectives: u32, bytes: &mut [u8]) {
         let mut write = |place: usize, from: &[u8]| {
             bytes[place..][..from.len()].copy_from_slice(from);
         };
-        write(arrays.header, bytemuck::bytes_of(&self.header(exchanges)));
+        write(arrays.header, bytemuck::bytes_of(&self.header(collectives)));
         write(arrays.tokens, bytemuck::cast_slice(&self.tokens));
         write(arrays.rows, bytemuck::cast_slice(&self.rows));
         write(arrays.wanted, bytemuck::cast_slice(&self.wanted));
@@ -182,10 +182,10 @@ pub(crate) mod tests {
     #[test]
     fn a_batch_names_tokens_rows_and_pages() {
         let target = target();
-        let told: Vec<_> =
+        let progress: Vec<_> =
             target.tokens.iter().map(|t| (t.token, t.position, t.row, t.tap)).collect();
         let meant = [(5, 0, 0, 0), (6, 1, 0, 1), (7, 2, 0, 2), (8, 17, 1, 3), (9, 18, 1, 4)];
-        assert_eq!(told, meant);
+        assert_eq!(progress, meant);
         let rows: Vec<_> =
             target.rows.iter().map(|row| (row.start, row.first, row.count)).collect();
         assert_eq!(rows, [(0, 0, 3), (17, 3, 2)]);

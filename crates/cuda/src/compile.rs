@@ -286,7 +286,7 @@ mod tests {
         let spec = Toy::pro_fp4().spec();
         let launch = Launch { ranks: 1, grid: 132, tokens_max: 64, page_tokens: 16 };
         let mut program = Program::new(&Constants::new(&spec, launch).unwrap().header(), false);
-        program.text = "#include \"kilotok/layout/agree.cuh\"\n\
+        program.text = "#include \"kilotok/layout/planned.cuh\"\n\
                         extern \"C\" __global__ void none(const kilotok::Memory m) {}\n"
             .to_owned();
         let cubin = nvrtc.compile(&program, OPTIONS).unwrap();

@@ -13,11 +13,11 @@ use kilotok_model::{
     WeightFormat, check_ranks,
 };
 
-use crate::places::{CHUNK_COLUMNS, OWNER_ROWS, TILE_TOKENS, Working, planned};
+use crate::buffers::{CHUNK_COLUMNS, OWNER_ROWS, TILE_TOKENS, Working, planned};
 
 /// Rows of operands, weights and keys are whole runs of 16 bytes, which is what a copy takes.
 const ALIGNED_VALUES: usize = 8;
-/// Positions whose keys and values lie together in a page, as `layout/places.cuh` has them.
+/// Positions whose keys and values lie together in a page, as `layout/buffers.cuh` has them.
 const GROUP_KEYS: usize = 8;
 /// Tokens of a batch at most: the scaled stream of so many fits into a CTA's scratch memory.
 pub(crate) const TOKENS_MAX: usize = 64;
@@ -241,7 +241,7 @@ impl Constants {
         }
         line(
             &mut text,
-            "};\n\n// What the host plans; layout/agree.cuh and step/verify.cuh compare.",
+            "};\n\n// What the host plans; layout/planned.cuh and step/verify.cuh compare.",
         );
         line(&mut text, "namespace planned {\n");
         text += &planned(self, &Working::new(self));

@@ -7,7 +7,7 @@
 
 #![expect(unsafe_code, reason = "functions of a C library")]
 
-pub(crate) mod bell;
+pub(crate) mod doorbell;
 mod memory;
 
 use std::ffi::{CStr, CString, c_int, c_void};
@@ -114,7 +114,7 @@ macro_rules! call {
 /// The same of a function that may wait for streams: meanwhile none waits for its bell.
 macro_rules! quiet_call {
     ($name:ident ( $($argument:expr),* $(,)? )) => {{
-        let _quiet = $crate::driver::bell::quiet();
+        let _nothing_pending = $crate::driver::doorbell::dismiss_pending();
         call!($name($($argument),*))
     }};
 }
@@ -256,7 +256,7 @@ unsafe impl Sync for Device {}
 impl Device {
     /// All these GPUs at once: the first to use one waits for its context, which takes long.
     pub(crate) fn open_all(gpus: &[Gpu]) -> Result<Vec<Arc<Self>>> {
-        let quiet = bell::quiet();
+        let quiet = doorbell::dismiss_pending();
         let opened: Vec<Result<_>> = thread::scope(|scope| {
             let open = |gpu: &Gpu| {
                 let index = gpu.index;
@@ -318,7 +318,7 @@ impl Device {
 
     /// Waits for everything that was started; a chain that waits for its bell is dismissed.
     pub(crate) fn finish(&self) -> Result<()> {
-        drop(bell::quiet());
+        drop(doorbell::dismiss_pending());
         let start = now();
         while !self.stuck.load(Ordering::Relaxed) {
             if self.is_idle()? {
@@ -388,7 +388,7 @@ impl Device {
     /// Lets this GPU read and write the memory of another.
     pub(crate) fn enable_peer(&self, peer: &Self) -> Result<()> {
         self.enter()?;
-        let _quiet = bell::quiet();
+        let _nothing_pending = doorbell::dismiss_pending();
         // SAFETY: both contexts are alive.
         match unsafe { sys::cuCtxEnablePeerAccess(peer.context, 0) } {
             sys::CUresult::CUDA_SUCCESS | sys::CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED => {

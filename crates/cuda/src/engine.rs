@@ -19,13 +19,13 @@ use kilotok_engine::{
 };
 
 use crate::chain::{Shape, Tiles};
-use crate::driver::bell::{Bell, quiet};
+use crate::driver::doorbell::{Doorbell, dismiss_pending};
 use crate::driver::{Pinned, now};
-use crate::fault::{Failed, cause, suspects, unsaid};
+use crate::fault::{RankFailure, cause, silent_count, suspects};
 use crate::rank::{Chain, Rank, WAIT_MAX_MS};
 use crate::results::{Asked, ResultPlaces};
 use crate::upload::{Copy, Places, Upload};
-use crate::watch::{HEARS_MAX, Standing, Watch};
+use crate::watch::{ACKNOWLEDGE_MAX, RankState, Watch};
 
 /// Computes steps on GPUs.
 pub struct CudaEngine {
@@ -36,9 +36,9 @@ pub struct CudaEngine {
     /// Rows of one draft; 0 without a drafter.
     pub(crate) draft_rows: usize,
     /// Exchanges between ranks so far, or more, and in a launch at most.
-    pub(crate) exchanges: u32,
-    pub(crate) exchanges_max: u32,
-    pub(crate) bell: Arc<Bell>,
+    pub(crate) collectives: u32,
+    pub(crate) collectives_max: u32,
+    pub(crate) doorbell: Arc<Doorbell>,
     /// How long a step may take, by these GPUs' clocks.
     pub(crate) step_max: Duration,
     /// Number of the last chain started.
@@ -91,7 +91,7 @@ const RECORD_MAX: Duration = Duration::from_millis(50);
 /// not end; and all is told within two seconds.
 const _: () = {
     let waits_ms = WAIT_MAX_MS as u128 + RECORD_MAX.as_millis();
-    assert!(HEARS_MAX.as_millis() < WAIT_MAX_MS as u128 && waits_ms < STEP_MAX.as_millis());
+    assert!(ACKNOWLEDGE_MAX.as_millis() < WAIT_MAX_MS as u128 && waits_ms < STEP_MAX.as_millis());
     assert!(STEP_MAX.as_millis() < 2000);
 };
 
@@ -103,27 +103,27 @@ impl CudaEngine {
         started.map_err(|failed| self.cause(Some(&failed), start))
     }
 
-    fn try_start_step(&mut self, upload: &Upload) -> Result<Watch, Failed> {
-        let exchanges = (self.exchanges, self.exchanges_max);
+    fn try_start_step(&mut self, upload: &Upload) -> Result<Watch, RankFailure> {
+        let collectives = (self.collectives, self.collectives_max);
         let launches = self.host.upload_places.passes() as u32;
-        self.exchanges = self.exchanges.wrapping_add(self.exchanges_max * launches);
+        self.collectives = self.collectives.wrapping_add(self.collectives_max * launches);
         self.host.lists.write()[..upload.lists.len()].copy_from_slice(&upload.lists);
         let step =
             Shape::of(upload, self.ranks[0].tile_tokens(), upload.bytes(&self.host.upload_places));
         let fits = self.ahead.take().is_some_and(|ahead| ahead.fits(&step));
-        if !(fits && upload.copies.is_empty() && self.answer(upload, exchanges)) {
-            self.start_now(upload, exchanges, &step)?;
+        if !(fits && upload.copies.is_empty() && self.answer(upload, collectives)) {
+            self.start_now(upload, collectives, &step)?;
         }
-        let told = self.ranks.iter().map(Rank::told);
-        let watch = Watch::new(self.number, told, now());
+        let progress = self.ranks.iter().map(Rank::progress);
+        let watch = Watch::new(self.number, progress, now());
         self.start_ahead(step.ahead(self.host.upload_places.bytes))?;
         Ok(watch)
     }
 
     /// Has the chain that waits do the step; if none waits any more, this is false.
-    fn answer(&mut self, upload: &Upload, exchanges: (u32, u32)) -> bool {
-        let Self { bell, host, number, .. } = self;
-        bell.answer(*number, || host.write(*number, upload, exchanges))
+    fn answer(&mut self, upload: &Upload, collectives: (u32, u32)) -> bool {
+        let Self { doorbell, host, number, .. } = self;
+        doorbell.answer(*number, || host.write(*number, upload, collectives))
     }
 
     /// Starts a chain for the step, behind whatever waited. All ranks have theirs before any
@@ -131,17 +131,17 @@ impl CudaEngine {
     fn start_now(
         &mut self,
         upload: &Upload,
-        exchanges: (u32, u32),
+        collectives: (u32, u32),
         shape: &Shape,
-    ) -> Result<(), Failed> {
-        let _quiet = quiet();
+    ) -> Result<(), RankFailure> {
+        let _nothing_pending = dismiss_pending();
         self.number = self.number.wrapping_add(1);
-        self.host.write(self.number, upload, exchanges);
+        self.host.write(self.number, upload, collectives);
         let started = self.start_chain(shape, &upload.copies);
         if started.is_err() {
             self.host.write_nothing(self.number);
         }
-        self.bell.ring(self.number);
+        self.doorbell.ring(self.number);
         started
     }
 
@@ -154,12 +154,12 @@ impl CudaEngine {
         ended.map_err(|_| self.cause(None, now()))
     }
 
-    fn launch_all(&mut self) -> Result<(), Failed> {
-        let _quiet = quiet();
+    fn launch_all(&mut self) -> Result<(), RankFailure> {
+        let _nothing_pending = dismiss_pending();
         for tiles in [Tiles::One, Tiles::Many] {
             self.number = self.number.wrapping_add(1);
             self.host.write_nothing(self.number);
-            self.bell.ring(self.number);
+            self.doorbell.ring(self.number);
             let batches = usize::from(self.draft_rows > 0);
             let upload_bytes = self.host.upload_places.bytes.min(PLAN_CTA_BYTES);
             let shape = Shape { target: tiles, drafts: vec![tiles; batches], upload_bytes };
@@ -169,15 +169,15 @@ impl CudaEngine {
     }
 
     /// Starts a chain that waits, and does nothing if it is rung for as it is.
-    fn start_ahead(&mut self, shape: Shape) -> Result<(), Failed> {
+    fn start_ahead(&mut self, shape: Shape) -> Result<(), RankFailure> {
         self.number = self.number.wrapping_add(1);
         self.host.write_nothing(self.number);
-        self.bell.start_ahead(self.number, || self.start_chain(&shape, &[]))?;
+        self.doorbell.start_ahead(self.number, || self.start_chain(&shape, &[]))?;
         self.ahead = Some(shape);
         Ok(())
     }
 
-    fn start_chain(&self, shape: &Shape, copies: &[Copy]) -> Result<(), Failed> {
+    fn start_chain(&self, shape: &Shape, copies: &[Copy]) -> Result<(), RankFailure> {
         let Self { number, host: HostMemory { lists, .. }, .. } = self;
         let mailbox = self.host.mailbox(*number);
         let chain = Chain { number: *number, shape, mailbox, lists, copies };
@@ -226,12 +226,12 @@ impl CudaEngine {
     fn first_busy(&self, watch: &mut Watch, now: Instant) -> Result<Option<&Rank>, EngineError> {
         let mut busy = None;
         for (index, rank) in self.ranks.iter().enumerate() {
-            match watch.judge(index, rank.told(), now) {
-                Standing::Ended => {}
-                Standing::Busy => busy = busy.or(Some(rank)),
-                Standing::Deaf => {
+            match watch.judge(index, rank.progress(), now) {
+                RankState::Ended => {}
+                RankState::Busy => busy = busy.or(Some(rank)),
+                RankState::Unresponsive => {
                     self.give_up();
-                    return Err(rank.deaf());
+                    return Err(rank.unresponsive());
                 }
             }
         }
@@ -247,8 +247,8 @@ impl CudaEngine {
     /// What began it when a step that was rung for at `start` failed, here or on some rank. A GPU
     /// may die without a word, and the driver tells of that on all that reach it at once: then the
     /// others are waited for, whose waits say for whom they were.
-    fn cause(&self, here: Option<&Failed>, start: Instant) -> EngineError {
-        drop(quiet());
+    fn cause(&self, here: Option<&RankFailure>, start: Instant) -> EngineError {
+        drop(dismiss_pending());
         let mut last = None;
         let failed = loop {
             let failed = suspects(self.failed(here));
@@ -260,7 +260,7 @@ impl CudaEngine {
                 }
                 break failed;
             }
-            match unsaid(&failed) {
+            match silent_count(&failed) {
                 0 => break failed,
                 1 if !runs && now - *last.get_or_insert(now) > RECORD_MAX => break failed,
                 _ => thread::sleep(PAUSE),
@@ -273,9 +273,9 @@ impl CudaEngine {
     }
 
     /// What is said of all ranks that are not well, and of one by whoever asks if nothing else is.
-    fn failed(&self, here: Option<&Failed>) -> Vec<Failed> {
+    fn failed(&self, here: Option<&RankFailure>) -> Vec<RankFailure> {
         let said = self.ranks.iter().filter_map(|rank| rank.unfinished(self.number, self.step_max));
-        let mut failed: Vec<Failed> = said.collect();
+        let mut failed: Vec<RankFailure> = said.collect();
         let here = here.filter(|here| failed.iter().all(|failed| failed.rank != here.rank));
         failed.extend(here.cloned());
         failed
@@ -297,9 +297,9 @@ impl HostMemory {
     }
 
     /// Writes a step for the chain of that number.
-    fn write(&mut self, number: u32, upload: &Upload, exchanges: (u32, u32)) {
+    fn write(&mut self, number: u32, upload: &Upload, collectives: (u32, u32)) {
         let mailbox = self.mailboxes[number as usize % 2].write();
-        upload.write(&self.upload_places, self.lists.address(), exchanges, mailbox);
+        upload.write(&self.upload_places, self.lists.address(), collectives, mailbox);
     }
 
     /// Makes the chain of that number one that does nothing.

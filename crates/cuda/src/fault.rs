@@ -58,14 +58,14 @@ fn waited_for(fault: &Fault) -> String {
     };
     match place(fault) {
         GRID | OPERAND => format!("{waits} ({wanted} arrivals wanted, {seen} came)"),
-        PEER => format!("{waits}: nothing came from {seen} (exchange {wanted})"),
+        PEER => format!("{waits}: nothing came from {seen} (collective {wanted})"),
         _ => (*waits).to_owned(),
     }
 }
 
 /// A rank that is not well.
 #[derive(Clone, Debug)]
-pub(crate) struct Failed {
+pub(crate) struct RankFailure {
     pub(crate) rank: usize,
     /// What the driver says of it, or that it has not come to an end.
     pub(crate) reason: String,
@@ -78,7 +78,7 @@ pub(crate) struct Failed {
 
 /// Of ranks that failed at once, those that may have begun it. The driver tells of one GPU's end on
 /// others that reach it, too: who has ended more than another is well but for that.
-pub(crate) fn suspects(mut failed: Vec<Failed>) -> Vec<Failed> {
+pub(crate) fn suspects(mut failed: Vec<RankFailure>) -> Vec<RankFailure> {
     let behind = failed.iter().map(|failed| failed.behind).max();
     failed.retain(|failed| Some(failed.behind) == behind);
     failed
@@ -86,7 +86,7 @@ pub(crate) fn suspects(mut failed: Vec<Failed>) -> Vec<Failed> {
 
 /// Whether somebody may yet say more, who still runs, or of whom only the driver says that it
 /// failed.
-pub(crate) fn unsaid(suspects: &[Failed]) -> usize {
+pub(crate) fn silent_count(suspects: &[RankFailure]) -> usize {
     suspects.iter().filter(|failed| failed.record.is_none()).count()
 }
 
@@ -94,8 +94,8 @@ pub(crate) fn unsaid(suspects: &[Failed]) -> usize {
 /// say why; else a wait of a rank's own, on which its waits for other ranks would have run out
 /// first; else what only the driver knows of. Whoever waited for others, and most for other ranks,
 /// is not to blame.
-pub(crate) fn cause(suspects: &[Failed]) -> Option<EngineError> {
-    let key = |failed: &Failed| match failed.record.as_ref().map(place) {
+pub(crate) fn cause(suspects: &[RankFailure]) -> Option<EngineError> {
+    let key = |failed: &RankFailure| match failed.record.as_ref().map(place) {
         None if waiter(suspects, failed.rank).is_some() => 0,
         None if failed.runs => 5,
         None => 3,
@@ -107,7 +107,7 @@ pub(crate) fn cause(suspects: &[Failed]) -> Option<EngineError> {
     if let Some(record) = &first.record {
         return Some(timeout(record));
     }
-    let Failed { rank, reason, .. } = first;
+    let RankFailure { rank, reason, .. } = first;
     let silent = suspects.iter().filter(|failed| failed.record.is_none());
     let others: Vec<_> = silent.map(|failed| failed.rank).filter(|other| other != rank).collect();
     let more = if let Some(record) = waiter(suspects, *rank) {
@@ -122,7 +122,7 @@ pub(crate) fn cause(suspects: &[Failed]) -> Option<EngineError> {
 }
 
 /// What one says that waited for this rank in vain.
-fn waiter(failed: &[Failed], rank: usize) -> Option<Fault> {
+fn waiter(failed: &[RankFailure], rank: usize) -> Option<Fault> {
     let mut records = failed.iter().filter_map(|failed| failed.record);
     records.find(|fault| place(fault) == PEER && fault.seen as usize == rank)
 }
@@ -142,7 +142,7 @@ mod tests {
         for (code, waited_for) in [
             (1, "all CTAs at a grid barrier (15 arrivals wanted, 7 came)"),
             (2, "a page of weights"),
-            (4, "another rank: nothing came from 7 (exchange 15)"),
+            (4, "another rank: nothing came from 7 (collective 15)"),
             (8, "a value of another CTA"),
             (99, "number 99 (wanted 15, saw 7)"),
         ] {
@@ -150,16 +150,16 @@ mod tests {
         }
     }
 
-    fn failed(record: Fault) -> Failed {
-        Failed { record: Some(record), ..silent(record.rank as usize) }
+    fn failed(record: Fault) -> RankFailure {
+        RankFailure { record: Some(record), ..silent(record.rank as usize) }
     }
 
-    fn silent(rank: usize) -> Failed {
-        Failed { rank, reason: "lost".into(), runs: false, behind: 1, record: None }
+    fn silent(rank: usize) -> RankFailure {
+        RankFailure { rank, reason: "lost".into(), runs: false, behind: 1, record: None }
     }
 
     /// Which of them began it.
-    fn who(failed: &[&Failed]) -> usize {
+    fn who(failed: &[&RankFailure]) -> usize {
         let failed: Vec<_> = failed.iter().copied().cloned().collect();
         match cause(&suspects(failed)) {
             Some(EngineError::Device { rank, .. } | EngineError::Timeout { rank, .. }) => rank,
@@ -185,10 +185,10 @@ mod tests {
         assert_eq!(who(&[&silent(0), &silent(1), &peer, &grid, &silent(7)]), 7);
         assert_eq!(who(&[&silent(0), &peer, &grid]), 3);
         assert_eq!(who(&[&peer, &silent(5)]), 5);
-        let running = Failed { runs: true, ..silent(0) };
+        let running = RankFailure { runs: true, ..silent(0) };
         assert_eq!(who(&[&running, &silent(4)]), 4);
-        assert_eq!(who(&[&Failed { rank: 7, ..running }, &silent(4), &peer]), 7);
-        let error = |failed: &[Failed]| cause(failed).unwrap().to_string();
+        assert_eq!(who(&[&RankFailure { rank: 7, ..running }, &silent(4), &peer]), 7);
+        let error = |failed: &[RankFailure]| cause(failed).unwrap().to_string();
         let place = "rank 2 waited for it in phase 41 of the choice of tokens";
         assert_eq!(error(&[silent(0), peer, silent(7)]), format!("rank 7: lost; {place}"));
         let none_says = "so did others, by rank [4, 5], and none says which was first";
@@ -198,11 +198,15 @@ mod tests {
 
     #[test]
     fn who_has_ended_more_than_another_is_not_the_cause() {
-        let ended = Failed { behind: 0, ..silent(0) };
+        let ended = RankFailure { behind: 0, ..silent(0) };
         assert_eq!(who(&[&ended, &failed(fault(1, 1))]), 1);
         assert_eq!(who(&[&ended, &silent(1)]), 1);
         let all = [ended, silent(1), failed(fault(1, 2))];
-        assert_eq!(unsaid(&suspects(all.to_vec())), 1, "nobody waits for what rank 0 may say");
+        assert_eq!(
+            silent_count(&suspects(all.to_vec())),
+            1,
+            "nobody waits for what rank 0 may say"
+        );
     }
 
     /// Whether an enum of the kernels has a number for each text, from the first on.

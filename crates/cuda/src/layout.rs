@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 
 use kilotok_abi::{
-    BAD_TOKENS_MAX, BAD_WORDS_MAX, ChoicePart, END_TOKENS_MAX, Exchange, LayerMemory, Memory,
-    PARTS_MAX, RECENT_MAX, STAMPS_MAX, SampleMemory, Slot, Stamped, VerifyMemory,
+    BAD_TOKENS_MAX, BAD_WORDS_MAX, ChoicePart, END_TOKENS_MAX, LayerMemory, Memory, PARTS_MAX,
+    Peers, RECENT_MAX, STAMPS_MAX, SampleMemory, Slot, Stamped, VerifyMemory,
 };
 use kilotok_batch::{Grouping, Sizes};
 use kilotok_engine::PageGroup;
 use kilotok_model::{ModelSpec, Part};
 
+use crate::buffers::{BARRIER_BYTES, Buffer, LayerBuffer, Working, weight_buffers};
 use crate::constants::{Constants, LayerKinds};
 use crate::memory_map::MemoryMap;
-use crate::places::{BARRIER_BYTES, Buffer, LayerBuffer, Working, weight_buffers};
 use crate::results::ResultPlaces;
 use crate::upload::Places;
 
@@ -257,9 +257,9 @@ fn memory(
         fault: 0,
         rank: 0,
         wait_max_ms: 0,
-        exchange: work("exchange", size_of::<Exchange>()),
+        peers: work("peers", size_of::<Peers>()),
         trace: 0,
-        moments: 0,
+        timestamps: 0,
     }
 }
 

@@ -5,6 +5,7 @@
 //! Every byte of GPU memory is planned before any is taken, and none is taken later.
 
 mod batch;
+mod buffers;
 mod chain;
 mod compile;
 mod constants;
@@ -14,7 +15,6 @@ mod fault;
 mod layout;
 mod memory_map;
 mod nvrtc;
-mod places;
 mod rank;
 mod repack;
 mod results;

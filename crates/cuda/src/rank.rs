@@ -5,16 +5,16 @@ use std::time::Duration;
 
 use bytemuck::Zeroable;
 use kilotok_abi::{
-    Exchange, Fault, Memory, Moments, PLAN_CTA_BYTES, PLAN_THREAD_BYTES, PlanMemory, STAMPS_MAX,
-    Stamped,
+    Fault, Memory, PLAN_CTA_BYTES, PLAN_THREAD_BYTES, Peers, PlanMemory, STAMPS_MAX, Stamped,
+    Timestamps,
 };
 use kilotok_engine::{EngineError, PhaseTime, StepPart, StepTimes};
 
 use crate::chain::{Shape, Tiles};
 use crate::constants::Constants;
-use crate::driver::bell::Bell;
+use crate::driver::doorbell::Doorbell;
 use crate::driver::{Device, DeviceMemory, DriverError, Kernel, Module, Pinned};
-use crate::fault::Failed;
+use crate::fault::RankFailure;
 use crate::layout::{Arguments, Layout};
 use crate::stamps::phase_times;
 use crate::upload::Copy;
@@ -67,14 +67,14 @@ pub(crate) struct Rank {
     layout: Layout,
     arguments: Arguments,
     fault: Pinned,
-    moments: Pinned,
+    timestamps: Pinned,
     results: Pinned,
     grid: u32,
     thread_count: u32,
     /// Tokens of a tile.
     tile_tokens: usize,
     kernels: Kernels,
-    pub(crate) bell: Arc<Bell>,
+    pub(crate) doorbell: Arc<Doorbell>,
     /// The kernels are in it.
     _module: Module,
 }
@@ -110,18 +110,18 @@ impl Rank {
         device: &Arc<Device>,
         constants: &Constants,
         cubin: &[u8],
-        bell: &Arc<Bell>,
+        doorbell: &Arc<Doorbell>,
         layout_at: impl Fn(u64) -> Layout,
     ) -> Result<Self, DriverError> {
         let memory = DeviceMemory::new(device, layout_at(0).map.bytes() as usize)?;
         let layout = layout_at(memory.address());
         let pinned = |bytes| Pinned::new(std::slice::from_ref(device), bytes);
-        let (fault, moments) = (pinned(size_of::<Fault>())?, pinned(size_of::<Moments>())?);
+        let (fault, timestamps) = (pinned(size_of::<Fault>())?, pinned(size_of::<Timestamps>())?);
         let results = pinned(layout.results.bytes)?;
         let target = Memory {
             rank: index as u32,
             fault: fault.address(),
-            moments: moments.address(),
+            timestamps: timestamps.address(),
             wait_max_ms: WAIT_MAX_MS,
             ..layout.memory
         };
@@ -132,13 +132,13 @@ impl Rank {
             device: device.clone(),
             arguments,
             fault,
-            moments,
+            timestamps,
             results,
             grid: constants.launch.grid as u32,
             thread_count: module.constant(THREAD_COUNT)?,
             tile_tokens: module.constant(ONE_TILE)? as usize,
             kernels: kernels(&module, constants.draft_rows > 0)?,
-            bell: bell.clone(),
+            doorbell: doorbell.clone(),
             _module: module,
             memory,
             layout,
@@ -174,9 +174,9 @@ impl Rank {
     }
 
     /// Tells this rank where all of them receive.
-    pub(crate) fn connect(&self, exchange: &Exchange) -> Result<(), DriverError> {
-        let to = self.arguments.target.exchange - self.memory.address();
-        self.memory.write(to as usize, bytemuck::bytes_of(exchange))
+    pub(crate) fn connect(&self, peers: &Peers) -> Result<(), DriverError> {
+        let to = self.arguments.target.peers - self.memory.address();
+        self.memory.write(to as usize, bytemuck::bytes_of(peers))
     }
 
     pub(crate) fn tile_tokens(&self) -> usize {
@@ -184,12 +184,12 @@ impl Rank {
     }
 
     /// Starts all of a chain.
-    pub(crate) fn start(&self, chain: &Chain<'_>) -> Result<(), Failed> {
+    pub(crate) fn start(&self, chain: &Chain<'_>) -> Result<(), RankFailure> {
         self.try_start(chain).map_err(|error| self.failed(&error, chain.number))
     }
 
     fn try_start(&self, chain: &Chain<'_>) -> Result<(), DriverError> {
-        self.bell.await_on(&self.device, chain.number)?;
+        self.doorbell.await_on(&self.device, chain.number)?;
         self.take_in(chain)?;
         let shape = chain.shape;
         self.launch_pass(Pass::Target(shape.target))?;
@@ -200,7 +200,7 @@ impl Rank {
         for (batch, tiles) in shape.drafts.iter().enumerate() {
             self.launch_pass(Pass::DraftRows(batch, *tiles))?;
         }
-        self.bell.tell_ended(&self.device, self.index, chain.number)
+        self.doorbell.tell_ended(&self.device, self.index, chain.number)
     }
 
     /// The plan with counters that begin at 0, and what is copied of the lists.
@@ -210,8 +210,8 @@ impl Rank {
         let plan = PlanMemory {
             from: chain.mailbox.address(),
             to: self.arguments.target.batch,
-            heard: self.bell.heard_address(self.index),
-            moments: self.moments.address(),
+            acknowledged: self.doorbell.acknowledge_address(self.index),
+            timestamps: self.timestamps.address(),
             bytes: bytes as u32,
             number: chain.number,
         };
@@ -249,9 +249,9 @@ impl Rank {
 
     /// Of the last step, which has ended: to the choice of tokens, and from there to the drafts.
     pub(crate) fn times(&self) -> StepTimes {
-        let mut moments = Moments::zeroed();
-        self.moments.peek(bytemuck::bytes_of_mut(&mut moments));
-        let Moments { begun, verified, drafted, .. } = moments;
+        let mut timestamps = Timestamps::zeroed();
+        self.timestamps.peek(bytemuck::bytes_of_mut(&mut timestamps));
+        let Timestamps { begun, verified, drafted, .. } = timestamps;
         let time = |from, to: u32| Duration::from_nanos(u64::from(to.wrapping_sub(from)));
         let draft =
             if self.kernels.draft.is_some() { time(verified, drafted) } else { Duration::ZERO };
@@ -290,20 +290,20 @@ impl Rank {
     }
 
     /// The last chain that it has begun, and the last that it has ended.
-    pub(crate) fn told(&self) -> (u32, u32) {
-        self.bell.told(self.index)
+    pub(crate) fn progress(&self) -> (u32, u32) {
+        self.doorbell.progress(self.index)
     }
 
     /// What is said of a rank that did not begin.
-    pub(crate) fn deaf(&self) -> EngineError {
+    pub(crate) fn unresponsive(&self) -> EngineError {
         let reason = "does not hear its doorbell: what was started for a step did not begin";
         EngineError::Device { rank: self.index, reason: reason.to_owned() }
     }
 
     /// What is said of a rank that has not ended the chain of that number and did not fail.
-    pub(crate) fn endless(&self, number: u32, step_max: Duration) -> Failed {
+    pub(crate) fn endless(&self, number: u32, step_max: Duration) -> RankFailure {
         let reason = format!("did not end a step within {step_max:?}");
-        Failed { runs: true, ..self.failed(&reason, number) }
+        RankFailure { runs: true, ..self.failed(&reason, number) }
     }
 
     /// Nobody waits for it any more.
@@ -313,7 +313,7 @@ impl Rank {
 
     /// What is said of it, unless it is done with all that was started, up to the chain of that
     /// number.
-    pub(crate) fn unfinished(&self, number: u32, step_max: Duration) -> Option<Failed> {
+    pub(crate) fn unfinished(&self, number: u32, step_max: Duration) -> Option<RankFailure> {
         match self.device.is_idle() {
             Ok(true) => None,
             Ok(false) => Some(self.endless(number, step_max)),
@@ -321,7 +321,7 @@ impl Rank {
         }
     }
 
-    fn failed(&self, reason: &impl ToString, number: u32) -> Failed {
+    fn failed(&self, reason: &impl ToString, number: u32) -> RankFailure {
         let look = || {
             let mut record = Fault::zeroed();
             self.fault.peek(bytemuck::bytes_of_mut(&mut record));
@@ -329,8 +329,8 @@ impl Rank {
         };
         // The code comes last: a look after it has come sees all.
         let record = (look().code != 0).then(look);
-        let behind = number.wrapping_sub(self.told().1);
-        Failed { rank: self.index, reason: reason.to_string(), runs: false, behind, record }
+        let behind = number.wrapping_sub(self.progress().1);
+        RankFailure { rank: self.index, reason: reason.to_string(), runs: false, behind, record }
     }
 
     /// Waits for all that was started.

@@ -15,8 +15,8 @@ use kilotok_model::{LayerWeight, Part, RouterDtype, WeightDecl, WeightId};
 use kilotok_weights::{Tensor, TensorData};
 
 use self::chunk::{STEP_COLUMNS, STEP_VALUES, router_place};
+use crate::buffers::{Buffer, CHUNK_ROWS, LayerBuffer, Matrix, OWNER_ROWS};
 use crate::constants::{Constants, LayerKinds};
-use crate::places::{Buffer, CHUNK_ROWS, LayerBuffer, Matrix, OWNER_ROWS};
 
 /// Bytes that belong at a place of a buffer. Those of all weights together fill every buffer.
 #[derive(Debug)]

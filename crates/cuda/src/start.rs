@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use kilotok_abi::{Exchange, RANKS_MAX};
+use kilotok_abi::{Peers, RANKS_MAX};
 use kilotok_batch::{Grouping, InFlight, SizeError, Sizes, Slots};
 use kilotok_engine::{Caps, EngineError};
 use kilotok_model::{ModelSpec, Ranks, RanksError, check_ranks, declare};
@@ -12,7 +12,7 @@ use kilotok_weights::{LoadError, Piece, Progress, Tensor, WeightSource, load};
 
 use crate::compile::Toolchain;
 use crate::constants::{Constants, Launch};
-use crate::driver::bell::Bell;
+use crate::driver::doorbell::Doorbell;
 use crate::driver::{Device, Driver, DriverError, Gpu, Pinned};
 use crate::engine::{CudaEngine, HostMemory, STEP_MAX, TOKENS_MAX};
 use crate::layout::Layout;
@@ -235,27 +235,27 @@ impl CudaEngine {
         if let Some(error) = &code.unkept {
             tell(&format!("the next start compiles again: {error}"));
         }
-        let (caps, bell) = (options.caps(spec), Bell::new(&devices)?);
+        let (caps, doorbell) = (options.caps(spec), Doorbell::new(&devices)?);
         for device in &devices {
             // Shows whether streams can, before anything is loaded.
-            bell.await_on(device, 0)?;
+            doorbell.await_on(device, 0)?;
         }
         let host = HostMemory::new(constants, &caps, &plan.layout(spec, 0), &devices)?;
         let bytes = host.bytes() + gpus.len() * host.result_places.bytes;
         tell(&format!("memory of the host for GPUs: {bytes} bytes"));
         let rank = |(index, device)| {
-            Rank::new(index, device, constants, &code.cubin, &bell, |base| {
+            Rank::new(index, device, constants, &code.cubin, &doorbell, |base| {
                 let mut layout = plan.layout(spec, base);
                 layout.sampling.masks = host.lists.address();
                 layout
             })
         };
         let ranks: Vec<Rank> = devices.iter().enumerate().map(rank).collect::<Result<_, _>>()?;
-        let mut exchange = Exchange { receivers: [0; RANKS_MAX] };
-        for (receiver, rank) in exchange.receivers.iter_mut().zip(&ranks) {
+        let mut peers = Peers { receivers: [0; RANKS_MAX] };
+        for (receiver, rank) in peers.receivers.iter_mut().zip(&ranks) {
             *receiver = rank.receiver();
         }
-        ranks.iter().try_for_each(|rank| rank.connect(&exchange))?;
+        ranks.iter().try_for_each(|rank| rank.connect(&peers))?;
         load_weights(spec, source, constants, &ranks, progress)?;
         let step_max = gpus.iter().map(|gpu| gpu.at_its_clock(STEP_MAX)).max();
         let mut engine = Self {
@@ -264,9 +264,9 @@ impl CudaEngine {
             slots: Slots::new(plan.sizes.slot_count as usize, spec.vocab_size),
             host,
             draft_rows: constants.draft_rows,
-            exchanges: 0,
-            exchanges_max: exchanges_max(constants),
-            bell,
+            collectives: 0,
+            collectives_max: collectives_max(constants),
+            doorbell,
             step_max: step_max.unwrap_or(STEP_MAX),
             number: 0,
             ahead: None,
@@ -308,9 +308,9 @@ impl HostMemory {
 
 /// Of a launch: one after the embedding or the fusion of taps, two in each layer. It is odd, as is
 /// what every launch really does: so the last exchange of one and the first of the next have
-/// different places, which `kernels/include/kilotok/comm/exchange.cuh` wants of any two in a row.
+/// different places, which `kernels/include/kilotok/comm/all_reduce.cuh` wants of any two in a row.
 /// Between steps, of which some leave out launches, the host waits for all ranks.
-fn exchanges_max(constants: &Constants) -> u32 {
+fn collectives_max(constants: &Constants) -> u32 {
     1 + 2 * constants.layers.len().max(constants.draft_layers.len()) as u32
 }
 

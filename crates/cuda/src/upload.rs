@@ -11,8 +11,8 @@ use kilotok_batch::{Batch, BatchRow, Sizes, wanted, wanted_tokens};
 use kilotok_engine::{Caps, EngineError, PageGroup, Row, SlotSetup};
 
 use crate::batch::{Arrays, DeviceBatch, DraftRow, drafts_together};
+use crate::buffers::BARRIER_BYTES;
 use crate::constants::Constants;
-use crate::places::BARRIER_BYTES;
 
 /// No token, mask or draft.
 const NONE: u32 = !0;
@@ -267,10 +267,10 @@ impl Upload {
         &self,
         places: &Places,
         lists: u64,
-        (exchanges, of_launch): (u32, u32),
+        (collectives, of_launch): (u32, u32),
         bytes: &mut [u8],
     ) {
-        let at_launch = |index: usize| exchanges.wrapping_add(index as u32 * of_launch);
+        let at_launch = |index: usize| collectives.wrapping_add(index as u32 * of_launch);
         self.target.write(&places.target, at_launch(0), bytes);
         for (index, (batch, arrays)) in self.drafts.iter().zip(&places.drafts).enumerate() {
             batch.write(arrays, at_launch(2 + index), bytes);
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn launches_number_their_exchanges_apart() {
+    fn launches_number_their_collectives_apart() {
         let rows = vec![row(0, 0, vec![5], 0), row(1, 0, vec![6], 0), row(2, 0, vec![7], 0)];
         let upload = upload(rows).unwrap();
         assert_eq!(upload.drafts.len(), 2, "two drafts fit a batch");
@@ -393,8 +393,8 @@ mod tests {
         upload.write(&places, 1 << 32, (40, 7), &mut bytes);
         let pages = upload.target.pages.len() * size_of::<u32>();
         assert_eq!(upload.bytes(&places), (4000 + pages).next_multiple_of(PLAN_THREAD_BYTES));
-        let exchanges = [0, context, 2000, 3000].map(|header| word(&bytes, header + 12));
-        assert_eq!(exchanges, [40, 47, 54, 61]);
+        let collectives = [0, context, 2000, 3000].map(|header| word(&bytes, header + 12));
+        assert_eq!(collectives, [40, 47, 54, 61]);
         assert_eq!(word(&bytes, context + 8), 0, "the context wants no logits");
         let row: SampleRow =
             bytemuck::pod_read_unaligned(&bytes[sample_rows..][..size_of::<SampleRow>()]);

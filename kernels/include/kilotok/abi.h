@@ -58,8 +58,8 @@ enum class Stamp : uint32_t {
   Ended = 2,
   Barrier = 3,
   Embed = 4,
-  Exchange = 5,
-  AddToStream = 6,
+  AllReduce = 5,
+  AddRmsNorm = 6,
   Project = 7,
   AttentionIn = 8,
   Attention = 9,
@@ -70,13 +70,13 @@ enum class Stamp : uint32_t {
   GateUp = 14,
   Down = 15,
   Head = 16,
-  ShareLogits = 17,
+  AllGather = 17,
   Sample = 18,
   Accept = 19,
   Fuse = 20,
   ContextNorm = 21,
   ContextKeys = 22,
-  ChooseDrafts = 23,
+  ArgmaxDrafts = 23,
 };
 
 constexpr const char* name_of(Stamp value) {
@@ -85,8 +85,8 @@ constexpr const char* name_of(Stamp value) {
     case Stamp::Ended: return "Ended";
     case Stamp::Barrier: return "Barrier";
     case Stamp::Embed: return "Embed";
-    case Stamp::Exchange: return "Exchange";
-    case Stamp::AddToStream: return "AddToStream";
+    case Stamp::AllReduce: return "AllReduce";
+    case Stamp::AddRmsNorm: return "AddRmsNorm";
     case Stamp::Project: return "Project";
     case Stamp::AttentionIn: return "AttentionIn";
     case Stamp::Attention: return "Attention";
@@ -97,13 +97,13 @@ constexpr const char* name_of(Stamp value) {
     case Stamp::GateUp: return "GateUp";
     case Stamp::Down: return "Down";
     case Stamp::Head: return "Head";
-    case Stamp::ShareLogits: return "ShareLogits";
+    case Stamp::AllGather: return "AllGather";
     case Stamp::Sample: return "Sample";
     case Stamp::Accept: return "Accept";
     case Stamp::Fuse: return "Fuse";
     case Stamp::ContextNorm: return "ContextNorm";
     case Stamp::ContextKeys: return "ContextKeys";
-    case Stamp::ChooseDrafts: return "ChooseDrafts";
+    case Stamp::ArgmaxDrafts: return "ArgmaxDrafts";
   }
   return "";
 }
@@ -160,19 +160,19 @@ struct alignas(4) Batch {
   uint32_t token_count;
   uint32_t row_count;
   uint32_t wanted_count;
-  uint32_t exchanges;
+  uint32_t collectives;
 };
 static_assert(sizeof(Batch) == 16, "size of Batch");
 static_assert(offsetof(Batch, token_count) == 0, "Batch.token_count");
 static_assert(offsetof(Batch, row_count) == 4, "Batch.row_count");
 static_assert(offsetof(Batch, wanted_count) == 8, "Batch.wanted_count");
-static_assert(offsetof(Batch, exchanges) == 12, "Batch.exchanges");
+static_assert(offsetof(Batch, collectives) == 12, "Batch.collectives");
 
-struct alignas(8) Exchange {
+struct alignas(8) Peers {
   uint64_t receivers[8];
 };
-static_assert(sizeof(Exchange) == 64, "size of Exchange");
-static_assert(offsetof(Exchange, receivers) == 0, "Exchange.receivers");
+static_assert(sizeof(Peers) == 64, "size of Peers");
+static_assert(offsetof(Peers, receivers) == 0, "Peers.receivers");
 
 struct alignas(8) LayerMemory {
   uint32_t attention;
@@ -252,9 +252,9 @@ struct alignas(8) Memory {
   uint64_t fault;
   uint32_t rank;
   uint32_t wait_max_ms;
-  uint64_t exchange;
+  uint64_t peers;
   uint64_t trace;
-  uint64_t moments;
+  uint64_t timestamps;
 };
 static_assert(sizeof(Memory) == 312, "size of Memory");
 static_assert(offsetof(Memory, batch) == 0, "Memory.batch");
@@ -294,37 +294,37 @@ static_assert(offsetof(Memory, barrier) == 264, "Memory.barrier");
 static_assert(offsetof(Memory, fault) == 272, "Memory.fault");
 static_assert(offsetof(Memory, rank) == 280, "Memory.rank");
 static_assert(offsetof(Memory, wait_max_ms) == 284, "Memory.wait_max_ms");
-static_assert(offsetof(Memory, exchange) == 288, "Memory.exchange");
+static_assert(offsetof(Memory, peers) == 288, "Memory.peers");
 static_assert(offsetof(Memory, trace) == 296, "Memory.trace");
-static_assert(offsetof(Memory, moments) == 304, "Memory.moments");
+static_assert(offsetof(Memory, timestamps) == 304, "Memory.timestamps");
 
 struct alignas(8) PlanMemory {
   uint64_t from;
   uint64_t to;
-  uint64_t heard;
-  uint64_t moments;
+  uint64_t acknowledged;
+  uint64_t timestamps;
   uint32_t bytes;
   uint32_t number;
 };
 static_assert(sizeof(PlanMemory) == 40, "size of PlanMemory");
 static_assert(offsetof(PlanMemory, from) == 0, "PlanMemory.from");
 static_assert(offsetof(PlanMemory, to) == 8, "PlanMemory.to");
-static_assert(offsetof(PlanMemory, heard) == 16, "PlanMemory.heard");
-static_assert(offsetof(PlanMemory, moments) == 24, "PlanMemory.moments");
+static_assert(offsetof(PlanMemory, acknowledged) == 16, "PlanMemory.acknowledged");
+static_assert(offsetof(PlanMemory, timestamps) == 24, "PlanMemory.timestamps");
 static_assert(offsetof(PlanMemory, bytes) == 32, "PlanMemory.bytes");
 static_assert(offsetof(PlanMemory, number) == 36, "PlanMemory.number");
 
-struct alignas(4) Moments {
+struct alignas(4) Timestamps {
   uint32_t begun;
   uint32_t verified;
   uint32_t drafted;
   uint32_t reserved;
 };
-static_assert(sizeof(Moments) == 16, "size of Moments");
-static_assert(offsetof(Moments, begun) == 0, "Moments.begun");
-static_assert(offsetof(Moments, verified) == 4, "Moments.verified");
-static_assert(offsetof(Moments, drafted) == 8, "Moments.drafted");
-static_assert(offsetof(Moments, reserved) == 12, "Moments.reserved");
+static_assert(sizeof(Timestamps) == 16, "size of Timestamps");
+static_assert(offsetof(Timestamps, begun) == 0, "Timestamps.begun");
+static_assert(offsetof(Timestamps, verified) == 4, "Timestamps.verified");
+static_assert(offsetof(Timestamps, drafted) == 8, "Timestamps.drafted");
+static_assert(offsetof(Timestamps, reserved) == 12, "Timestamps.reserved");
 
 struct alignas(4) Fault {
   uint32_t code;

@@ -38,13 +38,13 @@ static_assert(static_cast<int>(Counter::Operands) + 1 == COUNTERS, "each has its
 struct Cta {
   const Memory& memory;
   // Exchanges between ranks begun.
-  uint32_t exchanges;
+  uint32_t collectives;
   int thread_index;
 
   __device__ __forceinline__ Cta(const Memory& memory_of_rank,
-                                 uint32_t exchanges_before)
+                                 uint32_t collectives_before)
       : memory(memory_of_rank),
-        exchanges(exchanges_before),
+        collectives(collectives_before),
         thread_index(threadIdx.x) {}
 
   __device__ __forceinline__ int index() const { return ptx::cta_index(); }
@@ -65,7 +65,7 @@ struct Cta {
   __device__ __forceinline__ void count_operand() {
     sync();
     if (thread() == 0) count(Counter::Operands);
-    forget();
+    make_opaque();
   }
 
   // One thread: waits until so many are counted.
@@ -79,12 +79,12 @@ struct Cta {
 
   // Keeps the compiler from working out ahead, in registers that others need, what a later phase
   // makes of the thread's number.
-  __device__ __forceinline__ void forget() { ptx::forget(thread_index); }
+  __device__ __forceinline__ void make_opaque() { ptx::make_opaque(thread_index); }
 
   // Asks for the thread's number anew, so that no register has it where others are wanted.
-  __device__ __forceinline__ void renew() {
+  __device__ __forceinline__ void reload_thread() {
     thread_index = threadIdx.x;
-    forget();
+    make_opaque();
   }
 
   // All consumers of this CTA.
@@ -102,14 +102,14 @@ struct Cta {
     sync();
     if (thread() == 0) {
       count(Counter::Grid);
-      cta_place.phase++;
+      wait_context.phase++;
     }
   }
 
   __device__ __forceinline__ void wait_grid() {
-    if (thread() == 0) wait_count(Waits::Grid, Counter::Grid, cta_place.phase * GRID);
+    if (thread() == 0) wait_count(Waits::Grid, Counter::Grid, wait_context.phase * GRID);
     sync();
-    forget();
+    make_opaque();
     stamp(Stamp::Barrier);
   }
 

@@ -43,7 +43,7 @@ fn times_are_of_a_step_that_somebody_asked_for() {
     let times = engine.times().unwrap();
     assert!(!times.verify.is_zero() && !times.draft.is_zero(), "{times:?}");
     // What waits is rung for and does nothing.
-    drop(quiet());
+    drop(dismiss_pending());
     engine.ranks[0].finish().unwrap();
     assert_eq!(engine.ranks[0].times(), times);
 }
@@ -72,7 +72,7 @@ fn a_chain_that_was_dismissed_is_replaced() {
     }
     let mut engine = engine(1);
     let expected = reply(&mut engine);
-    drop(quiet());
+    drop(dismiss_pending());
     assert_eq!(reply(&mut engine), expected);
     engine.ranks[0].finish().unwrap();
     assert_eq!(reply(&mut engine), expected);

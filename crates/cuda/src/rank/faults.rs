@@ -2,7 +2,7 @@
 
 use crate::CudaEngine;
 use crate::driver::DriverError;
-use crate::driver::bell::Bell;
+use crate::driver::doorbell::Doorbell;
 
 /// Away from a place from which a copy may begin.
 const UNALIGNED_BYTES: u64 = 8;
@@ -30,7 +30,7 @@ impl CudaEngine {
     pub fn deafen(&mut self) -> Result<(), DriverError> {
         if let Some(rank) = self.ranks.last_mut() {
             let devices = vec![rank.device.clone(); rank.index + 1];
-            rank.bell = Bell::new(&devices)?;
+            rank.doorbell = Doorbell::new(&devices)?;
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use half::bf16;
 use kilotok_model::{FP8_TILE, MXFP4_GROUP};
 use kilotok_weights::{Tensor, TensorData};
 
-use crate::places::{CHUNK_COLUMNS, CHUNK_ROWS};
+use crate::buffers::{CHUNK_COLUMNS, CHUNK_ROWS};
 
 const LANES: usize = 32;
 /// Rows g and g + 8 are held by the same lanes.

@@ -1,11 +1,11 @@
-//! Matrices as units of chunks, see `kernels/include/kilotok/walk/matrix.cuh`.
+//! Matrices as units of chunks, see `kernels/include/kilotok/gemm/matrix.cuh`.
 
 use kilotok_model::{FP8_TILE, WeightFormat};
 use kilotok_weights::{Tensor, TensorData};
 
 use super::chunk::{Chunk, FloatChunk, Fp8Chunk, GROUP_SCALE_MAX, Mxfp4Chunk, TILE_SCALE_MAX};
+use crate::buffers::{CHUNK_COLUMNS, CHUNK_ROWS, GATE_ROWS, Matrix};
 use crate::constants::Attention;
-use crate::places::{CHUNK_COLUMNS, CHUNK_ROWS, GATE_ROWS, Matrix};
 
 /// Rows of a chunk that lie above others with which they are rotated.
 const PAIR_ROWS: usize = CHUNK_ROWS / 2;

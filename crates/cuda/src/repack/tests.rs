@@ -11,8 +11,8 @@ use kilotok_testkit::toy::Files;
 use kilotok_weights::{Checkpoint, Dummy, WeightError, WeightSource};
 
 use super::*;
+use crate::buffers::{CHUNK_COLUMNS, CONSUMER_WARPS, weight_buffers};
 use crate::constants::Launch;
-use crate::places::{CHUNK_COLUMNS, CONSUMER_WARPS, weight_buffers};
 
 /// Fills buffers before anything is written, to find what nobody writes.
 const UNWRITTEN: u8 = 0xa5;

@@ -18,10 +18,10 @@ inline int cta_index() {
 }
 template <int COUNT>
 void sync_threads() {
-  emulator::meet(1, COUNT);
+  emulator::sync(1, COUNT);
 }
 inline int opaque(int value) { return value; }
-inline void forget(int&) {}
+inline void make_opaque(int&) {}
 inline void exit() { emulator::end_thread(); }
 
 }  // namespace kilotok::ptx

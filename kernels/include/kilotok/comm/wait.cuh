@@ -34,7 +34,7 @@ enum class Launch : uint32_t {
 constexpr uint32_t KILOCYCLES_PER_MS = 1954;
 
 // Where a CTA is, for the record.
-struct Place {
+struct WaitContext {
   Fault* fault;
   // When every wait of the kernel ends: one moment for all costs less code than one for each.
   uint32_t deadline;
@@ -44,7 +44,7 @@ struct Place {
   uint32_t phase;
   int cta;
 
-  static __device__ __forceinline__ Place begin(uint64_t fault, uint32_t wait_max_ms,
+  static __device__ __forceinline__ WaitContext begin(uint64_t fault, uint32_t wait_max_ms,
                                                 uint32_t rank, Launch launch = Launch::Other) {
     return {reinterpret_cast<Fault*>(fault), ptx::kilocycles() + wait_max_ms * KILOCYCLES_PER_MS,
             rank, launch, 0, ptx::cta_index()};
@@ -52,15 +52,15 @@ struct Place {
 };
 
 // In shared memory, since only who gives up reads it. A kernel sets it before its first wait.
-static __shared__ Place cta_place;
+static __shared__ WaitContext wait_context;
 
 // Whether somebody writes the record. The host's memory may know no atomics, so that is settled
 // here; a kernel that gave up is its module's last.
-static __device__ uint32_t record_begun = 0;
+static __device__ uint32_t fault_claimed = 0;
 
 // By how much a wait goes on after the deadline: those for somebody who waits too let others give
 // up first, who are nearer to the cause, and may look at the clock late.
-__device__ constexpr int patience_ms(Waits waits) {
+__device__ constexpr int grace_ms(Waits waits) {
   switch (waits) {
     case Waits::Peer: return 0;
     // For CTAs, some of which wait for peers.
@@ -74,7 +74,7 @@ __device__ constexpr int patience_ms(Waits waits) {
     default: return 25;
   }
 }
-__device__ constexpr int patience(Waits waits) { return patience_ms(waits) * KILOCYCLES_PER_MS; }
+__device__ constexpr int grace(Waits waits) { return grace_ms(waits) * KILOCYCLES_PER_MS; }
 
 // How long who does not write the record lets the other write: a write to the host and its fence
 // take microseconds. A sleep is a millisecond at most.
@@ -83,12 +83,12 @@ constexpr unsigned SLEEP_MAX_NS = 1000000;
 
 // Out of line: a wait must cost neither registers nor code where it does not run out.
 __device__ __noinline__ void record_fault(Waits waits, uint32_t wanted, uint32_t seen) {
-  volatile Fault* fault = cta_place.fault;
-  if (atomicExch(&record_begun, 1u) == 0u) {
-    fault->rank = cta_place.rank;
-    fault->cta = cta_place.cta;
-    fault->launch = static_cast<uint32_t>(cta_place.launch);
-    fault->phase = cta_place.phase;
+  volatile Fault* fault = wait_context.fault;
+  if (atomicExch(&fault_claimed, 1u) == 0u) {
+    fault->rank = wait_context.rank;
+    fault->cta = wait_context.cta;
+    fault->launch = static_cast<uint32_t>(wait_context.launch);
+    fault->phase = wait_context.phase;
     fault->wanted = wanted;
     fault->seen = seen;
     __threadfence_system();
@@ -121,7 +121,7 @@ __device__ __forceinline__ void wait_for(Waits waits, uint32_t wanted, Ready rea
   uint32_t seen = 0;
 #pragma unroll 1
   while (!ready(seen)) {
-    if (static_cast<int32_t>(ptx::kilocycles() - cta_place.deadline) > patience(waits))
+    if (static_cast<int32_t>(ptx::kilocycles() - wait_context.deadline) > grace(waits))
       give_up(waits, wanted, seen);
 #ifdef KILOTOK_RACECHECK
     __nanosleep(PAUSE_NS);

@@ -11,7 +11,7 @@ struct HeldBatch {
   BatchRow rows[TOKENS_MAX];
 
   // All threads of a CTA, before a __syncthreads.
-  __device__ __forceinline__ void bring(const Memory& memory) {
+  __device__ __forceinline__ void fetch(const Memory& memory) {
     // All at once: stores would wait for loads, and the next loads for these.
     const Words<sizeof(counts)> of_counts(memory.batch);
     const Words<sizeof(tokens)> of_tokens(memory.tokens);

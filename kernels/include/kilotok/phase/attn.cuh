@@ -4,7 +4,7 @@
 // three ways. Where a token sees all keys before it, they come through the ring (`attn_stream`). A
 // short window is the work of one CTA for each tile. Longer windows and drafts' rows are cut into
 // chunks: a CTA takes a run of (chunk, tile) pairs and keeps a chunk's keys in registers while the
-// tiles of its row pass by. In chunks or in streams, `add_chunks` adds the parts after a grid
+// tiles of its row pass by. In chunks or in streams, `combine_chunks` adds the parts after a grid
 // barrier. `attn` begins in the middle of a grid barrier, before the end of which it brings the
 // keys that were there before the step; those after it are the caller's.
 //
@@ -29,7 +29,7 @@ __device__ __forceinline__ void store_attended(const Cta& cta, const Tile& tile,
     const int in_tile = row * 8 + lane / 4;
     char* pairs = to + operand_offset((tile.first_head + in_tile) * A.v_dim + dim);
     if (!HeadTiles<KIND>::has(tile.first_head, in_tile) || dim >= A.v_dim) continue;
-    const float factor = finish<KIND>(sums.weighed[row], sinks[row]);
+    const float factor = softmax_scale<KIND>(sums.softmax[row], sinks[row]);
 #pragma unroll
     for (int i = 0; i < 8; i += 2)
       *reinterpret_cast<uint32_t*>(pairs + i * 8) =
@@ -40,13 +40,13 @@ __device__ __forceinline__ void store_attended(const Cta& cta, const Tile& tile,
 // Brings the keys that lie before a position, waits for the others to have theirs written, and
 // brings those and the queries of a tile. The code that brings keys is there once.
 template <int KIND, int PIECES>
-__device__ __forceinline__ void load_around(Cta& cta, Meeting& meeting,
+__device__ __forceinline__ void load_around(Cta& cta, PendingBarrier& barrier,
                                             HeldKeys<KIND, PIECES>& held,
                                             QueryLoad<KIND>& queries, const Tile& tile,
                                             uint32_t position) {
 #pragma unroll 1
   for (int turn = 0; turn < 2; turn++) {
-    if (turn == 1) meeting.wait(cta);
+    if (turn == 1) barrier.wait(cta);
     held.load(cta, position, turn == 0);
   }
   // Behind the loop: what comes in it goes through local memory, which waits for it.
@@ -62,8 +62,8 @@ __device__ __forceinline__ void attend_window(Cta& cta, const LayerMemory& layer
   using Shared = TileMemory<KIND, WINDOW_PIECES<KIND>>;
   static_assert(sizeof(Shared) <= SCRATCH_BYTES, "a tile needs memory");
   const Memory& memory = cta.memory;
-  const LayerPlaces places(layer);
-  Meeting meeting = {false};
+  const KvCache places(layer);
+  PendingBarrier barrier = {false};
   // The last CTAs have no projections, or fewer: see `Matrix::CTAS`.
 #pragma unroll 1
   for (int unit = GRID - 1 - cta.index(); unit < batch.token_count() * TILES; unit += GRID) {
@@ -82,14 +82,14 @@ __device__ __forceinline__ void attend_window(Cta& cta, const LayerMemory& layer
                                              tile.range.first / PIECE_KEYS * PIECE_KEYS,
                                              tile.range);
     QueryLoad<KIND> queries;
-    load_around<KIND>(cta, meeting, held, queries, tile, row.start);
+    load_around<KIND>(cta, barrier, held, queries, tile, row.start);
     attend<KIND>(cta, reinterpret_cast<Shared&>(sums.scratch), held, queries, 1,
                  [&](int) { return tile; },
                  [&](int, const Tile&, int strip, const TileSums& result) {
                    store_attended<KIND>(cta, tile, strip, result, sinks);
                  });
   }
-  meeting.wait(cta);
+  barrier.wait(cta);
 }
 
 // Tiles first to end of a row that meet the same chunk of a K/V head.
@@ -102,7 +102,7 @@ struct Span {
 
 // The span that begins with a pair. Pairs lie `[rows][K/V heads][chunks][tiles]`.
 template <int KIND>
-__device__ __forceinline__ Span find_span(const PairSums& sums, const HeldBatch& batch,
+__device__ __forceinline__ Span find_span(const PairCounts& sums, const HeldBatch& batch,
                                           uint32_t pair, uint32_t end, bool own) {
   int row = 0;
   while (sums.before[row + 1] <= pair) row++;
@@ -116,16 +116,16 @@ __device__ __forceinline__ Span find_span(const PairSums& sums, const HeldBatch&
 // One of a row's chunks of keys, or the rows of its draft, meets tiles of `span`, as many as agree
 // in the length of chunks. Returns how many.
 template <int KIND>
-__device__ __forceinline__ int attend_span(Cta& cta, Meeting& meeting,
+__device__ __forceinline__ int attend_span(Cta& cta, PendingBarrier& barrier,
                                            TileMemory<KIND, CHUNK_PIECES>& memory,
                                            const Span& span, const BatchRow& row,
                                            const KeySource<KIND>& source, bool own) {
   using T = HeadTiles<KIND>;
   const bool own_rows = source.own_rows;
   auto seen = [&](int i) {
-    return sight<KIND>(row, row.start + (span.first + i) / T::COUNT, own);
+    return visible_keys<KIND>(row, row.start + (span.first + i) / T::COUNT, own);
   };
-  const Sight first = seen(0);
+  const VisibleKeys first = seen(0);
   const uint32_t chunk = RowWork<KIND>(row, own).first_chunk + span.chunk;
   const Range whole = own_rows ? Range{0, row.count}
                                : Range{chunk * first.chunk_keys, (chunk + 1) * first.chunk_keys};
@@ -136,22 +136,22 @@ __device__ __forceinline__ int attend_span(Cta& cta, Meeting& meeting,
     Range range = seen(i).range;
     if (own_rows) range = {max(range.first, row.start) - row.start, row.count};
     return Tile{static_cast<int>(row.first) + tile / T::COUNT,
-                span.kv_head * T::GROUP + tile % T::COUNT * TILE_HEADS, both(range, whole)};
+                span.kv_head * T::GROUP + tile % T::COUNT * TILE_HEADS, intersect(range, whole)};
   };
   const Range any =
-      own_rows ? whole : both(whole, {first.range.first, seen(count - 1).range.end});
+      own_rows ? whole : intersect(whole, {first.range.first, seen(count - 1).range.end});
   for (uint32_t base = whole.first; base < any.end; base += CHUNK_KEYS) {
-    const Range here = both(any, {base, base + CHUNK_KEYS});
+    const Range here = intersect(any, {base, base + CHUNK_KEYS});
     if (here.empty()) continue;
     HeldKeys<KIND, CHUNK_PIECES> held(cta, source, base, here);
     const uint32_t old_end = own_rows ? 0 : row.start;
     QueryLoad<KIND> queries;
-    load_around<KIND>(cta, meeting, held, queries, tile_of(0), old_end);
+    load_around<KIND>(cta, barrier, held, queries, tile_of(0), old_end);
     attend<KIND>(cta, memory, held, queries, count, tile_of,
                  [&](int i, const Tile& tile, int strip, TileSums& sums) {
-                   const Sight s = seen(i);
+                   const VisibleKeys s = seen(i);
                    const int part = own_rows ? s.parts() - 1 : chunk - s.first_chunk();
-                   keep_part<KIND>(cta, tile, part, tile.range.first >= base, strip, sums);
+                   store_part<KIND>(cta, tile, part, tile.range.first >= base, strip, sums);
                  });
   }
   return count;
@@ -159,13 +159,13 @@ __device__ __forceinline__ int attend_span(Cta& cta, Meeting& meeting,
 
 // This CTA's share of all pairs, each of which leaves a part.
 template <int KIND>
-__device__ __forceinline__ void attend_chunks(Cta& cta, const LayerPlaces& places,
-                                              const HeldBatch& batch, const PairSums& sums,
+__device__ __forceinline__ void attend_chunks(Cta& cta, const KvCache& places,
+                                              const HeldBatch& batch, const PairCounts& sums,
                                               TileMemory<KIND, CHUNK_PIECES>& shared, bool own) {
   const Memory& memory = cta.memory;
   const uint64_t pairs = sums.before[batch.counts.row_count];
   const uint32_t end = pairs * (cta.index() + 1) / GRID;
-  Meeting meeting = {false};
+  PendingBarrier barrier = {false};
   for (uint32_t pair = pairs * cta.index() / GRID; pair < end;) {
     const Span span = find_span<KIND>(sums, batch, pair, end, own);
     const BatchRow& row = batch.rows[span.row];
@@ -173,21 +173,21 @@ __device__ __forceinline__ void attend_chunks(Cta& cta, const LayerPlaces& place
     if (own && span.chunk + 1 == RowWork<KIND>(row, own).chunks)
       source = {nullptr, at<const char>(memory.own_keys), at<const char>(memory.own_values),
                 row.first, span.kv_head, true};
-    pair += attend_span<KIND>(cta, meeting, shared, span, row, source, own);
+    pair += attend_span<KIND>(cta, barrier, shared, span, row, source, own);
   }
-  meeting.wait(cta);
+  barrier.wait(cta);
 }
 
 // Adds the parts that `attn` left of all heads, if there are any; each head is the work of one
 // warp, or of a few. Begins in the middle of a grid barrier and ends in that of another one.
 // `meanwhile` is called while the other CTAs are waited for.
 template <int KIND, bool OWN, int WARPS, class Meanwhile>
-__device__ __forceinline__ void add_chunks(Cta& cta, const LayerMemory& layer,
+__device__ __forceinline__ void combine_chunks(Cta& cta, const LayerMemory& layer,
                                            const HeldBatch& batch, SumMemory& scratch,
                                            Meanwhile meanwhile) {
   if constexpr (IN_CHUNKS<KIND, OWN>) {
     constexpr int HEADS = ATTENTIONS[KIND].q_heads, AT_ONCE = CONSUMER_WARPS / WARPS;
-    const LayerPlaces places(layer);
+    const KvCache places(layer);
     const int end = batch.token_count() * HEADS;
     meanwhile();
     cta.wait_grid();
@@ -198,9 +198,9 @@ __device__ __forceinline__ void add_chunks(Cta& cta, const LayerMemory& layer,
       int count = 0;
       if (unit < end) {
         const BatchToken& token = batch.tokens[unit / HEADS];
-        count = sight<KIND>(batch.rows[token.row], token.position, OWN).parts();
+        count = visible_keys<KIND>(batch.rows[token.row], token.position, OWN).parts();
       }
-      add_parts<KIND, WARPS>(cta, scratch, places.sinks, unit / HEADS, unit % HEADS, count);
+      combine_parts<KIND, WARPS>(cta, scratch, places.sinks, unit / HEADS, unit % HEADS, count);
     }
     cta.stamp(Stamp::Attention);
     cta.arrive_grid();
@@ -215,7 +215,7 @@ __device__ __forceinline__ void attn(Cta& cta, const LayerMemory& layer, const H
   if constexpr (IN_CHUNKS<KIND, OWN>) {
     using Shared = TileMemory<KIND, CHUNK_PIECES>;
     static_assert(sizeof(Shared) <= SCRATCH_BYTES, "a tile needs memory");
-    attend_chunks<KIND>(cta, LayerPlaces(layer), batch, pairs[KIND],
+    attend_chunks<KIND>(cta, KvCache(layer), batch, pairs[KIND],
                         reinterpret_cast<Shared&>(sums.scratch), OWN);
   } else {
     attend_window<KIND>(cta, layer, batch, sums);

@@ -6,13 +6,13 @@
 #pragma once
 
 #include "kilotok/layout/batch.cuh"
-#include "kilotok/phase/stream.cuh"
+#include "kilotok/phase/add_rms_norm.cuh"
 
 namespace kilotok {
 
 // Place of a position in a sequence's pages, `[pages, PAGE_TOKENS]`, of a K/V head.
 template <int KIND>
-__device__ __forceinline__ uint32_t place_in_pages(const uint32_t* pages, uint32_t pages_at,
+__device__ __forceinline__ uint32_t cache_index(const uint32_t* pages, uint32_t pages_at,
                                                    uint32_t position, int kv_head) {
   constexpr Attention A = ATTENTIONS[KIND];
   const uint32_t page = pages[pages_at + position / PAGE_TOKENS];
@@ -21,12 +21,12 @@ __device__ __forceinline__ uint32_t place_in_pages(const uint32_t* pages, uint32
 
 // Place of a token's key and value of a K/V head.
 template <int KIND>
-__device__ __forceinline__ uint32_t place_of_token(const Memory& memory, const HeldBatch& batch,
+__device__ __forceinline__ uint32_t token_cache_index(const Memory& memory, const HeldBatch& batch,
                                                    int page_group, int token, int kv_head,
                                                    bool own) {
   if (own) return token * ATTENTIONS[KIND].kv_heads + kv_head;
   const BatchToken& t = batch.tokens[token];
-  return place_in_pages<KIND>(at<const uint32_t>(memory.pages),
+  return cache_index<KIND>(at<const uint32_t>(memory.pages),
                               batch.rows[t.row].pages_at[page_group], t.position, kv_head);
 }
 
@@ -96,7 +96,7 @@ struct StoreHeads {
                             (use.kind * TOKENS_MAX + t) * ROPE_PAIRS_MAX + place.first;
       if (place.rotated) a.turns[j] = *turns;
       if (!place.is_query)
-        a.places[j] = place_of_token<KIND>(memory, batch, use.page_group, t, place.head, own);
+        a.places[j] = token_cache_index<KIND>(memory, batch, use.page_group, t, place.head, own);
     }
     return a;
   }
@@ -117,16 +117,16 @@ struct StoreHeads {
         a = turned;
       }
       uint16_t* to = at<uint16_t>(memory.queries) + t * QUERY_VALUES;
-      int first = T::query_place(place.head, place.first);
-      int second = T::query_place(place.head, place.second);
+      int first = T::query_offset(place.head, place.first);
+      int second = T::query_offset(place.head, place.second);
       const uint32_t at_place = ahead.places[j];
       const int in_group = at_place % GROUP_KEYS;
       if (place.is_value) {
-        to = at<uint16_t>(own ? memory.own_values : layer.values) + group_place<A.v_dim>(at_place);
+        to = at<uint16_t>(own ? memory.own_values : layer.values) + group_offset<A.v_dim>(at_place);
         first = value_in_group<A.v_dim>(in_group, place.first);
         second = value_in_group<A.v_dim>(in_group, place.second);
       } else if (!place.is_query) {
-        to = at<uint16_t>(own ? memory.own_keys : layer.keys) + group_place<A.qk_dim>(at_place);
+        to = at<uint16_t>(own ? memory.own_keys : layer.keys) + group_offset<A.qk_dim>(at_place);
         first = key_in_group<A.qk_dim>(in_group, place.first);
         second = key_in_group<A.qk_dim>(in_group, place.second);
       }
@@ -167,12 +167,12 @@ struct Head {
     }
   }
 
-  __device__ __forceinline__ void norm(const float* weights, int lane) {
+  __device__ __forceinline__ void rms_norm(const float* weights, int lane) {
     float square = 0;
 #pragma unroll
     for (int i = 0; i < COUNT; i++) square += values[i] * values[i];
     square = add_lanes(square);
-    // Squares that overflow would make a head of zeros, which looks sound.
+    // SumOfSquares that overflow would make a head of zeros, which looks sound.
     const float scale = ptx::inverse_sqrt(square / dims + DRAFT_NORM_EPS) + 0.0f * square;
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
@@ -183,7 +183,7 @@ struct Head {
     }
   }
 
-  __device__ __forceinline__ void rotate(const float2* angles, int lane) {
+  __device__ __forceinline__ void apply_rope(const float2* angles, int lane) {
 #pragma unroll
     for (int i = 0; i < ROTATED; i++) {
       const int dim = lane + 32 * i;
@@ -223,20 +223,21 @@ __device__ __forceinline__ void store_head(const Cta& cta, const LayerMemory& la
   uint16_t* to = at<uint16_t>(memory.queries) + token * QUERY_VALUES;
   uint32_t stored = 0;
   if (!is_query) {
-    stored = place_of_token<KIND>(memory, batch, A.page_group, token, kv_head, own);
+    stored = token_cache_index<KIND>(memory, batch, A.page_group, token, kv_head, own);
     const uint64_t keys = own ? memory.own_keys : layer.keys;
     const uint64_t values = own ? memory.own_values : layer.values;
     to = at<uint16_t>(is_value ? values : keys);
   }
   if (!is_value) {
     if constexpr (A.qk_norm)
-      h.norm(at<const float>(is_query ? layer.q_norm : layer.k_norm), lane);
-    h.rotate(at<const float2>(memory.angles) + (KIND * TOKENS_MAX + token) * ROPE_PAIRS_MAX, lane);
+      h.rms_norm(at<const float>(is_query ? layer.q_norm : layer.k_norm), lane);
+    h.apply_rope(at<const float2>(memory.angles) + (KIND * TOKENS_MAX + token) * ROPE_PAIRS_MAX,
+                 lane);
   }
   const auto place_of = [&](int dim) {
-    return to + (is_query   ? T::query_place(head, dim)
-                 : is_value ? value_place<A.v_dim>(stored, dim)
-                            : key_place<A.qk_dim>(stored, dim));
+    return to + (is_query   ? T::query_offset(head, dim)
+                 : is_value ? value_offset<A.v_dim>(stored, dim)
+                            : key_offset<A.qk_dim>(stored, dim));
   };
   h.store(place_of, is_value ? A.value_scale : 1.0f, lane);
 }
@@ -254,7 +255,7 @@ __device__ __forceinline__ void attn_in(const Cta& cta, const LayerMemory& layer
 
 // Where the rows of a layer of the drafter's context begin in `projected`; query rows it has none.
 template <int KIND>
-__device__ __forceinline__ int context_place(int layer) {
+__device__ __forceinline__ int context_row(int layer) {
   return layer * KEY_VALUE_ROWS - QkvRows<KIND>::KEY;
 }
 
@@ -269,7 +270,7 @@ __device__ __forceinline__ void attn_context(const Cta& cta, const LayerMemory& 
 #pragma unroll 1
   for (int i = turn % GRID + GRID * cta.warp(); i < count; i += GRID * CONSUMER_WARPS)
     store_head<KIND>(cta, layer, batch, i / HEADS, A.q_heads + i % HEADS,
-                     context_place<KIND>(index), false);
+                     context_row<KIND>(index), false);
 }
 
 }  // namespace kilotok

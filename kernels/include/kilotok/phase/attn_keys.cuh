@@ -52,7 +52,7 @@ struct Range {
   }
 };
 
-__device__ __forceinline__ Range both(const Range& a, const Range& b) {
+__device__ __forceinline__ Range intersect(const Range& a, const Range& b) {
   const uint32_t first = max(a.first, b.first);
   return {first, max(first, min(a.end, b.end))};
 }
@@ -73,7 +73,7 @@ struct KeySource {
 
   __device__ __forceinline__ uint32_t place(uint32_t position) const {
     if (own_rows) return (first + position) * KV_HEADS + kv_head;
-    return place_in_pages<KIND>(pages, first, position, kv_head);
+    return cache_index<KIND>(pages, first, position, kv_head);
   }
   // From one position's place to the next one's.
   __device__ __forceinline__ int stride() const { return own_rows ? KV_HEADS : 1; }
@@ -139,14 +139,14 @@ struct HeldKeys {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const uint32_t at = place(piece_place, piece, half * GROUP_KEYS + lane / 4);
-      const uint16_t* row = from + key_place<A.qk_dim>(at, lane % 4 * 8);
+      const uint16_t* row = from + key_offset<A.qk_dim>(at, lane % 4 * 8);
 #pragma unroll
       for (int step = 0; step < T::STEPS; step++) {
         // The last step may be shorter than others.
         const bool whole = (step + 1) * 32 <= A.qk_dim;
         const int dim = smaller(step * 32 + lane % 4 * 8, A.qk_dim - 8);
         keys[half][step] = ptx::load_l2(static_cast<const void*>(
-            whole ? row + step * (GROUP_KEYS * 32) : from + key_place<A.qk_dim>(at, dim)));
+            whole ? row + step * (GROUP_KEYS * 32) : from + key_offset<A.qk_dim>(at, dim)));
       }
     }
   }
@@ -168,7 +168,7 @@ struct HeldKeys {
       for (int j = 0; j < 4; j++) {
         const int key = lane % 4 * 2 + j % 2 + j / 2 * 8;
         values[i][j] = ptx::load_l2_pair(
-            from + value_place<A.v_dim>(place(piece_places[i], piece, key), dim));
+            from + value_offset<A.v_dim>(place(piece_places[i], piece, key), dim));
       }
     }
   }

@@ -10,7 +10,7 @@
 // goes by the positions of a tile's own chunk alone.
 #pragma once
 
-#include "kilotok/phase/attn_work.cuh"
+#include "kilotok/phase/attn_schedule.cuh"
 
 namespace kilotok {
 
@@ -20,12 +20,12 @@ constexpr int KEYS_AT_ONCE = PIECES_AT_ONCE * PIECE_KEYS;
 static_assert(PAGE_KEYS % KEYS_AT_ONCE == 0 && CHUNK_KEYS % PAGE_KEYS == 0, "pages are whole");
 
 // Where a layer's keys, values and sinks are.
-struct LayerPlaces {
+struct KvCache {
   const char* keys;
   const char* values;
   const float* sinks;
 
-  __device__ __forceinline__ explicit LayerPlaces(const LayerMemory& layer)
+  __device__ __forceinline__ explicit KvCache(const LayerMemory& layer)
       : keys(at<const char>(layer.keys)),
         values(at<const char>(layer.values)),
         sinks(at<const float>(layer.sinks)) {}
@@ -39,7 +39,7 @@ struct LayerPlaces {
 };
 
 // The keys from `first` to `end` of a chunk of a row, and the tiles that meet them, one a warp.
-struct Stretch {
+struct KeyRange {
   int row, kv_head;
   uint32_t chunk, first, end;
   int first_tile, tiles;
@@ -48,8 +48,8 @@ struct Stretch {
 // Consumers and producer alike: `visit(stretch)` for all that is this CTA's. Tiles of a unit that
 // differ in the length of chunks come one after the other.
 template <int KIND, class Visit>
-__device__ __forceinline__ void each_stretch(const Cta& cta, const HeldBatch& batch,
-                                             const PairSums& sums, Visit visit) {
+__device__ __forceinline__ void for_each_key_range(const Cta& cta, const HeldBatch& batch,
+                                             const PairCounts& sums, Visit visit) {
   const uint32_t units = sums.before[batch.counts.row_count];
   const uint32_t end = units * (cta.index() + 1) / GRID;
   int index = 0;
@@ -64,15 +64,15 @@ __device__ __forceinline__ void each_stretch(const Cta& cta, const HeldBatch& ba
     int tile = place % chunk_units * unit_tiles;
     const int tile_end = min(tile + unit_tiles, work.tiles);
     const auto seen = [&](int i) {
-      return sight<KIND>(row, row.start + i / HeadTiles<KIND>::COUNT, false);
+      return visible_keys<KIND>(row, row.start + i / HeadTiles<KIND>::COUNT, false);
     };
 #pragma unroll 1
     while (tile < tile_end) {
       const uint32_t keys = seen(tile).chunk_keys;
       int next = tile + 1;
       while (next < tile_end && seen(next).chunk_keys == keys) next++;
-      const Range range = both({chunk * keys, (chunk + 1) * keys}, seen(next - 1).range);
-      visit(Stretch{index, static_cast<int>(place / chunk_units / work.chunks), chunk, range.first,
+      const Range range = intersect({chunk * keys, (chunk + 1) * keys}, seen(next - 1).range);
+      visit(KeyRange{index, static_cast<int>(place / chunk_units / work.chunks), chunk, range.first,
                     range.end, tile, next - tile});
       tile = next;
     }
@@ -95,13 +95,13 @@ constexpr int COPY_KEYS = PAGE_TOKENS % PAGE_KEYS == 0 ? PAGE_KEYS
 // Producer: what this CTA's tiles meet and was there before the step.
 template <int KIND>
 __device__ __forceinline__ void produce_keys(const Cta& cta, Ring& ring, const LayerMemory& layer,
-                                             const HeldBatch& batch, const PairSums& sums) {
+                                             const HeldBatch& batch, const PairCounts& sums) {
   using P = KeyPage<KIND>;
   constexpr int COPIES = PAGE_KEYS / COPY_KEYS;
-  each_stretch<KIND>(cta, batch, sums, [&](const Stretch& s) {
+  for_each_key_range<KIND>(cta, batch, sums, [&](const KeyRange& s) {
     const BatchRow& row = batch.rows[s.row];
     const KeySource<KIND> source =
-        LayerPlaces(layer).template pages<KIND>(cta.memory, row, s.kv_head);
+        KvCache(layer).template pages<KIND>(cta.memory, row, s.kv_head);
 #pragma unroll 1
     for (uint32_t first = s.first; first < s.end; first += PAGE_KEYS) {
       const int keys = row.start <= first ? 0 : min(row.start - first, uint32_t{PAGE_KEYS});
@@ -111,13 +111,13 @@ __device__ __forceinline__ void produce_keys(const Cta& cta, Ring& ring, const L
 #pragma unroll
       for (int i = 0; i < COPIES; i++)
         places[i] = i < count ? source.place(first + i * COPY_KEYS) : 0;
-      ring.open(count * COPY_KEYS * (P::KEY_BYTES + P::VALUE_BYTES));
+      ring.acquire(count * COPY_KEYS * (P::KEY_BYTES + P::VALUE_BYTES));
 #pragma unroll
       for (int i = 0; i < COPIES; i++) {
         if (i >= count) break;
-        ring.bring(source.keys + size_t{places[i]} * P::KEY_BYTES, i * COPY_KEYS * P::KEY_BYTES,
+        ring.fetch(source.keys + size_t{places[i]} * P::KEY_BYTES, i * COPY_KEYS * P::KEY_BYTES,
                    COPY_KEYS * P::KEY_BYTES);
-        ring.bring(source.values + size_t{places[i]} * P::VALUE_BYTES,
+        ring.fetch(source.values + size_t{places[i]} * P::VALUE_BYTES,
                    P::VALUES + i * COPY_KEYS * P::VALUE_BYTES, COPY_KEYS * P::VALUE_BYTES);
       }
       ring.next();
@@ -141,7 +141,7 @@ struct NewKeys {
 
   // Made where it is wanted: it takes many registers.
   __device__ __forceinline__ KeySource<KIND> source(const Cta& cta) const {
-    return LayerPlaces(layer).template pages<KIND>(cta.memory, row, kv_head);
+    return KvCache(layer).template pages<KIND>(cta.memory, row, kv_head);
   }
 
   // Whether any of the pages from a position on, up to another, have new keys.
@@ -162,14 +162,14 @@ struct NewKeys {
 #pragma unroll 1
     for (int i = 0; i < PAGE_COUNT && first + i * PAGE_KEYS < end; i++, ahead.next()) {
       if (first + (i + 1) * PAGE_KEYS <= row.start) continue;
-      put_page(ahead.take(), first + i * PAGE_KEYS, places + i * (PAGE_KEYS / GROUP_KEYS));
+      put_page(ahead.wait(), first + i * PAGE_KEYS, places + i * (PAGE_KEYS / GROUP_KEYS));
     }
   }
 
  private:
   __device__ __forceinline__ void put_page(uint32_t page, uint32_t first,
                                            const uint32_t* page_places) const {
-    const LayerPlaces from(layer);
+    const KvCache from(layer);
     const uint32_t start = max(row.start, first) - first;
 #pragma unroll 1
     for (uint32_t i = start * RUNS + threadIdx.x; i < PAGE_KEYS * RUNS; i += CONSUMERS) {
@@ -179,11 +179,11 @@ struct NewKeys {
       uint4 run = make_uint4(0, 0, 0, 0);
       if (first + key < row.start + row.count) {
         const uint32_t place = page_places[key / GROUP_KEYS] + key % GROUP_KEYS;
-        run = ptx::load_l2(is_value ? from.values + value_place<V>(place, dim - QK) * 2
-                                    : from.keys + key_place<QK>(place, dim) * 2);
+        run = ptx::load_l2(is_value ? from.values + value_offset<V>(place, dim - QK) * 2
+                                    : from.keys + key_offset<QK>(place, dim) * 2);
       }
-      const size_t to = is_value ? P::VALUES + value_place<V>(key, dim - QK) * 2
-                                 : key_place<QK>(key, dim) * 2;
+      const size_t to = is_value ? P::VALUES + value_offset<V>(key, dim - QK) * 2
+                                 : key_offset<QK>(key, dim) * 2;
       ptx::store_shared(page + static_cast<uint32_t>(to), run);
     }
   }
@@ -233,7 +233,7 @@ struct StreamedTile {
 
   // Meets keys of a page, whose places there are given, from a position on. Those before `end` are
   // seen.
-  __device__ __forceinline__ void meet(int lane, uint32_t key_page, uint32_t value_page,
+  __device__ __forceinline__ void attend(int lane, uint32_t key_page, uint32_t value_page,
                                        uint32_t position, uint32_t end) {
     Scores scores = {};
     multiply_keys(lane, key_page, scores);
@@ -247,7 +247,7 @@ struct StreamedTile {
         s = fmaf(s, 0.0f, s);
         if (position + group * GROUP_KEYS + in_group + i % 2 >= end) s = LOWEST;
       }
-    raise(scores);
+    rescale(scores);
 #pragma unroll
     for (int group = 0; group < GROUPS; group++)
 #pragma unroll
@@ -269,7 +269,7 @@ struct StreamedTile {
 #pragma unroll
       for (int i = 0; i < A.v_dim / 8; i++)
         to[i * 4] = make_float2(values[i][row * 2], values[i][row * 2 + 1]);
-      if (lane % 4 == 0) parts.weighed[part] = {largest[row], sum[row * 2]};
+      if (lane % 4 == 0) parts.softmax[part] = {largest[row], sum[row * 2]};
     }
   }
 
@@ -315,7 +315,7 @@ struct StreamedTile {
   }
 
   // Takes the largest of the scores into account.
-  __device__ __forceinline__ void raise(const Scores& scores) {
+  __device__ __forceinline__ void rescale(const Scores& scores) {
     float factors[2];
     bool rises = false;
 #pragma unroll
@@ -364,7 +364,7 @@ struct StreamedTile {
 };
 
 // The rest of a grid barrier, once: what was there before the step need not wait for it.
-struct Meeting {
+struct PendingBarrier {
   bool over;
   __device__ __forceinline__ void wait(Cta& cta) {
     if (!over) {
@@ -386,20 +386,20 @@ struct StreamScratch {
 // each chunk that it sees.
 template <int KIND>
 __device__ __forceinline__ void attend_streamed(Cta& cta, Ring& ring, const LayerMemory& layer,
-                                                const HeldBatch& batch, const PairSums& sums,
+                                                const HeldBatch& batch, const PairCounts& sums,
                                                 SumMemory& scratch) {
   using T = HeadTiles<KIND>;
   using P = KeyPage<KIND>;
   static_assert(sizeof(StreamScratch<KIND>) <= SCRATCH_BYTES, "there is room");
   auto& shared = reinterpret_cast<StreamScratch<KIND>&>(scratch.scratch);
-  Meeting meeting = {false};
-  each_stretch<KIND>(cta, batch, sums, [&](const Stretch& s) {
+  PendingBarrier barrier = {false};
+  for_each_key_range<KIND>(cta, batch, sums, [&](const KeyRange& s) {
     const BatchRow& row = batch.rows[s.row];
     const NewKeys<KIND> new_keys = {layer, row, shared.places, s.kv_head};
     if (new_keys.any(s.first, s.end)) new_keys.look_up(cta, s.first);
-    meeting.wait(cta);
+    barrier.wait(cta);
     // No register has the thread's number while tiles meet keys.
-    cta.renew();
+    cta.reload_thread();
     const int tile = s.first_tile + cta.warp(), token = row.first + tile / T::COUNT;
     const uint32_t end = row.start + tile / T::COUNT + 1;
     const bool sees = cta.warp() < s.tiles && s.first < end;
@@ -419,19 +419,19 @@ __device__ __forceinline__ void attend_streamed(Cta& cta, Ring& ring, const Laye
         }
         ptx::wait_for_copies();
       }
-      const uint32_t page = ring.take();
+      const uint32_t page = ring.wait();
 #pragma unroll 1
       for (int key = 0; key < PAGE_KEYS && first + key < seen_end; key += KEYS_AT_ONCE)
-        held.meet(lane, page + key * P::KEY_BYTES, page + P::VALUES + key * P::VALUE_BYTES,
+        held.attend(lane, page + key * P::KEY_BYTES, page + P::VALUES + key * P::VALUE_BYTES,
                   first + key, end);
       ring.release(lane);
     }
-    cta.renew();
+    cta.reload_thread();
     if (sees)
       held.keep(cta, token, s.kv_head * T::GROUP + tile % T::COUNT * TILE_HEADS, s.chunk);
   });
-  meeting.wait(cta);
-  cta.renew();
+  barrier.wait(cta);
+  cta.reload_thread();
 }
 
 }  // namespace kilotok

@@ -19,7 +19,7 @@ __device__ __forceinline__ float score_scale() {
 }
 
 // The largest of some scores, as such an exponent, and the sum of all weights relative to it.
-struct Weighed {
+struct Softmax {
   float largest, sum;
 };
 
@@ -45,7 +45,7 @@ struct Tile {
 
 // What a lane has of a tile's result: of heads g and 8 + g dimensions 8q to 8q + 7 of its strip.
 struct TileSums {
-  Weighed weighed[2];
+  Softmax softmax[2];
   float values[2][8];
 };
 
@@ -111,7 +111,7 @@ __device__ __forceinline__ void score(const HeldKeys<KIND, PIECES>& held, int pi
   const int lane = held.lane;
   const uint32_t first = held.base + piece * PIECE_KEYS;
   float largest[2] = {LOWEST, LOWEST};
-  const bool sees = !both(range, {first, first + PIECE_KEYS}).empty();
+  const bool sees = !intersect(range, {first, first + PIECE_KEYS}).empty();
   if (sees) multiply_keys<KIND, PIECES>(held, memory.queries, lane, scores);
 #pragma unroll
   for (int half = 0; half < 2; half++)
@@ -195,7 +195,7 @@ __device__ __forceinline__ void add_values(const Warps<KIND>& warps,
   }
 #pragma unroll
   for (int row = 0; row < 2; row++) {
-    result.weighed[row].sum = sums[4][row * 2];
+    result.softmax[row].sum = sums[4][row * 2];
 #pragma unroll
     for (int dim = 0; dim < 4; dim++)
 #pragma unroll
@@ -205,7 +205,7 @@ __device__ __forceinline__ void add_values(const Warps<KIND>& warps,
 
 // Another warp of a strip leaves its sums.
 template <int KIND, int PIECES>
-__device__ __forceinline__ void hand_over(TileMemory<KIND, PIECES>& memory,
+__device__ __forceinline__ void publish(TileMemory<KIND, PIECES>& memory,
                                           const Warps<KIND>& warps, int lane,
                                           const TileSums& sums) {
   const int place = (warps.share - 1) * Warps<KIND>::STRIPS + warps.strip;
@@ -214,12 +214,12 @@ __device__ __forceinline__ void hand_over(TileMemory<KIND, PIECES>& memory,
     const float* v = &sums.values[i / 2][i % 2 * 4];
     memory.values[(place * 4 + i) * 32 + lane] = make_float4(v[0], v[1], v[2], v[3]);
   }
-  memory.sums[place * 32 + lane] = make_float2(sums.weighed[0].sum, sums.weighed[1].sum);
+  memory.sums[place * 32 + lane] = make_float2(sums.softmax[0].sum, sums.softmax[1].sum);
 }
 
 // The first of the strip takes them, in their order.
 template <int KIND, int PIECES>
-__device__ __forceinline__ void take_over(const TileMemory<KIND, PIECES>& memory, int strip,
+__device__ __forceinline__ void add_partials(const TileMemory<KIND, PIECES>& memory, int strip,
                                           int lane, TileSums& sums) {
 #pragma unroll
   for (int other = 0; other < TileMemory<KIND, PIECES>::OTHERS; other++) {
@@ -234,8 +234,8 @@ __device__ __forceinline__ void take_over(const TileMemory<KIND, PIECES>& memory
       v[3] += values.w;
     }
     const float2 weights = memory.sums[place * 32 + lane];
-    sums.weighed[0].sum += weights.x;
-    sums.weighed[1].sum += weights.y;
+    sums.softmax[0].sum += weights.x;
+    sums.softmax[1].sum += weights.y;
   }
 }
 
@@ -253,7 +253,7 @@ __device__ __forceinline__ void attend(const Cta& cta, TileMemory<KIND, PIECES>&
   for (int i = 0; i < count; i++) {
     const Tile tile = tile_of(i);
     const uint32_t end = held.base + PIECES * PIECE_KEYS;
-    const bool sees = !both(tile.range, {held.base, end}).empty();
+    const bool sees = !intersect(tile.range, {held.base, end}).empty();
     if (i + 1 < count) queries.load(cta, tile_of(i + 1));
     float scores[2][4] = {};
     if (cta.warp() < PIECES)
@@ -264,15 +264,15 @@ __device__ __forceinline__ void attend(const Cta& cta, TileMemory<KIND, PIECES>&
     TileSums sums;
 #pragma unroll
     for (int row = 0; row < 2; row++)
-      sums.weighed[row].largest = largest_of<KIND, PIECES>(memory, row * 8 + held.lane / 4);
+      sums.softmax[row].largest = largest_of<KIND, PIECES>(memory, row * 8 + held.lane / 4);
     cta.sync();
     if (warps.has_values()) {
       add_values<KIND, PIECES>(warps, held, memory, sums);
-      if (warps.share > 0) hand_over<KIND, PIECES>(memory, warps, held.lane, sums);
+      if (warps.share > 0) publish<KIND, PIECES>(memory, warps, held.lane, sums);
     }
     cta.sync();
     if (warps.share == 0) {
-      take_over<KIND, PIECES>(memory, warps.strip, held.lane, sums);
+      add_partials<KIND, PIECES>(memory, warps.strip, held.lane, sums);
       if (sees) use(i, tile, warps.strip, sums);
     }
   }

@@ -1,9 +1,9 @@
 // A dense feed-forward network: gate and up, silu(gate) * up, a grid barrier, down. Its matrices
-// are multiplied as projections are (walk/matrix.cuh); this is what becomes of gate and up.
+// are multiplied as projections are (gemm/matrix.cuh); this is what becomes of gate and up.
 #pragma once
 
 #include "kilotok/phase/activation.cuh"
-#include "kilotok/phase/stream.cuh"
+#include "kilotok/phase/add_rms_norm.cuh"
 
 namespace kilotok {
 

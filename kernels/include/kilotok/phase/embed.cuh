@@ -4,9 +4,9 @@
 // added, and `angles`. No barrier before; the caller's next one makes them visible.
 #pragma once
 
-#include "kilotok/comm/exchange.cuh"
+#include "kilotok/comm/all_reduce.cuh"
 #include "kilotok/layout/batch.cuh"
-#include "kilotok/phase/stream.cuh"
+#include "kilotok/phase/add_rms_norm.cuh"
 
 namespace kilotok {
 
@@ -16,7 +16,7 @@ constexpr uint32_t MASK_TOKEN = ~0u;
 // Cosines and sines of kinds `first` to `end`, shared by all CTAs. They are counted from the last
 // one, as the last ones may own nothing of the stream, and exact functions in double precision take
 // microseconds. Angles are F32 products as models are trained with.
-__device__ __forceinline__ void rotations(const Cta& cta, const HeldBatch& batch, int first,
+__device__ __forceinline__ void rope_angles(const Cta& cta, const HeldBatch& batch, int first,
                                           int end) {
   const Memory& memory = cta.memory;
   const int each = batch.token_count() * ROPE_PAIRS_MAX;

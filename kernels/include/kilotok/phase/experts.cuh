@@ -12,7 +12,7 @@
 namespace kilotok {
 
 template <int KIND>
-struct Network {
+struct Moe {
   static constexpr FeedForward F = FEED_FORWARDS[KIND];
   static constexpr int TOP_K = F.top_k;
   using GateUp = GateUpMatrix<KIND>;
@@ -53,8 +53,8 @@ __device__ __forceinline__ void produce_unit(Ring& ring, uint64_t address, int e
 #pragma unroll 1
   for (int step = 0; step < M::STEPS; step += M::PAGE_STEPS) {
     const int bytes = smaller(M::PAGE_STEPS, M::STEPS - step) * M::STEP_BYTES;
-    ring.open(bytes, unit);
-    ring.bring(from + step * M::STEP_BYTES, 0, bytes);
+    ring.acquire(bytes, unit);
+    ring.fetch(from + step * M::STEP_BYTES, 0, bytes);
     ring.next();
   }
 }
@@ -75,7 +75,7 @@ __device__ __forceinline__ void produce_gate_up(const Cta& cta, Ring& ring, cons
     if (unit >= count) break;
     produce_unit<KIND>(ring, address, routes.experts[unit / M::UNITS], unit);
   }
-  ring.open(0, NO_UNIT);
+  ring.acquire(0, NO_UNIT);
   ring.next();
   // Every CTA has asked once in vain.
   taken += larger(count - OWN_UNITS * GRID, 0) + GRID;
@@ -84,7 +84,7 @@ __device__ __forceinline__ void produce_gate_up(const Cta& cta, Ring& ring, cons
 template <int KIND>
 __device__ __forceinline__ void produce_down(Ring& ring, const Routes& routes,
                                              uint64_t address) {
-  using N = Network<KIND>;
+  using N = Moe<KIND>;
   using M = typename N::Down;
   const int unit = ptx::cta_index();
   const int count = routes.count;
@@ -94,10 +94,10 @@ __device__ __forceinline__ void produce_down(Ring& ring, const Routes& routes,
 #pragma unroll 1
     for (int step = 0; step < M::STEPS; step += M::PAGE_STEPS) {
       const int bytes = smaller(M::PAGE_STEPS, M::STEPS - step) * M::STEP_BYTES;
-      ring.open(entries * bytes);
+      ring.acquire(entries * bytes);
 #pragma unroll 1
       for (int i = 0; i < entries; i++)
-        ring.bring(at<const char>(address) + routes.experts[first + i] * M::BYTES +
+        ring.fetch(at<const char>(address) + routes.experts[first + i] * M::BYTES +
                        static_cast<size_t>(unit) * M::UNIT_BYTES + step * M::STEP_BYTES,
                    i * bytes, bytes);
       ring.next();
@@ -108,36 +108,37 @@ __device__ __forceinline__ void produce_down(Ring& ring, const Routes& routes,
 // Consumers: gate and up of all experts.
 template <int KIND>
 __device__ __forceinline__ void gate_up(const Cta& cta, Ring& ring, Sums& sums) {
-  using N = Network<KIND>;
+  using N = Moe<KIND>;
   using M = typename N::GateUp;
-  const auto walk = [&](const auto& multiplier) {
+  const auto each_unit = [&](const auto& multiplier) {
 #pragma unroll 1
-    for (int unit = ring.take_unit(); unit != NO_UNIT; unit = ring.take_unit()) {
+    for (int unit = ring.wait_unit(); unit != NO_UNIT; unit = ring.wait_unit()) {
       float acc[1][4] = {};
       multiplier.unit(cta, ring, acc);
-      sums.put(cta, acc[0], unit);
+      sums.push(cta, acc[0], unit);
     }
     ring.release(cta.lane());
     const float nothing[4] = {};
-    sums.put(cta, nothing, NO_UNIT);
+    sums.push(cta, nothing, NO_UNIT);
   };
   using Multiply = Multiplier<M, IS_HELD<M>>;
   if constexpr (N::OPERAND_IN_PAGES)
-    walk(Multiply(cta, ring));
+    each_unit(Multiply(cta, ring));
   else
-    walk(Multiply(cta, cta.memory.normed, NORMED_BYTES, [](int column) { return column; }));
+    each_unit(Multiply(cta, cta.memory.normed, NORMED_BYTES, [](int column) { return column; }));
   sums.drain(cta);
 }
 
 // Adders: write silu(gate) * up * weight.
 template <int KIND>
-__device__ __forceinline__ void add_gate_up(const Cta& cta, Sums& sums, const StreamMemory& stream,
-                                            const Routes& routes, int token_count) {
-  using N = Network<KIND>;
+__device__ __forceinline__ void epilogue_gate_up(const Cta& cta, Sums& sums,
+                                                 const StreamMemory& stream, const Routes& routes,
+                                                 int token_count) {
+  using N = Moe<KIND>;
   using M = typename N::GateUp;
 #pragma unroll 1
   for (int unit = sums.wait(); unit != NO_UNIT; unit = sums.wait())
-    sums.take<M>(cta, [&](int, int, int lane, const float4& v) {
+    sums.reduce<M>(cta, [&](int, int, int lane, const float4& v) {
       const int entry = unit / M::UNITS, row = unit % M::UNITS * 8 + lane / 4;
       if (row >= N::F.width) return;
 #pragma unroll 1
@@ -147,18 +148,18 @@ __device__ __forceinline__ void add_gate_up(const Cta& cta, Sums& sums, const St
         if (choice < 0) continue;
         const float scale = stream.inverse_rms[token];
         const float gate = (j == 0 ? v.x : v.y) * scale, up = (j == 0 ? v.z : v.w) * scale;
-        hand_over_operand(
+        publish_operand(
             N::inner_row(cta.memory, token * N::TOP_K + choice), row,
             silu(gate) * up * routes.weights[token][choice] * operand_scale(N::F.format));
       }
     });
-  sums.leave(cta);
+  sums.release(cta);
 }
 
 // The inner operand, where it is read from: in shared memory if it fits.
 template <int KIND>
 struct Inner {
-  using N = Network<KIND>;
+  using N = Moe<KIND>;
   static constexpr int ROWS = TILE_TOKENS * N::TOP_K;
   static constexpr int ROW_BYTES = N::Down::COLUMNS_PADDED * 2;
   static constexpr int TILE_PIECES = TILE_TOKENS * ROW_BYTES / 16;
@@ -173,9 +174,9 @@ struct Inner {
     return IN_SHARED ? operand_row(row, ROW_BYTES) : row;
   }
 
-  // Brings all rows, of which values are AWAITED, or a barrier came before.
-  template <bool AWAITED>
-  static __device__ __forceinline__ Inner bring(const Cta& cta, SumMemory& scratch) {
+  // Brings all rows, of which values are POLLED, or a barrier came before.
+  template <bool POLLED>
+  static __device__ __forceinline__ Inner fetch(const Cta& cta, SumMemory& scratch) {
     const Inner inner = {N::inner_row(cta.memory, 0), ptx::shared_address(scratch.scratch)};
     if constexpr (IN_SHARED) {
       constexpr int PIECES = N::TOP_K * TILE_PIECES, LOADS = ceil_div(PIECES, CONSUMERS);
@@ -195,7 +196,7 @@ struct Inner {
       uint4 v[LOADS];
       // Rows of tokens that the batch lacks are there too: zeros at first, then what a larger batch
       // left, whose pass wrote all that it had forgotten.
-      look_for<AWAITED>([&] {
+      poll<POLLED>([&] {
         uint32_t missing = 0;
 #pragma unroll
         for (int i = 0; i < LOADS; i++) v[i] = ptx::load_l2(place(i));
@@ -231,7 +232,7 @@ struct Inner {
 // Places of a column's rows in the entries of a whole page, from `first` on.
 template <int KIND>
 struct Places {
-  using N = Network<KIND>;
+  using N = Moe<KIND>;
   static constexpr int COUNT = N::PAGE_ENTRIES;
   static constexpr bool VECTOR = COUNT == 8;
   uint4 words;
@@ -255,13 +256,13 @@ struct Places {
 
 // Between two grid barriers: what `down` waits for is not there.
 template <int KIND>
-__device__ __forceinline__ void forget_inner(const Cta& cta, int token_count) {
-  using N = Network<KIND>;
+__device__ __forceinline__ void reset_inner(const Cta& cta, int token_count) {
+  using N = Moe<KIND>;
   const int first = cta.thread() + cta.index() * CONSUMERS;
 #pragma unroll 1
   for (int i = first; i < token_count * N::TOP_K * N::F.width; i += GRID * CONSUMERS) {
     char* row = N::inner_row(cta.memory, i / N::F.width);
-    *reinterpret_cast<uint16_t*>(row + operand_offset(i % N::F.width)) = NOT_YET_HALF;
+    *reinterpret_cast<uint16_t*>(row + operand_offset(i % N::F.width)) = EMPTY_HALF;
   }
 }
 
@@ -269,14 +270,14 @@ __device__ __forceinline__ void forget_inner(const Cta& cta, int token_count) {
 // in the ring to others, of which more come while the operand is on its way.
 template <int KIND>
 struct ExpertsAhead {
-  using N = Network<KIND>;
+  using N = Moe<KIND>;
   using M = typename N::Down;
   Chunk<M::FORMAT> chunks[N::PAGE_ENTRIES];
 
   // Of the next page, which goes back if it is a `whole` one. In any case, so that registers hold
   // something: what might come from the layer before would be kept.
-  __device__ __forceinline__ void bring(const Cta& cta, Ring& ring, bool whole) {
-    const uint32_t page = ring.take() + cta.warp() * M::CHUNK_BYTES;
+  __device__ __forceinline__ void fetch(const Cta& cta, Ring& ring, bool whole) {
+    const uint32_t page = ring.wait() + cta.warp() * M::CHUNK_BYTES;
 #pragma unroll
     for (int i = 0; i < N::PAGE_ENTRIES; i++)
       chunks[i].load(page + i * M::STEP_BYTES, cta.lane());
@@ -285,18 +286,18 @@ struct ExpertsAhead {
 };
 
 // Owners: sum the experts; the adders put the sums into `stream.part`.
-template <int KIND, bool AWAITED>
+template <int KIND, bool POLLED>
 __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums,
                                      const Routes& routes) {
-  using N = Network<KIND>;
+  using N = Moe<KIND>;
   using M = typename N::Down;
   constexpr int PAGE_STEPS = smaller(M::PAGE_STEPS, M::STEPS), ENTRIES = N::PAGE_ENTRIES;
   constexpr bool AHEAD = M::STEPS == 1 && ENTRIES > 1;
   const int count = routes.count, part = cta.warp() % M::COLUMN_WARPS;
   const int column = cta.lane() / 4;
   ExpertsAhead<KIND> ahead;
-  if constexpr (AHEAD) ahead.bring(cta, ring, ENTRIES <= count);
-  const Inner<KIND> inner = Inner<KIND>::template bring<AWAITED>(cta, sums.memory);
+  if constexpr (AHEAD) ahead.fetch(cta, ring, ENTRIES <= count);
+  const Inner<KIND> inner = Inner<KIND>::template fetch<POLLED>(cta, sums.memory);
   float total[1][4] = {};
   const auto operand = [&](int place, int step) {
     return inner.load(place, step * M::COLUMN_WARPS + part, cta.lane());
@@ -323,11 +324,11 @@ __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums,
         const OperandChunk x[1] = {operand(places[i], 0)};
         ahead.chunks[i].multiply(total, x);
       }
-      if (first + ENTRIES < count) ahead.bring(cta, ring, first + 2 * ENTRIES <= count);
+      if (first + ENTRIES < count) ahead.fetch(cta, ring, first + 2 * ENTRIES <= count);
     } else {
 #pragma unroll 1
       for (int step = 0; step < M::STEPS; step += PAGE_STEPS) {
-        const uint32_t page = ring.take();
+        const uint32_t page = ring.wait();
 #pragma unroll
         for (int i = 0; i < ENTRIES; i++) multiply(page + i * ENTRY_BYTES, places[i], step);
         ring.release(cta.lane());
@@ -335,14 +336,14 @@ __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums,
     }
   }
   if (ENTRIES > 1 && first < count) {
-    uint32_t page = ring.take();
+    uint32_t page = ring.wait();
 #pragma unroll 1
     for (; first < count; first++, page += ENTRY_BYTES)
       multiply(page, routes.places[column][first], 0);
     ring.release(cta.lane());
   }
   cta.sync();
-  sums.put(cta, total[0]);
+  sums.push(cta, total[0]);
   sums.drain(cta);
 }
 

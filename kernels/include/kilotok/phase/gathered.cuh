@@ -1,7 +1,7 @@
 // A feed-forward network of experts over several tiles of tokens: every expert's tokens are
 // gathered, so that its weights are read once for every eight of them, whichever tiles they are in.
 //
-//   choose_experts  CTAs choose for different tokens, and write what they chose beside the scores;
+//   top_k_experts  CTAs choose for different tokens, and write what they chose beside the scores;
 //                   after a grid barrier
 //   gather_routes   every CTA sorts all choices by expert for itself
 //   gate_up         multiplies an expert with the operands of its own tokens; what comes of it are
@@ -45,7 +45,7 @@ __device__ __forceinline__ char* gathered_row(const Memory& memory, int step, in
 
 // Warps choose for different tokens, first those of different CTAs. Between two grid barriers.
 template <int KIND>
-__device__ __forceinline__ void choose_experts(const Cta& cta, SumMemory& scratch,
+__device__ __forceinline__ void top_k_experts(const Cta& cta, SumMemory& scratch,
                                                const float* bias, int token_count) {
   constexpr int TOP_K = FEED_FORWARDS[KIND].top_k;
   const int lane = cta.lane();
@@ -55,7 +55,7 @@ __device__ __forceinline__ void choose_experts(const Cta& cta, SumMemory& scratc
        token += CONSUMER_WARPS * GRID) {
     const Scores<KIND, false> scores(cta, bias, token);
     const uint32_t chosen =
-        choose_for_token<KIND, false>(scores, weights, lane, [](uint32_t) {});
+        top_k_of_token<KIND, false>(scores, weights, lane, [](uint32_t) {});
     __syncwarp();
     const int place = chosen & 255;
     float* to = at<float>(cta.memory.router_scores) + token * SCORES_EACH + CHOSEN + place;
@@ -99,7 +99,7 @@ struct Choices {
     }
   }
 
-  __device__ __forceinline__ bool is_there(int i) const { return thread + i * CONSUMERS < count; }
+  __device__ __forceinline__ bool has(int i) const { return thread + i * CONSUMERS < count; }
   __device__ __forceinline__ int token(int i) const { return (thread + i * CONSUMERS) / TOP_K; }
 };
 
@@ -148,7 +148,7 @@ __device__ __forceinline__ void gather_routes(const Cta& cta, GatheredRoutes& ro
   cta.sync();
 #pragma unroll
   for (int i = 0; i < Choices<KIND>::EACH; i++) {
-    if (!choices.is_there(i)) continue;
+    if (!choices.has(i)) continue;
     uint2& set = scratch.sets[choices.experts[i]];
     const int token = choices.token(i);
     atomicOr(token < 32 ? &set.x : &set.y, 1u << token % 32);
@@ -176,7 +176,7 @@ __device__ __forceinline__ void gather_routes(const Cta& cta, GatheredRoutes& ro
   cta.sync();
 #pragma unroll
   for (int i = 0; i < Choices<KIND>::EACH; i++) {
-    if (!choices.is_there(i)) continue;
+    if (!choices.has(i)) continue;
     const uint32_t expert = choices.experts[i];
     const int token = choices.token(i);
     const int row = scratch.first_rows[expert] + count_before(scratch.sets[expert], token);
@@ -206,7 +206,7 @@ __device__ __forceinline__ void produce_gate_up(const Cta& cta, Ring& ring,
       produce_unit<KIND>(ring, address, routes.experts[entry], entry * M::UNITS + unit);
     work = GRID + static_cast<int>(ptx::add_relaxed(cta.counter(Counter::UnitsTaken), 1) - taken);
   }
-  ring.open(0, NO_UNIT);
+  ring.acquire(0, NO_UNIT);
   ring.next();
   // All but the first were asked for, and by every CTA that had one, one more in vain.
   taken += count;
@@ -217,7 +217,7 @@ template <int KIND>
 __device__ __forceinline__ void gate_up(const Cta& cta, Ring& ring, Sums& sums,
                                         const GatheredRoutes& routes) {
   using M = GateUpMatrix<KIND>;
-  int unit = ring.take_unit();
+  int unit = ring.wait_unit();
 #pragma unroll 1
   while (unit != NO_UNIT) {
     const int entry = unit / M::UNITS, first = routes.first_rows[entry];
@@ -230,25 +230,26 @@ __device__ __forceinline__ void gate_up(const Cta& cta, Ring& ring, Sums& sums,
     do {
       float acc[1][4] = {};
       multiplier.unit(cta, ring, acc);
-      sums.put(cta, acc[0], unit);
-      unit = ring.take_unit();
+      sums.push(cta, acc[0], unit);
+      unit = ring.wait_unit();
     } while (unit != NO_UNIT && unit / M::UNITS == entry);
   }
   ring.release(cta.lane());
   const float nothing[4] = {};
-  sums.put(cta, nothing, NO_UNIT);
+  sums.push(cta, nothing, NO_UNIT);
   sums.drain(cta);
 }
 
 // Adders: write silu(gate) * up * weight.
 template <int KIND>
-__device__ __forceinline__ void add_gate_up(const Cta& cta, Sums& sums, const StreamMemory& stream,
-                                            const GatheredRoutes& routes) {
+__device__ __forceinline__ void epilogue_gate_up(const Cta& cta, Sums& sums,
+                                                 const StreamMemory& stream,
+                                                 const GatheredRoutes& routes) {
   using M = GateUpMatrix<KIND>;
   constexpr FeedForward F = FEED_FORWARDS[KIND];
 #pragma unroll 1
   for (int unit = sums.wait(); unit != NO_UNIT; unit = sums.wait())
-    sums.take<M>(cta, [&](int, int, int lane, const float4& v) {
+    sums.reduce<M>(cta, [&](int, int, int lane, const float4& v) {
       const int entry = unit / M::UNITS, value = unit % M::UNITS * 8 + lane / 4;
       if (value >= F.width) return;
       constexpr int STEP = GATHERED_STEP_BYTES / 2;
@@ -263,7 +264,7 @@ __device__ __forceinline__ void add_gate_up(const Cta& cta, Sums& sums, const St
             silu(gate) * up * routes.weights[row] * operand_scale(F.format));
       }
     });
-  sums.leave(cta);
+  sums.release(cta);
 }
 
 // The pages of down. An item is a step of an entry. A page has the weights of as many items as fit
@@ -321,28 +322,28 @@ __device__ __forceinline__ void open_down(const Cta& cta, const Ring& ring,
                   P::step(page, place) * M::STEP_BYTES;
     rows += pages.end_row(page, place) - pages.first_row(page, place);
   }
-  ring.open(items * M::STEP_BYTES + rows * GATHERED_ROW_BYTES);
+  ring.acquire(items * M::STEP_BYTES + rows * GATHERED_ROW_BYTES);
 #pragma unroll
   for (int place = 0; place < P::ITEMS; place++)
-    if (place < items) ring.bring(from[place], place * M::STEP_BYTES, M::STEP_BYTES);
+    if (place < items) ring.fetch(from[place], place * M::STEP_BYTES, M::STEP_BYTES);
 }
 
 // The rows behind them.
 template <int KIND>
-__device__ __forceinline__ void bring_rows(const Cta& cta, const Ring& ring,
+__device__ __forceinline__ void fetch_rows(const Cta& cta, const Ring& ring,
                                            const DownPages<KIND>& pages, int page) {
   using P = DownPages<KIND>;
-  const auto bring = [&](int place, int end) {
+  const auto fetch = [&](int place, int end) {
     const int first = pages.first_row(page, place);
-    ring.bring_operand(gathered_row(cta.memory, P::step(page, place), first),
+    ring.fetch_operand(gathered_row(cta.memory, P::step(page, place), first),
                        P::ROWS_AT + place * P::ITEM_ROWS_BYTES,
                        (end - first) * GATHERED_ROW_BYTES);
   };
   if constexpr (P::ONE_RUN)
-    bring(0, pages.first_row(page, P::ITEMS));
+    fetch(0, pages.first_row(page, P::ITEMS));
   else
     for (int place = 0; place < pages.items_of(page); place++)
-      bring(place, pages.end_row(page, place));
+      fetch(place, pages.end_row(page, place));
 }
 
 // Producer of an owner: the weights of the first pages come while gate and up still make the rows.
@@ -361,7 +362,7 @@ __device__ __forceinline__ void produce_down(const Cta& cta, Ring& ring,
 #pragma unroll 1
   for (int page = 0; page < pages.count(); page++, ring.next()) {
     if (page >= opened) open_down<KIND>(cta, ring, pages, address, page);
-    bring_rows<KIND>(cta, ring, pages, page);
+    fetch_rows<KIND>(cta, ring, pages, page);
   }
 }
 
@@ -436,7 +437,7 @@ __device__ __forceinline__ void down(const Cta& cta, Ring& ring, SumMemory& scra
         own[place][j] = totals + routes.tokens[row < end ? row : 0] * 8 + lane / 4;
       }
     }
-    const uint32_t taken = ring.take();
+    const uint32_t taken = ring.wait();
     // Rows that an entry does not have are whatever lies there: nobody wants their products.
 #pragma unroll
     for (int place = 0; place < P::ITEMS; place++) {

@@ -1,7 +1,7 @@
 // Logits of the wanted tokens, this rank's share of the vocabulary: `[wanted, VOCAB_ROWS]`.
 #pragma once
 
-#include "kilotok/phase/stream.cuh"
+#include "kilotok/phase/add_rms_norm.cuh"
 
 namespace kilotok {
 

@@ -1,7 +1,7 @@
 // Products of the q, k and v projections, `[tokens, PROJECTED_ROWS]`, scaled by 1 / rms.
 #pragma once
 
-#include "kilotok/phase/stream.cuh"
+#include "kilotok/phase/add_rms_norm.cuh"
 
 namespace kilotok {
 

@@ -1,14 +1,14 @@
 // Which experts each token goes to, in three steps. After each of the first two there is a grid
-// barrier, or values are AWAITED one by one (comm/await.cuh).
+// barrier, or values are POLLED one by one (comm/publish.cuh).
 //
 //   router_parts  an owner multiplies its 48 columns of the stream with the router's: to F32, from
 //                 shared memory, before anybody else has the new stream
 //   router_scores the parts are added, in an order that is the same for every output
-//   choose_routes every CTA chooses for itself, of one tile of tokens; for more phase/gathered.cuh
+//   top_k_routes every CTA chooses for itself, of one tile of tokens; for more phase/gathered.cuh
 #pragma once
 
 #include "kilotok/phase/activation.cuh"
-#include "kilotok/phase/stream.cuh"
+#include "kilotok/phase/add_rms_norm.cuh"
 
 namespace kilotok {
 
@@ -54,8 +54,8 @@ __device__ __forceinline__ void produce_router(Ring& ring, uint64_t address) {
 #pragma unroll 1
   for (int tile = 0; tile < R::TILES; tile += R::PAGE_TILES) {
     const int bytes = smaller(R::PAGE_TILES, R::TILES - tile) * R::TILE_BYTES;
-    ring.open(bytes);
-    ring.bring(from + tile * R::TILE_BYTES, 0, bytes);
+    ring.acquire(bytes);
+    ring.fetch(from + tile * R::TILE_BYTES, 0, bytes);
     ring.next();
   }
 }
@@ -150,7 +150,7 @@ __device__ __forceinline__ void router_parts(const Cta& cta, Ring& ring, SumMemo
     Ring taken = ring;
 #pragma unroll 1
     for (int begin = 0; begin < R::TILES; begin += R::PAGE_TILES, taken.next()) {
-      const uint32_t page = taken.take();
+      const uint32_t page = taken.wait();
       const int end = smaller(begin + R::PAGE_TILES, R::TILES);
 #pragma unroll 1
       for (int tile = begin + cta.warp(); tile < end; tile += CONSUMER_WARPS) {
@@ -167,8 +167,8 @@ __device__ __forceinline__ void router_parts(const Cta& cta, Ring& ring, SumMemo
         float* to = parts + static_cast<size_t>(token) * R::EXPERTS + expert;
         const auto store = [&](int row, float of_first, float of_second) {
           if (expert + row >= R::EXPERTS) return;
-          if (token < token_count) hand_over(to + row, of_first);
-          if (token + 1 < token_count) hand_over(to + R::EXPERTS + row, of_second);
+          if (token < token_count) publish(to + row, of_first);
+          if (token + 1 < token_count) publish(to + R::EXPERTS + row, of_second);
         };
         store(0, sum[0], sum[1]);
         store(8, sum[2], sum[3]);
@@ -187,7 +187,7 @@ struct ScoreMemory {
 
 // Scores of all tokens' experts, without the bias. A CTA takes 32 experts of a token at a time: a
 // warp adds the parts of every twelfth owner, then one adds the warps' sums.
-template <int KIND, bool AWAITED>
+template <int KIND, bool POLLED>
 __device__ __forceinline__ void router_scores(const Cta& cta, SumMemory& scratch, int token_count,
                                               float eps) {
   constexpr int EXPERTS = Router<KIND>::EXPERTS, GROUPS = ceil_div(EXPERTS, 32);
@@ -201,7 +201,7 @@ __device__ __forceinline__ void router_scores(const Cta& cta, SumMemory& scratch
     const int token = group / GROUPS, expert = group % GROUPS * 32 + lane;
     const float* from = parts + static_cast<size_t>(token) * EXPERTS + smaller(expert, EXPERTS - 1);
     float values[LOADS];
-    look_for<AWAITED>([&] {
+    poll<POLLED>([&] {
       bool there = true;
 #pragma unroll
       for (int i = 0; i < LOADS; i++) {
@@ -211,19 +211,19 @@ __device__ __forceinline__ void router_scores(const Cta& cta, SumMemory& scratch
                         : 0;
       }
 #pragma unroll
-      for (int i = 0; i < LOADS; i++) there = there && is_there(values[i]);
+      for (int i = 0; i < LOADS; i++) there = there && is_published(values[i]);
       return there;
     });
     if (cta.warp() == CONSUMER_WARPS - 1) {
       float inverse_rms;
-      look_for<AWAITED>([&] {
-        const Squares squares(cta, Reader::Network, token);
+      poll<POLLED>([&] {
+        const SumOfSquares squares(cta, Reader::FeedForward, token);
         inverse_rms = squares.inverse_rms(eps);
-        return squares.are_there();
+        return squares.are_published();
       });
       if (lane == 0) memory.inverse_rms = inverse_rms;
       if (lane == 0 && group % GROUPS == 0)
-        hand_over(scores + token * SCORES_EACH + EXPERTS, inverse_rms);
+        publish(scores + token * SCORES_EACH + EXPERTS, inverse_rms);
     }
     float sum = 0;
 #pragma unroll
@@ -235,7 +235,7 @@ __device__ __forceinline__ void router_scores(const Cta& cta, SumMemory& scratch
 #pragma unroll
       for (int warp = 0; warp < CONSUMER_WARPS; warp++) sum += memory.sums[warp][lane];
       const float score = sigmoid(sum * memory.inverse_rms);
-      if (expert < EXPERTS) hand_over(scores + token * SCORES_EACH + expert, score);
+      if (expert < EXPERTS) publish(scores + token * SCORES_EACH + expert, score);
     }
     cta.sync();
   }
@@ -243,14 +243,14 @@ __device__ __forceinline__ void router_scores(const Cta& cta, SumMemory& scratch
 
 // Between two grid barriers, when nobody looks for what the router's steps hand on: none is there.
 template <int KIND>
-__device__ __forceinline__ void forget_scores(const Cta& cta, int token_count) {
+__device__ __forceinline__ void reset_scores(const Cta& cta, int token_count) {
   constexpr int EXPERTS = Router<KIND>::EXPERTS;
   const int first = cta.thread();
   uint32_t* scores = at<uint32_t>(cta.memory.router_scores);
 #pragma unroll 1
   for (int i = first + cta.index() * CONSUMERS; i < token_count * SCORES_EACH;
        i += GRID * CONSUMERS)
-    scores[i] = NOT_YET;
+    scores[i] = EMPTY;
   const int unit = cta.index();
   if (unit >= OWNER_UNITS) return;
   // Up to three more are of a token that the batch lacks.
@@ -259,9 +259,9 @@ __device__ __forceinline__ void forget_scores(const Cta& cta, int token_count) {
                  static_cast<size_t>(unit) * (TOKENS_MAX / 4) * EXPERTS;
 #pragma unroll 1
   for (int i = first; i < ceil_div(token_count * EXPERTS, 4); i += CONSUMERS)
-    parts[i] = make_uint4(NOT_YET, NOT_YET, NOT_YET, NOT_YET);
+    parts[i] = make_uint4(EMPTY, EMPTY, EMPTY, EMPTY);
   if (first < token_count)
-    reinterpret_cast<uint32_t*>(squares_of(cta.memory, Reader::Network, first))[unit] = NOT_YET;
+    reinterpret_cast<uint32_t*>(squares_of(cta.memory, Reader::FeedForward, first))[unit] = EMPTY;
 }
 
 constexpr int ROUTES_MAX = TILE_TOKENS * TOP_K_MAX;
@@ -286,7 +286,7 @@ __device__ __forceinline__ uint32_t order_key(float score) {
 }
 
 // What a warp needs to choose for one token.
-template <int KIND, bool AWAITED>
+template <int KIND, bool POLLED>
 struct Scores {
   static constexpr int EXPERTS = FEED_FORWARDS[KIND].experts;
   static constexpr int EACH = ceil_div(EXPERTS, 32);
@@ -303,13 +303,13 @@ struct Scores {
     };
 #pragma unroll
     for (int i = 0; i < EACH; i++) biases[i] = *place(bias, i);
-    look_for<AWAITED>([&] {
+    poll<POLLED>([&] {
       inverse_rms = ptx::load_l2(found + EXPERTS);
 #pragma unroll
       for (int i = 0; i < EACH; i++) scores[i] = ptx::load_l2(place(found, i));
-      bool there = is_there(inverse_rms);
+      bool there = is_published(inverse_rms);
 #pragma unroll
-      for (int i = 0; i < EACH; i++) there = there && is_there(scores[i]);
+      for (int i = 0; i < EACH; i++) there = there && is_published(scores[i]);
       return there;
     });
   }
@@ -323,7 +323,7 @@ struct Scores {
   }
 
   // The best experts by score and bias, of equals the lower: lane c has choice c, and its score.
-  __device__ __forceinline__ void best(int lane, uint32_t& mine, float& score) const {
+  __device__ __forceinline__ void top_k(int lane, uint32_t& mine, float& score) const {
     uint32_t keys[EACH];
 #pragma unroll
     for (int i = 0; i < EACH; i++)
@@ -366,15 +366,15 @@ struct Scores {
 // One warp chooses for one token; the weights come from the scores without the bias. Lane c learns
 // the expert of choice c, times 256, and its place among the token's experts, which is also that of
 // its weight. `note(expert)` is called for each of them.
-template <int KIND, bool AWAITED, class Note>
-__device__ __forceinline__ uint32_t choose_for_token(const Scores<KIND, AWAITED>& scores,
+template <int KIND, bool POLLED, class Note>
+__device__ __forceinline__ uint32_t top_k_of_token(const Scores<KIND, POLLED>& scores,
                                                      float* weights, int lane, Note note) {
   constexpr FeedForward F = FEED_FORWARDS[KIND];
   static_assert(F.top_k < 32, "a lane for each choice, and one that counts");
   const bool numbers = scores.are_numbers();
   uint32_t mine;
   float score;
-  scores.best(lane, mine, score);
+  scores.top_k(lane, mine, score);
   // In ascending order of experts, as the sum of the weights wants them.
   int place = 0;
 #pragma unroll
@@ -396,8 +396,8 @@ __device__ __forceinline__ uint32_t choose_for_token(const Scores<KIND, AWAITED>
 
 // The routes of one tile of tokens, in every CTA the same. `place_of(row)` is where `down` finds a
 // row of the inner operand; the row behind the last is one of zeros.
-template <int KIND, bool AWAITED, class PlaceOf>
-__device__ __forceinline__ void choose_routes(const Cta& cta, Routes& routes, StreamMemory& stream,
+template <int KIND, bool POLLED, class PlaceOf>
+__device__ __forceinline__ void top_k_routes(const Cta& cta, Routes& routes, StreamMemory& stream,
                                               const float* bias, int token_count,
                                               PlaceOf place_of) {
   constexpr FeedForward F = FEED_FORWARDS[KIND];
@@ -414,8 +414,8 @@ __device__ __forceinline__ void choose_routes(const Cta& cta, Routes& routes, St
   cta.sync();
   uint32_t chosen = 0;
   if (chooses) {
-    const Scores<KIND, AWAITED> scores(cta, bias, token);
-    chosen = choose_for_token<KIND, AWAITED>(
+    const Scores<KIND, POLLED> scores(cta, bias, token);
+    chosen = top_k_of_token<KIND, POLLED>(
         scores, routes.weights[token], lane,
         [&](uint32_t expert) { atomicOr(&routes.bits[expert / 32], 1u << expert % 32); });
     if (lane == 0) stream.inverse_rms[token] = scores.inverse_rms;

@@ -40,7 +40,7 @@ __device__ __forceinline__ Resolved resolve(const ChoicePart& part, bool greedy)
 
 // Of a part without tokens.
 __device__ __forceinline__ ChoicePart empty_part() {
-  return {exact::rank_key(-exact::INFINITE, NO_TOKEN), exact::NOBODY, 1, 0};
+  return {exact::rank_key(-exact::INFINITE, NO_TOKEN), exact::NO_WINNER, 1, 0};
 }
 
 // Finds the position after a wanted token.
@@ -81,7 +81,7 @@ __device__ __forceinline__ ChoicePart choose_in_passes(const SampleMemory& memor
     part = write_changed(at, changes, scratch.row, scratch.scan, out);
     row = out;
   } else {
-    part = look_over(row, at.end, scratch.scan);
+    part = scan_row(row, at.end, scratch.scan);
   }
   if (at.greedy()) return part;
   const Sampling& sampling = at.slot->sampling;
@@ -91,8 +91,8 @@ __device__ __forceinline__ ChoicePart choose_in_passes(const SampleMemory& memor
   // All are past the pass, so the row's scratch is free.
   if (at.filtered()) filter(scratch.rank, scratch.scan.bests, sampling, kept);
   const uint64_t winner = race(scratch.rank, at, kept);
-  part.winner = over_cta(scratch.scan.keys[1], winner, Smaller{});
-  Crew::sync();
+  part.winner = cta_reduce(scratch.scan.keys[1], winner, Min{});
+  Consumers::sync();
   return part;
 }
 
@@ -109,7 +109,7 @@ __device__ __forceinline__ ChoicePart sample_whole(const Cta& cta, const SampleM
   }
   if (top_count == NO_TOKEN) chosen = NO_TOKEN;
   if (!part.finite || (chosen == NO_TOKEN && scored == NO_TOKEN)) return part;
-  const ChoicePart raw = look_over(at.logits, at.end, scratch.scan);
+  const ChoicePart raw = scan_row(at.logits, at.end, scratch.scan);
   part.finite = raw.finite;
   if (!raw.finite) return part;
   cta.sync();

@@ -13,7 +13,7 @@ namespace kilotok {
 
 // Adds the token at a position to what the slot knows. Several threads may add at once, of which
 // the last RECENT_MAX positions are `recent`.
-__device__ __forceinline__ void note(const SampleMemory& memory, uint32_t slot_index,
+__device__ __forceinline__ void record_token(const SampleMemory& memory, uint32_t slot_index,
                                      uint32_t position, uint32_t token, bool recent) {
   const Slot& slot = at<const Slot>(memory.slots)[slot_index];
   if (recent && slot.bad_word_count > 0)
@@ -50,13 +50,13 @@ __device__ __forceinline__ void fill_slot(const Cta& cta, const SampleMemory& me
     at<float>(memory.biases)[first + bias.token] = bias.bias;
   }
   for (uint32_t i = cta.thread(); i < row.history_count; i += CONSUMERS)
-    note(memory, row.slot, i, at<const uint32_t>(row.history)[i],
+    record_token(memory, row.slot, i, at<const uint32_t>(row.history)[i],
          i + RECENT_MAX >= row.history_count);
   cta.sync();
 }
 
 // Takes one row's request and known tokens in.
-__device__ __forceinline__ void enter_row(const Cta& cta, const SampleMemory& memory, int index) {
+__device__ __forceinline__ void update_row(const Cta& cta, const SampleMemory& memory, int index) {
   const SampleRow& row = at<const SampleRow>(memory.rows)[index];
   const BatchRow& batch = at<const BatchRow>(cta.memory.rows)[index];
   Slot& slot = at<Slot>(memory.slots)[row.slot];
@@ -65,7 +65,8 @@ __device__ __forceinline__ void enter_row(const Cta& cta, const SampleMemory& me
   const uint32_t known = row.fresh ? row.history_count : slot.known;
   for (uint32_t i = cta.thread(); i < row.known_count; i += CONSUMERS)
     if (batch.start + i >= known)
-      note(memory, row.slot, batch.start + i, tokens[i].token, i + RECENT_MAX >= row.known_count);
+      record_token(memory, row.slot, batch.start + i, tokens[i].token,
+                   i + RECENT_MAX >= row.known_count);
   cta.sync();
   if (cta.thread() != 0) return;
   const uint32_t end = batch.start + row.known_count;
@@ -73,8 +74,9 @@ __device__ __forceinline__ void enter_row(const Cta& cta, const SampleMemory& me
   slot.held = 0;
 }
 
-__device__ __forceinline__ void enter(const Cta& cta, const SampleMemory& memory, int row_count) {
-  for (int row = cta.index(); row < row_count; row += GRID) enter_row(cta, memory, row);
+__device__ __forceinline__ void update_slots(const Cta& cta, const SampleMemory& memory,
+                                             int row_count) {
+  for (int row = cta.index(); row < row_count; row += GRID) update_row(cta, memory, row);
 }
 
 }  // namespace kilotok

@@ -31,8 +31,8 @@ __device__ __forceinline__ ChoicePart all_parts(const Cta& cta, const SampleMemo
   if (cta.lane() < part_count) all = parts[cta.lane()];
 #pragma unroll
   for (int distance = 16; distance > 0; distance /= 2) {
-    all.best = Smaller{}(all.best, __shfl_xor_sync(~0u, all.best, distance));
-    all.winner = Smaller{}(all.winner, __shfl_xor_sync(~0u, all.winner, distance));
+    all.best = Min{}(all.best, __shfl_xor_sync(~0u, all.best, distance));
+    all.winner = Min{}(all.winner, __shfl_xor_sync(~0u, all.winner, distance));
   }
   all.finite = __all_sync(~0u, all.finite);
   return all;
@@ -40,7 +40,7 @@ __device__ __forceinline__ ChoicePart all_parts(const Cta& cta, const SampleMemo
 
 // Walks the row's wanted tokens in order: scored ones first, then those after which tokens were
 // chosen. The last known token may be both.
-__device__ __forceinline__ RowChoice walk(const Cta& cta, const SampleMemory& memory,
+__device__ __forceinline__ RowChoice accept_drafts(const Cta& cta, const SampleMemory& memory,
                                           const VerifyScratch& scratch, const SampleRow& row,
                                           const BatchRow& batch) {
   const Wanted* wanted = at<const Wanted>(memory.wanted) + row.wanted_first;
@@ -85,7 +85,7 @@ __device__ __forceinline__ void verify_row(const Cta& cta, const SampleMemory& m
   }
   cta.sync();
   if (cta.thread() == 0) {
-    scratch.row = walk(cta, memory, scratch, row, batch);
+    scratch.row = accept_drafts(cta, memory, scratch, row, batch);
     at<RowChoice>(memory.row_choices)[index] = scratch.row;
   }
   cta.sync();
@@ -93,7 +93,7 @@ __device__ __forceinline__ void verify_row(const Cta& cta, const SampleMemory& m
   const int sampled = row.wanted_count - (batch.count - row.known_count + 1);
   for (uint32_t i = cta.thread(); i < count; i += CONSUMERS) {
     const uint32_t token = scratch.choices[sampled + i].token;
-    note(memory, row.slot, first + i, token, true);
+    record_token(memory, row.slot, first + i, token, true);
     if (i + 1 == count) {
       slot.anchor = token;
       slot.held = 1;

@@ -39,7 +39,7 @@ __device__ __forceinline__ int opaque(int value) {
 }
 
 // The same in place, without an instruction.
-__device__ __forceinline__ void forget(int& value) { asm volatile("" : "+r"(value)); }
+__device__ __forceinline__ void make_opaque(int& value) { asm volatile("" : "+r"(value)); }
 
 // Ends this thread.
 __device__ __forceinline__ void exit() { asm volatile("exit;"); }

@@ -100,7 +100,7 @@ __device__ __forceinline__ float from_ascending(uint32_t order) {
   return __uint_as_float(order ^ (order >> 31 ? 0x80000000u : ~0u));
 }
 
-// Smaller keys are tokens further up in the ranking: higher logits, of equals the lower id.
+// Min keys are tokens further up in the ranking: higher logits, of equals the lower id.
 __device__ __forceinline__ uint64_t rank_key(float logit, uint32_t token) {
   return static_cast<uint64_t>(~ascending(logit)) << 32 | token;
 }
@@ -141,13 +141,13 @@ struct Draws {
 };
 
 // When a token finishes the race, above its id; of bits and logit. Never, if it is forbidden.
-__device__ __noinline__ uint64_t finish(uint32_t bits, float logit, float temperature,
+__device__ __noinline__ uint64_t finish_time(uint32_t bits, float logit, float temperature,
                                         uint32_t token) {
   const float time = sub(ln(-ln_1m(unit(bits))), div(logit, temperature));
   return static_cast<uint64_t>(ascending(time)) << 32 | token;
 }
 
 // Nobody has finished: the time is infinite.
-constexpr uint64_t NOBODY = 0xff800000ffffffffull;
+constexpr uint64_t NO_WINNER = 0xff800000ffffffffull;
 
 }  // namespace kilotok::exact

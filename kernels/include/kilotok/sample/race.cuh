@@ -12,7 +12,7 @@
 
 namespace kilotok {
 
-struct Everyone {
+struct AllTokens {
   __device__ __forceinline__ bool operator()(float, uint32_t) const { return true; }
 };
 
@@ -32,11 +32,11 @@ struct Race {
         temperature(temperature),
         inverse(1.0f / temperature),
         limit(exact::INFINITE),
-        winner(exact::NOBODY) {}
+        winner(exact::NO_WINNER) {}
 
   __device__ __forceinline__ void enter(uint32_t token, float logit) {
-    const uint64_t time = exact::finish(draws.bits(token), logit, temperature, token);
-    winner = Smaller{}(winner, time);
+    const uint64_t time = exact::finish_time(draws.bits(token), logit, temperature, token);
+    winner = Min{}(winner, time);
   }
 
   static __device__ __forceinline__ float later(float time) {
@@ -94,7 +94,7 @@ struct Race {
 #pragma unroll
     for (int j = 0; j < QUAD; j++)
       if (time[j] <= limit && time[j] < exact::INFINITE)
-        winner = Smaller{}(winner, exact::finish(bits[j], x[j], temperature, token + j));
+        winner = Min{}(winner, exact::finish_time(bits[j], x[j], temperature, token + j));
   }
 };
 

@@ -97,7 +97,7 @@ struct Kept {
   // and whose logit is at least `least`.
   template <int AHEAD, class Each>
   __device__ __forceinline__ void over(float least, Each each) const {
-    over_quads<AHEAD>(row, 0, vocab, [&](int token, float(&x)[QUAD], int count) {
+    for_each_quad<AHEAD>(row, 0, vocab, [&](int token, float(&x)[QUAD], int count) {
       if (fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3])) < least) return;
 #pragma unroll
       for (int j = 0; j < QUAD; j++) {
@@ -118,18 +118,18 @@ __device__ __forceinline__ void find(RankScratch& s, uint64_t before, Weight wei
   uint64_t own[THREAD_ITEMS], sum = 0;
 #pragma unroll
   for (int i = 0; i < THREAD_ITEMS; i++) {
-    own[i] = weight(Crew::thread() * THREAD_ITEMS + i);
+    own[i] = weight(Consumers::thread() * THREAD_ITEMS + i);
     sum += own[i];
   }
   uint64_t end = sum;
 #pragma unroll
   for (int distance = 1; distance < 32; distance *= 2) {
     const uint64_t lower = __shfl_up_sync(~0u, end, distance);
-    if (Crew::lane() >= distance) end += lower;
+    if (Consumers::lane() >= distance) end += lower;
   }
-  if (Crew::lane() == 31) s.warps[Crew::warp()] = end;
-  Crew::sync();
-  for (int warp = 0; warp < Crew::warp(); warp++) before += s.warps[warp];
+  if (Consumers::lane() == 31) s.warps[Consumers::warp()] = end;
+  Consumers::sync();
+  for (int warp = 0; warp < Consumers::warp(); warp++) before += s.warps[warp];
   uint64_t at = before + end - sum;
   if (!enough(at) && enough(at + sum)) {
     int i = 0;
@@ -139,10 +139,10 @@ __device__ __forceinline__ void find(RankScratch& s, uint64_t before, Weight wei
         at += own[k];
         i++;
       }
-    s.found = Crew::thread() * THREAD_ITEMS + i;
+    s.found = Consumers::thread() * THREAD_ITEMS + i;
     s.before = at;
   }
-  Crew::sync();
+  Consumers::sync();
 }
 
 // Sorts the list, ascending; no two keys are equal.
@@ -150,26 +150,26 @@ __device__ __noinline__ void sort(RankScratch& s, int count) {
   if (count <= CONSUMERS) {
     // A key's place is the number of those before it.
     constexpr int AT_ONCE = 4;
-    const uint64_t own = Crew::thread() < count ? s.list[Crew::thread()] : ~0ull;
-    if (Crew::thread() < AT_ONCE) s.list[count + Crew::thread()] = ~0ull;
-    Crew::sync();
+    const uint64_t own = Consumers::thread() < count ? s.list[Consumers::thread()] : ~0ull;
+    if (Consumers::thread() < AT_ONCE) s.list[count + Consumers::thread()] = ~0ull;
+    Consumers::sync();
     int place[AT_ONCE] = {};
     for (int i = 0; i < count; i += AT_ONCE)
 #pragma unroll
       for (int k = 0; k < AT_ONCE; k++) place[k] += s.list[i + k] < own ? 1 : 0;
-    Crew::sync();
-    if (Crew::thread() < count) s.list[place[0] + place[1] + place[2] + place[3]] = own;
-    Crew::sync();
+    Consumers::sync();
+    if (Consumers::thread() < count) s.list[place[0] + place[1] + place[2] + place[3]] = own;
+    Consumers::sync();
     return;
   }
   int size = 2;
   while (size < count) size *= 2;
 #pragma unroll 1
-  for (int i = count + Crew::thread(); i < size; i += CONSUMERS) s.list[i] = ~0ull;
-  Crew::sync();
+  for (int i = count + Consumers::thread(); i < size; i += CONSUMERS) s.list[i] = ~0ull;
+  Consumers::sync();
   for (int run = 2; run <= size; run *= 2)
     for (int distance = run / 2; distance > 0; distance /= 2) {
-      for (int pair = Crew::thread(); pair < size / 2; pair += CONSUMERS) {
+      for (int pair = Consumers::thread(); pair < size / 2; pair += CONSUMERS) {
         const int low = 2 * pair - (pair & (distance - 1));
         const uint64_t a = s.list[low], b = s.list[low + distance];
         if ((a > b) == ((low & run) == 0)) {
@@ -177,7 +177,7 @@ __device__ __noinline__ void sort(RankScratch& s, int count) {
           s.list[low + distance] = a;
         }
       }
-      Crew::sync();
+      Consumers::sync();
     }
 }
 
@@ -194,15 +194,15 @@ struct Run {
 // Lists and sorts the kept tokens of a run with a logit of at least `least`. Returns how many, or
 // -1 if they are more than LIST_MAX.
 __device__ __noinline__ int list(RankScratch& s, const Kept& kept, const Run& run, float least) {
-  Crew::sync();
-  if (Crew::thread() == 0) s.listed = 0;
-  Crew::sync();
+  Consumers::sync();
+  if (Consumers::thread() == 0) s.listed = 0;
+  Consumers::sync();
   kept.over<6>(least, [&](float value, uint64_t key) {
     if (!run.has(kept.bin(value), key)) return;
     const uint32_t place = atomicAdd(&s.listed, 1u);
     if (place < LIST_MAX) s.list[place] = key;
   });
-  Crew::sync();
+  Consumers::sync();
   const int count = static_cast<int>(s.listed);
   if (count > LIST_MAX) return -1;
   sort(s, count);
@@ -211,9 +211,9 @@ __device__ __noinline__ int list(RankScratch& s, const Kept& kept, const Run& ru
 
 // The n-th highest of the threads' highest logits.
 __device__ __forceinline__ float nth_best(RankScratch& s, const float (&bests)[CONSUMERS], int n) {
-  Crew::sync();
-  s.list[Crew::thread()] = exact::rank_key(bests[Crew::thread()], Crew::thread());
-  Crew::sync();
+  Consumers::sync();
+  s.list[Consumers::thread()] = exact::rank_key(bests[Consumers::thread()], Consumers::thread());
+  Consumers::sync();
   sort(s, CONSUMERS);
   return exact::logit_of(s.list[n - 1]);
 }
@@ -241,7 +241,7 @@ struct Share {
 // Tokens in bins before `end`.
 __device__ __forceinline__ int count_before(RankScratch& s, int end) {
   uint64_t count = 0;
-  for (int bin = Crew::thread(); bin < end; bin += CONSUMERS) count += s.counts[bin];
+  for (int bin = Consumers::thread(); bin < end; bin += CONSUMERS) count += s.counts[bin];
   return static_cast<int>(total_of(s.sums, count));
 }
 
@@ -260,12 +260,12 @@ __device__ __forceinline__ void cut_list(RankScratch& s, Kept& kept, int count,
 // Weighs the tokens of a run by bin, or by the digit of the rank key at `shift` below 64.
 template <bool MASS>
 __device__ __forceinline__ void weigh(RankScratch& s, const Kept& kept, const Run& run, int shift) {
-  Crew::sync();
-  for (int bin = Crew::thread(); bin < BINS; bin += CONSUMERS) {
+  Consumers::sync();
+  for (int bin = Consumers::thread(); bin < BINS; bin += CONSUMERS) {
     s.counts[bin] = 0;
     if (MASS) s.masses[0][bin] = s.masses[1][bin] = s.masses[2][bin] = 0;
   }
-  Crew::sync();
+  Consumers::sync();
   kept.over<2>(-exact::INFINITE, [&](float x, uint64_t key) {
     int bin = kept.bin(x);
     if (!run.has(bin, key)) return;
@@ -279,7 +279,7 @@ __device__ __forceinline__ void weigh(RankScratch& s, const Kept& kept, const Ru
         atomicAdd(&s.masses[part][bin],
                   static_cast<uint32_t>(mass >> part * MASS_BITS) & ((1u << MASS_BITS) - 1));
   });
-  Crew::sync();
+  Consumers::sync();
 }
 
 // Drops all kept tokens after the first `enough`, an exact cut of the ranking.
@@ -293,7 +293,7 @@ __device__ __noinline__ void cut_row(RankScratch& s, Kept& kept, Enough enough) 
   Run run;
   weigh<MASS>(s, kept, run, 64);
   uint64_t total = 0;
-  for (int bin = Crew::thread(); bin < BINS; bin += CONSUMERS) total += weight(bin);
+  for (int bin = Consumers::thread(); bin < BINS; bin += CONSUMERS) total += weight(bin);
   total = total_of(s.sums, total);
   if constexpr (MASS)
     enough.of(total);
@@ -326,7 +326,7 @@ template <class Each>
 __device__ __forceinline__ uint64_t total_mass(RankScratch& s, const Kept& kept, Each each) {
   uint64_t total = 0;
   const bool all = kept.all();
-  over_quads<2>(kept.row, 0, kept.vocab, [&](int token, float(&x)[QUAD], int count) {
+  for_each_quad<2>(kept.row, 0, kept.vocab, [&](int token, float(&x)[QUAD], int count) {
     each(token, x, count);
     if (kept.temperature != 1.0f)
       for (float& one : x) one = exact::div(one, kept.temperature);
@@ -346,7 +346,7 @@ __device__ __forceinline__ uint64_t total_mass(RankScratch& s, const Kept& kept,
 // The mass of the first tokens of the list, the maximum's first.
 __device__ __forceinline__ uint64_t listed_mass(RankScratch& s, const Kept& kept, int count) {
   uint64_t total = 0;
-  for (int i = Crew::thread(); i < count; i += CONSUMERS)
+  for (int i = Consumers::thread(); i < count; i += CONSUMERS)
     total += exact::mass_of_one(exact::logit_of(s.list[i]), kept.max);
   return total_of(s.sums, total);
 }
@@ -400,12 +400,12 @@ __device__ __noinline__ uint64_t race(const RankScratch& s, const Position& at,
                                          const Kept& kept) {
   if (kept.listed >= 0) {
     Race race(at, 1.0f);
-    for (int i = Crew::thread(); i < kept.listed; i += CONSUMERS)
+    for (int i = Consumers::thread(); i < kept.listed; i += CONSUMERS)
       race.enter(static_cast<uint32_t>(s.list[i]), exact::logit_of(s.list[i]));
     return race.winner;
   }
   Race race(at, kept.temperature);
-  over_quads<3>(kept.row, 0, kept.vocab, [&](int token, float(&x)[QUAD], int count) {
+  for_each_quad<3>(kept.row, 0, kept.vocab, [&](int token, float(&x)[QUAD], int count) {
     race.enter_quad(token, x, count, kept);
   });
   return race.winner;

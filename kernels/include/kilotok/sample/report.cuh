@@ -47,14 +47,14 @@ __device__ __noinline__ void report(const SampleMemory& memory, RankScratch& s,
   const uint64_t above_chosen = total_of(s.sums, of_chosen.above);
   const uint64_t above_scored = total_of(s.sums, of_scored.above);
   const float ln_total = exact::ln(exact::of_mass(total));
-  if (Crew::thread() == 0)
+  if (Consumers::thread() == 0)
     kilotok::at<Report>(memory.reports)[wanted] = {
         logprob(of_chosen.logit, max, ln_total), static_cast<uint32_t>(above_chosen),
         logprob(of_scored.logit, max, ln_total), static_cast<uint32_t>(above_scored)};
   if (top_count == 0) return;
   const int count = list_first(s, bests, kept, static_cast<int>(top_count));
   Top* tops = kilotok::at<Top>(memory.tops) + static_cast<size_t>(wanted) * TOPS_MAX;
-  for (int i = Crew::thread(); i < count; i += CONSUMERS)
+  for (int i = Consumers::thread(); i < count; i += CONSUMERS)
     tops[i] = {static_cast<uint32_t>(s.list[i]),
                logprob(exact::logit_of(s.list[i]), max, ln_total)};
 }

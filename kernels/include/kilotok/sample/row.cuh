@@ -12,7 +12,7 @@ namespace kilotok {
 
 // The consumers of this CTA. Functions that are not inlined know them by this, so that the `Cta`
 // can stay in registers.
-struct Crew {
+struct Consumers {
   static __device__ __forceinline__ int thread() { return threadIdx.x; }
   static __device__ __forceinline__ int warp() { return threadIdx.x / 32; }
   static __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
@@ -196,23 +196,23 @@ __device__ __noinline__ void forbid(const SampleMemory& memory,
     const int word = static_cast<int>(token / 32);
     if (word >= first && word < end) atomicAnd(&scratch.allowed[word], ~(1u << token % 32));
   };
-  for (int word = first + Crew::thread(); word < end; word += CONSUMERS)
+  for (int word = first + Consumers::thread(); word < end; word += CONSUMERS)
     scratch.allowed[word] = at.mask ? at.mask[word] : ~0u;
-  Crew::sync();
-  for (int word = Crew::thread(); word < at.slot->bad_word_count; word += CONSUMERS)
+  Consumers::sync();
+  for (int word = Consumers::thread(); word < at.slot->bad_word_count; word += CONSUMERS)
     clear(completes(memory, at, word));
   const int end_count = at.forbids_end() ? at.slot->end_token_count : 0;
   const uint32_t* end_tokens = kilotok::at<const uint32_t>(memory.end_tokens) +
                                static_cast<size_t>(at.slot_index) * END_TOKENS_MAX;
-  for (int i = Crew::thread(); i < end_count; i += CONSUMERS) clear(end_tokens[i]);
-  Crew::sync();
+  for (int i = Consumers::thread(); i < end_count; i += CONSUMERS) clear(end_tokens[i]);
+  Consumers::sync();
   if (at.patch_count() == 0) return;
-  for (int d = Crew::thread(); d < at.patch_count(); d += CONSUMERS)
+  for (int d = Consumers::thread(); d < at.patch_count(); d += CONSUMERS)
     scratch.patches[d] = patch(memory, at, scratch, d);
-  Crew::sync();
-  for (int d = Crew::thread(); d < at.patch_count(); d += CONSUMERS)
+  Consumers::sync();
+  for (int d = Consumers::thread(); d < at.patch_count(); d += CONSUMERS)
     if (scratch.patches[d].token != NO_TOKEN) clear(scratch.patches[d].token);
-  Crew::sync();
+  Consumers::sync();
 }
 
 // Calls `each(token, x, count)` for every four tokens of a part, of which the first `count` are
@@ -220,13 +220,13 @@ __device__ __noinline__ void forbid(const SampleMemory& memory,
 // as many copies of `each`: a register cannot be moved on before its load is done. A thread's
 // tokens ascend, and are the same in every pass over the part.
 template <int AHEAD, class Each>
-__device__ __forceinline__ void over_quads(const float* row, int begin, int end, Each each) {
+__device__ __forceinline__ void for_each_quad(const float* row, int begin, int end, Each each) {
   constexpr int STRIDE = CONSUMERS * QUAD;
   float4 ahead[AHEAD];
   const auto load = [&](int token) {
     return token < end ? *reinterpret_cast<const float4*>(row + token) : make_float4(0, 0, 0, 0);
   };
-  int token = begin + Crew::thread() * QUAD;
+  int token = begin + Consumers::thread() * QUAD;
 #pragma unroll
   for (int i = 0; i < AHEAD; i++) ahead[i] = load(token + i * STRIDE);
 #pragma unroll AHEAD
@@ -243,20 +243,20 @@ __device__ __forceinline__ void over_quads(const float* row, int begin, int end,
 // `op` over the values of all consumers of the CTA. `room` is free again after the caller's next
 // sync.
 template <class T, class Op>
-__device__ __forceinline__ T over_cta(T (&room)[CONSUMER_WARPS], T value, Op op) {
+__device__ __forceinline__ T cta_reduce(T (&room)[CONSUMER_WARPS], T value, Op op) {
 #pragma unroll
   for (int distance = 16; distance > 0; distance /= 2)
     value = op(value, __shfl_xor_sync(~0u, value, distance));
-  Crew::sync();
-  if (Crew::lane() == 0) room[Crew::warp()] = value;
-  Crew::sync();
+  Consumers::sync();
+  if (Consumers::lane() == 0) room[Consumers::warp()] = value;
+  Consumers::sync();
   value = room[0];
 #pragma unroll
   for (int warp = 1; warp < CONSUMER_WARPS; warp++) value = op(value, room[warp]);
   return value;
 }
 
-struct Smaller {
+struct Min {
   __device__ __forceinline__ uint64_t operator()(uint64_t a, uint64_t b) const {
     return a < b ? a : b;
   }
@@ -264,7 +264,7 @@ struct Smaller {
 
 // The sum over all consumers of the CTA.
 __device__ __noinline__ uint64_t total_of(uint64_t (&room)[CONSUMER_WARPS], uint64_t value) {
-  return over_cta(room, value, [](uint64_t a, uint64_t b) { return a + b; });
+  return cta_reduce(room, value, [](uint64_t a, uint64_t b) { return a + b; });
 }
 
 }  // namespace kilotok

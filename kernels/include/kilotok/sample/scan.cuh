@@ -47,14 +47,14 @@ struct ScanScratch {
 };
 
 // What the whole CTA has found.
-__device__ __noinline__ ChoicePart gather(ScanScratch& scratch, const Scan& scan,
+__device__ __noinline__ ChoicePart reduce_scan(ScanScratch& scratch, const Scan& scan,
                                              uint64_t winner) {
   ChoicePart part;
-  scratch.bests[Crew::thread()] = scan.best;
-  part.best = over_cta(scratch.keys[0], scan.key(), Smaller{});
-  part.winner = over_cta(scratch.keys[1], winner, Smaller{});
+  scratch.bests[Consumers::thread()] = scan.best;
+  part.best = cta_reduce(scratch.keys[0], scan.key(), Min{});
+  part.winner = cta_reduce(scratch.keys[1], winner, Min{});
   const bool finite = scan.nothing == 0.0f;
-  part.finite = over_cta(scratch.finite, __all_sync(~0u, finite) ? 1 : 0,
+  part.finite = cta_reduce(scratch.finite, __all_sync(~0u, finite) ? 1 : 0,
                          [](int a, int b) { return a & b; });
   part.reserved = 0;
   return part;
@@ -68,7 +68,7 @@ __device__ __noinline__ ChoicePart choose_part(const Position& at,
   const float temperature = SAMPLED ? at.slot->sampling.temperature : 1.0f;
   Scan scan;
   Race race(at, temperature);
-  over_quads<SAMPLED ? 3 : CHANGED ? 4 : 6>(at.logits, at.begin, at.end,
+  for_each_quad<SAMPLED ? 3 : CHANGED ? 4 : 6>(at.logits, at.begin, at.end,
                               [&](int token, float(&x)[QUAD], int count) {
                                 pad(x, count);
                                 scan.check(x);
@@ -77,10 +77,10 @@ __device__ __noinline__ ChoicePart choose_part(const Position& at,
                                   pad(x, count);
                                 }
                                 if (count > 0) scan.look(token, x);
-                                if (SAMPLED) race.enter_quad(token, x, count, Everyone{});
+                                if (SAMPLED) race.enter_quad(token, x, count, AllTokens{});
                               });
   const int patch_count = CHANGED ? at.patch_count() : 0;
-  for (int d = Crew::thread(); d < patch_count; d += CONSUMERS) {
+  for (int d = Consumers::thread(); d < patch_count; d += CONSUMERS) {
     const Patch patch = row.patches[d];
     if (patch.token == NO_TOKEN) continue;
     if (exact::rank_key(patch.logit, patch.token) < scan.key()) {
@@ -90,7 +90,7 @@ __device__ __noinline__ ChoicePart choose_part(const Position& at,
     if (SAMPLED) race.enter(patch.token, patch.logit);
   }
   if (SAMPLED) scan.best = exact::div(scan.best, temperature);
-  return gather(scratch, scan, race.winner);
+  return reduce_scan(scratch, scan, race.winner);
 }
 
 // One pass that leaves the changed logits in `out`, with what `choose_part` finds but a winner.
@@ -98,7 +98,7 @@ __device__ __noinline__ ChoicePart write_changed(const Position& at, const Chang
                                                  const RowScratch& row, ScanScratch& scratch,
                                                  float* out) {
   Scan scan;
-  over_quads<4>(at.logits, at.begin, at.end, [&](int token, float(&x)[QUAD], int count) {
+  for_each_quad<4>(at.logits, at.begin, at.end, [&](int token, float(&x)[QUAD], int count) {
     pad(x, count);
     scan.check(x);
     if (count <= 0) return;
@@ -107,8 +107,8 @@ __device__ __noinline__ ChoicePart write_changed(const Position& at, const Chang
     scan.look(token, x);
     *reinterpret_cast<float4*>(out + token) = make_float4(x[0], x[1], x[2], x[3]);
   });
-  Crew::sync();
-  for (int d = Crew::thread(); d < at.patch_count(); d += CONSUMERS) {
+  Consumers::sync();
+  for (int d = Consumers::thread(); d < at.patch_count(); d += CONSUMERS) {
     const Patch patch = row.patches[d];
     if (patch.token == NO_TOKEN) continue;
     out[patch.token] = patch.logit;
@@ -117,19 +117,19 @@ __device__ __noinline__ ChoicePart write_changed(const Position& at, const Chang
       scan.token = patch.token;
     }
   }
-  return gather(scratch, scan, exact::NOBODY);
+  return reduce_scan(scratch, scan, exact::NO_WINNER);
 }
 
 // The same of a row that nothing changes.
-__device__ __noinline__ ChoicePart look_over(const float* row, int vocab,
+__device__ __noinline__ ChoicePart scan_row(const float* row, int vocab,
                                                 ScanScratch& scratch) {
   Scan scan;
-  over_quads<6>(row, 0, vocab, [&](int token, float(&x)[QUAD], int count) {
+  for_each_quad<6>(row, 0, vocab, [&](int token, float(&x)[QUAD], int count) {
     pad(x, count);
     scan.check(x);
     if (count > 0) scan.look(token, x);
   });
-  return gather(scratch, scan, exact::NOBODY);
+  return reduce_scan(scratch, scan, exact::NO_WINNER);
 }
 
 }  // namespace kilotok

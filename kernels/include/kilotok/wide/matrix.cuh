@@ -1,10 +1,10 @@
 // A matrix times many tokens. The weights are those of the narrow pass, byte for byte (see
-// walk/matrix.cuh and layout/chunk.cuh); a warp multiplies a row tile, and goes through the chunks
+// gemm/matrix.cuh and layout/chunk.cuh); a warp multiplies a row tile, and goes through the chunks
 // in the order in which the narrow pass adds them: for each part of the columns its chunks, of each
 // chunk its groups, and then the parts. So a token's products have the same bits in both.
 #pragma once
 
-#include "kilotok/walk/matrix.cuh"
+#include "kilotok/gemm/matrix.cuh"
 #include "kilotok/wide/token_ring.cuh"
 
 namespace kilotok::wide {
@@ -256,7 +256,7 @@ struct Multiplier {
       for (int inner = 0; inner < Walk::INNER; inner += AHEAD) {
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
-          Products<M::FORMAT, COLUMNS>::add(acc, ahead[i], ring.take());
+          Products<M::FORMAT, COLUMNS>::add(acc, ahead[i], ring.wait());
           ring.release(threadIdx.x % 32);
           weights.load(ahead[i]);
         }
@@ -329,7 +329,7 @@ struct MatrixWork {
 // Consumers: multiply a CTA's items, from `first` on. `use(row tile, token, lane, values)`: the
 // token is the first of eight, not all of which need be there.
 template <class M, class Use>
-__device__ __forceinline__ void multiply(TokenRing& ring, TotalMemory& memory,
+__device__ __forceinline__ void gemm(TokenRing& ring, TotalMemory& memory,
                                          const char* weights, const MatrixWork<M>& work, int first,
                                          Use use) {
 #pragma unroll 1
@@ -359,7 +359,7 @@ __device__ __forceinline__ void produce_tokens(TokenRing& ring, const Operand& o
   const char* from = operand.bytes + first / TILE_TOKENS * TILE_BYTES;
 #pragma unroll 1
   for (ChunkWalk<M, ORDER> walk; walk.has(); walk.next())
-    ring.bring(from + walk.chunk() * column_bytes(operand.capacity),
+    ring.fetch(from + walk.chunk() * column_bytes(operand.capacity),
                ceil_div(count, TILE_TOKENS));
 }
 

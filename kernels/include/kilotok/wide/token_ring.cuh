@@ -69,7 +69,7 @@ struct TokenRing {
   }
 
   // Consumers: wait for the next stage; its operand.
-  __device__ __forceinline__ uint64_t take() const {
+  __device__ __forceinline__ uint64_t wait() const {
     wait_mbarrier(Waits::Page, full + 8 * stage, parity);
     return ptx::wgmma_operand(stages + stage * STAGE_BYTES, PIECE_BYTES, TILE_BYTES);
   }
@@ -81,7 +81,7 @@ struct TokenRing {
   }
 
   // The producer: brings a stage, a chunk of columns of so many tiles of tokens.
-  __device__ __forceinline__ void bring(const char* from, int tiles) {
+  __device__ __forceinline__ void fetch(const char* from, int tiles) {
     wait_mbarrier(Waits::FreePage, empty + 8 * stage, parity ^ 1);
     ptx::mbarrier_expect(full + 8 * stage, tiles * TILE_BYTES);
     ptx::bulk_copy(stages + stage * STAGE_BYTES, from, tiles * TILE_BYTES, full + 8 * stage);

@@ -34,7 +34,7 @@ constexpr FeedForward FEED_FORWARDS[] = {
     {0, 0, 2048, Format::Bf16, false, false, 1.0f},
 };
 
-// What the host plans; layout/agree.cuh and step/verify.cuh compare.
+// What the host plans; layout/planned.cuh and step/verify.cuh compare.
 namespace planned {
 
 constexpr size_t HEAD = 234356736;
@@ -56,7 +56,7 @@ constexpr size_t OWN_KEYS = 24576;
 constexpr size_t OWN_VALUES = 16384;
 constexpr size_t LOGITS = 4882432;
 constexpr size_t LOGITS_STRIDE = 19072;
-constexpr size_t LOGITS_PLACE = 0;
+constexpr size_t LOGITS_OFFSET = 0;
 constexpr size_t DRAFT_PARTS = 8192;
 constexpr size_t RECEIVER = 1572864;
 constexpr size_t BATCH_TOKENS = 16;

@@ -34,7 +34,7 @@ constexpr FeedForward FEED_FORWARDS[] = {
     {0, 0, 256, Format::Bf16, false, false, 1.0f},
 };
 
-// What the host plans; layout/agree.cuh and step/verify.cuh compare.
+// What the host plans; layout/planned.cuh and step/verify.cuh compare.
 namespace planned {
 
 constexpr size_t HEAD = 393216;
@@ -56,7 +56,7 @@ constexpr size_t OWN_KEYS = 49152;
 constexpr size_t OWN_VALUES = 32768;
 constexpr size_t LOGITS = 65536;
 constexpr size_t LOGITS_STRIDE = 256;
-constexpr size_t LOGITS_PLACE = 0;
+constexpr size_t LOGITS_OFFSET = 0;
 constexpr size_t DRAFT_PARTS = 8192;
 constexpr size_t RECEIVER = 36864;
 constexpr size_t BATCH_TOKENS = 16;

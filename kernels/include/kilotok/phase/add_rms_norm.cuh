@@ -5,17 +5,17 @@
 // sum of squares beside it, and who multiplies scales its products by 1 / rms, which is the same.
 #pragma once
 
-#include "kilotok/comm/await.cuh"
-#include "kilotok/layout/places.cuh"
+#include "kilotok/comm/publish.cuh"
+#include "kilotok/layout/buffers.cuh"
 
 namespace kilotok {
 
 // Of a layer: what reads a norm.
-enum class Reader { Projection, Network };
+enum class Reader { Projection, FeedForward };
 constexpr int READERS = 2;
 
-// See `begin_norm`.
-struct NextNorm {
+// See `begin_rms_norm`.
+struct NextRmsNorm {
   alignas(16) float weights[OWNER_ROWS];
   float scale;
   uint32_t tap;
@@ -31,13 +31,13 @@ struct StreamMemory {
   float part[TOKENS_MAX][OWNER_ROWS];
   float squares[TOKENS_MAX][OWNER_ROWS / SQUARE_ROWS];
   float inverse_rms[TOKENS_MAX];
-  NextNorm norm;
+  NextRmsNorm norm;
   // Where ranks receive: a copy, for whenever it is wanted the original is as far away as L2.
-  Exchange exchange;
+  Peers peers;
 
   // All threads of a CTA, before a __syncthreads.
-  __device__ __forceinline__ void bring_exchange(const Memory& memory) {
-    if constexpr (RANKS > 1) Words<sizeof(exchange)>(memory.exchange).store(&exchange);
+  __device__ __forceinline__ void fetch_peers(const Memory& memory) {
+    if constexpr (RANKS > 1) Words<sizeof(peers)>(memory.peers).store(&peers);
   }
 };
 
@@ -52,10 +52,10 @@ __device__ __forceinline__ ScaledTile* scaled_stream(SumMemory& sums) {
 
 // Owners: says which norm comes next, who reads it and in which form as an operand, and which tap
 // follows, or !0. Its weights are asked for early, and come by themselves.
-__device__ __forceinline__ void begin_norm(const Cta& cta, StreamMemory& stream, Reader reader,
+__device__ __forceinline__ void begin_rms_norm(const Cta& cta, StreamMemory& stream, Reader reader,
                                            uint64_t weights, float operand_scale, uint32_t tap) {
   static_assert(HIDDEN % 4 == 0 && OWNER_ROWS % 4 == 0, "weights come by fours");
-  NextNorm& norm = stream.norm;
+  NextRmsNorm& norm = stream.norm;
   const int row = cta.thread() * 4, column = cta.index() * OWNER_ROWS + row;
   if (row < OWNER_ROWS && column < HIDDEN)
     ptx::copy_later(ptx::shared_address(&norm.weights[row]), at<const float>(weights) + column);
@@ -97,10 +97,10 @@ __device__ __forceinline__ float* squares_of(const Memory& memory, Reader reader
 
 // Owners: adds `part` to the stream, and prepares the norm that was begun. A thread has a row of a
 // token; its squares are added by sixteens of rows, then these.
-__device__ __forceinline__ void add_to_stream(const Cta& cta, StreamMemory& stream, SumMemory& sums,
+__device__ __forceinline__ void add_rms_norm(const Cta& cta, StreamMemory& stream, SumMemory& sums,
                                               int token_count) {
   static_assert(CONSUMERS == TILE_TOKENS * OWNER_ROWS, "a thread for each row of a tile's tokens");
-  const NextNorm& next = stream.norm;
+  const NextRmsNorm& next = stream.norm;
   ScaledTile* tiles = scaled_stream(sums);
   const Memory& memory = cta.memory;
   const int row = cta.thread() % OWNER_ROWS, in_tile = cta.thread() / OWNER_ROWS;
@@ -140,7 +140,7 @@ __device__ __forceinline__ void add_to_stream(const Cta& cta, StreamMemory& stre
   float square = 0;
 #pragma unroll
   for (int i = 0; i < OWNER_ROWS / SQUARE_ROWS; i++) square += stream.squares[cta.thread()][i];
-  hand_over(squares_of(memory, next.reader, cta.thread()) + cta.index(), square);
+  publish(squares_of(memory, next.reader, cta.thread()) + cta.index(), square);
 }
 
 // Adders and consumers alike: puts a lane's sums of an owner's rows into `stream.part`.
@@ -158,14 +158,14 @@ struct StorePart {
 };
 
 // 1 / rms of a token, from the owners' sums of squares: asked for, and found, by a whole warp.
-struct Squares {
+struct SumOfSquares {
   static constexpr int EACH = ceil_div(OWNER_UNITS, 128);
   // Of units 4 lane to 4 lane + 3, then of those 128 further.
   uint4 parts[EACH];
   int lane;
 
-  Squares() = default;
-  __device__ __forceinline__ Squares(const Cta& cta, Reader reader, int token)
+  SumOfSquares() = default;
+  __device__ __forceinline__ SumOfSquares(const Cta& cta, Reader reader, int token)
       : lane(cta.lane()) {
     const float* squares = squares_of(cta.memory, reader, token);
 #pragma unroll
@@ -179,14 +179,14 @@ struct Squares {
   }
 
   // Whether the lane's are there.
-  __device__ __forceinline__ bool are_there() const {
+  __device__ __forceinline__ bool are_published() const {
     bool there = true;
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
       const uint32_t words[4] = {parts[i].x, parts[i].y, parts[i].z, parts[i].w};
 #pragma unroll
       for (int j = 0; j < 4; j++)
-        there = there && (first_unit(i) + j >= OWNER_UNITS || is_there(words[j]));
+        there = there && (first_unit(i) + j >= OWNER_UNITS || is_published(words[j]));
     }
     return there;
   }
@@ -201,7 +201,7 @@ struct Squares {
         if (i * 128 + lane * 4 + j < OWNER_UNITS) sum += __uint_as_float(words[j]);
     }
     sum = add_lanes(sum);
-    // Squares that overflow would make a token of zeros, which looks sound.
+    // SumOfSquares that overflow would make a token of zeros, which looks sound.
     return ptx::inverse_sqrt(sum * (1.0f / HIDDEN) + eps) + 0.0f * sum;
   }
 };
@@ -209,8 +209,8 @@ struct Squares {
 // 1 / rms of every token; a warp asks for those of so many tiles at once. Synchronised by the
 // caller's next sync.
 template <int TILES>
-__device__ __forceinline__ void read_norm(const Cta& cta, StreamMemory& stream, Reader reader,
-                                          int token_count, float eps) {
+__device__ __forceinline__ void read_inverse_rms(const Cta& cta, StreamMemory& stream,
+                                                 Reader reader, int token_count, float eps) {
   constexpr int EACH = ceil_div(TILES * TILE_TOKENS, CONSUMER_WARPS);
 #pragma unroll 1
   for (int first = cta.warp(); first < token_count; first += EACH * CONSUMER_WARPS) {
@@ -218,9 +218,9 @@ __device__ __forceinline__ void read_norm(const Cta& cta, StreamMemory& stream, 
     const auto token = [&](int i) {
       return i == 0 ? first : smaller(first + i * CONSUMER_WARPS, token_count - 1);
     };
-    Squares squares[EACH];
+    SumOfSquares squares[EACH];
 #pragma unroll
-    for (int i = 0; i < EACH; i++) squares[i] = Squares(cta, reader, token(i));
+    for (int i = 0; i < EACH; i++) squares[i] = SumOfSquares(cta, reader, token(i));
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
       const float inverse_rms = squares[i].inverse_rms(eps);
@@ -232,14 +232,14 @@ __device__ __forceinline__ void read_norm(const Cta& cta, StreamMemory& stream, 
 
 // What `multiply` does while operands are on their way.
 template <int TILES>
-struct ReadNorm {
+struct ReadInverseRms {
   StreamMemory& stream;
   Reader reader;
   int token_count;
   float eps;
 
   __device__ __forceinline__ void operator()(const Cta& cta) const {
-    read_norm<TILES>(cta, stream, reader, token_count, eps);
+    read_inverse_rms<TILES>(cta, stream, reader, token_count, eps);
   }
 };
 

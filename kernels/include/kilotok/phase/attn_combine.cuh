@@ -10,7 +10,7 @@
 namespace kilotok {
 
 // A token's keys by position, apart from a draft's own rows, and how they are cut.
-struct Sight {
+struct VisibleKeys {
   Range range;
   uint32_t chunk_keys;
   // Whether the draft's rows are a last part.
@@ -31,7 +31,8 @@ __device__ __forceinline__ uint32_t window_first(uint32_t position) {
 
 // What a row's token at a position sees.
 template <int KIND>
-__device__ __forceinline__ Sight sight(const BatchRow& row, uint32_t position, bool own) {
+__device__ __forceinline__ VisibleKeys visible_keys(const BatchRow& row, uint32_t position,
+                                                    bool own) {
   constexpr int WINDOW = ATTENTIONS[KIND].window;
   // A window that begins within a chunk touches one more.
   constexpr int WINDOW_CHUNKS = ceil_div(WINDOW, CHUNK_KEYS * (CHUNKS_MAX - 1));
@@ -47,24 +48,24 @@ template <int KIND>
 struct Parts {
   static constexpr Attention A = ATTENTIONS[KIND];
   float* values;
-  Weighed* weighed;
+  Softmax* softmax;
 
   __device__ __forceinline__ Parts(const Memory& memory, int token, int head)
       : values(at<float>(memory.attention_parts)),
-        weighed(reinterpret_cast<Weighed*>(values + size_t{ATTENTION_PARTS<KIND>} * A.v_dim)) {
+        softmax(reinterpret_cast<Softmax*>(values + size_t{ATTENTION_PARTS<KIND>} * A.v_dim)) {
     const size_t first = (static_cast<size_t>(token) * A.q_heads + head) * ATTENTION_PARTS_MAX;
     values += first * A.v_dim;
-    weighed += first * Warps<KIND>::STRIPS;
+    softmax += first * Warps<KIND>::STRIPS;
   }
 };
 
 // Adds what a part already holds of a head.
-__device__ __forceinline__ void add_before(const Weighed before, const float4* place,
-                                           Weighed& weighed, float (&v)[8]) {
+__device__ __forceinline__ void merge_softmax(const Softmax before, const float4* place,
+                                           Softmax& softmax, float (&v)[8]) {
   const float4 low = place[0], high = place[1];
-  const float largest = fmaxf(before.largest, weighed.largest);
-  const float a = ptx::exp2(before.largest - largest), b = ptx::exp2(weighed.largest - largest);
-  weighed = {largest, a * before.sum + b * weighed.sum};
+  const float largest = fmaxf(before.largest, softmax.largest);
+  const float a = ptx::exp2(before.largest - largest), b = ptx::exp2(softmax.largest - largest);
+  softmax = {largest, a * before.sum + b * softmax.sum};
   const float other[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
   for (int i = 0; i < 8; i++) v[i] = a * other[i] + b * v[i];
@@ -73,7 +74,7 @@ __device__ __forceinline__ void add_before(const Weighed before, const float4* p
 // Keeps what a strip has of a tile's result, added to what the part already holds if it is
 // not new.
 template <int KIND>
-__device__ __forceinline__ void keep_part(const Cta& cta, const Tile& tile, int part, bool is_new,
+__device__ __forceinline__ void store_part(const Cta& cta, const Tile& tile, int part, bool is_new,
                                           int strip, TileSums& sums) {
   constexpr Attention A = ATTENTIONS[KIND];
   const int lane = cta.lane(), dim = strip * Warps<KIND>::VALUE_DIMS + lane % 4 * 8;
@@ -83,26 +84,26 @@ __device__ __forceinline__ void keep_part(const Cta& cta, const Tile& tile, int 
     const bool has = HeadTiles<KIND>::has(tile.first_head, in_tile);
     const Parts<KIND> parts(cta.memory, tile.token, tile.first_head + in_tile);
     float4* place = reinterpret_cast<float4*>(parts.values + part * A.v_dim + dim);
-    Weighed* relative = parts.weighed + strip * ATTENTION_PARTS_MAX + part;
+    Softmax* relative = parts.softmax + strip * ATTENTION_PARTS_MAX + part;
     float(&v)[8] = sums.values[row];
-    if (!is_new && has && dim < A.v_dim) add_before(*relative, place, sums.weighed[row], v);
+    if (!is_new && has && dim < A.v_dim) merge_softmax(*relative, place, sums.softmax[row], v);
     // All lanes have read what one of four writes.
     __syncwarp();
     if (has && dim < A.v_dim) {
       place[0] = make_float4(v[0], v[1], v[2], v[3]);
       place[1] = make_float4(v[4], v[5], v[6], v[7]);
     }
-    if (has && lane % 4 == 0) *relative = sums.weighed[row];
+    if (has && lane % 4 == 0) *relative = sums.softmax[row];
   }
 }
 
 // What the values of a head are multiplied by in the end; its sink has a share of the weights.
 template <int KIND>
-__device__ __forceinline__ float finish(const Weighed& weighed, float sink) {
-  if (!ATTENTIONS[KIND].sinks) return ptx::divide(1.0f, weighed.sum);
-  const float exponent = sink * ptx::LOG2_E, largest = fmaxf(weighed.largest, exponent);
-  const float factor = ptx::exp2(weighed.largest - largest);
-  return ptx::divide(factor, factor * weighed.sum + ptx::exp2(exponent - largest));
+__device__ __forceinline__ float softmax_scale(const Softmax& softmax, float sink) {
+  if (!ATTENTIONS[KIND].sinks) return ptx::divide(1.0f, softmax.sum);
+  const float exponent = sink * ptx::LOG2_E, largest = fmaxf(softmax.largest, exponent);
+  const float factor = ptx::exp2(softmax.largest - largest);
+  return ptx::divide(factor, factor * softmax.sum + ptx::exp2(exponent - largest));
 }
 
 // What a head's parts are relative to: a lane has the weight of part `lane`, counted from the
@@ -110,10 +111,10 @@ __device__ __forceinline__ float finish(const Weighed& weighed, float sink) {
 struct PartWeights {
   static constexpr int COUNT = ceil_div(ATTENTION_PARTS_MAX, 32);
   float weight;
-  Weighed total;
+  Softmax total;
 
-  __device__ __forceinline__ PartWeights(const Weighed* parts, int count, int first, int lane) {
-    Weighed own[COUNT];
+  __device__ __forceinline__ PartWeights(const Softmax* parts, int count, int first, int lane) {
+    Softmax own[COUNT];
     // Whatever is not there is another part that is, with no weight.
 #pragma unroll
     for (int i = 0; i < COUNT; i++) own[i] = parts[min(lane + 32 * i, count - 1)];
@@ -142,14 +143,14 @@ constexpr int RUN_PARTS = 8;
 constexpr int RUNS_MAX = ceil_div(ATTENTION_PARTS_MAX, RUN_PARTS);
 // Warps that share a head's runs: where heads are few, warps would be idle.
 template <bool ONE_TILE>
-constexpr int ADDING_WARPS = ONE_TILE ? CONSUMER_WARPS : 1;
-static_assert(CONSUMER_WARPS % ADDING_WARPS<true> == 0, "no warp is left over");
+constexpr int COMBINE_WARPS = ONE_TILE ? CONSUMER_WARPS : 1;
+static_assert(CONSUMER_WARPS % COMBINE_WARPS<true> == 0, "no warp is left over");
 
 // All consumers: WARPS of them add the `count` parts of a head, or of none. A lane has 4 dimensions
 // of each 128.
 template <int KIND, int WARPS>
-__device__ __forceinline__ void add_parts(const Cta& cta, SumMemory& scratch, const float* sinks,
-                                          int token, int head, int count) {
+__device__ __forceinline__ void combine_parts(const Cta& cta, SumMemory& scratch,
+                                              const float* sinks, int token, int head, int count) {
   constexpr Attention A = ATTENTIONS[KIND];
   // Runs that a warp loads at a time: of one tile, its registers also hold the output's first page.
   constexpr int RUNS = WARPS > 1 ? 1 : 2;
@@ -181,8 +182,8 @@ __device__ __forceinline__ void add_parts(const Cta& cta, SumMemory& scratch, co
         loaded[i] = ptx::load_l2(
             static_cast<const void*>(from + min(first + i, count - 1) * A.v_dim));
       const float sink = A.sinks ? ptx::load_l2(sinks + head) : 0;
-      const PartWeights weights(parts.weighed, count, first, lane);
-      factor = finish<KIND>(weights.total, sink);
+      const PartWeights weights(parts.softmax, count, first, lane);
+      factor = softmax_scale<KIND>(weights.total, sink);
 #pragma unroll
       for (int j = 0; j < RUNS; j++) {
         float4 sum = {};

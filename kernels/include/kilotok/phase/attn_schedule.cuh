@@ -2,8 +2,8 @@
 // which of them.
 #pragma once
 
-#include "kilotok/phase/attn_parts.cuh"
-#include "kilotok/walk/ring.cuh"
+#include "kilotok/phase/attn_combine.cuh"
+#include "kilotok/gemm/ring.cuh"
 
 namespace kilotok {
 
@@ -41,8 +41,8 @@ struct RowWork {
       first_chunk = chunks = tiles = 0;
       return;
     }
-    const Sight first = sight<KIND>(row, row.start, own);
-    const Sight last = sight<KIND>(row, row.start + row.count - 1, own);
+    const VisibleKeys first = visible_keys<KIND>(row, row.start, own);
+    const VisibleKeys last = visible_keys<KIND>(row, row.start + row.count - 1, own);
     first_chunk = first.first_chunk();
     // Where chunks grow within the row, the shorter ones are the most there can be.
     const uint32_t end = first.chunk_keys == last.chunk_keys ? last.end_chunk() : CHUNKS_MAX;
@@ -67,12 +67,12 @@ struct RowWork {
 };
 
 // Running sums of the rows' pairs, or units, of a kind of attention. They follow from the batch.
-struct PairSums {
+struct PairCounts {
   uint32_t before[TOKENS_MAX + 1];
   // CTAs that there are for each chunk.
   uint32_t shares;
 };
-using PairsByKind = PairSums[ATTENTION_KINDS];
+using PairsByKind = PairCounts[ATTENTION_KINDS];
 
 // A warp: the sum of all lanes.
 __device__ __forceinline__ uint32_t count_lanes(uint32_t count) {
@@ -88,7 +88,7 @@ __device__ __forceinline__ void count_pairs(const Cta& cta, PairsByKind& by_kind
                                             const HeldBatch& batch) {
   if constexpr (FIRST < END) {
     if (IN_CHUNKS<FIRST, OWN> && cta.warp() == FIRST % CONSUMER_WARPS) {
-      PairSums& sums = by_kind[FIRST];
+      PairCounts& sums = by_kind[FIRST];
       const int row_count = batch.counts.row_count;
       uint32_t before = 0, chunks = 0;
       for (int row = cta.lane(); STREAMED<FIRST> && row < row_count; row += 32)

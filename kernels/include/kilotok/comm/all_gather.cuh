@@ -5,7 +5,7 @@
 // read this: one set of places is enough.
 #pragma once
 
-#include "kilotok/comm/exchange.cuh"
+#include "kilotok/comm/all_reduce.cuh"
 
 namespace kilotok {
 
@@ -16,19 +16,19 @@ constexpr int RANK_LOGITS = VOCAB / RANKS;
 
 // Where a rank receives, behind the packets of exchanges: a flag of every rank, `[wanted, ranks]`
 // packets with a draft each, all logits.
-constexpr size_t FLAGS_PLACE = EXCHANGE_BYTES;
-constexpr size_t BESTS_PLACE = FLAGS_PLACE + 128;
-constexpr size_t LOGITS_PLACE = BESTS_PLACE + size_t{TOKENS_MAX} * RANKS * 16;
+constexpr size_t FLAGS_OFFSET = ALL_REDUCE_BYTES;
+constexpr size_t DRAFTS_OFFSET = FLAGS_OFFSET + 128;
+constexpr size_t LOGITS_OFFSET = DRAFTS_OFFSET + size_t{TOKENS_MAX} * RANKS * 16;
 constexpr size_t RECEIVER_BYTES =
-    RANKS == 1 ? EXCHANGE_BYTES
-               : LOGITS_PLACE + size_t{TOKENS_MAX} * LOGITS_STRIDE * sizeof(float);
+    RANKS == 1 ? ALL_REDUCE_BYTES
+               : LOGITS_OFFSET + size_t{TOKENS_MAX} * LOGITS_STRIDE * sizeof(float);
 static_assert(RANKS * sizeof(uint32_t) <= 128, "flags lie in a line of the cache");
 
-// Sends this rank's logits to all. A grid barrier comes between this and `await_logits`.
-__device__ __forceinline__ void send_logits(const Cta& cta, int wanted_count) {
+// Sends this rank's logits to all. A grid barrier comes between this and `finish_all_gather`.
+__device__ __forceinline__ void start_all_gather(const Cta& cta, int wanted_count) {
   if constexpr (RANKS == 1) return;
   const Memory& memory = cta.memory;
-  const Exchange& exchange = *at<const Exchange>(memory.exchange);
+  const Peers& peers = *at<const Peers>(memory.peers);
   const int rank = memory.rank;
   const float* own = at<const float>(memory.logits);
   for (int i = cta.index() * CONSUMERS + cta.thread(); i < wanted_count * RANK_LOGITS;
@@ -39,21 +39,21 @@ __device__ __forceinline__ void send_logits(const Cta& cta, int wanted_count) {
     // Every rank begins with itself, so that all links are busy.
 #pragma unroll
     for (int k = 0; k < RANKS; k++)
-      at<float>(exchange.receivers[(rank + k) % RANKS] + LOGITS_PLACE)[place] = logit;
+      at<float>(peers.receivers[(rank + k) % RANKS] + LOGITS_OFFSET)[place] = logit;
   }
   __threadfence_system();
 }
 
 // Waits until all ranks have sent their logits, the `number`-th time.
-__device__ __forceinline__ void await_logits(const Cta& cta, uint32_t number) {
+__device__ __forceinline__ void finish_all_gather(const Cta& cta, uint32_t number) {
   if constexpr (RANKS == 1) return;
-  const Exchange& exchange = *at<const Exchange>(cta.memory.exchange);
+  const Peers& peers = *at<const Peers>(cta.memory.peers);
   const int rank = cta.memory.rank, other = cta.thread();
   if (other < RANKS) {
     if (cta.index() == 0)
-      ptx::store_release_system(at<uint32_t>(exchange.receivers[other] + FLAGS_PLACE) + rank,
+      ptx::store_release_system(at<uint32_t>(peers.receivers[other] + FLAGS_OFFSET) + rank,
                                 number);
-    const uint32_t* flag = at<const uint32_t>(exchange.receivers[rank] + FLAGS_PLACE) + other;
+    const uint32_t* flag = at<const uint32_t>(peers.receivers[rank] + FLAGS_OFFSET) + other;
     wait_for(Waits::Peer, number, [&](uint32_t& missing) {
       missing = other;
       return ptx::load_acquire_system(flag) == number;
@@ -63,14 +63,14 @@ __device__ __forceinline__ void await_logits(const Cta& cta, uint32_t number) {
 }
 
 // A warp, a lane for each rank: the smallest of all ranks' keys for a wanted token.
-__device__ __forceinline__ uint64_t least_of_ranks(const Cta& cta, int wanted, uint64_t own,
+__device__ __forceinline__ uint64_t all_reduce_min(const Cta& cta, int wanted, uint64_t own,
                                                    uint32_t number) {
   if constexpr (RANKS == 1) return own;
   if (cta.lane() >= RANKS) return own;
-  const Exchange& exchange = *at<const Exchange>(cta.memory.exchange);
+  const Peers& peers = *at<const Peers>(cta.memory.peers);
   const int rank = cta.memory.rank, other = cta.lane();
   const auto place = [&](int to, int from) {
-    return at<char>(exchange.receivers[to] + BESTS_PLACE) + (wanted * RANKS + from) * 16;
+    return at<char>(peers.receivers[to] + DRAFTS_OFFSET) + (wanted * RANKS + from) * 16;
   };
   // What is in a packet may come one after the other: the last word says whether it is all there.
   const uint32_t low = own, high = own >> 32;

@@ -1,8 +1,8 @@
-// Values that CTAs hand each other one by one. Until one is written, its place holds NOT_YET, and
+// Values that CTAs hand each other one by one. Until one is written, its place holds EMPTY, and
 // whoever wants it looks until it does not: that takes half as long as a grid barrier and a load
 // behind it, which are four ways to L2 and back.
 //
-// Between its readers and its next writer a place becomes NOT_YET again, with a grid barrier before
+// Between its readers and its next writer a place becomes EMPTY again, with a grid barrier before
 // and one behind.
 #pragma once
 
@@ -12,12 +12,14 @@
 namespace kilotok {
 
 // Of four bytes, and of two: NaNs that no arithmetic yields.
-constexpr uint32_t NOT_YET = ~0u;
-constexpr uint16_t NOT_YET_HALF = 0xffff;
+constexpr uint32_t EMPTY = ~0u;
+constexpr uint16_t EMPTY_HALF = 0xffff;
 constexpr uint32_t SOME_NAN = 0x7fffffff;
 
-__device__ __forceinline__ bool is_there(uint32_t word) { return word != NOT_YET; }
-__device__ __forceinline__ bool is_there(float value) { return is_there(__float_as_uint(value)); }
+__device__ __forceinline__ bool is_published(uint32_t word) { return word != EMPTY; }
+__device__ __forceinline__ bool is_published(float value) {
+  return is_published(__float_as_uint(value));
+}
 
 // Not zero if a half of some words is zero: taking one away leaves it a sign where there was none.
 __device__ __forceinline__ uint32_t zero_halves(const uint4& words) {
@@ -31,25 +33,25 @@ __device__ __forceinline__ uint32_t missing_halves(const uint4& words) {
 }
 
 // What is written for a value.
-__device__ __forceinline__ uint32_t handed_word(float value) {
+__device__ __forceinline__ uint32_t published_word(float value) {
   const uint32_t bits = __float_as_uint(value);
-  return is_there(bits) ? bits : SOME_NAN;
+  return is_published(bits) ? bits : SOME_NAN;
 }
 
-__device__ __forceinline__ void hand_over(float* to, float value) {
-  ptx::store_l2(reinterpret_cast<uint32_t*>(to), handed_word(value));
+__device__ __forceinline__ void publish(float* to, float value) {
+  ptx::store_l2(reinterpret_cast<uint32_t*>(to), published_word(value));
 }
 
-// A value of an operand: BF16 has one NaN of arithmetic, which is not NOT_YET_HALF.
-__device__ __forceinline__ void hand_over_operand(char* row, int column, float value) {
+// A value of an operand: BF16 has one NaN of arithmetic, which is not EMPTY_HALF.
+__device__ __forceinline__ void publish_operand(char* row, int column, float value) {
   ptx::store_l2(reinterpret_cast<uint16_t*>(row + operand_offset(column)), ptx::to_bf16(value));
 }
 
 // A warp: calls `look`, which says whether a lane has all that it wants, until all lanes have; or
-// once, if values are not AWAITED because a barrier came before.
-template <bool AWAITED, class Look>
-__device__ __forceinline__ void look_for(Look look) {
-  if constexpr (AWAITED)
+// once, if values are not POLLED because a barrier came before.
+template <bool POLLED, class Look>
+__device__ __forceinline__ void poll(Look look) {
+  if constexpr (POLLED)
     wait_for(Waits::Value, 0, [&](uint32_t&) { return __all_sync(~0u, look()); });
   else
     look();

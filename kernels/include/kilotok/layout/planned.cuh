@@ -2,8 +2,8 @@
 // compiles. Included by the steps.
 #pragma once
 
-#include "kilotok/comm/gather.cuh"
-#include "kilotok/layout/places.cuh"
+#include "kilotok/comm/all_gather.cuh"
+#include "kilotok/layout/buffers.cuh"
 #include "kilotok/phase/router.cuh"
 
 namespace kilotok {
@@ -40,7 +40,7 @@ static_assert(planned::OWN_KEYS == per_token(OWN_KEY_VALUES * sizeof(uint16_t)),
 static_assert(planned::OWN_VALUES == per_token(OWN_VALUE_VALUES * sizeof(uint16_t)), "own_values");
 static_assert(planned::LOGITS == per_token(VOCAB_ROWS * sizeof(float)), "logits");
 static_assert(planned::LOGITS_STRIDE == LOGITS_STRIDE, "from a token's logits to the next one's");
-static_assert(RANKS == 1 || planned::LOGITS_PLACE == LOGITS_PLACE, "logits of all ranks");
+static_assert(RANKS == 1 || planned::LOGITS_OFFSET == LOGITS_OFFSET, "logits of all ranks");
 static_assert(planned::DRAFT_PARTS == per_token(PARTS_MAX * sizeof(uint64_t)), "draft_parts");
 static_assert(planned::RECEIVER == RECEIVER_BYTES, "receiver");
 

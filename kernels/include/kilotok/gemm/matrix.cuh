@@ -9,8 +9,8 @@
 #pragma once
 
 #include "kilotok/layout/chunk.cuh"
-#include "kilotok/walk/ring.cuh"
-#include "kilotok/walk/sums.cuh"
+#include "kilotok/gemm/ring.cuh"
+#include "kilotok/gemm/split_k.cuh"
 
 namespace kilotok {
 
@@ -67,8 +67,8 @@ __device__ __forceinline__ void produce(Ring& ring, uint64_t address, int first)
 #pragma unroll
       for (int i = 0; i < TOGETHER; i++) {
         if (i > 0 && unit + i * M::CTAS >= M::UNITS) break;
-        ring.open(steps * M::STEP_BYTES);
-        ring.bring(from + static_cast<size_t>(i) * M::CTAS * M::UNIT_BYTES + step * M::STEP_BYTES,
+        ring.acquire(steps * M::STEP_BYTES);
+        ring.fetch(from + static_cast<size_t>(i) * M::CTAS * M::UNIT_BYTES + step * M::STEP_BYTES,
                    0, steps * M::STEP_BYTES);
         ring.next();
       }
@@ -92,11 +92,11 @@ struct OperandPages {
 #pragma unroll 1
     for (int first = 0; first < M::STEPS; first += PAGE_STEPS) {
       const int steps = smaller(PAGE_STEPS, M::STEPS - first);
-      ring.open(steps * STEP_BYTES);
+      ring.acquire(steps * STEP_BYTES);
 #pragma unroll 1
       for (int i = 0; i < steps; i++) {
         const int step = (i + ptx::cta_index()) % steps;
-        ring.bring_operand(from + (first + step) * STEP_BYTES, step * STEP_BYTES, STEP_BYTES);
+        ring.fetch_operand(from + (first + step) * STEP_BYTES, step * STEP_BYTES, STEP_BYTES);
       }
       ring.next();
     }
@@ -127,7 +127,7 @@ struct Multiplier {
     const int part = cta.warp() % M::COLUMN_WARPS;
 #pragma unroll
     for (int first = 0; first < M::STEPS; first += Pages::PAGE_STEPS) {
-      const uint32_t page = ring.take();
+      const uint32_t page = ring.wait();
 #pragma unroll
       for (int i = 0; i < smaller(Pages::PAGE_STEPS, M::STEPS - first); i++)
         held[first + i][0].load_shared(page + cta.lane() / 4 * 64, i * M::COLUMN_WARPS + part,
@@ -141,12 +141,12 @@ struct Multiplier {
   }
 
   // Steps come one after the other; `ahead` is at the page of the last one.
-  static __device__ __forceinline__ void bring(const Cta& cta, Ring& ahead, int step,
+  static __device__ __forceinline__ void fetch(const Cta& cta, Ring& ahead, int step,
                                                Chunk<M::FORMAT>& chunk) {
     const int in_page = step % M::PAGE_STEPS;
     if (in_page == 0) {
       if (step > 0) ahead.next();
-      ahead.take();
+      ahead.wait();
     }
     chunk.load(ahead.page() + in_page * M::STEP_BYTES + cta.warp() * M::CHUNK_BYTES, cta.lane());
   }
@@ -155,13 +155,13 @@ struct Multiplier {
     // A chunk is brought while the one before is multiplied.
     Ring ahead = ring;
     Chunk<M::FORMAT> chunk;
-    bring(cta, ahead, 0, chunk);
+    fetch(cta, ahead, 0, chunk);
 #pragma unroll(HELD ? M::STEPS : 1)
     for (int step = 0; step < M::STEPS; step++) {
       OperandChunk x[1];
       if constexpr (!HELD) load(cta, step, x);
       Chunk<M::FORMAT> next = chunk;
-      if (step + 1 < M::STEPS) bring(cta, ahead, step + 1, next);
+      if (step + 1 < M::STEPS) fetch(cta, ahead, step + 1, next);
       if constexpr (HELD)
         chunk.multiply(acc, held[step]);
       else
@@ -185,13 +185,13 @@ struct WeightsAhead {
   // Of a CTA that has units.
   __device__ __forceinline__ void begin(const Cta& cta, Ring& ring) {
 #pragma unroll
-    for (int step = 0; step < COUNT; step++) bring(cta, ring, step);
+    for (int step = 0; step < COUNT; step++) fetch(cta, ring, step);
   }
 
   // Those of a unit's step. Behind a page's last one it goes back.
-  __device__ __forceinline__ void bring(const Cta& cta, Ring& ring, int step) {
+  __device__ __forceinline__ void fetch(const Cta& cta, Ring& ring, int step) {
     const int in_page = step % PAGE_STEPS;
-    if (in_page == 0) ring.take();
+    if (in_page == 0) ring.wait();
     chunks[step % COUNT].load(
         ring.page() + in_page * M::STEP_BYTES + cta.warp() * M::CHUNK_BYTES, cta.lane());
     if (in_page == PAGE_STEPS - 1 || step == M::STEPS - 1) ring.release(cta.lane());
@@ -205,7 +205,7 @@ struct WeightsAhead {
 #pragma unroll
     for (int step = 0; step < M::STEPS; step++) {
       chunks[step % COUNT].multiply(acc, held[step]);
-      if (step + COUNT < M::STEPS || more) bring(cta, ring, (step + COUNT) % M::STEPS);
+      if (step + COUNT < M::STEPS || more) fetch(cta, ring, (step + COUNT) % M::STEPS);
     }
   }
 };
@@ -270,7 +270,7 @@ struct TilesMultiplier {
 #pragma unroll 1
     for (int first = 0; first < M::STEPS; first += STEPS_AHEAD) {
       const int in_page = first % M::PAGE_STEPS;
-      if (in_page == 0) take(ring, count, pages);
+      if (in_page == 0) wait_pages(ring, count, pages);
 #pragma unroll
       for (int i = 0; i < STEPS_AHEAD * STEP_PIECES; i++) {
         if (first + i / STEP_PIECES >= M::STEPS || !has(i % STEP_PIECES)) break;
@@ -313,13 +313,13 @@ struct TilesMultiplier {
   }
 
   // Of a unit that there is not, the one before it: nobody wants what comes of it.
-  static __device__ __forceinline__ void take(const Ring& ring, int count,
+  static __device__ __forceinline__ void wait_pages(const Ring& ring, int count,
                                               uint32_t (&pages)[TOGETHER]) {
     Ring ahead = ring;
 #pragma unroll
     for (int unit = 0; unit < TOGETHER; unit++) {
       if (unit > 0 && unit < count) ahead.next();
-      pages[unit] = ahead.take();
+      pages[unit] = ahead.wait();
     }
   }
 
@@ -341,15 +341,15 @@ struct TilesMultiplier {
 // values to `use(unit, row tile, tile, lane, values)`: rows g and g + 8 of tokens 2q and 2q + 1, of
 // a unit among those that were multiplied together.
 template <class M, int TILES, class Use>
-__device__ __forceinline__ void add_warps(const Cta& cta, SumMemory& sums,
+__device__ __forceinline__ void reduce_warps(const Cta& cta, SumMemory& sums,
                                           const typename TilesMultiplier<M, TILES>::Acc& acc,
                                           int tiles, Use use) {
   constexpr int PLACES = TILES * UNITS_TOGETHER<M, TILES>;
-  constexpr int AT_ONCE = smaller(PLACES, SUM_PLACES), ROUNDS = PLACES / AT_ONCE;
+  constexpr int AT_ONCE = smaller(PLACES, SUM_STAGES), ROUNDS = PLACES / AT_ONCE;
   // In each round other threads add, and they use it in the end: what one waits for then, all wait
   // for at once.
-  constexpr int ADDERS = M::ROW_TILES * AT_ONCE * 32, TURNS = CONSUMERS / ADDERS;
-  const int turn = cta.thread() / ADDERS, row_tile = cta.thread() % ADDERS / (AT_ONCE * 32);
+  constexpr int REDUCERS = M::ROW_TILES * AT_ONCE * 32, TURNS = CONSUMERS / REDUCERS;
+  const int turn = cta.thread() / REDUCERS, row_tile = cta.thread() % REDUCERS / (AT_ONCE * 32);
   const int rest = cta.thread() % (AT_ONCE * 32);
   float4 added[ceil_div(ROUNDS, TURNS)] = {};
 #pragma unroll
@@ -365,7 +365,7 @@ __device__ __forceinline__ void add_warps(const Cta& cta, SumMemory& sums,
     }
     cta.sync();
     if (turn == round % TURNS)
-      added[round / TURNS] = Sums::add_parts<M::COLUMN_WARPS>(
+      added[round / TURNS] = Sums::sum_parts<M::COLUMN_WARPS>(
           sums.parts + row_tile * M::COLUMN_WARPS * AT_ONCE * 32 + rest, AT_ONCE * 32);
   }
 #pragma unroll
@@ -378,7 +378,7 @@ __device__ __forceinline__ void add_warps(const Cta& cta, SumMemory& sums,
 
 // Multiplies this CTA's units with so many tiles, or fewer.
 template <class M, int TILES, class RowOf, class Prepare, class Use>
-__device__ __forceinline__ void multiply_tiles(const Cta& cta, Ring& ring, SumMemory& sums,
+__device__ __forceinline__ void gemm_tiles(const Cta& cta, Ring& ring, SumMemory& sums,
                                                uint64_t operand, int row_bytes, int first,
                                                RowOf row_of, Prepare prepare, Use use) {
   using Multiply = TilesMultiplier<M, TILES>;
@@ -393,7 +393,7 @@ __device__ __forceinline__ void multiply_tiles(const Cta& cta, Ring& ring, SumMe
     typename Multiply::Acc acc = {};
     multiplier.units(ring, count, acc);
     if (unit + STRIDE < M::UNITS) multiplier.begin();
-    add_warps<M, TILES>(cta, sums, acc, row_of.tiles(),
+    reduce_warps<M, TILES>(cta, sums, acc, row_of.tiles(),
                         [&](int which, int row_tile, int tile, int lane, const float4& values) {
                           if (which < count)
                             use(unit + which * M::CTAS, row_tile, tile, lane, values);
@@ -402,19 +402,19 @@ __device__ __forceinline__ void multiply_tiles(const Cta& cta, Ring& ring, SumMe
 }
 
 // Multiplies this CTA's units with one tile.
-template <class M, class RowOf, class Meet, class Prepare>
-__device__ __forceinline__ void multiply_tile(const Cta& cta, Ring& ring, Sums& sums,
+template <class M, class RowOf, class WaitInput, class Prepare>
+__device__ __forceinline__ void gemm_tile(const Cta& cta, Ring& ring, Sums& sums,
                                               uint64_t operand, int row_bytes, int first,
-                                              RowOf row_of, Meet meet, Prepare prepare) {
+                                              RowOf row_of, WaitInput wait_input, Prepare prepare) {
   // `product(unit, acc)` multiplies one unit.
-  const auto walk = [&](auto product) {
+  const auto each_unit = [&](auto product) {
     prepare(cta);
     cta.sync();
 #pragma unroll 1
     for (int unit = first; unit < M::UNITS; unit += M::CTAS) {
       float acc[1][4] = {};
       product(unit, acc);
-      sums.put(cta, acc[0]);
+      sums.push(cta, acc[0]);
     }
     sums.drain(cta);
   };
@@ -422,17 +422,17 @@ __device__ __forceinline__ void multiply_tile(const Cta& cta, Ring& ring, Sums& 
   if constexpr (IS_HELD<M>) {
     WeightsAhead<M> ahead = {};
     if (has_units) ahead.begin(cta, ring);
-    meet();
+    wait_input();
     if (!has_units) return;
     const Multiplier<M, true> multiplier(cta, operand, row_bytes, row_of);
-    walk([&](int unit, float(&acc)[1][4]) {
+    each_unit([&](int unit, float(&acc)[1][4]) {
       ahead.unit(cta, ring, multiplier.held, unit + M::CTAS < M::UNITS, acc);
     });
   } else {
-    meet();
+    wait_input();
     if (!has_units) return;
     const Multiplier<M, false> multiplier(cta, operand, row_bytes, row_of);
-    walk([&](int, float(&acc)[1][4]) { multiplier.unit(cta, ring, acc); });
+    each_unit([&](int, float(&acc)[1][4]) { multiplier.unit(cta, ring, acc); });
   }
 }
 
@@ -442,19 +442,19 @@ __device__ __forceinline__ void multiply_tile(const Cta& cta, Ring& ring, Sums& 
 // sums' memory. `prepare` is called by all consumers while the operand is on its way; what
 // it leaves in shared memory, `use` sees. `row_of(column)` is the operand row of a column of the
 // batch, which has `row_of.tiles()` tiles.
-template <class M, int TILES, class RowOf, class Meet, class Prepare, class Use>
-__device__ __forceinline__ void multiply(const Cta& cta, Ring& ring, Sums& sums, uint64_t operand,
-                                         int row_bytes, int first, RowOf row_of, Meet meet,
-                                         Prepare prepare, Use use) {
+template <class M, int TILES, class RowOf, class WaitInput, class Prepare, class Use>
+__device__ __forceinline__ void gemm(const Cta& cta, Ring& ring, Sums& sums, uint64_t operand,
+                                     int row_bytes, int first, RowOf row_of, WaitInput wait_input,
+                                     Prepare prepare, Use use) {
   if constexpr (TILES == 1) {
-    multiply_tile<M>(cta, ring, sums, operand, row_bytes, first, row_of, meet, prepare);
+    gemm_tile<M>(cta, ring, sums, operand, row_bytes, first, row_of, wait_input, prepare);
   } else {
-    meet();
+    wait_input();
     if (first >= M::UNITS) return;
     if (row_of.tiles() == 2)
-      multiply_tiles<M, 2>(cta, ring, sums.memory, operand, row_bytes, first, row_of, prepare, use);
+      gemm_tiles<M, 2>(cta, ring, sums.memory, operand, row_bytes, first, row_of, prepare, use);
     else
-      multiply_tiles<M, TILES>(cta, ring, sums.memory, operand, row_bytes, first, row_of, prepare,
+      gemm_tiles<M, TILES>(cta, ring, sums.memory, operand, row_bytes, first, row_of, prepare,
                                use);
   }
 }
@@ -462,7 +462,7 @@ __device__ __forceinline__ void multiply(const Cta& cta, Ring& ring, Sums& sums,
 // Adders: the other half of `multiply`. What `use` needs from afar it asks for before the sums are
 // there, unless only they tell that others have written it: `early` says so.
 template <class M, class Use>
-__device__ __forceinline__ void add(const Cta& cta, Sums& sums, int first, int tiles, Use use,
+__device__ __forceinline__ void epilogue(const Cta& cta, Sums& sums, int first, int tiles, Use use,
                                     bool early = true) {
   if (tiles > 1) return;
 #pragma unroll 1
@@ -470,11 +470,11 @@ __device__ __forceinline__ void add(const Cta& cta, Sums& sums, int first, int t
     if constexpr (requires { use.ahead(unit, 0, 0); }) {
       if (!early) sums.wait();
       const auto ahead = use.ahead(unit, 0, cta.lane());
-      sums.take<M>(cta, [&](int, int tile, int lane, const float4& values) {
+      sums.reduce<M>(cta, [&](int, int tile, int lane, const float4& values) {
         use.store(unit, tile, lane, values, ahead);
       });
     } else {
-      sums.take<M>(cta, [&](int row_tile, int tile, int lane, const float4& values) {
+      sums.reduce<M>(cta, [&](int row_tile, int tile, int lane, const float4& values) {
         use(unit, row_tile, tile, lane, values);
       });
     }

@@ -1,45 +1,45 @@
 // What ranks say to each other: sums of their parts, logits and likeliest drafts, checked and
 // timed. One GPU for each rank, with peer access to the others:
 //
-//   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -DEXCHANGE_RANKS=8 -I kernels \
-//     -I kernels/include -I kernels/models/slice kernels/harness/exchange.cu -o exchange
-//   ./exchange            checks and times
-//   ./exchange check      checks alone, for compute-sanitizer
-//   ./exchange lost       launches the first rank alone: it must give up, and say for whom
+//   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -DCOLLECTIVE_RANKS=8 -I kernels \
+//     -I kernels/include -I kernels/models/slice kernels/harness/collectives.cu -o collectives
+//   ./collectives            checks and times
+//   ./collectives check      checks alone, for compute-sanitizer
+//   ./collectives lost       launches the first rank alone: it must give up, and say for whom
 //
 // Where there are fewer GPUs, ranks share them, if they fit; the three that are compiled in when no
 // number is given fit one. That is checked, not timed. Sums must have the bits of BF16 parts added
 // in F32 in the order of ranks, at every rank; parts differ so much in size that another order
 // would give others. Logits and drafts must be those that were sent. Everything is done many times
 // in a row, in one launch and in the next. Returns 1 if anything is wrong.
-#ifndef EXCHANGE_RANKS
-#define EXCHANGE_RANKS 3
+#ifndef COLLECTIVE_RANKS
+#define COLLECTIVE_RANKS 3
 #endif
-#define HARNESS_RANKS EXCHANGE_RANKS
+#define HARNESS_RANKS COLLECTIVE_RANKS
 #include "ranks.h"
 
 #include <memory>
 
 #include "bench.h"
-#include "kilotok/comm/gather.cuh"
+#include "kilotok/comm/all_gather.cuh"
 
 namespace bench {
 
 using namespace kilotok;
-static_assert(RANKS > 1 && RANKS <= RANKS_MAX, "there is somebody to exchange with");
+static_assert(RANKS > 1 && RANKS <= RANKS_MAX, "one rank has no peers");
 
-struct ExchangeWork {
+struct CollectiveWork {
   // `Memory` of each rank of this GPU.
   uint64_t memories;
   int token_count, repeats;
-  // Exchanges and gatherings that earlier launches did.
-  uint32_t exchanges, gathered;
+  // All-reduces and all-gathers that earlier launches did.
+  uint32_t collectives, gathered;
   // By rank of this GPU F32 `[repeats][token_count][HIDDEN]` if sums are to be kept; so for logits,
   // `[repeats][token_count][VOCAB]`, and drafts, `[repeats][token_count][RANKS]`, if there are any.
   uint64_t sums, logits, drafts;
 };
 
-struct ExchangeShared {
+struct CollectiveShared {
   Memory memory;
   StreamMemory stream;
 };
@@ -80,7 +80,8 @@ __device__ __forceinline__ void keep_sums(const Cta& cta, const StreamMemory& st
 }
 
 // Sends and receives the logits and drafts of all tokens, and keeps them.
-__device__ __forceinline__ void gather(Cta& cta, const ExchangeWork& work, int repeat, int place) {
+__device__ __forceinline__ void gather(Cta& cta, const CollectiveWork& work, int repeat,
+                                       int place) {
   const Memory& memory = cta.memory;
   const int count = work.token_count, stride = GRID * CONSUMERS;
   const int first = cta.index() * CONSUMERS + cta.thread();
@@ -89,13 +90,13 @@ __device__ __forceinline__ void gather(Cta& cta, const ExchangeWork& work, int r
     at<float>(memory.logits)[i / RANK_LOGITS * VOCAB_ROWS + i % RANK_LOGITS] =
         logit_of(repeat, i / RANK_LOGITS, own + i % RANK_LOGITS);
   cta.sync_grid();
-  send_logits(cta, count);
+  start_all_gather(cta, count);
   cta.sync_grid();
   const uint32_t number = work.gathered + repeat + 1;
-  await_logits(cta, number);
+  finish_all_gather(cta, number);
   const size_t kept = (static_cast<size_t>(place) * work.repeats + repeat) * count;
   const float* received =
-      at<const float>(at<const Exchange>(memory.exchange)->receivers[memory.rank] + LOGITS_PLACE);
+      at<const float>(at<const Peers>(memory.peers)->receivers[memory.rank] + LOGITS_OFFSET);
   for (int i = first; i < count * RANK_LOGITS * RANKS; i += stride) {
     const int token = i / (RANK_LOGITS * RANKS), id = i % (RANK_LOGITS * RANKS);
     at<float>(work.logits)[(kept + token) * VOCAB + id] =
@@ -103,7 +104,7 @@ __device__ __forceinline__ void gather(Cta& cta, const ExchangeWork& work, int r
   }
   for (int token = cta.index(); cta.warp() == 0 && token < count; token += GRID) {
     const uint64_t mine = draft_of(static_cast<int>(memory.rank), repeat, token);
-    const uint64_t theirs = least_of_ranks(cta, token, mine, number);
+    const uint64_t theirs = all_reduce_min(cta, token, mine, number);
     if (cta.lane() < RANKS)
       at<uint64_t>(work.drafts)[(kept + token) * RANKS + cta.lane()] = theirs;
   }
@@ -116,23 +117,23 @@ constexpr int SHARING = RANKS <= 3 ? RANKS : 2;
 
 // Row `blockIdx.y` of the grid is a rank.
 __global__ void __launch_bounds__(CONSUMERS, SHARING)
-    exchanges(const __grid_constant__ ExchangeWork work) {
-  ExchangeShared& shared = *reinterpret_cast<ExchangeShared*>(asked_memory());
+    collectives(const __grid_constant__ CollectiveWork work) {
+  CollectiveShared& shared = *reinterpret_cast<CollectiveShared*>(asked_memory());
   const int place = blockIdx.y;
   Words<sizeof(Memory)>(work.memories + place * sizeof(Memory)).store(&shared.memory);
   __syncthreads();
   const Memory& memory = shared.memory;
   if (threadIdx.x == 0)
-    cta_place = Place::begin(memory.fault, memory.wait_max_ms, memory.rank);
-  shared.stream.bring_exchange(memory);
+    wait_context = WaitContext::begin(memory.fault, memory.wait_max_ms, memory.rank);
+  shared.stream.fetch_peers(memory);
   __syncthreads();
-  Cta cta(memory, work.exchanges);
+  Cta cta(memory, work.collectives);
   for (int i = 0; i < work.repeats; i++) {
     if (work.logits != 0) gather(cta, work, i, place);
     if (is_owner(cta)) {
       // Sums that nobody keeps are the next parts: they only take time.
       if (work.sums != 0 || i == 0) fill_parts(cta, shared.stream, i, work.token_count);
-      exchange(cta, shared.stream, work.token_count);
+      all_reduce(cta, shared.stream, work.token_count);
       cta.sync();
       const size_t kept = static_cast<size_t>(place) * work.repeats + i;
       if (work.sums != 0)
@@ -149,7 +150,7 @@ struct Gpu {
   Buffers buffers;
   std::vector<Memory> memories;
   uint64_t barriers;
-  ExchangeWork work = {};
+  CollectiveWork work = {};
   cudaEvent_t start, end;
 
   Gpu(int device, int first_rank, int rank_count, uint32_t wait_ms)
@@ -173,8 +174,8 @@ struct Gpu {
 // All ranks, on as many GPUs as there are.
 struct Ranks {
   std::vector<std::unique_ptr<Gpu>> gpus;
-  Exchange receivers = {};
-  uint32_t exchanged = 0, gathered = 0;
+  Peers receivers = {};
+  uint32_t reduced = 0, gathered = 0;
 
   Ranks(int gpu_count, uint32_t wait_ms) {
     for (int i = 0; i < gpu_count; i++) {
@@ -195,12 +196,12 @@ struct Ranks {
         }
         CHECK(cudaDeviceEnablePeerAccess(other->index, 0));
       }
-      const uint64_t exchange = gpu->buffers.put(std::vector<Exchange>{receivers});
-      for (Memory& m : gpu->memories) m.exchange = exchange;
+      const uint64_t peers = gpu->buffers.put(std::vector<Peers>{receivers});
+      for (Memory& m : gpu->memories) m.peers = peers;
       gpu->work.memories = gpu->buffers.put(gpu->memories);
       // So that no code has to be brought while another GPU waits.
-      CHECK(cudaFuncSetAttribute(exchanges, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(sizeof(ExchangeShared))));
+      CHECK(cudaFuncSetAttribute(collectives, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(sizeof(CollectiveShared))));
     }
   }
 
@@ -211,7 +212,7 @@ struct Ranks {
       Gpu& gpu = *gpus[i];
       gpu.work.token_count = token_count;
       gpu.work.repeats = repeats;
-      gpu.work.exchanges = exchanged;
+      gpu.work.collectives = reduced;
       gpu.work.gathered = gathered;
       CHECK(cudaSetDevice(gpu.index));
       CHECK(cudaMemset(at<void>(gpu.barriers), 0, size_t{COUNTERS} * COUNTER_BYTES * gpu.count));
@@ -223,11 +224,11 @@ struct Ranks {
       const dim3 grid(gathers ? GRID : OWNER_UNITS, gpu.count);
       CHECK(cudaSetDevice(gpu.index));
       CHECK(cudaEventRecord(gpu.start));
-      CHECK(cudaLaunchCooperativeKernel(exchanges, grid, dim3(CONSUMERS), arguments,
-                                        sizeof(ExchangeShared), nullptr));
+      CHECK(cudaLaunchCooperativeKernel(collectives, grid, dim3(CONSUMERS), arguments,
+                                        sizeof(CollectiveShared), nullptr));
       CHECK(cudaEventRecord(gpu.end));
     }
-    exchanged += repeats;
+    reduced += repeats;
     gathered += gathers ? repeats : 0;
   }
 
@@ -247,7 +248,7 @@ struct Ranks {
     const size_t count = size_t{1} * repeats * token_count;
     for (auto& gpu : gpus) {
       CHECK(cudaSetDevice(gpu->index));
-      ExchangeWork& work = gpu->work;
+      CollectiveWork& work = gpu->work;
       work.sums = gpu->buffers.take(count * gpu->count * HIDDEN * 4);
       work.logits = gathers ? gpu->buffers.take(count * gpu->count * VOCAB * 4) : 0;
       work.drafts = gathers ? gpu->buffers.take(count * gpu->count * RANKS * 8) : 0;
@@ -304,7 +305,7 @@ bool check(Ranks& ranks) {
     int token_count, repeats;
     bool gathers;
   };
-  // Odd numbers of exchanges, so that launches begin at either set of places.
+  // Odd numbers of all-reduces, so that launches begin at either set of places.
   for (const Case& c : {Case{TILE_TOKENS, 9, false}, Case{TOKENS_MAX, 3, false},
                         Case{1, 5, true}, Case{TILE_TOKENS, 3, true}}) {
     ranks.keep(c.token_count, c.repeats, c.gathers);
@@ -322,7 +323,7 @@ bool check(Ranks& ranks) {
 void time(Ranks& ranks) {
   for (int tokens : {1, TILE_TOKENS, TOKENS_MAX}) {
     const double us = best_us(2000, [&](int repeats) { return ranks.launch(tokens, repeats); });
-    std::printf("  %d tokens, %.0f KB of BF16, %d ranks: %.2f us an exchange\n", tokens,
+    std::printf("  %d tokens, %.0f KB of BF16, %d ranks: %.2f us an all-reduce\n", tokens,
                 tokens * HIDDEN * 2 / 1024.0, RANKS, us);
   }
 }

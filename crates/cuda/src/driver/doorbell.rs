@@ -12,7 +12,7 @@ const LINE_WORDS: usize = 32;
 
 /// Numbers count chains: bursts of work on all ranks' streams, each of which begins when the bell
 /// has been rung for it.
-pub(crate) struct Bell {
+pub(crate) struct Doorbell {
     words: Pinned,
 }
 
@@ -21,7 +21,7 @@ pub(crate) fn reached(seen: u32, number: u32) -> bool {
     seen.wrapping_sub(number).cast_signed() >= 0
 }
 
-impl Bell {
+impl Doorbell {
     /// Not rung; nobody has heard or ended chain 1.
     pub(crate) fn new(devices: &[Arc<Device>]) -> Result<Arc<Self>> {
         let bytes = (1 + devices.len()) * LINE_WORDS * size_of::<u32>();
@@ -34,9 +34,9 @@ impl Bell {
     }
 
     /// The last chain that a rank has begun, and the last that it has ended: its results are there.
-    pub(crate) fn told(&self, rank: usize) -> (u32, u32) {
-        let [heard, ended] = Self::of_rank(rank);
-        (self.word(heard).load(Ordering::Acquire), self.word(ended).load(Ordering::Acquire))
+    pub(crate) fn progress(&self, rank: usize) -> (u32, u32) {
+        let [acknowledged, ended] = Self::of_rank(rank);
+        (self.word(acknowledged).load(Ordering::Acquire), self.word(ended).load(Ordering::Acquire))
     }
 
     /// Makes the stream of a rank wait for this number.
@@ -45,7 +45,7 @@ impl Bell {
     }
 
     /// The address of the word in which a rank tells what number it has heard.
-    pub(crate) fn heard_address(&self, rank: usize) -> u64 {
+    pub(crate) fn acknowledge_address(&self, rank: usize) -> u64 {
         self.words.word_address(Self::of_rank(rank)[0])
     }
 
@@ -60,17 +60,18 @@ impl Bell {
         number: u32,
         start: impl FnOnce() -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
-        let mut quiet = quiet();
+        let mut quiet = dismiss_pending();
         // Some of it may wait even if it does not start on every rank.
-        *quiet.waiting = Some(Waiting { bell: self.clone(), number });
+        *quiet.waiting = Some(PendingChain { doorbell: self.clone(), number });
         start()
     }
 
     /// Rings for the chain that waits, when `prepare` is done. If somebody has dismissed it
     /// meanwhile, neither happens and this is false.
     pub(crate) fn answer(self: &Arc<Self>, number: u32, prepare: impl FnOnce()) -> bool {
-        let own =
-            |waiting: &mut Waiting| waiting.number == number && Arc::ptr_eq(&waiting.bell, self);
+        let own = |waiting: &mut PendingChain| {
+            waiting.number == number && Arc::ptr_eq(&waiting.doorbell, self)
+        };
         let mut waiting = waiting();
         let found = waiting.take_if(own);
         if found.is_some() {
@@ -91,34 +92,34 @@ impl Bell {
 }
 
 /// A chain that was started ahead: until its plan is written it does nothing when it is rung for.
-struct Waiting {
-    bell: Arc<Bell>,
+struct PendingChain {
+    doorbell: Arc<Doorbell>,
     number: u32,
 }
 
 /// The one that waits, of all engines of the process: they may share a GPU, and then a driver's
 /// function that waits for all that the GPU does.
-static WAITING: Mutex<Option<Waiting>> = Mutex::new(None);
+static PENDING: Mutex<Option<PendingChain>> = Mutex::new(None);
 
-fn waiting() -> MutexGuard<'static, Option<Waiting>> {
-    WAITING.lock().unwrap_or_else(PoisonError::into_inner)
+fn waiting() -> MutexGuard<'static, Option<PendingChain>> {
+    PENDING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// While this is there, nothing waits for a bell: everything that was started ends by itself.
-pub(crate) struct Quiet {
-    waiting: MutexGuard<'static, Option<Waiting>>,
+pub(crate) struct NothingPending {
+    waiting: MutexGuard<'static, Option<PendingChain>>,
     /// Goes after the lock, which it wants if it was the bell's last user.
-    _dismissed: Option<Waiting>,
+    _dismissed: Option<PendingChain>,
 }
 
 /// Dismisses what waits.
-pub(crate) fn quiet() -> Quiet {
+pub(crate) fn dismiss_pending() -> NothingPending {
     let mut waiting = waiting();
     let dismissed = waiting.take();
-    if let Some(Waiting { bell, number }) = &dismissed {
-        bell.ring(*number);
+    if let Some(PendingChain { doorbell, number }) = &dismissed {
+        doorbell.ring(*number);
     }
-    Quiet { waiting, _dismissed: dismissed }
+    NothingPending { waiting, _dismissed: dismissed }
 }
 
 #[cfg(test)]

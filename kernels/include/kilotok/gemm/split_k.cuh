@@ -7,26 +7,26 @@ namespace kilotok {
 
 // Sums of single tiles of tokens that consumers add at a time, or that wait for the adders: one for
 // each adder, and one that the consumers fill meanwhile.
-constexpr int SUM_PLACES = 4;
+constexpr int SUM_STAGES = 4;
 // With the producer they are four warps, which is how registers change hands; and an owner's unit
 // has three row tiles, one for each.
-constexpr int ADDER_WARPS = 3;
+constexpr int EPILOGUE_WARPS = 3;
 
 // Memory for whatever a phase needs while it runs. The most is what the router takes: 24 KB of
-// sums, and behind them 48 rows of the stream of 64 tokens (phase/stream.cuh).
+// sums, and behind them 48 rows of the stream of 64 tokens (phase/add_rms_norm.cuh).
 constexpr int SCRATCH_BYTES = 36864;
 
 // Where the warps' sums meet, `[places][warps][lanes]`, or `[warps][places][lanes]`; those of a
 // head's parts as `[heads][runs][lanes]`. They are at the beginning of the scratch memory.
 struct SumMemory {
   union {
-    float4 parts[SUM_PLACES * CONSUMER_WARPS * 32];
+    float4 parts[SUM_STAGES * CONSUMER_WARPS * 32];
     alignas(16) char scratch[SCRATCH_BYTES];
   };
-  alignas(8) uint64_t full[SUM_PLACES];
-  alignas(8) uint64_t empty[SUM_PLACES];
+  alignas(8) uint64_t full[SUM_STAGES];
+  alignas(8) uint64_t empty[SUM_STAGES];
   // Whose sums they are, where that is not known beforehand.
-  int units[SUM_PLACES];
+  int units[SUM_STAGES];
 };
 
 // In place of a unit, that there are no more.
@@ -49,21 +49,21 @@ struct Sums {
 
   // One thread, before any other uses them.
   __device__ __forceinline__ void init() const {
-    for (int i = 0; i < SUM_PLACES; i++) {
+    for (int i = 0; i < SUM_STAGES; i++) {
       ptx::mbarrier_init(full + 8 * i, CONSUMER_WARPS * ptx::WARP_ARRIVALS);
-      ptx::mbarrier_init(empty + 8 * i, ADDER_WARPS * ptx::WARP_ARRIVALS);
+      ptx::mbarrier_init(empty + 8 * i, EPILOGUE_WARPS * ptx::WARP_ARRIVALS);
     }
   }
 
   __device__ __forceinline__ void next() {
-    if (++stage == SUM_PLACES) {
+    if (++stage == SUM_STAGES) {
       stage = 0;
       parity ^= 1;
     }
   }
 
   // Consumers: hand over a warp's sums.
-  __device__ __forceinline__ void put(const Cta& cta, const float (&v)[4], int unit = 0) {
+  __device__ __forceinline__ void push(const Cta& cta, const float (&v)[4], int unit = 0) {
     wait_mbarrier(Waits::Sums, empty + 8 * stage, parity ^ 1);
     if (cta.thread() == 0) memory.units[stage] = unit;
     memory.parts[(stage * CONSUMER_WARPS + cta.warp()) * 32 + cta.lane()] =
@@ -76,7 +76,7 @@ struct Sums {
   __device__ __forceinline__ void drain(const Cta& cta) const {
     Sums ahead = *this;
 #pragma unroll 1
-    for (int i = 0; i < SUM_PLACES; i++) {
+    for (int i = 0; i < SUM_STAGES; i++) {
       wait_mbarrier(Waits::Sums, empty + 8 * ahead.stage, ahead.parity ^ 1);
       ahead.next();
     }
@@ -89,7 +89,7 @@ struct Sums {
   }
 
   // Adders: have what they waited for put aside.
-  __device__ __forceinline__ void leave(const Cta& cta) {
+  __device__ __forceinline__ void release(const Cta& cta) {
     ptx::mbarrier_arrive_warp(empty + 8 * stage, cta.lane());
     next();
   }
@@ -97,22 +97,23 @@ struct Sums {
   // Adders: take the sums of the next unit, `use(row tile, 0, lane, values)`: rows g and g + 8 of
   // tokens 2q and 2q + 1.
   template <class M, class Use>
-  __device__ __forceinline__ void take(const Cta& cta, Use use) {
+  __device__ __forceinline__ void reduce(const Cta& cta, Use use) {
     wait();
-    const int adder = cta.warp() - CONSUMER_WARPS - 1;
+    const int epilogue_warp = cta.warp() - CONSUMER_WARPS - 1;
     // One adder does a unit of one row tile; the units take turns.
-    const bool mine = M::ROW_TILES == 1 ? stage % ADDER_WARPS == adder : adder < M::ROW_TILES;
+    const bool mine =
+        M::ROW_TILES == 1 ? stage % EPILOGUE_WARPS == epilogue_warp : epilogue_warp < M::ROW_TILES;
     if (mine) {
-      const int row_tile = M::ROW_TILES == 1 ? 0 : adder;
+      const int row_tile = M::ROW_TILES == 1 ? 0 : epilogue_warp;
       const float4* parts =
           memory.parts + (stage * CONSUMER_WARPS + row_tile * M::COLUMN_WARPS) * 32 + cta.lane();
-      use(row_tile, 0, cta.lane(), add_parts<M::COLUMN_WARPS>(parts, 32));
+      use(row_tile, 0, cta.lane(), sum_parts<M::COLUMN_WARPS>(parts, 32));
     }
-    leave(cta);
+    release(cta);
   }
 
   template <int COUNT>
-  static __device__ __forceinline__ float4 add_parts(const float4* parts, int stride) {
+  static __device__ __forceinline__ float4 sum_parts(const float4* parts, int stride) {
     float4 sum = parts[0];
 #pragma unroll
     for (int part = 1; part < COUNT; part++) {

@@ -11,7 +11,7 @@
 // barrier or where an operand is counted, and then another exchange with the rank that sends it.
 #pragma once
 
-#include "kilotok/phase/stream.cuh"
+#include "kilotok/phase/add_rms_norm.cuh"
 
 namespace kilotok {
 
@@ -19,7 +19,7 @@ constexpr int PACKET_VALUES = 8;
 constexpr int TOKEN_PACKETS = OWNER_ROWS / PACKET_VALUES;
 static_assert(OWNER_ROWS % PACKET_VALUES == 0, "packets are full");
 constexpr int UNIT_PACKETS = TOKENS_MAX * TOKEN_PACKETS;
-constexpr size_t EXCHANGE_BYTES = size_t{2} * RANKS * OWNER_UNITS * UNIT_PACKETS * 16;
+constexpr size_t ALL_REDUCE_BYTES = size_t{2} * RANKS * OWNER_UNITS * UNIT_PACKETS * 16;
 
 __device__ __forceinline__ size_t packet_offset(uint32_t number, int from, int unit, int packet) {
   return (((number & 1) * size_t{RANKS} + from) * OWNER_UNITS + unit) * UNIT_PACKETS * 16 +
@@ -43,11 +43,11 @@ __device__ __forceinline__ void add_packet(float (&sum)[PACKET_VALUES], const ui
 }
 
 // Owners: replaces `stream.part` by the sum of all ranks' parts.
-__device__ __forceinline__ void exchange(Cta& cta, StreamMemory& stream, int token_count) {
+__device__ __forceinline__ void all_reduce(Cta& cta, StreamMemory& stream, int token_count) {
   if constexpr (RANKS == 1) return;
-  cta.exchanges++;
+  cta.collectives++;
   const Memory& memory = cta.memory;
-  const uint32_t number = cta.exchanges;
+  const uint32_t number = cta.collectives;
   const int rank = memory.rank, unit = cta.index(), count = token_count * TOKEN_PACKETS;
   cta.sync();
   auto values_of = [&](int packet) {
@@ -57,13 +57,13 @@ __device__ __forceinline__ void exchange(Cta& cta, StreamMemory& stream, int tok
 #pragma unroll 1
   for (int i = cta.thread(); i < count * (RANKS - 1); i += CONSUMERS) {
     const int packet = i % count, to = (rank + 1 + i / count) % RANKS;
-    ptx::store_system(at<char>(stream.exchange.receivers[to]) +
+    ptx::store_system(at<char>(stream.peers.receivers[to]) +
                           packet_offset(number, rank, unit, packet),
                       make_packet(values_of(packet)));
   }
   // Nobody replaces what another still has to send.
   cta.sync();
-  char* own = at<char>(stream.exchange.receivers[rank]);
+  char* own = at<char>(stream.peers.receivers[rank]);
   for (int packet = cta.thread(); packet < count; packet += CONSUMERS) {
     uint4 packets[RANKS];
     wait_for(Waits::Peer, number, [&](uint32_t& missing) {
@@ -88,7 +88,7 @@ __device__ __forceinline__ void exchange(Cta& cta, StreamMemory& stream, int tok
 #pragma unroll
     for (int i = 0; i < PACKET_VALUES; i++) values[i] = sum[i];
   }
-  cta.stamp(Stamp::Exchange);
+  cta.stamp(Stamp::AllReduce);
 }
 
 }  // namespace kilotok

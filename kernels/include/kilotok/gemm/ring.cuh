@@ -51,17 +51,17 @@ struct Ring {
   }
 
   // Producer: waits for a free page that is to receive so many bytes, of such a unit.
-  __device__ __forceinline__ void open(uint32_t bytes, int unit = 0) const {
+  __device__ __forceinline__ void acquire(uint32_t bytes, int unit = 0) const {
     wait_mbarrier(Waits::FreePage, empty + 8 * stage, parity ^ 1);
     ptx::store_shared_word(units + 4 * stage, unit);
     ptx::mbarrier_expect(full + 8 * stage, bytes);
   }
 
   // Producer: brings a part of the open page: weights, or an operand, which all CTAs bring.
-  __device__ __forceinline__ void bring(const void* from, uint32_t offset, uint32_t bytes) const {
+  __device__ __forceinline__ void fetch(const void* from, uint32_t offset, uint32_t bytes) const {
     ptx::bulk_copy_once(page() + offset, from, bytes, full + 8 * stage);
   }
-  __device__ __forceinline__ void bring_operand(const void* from, uint32_t offset,
+  __device__ __forceinline__ void fetch_operand(const void* from, uint32_t offset,
                                                 uint32_t bytes) const {
     ptx::bulk_copy(page() + offset, from, bytes, full + 8 * stage);
   }
@@ -69,14 +69,14 @@ struct Ring {
   __device__ __forceinline__ uint32_t page() const { return pages + stage * PAGE_BYTES; }
 
   // Consumers: waits for the next page; its address.
-  __device__ __forceinline__ uint32_t take() const {
+  __device__ __forceinline__ uint32_t wait() const {
     wait_mbarrier(Waits::Page, full + 8 * stage, parity);
     return page();
   }
 
   // Consumers: waits for the next page; its unit.
-  __device__ __forceinline__ int take_unit() const {
-    take();
+  __device__ __forceinline__ int wait_unit() const {
+    wait();
     return ptx::load_shared_word(units + 4 * stage);
   }
 

@@ -1,5 +1,5 @@
 //! How many bytes every buffer of a rank takes: the host's side of
-//! `kernels/include/kilotok/walk/matrix.cuh` and `layout/places.cuh`. The generated header carries
+//! `kernels/include/kilotok/gemm/matrix.cuh` and `layout/buffers.cuh`. The generated header carries
 //! these numbers, and the kernels do not compile where theirs differ.
 
 use std::fmt::Write;
@@ -49,7 +49,7 @@ const LINE_VALUES: usize = 32;
 const F32: usize = size_of::<f32>();
 const BF16: usize = 2;
 
-/// A matrix as the kernels walk it, see `walk/matrix.cuh`.
+/// A matrix as the kernels walk it, see `gemm/matrix.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Matrix {
     pub(crate) format: WeightFormat,
@@ -301,7 +301,7 @@ pub(crate) struct Working {
     pub(crate) fused: usize,
     pub(crate) logits: usize,
     pub(crate) draft_parts: usize,
-    /// Where a rank receives, see `comm/exchange.cuh` and `comm/gather.cuh`.
+    /// Where a rank receives, see `comm/all_reduce.cuh` and `comm/all_gather.cuh`.
     pub(crate) receiver: usize,
     /// Where in it the logits of all ranks are, if there are several.
     pub(crate) gathered: Option<usize>,
@@ -368,12 +368,12 @@ impl Working {
 fn receiver(constants: &Constants) -> (usize, Option<usize>) {
     let (ranks, tokens) = (constants.launch.ranks, constants.launch.tokens_max);
     let token_packets = OWNER_ROWS / PACKET_VALUES;
-    let exchange =
+    let all_reduce =
         PACKET_SETS * ranks * constants.owner_units() * tokens * token_packets * PACKET_BYTES;
     if ranks == 1 {
-        return (exchange, None);
+        return (all_reduce, None);
     }
-    let gathered = exchange + FLAGS_BYTES + tokens * ranks * PACKET_BYTES;
+    let gathered = all_reduce + FLAGS_BYTES + tokens * ranks * PACKET_BYTES;
     (gathered + tokens * constants.logits_stride() * F32, Some(gathered))
 }
 
@@ -413,7 +413,7 @@ pub(crate) fn planned(constants: &Constants, working: &Working) -> String {
         ("LOGITS", working.logits),
         ("LOGITS_STRIDE", constants.logits_stride()),
         // Of several ranks alone.
-        ("LOGITS_PLACE", working.gathered.unwrap_or(0)),
+        ("LOGITS_OFFSET", working.gathered.unwrap_or(0)),
         ("DRAFT_PARTS", working.draft_parts),
         ("RECEIVER", working.receiver),
         ("BATCH_TOKENS", batch.tokens),

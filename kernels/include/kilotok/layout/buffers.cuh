@@ -1,8 +1,8 @@
 // Where values lie in the buffers of a step. Sizes follow from the model's constants; the host
-// plans the memory with the same formulas (crates/cuda/src/places.rs).
+// plans the memory with the same formulas (crates/cuda/src/buffers.rs).
 #pragma once
 
-#include "kilotok/walk/matrix.cuh"
+#include "kilotok/gemm/matrix.cuh"
 
 namespace kilotok {
 
@@ -80,7 +80,7 @@ struct HeadTiles {
     return in_tile < GROUP - first_head % GROUP;
   }
   // Of a dimension of a head: its place among a token's queries.
-  static __device__ __forceinline__ int query_place(int head, int dim) {
+  static __device__ __forceinline__ int query_offset(int head, int dim) {
     const int tile = head / GROUP * COUNT + head % GROUP / TILE_HEADS;
     const int row = head % GROUP % TILE_HEADS, half = tile * STEPS * 2 + dim / 32 * 2 + dim % 8 / 4;
     const int lane = row % 8 * 4 + dim % 32 / 8;
@@ -115,16 +115,16 @@ __host__ __device__ constexpr int key_in_group(int position, int dim) {
 
 // `place` counts positions of a K/V head, page after page. Where its group begins; a dimension.
 template <int DIMS>
-__host__ __device__ constexpr size_t group_place(uint32_t place) {
+__host__ __device__ constexpr size_t group_offset(uint32_t place) {
   return size_t{place / GROUP_KEYS} * (GROUP_KEYS * DIMS);
 }
 template <int DIMS>
-__host__ __device__ constexpr size_t value_place(uint32_t place, int dim) {
-  return group_place<DIMS>(place) + value_in_group<DIMS>(place % GROUP_KEYS, dim);
+__host__ __device__ constexpr size_t value_offset(uint32_t place, int dim) {
+  return group_offset<DIMS>(place) + value_in_group<DIMS>(place % GROUP_KEYS, dim);
 }
 template <int DIMS>
-__host__ __device__ constexpr size_t key_place(uint32_t place, int dim) {
-  return group_place<DIMS>(place) + key_in_group<DIMS>(place % GROUP_KEYS, dim);
+__host__ __device__ constexpr size_t key_offset(uint32_t place, int dim) {
+  return group_offset<DIMS>(place) + key_in_group<DIMS>(place % GROUP_KEYS, dim);
 }
 
 // Attention sums over chunks of keys at fixed positions, each of which leaves a part; `phase/attn`
