@@ -48,7 +48,7 @@ abi_struct! {
         pub row_count: u32,
         /// Tokens after which logits are needed.
         pub wanted_count: u32,
-        /// Exchanges between ranks so far, or more, on all ranks the same.
+        /// Collectives between ranks so far, or more, on all ranks the same.
         pub collectives: u32,
     }
 }

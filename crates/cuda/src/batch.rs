@@ -113,7 +113,7 @@ impl DeviceBatch {
         })
     }
 
-    /// What a kernel is told of the batch, after so many exchanges between ranks.
+    /// What a kernel is told of the batch, after so many collectives.
     pub(crate) fn header(&self, collectives: u32) -> Header {
         Header {
             token_count: self.tokens.len() as u32,

@@ -35,7 +35,7 @@ pub struct CudaEngine {
     pub(crate) host: HostMemory,
     /// Rows of one draft; 0 without a drafter.
     pub(crate) draft_rows: usize,
-    /// Exchanges between ranks so far, or more, and in a launch at most.
+    /// Collectives between ranks so far, or more, and in a launch at most.
     pub(crate) collectives: u32,
     pub(crate) collectives_max: u32,
     pub(crate) doorbell: Arc<Doorbell>,

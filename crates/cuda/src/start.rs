@@ -307,7 +307,7 @@ impl HostMemory {
 }
 
 /// Of a launch: one after the embedding or the fusion of taps, two in each layer. It is odd, as is
-/// what every launch really does: so the last exchange of one and the first of the next have
+/// what every launch really does: so the last collective of one and the first of the next have
 /// different places, which `kernels/include/kilotok/comm/all_reduce.cuh` wants of any two in a row.
 /// Between steps, of which some leave out launches, the host waits for all ranks.
 fn collectives_max(constants: &Constants) -> u32 {

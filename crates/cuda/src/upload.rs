@@ -74,7 +74,7 @@ impl Places {
         }
     }
 
-    /// Launches of a step that exchange between ranks.
+    /// Launches of a step that have collectives.
     pub(crate) fn passes(&self) -> usize {
         2 + self.drafts.len()
     }
@@ -262,7 +262,7 @@ impl Upload {
     }
 
     /// Writes everything but the lists, which lie at `lists`. The first of the launches comes after
-    /// so many exchanges between ranks, each other one after so many more.
+    /// so many collectives, each other one after so many more.
     pub(crate) fn write(
         &self,
         places: &Places,

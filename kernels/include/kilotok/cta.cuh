@@ -1,9 +1,9 @@
-// One CTA of the persistent kernel: who its threads are, and how they meet.
+// One CTA of the persistent kernel: its warp roles, and the grid barrier.
 //
-// Twelve consumer warps compute. One producer warp walks the same phases ahead of them and brings
-// weights into the ring; three adder warps walk behind them, add what the consumers' warps computed
-// of one unit, and put it to use. All functions of a phase are called by every consumer thread, if
-// they do not say otherwise, and by no other.
+// CTAs are warp-specialised. Twelve consumer warps compute. One producer warp runs ahead of them
+// and copies weights into the ring buffer. Three epilogue warps follow, reduce the consumers'
+// split-K partial sums of one unit, and store the result. All functions of a phase are called by
+// every consumer thread, if they do not say otherwise, and by no other.
 #pragma once
 
 #include "kilotok/comm/wait.cuh"
@@ -37,7 +37,7 @@ static_assert(static_cast<int>(Counter::Operands) + 1 == COUNTERS, "each has its
 
 struct Cta {
   const Memory& memory;
-  // Exchanges between ranks begun.
+  // Collectives between ranks begun.
   uint32_t collectives;
   int thread_index;
 
@@ -56,7 +56,7 @@ struct Cta {
     return reinterpret_cast<uint32_t*>(memory.barrier + static_cast<int>(which) * COUNTER_BYTES);
   }
 
-  // One thread: counts one more, of whom all is seen that it wrote or has seen.
+  // A release increment by one thread.
   __device__ __forceinline__ void count(Counter which) const {
     ptx::add_release(counter(which), 1);
   }

@@ -1,4 +1,4 @@
-//! Output projection, the exchange between ranks, and the residual.
+//! Output projection, the all-reduce over ranks, and the residual.
 
 use std::slice;
 

@@ -1,7 +1,7 @@
 //! The fused operations of a step, one file each, in the order in which a step runs them.
 //!
 //! Activations are F32, `[tokens, width]`, row-major. A phase that ranks share computes each
-//! rank's part in turn and adds the parts in rank order, as the exchange between GPUs does.
+//! rank's part in turn and adds the parts in rank order, as the all-reduce between GPUs does.
 
 pub(crate) mod attn;
 pub(crate) mod attn_in;

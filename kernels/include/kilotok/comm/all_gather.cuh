@@ -1,8 +1,8 @@
-// What all ranks must have of each other to choose tokens: the logits of the wanted tokens, of
-// which each rank computes those of its part of the vocabulary, and the likeliest drafts.
+// All-gather of the wanted tokens' logits, of which each rank computes those of its part of the
+// vocabulary; and the argmax over ranks of drafts.
 //
-// A rank sends the next time when an exchange came between, which the others answer once they have
-// read this: one set of places is enough.
+// A rank sends the next time when an all-reduce came between, which the others answer once they
+// have read this: one set of places is enough.
 #pragma once
 
 #include "kilotok/comm/all_reduce.cuh"
@@ -14,7 +14,7 @@ constexpr int LOGITS_STRIDE = align_up(VOCAB, 16);
 // Logits of one rank.
 constexpr int RANK_LOGITS = VOCAB / RANKS;
 
-// Where a rank receives, behind the packets of exchanges: a flag of every rank, `[wanted, ranks]`
+// Where a rank receives, behind the packets of all-reduces: a flag of every rank, `[wanted, ranks]`
 // packets with a draft each, all logits.
 constexpr size_t FLAGS_OFFSET = ALL_REDUCE_BYTES;
 constexpr size_t DRAFTS_OFFSET = FLAGS_OFFSET + 128;

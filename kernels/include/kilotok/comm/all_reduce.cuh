@@ -1,14 +1,14 @@
-// The sum over ranks of what is to be added to the stream: every owner sends its part to the same
+// All-reduce of what is to be added to the residual stream: every owner sends its part to the same
 // CTA of every other rank, and adds what it receives, in rank order, so that all ranks get the same
 // bits. Parts travel as BF16 in packets of 16 bytes: nothing is fenced, for each value says of
 // itself whether it is there. A place is empty while it holds a zero, so zeros travel as negative
 // ones, and who has read a packet empties its place.
 //
-// A rank is at most one exchange ahead of another, for its next one needs the other's packets; so
-// two sets of places are enough, if two exchanges in a row have different ones, also from one
-// launch to the next: `[2][ranks][owner units][packets]` at every receiver, by an exchange's
+// A rank is at most one collective ahead of another, for its next one needs the other's packets; so
+// two sets of places are enough, if two all-reduces in a row have different ones, also from one
+// launch to the next: `[2][ranks][owner units][packets]` at every receiver, by a collective's
 // number. Between the emptying of a place and its next packet lie a release of this CTA, at a grid
-// barrier or where an operand is counted, and then another exchange with the rank that sends it.
+// barrier or where an operand is counted, and then another all-reduce with the rank that sends it.
 #pragma once
 
 #include "kilotok/phase/add_rms_norm.cuh"

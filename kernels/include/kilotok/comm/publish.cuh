@@ -1,6 +1,6 @@
-// Values that CTAs hand each other one by one. Until one is written, its place holds EMPTY, and
-// whoever wants it looks until it does not: that takes half as long as a grid barrier and a load
-// behind it, which are four ways to L2 and back.
+// Publish and poll: values that one CTA passes to others without a barrier. An unwritten location
+// holds the sentinel EMPTY, and readers poll it until it does not. That takes half as long as a
+// grid barrier and a load behind it, which are four round trips to L2.
 //
 // Between its readers and its next writer a place becomes EMPTY again, with a grid barrier before
 // and one behind.

@@ -1,9 +1,9 @@
-// A matrix times the tokens of a batch. The matrix lies in *units*: 16 * ROW_TILES rows of all
-// columns, the chunks of which the consumer warps share, warp w = row tile * COLUMN_WARPS + part of
-// the columns. In step s a warp multiplies chunk s * COLUMN_WARPS + part, so a unit is
-// `[steps][warps][chunk]`, one contiguous run of pages, and a warp always meets the same columns:
-// with one tile of tokens their operands stay in registers for the whole matrix. Those of several
-// come from L2 for every unit, or for every two, anew.
+// GEMM of a weight matrix and a batch of tokens, split-K over the warps of a CTA. The matrix lies
+// in *units*: 16 * ROW_TILES rows of all columns, the chunks of which the consumer warps share,
+// warp w = row tile * COLUMN_WARPS + part of the columns. In step s a warp multiplies chunk s *
+// COLUMN_WARPS + part, so a unit is `[steps][warps][chunk]`, one contiguous run of pages, and a
+// warp always meets the same columns: with one tile of tokens their operands stay in registers for
+// the whole matrix. Those of several come from L2 for every unit, or for every two, anew.
 //
 // The sum over columns has one order, whatever the number of tokens: steps, then warps.
 #pragma once

@@ -1,6 +1,6 @@
-// The ring of pages in shared memory through which all weights come. The producer fills pages in
-// the order in which the consumers will ask for them, as far ahead as the ring is long, across
-// phases and grid barriers.
+// The ring buffer of pages in shared memory through which all weights come, on mbarriers. The
+// producer fills pages in the order in which the consumers will ask for them, as far ahead as the
+// ring is long, across phases and grid barriers.
 #pragma once
 
 #include "kilotok/cta.cuh"

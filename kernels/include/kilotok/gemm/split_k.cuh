@@ -1,4 +1,5 @@
-// Where sums meet that the consumer warps have computed of one unit, each over its own columns.
+// Split-K partial sums: each consumer warp sums one unit over its own columns; epilogue warps
+// reduce.
 #pragma once
 
 #include "kilotok/cta.cuh"

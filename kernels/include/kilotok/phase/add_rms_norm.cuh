@@ -1,8 +1,9 @@
 // The residual stream. CTA c owns rows 48c to 48c + 47 of it, in shared memory, F32, for all
 // tokens; every rank holds all of it. Whatever adds to the stream ends here.
 //
-// The next norm is not applied but prepared: x times the norm's weights goes out as an operand, the
-// sum of squares beside it, and who multiplies scales its products by 1 / rms, which is the same.
+// Adding fuses with the next RMSNorm, whose scale is deferred: x times the norm's weights is
+// written as an operand with its sum of squares beside it, and the GEMM that reads it scales its
+// products by 1 / rms, which is the same.
 #pragma once
 
 #include "kilotok/comm/publish.cuh"

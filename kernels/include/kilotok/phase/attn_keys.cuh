@@ -155,7 +155,7 @@ struct HeldKeys {
                                               uint32_t position, bool before) {
     const int dim = smaller(warps.strip * Warps<KIND>::VALUE_DIMS + lane / 4 * 4, A.v_dim - 4);
     const auto* from = reinterpret_cast<const uint16_t*>(source.values);
-    // All exchanges come before the first load, on which they would wait.
+    // All shuffles come before the first load, on which they would wait.
     uint32_t piece_places[SHARE];
 #pragma unroll
     for (int i = 0; i < SHARE; i++)

@@ -37,7 +37,7 @@ __device__ __forceinline__ uint64_t warp_min_key(uint64_t key) {
   return key;
 }
 
-// Consumers. `number` is that of an exchange which no other wait of the same kind has had.
+// Consumers. `number` is that of a collective which no other wait of the same kind has had.
 __device__ __noinline__ void argmax_drafts(Cta cta, DraftScratch& scratch, int wanted_count,
                                            uint32_t number) {
   uint64_t* found = at<uint64_t>(cta.memory.draft_parts);
