@@ -1,4 +1,4 @@
-// Feed-forward networks, experts and dense ones, with consumers, producer and adders as in a step:
+// Feed-forward networks, experts and dense ones, with all warp roles, as in a step:
 // checks inner values and sums against double precision, and times them. Needs a GPU:
 //
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -I kernels -I kernels/include \

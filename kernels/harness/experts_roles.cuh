@@ -1,4 +1,4 @@
-// Networks of the narrow pass in a row, with consumers, producer and adders as in a step.
+// Networks of the narrow pass in a row, with consumers, producer and epilogue as in a step.
 #pragma once
 
 #include "roles.cuh"

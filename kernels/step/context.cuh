@@ -40,7 +40,7 @@ struct TapRows {
   }
 };
 
-// Consumers and adders alike: this rank's rows of the fused context.
+// Consumers and epilogue: this rank's rows of the fused context.
 struct StoreFused {
   float* fused;
   int token_count;

@@ -1,5 +1,5 @@
 // A pass over the layers: what consumers compute and, in the same order, what the producer brings
-// and the adders add. Grid barriers separate the phases, or waits for single values
+// and the epilogue add. Grid barriers separate the phases, or waits for single values
 // (comm/publish.cuh); the ring runs ahead across them, up to the experts, whose list is known only
 // when the router has spoken.
 #pragma once
@@ -40,7 +40,7 @@ struct Shared {
   // Of this layer and the next, whichever part they are of.
   LayerMemory layers[2];
   PairsByKind pairs;
-  // Completed when a network's routes are there, and when producer and adders need them no
+  // Completed when a network's routes are there, and when producer and epilogue need them no
   // more: a warp that is late must not miss one.
   alignas(8) uint64_t routes_ready;
   alignas(8) uint64_t routes_free;
@@ -109,7 +109,7 @@ __device__ __forceinline__ void begin_rms_norm_before(const Cta& cta, Shared& sh
 struct Warp {
   Shared& shared;
   Cta cta;
-  // Of producer and adders: where they are, and how often they routes_free of routes. Consumers
+  // Of producer and epilogue: where they are, and how often they routes_free of routes. Consumers
   // keep theirs in shared memory.
   Ring ring;
   Sums sums;
@@ -132,7 +132,7 @@ struct Warp {
     ptx::mbarrier_arrive_met<CONSUMERS>(ptx::shared_address(&shared.routes_ready), cta.thread());
   }
 
-  // Producer and adders: wait until the next routes are there; say when they may go.
+  // Producer and epilogue warps: wait until the next routes are there; say when they may go.
   __device__ __forceinline__ void wait_routes() {
     wait_mbarrier(Waits::Routes, ptx::shared_address(&shared.routes_ready), routed_count++ & 1);
   }
@@ -485,7 +485,7 @@ __device__ __forceinline__ void produce_layers(Warp& w) {
   }
 }
 
-// Adders: a network of experts.
+// Epilogue: a network of experts.
 template <int KIND, int TILES>
 __device__ __forceinline__ void epilogue_experts(Warp& w) {
   Cta& cta = w.cta;
@@ -502,7 +502,7 @@ __device__ __forceinline__ void epilogue_experts(Warp& w) {
   });
 }
 
-// Adders: the same, behind the consumers.
+// Epilogue: the same, behind the consumers.
 template <bool DRAFT, int TILES>
 __device__ __forceinline__ void epilogue_layers(Warp& w) {
   using P = Part<DRAFT>;

@@ -15,7 +15,7 @@ namespace kilotok {
 constexpr int CONSUMER_WARPS = 12;
 constexpr int CONSUMERS = CONSUMER_WARPS * 32;
 constexpr int THREADS = CONSUMERS + 128;
-// Of 128 each, producer and adders leave some to the consumers.
+// Of 128 each, producer and epilogue leave some to the consumers.
 constexpr int CONSUMER_REGISTERS = 152;
 constexpr int HELPER_REGISTERS = 56;
 

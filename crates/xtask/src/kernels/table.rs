@@ -9,8 +9,8 @@ const HEAD: &str = "\
 By kernel and model, for sm_90a, as nvcc ";
 const REST: &str = " compiles them. Made by `cargo xtask kernels --update`;
 `cargo xtask kernels` fails where spills are more than here. Registers are what a launch reserves
-for each thread; of them producer and adders hand some to the consumers, whose code is compiled for
-as many. Stack, spills and shared memory are in bytes.
+for each thread; of them producer and epilogue hand some to the consumers, whose code is compiled
+for as many. Stack, spills and shared memory are in bytes.
 
 | model | kernel | registers | stack | spill stores | spill loads | shared |
 |---|---|---|---|---|---|---|

@@ -436,9 +436,10 @@ __device__ __forceinline__ void gemm_tile(const Cta& cta, Ring& ring, Sums& sums
   }
 }
 
-// Multiplies this CTA's units, from `first` on. With one tile the adders put the sums to use (they
-// call `add`), with more the consumers do: `use(unit, row tile, tile, lane, values)`. `meet` waits
-// until the operand is written; every CTA calls it, also one without units, and it may use the
+// Multiplies this CTA's units, from `first` on. With one tile the epilogue warps use the sums (they
+// call `epilogue`), with more the consumers do: `use(unit, row tile, tile, lane, values)`.
+// `wait_input` waits until the operand is written; every CTA calls it, also one
+// without units, and it may use the
 // sums' memory. `prepare` is called by all consumers while the operand is on its way; what
 // it leaves in shared memory, `use` sees. `row_of(column)` is the operand row of a column of the
 // batch, which has `row_of.tiles()` tiles.
@@ -459,7 +460,7 @@ __device__ __forceinline__ void gemm(const Cta& cta, Ring& ring, Sums& sums, uin
   }
 }
 
-// Adders: the other half of `multiply`. What `use` needs from afar it asks for before the sums are
+// Epilogue: the other half of `gemm`. What `use` needs from afar it asks for before the sums are
 // there, unless only they tell that others have written it: `early` says so.
 template <class M, class Use>
 __device__ __forceinline__ void epilogue(const Cta& cta, Sums& sums, int first, int tiles, Use use,

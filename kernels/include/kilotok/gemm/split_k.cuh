@@ -6,8 +6,8 @@
 
 namespace kilotok {
 
-// Sums of single tiles of tokens that consumers add at a time, or that wait for the adders: one for
-// each adder, and one that the consumers fill meanwhile.
+// Sums of single tiles of tokens that consumers add at a time, or that await the epilogue: one for
+// each epilogue warp, and one that the consumers fill meanwhile.
 constexpr int SUM_STAGES = 4;
 // With the producer they are four warps, which is how registers change hands; and an owner's unit
 // has three row tiles, one for each.
@@ -33,7 +33,7 @@ struct SumMemory {
 // In place of a unit, that there are no more.
 constexpr int NO_UNIT = -1;
 
-// Sums of single tiles on their way from the consumers to the adder warps, which add them and put
+// Sums of single tiles on their way from the consumers to the epilogue warps, which add and put
 // them to use while the consumers are at the next unit. Each side has its own.
 struct Sums {
   SumMemory& memory;
@@ -83,25 +83,25 @@ struct Sums {
     }
   }
 
-  // Adders: wait for the sums of the next unit; which it is.
+  // Epilogue: wait for the sums of the next unit; which it is.
   __device__ __forceinline__ int wait() const {
     wait_mbarrier(Waits::Sums, full + 8 * stage, parity);
     return memory.units[stage];
   }
 
-  // Adders: have what they waited for put aside.
+  // Epilogue: have what they waited for put aside.
   __device__ __forceinline__ void release(const Cta& cta) {
     ptx::mbarrier_arrive_warp(empty + 8 * stage, cta.lane());
     next();
   }
 
-  // Adders: take the sums of the next unit, `use(row tile, 0, lane, values)`: rows g and g + 8 of
+  // Epilogue: take the sums of the next unit, `use(row tile, 0, lane, values)`: rows g and g + 8 of
   // tokens 2q and 2q + 1.
   template <class M, class Use>
   __device__ __forceinline__ void reduce(const Cta& cta, Use use) {
     wait();
     const int epilogue_warp = cta.warp() - CONSUMER_WARPS - 1;
-    // One adder does a unit of one row tile; the units take turns.
+    // One epilogue warp does a unit of one row tile; the units take turns.
     const bool mine =
         M::ROW_TILES == 1 ? stage % EPILOGUE_WARPS == epilogue_warp : epilogue_warp < M::ROW_TILES;
     if (mine) {

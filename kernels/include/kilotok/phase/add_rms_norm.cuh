@@ -144,7 +144,7 @@ __device__ __forceinline__ void add_rms_norm(const Cta& cta, StreamMemory& strea
   publish(squares_of(memory, next.reader, cta.thread()) + cta.index(), square);
 }
 
-// Adders and consumers alike: puts a lane's sums of an owner's rows into `stream.part`.
+// Epilogue and consumers: puts a lane's sums of an owner's rows into `stream.part`.
 struct StorePart {
   StreamMemory& stream;
 

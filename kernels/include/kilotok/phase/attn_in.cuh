@@ -47,7 +47,7 @@ struct ProjectionUse {
       : kind(k), page_group(group), value_scale(scale) {}
 };
 
-// Adders and consumers alike: what becomes of products whose rows lie in pairs.
+// Epilogue and consumers: what becomes of products whose rows lie in pairs.
 template <int KIND>
 struct StoreHeads {
   static constexpr Attention A = ATTENTIONS[KIND];

@@ -10,7 +10,7 @@ namespace kilotok {
 template <int KIND>
 constexpr bool IS_DENSE = FEED_FORWARDS[KIND].experts == 0;
 
-// Consumers and adders alike: the inner operand.
+// Consumers and epilogue: the inner operand.
 template <int KIND>
 struct StoreInner {
   const Memory& memory;

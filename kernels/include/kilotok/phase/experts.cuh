@@ -129,7 +129,7 @@ __device__ __forceinline__ void gate_up(const Cta& cta, Ring& ring, Sums& sums) 
   sums.drain(cta);
 }
 
-// Adders: write silu(gate) * up * weight.
+// Epilogue: write silu(gate) * up * weight.
 template <int KIND>
 __device__ __forceinline__ void epilogue_gate_up(const Cta& cta, Sums& sums,
                                                  const StreamMemory& stream, const Routes& routes,
@@ -285,7 +285,7 @@ struct ExpertsAhead {
   }
 };
 
-// Owners: sum the experts; the adders put the sums into `stream.part`.
+// Owners: sum the experts; the epilogue put the sums into `stream.part`.
 template <int KIND, bool POLLED>
 __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums,
                                      const Routes& routes) {

@@ -240,7 +240,7 @@ __device__ __forceinline__ void gate_up(const Cta& cta, Ring& ring, Sums& sums,
   sums.drain(cta);
 }
 
-// Adders: write silu(gate) * up * weight.
+// Epilogue: write silu(gate) * up * weight.
 template <int KIND>
 __device__ __forceinline__ void epilogue_gate_up(const Cta& cta, Sums& sums,
                                                  const StreamMemory& stream,

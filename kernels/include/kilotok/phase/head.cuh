@@ -19,7 +19,7 @@ struct WantedTokens {
   }
 };
 
-// Consumers and adders alike: what becomes of the products.
+// Consumers and epilogue: what becomes of the products.
 struct StoreLogits {
   float* logits;
   const StreamMemory& stream;

@@ -23,7 +23,7 @@ __device__ __forceinline__ void store_projected(const Memory& memory, const floa
   }
 }
 
-// Consumers and adders alike: what becomes of the products.
+// Consumers and epilogue: what becomes of the products.
 template <int KIND>
 struct StoreProjected {
   const Memory& memory;
