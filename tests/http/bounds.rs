@@ -207,3 +207,28 @@ fn a_request_that_is_not_ready_when_time_is_up_is_told() {
     assert_eq!((answer.status, answer.header("retry-after")), (503, Some("5")));
     server.wait().unwrap();
 }
+
+/// What a client of HTTP/2 may send before it is read is no part of the budget, so it is small.
+#[test]
+fn an_http2_connection_has_a_small_window() {
+    let server = Server::new();
+    let empty_settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let mut open = server.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &empty_settings);
+    let mut frame = || {
+        let head = open.bytes(9);
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        (head[3], open.bytes(length))
+    };
+    let (kind, settings) = frame();
+    assert_eq!(kind, 4, "settings come first");
+    let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap());
+    let setting = |id: u8| {
+        let found = settings.chunks(6).find(|setting| setting[..2] == [0, id]);
+        found.map(|setting| number(&setting[2..]))
+    };
+    assert_eq!(setting(3), Some(128), "streams at once");
+    assert_eq!(setting(4), Some(256 << 10), "the window of a stream");
+    let grown = std::iter::repeat_with(frame).take(3).find(|(kind, _)| *kind == 8);
+    let (_, increment) = grown.expect("the window of the connection is not the default");
+    assert_eq!(65_535 + number(&increment), 256 << 10);
+}

@@ -109,6 +109,16 @@ pub(crate) fn text() -> Text {
     Text::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/text/fixtures/mimo")).unwrap()
 }
 
+/// The same with another chat template.
+pub(crate) fn text_with_template(template: &str) -> Text {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/text/fixtures/mimo");
+    let read = |name: &str| match name {
+        "chat_template.jinja" => Some(template.as_bytes().to_vec()),
+        name => std::fs::read(folder.join(name)).ok(),
+    };
+    Text::from_files(&read).unwrap()
+}
+
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     pub(crate) service: Arc<Service>,
@@ -265,6 +275,13 @@ impl Open {
     /// Reads this many bytes, or all if there are fewer.
     pub(crate) fn read(&mut self, count: usize) {
         let _ = (&mut self.socket).take(count as u64).read_to_end(&mut self.seen);
+    }
+
+    /// The next bytes, which must be so many.
+    pub(crate) fn bytes(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        self.socket.read_exact(&mut bytes).unwrap();
+        bytes
     }
 
     /// The status of an HTTP answer, if there is one at the end.

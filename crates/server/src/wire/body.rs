@@ -21,8 +21,12 @@ use crate::error::ApiError;
 use crate::middleware::RequestId;
 use crate::service::Service;
 
-/// A client that takes longer to send its body is given up.
+/// All of a body has this time, however it is spread, so that bytes of the budget are not held for
+/// longer. There is no least rate besides: 32 MiB, the default limit, need 4.5 Mbit/s, and a client
+/// that pauses for half of the time may still send the rest.
 const BODY_WAIT_MAX: Duration = Duration::from_mins(1);
+/// Largest piece of memory for a body that arrives: what a body holds in vain is less.
+const CHUNK_BYTES_MAX: usize = 256 << 10;
 
 /// Bytes of a body that is too large which are read and discarded: many clients read a response
 /// only when they have sent everything, and a connection that is closed before loses it. Several
@@ -62,16 +66,17 @@ impl<T: DeserializeOwned + ToSchema + Send + 'static> FromRequest<Arc<Service>> 
                 .await
                 .unwrap_or_else(|_| Err(unreadable(StatusCode::REQUEST_TIMEOUT))),
         };
-        let bytes = match read {
-            Ok(bytes) => bytes,
+        let chunks = match read {
+            Ok(chunks) => chunks,
             Err(error) => {
                 // The response is sent at once, while the rest of the body is discarded.
                 tokio::spawn(tokio::time::timeout(DISCARD_WAIT_MAX, discard(body)));
                 return Err(error);
             }
         };
-        let length = bytes.len();
-        let (value, unknown) = service.work(length, move |_| build(&bytes, &memory)).await?;
+        let length = chunks.length;
+        let (value, unknown) =
+            service.work(length, move |_| build(&chunks.join(&memory)?, &memory)).await?;
         if unknown.count > 0 {
             service.http_metrics.unknown_fields.inc_by(unknown.count);
             let UnknownFields { names, count } = unknown;
@@ -91,22 +96,61 @@ async fn read(
     body: &mut BodyDataStream,
     byte_max: usize,
     memory: &HeldMemory,
-) -> Result<Vec<u8>, ApiError> {
-    let mut bytes = Vec::new();
+) -> Result<Chunks, ApiError> {
+    let mut chunks = Chunks::default();
     while let Some(part) = body.next().await {
         let part = part.map_err(|_| unreadable(StatusCode::BAD_REQUEST))?;
-        if part.len() > byte_max - bytes.len() {
+        if part.len() > byte_max - chunks.length {
             return Err(unreadable(StatusCode::PAYLOAD_TOO_LARGE));
         }
-        let needed = bytes.len() + part.len();
-        if needed > bytes.capacity() {
-            let capacity = needed.max(2 * bytes.capacity()).min(byte_max);
-            memory.set(capacity)?;
-            bytes.reserve_exact(capacity - bytes.len());
-        }
-        bytes.extend_from_slice(&part);
+        chunks.push(&part, memory)?;
     }
-    Ok(bytes)
+    Ok(chunks)
+}
+
+/// A body as it arrives. Chunks stay where they are: one buffer that grows would be copied, and the
+/// allocator keeps the smaller ones. Parts are copied, since a part of a few bytes keeps the whole
+/// buffer of its connection.
+#[derive(Default)]
+struct Chunks {
+    chunks: Vec<Vec<u8>>,
+    length: usize,
+    capacity: usize,
+}
+
+impl Chunks {
+    /// What is allocated is held before. Chunks grow with the body: a client holds no more than
+    /// twice what it sent.
+    fn push(&mut self, part: &[u8], memory: &HeldMemory) -> Result<(), ApiError> {
+        let room = self.chunks.last().map_or(0, |last| last.capacity() - last.len());
+        let (filling, rest) = part.split_at(part.len().min(room));
+        if let Some(last) = self.chunks.last_mut() {
+            last.extend_from_slice(filling);
+        }
+        if !rest.is_empty() {
+            let capacity = rest.len().max(self.length.min(CHUNK_BYTES_MAX));
+            memory.set(self.capacity + capacity)?;
+            self.capacity += capacity;
+            let mut chunk = Vec::with_capacity(capacity);
+            chunk.extend_from_slice(rest);
+            self.chunks.push(chunk);
+        }
+        self.length += part.len();
+        Ok(())
+    }
+
+    /// All of it in one piece, for which there must be room beside the chunks.
+    fn join(mut self, memory: &HeldMemory) -> Result<Vec<u8>, ApiError> {
+        if self.chunks.len() <= 1 {
+            return Ok(self.chunks.pop().unwrap_or_default());
+        }
+        memory.set(self.capacity + self.length)?;
+        let mut bytes = Vec::with_capacity(self.length);
+        for chunk in self.chunks {
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(bytes)
+    }
 }
 
 async fn discard(mut body: BodyDataStream) {
@@ -200,6 +244,7 @@ mod tests {
 
     use super::super::unsupported::{NOT_IMPLEMENTED, Unsupported};
     use super::*;
+    use crate::budget::Budget;
 
     #[derive(Debug, Deserialize, ToSchema)]
     struct Inner {
@@ -212,6 +257,33 @@ mod tests {
         #[serde(default)]
         #[expect(dead_code, reason = "it is read by reading")]
         fancy: Unsupported,
+    }
+
+    #[test]
+    fn a_body_holds_what_is_allocated_for_it() {
+        let budget = Budget::new(64 << 20);
+        for part in [1, 100, 70_000, 3 << 20] {
+            let memory = budget.hold();
+            let mut chunks = Chunks::default();
+            let mut sent = Vec::new();
+            while sent.len() < 4 << 20 {
+                let next: Vec<u8> = (sent.len()..sent.len() + part).map(|at| at as u8).collect();
+                chunks.push(&next, &memory).unwrap();
+                sent.extend(next);
+                let allocated: usize = chunks.chunks.iter().map(Vec::capacity).sum();
+                assert_eq!(budget.held(), allocated, "parts of {part} bytes");
+                assert!(allocated <= 2 * sent.len() && allocated <= sent.len() + CHUNK_BYTES_MAX);
+            }
+            let allocated = budget.held();
+            assert!(chunks.join(&memory).unwrap() == sent, "parts of {part} bytes");
+            assert_eq!(budget.held(), allocated + sent.len(), "both are there while it is joined");
+        }
+        // Nothing is allocated that may not be held.
+        let (budget, mut chunks) = (Budget::new(1 << 20), Chunks::default());
+        let memory = budget.hold();
+        let refused = (0..100).find_map(|_| chunks.push(&[0; 100_000], &memory).err());
+        assert_eq!(refused.unwrap().status, StatusCode::PAYLOAD_TOO_LARGE);
+        assert!(chunks.capacity <= 1 << 20 && budget.held() == chunks.capacity);
     }
 
     fn error(text: &str) -> (Option<String>, String) {
