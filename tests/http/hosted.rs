@@ -111,15 +111,17 @@ fn what_hosted_tools_left_in_a_history_is_shown_if_it_is_text() {
          "action": {"type": "exec", "command": ["ls"]}},
         {"type": "local_shell_call_output", "call_id": "l", "output": "say:seen"},
         {"type": "compaction", "encrypted_content": "x"},
-        {"type": "item_reference", "id": "msg_1"},
         {"type": "from_the_future"},
         {"role": "user", "content": "go"},
     ]);
     says(&server, RESPONSES, &json!({"input": input}), "seen");
-    for kind in ["web_search_call", "compaction", "item_reference", "other"] {
+    for kind in ["web_search_call", "compaction", "other"] {
         assert_eq!(left_out(&server, "item", kind), Some(1), "{kind}");
     }
     refused(&server, RESPONSES, &json!({"input": [{"id": "msg_1"}]}));
+    let reference = json!([{"type": "item_reference", "id": "msg_1"}]);
+    let message = refused(&server, RESPONSES, &json!({"input": reference}));
+    assert!(message.contains("`store: false`"), "{message}");
     let found = json!([{"type": "web_search_result", "title": "say:found", "url": ""}]);
     let messages = json!([
         {"role": "user", "content": "hi"},

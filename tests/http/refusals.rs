@@ -1,5 +1,8 @@
 //! What is refused as OpenAI and Anthropic refuse it, in words that say what to do instead.
 
+use std::io::{self, Write};
+use std::sync::Mutex;
+
 use kilotok_server::ServerConfig;
 use serde_json::{Value, json};
 
@@ -51,7 +54,13 @@ fn a_refused_field_names_what_stands_in_for_it() {
         (RESPONSES, "max_tokens", json!(5), "`max_output_tokens`"),
         (RESPONSES, "max_completion_tokens", json!(5), "`max_output_tokens`"),
         (RESPONSES, "response_format", json!({"type": "json_object"}), "`text.format`"),
+        (RESPONSES, "format", json!("json"), "`text.format`"),
+        (RESPONSES, "json_schema", json!({"type": "object"}), "`text.format`"),
+        (RESPONSES, "grammar", json!("root ::= \"a\""), "type `custom`"),
         (MESSAGES, "stop", json!(["a"]), "`stop_sequences`"),
+        (MESSAGES, "format", json!("json"), "`output_config.format`"),
+        (MESSAGES, "json_schema", json!({"type": "object"}), "`output_config.format`"),
+        (MESSAGES, "grammar", json!("root ::= \"a\""), "`/v1/chat/completions`"),
         (MESSAGES, "response_format", json!({"type": "text"}), "`output_config.format`"),
     ] {
         let message = message(&server.post(path, &with(path, field, value)), 400);
@@ -227,4 +236,39 @@ fn a_page_of_another_site_hears_of_the_flag() {
     let open = Server::start(Setup { config, ..Setup::default() });
     assert_eq!(ask(&open, "https://chat.example").status, 200);
     assert_eq!(ask(&open, "https://evil.example").status, 403);
+}
+
+/// What the log says of refused pages, in all tests here.
+static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+struct Log;
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        LOG.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn the_log_names_a_refused_page_once() {
+    let lines = tracing_subscriber::fmt().with_env_filter("kilotok_server::routes::cors=warn");
+    lines.with_writer(|| Log).with_ansi(false).init();
+    let server = Server::new();
+    for _ in 0..3 {
+        let headers =
+            [("origin", "https://logged.example"), ("access-control-request-method", "POST")];
+        let answer = server.send(&head("OPTIONS", CHAT, &headers, 0), &[]).answer();
+        assert_eq!(answer.status, 403);
+    }
+    let log = String::from_utf8(LOG.lock().unwrap().clone()).unwrap();
+    assert_eq!(
+        log.matches("`--cors-origin https://logged.example` lets it in").count(),
+        1,
+        "{log}"
+    );
+    assert!(log.contains("WARN"), "{log}");
 }

@@ -40,7 +40,6 @@ const TYPES: &[&str] = &[
     "input_audio",
     "input_file",
     "input_image",
-    "item_reference",
     "mcp_approval_request",
     "mcp_approval_response",
     "mcp_list_tools",

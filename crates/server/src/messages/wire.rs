@@ -60,6 +60,15 @@ pub struct MessagesRequest {
     /// The name in OpenAI's API. Send `output_config.format`.
     #[serde(default)]
     pub response_format: Unsupported,
+    /// A name in the chat API. Send `output_config.format`.
+    #[serde(default)]
+    pub format: Unsupported,
+    /// A name in the chat API. Send `output_config.format`.
+    #[serde(default)]
+    pub json_schema: Unsupported,
+    /// A name in the chat API. Send `output_config.format`, or ask `/v1/chat/completions`.
+    #[serde(default)]
+    pub grammar: Unsupported,
 }
 
 #[derive(Debug, Deserialize, ToSchema)]

@@ -1,6 +1,8 @@
 //! Items of the Responses API as messages of the chat template. Reasoning and calls belong to the
 //! assistant's message that they are next to; what another service did is a call and its result.
 
+use std::collections::BTreeSet;
+
 use kilotok_text::{Message, ToolCall};
 use serde_json::{Value, json};
 
@@ -56,6 +58,7 @@ pub(crate) fn messages(
     if let Some(content) = instructions.filter(|text| !text.is_empty()) {
         history.messages.push(Message { role: "system".into(), content, ..Message::default() });
     }
+    check_references(&items)?;
     for (index, item) in items.into_iter().enumerate() {
         history.add(item, &format!("input[{index}]"), names, left_out)?;
     }
@@ -64,6 +67,29 @@ pub(crate) fn messages(
         return Err(ApiError::bad("input", "input: there must be at least one message"));
     }
     Ok(history.messages)
+}
+
+/// The type of an item that stands for an earlier one.
+const REFERENCE: &str = "item_reference";
+
+/// Nothing is stored: an item can only refer to one of the same request, which is there already.
+/// Without the item that is meant the model would not know what it said.
+fn check_references(items: &[InputItem]) -> Result<(), ApiError> {
+    let is_reference = |item: &InputItem| item.kind.as_deref() == Some(REFERENCE);
+    let whole = items.iter().filter(|item| !is_reference(item));
+    let known: BTreeSet<&str> = whole.filter_map(|item| item.id.as_deref()).collect();
+    let references = items.iter().enumerate().filter(|(_, item)| is_reference(item));
+    for (index, item) in references {
+        let id = item.id.as_deref().unwrap_or_default();
+        if !known.contains(id) {
+            let message = format!(
+                "input[{index}]: there is no item {id:?}, nothing is stored here; set \
+                 `store: false`, with which clients send whole items"
+            );
+            return Err(ApiError::bad(format!("input[{index}].id"), message));
+        }
+    }
+    Ok(())
 }
 
 #[derive(Default)]
@@ -97,7 +123,7 @@ impl History {
                 self.call(ToolCall::of_text(id, name, &item.input.unwrap_or_default()));
             }
             None | Some("message") => self.say(item, param)?,
-            Some(MORE_TOOLS) => {}
+            Some(MORE_TOOLS | REFERENCE) => {}
             Some(kind) if answers(kind, &item) => {
                 let came = item.output.or(item.tools).or(item.status.map(Value::String));
                 let content =
@@ -424,7 +450,6 @@ mod tests {
             {"type": "web_search_call", "id": "w", "status": "completed"},
             {"type": "image_generation_call", "id": "i", "result": "base64"},
             {"type": "compaction", "encrypted_content": "x"},
-            {"type": "item_reference", "id": "msg_1"},
             {"type": "reasoning", "summary": [], "encrypted_content": "x"},
             {"type": "from_the_future", "id": "f"},
             {"type": "from_the_future_output"},
@@ -436,7 +461,6 @@ mod tests {
             "web_search_call",
             "image_generation_call",
             "compaction",
-            "item_reference",
             "reasoning",
             "from_the_future",
             "from_the_future_output",
@@ -444,6 +468,20 @@ mod tests {
             expected.add(What::Item, kind);
         }
         assert_eq!(format!("{left_out:?}"), format!("{expected:?}"));
+    }
+
+    #[test]
+    fn references_are_to_items_of_the_request() {
+        let said = json!({"id": "msg_1", "role": "assistant", "content": "hi"});
+        let reference = json!({"type": "item_reference", "id": "msg_1"});
+        for items in [json!([said, reference]), json!([reference, said])] {
+            assert_eq!(roles(&of(items).unwrap().0), ["system", "assistant"]);
+        }
+        for items in [json!([reference]), json!([{"type": "item_reference"}, said])] {
+            let error = of(items).unwrap_err();
+            assert_eq!(error.param.as_deref(), Some("input[0].id"));
+            assert!(error.message.contains("`store: false`"), "{}", error.message);
+        }
     }
 
     #[test]

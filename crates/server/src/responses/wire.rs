@@ -89,6 +89,15 @@ pub struct ResponsesRequest {
     /// The name in the chat API. Send `text.format`.
     #[serde(default)]
     pub response_format: Unsupported,
+    /// A name in the chat API. Send `text.format`.
+    #[serde(default)]
+    pub format: Unsupported,
+    /// A name in the chat API. Send `text.format`.
+    #[serde(default)]
+    pub json_schema: Unsupported,
+    /// A name in the chat API. Send a tool of the type `custom` with a `grammar`.
+    #[serde(default)]
+    pub grammar: Unsupported,
     /// The name in the chat API. Send `reasoning.effort`.
     #[serde(default)]
     pub reasoning_effort: Unsupported,
