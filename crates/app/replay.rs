@@ -7,14 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use kilotok_cpu::{CpuEngine, CpuOptions};
+use kilotok_engine::trace::{self, Header, Trace};
 use kilotok_engine::{Engine, StepOutput, StepPlan};
 use kilotok_model::{Knobs, ModelSpec};
-use kilotok_testkit::Toy;
-use kilotok_testkit::replay::{self, Header, Trace};
-use kilotok_testkit::toy::Files;
 use kilotok_weights::{Checkpoint, Dummy, WeightSource, read_spec};
-
-use tempfile::TempDir;
 
 use crate::environment::folder;
 use crate::knobs::KnobArgs;
@@ -60,10 +56,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         (None, Some("dummy")) => LoadFormat::Dummy,
         (None, Some(other)) => bail!("load_format {other:?} is neither safetensors nor dummy"),
     };
-    let model = open(args, &header.model)?;
+    let folder = folder(args.model.as_deref().unwrap_or(&header.model))?;
     let mut options = options(header);
     options.rank_count = args.ranks.unwrap_or(options.rank_count);
-    let mut engine = start(model.folder(), format, &options, &args.knobs.knobs())?;
+    let mut engine = start(&folder, format, &options, &args.knobs.knobs())?;
     if let Some(caps) =
         header.caps.as_ref().filter(|_| args.model.is_none() && args.ranks.is_none())
         && caps != engine.caps()
@@ -77,7 +73,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         // Recorded outputs replace the expected ones.
         trace.steps.iter_mut().for_each(|step| step.output = None);
     }
-    let (outputs, time) = timed(|| replay::replay(&mut engine, &trace));
+    let (outputs, time) = timed(|| trace::replay(&mut engine, &trace));
     let outputs = outputs?;
     for (index, (step, output)) in trace.steps.iter().zip(&outputs).enumerate() {
         say!("step {index}: {}", summary(&step.plan, output));
@@ -96,7 +92,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             step.output = Some(output);
         }
         let file = File::create(path).with_context(|| path.display().to_string())?;
-        replay::write(&trace, file).with_context(|| path.display().to_string())?;
+        trace::write(&trace, file).with_context(|| path.display().to_string())?;
     }
     Ok(())
 }
@@ -104,34 +100,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 fn read(path: &Path) -> Result<Trace> {
     let named = || path.display().to_string();
     let file = File::open(path).with_context(named)?;
-    replay::read(BufReader::new(file)).with_context(named)
-}
-
-/// The files of a model.
-enum Model {
-    Folder(PathBuf),
-    /// A toy, written for this run.
-    Toy(TempDir),
-}
-
-impl Model {
-    fn folder(&self) -> &Path {
-        match self {
-            Self::Folder(folder) => folder,
-            Self::Toy(folder) => folder.path(),
-        }
-    }
-}
-
-/// The model of the flag, else of the trace, which may name a toy.
-fn open(args: &Args, named: &str) -> Result<Model> {
-    let toy = if args.model.is_none() { Toy::named(named) } else { None };
-    if let Some(toy) = toy {
-        let folder = tempfile::tempdir().context("a folder for the toy model")?;
-        toy.write(folder.path(), Files::One).context("writing the toy model")?;
-        return Ok(Model::Toy(folder));
-    }
-    Ok(Model::Folder(folder(args.model.as_deref().unwrap_or(named))?))
+    trace::read(BufReader::new(file)).with_context(named)
 }
 
 /// Options of an engine like the recorded one.

@@ -180,7 +180,11 @@ fn log(format: LogFormat) -> Result<BufferedOutput> {
     };
     set.map_err(|error| anyhow!("setting up the log: {error}"))?;
     // Standard error may not be read.
-    std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+    std::panic::set_hook(Box::new(|panic| {
+        if !kilotok_text::panic_is_expected() {
+            tracing::error!("{panic}");
+        }
+    }));
     Ok(log)
 }
 

@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex};
 
 use kilotok_abi::{Sampling, TokenId};
 use kilotok_cpu::{CpuEngine, Seen};
+use kilotok_engine::trace::{Header, Recorded, Trace};
 use kilotok_engine::{Engine, StepOutput, StepPlan};
 use kilotok_model::Knobs;
 use kilotok_testkit::host::{Drafts, Guess, Host, How, Request};
-use kilotok_testkit::replay::{Header, Recorded, Trace};
 use kilotok_weights::{Checkpoint, Quiet};
 
 use crate::draw::Draw;

@@ -5,8 +5,8 @@
 #![expect(clippy::print_stdout, reason = "why it was skipped")]
 
 use kilotok_cpu::CpuOptions;
+use kilotok_engine::difference;
 use kilotok_model::{Knobs, ModelSpec, read_config};
-use kilotok_testkit::difference;
 use kilotok_testkit::host::{Host, How, Reply, Request};
 use kilotok_weights::Dummy;
 use serde_json::{Value, json};

@@ -4,7 +4,9 @@
 
 mod caps;
 mod check;
+mod difference;
 mod plan;
+pub mod trace;
 
 use std::time::Duration;
 
@@ -12,6 +14,7 @@ use kilotok_abi::Stamp;
 
 pub use caps::{Caps, PageGroup, PageKind};
 pub use check::check_plan;
+pub use difference::{Difference, difference};
 pub use plan::{
     PageRun, Row, RowFault, RowOutput, RowTokens, SlotSetup, StepId, StepOutput, StepPlan,
     TokenLogprob, TokenLogprobs,

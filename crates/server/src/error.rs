@@ -153,8 +153,15 @@ impl ApiError {
                 );
                 Self::bad(param, message).with_code("context_length_exceeded")
             }
+            TextError::NoThread(_) => Self::no_thread(error.to_string()),
             error => Self::bad(param, error.to_string()),
         }
+    }
+
+    /// The system allows no more threads, or has no memory for one.
+    fn no_thread(message: String) -> Self {
+        let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, message).with_code("overloaded");
+        Self { retry_after_s: Some(RETRY_BUSY_S), ..error }
     }
 
     pub fn from_grammar(error: &GrammarError, param: &str) -> Self {
@@ -164,6 +171,7 @@ impl ApiError {
             GrammarError::TooLarge(_) | GrammarError::Cancelled => {
                 Self::bad(param, message).with_code("grammar_too_large")
             }
+            GrammarError::NoThread(_) => Self::no_thread(message),
             GrammarError::Fault(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, message),
         }
     }
@@ -234,6 +242,18 @@ mod tests {
         ] {
             let error = ApiError::from_failure(Failure { kind, message: String::new() });
             assert_eq!((error.status.as_u16(), error.retry_after_s), (status, retry_after_s));
+        }
+    }
+
+    #[test]
+    fn a_request_for_which_there_is_no_thread_may_come_again() {
+        let template = TextError::NoThread(std::io::ErrorKind::WouldBlock.into());
+        let grammar = GrammarError::NoThread("Resource temporarily unavailable".to_owned());
+        for error in
+            [ApiError::from_text(&template, "messages"), ApiError::from_grammar(&grammar, "regex")]
+        {
+            assert_eq!((error.status.as_u16(), error.retry_after_s), (503, Some(RETRY_BUSY_S)));
+            assert!(error.message.contains("no thread"), "{}", error.message);
         }
     }
 }

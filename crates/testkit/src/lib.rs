@@ -1,17 +1,14 @@
 //! What tests of kilotok are made of: the promises of every engine ([`mod@conformance`]), the host
 //! that checks them ([`host`]), an engine without a model for tests of everything above the seam
-//! ([`scripted`]), small models with real checkpoints ([`toy`]), recorded steps ([`replay`]) and
-//! tests in a process of their own ([`process`]). Nothing here serves requests.
+//! ([`scripted`]), small models with real checkpoints ([`toy`]), and tests in a process of their
+//! own ([`process`]). Nothing here serves requests.
 
 pub mod conformance;
-mod difference;
 pub mod host;
 mod mix;
 pub mod process;
-pub mod replay;
 pub mod scripted;
 pub mod toy;
 
-pub use difference::{Difference, difference};
 pub use scripted::{DraftAccuracy, Script, ScriptedEngine, repeat_prompt};
 pub use toy::Toy;

@@ -27,3 +27,4 @@ pub use grammar::{Constraint, Grammar, GrammarError, Grammars, Masks};
 pub use kilotok_abi::TokenId;
 pub use reply::{Event, Parse, Reply, ReplyOptions, Stopped};
 pub use text::{Defaults, Text, TextError};
+pub use tokenizer::panic_is_expected;

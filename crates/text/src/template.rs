@@ -67,11 +67,12 @@ impl Template {
             let compiled = Program::compile(without_generation_tags(&source));
             compiled.map_err(|error| failure(&error).to_string())
         };
-        on_own_stack(move || {
+        let compiled = on_own_stack(STACK_BYTES, move || {
             let chat = compile(sources.chat)?;
             let tool_use = sources.tool_use.map(compile).transpose()?;
             Ok(Self { environment, chat, tool_use, variables })
-        })?
+        });
+        compiled.map_err(|error| error.to_string())?
     }
 
     /// The prompt, with marks in what comes from the conversation.
@@ -147,7 +148,7 @@ impl Template {
             let variables = minijinja::Value::from(Serde(&variables));
             program.run(&self.environment, variables).map_err(|error| failure(&error))
         };
-        let prompt = on_own_stack(run).map_err(TextError::Fault)??;
+        let prompt = on_own_stack(STACK_BYTES, run)??;
         if prompt.len() > PROMPT_BYTES_MAX {
             let reason = format!("the prompt is larger than {PROMPT_BYTES_MAX} bytes");
             return Err(TextError::Fault(reason));
@@ -159,13 +160,16 @@ impl Template {
 /// Does some work that goes by recursion.
 ///
 /// # Errors
-/// There is no thread for it, or it panicked.
-fn on_own_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String> {
+/// [`TextError::NoThread`], or [`TextError::Fault`] if it panicked.
+fn on_own_stack<T: Send>(
+    stack_bytes: usize,
+    work: impl FnOnce() -> T + Send,
+) -> Result<T, TextError> {
     thread::scope(|scope| {
-        let thread = thread::Builder::new().name("template".to_owned()).stack_size(STACK_BYTES);
-        let thread = thread.spawn_scoped(scope, work);
-        let thread = thread.map_err(|error| format!("no thread for the chat template: {error}"))?;
-        thread.join().map_err(|_| "the chat template ends in a panic".to_owned())
+        let thread = thread::Builder::new().name("template".to_owned()).stack_size(stack_bytes);
+        let thread = thread.spawn_scoped(scope, work).map_err(TextError::NoThread)?;
+        let panicked = |_| TextError::Fault("the chat template ends in a panic".to_owned());
+        thread.join().map_err(panicked)
     })
 }
 
@@ -296,9 +300,16 @@ fn raise_exception(message: &str) -> Result<String, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, "raised").with_source(raised))
 }
 
-fn strftime_now(state: &State, format: &str) -> String {
+/// Of a date's format: a directive of five bytes can ask for 255.
+const DATE_FORMAT_BYTES_MAX: usize = 1024;
+
+fn strftime_now(state: &State, format: &str) -> Result<String, Error> {
+    if format.len() > DATE_FORMAT_BYTES_MAX {
+        let reason = format!("a date's format of more than {DATE_FORMAT_BYTES_MAX} bytes");
+        return Err(Error::new(ErrorKind::InvalidOperation, reason));
+    }
     let now = state.lookup(NOW).and_then(|now| i64::try_from(now).ok());
-    calendar::format(format, now.unwrap_or_default())
+    Ok(calendar::format(format, now.unwrap_or_default()))
 }
 
 /// An error in the words of its cause.
@@ -370,6 +381,13 @@ mod tests {
         let message =
             Message { role: "user".into(), content: content.into(), ..Message::default() };
         Conversation { messages: vec![message], ..Conversation::default() }
+    }
+
+    /// A stack of 2^60 bytes is refused by any system, as any thread is where there are too many.
+    #[test]
+    fn a_rendering_without_a_thread_is_told_apart() {
+        let outcome = on_own_stack(1 << 60, || ());
+        assert!(matches!(outcome, Err(TextError::NoThread(_))), "{outcome:?}");
     }
 
     /// What takes, makes or nests without bound, by instructions that are few.

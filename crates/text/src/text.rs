@@ -61,6 +61,9 @@ pub enum TextError {
     /// The template does what it may not, or takes more than it may.
     #[error("{0}")]
     Fault(String),
+    /// The system allows no more threads for now: not the fault of what is rendered.
+    #[error("no thread for the chat template: {0}")]
+    NoThread(std::io::Error),
     #[error("the model has no chat template: ask for a completion of a finished prompt instead")]
     NoTemplate,
     #[error("the tokenizer cannot make tokens of the text: {0}")]

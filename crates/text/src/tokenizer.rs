@@ -5,6 +5,7 @@
 mod borders;
 mod growth;
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use kilotok_abi::TokenId;
@@ -23,8 +24,9 @@ const VOCAB_MAX: usize = 1 << 22;
 /// some 230 times its bytes, and between two of them work can stop.
 const PIECE_BYTES: usize = 1 << 16;
 
-/// Text without a place to cut it. A word, a number or a run of spaces is shorter.
-const PIECE_BYTES_MAX: usize = 4 << 20;
+/// Text without a place to cut it. A word, a number or a run of spaces is shorter. Encoding it
+/// takes 230 MiB, which the budget of requests does not count; few are encoded at once.
+const PIECE_BYTES_MAX: usize = 1 << 20;
 
 /// How much shorter composing characters (NFC) can make a text.
 const COMPOSED_MAX: usize = 3;
@@ -233,11 +235,23 @@ impl Tokenizer {
     }
 }
 
+thread_local! {
+    static PANIC_IS_EXPECTED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether a panic of this thread becomes an error of the request, so that no log need tell of it.
+pub fn panic_is_expected() -> bool {
+    PANIC_IS_EXPECTED.get()
+}
+
 /// The regular expressions of the `tokenizers` crate end in a panic where they give up.
 fn guarded(
     encode: impl FnOnce() -> Result<Vec<TokenId>, Problem>,
 ) -> Result<Vec<TokenId>, TextError> {
-    let Ok(tokens) = catch_unwind(AssertUnwindSafe(encode)) else {
+    let expected_before = PANIC_IS_EXPECTED.replace(true);
+    let encoded = catch_unwind(AssertUnwindSafe(encode));
+    PANIC_IS_EXPECTED.set(expected_before);
+    let Ok(tokens) = encoded else {
         let reason = "its patterns give up on it; long runs of one character are a likely cause";
         return Err(TextError::Encode(reason.to_owned()));
     };

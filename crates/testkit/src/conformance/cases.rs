@@ -4,9 +4,9 @@
 use kilotok_abi::{Sampling, TokenId};
 use kilotok_engine::{Caps, Engine, PageKind};
 
-use crate::difference;
 use crate::host::{Drafts, Guess, Host, How, Reply, Request};
 use crate::mix::{Stream, mix};
+use kilotok_engine::difference;
 
 use super::Verdict;
 

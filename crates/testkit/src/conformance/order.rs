@@ -1,10 +1,10 @@
 //! Submitting, waiting and dropping.
 
+use kilotok_engine::difference;
+use kilotok_engine::trace::{Header, Recorded, Trace, TraceStep, read, replay, write};
 use kilotok_engine::{Engine, EngineError, Row, RowTokens, StepId, StepOutput, StepPlan};
 
-use crate::difference;
 use crate::host::{Host, How};
-use crate::replay::{Header, Recorded, Trace, TraceStep, read, replay, write};
 
 use super::cases::{all, plain, prompt_length, run_same};
 use super::counts::{chunk, held};

@@ -23,9 +23,15 @@ const CANCEL_CHECK: Duration = Duration::from_millis(5);
 const STACK_BYTES: usize = 64 << 20;
 
 /// Where grammars are compiled.
-#[derive(Default)]
 pub(super) struct CompilePool {
     places: Arc<Places>,
+    stack_bytes: usize,
+}
+
+impl Default for CompilePool {
+    fn default() -> Self {
+        Self::with_stack(STACK_BYTES)
+    }
 }
 
 #[derive(Default)]
@@ -38,6 +44,10 @@ struct Places {
 struct Place(Arc<Places>);
 
 impl CompilePool {
+    pub(super) fn with_stack(stack_bytes: usize) -> Self {
+        Self { places: Arc::default(), stack_bytes }
+    }
+
     pub(super) fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, GrammarError> + Send + 'static,
@@ -52,10 +62,8 @@ impl CompilePool {
             let _ = sender.send(result);
         };
         let builder = thread::Builder::new().name("kilotok-grammar".to_owned());
-        builder
-            .stack_size(STACK_BYTES)
-            .spawn(body)
-            .map_err(|error| GrammarError::Fault(format!("no thread for a grammar: {error}")))?;
+        let spawned = builder.stack_size(self.stack_bytes).spawn(body);
+        spawned.map_err(|error| GrammarError::NoThread(error.to_string()))?;
         loop {
             match receiver.recv_timeout(CANCEL_CHECK) {
                 Ok(result) => return result,

@@ -134,6 +134,9 @@ pub enum GrammarError {
     TooLarge(String),
     #[error("the request was cancelled while its grammar was compiled")]
     Cancelled,
+    /// The system allows no more threads for now.
+    #[error("no thread for a grammar: {0}")]
+    NoThread(String),
     /// An internal error.
     #[error("{0}")]
     Fault(String),

@@ -30,7 +30,7 @@ const CRATES: &[(&str, u8, &str)] = &[
     (
         "app",
         5,
-        "abi batch cpu cuda demo engine generation model sampling sched server testkit text \
+        "abi batch cpu cuda demo engine generation model sampling sched server text \
          weights",
     ),
 ];
@@ -45,7 +45,7 @@ const FENCES: &[(&str, &str, &str)] = &[
     ("tokio", "app generation server", "libraries are called, they run no tasks"),
     (
         "serde_json",
-        "app model server testkit text weights xtask",
+        "app engine model server testkit text weights xtask",
         "JSON is the form of checkpoints, traces and the wire; elsewhere data are structs",
     ),
     (
@@ -253,7 +253,7 @@ mod tests {
             ("cpu", "rand", 1),
             ("sched", "tokio", 1),
             ("sched", "rayon", 1),
-            ("engine", "serde_json", 1),
+            ("sched", "serde_json", 1),
             ("model", "serde_json", 0),
         ] {
             let found = judge_one(folder, &format!("kilotok-{folder}"), &[(dependency, None)]);

@@ -298,3 +298,13 @@ fn the_cancelled_do_not_wait() {
     let panics = pool.run(|| -> Result<(), GrammarError> { panic!("of the test") }, &|| false);
     assert!(matches!(panics, Err(GrammarError::Fault(_))));
 }
+
+/// A stack of 2^60 bytes is refused by any system, as any thread is where there are too many.
+#[test]
+fn a_grammar_without_a_thread_is_told_apart_and_leaves_its_place() {
+    let pool = CompilePool::with_stack(1 << 60);
+    for _ in 0..10 {
+        let outcome = pool.run(|| Ok(()), &|| false);
+        assert!(matches!(outcome, Err(GrammarError::NoThread(_))), "{outcome:?}");
+    }
+}

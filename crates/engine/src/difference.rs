@@ -67,9 +67,8 @@ fn walk(path: &mut String, expected: &Value, found: &Value) -> Option<Difference
 
 #[cfg(test)]
 mod tests {
-    use kilotok_engine::{RowOutput, StepOutput, TokenLogprob, TokenLogprobs};
-
     use super::*;
+    use crate::{RowOutput, StepOutput, TokenLogprob, TokenLogprobs};
 
     fn output(logprob: f32) -> StepOutput {
         let chosen = TokenLogprob { token: 3, logprob };
