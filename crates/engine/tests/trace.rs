@@ -1,5 +1,7 @@
 //! Traces that are written, read and replayed.
 
+#![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
+
 use kilotok_engine::trace::{
     Header, Recorded, ReplayError, Trace, TraceError, read, replay, write,
 };

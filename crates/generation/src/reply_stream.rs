@@ -108,7 +108,7 @@ impl ReplyStream {
         match next.finish {
             None => {}
             Some(FinishReason::Length | FinishReason::Aborted | FinishReason::StopString(_)) => {
-                self.parser.cut()
+                self.parser.cut();
             }
             Some(_) => self.parser.finish(),
         }

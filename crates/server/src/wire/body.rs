@@ -113,7 +113,7 @@ async fn read(
 /// buffer of its connection.
 #[derive(Default)]
 struct Chunks {
-    chunks: Vec<Vec<u8>>,
+    buffers: Vec<Vec<u8>>,
     length: usize,
     capacity: usize,
 }
@@ -122,9 +122,9 @@ impl Chunks {
     /// What is allocated is held before. Chunks grow with the body: a client holds no more than
     /// twice what it sent.
     fn push(&mut self, part: &[u8], memory: &HeldMemory) -> Result<(), ApiError> {
-        let room = self.chunks.last().map_or(0, |last| last.capacity() - last.len());
+        let room = self.buffers.last().map_or(0, |last| last.capacity() - last.len());
         let (filling, rest) = part.split_at(part.len().min(room));
-        if let Some(last) = self.chunks.last_mut() {
+        if let Some(last) = self.buffers.last_mut() {
             last.extend_from_slice(filling);
         }
         if !rest.is_empty() {
@@ -133,7 +133,7 @@ impl Chunks {
             self.capacity += capacity;
             let mut chunk = Vec::with_capacity(capacity);
             chunk.extend_from_slice(rest);
-            self.chunks.push(chunk);
+            self.buffers.push(chunk);
         }
         self.length += part.len();
         Ok(())
@@ -141,12 +141,12 @@ impl Chunks {
 
     /// All of it in one piece, for which there must be room beside the chunks.
     fn join(mut self, memory: &HeldMemory) -> Result<Vec<u8>, ApiError> {
-        if self.chunks.len() <= 1 {
-            return Ok(self.chunks.pop().unwrap_or_default());
+        if self.buffers.len() <= 1 {
+            return Ok(self.buffers.pop().unwrap_or_default());
         }
         memory.set(self.capacity + self.length)?;
         let mut bytes = Vec::with_capacity(self.length);
-        for chunk in self.chunks {
+        for chunk in self.buffers {
             bytes.extend_from_slice(&chunk);
         }
         Ok(bytes)
@@ -270,7 +270,7 @@ mod tests {
                 let next: Vec<u8> = (sent.len()..sent.len() + part).map(|at| at as u8).collect();
                 chunks.push(&next, &memory).unwrap();
                 sent.extend(next);
-                let allocated: usize = chunks.chunks.iter().map(Vec::capacity).sum();
+                let allocated: usize = chunks.buffers.iter().map(Vec::capacity).sum();
                 assert_eq!(budget.held(), allocated, "parts of {part} bytes");
                 assert!(allocated <= 2 * sent.len() && allocated <= sent.len() + CHUNK_BYTES_MAX);
             }
@@ -281,7 +281,8 @@ mod tests {
         // Nothing is allocated that may not be held.
         let (budget, mut chunks) = (Budget::new(1 << 20), Chunks::default());
         let memory = budget.hold();
-        let refused = (0..100).find_map(|_| chunks.push(&[0; 100_000], &memory).err());
+        let part = vec![0; 100_000];
+        let refused = (0..100).find_map(|_| chunks.push(&part, &memory).err());
         assert_eq!(refused.unwrap().status, StatusCode::PAYLOAD_TOO_LARGE);
         assert!(chunks.capacity <= 1 << 20 && budget.held() == chunks.capacity);
     }

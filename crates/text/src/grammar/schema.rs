@@ -496,7 +496,7 @@ impl<'a> Preparer<'a> {
         match patterns::of_format(format) {
             FormatPattern::Pattern(pattern) => add_pattern(out, &pattern),
             FormatPattern::Unsupported => {
-                self.unsupported(path, &format!("the format {format:?}"))?
+                self.unsupported(path, &format!("the format {format:?}"))?;
             }
             // To JSON Schema it is a note.
             FormatPattern::No => {}
