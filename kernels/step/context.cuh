@@ -1,16 +1,17 @@
-// The drafter's context: fc * taps of committed tokens, normed, then each layer's keys and values
-// of it, written to the pages. The layers' own input norms are not applied.
+// The drafter's context: fc * taps of committed tokens, normed, then each layer's keys and values,
+// written to the pages. The layers' own input norms are not applied.
 //
-// Reads `taps` at the rows that the batch's tokens name; a barrier after the fusion, one after the
-// norm, and one after the projections of all layers if they become keys and values by themselves.
+// Reads `taps` at the rows that the batch's tokens name. There is a grid barrier after the fusion,
+// one after the norm, and one after the projections of all layers if their epilogue does not make
+// keys and values of them (`paired`).
 #pragma once
 
 #include "step/step.cuh"
 
 namespace kilotok {
 
-// The first unit of a CTA among those of a layer's projection that hold no query rows; drafters'
-// kinds begin at DRAFT_ATTENTION. Layers have few of them, so each begins with another CTA.
+// The first unit of a CTA among those of a layer's projection that hold no query rows. The first
+// one belongs to another CTA in each layer, because a layer has fewer of them than there are CTAs.
 template <int KIND>
 __device__ __forceinline__ int first_key_unit(const Cta& cta, int layer) {
   using M = QkvMatrix<KIND>;
@@ -19,7 +20,7 @@ __device__ __forceinline__ int first_key_unit(const Cta& cta, int layer) {
   return FIRST + (cta.index() + M::CTAS - layer * (M::UNITS - FIRST) % M::CTAS) % M::CTAS;
 }
 
-// What becomes of the projections of a layer's keys and values.
+// The epilogue of a layer's projections of keys and values.
 template <int KIND>
 __device__ __forceinline__ auto store_context(Warp& w, const LayerMemory& layer, int index) {
   if constexpr (ATTENTIONS[KIND].paired)
@@ -40,7 +41,7 @@ struct TapRows {
   }
 };
 
-// Consumers and epilogue: this rank's rows of the fused context.
+// Consumers and epilogue: stores this rank's rows of the fused context.
 struct StoreFused {
   float* fused;
   int token_count;
@@ -59,7 +60,7 @@ struct StoreFused {
   }
 };
 
-// Owners: the fused context becomes the stream, and its norm is prepared.
+// Owners: the fused context becomes the residual stream, and its RMSNorm is computed.
 __device__ __forceinline__ void rms_norm_context(Warp& w) {
   Cta& cta = w.cta;
   if (!is_owner(cta)) return;
@@ -162,7 +163,7 @@ __device__ __forceinline__ void epilogue_context(Warp& w) {
     const LayerMemory& layer = P::layer(cta.memory, index);
     with_kind<P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
       constexpr int A = decltype(kind)::value;
-      // Sums come after the barrier before which angles are written.
+      // Not early: the angles are written before the grid barrier that precedes the sums.
       epilogue<QkvMatrix<A>>(cta, w.sums, first_key_unit<A>(cta, index), w.tiles(),
                         store_context<A>(w, layer, index), false);
     });

@@ -10,11 +10,11 @@ namespace kilotok {
 
 static_assert(ptx::CTA_PER_SM, "this comes before whatever else includes CTAs");
 
-// What each role does in a kernel, for up to so many tiles of tokens.
+// What each warp role does in a kernel for up to TILES tiles of tokens.
 template <bool DRAFT, int TILES>
 struct Pass {
   static constexpr Launch LAUNCH = DRAFT ? Launch::DraftRows : Launch::Target;
-  // Consumers and producer share out attention's work by it.
+  // Counts the attention work by which consumers and producer divide it.
   static __device__ __forceinline__ void begin(Warp& w) {
     using P = Part<DRAFT>;
     count_pairs<P::ATTENTION, P::ATTENTION_END, DRAFT>(w.cta, w.shared.pairs, w.batch());
@@ -42,11 +42,11 @@ struct Context {
   static __device__ __forceinline__ void epilogue(Warp& w) { epilogue_context(w); }
 };
 
-// Sets up a CTA, and sends each warp to its role.
+// Sets up a CTA and dispatches each warp to its role.
 template <class Roles>
 __device__ __forceinline__ void run(const Memory& memory) {
   set_up(memory, Roles::LAUNCH);
-  // Also of a chain that was started ahead and is not wanted.
+  // A launch chain that was enqueued ahead and is not needed has an empty batch.
   if (cta_shared().batch.token_count() == 0) return;
   Warp warp;
   Roles::begin(warp);
@@ -55,8 +55,8 @@ __device__ __forceinline__ void run(const Memory& memory) {
     warp.cta.stamp(Stamp::Begun);
     Roles::consume(warp);
     warp.cta.stamp(Stamp::Ended);
-    // Whoever lets others have the GPU in between gives it back as it was. If ever not, a CTA has
-    // done the work of two: nothing that came of it may be used.
+    // After a context switch (time-slicing, debugger) a CTA must be on the same SM as before. If it
+    // is not, two CTAs had the same number, and no result may be used.
     if (warp.cta.index() != wait_context.cta) __trap();
   } else {
     ptx::fewer_registers<HELPER_REGISTERS>();
@@ -67,7 +67,7 @@ __device__ __forceinline__ void run(const Memory& memory) {
   }
 }
 
-// The drafter has come so far; what comes later in a step says so again.
+// Records the time of the drafter's progress; later launches of a step overwrite it.
 __device__ __forceinline__ void note_drafted(const Memory& memory) {
   if (threadIdx.x == 0 && ptx::cta_index() == 0 && cta_shared().batch.token_count() > 0)
     at<Timestamps>(memory.timestamps)->drafted = ptx::nanoseconds();
@@ -77,46 +77,49 @@ __device__ __forceinline__ void note_drafted(const Memory& memory) {
 
 using namespace kilotok;
 
-// What a launch of a kernel here must ask for, but for that of the plan.
+// What the host needs to launch the kernels below; `take_plan` has its own.
 static_assert(sizeof(VerifyShared) <= sizeof(Shared), "a kernel gets as much as any other");
-// 227 KB, of which the kernels' own variables take a little.
+// 227 KB, less a little for the kernels' static variables.
 constexpr int SHARED_MAX = 227 * 1024 - 256;
 static_assert(sizeof(Shared) <= SHARED_MAX, "a CTA's memory suffices");
 extern "C" __device__ const unsigned SHARED_BYTES = sizeof(Shared);
 extern "C" __device__ const unsigned THREAD_COUNT = THREADS;
-// Tokens that kernels take which have another one, called so and `_many`, for more.
+// The largest number of tokens of the kernels for one tile. Those with `_many` in their names take
+// more.
 extern "C" __device__ const unsigned ONE_TILE = TILE_TOKENS;
 
-// Takes a step's plan from the host's memory to where the other kernels look for it, and says that
-// the bell was heard. PLAN_CTA_BYTES for each CTA, and again if there are not enough of them.
+// Copies a step's plan from the host's memory to the GPU's, and acknowledges the doorbell. Each CTA
+// copies PLAN_CTA_BYTES, repeatedly if there are too few CTAs.
 static_assert(PLAN_THREAD_BYTES == sizeof(uint4), "one load");
 constexpr int PLAN_THREADS = PLAN_CTA_BYTES / PLAN_THREAD_BYTES;
 extern "C" __global__ void __launch_bounds__(PLAN_THREADS)
     take_plan(const __grid_constant__ PlanMemory plan) {
   const uint32_t now = ptx::nanoseconds();
   uint32_t place = blockIdx.x * PLAN_CTA_BYTES + threadIdx.x * PLAN_THREAD_BYTES;
-  // It says nothing of what else is written, so it need not wait, nor what is read behind it.
+  // The acknowledgement does not order other writes, so neither it nor the loads after it have to
+  // wait.
   if (place == 0) *at<volatile uint32_t>(plan.acknowledged) = plan.number;
 #pragma unroll 1
   for (; place < plan.bytes; place += gridDim.x * PLAN_CTA_BYTES) {
     const uint4 words = ptx::load_system(at<const char>(plan.from) + place);
     ptx::store_l2(at<char>(plan.to) + place, words);
-    // A plan without tokens is one that nobody asks for.
+    // A plan without tokens belongs to a step that is not run.
     if (place == 0 && words.x > 0) at<Timestamps>(plan.timestamps)->begun = now;
   }
 }
 
-// The numbers of CTAs, in the order of a launch of as many as the other kernels have: the host sees
-// to it that they are those from 0 on.
+// Writes the CTAs' numbers in the order of `blockIdx`, in a launch of as many CTAs as the other
+// kernels have. The host checks that they are 0 to GRID - 1.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     count_off(const __grid_constant__ uint64_t numbers) {
   if (threadIdx.x == 0) at<uint32_t>(numbers)[blockIdx.x] = ptx::cta_index();
 }
 
-// Each pass is there twice, for one tile of tokens and for more: as one kernel they would fit
+// Each pass is compiled twice, for one tile of tokens and for more: as one kernel they would fit
 // neither the registers nor the instruction cache.
 
-// The target's layers over a batch, to the logits of the wanted tokens and the taps of all.
+// The target's layers over a batch: writes the logits of the wanted tokens and the taps of all
+// tokens.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     target(const __grid_constant__ Memory memory) {
   run<Pass<false, 1>>(memory);
@@ -126,7 +129,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   run<Pass<false, TILES_MAX>>(memory);
 }
 
-// The tokens after the wanted ones, by the logits of all ranks, and where drafts begin.
+// Samples and verifies: chooses the tokens that follow the wanted ones by the logits of all ranks,
+// and sets where drafts begin.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     verify(const __grid_constant__ VerifyMemory arguments) {
   extern __shared__ __align__(128) char shared_bytes[];
@@ -134,8 +138,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     choose_tokens(arguments, *reinterpret_cast<VerifyShared*>(shared_bytes));
 }
 
-// Keys and values of the batch's tokens in every layer of the drafter, from the target's taps.
-// Those of refused drafts are written anew before anyone reads them, as the target's own are.
+// Keys and values of the batch's tokens in every layer of the drafter, computed from the target's
+// taps. Those of rejected drafts are overwritten before they are read, as in the target's own
+// cache.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     draft_context(const __grid_constant__ Memory memory) {
   run<Context<1>>(memory);
@@ -147,7 +152,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   note_drafted(memory);
 }
 
-// The drafter's layers over draft rows, to the likeliest tokens at the wanted ones.
+// The drafter's layers over draft rows: writes the most likely tokens at the wanted ones.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     draft_rows(const __grid_constant__ Memory memory) {
   run<Pass<true, 1>>(memory);

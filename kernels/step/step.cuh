@@ -1,7 +1,7 @@
-// A pass over the layers: what consumers compute and, in the same order, what the producer brings
-// and the epilogue add. Grid barriers separate the phases, or waits for single values
-// (comm/publish.cuh); the ring runs ahead across them, up to the experts, whose list is known only
-// when the router has spoken.
+// A pass over the layers: what the consumers compute and, in the same order, what the producer
+// copies and the epilogue reduces. Phases are separated by grid barriers, or by polling for single
+// values (comm/publish.cuh). The ring runs ahead across them, up to the experts, which are known
+// only after the router.
 #pragma once
 
 #include "kilotok/phase/attn.cuh"
@@ -14,15 +14,15 @@
 
 namespace kilotok {
 
-// How far a consumer warp has come. In registers it would be spilled, and then lie as far away as
-// L2, or further.
+// The progress of a consumer warp, in shared memory. In registers it would be spilled to local
+// memory, which is as slow as L2 or slower.
 struct alignas(16) PipelineState {
-  // Of the ring and of the sums.
+  // Position in the ring and in the stages of partial sums.
   int page;
   uint32_t page_parity;
   int sum;
   uint32_t sum_parity;
-  // How often routes were chosen, and turns of the layers begun.
+  // How often experts were chosen, and how many turns of the layers have begun.
   uint32_t routed_count, turn_count;
 };
 
@@ -32,16 +32,16 @@ struct Shared {
   SumMemory sums;
   StreamMemory stream;
   union {
-    // Of one tile of tokens, or of more.
+    // For one tile of tokens, or for more.
     Routes routes;
     GatheredRoutes gathered;
   };
   HeldBatch batch;
-  // Of this layer and the next, whichever part they are of.
+  // Those of this layer and of the next.
   LayerMemory layers[2];
   PairsByKind pairs;
-  // Completed when a network's routes are there, and when producer and epilogue need them no
-  // more: a warp that is late must not miss one.
+  // Mbarriers that complete when the chosen experts of a network are known, and when producer and
+  // epilogue no longer need them: a warp that is late must not miss a phase.
   alignas(8) uint64_t routes_ready;
   alignas(8) uint64_t routes_free;
   PipelineState pipelines[CONSUMER_WARPS];
@@ -52,7 +52,7 @@ __device__ __forceinline__ Shared& cta_shared() {
   return *reinterpret_cast<Shared*>(shared_bytes);
 }
 
-// All threads of a CTA, before its roles part.
+// Called by all threads of a CTA before they take their roles.
 __device__ __forceinline__ void set_up(const Memory& memory,
                                        Launch launch = Launch::Other) {
   Shared& shared = cta_shared();
@@ -81,7 +81,8 @@ struct Part {
   static constexpr int FEED_FORWARD_END = DRAFT ? FEED_FORWARD_KINDS : DRAFT_FEED_FORWARD;
   static constexpr float EPS = DRAFT ? DRAFT_NORM_EPS : NORM_EPS;
 
-  // Consumers: brings a layer's addresses into shared memory, where no barrier makes them late.
+  // Consumers: copies a layer's addresses into shared memory, which the acquire of a grid barrier
+  // does not invalidate as it does L1.
   static __device__ __forceinline__ void fetch_layer(const Cta& cta, LayerMemory* layers,
                                                      int index) {
     constexpr int WORDS = sizeof(LayerMemory) / 4;
@@ -93,7 +94,7 @@ struct Part {
     return at<const LayerMemory>(DRAFT ? memory.draft_layers : memory.layers)[index];
   }};
 
-// The norm before a layer, or before the head when there is no such layer.
+// Begins the RMSNorm before a layer, or before the head when there is no such layer.
 template <bool DRAFT>
 __device__ __forceinline__ void begin_rms_norm_before(const Cta& cta, Shared& shared, int index,
                                                   uint32_t tap) {
@@ -105,11 +106,11 @@ __device__ __forceinline__ void begin_rms_norm_before(const Cta& cta, Shared& sh
              last ? 1.0f : projection_scale(layer.attention), tap);
 }
 
-// A warp on its way through a pass.
+// The state of a warp in a pass.
 struct Warp {
   Shared& shared;
   Cta cta;
-  // Of producer and epilogue: where they are, and how often they routes_free of routes. Consumers
+  // Of producer and epilogue: their positions, and how often they have waited for routes. Consumers
   // keep theirs in shared memory.
   Ring ring;
   Sums sums;
@@ -127,12 +128,12 @@ struct Warp {
   __device__ __forceinline__ int tiles() const { return ceil_div(token_count(), TILE_TOKENS); }
   __device__ __forceinline__ StreamMemory& stream() const { return shared.stream; }
 
-  // Consumers: what they have all seen of the routes is there for the others.
+  // Consumers: publishes the routes, which all of them have seen, to producer and epilogue.
   __device__ __forceinline__ void publish_routes() {
     ptx::mbarrier_arrive_met<CONSUMERS>(ptx::shared_address(&shared.routes_ready), cta.thread());
   }
 
-  // Producer and epilogue warps: wait until the next routes are there; say when they may go.
+  // Producer and epilogue warps: wait for the next routes; release them.
   __device__ __forceinline__ void wait_routes() {
     wait_mbarrier(Waits::Routes, ptx::shared_address(&shared.routes_ready), routed_count++ & 1);
   }
@@ -143,21 +144,22 @@ struct Warp {
     ptx::mbarrier_arrive_warp(ptx::shared_address(&shared.routes_free), cta.lane());
   }
 
-  // Consumers: wait until the last routes may go.
+  // Consumers: waits until the previous routes are released.
   __device__ __forceinline__ void wait_routes_free() {
     const uint32_t count = next(&PipelineState::routed_count);
     if (count == 0) return;
     wait_mbarrier(Waits::Routes, ptx::shared_address(&shared.routes_free), (count + 1) & 1);
   }
 
-  // Consumers: which turn of the layers begins, two a layer; and the layer, while it lasts.
+  // Consumers: begins the next turn of the layers, of which a layer has two, and returns its
+  // number; the current layer.
   __device__ __forceinline__ int next_turn() { return next(&PipelineState::turn_count); }
   __device__ __forceinline__ const LayerMemory& layer() const {
     const volatile PipelineState& state = shared.pipelines[cta.warp()];
     return shared.layers[(state.turn_count - 1) / 2 % 2];
   }
 
-  // Consumers: `phase(ring, sums)` with both as the warp left them.
+  // Consumers: calls `phase(ring, sums)` with the warp's saved positions, and saves them again.
   template <class Phase>
   __device__ __forceinline__ void with_pipeline(Phase phase) {
     PipelineState& state = shared.pipelines[cta.warp()];
@@ -180,7 +182,7 @@ struct Warp {
   }
 
  private:
-  // What a count was, before one more.
+  // Increments a counter and returns its old value.
   __device__ __forceinline__ uint32_t next(uint32_t PipelineState::* count) {
     volatile uint32_t& kept = shared.pipelines[cta.warp()].*count;
     const uint32_t was = kept;
@@ -191,7 +193,7 @@ struct Warp {
   }
 };
 
-// What becomes of the projections of a layer of such a kind. It is read when there are products.
+// The epilogue of the projections of a layer of this kind. `layer` is read when there are products.
 template <int KIND>
 __device__ __forceinline__ auto store_projections(Warp& w, uint32_t kind,
                                                   const LayerMemory& layer, bool own) {
@@ -215,7 +217,8 @@ __device__ __forceinline__ void project(Warp& w) {
   });
 }
 
-// Projection back to the stream, which owners have. `meet` waits for what attention leaves.
+// The output projection, whose products owners add to the stream. `wait_input` waits for
+// attention's results.
 template <int KIND, int TILES, class WaitInput>
 __device__ __forceinline__ void output(Warp& w, WaitInput wait_input) {
   w.with_pipeline([&](Ring& ring, Sums& sums) {
@@ -225,8 +228,8 @@ __device__ __forceinline__ void output(Warp& w, WaitInput wait_input) {
   });
 }
 
-// Begins in the middle of a grid barrier. `reset_polled` is called before the next one; with
-// chunks by `combine_chunks`, where there is time for it.
+// Begins between the halves of a grid barrier. `reset_polled` must be called before the next one;
+// if attention is split into chunks, `combine_chunks` calls it, where there is time for it.
 template <int KIND, bool DRAFT, class ResetPolled>
 __device__ __forceinline__ void attend(Warp& w, ResetPolled reset_polled) {
   const LayerMemory& layer = w.layer();
@@ -246,14 +249,15 @@ __device__ __forceinline__ void attend(Warp& w, ResetPolled reset_polled) {
     attn<KIND, DRAFT>(w.cta, layer, w.batch(), w.shared.pairs, w.shared.sums);
 }
 
-// Whether CTAs do not meet from the stream to what a network of experts adds to it, but wait for
-// values. With several tiles of tokens they have to: others choose for a CTA.
+// Whether a network of experts polls for single values instead of grid barriers, from the stream to
+// what is added to it. With several tiles of tokens it needs barriers: the experts of a CTA's
+// tokens are chosen by other CTAs.
 template <int KIND, int TILES>
 constexpr bool POLLS = TILES == 1 && !IS_DENSE<KIND> && Moe<KIND>::OPERAND_IN_PAGES &&
                         Inner<KIND>::IN_SHARED;
 
-// What a network adds to the stream: a dense one, or one of experts. Both begin in the middle of a
-// grid barrier, or after none where values are awaited.
+// What a network adds to the stream: a dense one here, one of experts below. Both begin between the
+// halves of a grid barrier, or after none where values are polled.
 template <int KIND, bool DRAFT, int TILES>
 __device__ __forceinline__ void dense(Warp& w) {
   Cta& cta = w.cta;
@@ -276,7 +280,7 @@ __device__ __forceinline__ void dense(Warp& w) {
   cta.stamp(Stamp::Down);
 }
 
-// Scores of all tokens' experts.
+// Computes the scores of all experts for all tokens.
 template <int KIND, bool DRAFT, bool POLLED>
 __device__ __forceinline__ void score_experts(Warp& w) {
   Cta& cta = w.cta;

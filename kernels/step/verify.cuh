@@ -1,5 +1,5 @@
-// Between the target's pass and the drafts: all ranks get all logits, the tokens are chosen, and
-// the drafts are told where they begin.
+// Between the target's pass and the drafts: the logits are all-gathered, tokens are sampled and
+// verified, and each draft gets its first token and position.
 #pragma once
 
 #include "kilotok/comm/all_gather.cuh"
@@ -12,8 +12,8 @@ union VerifyShared {
   VerifyScratch verify;
 };
 
-// A batch of drafts: a header, then arrays of the longest batch's length. The host has written all
-// but what only the step finds out.
+// A batch of drafts: a header, then arrays for the longest batch. The host has written everything
+// except what is known only after verification.
 struct DraftBatch {
   static constexpr int DRAFTS = DRAFT_ROWS > 0 ? TOKENS_MAX / DRAFT_ROWS : 1;
   Batch header;
@@ -21,15 +21,15 @@ struct DraftBatch {
   BatchRow rows[TOKENS_MAX];
   uint32_t wanted[TOKENS_MAX];
 };
-// As the host lays it out (`Arrays` in crates/cuda/src/batch.rs), and shares drafts out.
+// The host's layout (`Arrays` in crates/cuda/src/batch.rs), and the number of drafts of a batch.
 static_assert(planned::BATCH_TOKENS == offsetof(DraftBatch, tokens), "tokens");
 static_assert(planned::BATCH_ROWS == offsetof(DraftBatch, rows), "rows");
 static_assert(planned::BATCH_WANTED == offsetof(DraftBatch, wanted), "wanted");
 static_assert(planned::BATCH == sizeof(DraftBatch), "a batch");
 static_assert(planned::BATCH_DRAFTS == DraftBatch::DRAFTS, "drafts of a batch");
 
-// Begins a row's draft with its newest token: the last of those chosen, or, where none could be
-// chosen, the last known one, of whose drafts nobody hears.
+// Begins a row's draft with its newest token: the last one chosen, or, where none could be chosen,
+// the last known one, whose drafts are not used.
 __device__ __forceinline__ void begin_draft(const Cta& cta, const SampleMemory& memory, int index,
                                             uint32_t chosen_count, const Resolved* chosen) {
   const SampleRow& row = at<const SampleRow>(memory.rows)[index];
@@ -80,7 +80,8 @@ __device__ __forceinline__ void choose_tokens(const VerifyMemory& arguments,
               });
   if (cta.index() == 0 && cta.thread() == 0)
     at<Timestamps>(memory.timestamps)->verified = ptx::nanoseconds();
-  // As in the passes: a CTA that was moved has left somebody's rows to nobody.
+  // As in the passes: if a CTA was moved to another SM, the rows of its first number were not
+  // computed.
   if (cta.index() != wait_context.cta) __trap();
   cta.stamp(Stamp::Accept);
   cta.stamp(Stamp::Ended);

@@ -2,8 +2,8 @@
 //
 // CTAs are warp-specialised. Twelve consumer warps compute. One producer warp runs ahead of them
 // and copies weights into the ring buffer. Three epilogue warps follow, reduce the consumers'
-// split-K partial sums of one unit, and store the result. All functions of a phase are called by
-// every consumer thread, if they do not say otherwise, and by no other.
+// split-K partial sums of one unit, and store the result. A function of a phase is called by every
+// consumer thread and by no other thread, unless its comment says otherwise.
 #pragma once
 
 #include "kilotok/comm/wait.cuh"
@@ -15,20 +15,21 @@ namespace kilotok {
 constexpr int CONSUMER_WARPS = 12;
 constexpr int CONSUMERS = CONSUMER_WARPS * 32;
 constexpr int THREADS = CONSUMERS + 128;
-// Of 128 each, producer and epilogue leave some to the consumers.
+// Registers a thread. The 128 threads of the producer's and the epilogue's warpgroup need fewer
+// than an even share, and the consumers get the rest (`setmaxnreg`).
 constexpr int CONSUMER_REGISTERS = 152;
 constexpr int HELPER_REGISTERS = 56;
 
 #ifdef KILOTOK_STAMPS
-// Stamps of this launch so far, of the first CTA.
+// Stamps that the first CTA has written in this launch.
 static __shared__ int stamp_count;
 #endif
 
-// What `Memory.barrier` counts, each in a line of its own.
+// The counters in `Memory.barrier`. Each lies in a cache line of its own.
 enum class Counter {
-  // CTAs at grid barriers.
+  // Arrivals of CTAs at grid barriers.
   Grid,
-  // Units of work that CTAs took.
+  // Units of work that CTAs have taken from the shared queue.
   UnitsTaken,
   // CTAs that have written their part of an operand.
   Operands,
@@ -37,7 +38,7 @@ static_assert(static_cast<int>(Counter::Operands) + 1 == COUNTERS, "each has its
 
 struct Cta {
   const Memory& memory;
-  // Collectives between ranks begun.
+  // Collectives between ranks that have begun.
   uint32_t collectives;
   int thread_index;
 
@@ -61,14 +62,14 @@ struct Cta {
     ptx::add_release(counter(which), 1);
   }
 
-  // All consumers: the CTA has written its part of the next operand.
+  // All consumers: signals that this CTA has written its part of the next operand.
   __device__ __forceinline__ void count_operand() {
     sync();
     if (thread() == 0) count(Counter::Operands);
     make_opaque();
   }
 
-  // One thread: waits until so many are counted.
+  // One thread: an acquire wait until the counter has reached `wanted`.
   __device__ __forceinline__ void wait_count(Waits waits, Counter which, uint32_t wanted) const {
     const uint32_t* counts = counter(which);
     wait_for(waits, wanted, [&](uint32_t& seen) {
@@ -77,27 +78,28 @@ struct Cta {
     });
   }
 
-  // Keeps the compiler from working out ahead, in registers that others need, what a later phase
-  // makes of the thread's number.
+  // Keeps the compiler from computing values of later phases from the thread's number in advance:
+  // they would occupy registers that other code needs.
   __device__ __forceinline__ void make_opaque() { ptx::make_opaque(thread_index); }
 
-  // Asks for the thread's number anew, so that no register has it where others are wanted.
+  // Reads the thread's number again, so that it need not be kept in a register.
   __device__ __forceinline__ void reload_thread() {
     thread_index = threadIdx.x;
     make_opaque();
   }
 
-  // All consumers of this CTA.
+  // Barrier of all consumers of this CTA.
   __device__ __forceinline__ void sync() const { ptx::sync_threads<CONSUMERS>(); }
 
-  // All consumers of all CTAs of this rank: what any wrote before, all see after.
+  // The grid barrier: all consumers of all CTAs of this rank. Writes from before it are visible to
+  // all of them after it.
   __device__ __forceinline__ void sync_grid() {
     arrive_grid();
     wait_grid();
   }
 
-  // Its first half: what was written before is on its way to the others. What comes between the
-  // halves costs nothing while others are late.
+  // The first half of the grid barrier: releases this CTA's writes. Work between the two halves is
+  // free as long as other CTAs are late.
   __device__ __forceinline__ void arrive_grid() {
     sync();
     if (thread() == 0) {
@@ -113,7 +115,8 @@ struct Cta {
     stamp(Stamp::Barrier);
   }
 
-  // Notes when the first CTA has come here, in kernels that are compiled for it, and a number.
+  // In kernels that are compiled for it, records the clock and a number at this point of the first
+  // CTA.
   __device__ __forceinline__ void stamp(Stamp what, uint32_t number = 0) const {
 #ifdef KILOTOK_STAMPS
     if (thread() != 0 || index() != 0) return;
@@ -134,8 +137,8 @@ __host__ __device__ __forceinline__ T* at(uint64_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// So many bytes on their way from the GPU's memory, by at least the first CONSUMERS threads of a
-// CTA; what is stored is there after a __syncthreads.
+// BYTES bytes on their way from the GPU's memory to shared memory, held in registers by at least
+// the first CONSUMERS threads of a CTA. What `store` writes is visible after a __syncthreads.
 template <int BYTES>
 struct Words {
   static_assert(BYTES % 4 == 0, "whole words");
@@ -162,7 +165,7 @@ struct Constant {
   static constexpr int value = VALUE;
 };
 
-// Calls `f` with the constant that equals `kind`, of FIRST to END.
+// Calls `f` with the constant that equals `kind`, which is one of FIRST to END - 1.
 template <int FIRST, int END, class F>
 __device__ __forceinline__ void with_kind(int kind, F f) {
   if constexpr (FIRST < END) {
@@ -178,7 +181,7 @@ constexpr bool IS_SAME = false;
 template <class A>
 constexpr bool IS_SAME<A, A> = true;
 
-// The first of kinds FIRST to KIND whose matrix `M` is that of KIND.
+// The first of the kinds FIRST to KIND whose matrix `M` is the same as that of KIND.
 template <template <int> class M, int FIRST, int KIND>
 __host__ __device__ constexpr int first_like() {
   if constexpr (IS_SAME<M<FIRST>, M<KIND>>)
@@ -187,8 +190,8 @@ __host__ __device__ constexpr int first_like() {
     return first_like<M, FIRST + 1, KIND>();
 }
 
-// Calls `f` with the first of kinds FIRST to END that has the matrix of `kind`: there is code for
-// each matrix, not for each kind.
+// Calls `f` with the first of the kinds FIRST to END - 1 that has the same matrix as `kind`. So
+// code is generated once for each matrix, not once for each kind.
 template <template <int> class M, int FIRST, int END, class F>
 __device__ __forceinline__ void with_matrix(int kind, F f) {
   int first = kind;

@@ -1,7 +1,7 @@
-// What a model's constants are. Their values come with the model, in a generated `model.h`:
-// RANKS, GRID, TOKENS_MAX, PAGE_TOKENS, HIDDEN, VOCAB, LAYERS, DRAFT_LAYERS, DRAFT_ROWS, TAPS,
-// NORM_EPS, DRAFT_NORM_EPS, ATTENTIONS, FEED_FORWARDS and how many of each, and which kinds the
-// drafter's are. Sizes are a rank's own share, but for VOCAB and HIDDEN.
+// The types of a model's constants. Their values are in a `model.h` that is generated for each
+// model: RANKS, GRID, TOKENS_MAX, PAGE_TOKENS, HIDDEN, VOCAB, LAYERS, DRAFT_LAYERS, DRAFT_ROWS,
+// TAPS, NORM_EPS, DRAFT_NORM_EPS, ATTENTIONS, FEED_FORWARDS and how many of each, and which kinds
+// are the drafter's. Sizes are a rank's own share, except VOCAB and HIDDEN.
 #pragma once
 
 #include "kilotok/abi.h"
@@ -17,13 +17,13 @@ struct Attention {
   int v_dim;
   // Dimensions i and i + rope_pairs are rotated together.
   int rope_pairs;
-  // Keys that a position sees, itself included; 0 for all.
+  // Keys that a position attends to, itself included; 0 for all.
   int window;
   int page_group;
   bool sinks;
   bool qk_norm;
-  // Whether rows of q and k that are rotated together lie 8 rows apart in one tile of 16, so that
-  // products become queries, keys and values where they are added up.
+  // Whether rows of q and k that are rotated together lie 8 rows apart in one tile of 16. Then the
+  // epilogue of the QKV GEMM can apply RoPE.
   bool paired;
   float value_scale;
   Format format;
@@ -35,9 +35,9 @@ struct FeedForward {
   int top_k;
   int width;
   Format format;
-  // Of the router: whether its weights are BF16 instead of F32.
+  // Whether the router's weights are BF16 instead of F32.
   bool router_bf16;
-  // Divide the chosen scores by their sum, then multiply.
+  // Whether the chosen scores are divided by their sum before they are multiplied by `scale`.
   bool normalise;
   float scale;
 };

@@ -1,21 +1,21 @@
 // All-gather of the wanted tokens' logits, of which each rank computes those of its part of the
-// vocabulary; and the argmax over ranks of drafts.
+// vocabulary; and the all-reduce (minimum) that gives the argmax of drafts over all ranks.
 //
-// A rank sends the next time when an all-reduce came between, which the others answer once they
-// have read this: one set of places is enough.
+// One set of locations is enough. Before a rank sends again it completes an all-reduce, to which
+// the others contribute only after they have read this.
 #pragma once
 
 #include "kilotok/comm/all_reduce.cuh"
 
 namespace kilotok {
 
-// Logits of a token to be verified to those of the next one.
+// Logits from one wanted token to the next.
 constexpr int LOGITS_STRIDE = align_up(VOCAB, 16);
 // Logits of one rank.
 constexpr int RANK_LOGITS = VOCAB / RANKS;
 
-// Where a rank receives, behind the packets of all-reduces: a flag of every rank, `[wanted, ranks]`
-// packets with a draft each, all logits.
+// The receive buffer of a rank, after the packets of all-reduces: a flag of every rank, `[wanted,
+// ranks]` packets with one draft each, all logits.
 constexpr size_t FLAGS_OFFSET = ALL_REDUCE_BYTES;
 constexpr size_t DRAFTS_OFFSET = FLAGS_OFFSET + 128;
 constexpr size_t LOGITS_OFFSET = DRAFTS_OFFSET + size_t{TOKENS_MAX} * RANKS * 16;
@@ -24,7 +24,8 @@ constexpr size_t RECEIVER_BYTES =
                : LOGITS_OFFSET + size_t{TOKENS_MAX} * LOGITS_STRIDE * sizeof(float);
 static_assert(RANKS * sizeof(uint32_t) <= 128, "flags lie in a line of the cache");
 
-// Sends this rank's logits to all. A grid barrier comes between this and `finish_all_gather`.
+// Sends this rank's logits to all ranks. A grid barrier must come between this and
+// `finish_all_gather`.
 __device__ __forceinline__ void start_all_gather(const Cta& cta, int wanted_count) {
   if constexpr (RANKS == 1) return;
   const Memory& memory = cta.memory;
@@ -44,7 +45,7 @@ __device__ __forceinline__ void start_all_gather(const Cta& cta, int wanted_coun
   __threadfence_system();
 }
 
-// Waits until all ranks have sent their logits, the `number`-th time.
+// Waits until all ranks have sent their logits for the `number`-th time.
 __device__ __forceinline__ void finish_all_gather(const Cta& cta, uint32_t number) {
   if constexpr (RANKS == 1) return;
   const Peers& peers = *at<const Peers>(cta.memory.peers);
@@ -62,7 +63,7 @@ __device__ __forceinline__ void finish_all_gather(const Cta& cta, uint32_t numbe
   cta.sync();
 }
 
-// A warp, a lane for each rank: the smallest of all ranks' keys for a wanted token.
+// A warp, one lane for each rank: the smallest of all ranks' keys for a wanted token.
 __device__ __forceinline__ uint64_t all_reduce_min(const Cta& cta, int wanted, uint64_t own,
                                                    uint32_t number) {
   if constexpr (RANKS == 1) return own;
@@ -72,7 +73,8 @@ __device__ __forceinline__ uint64_t all_reduce_min(const Cta& cta, int wanted, u
   const auto place = [&](int to, int from) {
     return at<char>(peers.receivers[to] + DRAFTS_OFFSET) + (wanted * RANKS + from) * 16;
   };
-  // What is in a packet may come one after the other: the last word says whether it is all there.
+  // The words of a packet may arrive one after the other. The last word is a checksum, which tells
+  // whether all have arrived.
   const uint32_t low = own, high = own >> 32;
   ptx::store_system(place(other, rank), make_uint4(low, high, number, low ^ high ^ number));
   uint4 packet;

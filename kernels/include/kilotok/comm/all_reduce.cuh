@@ -1,14 +1,15 @@
-// All-reduce of what is to be added to the residual stream: every owner sends its part to the same
-// CTA of every other rank, and adds what it receives, in rank order, so that all ranks get the same
-// bits. Parts travel as BF16 in packets of 16 bytes: nothing is fenced, for each value says of
-// itself whether it is there. A place is empty while it holds a zero, so zeros travel as negative
-// ones, and who has read a packet empties its place.
+// All-reduce of what is added to the residual stream. Every owner sends its part to the same CTA of
+// every other rank and adds what it receives in rank order, so that all ranks get the same bits.
+// Parts travel as BF16 in packets of 16 bytes. No fence is needed, because each value shows by
+// itself whether it has arrived: a location is empty while it holds a zero. Therefore zeros are
+// sent as negative zeros, and the reader of a packet clears its location.
 //
-// A rank is at most one collective ahead of another, for its next one needs the other's packets; so
-// two sets of places are enough, if two all-reduces in a row have different ones, also from one
-// launch to the next: `[2][ranks][owner units][packets]` at every receiver, by a collective's
-// number. Between the emptying of a place and its next packet lie a release of this CTA, at a grid
-// barrier or where an operand is counted, and then another all-reduce with the rank that sends it.
+// A rank is at most one collective ahead of another, because its next one needs the other's
+// packets. So two sets of locations suffice, provided that two consecutive all-reduces use
+// different ones, also from one launch to the next: `[2][ranks][owner units][packets]` at every
+// receiver, indexed by the parity of the collective's number. Between the clearing of a location
+// and its next packet there are a release by this CTA, at a grid barrier or where an operand is
+// counted, and then another all-reduce with the sending rank.
 #pragma once
 
 #include "kilotok/phase/add_rms_norm.cuh"
@@ -42,7 +43,7 @@ __device__ __forceinline__ void add_packet(float (&sum)[PACKET_VALUES], const ui
     sum[i] += ptx::from_bf16(static_cast<uint16_t>(words[i / 2] >> (i % 2 * 16)));
 }
 
-// Owners: replaces `stream.part` by the sum of all ranks' parts.
+// Owners: replaces `stream.part` with the sum of all ranks' parts.
 __device__ __forceinline__ void all_reduce(Cta& cta, StreamMemory& stream, int token_count) {
   if constexpr (RANKS == 1) return;
   cta.collectives++;
@@ -53,7 +54,7 @@ __device__ __forceinline__ void all_reduce(Cta& cta, StreamMemory& stream, int t
   auto values_of = [&](int packet) {
     return &stream.part[packet / TOKEN_PACKETS][packet % TOKEN_PACKETS * PACKET_VALUES];
   };
-  // Every rank begins with the next one, so that all links are busy.
+  // Every rank begins with the rank after it, so that all links are busy.
 #pragma unroll 1
   for (int i = cta.thread(); i < count * (RANKS - 1); i += CONSUMERS) {
     const int packet = i % count, to = (rank + 1 + i / count) % RANKS;
@@ -61,7 +62,7 @@ __device__ __forceinline__ void all_reduce(Cta& cta, StreamMemory& stream, int t
                           packet_offset(number, rank, unit, packet),
                       make_packet(values_of(packet)));
   }
-  // Nobody replaces what another still has to send.
+  // No thread overwrites a part before it has been sent to all ranks.
   cta.sync();
   char* own = at<char>(stream.peers.receivers[rank]);
   for (int packet = cta.thread(); packet < count; packet += CONSUMERS) {

@@ -2,8 +2,8 @@
 // holds the sentinel EMPTY, and readers poll it until it does not. That takes half as long as a
 // grid barrier and a load behind it, which are four round trips to L2.
 //
-// Between its readers and its next writer a place becomes EMPTY again, with a grid barrier before
-// and one behind.
+// After its last reader and before its next writer a location becomes EMPTY again, with a grid
+// barrier before that and one after it.
 #pragma once
 
 #include "kilotok/cta.cuh"
@@ -11,7 +11,7 @@
 
 namespace kilotok {
 
-// Of four bytes, and of two: NaNs that no arithmetic yields.
+// The sentinel of four bytes and that of two: NaNs that no arithmetic yields.
 constexpr uint32_t EMPTY = ~0u;
 constexpr uint16_t EMPTY_HALF = 0xffff;
 constexpr uint32_t SOME_NAN = 0x7fffffff;
@@ -21,18 +21,19 @@ __device__ __forceinline__ bool is_published(float value) {
   return is_published(__float_as_uint(value));
 }
 
-// Not zero if a half of some words is zero: taking one away leaves it a sign where there was none.
+// Not zero if any 16-bit half of the words is zero: subtracting one from a zero half sets its sign
+// bit, which was clear.
 __device__ __forceinline__ uint32_t zero_halves(const uint4& words) {
   const auto zeros = [](uint32_t word) { return (word - 0x00010001u) & ~word; };
   return (zeros(words.x) | zeros(words.y) | zeros(words.z) | zeros(words.w)) & 0x80008000u;
 }
 
-// Not zero if a half of some words is not there.
+// Not zero if any 16-bit half of the words is EMPTY_HALF.
 __device__ __forceinline__ uint32_t missing_halves(const uint4& words) {
   return zero_halves(make_uint4(~words.x, ~words.y, ~words.z, ~words.w));
 }
 
-// What is written for a value.
+// The word that is written for a value: a NaN that equals the sentinel becomes another NaN.
 __device__ __forceinline__ uint32_t published_word(float value) {
   const uint32_t bits = __float_as_uint(value);
   return is_published(bits) ? bits : SOME_NAN;
@@ -42,13 +43,14 @@ __device__ __forceinline__ void publish(float* to, float value) {
   ptx::store_l2(reinterpret_cast<uint32_t*>(to), published_word(value));
 }
 
-// A value of an operand: BF16 has one NaN of arithmetic, which is not EMPTY_HALF.
+// Publishes one value of an operand. Arithmetic yields only one NaN in BF16, and it is not
+// EMPTY_HALF.
 __device__ __forceinline__ void publish_operand(char* row, int column, float value) {
   ptx::store_l2(reinterpret_cast<uint16_t*>(row + operand_offset(column)), ptx::to_bf16(value));
 }
 
-// A warp: calls `look`, which says whether a lane has all that it wants, until all lanes have; or
-// once, if values are not POLLED because a barrier came before.
+// A warp: calls `look`, which returns whether the lane has all values it needs, until it is true
+// for all lanes. If values are not POLLED, because a barrier came before, it is called once.
 template <bool POLLED, class Look>
 __device__ __forceinline__ void poll(Look look) {
   if constexpr (POLLED)

@@ -1,5 +1,5 @@
-// Every wait has an end: one that runs out leaves a `Fault` in the host's memory that says who
-// waited for what, and stops the kernel.
+// Every wait has a time limit. A wait that reaches it leaves a `Fault` in the host's memory, which
+// says which CTA waited for what, and stops the kernel.
 #pragma once
 
 #include "kilotok/ptx/async.cuh"
@@ -29,18 +29,18 @@ enum class Launch : uint32_t {
   DraftRows = 4,
 };
 
-// 1024 cycles each, in a millisecond where clocks are fastest; where they are slower, waits last
-// longer.
+// Units of 1024 cycles in a millisecond at the fastest clock. At a slower clock, waits last longer.
 constexpr uint32_t KILOCYCLES_PER_MS = 1954;
 
-// Where a CTA is, for the record.
+// What a CTA is doing, for the fault record.
 struct WaitContext {
   Fault* fault;
-  // When every wait of the kernel ends: one moment for all costs less code than one for each.
+  // When every wait of the kernel ends. One deadline for all waits costs less code than one for
+  // each.
   uint32_t deadline;
   uint32_t rank;
   Launch launch;
-  // Counts grid barriers.
+  // Grid barriers at which this CTA has arrived.
   uint32_t phase;
   int cta;
 
@@ -51,37 +51,38 @@ struct WaitContext {
   }
 };
 
-// In shared memory, since only who gives up reads it. A kernel sets it before its first wait.
+// In shared memory, because only a wait that times out reads it. A kernel sets it before its first
+// wait.
 static __shared__ WaitContext wait_context;
 
-// Whether somebody writes the record. The host's memory may know no atomics, so that is settled
-// here; a kernel that gave up is its module's last.
+// Whether a thread has claimed the fault record. The host's memory may not support atomics, so the
+// flag is in the GPU's. It is never reset: a module is not used again after a timeout.
 static __device__ uint32_t fault_claimed = 0;
 
-// By how much a wait goes on after the deadline: those for somebody who waits too let others give
-// up first, who are nearer to the cause, and may look at the clock late.
+// By how much a wait goes on after the deadline. A wait for CTAs or threads that may themselves be
+// waiting gets more, so that the wait nearest to the cause times out first and writes the record.
 __device__ constexpr int grace_ms(Waits waits) {
   switch (waits) {
     case Waits::Peer: return 0;
-    // For CTAs, some of which wait for peers.
+    // Waits for CTAs, which may be waiting for peers.
     case Waits::Grid: return 5;
-    // For CTAs, some of which are at a barrier: producers run ahead of it.
+    // Waits for CTAs, which may be at a grid barrier: producers run ahead of it.
     case Waits::Operand: return 10;
-    // For the producer, who waits for operands.
+    // Waits for the producer, which may be waiting for operands.
     case Waits::Page: return 15;
-    // For CTAs, some of which wait for pages.
+    // Waits for CTAs, which may be waiting for pages.
     case Waits::Value: return 20;
     default: return 25;
   }
 }
 __device__ constexpr int grace(Waits waits) { return grace_ms(waits) * KILOCYCLES_PER_MS; }
 
-// How long who does not write the record lets the other write: a write to the host and its fence
-// take microseconds. A sleep is a millisecond at most.
+// How long a thread that does not write the record waits for the one that does: a write to the host
+// and its fence take microseconds. One sleep lasts a millisecond at most.
 constexpr int RECORD_MS = 2;
 constexpr unsigned SLEEP_MAX_NS = 1000000;
 
-// Out of line: a wait must cost neither registers nor code where it does not run out.
+// Out of line, because a wait must cost neither registers nor code while it does not time out.
 __device__ __noinline__ void record_fault(Waits waits, uint32_t wanted, uint32_t seen) {
   volatile Fault* fault = wait_context.fault;
   if (atomicExch(&fault_claimed, 1u) == 0u) {
@@ -92,30 +93,31 @@ __device__ __noinline__ void record_fault(Waits waits, uint32_t wanted, uint32_t
     fault->wanted = wanted;
     fault->seen = seen;
     __threadfence_system();
-    // Comes last, and says that all is there.
+    // The code is written last: the host takes it as the sign that the record is complete.
     fault->code = static_cast<uint32_t>(waits);
     __threadfence_system();
   } else {
-    // Its trap would stop the one that writes.
+    // A trap here would stop the thread that writes the record.
     for (int i = 0; i < RECORD_MS; i++) __nanosleep(SLEEP_MAX_NS);
   }
   __trap();
 }
 
-// Does not come back, and says so where the compiler of machine code sees it: otherwise every wait
-// would keep what is live out of the registers of that function.
+// Does not return. The `exit` shows that to ptxas: otherwise every wait would keep its live values
+// out of the registers that the called function uses.
 __device__ __forceinline__ void give_up(Waits waits, uint32_t wanted, uint32_t seen) {
   record_fault(waits, wanted, seen);
   ptx::exit();
 }
 
 #ifdef KILOTOK_RACECHECK
-// Racecheck takes its time over every look: threads that look all the time keep those that they
-// wait for from coming on.
+// Under racecheck every poll takes long, and threads that poll without a pause delay those that
+// they wait for.
 constexpr uint32_t PAUSE_NS = 10000;
 #endif
 
-// Calls `ready(seen)` until it is true.
+// Polls `ready(seen)` until it is true or the wait times out. `wanted` and the last `seen` go into
+// the fault record.
 template <class Ready>
 __device__ __forceinline__ void wait_for(Waits waits, uint32_t wanted, Ready ready) {
   uint32_t seen = 0;

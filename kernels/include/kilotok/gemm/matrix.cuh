@@ -1,9 +1,10 @@
-// GEMM of a weight matrix and a batch of tokens, split-K over the warps of a CTA. The matrix lies
-// in *units*: 16 * ROW_TILES rows of all columns, the chunks of which the consumer warps share,
-// warp w = row tile * COLUMN_WARPS + part of the columns. In step s a warp multiplies chunk s *
-// COLUMN_WARPS + part, so a unit is `[steps][warps][chunk]`, one contiguous run of pages, and a
-// warp always meets the same columns: with one tile of tokens their operands stay in registers for
-// the whole matrix. Those of several come from L2 for every unit, or for every two, anew.
+// GEMM of a weight matrix and a batch of tokens, split-K over the warps of a CTA. The matrix is
+// divided into *units* of 16 * ROW_TILES rows and all columns. The consumer warps share the chunks
+// of a unit: warp w = row tile * COLUMN_WARPS + part of the columns, and in step s it multiplies
+// chunk s * COLUMN_WARPS + part. So a unit is `[steps][warps][chunk]`, one contiguous run of pages,
+// and a warp always has the same columns. With one tile of tokens their operands stay in registers
+// for the whole matrix; those of several tiles are read from L2 again for every unit, or for every
+// two.
 //
 // The sum over columns has one order, whatever the number of tokens: steps, then warps.
 #pragma once
@@ -26,35 +27,35 @@ struct Matrix {
   static constexpr int STEPS = ceil_div(ceil_div(COLUMNS, CHUNK_COLUMNS), COLUMN_WARPS);
   static constexpr int UNITS = ceil_div(ROWS, 16 * ROW_TILES);
   static constexpr int UNIT_BYTES = STEPS * STEP_BYTES;
-  // CTAs that share the units: no more than have to, so that the last ones may go free. They attend
-  // the windows, and bring their keys meanwhile.
+  // CTAs that share the units: as few as give the same number of rounds. The CTAs without units
+  // prefetch the keys of sliding windows meanwhile and compute their attention.
   static constexpr int CTAS = ceil_div(UNITS, ceil_div(UNITS, GRID));
   static constexpr int PAGE_STEPS = PAGE_BYTES / STEP_BYTES;
-  // Columns with the zeros that operands need behind the last.
+  // Columns including the zeros that operands need after the last.
   static constexpr int COLUMNS_PADDED = STEPS * COLUMN_WARPS * CHUNK_COLUMNS;
   static constexpr size_t BYTES = static_cast<size_t>(UNITS) * UNIT_BYTES;
 };
 
-// The first unit of a CTA; the others come after it at intervals of CTAS.
+// The first unit of a CTA; its others follow at intervals of CTAS.
 template <class M>
 __device__ __forceinline__ int first_unit(const Cta& cta) {
   return cta.index() < M::CTAS ? cta.index() : M::UNITS;
 }
 
-// Units that several tiles of tokens are multiplied with together, that of a CTA and its next: they
-// share what is read of the operand, which is more than the weights.
+// Units that are multiplied with several tiles of tokens at the same time, a CTA's unit and its
+// next one: they share the loads of the operand, which is larger than the weights.
 template <class M, int TILES>
 constexpr int UNITS_TOGETHER = TILES > 1 && M::UNITS > M::CTAS ? 2 : 1;
 
-// The matrices that turn heads or experts back into the residual stream: a CTA computes 48 rows
-// alone, from all columns, and owns that part of the stream. Some CTAs own none.
+// The matrices whose product is added to the residual stream: a CTA computes 48 rows alone, over
+// all columns, and owns that part of the stream. Some CTAs own none.
 constexpr int OWNER_ROWS = 48;
 constexpr int OWNER_TILES = OWNER_ROWS / 16;
 constexpr int OWNER_UNITS = ceil_div(HIDDEN, OWNER_ROWS);
 static_assert(OWNER_UNITS <= GRID, "the hidden size is too large for this GPU");
 
-// Producer: brings this CTA's units, from `first` on, for so many tiles of tokens. Pages of units
-// that are multiplied together take turns.
+// Producer: copies this CTA's units, from `first` on, for up to TILES tiles of tokens. Pages of
+// units that are multiplied together alternate.
 template <class M, int TILES>
 __device__ __forceinline__ void produce(Ring& ring, uint64_t address, int first) {
   constexpr int TOGETHER = UNITS_TOGETHER<M, TILES>;
@@ -76,18 +77,18 @@ __device__ __forceinline__ void produce(Ring& ring, uint64_t address, int first)
   }
 }
 
-// Operands of which a warp's own columns stay in registers.
+// The largest number of steps of which a warp's columns of the operand stay in registers.
 constexpr int HELD_STEPS_MAX = 8;
 template <class M>
 constexpr bool IS_HELD = M::STEPS <= HELD_STEPS_MAX;
 
-// Such an operand of one tile of tokens as pages of the ring.
+// Such an operand of one tile of tokens, brought in pages of the ring.
 template <class M>
 struct OperandPages {
   static constexpr int STEP_BYTES = M::COLUMN_WARPS * CHUNK_OPERAND_BYTES;
   static constexpr int PAGE_STEPS = smaller(PAGE_BYTES / STEP_BYTES, M::STEPS);
 
-  // Producer: every CTA begins elsewhere, as all want the same.
+  // Producer: every CTA begins at a different step, because all CTAs read the same operand.
   static __device__ __forceinline__ void produce(Ring& ring, const char* from) {
 #pragma unroll 1
     for (int first = 0; first < M::STEPS; first += PAGE_STEPS) {
@@ -103,8 +104,8 @@ struct OperandPages {
   }
 };
 
-// Multiplies one unit with one tile of tokens. `row_of(column)` is the operand row of a column of
-// the batch.
+// Multiplies one unit with one tile of tokens. `row_of(column)` is the row of the operand that
+// belongs to a column of the batch.
 template <class M, bool HELD>
 struct Multiplier {
   const char* row;
@@ -120,7 +121,7 @@ struct Multiplier {
     }
   }
 
-  // Of an operand that the producer brings.
+  // For an operand that the producer brings.
   __device__ __forceinline__ Multiplier(const Cta& cta, Ring& ring) : row() {
     using Pages = OperandPages<M>;
     static_assert(HELD, "pages are given back at once");
@@ -140,7 +141,7 @@ struct Multiplier {
     x[0].load(row, step * M::COLUMN_WARPS + cta.warp() % M::COLUMN_WARPS, cta.lane());
   }
 
-  // Steps come one after the other; `ahead` is at the page of the last one.
+  // Steps must be fetched in order; `ahead` is at the page of the previous one.
   static __device__ __forceinline__ void fetch(const Cta& cta, Ring& ahead, int step,
                                                Chunk<M::FORMAT>& chunk) {
     const int in_page = step % M::PAGE_STEPS;
@@ -152,7 +153,7 @@ struct Multiplier {
   }
 
   __device__ __forceinline__ void unit(const Cta& cta, Ring& ring, float (&acc)[1][4]) const {
-    // A chunk is brought while the one before is multiplied.
+    // A chunk is loaded while the previous one is multiplied.
     Ring ahead = ring;
     Chunk<M::FORMAT> chunk;
     fetch(cta, ahead, 0, chunk);
@@ -173,22 +174,22 @@ struct Multiplier {
   }
 };
 
-// The weights that a warp multiplies next, a page of them: registers are the ring's fourth page,
-// and while an operand is waited for they are free.
+// One page of the weights that a warp multiplies next, in registers, which serve as the ring's
+// fourth page: they are free while the operand is waited for.
 template <class M>
 struct WeightsAhead {
-  // A step's weights always have the same registers.
+  // A step's weights are always in the same registers.
   static constexpr int PAGE_STEPS = smaller(M::PAGE_STEPS, M::STEPS);
   static constexpr int COUNT = M::STEPS % PAGE_STEPS == 0 ? PAGE_STEPS : 1;
   Chunk<M::FORMAT> chunks[COUNT];
 
-  // Of a CTA that has units.
+  // For a CTA that has units.
   __device__ __forceinline__ void begin(const Cta& cta, Ring& ring) {
 #pragma unroll
     for (int step = 0; step < COUNT; step++) fetch(cta, ring, step);
   }
 
-  // Those of a unit's step. Behind a page's last one it goes back.
+  // Loads the weights of a unit's step. After the last step of a page the page is released.
   __device__ __forceinline__ void fetch(const Cta& cta, Ring& ring, int step) {
     const int in_page = step % PAGE_STEPS;
     if (in_page == 0) ring.wait();
@@ -197,8 +198,8 @@ struct WeightsAhead {
     if (in_page == PAGE_STEPS - 1 || step == M::STEPS - 1) ring.release(cta.lane());
   }
 
-  // Multiplies a unit with its operand. The first weights of another one are brought, if there are
-  // `more`.
+  // Multiplies a unit with its operand. If there is `more`, the first weights of the next unit are
+  // loaded.
   template <class Held>
   __device__ __forceinline__ void unit(const Cta& cta, Ring& ring, const Held& held, bool more,
                                        float (&acc)[1][4]) {
@@ -218,35 +219,35 @@ struct EveryToken {
   __device__ __forceinline__ int operator()(int column) const { return column; }
 };
 
-// Multiplies units that belong together with several tiles of tokens. Pieces of the operand, two
-// tiles of a step, come from L2 ahead: the next is asked for where one has been multiplied.
+// Multiplies units together with several tiles of tokens. Pieces of the operand, two tiles of a
+// step, are prefetched from L2: when one has been multiplied, the next is loaded.
 template <class M, int TILES>
 struct TilesMultiplier {
   static constexpr int TOGETHER = UNITS_TOGETHER<M, TILES>;
   static constexpr int PIECE_TILES = 2;
   static constexpr int STEP_PIECES = TILES / PIECE_TILES;
-  // Pieces on their way, of one step or of several: as many as registers hold.
+  // Pieces in flight, of one step or of several: as many as registers hold.
   static constexpr int AHEAD = smaller(TOGETHER == 1 ? 4 : 2, M::PAGE_STEPS * STEP_PIECES);
   static constexpr int STEPS_AHEAD = larger(AHEAD / STEP_PIECES, 1);
   static_assert(TILES % PIECE_TILES == 0 && (STEP_PIECES == 1 || STEP_PIECES % AHEAD == 0),
                 "pieces are whole, and one is always in the same registers");
   static_assert(M::PAGE_STEPS % STEPS_AHEAD == 0, "pages begin with what is unrolled");
 
-  // Of the operand the warp's first columns, of a step the warp's weights, by byte.
+  // The warp's first columns of the operand; the byte offset of the warp's weights in a step.
   const char* operand;
   int weights;
   int lane, tiles;
   int rows[TILES];
   OperandChunk pieces[AHEAD][PIECE_TILES];
 
-  // By unit, piece of a step, and tile.
+  // Indexed by unit and piece of a step, then by tile of the piece.
   using Acc = float[TOGETHER * STEP_PIECES][PIECE_TILES][4];
 
   template <class RowOf>
   __device__ __forceinline__ TilesMultiplier(const Cta& cta, uint64_t from, int row_bytes,
                                              RowOf row_of)
       : tiles(row_of.tiles()) {
-    // Of a number that is not below zero little has to be kept in registers.
+    // For an unsigned number less has to be kept in registers.
     const uint32_t thread = cta.thread();
     const int warp = thread / 32;
     lane = thread % 32;
@@ -257,14 +258,14 @@ struct TilesMultiplier {
       rows[tile] = operand_row(row_of(tile * TILE_TOKENS + lane / 4), row_bytes);
   }
 
-  // The first pieces of a unit, which nobody waits for yet.
+  // Begins to load the first pieces of a unit.
   __device__ __forceinline__ void begin() {
 #pragma unroll
     for (int i = 0; i < AHEAD; i++)
       load(i, i / STEP_PIECES, [&](int j) { return rows[i % STEP_PIECES * PIECE_TILES + j]; });
   }
 
-  // Multiplies the next units, so many.
+  // Multiplies the next `count` units.
   __device__ __forceinline__ void units(Ring& ring, int count, Acc& acc) {
     uint32_t pages[TOGETHER] = {};
 #pragma unroll 1
@@ -285,12 +286,12 @@ struct TilesMultiplier {
   }
 
  private:
-  // Whether the batch has such a piece of a step. The first two are taken as there.
+  // Whether the batch has such a piece of a step. The first two are assumed to exist.
   __device__ __forceinline__ bool has(int piece) const {
     return piece < 2 || piece * PIECE_TILES < tiles;
   }
 
-  // `row(j)` is where a tile's row begins.
+  // `row(j)` is the byte offset of the lane's row in tile j of the piece.
   template <class Row>
   __device__ __forceinline__ void load(int place, int step, Row row) {
     if (step >= M::STEPS) return;
@@ -300,8 +301,8 @@ struct TilesMultiplier {
       pieces[place][j].load(operand + static_cast<uint32_t>(row(j) + step * STEP_BYTES), 0, lane);
   }
 
-  // In the place of piece `i`, counted from a step on: one of the same step if there is another,
-  // or else of one further on.
+  // Replaces piece `i`, counted from step `first`: by a later one of the same step if there is one,
+  // otherwise by one of a later step.
   __device__ __forceinline__ void load_after(int first, int i) {
     const int piece = i % STEP_PIECES, later = piece + AHEAD;
     const bool same_step = later < STEP_PIECES && has(later);
@@ -312,7 +313,7 @@ struct TilesMultiplier {
     });
   }
 
-  // Of a unit that there is not, the one before it: nobody wants what comes of it.
+  // A unit that does not exist gets the pages of the one before it; its result is not used.
   static __device__ __forceinline__ void wait_pages(const Ring& ring, int count,
                                               uint32_t (&pages)[TOGETHER]) {
     Ring ahead = ring;
@@ -325,8 +326,8 @@ struct TilesMultiplier {
 
   __device__ __forceinline__ void multiply(const uint32_t (&pages)[TOGETHER], int in_page, int i,
                                            Acc& acc) {
-    // Behind it weights are read and unpacked anew: there are no registers to keep them for the
-    // next piece, as the compiler otherwise would.
+    // Has the weights read and decoded again for the next piece: the compiler would otherwise keep
+    // them, and there are no registers for that.
     __syncwarp();
 #pragma unroll
     for (int unit = 0; unit < TOGETHER; unit++) {
@@ -337,17 +338,17 @@ struct TilesMultiplier {
   }
 };
 
-// Adds the warps' sums of several tiles, in order of their columns, and hands each lane's four
-// values to `use(unit, row tile, tile, lane, values)`: rows g and g + 8 of tokens 2q and 2q + 1, of
-// a unit among those that were multiplied together.
+// Reduces the warps' partial sums of several tiles, in order of their columns, and passes each
+// lane's four values to `use(unit, row tile, tile, lane, values)`: rows g and g + 8 of tokens 2q
+// and 2q + 1, of a unit among those that were multiplied together.
 template <class M, int TILES, class Use>
 __device__ __forceinline__ void reduce_warps(const Cta& cta, SumMemory& sums,
                                           const typename TilesMultiplier<M, TILES>::Acc& acc,
                                           int tiles, Use use) {
   constexpr int PLACES = TILES * UNITS_TOGETHER<M, TILES>;
   constexpr int AT_ONCE = smaller(PLACES, SUM_STAGES), ROUNDS = PLACES / AT_ONCE;
-  // In each round other threads add, and they use it in the end: what one waits for then, all wait
-  // for at once.
+  // Each round is reduced by other threads, and all of them call `use` at the end, so that their
+  // loads overlap.
   constexpr int REDUCERS = M::ROW_TILES * AT_ONCE * 32, TURNS = CONSUMERS / REDUCERS;
   const int turn = cta.thread() / REDUCERS, row_tile = cta.thread() % REDUCERS / (AT_ONCE * 32);
   const int rest = cta.thread() % (AT_ONCE * 32);
@@ -376,7 +377,7 @@ __device__ __forceinline__ void reduce_warps(const Cta& cta, SumMemory& sums,
   }
 }
 
-// Multiplies this CTA's units with so many tiles, or fewer.
+// Multiplies this CTA's units with up to TILES tiles.
 template <class M, int TILES, class RowOf, class Prepare, class Use>
 __device__ __forceinline__ void gemm_tiles(const Cta& cta, Ring& ring, SumMemory& sums,
                                                uint64_t operand, int row_bytes, int first,
@@ -437,12 +438,11 @@ __device__ __forceinline__ void gemm_tile(const Cta& cta, Ring& ring, Sums& sums
 }
 
 // Multiplies this CTA's units, from `first` on. With one tile the epilogue warps use the sums (they
-// call `epilogue`), with more the consumers do: `use(unit, row tile, tile, lane, values)`.
-// `wait_input` waits until the operand is written; every CTA calls it, also one
-// without units, and it may use the
-// sums' memory. `prepare` is called by all consumers while the operand is on its way; what
-// it leaves in shared memory, `use` sees. `row_of(column)` is the operand row of a column of the
-// batch, which has `row_of.tiles()` tiles.
+// call `epilogue`), with several the consumers do: `use(unit, row tile, tile, lane, values)`.
+// `wait_input` waits until the operand is written; every CTA calls it, also one without units, and
+// it may use the sums' memory. `prepare` is called by all consumers while the operand is loaded;
+// what it leaves in shared memory is visible to `use`. `row_of(column)` is the operand row of a
+// column of the batch, which has `row_of.tiles()` tiles.
 template <class M, int TILES, class RowOf, class WaitInput, class Prepare, class Use>
 __device__ __forceinline__ void gemm(const Cta& cta, Ring& ring, Sums& sums, uint64_t operand,
                                      int row_bytes, int first, RowOf row_of, WaitInput wait_input,
@@ -460,8 +460,9 @@ __device__ __forceinline__ void gemm(const Cta& cta, Ring& ring, Sums& sums, uin
   }
 }
 
-// Epilogue: the other half of `gemm`. What `use` needs from afar it asks for before the sums are
-// there, unless only they tell that others have written it: `early` says so.
+// Epilogue: the other half of `gemm`. `early` says whether `use.ahead`, which loads what `use`
+// needs from the GPU's memory, may run before the sums arrive. It may not where only their arrival
+// shows that other CTAs have written those values.
 template <class M, class Use>
 __device__ __forceinline__ void epilogue(const Cta& cta, Sums& sums, int first, int tiles, Use use,
                                     bool early = true) {

@@ -1,14 +1,14 @@
-// The ring buffer of pages in shared memory through which all weights come, on mbarriers. The
-// producer fills pages in the order in which the consumers will ask for them, as far ahead as the
-// ring is long, across phases and grid barriers.
+// The ring buffer of pages in shared memory through which all weights come. Each page has two
+// mbarriers, `full` and `empty`. The producer fills pages in the order in which the consumers will
+// read them, as far ahead as the ring is long, across phases and grid barriers.
 #pragma once
 
 #include "kilotok/cta.cuh"
 
 namespace kilotok {
 
-// Larger pages cost fewer instructions around each, and three of these keep the memory busy
-// (benches/results). 96 chunks of MXFP4, 48 of FP8 and 24 of BF16 fit one.
+// Larger pages mean fewer instructions for each byte, and three of these keep the memory busy
+// (benches/journal). 96 chunks of MXFP4, 48 of FP8 or 24 of BF16 fit one.
 constexpr int PAGE_BYTES = 52224;
 constexpr int PAGE_COUNT = 3;
 
@@ -16,11 +16,11 @@ struct RingMemory {
   alignas(128) char pages[PAGE_COUNT][PAGE_BYTES];
   alignas(8) uint64_t full[PAGE_COUNT];
   alignas(8) uint64_t empty[PAGE_COUNT];
-  // Which unit begins in a page, where that is not known beforehand.
+  // The unit that begins in each page, where that is decided at run time.
   int units[PAGE_COUNT];
 };
 
-// One end of the ring; producer and consumers each have their own.
+// The producer's or a consumer warp's position in the ring.
 struct Ring {
   uint32_t pages, full, empty, units;
   int stage;
@@ -34,7 +34,7 @@ struct Ring {
         stage(0),
         parity(0) {}
 
-  // One thread, before any other uses the ring.
+  // One thread, before any other thread uses the ring.
   __device__ __forceinline__ void init() const {
     for (int i = 0; i < PAGE_COUNT; i++) {
       ptx::mbarrier_init(full + 8 * i, 1);
@@ -50,14 +50,16 @@ struct Ring {
     }
   }
 
-  // Producer: waits for a free page that is to receive so many bytes, of such a unit.
+  // Producer: waits until the next page is free, and announces that it will receive `bytes` bytes
+  // of `unit`.
   __device__ __forceinline__ void acquire(uint32_t bytes, int unit = 0) const {
     wait_mbarrier(Waits::FreePage, empty + 8 * stage, parity ^ 1);
     ptx::store_shared_word(units + 4 * stage, unit);
     ptx::mbarrier_expect(full + 8 * stage, bytes);
   }
 
-  // Producer: brings a part of the open page: weights, or an operand, which all CTAs bring.
+  // Producer: begins a bulk copy into a part of the acquired page: of weights, which one CTA reads,
+  // or of an operand, which all CTAs read.
   __device__ __forceinline__ void fetch(const void* from, uint32_t offset, uint32_t bytes) const {
     ptx::bulk_copy_once(page() + offset, from, bytes, full + 8 * stage);
   }
@@ -68,19 +70,19 @@ struct Ring {
 
   __device__ __forceinline__ uint32_t page() const { return pages + stage * PAGE_BYTES; }
 
-  // Consumers: waits for the next page; its address.
+  // Consumers: waits until the next page is full, and returns its address.
   __device__ __forceinline__ uint32_t wait() const {
     wait_mbarrier(Waits::Page, full + 8 * stage, parity);
     return page();
   }
 
-  // Consumers: waits for the next page; its unit.
+  // Consumers: waits until the next page is full, and returns its unit.
   __device__ __forceinline__ int wait_unit() const {
     wait();
     return ptx::load_shared_word(units + 4 * stage);
   }
 
-  // Consumers: the warp has read the page and goes on to the next.
+  // Consumers: the warp has read the page and advances to the next one.
   __device__ __forceinline__ void release(int lane) {
     ptx::reads_before_copies();
     ptx::mbarrier_arrive_warp(empty + 8 * stage, lane);

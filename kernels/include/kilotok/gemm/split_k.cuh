@@ -1,24 +1,24 @@
-// Split-K partial sums: each consumer warp sums one unit over its own columns; epilogue warps
-// reduce.
+// Split-K partial sums: each consumer warp sums one unit over its own columns, and the epilogue
+// warps reduce them.
 #pragma once
 
 #include "kilotok/cta.cuh"
 
 namespace kilotok {
 
-// Sums of single tiles of tokens that consumers add at a time, or that await the epilogue: one for
-// each epilogue warp, and one that the consumers fill meanwhile.
+// Stages of the buffer of partial sums, each for one unit and one tile of tokens: one for each
+// epilogue warp, and one that the consumers fill meanwhile.
 constexpr int SUM_STAGES = 4;
-// With the producer they are four warps, which is how registers change hands; and an owner's unit
-// has three row tiles, one for each.
+// Together with the producer warp they are a warpgroup, which is the unit in which registers are
+// reassigned; and an owner's unit has three row tiles, one for each.
 constexpr int EPILOGUE_WARPS = 3;
 
-// Memory for whatever a phase needs while it runs. The most is what the router takes: 24 KB of
-// sums, and behind them 48 rows of the stream of 64 tokens (phase/add_rms_norm.cuh).
+// Scratch memory of the phase that runs. The router needs the most: 24 KB of sums, and after them
+// 48 rows of the stream of 64 tokens (phase/add_rms_norm.cuh).
 constexpr int SCRATCH_BYTES = 36864;
 
-// Where the warps' sums meet, `[places][warps][lanes]`, or `[warps][places][lanes]`; those of a
-// head's parts as `[heads][runs][lanes]`. They are at the beginning of the scratch memory.
+// The warps' partial sums, `[stages][warps][lanes]` or `[warps][places][lanes]`; those of a head's
+// chunks of keys are `[heads][runs][lanes]`. They lie at the beginning of the scratch memory.
 struct SumMemory {
   union {
     float4 parts[SUM_STAGES * CONSUMER_WARPS * 32];
@@ -26,15 +26,15 @@ struct SumMemory {
   };
   alignas(8) uint64_t full[SUM_STAGES];
   alignas(8) uint64_t empty[SUM_STAGES];
-  // Whose sums they are, where that is not known beforehand.
+  // The unit of each stage, where that is decided at run time.
   int units[SUM_STAGES];
 };
 
-// In place of a unit, that there are no more.
+// Stands for a unit where there are no more.
 constexpr int NO_UNIT = -1;
 
-// Sums of single tiles on their way from the consumers to the epilogue warps, which add and put
-// them to use while the consumers are at the next unit. Each side has its own.
+// The position of a consumer or epilogue warp in the stages of partial sums. The epilogue reduces
+// and stores one unit while the consumers multiply the next.
 struct Sums {
   SumMemory& memory;
   uint32_t full, empty;
@@ -48,7 +48,7 @@ struct Sums {
         stage(0),
         parity(0) {}
 
-  // One thread, before any other uses them.
+  // One thread, before any other thread uses them.
   __device__ __forceinline__ void init() const {
     for (int i = 0; i < SUM_STAGES; i++) {
       ptx::mbarrier_init(full + 8 * i, CONSUMER_WARPS * ptx::WARP_ARRIVALS);
@@ -63,7 +63,7 @@ struct Sums {
     }
   }
 
-  // Consumers: hand over a warp's sums.
+  // Consumers: writes a warp's partial sums to the next free stage.
   __device__ __forceinline__ void push(const Cta& cta, const float (&v)[4], int unit = 0) {
     wait_mbarrier(Waits::Sums, empty + 8 * stage, parity ^ 1);
     if (cta.thread() == 0) memory.units[stage] = unit;
@@ -73,7 +73,7 @@ struct Sums {
     next();
   }
 
-  // Consumers: wait until all that was put has been put to use.
+  // Consumers: waits until the epilogue has released all stages.
   __device__ __forceinline__ void drain(const Cta& cta) const {
     Sums ahead = *this;
 #pragma unroll 1
@@ -83,25 +83,25 @@ struct Sums {
     }
   }
 
-  // Epilogue: wait for the sums of the next unit; which it is.
+  // Epilogue: waits for the sums of the next unit, and returns its number.
   __device__ __forceinline__ int wait() const {
     wait_mbarrier(Waits::Sums, full + 8 * stage, parity);
     return memory.units[stage];
   }
 
-  // Epilogue: have what they waited for put aside.
+  // Epilogue: releases the stage that it waited for.
   __device__ __forceinline__ void release(const Cta& cta) {
     ptx::mbarrier_arrive_warp(empty + 8 * stage, cta.lane());
     next();
   }
 
-  // Epilogue: take the sums of the next unit, `use(row tile, 0, lane, values)`: rows g and g + 8 of
-  // tokens 2q and 2q + 1.
+  // Epilogue: reduces the sums of the next unit and calls `use(row tile, 0, lane, values)`, with
+  // rows g and g + 8 of tokens 2q and 2q + 1.
   template <class M, class Use>
   __device__ __forceinline__ void reduce(const Cta& cta, Use use) {
     wait();
     const int epilogue_warp = cta.warp() - CONSUMER_WARPS - 1;
-    // One epilogue warp does a unit of one row tile; the units take turns.
+    // A unit of one row tile is reduced by one epilogue warp, in turn.
     const bool mine =
         M::ROW_TILES == 1 ? stage % EPILOGUE_WARPS == epilogue_warp : epilogue_warp < M::ROW_TILES;
     if (mine) {

@@ -1,13 +1,13 @@
-// Where values lie in the buffers of a step. Sizes follow from the model's constants; the host
-// plans the memory with the same formulas (crates/cuda/src/buffers.rs).
+// The layout of the buffers of a step. Sizes follow from the model's constants; the host plans the
+// memory with the same formulas (crates/cuda/src/buffers.rs).
 #pragma once
 
 #include "kilotok/gemm/matrix.cuh"
 
 namespace kilotok {
 
-// Rows of the q, k and v projections as one matrix: q rows, zeros up to a multiple of 16, so that
-// the others can be multiplied alone, k rows, v rows.
+// The q, k and v projections as one matrix: q rows, zeros up to a multiple of 16 so that the k and
+// v rows can be multiplied alone, k rows, v rows.
 template <int KIND>
 struct QkvRows {
   static constexpr Attention A = ATTENTIONS[KIND];
@@ -19,7 +19,7 @@ struct QkvRows {
 template <int KIND>
 using QkvMatrix = Matrix<ATTENTIONS[KIND].format, QkvRows<KIND>::COUNT, HIDDEN, 1>;
 
-// All that the code of a projection depends on; kinds that agree share it.
+// All that the code of a projection depends on. Kinds of attention that agree in it share the code.
 template <Format F, int Q_HEADS, int KV_HEADS, int QK_DIM, int V_DIM, int ROPE_PAIRS, bool PAIRED>
 struct Projection {};
 template <int KIND>
@@ -31,7 +31,8 @@ using ProjectionOf =
 template <int KIND>
 using OutputMatrix =
     Matrix<Format::Bf16, HIDDEN, ATTENTIONS[KIND].q_heads * ATTENTIONS[KIND].v_dim, OWNER_TILES>;
-// Of one expert, or of the dense network: a unit is 8 rows of gate above the same 8 rows of up.
+// Gate and up of one expert, or of the dense network: a unit is 8 rows of gate above the same 8
+// rows of up.
 template <int KIND>
 using GateUpMatrix =
     Matrix<FEED_FORWARDS[KIND].format, align_up(FEED_FORWARDS[KIND].width, 8) * 2, HIDDEN, 1>;
@@ -42,7 +43,7 @@ using HeadMatrix = Matrix<Format::Bf16, VOCAB / RANKS, HIDDEN, 1>;
 // A rank's share of the rows that fuse the taps.
 using FuseMatrix = Matrix<Format::Bf16, ceil_div(HIDDEN, RANKS), larger(TAPS, 1) * HIDDEN, 1>;
 
-// The largest of a value over the model's kinds.
+// The largest value over the model's kinds.
 template <int KIND, int END, class Of>
 constexpr int over_kinds(Of of) {
   if constexpr (KIND < END)
@@ -51,7 +52,7 @@ constexpr int over_kinds(Of of) {
     return 0;
 }
 
-// Rows of keys and values, of which the drafter's context has those of all its layers at once.
+// Rows of keys and values. The drafter's context computes those of all its layers at once.
 constexpr int KEY_VALUE_ROWS = over_kinds<0, ATTENTION_KINDS>([](auto kind) {
   using Rows = QkvRows<decltype(kind)::value>;
   return Rows::COUNT - Rows::KEY;
@@ -61,25 +62,26 @@ constexpr int PROJECTED_ROWS =
                [](auto kind) { return QkvRows<decltype(kind)::value>::COUNT; }),
            DRAFT_LAYERS * KEY_VALUE_ROWS);
 
-// How query heads fall into tiles: up to 16 that read the same K/V head. A tile's queries, BF16,
-// lie as operand A of the tensor cores, `[steps of 32 dimensions][halves][lanes]` of 16 bytes.
+// How query heads are divided into tiles: up to 16 heads that read the same K/V head. A tile's
+// queries, BF16, are stored as operand A of the tensor cores, `[steps of 32
+// dimensions][halves][lanes]` of 16 bytes.
 constexpr int TILE_HEADS = 16;
 template <int KIND>
 struct HeadTiles {
   static constexpr Attention A = ATTENTIONS[KIND];
-  // Heads that share a K/V head, and their tiles.
+  // Query heads that share a K/V head, and their tiles.
   static constexpr int GROUP = A.q_heads / A.kv_heads;
   static constexpr int COUNT = ceil_div(GROUP, TILE_HEADS);
   static constexpr int STEPS = ceil_div(A.qk_dim, 32);
-  // From a dimension to the one 32 further.
+  // The distance between a dimension and the one 32 further.
   static constexpr int STEP_VALUES = 2 * 32 * 8;
   static constexpr int QUERY_VALUES = STEPS * STEP_VALUES;
 
-  // Whether a tile has such a head: its last may be none, or of the next K/V head.
+  // Whether a tile has this head: the heads of the last tile may be fewer than 16.
   static __device__ __forceinline__ bool has(int first_head, int in_tile) {
     return in_tile < GROUP - first_head % GROUP;
   }
-  // Of a dimension of a head: its place among a token's queries.
+  // Offset of a head's dimension among a token's queries.
   static __device__ __forceinline__ int query_offset(int head, int dim) {
     const int tile = head / GROUP * COUNT + head % GROUP / TILE_HEADS;
     const int row = head % GROUP % TILE_HEADS, half = tile * STEPS * 2 + dim / 32 * 2 + dim % 8 / 4;
@@ -87,7 +89,7 @@ struct HeadTiles {
     return (half * 32 + lane) * 8 + dim % 4 / 2 * 4 + row / 8 * 2 + dim % 2;
   }
 };
-// From one token's queries to the next one's.
+// The distance between the queries of two tokens.
 constexpr int QUERY_VALUES = over_kinds<0, ATTENTION_KINDS>([](auto kind) {
   using T = HeadTiles<decltype(kind)::value>;
   return T::A.kv_heads * T::COUNT * T::QUERY_VALUES;
@@ -95,14 +97,14 @@ constexpr int QUERY_VALUES = over_kinds<0, ATTENTION_KINDS>([](auto kind) {
 constexpr int ROPE_PAIRS_MAX = over_kinds<0, ATTENTION_KINDS>(
     [](auto kind) { return larger(ATTENTIONS[decltype(kind)::value].rope_pairs, 1); });
 
-// Keys and values lie in runs of 8 dimensions, 16 bytes, by groups of 8 positions: of values
-// `[dimensions / 8][8 positions]`, of keys `[steps of 32 dimensions][8 positions][runs]`. So a warp
-// that reads a group's operands of the tensor cores reads whole lines, and meets no bank of shared
+// Keys and values are stored in runs of 8 dimensions, 16 bytes, by groups of 8 positions: values as
+// `[dimensions / 8][8 positions]`, keys as `[steps of 32 dimensions][8 positions][runs]`. So a warp
+// that reads a group as operands of the tensor cores reads whole cache lines, and no bank of shared
 // memory twice.
 constexpr int GROUP_KEYS = 8;
 static_assert(PAGE_TOKENS % GROUP_KEYS == 0, "a group lies in one page");
 
-// Where a dimension of a position lies in its group.
+// Offset of a position's dimension in its group.
 template <int DIMS>
 __host__ __device__ constexpr int value_in_group(int position, int dim) {
   return dim / 8 * (GROUP_KEYS * 8) + position * 8 + dim % 8;
@@ -113,7 +115,8 @@ __host__ __device__ constexpr int key_in_group(int position, int dim) {
   return step * (GROUP_KEYS * 32) + (position * runs + dim % 32 / 8) * 8 + dim % 8;
 }
 
-// `place` counts positions of a K/V head, page after page. Where its group begins; a dimension.
+// `place` counts positions of a K/V head, page after page. These are the offset of its group, and
+// that of a dimension.
 template <int DIMS>
 __host__ __device__ constexpr size_t group_offset(uint32_t place) {
   return size_t{place / GROUP_KEYS} * (GROUP_KEYS * DIMS);
@@ -127,25 +130,26 @@ __host__ __device__ constexpr size_t key_offset(uint32_t place, int dim) {
   return group_offset<DIMS>(place) + key_in_group<DIMS>(place % GROUP_KEYS, dim);
 }
 
-// Attention sums over chunks of keys at fixed positions, each of which leaves a part; `phase/attn`
-// says how chunks are chosen so that there are never more of them.
+// Attention is split over chunks of keys at fixed positions, each of which yields a partial result.
+// `phase/attn` says how chunks are chosen so that there are never more than CHUNKS_MAX.
 constexpr int CHUNK_KEYS = 128;
 constexpr int CHUNKS_MAX = 128;
 
-// Keys that come in one page of the ring, with their values.
+// Keys that one page of the ring holds, with their values.
 constexpr int PAGE_KEYS = 64;
-// Whether they come through the ring, for as many tiles at once as there are warps: of the target's
-// kinds that see all that is before them, where a warp has registers for a tile's sums.
+// Whether keys come through the ring, each page for as many tiles as there are warps: for the
+// target's kinds with full attention, where a warp has registers for the sums of a tile.
 template <int KIND>
 constexpr bool STREAMED =
     KIND < DRAFT_ATTENTION && ATTENTIONS[KIND].window == 0 && ATTENTIONS[KIND].v_dim % 16 == 0 &&
     ATTENTIONS[KIND].v_dim <= 128 && ATTENTIONS[KIND].qk_dim <= 192 &&
     PAGE_KEYS * (ATTENTIONS[KIND].qk_dim + ATTENTIONS[KIND].v_dim) * 2 <= PAGE_BYTES;
 
-// One more for a draft's own rows.
+// One more for the draft's own rows.
 constexpr int ATTENTION_PARTS_MAX = CHUNKS_MAX + 1;
-// By token, query head and part the weighted values; then, by 32 of these, two numbers that say
-// what they are relative to.
+// Partial results: by token, query head and chunk the weighted sum of values; after all of them,
+// for every 32 of its dimensions, two numbers to which the sum is relative (maximum and sum of
+// exponentials).
 template <int KIND>
 constexpr int ATTENTION_PARTS = TOKENS_MAX * ATTENTIONS[KIND].q_heads * ATTENTION_PARTS_MAX;
 constexpr size_t ATTENTION_PARTS_BYTES =
@@ -154,7 +158,7 @@ constexpr size_t ATTENTION_PARTS_BYTES =
       return ATTENTION_PARTS<K> * (ATTENTIONS[K].v_dim + 2 * ceil_div(ATTENTIONS[K].v_dim, 32));
     }));
 
-// Bytes of an operand's rows.
+// Bytes of a row of each operand.
 constexpr int NORMED_BYTES = align_up(HIDDEN, CHUNK_COLUMNS * CONSUMER_WARPS) * 2;
 constexpr int ATTENDED_BYTES = over_kinds<0, ATTENTION_KINDS>(
     [](auto kind) { return OutputMatrix<decltype(kind)::value>::COLUMNS_PADDED * 2; });
@@ -177,9 +181,9 @@ constexpr int TOP_K_MAX = over_kinds<0, FEED_FORWARD_KINDS>(
     [](auto kind) { return larger(FEED_FORWARDS[decltype(kind)::value].top_k, 1); });
 constexpr int VOCAB_ROWS = HeadMatrix::UNITS * 16;
 
-// The inner operand of experts whose tokens are gathered (phase/gathered.cuh) lies behind that of
-// one tile, `[steps of down][rows]`, a row one run of bytes. 64 more keep the rows that lanes ask
-// for together in different banks of shared memory.
+// The inner operand of experts whose tokens are gathered (phase/gathered.cuh) follows that of one
+// tile: `[steps of down][rows]`, with contiguous rows. 64 bytes of padding put the rows that lanes
+// read together into different banks of shared memory.
 constexpr int GATHERED_ROWS = TOKENS_MAX * TOP_K_MAX;
 constexpr int GATHERED_STEP_BYTES = CONSUMER_WARPS / OWNER_TILES * CHUNK_COLUMNS * 2;
 constexpr int GATHERED_ROW_BYTES = GATHERED_STEP_BYTES + 64;
@@ -187,9 +191,9 @@ constexpr int TILE_INNER_BYTES = TILE_TOKENS * TOP_K_MAX * EXPERT_INNER_BYTES;
 constexpr int GATHERED_INNER_BYTES =
     EXPERT_INNER_BYTES / GATHERED_STEP_BYTES * GATHERED_ROWS * GATHERED_ROW_BYTES;
 
-// From one token to the next: the owners' sums of squares; and the experts' scores, 1 / rms, the
-// chosen experts and their weights. All CTAs read the scores at once, so they lie in whole lines of
-// the cache: otherwise every load would ask for two.
+// Values from one token to the next: the owners' sums of squares; and the experts' scores, 1 / rms,
+// the chosen experts and their weights. All CTAs read the scores at the same time, so they are
+// aligned to cache lines: otherwise every load would touch two.
 constexpr int SQUARES_EACH = align_up(OWNER_UNITS, 4);
 constexpr int CHOSEN = EXPERTS_MAX + 1;
 constexpr int LINE_VALUES = 128 / sizeof(float);

@@ -1,6 +1,6 @@
-// Weights as the tensor cores want them. A *chunk* is 16 rows x 64 columns in one of three formats.
-// Codes are laid out so that few instructions make them operand A of four steps of 16 columns;
-// `crates/cuda/src/repack` writes what `load` reads here.
+// Weights in the order in which the tensor cores read them. A *chunk* is 16 rows x 64 columns in
+// one of three formats. Codes are laid out so that few instructions turn them into operand A of
+// four steps of 16 columns. `crates/cuda/src/repack` writes what `load` reads here.
 //
 //   BF16    step s at s * 512: 16 bytes a lane, registers a0 a1 a2 a3.
 //   FP8     steps 2p, 2p + 1 at p * 512: 16 bytes a lane, a word for each pair of registers, a0 a1,
@@ -10,9 +10,9 @@
 //   MXFP4   16 bytes a lane, a word for each step; see `place` in the packer for the bits. Then a
 //           word for each g: E8M0 scales of row g, both groups, and of row g + 8, both groups.
 //
-// Moving bits makes BF16 numbers of codes, 2^-120 (FP8) or 2^-126 (MXFP4) times their values.
-// QUANTISED_SCALE undoes 2^100 of that, the stored scales the rest: they are 2^20 and 2^26 times
-// those of the checkpoint. Bytes of zero are weights of zero.
+// Moving the bits of a code yields a BF16 number that is 2^-120 (FP8) or 2^-126 (MXFP4) times its
+// value. QUANTISED_SCALE compensates 2^100 of that and the stored scales the rest: they are 2^20
+// and 2^26 times those of the checkpoint. Bytes of zero are weights of zero.
 #pragma once
 
 #include "kilotok/layout/operand.cuh"
@@ -24,12 +24,13 @@ __host__ __device__ constexpr int chunk_bytes(Format format) {
   return format == Format::Bf16 ? 2048 : format == Format::Fp8 ? 1024 + 64 : 512 + 32;
 }
 
-// What activations of such weights are multiplied by when they become an operand.
+// The factor of activations that are multiplied with weights of this format.
 __host__ __device__ constexpr float operand_scale(Format format) {
   return format == Format::Bf16 ? 1.0f : QUANTISED_SCALE;
 }
 
-// A chunk lies in shared memory, named by its address there, or in the GPU's.
+// A chunk lies in shared memory, where its address is a `uint32_t`, or in the GPU's memory, where
+// it is a pointer.
 __device__ __forceinline__ uint4 load_sixteen(uint32_t at) { return ptx::load_shared(at); }
 __device__ __forceinline__ uint4 load_sixteen(const char* at) { return ptx::load_weights(at); }
 __device__ __forceinline__ uint32_t load_four(uint32_t at) { return ptx::load_shared_word(at); }
@@ -85,7 +86,7 @@ struct Chunk<Format::Fp8> {
   template <int TILES>
   __device__ __forceinline__ void multiply(float (&acc)[TILES][4],
                                            const OperandChunk (&x)[TILES]) const {
-    // A sum for each pair of steps: the tensor cores need not wait for one another.
+    // A separate sum for each pair of steps, so that the products do not depend on one another.
     float sums[TILES][2][4] = {};
 #pragma unroll
     for (int half = 0; half < 2; half++)
@@ -118,8 +119,8 @@ struct Chunk<Format::Mxfp4> {
     scales = load_four(chunk + 512 + lane / 4 * 4);
   }
 
-  // Two steps of 16 columns, which share their scales: three codes of a word come home by a shift
-  // and a mask, the fourth codes of both words are merged first.
+  // Decodes two steps of 16 columns, which share their scales. Three codes of a word need a shift
+  // and a mask; the fourth codes of both words are merged first.
   static __device__ __forceinline__ void decode(uint32_t x, uint32_t y, uint32_t (&a)[4],
                                                 uint32_t (&b)[4]) {
     constexpr uint32_t home = 0x81C081C0u, fourth = 0x06030603u;
@@ -134,7 +135,7 @@ struct Chunk<Format::Mxfp4> {
     b[3] = __funnelshift_r(z, z, 4) & home;
   }
 
-  // Byte `i` of the scales becomes the exponent of an F32 number.
+  // Scale `i`: its byte becomes the exponent of an F32 number.
   __device__ __forceinline__ float scale(int i) const {
     return __uint_as_float((i < 3 ? scales << (23 - 8 * i) : scales >> 1) & 0x7F800000u);
   }
@@ -142,7 +143,7 @@ struct Chunk<Format::Mxfp4> {
   template <int TILES>
   __device__ __forceinline__ void multiply(float (&acc)[TILES][4],
                                            const OperandChunk (&x)[TILES]) const {
-    // Both groups side by side: a product is waited for while the other group's is made.
+    // Both groups are interleaved, which hides the latency of each group's products.
     uint32_t a[2][4], b[2][4];
     decode(words.x, words.y, a[0], b[0]);
     decode(words.z, words.w, a[1], b[1]);

@@ -1,8 +1,8 @@
-// Activations as the tensor cores want them. An operand is BF16 `[rows, columns]` in tiles of 8
-// rows x 64 columns, `[tiles of rows][tiles of columns]`, and a tile is `[halves][lanes]` of 16
-// bytes: what a lane wants of two steps of 16 columns. So a warp that takes neighbouring rows takes
-// whole lines, and each once. Columns beyond the last are zeros, or what another kind of layer
-// wrote there; weights are zeros there.
+// Activations in the order in which the tensor cores read them. An operand is BF16 `[rows,
+// columns]` in tiles of 8 rows x 64 columns, `[tiles of rows][tiles of columns]`. A tile is
+// `[halves][lanes]` of 16 bytes: what a lane needs for two steps of 16 columns. So a warp that
+// reads neighbouring rows reads whole cache lines, and each once. Columns beyond the last hold
+// zeros or leftovers of another kind of layer; the weights of these columns are zeros.
 #pragma once
 
 #include "kilotok/model.h"
@@ -11,7 +11,7 @@
 
 namespace kilotok {
 
-// Tokens that one multiplication of the tensor cores takes.
+// Tokens of one `mma`.
 constexpr int TILE_TOKENS = 8;
 constexpr int TILES_MAX = TOKENS_MAX / TILE_TOKENS;
 static_assert(TOKENS_MAX % TILE_TOKENS == 0, "tokens come in whole tiles");
@@ -19,32 +19,33 @@ static_assert(TOKENS_MAX % TILE_TOKENS == 0, "tokens come in whole tiles");
 constexpr int CHUNK_COLUMNS = 64;
 constexpr int CHUNK_OPERAND_BYTES = TILE_TOKENS * CHUNK_COLUMNS * 2;
 
-// Codes of quantised weights become BF16 numbers by moving bits, which makes them tiny; their
-// activations carry this factor against it. 2^100 leaves room for values up to 2^27.
+// Codes of quantised weights become BF16 numbers by moving bits, which makes them very small. Their
+// activations are multiplied by this factor to compensate. 2^100 leaves room for activations up to
+// 2^27.
 constexpr float QUANTISED_SCALE = 1.2676506e30f;
 
-// Byte at which a row begins. A row has `row_bytes`, but not one after the other.
+// Byte offset of a row. A row has `row_bytes`, which are not contiguous.
 __host__ __device__ __forceinline__ size_t operand_row(int row, int row_bytes) {
   return static_cast<size_t>(row / TILE_TOKENS) * TILE_TOKENS * row_bytes + row % TILE_TOKENS * 64;
 }
 
-// Among the bytes of 32 columns that begin at a multiple of 32, those of a column.
+// Byte offset of a column among 32 columns that begin at a multiple of 32.
 __host__ __device__ __forceinline__ int half_offset(int column) {
   const int in_step = column % 16;
   return in_step % 8 / 2 * 16 + column % 32 / 16 * 8 + in_step / 8 * 4 + in_step % 2 * 2;
 }
 
-// From where its row begins, the byte of a column.
+// Byte offset of a column from the beginning of its row.
 __host__ __device__ __forceinline__ int operand_offset(int column) {
   return column / CHUNK_COLUMNS * CHUNK_OPERAND_BYTES + column % CHUNK_COLUMNS / 32 * 512 +
          half_offset(column);
 }
 
-// A lane's part of 64 columns of one token: by step of 16 columns the two registers of operand B.
+// A lane's part of 64 columns of one token: two registers of operand B for each step of 16 columns.
 struct OperandChunk {
   uint4 words[2];
 
-  // Of an operand that other CTAs wrote before a grid barrier.
+  // From an operand that other CTAs wrote before a grid barrier.
   __device__ __forceinline__ void load(const char* row, int chunk, int lane) {
     const char* from = row + chunk * CHUNK_OPERAND_BYTES + lane % 4 * 16;
     words[0] = ptx::load_cached(from);
@@ -57,7 +58,7 @@ struct OperandChunk {
     words[1] = ptx::load_shared(from + 512);
   }
 
-  // Of a row in shared memory whose bytes lie one after the other.
+  // From a row in shared memory whose bytes are contiguous.
   __device__ __forceinline__ void load_run(uint32_t row, int chunk, int lane) {
     const uint32_t from = row + chunk * CHUNK_COLUMNS * 2 + lane % 4 * 16;
     words[0] = ptx::load_shared(from);
@@ -74,7 +75,7 @@ struct OperandChunk {
   }
 };
 
-// Writes one value; `row` is where its row begins.
+// Writes one value; `row` is the address of its row.
 __device__ __forceinline__ void store_operand(char* row, int column, float value) {
   *reinterpret_cast<uint16_t*>(row + operand_offset(column)) = ptx::to_bf16(value);
 }

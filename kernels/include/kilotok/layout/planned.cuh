@@ -1,5 +1,5 @@
-// The host planned the memory with the sizes that the kernels use. Where they differ, nothing
-// compiles. Included by the steps.
+// Checks at compile time that the host planned the memory with the sizes that the kernels use.
+// Included by the files in step/.
 #pragma once
 
 #include "kilotok/comm/all_gather.cuh"
@@ -27,7 +27,7 @@ static_assert(planned::DENSE_INNER == per_token(DENSE_INNER_BYTES), "dense_inner
 static_assert(planned::EXPERT_INNER == TILE_INNER_BYTES + GATHERED_INNER_BYTES, "expert_inner");
 static_assert(planned::TAPS == per_token(TAPS_BYTES), "taps");
 static_assert(planned::FUSED == per_token(FuseMatrix::ROWS * sizeof(float)), "fused");
-// Keys and values of rows of drafts, `[tokens][K/V heads]`.
+// Keys and values of the draft's own rows, `[tokens][K/V heads]`.
 constexpr int OWN_KEY_VALUES = over_kinds<0, ATTENTION_KINDS>([](auto kind) {
   constexpr Attention A = ATTENTIONS[decltype(kind)::value];
   return A.kv_heads * A.qk_dim;

@@ -1,5 +1,5 @@
-// Barriers in shared memory and bulk copies into it. A barrier is named by its shared-memory
-// address: taking that from a variable each time costs an instruction and its latency.
+// Mbarriers, and bulk copies (TMA) into shared memory. An mbarrier is named by its shared-memory
+// address: computing that from a variable each time costs an instruction and its latency.
 #pragma once
 
 #include "kilotok/abi.h"
@@ -14,7 +14,7 @@ __device__ __forceinline__ void mbarrier_init(uint32_t barrier, uint32_t arrival
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
 }
 
-// Makes initialised barriers visible to the copy engine.
+// Makes initialised mbarriers visible to the copy engine.
 __device__ __forceinline__ void mbarrier_init_fence() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -28,9 +28,9 @@ __device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// How many arrive for threads that have met. The racecheck of compute-sanitizer does not know that
-// what the others did before comes before one thread's arrival; made for it, kernels have all of
-// them arrive.
+// How many threads of a synchronised group arrive at an mbarrier: one. The racecheck of
+// compute-sanitizer does not see that the other threads' accesses come before that arrival, so in
+// kernels that are compiled for it all of them arrive.
 __host__ __device__ constexpr int arrivals(int threads) {
 #ifdef KILOTOK_RACECHECK
   return threads;
@@ -40,19 +40,21 @@ __host__ __device__ constexpr int arrivals(int threads) {
 }
 constexpr int WARP_ARRIVALS = arrivals(32);
 
-// Of so many threads that have met: the first arrives, with all that they did.
+// Arrival of THREADS threads that have just synchronised: the first of them arrives on behalf of
+// all.
 template <int THREADS>
 __device__ __forceinline__ void mbarrier_arrive_met(uint32_t barrier, int index) {
   if (arrivals(THREADS) == THREADS || index == 0) mbarrier_arrive(barrier);
 }
 
-// The warp arrives, with all that its lanes did.
+// Arrival of a warp, after the accesses of all its lanes.
 __device__ __forceinline__ void mbarrier_arrive_warp(uint32_t barrier, int lane) {
   __syncwarp();
   mbarrier_arrive_met<32>(barrier, lane);
 }
 
-// Whether the phase of this parity is over. Sleeps a little in hardware before it says no.
+// Whether the phase with this parity is complete. The hardware may suspend the thread for a while
+// before it answers no.
 __device__ __forceinline__ bool mbarrier_try(uint32_t barrier, uint32_t parity) {
   uint32_t done;
   asm volatile(
@@ -65,7 +67,8 @@ __device__ __forceinline__ bool mbarrier_try(uint32_t barrier, uint32_t parity) 
   return done != 0;
 }
 
-// Copies sixteen bytes into shared memory, some time before `wait_for_copies` of the same thread.
+// Begins a copy of sixteen bytes into shared memory. It is complete after `wait_for_copies` of the
+// same thread.
 __device__ __forceinline__ void copy_later(uint32_t to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
@@ -73,19 +76,21 @@ __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
-// Has this thread's loads of shared memory done before it arrives at a barrier. Otherwise they may
-// still be under way then, and bulk copies that are begun behind the barrier overtake them.
+// Completes this thread's loads from shared memory before it arrives at an mbarrier. Without it
+// they may still be in flight, and bulk copies that are begun after the mbarrier overtake them.
 __device__ __forceinline__ void reads_before_copies() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// What this thread has seen of ordinary writes, its bulk copies see too.
+// Orders ordinary writes that this thread has observed before the bulk copies that it begins.
 __device__ __forceinline__ void other_proxy_fence() {
   asm volatile("fence.proxy.async.global;" ::: "memory");
 }
 
-// Copies bytes, a multiple of 16 between addresses that are, and arrives with their number. What
-// others want too stays in L2; what is read once leaves it first.
+// Bulk copy of `bytes`, a multiple of 16 between addresses that are multiples of 16, which
+// completes that many bytes of the mbarrier's transaction count. `bulk_copy_once` is for data that
+// is read once, and marks it to be evicted from L2 first; `bulk_copy` is for data that several CTAs
+// read.
 __device__ __forceinline__ void bulk_copy_once(uint32_t to, const void* from, uint32_t bytes,
                                                uint32_t barrier) {
   uint64_t once;

@@ -1,5 +1,5 @@
-// Loads and stores that say how far they reach. What one CTA writes and another reads goes through
-// L2; the grid barrier's acquire drops what the first-level cache holds.
+// Loads and stores with an explicit scope. What one CTA writes and another reads goes through L2;
+// the acquire of the grid barrier invalidates the L1 cache.
 #pragma once
 
 #include "kilotok/abi.h"
@@ -12,12 +12,13 @@ __device__ __forceinline__ uint32_t load_acquire(const uint32_t* p) {
   return v;
 }
 
-// Makes this thread's earlier writes, and those it has seen, visible with the addition.
+// A release addition: this thread's earlier writes, and those it has observed, are visible to a
+// thread that acquires the sum.
 __device__ __forceinline__ void add_release(uint32_t* p, uint32_t value) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
 }
 
-// What was there before. Orders nothing.
+// Returns the value before the addition. A relaxed operation, which orders nothing.
 __device__ __forceinline__ uint32_t add_relaxed(uint32_t* p, uint32_t value) {
   uint32_t before;
   asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], %2;"
@@ -27,7 +28,7 @@ __device__ __forceinline__ uint32_t add_relaxed(uint32_t* p, uint32_t value) {
   return before;
 }
 
-// The same between GPUs.
+// The same with system scope, between GPUs.
 __device__ __forceinline__ uint32_t load_acquire_system(const uint32_t* p) {
   uint32_t v;
   asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
@@ -47,8 +48,8 @@ __device__ __forceinline__ uint4 load_l2(const void* p) {
   return v;
 }
 
-// Sixteen bytes through the first-level cache, for what was written before a grid barrier: warps
-// that take the same rows ask L2 once.
+// Sixteen bytes through the L1 cache, for data written before a grid barrier: warps that read the
+// same rows request them from L2 once.
 __device__ __forceinline__ uint4 load_cached(const void* p) {
   uint4 v;
   asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -83,14 +84,14 @@ __device__ __forceinline__ void store_l2(uint16_t* p, uint16_t v) {
   asm volatile("st.relaxed.gpu.global.u16 [%0], %1;" ::"l"(p), "h"(v) : "memory");
 }
 
-// Four words, each seen whole.
+// Stores four words, each of which is visible as a whole.
 __device__ __forceinline__ void store_l2(void* p, const uint4& v) {
   asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x),
                "r"(v.y), "r"(v.z), "r"(v.w)
                : "memory");
 }
 
-// Sixteen bytes to and from another GPU, seen whole or not at all.
+// Sixteen bytes to and from another GPU. A packet is visible as a whole or not at all.
 __device__ __forceinline__ void store_system(void* p, const uint4& v) {
   asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x),
                "r"(v.y), "r"(v.z), "r"(v.w)
@@ -106,8 +107,8 @@ __device__ __forceinline__ uint4 load_system(const void* p) {
   return v;
 }
 
-// Of what no kernel writes while this one runs, read once by each who needs it: weights. The
-// first-level cache keeps none of it.
+// Loads of weights: data that no kernel writes while this one runs and that is read once. L1 keeps
+// none of it.
 __device__ __forceinline__ uint4 load_weights(const void* p) {
   uint4 v;
   asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -121,7 +122,7 @@ __device__ __forceinline__ uint32_t load_weights_word(const void* p) {
   return v;
 }
 
-// Asks for the line of an address, to be in L2 when it is wanted.
+// Prefetches the cache line of an address into L2.
 __device__ __forceinline__ void prefetch_l2(const void* p) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }
@@ -150,8 +151,8 @@ __device__ __forceinline__ void store_shared(uint32_t address, const uint4& v) {
                : "memory");
 }
 
-// Four matrices of 8 rows of 8 values of two bytes, turned: lane 8 m + r gives the address of row r
-// of matrix m, and gets of each matrix column lane / 4 of rows 2 (lane % 4) and the next.
+// Loads four matrices of 8 x 8 values of two bytes, transposed. Lane 8 m + r gives the address of
+// row r of matrix m, and gets of each matrix column lane / 4 of rows 2 (lane % 4) and the next.
 __device__ __forceinline__ uint4 load_turned(uint32_t address) {
   uint4 v;
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -160,7 +161,7 @@ __device__ __forceinline__ uint4 load_turned(uint32_t address) {
   return v;
 }
 
-// A whole warpgroup takes registers, or gives them up.
+// Raises or lowers the registers of each thread, executed by a whole warpgroup.
 template <int COUNT>
 __device__ __forceinline__ void more_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
@@ -171,14 +172,14 @@ __device__ __forceinline__ void fewer_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
 }
 
-// Of the multiprocessor, in units of 1024.
+// The SM's clock, in units of 1024 cycles.
 __device__ __forceinline__ uint32_t kilocycles() {
   uint64_t count;
   asm volatile("mov.u64 %0, %clock64;" : "=l"(count));
   return static_cast<uint32_t>(count >> 10);
 }
 
-// The device's clock, its low word.
+// The low word of the device's clock in nanoseconds.
 __device__ __forceinline__ uint32_t nanoseconds() {
   uint32_t count;
   asm volatile("mov.u32 %0, %%globaltimer_lo;" : "=r"(count));

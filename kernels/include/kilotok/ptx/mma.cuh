@@ -1,14 +1,14 @@
-// Tensor cores, and single instructions around them. Weights of 16 rows are operand A, eight tokens
-// operand B.
+// `mma` of the tensor cores, and single instructions around it. 16 rows of weights are operand A,
+// eight tokens operand B.
 #pragma once
 
 #include "kilotok/abi.h"
 
 namespace kilotok::ptx {
 
-// c += a b, BF16 times BF16 in F32. With g = lane / 4 and q = lane % 4 a lane holds of a
-// (g, 2q..), (g + 8, 2q..), (g, 2q + 8..), (g + 8, 2q + 8..), pairs along k; of b (2q.., g) and
-// (2q + 8.., g); of c (g, 2q), (g, 2q + 1), (g + 8, 2q), (g + 8, 2q + 1).
+// c += a b: BF16 products, F32 sums. With g = lane / 4 and q = lane % 4 a lane holds of a (g,
+// 2q..), (g + 8, 2q..), (g, 2q + 8..), (g + 8, 2q + 8..), pairs along k; of b (2q.., g) and (2q +
+// 8.., g); of c (g, 2q), (g, 2q + 1), (g + 8, 2q), (g + 8, 2q + 1).
 __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
                                     uint32_t b1) {
   asm volatile(
@@ -18,7 +18,7 @@ __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint3
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// The same of TF32, which is F32 without its lower 13 bits. A lane holds of a (g, q), (g + 8, q),
+// The same for TF32, which is F32 without its lower 13 bits. A lane holds of a (g, q), (g + 8, q),
 // (g, q + 4), (g + 8, q + 4); of b (q, g) and (q + 4, g).
 __device__ __forceinline__ void mma_tf32(float (&c)[4], const float (&a)[4], float b0, float b1) {
   asm volatile(
@@ -29,12 +29,12 @@ __device__ __forceinline__ void mma_tf32(float (&c)[4], const float (&a)[4], flo
         "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
 }
 
-// `high` is a value to the nearest TF32, `low` what that leaves: 12 bits, of which TF32 has 11.
+// `high` is the value rounded to TF32, `low` the remainder: 12 bits, of which TF32 keeps 11.
 struct Tf32Pair {
   float high, low;
 };
 __device__ __forceinline__ Tf32Pair split_tf32(float value) {
-  // By Veltkamp: times 2^13 + 1, and nothing fused.
+  // Veltkamp's splitting: times 2^13 + 1, without fused operations.
   float times, above, high;
   asm("mul.rn.f32 %0, %1, 0f46000400;" : "=f"(times) : "f"(value));
   asm("sub.rn.f32 %0, %1, %2;" : "=f"(above) : "f"(times), "f"(value));
@@ -42,14 +42,14 @@ __device__ __forceinline__ Tf32Pair split_tf32(float value) {
   return {high, value - high};
 }
 
-// Bits of `a` where the mask has ones, of `b` elsewhere: one instruction.
+// Bits of `a` where the mask has ones, of `b` elsewhere, in one instruction.
 __device__ __forceinline__ uint32_t select_bits(uint32_t mask, uint32_t a, uint32_t b) {
   uint32_t bits;
   asm("lop3.b32 %0, %1, %2, %3, 0xE2;" : "=r"(bits) : "r"(a), "r"(mask), "r"(b));
   return bits;
 }
 
-// Two values to BF16, to nearest, the first in the low half.
+// Two values rounded to the nearest BF16, the first in the low half.
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   uint32_t packed;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
@@ -64,10 +64,11 @@ __device__ __forceinline__ float from_bf16(uint16_t bits) {
   return __uint_as_float(static_cast<uint32_t>(bits) << 16);
 }
 
-// Exponents of e are those of 2, times this.
+// exp(x) = exp2(x LOG2_E).
 constexpr float LOG2_E = 1.4426950408889634f;
 
-// A power of two, 1 / sqrt(x) and a / b, to 2^-22 of them. Divided by more than 2^126 is zero.
+// 2^x, 1 / sqrt(x) and a / b with a relative error of about 2^-22. A division by more than 2^126
+// yields zero.
 __device__ __forceinline__ float exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -1,21 +1,22 @@
-// Threads: where they are, how they meet, how they end, and what keeps values where they are
-// wanted.
+// Threads: their index, barriers, exit, and how to keep the compiler from holding values in
+// registers.
 #pragma once
 
 #include "kilotok/abi.h"
 
 namespace kilotok::ptx {
 
-// Whether CTAs are numbered as their multiprocessors are: where a launch has one on each, which
-// comes to which differs with what ran before, and who sits beside whom matters (benches/results).
+// Whether a CTA's number is that of its SM. In a launch with one CTA on each SM the assignment of
+// `blockIdx` to SMs varies with what ran before, and which CTAs share a GPC matters for speed
+// (benches/journal).
 #ifdef KILOTOK_CTA_PER_SM
 constexpr bool CTA_PER_SM = true;
 #else
 constexpr bool CTA_PER_SM = false;
 #endif
 
-// Which CTA this is. Asked for anew each time: a register for it would be spilled, and then be
-// further away. Of this text `kernels/split` changes the multiprocessor's register.
+// The CTA's number. It is read again each time: a register for it would be spilled to local memory,
+// which is slower. `kernels/split` replaces the SM's register in this assembly text.
 __device__ __forceinline__ int cta_index() {
   int index;
   if constexpr (CTA_PER_SM)
@@ -25,20 +26,20 @@ __device__ __forceinline__ int cta_index() {
   return index;
 }
 
-// COUNT threads of a CTA meet, and no others of it.
+// A barrier of COUNT threads of the CTA.
 template <int COUNT>
 __device__ __forceinline__ void sync_threads() {
   asm volatile("bar.sync 1, %0;" ::"n"(COUNT) : "memory");
 }
 
-// A value of which the compiler no longer knows what it was made of.
+// The same value, the origin of which is hidden from the compiler.
 __device__ __forceinline__ int opaque(int value) {
   int same;
   asm volatile("mov.u32 %0, %1;" : "=r"(same) : "r"(value));
   return same;
 }
 
-// The same in place, without an instruction.
+// Hides the value's origin in place, without an instruction.
 __device__ __forceinline__ void make_opaque(int& value) { asm volatile("" : "+r"(value)); }
 
 // Ends this thread.

@@ -1,55 +1,57 @@
-// Matrix products of a warpgroup: four warps, the first of which has a number divisible by four,
-// multiply 64 rows of A, 16 a warp, with N columns of B. A comes from registers, in each warp as
-// for `mma`; B from shared memory; sums stay in registers, for every eight columns four as `mma`
-// has them. They are those of `mma`, bit for bit, over the same k in the same order
+// Matrix products of a warpgroup (`wgmma`). Four warps, of which the first has a number divisible
+// by four, multiply 64 rows of A, 16 a warp, with N columns of B. A comes from registers, in each
+// warp as for `mma`; B from shared memory. Sums stay in registers, four for every eight columns, as
+// `mma` has them. They equal those of `mma` bit for bit over the same k in the same order
 // (harness/wgmma.cu).
 //
-// A product runs beside what follows it. Between fence and wait its registers may not be touched.
+// A product is asynchronous. Its registers must not be accessed between fence and wait.
 #pragma once
 
 #include "kilotok/ptx/async.cuh"
 
 namespace kilotok::ptx {
 
-// Orders this warp's registers: before the first product, and where A or sums were written since.
+// Orders this warp's register accesses: needed before the first product, and after writes to A or
+// to the sums.
 __device__ __forceinline__ void wgmma_fence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
 
-// What was begun since the last commit is a group.
+// Commits the products since the last commit as one group.
 __device__ __forceinline__ void wgmma_commit() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 
-// Waits until at most PENDING groups are under way; those that made `sums` are done.
+// Waits until at most PENDING groups are in flight; the groups that made `sums` must be complete
+// then.
 template <int PENDING, int COUNT>
 __device__ __forceinline__ void wgmma_wait(float (&sums)[COUNT]) {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
-  // Without it the compiler may read sums before the wait.
+  // Keeps the compiler from reading the sums before the wait.
 #pragma unroll
   for (int i = 0; i < COUNT; i++) asm volatile("" : "+f"(sums[i])::"memory");
 }
 
-// What this thread wrote to shared memory, products see that begin behind a barrier.
+// Makes this thread's writes to shared memory visible to products that begin after a barrier.
 __device__ __forceinline__ void wgmma_writes_fence() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// B in shared memory, in pieces of 8 columns x 16 bytes along k that are 128 bytes each, column by
-// column. From a piece to the next along k there are `k_bytes`, to that of the next eight columns
-// `column_bytes`. Multiples of 16.
+// The descriptor of B in shared memory, which lies in core matrices of 8 columns x 16 bytes along
+// k, 128 bytes each, column by column. `k_bytes` is the distance between neighbours along k,
+// `column_bytes` that between neighbours along the columns. Both are multiples of 16.
 __device__ __forceinline__ uint64_t wgmma_operand(uint32_t address, uint32_t k_bytes,
                                                   uint32_t column_bytes) {
   return static_cast<uint64_t>(address >> 4 & 0x3fff) | static_cast<uint64_t>(k_bytes >> 4) << 16 |
          static_cast<uint64_t>(column_bytes >> 4) << 32;
 }
 
-// The same so many bytes further on.
+// The descriptor of the operand that lies `bytes` further on.
 __device__ __forceinline__ uint64_t wgmma_operand_at(uint64_t operand, uint32_t bytes) {
   return operand + (bytes >> 4);
 }
 
-// sums (+)= a b, BF16 times BF16 in F32, 16 along k. Without `add` they begin at zero.
+// sums (+)= a b: BF16 products, F32 sums, 16 along k. Without `add` the sums begin at zero.
 template <int N>
 struct Wgmma;
 
@@ -140,7 +142,7 @@ __device__ __forceinline__ void wgmma(float (&sums)[N / 2], const uint32_t (&a)[
   Wgmma<N>::multiply(sums, a, b, add);
 }
 
-// The same of TF32 and eight columns, 8 along k: A as in `mma_tf32`.
+// The same for TF32 and eight columns, 8 along k; A as in `mma_tf32`.
 __device__ __forceinline__ void wgmma_tf32(float (&d)[4], const float (&a)[4], uint64_t b,
                                            bool add) {
   asm volatile(
