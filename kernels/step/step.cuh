@@ -293,7 +293,7 @@ __device__ __forceinline__ void score_experts(Warp& w) {
   if constexpr (!POLLED) cta.sync_grid();
 }
 
-// Of one tile of tokens.
+// A network of experts over one tile of tokens.
 template <int KIND, bool DRAFT>
 __device__ __forceinline__ void experts(Warp& w) {
   constexpr bool POLLED = POLLS<KIND, 1>;
@@ -314,7 +314,8 @@ __device__ __forceinline__ void experts(Warp& w) {
   cta.stamp(Stamp::Down);
 }
 
-// Of several, by scores that all CTAs have seen. The producers alone wait for all of gate and up.
+// The same over several tiles, from scores that are visible to all CTAs. Only the producers wait
+// until all of gate and up is written.
 template <int KIND>
 __device__ __forceinline__ void gathered_experts(Warp& w, const float* bias) {
   Cta& cta = w.cta;
@@ -336,7 +337,7 @@ __device__ __forceinline__ void gathered_experts(Warp& w, const float* bias) {
   cta.stamp(Stamp::Down);
 }
 
-// What attention adds to the stream. Begins in the middle of a grid barrier.
+// What attention adds to the stream. Begins between the halves of a grid barrier.
 template <bool DRAFT, int TILES>
 __device__ __forceinline__ void attention(Warp& w) {
   using P = Part<DRAFT>;
@@ -345,8 +346,8 @@ __device__ __forceinline__ void attention(Warp& w) {
     project<decltype(kind)::value, DRAFT, TILES>(w);
   });
   cta.stamp(Stamp::Project);
-  // Before anything is forgotten: the arrival would wait for these stores, and they need only be
-  // done before the next one.
+  // Before the polled values are reset: the arrival would wait for those stores, which need not
+  // complete before the next barrier.
   cta.arrive_grid();
   const auto reset_polled = [&] {
     with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(w.layer().feed_forward, [&](auto kind) {
@@ -366,7 +367,7 @@ __device__ __forceinline__ void attention(Warp& w) {
   if (is_owner(cta))
     begin_rms_norm(cta, w.stream(), Reader::FeedForward, layer.post_norm,
                feed_forward_scale(layer.feed_forward), ~0u);
-  // The output's first weights, of one tile, come ahead of this.
+  // With one tile the output projection's first weights are loaded before this.
   const auto wait_input = [&] {
     with_kind<P::ATTENTION, P::ATTENTION_END>(w.layer().attention, [&](auto kind) {
       combine_chunks<decltype(kind)::value, DRAFT, COMBINE_WARPS<TILES == 1>>(
@@ -380,8 +381,8 @@ __device__ __forceinline__ void attention(Warp& w) {
 }
 
 // Consumers: all layers. `stream.part` holds what the embedding, attention or a network adds, and
-// the norm that comes after it was begun: two turns a layer, and one for the last norm. Ends in the
-// middle of a grid barrier.
+// the norm that follows was begun: two turns a layer, and one for the last norm. Ends between the
+// halves of a grid barrier.
 template <bool DRAFT, int TILES>
 __device__ __forceinline__ void consume_layers(Warp& w) {
   using P = Part<DRAFT>;
@@ -410,7 +411,7 @@ __device__ __forceinline__ void consume_layers(Warp& w) {
           });
         }
       });
-    // The producer waits for that alone, whether or not the consumers meet.
+    // The producer waits for this counter only, whether or not there is a grid barrier.
     if (chooses) cta.count_operand();
     if (barrier) cta.arrive_grid();
     if (index == P::LAYER_COUNT) return;
@@ -434,8 +435,8 @@ __device__ __forceinline__ void consume_layers(Warp& w) {
   }
 }
 
-// Producer: the experts of a network. Of the launch's operands `count` came before, and units were
-// asked for `taken` times.
+// Producer: the experts of a network. `count` is the number of operands before it in the launch,
+// `taken` the number of requests for units.
 template <int KIND, int TILES>
 __device__ __forceinline__ void produce_experts(Warp& w, const LayerMemory& layer,
                                                 uint32_t& count, uint32_t& taken) {
@@ -456,7 +457,7 @@ __device__ __forceinline__ void produce_experts(Warp& w, const LayerMemory& laye
   w.producer_releases_routes();
 }
 
-// Producer: the same, in the same order.
+// Producer: the weights of all layers, in the consumers' order.
 template <bool DRAFT, int TILES>
 __device__ __forceinline__ void produce_layers(Warp& w) {
   using P = Part<DRAFT>;
@@ -506,7 +507,7 @@ __device__ __forceinline__ void epilogue_experts(Warp& w) {
   });
 }
 
-// Epilogue: the same, behind the consumers.
+// Epilogue: all layers, in the consumers' order.
 template <bool DRAFT, int TILES>
 __device__ __forceinline__ void epilogue_layers(Warp& w) {
   using P = Part<DRAFT>;
@@ -518,7 +519,8 @@ __device__ __forceinline__ void epilogue_layers(Warp& w) {
       constexpr int A = decltype(kind)::value;
       const LayerMemory& held = w.shared.layers[index % 2];
       cta.make_opaque();
-      // The first layer's sums come after the barrier before which angles are written.
+      // Not early in the first layer: the angles are written before the grid barrier that precedes
+      // its sums.
       epilogue<QkvMatrix<A>>(cta, w.sums, first_unit<QkvMatrix<A>>(cta), w.tiles(),
                         store_projections<A>(w, layer.attention, held, DRAFT), index > 0);
     });
@@ -542,7 +544,7 @@ __device__ __forceinline__ void epilogue_layers(Warp& w) {
   }
 }
 
-// Begins in the middle of a grid barrier.
+// The head. Begins between the halves of a grid barrier.
 template <bool DRAFT, int TILES>
 __device__ __forceinline__ void logits(Warp& w) {
   const Memory& memory = w.cta.memory;
@@ -556,7 +558,7 @@ __device__ __forceinline__ void logits(Warp& w) {
   });
 }
 
-// A pass: the batch's tokens through the layers to the logits of the wanted ones.
+// A pass: the batch's tokens through all layers, and the logits of the wanted ones.
 template <bool DRAFT, int TILES>
 __device__ __forceinline__ void consume_pass(Warp& w) {
   using P = Part<DRAFT>;

@@ -1,4 +1,4 @@
-// The batch in shared memory: brought once a launch, so that no phase waits for it.
+// The batch in shared memory, copied once a launch, so that no phase waits for it.
 #pragma once
 
 #include "kilotok/cta.cuh"
@@ -12,7 +12,7 @@ struct HeldBatch {
 
   // All threads of a CTA, before a __syncthreads.
   __device__ __forceinline__ void fetch(const Memory& memory) {
-    // All at once: stores would wait for loads, and the next loads for these.
+    // All loads come before the first store, which would wait for them and delay the others.
     const Words<sizeof(counts)> of_counts(memory.batch);
     const Words<sizeof(tokens)> of_tokens(memory.tokens);
     const Words<sizeof(rows)> of_rows(memory.rows);

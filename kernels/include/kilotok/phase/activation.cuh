@@ -1,5 +1,5 @@
-// What networks put between their matrices, to 2^-21 of it, and 2^-19 where a sigmoid is next to
-// nothing. That suffices: it is rounded to BF16, or its order is that of sums in F32.
+// Activation functions with a relative error of 2^-21, and of 2^-19 where a sigmoid is close to
+// zero. That suffices: the result is rounded to BF16, or compared with other sums in F32.
 #pragma once
 
 #include "kilotok/ptx/mma.cuh"

@@ -1,9 +1,9 @@
-// The residual stream. CTA c owns rows 48c to 48c + 47 of it, in shared memory, F32, for all
-// tokens; every rank holds all of it. Whatever adds to the stream ends here.
+// The residual stream and its RMSNorm. CTA c owns rows 48c to 48c + 47 of the stream, in shared
+// memory, F32, for all tokens; every rank holds all of it. All additions to the stream happen here.
 //
-// Adding fuses with the next RMSNorm, whose scale is deferred: x times the norm's weights is
-// written as an operand with its sum of squares beside it, and the GEMM that reads it scales its
-// products by 1 / rms, which is the same.
+// The addition is fused with the next RMSNorm, whose scale is deferred: x times the norm's weights
+// is written as an operand with its sum of squares beside it, and the GEMM that reads it scales its
+// products by 1 / rms, which is mathematically the same.
 #pragma once
 
 #include "kilotok/comm/publish.cuh"
@@ -11,7 +11,7 @@
 
 namespace kilotok {
 
-// Of a layer: what reads a norm.
+// Which GEMM of a layer reads a norm.
 enum class Reader { Projection, FeedForward };
 constexpr int READERS = 2;
 
@@ -23,17 +23,17 @@ struct NextRmsNorm {
   Reader reader;
 };
 
-// Rows of which a few lanes of a warp add the squares.
+// Rows whose squares are added by shuffles within a warp.
 constexpr int SQUARE_ROWS = 16;
 
 struct StreamMemory {
   float residual[TOKENS_MAX][OWNER_ROWS];
-  // What is to be added.
+  // What will be added to the stream.
   float part[TOKENS_MAX][OWNER_ROWS];
   float squares[TOKENS_MAX][OWNER_ROWS / SQUARE_ROWS];
   float inverse_rms[TOKENS_MAX];
   NextRmsNorm norm;
-  // Where ranks receive: a copy, for whenever it is wanted the original is as far away as L2.
+  // The receive buffers' addresses: a copy, because each load of the original takes as long as L2.
   Peers peers;
 
   // All threads of a CTA, before a __syncthreads.
@@ -42,8 +42,8 @@ struct StreamMemory {
   }
 };
 
-// x times the norm's weights, for the router, by tile of tokens: `[tiles][rows][tokens]`, behind
-// the sums in the scratch memory.
+// x times the norm's weights, for the router, by tile of tokens: `[tiles][rows][tokens]`, after the
+// sums in the scratch memory.
 using ScaledTile = float[OWNER_ROWS][TILE_TOKENS];
 __device__ __forceinline__ ScaledTile* scaled_stream(SumMemory& sums) {
   constexpr int PARTS_BYTES = sizeof(SumMemory::parts);
@@ -51,8 +51,8 @@ __device__ __forceinline__ ScaledTile* scaled_stream(SumMemory& sums) {
   return reinterpret_cast<ScaledTile*>(sums.scratch + PARTS_BYTES);
 }
 
-// Owners: says which norm comes next, who reads it and in which form as an operand, and which tap
-// follows, or !0. Its weights are asked for early, and come by themselves.
+// Owners: sets which norm comes next, which GEMM reads it with which operand scale, and which tap
+// is written, or ~0. Begins an asynchronous copy of its weights.
 __device__ __forceinline__ void begin_rms_norm(const Cta& cta, StreamMemory& stream, Reader reader,
                                            uint64_t weights, float operand_scale, uint32_t tap) {
   static_assert(HIDDEN % 4 == 0 && OWNER_ROWS % 4 == 0, "weights come by fours");
@@ -66,7 +66,7 @@ __device__ __forceinline__ void begin_rms_norm(const Cta& cta, StreamMemory& str
   norm.reader = reader;
 }
 
-// What the feed-forward network of a kind, and the projection of a kind, want as operands.
+// The operand scales of a kind of feed-forward network, and of a kind of projection.
 __device__ __forceinline__ float feed_forward_scale(uint32_t kind) {
   float scale = 1.0f;
   with_kind<0, FEED_FORWARD_KINDS>(
@@ -96,8 +96,8 @@ __device__ __forceinline__ float* squares_of(const Memory& memory, Reader reader
          (static_cast<int>(reader) * TOKENS_MAX + token) * SQUARES_EACH;
 }
 
-// Owners: adds `part` to the stream, and prepares the norm that was begun. A thread has a row of a
-// token; its squares are added by sixteens of rows, then these.
+// Owners: adds `part` to the stream and computes the norm that was begun. A thread has one row of a
+// token. Squares are added within each sixteen rows, then these sums.
 __device__ __forceinline__ void add_rms_norm(const Cta& cta, StreamMemory& stream, SumMemory& sums,
                                               int token_count) {
   static_assert(CONSUMERS == TILE_TOKENS * OWNER_ROWS, "a thread for each row of a tile's tokens");
@@ -115,7 +115,7 @@ __device__ __forceinline__ void add_rms_norm(const Cta& cta, StreamMemory& strea
     if (token < token_count) {
       float& tiled = tiles[first / TILE_TOKENS][row][in_tile];
       if (HIDDEN % OWNER_ROWS != 0 && column >= HIDDEN) {
-        // What the router's zeros are multiplied with.
+        // The router has zeros here.
         tiled = 0;
       } else {
         const float x = stream.residual[token][row] + stream.part[token][row];
@@ -144,7 +144,7 @@ __device__ __forceinline__ void add_rms_norm(const Cta& cta, StreamMemory& strea
   publish(squares_of(memory, next.reader, cta.thread()) + cta.index(), square);
 }
 
-// Epilogue and consumers: puts a lane's sums of an owner's rows into `stream.part`.
+// Epilogue and consumers: stores a lane's sums of an owner's rows in `stream.part`.
 struct StorePart {
   StreamMemory& stream;
 
@@ -158,7 +158,7 @@ struct StorePart {
   }
 };
 
-// 1 / rms of a token, from the owners' sums of squares: asked for, and found, by a whole warp.
+// 1 / rms of a token, from the owners' sums of squares, loaded and reduced by a whole warp.
 struct SumOfSquares {
   static constexpr int EACH = ceil_div(OWNER_UNITS, 128);
   // Of units 4 lane to 4 lane + 3, then of those 128 further.
@@ -174,12 +174,12 @@ struct SumOfSquares {
       parts[i] = ptx::load_l2(static_cast<const void*>(squares + first_unit(i)));
   }
 
-  // Of a lane's parts the first one's unit. Lanes that have none take the last.
+  // The unit of the first of a lane's parts. Lanes without parts load the last ones.
   __device__ __forceinline__ int first_unit(int i) const {
     return smaller(i * 128 + lane * 4, SQUARES_EACH - 4);
   }
 
-  // Whether the lane's are there.
+  // Whether all of the lane's parts are published.
   __device__ __forceinline__ bool are_published() const {
     bool there = true;
 #pragma unroll
@@ -202,20 +202,21 @@ struct SumOfSquares {
         if (i * 128 + lane * 4 + j < OWNER_UNITS) sum += __uint_as_float(words[j]);
     }
     sum = add_lanes(sum);
-    // SumOfSquares that overflow would make a token of zeros, which looks sound.
+    // A sum of squares that overflows would yield a token of zeros, which looks valid; this makes
+    // it NaN.
     return ptx::inverse_sqrt(sum * (1.0f / HIDDEN) + eps) + 0.0f * sum;
   }
 };
 
-// 1 / rms of every token; a warp asks for those of so many tiles at once. Synchronised by the
-// caller's next sync.
+// 1 / rms of every token. A warp loads those of up to TILES tiles at once. The result is visible
+// after the caller's next sync.
 template <int TILES>
 __device__ __forceinline__ void read_inverse_rms(const Cta& cta, StreamMemory& stream,
                                                  Reader reader, int token_count, float eps) {
   constexpr int EACH = ceil_div(TILES * TILE_TOKENS, CONSUMER_WARPS);
 #pragma unroll 1
   for (int first = cta.warp(); first < token_count; first += EACH * CONSUMER_WARPS) {
-    // Behind the last token it is that one again.
+    // Beyond the last token, the last token again.
     const auto token = [&](int i) {
       return i == 0 ? first : smaller(first + i * CONSUMER_WARPS, token_count - 1);
     };
@@ -231,7 +232,7 @@ __device__ __forceinline__ void read_inverse_rms(const Cta& cta, StreamMemory& s
   }
 }
 
-// What `multiply` does while operands are on their way.
+// Passed to `gemm` as `prepare`, which runs while operands are loaded.
 template <int TILES>
 struct ReadInverseRms {
   StreamMemory& stream;

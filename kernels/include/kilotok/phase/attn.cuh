@@ -1,16 +1,17 @@
-// Attention of every token over the keys it sees.
+// Attention of every token over the keys that are visible to it.
 //
 // Reads `queries`, the pages of keys and values, a draft's own rows; writes `attended`. There are
-// three ways. Where a token sees all keys before it, they come through the ring (`attn_stream`). A
-// short window is the work of one CTA for each tile. Longer windows and drafts' rows are cut into
-// chunks: a CTA takes a run of (chunk, tile) pairs and keeps a chunk's keys in registers while the
-// tiles of its row pass by. In chunks or in streams, `combine_chunks` adds the parts after a grid
-// barrier. `attn` begins in the middle of a grid barrier, before the end of which it brings the
-// keys that were there before the step; those after it are the caller's.
+// three ways. Keys of full attention come through the ring (`attn_stream`), split into chunks in
+// the style of flash-decoding. A short window is computed by one CTA for each tile. Longer windows
+// and drafts' rows are also split into chunks: a CTA takes a run of (chunk, tile) pairs and keeps a
+// chunk's keys in registers while it multiplies them with the tiles of its row. Where there are
+// chunks, `combine_chunks` combines the partial results after a grid barrier. `attn` begins between
+// the halves of a grid barrier, and loads the keys from before the step before the second half;
+// barriers after `attn` are the caller's.
 //
-// A token's bits follow from its position and the keys it sees: neither the other tokens of its row
-// nor who computes what shows. Only a value that is no number reaches tokens before it in its row:
-// it is multiplied with their weight of zero.
+// A token's bits depend on its position and the visible keys alone, not on other tokens of its row
+// nor on the CTA that computes it. There is one exception: a value that is not finite reaches
+// earlier tokens of its row, because it is multiplied by their weight of zero.
 #pragma once
 
 #include "kilotok/phase/attn_stream.cuh"
@@ -37,8 +38,8 @@ __device__ __forceinline__ void store_attended(const Cta& cta, const Tile& tile,
   }
 }
 
-// Brings the keys that lie before a position, waits for the others to have theirs written, and
-// brings those and the queries of a tile. The code that brings keys is there once.
+// Loads the keys before a position, waits until the other CTAs have written theirs, and loads those
+// and the queries of a tile. The loop keeps one copy of the code that loads keys.
 template <int KIND, int PIECES>
 __device__ __forceinline__ void load_around(Cta& cta, PendingBarrier& barrier,
                                             HeldKeys<KIND, PIECES>& held,
@@ -49,7 +50,7 @@ __device__ __forceinline__ void load_around(Cta& cta, PendingBarrier& barrier,
     if (turn == 1) barrier.wait(cta);
     held.load(cta, position, turn == 0);
   }
-  // Behind the loop: what comes in it goes through local memory, which waits for it.
+  // After the loop: values loaded within it would go through local memory, and wait for that.
   queries.load(cta, tile);
 }
 
@@ -64,7 +65,7 @@ __device__ __forceinline__ void attend_window(Cta& cta, const LayerMemory& layer
   const Memory& memory = cta.memory;
   const KvCache places(layer);
   PendingBarrier barrier = {false};
-  // The last CTAs have no projections, or fewer: see `Matrix::CTAS`.
+  // Counted from the last CTA: the last ones have no projections, or fewer (`Matrix::CTAS`).
 #pragma unroll 1
   for (int unit = GRID - 1 - cta.index(); unit < batch.token_count() * TILES; unit += GRID) {
     const int token = unit / TILES, kv_head = unit % TILES / T::COUNT;
@@ -92,15 +93,15 @@ __device__ __forceinline__ void attend_window(Cta& cta, const LayerMemory& layer
   barrier.wait(cta);
 }
 
-// Tiles first to end of a row that meet the same chunk of a K/V head.
+// Tiles `first` to `end` - 1 of a row, which are multiplied with the same chunk of a K/V head.
 struct Span {
   int row, kv_head;
-  // Counted from the row's first; the last one of a draft is its own rows.
+  // Counted from the row's first chunk. The last one of a draft is its own rows.
   uint32_t chunk;
   int first, end;
 };
 
-// The span that begins with a pair. Pairs lie `[rows][K/V heads][chunks][tiles]`.
+// The span that begins with a pair. Pairs are ordered `[rows][K/V heads][chunks][tiles]`.
 template <int KIND>
 __device__ __forceinline__ Span find_span(const PairCounts& sums, const HeldBatch& batch,
                                           uint32_t pair, uint32_t end, bool own) {
@@ -113,8 +114,8 @@ __device__ __forceinline__ Span find_span(const PairCounts& sums, const HeldBatc
           static_cast<int>(tile), static_cast<int>(tile + count)};
 }
 
-// One of a row's chunks of keys, or the rows of its draft, meets tiles of `span`, as many as agree
-// in the length of chunks. Returns how many.
+// Multiplies one chunk of a row's keys, or the rows of its draft, with the tiles of `span`, as many
+// as have the same chunk length. Returns how many.
 template <int KIND>
 __device__ __forceinline__ int attend_span(Cta& cta, PendingBarrier& barrier,
                                            TileMemory<KIND, CHUNK_PIECES>& memory,
@@ -157,7 +158,7 @@ __device__ __forceinline__ int attend_span(Cta& cta, PendingBarrier& barrier,
   return count;
 }
 
-// This CTA's share of all pairs, each of which leaves a part.
+// This CTA's share of all pairs. Each pair yields a partial result.
 template <int KIND>
 __device__ __forceinline__ void attend_chunks(Cta& cta, const KvCache& places,
                                               const HeldBatch& batch, const PairCounts& sums,
@@ -178,9 +179,9 @@ __device__ __forceinline__ void attend_chunks(Cta& cta, const KvCache& places,
   barrier.wait(cta);
 }
 
-// Adds the parts that `attn` left of all heads, if there are any; each head is the work of one
-// warp, or of a few. Begins in the middle of a grid barrier and ends in that of another one.
-// `meanwhile` is called while the other CTAs are waited for.
+// Combines the partial results that `attn` left, if there are any. Each head is combined by one
+// warp, or by a few. Begins between the halves of a grid barrier and ends between those of the next
+// one. `meanwhile` is called before the wait for other CTAs.
 template <int KIND, bool OWN, int WARPS, class Meanwhile>
 __device__ __forceinline__ void combine_chunks(Cta& cta, const LayerMemory& layer,
                                            const HeldBatch& batch, SumMemory& scratch,
@@ -191,7 +192,7 @@ __device__ __forceinline__ void combine_chunks(Cta& cta, const LayerMemory& laye
     const int end = batch.token_count() * HEADS;
     meanwhile();
     cta.wait_grid();
-    // CTA by CTA before warps by warps: few heads are spread over all.
+    // Heads are assigned to CTAs first, then to warps, so that few heads are spread over all CTAs.
 #pragma unroll 1
     for (int first = cta.index(); first < end; first += GRID * AT_ONCE) {
       const int unit = first + cta.warp() / WARPS * GRID;

@@ -1,19 +1,21 @@
-// Parts of attention: a token's keys are cut into chunks, each CTA that sums over one leaves a
-// part, and after a grid barrier the parts of a head are added.
+// Partial results of attention: a token's keys are split into chunks, each CTA that computes one
+// leaves a partial result relative to the chunk's own maximum, and after a grid barrier they are
+// rescaled and added (flash-decoding).
 //
-// A chunk begins at a multiple of its length, which follows from the token's own position (or the
-// window) alone, and grows with it so that there are never more than CHUNKS_MAX.
+// A chunk begins at a multiple of its length. The length depends on the token's own position (or
+// the window) alone, and grows with it so that there are never more than CHUNKS_MAX chunks.
 #pragma once
 
 #include "kilotok/phase/attn_tile.cuh"
 
 namespace kilotok {
 
-// A token's keys by position, apart from a draft's own rows, and how they are cut.
+// The positions that are visible to a token, apart from a draft's own rows, and how they are split
+// into chunks.
 struct VisibleKeys {
   Range range;
   uint32_t chunk_keys;
-  // Whether the draft's rows are a last part.
+  // Whether the draft's own rows are a last chunk.
   bool own;
 
   __device__ __forceinline__ uint32_t first_chunk() const { return range.first / chunk_keys; }
@@ -29,12 +31,12 @@ __device__ __forceinline__ uint32_t window_first(uint32_t position) {
   return WINDOW == 0 || position < WINDOW ? 0 : position - WINDOW + 1;
 }
 
-// What a row's token at a position sees.
+// The keys that are visible to a row's token at a position.
 template <int KIND>
 __device__ __forceinline__ VisibleKeys visible_keys(const BatchRow& row, uint32_t position,
                                                     bool own) {
   constexpr int WINDOW = ATTENTIONS[KIND].window;
-  // A window that begins within a chunk touches one more.
+  // A window that begins within a chunk overlaps one more.
   constexpr int WINDOW_CHUNKS = ceil_div(WINDOW, CHUNK_KEYS * (CHUNKS_MAX - 1));
   const uint32_t end = own ? row.start : position + 1;
   const uint32_t chunks = WINDOW > 0 ? WINDOW_CHUNKS
@@ -42,8 +44,8 @@ __device__ __forceinline__ VisibleKeys visible_keys(const BatchRow& row, uint32_
   return {{window_first<KIND>(position), end}, chunks * CHUNK_KEYS, own};
 }
 
-// Where the parts of a head of a token lie: values `[parts, v_dim]`, and of each strip
-// `[parts]` of what they are relative to, the same for all.
+// The partial results of a head of a token: values `[parts, v_dim]`, and for each strip `[parts]`
+// of the maximum and sum they are relative to, which are the same for all strips.
 template <int KIND>
 struct Parts {
   static constexpr Attention A = ATTENTIONS[KIND];
@@ -59,7 +61,7 @@ struct Parts {
   }
 };
 
-// Adds what a part already holds of a head.
+// Combines sums with those that a partial result already holds.
 __device__ __forceinline__ void merge_softmax(const Softmax before, const float4* place,
                                            Softmax& softmax, float (&v)[8]) {
   const float4 low = place[0], high = place[1];
@@ -71,8 +73,7 @@ __device__ __forceinline__ void merge_softmax(const Softmax before, const float4
   for (int i = 0; i < 8; i++) v[i] = a * other[i] + b * v[i];
 }
 
-// Keeps what a strip has of a tile's result, added to what the part already holds if it is
-// not new.
+// Stores a strip of a tile's partial result, combined with what is already stored unless `is_new`.
 template <int KIND>
 __device__ __forceinline__ void store_part(const Cta& cta, const Tile& tile, int part, bool is_new,
                                           int strip, TileSums& sums) {
@@ -87,7 +88,7 @@ __device__ __forceinline__ void store_part(const Cta& cta, const Tile& tile, int
     Softmax* relative = parts.softmax + strip * ATTENTION_PARTS_MAX + part;
     float(&v)[8] = sums.values[row];
     if (!is_new && has && dim < A.v_dim) merge_softmax(*relative, place, sums.softmax[row], v);
-    // All lanes have read what one of four writes.
+    // All lanes have read the value that one of four overwrites.
     __syncwarp();
     if (has && dim < A.v_dim) {
       place[0] = make_float4(v[0], v[1], v[2], v[3]);
@@ -97,7 +98,7 @@ __device__ __forceinline__ void store_part(const Cta& cta, const Tile& tile, int
   }
 }
 
-// What the values of a head are multiplied by in the end; its sink has a share of the weights.
+// The final scale of a head's values. The sink has a share of the weights.
 template <int KIND>
 __device__ __forceinline__ float softmax_scale(const Softmax& softmax, float sink) {
   if (!ATTENTIONS[KIND].sinks) return ptx::divide(1.0f, softmax.sum);
@@ -106,8 +107,8 @@ __device__ __forceinline__ float softmax_scale(const Softmax& softmax, float sin
   return ptx::divide(factor, factor * softmax.sum + ptx::exp2(exponent - largest));
 }
 
-// What a head's parts are relative to: a lane has the weight of part `lane`, counted from the
-// multiple of 32 below `first`.
+// The maximum and sum over all partial results of a head. A lane has the weight of part `lane`,
+// counted from the multiple of 32 below `first`.
 struct PartWeights {
   static constexpr int COUNT = ceil_div(ATTENTION_PARTS_MAX, 32);
   float weight;
@@ -115,7 +116,7 @@ struct PartWeights {
 
   __device__ __forceinline__ PartWeights(const Softmax* parts, int count, int first, int lane) {
     Softmax own[COUNT];
-    // Whatever is not there is another part that is, with no weight.
+    // A lane without a part loads the last one, and gives it no weight.
 #pragma unroll
     for (int i = 0; i < COUNT; i++) own[i] = parts[min(lane + 32 * i, count - 1)];
     total = {LOWEST, 0};
@@ -138,21 +139,23 @@ struct PartWeights {
   }
 };
 
-// A head's parts are added by runs of so many, and then the runs in their order, whoever adds them.
+// A head's partial results are added in runs of this length, and then the runs in their order,
+// whichever warps add them.
 constexpr int RUN_PARTS = 8;
 constexpr int RUNS_MAX = ceil_div(ATTENTION_PARTS_MAX, RUN_PARTS);
-// Warps that share a head's runs: where heads are few, warps would be idle.
+// Warps that share a head's runs. With one tile there are few heads, and warps would be idle.
 template <bool ONE_TILE>
 constexpr int COMBINE_WARPS = ONE_TILE ? CONSUMER_WARPS : 1;
 static_assert(CONSUMER_WARPS % COMBINE_WARPS<true> == 0, "no warp is left over");
 
-// All consumers: WARPS of them add the `count` parts of a head, or of none. A lane has 4 dimensions
-// of each 128.
+// All consumers: WARPS warps combine the `count` partial results of a head; `count` may be 0. A
+// lane has 4 of each 128 dimensions.
 template <int KIND, int WARPS>
 __device__ __forceinline__ void combine_parts(const Cta& cta, SumMemory& scratch,
                                               const float* sinks, int token, int head, int count) {
   constexpr Attention A = ATTENTIONS[KIND];
-  // Runs that a warp loads at a time: of one tile, its registers also hold the output's first page.
+  // Runs that a warp loads at a time. With one tile its registers also hold the first page of the
+  // output projection.
   constexpr int RUNS = WARPS > 1 ? 1 : 2;
   static_assert(32 % (RUNS * RUN_PARTS) == 0, "their weights are with the lanes of one register");
   const int lane = cta.lane(), first_run = cta.warp() % WARPS;
@@ -175,7 +178,7 @@ __device__ __forceinline__ void combine_parts(const Cta& cta, SumMemory& scratch
 #pragma unroll 1
     for (int run = first_run; run * RUN_PARTS < count; run += WARPS * RUNS) {
       const int first = run * RUN_PARTS;
-      // Under way while the weights are worked out.
+      // In flight while the weights are computed.
       uint4 loaded[RUNS * RUN_PARTS];
 #pragma unroll
       for (int i = 0; i < RUNS * RUN_PARTS; i++)

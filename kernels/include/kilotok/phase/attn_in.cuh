@@ -1,8 +1,9 @@
-// From projections to queries, keys and values: norm by head, rotation, the values' scale.
+// From projections to queries, keys and values: RMSNorm by head, RoPE, the values' scale.
 //
-// Writes `queries`, and keys and values into the pages, or into `own_keys` and `own_values` when a
-// draft's rows are not to leave any. Where rows lie in pairs that is done with the products as they
-// are added up; else a warp takes a head of a token from `projected`, between two barriers.
+// Writes `queries`, and keys and values into the pages of the KV cache, or into `own_keys` and
+// `own_values` where a draft's rows must not enter the cache. Where rows lie in pairs, the epilogue
+// of the GEMM does this; otherwise a warp takes a head of a token from `projected`, between two
+// grid barriers.
 #pragma once
 
 #include "kilotok/layout/batch.cuh"
@@ -10,7 +11,7 @@
 
 namespace kilotok {
 
-// Place of a position in a sequence's pages, `[pages, PAGE_TOKENS]`, of a K/V head.
+// Index of a position of a K/V head in a sequence's pages, `[pages, PAGE_TOKENS]`.
 template <int KIND>
 __device__ __forceinline__ uint32_t cache_index(const uint32_t* pages, uint32_t pages_at,
                                                    uint32_t position, int kv_head) {
@@ -19,7 +20,7 @@ __device__ __forceinline__ uint32_t cache_index(const uint32_t* pages, uint32_t 
   return (page * A.kv_heads + kv_head) * PAGE_TOKENS + position % PAGE_TOKENS;
 }
 
-// Place of a token's key and value of a K/V head.
+// Index of a token's key and value of a K/V head.
 template <int KIND>
 __device__ __forceinline__ uint32_t token_cache_index(const Memory& memory, const HeldBatch& batch,
                                                    int page_group, int token, int kv_head,
@@ -30,7 +31,7 @@ __device__ __forceinline__ uint32_t token_cache_index(const Memory& memory, cons
                               batch.rows[t.row].pages_at[page_group], t.position, kv_head);
 }
 
-// What kinds with the same projection may have different.
+// What may differ between kinds with the same projection.
 struct ProjectionUse {
   int kind, page_group;
   float value_scale;
@@ -47,7 +48,7 @@ struct ProjectionUse {
       : kind(k), page_group(group), value_scale(scale) {}
 };
 
-// Epilogue and consumers: what becomes of products whose rows lie in pairs.
+// Epilogue and consumers: stores the products of a projection whose rows lie in pairs.
 template <int KIND>
 struct StoreHeads {
   static constexpr Attention A = ATTENTIONS[KIND];
@@ -60,7 +61,7 @@ struct StoreHeads {
   ProjectionUse use;
   bool own;
 
-  // The tile of rows that a unit is, and the lane's two dimensions of a head.
+  // The head to which a unit's rows belong, and the lane's two dimensions of it.
   struct Place {
     bool is_query, is_value, rotated;
     int head, first, second;
@@ -76,7 +77,7 @@ struct StoreHeads {
     }
   };
 
-  // What has to be brought from afar for the lane's two tokens.
+  // Values for the lane's two tokens that are loaded from the GPU's memory ahead of the products.
   struct Ahead {
     float2 turns[2];
     uint32_t places[2];
@@ -141,8 +142,8 @@ struct StoreHeads {
   }
 };
 
-// One head of a token on its way: a lane's values are dimensions lane, lane + 32 and so on, the
-// first of them each with the one that it is rotated with.
+// One head of a token: a lane has dimensions lane, lane + 32 and so on, and for the first of them
+// also the dimension that it is rotated with.
 template <int KIND>
 struct Head {
   static constexpr Attention A = ATTENTIONS[KIND];
@@ -172,7 +173,8 @@ struct Head {
 #pragma unroll
     for (int i = 0; i < COUNT; i++) square += values[i] * values[i];
     square = add_lanes(square);
-    // SumOfSquares that overflow would make a head of zeros, which looks sound.
+    // A sum of squares that overflows would yield a head of zeros, which looks valid; this makes it
+    // NaN.
     const float scale = ptx::inverse_sqrt(square / dims + DRAFT_NORM_EPS) + 0.0f * square;
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
@@ -194,7 +196,7 @@ struct Head {
     }
   }
 
-  // `place(dim)` is where a dimension goes.
+  // `place(dim)` is the address of a dimension.
   template <class Place>
   __device__ __forceinline__ void store(Place place, float scale, int lane) const {
 #pragma unroll
@@ -203,8 +205,8 @@ struct Head {
   }
 };
 
-// A head of a token: query heads, then keys, then values. One code for all three. Rows of
-// `projected` begin at `place`.
+// Stores a head of a token: query heads, then keys, then values, with one copy of the code for all
+// three. The layer's rows of `projected` begin at `place`.
 template <int KIND>
 __device__ __forceinline__ void store_head(const Cta& cta, const LayerMemory& layer,
                                            const HeldBatch& batch, int token, int head, int place,
@@ -253,14 +255,14 @@ __device__ __forceinline__ void attn_in(const Cta& cta, const LayerMemory& layer
     store_head<KIND>(cta, layer, batch, i / HEADS, i % HEADS, 0, own);
 }
 
-// Where the rows of a layer of the drafter's context begin in `projected`; query rows it has none.
+// Where the rows of a layer of the drafter's context begin in `projected`; it has no query rows.
 template <int KIND>
 __device__ __forceinline__ int context_row(int layer) {
   return layer * KEY_VALUE_ROWS - QkvRows<KIND>::KEY;
 }
 
-// The same without queries: committed tokens become a layer's part of a drafter's context. Other
-// CTAs for each layer, so that they need not wait for each other.
+// The same without queries: the keys and values of committed tokens in a layer of the drafter. Each
+// layer begins with another CTA, so that layers do not wait for each other.
 template <int KIND>
 __device__ __forceinline__ void attn_context(const Cta& cta, const LayerMemory& layer, int index,
                                              const HeldBatch& batch) {

@@ -1,8 +1,8 @@
-// Keys and values of a K/V head as the tensor cores want them, in registers: up to PIECES * 16
-// positions, which then meet the queries of as many tokens as there are.
+// Keys and values of a K/V head in registers, as operands of the tensor cores: up to PIECES * 16
+// positions, which are multiplied with the queries of any number of tokens.
 //
-// Warp w holds the keys of piece w; the values lie with the last warps, see `Warps`. A piece
-// begins at a multiple of 16, so that a position always meets the same neighbours.
+// Warp w holds the keys of piece w; the last warps hold the values (`Warps`). A piece begins at a
+// multiple of 16, so that a position is always summed with the same neighbours.
 #pragma once
 
 #include "kilotok/phase/attn_in.cuh"
@@ -11,8 +11,8 @@ namespace kilotok {
 
 constexpr int PIECE_KEYS = 16;
 
-// What warps do with a tile. Those that hold values have a strip of 32 dimensions each, and of its
-// pieces a share.
+// How the warps share a tile. A warp that holds values has a strip of 32 dimensions, and a share of
+// the pieces.
 template <int KIND>
 struct Warps {
   static constexpr Attention A = ATTENTIONS[KIND];
@@ -30,8 +30,8 @@ struct Warps {
   __device__ __forceinline__ bool has_values() const {
     return SHARES * STRIPS == CONSUMER_WARPS || share < SHARES;
   }
-  // Whether the warp's share of so many pieces has this one. Only the last share is shorter; where
-  // the compiler does not know that, it keeps sums in memory.
+  // Whether the warp's share of PIECES pieces includes this one. Only the last share is shorter;
+  // without this knowledge the compiler would keep sums in local memory.
   template <int PIECES>
   __device__ __forceinline__ bool has_piece(int in_share) const {
     constexpr int SHARE = ceil_div(PIECES, SHARES), SHORTEST = PIECES - SHARE * (SHARES - 1);
@@ -39,14 +39,14 @@ struct Warps {
   }
 };
 
-// Positions from `first` up to `end`.
+// Positions from `first` to `end` - 1.
 struct Range {
   uint32_t first, end;
   __device__ __forceinline__ bool has(uint32_t position) const {
     return position - first < end - first;
   }
   __device__ __forceinline__ bool empty() const { return first >= end; }
-  // The position in it that is nearest, if there is any.
+  // The nearest position in a range that is not empty.
   __device__ __forceinline__ uint32_t nearest(uint32_t position) const {
     return min(max(position, first), end - 1);
   }
@@ -57,7 +57,7 @@ __device__ __forceinline__ Range intersect(const Range& a, const Range& b) {
   return {first, max(first, min(a.end, b.end))};
 }
 
-// Where the keys of a K/V head come from: a sequence's pages, or the rows of its draft.
+// The source of the keys of a K/V head: a sequence's pages, or the rows of its draft.
 template <int KIND>
 struct KeySource {
   static constexpr int KV_HEADS = ATTENTIONS[KIND].kv_heads;
@@ -66,7 +66,7 @@ struct KeySource {
   const uint32_t* pages;
   const char* keys;
   const char* values;
-  // Place in the table of pages, or of the draft's first row.
+  // Index in the page table, or of the draft's first row.
   uint32_t first;
   int kv_head;
   bool own_rows;
@@ -75,7 +75,7 @@ struct KeySource {
     if (own_rows) return (first + position) * KV_HEADS + kv_head;
     return cache_index<KIND>(pages, first, position, kv_head);
   }
-  // From one position's place to the next one's.
+  // The distance between the places of two neighbouring positions.
   __device__ __forceinline__ int stride() const { return own_rows ? KV_HEADS : 1; }
 };
 
@@ -83,40 +83,42 @@ template <int KIND, int PIECES>
 struct HeldKeys {
   using T = HeadTiles<KIND>;
   static constexpr Attention A = ATTENTIONS[KIND];
-  // Of the pieces those whose values a warp holds.
+  // The number of pieces whose values a warp holds.
   static constexpr int SHARE = ceil_div(PIECES, Warps<KIND>::SHARES);
   static_assert(PIECES <= CONSUMER_WARPS, "a warp keeps the keys of one piece");
 
   KeySource<KIND> source;
   int lane;
-  // Position of the first piece, and what of the pieces is wanted.
+  // The position of the first piece, and the range of positions that is needed.
   uint32_t base;
   Range range;
-  // By lane the place of a piece's first key.
+  // Lane i has the place of the first key of piece i.
   uint32_t places;
-  // With g = lane / 4 and q = lane % 4: of keys g and 8 + g, dimensions 32 step + 8q and on.
-  // Zeros at first: what some warps never set would count as live all through the pass.
+  // With g = lane / 4 and q = lane % 4: dimensions 32 step + 8q and following of keys g and 8 + g.
+  // Zeros at first: otherwise a register that some warps never set would be live through the whole
+  // pass.
   uint4 keys[2][T::STEPS] = {};
-  // Of keys 2q, 2q + 1, 2q + 8 and 2q + 9 of each piece of the warp's share, four dimensions.
+  // Four dimensions of keys 2q, 2q + 1, 2q + 8 and 2q + 9 of each piece of the warp's share.
   uint2 values[SHARE][4] = {};
 
-  // In place of what lies outside of the range comes the nearest that does not: its weights are
-  // zeros, which must not meet what never was a number.
+  // A position outside the range is replaced by the nearest one inside: its weight is zero, and
+  // uninitialised memory could be NaN.
   __device__ __forceinline__ HeldKeys(const Cta& cta, const KeySource<KIND>& from,
                                       uint32_t first_position, const Range& wanted)
       : source(from), base(first_position), range(wanted), places(0) {
-    // Read anew for every use, the number of the thread would wait for all loads under way.
+    // In a register, because reading the thread's number again at each use would wait for all loads
+    // in flight.
     lane = ptx::opaque(cta.lane());
     if (KeySource<KIND>::WHOLE_PIECES && lane < PIECES)
       places = source.place(range.nearest(base + lane * PIECE_KEYS));
   }
 
-  // Whether all that is wanted of a piece lies before a position.
+  // Whether all needed positions of a piece lie before a position.
   __device__ __forceinline__ bool is_before(int piece, uint32_t position) const {
     return min(base + (piece + 1) * PIECE_KEYS, range.end) <= position;
   }
 
-  // Brings the pieces that lie before a position, or the others.
+  // Loads the pieces that lie before a position, or all others.
   __device__ __forceinline__ void load(const Cta& cta, uint32_t position, bool before) {
     if (cta.warp() < PIECES && is_before(cta.warp(), position) == before)
       load_keys(lane, cta.warp());
@@ -124,7 +126,7 @@ struct HeldKeys {
     if (warps.has_values()) load_values(lane, warps, position, before);
   }
 
-  // The place of a key of a piece, whose own first place is given.
+  // The place of a key of a piece, given the place of the piece's first key.
   __device__ __forceinline__ uint32_t place(uint32_t piece_place, int piece, int key) const {
     const uint32_t first = base + piece * PIECE_KEYS, nearest = range.nearest(first + key);
     if constexpr (KeySource<KIND>::WHOLE_PIECES)
@@ -142,7 +144,7 @@ struct HeldKeys {
       const uint16_t* row = from + key_offset<A.qk_dim>(at, lane % 4 * 8);
 #pragma unroll
       for (int step = 0; step < T::STEPS; step++) {
-        // The last step may be shorter than others.
+        // The last step may have fewer dimensions.
         const bool whole = (step + 1) * 32 <= A.qk_dim;
         const int dim = smaller(step * 32 + lane % 4 * 8, A.qk_dim - 8);
         keys[half][step] = ptx::load_l2(static_cast<const void*>(
@@ -155,7 +157,7 @@ struct HeldKeys {
                                               uint32_t position, bool before) {
     const int dim = smaller(warps.strip * Warps<KIND>::VALUE_DIMS + lane / 4 * 4, A.v_dim - 4);
     const auto* from = reinterpret_cast<const uint16_t*>(source.values);
-    // All shuffles come before the first load, on which they would wait.
+    // All shuffles come before the first load: after it they would wait for it.
     uint32_t piece_places[SHARE];
 #pragma unroll
     for (int i = 0; i < SHARE; i++)

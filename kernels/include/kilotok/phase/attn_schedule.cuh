@@ -1,5 +1,5 @@
-// How attention's work is shared out: the kinds whose keys are cut into chunks, and which CTA has
-// which of them.
+// How attention is divided among CTAs: the kinds whose keys are split into chunks, and which CTA
+// computes which chunks.
 #pragma once
 
 #include "kilotok/phase/attn_combine.cuh"
@@ -7,31 +7,31 @@
 
 namespace kilotok {
 
-// Pieces that a window touches, and those of a chunk.
+// Pieces that a window overlaps, and those of a chunk.
 template <int KIND>
 constexpr int WINDOW_PIECES = ceil_div(ATTENTIONS[KIND].window + PIECE_KEYS - 1, PIECE_KEYS);
 constexpr int CHUNK_PIECES = CHUNK_KEYS / PIECE_KEYS;
 
-// Whether keys are cut into chunks. Where not, one CTA sums over all that a token of the target
-// sees. OWN: of the rows of drafts, which see each other.
+// Whether keys are split into chunks. If not, one CTA sums over all keys of one of the target's
+// tokens. OWN: for the rows of drafts, which attend to each other.
 template <int KIND, bool OWN>
 constexpr bool IN_CHUNKS =
     OWN || ATTENTIONS[KIND].window == 0 || WINDOW_PIECES<KIND> > CONSUMER_WARPS;
 
-// Steps of 32 dimensions of which a warp has a streamed tile's queries in registers; the others lie
-// in shared memory. Fewer leave registers for keys on their way.
+// Steps of 32 dimensions of which a warp keeps a streamed tile's queries in registers; the others
+// are in shared memory. With fewer steps more registers are left for keys in flight.
 template <int KIND>
 constexpr int QUERY_STEPS = smaller(HeadTiles<KIND>::STEPS, 2);
 template <int KIND>
 constexpr int SHARED_QUERY_BYTES = (HeadTiles<KIND>::STEPS - QUERY_STEPS<KIND>) * 2 * 512;
-// Tiles that meet a chunk at once, each the work of a warp: as many as have room for their queries,
-// and for a little more.
+// Tiles that are multiplied with a chunk at the same time, each by its own warp: as many as have
+// room for their queries, and for a little more.
 template <int KIND>
 constexpr int STREAM_WARPS = smaller(
     CONSUMER_WARPS, (SCRATCH_BYTES - 1024) / larger(SHARED_QUERY_BYTES<KIND>, 1));
 
-// Chunks that any token of a row may see, a draft's own rows being one more, and the tiles of one
-// K/V head that meet each of them.
+// The chunks that are visible to any token of a row (a draft's own rows are one more) and the tiles
+// of one K/V head that are multiplied with each of them.
 template <int KIND>
 struct RowWork {
   uint32_t first_chunk, chunks, tiles;
@@ -44,7 +44,7 @@ struct RowWork {
     const VisibleKeys first = visible_keys<KIND>(row, row.start, own);
     const VisibleKeys last = visible_keys<KIND>(row, row.start + row.count - 1, own);
     first_chunk = first.first_chunk();
-    // Where chunks grow within the row, the shorter ones are the most there can be.
+    // Where the chunk length grows within the row, the shorter chunks reach the limit.
     const uint32_t end = first.chunk_keys == last.chunk_keys ? last.end_chunk() : CHUNKS_MAX;
     chunks = max(end, first.end_chunk()) - first_chunk + own;
     tiles = row.count * HeadTiles<KIND>::COUNT;
@@ -55,8 +55,8 @@ struct RowWork {
   }
   __device__ __forceinline__ uint32_t pairs() const { return all_chunks() * tiles; }
 
-  // Where keys are streamed, the tiles that meet a chunk in a CTA are a unit: as few units as warps
-  // allow, or as many as there are CTAs for a chunk.
+  // Where keys are streamed, the tiles of a chunk in one CTA are a unit. A chunk is divided into as
+  // many units as there are CTAs for it, but into no fewer than the warps of a CTA require.
   __device__ __forceinline__ uint32_t unit_tiles(uint32_t shares) const {
     const uint32_t fewest = ceil_div(tiles, STREAM_WARPS<KIND>);
     return ceil_div(tiles, max(min(shares, tiles), fewest));
@@ -66,15 +66,15 @@ struct RowWork {
   }
 };
 
-// Running sums of the rows' pairs, or units, of a kind of attention. They follow from the batch.
+// Prefix sums of the rows' pairs, or units, of a kind of attention. They depend on the batch alone.
 struct PairCounts {
   uint32_t before[TOKENS_MAX + 1];
-  // CTAs that there are for each chunk.
+  // CTAs that are available for each chunk.
   uint32_t shares;
 };
 using PairsByKind = PairCounts[ATTENTION_KINDS];
 
-// A warp: the sum of all lanes.
+// A warp: the sum over all lanes.
 __device__ __forceinline__ uint32_t count_lanes(uint32_t count) {
 #pragma unroll
   for (int distance = 16; distance > 0; distance /= 2)
@@ -82,7 +82,7 @@ __device__ __forceinline__ uint32_t count_lanes(uint32_t count) {
   return count;
 }
 
-// Once a launch, before a barrier of the CTA: a warp counts for each of the kinds.
+// Called once a launch, before a barrier of the CTA. One warp counts each kind.
 template <int FIRST, int END, bool OWN>
 __device__ __forceinline__ void count_pairs(const Cta& cta, PairsByKind& by_kind,
                                             const HeldBatch& batch) {

@@ -1,25 +1,25 @@
-// Attention over all keys before a token: a chunk of keys and values comes once, through the ring,
-// for all tiles that meet it in a CTA. Each of them has a warp of its own, which holds its queries
-// and sums in registers and goes through the chunk by PIECES_AT_ONCE pieces, so that warps wait for
-// pages and never for each other.
+// Full attention: a chunk of keys and values comes once, through the ring, for all tiles that are
+// multiplied with it in a CTA. Each tile has a warp of its own, which holds its queries and sums in
+// registers and processes PIECES_AT_ONCE pieces at a time. So warps wait for pages and never for
+// each other.
 //
-// The producer brings what was there before the step; the step's own keys and values, which are not
-// there before the grid barrier, the consumers put into the page themselves.
+// The producer copies the keys and values from before the step. Those of the step's own tokens are
+// not written before the grid barrier, and the consumers copy them into the page themselves.
 //
-// The largest score so far is what weights are relative to: where it grows, sums are scaled. That
-// goes by the positions of a tile's own chunk alone.
+// This is online softmax: weights are relative to the largest score so far, and where that grows
+// the sums are rescaled. It depends on the positions of a tile's own chunk alone.
 #pragma once
 
 #include "kilotok/phase/attn_schedule.cuh"
 
 namespace kilotok {
 
-// Pieces of which a warp has all scores before it weighs values.
+// Pieces of which a warp computes all scores before it multiplies values.
 constexpr int PIECES_AT_ONCE = 2;
 constexpr int KEYS_AT_ONCE = PIECES_AT_ONCE * PIECE_KEYS;
 static_assert(PAGE_KEYS % KEYS_AT_ONCE == 0 && CHUNK_KEYS % PAGE_KEYS == 0, "pages are whole");
 
-// Where a layer's keys, values and sinks are.
+// The addresses of a layer's keys, values and sinks.
 struct KvCache {
   const char* keys;
   const char* values;
@@ -38,15 +38,16 @@ struct KvCache {
   }
 };
 
-// The keys from `first` to `end` of a chunk of a row, and the tiles that meet them, one a warp.
+// Keys `first` to `end` - 1 of a chunk of a row, and the tiles that are multiplied with them, one a
+// warp.
 struct KeyRange {
   int row, kv_head;
   uint32_t chunk, first, end;
   int first_tile, tiles;
 };
 
-// Consumers and producer alike: `visit(stretch)` for all that is this CTA's. Tiles of a unit that
-// differ in the length of chunks come one after the other.
+// Called by consumers and producer alike: calls `visit(range)` for all of this CTA's work. Tiles of
+// a unit that differ in chunk length are visited one after the other.
 template <int KIND, class Visit>
 __device__ __forceinline__ void for_each_key_range(const Cta& cta, const HeldBatch& batch,
                                              const PairCounts& sums, Visit visit) {
@@ -87,12 +88,12 @@ struct KeyPage {
   static constexpr int VALUES = PAGE_KEYS * KEY_BYTES;
 };
 
-// Positions that lie together in pages and in the ring alike.
+// Positions that are contiguous both in pages of the KV cache and in the ring.
 constexpr int COPY_KEYS = PAGE_TOKENS % PAGE_KEYS == 0 ? PAGE_KEYS
                           : PAGE_TOKENS % PIECE_KEYS == 0 ? PIECE_KEYS
                                                           : GROUP_KEYS;
 
-// Producer: what this CTA's tiles meet and was there before the step.
+// Producer: copies the keys from before the step that this CTA's tiles are multiplied with.
 template <int KIND>
 __device__ __forceinline__ void produce_keys(const Cta& cta, Ring& ring, const LayerMemory& layer,
                                              const HeldBatch& batch, const PairCounts& sums) {
@@ -106,7 +107,7 @@ __device__ __forceinline__ void produce_keys(const Cta& cta, Ring& ring, const L
     for (uint32_t first = s.first; first < s.end; first += PAGE_KEYS) {
       const int keys = row.start <= first ? 0 : min(row.start - first, uint32_t{PAGE_KEYS});
       const int count = ceil_div(keys, COPY_KEYS);
-      // Looked up before a page is free.
+      // Looked up before the wait for a free page.
       uint32_t places[COPIES];
 #pragma unroll
       for (int i = 0; i < COPIES; i++)
@@ -125,8 +126,8 @@ __device__ __forceinline__ void produce_keys(const Cta& cta, Ring& ring, const L
   });
 }
 
-// What the step's own tokens have left, on its way to the ring's pages: all consumers put it there,
-// for as many pages at once as the ring has.
+// Copies the keys and values of the step's own tokens into the ring's pages. All consumers do this
+// together, for as many pages at a time as the ring has.
 template <int KIND>
 struct NewKeys {
   using P = KeyPage<KIND>;
@@ -139,25 +140,24 @@ struct NewKeys {
   uint32_t* places;
   int kv_head;
 
-  // Made where it is wanted: it takes many registers.
+  // Made at each use, because it takes many registers.
   __device__ __forceinline__ KeySource<KIND> source(const Cta& cta) const {
     return KvCache(layer).template pages<KIND>(cta.memory, row, kv_head);
   }
 
-  // Whether any of the pages from a position on, up to another, have new keys.
+  // Whether any of the PAGE_COUNT pages from position `first` on, up to `end`, has new keys.
   __device__ __forceinline__ bool any(uint32_t first, uint32_t end) const {
     return min(first + PAGE_COUNT * PAGE_KEYS, end) > row.start;
   }
 
-  // Looks up where they are. What comes of it is seen behind a barrier of the CTA.
+  // Looks up their places. The result is visible after a barrier of the CTA.
   __device__ __forceinline__ void look_up(const Cta& cta, uint32_t first) const {
     const uint32_t position = first + threadIdx.x * GROUP_KEYS, end = row.start + row.count;
     if (threadIdx.x < GROUPS && position < end)
       places[threadIdx.x] = source(cta).place(position);
   }
 
-  // Behind the last key come zeros: their weights are zeros, which must not meet what never was a
-  // number.
+  // Zeros follow the last key: their weights are zero, and uninitialised memory could be NaN.
   __device__ __forceinline__ void put(Ring ahead, uint32_t first, uint32_t end) const {
 #pragma unroll 1
     for (int i = 0; i < PAGE_COUNT && first + i * PAGE_KEYS < end; i++, ahead.next()) {
@@ -189,7 +189,7 @@ struct NewKeys {
   }
 };
 
-// A tile and what its warp knows of the keys so far.
+// A tile and the running sums of its warp.
 template <int KIND>
 struct StreamedTile {
   using T = HeadTiles<KIND>;
@@ -197,19 +197,19 @@ struct StreamedTile {
   static constexpr Attention A = ATTENTIONS[KIND];
   static constexpr int GROUPS = KEYS_AT_ONCE / GROUP_KEYS;
   using Scores = float[GROUPS][4];
-  // Steps of 32 dimensions of which the warp has queries in registers, and those in shared memory.
+  // Steps of 32 dimensions whose queries the warp has in registers, and of those in shared memory.
   static constexpr int HELD = QUERY_STEPS<KIND>, SHARED = T::STEPS - HELD;
 
-  // Operand A of each step's halves, zeros behind the last dimension.
+  // Operand A of each step's halves, with zeros after the last dimension.
   uint4 queries[HELD][2];
   uint32_t shared_queries;
-  // Of heads g and 8 + g the largest exponent and, relative to it, the sum of weights and the
+  // For heads g and 8 + g: the largest exponent and, relative to it, the sum of weights and the
   // weighted values, dimensions 8 i + 2 q and the next.
   float largest[2] = {LOWEST, LOWEST};
   float sum[4] = {};
   float values[A.v_dim / 8][4] = {};
 
-  // Those in shared memory are there after `ptx::wait_for_copies`.
+  // The queries in shared memory are complete after `ptx::wait_for_copies`.
   __device__ __forceinline__ void load_queries(const Cta& cta, int token, int head_tile) {
     const uint16_t* from = at<const uint16_t>(cta.memory.queries) + token * QUERY_VALUES +
                            head_tile * T::QUERY_VALUES + cta.lane() * 8;
@@ -217,7 +217,7 @@ struct StreamedTile {
     for (int step = 0; step < T::STEPS; step++)
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        // Nobody wrote what lies beyond the last dimension.
+        // Memory beyond the last dimension is uninitialised.
         const bool has = step * 32 + cta.lane() % 4 * 8 < A.qk_dim;
         const void* run = from + (step * 2 + half) * 32 * 8;
         const uint32_t to = shared_queries + ((step - HELD) * 2 + half) * 512;
@@ -231,8 +231,8 @@ struct StreamedTile {
       }
   }
 
-  // Meets keys of a page, whose places there are given, from a position on. Those before `end` are
-  // seen.
+  // Multiplies the tile with KEYS_AT_ONCE keys of a page, at the given addresses, from `position`
+  // on. Keys before `end` are visible.
   __device__ __forceinline__ void attend(int lane, uint32_t key_page, uint32_t value_page,
                                        uint32_t position, uint32_t end) {
     Scores scores = {};
@@ -243,7 +243,7 @@ struct StreamedTile {
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         float& s = scores[group][i];
-        // What overflowed, also downwards, becomes a NaN: it must not weigh nothing.
+        // An infinite score, also a negative one, becomes NaN: it must not get a weight of zero.
         s = fmaf(s, 0.0f, s);
         if (position + group * GROUP_KEYS + in_group + i % 2 >= end) s = LOWEST;
       }
@@ -257,7 +257,7 @@ struct StreamedTile {
     add_values(lane, value_page, scores);
   }
 
-  // Leaves a part of its heads.
+  // Stores the partial results of its heads.
   __device__ __forceinline__ void keep(const Cta& cta, int token, int first_head, int part) const {
     const int lane = cta.lane();
 #pragma unroll
@@ -281,7 +281,7 @@ struct StreamedTile {
 
   __device__ __forceinline__ void load_keys(int lane, uint32_t page, int step,
                                             uint4 (&keys)[GROUPS]) const {
-    // The last step may be shorter than others.
+    // The last step may have fewer dimensions.
     const int runs = smaller(4, A.qk_dim / 8 - step * 4);
     const int in_step = lane / 4 * runs + smaller(lane % 4, runs - 1);
 #pragma unroll
@@ -300,11 +300,13 @@ struct StreamedTile {
       for (int group = 0; group < GROUPS; group++) keys[group] = next[group];
       const uint4 low = query(step, 0), high = query(step, 1);
       if (step + 1 < T::STEPS) load_keys(lane, page, step + 1, next);
-      // Loads stay above it: a step's keys are under way while those before are multiplied.
+      // Keeps the loads above it, so that a step's keys are in flight while the previous ones are
+      // multiplied.
       __syncwarp();
       const uint32_t a[4] = {low.x, low.y, low.z, low.w};
       const uint32_t b[4] = {high.x, high.y, high.z, high.w};
-      // Sums take turns, as a product waits for the one before it in the same sum.
+      // Consecutive products go to different sums, because a product waits for the previous one in
+      // the same sum.
 #pragma unroll
       for (int group = 0; group < GROUPS; group++)
         ptx::mma(scores[group], a, keys[group].x, keys[group].y);
@@ -314,7 +316,7 @@ struct StreamedTile {
     }
   }
 
-  // Takes the largest of the scores into account.
+  // Updates the running maximum and rescales the sums.
   __device__ __forceinline__ void rescale(const Scores& scores) {
     float factors[2];
     bool rises = false;
@@ -332,7 +334,7 @@ struct StreamedTile {
       rises = rises || most > largest[row];
       largest[row] = most;
     }
-    // Where it does not, all factors are 1.
+    // If it does not grow, all factors are 1.
     if (!__any_sync(~0u, rises)) return;
 #pragma unroll
     for (int i = 0; i < 4; i++) sum[i] *= factors[i / 2];
@@ -342,7 +344,7 @@ struct StreamedTile {
       for (int i = 0; i < 4; i++) values[run][i] *= factors[i / 2];
   }
 
-  // The sum of weights is that of values which all are 1.
+  // Adds the weighted values. The sum of weights is the weighted sum of ones.
   __device__ __forceinline__ void add_values(int lane, uint32_t page, const Scores& weights) {
     constexpr uint32_t ONES = 0x3f803f80;
     constexpr int GROUP_BYTES = GROUP_KEYS * P::VALUE_BYTES, RUN_BYTES = GROUP_KEYS * 16;
@@ -363,7 +365,8 @@ struct StreamedTile {
   }
 };
 
-// The rest of a grid barrier, once: what was there before the step need not wait for it.
+// The second half of a grid barrier, called once: work on keys from before the step need not wait
+// for it.
 struct PendingBarrier {
   bool over;
   __device__ __forceinline__ void wait(Cta& cta) {
@@ -375,15 +378,15 @@ struct PendingBarrier {
   }
 };
 
-// What consumers have in shared memory meanwhile.
+// The consumers' scratch memory.
 template <int KIND>
 struct StreamScratch {
   char queries[STREAM_WARPS<KIND>][larger(SHARED_QUERY_BYTES<KIND>, 16)];
   uint32_t places[NewKeys<KIND>::GROUPS];
 };
 
-// Consumers: this CTA's share. Begins in the middle of a grid barrier; each tile leaves a part of
-// each chunk that it sees.
+// Consumers: this CTA's share. Begins between the halves of a grid barrier. Each tile leaves a
+// partial result for each chunk that is visible to it.
 template <int KIND>
 __device__ __forceinline__ void attend_streamed(Cta& cta, Ring& ring, const LayerMemory& layer,
                                                 const HeldBatch& batch, const PairCounts& sums,
@@ -398,7 +401,7 @@ __device__ __forceinline__ void attend_streamed(Cta& cta, Ring& ring, const Laye
     const NewKeys<KIND> new_keys = {layer, row, shared.places, s.kv_head};
     if (new_keys.any(s.first, s.end)) new_keys.look_up(cta, s.first);
     barrier.wait(cta);
-    // No register has the thread's number while tiles meet keys.
+    // Frees the register of the thread's number for the loop.
     cta.reload_thread();
     const int tile = s.first_tile + cta.warp(), token = row.first + tile / T::COUNT;
     const uint32_t end = row.start + tile / T::COUNT + 1;

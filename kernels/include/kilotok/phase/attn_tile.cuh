@@ -1,9 +1,10 @@
-// One tile of queries, up to 16 heads of one token, meets the keys that the CTA holds: scores by
-// the warps that hold keys, weighted values by those that hold values, and their sum.
+// Multiplies one tile of queries, up to 16 heads of one token, with the keys that the CTA holds:
+// scores by the warps that hold keys, weighted values by those that hold values, then the sum of
+// the latter.
 //
 // Queries, keys, weights and values are BF16, all sums F32. Weights are relative to the largest
-// score of all pieces; pieces are added in order of their positions, and one of which a token sees
-// nothing adds zeros. So it does not matter what else is held.
+// score of all pieces. Pieces are added in order of their positions, and a piece that is not
+// visible to the token adds zeros. So the result does not depend on what else is held.
 #pragma once
 
 #include "kilotok/phase/attn_keys.cuh"
@@ -12,13 +13,13 @@ namespace kilotok {
 
 constexpr float LOWEST = -__builtin_huge_valf();
 
-// A score is multiplied by this to be a power of two's exponent.
+// Turns a score into an exponent of 2.
 template <int KIND>
 __device__ __forceinline__ float score_scale() {
   return ptx::LOG2_E / sqrtf(static_cast<float>(ATTENTIONS[KIND].qk_dim));
 }
 
-// The largest of some scores, as such an exponent, and the sum of all weights relative to it.
+// The largest score, as an exponent of 2, and the sum of all weights relative to it.
 struct Softmax {
   float largest, sum;
 };
@@ -27,29 +28,29 @@ template <int KIND, int PIECES>
 struct TileMemory {
   // `[steps][halves][lanes]`
   uint4 queries[HeadTiles<KIND>::STEPS * 2 * 32];
-  // `[pieces][lanes]`, operand A of the values' multiplication.
+  // `[pieces][lanes]`, operand A of the product with the values.
   uint4 weights[PIECES * 32];
-  // By head the largest score of every piece.
+  // For each head the largest score of every piece.
   float4 largest[TILE_HEADS][ceil_div(PIECES, 4)];
-  // What the other warps of a strip hand to the first, `[others][strips][runs of 4][lanes]`.
+  // Partial sums of a strip's other warps for the first one, `[others][strips][runs of 4][lanes]`.
   static constexpr int OTHERS = Warps<KIND>::SHARES - 1;
   float4 values[larger(OTHERS, 1) * Warps<KIND>::STRIPS * 4 * 32];
   float2 sums[larger(OTHERS, 1) * Warps<KIND>::STRIPS * 32];
 };
 
-// Which tile, and the keys that it sees.
+// A tile, and the keys that are visible to it.
 struct Tile {
   int token, first_head;
   Range range;
 };
 
-// What a lane has of a tile's result: of heads g and 8 + g dimensions 8q to 8q + 7 of its strip.
+// A lane's part of a tile's result: dimensions 8q to 8q + 7 of its strip, of heads g and 8 + g.
 struct TileSums {
   Softmax softmax[2];
   float values[2][8];
 };
 
-// A lane's part of a tile's queries, on its way to shared memory.
+// A lane's part of a tile's queries, in registers between the GPU's memory and shared memory.
 template <int KIND>
 struct QueryLoad {
   using T = HeadTiles<KIND>;
@@ -71,15 +72,15 @@ struct QueryLoad {
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
       const int k = cta.thread() + i * CONSUMERS;
-      // Nobody wrote what lies beyond the last dimension.
+      // Memory beyond the last dimension is uninitialised.
       const bool has = k / 64 * 32 + k % 4 * 8 < T::A.qk_dim;
       if (k < RUNS) to[k] = has ? words[i] : make_uint4(0, 0, 0, 0);
     }
   }
 };
 
-// Scores of this warp's piece, `[keys g.., keys 8 + g..]`. Two sums each, so that the tensor cores
-// need not wait for one another.
+// Scores of this warp's piece, `[keys g.., keys 8 + g..]`. Each is the sum of two, so that
+// consecutive products do not depend on one another.
 template <int KIND, int PIECES>
 __device__ __forceinline__ void multiply_keys(const HeldKeys<KIND, PIECES>& held,
                                               const uint4* queries, int lane,
@@ -103,7 +104,7 @@ __device__ __forceinline__ void multiply_keys(const HeldKeys<KIND, PIECES>& held
     for (int i = 0; i < 4; i++) scores[half][i] += others[half][i];
 }
 
-// This warp's scores of its piece, of which the tile sees `range`, and the largest of each head.
+// This warp's scores of its piece, masked by `range`, and the largest of each head.
 template <int KIND, int PIECES>
 __device__ __forceinline__ void score(const HeldKeys<KIND, PIECES>& held, int piece,
                                       TileMemory<KIND, PIECES>& memory, const Range& range,
@@ -118,7 +119,7 @@ __device__ __forceinline__ void score(const HeldKeys<KIND, PIECES>& held, int pi
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       float& s = scores[half][i];
-      // What overflowed, also downwards, becomes a NaN: it must not weigh nothing.
+      // An infinite score, also a negative one, becomes NaN: it must not get a weight of zero.
       s = fmaf(s, 0.0f, s);
       if (!range.has(first + half * 8 + lane % 4 * 2 + i % 2)) s = LOWEST;
       largest[i / 2] = fmaxf(largest[i / 2], s);
@@ -133,7 +134,7 @@ __device__ __forceinline__ void score(const HeldKeys<KIND, PIECES>& held, int pi
   }
 }
 
-// The largest score of a head, of all pieces.
+// The largest score of a head over all pieces.
 template <int KIND, int PIECES>
 __device__ __forceinline__ float largest_of(const TileMemory<KIND, PIECES>& memory, int head) {
   float largest = LOWEST;
@@ -148,7 +149,7 @@ __device__ __forceinline__ float largest_of(const TileMemory<KIND, PIECES>& memo
   return largest * score_scale<KIND>();
 }
 
-// Weights of this warp's piece.
+// Writes the weights of this warp's piece.
 template <int KIND, int PIECES>
 __device__ __forceinline__ void weigh(TileMemory<KIND, PIECES>& memory, int lane, int piece,
                                       float (&scores)[2][4]) {
@@ -166,8 +167,8 @@ __device__ __forceinline__ void weigh(TileMemory<KIND, PIECES>& memory, int lane
       ptx::pack_bf16(scores[1][0], scores[1][1]), ptx::pack_bf16(scores[1][2], scores[1][3]));
 }
 
-// This warp's dimensions of the values, weighted and added over its share of the pieces. The sum of
-// weights is that of values which all are 1.
+// The weighted sum of this warp's dimensions of the values over its share of the pieces. The sum of
+// weights is the weighted sum of ones.
 template <int KIND, int PIECES>
 __device__ __forceinline__ void add_values(const Warps<KIND>& warps,
                                            const HeldKeys<KIND, PIECES>& held,
@@ -203,7 +204,7 @@ __device__ __forceinline__ void add_values(const Warps<KIND>& warps,
   }
 }
 
-// Another warp of a strip leaves its sums.
+// A strip's other warps write their partial sums.
 template <int KIND, int PIECES>
 __device__ __forceinline__ void publish(TileMemory<KIND, PIECES>& memory,
                                           const Warps<KIND>& warps, int lane,
@@ -217,7 +218,7 @@ __device__ __forceinline__ void publish(TileMemory<KIND, PIECES>& memory,
   memory.sums[place * 32 + lane] = make_float2(sums.softmax[0].sum, sums.softmax[1].sum);
 }
 
-// The first of the strip takes them, in their order.
+// The first warp of the strip adds them, in order.
 template <int KIND, int PIECES>
 __device__ __forceinline__ void add_partials(const TileMemory<KIND, PIECES>& memory, int strip,
                                           int lane, TileSums& sums) {
@@ -239,8 +240,9 @@ __device__ __forceinline__ void add_partials(const TileMemory<KIND, PIECES>& mem
   }
 }
 
-// `tile_of(i)` for `i` from 0 to `count` meet the held keys: `use(i, tile, strip, sums)` by the
-// first warp of each strip, for tiles which see any of them. The first tile's queries are given.
+// Multiplies `tile_of(i)`, for `i` from 0 to `count` - 1, with the held keys. The first warp of
+// each strip calls `use(i, tile, strip, sums)` for tiles to which any of the keys is visible. The
+// first tile's queries are given.
 template <int KIND, int PIECES, class TileOf, class Use>
 __device__ __forceinline__ void attend(const Cta& cta, TileMemory<KIND, PIECES>& memory,
                                        const HeldKeys<KIND, PIECES>& held,

@@ -1,5 +1,5 @@
 // A dense feed-forward network: gate and up, silu(gate) * up, a grid barrier, down. Its matrices
-// are multiplied as projections are (gemm/matrix.cuh); this is what becomes of gate and up.
+// are multiplied as projections are (gemm/matrix.cuh); this is the epilogue of gate and up.
 #pragma once
 
 #include "kilotok/phase/activation.cuh"
@@ -10,7 +10,7 @@ namespace kilotok {
 template <int KIND>
 constexpr bool IS_DENSE = FEED_FORWARDS[KIND].experts == 0;
 
-// Consumers and epilogue: the inner operand.
+// Consumers and epilogue: store the inner operand.
 template <int KIND>
 struct StoreInner {
   const Memory& memory;

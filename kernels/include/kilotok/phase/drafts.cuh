@@ -1,8 +1,8 @@
-// Chooses the drafts: after every wanted token the likeliest of all ranks' tokens, of equals the
+// Chooses the drafts: the argmax over all ranks' logits at every wanted token, of equal ones the
 // first. Twin of `argmax` in crates/batch.
 //
 // Reads this rank's logits `[wanted, VOCAB_ROWS]`; writes `draft_parts` and `drafted`. The caller's
-// barrier comes before, one of its own between. CTAs share a wanted token as in `sample`.
+// grid barrier comes before, one of its own in between. CTAs share a wanted token as in `sample`.
 #pragma once
 
 #include "kilotok/comm/all_gather.cuh"
@@ -14,7 +14,7 @@ struct DraftScratch {
   uint64_t keys[CONSUMER_WARPS];
 };
 
-// The likeliest token of a part of this rank's row.
+// The most likely token of a part of this rank's row.
 __device__ __forceinline__ uint64_t argmax(const Cta& cta, DraftScratch& scratch, int wanted,
                                               int part, int parts) {
   constexpr int PART_TOKENS = 128;
@@ -37,7 +37,7 @@ __device__ __forceinline__ uint64_t warp_min_key(uint64_t key) {
   return key;
 }
 
-// Consumers. `number` is that of a collective which no other wait of the same kind has had.
+// Consumers. `number` is that of a collective which no other wait of this kind has used.
 __device__ __noinline__ void argmax_drafts(Cta cta, DraftScratch& scratch, int wanted_count,
                                            uint32_t number) {
   uint64_t* found = at<uint64_t>(cta.memory.draft_parts);
@@ -57,7 +57,7 @@ __device__ __noinline__ void argmax_drafts(Cta cta, DraftScratch& scratch, int w
     key = warp_min_key(key);
     key = warp_min_key(all_reduce_min(cta, wanted, key, number));
     const uint32_t token = static_cast<uint32_t>(key);
-    // Of logits that are no numbers, any token.
+    // If all logits are NaN, any token.
     if (cta.lane() == 0) at<uint32_t>(cta.memory.drafted)[wanted] = token == NO_TOKEN ? 0 : token;
   }
   cta.stamp(Stamp::ArgmaxDrafts);

@@ -1,7 +1,7 @@
-// The first residual stream, and the rotations of the batch's positions.
+// The embedding, which begins the residual stream, and the RoPE angles of the batch's positions.
 //
-// Reads the batch, the embedding, the frequencies; writes the owned stream, all of it still to be
-// added, and `angles`. No barrier before; the caller's next one makes them visible.
+// Reads the batch, the embedding and the frequencies; writes the owned part of the stream, all of
+// it still to be added, and `angles`. No barrier before; the caller's next one makes them visible.
 #pragma once
 
 #include "kilotok/comm/all_reduce.cuh"
@@ -10,12 +10,12 @@
 
 namespace kilotok {
 
-// A token of the batch that has no row in the embedding: the drafter's mask.
+// A token of the batch without a row in the embedding: the drafter's mask.
 constexpr uint32_t MASK_TOKEN = ~0u;
 
-// Cosines and sines of kinds `first` to `end`, shared by all CTAs. They are counted from the last
-// one, as the last ones may own nothing of the stream, and exact functions in double precision take
-// microseconds. Angles are F32 products as models are trained with.
+// Cosines and sines of kinds `first` to `end` - 1, divided among all CTAs. CTAs are counted from
+// the last one, because the last ones may own nothing of the stream, and exact functions in double
+// precision take microseconds. Angles are F32 products, as in training.
 __device__ __forceinline__ void rope_angles(const Cta& cta, const HeldBatch& batch, int first,
                                           int end) {
   const Memory& memory = cta.memory;
@@ -33,7 +33,7 @@ __device__ __forceinline__ void rope_angles(const Cta& cta, const HeldBatch& bat
   }
 }
 
-// Owners: an empty stream, and the tokens' embeddings as what is to be added.
+// Owners: set the stream to zero, and the tokens' embeddings as what will be added.
 __device__ __forceinline__ void embed(const Cta& cta, StreamMemory& stream,
                                       const HeldBatch& batch) {
   const Memory& memory = cta.memory;

@@ -17,12 +17,13 @@ struct Moe {
   static constexpr int TOP_K = F.top_k;
   using GateUp = GateUpMatrix<KIND>;
   using Down = DownMatrix<KIND>;
-  // Whether the producer brings the operand of gate and up while the experts are being chosen.
+  // Whether the producer copies the operand of gate and up into the ring while the experts are
+  // chosen.
   static constexpr bool OPERAND_IN_PAGES = IS_HELD<GateUp>;
-  // Experts of which one page brings the whole part of an owner.
+  // Experts whose whole part for an owner fits one page together.
   static constexpr int PAGE_ENTRIES = larger(Down::PAGE_STEPS / Down::STEPS, 1);
 
-  // Where a row of the inner operand begins.
+  // Address of a row of the inner operand.
   static __device__ __forceinline__ char* inner_row(const Memory& memory, int row) {
     return at<char>(memory.expert_inner) + operand_row(row, EXPERT_INNER_BYTES);
   }
@@ -34,17 +35,17 @@ __device__ __forceinline__ void wait_operand(const Cta& cta, uint32_t count) {
   ptx::other_proxy_fence();
 }
 
-// Producer: the operand of gate and up.
+// Producer: copies the operand of gate and up.
 template <int KIND>
 __device__ __forceinline__ void produce_operand(const Cta& cta, Ring& ring) {
   OperandPages<GateUpMatrix<KIND>>::produce(ring, at<const char>(cta.memory.normed));
 }
 
-// Units of experts' gate and up that each CTA has for sure, which is as many as the ring has pages;
-// the rest goes to who is free first. Who computes a unit does not change its bits.
+// Units of gate and up that are assigned to each CTA beforehand, as many as the ring has pages.
+// CTAs take the rest from a shared counter. The CTA that computes a unit does not affect its bits.
 constexpr int OWN_UNITS = PAGE_COUNT;
 
-// Producer: brings a unit of an entry's gate and up.
+// Producer: copies a unit of an entry's gate and up.
 template <int KIND>
 __device__ __forceinline__ void produce_unit(Ring& ring, uint64_t address, int expert, int unit) {
   using M = GateUpMatrix<KIND>;
@@ -59,8 +60,8 @@ __device__ __forceinline__ void produce_unit(Ring& ring, uint64_t address, int e
   }
 }
 
-// Producer: brings units of gate and up until none is left. `taken` is how often units were asked
-// for before, by all CTAs.
+// Producer: copies units of gate and up until none is left. `taken` is the number of requests by
+// all CTAs before this network.
 template <int KIND>
 __device__ __forceinline__ void produce_gate_up(const Cta& cta, Ring& ring, const Routes& routes,
                                                 uint64_t address, uint32_t& taken) {
@@ -77,7 +78,7 @@ __device__ __forceinline__ void produce_gate_up(const Cta& cta, Ring& ring, cons
   }
   ring.acquire(0, NO_UNIT);
   ring.next();
-  // Every CTA has asked once in vain.
+  // Each CTA makes one request that gets no unit.
   taken += larger(count - OWN_UNITS * GRID, 0) + GRID;
 }
 
@@ -105,7 +106,7 @@ __device__ __forceinline__ void produce_down(Ring& ring, const Routes& routes,
   }
 }
 
-// Consumers: gate and up of all experts.
+// Consumers: multiply gate and up of all experts.
 template <int KIND>
 __device__ __forceinline__ void gate_up(const Cta& cta, Ring& ring, Sums& sums) {
   using N = Moe<KIND>;
@@ -129,7 +130,7 @@ __device__ __forceinline__ void gate_up(const Cta& cta, Ring& ring, Sums& sums) 
   sums.drain(cta);
 }
 
-// Epilogue: write silu(gate) * up * weight.
+// Epilogue: writes silu(gate) * up * weight.
 template <int KIND>
 __device__ __forceinline__ void epilogue_gate_up(const Cta& cta, Sums& sums,
                                                  const StreamMemory& stream, const Routes& routes,
@@ -156,34 +157,34 @@ __device__ __forceinline__ void epilogue_gate_up(const Cta& cta, Sums& sums,
   sums.release(cta);
 }
 
-// The inner operand, where it is read from: in shared memory if it fits.
+// The inner operand as `down` reads it: in shared memory if it fits.
 template <int KIND>
 struct Inner {
   using N = Moe<KIND>;
   static constexpr int ROWS = TILE_TOKENS * N::TOP_K;
   static constexpr int ROW_BYTES = N::Down::COLUMNS_PADDED * 2;
   static constexpr int TILE_PIECES = TILE_TOKENS * ROW_BYTES / 16;
-  // One more tile of rows, for one of zeros.
+  // With one more tile of rows, for a row of zeros.
   static constexpr bool IN_SHARED = (N::TOP_K + 1) * TILE_PIECES * 16 <= SCRATCH_BYTES;
 
   const char* rows;
   uint32_t shared;
 
-  // Where a row lies: a byte of the shared memory, or else its number. Row ROWS is one of zeros.
+  // The place of a row: its byte offset in shared memory, otherwise its number. Row ROWS is zeros.
   static __host__ __device__ __forceinline__ uint16_t place(int row) {
     return IN_SHARED ? operand_row(row, ROW_BYTES) : row;
   }
 
-  // Brings all rows, of which values are POLLED, or a barrier came before.
+  // Loads all rows; values are POLLED, or a barrier came before.
   template <bool POLLED>
   static __device__ __forceinline__ Inner fetch(const Cta& cta, SumMemory& scratch) {
     const Inner inner = {N::inner_row(cta.memory, 0), ptx::shared_address(scratch.scratch)};
     if constexpr (IN_SHARED) {
       constexpr int PIECES = N::TOP_K * TILE_PIECES, LOADS = ceil_div(PIECES, CONSUMERS);
-      // From a thread's first piece to its next ones: only the last may lie beyond all.
+      // Only a thread's last piece may lie beyond the end.
       const int last = smaller(cta.thread(), PIECES - 1 - (LOADS - 1) * CONSUMERS);
       const auto own = [&](int i) { return i < LOADS - 1 ? cta.thread() : last; };
-      // Where rows are as wide in memory, one address does for all of a thread's pieces.
+      // Where rows are equally wide in memory, one address serves all of a thread's pieces.
       const auto place = [&](int i) {
         const char* rows = inner.rows;
         if constexpr (EXPERT_INNER_BYTES == ROW_BYTES)
@@ -194,8 +195,8 @@ struct Inner {
       };
       uint4* to = reinterpret_cast<uint4*>(scratch.scratch);
       uint4 v[LOADS];
-      // Rows of tokens that the batch lacks are there too: zeros at first, then what a larger batch
-      // left, whose pass wrote all that it had forgotten.
+      // Rows of tokens that the batch does not have are never EMPTY: they hold zeros at first, then
+      // values of a larger batch, which wrote all that it had reset.
       poll<POLLED>([&] {
         uint32_t missing = 0;
 #pragma unroll
@@ -229,7 +230,7 @@ struct Inner {
   }
 };
 
-// Places of a column's rows in the entries of a whole page, from `first` on.
+// Places of a column's rows for the entries of a whole page, from `first` on.
 template <int KIND>
 struct Places {
   using N = Moe<KIND>;
@@ -254,7 +255,7 @@ struct Places {
   }
 };
 
-// Between two grid barriers: what `down` waits for is not there.
+// Resets the values that `down` polls. Called between two grid barriers.
 template <int KIND>
 __device__ __forceinline__ void reset_inner(const Cta& cta, int token_count) {
   using N = Moe<KIND>;
@@ -266,8 +267,8 @@ __device__ __forceinline__ void reset_inner(const Cta& cta, int token_count) {
   }
 }
 
-// The weights of a page of experts that a warp multiplies next. In registers they give their place
-// in the ring to others, of which more come while the operand is on its way.
+// The weights of a page of experts that a warp multiplies next, in registers. That frees the page
+// in the ring, so that more weights arrive while the operand is loaded.
 template <int KIND>
 struct ExpertsAhead {
   using N = Moe<KIND>;

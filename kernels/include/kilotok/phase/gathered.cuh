@@ -18,32 +18,34 @@ namespace kilotok {
 
 static_assert(TOKENS_MAX <= 64, "two words name any tokens of a batch");
 
-// An entry is an expert and up to eight of its tokens; further ones are the next entry's.
+// An entry is an expert and up to eight of its tokens. An expert with more tokens has several
+// entries.
 constexpr int ENTRIES_MAX =
     smaller(GATHERED_ROWS, EXPERTS_MAX + GATHERED_ROWS / TILE_TOKENS);
 
 struct GatheredRoutes {
   int count;
   uint16_t experts[ENTRIES_MAX];
-  // Where an entry's rows begin; it has those up to the next entry's.
+  // An entry's first row; its rows end where the next entry's begin.
   uint16_t first_rows[ENTRIES_MAX + 1];
   uint8_t tokens[GATHERED_ROWS];
   float weights[GATHERED_ROWS];
 };
 
-// Tokens of a set that come before one.
+// The number of tokens in a set that come before `token`.
 __device__ __forceinline__ int count_before(const uint2& set, int token) {
   const uint32_t below = (1u << token % 32) - 1;
   return token < 32 ? __popc(set.x & below) : __popc(set.x) + __popc(set.y & below);
 }
 
-// Where a row of the inner operand begins that a step of `down` takes.
+// Address of the part of a row of the inner operand that belongs to a step of `down`.
 __device__ __forceinline__ char* gathered_row(const Memory& memory, int step, int row) {
   return at<char>(memory.expert_inner) + TILE_INNER_BYTES +
          static_cast<size_t>(step * GATHERED_ROWS + row) * GATHERED_ROW_BYTES;
 }
 
-// Warps choose for different tokens, first those of different CTAs. Between two grid barriers.
+// Each warp chooses for other tokens; tokens are spread over CTAs first. Called between two grid
+// barriers.
 template <int KIND>
 __device__ __forceinline__ void top_k_experts(const Cta& cta, SumMemory& scratch,
                                                const float* bias, int token_count) {
@@ -67,11 +69,11 @@ __device__ __forceinline__ void top_k_experts(const Cta& cta, SumMemory& scratch
   }
 }
 
-// What the sorting of choices needs.
+// Scratch memory for sorting the choices by expert.
 struct GatherScratch {
   uint2 sets[larger(EXPERTS_MAX, 1)];
   uint16_t first_rows[larger(EXPERTS_MAX, 1)];
-  // Of each warp's experts: rows, and entries times ENTRY.
+  // For the experts of each warp: the number of rows plus ENTRY times the number of entries.
   uint32_t counts[CONSUMER_WARPS];
 };
 static_assert(sizeof(GatherScratch) <= SCRATCH_BYTES, "it fits the sums' place");
@@ -91,7 +93,7 @@ struct Choices {
     const float* scores = at<const float>(cta.memory.router_scores);
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
-      // Behind the last one it is that one again.
+      // Beyond the last choice, the last one again.
       const int choice = smaller(thread + i * CONSUMERS, count - 1);
       const float* chosen = scores + choice / TOP_K * SCORES_EACH + CHOSEN + choice % TOP_K;
       experts[i] = __float_as_uint(ptx::load_l2(chosen));
@@ -103,7 +105,7 @@ struct Choices {
   __device__ __forceinline__ int token(int i) const { return (thread + i * CONSUMERS) / TOP_K; }
 };
 
-// The sum of a value over the lanes before this one, and over all.
+// The sum of a value over the lanes before this one, and over all lanes.
 __device__ __forceinline__ uint32_t sum_before(uint32_t value, int lane, uint32_t& all) {
   uint32_t sum = value;
 #pragma unroll
@@ -115,7 +117,7 @@ __device__ __forceinline__ uint32_t sum_before(uint32_t value, int lane, uint32_
   return sum - value;
 }
 
-// A thread's expert: writes its entries, of which `before` says how many others come first.
+// Writes the entries of one expert. `before` counts the rows and entries of lower experts.
 template <int KIND>
 __device__ __forceinline__ void write_entries(GatheredRoutes& routes, GatherScratch& scratch,
                                               int expert, uint32_t before, int row_count) {
@@ -131,7 +133,8 @@ __device__ __forceinline__ void write_entries(GatheredRoutes& routes, GatherScra
   routes.first_rows[entry] = row + row_count;
 }
 
-// Who goes where: all choices by expert, then token. In every CTA the same.
+// Sorts all choices by expert, then token (the permutation of the gathered GEMM). Every CTA
+// computes the same.
 template <int KIND>
 __device__ __forceinline__ void gather_routes(const Cta& cta, GatheredRoutes& routes,
                                               SumMemory& memory, StreamMemory& stream,
@@ -186,11 +189,12 @@ __device__ __forceinline__ void gather_routes(const Cta& cta, GatheredRoutes& ro
   cta.sync();
 }
 
-// Units of an entry that a CTA takes at a time, as each entry has other operands.
+// Units of an entry that a CTA takes at a time, because each entry has another operand.
 constexpr int ENTRY_UNITS = 2;
 
-// Producer: brings units of gate and up until none is left; the first of each CTA are known, the
-// rest goes to who is free. `taken` is how often units were asked for before, by all CTAs.
+// Producer: copies units of gate and up until none is left. The first ones of each CTA are assigned
+// beforehand, the rest is taken from a shared counter. `taken` is the number of requests by all
+// CTAs before this network.
 template <int KIND>
 __device__ __forceinline__ void produce_gate_up(const Cta& cta, Ring& ring,
                                                 const GatheredRoutes& routes, uint64_t address,
@@ -208,11 +212,12 @@ __device__ __forceinline__ void produce_gate_up(const Cta& cta, Ring& ring,
   }
   ring.acquire(0, NO_UNIT);
   ring.next();
-  // All but the first were asked for, and by every CTA that had one, one more in vain.
+  // The units requested from the counter, and one request without a unit for each CTA that began
+  // with one.
   taken += count;
 }
 
-// Consumers: gate and up of all experts.
+// Consumers: multiply gate and up of all experts.
 template <int KIND>
 __device__ __forceinline__ void gate_up(const Cta& cta, Ring& ring, Sums& sums,
                                         const GatheredRoutes& routes) {
@@ -222,7 +227,7 @@ __device__ __forceinline__ void gate_up(const Cta& cta, Ring& ring, Sums& sums,
   while (unit != NO_UNIT) {
     const int entry = unit / M::UNITS, first = routes.first_rows[entry];
     const int last = routes.first_rows[entry + 1] - 1;
-    // Of columns without a token nobody wants the products.
+    // Products of columns without a token are not used.
     const Multiplier<M, IS_HELD<M>> multiplier(
         cta, cta.memory.normed, NORMED_BYTES,
         [&](int column) { return routes.tokens[smaller(first + column, last)]; });
@@ -240,7 +245,7 @@ __device__ __forceinline__ void gate_up(const Cta& cta, Ring& ring, Sums& sums,
   sums.drain(cta);
 }
 
-// Epilogue: write silu(gate) * up * weight.
+// Epilogue: writes silu(gate) * up * weight.
 template <int KIND>
 __device__ __forceinline__ void epilogue_gate_up(const Cta& cta, Sums& sums,
                                                  const StreamMemory& stream,

@@ -1,11 +1,12 @@
-// Logits of the wanted tokens, this rank's share of the vocabulary: `[wanted, VOCAB_ROWS]`.
+// The head: logits of the wanted tokens for this rank's share of the vocabulary, `[wanted,
+// VOCAB_ROWS]`.
 #pragma once
 
 #include "kilotok/phase/add_rms_norm.cuh"
 
 namespace kilotok {
 
-// The tokens of the batch that the head is asked for, as columns of its product.
+// The wanted tokens of the batch, as columns of the head's product.
 struct WantedTokens {
   const uint32_t* tokens;
   int count;
@@ -19,7 +20,7 @@ struct WantedTokens {
   }
 };
 
-// Consumers and epilogue: what becomes of the products.
+// Consumers and epilogue: store the products, scaled by 1 / rms.
 struct StoreLogits {
   float* logits;
   const StreamMemory& stream;

@@ -1,4 +1,4 @@
-// Products of the q, k and v projections, `[tokens, PROJECTED_ROWS]`, scaled by 1 / rms.
+// The products of the q, k and v projections, `[tokens, PROJECTED_ROWS]`, scaled by 1 / rms.
 #pragma once
 
 #include "kilotok/phase/add_rms_norm.cuh"
@@ -23,13 +23,13 @@ __device__ __forceinline__ void store_projected(const Memory& memory, const floa
   }
 }
 
-// Consumers and epilogue: what becomes of the products.
+// Consumers and epilogue: store the products.
 template <int KIND>
 struct StoreProjected {
   const Memory& memory;
   const StreamMemory& stream;
   int token_count;
-  // Of the first row.
+  // Index of the first row in `projected`.
   int place = 0;
 
   __device__ __forceinline__ void operator()(int unit, int, int tile, int lane,

@@ -1,10 +1,11 @@
-// Which experts each token goes to, in three steps. After each of the first two there is a grid
-// barrier, or values are POLLED one by one (comm/publish.cuh).
+// The router: chooses each token's experts, in three steps. After each of the first two there is a
+// grid barrier, or values are POLLED one by one (comm/publish.cuh).
 //
-//   router_parts  an owner multiplies its 48 columns of the stream with the router's: to F32, from
-//                 shared memory, before anybody else has the new stream
-//   router_scores the parts are added, in an order that is the same for every output
-//   top_k_routes every CTA chooses for itself, of one tile of tokens; for more phase/gathered.cuh
+//   router_parts   an owner multiplies its 48 columns of the stream with the router's: F32, from
+//                  shared memory, before any other CTA has the new stream
+//   router_scores  the owners' parts are added, in one order for every output (split-K)
+//   top_k_routes   every CTA chooses for itself, for one tile of tokens; for more tiles see
+//                  phase/gathered.cuh
 #pragma once
 
 #include "kilotok/phase/activation.cuh"
@@ -12,7 +13,7 @@
 
 namespace kilotok {
 
-// An owner's products come from the tensor cores, of 16 experts and 8 tokens.
+// An owner multiplies tiles of 16 experts and 8 tokens on the tensor cores.
 constexpr int TILE_EXPERTS = 16;
 constexpr int STEP_COLUMNS = 16;
 constexpr int OWNER_STEPS = OWNER_ROWS / STEP_COLUMNS;
@@ -22,8 +23,9 @@ template <int KIND>
 struct Router {
   static constexpr FeedForward F = FEED_FORWARDS[KIND];
   static constexpr int EXPERTS = F.experts;
-  // In memory `[owner units][tiles of experts][steps]`. A step is 16 bytes a lane of BF16, a0 to a3
-  // of operand A, or of F32 the values of a0 and a1, and behind those of all lanes, of a2 and a3.
+  // The layout in memory is `[owner units][tiles of experts][steps]`. A step of BF16 is 16 bytes a
+  // lane, a0 to a3 of operand A. A step of F32 has the values of a0 and a1 of all lanes, then those
+  // of a2 and a3.
   static constexpr int WEIGHT_BYTES = F.router_bf16 ? 2 : 4;
   static constexpr int STEP_BYTES = TILE_EXPERTS * STEP_COLUMNS * WEIGHT_BYTES;
   static constexpr int TILE_BYTES = OWNER_STEPS * STEP_BYTES;
@@ -34,7 +36,7 @@ struct Router {
   static constexpr size_t BYTES = size_t{OWNER_UNITS} * UNIT_BYTES;
   static_assert(PAGES <= PAGE_COUNT, "an owner's part of the router lies in the ring as a whole");
 
-  // The byte of a weight.
+  // Byte offset of a weight.
   static __host__ __device__ constexpr size_t place(int expert, int column) {
     const int tile = column / OWNER_ROWS * TILES + expert / TILE_EXPERTS;
     const int step = column % OWNER_ROWS / STEP_COLUMNS, half = column % STEP_COLUMNS / 8;
@@ -45,7 +47,7 @@ struct Router {
   }
 };
 
-// Producer of an owner: its columns of the router.
+// Producer of an owner: copies its columns of the router.
 template <int KIND>
 __device__ __forceinline__ void produce_router(Ring& ring, uint64_t address) {
   using R = Router<KIND>;
@@ -60,12 +62,12 @@ __device__ __forceinline__ void produce_router(Ring& ring, uint64_t address) {
   }
 }
 
-// What multiplies a step: `Stream` is a lane's part of a tile of tokens as operand B, by step.
+// The products of a step. `Stream` is a lane's part of a tile of tokens as operand B, by step.
 template <bool BF16>
 struct RouterStep;
 
-// An F32 of the stream is the sum of three BF16, each rounding what the ones before leave: products
-// with weights in BF16 are exact.
+// An F32 of the stream is split into three BF16, each of which rounds the remainder of those before
+// it. So products with BF16 weights are exact.
 template <>
 struct RouterStep<true> {
   static constexpr int PIECES = 3;
@@ -93,8 +95,8 @@ struct RouterStep<true> {
   }
 };
 
-// Both factors are sums of two TF32, which leave less than 2^-23 of them: products are to 2^-21,
-// and err to either side.
+// Both factors are split into two TF32, which leaves a remainder of less than 2^-23. Products have
+// a relative error of at most 2^-21, of either sign.
 template <>
 struct RouterStep<false> {
   static constexpr int HALF_BYTES = 32 * 16;
@@ -140,7 +142,7 @@ __device__ __forceinline__ void router_parts(const Cta& cta, Ring& ring, SumMemo
                  static_cast<size_t>(cta.index()) * TOKENS_MAX * R::EXPERTS;
 #pragma unroll 1
   for (int first = 0; first < token_count; first += TILE_TOKENS) {
-    // Of operand B a lane has one token and pairs of columns, of products a pair of tokens.
+    // In operand B a lane has one token and pairs of columns, in products a pair of tokens.
     typename Step::Stream x;
     const float(*columns)[TILE_TOKENS] = scaled[first / TILE_TOKENS] + lane % 4 * 2;
 #pragma unroll
@@ -154,7 +156,7 @@ __device__ __forceinline__ void router_parts(const Cta& cta, Ring& ring, SumMemo
       const int end = smaller(begin + R::PAGE_TILES, R::TILES);
 #pragma unroll 1
       for (int tile = begin + cta.warp(); tile < end; tile += CONSUMER_WARPS) {
-        // Steps apart, so that none waits for another.
+        // A sum for each step, so that consecutive products do not depend on one another.
         float sums[OWNER_STEPS][4] = {};
 #pragma unroll
         for (int step = 0; step < OWNER_STEPS; step++)
@@ -179,14 +181,14 @@ __device__ __forceinline__ void router_parts(const Cta& cta, Ring& ring, SumMemo
   for (int page = 0; page < R::PAGES; page++) ring.release(lane);
 }
 
-// Sums of 32 outputs on their way from the warps that have each added some owners' parts.
+// Partial sums of 32 outputs. Each warp adds the parts of some owners.
 struct ScoreMemory {
   float sums[CONSUMER_WARPS][32];
   float inverse_rms;
 };
 
-// Scores of all tokens' experts, without the bias. A CTA takes 32 experts of a token at a time: a
-// warp adds the parts of every twelfth owner, then one adds the warps' sums.
+// Scores of all tokens' experts, without the bias. A CTA computes 32 experts of a token at a time:
+// each warp adds the parts of every twelfth owner, then one warp adds the warps' sums.
 template <int KIND, bool POLLED>
 __device__ __forceinline__ void router_scores(const Cta& cta, SumMemory& scratch, int token_count,
                                               float eps) {
@@ -241,7 +243,7 @@ __device__ __forceinline__ void router_scores(const Cta& cta, SumMemory& scratch
   }
 }
 
-// Between two grid barriers, when nobody looks for what the router's steps hand on: none is there.
+// Resets the polled values of the router. Called between two grid barriers, when no CTA polls them.
 template <int KIND>
 __device__ __forceinline__ void reset_scores(const Cta& cta, int token_count) {
   constexpr int EXPERTS = Router<KIND>::EXPERTS;
@@ -253,7 +255,7 @@ __device__ __forceinline__ void reset_scores(const Cta& cta, int token_count) {
     scores[i] = EMPTY;
   const int unit = cta.index();
   if (unit >= OWNER_UNITS) return;
-  // Up to three more are of a token that the batch lacks.
+  // Up to three more belong to a token that the batch does not have.
   static_assert(TOKENS_MAX % 4 == 0, "whole runs of four");
   uint4* parts = at<uint4>(cta.memory.router_parts) +
                  static_cast<size_t>(unit) * (TOKENS_MAX / 4) * EXPERTS;
@@ -266,11 +268,12 @@ __device__ __forceinline__ void reset_scores(const Cta& cta, int token_count) {
 
 constexpr int ROUTES_MAX = TILE_TOKENS * TOP_K_MAX;
 
-// The experts of one tile of tokens, in ascending order, and which of a token's choices each is.
+// The experts of one tile of tokens in ascending order, and for each the choice of each token that
+// it is.
 struct Routes {
   int count;
   uint16_t experts[ROUTES_MAX];
-  // Place among the token's choices, or -1.
+  // Index among the token's choices, or -1.
   alignas(16) int8_t choices[ROUTES_MAX][TILE_TOKENS];
   // Where `down` finds the token's row of the inner operand.
   alignas(16) uint16_t places[TILE_TOKENS][ROUTES_MAX];
@@ -285,18 +288,18 @@ __device__ __forceinline__ uint32_t order_key(float score) {
   return key > 0 ? key : 1;  // 0 is no score
 }
 
-// What a warp needs to choose for one token.
+// The scores from which a warp chooses one token's experts.
 template <int KIND, bool POLLED>
 struct Scores {
   static constexpr int EXPERTS = FEED_FORWARDS[KIND].experts;
   static constexpr int EACH = ceil_div(EXPERTS, 32);
-  // Of experts lane, lane + 32 and so on.
+  // For experts lane, lane + 32 and so on.
   float scores[EACH], biases[EACH];
   float inverse_rms;
 
   __device__ __forceinline__ Scores(const Cta& cta, const float* bias, int token) {
     const float* found = at<const float>(cta.memory.router_scores) + token * SCORES_EACH;
-    // Only a lane's last may lie beyond all: one address does for the others.
+    // Only a lane's last expert may not exist; the others share one base address.
     const auto place = [&](const float* first, int i) {
       if ((i + 1) * 32 <= EXPERTS) return first + cta.lane() + i * 32;
       return first + smaller(i * 32 + cta.lane(), EXPERTS - 1);
@@ -322,7 +325,8 @@ struct Scores {
     return __all_sync(~0u, number);
   }
 
-  // The best experts by score and bias, of equals the lower: lane c has choice c, and its score.
+  // The top-k experts by score plus bias, of equal ones the lower. Lane c gets choice c, and its
+  // score without the bias.
   __device__ __forceinline__ void top_k(int lane, uint32_t& mine, float& score) const {
     uint32_t keys[EACH];
 #pragma unroll
@@ -363,9 +367,10 @@ struct Scores {
   }
 };
 
-// One warp chooses for one token; the weights come from the scores without the bias. Lane c learns
-// the expert of choice c, times 256, and its place among the token's experts, which is also that of
-// its weight. `note(expert)` is called for each of them.
+// One warp chooses one token's experts. Their weights come from the scores without the bias. The
+// result of lane c is the expert of choice c, times 256, plus its rank among the token's experts in
+// ascending order, which is also the index of its weight. `note(expert)` is called for each of
+// them.
 template <int KIND, bool POLLED, class Note>
 __device__ __forceinline__ uint32_t top_k_of_token(const Scores<KIND, POLLED>& scores,
                                                      float* weights, int lane, Note note) {
@@ -375,7 +380,7 @@ __device__ __forceinline__ uint32_t top_k_of_token(const Scores<KIND, POLLED>& s
   uint32_t mine;
   float score;
   scores.top_k(lane, mine, score);
-  // In ascending order of experts, as the sum of the weights wants them.
+  // The weights are summed in ascending order of experts.
   int place = 0;
 #pragma unroll
   for (int choice = 0; choice < F.top_k; choice++) place += __shfl_sync(~0u, mine, choice) < mine;
@@ -394,8 +399,8 @@ __device__ __forceinline__ uint32_t top_k_of_token(const Scores<KIND, POLLED>& s
   return mine << 8 | place;
 }
 
-// The routes of one tile of tokens, in every CTA the same. `place_of(row)` is where `down` finds a
-// row of the inner operand; the row behind the last is one of zeros.
+// The routes of one tile of tokens, the same in every CTA. `place_of(row)` is where `down` finds a
+// row of the inner operand; the row after the last one holds zeros.
 template <int KIND, bool POLLED, class PlaceOf>
 __device__ __forceinline__ void top_k_routes(const Cta& cta, Routes& routes, StreamMemory& stream,
                                               const float* bias, int token_count,
@@ -421,7 +426,7 @@ __device__ __forceinline__ void top_k_routes(const Cta& cta, Routes& routes, Str
     if (lane == 0) stream.inverse_rms[token] = scores.inverse_rms;
   }
   cta.sync();
-  // The place of an expert in the list is how many chosen ones are below it.
+  // The index of an expert in the list is the number of chosen experts below it.
   if (chooses && lane <= F.top_k) {
     const int expert = lane < F.top_k ? chosen >> 8 : F.experts, choice = chosen & 255;
     int entry = 0;

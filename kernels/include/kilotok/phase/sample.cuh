@@ -1,14 +1,16 @@
-// Chooses a token at every wanted position, as `Sampler::choose` of crates/sampling does, bit for
-// bit. A position assumes that the drafts before it were right; `verify` says how far they were.
+// Sampling: chooses a token at every wanted position, bit for bit as `Sampler::choose` of
+// crates/sampling does. A position assumes that the drafts before it are accepted; `verify` finds
+// how many are.
 //
 // Reads the wanted tokens' logits `[wanted, stride]`, the batch, the slots' tables. Writes the
-// parts of choices, reports and tops. The caller's barriers: logits and `enter` before, one between
-// this and `verify`. Units of a wanted token and a part go to CTAs in turn. Positions whose request
-// filters or reports need the whole row more than once: the first part's CTA takes them alone.
-// Bytes: a pass reads 4 a token of the vocabulary, from L2. Of 152,576 tokens on an H100 a greedy
-// choice takes one CTA 10 us and 16 CTAs 2 us, a draw 39 us and 7 us; top-k or min-p 30 us in two
-// passes, top-p 80 us in three, 430 us if more than two thousand tokens are left; reports 40 us to
-// 60 us more. `verify` and two barriers take 6 us.
+// parts of choices, reports and tops. The caller's barriers: logits and `update_slots` before, one
+// between this and `verify`. A unit is a part of the row of a wanted token; units are assigned to
+// CTAs in turn. Positions whose request filters or reports need the whole row more than once, and
+// are computed by the first part's CTA alone. A pass reads 4 bytes a token of the vocabulary, from
+// L2. For 152,576 tokens on an H100 a greedy choice takes one CTA 10 us and 16 CTAs 2 us, a draw 39
+// us and 7 us; top-k or min-p takes 30 us in two passes, top-p 80 us in three, or 430 us if more
+// than two thousand tokens are left; reports take 40 us to 60 us more. `verify` and two barriers
+// take 6 us.
 #pragma once
 
 #include "kilotok/sample/report.cuh"
@@ -17,9 +19,9 @@ namespace kilotok {
 
 struct SampleScratch {
   union {
-    // Of the first pass,
+    // For the first pass,
     RowScratch row;
-    // and of those after it.
+    // and for those after it.
     RankScratch rank;
   };
   ScanScratch scan;
@@ -30,7 +32,7 @@ struct Resolved {
   ChoiceFault fault;
 };
 
-// What a position's parts together say.
+// The choice that follows from a position's reduced parts.
 __device__ __forceinline__ Resolved resolve(const ChoicePart& part, bool greedy) {
   const float max = exact::logit_of(part.best);
   if (!part.finite || max == exact::INFINITE) return {NO_TOKEN, ChoiceFault::NotFinite};
@@ -38,12 +40,12 @@ __device__ __forceinline__ Resolved resolve(const ChoicePart& part, bool greedy)
   return {static_cast<uint32_t>(greedy ? part.best : part.winner), ChoiceFault::None};
 }
 
-// Of a part without tokens.
+// The result of a part without tokens.
 __device__ __forceinline__ ChoicePart empty_part() {
   return {exact::rank_key(-exact::INFINITE, NO_TOKEN), exact::NO_WINNER, 1, 0};
 }
 
-// Finds the position after a wanted token.
+// The position after a wanted token.
 __device__ __forceinline__ Position position_of(const Cta& cta, const SampleMemory& memory,
                                                 int index) {
   const Wanted& wanted = at<const Wanted>(memory.wanted)[index];
@@ -67,7 +69,7 @@ __device__ __forceinline__ Position position_of(const Cta& cta, const SampleMemo
   return found;
 }
 
-// Chooses where more than one pass is needed.
+// Chooses where more than one pass over the row is needed.
 __device__ __forceinline__ ChoicePart choose_in_passes(const SampleMemory& memory,
                                                        SampleScratch& scratch, const Position& at,
                                                        int wanted) {
@@ -88,7 +90,7 @@ __device__ __forceinline__ ChoicePart choose_in_passes(const SampleMemory& memor
   Kept kept(row, at.end, sampling.temperature, exact::logit_of(part.best));
   part.best = exact::rank_key(kept.max, static_cast<uint32_t>(part.best));
   if (resolve(part, false).fault != ChoiceFault::None) return part;
-  // All are past the pass, so the row's scratch is free.
+  // All threads have finished the first pass, so its scratch memory is free.
   if (at.filtered()) filter(scratch.rank, scratch.scan.bests, sampling, kept);
   const uint64_t winner = race(scratch.rank, at, kept);
   part.winner = cta_reduce(scratch.scan.keys[1], winner, Min{});
@@ -96,7 +98,7 @@ __device__ __forceinline__ ChoicePart choose_in_passes(const SampleMemory& memor
   return part;
 }
 
-// The whole of a wanted token, by one CTA.
+// Samples a wanted token from its whole row, by one CTA.
 __device__ __forceinline__ ChoicePart sample_whole(const Cta& cta, const SampleMemory& memory,
                                                    SampleScratch& scratch, const Position& at,
                                                    int index, bool chooses, uint32_t top_count) {
@@ -118,7 +120,7 @@ __device__ __forceinline__ ChoicePart sample_whole(const Cta& cta, const SampleM
   return part;
 }
 
-// One part of a position that one pass decides.
+// Samples one part of a row, for a position that needs one pass only.
 __device__ __forceinline__ ChoicePart sample_part(const Cta& cta, const SampleMemory& memory,
                                                   SampleScratch& scratch, const Position& at) {
   if (at.begin >= at.end) return empty_part();
@@ -131,11 +133,11 @@ __device__ __forceinline__ ChoicePart sample_part(const Cta& cta, const SampleMe
                        : choose_part<true, false>(at, changes, scratch.row, scratch.scan);
 }
 
-// One unit: part `part` of `parts` of wanted token `index`.
+// Samples one unit: part `part` of `parts` of wanted token `index`.
 __device__ __forceinline__ void sample_unit(const Cta& cta, const SampleMemory& memory,
                                             SampleScratch& scratch, int index, int part,
                                             int parts) {
-  // A part begins with a whole word of the mask, and a line of memory.
+  // A part begins at a word of the mask, and at a cache line.
   constexpr int PART_TOKENS = 128;
   const Wanted& wanted = at<const Wanted>(memory.wanted)[index];
   const SampleRow& row = at<const SampleRow>(memory.rows)[wanted.row];
@@ -158,12 +160,12 @@ __device__ __forceinline__ void sample_unit(const Cta& cta, const SampleMemory& 
     at<ChoicePart>(memory.choice_parts)[index * PARTS_MAX + part] = found;
 }
 
-// How many CTAs share a position: as many as there are, whatever they find is the same.
+// How many CTAs share a position: as many as there are. The result does not depend on it.
 __device__ __forceinline__ int parts_of(int wanted_count) {
   return max(1, min(PARTS_MAX, GRID / max(1, wanted_count)));
 }
 
-// `parts` is the same for `verify`.
+// `verify` must be called with the same `parts`.
 __device__ __forceinline__ void sample(const Cta& cta, const SampleMemory& memory,
                                        SampleScratch& scratch, int wanted_count, int parts) {
   for (int unit = cta.index(); unit < wanted_count * parts; unit += GRID)

@@ -1,18 +1,18 @@
-// What a slot knows of its request's tokens: how often each occurred, for penalties, and the newest
-// ones, for bad words.
+// The token history of a slot's request: how often each token occurred, for penalties, and the
+// newest tokens, for bad words.
 //
-// `enter` comes first in a step: it fills the tables of requests that enter a slot, and counts the
-// tokens that the host sent. Reads the batch and the rows' lists, writes the slots' tables. The
-// caller's barrier comes between this and `sample`. Rows go to CTAs in turn. A fresh slot with
-// penalties costs 2 bytes a token of the vocabulary, one with biases 4.
+// `update_slots` comes first in a step. It fills the tables of requests that enter a slot, and
+// counts the tokens that the host sent. Reads the batch and the rows' lists, writes the slots'
+// tables. The caller's barrier comes between this and `sample`. Rows are assigned to CTAs in turn.
+// A fresh slot with penalties costs 2 bytes a token of the vocabulary, one with biases 4.
 #pragma once
 
 #include "kilotok/sample/row.cuh"
 
 namespace kilotok {
 
-// Adds the token at a position to what the slot knows. Several threads may add at once, of which
-// the last RECENT_MAX positions are `recent`.
+// Adds the token at a position to the slot's history. Several threads may add at the same time. The
+// last RECENT_MAX positions are `recent`.
 __device__ __forceinline__ void record_token(const SampleMemory& memory, uint32_t slot_index,
                                      uint32_t position, uint32_t token, bool recent) {
   const Slot& slot = at<const Slot>(memory.slots)[slot_index];
@@ -55,7 +55,7 @@ __device__ __forceinline__ void fill_slot(const Cta& cta, const SampleMemory& me
   cta.sync();
 }
 
-// Takes one row's request and known tokens in.
+// Adds one row's request and known tokens to its slot.
 __device__ __forceinline__ void update_row(const Cta& cta, const SampleMemory& memory, int index) {
   const SampleRow& row = at<const SampleRow>(memory.rows)[index];
   const BatchRow& batch = at<const BatchRow>(cta.memory.rows)[index];

@@ -1,10 +1,10 @@
-// Sample and match: a row's drafts are accepted up to the first that the target did not choose, in
-// whose place comes the target's token. Twin of `Sampler::verify` in crates/sampling and of
-// `Samplers::verify` in crates/batch.
+// Verification of drafts by sample and match: a row's drafts are accepted up to the first one that
+// differs from the target's choice, which replaces it. Twin of `Sampler::verify` in crates/sampling
+// and of `Samplers::verify` in crates/batch.
 //
-// Reads the parts of choices and the batch; writes the rows' choices and the chosen tokens, which
-// the host may have in its memory, and the slots. The caller's barrier comes between `sample` and
-// this. Rows go to CTAs in turn; a row takes about a microsecond.
+// Reads the parts of choices and the batch; writes the rows' choices, the chosen tokens (which may
+// be in the host's memory) and the slots. The caller's barrier comes between `sample` and this.
+// Rows are assigned to CTAs in turn; a row takes about a microsecond.
 #pragma once
 
 #include "kilotok/phase/sample.cuh"
@@ -17,12 +17,12 @@ static_assert(TOKENS_MAX <= RECENT_MAX, "all tokens of a row are recent");
 // A row's wanted tokens are tokens of the batch, so TOKENS_MAX at most.
 struct VerifyScratch {
   Resolved choices[TOKENS_MAX];
-  // Whether the model's logits were numbers.
+  // Whether the model's logits were finite.
   uint32_t finite[TOKENS_MAX];
   RowChoice row;
 };
 
-// What all parts of a wanted token say; the same in all lanes.
+// Reduces the parts of a wanted token; the result is the same in all lanes.
 __device__ __forceinline__ ChoicePart all_parts(const Cta& cta, const SampleMemory& memory,
                                                 int wanted, int part_count) {
   static_assert(PARTS_MAX <= 32, "a lane for each part");
@@ -38,8 +38,8 @@ __device__ __forceinline__ ChoicePart all_parts(const Cta& cta, const SampleMemo
   return all;
 }
 
-// Walks the row's wanted tokens in order: scored ones first, then those after which tokens were
-// chosen. The last known token may be both.
+// Goes through the row's wanted tokens in order: first those whose next token is scored, then those
+// after which a token was chosen. The last known token may be both.
 __device__ __forceinline__ RowChoice accept_drafts(const Cta& cta, const SampleMemory& memory,
                                           const VerifyScratch& scratch, const SampleRow& row,
                                           const BatchRow& batch) {
@@ -68,7 +68,7 @@ __device__ __forceinline__ RowChoice accept_drafts(const Cta& cta, const SampleM
   return result;
 }
 
-// `then` is called with the row, how many tokens were chosen, and what was chosen.
+// Calls `then` with the row, the number of chosen tokens, and the chosen tokens.
 template <class Then>
 __device__ __forceinline__ void verify_row(const Cta& cta, const SampleMemory& memory,
                                            VerifyScratch& scratch, int index, int parts,

@@ -1,5 +1,5 @@
-// Numbers as crates/sampling makes them, bit for bit: single IEEE operations in its order, which
-// the compiler may not fuse, and integers.
+// The arithmetic of crates/sampling, bit for bit: single IEEE operations in its order, which the
+// compiler may not fuse, and integers.
 #pragma once
 
 #include "kilotok/ptx/warp.cuh"
@@ -14,7 +14,7 @@ __device__ __forceinline__ float sub(float a, float b) { return __fsub_rn(a, b);
 __device__ __forceinline__ float mul(float a, float b) { return __fmul_rn(a, b); }
 __device__ __forceinline__ float div(float a, float b) { return __fdiv_rn(a, b); }
 
-// A division where few are made: its instructions are many.
+// A division for rare use, out of line because it takes many instructions.
 __device__ __noinline__ float quotient(float a, float b) { return __fdiv_rn(a, b); }
 
 // x = 2^n (1 + f).
@@ -37,7 +37,7 @@ __device__ __forceinline__ float ln_of_split(float n, float f) {
   return add(add(sub(low, half), f), mul(n, 0.6933594f));
 }
 
-// Of a positive normal number.
+// ln of a positive normal number.
 __device__ __forceinline__ float ln(float x) {
   float n, f;
   split(x, n, f);
@@ -56,7 +56,7 @@ __device__ __forceinline__ float exp(float x) {
   constexpr float round = 12582912.0f;
   constexpr float coefficients[] = {1.3982e-3f, 8.333452e-3f, 4.1665796e-2f, 1.6666666e-1f, 0.5f};
   const float bounded = fmaxf(x, -87.0f);
-  // n in the low bits of its fraction.
+  // Has n in the low bits of its fraction.
   const float rounded = add(mul(bounded, 1.44269504f), round);
   const float n = sub(rounded, round);
   const float r = sub(sub(bounded, mul(n, 0.6933594f)), mul(n, -2.1219444e-4f));
@@ -64,7 +64,7 @@ __device__ __forceinline__ float exp(float x) {
 #pragma unroll
   for (int i = 0; i < 5; i++) series = add(mul(series, r), coefficients[i]);
   const float value = add(add(mul(series, mul(r, r)), r), 1.0f);
-  // Chosen here, a zero costs no branch around all this.
+  // Selecting the zero here needs no branch around the computation.
   const uint32_t scale = x < -87.0f ? 0 : (__float_as_uint(rounded) + 127) << 23;
   return mul(value, __uint_as_float(scale));
 }
@@ -74,23 +74,23 @@ __device__ __forceinline__ uint64_t mass(float logit, float max) {
   return __float2ull_rz(mul(exp(sub(logit, max)), MASS_ONE));
 }
 
-// Below the highest logit by this, a token's mass is 0.
+// A token whose logit is this far below the highest has a mass of 0.
 constexpr float MASSLESS = 28.0f;
 
-// The same where it is not computed often.
+// The same for rare use, out of line.
 __device__ __noinline__ uint64_t mass_of_one(float logit, float max) { return mass(logit, max); }
 
 __device__ __forceinline__ float of_mass(uint64_t total) {
   return div(__ull2float_rn(total), MASS_ONE);
 }
 
-// A uniform number of (0, 1).
+// A uniform number in (0, 1).
 __device__ __forceinline__ float unit(uint32_t bits) {
   const float v = mul(add(__uint2float_rn(bits), 0.5f), 2.3283064365386963e-10f);
   return fminf(v, 0.99999994f);
 }
 
-// As unsigned numbers in the order of the floats; both zeros are one.
+// Maps floats to unsigned integers of the same order; both zeros are equal.
 __device__ __forceinline__ uint32_t ascending(float x) {
   const uint32_t bits = __float_as_uint(add(x, 0.0f));
   return bits ^ (bits >> 31 ? ~0u : 0x80000000u);
@@ -100,7 +100,7 @@ __device__ __forceinline__ float from_ascending(uint32_t order) {
   return __uint_as_float(order ^ (order >> 31 ? 0x80000000u : ~0u));
 }
 
-// Min keys are tokens further up in the ranking: higher logits, of equals the lower id.
+// A key by which the ranking ascends: higher logits first, of equal ones the lower id.
 __device__ __forceinline__ uint64_t rank_key(float logit, uint32_t token) {
   return static_cast<uint64_t>(~ascending(logit)) << 32 | token;
 }
@@ -140,14 +140,14 @@ struct Draws {
   }
 };
 
-// When a token finishes the race, above its id; of bits and logit. Never, if it is forbidden.
+// When a token finishes the race, above its id. A forbidden token never does.
 __device__ __noinline__ uint64_t finish_time(uint32_t bits, float logit, float temperature,
                                         uint32_t token) {
   const float time = sub(ln(-ln_1m(unit(bits))), div(logit, temperature));
   return static_cast<uint64_t>(ascending(time)) << 32 | token;
 }
 
-// Nobody has finished: the time is infinite.
+// No token has finished: the time is infinite.
 constexpr uint64_t NO_WINNER = 0xff800000ffffffffull;
 
 }  // namespace kilotok::exact

@@ -1,11 +1,12 @@
-// The race by which a token is drawn, see `Draws::race_logits` in crates/sampling: token t finishes
-// at ln E_t - logit / temperature, the first wins.
+// Sampling by an exponential race, which is equivalent to Gumbel-max (`Draws::race_logits` in
+// crates/sampling): with E_t drawn from the exponential distribution, token t finishes at ln E_t -
+// logit / temperature, and the first one wins.
 //
-// Few tokens can win, so their times are computed in three steps. First a bound that costs little:
-// E > v, the uniform number, and log2(v) is no less than v's bits read as an integer. Then the time
-// by the fast functions of the hardware, which draws the limit closer for the whole warp. What is
-// left, mostly a token or two of a warp in all, takes the exact time. The first two are off by less
-// than SLACK.
+// Few tokens can win, so times are computed in three steps. First a cheap lower bound: E > v, where
+// v is the uniform number, and log2(v) is at least v's bits read as an integer. Then the time by
+// the fast functions of the hardware, which lowers the limit for the whole warp. The exact time is
+// computed for the rest, mostly one or two tokens in a warp. The first two have errors smaller than
+// SLACK.
 #pragma once
 
 #include "kilotok/sample/row.cuh"
@@ -20,9 +21,9 @@ struct Race {
   exact::Draws draws;
   float temperature;
   float inverse;
-  // No token that finishes later than this can win.
+  // A token that finishes later than this cannot win.
   float limit;
-  // Of the tokens this thread has seen.
+  // The winner among the tokens of this thread.
   uint64_t winner;
 
   __device__ __forceinline__ Race(const Position& at, float temperature)
@@ -44,16 +45,16 @@ struct Race {
     return time + SLACK + fabsf(time) * RELATIVE;
   }
 
-  // A logit over the temperature, rounded carelessly.
+  // A logit divided by the temperature, approximately.
   __device__ __forceinline__ float scaled(float logit) const {
     return fmaxf(logit * inverse, -3e38f);
   }
 
-  // At least this early; 127 + 32 for the exponents of F32 and of 2^-32.
+  // A lower bound of ln E. 127 + 32 are the exponent biases of F32 and of 2^-32.
   static __device__ __forceinline__ float ln_bound(uint32_t bits) {
     constexpr float LN_2 = 0.69314718f, FRACTION = 1.0f / 32768.0f;  // 23 bits of it, less 8
     const uint32_t log2 = __float_as_uint(__uint2float_rn(bits)) >> 8;
-    // A number below 2^23 becomes F32 as the fraction of 2^23.
+    // An integer below 2^23 becomes F32 as the fraction of 2^23.
     const float number = __uint_as_float(log2 | 0x4b000000u) - 8388608.0f;
     return fmaf(number, LN_2 * FRACTION, -159.0f * LN_2);
   }
@@ -64,8 +65,8 @@ struct Race {
     return __logf(e);
   }
 
-  // Four tokens, of which the first `count` exist and those take part that `keeps(logit, token)`
-  // says. All lanes of a warp call together.
+  // Enters four tokens, of which the first `count` exist and those take part for which
+  // `keeps(logit, token)` is true. All lanes of a warp call together.
   template <class Keeps>
   __device__ __forceinline__ void enter_quad(int token, const float (&x)[QUAD], int count,
                                              Keeps keeps) {

@@ -1,11 +1,12 @@
-// Keeps the first tokens of a row's ranking: a number of them (top-k), or as many as have a given
-// share of the probability (top-p). Twin of `filter` and `Ranking` in crates/sampling.
+// Top-k and top-p: keeps the first tokens of a row's ranking, either a number of them or as many as
+// have a given share of the probability. Twin of `filter` and `Ranking` in crates/sampling.
 //
-// Mostly few are kept. Of the threads' highest logits, the n-th highest has n tokens at or above
-// it, and not many more: all those are listed and sorted, the head of the ranking. Where the head
-// is too short (a large top-k, a flat distribution, thousands of equals), tokens are counted or
-// weighed by how far they lie below the highest; in the bin in which the last kept token lies the
-// ranking is cut, after more passes by digits of the rank key if the bin has too many to be listed.
+// Usually few are kept. At least n tokens, and not many more, lie at or above the n-th highest of
+// the threads' highest logits: these are listed and sorted as the head of the ranking. Where the
+// head is too short (a large top-k, a flat distribution, thousands of equal logits), tokens are
+// counted or weighed in bins by their distance from the highest. The ranking is cut in the bin of
+// the last kept token, after more passes by digits of the rank key (radix select) if the bin has
+// too many tokens to list.
 #pragma once
 
 #include "kilotok/sample/scan.cuh"
@@ -14,15 +15,15 @@ namespace kilotok {
 
 constexpr int THREAD_BINS = 4;
 constexpr int BINS = CONSUMERS * THREAD_BINS;
-// Bins per unit of logit: 32 units have a bin of their own, e^-28 is no mass any more.
+// Bins per unit of logit. The bins cover 32 units; below e^-28 a token has no mass.
 constexpr float BIN_SCALE = BINS / 32.0f;
 constexpr int DIGIT_BITS = 10;
 constexpr uint64_t DIGIT = (1ull << DIGIT_BITS) - 1;
-// Tokens that are listed and sorted at most, in 16 KB of shared memory. More are weighed by bins
+// The most tokens that are listed and sorted, in 16 KB of shared memory. More are weighed in bins
 // first, which takes further passes over the row.
 constexpr int LIST_MAX = 2048;
-// Tokens that a head has at least: more than a request's top-k mostly is, and fewer than threads,
-// whose highest logits say where it ends.
+// The least number of tokens of a head: more than the top-k of most requests, and fewer than
+// threads, whose highest logits determine where it ends.
 constexpr int HEAD = 256;
 static_assert(HEAD <= CONSUMERS && CONSUMERS <= LIST_MAX, "threads' highest logits are listed");
 constexpr int THREAD_LISTED = ceil_div(LIST_MAX, CONSUMERS);
@@ -32,7 +33,7 @@ static_assert(BINS >= 1 << DIGIT_BITS, "a digit has its bins");
 
 struct RankScratch {
   uint64_t list[LIST_MAX];
-  // Masses in three parts: 14 bits of each token's, of up to 2^18 tokens, fit 32.
+  // Masses in three parts: the sum of 14 bits of up to 2^18 tokens fits 32 bits.
   uint32_t masses[3][BINS];
   uint32_t counts[BINS];
   uint64_t sums[CONSUMER_WARPS];
@@ -47,12 +48,12 @@ struct Kept {
   const float* row;
   int vocab;
   float temperature;
-  // Final logits, as all that follows.
+  // These and all below are final logits, after temperature.
   float max;
   float floor;
   // The rank key of the last token.
   uint64_t last;
-  // How many lie sorted in the list, all that are kept; -1 if they do not.
+  // The number of kept tokens if all of them are sorted in the list, otherwise -1.
   int listed;
 
   __device__ __forceinline__ Kept(const float* row, int vocab, float temperature, float highest)
@@ -68,8 +69,8 @@ struct Kept {
     return temperature == 1.0f ? x : exact::quotient(x, temperature);
   }
 
-  // So little below `x` that few logits lie between, and so much that those under it have lower
-  // values than `x`, however the division rounds.
+  // Slightly below `x`: so close that few logits lie between, and so far that those below it have
+  // lower values than `x` after the division, whatever its rounding.
   __device__ __forceinline__ float below(float x) const {
     return temperature == 1.0f ? x : x - fabsf(x) * 1e-6f - 1e-30f;
   }
@@ -78,7 +79,7 @@ struct Kept {
     return (value >= floor) & (key <= last);
   }
 
-  // Whether all tokens are kept that are allowed.
+  // Whether all allowed tokens are kept.
   __device__ __forceinline__ bool all() const {
     return floor == -exact::INFINITE && last == exact::rank_key(-exact::INFINITE, 0) - 1;
   }
@@ -110,8 +111,8 @@ struct Kept {
   }
 };
 
-// Finds the first of `THREAD_ITEMS` items a thread at which the sum of weights, from `before` on,
-// is enough; leaves it in `found` and the sum of those before it in `before`.
+// Finds the first of the items, THREAD_ITEMS a thread, at which `before` plus the prefix sum of
+// weights is `enough`. Stores its index in `found` and the sum of those before it in `before`.
 template <int THREAD_ITEMS, class Weight, class Enough>
 __device__ __forceinline__ void find(RankScratch& s, uint64_t before, Weight weight,
                                      Enough enough) {
@@ -145,10 +146,10 @@ __device__ __forceinline__ void find(RankScratch& s, uint64_t before, Weight wei
   Consumers::sync();
 }
 
-// Sorts the list, ascending; no two keys are equal.
+// Sorts the list in ascending order; no two keys are equal.
 __device__ __noinline__ void sort(RankScratch& s, int count) {
   if (count <= CONSUMERS) {
-    // A key's place is the number of those before it.
+    // Rank sort: a key's index is the number of smaller keys.
     constexpr int AT_ONCE = 4;
     const uint64_t own = Consumers::thread() < count ? s.list[Consumers::thread()] : ~0ull;
     if (Consumers::thread() < AT_ONCE) s.list[count + Consumers::thread()] = ~0ull;
@@ -181,7 +182,8 @@ __device__ __noinline__ void sort(RankScratch& s, int count) {
     }
 }
 
-// A run of the ranking within the kept tokens: bins `first` to `end`, and digits of the rank key.
+// A run of the ranking within the kept tokens: bins `first` to `end` - 1, and digits of the rank
+// key.
 struct Run {
   int first = 0, end = BINS;
   uint64_t digits = 0, prefix = 0;
@@ -191,8 +193,8 @@ struct Run {
   }
 };
 
-// Lists and sorts the kept tokens of a run with a logit of at least `least`. Returns how many, or
-// -1 if they are more than LIST_MAX.
+// Lists and sorts the kept tokens of a run with a logit of at least `least`. Returns their number,
+// or -1 if there are more than LIST_MAX.
 __device__ __noinline__ int list(RankScratch& s, const Kept& kept, const Run& run, float least) {
   Consumers::sync();
   if (Consumers::thread() == 0) s.listed = 0;
@@ -218,14 +220,14 @@ __device__ __forceinline__ float nth_best(RankScratch& s, const float (&bests)[C
   return exact::logit_of(s.list[n - 1]);
 }
 
-// What is kept of a row: a number of tokens.
+// Top-k: a number of tokens.
 struct Number {
   uint32_t count;
 
   __device__ __forceinline__ bool operator()(uint64_t sum) const { return sum >= count; }
 };
 
-// A share of the mass of all tokens, once that is known.
+// Top-p: a share of the mass of all tokens, once that is known.
 struct Share {
   float share;
   double least;
@@ -245,7 +247,8 @@ __device__ __forceinline__ int count_before(RankScratch& s, int end) {
   return static_cast<int>(total_of(s.sums, count));
 }
 
-// Drops tokens after the first `enough` from a sorted list, whose weights begin at `before`.
+// Drops tokens of a sorted list after the first at which the sum of weights, from `before` on, is
+// `enough`.
 template <bool MASS, class Enough>
 __device__ __forceinline__ void cut_list(RankScratch& s, Kept& kept, int count,
                                          uint64_t before, Enough enough) {
@@ -257,7 +260,8 @@ __device__ __forceinline__ void cut_list(RankScratch& s, Kept& kept, int count,
   kept.last = s.list[s.found];
 }
 
-// Weighs the tokens of a run by bin, or by the digit of the rank key at `shift` below 64.
+// Adds up the tokens of a run by bin, or by the digit of the rank key at `shift` if that is below
+// 64.
 template <bool MASS>
 __device__ __forceinline__ void weigh(RankScratch& s, const Kept& kept, const Run& run, int shift) {
   Consumers::sync();
@@ -282,7 +286,7 @@ __device__ __forceinline__ void weigh(RankScratch& s, const Kept& kept, const Ru
   Consumers::sync();
 }
 
-// Drops all kept tokens after the first `enough`, an exact cut of the ranking.
+// Drops all kept tokens after the first at which the sum is `enough`: an exact cut of the ranking.
 template <bool MASS, class Enough>
 __device__ __noinline__ void cut_row(RankScratch& s, Kept& kept, Enough enough) {
   const auto weight = [&](int bin) -> uint64_t {
@@ -321,7 +325,7 @@ __device__ __noinline__ void cut_row(RankScratch& s, Kept& kept, Enough enough) 
   if (whole) kept.listed = s.found + 1;
 }
 
-// The mass of all kept tokens; `each(token, x, count)` sees every four on the way.
+// The mass of all kept tokens. `each(token, x, count)` is called for every four tokens of the row.
 template <class Each>
 __device__ __forceinline__ uint64_t total_mass(RankScratch& s, const Kept& kept, Each each) {
   uint64_t total = 0;
@@ -343,7 +347,7 @@ __device__ __forceinline__ uint64_t total_mass(RankScratch& s, const Kept& kept,
   return total_of(s.sums, total);
 }
 
-// The mass of the first tokens of the list, the maximum's first.
+// The mass of the first `count` tokens of the list, relative to the maximum.
 __device__ __forceinline__ uint64_t listed_mass(RankScratch& s, const Kept& kept, int count) {
   uint64_t total = 0;
   for (int i = Consumers::thread(); i < count; i += CONSUMERS)
@@ -351,8 +355,8 @@ __device__ __forceinline__ uint64_t listed_mass(RankScratch& s, const Kept& kept
   return total_of(s.sums, total);
 }
 
-// Lists the head of the ranking: at least `count` tokens, or all that are kept. Returns how many,
-// 0 if they are too many; `kept.listed` too, if there are no others.
+// Lists the head of the ranking: at least `count` tokens, or all that are kept. Returns their
+// number, or 0 if they are too many. If the head is all that is kept, `kept.listed` is set too.
 __device__ __forceinline__ int list_head(RankScratch& s, const float (&bests)[CONSUMERS],
                                          Kept& kept, int count) {
   const float least = kept.below(nth_best(s, bests, count));
@@ -395,7 +399,7 @@ __device__ __noinline__ void filter(RankScratch& s, const float (&bests)[CONSUME
   kept.listed = s.found + 1;
 }
 
-// The winner of the race among the kept tokens, as far as this thread has seen.
+// The winner of the race among this thread's kept tokens.
 __device__ __noinline__ uint64_t race(const RankScratch& s, const Position& at,
                                          const Kept& kept) {
   if (kept.listed >= 0) {

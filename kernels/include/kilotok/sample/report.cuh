@@ -1,12 +1,12 @@
-// Log-probabilities of the model's own distribution, before anything is processed. Twin of
-// `logprobs` in crates/sampling.
+// Log-probabilities of the model's own distribution, before processing. Twin of `logprobs` in
+// crates/sampling.
 #pragma once
 
 #include "kilotok/sample/ranking.cuh"
 
 namespace kilotok {
 
-// How many tokens have a higher logit than a token, and the log-probability's way to it.
+// A token's logit, and how many tokens have a higher one (its rank).
 struct Measure {
   float logit;
   uint32_t above = 0;
@@ -28,8 +28,8 @@ __device__ __forceinline__ int list_first(RankScratch& s, const float (&bests)[C
   return kept.listed >= 0 ? kept.listed : list(s, kept, Run{}, -exact::INFINITE);
 }
 
-// Writes the report of a wanted token with finite logits, whose highest is `max`, and `bests` of
-// every thread. NO_TOKEN for `chosen` or `scored` where there is none.
+// Writes the report of a wanted token with finite logits, given the highest logit `max` and each
+// thread's highest in `bests`. `chosen` or `scored` is NO_TOKEN where there is none.
 __device__ __noinline__ void report(const SampleMemory& memory, RankScratch& s,
                                     const float (&bests)[CONSUMERS], const Position& at, int wanted,
                                     float max, uint32_t chosen, uint32_t scored,

@@ -1,8 +1,8 @@
-// One row of logits, and what the request changes in it before a token is chosen: bias, penalties,
-// bad words, end tokens, mask. Twin of `process` in crates/sampling.
+// The logit processors: what a request changes in one row of logits before a token is chosen (bias,
+// penalties, bad words, end tokens, mask). Twin of `process` in crates/sampling.
 //
-// Drafts before the position are part of its history but not of the slot's counts; their tokens
-// are patched: left out of the pass over the row and treated one by one.
+// Drafts before the position are part of its history but not of the slot's counts. Their tokens are
+// patched: left out of the pass over the row and processed one by one.
 #pragma once
 
 #include "kilotok/cta.cuh"
@@ -10,8 +10,8 @@
 
 namespace kilotok {
 
-// The consumers of this CTA. Functions that are not inlined know them by this, so that the `Cta`
-// can stay in registers.
+// The consumers of this CTA. Functions that are not inlined use this, so that the `Cta` can stay in
+// registers.
 struct Consumers {
   static __device__ __forceinline__ int thread() { return threadIdx.x; }
   static __device__ __forceinline__ int warp() { return threadIdx.x / 32; }
@@ -34,19 +34,19 @@ __device__ __forceinline__ bool has_penalty(const Sampling& s) {
          s.frequency_penalty != 0.0f;
 }
 
-// Where one token is to be chosen, and of what.
+// A position for which a token is chosen, and the logits to choose by.
 struct Position {
   const Slot* slot;
   uint32_t slot_index;
-  // Of the token to be chosen, and of the row's first draft.
+  // The position of the token to choose, and that of the row's first draft.
   uint32_t position, first;
   const BatchToken* drafts;
-  // Those before the position.
+  // Drafts before the position.
   int draft_count;
-  // Or null.
+  // Allowed tokens, or null.
   const uint32_t* mask;
   const float* logits;
-  // The part of the row to look at; both are multiples of 128, or the row's end.
+  // The part of the row to read; both are multiples of 128, or the row's end.
   int begin, end;
 
   __device__ __forceinline__ bool greedy() const { return is_greedy(slot->sampling); }
@@ -63,7 +63,7 @@ struct Position {
     return generated < slot->sampling.min_tokens && slot->end_token_count > 0;
   }
 
-  // Bits and words that a pass has to know of.
+  // Whether a pass needs the bits of allowed tokens.
   __device__ __forceinline__ bool forbids() const {
     return mask != nullptr || slot->bad_word_count > 0 || forbids_end() || patch_count() > 0;
   }
@@ -71,7 +71,7 @@ struct Position {
   __device__ __forceinline__ int patch_count() const { return penalised() ? draft_count : 0; }
 };
 
-// A token of a draft before the position, with its final logit before temperature.
+// The token of a draft before the position, with its final logit before temperature.
 struct Patch {
   uint32_t token;
   float logit;
@@ -80,7 +80,7 @@ struct Patch {
 constexpr uint32_t NO_TOKEN = ~0u;
 
 struct RowScratch {
-  // A bit for each token: whether a pass over the row may take it.
+  // A bit for each token: whether a pass over the row may choose it.
   uint32_t allowed[VOCAB_WORDS];
   Patch patches[TOKENS_MAX];
 };
@@ -94,13 +94,13 @@ __device__ __noinline__ float penalise(float x, uint32_t counted, const Sampling
   return exact::sub(x, s.presence_penalty);
 }
 
-// Of a slot's 16 bits for a token, once more.
+// A slot's 16 bits for a token, after one more occurrence.
 __device__ __forceinline__ uint32_t counted_again(uint32_t counted, bool output) {
   const uint32_t count = counted & OUTPUT_COUNT_MAX;
   return SEEN | (output && count < OUTPUT_COUNT_MAX ? count + 1 : count);
 }
 
-// What a pass over the row changes on its way; null where nothing is.
+// The changes that a pass over the row applies; null where there are none.
 struct Changes {
   const float* biases;
   const uint16_t* counts;
@@ -144,7 +144,7 @@ struct Changes {
   }
 };
 
-// The token at a position before that of the choice.
+// The token at an earlier position.
 __device__ __forceinline__ uint32_t token_before(const SampleMemory& memory, const Position& at,
                                                  uint32_t position) {
   if (position >= at.first) return at.drafts[position - at.first].token;
@@ -152,7 +152,7 @@ __device__ __forceinline__ uint32_t token_before(const SampleMemory& memory, con
   return recent[at.slot_index * RECENT_MAX + position % RECENT_MAX];
 }
 
-// The token that would complete a bad word, if the tokens before end with its others.
+// The token that would complete a bad word, if the history ends with the word's other tokens.
 __device__ __forceinline__ uint32_t completes(const SampleMemory& memory, const Position& at,
                                               int word) {
   const uint32_t* ends = kilotok::at<const uint32_t>(memory.bad_ends) +
@@ -167,8 +167,8 @@ __device__ __forceinline__ uint32_t completes(const SampleMemory& memory, const 
   return tokens[last];
 }
 
-// The logit of draft `d`'s token with all that the request changes, or no token if another draft
-// stands for it.
+// The logit of draft `d`'s token with all changes of the request, or NO_TOKEN if an earlier draft
+// has the same token.
 __device__ __forceinline__ Patch patch(const SampleMemory& memory, const Position& at,
                                        const RowScratch& scratch, int d) {
   const uint32_t token = at.drafts[d].token;
@@ -187,7 +187,7 @@ __device__ __forceinline__ Patch patch(const SampleMemory& memory, const Positio
   return {token, allowed ? x : -exact::INFINITE};
 }
 
-// Fills the bits of the position's part and the patches, if a pass has to know of them.
+// Fills the bits of the position's part and the patches, if a pass needs them.
 __device__ __noinline__ void forbid(const SampleMemory& memory,
                                        const Position& at, RowScratch& scratch) {
   if (!at.forbids()) return;
@@ -215,9 +215,9 @@ __device__ __noinline__ void forbid(const SampleMemory& memory,
   Consumers::sync();
 }
 
-// Calls `each(token, x, count)` for every four tokens of a part, of which the first `count` are
-// within it. All lanes of a warp call together. AHEAD loads are under way at a time, and there are
-// as many copies of `each`: a register cannot be moved on before its load is done. A thread's
+// Calls `each(token, x, count)` for every four tokens of a part, of which the first `count` exist.
+// All lanes of a warp call together. AHEAD loads are in flight at a time, and there are as many
+// copies of `each`, because a register cannot be moved before its load is complete. A thread's
 // tokens ascend, and are the same in every pass over the part.
 template <int AHEAD, class Each>
 __device__ __forceinline__ void for_each_quad(const float* row, int begin, int end, Each each) {
@@ -240,8 +240,8 @@ __device__ __forceinline__ void for_each_quad(const float* row, int begin, int e
   }
 }
 
-// `op` over the values of all consumers of the CTA. `room` is free again after the caller's next
-// sync.
+// Reduces a value over all consumers of the CTA by `op`. `room` may be reused after the caller's
+// next sync.
 template <class T, class Op>
 __device__ __forceinline__ T cta_reduce(T (&room)[CONSUMER_WARPS], T value, Op op) {
 #pragma unroll

@@ -1,5 +1,5 @@
-// Passes over a row that find the likeliest token, whether all logits are finite, and, where no
-// filter has to look at the whole row first, the winner of the race.
+// Passes over a row that find the most likely token, whether all logits are finite, and, where no
+// filter needs the whole row first, the winner of the race.
 #pragma once
 
 #include "kilotok/sample/race.cuh"
@@ -7,7 +7,7 @@
 namespace kilotok {
 
 struct Scan {
-  // NaN once a logit was not finite.
+  // Becomes NaN when a logit is not finite.
   float nothing = 0.0f;
   float best = -exact::INFINITE;
   uint32_t token = NO_TOKEN;
@@ -30,8 +30,8 @@ struct Scan {
   __device__ __forceinline__ uint64_t key() const { return exact::rank_key(best, token); }
 };
 
-// Puts the first of four logits in the place of those that do not exist: a second of the same value
-// is never the best.
+// Replaces logits that do not exist by the first of the four: a second one of the same value is
+// never the best.
 __device__ __forceinline__ void pad(float (&x)[QUAD], int count) {
   if (count >= QUAD) return;
 #pragma unroll
@@ -46,7 +46,7 @@ struct ScanScratch {
   int finite[CONSUMER_WARPS];
 };
 
-// What the whole CTA has found.
+// Reduces the scans of all threads of the CTA.
 __device__ __noinline__ ChoicePart reduce_scan(ScanScratch& scratch, const Scan& scan,
                                              uint64_t winner) {
   ChoicePart part;
@@ -60,7 +60,7 @@ __device__ __noinline__ ChoicePart reduce_scan(ScanScratch& scratch, const Scan&
   return part;
 }
 
-// One pass over the part: chooses without filters.
+// Chooses in one pass over the part, without filters.
 template <bool SAMPLED, bool CHANGED>
 __device__ __noinline__ ChoicePart choose_part(const Position& at,
                                                   const Changes& changes, const RowScratch& row,
@@ -93,7 +93,8 @@ __device__ __noinline__ ChoicePart choose_part(const Position& at,
   return reduce_scan(scratch, scan, race.winner);
 }
 
-// One pass that leaves the changed logits in `out`, with what `choose_part` finds but a winner.
+// One pass that writes the processed logits to `out`, and finds what `choose_part` does except a
+// winner.
 __device__ __noinline__ ChoicePart write_changed(const Position& at, const Changes& changes,
                                                  const RowScratch& row, ScanScratch& scratch,
                                                  float* out) {
@@ -120,7 +121,7 @@ __device__ __noinline__ ChoicePart write_changed(const Position& at, const Chang
   return reduce_scan(scratch, scan, exact::NO_WINNER);
 }
 
-// The same of a row that nothing changes.
+// The same for a row without changes, which is not written.
 __device__ __noinline__ ChoicePart scan_row(const float* row, int vocab,
                                                 ScanScratch& scratch) {
   Scan scan;
