@@ -42,31 +42,6 @@ struct Context {
   static __device__ __forceinline__ void epilogue(Warp& w) { epilogue_context(w); }
 };
 
-// Sets up a CTA and dispatches each warp to its role.
-template <class Roles>
-__device__ __forceinline__ void run(const Memory& memory) {
-  set_up(memory, Roles::LAUNCH);
-  // A launch chain that was enqueued ahead and is not needed has an empty batch.
-  if (cta_shared().batch.token_count() == 0) return;
-  Warp warp;
-  Roles::begin(warp);
-  if (threadIdx.x < CONSUMERS) {
-    ptx::more_registers<CONSUMER_REGISTERS>();
-    warp.cta.stamp(Stamp::Begun);
-    Roles::consume(warp);
-    warp.cta.stamp(Stamp::Ended);
-    // After a context switch (time-slicing, debugger) a CTA must be on the same SM as before. If it
-    // is not, two CTAs had the same number, and no result may be used.
-    if (warp.cta.index() != wait_context.cta) __trap();
-  } else {
-    ptx::fewer_registers<HELPER_REGISTERS>();
-    if (threadIdx.x >= CONSUMERS + 32)
-      Roles::epilogue(warp);
-    else if (threadIdx.x == CONSUMERS)
-      Roles::produce(warp);
-  }
-}
-
 // Records the time of the drafter's progress; later launches of a step overwrite it.
 __device__ __forceinline__ void note_drafted(const Memory& memory) {
   if (threadIdx.x == 0 && ptx::cta_index() == 0 && cta_shared().batch.token_count() > 0)

@@ -8,7 +8,7 @@ use crate::{
     ChoiceFault, ChoicePart, END_TOKENS_MAX, Fault, GROUPS_MAX, LayerMemory, Layout, Memory,
     OUTPUT_COUNT_MAX, PARTS_MAX, PLAN_CTA_BYTES, PLAN_THREAD_BYTES, Peers, PlanMemory, Purpose,
     RANKS_MAX, RECENT_MAX, Report, RowChoice, SEEN, STAMPS_MAX, SampleMemory, SampleRow, Sampling,
-    Slot, Stamp, Stamped, TOPS_MAX, Timestamps, Top, VerifyMemory, Wanted,
+    Slot, Stamp, Stamped, TOPS_MAX, Timestamps, Top, VerifyMemory, Wanted, WideMemory,
 };
 
 /// Where the header lies, from the repository's root.
@@ -22,6 +22,7 @@ const STRUCTS: &[Layout] = &[
     Peers::layout(),
     LayerMemory::layout(),
     Memory::layout(),
+    WideMemory::layout(),
     PlanMemory::layout(),
     Timestamps::layout(),
     Fault::layout(),

@@ -173,6 +173,60 @@ abi_struct! {
 }
 
 abi_struct! {
+    /// What a launch of the wide pass is given: where a step of many tokens has its values, and how
+    /// many there are. Buffers have room for `capacity` tokens; operands lie as
+    /// `kernels/include/kilotok/wide/token_ring.cuh` has them.
+    pub struct WideMemory : 512 {
+        /// Of this step: tokens and pages lie elsewhere than a narrow one's.
+        pub memory: Memory,
+        /// `[capacity, hidden]`, F32: the residual stream, and what is to be added to it.
+        pub stream: u64,
+        pub part: u64,
+        /// Operand `[capacity, hidden]`: the stream times the weights of the next norm.
+        pub normed: u64,
+        /// The same row by row, for experts.
+        pub normed_rows: u64,
+        /// `[capacity]`, F32.
+        pub inverse_rms: u64,
+        /// Cosine and sine, `[kinds, capacity, pairs max]`.
+        pub angles: u64,
+        /// `[capacity]` tokens' queries, BF16.
+        pub queries: u64,
+        /// `[capacity, rows]`, F32: products of q, k and v that are no queries, keys and values yet.
+        pub projected: u64,
+        /// Operand `[capacity, q_heads * v_dim]`.
+        pub attended: u64,
+        /// Operand `[capacity, dense width]`.
+        pub dense_inner: u64,
+        /// Operand `[capacity, taps * hidden]`.
+        pub taps: u64,
+        /// `[capacity, top_k]`: experts that tokens are routed to, and their weights.
+        pub experts: u64,
+        pub weights: u64,
+        /// By expert its first row and its number of tokens.
+        pub first_rows: u64,
+        pub counts: u64,
+        /// The row of each choice, the choice of each row, what a row's products are scaled by.
+        pub rows: u64,
+        pub choices: u64,
+        pub factors: u64,
+        /// Operands by expert's row: tokens, inner values; F32 `[rows, hidden]`: products.
+        pub gathered: u64,
+        pub expert_inner: u64,
+        pub products: u64,
+        pub capacity: u32,
+        /// Rows of experts that there is room for.
+        pub expert_capacity: u32,
+        pub token_count: u32,
+        pub row_count: u32,
+        pub wanted_count: u32,
+        /// Of this launch.
+        pub layer: u32,
+        pub reserved: u64,
+    }
+}
+
+abi_struct! {
     /// What the kernel that takes a step's plan is given.
     pub struct PlanMemory : 40 {
         /// The plan in the host's memory, which begins with the target's [`Batch`].

@@ -122,7 +122,7 @@ __device__ __forceinline__ void add_rms_norm(const Cta& cta, StreamMemory& strea
         const float scaled = x * next.weights[row];
         stream.residual[token][row] = x;
         tiled = scaled;
-        square = x * x;
+        square = __fmul_rn(x, x);
         store_operand(at<char>(memory.normed) + operand_row(token, NORMED_BYTES), column,
                       scaled * next.scale);
         if (next.tap != ~0u)
@@ -157,6 +157,12 @@ struct StorePart {
     stream.part[token + 1][row + 8] = v.w;
   }
 };
+
+// 1 / rms, from the sum of a token's squares. An overflowing sum must not make a token of zeros,
+// which looks sound.
+__device__ __forceinline__ float inverse_rms_of(float sum, float eps) {
+  return ptx::inverse_sqrt(sum * (1.0f / HIDDEN) + eps) + 0.0f * sum;
+}
 
 // 1 / rms of a token, from the owners' sums of squares, loaded and reduced by a whole warp.
 struct SumOfSquares {
@@ -201,10 +207,7 @@ struct SumOfSquares {
       for (int j = 0; j < 4; j++)
         if (i * 128 + lane * 4 + j < OWNER_UNITS) sum += __uint_as_float(words[j]);
     }
-    sum = add_lanes(sum);
-    // A sum of squares that overflows would yield a token of zeros, which looks valid; this makes
-    // it NaN.
-    return ptx::inverse_sqrt(sum * (1.0f / HIDDEN) + eps) + 0.0f * sum;
+    return inverse_rms_of(add_lanes(sum), eps);
   }
 };
 

@@ -1,0 +1,83 @@
+// The GEMMs of the wide pass whose epilogue is short: back to the stream, a dense network, and the
+// fusion of the drafter's taps.
+#pragma once
+
+#include "kilotok/phase/activation.cuh"
+#include "kilotok/phase/dense.cuh"
+#include "kilotok/wide/matrix.cuh"
+
+namespace kilotok::wide {
+
+struct GemmMemory {
+  // The weights, and the operand, which has room for `capacity` tokens.
+  uint64_t weights, operand;
+  // F32 `[capacity][HIDDEN]`: a product back to the stream.
+  uint64_t part;
+  // Of gate and up: F32 `[capacity]`, and the inner operand.
+  uint64_t inverse_rms, inner;
+  int count, capacity;
+};
+
+struct GemmShared {
+  TokenRingMemory ring;
+  TotalMemory totals;
+};
+
+// All threads of all CTAs, THREADS each: a matrix times all tokens.
+template <class M, class Use>
+__device__ __forceinline__ void multiply_all(GemmShared& shared, const GemmMemory& memory,
+                                             Use use) {
+  if (threadIdx.x == 0) TokenRing(shared.ring).init();
+  __syncthreads();
+  const MatrixWork<M> work = {memory.count};
+  const int first = ptx::cta_index();
+  with_roles(
+      [&] {
+        TokenRing ring(shared.ring);
+        gemm<M>(ring, shared.totals, at<const char>(memory.weights), work, first, use);
+      },
+      [&] {
+        TokenRing ring(shared.ring);
+        produce<M>(ring, {at<const char>(memory.operand), memory.capacity}, work, first);
+      });
+}
+
+// The product becomes columns of the stream, from `column` on.
+template <class M>
+__device__ __forceinline__ void multiply_to_part(GemmShared& shared, const GemmMemory& memory,
+                                                 int column = 0) {
+  multiply_all<M>(shared, memory, [&](int row_tile, int first, int lane, const float4& v) {
+    const int row = row_tile * 16 + lane / 4;
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+      const int token = first + lane % 4 * 2 + j;
+      if (token >= memory.count) continue;
+      float* to = at<float>(memory.part) + static_cast<size_t>(token) * HIDDEN + column + row;
+      if (row < M::ROWS && column + row < HIDDEN) to[0] = j == 0 ? v.x : v.y;
+      if (row + 8 < M::ROWS && column + row + 8 < HIDDEN) to[8] = j == 0 ? v.z : v.w;
+    }
+  });
+}
+
+// The inner operand of a dense network, as `StoreInner` of phase/dense.cuh has it.
+template <int KIND>
+__device__ __forceinline__ void dense_gate_up(GemmShared& shared, const GemmMemory& memory) {
+  constexpr FeedForward F = FEED_FORWARDS[KIND];
+  multiply_all<GateUpMatrix<KIND>>(
+      shared, memory, [&](int row_tile, int first, int lane, const float4& v) {
+        const int value = row_tile * 8 + lane / 4;
+        if (value >= F.width) return;
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+          const int token = first + lane % 4 * 2 + j;
+          if (token >= memory.count) continue;
+          const float scale = at<const float>(memory.inverse_rms)[token];
+          const float gate = (j == 0 ? v.x : v.y) * scale, up = (j == 0 ? v.z : v.w) * scale;
+          *reinterpret_cast<uint16_t*>(at<char>(memory.inner) +
+                                       operand_place(token, value, memory.capacity)) =
+              ptx::to_bf16(silu(gate) * up * operand_scale(F.format));
+        }
+      });
+}
+
+}  // namespace kilotok::wide

@@ -1,0 +1,226 @@
+// The residual stream of many tokens, F32 `[capacity][HIDDEN]` in global memory, and the RMSNorm
+// that comes with each addition to it. Values have the bits of the narrow pass
+// (phase/add_rms_norm.cuh): a token's squares are added by sixteens of columns, three of these for
+// each owner of the narrow pass, then the owners as the lanes of a warp.
+//
+//   embed          the tokens' embeddings, as the first part that is added
+//   add_rms_norm   adds a part; writes the next GEMM's operand and 1 / rms
+//   gather_wanted  the last norm of the tokens that need logits, for the narrow head
+#pragma once
+
+#include "kilotok/phase/embed.cuh"
+#include "kilotok/wide/routes.cuh"
+
+namespace kilotok::wide {
+
+struct EmbedMemory {
+  // BatchToken `[count]`.
+  uint64_t tokens;
+  // BF16 `[VOCAB / RANKS][HIDDEN]`.
+  uint64_t embedding;
+  // F32 `[capacity][HIDDEN]`.
+  uint64_t part;
+  uint32_t rank;
+  int count;
+};
+
+// All threads of all CTAs, any number of them, four columns at a time. Other ranks' tokens are
+// zeros.
+__device__ __forceinline__ void embed(const EmbedMemory& memory) {
+  constexpr int FOURS = HIDDEN / 4, RANK_ROWS = VOCAB / RANKS;
+  static_assert(HIDDEN % 4 == 0, "columns come four at a time");
+  const int threads = blockDim.x;
+  for (int i = ptx::cta_index() * threads + threadIdx.x; i < memory.count * FOURS;
+       i += GRID * threads) {
+    const uint32_t id = at<const BatchToken>(memory.tokens)[i / FOURS].token;
+    const int row = static_cast<int>(id) - static_cast<int>(memory.rank) * RANK_ROWS;
+    float4 values = make_float4(0, 0, 0, 0);
+    if (row >= 0 && row < RANK_ROWS) {
+      const uint2 words =
+          at<const uint2>(memory.embedding)[static_cast<size_t>(row) * FOURS + i % FOURS];
+      values = make_float4(ptx::from_bf16(static_cast<uint16_t>(words.x)),
+                           ptx::from_bf16(static_cast<uint16_t>(words.x >> 16)),
+                           ptx::from_bf16(static_cast<uint16_t>(words.y)),
+                           ptx::from_bf16(static_cast<uint16_t>(words.y >> 16)));
+    }
+    at<float4>(memory.part)[i] = values;
+  }
+}
+
+struct AddNormMemory {
+  // F32 `[capacity][HIDDEN]`: what `part` is added to. Zeros, if it `begins`.
+  uint64_t stream, part;
+  // F32 `[HIDDEN]`.
+  uint64_t weights;
+  // Where x * weights * scale goes as BF16: an operand of HIDDEN columns, or `[capacity][HIDDEN]`.
+  // 0 where it is not wanted.
+  uint64_t operand, rows;
+  // F32 `[capacity]`.
+  uint64_t inverse_rms;
+  // Operand of TAPS * HIDDEN columns, and which of these take x; NO_TAP for none.
+  uint64_t taps;
+  uint32_t tap;
+  bool begins;
+  float scale, eps;
+  int count, capacity;
+};
+
+constexpr uint32_t NO_TAP = ~0u;
+// Columns whose squares are added first, four in each of a token's lanes; sums of all of them.
+constexpr int LANE_COLUMNS = 4, TOKEN_LANES = SQUARE_ROWS / LANE_COLUMNS;
+constexpr int SQUARES = OWNER_UNITS * (OWNER_ROWS / SQUARE_ROWS);
+
+struct NormShared {
+  float squares[TILE_TOKENS][SQUARES];
+};
+
+__device__ __forceinline__ uint2 pack_four(const float4& v) {
+  return make_uint2(ptx::pack_bf16(v.x, v.y), ptx::pack_bf16(v.z, v.w));
+}
+
+__device__ __forceinline__ void store_four(uint64_t operand, int token, int column, int capacity,
+                                           const float4& v) {
+  *reinterpret_cast<uint2*>(at<char>(operand) + operand_place(token, column, capacity)) =
+      pack_four(v);
+}
+
+// The sum of the squares of sixteen columns, of which a token's lanes have four each, in the order
+// in which sixteen lanes with one each add theirs. None is fused with an addition.
+__device__ __forceinline__ float add_squares(const float4& x) {
+  float s[LANE_COLUMNS] = {__fmul_rn(x.x, x.x), __fmul_rn(x.y, x.y), __fmul_rn(x.z, x.z),
+                           __fmul_rn(x.w, x.w)};
+#pragma unroll
+  for (int distance = TOKEN_LANES / 2; distance > 0; distance /= 2)
+#pragma unroll
+    for (int i = 0; i < LANE_COLUMNS; i++) s[i] += __shfl_xor_sync(~0u, s[i], distance);
+  return (s[0] + s[2]) + (s[1] + s[3]);
+}
+
+// An owner's sum of squares.
+__device__ __forceinline__ float owner_square(const float* squares, int unit) {
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < OWNER_ROWS / SQUARE_ROWS; i++)
+    sum += squares[unit * (OWNER_ROWS / SQUARE_ROWS) + i];
+  return sum;
+}
+
+// A warp: 1 / rms of a token.
+__device__ __forceinline__ float inverse_rms(const float* squares, float eps) {
+  const int lane = threadIdx.x % 32;
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < SumOfSquares::EACH; i++)
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      const int unit = i * 128 + lane * 4 + j;
+      if (unit < OWNER_UNITS) sum += owner_square(squares, unit);
+    }
+  return inverse_rms_of(add_lanes(sum), eps);
+}
+
+// A lane's four columns of a token: adds, stores all forms, and returns what the stream has now.
+__device__ __forceinline__ float4 add_four(const AddNormMemory& memory, int token, int column,
+                                           const float4& before, const float4& part) {
+  const size_t place = static_cast<size_t>(token) * HIDDEN + column;
+  const float4 x = make_float4(before.x + part.x, before.y + part.y, before.z + part.z,
+                               before.w + part.w);
+  *reinterpret_cast<float4*>(at<float>(memory.stream) + place) = x;
+  const float4 w = *reinterpret_cast<const float4*>(at<const float>(memory.weights) + column);
+  const float4 scaled = make_float4(x.x * w.x * memory.scale, x.y * w.y * memory.scale,
+                                    x.z * w.z * memory.scale, x.w * w.w * memory.scale);
+  if (memory.operand != 0) store_four(memory.operand, token, column, memory.capacity, scaled);
+  if (memory.rows != 0)
+    *reinterpret_cast<uint2*>(at<uint16_t>(memory.rows) + place) = pack_four(scaled);
+  if (memory.tap != NO_TAP)
+    store_four(memory.taps, token, memory.tap * HIDDEN + column, memory.capacity, x);
+  return x;
+}
+
+// All threads of all CTAs, SORTERS each: a CTA takes eight tokens, whose columns its warps share.
+__device__ __forceinline__ void add_rms_norm(NormShared& shared, const AddNormMemory& memory) {
+  constexpr int WARPS = SORTERS / 32, EACH = ceil_div(SQUARES, WARPS), LOADS = divisor(EACH, 4);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int in_tile = lane / TOKEN_LANES, in_sixteen = lane % TOKEN_LANES * LANE_COLUMNS;
+  const float4 zeros = make_float4(0, 0, 0, 0);
+  for (int tile = ptx::cta_index(); tile < ceil_div(memory.count, TILE_TOKENS); tile += GRID) {
+    const int token = tile * TILE_TOKENS + in_tile;
+    const size_t row = static_cast<size_t>(token) * HIDDEN;
+#pragma unroll 1
+    for (int first = 0; first < EACH; first += LOADS) {
+      float4 before[LOADS], parts[LOADS];
+      const auto column = [&](int i) {
+        return ((first + i) * WARPS + warp) * SQUARE_ROWS + in_sixteen;
+      };
+      const auto has = [&](int i) { return token < memory.count && column(i) < HIDDEN; };
+#pragma unroll
+      for (int i = 0; i < LOADS; i++) {
+        before[i] = parts[i] = zeros;
+        if (!has(i)) continue;
+        parts[i] = *reinterpret_cast<const float4*>(at<const float>(memory.part) + row + column(i));
+        if (!memory.begins)
+          before[i] =
+              *reinterpret_cast<const float4*>(at<const float>(memory.stream) + row + column(i));
+      }
+#pragma unroll
+      for (int i = 0; i < LOADS; i++) {
+        const float4 x =
+            has(i) ? add_four(memory, token, column(i), before[i], parts[i]) : zeros;
+        const float square = add_squares(x);
+        const int group = (first + i) * WARPS + warp;
+        if (lane % TOKEN_LANES == 0 && group < SQUARES) shared.squares[in_tile][group] = square;
+      }
+    }
+    __syncthreads();
+    const int own = tile * TILE_TOKENS + warp;
+    if (warp < TILE_TOKENS && own < memory.count) {
+      const float found = inverse_rms(shared.squares[warp], memory.eps);
+      if (lane == 0) at<float>(memory.inverse_rms)[own] = found;
+    }
+    __syncthreads();
+  }
+}
+
+struct WantedMemory {
+  // U32: places of the wanted tokens in the step.
+  uint64_t wanted;
+  // F32 `[capacity][HIDDEN]`, `[HIDDEN]`.
+  uint64_t stream, weights;
+  // Of the narrow pass: its operand and sums of squares.
+  uint64_t normed, squares;
+  int count;
+};
+
+struct WantedShared {
+  float squares[SQUARES];
+};
+
+// All threads of all CTAs, SORTERS each: a wanted token for each CTA.
+__device__ __forceinline__ void gather_wanted(WantedShared& shared, const WantedMemory& memory) {
+  const int lane = threadIdx.x % SQUARE_ROWS;
+  for (int wanted = ptx::cta_index(); wanted < memory.count; wanted += GRID) {
+    const float* stream = at<const float>(memory.stream) +
+                          static_cast<size_t>(at<const uint32_t>(memory.wanted)[wanted]) * HIDDEN;
+    char* row = at<char>(memory.normed) + operand_row(wanted, NORMED_BYTES);
+    // All threads of a warp add.
+    for (int first = threadIdx.x / 32 * 32; first < SQUARES * SQUARE_ROWS; first += SORTERS) {
+      const int column = first + static_cast<int>(threadIdx.x) % 32;
+      const float x = column < HIDDEN ? stream[column] : 0;
+      if (column < HIDDEN) store_operand(row, column, x * at<const float>(memory.weights)[column]);
+      float square = __fmul_rn(x, x);
+#pragma unroll
+      for (int distance = SQUARE_ROWS / 2; distance > 0; distance /= 2)
+        square += __shfl_xor_sync(~0u, square, distance);
+      if (lane == 0 && column / SQUARE_ROWS < SQUARES)
+        shared.squares[column / SQUARE_ROWS] = square;
+    }
+    __syncthreads();
+    float* squares = at<float>(memory.squares) +
+                     (static_cast<int>(Reader::Projection) * TOKENS_MAX + wanted) * SQUARES_EACH;
+    for (int unit = threadIdx.x; unit < OWNER_UNITS; unit += SORTERS)
+      publish(squares + unit, owner_square(shared.squares, unit));
+    __syncthreads();
+  }
+}
+
+}  // namespace kilotok::wide
