@@ -10,96 +10,12 @@
 // token has wherever its scores are further apart than they may be off, their weights, that all
 // CTAs know the same routes, that a token's weights do not depend on others, and what a token
 // becomes that is not a number. Returns 1 if anything is wrong.
-#include "roles.cuh"
+#include "router_roles.cuh"
 
 namespace bench {
 
 // Experts of which both have the same column and bias: of equals the lower is taken.
 constexpr int TWIN = 1, OTHER_TWIN = 6;
-
-struct RouterWork {
-  // F32 `[tokens][HIDDEN]`: the stream, and what is added to it.
-  uint64_t residual, part;
-  uint64_t norm, router, bias;
-  // Copies of the router, which repeats take in turn.
-  int copies, repeats;
-  // Of each CTA, if they are to be kept: Routes, or GatheredRoutes of several tiles.
-  uint64_t routes;
-};
-
-template <int KIND>
-struct RouterRoles {
-  using Work = RouterWork;
-  using R = Router<KIND>;
-  static constexpr float EPS = KIND < DRAFT_FEED_FORWARD ? NORM_EPS : DRAFT_NORM_EPS;
-
-  static __device__ __forceinline__ void bring_stream(Warp& w, const Work& work) {
-    for (int k = w.cta.thread(); k < w.token_count() * OWNER_ROWS; k += CONSUMERS) {
-      const int token = k / OWNER_ROWS, row = k % OWNER_ROWS;
-      const int column = w.cta.index() * OWNER_ROWS + row;
-      const bool there = column < HIDDEN;
-      const size_t place = static_cast<size_t>(token) * HIDDEN + column;
-      w.stream().residual[token][row] = there ? at<const float>(work.residual)[place] : 0;
-      w.stream().part[token][row] = there ? at<const float>(work.part)[place] : 0;
-    }
-  }
-
-  static __device__ __forceinline__ void consume(Warp& w, const Work& work) {
-    Cta& cta = w.cta;
-    for (int i = 0; i < work.repeats; i++) {
-      // As a step does in the attention of the layer.
-      cta.sync_grid();
-      reset_scores<KIND>(cta, w.token_count());
-      cta.sync_grid();
-      if (is_owner(cta)) {
-        bring_stream(w, work);
-        begin_rms_norm(cta, w.stream(), Reader::FeedForward, work.norm, operand_scale(R::F.format),
-                       ~0u);
-        add_rms_norm(cta, w.stream(), w.shared.sums, w.token_count());
-        w.with_pipeline([&](Ring& ring, Sums&) {
-          router_parts<KIND>(cta, ring, w.shared.sums, w.token_count());
-        });
-      }
-      if (w.tiles() == 1)
-        choose_for_tile(w, work);
-      else
-        choose_for_all(w, work);
-    }
-  }
-
-  // As one tile of tokens does, with values awaited; as several do, with barriers.
-  static __device__ __forceinline__ void choose_for_tile(Warp& w, const Work& work) {
-    Cta& cta = w.cta;
-    Routes& routes = w.shared.routes;
-    router_scores<KIND, true>(cta, w.shared.sums, w.token_count(), EPS);
-    top_k_routes<KIND, true>(cta, routes, w.stream(), at<const float>(work.bias),
-                              w.token_count(), [](int row) { return Inner<KIND>::place(row); });
-    if (work.routes != 0 && cta.thread() == 0) at<Routes>(work.routes)[cta.index()] = routes;
-    cta.sync();
-  }
-
-  static __device__ __forceinline__ void choose_for_all(Warp& w, const Work& work) {
-    Cta& cta = w.cta;
-    GatheredRoutes& routes = w.shared.gathered;
-    cta.sync_grid();
-    router_scores<KIND, false>(cta, w.shared.sums, w.token_count(), EPS);
-    cta.sync_grid();
-    top_k_experts<KIND>(cta, w.shared.sums, at<const float>(work.bias), w.token_count());
-    cta.sync_grid();
-    gather_routes<KIND>(cta, routes, w.shared.sums, w.stream(), w.token_count());
-    if (work.routes != 0 && cta.thread() == 0)
-      at<GatheredRoutes>(work.routes)[cta.index()] = routes;
-    cta.sync();
-  }
-
-  static __device__ __forceinline__ void produce(Warp& w, const Work& work) {
-    if (!is_owner(w.cta)) return;
-    for (int i = 0; i < work.repeats; i++)
-      produce_router<KIND>(w.ring, work.router + i % work.copies * R::BYTES);
-  }
-
-  static __device__ __forceinline__ void epilogue(Warp&, const Work&) {}
-};
 
 // One kind's router and a stream of TOKENS_MAX tokens, and what should come of them.
 template <int KIND>
@@ -107,7 +23,7 @@ struct RouterCheck {
   using Roles = RouterRoles<KIND>;
   using R = Router<KIND>;
   static constexpr FeedForward F = R::F;
-  static constexpr int EXPERTS = R::EXPERTS, ROW = R::TILES * TILE_EXPERTS;
+  static constexpr int EXPERTS = R::EXPERTS, ROW = ROUTER_ROW<KIND>;
   Buffers buffers;
   std::vector<float> residual = uniforms(size_t{TOKENS_MAX} * HIDDEN, 2, 0, 1);
   std::vector<float> part = uniforms(size_t{TOKENS_MAX} * HIDDEN, 1, 0, 2);
@@ -145,25 +61,12 @@ struct RouterCheck {
   }
 
   void put_router(const std::vector<float>& values) {
-    std::vector<char> bytes(R::BYTES);
-    for (size_t i = 0; i < values.size(); i++) {
-      char* to = &bytes[R::place(static_cast<int>(i % ROW), static_cast<int>(i / ROW))];
-      const uint16_t rounded = bench::bf16_bits(values[i]);
-      std::memcpy(to, F.router_bf16 ? static_cast<const void*>(&rounded) : &values[i],
-                  R::WEIGHT_BYTES);
-    }
+    const std::vector<char> bytes = packed_router<KIND>(values);
     for (int copy = 0; copy < work.copies; copy++)
       Buffers::copy(work.router + copy * R::BYTES, bytes);
   }
 
-  Memory memory(int token_count) {
-    Memory m = memory_of_batch(buffers, token_count);
-    m.normed = buffers.take(size_t{TOKENS_MAX} * NORMED_BYTES);
-    m.squares = buffers.take(size_t{READERS} * TOKENS_MAX * SQUARES_EACH * 4);
-    m.router_parts = buffers.take(size_t{OWNER_UNITS} * TOKENS_MAX * EXPERTS_MAX * 4);
-    m.router_scores = buffers.take(size_t{TOKENS_MAX} * SCORES_EACH * 4);
-    return m;
-  }
+  Memory memory(int token_count) { return memory_of_router(buffers, token_count); }
 
   // F32 sums of 48 products of an owner, of 11 owners of a warp and of 12 warps, each rounded or
   // cut off in the 24th place of no more than the sum of magnitudes; as many for 1 / rms, which all

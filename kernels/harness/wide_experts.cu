@@ -23,14 +23,13 @@ using WideShared = wide::ExpertsShared<FEED_FORWARDS[KIND].experts>;
 template <int KIND>
 __global__ void __launch_bounds__(wide::SORTERS) sort_kernel(const ExpertsMemory memory) {
   __shared__ wide::SortMemory<FEED_FORWARDS[KIND].experts> shared;
-  wide::sort_choices<KIND>(memory.routes, shared);
+  wide::sort_choices<KIND>(shared, memory.routes);
 }
 
 template <int KIND>
 __global__ void __launch_bounds__(wide::SORTERS)
-    gather_kernel(const ExpertsMemory memory, const uint64_t normed) {
-  wide::gather_rows<KIND>(memory.routes, at<const uint16_t>(normed), at<char>(memory.gathered),
-                          memory.capacity);
+    gather_kernel(const ExpertsMemory memory) {
+  wide::gather_rows<KIND>(memory);
 }
 
 template <int KIND, bool GATE_UP>
@@ -108,7 +107,6 @@ struct WideExperts {
   std::vector<uint16_t> normed;
   std::vector<float> scores;
   ExpertsMemory memory = {};
-  uint64_t normed_at;
   ExpertsWork narrow = {};
   Memory narrow_memory;
 
@@ -127,7 +125,7 @@ struct WideExperts {
     }
     for (size_t i = 0; i < static_cast<size_t>(most) * HIDDEN; i++)
       normed.push_back(bf16_bits(uniform(41, i) * operand_scale(F.format)));
-    normed_at = buffers.put(normed);
+    memory.normed = buffers.put(normed);
     take_memory();
   }
 
@@ -240,11 +238,10 @@ struct WideExperts {
     uint64_t fault = fault_address();
     uint32_t wait_ms = wait_max_ms();
     void* arguments[] = {&memory, &fault, &wait_ms};
-    void* gather_arguments[] = {&memory, &normed_at};
     const dim3 grid(GRID);
     constexpr size_t SHARED = sizeof(WideShared<KIND>);
     return {launch_ms(sort_kernel<KIND>, grid, wide::SORTERS, 0, arguments),
-            launch_ms(gather_kernel<KIND>, grid, wide::SORTERS, 0, gather_arguments),
+            launch_ms(gather_kernel<KIND>, grid, wide::SORTERS, 0, arguments),
             launch_ms(multiply_kernel<KIND, true>, grid, wide::THREADS, SHARED, arguments),
             launch_ms(multiply_kernel<KIND, false>, grid, wide::THREADS, SHARED, arguments),
             launch_ms(combine_kernel<KIND>, grid, wide::SORTERS, 0, arguments)};

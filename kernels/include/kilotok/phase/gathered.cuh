@@ -55,12 +55,12 @@ __device__ __forceinline__ void top_k_experts(const Cta& cta, SumMemory& scratch
 #pragma unroll 1
   for (int token = cta.index() + cta.warp() * GRID; token < token_count;
        token += CONSUMER_WARPS * GRID) {
-    const Scores<KIND, false> scores(cta, bias, token);
+    const Scores<KIND, false> scores(scores_of(cta.memory, token), bias, lane);
     const uint32_t chosen =
         top_k_of_token<KIND, false>(scores, weights, lane, [](uint32_t) {});
     __syncwarp();
     const int place = chosen & 255;
-    float* to = at<float>(cta.memory.router_scores) + token * SCORES_EACH + CHOSEN + place;
+    float* to = scores_of(cta.memory, token) + CHOSEN + place;
     if (lane < TOP_K) {
       ptx::store_l2(reinterpret_cast<uint32_t*>(to), chosen >> 8);
       ptx::store_l2(reinterpret_cast<uint32_t*>(to) + TOP_K_MAX, __float_as_uint(weights[place]));

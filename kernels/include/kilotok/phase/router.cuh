@@ -62,7 +62,8 @@ __device__ __forceinline__ void produce_router(Ring& ring, uint64_t address) {
   }
 }
 
-// The products of a step. `Stream` is a lane's part of a tile of tokens as operand B, by step.
+// The products of a step: weights of 16 experts, and a lane's two columns of a token in each half
+// of the step, as operand B.
 template <bool BF16>
 struct RouterStep;
 
@@ -71,27 +72,34 @@ struct RouterStep;
 template <>
 struct RouterStep<true> {
   static constexpr int PIECES = 3;
-  struct Stream {
-    uint32_t words[OWNER_STEPS][PIECES][2];
+  struct alignas(16) Half {
+    uint32_t words[PIECES];
 
-    __device__ __forceinline__ void set(int step, int half, float first, float second) {
+    Half() = default;
+    __device__ __forceinline__ Half(float first, float second) {
 #pragma unroll
       for (int i = 0; i < PIECES; i++) {
-        const uint32_t word = ptx::pack_bf16(first, second);
-        words[step][i][half] = word;
-        first -= __uint_as_float(word << 16);
-        second -= __uint_as_float(word & 0xffff0000);
+        words[i] = ptx::pack_bf16(first, second);
+        first -= __uint_as_float(words[i] << 16);
+        second -= __uint_as_float(words[i] & 0xffff0000);
       }
     }
   };
+  struct Weights {
+    uint4 words;
 
-  static __device__ __forceinline__ void multiply(float (&sums)[4], uint32_t weights,
-                                                  const Stream& x, int step, int lane) {
-    const uint4 w = ptx::load_shared(weights + lane * 16);
+    template <class Bytes>
+    __device__ __forceinline__ void load(Bytes step, int lane) {
+      words = load_sixteen(step + lane * 16);
+    }
+  };
+
+  static __device__ __forceinline__ void multiply(float (&sums)[4], const Weights& weights,
+                                                  const Half (&x)[2]) {
+    const uint4& w = weights.words;
     const uint32_t a[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll
-    for (int i = PIECES - 1; i >= 0; i--)
-      ptx::mma(sums, a, x.words[step][i][0], x.words[step][i][1]);
+    for (int i = PIECES - 1; i >= 0; i--) ptx::mma(sums, a, x[0].words[i], x[1].words[i]);
   }
 };
 
@@ -100,20 +108,29 @@ struct RouterStep<true> {
 template <>
 struct RouterStep<false> {
   static constexpr int HALF_BYTES = 32 * 16;
-  struct Stream {
-    ptx::Tf32Pair pairs[OWNER_STEPS][2][2];
+  struct alignas(16) Half {
+    ptx::Tf32Pair pairs[2];
 
-    __device__ __forceinline__ void set(int step, int half, float first, float second) {
-      pairs[step][half][0] = ptx::split_tf32(first);
-      pairs[step][half][1] = ptx::split_tf32(second);
+    Half() = default;
+    __device__ __forceinline__ Half(float first, float second)
+        : pairs{ptx::split_tf32(first), ptx::split_tf32(second)} {}
+  };
+  struct Weights {
+    uint4 words[2];
+
+    template <class Bytes>
+    __device__ __forceinline__ void load(Bytes step, int lane) {
+#pragma unroll
+      for (int half = 0; half < 2; half++)
+        words[half] = load_sixteen(step + half * HALF_BYTES + lane * 16);
     }
   };
 
-  static __device__ __forceinline__ void multiply(float (&sums)[4], uint32_t weights,
-                                                  const Stream& x, int step, int lane) {
+  static __device__ __forceinline__ void multiply(float (&sums)[4], const Weights& weights,
+                                                  const Half (&x)[2]) {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      const uint4 w = ptx::load_shared(weights + half * HALF_BYTES + lane * 16);
+      const uint4& w = weights.words[half];
       const uint32_t words[4] = {w.x, w.z, w.y, w.w};
       float high[4], low[4];
 #pragma unroll
@@ -122,7 +139,7 @@ struct RouterStep<false> {
         high[i] = pair.high;
         low[i] = pair.low;
       }
-      const ptx::Tf32Pair(&b)[2] = x.pairs[step][half];
+      const ptx::Tf32Pair(&b)[2] = x[half].pairs;
       ptx::mma_tf32(sums, low, b[0].high, b[1].high);
       ptx::mma_tf32(sums, high, b[0].low, b[1].low);
       ptx::mma_tf32(sums, high, b[0].high, b[1].high);
@@ -143,11 +160,11 @@ __device__ __forceinline__ void router_parts(const Cta& cta, Ring& ring, SumMemo
 #pragma unroll 1
   for (int first = 0; first < token_count; first += TILE_TOKENS) {
     // In operand B a lane has one token and pairs of columns, in products a pair of tokens.
-    typename Step::Stream x;
+    typename Step::Half x[OWNER_STEPS][2];
     const float(*columns)[TILE_TOKENS] = scaled[first / TILE_TOKENS] + lane % 4 * 2;
 #pragma unroll
     for (int i = 0; i < OWNER_STEPS * 2; i++)
-      x.set(i / 2, i % 2, columns[i * 8][lane / 4], columns[i * 8 + 1][lane / 4]);
+      x[i / 2][i % 2] = {columns[i * 8][lane / 4], columns[i * 8 + 1][lane / 4]};
     const int token = first + lane % 4 * 2;
     Ring taken = ring;
 #pragma unroll 1
@@ -159,9 +176,11 @@ __device__ __forceinline__ void router_parts(const Cta& cta, Ring& ring, SumMemo
         // A sum for each step, so that consecutive products do not depend on one another.
         float sums[OWNER_STEPS][4] = {};
 #pragma unroll
-        for (int step = 0; step < OWNER_STEPS; step++)
-          Step::multiply(sums[step], page + (tile - begin) * R::TILE_BYTES + step * R::STEP_BYTES,
-                         x, step, lane);
+        for (int step = 0; step < OWNER_STEPS; step++) {
+          typename Step::Weights weights;
+          weights.load(page + (tile - begin) * R::TILE_BYTES + step * R::STEP_BYTES, lane);
+          Step::multiply(sums[step], weights, x[step]);
+        }
         float sum[4] = {};
 #pragma unroll
         for (int i = 0; i < OWNER_STEPS * 4; i++) sum[i % 4] += sums[i / 4][i % 4];
@@ -288,6 +307,11 @@ __device__ __forceinline__ uint32_t order_key(float score) {
   return key > 0 ? key : 1;  // 0 is no score
 }
 
+// A token's scores.
+__device__ __forceinline__ float* scores_of(const Memory& memory, int token) {
+  return at<float>(memory.router_scores) + token * SCORES_EACH;
+}
+
 // The scores from which a warp chooses one token's experts.
 template <int KIND, bool POLLED>
 struct Scores {
@@ -297,12 +321,12 @@ struct Scores {
   float scores[EACH], biases[EACH];
   float inverse_rms;
 
-  __device__ __forceinline__ Scores(const Cta& cta, const float* bias, int token) {
-    const float* found = at<const float>(cta.memory.router_scores) + token * SCORES_EACH;
+  // `found` are a token's scores, and behind them its 1 / rms.
+  __device__ __forceinline__ Scores(const float* found, const float* bias, int lane) {
     // Only a lane's last expert may not exist; the others share one base address.
     const auto place = [&](const float* first, int i) {
-      if ((i + 1) * 32 <= EXPERTS) return first + cta.lane() + i * 32;
-      return first + smaller(i * 32 + cta.lane(), EXPERTS - 1);
+      if ((i + 1) * 32 <= EXPERTS) return first + lane + i * 32;
+      return first + smaller(i * 32 + lane, EXPERTS - 1);
     };
 #pragma unroll
     for (int i = 0; i < EACH; i++) biases[i] = *place(bias, i);
@@ -419,7 +443,7 @@ __device__ __forceinline__ void top_k_routes(const Cta& cta, Routes& routes, Str
   cta.sync();
   uint32_t chosen = 0;
   if (chooses) {
-    const Scores<KIND, POLLED> scores(cta, bias, token);
+    const Scores<KIND, POLLED> scores(scores_of(cta.memory, token), bias, lane);
     chosen = top_k_of_token<KIND, POLLED>(
         scores, routes.weights[token], lane,
         [&](uint32_t expert) { atomicOr(&routes.bits[expert / 32], 1u << expert % 32); });

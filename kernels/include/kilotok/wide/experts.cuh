@@ -2,9 +2,11 @@
 // first: an expert's rows (wide/routes.cuh), 128 at a time and then those that remain, with every
 // row group of its matrix.
 //
-//   gate_up   the rows of the inner operand: silu(gate) * up * weight, as the narrow pass has them
-//   down      an expert's product for each row, F32 `[rows][HIDDEN]`, in one chain over its columns
-//   combine   the products of a token's choices, in ascending order of its experts
+//   gather_rows   the operand of gate and up, by row
+//   gate_up       the rows of the inner operand: silu(gate) * up * weight
+//   down          an expert's product for each row, F32 `[rows][HIDDEN]`, in one chain over its
+//                 columns
+//   combine       the products of a token's choices, in ascending order of its experts
 #pragma once
 
 #include "kilotok/wide/matrix.cuh"
@@ -14,6 +16,8 @@ namespace kilotok::wide {
 
 struct ExpertsMemory {
   Routes routes;
+  // BF16 `[tokens][HIDDEN]`: what the network reads.
+  uint64_t normed;
   // Weights of all experts.
   uint64_t gate_up, down;
   // Operands by row, of HIDDEN columns and of a network's width.
@@ -23,6 +27,38 @@ struct ExpertsMemory {
   // Rows that there is room for.
   int capacity;
 };
+
+// All threads of all CTAs, SORTERS each: tokens by row as an operand. A warp copies of eight rows a
+// run of columns, of each row four pieces of 16 bytes at a time. All rows of a run of columns come
+// before the next: of so many columns L2 holds all tokens.
+template <int KIND>
+__device__ __forceinline__ void gather_rows(const ExpertsMemory& memory) {
+  constexpr FeedForward F = FEED_FORWARDS[KIND];
+  constexpr int WARPS = SORTERS / 32, AT_ONCE = 32 / TILE_TOKENS * PIECE_COLUMNS;
+  constexpr int LOADS = divisor(ceil_div(HIDDEN, AT_ONCE), 8);
+  constexpr int RUNS = ceil_div(HIDDEN, AT_ONCE) / LOADS;
+  const int lane = threadIdx.x % 32, warp = ptx::cta_index() * WARPS + threadIdx.x / 32;
+  const int tiles =
+      static_cast<int>(at<const uint32_t>(memory.routes.first_rows)[F.experts]) / TILE_TOKENS;
+  for (int i = warp; i < tiles * RUNS; i += GRID * WARPS) {
+    const int row = i % tiles * TILE_TOKENS + lane % TILE_TOKENS;
+    const int column = i / tiles * (LOADS * AT_ONCE) + lane / TILE_TOKENS * PIECE_COLUMNS;
+    const uint32_t choice = at<const uint32_t>(memory.routes.choices)[row];
+    if (choice == NO_CHOICE) continue;
+    const uint16_t* from = at<const uint16_t>(memory.normed) +
+                           static_cast<size_t>(choice / F.top_k) * HIDDEN + column;
+    uint4 pieces[LOADS];
+#pragma unroll
+    for (int j = 0; j < LOADS; j++)
+      if (column + j * AT_ONCE < HIDDEN) pieces[j] = ptx::load_weights(from + j * AT_ONCE);
+#pragma unroll
+    for (int j = 0; j < LOADS; j++)
+      if (column + j * AT_ONCE < HIDDEN)
+        *reinterpret_cast<uint4*>(at<char>(memory.gathered) +
+                                  operand_place(row, column + j * AT_ONCE, memory.capacity)) =
+            pieces[j];
+  }
+}
 
 // Rows of an expert that are multiplied together.
 struct RowRun {

@@ -1,8 +1,6 @@
 // The experts' tokens: choices of many tokens sorted by expert. Each expert has *rows*, which begin
 // at a multiple of eight, in ascending order of its tokens; what experts read and write is by row.
-//
-//   sort_choices   every CTA counts all choices, and finds the rows of its share of the experts
-//   gather_rows    behind it: the operand of gate and up, by row
+// Every CTA counts all choices, and finds the rows of its share of the experts.
 #pragma once
 
 #include "kilotok/phase/gathered.cuh"
@@ -98,8 +96,8 @@ __device__ __forceinline__ void place_rows(const Routes& routes, SortMemory<EXPE
 
 // All threads of all CTAs, SORTERS each.
 template <int KIND>
-__device__ __forceinline__ void sort_choices(const Routes& routes,
-                                             SortMemory<FEED_FORWARDS[KIND].experts>& memory) {
+__device__ __forceinline__ void sort_choices(SortMemory<FEED_FORWARDS[KIND].experts>& memory,
+                                             const Routes& routes) {
   constexpr int EXPERTS = FEED_FORWARDS[KIND].experts, TOP_K = FEED_FORWARDS[KIND].top_k;
   const int thread = threadIdx.x;
   for (int i = thread; i < EXPERTS; i += SORTERS) memory.counts[i] = 0;
@@ -118,36 +116,6 @@ __device__ __forceinline__ void sort_choices(const Routes& routes,
   }
   for (int expert = ptx::cta_index(); expert < EXPERTS; expert += GRID)
     place_rows<TOP_K>(routes, memory, expert);
-}
-
-// All threads of all CTAs, SORTERS each: tokens by row as an operand, from `[tokens][HIDDEN]`.
-// A warp copies of eight rows a run of columns, of each row four pieces of 16 bytes at a time.
-template <int KIND>
-__device__ __forceinline__ void gather_rows(const Routes& routes, const uint16_t* normed,
-                                            char* operand, int capacity) {
-  constexpr FeedForward F = FEED_FORWARDS[KIND];
-  constexpr int WARPS = SORTERS / 32, AT_ONCE = 32 / TILE_TOKENS * PIECE_COLUMNS;
-  constexpr int LOADS = divisor(ceil_div(HIDDEN, AT_ONCE), 8);
-  constexpr int RUNS = ceil_div(HIDDEN, AT_ONCE) / LOADS;
-  const int lane = threadIdx.x % 32, warp = ptx::cta_index() * WARPS + threadIdx.x / 32;
-  const int count =
-      static_cast<int>(at<const uint32_t>(routes.first_rows)[F.experts]) / TILE_TOKENS * RUNS;
-  for (int i = warp; i < count; i += GRID * WARPS) {
-    const int row = i / RUNS * TILE_TOKENS + lane % TILE_TOKENS;
-    const int column = i % RUNS * (LOADS * AT_ONCE) + lane / TILE_TOKENS * PIECE_COLUMNS;
-    const uint32_t choice = at<const uint32_t>(routes.choices)[row];
-    if (choice == NO_CHOICE) continue;
-    const uint16_t* from = normed + static_cast<size_t>(choice / F.top_k) * HIDDEN + column;
-    uint4 pieces[LOADS];
-#pragma unroll
-    for (int j = 0; j < LOADS; j++)
-      if (column + j * AT_ONCE < HIDDEN) pieces[j] = ptx::load_weights(from + j * AT_ONCE);
-#pragma unroll
-    for (int j = 0; j < LOADS; j++)
-      if (column + j * AT_ONCE < HIDDEN)
-        *reinterpret_cast<uint4*>(operand + operand_place(row, column + j * AT_ONCE, capacity)) =
-            pieces[j];
-  }
 }
 
 }  // namespace kilotok::wide
