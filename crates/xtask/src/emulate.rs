@@ -7,13 +7,15 @@ use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::thread::available_parallelism;
+use std::thread;
 
 use crate::cargo::{Program, cargo, executable, said};
 
 /// Below the root.
 const SOURCES: &str = "kernels/emulator";
 const OUT: &str = "target/emulator";
+/// Below that.
+const TEMPORARY: &str = "tmp";
 /// One library stands for the driver, the other for NVRTC, by this definition.
 const LIBRARIES: [(&str, &str); 2] =
     [("driver.cpp", "libcuda.so.1"), ("nvrtc.cpp", "libnvrtc.so.13")];
@@ -76,15 +78,41 @@ pub(crate) fn run(root: &Path, tests: &[&str]) -> Result<ExitCode, Box<dyn Error
     }
     let out = root.join(OUT);
     build(&root.join(SOURCES), &out)?;
-    let temporary = out.join("tmp");
-    fs::create_dir_all(&temporary)?;
+    fs::create_dir_all(out.join(TEMPORARY))?;
     let messages = cargo(root, &BUILD)?;
+    let passed = if tests.is_empty() {
+        suites_and_harnesses(root, &messages, &out)?
+    } else {
+        suites(&messages, &out, tests)?
+    };
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Compiles the harnesses while the suites run, which leave cores idle when they compile kernels.
+fn suites_and_harnesses(root: &Path, messages: &str, out: &Path) -> Result<bool, Box<dyn Error>> {
+    let harnesses = harnesses(root, out)?;
+    let passed = thread::scope(|scope| {
+        let compiler =
+            scope.spawn(|| harnesses.iter().try_for_each(|harness| harness.compile(root)));
+        let passed = suites(messages, out, &[])?;
+        compiler.join().map_err(|_| "the thread that compiles harnesses panicked")??;
+        Ok::<_, Box<dyn Error>>(passed)
+    })?;
+    if passed {
+        harnesses.iter().try_for_each(Harness::check)?;
+    }
+    Ok(passed)
+}
+
+/// Runs the tests whose names contain one of these words, or the short lists. Returns whether all
+/// passed.
+fn suites(messages: &str, out: &Path, tests: &[&str]) -> Result<bool, Box<dyn Error>> {
     let mut passed = true;
     for (program, short) in &SUITES {
-        let path = executable(&messages, program)
+        let path = executable(messages, program)
             .ok_or_else(|| format!("cargo {BUILD:?} made no {}", program.target))?;
         let mut suite = Command::new(path);
-        suite.env("LD_LIBRARY_PATH", &out).env("TMPDIR", &temporary);
+        suite.env("LD_LIBRARY_PATH", out).env("TMPDIR", out.join(TEMPORARY));
         // One test at a time: every engine needs all GPUs, emulated or not.
         suite.args(["--show-output", "--test-threads=1"]);
         suite.args(if tests.is_empty() { short } else { tests });
@@ -102,17 +130,11 @@ pub(crate) fn run(root: &Path, tests: &[&str]) -> Result<ExitCode, Box<dyn Error
         }
         passed = passed && output.status.success();
     }
-    if !passed {
-        return Ok(ExitCode::FAILURE);
-    }
-    if tests.is_empty() {
-        harnesses(root, &out)?;
-    }
-    Ok(ExitCode::SUCCESS)
+    Ok(passed)
 }
 
-/// Compiles the harnesses, as many at once as there are cores, and runs their checks.
-fn harnesses(root: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
+/// All harnesses, each for the model that it is checked with.
+fn harnesses(root: &Path, out: &Path) -> Result<Vec<Harness>, Box<dyn Error>> {
     let mut harnesses = Vec::new();
     for source in fs::read_dir(root.join(HARNESSES))? {
         let source = source?.path();
@@ -125,18 +147,7 @@ fn harnesses(root: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
     let program = out.join(format!("{name}_wide"));
     harnesses.push(Harness { model, program, ..Harness::new(root, out, name.to_owned())? });
     harnesses.sort_by(|one, other| one.program.cmp(&other.program));
-    for group in harnesses.chunks(available_parallelism()?.get()) {
-        let compilers: Vec<_> = group.iter().map(|harness| harness.compile(root).spawn()).collect();
-        // A failure is reported when all have ended.
-        let ends: Vec<_> =
-            compilers.into_iter().map(|compiler| compiler.and_then(|mut gxx| gxx.wait())).collect();
-        for (harness, end) in group.iter().zip(ends) {
-            if !end?.success() {
-                return Err(format!("g++ did not compile {HARNESSES}/{}.cu", harness.name).into());
-            }
-        }
-    }
-    harnesses.iter().try_for_each(Harness::check)
+    Ok(harnesses)
 }
 
 /// A harness made for a model, and its arguments.
@@ -161,7 +172,7 @@ impl Harness {
         Ok(Self { program: out.join(&name), name, model, arguments })
     }
 
-    fn compile(&self, root: &Path) -> Command {
+    fn compile(&self, root: &Path) -> Result<(), String> {
         let mut compiler = Command::new("g++");
         compiler.current_dir(root);
         compiler.args(["-std=c++20", "-O2", "-march=native", "-ffp-contract=off"]);
@@ -171,8 +182,9 @@ impl Harness {
         compiler.args(["-x", "c++", "-include", "kernels/emulator/cta.h"]);
         compiler.args(["-I", SOURCES, "-I", "kernels", "-I", "kernels/include", "-I", HARNESSES]);
         compiler.args(["-I", self.model]);
-        compiler.arg(format!("{HARNESSES}/{}.cu", self.name)).arg("-o").arg(&self.program);
-        compiler
+        let source = format!("{HARNESSES}/{}.cu", self.name);
+        compiler.arg(&source).arg("-o").arg(&self.program);
+        said(&mut compiler, &source).map(drop).map_err(|error| error.to_string())
     }
 
     fn check(&self) -> Result<(), Box<dyn Error>> {
