@@ -1,7 +1,8 @@
-// A CTA on the CPU. Included before all else, it makes C++ of the kernels' CUDA: a CTA is a thread
-// of the system, and its threads take turns on it, each with a stack of its own. One goes on until
-// it meets others or waits, then another does; which one is drawn, so that an order that the
-// kernels only hope for does not last. Bulk copies arrive when nobody can go on without them.
+// A CTA on the CPU. Included before everything else, it turns the kernels' CUDA into C++. A CTA is
+// a thread of the operating system, and its threads are coroutines on it, each with a stack of its
+// own. One runs until it reaches a barrier or waits, then another one, drawn at random, so that an
+// order that the kernels do not enforce does not hold. Bulk copies arrive only when no thread can
+// continue without them.
 #pragma once
 
 #include <sched.h>
@@ -45,10 +46,10 @@ namespace emulator {
 constexpr int WARP = 32;
 constexpr int WARPGROUP = 4 * WARP;
 constexpr int BARRIERS = 16;
-// Registers that one lane shows the others at a time.
+// Registers that a lane can exchange with the others at a time.
 constexpr int SHOWN = 8;
 
-// Pieces of shared memory, a bit each.
+// Shared memory is tracked in pieces, one bit each.
 constexpr size_t PIECE_BYTES = 128;
 constexpr size_t PIECES = 2048;
 static_assert(PIECES * PIECE_BYTES >= SHARED_MAX, "no two have the same bit");
@@ -57,14 +58,15 @@ using Pieces = uint64_t[PIECES / 64];
 struct Thread {
   void* stack;
   int index;
-  // Of which its loads may still be under way, and what it wrote that tensor cores may not see.
+  // Pieces from which loads may still be in flight, and pieces that were written without a fence
+  // for the tensor cores.
   Pieces read, written;
   AsyncWork work;
-  // Neighbours in the ring of those that can go on.
+  // Neighbours in the ring of runnable threads.
   Thread *next, *previous;
 };
 
-// A thread that waits for a barrier in shared memory.
+// A thread that waits for an mbarrier.
 struct Sleeper {
   Thread* thread;
   const struct Barrier* barrier;
@@ -79,7 +81,7 @@ struct Warp {
   int lanes, arrived;
   uint32_t round;
   Thread* waiting[WARP];
-  // Of this round and the one before: nobody is further behind.
+  // For this round and the previous one: no lane is further behind.
   uint32_t shown[2][WARP][SHOWN];
 };
 
@@ -90,7 +92,7 @@ struct Copy {
   struct Barrier* barrier;
 };
 
-// What lies in the eight bytes of a barrier in shared memory.
+// The eight bytes of an mbarrier.
 struct Barrier {
   uint16_t arrivals, missing;
   int32_t bytes : 31;
@@ -102,10 +104,10 @@ struct Cta {
   const Launch* launch;
   void (*kernel)(const void*);
   void* system_stack;
-  // Who has the turn, or would if it were able.
+  // The running thread, and the thread at the current place of the ring.
   Thread *current, *turn;
-  // Threads that have not ended, those that can go on, and how many of these asked in vain since
-  // something happened; then how often all of them did.
+  // Threads that have not ended; runnable threads; how many of these polled without success since
+  // the last event; how often all of them did.
   int live, able, asked, idle;
   uint64_t dice;
   Thread threads[THREADS_MAX];
@@ -116,7 +118,7 @@ struct Cta {
   std::vector<Sleeper> sleepers;
 };
 
-// Of this thread of the system.
+// The CTA of this thread of the operating system.
 static constinit thread_local Cta* here = nullptr;
 
 inline uint32_t draw() {
@@ -124,7 +126,7 @@ inline uint32_t draw() {
   return static_cast<uint32_t>(here->dice >> 33);
 }
 
-// Saves what a function must keep, and goes on where another stack was left.
+// Saves the callee-saved registers and continues on another stack.
 extern "C" __attribute__((visibility("hidden"))) void kilotok_switch(void** from, void* to);
 asm(R"(
 .text
@@ -156,7 +158,7 @@ inline void go_on(Thread* thread) {
   kilotok_switch(&from->stack, thread->stack);
 }
 
-// Gives the CTA up, or ends it.
+// Leaves the CTA, whether it is complete or has failed.
 [[noreturn]] inline void leave_cta() {
   void* nobody;
   kilotok_switch(&nobody, here->system_stack);
@@ -172,7 +174,7 @@ inline void able_again(Thread* thread) {
   if (here->able++ == 0) {
     here->turn = thread->next = thread->previous = thread;
   } else {
-    // Next, or last.
+    // It runs next, or last.
     Thread* after = draw() & 1 ? here->turn : here->turn->previous;
     thread->previous = after;
     thread->next = after->next;
@@ -184,15 +186,15 @@ inline void able_again(Thread* thread) {
 
 bool deliver();
 
-// After so many times of nothing to do, others than this CTA get the processor for a while, each
-// time for longer, as they may have much to do.
+// After this many rounds without progress the CTA sleeps, each time longer, because other CTAs may
+// have much to do.
 constexpr int IDLE_MAX = 2;
 constexpr long REST_NS = 20000;
 constexpr int RESTS_MAX = 50;
-// And after so many, those who wait for a barrier may look at the clock.
+// After this many, threads that wait for an mbarrier wake and may check their deadline.
 constexpr int ALARM = 256;
 
-// Nobody can go on for now.
+// Called when no thread can make progress.
 inline void rest() {
   if (here->launch->broken->load(std::memory_order_relaxed)) leave_cta();
   if (deliver()) return;
@@ -210,7 +212,7 @@ inline void rest() {
   }
 }
 
-// Takes the current thread out of the ring, until somebody makes it able again.
+// Removes the current thread from the ring of runnable threads until another one wakes it.
 inline void wait() {
   Thread* thread = here->current;
   thread->previous->next = thread->next;
@@ -218,14 +220,14 @@ inline void wait() {
   here->turn = thread->next;
   here->able--;
   while (here->able == 0) {
-    // All wait for each other, or for those that have ended.
+    // A deadlock: all threads wait for each other, or for threads that have ended.
     if (here->copies.empty() && here->sleepers.empty()) trap();
     rest();
   }
   go_on(here->turn);
 }
 
-// The current thread asked for something that is not there yet.
+// The current thread polled without success.
 inline void asked_in_vain() {
   if (++here->asked > here->able) {
     here->asked = 0;
@@ -238,7 +240,7 @@ inline void wake(Thread** waiting, int count) {
   for (int i = 0; i < count; i++) able_again(waiting[i]);
 }
 
-// All lanes of a warp have come.
+// All lanes of a warp have arrived.
 inline void end_round(Warp& warp) {
   wake(warp.waiting, warp.arrived);
   warp.arrived = 0;
@@ -254,7 +256,8 @@ inline void end_thread() {
 
 using Shown = uint32_t[SHOWN];
 
-// Lanes of a warp meet and show words; what all of them show, after `join` of it by the last.
+// A warp-wide exchange: each lane shows words, and gets those of all lanes after the last lane has
+// called `join` on them.
 template <class Join>
 const Shown* show(const uint32_t* words, int count, Join join) {
   const int index = here->current->index;
@@ -302,7 +305,7 @@ inline void settle(Barrier& barrier) {
   }
 }
 
-// Whether a phase is over, perhaps only after a while.
+// Whether a phase is complete; may wait for it.
 inline bool is_over(const Barrier& barrier, uint32_t parity) {
   if (barrier.phase == parity) {
     here->sleepers.push_back({here->current, &barrier});
@@ -312,20 +315,20 @@ inline bool is_over(const Barrier& barrier, uint32_t parity) {
 }
 
 inline void arrive(Barrier& barrier, int bytes) {
-  // One more than were to come.
+  // More arrivals than expected.
   if (barrier.missing == 0) trap();
   barrier.bytes = barrier.bytes + bytes;
   barrier.missing--;
   settle(barrier);
 }
 
-// Notes the piece with an address.
+// Marks the piece that contains an address.
 inline void note(Pieces& pieces, uintptr_t address) {
   const size_t piece = address / PIECE_BYTES % PIECES;
   pieces[piece / 64] |= uint64_t{1} << piece % 64;
 }
 
-// The current thread reads shared memory; and then has a fence, before which it has read it.
+// Marks a read of shared memory by the current thread; its fence completes them.
 inline void note_read(const void* from) {
   note(here->current->read, reinterpret_cast<uintptr_t>(from));
 }
@@ -334,7 +337,7 @@ inline void note_write(const void* to) {
 }
 inline void forget_reads() { std::memset(here->current->read, 0, sizeof(Pieces)); }
 
-// Bulk copies overtake loads: they may only come where nobody's are under way.
+// Bulk copies overtake loads, so no thread may have loads in flight from their destination.
 inline void check_reads(const void* to, uint32_t bytes) {
   Pieces written = {};
   const uintptr_t first = reinterpret_cast<uintptr_t>(to), end = first + bytes;
@@ -349,7 +352,7 @@ inline void check_reads(const void* to, uint32_t bytes) {
   }
 }
 
-// Copies some of what is under way; whether there was anything.
+// Completes some of the bulk copies in flight. Returns whether there were any.
 inline bool deliver() {
   std::vector<Copy>& copies = here->copies;
   if (copies.empty()) return false;
@@ -438,7 +441,7 @@ T of_lane(T value, int lane) {
 
 template <class Join>
 uint32_t of_warp(uint32_t value, Join join) {
-  // Behind it some may have ended.
+  // Some lanes may end after the exchange.
   const int lanes = here->warps[here->current->index / WARP].lanes;
   const auto shown = show(&value, 1);
   uint32_t all = shown[0][0];

@@ -1,8 +1,8 @@
-// What the harnesses use of CUDA's runtime, on GPUs that are not there: their memory is the host's,
-// a kernel is a function of this program. After cta.h.
+// The part of CUDA's runtime that the harnesses use, on emulated GPUs: their memory is the host's,
+// a kernel is a function of this program. Included after cta.h.
 //
-// A GPU does what it is told on a thread of its own, in order, so that kernels of several run at
-// the same time. Memory that nobody has written is not a number.
+// A GPU executes its work in order on a thread of its own, so that kernels of several GPUs run at
+// the same time. Memory that has not been written is NaN.
 #pragma once
 
 #include <tuple>
@@ -11,7 +11,7 @@
 #include "cta.h"
 #include "worker.h"
 
-// The shared memory that a launch asks for, by the namespaces in which kernels name it.
+// Dynamic shared memory, in each namespace in which kernels name it.
 alignas(128) inline thread_local char shared_bytes[emulator::SHARED_MAX];
 namespace kilotok {
 alignas(128) inline thread_local char shared_bytes[emulator::SHARED_MAX];
@@ -51,12 +51,12 @@ using cudaStream_t = void*;
 
 namespace emulator {
 
-// Threads that compute CTAs of which any may come first.
+// Threads that compute CTAs which need not run together.
 constexpr int FREE_CTAS = 2;
 constexpr size_t ALIGNMENT = 512;
 constexpr int UNWRITTEN = 0xff;
 
-// A kernel and what it is called with.
+// A kernel and its arguments.
 template <class... Arguments>
 struct Called {
   void (*kernel)(Arguments...);
@@ -68,7 +68,7 @@ struct Called {
   }
 };
 
-// What a CTA is told, and which row of the grid it is in.
+// What is passed to a CTA, and its row of the grid.
 struct RowLaunch : Launch {
   int row;
 };
@@ -91,7 +91,7 @@ struct Device {
     return state();
   }
 
-  // CTAs that wait for each other need a thread each; of others, any may come after another.
+  // CTAs that wait for each other need a thread each; other CTAs may run in any order.
   void launch(void (*kernel)(const void*), const void* call, dim3 grid, int threads,
               bool together) {
     const int count = static_cast<int>(grid.x * grid.y);
@@ -145,7 +145,7 @@ struct CtaRow {
 
 }  // namespace emulator
 
-// In place of that of cta.h, which knows grids of one row.
+// Replaces that of cta.h, which supports grids of one row.
 struct { emulator::CtaIndex x; emulator::CtaRow y; } static const cta_indices;
 #define blockIdx cta_indices
 

@@ -1,6 +1,6 @@
-// A libcuda with GPUs that are not there: their memory is the host's, their kernels are CPU code
-// from nvrtc.cpp. Streams are threads, as is every CTA of a module. It knows what crates/cuda uses.
-// Nothing but a stream ever waits for what a stream does.
+// A libcuda with emulated GPUs: their memory is the host's, their kernels are CPU code from
+// nvrtc.cpp. Streams are threads, and so is every CTA of a module. It has the functions that
+// crates/cuda uses. Only streams wait for the work of a stream.
 #include <dlfcn.h>
 #include <elf.h>
 #include <unistd.h>
@@ -44,12 +44,12 @@ enum Attribute {
   CAPABILITY_MINOR = 76
 };
 
-// Threads of which a module's CTAs have one each.
+// The most CTAs of a module, each of which has a thread.
 constexpr int CTAS_MAX = 192;
 constexpr size_t ALIGNMENT = 512;
-// Of a GPU that is not slow.
+// The clock at a slowness of 1.
 constexpr uint64_t CLOCK_KHZ = 1980000;
-// Between two looks of a stream at what it waits for.
+// The interval at which a stream polls a word.
 constexpr unsigned WAIT_MICROSECONDS = 20;
 
 int number(const char* name, int otherwise) {
@@ -61,7 +61,7 @@ struct Device {
   int index;
   std::atomic<bool> broken{false};
   std::atomic<uint64_t> launches{0};
-  // Whose memory it reaches.
+  // The devices whose memory it can access.
   std::vector<Device*> peers;
 };
 
@@ -82,7 +82,7 @@ struct Module {
 struct Function {
   Module* module;
   Kernel kernel;
-  // Of the one struct that it takes.
+  // The size of its single argument.
   size_t argument_bytes;
 };
 
@@ -101,7 +101,8 @@ std::vector<std::unique_ptr<Device>>& devices() {
 
 thread_local Device* current = nullptr;
 
-// A driver tells of a broken GPU on all that reach it, on which what was started goes on.
+// A failed GPU is reported on all GPUs with access to its memory, where work that was started goes
+// on.
 int state() {
   if (!current) return INVALID_CONTEXT;
   const auto broken = [](const Device* device) { return device->broken.load(); };
@@ -117,7 +118,7 @@ int then(Stream* stream, std::function<void()> work) {
   return SUCCESS;
 }
 
-// The length of a shared object, which ends with its table of sections.
+// The length of a shared object, which ends with its section table.
 size_t image_bytes(const void* image) {
   const auto* header = static_cast<const Elf64_Ehdr*>(image);
   return header->e_shoff + static_cast<size_t>(header->e_shnum) * header->e_shentsize;
@@ -217,13 +218,13 @@ int cuStreamDestroy_v2(Stream* stream) {
   return SUCCESS;
 }
 
-// On the context's own stream nothing is ever left to do.
+// The context's own stream never has pending work.
 int cuStreamQuery(Stream* stream) {
   if (const int code = state()) return code;
   return stream && !stream->worker.idle() ? NOT_READY : SUCCESS;
 }
 
-// Until the word has come so far; the numbers may wrap.
+// Waits until the word has reached the value; numbers may wrap.
 int cuStreamWaitValue32_v2(Stream* stream, uint64_t address, uint32_t value, unsigned flags) {
   if (flags != 0) return INVALID_VALUE;
   return then(stream, [=] {
@@ -301,7 +302,7 @@ int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, Stream* stre
 
 int cuModuleLoadData(Module** loaded, const void* image) {
   if (const int code = state()) return code;
-  // Of its own name: each GPU has its own variables.
+  // A file name of its own, because each GPU has its own variables.
   const char* temporary = std::getenv("TMPDIR");
   std::string file = std::string(temporary ? temporary : "/tmp") + "/module-XXXXXX";
   const int descriptor = mkstemp(file.data());

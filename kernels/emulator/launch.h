@@ -1,4 +1,4 @@
-// What the emulated driver tells a CTA of a kernel.
+// What the emulated driver passes to a CTA of a kernel.
 #pragma once
 
 #include <time.h>
@@ -10,24 +10,25 @@
 
 namespace emulator {
 
-// For one thread of a CTA; not a power of two, or all would want the same lines of the cache.
+// The stack of one thread of a CTA. Not a power of two, or the stacks of all threads would compete
+// for the same cache lines.
 constexpr size_t STACK_BYTES = (64 << 10) + 576;
 constexpr int THREADS_MAX = 1024;
-// Shared memory that one CTA can have.
+// The most shared memory of a CTA.
 constexpr size_t SHARED_MAX = 227 << 10;
 
 struct Launch {
   int cta, grid, threads;
   const void* argument;
-  // Room for the stacks of all threads.
+  // Memory for the stacks of all threads.
   char* stacks;
   uint64_t seed;
-  // Whether a CTA of the launch gave up, so that all do.
+  // Set when a CTA of the launch has failed, so that all stop.
   std::atomic<bool>* broken;
 };
 
-// By how much the GPU's clock goes slower than the system's, EMULATED_SLOWNESS. What takes a GPU
-// microseconds takes milliseconds here; waits that are to end must not end for that.
+// The factor by which the GPU's clock is slower than the system's, EMULATED_SLOWNESS. What takes a
+// GPU microseconds takes milliseconds here, and must not run into the kernels' timeouts.
 constexpr uint64_t SLOWNESS = 50;
 
 inline uint64_t slowness() {

@@ -1,4 +1,5 @@
-// A libnvrtc that has the system's C++ compiler make CPU code of kernels, for driver.cpp to load.
+// A libnvrtc that compiles kernels to CPU code with the system's C++ compiler, for driver.cpp to
+// load.
 #include <unistd.h>
 
 #include <cstdio>
@@ -17,13 +18,13 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Code at which nothing is undefined, and which rounds where the source says. With -flto=auto all
-// cores compile it; -O3 takes longer, and what comes of it runs no faster.
+// Options without undefined behaviour in this code, and with rounding as the source says.
+// -flto=auto compiles on all cores; -O3 takes longer, and the result is not faster.
 constexpr const char* COMPILER =
     "g++ -std=c++20 -O2 -flto=auto -march=native -ffp-contract=off -fno-strict-aliasing -fPIC "
     "-shared -mtls-dialect=gnu2 -Wno-attributes";
 
-// What the compiler has of its own.
+// Headers of the compiler itself.
 const std::set<std::string> OWN = {"cstdint", "cstddef"};
 
 struct Program {
@@ -41,7 +42,8 @@ void write(const fs::path& path, const std::string& text) {
   std::ofstream(path, std::ios::binary) << text;
 }
 
-// The memory that kernels share, and a function for each that takes what a launch has of it.
+// Code that is added to the kernels: dynamic shared memory, and for each kernel a function that
+// takes the argument of a launch.
 std::string driven(const Program& program) {
   std::string all = program.text;
   for (const auto& [name, text] : program.headers) all += text;
@@ -74,7 +76,7 @@ int compile(Program& program) {
     if (!OWN.count(name)) write(here / "headers" / name, text);
   write(here / "kernels.cpp", program.text + driven(program));
   const std::string quiet = " > '" + (here / "log").string() + "' 2>&1";
-  // Our own headers come first: those of ptx/ are for the GPU's compiler.
+  // The emulator's headers come first, because those of ptx/ are for the GPU's compiler.
   const std::string command = std::string(COMPILER) + " -include '" EMULATOR "/cta.h' -I '" EMULATOR
                               "' -I '" + (here / "headers").string() + "' -o '" +
                               (here / "kernels.so").string() + "' '" +
@@ -94,7 +96,8 @@ const char* nvrtcGetErrorString(int code) {
   return code == 0 ? "NVRTC_SUCCESS" : code == 6 ? "NVRTC_ERROR_COMPILATION" : "NVRTC_ERROR";
 }
 
-// The minor version stands for what the emulator is, so that kernels of another one are not taken.
+// The minor version identifies the emulator, so that a cache does not return kernels of another
+// version.
 int nvrtcVersion(int* major, int* minor) {
   *major = 13;
   *minor = VERSION;

@@ -1,6 +1,6 @@
-// Tensor cores that work beside the thread that asked for them. What a thread began is kept until
-// it waits for it, so that a kernel that does not wait computes with other values: sums under way
-// are not numbers, and B is read at once or only in the end.
+// Asynchronous tensor cores. A product takes effect only when the thread waits for it, so that a
+// kernel that does not wait computes wrong values: sums in flight are NaN, and B is read either at
+// once or at the end.
 #pragma once
 
 #include <cstdint>
@@ -10,27 +10,27 @@
 
 namespace emulator {
 
-// Sums for eight columns that one lane has: two rows times two columns.
+// Sums of one lane for eight columns: two rows times two columns.
 constexpr int TILE_SUMS = 4;
-// Along k the most that one product takes: 16 of BF16.
+// The most elements along k of one product: 16 of BF16.
 constexpr int K_MAX = 16;
 
-// One lane's part of a product under way.
+// One lane's part of a product in flight.
 struct Wgmma {
   float* sums;
   int columns, k, number;
-  // Whether it adds to what is there, and that.
+  // Whether it adds to earlier sums, and these sums.
   bool add;
   std::vector<float> before;
-  // Its two rows of A.
+  // The lane's two rows of A.
   float a[2][K_MAX];
   uint64_t b;
-  // Products, if B was read at once.
+  // The products, if B was read at once.
   std::vector<float> products;
 };
 
-// What a thread has under way: without a commit, then by group. `fenced` says whether it had a
-// fence since its last wait, `count` how many products it began.
+// A thread's products in flight: uncommitted ones, then committed groups. `fenced` is whether it
+// had a fence since its last wait, `count` the number of products it has begun.
 struct AsyncWork {
   bool fenced = false;
   int count = 0;
@@ -38,14 +38,14 @@ struct AsyncWork {
   std::vector<std::vector<Wgmma>> groups;
 };
 
-// The products that a warpgroup has begun, so that its warps can be compared.
+// The products that a warpgroup has begun, for comparison between its warps.
 constexpr int NOTED = 64;
 struct Warpgroup {
   uint64_t operands[NOTED];
   int numbers[NOTED];
 };
 
-// Sums of a product under way, which nothing else computes.
+// Marks a sum in flight: a NaN that no arithmetic yields.
 constexpr uint32_t UNDER_WAY = 0x7fc0badd;
 
 inline bool is_under_way(float value) {
@@ -58,7 +58,7 @@ inline float value_of_b(const char* at, int k, bool bf16) {
   return __builtin_bit_cast(float, uint32_t{reinterpret_cast<const uint16_t*>(at)[k]} << 16);
 }
 
-// What the emulator packs in place of a descriptor: address, and both strides in sixteen bytes.
+// The emulator's form of a descriptor: the address, and both strides in units of sixteen bytes.
 struct Operand {
   uint32_t address, k_bytes, column_bytes;
   static Operand of(uint64_t packed) {
@@ -67,8 +67,8 @@ struct Operand {
   }
 };
 
-// A lane's products, added up along k from zero, as `mma` of this emulator adds them. `shared` is
-// what addresses count from.
+// A lane's products, summed along k from zero in the order of this emulator's `mma`. Addresses are
+// relative to `shared`.
 inline std::vector<float> multiply_rows(const Wgmma& product, const char* shared, int lane) {
   const Operand b = Operand::of(product.b);
   const char* from = shared + static_cast<int32_t>(b.address);

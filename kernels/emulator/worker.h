@@ -1,4 +1,4 @@
-// Threads of the system that do what streams and CTAs do.
+// Threads of the operating system that run streams and CTAs.
 #pragma once
 
 #include <sys/mman.h>
@@ -14,7 +14,7 @@
 
 namespace emulator {
 
-// A thread that does one thing after another.
+// A thread with a queue of work.
 class Worker {
  public:
   ~Worker() {
@@ -62,7 +62,7 @@ class Worker {
   std::thread thread_{[this] { run(); }};
 };
 
-// One CTA after another, and room for the stacks of its threads.
+// A thread that runs CTAs one after another, with memory for the stacks of a CTA's threads.
 struct CtaThread {
   char* stacks;
   Worker worker;

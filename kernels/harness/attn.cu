@@ -1,5 +1,5 @@
-// Checks attention against sums in double precision, each token's bits against those that it has
-// alone, and times it.
+// Checks attention against a reference in double precision, checks that each token's bits are those
+// it has alone, and times it.
 //
 //   nvcc -std=c++20 -O3 -arch=sm_90a -I kernels -I kernels/include -I MODEL attn.cu -o attn
 //   ./attn            checks, then times
@@ -12,7 +12,7 @@ using namespace kilotok;
 
 namespace {
 
-// Which phases a launch runs, of each repeat.
+// The phases that a launch runs in each repeat.
 constexpr int ATTN_IN = 1, ATTN = 2;
 
 template <int KIND>
@@ -50,7 +50,8 @@ struct AttentionRoles {
 #pragma unroll 1
     for (int i = 0; i < work.repeats; i++) {
       if (work.phases & ATTN_IN) attn_in<KIND>(cta, layer(w), w.batch(), OWN);
-      // Attention begins in the middle of a barrier, and so does what adds its parts.
+      // Attention begins between the halves of a grid barrier, and so does the combination of its
+      // chunks.
       cta.arrive_grid();
       if (work.phases & ATTN)
         attend(w);
@@ -77,7 +78,7 @@ struct AttentionRoles {
   static __device__ __forceinline__ void epilogue(Warp&, const Work&) {}
 };
 
-// A uniform number from -1 to 1 that follows from its name.
+// A uniform number from -1 to 1, a hash of its arguments.
 float random_of(uint64_t sequence, uint64_t position, uint64_t what, uint64_t i) {
   uint64_t z = (sequence << 56) ^ (position << 32) ^ (what << 24) ^ (i + 1);
   for (int round = 0; round < 2; round++) {
@@ -110,17 +111,17 @@ void upload(uint64_t to, const std::vector<T>& values) {
                    cudaMemcpyHostToDevice));
 }
 
-// Rows of a kind on the device, and what should come of them.
+// Rows of one kind of attention on the device, and the expected results.
 template <int KIND>
 struct World {
   static constexpr Attention A = ATTENTIONS[KIND];
   static constexpr bool OWN = KIND >= DRAFT_ATTENTION;
   std::vector<Row> rows;
-  // By row the first position that has a page, and where its pages begin in the table.
+  // For each row the first position that has a page, and the index of its pages in the table.
   std::vector<uint32_t> first_needed, table_at;
   Memory memory = {};
   std::vector<uint64_t> owned;
-  // A position of sequence 0 whose key is too large, or none.
+  // A position of sequence 0 with a key that overflows, or none.
   uint32_t spoilt = ~0u;
 
   explicit World(std::vector<Row> given, uint32_t spoilt_position = ~0u)
@@ -158,7 +159,7 @@ struct World {
     owned.push_back(address);
     return address;
   }
-  // What nobody has written is not a number.
+  // Memory that has not been written is NaN.
   uint64_t bytes(size_t count) { return keep(take(std::vector<uint8_t>(count, 0xff))); }
 
   float projected(const Row& row, uint32_t position, What what, int i) const {
@@ -167,7 +168,7 @@ struct World {
 
   uint32_t end(const Row& row) const { return OWN ? row.start : row.start + row.count; }
 
-  // Pages in a mixed order; those before the window do not exist.
+  // Pages in a mixed order. Those before the window do not exist.
   std::vector<uint32_t> table;
   uint32_t page_count = 0;
   void take_pages() {
@@ -208,7 +209,7 @@ struct World {
     return keep(take(values));
   }
 
-  // A batch of tokens `skip` to `skip + count` of the given rows.
+  // A batch of tokens `skip` to `skip + count` - 1 of the given rows.
   struct Piece {
     int row;
     uint32_t skip, count;
@@ -260,7 +261,7 @@ struct World {
     return bench::roles_ms<AttentionRoles<KIND>>(memory, {phases, repeats});
   }
 
-  // Attended values of so many tokens, `[tokens, q_heads * v_dim]`, as their bits.
+  // The bits of the attended values, `[tokens, q_heads * v_dim]`.
   std::vector<uint16_t> attended(int token_count) {
     CHECK(cudaMemset(at<void>(memory.attended), 0xff, size_t{TOKENS_MAX} * ATTENDED_BYTES));
     launch(ATTN_IN | ATTN, 1);
@@ -274,7 +275,7 @@ struct World {
     return values;
   }
 
-  // A head of a token after norm and rotation.
+  // A head of a token after RMSNorm and RoPE.
   std::vector<double> turned(const Row& row, uint32_t position, What what, int head) const {
     std::vector<double> x(A.qk_dim);
     double square = 0;
@@ -295,7 +296,7 @@ struct World {
     return x;
   }
 
-  // Of one head of a token, with keys and values as they are stored.
+  // The expected values of one head of a token, with keys and values as they are stored.
   std::vector<double> expected(const Row& row, uint32_t position, int head) const {
     const int kv_head = head / (A.q_heads / A.kv_heads);
     const uint32_t first =
@@ -339,8 +340,8 @@ struct World {
 
 int failures = 0;
 
-// Queries, weights and results are BF16, each off by 2^-9 of itself at most; with scores up to
-// about 4 that makes 2 % of a value's share. Values are below 1, and so is what is compared.
+// Queries, weights and results are BF16, each with an error of at most 2^-9 of itself. With scores
+// up to about 4 that amounts to 2 % of a value's share. Values are below 1, and so is the result.
 constexpr double TOLERANCE = 0.02;
 
 template <int KIND>
@@ -368,7 +369,7 @@ void check_values(const char* name, World<KIND>& world, const std::vector<uint16
               std::sqrt(squares / size), good ? "" : "WRONG");
 }
 
-// Every token (of a draft, every row) must have the bits in the batch that it has alone.
+// Every token (of a draft, every row) must have the same bits in the batch as alone.
 template <int KIND>
 void check_bits(const char* name, World<KIND>& world, const std::vector<uint16_t>& together) {
   using W = World<KIND>;
@@ -402,7 +403,8 @@ void check_bits(const char* name, World<KIND>& world, const std::vector<uint16_t
               different ? "WRONG" : "");
 }
 
-// A row of which a step has some tokens, the first or the last: their bits are those of all.
+// If a step has only some tokens of a row, the first or the last, their bits are the same as with
+// all of them.
 template <int KIND>
 void check_counts(const char* name, uint32_t start, const std::vector<uint32_t>& counts) {
   using W = World<KIND>;
@@ -430,7 +432,7 @@ void check(const char* name, std::vector<Row> rows) {
   check_bits<KIND>(name, world, values);
 }
 
-// A score that overflows must make what sees it not a number, and nothing else.
+// A score that overflows must make the tokens to which it is visible NaN, and no others.
 template <int KIND>
 void check_overflow() {
   using W = World<KIND>;
@@ -473,7 +475,7 @@ void check_kind(bool small) {
   check<KIND>("three rows", {{1, 37, D}, {2, 200, OWN ? D : 1}, {3, 1030, D}});
   check_overflow<KIND>();
   constexpr uint32_t LONG = CHUNK_KEYS * CHUNKS_MAX;
-  // As many parts as there may be. Alone these are one tile, which other warps add.
+  // As many chunks as there can be. Alone these are one tile, which is combined by other warps.
   if (ATTENTIONS[KIND].window == 0)
     check<KIND>("chunks grow, two tiles", {{1, LONG - 3, D}, {2, LONG - 1, D}});
   if (!OWN) check_counts<KIND>("some of 64 tokens", 37, {1, 2, 13, 63});

@@ -1,5 +1,5 @@
-// What harnesses share: calls that must succeed, memory of the GPU, numbers that follow from a
-// seed, and launches with a time.
+// Shared by the harnesses: checked CUDA calls, GPU memory, seeded random numbers, and timed
+// launches.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -17,7 +17,7 @@ namespace bench {
 
 using kilotok::at;
 
-// Who gave up waiting and for what, from all kernels of the program.
+// The fault record of all kernels of the program.
 inline kilotok::Fault* fault = nullptr;
 
 [[noreturn]] inline void fail(const char* call, int line, cudaError_t error) {
@@ -50,8 +50,8 @@ inline uint32_t wait_max_ms() {
   return wait ? static_cast<uint32_t>(std::atoi(wait)) : 60000;
 }
 
-// Memory of one GPU, until it goes out of scope. What nobody has written is not a number, unless
-// `take` is told what to fill it with.
+// Memory of one GPU, freed at the end of its scope. Memory is filled with NaN, unless `take` is
+// told otherwise.
 class Buffers {
  public:
   Buffers() = default;
@@ -105,7 +105,7 @@ inline float bf16_value(uint16_t value) {
   return result;
 }
 
-// Bits that follow from a seed and a number, on the host and on the GPU.
+// Pseudo-random bits from a seed and a number, the same on the host and on the GPU.
 __host__ __device__ inline uint32_t mixed(uint64_t seed, uint64_t i) {
   uint64_t z = (i + 1 + (seed << 40)) * 0x9E3779B97F4A7C15ull;
   z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
@@ -124,13 +124,13 @@ inline std::vector<float> uniforms(size_t count, float scale, float offset, uint
   return values;
 }
 
-// The shared memory that a launch asks for.
+// The dynamic shared memory of a launch.
 __device__ __forceinline__ char* asked_memory() {
   extern __shared__ __align__(128) char shared_bytes[];
   return shared_bytes;
 }
 
-// Milliseconds that a kernel takes of which all CTAs run at once.
+// Milliseconds of a cooperative launch.
 template <class... Arguments>
 float launch_ms(void (*kernel)(Arguments...), dim3 grid, int threads, size_t shared_bytes,
                 void** arguments) {
@@ -150,7 +150,7 @@ float launch_ms(void (*kernel)(Arguments...), dim3 grid, int threads, size_t sha
   return ms;
 }
 
-// Microseconds of the fastest run for each of its repeats; `run_ms(repeats)` does them.
+// Microseconds of one repeat in the fastest run; `run_ms(repeats)` runs once.
 template <class Run>
 double best_us(int repeats, Run run_ms) {
   constexpr int RUNS = 5;
@@ -159,20 +159,20 @@ double best_us(int repeats, Run run_ms) {
   return best * 1e3 / repeats;
 }
 
-// What the fastest memory reads in a second: measured on an H200.
+// The fastest read bandwidth, in bytes a second: measured on an H200.
 constexpr double FASTEST = 4.55e12;
 
-// Times of runs to the best one's, with what it reads.
+// Prints a time beside the share of that bandwidth which it reaches.
 inline void print_time(const char* name, double us, double bytes) {
   std::printf("%s: %.2f us, %.1f MB, %.1f %% of 4.55 TB/s\n", name, us, bytes / 1e6,
               100 * bytes / FASTEST / (us * 1e-6));
 }
 
-// Counts what is wrong, and says the first of it.
+// Counts wrong values and prints the first one.
 struct Verdict {
   const char* name;
   size_t compared = 0, wrong = 0;
-  // Of what is allowed.
+  // The largest error relative to its tolerance.
   double worst = 0;
 
   void exact(double found, double wanted, const char* what, int a, int b) {
@@ -187,7 +187,7 @@ struct Verdict {
       std::printf("  %s: %s %d, %d is %.9g, not %.9g (%.3g allowed)\n", name, what, a, b, found,
                   wanted, tolerance);
   }
-  // Whether all was right.
+  // Prints the result, and returns whether all values were right.
   bool print() const {
     std::printf("%-32s %zu compared, %zu wrong, worst %.2f of what is allowed %s\n", name,
                 compared, wrong, worst, wrong ? "WRONG" : "");
@@ -195,7 +195,7 @@ struct Verdict {
   }
 };
 
-// A harness's `main`: `all(small)` checks, and times what is not to be small.
+// A harness's `main`: `all(small)` checks, and times unless `small`.
 inline int run_all(int argc, char** argv, bool (*all)(bool small)) {
   cudaDeviceProp device;
   CHECK(cudaGetDeviceProperties(&device, 0));

@@ -1,17 +1,17 @@
-// What ranks say to each other: sums of their parts, logits and likeliest drafts, checked and
-// timed. One GPU for each rank, with peer access to the others:
+// The collectives between ranks (all-reduce of parts, all-gather of logits, argmax of drafts),
+// checked and timed. One GPU for each rank, with peer access to the others:
 //
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -DCOLLECTIVE_RANKS=8 -I kernels \
 //     -I kernels/include -I kernels/models/slice kernels/harness/collectives.cu -o collectives
 //   ./collectives            checks and times
 //   ./collectives check      checks alone, for compute-sanitizer
-//   ./collectives lost       launches the first rank alone: it must give up, and say for whom
+//   ./collectives lost       launches the first rank alone: its wait must time out and name the missing rank
 //
-// Where there are fewer GPUs, ranks share them, if they fit; the three that are compiled in when no
-// number is given fit one. That is checked, not timed. Sums must have the bits of BF16 parts added
-// in F32 in the order of ranks, at every rank; parts differ so much in size that another order
-// would give others. Logits and drafts must be those that were sent. Everything is done many times
-// in a row, in one launch and in the next. Returns 1 if anything is wrong.
+// If there are fewer GPUs, ranks share them if they fit, and are checked but not timed. The three
+// that are compiled in by default fit one GPU. Sums must have the bits of BF16 parts added in F32
+// in rank order, at every rank; parts differ so much in size that another order would give other
+// bits. Logits and drafts must be those that were sent. Everything is repeated within one launch
+// and over several. Returns 1 if anything is wrong.
 #ifndef COLLECTIVE_RANKS
 #define COLLECTIVE_RANKS 3
 #endif
@@ -29,13 +29,13 @@ using namespace kilotok;
 static_assert(RANKS > 1 && RANKS <= RANKS_MAX, "one rank has no peers");
 
 struct CollectiveWork {
-  // `Memory` of each rank of this GPU.
+  // The `Memory` of each rank of this GPU.
   uint64_t memories;
   int token_count, repeats;
-  // All-reduces and all-gathers that earlier launches did.
+  // The number of all-reduces and all-gathers in earlier launches.
   uint32_t collectives, gathered;
-  // By rank of this GPU F32 `[repeats][token_count][HIDDEN]` if sums are to be kept; so for logits,
-  // `[repeats][token_count][VOCAB]`, and drafts, `[repeats][token_count][RANKS]`, if there are any.
+  // For each rank of this GPU, if results are kept: sums, F32 `[repeats][token_count][HIDDEN]`;
+  // logits, `[repeats][token_count][VOCAB]`; drafts, `[repeats][token_count][RANKS]`.
   uint64_t sums, logits, drafts;
 };
 
@@ -79,7 +79,7 @@ __device__ __forceinline__ void keep_sums(const Cta& cta, const StreamMemory& st
   }
 }
 
-// Sends and receives the logits and drafts of all tokens, and keeps them.
+// Sends and receives the logits and drafts of all tokens, and stores them.
 __device__ __forceinline__ void gather(Cta& cta, const CollectiveWork& work, int repeat,
                                        int place) {
   const Memory& memory = cta.memory;
@@ -111,8 +111,8 @@ __device__ __forceinline__ void gather(Cta& cta, const CollectiveWork& work, int
   cta.sync_grid();
 }
 
-// Ranks that can share a GPU: three, of which the order shows in sums; with more there are too few
-// registers.
+// The most ranks that can share a GPU: three, whose order shows in sums. With more there are too
+// few registers.
 constexpr int SHARING = RANKS <= 3 ? RANKS : 2;
 
 // Row `blockIdx.y` of the grid is a rank.
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(CONSUMERS, SHARING)
   for (int i = 0; i < work.repeats; i++) {
     if (work.logits != 0) gather(cta, work, i, place);
     if (is_owner(cta)) {
-      // Sums that nobody keeps are the next parts: they only take time.
+      // If sums are not kept they are the next parts: only the time matters.
       if (work.sums != 0 || i == 0) fill_parts(cta, shared.stream, i, work.token_count);
       all_reduce(cta, shared.stream, work.token_count);
       cta.sync();
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(CONSUMERS, SHARING)
   }
 }
 
-// A GPU with the ranks that it has.
+// A GPU with its ranks.
 struct Gpu {
   int index, first, count;
   Buffers buffers;
@@ -199,13 +199,13 @@ struct Ranks {
       const uint64_t peers = gpu->buffers.put(std::vector<Peers>{receivers});
       for (Memory& m : gpu->memories) m.peers = peers;
       gpu->work.memories = gpu->buffers.put(gpu->memories);
-      // So that no code has to be brought while another GPU waits.
+      // Loads the code now, not while another GPU waits.
       CHECK(cudaFuncSetAttribute(collectives, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(sizeof(CollectiveShared))));
     }
   }
 
-  // Kernels of the first GPUs, which begin at once.
+  // Begins the kernels of the first GPUs.
   void begin(int token_count, int repeats, size_t gpu_count) {
     const bool gathers = gpus[0]->work.logits != 0;
     for (size_t i = 0; i < gpu_count; i++) {
@@ -232,7 +232,8 @@ struct Ranks {
     gathered += gathers ? repeats : 0;
   }
 
-  // All kernels; milliseconds of the last one to begin, which waits for none to do so.
+  // Runs all kernels. Returns the milliseconds of the last one to begin, which does not wait for
+  // others to begin.
   float launch(int token_count, int repeats) {
     begin(token_count, repeats, gpus.size());
     float ms = 0;
@@ -259,7 +260,7 @@ struct Ranks {
   }
 };
 
-// As every rank adds: from 0, in the order of ranks.
+// The sum as every rank computes it: from 0, in rank order.
 float sum_of(int repeat, int token, int column) {
   float sum = 0;
   for (int rank = 0; rank < RANKS; rank++)
@@ -305,7 +306,7 @@ bool check(Ranks& ranks) {
     int token_count, repeats;
     bool gathers;
   };
-  // Odd numbers of all-reduces, so that launches begin at either set of places.
+  // Odd numbers of all-reduces, so that launches begin at either set of locations.
   for (const Case& c : {Case{TILE_TOKENS, 9, false}, Case{TOKENS_MAX, 3, false},
                         Case{1, 5, true}, Case{TILE_TOKENS, 3, true}}) {
     ranks.keep(c.token_count, c.repeats, c.gathers);
@@ -328,10 +329,10 @@ void time(Ranks& ranks) {
   }
 }
 
-// How long the first rank waits for others that do not come.
+// The time limit of the first rank, which waits for ranks that are not launched.
 constexpr uint32_t LOST_MS = 100;
 
-// Its kernel gives up, which ends what the GPU can do for this program.
+// Its kernel times out; after that the program cannot use the GPU.
 bool lose(Ranks& ranks) {
   ranks.begin(TILE_TOKENS, 1, 1);
   CHECK(cudaSetDevice(ranks.gpus[0]->index));

@@ -1,5 +1,5 @@
-// The drafter's context: runs the engine's kernels that make keys and values of taps, checks what
-// each of their phases leaves against double precision, and times them. Needs a GPU:
+// The drafter's context: runs the engine's kernels that compute keys and values from taps, checks
+// the result of each of their phases against double precision, and times them. Needs a GPU:
 //
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -I kernels -I kernels/include \
 //     -I kernels/models/slice kernels/harness/context.cu -o context
@@ -7,9 +7,10 @@
 //   ./context check      checks alone, for compute-sanitizer
 //
 // The fused context is compared with products of the taps; the normed operand, bit for bit, with
-// what F32 makes of the fused context; keys and values, normed and rotated, with products of that
-// operand. So each is held to what its own sums may be off. Nothing but the batch's positions may
-// be written, and a token's bits must not depend on the others. Returns 1 if anything is wrong.
+// the RMSNorm of the fused context in F32; keys and values, normed and rotated, with products of
+// that operand. So each phase is held to the error of its own sums. Only the entries of the batch's
+// positions may be written, and a token's bits must not depend on the others. Returns 1 if anything
+// is wrong.
 #include "step/step.cu"
 
 #include "weights.h"
@@ -23,7 +24,7 @@ struct Row {
   uint32_t start, count, tap;
 };
 
-// Rows of taps that there are; the others are not numbers.
+// The number of rows of taps; the others are NaN.
 constexpr int TAP_ROWS = 16, TAP_STEP = TOKENS_MAX / TAP_ROWS;
 constexpr float EPS = DRAFT_NORM_EPS;
 constexpr uint16_t UNWRITTEN = 0xffff;
@@ -46,15 +47,15 @@ struct ContextCheck {
   Activations taps{random, TOKENS_MAX, TAPS * HIDDEN, TAPS_BYTES, 1.0f};
   std::vector<float> norm = uniforms(HIDDEN, 0.3f, 1, 21), frequencies;
   std::vector<Layer> layers;
-  // By row of taps, what the fused context should be; made when first asked for.
+  // The expected fused context for each row of taps, computed at first use.
   std::vector<std::vector<Product>> fused = std::vector<std::vector<Product>>(TOKENS_MAX);
   Memory memory = {};
-  // Of the batch.
+  // The batch's tokens.
   std::vector<BatchToken> tokens;
   std::vector<BatchRow> rows;
   std::vector<uint32_t> pages;
 
-  // Pages of all sequences' tokens of a batch, in each group.
+  // The most pages of a batch in each group.
   static constexpr int PAGES = TOKENS_MAX / PAGE_TOKENS + 2 * TOKENS_MAX;
 
   ContextCheck() {
@@ -111,7 +112,7 @@ struct ContextCheck {
     layers.push_back(std::move(l));
   }
 
-  // A batch; every group has pages of its own, in a mixed order.
+  // Sets a batch. Every group has pages of its own, in a mixed order.
   void place(const std::vector<Row>& given) {
     tokens.clear();
     rows.clear();
@@ -159,7 +160,7 @@ struct ContextCheck {
     return wanted;
   }
 
-  // Numbers, and by how much each may be off.
+  // Values and their tolerances.
   struct Estimate {
     std::vector<double> values, off;
 
@@ -169,7 +170,7 @@ struct ContextCheck {
     }
   };
 
-  // What a single F32 operation or two of functions are off.
+  // The relative error of a few F32 operations or functions.
   static constexpr double STEP = 1.0 / (1 << 21);
 
   static void norm_head(Estimate& x, const std::vector<float>& weights) {
@@ -204,7 +205,7 @@ struct ContextCheck {
     }
   }
 
-  // The row of the projection in which a dimension of a head of keys or values lies.
+  // The row of the projection that holds a dimension of a head of keys or values.
   template <int KIND>
   static int row_of(bool is_value, int head, int dim) {
     constexpr Attention A = ATTENTIONS[KIND];
@@ -215,7 +216,7 @@ struct ContextCheck {
     return first + pair / 8 * 16 + pair % 8 + dim / A.rope_pairs * 8;
   }
 
-  // A head's key or value, from the operand as the GPU has it.
+  // The expected key or value of a head, from the operand as the GPU computed it.
   template <int KIND>
   Estimate wanted(const Layer& layer, const std::vector<float>& x, double inverse_rms,
                   uint32_t position, int head, bool is_value) const {
@@ -234,7 +235,7 @@ struct ContextCheck {
     return e;
   }
 
-  // Keys or values of a layer; `seen` gets the bits of the batch's last row.
+  // Checks the keys or values of a layer; `seen` gets the bits of the batch's last row.
   template <int KIND>
   void check_pages(const Layer& layer, const std::vector<std::vector<float>>& x,
                    const std::vector<double>& inverse_rms, bool is_value, Verdict& verdict,
@@ -279,7 +280,7 @@ struct ContextCheck {
       check_pages<KIND>(layers[index], x, inverse_rms, is_value, verdict, seen);
   }
 
-  // A batch; bits of the last row's keys and values.
+  // Checks a batch. Returns the bits of the last row's keys and values.
   std::vector<uint16_t> check(const std::vector<Row>& given, Verdict& verdict) {
     place(given);
     for (const Layer& l : layers) {

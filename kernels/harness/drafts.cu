@@ -1,16 +1,16 @@
-// The choice of drafts: after every wanted token the likeliest one by the logits of two ranks, of
-// equals the first, as `argmax` in crates/batch has it. Checked and timed. Needs a GPU:
+// The choice of drafts: the argmax over the logits of two ranks at every wanted token, of equal
+// ones the first, as `argmax` in crates/batch. Checked and timed. Needs a GPU:
 //
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -I kernels -I kernels/include \
 //     -I kernels/models/slice kernels/harness/drafts.cu -o drafts
 //   ./drafts            checks and times
 //   ./drafts check      checks alone, for compute-sanitizer
 //
-// One rank runs, first in one's place, then in the other's; what the other would send is there
-// before. Ties lie within a few logits, between threads, CTAs and ranks; there are zeros of both
-// signs, infinities, and logits that are no numbers, all or some. Besides the token, what is sent
-// and the parts that are left must be right, and nothing behind them written. How ranks wait for
-// each other is what `collectives` checks. Returns 1 if anything is wrong.
+// One rank runs, first as rank 0, then as rank 1; the packets of the other rank are written before.
+// Ties lie within a few logits, between threads, CTAs and ranks. There are zeros of both signs,
+// infinities, and logits of which some or all are NaN. Besides the token, the packets that are sent
+// and the parts that are left must be right, and nothing after them may be written. How ranks wait
+// for each other is checked by `collectives`. Returns 1 if anything is wrong.
 #define HARNESS_RANKS 2
 #include "ranks.h"
 
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(CONSUMERS, 1)
   }
 }
 
-// A row of logits of the whole vocabulary, as one case has it.
+// One case: a row of logits of the whole vocabulary.
 using Row = std::vector<float>;
 
 Row plain_row(int seed) {
@@ -53,13 +53,13 @@ Row plain_row(int seed) {
   return row;
 }
 
-// What is put into rows: by row `i` one of these, over and over.
+// The cases, repeated over the rows.
 const std::function<void(Row&)> CASES[] = {
     [](Row&) {},
     // The last, the first.
     [](Row& row) { row.back() = 9; },
     [](Row& row) { row[0] = 9; },
-    // Equals: neighbours, between threads, on both sides of where ranks meet, all.
+    // Ties: neighbours, between threads, across ranks, all.
     [](Row& row) { row[41] = row[42] = row[43] = 9; },
     [](Row& row) { row[VOCAB / 2 - 5] = row[7] = 9; },
     [](Row& row) { row[VOCAB / 2 - 1] = row[VOCAB / 2] = 9; },
@@ -71,14 +71,14 @@ const std::function<void(Row&)> CASES[] = {
       row[20] = -0.0f;
       row[60] = row[VOCAB / 2 + 1] = 0.0f;
     },
-    // Infinite ones count.
+    // Infinity is an ordinary value.
     [](Row& row) { row[VOCAB / 2 + 9] = row[VOCAB - 1] = INFINITY; },
     [](Row& row) {
       row.assign(VOCAB, -INFINITY);
       row[VOCAB - 2] = -3e38f;
     },
     [](Row& row) { row.assign(VOCAB, -INFINITY); },
-    // No numbers: any token, if it is one.
+    // NaN only: any valid token.
     [](Row& row) { row.assign(VOCAB, NAN); },
     [](Row& row) { row[0] = row[33] = row[VOCAB / 2] = NAN; },
 };
@@ -115,18 +115,18 @@ struct DraftCheck {
     memory.wait_max_ms = wait_max_ms();
   }
 
-  // Whether a row has logits that are no numbers.
+  // Whether a row has NaN logits.
   bool is_spoilt(int wanted) const {
     return std::any_of(rows[wanted].begin(), rows[wanted].end(),
                        [](float logit) { return std::isnan(logit); });
   }
 
-  // A rank's key for a row: smaller ones are likelier, see `exact::rank_key`.
+  // A rank's key for a row; smaller keys are more likely, see `exact::rank_key`.
   uint64_t key_of(int rank, int wanted) const {
     const int begin = rank * RANK_LOGITS;
     uint32_t token = likeliest_of(rows[wanted], begin, begin + RANK_LOGITS);
     float logit = rows[wanted][token] + 0.0f;
-    // A rank whose logits are no numbers or none that are possible has no token.
+    // A rank whose logits are all NaN or -infinity has no token.
     if (std::isnan(logit)) logit = -INFINITY;
     if (logit == -INFINITY) token = NO_TOKEN;
     uint32_t bits;
@@ -135,7 +135,7 @@ struct DraftCheck {
     return static_cast<uint64_t>(~ascending) << 32 | token;
   }
 
-  // Puts the rank's logits in place, and what the other has sent it.
+  // Writes the rank's logits, and the packets that the other rank has sent it.
   void become(uint32_t rank, uint32_t number) {
     memory.rank = rank;
     work.number = number;
@@ -175,7 +175,7 @@ struct DraftCheck {
     const auto parts = read<uint64_t>(memory.draft_parts, size_t{TOKENS_MAX} * PARTS_MAX);
     const auto sent = read<uint32_t>(receivers.receivers[1 - rank] + DRAFTS_OFFSET,
                                      size_t{TOKENS_MAX} * RANKS * 4);
-    // As many CTAs share a row as there are; see `parts_of`.
+    // All CTAs share the rows; see `parts_of`.
     const int part_count = std::max(1, std::min(PARTS_MAX, GRID / wanted_count));
     for (int i = 0; i < wanted_count; i++) {
       if (is_spoilt(i)) {

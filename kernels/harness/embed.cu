@@ -1,16 +1,16 @@
-// How a pass begins: tokens become the first residual stream, positions become rotations. Both are
-// checked and timed. Needs a GPU:
+// The beginning of a pass: the embedding of tokens and the RoPE angles of positions, checked and
+// timed. Needs a GPU:
 //
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -I kernels -I kernels/include \
 //     -I kernels/models/slice kernels/harness/embed.cu -o embed
 //   ./embed            checks and times
 //   ./embed check      checks alone, for compute-sanitizer
 //
-// Two ranks share the vocabulary, and come one after the other: each must begin with an empty
-// stream and add the rows of its own tokens, the first also the drafter's mask, bit for bit. Rows
-// of tokens that the batch does not name are not numbers. Cosines and sines are compared with
-// double precision, of the target's kinds of attention and of the drafter's, and nothing else may
-// be written. Returns 1 if anything is wrong.
+// Two ranks share the vocabulary, and run one after the other. Each must begin with a stream of
+// zeros and add the rows of its own tokens, rank 0 also the drafter's mask, bit for bit. Rows of
+// tokens that the batch does not have are NaN. Cosines and sines are compared with double
+// precision, for the target's kinds of attention and the drafter's, and nothing else may be
+// written. Returns 1 if anything is wrong.
 #define HARNESS_RANKS 2
 #include "ranks.h"
 
@@ -25,9 +25,9 @@ constexpr int RANK_ROWS = VOCAB / RANKS, COLUMNS = OWNER_UNITS * OWNER_ROWS;
 static_assert(VOCAB % RANKS == 0, "ranks have as many tokens each");
 
 struct EmbedWork {
-  // Kinds of attention from `first` to `end` are rotated.
+  // The kinds of attention `first` to `end` - 1 are rotated.
   int first, end, repeats;
-  // F32 `[tokens][COLUMNS]` if they are to be kept: the stream, and what is to be added.
+  // F32 `[tokens][COLUMNS]` if they are kept: the stream, and what is added to it.
   uint64_t residual, part;
 };
 
@@ -78,7 +78,7 @@ struct EmbedCheck {
     // Each rank's first and last token, some masks, and one token twice.
     const uint32_t ids[] = {0,         RANK_ROWS - 1, MASK_TOKEN, RANK_ROWS,
                             VOCAB - 1, RANK_ROWS - 1, MASK_TOKEN, 1};
-    // As far as F32 knows every position, and further.
+    // Up to the positions that are exact in F32, and beyond.
     const uint32_t positions[] = {0, 1, 4095, 131071, 1048575, 16777217, 7, 2000000000};
     for (uint32_t i = 0; i < TOKENS_MAX; i++) {
       const bool given = i < std::size(ids);
@@ -141,7 +141,7 @@ struct EmbedCheck {
       }
   }
 
-  // Rounded once, from functions in double precision, which are off by a few of its last places.
+  // Rounded once, from functions in double precision, whose error is a few units in the last place.
   static constexpr double ROUNDED = 1.0 / (1 << 24), OWN = 1e-14;
 
   void check_rotations(uint32_t token_count, Verdict& verdict) const {

@@ -1,23 +1,24 @@
-// Feed-forward networks, experts and dense ones, with all warp roles, as in a step:
-// checks inner values and sums against double precision, and times them. Needs a GPU:
+// Feed-forward networks, of experts and dense ones, with all warp roles as in a step: checks inner
+// values and sums against double precision, and times them. Needs a GPU:
 //
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -I kernels -I kernels/include \
 //     -I kernels/models/slice kernels/harness/experts.cu -o experts
 //   ./experts            checks and times
 //   ./experts check      checks alone, for compute-sanitizer
 //
-// Experts are chosen from given scores; gate, up and down are those of each kind of the model. What
-// the GPU made of gate and up is compared with double precision, and then multiplied with down as
-// it is, so that both are held to what their own sums may be off. A launch does several networks in
-// a row, with other experts each; a token's bits must not depend on what else there is. Times are
-// those of all of it: choosing, gate and up, a barrier, down, a barrier. Returns 1 if anything is
-// wrong.
+// Experts are chosen from given scores; gate, up and down are those of each kind of the model. The
+// GPU's result of gate and up is compared with double precision, and then used as the operand of
+// the reference of down, so that both are held to the error of their own sums. A launch computes
+// several networks, with other experts each; a token's bits must not depend on anything else in the
+// batch. Times include everything: choice of experts, gate and up, a barrier, down, a barrier.
+// Returns 1 if anything is wrong.
 #include "experts_roles.cuh"
 #include "weights.h"
 
 namespace bench {
 
-// Different experts: more would take the host long to make. Expert e is like e - DIFFERENT.
+// The number of different experts: more would take the host long to make. Expert e equals e -
+// DIFFERENT.
 constexpr int DIFFERENT_MAX = 13;
 
 // The weights of a kind, the tokens' operand and their scores.
@@ -32,7 +33,7 @@ struct ExpertsCheck {
   static constexpr int CHOICES = larger(F.top_k, 1);
   static constexpr int INNER_BYTES = DENSE ? DENSE_INNER_BYTES : EXPERT_INNER_BYTES;
   static constexpr int DIFFERENT = smaller(EXPERTS, DIFFERENT_MAX);
-  // Repeats each have their own scores.
+  // Each repeat has its own scores.
   static constexpr int TABLES = 20;
   static constexpr float SCALE = operand_scale(F.format);
   Buffers buffers;
@@ -69,7 +70,7 @@ struct ExpertsCheck {
     squares_at = buffers.put(squares);
   }
 
-  // How large sums of gate and up are: silu is to see values around 1.
+  // The size of the sums of gate and up, chosen so that silu gets values around 1.
   float sum_size() const {
     double squares_of_some = 0;
     constexpr int SOME = 16;
@@ -94,13 +95,13 @@ struct ExpertsCheck {
     return m;
   }
 
-  // What one expert of a token weighs.
+  // One expert of a token and its weight.
   struct Choice {
     int expert;
     double weight;
   };
 
-  // As the choice's place says where its inner values are: the experts in ascending order.
+  // In ascending order of experts: the index of a choice determines where its inner values are.
   std::vector<Choice> choices(int table, int token) const {
     if (DENSE) return {{0, 1}};
     const float* s = &scores[(static_cast<size_t>(table) * TOKENS_MAX + token) * SCORES_EACH];
@@ -127,10 +128,11 @@ struct ExpertsCheck {
     return 1 / std::sqrt(sum / HIDDEN + Part<Roles::DRAFT>::EPS);
   }
 
-  // Rounding to BF16, and what F32 makes of the function and of factors besides the sums.
+  // The relative error of rounding to BF16, and of the activation and the factors in F32.
   static constexpr double ROUNDING = 1.0 / (1 << 8) + 1.0 / (1 << 19);
 
-  // Rows of the inner operand by token and choice: of several tiles of tokens sorted by expert.
+  // Rows of the inner operand by token and choice; for several tiles of tokens they are sorted by
+  // expert.
   std::vector<int> rows(int table, int token_count) const {
     std::vector<std::pair<int, int>> sorted;
     for (int token = 0; token < token_count; token++)
@@ -144,7 +146,7 @@ struct ExpertsCheck {
 
   static bool are_gathered(int token_count) { return !DENSE && token_count > TILE_TOKENS; }
 
-  // Values of a row of the inner operand, times SCALE.
+  // The values of a row of the inner operand, times SCALE.
   static std::vector<float> inner_row(const std::vector<uint16_t>& left, int row, bool gathered) {
     std::vector<float> values(F.width);
     constexpr int STEP = GATHERED_STEP_BYTES / 2;
@@ -176,7 +178,7 @@ struct ExpertsCheck {
     }
   }
 
-  // A network of so many tokens: what it left, and its sums, `[tokens][HIDDEN]`.
+  // Checks a network: the inner operand that it left, and its sums, `[tokens][HIDDEN]`.
   void check_network(int table, int token_count, const std::vector<uint16_t>& left,
                      const float* sums, Verdict& verdict) const {
     const std::vector<int> rows_of = rows(table, token_count);
@@ -197,7 +199,8 @@ struct ExpertsCheck {
     }
   }
 
-  // Networks of tables from `first` on, one after the other; the last is checked, all are returned.
+  // Runs the networks of tables from `first` on, one after the other. The last one is checked, the
+  // sums of all are returned.
   std::vector<float> check(int first, int repeats, int token_count, Verdict& verdict) {
     Buffers here;
     work.repeats = repeats;
@@ -219,7 +222,7 @@ struct ExpertsCheck {
     Verdict verdict = {name};
     constexpr int REPEATS = 3;
     const std::vector<float> all = check(0, REPEATS, TOKENS_MAX, verdict);
-    // Of fewer tokens, in one tile and in several that are not full, those have the same bits.
+    // Fewer tokens, in one tile and in several that are not full, have the same bits.
     for (int tokens : {TILE_TOKENS - 3, TILE_TOKENS + 1, 2 * TILE_TOKENS + 5}) {
       const std::vector<float> few = check(0, 1, tokens, verdict);
       for (size_t i = 0; i < size_t{1} * tokens * HIDDEN; i++)
@@ -229,14 +232,14 @@ struct ExpertsCheck {
     return verdict.print();
   }
 
-  // Bytes of weights that a repeat reads, on average of all tables.
+  // The bytes of weights that a repeat reads, on average over all tables.
   double bytes(int token_count) const {
     size_t networks = 0;
     for (int table = 0; table < TABLES; table++) {
       std::vector<int> tokens_of(EXPERTS);
       for (int token = 0; token < token_count; token++)
         for (const Choice& c : choices(table, token)) tokens_of[c.expert]++;
-      // Of a dense network all tokens' is one.
+      // The tokens of a dense network share their weights.
       for (int count : tokens_of)
         networks += DENSE ? 1 : static_cast<size_t>(ceil_div(count, TILE_TOKENS));
     }

@@ -1,4 +1,4 @@
-// Networks of the narrow pass in a row, with consumers, producer and epilogue as in a step.
+// Consecutive networks of the narrow pass, with all warp roles as in a step.
 #pragma once
 
 #include "roles.cuh"
@@ -7,10 +7,11 @@ namespace bench {
 
 struct ExpertsWork {
   uint64_t gate_up, down, bias;
-  // Networks in a row; each has its own table of scores. For a dense one the squares stay.
+  // The number of consecutive networks. Each has its own table of scores; dense ones share the
+  // squares.
   int repeats;
-  // F32 `[repeats][TOKENS_MAX][HIDDEN]`, if they are to be kept; then also the operand that is to
-  // be written first, as in a step.
+  // F32 `[repeats][TOKENS_MAX][HIDDEN]` if the sums are kept; then also the operand that is written
+  // first, as in a step.
   uint64_t sums, operand;
 };
 
@@ -40,7 +41,7 @@ struct ExpertsRoles {
     cta.sync_grid();
   }
 
-  // Both leave their sums in the stream's part.
+  // This and `consume_experts` leave their sums in the stream's `part`.
   template <int TILES>
   static __device__ __forceinline__ void consume_dense(Warp& w) {
     w.cta.arrive_grid();
@@ -48,7 +49,7 @@ struct ExpertsRoles {
     w.cta.sync();
   }
 
-  // Of one tile of tokens.
+  // Experts over one tile of tokens.
   static __device__ __forceinline__ void consume_experts(Warp& w, const Work& work) {
     Cta& cta = w.cta;
     Routes& routes = w.shared.routes;

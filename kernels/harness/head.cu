@@ -7,9 +7,9 @@
 //   ./head check      checks alone, for compute-sanitizer
 //
 // Logits of the first, the last and some other rows must be products times the token's 1 / rms. In
-// all rows they must be finite, lie in the order in which tokens are wanted, and have the same bits
-// whatever else is wanted and however many tokens there are: one tile of them, a few of several
-// tiles, two tiles, all. Behind them nothing may be written. Returns 1 if anything is wrong.
+// all rows they must be finite, be in the order of the wanted tokens, and have the same bits
+// whatever other tokens are wanted and however many: one tile of them, a few of several tiles, two
+// tiles, all. Nothing after them may be written. Returns 1 if anything is wrong.
 #include "roles.cuh"
 #include "weights.h"
 
@@ -21,7 +21,7 @@ struct HeadWork {
   int repeats;
 };
 
-// As a pass ends whose kernel takes so many tiles of tokens.
+// The end of a pass of the kernel for up to TILES tiles of tokens.
 template <int TILES>
 struct HeadRoles {
   using Work = HeadWork;
@@ -62,13 +62,13 @@ struct HeadRoles {
 
 struct HeadCheck {
   static constexpr int ROWS_KEPT = 256;
-  // What the norm adds to the mean square shows in a token whose squares are small.
+  // A token with small squares, in which the epsilon of the norm shows.
   static constexpr int SMALL_TOKEN = 3;
   Buffers buffers;
   std::mt19937 random{23};
   Weights<HeadMatrix> head{random, ROWS_KEPT};
   Activations x{random, TOKENS_MAX, HIDDEN, NORMED_BYTES, 1.0f};
-  // By token: of the owners' sums, and what becomes of them.
+  // By token: the owners' sums of squares, and 1 / rms.
   std::vector<float> squares;
   std::vector<double> inverse_rms;
   Memory memory = {};
@@ -107,8 +107,8 @@ struct HeadCheck {
                                      : roles_ms<HeadRoles<1>>(memory, work);
   }
 
-  // Of 1 / rms: no more than a dozen roundings of a sum of positive numbers, of which the root
-  // takes half, the root's own two units of the 23rd place, and the products'.
+  // The relative error of 1 / rms: no more than a dozen roundings of a sum of positive numbers,
+  // halved by the root, the root's own two units in the 23rd place, and the products'.
   static constexpr double RMS_ERROR = 12.0 / (1 << 24);
 
   void check_token(int token, const float* logits, Verdict& verdict) const {

@@ -1,9 +1,9 @@
-// Multiplies matrices as the phases do, checks the products against double precision and measures
-// how much of the memory's speed the walk leaves. Needs a GPU:
-//   nvcc -std=c++20 -arch=sm_90a -O3 -I kernels/include -I kernels/models/slice matrix.cu -o matrix
-//   ./matrix          checks and times
-//   ./matrix check    a few matrices, once, for compute-sanitizer
-// Prints a line for each matrix and number of tokens; returns 1 if a product is wrong.
+//   Multiplies matrices as the phases do, checks the products against double precision and measures
+//   which share of the memory's bandwidth the GEMM reaches. Needs a GPU:
+//     nvcc -std=c++20 -arch=sm_90a -O3 -I kernels/include -I kernels/models/slice matrix.cu -o matrix
+//     ./matrix          checks and times
+//     ./matrix check    a few matrices, once, for compute-sanitizer
+//   Prints a line for each matrix and number of tokens; returns 1 if a product is wrong.
 #include "kilotok/layout/planned.cuh"
 #include "matrix_walk.cuh"
 
@@ -11,7 +11,7 @@ namespace bench {
 
 using namespace kilotok;
 
-// Rows of which products are checked.
+// The number of rows whose products are checked.
 constexpr int ROWS_CHECKED = 96;
 
 template <class M>
@@ -27,9 +27,9 @@ void check(const Weights<M>& weights, const Activations& x, const std::vector<fl
     }
 }
 
-// Bytes of copies of a matrix, many times what the caches hold.
+// Bytes of all copies of a matrix, many times what the caches hold.
 constexpr size_t READ_BYTES = size_t{3} << 30;
-// To be checked alone: more than one, so that the ring goes on from one to the next.
+// The copies in a check: more than one, so that the ring continues from one to the next.
 constexpr int COPIES_CHECKED = 3;
 
 template <class M>

@@ -1,4 +1,4 @@
-// The narrow pass's matrix times up to TOKENS_MAX tokens, as a kernel of its own.
+// The GEMM of the narrow pass with up to TOKENS_MAX tokens, as a kernel of its own.
 #pragma once
 
 #include "kilotok/phase/add_rms_norm.cuh"
@@ -8,7 +8,7 @@ namespace bench {
 
 using namespace kilotok;
 
-// What one launch does: multiplies copies of a matrix, one after the other.
+// The work of one launch: multiplies copies of a matrix, one after the other.
 struct Work {
   uint64_t weights, operand, barrier, products, fault;
   uint32_t wait_max_ms;
@@ -22,7 +22,7 @@ struct SharedMemory {
 
 enum class Kind { Multiply, ReadOnly };
 
-// Where the products go: `[tokens][rows]`.
+// Stores the products as `[tokens][rows]`.
 template <class M>
 struct Store {
   static constexpr int STRIDE = M::UNITS * 16 * M::ROW_TILES;
@@ -39,7 +39,7 @@ struct Store {
   }
 };
 
-// Takes every page and reads nothing of it: the speed of the ring alone.
+// Takes every page without reading it: the speed of the ring alone.
 template <class M>
 __device__ __forceinline__ void read_pages(const Cta& cta, Ring& ring, int first) {
   for (int unit = first; unit < M::UNITS; unit += M::CTAS)
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(THREADS, 1) walk(const Memory memory, const Wo
   }
   __syncthreads();
   const Store<M> store = {at<float>(work.products)};
-  // Turns, so that all CTAs have the same number of units in the end.
+  // Each copy begins with another CTA, so that all CTAs get the same number of units.
   const auto first = [&](int copy) { return (cta.index() + copy * (M::UNITS % GRID)) % GRID; };
   if (threadIdx.x < CONSUMERS) {
     ptx::more_registers<CONSUMER_REGISTERS>();
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(THREADS, 1) walk(const Memory memory, const Wo
       if constexpr (KIND == Kind::ReadOnly) {
         read_pages<M>(cta, ring, first(copy));
       } else {
-        // As after a grid barrier: nothing of the operand is in the first-level cache.
+        // As after a grid barrier, no part of the operand is in L1.
         if (cta.thread() == 0) ptx::load_acquire(at<const uint32_t>(work.barrier));
         cta.sync();
         const EveryToken every = {work.tiles};

@@ -1,5 +1,5 @@
-// A model's constants, but for the number of ranks, which is HARNESS_RANKS. Comes before whatever
-// else includes them.
+// A model's constants, except the number of ranks, which is HARNESS_RANKS. Included before anything
+// else that includes them.
 #pragma once
 
 #include "kilotok/shape.cuh"

@@ -1,5 +1,5 @@
-// A phase alone, with all the roles that it has in a step: a kernel sets up a CTA as the step's
-// kernels do, and sends each warp to its own.
+// A phase alone, with all its warp roles: a kernel sets up a CTA as the step's kernels do, and
+// dispatches each warp to its role.
 #pragma once
 
 #include "bench.h"
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(THREADS, 1)
   }
 }
 
-// What every phase has: a batch of so many tokens, a barrier, and who gave up.
+// What every phase needs: a batch of `token_count` tokens, counters, and a fault record.
 inline Memory memory_of_batch(Buffers& buffers, int token_count) {
   Memory memory = {};
   memory.batch = buffers.put(
@@ -52,7 +52,8 @@ float roles_ms(const Memory& memory, const typename Roles::Work& work) {
   return launch_ms(roles<Roles>, dim3(GRID), THREADS, sizeof(Shared), arguments);
 }
 
-// The same matrix many times, far enough apart that no cache keeps it: bytes of all copies.
+// Bytes of all copies of a matrix, more than the caches hold, so that each repeat reads from
+// memory.
 constexpr size_t BEYOND_CACHES = size_t{1} << 28;
 
 }  // namespace bench

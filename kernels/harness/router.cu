@@ -1,23 +1,23 @@
-// Chooses experts as the router does, from the stream to the routes, checks scores, experts and
-// weights against double precision, and times it. Needs a GPU:
+// The router from the stream to the routes: checks scores, experts and weights against double
+// precision, and times it. Needs a GPU:
 //
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -I kernels -I kernels/include \
 //     -I kernels/models/slice kernels/harness/router.cu -o router
 //   ./router            checks and times
 //   ./router check      checks alone, for compute-sanitizer
 //
-// Each kind of network with experts that the model has is checked: every score, which experts each
-// token has wherever its scores are further apart than they may be off, their weights, that all
-// CTAs know the same routes, that a token's weights do not depend on others, and what a token
-// becomes that is not a number. Returns 1 if anything is wrong.
+// For each kind of network with experts of the model these are checked: every score, each token's
+// experts wherever its scores differ by more than their error, their weights, that all CTAs compute
+// the same routes, that a token's weights do not depend on other tokens, and the effect of a token
+// that is NaN. Returns 1 if anything is wrong.
 #include "router_roles.cuh"
 
 namespace bench {
 
-// Experts of which both have the same column and bias: of equals the lower is taken.
+// Two experts with the same column and bias: the lower one is taken first.
 constexpr int TWIN = 1, OTHER_TWIN = 6;
 
-// One kind's router and a stream of TOKENS_MAX tokens, and what should come of them.
+// The router of one kind, a stream of TOKENS_MAX tokens, and the expected results.
 template <int KIND>
 struct RouterCheck {
   using Roles = RouterRoles<KIND>;
@@ -29,12 +29,12 @@ struct RouterCheck {
   std::vector<float> part = uniforms(size_t{TOKENS_MAX} * HIDDEN, 1, 0, 2);
   std::vector<float> norm = uniforms(HIDDEN, 0.3f, 1, 3);
   std::vector<float> bias = uniforms(EXPERTS, 0.2f, 0, 4);
-  // `[columns][experts]`, of as many columns as owners have.
+  // `[columns][experts]`, with the owners' padded columns.
   std::vector<float> router =
       uniforms(size_t{OWNER_UNITS} * OWNER_ROWS * ROW, 2 / std::sqrt(1.0f * HIDDEN), 0, 5);
   RouterWork work = {};
 
-  // What a token's scores are, and by how much they may be off.
+  // A token's expected scores and their tolerances.
   struct Token {
     std::vector<double> scores, tolerances;
     double inverse_rms;
@@ -46,7 +46,7 @@ struct RouterCheck {
       for (int column = 0; column < OWNER_UNITS * OWNER_ROWS; column++)
         router[size_t{1} * column * ROW + OTHER_TWIN] = router[size_t{1} * column * ROW + TWIN];
     }
-    // As the host writes them: nothing beyond the last column, and no expert beyond the last.
+    // As the host writes them: zeros beyond the last column and the last expert.
     for (size_t i = 0; i < router.size(); i++) {
       if (i / ROW >= HIDDEN || i % ROW >= EXPERTS) router[i] = 0;
       if (F.router_bf16) router[i] = bench::bf16_value(bench::bf16_bits(router[i]));
@@ -68,10 +68,10 @@ struct RouterCheck {
 
   Memory memory(int token_count) { return memory_of_router(buffers, token_count); }
 
-  // F32 sums of 48 products of an owner, of 11 owners of a warp and of 12 warps, each rounded or
-  // cut off in the 24th place of no more than the sum of magnitudes; as many for 1 / rms, which all
-  // scores share; and products of F32 routers, which are to 2^-21. The sigmoid turns an error into
-  // a quarter of it, and rounds by itself.
+  // The errors of F32 sums of 48 products of an owner, of 11 owners of a warp and of 12 warps, each
+  // rounded or truncated in the 24th place of no more than the sum of magnitudes; as many for 1 /
+  // rms, which all scores share; and of products of F32 routers, 2^-21. The sigmoid quarters an
+  // error, and rounds by itself.
   static constexpr double SUM_ERROR = 88.0 / (1 << 24), OWN_ERROR = 8.0 / (1 << 24);
 
   Token expected(int token) const {
@@ -101,7 +101,7 @@ struct RouterCheck {
     return smaller(a, b) == TWIN && larger(a, b) == OTHER_TWIN;
   }
 
-  // The best experts in ascending order, or none where two are too near to each other.
+  // The best experts in ascending order, or none where two scores are too close.
   std::vector<int> chosen(const Token& t) const {
     std::vector<int> order(EXPERTS);
     for (int e = 0; e < EXPERTS; e++) order[e] = e;
@@ -117,7 +117,7 @@ struct RouterCheck {
     return order;
   }
 
-  // A token's experts and weights by what routes say.
+  // A token's experts and weights as the routes have them.
   struct Choice {
     std::vector<int> experts;
     std::vector<float> weights;
@@ -126,7 +126,7 @@ struct RouterCheck {
   static std::vector<Choice> choices(const Routes& routes, int token_count, Verdict& verdict) {
     std::vector<Choice> found(token_count);
     for (int entry = 0; entry < routes.count; entry++) {
-      // Entries are the chosen experts, each once, in ascending order.
+      // The entries are the chosen experts, each once, in ascending order.
       if (entry > 0)
         verdict.exact(routes.experts[entry - 1] < routes.experts[entry], true, "order of entry",
                       entry, 0);
@@ -150,7 +150,7 @@ struct RouterCheck {
     for (int entry = 0; entry < routes.count; entry++) {
       const int first = routes.first_rows[entry], rows = routes.first_rows[entry + 1] - first;
       verdict.exact(rows > 0 && rows <= TILE_TOKENS, true, "rows of entry", entry, rows);
-      // Ascending experts; where one has several entries, all but the last are full.
+      // Experts ascend. Where one has several entries, all but the last are full.
       const int next = entry + 1 < routes.count ? routes.experts[entry + 1] : F.experts;
       verdict.exact(rows == TILE_TOKENS ? next >= routes.experts[entry]
                                         : next > routes.experts[entry],
@@ -167,7 +167,7 @@ struct RouterCheck {
     return found;
   }
 
-  // What all CTAs chose, which is the same.
+  // The routes, which must be the same in all CTAs.
   template <class R>
   std::vector<Choice> choices_of_all(const Memory& m, int token_count, Verdict& verdict) {
     Buffers here;
@@ -218,7 +218,7 @@ struct RouterCheck {
     }
   }
 
-  // So many tokens; their weights, `[tokens][top_k]`.
+  // Checks `token_count` tokens, and returns their weights, `[tokens][top_k]`.
   std::vector<float> check(int token_count, Verdict& verdict) {
     const Memory m = memory(token_count);
     const std::vector<Choice> all = choices(m, token_count, verdict);
@@ -236,7 +236,7 @@ struct RouterCheck {
     return weights;
   }
 
-  // A token that is not a number has no weights, and no other token knows.
+  // A token that is NaN gets NaN weights, and does not affect other tokens.
   void check_nan(const std::vector<float>& weights, int token_count, Verdict& verdict) {
     const int spoilt = token_count - 1;
     std::vector<float> bad = residual;
@@ -255,7 +255,8 @@ struct RouterCheck {
     }
   }
 
-  // An expert whose scores are no numbers leaves nobody any weights, chosen or not.
+  // An expert whose scores are NaN makes the weights of every token NaN, whether it is chosen or
+  // not.
   void check_nan_expert(Verdict& verdict) {
     std::vector<float> bad = router;
     for (int column = 0; column < HIDDEN; column++) bad[size_t{1} * column * ROW] = NAN;

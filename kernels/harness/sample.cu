@@ -1,5 +1,5 @@
-// Chooses tokens for the cases of a file and compares with its answers, bit for bit; or takes the
-// time of typical requests.
+// Chooses tokens for the cases of a file and compares with its answers, bit for bit; or times
+// typical requests.
 //
 //   cargo run --release -p kilotok-sampling --example device_cases -- FILE [PERCENT]
 //   nvcc -std=c++20 -arch=sm_90a -O3 -I kernels/include -I kernels/harness
@@ -7,11 +7,12 @@
 //   ./sample FILE [PARTS...]
 //   ./sample --time [NAME]
 //
-// PARTS are how many CTAs share a position. The file is 32-bit words; a list is its length, then
-// its words. Magic, number of groups; by group: vocabulary, number of cases; by case: sampling,
-// prompt_count, biases (pairs), ends of bad words, their tokens, end tokens, history, number of
-// steps; by step: start, known tokens, drafts, scored tokens, sample, top_count, masked, number of
-// wanted tokens, then a formula of logits for each and a formula of each mask, and the answer.
+// PARTS is the number of CTAs that share a position. The file consists of 32-bit words; a list is
+// its length, then its words. Magic, number of groups; for each group: vocabulary, number of cases;
+// for each case: sampling, prompt_count, biases (pairs), ends of bad words, their tokens, end
+// tokens, history, number of steps; for each step: start, known tokens, drafts, scored tokens,
+// sample, top_count, masked, number of wanted tokens, then a formula of logits for each and a
+// formula of each mask, and the answer.
 #include <string>
 
 #include "bench.h"
@@ -22,7 +23,7 @@ using namespace kilotok;
 
 constexpr int SHARED_BYTES = larger(sizeof(SampleScratch), sizeof(VerifyScratch));
 
-// All phases of choosing tokens, `repeats` times.
+// All phases of sampling, `repeats` times.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     sample_step(const __grid_constant__ Memory memory,
                 const __grid_constant__ SampleMemory sampling, int row_count, int wanted_count,
@@ -69,7 +70,7 @@ __device__ float formula_logit(const LogitFormula& f, uint32_t bits) {
     case 2: return exact::add(exact::mul(__uint2float_rn(bits & 7), f.scale), f.offset);
     case 3: return f.offset;
     case 4: return __uint_as_float((bits >> 23 & 255) == 255 ? bits & 0xbfffffff : bits);
-    // Four uniform numbers: near a bell, as logits of a model are.
+    // The sum of four uniform numbers: nearly normal, as a model's logits are.
     case 6: {
       const float sum = __uint2float_rn((bits & 255) + (bits >> 8 & 255) + (bits >> 16 & 255) +
                                         (bits >> 24));
@@ -79,7 +80,7 @@ __device__ float formula_logit(const LogitFormula& f, uint32_t bits) {
   }
 }
 
-// A row of logits; what lies beyond the vocabulary means nothing, so it is NaN.
+// A row of logits. Values beyond the vocabulary must not be used, so they are NaN.
 __global__ void make_logits(const LogitFormula* formulas, const uint32_t* instead, float* logits,
                             int vocab, int stride) {
   const LogitFormula f = formulas[blockIdx.x];
@@ -115,7 +116,7 @@ __global__ void make_masks(const MaskFormula* formulas, const uint32_t* besides,
   }
 }
 
-// A CTA for each of so many rows.
+// Launches one CTA for each row.
 template <class... Arguments>
 static void make(void (*kernel)(Arguments...), size_t rows, Arguments... given) {
   constexpr int MAKERS = 256;
@@ -124,7 +125,7 @@ static void make(void (*kernel)(Arguments...), size_t rows, Arguments... given) 
                          nullptr));
 }
 
-// Device memory that lives as long as the program's longest batch.
+// Device memory that grows to the program's longest batch.
 struct Room {
   void* address = nullptr;
   size_t bytes = 0;
@@ -169,7 +170,7 @@ struct Device {
     return as_address(rooms[next++].take<T>(count));
   }
 
-  // Tables of the group's slots.
+  // Allocates the tables of the group's slots.
   void set_up(uint32_t vocab, size_t slot_count) {
     next = 0;
     sampling.vocab = vocab;
@@ -245,7 +246,7 @@ static void write_slots(Device& device, const Group& group) {
   }
 }
 
-// Lists of fresh slots lie one after the other in two buffers.
+// The lists of fresh slots are concatenated in two buffers.
 static void write_lists(Room& histories, Room& biases, const Group& group, StepBatch& batch) {
   std::vector<uint32_t> tokens;
   std::vector<Bias> entries;
@@ -294,7 +295,7 @@ static size_t run_cases(const std::vector<Group>& groups, uint32_t parts) {
     }
   }
   std::printf("parts %u: %zu rows, %zu wanted tokens, %zu wrong\n", parts, steps, positions, wrong);
-  // A file without cases shows nothing.
+  // A file without cases proves nothing.
   return positions == 0 ? 1 : wrong;
 }
 
@@ -320,7 +321,7 @@ static void clock(const char* name, const Case& one, uint32_t top_count, uint32_
               least * 1000 / REPEATS, batch.wanted.size(), answers.rows[0].token_count);
 }
 
-// Of all requests, or of the one with a name.
+// Times all requests, or the one with the given name.
 static void clocks(const std::string& name) {
   for (const Typical& one : typical_requests())
     for (uint32_t parts : {1u, 16u})

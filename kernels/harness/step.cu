@@ -1,11 +1,12 @@
-// Times the target's pass over random weights, whole and between grid barriers: what one rank of a
-// model costs, without a checkpoint, a host engine or a drafter. Weights repeat every few layers,
-// far enough apart that no cache keeps them.
+// Times the target's pass over random weights, as a whole and between grid barriers: the cost of
+// one rank of a model without a checkpoint, a host engine or a drafter. Weights repeat every few
+// layers, far enough apart that no cache keeps them.
 //
-// What comes of it is checked by itself: all logits must be finite, and they, keys and values have
-// the same bits in every pass. The logits of the first row's tokens must have them in the other
-// kernel too, that for one tile of tokens or that for more, where the row has other rows beside it
-// or none. What depends on luck may need hundreds of passes. Returns 1 if anything is wrong.
+// The results are checked for consistency: all logits must be finite, and logits, keys and values
+// must have the same bits in every pass. The logits of the first row's tokens must also have the
+// same bits in the other kernel, that for one tile of tokens or that for more, whether or not the
+// row has other rows beside it. A race may need hundreds of passes to show. Returns 1 if anything
+// is wrong.
 //
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -DKILOTOK_STAMPS -I kernels \
 //     -I kernels/include -I kernels/models/slice kernels/harness/step.cu -o step
@@ -19,7 +20,7 @@
 namespace {
 
 constexpr int DISTINCT_LAYERS = 6;
-// Of a sequence: as many as a draft and the token before it.
+// Tokens of a sequence: as many as a draft and the token before it.
 constexpr int ROW_TOKENS = 8;
 constexpr size_t LOGITS_BYTES = static_cast<size_t>(TOKENS_MAX) * VOCAB_ROWS * 4;
 
@@ -30,7 +31,7 @@ uint64_t take(size_t bytes) {
   return reinterpret_cast<uint64_t>(p);
 }
 
-// Chunks of random small weights.
+// Fills chunks with small random weights.
 __global__ void fill_chunks(uint32_t* words, size_t chunks, int format, uint64_t seed) {
   const size_t step = static_cast<size_t>(gridDim.x) * blockDim.x;
   const int chunk_words = chunk_bytes(static_cast<Format>(format)) / 4;
@@ -40,9 +41,9 @@ __global__ void fill_chunks(uint32_t* words, size_t chunks, int format, uint64_t
     const uint32_t r = bench::mixed(seed, i);
     uint32_t word = r;
     if (format == 0) word = (r & 0x807f807fu) | 0x3c003c00u;
-    // Not the largest exponents.
+    // Excludes the largest exponents.
     if (format == 1) word = r & 0xbbffbbffu;
-    // Scales differ, so that another chunk's would show.
+    // Scales differ, so that the use of another chunk's would show.
     if (static_cast<int>(i % chunk_words) >= code_words)
       word = format == 1 ? __float_as_uint((0.014f + 0.002f * (r % 8)) * 1048576)
                          : 0x92929292u + (r & 0x01010101u);
@@ -77,7 +78,7 @@ uint64_t floats(size_t count, float scale, float offset, uint64_t seed) {
   return address;
 }
 
-// Host versions of what the device sees of one layer's kinds.
+// The memory of one layer of given kinds.
 template <int A, int F>
 LayerMemory layer(uint64_t seed) {
   LayerMemory l = {};
@@ -93,7 +94,7 @@ LayerMemory layer(uint64_t seed) {
   const int experts = larger(FEED_FORWARDS[F].experts, 1);
   if constexpr (!IS_DENSE<F>) {
     if (FEED_FORWARDS[F].router_bf16) {
-      // Pairs of small weights, as chunks have them.
+      // Pairs of small weights, as in chunks.
       const size_t chunks = Router<F>::BYTES / chunk_bytes(Format::Bf16) + 1;
       l.router = take(chunks * chunk_bytes(Format::Bf16));
       fill(fill_chunks, at<uint32_t>(l.router), chunks, 0, seed + 6);
@@ -142,8 +143,8 @@ Memory workspace() {
   return m;
 }
 
-// Rows of so many tokens each, whose contexts have `each` pages. A row's tokens, positions and
-// pages do not depend on other rows.
+// Uploads rows of the given numbers of tokens, whose contexts have `each` pages. A row's tokens,
+// positions and pages do not depend on other rows.
 void upload_batch(Memory& m, const std::vector<int>& counts, int context, int each) {
   std::vector<BatchToken> list;
   std::vector<BatchRow> rows;
@@ -177,15 +178,15 @@ void upload_batch(Memory& m, const std::vector<int>& counts, int context, int ea
 float launch(const Memory& m, int tokens) {
   CHECK(cudaMemset(at<void>(m.barrier), 0, COUNTERS * COUNTER_BYTES));
   CHECK(cudaMemset(at<void>(m.trace), 0, STAMPS_MAX * sizeof(Stamped)));
-  // Logits that nobody writes are no numbers.
+  // Logits that are not written are NaN.
   CHECK(cudaMemset(at<void>(m.logits), 0xff, LOGITS_BYTES));
   void* arguments[] = {const_cast<Memory*>(&m)};
   return bench::launch_ms(tokens > TILE_TOKENS ? target_many : target, dim3(GRID), THREADS,
                           sizeof(Shared), arguments);
 }
 
-// Time of the first CTA from one stamp to the next, summed by what ended; a barrier's time is what
-// the first CTA waits for the others after a phase.
+// The time of the first CTA from one stamp to the next, summed by the stamp that ends it. A
+// barrier's time is the first CTA's wait for the others after a phase.
 void print_phases(const Memory& m) {
   std::vector<Stamped> stamps(STAMPS_MAX);
   CHECK(cudaMemcpy(stamps.data(), at<void>(m.trace), stamps.size() * sizeof(Stamped),
@@ -215,7 +216,7 @@ void print_phases(const Memory& m) {
                   waits[k] / LAYERS);
 }
 
-// A model's layers, of a few distinct weights, each with pages of its own.
+// A model's layers, with a few distinct weights, each with pages of its own.
 void make_layers(Memory& m, int page_count) {
   std::vector<LayerMemory> distinct, layers;
   for (int i = 0; i < DISTINCT_LAYERS; i++)
@@ -235,18 +236,19 @@ void make_layers(Memory& m, int page_count) {
                    cudaMemcpyHostToDevice));
 }
 
-// Logits of all tokens of the last pass.
+// The logits of all tokens of the last pass.
 std::vector<float> read_logits(const Memory& m) {
   return bench::read<float>(m.logits, LOGITS_BYTES / 4);
 }
 
-// Keys, then values, of all K/V heads of a token in a layer: as many as any kind has.
+// Keys, then values, of all K/V heads of a token in a layer: the most of any kind.
 constexpr int STORED_VALUES = over_kinds<0, DRAFT_ATTENTION>([](auto kind) {
   constexpr Attention A = ATTENTIONS[decltype(kind)::value];
   return A.kv_heads * (A.qk_dim + A.v_dim);
 });
 
-// `to`, `[layers][tokens][STORED_VALUES]`, is what the batch's tokens have in their pages.
+// Copies the keys and values of the batch's tokens from their pages to `to`,
+// `[layers][tokens][STORED_VALUES]`.
 __global__ void collect(Memory m, uint16_t* to, int tokens) {
   for (int i = blockIdx.x; i < LAYERS * tokens; i += gridDim.x) {
     const LayerMemory& l = at<const LayerMemory>(m.layers)[i / tokens];
@@ -269,7 +271,7 @@ __global__ void collect(Memory m, uint16_t* to, int tokens) {
   }
 }
 
-// What a pass left.
+// The results of a pass.
 struct Left {
   std::vector<float> logits;
   std::vector<uint16_t> stored;
@@ -284,8 +286,8 @@ struct Left {
   }
 };
 
-// A pass beside the first one, of the same batch: says in which layer's keys and values it is
-// another one first, if it is.
+// Compares a pass with the first one over the same batch, and prints the first layer whose keys and
+// values differ.
 void compare(bench::Verdict& verdict, const Left& first, const Left& left, int tokens, int pass) {
   bool told = false;
   for (int i = 0; i < LAYERS * tokens; i++) {
@@ -309,8 +311,8 @@ void compare(bench::Verdict& verdict, const Left& first, const Left& left, int t
   }
 }
 
-// `logits` are those of `tokens` tokens; `other` those of the other kernel, of which the first
-// `same` tokens are the same.
+// `logits` are those of `tokens` tokens; `other` are those of the other kernel, in whose batch the
+// first `same` tokens are the same.
 bool check(bench::Verdict& verdict, const std::vector<float>& logits, int tokens,
            const std::vector<float>& other, int same) {
   for (int token = 0; token < tokens; token++)
@@ -348,7 +350,7 @@ int main(int argc, char** argv) {
   std::printf("%s, %d tokens, context %d: %.3f ms a pass (median), %.3f best\n", device.name,
               tokens, context, times[passes / 2], times[0]);
   print_phases(m);
-  // What is read between passes would show in their times, so others are compared.
+  // Reading results between passes would affect their times, so other passes are compared.
   const Left first_pass(m, stored, tokens);
   bench::Verdict verdict = {"logits"};
   for (int i = 1; i < passes; i++) {

@@ -1,4 +1,4 @@
-// Random matrices as the kernels read them, and their values; and operands to multiply them with.
+// Random matrices in the kernels' layout and their values, and operands to multiply them with.
 #pragma once
 
 #include <random>
@@ -23,7 +23,7 @@ inline float e2m1(int code) {
   return code & 8 ? -values[code & 7] : values[code & 7];
 }
 
-// A chunk's code for one value, and the value.
+// Writes codes and scales into a chunk.
 struct Packer {
   Format format;
   char* chunk;
@@ -35,7 +35,7 @@ struct Packer {
     std::memcpy(chunk + at, &word, 4);
   }
 
-  // Of E2M1, the bits of a code within the words of two steps, see layout/chunk.cuh.
+  // Puts the bits of an E2M1 code into the words of two steps, see layout/chunk.cuh.
   void put_e2m1(int at, int step, int reg, int half, uint32_t code) const {
     const uint32_t sign = code >> 3, magnitude = code & 7, first = 16 * half;
     if (reg < 3) {
@@ -68,7 +68,7 @@ struct Packer {
     }
   }
 
-  // Scales carry what moving the codes' bits takes away.
+  // Scales include the factor that compensates for moving the codes' bits.
   void put_scale(int row, int group, uint32_t bits) const {
     if (format == Format::Fp8)
       put_word(1024 + row * 4, bits);
@@ -77,8 +77,8 @@ struct Packer {
   }
 };
 
-// A random matrix: packed, and the values of some rows. A value is a code times its scale, which
-// F32 holds.
+// A random matrix: packed, and the values of some rows. A value is a code times its scale, which is
+// exact in F32.
 template <class M>
 struct Weights {
   static constexpr int ENDS = 16;
@@ -86,7 +86,7 @@ struct Weights {
   std::vector<int> rows;
   std::vector<float> values;
 
-  // Keeps the values of all rows, or of up to so many: the first, the last and some others.
+  // Keeps the values of all rows, or of up to `rows_kept`: the first, the last and some others.
   explicit Weights(std::mt19937& random, int rows_kept = M::ROWS) : packed(M::BYTES) {
     std::vector<int> kept(M::ROWS, -1);
     for (int i = 0; i < rows_kept; i++) {
@@ -103,7 +103,7 @@ struct Weights {
       for (int column = 0; column < M::COLUMNS; column += 32) fill(random, row, column, kept[row]);
   }
 
-  // Of a kept row.
+  // The values of a kept row.
   const float* row(int kept) const {
     return values.data() + static_cast<size_t>(kept) * M::COLUMNS;
   }
@@ -149,7 +149,7 @@ struct Weights {
   }
 };
 
-// Random BF16 values of so many rows, and as an operand whose rows have so many bytes.
+// Random BF16 values of `rows` rows, and the same as an operand with `row_bytes` a row.
 struct Activations {
   std::vector<uint16_t> operand;
   std::vector<float> values;
@@ -175,15 +175,15 @@ struct Activations {
   }
 };
 
-// A value of an operand that the GPU wrote, of rows with so many bytes.
+// A value of an operand that the GPU wrote, with `row_bytes` a row.
 inline float operand_value(const std::vector<uint16_t>& operand, int row, int row_bytes,
                            int column) {
   return bf16_value(operand[(kilotok::operand_row(row, row_bytes) +
                              kilotok::operand_offset(column)) / 2]);
 }
 
-// F32 sums of so many products, each sum of 16 cut off rather than rounded: an error of a few units
-// in the 23rd place of the sum of magnitudes.
+// The relative error of F32 sums on the tensor cores, where each sum of 16 is truncated rather than
+// rounded: a few units in the 23rd place of the sum of magnitudes.
 constexpr double TOLERANCE = 1.0 / (1 << 21);
 
 struct Product {

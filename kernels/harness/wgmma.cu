@@ -1,12 +1,12 @@
-// Whether products of warpgroups add up the same bits as those of warps: no document says so, and
-// the wide pass has the bits of the narrow one because of it. Compares sums of `wgmma` with those
-// of `mma` over the same columns in the same order, BF16 and TF32, of values of every kind; and
-// those of `mma` with its operands exchanged. Needs a GPU:
-//   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -I kernels/include \
-//     -I kernels/models/slice kernels/harness/wgmma.cu -o wgmma
-//   ./wgmma          columns up to 6144
-//   ./wgmma check    up to 256
-// Returns 1 if any bit differs.
+//   Checks that products of warpgroups (`wgmma`) have the same bits as those of warps (`mma`). The
+//   hardware's documents do not promise it, and the wide pass needs it to have the bits of the narrow
+//   pass. Compares sums over the same columns in the same order, BF16 and TF32, of values of every
+//   kind; and sums of `mma` with its operands exchanged. Needs a GPU:
+//     nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -I kernels/include \
+//       -I kernels/models/slice kernels/harness/wgmma.cu -o wgmma
+//     ./wgmma          columns up to 6144
+//     ./wgmma check    up to 256
+//   Returns 1 if any bit differs.
 #include "bench.h"
 
 #include "kilotok/ptx/mma.cuh"
@@ -18,14 +18,15 @@ using namespace kilotok;
 
 constexpr int ROWS = 64, WARPGROUP = 128;
 
-// Operands `[rows][columns]`, of A 64 rows; products `[64][N]`, first of warps, then of warpgroups.
+// Operands `[rows][columns]`, A with 64 rows; products `[64][N]`, first those of warps, then those
+// of warpgroups.
 struct Work {
   uint64_t a, b, products;
-  // Sums of so many columns are made apart and then added.
+  // Each `run` columns have a sum of their own; these are added.
   int columns, run;
 };
 
-// A lane's four pairs of A, of rows that begin at `row`.
+// A lane's four pairs of A, from 16 rows that begin at `row`.
 __device__ __forceinline__ void load_a(const uint16_t* row, int columns, int lane,
                                        uint32_t (&a)[4]) {
   for (int i = 0; i < 4; i++)
@@ -42,7 +43,7 @@ __device__ __forceinline__ void store(float* products, const float (&sums)[N / 2
              i % 2] = sums[i];
 }
 
-// Sixteen columns of B as products of warpgroups read them, two at a time.
+// Sixteen columns of B in the layout that `wgmma` reads, two at a time.
 template <int N>
 __device__ __forceinline__ void bring_b(uint32_t shared, const uint16_t* b, int columns, int k) {
   __syncthreads();
@@ -93,7 +94,7 @@ __global__ void __launch_bounds__(WARPGROUP, 1) compare(const Work work) {
   store<N>(at<float>(work.products) + ROWS * N, all[1]);
 }
 
-// Of F32 operands, TF32 products with 8 columns of B.
+// TF32 products of F32 operands, with 8 columns of B.
 __global__ void __launch_bounds__(WARPGROUP, 1) compare_tf32(const Work work) {
   const uint32_t shared = ptx::shared_address(asked_memory());
   const int lane = threadIdx.x % 32, columns = work.columns;
@@ -120,8 +121,8 @@ __global__ void __launch_bounds__(WARPGROUP, 1) compare_tf32(const Work work) {
   store<8>(at<float>(work.products) + ROWS * 8, sums[1]);
 }
 
-// Sixteen rows of A times sixteen of B, first as such, then with B in the place of A: products
-// `[2][A][B]`. Of sixteen rows the registers of operand A are those of two operands B.
+// Multiplies sixteen rows of A with sixteen of B, first as such, then with A and B exchanged:
+// products `[2][A][B]`. For sixteen rows the registers of operand A are those of two operands B.
 __global__ void __launch_bounds__(32, 1) compare_places(const Work work) {
   const int lane = threadIdx.x, columns = work.columns;
   const uint16_t* rows[] = {at<const uint16_t>(work.a), at<const uint16_t>(work.b)};
@@ -144,8 +145,8 @@ __global__ void __launch_bounds__(32, 1) compare_places(const Work work) {
 
 enum class Values { Uniform, Exponents, Codes, Zeros };
 
-// Exponents of 40 binades; codes as MXFP4 becomes BF16, a tiny number times a huge one; zeros of
-// both signs among others.
+// Exponents of 40 binades; MXFP4 codes as BF16, where a tiny number is multiplied with a huge one;
+// zeros of both signs among others.
 float value(Values kind, uint64_t seed, size_t i, bool weight) {
   const float from_half = uniform(seed, i);
   const int draw = static_cast<int>(mixed(seed + 1, i) % 40);
@@ -157,7 +158,7 @@ float value(Values kind, uint64_t seed, size_t i, bool weight) {
                 : std::ldexp(from_half, 100);
 }
 
-// Compares all bits of so many products that a kernel left twice, of N columns.
+// Compares all bits of the products that a kernel stored twice, N columns each.
 template <class Kernel>
 bool compare_products(const char* name, Kernel kernel, Work work, Buffers& buffers, int n,
                       size_t count, int threads, int shared_bytes) {
@@ -190,7 +191,7 @@ bool compare_tf32s(int columns) {
   return compare_products("TF32", compare_tf32, work, buffers, 8, ROWS * 8, WARPGROUP, 256);
 }
 
-// With the operands in each other's place.
+// With the operands exchanged.
 bool compare_exchanged(const char* name, Values kind, int columns) {
   Buffers buffers;
   std::vector<uint16_t> a(size_t{16} * columns), b(size_t{16} * columns);

@@ -1,6 +1,6 @@
-// A libcuda that makes several GPUs of one, so that ranks which are to have one each share it:
-// green contexts, with multiprocessors of their own. Whatever does not ask for a GPU is left to the
-// driver, with which this is linked.
+// A libcuda that splits one GPU into several, for ranks that need a GPU each: green contexts, with
+// SMs of their own. Functions that do not name a GPU are left to the driver, which this library is
+// linked with.
 #include <cuda.h>
 
 #include <algorithm>
@@ -9,14 +9,14 @@
 
 namespace {
 
-// The driver's own function of a name that is taken here: cuda.h renames some by macros.
+// The driver's own function behind a name that is defined here; cuda.h renames some by macros.
 #define NAME(function) #function
 #define DRIVERS(function) find<decltype(&function)>("libcuda.so.1", NAME(function))
 
-// Hopper's multiprocessors can be had by so many; the driver rounds up, which may be too many.
+// Hopper's SMs are partitioned in groups of this size. The driver rounds up, which may be too many.
 constexpr unsigned GROUP_MULTIPROCESSORS = 8;
 constexpr unsigned PARTS_MAX = 8;
-// The GPU that has the parts.
+// The GPU that is split.
 constexpr CUdevice WHOLE = 0;
 
 // Kept until the process ends.
@@ -118,7 +118,7 @@ CUresult cuCtxGetDevice(CUdevice* device) {
   return found == end ? CUDA_ERROR_INVALID_CONTEXT : CUDA_SUCCESS;
 }
 
-// They have the same memory.
+// The parts share their memory.
 CUresult cuCtxEnablePeerAccess(CUcontext, unsigned) { return CUDA_SUCCESS; }
 
 CUresult cuMemGetInfo(size_t* free, size_t* total) {

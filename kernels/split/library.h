@@ -1,4 +1,4 @@
-// The libraries that those of this folder stand before.
+// Access to the libraries that those of this folder replace.
 #pragma once
 
 #include <dlfcn.h>
@@ -6,7 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-// The function of that name. Without it nothing can go on.
+// The function of that name. Aborts if there is none.
 template <class Function>
 Function find(const char* library, const char* name) {
   void* const opened = dlopen(library, RTLD_NOW | RTLD_LOCAL);

@@ -1,5 +1,6 @@
-// A libnvrtc that has NVRTC number CTAs as launches do: multiprocessors of a part of a GPU
-// (driver.cpp) have any numbers. It cannot be linked with NVRTC, since it goes by the same name.
+// A libnvrtc that numbers CTAs by their place in the launch, because the SMs of a part of a GPU
+// (driver.cpp) may have any numbers. It cannot be linked with NVRTC, which has the same library
+// name.
 #include <nvrtc.h>
 
 #include <string>

@@ -1,5 +1,5 @@
 // The cases of the sampling harness: read from a file, batched, compared with the answers. Host
-// code alone.
+// code only.
 #pragma once
 
 #include <cstdio>
@@ -64,7 +64,7 @@ struct Group {
   std::vector<Case> cases;
 };
 
-// One step's rows of all cases that have one; a case's slot is its place in the group.
+// The rows of one step of all cases that have it. A case's slot is its index in the group.
 struct StepBatch {
   std::vector<BatchRow> batch_rows;
   std::vector<BatchToken> tokens;
@@ -270,7 +270,7 @@ inline uint32_t bits_of(float value) {
   return bits;
 }
 
-// What differs in one score, or nothing.
+// Describes how a score differs, or is empty.
 inline std::string compare_score(const Score& wanted, float logprob, uint32_t rank,
                                  const Top* tops) {
   char text[200];

@@ -1,5 +1,5 @@
-// Requests whose time is taken: eight positions of a large vocabulary, logits near a bell of
-// deviation 2 with a few tokens far above, as a model's are.
+// The requests that are timed: eight positions of a large vocabulary, with nearly normal logits of
+// deviation 2 and a few tokens far above, as a model has.
 #pragma once
 
 #include "sample/cases.h"
@@ -12,7 +12,8 @@ struct Typical {
   uint32_t top_count;
 };
 
-// `change` shapes the request; one known token and `drafts` drafts, none of which is right.
+// `change` modifies the request. It has one known token and `drafts` drafts, all of which are
+// wrong.
 template <class Change>
 inline Case typical(Change change, uint32_t drafts, bool masked = false) {
   Case one{};

@@ -1,11 +1,11 @@
-// Barriers in shared memory and bulk copies into it, as cta.h has them.
+// Mbarriers and bulk copies into shared memory, by means of cta.h.
 #pragma once
 
 #include "kilotok/abi.h"
 
 namespace kilotok::ptx {
 
-// Shared memory is a thread's own memory here, near to all else of the kind.
+// Shared memory is thread-local memory here, and its parts lie within 2^32 bytes.
 inline uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(static_cast<const char*>(p) -
                                reinterpret_cast<const char*>(&emulator::here));
@@ -50,7 +50,7 @@ inline void reads_before_copies() { emulator::forget_reads(); }
 inline void other_proxy_fence() {}
 
 inline void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
-  // What the copy engine would refuse.
+  // The copy engine rejects these.
   if (bytes % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0) emulator::trap();
   emulator::check_reads(shared<char>(to), bytes);
   emulator::here->copies.push_back({shared<char>(to), from, bytes, &barrier_at(barrier)});

@@ -1,4 +1,5 @@
-// Loads and stores that say how far they reach: the CPU's caches agree, so only order is left.
+// Loads and stores with an explicit scope. The CPU's caches are coherent, so only the order
+// matters.
 #pragma once
 
 #include <emmintrin.h>
@@ -19,7 +20,7 @@ inline void store_release_system(uint32_t* p, uint32_t value) {
   __atomic_store_n(p, value, __ATOMIC_RELEASE);
 }
 
-// In one piece.
+// One atomic access.
 inline uint4 load_l2(const void* p) {
   uint4 v;
   _mm_store_si128(reinterpret_cast<__m128i*>(&v),
@@ -86,7 +87,7 @@ void more_registers() {}
 template <int COUNT>
 void fewer_registers() {}
 
-// Whoever waits looks at the clock.
+// Polls read the clock, so this counts as a poll without success.
 inline uint32_t kilocycles() {
   emulator::asked_in_vain();
   return static_cast<uint32_t>(emulator::nanoseconds() * 2 >> 10);

@@ -7,7 +7,7 @@ namespace kilotok::ptx {
 
 inline float from_bf16(uint16_t bits) { return __uint_as_float(static_cast<uint32_t>(bits) << 16); }
 
-// What lanes show are registers a0 to a3, b0, b1; then each finds its four products there.
+// Lanes show registers a0 to a3, b0, b1; afterwards each finds its four products in the same place.
 inline void multiply_shown(emulator::Shown* shown) {
   float a[16][16], b[16][8], c[16][8] = {};
   for (int lane = 0; lane < 32; lane++)
@@ -34,7 +34,7 @@ inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1)
   for (int i = 0; i < 4; i++) c[i] += __uint_as_float(products[i]);
 }
 
-// Six F32 words of a lane, of which the lower 13 bits are left out.
+// The same for six F32 words of a lane, without their lower 13 bits.
 inline void multiply_shown_tf32(emulator::Shown* shown) {
   float a[16][8], b[8][8];
   for (int lane = 0; lane < 32; lane++)

@@ -1,4 +1,4 @@
-// Threads: where they are, how they meet, how they end.
+// Threads: their index, barriers, exit.
 #pragma once
 
 #include "kilotok/abi.h"
@@ -11,7 +11,7 @@ constexpr bool CTA_PER_SM = true;
 constexpr bool CTA_PER_SM = false;
 #endif
 
-// A multiprocessor's number is another one than the launch's.
+// An SM's number differs from the CTA's number in the launch.
 inline int cta_index() {
   const int index = blockIdx.x;
   return CTA_PER_SM ? gridDim.x - 1 - index : index;

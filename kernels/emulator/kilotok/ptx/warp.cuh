@@ -1,4 +1,4 @@
-// Integers: the smallest of a warp, and products of 64 bits.
+// Integers: the minimum over a warp, and products of 64 bits.
 #pragma once
 
 #include "kilotok/abi.h"

@@ -1,6 +1,6 @@
-// Matrix products of a warpgroup, and what a GPU punishes without a word: sums touched before they
-// are waited for, a fence left out, warps of a group that ask for different products, and operands
-// that were written without a fence.
+// Matrix products of a warpgroup, with checks for errors that a GPU does not report: sums accessed
+// before they are waited for, a missing fence, warps of a group that begin different products, and
+// operands written without a fence.
 #pragma once
 
 #include "kilotok/ptx/mma.cuh"
@@ -24,7 +24,7 @@ inline void wgmma_commit() {
   work.begun.clear();
 }
 
-// The next product under way of the same sums, if there is one.
+// The next product in flight with the same sums, if there is one.
 inline emulator::Wgmma* wgmma_next(const emulator::Wgmma& product) {
   emulator::AsyncWork& work = emulator::here->current->work;
   for (auto& group : work.groups)
@@ -35,7 +35,7 @@ inline emulator::Wgmma* wgmma_next(const emulator::Wgmma& product) {
   return nullptr;
 }
 
-// Adds up a product whose turn has come, for the next product of the same sums or for the thread.
+// Completes a product, for the next product with the same sums or for the thread.
 inline void wgmma_finish(const emulator::Wgmma& product) {
   std::vector<float> sums =
       !product.products.empty()
@@ -69,7 +69,7 @@ inline void wgmma_writes_fence() {
 }
 
 inline uint64_t wgmma_operand(uint32_t address, uint32_t k_bytes, uint32_t column_bytes) {
-  // Of a GPU's descriptor fourteen bits are a number of sixteen bytes.
+  // A GPU's descriptor has fourteen bits for a multiple of sixteen bytes.
   if (reinterpret_cast<uintptr_t>(shared<char>(address)) % 16 != 0 || k_bytes % 16 != 0 ||
       column_bytes % 16 != 0 || k_bytes >> 18 != 0 || column_bytes >> 18 != 0)
     wgmma_misused("an operand of products does not lie as it has to");
@@ -78,7 +78,7 @@ inline uint64_t wgmma_operand(uint32_t address, uint32_t k_bytes, uint32_t colum
 }
 inline uint64_t wgmma_operand_at(uint64_t operand, uint32_t bytes) { return operand + bytes; }
 
-// All warps of a group begin the same products.
+// Checks that all warps of a group begin the same products.
 inline void wgmma_compare(uint64_t operand, int columns) {
   const int index = emulator::here->current->index;
   const int number = emulator::here->current->work.count;
@@ -91,7 +91,7 @@ inline void wgmma_compare(uint64_t operand, int columns) {
   group.operands[place] = what;
 }
 
-// What others wrote of B they had a fence for.
+// Checks that writes of other threads to B were followed by a fence.
 inline void wgmma_check_written(const emulator::Wgmma& product) {
   const emulator::Operand b = emulator::Operand::of(product.b);
   emulator::Pieces pieces = {};
@@ -115,7 +115,7 @@ inline void wgmma_begin(float* sums, int columns, int k, const float (&a)[2][emu
   if (emulator::lane() == 0) wgmma_compare(b, columns);
   emulator::Wgmma product = {sums, columns, k, thread.work.count, add, {}, {}, b, {}};
   std::memcpy(product.a, a, sizeof(product.a));
-  // Of sums under way it gets those when they are done.
+  // Sums in flight are replaced when they are complete.
   product.before.assign(sums, sums + columns / 2);
   std::fill(sums, sums + columns / 2, __uint_as_float(emulator::UNDER_WAY));
   if (thread.index % emulator::WARPGROUP == 0) wgmma_check_written(product);
