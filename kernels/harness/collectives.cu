@@ -5,7 +5,7 @@
 //     -I kernels/include -I kernels/models/slice kernels/harness/collectives.cu -o collectives
 //   ./collectives            checks and times
 //   ./collectives check      checks alone, for compute-sanitizer
-//   ./collectives lost       launches the first rank alone: its wait must time out and name the missing rank
+//   ./collectives lost       launches the first rank alone: its wait must time out and name a rank
 //
 // If there are fewer GPUs, ranks share them if they fit, and are checked but not timed. The three
 // that are compiled in by default fit one GPU. Sums must have the bits of BF16 parts added in F32

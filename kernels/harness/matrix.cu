@@ -1,9 +1,9 @@
-//   Multiplies matrices as the phases do, checks the products against double precision and measures
-//   which share of the memory's bandwidth the GEMM reaches. Needs a GPU:
-//     nvcc -std=c++20 -arch=sm_90a -O3 -I kernels/include -I kernels/models/slice matrix.cu -o matrix
-//     ./matrix          checks and times
-//     ./matrix check    a few matrices, once, for compute-sanitizer
-//   Prints a line for each matrix and number of tokens; returns 1 if a product is wrong.
+// Multiplies matrices as the phases do, checks the products against double precision and measures
+// which share of the memory's bandwidth the GEMM reaches. Needs a GPU:
+//   nvcc -std=c++20 -arch=sm_90a -O3 -I kernels/include -I kernels/models/slice matrix.cu -o matrix
+//   ./matrix          checks and times
+//   ./matrix check    a few matrices, once, for compute-sanitizer
+// Prints a line for each matrix and number of tokens; returns 1 if a product is wrong.
 #include "kilotok/layout/planned.cuh"
 #include "matrix_walk.cuh"
 

@@ -9,9 +9,9 @@ struct RouterWork {
   // F32 `[tokens][HIDDEN]`: the stream, and what is added to it.
   uint64_t residual, part;
   uint64_t norm, router, bias;
-  // Copies of the router, which repeats take in turn.
+  // Copies of the router, which repeats use in turn.
   int copies, repeats;
-  // Of each CTA, if they are to be kept: Routes, or GatheredRoutes of several tiles.
+  // The routes of each CTA, if they are kept: Routes, or GatheredRoutes for several tiles.
   uint64_t routes;
 };
 
@@ -35,7 +35,7 @@ struct RouterRoles {
   static __device__ __forceinline__ void consume(Warp& w, const Work& work) {
     Cta& cta = w.cta;
     for (int i = 0; i < work.repeats; i++) {
-      // As a step does in the attention of the layer.
+      // As a step does in the layer's attention.
       cta.sync_grid();
       reset_scores<KIND>(cta, w.token_count());
       cta.sync_grid();
@@ -55,7 +55,7 @@ struct RouterRoles {
     }
   }
 
-  // As one tile of tokens does, with values awaited; as several do, with barriers.
+  // For one tile of tokens, where values are polled; for several tiles, with barriers.
   static __device__ __forceinline__ void choose_for_tile(Warp& w, const Work& work) {
     Cta& cta = w.cta;
     Routes& routes = w.shared.routes;

@@ -1,12 +1,12 @@
-//   Checks that products of warpgroups (`wgmma`) have the same bits as those of warps (`mma`). The
-//   hardware's documents do not promise it, and the wide pass needs it to have the bits of the narrow
-//   pass. Compares sums over the same columns in the same order, BF16 and TF32, of values of every
-//   kind; and sums of `mma` with its operands exchanged. Needs a GPU:
-//     nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -I kernels/include \
-//       -I kernels/models/slice kernels/harness/wgmma.cu -o wgmma
-//     ./wgmma          columns up to 6144
-//     ./wgmma check    up to 256
-//   Returns 1 if any bit differs.
+// Checks that products of warpgroups (`wgmma`) have the same bits as those of warps (`mma`). The
+// hardware's documents do not promise it, and the wide pass needs it to have the bits of the narrow
+// pass. Compares sums over the same columns in the same order, BF16 and TF32, of values of every
+// kind; and sums of `mma` with its operands exchanged. Needs a GPU:
+//   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -I kernels/include \
+//     -I kernels/models/slice kernels/harness/wgmma.cu -o wgmma
+//   ./wgmma          columns up to 6144
+//   ./wgmma check    up to 256
+// Returns 1 if any bit differs.
 #include "bench.h"
 
 #include "kilotok/ptx/mma.cuh"
