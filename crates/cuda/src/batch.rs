@@ -1,16 +1,15 @@
-//! Batches as kernels read them: which tokens of which rows, where logits are needed, and the pages
+//! Batches in the kernels' layout: the tokens of each row, where logits are needed, and the pages
 //! of every row.
 
 use kilotok_abi::{Batch as Header, BatchRow, BatchToken, GROUPS_MAX};
 use kilotok_batch::Batch;
 use kilotok_engine::{PageGroup, Row};
 
-/// A token without a row in the embedding: the drafter's mask. `phase/embed.cuh` has the same.
+/// A token without a row in the embedding: the drafter's mask, as in `phase/embed.cuh`.
 const MASK_TOKEN: u32 = !0;
 
-/// Where a batch lies: a header, then arrays with room for the longest batch, as `DraftBatch` in
-/// `kernels/step/verify.cuh` has them, which does not compile if it has others. Pages lie
-/// elsewhere.
+/// The layout of a batch: a header, then arrays for the longest batch, as `DraftBatch` in
+/// `kernels/step/verify.cuh`, which compares them at compile time. Pages are stored elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Arrays {
     pub(crate) header: usize,
@@ -29,7 +28,8 @@ impl Arrays {
     }
 }
 
-/// Drafts of so many rows that one batch holds; without drafts, the one that kernels say then.
+/// The number of drafts of `draft_rows` rows that one batch holds. Without drafts it is one, as in
+/// the kernels.
 pub(crate) fn drafts_together(tokens_max: usize, draft_rows: usize) -> usize {
     tokens_max.checked_div(draft_rows).unwrap_or(1)
 }
@@ -43,16 +43,16 @@ pub(crate) struct DeviceBatch {
     pub(crate) pages: Vec<u32>,
 }
 
-/// A row that asks for drafts.
+/// A row for which drafts are requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DraftRow {
-    /// Place in the target's batch.
+    /// Index in the target's batch.
     pub(crate) row: usize,
     pub(crate) draft_count: u32,
 }
 
 impl DeviceBatch {
-    /// The target's: all tokens of the plan's rows, and the pages of every group.
+    /// The target's batch: all tokens of the plan's rows, and the pages of every group.
     pub(crate) fn target(batch: &Batch<'_>, wanted: &[usize], groups: &[PageGroup]) -> Self {
         let mut own =
             Self { wanted: wanted.iter().map(|&token| token as u32).collect(), ..Self::default() };
@@ -66,8 +66,8 @@ impl DeviceBatch {
         own
     }
 
-    /// Drafts of rows of the target's batch: the newest token of each, then masks. Which token that
-    /// is, and where, the kernel that chooses it writes.
+    /// A batch of drafts of rows of the target's batch: the newest token of each, then masks. The
+    /// verify kernel writes that token and its position.
     pub(crate) fn drafts(&self, rows: &[DraftRow], draft_rows: usize) -> Self {
         let mut own = Self::default();
         for row in rows {
@@ -80,8 +80,8 @@ impl DeviceBatch {
         own
     }
 
-    /// The pages that a row reads and writes. Returns, by group, where page 0 of the sequence
-    /// would be.
+    /// Adds the pages that a row reads and writes. Returns for each group the index at which page 0
+    /// of the sequence would be.
     fn add_pages(&mut self, row: &Row, groups: &[PageGroup]) -> [u32; GROUPS_MAX] {
         let mut pages_at = [0; GROUPS_MAX];
         for ((run, group), at) in row.pages.iter().zip(groups).zip(&mut pages_at) {
@@ -105,7 +105,7 @@ impl DeviceBatch {
         self.tokens.len()
     }
 
-    /// How many tokens of each row are wanted.
+    /// The number of wanted tokens of each row.
     pub(crate) fn wanted_by_row(&self) -> impl Iterator<Item = usize> {
         self.rows.iter().map(|row| {
             let own = row.first..row.first + row.count;
@@ -113,7 +113,7 @@ impl DeviceBatch {
         })
     }
 
-    /// What a kernel is told of the batch, after so many collectives.
+    /// The batch's header; `collectives` is the number of collectives before the launch.
     pub(crate) fn header(&self, collectives: u32) -> Header {
         Header {
             token_count: self.tokens.len() as u32,
@@ -123,7 +123,7 @@ impl DeviceBatch {
         }
     }
 
-    /// Writes all but the pages.
+    /// Writes everything except the pages.
     pub(crate) fn write(&self, arrays: &Arrays, collectives: u32, bytes: &mut [u8]) {
         let mut write = |place: usize, from: &[u8]| {
             bytes[place..][..from.len()].copy_from_slice(from);

@@ -1,6 +1,6 @@
-//! How many bytes every buffer of a rank takes: the host's side of
-//! `kernels/include/kilotok/gemm/matrix.cuh` and `layout/buffers.cuh`. The generated header carries
-//! these numbers, and the kernels do not compile where theirs differ.
+//! The size of every buffer of a rank: the host's side of `kernels/include/kilotok/gemm/matrix.cuh`
+//! and `layout/buffers.cuh`. The generated header has these numbers, and the kernels do not compile
+//! if theirs differ.
 
 use std::fmt::Write;
 
@@ -10,46 +10,48 @@ use kilotok_model::{ModelSpec, Part, WeightFormat};
 use crate::batch::{Arrays, drafts_together};
 use crate::constants::{Attention, Constants};
 
-/// A chunk of weights is so many rows of so many columns.
+/// A chunk of weights is CHUNK_ROWS rows of CHUNK_COLUMNS columns.
 pub(crate) const CHUNK_ROWS: usize = 16;
 pub(crate) const CHUNK_COLUMNS: usize = 64;
-/// Warps of a CTA that share the columns of a matrix.
+/// Consumer warps of a CTA, which share a matrix's columns (split-K).
 pub(crate) const CONSUMER_WARPS: usize = 12;
 /// Rows of the residual stream that a CTA owns.
 pub(crate) const OWNER_ROWS: usize = 48;
 const OWNER_TILES: usize = OWNER_ROWS / CHUNK_ROWS;
-/// Rows of gate above as many of up in one tile.
+/// Rows of gate above as many rows of up in one tile.
 pub(crate) const GATE_ROWS: usize = 8;
-/// Tokens come to the tensor cores in tiles of so many.
+/// Tokens in a tile of the tensor cores.
 pub(crate) const TILE_TOKENS: usize = 8;
-/// Between rows of gathered tokens in shared memory, so that they lie in different banks.
+/// Padding between rows of gathered tokens in shared memory, so that they lie in different banks.
 const GATHERED_PADDING: usize = 64;
 /// Query heads of a tile, and their dimensions as operand A: steps of 32, lanes with 16 values.
 const TILE_HEADS: usize = 16;
 const QUERY_STEP: usize = 32;
 const QUERY_STEP_VALUES: usize = 2 * 32 * 8;
-/// Dimensions of a part of attention that share two numbers.
+/// Dimensions of a partial result of attention that share a maximum and a sum.
 const PART_DIMS: usize = 32;
-/// Parts of a token's attention at most: of chunks of keys, and one of a draft's own rows.
+/// The most partial results of a token's attention: those of chunks of keys, and one of a draft's
+/// own rows.
 const ATTENTION_PARTS: usize = 128 + 1;
-/// Values of the stream in one packet of 16 bytes to another rank, and sets of places for packets.
+/// Values of the stream in one packet of 16 bytes to another rank, and the number of sets of
+/// packets.
 const PACKET_VALUES: usize = 8;
 const PACKET_BYTES: usize = 16;
 const PACKET_SETS: usize = 2;
-/// Who reads norms of a layer: its projections, its network.
+/// The GEMMs of a layer that read a norm: projections, network.
 const READERS: usize = 2;
 /// The counters of a launch.
 pub(crate) const BARRIER_BYTES: usize = COUNTERS * COUNTER_BYTES;
-/// Behind the packets: the flags of all ranks, and a packet of 16 bytes for each draft and rank.
+/// After the packets: the flags of all ranks, and a packet of 16 bytes for each draft and rank.
 const FLAGS_BYTES: usize = 128;
-/// A row of logits to be verified is padded to so many.
+/// The alignment of a token's logits, in values.
 const LOGITS_ALIGNMENT: usize = 16;
-/// F32 in a line of the cache.
+/// F32 values in a cache line.
 const LINE_VALUES: usize = 32;
 const F32: usize = size_of::<f32>();
 const BF16: usize = 2;
 
-/// A matrix as the kernels walk it, see `gemm/matrix.cuh`.
+/// The layout of a matrix, see `gemm/matrix.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Matrix {
     pub(crate) format: WeightFormat,
@@ -87,25 +89,26 @@ impl Matrix {
         self.units() * self.steps() * self.step_bytes()
     }
 
-    /// Bytes of an operand's row, with the zeros behind the last column.
+    /// Bytes of an operand's row, including the zeros after the last column.
     fn operand_bytes(self) -> usize {
         self.steps() * self.column_warps() * CHUNK_COLUMNS * BF16
     }
 }
 
 impl Attention {
-    /// First row of the keys in the fused projection: q rows are padded to a whole tile.
+    /// First row of the keys in the fused projection; q rows are padded to a whole tile.
     pub(crate) fn key_row(&self) -> usize {
         (self.q_heads * self.qk_dim).next_multiple_of(CHUNK_ROWS)
     }
 
-    /// A token's queries as the tensor cores want them.
+    /// Values of a token's queries, in tiles of the tensor cores.
     fn query_values(&self) -> usize {
         let tiles = self.kv_heads * (self.q_heads / self.kv_heads).div_ceil(TILE_HEADS);
         tiles * self.qk_dim.div_ceil(QUERY_STEP) * QUERY_STEP_VALUES
     }
 
-    /// Of all parts of a token's attention: weighted values, and what they are relative to.
+    /// Values of all partial results of a token's attention: weighted sums, and their maxima and
+    /// sums.
     fn part_values(&self) -> usize {
         self.q_heads * ATTENTION_PARTS * (self.v_dim + 2 * self.v_dim.div_ceil(PART_DIMS))
     }
@@ -114,9 +117,9 @@ impl Attention {
         self.key_row() + self.kv_heads * (self.qk_dim + self.v_dim)
     }
 
-    /// Whether rows of q and k that are rotated together lie half a chunk apart in one: the
-    /// products then become queries, keys and values where they are added up. Not if a norm by head
-    /// comes in between, nor if heads are no whole chunks.
+    /// Whether rows of q and k that are rotated together lie half a chunk apart in one chunk. Then
+    /// the epilogue of the GEMM applies RoPE. It cannot if a norm by head comes before, or if heads
+    /// are not whole chunks.
     pub(crate) fn is_paired(&self) -> bool {
         let whole = |dims: usize| dims.is_multiple_of(CHUNK_ROWS);
         !self.qk_norm && whole(self.qk_dim) && whole(self.v_dim) && whole(self.rope.dims)
@@ -137,7 +140,7 @@ impl Constants {
         Matrix { format, rows: self.hidden, columns, row_tiles }
     }
 
-    /// Of one expert, or of the dense network.
+    /// Gate and up of one expert, or of the dense network.
     pub(crate) fn gate_up(&self, kind: usize) -> Matrix {
         let kind = &self.feed_forwards[kind];
         let rows = kind.width.next_multiple_of(GATE_ROWS) * 2;
@@ -155,14 +158,14 @@ impl Constants {
         Matrix { format: WeightFormat::Float, rows, columns: self.hidden, row_tiles: 1 }
     }
 
-    /// A rank's rows of what fuses the taps.
+    /// A rank's rows of the matrix that fuses the taps.
     pub(crate) fn fuse(&self) -> Matrix {
         let rows = self.hidden.div_ceil(self.launch.ranks);
         let columns = self.taps.max(1) * self.hidden;
         Matrix { format: WeightFormat::Float, rows, columns, row_tiles: 1 }
     }
 
-    /// Logits of a token to be verified to those of the next one.
+    /// The distance between the logits of two wanted tokens.
     pub(crate) fn logits_stride(&self) -> usize {
         self.vocab.next_multiple_of(LOGITS_ALIGNMENT)
     }
@@ -171,7 +174,7 @@ impl Constants {
         self.hidden.div_ceil(OWNER_ROWS)
     }
 
-    /// A router's experts as stored, with padding.
+    /// The number of a router's experts including padding.
     pub(crate) fn router_width(&self, kind: usize) -> usize {
         self.feed_forwards[kind].experts.next_multiple_of(CHUNK_ROWS)
     }
@@ -181,7 +184,7 @@ impl Constants {
         self.owner_units() * OWNER_ROWS * self.router_width(kind) * weight_bytes
     }
 
-    /// Networks of a kind: the experts, or the dense one.
+    /// The number of networks of a kind: its experts, or 1 for a dense one.
     fn networks(&self, kind: usize) -> usize {
         self.feed_forwards[kind].experts.max(1)
     }
@@ -222,7 +225,7 @@ pub(crate) enum LayerBuffer {
     Down,
 }
 
-/// Every buffer of weights that a rank has, and its bytes.
+/// Every buffer of weights of a rank, and its bytes.
 pub(crate) fn weight_buffers(spec: &ModelSpec, constants: &Constants) -> Vec<(Buffer, usize)> {
     let vector = constants.hidden * F32;
     let rows = constants.vocab / constants.launch.ranks;
@@ -253,7 +256,7 @@ pub(crate) fn weight_buffers(spec: &ModelSpec, constants: &Constants) -> Vec<(Bu
     buffers
 }
 
-/// The buffers of a layer; what it does not have takes no bytes.
+/// The buffers of a layer; those that it does not have take no bytes.
 fn layer_buffers(
     constants: &Constants,
     attention: usize,
@@ -278,7 +281,7 @@ fn layer_buffers(
     ]
 }
 
-/// Bytes of the buffers in which a step works, named as in `Memory`.
+/// Bytes of a step's working buffers, named as in `Memory`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Working {
     pub(crate) layers: usize,
@@ -301,9 +304,9 @@ pub(crate) struct Working {
     pub(crate) fused: usize,
     pub(crate) logits: usize,
     pub(crate) draft_parts: usize,
-    /// Where a rank receives, see `comm/all_reduce.cuh` and `comm/all_gather.cuh`.
+    /// The receive buffer, see `comm/all_reduce.cuh` and `comm/all_gather.cuh`.
     pub(crate) receiver: usize,
-    /// Where in it the logits of all ranks are, if there are several.
+    /// The offset in it of the logits of all ranks, if there are several.
     pub(crate) gathered: Option<usize>,
 }
 
@@ -325,11 +328,11 @@ impl Working {
         let feed_forwards = constants.feed_forwards.iter();
         let experts = feed_forwards.clone().map(|kind| kind.experts).max().unwrap_or(0);
         let top_k = feed_forwards.map(|kind| kind.top_k.max(1)).max().unwrap_or(1);
-        // Of a row, what one step of `down` takes.
+        // The part of a row that one step of `down` reads.
         let gathered_step = CONSUMER_WARPS / OWNER_TILES * CHUNK_COLUMNS * BF16;
-        // A step of every warp, so that a matrix of any number of row tiles may read it.
+        // A whole step of every warp, so that a matrix of any number of row tiles may read it.
         let normed = constants.hidden.next_multiple_of(CHUNK_COLUMNS * CONSUMER_WARPS) * BF16;
-        // The drafter's context has keys and values of all its layers at once.
+        // The drafter's context computes keys and values of all its layers at once.
         let key_values = heads(|kind| kind.qkv_rows() - kind.key_row());
         let projected = heads(Attention::qkv_rows).max(constants.draft_layers.len() * key_values);
         let (receiver, gathered) = receiver(constants);
@@ -364,7 +367,7 @@ impl Working {
     }
 }
 
-/// Bytes of what a rank receives, and where in it the logits of all ranks are.
+/// Bytes of the receive buffer, and the offset in it of the logits of all ranks.
 fn receiver(constants: &Constants) -> (usize, Option<usize>) {
     let (ranks, tokens) = (constants.launch.ranks, constants.launch.tokens_max);
     let token_packets = OWNER_ROWS / PACKET_VALUES;
@@ -377,12 +380,12 @@ fn receiver(constants: &Constants) -> (usize, Option<usize>) {
     (gathered + tokens * constants.logits_stride() * F32, Some(gathered))
 }
 
-/// The largest of a value over so many kinds.
+/// The largest value over all kinds.
 fn largest(kinds: usize, of: &dyn Fn(usize) -> usize) -> usize {
     (0..kinds).map(of).max().unwrap_or(0)
 }
 
-/// The sizes and places that kernels know too, as C++.
+/// The sizes and offsets that the kernels compute too, as C++.
 pub(crate) fn planned(constants: &Constants, working: &Working) -> String {
     let tokens_max = constants.launch.tokens_max;
     let batch = Arrays::new(0, tokens_max);
@@ -412,7 +415,7 @@ pub(crate) fn planned(constants: &Constants, working: &Working) -> String {
         ("OWN_VALUES", working.own_values),
         ("LOGITS", working.logits),
         ("LOGITS_STRIDE", constants.logits_stride()),
-        // Of several ranks alone.
+        // Only for several ranks.
         ("LOGITS_OFFSET", working.gathered.unwrap_or(0)),
         ("DRAFT_PARTS", working.draft_parts),
         ("RECEIVER", working.receiver),

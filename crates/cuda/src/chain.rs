@@ -1,11 +1,11 @@
-//! What a chain of launches is made for. The next step's chain waits on the GPUs before its plan is
-//! known; whether the plan fits is a question of a few numbers.
+//! The shape of a chain of launches. The next step's chain is enqueued on the GPUs before its plan
+//! is known; whether the plan fits it is decided by a few numbers.
 
 use kilotok_abi::PLAN_CTA_BYTES;
 
 use crate::upload::Upload;
 
-/// Which of two kernels: that for one tile of tokens, or for more.
+/// Which of two kernels: the one for one tile of tokens, or the one for more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tiles {
     One,
@@ -21,30 +21,30 @@ impl Tiles {
 /// What a chain launches and copies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
-    /// Of the target's pass and of the drafter's context.
+    /// For the target's pass and the drafter's context.
     pub(crate) target: Tiles,
-    /// Of each batch of drafts.
+    /// For each batch of drafts.
     pub(crate) drafts: Vec<Tiles>,
     pub(crate) upload_bytes: usize,
 }
 
 impl Shape {
-    /// What a step needs.
+    /// The shape that a step needs.
     pub(crate) fn of(upload: &Upload, tile_tokens: usize, upload_bytes: usize) -> Self {
         let tiles = |token_count| Tiles::of(token_count, tile_tokens);
         let drafts = upload.drafts.iter().map(|batch| tiles(batch.token_count()));
         Self { target: tiles(upload.target.token_count()), drafts: drafts.collect(), upload_bytes }
     }
 
-    /// The shape of a chain ahead of this one: most steps are like the one before. With all that
-    /// the last CTA can take of a plan: room for up to 1,024 more numbers of pages.
+    /// The shape of the next chain, enqueued ahead: most steps are like the one before. It copies
+    /// as much of a plan as the last CTA can, which leaves room for up to 1,024 more page numbers.
     pub(crate) fn ahead(&self, upload_bytes_max: usize) -> Self {
         let upload_bytes = self.upload_bytes.next_multiple_of(PLAN_CTA_BYTES).min(upload_bytes_max);
         Self { upload_bytes, ..self.clone() }
     }
 
-    /// Whether a chain of this shape does a step that needs `step`: with the same kernels, but for
-    /// batches of drafts too many, which stay empty.
+    /// Whether a chain of this shape can run a step that needs `step`: it must have the same
+    /// kernels, but may have more batches of drafts, which stay empty.
     pub(crate) fn fits(&self, step: &Self) -> bool {
         self.target == step.target
             && self.drafts.starts_with(&step.drafts)

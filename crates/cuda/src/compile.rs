@@ -1,5 +1,5 @@
-//! From the kernels' sources to machine code for the loaded model: compiled when it is first seen,
-//! then kept in a folder.
+//! Compiles the kernels' sources to machine code for the loaded model, at first use, and caches the
+//! result in a folder.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -12,21 +12,22 @@ use ring::digest::{Context, SHA256, SHA256_OUTPUT_LEN, digest};
 use crate::nvrtc::{CompileError, MIN, Nvrtc, Version};
 use crate::sources::Program;
 
-/// Contraction into fused multiply-adds stays on, as in nvcc; nothing else is relaxed. There is no
-/// host whose functions those without a mark could be.
+/// Contraction into fused multiply-adds stays on, as in nvcc; nothing else is relaxed. Functions
+/// without an execution space are device functions, because there is no host code.
 const OPTIONS: &[&str] =
     &["-std=c++20", "--gpu-architecture=sm_90a", "-default-device", "-lineinfo"];
 
-/// What the system's loader may know the library by, newest first.
+/// Names of the library for the system's loader, newest first.
 const NAMES: &[&str] = &["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"];
 
-/// Engines of one process that want the same kernels wait for the first to have them compiled.
+/// Held while compiling: engines of one process that need the same kernels wait for the first to
+/// compile them.
 static COMPILING: Mutex<()> = Mutex::new(());
 
-/// Where compiled kernels are kept and the compiler is looked for.
+/// Where compiled kernels are cached and the compiler is looked for.
 #[derive(Clone, Debug, Default)]
 pub struct Toolchain {
-    /// Folder of compiled kernels; without one they are compiled at every start.
+    /// The cache folder; without one, kernels are compiled at every start.
     pub cache: Option<PathBuf>,
     /// Where toolkits and Python environments may be, besides the usual places.
     pub prefixes: Vec<PathBuf>,
@@ -36,7 +37,7 @@ pub struct Toolchain {
 const PREFIXES: &[&str] = &["/usr/local/cuda", "/opt/cuda", "/usr", "/usr/local"];
 
 impl Toolchain {
-    /// Opens the first NVRTC that is new enough, and whose code a driver of that version loads.
+    /// Opens the first NVRTC that is new enough and whose code a driver of that version can load.
     pub(crate) fn nvrtc(&self, driver: Option<Version>) -> Result<Nvrtc, CompileError> {
         let mut refused = Vec::new();
         let names = NAMES.iter().map(PathBuf::from);
@@ -115,13 +116,13 @@ impl Toolchain {
     }
 }
 
-/// Machine code, and why the next start has to compile it again, if it has.
+/// Machine code, and if it could not be cached, why.
 pub(crate) struct Code {
     pub(crate) cubin: Vec<u8>,
     pub(crate) unkept: Option<CompileError>,
 }
 
-/// Why a version cannot be used.
+/// Why a version cannot be used, or `None`.
 fn unfit(version: Version, driver: Option<Version>) -> Option<String> {
     if version < MIN {
         return Some(format!("is of CUDA {version}, {MIN} is needed"));
@@ -146,7 +147,7 @@ fn wheels(prefix: &Path) -> Vec<PathBuf> {
     folders
 }
 
-/// What is in a folder and begins like that, in order of names.
+/// The entries of a folder whose names begin with `start`, sorted by name.
 fn beside(folder: impl AsRef<Path>, start: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut paths: Vec<_> = entries
@@ -157,7 +158,7 @@ fn beside(folder: impl AsRef<Path>, start: &str) -> Vec<PathBuf> {
     paths
 }
 
-/// The name of what a program becomes: everything that could make it something else, hashed.
+/// The cache key of a program: a hash of everything that affects the result.
 fn key(program: &Program, version: Version) -> String {
     let mut hash = Context::new(&SHA256);
     let mut add = |text: &str| {
@@ -179,7 +180,8 @@ fn key(program: &Program, version: Version) -> String {
     })
 }
 
-/// What a file was written for, if it still holds that: a driver that loads damaged code may crash.
+/// The content of a cache file if its checksum is right: a driver may crash when it loads damaged
+/// code.
 fn kept(mut file: Vec<u8>) -> Option<Vec<u8>> {
     let end = file.len().checked_sub(SHA256_OUTPUT_LEN)?;
     let (bytes, sum) = file.split_at(end);
@@ -190,12 +192,12 @@ fn kept(mut file: Vec<u8>) -> Option<Vec<u8>> {
     Some(file)
 }
 
-/// Writes bytes, and their sum behind them, to a file that is there whole or not at all, also if
-/// another process writes the same.
+/// Writes bytes and their checksum to a file that appears as a whole or not at all, also if another
+/// process writes the same.
 fn keep(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let folder = file.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
-    // By a name of its own: in two containers processes have the same number.
+    // A unique name: processes in two containers may have the same number.
     let open = |path: &Path| fs::File::create_new(path);
     let mut half = tempfile::Builder::new().suffix(".part").make_in(folder, open)?;
     half.write_all(bytes)?;
@@ -228,7 +230,7 @@ mod tests {
         let mut changed = program();
         changed.text.push('\n');
         others.push(key(&changed, VERSION));
-        // The same characters, cut elsewhere.
+        // The same characters, divided differently.
         let mut changed = program();
         let (name, text) = changed.headers.last_mut().unwrap();
         let moved = text.remove(0);
@@ -276,7 +278,7 @@ mod tests {
         assert_eq!(found.iter().filter(|file| file.starts_with(prefix)).count(), 3, "{found:?}");
     }
 
-    /// The headers, by the compiler that users have: its own standard headers are ours.
+    /// Compiles the headers with NVRTC, which uses the crate's own standard headers.
     #[test]
     fn headers_compile_where_there_is_a_compiler() {
         let nvrtc = match Toolchain::default().nvrtc(None) {
@@ -291,7 +293,7 @@ mod tests {
             .to_owned();
         let cubin = nvrtc.compile(&program, OPTIONS).unwrap();
         assert!(cubin.starts_with(b"\x7fELF"), "{} bytes", cubin.len());
-        // Stamps are code that no other kernel has.
+        // Code for stamps is in no other kernel.
         program.text = "#include \"kilotok/cta.cuh\"\n\
                         using namespace kilotok;\n\
                         extern \"C\" __global__ void stamped(const __grid_constant__ Memory m) {\n\

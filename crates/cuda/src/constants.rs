@@ -1,5 +1,5 @@
-//! What the kernels know of a model at compile time: the kinds of attention and feed-forward
-//! network that its layers have, as one rank holds them, and the header that says so.
+//! The constants of a model that the kernels are compiled with: the kinds of attention and
+//! feed-forward network of its layers, as one rank holds them, and the generated header.
 
 #[cfg(test)]
 mod tests;
@@ -15,34 +15,34 @@ use kilotok_model::{
 
 use crate::buffers::{CHUNK_COLUMNS, OWNER_ROWS, TILE_TOKENS, Working, planned};
 
-/// Rows of operands, weights and keys are whole runs of 16 bytes, which is what a copy takes.
+/// Rows of operands, weights and keys are multiples of 16 bytes, the unit of a copy.
 const ALIGNED_VALUES: usize = 8;
-/// Positions whose keys and values lie together in a page, as `layout/buffers.cuh` has them.
+/// Positions whose keys and values lie together in a page, as in `layout/buffers.cuh`.
 const GROUP_KEYS: usize = 8;
-/// Tokens of a batch at most: the scaled stream of so many fits into a CTA's scratch memory.
+/// The most tokens of a batch: the scaled stream of so many fits a CTA's scratch memory.
 pub(crate) const TOKENS_MAX: usize = 64;
-/// Attention has a warp for each 16 dimensions of a value, and 12 warps.
+/// Attention has 12 warps, one for each 16 dimensions of a value.
 const VALUE_DIM_MAX: usize = 192;
-/// An owner's 48 columns of so many experts' F32 weights fit into the ring.
+/// An owner's 48 columns of the F32 weights of so many experts fit the ring.
 const EXPERTS_MAX: usize = 816;
-/// The sampler adds up parts of so many tokens' probabilities.
+/// The sampler's sums of probabilities do not overflow with so many tokens.
 const VOCAB_MAX: usize = 1 << 18;
-/// The choices of `TOKENS_MAX` tokens, sorted by expert, fit into a CTA's shared memory.
+/// The choices of `TOKENS_MAX` tokens, sorted by expert, fit a CTA's shared memory.
 const TOP_K_MAX: usize = 16;
 
 /// How the kernels are launched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Launch {
     pub(crate) ranks: usize,
-    /// CTAs of a rank: one for each of its GPU's multiprocessors.
+    /// CTAs of a rank: one for each SM of its GPU.
     pub(crate) grid: usize,
-    /// Tokens of a batch at most.
+    /// The most tokens of a batch.
     pub(crate) tokens_max: usize,
     /// Positions in a page.
     pub(crate) page_tokens: usize,
 }
 
-/// A model's constants. Sizes are one rank's share, but for the vocabulary and the hidden size.
+/// A model's constants. Sizes are one rank's share, except the vocabulary and the hidden size.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Constants {
     pub(crate) launch: Launch,
@@ -91,7 +91,7 @@ pub(crate) struct FeedForward {
     pub(crate) scale: f32,
 }
 
-/// Which kinds a layer has.
+/// The kinds of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LayerKinds {
     pub(crate) attention: usize,
@@ -107,7 +107,7 @@ pub(crate) struct UnfitError {
 
 impl Constants {
     /// # Errors
-    /// Every size that the kernels do not handle.
+    /// All sizes that the kernels do not support.
     pub(crate) fn new(spec: &ModelSpec, launch: Launch) -> Result<Self, UnfitError> {
         let problems = problems(spec, launch);
         if !problems.is_empty() {
@@ -145,7 +145,8 @@ impl Constants {
         Ok(constants)
     }
 
-    /// The kinds of these layers, added where they are new; those before `first` are others'.
+    /// The kinds of these layers, which are added where they are new. Kinds before `first` belong
+    /// to other layers.
     fn kinds(
         &mut self,
         layers: &[LayerSpec],
@@ -249,8 +250,8 @@ impl Constants {
         text
     }
 
-    /// Frequencies of every kind of attention, each followed by zeros up to the same number. F32
-    /// as in the implementations that models are trained with.
+    /// The RoPE frequencies of every kind of attention, each followed by zeros up to the same
+    /// number. F32, as in training.
     pub(crate) fn frequencies(&self) -> Vec<f32> {
         let pairs_max = self.rope_pairs_max();
         let mut frequencies = vec![0.0; self.attentions.len() * pairs_max];
@@ -283,7 +284,7 @@ fn line(text: &mut String, words: &str) {
     writeln!(text, "{words}").expect("a string takes everything");
 }
 
-/// The index of an equal entry from `first` on, added if there is none.
+/// The index of an equal entry from `first` on, which is added if there is none.
 fn place<T: PartialEq>(list: &mut Vec<T>, first: usize, entry: T) -> usize {
     let found = list[first..].iter().position(|other| *other == entry);
     found.map_or_else(
@@ -325,7 +326,7 @@ fn format_name(format: WeightFormat) -> &'static str {
     }
 }
 
-/// All that the kernels cannot do.
+/// All properties of the model that the kernels do not support.
 fn problems(spec: &ModelSpec, launch: Launch) -> Vec<String> {
     let mut problems =
         check_ranks(spec, launch.ranks).err().map_or_else(Vec::new, |error| error.problems);
@@ -384,7 +385,7 @@ fn check_layer(problems: &mut Vec<String>, name: &str, layer: &LayerSpec, ranks:
         at_most(problems, &format!("{name}: experts"), experts.count, EXPERTS_MAX);
         at_most(problems, &format!("{name}: experts of a token"), experts.top_k, TOP_K_MAX);
     }
-    // Scale tiles begin where those of the whole matrix do.
+    // A rank's scale tiles begin where those of the whole matrix do.
     if format == WeightFormat::Fp8 && ranks > 1 && !width.is_multiple_of(CHUNK_COLUMNS) {
         problems.push(format!(
             "{name}: a rank's feed-forward width is {width}; FP8 weights come in {CHUNK_COLUMNS}s"

@@ -1,9 +1,9 @@
-//! The CUDA driver: devices, their memory and their kernels, by its own functions. They are looked
-//! up when they are first called, so that a machine without a driver finds out here and not at
-//! start. What it hands out is safe to use, but for the launch of a kernel.
+//! The CUDA driver: devices, their memory and their kernels. Its functions are looked up at their
+//! first call, so that a machine without a driver reports it here and not at program start.
+//! Everything that this module returns is safe to use, except the launch of a kernel.
 //!
-//! A stream may wait for the host (`bell`). Functions that may in turn wait for a stream are called
-//! while none does.
+//! A stream may wait for the host (`doorbell`). Functions that may themselves wait for a stream are
+//! called only while no stream does.
 
 #![expect(unsafe_code, reason = "functions of a C library")]
 
@@ -25,20 +25,20 @@ use crate::nvrtc::Version;
 
 pub(crate) use memory::{DeviceMemory, Pinned};
 
-/// The first driver with all that the kernels use.
+/// The first driver version with all features that the kernels use.
 pub const DRIVER_MIN: Version = Version { major: 12, minor: 8 };
-/// What the kernels are written for: Hopper.
+/// The compute capability that the kernels are written for: Hopper.
 const CAPABILITY: (u32, u32) = (9, 0);
 
-/// The driver goes by it: with it, no launch returns before its end.
+/// With this variable set, the driver returns from a launch only at its end.
 const LAUNCH_BLOCKING: &str = "CUDA_LAUNCH_BLOCKING";
 
-/// How long a stream may take to its end: beside steps there are weights on it.
+/// How long a stream may take to finish. Besides steps it loads weights.
 const STREAM_MAX: Duration = Duration::from_mins(2);
-/// Kernels' waits are so many milliseconds where the clock is this fast, and longer where it is not
+/// The clock at which the kernels' time limits are exact; they are longer where it is slower
 /// (`kernels/include/kilotok/comm/wait.cuh`).
 const CLOCK_KHZ: f64 = 2_000_896.0;
-/// Between two questions whether a stream has come to its end.
+/// The interval at which a stream is polled.
 const PAUSE: Duration = Duration::from_micros(50);
 
 /// Why a GPU cannot be used.
@@ -96,7 +96,7 @@ fn check(call: &'static str, code: sys::CUresult) -> Result<()> {
     }
 }
 
-/// The GPU whose context is this thread's, if it has one.
+/// The GPU whose context is current on this thread, if there is one.
 fn current_gpu() -> Option<usize> {
     let mut device = 0;
     // SAFETY: writes a number.
@@ -104,14 +104,14 @@ fn current_gpu() -> Option<usize> {
     (code == sys::CUresult::CUDA_SUCCESS).then_some(device as usize)
 }
 
-/// Calls a function of the driver by its name, which is also that of its error.
+/// Calls a driver function by its name, which is also named in the error.
 macro_rules! call {
     ($name:ident ( $($argument:expr),* $(,)? )) => {
         check(stringify!($name), sys::$name($($argument),*))
     };
 }
 
-/// The same of a function that may wait for streams: meanwhile none waits for its bell.
+/// The same for a function that may wait for streams: meanwhile no stream waits for its doorbell.
 macro_rules! quiet_call {
     ($name:ident ( $($argument:expr),* $(,)? )) => {{
         let _nothing_pending = $crate::driver::doorbell::dismiss_pending();
@@ -120,13 +120,13 @@ macro_rules! quiet_call {
 }
 use {call, quiet_call};
 
-/// The time, for the bounds of waits.
+/// The time, for the limits of waits.
 #[expect(clippy::disallowed_methods, reason = "a wait for a GPU has a bound in seconds")]
 pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
-/// What a GPU is.
+/// The properties of a GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gpu {
     pub index: usize,
@@ -138,9 +138,9 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    /// How long this GPU takes for what the fastest does in such a time, by its clock.
+    /// Scales a time of the GPU with the fastest clock to this GPU's clock.
     pub(crate) fn at_its_clock(&self, time: Duration) -> Duration {
-        // Where a driver does not know the clock, as if it was the fastest.
+        // If the driver does not know the clock, the fastest is assumed.
         let clock_khz = if self.clock_khz == 0 { CLOCK_KHZ } else { f64::from(self.clock_khz) };
         time.mul_f64((CLOCK_KHZ / clock_khz).max(1.0))
     }
@@ -156,7 +156,7 @@ impl Gpu {
     }
 }
 
-/// A driver that is there and new enough.
+/// A driver that exists and is new enough.
 #[derive(Clone, Copy, Debug)]
 pub struct Driver {
     pub version: Version,
@@ -189,7 +189,7 @@ impl Driver {
         Ok(Self { version })
     }
 
-    /// All GPUs, also those that the kernels are not written for.
+    /// All GPUs, including those that the kernels are not written for.
     pub fn gpus(self) -> Result<Vec<Gpu>> {
         let mut count = 0;
         // SAFETY: writes a number.
@@ -237,24 +237,25 @@ fn gpu(index: c_int) -> Result<Gpu> {
     })
 }
 
-/// A GPU in use: its context, and the one stream on which everything happens in order.
+/// A GPU in use: its context, and its one stream, on which everything happens in order.
 #[derive(Debug)]
 pub(crate) struct Device {
     index: usize,
     context: sys::CUcontext,
     stream: sys::CUstream,
-    /// Whether the stream waits for what never comes. What it uses is never freed.
+    /// Whether the stream waits for something that will not happen. Memory that it uses is never
+    /// freed.
     stuck: AtomicBool,
 }
 
 // SAFETY: contexts and streams may be used from any thread; every call makes the context current
 // on its own thread first.
 unsafe impl Send for Device {}
-// SAFETY: as above; the driver locks what it must.
+// SAFETY: as above; the driver does its own locking.
 unsafe impl Sync for Device {}
 
 impl Device {
-    /// All these GPUs at once: the first to use one waits for its context, which takes long.
+    /// Opens all these GPUs in parallel: creating a context takes long.
     pub(crate) fn open_all(gpus: &[Gpu]) -> Result<Vec<Arc<Self>>> {
         let quiet = doorbell::dismiss_pending();
         let opened: Vec<Result<_>> = thread::scope(|scope| {
@@ -268,12 +269,12 @@ impl Device {
             };
             opening.into_iter().map(opened).collect()
         });
-        // Where one failed the others are closed, which wants quiet as well.
+        // If one failed, the others are closed, which also needs the guard of `quiet_call`.
         drop(quiet);
         opened.into_iter().collect()
     }
 
-    /// Functions in it may wait for streams.
+    /// Called under the guard of `quiet_call`, because driver functions in it may wait for streams.
     fn open(index: usize) -> Result<Arc<Self>> {
         let (mut context, mut stream) = (ptr::null_mut(), ptr::null_mut());
         let here = |error| match error {
@@ -290,7 +291,7 @@ impl Device {
             let made = call!(cuCtxSetCurrent(context))
                 .and_then(|()| call!(cuStreamCreate(&raw mut stream, flags)));
             if let Err(error) = made {
-                // Whoever opens all is quiet.
+                // `open_all` holds the guard.
                 let _ = call!(cuDevicePrimaryCtxRelease_v2(index as c_int));
                 return Err(error);
             }
@@ -307,7 +308,7 @@ impl Device {
         self.index
     }
 
-    /// Bytes free and in all.
+    /// Free and total bytes.
     pub(crate) fn memory_bytes(&self) -> Result<(u64, u64)> {
         self.enter()?;
         let (mut free, mut total) = (0, 0);
@@ -316,7 +317,7 @@ impl Device {
         Ok((free as u64, total as u64))
     }
 
-    /// Waits for everything that was started; a chain that waits for its bell is dismissed.
+    /// Waits for everything that was started. A chain that waits for its doorbell is dismissed.
     pub(crate) fn finish(&self) -> Result<()> {
         drop(doorbell::dismiss_pending());
         let start = now();
@@ -332,13 +333,13 @@ impl Device {
         Err(DriverError::Unfinished)
     }
 
-    /// Whether everything that was started is done.
+    /// Whether everything that was started is complete.
     ///
     /// # Errors
-    /// What broke the GPU, or another one that it reaches.
+    /// The error of the GPU, or of another one whose memory it can access.
     pub(crate) fn is_idle(&self) -> Result<bool> {
         self.enter()?;
-        // Copies that wait are on the context's own stream.
+        // Synchronous copies are on the context's own stream.
         for stream in [self.stream, ptr::null_mut()] {
             // SAFETY: the stream lives as long as this.
             match unsafe { sys::cuStreamQuery(stream) } {
@@ -349,18 +350,18 @@ impl Device {
         Ok(true)
     }
 
-    /// Waits for the stream no more.
+    /// Stops waiting for the stream, for good.
     pub(crate) fn abandon(&self) {
         self.stuck.store(true, Ordering::Relaxed);
     }
 
-    /// Whether what the stream used may go, which then is done with it or broken. Where another
-    /// GPU broke it the driver frees nothing.
+    /// Whether memory that the stream used may be freed: the stream is complete or has failed. If
+    /// another GPU caused the failure the driver frees nothing.
     fn is_done(&self) -> bool {
         self.finish() != Err(DriverError::Unfinished) && self.enter().is_ok()
     }
 
-    /// Makes the stream wait until a word of the host's memory has come to a value.
+    /// Makes the stream wait until a word of the host's memory has reached a value.
     fn wait_word(&self, memory: &Pinned, index: usize, value: u32) -> Result<()> {
         let address = memory.word_address(index);
         self.enter()?;
@@ -375,7 +376,8 @@ impl Device {
         }
     }
 
-    /// Makes the stream write a word of the host's memory when all before is done and seen.
+    /// Makes the stream write a word of the host's memory when all work before it is complete and
+    /// visible.
     fn write_word(&self, memory: &Pinned, index: usize, value: u32) -> Result<()> {
         let address = memory.word_address(index);
         self.enter()?;
@@ -452,7 +454,7 @@ impl Module {
         Ok(value)
     }
 
-    /// A kernel that takes one struct, and so much shared memory for each CTA.
+    /// A kernel that takes one struct, with `shared_bytes` of shared memory for each CTA.
     pub(crate) fn kernel(&self, name: &str, shared_bytes: u32) -> Result<Kernel> {
         self.device.enter()?;
         let name = CString::new(name).expect("names have no zero bytes");
@@ -487,10 +489,11 @@ pub(crate) struct Kernel {
 unsafe impl Send for Kernel {}
 
 impl Kernel {
-    /// Starts it on so many CTAs, all of them at once, so that they can wait for each other.
+    /// Launches it on `grid` CTAs that all run at the same time, so that they can wait for each
+    /// other.
     ///
     /// # Safety
-    /// The kernel takes a `T`, and every address in it is that of memory which holds what the
+    /// The kernel takes a `T`. Every address in it must be that of memory that holds what the
     /// kernel reads there and has room for what it writes, until the stream is finished.
     pub(crate) unsafe fn launch<T: bytemuck::Pod>(
         &self,

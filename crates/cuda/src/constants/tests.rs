@@ -1,4 +1,4 @@
-//! The constants of three models, whose headers are committed: kernels are compiled with them
+//! The constants of three models, whose headers are committed, so that kernels can be compiled
 //! without a GPU or a checkpoint.
 
 use std::fs;
@@ -17,8 +17,8 @@ fn spec(folder: &str) -> ModelSpec {
     read_spec(&folder, &Knobs::default()).unwrap()
 }
 
-/// Folder, and the header that belongs there. Pages of 16 tokens are what `serve` and `bench` take
-/// if nothing else is asked for; the toy has few tokens, and is to have many pages.
+/// The folder, and its expected header. Pages of 16 tokens are the default of `serve` and `bench`.
+/// The toy has few tokens, and smaller pages, so that it has many.
 fn examples() -> [(&'static str, String); 3] {
     let header = |spec: &ModelSpec, page_tokens| {
         Constants::new(spec, Launch { page_tokens, ..LAUNCH }).unwrap().header()
@@ -69,7 +69,7 @@ fn a_rank_has_its_share_of_every_kind() {
     for (whole, part) in alone.feed_forwards.iter().zip(&eighth.feed_forwards) {
         assert_eq!((whole.width, whole.experts), (part.width * 8, part.experts));
     }
-    // Four ranks share two K/V heads: each holds one whole.
+    // Four ranks share two K/V heads: each holds one whole head.
     let spec = Toy::flash().spec();
     let quarter = Constants::new(&spec, Launch { ranks: 4, ..LAUNCH }).unwrap();
     let heads = quarter.attentions.iter().map(|kind| (kind.q_heads, kind.kv_heads));
@@ -111,7 +111,7 @@ fn frequencies_fall_by_the_base_from_one() {
     let constants = Constants::new(&spec("benches/models/slice"), LAUNCH).unwrap();
     let frequencies = constants.frequencies();
     assert_eq!(frequencies.len(), 3 * 32);
-    // 1e7^(-1/2) and 1e4^(-1/2) are those of the middle pair.
+    // 1e7^(-1/2) and 1e4^(-1/2) are the frequencies of the middle pair.
     for (kind, middle) in [(0, 3.162_277_7e-4), (1, 0.01), (2, 0.01)] {
         let own: &[f32] = &frequencies[kind * 32..(kind + 1) * 32];
         assert_eq!(own[0], 1.0);
@@ -137,7 +137,7 @@ fn what_the_kernels_cannot_run_is_refused_by_name() {
     odd.layers[2].attention.qk_dim = 44;
     let said = refused(&odd, LAUNCH);
     assert!(said.contains("layer 2: width of a key head is 44"), "{said}");
-    // A rank's columns of the FP8 down projection would begin amid a tile of scales.
+    // A rank's columns of the FP8 down projection would begin in the middle of a scale tile.
     let mut narrow = spec;
     let dense = DenseSpec { width: 256, format: WeightFormat::Fp8 };
     narrow.layers[0].feed_forward = FeedForwardSpec::Dense(dense);

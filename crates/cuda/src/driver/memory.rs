@@ -1,4 +1,4 @@
-//! Memory of GPUs, and memory of the host that they reach.
+//! Memory of GPUs, and pinned memory of the host that they access.
 
 use std::ops::Range;
 use std::ptr::{self, NonNull};
@@ -17,7 +17,7 @@ pub(crate) struct DeviceMemory {
 }
 
 impl DeviceMemory {
-    /// All zeros.
+    /// Allocates memory of zeros.
     pub(crate) fn new(device: &Arc<Device>, bytes: usize) -> Result<Self> {
         device.enter()?;
         let mut address = 0;
@@ -40,7 +40,7 @@ impl DeviceMemory {
         self.address
     }
 
-    /// Starts to fill a range with zeros.
+    /// Begins to fill a range with zeros.
     pub(crate) fn clear(&self, range: Range<usize>) -> Result<()> {
         let to = self.place(&range);
         self.device.enter()?;
@@ -48,7 +48,8 @@ impl DeviceMemory {
         unsafe { call!(cuMemsetD8Async(to, 0, range.len(), self.device.stream)) }
     }
 
-    /// Copies bytes to a place, and returns when they may be dropped. From any thread.
+    /// Copies bytes to an offset, and returns when they may be dropped. May be called from any
+    /// thread.
     pub(crate) fn write(&self, offset: usize, from: &[u8]) -> Result<()> {
         let to = self.place(&(offset..offset + from.len()));
         self.device.enter()?;
@@ -56,20 +57,20 @@ impl DeviceMemory {
         unsafe { call!(cuMemcpyHtoD_v2(to, from.as_ptr().cast(), from.len())) }
     }
 
-    /// Starts to copy bytes of pinned memory to a place.
+    /// Begins to copy bytes of pinned memory to an offset.
     pub(crate) fn send(&self, offset: usize, from: &Pinned, range: Range<usize>) -> Result<()> {
         assert!(range.end <= from.bytes, "what is sent is there");
         let to = self.place(&(offset..offset + range.len()));
         self.device.enter()?;
         // SAFETY: both ranges lie within their memory; the pinned memory is dropped when the stream
-        // is finished. Who writes it meanwhile chooses which of the bytes arrive.
+        // is finished. A write at the same time only determines which of the bytes arrive.
         unsafe {
             let from = from.host.as_ptr().add(range.start).cast();
             call!(cuMemcpyHtoDAsync_v2(to, from, range.len(), self.device.stream))
         }
     }
 
-    /// Starts to copy bytes from a place to the beginning of pinned memory.
+    /// Begins to copy a range to the beginning of pinned memory.
     pub(crate) fn fetch(&self, range: Range<usize>, to: &Pinned) -> Result<()> {
         assert!(range.len() <= to.bytes, "there is room for what is fetched");
         let from = self.place(&range);
@@ -97,9 +98,9 @@ impl Drop for DeviceMemory {
     }
 }
 
-/// Memory of the host that GPUs read and write at its address of theirs.
+/// Pinned memory of the host, which GPUs read and write at an address of their own.
 pub(crate) struct Pinned {
-    /// Those that copy or run with it.
+    /// The devices that use it.
     devices: Vec<Arc<Device>>,
     host: NonNull<u8>,
     bytes: usize,
@@ -108,11 +109,11 @@ pub(crate) struct Pinned {
 
 // SAFETY: it is plain memory, owned by this.
 unsafe impl Send for Pinned {}
-// SAFETY: what is shared is only read, or is atomic.
+// SAFETY: shared access only reads, or is atomic.
 unsafe impl Sync for Pinned {}
 
 impl Pinned {
-    /// All zeros, at the same address for all these devices.
+    /// Allocates memory of zeros, at the same address for all these devices.
     pub(crate) fn new(devices: &[Arc<Device>], bytes: usize) -> Result<Self> {
         devices[0].enter()?;
         let flags = sys::CU_MEMHOSTALLOC_DEVICEMAP | sys::CU_MEMHOSTALLOC_PORTABLE;
@@ -136,14 +137,14 @@ impl Pinned {
         self.bytes
     }
 
-    /// To be filled for GPUs that only read it. What is started may read it meanwhile: that it
-    /// finds what it should is for who started it to see to.
+    /// The memory to be filled for GPUs that only read it. Work in flight may read it meanwhile;
+    /// its order is the caller's responsibility.
     pub(crate) fn write(&mut self) -> &mut [u8] {
         // SAFETY: this owns so many bytes, all of them set, and is borrowed alone.
         unsafe { std::slice::from_raw_parts_mut(self.host.as_ptr(), self.bytes) }
     }
 
-    /// What is in its beginning now, whatever runs or has failed.
+    /// Copies its first bytes as they are now, even if work is in flight or has failed.
     pub(crate) fn peek(&self, into: &mut [u8]) {
         assert!(into.len() <= self.bytes, "so many bytes are there");
         fence(Ordering::Acquire);
@@ -152,7 +153,7 @@ impl Pinned {
         unsafe { self.host.as_ptr().copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) }
     }
 
-    /// A word that host and GPUs write and read at the same time.
+    /// A word that host and GPUs access at the same time.
     pub(super) fn word(&self, index: usize) -> &AtomicU32 {
         assert!((index + 1) * size_of::<u32>() <= self.bytes, "the word is there");
         // SAFETY: within this memory, which is aligned to pages. Memory of which words are used is
