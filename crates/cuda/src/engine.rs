@@ -1,11 +1,11 @@
-//! The GPU engine behind the seam. A step is one chain on every GPU's stream, without the host in
-//! between: the target, the choice of tokens, the drafter's context, the drafts. The host resolves
-//! tokens, keeps what slots hold, and reads the results.
+//! The GPU engine. A step is one chain of launches on every GPU's stream, without the host in
+//! between: target, verify, the drafter's context, the drafts. The host resolves the plan's tokens,
+//! keeps the content of slots, and reads the results.
 //!
-//! While a step is computed the next one's chain is started behind a doorbell, in the shape of this
-//! one. If the next plan fits it, `submit` only writes the plan into its mailbox and rings. Until
-//! then the mailbox says that there are no tokens, so that a chain which does not fit, or which
-//! somebody must be rid of, is rung for and does nothing.
+//! While a step is computed, the next one's chain is enqueued behind a doorbell, in the same shape.
+//! If the next plan fits it, `submit` only writes the plan into its mailbox and rings. Until then
+//! the mailbox holds an empty batch: a chain that does not fit, or that must be dismissed, is rung
+//! for and does nothing.
 
 use std::hint::spin_loop;
 use std::sync::Arc;
@@ -35,60 +35,61 @@ pub struct CudaEngine {
     pub(crate) host: HostMemory,
     /// Rows of one draft; 0 without a drafter.
     pub(crate) draft_rows: usize,
-    /// Collectives between ranks so far, or more, and in a launch at most.
+    /// An upper bound of the collectives so far, and of those in one launch.
     pub(crate) collectives: u32,
     pub(crate) collectives_max: u32,
     pub(crate) doorbell: Arc<Doorbell>,
-    /// How long a step may take, by these GPUs' clocks.
+    /// How long a step may take at these GPUs' clocks.
     pub(crate) step_max: Duration,
-    /// Number of the last chain started.
+    /// The number of the last chain that was enqueued.
     pub(crate) number: u32,
-    /// What the chain of that number can do, if it was started ahead.
+    /// The shape of the chain of that number, if it was enqueued ahead.
     pub(crate) ahead: Option<Shape>,
     /// The step in flight, and its chain.
     pub(crate) in_flight: InFlight<InFlightStep>,
-    /// Of the last step waited for.
+    /// The times of the last step that was waited for.
     pub(crate) times: Option<StepTimes>,
-    /// What broke a GPU. Nothing runs on it after that.
+    /// The error of a GPU. Nothing runs on it after that.
     pub(crate) broken: Option<EngineError>,
 }
 
-/// What a step was asked for, and the chain that does it; none if it has no rows.
+/// The request of a step, and the chain that runs it; none if it has no rows.
 pub(crate) struct InFlightStep {
     asked: Asked,
     watch: Option<Watch>,
 }
 
-/// The host's memory that GPUs read and write, and what lies where in it.
+/// The host's memory that GPUs access, and its layout.
 pub(crate) struct HostMemory {
-    /// Of chains with even and with odd numbers. A chain's is written when the one before was
-    /// waited for, or is void: then the chain before that has read it.
+    /// The mailboxes of chains with even and with odd numbers. A chain's mailbox is written when
+    /// the chain before it was waited for or is void: then the one before that has been read.
     pub(crate) mailboxes: [Pinned; 2],
     pub(crate) upload_places: Places,
     pub(crate) lists: Pinned,
     pub(crate) result_places: ResultPlaces,
-    /// Where the slots' tables are in every rank's memory.
+    /// The slots' tables in every rank's memory.
     pub(crate) tables: SampleMemory,
-    /// Of all launches of a step, if they make any.
+    /// The stamps of all launches of a step, in kernels that make them.
     pub(crate) stamps: Option<Pinned>,
 }
 
-/// Tokens of a step at most: what a batch of the kernels holds.
+/// The most tokens of a step: a batch of the kernels.
 pub const TOKENS_MAX: u32 = crate::constants::TOKENS_MAX as u32;
-/// A step's end is looked for without a pause while it may come at any moment, and then with one.
+/// A step's end is polled without a pause for this long, and then with one.
 const SPIN_MAX: Duration = Duration::from_millis(20);
 const PAUSE: Duration = Duration::from_micros(50);
-/// How long a step may take once it was rung for, where clocks are fastest: longer than any wait of
-/// its kernels, which say more, and less than the two seconds in which a stalled rank is told of.
+/// How long a step may take after its doorbell rang, at the fastest clock: longer than any wait of
+/// its kernels, whose fault records say more, and less than the two seconds within which a stalled
+/// rank is reported.
 pub(crate) const STEP_MAX: Duration = Duration::from_millis(1800);
-/// So often it is asked whether the GPUs are well.
+/// The interval at which the driver is asked for errors.
 const CHECK_EACH: Duration = Duration::from_millis(1);
-/// How long the last rank that has not said why it failed may yet do so when all others have: waits
-/// for other ranks end first, by hundredths of a second.
+/// How long to wait for the fault record of the last rank without one: waits for other ranks end
+/// first, by hundredths of a second.
 const RECORD_MAX: Duration = Duration::from_millis(50);
 
-/// A rank that does not hear is found first; then waits run out, and say more than that a step did
-/// not end; and all is told within two seconds.
+/// An unresponsive rank is found first; then the kernels' waits time out, before the step does,
+/// because they say more; and all is reported within two seconds.
 const _: () = {
     let waits_ms = WAIT_MAX_MS as u128 + RECORD_MAX.as_millis();
     assert!(ACKNOWLEDGE_MAX.as_millis() < WAIT_MAX_MS as u128 && waits_ms < STEP_MAX.as_millis());
@@ -96,7 +97,7 @@ const _: () = {
 };
 
 impl CudaEngine {
-    /// Begins what does the step, and starts what may do the next.
+    /// Begins the step's chain, and enqueues the next one.
     fn start_step(&mut self, upload: &Upload) -> Result<Watch, EngineError> {
         let start = now();
         let started = self.try_start_step(upload);
@@ -120,14 +121,14 @@ impl CudaEngine {
         Ok(watch)
     }
 
-    /// Has the chain that waits do the step; if none waits any more, this is false.
+    /// Gives the step to the waiting chain. False if no chain waits any more.
     fn answer(&mut self, upload: &Upload, collectives: (u32, u32)) -> bool {
         let Self { doorbell, host, number, .. } = self;
         doorbell.answer(*number, || host.write(*number, upload, collectives))
     }
 
-    /// Starts a chain for the step, behind whatever waited. All ranks have theirs before any
-    /// begins: their kernels wait for each other, and not for long.
+    /// Enqueues a chain for the step, after the waiting one. All ranks have theirs before any
+    /// begins, because their kernels wait for each other with a time limit.
     fn start_now(
         &mut self,
         upload: &Upload,
@@ -145,9 +146,9 @@ impl CudaEngine {
         started
     }
 
-    /// Launches every kernel once, over nothing. The driver makes a kernel ready at its first
-    /// launch: that takes milliseconds, and waits for what is on the stream, so that it must not
-    /// happen behind a bell.
+    /// Launches every kernel once with an empty batch. The driver loads a kernel at its first
+    /// launch: that takes milliseconds and waits for the stream, so it must not happen behind a
+    /// doorbell.
     pub(crate) fn warm_up(&mut self) -> Result<(), EngineError> {
         self.launch_all().map_err(|failed| self.cause(Some(&failed), now()))?;
         let ended = self.ranks.iter().try_for_each(Rank::finish);
@@ -168,7 +169,8 @@ impl CudaEngine {
         Ok(())
     }
 
-    /// Starts a chain that waits, and does nothing if it is rung for as it is.
+    /// Enqueues a chain that waits for the doorbell, and does nothing unless a plan is written for
+    /// it.
     fn start_ahead(&mut self, shape: Shape) -> Result<(), RankFailure> {
         self.number = self.number.wrapping_add(1);
         self.host.write_nothing(self.number);
@@ -184,7 +186,7 @@ impl CudaEngine {
         self.ranks.iter().try_for_each(|rank| rank.start(&chain))
     }
 
-    /// Waits for the step in flight, which was asked for this.
+    /// Waits for the step in flight, and reads what was asked for.
     fn finish_step(&mut self, asked: &Asked, watch: Watch) -> Result<StepOutput, EngineError> {
         self.wait_for(watch)?;
         let (first, result_places) = (&self.ranks[0], &self.host.result_places);
@@ -221,8 +223,8 @@ impl CudaEngine {
     /// The first rank that has not ended, if any.
     ///
     /// # Errors
-    /// When a rank did not hear the bell. Whoever waited for it in vain is not to blame, so this
-    /// comes before any look at their errors.
+    /// A rank did not react to the doorbell. Ranks that waited for it are not the cause, so this
+    /// comes before their errors are read.
     fn first_busy(&self, watch: &mut Watch, now: Instant) -> Result<Option<&Rank>, EngineError> {
         let mut busy = None;
         for (index, rank) in self.ranks.iter().enumerate() {
@@ -238,15 +240,15 @@ impl CudaEngine {
         Ok(busy)
     }
 
-    /// Nobody waits for any rank any more: one that has not ended may write to the others' memory
-    /// yet.
+    /// Abandons all ranks: one that has not ended may still write to the others' memory.
     fn give_up(&self) {
         self.ranks.iter().for_each(Rank::abandon);
     }
 
-    /// What began it when a step that was rung for at `start` failed, here or on some rank. A GPU
-    /// may die without a word, and the driver tells of that on all that reach it at once: then the
-    /// others are waited for, whose waits say for whom they were.
+    /// The cause of the failure of a step that began at `start`, whether it was found here or on a
+    /// rank. A GPU may fail without a fault record, and the driver reports that on all GPUs with
+    /// access to it: then this waits for the records of the others, which name the rank they waited
+    /// for.
     fn cause(&self, here: Option<&RankFailure>, start: Instant) -> EngineError {
         drop(dismiss_pending());
         let mut last = None;
@@ -272,7 +274,7 @@ impl CudaEngine {
         })
     }
 
-    /// What is said of all ranks that are not well, and of one by whoever asks if nothing else is.
+    /// The failures of all ranks, and `here` for its rank if that has no other.
     fn failed(&self, here: Option<&RankFailure>) -> Vec<RankFailure> {
         let said = self.ranks.iter().filter_map(|rank| rank.unfinished(self.number, self.step_max));
         let mut failed: Vec<RankFailure> = said.collect();
@@ -282,7 +284,8 @@ impl CudaEngine {
     }
 }
 
-/// A step that nobody waited for ends before any memory goes: ranks write to each other's.
+/// A step that was not waited for ends before any memory is freed: ranks write to each other's
+/// memory.
 impl Drop for CudaEngine {
     fn drop(&mut self) {
         for rank in &self.ranks {
@@ -302,7 +305,7 @@ impl HostMemory {
         upload.write(&self.upload_places, self.lists.address(), collectives, mailbox);
     }
 
-    /// Makes the chain of that number one that does nothing.
+    /// Writes an empty batch for the chain of that number.
     fn write_nothing(&mut self, number: u32) {
         self.upload_places.clear(self.mailboxes[number as usize % 2].write());
     }

@@ -1,4 +1,5 @@
-//! What is said of a GPU that gave up.
+//! Error messages for a wait that timed out on a GPU, and the choice of the rank that caused a
+//! failure.
 
 use kilotok_abi::Fault;
 use kilotok_engine::EngineError;
@@ -15,7 +16,7 @@ const WAITS: [&str; 8] = [
     "a value of another CTA",
 ];
 
-/// Places in it.
+/// Indices in it.
 const GRID: usize = 0;
 const PEER: usize = 3;
 const OPERAND: usize = 6;
@@ -35,7 +36,7 @@ fn place(fault: &Fault) -> usize {
     fault.code.saturating_sub(1) as usize
 }
 
-/// The launch in which a wait ran out.
+/// The launch in which a wait timed out.
 fn launch(fault: &Fault) -> String {
     match LAUNCHES.get(fault.launch as usize) {
         Some(launch) => (*launch).to_owned(),
@@ -43,14 +44,14 @@ fn launch(fault: &Fault) -> String {
     }
 }
 
-/// The error that the record of a wait which ran out tells of.
+/// The error for a fault record.
 fn timeout(fault: &Fault) -> EngineError {
     let Fault { rank, cta, phase, .. } = *fault;
     let launch = launch(fault);
     EngineError::Timeout { rank: rank as usize, cta, launch, phase, waited_for: waited_for(fault) }
 }
 
-/// The wait, with the numbers that mean something there.
+/// The wait, with those numbers that have a meaning there.
 fn waited_for(fault: &Fault) -> String {
     let Fault { code, wanted, seen, .. } = *fault;
     let Some(waits) = WAITS.get(place(fault)) else {
@@ -63,37 +64,38 @@ fn waited_for(fault: &Fault) -> String {
     }
 }
 
-/// A rank that is not well.
+/// A rank that has failed.
 #[derive(Clone, Debug)]
 pub(crate) struct RankFailure {
     pub(crate) rank: usize,
-    /// What the driver says of it, or that it has not come to an end.
+    /// The driver's error, or that the rank has not finished.
     pub(crate) reason: String,
     pub(crate) runs: bool,
-    /// By how many chains it is behind the last one.
+    /// How many chains it is behind the last one.
     pub(crate) behind: u32,
-    /// The wait that ran out on it, if it says so.
+    /// The record of the wait that timed out on it, if there is one.
     pub(crate) record: Option<Fault>,
 }
 
-/// Of ranks that failed at once, those that may have begun it. The driver tells of one GPU's end on
-/// others that reach it, too: who has ended more than another is well but for that.
+/// The ranks among those that failed at the same time which may be the cause. The driver reports
+/// one GPU's failure also on others with access to it: a rank that has ended more chains than
+/// another is not the cause.
 pub(crate) fn suspects(mut failed: Vec<RankFailure>) -> Vec<RankFailure> {
     let behind = failed.iter().map(|failed| failed.behind).max();
     failed.retain(|failed| Some(failed.behind) == behind);
     failed
 }
 
-/// Whether somebody may yet say more, who still runs, or of whom only the driver says that it
-/// failed.
+/// The number of suspects that may still write a record: those that run, or whose failure only the
+/// driver has reported.
 pub(crate) fn silent_count(suspects: &[RankFailure]) -> usize {
     suspects.iter().filter(|failed| failed.record.is_none()).count()
 }
 
-/// Of the suspects, what began it. It is one for which another waited in vain and that does not
-/// say why; else a wait of a rank's own, on which its waits for other ranks would have run out
-/// first; else what only the driver knows of. Whoever waited for others, and most for other ranks,
-/// is not to blame.
+/// The cause among the suspects. First comes a rank without a record for which another rank waited;
+/// then a wait within a rank, because its waits for other ranks would have timed out first; then a
+/// failure that only the driver reported. A rank that waited for CTAs, and above all for other
+/// ranks, is not the cause.
 pub(crate) fn cause(suspects: &[RankFailure]) -> Option<EngineError> {
     let key = |failed: &RankFailure| match failed.record.as_ref().map(place) {
         None if waiter(suspects, failed.rank).is_some() => 0,
@@ -121,7 +123,7 @@ pub(crate) fn cause(suspects: &[RankFailure]) -> Option<EngineError> {
     Some(EngineError::Device { rank: *rank, reason: format!("{reason}{more}") })
 }
 
-/// What one says that waited for this rank in vain.
+/// The record of a rank that waited for this rank.
 fn waiter(failed: &[RankFailure], rank: usize) -> Option<Fault> {
     let mut records = failed.iter().filter_map(|failed| failed.record);
     records.find(|fault| place(fault) == PEER && fault.seen as usize == rank)
@@ -158,7 +160,7 @@ mod tests {
         RankFailure { rank, reason: "lost".into(), runs: false, behind: 1, record: None }
     }
 
-    /// Which of them began it.
+    /// The rank that caused the failure.
     fn who(failed: &[&RankFailure]) -> usize {
         let failed: Vec<_> = failed.iter().copied().cloned().collect();
         match cause(&suspects(failed)) {
@@ -180,7 +182,7 @@ mod tests {
 
     #[test]
     fn who_says_nothing_is_the_cause_if_others_waited_for_it_or_say_nothing_of_their_own() {
-        // Records here are of waits for rank 7.
+        // These records are of waits for rank 7.
         let (peer, grid) = (failed(fault(4, 2)), failed(fault(1, 3)));
         assert_eq!(who(&[&silent(0), &silent(1), &peer, &grid, &silent(7)]), 7);
         assert_eq!(who(&[&silent(0), &peer, &grid]), 3);
@@ -209,7 +211,7 @@ mod tests {
         );
     }
 
-    /// Whether an enum of the kernels has a number for each text, from the first on.
+    /// Checks that an enum of the kernels has a number for each text, from `first` on.
     fn check_numbers(name: &str, first: usize, texts: &[&str]) {
         let header = crate::sources::file("include/kilotok/comm/wait.cuh").unwrap();
         let start = header.find(&format!("enum class {name}")).unwrap();

@@ -1,4 +1,4 @@
-//! Where everything lies on a rank: the memory map, and the addresses in it that kernels are given.
+//! The layout of a rank's memory, and the addresses in it that kernels are given.
 
 use std::collections::BTreeMap;
 
@@ -16,27 +16,27 @@ use crate::memory_map::MemoryMap;
 use crate::results::ResultPlaces;
 use crate::upload::Places;
 
-/// Stamps of one launch.
+/// Bytes of the stamps of one launch.
 const LAUNCH_STAMP_BYTES: usize = STAMPS_MAX * size_of::<Stamped>();
-/// No tap follows the layer.
+/// The layer is not followed by a tap.
 const NO_TAP: u32 = !0;
 
-/// The plan of a rank's memory. It is made twice: at address 0, to know how much memory to take,
-/// then where that memory is.
+/// The plan of a rank's memory. It is made twice: at address 0 to find how much memory to take,
+/// then at the address of that memory.
 pub(crate) struct Layout {
     pub(crate) map: MemoryMap,
-    /// Addresses.
+    /// The addresses of weights.
     pub(crate) weights: BTreeMap<Buffer, u64>,
-    /// What the first kernel is given, but for what only the rank itself knows.
+    /// The argument of the first kernel, without what only the rank knows.
     pub(crate) memory: Memory,
     pub(crate) sampling: SampleMemory,
-    /// Within the buffer that takes what the host sends.
+    /// Offsets in the buffer for the host's uploads.
     pub(crate) upload: Places,
-    /// Within the host's memory for what it gets back.
+    /// Offsets in the host's memory for results.
     pub(crate) results: ResultPlaces,
-    /// Stamps of each launch; none in kernels that make none.
+    /// Bytes of the stamps of each launch; 0 in kernels without stamps.
     pub(crate) stamp_bytes: usize,
-    /// Where other ranks write what they send.
+    /// The receive buffer, to which other ranks write.
     pub(crate) receiver: u64,
     layers: Vec<LayerMemory>,
     draft_layers: Vec<LayerMemory>,
@@ -101,7 +101,7 @@ impl Layout {
         }
     }
 
-    /// What each launch is given, of what the first one is, and where results go.
+    /// The arguments of each launch, from that of the first one and the address of results.
     pub(crate) fn arguments(&self, target: &Memory, results: u64) -> Arguments {
         let result = |place: usize| results + place as u64;
         let drafted = result(self.results.drafted);
@@ -152,7 +152,7 @@ impl Layout {
     }
 }
 
-/// What the launches of a step are given.
+/// The arguments of a step's launches.
 pub(crate) struct Arguments {
     pub(crate) target: Memory,
     pub(crate) verify: VerifyMemory,
@@ -171,7 +171,7 @@ fn part_of(buffer: Buffer) -> &'static str {
     }
 }
 
-/// Takes a layer's pages.
+/// Places a layer's pages in the map.
 fn layer(
     map: &mut MemoryMap,
     weights: &BTreeMap<Buffer, u64>,
@@ -209,7 +209,7 @@ fn layer(
     }
 }
 
-/// Takes the buffers of a step. Nobody reads where the model has no use for a buffer.
+/// Places the buffers of a step. Buffers that the model has no use for are not read.
 fn memory(
     map: &mut MemoryMap,
     weights: &BTreeMap<Buffer, u64>,
@@ -263,7 +263,7 @@ fn memory(
     }
 }
 
-/// Takes what slots keep of their requests, and what the choice of tokens works in.
+/// Places the slots' tables and the working buffers of sampling.
 fn tables(map: &mut MemoryMap, constants: &Constants, slot_count: usize) -> SampleMemory {
     let (word, stride) = (size_of::<u32>(), constants.logits_stride());
     let tokens_max = constants.launch.tokens_max;
@@ -375,7 +375,7 @@ mod tests {
 
     #[test]
     fn the_pages_of_all_layers_are_what_the_groups_say() {
-        // The second has fewer heads of keys than ranks, each of which has a whole one.
+        // The second has fewer K/V heads than ranks, each of which has a whole one.
         for (spec, ranks) in [(Toy::pro_fp4().spec(), 1), (Toy::flash().spec(), 4)] {
             let (layout, _) = layout_with(&spec, ranks, false, BASE);
             let pages = layout.map.regions().iter().filter(|region| region.part == "pages");

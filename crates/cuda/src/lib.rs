@@ -1,8 +1,9 @@
-//! The GPU engine: one launch of a kernel runs a whole pass over the model's layers. It is compiled
-//! for the loaded model, on the machine that runs it, from sources that the binary carries, and the
-//! driver is looked for when it is first needed: the one binary runs with GPUs and without.
+//! The GPU engine: one launch of a persistent kernel runs a whole pass over the model's layers.
+//! Kernels are compiled for the loaded model, on the machine that runs it, from sources in the
+//! binary. The driver is looked up when it is first needed, so the same binary runs with GPUs and
+//! without.
 //!
-//! Every byte of GPU memory is planned before any is taken, and none is taken later.
+//! Every byte of GPU memory is planned before any is allocated, and none is allocated later.
 
 mod batch;
 mod buffers;

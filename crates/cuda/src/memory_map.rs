@@ -1,8 +1,8 @@
-//! What lies where in a rank's memory: planned whole before any of it is taken.
+//! The map of a rank's memory, which is complete before any memory is allocated.
 
 use std::fmt;
 
-/// Copies and tensor cores want 128; more costs nothing.
+/// Copies and tensor cores need 128; more costs nothing.
 const ALIGNMENT: u64 = 256;
 /// Left to the driver for contexts, code and stacks.
 pub const RESERVE_BYTES: u64 = 512 << 20;
@@ -10,7 +10,7 @@ pub const RESERVE_BYTES: u64 = 512 << 20;
 /// One buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Region {
-    /// What it is a part of, for the table.
+    /// The part of the printed table to which it belongs.
     pub(crate) part: &'static str,
     pub(crate) name: String,
     pub(crate) offset: u64,
@@ -43,7 +43,7 @@ impl MemoryMap {
         Self { base, regions: Vec::new(), end: 0 }
     }
 
-    /// Adds a buffer behind the others. Returns its address.
+    /// Adds a buffer after the others. Returns its address.
     pub(crate) fn add(&mut self, part: &'static str, name: String, bytes: u64) -> u64 {
         let offset = self.end;
         let end = offset.saturating_add(bytes);
@@ -57,7 +57,7 @@ impl MemoryMap {
     }
 
     /// # Errors
-    /// With the numbers, if the map and the driver's own needs are more than what is free.
+    /// The map and the driver's own needs exceed the free memory.
     pub(crate) fn check(&self, free: u64, total: u64) -> Result<(), DoesNotFit> {
         let needed = self.end.saturating_add(RESERVE_BYTES);
         if needed <= free {

@@ -1,4 +1,4 @@
-//! NVRTC, the compiler that comes as a library: its functions, looked up in whichever file the user
+//! NVRTC, the compiler in form of a library: its functions, looked up in the file that the user
 //! has. Calls a C library, which is `unsafe`.
 
 #![expect(unsafe_code, reason = "functions of a C library")]
@@ -43,7 +43,7 @@ pub enum CompileError {
     NoFolder,
 }
 
-/// The first version with all that the kernels use.
+/// The first version with all features that the kernels use.
 pub(crate) const MIN: Version = Version { major: 12, minor: 8 };
 
 type Handle = *mut c_void;
@@ -56,13 +56,13 @@ pub(crate) struct Nvrtc {
 }
 
 impl Nvrtc {
-    /// Opens a file, or a name that the system's loader knows.
+    /// Opens a file, or a name that the system's loader resolves.
     pub(crate) fn open(path: &Path) -> Result<Self, CompileError> {
         let fail = |error: libloading::Error| CompileError::Library {
             path: path.to_owned(),
             reason: error.to_string(),
         };
-        // SAFETY: the library's initialisers are NVIDIA's and ask nothing of their caller.
+        // SAFETY: the library's initialisers are NVIDIA's and require nothing of their caller.
         let library = unsafe { Library::new(path) }.map_err(fail)?;
         let (mut major, mut minor) = (0, 0);
         {
@@ -139,7 +139,7 @@ impl Nvrtc {
         self.output(handle, c"nvrtcGetCUBINSize", c"nvrtcGetCUBIN")
     }
 
-    /// What a pair of functions hands out: how many bytes, and the bytes.
+    /// The output of a pair of functions: the number of bytes, and the bytes.
     fn output(&self, handle: Handle, size: &CStr, get: &CStr) -> Result<Vec<u8>, CompileError> {
         type Size = unsafe extern "C" fn(Handle, *mut usize) -> c_int;
         type Get = unsafe extern "C" fn(Handle, *mut c_char) -> c_int;
@@ -148,7 +148,7 @@ impl Nvrtc {
         let code = unsafe { self.function::<Size>(size)?(handle, &raw mut bytes) };
         self.check("asking for an output's size", code, String::new)?;
         let mut output = vec![0_u8; bytes];
-        // SAFETY: the type is that of nvrtc.h; the output has the size that was asked for.
+        // SAFETY: the type is that of nvrtc.h; the output has the requested size.
         let code = unsafe { self.function::<Get>(get)?(handle, output.as_mut_ptr().cast()) };
         self.check("asking for an output", code, String::new)?;
         Ok(output)
@@ -183,7 +183,7 @@ impl Nvrtc {
     }
 }
 
-/// The strings of a program as C wants them.
+/// The strings of a program in C's form.
 struct Texts {
     program: CString,
     names: Vec<CString>,

@@ -1,4 +1,4 @@
-//! One rank: a GPU with its memory and kernels, and the chain of work that does a step.
+//! One rank: a GPU with its memory and kernels, and the chain of launches that runs a step.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,42 +19,42 @@ use crate::layout::{Arguments, Layout};
 use crate::stamps::phase_times;
 use crate::upload::Copy;
 
-/// How long after its beginning a launch may still wait for anything. A whole pass of the largest
-/// model takes milliseconds.
+/// How long after its beginning a launch may wait for anything. A whole pass of the largest model
+/// takes milliseconds.
 pub(crate) const WAIT_MAX_MS: u32 = 1000;
-/// Constants of the kernels: how much shared memory a CTA wants, how many threads it has, and how
-/// many tokens the kernels for one tile take.
+/// Names of constants in the kernels: shared memory and threads of a CTA, and the most tokens of
+/// the kernels for one tile.
 const SHARED_BYTES: &str = "SHARED_BYTES";
 const THREAD_COUNT: &str = "THREAD_COUNT";
 const ONE_TILE: &str = "ONE_TILE";
-/// Of a CTA of the kernel that takes the plan.
+/// Threads of a CTA of the kernel that copies the plan.
 const PLAN_THREADS: usize = PLAN_CTA_BYTES / PLAN_THREAD_BYTES;
 
-/// What a launch does; each is a kernel of that name in `kernels/step`.
+/// The launches of a step; each is a kernel of that name in `kernels/step`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pass {
-    /// Tokens through the target's layers to logits.
+    /// The target's layers over all tokens, to logits.
     Target(Tiles),
-    /// The choice of tokens by the logits of all ranks.
+    /// Sampling and verification by the logits of all ranks.
     Verify,
-    /// Taps of the target's tokens to the drafter's keys and values.
+    /// The drafter's keys and values from the taps of the target's tokens.
     DraftContext(Tiles),
-    /// A batch of draft rows, by its number, through the drafter's layers to drafts.
+    /// The drafter's layers over a batch of draft rows, given by its number.
     DraftRows(usize, Tiles),
 }
 
 impl Pass {
-    /// Of which part of a step its launches are, in their order.
+    /// The part of a step to which a launch belongs, by its position.
     fn part(launch: usize) -> StepPart {
         if launch < 2 { StepPart::Verify } else { StepPart::Draft }
     }
 }
 
-/// All that a rank does in a step, from the bell on.
+/// Everything that a rank does in a step, from the doorbell on.
 pub(crate) struct Chain<'a> {
     pub(crate) number: u32,
     pub(crate) shape: &'a Shape,
-    /// What it begins with: its plan, and what of the lists goes where.
+    /// Its plan, the lists, and which of the lists are copied.
     pub(crate) mailbox: &'a Pinned,
     pub(crate) lists: &'a Pinned,
     pub(crate) copies: &'a [Copy],
@@ -75,7 +75,7 @@ pub(crate) struct Rank {
     tile_tokens: usize,
     kernels: Kernels,
     pub(crate) doorbell: Arc<Doorbell>,
-    /// The kernels are in it.
+    /// Keeps the kernels loaded.
     _module: Module,
 }
 
@@ -84,7 +84,7 @@ struct Kernels {
     take_plan: Kernel,
     target: Tiled,
     verify: Kernel,
-    /// Context and rows, of a model that has a drafter.
+    /// Context and rows, of a model with a drafter.
     draft: Option<(Tiled, Tiled)>,
 }
 
@@ -104,7 +104,7 @@ impl Tiled {
 }
 
 impl Rank {
-    /// Takes the memory that `layout_at` plans, and loads the kernels.
+    /// Allocates the memory that `layout_at` plans, and loads the kernels.
     pub(crate) fn new(
         index: usize,
         device: &Arc<Device>,
@@ -150,7 +150,7 @@ impl Rank {
         Ok(rank)
     }
 
-    /// Whether the CTAs of a launch have the numbers from 0 on, each once.
+    /// Checks that the CTAs of a launch have the numbers from 0 on, each once.
     fn check_numbers(&self) -> Result<(), DriverError> {
         let devices = std::slice::from_ref(&self.device);
         let numbers = Pinned::new(devices, self.grid as usize * size_of::<u32>())?;
@@ -168,12 +168,12 @@ impl Rank {
         (&self.memory, &self.layout)
     }
 
-    /// Where other ranks write what they send to this one.
+    /// The receive buffer, to which other ranks write.
     pub(crate) fn receiver(&self) -> u64 {
         self.layout.receiver
     }
 
-    /// Tells this rank where all of them receive.
+    /// Gives this rank the addresses of all receive buffers.
     pub(crate) fn connect(&self, peers: &Peers) -> Result<(), DriverError> {
         let to = self.arguments.target.peers - self.memory.address();
         self.memory.write(to as usize, bytemuck::bytes_of(peers))
@@ -183,7 +183,7 @@ impl Rank {
         self.tile_tokens
     }
 
-    /// Starts all of a chain.
+    /// Enqueues a whole chain.
     pub(crate) fn start(&self, chain: &Chain<'_>) -> Result<(), RankFailure> {
         self.try_start(chain).map_err(|error| self.failed(&error, chain.number))
     }
@@ -203,7 +203,7 @@ impl Rank {
         self.doorbell.tell_ended(&self.device, self.index, chain.number)
     }
 
-    /// The plan with counters that begin at 0, and what is copied of the lists.
+    /// Enqueues the kernel that copies the plan, whose counters are zeros, and the copies of lists.
     fn take_in(&self, chain: &Chain<'_>) -> Result<(), DriverError> {
         let bytes = chain.shape.upload_bytes;
         assert!(bytes <= chain.mailbox.bytes(), "what is taken is there");
@@ -223,7 +223,7 @@ impl Rank {
         Ok(())
     }
 
-    /// Where an address lies in this rank's memory.
+    /// The offset of an address in this rank's memory.
     fn place(&self, address: u64) -> usize {
         (address - self.memory.address()) as usize
     }
@@ -247,7 +247,8 @@ impl Rank {
         }
     }
 
-    /// Of the last step, which has ended: to the choice of tokens, and from there to the drafts.
+    /// Times of the last step, which has ended: until the choice of tokens, and from there until
+    /// the drafts.
     pub(crate) fn times(&self) -> StepTimes {
         let mut timestamps = Timestamps::zeroed();
         self.timestamps.peek(bytemuck::bytes_of_mut(&mut timestamps));
@@ -258,12 +259,12 @@ impl Rank {
         StepTimes { verify: time(begun, verified), draft }
     }
 
-    /// The first bytes of the last step's results.
+    /// Reads the first bytes of the last step's results.
     pub(crate) fn results(&self, into: &mut [u8]) {
         self.results.peek(into);
     }
 
-    /// What the stamps of the last step say, which are taken into `host` and away.
+    /// The phase times of the last step, by its stamps, which are copied to `host` and cleared.
     pub(crate) fn phase_times(&self, host: &Pinned) -> Result<Vec<PhaseTime>, EngineError> {
         let error = |reason| EngineError::Device { rank: self.index, reason };
         let stamps = self.take_stamps(host).map_err(|reason| error(reason.to_string()))?;
@@ -284,35 +285,34 @@ impl Rank {
         Ok(stamps)
     }
 
-    /// Whether the GPU, or one that it reaches, is broken.
+    /// Whether the GPU, or one whose memory it can access, has failed.
     pub(crate) fn is_broken(&self) -> bool {
         self.device.is_idle().is_err()
     }
 
-    /// The last chain that it has begun, and the last that it has ended.
+    /// The last chain that it has begun, and the last one that it has ended.
     pub(crate) fn progress(&self) -> (u32, u32) {
         self.doorbell.progress(self.index)
     }
 
-    /// What is said of a rank that did not begin.
+    /// The error for a rank that did not begin.
     pub(crate) fn unresponsive(&self) -> EngineError {
         let reason = "does not hear its doorbell: what was started for a step did not begin";
         EngineError::Device { rank: self.index, reason: reason.to_owned() }
     }
 
-    /// What is said of a rank that has not ended the chain of that number and did not fail.
+    /// The failure of a rank that has neither ended the chain of that number nor reported an error.
     pub(crate) fn endless(&self, number: u32, step_max: Duration) -> RankFailure {
         let reason = format!("did not end a step within {step_max:?}");
         RankFailure { runs: true, ..self.failed(&reason, number) }
     }
 
-    /// Nobody waits for it any more.
+    /// Stops waiting for the rank, for good.
     pub(crate) fn abandon(&self) {
         self.device.abandon();
     }
 
-    /// What is said of it, unless it is done with all that was started, up to the chain of that
-    /// number.
+    /// The rank's failure, or `None` if it has completed everything up to the chain of that number.
     pub(crate) fn unfinished(&self, number: u32, step_max: Duration) -> Option<RankFailure> {
         match self.device.is_idle() {
             Ok(true) => None,
@@ -327,16 +327,16 @@ impl Rank {
             self.fault.peek(bytemuck::bytes_of_mut(&mut record));
             record
         };
-        // The code comes last: a look after it has come sees all.
+        // The code is written last: a read after it was seen has the whole record.
         let record = (look().code != 0).then(look);
         let behind = number.wrapping_sub(self.progress().1);
         RankFailure { rank: self.index, reason: reason.to_string(), runs: false, behind, record }
     }
 
-    /// Waits for all that was started.
+    /// Waits for everything that was started.
     ///
     /// # Errors
-    /// What broke the GPU, or another one that it reaches.
+    /// The error of the GPU, or of another one whose memory it can access.
     pub(crate) fn finish(&self) -> Result<(), DriverError> {
         self.device.finish()
     }
@@ -348,7 +348,7 @@ fn count_up(mut numbers: Vec<u32>) -> bool {
     numbers.iter().zip(0..).all(|(number, place)| *number == place)
 }
 
-/// Starts so many CTAs of so many threads.
+/// Launches `grid` CTAs of `threads` threads.
 fn launch<T: bytemuck::Pod>(
     kernel: &Kernel,
     (grid, threads): (u32, u32),

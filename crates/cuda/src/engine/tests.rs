@@ -1,5 +1,5 @@
-//! Chains that are started ahead: that they do the steps they fit, and that nothing waits for one
-//! that nobody rings for. Where there is no GPU, the tests say so and pass.
+//! Chains that are enqueued ahead: that they run the steps they fit, and that nothing waits for a
+//! chain that is never rung for. Without a GPU, the tests say so and pass.
 
 use kilotok_testkit::host::{Host, How, Request};
 
@@ -25,10 +25,11 @@ fn steps_alike_are_begun_by_the_bell_alone() {
         reply(&mut engine);
         engine.number - before
     };
-    // A step gives a token. The prompt's has no chain ahead, and the next one is of other tiles:
-    // it makes one void. All others are what they were taken for; one is left.
+    // A step yields a token. The prompt's step has no chain ahead, and the next step has other
+    // tiles, which makes one chain void. All other chains run the steps they were enqueued for; one
+    // is left.
     assert_eq!(chains(), TOKENS + 1 + 1);
-    // Now the prompt's step too makes one void.
+    // Now the prompt's step makes one void too.
     assert_eq!(chains(), TOKENS + 1 + 1);
 }
 
@@ -42,7 +43,7 @@ fn times_are_of_a_step_that_somebody_asked_for() {
     reply(&mut engine);
     let times = engine.times().unwrap();
     assert!(!times.verify.is_zero() && !times.draft.is_zero(), "{times:?}");
-    // What waits is rung for and does nothing.
+    // The waiting chain is rung for and does nothing.
     drop(dismiss_pending());
     engine.ranks[0].finish().unwrap();
     assert_eq!(engine.ranks[0].times(), times);
@@ -55,7 +56,7 @@ fn two_engines_share_a_gpu() {
     }
     let (mut first, mut second) = (engine(1), engine(1));
     let expected = reply(&mut first);
-    // Each leaves a chain that waits, and the other starts, steps and goes in spite of it.
+    // Each leaves a waiting chain, and yet the other engine starts, runs steps and is dropped.
     assert_eq!(reply(&mut second), expected);
     assert_eq!(reply(&mut first), expected);
     drop(second);

@@ -1,32 +1,33 @@
-//! Ways to break an engine that runs, for tests of what runs on one.
+//! Ways to break a running engine, for tests of how failures are reported.
 
 use crate::CudaEngine;
 use crate::driver::DriverError;
 use crate::driver::doorbell::Doorbell;
 
-/// Away from a place from which a copy may begin.
+/// An offset that makes an address invalid for a copy.
 const UNALIGNED_BYTES: u64 = 8;
 
-/// Of the last rank.
+/// All of these affect the last rank.
 impl CudaEngine {
-    /// It has one CTA too few from now on: the others wait for it, and the other ranks for them.
+    /// Launches it with one CTA too few from now on: its other CTAs wait for that one, and the
+    /// other ranks for them.
     pub fn stall(&mut self) {
         if let Some(rank) = self.ranks.last_mut() {
             rank.grid -= 1;
         }
     }
 
-    /// It reads the head's weights where they are not: it dies without a word.
+    /// Makes it read the head's weights at an invalid address: it fails without a fault record.
     pub fn kill(&mut self) {
         if let Some(rank) = self.ranks.last_mut() {
             rank.arguments.target.head += UNALIGNED_BYTES;
         }
     }
 
-    /// It waits for a bell that nobody rings.
+    /// Makes it wait for a doorbell that is never rung.
     ///
     /// # Errors
-    /// If there is no memory for that bell.
+    /// There is no memory for that doorbell.
     pub fn deafen(&mut self) -> Result<(), DriverError> {
         if let Some(rank) = self.ranks.last_mut() {
             let devices = vec![rank.device.clone(); rank.index + 1];

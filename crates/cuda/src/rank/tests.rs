@@ -1,6 +1,6 @@
-//! A GPU that stalls, does not start or does not hear: what is said of it and how soon, and that
-//! nothing stays behind. What breaks a GPU breaks all that the process runs on it, so each has a
-//! process of its own. Where there is no GPU, the test says so and passes.
+//! A GPU that stalls, does not start or does not react: how the failure is reported and how soon,
+//! and that nothing keeps running. A failure of a GPU ends everything that the process runs on it,
+//! so each test has a process of its own. Without a GPU, the tests say so and pass.
 
 mod agree;
 
@@ -19,7 +19,7 @@ use super::*;
 use crate::driver::Driver;
 use crate::{CudaEngine, CudaOptions, Found, Sizes, TOKENS_MAX, Toolchain};
 
-/// From the step's start to its error, where clocks are fastest.
+/// From the step's start to its error, at the fastest clock.
 const SECONDS_MAX: Duration = Duration::from_secs(2);
 
 static PRO: LazyLock<Checkpoint> = LazyLock::new(|| {
@@ -38,7 +38,7 @@ fn options(rank_count: usize) -> CudaOptions {
     }
 }
 
-/// Whether so many ranks cannot run here; says why.
+/// Whether `rank_count` ranks cannot run here; prints why.
 pub(crate) fn absent(rank_count: usize) -> bool {
     let found = Found::look(rank_count, &options(rank_count).toolchain);
     found.inspect_err(|reason| println!("skipped from {rank_count} ranks on: {reason}")).is_err()
@@ -49,9 +49,9 @@ pub(crate) fn engine(rank_count: usize) -> CudaEngine {
     engine.unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Of a prompt: several tiles.
+/// Tokens of a prompt: several tiles.
 const TOKENS: u32 = 30;
-/// Less than one, which is another kernel: its producers look further ahead.
+/// Less than one tile, for which there is another kernel, whose producers run further ahead.
 const FEW_TOKENS: u32 = 4;
 
 fn reply(engine: &mut CudaEngine, token_count: u32) -> Result<Vec<u32>, EngineError> {
@@ -63,8 +63,7 @@ fn reply(engine: &mut CudaEngine, token_count: u32) -> Result<Vec<u32>, EngineEr
     }
 }
 
-/// Breaks the last of so many ranks before a prompt of so many tokens, and returns what is said of
-/// it.
+/// Breaks the last of `rank_count` ranks before a prompt, and returns the error.
 #[expect(clippy::disallowed_methods, reason = "the error is promised within seconds")]
 fn broken(rank_count: usize, token_count: u32, change: fn(&mut CudaEngine)) -> EngineError {
     let mut engine = engine(rank_count);
@@ -93,13 +92,13 @@ fn stalls(rank_count: usize, token_count: u32) {
     }
 }
 
-/// Its GPU ends with an error in the midst of a step: others wait for it, and the driver says of
-/// all that they are broken.
+/// Its GPU fails in the middle of a step: others wait for it, and the driver reports a failure on
+/// all.
 fn dies(rank_count: usize) {
     match broken(rank_count, TOKENS, CudaEngine::kill) {
         EngineError::Device { rank, reason } => {
             assert_eq!(rank, rank_count - 1);
-            // Somewhere behind, since weights are read ahead.
+            // The phase is not exact, because weights are read ahead.
             let waited = reason.contains("; rank 0 waited for it in phase ");
             assert_eq!(waited, rank_count > 1, "{reason}");
             assert!(reason.starts_with(&format!("GPU {rank}: ")), "{reason}");
@@ -108,7 +107,7 @@ fn dies(rank_count: usize) {
     }
 }
 
-/// More CTAs than there can be at once: the kernel does not start.
+/// More CTAs than can be resident: the kernel does not start.
 fn does_not_start(rank_count: usize) {
     match broken(rank_count, TOKENS, |engine| engine.ranks.last_mut().unwrap().grid = 1 << 20) {
         EngineError::Device { rank, .. } => assert_eq!(rank, rank_count - 1),
@@ -116,7 +115,7 @@ fn does_not_start(rank_count: usize) {
     }
 }
 
-/// It waits for a bell that nobody rings: others wait for it, and it waits on.
+/// It waits for a doorbell that is never rung: others wait for it until they time out.
 fn does_not_hear(rank_count: usize) {
     match broken(rank_count, TOKENS, |engine| engine.deafen().unwrap()) {
         EngineError::Device { rank, reason } => {
@@ -127,7 +126,7 @@ fn does_not_hear(rank_count: usize) {
     }
 }
 
-/// It is computing when nobody waits any more.
+/// It still computes when the host stops waiting.
 fn does_not_end(rank_count: usize) {
     let mut engine = engine(rank_count);
     reply(&mut engine, TOKENS).unwrap();
@@ -233,7 +232,7 @@ fn a_gpu_that_dies_without_a_word_is_named_in_time() {
     break_one_of(&["dies"]);
 }
 
-/// Runs the tests of so many ways to break, of one rank and of two.
+/// Runs the tests of several ways to break, with one rank and with two.
 fn break_one_of(ways: &[&str]) {
     for (rank_count, who) in [(1, "one"), (2, "one_of_two")] {
         if absent(rank_count) {

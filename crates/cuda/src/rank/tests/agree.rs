@@ -1,6 +1,6 @@
-//! Ranks choose experts and tokens each for itself, and have to choose the same, bit for bit. Only
-//! the first one's results are read, and what several ranks add up is the same everywhere, be it
-//! right or wrong: so no reply shows that another rank's choices differ.
+//! Every rank chooses experts and tokens by itself, and all must choose the same, bit for bit. Only
+//! the first rank's results are read, and sums over ranks are the same on all of them, whether
+//! right or wrong: so replies do not show whether another rank's choices differ.
 
 use std::collections::BTreeSet;
 
@@ -11,20 +11,20 @@ use kilotok_testkit::host::{Drafts, some};
 use super::*;
 
 const RESULTS: &str = "results";
-/// What each rank works out alone of the sums that all have: scores of the experts in the last
-/// layer, and the stream behind some of the layers.
+/// What each rank computes by itself from the common sums: scores of the experts in the last layer,
+/// and the stream after some of the layers.
 const SCORES: &str = "router_scores";
 const STREAM: &str = "taps";
-/// What is added to scores before the best are chosen, of every layer.
+/// The bias that is added to scores before the top-k, in every layer.
 const BIAS: &str = "RouterBias";
-/// Steps that the requests below take at least: the longest reply comes token by token.
+/// The least number of steps of the requests below: the longest reply has one token a step.
 const STEPS_MIN: usize = 8;
 
-/// An engine of whose ranks everything is compared after each step.
+/// An engine whose ranks are compared after each step.
 struct Watched {
     inner: CudaEngine,
     steps: usize,
-    /// What was not the same on all ranks.
+    /// The names of what differed between ranks.
     differing: BTreeSet<String>,
 }
 
@@ -49,7 +49,7 @@ impl Watched {
     }
 }
 
-/// Bytes that have to be the same on every rank, by name.
+/// Bytes that must be the same on every rank, by name.
 fn copies(rank: &Rank) -> Vec<(String, Vec<u8>)> {
     let mut results = vec![0; rank.layout.results.bytes];
     rank.results(&mut results);
@@ -85,7 +85,7 @@ impl Engine for Watched {
     }
 }
 
-/// Greedy and sampled replies, with drafts of the engine's own and without, at once: prompts of
+/// Greedy and sampled replies, with the engine's drafts and without, at the same time: prompts of
 /// several tiles of tokens, then steps of few tokens.
 fn run(engine: &mut Watched) {
     let warm = |seed| Sampling { seed, temperature: 1.0, top_p: 0.95, ..Sampling::GREEDY };
@@ -131,7 +131,7 @@ fn eight_ranks_choose_the_same() {
     agree(8);
 }
 
-/// What the comparison is worth: replies alone would not show it.
+/// Shows that the comparison detects a difference which replies alone would not show.
 #[test]
 fn a_rank_that_chooses_other_experts_is_found() {
     if absent(2) {
