@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Folders below `kernels/` that are compiled at start; what else is there is for tests.
+/// Folders below `kernels/` that are compiled at start; everything else there is for tests.
 const FOLDERS: [&str; 2] = ["include", "step"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -14,7 +14,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut files = Vec::new();
     for folder in FOLDERS {
         let folder = kernels.join(folder);
-        // Cargo looks at everything in the folder.
+        // Cargo watches everything in the folder.
         println!("cargo::rerun-if-changed={}", folder.display());
         collect(&folder, &mut files)?;
     }

@@ -1,5 +1,5 @@
-//! Turns weights as checkpoints store them into bytes as the kernels read them. Knows neither files
-//! nor devices: a weight comes in, and the bytes of a place in a buffer come out.
+//! Turns weights from the checkpoint's layout into the kernels'. Independent of files and devices:
+//! a weight comes in, and bytes for an offset of a buffer come out.
 
 mod chunk;
 mod matrix;
@@ -18,7 +18,7 @@ use self::chunk::{STEP_COLUMNS, STEP_VALUES, router_place};
 use crate::buffers::{Buffer, CHUNK_ROWS, LayerBuffer, Matrix, OWNER_ROWS};
 use crate::constants::{Constants, LayerKinds};
 
-/// Bytes that belong at a place of a buffer. Those of all weights together fill every buffer.
+/// Bytes for an offset of a buffer. Those of all weights together fill every buffer.
 #[derive(Debug)]
 pub(crate) struct Repacked {
     pub(crate) buffer: Buffer,
@@ -39,7 +39,7 @@ type Parts = BTreeMap<(Buffer, usize), Vec<Option<Tensor>>>;
 /// Repacks one rank's weights, which may come in any order and from many threads.
 pub(crate) struct Repacker<'a> {
     constants: &'a Constants,
-    /// Parts of matrices that become one, by buffer and offset in it, until all are there.
+    /// Tensors that become one matrix, by buffer and offset in it, until all have arrived.
     parts: Mutex<Parts>,
 }
 
@@ -48,8 +48,8 @@ impl<'a> Repacker<'a> {
         Self { constants, parts: Mutex::default() }
     }
 
-    /// What becomes of a rank's part of a weight: nothing yet if others belong to the same matrix
-    /// and are still to come.
+    /// The bytes of a rank's part of a weight; none yet if other tensors of the same matrix are
+    /// missing.
     ///
     /// # Errors
     /// A weight that the kernels cannot read.
@@ -154,7 +154,7 @@ impl<'a> Repacker<'a> {
         Ok(Some(Repacked { buffer, offset, bytes }))
     }
 
-    /// All `count` tensors of a matrix, once the last one is there.
+    /// All `count` tensors of a matrix, once the last one has arrived.
     fn gather(
         &self,
         buffer: Buffer,
@@ -173,8 +173,8 @@ impl<'a> Repacker<'a> {
         parts.remove(&(buffer, offset))?.into_iter().collect()
     }
 
-    /// `[owner units][tiles of 16 experts][steps of 16 columns]`: an owner of the stream multiplies
-    /// its part of it by all experts' columns. Zeros behind the last column and expert.
+    /// `[owner units][tiles of 16 experts][steps of 16 columns]`: an owner multiplies its part of
+    /// the stream with all experts' columns. Zeros after the last column and expert.
     fn router(&self, kind: usize, tensor: &Tensor) -> Vec<u8> {
         let bf16 = self.constants.feed_forwards[kind].router_dtype == RouterDtype::Bf16;
         let width = self.constants.router_width(kind);
@@ -224,7 +224,7 @@ fn f32_bytes(values: &[f32]) -> Vec<u8> {
     bytemuck::cast_slice(values).to_vec()
 }
 
-/// Rows as they are, in BF16.
+/// Rows in BF16, in their own order.
 fn bf16_bytes(tensor: &Tensor) -> Vec<u8> {
     if let TensorData::Bf16(values) = &tensor.data {
         return bytemuck::cast_slice(values.reinterpret_cast()).to_vec();

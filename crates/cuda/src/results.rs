@@ -1,4 +1,4 @@
-//! What comes back of a step, and the output and the slots that it becomes.
+//! The results of a step in the host's memory, and the output and the slots that follow from them.
 
 use std::ops::Range;
 
@@ -9,15 +9,15 @@ use kilotok_engine::{RowFault, RowOutput, StepOutput, TokenLogprob, TokenLogprob
 
 use crate::upload::Upload;
 
-/// Where everything lies in the host's memory that a rank's kernels write.
+/// The layout of the host's memory that a rank's kernels write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ResultPlaces {
     pub(crate) row_choices: usize,
     pub(crate) chosen: usize,
-    /// By batch of drafts as many as the longest has.
+    /// For each batch of drafts as many as the longest has.
     pub(crate) drafted: usize,
     pub(crate) reports: usize,
-    /// At the end, since few read them.
+    /// At the end, because few steps read them.
     pub(crate) tops: usize,
     pub(crate) bytes: usize,
 }
@@ -34,7 +34,7 @@ impl ResultPlaces {
     }
 }
 
-/// What a step was asked for.
+/// What a step must return.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Asked {
     rows: Vec<AskedRow>,
@@ -43,15 +43,15 @@ pub(crate) struct Asked {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct AskedRow {
     slot: SlotId,
-    /// Position of the first token to be chosen, and its place among the wanted ones; none is
+    /// The position of the first token to choose, and its index among the wanted tokens. None is
     /// chosen if the row does not sample.
     first: u32,
     sampled: usize,
-    /// The successors to be reported, and the place of the first.
+    /// The successors to report, and the index of the first.
     scored: Vec<TokenId>,
     wanted: usize,
     logprobs: Option<u32>,
-    /// Places of the row's drafts.
+    /// Indices of the row's drafts.
     drafts: Range<usize>,
     report_drafts: bool,
 }
@@ -83,7 +83,7 @@ impl Asked {
         if tops { places.bytes } else { places.tops }
     }
 
-    /// The output of the step, whose results are these bytes.
+    /// The output of the step, from the bytes of its results.
     pub(crate) fn output(
         &self,
         bytes: &[u8],
@@ -96,7 +96,7 @@ impl Asked {
     }
 }
 
-/// Where each row's drafts lie, in the order of the rows that ask for some.
+/// Indices of each row's drafts, in the order of the rows that request some.
 fn draft_places(upload: &Upload, tokens_max: usize) -> Vec<Range<usize>> {
     let mut places = Vec::new();
     for (index, batch) in upload.drafts.iter().enumerate() {
@@ -121,7 +121,7 @@ impl Results<'_> {
         )
     }
 
-    /// What was reported at a wanted token of its successor.
+    /// The report of a wanted token about its successor.
     fn logprobs(
         &self,
         wanted: usize,
@@ -231,7 +231,7 @@ mod tests {
             let choice = RowChoice { token_count, scored_count, fault, fault_position: 20 };
             write(&mut bytes, PLACES.row_choices, index, &choice);
         }
-        // Wanted are both tokens of the first row, then the last of each other one.
+        // The wanted tokens are both tokens of the first row, then the last of each other one.
         (0..4_u32).for_each(|i| write(&mut bytes, PLACES.chosen, i as usize, &(40 + i)));
         (0..16_u32).for_each(|i| write(&mut bytes, PLACES.drafted, i as usize, &i));
         for index in 0..2 {

@@ -1,6 +1,6 @@
-//! The kernels' sources as the compiler of the driver wants them: one program, and every header by
-//! the name that includes say. That compiler has no headers of its own, so the two of the standard
-//! library that the kernels include are here.
+//! The kernels' sources as NVRTC needs them: one program, and every header by its name in
+//! `#include`. NVRTC has no headers of its own, so the two of the standard library that the kernels
+//! include are here.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -26,7 +26,7 @@ const CSTDDEF: &str = "\
 #ifndef offsetof
 #define offsetof(type, member) __INTADDR__(&((type*)0)->member)
 #endif
-// What host compilers know and this one does not.
+// Built-in functions that host compilers have and NVRTC does not.
 #define __builtin_huge_valf() __builtin_bit_cast(float, 0x7f800000u)
 ";
 
@@ -37,8 +37,8 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// All kernels, for the model whose constants are `model_header`; such as make stamps, or
-    /// those that cost nothing.
+    /// All kernels, for the model whose constants are in `model_header`; with `stamps`, kernels
+    /// that record them.
     pub(crate) fn new(model_header: &str, stamps: bool) -> Self {
         let text = if stamps { "#define KILOTOK_STAMPS\n" } else { "" };
         let mut program = Self { text: text.to_owned(), headers: Vec::new() };
@@ -84,7 +84,7 @@ mod tests {
         assert!(names.contains(&"kilotok/abi.h"));
     }
 
-    /// Which is all that `kernels/split/nvrtc.cpp` has to change.
+    /// This is all that `kernels/split/nvrtc.cpp` has to replace.
     #[test]
     fn multiprocessors_are_asked_for_their_number_in_one_place() {
         let asked = FILES.iter().map(|(_, text)| text.matches("%%smid").count());

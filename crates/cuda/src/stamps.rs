@@ -1,11 +1,11 @@
-//! From the stamps that a step's launches made to how long each of their phases took.
+//! From the stamps of a step's launches to the time of each of their phases.
 
 use std::time::Duration;
 
 use kilotok_abi::{STAMPS_MAX, Stamp, Stamped};
 use kilotok_engine::{PhaseTime, StepPart};
 
-/// Why stamps say nothing.
+/// Why stamps cannot be evaluated.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum StampsError {
     #[error("a launch made more stamps than the {STAMPS_MAX} that there is room for")]
@@ -25,8 +25,8 @@ struct PhaseCycles {
     experts: u64,
 }
 
-/// Of all launches together, in order. What was not launched has no stamps. Cycles become time by
-/// what the device's clock says of all launches: how fast multiprocessors run is not fixed.
+/// The phases of all launches together, in order. A launch that did not run has no stamps. Cycles
+/// are converted to time by the device's clock over all launches, because the SMs' clock varies.
 pub(crate) fn phase_times<'a>(
     launches: impl Iterator<Item = (StepPart, &'a [Stamped])>,
 ) -> Result<Vec<PhaseTime>, StampsError> {
@@ -50,7 +50,8 @@ pub(crate) fn phase_times<'a>(
     Ok(times.collect())
 }
 
-/// From one stamp to the next is what the second one says; a barrier's wait is of the phase before.
+/// The time between two stamps belongs to the second one; a barrier's wait belongs to the phase
+/// before it.
 fn add_launch(
     phases: &mut Vec<PhaseCycles>,
     part: StepPart,
@@ -62,7 +63,7 @@ fn add_launch(
         let what = Stamp::of(number).ok_or(StampsError::Unknown(number))?;
         let cycles = pair[1].cycles.wrapping_sub(pair[0].cycles);
         match what {
-            // What comes after the last phase is next to nothing.
+            // The time after the last phase is negligible.
             Stamp::Ended => {}
             Stamp::Barrier => of(phases, part, phase).wait += cycles,
             _ => {
@@ -76,7 +77,7 @@ fn add_launch(
     Ok(())
 }
 
-/// The entry of a phase, anew if it is the first of its kind.
+/// The entry of a phase, which is added if it is the first of its kind.
 fn of(phases: &mut Vec<PhaseCycles>, part: StepPart, phase: Stamp) -> &mut PhaseCycles {
     let known = phases.iter().position(|known| (known.part, known.phase) == (part, phase));
     let index = known.unwrap_or_else(|| {
@@ -90,8 +91,8 @@ fn of(phases: &mut Vec<PhaseCycles>, part: StepPart, phase: Stamp) -> &mut Phase
 mod tests {
     use super::*;
 
-    /// Stamps of a launch that begins at this cycle: what, and how many cycles after the one
-    /// before. The device's clock counts two cycles as one nanosecond, and is about to begin anew.
+    /// Stamps of a launch that begins at this cycle: the stamp, and the cycles since the one
+    /// before. The device's clock counts two cycles as one nanosecond, and is about to wrap.
     fn launch(begin: u64, made: &[(Stamp, u64)]) -> Vec<Stamped> {
         let clock = |cycles: u64| (u32::MAX - 10).wrapping_add((cycles / 2) as u32);
         let stamp = |what, cycles| Stamped { what, number: clock(cycles), cycles };
@@ -146,7 +147,7 @@ mod tests {
             (verify, launch(1000, &made)),
             (draft, launch(50, &made)),
             (draft, none.clone()),
-            // On another multiprocessor, which counts from elsewhere.
+            // On another SM, whose cycles begin elsewhere.
             (draft, launch(7, &made)),
         ];
         let expected = [(verify, Stamp::Project, 50, 10), (draft, Stamp::Project, 100, 20)];

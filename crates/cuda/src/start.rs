@@ -1,5 +1,5 @@
-//! From a model to an engine that is ready: plans the memory, has the kernels compiled, takes the
-//! memory and loads the weights into it.
+//! Starts an engine for a model: plans the memory, compiles the kernels, allocates the memory and
+//! loads the weights.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,12 +26,12 @@ use crate::upload::lists_bytes;
 /// Keys and values are BF16.
 pub const VALUE_BYTES: usize = 2;
 
-/// How much an engine can hold, and where its kernels come from.
+/// The capacity of an engine, and where its kernels come from.
 #[derive(Clone, Debug, Default)]
 pub struct CudaOptions {
     pub sizes: Sizes,
     pub toolchain: Toolchain,
-    /// Whether kernels note when they come where, which takes them a little time.
+    /// Whether kernels record stamps, which takes them a little time.
     pub stamps: bool,
 }
 
@@ -75,10 +75,10 @@ impl CudaOptions {
         Sizes { token_max: self.sizes.token_max.min(TOKENS_MAX), ..self.sizes }
     }
 
-    /// What lies where on each GPU of so many multiprocessors, before any memory is taken.
+    /// The memory map of each GPU with this many SMs, before any memory is allocated.
     ///
     /// # Errors
-    /// A model or sizes that the kernels cannot run.
+    /// A model or sizes that the kernels do not support.
     pub fn memory_map(
         &self,
         spec: &ModelSpec,
@@ -88,11 +88,11 @@ impl CudaOptions {
         Ok(plan.layout(spec, 0).map)
     }
 
-    /// Compiles the kernels of a model into the toolchain's folder, also without a GPU; returns
-    /// the bytes of their code.
+    /// Compiles the kernels of a model into the toolchain's folder, also without a GPU. Returns the
+    /// bytes of their code.
     ///
     /// # Errors
-    /// A model that the kernels cannot run, no compiler, or a folder that keeps nothing.
+    /// A model that the kernels do not support, no compiler, or a folder that cannot be written.
     pub fn build(
         &self,
         spec: &ModelSpec,
@@ -147,21 +147,21 @@ impl Plan {
     }
 }
 
-/// What an engine would run on.
+/// The machine that an engine would run on.
 #[derive(Clone, Debug)]
 pub struct Found {
     pub driver: Driver,
     /// One for each rank.
     pub gpus: Vec<Gpu>,
-    /// Of the one that has least.
+    /// The free memory of the GPU with least.
     pub free_bytes: u64,
     pub compiler: (PathBuf, Version),
-    /// Kept open, since to open one takes long: an engine that starts meanwhile finds them so.
+    /// Kept open, because opening takes long: an engine that starts meanwhile shares them.
     _devices: Vec<Arc<Device>>,
 }
 
 impl Found {
-    /// Looks for everything that ranks need but a model: a driver, the first GPUs, a compiler.
+    /// Looks for everything that ranks need besides a model: a driver, the first GPUs, a compiler.
     ///
     /// # Errors
     /// The first thing that is missing.
@@ -177,7 +177,7 @@ impl Found {
     }
 }
 
-/// The first GPUs, all of which must be fit for it.
+/// The first GPUs, all of which must be supported.
 fn choose_gpus(driver: Driver, rank_count: usize) -> Result<Vec<Gpu>, StartError> {
     let gpus = driver.gpus()?;
     if gpus.len() < rank_count {
@@ -189,14 +189,14 @@ fn choose_gpus(driver: Driver, rank_count: usize) -> Result<Vec<Gpu>, StartError
     Ok(chosen.to_vec())
 }
 
-/// Kernels are made for a number of multiprocessors, and want all of them.
+/// Kernels are compiled for a number of SMs, and need all of them.
 fn check_alike(gpus: &[Gpu]) -> Result<(), StartError> {
     let wanted = gpus.first().map_or(0, |gpu| gpu.multiprocessors);
     let Some(other) = gpus.iter().find(|gpu| gpu.multiprocessors != wanted) else { return Ok(()) };
     Err(StartError::UnlikeGpus { index: other.index, found: other.multiprocessors, wanted })
 }
 
-/// Lets every GPU reach every other one's memory.
+/// Enables peer access between all GPUs.
 fn connect(devices: &[Arc<Device>]) -> Result<(), DriverError> {
     for (index, device) in devices.iter().enumerate() {
         let others = devices.iter().enumerate().filter(|(other, _)| *other != index);
@@ -206,11 +206,11 @@ fn connect(devices: &[Arc<Device>]) -> Result<(), DriverError> {
 }
 
 impl CudaEngine {
-    /// Compiles the kernels if they are new, takes the memory and reads the weights. `tell` is
-    /// handed what the user may want to know meanwhile.
+    /// Compiles the kernels if they are new, allocates the memory and reads the weights. Calls
+    /// `tell` with messages for the user.
     ///
     /// # Errors
-    /// When there are no GPUs for it, the model does not fit them, or a weight cannot be read.
+    /// No suitable GPUs, a model that does not fit them, or a weight that cannot be read.
     pub fn start(
         spec: &ModelSpec,
         source: &dyn WeightSource,
@@ -237,7 +237,7 @@ impl CudaEngine {
         }
         let (caps, doorbell) = (options.caps(spec), Doorbell::new(&devices)?);
         for device in &devices {
-            // Shows whether streams can, before anything is loaded.
+            // Finds out whether streams can wait for the doorbell, before anything is loaded.
             doorbell.await_on(device, 0)?;
         }
         let host = HostMemory::new(constants, &caps, &plan.layout(spec, 0), &devices)?;
@@ -280,7 +280,7 @@ impl CudaEngine {
 }
 
 impl HostMemory {
-    /// Takes it, as the layout at address 0 has it: addresses in it are places.
+    /// Allocates the host's memory by the layout at address 0, in which addresses are offsets.
     fn new(
         constants: &Constants,
         caps: &Caps,
@@ -306,15 +306,16 @@ impl HostMemory {
     }
 }
 
-/// Of a launch: one after the embedding or the fusion of taps, two in each layer. It is odd, as is
-/// what every launch really does: so the last collective of one and the first of the next have
-/// different places, which `kernels/include/kilotok/comm/all_reduce.cuh` wants of any two in a row.
-/// Between steps, of which some leave out launches, the host waits for all ranks.
+/// The collectives of a launch: one after the embedding or the fusion of taps, two in each layer.
+/// The number is odd, as is the number that every launch really runs: so the last collective of one
+/// launch and the first of the next use different locations, which
+/// `kernels/include/kilotok/comm/all_reduce.cuh` requires of any two in a row. Between steps, some
+/// of which leave out launches, the host waits for all ranks.
 fn collectives_max(constants: &Constants) -> u32 {
     1 + 2 * constants.layers.len().max(constants.draft_layers.len()) as u32
 }
 
-/// Reads every rank's part of every weight and puts it where kernels look for it.
+/// Reads every rank's part of every weight and writes it to the kernels' buffers.
 fn load_weights(
     spec: &ModelSpec,
     source: &dyn WeightSource,
@@ -351,7 +352,7 @@ fn load_weights(
     }
 }
 
-/// Gives up also when a weight could not be put in its place.
+/// Also cancels when a weight could not be written.
 struct Watched<'a> {
     progress: &'a dyn Progress,
     failed: Mutex<Option<StartError>>,

@@ -1,4 +1,4 @@
-//! What the host sends for a step: the batches of all its launches, what rows ask of sampling, and
+//! The host's uploads for a step: the batches of all its launches, the rows' sampling settings, and
 //! the lists of requests that enter a slot.
 
 use std::ops::Range;
@@ -14,24 +14,24 @@ use crate::batch::{Arrays, DeviceBatch, DraftRow, drafts_together};
 use crate::buffers::BARRIER_BYTES;
 use crate::constants::Constants;
 
-/// No token, mask or draft.
+/// Stands for no token, mask or draft.
 const NONE: u32 = !0;
-/// Where lists begin: kernels read them in whole words, some of 8 bytes.
+/// The alignment of lists: kernels read them in whole words, some of 8 bytes.
 const LIST_ALIGNMENT: usize = 16;
 
-/// Where everything lies in the plan, which is taken at once.
+/// The layout of the plan, which is copied by one kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Places {
     pub(crate) target: Arrays,
-    /// The header of the context's batch, which has the target's arrays.
+    /// The header of the context's batch, which shares the target's arrays.
     pub(crate) context: usize,
     pub(crate) sample_rows: usize,
     pub(crate) wanted: usize,
-    /// As many as the drafts of all rows can take.
+    /// As many batches as the drafts of all rows can need.
     pub(crate) drafts: Vec<Arrays>,
-    /// [`BARRIER_BYTES`] of each launch: zeros, which begin with the step like its plan.
+    /// [`BARRIER_BYTES`] for each launch: counters, which begin at zero in each step's plan.
     pub(crate) counters: usize,
-    /// At the end, since they are most and seldom all there.
+    /// At the end, because they are the largest part and seldom all used.
     pub(crate) pages: usize,
     pub(crate) bytes: usize,
 }
@@ -66,7 +66,7 @@ impl Places {
         places
     }
 
-    /// Makes every batch one without tokens.
+    /// Makes every batch empty.
     pub(crate) fn clear(&self, bytes: &mut [u8]) {
         let drafts = self.drafts.iter().map(|arrays| arrays.header);
         for header in [self.target.header, self.context].into_iter().chain(drafts) {
@@ -79,7 +79,7 @@ impl Places {
         2 + self.drafts.len()
     }
 
-    /// Besides the passes, the choice of tokens.
+    /// The passes and the verify launch.
     pub(crate) fn launches(&self) -> usize {
         self.passes() + 1
     }
@@ -89,15 +89,15 @@ impl Places {
 fn pages_max(group: &PageGroup, position_max: u32, token_max: usize) -> usize {
     let all = position_max.div_ceil(group.page_tokens) as usize;
     group.window.map_or(all, |keys| {
-        // The window before the first token and the tokens; both ends may cut a page.
+        // The window before the first token and the tokens; both ends may divide a page.
         let reach = keys as usize + token_max;
         all.min(reach.div_ceil(group.page_tokens as usize) + 1)
     })
 }
 
-/// Bytes of the lists that a step can need: a mask for every token, and for every row what comes
-/// with a request that enters its slot. A history is no longer than a sequence, and every token has
-/// at most one bias.
+/// The most bytes of the lists of a step: a mask for every token, and for every row the lists of a
+/// request that enters its slot. A history is no longer than a sequence, and every token has at
+/// most one bias.
 pub(crate) fn lists_bytes(constants: &Constants, caps: &Caps) -> usize {
     let word = size_of::<u32>();
     let tokens_max = constants.launch.tokens_max;
@@ -114,7 +114,7 @@ pub(crate) fn lists_bytes(constants: &Constants, caps: &Caps) -> usize {
     masks.next_multiple_of(LIST_ALIGNMENT) + caps.row_max as usize * of_row
 }
 
-/// Bytes of the lists that go to a place in a rank's memory.
+/// A range of the lists that is copied to an offset of a rank's memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Copy {
     pub(crate) to: usize,
@@ -128,18 +128,18 @@ pub(crate) struct Upload {
     pub(crate) drafts: Vec<DeviceBatch>,
     pub(crate) rows: Vec<SampleRow>,
     wanted: Vec<Wanted>,
-    /// Masks, then whatever else is as long as a request wants. Kernels read them where the host
-    /// has them, but for what is copied.
+    /// Masks, then all lists whose length depends on the request. Kernels read them in the host's
+    /// memory, except what is copied.
     pub(crate) lists: Vec<u8>,
     pub(crate) copies: Vec<Copy>,
 }
 
 impl Upload {
-    /// `tables` has places of a rank's memory where kernels have addresses. A batch takes `drafts`
+    /// `tables` has offsets in a rank's memory where kernels have addresses. A batch takes `drafts`
     /// drafts of `draft_rows` rows.
     ///
     /// # Errors
-    /// [`EngineError::Plan`] for a request that the tables have no room for.
+    /// [`EngineError::Plan`] for a request that exceeds the tables.
     pub(crate) fn new(
         batch: &Batch<'_>,
         groups: &[PageGroup],
@@ -169,7 +169,7 @@ impl Upload {
         Ok(own)
     }
 
-    /// What the row asks of sampling, and its masks.
+    /// Adds the row's sampling settings and masks.
     fn add_row(&mut self, index: usize, row: &BatchRow<'_>) {
         let Row { slot, sample, masks, logprobs, scored, setup, .. } = row.plan;
         let wanted_first = self.wanted.len() as u32;
@@ -204,7 +204,7 @@ impl Upload {
         });
     }
 
-    /// The lists of a request that enters its slot.
+    /// Adds the lists of a request that enters its slot.
     fn add_request(
         &mut self,
         index: usize,
@@ -244,8 +244,8 @@ impl Upload {
     }
 
     /// # Errors
-    /// [`EngineError::Plan`] when the lists are longer than the memory for them, which only a
-    /// history beyond the last position makes them.
+    /// [`EngineError::Plan`] if the lists exceed the memory for them, which only happens with a
+    /// history beyond the last position.
     pub(crate) fn check(&self, lists_bytes: usize) -> Result<(), EngineError> {
         let bytes = self.lists.len();
         if bytes <= lists_bytes {
@@ -255,14 +255,14 @@ impl Upload {
         Err(EngineError::Plan { row: self.rows.len().saturating_sub(1), reason })
     }
 
-    /// Bytes of everything but the lists, in whole threads' parts.
+    /// Bytes of everything except the lists, rounded up to the part of a thread.
     pub(crate) fn bytes(&self, places: &Places) -> usize {
         (places.pages + size_of_val(self.target.pages.as_slice()))
             .next_multiple_of(PLAN_THREAD_BYTES)
     }
 
-    /// Writes everything but the lists, which lie at `lists`. The first of the launches comes after
-    /// so many collectives, each other one after so many more.
+    /// Writes everything except the lists, whose address is `lists`. `collectives` is the number of
+    /// collectives before the first launch, `of_launch` that of each launch.
     pub(crate) fn write(
         &self,
         places: &Places,
@@ -371,7 +371,7 @@ mod tests {
         let bytes = upload.lists.len();
         assert_eq!(upload.check(bytes), Ok(()));
         assert!(upload.check(bytes - 1).unwrap_err().to_string().contains("at most"));
-        // What the tables do not hold is refused.
+        // What exceeds the tables is refused.
         rows[0].setup.as_mut().unwrap().end_tokens = vec![1; END_TOKENS_MAX + 1];
         let refused = super::tests::upload(rows).unwrap_err().to_string();
         assert!(refused.contains("row 0") && refused.contains("end_tokens"), "{refused}");
@@ -407,7 +407,7 @@ mod tests {
     fn a_window_needs_few_pages() {
         let (full, window) = (&GROUPS[0], &GROUPS[1]);
         assert_eq!(pages_max(full, 1000, 64), 250);
-        // 9 keys and 64 tokens begin anywhere in a page.
+        // 9 keys and 64 tokens may begin anywhere in a page.
         assert_eq!(pages_max(window, 1000, 64), 20);
         assert_eq!(pages_max(window, 40, 64), 10);
     }

@@ -1,39 +1,39 @@
-//! Whether ranks do what the bell was rung for, by what they tell: the last chain that each has
-//! begun, and the last that it has ended.
+//! Judges whether ranks react to the doorbell, by the progress they report: the last chain that
+//! each has begun, and the last one that it has ended.
 
 use std::time::{Duration, Instant};
 
 use crate::driver::doorbell::reached;
 
-/// How long a rank that has nothing to do may take to begin: less than a kernel waits for anything,
-/// so that whoever waits for such a rank in vain is found not to be the cause.
+/// How long an idle rank may take to begin: less than the time limit of a kernel's waits, so that a
+/// rank which waits for it is not taken for the cause.
 pub(crate) const ACKNOWLEDGE_MAX: Duration = Duration::from_millis(800);
 
-/// A look at all ranks since the bell was rung for a chain.
+/// The progress of all ranks since the doorbell was rung for a chain.
 pub(crate) struct Watch {
     pub(crate) start: Instant,
     number: u32,
     ranks: Vec<Seen>,
 }
 
-/// What a rank told, and since when.
+/// A rank's progress, and since when it has been the same.
 struct Seen {
     progress: (u32, u32),
     since: Instant,
 }
 
-/// How a rank stands to the chain.
+/// The state of a rank with respect to the chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RankState {
     Ended,
-    /// It computes this chain or one before, or may yet hear.
+    /// It computes this chain or one before, or has time left to begin.
     Busy,
-    /// It had nothing to do for long, and did not begin.
+    /// It was idle for too long and did not begin.
     Unresponsive,
 }
 
 impl Watch {
-    /// From now on, by what the ranks tell.
+    /// Begins now, with the ranks' progress.
     pub(crate) fn new(
         number: u32,
         progress: impl Iterator<Item = (u32, u32)>,
@@ -76,11 +76,11 @@ mod tests {
         let after = |times: u32| start + ACKNOWLEDGE_MAX * times;
         assert_eq!(watch.judge(0, (6, 6), after(1)), RankState::Busy);
         assert_eq!(watch.judge(0, (6, 6), after(2)), RankState::Unresponsive);
-        // Whoever has begun is not, however long it takes.
+        // A rank that has begun is not, however long it takes.
         assert_eq!(watch.judge(1, (7, 6), after(2)), RankState::Busy);
         assert_eq!(watch.judge(1, (7, 6), after(9)), RankState::Busy);
         assert_eq!(watch.judge(1, (7, 7), after(9)), RankState::Ended);
-        // The next one may be through already.
+        // The next chain may be complete already.
         assert_eq!(watch.judge(1, (8, 8), after(9)), RankState::Ended);
     }
 

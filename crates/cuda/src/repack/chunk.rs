@@ -16,31 +16,32 @@ pub(super) const STEP_COLUMNS: usize = 16;
 const PAIR_DISTANCE: usize = 8;
 pub(super) const STEP_VALUES: usize = CHUNK_ROWS * STEP_COLUMNS;
 const GROUPS: usize = CHUNK_COLUMNS / MXFP4_GROUP;
-/// Codes become BF16 numbers by moving their bits, which makes them smaller than they are. Scales
-/// carry the part of the factor against it that activations do not: 2^20 for FP8, and for MXFP4 26
-/// in the exponent, see `chunk.cuh`.
+/// Codes become BF16 numbers by moving their bits, which makes them smaller than their values.
+/// Scales include the part of the compensation that activations do not: 2^20 for FP8, and for MXFP4
+/// 26 in the exponent, see `chunk.cuh`.
 const TILE_FACTOR: f32 = 1_048_576.0;
 const GROUP_EXPONENT: u8 = 26;
-/// Scales above these would no longer be numbers in F32.
+/// Larger scales would be infinite in F32.
 pub(super) const TILE_SCALE_MAX: f32 = f32::MAX / TILE_FACTOR;
 pub(super) const GROUP_SCALE_MAX: u8 = 254 - GROUP_EXPONENT;
 
-/// A chunk in the making: rows are set in the checkpoint's order, then written in the kernels'.
+/// A chunk under construction: rows are set in the checkpoint's order, then written in the
+/// kernels'.
 pub(super) trait Chunk {
-    /// All zeros.
+    /// A chunk of zeros.
     fn new() -> Self;
 
-    /// Takes a tensor's row from a column on, at most as many columns as there are; false if the
-    /// tensor has another format.
+    /// Sets row `place` from a tensor's row, from a column on, with at most as many columns as
+    /// there are; false if the tensor has another format.
     fn set(&mut self, place: usize, tensor: &Tensor, row: usize, column: usize) -> bool;
 
-    /// `out` has a chunk's bytes.
+    /// Writes to `out`, which has a chunk's size.
     fn write(&self, out: &mut [u8]);
 }
 
-/// Where a value of 16 rows and one step of columns lies in a router, see `Router` in
-/// `phase/router.cuh`: BF16 lane by lane, registers a0 to a3; F32 a0 and a1 of all lanes, each two
-/// values, then a2 and a3.
+/// The index of a value among 16 rows and one step of columns of a router, see `Router` in
+/// `phase/router.cuh`: BF16 lane by lane, registers a0 to a3; F32 a0 and a1 of all lanes, two
+/// values each, then a2 and a3.
 pub(super) fn router_place(row: usize, column: usize, bf16: bool) -> usize {
     let (lane, half) = (row % HALF_ROWS * 4 + column % PAIR_DISTANCE / 2, column / PAIR_DISTANCE);
     let in_half = row / HALF_ROWS * 2 + column % 2;
@@ -140,7 +141,7 @@ impl Chunk for Fp8Chunk {
     }
 }
 
-/// Half a word of two registers' codes. A mask brings the first home, two shifts the other.
+/// Half a word of two registers' codes. A mask decodes the first, two shifts the other.
 fn fp8_half(first: u8, second: u8) -> u16 {
     let (first, second) = (u16::from(first), u16::from(second));
     let own = (first & 0x80) << 8 | (first & 0x7f) << 4;
@@ -199,7 +200,7 @@ impl Chunk for Mxfp4Chunk {
     }
 }
 
-/// Where the two codes of a byte go within the words of two steps, the first word in the low half:
+/// The bits of the two codes of a byte in the words of two steps, the first word in the low half,
 /// by step and register.
 static PLACES: [[[u64; 256]; 4]; 2] = places();
 
@@ -215,9 +216,9 @@ const fn places() -> [[[u64; 256]; 4]; 2] {
     places
 }
 
-/// The bits of a code in the words of its two steps. Of a word the codes of three registers are at
-/// places from which one shift brings sign and magnitude home; what is left of both words together
-/// holds the fourth codes. `half` says which of two neighbouring columns it is.
+/// The bits of a code in the words of its two steps. The codes of three registers are at positions
+/// of a word from which one shift decodes sign and magnitude; the remaining bits of both words hold
+/// the fourth codes. `half` is which of two neighbouring columns it is.
 const fn place(step: usize, register: usize, half: u32, code: u64) -> u64 {
     let (sign, magnitude) = (code >> 3, code & 7);
     let first = 16 * half;

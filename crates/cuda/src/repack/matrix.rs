@@ -7,14 +7,14 @@ use super::chunk::{Chunk, FloatChunk, Fp8Chunk, GROUP_SCALE_MAX, Mxfp4Chunk, TIL
 use crate::buffers::{CHUNK_COLUMNS, CHUNK_ROWS, GATE_ROWS, Matrix};
 use crate::constants::Attention;
 
-/// Rows of a chunk that lie above others with which they are rotated.
+/// Rows of a chunk that lie above those with which they are rotated.
 const PAIR_ROWS: usize = CHUNK_ROWS / 2;
 
-/// A row of one of the tensors that make a matrix; none is a row of zeros.
+/// A row of one of the tensors of a matrix; `None` is a row of zeros.
 type Source = Option<(usize, usize)>;
 
-/// Rows of one tensor after the other; those of the first are followed by zeros up to a whole
-/// number of `first_rows`.
+/// The rows of the tensors one after the other; those of the first are padded with zeros to a
+/// multiple of `first_rows`.
 pub(super) fn stacked(tensors: &[Tensor], first_rows: usize) -> Vec<Source> {
     let mut rows = Vec::new();
     for (index, tensor) in tensors.iter().enumerate() {
@@ -34,8 +34,8 @@ pub(super) fn fused(row_count: usize, query_rows: usize, key_row: usize) -> Vec<
     rows
 }
 
-/// Of every head of q and k eight rows above those that are rotated with them, where the kernels
-/// want them so.
+/// Pairs the rows of q and k where the kernels require it: eight rows of a head above those that
+/// are rotated with them.
 pub(super) fn pair(rows: &mut [Source], attention: &Attention) {
     if !attention.is_paired() {
         return;
@@ -62,10 +62,10 @@ pub(super) fn interleaved(width: usize) -> Vec<Source> {
     rows
 }
 
-/// The matrix of these rows, in the kernels' order.
+/// The matrix of these rows, in the kernels' layout.
 ///
 /// # Errors
-/// What the kernels cannot read.
+/// A format that the kernels cannot read.
 pub(super) fn pack(matrix: Matrix, tensors: &[Tensor], rows: &[Source]) -> Result<Vec<u8>, String> {
     for tensor in tensors {
         if tensor.cols != matrix.columns {

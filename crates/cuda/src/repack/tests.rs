@@ -1,4 +1,4 @@
-//! What the kernels would read, decoded as they do it, against the values of the tensors.
+//! Decodes packed weights as the kernels do, and compares them with the values of the tensors.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use super::*;
 use crate::buffers::{CHUNK_COLUMNS, CONSUMER_WARPS, weight_buffers};
 use crate::constants::Launch;
 
-/// Fills buffers before anything is written, to find what nobody writes.
+/// Fills buffers beforehand, to find bytes that are never written.
 const UNWRITTEN: u8 = 0xa5;
 
 /// Operand A of a step of 16 columns: the registers of a lane.
@@ -24,7 +24,7 @@ fn word(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
 }
 
-/// `Chunk<F>::load` and the decoding in `multiply`, of one lane.
+/// `Chunk<F>::load` and the decoding in `multiply`, for one lane.
 fn registers(format: WeightFormat, chunk: &[u8], lane: usize) -> [Registers; 4] {
     let words =
         |at: usize| -> [u32; 4] { std::array::from_fn(|i| word(chunk, at + lane * 16 + i * 4)) };
@@ -53,8 +53,8 @@ fn registers(format: WeightFormat, chunk: &[u8], lane: usize) -> [Registers; 4] 
     }
 }
 
-/// What a product with column `column` of row `row` of the chunk is multiplied by, the factor of
-/// the activations included.
+/// The factor of a product with column `column` of row `row` of the chunk, including that of the
+/// activations.
 fn scale(format: WeightFormat, chunk: &[u8], row: usize, column: usize) -> f64 {
     match format {
         WeightFormat::Float => 1.0,
@@ -74,7 +74,7 @@ fn scale(format: WeightFormat, chunk: &[u8], row: usize, column: usize) -> f64 {
     }
 }
 
-/// Where lane 4g + q holds what: register, half, row and column within the step.
+/// What lane 4g + q holds: register, half, row and column within the step.
 fn held(lane: usize) -> impl Iterator<Item = (usize, usize, usize, usize)> {
     let (g, q) = (lane / 4, lane % 4);
     (0..8).map(move |i| {
@@ -110,7 +110,7 @@ fn unpack(matrix: Matrix, bytes: &[u8]) -> Vec<Vec<f32>> {
     values
 }
 
-/// The rows of a tensor as the kernels are to have them.
+/// The expected rows of a tensor.
 fn decoded(tensor: &Tensor) -> Vec<Vec<f32>> {
     let float = matches!(tensor.data, TensorData::F32(_) | TensorData::Bf16(_));
     let mut row = vec![0.0; tensor.cols];
@@ -123,7 +123,7 @@ fn decoded(tensor: &Tensor) -> Vec<Vec<f32>> {
     rows
 }
 
-/// Random bits that follow from a seed.
+/// Pseudo-random bits from a seed.
 struct Bits(u64);
 
 impl Bits {
@@ -148,7 +148,7 @@ impl Bits {
             WeightFormat::Fp8 => {
                 let tiles = (first_col + cols).div_ceil(FP8_TILE) - first_col / FP8_TILE;
                 let codes = (0..count).map(|_| self.next() as u8);
-                // The code of a NaN, which is never read, becomes another.
+                // The code of a NaN, which does not occur, becomes another.
                 let codes = codes.map(|code| if code & 0x7f == 0x7f { 0x7e } else { code });
                 let codes = codes.collect();
                 let scale = |_| f32::from_bits(0x3000_0000 | self.next() as u32 & 0x0fff_ffff);
@@ -256,7 +256,7 @@ fn fill<'a>(
     let repacker = Repacker::new(constants);
     let mut tensors = BTreeMap::new();
     let mut decls = declare(spec);
-    // Any order will do.
+    // Any order must work.
     decls.sort_by_key(|decl| decl.name.len() % 7);
     for decl in &decls {
         let tensor = source.read(decl, &decl.slice(ranks)).unwrap();
@@ -429,8 +429,8 @@ impl Filled<'_> {
         let tiles = experts.count.div_ceil(16);
         assert_eq!(found.len(), self.constants.owner_units() * tiles * 3 * 256);
         for (place, found) in found.into_iter().enumerate() {
-            // Words of a lane are pairs along the columns: of row g and row g + 8, then of both 8
-            // columns further on. F32 has the second half of all lanes behind the first.
+            // The words of a lane are pairs along the columns: of row g and row g + 8, then of
+            // both, 8 columns further on. F32 has the second half of all lanes after the first.
             let (step, place) = (place / 256, place % 256);
             let (lane, word) = if rounded {
                 (place / 8, place % 8 / 2)
@@ -489,7 +489,7 @@ fn a_router_has_experts_of_several_tiles_and_is_rounded_where_the_model_says_so(
     }
 }
 
-/// Dummy weights whose routers BF16 cannot hold.
+/// Dummy weights whose routers are not exact in BF16.
 struct Halves(Dummy);
 
 impl WeightSource for Halves {

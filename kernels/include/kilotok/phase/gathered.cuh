@@ -443,7 +443,7 @@ __device__ __forceinline__ void down(const Cta& cta, Ring& ring, SumMemory& scra
       }
     }
     const uint32_t taken = ring.wait();
-    // Rows that an entry does not have are whatever lies there: nobody wants their products.
+    // Rows that an entry does not have are arbitrary bytes; their products are not used.
 #pragma unroll
     for (int place = 0; place < P::ITEMS; place++) {
       chunks[place].load(taken + place * M::STEP_BYTES + cta.warp() * M::CHUNK_BYTES, lane);
