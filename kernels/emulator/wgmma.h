@@ -19,8 +19,8 @@ constexpr int K_MAX = 16;
 struct Wgmma {
   float* sums;
   int columns, k, number;
-  // Whether it adds to earlier sums, and these sums.
-  bool add;
+  // Whether it adds to earlier sums, and whether B lies row by row; the earlier sums.
+  bool add, turned;
   std::vector<float> before;
   // The lane's two rows of A.
   float a[2][K_MAX];
@@ -52,10 +52,11 @@ inline bool is_under_way(float value) {
   return __builtin_bit_cast(uint32_t, value) == UNDER_WAY;
 }
 
-inline float value_of_b(const char* at, int k, bool bf16) {
-  if (!bf16)
-    return __builtin_bit_cast(float, reinterpret_cast<const uint32_t*>(at)[k] & 0xffffe000);
-  return __builtin_bit_cast(float, uint32_t{reinterpret_cast<const uint16_t*>(at)[k]} << 16);
+inline float tf32_at(const char* at) {
+  return __builtin_bit_cast(float, *reinterpret_cast<const uint32_t*>(at) & 0xffffe000);
+}
+inline float bf16_at(const char* at) {
+  return __builtin_bit_cast(float, uint32_t{*reinterpret_cast<const uint16_t*>(at)} << 16);
 }
 
 // The emulator's form of a descriptor: the address, and both strides in units of sixteen bytes.
@@ -78,9 +79,13 @@ inline std::vector<float> multiply_rows(const Wgmma& product, const char* shared
   for (int tile = 0; tile < product.columns / 8; tile++)
     for (int j = 0; j < 2; j++) {
       float column[K_MAX];
-      for (int k = 0; k < product.k; k++)
-        column[k] = value_of_b(from + tile * b.column_bytes + k / piece * b.k_bytes +
-                                   (lane % 4 * 2 + j) * 16, k % piece, bf16);
+      for (int k = 0; k < product.k; k++) {
+        const char* in_piece = from + tile * b.column_bytes + k / piece * b.k_bytes;
+        const int row = product.turned ? k % piece : lane % 4 * 2 + j;
+        const int in_row = product.turned ? lane % 4 * 2 + j : k % piece;
+        column[k] = bf16 ? bf16_at(in_piece + row * 16 + in_row * 2)
+                         : tf32_at(in_piece + row * 16 + in_row * 4);
+      }
       float low = 0, high = 0;
       for (int k = 0; k < product.k; k++) {
         low += product.a[0][k] * column[k];

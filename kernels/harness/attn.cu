@@ -202,8 +202,8 @@ struct World {
           const uint32_t page = table[table_at[r] + in_row];
           const uint32_t place = (page * A.kv_heads + head) * PAGE_TOKENS + p % PAGE_TOKENS;
           for (int d = 0; d < dims; d++)
-            values[what == KEY_ROW ? key_offset<A.qk_dim>(place, d)
-                                   : value_offset<A.v_dim>(place, d)] =
+            values[what == KEY_ROW ? cache_offset<A.qk_dim>(place, d)
+                                   : cache_offset<A.v_dim>(place, d)] =
                 context(rows[r], p, what, head, d);
         }
     return keep(take(values));

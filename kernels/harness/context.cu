@@ -254,7 +254,7 @@ struct ContextCheck {
         const Estimate e = wanted<KIND>(layer, x[t], inverse_rms[t], position, head, is_value);
         for (int d = 0; d < dims; d++) {
           uint16_t& bits =
-              found[is_value ? value_offset<A.v_dim>(place, d) : key_offset<A.qk_dim>(place, d)];
+              found[is_value ? cache_offset<A.v_dim>(place, d) : cache_offset<A.qk_dim>(place, d)];
           // Rounded to BF16.
           const double off = e.off[d] + (std::fabs(e.values[d]) + e.off[d]) / (1 << 8);
           verdict.near(bf16_value(bits), e.values[d], off,

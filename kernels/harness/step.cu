@@ -264,8 +264,8 @@ __global__ void collect(Memory m, uint16_t* to, int tokens) {
                                                   row.pages_at[A.page_group], t.position, head);
         to[static_cast<size_t>(i) * STORED_VALUES + k] =
             dim < A.qk_dim
-                ? at<const uint16_t>(l.keys)[key_offset<A.qk_dim>(place, dim)]
-                : at<const uint16_t>(l.values)[value_offset<A.v_dim>(place, dim - A.qk_dim)];
+                ? at<const uint16_t>(l.keys)[cache_offset<A.qk_dim>(place, dim)]
+                : at<const uint16_t>(l.values)[cache_offset<A.v_dim>(place, dim - A.qk_dim)];
       }
     });
   }

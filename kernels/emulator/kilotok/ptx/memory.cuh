@@ -29,6 +29,7 @@ inline uint4 load_l2(const void* p) {
 }
 inline uint4 load_cached(const void* p) { return load_l2(p); }
 inline float load_l2(const float* p) { return *static_cast<const volatile float*>(p); }
+inline uint32_t load_l2_word(const void* p) { return *static_cast<const volatile uint32_t*>(p); }
 inline uint2 load_l2_pair(const void* p) { return *static_cast<const uint2*>(p); }
 inline uint64_t load_l2(const uint64_t* p) { return *static_cast<const volatile uint64_t*>(p); }
 inline void store_l2(uint32_t* p, uint32_t v) { *static_cast<volatile uint32_t*>(p) = v; }
@@ -67,6 +68,15 @@ inline void store_shared(uint32_t address, const uint4& v) {
   uint4* to = shared<uint4>(address);
   emulator::note_write(to);
   *to = v;
+}
+inline uint4 load_matrices(uint32_t address) {
+  emulator::note_read(shared<const void>(address));
+  const emulator::Shown* shown = emulator::show(&address, 1);
+  const int lane = emulator::lane();
+  uint32_t words[4];
+  for (int matrix = 0; matrix < 4; matrix++)
+    words[matrix] = shared<const uint32_t>(shown[matrix * 8 + lane / 4][0])[lane % 4];
+  return {words[0], words[1], words[2], words[3]};
 }
 inline uint4 load_turned(uint32_t address) {
   emulator::note_read(shared<const void>(address));

@@ -91,11 +91,11 @@ inline void wgmma_compare(uint64_t operand, int columns) {
   group.operands[place] = what;
 }
 
-// Checks that writes of other threads to B were followed by a fence.
-inline void wgmma_check_written(const emulator::Wgmma& product) {
-  const emulator::Operand b = emulator::Operand::of(product.b);
+// Checks that writes of other threads to an operand were followed by a fence.
+inline void wgmma_check_written(uint64_t operand, int columns) {
+  const emulator::Operand b = emulator::Operand::of(operand);
   emulator::Pieces pieces = {};
-  for (int tile = 0; tile < product.columns / 8; tile++)
+  for (int tile = 0; tile < columns / 8; tile++)
     for (int k = 0; k < 2; k++)
       for (int end : {0, 112})
         emulator::note(pieces, reinterpret_cast<uintptr_t>(shared<char>(
@@ -108,17 +108,17 @@ inline void wgmma_check_written(const emulator::Wgmma& product) {
 
 // Begins a product of a lane's rows of A.
 inline void wgmma_begin(float* sums, int columns, int k, const float (&a)[2][emulator::K_MAX],
-                        uint64_t b, bool add) {
+                        uint64_t b, bool add, bool turned = false) {
   emulator::Thread& thread = *emulator::here->current;
   if (!thread.work.fenced) wgmma_misused("a product begins without a fence");
   thread.work.count++;
   if (emulator::lane() == 0) wgmma_compare(b, columns);
-  emulator::Wgmma product = {sums, columns, k, thread.work.count, add, {}, {}, b, {}};
+  emulator::Wgmma product = {sums, columns, k, thread.work.count, add, turned, {}, {}, b, {}};
   std::memcpy(product.a, a, sizeof(product.a));
   // Sums in flight are replaced when they are complete.
   product.before.assign(sums, sums + columns / 2);
   std::fill(sums, sums + columns / 2, __uint_as_float(emulator::UNDER_WAY));
-  if (thread.index % emulator::WARPGROUP == 0) wgmma_check_written(product);
+  if (thread.index % emulator::WARPGROUP == 0) wgmma_check_written(b, columns);
   if (emulator::draw() % 2 == 0)
     product.products = emulator::multiply_rows(
         product, reinterpret_cast<const char*>(&emulator::here), emulator::lane());
@@ -126,7 +126,8 @@ inline void wgmma_begin(float* sums, int columns, int k, const float (&a)[2][emu
 }
 
 template <int N>
-void wgmma(float (&sums)[N / 2], const uint32_t (&a)[4], uint64_t b, bool add) {
+void wgmma(float (&sums)[N / 2], const uint32_t (&a)[4], uint64_t b, bool add,
+           bool turned = false) {
   const emulator::Shown* shown = emulator::show(a, 4);
   float rows[2][emulator::K_MAX];
   for (int k = 0; k < emulator::K_MAX; k++) {
@@ -134,7 +135,25 @@ void wgmma(float (&sums)[N / 2], const uint32_t (&a)[4], uint64_t b, bool add) {
     for (int row = 0; row < 2; row++)
       rows[row][k] = from_bf16(static_cast<uint16_t>(lane[k / 8 * 2 + row] >> 16 * (k % 2)));
   }
-  wgmma_begin(sums, N, emulator::K_MAX, rows, b, add);
+  wgmma_begin(sums, N, emulator::K_MAX, rows, b, add, turned);
+}
+template <int N>
+void wgmma_turned(float (&sums)[N / 2], const uint32_t (&a)[4], uint64_t b, bool add) {
+  wgmma<N>(sums, a, b, add, true);
+}
+
+// A is read at once.
+inline void wgmma_shared(float (&sums)[32], uint64_t a, uint64_t b, bool add) {
+  const emulator::Operand operand = emulator::Operand::of(a);
+  const int thread = emulator::here->current->index % emulator::WARPGROUP;
+  if (thread == 0) wgmma_check_written(a, 64);
+  float rows[2][emulator::K_MAX];
+  for (int half = 0; half < 2; half++)
+    for (int k = 0; k < emulator::K_MAX; k++)
+      rows[half][k] = emulator::bf16_at(
+          shared<const char>(operand.address) + (thread / 32 * 2 + half) * operand.column_bytes +
+          k / 8 * operand.k_bytes + emulator::lane() / 4 * 16 + k % 8 * 2);
+  wgmma_begin(sums, 64, emulator::K_MAX, rows, b, add);
 }
 
 inline void wgmma_tf32(float (&sums)[4], const float (&a)[4], uint64_t b, bool add) {

@@ -84,9 +84,9 @@ struct HeadTiles {
   // Offset of a head's dimension among a token's queries.
   static __device__ __forceinline__ int query_offset(int head, int dim) {
     const int tile = head / GROUP * COUNT + head % GROUP / TILE_HEADS;
-    const int row = head % GROUP % TILE_HEADS, half = tile * STEPS * 2 + dim / 32 * 2 + dim % 8 / 4;
-    const int lane = row % 8 * 4 + dim % 32 / 8;
-    return (half * 32 + lane) * 8 + dim % 4 / 2 * 4 + row / 8 * 2 + dim % 2;
+    const int row = head % GROUP % TILE_HEADS, half = tile * STEPS * 2 + dim / 16;
+    const int lane = row % 8 * 4 + dim % 8 / 2;
+    return (half * 32 + lane) * 8 + dim % 16 / 8 * 4 + row / 8 * 2 + dim % 2;
   }
 };
 // The distance between the queries of two tokens.
@@ -97,22 +97,15 @@ constexpr int QUERY_VALUES = over_kinds<0, ATTENTION_KINDS>([](auto kind) {
 constexpr int ROPE_PAIRS_MAX = over_kinds<0, ATTENTION_KINDS>(
     [](auto kind) { return larger(ATTENTIONS[decltype(kind)::value].rope_pairs, 1); });
 
-// Keys and values are stored in runs of 8 dimensions, 16 bytes, by groups of 8 positions: values as
-// `[dimensions / 8][8 positions]`, keys as `[steps of 32 dimensions][8 positions][runs]`. So a warp
-// that reads a group as operands of the tensor cores reads whole cache lines, and no bank of shared
-// memory twice.
+// Keys and values are stored in runs of 8 dimensions, 16 bytes, by groups of 8 positions,
+// `[dimensions / 8][8 positions]`: the core matrices of `wgmma`. A warp that reads a group as
+// operands of the tensor cores reads whole cache lines, and no bank of shared memory twice.
 constexpr int GROUP_KEYS = 8;
 static_assert(PAGE_TOKENS % GROUP_KEYS == 0, "a group lies in one page");
 
 // Offset of a position's dimension in its group.
-template <int DIMS>
-__host__ __device__ constexpr int value_in_group(int position, int dim) {
+__host__ __device__ constexpr int in_group_offset(int position, int dim) {
   return dim / 8 * (GROUP_KEYS * 8) + position * 8 + dim % 8;
-}
-template <int DIMS>
-__host__ __device__ constexpr int key_in_group(int position, int dim) {
-  const int step = dim / 32, runs = smaller(4, DIMS / 8 - step * 4);
-  return step * (GROUP_KEYS * 32) + (position * runs + dim % 32 / 8) * 8 + dim % 8;
 }
 
 // `place` counts positions of a K/V head, page after page. These are the offset of its group, and
@@ -122,12 +115,8 @@ __host__ __device__ constexpr size_t group_offset(uint32_t place) {
   return size_t{place / GROUP_KEYS} * (GROUP_KEYS * DIMS);
 }
 template <int DIMS>
-__host__ __device__ constexpr size_t value_offset(uint32_t place, int dim) {
-  return group_offset<DIMS>(place) + value_in_group<DIMS>(place % GROUP_KEYS, dim);
-}
-template <int DIMS>
-__host__ __device__ constexpr size_t key_offset(uint32_t place, int dim) {
-  return group_offset<DIMS>(place) + key_in_group<DIMS>(place % GROUP_KEYS, dim);
+__host__ __device__ constexpr size_t cache_offset(uint32_t place, int dim) {
+  return group_offset<DIMS>(place) + in_group_offset(place % GROUP_KEYS, dim);
 }
 
 // Attention is split over chunks of keys at fixed positions, each of which yields a partial result.
@@ -142,7 +131,8 @@ constexpr int PAGE_KEYS = 64;
 template <int KIND>
 constexpr bool STREAMED =
     KIND < DRAFT_ATTENTION && ATTENTIONS[KIND].window == 0 && ATTENTIONS[KIND].v_dim % 16 == 0 &&
-    ATTENTIONS[KIND].v_dim <= 128 && ATTENTIONS[KIND].qk_dim <= 192 &&
+    ATTENTIONS[KIND].v_dim <= 128 && ATTENTIONS[KIND].qk_dim % 16 == 0 &&
+    ATTENTIONS[KIND].qk_dim <= 192 &&
     PAGE_KEYS * (ATTENTIONS[KIND].qk_dim + ATTENTIONS[KIND].v_dim) * 2 <= PAGE_BYTES;
 
 // One more for the draft's own rows.

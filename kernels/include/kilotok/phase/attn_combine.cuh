@@ -107,121 +107,168 @@ __device__ __forceinline__ float softmax_scale(const Softmax& softmax, float sin
   return ptx::divide(factor, factor * softmax.sum + ptx::exp2(exponent - largest));
 }
 
-// The maximum and sum over all partial results of a head. A lane has the weight of part `lane`,
-// counted from the multiple of 32 below `first`.
-struct PartWeights {
-  static constexpr int COUNT = ceil_div(ATTENTION_PARTS_MAX, 32);
-  float weight;
-  Softmax total;
+// Adds a partial result to the sum of those before it. The sum is relative to the largest score so
+// far, so that parts are added one by one in their order; the wide pass adds each part as it
+// computes it, and keeps none.
+__device__ __forceinline__ void add_part(float& total, float keep, float weight, float part) {
+  total = fmaf(weight, part, keep * total);
+}
 
-  __device__ __forceinline__ PartWeights(const Softmax* parts, int count, int first, int lane) {
-    Softmax own[COUNT];
-    // A lane without a part loads the last one, and gives it no weight.
+// How 32 partial results of a head are added, one a lane: the sum of those before is multiplied by
+// `keep`, the part by `weight`.
+struct PartWeights {
+  Softmax own;
+  float keep, weight;
+
+  // `largest` is the maximum of all parts before `first`; these are then included.
+  __device__ __forceinline__ PartWeights(const Softmax* parts, int count, int first, int lane,
+                                         float& largest) {
+    own = parts[min(first + lane, count - 1)];
+    if (first + lane >= count) own = {LOWEST, 0};
+    float most = own.largest;
 #pragma unroll
-    for (int i = 0; i < COUNT; i++) own[i] = parts[min(lane + 32 * i, count - 1)];
-    total = {LOWEST, 0};
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) {
-      if (lane + 32 * i >= count) own[i] = {LOWEST, 0};
-      total.largest = fmaxf(total.largest, own[i].largest);
+    for (int distance = 1; distance < 32; distance *= 2) {
+      const float other = __shfl_up_sync(~0u, most, distance);
+      if (lane >= distance) most = fmaxf(most, other);
     }
+    most = fmaxf(most, largest);
+    const float earlier = __shfl_up_sync(~0u, most, 1);
+    const float before = lane == 0 ? largest : earlier;
+    keep = ptx::exp2(before - most);
+    weight = ptx::exp2(own.largest - most);
+    largest = __shfl_sync(~0u, most, 31);
+  }
+
+  // Adds part `i` of these to so many values, and to the sum of weights.
+  template <int COUNT>
+  __device__ __forceinline__ void add(int i, const float (&part)[COUNT], float (&total)[COUNT],
+                                      float& sum) const {
+    const float k = __shfl_sync(~0u, keep, i), w = __shfl_sync(~0u, weight, i);
+    add_part(sum, k, w, __shfl_sync(~0u, own.sum, i));
 #pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2)
-      total.largest = fmaxf(total.largest, __shfl_xor_sync(~0u, total.largest, distance));
-    weight = 0;
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) {
-      const float each = ptx::exp2(own[i].largest - total.largest);
-      total.sum += each * own[i].sum;
-      if (first / 32 == i) weight = each;
-    }
-    total.sum = add_lanes(total.sum);
+    for (int j = 0; j < COUNT; j++) add_part(total[j], k, w, part[j]);
   }
 };
 
-// A head's partial results are added in runs of this length, and then the runs in their order,
-// whichever warps add them.
-constexpr int RUN_PARTS = 8;
-constexpr int RUNS_MAX = ceil_div(ATTENTION_PARTS_MAX, RUN_PARTS);
-// Warps that share a head's runs. With one tile there are few heads, and warps would be idle.
+// Parts whose values four warps load at a time.
+constexpr int PARTS_AT_ONCE = 32;
+// Warps that share a head. With one tile there are few heads, and warps would be idle.
 template <bool ONE_TILE>
 constexpr int COMBINE_WARPS = ONE_TILE ? CONSUMER_WARPS : 1;
-static_assert(CONSUMER_WARPS % COMBINE_WARPS<true> == 0, "no warp is left over");
+// Dimensions that are added at a time: by four warps one a lane, or by one warp four a lane.
+constexpr int COMBINE_DIMS = 128, COMBINE_GROUP = COMBINE_DIMS / 32;
+static_assert(CONSUMER_WARPS % COMBINE_GROUP == 0, "no warp is left over");
 
-// All consumers: WARPS warps combine the `count` partial results of a head; `count` may be 0. A
-// lane has 4 of each 128 dimensions.
+__device__ __forceinline__ void store_combined(const Memory& memory, int token, int column,
+                                               float low, float high) {
+  char* to = at<char>(memory.attended) + operand_row(token, ATTENDED_BYTES);
+  *reinterpret_cast<uint32_t*>(to + operand_offset(column)) = ptx::pack_bf16(low, high);
+}
+
+// One warp adds the `count` parts of a head, or of none.
+template <int KIND>
+__device__ __forceinline__ void combine_alone(const Cta& cta, const float* sinks, int token,
+                                              int head, int count) {
+  constexpr Attention A = ATTENTIONS[KIND];
+  constexpr int LOADS = PARTS_AT_ONCE / COMBINE_GROUP;
+  static_assert(32 % LOADS == 0, "their weights are with the lanes of one register");
+  const int lane = cta.lane();
+  const Parts<KIND> parts(cta.memory, token, head);
+#pragma unroll 1
+  for (int dim = lane * 4; count > 0 && dim < align_up(A.v_dim, COMBINE_DIMS);
+       dim += COMBINE_DIMS) {
+    const float* from = parts.values + min(dim, A.v_dim - 4);
+    float total[4] = {}, sum = 0, largest = LOWEST;
+#pragma unroll 1
+    for (int first = 0; first < count; first += 32) {
+      const PartWeights weights(parts.softmax, count, first, lane, largest);
+#pragma unroll 1
+      for (int run = 0; run < 32 && first + run < count; run += LOADS) {
+        uint4 loaded[LOADS];
+#pragma unroll
+        for (int i = 0; i < LOADS; i++)
+          loaded[i] = ptx::load_l2(
+              static_cast<const void*>(from + min(first + run + i, count - 1) * A.v_dim));
+#pragma unroll
+        for (int i = 0; i < LOADS; i++) {
+          if (first + run + i >= count) break;
+          const uint4& v = loaded[i];
+          const float part[4] = {__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z),
+                                 __uint_as_float(v.w)};
+          weights.add(run + i, part, total, sum);
+        }
+      }
+    }
+    const float sink = A.sinks ? ptx::load_l2(sinks + head) : 0;
+    const float factor = softmax_scale<KIND>({largest, sum}, sink);
+    if (dim >= A.v_dim) continue;
+    for (int i = 0; i < 4; i += 2)
+      store_combined(cta.memory, token, head * A.v_dim + dim + i, total[i] * factor,
+                     total[i + 1] * factor);
+  }
+}
+
+// All consumers add the parts of one head, or of none. A thread has one dimension. Groups of four
+// warps take turns with runs of parts; a group's run is loaded while the others add theirs.
+template <int KIND>
+__device__ __forceinline__ void combine_together(const Cta& cta, SumMemory& scratch,
+                                                 const float* sinks, int token, int head,
+                                                 int count) {
+  constexpr Attention A = ATTENTIONS[KIND];
+  constexpr int GROUPS = CONSUMER_WARPS / COMBINE_GROUP;
+  const int lane = cta.lane(), group = cta.warp() / COMBINE_GROUP;
+  const int in_group = cta.thread() % COMBINE_DIMS;
+  const Parts<KIND> parts(cta.memory, token, head);
+  float2* sums = reinterpret_cast<float2*>(scratch.scratch) + in_group;
+#pragma unroll 1
+  for (int dim = in_group; count > 0 && dim < align_up(A.v_dim, COMBINE_DIMS);
+       dim += COMBINE_DIMS) {
+    const float* from = parts.values + min(dim, A.v_dim - 1);
+    float total[1] = {}, sum = 0, largest = LOWEST;
+#pragma unroll 1
+    for (int first = 0; first < count; first += GROUPS * PARTS_AT_ONCE) {
+      const int own = first + group * PARTS_AT_ONCE;
+      float loaded[PARTS_AT_ONCE];
+#pragma unroll
+      for (int i = 0; i < PARTS_AT_ONCE; i++)
+        loaded[i] = ptx::load_l2(from + min(own + i, count - 1) * A.v_dim);
+#pragma unroll 1
+      for (int turn = 0; turn < GROUPS && first + turn * PARTS_AT_ONCE < count; turn++) {
+        const int here = first + turn * PARTS_AT_ONCE;
+        const PartWeights weights(parts.softmax, count, here, lane, largest);
+        if (group == turn) {
+          if (here > 0) {
+            total[0] = sums->x;
+            sum = sums->y;
+          }
+#pragma unroll
+          for (int i = 0; i < PARTS_AT_ONCE; i++) {
+            if (here + i >= count) break;
+            const float part[1] = {loaded[i]};
+            weights.add(i, part, total, sum);
+          }
+          *sums = make_float2(total[0], sum);
+        }
+        cta.sync();
+      }
+    }
+    const float sink = A.sinks ? ptx::load_l2(sinks + head) : 0;
+    const float factor = softmax_scale<KIND>({largest, sums->y}, sink);
+    const float value = sums->x * factor, next = __shfl_xor_sync(~0u, value, 1);
+    if (group == 0 && lane % 2 == 0 && dim < A.v_dim)
+      store_combined(cta.memory, token, head * A.v_dim + dim, value, next);
+    cta.sync();
+  }
+}
+
+// All consumers: WARPS of them add the `count` parts of a head, or of none.
 template <int KIND, int WARPS>
 __device__ __forceinline__ void combine_parts(const Cta& cta, SumMemory& scratch,
                                               const float* sinks, int token, int head, int count) {
-  constexpr Attention A = ATTENTIONS[KIND];
-  // Runs that a warp loads at a time. With one tile its registers also hold the first page of the
-  // output projection.
-  constexpr int RUNS = WARPS > 1 ? 1 : 2;
-  static_assert(32 % (RUNS * RUN_PARTS) == 0, "their weights are with the lanes of one register");
-  const int lane = cta.lane(), first_run = cta.warp() % WARPS;
-  const Parts<KIND> parts(cta.memory, token, head);
-  float4* sums = scratch.parts + cta.warp() / WARPS * RUNS_MAX * 32 + lane;
-  static_assert(WARPS == 1 || sizeof(scratch.parts) / sizeof(float4) >=
-                                  32 * RUNS_MAX * (CONSUMER_WARPS / WARPS),
-                "there is room for all runs");
-#pragma unroll 1
-  for (int dim = lane * 4; dim < align_up(A.v_dim, 128); dim += 128) {
-    const float* from = parts.values + min(dim, A.v_dim - 4);
-    float4 total = {};
-    const auto add = [&](const float4& sum) {
-      total.x += sum.x;
-      total.y += sum.y;
-      total.z += sum.z;
-      total.w += sum.w;
-    };
-    float factor = 0;
-#pragma unroll 1
-    for (int run = first_run; run * RUN_PARTS < count; run += WARPS * RUNS) {
-      const int first = run * RUN_PARTS;
-      // In flight while the weights are computed.
-      uint4 loaded[RUNS * RUN_PARTS];
-#pragma unroll
-      for (int i = 0; i < RUNS * RUN_PARTS; i++)
-        loaded[i] = ptx::load_l2(
-            static_cast<const void*>(from + min(first + i, count - 1) * A.v_dim));
-      const float sink = A.sinks ? ptx::load_l2(sinks + head) : 0;
-      const PartWeights weights(parts.softmax, count, first, lane);
-      factor = softmax_scale<KIND>(weights.total, sink);
-#pragma unroll
-      for (int j = 0; j < RUNS; j++) {
-        float4 sum = {};
-#pragma unroll
-        for (int i = 0; i < RUN_PARTS; i++) {
-          // Beyond the last part the weight is 0.
-          const float weight = __shfl_sync(~0u, weights.weight, (first + j * RUN_PARTS + i) % 32);
-          const uint4& v = loaded[j * RUN_PARTS + i];
-          sum.x += weight * __uint_as_float(v.x);
-          sum.y += weight * __uint_as_float(v.y);
-          sum.z += weight * __uint_as_float(v.z);
-          sum.w += weight * __uint_as_float(v.w);
-        }
-        if constexpr (WARPS > 1)
-          sums[run * 32] = sum;
-        else
-          add(sum);
-      }
-    }
-    if constexpr (WARPS > 1) {
-      cta.sync();
-      if (first_run == 0)
-#pragma unroll 1
-        for (int run = 0; run * RUN_PARTS < count; run++) add(sums[run * 32]);
-      cta.sync();
-    }
-    if (first_run > 0 || count == 0 || dim >= A.v_dim) continue;
-    char* to = at<char>(cta.memory.attended) + operand_row(token, ATTENDED_BYTES);
-    const auto store = [&](int i, float low, float high) {
-      *reinterpret_cast<uint32_t*>(to + operand_offset(head * A.v_dim + dim + i)) =
-          ptx::pack_bf16(low * factor, high * factor);
-    };
-    store(0, total.x, total.y);
-    store(2, total.z, total.w);
-  }
+  if constexpr (WARPS > 1)
+    combine_together<KIND>(cta, scratch, sinks, token, head, count);
+  else
+    combine_alone<KIND>(cta, sinks, token, head, count);
 }
 
 }  // namespace kilotok

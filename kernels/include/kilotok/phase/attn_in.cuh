@@ -48,11 +48,52 @@ struct ProjectionUse {
       : kind(k), page_group(group), value_scale(scale) {}
 };
 
+// Of a projection whose rows lie in pairs: the head of a tile of 16 rows, and the lane's two
+// dimensions of it.
+template <int KIND>
+struct HeadPair {
+  static constexpr Attention A = ATTENTIONS[KIND];
+  using Rows = QkvRows<KIND>;
+  bool is_query, is_value, rotated;
+  int head, first, second;
+
+  __device__ __forceinline__ HeadPair(int row_tile, int lane)
+      : is_query(row_tile * 16 < Rows::KEY), is_value(row_tile * 16 >= Rows::VALUE) {
+    const int row = row_tile * 16 - (is_query ? 0 : is_value ? Rows::VALUE : Rows::KEY);
+    const int dims = is_value ? A.v_dim : A.qk_dim, in_head = row % dims;
+    head = row / dims;
+    rotated = !is_value && in_head < 2 * A.rope_pairs;
+    first = (rotated ? in_head / 2 : in_head) + lane / 4;
+    second = first + (rotated ? A.rope_pairs : 8);
+  }
+
+  // Scales and rotates a token's two products.
+  __device__ __forceinline__ void finish(float& a, float& b, float inverse_rms, float value_scale,
+                                         const float2& turn) const {
+    const float scale = inverse_rms * (is_value ? value_scale : 1.0f);
+    a *= scale;
+    b *= scale;
+    if (!rotated) return;
+    const float turned = a * turn.x - b * turn.y;
+    b = b * turn.x + a * turn.y;
+    a = turned;
+  }
+
+  // Stores two dimensions of a key or value at a place.
+  __device__ __forceinline__ void store(uint64_t keys, uint64_t values, uint32_t place, float a,
+                                        float b) const {
+    const int in_group = place % GROUP_KEYS;
+    uint16_t* to = at<uint16_t>(is_value ? values : keys) +
+                   (is_value ? group_offset<A.v_dim>(place) : group_offset<A.qk_dim>(place));
+    to[in_group_offset(in_group, first)] = ptx::to_bf16(a);
+    to[in_group_offset(in_group, second)] = ptx::to_bf16(b);
+  }
+};
+
 // Epilogue and consumers: stores the products of a projection whose rows lie in pairs.
 template <int KIND>
 struct StoreHeads {
-  static constexpr Attention A = ATTENTIONS[KIND];
-  using Rows = QkvRows<KIND>;
+  using Pair = HeadPair<KIND>;
   using T = HeadTiles<KIND>;
   const Memory& memory;
   const LayerMemory& layer;
@@ -60,22 +101,6 @@ struct StoreHeads {
   const StreamMemory& stream;
   ProjectionUse use;
   bool own;
-
-  // The head to which a unit's rows belong, and the lane's two dimensions of it.
-  struct Place {
-    bool is_query, is_value, rotated;
-    int head, first, second;
-
-    __device__ __forceinline__ Place(int unit, int lane)
-        : is_query(unit * 16 < Rows::KEY), is_value(unit * 16 >= Rows::VALUE) {
-      const int row = unit * 16 - (is_query ? 0 : is_value ? Rows::VALUE : Rows::KEY);
-      const int dims = is_value ? A.v_dim : A.qk_dim, in_head = row % dims;
-      head = row / dims;
-      rotated = !is_value && in_head < 2 * A.rope_pairs;
-      first = (rotated ? in_head / 2 : in_head) + lane / 4;
-      second = first + (rotated ? A.rope_pairs : 8);
-    }
-  };
 
   // Values for the lane's two tokens that are loaded from the GPU's memory ahead of the products.
   struct Ahead {
@@ -88,51 +113,37 @@ struct StoreHeads {
   }
 
   __device__ __forceinline__ Ahead ahead(int unit, int tile, int lane) const {
-    const Place place(unit, lane);
+    const Pair pair(unit, lane);
     Ahead a = {};
 #pragma unroll
     for (int j = 0; j < 2; j++) {
       const int t = smaller(token(tile, lane, j), batch.token_count() - 1);
       const float2* turns = at<const float2>(memory.angles) +
-                            (use.kind * TOKENS_MAX + t) * ROPE_PAIRS_MAX + place.first;
-      if (place.rotated) a.turns[j] = *turns;
-      if (!place.is_query)
-        a.places[j] = token_cache_index<KIND>(memory, batch, use.page_group, t, place.head, own);
+                            (use.kind * TOKENS_MAX + t) * ROPE_PAIRS_MAX + pair.first;
+      if (pair.rotated) a.turns[j] = *turns;
+      if (!pair.is_query)
+        a.places[j] = token_cache_index<KIND>(memory, batch, use.page_group, t, pair.head, own);
     }
     return a;
   }
 
   __device__ __forceinline__ void store(int unit, int tile, int lane, const float4& v,
                                         const Ahead& ahead) const {
-    const Place place(unit, lane);
+    const Pair pair(unit, lane);
 #pragma unroll
     for (int j = 0; j < 2; j++) {
       const int t = token(tile, lane, j);
       if (t >= batch.token_count()) continue;
-      const float scale = stream.inverse_rms[t] * (place.is_value ? use.value_scale : 1.0f);
-      float a = (j == 0 ? v.x : v.y) * scale, b = (j == 0 ? v.z : v.w) * scale;
-      if (place.rotated) {
-        const float2 turn = ahead.turns[j];
-        const float turned = a * turn.x - b * turn.y;
-        b = b * turn.x + a * turn.y;
-        a = turned;
+      float a = j == 0 ? v.x : v.y, b = j == 0 ? v.z : v.w;
+      pair.finish(a, b, stream.inverse_rms[t], use.value_scale, ahead.turns[j]);
+      if (pair.is_query) {
+        uint16_t* to = at<uint16_t>(memory.queries) + t * QUERY_VALUES;
+        to[T::query_offset(pair.head, pair.first)] = ptx::to_bf16(a);
+        to[T::query_offset(pair.head, pair.second)] = ptx::to_bf16(b);
+      } else {
+        pair.store(own ? memory.own_keys : layer.keys, own ? memory.own_values : layer.values,
+                   ahead.places[j], a, b);
       }
-      uint16_t* to = at<uint16_t>(memory.queries) + t * QUERY_VALUES;
-      int first = T::query_offset(place.head, place.first);
-      int second = T::query_offset(place.head, place.second);
-      const uint32_t at_place = ahead.places[j];
-      const int in_group = at_place % GROUP_KEYS;
-      if (place.is_value) {
-        to = at<uint16_t>(own ? memory.own_values : layer.values) + group_offset<A.v_dim>(at_place);
-        first = value_in_group<A.v_dim>(in_group, place.first);
-        second = value_in_group<A.v_dim>(in_group, place.second);
-      } else if (!place.is_query) {
-        to = at<uint16_t>(own ? memory.own_keys : layer.keys) + group_offset<A.qk_dim>(at_place);
-        first = key_in_group<A.qk_dim>(in_group, place.first);
-        second = key_in_group<A.qk_dim>(in_group, place.second);
-      }
-      to[first] = ptx::to_bf16(a);
-      to[second] = ptx::to_bf16(b);
     }
   }
 
@@ -238,8 +249,8 @@ __device__ __forceinline__ void store_head(const Cta& cta, const LayerMemory& la
   }
   const auto place_of = [&](int dim) {
     return to + (is_query   ? T::query_offset(head, dim)
-                 : is_value ? value_offset<A.v_dim>(stored, dim)
-                            : key_offset<A.qk_dim>(stored, dim));
+                 : is_value ? cache_offset<A.v_dim>(stored, dim)
+                            : cache_offset<A.qk_dim>(stored, dim));
   };
   h.store(place_of, is_value ? A.value_scale : 1.0f, lane);
 }

@@ -94,9 +94,9 @@ struct HeldKeys {
   Range range;
   // Lane i has the place of the first key of piece i.
   uint32_t places;
-  // With g = lane / 4 and q = lane % 4: dimensions 32 step + 8q and following of keys g and 8 + g.
-  // Zeros at first: otherwise a register that some warps never set would be live through the whole
-  // pass.
+  // With g = lane / 4 and q = lane % 4: of keys g and 8 + g dimensions 2q and 2q + 1 of the four runs
+  // of each step. Zeros at first: otherwise a register that some warps never set would be live
+  // through the whole pass.
   uint4 keys[2][T::STEPS] = {};
   // Four dimensions of keys 2q, 2q + 1, 2q + 8 and 2q + 9 of each piece of the warp's share.
   uint2 values[SHARE][4] = {};
@@ -141,14 +141,14 @@ struct HeldKeys {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const uint32_t at = place(piece_place, piece, half * GROUP_KEYS + lane / 4);
-      const uint16_t* row = from + key_offset<A.qk_dim>(at, lane % 4 * 8);
+      const uint16_t* row = from + cache_offset<A.qk_dim>(at, lane % 4 * 2);
 #pragma unroll
       for (int step = 0; step < T::STEPS; step++) {
         // The last step may have fewer dimensions.
-        const bool whole = (step + 1) * 32 <= A.qk_dim;
-        const int dim = smaller(step * 32 + lane % 4 * 8, A.qk_dim - 8);
-        keys[half][step] = ptx::load_l2(static_cast<const void*>(
-            whole ? row + step * (GROUP_KEYS * 32) : from + key_offset<A.qk_dim>(at, dim)));
+        const auto run = [&](int i) {
+          return ptx::load_l2_word(row + smaller(step * 4 + i, A.qk_dim / 8 - 1) * (GROUP_KEYS * 8));
+        };
+        keys[half][step] = make_uint4(run(0), run(1), run(2), run(3));
       }
     }
   }
@@ -170,7 +170,7 @@ struct HeldKeys {
       for (int j = 0; j < 4; j++) {
         const int key = lane % 4 * 2 + j % 2 + j / 2 * 8;
         values[i][j] = ptx::load_l2_pair(
-            from + value_offset<A.v_dim>(place(piece_places[i], piece, key), dim));
+            from + cache_offset<A.v_dim>(place(piece_places[i], piece, key), dim));
       }
     }
   }

@@ -179,11 +179,11 @@ struct NewKeys {
       uint4 run = make_uint4(0, 0, 0, 0);
       if (first + key < row.start + row.count) {
         const uint32_t place = page_places[key / GROUP_KEYS] + key % GROUP_KEYS;
-        run = ptx::load_l2(is_value ? from.values + value_offset<V>(place, dim - QK) * 2
-                                    : from.keys + key_offset<QK>(place, dim) * 2);
+        run = ptx::load_l2(is_value ? from.values + cache_offset<V>(place, dim - QK) * 2
+                                    : from.keys + cache_offset<QK>(place, dim) * 2);
       }
-      const size_t to = is_value ? P::VALUES + value_offset<V>(key, dim - QK) * 2
-                                 : key_offset<QK>(key, dim) * 2;
+      const size_t to = is_value ? P::VALUES + cache_offset<V>(key, dim - QK) * 2
+                                 : cache_offset<QK>(key, dim) * 2;
       ptx::store_shared(page + static_cast<uint32_t>(to), run);
     }
   }
@@ -218,7 +218,7 @@ struct StreamedTile {
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         // Memory beyond the last dimension is uninitialised.
-        const bool has = step * 32 + cta.lane() % 4 * 8 < A.qk_dim;
+        const bool has = (step * 2 + half) * 16 < A.qk_dim;
         const void* run = from + (step * 2 + half) * 32 * 8;
         const uint32_t to = shared_queries + ((step - HELD) * 2 + half) * 512;
         if (step < HELD)
@@ -282,12 +282,11 @@ struct StreamedTile {
   __device__ __forceinline__ void load_keys(int lane, uint32_t page, int step,
                                             uint4 (&keys)[GROUPS]) const {
     // The last step may have fewer dimensions.
-    const int runs = smaller(4, A.qk_dim / 8 - step * 4);
-    const int in_step = lane / 4 * runs + smaller(lane % 4, runs - 1);
+    const int run = smaller(step * 4 + lane / 8, A.qk_dim / 8 - 1);
 #pragma unroll
     for (int group = 0; group < GROUPS; group++)
-      keys[group] = ptx::load_shared(page + group * (GROUP_KEYS * P::KEY_BYTES) +
-                                     step * (GROUP_KEYS * 64) + in_step * 16);
+      keys[group] = ptx::load_matrices(page + group * (GROUP_KEYS * P::KEY_BYTES) +
+                                       run * (GROUP_KEYS * 16) + lane % 8 * 16);
   }
 
   __device__ __forceinline__ void multiply_keys(int lane, uint32_t page, Scores& scores) const {

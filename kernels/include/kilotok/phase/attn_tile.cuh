@@ -73,8 +73,10 @@ struct QueryLoad {
     for (int i = 0; i < COUNT; i++) {
       const int k = cta.thread() + i * CONSUMERS;
       // Memory beyond the last dimension is uninitialised.
-      const bool has = k / 64 * 32 + k % 4 * 8 < T::A.qk_dim;
-      if (k < RUNS) to[k] = has ? words[i] : make_uint4(0, 0, 0, 0);
+      const bool low = k / 32 * 16 < T::A.qk_dim, high = k / 32 * 16 + 8 < T::A.qk_dim;
+      const uint4& w = words[i];
+      if (k < RUNS)
+        to[k] = make_uint4(low ? w.x : 0, low ? w.y : 0, high ? w.z : 0, high ? w.w : 0);
     }
   }
 };

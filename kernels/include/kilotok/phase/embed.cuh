@@ -13,9 +13,17 @@ namespace kilotok {
 // A token of the batch without a row in the embedding: the drafter's mask.
 constexpr uint32_t MASK_TOKEN = ~0u;
 
+// Cosine and sine of a position's angle, exact functions in double precision. Angles are F32
+// products, as in training.
+__device__ __forceinline__ float2 rope_angle(uint32_t position, float frequency) {
+  double sine, cosine;
+  sincos(static_cast<double>(static_cast<float>(position) * frequency), &sine, &cosine);
+  return make_float2(static_cast<float>(cosine), static_cast<float>(sine));
+}
+
 // Cosines and sines of kinds `first` to `end` - 1, divided among all CTAs. CTAs are counted from
-// the last one, because the last ones may own nothing of the stream, and exact functions in double
-// precision take microseconds. Angles are F32 products, as in training.
+// the last one, because the last ones may own nothing of the stream, and each angle takes
+// microseconds.
 __device__ __forceinline__ void rope_angles(const Cta& cta, const HeldBatch& batch, int first,
                                           int end) {
   const Memory& memory = cta.memory;
@@ -25,11 +33,8 @@ __device__ __forceinline__ void rope_angles(const Cta& cta, const HeldBatch& bat
     const int kind = first + i / each, token = i % each / ROPE_PAIRS_MAX;
     const int pair = i % ROPE_PAIRS_MAX;
     const float frequency = at<const float>(memory.frequencies)[kind * ROPE_PAIRS_MAX + pair];
-    const uint32_t position = batch.tokens[token].position;
-    double sine, cosine;
-    sincos(static_cast<double>(static_cast<float>(position) * frequency), &sine, &cosine);
     at<float2>(memory.angles)[(kind * TOKENS_MAX + token) * ROPE_PAIRS_MAX + pair] =
-        make_float2(static_cast<float>(cosine), static_cast<float>(sine));
+        rope_angle(batch.tokens[token].position, frequency);
   }
 }
 

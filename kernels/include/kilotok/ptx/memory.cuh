@@ -64,6 +64,12 @@ __device__ __forceinline__ float load_l2(const float* p) {
   return v;
 }
 
+__device__ __forceinline__ uint32_t load_l2_word(const void* p) {
+  uint32_t v;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p));
+  return v;
+}
+
 __device__ __forceinline__ uint2 load_l2_pair(const void* p) {
   uint2 v;
   asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
@@ -151,8 +157,17 @@ __device__ __forceinline__ void store_shared(uint32_t address, const uint4& v) {
                : "memory");
 }
 
-// Loads four matrices of 8 x 8 values of two bytes, transposed. Lane 8 m + r gives the address of
-// row r of matrix m, and gets of each matrix column lane / 4 of rows 2 (lane % 4) and the next.
+// Four matrices of 8 rows of 8 values of two bytes: lane 8 m + r gives the address of row r of
+// matrix m, and gets of each matrix columns 2 (lane % 4) and the next of row lane / 4.
+__device__ __forceinline__ uint4 load_matrices(uint32_t address) {
+  uint4 v;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(address));
+  return v;
+}
+
+// The same, turned: it gets column lane / 4 of rows 2 (lane % 4) and the next.
 __device__ __forceinline__ uint4 load_turned(uint32_t address) {
   uint4 v;
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"

@@ -51,58 +51,62 @@ __device__ __forceinline__ uint64_t wgmma_operand_at(uint64_t operand, uint32_t 
   return operand + (bytes >> 4);
 }
 
-// sums (+)= a b: BF16 products, F32 sums, 16 along k. Without `add` the sums begin at zero.
-template <int N>
+// sums (+)= a b, BF16 times BF16 in F32, 16 along k. Without `add` they begin at zero. TURNED: B lies
+// row by row, in pieces of 8 along k x 8 columns, of which each row has 16 bytes.
+template <int N, bool TURNED>
 struct Wgmma;
 
 #define KILOTOK_EIGHT(i)                                                                        \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
 
-template <>
-struct Wgmma<8> {
+template <bool TURNED>
+struct Wgmma<8, TURNED> {
   static __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4],
                                                   uint64_t b, bool add) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %9, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {"
         "%0, %1, %2, %3"
-        "}, {%4, %5, %6, %7}, %8, p, 1, 1, 0;\n}"
+        "}, {%4, %5, %6, %7}, %8, p, 1, 1, %10;\n}"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)),
+          "n"(TURNED ? 1 : 0));
   }
 };
 
-template <>
-struct Wgmma<16> {
+template <bool TURNED>
+struct Wgmma<16, TURNED> {
   static __device__ __forceinline__ void multiply(float (&d)[8], const uint32_t (&a)[4],
                                                   uint64_t b, bool add) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %13, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {"
         "%0, %1, %2, %3, %4, %5, %6, %7"
-        "}, {%8, %9, %10, %11}, %12, p, 1, 1, 0;\n}"
+        "}, {%8, %9, %10, %11}, %12, p, 1, 1, %14;\n}"
         : KILOTOK_EIGHT(0)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)),
+          "n"(TURNED ? 1 : 0));
   }
 };
 
-template <>
-struct Wgmma<32> {
+template <bool TURNED>
+struct Wgmma<32, TURNED> {
   static __device__ __forceinline__ void multiply(float (&d)[16], const uint32_t (&a)[4],
                                                   uint64_t b, bool add) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
-        "}, {%16, %17, %18, %19}, %20, p, 1, 1, 0;\n}"
+        "}, {%16, %17, %18, %19}, %20, p, 1, 1, %22;\n}"
         : KILOTOK_EIGHT(0), KILOTOK_EIGHT(8)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)),
+          "n"(TURNED ? 1 : 0));
   }
 };
 
-template <>
-struct Wgmma<64> {
+template <bool TURNED>
+struct Wgmma<64, TURNED> {
   static __device__ __forceinline__ void multiply(float (&d)[32], const uint32_t (&a)[4],
                                                   uint64_t b, bool add) {
     asm volatile(
@@ -110,14 +114,15 @@ struct Wgmma<64> {
         "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, "
         "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-        "}, {%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}"
+        "}, {%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}"
         : KILOTOK_EIGHT(0), KILOTOK_EIGHT(8), KILOTOK_EIGHT(16), KILOTOK_EIGHT(24)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)),
+          "n"(TURNED ? 1 : 0));
   }
 };
 
-template <>
-struct Wgmma<128> {
+template <bool TURNED>
+struct Wgmma<128, TURNED> {
   static __device__ __forceinline__ void multiply(float (&d)[64], const uint32_t (&a)[4],
                                                   uint64_t b, bool add) {
     asm volatile(
@@ -128,19 +133,37 @@ struct Wgmma<128> {
         "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, "
         "%47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "
         "%62, %63"
-        "}, {%64, %65, %66, %67}, %68, p, 1, 1, 0;\n}"
+        "}, {%64, %65, %66, %67}, %68, p, 1, 1, %70;\n}"
         : KILOTOK_EIGHT(0), KILOTOK_EIGHT(8), KILOTOK_EIGHT(16), KILOTOK_EIGHT(24),
           KILOTOK_EIGHT(32), KILOTOK_EIGHT(40), KILOTOK_EIGHT(48), KILOTOK_EIGHT(56)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)),
+          "n"(TURNED ? 1 : 0));
   }
 };
-#undef KILOTOK_EIGHT
 
 template <int N>
 __device__ __forceinline__ void wgmma(float (&sums)[N / 2], const uint32_t (&a)[4], uint64_t b,
                                       bool add) {
-  Wgmma<N>::multiply(sums, a, b, add);
+  Wgmma<N, false>::multiply(sums, a, b, add);
 }
+template <int N>
+__device__ __forceinline__ void wgmma_turned(float (&sums)[N / 2], const uint32_t (&a)[4],
+                                             uint64_t b, bool add) {
+  Wgmma<N, true>::multiply(sums, a, b, add);
+}
+
+// The same with A in shared memory, of which it takes 64 rows as it takes 64 columns of B.
+__device__ __forceinline__ void wgmma_shared(float (&d)[32], uint64_t a, uint64_t b, bool add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, "
+      "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+      "}, %32, %33, p, 1, 1, 0, 0;\n}"
+      : KILOTOK_EIGHT(0), KILOTOK_EIGHT(8), KILOTOK_EIGHT(16), KILOTOK_EIGHT(24)
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+}
+#undef KILOTOK_EIGHT
 
 // The same for TF32 and eight columns, 8 along k; A as in `mma_tf32`.
 __device__ __forceinline__ void wgmma_tf32(float (&d)[4], const float (&a)[4], uint64_t b,

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "kilotok/phase/attn_in.cuh"
+#include "kilotok/phase/embed.cuh"
 #include "kilotok/wide/matrix.cuh"
 
 namespace kilotok::wide {
@@ -18,6 +19,13 @@ namespace kilotok::wide {
 struct StepTokens {
   uint64_t tokens, rows, pages;
   int count, row_count;
+
+  __device__ __forceinline__ const BatchToken& token(int index) const {
+    return at<const BatchToken>(tokens)[index];
+  }
+  __device__ __forceinline__ const BatchRow& row(int index) const {
+    return at<const BatchRow>(rows)[index];
+  }
 };
 
 struct AttnInMemory {
@@ -28,7 +36,7 @@ struct AttnInMemory {
   uint64_t normed, inverse_rms;
   // F32 `[ATTENTION_KINDS][ROPE_PAIRS_MAX]`; float2 `[ATTENTION_KINDS][capacity][ROPE_PAIRS_MAX]`.
   uint64_t frequencies, angles;
-  // BF16 `[capacity][QUERY_VALUES]`, a token's queries as `query_place` has them.
+  // BF16 `[capacity][QUERY_VALUES]`, of a token as `query_offset` has them.
   uint64_t queries;
   // F32 `[capacity][PROJECTED_ROWS]`, only where a kind's rows do not lie in pairs.
   uint64_t projected;
@@ -40,15 +48,150 @@ struct AttnInShared {
   TotalMemory totals;
 };
 
-// All threads of all CTAs, any number of them: angles of kinds FIRST to END.
-__device__ __forceinline__ void rope_angles(const AttnInMemory& memory, int first, int end);
-
-// All threads of all CTAs, THREADS each. `shared` is what no one has used yet.
+// Of a dimension of a head: its place among a token's queries. Where keys are streamed they lie as
+// warpgroups read operand A, `[tiles of 16 heads][halves][dimensions / 8][8 heads]` of 16 bytes;
+// else as the narrow pass has them.
 template <int KIND>
-__device__ __forceinline__ void attn_in(AttnInShared& shared, const AttnInMemory& memory);
+__device__ __forceinline__ int query_offset(int head, int dim) {
+  using T = HeadTiles<KIND>;
+  if constexpr (!STREAMED<KIND>) return T::query_offset(head, dim);
+  constexpr int HALF = TILE_HEADS / 2 * T::A.qk_dim;
+  const int tile = head / T::GROUP * T::COUNT + head % T::GROUP / TILE_HEADS;
+  const int row = head % T::GROUP % TILE_HEADS;
+  return (tile * 2 + row / 8) * HALF + dim / 8 * 64 + row % 8 * 8 + dim % 8;
+}
 
-// All threads of all CTAs, THREADS each, if the kind's rows do not lie in pairs.
+// All threads of all CTAs, of so many each.
+__device__ __forceinline__ void rope_angles(const AttnInMemory& memory, int first, int end,
+                                            int threads) {
+  const int each = memory.step.count * ROPE_PAIRS_MAX;
+  for (int i = ptx::cta_index() * threads + threadIdx.x; i < (end - first) * each;
+       i += GRID * threads) {
+    const int kind = first + i / each, token = i % each / ROPE_PAIRS_MAX;
+    const int pair = i % ROPE_PAIRS_MAX;
+    const float frequency = at<const float>(memory.frequencies)[kind * ROPE_PAIRS_MAX + pair];
+    at<float2>(memory.angles)[(kind * memory.capacity + token) * ROPE_PAIRS_MAX + pair] =
+        rope_angle(memory.step.token(token).position, frequency);
+  }
+}
+
+// Places of a step's keys and values in the pages of a kind.
 template <int KIND>
-__device__ __forceinline__ void split_heads(const AttnInMemory& memory);
+__device__ __forceinline__ uint32_t token_place(const StepTokens& step, int index, int kv_head) {
+  const BatchToken& token = step.token(index);
+  return cache_index<KIND>(at<const uint32_t>(step.pages),
+                           step.row(token.row).pages_at[ATTENTIONS[KIND].page_group],
+                           token.position, kv_head);
+}
+
+// Where rows lie in pairs: what becomes of the products of eight tokens.
+template <int KIND>
+__device__ __forceinline__ void store_pairs(const AttnInMemory& memory, int row_tile, int first,
+                                            int lane, const float4& v) {
+  const HeadPair<KIND> pair(row_tile, lane);
+  const LayerMemory& layer = *at<const LayerMemory>(memory.layer);
+#pragma unroll
+  for (int j = 0; j < 2; j++) {
+    const int token = first + lane % 4 * 2 + j;
+    if (token >= memory.step.count) continue;
+    float2 turn = {};
+    if (pair.rotated)
+      turn = at<const float2>(
+          memory.angles)[(KIND * memory.capacity + token) * ROPE_PAIRS_MAX + pair.first];
+    float a = j == 0 ? v.x : v.y, b = j == 0 ? v.z : v.w;
+    pair.finish(a, b, at<const float>(memory.inverse_rms)[token], ATTENTIONS[KIND].value_scale,
+                turn);
+    if (pair.is_query) {
+      uint16_t* to = at<uint16_t>(memory.queries) + static_cast<size_t>(token) * QUERY_VALUES;
+      to[query_offset<KIND>(pair.head, pair.first)] = ptx::to_bf16(a);
+      to[query_offset<KIND>(pair.head, pair.second)] = ptx::to_bf16(b);
+    } else {
+      pair.store(layer.keys, layer.values, token_place<KIND>(memory.step, token, pair.head), a, b);
+    }
+  }
+}
+
+// Else: products by token, scaled by 1 / rms.
+template <int KIND>
+__device__ __forceinline__ void store_projected(const AttnInMemory& memory, int row_tile,
+                                                int first, int lane, const float4& v) {
+  const int row = row_tile * 16 + lane / 4;
+#pragma unroll
+  for (int j = 0; j < 2; j++) {
+    const int token = first + lane % 4 * 2 + j;
+    if (token >= memory.step.count) continue;
+    float* to = at<float>(memory.projected) + static_cast<size_t>(token) * PROJECTED_ROWS + row;
+    const float scale = at<const float>(memory.inverse_rms)[token];
+    if (row < QkvRows<KIND>::COUNT) to[0] = (j == 0 ? v.x : v.y) * scale;
+    if (row + 8 < QkvRows<KIND>::COUNT) to[8] = (j == 0 ? v.z : v.w) * scale;
+  }
+}
+
+// All threads of all CTAs, THREADS each.
+template <int KIND>
+__device__ __forceinline__ void attn_in(AttnInShared& shared, const AttnInMemory& memory) {
+  using M = QkvMatrix<KIND>;
+  if (threadIdx.x == 0) TokenRing(shared.ring).init();
+  __syncthreads();
+  const MatrixWork<M> work = {memory.step.count};
+  const auto consume = [&] {
+    TokenRing ring(shared.ring);
+    const char* weights = at<const char>(at<const LayerMemory>(memory.layer)->qkv);
+    gemm<M>(ring, shared.totals, weights, work, ptx::cta_index(),
+            [&](int row_tile, int first, int lane, const float4& v) {
+              if constexpr (ATTENTIONS[KIND].paired)
+                store_pairs<KIND>(memory, row_tile, first, lane, v);
+              else
+                store_projected<KIND>(memory, row_tile, first, lane, v);
+            });
+  };
+  const auto produce_all = [&] {
+    TokenRing ring(shared.ring);
+    produce<M>(ring, {at<const char>(memory.normed), memory.capacity}, work, ptx::cta_index());
+  };
+  with_roles(consume, produce_all);
+}
+
+// One warp: a head of a token, query heads first, then keys, then values.
+template <int KIND>
+__device__ __forceinline__ void split_head(const AttnInMemory& memory, int token, int head,
+                                           int lane) {
+  constexpr Attention A = ATTENTIONS[KIND];
+  const LayerMemory& layer = *at<const LayerMemory>(memory.layer);
+  const bool is_query = head < A.q_heads, is_value = head >= A.q_heads + A.kv_heads;
+  const int kv_head = (head - A.q_heads) % A.kv_heads, dims = is_value ? A.v_dim : A.qk_dim;
+  const int first_row = is_value ? QkvRows<KIND>::VALUE : QkvRows<KIND>::KEY;
+  const int row = is_query ? head * A.qk_dim : first_row + kv_head * dims;
+  Head<KIND> h;
+  h.load(at<const float>(memory.projected) + static_cast<size_t>(token) * PROJECTED_ROWS + row,
+         dims, lane);
+  if (!is_value) {
+    if constexpr (A.qk_norm)
+      h.rms_norm(at<const float>(is_query ? layer.q_norm : layer.k_norm), lane);
+    h.apply_rope(at<const float2>(memory.angles) +
+                     (KIND * memory.capacity + token) * ROPE_PAIRS_MAX,
+                 lane);
+  }
+  const uint32_t place = is_query ? 0 : token_place<KIND>(memory.step, token, kv_head);
+  const auto place_of = [&](int dim) {
+    if (is_query)
+      return at<uint16_t>(memory.queries) + static_cast<size_t>(token) * QUERY_VALUES +
+             query_offset<KIND>(head, dim);
+    return is_value ? at<uint16_t>(layer.values) + cache_offset<A.v_dim>(place, dim)
+                    : at<uint16_t>(layer.keys) + cache_offset<A.qk_dim>(place, dim);
+  };
+  h.store(place_of, is_value ? A.value_scale : 1.0f, lane);
+}
+
+// All threads of all CTAs, THREADS each, behind `attn_in` of a kind whose rows do not lie in pairs.
+template <int KIND>
+__device__ __forceinline__ void split_heads(const AttnInMemory& memory) {
+  constexpr int HEADS = ATTENTIONS[KIND].q_heads + 2 * ATTENTIONS[KIND].kv_heads;
+  constexpr int WARPS = THREADS / 32;
+  const int count = memory.step.count * HEADS;
+#pragma unroll 1
+  for (int i = ptx::cta_index() * WARPS + threadIdx.x / 32; i < count; i += GRID * WARPS)
+    split_head<KIND>(memory, i / HEADS, i % HEADS, threadIdx.x % 32);
+}
 
 }  // namespace kilotok::wide
