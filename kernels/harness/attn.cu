@@ -6,77 +6,14 @@
 //   ./attn check      a small part of the checks, for compute-sanitizer
 //
 // A model's constants are compiled in; any of its kinds of attention is checked.
-#include "roles.cuh"
+#include "attn_roles.cuh"
 
 using namespace kilotok;
 
 namespace {
 
-// The phases that a launch runs in each repeat.
-constexpr int ATTN_IN = 1, ATTN = 2;
-
-template <int KIND>
-struct AttentionRoles {
-  static constexpr bool OWN = KIND >= DRAFT_ATTENTION;
-  struct Work {
-    int phases, repeats;
-  };
-
-  static __device__ __forceinline__ const LayerMemory& layer(const Warp& w) {
-    return *at<const LayerMemory>(w.cta.memory.layers);
-  }
-
-  static __device__ __forceinline__ void begin(Warp& w) {
-    count_pairs<KIND, KIND + 1, OWN>(w.cta, w.shared.pairs, w.batch());
-  }
-
-  static __device__ __forceinline__ void attend(Warp& w) {
-    if constexpr (STREAMED<KIND>)
-      w.with_pipeline([&](Ring& ring, Sums&) {
-        attend_streamed<KIND>(w.cta, ring, layer(w), w.batch(), w.shared.pairs[KIND],
-                              w.shared.sums);
-      });
-    else
-      attn<KIND, OWN>(w.cta, layer(w), w.batch(), w.shared.pairs, w.shared.sums);
-  }
-
-  template <int WARPS>
-  static __device__ __forceinline__ void add_all(Warp& w) {
-    combine_chunks<KIND, OWN, WARPS>(w.cta, layer(w), w.batch(), w.shared.sums, [] {});
-  }
-
-  static __device__ __forceinline__ void consume(Warp& w, const Work& work) {
-    Cta& cta = w.cta;
-#pragma unroll 1
-    for (int i = 0; i < work.repeats; i++) {
-      if (work.phases & ATTN_IN) attn_in<KIND>(cta, layer(w), w.batch(), OWN);
-      // Attention begins between the halves of a grid barrier, and so does the combination of its
-      // chunks.
-      cta.arrive_grid();
-      if (work.phases & ATTN)
-        attend(w);
-      else
-        cta.wait_grid();
-      cta.arrive_grid();
-      if (work.phases & ATTN) {
-        if (w.token_count() <= TILE_TOKENS)
-          add_all<COMBINE_WARPS<true>>(w);
-        else
-          add_all<COMBINE_WARPS<false>>(w);
-      }
-      cta.wait_grid();
-    }
-  }
-
-  static __device__ __forceinline__ void produce(Warp& w, const Work& work) {
-    if constexpr (STREAMED<KIND>)
-#pragma unroll 1
-      for (int i = 0; i < work.repeats && work.phases & ATTN; i++)
-        produce_keys<KIND>(w.cta, w.ring, layer(w), w.batch(), w.shared.pairs[KIND]);
-  }
-
-  static __device__ __forceinline__ void epilogue(Warp&, const Work&) {}
-};
+using bench::ATTN;
+using bench::ATTN_IN;
 
 // A uniform number from -1 to 1, a hash of its arguments.
 float random_of(uint64_t sequence, uint64_t position, uint64_t what, uint64_t i) {
@@ -258,7 +195,7 @@ struct World {
   }
 
   float launch(int phases, int repeats) {
-    return bench::roles_ms<AttentionRoles<KIND>>(memory, {phases, repeats});
+    return bench::roles_ms<bench::AttentionRoles<KIND>>(memory, {phases, repeats});
   }
 
   // The bits of the attended values, `[tokens, q_heads * v_dim]`.

@@ -1,0 +1,94 @@
+// What kinds of attention share in the wide pass: how tokens are divided among CTAs, where a block's
+// keys lie, and how results are stored.
+#pragma once
+
+#include "kilotok/phase/attn_stream.cuh"
+#include "kilotok/wide/attn_in.cuh"
+
+namespace kilotok::wide {
+
+struct AttnMemory {
+  StepTokens step;
+  // LayerMemory of this layer: its pages and sinks.
+  uint64_t layer;
+  // As `attn_in` left them.
+  uint64_t queries;
+  // Operand of the output projection, of `capacity` tokens. Columns beyond the last are not written.
+  uint64_t attended;
+  int capacity;
+};
+
+// Some consecutive tokens of a row, all of which lie in one block of positions, and a K/V head.
+struct TokenBlock {
+  int row, kv_head;
+  // Position of the block, and of its tokens the first and the one behind the last.
+  uint32_t begin, first, end;
+};
+
+// The blocks of a step, of POSITIONS each, that a CTA attends to: from the last row and position
+// on, since the last see most keys; CTAs take turns, in alternating order.
+template <int KIND, int POSITIONS>
+struct BlockWalk {
+  static constexpr int KV_HEADS = ATTENTIONS[KIND].kv_heads;
+  const StepTokens& step;
+  int turn = 0;
+  // The row of the next block, and how many blocks later rows have.
+  int row, before = 0;
+
+  __device__ __forceinline__ explicit BlockWalk(const StepTokens& tokens)
+      : step(tokens), row(tokens.row_count - 1) {}
+
+  // Whether there is another one.
+  __device__ __forceinline__ bool next(TokenBlock& block) {
+    const int cta = ptx::cta_index();
+    const int item = turn * GRID + (turn % 2 == 0 ? cta : GRID - 1 - cta);
+    turn++;
+    const int index = item / KV_HEADS;
+    while (row >= 0) {
+      const BatchRow& r = step.row(row);
+      const uint32_t end = r.start + r.count, first_block = r.start / POSITIONS;
+      const int count = static_cast<int>((end + POSITIONS - 1) / POSITIONS - first_block);
+      if (index < before + count) {
+        const uint32_t begin = (first_block + count - 1 - (index - before)) * POSITIONS;
+        block = {row, item % KV_HEADS, begin, max(begin, r.start), min(begin + POSITIONS, end)};
+        return true;
+      }
+      before += count;
+      row--;
+    }
+    return false;
+  }
+};
+
+// The token of a step that a row has at a position.
+__device__ __forceinline__ int token_at(const BatchRow& row, uint32_t position) {
+  return static_cast<int>(row.first + (position - row.start));
+}
+
+// Where a K/V head of a row lies.
+template <int KIND>
+__device__ __forceinline__ KeySource<KIND> key_source(const AttnMemory& memory,
+                                                      const BatchRow& row, int kv_head) {
+  const LayerMemory& layer = *at<const LayerMemory>(memory.layer);
+  return {at<const uint32_t>(memory.step.pages), at<const char>(layer.keys),
+          at<const char>(layer.values), row.pages_at[ATTENTIONS[KIND].page_group], kv_head, false};
+}
+
+// The exponent of a head's sink, where there are any.
+template <int KIND>
+__device__ __forceinline__ float sink_of(const AttnMemory& memory, int head) {
+  if constexpr (!ATTENTIONS[KIND].sinks) return 0;
+  return at<const float>(at<const LayerMemory>(memory.layer)->sinks)[head];
+}
+
+// Stores two neighbouring dimensions of a token's head.
+template <int KIND>
+__device__ __forceinline__ void store_attended(const AttnMemory& memory, int token, int head,
+                                               int dim, float low, float high) {
+  const int column = head * ATTENTIONS[KIND].v_dim + dim;
+  *reinterpret_cast<uint32_t*>(at<char>(memory.attended) +
+                               operand_place(token, column, memory.capacity)) =
+      ptx::pack_bf16(low, high);
+}
+
+}  // namespace kilotok::wide

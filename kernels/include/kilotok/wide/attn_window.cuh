@@ -1,0 +1,307 @@
+// Attention over a short window, by warps. A CTA brings the keys that a block of tokens sees; each
+// token and tile of up to 16 heads is the work of one warp.
+//
+// The order is that of phase/attn_tile.cuh: weights are relative to the largest score of all pieces,
+// and pieces are added in shares, whose sums are added in order.
+#pragma once
+
+#include "kilotok/wide/attn_full.cuh"
+
+namespace kilotok::wide {
+
+constexpr int WINDOW_POSITIONS = PIECE_KEYS;
+
+template <int KIND>
+struct WindowSizes {
+  static constexpr Attention A = ATTENTIONS[KIND];
+  static constexpr int KEY_BYTES = A.qk_dim * 2, VALUE_BYTES = A.v_dim * 2;
+  // Those that a block's tokens may see, from a multiple of PIECE_KEYS on.
+  static constexpr int KEYS = align_up(A.window - 1, PIECE_KEYS) + WINDOW_POSITIONS;
+  // Blocks whose keys are in shared memory, as there is room.
+  static constexpr int STAGES = smaller(3, (224 << 10) / (KEYS * (KEY_BYTES + VALUE_BYTES)));
+  static_assert(STAGES > 0, "a block's keys fit shared memory");
+  // Keys that lie together in pages.
+  static constexpr int COPY = PAGE_TOKENS % PIECE_KEYS == 0 ? PIECE_KEYS : GROUP_KEYS;
+};
+
+template <int KIND>
+struct WindowShared {
+  using S = WindowSizes<KIND>;
+  alignas(128) char keys[S::STAGES][S::KEYS * S::KEY_BYTES];
+  alignas(128) char values[S::STAGES][S::KEYS * S::VALUE_BYTES];
+  alignas(8) uint64_t full[S::STAGES], empty[S::STAGES];
+};
+
+// Of a block, the keys that are brought: from a multiple of PIECE_KEYS on, those that its tokens see.
+template <int KIND>
+struct WindowRange {
+  uint32_t base, first, end;
+  __device__ __forceinline__ explicit WindowRange(const TokenBlock& block)
+      : first(window_first<KIND>(block.first)), end(block.end) {
+    base = first / PIECE_KEYS * PIECE_KEYS;
+  }
+};
+
+// One warp's token and tile of heads.
+template <int KIND>
+struct WindowTile {
+  using S = WindowSizes<KIND>;
+  using T = HeadTiles<KIND>;
+  static constexpr Attention A = ATTENTIONS[KIND];
+  static constexpr int PIECES = WINDOW_PIECES<KIND>;
+  static constexpr int SHARE = ceil_div(PIECES, Warps<KIND>::SHARES);
+  // Dimensions of values that are added at a time.
+  static constexpr int STRIP = smaller(A.v_dim, 64), RUNS = STRIP / 8;
+  static_assert(A.v_dim % STRIP == 0 && STRIP % 16 == 0, "strips are whole");
+
+  int lane;
+  // Of the token's first piece.
+  uint32_t keys, values;
+  uint32_t base;
+  Range range;
+
+  Softmax softmax[2];
+  uint32_t weights[PIECES][4];
+
+  // Scores, and then weights, of all pieces.
+  __device__ __forceinline__ void weigh(const uint16_t* queries) {
+    float scores[PIECES][2][4];
+    multiply_keys(queries, scores);
+    float largest[2] = {LOWEST, LOWEST};
+#pragma unroll
+    for (int piece = 0; piece < PIECES; piece++)
+#pragma unroll
+      for (int i = 0; i < 8; i++) {
+        float& s = scores[piece][i / 4][i % 4];
+        // What overflowed, also downwards, becomes a NaN: it must not weigh nothing.
+        s = fmaf(s, 0.0f, s);
+        if (!range.has(base + piece * PIECE_KEYS + i / 4 * 8 + lane % 4 * 2 + i % 2)) s = LOWEST;
+        largest[i % 4 / 2] = fmaxf(largest[i % 4 / 2], s);
+      }
+#pragma unroll
+    for (int row = 0; row < 2; row++) {
+#pragma unroll
+      for (int distance = 1; distance < 4; distance *= 2)
+        largest[row] = fmaxf(largest[row], __shfl_xor_sync(~0u, largest[row], distance));
+      softmax[row] = {largest[row] * score_scale<KIND>(), 0};
+    }
+#pragma unroll
+    for (int piece = 0; piece < PIECES; piece++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const auto weight = [&](int j) {
+          return ptx::exp2(fmaf(scores[piece][i / 2][i % 2 * 2 + j], score_scale<KIND>(),
+                                -softmax[i % 2].largest));
+        };
+        weights[piece][i] = ptx::pack_bf16(weight(0), weight(1));
+      }
+  }
+
+  // `use(strip, values)` gets the sums of each strip, as `mma` has them.
+  template <class Use>
+  __device__ __forceinline__ void add_values(Use use) {
+#pragma unroll 1
+    for (int strip = 0; strip < A.v_dim / STRIP; strip++) {
+      float total[RUNS][4] = {}, sum[4] = {};
+#pragma unroll
+      for (int first = 0; first < PIECES; first += SHARE) {
+        float part[RUNS][4] = {}, part_sum[4] = {};
+#pragma unroll
+        for (int piece = first; piece < smaller(first + SHARE, PIECES); piece++)
+          if (sees(piece)) add_piece(strip, piece, part, part_sum);
+#pragma unroll
+        for (int i = 0; i < 4; i++) sum[i] = first == 0 ? part_sum[i] : sum[i] + part_sum[i];
+#pragma unroll
+        for (int run = 0; run < RUNS; run++)
+#pragma unroll
+          for (int i = 0; i < 4; i++)
+            total[run][i] = first == 0 ? part[run][i] : total[run][i] + part[run][i];
+      }
+      softmax[0].sum = sum[0];
+      softmax[1].sum = sum[2];
+      use(strip, total);
+    }
+  }
+
+ private:
+  // Whether the token sees anything of a piece; what lies behind its own need not be there.
+  __device__ __forceinline__ bool sees(int piece) const {
+    return base + piece * PIECE_KEYS < range.end;
+  }
+
+  // Each step's halves have sums of their own, as in the narrow pass.
+  __device__ __forceinline__ void multiply_keys(const uint16_t* queries,
+                                                float (&scores)[PIECES][2][4]) const {
+    uint4 held[T::STEPS * 2];
+#pragma unroll
+    for (int half = 0; half < T::STEPS * 2; half++) held[half] = query(queries, half);
+#pragma unroll
+    for (int piece = 0; piece < PIECES; piece++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        float(&sums)[4] = scores[piece][half];
+        float others[4] = {};
+#pragma unroll
+        for (int i = 0; i < 4; i++) sums[i] = 0;
+        if (!sees(piece)) continue;
+        const uint32_t from = keys + (piece * 2 + half) * (GROUP_KEYS * S::KEY_BYTES) + lane % 8 * 16;
+#pragma unroll
+        for (int step = 0; step < T::STEPS; step++) {
+          const uint4 &low = held[step * 2], &high = held[step * 2 + 1];
+          const uint32_t a[4] = {low.x, low.y, low.z, low.w};
+          const uint32_t b[4] = {high.x, high.y, high.z, high.w};
+          // The last step may have fewer dimensions.
+          const int run = smaller(step * 4 + lane / 8, A.qk_dim / 8 - 1);
+          const uint4 k = ptx::load_matrices(from + run * PIECE_BYTES);
+          ptx::mma(sums, a, k.x, k.y);
+          ptx::mma(others, b, k.z, k.w);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) sums[i] += others[i];
+      }
+  }
+
+  // Memory beyond the last dimension is uninitialised.
+  __device__ __forceinline__ uint4 query(const uint16_t* queries, int half) const {
+    const uint4 v = ptx::load_cached(queries + (half * 32 + lane) * 8);
+    const bool low = half * 16 < A.qk_dim, high = half * 16 + 8 < A.qk_dim;
+    return make_uint4(low ? v.x : 0, low ? v.y : 0, high ? v.z : 0, high ? v.w : 0);
+  }
+
+  __device__ __forceinline__ void add_piece(int strip, int piece, float (&part)[RUNS][4],
+                                            float (&part_sum)[4]) const {
+    constexpr uint32_t ONES = 0x3f803f80;
+    constexpr int GROUP_BYTES = GROUP_KEYS * S::VALUE_BYTES;
+    const uint32_t from = values + (piece * 2 + lane / 8 % 2) * GROUP_BYTES +
+                          (strip * RUNS + lane / 16) * PIECE_BYTES + lane % 8 * 16;
+    ptx::mma(part_sum, weights[piece], ONES, ONES);
+#pragma unroll
+    for (int run = 0; run < RUNS; run += 2) {
+      const uint4 v = ptx::load_turned(from + run * PIECE_BYTES);
+      ptx::mma(part[run], weights[piece], v.x, v.y);
+      ptx::mma(part[run + 1], weights[piece], v.z, v.w);
+    }
+  }
+};
+
+template <int KIND>
+struct WindowConsumer {
+  using S = WindowSizes<KIND>;
+  using T = HeadTiles<KIND>;
+  static constexpr Attention A = ATTENTIONS[KIND];
+  const AttnMemory& memory;
+  WindowShared<KIND>& shared;
+  StageRing<S::STAGES> ring;
+
+  // All consumers: values behind the block's last one are zeros, as they may not be numbers.
+  __device__ __forceinline__ void clear_values(uint32_t from) const {
+    constexpr int RUNS = A.v_dim / 8;
+    const uint32_t to = ptx::shared_address(shared.values[ring.stage]);
+    for (uint32_t i = from * RUNS + threadIdx.x; i < S::KEYS * RUNS; i += CONSUMERS)
+      ptx::store_shared(
+          to + static_cast<uint32_t>(cache_offset<A.v_dim>(i / RUNS, i % RUNS * 8)) * 2,
+          make_uint4(0, 0, 0, 0));
+    ptx::sync_threads<CONSUMERS>();
+  }
+
+  __device__ __forceinline__ void attend_block(const TokenBlock& block) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const BatchRow& row = memory.step.row(block.row);
+    const WindowRange<KIND> range(block);
+    ring.wait();
+    if (block.end < range.base + S::KEYS) clear_values(block.end - range.base);
+    const int count = static_cast<int>(block.end - block.first) * T::COUNT;
+#pragma unroll 1
+    for (int unit = warp; unit < count; unit += CONSUMERS / 32)
+      attend_tile(block, row, range.base, block.first + unit / T::COUNT, unit % T::COUNT, lane);
+    ptx::reads_before_copies();
+    ring.release(lane);
+    ring.next();
+  }
+
+  __device__ __forceinline__ void attend_tile(const TokenBlock& block, const BatchRow& row,
+                                              uint32_t block_base, uint32_t position, int tile,
+                                              int lane) const {
+    const int token = token_at(row, position);
+    const uint32_t first = window_first<KIND>(position), base = first / PIECE_KEYS * PIECE_KEYS;
+    WindowTile<KIND> held;
+    held.lane = lane;
+    held.base = base;
+    held.range = {first, position + 1};
+    held.keys = ptx::shared_address(shared.keys[ring.stage]) + (base - block_base) * S::KEY_BYTES;
+    held.values =
+        ptx::shared_address(shared.values[ring.stage]) + (base - block_base) * S::VALUE_BYTES;
+    held.weigh(at<const uint16_t>(memory.queries) + static_cast<size_t>(token) * QUERY_VALUES +
+               (block.kv_head * T::COUNT + tile) * T::QUERY_VALUES);
+    const int first_head = block.kv_head * T::GROUP + tile * TILE_HEADS;
+    held.add_values([&](int strip, const float(&values)[WindowTile<KIND>::RUNS][4]) {
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const int in_tile = half * 8 + lane / 4, head = first_head + in_tile;
+        if (!T::has(first_head, in_tile)) continue;
+        const float factor = softmax_scale<KIND>(held.softmax[half], sink_of<KIND>(memory, head));
+#pragma unroll
+        for (int run = 0; run < WindowTile<KIND>::RUNS; run++)
+          store_attended<KIND>(memory, token, head,
+                               strip * WindowTile<KIND>::STRIP + run * 8 + lane % 4 * 2,
+                               values[run][half * 2] * factor, values[run][half * 2 + 1] * factor);
+      }
+    });
+  }
+};
+
+// The producer: keys and values of a block. In place of those that no token sees come the nearest
+// ones that some do: pages before a window need not be there.
+template <int KIND>
+__device__ __forceinline__ void produce_window(const AttnMemory& memory,
+                                               WindowShared<KIND>& shared,
+                                               StageRing<WindowSizes<KIND>::STAGES>& ring,
+                                               const TokenBlock& block) {
+  using S = WindowSizes<KIND>;
+  constexpr int COPIES = S::KEYS / S::COPY;
+  const BatchRow row = memory.step.row(block.row);
+  const KeySource<KIND> source = key_source<KIND>(memory, row, block.kv_head);
+  const WindowRange<KIND> range(block);
+  uint32_t places[COPIES];
+#pragma unroll
+  for (int i = 0; i < COPIES; i++)
+    places[i] = source.place(max(min(range.base + i * S::COPY, (range.end - 1) / S::COPY * S::COPY),
+                                 range.first / S::COPY * S::COPY));
+  ring.acquire(S::KEYS * (S::KEY_BYTES + S::VALUE_BYTES));
+#pragma unroll
+  for (int i = 0; i < COPIES; i++) {
+    ptx::bulk_copy(ptx::shared_address(shared.keys[ring.stage]) + i * S::COPY * S::KEY_BYTES,
+                   source.keys + size_t{places[i]} * S::KEY_BYTES, S::COPY * S::KEY_BYTES,
+                   ring.barrier());
+    ptx::bulk_copy(ptx::shared_address(shared.values[ring.stage]) + i * S::COPY * S::VALUE_BYTES,
+                   source.values + size_t{places[i]} * S::VALUE_BYTES, S::COPY * S::VALUE_BYTES,
+                   ring.barrier());
+  }
+  ring.next();
+}
+
+// All threads of all CTAs, THREADS each.
+template <int KIND>
+__device__ __forceinline__ void attn_window(WindowShared<KIND>& shared, const AttnMemory& memory) {
+  using Ring = StageRing<WindowSizes<KIND>::STAGES>;
+  if (threadIdx.x == 0) Ring(shared.full, shared.empty).init();
+  __syncthreads();
+  const auto for_each = [&](auto use) {
+    BlockWalk<KIND, WINDOW_POSITIONS> walk(memory.step);
+    TokenBlock block;
+    while (walk.next(block)) use(block);
+  };
+  with_roles(
+      [&] {
+        WindowConsumer<KIND> consumer = {memory, shared, Ring(shared.full, shared.empty)};
+        for_each([&](const TokenBlock& block) { consumer.attend_block(block); });
+      },
+      [&] {
+        Ring ring(shared.full, shared.empty);
+        for_each([&](const TokenBlock& block) {
+          produce_window<KIND>(memory, shared, ring, block);
+        });
+      });
+}
+
+}  // namespace kilotok::wide
