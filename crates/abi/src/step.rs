@@ -192,7 +192,7 @@ abi_struct! {
         pub angles: u64,
         /// `[capacity]` tokens' queries, BF16.
         pub queries: u64,
-        /// `[capacity, rows]`, F32: products of q, k and v that are no queries, keys and values yet.
+        /// `[capacity, rows]`, F32: products of q, k and v before QK norm and RoPE.
         pub projected: u64,
         /// Operand `[capacity, q_heads * v_dim]`.
         pub attended: u64,

@@ -94,8 +94,8 @@ struct HeldKeys {
   Range range;
   // Lane i has the place of the first key of piece i.
   uint32_t places;
-  // With g = lane / 4 and q = lane % 4: of keys g and 8 + g dimensions 2q and 2q + 1 of the four runs
-  // of each step. Zeros at first: otherwise a register that some warps never set would be live
+  // With g = lane / 4 and q = lane % 4: dimensions 2q and 2q + 1 of the four runs of each step, of
+  // keys g and 8 + g. Zeros at first: otherwise a register that some warps never set would be live
   // through the whole pass.
   uint4 keys[2][T::STEPS] = {};
   // Four dimensions of keys 2q, 2q + 1, 2q + 8 and 2q + 9 of each piece of the warp's share.
@@ -146,7 +146,8 @@ struct HeldKeys {
       for (int step = 0; step < T::STEPS; step++) {
         // The last step may have fewer dimensions.
         const auto run = [&](int i) {
-          return ptx::load_l2_word(row + smaller(step * 4 + i, A.qk_dim / 8 - 1) * (GROUP_KEYS * 8));
+          const int index = smaller(step * 4 + i, A.qk_dim / 8 - 1);
+          return ptx::load_l2_word(row + index * (GROUP_KEYS * 8));
         };
         keys[half][step] = make_uint4(run(0), run(1), run(2), run(3));
       }

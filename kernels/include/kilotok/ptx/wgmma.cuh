@@ -51,8 +51,8 @@ __device__ __forceinline__ uint64_t wgmma_operand_at(uint64_t operand, uint32_t 
   return operand + (bytes >> 4);
 }
 
-// sums (+)= a b, BF16 times BF16 in F32, 16 along k. Without `add` they begin at zero. TURNED: B lies
-// row by row, in pieces of 8 along k x 8 columns, of which each row has 16 bytes.
+// sums (+)= a b: BF16 products, F32 sums, 16 along k. Without `add` the sums begin at zero. TURNED:
+// B lies row by row, in pieces of 8 along k x 8 columns, of which each row has 16 bytes.
 template <int N, bool TURNED>
 struct Wgmma;
 
