@@ -7,6 +7,7 @@
 // Returns 1 if a bit differs.
 #include "attn_roles.cuh"
 #include "kilotok/wide/attn.cuh"
+#include "weights.h"
 
 namespace bench {
 
@@ -22,6 +23,61 @@ __global__ void angles_kernel(const wide::AttnInMemory memory) {
 template <int KIND>
 __global__ void __launch_bounds__(wide::THREADS, 1) split_kernel(const wide::AttnInMemory memory) {
   wide::split_heads<KIND>(memory);
+}
+
+template <int KIND>
+__global__ void __launch_bounds__(wide::THREADS, 1)
+    attn_in_kernel(const wide::AttnInMemory memory, const Waiting waiting) {
+  if (threadIdx.x == 0) wait_context = WaitContext::begin(waiting.fault, waiting.wait_max_ms, 0);
+  wide::attn_in<KIND>(*reinterpret_cast<wide::AttnInShared*>(asked_memory()), memory);
+}
+
+// The products of that GEMM, F32 `[tokens][PROJECTED_ROWS]`.
+template <int KIND>
+__global__ void __launch_bounds__(wide::THREADS, 1)
+    products_kernel(const wide::AttnInMemory memory, const Waiting waiting) {
+  if (threadIdx.x == 0) wait_context = WaitContext::begin(waiting.fault, waiting.wait_max_ms, 0);
+  wide::multiply_projections<KIND>(
+      *reinterpret_cast<wide::AttnInShared*>(asked_memory()), memory,
+      [&](int row_tile, int first, int lane, const float4& v) {
+        const float values[4] = {v.x, v.y, v.z, v.w};
+        for (int i = 0; i < 4; i++) {
+          const int token = first + lane % 4 * 2 + i % 2, row = row_tile * 16 + i / 2 * 8 + lane / 4;
+          if (token < memory.step.count)
+            at<float>(memory.projected)[static_cast<size_t>(token) * PROJECTED_ROWS + row] =
+                values[i];
+        }
+      });
+}
+
+// What the narrow pass makes of the products of its tokens, which lie in `projected`.
+struct NarrowShared {
+  HeldBatch batch;
+  StreamMemory stream;
+};
+template <int KIND>
+__global__ void __launch_bounds__(THREADS, 1)
+    narrow_heads_kernel(const Memory memory, const uint64_t inverse_rms) {
+  auto& shared = *reinterpret_cast<NarrowShared*>(asked_memory());
+  shared.batch.fetch(memory);
+  __syncthreads();
+  const int count = shared.batch.token_count(), lane = threadIdx.x % 32;
+  if (static_cast<int>(threadIdx.x) < count)
+    shared.stream.inverse_rms[threadIdx.x] = at<const float>(inverse_rms)[threadIdx.x];
+  __syncthreads();
+  const StoreHeads<KIND> store = {memory,        *at<const LayerMemory>(memory.layers),
+                                  shared.batch,  shared.stream,
+                                  ProjectionUse(KIND), false};
+  constexpr int UNITS = QkvMatrix<KIND>::ROWS / 16;
+  const int tiles = ceil_div(count, TILE_TOKENS);
+  for (int i = ptx::cta_index() * (THREADS / 32) + threadIdx.x / 32; i < UNITS * tiles;
+       i += GRID * (THREADS / 32)) {
+    const int unit = i / tiles, token = i % tiles * TILE_TOKENS + lane % 4 * 2;
+    const float* from = at<const float>(memory.projected) +
+                        static_cast<size_t>(token) * PROJECTED_ROWS + unit * 16 + lane / 4;
+    store(unit, 0, i % tiles, lane,
+          make_float4(from[0], from[PROJECTED_ROWS], from[8], from[PROJECTED_ROWS + 8]));
+  }
 }
 
 template <int KIND>
@@ -42,7 +98,11 @@ class World {
  public:
   static constexpr Attention A = ATTENTIONS[KIND];
 
-  explicit World(std::vector<Row> rows) : rows_(std::move(rows)) {
+  // Whether projections are multiplied, or their products given.
+  enum class From { Normed, Projected };
+
+  explicit World(std::vector<Row> rows, From from = From::Projected)
+      : rows_(std::move(rows)), from_(from) {
     for (const Row& row : rows_) tokens_ += row.count;
     capacity_ = align_up(tokens_, 128);
     take_pages();
@@ -66,6 +126,7 @@ class World {
     in_.angles = buffers_.take(size_t{8} * ATTENTION_KINDS * capacity_ * ROPE_PAIRS_MAX);
     in_.projected = buffers_.put(
         uniforms(static_cast<size_t>(tokens_) * PROJECTED_ROWS, 2, 0, 5));
+    if (from_ == From::Normed) take_normed();
     in_.queries = attn_.queries = buffers_.take(size_t{2} * capacity_ * QUERY_VALUES);
     attn_.attended = buffers_.take(wide::operand_bytes(COLUMNS, capacity_));
     place_step();
@@ -76,30 +137,34 @@ class World {
   // Whether pages and results have the bits of the narrow pass.
   bool compare(const char* name) {
     run_angles();
-    launch(split_kernel<KIND>, in_);
+    make_heads();
     attend();
+    if (from_ == From::Normed) launch(products_kernel<KIND>, in_, sizeof(wide::AttnInShared));
     const std::vector<uint16_t> found = read_wide(), wanted = run_narrow();
     size_t differ = 0;
     for (size_t i = 0; i < found.size(); i++) {
-      if (found[i] != wanted[i] && differ++ == 0)
+      if ((found[i] != wanted[i] || std::isnan(bf16_value(found[i]))) && differ++ == 0)
         std::printf("  token %zu, column %zu is %g, not %g\n", i / COLUMNS, i % COLUMNS,
                     bf16_value(found[i]), bf16_value(wanted[i]));
     }
     const size_t pages = differ_in(layers_[0].keys, layers_[1].keys, A.qk_dim) +
                          differ_in(layers_[0].values, layers_[1].values, A.v_dim);
     const bool right = differ + pages == 0;
-    std::printf("%-36s kind %d: %zu of %zu differ, %zu in pages %s\n", name, KIND, differ,
-                found.size(), pages, right ? "" : "WRONG");
+    std::printf("%-28s%-8s kind %d: %zu of %zu differ, %zu in pages %s\n", name,
+                from_ == From::Normed ? "attn_in" : "", KIND, differ, found.size(), pages,
+                right ? "" : "WRONG");
     return right;
   }
 
-  // Milliseconds of the fastest of some runs.
-  float time() {
+  // Microseconds of the fastest of some runs.
+  double time() {
     run_angles();
-    launch(split_kernel<KIND>, in_);
-    float best = INFINITY;
-    for (int run = 0; run < 4; run++) best = std::min(best, attend());
-    return best;
+    make_heads();
+    return best_us(1, [&](int) { return attend(); });
+  }
+  double time_attn_in() {
+    run_angles();
+    return best_us(1, [&](int) { return make_heads(); });
   }
 
   // What a launch multiplies, of keys that tokens see.
@@ -114,6 +179,7 @@ class World {
  private:
   static constexpr int COLUMNS = A.q_heads * A.v_dim;
   std::vector<Row> rows_;
+  From from_;
   std::vector<uint32_t> table_, table_at_, first_page_;
   int tokens_ = 0, capacity_ = 0;
   LayerMemory layers_[2];
@@ -189,18 +255,39 @@ class World {
     narrow_.fault = fault_address();
   }
 
+  // The normed tokens as the GEMM's operand, their 1 / rms and weights.
+  void take_normed() {
+    using M = QkvMatrix<KIND>;
+    std::mt19937 random(1);
+    const Weights<M> weights(random, 0);
+    layers_[1].qkv = buffers_.put(weights.packed);
+    in_.layer = attn_.layer = buffers_.put(std::vector<LayerMemory>{layers_[1]});
+    std::vector<uint16_t> operand(wide::operand_bytes(HIDDEN, capacity_) / 2);
+    for (int token = 0; token < tokens_; token++)
+      for (int column = 0; column < HIDDEN; column++)
+        operand[wide::operand_place(token, column, capacity_) / 2] = bf16_bits(
+            uniform(7, static_cast<size_t>(token) * HIDDEN + column) * operand_scale(A.format));
+    in_.normed = buffers_.put(operand);
+    in_.inverse_rms = buffers_.put(uniforms(capacity_, 0.02f, 0.1f, 8));
+  }
+
   template <class M>
   float launch(void (*kernel)(M), M memory) {
     void* arguments[] = {&memory};
     return launch_ms(kernel, dim3(GRID), wide::THREADS, 0, arguments);
   }
-  void run_angles() { launch(angles_kernel, in_); }
-  float attend() {
+  template <class M>
+  float launch(void (*kernel)(M, Waiting), M memory, size_t shared_bytes) {
     Waiting waiting = {fault_address(), wait_max_ms()};
-    void* arguments[] = {&attn_, &waiting};
-    return launch_ms(attn_kernel<KIND>, dim3(GRID), wide::THREADS,
-                     sizeof(wide::AttnShared<KIND>), arguments);
+    void* arguments[] = {&memory, &waiting};
+    return launch_ms(kernel, dim3(GRID), wide::THREADS, shared_bytes, arguments);
   }
+  void run_angles() { launch(angles_kernel, in_); }
+  float make_heads() {
+    if (from_ == From::Projected) return launch(split_kernel<KIND>, in_);
+    return launch(attn_in_kernel<KIND>, in_, sizeof(wide::AttnInShared));
+  }
+  float attend() { return launch(attn_kernel<KIND>, attn_, sizeof(wide::AttnShared<KIND>)); }
 
   std::vector<uint16_t> read_wide() const {
     const auto operand =
@@ -239,7 +326,12 @@ class World {
          size_t{8} * tokens.size() * ROPE_PAIRS_MAX);
     move(narrow_.projected, in_.projected + size_t{4} * first * PROJECTED_ROWS,
          size_t{4} * tokens.size() * PROJECTED_ROWS);
-    roles_ms<AttentionRoles<KIND>>(narrow_, {ATTN_IN | ATTN, 1});
+    if (from_ == From::Normed) {
+      uint64_t inverse_rms = in_.inverse_rms + size_t{4} * first;
+      void* arguments[] = {&narrow_, &inverse_rms};
+      launch_ms(narrow_heads_kernel<KIND>, dim3(GRID), THREADS, sizeof(NarrowShared), arguments);
+    }
+    roles_ms<AttentionRoles<KIND>>(narrow_, {from_ == From::Normed ? ATTN : ATTN_IN | ATTN, 1});
   }
 
   std::vector<uint16_t> run_narrow() {
@@ -270,9 +362,19 @@ constexpr double FLOPS = 989e12;
 template <int KIND>
 void time_rows(const char* name, std::vector<Row> rows) {
   World<KIND> world(std::move(rows));
-  const double us = world.time() * 1e3;
+  const double us = world.time();
   std::printf("%-36s kind %d: %.1f us, %.0f TFLOP/s, floor %.1f us\n", name, KIND, us,
               world.flop() / us / 1e6, world.flop() / FLOPS * 1e6);
+}
+
+template <int KIND>
+void time_attn_in(int tokens) {
+  using W = World<KIND>;
+  using M = QkvMatrix<KIND>;
+  const double us = W({{0, static_cast<uint32_t>(tokens)}}, W::From::Normed).time_attn_in();
+  const double flop = 2.0 * M::ROWS * M::COLUMNS * tokens;
+  std::printf("attn_in, %d tokens, kind %d: %.1f us, %.0f TFLOP/s, floor %.1f us\n", tokens, KIND,
+              us, flop / us / 1e6, flop / FLOPS * 1e6);
 }
 
 template <int KIND>
@@ -280,15 +382,25 @@ bool check(const char* name, std::vector<Row> rows) {
   return World<KIND>(std::move(rows)).compare(name);
 }
 
+// The GEMM and its epilogue, too.
+template <int KIND>
+bool check_attn_in(const char* name, std::vector<Row> rows) {
+  using W = World<KIND>;
+  return !ATTENTIONS[KIND].paired || W(std::move(rows), W::From::Normed).compare(name);
+}
+
 template <int KIND>
 bool check_kind(bool small) {
   constexpr uint32_t LONG = CHUNK_KEYS * CHUNKS_MAX;
+  const std::vector<Row> several = {{0, 21}, {37, 9}, {130, 70}, {255, 1}, {1000, 3}};
   bool right = check<KIND>("one token", {{0, 1}});
-  right = check<KIND>("several rows", {{0, 21}, {37, 9}, {130, 70}, {255, 1}, {1000, 3}}) && right;
+  right = check<KIND>("several rows", several) && right;
+  right = check_attn_in<KIND>("several rows", several) && right;
   if (ATTENTIONS[KIND].window == 0)
     right = check<KIND>("chunks grow", {{LONG - 5, 12}}) && right;
   if (small) return right;
   right = check<KIND>("a prompt", {{0, 3001}}) && right;
+  right = check_attn_in<KIND>("a prompt", {{0, 1025}}) && right;
   right = check<KIND>("a prompt goes on", {{4093, 2050}, {17, 1}, {12345, 8}}) && right;
   std::vector<Row> rows;
   for (uint32_t i = 0; i < 100; i++) rows.push_back({i * 37, 1 + i % 7});
@@ -303,6 +415,8 @@ void time_kind() {
       std::snprintf(name, sizeof name, "%u tokens at %u", count, start);
       time_rows<KIND>(name, {{start, count}});
     }
+  if (ATTENTIONS[KIND].paired)
+    for (int tokens : {1000, 4000, 8192}) time_attn_in<KIND>(tokens);
 }
 
 template <int KIND>

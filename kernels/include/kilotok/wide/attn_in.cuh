@@ -127,29 +127,38 @@ __device__ __forceinline__ void store_projected(const AttnInMemory& memory, int 
   }
 }
 
-// All threads of all CTAs, THREADS each.
-template <int KIND>
-__device__ __forceinline__ void attn_in(AttnInShared& shared, const AttnInMemory& memory) {
+// All threads of all CTAs, THREADS each. `use(row tile, first of eight tokens, lane, values)` gets the
+// products.
+template <int KIND, class Use>
+__device__ __forceinline__ void multiply_projections(AttnInShared& shared,
+                                                     const AttnInMemory& memory, Use use) {
   using M = QkvMatrix<KIND>;
   if (threadIdx.x == 0) TokenRing(shared.ring).init();
   __syncthreads();
   const MatrixWork<M> work = {memory.step.count};
-  const auto consume = [&] {
-    TokenRing ring(shared.ring);
-    const char* weights = at<const char>(at<const LayerMemory>(memory.layer)->qkv);
-    gemm<M>(ring, shared.totals, weights, work, ptx::cta_index(),
-            [&](int row_tile, int first, int lane, const float4& v) {
-              if constexpr (ATTENTIONS[KIND].paired)
-                store_pairs<KIND>(memory, row_tile, first, lane, v);
-              else
-                store_projected<KIND>(memory, row_tile, first, lane, v);
-            });
-  };
-  const auto produce_all = [&] {
-    TokenRing ring(shared.ring);
-    produce<M>(ring, {at<const char>(memory.normed), memory.capacity}, work, ptx::cta_index());
-  };
-  with_roles(consume, produce_all);
+  with_roles(
+      [&] {
+        TokenRing ring(shared.ring);
+        const char* weights = at<const char>(at<const LayerMemory>(memory.layer)->qkv);
+        gemm<M>(ring, shared.totals, weights, work, ptx::cta_index(), use);
+      },
+      [&] {
+        TokenRing ring(shared.ring);
+        const Operand operand = {at<const char>(memory.normed), memory.capacity};
+        produce<M>(ring, operand, work, ptx::cta_index());
+      });
+}
+
+// All threads of all CTAs, THREADS each.
+template <int KIND>
+__device__ __forceinline__ void attn_in(AttnInShared& shared, const AttnInMemory& memory) {
+  multiply_projections<KIND>(
+      shared, memory, [&](int row_tile, int first, int lane, const float4& v) {
+        if constexpr (ATTENTIONS[KIND].paired)
+          store_pairs<KIND>(memory, row_tile, first, lane, v);
+        else
+          store_projected<KIND>(memory, row_tile, first, lane, v);
+      });
 }
 
 // One warp: a head of a token, query heads first, then keys, then values.
