@@ -73,7 +73,7 @@ fn world(seed: u64) -> Result<Tally, String> {
     let context_max = world.context_max();
     let replies = world.run()?;
     let mut caps = workload.caps.clone();
-    (caps.token_max, caps.row_max, caps.slot_count) = (256, 1, 1);
+    (caps.token_max, caps.wanted_max, caps.row_max, caps.slot_count) = (256, 256, 1, 1);
     caps.position_max = 128;
     for group in &mut caps.groups {
         group.page_count = 256 / group.page_tokens;

@@ -105,6 +105,8 @@ fn caps(draw: &mut Draw, ample: bool) -> Caps {
         slot_count: draw.one_of(&[1, 2, 4, 8, 8, 8]),
         row_max: if draw.once_in(4) { draw.between(1, 8) } else { 8 },
         token_max: draw.one_of(&[1, 8, 20, 64, 64]),
+        wanted_max: draw.one_of(&[1, 8, 20, 64, 64]),
+        wide_from: None,
         draft_max: draw.one_of(&[0, 1, 3, 7, 7]),
         drafter,
         logprobs_max: 3,

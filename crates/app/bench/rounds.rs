@@ -323,11 +323,11 @@ fn check(caps: &Caps, Shape { batch, draft, context }: Shape) -> Result<()> {
         caps.draft_max
     );
     let tokens = u64::from(batch) * u64::from(draft + 1);
+    let token_max = caps.token_max.min(caps.wanted_max);
     ensure!(
-        tokens <= u64::from(caps.token_max) && batch <= caps.row_max,
+        tokens <= u64::from(token_max) && batch <= caps.row_max,
         "--batch {batch} with --draft-len {draft} makes {tokens} tokens: a step of this engine \
-         holds {} of {} rows",
-        caps.token_max,
+         holds {token_max} of {} rows",
         caps.row_max
     );
     ensure!(

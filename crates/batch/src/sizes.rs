@@ -89,6 +89,8 @@ impl Sizes {
             slot_count: self.slot_count,
             row_max: self.slot_count,
             token_max: self.token_max,
+            wanted_max: self.token_max,
+            wide_from: None,
             draft_max,
             drafter: spec.drafter.is_some(),
             logprobs_max: LOGPROBS_MAX.min(spec.vocab_size as u32),

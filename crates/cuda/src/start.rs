@@ -68,7 +68,8 @@ impl CudaOptions {
     pub fn caps(&self, spec: &ModelSpec) -> Caps {
         let sizes = self.sizes();
         let caps = sizes.caps(spec, &sizes.groups(spec, VALUE_BYTES));
-        Caps { row_max: caps.row_max.min(caps.token_max), ..caps }
+        let wanted_max = caps.wanted_max.min(TOKENS_MAX);
+        Caps { row_max: caps.row_max.min(caps.token_max), wanted_max, ..caps }
     }
 
     fn sizes(&self) -> Sizes {

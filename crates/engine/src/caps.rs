@@ -13,6 +13,11 @@ pub struct Caps {
     pub row_max: u32,
     /// Tokens of one step, drafts included.
     pub token_max: u32,
+    /// Tokens of one step whose logits are wanted, see [`crate::Row::wanted_count`].
+    pub wanted_max: u32,
+    /// Steps of this many tokens or more are computed in another way, with its own base time and
+    /// time per token; `None` for an engine with one way.
+    pub wide_from: Option<u32>,
     /// Drafts of one row, made by the engine or brought by the row.
     pub draft_max: u32,
     /// Whether the engine has a drafter of its own. Without one a row may still bring drafts.

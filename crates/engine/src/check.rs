@@ -16,7 +16,7 @@ pub fn check_plan(caps: &Caps, plan: &StepPlan) -> Result<(), EngineError> {
         return refuse(caps.row_max as usize, reason);
     }
     let mut slot_used = vec![false; caps.slot_count as usize];
-    let mut token_count = 0_u64;
+    let (mut token_count, mut wanted_count) = (0_u64, 0_u64);
     for (index, row) in plan.rows.iter().enumerate() {
         match slot_used.get_mut(row.slot.0 as usize) {
             None => return refuse(index, format!("slot {} of {}", row.slot, caps.slot_count)),
@@ -26,6 +26,10 @@ pub fn check_plan(caps: &Caps, plan: &StepPlan) -> Result<(), EngineError> {
         token_count += u64::from(row.tokens.count());
         if token_count > u64::from(caps.token_max) {
             return refuse(index, format!("more than {} tokens in a step", caps.token_max));
+        }
+        wanted_count += u64::from(row.wanted_count());
+        if wanted_count > u64::from(caps.wanted_max) {
+            return refuse(index, format!("more than {} wanted tokens in a step", caps.wanted_max));
         }
         if let Err(reason) = check_row(caps, row) {
             return refuse(index, reason);

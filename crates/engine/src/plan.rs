@@ -90,6 +90,14 @@ impl Row {
     pub fn end(&self) -> u32 {
         self.start.saturating_add(self.tokens.count())
     }
+
+    /// Tokens of the row whose logits are wanted: scored ones; if the row samples, its last token
+    /// that is no draft, and the drafts.
+    pub fn wanted_count(&self) -> u32 {
+        let count = self.tokens.count();
+        let sampled = if self.sample { self.tokens.draft_count().saturating_add(1) } else { 0 };
+        (self.scored.len() as u32).saturating_add(sampled).min(count)
+    }
 }
 
 /// Setup of a slot for the request that enters it.

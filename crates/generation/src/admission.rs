@@ -148,8 +148,7 @@ impl Admission {
         options: AdmissionOptions,
     ) -> (Self, EngineThread) {
         let caps = engine.caps().clone();
-        let running_max =
-            limits.running_max.min(caps.slot_count).min(caps.row_max).min(caps.token_max).max(1);
+        let running_max = limits.running(&caps);
         let held_max = running_max.saturating_add(limits.waiting_max.min(WAITING_MAX));
         // The bound is kept here, so that a burst into an empty server is not refused.
         limits.waiting_max = held_max;

@@ -1,5 +1,7 @@
 //! What the operator of a server may set. Sizes that the engine fixes are in its `Caps`.
 
+use kilotok_engine::Caps;
+
 use crate::Cost;
 
 /// Bounds of queue, batch and step.
@@ -27,6 +29,14 @@ pub struct Limits {
     pub learning_share: f32,
     /// Whether pages are cached for requests that start with the same tokens.
     pub prefix_cache: bool,
+}
+
+impl Limits {
+    /// Requests that run at once on an engine: each of them may choose a token in every step.
+    pub fn running(&self, caps: &Caps) -> u32 {
+        let step_max = caps.row_max.min(caps.token_max).min(caps.wanted_max);
+        self.running_max.min(caps.slot_count).min(step_max).max(1)
+    }
 }
 
 impl Default for Limits {

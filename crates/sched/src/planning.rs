@@ -168,6 +168,7 @@ impl Scheduler {
         }
         shares.retain(|share| share.token_count > 0);
         shares.sort_by_key(|share| share.rank);
+        self.limit_scored(&mut shares);
         for share in &mut shares {
             self.cover(share);
         }
@@ -189,10 +190,25 @@ impl Scheduler {
         request.computed + 1 == request.target()
     }
 
+    /// Shortens prompts that are scored to the logits that a step has, first rank first. Each
+    /// row after them keeps those of one token.
+    fn limit_scored(&self, shares: &mut [Share]) {
+        let others: u32 = shares.iter().map(|share| 1 + share.draft_count).sum();
+        let mut room = self.caps.wanted_max - others;
+        for share in shares.iter_mut() {
+            if self.requests[&share.rank.id].asked.score_prompt {
+                let more = (share.token_count - 1).min(room);
+                share.token_count = 1 + more;
+                room -= more;
+            }
+        }
+    }
+
     /// Drafts of each decoding row, then of each prompt. Half of the room is left for prompts.
     fn drafts(&mut self, tips: &[Rank], prompts: &[Rank]) -> Vec<Drafts> {
         let room = self.caps.token_max - tips.len() as u32;
         let room = if prompts.is_empty() { room } else { room / 2 };
+        let room = room.min(self.caps.wanted_max - (tips.len() + prompts.len()) as u32);
         let held = |rank: &Rank| self.requests[&rank.id].verifiable();
         let drafters: Vec<_> = tips
             .iter()

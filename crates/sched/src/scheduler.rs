@@ -123,12 +123,10 @@ pub enum Misuse {
 impl Scheduler {
     pub fn new(caps: &Caps, limits: Limits) -> Self {
         let pages = Pages::new(caps, limits.prefix_cache);
-        // Every running request gets a token in every step.
-        let running = [caps.slot_count, caps.row_max, caps.token_max, limits.running_max];
         let places = vec![0; caps.draft_max as usize];
         Self {
             limits,
-            running_max: running.into_iter().min().unwrap_or_default().max(1) as usize,
+            running_max: limits.running(caps) as usize,
             context_max: caps.position_max.min(pages.position_max()),
             requests: BTreeMap::new(),
             waiting: BTreeSet::new(),

@@ -12,9 +12,10 @@ pub(super) const SPOILS: &[(&str, Spoil)] = &[
         row(plan, |_| true, |row| row.slot = SlotId(caps.slot_count))
     }),
     ("two rows for a slot", |plan, caps| {
-        let twin = plan.rows.first().cloned();
-        plan.rows.extend(twin.filter(|_| plan.rows.len() < caps.row_max as usize));
-        plan.rows.len() > 1
+        let Some(twin) = plan.rows.first().cloned() else { return false };
+        let room = plan.rows.len() < caps.row_max as usize;
+        plan.rows.extend(room.then_some(twin));
+        room
     }),
     ("too many rows", |plan, caps| {
         let Some(row) = plan.rows.first().cloned() else { return false };
@@ -24,6 +25,17 @@ pub(super) const SPOILS: &[(&str, Spoil)] = &[
     }),
     ("too many tokens", |plan, caps| {
         given(plan, |tokens, _| tokens.resize(caps.token_max as usize + 1, 0))
+    }),
+    ("too many wanted tokens", |plan, caps| {
+        let count = caps.wanted_max as usize + 1;
+        let long = given(plan, |tokens, _| tokens.resize(count, 0));
+        long && row(
+            plan,
+            |row| row.tokens.count() as usize == count,
+            |row| {
+                row.scored = vec![0; count];
+            },
+        )
     }),
     ("no tokens", |plan, _| given(plan, |tokens, _| tokens.clear())),
     ("nothing but drafts", |plan, caps| {

@@ -52,6 +52,7 @@ fn plans_at_limits(caps: &Caps) -> Vec<(&'static str, StepPlan)> {
     let mut plans = vec![
         ("as many rows as can be", StepPlan { rows: rows.collect() }),
         ("as many tokens as can be", one(chunk(caps, 0, 0, longest))),
+        ("as many wanted tokens as can be", one(scored(caps, caps.wanted_max.min(longest)))),
         ("the last position", one(chunk(caps, last, caps.position_max - 1, 1))),
     ];
     let mut drafted = chunk(caps, 0, 0, 1 + caps.draft_max);
@@ -65,6 +66,12 @@ fn plans_at_limits(caps: &Caps) -> Vec<(&'static str, StepPlan)> {
     }
     plans.push(("as many drafts and log-probabilities as can be", one(drafted)));
     plans
+}
+
+/// A row of so many tokens that are all scored.
+fn scored(caps: &Caps, count: u32) -> Row {
+    let row = chunk(caps, 0, 0, count);
+    Row { scored: text(caps, 1, count as usize), ..row }
 }
 
 /// A row that enters its slot, with pages counted down from the last one. If there are too few

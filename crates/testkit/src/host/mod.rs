@@ -253,13 +253,14 @@ impl<'e> Host<'e> {
     ) -> Result<(), HostError> {
         let mut plan = StepPlan::default();
         let mut owners = Vec::new();
-        let mut budget = self.caps.token_max;
+        let (mut budget, mut wanted) = (self.caps.token_max, self.caps.wanted_max);
         for (owner, (_, sequence)) in running.iter_mut().enumerate() {
             if plan.rows.len() == self.caps.row_max as usize || sequence.is_paused(self.step) {
                 continue;
             }
-            if let Some(row) = sequence.row(&self.caps, budget, &mut self.pools)? {
+            if let Some(row) = sequence.row(&self.caps, budget, wanted, &mut self.pools)? {
                 budget -= row.tokens.count();
+                wanted -= row.wanted_count();
                 plan.rows.push(row);
                 owners.push(owner);
             }

@@ -61,15 +61,18 @@ impl<'r> Sequence<'r> {
         &mut self,
         caps: &Caps,
         budget: u32,
+        wanted: u32,
         pools: &mut Pools,
     ) -> Result<Option<Row>, HostError> {
-        if budget == 0 {
-            return Ok(None);
-        }
         let left = self.known.len() as u32 - self.done;
+        let budget = if self.request.score { budget.min(wanted) } else { budget };
         let count = left.min(self.how.chunk.max(1)).min(budget);
         let sample = count == left;
-        let room = if sample { self.draft_room(budget - count) } else { 0 };
+        let chosen = if self.request.score { count } else { u32::from(sample) };
+        if count == 0 || chosen > wanted {
+            return Ok(None);
+        }
+        let room = if sample { self.draft_room((budget - count).min(wanted - chosen)) } else { 0 };
         let own = &self.known[self.done as usize..][..count as usize];
         let tokens = match (&self.how.drafts, self.held) {
             (Drafts::Held { used, .. }, Some(held)) => {

@@ -54,6 +54,8 @@ impl ScriptedEngine {
             slot_count: 16,
             row_max: 14,
             token_max: 192,
+            wanted_max: 192,
+            wide_from: None,
             draft_max: 7,
             drafter: true,
             logprobs_max: 8,
@@ -272,6 +274,7 @@ mod tests {
         caps.draft_max = 4;
         caps.vocab_size = 200;
         (caps.slot_count, caps.row_max, caps.token_max) = (6, 4, 40);
+        caps.wanted_max = 12;
         caps.position_max = 160;
         keeps_every_promise(&caps, DraftAccuracy::Percent(80));
     }
