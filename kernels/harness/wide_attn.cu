@@ -39,13 +39,12 @@ __global__ void __launch_bounds__(wide::THREADS, 1)
   if (threadIdx.x == 0) wait_context = WaitContext::begin(waiting.fault, waiting.wait_max_ms, 0);
   wide::multiply_projections<KIND>(
       *reinterpret_cast<wide::AttnInShared*>(asked_memory()), memory,
-      [&](int row_tile, int first, int lane, const float4& v) {
-        const float values[4] = {v.x, v.y, v.z, v.w};
-        for (int i = 0; i < 4; i++) {
-          const int token = first + lane % 4 * 2 + i % 2, row = row_tile * 16 + i / 2 * 8 + lane / 4;
-          if (token < memory.step.count)
-            at<float>(memory.projected)[static_cast<size_t>(token) * PROJECTED_ROWS + row] =
-                values[i];
+      [&](int row_tile, int token, int lane, const wide::TileProducts& v) {
+        float* to = at<float>(memory.projected) + static_cast<size_t>(token) * PROJECTED_ROWS +
+                    row_tile * 16 + lane % 4 * 2;
+        for (int i = 0; i < 2; i++) {
+          to[i] = v.low[i];
+          to[8 + i] = v.high[i];
         }
       });
 }

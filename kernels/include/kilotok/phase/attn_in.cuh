@@ -79,14 +79,11 @@ struct HeadPair {
     a = turned;
   }
 
-  // Stores two dimensions of a key or value at a place.
-  __device__ __forceinline__ void store(uint64_t keys, uint64_t values, uint32_t place, float a,
-                                        float b) const {
-    const int in_group = place % GROUP_KEYS;
-    uint16_t* to = at<uint16_t>(is_value ? values : keys) +
-                   (is_value ? group_offset<A.v_dim>(place) : group_offset<A.qk_dim>(place));
-    to[in_group_offset(in_group, first)] = ptx::to_bf16(a);
-    to[in_group_offset(in_group, second)] = ptx::to_bf16(b);
+  // Where the group of a key's or value's place begins.
+  __device__ __forceinline__ uint16_t* begin(uint64_t keys, uint64_t values,
+                                             uint32_t place) const {
+    return at<uint16_t>(is_value ? values : keys) +
+           (is_value ? group_offset<A.v_dim>(place) : group_offset<A.qk_dim>(place));
   }
 };
 
@@ -141,8 +138,11 @@ struct StoreHeads {
         to[T::query_offset(pair.head, pair.first)] = ptx::to_bf16(a);
         to[T::query_offset(pair.head, pair.second)] = ptx::to_bf16(b);
       } else {
-        pair.store(own ? memory.own_keys : layer.keys, own ? memory.own_values : layer.values,
-                   ahead.places[j], a, b);
+        const uint32_t place = ahead.places[j], in_group = place % GROUP_KEYS;
+        uint16_t* to = pair.begin(own ? memory.own_keys : layer.keys,
+                                  own ? memory.own_values : layer.values, place);
+        to[in_group_offset(in_group, pair.first)] = ptx::to_bf16(a);
+        to[in_group_offset(in_group, pair.second)] = ptx::to_bf16(b);
       }
     }
   }

@@ -84,51 +84,71 @@ __device__ __forceinline__ uint32_t token_place(const StepTokens& step, int inde
                            token.position, kv_head);
 }
 
-// Where rows lie in pairs: what becomes of the products of eight tokens.
-template <int KIND>
-__device__ __forceinline__ void store_pairs(const AttnInMemory& memory, int row_tile, int first,
-                                            int lane, const float4& v) {
-  const HeadPair<KIND> pair(row_tile, lane);
-  const LayerMemory& layer = *at<const LayerMemory>(memory.layer);
+// A row tile's products with eight tokens, for a lane: of token lane / 4 two neighbouring rows, and
+// the rows eight behind them.
+struct TileProducts {
+  float low[2], high[2];
+
+  // `sums`: what the lanes of a warp have left there, as `mma` has them.
+  __device__ __forceinline__ TileProducts(const float4* sums, int lane) {
 #pragma unroll
-  for (int j = 0; j < 2; j++) {
-    const int token = first + lane % 4 * 2 + j;
-    if (token >= memory.step.count) continue;
-    float2 turn = {};
-    if (pair.rotated)
-      turn = at<const float2>(
-          memory.angles)[(KIND * memory.capacity + token) * ROPE_PAIRS_MAX + pair.first];
-    float a = j == 0 ? v.x : v.y, b = j == 0 ? v.z : v.w;
-    pair.finish(a, b, at<const float>(memory.inverse_rms)[token], ATTENTIONS[KIND].value_scale,
-                turn);
-    if (pair.is_query) {
-      uint16_t* to = at<uint16_t>(memory.queries) + static_cast<size_t>(token) * QUERY_VALUES;
-      to[query_offset<KIND>(pair.head, pair.first)] = ptx::to_bf16(a);
-      to[query_offset<KIND>(pair.head, pair.second)] = ptx::to_bf16(b);
-    } else {
-      pair.store(layer.keys, layer.values, token_place<KIND>(memory.step, token, pair.head), a, b);
+    for (int i = 0; i < 2; i++) {
+      const float* v = reinterpret_cast<const float*>(sums + (lane % 4 * 2 + i) * 4 + lane / 8);
+      low[i] = v[lane / 4 % 2];
+      high[i] = v[2 + lane / 4 % 2];
     }
+  }
+};
+
+__device__ __forceinline__ void store_two(uint16_t* to, float low, float high) {
+  *reinterpret_cast<uint32_t*>(to) = ptx::pack_bf16(low, high);
+}
+
+// Where rows lie in pairs: stores a row tile's products with a token.
+template <int KIND>
+__device__ __forceinline__ void store_pairs(const AttnInMemory& memory, int row_tile, int token,
+                                            int lane, TileProducts v) {
+  const HeadPair<KIND> pair(row_tile, 0);
+  const int first = pair.first + lane % 4 * 2, second = pair.second + lane % 4 * 2;
+  float4 turns = {};
+  if (pair.rotated)
+    turns = *reinterpret_cast<const float4*>(
+        at<const float2>(memory.angles) +
+        (KIND * memory.capacity + token) * ROPE_PAIRS_MAX + first);
+  const float scale = at<const float>(memory.inverse_rms)[token];
+  const float2 turn[2] = {{turns.x, turns.y}, {turns.z, turns.w}};
+#pragma unroll
+  for (int i = 0; i < 2; i++)
+    pair.finish(v.low[i], v.high[i], scale, ATTENTIONS[KIND].value_scale, turn[i]);
+  if (pair.is_query) {
+    uint16_t* to = at<uint16_t>(memory.queries) + static_cast<size_t>(token) * QUERY_VALUES;
+    store_two(to + query_offset<KIND>(pair.head, first), v.low[0], v.low[1]);
+    store_two(to + query_offset<KIND>(pair.head, second), v.high[0], v.high[1]);
+  } else {
+    const LayerMemory& layer = *at<const LayerMemory>(memory.layer);
+    const uint32_t place = token_place<KIND>(memory.step, token, pair.head);
+    uint16_t* to = pair.begin(layer.keys, layer.values, place);
+    store_two(to + in_group_offset(place % GROUP_KEYS, first), v.low[0], v.low[1]);
+    store_two(to + in_group_offset(place % GROUP_KEYS, second), v.high[0], v.high[1]);
   }
 }
 
 // Else: products by token, scaled by 1 / rms.
 template <int KIND>
-__device__ __forceinline__ void store_projected(const AttnInMemory& memory, int row_tile,
-                                                int first, int lane, const float4& v) {
-  const int row = row_tile * 16 + lane / 4;
+__device__ __forceinline__ void store_projected(const AttnInMemory& memory, int row_tile, int token,
+                                                int lane, const TileProducts& v) {
+  const int row = row_tile * 16 + lane % 4 * 2;
+  float* to = at<float>(memory.projected) + static_cast<size_t>(token) * PROJECTED_ROWS + row;
+  const float scale = at<const float>(memory.inverse_rms)[token];
 #pragma unroll
-  for (int j = 0; j < 2; j++) {
-    const int token = first + lane % 4 * 2 + j;
-    if (token >= memory.step.count) continue;
-    float* to = at<float>(memory.projected) + static_cast<size_t>(token) * PROJECTED_ROWS + row;
-    const float scale = at<const float>(memory.inverse_rms)[token];
-    if (row < QkvRows<KIND>::COUNT) to[0] = (j == 0 ? v.x : v.y) * scale;
-    if (row + 8 < QkvRows<KIND>::COUNT) to[8] = (j == 0 ? v.z : v.w) * scale;
+  for (int i = 0; i < 2; i++) {
+    if (row + i < QkvRows<KIND>::COUNT) to[i] = v.low[i] * scale;
+    if (row + 8 + i < QkvRows<KIND>::COUNT) to[8 + i] = v.high[i] * scale;
   }
 }
 
-// All threads of all CTAs, THREADS each. `use(row tile, first of eight tokens, lane, values)` gets the
-// products.
+// All threads of all CTAs, THREADS each. `use(row tile, token, lane, products)`. Products wait in
+// shared memory, so that what is done with them is there once and takes no registers from them.
 template <int KIND, class Use>
 __device__ __forceinline__ void multiply_projections(AttnInShared& shared,
                                                      const AttnInMemory& memory, Use use) {
@@ -136,29 +156,52 @@ __device__ __forceinline__ void multiply_projections(AttnInShared& shared,
   if (threadIdx.x == 0) TokenRing(shared.ring).init();
   __syncthreads();
   const MatrixWork<M> work = {memory.step.count};
-  with_roles(
-      [&] {
-        TokenRing ring(shared.ring);
-        const char* weights = at<const char>(at<const LayerMemory>(memory.layer)->qkv);
-        gemm<M>(ring, shared.totals, weights, work, ptx::cta_index(), use);
-      },
-      [&] {
-        TokenRing ring(shared.ring);
-        const Operand operand = {at<const char>(memory.normed), memory.capacity};
-        produce<M>(ring, operand, work, ptx::cta_index());
+  const auto finish = [&](int item) {
+    const int thread = ptx::opaque(threadIdx.x), lane = thread % 32, count = work.tokens(item);
+    const int row_tile = work.groups(item).first * ROW_TILES + thread / 32;
+    __syncwarp();
+#pragma unroll 4
+    for (int tile = 0; tile < TOKENS / TILE_TOKENS; tile++) {
+      const int token = tile * TILE_TOKENS + lane / 4;
+      if (token >= count || row_tile >= MATRIX_TILES<M>) break;
+      use(row_tile, work.first_token(item) + token, lane,
+          TileProducts(shared.totals.totals[tile] + (thread - lane), lane));
+    }
+    __syncwarp();
+  };
+  const auto consume = [&] {
+    TokenRing ring(shared.ring);
+    const char* weights = at<const char>(at<const LayerMemory>(memory.layer)->qkv);
+#pragma unroll 1
+    for (int item = ptx::cta_index(); item < work.count(); item += GRID) {
+      with_columns(work.tokens(item), [&](auto columns) {
+        multiply_rows<M, decltype(columns)::value, Order::Parts, false>(
+            ring, shared.totals, weights, work.groups(item),
+            [&](int, int tile, int, const float4& v) {
+              shared.totals.totals[tile][threadIdx.x] = v;
+            });
       });
+      finish(item);
+    }
+  };
+  const auto produce_all = [&] {
+    TokenRing ring(shared.ring);
+    const Operand operand = {at<const char>(memory.normed), memory.capacity};
+    produce<M>(ring, operand, work, ptx::cta_index());
+  };
+  with_roles(consume, produce_all);
 }
 
 // All threads of all CTAs, THREADS each.
 template <int KIND>
 __device__ __forceinline__ void attn_in(AttnInShared& shared, const AttnInMemory& memory) {
-  multiply_projections<KIND>(
-      shared, memory, [&](int row_tile, int first, int lane, const float4& v) {
-        if constexpr (ATTENTIONS[KIND].paired)
-          store_pairs<KIND>(memory, row_tile, first, lane, v);
-        else
-          store_projected<KIND>(memory, row_tile, first, lane, v);
-      });
+  multiply_projections<KIND>(shared, memory,
+                             [&](int row_tile, int token, int lane, const TileProducts& v) {
+                               if constexpr (ATTENTIONS[KIND].paired)
+                                 store_pairs<KIND>(memory, row_tile, token, lane, v);
+                               else
+                                 store_projected<KIND>(memory, row_tile, token, lane, v);
+                             });
 }
 
 // One warp: a head of a token, query heads first, then keys, then values.
