@@ -138,26 +138,25 @@ struct PartWeights {
     weight = ptx::exp2(own.largest - most);
     largest = __shfl_sync(~0u, most, 31);
   }
-
-  // Adds part `i` of these to so many values, and to the sum of weights.
-  template <int COUNT>
-  __device__ __forceinline__ void add(int i, const float (&part)[COUNT], float (&total)[COUNT],
-                                      float& sum) const {
-    const float k = __shfl_sync(~0u, keep, i), w = __shfl_sync(~0u, weight, i);
-    add_part(sum, k, w, __shfl_sync(~0u, own.sum, i));
-#pragma unroll
-    for (int j = 0; j < COUNT; j++) add_part(total[j], k, w, part[j]);
-  }
 };
 
-// Parts whose values four warps load at a time.
-constexpr int PARTS_AT_ONCE = 32;
 // Warps that share a head. With one tile there are few heads, and warps would be idle.
 template <bool ONE_TILE>
 constexpr int COMBINE_WARPS = ONE_TILE ? CONSUMER_WARPS : 1;
 // Dimensions that are added at a time: by four warps one a lane, or by one warp four a lane.
-constexpr int COMBINE_DIMS = 128, COMBINE_GROUP = COMBINE_DIMS / 32;
-static_assert(CONSUMER_WARPS % COMBINE_GROUP == 0, "no warp is left over");
+constexpr int COMBINE_DIMS = 128;
+// Parts whose values all consumers bring at a time.
+constexpr int PARTS_AT_ONCE = 64;
+
+// What the consumers have in shared memory meanwhile.
+struct CombineScratch {
+  float values[PARTS_AT_ONCE][COMBINE_DIMS];
+  // Of each part `keep`, `weight` and the sum of its own weights.
+  float4 weights[align_up(ATTENTION_PARTS_MAX, 32)];
+  // Of all parts.
+  float largest;
+};
+static_assert(sizeof(CombineScratch) <= SCRATCH_BYTES, "there is room");
 
 __device__ __forceinline__ void store_combined(const Memory& memory, int token, int column,
                                                float low, float high) {
@@ -170,8 +169,7 @@ template <int KIND>
 __device__ __forceinline__ void combine_alone(const Cta& cta, const float* sinks, int token,
                                               int head, int count) {
   constexpr Attention A = ATTENTIONS[KIND];
-  constexpr int LOADS = PARTS_AT_ONCE / COMBINE_GROUP;
-  static_assert(32 % LOADS == 0, "their weights are with the lanes of one register");
+  constexpr int LOADS = 8;
   const int lane = cta.lane();
   const Parts<KIND> parts(cta.memory, token, head);
 #pragma unroll 1
@@ -192,10 +190,14 @@ __device__ __forceinline__ void combine_alone(const Cta& cta, const float* sinks
 #pragma unroll
         for (int i = 0; i < LOADS; i++) {
           if (first + run + i >= count) break;
+          const float keep = __shfl_sync(~0u, weights.keep, run + i);
+          const float weight = __shfl_sync(~0u, weights.weight, run + i);
+          add_part(sum, keep, weight, __shfl_sync(~0u, weights.own.sum, run + i));
           const uint4& v = loaded[i];
-          const float part[4] = {__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z),
-                                 __uint_as_float(v.w)};
-          weights.add(run + i, part, total, sum);
+          const uint32_t part[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+          for (int j = 0; j < 4; j++)
+            add_part(total[j], keep, weight, __uint_as_float(part[j]));
         }
       }
     }
@@ -208,56 +210,62 @@ __device__ __forceinline__ void combine_alone(const Cta& cta, const float* sinks
   }
 }
 
-// All consumers add the parts of one head, or of none. A thread has one dimension. Groups of four
-// warps take turns with runs of parts; a group's run is loaded while the others add theirs.
+// Consumers: the weights of all parts of a head, each run of 32 by a warp.
+__device__ __forceinline__ void weigh_parts(const Cta& cta, CombineScratch& scratch,
+                                            const Softmax* parts, int count) {
+  const int first = cta.warp() * 32, lane = cta.lane();
+  if (first >= count) return;
+  float largest = LOWEST;
+#pragma unroll 1
+  for (int i = lane; i < first; i += 32) largest = fmaxf(largest, parts[i].largest);
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2)
+    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, distance));
+  const PartWeights weights(parts, count, first, lane, largest);
+  scratch.weights[first + lane] = make_float4(weights.keep, weights.weight, weights.own.sum, 0);
+  if (first + 32 >= count && lane == 0) scratch.largest = largest;
+}
+
+// All consumers add the parts of one head, or of none. They bring parts into shared memory, where
+// four warps add them, a dimension a lane.
 template <int KIND>
-__device__ __forceinline__ void combine_together(const Cta& cta, SumMemory& scratch,
+__device__ __forceinline__ void combine_together(const Cta& cta, CombineScratch& scratch,
                                                  const float* sinks, int token, int head,
                                                  int count) {
   constexpr Attention A = ATTENTIONS[KIND];
-  constexpr int GROUPS = CONSUMER_WARPS / COMBINE_GROUP;
-  const int lane = cta.lane(), group = cta.warp() / COMBINE_GROUP;
-  const int in_group = cta.thread() % COMBINE_DIMS;
+  if (count == 0) return;
   const Parts<KIND> parts(cta.memory, token, head);
-  float2* sums = reinterpret_cast<float2*>(scratch.scratch) + in_group;
+  const float sink = A.sinks ? ptx::load_l2(sinks + head) : 0;
 #pragma unroll 1
-  for (int dim = in_group; count > 0 && dim < align_up(A.v_dim, COMBINE_DIMS);
-       dim += COMBINE_DIMS) {
-    const float* from = parts.values + min(dim, A.v_dim - 1);
-    float total[1] = {}, sum = 0, largest = LOWEST;
+  for (int first_dim = 0; first_dim < A.v_dim; first_dim += COMBINE_DIMS) {
+    const int dims = smaller(COMBINE_DIMS, A.v_dim - first_dim), fours = dims / 4;
+    const int dim = cta.thread();
+    float total = 0, sum = 0;
 #pragma unroll 1
-    for (int first = 0; first < count; first += GROUPS * PARTS_AT_ONCE) {
-      const int own = first + group * PARTS_AT_ONCE;
-      float loaded[PARTS_AT_ONCE];
-#pragma unroll
-      for (int i = 0; i < PARTS_AT_ONCE; i++)
-        loaded[i] = ptx::load_l2(from + min(own + i, count - 1) * A.v_dim);
-#pragma unroll 1
-      for (int turn = 0; turn < GROUPS && first + turn * PARTS_AT_ONCE < count; turn++) {
-        const int here = first + turn * PARTS_AT_ONCE;
-        const PartWeights weights(parts.softmax, count, here, lane, largest);
-        if (group == turn) {
-          if (here > 0) {
-            total[0] = sums->x;
-            sum = sums->y;
-          }
-#pragma unroll
-          for (int i = 0; i < PARTS_AT_ONCE; i++) {
-            if (here + i >= count) break;
-            const float part[1] = {loaded[i]};
-            weights.add(i, part, total, sum);
-          }
-          *sums = make_float2(total[0], sum);
+    for (int first = 0; first < count; first += PARTS_AT_ONCE) {
+      const int here = smaller(count - first, PARTS_AT_ONCE);
+      for (int i = cta.thread(); i < here * fours; i += CONSUMERS)
+        ptx::copy_later(ptx::shared_address(&scratch.values[i / fours][i % fours * 4]),
+                        parts.values + (first + i / fours) * A.v_dim + first_dim + i % fours * 4);
+      if (first + first_dim == 0) weigh_parts(cta, scratch, parts.softmax, count);
+      ptx::wait_for_copies();
+      cta.sync();
+      if (dim < dims)
+#pragma unroll 8
+        for (int i = 0; i < here; i++) {
+          const float4 w = scratch.weights[first + i];
+          add_part(total, w.x, w.y, scratch.values[i][dim]);
+          add_part(sum, w.x, w.y, w.z);
         }
-        cta.sync();
+      if (first + here >= count && cta.warp() < ceil_div(dims, 32)) {
+        const float value = total * softmax_scale<KIND>({scratch.largest, sum}, sink);
+        const float next = __shfl_xor_sync(~0u, value, 1);
+        if (dim < dims && dim % 2 == 0)
+          store_combined(cta.memory, token, head * A.v_dim + first_dim + dim, value, next);
       }
+      // What was read may be overwritten.
+      cta.sync();
     }
-    const float sink = A.sinks ? ptx::load_l2(sinks + head) : 0;
-    const float factor = softmax_scale<KIND>({largest, sums->y}, sink);
-    const float value = sums->x * factor, next = __shfl_xor_sync(~0u, value, 1);
-    if (group == 0 && lane % 2 == 0 && dim < A.v_dim)
-      store_combined(cta.memory, token, head * A.v_dim + dim, value, next);
-    cta.sync();
   }
 }
 
@@ -266,7 +274,8 @@ template <int KIND, int WARPS>
 __device__ __forceinline__ void combine_parts(const Cta& cta, SumMemory& scratch,
                                               const float* sinks, int token, int head, int count) {
   if constexpr (WARPS > 1)
-    combine_together<KIND>(cta, scratch, sinks, token, head, count);
+    combine_together<KIND>(cta, reinterpret_cast<CombineScratch&>(scratch.scratch), sinks, token,
+                           head, count);
   else
     combine_alone<KIND>(cta, sinks, token, head, count);
 }
