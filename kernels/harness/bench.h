@@ -23,8 +23,9 @@ inline kilotok::Fault* fault = nullptr;
 [[noreturn]] inline void fail(const char* call, int line, cudaError_t error) {
   std::printf("%s, line %d: %s\n", call, line, cudaGetErrorString(error));
   if (fault && fault->code)
-    std::printf("rank %u, cta %u, phase %u gave up wait %u: wanted %llu, seen %llu\n", fault->rank,
-                fault->cta, fault->phase, fault->code,
+    std::printf("rank %u, CTA %u, phase %u: wait for %s timed out: wanted %llu, seen %llu\n",
+                fault->rank, fault->cta, fault->phase,
+                kilotok::name_of(static_cast<kilotok::Waits>(fault->code)),
                 static_cast<unsigned long long>(fault->wanted),
                 static_cast<unsigned long long>(fault->seen));
   std::exit(1);

@@ -337,8 +337,9 @@ bool lose(Ranks& ranks) {
   ranks.begin(TILE_TOKENS, 1, 1);
   CHECK(cudaSetDevice(ranks.gpus[0]->index));
   const cudaError_t error = cudaDeviceSynchronize();
-  std::printf("%s; rank %u, cta %u gave up wait %u for %llu\n", cudaGetErrorString(error),
-              fault->rank, fault->cta, fault->code, static_cast<unsigned long long>(fault->wanted));
+  std::printf("%s; rank %u, CTA %u: wait for %s timed out, collective %u\n",
+              cudaGetErrorString(error), fault->rank, fault->cta,
+              name_of(static_cast<Waits>(fault->code)), fault->wanted);
   return error != cudaSuccess && fault->rank == 0 && fault->wanted == 1 &&
          fault->code == static_cast<uint32_t>(Waits::Peer);
 }

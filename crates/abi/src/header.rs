@@ -5,10 +5,11 @@ use std::fmt::Write;
 
 use crate::{
     BAD_TOKENS_MAX, BAD_WORDS_MAX, Batch, BatchRow, BatchToken, Bias, COUNTER_BYTES, COUNTERS,
-    ChoiceFault, ChoicePart, END_TOKENS_MAX, Fault, GROUPS_MAX, LayerMemory, Layout, Memory,
-    OUTPUT_COUNT_MAX, PARTS_MAX, PLAN_CTA_BYTES, PLAN_THREAD_BYTES, Peers, PlanMemory, Purpose,
-    RANKS_MAX, RECENT_MAX, Report, RowChoice, SEEN, STAMPS_MAX, SampleMemory, SampleRow, Sampling,
-    Slot, Stamp, Stamped, TOPS_MAX, Timestamps, Top, VerifyMemory, Wanted, WideMemory,
+    ChoiceFault, ChoicePart, END_TOKENS_MAX, Fault, GROUPS_MAX, Launch, LayerMemory, Layout,
+    Memory, OUTPUT_COUNT_MAX, PARTS_MAX, PLAN_CTA_BYTES, PLAN_THREAD_BYTES, Peers, PlanMemory,
+    Purpose, RANKS_MAX, RECENT_MAX, Report, RowChoice, SEEN, STAMPS_MAX, SampleMemory, SampleRow,
+    Sampling, Slot, Stamp, Stamped, TOPS_MAX, Timestamps, Top, VerifyMemory, Waits, Wanted,
+    WideMemory,
 };
 
 /// Where the header lies, from the repository's root.
@@ -56,8 +57,13 @@ const CONSTANTS: &[(&str, usize)] = &[
     ("STAMPS_MAX", STAMPS_MAX),
     ("STAMP_COUNT", Stamp::VALUES.len()),
 ];
-const ENUMS: &[(&str, &[(&str, u32)])] =
-    &[("Purpose", Purpose::VALUES), ("ChoiceFault", ChoiceFault::VALUES), ("Stamp", Stamp::VALUES)];
+const ENUMS: &[(&str, &[(&str, u32)])] = &[
+    ("Purpose", Purpose::VALUES),
+    ("ChoiceFault", ChoiceFault::VALUES),
+    ("Waits", Waits::VALUES),
+    ("Launch", Launch::VALUES),
+    ("Stamp", Stamp::VALUES),
+];
 
 /// The whole text of the header, with an assert for every size and offset.
 pub fn text() -> String {
@@ -72,6 +78,7 @@ pub fn text() -> String {
     for (name, values) in ENUMS {
         write_enum(&mut out, name, values);
     }
+    write_names(&mut out, "Waits", Waits::VALUES);
     write_names(&mut out, "Stamp", Stamp::VALUES);
     for layout in STRUCTS {
         write_struct(&mut out, layout);

@@ -3,6 +3,7 @@
 //! these declarations. With [`philox`] both draw their random bits. This crate knows nothing of
 //! models, requests or engines.
 
+mod fault;
 pub mod header;
 mod layout;
 mod philox;
@@ -10,6 +11,7 @@ mod slot;
 mod stamp;
 mod step;
 
+pub use fault::{Fault, Launch, Waits};
 pub use layout::{Field, Layout};
 pub use philox::philox;
 pub use slot::{
@@ -19,7 +21,7 @@ pub use slot::{
 };
 pub use stamp::{STAMPS_MAX, Stamp, Stamped};
 pub use step::{
-    Batch, BatchRow, BatchToken, COUNTER_BYTES, COUNTERS, Fault, GROUPS_MAX, LayerMemory, Memory,
+    Batch, BatchRow, BatchToken, COUNTER_BYTES, COUNTERS, GROUPS_MAX, LayerMemory, Memory,
     PLAN_CTA_BYTES, PLAN_THREAD_BYTES, Peers, PlanMemory, RANKS_MAX, Timestamps, WideMemory,
 };
 

@@ -1,5 +1,5 @@
-//! How the GPU chooses tokens: what it keeps of a slot, what a step asks for, and what comes of
-//! it. The tables are as long as the limits here say, and are taken at start.
+//! Sampling on the GPU: the state of a slot, the request of a step, and its results. Tables have
+//! the lengths of the limits here, and are allocated at start.
 
 use crate::layout::{abi_constants, abi_struct};
 use crate::{Memory, Sampling, TokenId};
@@ -8,8 +8,8 @@ use crate::{Memory, Sampling, TokenId};
 pub const BAD_WORDS_MAX: usize = 2048;
 /// Tokens of all bad words of a request together: eight for each, on average.
 pub const BAD_TOKENS_MAX: usize = 16_384;
-/// The newest tokens of a slot that are kept, and so the longest bad word: the server takes 256
-/// bytes and a space, which are no more tokens than that.
+/// The newest tokens that are kept of a slot, and so the longest bad word: the server takes 256
+/// bytes and a space, which are at most that many tokens.
 pub const RECENT_MAX: usize = 512;
 /// Tokens that end a request: the server takes 1,024, to which a model adds a few.
 pub const END_TOKENS_MAX: usize = 1152;
@@ -17,9 +17,9 @@ pub const END_TOKENS_MAX: usize = 1152;
 pub const TOPS_MAX: usize = 20;
 /// CTAs that share one position, where its choice is one pass over the logits.
 pub const PARTS_MAX: usize = 16;
-/// Of the 16 bits kept of a slot's token: that it occurred in prompt or output.
+/// The bit of a slot's 16 bits for a token which is set if it occurred in prompt or output.
 pub const SEEN: u32 = 0x8000;
-/// How often it occurred in the output is the rest; a penalty grows no further.
+/// The other bits count its occurrences in the output; a penalty grows no further.
 pub const OUTPUT_COUNT_MAX: u32 = 0x7fff;
 
 abi_constants! {
@@ -32,7 +32,7 @@ abi_constants! {
 }
 
 abi_struct! {
-    /// How a slot's request chooses tokens, and how far it is. Beside it the slot has a row of each
+    /// The sampling settings of a slot's request, and its progress. The slot also has a row of each
     /// table of [`SampleMemory`].
     pub struct Slot : 72 {
         pub sampling: Sampling,
@@ -41,7 +41,7 @@ abi_struct! {
         pub known: u32,
         /// The token chosen last.
         pub anchor: u32,
-        /// Whether there is one.
+        /// Whether a token has been chosen.
         pub held: u32,
         pub bad_word_count: u32,
         pub end_token_count: u32,
@@ -60,22 +60,24 @@ abi_struct! {
 }
 
 abi_struct! {
-    /// What a row of the batch asks of sampling, beside its [`crate::BatchRow`].
+    /// The sampling request of a row of the batch, beside its [`crate::BatchRow`].
     pub struct SampleRow : 64 {
         pub slot: u32,
-        /// The row's tokens that are no drafts; they come first.
+        /// The row's tokens that are not drafts; they come first.
         pub known_count: u32,
         /// Whether to choose tokens after the last known one and each draft.
         pub sample: u32,
         /// Whether a request enters the slot. The host has written the [`Slot`], bad words and end
         /// tokens; the tables of counts and biases follow from the lists below.
         pub fresh: u32,
-        /// The row's first wanted token. Sampled ones are the last of the row's.
+        /// The row's first wanted token. Those after which a token is chosen are the last ones of
+        /// the row.
         pub wanted_first: u32,
         pub wanted_count: u32,
-        /// The mask of the first token to be chosen, others follow; `!0` for none.
+        /// The mask of the first token to choose, others follow; `!0` for none.
         pub mask_first: u32,
-        /// Alternatives to report with each log-probability; `!0` reports none of chosen tokens.
+        /// Alternatives to report with each log-probability; `!0` reports no log-probability of
+        /// chosen tokens.
         pub top_count: u32,
         /// Tokens known so far, of a fresh slot.
         pub history: u64,
@@ -93,7 +95,7 @@ abi_struct! {
     /// A token of the batch after which logits are needed.
     pub struct Wanted : 16 {
         pub row: u32,
-        /// The token's place in its row.
+        /// The token's index in its row.
         pub token: u32,
         /// The token whose log-probability to report as its successor; `!0` for none.
         pub scored: u32,
@@ -102,12 +104,12 @@ abi_struct! {
 }
 
 abi_struct! {
-    /// What one CTA found in its part of a position's logits. Of each the smallest wins.
+    /// The result of one CTA for its part of a position's logits. The smallest of each value wins.
     pub struct ChoicePart : 24 {
-        /// The likeliest token: its logit's bits, turned over so that the highest is smallest,
+        /// The most likely token: its logit's bits, inverted so that the highest is the smallest,
         /// above its id.
         pub best: u64,
-        /// The token that finishes first: its time above its id.
+        /// The token that finishes the race first: its time above its id.
         pub winner: u64,
         /// 0 if a logit was not finite.
         pub finite: u32,
@@ -116,7 +118,7 @@ abi_struct! {
 }
 
 abi_struct! {
-    /// What became of a row.
+    /// The result of a row.
     pub struct RowChoice : 16 {
         /// Accepted drafts and the target's token.
         pub token_count: u32,
@@ -147,9 +149,9 @@ abi_struct! {
 }
 
 abi_struct! {
-    /// Where everything about choosing tokens lies on a rank.
+    /// The memory of sampling on a rank.
     pub struct SampleMemory : 160 {
-        /// Entries of a row of logits that mean something.
+        /// Valid entries of a row of logits.
         pub vocab: u32,
         /// Entries of a row of logits, biases and counts, a multiple of 16.
         pub stride: u32,
@@ -190,26 +192,27 @@ abi_struct! {
         pub tops: u64,
         /// `[wanted, stride]`, F32: the model's logits, of all ranks.
         pub logits: u64,
-        /// Batches of drafts, which lack only each row's newest token and where it is, see
+        /// Batches of drafts, complete except for each row's newest token and its position, see
         /// `kernels/step/verify.cuh`.
         pub drafts: u64,
     }
 }
 
 abi_struct! {
-    /// What the kernel that chooses tokens is given.
+    /// The argument of the verify kernel.
     pub struct VerifyMemory : 472 {
         pub memory: Memory,
         pub sampling: SampleMemory,
     }
 }
 
-/// A bias of so much or less forbids its token. Plans and traces are written as text, which has no
+/// A bias of this or less forbids its token. Plans and traces are written as text, which has no
 /// infinity.
 pub const FORBIDDEN: f32 = -1e6;
 
 impl Bias {
-    /// One for each token, in the order of tokens: where a request has several for one, their sum.
+    /// One bias for each token, in the order of tokens: where a request has several for one, their
+    /// sum.
     pub fn of_each(logit_bias: &[(TokenId, f32)]) -> Vec<Self> {
         let mut biases: Vec<_> =
             logit_bias.iter().map(|&(token, bias)| Self { token, bias }).collect();
@@ -243,7 +246,7 @@ pub struct SlotLists {
 
 impl SlotLists {
     /// # Errors
-    /// When a list is longer than its table.
+    /// A list is longer than its table.
     pub fn new(
         sampling: Sampling,
         prompt_count: u32,

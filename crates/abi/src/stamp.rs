@@ -1,21 +1,23 @@
-//! Stamps: when the first CTA of a launch had come where, in kernels that are compiled to say so.
+//! Stamps: the times at which the first CTA of a launch ends each phase, in kernels that are
+//! compiled to record them.
 
 use crate::layout::{abi_constants, abi_struct};
 
-/// Stamps of one launch. The longest, of 64 tokens through 70 layers, makes about 3,600.
+/// The most stamps of one launch. The longest launch, of 64 tokens through 70 layers, makes about
+/// 3,600.
 pub const STAMPS_MAX: usize = 8192;
 
 abi_constants! {
-    /// What ended when a stamp was made. 0 is where none was.
+    /// The phase that ends at a stamp. 0 means that there is no stamp.
     pub enum Stamp {
-        /// What comes before the launch's first phase.
+        /// The start of the launch, before its first phase.
         Begun = 1,
-        /// All of the launch.
+        /// The whole launch.
         Ended = 2,
         /// The wait of a grid barrier.
         Barrier = 3,
         Embed = 4,
-        /// The sum over ranks of what is to be added to the stream.
+        /// The all-reduce of what is added to the residual stream.
         AllReduce = 5,
         AddRmsNorm = 6,
         Project = 7,
@@ -28,12 +30,12 @@ abi_constants! {
         GateUp = 14,
         Down = 15,
         Head = 16,
-        /// Logits of all ranks to all, and slots that a request enters.
+        /// The all-gather of logits, and the update of slots that a request enters.
         AllGather = 17,
         Sample = 18,
-        /// What of the drafts is accepted, and where the next ones begin.
+        /// The verification of drafts, and the beginning of the next ones.
         Accept = 19,
-        /// The taps to the drafter's context.
+        /// The GEMM that fuses the taps into the drafter's context.
         Fuse = 20,
         ContextNorm = 21,
         /// Keys and values of that context.
@@ -43,14 +45,15 @@ abi_constants! {
 }
 
 abi_struct! {
-    /// A stamp that was made.
+    /// A recorded stamp.
     pub struct Stamped : 16 {
         /// A [`Stamp`], or 0.
         pub what: u32,
-        /// Where a launch begins and ends the device's clock in nanoseconds, its low word; where
-        /// experts were chosen how many are read, one again for every eight of its tokens; else 0.
+        /// Where a launch begins and ends: the low word of the device's clock in nanoseconds. Where
+        /// experts were chosen: how many are read, counted once for every eight of an expert's
+        /// tokens. Otherwise 0.
         pub number: u32,
-        /// Of the multiprocessor.
+        /// The SM's clock.
         pub cycles: u64,
     }
 }

@@ -1,15 +1,15 @@
-//! What a step of the GPU engine is given: the batch, and where everything lies. An address is that
-//! of the rank's own memory; a step only computes places within a buffer.
+//! The arguments of a step's kernels on the GPU: the batch, and the addresses of everything else.
+//! Addresses are in the rank's own memory, unless a comment says otherwise.
 
 use crate::layout::abi_struct;
 
-/// Ranks at most: the GPUs of a node.
+/// The most ranks: the GPUs of a node.
 pub const RANKS_MAX: usize = 8;
-/// Page groups of a model at most: full and window layers of the target, the drafter's.
+/// The most page groups of a model: full and window layers of the target, the drafter's.
 pub const GROUPS_MAX: usize = 4;
-/// Of a counter that all CTAs use: a line of the cache for itself.
+/// The size of a counter that CTAs share: a cache line.
 pub const COUNTER_BYTES: usize = 128;
-/// Of a plan, what one thread takes from the host's memory, and what one CTA.
+/// The part of a plan that one thread copies from the host's memory, and the part of one CTA.
 pub const PLAN_THREAD_BYTES: usize = 16;
 pub const PLAN_CTA_BYTES: usize = 4096;
 /// Counters of a launch: `Counter` of `kernels/include/kilotok/cta.cuh`.
@@ -22,7 +22,7 @@ abi_struct! {
         pub position: u32,
         /// Index of its row.
         pub row: u32,
-        /// Row of the buffer of taps: the token's place in the target's batch.
+        /// Row of the buffer of taps: the token's index in the target's batch.
         pub tap: u32,
     }
 }
@@ -32,7 +32,7 @@ abi_struct! {
     pub struct BatchRow : 32 {
         /// Position of the first token.
         pub start: u32,
-        /// Place of the first token in the batch.
+        /// Index of the first token in the batch.
         pub first: u32,
         pub count: u32,
         pub reserved: u32,
@@ -42,21 +42,21 @@ abi_struct! {
 }
 
 abi_struct! {
-    /// How many there are of everything in a batch.
+    /// The counts of a batch.
     pub struct Batch : 16 {
         pub token_count: u32,
         pub row_count: u32,
         /// Tokens after which logits are needed.
         pub wanted_count: u32,
-        /// Collectives between ranks so far, or more, on all ranks the same.
+        /// An upper bound of the collectives before this launch, the same on all ranks.
         pub collectives: u32,
     }
 }
 
 abi_struct! {
-    /// How a rank reaches the others.
+    /// The addresses by which a rank accesses the others.
     pub struct Peers : 64 {
-        /// By rank, where it receives, see `kernels/include/kilotok/comm/all_reduce.cuh`.
+        /// The receive buffer of each rank, see `kernels/include/kilotok/comm/all_reduce.cuh`.
         pub receivers: [u64; 8],
     }
 }
@@ -69,7 +69,7 @@ abi_struct! {
         pub attention: u32,
         /// Index into the model's kinds of feed-forward network.
         pub feed_forward: u32,
-        /// Which tap follows the layer, `!0` for none.
+        /// The tap that is written after the layer, `!0` for none.
         pub tap: u32,
         pub reserved: u32,
         pub input_norm: u64,
@@ -85,7 +85,7 @@ abi_struct! {
         pub gate_up: u64,
         pub down: u64,
         /// BF16, `[pages, kv_heads, page_tokens]` in groups of 8 positions; `layout/buffers.cuh`
-        /// says how a group lies.
+        /// has the layout of a group.
         pub keys: u64,
         pub values: u64,
         pub reserved_address: u64,
@@ -93,18 +93,18 @@ abi_struct! {
 }
 
 abi_struct! {
-    /// Where everything lies on a rank.
+    /// The memory of a rank.
     pub struct Memory : 312 {
         /// The batch: a [`Batch`], then arrays.
         pub batch: u64,
         pub tokens: u64,
         pub rows: u64,
-        /// Places of the wanted tokens in the batch.
+        /// Indices of the wanted tokens in the batch.
         pub wanted: u64,
         pub pages: u64,
         /// [`LayerMemory`] of every target layer.
         pub layers: u64,
-        /// The same of the drafter.
+        /// The same for the drafter.
         pub draft_layers: u64,
         /// `[vocab / ranks, hidden]`, BF16, row by row.
         pub embedding: u64,
@@ -115,7 +115,7 @@ abi_struct! {
         pub draft_norm: u64,
         /// `[hidden]`, F32.
         pub draft_mask: u64,
-        /// Rotations: by kind of attention `[ROPE_PAIRS_MAX]` frequencies, F32.
+        /// RoPE: for each kind of attention `[ROPE_PAIRS_MAX]` frequencies, F32.
         pub frequencies: u64,
         /// Cosine and sine by kind of attention, token and pair, `[kinds, TOKENS_MAX, pairs max]`.
         pub angles: u64,
@@ -161,11 +161,11 @@ abi_struct! {
         pub fault: u64,
         /// This rank.
         pub rank: u32,
-        /// How long after its beginning a launch may still wait for anything, in milliseconds.
+        /// How long after its beginning a launch may wait for anything, in milliseconds.
         pub wait_max_ms: u32,
         /// The [`Peers`].
         pub peers: u64,
-        /// [`crate::Stamped`] of this launch, in kernels that make stamps, else 0.
+        /// [`crate::Stamped`] of this launch, in kernels with stamps, else 0.
         pub trace: u64,
         /// [`Timestamps`] in the host's memory.
         pub timestamps: u64,
@@ -227,13 +227,13 @@ abi_struct! {
 }
 
 abi_struct! {
-    /// What the kernel that takes a step's plan is given.
+    /// The argument of the kernel that copies a step's plan.
     pub struct PlanMemory : 40 {
         /// The plan in the host's memory, which begins with the target's [`Batch`].
         pub from: u64,
-        /// Where kernels look for it.
+        /// The plan in the GPU's memory.
         pub to: u64,
-        /// A word of the host's memory that becomes `number`.
+        /// A word of the host's memory that is set to `number`.
         pub acknowledged: u64,
         /// [`Timestamps`] in the host's memory.
         pub timestamps: u64,
@@ -244,32 +244,14 @@ abi_struct! {
 }
 
 abi_struct! {
-    /// When the first CTA came how far in a step, in nanoseconds of the GPU's clock, their low
-    /// words.
+    /// The progress of a step: the low words of the GPU's clock, in nanoseconds.
     pub struct Timestamps : 16 {
-        /// The bell was heard.
+        /// The doorbell was acknowledged.
         pub begun: u32,
-        /// Its tokens were chosen.
+        /// Tokens were verified.
         pub verified: u32,
-        /// Its drafts were.
+        /// The next drafts were chosen.
         pub drafted: u32,
         pub reserved: u32,
-    }
-}
-
-abi_struct! {
-    /// A wait of the GPU that ran out. The first one is kept. Numbers of waits and of launches are
-    /// those of `kernels/include/kilotok/comm/wait.cuh`.
-    pub struct Fault : 28 {
-        /// What for; 0 while there is none.
-        pub code: u32,
-        pub rank: u32,
-        pub cta: u32,
-        /// In which launch of a step.
-        pub launch: u32,
-        /// Grid barriers to which the CTA had come in it.
-        pub phase: u32,
-        pub wanted: u32,
-        pub seen: u32,
     }
 }

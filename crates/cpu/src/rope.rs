@@ -2,8 +2,8 @@
 
 use kilotok_model::RopeSpec;
 
-/// The frequencies of one rotation. Frequencies and angles are F32 as in the implementations
-/// that models are trained with; at long positions their rounding is part of the model.
+/// The frequencies of one rotation. Angles are F32 products of position and frequency, as in the
+/// implementations that models are trained with.
 #[derive(Clone, Debug)]
 pub(crate) struct Rope {
     frequencies: Vec<f32>,
@@ -11,11 +11,7 @@ pub(crate) struct Rope {
 
 impl Rope {
     pub(crate) fn new(spec: RopeSpec) -> Self {
-        let frequency = |i: usize| {
-            let exponent = (2 * i) as f32 / spec.dims as f32;
-            1.0 / spec.base.powf(f64::from(exponent)) as f32
-        };
-        Self { frequencies: (0..spec.dims / 2).map(frequency).collect() }
+        Self { frequencies: spec.frequencies().collect() }
     }
 
     /// Cosine and sine of every angle at a position.

@@ -251,16 +251,12 @@ impl Constants {
     }
 
     /// The RoPE frequencies of every kind of attention, each followed by zeros up to the same
-    /// number. F32, as in training.
+    /// number.
     pub(crate) fn frequencies(&self) -> Vec<f32> {
         let pairs_max = self.rope_pairs_max();
         let mut frequencies = vec![0.0; self.attentions.len() * pairs_max];
         for (kind, place) in self.attentions.iter().zip(frequencies.chunks_exact_mut(pairs_max)) {
-            let RopeSpec { dims, base } = kind.rope;
-            for (i, frequency) in place[..dims / 2].iter_mut().enumerate() {
-                let exponent = (2 * i) as f32 / dims as f32;
-                *frequency = 1.0 / base.powf(f64::from(exponent)) as f32;
-            }
+            place.iter_mut().zip(kind.rope.frequencies()).for_each(|(to, from)| *to = from);
         }
         frequencies
     }

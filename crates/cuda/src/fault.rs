@@ -1,47 +1,34 @@
 //! Error messages for a wait that timed out on a GPU, and the choice of the rank that caused a
 //! failure.
 
-use kilotok_abi::Fault;
+use kilotok_abi::{Fault, Launch, Waits};
 use kilotok_engine::EngineError;
 
-/// What a wait was for: `Waits` of `kernels/include/kilotok/comm/wait.cuh`, from 1 on.
-const WAITS: [&str; 8] = [
-    "all CTAs at a grid barrier",
-    "a page of weights",
-    "a page that is free for weights",
-    "another rank",
-    "the router's choice of experts",
-    "sums of a CTA's own warps",
-    "an operand of the experts",
-    "a value of another CTA",
-];
-
-/// Indices in it.
-const GRID: usize = 0;
-const PEER: usize = 3;
-const OPERAND: usize = 6;
-const VALUE: usize = 7;
-
-/// In which launch of a step: `Launch` there, from 0 on.
-const LAUNCHES: [&str; 5] = [
-    "a kernel",
-    "the target's pass",
-    "the choice of tokens",
-    "the drafter's context",
-    "a drafter's pass",
-];
-
-/// Where the wait of a record stands in [`WAITS`].
-fn place(fault: &Fault) -> usize {
-    fault.code.saturating_sub(1) as usize
+/// What a wait was for.
+fn waits_text(waits: Waits) -> &'static str {
+    match waits {
+        Waits::Grid => "all CTAs at a grid barrier",
+        Waits::Page => "a page of weights",
+        Waits::FreePage => "a page that is free for weights",
+        Waits::Peer => "another rank",
+        Waits::Routes => "the router's choice of experts",
+        Waits::Sums => "sums of a CTA's own warps",
+        Waits::Operand => "an operand of the experts",
+        Waits::Value => "a value of another CTA",
+    }
 }
 
 /// The launch in which a wait timed out.
 fn launch(fault: &Fault) -> String {
-    match LAUNCHES.get(fault.launch as usize) {
-        Some(launch) => (*launch).to_owned(),
-        None => format!("launch {}", fault.launch),
-    }
+    let text = match Launch::of(fault.launch) {
+        Some(Launch::Other) => "a kernel",
+        Some(Launch::Target) => "the target's pass",
+        Some(Launch::Verify) => "the choice of tokens",
+        Some(Launch::DraftContext) => "the drafter's context",
+        Some(Launch::DraftRows) => "a drafter's pass",
+        None => return format!("launch {}", fault.launch),
+    };
+    text.to_owned()
 }
 
 /// The error for a fault record.
@@ -54,13 +41,14 @@ fn timeout(fault: &Fault) -> EngineError {
 /// The wait, with those numbers that have a meaning there.
 fn waited_for(fault: &Fault) -> String {
     let Fault { code, wanted, seen, .. } = *fault;
-    let Some(waits) = WAITS.get(place(fault)) else {
+    let Some(waits) = Waits::of(code) else {
         return format!("number {code} (wanted {wanted}, saw {seen})");
     };
-    match place(fault) {
-        GRID | OPERAND => format!("{waits} ({wanted} arrivals wanted, {seen} came)"),
-        PEER => format!("{waits}: nothing came from {seen} (collective {wanted})"),
-        _ => (*waits).to_owned(),
+    let text = waits_text(waits);
+    match waits {
+        Waits::Grid | Waits::Operand => format!("{text} ({wanted} arrivals wanted, {seen} came)"),
+        Waits::Peer => format!("{text}: nothing came from {seen} (collective {wanted})"),
+        _ => text.to_owned(),
     }
 }
 
@@ -97,12 +85,12 @@ pub(crate) fn silent_count(suspects: &[RankFailure]) -> usize {
 /// failure that only the driver reported. A rank that waited for CTAs, and above all for other
 /// ranks, is not the cause.
 pub(crate) fn cause(suspects: &[RankFailure]) -> Option<EngineError> {
-    let key = |failed: &RankFailure| match failed.record.as_ref().map(place) {
+    let key = |failed: &RankFailure| match failed.record.map(|fault| Waits::of(fault.code)) {
         None if waiter(suspects, failed.rank).is_some() => 0,
         None if failed.runs => 5,
         None => 3,
-        Some(PEER) => 4,
-        Some(GRID | OPERAND | VALUE) => 2,
+        Some(Some(Waits::Peer)) => 4,
+        Some(Some(Waits::Grid | Waits::Operand | Waits::Value)) => 2,
         Some(_) => 1,
     };
     let first = suspects.iter().min_by_key(|failed| key(failed))?;
@@ -126,7 +114,8 @@ pub(crate) fn cause(suspects: &[RankFailure]) -> Option<EngineError> {
 /// The record of a rank that waited for this rank.
 fn waiter(failed: &[RankFailure], rank: usize) -> Option<Fault> {
     let mut records = failed.iter().filter_map(|failed| failed.record);
-    records.find(|fault| place(fault) == PEER && fault.seen as usize == rank)
+    let for_peer = |fault: &Fault| Waits::of(fault.code) == Some(Waits::Peer);
+    records.find(|fault| for_peer(fault) && fault.seen as usize == rank)
 }
 
 #[cfg(test)]
@@ -161,7 +150,7 @@ mod tests {
     }
 
     /// The rank that caused the failure.
-    fn who(failed: &[&RankFailure]) -> usize {
+    fn cause_rank(failed: &[&RankFailure]) -> usize {
         let failed: Vec<_> = failed.iter().copied().cloned().collect();
         match cause(&suspects(failed)) {
             Some(EngineError::Device { rank, .. } | EngineError::Timeout { rank, .. }) => rank,
@@ -170,26 +159,26 @@ mod tests {
     }
 
     #[test]
-    fn who_waited_for_another_rank_is_not_the_cause() {
+    fn a_rank_that_waited_for_another_is_not_the_cause() {
         let waits = |code, rank| failed(fault(code, rank));
         let (grid, pages, peer, value) = (waits(1, 0), waits(2, 1), waits(4, 2), waits(8, 3));
-        assert_eq!(who(&[&peer, &grid]), 0);
-        assert_eq!(who(&[&peer, &value, &pages]), 1);
-        assert_eq!(who(&[&peer, &value]), 3);
-        assert_eq!(who(&[&waits(4, 0), &peer]), 0);
+        assert_eq!(cause_rank(&[&peer, &grid]), 0);
+        assert_eq!(cause_rank(&[&peer, &value, &pages]), 1);
+        assert_eq!(cause_rank(&[&peer, &value]), 3);
+        assert_eq!(cause_rank(&[&waits(4, 0), &peer]), 0);
         assert!(cause(&[]).is_none());
     }
 
     #[test]
-    fn who_says_nothing_is_the_cause_if_others_waited_for_it_or_say_nothing_of_their_own() {
+    fn a_rank_without_a_record_is_the_cause_if_others_waited_for_it_or_for_others() {
         // These records are of waits for rank 7.
         let (peer, grid) = (failed(fault(4, 2)), failed(fault(1, 3)));
-        assert_eq!(who(&[&silent(0), &silent(1), &peer, &grid, &silent(7)]), 7);
-        assert_eq!(who(&[&silent(0), &peer, &grid]), 3);
-        assert_eq!(who(&[&peer, &silent(5)]), 5);
+        assert_eq!(cause_rank(&[&silent(0), &silent(1), &peer, &grid, &silent(7)]), 7);
+        assert_eq!(cause_rank(&[&silent(0), &peer, &grid]), 3);
+        assert_eq!(cause_rank(&[&peer, &silent(5)]), 5);
         let running = RankFailure { runs: true, ..silent(0) };
-        assert_eq!(who(&[&running, &silent(4)]), 4);
-        assert_eq!(who(&[&RankFailure { rank: 7, ..running }, &silent(4), &peer]), 7);
+        assert_eq!(cause_rank(&[&running, &silent(4)]), 4);
+        assert_eq!(cause_rank(&[&RankFailure { rank: 7, ..running }, &silent(4), &peer]), 7);
         let error = |failed: &[RankFailure]| cause(failed).unwrap().to_string();
         let place = "rank 2 waited for it in phase 41 of the choice of tokens";
         assert_eq!(error(&[silent(0), peer, silent(7)]), format!("rank 7: lost; {place}"));
@@ -199,33 +188,15 @@ mod tests {
     }
 
     #[test]
-    fn who_has_ended_more_than_another_is_not_the_cause() {
+    fn a_rank_that_has_ended_more_than_another_is_not_the_cause() {
         let ended = RankFailure { behind: 0, ..silent(0) };
-        assert_eq!(who(&[&ended, &failed(fault(1, 1))]), 1);
-        assert_eq!(who(&[&ended, &silent(1)]), 1);
+        assert_eq!(cause_rank(&[&ended, &failed(fault(1, 1))]), 1);
+        assert_eq!(cause_rank(&[&ended, &silent(1)]), 1);
         let all = [ended, silent(1), failed(fault(1, 2))];
         assert_eq!(
             silent_count(&suspects(all.to_vec())),
             1,
-            "nobody waits for what rank 0 may say"
+            "rank 0 is no suspect, so its record is not waited for"
         );
-    }
-
-    /// Checks that an enum of the kernels has a number for each text, from `first` on.
-    fn check_numbers(name: &str, first: usize, texts: &[&str]) {
-        let header = crate::sources::file("include/kilotok/comm/wait.cuh").unwrap();
-        let start = header.find(&format!("enum class {name}")).unwrap();
-        let list = &header[start..start + header[start..].find('}').unwrap()];
-        let names: Vec<_> = list.split(['{', ',']).filter(|part| part.contains('=')).collect();
-        assert_eq!(names.len(), texts.len(), "a text for each of {list}");
-        for (number, name) in (first..).zip(names) {
-            assert!(name.trim().ends_with(&format!("= {number}")), "{name} is number {number}");
-        }
-    }
-
-    #[test]
-    fn the_kernels_number_waits_and_launches_the_same_way() {
-        check_numbers("Waits", 1, &WAITS);
-        check_numbers("Launch", 0, &LAUNCHES);
     }
 }

@@ -59,12 +59,6 @@ impl Program {
     }
 }
 
-/// The text of a source by its path below `kernels/`.
-#[cfg(test)]
-pub(crate) fn file(path: &str) -> Option<&'static str> {
-    FILES.iter().find(|(other, _)| *other == path).map(|(_, text)| *text)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

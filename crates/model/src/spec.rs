@@ -81,6 +81,19 @@ pub struct RopeSpec {
     pub base: f64,
 }
 
+impl RopeSpec {
+    /// Radians a position for each rotated pair, `[dims / 2]`. They are F32, as in the
+    /// implementations that models are trained with: at long positions their rounding is part of
+    /// the model.
+    pub fn frequencies(self) -> impl ExactSizeIterator<Item = f32> {
+        let Self { dims, base } = self;
+        (0..dims / 2).map(move |pair| {
+            let exponent = (2 * pair) as f32 / dims as f32;
+            1.0 / base.powf(f64::from(exponent)) as f32
+        })
+    }
+}
+
 /// How a checkpoint stores the q, k and v projections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QkvLayout {
@@ -202,6 +215,21 @@ impl FeedForwardSpec {
         match self {
             Self::Dense(dense) => dense.format,
             Self::Experts(experts) => experts.format,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frequencies_fall_from_one_by_equal_ratios() {
+        let rope = RopeSpec { dims: 8, base: 10_000.0 };
+        let frequencies: Vec<f32> = rope.frequencies().collect();
+        assert_eq!(frequencies.len(), 4);
+        for (frequency, expected) in frequencies.iter().zip([1.0, 0.1, 0.01, 0.001]) {
+            assert!((frequency / expected - 1.0).abs() < 1e-6, "{frequency} is not {expected}");
         }
     }
 }

@@ -53,6 +53,25 @@ enum class ChoiceFault : uint32_t {
   NothingAllowed = 2,
 };
 
+enum class Waits : uint32_t {
+  Grid = 1,
+  Page = 2,
+  FreePage = 3,
+  Peer = 4,
+  Routes = 5,
+  Sums = 6,
+  Operand = 7,
+  Value = 8,
+};
+
+enum class Launch : uint32_t {
+  Other = 0,
+  Target = 1,
+  Verify = 2,
+  DraftContext = 3,
+  DraftRows = 4,
+};
+
 enum class Stamp : uint32_t {
   Begun = 1,
   Ended = 2,
@@ -78,6 +97,20 @@ enum class Stamp : uint32_t {
   ContextKeys = 22,
   ArgmaxDrafts = 23,
 };
+
+constexpr const char* name_of(Waits value) {
+  switch (value) {
+    case Waits::Grid: return "Grid";
+    case Waits::Page: return "Page";
+    case Waits::FreePage: return "FreePage";
+    case Waits::Peer: return "Peer";
+    case Waits::Routes: return "Routes";
+    case Waits::Sums: return "Sums";
+    case Waits::Operand: return "Operand";
+    case Waits::Value: return "Value";
+  }
+  return "";
+}
 
 constexpr const char* name_of(Stamp value) {
   switch (value) {

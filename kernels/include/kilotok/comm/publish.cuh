@@ -1,6 +1,6 @@
 // Publish and poll: values that one CTA passes to others without a barrier. An unwritten location
 // holds the sentinel EMPTY, and readers poll it until it does not. That takes half as long as a
-// grid barrier and a load behind it, which are four round trips to L2.
+// grid barrier and a load after it, which are four round trips to L2.
 //
 // After its last reader and before its next writer a location becomes EMPTY again, with a grid
 // barrier before that and one after it.

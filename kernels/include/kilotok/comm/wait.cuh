@@ -8,27 +8,6 @@
 
 namespace kilotok {
 
-// What a wait was for; `Fault.code`. The host's text for each is in crates/cuda.
-enum class Waits : uint32_t {
-  Grid = 1,
-  Page = 2,
-  FreePage = 3,
-  Peer = 4,
-  Routes = 5,
-  Sums = 6,
-  Operand = 7,
-  Value = 8,
-};
-
-// Which launch of a step a kernel is; `Fault.launch`. A harness's is none of them.
-enum class Launch : uint32_t {
-  Other = 0,
-  Target = 1,
-  Verify = 2,
-  DraftContext = 3,
-  DraftRows = 4,
-};
-
 // Units of 1024 cycles in a millisecond at the fastest clock. At a slower clock, waits last longer.
 constexpr uint32_t KILOCYCLES_PER_MS = 1954;
 

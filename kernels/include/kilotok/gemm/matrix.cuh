@@ -82,7 +82,7 @@ constexpr int HELD_STEPS_MAX = 8;
 template <class M>
 constexpr bool IS_HELD = M::STEPS <= HELD_STEPS_MAX;
 
-// Such an operand of one tile of tokens, brought in pages of the ring.
+// Such an operand of one tile of tokens, in pages of the ring.
 template <class M>
 struct OperandPages {
   static constexpr int STEP_BYTES = M::COLUMN_WARPS * CHUNK_OPERAND_BYTES;
@@ -121,7 +121,7 @@ struct Multiplier {
     }
   }
 
-  // For an operand that the producer brings.
+  // For an operand that comes through the ring.
   __device__ __forceinline__ Multiplier(const Cta& cta, Ring& ring) : row() {
     using Pages = OperandPages<M>;
     static_assert(HELD, "pages are given back at once");
