@@ -142,7 +142,9 @@ __device__ __forceinline__ void experts(Warp& w) {
   cta.stamp(Stamp::GateUp);
   if constexpr (!POLLED) cta.sync_grid();
   if (is_owner(cta))
-    w.with_pipeline([&](Ring& ring, Sums& sums) { down<KIND, POLLED>(cta, ring, sums, routes); });
+    w.with_pipeline([&](Ring& ring, Sums& sums) {
+      down<KIND, POLLED>(cta, ring, sums, w.stream(), routes);
+    });
   cta.sync();
   cta.stamp(Stamp::Down);
 }
@@ -163,8 +165,8 @@ __device__ __forceinline__ void gathered_experts(Warp& w, const float* bias) {
   cta.stamp(Stamp::GateUp);
   cta.count_operand();
   if (is_owner(cta))
-    w.with_pipeline([&](Ring& ring, Sums&) {
-      down<KIND>(cta, ring, w.shared.sums, w.stream(), routes);
+    w.with_pipeline([&](Ring& ring, Sums& sums) {
+      down<KIND>(cta, ring, sums, w.stream(), routes);
     });
   cta.sync();
   cta.stamp(Stamp::Down);
@@ -329,15 +331,14 @@ __device__ __forceinline__ void epilogue_experts(Warp& w) {
   Cta& cta = w.cta;
   w.wait_routes();
   cta.make_opaque();
-  if constexpr (TILES == 1)
+  if constexpr (TILES == 1) {
     epilogue_gate_up<KIND>(cta, w.sums, w.stream(), w.shared.routes, w.token_count());
-  else
+    if (is_owner(cta)) epilogue_down<KIND>(cta, w.sums, w.stream(), w.shared.routes.count);
+  } else {
     epilogue_gate_up<KIND>(cta, w.sums, w.stream(), w.shared.gathered);
+    if (is_owner(cta)) epilogue_down<KIND>(cta, w.sums, w.stream(), w.shared.gathered);
+  }
   w.epilogue_releases_routes();
-  if (TILES > 1 || !is_owner(cta)) return;
-  w.sums.template reduce<DownMatrix<KIND>>(cta, [&](int row_tile, int, int lane, const float4& v) {
-    StorePart{w.stream()}(0, row_tile, 0, lane, v);
-  });
 }
 
 // Epilogue: all layers, in the consumers' order.

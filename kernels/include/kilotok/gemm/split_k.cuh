@@ -73,6 +73,17 @@ struct Sums {
     next();
   }
 
+  // Consumers: writes a warp's sums to `parts`, one of two places that consecutive stages take in
+  // turn: waits until the epilogue has released the stage before the last.
+  __device__ __forceinline__ void push_in_turn(const Cta& cta, float4* parts,
+                                               const float (&v)[4]) {
+    static_assert(SUM_STAGES == 4, "the stage before the last is two away");
+    wait_mbarrier(Waits::Sums, empty + 8 * (stage ^ 2), stage < 2 ? parity ^ 1 : parity);
+    parts[cta.warp() * 32 + cta.lane()] = make_float4(v[0], v[1], v[2], v[3]);
+    ptx::mbarrier_arrive_warp(full + 8 * stage, cta.lane());
+    next();
+  }
+
   // Consumers: waits until the epilogue has released all stages.
   __device__ __forceinline__ void drain(const Cta& cta) const {
     Sums ahead = *this;

@@ -230,31 +230,6 @@ struct Inner {
   }
 };
 
-// Places of a column's rows for the entries of a whole page, from `first` on.
-template <int KIND>
-struct Places {
-  using N = Moe<KIND>;
-  static constexpr int COUNT = N::PAGE_ENTRIES;
-  static constexpr bool VECTOR = COUNT == 8;
-  uint4 words;
-  int others[VECTOR ? 1 : COUNT];
-
-  __device__ __forceinline__ Places(const Routes& routes, int first, int column) {
-    if constexpr (VECTOR) {
-      words = *reinterpret_cast<const uint4*>(&routes.places[column][first]);
-    } else {
-#pragma unroll
-      for (int i = 0; i < COUNT; i++) others[i] = routes.places[column][first + i];
-    }
-  }
-
-  __device__ __forceinline__ int operator[](int i) const {
-    if constexpr (!VECTOR) return others[i];
-    const uint32_t word = i < 2 ? words.x : i < 4 ? words.y : i < 6 ? words.z : words.w;
-    return i % 2 == 0 ? word & 0xffff : word >> 16;
-  }
-};
-
 // Resets the values that `down` polls. Called between two grid barriers.
 template <int KIND>
 __device__ __forceinline__ void reset_inner(const Cta& cta, int token_count) {
@@ -267,85 +242,161 @@ __device__ __forceinline__ void reset_inner(const Cta& cta, int token_count) {
   }
 }
 
-// The weights of a page of experts that a warp multiplies next, in registers. That frees the page
-// in the ring, so that more weights arrive while the operand is loaded.
+// The experts of `down` go to the warps of a row tile in turn, each with all its columns: an
+// expert's product has one order of columns, and the epilogue adds products in ascending order of
+// experts. The wide pass has the same order.
+template <int KIND>
+constexpr int EXPERT_TURNS = DownMatrix<KIND>::COLUMN_WARPS;
+
+// The products of as many experts on their way to the epilogue, `[warps][lanes]`. The scratch
+// memory holds the inner operand, so they lie in rows of the stream that one tile does not use.
+__device__ __forceinline__ float4* expert_products(StreamMemory& stream, const Sums& sums) {
+  static_assert((TOKENS_MAX - TILE_TOKENS) * OWNER_ROWS * 4 >= CONSUMERS * 16, "they fit");
+  return reinterpret_cast<float4*>(sums.stage % 2 == 0 ? stream.part[TILE_TOKENS]
+                                                       : stream.residual[TILE_TOKENS]);
+}
+
+// The first of a row tile's chunks in a step of `down`, from the step's beginning.
+template <class M>
+__device__ __forceinline__ int row_tile_offset(const Cta& cta) {
+  return cta.warp() / M::COLUMN_WARPS * (M::COLUMN_WARPS * M::CHUNK_BYTES);
+}
+
+// Adds an expert's products with the columns of a step; `operand(part)` is that of a chunk.
+template <class M, class Operand>
+__device__ __forceinline__ void multiply_step(float (&sum)[1][4], uint32_t weights, int lane,
+                                              Operand operand) {
+#pragma unroll
+  for (int part = 0; part < M::COLUMN_WARPS; part++) {
+    const OperandChunk x[1] = {operand(part)};
+    Chunk<M::FORMAT> chunk;
+    chunk.load(weights + part * M::CHUNK_BYTES, lane);
+    chunk.multiply(sum, x);
+  }
+}
+
+// The weights of the experts of a page that a warp multiplies next, in registers. That frees the
+// page in the ring, so that more weights arrive while the operand is loaded.
 template <int KIND>
 struct ExpertsAhead {
   using N = Moe<KIND>;
   using M = typename N::Down;
-  Chunk<M::FORMAT> chunks[N::PAGE_ENTRIES];
+  static constexpr int TURNS = EXPERT_TURNS<KIND>, ENTRIES = N::PAGE_ENTRIES / TURNS;
+  Chunk<M::FORMAT> chunks[larger(ENTRIES, 1)][TURNS];
 
-  // Of the next page, which goes back if it is a `whole` one. In any case, so that registers hold
-  // something: what might come from the layer before would be kept.
-  __device__ __forceinline__ void fetch(const Cta& cta, Ring& ring, bool whole) {
-    const uint32_t page = ring.wait() + cta.warp() * M::CHUNK_BYTES;
+  // Of the next page. Of experts that it does not have the chunks are of no use, but are set.
+  __device__ __forceinline__ void fetch(const Cta& cta, Ring& ring) {
+    const uint32_t page = ring.wait() + cta.warp() % TURNS * M::STEP_BYTES +
+                          row_tile_offset<M>(cta);
 #pragma unroll
-    for (int i = 0; i < N::PAGE_ENTRIES; i++)
-      chunks[i].load(page + i * M::STEP_BYTES, cta.lane());
-    if (whole) ring.release(cta.lane());
+    for (int i = 0; i < ENTRIES; i++)
+#pragma unroll
+      for (int part = 0; part < TURNS; part++)
+        chunks[i][part].load(page + i * TURNS * M::STEP_BYTES + part * M::CHUNK_BYTES, cta.lane());
+    ring.release(cta.lane());
   }
 };
 
-// Owners: sum the experts; the epilogue put the sums into `stream.part`.
+// Owners: the products of the experts, `multiply(entry, step, weights)` by step; their sums the
+// epilogue puts into `stream.part`.
+template <int KIND, class Multiply, class Push>
+__device__ __forceinline__ void down_by_page(const Cta& cta, Ring& ring, int count,
+                                             Multiply multiply, Push push) {
+  using N = Moe<KIND>;
+  using M = typename N::Down;
+  constexpr int PAGE_STEPS = smaller(M::PAGE_STEPS, M::STEPS), TURNS = EXPERT_TURNS<KIND>;
+  constexpr int ENTRIES = N::PAGE_ENTRIES;
+  const int turn = cta.warp() % TURNS;
+#pragma unroll 1
+  for (int first = 0; first < count; first += ENTRIES)
+#pragma unroll 1
+    for (int step = 0; step < M::STEPS; step += PAGE_STEPS) {
+      const uint32_t page = ring.wait() + row_tile_offset<M>(cta);
+#pragma unroll 1
+      for (int i = (turn + TURNS - first % TURNS) % TURNS; i < ENTRIES && first + i < count;
+           i += TURNS) {
+#pragma unroll 1
+        for (int j = 0; j < PAGE_STEPS && step + j < M::STEPS; j++)
+          multiply(first + i, step + j, page + (i * PAGE_STEPS + j) * M::STEP_BYTES);
+        if (step + PAGE_STEPS >= M::STEPS) push();
+      }
+      ring.release(cta.lane());
+    }
+  // The warps whose turn does not come any more.
+  if (count % TURNS != 0 && turn >= count % TURNS) push();
+}
+
+// Owners: the products of the experts, whose sums the epilogue puts into `stream.part`.
 template <int KIND, bool POLLED>
-__device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums,
+__device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, StreamMemory& stream,
                                      const Routes& routes) {
   using N = Moe<KIND>;
   using M = typename N::Down;
-  constexpr int PAGE_STEPS = smaller(M::PAGE_STEPS, M::STEPS), ENTRIES = N::PAGE_ENTRIES;
-  constexpr bool AHEAD = M::STEPS == 1 && ENTRIES > 1;
-  const int count = routes.count, part = cta.warp() % M::COLUMN_WARPS;
-  const int column = cta.lane() / 4;
+  constexpr int ENTRIES = N::PAGE_ENTRIES, TURNS = EXPERT_TURNS<KIND>;
+  constexpr bool AHEAD = M::STEPS == 1 && ENTRIES % TURNS == 0;
+  const int count = routes.count, turn = cta.warp() % TURNS, column = cta.lane() / 4;
   ExpertsAhead<KIND> ahead;
-  if constexpr (AHEAD) ahead.fetch(cta, ring, ENTRIES <= count);
+  if constexpr (AHEAD) ahead.fetch(cta, ring);
   const Inner<KIND> inner = Inner<KIND>::template fetch<POLLED>(cta, sums.memory);
-  float total[1][4] = {};
-  const auto operand = [&](int place, int step) {
-    return inner.load(place, step * M::COLUMN_WARPS + part, cta.lane());
+  float sum[1][4] = {};
+  const auto push = [&] {
+    sums.push_in_turn(cta, expert_products(stream, sums), sum[0]);
+#pragma unroll
+    for (int i = 0; i < 4; i++) sum[0][i] = 0;
   };
-  // The steps of a page of one entry, whose row of the operand has this place.
-  const auto multiply = [&](uint32_t weights, int place, int step) {
-#pragma unroll
-    for (int j = 0; j < PAGE_STEPS; j++) {
-      if (M::STEPS % PAGE_STEPS != 0 && step + j >= M::STEPS) break;
-      OperandChunk x[1] = {operand(place, step + j)};
-      Chunk<M::FORMAT> chunk;
-      chunk.load(weights + j * M::STEP_BYTES + cta.warp() * M::CHUNK_BYTES, cta.lane());
-      chunk.multiply(total, x);
-    }
-  };
-  constexpr int ENTRY_BYTES = PAGE_STEPS * M::STEP_BYTES;
-  int first = 0;
+  if constexpr (AHEAD) {
 #pragma unroll 1
-  for (; first + ENTRIES <= count; first += ENTRIES) {
-    const Places<KIND> places(routes, first, column);
-    if constexpr (AHEAD) {
+    for (int first = 0; first < count; first += ENTRIES) {
 #pragma unroll
-      for (int i = 0; i < ENTRIES; i++) {
-        const OperandChunk x[1] = {operand(places[i], 0)};
-        ahead.chunks[i].multiply(total, x);
+      for (int i = 0; i < ENTRIES / TURNS; i++) {
+        if (first + i * TURNS >= count) break;
+        const int place = routes.places[column][first + i * TURNS + turn];
+#pragma unroll
+        for (int part = 0; part < TURNS; part++) {
+          const OperandChunk x[1] = {inner.load(place, part, cta.lane())};
+          ahead.chunks[i][part].multiply(sum, x);
+        }
+        push();
       }
-      if (first + ENTRIES < count) ahead.fetch(cta, ring, first + 2 * ENTRIES <= count);
-    } else {
-#pragma unroll 1
-      for (int step = 0; step < M::STEPS; step += PAGE_STEPS) {
-        const uint32_t page = ring.wait();
-#pragma unroll
-        for (int i = 0; i < ENTRIES; i++) multiply(page + i * ENTRY_BYTES, places[i], step);
-        ring.release(cta.lane());
-      }
+      if (first + ENTRIES < count) ahead.fetch(cta, ring);
     }
+  } else {
+    down_by_page<KIND>(
+        cta, ring, count,
+        [&](int entry, int step, uint32_t weights) {
+          const int place = routes.places[column][entry];
+          multiply_step<M>(sum, weights, cta.lane(), [&](int part) {
+            return inner.load(place, step * TURNS + part, cta.lane());
+          });
+        },
+        push);
   }
-  if (ENTRIES > 1 && first < count) {
-    uint32_t page = ring.wait();
-#pragma unroll 1
-    for (; first < count; first++, page += ENTRY_BYTES)
-      multiply(page, routes.places[column][first], 0);
-    ring.release(cta.lane());
-  }
-  cta.sync();
-  sums.push(cta, total[0]);
   sums.drain(cta);
+}
+
+// Epilogue of an owner: adds the products of so many experts.
+template <int KIND>
+__device__ __forceinline__ void epilogue_down(const Cta& cta, Sums& sums, StreamMemory& stream,
+                                              int count) {
+  constexpr int TURNS = EXPERT_TURNS<KIND>;
+  const int row_tile = cta.warp() - CONSUMER_WARPS - 1;
+  float4 total = make_float4(0, 0, 0, 0);
+#pragma unroll 1
+  for (int first = 0; first < count; first += TURNS) {
+    sums.wait();
+    const float4* products = expert_products(stream, sums) + row_tile * TURNS * 32 + cta.lane();
+#pragma unroll
+    for (int i = 0; i < TURNS; i++) {
+      if (first + i >= count) break;
+      const float4 v = products[i * 32];
+      total.x += v.x;
+      total.y += v.y;
+      total.z += v.z;
+      total.w += v.w;
+    }
+    if (first + TURNS >= count) StorePart{stream}(0, row_tile, 0, cta.lane(), total);
+    sums.release(cta);
+  }
 }
 
 }  // namespace kilotok

@@ -371,99 +371,76 @@ __device__ __forceinline__ void produce_down(const Cta& cta, Ring& ring,
   }
 }
 
-// What a warp has added up of each token, `[tokens][8]` of its rows g and g + 8: of the first warps
-// in the scratch memory, of the others where the sums will be.
-constexpr int TOTALS_BYTES = TOKENS_MAX * 16 * 4;
-constexpr int SCRATCH_TOTALS = SCRATCH_BYTES / TOTALS_BYTES;
-static_assert(larger(CONSUMER_WARPS - SCRATCH_TOTALS, 0) * TOTALS_BYTES <=
-                  static_cast<int>(sizeof(StreamMemory::part)),
-              "all warps have their place");
-__device__ __forceinline__ float2* totals_of(SumMemory& scratch, StreamMemory& stream, int warp) {
-  char* totals = warp < SCRATCH_TOTALS
-                     ? scratch.scratch + warp * TOTALS_BYTES
-                     : reinterpret_cast<char*>(stream.part) +
-                           (warp - SCRATCH_TOTALS) * TOTALS_BYTES;
-  return reinterpret_cast<float2*>(totals);
-}
-
-// Adds what the warps have of the same rows into `stream.part`.
-template <class M>
-__device__ __forceinline__ void add_totals(const Cta& cta, SumMemory& scratch,
-                                           StreamMemory& stream) {
-  constexpr int EACH = TOKENS_MAX * OWNER_ROWS / CONSUMERS;
-  static_assert(TOKENS_MAX * OWNER_ROWS % CONSUMERS == 0, "threads have as many values");
-  float sums[EACH];
-  cta.sync();
-#pragma unroll
-  for (int i = 0; i < EACH; i++) {
-    const int value = cta.thread() + i * CONSUMERS, row = value % OWNER_ROWS;
-    const int place = (value / OWNER_ROWS * 8 + row % 8) * 2 + row % 16 / 8;
-    sums[i] = 0;
-#pragma unroll
-    for (int part = 0; part < M::COLUMN_WARPS; part++) {
-      const float2* totals = totals_of(scratch, stream, row / 16 * M::COLUMN_WARPS + part);
-      const float total = reinterpret_cast<const float*>(totals)[place];
-      sums[i] = part == 0 ? total : sums[i] + total;
-    }
-  }
-  cta.sync();
-#pragma unroll
-  for (int i = 0; i < EACH; i++)
-    reinterpret_cast<float*>(stream.part)[cta.thread() + i * CONSUMERS] = sums[i];
-}
-
-// Owners: sum the experts into `stream.part`.
+// Owners: the products of the entries, which go to the warps of a row tile in turn as in
+// phase/experts.cuh. The epilogue adds them to `stream.part`, which begins as zeros.
 template <int KIND>
-__device__ __forceinline__ void down(const Cta& cta, Ring& ring, SumMemory& scratch,
-                                     StreamMemory& stream, const GatheredRoutes& routes) {
+__device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, StreamMemory& stream,
+                                     const GatheredRoutes& routes) {
   using P = DownPages<KIND>;
   using M = typename P::M;
-  const int part = cta.warp() % M::COLUMN_WARPS, lane = cta.lane();
-  float2* totals = totals_of(scratch, stream, cta.warp());
-  for (int i = lane; i < TOKENS_MAX * 8; i += 32) totals[i] = make_float2(0, 0);
+  constexpr int TURNS = EXPERT_TURNS<KIND>;
   const P pages = {routes};
-  const int page_count = pages.count();
+  const int page_count = pages.count(), lane = cta.lane(), turn = cta.warp() % TURNS;
+  for (int i = cta.thread(); i < TOKENS_MAX * OWNER_ROWS; i += CONSUMERS)
+    reinterpret_cast<float*>(stream.part)[i] = 0;
+  float sum[1][4] = {};
 #pragma unroll 1
   for (int page = 0; page < page_count; page++) {
-    Chunk<M::FORMAT> chunks[P::ITEMS];
-    OperandChunk x[P::ITEMS][1];
-    // Of a lane's two tokens: what it has, and whether it has any.
-    float2* own[P::ITEMS][2];
-    bool there[P::ITEMS][2];
-    int rows[P::ITEMS];
-#pragma unroll
-    for (int place = 0; place < P::ITEMS; place++) {
-      const int first = pages.first_row(page, place), end = pages.end_row(page, place);
-      rows[place] = P::ONE_RUN ? first - pages.first_row(page, 0) : place * TILE_TOKENS;
-#pragma unroll
-      for (int j = 0; j < 2; j++) {
-        const int row = first + lane % 4 * 2 + j;
-        there[place][j] = row < end;
-        own[place][j] = totals + routes.tokens[row < end ? row : 0] * 8 + lane / 4;
-      }
-    }
     const uint32_t taken = ring.wait();
-    // Rows that an entry does not have are arbitrary bytes; their products are not used.
+#pragma unroll 1
+    for (int place = 0; place < pages.items_of(page); place++) {
+      if (pages.entry(page, place) % TURNS != turn) continue;
+      // Rows that an entry does not have are whatever lies there; their products are not used.
+      const int row = lane / 4 + (P::ONE_RUN
+                                      ? pages.first_row(page, place) - pages.first_row(page, 0)
+                                      : place * TILE_TOKENS);
+      multiply_step<M>(sum, taken + place * M::STEP_BYTES + row_tile_offset<M>(cta), lane,
+                       [&](int part) {
+                         OperandChunk x;
+                         x.load_run(taken + P::ROWS_AT + row * GATHERED_ROW_BYTES, part, lane);
+                         return x;
+                       });
+      if (P::step(page, place) < M::STEPS - 1) continue;
+      sums.push(cta, sum[0]);
 #pragma unroll
-    for (int place = 0; place < P::ITEMS; place++) {
-      chunks[place].load(taken + place * M::STEP_BYTES + cta.warp() * M::CHUNK_BYTES, lane);
-      x[place][0].load_run(
-          taken + P::ROWS_AT + (rows[place] + lane / 4) * GATHERED_ROW_BYTES, part, lane);
+      for (int i = 0; i < 4; i++) sum[0][i] = 0;
     }
     ring.release(lane);
-#pragma unroll
-    for (int place = 0; place < P::ITEMS; place++) {
-      __syncwarp();
-      const float2 was[2] = {*own[place][0], *own[place][1]};
-      float sums[1][4] = {{was[0].x, was[1].x, was[0].y, was[1].y}};
-      chunks[place].multiply(sums, x[place]);
-      __syncwarp();
-#pragma unroll
-      for (int j = 0; j < 2; j++)
-        if (there[place][j]) *own[place][j] = make_float2(sums[0][j], sums[0][j + 2]);
-    }
   }
-  add_totals<M>(cta, scratch, stream);
+  // The warps whose turn does not come any more.
+  if (routes.count % TURNS != 0 && turn >= routes.count % TURNS) sums.push(cta, sum[0]);
+  sums.drain(cta);
+}
+
+// Epilogue of an owner: adds each entry's products to what its tokens have. An entry's tokens are
+// different ones; those of the next may be the same, in other lanes.
+template <int KIND>
+__device__ __forceinline__ void epilogue_down(const Cta& cta, Sums& sums, StreamMemory& stream,
+                                              const GatheredRoutes& routes) {
+  constexpr int TURNS = EXPERT_TURNS<KIND>;
+  const int row_tile = cta.warp() - CONSUMER_WARPS - 1, lane = cta.lane();
+  const int row = row_tile * 16 + lane / 4;
+#pragma unroll 1
+  for (int first = 0; first < routes.count; first += TURNS) {
+    sums.wait();
+    const float4* products =
+        sums.memory.parts + (sums.stage * CONSUMER_WARPS + row_tile * TURNS) * 32 + lane;
+#pragma unroll
+    for (int i = 0; i < TURNS; i++) {
+      if (first + i >= routes.count) break;
+      const float4 v = products[i * 32];
+#pragma unroll
+      for (int j = 0; j < 2; j++) {
+        const int own = routes.first_rows[first + i] + lane % 4 * 2 + j;
+        if (own >= routes.first_rows[first + i + 1]) continue;
+        float* part = stream.part[routes.tokens[own]];
+        part[row] += j == 0 ? v.x : v.y;
+        part[row + 8] += j == 0 ? v.z : v.w;
+      }
+      __syncwarp();
+    }
+    sums.release(cta);
+  }
 }
 
 }  // namespace kilotok

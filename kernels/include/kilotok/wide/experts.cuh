@@ -248,9 +248,10 @@ __device__ __forceinline__ void combine(const ExpertsMemory& memory) {
     for (int place = 0; place < TOP_K; place++)
       products[place] = at<const float4>(
           memory.products)[static_cast<size_t>(rows[place]) * FOURS + i % FOURS];
-    float4 sum = products[0];
+    // As the narrow pass has it, from zero on: a product may be -0.
+    float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll
-    for (int place = 1; place < TOP_K; place++) {
+    for (int place = 0; place < TOP_K; place++) {
       sum.x += products[place].x;
       sum.y += products[place].y;
       sum.z += products[place].z;
