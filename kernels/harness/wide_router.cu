@@ -16,7 +16,8 @@ using wide::RouterMemory;
 
 template <int KIND>
 __global__ void __launch_bounds__(wide::ROUTER_THREADS, 1)
-    scores_kernel(const RouterMemory memory) {
+    scores_kernel(const RouterMemory memory, const uint64_t fault, const uint32_t wait_ms) {
+  if (threadIdx.x == 0) wait_context = WaitContext::begin(fault, wait_ms, 0);
   wide::router_scores<KIND>(*reinterpret_cast<wide::RouterShared<KIND>*>(asked_memory()), memory);
 }
 
@@ -83,7 +84,9 @@ struct WideRouter {
   // Milliseconds of both kernels.
   std::pair<float, float> run_wide(int tokens) {
     memory.tokens = tokens;
-    void* arguments[] = {&memory};
+    uint64_t fault = fault_address();
+    uint32_t wait_ms = wait_max_ms();
+    void* arguments[] = {&memory, &fault, &wait_ms};
     const float scores = launch_ms(scores_kernel<KIND>, dim3(GRID), wide::ROUTER_THREADS,
                                    sizeof(wide::RouterShared<KIND>), arguments);
     return {scores,

@@ -73,13 +73,15 @@ struct Sums {
     next();
   }
 
-  // Consumers: writes a warp's sums to `parts`, one of two places that consecutive stages take in
-  // turn: waits until the epilogue has released the stage before the last.
-  __device__ __forceinline__ void push_in_turn(const Cta& cta, float4* parts,
-                                               const float (&v)[4]) {
-    static_assert(SUM_STAGES == 4, "the stage before the last is two away");
-    wait_mbarrier(Waits::Sums, empty + 8 * (stage ^ 2), stage < 2 ? parity ^ 1 : parity);
-    parts[cta.warp() * 32 + cta.lane()] = make_float4(v[0], v[1], v[2], v[3]);
+  // Consumers: waits until the epilogue has released all stages but the last RECENT ones, and a warp
+  // may write its sums elsewhere than to `memory`; `written` says that it has.
+  template <int RECENT>
+  __device__ __forceinline__ void wait_released() const {
+    const bool wrapped = stage < RECENT + 1;
+    const int before = wrapped ? stage + SUM_STAGES - (RECENT + 1) : stage - (RECENT + 1);
+    wait_mbarrier(Waits::Sums, empty + 8 * before, wrapped ? parity ^ 1 : parity);
+  }
+  __device__ __forceinline__ void written(const Cta& cta) {
     ptx::mbarrier_arrive_warp(full + 8 * stage, cta.lane());
     next();
   }

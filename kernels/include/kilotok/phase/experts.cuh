@@ -246,15 +246,38 @@ __device__ __forceinline__ void reset_inner(const Cta& cta, int token_count) {
 // expert's product has one order of columns, and the epilogue adds products in ascending order of
 // experts. The wide pass has the same order.
 template <int KIND>
-constexpr int EXPERT_TURNS = DownMatrix<KIND>::COLUMN_WARPS;
+struct DownTurns {
+  using N = Moe<KIND>;
+  using M = typename N::Down;
+  static constexpr int TURNS = M::COLUMN_WARPS;
+  // Experts of which a warp holds the weights ahead: its own of a page of whole experts.
+  static constexpr bool AHEAD = M::STEPS == 1 && N::PAGE_ENTRIES % TURNS == 0;
+  static constexpr int OWN = AHEAD ? N::PAGE_ENTRIES / TURNS : 1;
+  // Products that warps hand to the epilogue together, and for how many of these there is room.
+  // The scratch memory holds the inner operand, so they lie in rows of the stream that one tile of
+  // tokens does not use, `[warps][lanes]` each.
+  static constexpr int TOGETHER = TURNS * OWN, PLACES = 2;
+  static_assert(OWN <= PLACES, "they have room");
+  static_assert((TOKENS_MAX - TILE_TOKENS) * OWNER_ROWS * 4 >= CONSUMERS * 16, "a place fits");
 
-// The products of as many experts on their way to the epilogue, `[warps][lanes]`. The scratch
-// memory holds the inner operand, so they lie in rows of the stream that one tile does not use.
-__device__ __forceinline__ float4* expert_products(StreamMemory& stream, const Sums& sums) {
-  static_assert((TOKENS_MAX - TILE_TOKENS) * OWNER_ROWS * 4 >= CONSUMERS * 16, "they fit");
-  return reinterpret_cast<float4*>(sums.stage % 2 == 0 ? stream.part[TILE_TOKENS]
-                                                       : stream.residual[TILE_TOKENS]);
-}
+  static __device__ __forceinline__ float4* place(StreamMemory& stream, const Sums& sums, int i) {
+    return reinterpret_cast<float4*>((OWN == 1 ? sums.stage % 2 : i) == 0
+                                         ? stream.part[TILE_TOKENS]
+                                         : stream.residual[TILE_TOKENS]);
+  }
+
+  // Consumers: hand over a warp's products.
+  static __device__ __forceinline__ void push(const Cta& cta, Sums& sums, StreamMemory& stream,
+                                              const float (&products)[OWN][1][4]) {
+    sums.wait_released<PLACES / OWN - 1>();
+#pragma unroll
+    for (int i = 0; i < OWN; i++) {
+      const float(&v)[4] = products[i][0];
+      place(stream, sums, i)[cta.warp() * 32 + cta.lane()] = make_float4(v[0], v[1], v[2], v[3]);
+    }
+    sums.written(cta);
+  }
+};
 
 // The first of a row tile's chunks in a step of `down`, from the step's beginning.
 template <class M>
@@ -262,114 +285,108 @@ __device__ __forceinline__ int row_tile_offset(const Cta& cta) {
   return cta.warp() / M::COLUMN_WARPS * (M::COLUMN_WARPS * M::CHUNK_BYTES);
 }
 
-// Adds an expert's products with the columns of a step; `operand(part)` is that of a chunk.
-template <class M, class Operand>
-__device__ __forceinline__ void multiply_step(float (&sum)[1][4], uint32_t weights, int lane,
-                                              Operand operand) {
-#pragma unroll
-  for (int part = 0; part < M::COLUMN_WARPS; part++) {
-    const OperandChunk x[1] = {operand(part)};
-    Chunk<M::FORMAT> chunk;
-    chunk.load(weights + part * M::CHUNK_BYTES, lane);
-    chunk.multiply(sum, x);
-  }
-}
-
 // The weights of the experts of a page that a warp multiplies next, in registers. That frees the
 // page in the ring, so that more weights arrive while the operand is loaded.
 template <int KIND>
 struct ExpertsAhead {
-  using N = Moe<KIND>;
-  using M = typename N::Down;
-  static constexpr int TURNS = EXPERT_TURNS<KIND>, ENTRIES = N::PAGE_ENTRIES / TURNS;
-  Chunk<M::FORMAT> chunks[larger(ENTRIES, 1)][TURNS];
+  using D = DownTurns<KIND>;
+  using M = typename D::M;
+  Chunk<M::FORMAT> chunks[D::OWN][D::TURNS];
 
   // Of the next page. Of experts that it does not have the chunks are of no use, but are set.
   __device__ __forceinline__ void fetch(const Cta& cta, Ring& ring) {
-    const uint32_t page = ring.wait() + cta.warp() % TURNS * M::STEP_BYTES +
-                          row_tile_offset<M>(cta);
+    const uint32_t page =
+        ring.wait() + cta.warp() % D::TURNS * M::STEP_BYTES + row_tile_offset<M>(cta);
 #pragma unroll
-    for (int i = 0; i < ENTRIES; i++)
+    for (int i = 0; i < D::OWN; i++)
 #pragma unroll
-      for (int part = 0; part < TURNS; part++)
-        chunks[i][part].load(page + i * TURNS * M::STEP_BYTES + part * M::CHUNK_BYTES, cta.lane());
+      for (int part = 0; part < D::TURNS; part++)
+        chunks[i][part].load(page + i * D::TURNS * M::STEP_BYTES + part * M::CHUNK_BYTES,
+                             cta.lane());
     ring.release(cta.lane());
   }
 };
 
-// Owners: the products of the experts, `multiply(entry, step, weights)` by step; their sums the
-// epilogue puts into `stream.part`.
-template <int KIND, class Multiply, class Push>
-__device__ __forceinline__ void down_by_page(const Cta& cta, Ring& ring, int count,
-                                             Multiply multiply, Push push) {
-  using N = Moe<KIND>;
-  using M = typename N::Down;
-  constexpr int PAGE_STEPS = smaller(M::PAGE_STEPS, M::STEPS), TURNS = EXPERT_TURNS<KIND>;
-  constexpr int ENTRIES = N::PAGE_ENTRIES;
-  const int turn = cta.warp() % TURNS;
+// Owners: the products of experts of which a page holds several for every warp.
+template <int KIND>
+__device__ __forceinline__ void down_ahead(const Cta& cta, Ring& ring, Sums& sums,
+                                           StreamMemory& stream, const Routes& routes,
+                                           const Inner<KIND>& inner, ExpertsAhead<KIND>& ahead) {
+  using D = DownTurns<KIND>;
+  const int count = routes.count, turn = cta.warp() % D::TURNS;
+#pragma unroll 1
+  for (int first = 0; first < count; first += D::TOGETHER) {
+    float products[D::OWN][1][4] = {};
+    int places[D::OWN];
+#pragma unroll
+    for (int i = 0; i < D::OWN; i++)
+      places[i] = routes.places[cta.lane() / 4][first + i * D::TURNS + turn];
+#pragma unroll
+    for (int part = 0; part < D::TURNS; part++)
+#pragma unroll
+      for (int i = 0; i < D::OWN; i++) {
+        const OperandChunk x[1] = {inner.load(places[i], part, cta.lane())};
+        ahead.chunks[i][part].multiply(products[i], x);
+      }
+    D::push(cta, sums, stream, products);
+    if (first + D::TOGETHER < count) ahead.fetch(cta, ring);
+  }
+}
+
+// Owners: the products of experts of which a page holds a few, or steps of one.
+template <int KIND>
+__device__ __forceinline__ void down_by_page(const Cta& cta, Ring& ring, Sums& sums,
+                                             StreamMemory& stream, const Routes& routes,
+                                             const Inner<KIND>& inner) {
+  using D = DownTurns<KIND>;
+  using M = typename D::M;
+  constexpr int PAGE_STEPS = smaller(M::PAGE_STEPS, M::STEPS), ENTRIES = D::N::PAGE_ENTRIES;
+  const int count = routes.count, turn = cta.warp() % D::TURNS;
+  float product[1][1][4] = {};
+  const auto multiply = [&](int place, int step, uint32_t weights) {
+#pragma unroll
+    for (int part = 0; part < D::TURNS; part++) {
+      const OperandChunk x[1] = {inner.load(place, step * D::TURNS + part, cta.lane())};
+      Chunk<M::FORMAT> chunk;
+      chunk.load(weights + part * M::CHUNK_BYTES, cta.lane());
+      chunk.multiply(product[0], x);
+    }
+  };
 #pragma unroll 1
   for (int first = 0; first < count; first += ENTRIES)
 #pragma unroll 1
     for (int step = 0; step < M::STEPS; step += PAGE_STEPS) {
       const uint32_t page = ring.wait() + row_tile_offset<M>(cta);
 #pragma unroll 1
-      for (int i = (turn + TURNS - first % TURNS) % TURNS; i < ENTRIES && first + i < count;
-           i += TURNS) {
+      for (int i = (turn + D::TURNS - first % D::TURNS) % D::TURNS;
+           i < ENTRIES && first + i < count; i += D::TURNS) {
+        const int place = routes.places[cta.lane() / 4][first + i];
 #pragma unroll 1
         for (int j = 0; j < PAGE_STEPS && step + j < M::STEPS; j++)
-          multiply(first + i, step + j, page + (i * PAGE_STEPS + j) * M::STEP_BYTES);
-        if (step + PAGE_STEPS >= M::STEPS) push();
+          multiply(place, step + j, page + (i * PAGE_STEPS + j) * M::STEP_BYTES);
+        if (step + PAGE_STEPS < M::STEPS) continue;
+        D::push(cta, sums, stream, product);
+#pragma unroll
+        for (int k = 0; k < 4; k++) product[0][0][k] = 0;
       }
       ring.release(cta.lane());
     }
   // The warps whose turn does not come any more.
-  if (count % TURNS != 0 && turn >= count % TURNS) push();
+  if (count % D::TURNS != 0 && turn >= count % D::TURNS) D::push(cta, sums, stream, product);
 }
 
 // Owners: the products of the experts, whose sums the epilogue puts into `stream.part`.
 template <int KIND, bool POLLED>
 __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, StreamMemory& stream,
                                      const Routes& routes) {
-  using N = Moe<KIND>;
-  using M = typename N::Down;
-  constexpr int ENTRIES = N::PAGE_ENTRIES, TURNS = EXPERT_TURNS<KIND>;
-  constexpr bool AHEAD = M::STEPS == 1 && ENTRIES % TURNS == 0;
-  const int count = routes.count, turn = cta.warp() % TURNS, column = cta.lane() / 4;
-  ExpertsAhead<KIND> ahead;
-  if constexpr (AHEAD) ahead.fetch(cta, ring);
-  const Inner<KIND> inner = Inner<KIND>::template fetch<POLLED>(cta, sums.memory);
-  float sum[1][4] = {};
-  const auto push = [&] {
-    sums.push_in_turn(cta, expert_products(stream, sums), sum[0]);
-#pragma unroll
-    for (int i = 0; i < 4; i++) sum[0][i] = 0;
-  };
-  if constexpr (AHEAD) {
-#pragma unroll 1
-    for (int first = 0; first < count; first += ENTRIES) {
-#pragma unroll
-      for (int i = 0; i < ENTRIES / TURNS; i++) {
-        if (first + i * TURNS >= count) break;
-        const int place = routes.places[column][first + i * TURNS + turn];
-#pragma unroll
-        for (int part = 0; part < TURNS; part++) {
-          const OperandChunk x[1] = {inner.load(place, part, cta.lane())};
-          ahead.chunks[i][part].multiply(sum, x);
-        }
-        push();
-      }
-      if (first + ENTRIES < count) ahead.fetch(cta, ring);
-    }
+  if constexpr (DownTurns<KIND>::AHEAD) {
+    ExpertsAhead<KIND> ahead;
+    ahead.fetch(cta, ring);
+    const Inner<KIND> inner = Inner<KIND>::template fetch<POLLED>(cta, sums.memory);
+    down_ahead<KIND>(cta, ring, sums, stream, routes, inner, ahead);
   } else {
-    down_by_page<KIND>(
-        cta, ring, count,
-        [&](int entry, int step, uint32_t weights) {
-          const int place = routes.places[column][entry];
-          multiply_step<M>(sum, weights, cta.lane(), [&](int part) {
-            return inner.load(place, step * TURNS + part, cta.lane());
-          });
-        },
-        push);
+    const Inner<KIND> inner = Inner<KIND>::template fetch<POLLED>(cta, sums.memory);
+    down_by_page<KIND>(cta, ring, sums, stream, routes, inner);
   }
   sums.drain(cta);
 }
@@ -378,23 +395,26 @@ __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, Str
 template <int KIND>
 __device__ __forceinline__ void epilogue_down(const Cta& cta, Sums& sums, StreamMemory& stream,
                                               int count) {
-  constexpr int TURNS = EXPERT_TURNS<KIND>;
+  using D = DownTurns<KIND>;
   const int row_tile = cta.warp() - CONSUMER_WARPS - 1;
   float4 total = make_float4(0, 0, 0, 0);
 #pragma unroll 1
-  for (int first = 0; first < count; first += TURNS) {
+  for (int first = 0; first < count; first += D::TOGETHER) {
     sums.wait();
-    const float4* products = expert_products(stream, sums) + row_tile * TURNS * 32 + cta.lane();
+    float4 products[D::TOGETHER];
 #pragma unroll
-    for (int i = 0; i < TURNS; i++) {
+    for (int i = 0; i < D::TOGETHER; i++)
+      products[i] = D::place(stream, sums, i / D::TURNS)[(row_tile * D::TURNS + i % D::TURNS) * 32 +
+                                                         cta.lane()];
+#pragma unroll
+    for (int i = 0; i < D::TOGETHER; i++) {
       if (first + i >= count) break;
-      const float4 v = products[i * 32];
-      total.x += v.x;
-      total.y += v.y;
-      total.z += v.z;
-      total.w += v.w;
+      total.x += products[i].x;
+      total.y += products[i].y;
+      total.z += products[i].z;
+      total.w += products[i].w;
     }
-    if (first + TURNS >= count) StorePart{stream}(0, row_tile, 0, cta.lane(), total);
+    if (first + D::TOGETHER >= count) StorePart{stream}(0, row_tile, 0, cta.lane(), total);
     sums.release(cta);
   }
 }

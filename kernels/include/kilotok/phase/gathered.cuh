@@ -371,71 +371,157 @@ __device__ __forceinline__ void produce_down(const Cta& cta, Ring& ring,
   }
 }
 
+// What a warp takes of a page of whole entries: at most one is its turn.
+template <int KIND>
+struct OwnEntry {
+  using P = DownPages<KIND>;
+  using D = DownTurns<KIND>;
+  using M = typename P::M;
+  bool there;
+  // Its place in the page, and its first row among the page's.
+  int place, row;
+  Chunk<M::FORMAT> chunks[D::TURNS];
+  OperandChunk x[D::TURNS][1];
+
+  __device__ __forceinline__ OwnEntry(const Cta& cta, const P& pages, int page) {
+    static_assert(P::ITEMS <= D::TURNS, "no more are its turn");
+    const int turn = cta.warp() % D::TURNS;
+    place = (turn + D::TURNS - page * P::ITEMS % D::TURNS) % D::TURNS;
+    there = place < pages.items_of(page);
+    place = smaller(place, P::ITEMS - 1);
+    row = pages.first_row(page, place) - pages.first_row(page, 0);
+  }
+
+  // Rows that an entry does not have are whatever lies there; their products are not used.
+  __device__ __forceinline__ void load(const Cta& cta, uint32_t page) {
+    const int lane = cta.lane();
+#pragma unroll
+    for (int part = 0; part < D::TURNS; part++) {
+      chunks[part].load(page + place * M::STEP_BYTES + row_tile_offset<M>(cta) +
+                            part * M::CHUNK_BYTES, lane);
+      x[part][0].load_run(page + P::ROWS_AT + (row + lane / 4) * GATHERED_ROW_BYTES, part, lane);
+    }
+  }
+};
+
+// Owners: the products of entries that have one step.
+template <int KIND>
+__device__ __forceinline__ void down_whole(const Cta& cta, Ring& ring, Sums& sums,
+                                           const DownPages<KIND>& pages) {
+  using D = DownTurns<KIND>;
+  const int page_count = pages.count();
+#pragma unroll 1
+  for (int page = 0; page < page_count; page++) {
+    OwnEntry<KIND> entry(cta, pages, page);
+    entry.load(cta, ring.wait());
+    ring.release(cta.lane());
+    if (!entry.there) continue;
+    float product[1][4] = {};
+#pragma unroll
+    for (int part = 0; part < D::TURNS; part++)
+      entry.chunks[part].multiply(product, entry.x[part]);
+    sums.push(cta, product[0]);
+  }
+}
+
+// Owners: the products of entries of several steps.
+template <int KIND>
+__device__ __forceinline__ void down_by_step(const Cta& cta, Ring& ring, Sums& sums,
+                                             const DownPages<KIND>& pages) {
+  using P = DownPages<KIND>;
+  using D = DownTurns<KIND>;
+  using M = typename P::M;
+  const int page_count = pages.count(), lane = cta.lane(), turn = cta.warp() % D::TURNS;
+  float product[1][4] = {};
+#pragma unroll 1
+  for (int page = 0; page < page_count; page++) {
+    const uint32_t taken = ring.wait();
+#pragma unroll 1
+    for (int place = 0; place < pages.items_of(page); place++) {
+      if (pages.entry(page, place) % D::TURNS != turn) continue;
+      const uint32_t weights = taken + place * M::STEP_BYTES + row_tile_offset<M>(cta);
+      const uint32_t rows = taken + P::ROWS_AT + place * P::ITEM_ROWS_BYTES;
+#pragma unroll
+      for (int part = 0; part < D::TURNS; part++) {
+        Chunk<M::FORMAT> chunk;
+        OperandChunk x[1];
+        chunk.load(weights + part * M::CHUNK_BYTES, lane);
+        x[0].load_run(rows + lane / 4 * GATHERED_ROW_BYTES, part, lane);
+        chunk.multiply(product, x);
+      }
+      if (P::step(page, place) < M::STEPS - 1) continue;
+      sums.push(cta, product[0]);
+#pragma unroll
+      for (int i = 0; i < 4; i++) product[0][i] = 0;
+    }
+    ring.release(lane);
+  }
+}
+
 // Owners: the products of the entries, which go to the warps of a row tile in turn as in
 // phase/experts.cuh. The epilogue adds them to `stream.part`, which begins as zeros.
 template <int KIND>
 __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, StreamMemory& stream,
                                      const GatheredRoutes& routes) {
   using P = DownPages<KIND>;
-  using M = typename P::M;
-  constexpr int TURNS = EXPERT_TURNS<KIND>;
-  const P pages = {routes};
-  const int page_count = pages.count(), lane = cta.lane(), turn = cta.warp() % TURNS;
+  constexpr int TURNS = DownTurns<KIND>::TURNS;
   for (int i = cta.thread(); i < TOKENS_MAX * OWNER_ROWS; i += CONSUMERS)
     reinterpret_cast<float*>(stream.part)[i] = 0;
-  float sum[1][4] = {};
-#pragma unroll 1
-  for (int page = 0; page < page_count; page++) {
-    const uint32_t taken = ring.wait();
-#pragma unroll 1
-    for (int place = 0; place < pages.items_of(page); place++) {
-      if (pages.entry(page, place) % TURNS != turn) continue;
-      // Rows that an entry does not have are whatever lies there; their products are not used.
-      const int row = lane / 4 + (P::ONE_RUN
-                                      ? pages.first_row(page, place) - pages.first_row(page, 0)
-                                      : place * TILE_TOKENS);
-      multiply_step<M>(sum, taken + place * M::STEP_BYTES + row_tile_offset<M>(cta), lane,
-                       [&](int part) {
-                         OperandChunk x;
-                         x.load_run(taken + P::ROWS_AT + row * GATHERED_ROW_BYTES, part, lane);
-                         return x;
-                       });
-      if (P::step(page, place) < M::STEPS - 1) continue;
-      sums.push(cta, sum[0]);
-#pragma unroll
-      for (int i = 0; i < 4; i++) sum[0][i] = 0;
-    }
-    ring.release(lane);
-  }
+  const P pages = {routes};
+  if constexpr (P::ONE_RUN)
+    down_whole<KIND>(cta, ring, sums, pages);
+  else
+    down_by_step<KIND>(cta, ring, sums, pages);
   // The warps whose turn does not come any more.
-  if (routes.count % TURNS != 0 && turn >= routes.count % TURNS) sums.push(cta, sum[0]);
+  const int rest = routes.count % TURNS;
+  const float nothing[4] = {};
+  if (rest != 0 && cta.warp() % TURNS >= rest) sums.push(cta, nothing);
   sums.drain(cta);
 }
+
+// Where a lane of the epilogue adds the products of some entries: entry by entry its two rows, or
+// null where an entry has fewer.
+template <int TURNS>
+struct OwnRows {
+  float* parts[TURNS][2];
+
+  __device__ __forceinline__ OwnRows(StreamMemory& stream, const GatheredRoutes& routes, int first,
+                                     int row, int lane) {
+#pragma unroll
+    for (int i = 0; i < TURNS * 2; i++) {
+      const int entry = smaller(first + i / 2, routes.count);
+      const int own = routes.first_rows[entry] + lane % 4 * 2 + i % 2;
+      const bool there = entry < routes.count && own < routes.first_rows[entry + 1];
+      parts[i / 2][i % 2] = there ? stream.part[routes.tokens[own]] + row : nullptr;
+    }
+  }
+};
 
 // Epilogue of an owner: adds each entry's products to what its tokens have. An entry's tokens are
 // different ones; those of the next may be the same, in other lanes.
 template <int KIND>
 __device__ __forceinline__ void epilogue_down(const Cta& cta, Sums& sums, StreamMemory& stream,
                                               const GatheredRoutes& routes) {
-  constexpr int TURNS = EXPERT_TURNS<KIND>;
+  constexpr int TURNS = DownTurns<KIND>::TURNS;
   const int row_tile = cta.warp() - CONSUMER_WARPS - 1, lane = cta.lane();
-  const int row = row_tile * 16 + lane / 4;
 #pragma unroll 1
   for (int first = 0; first < routes.count; first += TURNS) {
+    const OwnRows<TURNS> rows(stream, routes, first, row_tile * 16 + lane / 4, lane);
     sums.wait();
-    const float4* products =
-        sums.memory.parts + (sums.stage * CONSUMER_WARPS + row_tile * TURNS) * 32 + lane;
+    float4 products[TURNS];
+#pragma unroll
+    for (int i = 0; i < TURNS; i++)
+      products[i] =
+          sums.memory.parts[(sums.stage * CONSUMER_WARPS + row_tile * TURNS + i) * 32 + lane];
 #pragma unroll
     for (int i = 0; i < TURNS; i++) {
-      if (first + i >= routes.count) break;
-      const float4 v = products[i * 32];
 #pragma unroll
       for (int j = 0; j < 2; j++) {
-        const int own = routes.first_rows[first + i] + lane % 4 * 2 + j;
-        if (own >= routes.first_rows[first + i + 1]) continue;
-        float* part = stream.part[routes.tokens[own]];
-        part[row] += j == 0 ? v.x : v.y;
-        part[row + 8] += j == 0 ? v.z : v.w;
+        float* part = rows.parts[i][j];
+        if (part == nullptr) continue;
+        const float above = part[0], below = part[8];
+        part[0] = above + (j == 0 ? products[i].x : products[i].y);
+        part[8] = below + (j == 0 ? products[i].z : products[i].w);
       }
       __syncwarp();
     }

@@ -31,18 +31,34 @@ struct RouterMemory {
   int tokens;
 };
 
-// One owner's columns: of the tokens by tile, half of a step and lane, and of the experts.
-template <int KIND>
-struct RouterStage {
-  static constexpr int HALVES = OWNER_STEPS * 2;
-  using R = Router<KIND>;
-  typename RouterStep<R::F.router_bf16>::Half tokens[TOKEN_TILES][HALVES][32];
-  alignas(16) char weights[EXPERT_TILES * R::TILE_BYTES];
-};
+// Columns come owner by owner. Weights are copied three owners ahead; the stream's columns are
+// loaded two ahead, and become an operand one ahead.
+constexpr int ROUTER_STAGES = 4;
 
 template <int KIND>
 struct RouterShared {
-  RouterStage<KIND> stages[2];
+  using R = Router<KIND>;
+  using Half = typename RouterStep<R::F.router_bf16>::Half;
+  // Halves of an owner's steps.
+  static constexpr int HALVES = OWNER_STEPS * 2;
+  using Tokens = Half[TOKEN_TILES][HALVES][32];
+  using Weights = char[EXPERT_TILES * R::TILE_BYTES];
+  alignas(128) Weights weights[ROUTER_STAGES];
+  // Of this owner and the next: what each lane has of operand B.
+  Tokens tokens[2];
+  alignas(16) float norm[HIDDEN];
+  alignas(8) uint64_t full[ROUTER_STAGES];
+
+  // All threads of a CTA.
+  __device__ __forceinline__ void begin(const RouterMemory& memory) {
+    if (threadIdx.x == 0) {
+      for (uint64_t& barrier : full) ptx::mbarrier_init(ptx::shared_address(&barrier), 1);
+      ptx::mbarrier_init_fence();
+    }
+    for (int i = threadIdx.x; i < HIDDEN; i += ROUTER_THREADS)
+      norm[i] = at<const float>(memory.norm)[i];
+    __syncthreads();
+  }
 };
 
 // The owners in the order in which their parts are added: every twelfth, then the next ones.
@@ -54,8 +70,9 @@ struct OwnerWalk {
   // Whether a sum ends with this one.
   __device__ __forceinline__ bool ends() const { return unit + STRIDE >= OWNER_UNITS; }
   __device__ __forceinline__ void next() {
-    if (ends()) first++;
-    unit = unit + STRIDE >= OWNER_UNITS ? first : unit + STRIDE;
+    const bool last = ends();
+    first += last;
+    unit = last ? first : unit + STRIDE;
   }
 };
 
@@ -63,22 +80,20 @@ struct OwnerWalk {
 template <int KIND>
 struct RouterItem {
   using R = Router<KIND>;
-  using Stage = RouterStage<KIND>;
-  using Half = typename RouterStep<R::F.router_bf16>::Half;
-  static constexpr int GROUPS = ceil_div(R::TILES, EXPERT_TILES);
+  using Shared = RouterShared<KIND>;
+  using Half = typename Shared::Half;
+  static constexpr int GROUPS = ceil_div(R::TILES, EXPERT_TILES), HALVES = Shared::HALVES;
   // Halves of steps of a tile of tokens that a warp prepares.
-  static constexpr int EACH = TOKEN_TILES * Stage::HALVES / ROUTER_WARPS;
-  static_assert(TOKEN_TILES * Stage::HALVES % ROUTER_WARPS == 0, "warps prepare as many");
+  static constexpr int EACH = TOKEN_TILES * HALVES / ROUTER_WARPS;
+  static_assert(TOKEN_TILES * HALVES % ROUTER_WARPS == 0, "warps prepare as many");
 
   const RouterMemory& memory;
-  int first_token, first_tile, tile_count, warp, lane;
-  float2 stream[EACH], norm[EACH];
+  int first_token, first_tile, warp, lane;
 
   __device__ __forceinline__ RouterItem(const RouterMemory& m, int item)
       : memory(m),
         first_token(item / GROUPS * ROUTER_TOKENS),
         first_tile(item % GROUPS * EXPERT_TILES),
-        tile_count(smaller(R::TILES - first_tile, EXPERT_TILES)),
         warp(threadIdx.x / 32),
         lane(threadIdx.x % 32) {}
 
@@ -86,45 +101,63 @@ struct RouterItem {
     return ceil_div(tokens, ROUTER_TOKENS) * GROUPS;
   }
 
-  // Asks for an owner's columns: the weights come by themselves.
-  __device__ __forceinline__ void fetch(Stage& stage, int unit) {
-    const char* from = at<const char>(memory.router) + size_t{1} * unit * R::UNIT_BYTES +
-                       first_tile * R::TILE_BYTES;
-    for (int i = threadIdx.x * 16; i < tile_count * R::TILE_BYTES; i += ROUTER_THREADS * 16)
-      ptx::copy_later(ptx::shared_address(stage.weights) + i, from + i);
-#pragma unroll
-    for (int i = 0; i < EACH; i++) {
-      const int place = warp * EACH + i;
-      const int token = first_token + place / Stage::HALVES * TILE_TOKENS + lane / 4;
-      const int column = unit * OWNER_ROWS + place % Stage::HALVES * 8 + lane % 4 * 2;
-      const bool there = token < memory.tokens && column < HIDDEN;
-      stream[i] = norm[i] = make_float2(0, 0);
-      if (!there) continue;
-      stream[i] = *reinterpret_cast<const float2*>(at<const float>(memory.stream) +
-                                                   size_t{1} * token * HIDDEN + column);
-      norm[i] = *reinterpret_cast<const float2*>(at<const float>(memory.norm) + column);
-    }
+  // One thread: begins to copy an owner's weights into the stage of such a number.
+  __device__ __forceinline__ void copy_weights(Shared& shared, const OwnerWalk& owner,
+                                               uint32_t number) const {
+    if (!owner.has()) return;
+    const uint32_t stage = number % ROUTER_STAGES;
+    const uint32_t full = ptx::shared_address(&shared.full[stage]);
+    const int bytes = smaller(R::TILES - first_tile, EXPERT_TILES) * R::TILE_BYTES;
+    ptx::mbarrier_expect(full, bytes);
+    ptx::bulk_copy(ptx::shared_address(shared.weights[stage]),
+                   at<const char>(memory.router) + size_t{1} * owner.unit * R::UNIT_BYTES +
+                       first_tile * R::TILE_BYTES,
+                   bytes, full);
   }
 
-  // Has what was asked for in shared memory, as soon as all threads meet. The product is rounded,
-  // as the stream's owner stores it: nothing may be fused.
-  __device__ __forceinline__ void store(Stage& stage) const {
+  // A thread's columns of the stream.
+  struct Loaded {
+    float2 x[EACH];
+    int columns[EACH];
+  };
+  __device__ __forceinline__ Loaded load(const OwnerWalk& owner) const {
+    Loaded loaded;
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
       const int place = warp * EACH + i;
-      stage.tokens[place / Stage::HALVES][place % Stage::HALVES][lane] =
-          Half(__fmul_rn(stream[i].x, norm[i].x), __fmul_rn(stream[i].y, norm[i].y));
+      const int token = first_token + place / HALVES * TILE_TOKENS + lane / 4;
+      const int column = owner.unit * OWNER_ROWS + place % HALVES * 8 + lane % 4 * 2;
+      const bool there = owner.has() && token < memory.tokens && column < HIDDEN;
+      loaded.columns[i] = there ? column : 0;
+      loaded.x[i] = there ? *reinterpret_cast<const float2*>(at<const float>(memory.stream) +
+                                                             size_t{1} * token * HIDDEN + column)
+                          : make_float2(0, 0);
     }
-    ptx::wait_for_copies();
+    return loaded;
+  }
+
+  // The product with the norm's weight is rounded, as the narrow pass stores it: it may not be
+  // fused with what follows.
+  __device__ __forceinline__ void store(Shared& shared, typename Shared::Tokens& tokens,
+                                        const Loaded& loaded) const {
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+      const int place = warp * EACH + i;
+      const float2 norm = *reinterpret_cast<const float2*>(&shared.norm[loaded.columns[i]]);
+      tokens[place / HALVES][place % HALVES][lane] =
+          Half(__fmul_rn(loaded.x[i].x, norm.x), __fmul_rn(loaded.x[i].y, norm.y));
+    }
   }
 
   using Sums = float[WARP_TOKEN_TILES][4];
 
   // Adds an owner's part.
-  __device__ __forceinline__ void add_part(const Stage& stage, Sums& sums) const {
+  __device__ __forceinline__ void add_part(const typename Shared::Weights& owner_weights,
+                                           const typename Shared::Tokens& tokens,
+                                           Sums& sums) const {
     using Step = RouterStep<R::F.router_bf16>;
     const uint32_t weights_at =
-        ptx::shared_address(stage.weights) + warp % EXPERT_TILES * R::TILE_BYTES;
+        ptx::shared_address(owner_weights) + warp % EXPERT_TILES * R::TILE_BYTES;
     const int first = warp / EXPERT_TILES * WARP_TOKEN_TILES;
     Sums part = {};
 #pragma unroll
@@ -133,8 +166,8 @@ struct RouterItem {
       weights.load(weights_at + step * R::STEP_BYTES, lane);
 #pragma unroll
       for (int tile = 0; tile < WARP_TOKEN_TILES; tile++) {
-        const Half x[2] = {stage.tokens[first + tile][step * 2][lane],
-                           stage.tokens[first + tile][step * 2 + 1][lane]};
+        const Half x[2] = {tokens[first + tile][step * 2][lane],
+                           tokens[first + tile][step * 2 + 1][lane]};
         float products[4] = {};
         Step::multiply(products, weights, x);
 #pragma unroll
@@ -159,36 +192,54 @@ struct RouterItem {
   }
 };
 
+// All threads of a CTA: the scores of an item. `number` counts the owners' weights that were copied.
+template <int KIND>
+__device__ __forceinline__ void score_item(RouterShared<KIND>& shared,
+                                           const RouterItem<KIND>& item, uint32_t& number) {
+  using Item = RouterItem<KIND>;
+  typename Item::Sums sums = {}, totals = {};
+  OwnerWalk weights, loads;
+  for (int i = 0; i < ROUTER_STAGES - 1; i++, weights.next())
+    if (threadIdx.x == 0) item.copy_weights(shared, weights, number + i);
+  item.store(shared, shared.tokens[0], item.load(loads));
+  loads.next();
+  typename Item::Loaded loaded = item.load(loads);
+  __syncthreads();
+  int current = 0;
+#pragma unroll 1
+  for (OwnerWalk owner; owner.has(); owner.next(), number++, current ^= 1) {
+    loads.next();
+    const typename Item::Loaded after = item.load(loads);
+    if (threadIdx.x == 0) item.copy_weights(shared, weights, number + ROUTER_STAGES - 1);
+    weights.next();
+    const uint32_t stage = number % ROUTER_STAGES;
+    wait_mbarrier(Waits::Page, ptx::shared_address(&shared.full[stage]),
+                  number / ROUTER_STAGES & 1);
+    item.add_part(shared.weights[stage], shared.tokens[current], sums);
+    if (owner.ends())
+#pragma unroll
+      for (int i = 0; i < WARP_TOKEN_TILES * 4; i++) {
+        totals[i / 4][i % 4] += sums[i / 4][i % 4];
+        sums[i / 4][i % 4] = 0;
+      }
+    item.store(shared, shared.tokens[current ^ 1], loaded);
+    loaded = after;
+    ptx::reads_before_copies();
+    __syncthreads();
+  }
+  item.store_scores(totals);
+}
+
 // All threads of all CTAs, ROUTER_THREADS each.
 template <int KIND>
 __device__ __forceinline__ void router_scores(RouterShared<KIND>& shared,
                                               const RouterMemory& memory) {
   using Item = RouterItem<KIND>;
+  shared.begin(memory);
+  uint32_t number = 0;
 #pragma unroll 1
-  for (int index = ptx::cta_index(); index < Item::count(memory.tokens); index += GRID) {
-    Item item(memory, index);
-    typename Item::Sums sums = {}, totals = {};
-    int stage = 0;
-    item.fetch(shared.stages[0], 0);
-    item.store(shared.stages[0]);
-    __syncthreads();
-#pragma unroll 1
-    for (OwnerWalk walk; walk.has(); stage ^= 1) {
-      const bool ends = walk.ends();
-      walk.next();
-      if (walk.has()) item.fetch(shared.stages[stage ^ 1], walk.unit);
-      item.add_part(shared.stages[stage], sums);
-      if (ends)
-#pragma unroll
-        for (int i = 0; i < WARP_TOKEN_TILES * 4; i++) {
-          totals[i / 4][i % 4] += sums[i / 4][i % 4];
-          sums[i / 4][i % 4] = 0;
-        }
-      if (walk.has()) item.store(shared.stages[stage ^ 1]);
-      __syncthreads();
-    }
-    item.store_scores(totals);
-  }
+  for (int index = ptx::cta_index(); index < Item::count(memory.tokens); index += GRID)
+    score_item<KIND>(shared, Item(memory, index), number);
 }
 
 // Warps of a CTA that choose experts.
