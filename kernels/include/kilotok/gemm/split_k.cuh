@@ -73,8 +73,8 @@ struct Sums {
     next();
   }
 
-  // Consumers: waits until the epilogue has released all stages but the last RECENT ones, and a warp
-  // may write its sums elsewhere than to `memory`; `written` says that it has.
+  // Consumers: waits until the epilogue has released all stages but the last RECENT ones. Then a
+  // warp writes its sums, not to `memory` but where the phase has room, and calls `written`.
   template <int RECENT>
   __device__ __forceinline__ void wait_released() const {
     const bool wrapped = stage < RECENT + 1;

@@ -392,7 +392,7 @@ struct OwnEntry {
     row = pages.first_row(page, place) - pages.first_row(page, 0);
   }
 
-  // Rows that an entry does not have are whatever lies there; their products are not used.
+  // Rows that an entry does not have are arbitrary bytes; their products are not used.
   __device__ __forceinline__ void load(const Cta& cta, uint32_t page) {
     const int lane = cta.lane();
 #pragma unroll

@@ -192,7 +192,7 @@ struct RouterItem {
   }
 };
 
-// All threads of a CTA: the scores of an item. `number` counts the owners' weights that were copied.
+// All threads of a CTA: the scores of an item. `number` counts the owners whose weights were used.
 template <int KIND>
 __device__ __forceinline__ void score_item(RouterShared<KIND>& shared,
                                            const RouterItem<KIND>& item, uint32_t& number) {
