@@ -30,15 +30,15 @@ __global__ void __launch_bounds__(wide::SORTERS)
   wide::gather_rows<KIND>(memory);
 }
 
-template <int KIND, bool GATE_UP>
-__global__ void __launch_bounds__(wide::THREADS, 1)
+template <int KIND, bool GATE_UP, wide::Runs RUNS>
+__global__ void __launch_bounds__(wide::RunShape<RUNS>::THREADS, 1)
     multiply_kernel(const ExpertsMemory memory, const uint64_t fault, const uint32_t wait_ms) {
   auto& shared = *reinterpret_cast<WideShared<KIND>*>(asked_memory());
   if (threadIdx.x == 0) wait_context = WaitContext::begin(fault, wait_ms, 0);
   if constexpr (GATE_UP)
-    wide::gate_up<KIND>(shared, memory);
+    wide::gate_up<KIND, RUNS>(shared, memory);
   else
-    wide::down<KIND>(shared, memory);
+    wide::down<KIND, RUNS>(shared, memory);
 }
 
 template <int KIND>
@@ -195,10 +195,17 @@ struct WideExperts {
     void* arguments[] = {&memory, &fault, &wait_ms};
     const dim3 grid(GRID);
     constexpr size_t SHARED = sizeof(WideShared<KIND>);
+    const auto multiply_ms = [&](auto gate_up) {
+      constexpr bool GATE_UP = decltype(gate_up)::value;
+      constexpr wide::Runs LONG = wide::Runs::Long, SHORT = wide::Runs::Short;
+      return launch_ms(multiply_kernel<KIND, GATE_UP, LONG>, grid, wide::RunShape<LONG>::THREADS,
+                       SHARED, arguments) +
+             launch_ms(multiply_kernel<KIND, GATE_UP, SHORT>, grid,
+                       wide::RunShape<SHORT>::THREADS, SHARED, arguments);
+    };
     return {launch_ms(sort_kernel<KIND>, grid, wide::SORTERS, 0, arguments),
             launch_ms(gather_kernel<KIND>, grid, wide::SORTERS, 0, arguments),
-            launch_ms(multiply_kernel<KIND, true>, grid, wide::THREADS, SHARED, arguments),
-            launch_ms(multiply_kernel<KIND, false>, grid, wide::THREADS, SHARED, arguments),
+            multiply_ms(Constant<1>{}), multiply_ms(Constant<0>{}),
             launch_ms(combine_kernel<KIND>, grid, wide::SORTERS, 0, arguments)};
   }
 

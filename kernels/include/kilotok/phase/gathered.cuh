@@ -476,23 +476,32 @@ __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, Str
   const int rest = routes.count % TURNS;
   const float nothing[4] = {};
   if (rest != 0 && cta.warp() % TURNS >= rest) sums.push(cta, nothing);
+  // The epilogue releases this one when all is added.
+  sums.push(cta, nothing);
   sums.drain(cta);
 }
 
-// Where a lane of the epilogue adds the products of some entries: entry by entry its two rows, or
-// null where an entry has fewer.
+// Where a lane of the epilogue adds the products of some entries: by entry, of its two rows the
+// places in `stream.part`, as addresses in shared memory. Rows that an entry does not have are added
+// to places behind the products, which are not used.
 template <int TURNS>
-struct OwnRows {
-  float* parts[TURNS][2];
+struct OwnPlaces {
+  uint32_t places[TURNS][2];
 
-  __device__ __forceinline__ OwnRows(StreamMemory& stream, const GatheredRoutes& routes, int first,
-                                     int row, int lane) {
+  __device__ __forceinline__ OwnPlaces(const SumMemory& memory, const StreamMemory& stream,
+                                       const GatheredRoutes& routes, int first, int row, int lane) {
+    constexpr int UNUSED_BYTES = 48, PARTS_BYTES = sizeof(SumMemory::parts);
+    static_assert(PARTS_BYTES + OWNER_ROWS * 4 * UNUSED_BYTES <= SCRATCH_BYTES, "there is room");
+    const uint32_t unused = ptx::shared_address(memory.scratch) + PARTS_BYTES +
+                            (row / 16 * 32 + lane) * UNUSED_BYTES;
+    const uint32_t parts = ptx::shared_address(stream.part) + row * 4;
 #pragma unroll
     for (int i = 0; i < TURNS * 2; i++) {
-      const int entry = smaller(first + i / 2, routes.count);
+      const int entry = smaller(first + i / 2, routes.count - 1);
       const int own = routes.first_rows[entry] + lane % 4 * 2 + i % 2;
-      const bool there = entry < routes.count && own < routes.first_rows[entry + 1];
-      parts[i / 2][i % 2] = there ? stream.part[routes.tokens[own]] + row : nullptr;
+      const bool there = first + i / 2 < routes.count && own < routes.first_rows[entry + 1];
+      const int token = routes.tokens[smaller(own, GATHERED_ROWS - 1)];
+      places[i / 2][i % 2] = there ? parts + token * (OWNER_ROWS * 4) : unused;
     }
   }
 };
@@ -506,27 +515,33 @@ __device__ __forceinline__ void epilogue_down(const Cta& cta, Sums& sums, Stream
   const int row_tile = cta.warp() - CONSUMER_WARPS - 1, lane = cta.lane();
 #pragma unroll 1
   for (int first = 0; first < routes.count; first += TURNS) {
-    const OwnRows<TURNS> rows(stream, routes, first, row_tile * 16 + lane / 4, lane);
+    const OwnPlaces<TURNS> own(sums.memory, stream, routes, first, row_tile * 16 + lane / 4, lane);
     sums.wait();
     float4 products[TURNS];
 #pragma unroll
     for (int i = 0; i < TURNS; i++)
       products[i] =
           sums.memory.parts[(sums.stage * CONSUMER_WARPS + row_tile * TURNS + i) * 32 + lane];
+    sums.release(cta);
 #pragma unroll
     for (int i = 0; i < TURNS; i++) {
+      // Rows g and g + 8 of both tokens: all are loaded before one is stored.
+      const float4& v = products[i];
+      const float added[4] = {v.x, v.z, v.y, v.w};
+      float parts[4];
 #pragma unroll
-      for (int j = 0; j < 2; j++) {
-        float* part = rows.parts[i][j];
-        if (part == nullptr) continue;
-        const float above = part[0], below = part[8];
-        part[0] = above + (j == 0 ? products[i].x : products[i].y);
-        part[8] = below + (j == 0 ? products[i].z : products[i].w);
-      }
+      for (int j = 0; j < 4; j++)
+        parts[j] = __uint_as_float(ptx::load_shared_word(own.places[i][j / 2] + j % 2 * 32));
+#pragma unroll
+      for (int j = 0; j < 4; j++)
+        ptx::store_shared_word(own.places[i][j / 2] + j % 2 * 32,
+                               __float_as_uint(parts[j] + added[j]));
       __syncwarp();
     }
-    sums.release(cta);
   }
+  // Consumers read the sums behind the barrier of one more stage.
+  sums.wait();
+  sums.release(cta);
 }
 
 }  // namespace kilotok

@@ -11,18 +11,26 @@ namespace kilotok::wide {
 constexpr int WARPGROUP = 128;
 constexpr int WARPGROUP_ROWS = 64;
 constexpr int CONSUMER_GROUPS = 2;
-constexpr int CONSUMERS = CONSUMER_GROUPS * WARPGROUP;
-// The producer is the first of a warpgroup, since that is how registers change hands: each
-// has 168 at first.
-constexpr int THREADS = CONSUMERS + WARPGROUP;
-constexpr int CONSUMER_REGISTERS = 232;
-constexpr int PRODUCER_REGISTERS = 40;
-static_assert(CONSUMER_GROUPS * CONSUMER_REGISTERS + PRODUCER_REGISTERS <= 65536 / WARPGROUP,
-              "a multiprocessor has so many");
+// Where an expert has few rows, more warps keep enough weights on their way.
+constexpr int MANY_CONSUMER_GROUPS = 4;
 
-// Rows of weights that a CTA multiplies at a time, and their tiles of 16.
-constexpr int ROWS = CONSUMER_GROUPS * WARPGROUP_ROWS;
-constexpr int ROW_TILES = ROWS / 16;
+// A CTA with so many warpgroups of consumers.
+template <int GROUPS>
+struct CtaShape {
+  static constexpr int CONSUMERS = GROUPS * WARPGROUP;
+  // The producer is the first of a warpgroup, since that is how registers are reassigned.
+  static constexpr int THREADS = CONSUMERS + WARPGROUP;
+  // Each thread has as many registers at first; consumers take what producers give back.
+  static constexpr int REGISTERS = 65536 / THREADS / 8 * 8;
+  static constexpr int PRODUCER_REGISTERS = GROUPS > 2 ? 32 : 40;
+  static constexpr int CONSUMER_REGISTERS =
+      (REGISTERS * (GROUPS + 1) - PRODUCER_REGISTERS) / GROUPS / 8 * 8;
+  // Rows of weights that a CTA multiplies at a time, and their tiles of 16.
+  static constexpr int ROWS = GROUPS * WARPGROUP_ROWS, ROW_TILES = ROWS / 16;
+};
+constexpr int CONSUMERS = CtaShape<CONSUMER_GROUPS>::CONSUMERS;
+constexpr int THREADS = CtaShape<CONSUMER_GROUPS>::THREADS;
+
 // The most tokens that it multiplies them with.
 constexpr int TOKENS = 128;
 
@@ -45,14 +53,15 @@ __device__ __forceinline__ void with_columns(int tokens, F f) {
 }
 
 // Consumers, and the producer, do their work.
-template <class Consume, class Produce>
+template <int GROUPS = CONSUMER_GROUPS, class Consume, class Produce>
 __device__ __forceinline__ void with_roles(Consume consume, Produce produce) {
-  if (threadIdx.x < CONSUMERS) {
-    ptx::more_registers<CONSUMER_REGISTERS>();
+  using Shape = CtaShape<GROUPS>;
+  if (threadIdx.x < Shape::CONSUMERS) {
+    ptx::more_registers<Shape::CONSUMER_REGISTERS>();
     consume();
   } else {
-    ptx::fewer_registers<PRODUCER_REGISTERS>();
-    if (threadIdx.x == CONSUMERS) produce();
+    ptx::fewer_registers<Shape::PRODUCER_REGISTERS>();
+    if (threadIdx.x == Shape::CONSUMERS) produce();
   }
 }
 

@@ -1,4 +1,4 @@
-// A feed-forward network of experts over many tokens. All CTAs share one list of work, the largest
+// A feed-forward network of experts over many tokens. All CTAs share a list of work, the largest
 // first: an expert's rows (wide/routes.cuh), 128 at a time and then those that remain, with every
 // row group of its matrix.
 //
@@ -60,6 +60,29 @@ __device__ __forceinline__ void gather_rows(const ExpertsMemory& memory) {
   }
 }
 
+// Runs of rows by length: each has a kernel of its own for gate and up and for down, in any order.
+// Short ones have up to 32 rows, and more warps, which keep the memory of the weights busy.
+enum class Runs { Long, Short };
+
+template <Runs RUNS>
+struct RunShape : CtaShape<RUNS == Runs::Long ? CONSUMER_GROUPS : MANY_CONSUMER_GROUPS> {
+  static constexpr int GROUPS = RUNS == Runs::Long ? CONSUMER_GROUPS : MANY_CONSUMER_GROUPS;
+  // Of the list's sizes.
+  static constexpr int FIRST_SIZE = RUNS == Runs::Long ? 0 : 2;
+  static constexpr int END_SIZE = RUNS == Runs::Long ? 2 : 3;
+
+  // Calls `f` with the constant of the columns that so many rows take.
+  template <class F>
+  static __device__ __forceinline__ void with_columns(int rows, F f) {
+    if constexpr (RUNS == Runs::Short)
+      f(Constant<32>{});
+    else if (rows > 64)
+      f(Constant<128>{});
+    else
+      f(Constant<64>{});
+  }
+};
+
 // Rows of an expert that are multiplied together.
 struct RowRun {
   int expert, first, count;
@@ -82,8 +105,8 @@ struct RunList {
   }
 
   // All threads of a CTA.
-  __device__ __forceinline__ void make(const Routes& routes) {
-    for (int i = threadIdx.x; i < EXPERTS; i += THREADS) {
+  __device__ __forceinline__ void make(const Routes& routes, int threads) {
+    for (int i = threadIdx.x; i < EXPERTS; i += threads) {
       counts[i] = at<const uint32_t>(routes.counts)[i];
       first_rows[i] = at<const uint32_t>(routes.first_rows)[i];
     }
@@ -101,12 +124,15 @@ struct RunList {
     __syncthreads();
   }
 
-  __device__ __forceinline__ int count() const {
-    return before[0][EXPERTS] + before[1][EXPERTS] + before[2][EXPERTS];
+  // Runs of some sizes.
+  __device__ __forceinline__ int count(int first_size, int end_size) const {
+    int sum = 0;
+    for (int size = first_size; size < end_size; size++) sum += before[size][EXPERTS];
+    return sum;
   }
 
-  __device__ __forceinline__ RowRun run(int index) const {
-    int size = 0;
+  // A run of this size or a later one.
+  __device__ __forceinline__ RowRun run(int size, int index) const {
     uint32_t i = index;
     while (i >= before[size][EXPERTS]) i -= before[size++][EXPERTS];
     // The last expert that has no more than `i` runs before it.
@@ -130,31 +156,38 @@ struct ExpertsShared {
 };
 
 // The work of a matrix of every expert: its runs, each with so many row groups at a time.
-template <class M, int GROUPS, int EXPERTS>
+template <class M, Runs RUNS, int AT_ONCE, int EXPERTS>
 struct ExpertsWork {
-  static constexpr int EACH = ceil_div(MatrixWork<M>::ROW_GROUPS, GROUPS);
+  using Shape = RunShape<RUNS>;
+  static constexpr int ROW_GROUPS = ceil_div(MATRIX_TILES<M>, Shape::ROW_TILES);
+  static constexpr int EACH = ceil_div(ROW_GROUPS, AT_ONCE);
   const RunList<EXPERTS>& list;
 
-  __device__ __forceinline__ int count() const { return list.count() * EACH; }
-  __device__ __forceinline__ RowRun run(int item) const { return list.run(item / EACH); }
+  __device__ __forceinline__ int count() const {
+    return list.count(Shape::FIRST_SIZE, Shape::END_SIZE) * EACH;
+  }
+  __device__ __forceinline__ RowRun run(int item) const {
+    return list.run(Shape::FIRST_SIZE, item / EACH);
+  }
   __device__ __forceinline__ int first_row(const RowRun& run) const {
     return static_cast<int>(list.first_rows[run.expert]) + run.first;
   }
   static __device__ __forceinline__ RowGroups groups(int item) {
-    const int first = item % EACH * GROUPS;
-    return {first, smaller(first + GROUPS, MatrixWork<M>::ROW_GROUPS)};
+    const int first = item % EACH * AT_ONCE;
+    return {first, smaller(first + AT_ONCE, ROW_GROUPS)};
   }
 };
 
-// All threads of all CTAs: a matrix of every expert times its rows, which `operand` has. `use(row,
-// row tile, rows there, lane, values)`: the row is the first of eight.
-template <class M, Order ORDER, int GROUPS, int EXPERTS, class Use>
+// All threads of all CTAs: a matrix of every expert times its runs of rows, which `operand` has.
+// `use(row, row tile, rows there, lane, values)`: the row is the first of eight.
+template <class M, Order ORDER, Runs RUNS, int AT_ONCE, int EXPERTS, class Use>
 __device__ __forceinline__ void multiply_experts(ExpertsShared<EXPERTS>& shared,
                                                  const Routes& routes, uint64_t weights,
                                                  const Operand& operand, Use use) {
-  if (threadIdx.x == 0) TokenRing(shared.ring).init();
-  shared.list.make(routes);
-  const ExpertsWork<M, GROUPS, EXPERTS> work = {shared.list};
+  using Shape = RunShape<RUNS>;
+  if (threadIdx.x == 0) TokenRing(shared.ring).init(Shape::GROUPS);
+  shared.list.make(routes, Shape::THREADS);
+  const ExpertsWork<M, RUNS, AT_ONCE, EXPERTS> work = {shared.list};
   const int count = work.count();
   const auto consume = [&] {
     TokenRing ring(shared.ring);
@@ -163,8 +196,8 @@ __device__ __forceinline__ void multiply_experts(ExpertsShared<EXPERTS>& shared,
       const RowRun run = work.run(item);
       const int row = work.first_row(run);
       const char* matrix = at<const char>(weights) + run.expert * M::BYTES;
-      with_columns(run.count, [&](auto columns) {
-        multiply_rows<M, decltype(columns)::value, ORDER, (GROUPS > 1)>(
+      Shape::with_columns(run.count, [&](auto columns) {
+        multiply_rows<M, decltype(columns)::value, ORDER, (AT_ONCE > 1), Shape::GROUPS>(
             ring, shared.totals, matrix, work.groups(item),
             [&](int row_tile, int tile, int lane, const float4& values) {
               const int in_run = tile * TILE_TOKENS;
@@ -184,20 +217,20 @@ __device__ __forceinline__ void multiply_experts(ExpertsShared<EXPERTS>& shared,
         produce_tokens<M, ORDER>(ring, operand, work.first_row(run), run.count);
     }
   };
-  with_roles(consume, produce);
+  with_roles<Shape::GROUPS>(consume, produce);
 }
 
-// Row groups of down that a CTA multiplies one after the other: each has few columns, and weights
-// of the next come while one ends.
-constexpr int DOWN_GROUPS = 8;
+// Row tiles of down that a CTA multiplies one after the other: each has few columns, and weights of
+// the next come while one ends.
+constexpr int DOWN_TILES = 64;
 
-template <int KIND, int EXPERTS>
+template <int KIND, Runs RUNS, int EXPERTS>
 __device__ __forceinline__ void gate_up(ExpertsShared<EXPERTS>& shared,
                                         const ExpertsMemory& memory) {
   using M = GateUpMatrix<KIND>;
   constexpr FeedForward F = FEED_FORWARDS[KIND];
   const float2* factors = at<const float2>(memory.routes.factors);
-  multiply_experts<M, Order::Parts, 1>(
+  multiply_experts<M, Order::Parts, RUNS, 1>(
       shared, memory.routes, memory.gate_up, {at<const char>(memory.gathered), memory.capacity},
       [&](int first, int row_tile, int rows, int lane, const float4& v) {
         const int value = row_tile * 8 + lane / 4;
@@ -216,11 +249,12 @@ __device__ __forceinline__ void gate_up(ExpertsShared<EXPERTS>& shared,
       });
 }
 
-template <int KIND, int EXPERTS>
+template <int KIND, Runs RUNS, int EXPERTS>
 __device__ __forceinline__ void down(ExpertsShared<EXPERTS>& shared,
                                      const ExpertsMemory& memory) {
   using M = DownMatrix<KIND>;
-  multiply_experts<M, Order::Chain, DOWN_GROUPS>(
+  constexpr int AT_ONCE = DOWN_TILES / RunShape<RUNS>::ROW_TILES;
+  multiply_experts<M, Order::Chain, RUNS, AT_ONCE>(
       shared, memory.routes, memory.down, {at<const char>(memory.inner), memory.capacity},
       [&](int first, int row_tile, int rows, int lane, const float4& v) {
         const int column = row_tile * 16 + lane / 4, i = lane % 4 * 2;

@@ -191,7 +191,7 @@ struct Products<Format::Mxfp4, COLUMNS> {
 
 // What the consumers' warps have added up of earlier parts of the columns.
 struct TotalMemory {
-  float4 totals[TOKENS / TILE_TOKENS][CONSUMERS];
+  float4 totals[TOKENS / TILE_TOKENS * CONSUMERS];
 };
 
 // Row groups of a matrix that a CTA multiplies one after the other with the same tokens.
@@ -200,7 +200,7 @@ struct RowGroups {
 };
 
 // The weights of a warp in the order in which it multiplies them, of one row group or of MANY.
-template <class M, Order ORDER, bool MANY>
+template <class M, Order ORDER, bool MANY, int GROUPS>
 struct WeightsWalk {
   const char *matrix, *from;
   int group, end;
@@ -212,7 +212,7 @@ struct WeightsWalk {
   }
   // Beyond the last row tile it is that one again: all warps of a warpgroup multiply.
   __device__ __forceinline__ void begin_group() {
-    const int tile = group * ROW_TILES + static_cast<int>(threadIdx.x) / 32;
+    const int tile = group * CtaShape<GROUPS>::ROW_TILES + static_cast<int>(threadIdx.x) / 32;
     from = row_tile<M>(matrix, smaller(tile, MATRIX_TILES<M> - 1));
   }
   // Loads the next chunk, if there is one.
@@ -227,16 +227,19 @@ struct WeightsWalk {
 };
 
 // A warp's row tiles times the tokens of the ring's next stages, of so many columns.
-template <class M, int COLUMNS, Order ORDER, bool MANY>
+template <class M, int COLUMNS, Order ORDER, bool MANY, int GROUPS>
 struct Multiplier {
   using Walk = ChunkWalk<M, ORDER>;
   using C = Chunk<M::FORMAT>;
+  static constexpr int CONSUMERS = CtaShape<GROUPS>::CONSUMERS;
+  static_assert(COLUMNS * GROUPS <= TOKENS * CONSUMER_GROUPS, "totals have room");
   // Chunks of weights on their way: where there are few tokens they go by fast.
-  static constexpr int AHEAD =
-      divisor(Walk::INNER, M::FORMAT == Format::Bf16 || COLUMNS > 64 ? 4 : 8);
+  static constexpr bool FEW_AHEAD =
+      M::FORMAT == Format::Bf16 || COLUMNS > 64 || GROUPS > CONSUMER_GROUPS;
+  static constexpr int AHEAD = divisor(Walk::INNER, FEW_AHEAD ? 4 : 8);
 
   C ahead[AHEAD];
-  WeightsWalk<M, ORDER, MANY> weights;
+  WeightsWalk<M, ORDER, MANY, GROUPS> weights;
 
   __device__ __forceinline__ Multiplier(const char* matrix, const RowGroups& groups)
       : weights(matrix, groups) {
@@ -271,7 +274,7 @@ struct Multiplier {
                                                   float (&acc)[COLUMNS / 2]) {
 #pragma unroll
     for (int tile = 0; tile < COLUMNS / TILE_TOKENS; tile++) {
-      float4& total = memory.totals[tile][threadIdx.x];
+      float4& total = memory.totals[tile * CONSUMERS + threadIdx.x];
       if (part > 0) {
         const float4 before = total;
         acc[tile * 4] = before.x + acc[tile * 4];
@@ -288,17 +291,17 @@ struct Multiplier {
 
 // Consumers: row groups times COLUMNS columns, MANY or one. `use(row tile, tile, lane, values)`
 // gets what the narrow pass's `use` gets: rows g and g + 8 of tokens 2q and 2q + 1.
-template <class M, int COLUMNS, Order ORDER, bool MANY, class Use>
+template <class M, int COLUMNS, Order ORDER, bool MANY, int GROUPS = CONSUMER_GROUPS, class Use>
 __device__ __forceinline__ void multiply_rows(TokenRing& ring, TotalMemory& memory,
                                               const char* weights, const RowGroups& groups,
                                               Use use) {
-  Multiplier<M, COLUMNS, ORDER, MANY> multiplier(weights, groups);
+  Multiplier<M, COLUMNS, ORDER, MANY, GROUPS> multiplier(weights, groups);
   int group = groups.first;
 #pragma unroll 1
   do {
     float sums[COLUMNS / 2];
     multiplier.multiply(ring, memory, sums);
-    const int tile = group * ROW_TILES + static_cast<int>(threadIdx.x) / 32;
+    const int tile = group * CtaShape<GROUPS>::ROW_TILES + static_cast<int>(threadIdx.x) / 32;
     if (tile >= MATRIX_TILES<M>) continue;
 #pragma unroll
     for (int i = 0; i < COLUMNS / TILE_TOKENS; i++)
@@ -311,7 +314,7 @@ __device__ __forceinline__ void multiply_rows(TokenRing& ring, TotalMemory& memo
 // of the same tokens one after the other, shared out among all CTAs.
 template <class M>
 struct MatrixWork {
-  static constexpr int ROW_GROUPS = ceil_div(MATRIX_TILES<M>, ROW_TILES);
+  static constexpr int ROW_GROUPS = ceil_div(MATRIX_TILES<M>, CtaShape<CONSUMER_GROUPS>::ROW_TILES);
   int token_count;
 
   __device__ __forceinline__ int count() const {

@@ -52,11 +52,11 @@ struct TokenRing {
         full(ptx::shared_address(memory.full)),
         empty(ptx::shared_address(memory.empty)) {}
 
-  // One thread, before any other uses the ring.
-  __device__ __forceinline__ void init() const {
+  // One thread, before any other uses the ring; so many warpgroups will release its stages.
+  __device__ __forceinline__ void init(int groups = CONSUMER_GROUPS) const {
     for (int i = 0; i < STAGES; i++) {
       ptx::mbarrier_init(full + 8 * i, 1);
-      ptx::mbarrier_init(empty + 8 * i, CONSUMERS / 32 * ptx::WARP_ARRIVALS);
+      ptx::mbarrier_init(empty + 8 * i, groups * WARPGROUP / 32 * ptx::WARP_ARRIVALS);
     }
     ptx::mbarrier_init_fence();
   }
