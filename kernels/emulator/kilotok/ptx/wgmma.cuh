@@ -156,7 +156,8 @@ inline void wgmma_shared(float (&sums)[32], uint64_t a, uint64_t b, bool add) {
   wgmma_begin(sums, 64, emulator::K_MAX, rows, b, add);
 }
 
-inline void wgmma_tf32(float (&sums)[4], const float (&a)[4], uint64_t b, bool add) {
+template <int COUNT>
+void wgmma_tf32(float (&sums)[COUNT], const float (&a)[4], uint64_t b, bool add) {
   uint32_t words[4];
   for (int i = 0; i < 4; i++) words[i] = __float_as_uint(a[i]) & 0xffffe000;
   const emulator::Shown* shown = emulator::show(words, 4);
@@ -164,7 +165,7 @@ inline void wgmma_tf32(float (&sums)[4], const float (&a)[4], uint64_t b, bool a
   for (int k = 0; k < 8; k++)
     for (int row = 0; row < 2; row++)
       rows[row][k] = __uint_as_float(shown[emulator::lane() / 4 * 4 + k % 4][k / 4 * 2 + row]);
-  wgmma_begin(sums, 8, 8, rows, b, add);
+  wgmma_begin(sums, COUNT * 2, 8, rows, b, add);
 }
 
 }  // namespace kilotok::ptx

@@ -163,9 +163,8 @@ __device__ __forceinline__ void wgmma_shared(float (&d)[32], uint64_t a, uint64_
       : KILOTOK_EIGHT(0), KILOTOK_EIGHT(8), KILOTOK_EIGHT(16), KILOTOK_EIGHT(24)
       : "l"(a), "l"(b), "r"(static_cast<int>(add)));
 }
-#undef KILOTOK_EIGHT
 
-// The same for TF32 and eight columns, 8 along k; A as in `mma_tf32`.
+// The same for TF32 and 8 or 64 columns, 8 along k; A as in `mma_tf32`.
 __device__ __forceinline__ void wgmma_tf32(float (&d)[4], const float (&a)[4], uint64_t b,
                                            bool add) {
   asm volatile(
@@ -176,5 +175,18 @@ __device__ __forceinline__ void wgmma_tf32(float (&d)[4], const float (&a)[4], u
       : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
         "r"(__float_as_uint(a[3])), "l"(b), "r"(static_cast<int>(add)));
 }
+__device__ __forceinline__ void wgmma_tf32(float (&d)[32], const float (&a)[4], uint64_t b,
+                                           bool add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k8.f32.tf32.tf32 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, "
+      "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+      "}, {%32, %33, %34, %35}, %36, p, 1, 1;\n}"
+      : KILOTOK_EIGHT(0), KILOTOK_EIGHT(8), KILOTOK_EIGHT(16), KILOTOK_EIGHT(24)
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
+        "r"(__float_as_uint(a[3])), "l"(b), "r"(static_cast<int>(add)));
+}
+#undef KILOTOK_EIGHT
 
 }  // namespace kilotok::ptx
