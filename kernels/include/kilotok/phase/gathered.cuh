@@ -482,8 +482,8 @@ __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, Str
 }
 
 // Where a lane of the epilogue adds the products of some entries: by entry, of its two rows the
-// places in `stream.part`, as addresses in shared memory. Rows that an entry does not have are added
-// to places behind the products, which are not used.
+// places in `stream.part`, as addresses in shared memory. Rows that an entry does not have are
+// added to places behind the products, which are not used.
 template <int TURNS>
 struct OwnPlaces {
   uint32_t places[TURNS][2];

@@ -35,8 +35,8 @@ template <int KIND>
 __device__ __forceinline__ void gather_rows(const ExpertsMemory& memory) {
   constexpr FeedForward F = FEED_FORWARDS[KIND];
   constexpr int WARPS = SORTERS / 32, AT_ONCE = 32 / TILE_TOKENS * PIECE_COLUMNS;
-  constexpr int LOADS = divisor(ceil_div(HIDDEN, AT_ONCE), 8);
-  constexpr int RUNS = ceil_div(HIDDEN, AT_ONCE) / LOADS;
+  constexpr int COLUMNS = align_up(HIDDEN, CHUNK_COLUMNS);
+  constexpr int LOADS = divisor(COLUMNS / AT_ONCE, 8), RUNS = COLUMNS / AT_ONCE / LOADS;
   const int lane = threadIdx.x % 32, warp = ptx::cta_index() * WARPS + threadIdx.x / 32;
   const int tiles =
       static_cast<int>(at<const uint32_t>(memory.routes.first_rows)[F.experts]) / TILE_TOKENS;
@@ -50,14 +50,23 @@ __device__ __forceinline__ void gather_rows(const ExpertsMemory& memory) {
     uint4 pieces[LOADS];
 #pragma unroll
     for (int j = 0; j < LOADS; j++)
-      if (column + j * AT_ONCE < HIDDEN) pieces[j] = ptx::load_weights(from + j * AT_ONCE);
+      pieces[j] = column + j * AT_ONCE < HIDDEN ? ptx::load_weights(from + j * AT_ONCE)
+                                                : make_uint4(0, 0, 0, 0);
 #pragma unroll
     for (int j = 0; j < LOADS; j++)
-      if (column + j * AT_ONCE < HIDDEN)
-        *reinterpret_cast<uint4*>(at<char>(memory.gathered) +
-                                  operand_place(row, column + j * AT_ONCE, memory.capacity)) =
-            pieces[j];
+      *reinterpret_cast<uint4*>(at<char>(memory.gathered) +
+                                operand_place(row, column + j * AT_ONCE, memory.capacity)) =
+          pieces[j];
   }
+  // Columns behind the last that `down` multiplies with zeros have to be numbers.
+  constexpr int FIRST = align_up(F.width, PIECE_COLUMNS), END = align_up(F.width, CHUNK_COLUMNS);
+  constexpr int PIECES = (END - FIRST) / PIECE_COLUMNS;
+  for (int i = ptx::cta_index() * SORTERS + threadIdx.x; i < tiles * TILE_TOKENS * PIECES;
+       i += GRID * SORTERS)
+    *reinterpret_cast<uint4*>(
+        at<char>(memory.inner) +
+        operand_place(i / larger(PIECES, 1), FIRST + i % larger(PIECES, 1) * PIECE_COLUMNS,
+                      memory.capacity)) = make_uint4(0, 0, 0, 0);
 }
 
 // Runs of rows by length: each has a kernel of its own for gate and up and for down, in any order.
