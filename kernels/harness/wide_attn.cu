@@ -210,7 +210,7 @@ class World {
         const uint32_t page = table_[table_at_[r] + p / PAGE_TOKENS - first_page_[r]];
         for (int head = 0; head < A.kv_heads; head++) {
           const uint32_t place = (page * A.kv_heads + head) * PAGE_TOKENS + p % PAGE_TOKENS;
-          uint16_t* group = all.data() + static_cast<size_t>(place / GROUP_KEYS) * GROUP_KEYS * dims;
+          uint16_t* group = all.data() + size_t{place / GROUP_KEYS} * GROUP_KEYS * dims;
           for (int d = 0; d < dims; d++)
             group[in_group_offset(place % GROUP_KEYS, d)] =
                 bf16_bits(uniform(seed, static_cast<size_t>(place) * dims + d));
@@ -314,7 +314,8 @@ class World {
       if (from >= to) continue;
       rows.push_back(batch_row(r, from - begin, tokens.size(), to - from));
       for (int i = from; i < to; i++)
-        tokens.push_back({0, rows_[r].start + i - begin, static_cast<uint32_t>(rows.size() - 1), 0});
+        tokens.push_back(
+            {0, rows_[r].start + i - begin, static_cast<uint32_t>(rows.size() - 1), 0});
     }
     Buffers::copy(narrow_.tokens, tokens);
     Buffers::copy(narrow_.rows, rows);
@@ -338,7 +339,8 @@ class World {
     for (int first = 0; first < tokens_; first += TOKENS_MAX) {
       const int end = std::min(first + TOKENS_MAX, tokens_);
       narrow_step(first, end);
-      const auto operand = read<uint16_t>(narrow_.attended, size_t{TOKENS_MAX} * ATTENDED_BYTES / 2);
+      const auto operand =
+          read<uint16_t>(narrow_.attended, size_t{TOKENS_MAX} * ATTENDED_BYTES / 2);
       for (int token = 0; token < end - first; token++)
         for (int column = 0; column < COLUMNS; column++)
           all.push_back(operand[(operand_row(token, ATTENDED_BYTES) + operand_offset(column)) / 2]);

@@ -1,4 +1,4 @@
-// Attention of many tokens over the keys that they see, with the bits of the narrow pass.
+// Attention of many tokens, with the bits of the narrow pass.
 #pragma once
 
 #include "kilotok/wide/attn_full.cuh"
@@ -6,8 +6,8 @@
 
 namespace kilotok::wide {
 
-// Whether the wide pass has a kind of attention. Those that the narrow pass cuts into chunks of keys
-// that stay in registers it has not: long windows, and heads too wide to be streamed.
+// Whether the wide pass supports a kind of attention: full attention that the narrow pass streams,
+// and windows that it does not split into chunks. MiMo's target models have no others.
 template <int KIND>
 constexpr bool HAS_ATTENTION =
     STREAMED<KIND> || (ATTENTIONS[KIND].window > 0 && WINDOW_PIECES<KIND> <= CONSUMER_WARPS);
@@ -24,10 +24,10 @@ struct AttnSharedOf<KIND, false> {
 template <int KIND>
 using AttnShared = typename AttnSharedOf<KIND, STREAMED<KIND>>::Type;
 
-// All threads of all CTAs, THREADS each. `shared` is what no one has used yet.
+// All threads of all CTAs, THREADS each. `shared` is unused before.
 template <int KIND>
 __device__ __forceinline__ void attn(AttnShared<KIND>& shared, const AttnMemory& memory) {
-  static_assert(HAS_ATTENTION<KIND>, "the narrow pass does it");
+  static_assert(HAS_ATTENTION<KIND>, "only the narrow pass supports it");
   if constexpr (STREAMED<KIND>)
     attn_full<KIND>(shared, memory);
   else

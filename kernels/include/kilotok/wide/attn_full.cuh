@@ -1,24 +1,24 @@
-// Attention over all keys before a token, by warpgroups. A CTA keeps the queries of a block, eight
-// tokens times up to 16 heads, and walks through the keys, 64 at a time; each of two warpgroups has
-// four of the tokens. No partial results leave it.
+// Full attention by products of warpgroups. A CTA keeps the queries of a tile in shared memory,
+// eight tokens times up to 16 heads, four tokens for each of two warpgroups, and goes through the
+// keys 64 at a time. Sums stay in registers, so no partial results are stored.
 //
-// The order is that of phase/attn_stream.cuh: of each chunk 32 keys at a time, whose largest score
-// rescales the sums before they are added; then chunks one by one (`add_part`).
+// The order of sums is that of phase/attn_stream.cuh: an online softmax over each chunk, 32 keys at
+// a time, and then the chunks one by one (`add_part`).
 #pragma once
 
-#include "kilotok/wide/attn_blocks.cuh"
+#include "kilotok/wide/attn_tiles.cuh"
 
 namespace kilotok::wide {
 
 constexpr int FULL_POSITIONS = 8, FULL_STAGES = 3, STAGE_KEYS = 64;
 static_assert(CHUNK_KEYS % STAGE_KEYS == 0 && STAGE_KEYS % KEYS_AT_ONCE == 0, "stages are whole");
-static_assert(CHUNK_KEYS * CHUNKS_MAX % FULL_POSITIONS == 0, "a block's chunks are of one length");
+static_assert(CHUNK_KEYS * CHUNKS_MAX % FULL_POSITIONS == 0, "a tile's chunks have one length");
 
 template <int KIND>
 struct FullSizes {
   static constexpr Attention A = ATTENTIONS[KIND];
   static constexpr int KEY_BYTES = A.qk_dim * 2, VALUE_BYTES = A.v_dim * 2;
-  // A token's queries, and those of eight heads.
+  // The queries of a token, and of eight of its heads.
   static constexpr int QUERY_BYTES = TILE_HEADS * KEY_BYTES, HALF_BYTES = QUERY_BYTES / 2;
 };
 
@@ -27,13 +27,13 @@ struct FullShared {
   using S = FullSizes<KIND>;
   alignas(128) char keys[FULL_STAGES][STAGE_KEYS * S::KEY_BYTES];
   alignas(128) char values[FULL_STAGES][STAGE_KEYS * S::VALUE_BYTES];
-  // Of two blocks, so that the next one's come while one ends.
+  // Of two tiles, so that the next tile's queries are loaded while one is computed.
   alignas(128) char queries[2][FULL_POSITIONS * S::QUERY_BYTES];
   alignas(8) uint64_t full[FULL_STAGES], empty[FULL_STAGES];
   alignas(8) uint64_t queries_full[2], queries_empty[2];
 };
 
-// A ring of COUNT stages by their barriers; each end has its own.
+// The barriers of a ring of COUNT stages; producer and consumers each have their own copy.
 template <int COUNT>
 struct StageRing {
   uint32_t full, empty;
@@ -68,8 +68,8 @@ struct StageRing {
   }
 };
 
-// A warp's token and what it has summed up: with g = lane / 4 and q = lane % 4 of heads g and 8 + g,
-// dimensions 8 i + 2 q and the next.
+// The sums of a warp's token. With g = lane / 4 and q = lane % 4 a lane has dimensions 8 i + 2 q
+// and 8 i + 2 q + 1 of heads g and 8 + g.
 template <int KIND>
 struct FullSums {
   static constexpr Attention A = ATTENTIONS[KIND];
@@ -77,8 +77,9 @@ struct FullSums {
   using Scores = float[STAGE_KEYS / 2];
   using Weights = uint32_t[PIECES_AT_ONCE][4];
 
-  // Of the chunk, as in `StreamedTile`; of all chunks before it.
+  // Of the chunk, as in `StreamedTile`.
   float largest[2], sum[4], values[COUNT];
+  // Of all chunks before it.
   Softmax softmax[2];
   float total[COUNT];
 
@@ -113,8 +114,8 @@ struct FullSums {
     begin_chunk();
   }
 
-  // Weights of 32 keys whose scores begin at `first`. Returns whether a maximum rose; factors are
-  // those of the sums before.
+  // Weights of 32 keys whose scores begin at `first`, and the factors by which earlier sums are to
+  // be rescaled. Returns whether the lane's maximum rose.
   __device__ __forceinline__ bool weigh(const Scores& scores, int first, Weights& weights,
                                         float (&factors)[2]) {
     bool rises = false;
@@ -159,12 +160,12 @@ struct FullSums {
   }
 };
 
-// The largest N that products of warpgroups are written for, of at most so many columns.
+// The largest N of `wgmma_turned` that is at most so many columns.
 __host__ __device__ constexpr int product_columns(int most) {
   return most >= 128 ? 128 : most >= 64 ? 64 : most >= 32 ? 32 : 16;
 }
 
-// values += weights of 16 keys times these, of dimensions FIRST on.
+// values += weights of 16 keys times their values, from dimension FIRST on.
 template <int FIRST, int DIMS>
 __device__ __forceinline__ void multiply_values(float (&values)[DIMS / 2],
                                                 const uint32_t (&weights)[4], uint64_t operand) {
@@ -193,7 +194,7 @@ struct FullConsumer {
         ring(s.full, s.empty),
         query_ring(s.queries_full, s.queries_empty) {}
 
-  // Begins the scores of the ring's stage.
+  // Starts the products of queries and the keys of the ring's stage.
   __device__ __forceinline__ void begin_scores(typename Sums::Scores& scores) const {
     const uint64_t keys = ptx::wgmma_operand(ptx::shared_address(shared.keys[ring.stage]),
                                              PIECE_BYTES, GROUP_KEYS * S::KEY_BYTES);
@@ -205,7 +206,7 @@ struct FullConsumer {
     ptx::wgmma_commit();
   }
 
-  // Begins to add the values of 32 keys of a stage.
+  // Starts the products of the weights and values of 32 keys of a stage.
   __device__ __forceinline__ void begin_values(Sums& sums, const typename Sums::Weights& weights,
                                                int stage, int half) const {
     const uint32_t from = ptx::shared_address(shared.values[stage]) +
@@ -221,13 +222,13 @@ struct FullConsumer {
     ptx::wgmma_commit();
   }
 
-  // What overflowed, also downwards, becomes a NaN: it must not weigh nothing.
+  // A score that overflowed, also to -infinity, becomes NaN: its weight must not be zero.
   static __device__ __forceinline__ void check(typename Sums::Scores& scores) {
 #pragma unroll
     for (int i = 0; i < STAGE_KEYS / 2; i++) scores[i] = fmaf(scores[i], 0.0f, scores[i]);
   }
 
-  // 32 keys, after which nothing is under way.
+  // Attends to 32 keys, and waits for the products.
   __device__ __forceinline__ void attend(Sums& sums, const typename Sums::Scores& scores,
                                          int half) const {
     typename Sums::Weights weights;
@@ -238,8 +239,10 @@ struct FullConsumer {
     ptx::wgmma_wait<0>(sums.values);
   }
 
-  // A stage that all tokens see, and the scores of the next: these are under way afterwards.
-  __device__ __forceinline__ void attend_stage(Sums& sums, typename Sums::Scores& scores, int lane) {
+  // Attends to a stage that all tokens see, and starts the scores of the next one, which are in
+  // flight afterwards.
+  __device__ __forceinline__ void attend_stage(Sums& sums, typename Sums::Scores& scores,
+                                               int lane) {
     typename Sums::Weights first, second;
     float factors[2];
     ptx::wgmma_wait<0>(scores);
@@ -263,11 +266,11 @@ struct FullConsumer {
     here.release(lane);
   }
 
-  // The stage in which the block's own tokens lie: keys behind a token's own do not count, and
-  // values behind the row's last one are zeros, as they may not be numbers.
+  // The last stage, with the tile's own positions. A token does not see the keys behind its own.
+  // Values behind the row's last are zeros, because uninitialised memory could be NaN.
   __device__ __forceinline__ void attend_last(Sums& sums, typename Sums::Scores& scores, int lane,
                                               uint32_t first, uint32_t position,
-                                              uint32_t block_end, uint32_t row_end) {
+                                              uint32_t tile_end, uint32_t row_end) {
     ptx::wgmma_wait<0>(scores);
     check(scores);
 #pragma unroll
@@ -275,14 +278,14 @@ struct FullConsumer {
       if (first + i / 4 * GROUP_KEYS + lane % 4 * 2 + i % 2 > position) scores[i] = LOWEST;
     if (row_end < first + STAGE_KEYS) clear_values(row_end - first);
     attend(sums, scores, 0);
-    if (block_end > first + KEYS_AT_ONCE) attend(sums, scores, 1);
+    if (tile_end > first + KEYS_AT_ONCE) attend(sums, scores, 1);
     sums.end_chunk();
     ptx::reads_before_copies();
     ring.release(lane);
     ring.next();
   }
 
-  // All consumers.
+  // All consumers: clears the values of the stage from a key on.
   __device__ __forceinline__ void clear_values(uint32_t from) const {
     constexpr int RUNS = A.v_dim / 8;
     const uint32_t to = ptx::shared_address(shared.values[ring.stage]);
@@ -294,12 +297,12 @@ struct FullConsumer {
     ptx::sync_threads<CONSUMERS>();
   }
 
-  // A tile of heads of a block.
-  __device__ __forceinline__ void attend_block(const TokenBlock& block, int tile) {
+  // Attends to a head tile of a query tile.
+  __device__ __forceinline__ void attend_tile(const QueryTile& tile, int head_tile) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const BatchRow& row = memory.step.row(block.row);
-    const uint32_t position = block.begin + warp;
-    const uint32_t chunk_keys = visible_keys<KIND>(row, block.begin, false).chunk_keys;
+    const BatchRow& row = memory.step.row(tile.row);
+    const uint32_t position = tile.begin + warp;
+    const uint32_t chunk_keys = visible_keys<KIND>(row, tile.begin, false).chunk_keys;
     query_ring.wait();
     queries = ptx::wgmma_operand(
         ptx::shared_address(shared.queries[query_ring.stage]) +
@@ -312,7 +315,7 @@ struct FullConsumer {
     begin_scores(scores);
     uint32_t first = 0, chunk_end = chunk_keys;
 #pragma unroll 1
-    for (; first + STAGE_KEYS < block.end; first += STAGE_KEYS) {
+    for (; first + STAGE_KEYS < tile.end; first += STAGE_KEYS) {
       if (first == chunk_end) {
         sums.end_chunk();
         chunk_end += chunk_keys;
@@ -320,12 +323,12 @@ struct FullConsumer {
       attend_stage(sums, scores, lane);
     }
     if (first == chunk_end) sums.end_chunk();
-    attend_last(sums, scores, lane, first, position, block.end, row.start + row.count);
+    attend_last(sums, scores, lane, first, position, tile.end, row.start + row.count);
     query_ring.release(lane);
     query_ring.next();
-    if (position >= block.first && position < block.end)
-      store(sums, token_at(row, position), block.kv_head * HeadTiles<KIND>::GROUP +
-                                               tile * TILE_HEADS, lane);
+    if (position >= tile.first && position < tile.end)
+      store(sums, token_at(row, position), tile.kv_head * HeadTiles<KIND>::GROUP +
+                                               head_tile * TILE_HEADS, lane);
   }
 
   __device__ __forceinline__ void store(const Sums& sums, int token, int first_head,
@@ -345,26 +348,26 @@ struct FullConsumer {
   }
 };
 
-// The producer: queries, keys and values of a block.
+// The producer: queries, keys and values of a tile.
 template <int KIND>
-__device__ __forceinline__ void produce_block(const AttnMemory& memory, FullShared<KIND>& shared,
+__device__ __forceinline__ void produce_tile(const AttnMemory& memory, FullShared<KIND>& shared,
                                               StageRing<FULL_STAGES>& ring,
-                                              StageRing<2>& query_ring, const TokenBlock& block,
-                                              int tile) {
+                                              StageRing<2>& query_ring, const QueryTile& tile,
+                                              int head_tile) {
   using S = FullSizes<KIND>;
   constexpr int COPIES = STAGE_KEYS / COPY_KEYS;
-  const BatchRow row = memory.step.row(block.row);
-  const KeySource<KIND> source = key_source<KIND>(memory, row, block.kv_head);
-  query_ring.acquire((block.end - block.first) * S::QUERY_BYTES);
-  for (uint32_t p = block.first; p < block.end; p++)
+  const BatchRow row = memory.step.row(tile.row);
+  const KeySource<KIND> source = key_source<KIND>(memory, row, tile.kv_head);
+  query_ring.acquire((tile.end - tile.first) * S::QUERY_BYTES);
+  for (uint32_t p = tile.first; p < tile.end; p++)
     ptx::bulk_copy(ptx::shared_address(shared.queries[query_ring.stage]) +
-                       (p - block.begin) * S::QUERY_BYTES,
+                       (p - tile.begin) * S::QUERY_BYTES,
                    at<const uint16_t>(memory.queries) +
                        static_cast<size_t>(token_at(row, p)) * QUERY_VALUES +
-                       (block.kv_head * HeadTiles<KIND>::COUNT + tile) * (S::QUERY_BYTES / 2),
+                       (tile.kv_head * HeadTiles<KIND>::COUNT + head_tile) * (S::QUERY_BYTES / 2),
                    S::QUERY_BYTES, query_ring.barrier());
   query_ring.next();
-  // Behind the row's last key the last copy comes once more.
+  // Copies behind the row's last key are replaced by the last one.
   const uint32_t last = (row.start + row.count - 1) / COPY_KEYS * COPY_KEYS;
   const auto look_up = [&](uint32_t first, uint32_t (&places)[COPIES]) {
 #pragma unroll
@@ -373,7 +376,7 @@ __device__ __forceinline__ void produce_block(const AttnMemory& memory, FullShar
   uint32_t next[COPIES];
   look_up(0, next);
 #pragma unroll 1
-  for (uint32_t first = 0; first < block.end; first += STAGE_KEYS) {
+  for (uint32_t first = 0; first < tile.end; first += STAGE_KEYS) {
     uint32_t places[COPIES];
 #pragma unroll
     for (int i = 0; i < COPIES; i++) places[i] = next[i];
@@ -403,22 +406,24 @@ __device__ __forceinline__ void attn_full(FullShared<KIND>& shared, const AttnMe
   }
   __syncthreads();
   const auto for_each = [&](auto use) {
-    BlockWalk<KIND, FULL_POSITIONS> walk(memory.step);
-    TokenBlock block;
-    while (walk.next(block))
+    TileWalk<KIND, FULL_POSITIONS> walk(memory.step);
+    QueryTile tile;
+    while (walk.next(tile))
 #pragma unroll 1
-      for (int tile = 0; tile < TILES; tile++) use(block, tile);
+      for (int head_tile = 0; head_tile < TILES; head_tile++) use(tile, head_tile);
   };
   with_roles(
       [&] {
         FullConsumer<KIND> consumer(memory, shared);
-        for_each([&](const TokenBlock& block, int tile) { consumer.attend_block(block, tile); });
+        for_each([&](const QueryTile& tile, int head_tile) {
+          consumer.attend_tile(tile, head_tile);
+        });
       },
       [&] {
         StageRing<FULL_STAGES> ring(shared.full, shared.empty);
         StageRing<2> query_ring(shared.queries_full, shared.queries_empty);
-        for_each([&](const TokenBlock& block, int tile) {
-          produce_block<KIND>(memory, shared, ring, query_ring, block, tile);
+        for_each([&](const QueryTile& tile, int head_tile) {
+          produce_tile<KIND>(memory, shared, ring, query_ring, tile, head_tile);
         });
       });
 }

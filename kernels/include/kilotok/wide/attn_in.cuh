@@ -1,9 +1,9 @@
 // From the normed stream to rotated queries, keys and values, of many tokens.
 //
 //   rope_angles   once a step: cosines and sines of all positions
-//   attn_in       the GEMM of q, k and v. Where rows lie in pairs its epilogue makes queries, keys
-//                 and values; else it leaves `projected`
-//   split_heads   of those other kinds: norm by head, rotation and the values' scale
+//   attn_in       the GEMM of q, k and v. If rows lie in pairs, its epilogue applies RoPE and
+//                 stores queries, keys and values; otherwise it stores `projected`
+//   split_heads   QK norm, RoPE and stores for those other kinds
 //
 // Keys and values go to their pages as the narrow pass writes them (phase/attn_in.cuh).
 #pragma once
@@ -38,7 +38,7 @@ struct AttnInMemory {
   uint64_t frequencies, angles;
   // BF16 `[capacity][QUERY_VALUES]`, of a token as `query_offset` has them.
   uint64_t queries;
-  // F32 `[capacity][PROJECTED_ROWS]`, only where a kind's rows do not lie in pairs.
+  // F32 `[capacity][PROJECTED_ROWS]`, only for kinds whose rows do not lie in pairs.
   uint64_t projected;
   int capacity;
 };
@@ -48,9 +48,9 @@ struct AttnInShared {
   TotalMemory totals;
 };
 
-// Of a dimension of a head: its place among a token's queries. Where keys are streamed they lie as
-// warpgroups read operand A, `[tiles of 16 heads][halves][dimensions / 8][8 heads]` of 16 bytes;
-// else as the narrow pass has them.
+// Offset of a head's dimension among a token's queries. For full attention they are stored as
+// operand A of warpgroups, `[head tiles][halves][dimensions / 8][8 heads]` of 16 bytes; for windows
+// as in the narrow pass.
 template <int KIND>
 __device__ __forceinline__ int query_offset(int head, int dim) {
   using T = HeadTiles<KIND>;
@@ -61,7 +61,7 @@ __device__ __forceinline__ int query_offset(int head, int dim) {
   return (tile * 2 + row / 8) * HALF + dim / 8 * 64 + row % 8 * 8 + dim % 8;
 }
 
-// All threads of all CTAs, of so many each.
+// All threads of all CTAs, `threads` each: the angles of kinds `first` to `end` - 1.
 __device__ __forceinline__ void rope_angles(const AttnInMemory& memory, int first, int end,
                                             int threads) {
   const int each = memory.step.count * ROPE_PAIRS_MAX;
@@ -75,7 +75,7 @@ __device__ __forceinline__ void rope_angles(const AttnInMemory& memory, int firs
   }
 }
 
-// Places of a step's keys and values in the pages of a kind.
+// The place of a token's key and value of a K/V head.
 template <int KIND>
 __device__ __forceinline__ uint32_t token_place(const StepTokens& step, int index, int kv_head) {
   const BatchToken& token = step.token(index);
@@ -84,12 +84,12 @@ __device__ __forceinline__ uint32_t token_place(const StepTokens& step, int inde
                            token.position, kv_head);
 }
 
-// A row tile's products with eight tokens, for a lane: of token lane / 4 two neighbouring rows, and
+// A lane's products of a row tile with eight tokens: two neighbouring rows of token lane / 4, and
 // the rows eight behind them.
 struct TileProducts {
   float low[2], high[2];
 
-  // `sums`: what the lanes of a warp have left there, as `mma` has them.
+  // `sums` are those of the warp's lanes in shared memory, as `mma` has them.
   __device__ __forceinline__ TileProducts(const float4* sums, int lane) {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -104,7 +104,7 @@ __device__ __forceinline__ void store_two(uint16_t* to, float low, float high) {
   *reinterpret_cast<uint32_t*>(to) = ptx::pack_bf16(low, high);
 }
 
-// Where rows lie in pairs: stores a row tile's products with a token.
+// Stores a lane's products of a projection whose rows lie in pairs.
 template <int KIND>
 __device__ __forceinline__ void store_pairs(const AttnInMemory& memory, int row_tile, int token,
                                             int lane, TileProducts v) {
@@ -133,7 +133,7 @@ __device__ __forceinline__ void store_pairs(const AttnInMemory& memory, int row_
   }
 }
 
-// Else: products by token, scaled by 1 / rms.
+// Stores a lane's products by token, scaled by 1 / rms.
 template <int KIND>
 __device__ __forceinline__ void store_projected(const AttnInMemory& memory, int row_tile, int token,
                                                 int lane, const TileProducts& v) {
@@ -147,8 +147,9 @@ __device__ __forceinline__ void store_projected(const AttnInMemory& memory, int 
   }
 }
 
-// All threads of all CTAs, THREADS each. `use(row tile, token, lane, products)`. Products wait in
-// shared memory, so that what is done with them is there once and takes no registers from them.
+// All threads of all CTAs, THREADS each: calls `use(row tile, token, lane, products)`. Products are
+// passed through shared memory: the epilogue's code is then there once, and its registers do not
+// make the compiler wait between products.
 template <int KIND, class Use>
 __device__ __forceinline__ void multiply_projections(AttnInShared& shared,
                                                      const AttnInMemory& memory, Use use) {

@@ -1,8 +1,8 @@
-// Attention over a short window, by warps. A CTA brings the keys that a block of tokens sees; each
-// token and tile of up to 16 heads is the work of one warp.
+// Attention over a short window. A CTA loads the keys of a tile of 16 positions and of the windows
+// before them into shared memory. A warp computes one token and head tile at a time.
 //
-// The order is that of phase/attn_tile.cuh: weights are relative to the largest score of all pieces,
-// and pieces are added in shares, whose sums are added in order.
+// The order of sums is that of phase/attn_tile.cuh: weights are relative to the largest score of
+// all pieces, and pieces are added in shares, whose sums are added in order.
 #pragma once
 
 #include "kilotok/wide/attn_full.cuh"
@@ -15,12 +15,12 @@ template <int KIND>
 struct WindowSizes {
   static constexpr Attention A = ATTENTIONS[KIND];
   static constexpr int KEY_BYTES = A.qk_dim * 2, VALUE_BYTES = A.v_dim * 2;
-  // Those that a block's tokens may see, from a multiple of PIECE_KEYS on.
+  // Keys that a tile's tokens see, rounded to whole pieces.
   static constexpr int KEYS = align_up(A.window - 1, PIECE_KEYS) + WINDOW_POSITIONS;
-  // Blocks whose keys are in shared memory, as there is room.
+  // Stages of the ring, as many as have room in shared memory.
   static constexpr int STAGES = smaller(3, (224 << 10) / (KEYS * (KEY_BYTES + VALUE_BYTES)));
-  static_assert(STAGES > 0, "a block's keys fit shared memory");
-  // Keys that lie together in pages.
+  static_assert(STAGES > 0, "a tile's keys fit shared memory");
+  // Keys of one bulk copy: they lie together in a page.
   static constexpr int COPY = PAGE_TOKENS % PIECE_KEYS == 0 ? PIECE_KEYS : GROUP_KEYS;
 };
 
@@ -32,25 +32,25 @@ struct WindowShared {
   alignas(8) uint64_t full[S::STAGES], empty[S::STAGES];
 };
 
-// Of a block, the keys that are brought: from a multiple of PIECE_KEYS on, those that its tokens see.
+// The positions of the keys that a tile's tokens see, and that of their first piece.
 template <int KIND>
 struct WindowRange {
   uint32_t base, first, end;
-  __device__ __forceinline__ explicit WindowRange(const TokenBlock& block)
-      : first(window_first<KIND>(block.first)), end(block.end) {
+  __device__ __forceinline__ explicit WindowRange(const QueryTile& tile)
+      : first(window_first<KIND>(tile.first)), end(tile.end) {
     base = first / PIECE_KEYS * PIECE_KEYS;
   }
 };
 
-// One warp's token and tile of heads.
+// A warp's token and head tile.
 template <int KIND>
-struct WindowTile {
+struct WindowHeads {
   using S = WindowSizes<KIND>;
   using T = HeadTiles<KIND>;
   static constexpr Attention A = ATTENTIONS[KIND];
   static constexpr int PIECES = WINDOW_PIECES<KIND>;
   static constexpr int SHARE = ceil_div(PIECES, Warps<KIND>::SHARES);
-  // Dimensions of values that are added at a time.
+  // Dimensions of values that are computed at a time.
   static constexpr int STRIP = smaller(A.v_dim, 64), RUNS = STRIP / 8;
   static_assert(A.v_dim % STRIP == 0 && STRIP % 16 == 0, "strips are whole");
 
@@ -63,7 +63,7 @@ struct WindowTile {
   Softmax softmax[2];
   uint32_t weights[PIECES][4];
 
-  // Scores, and then weights, of all pieces.
+  // Computes the weights of all pieces.
   __device__ __forceinline__ void weigh(const uint16_t* queries) {
     float scores[PIECES][2][4];
     multiply_keys(queries, scores);
@@ -73,7 +73,7 @@ struct WindowTile {
 #pragma unroll
       for (int i = 0; i < 8; i++) {
         float& s = scores[piece][i / 4][i % 4];
-        // What overflowed, also downwards, becomes a NaN: it must not weigh nothing.
+        // A score that overflowed, also to -infinity, becomes NaN: its weight must not be zero.
         s = fmaf(s, 0.0f, s);
         if (!range.has(base + piece * PIECE_KEYS + i / 4 * 8 + lane % 4 * 2 + i % 2)) s = LOWEST;
         largest[i % 4 / 2] = fmaxf(largest[i % 4 / 2], s);
@@ -97,7 +97,7 @@ struct WindowTile {
       }
   }
 
-  // `use(strip, values)` gets the sums of each strip, as `mma` has them.
+  // Calls `use(strip, values)` with the sums of each strip, as `mma` has them.
   template <class Use>
   __device__ __forceinline__ void add_values(Use use) {
 #pragma unroll 1
@@ -124,12 +124,12 @@ struct WindowTile {
   }
 
  private:
-  // Whether the token sees anything of a piece; what lies behind its own need not be there.
+  // Whether the token sees any key of a piece. Later pieces may not be in shared memory.
   __device__ __forceinline__ bool sees(int piece) const {
     return base + piece * PIECE_KEYS < range.end;
   }
 
-  // Each step's halves have sums of their own, as in the narrow pass.
+  // The halves of the steps have separate sums, as in the narrow pass.
   __device__ __forceinline__ void multiply_keys(const uint16_t* queries,
                                                 float (&scores)[PIECES][2][4]) const {
     uint4 held[T::STEPS * 2];
@@ -144,7 +144,8 @@ struct WindowTile {
 #pragma unroll
         for (int i = 0; i < 4; i++) sums[i] = 0;
         if (!sees(piece)) continue;
-        const uint32_t from = keys + (piece * 2 + half) * (GROUP_KEYS * S::KEY_BYTES) + lane % 8 * 16;
+        const uint32_t from =
+            keys + (piece * 2 + half) * (GROUP_KEYS * S::KEY_BYTES) + lane % 8 * 16;
 #pragma unroll
         for (int step = 0; step < T::STEPS; step++) {
           const uint4 &low = held[step * 2], &high = held[step * 2 + 1];
@@ -193,7 +194,7 @@ struct WindowConsumer {
   WindowShared<KIND>& shared;
   StageRing<S::STAGES> ring;
 
-  // All consumers: values behind the block's last one are zeros, as they may not be numbers.
+  // All consumers: clears values behind the tile's last, because uninitialised memory could be NaN.
   __device__ __forceinline__ void clear_values(uint32_t from) const {
     constexpr int RUNS = A.v_dim / 8;
     const uint32_t to = ptx::shared_address(shared.values[ring.stage]);
@@ -204,64 +205,64 @@ struct WindowConsumer {
     ptx::sync_threads<CONSUMERS>();
   }
 
-  __device__ __forceinline__ void attend_block(const TokenBlock& block) {
+  __device__ __forceinline__ void attend_tile(const QueryTile& tile) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const BatchRow& row = memory.step.row(block.row);
-    const WindowRange<KIND> range(block);
+    const BatchRow& row = memory.step.row(tile.row);
+    const WindowRange<KIND> range(tile);
     ring.wait();
-    if (block.end < range.base + S::KEYS) clear_values(block.end - range.base);
-    const int count = static_cast<int>(block.end - block.first) * T::COUNT;
+    if (tile.end < range.base + S::KEYS) clear_values(tile.end - range.base);
+    const int count = static_cast<int>(tile.end - tile.first) * T::COUNT;
 #pragma unroll 1
     for (int unit = warp; unit < count; unit += CONSUMERS / 32)
-      attend_tile(block, row, range.base, block.first + unit / T::COUNT, unit % T::COUNT, lane);
+      attend_token(tile, row, range.base, tile.first + unit / T::COUNT, unit % T::COUNT, lane);
     ptx::reads_before_copies();
     ring.release(lane);
     ring.next();
   }
 
-  __device__ __forceinline__ void attend_tile(const TokenBlock& block, const BatchRow& row,
-                                              uint32_t block_base, uint32_t position, int tile,
+  __device__ __forceinline__ void attend_token(const QueryTile& tile, const BatchRow& row,
+                                              uint32_t tile_base, uint32_t position, int head_tile,
                                               int lane) const {
     const int token = token_at(row, position);
     const uint32_t first = window_first<KIND>(position), base = first / PIECE_KEYS * PIECE_KEYS;
-    WindowTile<KIND> held;
+    WindowHeads<KIND> held;
     held.lane = lane;
     held.base = base;
     held.range = {first, position + 1};
-    held.keys = ptx::shared_address(shared.keys[ring.stage]) + (base - block_base) * S::KEY_BYTES;
+    held.keys = ptx::shared_address(shared.keys[ring.stage]) + (base - tile_base) * S::KEY_BYTES;
     held.values =
-        ptx::shared_address(shared.values[ring.stage]) + (base - block_base) * S::VALUE_BYTES;
+        ptx::shared_address(shared.values[ring.stage]) + (base - tile_base) * S::VALUE_BYTES;
     held.weigh(at<const uint16_t>(memory.queries) + static_cast<size_t>(token) * QUERY_VALUES +
-               (block.kv_head * T::COUNT + tile) * T::QUERY_VALUES);
-    const int first_head = block.kv_head * T::GROUP + tile * TILE_HEADS;
-    held.add_values([&](int strip, const float(&values)[WindowTile<KIND>::RUNS][4]) {
+               (tile.kv_head * T::COUNT + head_tile) * T::QUERY_VALUES);
+    const int first_head = tile.kv_head * T::GROUP + head_tile * TILE_HEADS;
+    held.add_values([&](int strip, const float(&values)[WindowHeads<KIND>::RUNS][4]) {
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         const int in_tile = half * 8 + lane / 4, head = first_head + in_tile;
         if (!T::has(first_head, in_tile)) continue;
         const float factor = softmax_scale<KIND>(held.softmax[half], sink_of<KIND>(memory, head));
 #pragma unroll
-        for (int run = 0; run < WindowTile<KIND>::RUNS; run++)
+        for (int run = 0; run < WindowHeads<KIND>::RUNS; run++)
           store_attended<KIND>(memory, token, head,
-                               strip * WindowTile<KIND>::STRIP + run * 8 + lane % 4 * 2,
+                               strip * WindowHeads<KIND>::STRIP + run * 8 + lane % 4 * 2,
                                values[run][half * 2] * factor, values[run][half * 2 + 1] * factor);
       }
     });
   }
 };
 
-// The producer: keys and values of a block. In place of those that no token sees come the nearest
-// ones that some do: pages before a window need not be there.
+// The producer: keys and values of a tile. Copies that no token sees are replaced by the nearest
+// one that a token sees: pages before a window may not exist.
 template <int KIND>
 __device__ __forceinline__ void produce_window(const AttnMemory& memory,
                                                WindowShared<KIND>& shared,
                                                StageRing<WindowSizes<KIND>::STAGES>& ring,
-                                               const TokenBlock& block) {
+                                               const QueryTile& tile) {
   using S = WindowSizes<KIND>;
   constexpr int COPIES = S::KEYS / S::COPY;
-  const BatchRow row = memory.step.row(block.row);
-  const KeySource<KIND> source = key_source<KIND>(memory, row, block.kv_head);
-  const WindowRange<KIND> range(block);
+  const BatchRow row = memory.step.row(tile.row);
+  const KeySource<KIND> source = key_source<KIND>(memory, row, tile.kv_head);
+  const WindowRange<KIND> range(tile);
   uint32_t places[COPIES];
 #pragma unroll
   for (int i = 0; i < COPIES; i++)
@@ -287,19 +288,19 @@ __device__ __forceinline__ void attn_window(WindowShared<KIND>& shared, const At
   if (threadIdx.x == 0) Ring(shared.full, shared.empty).init();
   __syncthreads();
   const auto for_each = [&](auto use) {
-    BlockWalk<KIND, WINDOW_POSITIONS> walk(memory.step);
-    TokenBlock block;
-    while (walk.next(block)) use(block);
+    TileWalk<KIND, WINDOW_POSITIONS> walk(memory.step);
+    QueryTile tile;
+    while (walk.next(tile)) use(tile);
   };
   with_roles(
       [&] {
         WindowConsumer<KIND> consumer = {memory, shared, Ring(shared.full, shared.empty)};
-        for_each([&](const TokenBlock& block) { consumer.attend_block(block); });
+        for_each([&](const QueryTile& tile) { consumer.attend_tile(tile); });
       },
       [&] {
         Ring ring(shared.full, shared.empty);
-        for_each([&](const TokenBlock& block) {
-          produce_window<KIND>(memory, shared, ring, block);
+        for_each([&](const QueryTile& tile) {
+          produce_window<KIND>(memory, shared, ring, tile);
         });
       });
 }

@@ -1,5 +1,5 @@
-// What kinds of attention share in the wide pass: how tokens are divided among CTAs, where a block's
-// keys lie, and how results are stored.
+// Shared by the wide pass's kinds of attention: the division of tokens among CTAs, the addresses of
+// keys, and the stores of results.
 #pragma once
 
 #include "kilotok/phase/attn_stream.cuh"
@@ -13,44 +13,44 @@ struct AttnMemory {
   uint64_t layer;
   // As `attn_in` left them.
   uint64_t queries;
-  // Operand of the output projection, of `capacity` tokens. Columns beyond the last are not written.
+  // Operand of the output projection, of `capacity` tokens. Columns beyond the last stay unwritten.
   uint64_t attended;
   int capacity;
 };
 
-// Some consecutive tokens of a row, all of which lie in one block of positions, and a K/V head.
-struct TokenBlock {
+// The queries of a K/V head in one tile of positions: tokens of one row.
+struct QueryTile {
   int row, kv_head;
-  // Position of the block, and of its tokens the first and the one behind the last.
+  // The tile's first position; the positions of its first token and behind its last.
   uint32_t begin, first, end;
 };
 
-// The blocks of a step, of POSITIONS each, that a CTA attends to: from the last row and position
-// on, since the last see most keys; CTAs take turns, in alternating order.
+// A CTA's share of the query tiles of a step, POSITIONS each. The last positions come first, since
+// they see most keys. CTAs take turns, in alternating order, so that their sums of keys are alike.
 template <int KIND, int POSITIONS>
-struct BlockWalk {
+struct TileWalk {
   static constexpr int KV_HEADS = ATTENTIONS[KIND].kv_heads;
   const StepTokens& step;
   int turn = 0;
-  // The row of the next block, and how many blocks later rows have.
+  // The row of the next tile, and the number of tiles of the rows behind it.
   int row, before = 0;
 
-  __device__ __forceinline__ explicit BlockWalk(const StepTokens& tokens)
+  __device__ __forceinline__ explicit TileWalk(const StepTokens& tokens)
       : step(tokens), row(tokens.row_count - 1) {}
 
-  // Whether there is another one.
-  __device__ __forceinline__ bool next(TokenBlock& block) {
+  // Finds the next tile; false if there is none.
+  __device__ __forceinline__ bool next(QueryTile& tile) {
     const int cta = ptx::cta_index();
     const int item = turn * GRID + (turn % 2 == 0 ? cta : GRID - 1 - cta);
     turn++;
     const int index = item / KV_HEADS;
     while (row >= 0) {
       const BatchRow& r = step.row(row);
-      const uint32_t end = r.start + r.count, first_block = r.start / POSITIONS;
-      const int count = static_cast<int>((end + POSITIONS - 1) / POSITIONS - first_block);
+      const uint32_t end = r.start + r.count, first_tile = r.start / POSITIONS;
+      const int count = static_cast<int>((end + POSITIONS - 1) / POSITIONS - first_tile);
       if (index < before + count) {
-        const uint32_t begin = (first_block + count - 1 - (index - before)) * POSITIONS;
-        block = {row, item % KV_HEADS, begin, max(begin, r.start), min(begin + POSITIONS, end)};
+        const uint32_t begin = (first_tile + count - 1 - (index - before)) * POSITIONS;
+        tile = {row, item % KV_HEADS, begin, max(begin, r.start), min(begin + POSITIONS, end)};
         return true;
       }
       before += count;
@@ -65,7 +65,7 @@ __device__ __forceinline__ int token_at(const BatchRow& row, uint32_t position) 
   return static_cast<int>(row.first + (position - row.start));
 }
 
-// Where a K/V head of a row lies.
+// The keys and values of a K/V head of a row.
 template <int KIND>
 __device__ __forceinline__ KeySource<KIND> key_source(const AttnMemory& memory,
                                                       const BatchRow& row, int kv_head) {
@@ -74,7 +74,7 @@ __device__ __forceinline__ KeySource<KIND> key_source(const AttnMemory& memory,
           at<const char>(layer.values), row.pages_at[ATTENTIONS[KIND].page_group], kv_head, false};
 }
 
-// The exponent of a head's sink, where there are any.
+// The sink of a head, if the kind has sinks.
 template <int KIND>
 __device__ __forceinline__ float sink_of(const AttnMemory& memory, int head) {
   if constexpr (!ATTENTIONS[KIND].sinks) return 0;
