@@ -39,12 +39,15 @@ __global__ void __launch_bounds__(wide::THREADS, 1)
   if (threadIdx.x == 0) wait_context = WaitContext::begin(waiting.fault, waiting.wait_max_ms, 0);
   wide::multiply_projections<KIND>(
       *reinterpret_cast<wide::AttnInShared*>(asked_memory()), memory,
-      [&](int row_tile, int token, int lane, const wide::TileProducts& v) {
-        float* to = at<float>(memory.projected) + static_cast<size_t>(token) * PROJECTED_ROWS +
-                    row_tile * 16 + lane % 4 * 2;
-        for (int i = 0; i < 2; i++) {
-          to[i] = v.low[i];
-          to[8 + i] = v.high[i];
+      [&](int row_tile, int token, int lane, wide::TilesProducts& products) {
+        for (int i = 0; i < wide::TILES_AT_ONCE; i++, token += TILE_TOKENS) {
+          if (token >= memory.step.count) break;
+          float* to = at<float>(memory.projected) + static_cast<size_t>(token) * PROJECTED_ROWS +
+                      row_tile * 16 + lane % 4 * 2;
+          for (int j = 0; j < 2; j++) {
+            to[j] = products[i].low[j];
+            to[8 + j] = products[i].high[j];
+          }
         }
       });
 }

@@ -90,7 +90,7 @@ struct TileProducts {
   float low[2], high[2];
 
   // `sums` are those of the warp's lanes in shared memory, as `mma` has them.
-  __device__ __forceinline__ TileProducts(const float4* sums, int lane) {
+  __device__ __forceinline__ void load(const float4* sums, int lane) {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       const float* v = reinterpret_cast<const float*>(sums + (lane % 4 * 2 + i) * 4 + lane / 8);
@@ -104,52 +104,76 @@ __device__ __forceinline__ void store_two(uint16_t* to, float low, float high) {
   *reinterpret_cast<uint32_t*>(to) = ptx::pack_bf16(low, high);
 }
 
-// Stores a lane's products of a projection whose rows lie in pairs.
+// Tiles of eight tokens whose products are stored at a time: their factors are loaded together.
+constexpr int TILES_AT_ONCE = 4;
+static_assert(TOKENS % (TILES_AT_ONCE * TILE_TOKENS) == 0, "no tile is left over");
+using TilesProducts = TileProducts[TILES_AT_ONCE];
+
+// Stores a lane's products of a projection whose rows lie in pairs, of `token` and every eighth one
+// after it.
 template <int KIND>
 __device__ __forceinline__ void store_pairs(const AttnInMemory& memory, int row_tile, int token,
-                                            int lane, TileProducts v) {
+                                            int lane, TilesProducts& products) {
   const HeadPair<KIND> pair(row_tile, 0);
+  const LayerMemory& layer = *at<const LayerMemory>(memory.layer);
   const int first = pair.first + lane % 4 * 2, second = pair.second + lane % 4 * 2;
-  float4 turns = {};
-  if (pair.rotated)
-    turns = *reinterpret_cast<const float4*>(
-        at<const float2>(memory.angles) +
-        (KIND * memory.capacity + token) * ROPE_PAIRS_MAX + first);
-  const float scale = at<const float>(memory.inverse_rms)[token];
-  const float2 turn[2] = {{turns.x, turns.y}, {turns.z, turns.w}};
+  float scales[TILES_AT_ONCE];
+  float2 turns[TILES_AT_ONCE][2] = {};
+  uint32_t places[TILES_AT_ONCE] = {};
 #pragma unroll
-  for (int i = 0; i < 2; i++)
-    pair.finish(v.low[i], v.high[i], scale, ATTENTIONS[KIND].value_scale, turn[i]);
-  if (pair.is_query) {
-    uint16_t* to = at<uint16_t>(memory.queries) + static_cast<size_t>(token) * QUERY_VALUES;
-    store_two(to + query_offset<KIND>(pair.head, first), v.low[0], v.low[1]);
-    store_two(to + query_offset<KIND>(pair.head, second), v.high[0], v.high[1]);
-  } else {
-    const LayerMemory& layer = *at<const LayerMemory>(memory.layer);
-    const uint32_t place = token_place<KIND>(memory.step, token, pair.head);
-    uint16_t* to = pair.begin(layer.keys, layer.values, place);
-    store_two(to + in_group_offset(place % GROUP_KEYS, first), v.low[0], v.low[1]);
-    store_two(to + in_group_offset(place % GROUP_KEYS, second), v.high[0], v.high[1]);
+  for (int i = 0; i < TILES_AT_ONCE; i++) {
+    const int t = min(token + i * TILE_TOKENS, memory.step.count - 1);
+    scales[i] = at<const float>(memory.inverse_rms)[t];
+#pragma unroll
+    for (int j = 0; j < 2 && pair.rotated; j++)
+      turns[i][j] = at<const float2>(
+          memory.angles)[(KIND * memory.capacity + t) * ROPE_PAIRS_MAX + first + j];
+    if (!pair.is_query) places[i] = token_place<KIND>(memory.step, t, pair.head);
+  }
+#pragma unroll
+  for (int i = 0; i < TILES_AT_ONCE; i++) {
+    const int t = token + i * TILE_TOKENS;
+    if (t >= memory.step.count) break;
+    TileProducts& v = products[i];
+#pragma unroll
+    for (int j = 0; j < 2; j++)
+      pair.finish(v.low[j], v.high[j], scales[i], ATTENTIONS[KIND].value_scale,
+                  turns[i][j]);
+    uint16_t* to = at<uint16_t>(memory.queries) + static_cast<size_t>(t) * QUERY_VALUES;
+    int low = query_offset<KIND>(pair.head, first), high = query_offset<KIND>(pair.head, second);
+    if (!pair.is_query) {
+      to = pair.begin(layer.keys, layer.values, places[i]);
+      low = in_group_offset(places[i] % GROUP_KEYS, first);
+      high = in_group_offset(places[i] % GROUP_KEYS, second);
+    }
+    store_two(to + low, v.low[0], v.low[1]);
+    store_two(to + high, v.high[0], v.high[1]);
   }
 }
 
 // Stores a lane's products by token, scaled by 1 / rms.
 template <int KIND>
 __device__ __forceinline__ void store_projected(const AttnInMemory& memory, int row_tile, int token,
-                                                int lane, const TileProducts& v) {
+                                                int lane, const TilesProducts& products) {
   const int row = row_tile * 16 + lane % 4 * 2;
-  float* to = at<float>(memory.projected) + static_cast<size_t>(token) * PROJECTED_ROWS + row;
-  const float scale = at<const float>(memory.inverse_rms)[token];
 #pragma unroll
-  for (int i = 0; i < 2; i++) {
-    if (row + i < QkvRows<KIND>::COUNT) to[i] = v.low[i] * scale;
-    if (row + 8 + i < QkvRows<KIND>::COUNT) to[8 + i] = v.high[i] * scale;
+  for (int i = 0; i < TILES_AT_ONCE; i++) {
+    const int t = token + i * TILE_TOKENS;
+    if (t >= memory.step.count) break;
+    float* to = at<float>(memory.projected) + static_cast<size_t>(t) * PROJECTED_ROWS + row;
+    const float scale = at<const float>(memory.inverse_rms)[t];
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+      if (row + j < QkvRows<KIND>::COUNT) to[j] = products[i].low[j] * scale;
+      if (row + 8 + j < QkvRows<KIND>::COUNT) to[8 + j] = products[i].high[j] * scale;
+    }
   }
 }
 
-// All threads of all CTAs, THREADS each: calls `use(row tile, token, lane, products)`. Products are
-// passed through shared memory: the epilogue's code is then there once, and its registers do not
-// make the compiler wait between products.
+// All threads of all CTAs, THREADS each: calls `use(row tile, token, lane, products)` for a lane's
+// first token, behind which there may be none. Products are passed through shared memory: the
+// epilogue's code is then there once, and its registers do not make the compiler wait between
+// products.
 template <int KIND, class Use>
 __device__ __forceinline__ void multiply_projections(AttnInShared& shared,
                                                      const AttnInMemory& memory, Use use) {
@@ -158,16 +182,19 @@ __device__ __forceinline__ void multiply_projections(AttnInShared& shared,
   __syncthreads();
   const MatrixWork<M> work = {memory.step.count};
   const auto finish = [&](int item) {
-    const int thread = ptx::opaque(threadIdx.x), lane = thread % 32, count = work.tokens(item);
-    const int row_tile = work.groups(item).first * ROW_TILES + thread / 32;
+    const int thread = ptx::opaque(threadIdx.x), lane = thread % 32;
+    const int row_tile =
+        work.groups(item).first * CtaShape<CONSUMER_GROUPS>::ROW_TILES + thread / 32;
     __syncwarp();
-#pragma unroll 4
-    for (int tile = 0; tile < TOKENS / TILE_TOKENS; tile++) {
-      const int token = tile * TILE_TOKENS + lane / 4;
-      if (token >= count || row_tile >= MATRIX_TILES<M>) break;
-      use(row_tile, work.first_token(item) + token, lane,
-          TileProducts(shared.totals.totals[tile] + (thread - lane), lane));
-    }
+    if (row_tile < MATRIX_TILES<M>)
+#pragma unroll 1
+      for (int tile = 0; tile * TILE_TOKENS < work.tokens(item); tile += TILES_AT_ONCE) {
+        TilesProducts products;
+#pragma unroll
+        for (int i = 0; i < TILES_AT_ONCE; i++)
+          products[i].load(shared.totals.totals + (tile + i) * CONSUMERS + (thread - lane), lane);
+        use(row_tile, work.first_token(item) + tile * TILE_TOKENS + lane / 4, lane, products);
+      }
     __syncwarp();
   };
   const auto consume = [&] {
@@ -179,7 +206,7 @@ __device__ __forceinline__ void multiply_projections(AttnInShared& shared,
         multiply_rows<M, decltype(columns)::value, Order::Parts, false>(
             ring, shared.totals, weights, work.groups(item),
             [&](int, int tile, int, const float4& v) {
-              shared.totals.totals[tile][threadIdx.x] = v;
+              shared.totals.totals[tile * CONSUMERS + threadIdx.x] = v;
             });
       });
       finish(item);
@@ -197,11 +224,11 @@ __device__ __forceinline__ void multiply_projections(AttnInShared& shared,
 template <int KIND>
 __device__ __forceinline__ void attn_in(AttnInShared& shared, const AttnInMemory& memory) {
   multiply_projections<KIND>(shared, memory,
-                             [&](int row_tile, int token, int lane, const TileProducts& v) {
+                             [&](int row_tile, int token, int lane, TilesProducts& products) {
                                if constexpr (ATTENTIONS[KIND].paired)
-                                 store_pairs<KIND>(memory, row_tile, token, lane, v);
+                                 store_pairs<KIND>(memory, row_tile, token, lane, products);
                                else
-                                 store_projected<KIND>(memory, row_tile, token, lane, v);
+                                 store_projected<KIND>(memory, row_tile, token, lane, products);
                              });
 }
 
