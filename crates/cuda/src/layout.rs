@@ -13,6 +13,7 @@ use kilotok_model::{ModelSpec, Part};
 use crate::buffers::{BARRIER_BYTES, Buffer, LayerBuffer, Working, weight_buffers};
 use crate::constants::{Constants, LayerKinds};
 use crate::memory_map::MemoryMap;
+use crate::order;
 use crate::results::ResultPlaces;
 use crate::upload::Places;
 
@@ -126,11 +127,11 @@ impl Layout {
             rows: place(arrays.rows),
             wanted: place(arrays.wanted),
             drafted: drafted + (index * self.tokens_max() * size_of::<u32>()) as u64,
-            ..launch(3 + index)
+            ..launch(order::DRAFTS + index)
         });
         Arguments {
-            verify: VerifyMemory { memory: launch(1), sampling },
-            context: Memory { batch: place(self.upload.context), ..launch(2) },
+            verify: VerifyMemory { memory: launch(order::VERIFY), sampling },
+            context: Memory { batch: place(self.upload.context), ..launch(order::CONTEXT) },
             drafts: drafts.collect(),
             target: *target,
         }

@@ -16,6 +16,7 @@ mod fault;
 mod layout;
 mod memory_map;
 mod nvrtc;
+mod order;
 mod rank;
 mod repack;
 mod results;

@@ -8,7 +8,7 @@ use kilotok_abi::{
     Fault, Memory, PLAN_CTA_BYTES, PLAN_THREAD_BYTES, Peers, PlanMemory, STAMPS_MAX, Stamped,
     Timestamps,
 };
-use kilotok_engine::{EngineError, PhaseTime, StepPart, StepTimes};
+use kilotok_engine::{EngineError, PhaseTime, StepTimes};
 
 use crate::chain::{Shape, Tiles};
 use crate::constants::Constants;
@@ -16,6 +16,7 @@ use crate::driver::doorbell::Doorbell;
 use crate::driver::{Device, DeviceMemory, DriverError, Kernel, Module, Pinned};
 use crate::fault::RankFailure;
 use crate::layout::{Arguments, Layout};
+use crate::order;
 use crate::stamps::phase_times;
 use crate::upload::Copy;
 
@@ -41,13 +42,6 @@ enum Pass {
     DraftContext(Tiles),
     /// The drafter's layers over a batch of draft rows, given by its number.
     DraftRows(usize, Tiles),
-}
-
-impl Pass {
-    /// The part of a step to which a launch belongs, by its position.
-    fn part(launch: usize) -> StepPart {
-        if launch < 2 { StepPart::Verify } else { StepPart::Draft }
-    }
 }
 
 /// Everything that a rank does in a step, from the doorbell on.
@@ -269,7 +263,7 @@ impl Rank {
         let error = |reason| EngineError::Device { rank: self.index, reason };
         let stamps = self.take_stamps(host).map_err(|reason| error(reason.to_string()))?;
         let launches = stamps.chunks(STAMPS_MAX).enumerate();
-        let parts = launches.map(|(index, stamps)| (Pass::part(index), stamps));
+        let parts = launches.map(|(index, stamps)| (order::part(index), stamps));
         phase_times(parts).map_err(|reason| error(reason.to_string()))
     }
 

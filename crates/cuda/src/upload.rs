@@ -13,6 +13,7 @@ use kilotok_engine::{Caps, EngineError, PageGroup, Row, SlotSetup};
 use crate::batch::{Arrays, DeviceBatch, DraftRow, drafts_together};
 use crate::buffers::BARRIER_BYTES;
 use crate::constants::Constants;
+use crate::order;
 
 /// Stands for no token, mask or draft.
 const NONE: u32 = !0;
@@ -76,12 +77,12 @@ impl Places {
 
     /// Launches of a step that have collectives.
     pub(crate) fn passes(&self) -> usize {
-        2 + self.drafts.len()
+        order::pass(self.launches())
     }
 
-    /// The passes and the verify launch.
+    /// All launches of a step after that of the plan.
     pub(crate) fn launches(&self) -> usize {
-        self.passes() + 1
+        order::DRAFTS + self.drafts.len()
     }
 }
 
@@ -270,15 +271,16 @@ impl Upload {
         (collectives, of_launch): (u32, u32),
         bytes: &mut [u8],
     ) {
-        let at_launch = |index: usize| collectives.wrapping_add(index as u32 * of_launch);
+        let at_launch =
+            |launch: usize| collectives.wrapping_add(order::pass(launch) as u32 * of_launch);
         self.target.write(&places.target, at_launch(0), bytes);
         for (index, (batch, arrays)) in self.drafts.iter().zip(&places.drafts).enumerate() {
-            batch.write(arrays, at_launch(2 + index), bytes);
+            batch.write(arrays, at_launch(order::DRAFTS + index), bytes);
         }
         let mut write = |place: usize, from: &[u8]| {
             bytes[place..][..from.len()].copy_from_slice(from);
         };
-        let context = Header { wanted_count: 0, ..self.target.header(at_launch(1)) };
+        let context = Header { wanted_count: 0, ..self.target.header(at_launch(order::CONTEXT)) };
         write(places.context, bytemuck::bytes_of(&context));
         let row = |row: &SampleRow| SampleRow {
             history: lists + row.history,

@@ -1,7 +1,8 @@
-// A matrix times many tokens. The weights are those of the narrow pass, byte for byte (see
-// gemm/matrix.cuh and layout/chunk.cuh); a warp multiplies a row tile, and goes through the chunks
-// in the order in which the narrow pass adds them: for each part of the columns its chunks, of each
-// chunk its groups, and then the parts. So a token's products have the same bits in both.
+// GEMM of a weight matrix and many tokens by warpgroups. The weights are those of the narrow pass,
+// byte for byte (see gemm/matrix.cuh and layout/chunk.cuh). A warp multiplies a row tile, and takes
+// the chunks in the order in which the narrow pass adds them: for each part of the columns its
+// chunks, of each chunk its groups, and then the parts. So a token's products have the same bits in
+// both passes.
 #pragma once
 
 #include "kilotok/gemm/matrix.cuh"
@@ -9,12 +10,12 @@
 
 namespace kilotok::wide {
 
-// In which order chunks are added: parts of the columns, each of which is a sum of its own, as
-// matrices are multiplied; or all in one chain, as the columns come, for an expert's `down`.
+// The order in which chunks are added: by parts of the columns, each with a sum of its own
+// (split-K), or all in one chain in the order of columns, for an expert's `down`.
 enum class Order { Parts, Chain };
 
-// The chunks of a matrix in that order. The last of a part may be one of zeros, as in the narrow
-// pass: then columns of the operand are repeated.
+// The chunks of a matrix in that order. The last chunk of a part may be one of zeros, as in the
+// narrow pass: then columns of the operand are repeated.
 template <class M, Order ORDER>
 struct ChunkWalk {
   static constexpr int CHUNKS = ceil_div(M::COLUMNS, CHUNK_COLUMNS);
@@ -31,17 +32,17 @@ struct ChunkWalk {
   }
   __device__ __forceinline__ int part() const { return BY_PART ? outer : inner; }
   __device__ __forceinline__ int step() const { return BY_PART ? inner : outer; }
-  // Of the operand.
+  // The chunk of the operand.
   __device__ __forceinline__ int chunk() const {
     return smaller(step() * M::COLUMN_WARPS + part(), CHUNKS - 1);
   }
-  // Among the bytes of a row tile.
+  // Byte offset in a row tile.
   __device__ __forceinline__ int offset() const {
     return step() * M::STEP_BYTES + part() * M::CHUNK_BYTES;
   }
 };
 
-// Where the chunks of a row tile begin.
+// Address of the first chunk of a row tile.
 template <class M>
 __device__ __forceinline__ const char* row_tile(const char* weights, int tile) {
   return weights + static_cast<size_t>(tile / M::ROW_TILES) * M::UNIT_BYTES +
@@ -50,22 +51,22 @@ __device__ __forceinline__ const char* row_tile(const char* weights, int tile) {
 template <class M>
 constexpr int MATRIX_TILES = M::UNITS * M::ROW_TILES;
 
-// From a step of 16 columns to the next.
+// Bytes from a step of 16 columns to the next.
 constexpr int STEP_OFFSET = 2 * PIECE_BYTES;
 
-// Adds a chunk to a warp's sums, four for every eight tokens as `mma` has them. It is multiplied
-// piece by piece: while the tensor cores are at one, the sums of the one before are scaled and
-// added. Nothing is under way in the end: over branches the compiler would have all wait for all.
+// Adds a chunk to a warp's sums, four for every eight tokens as in `mma`. It is multiplied in
+// pieces: while the tensor cores compute one, the sums of the one before are scaled and added. No
+// product is in flight at the end: over branches the compiler would wait for all of them.
 template <Format F, int COLUMNS>
 struct Products;
 
-// From the tokens of one piece to those of the next, of so many columns.
+// The descriptor of the tokens from `column` on.
 __device__ __forceinline__ uint64_t tokens_at(uint64_t tokens, int column) {
   return ptx::wgmma_operand_at(tokens, column / TILE_TOKENS * TILE_BYTES);
 }
 
-// Begins COUNT pieces, two of which are under way at most, and settles each of them: `settle(piece,
-// slot, pending)`, where so many are still under way.
+// Begins COUNT pieces, at most two of which are in flight, and completes each of them by
+// `settle(piece, slot, pending)`, where `pending` is the number of pieces still in flight.
 template <int COUNT, class Begin, class Settle>
 __device__ __forceinline__ void in_pieces(Begin begin, Settle settle) {
 #pragma unroll
@@ -102,7 +103,7 @@ struct Products<Format::Fp8, COLUMNS> {
                                              uint64_t tokens) {
     uint32_t a[4][4];
     decode(chunk, a);
-    // By pair of steps.
+    // Indexed by slot and pair of steps.
     float sums[2][2][WIDTH / 2];
     const auto begin = [&](int piece, int slot) {
       multiply(sums[slot], a, tokens_at(tokens, piece * WIDTH));
@@ -154,7 +155,7 @@ struct Products<Format::Mxfp4, COLUMNS> {
 
   static __device__ __forceinline__ void add(float (&acc)[COLUMNS / 2], const C& chunk,
                                              uint64_t tokens) {
-    // By group and step.
+    // Indexed by group and step.
     uint32_t a[2][2][4];
     float sums[2][WIDTH / 2];
     const auto begin = [&](int piece, int slot) {

@@ -1,5 +1,5 @@
-// The GEMMs of the wide pass whose epilogue is short: back to the stream, a dense network, and the
-// fusion of the drafter's taps.
+// The GEMMs of the wide pass with a short epilogue: those whose products are added to the stream, a
+// dense network's, and the fusion of the drafter's taps.
 #pragma once
 
 #include "kilotok/phase/activation.cuh"
@@ -9,11 +9,11 @@
 namespace kilotok::wide {
 
 struct GemmMemory {
-  // The weights, and the operand, which has room for `capacity` tokens.
+  // The weights, and the operand, with room for `capacity` tokens.
   uint64_t weights, operand;
-  // F32 `[capacity][HIDDEN]`: a product back to the stream.
+  // F32 `[capacity][HIDDEN]`: products that are added to the stream.
   uint64_t part;
-  // Of gate and up: F32 `[capacity]`, and the inner operand.
+  // For gate and up: 1 / rms, F32 `[capacity]`, and the inner operand.
   uint64_t inverse_rms, inner;
   int count, capacity;
 };
@@ -23,7 +23,7 @@ struct GemmShared {
   TotalMemory totals;
 };
 
-// All threads of all CTAs, THREADS each: a matrix times all tokens.
+// Called by all threads of all CTAs, THREADS each: multiplies a matrix with all tokens.
 template <class M, class Use>
 __device__ __forceinline__ void multiply_all(GemmShared& shared, const GemmMemory& memory,
                                              Use use) {
@@ -42,7 +42,7 @@ __device__ __forceinline__ void multiply_all(GemmShared& shared, const GemmMemor
       });
 }
 
-// The product becomes columns of the stream, from `column` on.
+// Stores the products as columns of `part`, from `column` on.
 template <class M>
 __device__ __forceinline__ void multiply_to_part(GemmShared& shared, const GemmMemory& memory,
                                                  int column = 0) {
@@ -59,7 +59,7 @@ __device__ __forceinline__ void multiply_to_part(GemmShared& shared, const GemmM
   });
 }
 
-// The inner operand of a dense network, as `StoreInner` of phase/dense.cuh has it.
+// Gate and up of a dense network. Its epilogue is that of `StoreInner` in phase/dense.cuh.
 template <int KIND>
 __device__ __forceinline__ void dense_gate_up(GemmShared& shared, const GemmMemory& memory) {
   constexpr FeedForward F = FEED_FORWARDS[KIND];

@@ -1,6 +1,7 @@
-// The experts' tokens: choices of many tokens sorted by expert. Each expert has *rows*, which begin
-// at a multiple of eight, in ascending order of its tokens; what experts read and write is by row.
-// Every CTA counts all choices, and finds the rows of its share of the experts.
+// The experts' tokens: the choices of many tokens, sorted by expert (the permutation of the grouped
+// GEMM). Each expert has *rows*, which begin at a multiple of eight and ascend by token. Experts
+// read and write by row. Every CTA counts all choices, and finds the rows of its share of the
+// experts.
 #pragma once
 
 #include "kilotok/phase/gathered.cuh"
@@ -8,21 +9,21 @@
 
 namespace kilotok::wide {
 
-// Threads of the kernels that sort, gather and sum: as many as keep the memory busy.
+// Threads of a CTA of the kernels that sort, gather and sum: enough to keep the memory busy.
 constexpr int SORTERS = 1024;
-// In place of a choice, that a row is only there to make tiles whole.
+// Stands for the choice of a row that only completes a tile.
 constexpr uint32_t NO_CHOICE = ~0u;
 
-// Rows that the choices of so many tokens take at most.
+// The most rows of the choices of this many tokens.
 __host__ __device__ constexpr int rows_max(int tokens, int experts, int top_k) {
   return align_up(tokens * top_k, TILE_TOKENS) + smaller(experts, tokens * top_k) * TILE_TOKENS;
 }
 
-// A choice is token * TOP_K + place; a token's places are in ascending order of experts.
+// A choice is token * TOP_K + index; a token's choices are in ascending order of experts.
 struct Routes {
   // U32 and F32 `[tokens][TOP_K]`, F32 `[tokens]`: what the router chose.
   uint64_t experts, weights, inverse_rms;
-  // U32: the first row of each expert and the one behind the last's, and its number of tokens.
+  // U32: the first row of each expert and the end of the last one's, and its number of tokens.
   uint64_t first_rows, counts;
   // U32: the row of each choice, the choice of each row. Then 1 / rms and weight of each row.
   uint64_t rows, choices, factors;
@@ -35,7 +36,7 @@ struct SortMemory {
   uint32_t before[SORTERS / 32];
 };
 
-// The first warp: where experts begin, if each has whole tiles.
+// The first warp: the first rows of experts, each of which has whole tiles.
 template <int EXPERTS>
 __device__ __forceinline__ void find_first_rows(SortMemory<EXPERTS>& memory) {
   const int lane = threadIdx.x;
@@ -51,7 +52,7 @@ __device__ __forceinline__ void find_first_rows(SortMemory<EXPERTS>& memory) {
   if (lane == 0) memory.first_rows[EXPERTS] = begin;
 }
 
-// All warps, each of its share of the choices: calls `use(choice, matches before it)` for those of
+// All warps, each for its share of the choices: calls `use(choice, matches before it)` for those of
 // an expert.
 template <class Use>
 __device__ __forceinline__ uint32_t for_matches(const Routes& routes, int choice_count,
@@ -94,7 +95,7 @@ __device__ __forceinline__ void place_rows(const Routes& routes, SortMemory<EXPE
   if (last < memory.first_rows[expert + 1]) at<uint32_t>(routes.choices)[last] = NO_CHOICE;
 }
 
-// All threads of all CTAs, SORTERS each.
+// Called by all threads of all CTAs, SORTERS each.
 template <int KIND>
 __device__ __forceinline__ void sort_choices(SortMemory<FEED_FORWARDS[KIND].experts>& memory,
                                              const Routes& routes) {

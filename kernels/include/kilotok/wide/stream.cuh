@@ -1,7 +1,7 @@
-// The residual stream of many tokens, F32 `[capacity][HIDDEN]` in global memory, and the RMSNorm
-// that comes with each addition to it. Values have the bits of the narrow pass
-// (phase/add_rms_norm.cuh): a token's squares are added by sixteens of columns, three of these for
-// each owner of the narrow pass, then the owners as the lanes of a warp.
+// The residual stream of many tokens, F32 `[capacity][HIDDEN]` in the GPU's memory, and the RMSNorm
+// after each addition to it. Values have the bits of the narrow pass (phase/add_rms_norm.cuh): a
+// token's squares are added by sixteens of columns, three of these for each owner of the narrow
+// pass, then the owners as the lanes of a warp.
 //
 //   embed          the tokens' embeddings, as the first part that is added
 //   add_rms_norm   adds a part; writes the next GEMM's operand and 1 / rms
@@ -24,8 +24,8 @@ struct EmbedMemory {
   int count;
 };
 
-// All threads of all CTAs, any number of them, four columns at a time. Other ranks' tokens are
-// zeros.
+// Called by all threads of all CTAs, any number of them; a thread copies four columns. Tokens of
+// other ranks yield zeros.
 __device__ __forceinline__ void embed(const EmbedMemory& memory) {
   constexpr int FOURS = HIDDEN / 4, RANK_ROWS = VOCAB / RANKS;
   static_assert(HIDDEN % 4 == 0, "columns come four at a time");
@@ -48,16 +48,17 @@ __device__ __forceinline__ void embed(const EmbedMemory& memory) {
 }
 
 struct AddNormMemory {
-  // F32 `[capacity][HIDDEN]`: what `part` is added to. Zeros, if it `begins`.
+  // F32 `[capacity][HIDDEN]`: the stream, to which `part` is added. It is zeros if the stream
+  // `begins`.
   uint64_t stream, part;
   // F32 `[HIDDEN]`.
   uint64_t weights;
-  // Where x * weights * scale goes as BF16: an operand of HIDDEN columns, or `[capacity][HIDDEN]`.
-  // 0 where it is not wanted.
+  // Receives x * weights * scale as BF16: an operand of HIDDEN columns, or `[capacity][HIDDEN]`. 0
+  // if it is not needed.
   uint64_t operand, rows;
   // F32 `[capacity]`.
   uint64_t inverse_rms;
-  // Operand of TAPS * HIDDEN columns, and which of these take x; NO_TAP for none.
+  // An operand of TAPS * HIDDEN columns, and the tap of it that receives x; NO_TAP for none.
   uint64_t taps;
   uint32_t tap;
   bool begins;
@@ -66,7 +67,7 @@ struct AddNormMemory {
 };
 
 constexpr uint32_t NO_TAP = ~0u;
-// Columns whose squares are added first, four in each of a token's lanes; sums of all of them.
+// Columns of a lane, and lanes of a token, in the first sums of squares; the number of these sums.
 constexpr int LANE_COLUMNS = 4, TOKEN_LANES = SQUARE_ROWS / LANE_COLUMNS;
 constexpr int SQUARES = OWNER_UNITS * (OWNER_ROWS / SQUARE_ROWS);
 
@@ -84,8 +85,8 @@ __device__ __forceinline__ void store_four(uint64_t operand, int token, int colu
       pack_four(v);
 }
 
-// The sum of the squares of sixteen columns, of which a token's lanes have four each, in the order
-// in which sixteen lanes with one each add theirs. None is fused with an addition.
+// The sum of the squares of sixteen columns, four in each of a token's lanes, in the order in which
+// sixteen lanes with one column each add theirs. Products and additions are not fused.
 __device__ __forceinline__ float add_squares(const float4& x) {
   float s[LANE_COLUMNS] = {__fmul_rn(x.x, x.x), __fmul_rn(x.y, x.y), __fmul_rn(x.z, x.z),
                            __fmul_rn(x.w, x.w)};
@@ -119,7 +120,7 @@ __device__ __forceinline__ float inverse_rms(const float* squares, float eps) {
   return inverse_rms_of(add_lanes(sum), eps);
 }
 
-// A lane's four columns of a token: adds, stores all forms, and returns what the stream has now.
+// A lane's four columns of a token: adds the part, stores all forms, and returns the new stream.
 __device__ __forceinline__ float4 add_four(const AddNormMemory& memory, int token, int column,
                                            const float4& before, const float4& part) {
   const size_t place = static_cast<size_t>(token) * HIDDEN + column;
@@ -137,7 +138,8 @@ __device__ __forceinline__ float4 add_four(const AddNormMemory& memory, int toke
   return x;
 }
 
-// All threads of all CTAs, SORTERS each: a CTA takes eight tokens, whose columns its warps share.
+// Called by all threads of all CTAs, SORTERS each: a CTA takes eight tokens, whose columns its
+// warps share.
 __device__ __forceinline__ void add_rms_norm(NormShared& shared, const AddNormMemory& memory) {
   constexpr int WARPS = SORTERS / 32, EACH = ceil_div(SQUARES, WARPS), LOADS = divisor(EACH, 4);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -182,11 +184,11 @@ __device__ __forceinline__ void add_rms_norm(NormShared& shared, const AddNormMe
 }
 
 struct WantedMemory {
-  // U32: places of the wanted tokens in the step.
+  // U32: indices of the wanted tokens in the step.
   uint64_t wanted;
   // F32 `[capacity][HIDDEN]`, `[HIDDEN]`.
   uint64_t stream, weights;
-  // Of the narrow pass: its operand and sums of squares.
+  // The narrow pass's operand and sums of squares.
   uint64_t normed, squares;
   int count;
 };
@@ -195,14 +197,14 @@ struct WantedShared {
   float squares[SQUARES];
 };
 
-// All threads of all CTAs, SORTERS each: a wanted token for each CTA.
+// Called by all threads of all CTAs, SORTERS each: a CTA takes one wanted token at a time.
 __device__ __forceinline__ void gather_wanted(WantedShared& shared, const WantedMemory& memory) {
   const int lane = threadIdx.x % SQUARE_ROWS;
   for (int wanted = ptx::cta_index(); wanted < memory.count; wanted += GRID) {
     const float* stream = at<const float>(memory.stream) +
                           static_cast<size_t>(at<const uint32_t>(memory.wanted)[wanted]) * HIDDEN;
     char* row = at<char>(memory.normed) + operand_row(wanted, NORMED_BYTES);
-    // All threads of a warp add.
+    // All threads of a warp take part in the sum.
     for (int first = threadIdx.x / 32 * 32; first < SQUARES * SQUARE_ROWS; first += SORTERS) {
       const int column = first + static_cast<int>(threadIdx.x) % 32;
       const float x = column < HIDDEN ? stream[column] : 0;
