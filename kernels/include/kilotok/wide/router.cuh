@@ -304,8 +304,6 @@ __device__ __forceinline__ void score_item(RouterShared<KIND>& shared,
   int current = 0;
 #pragma unroll 1
   for (OwnerWalk owner; owner.has(); owner.next(), number++, current ^= 1) {
-    loads.next();
-    const typename Item::Loaded after = item.load(loads);
     if (threadIdx.x == 0) item.copy_weights(shared, weights, number + ROUTER_STAGES - 1);
     weights.next();
     const uint32_t stage = number % ROUTER_STAGES;
@@ -314,7 +312,10 @@ __device__ __forceinline__ void score_item(RouterShared<KIND>& shared,
     typename Item::Sums products[OWNER_STEPS];
     item.multiply(shared.weights[stage], shared.tokens[current], products);
     item.store(shared, shared.tokens[current ^ 1], loaded);
-    loaded = after;
+    // Fences come before the next loads, as they wait for all that are under way.
+    ptx::reads_before_copies();
+    loads.next();
+    loaded = item.load(loads);
     Item::add_part(products, sums);
     if (owner.ends())
 #pragma unroll
@@ -322,7 +323,6 @@ __device__ __forceinline__ void score_item(RouterShared<KIND>& shared,
         totals[i] += sums[i];
         sums[i] = 0;
       }
-    ptx::reads_before_copies();
     __syncthreads();
   }
   item.store_scores(totals);
