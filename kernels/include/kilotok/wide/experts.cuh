@@ -22,8 +22,11 @@ struct ExpertsMemory {
   uint64_t gate_up, down;
   // Operands by row, of HIDDEN columns and of a network's width.
   uint64_t gathered, inner;
-  // F32 `[rows][HIDDEN]`, `[tokens][HIDDEN]`.
+  // F32 `[rows][columns]`, and `[tokens][HIDDEN]`.
   uint64_t products, sums;
+  // The columns of the stream that `down` and `combine` make at a time: all, or less memory for
+  // products and as many launches more. They begin at a multiple of DOWN_COLUMNS.
+  int first_column, columns;
   // Rows that there is room for.
   int capacity;
 };
@@ -169,34 +172,45 @@ template <class M, Runs RUNS, int AT_ONCE, int EXPERTS>
 struct ExpertsWork {
   using Shape = RunShape<RUNS>;
   static constexpr int ROW_GROUPS = ceil_div(MATRIX_TILES<M>, Shape::ROW_TILES);
-  static constexpr int EACH = ceil_div(ROW_GROUPS, AT_ONCE);
   const RunList<EXPERTS>& list;
+  // The row groups that are multiplied.
+  RowGroups groups_of_all;
+  int each;
+
+  __device__ __forceinline__ ExpertsWork(const RunList<EXPERTS>& runs, int first_tile,
+                                         int end_tile)
+      : list(runs),
+        groups_of_all{first_tile / Shape::ROW_TILES,
+                      smaller(ceil_div(end_tile, Shape::ROW_TILES), ROW_GROUPS)},
+        each(ceil_div(groups_of_all.end - groups_of_all.first, AT_ONCE)) {}
 
   __device__ __forceinline__ int count() const {
-    return list.count(Shape::FIRST_SIZE, Shape::END_SIZE) * EACH;
+    return list.count(Shape::FIRST_SIZE, Shape::END_SIZE) * each;
   }
   __device__ __forceinline__ RowRun run(int item) const {
-    return list.run(Shape::FIRST_SIZE, item / EACH);
+    return list.run(Shape::FIRST_SIZE, item / each);
   }
   __device__ __forceinline__ int first_row(const RowRun& run) const {
     return static_cast<int>(list.first_rows[run.expert]) + run.first;
   }
-  static __device__ __forceinline__ RowGroups groups(int item) {
-    const int first = item % EACH * AT_ONCE;
-    return {first, smaller(first + AT_ONCE, ROW_GROUPS)};
+  __device__ __forceinline__ RowGroups groups(int item) const {
+    const int first = groups_of_all.first + item % each * AT_ONCE;
+    return {first, smaller(first + AT_ONCE, groups_of_all.end)};
   }
 };
 
 // All threads of all CTAs: a matrix of every expert times its runs of rows, which `operand` has.
-// `use(row, row tile, rows there, lane, values)`: the row is the first of eight.
+// Of the matrix some row tiles. `use(row, row tile, rows there, lane, values)`: the row is the first
+// of eight.
 template <class M, Order ORDER, Runs RUNS, int AT_ONCE, int EXPERTS, class Use>
 __device__ __forceinline__ void multiply_experts(ExpertsShared<EXPERTS>& shared,
                                                  const Routes& routes, uint64_t weights,
+                                                 int first_tile, int end_tile,
                                                  const Operand& operand, Use use) {
   using Shape = RunShape<RUNS>;
   if (threadIdx.x == 0) TokenRing(shared.ring).init(Shape::GROUPS);
   shared.list.make(routes, Shape::THREADS);
-  const ExpertsWork<M, RUNS, AT_ONCE, EXPERTS> work = {shared.list};
+  const ExpertsWork<M, RUNS, AT_ONCE, EXPERTS> work(shared.list, first_tile, end_tile);
   const int count = work.count();
   const auto consume = [&] {
     TokenRing ring(shared.ring);
@@ -231,7 +245,7 @@ __device__ __forceinline__ void multiply_experts(ExpertsShared<EXPERTS>& shared,
 
 // Row tiles of down that a CTA multiplies one after the other: each has few columns, and weights of
 // the next come while one ends.
-constexpr int DOWN_TILES = 64;
+constexpr int DOWN_TILES = 64, DOWN_COLUMNS = DOWN_TILES * 16;
 
 template <int KIND, Runs RUNS, int EXPERTS>
 __device__ __forceinline__ void gate_up(ExpertsShared<EXPERTS>& shared,
@@ -240,7 +254,8 @@ __device__ __forceinline__ void gate_up(ExpertsShared<EXPERTS>& shared,
   constexpr FeedForward F = FEED_FORWARDS[KIND];
   const float2* factors = at<const float2>(memory.routes.factors);
   multiply_experts<M, Order::Parts, RUNS, 1>(
-      shared, memory.routes, memory.gate_up, {at<const char>(memory.gathered), memory.capacity},
+      shared, memory.routes, memory.gate_up, 0, MATRIX_TILES<M>,
+      {at<const char>(memory.gathered), memory.capacity},
       [&](int first, int row_tile, int rows, int lane, const float4& v) {
         const int value = row_tile * 8 + lane / 4;
         if (value >= F.width) return;
@@ -263,16 +278,19 @@ __device__ __forceinline__ void down(ExpertsShared<EXPERTS>& shared,
                                      const ExpertsMemory& memory) {
   using M = DownMatrix<KIND>;
   constexpr int AT_ONCE = DOWN_TILES / RunShape<RUNS>::ROW_TILES;
+  const int columns = memory.columns, end = memory.first_column + columns;
   multiply_experts<M, Order::Chain, RUNS, AT_ONCE>(
-      shared, memory.routes, memory.down, {at<const char>(memory.inner), memory.capacity},
+      shared, memory.routes, memory.down, memory.first_column / 16, ceil_div(end, 16),
+      {at<const char>(memory.inner), memory.capacity},
       [&](int first, int row_tile, int rows, int lane, const float4& v) {
         const int column = row_tile * 16 + lane / 4, i = lane % 4 * 2;
-        float* to = at<float>(memory.products) + static_cast<size_t>(first + i) * HIDDEN + column;
+        float* to = at<float>(memory.products) + static_cast<size_t>(first + i) * columns +
+                    (column - memory.first_column);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-          if (column + half * 8 >= HIDDEN) continue;
+          if (column + half * 8 >= end) continue;
           if (i < rows) to[half * 8] = half == 0 ? v.x : v.z;
-          if (i + 1 < rows) to[HIDDEN + half * 8] = half == 0 ? v.y : v.w;
+          if (i + 1 < rows) to[columns + half * 8] = half == 0 ? v.y : v.w;
         }
       });
 }
@@ -280,17 +298,17 @@ __device__ __forceinline__ void down(ExpertsShared<EXPERTS>& shared,
 // All threads of all CTAs, SORTERS each. Four columns at a time.
 template <int KIND>
 __device__ __forceinline__ void combine(const ExpertsMemory& memory) {
-  constexpr int TOP_K = FEED_FORWARDS[KIND].top_k, FOURS = HIDDEN / 4;
+  constexpr int TOP_K = FEED_FORWARDS[KIND].top_k;
   static_assert(HIDDEN % 4 == 0, "columns come four at a time");
-  const int count = memory.routes.tokens * FOURS;
+  const int fours = memory.columns / 4, count = memory.routes.tokens * fours;
   for (int i = ptx::cta_index() * SORTERS + threadIdx.x; i < count; i += GRID * SORTERS) {
-    const int token = i / FOURS;
+    const int token = i / fours;
     const uint32_t* rows = at<const uint32_t>(memory.routes.rows) + token * TOP_K;
     float4 products[TOP_K];
 #pragma unroll
     for (int place = 0; place < TOP_K; place++)
       products[place] = at<const float4>(
-          memory.products)[static_cast<size_t>(rows[place]) * FOURS + i % FOURS];
+          memory.products)[static_cast<size_t>(rows[place]) * fours + i % fours];
     // As the narrow pass has it, from zero on: a product may be -0.
     float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll
@@ -300,7 +318,8 @@ __device__ __forceinline__ void combine(const ExpertsMemory& memory) {
       sum.z += products[place].z;
       sum.w += products[place].w;
     }
-    at<float4>(memory.sums)[i] = sum;
+    at<float4>(memory.sums)[static_cast<size_t>(token) * (HIDDEN / 4) + memory.first_column / 4 +
+                            i % fours] = sum;
   }
 }
 
