@@ -199,9 +199,8 @@ struct ExpertsWork {
   }
 };
 
-// All threads of all CTAs: a matrix of every expert times its runs of rows, which `operand` has.
-// Of the matrix some row tiles. `use(row, row tile, rows there, lane, values)`: the row is the first
-// of eight.
+// All threads of all CTAs: row tiles of every expert's matrix times its runs of rows, which
+// `operand` has. `use(row, row tile, rows there, lane, values)`: the row is the first of eight.
 template <class M, Order ORDER, Runs RUNS, int AT_ONCE, int EXPERTS, class Use>
 __device__ __forceinline__ void multiply_experts(ExpertsShared<EXPERTS>& shared,
                                                  const Routes& routes, uint64_t weights,
