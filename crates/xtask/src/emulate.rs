@@ -61,10 +61,10 @@ const SUITES: [(Program, &[&str]); 3] = [
 ];
 
 const HARNESSES: &str = "kernels/harness";
-/// A small model with every phase; for the router also one with many experts; and one with a real
-/// vocabulary, to choose tokens from.
+/// A small model with every phase; for the routers also one with many experts, in F32; and one with
+/// a real vocabulary, to choose tokens from.
 const MODEL: &str = "kernels/models/toy_pro";
-const WIDE: (&str, &str) = ("router", "kernels/models/slice");
+const MANY_EXPERTS: (&str, [&str; 2]) = ("kernels/models/slice", ["router", "wide_router"]);
 const LARGEST_VOCABULARY: &str = "kernels/harness/sample_model";
 /// Limit of a harness's waits, by clocks that `launch.h` slows down.
 const HARNESS_WAIT_MS: &str = "2000";
@@ -143,9 +143,11 @@ fn harnesses(root: &Path, out: &Path) -> Result<Vec<Harness>, Box<dyn Error>> {
             harnesses.push(Harness::new(root, out, name)?);
         }
     }
-    let (name, model) = WIDE;
-    let program = out.join(format!("{name}_wide"));
-    harnesses.push(Harness { model, program, ..Harness::new(root, out, name.to_owned())? });
+    let (model, names) = MANY_EXPERTS;
+    for name in names {
+        let program = out.join(format!("{name}_many_experts"));
+        harnesses.push(Harness { model, program, ..Harness::new(root, out, name.to_owned())? });
+    }
     harnesses.sort_by(|one, other| one.program.cmp(&other.program));
     Ok(harnesses)
 }
