@@ -1,9 +1,9 @@
 // A feed-forward network of experts over one tile of tokens: gate and up, silu(gate) * up, a grid
 // barrier or a wait for these values, down. For more tokens see phase/gathered.cuh.
 //
-// Reads `normed`, 1 / rms and the routes; `gate_up` writes the inner operand, `down` adds to
+// Reads `normed`, 1 / rms and the routes; `gate_up` writes the inner operand, `down` writes
 // `stream.part` of the owned rows. The experts of a token are added in ascending order, so the
-// other tokens of the batch do not show.
+// result does not depend on other tokens of the batch.
 #pragma once
 
 #include "kilotok/phase/dense.cuh"
@@ -242,20 +242,21 @@ __device__ __forceinline__ void reset_inner(const Cta& cta, int token_count) {
   }
 }
 
-// The experts of `down` go to the warps of a row tile in turn, each with all its columns: an
-// expert's product has one order of columns, and the epilogue adds products in ascending order of
-// experts. The wide pass has the same order.
+// The experts of `down` are assigned to the warps of a row tile in turn, each with all its columns.
+// An expert's product is summed over its columns in order, and the epilogue adds the products in
+// ascending order of experts. The wide pass has the same order.
 template <int KIND>
 struct DownTurns {
   using N = Moe<KIND>;
   using M = typename N::Down;
   static constexpr int TURNS = M::COLUMN_WARPS;
-  // Experts of which a warp holds the weights ahead: its own of a page of whole experts.
+  // Whether a warp loads weights ahead, and of how many experts: its own of a page that holds whole
+  // experts.
   static constexpr bool AHEAD = M::STEPS == 1 && N::PAGE_ENTRIES % TURNS == 0;
   static constexpr int OWN = AHEAD ? N::PAGE_ENTRIES / TURNS : 1;
-  // Products that warps hand to the epilogue together, and for how many of these there is room.
-  // The scratch memory holds the inner operand, so they lie in rows of the stream that one tile of
-  // tokens does not use, `[warps][lanes]` each.
+  // Products that are passed to the epilogue together, and the number of buffers for them. The
+  // scratch memory holds the inner operand, so the buffers, `[warps][lanes]` each, are rows of the
+  // stream that one tile of tokens does not use.
   static constexpr int TOGETHER = TURNS * OWN, PLACES = 2;
   static_assert(OWN <= PLACES, "they have room");
   static_assert((TOKENS_MAX - TILE_TOKENS) * OWNER_ROWS * 4 >= CONSUMERS * 16, "a place fits");
@@ -266,7 +267,7 @@ struct DownTurns {
                                          : stream.residual[TILE_TOKENS]);
   }
 
-  // Consumers: hand over a warp's products.
+  // Consumers: writes a warp's products to the next free buffer.
   static __device__ __forceinline__ void push(const Cta& cta, Sums& sums, StreamMemory& stream,
                                               const float (&products)[OWN][1][4]) {
     sums.wait_released<PLACES / OWN - 1>();
@@ -279,7 +280,7 @@ struct DownTurns {
   }
 };
 
-// The first of a row tile's chunks in a step of `down`, from the step's beginning.
+// Byte offset of a row tile's first chunk in a step of `down`.
 template <class M>
 __device__ __forceinline__ int row_tile_offset(const Cta& cta) {
   return cta.warp() / M::COLUMN_WARPS * (M::COLUMN_WARPS * M::CHUNK_BYTES);
@@ -293,7 +294,7 @@ struct ExpertsAhead {
   using M = typename D::M;
   Chunk<M::FORMAT> chunks[D::OWN][D::TURNS];
 
-  // Of the next page. Of experts that it does not have the chunks are of no use, but are set.
+  // Loads the weights of the next page. Those of experts that the page does not have are arbitrary.
   __device__ __forceinline__ void fetch(const Cta& cta, Ring& ring) {
     const uint32_t page =
         ring.wait() + cta.warp() % D::TURNS * M::STEP_BYTES + row_tile_offset<M>(cta);
@@ -333,7 +334,7 @@ __device__ __forceinline__ void down_ahead(const Cta& cta, Ring& ring, Sums& sum
   }
 }
 
-// Owners: the products of experts of which a page holds a few, or steps of one.
+// Owners: the products of experts where a page holds a few, or steps of one.
 template <int KIND>
 __device__ __forceinline__ void down_by_page(const Cta& cta, Ring& ring, Sums& sums,
                                              StreamMemory& stream, const Routes& routes,
@@ -371,11 +372,11 @@ __device__ __forceinline__ void down_by_page(const Cta& cta, Ring& ring, Sums& s
       }
       ring.release(cta.lane());
     }
-  // The warps whose turn does not come any more.
+  // Warps without an expert in the last round.
   if (count % D::TURNS != 0 && turn >= count % D::TURNS) D::push(cta, sums, stream, product);
 }
 
-// Owners: the products of the experts, whose sums the epilogue puts into `stream.part`.
+// Owners: the products of the experts, which the epilogue sums into `stream.part`.
 template <int KIND, bool POLLED>
 __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, StreamMemory& stream,
                                      const Routes& routes) {
@@ -391,7 +392,7 @@ __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, Str
   sums.drain(cta);
 }
 
-// Epilogue of an owner: adds the products of so many experts.
+// Epilogue of an owner: adds the products of `count` experts.
 template <int KIND>
 __device__ __forceinline__ void epilogue_down(const Cta& cta, Sums& sums, StreamMemory& stream,
                                               int count) {

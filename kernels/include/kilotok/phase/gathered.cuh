@@ -1,15 +1,16 @@
-// A feed-forward network of experts over several tiles of tokens: every expert's tokens are
-// gathered, so that its weights are read once for every eight of them, whichever tiles they are in.
+// A feed-forward network of experts over several tiles of tokens (a grouped GEMM): every expert's
+// tokens are gathered, so that its weights are read once for every eight of them, whichever tiles
+// they are in.
 //
-//   top_k_experts  CTAs choose for different tokens, and write what they chose beside the scores;
-//                   after a grid barrier
+//   top_k_experts   each CTA chooses for other tokens, and writes its choices beside the scores; a
+//                   grid barrier follows
 //   gather_routes   every CTA sorts all choices by expert for itself
-//   gate_up         multiplies an expert with the operands of its own tokens; what comes of it are
-//                   the *rows* of the inner operand, in ascending order of experts, then tokens
-//   down            multiplies an expert with its rows, which come with its weights, and adds each
-//                   to what its token has
+//   gate_up         multiplies an expert with the operands of its own tokens. The results are the
+//                   *rows* of the inner operand, in ascending order of experts, then tokens
+//   down            multiplies an expert with its rows, which come with its weights; the epilogue
+//                   adds each product to its token's sum
 //
-// A token's experts are added in the order in which one tile adds them, so its bits are the same.
+// A token's experts are added in the same order as with one tile, so its bits are the same.
 #pragma once
 
 #include "kilotok/phase/experts.cuh"
@@ -272,9 +273,9 @@ __device__ __forceinline__ void epilogue_gate_up(const Cta& cta, Sums& sums,
   sums.release(cta);
 }
 
-// The pages of down. An item is a step of an entry. A page has the weights of as many items as fit
-// with all their rows, and behind them these rows: one run where an entry has one step, else each
-// item's in its own place.
+// The pages of down. An item is a step of an entry. A page holds the weights of as many items as
+// fit with all their rows, followed by these rows: one run where an entry has one step, otherwise
+// each item's rows in a place of their own.
 template <int KIND>
 struct DownPages {
   using M = DownMatrix<KIND>;
@@ -291,14 +292,14 @@ struct DownPages {
   __device__ __forceinline__ int items_of(int page) const {
     return smaller(item_count() - page * ITEMS, ITEMS);
   }
-  // The entry of a page's item; behind the last one there are more, without rows.
+  // The entry of a page's item; items beyond the last one have no rows.
   __device__ __forceinline__ int entry(int page, int place) const {
     return smaller((page * ITEMS + place) / M::STEPS, routes.count);
   }
   static __device__ __forceinline__ int step(int page, int place) {
     return (page * ITEMS + place) % M::STEPS;
   }
-  // Its first row, and the one behind its last.
+  // Its first row, and the end of its rows.
   __device__ __forceinline__ int first_row(int page, int place) const {
     return routes.first_rows[entry(page, place)];
   }
@@ -308,7 +309,8 @@ struct DownPages {
   }
 };
 
-// Producer of an owner: a page's weights. Addresses come first, so that none is waited for alone.
+// Producer of an owner: copies a page's weights. All addresses are loaded first, so that their
+// latencies overlap.
 template <int KIND>
 __device__ __forceinline__ void open_down(const Cta& cta, const Ring& ring,
                                           const DownPages<KIND>& pages, uint64_t address,
@@ -333,7 +335,7 @@ __device__ __forceinline__ void open_down(const Cta& cta, const Ring& ring,
     if (place < items) ring.fetch(from[place], place * M::STEP_BYTES, M::STEP_BYTES);
 }
 
-// The rows behind them.
+// Copies the rows after them.
 template <int KIND>
 __device__ __forceinline__ void fetch_rows(const Cta& cta, const Ring& ring,
                                            const DownPages<KIND>& pages, int page) {
@@ -351,8 +353,8 @@ __device__ __forceinline__ void fetch_rows(const Cta& cta, const Ring& ring,
       fetch(place, pages.end_row(page, place));
 }
 
-// Producer of an owner: the weights of the first pages come while gate and up still make the rows.
-// These are the launch's `count`th operand, as `wait_operand` counts.
+// Producer of an owner: the weights of the first pages are copied while gate and up still compute
+// the rows, which are the launch's `count`th operand as `wait_operand` counts.
 template <int KIND>
 __device__ __forceinline__ void produce_down(const Cta& cta, Ring& ring,
                                              const GatheredRoutes& routes, uint64_t address,
@@ -371,14 +373,14 @@ __device__ __forceinline__ void produce_down(const Cta& cta, Ring& ring,
   }
 }
 
-// What a warp takes of a page of whole entries: at most one is its turn.
+// A warp's entry of a page of whole entries: at most one is its turn.
 template <int KIND>
 struct OwnEntry {
   using P = DownPages<KIND>;
   using D = DownTurns<KIND>;
   using M = typename P::M;
   bool there;
-  // Its place in the page, and its first row among the page's.
+  // Its index in the page, and its first row among the page's rows.
   int place, row;
   Chunk<M::FORMAT> chunks[D::TURNS];
   OperandChunk x[D::TURNS][1];
@@ -404,7 +406,7 @@ struct OwnEntry {
   }
 };
 
-// Owners: the products of entries that have one step.
+// Owners: the products of entries with one step.
 template <int KIND>
 __device__ __forceinline__ void down_whole(const Cta& cta, Ring& ring, Sums& sums,
                                            const DownPages<KIND>& pages) {
@@ -424,7 +426,7 @@ __device__ __forceinline__ void down_whole(const Cta& cta, Ring& ring, Sums& sum
   }
 }
 
-// Owners: the products of entries of several steps.
+// Owners: the products of entries with several steps.
 template <int KIND>
 __device__ __forceinline__ void down_by_step(const Cta& cta, Ring& ring, Sums& sums,
                                              const DownPages<KIND>& pages) {
@@ -458,7 +460,7 @@ __device__ __forceinline__ void down_by_step(const Cta& cta, Ring& ring, Sums& s
   }
 }
 
-// Owners: the products of the entries, which go to the warps of a row tile in turn as in
+// Owners: the products of the entries, which are assigned to the warps of a row tile in turn as in
 // phase/experts.cuh. The epilogue adds them to `stream.part`, which begins as zeros.
 template <int KIND>
 __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, StreamMemory& stream,
@@ -472,18 +474,18 @@ __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, Str
     down_whole<KIND>(cta, ring, sums, pages);
   else
     down_by_step<KIND>(cta, ring, sums, pages);
-  // The warps whose turn does not come any more.
+  // Warps without an entry in the last round.
   const int rest = routes.count % TURNS;
   const float nothing[4] = {};
   if (rest != 0 && cta.warp() % TURNS >= rest) sums.push(cta, nothing);
-  // The epilogue releases this one when all is added.
+  // The epilogue releases this stage when everything is added.
   sums.push(cta, nothing);
   sums.drain(cta);
 }
 
-// Where a lane of the epilogue adds the products of some entries: by entry, of its two rows the
-// places in `stream.part`, as addresses in shared memory. Rows that an entry does not have are
-// added to places behind the products, which are not used.
+// Where a lane of the epilogue adds the products of TURNS entries: for each entry the shared-memory
+// addresses in `stream.part` of its two rows. Rows that an entry does not have are added to unused
+// memory after the products.
 template <int TURNS>
 struct OwnPlaces {
   uint32_t places[TURNS][2];
@@ -506,8 +508,8 @@ struct OwnPlaces {
   }
 };
 
-// Epilogue of an owner: adds each entry's products to what its tokens have. An entry's tokens are
-// different ones; those of the next may be the same, in other lanes.
+// Epilogue of an owner: adds each entry's products to the sums of its tokens. The tokens of one
+// entry are distinct; the next entry may have the same ones in other lanes.
 template <int KIND>
 __device__ __forceinline__ void epilogue_down(const Cta& cta, Sums& sums, StreamMemory& stream,
                                               const GatheredRoutes& routes) {
