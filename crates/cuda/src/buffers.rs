@@ -10,7 +10,7 @@ use kilotok_model::{ModelSpec, Part, WeightFormat};
 use crate::batch::{Arrays, drafts_together};
 use crate::constants::{Attention, Constants};
 
-/// A chunk of weights is CHUNK_ROWS rows of CHUNK_COLUMNS columns.
+/// A chunk of weights is `CHUNK_ROWS` rows of `CHUNK_COLUMNS` columns.
 pub(crate) const CHUNK_ROWS: usize = 16;
 pub(crate) const CHUNK_COLUMNS: usize = 64;
 /// Consumer warps of a CTA, which share a matrix's columns (split-K).
