@@ -25,6 +25,8 @@ mod pair;
 mod phases;
 #[path = "gpu/plans.rs"]
 mod plans;
+#[path = "gpu/wide.rs"]
+mod wide;
 #[path = "gpu/width.rs"]
 mod width;
 
@@ -55,6 +57,7 @@ conformance!(cuda_demo_8_ranks, || cuda_of(&DEMO, &long(8)), absent(8));
 static FLASH: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::flash()));
 /// No near tie of experts turns rounding into another result.
 static DENSE: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::dense()));
+static PRO_DENSE: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::pro_dense()));
 static WIDE: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::wide()));
 static PRO: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::pro_fp4()));
 static WIDE_EXPERTS: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::wide_experts()));

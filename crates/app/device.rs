@@ -76,7 +76,9 @@ impl Device {
             });
         };
         let count = found.gpus.len() as u64;
-        let fixed_bytes = gpu_bytes(found, settings, spec)? * count;
+        let options = options(settings, spec);
+        let options = options.with_longest_steps(spec, multiprocessors(found), found.free_bytes)?;
+        let fixed_bytes = gpu_bytes(found, &options, spec)? * count;
         let memory = Memory {
             total: found.gpus.iter().map(|gpu| gpu.memory_bytes).sum(),
             free: found.free_bytes * count,
@@ -96,7 +98,7 @@ impl Device {
             memory: Some(memory),
             kv_bytes: left - left / GPU_SHARE,
             value_bytes: kilotok_cuda::VALUE_BYTES,
-            token_max: kilotok_cuda::TOKENS_MAX,
+            token_max: options.sizes.token_max,
         })
     }
 }
@@ -109,8 +111,8 @@ fn look(settings: &EngineSettings, spec: &ModelSpec) -> Result<Found, StartError
 }
 
 /// Bytes of a GPU that are taken with one page of each group, and the driver's own.
-fn gpu_bytes(found: &Found, settings: &EngineSettings, spec: &ModelSpec) -> Result<u64> {
-    let map = options(settings, spec).memory_map(spec, multiprocessors(found))?;
+fn gpu_bytes(found: &Found, options: &CudaOptions, spec: &ModelSpec) -> Result<u64> {
+    let map = options.memory_map(spec, multiprocessors(found))?;
     Ok(map.bytes() + kilotok_cuda::RESERVE_BYTES)
 }
 
@@ -128,7 +130,7 @@ fn options(settings: &EngineSettings, spec: &ModelSpec) -> CudaOptions {
         page_tokens: settings.page_tokens,
         page_count: 1,
     };
-    CudaOptions { sizes, toolchain: environment::toolchain(), stamps: false }
+    CudaOptions { sizes, toolchain: environment::toolchain(), ..CudaOptions::default() }
 }
 
 /// A line for the start's table.

@@ -90,7 +90,8 @@ impl Planned {
 
     fn options(&self) -> CudaOptions {
         let toolchain = environment::toolchain();
-        CudaOptions { sizes: self.plan.sizes.clone(), toolchain, stamps: self.stamps }
+        let (sizes, stamps) = (self.plan.sizes.clone(), self.stamps);
+        CudaOptions { sizes, toolchain, stamps, ..CudaOptions::default() }
     }
 
     pub(crate) fn load(self) -> Result<Loaded> {

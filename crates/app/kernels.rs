@@ -63,7 +63,7 @@ fn build(args: &Build) -> Result<()> {
     let gpus = found.iter().flat_map(|found| &found.gpus);
     let multiprocessors = gpus.map(|gpu| gpu.multiprocessors).min().unwrap_or(MULTIPROCESSORS);
     let sizes = Sizes { rank_count: args.ranks, page_tokens: args.page_tokens, ..Sizes::default() };
-    let options = CudaOptions { sizes, toolchain, stamps: false };
+    let options = CudaOptions { sizes, toolchain, ..CudaOptions::default() };
     let bytes = options.build(&spec, multiprocessors, &|line| say!("{line}"))?;
     say!("{bytes} bytes of code for {multiprocessors} multiprocessors");
     Ok(())

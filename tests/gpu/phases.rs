@@ -18,7 +18,8 @@ const TOKENS: u32 = 20;
 const CLOCK_ERROR: Duration = Duration::from_micros(8);
 
 fn engine(rank_count: usize, stamps: bool) -> CudaEngine {
-    let options = CudaOptions { sizes: sizes(rank_count), toolchain: toolchain(), stamps };
+    let (sizes, toolchain) = (sizes(rank_count), toolchain());
+    let options = CudaOptions { sizes, toolchain, stamps, ..CudaOptions::default() };
     let tell = |line: &str| eprintln!("{line}");
     CudaEngine::start(PRO.spec(), &*PRO, &options, &Quiet, &tell).unwrap()
 }

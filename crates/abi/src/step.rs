@@ -176,7 +176,7 @@ abi_struct! {
     /// What a launch of the wide pass is given: where a step of many tokens has its values, and how
     /// many there are. Buffers have room for `capacity` tokens; operands lie as
     /// `kernels/include/kilotok/wide/token_ring.cuh` has them.
-    pub struct WideMemory : 512 {
+    pub struct WideMemory : 520 {
         /// Of this step: tokens and pages lie elsewhere than a narrow one's.
         pub memory: Memory,
         /// `[capacity, hidden]`, F32: the residual stream, and what is to be added to it.
@@ -200,10 +200,13 @@ abi_struct! {
         pub dense_inner: u64,
         /// Operand `[capacity, taps * hidden]`.
         pub taps: u64,
-        /// `[capacity, top_k]`: experts that tokens are routed to, and their weights.
+        /// `[capacity, SCORES_EACH]`, F32: the experts' scores.
+        pub scores: u64,
+        /// `[capacity, top_k]`: the chosen experts and their weights.
         pub experts: u64,
         pub weights: u64,
-        /// By expert its first row and its number of tokens.
+        /// Experts work on a slice of the tokens at a time. By expert its first row, and its number
+        /// of tokens.
         pub first_rows: u64,
         pub counts: u64,
         /// The row of each choice, the choice of each row, what a row's products are scaled by.
@@ -222,7 +225,9 @@ abi_struct! {
         pub wanted_count: u32,
         /// Of this launch.
         pub layer: u32,
-        pub reserved: u64,
+        /// Of this launch, if experts compute: its first token, and the number of its tokens.
+        pub slice_first: u32,
+        pub slice_count: u32,
     }
 }
 

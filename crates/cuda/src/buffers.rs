@@ -9,6 +9,7 @@ use kilotok_model::{ModelSpec, Part, WeightFormat};
 
 use crate::batch::{Arrays, drafts_together};
 use crate::constants::{Attention, Constants};
+use crate::wide;
 
 /// A chunk of weights is `CHUNK_ROWS` rows of `CHUNK_COLUMNS` columns.
 pub(crate) const CHUNK_ROWS: usize = 16;
@@ -48,8 +49,8 @@ const FLAGS_BYTES: usize = 128;
 const LOGITS_ALIGNMENT: usize = 16;
 /// F32 values in a cache line.
 const LINE_VALUES: usize = 32;
-const F32: usize = size_of::<f32>();
-const BF16: usize = 2;
+pub(crate) const F32: usize = size_of::<f32>();
+pub(crate) const BF16: usize = 2;
 
 /// The layout of a matrix, see `gemm/matrix.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +103,7 @@ impl Attention {
     }
 
     /// Values of a token's queries, in tiles of the tensor cores.
-    fn query_values(&self) -> usize {
+    pub(crate) fn query_values(&self) -> usize {
         let tiles = self.kv_heads * (self.q_heads / self.kv_heads).div_ceil(TILE_HEADS);
         tiles * self.qk_dim.div_ceil(QUERY_STEP) * QUERY_STEP_VALUES
     }
@@ -113,7 +114,7 @@ impl Attention {
         self.q_heads * ATTENTION_PARTS * (self.v_dim + 2 * self.v_dim.div_ceil(PART_DIMS))
     }
 
-    fn qkv_rows(&self) -> usize {
+    pub(crate) fn qkv_rows(&self) -> usize {
         self.key_row() + self.kv_heads * (self.qk_dim + self.v_dim)
     }
 
@@ -172,6 +173,22 @@ impl Constants {
 
     pub(crate) fn owner_units(&self) -> usize {
         self.hidden.div_ceil(OWNER_ROWS)
+    }
+
+    /// Values of a token in `projected`: of all kinds the most, or keys and values of all the
+    /// drafter's layers, because its context computes them at once.
+    pub(crate) fn projected_rows(&self) -> usize {
+        let rows = self.attentions.iter().map(Attention::qkv_rows).max();
+        let key_values = self.attentions.iter().map(|kind| kind.qkv_rows() - kind.key_row()).max();
+        rows.unwrap_or(0).max(self.draft_layers.len() * key_values.unwrap_or(0))
+    }
+
+    /// Values of a token in `router_scores`, in whole cache lines.
+    pub(crate) fn score_values(&self) -> usize {
+        let kinds = self.feed_forwards.iter();
+        let experts = kinds.clone().map(|kind| kind.experts).max().unwrap_or(0);
+        let top_k = kinds.map(|kind| kind.top_k.max(1)).max().unwrap_or(1);
+        (experts + 1 + 2 * top_k).next_multiple_of(LINE_VALUES)
     }
 
     /// The number of a router's experts including padding.
@@ -332,9 +349,7 @@ impl Working {
         let gathered_step = CONSUMER_WARPS / OWNER_TILES * CHUNK_COLUMNS * BF16;
         // A whole step of every warp, so that a matrix of any number of row tiles may read it.
         let normed = constants.hidden.next_multiple_of(CHUNK_COLUMNS * CONSUMER_WARPS) * BF16;
-        // The drafter's context computes keys and values of all its layers at once.
-        let key_values = heads(|kind| kind.qkv_rows() - kind.key_row());
-        let projected = heads(Attention::qkv_rows).max(constants.draft_layers.len() * key_values);
+        let projected = constants.projected_rows();
         let (receiver, gathered) = receiver(constants);
         Self {
             layers: constants.layers.len() * size_of::<LayerMemory>(),
@@ -350,7 +365,7 @@ impl Working {
             attention_parts: tokens * heads(Attention::part_values) * F32,
             attended: tokens * attention(&|kind| constants.output(kind).operand_bytes()),
             router_parts: owners * tokens * experts * F32,
-            router_scores: tokens * (experts + 1 + 2 * top_k).next_multiple_of(LINE_VALUES) * F32,
+            router_scores: tokens * constants.score_values() * F32,
             dense_inner: tokens * inner(true),
             expert_inner: TILE_TOKENS * top_k * inner(false)
                 + inner(false) / gathered_step
@@ -381,7 +396,7 @@ fn receiver(constants: &Constants) -> (usize, Option<usize>) {
 }
 
 /// The largest value over all kinds.
-fn largest(kinds: usize, of: &dyn Fn(usize) -> usize) -> usize {
+pub(crate) fn largest(kinds: usize, of: &dyn Fn(usize) -> usize) -> usize {
     (0..kinds).map(of).max().unwrap_or(0)
 }
 
@@ -434,6 +449,11 @@ pub(crate) fn planned(constants: &Constants, working: &Working) -> String {
     let attentions = constants.attentions.len();
     write("QKV", list(attentions, &|kind| constants.qkv(kind).bytes()));
     write("OUTPUT", list(attentions, &|kind| constants.output(kind).bytes()));
+    let wide_attention = |kind: usize| {
+        let kind = &constants.attentions[kind];
+        usize::from(wide::has_attention(kind.window, kind.qk_dim, kind.v_dim))
+    };
+    write("WIDE_ATTENTION", list(attentions, &wide_attention));
     write("KEY_PAGE", list(attentions, &|kind| constants.page_bytes(kind).0));
     write("VALUE_PAGE", list(attentions, &|kind| constants.page_bytes(kind).1));
     let feed_forwards = constants.feed_forwards.len();

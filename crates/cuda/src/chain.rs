@@ -4,6 +4,7 @@
 use kilotok_abi::PLAN_CTA_BYTES;
 
 use crate::upload::Upload;
+use crate::wide::WideStep;
 
 /// Which of two kernels: the one for one tile of tokens, or the one for more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,11 +19,17 @@ impl Tiles {
     }
 }
 
+/// Which launches are the target's pass and the drafter's context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    Narrow(Tiles),
+    Wide(WideStep),
+}
+
 /// What a chain launches and copies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
-    /// For the target's pass and the drafter's context.
-    pub(crate) target: Tiles,
+    pub(crate) target: Target,
     /// For each batch of drafts.
     pub(crate) drafts: Vec<Tiles>,
     pub(crate) upload_bytes: usize,
@@ -33,14 +40,30 @@ impl Shape {
     pub(crate) fn of(upload: &Upload, tile_tokens: usize, upload_bytes: usize) -> Self {
         let tiles = |token_count| Tiles::of(token_count, tile_tokens);
         let drafts = upload.drafts.iter().map(|batch| tiles(batch.token_count()));
-        Self { target: tiles(upload.target.token_count()), drafts: drafts.collect(), upload_bytes }
+        let narrow = Target::Narrow(tiles(upload.target.token_count()));
+        let target = upload.wide.map_or(narrow, Target::Wide);
+        Self { target, drafts: drafts.collect(), upload_bytes }
+    }
+
+    /// What is told to the launches of the wide pass, if it is one.
+    pub(crate) fn wide(&self) -> Option<&WideStep> {
+        match &self.target {
+            Target::Narrow(_) => None,
+            Target::Wide(step) => Some(step),
+        }
     }
 
     /// The shape of the next chain, enqueued ahead: most steps are like the one before. It copies
     /// as much of a plan as the last CTA can, which leaves room for up to 1,024 more page numbers.
+    /// The wide pass is never enqueued ahead: it has too many launches, and lasts too long for that
+    /// to matter. The step after it may be the first of a reply.
     pub(crate) fn ahead(&self, upload_bytes_max: usize) -> Self {
         let upload_bytes = self.upload_bytes.next_multiple_of(PLAN_CTA_BYTES).min(upload_bytes_max);
-        Self { upload_bytes, ..self.clone() }
+        let target = match self.target {
+            Target::Wide(_) => Target::Narrow(Tiles::One),
+            narrow @ Target::Narrow(_) => narrow,
+        };
+        Self { target, upload_bytes, ..self.clone() }
     }
 
     /// Whether a chain of this shape can run a step that needs `step`: it must have the same
@@ -59,7 +82,11 @@ mod tests {
     const UPLOAD_MAX: usize = 10_000;
 
     fn step() -> Shape {
-        Shape { target: Tiles::One, drafts: vec![Tiles::Many, Tiles::One], upload_bytes: 5000 }
+        Shape {
+            target: Target::Narrow(Tiles::One),
+            drafts: vec![Tiles::Many, Tiles::One],
+            upload_bytes: 5000,
+        }
     }
 
     #[test]
@@ -84,13 +111,20 @@ mod tests {
     fn a_step_that_needs_more_or_other_kernels_does_not_fit() {
         let ahead = step().ahead(UPLOAD_MAX);
         for step in [
-            Shape { target: Tiles::Many, ..step() },
+            Shape { target: Target::Narrow(Tiles::Many), ..step() },
+            Shape { target: Target::Wide(WideStep::default()), ..step() },
             Shape { drafts: vec![Tiles::One], ..step() },
             Shape { drafts: vec![Tiles::Many, Tiles::One, Tiles::One], ..step() },
             Shape { upload_bytes: 8193, ..step() },
         ] {
             assert!(!ahead.fits(&step), "{step:?}");
         }
+    }
+
+    #[test]
+    fn a_narrow_chain_follows_a_wide_one() {
+        let wide = Shape { target: Target::Wide(WideStep::default()), ..step() };
+        assert_eq!(wide.ahead(UPLOAD_MAX), step().ahead(UPLOAD_MAX));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use kilotok_engine::{
     Caps, Engine, EngineError, PhaseTime, StepId, StepOutput, StepPlan, StepTimes, check_plan,
 };
 
-use crate::chain::{Shape, Tiles};
+use crate::chain::{Shape, Target, Tiles};
 use crate::driver::doorbell::{Doorbell, dismiss_pending};
 use crate::driver::{Pinned, now};
 use crate::fault::{RankFailure, cause, silent_count, suspects};
@@ -26,6 +26,7 @@ use crate::rank::{Chain, Rank, WAIT_MAX_MS};
 use crate::results::{Asked, ResultPlaces};
 use crate::upload::{Copy, Places, Upload};
 use crate::watch::{ACKNOWLEDGE_MAX, RankState, Watch};
+use crate::wide::WideStep;
 
 /// Computes steps on GPUs.
 pub struct CudaEngine {
@@ -39,8 +40,12 @@ pub struct CudaEngine {
     pub(crate) collectives: u32,
     pub(crate) collectives_max: u32,
     pub(crate) doorbell: Arc<Doorbell>,
-    /// How long a step may take at these GPUs' clocks.
+    /// How long the step in flight may take at these GPUs' clocks.
     pub(crate) step_max: Duration,
+    /// The same for narrow steps, and for wide ones.
+    pub(crate) step_limits: [Duration; 2],
+    /// Steps of more tokens take the wide pass, if there is room for it.
+    pub(crate) wide_above: Option<usize>,
     /// The number of the last chain that was enqueued.
     pub(crate) number: u32,
     /// The shape of the chain of that number, if it was enqueued ahead.
@@ -73,7 +78,7 @@ pub(crate) struct HostMemory {
     pub(crate) stamps: Option<Pinned>,
 }
 
-/// The most tokens of a step: a batch of the kernels.
+/// The most tokens of a step of the narrow pass: a batch of its kernels.
 pub const TOKENS_MAX: u32 = crate::constants::TOKENS_MAX as u32;
 /// A step's end is polled without a pause for this long, and then with one.
 const SPIN_MAX: Duration = Duration::from_millis(20);
@@ -82,6 +87,9 @@ const PAUSE: Duration = Duration::from_micros(50);
 /// its kernels, whose fault records say more, and less than the two seconds within which a stalled
 /// rank is reported.
 pub(crate) const STEP_MAX: Duration = Duration::from_millis(1800);
+/// The same for a step of the wide pass. The largest takes less than a second, except in contexts
+/// of a million tokens, where attention takes several.
+pub(crate) const WIDE_STEP_MAX: Duration = Duration::from_secs(30);
 /// The interval at which the driver is asked for errors.
 const CHECK_EACH: Duration = Duration::from_millis(1);
 /// How long to wait for the fault record of the last rank without one: waits for other ranks end
@@ -100,6 +108,7 @@ impl CudaEngine {
     /// Begins the step's chain, and enqueues the next one.
     fn start_step(&mut self, upload: &Upload) -> Result<Watch, EngineError> {
         let start = now();
+        self.step_max = self.step_limits[usize::from(upload.wide.is_some())];
         let started = self.try_start_step(upload);
         started.map_err(|failed| self.cause(Some(&failed), start))
     }
@@ -128,7 +137,8 @@ impl CudaEngine {
     }
 
     /// Enqueues a chain for the step, after the waiting one. All ranks have theirs before any
-    /// begins, because their kernels wait for each other with a time limit.
+    /// begins, because their kernels wait for each other with a time limit. A wide chain begins at
+    /// once, because a stream takes only about a thousand launches before it runs.
     fn start_now(
         &mut self,
         upload: &Upload,
@@ -138,6 +148,10 @@ impl CudaEngine {
         let _nothing_pending = dismiss_pending();
         self.number = self.number.wrapping_add(1);
         self.host.write(self.number, upload, collectives);
+        if shape.wide().is_some() {
+            self.doorbell.ring(self.number);
+            return self.start_chain(shape, &upload.copies);
+        }
         let started = self.start_chain(shape, &upload.copies);
         if started.is_err() {
             self.host.write_nothing(self.number);
@@ -157,13 +171,16 @@ impl CudaEngine {
 
     fn launch_all(&mut self) -> Result<(), RankFailure> {
         let _nothing_pending = dismiss_pending();
-        for tiles in [Tiles::One, Tiles::Many] {
+        let narrow = [Tiles::One, Tiles::Many].map(|tiles| (Target::Narrow(tiles), tiles));
+        let wide = (Target::Wide(WideStep::default()), Tiles::One);
+        let wide = self.wide_above.map(|_| wide);
+        for (target, tiles) in narrow.into_iter().chain(wide) {
             self.number = self.number.wrapping_add(1);
             self.host.write_nothing(self.number);
             self.doorbell.ring(self.number);
             let batches = usize::from(self.draft_rows > 0);
             let upload_bytes = self.host.upload_places.bytes.min(PLAN_CTA_BYTES);
-            let shape = Shape { target: tiles, drafts: vec![tiles; batches], upload_bytes };
+            let shape = Shape { target, drafts: vec![tiles; batches], upload_bytes };
             self.start_chain(&shape, &[])?;
         }
         Ok(())
@@ -183,7 +200,11 @@ impl CudaEngine {
         let Self { number, host: HostMemory { lists, .. }, .. } = self;
         let mailbox = self.host.mailbox(*number);
         let chain = Chain { number: *number, shape, mailbox, lists, copies };
-        self.ranks.iter().try_for_each(|rank| rank.start(&chain))
+        self.ranks.iter().try_for_each(|rank| rank.begin(&chain))?;
+        for pass in self.ranks[0].passes(shape) {
+            self.ranks.iter().try_for_each(|rank| rank.launch(&chain, pass))?;
+        }
+        self.ranks.iter().try_for_each(|rank| rank.end(&chain))
     }
 
     /// Waits for the step in flight, and reads what was asked for.
@@ -325,8 +346,11 @@ impl Engine for CudaEngine {
         let batch = Batch::new(plan, &self.slots)?;
         let drafts = (TOKENS_MAX as usize).checked_div(self.draft_rows).unwrap_or(0);
         let shape = (drafts, self.draft_rows);
-        let upload = Upload::new(&batch, &self.caps.groups, &self.host.tables, shape)?;
+        let mut upload = Upload::new(&batch, &self.caps.groups, &self.host.tables, shape)?;
         upload.check(self.host.lists.bytes())?;
+        if self.wide_above.is_some_and(|above| upload.target.token_count() > above) {
+            upload.widen(&self.host.upload_places);
+        }
         let asked = Asked::new(&batch, &upload, TOKENS_MAX as usize);
         let mut watch = None;
         self.times = None;

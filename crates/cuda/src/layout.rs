@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use kilotok_abi::{
     BAD_TOKENS_MAX, BAD_WORDS_MAX, ChoicePart, END_TOKENS_MAX, LayerMemory, Memory, PARTS_MAX,
-    Peers, RECENT_MAX, STAMPS_MAX, SampleMemory, Slot, Stamped, VerifyMemory,
+    Peers, RECENT_MAX, STAMPS_MAX, SampleMemory, Slot, Stamped, VerifyMemory, WideMemory,
 };
 use kilotok_batch::{Grouping, Sizes};
 use kilotok_engine::PageGroup;
@@ -16,6 +16,7 @@ use crate::memory_map::MemoryMap;
 use crate::order;
 use crate::results::ResultPlaces;
 use crate::upload::Places;
+use crate::wide;
 
 /// Bytes of the stamps of one launch.
 const LAUNCH_STAMP_BYTES: usize = STAMPS_MAX * size_of::<Stamped>();
@@ -31,6 +32,10 @@ pub(crate) struct Layout {
     /// The argument of the first kernel, without what only the rank knows.
     pub(crate) memory: Memory,
     pub(crate) sampling: SampleMemory,
+    /// Of steps that the wide pass takes, if there is room for any.
+    pub(crate) wide: Option<WideMemory>,
+    /// Numbers from 0 on: the wanted tokens of the wide pass's head.
+    head_wanted: u64,
     /// Offsets in the buffer for the host's uploads.
     pub(crate) upload: Places,
     /// Offsets in the host's memory for results.
@@ -49,7 +54,7 @@ impl Layout {
         constants: &Constants,
         sizes: &Sizes,
         grouping: &Grouping,
-        stamps: bool,
+        Extent { stamps, wide_capacity }: Extent,
         base: u64,
     ) -> Self {
         let mut map = MemoryMap::new(base);
@@ -72,7 +77,7 @@ impl Layout {
         let target = layers(Part::Target, &constants.layers, &grouping.target);
         let draft_layers = layers(Part::Drafter, &constants.draft_layers, &grouping.drafter);
         let working = Working::new(constants);
-        let upload = Places::new(constants, sizes, &grouping.groups);
+        let upload = Places::new(constants, sizes, &grouping.groups, wide_capacity);
         let stamp_bytes = if stamps { upload.launches() * LAUNCH_STAMP_BYTES } else { 0 };
         let results = ResultPlaces::new(constants.launch.tokens_max, upload.drafts.len());
         let mut memory = memory(&mut map, &weights, &working, &upload);
@@ -80,6 +85,8 @@ impl Layout {
         if stamps {
             memory.trace = map.add("work", "stamps".to_owned(), stamp_bytes as u64);
         }
+        let head_wanted = map.add("work", "head_wanted".to_owned(), word_bytes(constants));
+        let wide = (wide_capacity > 0).then(|| wide::memory(&mut map, constants, wide_capacity));
         let receiver = map.add("work", "receiver".to_owned(), working.receiver as u64);
         let sampling = SampleMemory {
             rows: memory.batch + upload.sample_rows as u64,
@@ -93,6 +100,8 @@ impl Layout {
             weights,
             memory,
             sampling,
+            wide,
+            head_wanted,
             upload,
             results,
             stamp_bytes,
@@ -132,6 +141,8 @@ impl Layout {
         Arguments {
             verify: VerifyMemory { memory: launch(order::VERIFY), sampling },
             context: Memory { batch: place(self.upload.context), ..launch(order::CONTEXT) },
+            head: Memory { batch: place(self.upload.head), wanted: self.head_wanted, ..launch(0) },
+            wide: self.wide,
             drafts: drafts.collect(),
             target: *target,
         }
@@ -142,13 +153,15 @@ impl Layout {
     }
 
     /// Tables that kernels read: their addresses and bytes.
-    pub(crate) fn tables(&self, constants: &Constants) -> [(u64, Vec<u8>); 3] {
+    pub(crate) fn tables(&self, constants: &Constants) -> [(u64, Vec<u8>); 4] {
         let bytes = |layers: &[LayerMemory]| bytemuck::cast_slice(layers).to_vec();
         let frequencies = bytemuck::cast_slice(&constants.frequencies()).to_vec();
+        let numbers: Vec<u32> = (0..constants.launch.tokens_max as u32).collect();
         [
             (self.memory.layers, bytes(&self.layers)),
             (self.memory.draft_layers, bytes(&self.draft_layers)),
             (self.memory.frequencies, frequencies),
+            (self.head_wanted, bytemuck::cast_slice(&numbers).to_vec()),
         ]
     }
 }
@@ -159,6 +172,22 @@ pub(crate) struct Arguments {
     pub(crate) verify: VerifyMemory,
     pub(crate) context: Memory,
     pub(crate) drafts: Vec<Memory>,
+    /// Of the head behind the wide pass, and what the wide pass's launches have in common.
+    pub(crate) head: Memory,
+    pub(crate) wide: Option<WideMemory>,
+}
+
+/// What options add to a rank's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Extent {
+    pub(crate) stamps: bool,
+    /// Tokens of a step of the wide pass, at most.
+    pub(crate) wide_capacity: usize,
+}
+
+/// Bytes of a word for each token of the narrow pass.
+fn word_bytes(constants: &Constants) -> u64 {
+    (constants.launch.tokens_max * size_of::<u32>()) as u64
 }
 
 fn part_of(buffer: Buffer) -> &'static str {
@@ -323,7 +352,8 @@ mod tests {
         let launch = Launch { ranks, grid: 132, tokens_max: TOKENS_MAX as usize, page_tokens };
         let constants = Constants::new(spec, launch).unwrap();
         let grouping = sizes.groups(spec, 2);
-        (Layout::new(spec, &constants, &sizes, &grouping, stamps, base), constants)
+        let extent = Extent { stamps, wide_capacity: 0 };
+        (Layout::new(spec, &constants, &sizes, &grouping, extent, base), constants)
     }
 
     #[test]
@@ -343,7 +373,8 @@ mod tests {
         let spec = Toy::pro_fp4().spec();
         let ((without, _), (with, _)) = (layout(&spec, BASE), layout_with(&spec, 1, true, BASE));
         let places = |layout: &Layout| {
-            let Arguments { target, verify, context, drafts } = layout.arguments(&layout.memory, 0);
+            let Arguments { target, verify, context, drafts, .. } =
+                layout.arguments(&layout.memory, 0);
             let drafts = drafts.iter().map(|memory| memory.trace);
             let first = [target.trace, verify.memory.trace, context.trace];
             first.into_iter().chain(drafts).collect::<Vec<_>>()

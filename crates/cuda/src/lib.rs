@@ -25,6 +25,7 @@ mod stamps;
 mod start;
 mod upload;
 mod watch;
+mod wide;
 
 pub use compile::Toolchain;
 pub use driver::{DRIVER_MIN, Driver, DriverError, Gpu};

@@ -6,11 +6,11 @@ use std::time::Duration;
 use bytemuck::Zeroable;
 use kilotok_abi::{
     Fault, Memory, PLAN_CTA_BYTES, PLAN_THREAD_BYTES, Peers, PlanMemory, STAMPS_MAX, Stamped,
-    Timestamps,
+    Timestamps, VerifyMemory,
 };
 use kilotok_engine::{EngineError, PhaseTime, StepTimes};
 
-use crate::chain::{Shape, Tiles};
+use crate::chain::{Shape, Target, Tiles};
 use crate::constants::Constants;
 use crate::driver::doorbell::Doorbell;
 use crate::driver::{Device, DeviceMemory, DriverError, Kernel, Module, Pinned};
@@ -19,6 +19,7 @@ use crate::layout::{Arguments, Layout};
 use crate::order;
 use crate::stamps::phase_times;
 use crate::upload::Copy;
+use crate::wide::{WideKernel, WideLaunch, WideLayers, WideStep};
 
 /// How long after its beginning a launch may wait for anything. A whole pass of the largest model
 /// takes milliseconds.
@@ -28,20 +29,26 @@ pub(crate) const WAIT_MAX_MS: u32 = 1000;
 const SHARED_BYTES: &str = "SHARED_BYTES";
 const THREAD_COUNT: &str = "THREAD_COUNT";
 const ONE_TILE: &str = "ONE_TILE";
+/// Shared memory of a CTA of the wide pass.
+const WIDE_SHARED_BYTES: &str = "WIDE_SHARED_BYTES";
 /// Threads of a CTA of the kernel that copies the plan.
 const PLAN_THREADS: usize = PLAN_CTA_BYTES / PLAN_THREAD_BYTES;
 
 /// The launches of a step; each is a kernel of that name in `kernels/step`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pass {
+pub(crate) enum Pass {
     /// The target's layers over all tokens, to logits.
     Target(Tiles),
     /// Sampling and verification by the logits of all ranks.
-    Verify,
+    Verify(Target),
     /// The drafter's keys and values from the taps of the target's tokens.
     DraftContext(Tiles),
     /// The drafter's layers over a batch of draft rows, given by its number.
     DraftRows(usize, Tiles),
+    /// A phase of a layer of the wide pass.
+    Wide(WideLaunch, WideStep),
+    /// The wanted tokens to logits, behind the wide pass.
+    Head,
 }
 
 /// Everything that a rank does in a step, from the doorbell on.
@@ -68,6 +75,7 @@ pub(crate) struct Rank {
     /// Tokens of a tile.
     tile_tokens: usize,
     kernels: Kernels,
+    wide_layers: WideLayers,
     pub(crate) doorbell: Arc<Doorbell>,
     /// Keeps the kernels loaded.
     _module: Module,
@@ -80,6 +88,13 @@ struct Kernels {
     verify: Kernel,
     /// Context and rows, of a model with a drafter.
     draft: Option<(Tiled, Tiled)>,
+    wide: Option<WideKernels>,
+}
+
+/// Kernels of the wide pass by their number, with the threads of a CTA; and the head behind it.
+struct WideKernels {
+    kernels: Vec<(Kernel, u32)>,
+    head: Kernel,
 }
 
 /// A kernel for one tile of tokens, and one for more.
@@ -121,6 +136,8 @@ impl Rank {
         };
         let arguments = layout.arguments(&target, results.address());
         let module = Module::load(device, cubin)?;
+        let wide = arguments.wide.map(|_| wide_kernels(&module)).transpose()?;
+        let capacity = arguments.wide.map_or(1, |wide| wide.capacity as usize);
         let rank = Self {
             index,
             device: device.clone(),
@@ -131,7 +148,8 @@ impl Rank {
             grid: constants.launch.grid as u32,
             thread_count: module.constant(THREAD_COUNT)?,
             tile_tokens: module.constant(ONE_TILE)? as usize,
-            kernels: kernels(&module, constants.draft_rows > 0)?,
+            kernels: Kernels { wide, ..kernels(&module, constants.draft_rows > 0)? },
+            wide_layers: WideLayers::new(constants, capacity),
             doorbell: doorbell.clone(),
             _module: module,
             memory,
@@ -177,24 +195,50 @@ impl Rank {
         self.tile_tokens
     }
 
-    /// Enqueues a whole chain.
-    pub(crate) fn start(&self, chain: &Chain<'_>) -> Result<(), RankFailure> {
-        self.try_start(chain).map_err(|error| self.failed(&error, chain.number))
+    /// The launches of a chain, the same on all ranks.
+    pub(crate) fn passes(&self, shape: &Shape) -> Vec<Pass> {
+        let mut passes = Vec::new();
+        match shape.target {
+            Target::Narrow(tiles) => {
+                passes.extend([Pass::Target(tiles), Pass::Verify(shape.target)]);
+                if self.kernels.draft.is_some() {
+                    passes.push(Pass::DraftContext(tiles));
+                }
+            }
+            Target::Wide(step) => {
+                let wide = |launch| Pass::Wide(launch, step);
+                let layers = &self.wide_layers;
+                passes.extend(layers.target_launches(step.token_count).into_iter().map(wide));
+                passes.extend([Pass::Head, Pass::Verify(shape.target)]);
+                passes.extend(layers.context_launches().into_iter().map(wide));
+            }
+        }
+        let drafts = shape.drafts.iter().enumerate();
+        passes.extend(drafts.map(|(batch, tiles)| Pass::DraftRows(batch, *tiles)));
+        passes
     }
 
-    fn try_start(&self, chain: &Chain<'_>) -> Result<(), DriverError> {
-        self.doorbell.await_on(&self.device, chain.number)?;
-        self.take_in(chain)?;
-        let shape = chain.shape;
-        self.launch_pass(Pass::Target(shape.target))?;
-        self.launch_pass(Pass::Verify)?;
-        if self.kernels.draft.is_some() {
-            self.launch_pass(Pass::DraftContext(shape.target))?;
-        }
-        for (batch, tiles) in shape.drafts.iter().enumerate() {
-            self.launch_pass(Pass::DraftRows(batch, *tiles))?;
-        }
-        self.doorbell.tell_ended(&self.device, self.index, chain.number)
+    /// Starts what comes before a chain's launches.
+    pub(crate) fn begin(&self, chain: &Chain<'_>) -> Result<(), RankFailure> {
+        let begun = self.doorbell.await_on(&self.device, chain.number);
+        self.failing(chain, begun.and_then(|()| self.take_in(chain)))
+    }
+
+    pub(crate) fn launch(&self, chain: &Chain<'_>, pass: Pass) -> Result<(), RankFailure> {
+        self.failing(chain, self.launch_pass(pass))
+    }
+
+    /// Starts what comes behind them.
+    pub(crate) fn end(&self, chain: &Chain<'_>) -> Result<(), RankFailure> {
+        self.failing(chain, self.doorbell.tell_ended(&self.device, self.index, chain.number))
+    }
+
+    fn failing(
+        &self,
+        chain: &Chain<'_>,
+        started: Result<(), DriverError>,
+    ) -> Result<(), RankFailure> {
+        started.map_err(|error| self.failed(&error, chain.number))
     }
 
     /// Enqueues the kernel that copies the plan, whose counters are zeros, and the copies of lists.
@@ -223,13 +267,21 @@ impl Rank {
     }
 
     fn launch_pass(&self, pass: Pass) -> Result<(), DriverError> {
-        let Self { arguments, kernels: Kernels { target, verify, draft, .. }, .. } = self;
+        let Self { arguments, kernels: Kernels { target, verify, draft, wide, .. }, .. } = self;
         let all = (self.grid, self.thread_count);
+        let has_wide = "the wide pass has kernels and memory where it is taken";
         let kernels = draft.as_ref().ok_or(pass);
         let no_drafter = |pass| panic!("{pass:?} of a model without a drafter");
         match pass {
             Pass::Target(tiles) => launch(target.of(tiles), all, &arguments.target),
-            Pass::Verify => launch(verify, all, &arguments.verify),
+            Pass::Verify(target) => {
+                let VerifyMemory { memory, sampling } = arguments.verify;
+                let memory = match target {
+                    Target::Narrow(_) => memory,
+                    Target::Wide(step) => step.place_tokens(&memory),
+                };
+                launch(verify, all, &VerifyMemory { memory, sampling })
+            }
             Pass::DraftContext(tiles) => {
                 let (context, _) = kernels.unwrap_or_else(no_drafter);
                 launch(context.of(tiles), all, &arguments.context)
@@ -238,6 +290,13 @@ impl Rank {
                 let (_, rows) = kernels.unwrap_or_else(no_drafter);
                 launch(rows.of(tiles), all, &arguments.drafts[batch])
             }
+            Pass::Wide(wide_launch, step) => {
+                let (wide, memory) = wide.as_ref().zip(arguments.wide.as_ref()).expect(has_wide);
+                let (kernel, threads) = &wide.kernels[wide_launch.kernel as usize];
+                let memory = step.memory(memory, &arguments.target, wide_launch);
+                launch(kernel, (self.grid, *threads), &memory)
+            }
+            Pass::Head => launch(&wide.as_ref().expect(has_wide).head, all, &arguments.head),
         }
     }
 
@@ -349,11 +408,12 @@ fn launch<T: bytemuck::Pod>(
     argument: &T,
 ) -> Result<(), DriverError> {
     #[expect(unsafe_code, reason = "what a kernel does is not checked")]
-    // SAFETY: the target's and the drafter's kernels take a `Memory`, the others a `VerifyMemory`,
-    // a `PlanMemory` and an address. Their addresses are those of the memory map, whose buffers
-    // have the sizes that the kernels were compiled with, and of pinned memory; all of it is
-    // dropped after the stream is finished. Into other ranks' memory they write only what those
-    // wait for in the same chain; if one of them is given up, so are all.
+    // SAFETY: the target's and the drafter's kernels take a `Memory`, those of the wide pass a
+    // `WideMemory`, the others a `VerifyMemory`, a `PlanMemory` and an address. Their addresses are
+    // those of the memory map, whose buffers have the sizes that the kernels were compiled with,
+    // and of pinned memory; all of it is dropped after the stream is finished. Into other ranks'
+    // memory they write only what those wait for in the same chain; if one of them is given up, so
+    // are all.
     unsafe {
         kernel.launch(grid, threads, argument)
     }
@@ -369,6 +429,17 @@ fn kernels(module: &Module, drafter: bool) -> Result<Kernels, DriverError> {
         target: tiled("target")?,
         verify: kernel("verify")?,
         draft: if drafter { Some((tiled("draft_context")?, tiled("draft_rows")?)) } else { None },
+        wide: None,
+    })
+}
+
+fn wide_kernels(module: &Module) -> Result<WideKernels, DriverError> {
+    let shared_bytes = module.constant(WIDE_SHARED_BYTES)?;
+    let kernel =
+        |(name, threads)| Ok((module.kernel(name, shared_bytes)?, module.constant(threads)?));
+    Ok(WideKernels {
+        kernels: WideKernel::ALL.into_iter().map(kernel).collect::<Result<_, DriverError>>()?,
+        head: module.kernel("wide_head", module.constant(SHARED_BYTES)?)?,
     })
 }
 

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use kilotok_abi::{Peers, RANKS_MAX};
 use kilotok_batch::{Grouping, InFlight, SizeError, Sizes, Slots};
@@ -14,17 +15,22 @@ use crate::compile::Toolchain;
 use crate::constants::{Constants, Launch};
 use crate::driver::doorbell::Doorbell;
 use crate::driver::{Device, Driver, DriverError, Gpu, Pinned};
-use crate::engine::{CudaEngine, HostMemory, STEP_MAX, TOKENS_MAX};
-use crate::layout::Layout;
-use crate::memory_map::{DoesNotFit, MemoryMap};
+use crate::engine::{CudaEngine, HostMemory, STEP_MAX, TOKENS_MAX, WIDE_STEP_MAX};
+use crate::layout::{Extent, Layout};
+use crate::memory_map::{DoesNotFit, MemoryMap, RESERVE_BYTES};
 use crate::nvrtc::{CompileError, Version};
 use crate::rank::Rank;
 use crate::repack::Repacker;
 use crate::sources::Program;
 use crate::upload::lists_bytes;
+use crate::wide;
 
 /// Keys and values are BF16.
 pub const VALUE_BYTES: usize = 2;
+
+/// Divisor of the memory that weights and the narrow pass leave: the wide pass's buffers take no
+/// more, because longer steps gain less than more pages.
+const WIDE_SHARE: u64 = 4;
 
 /// The capacity of an engine, and where its kernels come from.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +39,9 @@ pub struct CudaOptions {
     pub toolchain: Toolchain,
     /// Whether kernels record stamps, which takes them a little time.
     pub stamps: bool,
+    /// Steps of more tokens take the wide pass; [`TOKENS_MAX`] if not set. For tests, which have
+    /// few tokens.
+    pub wide_above: Option<u32>,
 }
 
 /// Why an engine did not start.
@@ -66,14 +75,51 @@ pub enum StartError {
 impl CudaOptions {
     /// The limits of an engine with these options.
     pub fn caps(&self, spec: &ModelSpec) -> Caps {
-        let sizes = self.sizes();
+        let sizes = self.sizes(spec);
         let caps = sizes.caps(spec, &sizes.groups(spec, VALUE_BYTES));
+        let row_max = caps.row_max.min(caps.token_max).min(TOKENS_MAX);
         let wanted_max = caps.wanted_max.min(TOKENS_MAX);
-        Caps { row_max: caps.row_max.min(caps.token_max), wanted_max, ..caps }
+        Caps { row_max, wanted_max, ..caps }
     }
 
-    fn sizes(&self) -> Sizes {
-        Sizes { token_max: self.sizes.token_max.min(TOKENS_MAX), ..self.sizes }
+    /// As they are asked for, with steps that the model's passes and the GPU's memory can take.
+    fn sizes(&self, spec: &ModelSpec) -> Sizes {
+        let wide = wide::unfit(spec, self.sizes.rank_count).is_none();
+        let token_max = if wide { wide::CAPACITY_MAX } else { TOKENS_MAX };
+        Sizes { token_max: self.sizes.token_max.min(token_max), ..self.sizes }
+    }
+
+    /// Tokens above which steps take the wide pass, if any of these sizes do.
+    fn wide_above(&self, sizes: &Sizes) -> Option<u32> {
+        let above = self.wide_above.unwrap_or(TOKENS_MAX).min(TOKENS_MAX);
+        (sizes.token_max > above).then_some(above)
+    }
+
+    /// With the longest steps for which this much free memory of a GPU has room: the wide pass's
+    /// buffers take a part of what the rest leaves, and pages the other.
+    ///
+    /// # Errors
+    /// A model or sizes that the kernels do not support.
+    pub fn with_longest_steps(
+        &self,
+        spec: &ModelSpec,
+        multiprocessors: u32,
+        free_bytes: u64,
+    ) -> Result<Self, StartError> {
+        let of = |token_max| {
+            let sizes = Sizes { token_max, ..self.sizes.clone() };
+            Self { sizes, ..self.clone() }
+        };
+        let bytes = |token_max| -> Result<u64, StartError> {
+            Ok(of(token_max).memory_map(spec, multiprocessors)?.bytes())
+        };
+        let narrow = bytes(TOKENS_MAX)?;
+        let room = free_bytes.saturating_sub(narrow.saturating_add(RESERVE_BYTES)) / WIDE_SHARE;
+        let mut token_max = of(wide::CAPACITY_MAX).sizes(spec).token_max;
+        while token_max > TOKENS_MAX && bytes(token_max)? - narrow > room {
+            token_max /= 2;
+        }
+        Ok(of(token_max))
     }
 
     /// The memory map of each GPU with this many SMs, before any memory is allocated.
@@ -115,7 +161,8 @@ struct Plan {
     sizes: Sizes,
     constants: Constants,
     grouping: Grouping,
-    stamps: bool,
+    extent: Extent,
+    wide_above: Option<u32>,
 }
 
 impl Plan {
@@ -125,7 +172,7 @@ impl Plan {
         multiprocessors: u32,
     ) -> Result<Self, StartError> {
         options.sizes.check()?;
-        let sizes = options.sizes();
+        let sizes = options.sizes(spec);
         check_ranks(spec, sizes.rank_count)?;
         let launch = Launch {
             ranks: sizes.rank_count,
@@ -136,15 +183,18 @@ impl Plan {
         let unfit = |error: crate::constants::UnfitError| StartError::Model(error.to_string());
         let constants = Constants::new(spec, launch).map_err(unfit)?;
         let grouping = sizes.groups(spec, VALUE_BYTES);
-        Ok(Self { sizes, constants, grouping, stamps: options.stamps })
+        let wide_above = options.wide_above(&sizes);
+        let wide_capacity = wide_above.map_or(0, |_| wide::capacity(sizes.token_max));
+        let extent = Extent { stamps: options.stamps, wide_capacity };
+        Ok(Self { sizes, constants, grouping, extent, wide_above })
     }
 
     fn layout(&self, spec: &ModelSpec, base: u64) -> Layout {
-        Layout::new(spec, &self.constants, &self.sizes, &self.grouping, self.stamps, base)
+        Layout::new(spec, &self.constants, &self.sizes, &self.grouping, self.extent, base)
     }
 
     fn program(&self) -> Program {
-        Program::new(&self.constants.header(), self.stamps)
+        Program::new(&self.constants.header(), self.extent.stamps)
     }
 }
 
@@ -206,6 +256,17 @@ fn connect(devices: &[Arc<Device>]) -> Result<(), DriverError> {
     Ok(())
 }
 
+/// A line that says why no step takes the wide pass, where the model or the ranks do not allow it.
+fn narrow_only(spec: &ModelSpec, sizes: &Sizes) -> String {
+    let line = |reason| format!("steps have up to {TOKENS_MAX} tokens: the wide pass {reason}\n");
+    wide::unfit(spec, sizes.rank_count).map_or_else(String::new, line)
+}
+
+/// A time limit at the slowest of these GPUs' clocks.
+fn at_clocks(gpus: &[Gpu], limit: Duration) -> Duration {
+    gpus.iter().map(|gpu| gpu.at_its_clock(limit)).max().unwrap_or(limit)
+}
+
 impl CudaEngine {
     /// Compiles the kernels if they are new, allocates the memory and reads the weights. Calls
     /// `tell` with messages for the user.
@@ -224,7 +285,7 @@ impl CudaEngine {
         let multiprocessors = gpus.first().map_or(1, |gpu| gpu.multiprocessors);
         let plan = Plan::new(spec, options, multiprocessors)?;
         let map = plan.layout(spec, 0).map;
-        tell(&format!("memory of each GPU\n{map}"));
+        tell(&format!("{}memory of each GPU\n{map}", narrow_only(spec, &plan.sizes)));
         let devices = Device::open_all(&gpus)?;
         connect(&devices)?;
         for device in &devices {
@@ -258,7 +319,7 @@ impl CudaEngine {
         }
         ranks.iter().try_for_each(|rank| rank.connect(&peers))?;
         load_weights(spec, source, constants, &ranks, progress)?;
-        let step_max = gpus.iter().map(|gpu| gpu.at_its_clock(STEP_MAX)).max();
+        let step_limits = [STEP_MAX, WIDE_STEP_MAX].map(|limit| at_clocks(&gpus, limit));
         let mut engine = Self {
             caps,
             ranks,
@@ -268,7 +329,9 @@ impl CudaEngine {
             collectives: 0,
             collectives_max: collectives_max(constants),
             doorbell,
-            step_max: step_max.unwrap_or(STEP_MAX),
+            step_max: step_limits[0],
+            step_limits,
+            wide_above: plan.wide_above.map(|above| above as usize),
             number: 0,
             ahead: None,
             in_flight: InFlight::default(),

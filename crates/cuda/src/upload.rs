@@ -4,8 +4,8 @@
 use std::ops::Range;
 
 use kilotok_abi::{
-    BAD_TOKENS_MAX, BAD_WORDS_MAX, Batch as Header, Bias, COUNTER_BYTES, END_TOKENS_MAX,
-    PLAN_THREAD_BYTES, SampleMemory, SampleRow, Slot, SlotLists, Wanted,
+    BAD_TOKENS_MAX, BAD_WORDS_MAX, Batch as Header, BatchToken, Bias, COUNTER_BYTES,
+    END_TOKENS_MAX, PLAN_THREAD_BYTES, SampleMemory, SampleRow, Slot, SlotLists, Wanted,
 };
 use kilotok_batch::{Batch, BatchRow, Sizes, wanted, wanted_tokens};
 use kilotok_engine::{Caps, EngineError, PageGroup, Row, SlotSetup};
@@ -14,6 +14,7 @@ use crate::batch::{Arrays, DeviceBatch, DraftRow, drafts_together};
 use crate::buffers::BARRIER_BYTES;
 use crate::constants::Constants;
 use crate::order;
+use crate::wide::WideStep;
 
 /// Stands for no token, mask or draft.
 const NONE: u32 = !0;
@@ -26,24 +27,34 @@ pub(crate) struct Places {
     pub(crate) target: Arrays,
     /// The header of the context's batch, which shares the target's arrays.
     pub(crate) context: usize,
+    /// The header of the wanted tokens as a batch: that of the wide pass's head.
+    pub(crate) head: usize,
     pub(crate) sample_rows: usize,
     pub(crate) wanted: usize,
     /// As many batches as the drafts of all rows can need.
     pub(crate) drafts: Vec<Arrays>,
     /// [`BARRIER_BYTES`] for each launch: counters, which begin at zero in each step's plan.
     pub(crate) counters: usize,
-    /// At the end, because they are the largest part and seldom all used.
+    /// At the end, because they are the largest part and seldom all used. The tokens of a wide
+    /// step follow them.
     pub(crate) pages: usize,
     pub(crate) bytes: usize,
 }
 
 impl Places {
-    pub(crate) fn new(constants: &Constants, sizes: &Sizes, groups: &[PageGroup]) -> Self {
+    pub(crate) fn new(
+        constants: &Constants,
+        sizes: &Sizes,
+        groups: &[PageGroup],
+        wide_capacity: usize,
+    ) -> Self {
         let tokens_max = constants.launch.tokens_max;
+        let token_max = tokens_max.max(wide_capacity);
         let row_max = tokens_max.min(sizes.slot_count as usize);
         let target = Arrays::new(0, tokens_max);
         let context = target.end;
-        let sample_rows = context + size_of::<Header>();
+        let head = context + size_of::<Header>();
+        let sample_rows = head + size_of::<Header>();
         let wanted = sample_rows + tokens_max * size_of::<SampleRow>();
         let mut end = wanted + tokens_max * size_of::<Wanted>();
         let draft_batches = match constants.draft_rows {
@@ -57,20 +68,40 @@ impl Places {
         };
         let drafts = (0..draft_batches).map(|_| draft()).collect();
         let of_row: usize =
-            groups.iter().map(|group| pages_max(group, sizes.position_max, tokens_max)).sum();
+            groups.iter().map(|group| pages_max(group, sizes.position_max, token_max)).sum();
         let counters = end.next_multiple_of(COUNTER_BYTES);
-        let mut places =
-            Self { target, context, sample_rows, wanted, drafts, counters, pages: 0, bytes: 0 };
+        let mut places = Self {
+            target,
+            context,
+            head,
+            sample_rows,
+            wanted,
+            drafts,
+            counters,
+            pages: 0,
+            bytes: 0,
+        };
         places.pages = counters + places.launches() * BARRIER_BYTES;
-        places.bytes = (places.pages + row_max * of_row * size_of::<u32>())
-            .next_multiple_of(PLAN_THREAD_BYTES);
+        places.bytes = places.end(row_max * of_row, wide_capacity);
         places
+    }
+
+    /// Where the tokens of a wide step lie, behind so many pages.
+    fn wide_tokens(&self, page_count: usize) -> usize {
+        (self.pages + page_count * size_of::<u32>()).next_multiple_of(PLAN_THREAD_BYTES)
+    }
+
+    /// The end of a plan with so many pages, and tokens of a wide step.
+    fn end(&self, page_count: usize, wide_count: usize) -> usize {
+        let end = self.wide_tokens(page_count) + wide_count * size_of::<BatchToken>();
+        end.next_multiple_of(PLAN_THREAD_BYTES)
     }
 
     /// Makes every batch empty.
     pub(crate) fn clear(&self, bytes: &mut [u8]) {
         let drafts = self.drafts.iter().map(|arrays| arrays.header);
-        for header in [self.target.header, self.context].into_iter().chain(drafts) {
+        let own = [self.target.header, self.context, self.head];
+        for header in own.into_iter().chain(drafts) {
             bytes[header..][..size_of::<Header>()].fill(0);
         }
     }
@@ -127,6 +158,8 @@ pub(crate) struct Copy {
 pub(crate) struct Upload {
     pub(crate) target: DeviceBatch,
     pub(crate) drafts: Vec<DeviceBatch>,
+    /// What the wide pass is told, if the step takes it.
+    pub(crate) wide: Option<WideStep>,
     pub(crate) rows: Vec<SampleRow>,
     wanted: Vec<Wanted>,
     /// Masks, then all lists whose length depends on the request. Kernels read them in the host's
@@ -258,8 +291,15 @@ impl Upload {
 
     /// Bytes of everything except the lists, rounded up to the part of a thread.
     pub(crate) fn bytes(&self, places: &Places) -> usize {
-        (places.pages + size_of_val(self.target.pages.as_slice()))
-            .next_multiple_of(PLAN_THREAD_BYTES)
+        let wide_count = self.wide.map_or(0, |step| step.token_count as usize);
+        places.end(self.target.pages.len(), wide_count)
+    }
+
+    /// Has the step take the wide pass.
+    pub(crate) fn widen(&mut self, places: &Places) {
+        let Header { token_count, row_count, wanted_count, .. } = self.target.header(0);
+        let tokens = places.wide_tokens(self.target.pages.len());
+        self.wide = Some(WideStep { token_count, row_count, wanted_count, tokens });
     }
 
     /// Writes everything except the lists, whose address is `lists`. `collectives` is the number of
@@ -273,7 +313,8 @@ impl Upload {
     ) {
         let at_launch =
             |launch: usize| collectives.wrapping_add(order::pass(launch) as u32 * of_launch);
-        self.target.write(&places.target, at_launch(0), bytes);
+        let tokens = self.wide.map_or(places.target.tokens, |step| step.tokens);
+        self.target.write(&Arrays { tokens, ..places.target }, at_launch(0), bytes);
         for (index, (batch, arrays)) in self.drafts.iter().zip(&places.drafts).enumerate() {
             batch.write(arrays, at_launch(order::DRAFTS + index), bytes);
         }
@@ -282,6 +323,10 @@ impl Upload {
         };
         let context = Header { wanted_count: 0, ..self.target.header(at_launch(order::CONTEXT)) };
         write(places.context, bytemuck::bytes_of(&context));
+        let wanted_count = self.target.header(0).wanted_count;
+        let head =
+            Header { token_count: wanted_count, row_count: 0, ..self.target.header(at_launch(0)) };
+        write(places.head, bytemuck::bytes_of(&head));
         let row = |row: &SampleRow| SampleRow {
             history: lists + row.history,
             biases: lists + row.biases,
@@ -387,10 +432,20 @@ mod tests {
         let drafts = vec![Arrays::new(2000, 8), Arrays::new(3000, 8)];
         let target = Arrays::new(0, 8);
         let context = target.end;
+        let head = context + size_of::<Header>();
         let (sample_rows, wanted, pages) = (1000, 1500, 4000);
         let counters = 3900;
-        let places =
-            Places { target, context, sample_rows, wanted, drafts, counters, pages, bytes: 4100 };
+        let places = Places {
+            target,
+            context,
+            head,
+            sample_rows,
+            wanted,
+            drafts,
+            counters,
+            pages,
+            bytes: 4100,
+        };
         let mut bytes = vec![0; places.bytes];
         upload.write(&places, 1 << 32, (40, 7), &mut bytes);
         let pages = upload.target.pages.len() * size_of::<u32>();
@@ -398,11 +453,35 @@ mod tests {
         let collectives = [0, context, 2000, 3000].map(|header| word(&bytes, header + 12));
         assert_eq!(collectives, [40, 47, 54, 61]);
         assert_eq!(word(&bytes, context + 8), 0, "the context wants no logits");
+        let counts = [0, 4, 8].map(|at| word(&bytes, head + at));
+        assert_eq!(counts, [3, 0, 3], "the head's batch has the wanted tokens alone");
         let row: SampleRow =
             bytemuck::pod_read_unaligned(&bytes[sample_rows..][..size_of::<SampleRow>()]);
         assert_eq!(row.history >> 32, 1, "lists are named by their address");
         places.clear(&mut bytes);
         assert_eq!([0, context, 2000, 3000].map(|header| word(&bytes, header)), [0; 4]);
+    }
+
+    #[test]
+    fn tokens_of_a_wide_step_follow_the_pages() {
+        let mut upload = upload(vec![row(0, 0, vec![5, 6], 0), row(1, 0, vec![7], 0)]).unwrap();
+        let target = Arrays::new(0, 8);
+        let (context, sample_rows, wanted, counters, pages) = (500, 1000, 1500, 2000, 3000);
+        let head = context + size_of::<Header>();
+        let bytes = 4000;
+        let drafts = vec![Arrays::new(2100, 8)];
+        let places =
+            Places { target, context, head, sample_rows, wanted, drafts, counters, pages, bytes };
+        upload.widen(&places);
+        let step = upload.wide.unwrap();
+        assert_eq!((step.token_count, step.row_count, step.wanted_count), (3, 2, 2));
+        let behind = pages + upload.target.pages.len() * size_of::<u32>();
+        assert!(step.tokens >= behind && step.tokens < behind + PLAN_THREAD_BYTES);
+        assert_eq!(upload.bytes(&places), step.tokens + 3 * size_of::<BatchToken>());
+        let mut bytes = vec![0; places.bytes];
+        upload.write(&places, 0, (0, 0), &mut bytes);
+        let tokens = [0, 1, 2].map(|index| word(&bytes, step.tokens + index * 16));
+        assert_eq!((tokens, word(&bytes, target.tokens)), ([5, 6, 7], 0));
     }
 
     #[test]

@@ -77,6 +77,14 @@ pub(super) fn wide() -> Value {
 /// Three tiles of 8 rows for each of the 132 CTAs of an H100, and some more.
 const WIDE: usize = 3232;
 
+/// V2.5-Pro's form with a dense network in every layer.
+pub(super) fn pro_dense() -> Value {
+    let mut config = object(pro_fp4());
+    let layers = config["moe_layer_freq"].as_array().map_or(0, Vec::len);
+    config.insert("moe_layer_freq".into(), json!(vec![0; layers]));
+    Value::Object(config)
+}
+
 /// V2.5-Pro's form with experts so wide that down takes them in three steps.
 pub(super) fn wide_experts() -> Value {
     let mut config = object(pro_fp4());

@@ -43,6 +43,7 @@ impl Toy {
             "flash" => Some(Self::flash()),
             "dense" => Some(Self::dense()),
             "wide" => Some(Self::wide()),
+            "pro_dense" => Some(Self::pro_dense()),
             "pro_fp4" => Some(Self::pro_fp4()),
             "wide_experts" => Some(Self::wide_experts()),
             _ => None,
@@ -69,6 +70,11 @@ impl Toy {
     /// MXFP4 experts, the rest BF16. It can be shared by 1, 2, 4 or 8 ranks.
     pub fn pro_fp4() -> Self {
         Self::draw("pro_fp4", config::pro_fp4(), config::pro_drafter(), 13)
+    }
+
+    /// The same without experts.
+    pub fn pro_dense() -> Self {
+        Self::draw("pro_dense", config::pro_dense(), config::pro_drafter(), 13)
     }
 
     /// The same with experts of several steps of columns.

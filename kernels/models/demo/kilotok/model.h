@@ -66,6 +66,7 @@ constexpr size_t BATCH = 3344;
 constexpr size_t BATCH_DRAFTS = 8;
 constexpr size_t QKV[] = {835584, 835584, 1179648};
 constexpr size_t OUTPUT[] = {196608, 196608, 196608};
+constexpr size_t WIDE_ATTENTION[] = {1, 1, 0};
 constexpr size_t KEY_PAGE[] = {12288, 12288, 8192};
 constexpr size_t VALUE_PAGE[] = {8192, 8192, 8192};
 constexpr size_t ROUTER[] = {0, 24576, 0};

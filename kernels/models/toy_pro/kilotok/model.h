@@ -66,6 +66,7 @@ constexpr size_t BATCH = 3344;
 constexpr size_t BATCH_DRAFTS = 8;
 constexpr size_t QKV[] = {1148928, 1148928, 1572864};
 constexpr size_t OUTPUT[] = {147456, 147456, 147456};
+constexpr size_t WIDE_ATTENTION[] = {1, 1, 1};
 constexpr size_t KEY_PAGE[] = {6144, 6144, 4096};
 constexpr size_t VALUE_PAGE[] = {4096, 4096, 4096};
 constexpr size_t ROUTER[] = {0, 4608, 0};

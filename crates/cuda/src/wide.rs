@@ -1,0 +1,343 @@
+//! The wide pass: a step of more tokens than the narrow pass takes is a chain of launches, one for
+//! each phase of each layer (`kernels/step/wide.cu`). Here are their order, the memory that they
+//! work in, and which models they cannot run yet.
+
+use kilotok_abi::{Memory, WideMemory};
+use kilotok_model::{AttentionSpec, LayerSpec, ModelSpec};
+
+use crate::buffers::{BF16, CHUNK_COLUMNS, CONSUMER_WARPS, F32, TILE_TOKENS, largest};
+use crate::constants::{Attention, Constants, FeedForward, LayerKinds};
+use crate::memory_map::MemoryMap;
+
+/// Tokens of a step at most, where memory allows: chunks of prompts beyond these gain nothing, as
+/// all experts' weights are read for each anyway.
+pub(crate) const CAPACITY_MAX: u32 = 8192;
+/// Capacities are multiples of the tokens that a CTA multiplies at a time.
+const CAPACITY_STEP: u32 = 128;
+
+/// Tokens of a slice of experts: what they gather and produce takes 0.3 MB a token of the largest
+/// model, and each slice reads all experts' weights.
+const EXPERT_TOKENS: usize = 4096;
+const WORD: usize = size_of::<u32>();
+/// Keys of a window that a warp of the narrow pass takes; keys that a page of its ring has, and the
+/// page's bytes.
+const PIECE_KEYS: usize = 16;
+const PAGE_KEYS: usize = 64;
+const PAGE_BYTES: usize = 52_224;
+
+/// Room for steps of up to `token_max` tokens.
+pub(crate) fn capacity(token_max: u32) -> usize {
+    token_max.next_multiple_of(CAPACITY_STEP) as usize
+}
+
+/// Why the wide pass cannot run this model on so many ranks, if so.
+pub(crate) fn unfit(spec: &ModelSpec, rank_count: usize) -> Option<&'static str> {
+    if rank_count > 1 {
+        return Some("does not run on several ranks yet");
+    }
+    let attention = |layer: &LayerSpec| {
+        let AttentionSpec { qk_dim, v_dim, .. } = layer.attention;
+        has_attention(layer.attention.window(), qk_dim, v_dim)
+    };
+    if !spec.layers.iter().all(attention) {
+        return Some("has no attention for the window or the heads of a layer");
+    }
+    None
+}
+
+/// `HAS_ATTENTION` of `wide/attn.cuh`.
+pub(crate) fn has_attention(window: Option<usize>, qk_dim: usize, v_dim: usize) -> bool {
+    match window {
+        Some(keys) => (keys + PIECE_KEYS - 1).div_ceil(PIECE_KEYS) <= CONSUMER_WARPS,
+        None => {
+            let page_bytes = PAGE_KEYS * (qk_dim + v_dim) * BF16;
+            let whole = v_dim.is_multiple_of(16) && qk_dim.is_multiple_of(16);
+            whole && v_dim <= 128 && qk_dim <= 192 && page_bytes <= PAGE_BYTES
+        }
+    }
+}
+
+/// A kernel of the wide pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WideKernel {
+    Embed,
+    InputNorm,
+    Qkv,
+    Heads,
+    Attention,
+    Output,
+    PostNorm,
+    DenseGateUp,
+    DenseDown,
+    RouterScores,
+    TopKExperts,
+    SortChoices,
+    GatherRows,
+    GateUpLong,
+    GateUpShort,
+    DownLong,
+    DownShort,
+    Combine,
+    GatherWanted,
+    Fuse,
+    ContextNorm,
+    ContextKeys,
+    ContextHeads,
+}
+
+/// The number of threads in a CTA: a constant of the kernels by its name.
+const GEMM_THREADS: &str = "WIDE_GEMM_THREADS";
+const MOVE_THREADS: &str = "WIDE_MOVE_THREADS";
+const ROUTER_THREADS: &str = "WIDE_ROUTER_THREADS";
+const LONG_THREADS: &str = "WIDE_LONG_THREADS";
+const SHORT_THREADS: &str = "WIDE_SHORT_THREADS";
+const CHOICE_THREADS: &str = "WIDE_CHOICE_THREADS";
+
+/// The phases of experts, for a slice of the tokens.
+const EXPERTS: [WideKernel; 7] = [
+    WideKernel::SortChoices,
+    WideKernel::GatherRows,
+    WideKernel::GateUpLong,
+    WideKernel::GateUpShort,
+    WideKernel::DownLong,
+    WideKernel::DownShort,
+    WideKernel::Combine,
+];
+
+impl WideKernel {
+    /// In the order of their discriminants: name, and name of the number of threads.
+    pub(crate) const ALL: [(&str, &str); 23] = [
+        ("wide_embed", MOVE_THREADS),
+        ("wide_input_norm", MOVE_THREADS),
+        ("wide_qkv", GEMM_THREADS),
+        ("wide_heads", GEMM_THREADS),
+        ("wide_attention", GEMM_THREADS),
+        ("wide_output", GEMM_THREADS),
+        ("wide_post_norm", MOVE_THREADS),
+        ("wide_dense_gate_up", GEMM_THREADS),
+        ("wide_dense_down", GEMM_THREADS),
+        ("wide_router_scores", ROUTER_THREADS),
+        ("wide_top_k_experts", CHOICE_THREADS),
+        ("wide_sort_choices", MOVE_THREADS),
+        ("wide_gather_rows", MOVE_THREADS),
+        ("wide_gate_up_long", LONG_THREADS),
+        ("wide_gate_up_short", SHORT_THREADS),
+        ("wide_down_long", LONG_THREADS),
+        ("wide_down_short", SHORT_THREADS),
+        ("wide_combine", MOVE_THREADS),
+        ("wide_gather_wanted", MOVE_THREADS),
+        ("wide_fuse", GEMM_THREADS),
+        ("wide_context_norm", MOVE_THREADS),
+        ("wide_context_keys", GEMM_THREADS),
+        ("wide_context_heads", GEMM_THREADS),
+    ];
+}
+
+/// A launch of the wide pass: a kernel, for a layer of the target or of the drafter. Experts
+/// compute a slice of the tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct WideLaunch {
+    pub(crate) kernel: WideKernel,
+    pub(crate) layer: u32,
+    pub(crate) slice: (u32, u32),
+}
+
+impl WideLaunch {
+    fn new(kernel: WideKernel, layer: u32) -> Self {
+        Self { kernel, layer, slice: (0, 0) }
+    }
+}
+
+/// Which kernels each layer needs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct WideLayers {
+    target: Vec<LayerShape>,
+    drafter: Vec<LayerShape>,
+    /// Tokens of a slice.
+    slice_max: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct LayerShape {
+    /// Whether the epilogue of its projections makes queries, keys and values.
+    paired: bool,
+    dense: bool,
+}
+
+impl WideLayers {
+    pub(crate) fn new(constants: &Constants, capacity: usize) -> Self {
+        let shapes = |layers: &[LayerKinds]| {
+            let shape = |kinds: &LayerKinds| LayerShape {
+                paired: constants.attentions[kinds.attention].is_paired(),
+                dense: constants.feed_forwards[kinds.feed_forward].experts == 0,
+            };
+            layers.iter().map(shape).collect()
+        };
+        let (target, drafter) = (shapes(&constants.layers), shapes(&constants.draft_layers));
+        Self { target, drafter, slice_max: slice(capacity) as u32 }
+    }
+
+    /// The target's launches over so many tokens, from embeddings to the wanted tokens' last norm.
+    pub(crate) fn target_launches(&self, token_count: u32) -> Vec<WideLaunch> {
+        let mut launches = vec![WideLaunch::new(WideKernel::Embed, 0)];
+        for (layer, shape) in (0..).zip(&self.target) {
+            self.add_layer(&mut launches, layer, *shape, token_count);
+        }
+        let layer = self.target.len() as u32;
+        let last = [WideKernel::InputNorm, WideKernel::GatherWanted];
+        launches.extend(last.map(|kernel| WideLaunch::new(kernel, layer)));
+        launches
+    }
+
+    fn add_layer(
+        &self,
+        launches: &mut Vec<WideLaunch>,
+        layer: u32,
+        shape: LayerShape,
+        token_count: u32,
+    ) {
+        let mut kernels = vec![WideKernel::InputNorm, WideKernel::Qkv];
+        kernels.extend((!shape.paired).then_some(WideKernel::Heads));
+        kernels.extend([WideKernel::Attention, WideKernel::Output, WideKernel::PostNorm]);
+        kernels.extend(if shape.dense {
+            [WideKernel::DenseGateUp, WideKernel::DenseDown]
+        } else {
+            [WideKernel::RouterScores, WideKernel::TopKExperts]
+        });
+        launches.extend(kernels.into_iter().map(|kernel| WideLaunch::new(kernel, layer)));
+        if shape.dense {
+            return;
+        }
+        // Over no tokens, which warms up, there is one slice.
+        let slice_count = token_count.div_ceil(self.slice_max).max(1);
+        for first in (0..slice_count).map(|index| index * self.slice_max) {
+            let slice = (first, (token_count - first).min(self.slice_max));
+            launches.extend(EXPERTS.map(|kernel| WideLaunch { kernel, layer, slice }));
+        }
+    }
+
+    /// The launches that make the drafter's context; none without a drafter.
+    pub(crate) fn context_launches(&self) -> Vec<WideLaunch> {
+        if self.drafter.is_empty() {
+            return Vec::new();
+        }
+        let first = [WideKernel::Fuse, WideKernel::ContextNorm];
+        let mut launches = first.map(|kernel| WideLaunch::new(kernel, 0)).to_vec();
+        for (layer, shape) in (0..).zip(&self.drafter) {
+            launches.push(WideLaunch::new(WideKernel::ContextKeys, layer));
+            if !shape.paired {
+                launches.push(WideLaunch::new(WideKernel::ContextHeads, layer));
+            }
+        }
+        launches
+    }
+}
+
+/// What of a step its launches are told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct WideStep {
+    pub(crate) token_count: u32,
+    pub(crate) row_count: u32,
+    pub(crate) wanted_count: u32,
+    /// Where the tokens lie in the plan.
+    pub(crate) tokens: usize,
+}
+
+impl WideStep {
+    /// With the step's tokens where they lie in the plan.
+    pub(crate) fn place_tokens(&self, memory: &Memory) -> Memory {
+        Memory { tokens: memory.batch + self.tokens as u64, ..*memory }
+    }
+
+    /// What a launch is given; `memory` is what the narrow pass is.
+    pub(crate) fn memory(
+        &self,
+        wide: &WideMemory,
+        memory: &Memory,
+        launch: WideLaunch,
+    ) -> WideMemory {
+        WideMemory {
+            memory: self.place_tokens(memory),
+            token_count: self.token_count,
+            row_count: self.row_count,
+            wanted_count: self.wanted_count,
+            layer: launch.layer,
+            slice_first: launch.slice.0,
+            slice_count: launch.slice.1,
+            ..*wide
+        }
+    }
+}
+
+/// Bytes of an operand of so many columns, as `wide/token_ring.cuh` has it.
+fn operand_bytes(columns: usize, capacity: usize) -> usize {
+    columns.div_ceil(CHUNK_COLUMNS) * CHUNK_COLUMNS * BF16 * capacity
+}
+
+/// Tokens that experts compute together.
+fn slice(capacity: usize) -> usize {
+    capacity.min(EXPERT_TOKENS)
+}
+
+/// Rows of the experts of one slice, at most, as `wide/routes.cuh` has them.
+fn expert_rows(constants: &Constants, capacity: usize) -> usize {
+    largest(constants.draft_feed_forward, &|kind| {
+        let kind = &constants.feed_forwards[kind];
+        let choices = slice(capacity) * kind.top_k;
+        choices.next_multiple_of(TILE_TOKENS) + kind.experts.min(choices) * TILE_TOKENS
+    })
+}
+
+/// Takes the buffers of steps of up to `capacity` tokens.
+pub(crate) fn memory(map: &mut MemoryMap, constants: &Constants, capacity: usize) -> WideMemory {
+    let heads = |of: &dyn Fn(&Attention) -> usize| {
+        largest(constants.attentions.len(), &|kind| of(&constants.attentions[kind]))
+    };
+    let network = |of: &dyn Fn(&FeedForward) -> usize| {
+        largest(constants.draft_feed_forward, &|kind| of(&constants.feed_forwards[kind]))
+    };
+    let mut take = |name: &str, bytes: usize| {
+        map.add("steps of many tokens", format!("wide {name}"), bytes as u64)
+    };
+    let hidden = constants.hidden;
+    let unpaired = constants.attentions.iter().any(|kind| !kind.is_paired());
+    let projected = if unpaired { constants.projected_rows() } else { 0 };
+    let dense_width = network(&|kind| if kind.experts == 0 { kind.width } else { 0 });
+    let expert_width = network(&|kind| if kind.experts > 0 { kind.width } else { 0 });
+    let (experts, top_k) = (network(&|kind| kind.experts), network(&|kind| kind.top_k));
+    let rows = expert_rows(constants, capacity);
+    let normed_rows = if experts > 0 { capacity * hidden * BF16 } else { 0 };
+    let angles = constants.attentions.len() * constants.rope_pairs_max() * 2 * F32;
+    let values = heads(&|kind| kind.q_heads * kind.v_dim);
+    let choices = slice(capacity) * top_k;
+    WideMemory {
+        stream: take("stream", capacity * hidden * F32),
+        part: take("part", capacity * hidden * F32),
+        normed: take("normed", operand_bytes(hidden, capacity)),
+        normed_rows: take("normed_rows", normed_rows),
+        inverse_rms: take("inverse_rms", capacity * F32),
+        angles: take("angles", capacity * angles),
+        queries: take("queries", capacity * heads(&Attention::query_values) * BF16),
+        projected: take("projected", capacity * projected * F32),
+        attended: take("attended", operand_bytes(values, capacity)),
+        dense_inner: take("dense_inner", operand_bytes(dense_width, capacity)),
+        taps: take("taps", operand_bytes(constants.taps * hidden, capacity)),
+        scores: take(
+            "scores",
+            if experts > 0 { capacity * constants.score_values() * F32 } else { 0 },
+        ),
+        experts: take("experts", capacity * top_k * WORD),
+        weights: take("weights", capacity * top_k * F32),
+        first_rows: take("first_rows", (experts + 1) * WORD),
+        counts: take("counts", experts * WORD),
+        rows: take("rows", choices * WORD),
+        choices: take("choices", rows * WORD),
+        factors: take("factors", rows * 2 * F32),
+        gathered: take("gathered", if rows > 0 { operand_bytes(hidden, rows) } else { 0 }),
+        expert_inner: take("expert_inner", operand_bytes(expert_width, rows)),
+        products: take("products", rows * hidden * F32),
+        capacity: capacity as u32,
+        expert_capacity: rows as u32,
+        ..bytemuck::Zeroable::zeroed()
+    }
+}

@@ -1,0 +1,295 @@
+// The kernels of the wide pass, one for each phase: GRID CTAs, each alone on its multiprocessor
+// because it asks for so much shared memory. Kinds of layers are told apart on the device.
+#define KILOTOK_CTA_PER_SM
+#include "step/wide.cuh"
+
+namespace kilotok {
+
+// The host takes the wide pass only for models that it has.
+template <int KIND = 0>
+constexpr bool wide_attentions_agree() {
+  if constexpr (KIND < DRAFT_ATTENTION) {
+    static_assert((planned::WIDE_ATTENTION[KIND] != 0) == wide::HAS_ATTENTION<KIND>, "attention");
+    return wide_attentions_agree<KIND + 1>();
+  }
+  return true;
+}
+static_assert(wide_attentions_agree());
+
+// The largest of a size over the target's kinds of attention, and over its networks of experts.
+template <int KIND = 0>
+constexpr size_t attn_shared_bytes() {
+  if constexpr (KIND >= DRAFT_ATTENTION)
+    return 0;
+  else if constexpr (!wide::HAS_ATTENTION<KIND>)
+    return attn_shared_bytes<KIND + 1>();
+  else
+    return larger(sizeof(wide::AttnShared<KIND>), attn_shared_bytes<KIND + 1>());
+}
+template <int KIND = 0>
+constexpr size_t experts_shared_bytes() {
+  if constexpr (KIND >= DRAFT_FEED_FORWARD)
+    return 0;
+  else if constexpr (IS_DENSE<KIND>)
+    return experts_shared_bytes<KIND + 1>();
+  else
+    return larger(larger(sizeof(wide::ExpertsShared<FEED_FORWARDS[KIND].experts>),
+                         sizeof(wide::RouterShared<KIND>)),
+                  experts_shared_bytes<KIND + 1>());
+}
+constexpr size_t WIDE_SHARED_MAX = larger(
+    larger(larger(sizeof(wide::GemmShared), sizeof(wide::NormShared)), sizeof(wide::AttnInShared)),
+    larger(attn_shared_bytes(), experts_shared_bytes()));
+static_assert(WIDE_SHARED_MAX <= SHARED_MAX, "a CTA's memory suffices");
+
+// Threads of the kernels for long runs of an expert's rows, and for short ones.
+constexpr int LONG_THREADS = wide::RunShape<wide::Runs::Long>::THREADS;
+constexpr int SHORT_THREADS = wide::RunShape<wide::Runs::Short>::THREADS;
+
+// Calls `f` with the layer's kind of experts; a dense network has none.
+template <class F>
+__device__ __forceinline__ void with_experts(const WideMemory& wide, F f) {
+  with_kind<0, DRAFT_FEED_FORWARD>(wide_layer<false>(wide).feed_forward, [&](auto kind) {
+    if constexpr (!IS_DENSE<decltype(kind)::value>) f(kind);
+  });
+}
+
+// The drafter's context has come so far; launches behind this one say so again.
+__device__ __forceinline__ void note_wide_drafted(const WideMemory& wide) {
+  if (threadIdx.x == 0 && ptx::cta_index() == 0)
+    at<Timestamps>(wide.memory.timestamps)->drafted = ptx::nanoseconds();
+}
+
+}  // namespace kilotok
+
+using namespace kilotok;
+
+// What the host needs to launch the kernels below: shared memory, and threads of a CTA.
+extern "C" __device__ const unsigned WIDE_SHARED_BYTES = WIDE_SHARED_MAX;
+extern "C" __device__ const unsigned WIDE_GEMM_THREADS = wide::THREADS;
+extern "C" __device__ const unsigned WIDE_MOVE_THREADS = wide::SORTERS;
+extern "C" __device__ const unsigned WIDE_ROUTER_THREADS = wide::ROUTER_THREADS;
+extern "C" __device__ const unsigned WIDE_LONG_THREADS = LONG_THREADS;
+extern "C" __device__ const unsigned WIDE_SHORT_THREADS = SHORT_THREADS;
+extern "C" __device__ const unsigned WIDE_CHOICE_THREADS = wide::CHOOSING_THREADS;
+
+extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
+    wide_embed(const __grid_constant__ WideMemory memory) {
+  if (!begin_wide(memory)) return;
+  wide::embed(embed_memory(memory));
+  wide::rope_angles(attn_in_memory<false>(memory), 0, ATTENTION_KINDS, wide::SORTERS);
+}
+
+extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
+    wide_input_norm(const __grid_constant__ WideMemory memory) {
+  if (!begin_wide(memory)) return;
+  wide::add_rms_norm(launch_shared<wide::NormShared>(), input_norm_memory(memory));
+}
+
+extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
+    wide_qkv(const __grid_constant__ WideMemory memory) {
+  if (!begin_wide(memory)) return;
+  with_kind<0, DRAFT_ATTENTION>(wide_layer<false>(memory).attention, [&](auto kind) {
+    wide::attn_in<decltype(kind)::value>(launch_shared<wide::AttnInShared>(),
+                                         attn_in_memory<false>(memory));
+  });
+}
+
+// Of kinds whose projections do not become queries, keys and values by themselves.
+extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
+    wide_heads(const __grid_constant__ WideMemory memory) {
+  if (!begin_wide(memory)) return;
+  with_kind<0, DRAFT_ATTENTION>(wide_layer<false>(memory).attention, [&](auto kind) {
+    constexpr int KIND = decltype(kind)::value;
+    if constexpr (!ATTENTIONS[KIND].paired) wide::split_heads<KIND>(attn_in_memory<false>(memory));
+  });
+}
+
+extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
+    wide_attention(const __grid_constant__ WideMemory memory) {
+  if (!begin_wide(memory)) return;
+  with_kind<0, DRAFT_ATTENTION>(wide_layer<false>(memory).attention, [&](auto kind) {
+    constexpr int KIND = decltype(kind)::value;
+    if constexpr (wide::HAS_ATTENTION<KIND>)
+      wide::attn<KIND>(launch_shared<wide::AttnShared<KIND>>(), attn_memory(memory));
+  });
+}
+
+extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
+    wide_output(const __grid_constant__ WideMemory memory) {
+  if (!begin_wide(memory)) return;
+  const LayerMemory& layer = wide_layer<false>(memory);
+  with_matrix<OutputMatrix, 0, DRAFT_ATTENTION>(layer.attention, [&](auto kind) {
+    wide::multiply_to_part<OutputMatrix<decltype(kind)::value>>(
+        launch_shared<wide::GemmShared>(), gemm_memory(memory, layer.output, memory.attended));
+  });
+}
+
+extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
+    wide_post_norm(const __grid_constant__ WideMemory memory) {
+  if (!begin_wide(memory)) return;
+  wide::add_rms_norm(launch_shared<wide::NormShared>(), post_norm_memory(memory));
+}
+
+extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
+    wide_dense_gate_up(const __grid_constant__ WideMemory memory) {
+  if (!begin_wide(memory)) return;
+  const LayerMemory& layer = wide_layer<false>(memory);
+  with_kind<0, DRAFT_FEED_FORWARD>(layer.feed_forward, [&](auto kind) {
+    constexpr int KIND = decltype(kind)::value;
+    if constexpr (IS_DENSE<KIND>)
+      wide::dense_gate_up<KIND>(launch_shared<wide::GemmShared>(),
+                                gemm_memory(memory, layer.gate_up, memory.normed));
+  });
+}
+
+extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
+    wide_dense_down(const __grid_constant__ WideMemory memory) {
+  if (!begin_wide(memory)) return;
+  const LayerMemory& layer = wide_layer<false>(memory);
+  with_kind<0, DRAFT_FEED_FORWARD>(layer.feed_forward, [&](auto kind) {
+    constexpr int KIND = decltype(kind)::value;
+    if constexpr (IS_DENSE<KIND>)
+      wide::multiply_to_part<DownMatrix<KIND>>(
+          launch_shared<wide::GemmShared>(),
+          gemm_memory(memory, layer.down, memory.dense_inner));
+  });
+}
+
+extern "C" __global__ void __launch_bounds__(wide::ROUTER_THREADS, 1)
+    wide_router_scores(const __grid_constant__ WideMemory memory) {
+  if (!begin_wide(memory)) return;
+  with_experts(memory, [&](auto kind) {
+    constexpr int KIND = decltype(kind)::value;
+    wide::router_scores<KIND>(launch_shared<wide::RouterShared<KIND>>(), router_memory(memory));
+  });
+}
+
+extern "C" __global__ void __launch_bounds__(wide::CHOOSING_THREADS, 1)
+    wide_top_k_experts(const __grid_constant__ WideMemory memory) {
+  if (!begin_wide(memory)) return;
+  with_experts(memory, [&](auto kind) {
+    wide::top_k_experts<decltype(kind)::value>(launch_shared<wide::ChosenWeights>(),
+                                               router_memory(memory));
+  });
+}
+
+extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
+    wide_sort_choices(const __grid_constant__ WideMemory memory) {
+  if (!begin_wide(memory)) return;
+  with_experts(memory, [&](auto kind) {
+    constexpr int KIND = decltype(kind)::value;
+    wide::sort_choices<KIND>(launch_shared<wide::SortMemory<FEED_FORWARDS[KIND].experts>>(),
+                             experts_memory<KIND>(memory).routes);
+  });
+}
+
+extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
+    wide_gather_rows(const __grid_constant__ WideMemory memory) {
+  if (!begin_wide(memory)) return;
+  with_experts(memory, [&](auto kind) {
+    constexpr int KIND = decltype(kind)::value;
+    wide::gather_rows<KIND>(experts_memory<KIND>(memory));
+  });
+}
+
+// Long runs of rows, and short ones with more warps.
+extern "C" __global__ void __launch_bounds__(LONG_THREADS, 1)
+    wide_gate_up_long(const __grid_constant__ WideMemory memory) {
+  if (!begin_wide(memory)) return;
+  with_experts(memory, [&](auto kind) {
+    constexpr int KIND = decltype(kind)::value, EXPERTS = FEED_FORWARDS[KIND].experts;
+    wide::gate_up<KIND, wide::Runs::Long>(launch_shared<wide::ExpertsShared<EXPERTS>>(),
+                                       experts_memory<KIND>(memory));
+  });
+}
+
+extern "C" __global__ void __launch_bounds__(SHORT_THREADS, 1)
+    wide_gate_up_short(const __grid_constant__ WideMemory memory) {
+  if (!begin_wide(memory)) return;
+  with_experts(memory, [&](auto kind) {
+    constexpr int KIND = decltype(kind)::value, EXPERTS = FEED_FORWARDS[KIND].experts;
+    wide::gate_up<KIND, wide::Runs::Short>(launch_shared<wide::ExpertsShared<EXPERTS>>(),
+                                       experts_memory<KIND>(memory));
+  });
+}
+
+extern "C" __global__ void __launch_bounds__(LONG_THREADS, 1)
+    wide_down_long(const __grid_constant__ WideMemory memory) {
+  if (!begin_wide(memory)) return;
+  with_experts(memory, [&](auto kind) {
+    constexpr int KIND = decltype(kind)::value, EXPERTS = FEED_FORWARDS[KIND].experts;
+    wide::down<KIND, wide::Runs::Long>(launch_shared<wide::ExpertsShared<EXPERTS>>(),
+                                       experts_memory<KIND>(memory));
+  });
+}
+
+extern "C" __global__ void __launch_bounds__(SHORT_THREADS, 1)
+    wide_down_short(const __grid_constant__ WideMemory memory) {
+  if (!begin_wide(memory)) return;
+  with_experts(memory, [&](auto kind) {
+    constexpr int KIND = decltype(kind)::value, EXPERTS = FEED_FORWARDS[KIND].experts;
+    wide::down<KIND, wide::Runs::Short>(launch_shared<wide::ExpertsShared<EXPERTS>>(),
+                                       experts_memory<KIND>(memory));
+  });
+}
+
+extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
+    wide_combine(const __grid_constant__ WideMemory memory) {
+  if (!begin_wide(memory)) return;
+  with_experts(memory, [&](auto kind) {
+    constexpr int KIND = decltype(kind)::value;
+    wide::combine<KIND>(experts_memory<KIND>(memory));
+  });
+}
+
+extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
+    wide_gather_wanted(const __grid_constant__ WideMemory memory) {
+  if (!begin_wide(memory)) return;
+  const Memory& narrow = memory.memory;
+  wide::gather_wanted(launch_shared<wide::WantedShared>(),
+                      {narrow.wanted, memory.stream, narrow.final_norm, narrow.normed,
+                       narrow.squares, static_cast<int>(memory.wanted_count)});
+}
+
+// The narrow pass's head: its batch has the wanted tokens alone.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    wide_head(const __grid_constant__ Memory memory) {
+  run<HeadPass<TILES_MAX>>(memory);
+}
+
+// The drafter's context, from the taps: see step/context.cuh.
+extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
+    wide_fuse(const __grid_constant__ WideMemory memory) {
+  if (!begin_wide(memory)) return;
+  wide::multiply_to_part<FuseMatrix>(launch_shared<wide::GemmShared>(),
+                                     gemm_memory(memory, memory.memory.draft_fc, memory.taps),
+                                     memory.memory.rank * FuseMatrix::ROWS);
+}
+
+extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
+    wide_context_norm(const __grid_constant__ WideMemory memory) {
+  if (!begin_wide(memory)) return;
+  wide::add_rms_norm(launch_shared<wide::NormShared>(), context_norm_memory(memory));
+}
+
+// Keys and values of a layer of the drafter. Its queries are made too, and not used.
+extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
+    wide_context_keys(const __grid_constant__ WideMemory memory) {
+  if (!begin_wide(memory)) return;
+  with_kind<DRAFT_ATTENTION, ATTENTION_KINDS>(wide_layer<true>(memory).attention, [&](auto kind) {
+    wide::attn_in<decltype(kind)::value>(launch_shared<wide::AttnInShared>(),
+                                         attn_in_memory<true>(memory));
+  });
+  note_wide_drafted(memory);
+}
+
+extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
+    wide_context_heads(const __grid_constant__ WideMemory memory) {
+  if (!begin_wide(memory)) return;
+  with_kind<DRAFT_ATTENTION, ATTENTION_KINDS>(wide_layer<true>(memory).attention, [&](auto kind) {
+    constexpr int KIND = decltype(kind)::value;
+    if constexpr (!ATTENTIONS[KIND].paired) wide::split_heads<KIND>(attn_in_memory<true>(memory));
+  });
+  note_wide_drafted(memory);
+}

@@ -1,0 +1,170 @@
+// The phases of the wide pass: a step of more tokens than the narrow pass takes is a chain of
+// launches, one for each phase of each layer. What a phase is called with comes from the launch's
+// memory and the layer's.
+#pragma once
+
+#include "kilotok/wide/attn.cuh"
+#include "kilotok/wide/experts.cuh"
+#include "kilotok/wide/project.cuh"
+#include "kilotok/wide/router.cuh"
+#include "kilotok/wide/stream.cuh"
+#include "step/logits.cuh"
+
+namespace kilotok {
+
+// Dynamic shared memory of a launch.
+template <class T>
+__device__ __forceinline__ T& launch_shared() {
+  extern __shared__ __align__(128) char shared_bytes[];
+  return *reinterpret_cast<T*>(shared_bytes);
+}
+
+// All threads of a CTA, at first. False if the step has no tokens: then its launches do nothing.
+__device__ __forceinline__ bool begin_wide(const WideMemory& wide) {
+  if (threadIdx.x == 0)
+    wait_context = WaitContext::begin(wide.memory.fault, wide.memory.wait_max_ms, wide.memory.rank,
+                                      Launch::Target);
+  __syncthreads();
+  return wide.token_count > 0;
+}
+
+// The layer of a launch.
+template <bool DRAFT>
+__device__ __forceinline__ uint64_t wide_layer_address(const WideMemory& wide) {
+  return (DRAFT ? wide.memory.draft_layers : wide.memory.layers) +
+         wide.layer * sizeof(LayerMemory);
+}
+template <bool DRAFT>
+__device__ __forceinline__ const LayerMemory& wide_layer(const WideMemory& wide) {
+  return *at<const LayerMemory>(wide_layer_address<DRAFT>(wide));
+}
+
+__device__ __forceinline__ wide::StepTokens step_tokens(const WideMemory& wide) {
+  const Memory& memory = wide.memory;
+  return {memory.tokens, memory.rows, memory.pages, static_cast<int>(wide.token_count),
+          static_cast<int>(wide.row_count)};
+}
+
+__device__ __forceinline__ wide::EmbedMemory embed_memory(const WideMemory& wide) {
+  const Memory& memory = wide.memory;
+  return {memory.tokens, memory.embedding, wide.part, memory.rank,
+          static_cast<int>(wide.token_count)};
+}
+
+// The norm before a layer's projections, or before the head where there is no such layer; then a
+// tap of the layer before. The first adds the embeddings.
+__device__ __forceinline__ wide::AddNormMemory input_norm_memory(const WideMemory& wide) {
+  const Memory& memory = wide.memory;
+  const bool last = wide.layer == LAYERS;
+  const LayerMemory* layer = at<const LayerMemory>(memory.layers) + wide.layer;
+  wide::AddNormMemory own = {};
+  own.stream = wide.stream;
+  own.part = wide.part;
+  own.weights = last ? memory.final_norm : layer->input_norm;
+  own.operand = last ? 0 : wide.normed;
+  own.inverse_rms = wide.inverse_rms;
+  own.taps = wide.taps;
+  own.tap = wide.layer > 0 ? layer[-1].tap : wide::NO_TAP;
+  own.begins = wide.layer == 0;
+  own.scale = last ? 1.0f : projection_scale(layer->attention);
+  own.eps = NORM_EPS;
+  own.count = wide.token_count;
+  own.capacity = wide.capacity;
+  return own;
+}
+
+// The norm before a layer's network.
+__device__ __forceinline__ wide::AddNormMemory post_norm_memory(const WideMemory& wide) {
+  const LayerMemory& layer = wide_layer<false>(wide);
+  wide::AddNormMemory own = input_norm_memory(wide);
+  bool dense = false;
+  with_kind<0, DRAFT_FEED_FORWARD>(layer.feed_forward,
+                                   [&](auto kind) { dense = IS_DENSE<decltype(kind)::value>; });
+  own.weights = layer.post_norm;
+  own.operand = dense ? wide.normed : 0;
+  own.rows = dense ? 0 : wide.normed_rows;
+  own.tap = wide::NO_TAP;
+  own.begins = false;
+  own.scale = feed_forward_scale(layer.feed_forward);
+  return own;
+}
+
+// The norm of the drafter's context, which the fused taps are.
+__device__ __forceinline__ wide::AddNormMemory context_norm_memory(const WideMemory& wide) {
+  wide::AddNormMemory own = {};
+  own.stream = wide.stream;
+  own.part = wide.part;
+  own.weights = wide.memory.draft_context_norm;
+  own.operand = wide.normed;
+  own.inverse_rms = wide.inverse_rms;
+  own.tap = wide::NO_TAP;
+  own.begins = true;
+  own.scale = 1.0f;
+  own.eps = DRAFT_NORM_EPS;
+  own.count = wide.token_count;
+  own.capacity = wide.capacity;
+  return own;
+}
+
+template <bool DRAFT>
+__device__ __forceinline__ wide::AttnInMemory attn_in_memory(const WideMemory& wide) {
+  return {step_tokens(wide), wide_layer_address<DRAFT>(wide), wide.normed,    wide.inverse_rms,
+          wide.memory.frequencies, wide.angles,               wide.queries,   wide.projected,
+          static_cast<int>(wide.capacity)};
+}
+
+__device__ __forceinline__ wide::AttnMemory attn_memory(const WideMemory& wide) {
+  return {step_tokens(wide), wide_layer_address<false>(wide), wide.queries, wide.attended,
+          static_cast<int>(wide.capacity)};
+}
+
+__device__ __forceinline__ wide::GemmMemory gemm_memory(const WideMemory& wide, uint64_t weights,
+                                                        uint64_t operand) {
+  return {weights,          operand,
+          wide.part,        wide.inverse_rms,
+          wide.dense_inner, static_cast<int>(wide.token_count),
+          static_cast<int>(wide.capacity)};
+}
+
+__device__ __forceinline__ wide::RouterMemory router_memory(const WideMemory& wide) {
+  const LayerMemory& layer = wide_layer<false>(wide);
+  return {wide.stream, layer.post_norm, layer.router, layer.router_bias, wide.inverse_rms,
+          wide.scores, wide.experts,    wide.weights, static_cast<int>(wide.token_count)};
+}
+
+// The experts of a slice of the tokens.
+template <int KIND>
+__device__ __forceinline__ wide::ExpertsMemory experts_memory(const WideMemory& wide) {
+  const LayerMemory& layer = wide_layer<false>(wide);
+  const size_t first = wide.slice_first, choice = first * FEED_FORWARDS[KIND].top_k;
+  wide::ExpertsMemory own = {};
+  own.routes = {wide.experts + choice * sizeof(uint32_t), wide.weights + choice * sizeof(float),
+                wide.inverse_rms + first * sizeof(float), wide.first_rows, wide.counts,
+                wide.rows, wide.choices, wide.factors, static_cast<int>(wide.slice_count)};
+  own.normed = wide.normed_rows + first * HIDDEN * sizeof(uint16_t);
+  own.gate_up = layer.gate_up;
+  own.down = layer.down;
+  own.gathered = wide.gathered;
+  own.inner = wide.expert_inner;
+  own.products = wide.products;
+  own.sums = wide.part + first * HIDDEN * sizeof(float);
+  own.columns = HIDDEN;
+  own.capacity = wide.expert_capacity;
+  return own;
+}
+
+// The head over the wanted tokens, whose last norm was gathered for it: the narrow pass's, which
+// begins and ends with it.
+template <int TILES>
+struct HeadPass {
+  static constexpr Launch LAUNCH = Launch::Target;
+  static __device__ __forceinline__ void begin(Warp&) {}
+  static __device__ __forceinline__ void consume(Warp& w) {
+    w.cta.arrive_grid();
+    consume_logits<false, TILES>(w);
+  }
+  static __device__ __forceinline__ void produce(Warp& w) { produce_logits<TILES>(w); }
+  static __device__ __forceinline__ void epilogue(Warp& w) { epilogue_logits(w); }
+};
+
+}  // namespace kilotok

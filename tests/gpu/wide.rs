@@ -1,0 +1,82 @@
+//! The wide pass beside the narrow one. Whichever pass reads a prompt, in chunks of any length, the
+//! reply has the same bits: so have the pages that it reads, and the drafter's context.
+
+use kilotok_cpu::CpuOptions;
+use kilotok_cuda::{CudaEngine, CudaOptions};
+use kilotok_engine::{Engine, difference};
+use kilotok_testkit::host::{Drafts, Host, How, Reply, Request};
+use kilotok_weights::{Checkpoint, Quiet};
+
+use crate::draw::Draw;
+use crate::{PRO, PRO_DENSE, WIDE_EXPERTS, absent, sizes, toolchain};
+
+/// Tokens of the prompt: more than two times what a CTA of the wide pass multiplies, more than a
+/// chunk of keys, and no whole tile.
+const PROMPT: usize = 203;
+/// Tokens of the reply.
+const TOKENS: u32 = 4;
+/// Tokens above which steps take the wide pass, and prompt tokens of a row: all steps take it, or
+/// those of prompts alone, and of few tokens none.
+const CASES: [(u32, &[u32]); 2] = [(0, &[u32::MAX, 65]), (8, &[128, 7])];
+/// Tokens of a step of the wide pass.
+const STEP_TOKENS: u32 = 256;
+
+/// An engine whose steps of more than so many tokens take the wide pass.
+fn engine(checkpoint: &Checkpoint, wide_above: u32) -> Box<dyn Engine> {
+    let sizes = CpuOptions { token_max: STEP_TOKENS, ..sizes(1) };
+    let wide_above = Some(wide_above);
+    let options =
+        CudaOptions { sizes, toolchain: toolchain(), wide_above, ..CudaOptions::default() };
+    let tell = |line: &str| eprintln!("{line}");
+    let engine = CudaEngine::start(checkpoint.spec(), checkpoint, &options, &Quiet, &tell).unwrap();
+    assert_eq!(engine.caps().token_max, STEP_TOKENS, "the wide pass runs this model");
+    Box::new(engine)
+}
+
+fn prompt(checkpoint: &Checkpoint, seed: u64, length: usize) -> Request {
+    let draw = &mut Draw::new(seed);
+    let last = checkpoint.spec().vocab_size as u32 - 1;
+    Request::greedy((0..length).map(|_| draw.between(0, last)).collect(), TOKENS)
+}
+
+/// With drafts where the model makes some.
+fn how(engine: &dyn Engine, chunk: u32) -> How {
+    let made = if engine.caps().drafter { engine.caps().draft_max } else { 0 };
+    How { chunk, drafts: Drafts::Held { made, used: made }, ..How::default() }
+}
+
+fn reply(engine: &mut dyn Engine, request: &Request, chunk: u32) -> Reply {
+    let how = how(engine, chunk);
+    Host::new(engine, 0).run(request, &how).unwrap()
+}
+
+fn same(expected: &Reply, found: &Reply, what: &str) {
+    assert_eq!(difference(expected, found), None, "{what}");
+    assert_eq!(expected.drafts, found.drafts, "{what}: drafts");
+}
+
+fn compare(name: &str, checkpoint: &Checkpoint) {
+    if let Some(reason) = absent(1) {
+        return println!("skipped: {reason}");
+    }
+    let request = prompt(checkpoint, 3, PROMPT);
+    let expected = reply(&mut *crate::cuda(checkpoint, 1), &request, u32::MAX);
+    for (wide_above, chunks) in CASES {
+        let mut engine = engine(checkpoint, wide_above);
+        for &chunk in chunks {
+            let found = reply(&mut *engine, &request, chunk);
+            same(&expected, &found, &format!("{name} by {chunk}, wide above {wide_above}"));
+        }
+    }
+}
+
+#[test]
+fn wide_steps_of_dense_layers_have_the_narrow_passes_bits() {
+    compare("pro dense", &PRO_DENSE);
+}
+
+#[test]
+fn wide_steps_of_experts_have_the_narrow_passes_bits() {
+    compare("pro", &PRO);
+    compare("wide experts", &WIDE_EXPERTS);
+}
