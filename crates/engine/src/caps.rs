@@ -2,6 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Tokens before the end of a text for which its pages are planned and kept beyond the window, so
+/// that a later text may leave it there and still start from the prefix cache: a stop string and
+/// the drafts behind it, or the tokens with which a template opens a reply.
+pub const WINDOW_SLACK: u32 = 16;
+
 /// Limits of an engine. A plan that stays within them is accepted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Caps {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use kilotok_abi::Stamp;
 
-pub use caps::{Caps, PageGroup, PageKind};
+pub use caps::{Caps, PageGroup, PageKind, WINDOW_SLACK};
 pub use check::check_plan;
 pub use difference::{Difference, difference};
 pub use plan::{

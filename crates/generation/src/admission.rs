@@ -89,7 +89,7 @@ pub struct Load {
     /// Positions whose keys and values are in use, and how many there may be.
     pub token_count: u64,
     pub token_max: u64,
-    /// How full the fullest page group is; 1 is full.
+    /// How full the fullest page group is of those that hold all positions of a text; 1 is full.
     pub usage: f64,
 }
 
@@ -321,7 +321,6 @@ impl Admission {
 
     pub fn load(&self) -> Load {
         let stats = self.0.status.stats();
-        let part = |group: &GroupUsage| f64::from(group.used) / f64::from(group.page_count.max(1));
         let tokens = |count: fn(&GroupUsage) -> u32| {
             let mut groups = stats.groups.iter().zip(&self.0.caps.groups);
             let full = groups.find(|(_, group)| group.window.is_none());
@@ -332,7 +331,7 @@ impl Admission {
             running: stats.running,
             token_count: tokens(|usage| usage.used),
             token_max: tokens(|usage| usage.page_count),
-            usage: stats.groups.iter().map(part).fold(0.0, f64::max),
+            usage: stats.usage(),
         }
     }
 

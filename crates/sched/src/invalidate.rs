@@ -15,19 +15,22 @@ impl Scheduler {
     }
 
     /// Invalidates every page that the request read or wrote, as any of them may be the cause, so
-    /// that no later request finds them in the prefix cache. Requests that read what this one wrote
-    /// start again.
+    /// that no later request finds them in the prefix cache. Requests that may have read what this
+    /// one wrote start again.
     fn invalidate(&mut self, id: RequestId) {
         let request = &self.requests[&id];
         let Some(place) = &request.place else {
             return;
         };
-        let written = self.pages.invalidate(&place.holding, request.written_from);
         let reads = |rank: &&Rank| {
-            let place = self.requests[&rank.id].place.as_ref();
-            rank.id != id && place.is_some_and(|place| place.holding.has_any(&written))
+            let other = self.requests[&rank.id].place.as_ref();
+            rank.id != id
+                && other.is_some_and(|other| {
+                    self.pages.may_read(&other.holding, &place.holding, request.written_from)
+                })
         };
         let readers: Vec<Rank> = self.running.iter().filter(reads).copied().collect();
+        self.pages.invalidate(&place.holding);
         for reader in readers {
             self.preempt(reader);
         }

@@ -43,6 +43,7 @@ mod request;
 mod scheduler;
 mod shares;
 mod stats;
+mod tails;
 mod trials;
 
 pub use cost::Cost;

@@ -1,29 +1,43 @@
-//! The pages that each running request has in each group, and prefix hits. A hit at position p
-//! needs all pages below p of a full-attention group, and the pages of the last window before p of
-//! a window group. Pages below a hit are shared and only read: a hit ends on a page boundary of
-//! every group, and rows start there or later.
-
-use std::collections::{BTreeMap, BTreeSet};
+//! The pages that each running request has in each group, and prefix hits. A group without a window
+//! holds every page of a text. A group with one holds what the next row reads and writes, and for
+//! the prefix cache the windows before a few positions, see [`crate::tails`]; a hit ends at such a
+//! position. Pages below a hit are shared and only read: a hit ends on a page boundary of every
+//! group, and rows start there or later.
+//!
+//! A group may have as few pages as one row of one token needs, or those of the longest text if
+//! that is less. So the first rank always advances: when the others are preempted, all pages but
+//! its own are free or cached, and cached ones can be evicted.
 
 use kilotok_abi::{PageId, TokenId};
-use kilotok_engine::{Caps, PageGroup, PageRun};
+use kilotok_engine::{Caps, PageGroup, PageRun, WINDOW_SLACK};
 
 use crate::pool::Pool;
-use crate::prefix::{NodeId, Tree, TreePlace};
+use crate::prefix::{NodeId, Released, Tree, TreePlace};
+use crate::tails::Order;
+
+/// Part of a window group's pages that is kept for the tokens of a step, if these need so many:
+/// requests that start leave it alone.
+const STEP_SHARE: u32 = 4;
+/// A window group that holds this many requests also keeps what the ends of their replies need.
+const RETAINING_MIN: u32 = 2;
 
 pub(crate) struct Pages {
-    groups: Vec<Group>,
-    tree: Tree,
+    pub(crate) groups: Vec<Group>,
+    pub(crate) tree: Tree,
+    pub(crate) order: Order,
     /// Tokens of one edge of the prefix tree: whole pages in every group.
-    stride: u32,
-    cached: bool,
+    pub(crate) stride: u32,
+    pub(crate) cached: bool,
 }
 
-struct Group {
-    spec: PageGroup,
-    pool: Pool,
+pub(crate) struct Group {
+    pub(crate) spec: PageGroup,
+    pub(crate) pool: Pool,
     /// Index of its first page in a node of the tree.
-    place: u32,
+    pub(crate) place: u32,
+    /// Tokens before the last node's end whose window is kept while a request runs, so that a hit
+    /// can end near the end of its text. Absent in a group without a window, or too small for it.
+    retained: Option<u32>,
 }
 
 /// The pages of a running request.
@@ -32,8 +46,13 @@ pub(crate) struct RequestPages {
     pub(crate) tables: Vec<Table>,
     /// The tree's node for its text, up to `named`.
     pub(crate) node: NodeId,
-    /// Positions whose pages are in the tree.
+    /// Positions whose pages without a window are in the tree.
     pub(crate) named: u32,
+    pub(crate) prompt_count: u32,
+    /// Where its text leaves the others in the cache.
+    pub(crate) branch: u32,
+    /// Last position with a tail of worth on its text.
+    pub(crate) worthy: u32,
 }
 
 /// The request's pages in one group, without gaps.
@@ -44,14 +63,15 @@ pub(crate) struct Table {
     pub(crate) pages: Vec<PageId>,
 }
 
-/// Pages that a request has written, by group.
-pub(crate) struct Written(Vec<BTreeSet<PageId>>);
-
 /// Pages that hold a prefix of a text.
 pub(crate) struct Hit {
     pub(crate) position: u32,
     node: Option<NodeId>,
     tables: Vec<Table>,
+    /// Where the text leaves those in the cache: the hit would end here if it had a tail.
+    branch: u32,
+    /// Last position with a tail of worth before this one's.
+    worthy: u32,
 }
 
 /// A group that has too few pages, and how many are needed.
@@ -66,12 +86,12 @@ impl Pages {
         let stride = caps.groups.iter().fold(1, |stride, group| lcm(stride, group.page_tokens));
         let mut place = 0;
         let group = |spec: &PageGroup| {
-            let group = Group { spec: spec.clone(), pool: Pool::new(spec.page_count), place };
+            let group = Group::new(spec, place, stride, cached);
             place += stride / spec.page_tokens;
             group
         };
         let groups = caps.groups.iter().map(group).collect();
-        Self { groups, tree: Tree::new(place as usize), stride, cached }
+        Self { groups, tree: Tree::new(place as usize), order: Order::default(), stride, cached }
     }
 
     /// Largest number of positions for which a request can have pages when it runs alone.
@@ -84,31 +104,25 @@ impl Pages {
         self.groups.iter().map(position_max).min().unwrap_or(u32::MAX)
     }
 
-    /// The longest prefix of a text, of at most `limit` tokens, that is in the cache.
+    /// The longest prefix of a text, of at most `limit` tokens, that ends at a tail in the cache.
     pub(crate) fn find(&self, salt: &str, text: &[TokenId], limit: u32) -> Hit {
-        let mut hit = Hit { position: 0, node: None, tables: self.empty_tables() };
+        let tables = vec![Table::default(); self.groups.len()];
+        let mut hit = Hit { position: 0, node: None, tables, branch: 0, worthy: 0 };
         let Some(mut node) = self.tree.start(salt).filter(|_| self.cached) else {
             return hit;
         };
         let mut path = Vec::new();
-        // Pages of each group that are present without a gap, up to the end of the path.
-        let mut unbroken = vec![0; self.groups.len()];
-        let edges = text[..limit as usize].chunks_exact(self.stride as usize);
-        for edge in edges {
+        let mut worthy = 0;
+        for edge in text[..limit as usize].chunks_exact(self.stride as usize) {
             let Some(child) = self.tree.child(node, edge) else {
                 break;
             };
             node = child;
             path.push(node);
-            for (count, group) in unbroken.iter_mut().zip(&self.groups) {
-                for spot in group.spots(node, self.stride) {
-                    *count = if self.tree.page(spot).is_some() { *count + 1 } else { 0 };
-                }
-            }
-            let end = path.len() as u32 * self.stride;
-            let mut groups = unbroken.iter().zip(&self.groups);
-            if groups.all(|(count, group)| *count >= end / group.tokens() - group.first(end)) {
-                (hit.position, hit.node) = (end, Some(node));
+            hit.branch = path.len() as u32 * self.stride;
+            if let Some(tail) = self.tree.tail(node) {
+                (hit.position, hit.node, hit.worthy) = (hit.branch, Some(node), worthy);
+                worthy = if tail.worth > 0 { hit.position } else { worthy };
             }
         }
         for (table, group) in hit.tables.iter_mut().zip(&self.groups) {
@@ -124,10 +138,6 @@ impl Pages {
         let per_node = self.stride / group.tokens();
         let node = path[(number / per_node) as usize];
         self.tree.page(TreePlace { node, place: group.place + number % per_node })
-    }
-
-    fn empty_tables(&self) -> Vec<Table> {
-        vec![Table::default(); self.groups.len()]
     }
 
     /// Whether there are enough pages for a request of `count` tokens that starts with a hit, when
@@ -156,8 +166,29 @@ impl Pages {
             .map(move |(group, table)| group.needed(count).saturating_sub(table.pages.len() as u32))
     }
 
+    /// Pages of each group that requests which start beside others leave to a step of `token_max`
+    /// tokens: a chunk holds pages of a window group until its step is settled.
+    pub(crate) fn step_reserve(&self, token_max: u32) -> impl Iterator<Item = u32> {
+        self.groups.iter().map(move |group| {
+            let share = group.spec.page_count / STEP_SHARE;
+            group.spec.window.map_or(0, |_| token_max.div_ceil(group.tokens()).min(share))
+        })
+    }
+
+    /// Tokens that `row_count` rows may have together beyond their next ones, for which they have
+    /// pages, so that the window groups have pages for all of them however these are shared out:
+    /// each row may leave a page incomplete.
+    pub(crate) fn step_room(&self, row_count: u32) -> u32 {
+        let windows = self.groups.iter().filter(|group| group.spec.window.is_some());
+        let room = windows.map(|group| {
+            let pages = group.pool.available().saturating_sub(row_count);
+            pages.saturating_mul(group.tokens())
+        });
+        room.min().unwrap_or(u32::MAX)
+    }
+
     /// Gives a request the pages of a hit.
-    pub(crate) fn enter(&mut self, salt: &str, hit: Hit) -> RequestPages {
+    pub(crate) fn enter(&mut self, salt: &str, hit: Hit, prompt_count: u32) -> RequestPages {
         for (group, table) in self.groups.iter_mut().zip(&hit.tables) {
             for page in &table.pages {
                 group.pool.share(*page);
@@ -166,11 +197,13 @@ impl Pages {
         let node = match hit.node {
             Some(node) => {
                 self.tree.pin(node);
+                self.touch_tail(node, hit.position - hit.worthy);
                 node
             }
             None => self.tree.enter(salt),
         };
-        RequestPages { tables: hit.tables, node, named: hit.position }
+        let Hit { position, tables, branch, .. } = hit;
+        RequestPages { tables, node, named: position, prompt_count, branch, worthy: position }
     }
 
     /// The position up to which the request has pages or could take free ones, at most `end`.
@@ -189,14 +222,34 @@ impl Pages {
 
     /// Takes pages for all positions below `end`, which [`Self::reach`] allowed.
     pub(crate) fn cover(&mut self, holding: &mut RequestPages, end: u32) {
-        for (group, table) in self.groups.iter_mut().zip(&mut holding.tables) {
-            while table.end() < end.div_ceil(group.tokens()) {
-                let (page, evicted) = group.pool.take().expect("the end is in reach");
-                if let Some(spot) = evicted {
-                    self.tree.clear(spot);
-                }
-                table.pages.push(page);
+        for (index, table) in holding.tables.iter_mut().enumerate() {
+            while table.end() < end.div_ceil(self.groups[index].tokens()) {
+                table.pages.push(self.take(index));
             }
+        }
+    }
+
+    /// A free page of a group. Where there is none, a window group loses tails, and another one the
+    /// page that was unused for longest, with all texts that have it.
+    fn take(&mut self, index: usize) -> PageId {
+        let windowed = self.groups[index].spec.window.is_some();
+        while windowed && !self.groups[index].pool.has_free() && self.evict_tail() {}
+        let (page, evicted) = self.groups[index].pool.take().expect("the end is in reach");
+        if let Some(spot) = evicted {
+            self.tree.set_page(spot, None);
+            let nodes = self.tree.below(spot.node);
+            nodes.iter().for_each(|node| self.drop_tail(*node));
+            let released = self.tree.sweep(&nodes);
+            self.release(released);
+        }
+        page
+    }
+
+    /// Forgets pages that have left the tree.
+    pub(crate) fn release(&mut self, released: Vec<Released>) {
+        for (place, page) in released {
+            let index = self.groups.partition_point(|group| group.place <= place) - 1;
+            self.groups[index].pool.forget(page);
         }
     }
 
@@ -211,28 +264,20 @@ impl Pages {
         self.groups.iter().zip(&holding.tables).map(run).collect()
     }
 
-    /// After a step: puts complete pages into the tree, and frees those that left the window.
+    /// After a step: puts complete pages and tails into the tree, and frees the pages that left the
+    /// window.
     pub(crate) fn settle(&mut self, holding: &mut RequestPages, text: &[TokenId], computed: u32) {
         while self.cached && holding.named + self.stride <= computed {
             let edge = &text[holding.named as usize..][..self.stride as usize];
             holding.node = self.tree.advance(holding.node, edge);
-            for (group, table) in self.groups.iter_mut().zip(&holding.tables) {
-                let number = holding.named / group.tokens();
-                for (number, spot) in (number..).zip(group.spots(holding.node, self.stride)) {
-                    // If the tree already has another request's page with this content, this one is
-                    // not named.
-                    if let Some(page) = table.page(number)
-                        && self.tree.page(spot).is_none()
-                        && group.pool.name(page, spot)
-                    {
-                        self.tree.set_page(spot, page);
-                    }
-                }
+            if !self.tree.is_lost(holding.node) {
+                self.name(holding);
             }
             holding.named += self.stride;
+            self.add_chosen_tail(holding);
         }
         for (group, table) in self.groups.iter_mut().zip(&mut holding.tables) {
-            let count = group.first(computed).saturating_sub(table.first);
+            let count = group.first_kept(computed, self.stride).saturating_sub(table.first);
             for page in table.pages.drain(..count as usize) {
                 group.pool.give_back(page);
             }
@@ -240,61 +285,97 @@ impl Pages {
         }
     }
 
-    /// Removes from the tree all pages of a request's text, and of all texts that continue what it
-    /// wrote, which starts at position `written_from`. Returns what it wrote, by group.
-    pub(crate) fn invalidate(&mut self, holding: &RequestPages, written_from: u32) -> Written {
-        let number = written_from / self.stride;
-        let path = self.tree.path(holding.node);
-        let mut suspects = path.clone();
-        // The first node belongs to the salt.
-        let mut own = (number..).zip(path.iter().skip(1 + number as usize));
-        let root = own.find(|(number, node)| self.is_written(holding, *number, **node));
-        if let Some((_, root)) = root {
-            suspects.extend(self.tree.below(*root));
+    /// Puts the pages of the node's last edge into the tree, those of groups without a window. A
+    /// page that the tree has already, written by another request with the same text, replaces the
+    /// request's own.
+    fn name(&mut self, holding: &mut RequestPages) {
+        let node = holding.node;
+        for (group, table) in self.groups.iter_mut().zip(&mut holding.tables) {
+            if group.spec.window.is_some() {
+                continue;
+            }
+            let number = holding.named / group.tokens();
+            let own = &mut table.pages[(number - table.first) as usize..];
+            for (own, spot) in own.iter_mut().zip(group.spots(node, self.stride)) {
+                if let Some(other) = self.tree.page(spot) {
+                    group.pool.share(other);
+                    group.pool.give_back(std::mem::replace(own, other));
+                } else {
+                    group.pool.name(*own, spot);
+                    self.tree.set_page(spot, Some(*own));
+                }
+            }
         }
-        for node in suspects {
+    }
+
+    /// Removes all texts from the tree that start as a request's does: it may have read or written
+    /// any of their pages. Running requests with such texts name no more pages.
+    pub(crate) fn invalidate(&mut self, holding: &RequestPages) {
+        let Some(&first) = self.tree.path(holding.node).get(1) else {
+            return;
+        };
+        if self.tree.is_lost(first) {
+            return;
+        }
+        let nodes = self.tree.below(first);
+        nodes.iter().for_each(|node| self.drop_tail(*node));
+        for node in &nodes {
             for group in &mut self.groups {
-                for spot in group.spots(node, self.stride) {
+                for spot in group.spots(*node, self.stride) {
                     if let Some(page) = self.tree.page(spot) {
                         group.pool.forget(page);
-                        self.tree.clear(spot);
+                        self.tree.set_page(spot, None);
                     }
                 }
             }
         }
-        let written = |(group, table): (&Group, &Table)| {
-            let first = (written_from / group.tokens()).saturating_sub(table.first);
-            table.pages.iter().skip(first as usize).copied().collect()
-        };
-        Written(self.groups.iter().zip(&holding.tables).map(written).collect())
+        self.tree.cut(first);
+        let released = self.tree.sweep(&nodes);
+        debug_assert_eq!(released, [], "all pages were forgotten");
     }
 
-    /// Whether the request itself wrote one of a node's pages.
-    fn is_written(&self, holding: &RequestPages, number: u32, node: NodeId) -> bool {
-        self.groups.iter().zip(&holding.tables).any(|(group, table)| {
-            let first = number * self.stride / group.tokens();
-            let mut spots = (first..).zip(group.spots(node, self.stride));
-            spots.any(|(number, spot)| {
-                table.page(number).is_some_and(|page| self.tree.page(spot) == Some(page))
-            })
-        })
+    /// Whether a request may have read what another one wrote, from position `written_from` on:
+    /// their texts are the same beyond it.
+    pub(crate) fn may_read(
+        &self,
+        own: &RequestPages,
+        of: &RequestPages,
+        written_from: u32,
+    ) -> bool {
+        let number = 1 + (written_from / self.stride) as usize;
+        let written = self.tree.path(of.node).get(number).copied();
+        written.is_some() && self.tree.path(own.node).get(number).copied() == written
     }
 
     /// Frees all pages of a request. Those beyond the first `kept` positions leave the cache.
-    pub(crate) fn leave(&mut self, holding: RequestPages, kept: u32) {
+    pub(crate) fn leave(&mut self, mut holding: RequestPages, kept: u32) {
+        while holding.named > kept {
+            self.retreat(&mut holding);
+        }
+        if holding.named > 0 {
+            self.add_tail(&holding, holding.named.saturating_sub(holding.worthy));
+        }
         for (group, table) in self.groups.iter_mut().zip(holding.tables) {
-            let kept_count = (kept / group.tokens()).saturating_sub(table.first);
-            for page in table.pages.iter().skip(kept_count as usize) {
-                if let Some(spot) = group.pool.unname(*page) {
-                    self.tree.clear(spot);
-                }
-            }
             // Later pages are evicted first: without the pages before them they cannot be hit.
             for page in table.pages.into_iter().rev() {
                 group.pool.give_back(page);
             }
         }
-        self.tree.unpin(holding.node);
+        let released = self.tree.unpin(holding.node);
+        self.release(released);
+    }
+
+    /// Takes the last edge from the request's text.
+    fn retreat(&mut self, holding: &mut RequestPages) {
+        let last = holding.node;
+        holding.node = self.tree.parent(last);
+        holding.named -= self.stride;
+        self.tree.pin(holding.node);
+        if self.tree.is_alone(last) {
+            self.drop_tail(last);
+        }
+        let released = self.tree.unpin(last);
+        self.release(released);
     }
 
     /// Pages of each group: all, used, cached.
@@ -305,100 +386,68 @@ impl Pages {
         })
     }
 
-    /// Checks that every page is used by the requests that list it.
-    pub(crate) fn check<'h>(
-        &self,
-        holdings: impl Iterator<Item = &'h RequestPages> + Clone,
-    ) -> Result<(), String> {
-        let mut named_count = 0;
-        for (index, group) in self.groups.iter().enumerate() {
-            let mut owner_counts = vec![0; group.spec.page_count as usize];
-            for page in holdings.clone().flat_map(|holding| &holding.tables[index].pages) {
-                owner_counts[page.0 as usize] += 1;
-            }
-            let named = |reason| format!("page group {index}: {reason}");
-            group.pool.check(&owner_counts).map_err(named)?;
-            for page in (0..group.spec.page_count).map(PageId) {
-                let Some(spot) = group.pool.spot(page) else {
-                    continue;
-                };
-                named_count += 1;
-                let places = group.place..group.place + self.stride / group.tokens();
-                if self.tree.page(spot) != Some(page) || !places.contains(&spot.place) {
-                    return Err(format!("page group {index}: {page} is not at {spot:?}"));
-                }
-            }
-        }
-        let mut pins = BTreeMap::new();
-        for holding in holdings {
-            *pins.entry(holding.node.0).or_default() += 1;
-        }
-        let found = self.tree.check(&pins)?;
-        if found != named_count {
-            return Err(format!("the tree names {found} pages, {named_count} have a name"));
-        }
-        Ok(())
-    }
-
     /// Whether another request could hit a prefix of a prompt of this length.
     pub(crate) fn can_share(&self, prompt_count: u32) -> bool {
         // The last token is always computed.
         self.cached && prompt_count > self.stride
     }
-
-    /// Checks that a request has the pages that its next row reads.
-    pub(crate) fn check_holding(
-        &self,
-        holding: &RequestPages,
-        computed: u32,
-    ) -> Result<(), String> {
-        for (index, (group, table)) in self.groups.iter().zip(&holding.tables).enumerate() {
-            let (first, end) = (group.first(computed), computed.div_ceil(group.tokens()));
-            if table.first != first || table.end() < end {
-                let held = (table.first, table.end());
-                return Err(format!("page group {index}: {held:?} held, {first}..{end} needed"));
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Group {
-    fn tokens(&self) -> u32 {
+    fn new(spec: &PageGroup, place: u32, stride: u32, cached: bool) -> Self {
+        let pool = Pool::new(spec.page_count);
+        let mut group = Self { spec: spec.clone(), pool, place, retained: None };
+        if cached && spec.window.is_some() {
+            group.retained = Some(WINDOW_SLACK.next_multiple_of(stride) + stride);
+            if group.needed(u32::MAX).saturating_mul(RETAINING_MIN) > spec.page_count {
+                group.retained = None;
+            }
+        }
+        group
+    }
+
+    pub(crate) fn tokens(&self) -> u32 {
         self.spec.page_tokens
     }
 
     /// The oldest page that a row starting at `start` may read.
-    fn first(&self, start: u32) -> u32 {
+    pub(crate) fn first(&self, start: u32) -> u32 {
         self.spec.first_needed(start) / self.tokens()
+    }
+
+    /// The oldest page that is kept for a request with `computed` positions: the one that its next
+    /// row may read, or that the hits need which end shortly before.
+    fn first_kept(&self, computed: u32, stride: u32) -> u32 {
+        let retained = self.retained.map_or(computed, |retained| {
+            (computed / stride * stride + stride).saturating_sub(retained)
+        });
+        self.first(retained)
     }
 
     /// Pages without which a request of `count` tokens cannot run.
     fn needed(&self, count: u32) -> u32 {
         let all = count.div_ceil(self.tokens());
-        self.spec.window.map_or(all, |keys| all.min((keys - 1).div_ceil(self.tokens()) + 1))
+        let own = self.retained.map_or(1, |retained| retained / self.tokens());
+        self.spec.window.map_or(all, |keys| all.min((keys - 1).div_ceil(self.tokens()) + own))
     }
 
     /// Spots of its pages in a node of the tree, in order.
-    fn spots(&self, node: NodeId, stride: u32) -> impl Iterator<Item = TreePlace> + use<> {
+    pub(crate) fn spots(
+        &self,
+        node: NodeId,
+        stride: u32,
+    ) -> impl Iterator<Item = TreePlace> + use<> {
         let places = self.place..self.place + stride / self.tokens();
         places.map(move |place| TreePlace { node, place })
     }
 }
 
-impl RequestPages {
-    pub(crate) fn has_any(&self, written: &Written) -> bool {
-        let mut groups = self.tables.iter().zip(&written.0);
-        groups.any(|(table, written)| table.pages.iter().any(|page| written.contains(page)))
-    }
-}
-
 impl Table {
-    fn end(&self) -> u32 {
+    pub(crate) fn end(&self) -> u32 {
         self.first + self.pages.len() as u32
     }
 
-    fn page(&self, number: u32) -> Option<PageId> {
+    pub(crate) fn page(&self, number: u32) -> Option<PageId> {
         let index = number.checked_sub(self.first)?;
         self.pages.get(index as usize).copied()
     }
@@ -438,7 +487,7 @@ mod tests {
     fn compute(pages: &mut Pages, salt: &str, text: &[TokenId]) -> RequestPages {
         let end = text.len() as u32;
         let hit = pages.find(salt, text, end - 1);
-        let mut holding = pages.enter(salt, hit);
+        let mut holding = pages.enter(salt, hit, end);
         assert_eq!(pages.reach(&holding, end), end);
         pages.cover(&mut holding, end);
         pages.settle(&mut holding, text, end);

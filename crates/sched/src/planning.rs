@@ -96,7 +96,8 @@ impl Scheduler {
             let Some(slot) = self.slots.pop() else {
                 return;
             };
-            let holding = self.pages.enter(&request.asked.cache_salt, hit);
+            let prompt_count = request.prompt_count();
+            let holding = self.pages.enter(&request.asked.cache_salt, hit, prompt_count);
             let request = self.requests.get_mut(&rank.id).expect("who waits is known");
             let first = request.start(slot, holding);
             if first {
@@ -117,9 +118,12 @@ impl Scheduler {
     }
 
     /// Pages of each group that running requests still need for their known tokens, and one more
-    /// for each to grow.
+    /// for each to grow; and those of a step.
     fn spoken_for(&self) -> Vec<u32> {
         let mut spoken = vec![0; self.caps.groups.len()];
+        if !self.running.is_empty() {
+            spoken = self.pages.step_reserve(self.caps.token_max).collect();
+        }
         for rank in &self.running {
             let request = &self.requests[&rank.id];
             let Some(place) = &request.place else {
@@ -156,7 +160,10 @@ impl Scheduler {
         let used = shares.iter().map(|share| 1 + share.draft_count).sum();
         let drafting_count = shares.iter().filter(|share| share.draft_next > 0).count();
         let lefts: Vec<u32> = prompts.iter().map(|rank| self.requests[&rank.id].left()).collect();
-        let counts = share_prompts(&lefts, self.prompt_budget(used, drafting_count as u32));
+        // Each row has pages for its next token.
+        let spare = self.pages.step_room(ranks.len() as u32).saturating_sub(used);
+        let budget = self.prompt_budget(used, drafting_count as u32);
+        let counts = share_prompts(&lefts, budget.min(spare.saturating_add(lefts.len() as u32)));
         for ((rank, token_count), drafts) in prompts.iter().zip(counts).zip(prompt_drafts) {
             shares.push(Share {
                 rank: *rank,

@@ -20,6 +20,8 @@ struct Page {
     owner_count: u32,
     /// Where the prefix tree has it.
     spot: Option<TreePlace>,
+    /// Tails of the prefix tree that need it, if its group has a window.
+    tail_count: u32,
     /// Its key in `idle`, if it is there.
     given_back: u64,
 }
@@ -37,6 +39,10 @@ impl Pool {
     /// Pages that can be taken.
     pub(crate) fn available(&self) -> u32 {
         (self.free.len() + self.idle.len()) as u32
+    }
+
+    pub(crate) fn has_free(&self) -> bool {
+        !self.free.is_empty()
     }
 
     pub(crate) fn idle_count(&self) -> u32 {
@@ -88,21 +94,29 @@ impl Pool {
         }
     }
 
-    /// Records a used page's spot in the tree. False if it has one.
-    pub(crate) fn name(&mut self, page: PageId, spot: TreePlace) -> bool {
+    /// Records a used page's spot in the tree. It has none yet.
+    pub(crate) fn name(&mut self, page: PageId, spot: TreePlace) {
         let state = &mut self.pages[page.0 as usize];
         debug_assert!(state.owner_count > 0, "page {page} is not in use");
-        let unnamed = state.spot.is_none();
-        if unnamed {
-            state.spot = Some(spot);
-        }
-        unnamed
+        debug_assert_eq!(state.spot, None, "page {page} has a name");
+        state.spot = Some(spot);
     }
 
-    /// Removes the spot from a page with one user, so that no request hits it again.
-    pub(crate) fn unname(&mut self, page: PageId) -> Option<TreePlace> {
+    /// Counts a tail that needs the page.
+    pub(crate) fn add_tail(&mut self, page: PageId) {
+        self.pages[page.0 as usize].tail_count += 1;
+    }
+
+    /// One tail less needs the page. Returns the spot that it had if this was the last one.
+    pub(crate) fn drop_tail(&mut self, page: PageId) -> Option<TreePlace> {
         let state = &mut self.pages[page.0 as usize];
-        if state.owner_count == 1 { state.spot.take() } else { None }
+        state.tail_count -= 1;
+        let spot = state.spot.filter(|_| state.tail_count == 0);
+        spot.inspect(|_| self.forget(page))
+    }
+
+    pub(crate) fn tail_count(&self, page: PageId) -> u32 {
+        self.pages[page.0 as usize].tail_count
     }
 
     /// Removes the spot from a page, whether requests use it or not.
@@ -156,8 +170,8 @@ mod tests {
         let mut pool = Pool::new(3);
         let pages: Vec<_> = (0..3).map(|_| pool.take().unwrap().0).collect();
         assert_eq!(pool.take(), None);
-        assert!(pool.name(pages[0], spot(0)) && pool.name(pages[1], spot(1)));
-        assert!(!pool.name(pages[1], spot(2)));
+        pool.name(pages[0], spot(0));
+        pool.name(pages[1], spot(1));
         for page in [pages[1], pages[2], pages[0]] {
             pool.give_back(page);
         }
@@ -172,16 +186,18 @@ mod tests {
     }
 
     #[test]
-    fn a_shared_page_stays_until_the_last_user_left() {
+    fn a_shared_page_stays_until_the_last_user_and_the_last_tail_are_gone() {
         let mut pool = Pool::new(1);
         let (page, _) = pool.take().unwrap();
         pool.name(page, spot(0));
+        (0..2).for_each(|_| pool.add_tail(page));
         pool.share(page);
-        assert_eq!(pool.unname(page), None);
+        assert_eq!(pool.drop_tail(page), None);
         pool.give_back(page);
         assert_eq!(pool.available(), 0);
-        assert_eq!(pool.unname(page), Some(spot(0)));
         pool.give_back(page);
+        assert_eq!((pool.available(), pool.idle_count()), (1, 1));
+        assert_eq!(pool.drop_tail(page), Some(spot(0)));
         assert_eq!((pool.available(), pool.idle_count()), (1, 0));
         pool.check(&[0]).unwrap();
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kilotok_abi::{PageId, SlotId, TokenId};
 use kilotok_engine::{
-    Caps, EngineError, PageRun, Row, RowFault, RowOutput, RowTokens, SlotSetup, StepOutput,
+    Caps, EngineError, PageGroup, PageRun, Row, RowFault, RowOutput, RowTokens, SlotSetup, StepOutput,
     StepPlan, TokenLogprobs, check_plan,
 };
 
@@ -358,12 +358,14 @@ impl Scheduler {
     }
 
     pub fn stats(&self) -> Stats {
-        let usage = |(page_count, used, kept)| GroupUsage { page_count, used, kept };
+        let usage = |((page_count, used, kept), group): (_, &PageGroup)| {
+            GroupUsage { page_count, used, kept, windowed: group.window.is_some() }
+        };
         Stats {
             running: self.running.len() as u32,
             waiting: self.waiting.len() as u32,
             deferred: (self.requests.len() - self.running.len() - self.waiting.len()) as u32,
-            groups: self.pages.usage().map(usage).collect(),
+            groups: self.pages.usage().zip(&self.caps.groups).map(usage).collect(),
             ..self.stats.clone()
         }
     }

@@ -32,9 +32,19 @@ pub struct GroupUsage {
     pub used: u32,
     /// Cached for later requests, evicted when pages run out.
     pub kept: u32,
+    /// Whether it holds windows, and not all positions of a text.
+    pub windowed: bool,
 }
 
 impl Stats {
+    /// How full the fullest of the groups is that hold all positions of a text; 1 is full. Pages of
+    /// windows say little: each step uses them anew, and there are enough for all slots.
+    pub fn usage(&self) -> f64 {
+        let whole = self.groups.iter().filter(|group| !group.windowed);
+        let part = |group: &GroupUsage| f64::from(group.used) / f64::from(group.page_count.max(1));
+        whole.map(part).fold(0.0, f64::max)
+    }
+
     pub(crate) fn count_drafts(&mut self, drafted: u32, accepted: u32) {
         self.draft_row_count += u64::from(drafted > 0);
         for (counters, count) in [(&mut self.drafted, drafted), (&mut self.accepted, accepted)] {

@@ -71,11 +71,7 @@ impl Meter {
         vllm.waiting.set(i64::from(stats.waiting) + i64::from(stats.deferred));
         vllm.waiting_capacity.set(f64::from(stats.waiting));
         vllm.waiting_deferred.set(f64::from(stats.deferred));
-        let usage = stats
-            .groups
-            .iter()
-            .map(|group| f64::from(group.used) / f64::from(group.page_count.max(1)));
-        vllm.usage.set(usage.fold(0.0, f64::max));
+        vllm.usage.set(stats.usage());
         self.metrics.own.publish(stats);
         self.count(stats);
         self.seen.clone_from(stats);
