@@ -68,14 +68,11 @@ impl EnginePlan {
             page_tokens: settings.page_tokens,
             page_count: 1,
         };
-        let groups = |sizes: &Sizes| sizes.groups(spec, room.value_bytes).groups;
-        // One page of each group.
-        let page_bytes: u64 = groups(&sizes).iter().map(|group| group.page_bytes).sum();
-        sizes.page_count = page_count(settings, context_max, page_bytes.max(1), room.kv_bytes)?;
+        sizes.page_count = page_count(settings, &sizes, spec, &room)?;
         let positions = u64::from(sizes.page_count) * u64::from(sizes.page_tokens);
         let context_max = context_max.min(u32::try_from(positions).unwrap_or(u32::MAX));
         sizes.position_max = context_max;
-        let groups = groups(&sizes);
+        let groups = sizes.groups(spec, room.value_bytes).groups;
         let plan = Self { sizes, groups, context_max, room };
         plan.fits()
     }
@@ -83,6 +80,13 @@ impl EnginePlan {
     fn pages_bytes(&self) -> u64 {
         let bytes = |group: &PageGroup| group.page_bytes * u64::from(group.page_count);
         self.groups.iter().map(bytes).sum()
+    }
+
+    /// Tokens of all contexts, and those of a GiB on all ranks together.
+    fn token_counts(&self) -> (u64, u64) {
+        let tokens = u64::from(self.sizes.page_count) * u64::from(self.sizes.page_tokens);
+        let of_gib = u128::from(tokens) * (1 << 30) / u128::from(self.pages_bytes().max(1));
+        (tokens, of_gib as u64)
     }
 
     fn fits(self) -> Result<Self> {
@@ -110,46 +114,63 @@ pub(crate) fn context_asked(settings: &EngineSettings, spec: &ModelSpec) -> u32 
     settings.context_max.unwrap_or(trained(spec).min(CONTEXT_USUAL))
 }
 
-/// Pages of each group: as many as all slots need, or as there is memory for.
+/// Pages of a group that holds all positions: as many as all slots need, or as there is memory for.
+/// The other groups follow from it, see [`Sizes::groups`].
 fn page_count(
     settings: &EngineSettings,
-    context_max: u32,
-    page_bytes: u64,
-    kv_bytes: u64,
+    sizes: &Sizes,
+    spec: &ModelSpec,
+    room: &Room,
 ) -> Result<u32> {
-    let one = u64::from(context_max.div_ceil(settings.page_tokens));
-    let all = one * u64::from(settings.slot_count);
-    let count = match settings.kv_bytes {
-        Some(bytes) => bytes / page_bytes,
-        None => all.min(kv_bytes / page_bytes),
+    let bytes = |page_count: u64| {
+        let page_count = page_count.min(PAGES_MAX) as u32;
+        Sizes { page_count, ..sizes.clone() }.groups(spec, room.value_bytes).bytes()
     };
+    let context_max = sizes.position_max;
+    let one = u64::from(context_max.div_ceil(settings.page_tokens));
+    let (there, most) = match settings.kv_bytes {
+        Some(bytes) => (bytes, PAGES_MAX),
+        None => (room.kv_bytes, PAGES_MAX.min(one * u64::from(settings.slot_count))),
+    };
+    let count = last_within(most, |count| bytes(count) <= there);
     if settings.context_max.is_some() && count < one {
         let (only, advice) = match settings.kv_bytes {
             Some(_) => ("may be only", ", or raise --kv-gib"),
             None => ("is memory for only", ""),
         };
         bail!(
-            "--context-max {context_max} needs {} of keys and values, but there {only} {}: lower \
-             it{advice}",
-            BinaryBytes(one * page_bytes),
-            BinaryBytes(count * page_bytes)
+            "--context-max {context_max} with --slots {} needs {} of keys and values, but there \
+             {only} {}: lower one of them{advice}",
+            settings.slot_count,
+            BinaryBytes(bytes(one)),
+            BinaryBytes(there)
         );
     }
     ensure!(
         count > 0 && count * u64::from(settings.page_tokens) > 1,
         "{} do not hold one page of keys and values, which takes {}: {}",
-        BinaryBytes(settings.kv_bytes.unwrap_or(kv_bytes)),
-        BinaryBytes(page_bytes),
+        BinaryBytes(there),
+        BinaryBytes(bytes(1)),
         if settings.kv_bytes.is_some() { "raise --kv-gib" } else { "there is no more memory" }
     );
-    Ok(count.min(PAGES_MAX) as u32)
+    Ok(count as u32)
+}
+
+/// The largest number up to `most` that fits; none beyond one that does not.
+fn last_within(most: u64, fits: impl Fn(u64) -> bool) -> u64 {
+    let (mut low, mut high) = (0, most);
+    while low < high {
+        let middle = (low + high).div_ceil(2);
+        if fits(middle) { low = middle } else { high = middle - 1 }
+    }
+    low
 }
 
 /// The memory table.
 impl fmt::Display for EnginePlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let line = |f: &mut fmt::Formatter<'_>, what: &str, count: &str, bytes: u64| {
-            writeln!(f, "  {what:<22} {count:<28} {:>10}", BinaryBytes(bytes).to_string())
+            writeln!(f, "  {what:<22} {count:<38} {:>10}", BinaryBytes(bytes).to_string())
         };
         line(f, self.room.fixed, "", self.room.fixed_bytes)?;
         for group in &self.groups {
@@ -158,9 +179,14 @@ impl fmt::Display for EnginePlan {
                 (_, Some(keys)) => format!("pages, window of {keys}"),
                 (_, None) => "pages, full attention".to_owned(),
             };
-            let count = format!("{} pages of {} tokens", group.page_count, group.page_tokens);
+            let token_bytes = group.page_bytes / u64::from(group.page_tokens);
+            let PageGroup { page_count, page_tokens, .. } = group;
+            let count = format!("{page_count} pages of {page_tokens}, {token_bytes} bytes a token");
             line(f, &what, &count, group.page_bytes * u64::from(group.page_count))?;
         }
+        let (tokens, of_gib) = self.token_counts();
+        let tokens = format!("{tokens} tokens, {of_gib} in a GiB");
+        line(f, "keys and values", &tokens, self.pages_bytes())?;
         line(f, "together", "", self.room.fixed_bytes + self.pages_bytes())?;
         match self.room.memory {
             Some(memory) => {
@@ -174,7 +200,11 @@ impl fmt::Display for EnginePlan {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use kilotok_model::Knobs;
     use kilotok_testkit::Toy;
+    use kilotok_weights::read_spec;
 
     use super::*;
     use crate::config::EngineKind;
@@ -238,5 +268,46 @@ mod tests {
         let together = BinaryBytes(plan.room.fixed_bytes + plan.pages_bytes()).to_string();
         assert!(table.contains(&together), "{table}");
         assert_eq!(table.matches("pages,").count(), plan.groups.len());
+    }
+
+    /// One rank of eight of MiMo-V2.5-Pro, with this much memory for keys and values.
+    fn eighth(kv_gib: u64, settings: &EngineSettings) -> Result<EnginePlan> {
+        let folder = Path::new("benches/models/slice");
+        let spec = read_spec(folder, &Knobs::default()).unwrap();
+        let room = Room {
+            fixed: "weights",
+            fixed_bytes: 0,
+            memory: None,
+            kv_bytes: kv_gib * GIB,
+            value_bytes: 2,
+            token_max: 8192,
+        };
+        let limits = Limits { chunk_max: 8192, ..Limits::default() };
+        EnginePlan::new(settings, &limits, &spec, room)
+    }
+
+    #[test]
+    fn windows_take_a_part_of_the_memory_and_not_most_of_it() {
+        let long = EngineSettings { context_max: Some(1 << 20), ..settings() };
+        let tokens = |plan: &EnginePlan| plan.token_counts().0;
+        let plans = [8, 16].map(|gib| eighth(gib, &long).unwrap());
+        let [small, large] = plans;
+        // With equal page counts they were 22,672.
+        assert!(small.token_counts().1 > 130_000, "{small}");
+        let more = (tokens(&large) - tokens(&small)) / 8;
+        assert!((140_000..160_000).contains(&more), "{more} more tokens for each GiB\n{large}");
+        assert!(large.to_string().contains("6400 bytes a token"), "{large}");
+    }
+
+    #[test]
+    fn windows_of_all_slots_and_the_longest_context_must_fit() {
+        let long = EngineSettings { context_max: Some(1 << 20), ..settings() };
+        let crowd = EngineSettings { slot_count: 256, ..long.clone() };
+        eighth(8, &long).unwrap();
+        let error = eighth(8, &crowd).unwrap_err().to_string();
+        assert!(error.contains("--context-max 1048576 with --slots 256 needs"), "{error}");
+        assert!(error.contains("lower one of them"), "{error}");
+        let crowd = EngineSettings { context_max: None, ..crowd };
+        assert_eq!(eighth(8, &crowd).unwrap().context_max, CONTEXT_USUAL);
     }
 }

@@ -81,11 +81,13 @@ fn caps(draw: &mut Draw, ample: bool) -> Caps {
         let window = match kind {
             PageKind::Full => None,
             PageKind::Draft if draw.once_in(4) => None,
-            _ => Some(draw.one_of(&[1, 2, 5, 12])),
+            _ => Some(draw.one_of(&[1_u32, 2, 5, 12])),
         };
         let page_tokens = draw.one_of(&[1, 2, 3, 4, 8]);
         let scarce = match window {
             None => draw.between(20, 120) / page_tokens + 2,
+            // As few as a row of one token needs.
+            Some(keys) if draw.once_in(4) => (keys - 1).div_ceil(page_tokens) + 1,
             Some(keys) => draw.between(keys, 60) / page_tokens + 2,
         };
         let page_count = if ample { 8 * POSITION_MAX.div_ceil(page_tokens) } else { scarce };

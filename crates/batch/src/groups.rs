@@ -13,16 +13,12 @@ pub struct Grouping {
 impl Grouping {
     /// Layers with the same window share a group; the drafter's layers have groups of their own.
     /// One element of a key or value takes `value_bytes`. Where a layer has fewer K/V heads than
-    /// there are ranks, heads are replicated, and each rank stores one.
-    pub fn new(
-        spec: &ModelSpec,
-        rank_count: usize,
-        (page_tokens, page_count): (u32, u32),
-        value_bytes: usize,
-    ) -> Self {
+    /// there are ranks, heads are replicated, and each rank stores one. How many pages a group has
+    /// is not set.
+    pub fn new(spec: &ModelSpec, rank_count: usize, page_tokens: u32, value_bytes: usize) -> Self {
         let mut grouping = Self { groups: Vec::new(), target: Vec::new(), drafter: Vec::new() };
         let mut place = |kind, attention: &AttentionSpec| {
-            let index = grouping.place(kind, attention, page_tokens, page_count);
+            let index = grouping.place(kind, attention, page_tokens);
             let heads = attention.kv_heads.max(rank_count);
             let width = heads * (attention.qk_dim + attention.v_dim);
             let bytes = (width * value_bytes) as u64 * u64::from(page_tokens);
@@ -42,17 +38,11 @@ impl Grouping {
     }
 
     /// Index of the group of such a layer, which is added if it is missing.
-    fn place(
-        &mut self,
-        kind: PageKind,
-        attention: &AttentionSpec,
-        page_tokens: u32,
-        page_count: u32,
-    ) -> usize {
+    fn place(&mut self, kind: PageKind, attention: &AttentionSpec, page_tokens: u32) -> usize {
         let window = attention.window().map(|keys| keys as u32);
         let same = |group: &PageGroup| group.kind == kind && group.window == window;
         self.groups.iter().position(same).unwrap_or_else(|| {
-            let page_bytes = 0;
+            let (page_count, page_bytes) = (0, 0);
             self.groups.push(PageGroup { kind, page_tokens, page_count, window, page_bytes });
             self.groups.len() - 1
         })

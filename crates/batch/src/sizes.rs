@@ -1,6 +1,6 @@
 //! The sizes that an engine is started with, and the limits that follow from them.
 
-use kilotok_engine::Caps;
+use kilotok_engine::{Caps, PageGroup, WINDOW_SLACK};
 use kilotok_model::ModelSpec;
 
 use crate::groups::Grouping;
@@ -12,6 +12,10 @@ const GIVEN_DRAFTS_MAX: u32 = 7;
 /// Largest number of slots. A step has a row for each, so a larger one is a mistake.
 pub const SLOTS_MAX: u32 = 1 << 16;
 
+/// Tokens of context for which the prefix cache has the windows before one position. Of the eighth
+/// of MiMo-V2.5-Pro they are an eighth of a GPU's keys and values.
+const TAIL_TOKENS: u32 = 8192;
+
 #[derive(Clone, Debug)]
 pub struct Sizes {
     /// Tensor-parallel ranks that share the model: 1, 2, 4 or 8.
@@ -22,7 +26,7 @@ pub struct Sizes {
     /// Positions of a sequence.
     pub position_max: u32,
     pub page_tokens: u32,
-    /// Pages of each group.
+    /// Pages of a group that holds all positions of a text. See [`Sizes::groups`] for the others.
     pub page_count: u32,
 }
 
@@ -75,14 +79,32 @@ impl Sizes {
 
     /// The page groups of an engine that stores an element of a key or value in `value_bytes`.
     /// Takes no memory.
+    ///
+    /// A group with a window has pages for that of each slot, for the tokens of a step, and for the
+    /// windows that the prefix cache keeps; never more than one that holds all positions.
     pub fn groups(&self, spec: &ModelSpec, value_bytes: usize) -> Grouping {
-        let pages = (self.page_tokens, self.page_count);
-        Grouping::new(spec, self.rank_count, pages, value_bytes)
+        let mut grouping = Grouping::new(spec, self.rank_count, self.page_tokens, value_bytes);
+        for group in &mut grouping.groups {
+            group.page_count = self.group_page_count(group, draft_max(spec));
+        }
+        grouping
+    }
+
+    fn group_page_count(&self, group: &PageGroup, draft_max: u32) -> u32 {
+        let Some(keys) = group.window else { return self.page_count };
+        let pages = |tokens: u32| u64::from(tokens.div_ceil(self.page_tokens.max(1)));
+        // Before a position on a page boundary, and in the text that a hit may leave unused.
+        let tail = pages(keys.saturating_sub(1)) + pages(WINDOW_SLACK);
+        let tail_count =
+            u64::from(self.page_count) * u64::from(self.page_tokens) / u64::from(TAIL_TOKENS);
+        // The page of the next token, and those of its drafts.
+        let row = tail + 1 + pages(draft_max);
+        let count = u64::from(self.slot_count) * row + pages(self.token_max) + tail_count * tail;
+        u32::try_from(count).unwrap_or(u32::MAX).min(self.page_count)
     }
 
     /// The limits of an engine of these sizes.
     pub fn caps(&self, spec: &ModelSpec, grouping: &Grouping) -> Caps {
-        let draft_max = spec.drafter.as_ref().map_or(GIVEN_DRAFTS_MAX, |d| d.rows as u32 - 1);
         Caps {
             vocab_size: spec.vocab_size as u32,
             position_max: self.position_max.min(spec.position_max as u32),
@@ -91,11 +113,15 @@ impl Sizes {
             token_max: self.token_max,
             wanted_max: self.token_max,
             wide_from: None,
-            draft_max,
+            draft_max: draft_max(spec),
             drafter: spec.drafter.is_some(),
             logprobs_max: LOGPROBS_MAX.min(spec.vocab_size as u32),
             steps_in_flight_max: 1,
             groups: grouping.groups.clone(),
         }
     }
+}
+
+fn draft_max(spec: &ModelSpec) -> u32 {
+    spec.drafter.as_ref().map_or(GIVEN_DRAFTS_MAX, |drafter| drafter.rows as u32 - 1)
 }

@@ -129,7 +129,7 @@ impl Constants {
             draft_layers: Vec::new(),
         };
         // Neither the number of pages nor their bytes matter here.
-        let grouping = Grouping::new(spec, 1, (launch.page_tokens as u32, 0), 0);
+        let grouping = Grouping::new(spec, 1, launch.page_tokens as u32, 0);
         constants.layers = constants.kinds(&spec.layers, &grouping.target, (0, 0));
         constants.draft_attention = constants.attentions.len();
         constants.draft_feed_forward = constants.feed_forwards.len();

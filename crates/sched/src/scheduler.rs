@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kilotok_abi::{PageId, SlotId, TokenId};
 use kilotok_engine::{
-    Caps, EngineError, PageGroup, PageRun, Row, RowFault, RowOutput, RowTokens, SlotSetup, StepOutput,
-    StepPlan, TokenLogprobs, check_plan,
+    Caps, EngineError, PageGroup, PageRun, Row, RowFault, RowOutput, RowTokens, SlotSetup,
+    StepOutput, StepPlan, TokenLogprobs, check_plan,
 };
 
 use crate::cost::{CostModel, Size};
@@ -358,8 +358,11 @@ impl Scheduler {
     }
 
     pub fn stats(&self) -> Stats {
-        let usage = |((page_count, used, kept), group): (_, &PageGroup)| {
-            GroupUsage { page_count, used, kept, windowed: group.window.is_some() }
+        let usage = |((page_count, used, kept), group): (_, &PageGroup)| GroupUsage {
+            page_count,
+            used,
+            kept,
+            windowed: group.window.is_some(),
         };
         Stats {
             running: self.running.len() as u32,

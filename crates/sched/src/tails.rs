@@ -41,9 +41,13 @@ impl Pages {
         // The next prompt may differ in the prompt's last tokens, which open the reply.
         let near_end = position <= holding.prompt_count
             && holding.prompt_count - position < self.stride + WINDOW_SLACK;
-        if near_end || position == holding.branch {
+        let is_branch = position == holding.branch;
+        if near_end || is_branch {
             self.add_tail(holding, position - holding.worthy);
-            holding.worthy = position;
+            // Those near the end are worth the same, as one of them is hit.
+            if is_branch || position + self.stride > holding.prompt_count {
+                holding.worthy = position;
+            }
         } else if position.is_multiple_of(interval) || !self.has_windows() {
             self.add_tail(holding, 0);
         }
@@ -142,5 +146,183 @@ impl Pages {
             }));
         }
         pages
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kilotok_abi::TokenId;
+    use kilotok_engine::{Caps, PageGroup, PageKind};
+    use kilotok_testkit::ScriptedEngine;
+
+    use super::*;
+    use crate::Limits;
+    use crate::harness::{Harness, asked};
+
+    const STRIDE: u32 = 8;
+
+    fn group(kind: PageKind, page_tokens: u32, page_count: u32, window: Option<u32>) -> PageGroup {
+        PageGroup { kind, page_tokens, page_count, window, page_bytes: 1 }
+    }
+
+    /// Full attention in pages of 8, and windows of 16 and 50 in pages of 4 and 8.
+    fn caps(full: u32, windows: [u32; 2]) -> Caps {
+        let groups = vec![
+            group(PageKind::Full, 8, full, None),
+            group(PageKind::Window, 4, windows[0], Some(16)),
+            group(PageKind::Draft, 8, windows[1], Some(50)),
+        ];
+        Caps { groups, position_max: 1 << 20, ..ScriptedEngine::caps() }
+    }
+
+    fn text(count: u32, seed: u32) -> Vec<TokenId> {
+        (0..count).map(|index| (index * 31 + (index >> 7) + seed * 101) % 256).collect()
+    }
+
+    /// Computes a text in chunks of 32 tokens and leaves. Returns how much of it was found.
+    fn compute(pages: &mut Pages, text: &[TokenId]) -> u32 {
+        let end = text.len() as u32;
+        let hit = pages.find("", text, end - 1);
+        let found = hit.position;
+        let mut holding = pages.enter("", hit, end);
+        let mut computed = found;
+        while computed < end {
+            computed = (computed + 32).min(end);
+            assert_eq!(pages.reach(&holding, computed), computed);
+            pages.cover(&mut holding, computed);
+            pages.settle(&mut holding, text, computed);
+        }
+        pages.leave(holding, end);
+        found
+    }
+
+    #[test]
+    fn one_long_prompt_evicts_nothing_of_others() {
+        let mut pages = Pages::new(&caps(40_000, [80, 100]), true);
+        let short = [1, 2, 3].map(|seed| text(30, seed));
+        assert_eq!(short.each_ref().map(|text| compute(&mut pages, text)), [0; 3]);
+        // Its tails in between need more than all pages.
+        let long = text(40 * TAIL_INTERVAL + 9, 4);
+        assert_eq!(compute(&mut pages, &long), 0);
+        pages.check([].iter()).unwrap();
+        assert_eq!(short.each_ref().map(|text| compute(&mut pages, text)), [24; 3]);
+        assert_eq!(compute(&mut pages, &long), long.len() as u32 - 1);
+        // Where it is left in between, the nearest tail counts that is still there.
+        let other = [&long[..40 * TAIL_INTERVAL as usize - 50], &[7; 50]].concat();
+        assert_eq!(compute(&mut pages, &other), 39 * TAIL_INTERVAL);
+        // But a long text outlives many short ones.
+        for seed in 10..60 {
+            compute(&mut pages, &text(60, seed));
+        }
+        assert_eq!(compute(&mut pages, &short[0]), 0);
+        assert_eq!(compute(&mut pages, &long), long.len() as u32 - 1);
+        pages.check([].iter()).unwrap();
+    }
+
+    #[test]
+    fn a_third_text_starts_where_the_second_left_the_first() {
+        let mut pages = Pages::new(&caps(1000, [100, 100]), true);
+        let texts = [1, 2, 3].map(|seed| [text(403, 0), text(100, seed)].concat());
+        assert_eq!(texts.map(|text| compute(&mut pages, &text)), [0, 0, 400]);
+    }
+
+    #[test]
+    fn a_tail_goes_with_the_pages_before_it() {
+        let mut pages = Pages::new(&caps(64, [100, 100]), true);
+        compute(&mut pages, &text(256, 1));
+        let tails = |pages: &Pages| pages.order.tails.len();
+        let one = tails(&pages);
+        compute(&mut pages, &text(256, 2));
+        assert_eq!(tails(&pages), 2 * one);
+        // One page of the first is taken: its last one.
+        compute(&mut pages, &text(8, 3));
+        assert!(tails(&pages) <= 2 * one && pages.find("", &text(256, 1), 255).position < 250);
+        compute(&mut pages, &text(300, 4));
+        assert_eq!(pages.find("", &text(256, 1), 255).position, 0);
+        pages.check([].iter()).unwrap();
+    }
+
+    /// Runs a prompt until it ends, or is stopped when it has more than `kept` tokens. Returns how
+    /// much of it was found, and the reply.
+    fn run(
+        harness: &mut Harness,
+        prompt: &[TokenId],
+        count: u32,
+        kept: u32,
+    ) -> (u32, Vec<TokenId>) {
+        let id = harness.sched.admit(asked(prompt.to_vec(), count)).unwrap();
+        let (mut found, mut reply) = (0, Vec::new());
+        while !harness.sched.is_idle() {
+            for advance in harness.step().1 {
+                found = advance.cached_count;
+                reply.extend(advance.tokens);
+            }
+            if reply.len() as u32 > kept && harness.sched.stop(id, kept) {
+                reply.truncate(kept as usize);
+            }
+        }
+        harness.sched.check().unwrap();
+        (found, reply)
+    }
+
+    #[test]
+    fn ends_of_prompts_and_replies_are_hit_whole() {
+        let whole = |count: u32| count / STRIDE * STRIDE;
+        for seed in 0..150 {
+            // Windows of two requests, and a step of 64 tokens.
+            let mut caps = caps(1000, [2 * 10 + 16 + 60, 2 * 10 + 8 + 60]);
+            caps.token_max = 64;
+            let mut harness = Harness::new(caps, Limits::default());
+            let (prompt_count, reply_count) = (1 + seed * 37 % 500, 1 + seed * 11 % 70);
+            let prompt = text(prompt_count, seed);
+            let (_, reply) = run(&mut harness, &prompt, reply_count, u32::MAX);
+            let (again, same) = run(&mut harness, &prompt, reply_count, u32::MAX);
+            assert_eq!((again, &same), (whole(prompt_count - 1), &reply), "seed {seed}");
+            // The last token of a reply has no keys.
+            let next = [&prompt[..], &reply, &[9, 9]].concat();
+            let (found, _) = run(&mut harness, &next, 1, u32::MAX);
+            assert_eq!(found, whole(prompt_count + reply_count - 1), "seed {seed}");
+            // A prompt that opens the reply in other words.
+            let shared = prompt_count.saturating_sub(seed % (WINDOW_SLACK + 1));
+            let other = [&prompt[..shared as usize], &[200; 30]].concat();
+            let (found, _) = run(&mut harness, &other, 1, u32::MAX);
+            assert!(found >= whole(shared), "seed {seed}: {found} of {shared}");
+            // A reply that a stop string ended.
+            let kept = seed % 30;
+            let prompt = text(prompt_count, seed + 1000);
+            let (_, reply) = run(&mut harness, &prompt, 90, kept);
+            let next = [&prompt[..], &reply, &[9, 9]].concat();
+            let (found, _) = run(&mut harness, &next, 1, u32::MAX);
+            assert_eq!(found, whole(prompt_count + kept), "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn the_smallest_groups_are_enough() {
+        // A window of 16 in pages of 4 and one of 50 in pages of 8, before a token and with it.
+        let harness = |windows| {
+            let mut harness = Harness::new(caps(1000, windows), Limits::default());
+            harness.sched.admit(asked(text(300, 1), 40)).unwrap();
+            harness.sched.admit(asked(text(200, 2), 40)).unwrap();
+            let mut tokens = Vec::new();
+            while !harness.sched.is_idle() {
+                for advance in harness.step().1 {
+                    tokens.extend(advance.tokens.into_iter().map(|token| (advance.id, token)));
+                }
+            }
+            tokens.sort_by_key(|(id, _)| *id);
+            tokens
+        };
+        assert_eq!(harness([5, 8]), harness([500, 500]));
+    }
+
+    #[test]
+    fn prompts_share_the_pages_of_windows_as_they_share_tokens() {
+        let mut harness = Harness::new(caps(1000, [40, 200]), Limits::default());
+        for (seed, count) in [(1, 150), (2, 60)] {
+            harness.sched.admit(asked(text(count, seed), 1)).unwrap();
+        }
+        // 38 pages of 4 tokens are left, one of each row may be incomplete.
+        assert_eq!(harness.step().0, [(0, 86), (1, 60)]);
     }
 }

@@ -115,13 +115,18 @@ async fn an_abort_ends_those_of_its_name() {
 
 #[tokio::test]
 async fn a_stopped_reply_keeps_its_text_and_no_more() {
-    let rig = Rig::new(ScriptedEngine::new(ScriptedEngine::caps(), DraftAccuracy::Percent(0)));
+    let engine = ScriptedEngine::new(ScriptedEngine::caps(), DraftAccuracy::Percent(0));
+    let (engine, hold) = held(engine);
+    let rig = Rig::new(engine);
     let mut stream = rig.submit(request(text(24, 1), 1000)).await;
     let mut tokens = Vec::new();
-    while tokens.len() < 32 {
+    // The windows before the ninth token of the reply are still there.
+    while tokens.len() < 18 {
+        hold.permit();
         tokens.extend(soon("an increment", stream.next()).await.unwrap().tokens);
     }
     stream.complete(9);
+    drop(hold);
     assert_eq!(stream.next().await, None);
     drop(stream);
     until("it has left", || rig.admission.load().held == 0).await;
