@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use kilotok_abi::{PageId, Sampling, SlotId};
 use kilotok_cpu::{CpuEngine, CpuOptions, Seen};
-use kilotok_engine::{Engine, PageRun, Row, RowTokens, SlotSetup, StepOutput, StepPlan};
+use kilotok_engine::{Engine, PageGroup, PageRun, Row, RowTokens, SlotSetup, StepOutput, StepPlan};
 use kilotok_model::{Knobs, ModelSpec, read_config};
 use kilotok_weights::{Dummy, Quiet};
 use serde_json::json;
@@ -91,14 +91,17 @@ fn run() -> Notes {
     }));
     let setup = SlotSetup::new(Sampling::GREEDY, TOKENS);
     let tokens = (0..TOKENS).map(|i| i * 389 % 1024).collect();
-    let every_page = PageRun { first: 0, pages: (0..TOKENS).map(PageId).collect() };
+    let every_page = |group: &PageGroup| PageRun {
+        first: 0,
+        pages: (0..TOKENS.div_ceil(group.page_tokens)).map(PageId).collect(),
+    };
     let row = Row {
         slot: SlotId(0),
         setup: Some(Box::new(setup)),
         start: 0,
         tokens: RowTokens::Given { tokens, draft_count: 0 },
         sample: true,
-        pages: vec![every_page; engine.caps().groups.len()],
+        pages: engine.caps().groups.iter().map(every_page).collect(),
         masks: vec![],
         logprobs: None,
         scored: vec![],
