@@ -1,6 +1,8 @@
 //! The wide pass beside the narrow one. Whichever pass reads a prompt, in chunks of any length, the
 //! reply has the same bits: so have the pages that it reads, and the drafter's context.
 
+#![expect(clippy::print_stdout, reason = "why it was skipped")]
+
 use kilotok_cpu::CpuOptions;
 use kilotok_cuda::{CudaEngine, CudaOptions};
 use kilotok_engine::{Engine, difference};

@@ -47,14 +47,12 @@ pub(crate) fn unfit(spec: &ModelSpec, rank_count: usize) -> Option<&'static str>
 
 /// `HAS_ATTENTION` of `wide/attn.cuh`.
 pub(crate) fn has_attention(window: Option<usize>, qk_dim: usize, v_dim: usize) -> bool {
-    match window {
-        Some(keys) => (keys + PIECE_KEYS - 1).div_ceil(PIECE_KEYS) <= CONSUMER_WARPS,
-        None => {
-            let page_bytes = PAGE_KEYS * (qk_dim + v_dim) * BF16;
-            let whole = v_dim.is_multiple_of(16) && qk_dim.is_multiple_of(16);
-            whole && v_dim <= 128 && qk_dim <= 192 && page_bytes <= PAGE_BYTES
-        }
+    if let Some(keys) = window {
+        return (keys + PIECE_KEYS - 1).div_ceil(PIECE_KEYS) <= CONSUMER_WARPS;
     }
+    let page_bytes = PAGE_KEYS * (qk_dim + v_dim) * BF16;
+    let whole = v_dim.is_multiple_of(16) && qk_dim.is_multiple_of(16);
+    whole && v_dim <= 128 && qk_dim <= 192 && page_bytes <= PAGE_BYTES
 }
 
 /// A kernel of the wide pass.

@@ -238,7 +238,9 @@ impl Pages {
         if let Some(spot) = evicted {
             self.tree.set_page(spot, None);
             let nodes = self.tree.below(spot.node);
-            nodes.iter().for_each(|node| self.drop_tail(*node));
+            for node in &nodes {
+                self.drop_tail(*node);
+            }
             let released = self.tree.sweep(&nodes);
             self.release(released);
         }
@@ -318,7 +320,9 @@ impl Pages {
             return;
         }
         let nodes = self.tree.below(first);
-        nodes.iter().for_each(|node| self.drop_tail(*node));
+        for node in &nodes {
+            self.drop_tail(*node);
+        }
         for node in &nodes {
             for group in &mut self.groups {
                 for spot in group.spots(*node, self.stride) {
