@@ -84,7 +84,7 @@ const std::function<void(Row&)> CASES[] = {
 };
 constexpr int CASE_COUNT = static_cast<int>(std::size(CASES));
 
-// The twin of `argmax`.
+// The reference of `argmax`.
 uint32_t likeliest_of(const Row& row, int begin, int end) {
   uint32_t best = begin;
   for (int id = begin + 1; id < end; id++)

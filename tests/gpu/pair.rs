@@ -1,4 +1,4 @@
-//! Two engines in lockstep behind the seam. The caller sees the reference's replies, and both
+//! Two engines in lockstep, as one `Engine`. The caller sees the reference's replies, and both
 //! engines always continue from the same tokens, so that every single choice can be compared. A
 //! choice that differs must be one that small errors of the logits explain. It is counted, the
 //! reference's token stands, and the slot is set up again in both.

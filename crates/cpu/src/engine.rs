@@ -1,4 +1,4 @@
-//! The reference engine behind the seam.
+//! The reference engine's implementation of `Engine`.
 
 use kilotok_batch::{Batch, InFlight, Samplers, SizeError, Slots};
 use kilotok_engine::{Caps, Engine, EngineError, StepId, StepOutput, StepPlan, check_plan};

@@ -1,6 +1,6 @@
-//! The reference engine: every phase of a step, written for reading. It is the slow twin of the
-//! GPU kernels (`phase/<name>.rs` beside `kernels/include/kilotok/phase/<name>.cuh`) and what
-//! they are tested against; it also serves small models on a laptop.
+//! The reference engine: every phase of a step, written for reading. GPU kernels are tested against
+//! it (`phase/<name>.rs` beside `kernels/include/kilotok/phase/<name>.cuh`); it also serves small
+//! models on a laptop.
 //!
 //! A value never depends on what else is computed: each is summed in an order fixed by the
 //! model's shape and the position alone, whatever the vector unit, the number of threads or the

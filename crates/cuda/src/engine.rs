@@ -4,8 +4,8 @@
 //!
 //! While a step is computed, the next one's chain is enqueued behind a doorbell, in the same shape.
 //! If the next plan fits it, `submit` only writes the plan into its mailbox and rings. Until then
-//! the mailbox holds an empty batch: a chain that does not fit, or that must be dismissed, is rung
-//! for and does nothing.
+//! the mailbox holds an empty batch. To discard a chain, the host rings without writing a plan: its
+//! kernels find no tokens and return.
 
 use std::hint::spin_loop;
 use std::sync::Arc;

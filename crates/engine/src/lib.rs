@@ -1,4 +1,4 @@
-//! The seam between scheduling and computing. A [`StepPlan`] says what one step does, a
+//! The interface between scheduling and computing. A [`StepPlan`] says what one step does, a
 //! [`StepOutput`] what it produced. Both are plain data with a text form, so a failing step is a
 //! file that any engine can replay. This crate computes nothing and knows no model.
 

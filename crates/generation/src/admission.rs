@@ -1,4 +1,4 @@
-//! Admission: at most so many requests are held, and each reply that is admitted has a
+//! Admission: at most `held_max` requests run or wait, and each reply that is admitted has a
 //! [`TokenStream`]. Dropping the stream cancels the reply, so a closed connection, a timeout and an
 //! abandoned request take one path.
 

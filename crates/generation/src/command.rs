@@ -1,5 +1,5 @@
-//! The bounded queue of commands to the engine's thread. While a command is unread the thread has
-//! something to do, so a thread that reads none is a stalled one.
+//! The bounded queue of commands to the engine's thread. Unread commands count as work: if
+//! the thread does not read them for long, health reports it as stalled.
 
 use std::sync::Arc;
 use std::sync::mpsc::{SendError, SyncSender, TrySendError};

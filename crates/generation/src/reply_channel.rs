@@ -1,6 +1,6 @@
 //! The channel of one reply from the engine's thread to the task that reads it. It holds one
-//! increment: what comes while the reader is busy is merged, so a slow reader delays no step, and
-//! the channel is never larger than its reply.
+//! increment: what comes while the reader is busy is merged, so a slow reader does not
+//! delay a step, and the channel never holds more than one whole reply.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};

@@ -1,5 +1,5 @@
-//! Replies as server-sent events: when the status is sent, what is sent while there is nothing to
-//! send, and how events are framed. Their JSON comes from the encoder of each API.
+//! Replies as server-sent events: when the status is sent, which comments keep an
+//! idle stream open, and how events are framed. Their JSON comes from the encoder of each API.
 
 use std::fmt::Display;
 use std::time::Duration;

@@ -108,6 +108,7 @@ fn suites_and_harnesses(root: &Path, messages: &str, out: &Path) -> Result<bool,
 /// passed.
 fn suites(messages: &str, out: &Path, tests: &[&str]) -> Result<bool, Box<dyn Error>> {
     let mut passed = true;
+    let mut found = tests.is_empty();
     for (program, short) in &SUITES {
         let path = executable(messages, program)
             .ok_or_else(|| format!("cargo {BUILD:?} made no {}", program.target))?;
@@ -128,7 +129,11 @@ fn suites(messages: &str, out: &Path, tests: &[&str]) -> Result<bool, Box<dyn Er
         {
             return Err(format!("{} has no test {word}", program.target).into());
         }
+        found = found || ran("");
         passed = passed && output.status.success();
+    }
+    if !found {
+        return Err(format!("no test has a name with {}", tests.join(" or ")).into());
     }
     Ok(passed)
 }

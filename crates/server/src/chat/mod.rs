@@ -1,5 +1,5 @@
-//! `/v1/chat/completions`, and `/render`, which shows the prompt instead: from the request to its
-//! parameters, its prompt, and an encoder of its replies.
+//! `/v1/chat/completions`: `create` turns a request into parameters, a prompt and an encoder of its
+//! replies. `/render` returns the prompt without generating.
 
 mod conversation;
 mod encoder;

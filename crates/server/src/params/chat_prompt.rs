@@ -1,5 +1,5 @@
-//! A conversation and how its reply is read: the form that chat, responses and messages share. The
-//! model's template makes it a prompt.
+//! Chat, responses and messages all become a [`ChatPrompt`]: a conversation, and how its reply is
+//! parsed. Here the model's chat template renders it, and the tokenizer encodes it.
 
 use std::sync::Arc;
 

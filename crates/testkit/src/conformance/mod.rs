@@ -1,7 +1,7 @@
 //! The conformance kit: what every engine promises, one function per promise. Each function makes
 //! engines by a factory, runs the same requests in different ways, and reports which promise was
-//! broken and how. It knows engines only through the seam, and checks only that results are the
-//! same every time, not what they are.
+//! broken and how. It knows engines only through their interface, and checks only that results are
+//! the same every time, not what they are.
 //!
 //! Prompts are three windows long, so the engine under test is a toy with small windows. It has at
 //! least 6 slots, and pages for as many such prompts.

@@ -1,6 +1,6 @@
-//! An engine without a model, for tests of everything above the seam. It keeps every promise of the
-//! conformance kit. Its tokens depend on the content of the pages that a plan names, so a mistake
-//! in a page table shows as a wrong token. It costs about a microsecond per token.
+//! An engine without a model, for tests of everything above the interface. It keeps every promise
+//! of the conformance kit. Its tokens depend on the content of the pages that a plan names, so a
+//! mistake in a page table shows as a wrong token. It costs about a microsecond per token.
 
 mod script;
 mod slots;

@@ -2,8 +2,8 @@
 // holds the sentinel EMPTY, and readers poll it until it does not. That takes half as long as a
 // grid barrier and a load after it, which are four round trips to L2.
 //
-// After its last reader and before its next writer a location becomes EMPTY again, with a grid
-// barrier before that and one after it.
+// A location is reused in this order: last read, grid barrier, reset to EMPTY, grid barrier, next
+// write.
 #pragma once
 
 #include "kilotok/cta.cuh"

@@ -1,4 +1,5 @@
-// The layout of the buffers of a step. Sizes follow from the model's constants; the host plans the
+// The layout of a step's buffers, and of keys and values in a page of the KV cache
+// (in_group_offset). Sizes follow from the model's constants; the host plans the
 // memory with the same formulas (crates/cuda/src/buffers.rs).
 #pragma once
 

@@ -5,9 +5,10 @@
 // the style of flash-decoding. A short window is computed by one CTA for each tile. Longer windows
 // and drafts' rows are also split into chunks: a CTA takes a run of (chunk, tile) pairs and keeps a
 // chunk's keys in registers while it multiplies them with the tiles of its row. Where there are
-// chunks, `combine_chunks` combines the partial results after a grid barrier. `attn` begins between
-// the halves of a grid barrier, and loads the keys from before the step before the second half;
-// barriers after `attn` are the caller's.
+// chunks, `combine_chunks` combines the partial results after a grid barrier. The
+// caller has arrived at a grid barrier but not waited for it: `attn` loads keys of earlier steps
+// first and then waits, since keys of this step are visible only after the barrier. The caller
+// synchronises after `attn`.
 //
 // A token's bits depend on its position and the visible keys alone, not on other tokens of its row
 // nor on the CTA that computes it. There is one exception: a value that is not finite reaches

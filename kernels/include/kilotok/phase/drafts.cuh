@@ -1,5 +1,5 @@
 // Chooses the drafts: the argmax over all ranks' logits at every wanted token, of equal ones the
-// first. Twin of `argmax` in crates/batch.
+// first. The reference is `argmax` in crates/batch.
 //
 // Reads this rank's logits `[wanted, VOCAB_ROWS]`; writes `draft_parts` and `drafted`. The caller's
 // grid barrier comes before, one of its own in between. CTAs share a wanted token as in `sample`.

@@ -1,6 +1,6 @@
 // Verification of drafts by sample and match: a row's drafts are accepted up to the first one that
-// differs from the target's choice, which replaces it. Twin of `Sampler::verify` in crates/sampling
-// and of `Samplers::verify` in crates/batch.
+// differs from the target's choice, which replaces it. The reference is `Sampler::verify` in
+// crates/sampling and of `Samplers::verify` in crates/batch.
 //
 // Reads the parts of choices and the batch; writes the rows' choices, the chosen tokens (which may
 // be in the host's memory) and the slots. The caller's barrier comes between `sample` and this.

@@ -1,5 +1,6 @@
 // Top-k and top-p: keeps the first tokens of a row's ranking, either a number of them or as many as
-// have a given share of the probability. Twin of `filter` and `Ranking` in crates/sampling.
+// have a given share of the probability. The reference is `filter` and `Ranking` in
+// crates/sampling.
 //
 // Usually few are kept. At least n tokens, and not many more, lie at or above the n-th highest of
 // the threads' highest logits: these are listed and sorted as the head of the ranking. Where the

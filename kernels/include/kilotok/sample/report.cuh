@@ -1,5 +1,5 @@
-// Log-probabilities of the model's own distribution, before processing. Twin of `logprobs` in
-// crates/sampling.
+// Log-probabilities of the model's own distribution, before processing. The reference is `logprobs`
+// in crates/sampling.
 #pragma once
 
 #include "kilotok/sample/ranking.cuh"

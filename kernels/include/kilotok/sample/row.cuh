@@ -1,5 +1,5 @@
 // The logit processors: what a request changes in one row of logits before a token is chosen (bias,
-// penalties, bad words, end tokens, mask). Twin of `process` in crates/sampling.
+// penalties, bad words, end tokens, mask). The reference is `process` in crates/sampling.
 //
 // Drafts before the position are part of its history but not of the slot's counts. Their tokens are
 // patched: left out of the pass over the row and processed one by one.

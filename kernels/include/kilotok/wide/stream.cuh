@@ -1,7 +1,8 @@
 // The residual stream of many tokens, F32 `[capacity][HIDDEN]` in the GPU's memory, and the RMSNorm
-// after each addition to it. Values have the bits of the narrow pass (phase/add_rms_norm.cuh): a
-// token's squares are added by sixteens of columns, three of these for each owner of the narrow
-// pass, then the owners as the lanes of a warp.
+// after each addition to it. To get the bits of the narrow pass (phase/add_rms_norm.cuh), squares
+// are summed in its order: 16 columns; three such sums for each owner; then the owners, over a
+// warp's lanes. Kernels in step/wide.cu: wide_embed, wide_input_norm, wide_post_norm,
+// wide_context_norm, wide_gather_wanted.
 //
 //   embed          the tokens' embeddings, as the first part that is added
 //   add_rms_norm   adds a part; writes the next GEMM's operand and 1 / rms
