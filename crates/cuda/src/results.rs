@@ -159,18 +159,19 @@ impl AskedRow {
             results.logprobs(self.sampled + i, token, found, top_count)
         });
         let logprobs = logprobs.collect();
-        let mut drafts = Vec::new();
+        let (mut held_count, mut drafts) = (0, Vec::new());
         if !tokens.is_empty() {
             slots.commit(self.slot, self.first, &tokens);
             if let Some(held) = slots.held_mut(self.slot) {
                 let drafted = |place| results.read(places.drafted, place);
                 held.drafts = self.drafts.clone().map(drafted).collect();
+                held_count = held.drafts.len() as u32;
                 if self.report_drafts {
                     drafts.clone_from(&held.drafts);
                 }
             }
         }
-        RowOutput { tokens, logprobs, scored, drafts, fault: fault(&choice) }
+        RowOutput { tokens, logprobs, scored, held_count, drafts, fault: fault(&choice) }
     }
 }
 
@@ -249,6 +250,7 @@ mod tests {
         assert_eq!(told(&out[0].scored[0]), (6, -1.5, 4));
         assert_eq!((out[0].logprobs[0].top[0].token, out[0].scored[0].top[0].token), (21, 20));
         assert_eq!((&out[1].tokens[..], &out[1].drafts[..]), (&[42][..], &[0, 1][..]));
+        assert_eq!([0, 1, 2].map(|row: usize| out[row].held_count), [0, 2, 0]);
         assert_eq!(out[1].fault, Some(RowFault::NotFinite { position: 20 }));
         assert_eq!(out[2].fault, Some(RowFault::NothingAllowed { position: 20 }));
         assert_eq!(slots.held(SlotId(2), 2), [42, 0, 1]);

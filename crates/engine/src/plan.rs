@@ -177,12 +177,21 @@ pub struct RowOutput {
     /// One per entry of [`Row::scored`], or up to the first that a fault kept from being scored.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub scored: Vec<TokenLogprobs>,
-    /// The drafts that the slot now holds, when the row asked for them.
+    /// Drafts that the slot now holds: [`Row::draft_next`], or fewer where the drafter's logits are
+    /// not finite; none without a token.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub held_count: u32,
+    /// Those drafts, when the row asked for them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drafts: Vec<TokenId>,
     /// Set when no token could be chosen or scored at some position; `tokens` ends before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<RowFault>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// Log-probabilities at one position, from the target's own distribution before any processing.

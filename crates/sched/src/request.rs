@@ -240,14 +240,13 @@ impl Request {
 
     /// Applies the output of a row that passed its check.
     pub(crate) fn take(&mut self, row: &InFlightRow, out: RowOutput) -> Advance {
-        let RowOutput { mut tokens, mut logprobs, scored, drafts, fault } = out;
+        let RowOutput { mut tokens, mut logprobs, scored, held_count, drafts, fault } = out;
         let chosen = tokens.len() as u32;
         let accepted = chosen.saturating_sub(u32::from(fault.is_none()));
         let scored = self.take_scores(row, scored);
         let place = self.place.as_mut().expect("a request with a row has a place");
         place.fresh = false;
-        let made = if row.report_drafts { drafts.len() as u32 } else { row.draft_next };
-        place.held = row.sample.then_some(made);
+        place.held = row.sample.then_some(held_count);
         if row.sample {
             self.masks = None;
             self.acceptance.observe(RATE_STEP, row.judged(), accepted);

@@ -395,12 +395,14 @@ impl InFlightRow {
         if !(least..=most).contains(&count) {
             return Err(format!("{count} tokens, {least} to {most} are possible"));
         }
-        let draft_max = if self.report_drafts { self.draft_next } else { 0 };
+        // The engine would refuse a step in which a slot is asked for more drafts than it holds.
+        let reported = if self.report_drafts { out.held_count } else { 0 };
         let logprob_count = if self.logprobs { count } else { 0 };
         let scored_least = if out.fault.is_some() { 0 } else { self.scored_count };
         for (what, found, least, most) in [
             ("log-probabilities", out.logprobs.len(), logprob_count, logprob_count),
-            ("drafts", out.drafts.len(), 0, draft_max),
+            ("held drafts", out.held_count as usize, 0, self.draft_next),
+            ("drafts", out.drafts.len(), reported, reported),
             ("scored tokens", out.scored.len(), scored_least, self.scored_count),
         ] {
             if !(least..=most).contains(&(found as u32)) {
@@ -497,14 +499,30 @@ mod tests {
         };
         assert!(masks(&mut sched, 0));
         assert_eq!(sched.plan().unwrap().step.rows[0].draft_next, 7);
-        let output = |drafts| StepOutput {
-            rows: vec![RowOutput { tokens: vec![3], drafts, ..RowOutput::default() }],
+        let output = |held_count, drafts| StepOutput {
+            rows: vec![RowOutput { tokens: vec![3], held_count, drafts, ..RowOutput::default() }],
         };
-        let many = sched.absorb(output(vec![4; 8]), 10).unwrap_err().to_string();
-        assert_eq!(many, "output of row 0: 8 drafts, 0 to 7 are possible");
-        sched.absorb(output(vec![4; 3]), 10).unwrap();
+        let many = sched.absorb(output(8, vec![4; 8]), 10).unwrap_err().to_string();
+        assert_eq!(many, "output of row 0: 8 held drafts, 0 to 7 are possible");
+        let other = sched.absorb(output(3, vec![4; 7]), 10).unwrap_err().to_string();
+        assert_eq!(other, "output of row 0: 7 drafts, 3 to 3 are possible");
+        sched.absorb(output(3, vec![4; 3]), 10).unwrap();
         assert!(masks(&mut sched, 7));
         assert_eq!(sched.plan().unwrap().step.rows[0].tokens.draft_count(), 3);
+    }
+
+    #[test]
+    fn a_drafter_that_stops_short_is_not_asked_for_more() {
+        let mut sched = sched();
+        sched.admit(asked(vec![1, 2], 30)).unwrap();
+        for held_count in [7, 2, 0] {
+            assert_eq!(sched.plan().unwrap().step.rows[0].draft_next, 7);
+            let row = RowOutput { tokens: vec![3], held_count, ..RowOutput::default() };
+            sched.absorb(StepOutput { rows: vec![row] }, 10).unwrap();
+            let tokens = sched.plan().unwrap().step.rows.remove(0).tokens;
+            assert_eq!(tokens, RowTokens::Held { draft_count: held_count });
+            sched.abandon().unwrap();
+        }
     }
 
     #[test]
@@ -535,14 +553,14 @@ mod tests {
         let prompt: Vec<TokenId> = vec![1, 2, 3, 4, 5];
         sched.admit(asked(prompt.clone(), 20)).unwrap();
         sched.plan().unwrap();
-        let output = |tokens, fault| StepOutput {
-            rows: vec![RowOutput { tokens, fault, ..RowOutput::default() }],
+        let output = |tokens, held_count, fault| StepOutput {
+            rows: vec![RowOutput { tokens, held_count, fault, ..RowOutput::default() }],
         };
-        sched.absorb(output(vec![6], None), 10).unwrap();
+        sched.absorb(output(vec![6], 7, None), 10).unwrap();
         assert_eq!(sched.plan().unwrap().step.rows[0].tokens.draft_count(), 7);
         // Pages end behind the second draft.
         let fault = Some(RowFault::NothingAllowed { position: 8 });
-        sched.absorb(output(vec![7, 8], fault), 10).unwrap();
+        sched.absorb(output(vec![7, 8], 0, fault), 10).unwrap();
         sched.admit(asked([&prompt[..], &[6, 7, 8, 9]].concat(), 1)).unwrap();
         assert_eq!(sched.plan().unwrap().step.rows[0].start, 0);
     }

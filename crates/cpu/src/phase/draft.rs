@@ -121,6 +121,7 @@ impl<'a> Drafter<'a> {
                 continue;
             };
             held.drafts = self.pass(row, held.anchor, held.start, pages, watch);
+            out.held_count = held.drafts.len() as u32;
             if row.report_drafts {
                 out.drafts.clone_from(&held.drafts);
             }

@@ -176,7 +176,7 @@ impl<'r> Sequence<'r> {
         let drafts = self.row_drafts(row);
         check(row, &drafts, out, caps)?;
         self.fresh = false;
-        self.held = row.sample.then_some(row.draft_next);
+        self.held = row.sample.then_some(out.held_count);
         self.drafts.clone_from(&out.drafts);
         self.reply.drafts.extend(&out.drafts);
         self.reply.scored.extend_from_slice(&out.scored);
@@ -269,8 +269,9 @@ fn check(row: &Row, drafts: &[TokenId], out: &RowOutput, caps: &Caps) -> Result<
     if let Some(token) = out.tokens.iter().find(|token| **token >= caps.vocab_size) {
         return Err(format!("token {token} of a vocabulary of {}", caps.vocab_size));
     }
-    let reported = if row.report_drafts && out.fault.is_none() { row.draft_next } else { 0 };
     if out.fault.is_none() {
+        expect("held drafts", out.held_count as usize, row.draft_next as usize)?;
+        let reported = if row.report_drafts { row.draft_next } else { 0 };
         expect("drafts", out.drafts.len(), reported as usize)?;
     }
     let top = row.logprobs.unwrap_or_default().min(caps.vocab_size) as usize;

@@ -121,6 +121,7 @@ impl ScriptedEngine {
         self.commit(row, &sequence, end);
         if row.draft_next > 0 && out.fault.is_none() {
             let drafts = self.draft(row, sequence, text, &out);
+            out.held_count = drafts.len() as u32;
             if row.report_drafts {
                 out.drafts.clone_from(&drafts);
             }
