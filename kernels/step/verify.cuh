@@ -50,13 +50,22 @@ __device__ __forceinline__ void begin_draft(const Cta& cta, const SampleMemory& 
   }
 }
 
-__device__ __forceinline__ void choose_tokens(const VerifyMemory& arguments,
-                                              VerifyShared& shared) {
-  const Memory& memory = arguments.memory;
-  const SampleMemory& sampling = arguments.sampling;
+// Accepts drafts, and begins the next ones.
+__device__ __forceinline__ void accept(const Cta& cta, const SampleMemory& sampling,
+                                       VerifyScratch& scratch, int row_count, int parts) {
+  verify_rows(cta, sampling, scratch, row_count, parts,
+              [&](int row, uint32_t chosen_count, const Resolved* chosen) {
+                if constexpr (DRAFT_ROWS > 0)
+                  begin_draft(cta, sampling, row, chosen_count, chosen);
+              });
+  if (cta.index() == 0 && cta.thread() == 0)
+    at<Timestamps>(cta.memory.timestamps)->verified = ptx::nanoseconds();
+}
+
+// The consumers of a launch do their work on a batch that is not empty.
+template <class Work>
+__device__ __forceinline__ void with_batch(const Memory& memory, Work work) {
   const Batch& batch = *at<const Batch>(memory.batch);
-  const int row_count = batch.row_count, wanted_count = batch.wanted_count;
-  const int parts = parts_of(wanted_count);
   if (batch.token_count == 0) return;
   Cta cta(memory, 0);
   if (cta.thread() == 0)
@@ -64,27 +73,57 @@ __device__ __forceinline__ void choose_tokens(const VerifyMemory& arguments,
         WaitContext::begin(memory.fault, memory.wait_max_ms, memory.rank, Launch::Verify);
   cta.sync();
   cta.stamp(Stamp::Begun);
-  start_all_gather(cta, wanted_count);
-  update_slots(cta, sampling, row_count);
-  cta.stamp(Stamp::AllGather);
-  cta.sync_grid();
-  finish_all_gather(cta, batch.collectives + 1);
-  cta.stamp(Stamp::AllGather);
-  sample(cta, sampling, shared.sample, wanted_count, parts);
-  cta.stamp(Stamp::Sample);
-  cta.sync_grid();
-  verify_rows(cta, sampling, shared.verify, row_count, parts,
-              [&](int row, uint32_t chosen_count, const Resolved* chosen) {
-                if constexpr (DRAFT_ROWS > 0)
-                  begin_draft(cta, sampling, row, chosen_count, chosen);
-              });
-  if (cta.index() == 0 && cta.thread() == 0)
-    at<Timestamps>(memory.timestamps)->verified = ptx::nanoseconds();
+  work(cta, batch);
   // As in the passes: if a CTA was moved to another SM, the rows of its first number were not
   // computed.
   if (cta.index() != wait_context.cta) __trap();
-  cta.stamp(Stamp::Accept);
   cta.stamp(Stamp::Ended);
+}
+
+__device__ __forceinline__ void choose_tokens(const VerifyMemory& arguments,
+                                              VerifyShared& shared) {
+  const SampleMemory& sampling = arguments.sampling;
+  with_batch(arguments.memory, [&](Cta& cta, const Batch& batch) {
+    const int row_count = batch.row_count, wanted_count = batch.wanted_count;
+    const int parts = parts_of(wanted_count);
+    start_all_gather(cta, wanted_count);
+    update_slots(cta, sampling, row_count);
+    cta.stamp(Stamp::AllGather);
+    cta.sync_grid();
+    finish_all_gather(cta, batch.collectives + 1);
+    cta.stamp(Stamp::AllGather);
+    sample(cta, sampling, shared.sample, wanted_count, parts);
+    cta.stamp(Stamp::Sample);
+    cta.sync_grid();
+    accept(cta, sampling, shared.verify, row_count, parts);
+    cta.stamp(Stamp::Accept);
+  });
+}
+
+// Behind the wide pass the same is a chain of launches, because the head makes the logits of
+// TOKENS_MAX wanted tokens at a time: slots, then sampling behind each head, then verification. As
+// many CTAs share each token, also where fewer are left.
+__device__ __forceinline__ int wide_parts() { return parts_of(TOKENS_MAX); }
+
+__device__ __forceinline__ void update_wide_slots(const VerifyMemory& arguments) {
+  with_batch(arguments.memory, [&](Cta& cta, const Batch& batch) {
+    update_slots(cta, arguments.sampling, batch.row_count);
+    cta.stamp(Stamp::AllGather);
+  });
+}
+
+__device__ __forceinline__ void sample_wide(const VerifyMemory& arguments, VerifyShared& shared) {
+  with_batch(arguments.memory, [&](Cta& cta, const Batch& batch) {
+    sample(cta, arguments.sampling, shared.sample, batch.wanted_count, wide_parts());
+    cta.stamp(Stamp::Sample);
+  });
+}
+
+__device__ __forceinline__ void verify_wide(const VerifyMemory& arguments, VerifyShared& shared) {
+  with_batch(arguments.memory, [&](Cta& cta, const Batch& batch) {
+    accept(cta, arguments.sampling, shared.verify, batch.row_count, wide_parts());
+    cta.stamp(Stamp::Accept);
+  });
 }
 
 }  // namespace kilotok

@@ -246,16 +246,34 @@ extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
 extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
     wide_gather_wanted(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;
+  begin_head(memory);
   const Memory& narrow = memory.memory;
   wide::gather_wanted(launch_shared<wide::WantedShared>(),
-                      {narrow.wanted, memory.stream, narrow.final_norm, narrow.normed,
-                       narrow.squares, static_cast<int>(memory.wanted_count)});
+                      {narrow.wanted + memory.slice_first * sizeof(uint32_t), memory.stream,
+                       narrow.final_norm, narrow.normed, narrow.squares,
+                       static_cast<int>(memory.slice_count)});
 }
 
-// The narrow pass's head: its batch has the wanted tokens alone.
+// The narrow pass's head: its batch has up to TOKENS_MAX wanted tokens alone.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     wide_head(const __grid_constant__ Memory memory) {
   run<HeadPass<TILES_MAX>>(memory);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    wide_slots(const __grid_constant__ VerifyMemory arguments) {
+  if (threadIdx.x < CONSUMERS) update_wide_slots(arguments);
+}
+
+// Of the wanted tokens whose logits the head has made.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    wide_sample(const __grid_constant__ VerifyMemory arguments) {
+  if (threadIdx.x < CONSUMERS) sample_wide(arguments, launch_shared<VerifyShared>());
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    wide_verify(const __grid_constant__ VerifyMemory arguments) {
+  if (threadIdx.x < CONSUMERS) verify_wide(arguments, launch_shared<VerifyShared>());
 }
 
 // The drafter's context, from the taps: see step/context.cuh.

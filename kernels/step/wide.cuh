@@ -9,6 +9,7 @@
 #include "kilotok/wide/router.cuh"
 #include "kilotok/wide/stream.cuh"
 #include "step/logits.cuh"
+#include "step/verify.cuh"
 
 namespace kilotok {
 
@@ -151,6 +152,17 @@ __device__ __forceinline__ wide::ExpertsMemory experts_memory(const WideMemory& 
   own.columns = HIDDEN;
   own.capacity = wide.expert_capacity;
   return own;
+}
+
+// Before the wanted tokens of a launch are gathered: the batch of the head and of sampling, and the
+// counters of their launches, which begin at zero. They are the first two of a step.
+__device__ __forceinline__ void begin_head(const WideMemory& wide) {
+  if (ptx::cta_index() != 0) return;
+  const Batch& step = *at<const Batch>(wide.memory.batch);
+  if (threadIdx.x == 0)
+    *at<Batch>(wide.head_batch) = {wide.slice_count, 0, wide.slice_count, step.collectives};
+  if (threadIdx.x < 2 * COUNTERS)
+    *at<uint32_t>(wide.memory.barrier + threadIdx.x * COUNTER_BYTES) = 0;
 }
 
 // The head over the wanted tokens, whose last norm was gathered for it: the narrow pass's, which

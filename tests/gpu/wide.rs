@@ -23,9 +23,14 @@ const CASES: [(u32, &[u32]); 2] = [(0, &[u32::MAX, 65]), (8, &[128, 7])];
 /// Tokens of a step of the wide pass.
 const STEP_TOKENS: u32 = 256;
 
+/// Requests that decode together: more than the narrow pass and the head take at a time, and some
+/// of each kind.
+const ROWS: u32 = 80;
+const KINDS: usize = 5;
+
 /// An engine whose steps of more than so many tokens take the wide pass.
 fn engine(checkpoint: &Checkpoint, wide_above: u32) -> Box<dyn Engine> {
-    let sizes = CpuOptions { token_max: STEP_TOKENS, ..sizes(1) };
+    let sizes = CpuOptions { token_max: STEP_TOKENS, slot_count: ROWS, ..sizes(1) };
     let wide_above = Some(wide_above);
     let options =
         CudaOptions { sizes, toolchain: toolchain(), wide_above, ..CudaOptions::default() };
@@ -38,7 +43,8 @@ fn engine(checkpoint: &Checkpoint, wide_above: u32) -> Box<dyn Engine> {
 fn prompt(checkpoint: &Checkpoint, seed: u64, length: usize) -> Request {
     let draw = &mut Draw::new(seed);
     let last = checkpoint.spec().vocab_size as u32 - 1;
-    Request::greedy((0..length).map(|_| draw.between(0, last)).collect(), TOKENS)
+    let prompt = (0..length).map(|_| draw.between(0, last)).collect();
+    Request { score: true, ..Request::greedy(prompt, TOKENS) }
 }
 
 /// With drafts where the model makes some.
@@ -81,4 +87,24 @@ fn wide_steps_of_dense_layers_have_the_narrow_passes_bits() {
 fn wide_steps_of_experts_have_the_narrow_passes_bits() {
     compare("pro", &PRO);
     compare("wide experts", &WIDE_EXPERTS);
+}
+
+#[test]
+fn wide_steps_of_many_rows_have_the_narrow_passes_bits() {
+    if let Some(reason) = absent(1) {
+        return println!("skipped: {reason}");
+    }
+    let requests: Vec<_> = (0..KINDS).map(|kind| prompt(&PRO, kind as u64, 3 + kind)).collect();
+    let mut narrow = crate::cuda(&PRO, 1);
+    let expected: Vec<_> =
+        requests.iter().map(|request| reply(&mut *narrow, request, u32::MAX)).collect();
+    drop(narrow);
+    let mut engine = engine(&PRO, 8);
+    assert_eq!((engine.caps().row_max, engine.caps().wide_from), (ROWS, Some(9)));
+    let how = how(&*engine, u32::MAX);
+    let jobs: Vec<_> = requests.iter().cycle().take(ROWS as usize).map(|of| (of, &how)).collect();
+    let found = Host::new(&mut *engine, 0).run_all(&jobs).unwrap();
+    for (index, found) in found.iter().enumerate() {
+        same(&expected[index % KINDS], found, &format!("row {index}"));
+    }
 }

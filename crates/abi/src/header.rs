@@ -8,8 +8,8 @@ use crate::{
     ChoiceFault, ChoicePart, END_TOKENS_MAX, Fault, GROUPS_MAX, Launch, LayerMemory, Layout,
     Memory, OUTPUT_COUNT_MAX, PARTS_MAX, PLAN_CTA_BYTES, PLAN_THREAD_BYTES, Peers, PlanMemory,
     Purpose, RANKS_MAX, RECENT_MAX, Report, RowChoice, SEEN, STAMPS_MAX, SampleMemory, SampleRow,
-    Sampling, Slot, Stamp, Stamped, TOPS_MAX, Timestamps, Top, VerifyMemory, Waits, Wanted,
-    WideMemory,
+    Sampling, Slot, Stamp, Stamped, TOPS_MAX, Timestamps, Top, VerifyMemory, WANTED_MAX, Waits,
+    Wanted, WideMemory,
 };
 
 /// Where the header lies, from the repository's root.
@@ -52,6 +52,7 @@ const CONSTANTS: &[(&str, usize)] = &[
     ("END_TOKENS_MAX", END_TOKENS_MAX),
     ("TOPS_MAX", TOPS_MAX),
     ("PARTS_MAX", PARTS_MAX),
+    ("WANTED_MAX", WANTED_MAX),
     ("SEEN", SEEN as usize),
     ("OUTPUT_COUNT_MAX", OUTPUT_COUNT_MAX as usize),
     ("STAMPS_MAX", STAMPS_MAX),

@@ -17,7 +17,7 @@ pub use philox::philox;
 pub use slot::{
     BAD_TOKENS_MAX, BAD_WORDS_MAX, Bias, ChoiceFault, ChoicePart, END_TOKENS_MAX, FORBIDDEN,
     OUTPUT_COUNT_MAX, PARTS_MAX, RECENT_MAX, Report, RowChoice, SEEN, SampleMemory, SampleRow,
-    Slot, SlotLimit, SlotLists, TOPS_MAX, Top, VerifyMemory, Wanted,
+    Slot, SlotLimit, SlotLists, TOPS_MAX, Top, VerifyMemory, WANTED_MAX, Wanted,
 };
 pub use stamp::{STAMPS_MAX, Stamp, Stamped};
 pub use step::{

@@ -17,6 +17,8 @@ pub const END_TOKENS_MAX: usize = 1152;
 pub const TOPS_MAX: usize = 20;
 /// CTAs that share one position, where its choice is one pass over the logits.
 pub const PARTS_MAX: usize = 16;
+/// Tokens of a step whose logits are wanted, at most: those of 256 rows with seven drafts each.
+pub const WANTED_MAX: usize = 2048;
 /// The bit of a slot's 16 bits for a token which is set if it occurred in prompt or output.
 pub const SEEN: u32 = 0x8000;
 /// The other bits count its occurrences in the output; a penalty grows no further.

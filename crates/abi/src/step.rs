@@ -176,9 +176,11 @@ abi_struct! {
     /// What a launch of the wide pass is given: where a step of many tokens has its values, and how
     /// many there are. Buffers have room for `capacity` tokens; operands lie as
     /// `kernels/include/kilotok/wide/token_ring.cuh` has them.
-    pub struct WideMemory : 520 {
-        /// Of this step: tokens and pages lie elsewhere than a narrow one's.
+    pub struct WideMemory : 528 {
+        /// Of this step: tokens, rows and wanted tokens lie elsewhere than a narrow one's.
         pub memory: Memory,
+        /// [`Batch`] of the head and of sampling, written for each launch of theirs.
+        pub head_batch: u64,
         /// `[capacity, hidden]`, F32: the residual stream, and what is to be added to it.
         pub stream: u64,
         pub part: u64,
@@ -225,7 +227,8 @@ abi_struct! {
         pub wanted_count: u32,
         /// Of this launch.
         pub layer: u32,
-        /// Of this launch, if experts compute: its first token, and the number of its tokens.
+        /// Of this launch, if it has a part of the tokens, or of the wanted ones: the first, and
+        /// their number.
         pub slice_first: u32,
         pub slice_count: u32,
     }

@@ -79,21 +79,24 @@ impl Layout {
         let working = Working::new(constants);
         let upload = Places::new(constants, sizes, &grouping.groups, wide_capacity);
         let stamp_bytes = if stamps { upload.launches() * LAUNCH_STAMP_BYTES } else { 0 };
-        let results = ResultPlaces::new(constants.launch.tokens_max, upload.drafts.len());
+        let limits = wide::rows_and_wanted_max(wide_capacity > 0);
+        let results = ResultPlaces::new(limits, constants.launch.tokens_max, upload.drafts.len());
         let mut memory = memory(&mut map, &weights, &working, &upload);
         memory.barrier = memory.batch + upload.counters as u64;
         if stamps {
             memory.trace = map.add("work", "stamps".to_owned(), stamp_bytes as u64);
         }
         let head_wanted = map.add("work", "head_wanted".to_owned(), word_bytes(constants));
-        let wide = (wide_capacity > 0).then(|| wide::memory(&mut map, constants, wide_capacity));
+        let head_batch = memory.batch + upload.head as u64;
+        let wide = (wide_capacity > 0)
+            .then(|| wide::memory(&mut map, constants, wide_capacity, head_batch));
         let receiver = map.add("work", "receiver".to_owned(), working.receiver as u64);
         let sampling = SampleMemory {
             rows: memory.batch + upload.sample_rows as u64,
             wanted: memory.batch + upload.wanted as u64,
             drafts: memory.batch + upload.drafts.first().map_or(0, |first| first.header as u64),
             logits: working.gathered.map_or(memory.logits, |place| receiver + place as u64),
-            ..tables(&mut map, constants, sizes.slot_count as usize)
+            ..tables(&mut map, constants, sizes.slot_count as usize, limits.1)
         };
         Self {
             map,
@@ -135,7 +138,7 @@ impl Layout {
             tokens: place(arrays.tokens),
             rows: place(arrays.rows),
             wanted: place(arrays.wanted),
-            drafted: drafted + (index * self.tokens_max() * size_of::<u32>()) as u64,
+            drafted: drafted + (index * self.results.drafted_each * size_of::<u32>()) as u64,
             ..launch(order::DRAFTS + index)
         });
         Arguments {
@@ -146,10 +149,6 @@ impl Layout {
             drafts: drafts.collect(),
             target: *target,
         }
-    }
-
-    fn tokens_max(&self) -> usize {
-        (self.results.drafted - self.results.chosen) / size_of::<u32>()
     }
 
     /// Tables that kernels read: their addresses and bytes.
@@ -294,7 +293,12 @@ fn memory(
 }
 
 /// Places the slots' tables and the working buffers of sampling.
-fn tables(map: &mut MemoryMap, constants: &Constants, slot_count: usize) -> SampleMemory {
+fn tables(
+    map: &mut MemoryMap,
+    constants: &Constants,
+    slot_count: usize,
+    wanted_max: usize,
+) -> SampleMemory {
     let (word, stride) = (size_of::<u32>(), constants.logits_stride());
     let tokens_max = constants.launch.tokens_max;
     let mut take = |name: &str, count: usize, bytes: usize| {
@@ -317,7 +321,7 @@ fn tables(map: &mut MemoryMap, constants: &Constants, slot_count: usize) -> Samp
         wanted: 0,
         masks: 0,
         processed: take("processed", tokens_max, stride * word),
-        choice_parts: take("choice_parts", tokens_max, PARTS_MAX * size_of::<ChoicePart>()),
+        choice_parts: take("choice_parts", wanted_max, PARTS_MAX * size_of::<ChoicePart>()),
         row_choices: 0,
         chosen: 0,
         reports: 0,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytemuck::Zeroable;
 use kilotok_abi::{
     Fault, Memory, PLAN_CTA_BYTES, PLAN_THREAD_BYTES, Peers, PlanMemory, STAMPS_MAX, Stamped,
-    Timestamps, VerifyMemory,
+    Timestamps,
 };
 use kilotok_engine::{EngineError, PhaseTime, StepTimes};
 
@@ -39,7 +39,8 @@ const PLAN_THREADS: usize = PLAN_CTA_BYTES / PLAN_THREAD_BYTES;
 pub(crate) enum Pass {
     /// The target's layers over all tokens, to logits.
     Target(Tiles),
-    /// Sampling and verification by the logits of all ranks.
+    /// Sampling and verification by the logits of all ranks; behind the wide pass verification
+    /// alone.
     Verify(Target),
     /// The drafter's keys and values from the taps of the target's tokens.
     DraftContext(Tiles),
@@ -47,8 +48,11 @@ pub(crate) enum Pass {
     DraftRows(usize, Tiles),
     /// A phase of a layer of the wide pass.
     Wide(WideLaunch, WideStep),
-    /// The wanted tokens to logits, behind the wide pass.
+    /// Behind the wide pass: slots that requests enter; the logits of a slice of the wanted tokens;
+    /// sampling from them, from the wanted token of that number on.
+    Slots(WideStep),
     Head,
+    Sample(WideStep, u32),
 }
 
 /// Everything that a rank does in a step, from the doorbell on.
@@ -91,10 +95,13 @@ struct Kernels {
     wide: Option<WideKernels>,
 }
 
-/// Kernels of the wide pass by their number, with the threads of a CTA; and the head behind it.
+/// Kernels of the wide pass by their number, with the threads of a CTA; and those behind it.
 struct WideKernels {
     kernels: Vec<(Kernel, u32)>,
+    slots: Kernel,
     head: Kernel,
+    sample: Kernel,
+    verify: Kernel,
 }
 
 /// A kernel for one tile of tokens, and one for more.
@@ -209,7 +216,12 @@ impl Rank {
                 let wide = |launch| Pass::Wide(launch, step);
                 let layers = &self.wide_layers;
                 passes.extend(layers.target_launches(step.token_count).into_iter().map(wide));
-                passes.extend([Pass::Head, Pass::Verify(shape.target)]);
+                passes.push(Pass::Slots(step));
+                for gather in layers.wanted_launches(step.wanted_count) {
+                    let first = gather.slice.0;
+                    passes.extend([wide(gather), Pass::Head, Pass::Sample(step, first)]);
+                }
+                passes.push(Pass::Verify(shape.target));
                 passes.extend(layers.context_launches().into_iter().map(wide));
             }
         }
@@ -269,18 +281,14 @@ impl Rank {
     fn launch_pass(&self, pass: Pass) -> Result<(), DriverError> {
         let Self { arguments, kernels: Kernels { target, verify, draft, wide, .. }, .. } = self;
         let all = (self.grid, self.thread_count);
-        let has_wide = "the wide pass has kernels and memory where it is taken";
+        let has_wide = || wide.as_ref().expect("the wide pass has kernels where it is taken");
         let kernels = draft.as_ref().ok_or(pass);
         let no_drafter = |pass| panic!("{pass:?} of a model without a drafter");
         match pass {
             Pass::Target(tiles) => launch(target.of(tiles), all, &arguments.target),
-            Pass::Verify(target) => {
-                let VerifyMemory { memory, sampling } = arguments.verify;
-                let memory = match target {
-                    Target::Narrow(_) => memory,
-                    Target::Wide(step) => step.place_tokens(&memory),
-                };
-                launch(verify, all, &VerifyMemory { memory, sampling })
+            Pass::Verify(Target::Narrow(_)) => launch(verify, all, &arguments.verify),
+            Pass::Verify(Target::Wide(step)) => {
+                launch(&has_wide().verify, all, &step.sampling(&arguments.verify, 0))
             }
             Pass::DraftContext(tiles) => {
                 let (context, _) = kernels.unwrap_or_else(no_drafter);
@@ -291,12 +299,20 @@ impl Rank {
                 launch(rows.of(tiles), all, &arguments.drafts[batch])
             }
             Pass::Wide(wide_launch, step) => {
-                let (wide, memory) = wide.as_ref().zip(arguments.wide.as_ref()).expect(has_wide);
-                let (kernel, threads) = &wide.kernels[wide_launch.kernel as usize];
+                let (kernel, threads) = &has_wide().kernels[wide_launch.kernel as usize];
+                let memory = arguments.wide.as_ref().expect("the wide pass has memory");
                 let memory = step.memory(memory, &arguments.target, wide_launch);
                 launch(kernel, (self.grid, *threads), &memory)
             }
-            Pass::Head => launch(&wide.as_ref().expect(has_wide).head, all, &arguments.head),
+            Pass::Slots(step) => {
+                launch(&has_wide().slots, all, &step.sampling(&arguments.verify, 0))
+            }
+            Pass::Head => launch(&has_wide().head, all, &arguments.head),
+            Pass::Sample(step, first) => {
+                let mut sampling = step.sampling(&arguments.verify, first);
+                sampling.memory.batch = arguments.head.batch;
+                launch(&has_wide().sample, all, &sampling)
+            }
         }
     }
 
@@ -437,9 +453,14 @@ fn wide_kernels(module: &Module) -> Result<WideKernels, DriverError> {
     let shared_bytes = module.constant(WIDE_SHARED_BYTES)?;
     let kernel =
         |(name, threads)| Ok((module.kernel(name, shared_bytes)?, module.constant(threads)?));
+    let behind_bytes = module.constant(SHARED_BYTES)?;
+    let behind = |name| module.kernel(name, behind_bytes);
     Ok(WideKernels {
         kernels: WideKernel::ALL.into_iter().map(kernel).collect::<Result<_, DriverError>>()?,
-        head: module.kernel("wide_head", module.constant(SHARED_BYTES)?)?,
+        slots: behind("wide_slots")?,
+        head: behind("wide_head")?,
+        sample: behind("wide_sample")?,
+        verify: behind("wide_verify")?,
     })
 }
 

@@ -16,21 +16,27 @@ pub(crate) struct ResultPlaces {
     pub(crate) chosen: usize,
     /// For each batch of drafts as many as the longest has.
     pub(crate) drafted: usize,
+    pub(crate) drafted_each: usize,
+    /// At the end, because few steps read them: reports, and tops.
     pub(crate) reports: usize,
-    /// At the end, because few steps read them.
     pub(crate) tops: usize,
     pub(crate) bytes: usize,
 }
 
 impl ResultPlaces {
-    pub(crate) fn new(tokens_max: usize, draft_batches: usize) -> Self {
+    /// For so many rows and wanted tokens, and batches of drafts of so many tokens.
+    pub(crate) fn new(
+        (rows_max, wanted_max): (usize, usize),
+        drafted_each: usize,
+        draft_batches: usize,
+    ) -> Self {
         let row_choices = 0;
-        let chosen = row_choices + tokens_max * size_of::<RowChoice>();
-        let drafted = chosen + tokens_max * size_of::<u32>();
-        let reports = drafted + draft_batches * tokens_max * size_of::<u32>();
-        let tops = reports + tokens_max * size_of::<Report>();
-        let bytes = tops + tokens_max * TOPS_MAX * size_of::<Top>();
-        Self { row_choices, chosen, drafted, reports, tops, bytes }
+        let chosen = row_choices + rows_max * size_of::<RowChoice>();
+        let drafted = chosen + wanted_max * size_of::<u32>();
+        let reports = drafted + draft_batches * drafted_each * size_of::<u32>();
+        let tops = reports + wanted_max * size_of::<Report>();
+        let bytes = tops + wanted_max * TOPS_MAX * size_of::<Top>();
+        Self { row_choices, chosen, drafted, drafted_each, reports, tops, bytes }
     }
 }
 
@@ -79,8 +85,14 @@ impl Asked {
 
     /// Bytes of the results that are read.
     pub(crate) fn bytes(&self, places: &ResultPlaces) -> usize {
-        let tops = self.rows.iter().any(|row| row.logprobs.is_some_and(|count| count > 0));
-        if tops { places.bytes } else { places.tops }
+        let any = |of: fn(&AskedRow) -> bool| self.rows.iter().any(of);
+        if any(|row| row.logprobs.is_some_and(|count| count > 0)) {
+            places.bytes
+        } else if any(|row| row.logprobs.is_some() || !row.scored.is_empty()) {
+            places.tops
+        } else {
+            places.reports
+        }
     }
 
     /// The output of the step, from the bytes of its results.
@@ -196,6 +208,7 @@ mod tests {
         row_choices: 0,
         chosen: 128,
         drafted: 160,
+        drafted_each: 8,
         reports: 224,
         tops: 352,
         bytes: 352 + 8 * TOPS_MAX * size_of::<Top>(),
@@ -208,7 +221,7 @@ mod tests {
 
     #[test]
     fn places_follow_each_other() {
-        assert_eq!(ResultPlaces::new(8, 2), PLACES);
+        assert_eq!(ResultPlaces::new((8, 8), 8, 2), PLACES);
     }
 
     /// A scored prompt without drafts, a row with a fault after one token, one without a token.

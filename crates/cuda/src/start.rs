@@ -77,9 +77,14 @@ impl CudaOptions {
     pub fn caps(&self, spec: &ModelSpec) -> Caps {
         let sizes = self.sizes(spec);
         let caps = sizes.caps(spec, &sizes.groups(spec, VALUE_BYTES));
-        let row_max = caps.row_max.min(caps.token_max).min(TOKENS_MAX);
-        let wanted_max = caps.wanted_max.min(TOKENS_MAX);
-        Caps { row_max, wanted_max, ..caps }
+        let wide_above = self.wide_above(&sizes);
+        let (rows_max, wanted_max) = wide::rows_and_wanted_max(wide_above.is_some());
+        Caps {
+            row_max: caps.row_max.min(caps.token_max).min(rows_max as u32),
+            wanted_max: caps.wanted_max.min(wanted_max as u32),
+            wide_from: wide_above.map(|above| above + 1),
+            ..caps
+        }
     }
 
     /// As they are asked for, with steps that the model's passes and the GPU's memory can take.

@@ -4,8 +4,8 @@
 use std::ops::Range;
 
 use kilotok_abi::{
-    BAD_TOKENS_MAX, BAD_WORDS_MAX, Batch as Header, BatchToken, Bias, COUNTER_BYTES,
-    END_TOKENS_MAX, PLAN_THREAD_BYTES, SampleMemory, SampleRow, Slot, SlotLists, Wanted,
+    BAD_TOKENS_MAX, BAD_WORDS_MAX, Batch as Header, Bias, COUNTER_BYTES, END_TOKENS_MAX,
+    PLAN_THREAD_BYTES, SampleMemory, SampleRow, Slot, SlotLists, Wanted,
 };
 use kilotok_batch::{Batch, BatchRow, Sizes, wanted, wanted_tokens};
 use kilotok_engine::{Caps, EngineError, PageGroup, Row, SlotSetup};
@@ -14,7 +14,7 @@ use crate::batch::{Arrays, DeviceBatch, DraftRow, drafts_together};
 use crate::buffers::BARRIER_BYTES;
 use crate::constants::Constants;
 use crate::order;
-use crate::wide::WideStep;
+use crate::wide::{self, WidePlaces, WideStep};
 
 /// Stands for no token, mask or draft.
 const NONE: u32 = !0;
@@ -27,7 +27,7 @@ pub(crate) struct Places {
     pub(crate) target: Arrays,
     /// The header of the context's batch, which shares the target's arrays.
     pub(crate) context: usize,
-    /// The header of the wanted tokens as a batch: that of the wide pass's head.
+    /// The header of the wide pass's head, which is written behind it.
     pub(crate) head: usize,
     pub(crate) sample_rows: usize,
     pub(crate) wanted: usize,
@@ -35,8 +35,8 @@ pub(crate) struct Places {
     pub(crate) drafts: Vec<Arrays>,
     /// [`BARRIER_BYTES`] for each launch: counters, which begin at zero in each step's plan.
     pub(crate) counters: usize,
-    /// At the end, because they are the largest part and seldom all used. The tokens of a wide
-    /// step follow them.
+    /// At the end, because they are the largest part and seldom all used. The arrays of a wide step
+    /// follow them.
     pub(crate) pages: usize,
     pub(crate) bytes: usize,
 }
@@ -50,7 +50,8 @@ impl Places {
     ) -> Self {
         let tokens_max = constants.launch.tokens_max;
         let token_max = tokens_max.max(wide_capacity);
-        let row_max = tokens_max.min(sizes.slot_count as usize);
+        let (rows_max, wanted_max) = wide::rows_and_wanted_max(wide_capacity > 0);
+        let row_max = rows_max.min(sizes.slot_count as usize);
         let target = Arrays::new(0, tokens_max);
         let context = target.end;
         let head = context + size_of::<Header>();
@@ -82,19 +83,19 @@ impl Places {
             bytes: 0,
         };
         places.pages = counters + places.launches() * BARRIER_BYTES;
-        places.bytes = places.end(row_max * of_row, wide_capacity);
+        let wide_counts = if wide_capacity > 0 {
+            (wide_capacity, row_max, wanted_max.min(wide_capacity))
+        } else {
+            Default::default()
+        };
+        places.bytes = end_of(places.wide(row_max * of_row, wide_counts).end);
         places
     }
 
-    /// Where the tokens of a wide step lie, behind so many pages.
-    fn wide_tokens(&self, page_count: usize) -> usize {
-        (self.pages + page_count * size_of::<u32>()).next_multiple_of(PLAN_THREAD_BYTES)
-    }
-
-    /// The end of a plan with so many pages, and tokens of a wide step.
-    fn end(&self, page_count: usize, wide_count: usize) -> usize {
-        let end = self.wide_tokens(page_count) + wide_count * size_of::<BatchToken>();
-        end.next_multiple_of(PLAN_THREAD_BYTES)
+    /// The arrays of a wide step, behind so many pages: tokens, rows and wanted tokens.
+    fn wide(&self, page_count: usize, counts: (usize, usize, usize)) -> WidePlaces {
+        let tokens = self.pages + page_count * size_of::<u32>();
+        WidePlaces::new(tokens.next_multiple_of(PLAN_THREAD_BYTES), counts)
     }
 
     /// Makes every batch empty.
@@ -117,6 +118,11 @@ impl Places {
     }
 }
 
+/// The end of a plan, rounded up to the part of a thread.
+fn end_of(bytes: usize) -> usize {
+    bytes.next_multiple_of(PLAN_THREAD_BYTES)
+}
+
 /// Pages of a group that a row can need in one batch.
 fn pages_max(group: &PageGroup, position_max: u32, token_max: usize) -> usize {
     let all = position_max.div_ceil(group.page_tokens) as usize;
@@ -132,8 +138,7 @@ fn pages_max(group: &PageGroup, position_max: u32, token_max: usize) -> usize {
 /// most one bias.
 pub(crate) fn lists_bytes(constants: &Constants, caps: &Caps) -> usize {
     let word = size_of::<u32>();
-    let tokens_max = constants.launch.tokens_max;
-    let masks = tokens_max * constants.vocab.div_ceil(u32::BITS as usize) * word;
+    let masks = caps.wanted_max as usize * constants.vocab.div_ceil(u32::BITS as usize) * word;
     let of_row = [
         caps.position_max as usize * word,
         constants.vocab * size_of::<Bias>(),
@@ -291,15 +296,16 @@ impl Upload {
 
     /// Bytes of everything except the lists, rounded up to the part of a thread.
     pub(crate) fn bytes(&self, places: &Places) -> usize {
-        let wide_count = self.wide.map_or(0, |step| step.token_count as usize);
-        places.end(self.target.pages.len(), wide_count)
+        let pages = places.pages + self.target.pages.len() * size_of::<u32>();
+        end_of(self.wide.map_or(pages, |step| step.places.end))
     }
 
     /// Has the step take the wide pass.
     pub(crate) fn widen(&mut self, places: &Places) {
         let Header { token_count, row_count, wanted_count, .. } = self.target.header(0);
-        let tokens = places.wide_tokens(self.target.pages.len());
-        self.wide = Some(WideStep { token_count, row_count, wanted_count, tokens });
+        let counts = (token_count as usize, row_count as usize, wanted_count as usize);
+        let places = places.wide(self.target.pages.len(), counts);
+        self.wide = Some(WideStep { token_count, row_count, wanted_count, places });
     }
 
     /// Writes everything except the lists, whose address is `lists`. `collectives` is the number of
@@ -313,8 +319,13 @@ impl Upload {
     ) {
         let at_launch =
             |launch: usize| collectives.wrapping_add(order::pass(launch) as u32 * of_launch);
-        let tokens = self.wide.map_or(places.target.tokens, |step| step.tokens);
-        self.target.write(&Arrays { tokens, ..places.target }, at_launch(0), bytes);
+        let (mut target, sampling) = (places.target, (places.sample_rows, places.wanted));
+        let sampling = self.wide.map_or(sampling, |WideStep { places, .. }| {
+            let WidePlaces { tokens, rows, wanted, .. } = places;
+            target = Arrays { tokens, rows, wanted, ..target };
+            (places.sample_rows, places.sample_wanted)
+        });
+        self.target.write(&target, at_launch(0), bytes);
         for (index, (batch, arrays)) in self.drafts.iter().zip(&places.drafts).enumerate() {
             batch.write(arrays, at_launch(order::DRAFTS + index), bytes);
         }
@@ -323,18 +334,14 @@ impl Upload {
         };
         let context = Header { wanted_count: 0, ..self.target.header(at_launch(order::CONTEXT)) };
         write(places.context, bytemuck::bytes_of(&context));
-        let wanted_count = self.target.header(0).wanted_count;
-        let head =
-            Header { token_count: wanted_count, row_count: 0, ..self.target.header(at_launch(0)) };
-        write(places.head, bytemuck::bytes_of(&head));
         let row = |row: &SampleRow| SampleRow {
             history: lists + row.history,
             biases: lists + row.biases,
             ..*row
         };
         let rows: Vec<_> = self.rows.iter().map(row).collect();
-        write(places.sample_rows, bytemuck::cast_slice(&rows));
-        write(places.wanted, bytemuck::cast_slice(&self.wanted));
+        write(sampling.0, bytemuck::cast_slice(&rows));
+        write(sampling.1, bytemuck::cast_slice(&self.wanted));
         write(places.pages, bytemuck::cast_slice(&self.target.pages));
     }
 }
@@ -453,8 +460,6 @@ mod tests {
         let collectives = [0, context, 2000, 3000].map(|header| word(&bytes, header + 12));
         assert_eq!(collectives, [40, 47, 54, 61]);
         assert_eq!(word(&bytes, context + 8), 0, "the context wants no logits");
-        let counts = [0, 4, 8].map(|at| word(&bytes, head + at));
-        assert_eq!(counts, [3, 0, 3], "the head's batch has the wanted tokens alone");
         let row: SampleRow =
             bytemuck::pod_read_unaligned(&bytes[sample_rows..][..size_of::<SampleRow>()]);
         assert_eq!(row.history >> 32, 1, "lists are named by their address");
@@ -463,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_of_a_wide_step_follow_the_pages() {
+    fn arrays_of_a_wide_step_follow_the_pages() {
         let mut upload = upload(vec![row(0, 0, vec![5, 6], 0), row(1, 0, vec![7], 0)]).unwrap();
         let target = Arrays::new(0, 8);
         let (context, sample_rows, wanted, counters, pages) = (500, 1000, 1500, 2000, 3000);
@@ -476,12 +481,19 @@ mod tests {
         let step = upload.wide.unwrap();
         assert_eq!((step.token_count, step.row_count, step.wanted_count), (3, 2, 2));
         let behind = pages + upload.target.pages.len() * size_of::<u32>();
-        assert!(step.tokens >= behind && step.tokens < behind + PLAN_THREAD_BYTES);
-        assert_eq!(upload.bytes(&places), step.tokens + 3 * size_of::<BatchToken>());
+        let WidePlaces { tokens, rows, wanted, sample_rows, sample_wanted, end } = step.places;
+        assert!(tokens >= behind && tokens < behind + PLAN_THREAD_BYTES);
+        assert_eq!(upload.bytes(&places), end.next_multiple_of(PLAN_THREAD_BYTES));
         let mut bytes = vec![0; places.bytes];
         upload.write(&places, 0, (0, 0), &mut bytes);
-        let tokens = [0, 1, 2].map(|index| word(&bytes, step.tokens + index * 16));
-        assert_eq!((tokens, word(&bytes, target.tokens)), ([5, 6, 7], 0));
+        let words = |at: usize, each: usize, count: usize| -> Vec<u32> {
+            (0..count).map(|index| word(&bytes, at + index * each)).collect()
+        };
+        assert_eq!((words(tokens, 16, 3), word(&bytes, target.tokens)), (vec![5, 6, 7], 0));
+        assert_eq!(words(rows + 4, 32, 2), [0, 2], "the first token of each row");
+        assert_eq!(words(wanted, 4, 2), [1, 2], "of the step's tokens");
+        assert_eq!(words(sample_rows, 64, 2), [0, 1], "slots");
+        assert_eq!(words(sample_wanted, 16, 2), [0, 1], "rows");
     }
 
     #[test]

@@ -2,11 +2,14 @@
 //! each phase of each layer (`kernels/step/wide.cu`). Here are their order, the memory that they
 //! work in, and which models they cannot run yet.
 
-use kilotok_abi::{Memory, WideMemory};
+use kilotok_abi::{
+    BatchRow, BatchToken, ChoicePart, Memory, PARTS_MAX, Report, SampleMemory, SampleRow, TOPS_MAX,
+    Top, VerifyMemory, WANTED_MAX, Wanted, WideMemory,
+};
 use kilotok_model::{AttentionSpec, LayerSpec, ModelSpec};
 
 use crate::buffers::{BF16, CHUNK_COLUMNS, CONSUMER_WARPS, F32, TILE_TOKENS, largest};
-use crate::constants::{Attention, Constants, FeedForward, LayerKinds};
+use crate::constants::{Attention, Constants, FeedForward, LayerKinds, TOKENS_MAX};
 use crate::memory_map::MemoryMap;
 
 /// Tokens of a step at most, where memory allows: chunks of prompts beyond these gain nothing, as
@@ -14,6 +17,10 @@ use crate::memory_map::MemoryMap;
 pub(crate) const CAPACITY_MAX: u32 = 8192;
 /// Capacities are multiples of the tokens that a CTA multiplies at a time.
 const CAPACITY_STEP: u32 = 128;
+
+/// Rows of a step at most: users who decode together. More gain little, as a step of so many reads
+/// nearly all experts.
+pub(crate) const ROWS_MAX: usize = 256;
 
 /// Tokens of a slice of experts: what they gather and produce takes 0.3 MB a token of the largest
 /// model, and each slice reads all experts' weights.
@@ -53,6 +60,11 @@ pub(crate) fn has_attention(window: Option<usize>, qk_dim: usize, v_dim: usize) 
     let page_bytes = PAGE_KEYS * (qk_dim + v_dim) * BF16;
     let whole = v_dim.is_multiple_of(16) && qk_dim.is_multiple_of(16);
     whole && v_dim <= 128 && qk_dim <= 192 && page_bytes <= PAGE_BYTES
+}
+
+/// Rows and wanted tokens of a step at most, with and without the wide pass.
+pub(crate) fn rows_and_wanted_max(has_wide: bool) -> (usize, usize) {
+    if has_wide { (ROWS_MAX, WANTED_MAX) } else { (TOKENS_MAX, TOKENS_MAX) }
 }
 
 /// A kernel of the wide pass.
@@ -132,7 +144,7 @@ impl WideKernel {
 }
 
 /// A launch of the wide pass: a kernel, for a layer of the target or of the drafter. Experts
-/// compute a slice of the tokens.
+/// compute a slice of the tokens, and the head one of the wanted tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct WideLaunch {
     pub(crate) kernel: WideKernel,
@@ -175,16 +187,21 @@ impl WideLayers {
         Self { target, drafter, slice_max: slice(capacity) as u32 }
     }
 
-    /// The target's launches over so many tokens, from embeddings to the wanted tokens' last norm.
+    /// The target's launches over so many tokens, from embeddings to the last norm.
     pub(crate) fn target_launches(&self, token_count: u32) -> Vec<WideLaunch> {
         let mut launches = vec![WideLaunch::new(WideKernel::Embed, 0)];
         for (layer, shape) in (0..).zip(&self.target) {
             self.add_layer(&mut launches, layer, *shape, token_count);
         }
-        let layer = self.target.len() as u32;
-        let last = [WideKernel::InputNorm, WideKernel::GatherWanted];
-        launches.extend(last.map(|kernel| WideLaunch::new(kernel, layer)));
+        launches.push(WideLaunch::new(WideKernel::InputNorm, self.target.len() as u32));
         launches
+    }
+
+    /// The launches that gather the wanted tokens, as many as the head takes at a time.
+    pub(crate) fn wanted_launches(&self, wanted_count: u32) -> impl Iterator<Item = WideLaunch> {
+        let gather = WideLaunch::new(WideKernel::GatherWanted, self.target.len() as u32);
+        let slices = slices(wanted_count, TOKENS_MAX as u32);
+        slices.map(move |slice| WideLaunch { slice, ..gather })
     }
 
     fn add_layer(
@@ -206,10 +223,7 @@ impl WideLayers {
         if shape.dense {
             return;
         }
-        // Over no tokens, which warms up, there is one slice.
-        let slice_count = token_count.div_ceil(self.slice_max).max(1);
-        for first in (0..slice_count).map(|index| index * self.slice_max) {
-            let slice = (first, (token_count - first).min(self.slice_max));
+        for slice in slices(token_count, self.slice_max) {
             launches.extend(EXPERTS.map(|kernel| WideLaunch { kernel, layer, slice }));
         }
     }
@@ -231,20 +245,68 @@ impl WideLayers {
     }
 }
 
+/// Slices of up to `max` of so many tokens: first, count. Of none, which warms up, there is one.
+fn slices(count: u32, max: u32) -> impl Iterator<Item = (u32, u32)> {
+    let firsts = (0..count.div_ceil(max).max(1)).map(move |index| index * max);
+    firsts.map(move |first| (first, (count - first).min(max)))
+}
+
 /// What of a step its launches are told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct WideStep {
     pub(crate) token_count: u32,
     pub(crate) row_count: u32,
     pub(crate) wanted_count: u32,
-    /// Where the tokens lie in the plan.
+    pub(crate) places: WidePlaces,
+}
+
+/// Where the arrays of a wide step lie in its plan.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct WidePlaces {
     pub(crate) tokens: usize,
+    pub(crate) rows: usize,
+    pub(crate) wanted: usize,
+    pub(crate) sample_rows: usize,
+    pub(crate) sample_wanted: usize,
+    pub(crate) end: usize,
+}
+
+impl WidePlaces {
+    pub(crate) fn new(
+        tokens: usize,
+        (token_count, row_count, wanted_count): (usize, usize, usize),
+    ) -> Self {
+        let rows = tokens + token_count * size_of::<BatchToken>();
+        let sample_rows = rows + row_count * size_of::<BatchRow>();
+        let sample_wanted = sample_rows + row_count * size_of::<SampleRow>();
+        let wanted = sample_wanted + wanted_count * size_of::<Wanted>();
+        let end = wanted + wanted_count * WORD;
+        Self { tokens, rows, wanted, sample_rows, sample_wanted, end }
+    }
 }
 
 impl WideStep {
-    /// With the step's tokens where they lie in the plan.
-    pub(crate) fn place_tokens(&self, memory: &Memory) -> Memory {
-        Memory { tokens: memory.batch + self.tokens as u64, ..*memory }
+    /// With the step's arrays where they lie in the plan, which begins at `plan`.
+    fn place(&self, plan: u64, memory: &Memory) -> Memory {
+        let at = |place: usize| plan + place as u64;
+        let WidePlaces { tokens, rows, wanted, .. } = self.places;
+        Memory { tokens: at(tokens), rows: at(rows), wanted: at(wanted), ..*memory }
+    }
+
+    /// What sampling is given, from the wanted token `first` on.
+    pub(crate) fn sampling(&self, arguments: &VerifyMemory, first: u32) -> VerifyMemory {
+        let VerifyMemory { memory, sampling } = arguments;
+        let plan = memory.batch;
+        let from = |address: u64, each: usize| address + first as u64 * each as u64;
+        let sampling = SampleMemory {
+            rows: plan + self.places.sample_rows as u64,
+            wanted: from(plan + self.places.sample_wanted as u64, size_of::<Wanted>()),
+            choice_parts: from(sampling.choice_parts, PARTS_MAX * size_of::<ChoicePart>()),
+            reports: from(sampling.reports, size_of::<Report>()),
+            tops: from(sampling.tops, TOPS_MAX * size_of::<Top>()),
+            ..*sampling
+        };
+        VerifyMemory { memory: self.place(plan, memory), sampling }
     }
 
     /// What a launch is given; `memory` is what the narrow pass is.
@@ -255,7 +317,7 @@ impl WideStep {
         launch: WideLaunch,
     ) -> WideMemory {
         WideMemory {
-            memory: self.place_tokens(memory),
+            memory: self.place(memory.batch, memory),
             token_count: self.token_count,
             row_count: self.row_count,
             wanted_count: self.wanted_count,
@@ -287,7 +349,12 @@ fn expert_rows(constants: &Constants, capacity: usize) -> usize {
 }
 
 /// Takes the buffers of steps of up to `capacity` tokens.
-pub(crate) fn memory(map: &mut MemoryMap, constants: &Constants, capacity: usize) -> WideMemory {
+pub(crate) fn memory(
+    map: &mut MemoryMap,
+    constants: &Constants,
+    capacity: usize,
+    head_batch: u64,
+) -> WideMemory {
     let heads = |of: &dyn Fn(&Attention) -> usize| {
         largest(constants.attentions.len(), &|kind| of(&constants.attentions[kind]))
     };
@@ -309,6 +376,7 @@ pub(crate) fn memory(map: &mut MemoryMap, constants: &Constants, capacity: usize
     let values = heads(&|kind| kind.q_heads * kind.v_dim);
     let choices = slice(capacity) * top_k;
     WideMemory {
+        head_batch,
         stream: take("stream", capacity * hidden * F32),
         part: take("part", capacity * hidden * F32),
         normed: take("normed", operand_bytes(hidden, capacity)),

@@ -31,6 +31,8 @@ constexpr int TOPS_MAX = 20;
 
 constexpr int PARTS_MAX = 16;
 
+constexpr int WANTED_MAX = 2048;
+
 constexpr int SEEN = 32768;
 
 constexpr int OUTPUT_COUNT_MAX = 32767;
@@ -333,6 +335,7 @@ static_assert(offsetof(Memory, timestamps) == 304, "Memory.timestamps");
 
 struct alignas(8) WideMemory {
   Memory memory;
+  uint64_t head_batch;
   uint64_t stream;
   uint64_t part;
   uint64_t normed;
@@ -364,38 +367,39 @@ struct alignas(8) WideMemory {
   uint32_t slice_first;
   uint32_t slice_count;
 };
-static_assert(sizeof(WideMemory) == 520, "size of WideMemory");
+static_assert(sizeof(WideMemory) == 528, "size of WideMemory");
 static_assert(offsetof(WideMemory, memory) == 0, "WideMemory.memory");
-static_assert(offsetof(WideMemory, stream) == 312, "WideMemory.stream");
-static_assert(offsetof(WideMemory, part) == 320, "WideMemory.part");
-static_assert(offsetof(WideMemory, normed) == 328, "WideMemory.normed");
-static_assert(offsetof(WideMemory, normed_rows) == 336, "WideMemory.normed_rows");
-static_assert(offsetof(WideMemory, inverse_rms) == 344, "WideMemory.inverse_rms");
-static_assert(offsetof(WideMemory, angles) == 352, "WideMemory.angles");
-static_assert(offsetof(WideMemory, queries) == 360, "WideMemory.queries");
-static_assert(offsetof(WideMemory, projected) == 368, "WideMemory.projected");
-static_assert(offsetof(WideMemory, attended) == 376, "WideMemory.attended");
-static_assert(offsetof(WideMemory, dense_inner) == 384, "WideMemory.dense_inner");
-static_assert(offsetof(WideMemory, taps) == 392, "WideMemory.taps");
-static_assert(offsetof(WideMemory, scores) == 400, "WideMemory.scores");
-static_assert(offsetof(WideMemory, experts) == 408, "WideMemory.experts");
-static_assert(offsetof(WideMemory, weights) == 416, "WideMemory.weights");
-static_assert(offsetof(WideMemory, first_rows) == 424, "WideMemory.first_rows");
-static_assert(offsetof(WideMemory, counts) == 432, "WideMemory.counts");
-static_assert(offsetof(WideMemory, rows) == 440, "WideMemory.rows");
-static_assert(offsetof(WideMemory, choices) == 448, "WideMemory.choices");
-static_assert(offsetof(WideMemory, factors) == 456, "WideMemory.factors");
-static_assert(offsetof(WideMemory, gathered) == 464, "WideMemory.gathered");
-static_assert(offsetof(WideMemory, expert_inner) == 472, "WideMemory.expert_inner");
-static_assert(offsetof(WideMemory, products) == 480, "WideMemory.products");
-static_assert(offsetof(WideMemory, capacity) == 488, "WideMemory.capacity");
-static_assert(offsetof(WideMemory, expert_capacity) == 492, "WideMemory.expert_capacity");
-static_assert(offsetof(WideMemory, token_count) == 496, "WideMemory.token_count");
-static_assert(offsetof(WideMemory, row_count) == 500, "WideMemory.row_count");
-static_assert(offsetof(WideMemory, wanted_count) == 504, "WideMemory.wanted_count");
-static_assert(offsetof(WideMemory, layer) == 508, "WideMemory.layer");
-static_assert(offsetof(WideMemory, slice_first) == 512, "WideMemory.slice_first");
-static_assert(offsetof(WideMemory, slice_count) == 516, "WideMemory.slice_count");
+static_assert(offsetof(WideMemory, head_batch) == 312, "WideMemory.head_batch");
+static_assert(offsetof(WideMemory, stream) == 320, "WideMemory.stream");
+static_assert(offsetof(WideMemory, part) == 328, "WideMemory.part");
+static_assert(offsetof(WideMemory, normed) == 336, "WideMemory.normed");
+static_assert(offsetof(WideMemory, normed_rows) == 344, "WideMemory.normed_rows");
+static_assert(offsetof(WideMemory, inverse_rms) == 352, "WideMemory.inverse_rms");
+static_assert(offsetof(WideMemory, angles) == 360, "WideMemory.angles");
+static_assert(offsetof(WideMemory, queries) == 368, "WideMemory.queries");
+static_assert(offsetof(WideMemory, projected) == 376, "WideMemory.projected");
+static_assert(offsetof(WideMemory, attended) == 384, "WideMemory.attended");
+static_assert(offsetof(WideMemory, dense_inner) == 392, "WideMemory.dense_inner");
+static_assert(offsetof(WideMemory, taps) == 400, "WideMemory.taps");
+static_assert(offsetof(WideMemory, scores) == 408, "WideMemory.scores");
+static_assert(offsetof(WideMemory, experts) == 416, "WideMemory.experts");
+static_assert(offsetof(WideMemory, weights) == 424, "WideMemory.weights");
+static_assert(offsetof(WideMemory, first_rows) == 432, "WideMemory.first_rows");
+static_assert(offsetof(WideMemory, counts) == 440, "WideMemory.counts");
+static_assert(offsetof(WideMemory, rows) == 448, "WideMemory.rows");
+static_assert(offsetof(WideMemory, choices) == 456, "WideMemory.choices");
+static_assert(offsetof(WideMemory, factors) == 464, "WideMemory.factors");
+static_assert(offsetof(WideMemory, gathered) == 472, "WideMemory.gathered");
+static_assert(offsetof(WideMemory, expert_inner) == 480, "WideMemory.expert_inner");
+static_assert(offsetof(WideMemory, products) == 488, "WideMemory.products");
+static_assert(offsetof(WideMemory, capacity) == 496, "WideMemory.capacity");
+static_assert(offsetof(WideMemory, expert_capacity) == 500, "WideMemory.expert_capacity");
+static_assert(offsetof(WideMemory, token_count) == 504, "WideMemory.token_count");
+static_assert(offsetof(WideMemory, row_count) == 508, "WideMemory.row_count");
+static_assert(offsetof(WideMemory, wanted_count) == 512, "WideMemory.wanted_count");
+static_assert(offsetof(WideMemory, layer) == 516, "WideMemory.layer");
+static_assert(offsetof(WideMemory, slice_first) == 520, "WideMemory.slice_first");
+static_assert(offsetof(WideMemory, slice_count) == 524, "WideMemory.slice_count");
 
 struct alignas(8) PlanMemory {
   uint64_t from;

@@ -12,13 +12,12 @@
 
 namespace kilotok {
 
-static_assert(TOKENS_MAX <= RECENT_MAX, "all tokens of a row are recent");
+static_assert(TOKENS_MAX <= RECENT_MAX, "all tokens that a row adds are recent");
 
-// A row's wanted tokens are tokens of the batch, so TOKENS_MAX at most.
 struct VerifyScratch {
-  Resolved choices[TOKENS_MAX];
+  Resolved choices[WANTED_MAX];
   // Whether the model's logits were finite.
-  uint32_t finite[TOKENS_MAX];
+  uint32_t finite[WANTED_MAX];
   RowChoice row;
 };
 
