@@ -50,6 +50,11 @@ conformance!(cuda_demo, || cuda_of(&DEMO, &long(1)), absent(1));
 conformance!(cuda_pro_2_ranks, || cuda(&PRO, 2), absent(2));
 conformance!(cuda_pro_4_ranks, || cuda(&PRO, 4), absent(4));
 conformance!(cuda_pro_8_ranks, || cuda(&PRO, 8), absent(8));
+// All steps by the wide pass, and those of more than a tile of tokens.
+conformance!(cuda_pro_wide, || cuda_wide(&PRO, &wide(1), 0), absent(1));
+conformance!(cuda_pro_both, || cuda_wide(&PRO, &wide(1), TILE), absent(1));
+conformance!(cuda_pro_both_2_ranks, || cuda_wide(&PRO, &wide(2), TILE), absent(2));
+conformance!(cuda_pro_both_8_ranks, || cuda_wide(&PRO, &wide(8), TILE), absent(8));
 conformance!(cuda_demo_2_ranks, || cuda_of(&DEMO, &long(2)), absent(2));
 conformance!(cuda_demo_4_ranks, || cuda_of(&DEMO, &long(4)), absent(4));
 conformance!(cuda_demo_8_ranks, || cuda_of(&DEMO, &long(8)), absent(8));
@@ -79,6 +84,9 @@ fn models() -> [(&'static str, &'static Checkpoint); 6] {
 const GAP: f32 = 0.2;
 /// Prompts of several windows; the longer has more keys than attention sums over in one piece.
 const PROMPT_LENS: [usize; 2] = [70, 400];
+/// Tokens of a tile, and of a step of the wide pass.
+const TILE: u32 = 8;
+const WIDE_TOKENS: u32 = 256;
 /// Tokens of replies that are compared.
 const TOKENS: u32 = 12;
 
@@ -135,6 +143,11 @@ fn long(rank_count: usize) -> CpuOptions {
     CpuOptions { position_max: 2048, page_count: 8192, ..sizes(rank_count) }
 }
 
+/// For steps of more tokens than the narrow pass takes.
+fn wide(rank_count: usize) -> CpuOptions {
+    CpuOptions { token_max: WIDE_TOKENS, ..sizes(rank_count) }
+}
+
 fn cpu(checkpoint: &Checkpoint) -> Box<dyn Engine> {
     Box::new(CpuEngine::start(checkpoint.spec(), checkpoint, &sizes(1), &Quiet).unwrap())
 }
@@ -148,8 +161,24 @@ fn cuda_of(checkpoint: &Checkpoint, sizes: &CpuOptions) -> Box<dyn Engine> {
 }
 
 fn cuda_from(spec: &ModelSpec, source: &dyn WeightSource, sizes: &CpuOptions) -> Box<dyn Engine> {
+    cuda_with(spec, source, sizes, None)
+}
+
+/// An engine whose steps of more than so many tokens take the wide pass.
+fn cuda_wide(checkpoint: &Checkpoint, sizes: &CpuOptions, wide_above: u32) -> Box<dyn Engine> {
+    let engine = cuda_with(checkpoint.spec(), checkpoint, sizes, Some(wide_above));
+    assert_eq!(engine.caps().wide_from, Some(wide_above + 1), "the wide pass runs this model");
+    engine
+}
+
+fn cuda_with(
+    spec: &ModelSpec,
+    source: &dyn WeightSource,
+    sizes: &CpuOptions,
+    wide_above: Option<u32>,
+) -> Box<dyn Engine> {
     let (sizes, toolchain) = (sizes.clone(), toolchain());
-    let options = CudaOptions { sizes, toolchain, ..CudaOptions::default() };
+    let options = CudaOptions { sizes, toolchain, wide_above, ..CudaOptions::default() };
     let tell = |line: &str| eprintln!("{line}");
     let engine = CudaEngine::start(spec, source, &options, &Quiet, &tell);
     Box::new(engine.unwrap_or_else(|error| panic!("{error}")))

@@ -114,6 +114,14 @@ __device__ __forceinline__ void update_wide_slots(const VerifyMemory& arguments)
 
 __device__ __forceinline__ void sample_wide(const VerifyMemory& arguments, VerifyShared& shared) {
   with_batch(arguments.memory, [&](Cta& cta, const Batch& batch) {
+    if constexpr (RANKS > 1) {
+      const uint32_t number = batch.collectives + 1;
+      await_ranks(cta, number);
+      start_all_gather(cta, batch.wanted_count);
+      cta.sync_grid();
+      finish_all_gather(cta, number);
+      cta.stamp(Stamp::AllGather);
+    }
     sample(cta, arguments.sampling, shared.sample, batch.wanted_count, wide_parts());
     cta.stamp(Stamp::Sample);
   });

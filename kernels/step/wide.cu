@@ -80,6 +80,20 @@ extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
   wide::rope_angles(attn_in_memory<false>(memory), 0, ATTENTION_KINDS, wide::SORTERS);
 }
 
+// Where there are several ranks: sums of their parts, and parts of which each rank fills some
+// columns.
+extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
+    wide_all_reduce(const __grid_constant__ WideMemory memory) {
+  if (!begin_wide(memory)) return;
+  wide::all_reduce(all_reduce_memory(memory));
+}
+
+extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
+    wide_clear_part(const __grid_constant__ WideMemory memory) {
+  if (!begin_wide(memory)) return;
+  wide::clear_part(memory.part, memory.token_count);
+}
+
 extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
     wide_input_norm(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;

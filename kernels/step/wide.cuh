@@ -3,6 +3,7 @@
 // memory and the layer's.
 #pragma once
 
+#include "kilotok/wide/all_reduce.cuh"
 #include "kilotok/wide/attn.cuh"
 #include "kilotok/wide/experts.cuh"
 #include "kilotok/wide/project.cuh"
@@ -49,6 +50,13 @@ __device__ __forceinline__ wide::StepTokens step_tokens(const WideMemory& wide) 
 __device__ __forceinline__ wide::EmbedMemory embed_memory(const WideMemory& wide) {
   const Memory& memory = wide.memory;
   return {memory.tokens, memory.embedding, wide.part, memory.rank,
+          static_cast<int>(wide.token_count)};
+}
+
+__device__ __forceinline__ wide::AllReduceMemory all_reduce_memory(const WideMemory& wide) {
+  const Memory& memory = wide.memory;
+  return {wide.part,    wide.received, wide.flags,
+          memory.peers, memory.rank,   at<const Batch>(memory.batch)->collectives + wide.collective,
           static_cast<int>(wide.token_count)};
 }
 
@@ -160,7 +168,8 @@ __device__ __forceinline__ void begin_head(const WideMemory& wide) {
   if (ptx::cta_index() != 0) return;
   const Batch& step = *at<const Batch>(wide.memory.batch);
   if (threadIdx.x == 0)
-    *at<Batch>(wide.head_batch) = {wide.slice_count, 0, wide.slice_count, step.collectives};
+    *at<Batch>(wide.head_batch) = {wide.slice_count, 0, wide.slice_count,
+                                   step.collectives + wide.slice_first / TOKENS_MAX};
   if (threadIdx.x < 2 * COUNTERS)
     *at<uint32_t>(wide.memory.barrier + threadIdx.x * COUNTER_BYTES) = 0;
 }

@@ -10,7 +10,7 @@ use kilotok_abi::{PageId, Sampling, SlotId, TokenId};
 use kilotok_batch::Sizes;
 use kilotok_engine::{Engine, PageRun, Row as PlanRow, RowTokens, SlotSetup, StepOutput, StepPlan};
 
-use crate::{FLASH, absent, cuda_of, sizes};
+use crate::{FLASH, WIDE_TOKENS, absent, cuda_of, cuda_wide, sizes};
 use exact::Finding;
 use setup::{BIAS, COMBINATIONS, HISTORY, PROMPT_COUNT, REPETITION, Row, VOCAB, mask_of, setup_of};
 
@@ -182,4 +182,13 @@ fn the_gpu_keeps_the_law() {
         return println!("skipped: {reason}");
     }
     check(&mut *cuda_of(&FLASH, &few_tokens()), SETTINGS);
+}
+
+#[test]
+fn the_wide_pass_keeps_the_law() {
+    if let Some(reason) = absent(1) {
+        return println!("skipped: {reason}");
+    }
+    let sizes = Sizes { token_max: WIDE_TOKENS, ..few_tokens() };
+    check(&mut *cuda_wide(&FLASH, &sizes, 0), SETTINGS);
 }

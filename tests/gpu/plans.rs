@@ -18,7 +18,7 @@ use kilotok_weights::{Checkpoint, Quiet};
 use crate::distances::quantile;
 use crate::draw::Draw;
 use crate::pair::{Pair, Tally, Tolerance};
-use crate::{DEMO, DENSE, FLASH, PRO, absent, cuda_of, sizes, toy};
+use crate::{DEMO, DENSE, FLASH, PRO, TILE, absent, cuda_of, cuda_wide, sizes, toy};
 
 /// Steps of each model, of the long test, and where a step takes long.
 const ROUNDS: usize = 300;
@@ -205,12 +205,21 @@ fn print(name: &str, tally: &Tally, tolerance: Tolerance) {
 
 /// On so many GPUs, beside one rank of the reference.
 fn compare(models: &[Model], rank_count: usize, rounds: usize) {
+    compare_by(models, rank_count, rounds, cuda_of);
+}
+
+fn compare_by(
+    models: &[Model],
+    rank_count: usize,
+    rounds: usize,
+    engine: impl Fn(&Checkpoint, &Sizes) -> Box<dyn Engine>,
+) {
     if let Some(reason) = absent(rank_count) {
         return println!("skipped: {reason}");
     }
     let sizes = |rank_count| Sizes { page_count: PAGES, ..sizes(rank_count) };
     for &(name, checkpoint, tolerance, bounds) in models {
-        let engine = cuda_of(checkpoint, &sizes(rank_count));
+        let engine = engine(checkpoint, &sizes(rank_count));
         let tally = run(Pair::new(cpu(checkpoint, &sizes(1)), engine, tolerance), rounds);
         print(&format!("{name} on {rank_count}"), &tally, tolerance);
         bounds.check(&tally).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -235,6 +244,12 @@ fn random_plans_on_4_ranks_make_the_references_choices() {
 #[test]
 fn random_plans_on_8_ranks_make_the_references_choices() {
     compare(&MODELS[2..], 8, ROUNDS);
+}
+
+/// Of more than a tile of tokens by the wide pass.
+#[test]
+fn random_plans_by_both_passes_make_the_references_choices() {
+    compare_by(&MODELS[1..3], 1, ROUNDS, |checkpoint, sizes| cuda_wide(checkpoint, sizes, TILE));
 }
 
 /// For GPUs that are emulated. So few choices say nothing of shares.

@@ -32,7 +32,9 @@ const DEEP_TOKENS: u32 = 20;
 /// More than the longest has.
 const DEEP_POSITIONS: u32 = 2048;
 /// Prompt tokens of a row: full steps, and others of so many tiles.
-const DEEP_CHUNKS: [u32; 5] = [64, 57, 33, 16, 9];
+const DEEP_CHUNKS: [u32; 7] = [64, 57, 33, 16, 9, 1000, 130];
+/// Tokens of a step: prompts of some chunks are read by the wide pass.
+const DEEP_STEP: u32 = 1024;
 /// A race was seen once in some ten thousand layers.
 const DEEP_TURNS: u64 = 12;
 
@@ -92,7 +94,12 @@ fn an_eighth_of_full_depth_is_the_same_each_time() {
     let slice = include_str!("../../benches/models/slice/config.json");
     let spec = read_config("config.json", slice, &Knobs::default()).unwrap();
     // Pages as a server has them.
-    let sizes = CpuOptions { position_max: DEEP_POSITIONS, page_tokens: 16, ..sizes(1) };
+    let sizes = CpuOptions {
+        position_max: DEEP_POSITIONS,
+        page_tokens: 16,
+        token_max: DEEP_STEP,
+        ..sizes(1)
+    };
     let mut engine = cuda_from(&spec, &Dummy::new(0), &sizes);
     let request = |(seed, length)| scored(spec.vocab_size, seed, length, DEEP_TOKENS);
     let requests: Vec<Request> = (0..).zip(DEEP_PROMPTS).map(request).collect();

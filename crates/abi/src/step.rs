@@ -176,7 +176,7 @@ abi_struct! {
     /// What a launch of the wide pass is given: where a step of many tokens has its values, and how
     /// many there are. Buffers have room for `capacity` tokens; operands lie as
     /// `kernels/include/kilotok/wide/token_ring.cuh` has them.
-    pub struct WideMemory : 528 {
+    pub struct WideMemory : 552 {
         /// Of this step: tokens, rows and wanted tokens lie elsewhere than a narrow one's.
         pub memory: Memory,
         /// [`Batch`] of the head and of sampling, written for each launch of theirs.
@@ -219,6 +219,10 @@ abi_struct! {
         pub gathered: u64,
         pub expert_inner: u64,
         pub products: u64,
+        /// Of several ranks: what all-reduces receive, BF16, and their flags; see
+        /// `kernels/include/kilotok/wide/all_reduce.cuh`.
+        pub received: u64,
+        pub flags: u64,
         pub capacity: u32,
         /// Rows of experts that there is room for.
         pub expert_capacity: u32,
@@ -231,6 +235,9 @@ abi_struct! {
         /// their number.
         pub slice_first: u32,
         pub slice_count: u32,
+        /// Of this launch, if it is an all-reduce: its number in the step.
+        pub collective: u32,
+        pub reserved: u32,
     }
 }
 

@@ -26,7 +26,7 @@ use crate::rank::{Chain, Rank, WAIT_MAX_MS};
 use crate::results::{Asked, ResultPlaces};
 use crate::upload::{Copy, Places, Upload};
 use crate::watch::{ACKNOWLEDGE_MAX, RankState, Watch};
-use crate::wide::WideStep;
+use crate::wide::{self, WideStep};
 
 /// Computes steps on GPUs.
 pub struct CudaEngine {
@@ -116,7 +116,8 @@ impl CudaEngine {
     fn try_start_step(&mut self, upload: &Upload) -> Result<Watch, RankFailure> {
         let collectives = (self.collectives, self.collectives_max);
         let launches = self.host.upload_places.passes() as u32;
-        self.collectives = self.collectives.wrapping_add(self.collectives_max * launches);
+        let step_max = self.collectives_max * launches + wide::HEADS_MAX;
+        self.collectives = self.collectives.wrapping_add(step_max);
         self.host.lists.write()[..upload.lists.len()].copy_from_slice(&upload.lists);
         let step =
             Shape::of(upload, self.ranks[0].tile_tokens(), upload.bytes(&self.host.upload_places));

@@ -89,7 +89,7 @@ impl CudaOptions {
 
     /// As they are asked for, with steps that the model's passes and the GPU's memory can take.
     fn sizes(&self, spec: &ModelSpec) -> Sizes {
-        let wide = wide::unfit(spec, self.sizes.rank_count).is_none();
+        let wide = wide::unfit(spec).is_none();
         let token_max = if wide { wide::CAPACITY_MAX } else { TOKENS_MAX };
         Sizes { token_max: self.sizes.token_max.min(token_max), ..self.sizes }
     }
@@ -261,10 +261,10 @@ fn connect(devices: &[Arc<Device>]) -> Result<(), DriverError> {
     Ok(())
 }
 
-/// A line that says why no step takes the wide pass, where the model or the ranks do not allow it.
-fn narrow_only(spec: &ModelSpec, sizes: &Sizes) -> String {
+/// A line that says why no step takes the wide pass, where the model does not allow it.
+fn narrow_only(spec: &ModelSpec) -> String {
     let line = |reason| format!("steps have up to {TOKENS_MAX} tokens: the wide pass {reason}\n");
-    wide::unfit(spec, sizes.rank_count).map_or_else(String::new, line)
+    wide::unfit(spec).map_or_else(String::new, line)
 }
 
 /// A time limit at the slowest of these GPUs' clocks.
@@ -290,7 +290,7 @@ impl CudaEngine {
         let multiprocessors = gpus.first().map_or(1, |gpu| gpu.multiprocessors);
         let plan = Plan::new(spec, options, multiprocessors)?;
         let map = plan.layout(spec, 0).map;
-        tell(&format!("{}memory of each GPU\n{map}", narrow_only(spec, &plan.sizes)));
+        tell(&format!("{}memory of each GPU\n{map}", narrow_only(spec)));
         let devices = Device::open_all(&gpus)?;
         connect(&devices)?;
         for device in &devices {

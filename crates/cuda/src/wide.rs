@@ -18,6 +18,8 @@ pub(crate) const CAPACITY_MAX: u32 = 8192;
 /// Capacities are multiples of the tokens that a CTA multiplies at a time.
 const CAPACITY_STEP: u32 = 128;
 
+/// Launches of the head in a step, at most, each with an all-gather.
+pub(crate) const HEADS_MAX: u32 = WANTED_MAX.div_ceil(TOKENS_MAX) as u32;
 /// Rows of a step at most: users who decode together. More gain little, as a step of so many reads
 /// nearly all experts.
 pub(crate) const ROWS_MAX: usize = 256;
@@ -26,6 +28,8 @@ pub(crate) const ROWS_MAX: usize = 256;
 /// model, and each slice reads all experts' weights.
 const EXPERT_TOKENS: usize = 4096;
 const WORD: usize = size_of::<u32>();
+/// Exchanges of an all-reduce, as in `wide/all_reduce.cuh`.
+const EXCHANGES: usize = 2;
 /// Keys of a window that a warp of the narrow pass takes; keys that a page of its ring has, and the
 /// page's bytes.
 const PIECE_KEYS: usize = 16;
@@ -37,11 +41,8 @@ pub(crate) fn capacity(token_max: u32) -> usize {
     token_max.next_multiple_of(CAPACITY_STEP) as usize
 }
 
-/// Why the wide pass cannot run this model on so many ranks, if so.
-pub(crate) fn unfit(spec: &ModelSpec, rank_count: usize) -> Option<&'static str> {
-    if rank_count > 1 {
-        return Some("does not run on several ranks yet");
-    }
+/// Why the wide pass cannot run this model, if so.
+pub(crate) fn unfit(spec: &ModelSpec) -> Option<&'static str> {
     let attention = |layer: &LayerSpec| {
         let AttentionSpec { qk_dim, v_dim, .. } = layer.attention;
         has_attention(layer.attention.window(), qk_dim, v_dim)
@@ -93,6 +94,8 @@ pub(crate) enum WideKernel {
     ContextNorm,
     ContextKeys,
     ContextHeads,
+    AllReduce,
+    ClearPart,
 }
 
 /// The number of threads in a CTA: a constant of the kernels by its name.
@@ -116,7 +119,7 @@ const EXPERTS: [WideKernel; 7] = [
 
 impl WideKernel {
     /// In the order of their discriminants: name, and name of the number of threads.
-    pub(crate) const ALL: [(&str, &str); 23] = [
+    pub(crate) const ALL: [(&str, &str); 25] = [
         ("wide_embed", MOVE_THREADS),
         ("wide_input_norm", MOVE_THREADS),
         ("wide_qkv", GEMM_THREADS),
@@ -140,6 +143,8 @@ impl WideKernel {
         ("wide_context_norm", MOVE_THREADS),
         ("wide_context_keys", GEMM_THREADS),
         ("wide_context_heads", GEMM_THREADS),
+        ("wide_all_reduce", MOVE_THREADS),
+        ("wide_clear_part", MOVE_THREADS),
     ];
 }
 
@@ -150,11 +155,13 @@ pub(crate) struct WideLaunch {
     pub(crate) kernel: WideKernel,
     pub(crate) layer: u32,
     pub(crate) slice: (u32, u32),
+    /// The number of an all-reduce in the step.
+    pub(crate) collective: u32,
 }
 
 impl WideLaunch {
     fn new(kernel: WideKernel, layer: u32) -> Self {
-        Self { kernel, layer, slice: (0, 0) }
+        Self { kernel, layer, slice: (0, 0), collective: 0 }
     }
 }
 
@@ -165,6 +172,8 @@ pub(crate) struct WideLayers {
     drafter: Vec<LayerShape>,
     /// Tokens of a slice.
     slice_max: u32,
+    /// Whether several ranks each compute a part of what is added to the stream.
+    in_parts: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -184,7 +193,14 @@ impl WideLayers {
             layers.iter().map(shape).collect()
         };
         let (target, drafter) = (shapes(&constants.layers), shapes(&constants.draft_layers));
-        Self { target, drafter, slice_max: slice(capacity) as u32 }
+        let in_parts = constants.launch.ranks > 1;
+        Self { target, drafter, slice_max: slice(capacity) as u32, in_parts }
+    }
+
+    /// The launches before something is added to the stream for the `collective`-th time.
+    fn all_reduce(&self, collective: u32) -> Option<WideLaunch> {
+        let launch = WideLaunch::new(WideKernel::AllReduce, 0);
+        self.in_parts.then_some(WideLaunch { collective, ..launch })
     }
 
     /// The target's launches over so many tokens, from embeddings to the last norm.
@@ -193,7 +209,9 @@ impl WideLayers {
         for (layer, shape) in (0..).zip(&self.target) {
             self.add_layer(&mut launches, layer, *shape, token_count);
         }
-        launches.push(WideLaunch::new(WideKernel::InputNorm, self.target.len() as u32));
+        let layer = self.target.len() as u32;
+        launches.extend(self.all_reduce(2 * layer + 1));
+        launches.push(WideLaunch::new(WideKernel::InputNorm, layer));
         launches
     }
 
@@ -211,20 +229,24 @@ impl WideLayers {
         shape: LayerShape,
         token_count: u32,
     ) {
-        let mut kernels = vec![WideKernel::InputNorm, WideKernel::Qkv];
-        kernels.extend((!shape.paired).then_some(WideKernel::Heads));
-        kernels.extend([WideKernel::Attention, WideKernel::Output, WideKernel::PostNorm]);
-        kernels.extend(if shape.dense {
+        let of_layer = |kernel| WideLaunch::new(kernel, layer);
+        launches.extend(self.all_reduce(2 * layer + 1));
+        launches.extend([WideKernel::InputNorm, WideKernel::Qkv].map(of_layer));
+        launches.extend((!shape.paired).then(|| of_layer(WideKernel::Heads)));
+        launches.extend([WideKernel::Attention, WideKernel::Output].map(of_layer));
+        launches.extend(self.all_reduce(2 * layer + 2));
+        let network = if shape.dense {
             [WideKernel::DenseGateUp, WideKernel::DenseDown]
         } else {
             [WideKernel::RouterScores, WideKernel::TopKExperts]
-        });
-        launches.extend(kernels.into_iter().map(|kernel| WideLaunch::new(kernel, layer)));
+        };
+        launches.push(of_layer(WideKernel::PostNorm));
+        launches.extend(network.map(of_layer));
         if shape.dense {
             return;
         }
         for slice in slices(token_count, self.slice_max) {
-            launches.extend(EXPERTS.map(|kernel| WideLaunch { kernel, layer, slice }));
+            launches.extend(EXPERTS.map(|kernel| WideLaunch { slice, ..of_layer(kernel) }));
         }
     }
 
@@ -233,8 +255,11 @@ impl WideLayers {
         if self.drafter.is_empty() {
             return Vec::new();
         }
-        let first = [WideKernel::Fuse, WideKernel::ContextNorm];
-        let mut launches = first.map(|kernel| WideLaunch::new(kernel, 0)).to_vec();
+        let clear = self.in_parts.then(|| WideLaunch::new(WideKernel::ClearPart, 0));
+        let mut launches: Vec<_> = clear.into_iter().collect();
+        launches.push(WideLaunch::new(WideKernel::Fuse, 0));
+        launches.extend(self.all_reduce(2 * self.target.len() as u32 + 2));
+        launches.push(WideLaunch::new(WideKernel::ContextNorm, 0));
         for (layer, shape) in (0..).zip(&self.drafter) {
             launches.push(WideLaunch::new(WideKernel::ContextKeys, layer));
             if !shape.paired {
@@ -324,6 +349,7 @@ impl WideStep {
             layer: launch.layer,
             slice_first: launch.slice.0,
             slice_count: launch.slice.1,
+            collective: launch.collective,
             ..*wide
         }
     }
@@ -375,6 +401,9 @@ pub(crate) fn memory(
     let angles = constants.attentions.len() * constants.rope_pairs_max() * 2 * F32;
     let values = heads(&|kind| kind.q_heads * kind.v_dim);
     let choices = slice(capacity) * top_k;
+    let ranks = constants.launch.ranks;
+    let of_ranks = |bytes| if ranks > 1 { bytes } else { 0 };
+    let flags = EXCHANGES * ranks * constants.launch.grid * WORD;
     WideMemory {
         head_batch,
         stream: take("stream", capacity * hidden * F32),
@@ -402,6 +431,8 @@ pub(crate) fn memory(
         gathered: take("gathered", if rows > 0 { operand_bytes(hidden, rows) } else { 0 }),
         expert_inner: take("expert_inner", operand_bytes(expert_width, rows)),
         products: take("products", rows * hidden * F32),
+        received: take("received", of_ranks(capacity.next_multiple_of(ranks) * hidden * BF16)),
+        flags: take("flags", of_ranks(flags)),
         capacity: capacity as u32,
         expert_capacity: rows as u32,
         ..bytemuck::Zeroable::zeroed()

@@ -358,6 +358,8 @@ struct alignas(8) WideMemory {
   uint64_t gathered;
   uint64_t expert_inner;
   uint64_t products;
+  uint64_t received;
+  uint64_t flags;
   uint32_t capacity;
   uint32_t expert_capacity;
   uint32_t token_count;
@@ -366,8 +368,10 @@ struct alignas(8) WideMemory {
   uint32_t layer;
   uint32_t slice_first;
   uint32_t slice_count;
+  uint32_t collective;
+  uint32_t reserved;
 };
-static_assert(sizeof(WideMemory) == 528, "size of WideMemory");
+static_assert(sizeof(WideMemory) == 552, "size of WideMemory");
 static_assert(offsetof(WideMemory, memory) == 0, "WideMemory.memory");
 static_assert(offsetof(WideMemory, head_batch) == 312, "WideMemory.head_batch");
 static_assert(offsetof(WideMemory, stream) == 320, "WideMemory.stream");
@@ -392,14 +396,18 @@ static_assert(offsetof(WideMemory, factors) == 464, "WideMemory.factors");
 static_assert(offsetof(WideMemory, gathered) == 472, "WideMemory.gathered");
 static_assert(offsetof(WideMemory, expert_inner) == 480, "WideMemory.expert_inner");
 static_assert(offsetof(WideMemory, products) == 488, "WideMemory.products");
-static_assert(offsetof(WideMemory, capacity) == 496, "WideMemory.capacity");
-static_assert(offsetof(WideMemory, expert_capacity) == 500, "WideMemory.expert_capacity");
-static_assert(offsetof(WideMemory, token_count) == 504, "WideMemory.token_count");
-static_assert(offsetof(WideMemory, row_count) == 508, "WideMemory.row_count");
-static_assert(offsetof(WideMemory, wanted_count) == 512, "WideMemory.wanted_count");
-static_assert(offsetof(WideMemory, layer) == 516, "WideMemory.layer");
-static_assert(offsetof(WideMemory, slice_first) == 520, "WideMemory.slice_first");
-static_assert(offsetof(WideMemory, slice_count) == 524, "WideMemory.slice_count");
+static_assert(offsetof(WideMemory, received) == 496, "WideMemory.received");
+static_assert(offsetof(WideMemory, flags) == 504, "WideMemory.flags");
+static_assert(offsetof(WideMemory, capacity) == 512, "WideMemory.capacity");
+static_assert(offsetof(WideMemory, expert_capacity) == 516, "WideMemory.expert_capacity");
+static_assert(offsetof(WideMemory, token_count) == 520, "WideMemory.token_count");
+static_assert(offsetof(WideMemory, row_count) == 524, "WideMemory.row_count");
+static_assert(offsetof(WideMemory, wanted_count) == 528, "WideMemory.wanted_count");
+static_assert(offsetof(WideMemory, layer) == 532, "WideMemory.layer");
+static_assert(offsetof(WideMemory, slice_first) == 536, "WideMemory.slice_first");
+static_assert(offsetof(WideMemory, slice_count) == 540, "WideMemory.slice_count");
+static_assert(offsetof(WideMemory, collective) == 544, "WideMemory.collective");
+static_assert(offsetof(WideMemory, reserved) == 548, "WideMemory.reserved");
 
 struct alignas(8) PlanMemory {
   uint64_t from;

@@ -2,7 +2,7 @@
 // vocabulary; and the all-reduce (minimum) that gives the argmax of drafts over all ranks.
 //
 // One set of locations is enough. Before a rank sends again it completes an all-reduce, to which
-// the others contribute only after they have read this.
+// the others contribute only after they have read this, or awaits them.
 #pragma once
 
 #include "kilotok/comm/all_reduce.cuh"
@@ -14,15 +14,16 @@ constexpr int LOGITS_STRIDE = align_up(VOCAB, 16);
 // Logits of one rank.
 constexpr int RANK_LOGITS = VOCAB / RANKS;
 
-// The receive buffer of a rank, after the packets of all-reduces: a flag of every rank, `[wanted,
-// ranks]` packets with one draft each, all logits.
+// The receive buffer of a rank, after the packets of all-reduces: two flags of every rank,
+// `[wanted, ranks]` packets with one draft each, all logits.
 constexpr size_t FLAGS_OFFSET = ALL_REDUCE_BYTES;
+constexpr size_t READY_OFFSET = FLAGS_OFFSET + RANKS * sizeof(uint32_t);
 constexpr size_t DRAFTS_OFFSET = FLAGS_OFFSET + 128;
 constexpr size_t LOGITS_OFFSET = DRAFTS_OFFSET + size_t{TOKENS_MAX} * RANKS * 16;
 constexpr size_t RECEIVER_BYTES =
     RANKS == 1 ? ALL_REDUCE_BYTES
                : LOGITS_OFFSET + size_t{TOKENS_MAX} * LOGITS_STRIDE * sizeof(float);
-static_assert(RANKS * sizeof(uint32_t) <= 128, "flags lie in a line of the cache");
+static_assert(2 * RANKS * sizeof(uint32_t) <= 128, "flags lie in a line of the cache");
 
 // Sends this rank's logits to all ranks. A grid barrier must come between this and
 // `finish_all_gather`.
@@ -45,22 +46,32 @@ __device__ __forceinline__ void start_all_gather(const Cta& cta, int wanted_coun
   __threadfence_system();
 }
 
-// Waits until all ranks have sent their logits for the `number`-th time.
-__device__ __forceinline__ void finish_all_gather(const Cta& cta, uint32_t number) {
+// Sets this rank's flags to a number, and waits until all ranks have done so.
+__device__ __forceinline__ void meet_ranks(const Cta& cta, size_t flags, uint32_t number) {
   if constexpr (RANKS == 1) return;
   const Peers& peers = *at<const Peers>(cta.memory.peers);
   const int rank = cta.memory.rank, other = cta.thread();
   if (other < RANKS) {
     if (cta.index() == 0)
-      ptx::store_release_system(at<uint32_t>(peers.receivers[other] + FLAGS_OFFSET) + rank,
-                                number);
-    const uint32_t* flag = at<const uint32_t>(peers.receivers[rank] + FLAGS_OFFSET) + other;
+      ptx::store_release_system(at<uint32_t>(peers.receivers[other] + flags) + rank, number);
+    const uint32_t* flag = at<const uint32_t>(peers.receivers[rank] + flags) + other;
     wait_for(Waits::Peer, number, [&](uint32_t& missing) {
       missing = other;
       return ptx::load_acquire_system(flag) == number;
     });
   }
   cta.sync();
+}
+
+// Waits until all ranks have sent their logits for the `number`-th time.
+__device__ __forceinline__ void finish_all_gather(const Cta& cta, uint32_t number) {
+  meet_ranks(cta, FLAGS_OFFSET, number);
+}
+
+// In the first phase of a launch: waits until all ranks have begun it, so that none reads the
+// logits of an earlier one any more.
+__device__ __forceinline__ void await_ranks(const Cta& cta, uint32_t number) {
+  meet_ranks(cta, READY_OFFSET, number);
 }
 
 // A warp, one lane for each rank: the smallest of all ranks' keys for a wanted token.
