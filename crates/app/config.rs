@@ -52,7 +52,7 @@ pub(crate) struct RawConfig {
     #[arg(long, value_name = "NAME")]
     pub(crate) served_model_name: Option<Vec<String>>,
     /// How the model writes reasoning and tool calls, instead of what its template shows:
-    /// mimo, `qwen3_coder`, hermes or plain.
+    /// mimo, `qwen3_coder`, hermes, harmony or plain.
     #[arg(long, value_name = "FORMAT")]
     pub(crate) reply_format: Option<String>,
 

@@ -194,10 +194,10 @@ fn read_text(folder: &Path, vocab_size: usize, config: &Config) -> Result<Text> 
         LoadFormat::Dummy => Text::dummy(folder, vocab_size),
     };
     let text = text.with_context(|| folder.display().to_string())?;
-    Ok(match config.reply_format {
-        Some(format) => text.with_format(format),
-        None => text,
-    })
+    match config.reply_format {
+        Some(format) => text.with_format(format).context("--reply-format"),
+        None => Ok(text),
+    }
 }
 
 /// Tokens outside the model's vocabulary would make every request with them fail.

@@ -5,7 +5,8 @@ use std::time::SystemTime;
 
 use serde_json::{Map, Value, json};
 
-use crate::controls::{Marks, NO_MARKS};
+use crate::controls::Marks;
+use crate::harmony::render::Piece;
 
 /// Input of a template.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -118,22 +119,23 @@ impl ToolCall {
     }
 }
 
-/// A conversation rendered by the model's template.
+/// A conversation as the model reads it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rendered {
     pub prompt: String,
     pub reasoning: ReasoningStart,
-    /// The prompt with marks in what only looks like special tokens; none if nothing does.
-    pub(crate) marked: Option<(String, Marks)>,
+    pub(crate) source: Source,
 }
 
-impl Rendered {
-    pub(crate) fn marked(&self) -> (&str, &Marks) {
-        match &self.marked {
-            Some((text, marks)) => (text, marks),
-            None => (&self.prompt, &NO_MARKS),
-        }
-    }
+/// What becomes the tokens of a prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The prompt's text, in which every special token is one.
+    Prompt,
+    /// The text with marks in what only looks like special tokens.
+    Marked(String, Marks),
+    /// Special tokens, and text that has none.
+    Pieces(Vec<Piece>),
 }
 
 /// Which of a text's tokens are wanted.

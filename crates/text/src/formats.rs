@@ -1,6 +1,7 @@
-//! Formats of reasoning and tool calls, one file per format; their common parser is in
-//! [`crate::reply`].
+//! Formats of reasoning and tool calls, one file per format. Each has its reader in
+//! [`crate::reply`]; those whose markup is tags have one together.
 
+mod harmony;
 mod hermes;
 mod mimo;
 mod plain;
@@ -15,15 +16,17 @@ pub enum Format {
     Mimo,
     Qwen3Coder,
     Hermes,
+    Harmony,
     Plain,
 }
 
 /// What the machinery of replies asks of a format.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Style {
-    /// `<think>` and `</think>` enclose reasoning.
+    /// Replies may have reasoning: between `<think>` and `</think>` where markup is tags.
     pub(crate) reasons: bool,
-    /// `<tool_call>` and `</tool_call>` enclose calls, as XML or as JSON.
+    /// Replies may have calls: between `<tool_call>` and `</tool_call>`, as XML or as JSON, where
+    /// markup is tags.
     pub(crate) calls: bool,
     /// The template puts newlines around reasoning, answer, calls and XML values, and takes them
     /// off again: they belong to the markup. Otherwise every character belongs to the text.
@@ -31,16 +34,24 @@ pub(crate) struct Style {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown reply format {0:?}: use mimo, qwen3_coder, hermes or plain")]
+#[error("unknown reply format {0:?}: use mimo, qwen3_coder, hermes, harmony or plain")]
 pub struct UnknownFormat(pub String);
 
 impl Format {
-    pub const ALL: [Self; 4] = [Self::Mimo, Self::Qwen3Coder, Self::Hermes, Self::Plain];
+    pub const ALL: [Self; 5] =
+        [Self::Mimo, Self::Qwen3Coder, Self::Hermes, Self::Harmony, Self::Plain];
 
-    /// What a checkpoint most likely writes, by its `model_type` and its chat template.
-    pub(crate) fn detect(model_type: &str, template: Option<&str>) -> Self {
+    /// What a checkpoint most likely writes, by its `model_type`, its chat template, and whether it
+    /// has harmony's special tokens.
+    pub(crate) fn detect(
+        model_type: &str,
+        template: Option<&str>,
+        has_format_tokens: bool,
+    ) -> Self {
         let template = template.unwrap_or_default();
-        if mimo::writes(model_type, template) {
+        if has_format_tokens && harmony::writes(model_type, template) {
+            Self::Harmony
+        } else if mimo::writes(model_type, template) {
             Self::Mimo
         } else if qwen3_coder::writes(template) {
             Self::Qwen3Coder
@@ -61,6 +72,7 @@ impl Format {
             Self::Mimo => mimo::STYLE,
             Self::Qwen3Coder => qwen3_coder::STYLE,
             Self::Hermes => hermes::STYLE,
+            Self::Harmony => harmony::STYLE,
             Self::Plain => plain::STYLE,
         }
     }
@@ -70,6 +82,7 @@ impl Format {
             Self::Mimo => "mimo",
             Self::Qwen3Coder => "qwen3_coder",
             Self::Hermes => "hermes",
+            Self::Harmony => "harmony",
             Self::Plain => "plain",
         }
     }

@@ -12,6 +12,7 @@ mod dummy;
 mod files;
 mod formats;
 mod grammar;
+mod harmony;
 mod reply;
 mod stops;
 mod template;

@@ -1,14 +1,18 @@
 //! Parses one reply of the model, token by token: text, stop strings, reasoning, tool calls. Every
 //! token takes the same path whichever step brought it, so events depend on the tokens alone.
-//! Parsing cannot fail: at worst markup appears as text.
+//! Parsing cannot fail: at worst markup appears as text. What the text means is up to the format's
+//! own [`Reader`].
 
+mod arguments;
 mod echo;
 pub(crate) mod events;
+mod harmony;
 mod json_call;
 mod literal;
 pub(crate) mod reader;
 mod schema;
 mod speech;
+pub(crate) mod tagged;
 pub(crate) mod tags;
 mod text_input;
 pub(crate) mod value;
@@ -22,7 +26,9 @@ use crate::detokenizer::Detokenizer;
 use crate::stops::Stops;
 use crate::{ReasoningStart, Text, Tool};
 use events::Events;
-use reader::Reader;
+use harmony::Harmony;
+use reader::{Reader, TokenUse, Verbatim};
+use tagged::Tagged;
 use tags::Tag;
 
 /// Options of parsing a reply.
@@ -91,11 +97,8 @@ pub struct Reply {
     text: Arc<Text>,
     detokenizer: Detokenizer,
     stops: Stops,
-    /// None when all is content.
-    reader: Option<Reader>,
+    reader: Box<dyn Reader>,
     events: Events,
-    /// Special tokens that the reader needs even where special tokens are left out.
-    tags: Vec<TokenId>,
     /// Texts on their way, empty between tokens.
     decoded: String,
     passed: String,
@@ -108,21 +111,11 @@ pub struct Reply {
 
 impl Reply {
     pub fn new(text: Arc<Text>, options: ReplyOptions) -> Self {
-        let style = text.format().style();
-        let calls = matches!(options.parse, Parse::ReasoningAndCalls | Parse::ReasoningThenCalls);
-        let calls = calls && style.calls;
-        let reads = calls || (options.parse != Parse::Nothing && style.reasons);
-        let tags = Tag::ALL.iter().filter_map(|tag| text.token_id(tag.text()));
         Self {
-            tags: if reads { tags.collect() } else { Vec::new() },
+            reader: reader(&text, &options),
             text,
             detokenizer: Detokenizer::default(),
             stops: Stops::new(options.stop, options.include_stop),
-            reader: reads.then(|| {
-                let tools = calls.then(|| options.tools.into());
-                let calls_first = options.parse == Parse::ReasoningThenCalls;
-                Reader::new(style, options.reasoning, tools, options.parallel_calls, calls_first)
-            }),
             events: Events::default(),
             decoded: String::new(),
             passed: String::new(),
@@ -140,20 +133,41 @@ impl Reply {
             return None;
         }
         self.token_count += 1;
-        let reasons = self.reader.as_ref().is_some_and(Reader::is_reasoning);
-        self.reasoning_count += u32::from(reasons);
-        let hidden = self.skip_special && self.text.is_special(token);
-        if !hidden || self.tags.contains(&token) {
-            let bytes = self.text.token_bytes(token).unwrap_or_default();
-            self.detokenizer.push(bytes, &mut self.decoded);
-        }
+        self.reasoning_count += u32::from(self.reader.is_reasoning());
+        let shown = match self.reader.token_use(token) {
+            TokenUse::Ordinary => !(self.skip_special && self.text.is_special(token)),
+            TokenUse::Text => true,
+            TokenUse::Markup => {
+                self.finish_text();
+                let bytes = self.text.token_bytes(token).unwrap_or_default();
+                self.reader.markup(token, bytes, &mut self.events);
+                false
+            }
+        };
+        let stop = if shown { self.push_text(token) } else { None };
+        let calls_over = self.reader.is_over().then_some(Stopped::Calls);
+        let stopped = stop.map(Stopped::String).or(calls_over);
+        self.ended = stopped.is_some();
+        stopped
+    }
+
+    /// Adds a token of text. The stop string that it completes, if any.
+    fn push_text(&mut self, token: TokenId) -> Option<String> {
+        let bytes = self.text.token_bytes(token).unwrap_or_default();
+        self.detokenizer.push(bytes, &mut self.decoded);
         let counts = self.token_count > self.min_tokens;
         let stop = self.stops.push(&self.decoded, counts, &mut self.passed);
         self.decoded.clear();
-        let calls_over = self.read();
-        let stopped = stop.map(Stopped::String).or(calls_over.then_some(Stopped::Calls));
-        self.ended = stopped.is_some();
-        stopped
+        self.read();
+        stop
+    }
+
+    /// Markup or the end follows: nothing of the text is held back any more.
+    fn finish_text(&mut self) {
+        self.detokenizer.finish(&mut self.decoded);
+        self.stops.finish(&self.decoded, &mut self.passed);
+        self.decoded.clear();
+        self.read();
     }
 
     /// The model has ended the reply: text that was held back is released.
@@ -169,14 +183,11 @@ impl Reply {
 
     fn end(&mut self, cut: bool) {
         if !self.ended {
-            self.detokenizer.finish(&mut self.decoded);
-            self.stops.finish(&self.decoded, &mut self.passed);
-            self.read();
+            self.finish_text();
         }
         self.ended = true;
-        if let Some(mut reader) = self.reader.take() {
-            reader.finish(cut, &mut self.events);
-        }
+        let mut reader = std::mem::replace(&mut self.reader, Box::new(Verbatim));
+        reader.finish(cut, &mut self.events);
     }
 
     /// Events since the last call, neighbours of one kind joined.
@@ -193,18 +204,30 @@ impl Reply {
         self.events.call_count()
     }
 
-    /// Parses the text that has passed. Returns whether the calls of the reply are over.
-    fn read(&mut self) -> bool {
-        let mut over = false;
+    /// Reads the text that has passed.
+    fn read(&mut self) {
         for character in self.passed.chars() {
-            let Some(reader) = &mut self.reader else {
-                self.events.content(character);
-                continue;
-            };
-            reader.push(character, &mut self.events);
-            over = reader.is_over();
+            self.reader.character(character, &mut self.events);
         }
         self.passed.clear();
-        over
     }
+}
+
+/// The reader of the format, for the parts that are to be recognised.
+fn reader(text: &Text, options: &ReplyOptions) -> Box<dyn Reader> {
+    let style = text.format().style();
+    let calls = matches!(options.parse, Parse::ReasoningAndCalls | Parse::ReasoningThenCalls);
+    let calls = calls && style.calls;
+    if !calls && (options.parse == Parse::Nothing || !style.reasons) {
+        return Box::new(Verbatim);
+    }
+    let tools: Option<Arc<[Tool]>> = calls.then(|| options.tools.as_slice().into());
+    if let Some(tokens) = text.format_tokens() {
+        let (tools, parallel) = (tools.unwrap_or_default(), options.parallel_calls);
+        return Box::new(Harmony::new(tokens, options.reasoning, tools, parallel));
+    }
+    let calls_first = options.parse == Parse::ReasoningThenCalls;
+    let tagged = Tagged::new(style, options.reasoning, tools, options.parallel_calls, calls_first);
+    let tags = Tag::ALL.iter().filter_map(|tag| text.token_id(tag.text()));
+    Box::new(tagged.with_tags(tags.collect()))
 }

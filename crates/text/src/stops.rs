@@ -66,11 +66,12 @@ impl Stops {
         None
     }
 
-    /// The end of the text: what was held back is no stop string.
+    /// The end of the text: what was held back is no stop string. Another text may follow.
     pub(crate) fn finish(&mut self, text: &str, out: &mut String) {
         if !self.found {
             out.push_str(&std::mem::take(&mut self.held));
             out.push_str(text);
+            self.searches.iter_mut().for_each(|search| search.matched = 0);
         }
     }
 }

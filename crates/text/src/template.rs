@@ -16,12 +16,13 @@ use serde_json::{Map, Value, json};
 
 use crate::controls::{Controls, Marks};
 use crate::{Conversation, Message, TextError, Tool};
+pub(crate) use calendar::format as date;
 use program::Program;
 
 /// Instructions that one rendering may take, about a second. A message takes some hundreds.
 const FUEL_MAX: u64 = 20_000_000;
 /// Bytes of one prompt; a million tokens are about five.
-const PROMPT_BYTES_MAX: usize = 64 << 20;
+pub(crate) const PROMPT_BYTES_MAX: usize = 64 << 20;
 
 /// Templates are compiled and run on threads of their own, because both go by recursion: some
 /// thousand levels of expressions, or a hundred macros that call one another.
@@ -280,11 +281,9 @@ fn cut_at_mark(prompt: &str) -> Option<&str> {
     Some(if after.starts_with(' ') { before } else { before.trim_end() })
 }
 
-fn seconds(conversation: &Conversation) -> i64 {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "`strftime_now` means the wall clock, and only templates that ask for it see it"
-    )]
+/// The time of a conversation, in seconds since 1970.
+pub(crate) fn seconds(conversation: &Conversation) -> i64 {
+    #[expect(clippy::disallowed_methods, reason = "prompts that tell the date mean the wall clock")]
     let now = conversation.now.unwrap_or_else(std::time::SystemTime::now);
     let since = now.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)

@@ -8,9 +8,12 @@ use kilotok_abi::TokenId;
 use serde_json::{Map, Value};
 
 use crate::controls::{Controls, NO_MARKS};
+use crate::conversation::Source;
+use crate::harmony::render::{Piece, render as render_harmony};
+use crate::harmony::{FormatToken, FormatTokens};
 use crate::template::{Sources, Template};
-use crate::tokenizer::Tokenizer;
-use crate::{Conversation, Format, Message, ReasoningStart, Rendered, Wanted, dummy, files};
+use crate::tokenizer::{Specials, Tokenizer};
+use crate::{Conversation, Format, Keep, Message, ReasoningStart, Rendered, Wanted, dummy, files};
 
 const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
@@ -32,6 +35,8 @@ pub struct Text {
     /// Special tokens, among them those around turns.
     controls: Controls,
     format: Format,
+    /// There if the format is harmony.
+    format_tokens: Option<FormatTokens>,
     defaults: Defaults,
 }
 
@@ -72,6 +77,8 @@ pub enum TextError {
     TooLong { token_max: usize },
     #[error("the client has left")]
     Cancelled,
+    #[error("replies cannot be in harmony: the tokenizer has no special token {0}")]
+    NoFormatToken(&'static str),
 }
 
 impl Text {
@@ -124,7 +131,9 @@ impl Text {
         let found = find_template(read, &tokenizer_config)?;
         let source = found.as_ref().map(|(_, sources)| sources.chat.clone());
         let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
-        let format = Format::detect(model_type, source.as_deref());
+        let special = |text: &str| tokenizer.id(text).filter(|&id| tokenizer.is_special(id));
+        let has_format_tokens = FormatTokens::find(special).is_ok();
+        let format = Format::detect(model_type, source.as_deref(), has_format_tokens);
         let thinks = source.is_some_and(|source| source.contains(THINK));
         let template = match found {
             None => None,
@@ -138,14 +147,37 @@ impl Text {
         controls.retain(|token| ![THINK, END_THINK].contains(&token.as_str()));
         let controls = Controls::new(controls)
             .map_err(|reason| TextError::File { file: TOKENIZER, reason })?;
-        Ok(Self { tokenizer, template, thinks, controls, format, defaults })
+        let format_tokens = None;
+        let text = Self {
+            tokenizer,
+            template,
+            thinks,
+            controls,
+            format: Format::Plain,
+            format_tokens,
+            defaults,
+        };
+        text.with_format(format)
     }
 
     /// The same with another reply format than was found.
-    #[must_use]
-    pub fn with_format(mut self, format: Format) -> Self {
+    ///
+    /// # Errors
+    /// The tokenizer does not have the format's special tokens.
+    pub fn with_format(mut self, format: Format) -> Result<Self, TextError> {
         self.format = format;
-        self
+        self.format_tokens = None;
+        if format == Format::Harmony {
+            let special = |text: &str| self.token_id(text).filter(|&id| self.is_special(id));
+            let tokens = FormatTokens::find(special).map_err(TextError::NoFormatToken)?;
+            // Some published files forget one of them.
+            let end_tokens = &mut self.defaults.end_tokens;
+            end_tokens.extend([FormatToken::Call, FormatToken::Return].map(|end| tokens.id(end)));
+            end_tokens.sort_unstable();
+            end_tokens.dedup();
+            self.format_tokens = Some(tokens);
+        }
+        Ok(self)
     }
 
     /// Tokens of a raw prompt: special tokens are recognised wherever they stand.
@@ -162,7 +194,7 @@ impl Text {
     /// There are more than are wanted, they are not wanted any more, or the tokenizer fails on
     /// the text.
     pub fn encode_wanted(&self, text: &str, wanted: &Wanted) -> Result<Vec<TokenId>, TextError> {
-        self.tokenizer.encode(text, &NO_MARKS, wanted)
+        self.tokenizer.encode(text, Specials::Recognized(&NO_MARKS), wanted)
     }
 
     /// Some of the tokens of a conversation. Special tokens are recognised where the template
@@ -175,8 +207,44 @@ impl Text {
         rendered: &Rendered,
         wanted: &Wanted,
     ) -> Result<Vec<TokenId>, TextError> {
-        let (text, marks) = rendered.marked();
-        self.tokenizer.encode(text, marks, wanted)
+        match &rendered.source {
+            Source::Prompt => self.encode_wanted(&rendered.prompt, wanted),
+            Source::Marked(text, marks) => {
+                self.tokenizer.encode(text, Specials::Recognized(marks), wanted)
+            }
+            Source::Pieces(pieces) => self.encode_pieces(pieces, wanted),
+        }
+    }
+
+    fn encode_pieces(&self, pieces: &[Piece], wanted: &Wanted) -> Result<Vec<TokenId>, TextError> {
+        let token_max = wanted.token_max;
+        let mut order: Vec<&Piece> = pieces.iter().collect();
+        if wanted.keep == Keep::Last {
+            order.reverse();
+        }
+        let (mut lists, mut left) = (Vec::new(), token_max);
+        for piece in order {
+            if left == 0 && wanted.keep != Keep::All {
+                break;
+            }
+            let tokens = match piece {
+                Piece::Token(token) => vec![*token],
+                Piece::Text(text) => {
+                    let wanted = Wanted { token_max: left, ..*wanted };
+                    let tokens = self.tokenizer.encode(text, Specials::Spelled, &wanted);
+                    tokens.map_err(|error| match error {
+                        TextError::TooLong { .. } => TextError::TooLong { token_max },
+                        other => other,
+                    })?
+                }
+            };
+            left = left.checked_sub(tokens.len()).ok_or(TextError::TooLong { token_max })?;
+            lists.push(tokens);
+        }
+        if wanted.keep == Keep::Last {
+            lists.reverse();
+        }
+        Ok(lists.concat())
     }
 
     /// Tokens of text that is only text: what looks like a special token is spelled out.
@@ -225,8 +293,14 @@ impl Text {
         self.format
     }
 
+    /// Tokens of the format, if it is harmony.
+    pub(crate) fn format_tokens(&self) -> Option<FormatTokens> {
+        self.format_tokens
+    }
+
+    /// Whether conversations can be rendered: by the template, or by the format's own rules.
     pub fn has_template(&self) -> bool {
-        self.template.is_some()
+        self.template.is_some() || self.format_tokens.is_some()
     }
 
     /// Renders a greeting, so that a template that cannot is known before the first request.
@@ -234,7 +308,11 @@ impl Text {
     /// # Errors
     /// The template fails; one that refuses the greeting in its own words does not.
     pub fn check_template(&self) -> Result<(), TextError> {
-        let Some((file, template)) = &self.template else { return Ok(()) };
+        let Some((file, template)) =
+            self.template.as_ref().filter(|_| self.format_tokens.is_none())
+        else {
+            return Ok(());
+        };
         let (role, content) = ("user".to_owned(), "Hello".to_owned());
         let greeting = Conversation {
             messages: vec![Message { role, content, ..Message::default() }],
@@ -252,12 +330,22 @@ impl Text {
     /// # Errors
     /// The template refuses it, or fails.
     pub fn render(&self, conversation: &Conversation) -> Result<Rendered, TextError> {
+        if let Some(tokens) = self.format_tokens {
+            let (pieces, reasoning) = render_harmony(conversation, tokens)?;
+            let text = |piece: &Piece| match piece {
+                Piece::Token(token) => self.token_text(*token),
+                Piece::Text(text) => text.clone(),
+            };
+            let prompt = pieces.iter().map(text).collect();
+            return Ok(Rendered { prompt, reasoning, source: Source::Pieces(pieces) });
+        }
         let (_, template) = self.template.as_ref().ok_or(TextError::NoTemplate)?;
         let (written, marks) = template.render(conversation, &self.controls)?;
         let (prompt, marked) = self.controls.tell_apart(written, marks);
         let turns = marked.as_ref().map_or(prompt.as_str(), |(text, _)| text);
         let reasoning = self.reasoning_after(turns, conversation.continue_final_message);
-        Ok(Rendered { prompt, reasoning, marked })
+        let source = marked.map_or(Source::Prompt, |(text, marks)| Source::Marked(text, marks));
+        Ok(Rendered { prompt, reasoning, source })
     }
 
     /// Only what follows the last special token counts: what looks like a tag in a turn that is

@@ -47,6 +47,15 @@ pub(crate) struct Tokenizer {
     kinds: Vec<Kind>,
 }
 
+/// What special tokens within a text are.
+#[derive(Clone, Copy)]
+pub(crate) enum Specials<'m> {
+    /// Tokens, but for those with a marked character.
+    Recognized(&'m Marks),
+    /// Text like any other.
+    Spelled,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// The id has no token.
@@ -89,14 +98,14 @@ impl Tokenizer {
         Ok(Self { inner, borders, piece_bytes: PIECE_BYTES, longest, bytes, starts, kinds })
     }
 
-    /// Tokens of a text in which special tokens are recognised, but none with a marked character.
+    /// Tokens of a text, with special tokens as `specials` says.
     ///
     /// # Errors
     /// [`TextError::TooLong`], [`TextError::Cancelled`], or that the tokenizer fails on the text.
     pub(crate) fn encode(
         &self,
         text: &str,
-        marks: &Marks,
+        specials: Specials<'_>,
         wanted: &Wanted,
     ) -> Result<Vec<TokenId>, TextError> {
         let too_long = || Err(TextError::TooLong { token_max: wanted.token_max });
@@ -109,7 +118,7 @@ impl Tokenizer {
                 return Err(TextError::Cancelled);
             }
             let (piece, after) = self.cut(rest, wanted.keep)?;
-            let tokens = guarded(|| self.encode_piece(piece, marks))?;
+            let tokens = guarded(|| self.encode_piece(piece, specials))?;
             count += tokens.len();
             lists.push(tokens);
             rest = after;
@@ -158,7 +167,8 @@ impl Tokenizer {
         Ok((piece, rest))
     }
 
-    fn encode_piece(&self, text: &str, marks: &Marks) -> Result<Vec<TokenId>, Problem> {
+    fn encode_piece(&self, text: &str, specials: Specials<'_>) -> Result<Vec<TokenId>, Problem> {
+        let Specials::Recognized(marks) = specials else { return self.encode_spelled(text) };
         if !marks.are_in(text) {
             return Ok(self.inner.encode_fast(text, false)?.get_ids().to_vec());
         }
@@ -182,13 +192,15 @@ impl Tokenizer {
             let reason = format!("{} bytes, at most {PIECE_BYTES_MAX} are possible", text.len());
             return Err(TextError::Encode(reason));
         }
-        guarded(|| {
-            let mut pieces = PreTokenizedString::from(text);
-            if let Some(normalizer) = self.inner.get_normalizer() {
-                pieces.normalize(|piece| normalizer.normalize(piece))?;
-            }
-            self.encode_words(pieces)
-        })
+        guarded(|| self.encode_spelled(text))
+    }
+
+    fn encode_spelled(&self, text: &str) -> Result<Vec<TokenId>, Problem> {
+        let mut pieces = PreTokenizedString::from(text);
+        if let Some(normalizer) = self.inner.get_normalizer() {
+            pieces.normalize(|piece| normalizer.normalize(piece))?;
+        }
+        self.encode_words(pieces)
     }
 
     fn encode_words(&self, mut pieces: PreTokenizedString) -> Result<Vec<TokenId>, Problem> {

@@ -62,7 +62,7 @@ fn text(format: Format) -> Text {
     });
     let file = tokenizer.to_string().into_bytes();
     let read = |name: &str| (name == "tokenizer.json").then(|| file.clone());
-    Text::from_files(&read).unwrap().with_format(format)
+    Text::from_files(&read).unwrap().with_format(format).unwrap()
 }
 
 fn end(text: &Text) -> TokenId {

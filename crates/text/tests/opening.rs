@@ -153,8 +153,8 @@ fn formats_are_told_by_the_model_and_its_template() {
     for format in Format::ALL {
         assert_eq!(format.to_string().parse(), Ok(format));
     }
-    let unknown = "harmony".parse::<Format>().unwrap_err().to_string();
-    assert!(unknown.contains("\"harmony\"") && unknown.contains("qwen3_coder"), "{unknown}");
+    let unknown = "latin".parse::<Format>().unwrap_err().to_string();
+    assert!(unknown.contains("\"latin\"") && unknown.contains("qwen3_coder"), "{unknown}");
 }
 
 #[test]

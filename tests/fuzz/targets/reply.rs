@@ -19,7 +19,8 @@ static TEXTS: LazyLock<Vec<Arc<Text>>> = LazyLock::new(|| {
     let file = |name: &str| (name == "tokenizer.json").then(|| tokenizer.to_vec());
     let of = |name: &str| {
         let text = Text::from_files(&file).expect("a good tokenizer");
-        Arc::new(text.with_format(name.parse::<Format>().expect("a known format")))
+        let format = name.parse::<Format>().expect("a known format");
+        Arc::new(text.with_format(format).expect("a format of text"))
     };
     FORMATS.map(of).into()
 });

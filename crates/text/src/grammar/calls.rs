@@ -27,13 +27,13 @@ const NAME_CHARS_MAX: usize = 64;
 
 /// What a format puts around an XML value besides its tags.
 #[derive(Clone, Copy)]
-struct Xml {
+pub(super) struct Xml {
     padding: &'static str,
 }
 
 /// Grows into Lark text and the JSON schemas that it refers to.
 #[derive(Default)]
-struct Writer {
+pub(super) struct Writer {
     rules: String,
     rule_count: usize,
     /// Names of the terminals of text, by what they are.
@@ -51,7 +51,7 @@ pub(super) fn source(
     vocabulary: &Vocabulary,
 ) -> Result<Source, GrammarError> {
     if tools.is_empty() {
-        return Err(GrammarError::Invalid("a call is required, but there are no tools".to_owned()));
+        return Err(no_tools());
     }
     check(tools)?;
     weight::check(tools.iter().map(|tool| &tool.parameters))?;
@@ -87,9 +87,7 @@ pub(super) fn one_in_text(
     let mut writer = Writer::default();
     let (mut wrapped, mut bare, mut names) = (Vec::new(), Vec::new(), Vec::new());
     let (open, close) = markers(vocabulary);
-    let mut known = BTreeSet::new();
-    // Of tools with one name the first counts.
-    for tool in tools.iter().filter(|tool| known.insert(&tool.name)) {
+    for tool in first_of_each_name(tools) {
         if !tool.strict {
             let name = Value::from(tool.name.as_str()).to_string();
             names.push(if xml.is_some() { format!("{}>", tool.name) } else { name });
@@ -123,12 +121,22 @@ pub(super) fn one_in_text(
     Ok(writer.finish(&start))
 }
 
-fn check(tools: &[Tool]) -> Result<(), GrammarError> {
+pub(super) fn no_tools() -> GrammarError {
+    GrammarError::Invalid("a call is required, but there are no tools".to_owned())
+}
+
+pub(super) fn check(tools: &[Tool]) -> Result<(), GrammarError> {
     if tools.len() > TOOLS_MAX {
         let text = format!("{} tools to choose from: at most {TOOLS_MAX}", tools.len());
         return Err(GrammarError::TooLarge(text));
     }
     Ok(())
+}
+
+/// Of tools with one name the first counts.
+pub(super) fn first_of_each_name(tools: &[Tool]) -> impl Iterator<Item = &Tool> {
+    let mut known = BTreeSet::new();
+    tools.iter().filter(move |tool| known.insert(&tool.name))
 }
 
 /// What opens a call and what closes it.
@@ -148,7 +156,7 @@ impl Xml {
         match format {
             Format::Mimo => Ok(Some(Self { padding: "" })),
             Format::Qwen3Coder => Ok(Some(Self { padding: "\n" })),
-            Format::Hermes => Ok(None),
+            Format::Hermes | Format::Harmony => Ok(None),
             Format::Plain => {
                 let text = "the model has no format for tool calls; start the server with one, \
                             or ask for JSON by response_format";
@@ -159,7 +167,7 @@ impl Xml {
 }
 
 impl Writer {
-    fn finish(mut self, start: &str) -> Source {
+    pub(super) fn finish(mut self, start: &str) -> Source {
         for (body, name) in mem::take(&mut self.texts) {
             // Writing to a string cannot fail.
             let _ = writeln!(self.rules, "{name}: {body}");
@@ -171,7 +179,7 @@ impl Writer {
     }
 
     /// A new rule of this kind; returns its name.
-    fn rule(&mut self, kind: &str, body: &str) -> String {
+    pub(super) fn rule(&mut self, kind: &str, body: &str) -> String {
         let name = format!("{kind}_{}", self.rule_count);
         self.rule_count += 1;
         let _ = writeln!(self.rules, "{name}: {body}");
@@ -179,7 +187,11 @@ impl Writer {
     }
 
     /// The arguments of a call.
-    fn arguments(&mut self, tool: &Tool, xml: Option<Xml>) -> Result<String, GrammarError> {
+    pub(super) fn arguments(
+        &mut self,
+        tool: &Tool,
+        xml: Option<Xml>,
+    ) -> Result<String, GrammarError> {
         let written = match (xml, &tool.input) {
             (xml, ToolInput::Text(Some(grammar))) => self.text_input(grammar, xml),
             (Some(xml), _) => self.xml(tool, xml),

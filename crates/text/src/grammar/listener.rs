@@ -1,38 +1,65 @@
-//! Follows a reply's text as its reader will, to find where a call begins in free text.
+//! Follows a reply as its reader will, to find where what a grammar constrains begins in free text.
 
 use std::sync::Arc;
 
 use kilotok_abi::TokenId;
 
+use super::messages::MessageListener;
 use super::vocabulary::Vocabulary;
 use crate::detokenizer::Detokenizer;
 use crate::formats::Style;
 use crate::reply::events::Events;
-use crate::reply::reader::Reader;
+use crate::reply::tagged::Tagged;
 use crate::reply::tags::Tag;
 use crate::{ReasoningStart, Tool};
 
-/// Where a reply is in its own text.
+/// By how replies are written.
 #[derive(Clone)]
-pub(super) struct Listener {
-    detokenizer: Detokenizer,
-    reader: Reader,
-    tools: Arc<[Tool]>,
+pub(super) enum Listener {
+    Tags(TagListener),
+    Messages(MessageListener),
 }
 
 impl Listener {
+    /// One token more. The tokens of what begins with it.
+    pub(super) fn push(&mut self, token: TokenId, vocabulary: &Vocabulary) -> Option<Vec<TokenId>> {
+        match self {
+            Self::Tags(tags) => tags.push(token, vocabulary).map(|text| vocabulary.tokens(&text)),
+            Self::Messages(messages) => messages.push(token, vocabulary),
+        }
+    }
+
+    /// The text of a call that may be beginning, and the tokens that would begin it, if there are
+    /// any. A message begins with a token of its own.
+    pub(super) fn opening(&self, vocabulary: &Vocabulary) -> Option<(String, Vec<TokenId>)> {
+        match self {
+            Self::Tags(tags) => tags.opening(vocabulary),
+            Self::Messages(_) => None,
+        }
+    }
+}
+
+/// Where a reply is in its own text, where calls are within tags.
+#[derive(Clone)]
+pub(super) struct TagListener {
+    detokenizer: Detokenizer,
+    reader: Tagged,
+    tools: Arc<[Tool]>,
+}
+
+impl TagListener {
     pub(super) fn new(
         style: Style,
         reasoning: ReasoningStart,
         tools: &Arc<[Tool]>,
         parallel: bool,
     ) -> Self {
-        let reader = Reader::new(style, reasoning, Some(Arc::clone(tools)), parallel, false);
+        let reader = Tagged::new(style, reasoning, Some(Arc::clone(tools)), parallel, false);
         Self { detokenizer: Detokenizer::default(), reader, tools: Arc::clone(tools) }
     }
 
     /// One token more. The text of a call that begins within it, up to the token's end.
-    pub(super) fn push(&mut self, token: TokenId, vocabulary: &Vocabulary) -> Option<String> {
+    fn push(&mut self, token: TokenId, vocabulary: &Vocabulary) -> Option<String> {
         let mut decoded = String::new();
         // Readers do not see other special tokens either.
         if !vocabulary.trie().is_special_token(token) || vocabulary.is_tag(token) {
@@ -52,7 +79,7 @@ impl Listener {
 
     /// The text of a call that may be beginning, and the tokens that would begin it, if there are
     /// any.
-    pub(super) fn opening(&self, vocabulary: &Vocabulary) -> Option<(String, Vec<TokenId>)> {
+    fn opening(&self, vocabulary: &Vocabulary) -> Option<(String, Vec<TokenId>)> {
         let text = self.reader.opening()?;
         let after_tag = text.strip_prefix(Tag::Call.text());
         let mut tokens = match after_tag.map(|rest| rest.trim_matches([' ', '\n', '\t', '\r'])) {

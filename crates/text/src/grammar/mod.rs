@@ -14,6 +14,7 @@ mod lark;
 mod lark_text;
 mod listener;
 mod lookahead;
+mod messages;
 mod multiples;
 mod parse_gbnf;
 mod patterns;
@@ -37,11 +38,13 @@ use llguidance::earley::SlicedBiasComputer;
 use llguidance::toktrie::InferenceCapabilities;
 use serde_json::{Value, json};
 
+use crate::harmony::FormatTokens;
 use crate::{Format, ReasoningStart, Text, TextError, Tool};
 
 use cache::Cache;
 use compile::{CompilePool, Compiled, library_error};
-use listener::Listener;
+use listener::{Listener, TagListener};
+use messages::{Answer, Bound, MessageListener};
 use vocabulary::Vocabulary;
 
 pub use walk::{Grammar, Masks};
@@ -187,16 +190,25 @@ impl Grammars {
         }
         // Unlike the constraint itself, its text distinguishes objects by the order of their
         // fields, which is the order of the reply's.
+        let reasoning = reasoning.into();
+        let tokens = self.vocabulary.format_tokens;
+        let tokens = tokens.filter(|_| is_of_messages(constraint, reasoning));
         let key = match constraint {
             Constraint::TextWithCalls { tools, format, .. } => calls_key(tools, *format),
+            _ if tokens.is_some() => format!("messages {constraint:?}"),
             _ => format!("{constraint:?}"),
         };
-        let compiled = match self.cache.get(&key) {
-            Some(compiled) => compiled,
-            None => self.compile_new(key, self.source(constraint)?, cancelled)?,
+        let compiled = match (self.cache.get(&key), tokens) {
+            (Some(compiled), _) => compiled,
+            (None, Some(tokens)) => {
+                self.compile_new(key, self.message_source(constraint, tokens)?, cancelled)?
+            }
+            (None, None) => self.compile_new(key, self.source(constraint)?, cancelled)?,
         };
-        let reasoning = reasoning.into();
-        let listener = listener(constraint, reasoning);
+        let listener = match tokens {
+            Some(tokens) => Some(message_listener(constraint, tokens, reasoning)),
+            None => listener(constraint, reasoning),
+        };
         let in_text = matches!(constraint, Constraint::TextWithCalls { .. });
         Ok(Grammar::new(compiled, Arc::clone(&self.vocabulary), reasoning, listener, in_text))
     }
@@ -219,6 +231,25 @@ impl Grammars {
             Ok(compiled)
         };
         self.pool.run(work, cancelled)
+    }
+
+    /// The source for a reply that is messages.
+    fn message_source(
+        &self,
+        constraint: &Constraint,
+        tokens: FormatTokens,
+    ) -> Result<Source, GrammarError> {
+        match constraint {
+            Constraint::TextWithCalls { tools, .. } => {
+                messages::source(tools, Answer::Free, tokens)
+            }
+            Constraint::Calls { tools, .. } if tools.is_empty() => Err(calls::no_tools()),
+            Constraint::Calls { tools, .. } => messages::source(tools, Answer::None, tokens),
+            Constraint::ShapeOrCalls { shape, tools, .. } => {
+                messages::source(tools, Answer::Shape(self.source(shape)?), tokens)
+            }
+            shape => messages::source(&[], Answer::Shape(self.source(shape)?), tokens),
+        }
     }
 
     fn source(&self, constraint: &Constraint) -> Result<Source, GrammarError> {
@@ -267,6 +298,33 @@ impl Grammars {
     }
 }
 
+/// Whether a grammar of a reply that is messages begins with a header. Where the prompt ends within
+/// the answer, a shape is of its rest alone.
+fn is_of_messages(constraint: &Constraint, reasoning: ReasoningStart) -> bool {
+    reasoning != ReasoningStart::Never
+        || matches!(constraint, Constraint::TextWithCalls { .. } | Constraint::Calls { .. })
+}
+
+/// Which messages the constraint is about.
+fn message_listener(
+    constraint: &Constraint,
+    tokens: FormatTokens,
+    reasoning: ReasoningStart,
+) -> Listener {
+    let names = |tools: &[Tool]| tools.iter().map(|tool| tool.name.clone()).collect();
+    let (answers, functions, in_text) = match constraint {
+        Constraint::TextWithCalls { tools, .. } => {
+            let strict = calls::first_of_each_name(tools).filter(|tool| tool.strict);
+            (false, strict.map(|tool| tool.name.clone()).collect(), true)
+        }
+        Constraint::Calls { tools, .. } => (false, names(tools), false),
+        Constraint::ShapeOrCalls { tools, .. } => (true, names(tools), false),
+        _ => (true, Vec::new(), false),
+    };
+    let bound = Bound { answers, functions };
+    Listener::Messages(MessageListener::new(tokens, bound, reasoning, in_text))
+}
+
 /// All parts of the tools that their grammar depends on.
 fn calls_key(tools: &[Tool], format: Format) -> String {
     let mut key = format!("text with {format} calls");
@@ -293,7 +351,7 @@ fn listener(constraint: &Constraint, reasoning: ReasoningStart) -> Option<Listen
         }
         _ => return None,
     };
-    Some(Listener::new(format.style(), reasoning, &tools, parallel))
+    Some(Listener::Tags(TagListener::new(format.style(), reasoning, &tools, parallel)))
 }
 
 /// The source for llguidance, and the parts of the constraint that it does not enforce.
@@ -315,13 +373,18 @@ impl Source {
     fn either(one: (&str, Self), other: (&str, Self)) -> Self {
         let lark = format!("start: @{} | @{}", one.0, other.0);
         let mut either = Self::from(TopLevelGrammar::from_lark(lark));
-        for (name, mut source) in [one, other] {
-            source.grammar.grammars[0].name = Some(name.to_owned());
-            either.grammar.grammars.append(&mut source.grammar.grammars);
-            either.warnings.append(&mut source.warnings);
-            either.remainders = either.remainders.max(source.remainders);
+        for (name, source) in [one, other] {
+            either.append(name, source);
         }
         either
+    }
+
+    /// Adds a source that this one refers to by a name.
+    fn append(&mut self, name: &str, mut source: Self) {
+        source.grammar.grammars[0].name = Some(name.to_owned());
+        self.grammar.grammars.append(&mut source.grammar.grammars);
+        self.warnings.append(&mut source.warnings);
+        self.remainders = self.remainders.max(source.remainders);
     }
 }
 

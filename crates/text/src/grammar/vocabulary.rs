@@ -6,6 +6,7 @@ use std::sync::Arc;
 use kilotok_abi::TokenId;
 use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 
+use crate::harmony::FormatTokens;
 use crate::reply::tags::Tag;
 use crate::{Text, TextError};
 
@@ -38,6 +39,8 @@ pub(super) struct Vocabulary {
     tags: Vec<TokenId>,
     /// Those that may be the first of a call after `<tool_call>`, white space included.
     call_starts: Vec<TokenId>,
+    /// There if replies are messages.
+    pub(super) format_tokens: Option<FormatTokens>,
 }
 
 /// A piece of markup in the vocabulary at hand.
@@ -55,8 +58,9 @@ impl Vocabulary {
             let special = text.is_special(token) || is_markup(text, token, &bytes);
             Word { bytes, special }
         });
-        Self::new(words.collect(), size, end_tokens, text.format().style().padded)
-            .map_err(|reason| TextError::File { file: "tokenizer.json", reason })
+        let new = Self::new(words.collect(), size, end_tokens, text.format().style().padded);
+        let new = new.map(|new| Self { format_tokens: text.format_tokens(), ..new });
+        new.map_err(|reason| TextError::File { file: "tokenizer.json", reason })
     }
 
     /// `padded`: an answer may begin with newlines that are not part of it, after reasoning.
@@ -108,6 +112,7 @@ impl Vocabulary {
             texts,
             tags,
             call_starts,
+            format_tokens: None,
         })
     }
 

@@ -28,6 +28,8 @@ pub struct Grammar {
     reply: Vec<TokenId>,
     /// A draft has broken the matcher, see [`Self::start_over`].
     undrafted: bool,
+    /// Whether the answer is text, in which only calls are constrained.
+    in_text: bool,
 }
 
 #[derive(Clone)]
@@ -68,6 +70,8 @@ enum Phase {
     Text,
     /// A call within text.
     Call,
+    /// A header, or a message that the grammar constrains.
+    Message,
 }
 
 impl Grammar {
@@ -78,11 +82,13 @@ impl Grammar {
         listener: Option<Listener>,
         in_text: bool,
     ) -> Self {
-        let phase = match reasoning {
+        let phase = match (&listener, reasoning) {
+            (Some(Listener::Messages(messages)), _) if !messages.is_free() => Phase::Message,
+            (Some(Listener::Messages(_)), _) => Phase::Text,
             _ if in_text => Phase::Text,
-            ReasoningStart::Never => Phase::Answer,
-            ReasoningStart::Maybe if vocabulary.think().is_some() => Phase::Maybe,
-            ReasoningStart::Maybe | ReasoningStart::Begun => Phase::Reasoning(Vec::new()),
+            (_, ReasoningStart::Never) => Phase::Answer,
+            (_, ReasoningStart::Maybe) if vocabulary.think().is_some() => Phase::Maybe,
+            (_, ReasoningStart::Maybe | ReasoningStart::Begun) => Phase::Reasoning(Vec::new()),
         };
         let start = Place { phase, listener };
         let mut grammar = Self {
@@ -93,6 +99,7 @@ impl Grammar {
             start,
             reply: Vec::new(),
             undrafted: false,
+            in_text,
         };
         grammar.restart();
         grammar
@@ -123,7 +130,7 @@ impl Grammar {
 
     /// Whether all of the answer is constrained, so that the reply ends with it.
     pub fn ends_reply(&self) -> bool {
-        !matches!(self.start.phase, Phase::Text)
+        !self.in_text
     }
 
     /// What the lexer spent on the last mask.
@@ -174,7 +181,7 @@ impl Grammar {
         let stays = match phase {
             Phase::Text => true,
             Phase::Reasoning(tail) => after_reasoning(&self.vocabulary, tail, token).is_none(),
-            Phase::Maybe | Phase::Gap(_) | Phase::Answer | Phase::Call => false,
+            Phase::Maybe | Phase::Gap(_) | Phase::Answer | Phase::Call | Phase::Message => false,
         };
         let hears = |listener: &mut Listener| listener.push(token, &self.vocabulary).is_some();
         known && stays && !listener.as_mut().is_some_and(hears)
@@ -272,7 +279,7 @@ impl Grammar {
                     allowed.allow_token(token);
                 }
             }
-            Phase::Reasoning(_) | Phase::Text | Phase::Answer | Phase::Call => {}
+            _ => {}
         }
         if allowed.is_zero() {
             let text = "the grammar has come to a place where nothing matches it";
@@ -316,8 +323,8 @@ impl Grammar {
         }
         let listener = self.place.listener.as_mut();
         let begun = listener.and_then(|listener| listener.push(token, &self.vocabulary));
-        if let (Some(text), Phase::Text | Phase::Reasoning(_)) = (begun, &self.place.phase) {
-            return self.begin_call(&text);
+        if let (Some(tokens), Phase::Text | Phase::Reasoning(_)) = (begun, &self.place.phase) {
+            return self.begin_call(&tokens);
         }
         match &mut self.place.phase {
             Phase::Text => return Ok(true),
@@ -332,17 +339,25 @@ impl Grammar {
                 self.place.phase = Phase::Reasoning(Vec::new());
                 return Ok(true);
             }
-            Phase::Maybe | Phase::Gap(_) | Phase::Answer | Phase::Call => {}
+            _ => {}
         }
         if self.vocabulary.is_end(token) {
             // The matcher need not know: no token follows, or the request ignores its end.
             return self.complete();
         }
         if self.take(token)? {
-            if !matches!(self.place.phase, Phase::Call) {
-                self.place = Place { phase: Phase::Answer, listener: None };
-            } else if self.complete()? {
-                self.place.phase = Phase::Text;
+            match (&self.place.phase, &self.place.listener) {
+                (Phase::Message, Some(Listener::Messages(messages))) => {
+                    if messages.is_free() {
+                        self.place.phase = Phase::Text;
+                    }
+                }
+                (Phase::Call, _) => {
+                    if self.complete()? {
+                        self.place.phase = Phase::Text;
+                    }
+                }
+                _ => self.place = Place { phase: Phase::Answer, listener: None },
             }
             return Ok(true);
         }
@@ -356,19 +371,21 @@ impl Grammar {
         Ok(false)
     }
 
-    /// A call begins within text or reasoning, with these first characters of it. False if they
-    /// are wrong.
-    fn begin_call(&mut self, text: &str) -> Result<bool, GrammarError> {
+    /// A call or a message begins within text or reasoning, with these first tokens of it. False if
+    /// they are wrong.
+    fn begin_call(&mut self, tokens: &[TokenId]) -> Result<bool, GrammarError> {
         let in_text = matches!(self.place.phase, Phase::Text);
         if in_text {
             self.follow();
         }
-        for token in self.vocabulary.tokens(text) {
+        for &token in tokens {
             if !self.take(token)? {
                 return Ok(false);
             }
         }
-        if !in_text {
+        if let Some(Listener::Messages(_)) = self.place.listener {
+            self.place.phase = Phase::Message;
+        } else if !in_text {
             self.place = Place { phase: Phase::Answer, listener: None };
         } else if !self.complete()? {
             self.place.phase = Phase::Call;

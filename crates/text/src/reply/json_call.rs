@@ -5,7 +5,7 @@ use serde_json::Value as Json;
 
 use super::echo::{Echo, Taken};
 use super::events::Events;
-use super::reader::{NAME_MAX, Step};
+use super::tagged::{NAME_MAX, Step};
 use super::tags::Tag;
 
 #[derive(Clone, Default)]

@@ -93,6 +93,13 @@ pub(super) fn property(schema: &Value, key: &str) -> Option<Kinds> {
     Some(kinds(property, schema, DEPTH_MAX))
 }
 
+/// The only property of an object, if it may be a text.
+pub(super) fn only_text(schema: &Value) -> Option<&str> {
+    let properties = properties(schema)?;
+    let (name, _) = properties.iter().next().filter(|_| properties.len() == 1)?;
+    property(schema, name)?.has(Kinds::STRING).then_some(name)
+}
+
 pub(super) fn has_properties(schema: &Value) -> bool {
     properties(schema).is_some_and(|properties| !properties.is_empty())
 }

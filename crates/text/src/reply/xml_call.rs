@@ -10,8 +10,8 @@ use std::fmt::Write as _;
 use serde_json::Value as Json;
 
 use super::events::Events;
-use super::reader::{NAME_MAX, Step};
 use super::schema::{self, Kinds};
+use super::tagged::{NAME_MAX, Step};
 use super::tags::Tag;
 use super::value::{Value, escape};
 

@@ -5,7 +5,7 @@ use jiff::fmt::strtime::{BrokenDownTime, Config};
 
 /// A moment, given in seconds since 1970, as `format` asks. Directives without a meaning stay as
 /// they are, as in Python. Moments beyond the year 9999 become its end.
-pub(super) fn format(format: &str, seconds: i64) -> String {
+pub(crate) fn format(format: &str, seconds: i64) -> String {
     let moment = BrokenDownTime::from(Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX));
     let text = moment.to_string_with_config(&Config::new().lenient(true), format);
     text.unwrap_or_else(|_| format.to_owned())

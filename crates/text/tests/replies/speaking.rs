@@ -36,7 +36,7 @@ impl SimulatedModel {
             let text = String::from_utf8(file(name)?).unwrap();
             Some(text.replace("\"special\":false", "\"special\":true").into_bytes())
         };
-        let text = Arc::new(Text::from_files(&read).unwrap().with_format(format));
+        let text = Arc::new(Text::from_files(&read).unwrap().with_format(format).unwrap());
         Self { text, pieces: BTreeMap::new() }
     }
 
@@ -61,7 +61,7 @@ impl SimulatedModel {
         let tokenizer = serde_json::to_vec(&tokenizer).unwrap();
         let read =
             |name: &str| if name == TOKENIZER { Some(tokenizer.clone()) } else { file(name) };
-        let text = Arc::new(Text::from_files(&read).unwrap().with_format(format));
+        let text = Arc::new(Text::from_files(&read).unwrap().with_format(format).unwrap());
         pieces.extend(
             added.iter().map(|added| (added.clone().into(), text.token_id(added).unwrap())),
         );

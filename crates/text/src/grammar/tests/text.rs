@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{Dice, ENDS, Model, OTHER, allowed};
 use crate::grammar::{Constraint, Grammar};
 use crate::reply::events::Events;
-use crate::reply::reader::Reader;
+use crate::reply::tagged::Tagged;
 use crate::{Event, Format, ReasoningStart, TextGrammar, TokenId, Tool};
 
 fn tools() -> Arc<[Tool]> {
@@ -251,7 +251,7 @@ fn wild(
 
 fn read(reply: &str, format: Format) -> Vec<(String, String)> {
     let tools = Some(tools());
-    let mut reader = Reader::new(format.style(), ReasoningStart::Never, tools, true, false);
+    let mut reader = Tagged::new(format.style(), ReasoningStart::Never, tools, true, false);
     let mut events = Events::default();
     reply.chars().for_each(|character| reader.push(character, &mut events));
     let mut calls: Vec<(String, String)> = Vec::new();
