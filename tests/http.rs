@@ -23,6 +23,8 @@ mod drafts;
 mod faults;
 #[path = "http/garbage.rs"]
 mod garbage;
+#[path = "http/harmony.rs"]
+mod harmony;
 #[path = "http/hosted.rs"]
 mod hosted;
 #[path = "http/integers.rs"]

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use kilotok_abi::TokenId;
-use kilotok_text::{Constraint, Conversation, Parse, ReasoningStart, ReplyOptions};
+use kilotok_text::{Constraint, Conversation, Format, Parse, ReasoningStart, ReplyOptions};
 use serde_json::{Map, Value, json};
 
 use super::PreparedRequest;
@@ -79,6 +79,8 @@ impl ChatPrompt {
                 (true, _) if is_shape_or_calls => Parse::ReasoningThenCalls,
                 (true, _) => Parse::ReasoningAndCalls,
                 (false, true) => Parse::Reasoning,
+                // Headers of messages are no text, also where reasoning is part of the answer.
+                (false, false) if service.text.format() == Format::Harmony => Parse::Reasoning,
                 (false, false) => Parse::Nothing,
             },
             tools: if may_call { self.tools.callable() } else { Vec::new() },
