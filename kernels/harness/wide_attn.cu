@@ -29,7 +29,8 @@ template <int KIND>
 __global__ void __launch_bounds__(wide::THREADS, 1)
     attn_in_kernel(const wide::AttnInMemory memory, const Waiting waiting) {
   if (threadIdx.x == 0) wait_context = WaitContext::begin(waiting.fault, waiting.wait_max_ms, 0);
-  wide::attn_in<KIND>(*reinterpret_cast<wide::AttnInShared*>(asked_memory()), memory);
+  wide::attn_in<QkvMatrix<KIND>, KIND, KIND + 1>(
+      *reinterpret_cast<wide::AttnInShared*>(asked_memory()), memory, KIND);
 }
 
 // The products of that GEMM, F32 `[tokens][PROJECTED_ROWS]`.
@@ -37,7 +38,7 @@ template <int KIND>
 __global__ void __launch_bounds__(wide::THREADS, 1)
     products_kernel(const wide::AttnInMemory memory, const Waiting waiting) {
   if (threadIdx.x == 0) wait_context = WaitContext::begin(waiting.fault, waiting.wait_max_ms, 0);
-  wide::multiply_projections<KIND>(
+  wide::multiply_projections<QkvMatrix<KIND>>(
       *reinterpret_cast<wide::AttnInShared*>(asked_memory()), memory,
       [&](int row_tile, int token, int lane, wide::TilesProducts& products) {
         for (int i = 0; i < wide::TILES_AT_ONCE; i++, token += TILE_TOKENS) {

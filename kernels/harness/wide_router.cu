@@ -61,6 +61,7 @@ struct WideRouter {
     memory.bias = narrow.bias = buffers.put(bias);
     memory.inverse_rms = buffers.take(size_t{4} * most);
     memory.scores = buffers.take(size_t{4} * most * SCORES_EACH);
+    memory.parts = buffers.take(size_t{4} * most * HIDDEN);
     memory.experts = buffers.take(size_t{4} * most * F.top_k);
     memory.weights = buffers.take(size_t{4} * most * F.top_k);
     narrow.copies = narrow.repeats = 1;
@@ -158,7 +159,7 @@ bool all_kinds(bool small) {
   } else {
     WideRouter<KIND> c(small ? 80 : 8192);
     bool right = true;
-    for (int tokens : {1, 77, 203})
+    for (int tokens : {1, 77, 203, 4400})
       if (tokens <= c.most) right = c.check(tokens) && right;
     for (int tokens : {64, 256, 1024, 4096, 8192})
       if (!small) c.time(tokens);

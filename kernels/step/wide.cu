@@ -68,6 +68,7 @@ using namespace kilotok;
 extern "C" __device__ const unsigned WIDE_SHARED_BYTES = WIDE_SHARED_MAX;
 extern "C" __device__ const unsigned WIDE_GEMM_THREADS = wide::THREADS;
 extern "C" __device__ const unsigned WIDE_MOVE_THREADS = wide::SORTERS;
+extern "C" __device__ const unsigned WIDE_NORM_THREADS = wide::NORM_THREADS;
 extern "C" __device__ const unsigned WIDE_ROUTER_THREADS = wide::ROUTER_THREADS;
 extern "C" __device__ const unsigned WIDE_LONG_THREADS = LONG_THREADS;
 extern "C" __device__ const unsigned WIDE_SHORT_THREADS = SHORT_THREADS;
@@ -94,7 +95,7 @@ extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
   wide::clear_part(memory.part, memory.token_count);
 }
 
-extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
+extern "C" __global__ void __launch_bounds__(wide::NORM_THREADS, 1)
     wide_input_norm(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;
   wide::add_rms_norm(launch_shared<wide::NormShared>(), input_norm_memory(memory));
@@ -103,9 +104,10 @@ extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
 extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
     wide_qkv(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;
-  with_kind<0, DRAFT_ATTENTION>(wide_layer<false>(memory).attention, [&](auto kind) {
-    wide::attn_in<decltype(kind)::value>(launch_shared<wide::AttnInShared>(),
-                                         attn_in_memory<false>(memory));
+  const int kind = wide_layer<false>(memory).attention;
+  with_matrix<QkvMatrix, 0, DRAFT_ATTENTION>(kind, [&](auto first) {
+    wide::attn_in<QkvMatrix<decltype(first)::value>, 0, DRAFT_ATTENTION>(
+        launch_shared<wide::AttnInShared>(), attn_in_memory<false>(memory), kind);
   });
 }
 
@@ -139,7 +141,7 @@ extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
   });
 }
 
-extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
+extern "C" __global__ void __launch_bounds__(wide::NORM_THREADS, 1)
     wide_post_norm(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;
   wide::add_rms_norm(launch_shared<wide::NormShared>(), post_norm_memory(memory));
@@ -299,7 +301,7 @@ extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
                                      memory.memory.rank * FuseMatrix::ROWS);
 }
 
-extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
+extern "C" __global__ void __launch_bounds__(wide::NORM_THREADS, 1)
     wide_context_norm(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;
   wide::add_rms_norm(launch_shared<wide::NormShared>(), context_norm_memory(memory));
@@ -309,9 +311,10 @@ extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
 extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
     wide_context_keys(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;
-  with_kind<DRAFT_ATTENTION, ATTENTION_KINDS>(wide_layer<true>(memory).attention, [&](auto kind) {
-    wide::attn_in<decltype(kind)::value>(launch_shared<wide::AttnInShared>(),
-                                         attn_in_memory<true>(memory));
+  const int kind = wide_layer<true>(memory).attention;
+  with_matrix<QkvMatrix, DRAFT_ATTENTION, ATTENTION_KINDS>(kind, [&](auto first) {
+    wide::attn_in<QkvMatrix<decltype(first)::value>, DRAFT_ATTENTION, ATTENTION_KINDS>(
+        launch_shared<wide::AttnInShared>(), attn_in_memory<true>(memory), kind);
   });
   note_wide_drafted(memory);
 }

@@ -138,7 +138,8 @@ __device__ __forceinline__ wide::GemmMemory gemm_memory(const WideMemory& wide, 
 __device__ __forceinline__ wide::RouterMemory router_memory(const WideMemory& wide) {
   const LayerMemory& layer = wide_layer<false>(wide);
   return {wide.stream, layer.post_norm, layer.router, layer.router_bias, wide.inverse_rms,
-          wide.scores, wide.experts,    wide.weights, static_cast<int>(wide.token_count)};
+          wide.scores, wide.part,       wide.experts, wide.weights,
+          static_cast<int>(wide.token_count)};
 }
 
 // The experts of a slice of the tokens.

@@ -101,6 +101,7 @@ pub(crate) enum WideKernel {
 /// The number of threads in a CTA: a constant of the kernels by its name.
 const GEMM_THREADS: &str = "WIDE_GEMM_THREADS";
 const MOVE_THREADS: &str = "WIDE_MOVE_THREADS";
+const NORM_THREADS: &str = "WIDE_NORM_THREADS";
 const ROUTER_THREADS: &str = "WIDE_ROUTER_THREADS";
 const LONG_THREADS: &str = "WIDE_LONG_THREADS";
 const SHORT_THREADS: &str = "WIDE_SHORT_THREADS";
@@ -121,12 +122,12 @@ impl WideKernel {
     /// In the order of their discriminants: name, and name of the number of threads.
     pub(crate) const ALL: [(&str, &str); 25] = [
         ("wide_embed", MOVE_THREADS),
-        ("wide_input_norm", MOVE_THREADS),
+        ("wide_input_norm", NORM_THREADS),
         ("wide_qkv", GEMM_THREADS),
         ("wide_heads", GEMM_THREADS),
         ("wide_attention", GEMM_THREADS),
         ("wide_output", GEMM_THREADS),
-        ("wide_post_norm", MOVE_THREADS),
+        ("wide_post_norm", NORM_THREADS),
         ("wide_dense_gate_up", GEMM_THREADS),
         ("wide_dense_down", GEMM_THREADS),
         ("wide_router_scores", ROUTER_THREADS),
@@ -140,7 +141,7 @@ impl WideKernel {
         ("wide_combine", MOVE_THREADS),
         ("wide_gather_wanted", MOVE_THREADS),
         ("wide_fuse", GEMM_THREADS),
-        ("wide_context_norm", MOVE_THREADS),
+        ("wide_context_norm", NORM_THREADS),
         ("wide_context_keys", GEMM_THREADS),
         ("wide_context_heads", GEMM_THREADS),
         ("wide_all_reduce", MOVE_THREADS),

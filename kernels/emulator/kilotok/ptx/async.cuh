@@ -46,6 +46,7 @@ inline bool mbarrier_try(uint32_t barrier, uint32_t parity) {
 
 inline void copy_later(uint32_t to, const void* from) { std::memcpy(shared<char>(to), from, 16); }
 inline void wait_for_copies() {}
+inline void mbarrier_arrive_copied(uint32_t barrier) { mbarrier_arrive(barrier); }
 inline void reads_before_copies() { emulator::forget_reads(); }
 inline void other_proxy_fence() {}
 

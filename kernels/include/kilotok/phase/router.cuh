@@ -321,6 +321,7 @@ struct Scores {
   float scores[EACH], biases[EACH];
   float inverse_rms;
 
+  Scores() = default;
   // `found` are a token's scores, and behind them its 1 / rms.
   __device__ __forceinline__ Scores(const float* found, const float* bias, int lane) {
     // Only a lane's last expert may not exist; the others share one base address.

@@ -76,6 +76,12 @@ __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
+// Arrives at an mbarrier once all copies are complete that this thread has begun; it counts as one
+// of the arrivals that the mbarrier was initialised with.
+__device__ __forceinline__ void mbarrier_arrive_copied(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
 // Completes this thread's loads from shared memory before it arrives at an mbarrier. Without it
 // they may still be in flight, and bulk copies that are begun after the mbarrier overtake them.
 __device__ __forceinline__ void reads_before_copies() {

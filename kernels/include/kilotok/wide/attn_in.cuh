@@ -174,10 +174,9 @@ __device__ __forceinline__ void store_projected(const AttnInMemory& memory, int 
 // first token, behind which there may be none. Products are passed through shared memory: the
 // epilogue's code is then there once, and its registers do not make the compiler wait between
 // products.
-template <int KIND, class Use>
+template <class M, class Use>
 __device__ __forceinline__ void multiply_projections(AttnInShared& shared,
                                                      const AttnInMemory& memory, Use use) {
-  using M = QkvMatrix<KIND>;
   if (threadIdx.x == 0) TokenRing(shared.ring).init();
   __syncthreads();
   const MatrixWork<M> work = {memory.step.count};
@@ -220,16 +219,23 @@ __device__ __forceinline__ void multiply_projections(AttnInShared& shared,
   with_roles(consume, produce_all);
 }
 
-// All threads of all CTAs, THREADS each.
-template <int KIND>
-__device__ __forceinline__ void attn_in(AttnInShared& shared, const AttnInMemory& memory) {
-  multiply_projections<KIND>(shared, memory,
-                             [&](int row_tile, int token, int lane, TilesProducts& products) {
-                               if constexpr (ATTENTIONS[KIND].paired)
-                                 store_pairs<KIND>(memory, row_tile, token, lane, products);
-                               else
-                                 store_projected<KIND>(memory, row_tile, token, lane, products);
-                             });
+// All threads of all CTAs, THREADS each. `kind` is one of FIRST to END - 1 whose matrix is M: the
+// GEMM is there once for all of them, since over branches the compiler would wait for each product.
+template <class M, int FIRST, int END>
+__device__ __forceinline__ void attn_in(AttnInShared& shared, const AttnInMemory& memory,
+                                        int kind) {
+  multiply_projections<M>(
+      shared, memory, [&](int row_tile, int token, int lane, TilesProducts& products) {
+        with_kind<FIRST, END>(kind, [&](auto of) {
+          constexpr int KIND = decltype(of)::value;
+          if constexpr (!IS_SAME<QkvMatrix<KIND>, M>)
+            return;
+          else if constexpr (ATTENTIONS[KIND].paired)
+            store_pairs<KIND>(memory, row_tile, token, lane, products);
+          else
+            store_projected<KIND>(memory, row_tile, token, lane, products);
+        });
+      });
 }
 
 // One warp: a head of a token, query heads first, then keys, then values.

@@ -1,8 +1,9 @@
 // Which experts each of many tokens goes to, with the bits of phase/router.cuh: parts of an owner's
-// 48 columns, parts of every twelfth owner, and then these sums.
+// 48 columns, parts of every twelfth owner (STRIDE), and then these sums.
 //
-//   router_scores   a CTA takes 128 experts of 64 tokens at a time
-//   top_k_experts   behind it: a warp chooses for a token
+//   router_scores   a CTA takes up to 192 experts of 64 tokens at a time, and all of their sums or,
+//                   where few tokens would leave CTAs idle, some of them
+//   top_k_experts   behind it: a warp adds the sums of a token and chooses
 #pragma once
 
 #include "kilotok/phase/router.cuh"
@@ -11,9 +12,16 @@
 
 namespace kilotok::wide {
 
-// Two warpgroups, each with 64 experts of 64 tokens at a time.
-constexpr int ROUTER_WARPS = 8, ROUTER_THREADS = ROUTER_WARPS * 32;
 constexpr int ROUTER_TOKENS = 64;
+// Warpgroups of consumers, with 64 experts each, and one of producers: a warp that copies the columns
+// of an owner, and one for each of its steps that makes an operand of them.
+constexpr int ROUTER_GROUPS_MAX = 3, ROUTER_CONSUMERS = ROUTER_GROUPS_MAX * WARPGROUP;
+constexpr int ROUTER_THREADS = ROUTER_CONSUMERS + WARPGROUP;
+constexpr int ROUTER_SPLITTERS = OWNER_STEPS;
+static_assert(1 + ROUTER_SPLITTERS == WARPGROUP / 32, "each warp has its part");
+constexpr int ROUTER_CONSUMER_REGISTERS = 152, ROUTER_PRODUCER_REGISTERS = 56;
+static_assert(ROUTER_CONSUMERS * ROUTER_CONSUMER_REGISTERS +
+                  WARPGROUP * ROUTER_PRODUCER_REGISTERS <= 65536, "registers suffice");
 
 struct RouterMemory {
   // F32 `[tokens][HIDDEN]`, the residual stream, and `[HIDDEN]`, the weights of its RMSNorm.
@@ -22,8 +30,9 @@ struct RouterMemory {
   uint64_t router, bias;
   // F32 `[tokens]`.
   uint64_t inverse_rms;
-  // F32 `[tokens][SCORES_EACH]`: what the first kernel leaves for the second.
-  uint64_t scores;
+  // F32 `[tokens][SCORES_EACH]`: sums of all columns, which become scores. If CTAs share the sums,
+  // F32 `[tokens][HIDDEN]`, of a token `[STRIDE][experts]`: the sums one by one.
+  uint64_t scores, parts;
   // U32 and F32 `[tokens][TOP_K]`: the chosen experts in ascending order, and their weights.
   uint64_t experts, weights;
   int tokens;
@@ -51,15 +60,25 @@ struct RouterOperand<true> {
           make_uint2(halves[0].words[i], halves[1].words[i]);
   }
 
+  // Operand A of a step.
+  struct Prepared {
+    uint32_t a[4];
+    __device__ __forceinline__ void load(uint32_t step, int lane) {
+      Step::Weights weights;
+      weights.load(step, lane);
+      const uint4& w = weights.words;
+      a[0] = w.x, a[1] = w.y, a[2] = w.z, a[3] = w.w;
+    }
+  };
+
   static __device__ __forceinline__ void multiply(float (&sums)[ROUTER_TOKENS / 2],
-                                                  const Step::Weights& weights, uint32_t step) {
-    const uint4& w = weights.words;
-    const uint32_t a[4] = {w.x, w.y, w.z, w.w};
+                                                  const Prepared& weights, uint32_t step) {
     ptx::wgmma_fence();
 #pragma unroll
     for (int i = Step::PIECES - 1; i >= 0; i--)
       ptx::wgmma<ROUTER_TOKENS>(
-          sums, a, ptx::wgmma_operand(step + i * 2 * PLANE_BYTES, PLANE_BYTES, TILE_TOKENS * 16),
+          sums, weights.a,
+          ptx::wgmma_operand(step + i * 2 * PLANE_BYTES, PLANE_BYTES, TILE_TOKENS * 16),
           i < Step::PIECES - 1);
     ptx::wgmma_commit();
   }
@@ -88,17 +107,25 @@ struct RouterOperand<false> {
     }
   }
 
-  static __device__ __forceinline__ void multiply(float (&sums)[ROUTER_TOKENS / 2],
-                                                  const Step::Weights& weights, uint32_t step) {
+  // Operand A of a step: both pieces of the weights.
+  struct Prepared {
     float high[2][4], low[2][4];
+    __device__ __forceinline__ void load(uint32_t step, int lane) {
+      Step::Weights weights;
+      weights.load(step, lane);
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-      const uint4& w = weights.words[i / 4];
-      const uint32_t words[4] = {w.x, w.z, w.y, w.w};
-      const ptx::Tf32Pair pair = ptx::split_tf32(__uint_as_float(words[i % 4]));
-      high[i / 4][i % 4] = pair.high;
-      low[i / 4][i % 4] = pair.low;
+      for (int i = 0; i < 8; i++) {
+        const uint4& w = weights.words[i / 4];
+        const uint32_t words[4] = {w.x, w.z, w.y, w.w};
+        const ptx::Tf32Pair pair = ptx::split_tf32(__uint_as_float(words[i % 4]));
+        high[i / 4][i % 4] = pair.high;
+        low[i / 4][i % 4] = pair.low;
+      }
     }
+  };
+
+  static __device__ __forceinline__ void multiply(float (&sums)[ROUTER_TOKENS / 2],
+                                                  const Prepared& weights, uint32_t step) {
     ptx::wgmma_fence();
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -106,238 +133,314 @@ struct RouterOperand<false> {
         return ptx::wgmma_operand(step + (half * HALF_PLANES + plane) * PLANE_BYTES, PLANE_BYTES,
                                   TILE_TOKENS * 16);
       };
-      ptx::wgmma_tf32(sums, low[half], planes(0), half > 0);
-      ptx::wgmma_tf32(sums, high[half], planes(2), true);
-      ptx::wgmma_tf32(sums, high[half], planes(0), true);
+      ptx::wgmma_tf32(sums, weights.low[half], planes(0), half > 0);
+      ptx::wgmma_tf32(sums, weights.high[half], planes(2), true);
+      ptx::wgmma_tf32(sums, weights.high[half], planes(0), true);
     }
     ptx::wgmma_commit();
   }
 };
 
-// Columns come owner by owner. Weights are copied three owners ahead; the stream's columns are
-// loaded two ahead, and become an operand one ahead.
-constexpr int ROUTER_STAGES = 4;
+// The sums of a score, each over every STRIDE-th owner.
+constexpr int STRIDE = smaller(CONSUMER_WARPS, OWNER_UNITS);
+// Owners whose columns are in shared memory as operands, and as they come.
+constexpr int ROUTER_STAGES = 2, RAW_STAGES = 4;
+// Bytes of a token's columns; rows are so far apart that eight of them lie in different banks.
+constexpr int RAW_BYTES = OWNER_ROWS * 4, RAW_STRIDE = RAW_BYTES + 16;
 
 template <int KIND>
 struct RouterShared {
   using R = Router<KIND>;
   using Operand = RouterOperand<R::F.router_bf16>;
   static constexpr int STEP_BYTES = Operand::STEP_PLANES * Operand::PLANE_BYTES;
-  using Tokens = char[OWNER_STEPS * STEP_BYTES];
-  using Weights = char[ROUTER_WARPS * R::TILE_BYTES];
-  alignas(128) Weights weights[ROUTER_STAGES];
-  // Of this owner and the next.
-  alignas(128) Tokens tokens[2];
-  alignas(16) float norm[HIDDEN];
-  alignas(8) uint64_t full[ROUTER_STAGES];
+  // Tiles of 16 experts that a CTA takes at a time.
+  static constexpr int GROUPS = divisor(ceil_div(R::TILES, 4), ROUTER_GROUPS_MAX);
+  static constexpr int TILES = GROUPS * 4;
+  alignas(128) char weights[ROUTER_STAGES][TILES * R::TILE_BYTES];
+  alignas(128) char tokens[ROUTER_STAGES][OWNER_STEPS * STEP_BYTES];
+  // The stream's columns of each token, and behind them the norm's weights.
+  alignas(16) char raw[RAW_STAGES][(ROUTER_TOKENS + 1) * RAW_STRIDE];
+  // Of each consumer what the sums before add up to.
+  float4 totals[ROUTER_TOKENS / TILE_TOKENS][ROUTER_CONSUMERS];
+  alignas(8) uint64_t full[ROUTER_STAGES], empty[ROUTER_STAGES];
+  alignas(8) uint64_t raw_full[RAW_STAGES], raw_empty[RAW_STAGES];
 
   // All threads of a CTA.
-  __device__ __forceinline__ void begin(const RouterMemory& memory) {
+  __device__ __forceinline__ void begin() {
+    const auto init = [](uint64_t& barrier, int arrivals) {
+      ptx::mbarrier_init(ptx::shared_address(&barrier), arrivals);
+    };
     if (threadIdx.x == 0) {
-      for (uint64_t& barrier : full) ptx::mbarrier_init(ptx::shared_address(&barrier), 1);
+      for (int i = 0; i < ROUTER_STAGES; i++) {
+        init(full[i], 1 + ROUTER_SPLITTERS * ptx::WARP_ARRIVALS);
+        init(empty[i], TILES * ptx::WARP_ARRIVALS);
+      }
+      for (int i = 0; i < RAW_STAGES; i++) {
+        init(raw_full[i], 32);
+        init(raw_empty[i], ROUTER_SPLITTERS * ptx::WARP_ARRIVALS);
+      }
       ptx::mbarrier_init_fence();
     }
-    for (int i = threadIdx.x; i < HIDDEN; i += ROUTER_THREADS)
-      norm[i] = at<const float>(memory.norm)[i];
     __syncthreads();
   }
 };
 
-// The owners in the order in which their parts are added: every twelfth, then the next ones.
-struct OwnerWalk {
-  static constexpr int STRIDE = smaller(CONSUMER_WARPS, OWNER_UNITS);
-  int first = 0, unit = 0;
+// One end of a ring of COUNT stages; each thread has its own.
+template <int COUNT>
+struct RouterRing {
+  uint64_t *full_barriers, *empty_barriers;
+  int stage = 0;
+  uint32_t parity = 0;
 
-  __device__ __forceinline__ bool has() const { return first < STRIDE; }
-  // Whether a sum ends with this one.
-  __device__ __forceinline__ bool ends() const { return unit + STRIDE >= OWNER_UNITS; }
+  __device__ __forceinline__ uint32_t full() const {
+    return ptx::shared_address(full_barriers + stage);
+  }
+  __device__ __forceinline__ uint32_t empty() const {
+    return ptx::shared_address(empty_barriers + stage);
+  }
+  __device__ __forceinline__ void wait() const { wait_mbarrier(Waits::Page, full(), parity); }
+  __device__ __forceinline__ void wait_empty() const {
+    wait_mbarrier(Waits::FreePage, empty(), parity ^ 1);
+  }
   __device__ __forceinline__ void next() {
-    const bool last = ends();
-    first += last;
-    unit = last ? first : unit + STRIDE;
+    if (++stage == COUNT) {
+      stage = 0;
+      parity ^= 1;
+    }
   }
 };
 
-// 128 experts of 64 tokens.
+// Both rings.
+template <int KIND>
+struct RouterRings {
+  RouterShared<KIND>& shared;
+  RouterRing<ROUTER_STAGES> operands;
+  RouterRing<RAW_STAGES> raw;
+
+  __device__ __forceinline__ explicit RouterRings(RouterShared<KIND>& s)
+      : shared(s), operands{s.full, s.empty}, raw{s.raw_full, s.raw_empty} {}
+};
+
+// How scores are shared among CTAs: by experts and tokens, and by their sums where that lets them
+// end earlier.
+template <int KIND>
+struct ScoreWork {
+  static constexpr int EXPERTS = Router<KIND>::EXPERTS;
+  static constexpr int TILE_GROUPS = ceil_div(Router<KIND>::TILES, RouterShared<KIND>::TILES);
+  int whole, shares = 1;
+
+  __device__ __forceinline__ explicit ScoreWork(int tokens)
+      : whole(ceil_div(tokens, ROUTER_TOKENS) * TILE_GROUPS) {
+    if (STRIDE * EXPERTS > HIDDEN || whole >= GRID) return;
+    const auto rounds = [&](int number) { return ceil_div(whole * number, GRID); };
+    for (int number = 2; number <= STRIDE; number++)
+      if (STRIDE % number == 0 && rounds(number) * shares < rounds(shares) * number)
+        shares = number;
+  }
+  __device__ __forceinline__ int count() const { return whole * shares; }
+};
+
+// Up to 192 experts of 64 tokens, and of their sums those from `first` to `end` - 1.
 template <int KIND>
 struct RouterItem {
   using R = Router<KIND>;
   using Shared = RouterShared<KIND>;
   using Operand = typename Shared::Operand;
-  static constexpr int GROUPS = ceil_div(R::TILES, ROUTER_WARPS);
-  // A warp prepares the columns of a step of a tile of tokens at a time, four for each lane.
-  static constexpr int EACH = ROUTER_TOKENS / TILE_TOKENS * OWNER_STEPS / ROUTER_WARPS;
+  using Prepared = typename Operand::Prepared;
   static_assert(HIDDEN % 4 == 0, "columns come four at a time");
-
-  const RouterMemory& memory;
-  int first_token, first_tile, warp, lane;
-
-  __device__ __forceinline__ RouterItem(const RouterMemory& m, int item)
-      : memory(m),
-        first_token(item / GROUPS * ROUTER_TOKENS),
-        first_tile(item % GROUPS * ROUTER_WARPS),
-        warp(threadIdx.x / 32),
-        lane(threadIdx.x % 32) {}
-
-  static __device__ __forceinline__ int count(int tokens) {
-    return ceil_div(tokens, ROUTER_TOKENS) * GROUPS;
-  }
-
-  // One thread: begins to copy an owner's weights into the stage of such a number.
-  __device__ __forceinline__ void copy_weights(Shared& shared, const OwnerWalk& owner,
-                                               uint32_t number) const {
-    if (!owner.has()) return;
-    const uint32_t stage = number % ROUTER_STAGES;
-    const uint32_t full = ptx::shared_address(&shared.full[stage]);
-    const int bytes = smaller(R::TILES - first_tile, ROUTER_WARPS) * R::TILE_BYTES;
-    ptx::mbarrier_expect(full, bytes);
-    ptx::bulk_copy(ptx::shared_address(shared.weights[stage]),
-                   at<const char>(memory.router) + size_t{1} * owner.unit * R::UNIT_BYTES +
-                       first_tile * R::TILE_BYTES,
-                   bytes, full);
-  }
-
-  // Of what a lane prepares: the token of the item, the step, and its quarter of it.
-  struct Place {
-    int token, step, quarter;
-  };
-  __device__ __forceinline__ Place place(int i) const {
-    const int unit = warp * EACH + i;
-    return {unit / OWNER_STEPS * TILE_TOKENS + lane % TILE_TOKENS, unit % OWNER_STEPS,
-            lane / TILE_TOKENS};
-  }
-
-  // A thread's columns of the stream.
-  struct Loaded {
-    float4 x[EACH];
-    int unit;
-  };
-  __device__ __forceinline__ Loaded load(const OwnerWalk& owner) const {
-    Loaded loaded;
-    loaded.unit = owner.unit;
-#pragma unroll
-    for (int i = 0; i < EACH; i++) {
-      const Place own = place(i);
-      const int token = first_token + own.token;
-      const int column = owner.unit * OWNER_ROWS + own.step * STEP_COLUMNS + own.quarter * 4;
-      loaded.x[i] = owner.has() && token < memory.tokens && column < HIDDEN
-                        ? *reinterpret_cast<const float4*>(at<const float>(memory.stream) +
-                                                           size_t{1} * token * HIDDEN + column)
-                        : make_float4(0, 0, 0, 0);
-    }
-    return loaded;
-  }
-
-  // The product with the norm's weight is rounded, as the narrow pass stores it: it may not be
-  // fused with what follows. Beyond the last column both are zeros.
-  __device__ __forceinline__ void store(Shared& shared, typename Shared::Tokens& tokens,
-                                        const Loaded& loaded) const {
-#pragma unroll
-    for (int i = 0; i < EACH; i++) {
-      const Place own = place(i);
-      const int column = loaded.unit * OWNER_ROWS + own.step * STEP_COLUMNS + own.quarter * 4;
-      const float4 norm =
-          *reinterpret_cast<const float4*>(&shared.norm[smaller(column, HIDDEN - 4)]);
-      const float x[4] = {
-          __fmul_rn(loaded.x[i].x, norm.x), __fmul_rn(loaded.x[i].y, norm.y),
-          __fmul_rn(loaded.x[i].z, norm.z), __fmul_rn(loaded.x[i].w, norm.w)};
-      Operand::store(tokens + own.step * Shared::STEP_BYTES, own.token, own.quarter, x);
-    }
-    ptx::wgmma_writes_fence();
-  }
-
   // For every eight tokens four, as `mma` has them.
   using Sums = float[ROUTER_TOKENS / 2];
 
-  // Begins an owner's products, a sum for each step.
-  __device__ __forceinline__ void multiply(const typename Shared::Weights& weights,
-                                           const typename Shared::Tokens& tokens,
-                                           Sums (&products)[OWNER_STEPS]) const {
-    const uint32_t from = ptx::shared_address(weights) + warp * R::TILE_BYTES;
+  const RouterMemory& memory;
+  int first_token, first_tile, first, end, warp, lane;
+
+  __device__ __forceinline__ RouterItem(const RouterMemory& m, const ScoreWork<KIND>& work,
+                                        int item)
+      : memory(m), warp(threadIdx.x / 32), lane(threadIdx.x % 32) {
+    const int group = item / work.shares, each = STRIDE / work.shares;
+    first_token = group / ScoreWork<KIND>::TILE_GROUPS * ROUTER_TOKENS;
+    first_tile = group % ScoreWork<KIND>::TILE_GROUPS * Shared::TILES;
+    first = item % work.shares * each;
+    end = first + each;
+  }
+
+  // The warp that copies: begins to bring an owner's weights, and its columns of the stream, which
+  // arrive by themselves. Of tokens that there are not, none.
+  __device__ __forceinline__ void copy(RouterRings<KIND>& rings, int unit) const {
+    constexpr int PIECES = RAW_BYTES / 16, LANES = 4;
+    static_assert(PIECES % LANES == 0, "lanes have whole pieces");
+    RouterRing<RAW_STAGES>& ring = rings.raw;
+    ring.wait_empty();
+    char* raw = rings.shared.raw[ring.stage];
+    const int first_column = unit * OWNER_ROWS;
+    const auto copy_piece = [&](const float* from, int row, int piece) {
+      const int column = smaller(first_column + piece * 4, HIDDEN - 4);
+      ptx::copy_later(ptx::shared_address(raw) + row * RAW_STRIDE + piece * 16, from + column);
+    };
+#pragma unroll
+    for (int tile = 0; tile < ROUTER_TOKENS / TILE_TOKENS; tile++) {
+      const int row = tile * TILE_TOKENS + lane / LANES;
+      if (first_token + row >= memory.tokens) continue;
+      const float* from =
+          at<const float>(memory.stream) + size_t{1} * (first_token + row) * HIDDEN;
+#pragma unroll
+      for (int i = 0; i < PIECES / LANES; i++) copy_piece(from, row, i * LANES + lane % LANES);
+    }
+    if (lane < PIECES) copy_piece(at<const float>(memory.norm), ROUTER_TOKENS, lane);
+    ptx::mbarrier_arrive_copied(ring.full());
+    ring.next();
+    RouterRing<ROUTER_STAGES>& operands = rings.operands;
+    operands.wait_empty();
+    if (lane == 0) {
+      const int bytes = smaller(R::TILES - first_tile, Shared::TILES) * R::TILE_BYTES;
+      ptx::mbarrier_expect(operands.full(), bytes);
+      ptx::bulk_copy(ptx::shared_address(rings.shared.weights[operands.stage]),
+                     at<const char>(memory.router) + size_t{1} * unit * R::UNIT_BYTES +
+                         first_tile * R::TILE_BYTES,
+                     bytes, operands.full());
+    }
+    operands.next();
+  }
+
+  // A warp that splits: makes an operand of a step's columns, four a lane. The product with the
+  // norm's weight is rounded, as the narrow pass stores it: it may not be fused with what follows.
+  // Beyond the last column both are zeros.
+  __device__ __forceinline__ void split(RouterRings<KIND>& rings, int unit) const {
+    const int step = warp % (WARPGROUP / 32) - 1, quarter = lane / TILE_TOKENS;
+    const int column = step * STEP_COLUMNS + quarter * 4;
+    const bool has = HIDDEN % OWNER_ROWS == 0 || unit * OWNER_ROWS + column < HIDDEN;
+    rings.raw.wait();
+    rings.operands.wait_empty();
+    const char* raw = rings.shared.raw[rings.raw.stage] + column * 4;
+    char* to = rings.shared.tokens[rings.operands.stage] + step * Shared::STEP_BYTES;
+    const float4 norm = *reinterpret_cast<const float4*>(raw + ROUTER_TOKENS * RAW_STRIDE);
+#pragma unroll
+    for (int tile = 0; tile < ROUTER_TOKENS / TILE_TOKENS; tile++) {
+      const int token = tile * TILE_TOKENS + lane % TILE_TOKENS;
+      const float4 x = *reinterpret_cast<const float4*>(raw + token * RAW_STRIDE);
+      const float scaled[4] = {
+          has ? __fmul_rn(x.x, norm.x) : 0, has ? __fmul_rn(x.y, norm.y) : 0,
+          has ? __fmul_rn(x.z, norm.z) : 0, has ? __fmul_rn(x.w, norm.w) : 0};
+      Operand::store(to, token, quarter, scaled);
+    }
+    ptx::wgmma_writes_fence();
+    ptx::mbarrier_arrive_warp(rings.operands.full(), lane);
+    ptx::mbarrier_arrive_warp(rings.raw.empty(), lane);
+    rings.operands.next();
+    rings.raw.next();
+  }
+
+  // Consumers: add an owner's part. It has a sum for each step.
+  __device__ __forceinline__ void multiply(RouterRings<KIND>& rings, Sums& sums) const {
+    RouterRing<ROUTER_STAGES>& ring = rings.operands;
+    ring.wait();
+    const uint32_t weights =
+        ptx::shared_address(rings.shared.weights[ring.stage]) + warp * R::TILE_BYTES;
+    const uint32_t tokens = ptx::shared_address(rings.shared.tokens[ring.stage]);
+    Sums part, product;
+    Prepared prepared[2];
+    prepared[0].load(weights, lane);
 #pragma unroll
     for (int step = 0; step < OWNER_STEPS; step++) {
-      typename Operand::Step::Weights w;
-      w.load(from + step * R::STEP_BYTES, lane);
-      Operand::multiply(products[step], w, ptx::shared_address(tokens) + step * Shared::STEP_BYTES);
+      Operand::multiply(product, prepared[step % 2], tokens + step * Shared::STEP_BYTES);
+      if (step + 1 < OWNER_STEPS)
+        prepared[(step + 1) % 2].load(weights + (step + 1) * R::STEP_BYTES, lane);
+      else
+        ptx::reads_before_copies();
+      ptx::wgmma_wait<0>(product);
+      if (step + 1 == OWNER_STEPS) {
+        ptx::mbarrier_arrive_warp(ring.empty(), lane);
+        ring.next();
+      }
+#pragma unroll
+      for (int i = 0; i < ROUTER_TOKENS / 2; i++)
+        part[i] = step == 0 ? product[i] : part[i] + product[i];
+    }
+#pragma unroll
+    for (int i = 0; i < ROUTER_TOKENS / 2; i++) sums[i] += part[i];
+  }
+
+  // Consumers: adds sums to those before.
+  __device__ __forceinline__ void add_total(Shared& shared, Sums& sums, bool begins) const {
+#pragma unroll
+    for (int i = 0; i < ROUTER_TOKENS / TILE_TOKENS; i++) {
+      float4& total = shared.totals[i][threadIdx.x];
+      const float4 before = begins ? make_float4(0, 0, 0, 0) : total;
+      float* own = sums + i * 4;
+      own[0] = before.x + own[0];
+      own[1] = before.y + own[1];
+      own[2] = before.z + own[2];
+      own[3] = before.w + own[3];
+      total = make_float4(own[0], own[1], own[2], own[3]);
     }
   }
 
-  // Waits for them, and adds the owner's part.
-  static __device__ __forceinline__ void add_part(Sums (&products)[OWNER_STEPS], Sums& sums) {
-#pragma unroll
-    for (int step = 0; step < OWNER_STEPS; step++) ptx::wgmma_wait<0>(products[step]);
-#pragma unroll
-    for (int i = 0; i < ROUTER_TOKENS / 2; i++) {
-      float part = products[0][i];
-#pragma unroll
-      for (int step = 1; step < OWNER_STEPS; step++) part += products[step][i];
-      sums[i] += part;
-    }
-  }
-
-  __device__ __forceinline__ void store_scores(const Sums& totals) const {
+  // Stores sums, of a token's values from `to` on, `stride` apart.
+  __device__ __forceinline__ void store_sums(const Sums& sums, float* to, int stride) const {
     const int expert = (first_tile + warp) * TILE_EXPERTS + lane / 4;
 #pragma unroll
     for (int i = 0; i < ROUTER_TOKENS / 2; i++) {
       const int token = first_token + i / 4 * TILE_TOKENS + lane % 4 * 2 + i % 2;
       const int own = expert + i % 4 / 2 * 8;
-      if (token >= memory.tokens || own >= R::EXPERTS) continue;
-      at<float>(memory.scores)[size_t{1} * token * SCORES_EACH + own] =
-          sigmoid(totals[i] * at<const float>(memory.inverse_rms)[token]);
+      if (token < memory.tokens && own < R::EXPERTS) to[size_t{1} * token * stride + own] = sums[i];
     }
   }
-};
 
-// All threads of a CTA: the scores of an item. `number` counts the owners whose weights were used.
-template <int KIND>
-__device__ __forceinline__ void score_item(RouterShared<KIND>& shared,
-                                           const RouterItem<KIND>& item, uint32_t& number) {
-  using Item = RouterItem<KIND>;
-  typename Item::Sums sums = {}, totals = {};
-  OwnerWalk weights, loads;
-  for (int i = 0; i < ROUTER_STAGES - 1; i++, weights.next())
-    if (threadIdx.x == 0) item.copy_weights(shared, weights, number + i);
-  item.store(shared, shared.tokens[0], item.load(loads));
-  loads.next();
-  typename Item::Loaded loaded = item.load(loads);
-  __syncthreads();
-  int current = 0;
+  // Calls `use(unit)` for the owners of one of the sums, in order.
+  template <class Use>
+  static __device__ __forceinline__ void for_each_owner(int sum, Use use) {
 #pragma unroll 1
-  for (OwnerWalk owner; owner.has(); owner.next(), number++, current ^= 1) {
-    if (threadIdx.x == 0) item.copy_weights(shared, weights, number + ROUTER_STAGES - 1);
-    weights.next();
-    const uint32_t stage = number % ROUTER_STAGES;
-    wait_mbarrier(Waits::Page, ptx::shared_address(&shared.full[stage]),
-                  number / ROUTER_STAGES & 1);
-    typename Item::Sums products[OWNER_STEPS];
-    item.multiply(shared.weights[stage], shared.tokens[current], products);
-    item.store(shared, shared.tokens[current ^ 1], loaded);
-    // Fences come before the next loads, as they wait for all that are under way.
-    ptx::reads_before_copies();
-    loads.next();
-    loaded = item.load(loads);
-    Item::add_part(products, sums);
-    if (owner.ends())
-#pragma unroll
-      for (int i = 0; i < ROUTER_TOKENS / 2; i++) {
-        totals[i] += sums[i];
-        sums[i] = 0;
-      }
-    __syncthreads();
+    for (int unit = sum; unit < OWNER_UNITS; unit += STRIDE) use(unit);
   }
-  item.store_scores(totals);
-}
+
+  // All producers.
+  __device__ __forceinline__ void produce(RouterRings<KIND>& rings) const {
+#pragma unroll 1
+    for (int sum = first; sum < end; sum++)
+      for_each_owner(sum, [&](int unit) {
+        if (warp == ROUTER_CONSUMERS / 32)
+          copy(rings, unit);
+        else
+          split(rings, unit);
+      });
+  }
+
+  // Consumers.
+  __device__ __forceinline__ void consume(RouterRings<KIND>& rings, bool shared) const {
+    Sums sums;
+#pragma unroll 1
+    for (int sum = first; sum < end; sum++) {
+#pragma unroll
+      for (float& value : sums) value = 0;
+      for_each_owner(sum, [&](int) { multiply(rings, sums); });
+      if (shared)
+        store_sums(sums, at<float>(memory.parts) + sum * R::EXPERTS, HIDDEN);
+      else
+        add_total(rings.shared, sums, sum == 0);
+    }
+    if (!shared) store_sums(sums, at<float>(memory.scores), SCORES_EACH);
+  }
+};
 
 // All threads of all CTAs, ROUTER_THREADS each.
 template <int KIND>
 __device__ __forceinline__ void router_scores(RouterShared<KIND>& shared,
                                               const RouterMemory& memory) {
-  using Item = RouterItem<KIND>;
-  shared.begin(memory);
-  uint32_t number = 0;
+  shared.begin();
+  const ScoreWork<KIND> work(memory.tokens);
+  RouterRings<KIND> rings(shared);
+  if (threadIdx.x >= ROUTER_CONSUMERS) {
+    ptx::fewer_registers<ROUTER_PRODUCER_REGISTERS>();
 #pragma unroll 1
-  for (int index = ptx::cta_index(); index < Item::count(memory.tokens); index += GRID)
-    score_item<KIND>(shared, Item(memory, index), number);
+    for (int index = ptx::cta_index(); index < work.count(); index += GRID)
+      RouterItem<KIND>(memory, work, index).produce(rings);
+  } else {
+    ptx::more_registers<ROUTER_CONSUMER_REGISTERS>();
+    if (threadIdx.x >= RouterShared<KIND>::GROUPS * WARPGROUP) return;
+#pragma unroll 1
+    for (int index = ptx::cta_index(); index < work.count(); index += GRID)
+      RouterItem<KIND>(memory, work, index).consume(rings, work.shares > 1);
+  }
 }
 
 // Warps of a CTA that choose experts.
@@ -348,18 +451,49 @@ struct ChosenWeights {
   float weights[CHOOSING_WARPS][TOP_K_MAX];
 };
 
+// A warp: a token's scores from their sums.
+template <int KIND>
+__device__ __forceinline__ Scores<KIND, false> finish_scores(const RouterMemory& memory, int token,
+                                                             bool shared, int lane) {
+  constexpr int EXPERTS = Router<KIND>::EXPERTS;
+  float* found = at<float>(memory.scores) + size_t{1} * token * SCORES_EACH;
+  const float* parts = at<const float>(memory.parts) + size_t{1} * token * HIDDEN;
+  Scores<KIND, false> scores;
+  scores.inverse_rms = at<const float>(memory.inverse_rms)[token];
+#pragma unroll
+  for (int i = 0; i < scores.EACH; i++) {
+    const int expert = smaller(i * 32 + lane, EXPERTS - 1);
+    scores.biases[i] = at<const float>(memory.bias)[expert];
+    if (!shared) {
+      scores.scores[i] = found[expert];
+      continue;
+    }
+    float sums[STRIDE];
+#pragma unroll
+    for (int j = 0; j < STRIDE; j++) sums[j] = parts[j * EXPERTS + expert];
+    scores.scores[i] = 0;
+#pragma unroll
+    for (int j = 0; j < STRIDE; j++) scores.scores[i] += sums[j];
+  }
+#pragma unroll
+  for (int i = 0; i < scores.EACH; i++) {
+    scores.scores[i] = sigmoid(scores.scores[i] * scores.inverse_rms);
+    if (i * 32 + lane < EXPERTS) found[i * 32 + lane] = scores.scores[i];
+  }
+  return scores;
+}
+
 // All threads of all CTAs, CHOOSING_THREADS each.
 template <int KIND>
 __device__ __forceinline__ void top_k_experts(ChosenWeights& shared, const RouterMemory& memory) {
   constexpr int TOP_K = FEED_FORWARDS[KIND].top_k;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   float* weights = shared.weights[warp];
+  const bool are_shared = ScoreWork<KIND>(memory.tokens).shares > 1;
 #pragma unroll 1
   for (int token = ptx::cta_index() * CHOOSING_WARPS + warp; token < memory.tokens;
        token += GRID * CHOOSING_WARPS) {
-    const Scores<KIND, false> scores(
-        at<const float>(memory.scores) + size_t{1} * token * SCORES_EACH,
-        at<const float>(memory.bias), lane);
+    const auto scores = finish_scores<KIND>(memory, token, are_shared, lane);
     const uint32_t chosen = top_k_of_token<KIND, false>(scores, weights, lane, [](uint32_t) {});
     __syncwarp();
     const int place = token * TOP_K + lane;

@@ -68,12 +68,15 @@ struct AddNormMemory {
 };
 
 constexpr uint32_t NO_TAP = ~0u;
-// Columns of a lane, and lanes of a token, in the first sums of squares; the number of these sums.
-constexpr int LANE_COLUMNS = 4, TOKEN_LANES = SQUARE_ROWS / LANE_COLUMNS;
+// Columns of a lane, and lanes of sixteen columns, in the first sums of squares; the number of
+// these sums.
+constexpr int LANE_COLUMNS = 4, SQUARE_LANES = SQUARE_ROWS / LANE_COLUMNS;
 constexpr int SQUARES = OWNER_UNITS * (OWNER_ROWS / SQUARE_ROWS);
+// Threads of a CTA that adds and normalises; a warp takes one token.
+constexpr int NORM_THREADS = 512, NORM_WARPS = NORM_THREADS / 32;
 
 struct NormShared {
-  float squares[TILE_TOKENS][SQUARES];
+  float squares[NORM_WARPS][SQUARES];
 };
 
 __device__ __forceinline__ uint2 pack_four(const float4& v) {
@@ -86,13 +89,13 @@ __device__ __forceinline__ void store_four(uint64_t operand, int token, int colu
       pack_four(v);
 }
 
-// The sum of the squares of sixteen columns, four in each of a token's lanes, in the order in which
+// The sum of the squares of sixteen columns, four in each of their lanes, in the order in which
 // sixteen lanes with one column each add theirs. Products and additions are not fused.
 __device__ __forceinline__ float add_squares(const float4& x) {
   float s[LANE_COLUMNS] = {__fmul_rn(x.x, x.x), __fmul_rn(x.y, x.y), __fmul_rn(x.z, x.z),
                            __fmul_rn(x.w, x.w)};
 #pragma unroll
-  for (int distance = TOKEN_LANES / 2; distance > 0; distance /= 2)
+  for (int distance = SQUARE_LANES / 2; distance > 0; distance /= 2)
 #pragma unroll
     for (int i = 0; i < LANE_COLUMNS; i++) s[i] += __shfl_xor_sync(~0u, s[i], distance);
   return (s[0] + s[2]) + (s[1] + s[3]);
@@ -121,14 +124,11 @@ __device__ __forceinline__ float inverse_rms(const float* squares, float eps) {
   return inverse_rms_of(add_lanes(sum), eps);
 }
 
-// A lane's four columns of a token: adds the part, stores all forms, and returns the new stream.
-__device__ __forceinline__ float4 add_four(const AddNormMemory& memory, int token, int column,
-                                           const float4& before, const float4& part) {
+// A lane's four columns of a token: stores the new stream in all forms.
+__device__ __forceinline__ void store_forms(const AddNormMemory& memory, int token, int column,
+                                            const float4& x, const float4& w) {
   const size_t place = static_cast<size_t>(token) * HIDDEN + column;
-  const float4 x = make_float4(before.x + part.x, before.y + part.y, before.z + part.z,
-                               before.w + part.w);
   *reinterpret_cast<float4*>(at<float>(memory.stream) + place) = x;
-  const float4 w = *reinterpret_cast<const float4*>(at<const float>(memory.weights) + column);
   const float4 scaled = make_float4(x.x * w.x * memory.scale, x.y * w.y * memory.scale,
                                     x.z * w.z * memory.scale, x.w * w.w * memory.scale);
   if (memory.operand != 0) store_four(memory.operand, token, column, memory.capacity, scaled);
@@ -136,51 +136,53 @@ __device__ __forceinline__ float4 add_four(const AddNormMemory& memory, int toke
     *reinterpret_cast<uint2*>(at<uint16_t>(memory.rows) + place) = pack_four(scaled);
   if (memory.tap != NO_TAP)
     store_four(memory.taps, token, memory.tap * HIDDEN + column, memory.capacity, x);
-  return x;
 }
 
-// Called by all threads of all CTAs, SORTERS each: a CTA takes eight tokens, whose columns its
-// warps share.
-__device__ __forceinline__ void add_rms_norm(NormShared& shared, const AddNormMemory& memory) {
-  constexpr int WARPS = SORTERS / 32, EACH = ceil_div(SQUARES, WARPS), LOADS = divisor(EACH, 4);
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int in_tile = lane / TOKEN_LANES, in_sixteen = lane % TOKEN_LANES * LANE_COLUMNS;
-  const float4 zeros = make_float4(0, 0, 0, 0);
-  for (int tile = ptx::cta_index(); tile < ceil_div(memory.count, TILE_TOKENS); tile += GRID) {
-    const int token = tile * TILE_TOKENS + in_tile;
-    const size_t row = static_cast<size_t>(token) * HIDDEN;
+// A warp: adds a token's part, stores all forms, and leaves the sums of sixteen squares.
+__device__ __forceinline__ void add_part(const AddNormMemory& memory, int token, float* squares) {
+  constexpr int AT_ONCE = 32 * LANE_COLUMNS, RUNS = ceil_div(SQUARES * SQUARE_ROWS, AT_ONCE);
+  // Loads of each kind that a lane has under way.
+  constexpr int LOADS = smaller(RUNS, 6);
+  const int lane = threadIdx.x % 32;
+  const float* stream = at<const float>(memory.stream) + static_cast<size_t>(token) * HIDDEN;
+  const float* part = at<const float>(memory.part) + static_cast<size_t>(token) * HIDDEN;
+  const auto load = [](const float* from) { return *reinterpret_cast<const float4*>(from); };
 #pragma unroll 1
-    for (int first = 0; first < EACH; first += LOADS) {
-      float4 before[LOADS], parts[LOADS];
-      const auto column = [&](int i) {
-        return ((first + i) * WARPS + warp) * SQUARE_ROWS + in_sixteen;
-      };
-      const auto has = [&](int i) { return token < memory.count && column(i) < HIDDEN; };
+  for (int first = 0; first < RUNS; first += LOADS) {
+    const float4 zeros = make_float4(0, 0, 0, 0);
+    float4 before[LOADS], parts[LOADS], weights[LOADS];
+    const auto column = [&](int i) { return (first + i) * AT_ONCE + lane * LANE_COLUMNS; };
 #pragma unroll
-      for (int i = 0; i < LOADS; i++) {
-        before[i] = parts[i] = zeros;
-        if (!has(i)) continue;
-        parts[i] = *reinterpret_cast<const float4*>(at<const float>(memory.part) + row + column(i));
-        if (!memory.begins)
-          before[i] =
-              *reinterpret_cast<const float4*>(at<const float>(memory.stream) + row + column(i));
-      }
+    for (int i = 0; i < LOADS; i++) {
+      const bool has = column(i) < HIDDEN;
+      parts[i] = has ? load(part + column(i)) : zeros;
+      before[i] = has && !memory.begins ? load(stream + column(i)) : zeros;
+      weights[i] = has ? load(at<const float>(memory.weights) + column(i)) : zeros;
+    }
 #pragma unroll
-      for (int i = 0; i < LOADS; i++) {
-        const float4 x =
-            has(i) ? add_four(memory, token, column(i), before[i], parts[i]) : zeros;
-        const float square = add_squares(x);
-        const int group = (first + i) * WARPS + warp;
-        if (lane % TOKEN_LANES == 0 && group < SQUARES) shared.squares[in_tile][group] = square;
-      }
+    for (int i = 0; i < LOADS; i++) {
+      const float4 x = make_float4(before[i].x + parts[i].x, before[i].y + parts[i].y,
+                                   before[i].z + parts[i].z, before[i].w + parts[i].w);
+      if (column(i) < HIDDEN) store_forms(memory, token, column(i), x, weights[i]);
+      const float square = add_squares(x);
+      const int sixteen = column(i) / SQUARE_ROWS;
+      if (lane % SQUARE_LANES == 0 && sixteen < SQUARES) squares[sixteen] = square;
     }
-    __syncthreads();
-    const int own = tile * TILE_TOKENS + warp;
-    if (warp < TILE_TOKENS && own < memory.count) {
-      const float found = inverse_rms(shared.squares[warp], memory.eps);
-      if (lane == 0) at<float>(memory.inverse_rms)[own] = found;
-    }
-    __syncthreads();
+  }
+}
+
+// Called by all threads of all CTAs, NORM_THREADS each.
+__device__ __forceinline__ void add_rms_norm(NormShared& shared, const AddNormMemory& memory) {
+  const int warp = threadIdx.x / 32;
+  float* squares = shared.squares[warp];
+#pragma unroll 1
+  for (int token = warp * GRID + ptx::cta_index(); token < memory.count;
+       token += GRID * NORM_WARPS) {
+    add_part(memory, token, squares);
+    __syncwarp();
+    const float found = inverse_rms(squares, memory.eps);
+    if (threadIdx.x % 32 == 0) at<float>(memory.inverse_rms)[token] = found;
+    __syncwarp();
   }
 }
 

@@ -1,0 +1,249 @@
+// Times a step of the wide pass over random weights, as a whole and by kernel. Weights repeat every
+// few layers, far enough apart that no cache keeps them. The stream must be finite, and have the
+// same bits when the step is repeated. Needs a GPU:
+//   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -I kernels -I kernels/include \
+//     -I kernels/models/slice kernels/harness/wide_step.cu -o wide_step
+//   ./wide_step          steps of 1,000, 4,000 and 8,192 tokens, from position 0 on
+//   ./wide_step check    a short one, not timed
+// Returns 1 if anything is wrong.
+#include "step/step.cu"
+#include "step/wide.cu"
+
+#include "random_model.cuh"
+
+namespace bench {
+
+// The engine's launches are in crates/cuda/src/wide.rs.
+constexpr int SLICE_TOKENS = 4096;
+
+struct WideKernel {
+  const char* name;
+  void (*kernel)(WideMemory);
+  int threads;
+};
+constexpr WideKernel EMBED = {"embed", wide_embed, wide::SORTERS};
+constexpr WideKernel INPUT_NORM = {"input norm", wide_input_norm, wide::NORM_THREADS};
+constexpr WideKernel QKV = {"q, k, v", wide_qkv, wide::THREADS};
+constexpr WideKernel HEADS = {"heads", wide_heads, wide::THREADS};
+constexpr WideKernel ATTENTION[] = {{"full attention", wide_attention, wide::THREADS},
+                                    {"window attention", wide_attention, wide::THREADS}};
+constexpr WideKernel OUTPUT = {"output", wide_output, wide::THREADS};
+constexpr WideKernel POST_NORM = {"post norm", wide_post_norm, wide::NORM_THREADS};
+constexpr WideKernel DENSE[] = {{"dense gate, up", wide_dense_gate_up, wide::THREADS},
+                                {"dense down", wide_dense_down, wide::THREADS}};
+constexpr WideKernel ROUTER[] = {{"router scores", wide_router_scores, wide::ROUTER_THREADS},
+                                 {"top-k experts", wide_top_k_experts, wide::CHOOSING_THREADS}};
+constexpr WideKernel EXPERTS[] = {{"sort choices", wide_sort_choices, wide::SORTERS},
+                                  {"gather rows", wide_gather_rows, wide::SORTERS},
+                                  {"gate, up: long runs", wide_gate_up_long, LONG_THREADS},
+                                  {"gate, up: short runs", wide_gate_up_short, SHORT_THREADS},
+                                  {"down: long runs", wide_down_long, LONG_THREADS},
+                                  {"down: short runs", wide_down_short, SHORT_THREADS},
+                                  {"combine", wide_combine, wide::SORTERS}};
+
+struct WideLaunch {
+  const WideKernel* kernel;
+  uint32_t layer, first, count;
+};
+
+// The step's launches up to the last layer's experts, and the norm behind them.
+std::vector<WideLaunch> launches_of(const std::vector<LayerMemory>& layers, uint32_t tokens) {
+  std::vector<WideLaunch> launches = {{&EMBED, 0, 0, 0}};
+  for (uint32_t i = 0; i < layers.size(); i++) {
+    const auto add = [&](const WideKernel& kernel) { launches.push_back({&kernel, i, 0, 0}); };
+    const Attention& attention = ATTENTIONS[layers[i].attention];
+    for (const WideKernel* kernel : {&INPUT_NORM, &QKV}) add(*kernel);
+    if (!attention.paired) add(HEADS);
+    for (const WideKernel* kernel : {&ATTENTION[attention.window > 0], &OUTPUT, &POST_NORM})
+      add(*kernel);
+    const bool dense = FEED_FORWARDS[layers[i].feed_forward].experts == 0;
+    for (const WideKernel& kernel : dense ? DENSE : ROUTER) add(kernel);
+    for (uint32_t first = 0; !dense && first < tokens; first += SLICE_TOKENS)
+      for (const WideKernel& kernel : EXPERTS)
+        launches.push_back(
+            {&kernel, i, first, std::min<uint32_t>(tokens - first, SLICE_TOKENS)});
+  }
+  launches.push_back({&INPUT_NORM, static_cast<uint32_t>(layers.size()), 0, 0});
+  return launches;
+}
+
+template <class Of>
+constexpr size_t networks(Of of) {
+  return over_kinds<0, DRAFT_FEED_FORWARD>(
+      [&](auto kind) { return of(FEED_FORWARDS[decltype(kind)::value]); });
+}
+
+struct WideModel {
+  int capacity;
+  Memory narrow = {};
+  WideMemory memory = {};
+  std::vector<LayerMemory> layers;
+
+  // As `memory` of crates/cuda/src/wide.rs has it.
+  explicit WideModel(int tokens) : capacity(align_up(tokens, wide::TOKENS)) {
+    const size_t room = capacity, slice = std::min(capacity, SLICE_TOKENS);
+    const size_t experts = networks([](auto f) { return f.experts; });
+    const size_t choices = slice * networks([](auto f) { return f.top_k; });
+    const size_t rows = align_up(static_cast<int>(choices), TILE_TOKENS) + experts * TILE_TOKENS;
+    const size_t dense = networks([](auto f) { return f.experts == 0 ? f.width : 0; });
+    const size_t width = networks([](auto f) { return f.experts > 0 ? f.width : 0; });
+    const int page_count = ceil_div(capacity, PAGE_TOKENS) + 1;
+    narrow.wait_max_ms = wait_max_ms();
+    narrow.fault = fault_address();
+    narrow.tokens = take(sizeof(BatchToken) * room);
+    narrow.rows = take(sizeof(BatchRow));
+    narrow.pages = take(page_count * 4);
+    narrow.embedding = take(static_cast<size_t>(VOCAB) * HIDDEN * 2);
+    fill(fill_chunks, at<uint32_t>(narrow.embedding), static_cast<size_t>(VOCAB) * HIDDEN / 1024,
+         0, uint64_t{99});
+    narrow.final_norm = floats(HIDDEN, 0.1f, 1.0f, 98);
+    narrow.frequencies = floats(ATTENTION_KINDS * ROPE_PAIRS_MAX, 0.5f, 0.5f, 96);
+    make_layers(narrow, page_count);
+    layers = read<LayerMemory>(narrow.layers, LAYERS);
+    memory.stream = take(room * HIDDEN * 4);
+    memory.part = take(room * HIDDEN * 4);
+    memory.normed = take(wide::operand_bytes(HIDDEN, capacity));
+    memory.normed_rows = take(room * HIDDEN * 2);
+    memory.inverse_rms = take(room * 4);
+    memory.angles = take(room * ATTENTION_KINDS * ROPE_PAIRS_MAX * 8);
+    memory.queries = take(room * QUERY_VALUES * 2);
+    memory.projected = take(room * PROJECTED_ROWS * 4);
+    memory.attended = take(wide::operand_bytes(ATTENDED_BYTES / 2, capacity));
+    memory.dense_inner = take(wide::operand_bytes(dense, capacity));
+    memory.scores = take(room * SCORES_EACH * 4);
+    memory.experts = take(room * TOP_K_MAX * 4);
+    memory.weights = take(room * TOP_K_MAX * 4);
+    memory.first_rows = take((experts + 1) * 4);
+    memory.counts = take(experts * 4);
+    memory.rows = take(choices * 4);
+    memory.choices = take(rows * 4);
+    memory.factors = take(rows * 8);
+    memory.gathered = take(wide::operand_bytes(HIDDEN, rows));
+    memory.expert_inner = take(wide::operand_bytes(width, rows));
+    memory.products = take(rows * HIDDEN * 4);
+    memory.capacity = capacity;
+    memory.expert_capacity = rows;
+    memory.row_count = 1;
+  }
+
+  // One row from position 0 on.
+  void upload(int tokens) {
+    std::vector<BatchToken> list;
+    std::vector<uint32_t> pages;
+    for (int i = 0; i < tokens; i++)
+      list.push_back({(i * 7919u + 13) % VOCAB, static_cast<uint32_t>(i), 0, 0});
+    for (int i = 0; i <= capacity / PAGE_TOKENS; i++) pages.push_back(i);
+    BatchRow row = {};
+    row.count = tokens;
+    Buffers::copy(narrow.tokens, list);
+    Buffers::copy(narrow.pages, pages);
+    Buffers::copy(narrow.rows, std::vector<BatchRow>{row});
+    memory.memory = narrow;
+    memory.token_count = tokens;
+  }
+
+  void launch(const WideLaunch& launch) const {
+    WideMemory own = memory;
+    own.layer = launch.layer;
+    own.slice_first = launch.first;
+    own.slice_count = launch.count;
+    void* arguments[] = {&own};
+    CHECK(cudaLaunchKernel(launch.kernel->kernel, dim3(GRID), dim3(launch.kernel->threads),
+                           arguments, WIDE_SHARED_MAX, nullptr));
+  }
+
+  // Milliseconds of a step.
+  float run(const std::vector<WideLaunch>& launches) const {
+    cudaEvent_t start, end;
+    CHECK(cudaEventCreate(&start));
+    CHECK(cudaEventCreate(&end));
+    CHECK(cudaEventRecord(start));
+    for (const WideLaunch& each : launches) launch(each);
+    CHECK(cudaEventRecord(end));
+    CHECK(cudaEventSynchronize(end));
+    float ms = 0;
+    CHECK(cudaEventElapsedTime(&ms, start, end));
+    return ms;
+  }
+
+  bool check(const std::vector<WideLaunch>& launches, int tokens) const {
+    const size_t count = static_cast<size_t>(tokens) * HIDDEN;
+    run(launches);
+    const auto first = read<float>(memory.stream, count);
+    run(launches);
+    const auto second = read<float>(memory.stream, count);
+    Verdict verdict = {"stream"};
+    for (size_t i = 0; i < count; i += 7) {
+      const int token = static_cast<int>(i / HIDDEN), column = static_cast<int>(i % HIDDEN);
+      verdict.exact(std::isfinite(first[i]), true, "finite value of token, column", token, column);
+      verdict.exact(second[i], first[i], "the first run's value of token, column", token, column);
+    }
+    return verdict.print();
+  }
+
+  // The time of each kernel, from event to event, and what is left of the whole step's.
+  void time(const std::vector<WideLaunch>& launches, int tokens) const {
+    float whole = run(launches);
+    for (int i = 0; i < 2; i++) whole = std::min(whole, run(launches));
+    std::vector<cudaEvent_t> events(launches.size() + 1);
+    for (cudaEvent_t& event : events) CHECK(cudaEventCreate(&event));
+    CHECK(cudaEventRecord(events[0]));
+    for (size_t i = 0; i < launches.size(); i++) {
+      launch(launches[i]);
+      CHECK(cudaEventRecord(events[i + 1]));
+    }
+    CHECK(cudaEventSynchronize(events.back()));
+    struct Row {
+      const char* name;
+      int count;
+      double ms;
+    };
+    std::vector<Row> rows;
+    for (size_t i = 0; i < launches.size(); i++) {
+      float ms = 0;
+      CHECK(cudaEventElapsedTime(&ms, events[i], events[i + 1]));
+      const char* name = launches[i].kernel->name;
+      auto found = std::find_if(rows.begin(), rows.end(),
+                                [&](const Row& row) { return row.name == name; });
+      if (found == rows.end()) found = rows.insert(rows.end(), {name, 0, 0});
+      found->count++;
+      found->ms += ms;
+    }
+    double sum = 0;
+    std::printf("%d tokens: %.1f ms, %zu launches\n", tokens, whole, launches.size());
+    for (const Row& row : rows) {
+      std::printf("  %-22s %4d times %8.1f us, %7.2f ms\n", row.name, row.count,
+                  row.ms * 1e3 / row.count, row.ms);
+      sum += row.ms;
+    }
+    std::printf("  sum with events        %29.2f ms\n", sum);
+    for (cudaEvent_t& event : events) CHECK(cudaEventDestroy(event));
+  }
+};
+
+bool all(bool small) {
+  const auto prepare = [](const WideKernel& kernel) {
+    CHECK(cudaFuncSetAttribute(kernel.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(WIDE_SHARED_MAX)));
+  };
+  for (const WideKernel* kernel : {&EMBED, &INPUT_NORM, &QKV, &HEADS, &OUTPUT, &POST_NORM})
+    prepare(*kernel);
+  for (const WideKernel& kernel : ATTENTION) prepare(kernel);
+  for (const WideKernel& kernel : DENSE) prepare(kernel);
+  for (const WideKernel& kernel : ROUTER) prepare(kernel);
+  for (const WideKernel& kernel : EXPERTS) prepare(kernel);
+  const std::vector<int> counts = small ? std::vector<int>{70} : std::vector<int>{1000, 4000, 8192};
+  WideModel model(counts.back());
+  bool right = true;
+  for (int tokens : counts) {
+    model.upload(tokens);
+    const std::vector<WideLaunch> launches = launches_of(model.layers, tokens);
+    right = model.check(launches, tokens) && right;
+    if (!small) model.time(launches, tokens);
+  }
+  return right;
+}
+
+}  // namespace bench
+
+int main(int argc, char** argv) { return bench::run_all(argc, argv, bench::all); }
