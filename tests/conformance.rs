@@ -24,9 +24,14 @@ conformance!(cpu_flash, || cpu(&FLASH, 1));
 conformance!(cpu_flash_2_ranks, || cpu(&FLASH, 2));
 conformance!(cpu_pro, || cpu(&PRO, 1));
 conformance!(cpu_pro_2_ranks, || cpu(&PRO, 2));
+conformance!(cpu_qwen3_moe, || cpu(&QWEN3_MOE, 1));
+conformance!(cpu_gpt_oss, || cpu(&GPT_OSS, 1));
+conformance!(cpu_gpt_oss_2_ranks, || cpu(&GPT_OSS, 2));
 
 static FLASH: LazyLock<Checkpoint> = LazyLock::new(|| open(&Toy::flash(), Files::One));
 static PRO: LazyLock<Checkpoint> = LazyLock::new(|| open(&Toy::pro_fp4(), Files::Sharded(3)));
+static QWEN3_MOE: LazyLock<Checkpoint> = LazyLock::new(|| open(&Toy::qwen3_moe(), Files::One));
+static GPT_OSS: LazyLock<Checkpoint> = LazyLock::new(|| open(&Toy::gpt_oss(), Files::Sharded(2)));
 
 /// Tolerance of log-probabilities where only the order of F32 sums differs.
 const TOLERANCE: f32 = 2e-5;
@@ -68,10 +73,12 @@ fn reply(checkpoint: &Checkpoint, rank_count: usize, prompt: &[TokenId]) -> Repl
 
 #[test]
 fn ranks_agree() {
-    for checkpoint in [&*FLASH, &*PRO] {
+    let of_families: [(&Checkpoint, &[usize]); 4] =
+        [(&FLASH, &[2, 4, 8]), (&PRO, &[2, 4, 8]), (&QWEN3_MOE, &[2, 4, 8]), (&GPT_OSS, &[2])];
+    for (checkpoint, counts) in of_families {
         let prompt = prompt(checkpoint);
         let alone = reply(checkpoint, 1, &prompt);
-        for count in [2, 4, 8] {
+        for &count in counts {
             let shared = reply(checkpoint, count, &prompt);
             alone.near(&shared, TOLERANCE).unwrap_or_else(|e| panic!("{count} ranks: {e}"));
         }
@@ -90,6 +97,16 @@ fn formats_agree() {
             let near = quantised.near(&floats, TOLERANCE);
             near.unwrap_or_else(|e| panic!("{name} on {count} ranks: {e}"));
         }
+    }
+}
+
+#[test]
+fn formats_of_qwen3_moe_agree() {
+    let twin = open(&Toy::qwen3_moe().float_twin(), Files::One);
+    let prompt = prompt(&QWEN3_MOE);
+    for count in [1, 4] {
+        let quantised = reply(&QWEN3_MOE, count, &prompt);
+        quantised.near(&reply(&twin, count, &prompt), TOLERANCE).unwrap();
     }
 }
 

@@ -6,6 +6,8 @@
 
 #[path = "malformed/configs.rs"]
 mod configs;
+#[path = "malformed/families.rs"]
+mod families;
 #[path = "malformed/folders.rs"]
 mod folders;
 #[path = "malformed/good.rs"]

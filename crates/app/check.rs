@@ -6,8 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use indicatif::HumanBytes;
 use kilotok_model::{
-    Dtype, FeedForwardSpec, ModelSpec, Ranks, Reach, Shard, StoredTensor, WeightDecl, check_ranks,
-    declare,
+    Dtype, FeedForwardSpec, ModelSpec, Ranks, Reach, StoredTensor, WeightDecl, check_ranks, declare,
 };
 use kilotok_text::{Text, TextError};
 use kilotok_weights::{Checkpoint, Piece, WeightError, WeightSource, load};
@@ -85,11 +84,12 @@ fn describe_text(text: Option<&Text>) {
 
 /// What ranks read of a weight, each part once.
 fn pieces(decl: &WeightDecl, rank_count: usize) -> impl Iterator<Item = Piece> {
-    let copies = if decl.shard == Shard::Whole { 1 } else { rank_count };
-    let ranks = (0..copies).map(move |rank| Ranks { rank, count: rank_count });
+    let ranks =
+        (0..decl.shard.part_count(rank_count)).map(move |rank| Ranks { rank, count: rank_count });
     ranks.map(|ranks| Piece { decl: decl.clone(), ranks })
 }
 
+/// Bytes of a weight in the checkpoint; of tensors that it shares, its part.
 pub(crate) fn stored_bytes(
     checkpoint: &Checkpoint,
     decl: &WeightDecl,
@@ -100,7 +100,7 @@ pub(crate) fn stored_bytes(
     let bytes = |(tensor, dtype): (&StoredTensor, Dtype)| {
         dtype.bytes() * tensor.shape.iter().product::<usize>()
     };
-    Ok(stored.iter().zip(dtypes).map(bytes).sum())
+    Ok(stored.iter().zip(dtypes).map(bytes).sum::<usize>() / decl.stack_size())
 }
 
 pub(crate) fn describe(spec: &ModelSpec) {

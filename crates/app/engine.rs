@@ -69,13 +69,14 @@ pub(crate) fn plan(config: &Config) -> Result<Planned> {
     Ok(Planned { folder, spec, plan, chosen, stamps: false, source })
 }
 
-/// Bytes of a weight as published, in the first of the accepted types.
+/// Bytes of a weight as published, in the first of the accepted types; of tensors that it shares,
+/// its part.
 pub(crate) fn declared_bytes(decl: &WeightDecl) -> u64 {
     let bytes = decl.stored().into_iter().map(|tensor| {
         let values: usize = tensor.shape.iter().product();
         tensor.dtypes[0].bytes() as u64 * values as u64
     });
-    bytes.sum()
+    bytes.sum::<u64>() / decl.stack_size() as u64
 }
 
 impl Planned {

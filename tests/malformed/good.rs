@@ -244,3 +244,21 @@ pub(crate) fn split_header(file: &[u8]) -> (String, Vec<u8>) {
     let (header, data) = rest.split_at(u64::from_le_bytes(*length) as usize);
     (String::from_utf8(header.to_vec()).unwrap(), data.to_vec())
 }
+
+/// The tensors of a good file.
+pub(crate) fn tensors_of(file: &[u8]) -> Vec<Stored> {
+    let (header, data) = split_header(file);
+    let header: Map<String, Value> = serde_json::from_str(&header).unwrap();
+    let tensors = header.into_iter().filter(|(name, _)| name != "__metadata__");
+    let tensor = |(name, entry): (String, Value)| {
+        let number = |value: &Value| value.as_u64().unwrap() as usize;
+        let [begin, end] = [0, 1].map(|i| number(&entry["data_offsets"][i]));
+        Stored {
+            name,
+            dtype: entry["dtype"].as_str().unwrap().to_owned(),
+            shape: entry["shape"].as_array().unwrap().iter().map(number).collect(),
+            bytes: data[begin..end].to_vec(),
+        }
+    };
+    tensors.map(tensor).collect()
+}

@@ -10,3 +10,4 @@ mod misread;
 mod overflow;
 mod target;
 mod traps;
+mod traps_of_families;

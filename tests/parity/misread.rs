@@ -99,6 +99,14 @@ pub(crate) fn sinks_or_zeros(reading: &Reading<'_>) -> Tensor {
     }
 }
 
+/// Each sink as large a share as two of it.
+pub(crate) fn sinks_twice(reading: &Reading<'_>) -> Tensor {
+    match reading.weight() {
+        Some(Sinks) => changed(&stored(reading), |value| value + std::f32::consts::LN_2),
+        _ => stored(reading),
+    }
+}
+
 /// Dims 2 i and 2 i + 1 of queries and keys where the rotation pairs i and i + half.
 pub(crate) fn neighbours_paired(reading: &Reading<'_>) -> Tensor {
     let stored = stored(reading);

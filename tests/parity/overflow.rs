@@ -23,7 +23,7 @@ const CASES: &[(&str, Read)] = &[
 
 #[test]
 fn what_overflows_is_a_fault() {
-    for name in ["plain_f32", "plain_gqa4", "draft_a"] {
+    for name in ["plain_f32", "plain_gqa4", "draft_a", "qwen3_moe"] {
         let fixture = Fixture::open(name);
         let prompt = if fixture.has("tokens") { "tokens" } else { "prompt" };
         let prompt = fixture.tokens(prompt);

@@ -78,6 +78,26 @@ fn fp4_with_a_drafter_on_every_rank_count() {
     }
 }
 
+#[test]
+fn qwen3_moe_on_1_2_and_4_ranks() {
+    for rank_count in [1, 2, 4] {
+        check("qwen3_moe", rank_count);
+    }
+}
+
+#[test]
+fn qwen3_moe_with_stacked_experts_and_yarn() {
+    check("qwen3_stacked", 1);
+}
+
+/// The prompt is several windows long and goes beyond the positions that YaRN stretches.
+#[test]
+fn gpt_oss_on_1_and_2_ranks() {
+    for rank_count in [1, 2] {
+        check("gpt_oss", rank_count);
+    }
+}
+
 /// Routers are stored in F32 or BF16, and what rounding one does to these models shows.
 #[test]
 fn a_router_in_bf16_is_another_router() {

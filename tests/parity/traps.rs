@@ -11,7 +11,7 @@
 //! - drafter tensors named with `model.` or without, a vocabulary of its own: one fixture each;
 //! - tensors left unread: tests in `crates/model`.
 
-use kilotok_model::LayerWeight::{Gate, RouterBias, Up};
+use kilotok_model::LayerWeight::{Gate, RouterCorrection, Up};
 use kilotok_model::{AttentionSpec, DrafterSpec, ExpertsSpec, FeedForwardSpec, ModelSpec, Reach};
 
 use crate::fixture::{Fixture, Sequence, TOLERANCE, given};
@@ -41,7 +41,7 @@ const NARROW: &[&str] = &["draft_a", "draft_fp4"];
 const LATE_TAPS: &[&str] = &["draft_a"];
 
 /// A mistake and the fixtures that must notice it.
-struct Trap {
+pub(crate) struct Trap {
     name: &'static str,
     fixtures: &'static [&'static str],
     compute: Compute,
@@ -51,11 +51,19 @@ struct Trap {
 /// Changes the model's specification.
 type Compute = fn(&mut ModelSpec);
 
-const fn compute(name: &'static str, fixtures: &'static [&'static str], compute: Compute) -> Trap {
+pub(crate) const fn compute(
+    name: &'static str,
+    fixtures: &'static [&'static str],
+    compute: Compute,
+) -> Trap {
     Trap { name, fixtures, compute, read: misread::stored }
 }
 
-const fn read(name: &'static str, fixtures: &'static [&'static str], read: Read) -> Trap {
+pub(crate) const fn read(
+    name: &'static str,
+    fixtures: &'static [&'static str],
+    read: Read,
+) -> Trap {
     Trap { name, fixtures, compute: |_| {}, read }
 }
 
@@ -78,7 +86,7 @@ const ATTENTION: &[Trap] = &[
 ];
 
 const EXPERTS: &[Trap] = &[
-    read("routing bias unused", TARGETS, |r| misread::scaled(r, &[(RouterBias, 0.0)])),
+    read("routing bias unused", TARGETS, |r| misread::scaled(r, &[(RouterCorrection, 0.0)])),
     compute("weights not normalised", TARGETS, |spec| {
         routing(spec, |e| e.router.normalise = false);
     }),
@@ -113,7 +121,7 @@ const DRAFTING: &[Trap] = &[
     compute("all dims rotated", DRAFTERS, |spec| each_draft(spec, |a| a.rope.dims = a.qk_dim)),
     compute("values not scaled", DRAFTERS, |spec| each_draft(spec, |a| a.value_scale = 1.0)),
     compute("no sinks", DRAFTERS, |spec| each_draft(spec, |a| a.sinks = false)),
-    compute("heads not normed", DRAFTERS, |spec| each_draft(spec, |a| a.qk_norm = false)),
+    compute("heads not normed", DRAFTERS, |spec| each_draft(spec, |a| a.qk_norm_eps = None)),
 ];
 
 #[test]
@@ -145,7 +153,7 @@ fn mistakes_in_drafting() {
 }
 
 #[expect(clippy::print_stdout, reason = "how much each is noticed, with --nocapture")]
-fn spring(traps: &[Trap]) {
+pub(crate) fn spring(traps: &[Trap]) {
     for trap in traps {
         let Trap { name, fixtures, .. } = trap;
         for (fixture, error) in fixtures.iter().zip(trap.errors()) {
@@ -157,7 +165,7 @@ fn spring(traps: &[Trap]) {
 
 impl Trap {
     /// The worst error of each fixture.
-    fn errors(&self) -> Vec<f32> {
+    pub(crate) fn errors(&self) -> Vec<f32> {
         self.fixtures.iter().map(|fixture| self.error(&Fixture::open(fixture))).collect()
     }
 
@@ -179,7 +187,7 @@ impl Trap {
 
 // What is computed.
 
-fn each(spec: &mut ModelSpec, change: fn(&mut AttentionSpec)) {
+pub(crate) fn each(spec: &mut ModelSpec, change: fn(&mut AttentionSpec)) {
     spec.layers.iter_mut().for_each(|layer| change(&mut layer.attention));
 }
 
@@ -191,7 +199,7 @@ fn each_draft(spec: &mut ModelSpec, change: fn(&mut AttentionSpec)) {
     drafter(spec).layers.iter_mut().for_each(|layer| change(&mut layer.attention));
 }
 
-fn routing(spec: &mut ModelSpec, change: fn(&mut ExpertsSpec)) {
+pub(crate) fn routing(spec: &mut ModelSpec, change: fn(&mut ExpertsSpec)) {
     for layer in &mut spec.layers {
         if let FeedForwardSpec::Experts(experts) = &mut layer.feed_forward {
             change(experts);
@@ -199,7 +207,7 @@ fn routing(spec: &mut ModelSpec, change: fn(&mut ExpertsSpec)) {
     }
 }
 
-fn widen(attention: &mut AttentionSpec, by: isize) {
+pub(crate) fn widen(attention: &mut AttentionSpec, by: isize) {
     if let Reach::Window { keys } = &mut attention.reach {
         *keys = keys.checked_add_signed(by).unwrap();
     }

@@ -1,5 +1,5 @@
-//! A folder that can be served with dummy weights: the config of a toy, and a tokenizer whose
-//! tokens are the 256 bytes and a few marks.
+//! Folders that can be served: a toy, and a tokenizer whose tokens are the 256 bytes and a few
+//! marks.
 
 use std::fs;
 use std::path::Path;
@@ -9,11 +9,24 @@ use kilotok_testkit::toy::Files;
 use serde_json::{Map, Value, json};
 
 const VOCAB_SIZE: u32 = 320;
-const MARKS: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
+const MARKS: [&str; 10] = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    // Harmony's.
+    "<|start|>",
+    "<|end|>",
+    "<|message|>",
+    "<|channel|>",
+    "<|constrain|>",
+    "<|return|>",
+    "<|call|>",
+];
 const TEMPLATE: &str = "{% for message in messages %}<|im_start|>{{ message.role }}\n\
     {{ message.content }}<|im_end|>\n{% endfor %}\
     {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
+/// To be served with dummy weights: the vocabulary is the tokenizer's.
 pub(crate) fn write(folder: &Path) {
     Toy::flash().write(folder, Files::One).unwrap();
     for file in ["config.json", "dflash/config.json"] {
@@ -24,6 +37,16 @@ pub(crate) fn write(folder: &Path) {
         }
         fs::write(path, config.to_string()).unwrap();
     }
+    write_text(folder);
+}
+
+/// A toy of at least [`VOCAB_SIZE`] tokens with its weights.
+pub(crate) fn write_toy(folder: &Path, toy: &Toy) {
+    toy.write(folder, Files::Sharded(2)).unwrap();
+    write_text(folder);
+}
+
+fn write_text(folder: &Path) {
     let special = (256..).zip(MARKS);
     let added: Vec<Value> = special
         .map(|(id, content)| {

@@ -5,6 +5,7 @@
 
 mod announced;
 mod checkpoint;
+mod families;
 mod operation;
 
 use std::fs;

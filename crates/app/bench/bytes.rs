@@ -132,16 +132,22 @@ fn readers(id: WeightId) -> Vec<(StepPart, Stamp)> {
 fn reader(weight: LayerWeight) -> Stamp {
     match weight {
         LayerWeight::InputNorm | LayerWeight::PostNorm => Stamp::AddRmsNorm,
-        LayerWeight::Qkv | LayerWeight::Query | LayerWeight::Key | LayerWeight::Value => {
-            Stamp::Project
-        }
+        LayerWeight::Qkv
+        | LayerWeight::Query
+        | LayerWeight::Key
+        | LayerWeight::Value
+        | LayerWeight::QueryBias
+        | LayerWeight::KeyBias
+        | LayerWeight::ValueBias => Stamp::Project,
         LayerWeight::QueryNorm | LayerWeight::KeyNorm => Stamp::AttentionIn,
         LayerWeight::Sinks => Stamp::Attention,
-        LayerWeight::Output => Stamp::Output,
+        LayerWeight::Output | LayerWeight::OutputBias => Stamp::Output,
         LayerWeight::Router => Stamp::RouterParts,
-        LayerWeight::RouterBias => Stamp::Routes,
-        LayerWeight::Gate | LayerWeight::Up => Stamp::GateUp,
-        LayerWeight::Down => Stamp::Down,
+        LayerWeight::RouterBias | LayerWeight::RouterCorrection => Stamp::Routes,
+        LayerWeight::Gate | LayerWeight::Up | LayerWeight::GateBias | LayerWeight::UpBias => {
+            Stamp::GateUp
+        }
+        LayerWeight::Down | LayerWeight::DownBias => Stamp::Down,
     }
 }
 

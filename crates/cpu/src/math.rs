@@ -1,5 +1,6 @@
 //! Vector arithmetic, compiled for the widest vector unit that the machine has.
 
+use kilotok_model::Activation;
 use pulp::{Arch, Simd, WithSimd};
 
 use crate::products::{add_scaled, dots};
@@ -32,6 +33,14 @@ pub(crate) fn add(y: &mut [f32], x: &[f32]) {
     debug_assert_eq!(y.len(), x.len());
     for (y, x) in y.iter_mut().zip(x) {
         *y += x;
+    }
+}
+
+/// Adds a bias to a row. An empty one, of a model that has none, adds nothing.
+pub(crate) fn add_bias(row: &mut [f32], bias: &[f32]) {
+    debug_assert!(bias.is_empty() || bias.len() == row.len());
+    for (value, bias) in row.iter_mut().zip(bias) {
+        *value += bias;
     }
 }
 
@@ -92,17 +101,30 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// gate = silu(gate) * up
-pub(crate) struct SiluMul<'a> {
+/// gate = activation(gate, up)
+pub(crate) struct Activate<'a> {
+    pub(crate) activation: Activation,
     pub(crate) gate: &'a mut [f32],
     pub(crate) up: &'a [f32],
 }
 
-impl Vectorised for SiluMul<'_> {
+impl Vectorised for Activate<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        for (gate, up) in self.gate.iter_mut().zip(self.up) {
-            *gate = *gate * sigmoid(*gate) * up;
+        let pairs = self.gate.iter_mut().zip(self.up);
+        match self.activation {
+            Activation::SiluMul => {
+                for (gate, up) in pairs {
+                    *gate = *gate * sigmoid(*gate) * up;
+                }
+            }
+            Activation::ClampedSwiglu { alpha, limit } => {
+                for (gate, up) in pairs {
+                    // Unlike `min`, comparisons keep NaN.
+                    let cut = if *gate > limit { limit } else { *gate };
+                    *gate = cut * sigmoid(alpha * cut) * (up.clamp(-limit, limit) + 1.0);
+                }
+            }
         }
     }
 }
@@ -149,5 +171,30 @@ mod tests {
         let out = rms_norm(&[3.0, 1e20, 3.0, 3.0], &[1.0, 1.0], 0.0);
         assert!(out[..2].iter().all(|value| value.is_nan()));
         assert_eq!(out[2..], [1.0, 1.0]);
+    }
+
+    /// gpt-oss cuts the gate from above only, and adds one to up after cutting it.
+    #[test]
+    fn a_clamped_gate_has_no_lower_end() {
+        let activation = Activation::ClampedSwiglu { alpha: 1.702, limit: 7.0 };
+        let activate = |gate: f32, up: f32| {
+            let mut gates = [gate];
+            Activate { activation, gate: &mut gates, up: &[up] }.dispatch();
+            gates[0]
+        };
+        let gate = |x: f64| x / (1.0 + (-1.702 * x).exp());
+        for (found, exact) in [
+            (activate(2.0, 0.5), gate(2.0) * 1.5),
+            (activate(9.0, 0.0), gate(7.0)),
+            (activate(-9.0, 0.0), gate(-9.0)),
+            (activate(1.0, 9.0), gate(1.0) * 8.0),
+            (activate(1.0, -9.0), gate(1.0) * -6.0),
+        ] {
+            assert!((f64::from(found) - exact).abs() < 1e-6 * exact.abs().max(1e-3), "{found}");
+        }
+        assert!(activate(f32::NAN, 1.0).is_nan() && activate(1.0, f32::NAN).is_nan());
+        let mut gates = [2.0];
+        Activate { activation: Activation::SiluMul, gate: &mut gates, up: &[3.0] }.dispatch();
+        assert!((gates[0] - 6.0 * sigmoid(2.0)).abs() < 1e-6);
     }
 }

@@ -7,18 +7,19 @@ use kilotok_model::RopeSpec;
 #[derive(Clone, Debug)]
 pub(crate) struct Rope {
     frequencies: Vec<f32>,
+    magnitude: f32,
 }
 
 impl Rope {
     pub(crate) fn new(spec: RopeSpec) -> Self {
-        Self { frequencies: spec.frequencies().collect() }
+        Self { frequencies: spec.frequencies().collect(), magnitude: spec.magnitude() }
     }
 
-    /// Cosine and sine of every angle at a position.
+    /// Cosine and sine of every angle at a position, times the magnitude.
     pub(crate) fn angles(&self, position: u32) -> Vec<(f32, f32)> {
         let turn = |frequency: &f32| {
             let (sin, cos) = f64::from(position as f32 * frequency).sin_cos();
-            (cos as f32, sin as f32)
+            (cos as f32 * self.magnitude, sin as f32 * self.magnitude)
         };
         self.frequencies.iter().map(turn).collect()
     }
@@ -40,7 +41,7 @@ mod tests {
 
     #[test]
     fn pairs_are_half_a_rotation_apart_and_the_rest_stays() {
-        let rope = Rope::new(RopeSpec { dims: 4, base: 10_000.0 });
+        let rope = Rope::new(RopeSpec::plain(4, 10_000.0));
         let angles = rope.angles(1);
         let mut head = [1.0, 0.0, 0.0, 0.0, 5.0, 6.0];
         rotate(&mut head, &angles);

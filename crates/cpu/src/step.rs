@@ -62,7 +62,7 @@ fn run_layer(
     pages: &mut [LayerPages],
     x: &mut [f32],
 ) -> Vec<Routes> {
-    let projection = attn_in::Projection { spec: &spec.attention, weights, norm_eps };
+    let projection = attn_in::Projection { spec: &spec.attention, weights };
     let h = rms_norm(x, &weights.input_norm, norm_eps);
     let projected = attn_in::run(&projection, batch, &h, pages);
     let ranks = projected.iter().zip(&*pages).enumerate();
@@ -81,12 +81,13 @@ pub(crate) fn feed_forward(
     x: &mut [f32],
 ) -> Vec<Routes> {
     let h = rms_norm(x, &weights.post_norm, norm_eps);
+    let activation = spec.feed_forward.activation();
     if let (FeedForwardSpec::Experts(spec), Some(router)) = (&spec.feed_forward, &weights.router) {
         let routes = router::run(spec, router, &h);
-        experts::run(weights, &routes, &h, x);
+        experts::run(activation, weights, &routes, &h, x);
         routes
     } else {
-        dense::run(weights, &h, x);
+        dense::run(activation, weights, &h, x);
         Vec::new()
     }
 }

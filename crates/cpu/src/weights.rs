@@ -4,14 +4,15 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use kilotok_model::{
-    FeedForwardSpec, LayerSpec, LayerWeight, ModelSpec, Part, Ranks, RouterDtype, Shard, WeightId,
-    declare,
+    ExpertsSpec, FeedForwardSpec, LayerSpec, LayerWeight, ModelSpec, Part, Ranks, RouterDtype,
+    WeightId, declare,
 };
 use kilotok_weights::{LoadError, Piece, Progress, Tensor, TensorData, WeightSource, load};
 
 use crate::rope::Rope;
 
-/// Weights that all ranks share are held once.
+/// Weights that all ranks share, or that only the first one has, are held once. Biases that a model
+/// does not have are empty.
 pub(crate) struct ModelWeights {
     /// By rank: `[vocab / ranks, hidden]`.
     pub(crate) embedding: Vec<Tensor>,
@@ -30,7 +31,11 @@ pub(crate) struct LayerWeights {
     pub(crate) k_norm: Vec<f32>,
     /// Not read but made of the spec.
     pub(crate) rope: Rope,
+    /// Of the output projection, `[hidden]`.
+    pub(crate) output_bias: Vec<f32>,
     pub(crate) router: Option<RouterWeights>,
+    /// Of each expert, `[hidden]`.
+    pub(crate) down_bias: Vec<Vec<f32>>,
     pub(crate) ranks: Vec<RankWeights>,
 }
 
@@ -38,12 +43,16 @@ pub(crate) struct RouterWeights {
     /// `[experts, hidden]`
     pub(crate) matrix: Tensor,
     pub(crate) bias: Vec<f32>,
+    /// Added to scores where experts are chosen.
+    pub(crate) correction: Vec<f32>,
 }
 
 /// One rank's part of a layer.
 pub(crate) struct RankWeights {
     /// One fused matrix, or q, k and v: together `[q + k + v rows, hidden]`.
     pub(crate) qkv: Vec<Tensor>,
+    /// `[q + k + v rows]`
+    pub(crate) qkv_bias: Vec<f32>,
     /// One per query head of the rank, or none.
     pub(crate) sinks: Vec<f32>,
     /// `[hidden, q_heads * v_dim]`
@@ -56,6 +65,9 @@ pub(crate) struct Mlp {
     pub(crate) gate: Tensor,
     pub(crate) up: Tensor,
     pub(crate) down: Tensor,
+    /// `[width]`
+    pub(crate) gate_bias: Vec<f32>,
+    pub(crate) up_bias: Vec<f32>,
 }
 
 pub(crate) struct DrafterWeights {
@@ -77,8 +89,7 @@ pub(crate) fn read(
 ) -> Result<ModelWeights, LoadError> {
     let mut pieces = Vec::new();
     for decl in declare(spec) {
-        let copies = if decl.shard == Shard::Whole { 1 } else { rank_count };
-        for rank in 0..copies {
+        for rank in 0..decl.shard.part_count(rank_count) {
             pieces.push(Piece { decl: decl.clone(), ranks: Ranks { rank, count: rank_count } });
         }
     }
@@ -110,6 +121,22 @@ impl Shelf {
         values
     }
 
+    /// A bias, or nothing if the model does not have it.
+    fn bias(&mut self, id: WeightId, rank: usize) -> Vec<f32> {
+        if self.read.contains_key(&(id, rank)) { self.vector(id, rank) } else { Vec::new() }
+    }
+
+    /// The biases of each of `count` experts, empty if the model does not have them.
+    fn biases(&mut self, id: WeightId, rank: usize, count: usize) -> Vec<Vec<f32>> {
+        let Some(tensor) = self.read.remove(&(id, rank)) else { return vec![Vec::new(); count] };
+        let row = |row| {
+            let mut values = vec![0.0; tensor.cols];
+            tensor.decode_row(row, &mut values);
+            values
+        };
+        (0..count).map(row).collect()
+    }
+
     fn by_rank(&mut self, id: WeightId) -> Vec<Tensor> {
         (0..self.rank_count).map(|rank| self.take(id, rank)).collect()
     }
@@ -136,7 +163,15 @@ impl Shelf {
     fn layer(&mut self, part: Part, index: usize, spec: &LayerSpec) -> LayerWeights {
         let id = |weight| WeightId::Layer(part, index, weight);
         let norm = |shelf: &mut Self, weight| {
-            if spec.attention.qk_norm { shelf.vector(id(weight), 0) } else { Vec::new() }
+            if spec.attention.qk_norm_eps.is_some() {
+                shelf.vector(id(weight), 0)
+            } else {
+                Vec::new()
+            }
+        };
+        let experts = match &spec.feed_forward {
+            FeedForwardSpec::Dense(_) => 1,
+            FeedForwardSpec::Experts(experts) => experts.count,
         };
         LayerWeights {
             input_norm: self.vector(id(LayerWeight::InputNorm), 0),
@@ -144,7 +179,9 @@ impl Shelf {
             q_norm: norm(self, LayerWeight::QueryNorm),
             k_norm: norm(self, LayerWeight::KeyNorm),
             rope: Rope::new(spec.attention.rope),
+            output_bias: self.bias(id(LayerWeight::OutputBias), 0),
             router: self.router(part, index, spec),
+            down_bias: self.biases(id(LayerWeight::DownBias), 0, experts),
             ranks: (0..self.rank_count).map(|rank| self.rank(part, index, spec, rank)).collect(),
         }
     }
@@ -158,8 +195,9 @@ impl Shelf {
             matrix.data =
                 TensorData::Bf16(values.iter().copied().map(half::bf16::from_f32).collect());
         }
-        let bias = self.vector(WeightId::Layer(part, index, LayerWeight::RouterBias), 0);
-        Some(RouterWeights { matrix, bias })
+        let mut bias = |weight| self.bias(WeightId::Layer(part, index, weight), 0);
+        let correction = bias(LayerWeight::RouterCorrection);
+        Some(RouterWeights { matrix, bias: bias(LayerWeight::RouterBias), correction })
     }
 
     fn rank(&mut self, part: Part, index: usize, spec: &LayerSpec, rank: usize) -> RankWeights {
@@ -172,12 +210,15 @@ impl Shelf {
         };
         let feed_forward = match &spec.feed_forward {
             FeedForwardSpec::Dense(_) => vec![self.mlp(rank, id)],
-            FeedForwardSpec::Experts(experts) => (0..experts.count)
-                .map(|expert| self.mlp(rank, |weight| WeightId::Expert(index, expert, weight)))
-                .collect(),
+            FeedForwardSpec::Experts(experts) => self.experts(part, index, experts, rank),
         };
+        let mut qkv_bias = Vec::new();
+        for bias in [LayerWeight::QueryBias, LayerWeight::KeyBias, LayerWeight::ValueBias] {
+            qkv_bias.extend(self.bias(id(bias), rank));
+        }
         RankWeights {
             qkv: qkv.iter().map(|weight| self.take(id(*weight), rank)).collect(),
+            qkv_bias,
             sinks: if spec.attention.sinks {
                 self.vector(id(LayerWeight::Sinks), rank)
             } else {
@@ -188,11 +229,24 @@ impl Shelf {
         }
     }
 
+    fn experts(&mut self, part: Part, index: usize, spec: &ExpertsSpec, rank: usize) -> Vec<Mlp> {
+        let [gates, ups] = [LayerWeight::GateBias, LayerWeight::UpBias]
+            .map(|bias| self.biases(WeightId::Layer(part, index, bias), rank, spec.count));
+        let biases = gates.into_iter().zip(ups).enumerate();
+        let expert = |(expert, (gate_bias, up_bias))| {
+            let mlp = self.mlp(rank, |weight| WeightId::Expert(index, expert, weight));
+            Mlp { gate_bias, up_bias, ..mlp }
+        };
+        biases.map(expert).collect()
+    }
+
     fn mlp(&mut self, rank: usize, id: impl Fn(LayerWeight) -> WeightId) -> Mlp {
         Mlp {
             gate: self.take(id(LayerWeight::Gate), rank),
             up: self.take(id(LayerWeight::Up), rank),
             down: self.take(id(LayerWeight::Down), rank),
+            gate_bias: Vec::new(),
+            up_bias: Vec::new(),
         }
     }
 }

@@ -4,13 +4,14 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use kilotok_abi::GROUPS_MAX;
 use kilotok_batch::Grouping;
 use kilotok_model::{
-    AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, Ranks, RopeSpec, RouterDtype,
-    WeightFormat, check_ranks,
+    Activation, AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, Ranks, RopeSpec, RouterDtype,
+    RouterScores, WeightFormat, check_ranks,
 };
 
 use crate::buffers::{CHUNK_COLUMNS, OWNER_ROWS, TILE_TOKENS, Working, planned};
@@ -176,7 +177,7 @@ impl Constants {
             window: spec.window(),
             page_group,
             sinks: spec.sinks,
-            qk_norm: spec.qk_norm,
+            qk_norm: spec.qk_norm_eps.is_some(),
             value_scale: spec.value_scale,
             format: spec.qkv_format,
         }
@@ -349,6 +350,13 @@ fn problems(spec: &ModelSpec, launch: Launch) -> Vec<String> {
             grid * OWNER_ROWS
         ));
     }
+    // The only epsilon of q/k norms that is compiled in.
+    let qk_norm_eps = spec.drafter.as_ref().map_or(spec.norm_eps, |drafter| drafter.norm_eps);
+    let missing = missing(spec.layers.iter(), qk_norm_eps);
+    if !missing.is_empty() {
+        let missing = missing.into_iter().collect::<Vec<_>>().join(", ");
+        problems.push(format!("{} needs {missing}, which no kernel computes yet", spec.family));
+    }
     for (index, layer) in spec.layers.iter().enumerate() {
         check_layer(&mut problems, &format!("layer {index}"), layer, ranks);
     }
@@ -363,6 +371,34 @@ fn problems(spec: &ModelSpec, launch: Launch) -> Vec<String> {
         }
     }
     problems
+}
+
+/// What these layers need and the kernels lack.
+fn missing<'a>(
+    layers: impl Iterator<Item = &'a LayerSpec>,
+    qk_norm_eps: f32,
+) -> BTreeSet<&'static str> {
+    let mut missing = BTreeSet::new();
+    for LayerSpec { attention, feed_forward } in layers {
+        let mut needs = |what, is_needed: bool| {
+            if is_needed {
+                missing.insert(what);
+            }
+        };
+        needs("biases of attention", attention.bias);
+        needs("YaRN", attention.rope.yarn.is_some());
+        let own_eps = attention.qk_norm_eps.is_some_and(|eps| eps != qk_norm_eps);
+        needs("q/k norms with an epsilon of their own", own_eps);
+        let is_float = attention.output_format == WeightFormat::Float;
+        needs("an output matrix that is not BF16", !is_float);
+        needs("a clamped activation", feed_forward.activation() != Activation::SiluMul);
+        if let FeedForwardSpec::Experts(experts) = feed_forward {
+            needs("biases of experts", experts.bias);
+            needs("a bias of the router", experts.router.bias);
+            needs("softmax scores", experts.router.scores == RouterScores::Softmax);
+        }
+    }
+    missing
 }
 
 fn check_layer(problems: &mut Vec<String>, name: &str, layer: &LayerSpec, ranks: usize) {

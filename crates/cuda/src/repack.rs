@@ -98,7 +98,15 @@ impl<'a> Repacker<'a> {
             LayerWeight::KeyNorm => as_vector(LayerBuffer::KeyNorm),
             LayerWeight::Sinks => as_vector(LayerBuffer::Sinks),
             LayerWeight::PostNorm => as_vector(LayerBuffer::PostNorm),
-            LayerWeight::RouterBias => as_vector(LayerBuffer::RouterBias),
+            LayerWeight::RouterCorrection => as_vector(LayerBuffer::RouterBias),
+            LayerWeight::QueryBias
+            | LayerWeight::KeyBias
+            | LayerWeight::ValueBias
+            | LayerWeight::OutputBias
+            | LayerWeight::RouterBias
+            | LayerWeight::GateBias
+            | LayerWeight::UpBias
+            | LayerWeight::DownBias => Err("is a bias, which no kernel adds".to_owned()),
             LayerWeight::Router => {
                 let bytes = self.router(self.kinds(part, index).feed_forward, &tensor);
                 Ok(Some(whole(buffer(LayerBuffer::Router), bytes)))

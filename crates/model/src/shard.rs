@@ -39,11 +39,13 @@ impl Ranks {
 pub enum Shard {
     /// Every rank holds all of it.
     Whole,
-    /// An equal run of rows each.
+    /// The first rank holds all of it, the others nothing: it is added to what ranks add up.
+    First,
+    /// An equal run of rows each, or of a vector's values.
     Rows,
-    /// An equal run of columns each.
+    /// An equal run of columns each, or of a vector's values.
     Columns,
-    /// Rows of K/V heads: `heads` heads of `dim` rows, see [`Ranks::kv_share`].
+    /// Rows, or a vector's values, of K/V heads: `heads` heads of `dim`, see [`Ranks::kv_share`].
     KvHeads { heads: usize, dim: usize },
     /// A fused projection of `chunks` parts `[q|k|v]`; a rank gets its q heads, then its k
     /// heads, then its v heads.
@@ -63,18 +65,34 @@ impl Slice {
     }
 }
 
+impl Shard {
+    /// How many different parts `rank_count` ranks hold, of the first ranks.
+    pub fn part_count(self, rank_count: usize) -> usize {
+        match self {
+            Self::Whole | Self::First => 1,
+            Self::Rows | Self::Columns | Self::KvHeads { .. } | Self::Qkv { .. } => rank_count,
+        }
+    }
+}
+
 impl WeightDecl {
     /// The part of this weight that belongs to a rank.
     pub fn slice(&self, ranks: Ranks) -> Slice {
         let (rows, cols) = (self.rows(), self.cols());
         let slice = |rows: Range<usize>, cols| Slice { rows: vec![rows], cols };
+        // A vector is one row.
+        let lengthwise = |part| {
+            if self.shape.len() == 1 { slice(0..1, part) } else { slice(part, 0..cols) }
+        };
         match self.shard {
             Shard::Whole => slice(0..rows, 0..cols),
-            Shard::Rows => slice(ranks.share(rows), 0..cols),
+            Shard::First if ranks.rank == 0 => slice(0..rows, 0..cols),
+            Shard::First => slice(0..0, 0..cols),
+            Shard::Rows => lengthwise(ranks.share(self.shape[0])),
             Shard::Columns => slice(0..rows, ranks.share(cols)),
             Shard::KvHeads { heads, dim } => {
                 let heads = ranks.kv_share(heads);
-                slice(heads.start * dim..heads.end * dim, 0..cols)
+                lengthwise(heads.start * dim..heads.end * dim)
             }
             Shard::Qkv { chunks, q_heads, kv_heads, qk_dim, v_dim } => {
                 let (q_each, kv_each) = (q_heads / chunks, kv_heads / chunks);

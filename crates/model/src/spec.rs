@@ -2,13 +2,20 @@
 
 use std::fmt;
 
-/// Which family a checkpoint belongs to. Only templates and parsers care; the shapes are below.
+use crate::rope::RopeSpec;
+
+/// Which family a checkpoint belongs to: how it spells its tensors, see `families`. The shapes are
+/// below.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// `mimo_v2_flash`: split q, k and v projections.
     MimoV2Flash,
     /// `mimo_v2`: V2.5 (its text path) and V2.5-Pro, fused projection.
     MimoV2,
+    /// `qwen3_moe`: Qwen3-30B-A3B, Qwen3-Coder-30B-A3B, Qwen3-235B-A22B.
+    Qwen3Moe,
+    /// `gpt_oss`: gpt-oss-20b and gpt-oss-120b.
+    GptOss,
 }
 
 impl fmt::Display for Family {
@@ -16,6 +23,8 @@ impl fmt::Display for Family {
         f.write_str(match self {
             Self::MimoV2Flash => "MiMo-V2-Flash",
             Self::MimoV2 => "MiMo-V2.5",
+            Self::Qwen3Moe => "Qwen3-MoE",
+            Self::GptOss => "gpt-oss",
         })
     }
 }
@@ -56,12 +65,15 @@ pub struct AttentionSpec {
     pub rope: RopeSpec,
     /// One learned logit per query head that enters the softmax's sum and carries no value.
     pub sinks: bool,
-    /// RMS norm of each query and key head before rotation.
-    pub qk_norm: bool,
+    /// Epsilon of the RMS norm of each query and key head before rotation, where there is one.
+    pub qk_norm_eps: Option<f32>,
+    /// Whether q, k, v and the output have biases.
+    pub bias: bool,
     /// Values are multiplied by this before they are cached.
     pub value_scale: f32,
     pub qkv: QkvLayout,
     pub qkv_format: WeightFormat,
+    pub output_format: WeightFormat,
 }
 
 /// Which keys a position sees.
@@ -71,27 +83,6 @@ pub enum Reach {
     Full,
     /// The last `keys`, itself included.
     Window { keys: usize },
-}
-
-/// Rotation of dimensions i and i + dims / 2 of each head, for i below dims / 2, by
-/// position * base^(-2i / dims); dimensions from `dims` on stay as they are.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RopeSpec {
-    pub dims: usize,
-    pub base: f64,
-}
-
-impl RopeSpec {
-    /// Radians a position for each rotated pair, `[dims / 2]`. They are F32, as in the
-    /// implementations that models are trained with: at long positions their rounding is part of
-    /// the model.
-    pub fn frequencies(self) -> impl ExactSizeIterator<Item = f32> {
-        let Self { dims, base } = self;
-        (0..dims / 2).map(move |pair| {
-            let exponent = (2 * pair) as f32 / dims as f32;
-            1.0 / base.powf(f64::from(exponent)) as f32
-        })
-    }
 }
 
 /// How a checkpoint stores the q, k and v projections.
@@ -130,11 +121,22 @@ pub enum FeedForwardSpec {
     Experts(ExpertsSpec),
 }
 
-/// down(silu(gate x) * up x)
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// down(activation(gate x, up x))
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DenseSpec {
     pub width: usize,
     pub format: WeightFormat,
+    pub activation: Activation,
+}
+
+/// What becomes of gate and up, value by value.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Activation {
+    /// gate * sigmoid(gate) * up
+    SiluMul,
+    /// gate * sigmoid(alpha * gate) * (up + 1), with gate at most `limit` and up within `limit` of
+    /// zero.
+    ClampedSwiglu { alpha: f32, limit: f32 },
 }
 
 /// A router chooses `top_k` of `count` experts, each a [`DenseSpec`] of its own.
@@ -144,17 +146,44 @@ pub struct ExpertsSpec {
     pub top_k: usize,
     pub width: usize,
     pub format: WeightFormat,
+    pub activation: Activation,
+    pub layout: ExpertLayout,
+    /// Whether gate, up and down have biases. That of down is weighted like the expert's output.
+    pub bias: bool,
     pub router: RouterSpec,
 }
 
-/// Sigmoid scores; the correction bias takes part in choosing the experts, not in weighting them.
+/// How a checkpoint stores the experts of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpertLayout {
+    /// Three matrices for each expert.
+    Apart,
+    /// The gates and ups of all experts in one tensor, their downs in another. Of each expert
+    /// first the rows of gate, then those of up.
+    StackedHalves,
+    /// The same with a row of gate and a row of up in turn.
+    StackedInterleaved,
+}
+
+/// How the router's products become scores, and which experts these choose.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RouterSpec {
-    /// Divide the chosen scores by their sum (+ 1e-20).
+    pub scores: RouterScores,
+    /// Whether the router's matrix has a bias.
+    pub bias: bool,
+    /// Divide the chosen scores by their sum.
     pub normalise: bool,
     /// Multiplies the weights last.
     pub scale: f32,
     pub dtype: RouterDtype,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RouterScores {
+    /// A sigmoid of each product. A correction is added to choose the experts, not to weigh them.
+    CorrectedSigmoid,
+    /// The softmax over all experts. Normalised, it is the softmax over the chosen ones.
+    Softmax,
 }
 
 /// Precision of the router's matrix; its products are summed in F32 either way.
@@ -217,19 +246,11 @@ impl FeedForwardSpec {
             Self::Experts(experts) => experts.format,
         }
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn frequencies_fall_from_one_by_equal_ratios() {
-        let rope = RopeSpec { dims: 8, base: 10_000.0 };
-        let frequencies: Vec<f32> = rope.frequencies().collect();
-        assert_eq!(frequencies.len(), 4);
-        for (frequency, expected) in frequencies.iter().zip([1.0, 0.1, 0.01, 0.001]) {
-            assert!((frequency / expected - 1.0).abs() < 1e-6, "{frequency} is not {expected}");
+    pub fn activation(&self) -> Activation {
+        match self {
+            Self::Dense(dense) => dense.activation,
+            Self::Experts(experts) => experts.activation,
         }
     }
 }

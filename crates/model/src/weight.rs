@@ -6,6 +6,8 @@ use crate::shard::Shard;
 pub const FP8_TILE: usize = 128;
 /// MXFP4 rows have one scale per this many values.
 pub const MXFP4_GROUP: usize = 32;
+/// What floats may be stored as.
+const FLOATS: &[Dtype] = &[Dtype::Bf16, Dtype::F32];
 
 /// Which set of files a weight comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,16 +43,27 @@ pub enum LayerWeight {
     Query,
     Key,
     Value,
+    QueryBias,
+    KeyBias,
+    ValueBias,
     QueryNorm,
     KeyNorm,
     Sinks,
     Output,
+    OutputBias,
     PostNorm,
     Router,
     RouterBias,
+    /// Takes part in choosing the experts, not in weighting them.
+    RouterCorrection,
     Gate,
     Up,
     Down,
+    /// Of all experts, `[experts, width]`.
+    GateBias,
+    UpBias,
+    /// Of all experts, `[experts, hidden]`.
+    DownBias,
 }
 
 /// Element types as safetensors spells them.
@@ -81,12 +94,33 @@ pub enum Format {
 pub struct WeightDecl {
     pub id: WeightId,
     pub part: Part,
-    /// Name of its first stored tensor.
+    /// Begins the names of its stored tensors.
     pub name: String,
     /// `[out, in]`, or `[n]` for a vector.
     pub shape: Vec<usize>,
     pub format: Format,
     pub shard: Shard,
+    /// Where it lies, if it shares its stored tensors with other weights. It is then a matrix of
+    /// floats or MXFP4.
+    pub stack: Option<Stack>,
+}
+
+/// Tensors that hold several weights of the same size, such as those of all experts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stack {
+    /// Of all values. All dimensions but the last count rows.
+    pub shape: Vec<usize>,
+    /// The weight's rows among these.
+    pub rows: Stride,
+    /// Its columns among these. MXFP4 has all of them.
+    pub cols: Stride,
+}
+
+/// Every `step`-th place from `first` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stride {
+    pub first: usize,
+    pub step: usize,
 }
 
 /// A tensor that a checkpoint must hold.
@@ -96,6 +130,8 @@ pub struct StoredTensor {
     /// Any of these is accepted.
     pub dtypes: &'static [Dtype],
     pub shape: Vec<usize>,
+    /// Equal runs of elements that a weight's rows, or its rows of scales, are.
+    pub rows: usize,
 }
 
 impl Dtype {
@@ -132,14 +168,18 @@ impl WeightDecl {
     /// The tensors that hold this weight: its values, then its scales.
     pub fn stored(&self) -> Vec<StoredTensor> {
         let (rows, cols) = (self.rows(), self.cols());
-        let tensor = |suffix: &str, dtypes, shape| StoredTensor {
+        let tensor = |suffix: &str, dtypes, shape: Vec<usize>| StoredTensor {
             name: format!("{}{suffix}", self.name),
             dtypes,
+            rows: if shape.len() == 2 { shape[0] } else { 1 },
             shape,
         };
+        if let Some(stack) = &self.stack {
+            return self.stacked(stack);
+        }
         match self.format {
             Format::Float | Format::FloatToFp8 => {
-                vec![tensor("", &[Dtype::Bf16, Dtype::F32], self.shape.clone())]
+                vec![tensor("", FLOATS, self.shape.clone())]
             }
             Format::Fp8 { chunk_rows } => {
                 let tiles = rows / chunk_rows * chunk_rows.div_ceil(FP8_TILE);
@@ -153,6 +193,53 @@ impl WeightDecl {
                 tensor("_scale", &[Dtype::U8], vec![rows, cols / MXFP4_GROUP]),
             ],
         }
+    }
+
+    /// Stacks of MXFP4 have the bytes of each group apart.
+    fn stacked(&self, stack: &Stack) -> Vec<StoredTensor> {
+        let (cols, outer) = stack.shape.split_last().expect("a stack has columns");
+        let tensor = |suffix: &str, dtypes, inner: &[usize]| StoredTensor {
+            name: format!("{}{suffix}", self.name),
+            dtypes,
+            shape: [outer, inner].concat(),
+            rows: outer.iter().product(),
+        };
+        if self.format == Format::Mxfp4 {
+            let groups = cols / MXFP4_GROUP;
+            vec![
+                tensor("_blocks", &[Dtype::U8], &[groups, MXFP4_GROUP / 2]),
+                tensor("_scales", &[Dtype::U8], &[groups]),
+            ]
+        } else {
+            vec![tensor("", FLOATS, &[*cols])]
+        }
+    }
+
+    /// How many weights share its stored tensors in equal parts, itself included.
+    pub fn stack_size(&self) -> usize {
+        let values = |shape: &[usize]| shape.iter().product::<usize>();
+        self.stack.as_ref().map_or(1, |stack| values(&stack.shape) / values(&self.shape))
+    }
+
+    /// The row of its stored tensors that a row of the weight is, or a row of its scales.
+    pub fn stored_row(&self, row: usize) -> usize {
+        self.stack.as_ref().map_or(row, |stack| stack.rows.at(row))
+    }
+
+    /// The stored column of floats that a column of the weight is.
+    pub fn stored_col(&self, col: usize) -> usize {
+        self.stack.as_ref().map_or(col, |stack| stack.cols.at(col))
+    }
+}
+
+impl Stride {
+    /// One after the other.
+    pub fn run_from(first: usize) -> Self {
+        Self { first, step: 1 }
+    }
+
+    pub fn at(self, index: usize) -> usize {
+        self.first + index * self.step
     }
 }
 

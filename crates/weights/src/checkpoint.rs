@@ -85,6 +85,8 @@ impl Checkpoint {
             let mask = mask.map_err(|reason| problems.push(MASK_FILE, "", reason)).ok();
             Drafter { folder, mask }
         });
+        let stacked = spec.stacked_experts_name().is_some_and(|name| target.get(&name).is_some());
+        let spec = if stacked { spec.with_stacked_experts() } else { spec };
         let mut checkpoint = Self { spec, target, drafter, skipped: Vec::new() };
         checkpoint.skipped = checkpoint.check(&mut problems);
         if problems.is_empty() { Ok(checkpoint) } else { Err(CheckpointError::Files(problems)) }
@@ -124,13 +126,15 @@ impl Checkpoint {
                 continue;
             };
             for stored in decl.stored() {
+                if !declared.insert((decl.part, stored.name.clone())) {
+                    continue;
+                }
                 // A file that could not be read is one problem, not one per tensor.
                 if (folder.complete || folder.get(&stored.name).is_some())
                     && let Err(Problem { file, tensor, reason }) = find(folder, &stored)
                 {
                     problems.push(&file, &tensor, reason);
                 }
-                declared.insert((decl.part, stored.name));
             }
         }
         let mut skipped = BTreeMap::new();
@@ -170,7 +174,11 @@ impl WeightSource for Checkpoint {
         for stored in decl.stored() {
             found.push((find(folder, &stored).map_err(WeightError)?, stored));
         }
-        let rows: Vec<_> = found.iter().map(|((tensor, _), _)| rows(tensor)).collect();
+        let rows = found.iter().map(|((tensor, _), stored)| Bytes {
+            bytes: tensor.bytes,
+            row_bytes: tensor.bytes.len() / stored.rows,
+        });
+        let rows: Vec<_> = rows.collect();
         let rows: Vec<_> = rows.iter().map(|rows| rows as &dyn Rows).collect();
         let ((_, dtype), _) = found[0];
         gather(decl, slice, dtype, &rows).map_err(|flaw| {
@@ -218,12 +226,6 @@ fn find<'a>(
         return fail(tensor.file, format!("has the shape {shape:?}, not {:?}", stored.shape));
     }
     Ok((tensor, *known))
-}
-
-/// A vector is one row.
-fn rows<'a>(tensor: &FolderTensor<'a>) -> Bytes<'a> {
-    let row_count = if let [rows, _] = tensor.header.shape[..] { rows } else { 1 };
-    Bytes { bytes: tensor.bytes, row_bytes: tensor.bytes.len() / row_count }
 }
 
 fn config_text(folder: &Path, file: &str) -> Result<String, ConfigError> {

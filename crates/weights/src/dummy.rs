@@ -48,7 +48,7 @@ impl WeightSource for Dummy {
         let dtype = float_dtype(decl.id);
         let tensors = decl.stored().into_iter().zip(recipes(decl)).map(|(stored, recipe)| MadeUp {
             stream: Stream::new(self.seed, &stored.name),
-            row_elements: *stored.shape.last().expect("no tensor is a lone number"),
+            row_elements: stored.shape.iter().product::<usize>() / stored.rows,
             recipe,
         });
         let tensors: Vec<_> = tensors.collect();
@@ -90,7 +90,7 @@ enum Recipe {
 /// Element type of float weights, as checkpoints have it.
 fn float_dtype(id: WeightId) -> Dtype {
     match id {
-        WeightId::Layer(_, _, LayerWeight::Router | LayerWeight::RouterBias) => Dtype::F32,
+        WeightId::Layer(_, _, LayerWeight::Router | LayerWeight::RouterCorrection) => Dtype::F32,
         _ => Dtype::Bf16,
     }
 }
@@ -134,7 +134,20 @@ fn float_recipe(id: WeightId, deviation: f64) -> Recipe {
         ) => (128, 16, -7),
         WeightId::Layer(_, _, LayerWeight::Sinks) => (0, 128, -7),
         // Small beside the sigmoids' spread of about 0.2.
-        WeightId::Layer(_, _, LayerWeight::RouterBias) => (0, 128, -13),
+        WeightId::Layer(_, _, LayerWeight::RouterCorrection) => (0, 128, -13),
+        // Small beside what they are added to.
+        WeightId::Layer(
+            _,
+            _,
+            LayerWeight::QueryBias
+            | LayerWeight::KeyBias
+            | LayerWeight::ValueBias
+            | LayerWeight::OutputBias
+            | LayerWeight::RouterBias
+            | LayerWeight::GateBias
+            | LayerWeight::UpBias
+            | LayerWeight::DownBias,
+        ) => (0, 128, -10),
         _ => {
             // A uniform number from -a to a has deviation a / sqrt(3).
             let (spread, exponent) = split(deviation * 3.0_f64.sqrt());

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use half::bf16;
 use half::vec::HalfBitsVecExt;
-use kilotok_model::{Dtype, FP8_TILE, Format, MXFP4_GROUP, Slice, WeightDecl};
+use kilotok_model::{Dtype, FP8_TILE, Format, MXFP4_GROUP, Slice, Stride, WeightDecl};
 
 use crate::codes::e4m3_code;
 use crate::tensor::{Tensor, TensorData, tile_count};
@@ -36,7 +36,8 @@ impl Rows for Bytes<'_> {
     }
 }
 
-/// The first invalid element, and its place in the whole stored tensor.
+/// The first invalid element, and its place in the whole stored tensor: of a tensor that stacks
+/// several weights, rows count through all of them.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Flaw {
     /// Among the scales, not the values.
@@ -163,7 +164,7 @@ impl Part<'_> {
         let mut scales = vec![0_u8; self.slice.row_count() * groups.len()];
         self.fill(scale_rows, &mut scales, groups.clone(), false);
         if let Some(at) = find(&scales, |scale| scale > SCALE_MAX) {
-            let row = self.whole_row(at / groups.len());
+            let row = self.decl.stored_row(self.whole_row(at / groups.len()));
             let col = groups.start + at % groups.len();
             let what = "is a scale that is NaN or too large";
             return Err(Flaw { in_scales: true, row, col, what });
@@ -179,8 +180,21 @@ impl Part<'_> {
         let rows = self.slice.rows.iter().cloned().flatten();
         for (row, out) in rows.zip(out.chunks_exact_mut(span.len())) {
             let row = if by_scale_row { self.decl.format.scale_row(row) } else { row };
-            stored.fill(row, span.start, out);
+            let row = self.decl.stored_row(row);
+            if self.has_cols_apart() {
+                let width = span.len() / self.slice.cols.len();
+                for (col, out) in self.slice.cols.clone().zip(out.chunks_exact_mut(width)) {
+                    stored.fill(row, self.decl.stored_col(col) * width, out);
+                }
+            } else {
+                stored.fill(row, span.start, out);
+            }
         }
+    }
+
+    /// Whether columns that follow each other do not in the stored tensor.
+    fn has_cols_apart(&self) -> bool {
+        self.decl.stack.as_ref().is_some_and(|stack| stack.cols != Stride::run_from(0))
     }
 
     fn check<T: Copy>(
@@ -191,7 +205,8 @@ impl Part<'_> {
     ) -> Result<(), Flaw> {
         find(values, bad).map_or(Ok(()), |at| {
             let cols = &self.slice.cols;
-            let (row, col) = (self.whole_row(at / cols.len()), cols.start + at % cols.len());
+            let row = self.decl.stored_row(self.whole_row(at / cols.len()));
+            let col = self.decl.stored_col(cols.start + at % cols.len());
             Err(Flaw { in_scales: false, row, col, what })
         })
     }

@@ -43,6 +43,7 @@ fn pieces(count: usize, rank_count: usize) -> Vec<Piece> {
             shape: vec![16, 64],
             format: [Format::Float, Format::Mxfp4, Format::Fp8 { chunk_rows: 16 }][index % 3],
             shard: Shard::Rows,
+            stack: None,
         },
         ranks: Ranks { rank, count: rank_count },
     };

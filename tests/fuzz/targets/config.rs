@@ -6,7 +6,8 @@
 use std::sync::LazyLock;
 
 use kilotok_model::{
-    FeedForwardSpec, Knobs, ModelSpec, Ranks, check_ranks, declare, read_config, read_drafter,
+    FeedForwardSpec, Knobs, ModelSpec, Ranks, Shard, check_ranks, declare, read_config,
+    read_drafter,
 };
 
 static TARGET: LazyLock<ModelSpec> = LazyLock::new(|| {
@@ -47,9 +48,11 @@ fn exercise(spec: &ModelSpec) {
         }
         for (decl, rank) in decls.iter().flat_map(|decl| (0..count).map(move |rank| (decl, rank))) {
             let slice = decl.slice(Ranks { rank, count });
-            assert!(slice.row_count() > 0 && !slice.cols.is_empty());
+            let has_part = decl.shard != Shard::First || rank == 0;
+            assert!((slice.row_count() > 0) == has_part && !slice.cols.is_empty());
             assert!(slice.rows.iter().all(|rows| rows.end <= decl.rows()));
             assert!(slice.cols.end <= decl.cols());
+            assert!(decl.stored_row(decl.rows() - 1) < decl.stored()[0].rows);
             for stored in decl.stored() {
                 assert!(stored.shape.iter().all(|size| *size > 0));
             }

@@ -1,13 +1,13 @@
-//! Norm, q/k/v projection, per-head norm, rotation, value scale, and the write to the pages.
+//! Norm, q/k/v projection, bias, per-head norm, rotation, value scale, and the write to the pages.
 
 use kilotok_batch::Batch;
 use kilotok_model::{AttentionSpec, Ranks};
 
-use crate::math::rms_norm_in_place;
+use crate::math::{add_bias, rms_norm_in_place};
 use crate::matmul::{matmul, vectors};
 use crate::pages::LayerPages;
 use crate::rope::rotate;
-use crate::weights::LayerWeights;
+use crate::weights::{LayerWeights, RankWeights};
 
 /// Queries, keys and values of one rank, of each token one after the other.
 pub(crate) struct Projected {
@@ -38,11 +38,10 @@ impl Projected {
     }
 }
 
-/// What the projection of a layer needs besides its weights.
+/// A layer's projection.
 pub(crate) struct Projection<'a> {
     pub(crate) spec: &'a AttentionSpec,
     pub(crate) weights: &'a LayerWeights,
-    pub(crate) norm_eps: f32,
 }
 
 /// Projects normed activations `h` and keeps keys and values of the target. By rank.
@@ -68,37 +67,41 @@ impl Projection<'_> {
     pub(crate) fn all(&self, rank: usize, h: &[f32], positions: &[u32]) -> Projected {
         let ranks = Ranks { rank, count: self.weights.ranks.len() };
         let q_width = ranks.share(self.spec.q_heads).len() * self.spec.qk_dim;
-        let qkv = &self.weights.ranks[rank].qkv;
-        self.finish(ranks, q_width, matmul(qkv, &vectors(h, qkv[0].cols)), positions)
+        let RankWeights { qkv, qkv_bias, .. } = &self.weights.ranks[rank];
+        let rows = matmul(qkv, &vectors(h, qkv[0].cols));
+        self.finish(ranks, q_width, rows, qkv_bias, positions)
     }
 
     /// Keys and values alone, from a split projection.
     pub(crate) fn kv(&self, rank: usize, c: &[f32], positions: &[u32]) -> Projected {
         let ranks = Ranks { rank, count: self.weights.ranks.len() };
-        let qkv = &self.weights.ranks[rank].qkv;
+        let RankWeights { qkv, qkv_bias, .. } = &self.weights.ranks[rank];
         assert_eq!(qkv.len(), 3, "a drafter's projections are split");
         let kv = &qkv[1..];
-        self.finish(ranks, 0, matmul(kv, &vectors(c, kv[0].cols)), positions)
+        let bias = qkv_bias.get(qkv[0].rows..).unwrap_or_default();
+        self.finish(ranks, 0, matmul(kv, &vectors(c, kv[0].cols)), bias, positions)
     }
 
-    /// Norm and rotation of queries and keys, scale of values.
+    /// Bias, norm and rotation of queries and keys, scale of values.
     fn finish(
         &self,
         ranks: Ranks,
         q_width: usize,
         mut rows: Vec<f32>,
+        bias: &[f32],
         positions: &[u32],
     ) -> Projected {
-        let Self { spec, weights, norm_eps } = *self;
+        let Self { spec, weights } = *self;
         let kv_heads = ranks.kv_share(spec.kv_heads).len();
         let k_width = kv_heads * spec.qk_dim;
         let width = q_width + k_width + kv_heads * spec.v_dim;
         for (row, &position) in rows.chunks_exact_mut(width).zip(positions) {
+            add_bias(row, bias);
             let (heads, v) = row.split_at_mut(q_width + k_width);
-            if spec.qk_norm {
+            if let Some(eps) = spec.qk_norm_eps {
                 let (q, k) = heads.split_at_mut(q_width);
-                rms_norm_in_place(q, &weights.q_norm, norm_eps);
-                rms_norm_in_place(k, &weights.k_norm, norm_eps);
+                rms_norm_in_place(q, &weights.q_norm, eps);
+                rms_norm_in_place(k, &weights.k_norm, eps);
             }
             let angles = weights.rope.angles(position);
             for head in heads.chunks_exact_mut(spec.qk_dim) {

@@ -102,7 +102,6 @@ impl<'a> Drafter<'a> {
         Projection {
             spec: &self.spec.layers[layer].attention,
             weights: &self.weights.layers[layer],
-            norm_eps: self.spec.norm_eps,
         }
     }
 
@@ -145,7 +144,8 @@ impl<'a> Drafter<'a> {
         }
         for (index, pages) in pages.iter().enumerate() {
             let (spec, weights) = (&self.spec.layers[index], &self.weights.layers[index]);
-            attention(&self.projection(index), row, &positions, pages, &mut x);
+            let projection = self.projection(index);
+            attention(&projection, self.spec.norm_eps, row, &positions, pages, &mut x);
             feed_forward(spec, weights, self.spec.norm_eps, &mut x);
         }
         let drafted: Vec<usize> = (1..self.spec.rows).take(row.draft_next as usize).collect();
@@ -165,12 +165,13 @@ impl<'a> Drafter<'a> {
 /// Attention of the draft rows in one layer, added to their streams.
 fn attention(
     projection: &Projection<'_>,
+    norm_eps: f32,
     row: &Row,
     positions: &[u32],
     pages: &[LayerPages],
     x: &mut [f32],
 ) {
-    let Projection { spec, weights, norm_eps } = *projection;
+    let Projection { spec, weights } = *projection;
     let h = rms_norm(x, &weights.input_norm, norm_eps);
     let (n, start) = (positions.len(), positions[0]);
     let ranks = pages.iter().enumerate();

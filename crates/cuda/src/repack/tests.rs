@@ -343,7 +343,7 @@ impl Filled<'_> {
             (LayerBuffer::KeyNorm, LayerWeight::KeyNorm),
             (LayerBuffer::Sinks, LayerWeight::Sinks),
             (LayerBuffer::PostNorm, LayerWeight::PostNorm),
-            (LayerBuffer::RouterBias, LayerWeight::RouterBias),
+            (LayerBuffer::RouterBias, LayerWeight::RouterCorrection),
         ] {
             let present = self.tensors.contains_key(&id(weight));
             assert_eq!(self.buffers.contains_key(&buffer(place)), present, "{place:?}");

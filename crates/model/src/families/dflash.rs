@@ -2,11 +2,12 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Knobs, limit, rotary_dims};
+use super::{Knobs, heads, limit, rotary_dims};
 use crate::fields::Fields;
+use crate::rope::RopeSpec;
 use crate::spec::{
-    AttentionSpec, DenseSpec, DrafterSpec, FeedForwardSpec, LayerSpec, ModelSpec, QkvLayout, Reach,
-    RopeSpec, WeightFormat,
+    Activation, AttentionSpec, DenseSpec, DrafterSpec, FeedForwardSpec, LayerSpec, ModelSpec,
+    QkvLayout, Reach, WeightFormat,
 };
 
 /// Fields that do not change what is computed. The drafter has no vocabulary of its own, so its
@@ -72,11 +73,15 @@ pub(super) fn read(
     if taps.is_empty() {
         dflash.problem("target_layer_ids", "names no layer");
     }
+    let twice = taps.iter().enumerate().find(|(place, tap)| taps[..*place].contains(tap));
+    if let Some((_, tap)) = twice {
+        dflash.problem("target_layer_ids", format!("names layer {tap} twice"));
+    }
     let mask_token = dflash.id("mask_token_id", target.vocab_size) as u32;
-    let attention = attention(&mut fields, &mut dflash, layer_count, knobs);
+    let attention = attention(&mut fields, &mut dflash, layer_count, norm_eps, knobs);
     let width = fields.size("intermediate_size", limit::WIDTH);
     let format = if knobs.draft_fp8 { WeightFormat::Fp8 } else { WeightFormat::Float };
-    let dense = DenseSpec { width, format };
+    let dense = DenseSpec { width, format, activation: Activation::SiluMul };
     let layer = LayerSpec { attention, feed_forward: FeedForwardSpec::Dense(dense) };
     fields.problems.extend(dflash.finish());
     let problems = fields.finish();
@@ -90,14 +95,10 @@ fn attention(
     fields: &mut Fields<'_>,
     dflash: &mut Fields<'_>,
     layer_count: usize,
+    norm_eps: f32,
     knobs: &Knobs,
 ) -> AttentionSpec {
-    let q_heads = fields.size("num_attention_heads", limit::HEADS);
-    let kv_heads = fields.size("num_key_value_heads", limit::HEADS);
-    if !q_heads.is_multiple_of(kv_heads) {
-        let what = format!("is {q_heads}, no multiple of num_key_value_heads {kv_heads}");
-        fields.problem("num_attention_heads", what);
-    }
+    let (q_heads, kv_heads) = heads(fields, "num_attention_heads", "num_key_value_heads");
     let qk_dim = fields.size("head_dim", limit::HEAD_DIM);
     let v_dim = match fields.optional("v_head_dim") {
         Some(_) => fields.size("v_head_dim", limit::HEAD_DIM),
@@ -119,12 +120,14 @@ fn attention(
         kv_heads,
         qk_dim,
         v_dim,
-        rope: RopeSpec { dims, base },
+        rope: RopeSpec::plain(dims, base),
         sinks: dflash.bool("attention_sink_bias"),
-        qk_norm: true,
+        qk_norm_eps: Some(norm_eps),
+        bias: false,
         value_scale: dflash.number("attention_value_scale", 1e-3, 1e3) as f32,
         qkv: QkvLayout::Split,
         qkv_format: WeightFormat::Float,
+        output_format: WeightFormat::Float,
     }
 }
 

@@ -2,13 +2,20 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Knobs, limit, rotary_dims};
+use super::{Knobs, end_tokens, experts_in_all, fp8, heads, limit, rotary_dims};
 use crate::fields::Fields;
+use crate::names::Names;
+use crate::rope::RopeSpec;
 use crate::spec::{
-    AttentionSpec, DenseSpec, ExpertsSpec, Family, FeedForwardSpec, LayerSpec, ModelSpec,
-    QkvLayout, Reach, RopeSpec, RouterDtype, RouterSpec, WeightFormat,
+    Activation, AttentionSpec, DenseSpec, ExpertLayout, ExpertsSpec, Family, FeedForwardSpec,
+    LayerSpec, ModelSpec, QkvLayout, Reach, RouterDtype, RouterScores, RouterSpec, WeightFormat,
 };
-use crate::weight::{FP8_TILE, MXFP4_GROUP};
+use crate::weight::MXFP4_GROUP;
+
+pub(super) const NAMES: Names = Names {
+    skipped: &[("model.mtp.", "multi-token prediction, which the drafter replaces")],
+    ..Names::USUAL
+};
 
 /// Fields that do not change what is computed, or that belong to the towers we do not run.
 const IGNORED: &[&str] = &[
@@ -58,10 +65,7 @@ pub(super) fn read(map: &Map<String, Value>, knobs: &Knobs) -> Result<ModelSpec,
     let layer_count = fields.size("num_hidden_layers", limit::LAYERS);
     let norm_eps = fields.number("layernorm_epsilon", 1e-12, 1e-2) as f32;
     let position_max = fields.size("max_position_embeddings", limit::POSITIONS);
-    let end_tokens = fields.ids("eos_token_id", vocab_size);
-    if end_tokens.is_empty() {
-        fields.problem("eos_token_id", "names no token");
-    }
+    let end_tokens = end_tokens(&mut fields, vocab_size);
     for (name, wanted) in [
         ("hidden_act", json!("silu")),
         ("attention_bias", json!(false)),
@@ -76,17 +80,19 @@ pub(super) fn read(map: &Map<String, Value>, knobs: &Knobs) -> Result<ModelSpec,
     let dense = FeedForwardSpec::Dense(DenseSpec {
         width: fields.size("intermediate_size", limit::WIDTH),
         format: formats.dense,
+        activation: Activation::SiluMul,
     });
-    let experts = FeedForwardSpec::Experts(experts(&mut fields, &formats, knobs));
+    let experts = experts(&mut fields, &formats, knobs);
     let windows = flags(&mut fields, "hybrid_layer_pattern", layer_count);
     let sparse = flags(&mut fields, "moe_layer_freq", layer_count);
+    check_formats(&mut fields, &formats, hidden_size, experts.width);
+    experts_in_all(&mut fields, "n_routed_experts", experts.count, &sparse);
+    let experts = FeedForwardSpec::Experts(experts);
     let layers = windows.iter().zip(&sparse).map(|(&is_window, &is_sparse)| LayerSpec {
         attention: if is_window { window.clone() } else { full.clone() },
         feed_forward: if is_sparse { experts.clone() } else { dense.clone() },
     });
     let layers = layers.collect();
-    check_formats(&mut fields, &formats, hidden_size, &experts);
-    check_expert_count(&mut fields, &sparse, &experts);
     let problems = fields.finish();
     if !problems.is_empty() {
         return Err(problems);
@@ -97,7 +103,7 @@ pub(super) fn read(map: &Map<String, Value>, knobs: &Knobs) -> Result<ModelSpec,
         hidden_size,
         norm_eps,
         position_max,
-        end_tokens: end_tokens.into_iter().map(|token| token as u32).collect(),
+        end_tokens,
         layers,
         multimodal: ["vision_config", "audio_config"]
             .iter()
@@ -158,11 +164,7 @@ fn attention(
             "add_full_attention_sink_bias",
         ]
     };
-    let q_heads = fields.size(q_name, limit::HEADS);
-    let kv_heads = fields.size(kv_name, limit::HEADS);
-    if !q_heads.is_multiple_of(kv_heads) {
-        fields.problem(q_name, format!("is {q_heads}, no multiple of {kv_name} {kv_heads}"));
-    }
+    let (q_heads, kv_heads) = heads(fields, q_name, kv_name);
     let qk_dim = fields.size(qk_name, limit::HEAD_DIM);
     let factor = fields.number("partial_rotary_factor", 0.0, 1.0);
     let dims = rotary_dims(factor, qk_dim).unwrap_or_else(|what| {
@@ -170,16 +172,15 @@ fn attention(
         0
     });
     // Every layer, windowed ones too, is stored in as many chunks as there are global K/V heads.
-    let qkv = match family {
-        Family::MimoV2Flash => QkvLayout::Split,
-        Family::MimoV2 => {
-            let chunks = fields.size("num_key_value_heads", limit::HEADS);
-            if !q_heads.is_multiple_of(chunks) || !kv_heads.is_multiple_of(chunks) {
-                let what = format!("is {kv_heads}, not shared evenly by {chunks} chunks");
-                fields.problem(kv_name, what);
-            }
-            QkvLayout::Fused { chunks }
+    let qkv = if family == Family::MimoV2Flash {
+        QkvLayout::Split
+    } else {
+        let chunks = fields.size("num_key_value_heads", limit::HEADS);
+        if !q_heads.is_multiple_of(chunks) || !kv_heads.is_multiple_of(chunks) {
+            let what = format!("is {kv_heads}, not shared evenly by {chunks} chunks");
+            fields.problem(kv_name, what);
         }
+        QkvLayout::Fused { chunks }
     };
     AttentionSpec {
         reach: if is_window { window(fields, knobs) } else { Reach::Full },
@@ -187,12 +188,14 @@ fn attention(
         kv_heads,
         qk_dim,
         v_dim: fields.size(v_name, limit::HEAD_DIM),
-        rope: RopeSpec { dims, base: fields.number(base_name, 1.0, 1e12) },
+        rope: RopeSpec::plain(dims, fields.number(base_name, 1.0, 1e12)),
         sinks: fields.bool(sink_name),
-        qk_norm: false,
+        qk_norm_eps: None,
+        bias: false,
         value_scale: value_scale(fields),
         qkv,
         qkv_format: formats.qkv,
+        output_format: WeightFormat::Float,
     }
 }
 
@@ -205,6 +208,7 @@ fn value_scale(fields: &mut Fields<'_>) -> f32 {
 }
 
 fn window(fields: &mut Fields<'_>, knobs: &Knobs) -> Reach {
+    let reach = super::window(fields, knobs);
     let keys = fields.size("sliding_window", limit::POSITIONS);
     if fields.optional("sliding_window_size").is_some() {
         let other = fields.size("sliding_window_size", limit::POSITIONS);
@@ -213,12 +217,7 @@ fn window(fields: &mut Fields<'_>, knobs: &Knobs) -> Reach {
             fields.problem("sliding_window_size", what);
         }
     }
-    let chosen = knobs.window_keys.unwrap_or(keys);
-    if chosen != keys && chosen != keys + 1 {
-        let what = format!("is {keys}; the knob window_keys says {chosen}, not that or one more");
-        fields.problem("sliding_window", what);
-    }
-    Reach::Window { keys: chosen }
+    reach
 }
 
 fn experts(fields: &mut Fields<'_>, formats: &Formats, knobs: &Knobs) -> ExpertsSpec {
@@ -245,9 +244,22 @@ fn experts(fields: &mut Fields<'_>, formats: &Formats, knobs: &Knobs) -> Experts
         None => None,
     };
     let dtype = knobs.router_dtype.or(stated).unwrap_or(RouterDtype::F32);
-    let router = RouterSpec { normalise: fields.bool("norm_topk_prob"), scale, dtype };
-    let width = fields.size("moe_intermediate_size", limit::WIDTH);
-    ExpertsSpec { count, top_k, width, format: formats.experts, router }
+    ExpertsSpec {
+        count,
+        top_k,
+        width: fields.size("moe_intermediate_size", limit::WIDTH),
+        format: formats.experts,
+        activation: Activation::SiluMul,
+        layout: ExpertLayout::Apart,
+        bias: false,
+        router: RouterSpec {
+            scores: RouterScores::CorrectedSigmoid,
+            bias: false,
+            normalise: fields.bool("norm_topk_prob"),
+            scale,
+            dtype,
+        },
+    }
 }
 
 /// Reads `quantization_config`. Without one all matrices are floats.
@@ -257,10 +269,7 @@ fn formats(fields: &mut Fields<'_>, layer_count: usize) -> Formats {
         return Formats { qkv: float, dense: float, experts: float };
     };
     let mut quant = Fields::new(map, "quantization_config.");
-    quant.must_be("quant_method", &json!("fp8"));
-    quant.must_be("fmt", &json!("e4m3"));
-    quant.must_be("activation_scheme", &json!("dynamic"));
-    quant.must_be("weight_block_size", &json!([FP8_TILE, FP8_TILE]));
+    fp8(&mut quant);
     check_ignored_layers(&mut quant, layer_count);
     let experts = match quant.optional("store_dtype") {
         None => Some(WeightFormat::Fp8),
@@ -299,26 +308,14 @@ fn check_formats(
     fields: &mut Fields<'_>,
     formats: &Formats,
     hidden_size: usize,
-    experts: &FeedForwardSpec,
+    expert_width: usize,
 ) {
     if formats.experts != WeightFormat::Mxfp4 {
         return;
     }
-    for (name, size) in [("hidden_size", hidden_size), ("moe_intermediate_size", experts.width())] {
+    for (name, size) in [("hidden_size", hidden_size), ("moe_intermediate_size", expert_width)] {
         if !size.is_multiple_of(MXFP4_GROUP) {
             fields.problem(name, format!("is {size}, not in MXFP4 groups of {MXFP4_GROUP}"));
         }
-    }
-}
-
-fn check_expert_count(fields: &mut Fields<'_>, sparse: &[bool], experts: &FeedForwardSpec) {
-    let FeedForwardSpec::Experts(experts) = experts else {
-        return;
-    };
-    let layers = sparse.iter().filter(|sparse| **sparse).count();
-    if layers * experts.count > limit::EXPERTS_IN_ALL {
-        let (count, max) = (experts.count, limit::EXPERTS_IN_ALL);
-        let what = format!("is {count} in each of {layers} layers, more than {max} in all");
-        fields.problem("n_routed_experts", what);
     }
 }

@@ -1,12 +1,17 @@
 //! The families that kilotok knows, each read from its own config.
 
 mod dflash;
+mod gpt_oss;
 mod mimo_v2;
+mod qwen3_moe;
+mod rope;
 
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
-use crate::fields::{ConfigError, parse};
-use crate::spec::{DrafterSpec, ModelSpec, RouterDtype};
+use crate::fields::{ConfigError, Fields, parse};
+use crate::names::Names;
+use crate::spec::{DrafterSpec, Family, ModelSpec, Reach, RouterDtype};
+use crate::weight::FP8_TILE;
 
 /// Choices on which the published implementations disagree, or which a config leaves open. The
 /// defaults are the ones that the published acceptance figures were measured with.
@@ -22,7 +27,8 @@ pub struct Knobs {
     /// Whether the drafter's feed-forward networks are converted to FP8 as they are read. Default:
     /// they stay as published.
     pub draft_fp8: bool,
-    /// Precision of the router's matrix. Default: `moe_router_dtype`, F32 where that is absent.
+    /// Precision of the router's matrix. Default: `moe_router_dtype` of MiMo, F32 where that is
+    /// absent; of other families the type of all floats.
     pub router_dtype: Option<RouterDtype>,
     /// Config fields that may be ignored although kilotok does not know them.
     pub ignored_fields: Vec<String>,
@@ -42,6 +48,27 @@ pub(crate) mod limit {
     pub(crate) const DRAFT_ROWS: usize = 64;
 }
 
+type Reader = fn(&Map<String, Value>, &Knobs) -> Result<ModelSpec, Vec<String>>;
+
+/// What reads a config, by its `model_type`.
+const READERS: &[(&str, Reader)] = &[
+    ("mimo_v2_flash", mimo_v2::read),
+    ("mimo_v2", mimo_v2::read),
+    ("qwen3_moe", qwen3_moe::read),
+    ("gpt_oss", gpt_oss::read),
+];
+
+impl Family {
+    /// How its checkpoints spell their tensors.
+    pub(crate) fn names(self) -> &'static Names {
+        match self {
+            Self::MimoV2Flash | Self::MimoV2 => &mimo_v2::NAMES,
+            Self::Qwen3Moe => &qwen3_moe::NAMES,
+            Self::GptOss => &gpt_oss::NAMES,
+        }
+    }
+}
+
 /// Reads a model's `config.json`. The drafter, if any, is read separately and set afterwards.
 ///
 /// # Errors
@@ -49,11 +76,13 @@ pub(crate) mod limit {
 pub fn read_config(file: &str, text: &str, knobs: &Knobs) -> Result<ModelSpec, ConfigError> {
     let map = parse(file, text)?;
     let model_type = map.get("model_type").and_then(Value::as_str);
-    let result = match model_type {
-        Some("mimo_v2_flash" | "mimo_v2") => mimo_v2::read(&map, knobs),
-        other => Err(vec![format!(
-            "model_type is {}; kilotok knows mimo_v2_flash and mimo_v2",
-            other.map_or("missing or not a string".to_owned(), |name| format!("{name:?}"))
+    let reader = READERS.iter().find(|(name, _)| Some(*name) == model_type);
+    let result = match reader {
+        Some((_, read)) => read(&map, knobs),
+        None => Err(vec![format!(
+            "model_type is {}; kilotok knows {}",
+            model_type.map_or("missing or not a string".to_owned(), |name| format!("{name:?}")),
+            READERS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
         )]),
     };
     result.map_err(|problems| ConfigError { file: file.to_owned(), problems })
@@ -82,4 +111,67 @@ fn rotary_dims(factor: f64, head_dim: usize) -> Result<usize, String> {
         return Err(format!("{factor} rotates {dims} of {head_dim} dimensions"));
     }
     Ok(dims)
+}
+
+/// Tokens that end a reply.
+fn end_tokens(fields: &mut Fields<'_>, vocab_size: usize) -> Vec<u32> {
+    let tokens = fields.ids("eos_token_id", vocab_size);
+    if tokens.is_empty() {
+        fields.problem("eos_token_id", "names no token");
+    }
+    tokens.into_iter().map(|token| token as u32).collect()
+}
+
+/// Query heads, a whole number for each K/V head.
+fn heads(fields: &mut Fields<'_>, q_name: &str, kv_name: &str) -> (usize, usize) {
+    let q_heads = fields.size(q_name, limit::HEADS);
+    let kv_heads = fields.size(kv_name, limit::HEADS);
+    if !q_heads.is_multiple_of(kv_heads) {
+        fields.problem(q_name, format!("is {q_heads}, no multiple of {kv_name} {kv_heads}"));
+    }
+    (q_heads, kv_heads)
+}
+
+fn window(fields: &mut Fields<'_>, knobs: &Knobs) -> Reach {
+    let keys = fields.size("sliding_window", limit::POSITIONS);
+    let chosen = knobs.window_keys.unwrap_or(keys);
+    if chosen != keys && chosen != keys + 1 {
+        let what = format!("is {keys}; the knob window_keys says {chosen}, not that or one more");
+        fields.problem("sliding_window", what);
+    }
+    Reach::Window { keys: chosen }
+}
+
+/// Of families that store the router like other floats.
+fn router_dtype(fields: &mut Fields<'_>, knobs: &Knobs) -> RouterDtype {
+    // transformers 5 writes `dtype`.
+    let mut stated = |name: &str| {
+        fields.optional(name)?;
+        fields.choice(name, &[("bfloat16", RouterDtype::Bf16), ("float32", RouterDtype::F32)])
+    };
+    let stated = (stated("torch_dtype"), stated("dtype"));
+    knobs.router_dtype.or(stated.0).or(stated.1).unwrap_or(RouterDtype::Bf16)
+}
+
+/// Refuses more experts in all layers together than can be declared. `sparse` is true for each
+/// layer that has experts.
+fn experts_in_all(fields: &mut Fields<'_>, name: &str, count: usize, sparse: &[bool]) {
+    let layers = sparse.iter().filter(|sparse| **sparse).count();
+    let max = limit::EXPERTS_IN_ALL;
+    if layers * count > max {
+        let what = format!("is {count} in each of {layers} layers, more than {max} in all");
+        fields.problem(name, what);
+    }
+}
+
+/// What every FP8 checkpoint that kilotok reads says of itself.
+fn fp8(quant: &mut Fields<'_>) {
+    for (name, wanted) in [
+        ("quant_method", json!("fp8")),
+        ("fmt", json!("e4m3")),
+        ("activation_scheme", json!("dynamic")),
+        ("weight_block_size", json!([FP8_TILE, FP8_TILE])),
+    ] {
+        quant.must_be(name, &wanted);
+    }
 }

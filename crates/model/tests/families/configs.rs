@@ -114,6 +114,15 @@ pub(crate) fn v2_5() -> Value {
     mimo(merge(size_48(), towers), json!({"store_dtype": "fp8"}), 48, GLOBAL_48)
 }
 
+/// V2.6-Flash: V2.5 with experts in MXFP4 and routers in BF16.
+pub(crate) fn v2_6_flash() -> Value {
+    let router = json!({"moe_router_dtype": "bfloat16", "layernorm_epsilon": 1e-6});
+    let mut config = merge(v2_5(), router);
+    let quantized = json!({"store_dtype": "mxfp4", "mxfp4_block_size": 32});
+    config["quantization_config"] = quantization(quantized, 48);
+    config
+}
+
 pub(crate) fn v2_flash() -> Value {
     let flash = json!({
         "model_type": "mimo_v2_flash",
@@ -179,4 +188,132 @@ pub(crate) fn v2_5_drafter() -> Value {
         "vocab_size": 152_576,
     });
     drafter(size, 151_675, [0, 11, 23, 35, 47])
+}
+
+/// Qwen3-30B-A3B.
+pub(crate) fn qwen3_moe() -> Value {
+    json!({
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "attention_bias": false,
+        "attention_dropout": 0.0,
+        "bos_token_id": 151_643,
+        "decoder_sparse_step": 1,
+        "eos_token_id": 151_645,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 2048,
+        "initializer_range": 0.02,
+        "intermediate_size": 6144,
+        "max_position_embeddings": 40960,
+        "max_window_layers": 48,
+        "mlp_only_layers": [],
+        "model_type": "qwen3_moe",
+        "moe_intermediate_size": 768,
+        "norm_topk_prob": true,
+        "num_attention_heads": 32,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "num_hidden_layers": 48,
+        "num_key_value_heads": 4,
+        "output_router_logits": false,
+        "rms_norm_eps": 1e-6,
+        "rope_scaling": null,
+        "rope_theta": 1_000_000.0,
+        "router_aux_loss_coef": 0.001,
+        "sliding_window": null,
+        "tie_word_embeddings": false,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.51.0",
+        "use_cache": true,
+        "use_sliding_window": false,
+        "vocab_size": 151_936,
+    })
+}
+
+/// Qwen3-Coder-30B-A3B-Instruct-FP8.
+pub(crate) fn qwen3_coder_fp8() -> Value {
+    let coder = json!({
+        "intermediate_size": 5472,
+        "max_position_embeddings": 262_144,
+        "max_window_layers": 28,
+        "qkv_bias": false,
+        "rope_theta": 10_000_000,
+        "shared_expert_intermediate_size": 0,
+        "use_qk_norm": true,
+        "quantization_config": {
+            "activation_scheme": "dynamic",
+            "fmt": "e4m3",
+            "modules_to_not_convert": [
+                "lm_head",
+                "model.layers.0.input_layernorm",
+                "model.layers.0.mlp.gate",
+                "model.layers.0.post_attention_layernorm",
+            ],
+            "quant_method": "fp8",
+            "weight_block_size": [128, 128],
+        },
+    });
+    merge(qwen3_moe(), coder)
+}
+
+pub(crate) fn gpt_oss_20b() -> Value {
+    gpt_oss(24, 32)
+}
+
+pub(crate) fn gpt_oss_120b() -> Value {
+    gpt_oss(36, 128)
+}
+
+fn gpt_oss(layers: usize, experts: usize) -> Value {
+    let types = ["sliding_attention", "full_attention"];
+    let types: Vec<_> = (0..layers).map(|layer| types[layer % 2]).collect();
+    json!({
+        "architectures": ["GptOssForCausalLM"],
+        "attention_bias": true,
+        "attention_dropout": 0.0,
+        "eos_token_id": 200_002,
+        "experts_per_token": 4,
+        "head_dim": 64,
+        "hidden_act": "silu",
+        "hidden_size": 2880,
+        "initial_context_length": 4096,
+        "initializer_range": 0.02,
+        "intermediate_size": 2880,
+        "layer_types": types,
+        "max_position_embeddings": 131_072,
+        "model_type": "gpt_oss",
+        "num_attention_heads": 64,
+        "num_experts_per_tok": 4,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": 8,
+        "num_local_experts": experts,
+        "output_router_logits": false,
+        "pad_token_id": 199_999,
+        "quantization_config": {
+            "modules_to_not_convert": [
+                "model.layers.*.self_attn",
+                "model.layers.*.mlp.router",
+                "model.embed_tokens",
+                "lm_head",
+            ],
+            "quant_method": "mxfp4",
+        },
+        "rms_norm_eps": 1e-5,
+        "rope_scaling": {
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "factor": 32.0,
+            "original_max_position_embeddings": 4096,
+            "rope_type": "yarn",
+            "truncate": false,
+        },
+        "rope_theta": 150_000,
+        "router_aux_loss_coef": 0.9,
+        "sliding_window": 128,
+        "swiglu_limit": 7.0,
+        "tie_word_embeddings": false,
+        "transformers_version": "4.55.0.dev0",
+        "use_cache": true,
+        "vocab_size": 201_088,
+    })
 }

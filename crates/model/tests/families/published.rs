@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::Path;
 
 use kilotok_model::{
     Dtype, FeedForwardSpec, Format, Knobs, LayerWeight, ModelSpec, Part, QkvLayout, Ranks, Reach,
@@ -13,7 +14,7 @@ use serde_json::Value;
 
 use crate::configs;
 
-fn spec(config: &Value) -> ModelSpec {
+pub(crate) fn spec(config: &Value) -> ModelSpec {
     read_config("config.json", &config.to_string(), &Knobs::default()).expect("a good config")
 }
 
@@ -28,7 +29,7 @@ fn with_drafter(config: &Value, drafter: &Value) -> ModelSpec {
 /// Stored as published: routers and their biases in F32, every other float in BF16.
 fn float_dtype(id: WeightId) -> Dtype {
     match id {
-        WeightId::Layer(_, _, LayerWeight::Router | LayerWeight::RouterBias) => Dtype::F32,
+        WeightId::Layer(_, _, LayerWeight::Router | LayerWeight::RouterCorrection) => Dtype::F32,
         _ => Dtype::Bf16,
     }
 }
@@ -40,6 +41,15 @@ fn stored_bytes(decl: &WeightDecl) -> impl Iterator<Item = (Dtype, usize)> {
         let dtype = if let [only] = tensor.dtypes { *only } else { float_dtype(id) };
         (dtype, tensor.shape.iter().product::<usize>() * dtype.bytes())
     })
+}
+
+/// Tensors of a model in BF16, MXFP4 and FP8, and their bytes.
+pub(crate) fn stored_totals(spec: &ModelSpec) -> (usize, usize) {
+    let stored = declare(spec).into_iter().flat_map(|decl| decl.stored());
+    let bytes = |shape: &[usize], dtype: Dtype| shape.iter().product::<usize>() * dtype.bytes();
+    let tensors: BTreeMap<_, _> =
+        stored.map(|tensor| (tensor.name, bytes(&tensor.shape, tensor.dtypes[0]))).collect();
+    (tensors.len(), tensors.values().sum())
 }
 
 fn bytes_where(decls: &[WeightDecl], chosen: impl Fn(WeightId) -> bool) -> usize {
@@ -94,7 +104,9 @@ fn pro_is_what_its_card_says() {
     let attention = &drafter.layers[4].attention;
     assert_eq!(attention.window(), Some(1024));
     assert_eq!((attention.rope.dims, attention.rope.base), (64, 1e4));
-    assert!(attention.sinks && attention.qk_norm && attention.value_scale == 0.612);
+    assert!(
+        attention.sinks && attention.qk_norm_eps == Some(1e-5) && attention.value_scale == 0.612
+    );
 }
 
 /// The header totals of the published files, less the multi-token prediction layers.
@@ -143,7 +155,7 @@ fn v2_5_adds_up_to_its_files() {
     assert_eq!(bytes(|id| id == WeightId::Embedding), 1_249_902_592);
     let router = |id| matches!(id, WeightId::Layer(_, _, LayerWeight::Router));
     assert_eq!(bytes_where(&decls, router), 197_132_288);
-    let bias = |id| matches!(id, WeightId::Layer(_, _, LayerWeight::RouterBias));
+    let bias = |id| matches!(id, WeightId::Layer(_, _, LayerWeight::RouterCorrection));
     let dense = |id| {
         use LayerWeight::{Down, Gate, Up};
         matches!(id, WeightId::Layer(_, _, Gate | Up | Down))
@@ -154,6 +166,37 @@ fn v2_5_adds_up_to_its_files() {
         !(table || router(id) || bias(id) || dense(id))
     };
     assert_eq!(bytes_where(&decls, others), 6_094_778_240);
+}
+
+/// Of the 166 GB that are published, the rest is the drafter, towers and multi-token prediction.
+#[test]
+fn v2_6_flash_fits_two_gpus_of_141_gb() {
+    let spec = with_drafter(&configs::v2_6_flash(), &v2_6_drafter(configs::v2_5_drafter()));
+    assert!(spec.multimodal && spec.norm_eps == 1e-6);
+    for layer in &spec.layers[1..] {
+        let FeedForwardSpec::Experts(experts) = &layer.feed_forward else { panic!("experts") };
+        assert_eq!(
+            (experts.format, experts.router.dtype),
+            (WeightFormat::Mxfp4, RouterDtype::Bf16)
+        );
+    }
+    let decls = declare(&spec);
+    let experts = bytes_where(&decls, |id| matches!(id, WeightId::Expert(..)));
+    // 2048 x 4096 weights of 4.25 bits, three times, of 256 experts in 47 layers.
+    assert_eq!(experts, 47 * 256 * 3 * 2048 * 4096 * 17 / 32);
+    // Four global K/V heads: each is held by two of eight ranks.
+    for count in [1, 2, 4, 8] {
+        check_ranks(&spec, count).unwrap();
+    }
+}
+
+/// V2.6 drafters list their layers' types instead of saying `use_swa`.
+fn v2_6_drafter(mut config: Value) -> Value {
+    config["layer_types"] = vec!["sliding_attention"; 5].into();
+    config["is_causal"] = false.into();
+    let dflash = config["dflash_config"].as_object_mut().unwrap();
+    dflash.retain(|name, _| name != "use_swa" && name != "backbone_rotary_base");
+    config
 }
 
 #[test]
@@ -374,15 +417,9 @@ fn knobs_decide_what_configs_leave_open() {
     assert_eq!((stored.len(), stored[0].dtypes), (1, &[Dtype::Bf16, Dtype::F32][..]));
 }
 
-/// V2.6 drafters list their layers' types instead of saying `use_swa`.
 #[test]
 fn newer_drafters_are_read_too() {
-    let mut config = configs::pro_drafter();
-    config["layer_types"] = vec!["sliding_attention"; 5].into();
-    config["is_causal"] = false.into();
-    let dflash = config["dflash_config"].as_object_mut().unwrap();
-    dflash.retain(|name, _| name != "use_swa" && name != "backbone_rotary_base");
-    let spec = with_drafter(&configs::pro_fp4(), &config);
+    let spec = with_drafter(&configs::pro_fp4(), &v2_6_drafter(configs::pro_drafter()));
     assert_eq!(spec.drafter.unwrap().layers[0].attention.window(), Some(1024));
 }
 
@@ -398,4 +435,26 @@ fn what_is_not_read_has_a_reason() {
     for text in ["model.layers.3.mlp.extra.weight", "lm_head.bias", "model.norm.bias"] {
         assert_eq!(v2_5.skip_reason(text), None);
     }
+}
+
+/// Configs without weights, which benches run with dummy ones.
+#[test]
+fn models_to_measure_are_read_and_shared() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../benches/models");
+    let folders = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut count = 0;
+    for folder in folders.filter(|path| path.is_dir()) {
+        let read = |file: &str| {
+            let text = std::fs::read_to_string(folder.join(file)).ok();
+            text.map(|text| serde_json::from_str(&text).expect("JSON"))
+        };
+        let config: Value = read("config.json").expect("a config");
+        let spec = match read("dflash/config.json") {
+            Some(drafter) => with_drafter(&config, &drafter),
+            None => spec(&config),
+        };
+        check_ranks(&spec, 1).unwrap();
+        count += 1;
+    }
+    assert!(count > 10, "{count} models");
 }

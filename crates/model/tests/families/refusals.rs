@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::configs;
 
 /// Sets fields by dotted path; null in `changes` removes the field.
-fn changed(mut config: Value, changes: &[(&str, Value)]) -> String {
+pub(crate) fn changed(mut config: Value, changes: &[(&str, Value)]) -> String {
     for (path, value) in changes {
         let (mut at, mut name) = (&mut config, *path);
         while let Some((outer, inner)) = name.split_once('.') {
@@ -24,7 +24,12 @@ fn changed(mut config: Value, changes: &[(&str, Value)]) -> String {
 
 #[track_caller]
 fn refuses(changes: &[(&str, Value)], wanted: &str) {
-    let text = changed(configs::pro_fp4(), changes);
+    refuses_config(configs::pro_fp4(), changes, wanted);
+}
+
+#[track_caller]
+pub(crate) fn refuses_config(config: Value, changes: &[(&str, Value)], wanted: &str) {
+    let text = changed(config, changes);
     let error = read_config("config.json", &text, &Knobs::default());
     let error = error.expect_err(wanted).to_string();
     assert!(error.starts_with("config.json: ") && error.contains(wanted), "{wanted}\n{error}");
@@ -125,7 +130,7 @@ fn architecture() {
         (
             "model_type",
             json!("llama"),
-            "model_type is \"llama\"; kilotok knows mimo_v2_flash and mimo_v2",
+            "model_type is \"llama\"; kilotok knows mimo_v2_flash, mimo_v2, qwen3_moe, gpt_oss",
         ),
         ("model_type", json!(3), "model_type is missing or not a string"),
         ("architectures", json!(["LlamaForCausalLM"]), "architectures is"),
@@ -276,6 +281,11 @@ fn drafters() {
             "dflash_config.target_layer_ids",
             json!([]),
             "dflash_config.target_layer_ids names no layer",
+        ),
+        (
+            "dflash_config.target_layer_ids",
+            json!([0, 31, 15, 31]),
+            "dflash_config.target_layer_ids names layer 31 twice",
         ),
         ("dflash_config.mask_token_id", json!(152_576), "dflash_config.mask_token_id is 152576"),
         ("dflash_config.mask_token_id", json!(-1), "dflash_config.mask_token_id is -1"),

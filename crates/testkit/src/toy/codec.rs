@@ -24,7 +24,7 @@ impl Stored {
         match (decl.format, decl.id) {
             (
                 Format::Float,
-                WeightId::Layer(_, _, LayerWeight::Router | LayerWeight::RouterBias),
+                WeightId::Layer(_, _, LayerWeight::Router | LayerWeight::RouterCorrection),
             ) => Self::F32(values.to_vec()),
             (Format::Float | Format::FloatToFp8, _) => {
                 Self::Bf16(values.iter().copied().map(bf16::from_f32).collect())

@@ -130,11 +130,100 @@ pub(super) fn pro_fp4() -> Value {
     Value::Object(config)
 }
 
+/// As Qwen's FP8 files have it.
+pub(super) fn qwen3_moe() -> Value {
+    json!({
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "attention_bias": false,
+        "bos_token_id": 252,
+        "decoder_sparse_step": 1,
+        "eos_token_id": 250,
+        "head_dim": 32,
+        "hidden_act": "silu",
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "max_position_embeddings": 4096,
+        "max_window_layers": 4,
+        "mlp_only_layers": [2],
+        "model_type": "qwen3_moe",
+        "moe_intermediate_size": 160,
+        "norm_topk_prob": true,
+        "num_attention_heads": 16,
+        "num_experts": 12,
+        "num_experts_per_tok": 3,
+        "num_hidden_layers": 4,
+        "num_key_value_heads": 4,
+        "rms_norm_eps": 1e-6,
+        "rope_scaling": null,
+        "rope_theta": 1_000_000.0,
+        "sliding_window": null,
+        "tie_word_embeddings": false,
+        "torch_dtype": "bfloat16",
+        "use_sliding_window": false,
+        "vocab_size": 320,
+        "quantization_config": {
+            "activation_scheme": "dynamic",
+            "fmt": "e4m3",
+            "modules_to_not_convert": ["lm_head", "model.layers.0.mlp.gate", "model.norm"],
+            "quant_method": "fp8",
+            "weight_block_size": [128, 128],
+        },
+    })
+}
+
+pub(super) fn gpt_oss() -> Value {
+    json!({
+        "architectures": ["GptOssForCausalLM"],
+        "attention_bias": true,
+        "attention_dropout": 0.0,
+        "eos_token_id": 250,
+        "experts_per_token": 4,
+        "head_dim": 16,
+        "hidden_act": "silu",
+        "hidden_size": 64,
+        "initial_context_length": 128,
+        "intermediate_size": 64,
+        "layer_types": [
+            "sliding_attention", "full_attention", "sliding_attention", "full_attention",
+        ],
+        "max_position_embeddings": 4096,
+        "model_type": "gpt_oss",
+        "num_attention_heads": 8,
+        "num_experts_per_tok": 4,
+        "num_hidden_layers": 4,
+        "num_key_value_heads": 2,
+        "num_local_experts": 8,
+        "pad_token_id": 251,
+        "quantization_config": {
+            "modules_to_not_convert": [
+                "model.layers.*.self_attn",
+                "model.layers.*.mlp.router",
+                "model.embed_tokens",
+                "lm_head",
+            ],
+            "quant_method": "mxfp4",
+        },
+        "rms_norm_eps": 1e-5,
+        "rope_scaling": {
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "factor": 32.0,
+            "original_max_position_embeddings": 128,
+            "rope_type": "yarn",
+            "truncate": false,
+        },
+        "rope_theta": 150_000,
+        "sliding_window": 16,
+        "swiglu_limit": 7.0,
+        "tie_word_embeddings": false,
+        "vocab_size": 320,
+    })
+}
+
 /// The same model with floats throughout.
 pub(super) fn unquantised(config: Value) -> Value {
     let mut config = object(config);
     config.remove("quantization_config");
-    config.insert("torch_dtype".into(), json!("float32"));
     Value::Object(config)
 }
 

@@ -13,7 +13,10 @@ const AVERSION: f32 = 12.0;
 
 /// The values of a weight, which follow from its name and the seed alone.
 pub(super) fn values(spec: &ModelSpec, decl: &WeightDecl, seed: u64) -> Vec<f32> {
-    let mut stream = Stream::named(&decl.name, seed);
+    // Weights that share a tensor have the same name.
+    let id = format!("{:?}", decl.id);
+    let name = if decl.stack.is_some() { &id } else { &decl.name };
+    let mut stream = Stream::named(name, seed);
     let (rows, cols) = (decl.rows(), decl.cols());
     let mut value = |row: usize, col: usize| match decl.id {
         // Every token has a component in one direction, which the head turns into its favour.
@@ -24,7 +27,8 @@ pub(super) fn values(spec: &ModelSpec, decl: &WeightDecl, seed: u64) -> Vec<f32>
             2.0 * stream.normal() / (cols as f32).sqrt() + bias / cols as f32
         }
         WeightId::Layer(_, _, LayerWeight::Sinks) => 0.5 + stream.normal(),
-        WeightId::Layer(_, _, LayerWeight::RouterBias) => 0.3 * stream.normal(),
+        WeightId::Layer(_, _, LayerWeight::RouterCorrection) => 0.3 * stream.normal(),
+        WeightId::Layer(_, _, weight) if is_bias(weight) => 0.2 * stream.normal(),
         _ if rows == 1 => 1.0 + 0.2 * stream.normal(),
         id => gain(id) * stream.normal() / (cols as f32).sqrt(),
     };
@@ -37,6 +41,20 @@ pub(super) fn values(spec: &ModelSpec, decl: &WeightDecl, seed: u64) -> Vec<f32>
         values[row].iter_mut().for_each(|value| *value *= 1e-5);
     }
     values
+}
+
+fn is_bias(weight: LayerWeight) -> bool {
+    matches!(
+        weight,
+        LayerWeight::QueryBias
+            | LayerWeight::KeyBias
+            | LayerWeight::ValueBias
+            | LayerWeight::OutputBias
+            | LayerWeight::RouterBias
+            | LayerWeight::GateBias
+            | LayerWeight::UpBias
+            | LayerWeight::DownBias
+    )
 }
 
 /// The component of an embedding that belongs to its token.

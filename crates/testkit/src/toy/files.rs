@@ -31,11 +31,14 @@ struct FileTensor {
 
 pub(super) fn write(toy: &Toy, folder: &Path, files: Files) -> io::Result<()> {
     let drafter = folder.join("dflash");
-    fs::create_dir_all(&drafter)?;
+    fs::create_dir_all(folder)?;
     fs::write(folder.join("config.json"), pretty(&toy.config)?)?;
-    fs::write(drafter.join("config.json"), pretty(&toy.drafter_config)?)?;
-    let mut target = Vec::new();
-    let mut own = Vec::new();
+    let mut target = BTreeMap::new();
+    let mut own = BTreeMap::new();
+    if let Some(config) = &toy.drafter_config {
+        fs::create_dir_all(&drafter)?;
+        fs::write(drafter.join("config.json"), pretty(config)?)?;
+    }
     for (decl, stored) in &toy.weights {
         match (decl.part, decl.id) {
             (_, WeightId::DraftMask) => {
@@ -45,15 +48,20 @@ pub(super) fn write(toy: &Toy, folder: &Path, files: Files) -> io::Result<()> {
                     stored.values(decl).into_iter().map(half::bf16::from_f32).collect();
                 fs::write(drafter.join(&decl.name), mask_embedding(token, &values))?;
             }
-            (Part::Drafter, _) => own.extend(tensors(decl, stored)),
-            (Part::Target, _) => target.extend(tensors(decl, stored)),
+            (Part::Drafter, _) => add(&mut own, decl, stored),
+            (Part::Target, _) => add(&mut target, decl, stored),
         }
     }
-    target.push(left_out());
-    write_file(&drafter.join("dflash_draft_model.safetensors"), &own)?;
+    // String order, in which expert 10 comes before expert 2, as published files have it.
+    let mut target: Vec<_> = target.into_values().collect();
+    if toy.drafter_config.is_some() {
+        target.push(left_out());
+        let own: Vec<_> = own.into_values().collect();
+        write_file(&drafter.join("dflash_draft_model.safetensors"), &own)?;
+    }
     match files {
         Files::One => write_file(&folder.join("model.safetensors"), &target),
-        Files::Sharded(count) => write_sharded(folder, target, count),
+        Files::Sharded(count) => write_sharded(folder, &target, count),
     }
 }
 
@@ -64,21 +72,32 @@ fn left_out() -> FileTensor {
     FileTensor { name, dtype: Dtype::BF16, shape: vec![4], bytes: vec![0; 8] }
 }
 
-fn tensors(decl: &WeightDecl, stored: &Stored) -> Vec<FileTensor> {
-    let declared = decl.stored().into_iter().zip(stored.tensors());
-    declared
-        .map(|(tensor, (dtype, bytes))| FileTensor {
+/// Adds a weight's tensors, or its part of tensors that other weights share.
+fn add(tensors: &mut BTreeMap<String, FileTensor>, decl: &WeightDecl, stored: &Stored) {
+    for (tensor, (dtype, bytes)) in decl.stored().into_iter().zip(stored.tensors()) {
+        let whole = tensors.entry(tensor.name.clone()).or_insert_with(|| FileTensor {
             name: tensor.name,
             dtype,
             shape: tensor.shape,
-            bytes,
-        })
-        .collect()
+            bytes: vec![0; bytes.len() * decl.stack_size()],
+        });
+        if decl.stack.is_none() {
+            whole.bytes = bytes;
+            continue;
+        }
+        let (whole_row, row) = (whole.bytes.len() / tensor.rows, bytes.len() / decl.rows());
+        // Columns are apart only in rows that hold more than this weight.
+        let run = if row == whole_row { row } else { row / decl.cols() };
+        for (index, values) in bytes.chunks_exact(row).enumerate() {
+            for (col, values) in values.chunks_exact(run).enumerate() {
+                let start = decl.stored_row(index) * whole_row + decl.stored_col(col) * run;
+                whole.bytes[start..start + run].copy_from_slice(values);
+            }
+        }
+    }
 }
 
-fn write_sharded(folder: &Path, mut tensors: Vec<FileTensor>, count: usize) -> io::Result<()> {
-    // String order, in which expert 10 comes before expert 2, as published files have it.
-    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+fn write_sharded(folder: &Path, tensors: &[FileTensor], count: usize) -> io::Result<()> {
     let total: usize = tensors.iter().map(|tensor| tensor.bytes.len()).sum();
     let each = tensors.len().div_ceil(count);
     let mut map = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! Small models of the family with real checkpoints: every feature of the published ones, values
+//! Small models of every family with real checkpoints: every feature of the published ones, values
 //! drawn at random and quantised here; and *twins*, which hold the same numbers as plain floats. An
 //! engine must give the same results for a checkpoint and its twin.
 //!
@@ -32,7 +32,7 @@ pub use files::Files;
 pub struct Toy {
     pub name: &'static str,
     config: Value,
-    drafter_config: Value,
+    drafter_config: Option<Value>,
     weights: Vec<(WeightDecl, Stored)>,
 }
 
@@ -46,6 +46,8 @@ impl Toy {
             "pro_dense" => Some(Self::pro_dense()),
             "pro_fp4" => Some(Self::pro_fp4()),
             "wide_experts" => Some(Self::wide_experts()),
+            "qwen3_moe" => Some(Self::qwen3_moe()),
+            "gpt_oss" => Some(Self::gpt_oss()),
             _ => None,
         }
     }
@@ -53,33 +55,45 @@ impl Toy {
     /// V2-Flash's form: split projections, floats. More query heads than K/V heads, other counts in
     /// window layers than elsewhere, and more than ten experts.
     pub fn flash() -> Self {
-        Self::draw("flash", config::flash(), config::flash_drafter(), 11)
+        Self::draw("flash", config::flash(), Some(config::flash_drafter()), 11)
     }
 
     /// The same without experts: no near tie of two experts turns rounding into another result.
     pub fn dense() -> Self {
-        Self::draw("dense", config::dense(), config::flash_drafter(), 11)
+        Self::draw("dense", config::dense(), Some(config::flash_drafter()), 11)
     }
 
     /// The same with networks that give every CTA of a GPU several tiles of rows.
     pub fn wide() -> Self {
-        Self::draw("wide", config::wide(), config::flash_drafter(), 11)
+        Self::draw("wide", config::wide(), Some(config::flash_drafter()), 11)
     }
 
     /// V2.5-Pro's form: projections fused in 8 chunks of one FP8 tile and a part, FP8 dense layer,
     /// MXFP4 experts, the rest BF16. It can be shared by 1, 2, 4 or 8 ranks.
     pub fn pro_fp4() -> Self {
-        Self::draw("pro_fp4", config::pro_fp4(), config::pro_drafter(), 13)
+        Self::draw("pro_fp4", config::pro_fp4(), Some(config::pro_drafter()), 13)
     }
 
     /// The same without experts.
     pub fn pro_dense() -> Self {
-        Self::draw("pro_dense", config::pro_dense(), config::pro_drafter(), 13)
+        Self::draw("pro_dense", config::pro_dense(), Some(config::pro_drafter()), 13)
     }
 
     /// The same with experts of several steps of columns.
     pub fn wide_experts() -> Self {
-        Self::draw("wide_experts", config::wide_experts(), config::pro_drafter(), 13)
+        Self::draw("wide_experts", config::wide_experts(), Some(config::pro_drafter()), 13)
+    }
+
+    /// Qwen3-MoE's form in FP8, output matrices too; one of its layers is dense. It can be shared
+    /// by 1, 2, 4 or 8 ranks.
+    pub fn qwen3_moe() -> Self {
+        Self::draw("qwen3_moe", config::qwen3_moe(), None, 17)
+    }
+
+    /// gpt-oss's form: biases everywhere, sinks on all layers, every other one with a window, YaRN,
+    /// and MXFP4 experts stacked. It can be shared by 1 or 2 ranks.
+    pub fn gpt_oss() -> Self {
+        Self::draw("gpt_oss", config::gpt_oss(), None, 19)
     }
 
     /// The same numbers without quantisation, as F32.
@@ -122,8 +136,8 @@ impl Toy {
         self.twin("split twin", config::split(config::unquantised(self.config.clone())))
     }
 
-    fn draw(name: &'static str, config: Value, drafter_config: Value, seed: u64) -> Self {
-        let spec = spec(&config, &drafter_config);
+    fn draw(name: &'static str, config: Value, drafter_config: Option<Value>, seed: u64) -> Self {
+        let spec = spec(&config, drafter_config.as_ref());
         let draw = |decl: WeightDecl| {
             let values = draw::values(&spec, &decl, seed);
             let stored = Stored::quantise(&decl, &values);
@@ -134,7 +148,7 @@ impl Toy {
     }
 
     fn twin(&self, name: &'static str, config: Value) -> Self {
-        let spec = spec(&config, &self.drafter_config);
+        let spec = spec(&config, self.drafter_config.as_ref());
         let take = |decl: WeightDecl| {
             let stored = Stored::F32(self.floats(&spec, decl.id));
             (decl, stored)
@@ -156,7 +170,7 @@ impl Toy {
 
     /// The model's shapes, read from its configs.
     pub fn spec(&self) -> ModelSpec {
-        spec(&self.config, &self.drafter_config)
+        spec(&self.config, self.drafter_config.as_ref())
     }
 
     /// The values of a weight; of a split projection also where the toy's own is fused.
@@ -184,17 +198,20 @@ impl Toy {
 }
 
 fn is_router_bias(id: WeightId) -> bool {
-    matches!(id, WeightId::Layer(_, _, LayerWeight::RouterBias))
+    matches!(id, WeightId::Layer(_, _, LayerWeight::RouterCorrection))
 }
 
 /// # Panics
 /// If a toy's config is not one that kilotok reads.
-fn spec(config: &Value, drafter_config: &Value) -> ModelSpec {
+fn spec(config: &Value, drafter_config: Option<&Value>) -> ModelSpec {
     let knobs = Knobs::default();
     let text = config.to_string();
     let mut spec = read_config("config.json", &text, &knobs).unwrap_or_else(|e| panic!("{e}"));
-    let drafter = read_drafter("dflash/config.json", &drafter_config.to_string(), &spec, &knobs);
-    spec.drafter = Some(drafter.unwrap_or_else(|e| panic!("{e}")));
+    let read = |config: &Value| {
+        let drafter = read_drafter("dflash/config.json", &config.to_string(), &spec, &knobs);
+        drafter.unwrap_or_else(|e| panic!("{e}"))
+    };
+    spec.drafter = drafter_config.map(read);
     spec
 }
 
@@ -290,6 +307,13 @@ mod tests {
             check_ranks(&toy.spec(), count).unwrap();
         }
         check(&toy, Files::Sharded(2), &[1, 2, 4, 8]);
+    }
+
+    #[test]
+    fn other_families_are_checkpoints() {
+        check(&Toy::qwen3_moe(), Files::Sharded(2), &[1, 2, 4, 8]);
+        check(&Toy::qwen3_moe().float_twin(), Files::One, &[1]);
+        check(&Toy::gpt_oss(), Files::Sharded(2), &[1, 2]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Slices of made-up tensors whose every value tells where it was stored.
 
-use kilotok_model::{LayerWeight, Part as Files, Ranks, Shard, WeightId};
+use kilotok_model::{LayerWeight, Part as Files, Ranks, Shard, Stack, WeightId};
 
 use super::*;
 
@@ -16,6 +16,7 @@ fn decl(shape: &[usize], format: Format, shard: Shard) -> WeightDecl {
         shape: shape.to_vec(),
         format,
         shard,
+        stack: None,
     }
 }
 
@@ -26,10 +27,7 @@ fn read(decl: &WeightDecl, ranks: Ranks, dtype: Dtype, stored: &[Vec<u8>]) -> Re
     let bytes: Vec<_> = stored
         .iter()
         .zip(&shapes)
-        .map(|(bytes, stored)| {
-            let rows = if stored.shape.len() == 2 { stored.shape[0] } else { 1 };
-            Bytes { bytes, row_bytes: bytes.len() / rows }
-        })
+        .map(|(bytes, stored)| Bytes { bytes, row_bytes: bytes.len() / stored.rows })
         .collect();
     let rows: Vec<_> = bytes.iter().map(|bytes| bytes as &dyn Rows).collect();
     gather(decl, &slice, dtype, &rows)
@@ -330,4 +328,54 @@ fn slices_beyond_the_weight_are_refused() {
         let error = check_slice(&decl, &slice).unwrap_err();
         assert!(error.contains("is not within [4, 6]"), "{error}");
     }
+}
+
+/// `[2 experts, gate and up rows in turn, 64 columns]`: MXFP4 rows, and the place of a bad scale.
+#[test]
+fn a_part_of_a_stack_is_its_rows_alone() {
+    let up = |shard| WeightDecl {
+        stack: Some(Stack {
+            shape: vec![2, 8, 64],
+            rows: Stride { first: 8 + 1, step: 2 },
+            cols: Stride::run_from(0),
+        }),
+        ..decl(&[4, 64], Format::Mxfp4, shard)
+    };
+    // Every code of row r is r % 8, and every scale 1.
+    let codes: Vec<u8> = (0..16_u8).flat_map(|row| [row % 8 * 0x11; 32]).collect();
+    let mut scales = vec![127; 16 * 2];
+    let stored = [codes.clone(), scales.clone()];
+    let tensor = read(&up(Shard::Rows), Ranks { rank: 1, count: 2 }, Dtype::U8, &stored).unwrap();
+    // Rows 9, 11, 13 and 15 are the expert's up; their values are those of codes 1, 3, 5 and 7.
+    assert_eq!(decoded(&tensor), [[3.0; 64], [6.0; 64]]);
+    let tensor =
+        read(&up(Shard::Columns), Ranks { rank: 0, count: 2 }, Dtype::U8, &stored).unwrap();
+    assert_eq!(decoded(&tensor), [[0.5; 32], [1.5; 32], [3.0; 32], [6.0; 32]]);
+    scales[13 * 2 + 1] = 255;
+    let flaw = read(&up(Shard::Rows), Ranks::ALONE, Dtype::U8, &[codes, scales]).unwrap_err();
+    assert_eq!((flaw.in_scales, flaw.row, flaw.col), (true, 13, 1));
+}
+
+#[test]
+fn columns_of_a_stack_may_be_apart() {
+    let decl = WeightDecl {
+        stack: Some(Stack {
+            shape: vec![2, 8],
+            rows: Stride::run_from(0),
+            cols: Stride { first: 1, step: 2 },
+        }),
+        ..decl(&[2, 4], Format::Float, Shard::Columns)
+    };
+    let mut values: Vec<f32> = (0..16_u8).map(f32::from).collect();
+    let bytes =
+        |values: &[f32]| vec![values.iter().flat_map(|value| value.to_le_bytes()).collect()];
+    let ranks = Ranks { rank: 1, count: 2 };
+    let tensor = read(&decl, ranks, Dtype::F32, &bytes(&values)).unwrap();
+    assert_eq!(decoded(&tensor), [[5.0, 7.0], [13.0, 15.0]]);
+    // A number of another weight is not looked at, one of its own is told by its place.
+    values[4] = f32::NAN;
+    assert!(read(&decl, ranks, Dtype::F32, &bytes(&values)).is_ok());
+    values[13] = f32::NAN;
+    let flaw = read(&decl, ranks, Dtype::F32, &bytes(&values)).unwrap_err();
+    assert_eq!((flaw.in_scales, flaw.row, flaw.col), (false, 1, 5));
 }

@@ -1,0 +1,180 @@
+//! gpt-oss: gpt-oss-20b and gpt-oss-120b, as published.
+
+use serde_json::{Map, Value, json};
+
+use super::{Knobs, end_tokens, experts_in_all, heads, limit, rope, router_dtype, window};
+use crate::fields::Fields;
+use crate::names::Names;
+use crate::spec::{
+    Activation, AttentionSpec, ExpertLayout, ExpertsSpec, Family, FeedForwardSpec, LayerSpec,
+    ModelSpec, QkvLayout, Reach, RouterScores, RouterSpec, WeightFormat,
+};
+use crate::weight::MXFP4_GROUP;
+
+pub(super) const NAMES: Names =
+    Names { sinks: "self_attn.sinks", router: "mlp.router", ..Names::USUAL };
+
+/// Fields that do not change what is computed. `hidden_act` is silu in the published files, which
+/// is not what is computed, see [`ALPHA`].
+const IGNORED: &[&str] = &[
+    "_name_or_path",
+    "attention_dropout",
+    "auto_map",
+    "bos_token_id",
+    "experts_per_token",
+    "hidden_act",
+    "initial_context_length",
+    "initializer_range",
+    "model_type",
+    "output_router_logits",
+    "pad_token_id",
+    "router_aux_loss_coef",
+    "transformers_version",
+    "use_cache",
+];
+
+/// Of the activation. The published configs do not name it.
+const ALPHA: f64 = 1.702;
+
+pub(super) fn read(map: &Map<String, Value>, knobs: &Knobs) -> Result<ModelSpec, Vec<String>> {
+    let mut fields = Fields::new(map, "");
+    fields.ignore(IGNORED);
+    fields.ignore(&knobs.ignored_fields);
+    fields.must_be("architectures", &json!(["GptOssForCausalLM"]));
+    fields.must_be("attention_bias", &json!(true));
+    fields.may_be("tie_word_embeddings", &json!(false));
+    let vocab_size = fields.size("vocab_size", limit::VOCAB);
+    let hidden_size = fields.size("hidden_size", limit::WIDTH);
+    let layer_count = fields.size("num_hidden_layers", limit::LAYERS);
+    let norm_eps = fields.number("rms_norm_eps", 1e-12, 1e-2) as f32;
+    let position_max = fields.size("max_position_embeddings", limit::POSITIONS);
+    let end_tokens = end_tokens(&mut fields, vocab_size);
+    let format = format(&mut fields);
+    let window = window(&mut fields, knobs);
+    let reaches = reaches(&mut fields, layer_count, window);
+    let attention = attention(&mut fields);
+    let experts = experts(&mut fields, format, knobs);
+    if format == WeightFormat::Mxfp4 {
+        for (name, size) in [("hidden_size", hidden_size), ("intermediate_size", experts.width)] {
+            if !size.is_multiple_of(MXFP4_GROUP) {
+                fields.problem(name, format!("is {size}, not in MXFP4 groups of {MXFP4_GROUP}"));
+            }
+        }
+    }
+    experts_in_all(&mut fields, "num_local_experts", experts.count, &vec![true; layer_count]);
+    let layers = reaches.into_iter().map(|reach| LayerSpec {
+        attention: AttentionSpec { reach, ..attention.clone() },
+        feed_forward: FeedForwardSpec::Experts(experts.clone()),
+    });
+    let layers = layers.collect();
+    let problems = fields.finish();
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    Ok(ModelSpec {
+        family: Family::GptOss,
+        vocab_size,
+        hidden_size,
+        norm_eps,
+        position_max,
+        end_tokens,
+        layers,
+        multimodal: false,
+        drafter: None,
+    })
+}
+
+/// What each layer sees; the published models have windows on every even layer.
+fn reaches(fields: &mut Fields<'_>, layer_count: usize, window: Reach) -> Vec<Reach> {
+    const NAME: &str = "layer_types";
+    let Some(listed) = fields.optional(NAME) else {
+        fields.problem(NAME, "is missing");
+        return Vec::new();
+    };
+    let listed = listed.as_array().map_or(&[][..], Vec::as_slice);
+    if listed.len() != layer_count {
+        let what = format!("has {} entries for {layer_count} layers", listed.len());
+        fields.problem(NAME, what);
+    }
+    let reach = |kind: &Value| match kind.as_str() {
+        Some("sliding_attention") => Ok(window),
+        Some("full_attention") => Ok(Reach::Full),
+        _ => Err(format!("has {kind}; kilotok knows sliding_attention and full_attention")),
+    };
+    listed.iter().map(reach).collect::<Result<_, _>>().unwrap_or_else(|what| {
+        fields.problem(NAME, what);
+        Vec::new()
+    })
+}
+
+/// Attention but for its reach.
+fn attention(fields: &mut Fields<'_>) -> AttentionSpec {
+    let (q_heads, kv_heads) = heads(fields, "num_attention_heads", "num_key_value_heads");
+    let dim = fields.size("head_dim", limit::HEAD_DIM);
+    if !dim.is_multiple_of(2) {
+        fields.problem("head_dim", format!("is {dim}; dimensions rotate in pairs"));
+    }
+    AttentionSpec {
+        reach: Reach::Full,
+        q_heads,
+        kv_heads,
+        qk_dim: dim,
+        v_dim: dim,
+        rope: rope::read(fields, dim),
+        sinks: true,
+        qk_norm_eps: None,
+        bias: true,
+        value_scale: 1.0,
+        qkv: QkvLayout::Split,
+        qkv_format: WeightFormat::Float,
+        output_format: WeightFormat::Float,
+    }
+}
+
+fn experts(fields: &mut Fields<'_>, format: WeightFormat, knobs: &Knobs) -> ExpertsSpec {
+    let count = fields.size("num_local_experts", limit::EXPERTS);
+    let cut = fields.number("swiglu_limit", 1e-3, 1e6) as f32;
+    fields.may_be("swiglu_alpha", &json!(ALPHA));
+    ExpertsSpec {
+        count,
+        top_k: fields.size("num_experts_per_tok", count),
+        width: fields.size("intermediate_size", limit::WIDTH),
+        format,
+        activation: Activation::ClampedSwiglu { alpha: ALPHA as f32, limit: cut },
+        layout: ExpertLayout::StackedInterleaved,
+        bias: true,
+        router: RouterSpec {
+            scores: RouterScores::Softmax,
+            bias: true,
+            // Over the chosen experts alone.
+            normalise: true,
+            scale: 1.0,
+            dtype: router_dtype(fields, knobs),
+        },
+    }
+}
+
+/// How the experts are stored. Every other matrix is floats. Without `quantization_config` all are,
+/// but then transformers has written the experts transposed.
+fn format(fields: &mut Fields<'_>) -> WeightFormat {
+    const UNCONVERTED: [&str; 4] =
+        ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"];
+    let Some(map) = fields.object("quantization_config") else {
+        fields.problem("quantization_config", "is missing; kilotok reads MXFP4 experts only");
+        return WeightFormat::Float;
+    };
+    let mut quant = Fields::new(map, "quantization_config.");
+    quant.must_be("quant_method", &json!("mxfp4"));
+    let listed = quant.optional("modules_to_not_convert").and_then(Value::as_array);
+    let listed = listed.map_or(&[][..], Vec::as_slice);
+    if let Some(absent) = UNCONVERTED.iter().find(|name| !listed.contains(&json!(name))) {
+        let what = format!("lacks {absent}, which kilotok reads as BF16");
+        quant.problem("modules_to_not_convert", what);
+    }
+    if let Some(other) = listed.iter().find(|name| !UNCONVERTED.map(Value::from).contains(name)) {
+        let what = format!("has {other}, which kilotok reads as MXFP4");
+        quant.problem("modules_to_not_convert", what);
+    }
+    fields.problems.extend(quant.finish());
+    WeightFormat::Mxfp4
+}
