@@ -22,6 +22,7 @@ use crate::{ReasoningStart, Tool};
 const BETWEEN: &str = "\n\n";
 
 /// See the file's head.
+#[expect(clippy::struct_excessive_bools, reason = "facts that do not exclude each other")]
 pub(super) struct Harmony {
     tokens: FormatTokens,
     state: State,

@@ -2,9 +2,7 @@
 
 use std::sync::LazyLock;
 
-use kilotok_text::{
-    Constraint, Format, Grammar, Grammars, ReasoningStart, ReplyOptions, TokenId, Tool,
-};
+use kilotok_text::{Constraint, Format, Grammar, Grammars, ReasoningStart, TokenId, Tool};
 use serde_json::{Value, json};
 
 use crate::{CALL, CALLED, END, RETURN, TEXT, events, options, reply_tokens, short, tools};
@@ -205,7 +203,7 @@ fn random_replies_are_read_as_what_was_asked_for() {
                 continue;
             }
             ended[index] += 1;
-            let read = short(&events(ReplyOptions { ..options() }, &reply));
+            let read = short(&events(options(), &reply));
             let said: Vec<_> = read.into_iter().filter(|(kind, _)| kind != "R").collect();
             let text = TEXT.decode(&reply, false);
             let [(kind, json)] = said.as_slice() else { panic!("{said:?} of {text}") };

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
 use kilotok_text::{Event, Parse, ReasoningStart, Reply, ReplyOptions, Text, TokenId, Tool};
+use proptest::prelude::ProptestConfig;
 use serde_json::Value;
 
 const END: TokenId = 200_007;
@@ -88,3 +89,7 @@ fn reply_tokens(text: &str) -> Vec<TokenId> {
 }
 
 const CALLED: &str = "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>";
+
+fn cases(cases: u32) -> ProptestConfig {
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}

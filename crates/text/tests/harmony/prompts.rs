@@ -7,9 +7,10 @@ use kilotok_text::{
     Conversation, Format, Keep, Message, ReasoningStart, Rendered, Text, TextError, TokenId,
     ToolCall, Wanted,
 };
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::{CALL, RETURN, SPECIAL, TABLE, TEXT, folder, text_of, tokens, tool};
+use crate::{CALL, RETURN, SPECIAL, TABLE, TEXT, cases, folder, text_of, tokens, tool};
 
 fn message(value: &Value) -> Message {
     let calls = value["tool_calls"].as_array().into_iter().flatten();
@@ -49,6 +50,14 @@ fn the_checkpoint_is_recognised() {
     assert_eq!(TEXT.token_id("<|start|>"), Some(200_006));
     assert!(SPECIAL.into_iter().all(|id| TEXT.is_special(id)));
     assert_eq!(TEXT.defaults().end_tokens, [199_999, RETURN, CALL]);
+    // No model type, but a template that writes channels.
+    let template = "<|start|>assistant<|channel|>analysis<|message|>";
+    let files = |name: &str| match name {
+        "chat_template.jinja" => Some(template.as_bytes().to_vec()),
+        "config.json" => None,
+        name => fs::read(folder().join(name)).ok(),
+    };
+    assert_eq!(Text::from_files(&files).unwrap().format(), Format::Harmony);
     // Without its tokens a vocabulary cannot have the format, whatever the config says.
     let config = |name: &str| match name {
         "tokenizer.json" => fs::read(folder().join("../mimo/tokenizer.json")).ok(),
@@ -197,4 +206,45 @@ fn alternatives_of_a_schema_are_one_type() {
     let given = json!({ "messages": [], "tools": [{ "name": "f", "parameters": parameters }] });
     let prompt = TEXT.render(&conversation(&given)).unwrap().prompt;
     assert!(prompt.contains("type f = (_: {\nx?: string | number | null,\n}) => any;"), "{prompt}");
+}
+
+/// What a user may write, the format's own tokens among it.
+fn user_text() -> impl Strategy<Value = String> {
+    let words =
+        ["<|start|>", "<|end|>", "<|mess", "age|>", "<|channel|>", "assistant", "to=x", "é世 "];
+    prop::collection::vec(prop::sample::select(words.to_vec()), 0..12)
+        .prop_map(|words| words.concat())
+}
+
+proptest! {
+    #![proptest_config(cases(300))]
+
+    #[test]
+    fn no_text_of_a_conversation_becomes_a_special_token(
+        texts in prop::collection::vec(user_text(), 8),
+    ) {
+        let [system, user, name, reasoning, said, called, argument, result] = &texts[..] else {
+            unreachable!("there are eight")
+        };
+        let given = json!({
+            "messages": [
+                { "role": "system", "content": system },
+                { "role": "user", "content": user, "name": name },
+                { "role": "assistant", "content": said, "reasoning": reasoning, "tool_calls": [
+                    { "id": "1", "name": called, "arguments": { argument: argument } },
+                ] },
+                { "role": "tool", "content": result, "tool_call_id": "1" },
+            ],
+            "tools": [{ "name": called, "description": user, "parameters": { "type": "object",
+                "properties": { argument: { "type": "string", "description": said } } } }],
+            "variables": { "model_identity": system },
+        });
+        let rendered = TEXT.render(&conversation(&given)).unwrap();
+        let tokens = encoded(&rendered);
+        prop_assert_eq!(TEXT.decode(&tokens, false), rendered.prompt);
+        let special = tokens.iter().filter(|id| SPECIAL.contains(id)).count();
+        // Three of each message; a channel, and of the call also its type; and the last start.
+        let parts = [reasoning, said].iter().filter(|text| !text.is_empty()).count();
+        prop_assert_eq!(special, 3 * 3 + 4 * parts + 5 + 4 + 1);
+    }
 }

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use serde_json::{Map, Value};
 
 use crate::{
-    CALL, CALLED, END, RETURN, SPECIAL, TABLE, TEXT, events, options, reply_tokens, short, text_of,
-    tokens,
+    CALL, CALLED, END, RETURN, SPECIAL, TABLE, TEXT, cases, events, options, reply_tokens, short,
+    text_of, tokens,
 };
 
 fn meant(messages: &[Value]) -> Vec<(String, String)> {
@@ -136,10 +136,6 @@ fn any_token() -> impl Strategy<Value = TokenId> {
         3 => prop::sample::select(known),
         1 => prop::sample::select(vec![199_999, 200_000, 200_018, 200_019, 1 << 21]),
     ]
-}
-
-fn cases(cases: u32) -> ProptestConfig {
-    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
 }
 
 fn start() -> impl Strategy<Value = ReasoningStart> {
