@@ -9,6 +9,7 @@ mod http;
 mod phases;
 mod prompts;
 mod report;
+mod round_args;
 mod rounds;
 mod sample;
 
@@ -114,7 +115,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     knobs: KnobArgs,
     #[command(flatten)]
-    round: rounds::RoundArgs,
+    round: round_args::RoundArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

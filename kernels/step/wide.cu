@@ -74,6 +74,12 @@ extern "C" __device__ const unsigned WIDE_LONG_THREADS = LONG_THREADS;
 extern "C" __device__ const unsigned WIDE_SHORT_THREADS = SHORT_THREADS;
 extern "C" __device__ const unsigned WIDE_CHOICE_THREADS = wide::CHOOSING_THREADS;
 
+// Only a stamp: behind the last launch of a sequence.
+extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
+    wide_end(const __grid_constant__ WideMemory memory) {
+  begin_wide(memory);
+}
+
 extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
     wide_embed(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;

@@ -21,8 +21,21 @@ __device__ __forceinline__ T& launch_shared() {
   return *reinterpret_cast<T*>(shared_bytes);
 }
 
+// In kernels that are compiled for it: a launch begins when the one before it has ended, and all
+// first CTAs are on the same SM, whose clock runs on.
+__device__ __forceinline__ void stamp_launch(const WideMemory& wide) {
+#ifdef KILOTOK_STAMPS
+  if (threadIdx.x != 0 || ptx::cta_index() != 0 || wide.token_count == 0) return;
+  const Stamp what = static_cast<Stamp>(wide.stamp);
+  const bool by_the_clock = what == Stamp::Begun || what == Stamp::Ended;
+  at<Stamped>(wide.memory.trace)[wide.stamp_place] = {
+      wide.stamp, by_the_clock ? ptx::nanoseconds() : 0, static_cast<uint64_t>(clock64())};
+#endif
+}
+
 // All threads of a CTA, at first. False if the step has no tokens: then its launches do nothing.
 __device__ __forceinline__ bool begin_wide(const WideMemory& wide) {
+  stamp_launch(wide);
   if (threadIdx.x == 0)
     wait_context = WaitContext::begin(wide.memory.fault, wide.memory.wait_max_ms, wide.memory.rank,
                                       Launch::Target);

@@ -10,16 +10,16 @@ use kilotok_engine::{
 };
 use kilotok_weights::Quiet;
 
-use crate::{PRO, absent, sizes, toolchain};
+use crate::{PRO, TILE, absent, sizes, toolchain, wide};
 
 /// Tokens of the prompt: more than one tile of them.
 const TOKENS: u32 = 20;
 /// The device's clock counts microseconds at worst, and each of four launches is timed by it.
 const CLOCK_ERROR: Duration = Duration::from_micros(8);
 
-fn engine(rank_count: usize, stamps: bool) -> CudaEngine {
-    let (sizes, toolchain) = (sizes(rank_count), toolchain());
-    let options = CudaOptions { sizes, toolchain, stamps, ..CudaOptions::default() };
+fn engine(rank_count: usize, stamps: bool, wide_above: Option<u32>) -> CudaEngine {
+    let sizes = if wide_above.is_some() { wide(rank_count) } else { sizes(rank_count) };
+    let options = CudaOptions { sizes, toolchain: toolchain(), stamps, wide_above };
     let tell = |line: &str| eprintln!("{line}");
     CudaEngine::start(PRO.spec(), &*PRO, &options, &Quiet, &tell).unwrap()
 }
@@ -54,10 +54,10 @@ fn step(engine: &mut CudaEngine) -> (StepOutput, Vec<PhaseTime>) {
     (out, engine.phase_times().unwrap())
 }
 
-fn check(rank_count: usize) {
-    let (expected, none) = step(&mut engine(rank_count, false));
+fn check(rank_count: usize, wide_above: Option<u32>) {
+    let (expected, none) = step(&mut engine(rank_count, false, wide_above));
     assert_eq!(none, []);
-    let mut engine = engine(rank_count, true);
+    let mut engine = engine(rank_count, true, wide_above);
     for _ in 0..3 {
         let (found, phases) = step(&mut engine);
         assert_eq!(found, expected, "stamps change nothing");
@@ -68,7 +68,7 @@ fn check(rank_count: usize) {
             (StepPart::Verify, Stamp::GateUp),
             (StepPart::Verify, Stamp::Down),
             (StepPart::Verify, Stamp::Head),
-            (StepPart::Verify, Stamp::Sample),
+            (StepPart::Verify, Stamp::Accept),
             (StepPart::Draft, Stamp::Fuse),
             (StepPart::Draft, Stamp::ContextKeys),
             (StepPart::Draft, Stamp::Project),
@@ -94,7 +94,15 @@ fn phases_make_up_the_step() {
     if let Some(reason) = absent(1) {
         return println!("skipped: {reason}");
     }
-    check(1);
+    check(1, None);
+}
+
+#[test]
+fn phases_of_the_wide_pass_make_up_the_step() {
+    if let Some(reason) = absent(1) {
+        return println!("skipped: {reason}");
+    }
+    check(1, Some(TILE));
 }
 
 #[test]
@@ -102,5 +110,6 @@ fn phases_of_2_ranks_make_up_the_step() {
     if let Some(reason) = absent(2) {
         return println!("skipped: {reason}");
     }
-    check(2);
+    check(2, None);
+    check(2, Some(TILE));
 }

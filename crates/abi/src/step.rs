@@ -176,7 +176,7 @@ abi_struct! {
     /// What a launch of the wide pass is given: where a step of many tokens has its values, and how
     /// many there are. Buffers have room for `capacity` tokens; operands lie as
     /// `kernels/include/kilotok/wide/token_ring.cuh` has them.
-    pub struct WideMemory : 552 {
+    pub struct WideMemory : 560 {
         /// Of this step: tokens, rows and wanted tokens lie elsewhere than a narrow one's.
         pub memory: Memory,
         /// [`Batch`] of the head and of sampling, written for each launch of theirs.
@@ -237,6 +237,10 @@ abi_struct! {
         pub slice_count: u32,
         /// Of this launch, if it is an all-reduce: its number in the step.
         pub collective: u32,
+        /// Of this launch, in kernels with stamps: the [`crate::Stamp`] that it makes when it begins,
+        /// of the launch before it, and its place in `memory.trace`.
+        pub stamp: u32,
+        pub stamp_place: u32,
         pub reserved: u32,
     }
 }

@@ -175,7 +175,7 @@ mod tests {
 
     use super::*;
 
-    const SHAPE: Shape = Shape { batch: 1, draft: 7, context: 4096 };
+    const SHAPE: Shape = Shape { batch: 1, draft: 7, chunk: None, context: 4096 };
 
     fn uniform(spec: &ModelSpec, rank_count: usize, shape: Shape) -> RoundBytes {
         RoundBytes::new(spec, rank_count, shape, distinct_experts(spec, shape.token_count()))

@@ -138,7 +138,12 @@ mod tests {
     use super::*;
 
     fn bytes() -> RoundBytes {
-        RoundBytes::new(&Toy::pro_fp4().spec(), 1, Shape { batch: 1, draft: 3, context: 20 }, 3.0)
+        RoundBytes::new(
+            &Toy::pro_fp4().spec(),
+            1,
+            Shape { batch: 1, draft: 3, chunk: None, context: 20 },
+            3.0,
+        )
     }
 
     /// A round in which the target took so many microseconds, of them 10 in gate and up.

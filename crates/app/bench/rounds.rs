@@ -3,7 +3,6 @@
 //! that context. Keys and values of the context are zeros, drafts are random tokens.
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -19,6 +18,7 @@ use serde_json::{Map, Value, json};
 use super::bytes::{H200_READ_RATE, RoundBytes, distinct_experts};
 use super::figures::Figures;
 use super::phases::{DeviceRound, Phase, add_json, part_name, phases, table};
+use super::round_args::Routing;
 use super::{Args, prompts, writable};
 use crate::config::{Config, EngineKind, RawConfig};
 use crate::engine;
@@ -26,12 +26,8 @@ use crate::output::{lines, say};
 
 /// Rounds before the measured ones.
 const WARMUP: u32 = 5;
-/// Upper limit of rounds; more is a mistake.
-const ROUNDS_MAX: u32 = 1_000_000;
 /// Positions behind the context, enough for the drafts of any engine.
 const DRAFT_ROOM: u32 = 64;
-/// Upper limit of rows in a step; more is a mistake.
-const BATCH_MAX: u32 = 4096;
 
 const BYTES_ARE: &str = "\
     that a rank reads: in each phase its weights once, as published or in the other precision that \
@@ -41,97 +37,23 @@ const PHASES_ARE: &str = "\
     us is the first CTA's own time in all layers, wait_us what it then waits for the others; rest \
     is before, between and at the end of kernels. Medians, of kernels that stamps slow a little";
 
-#[derive(clap::Args)]
-#[command(next_help_heading = "Rounds")]
-pub(crate) struct RoundArgs {
-    /// With --engine: measure so many bare rounds of each batch, draft length and context, instead
-    /// of requests.
-    #[arg(
-        long,
-        requires = "engine",
-        conflicts_with_all = [
-            "json", "concurrency", "request_rate", "num_prompts", "warmup", "input_len",
-            "prefix_len", "output_len", "dataset", "ignore_eos",
-        ],
-        value_name = "COUNT"
-    )]
-    rounds: Option<u32>,
-    /// Rows of a round.
-    #[arg(long, requires = "rounds", value_delimiter = ',', default_value = "1")]
-    batch: Vec<u32>,
-    /// Drafts that a row verifies and makes [default: as many as the engine can].
-    #[arg(long, requires = "rounds", conflicts_with = "no_drafts", value_name = "TOKENS")]
-    #[arg(value_delimiter = ',')]
-    draft_len: Vec<u32>,
-    /// What tokens are: of the weights that --load-format dummy makes, random ones go to experts
-    /// that are nearly uniform.
-    #[arg(long, value_enum, default_value_t, requires = "rounds")]
-    routing: Routing,
-    /// Tokens before the row.
-    #[arg(long, requires = "rounds", default_value = "1024", value_name = "TOKENS")]
-    #[arg(value_delimiter = ',')]
-    context: Vec<u32>,
-    /// Tokens that a round of one row is to bring: what speed would be if it were so.
-    #[arg(long, requires = "rounds", value_name = "TOKENS")]
-    assume_acceptance: Option<f64>,
-    /// Say also how long each phase of the kernels takes. They are compiled so that they tell,
-    /// which takes them a little time.
-    #[arg(long, requires = "rounds")]
-    phases: bool,
-    /// Write the results here: a list with an entry for each batch, draft length and context.
-    #[arg(long, requires = "rounds", value_name = "FILE")]
-    out: Option<PathBuf>,
-    /// The commit to name in it [default: that of the folder, if git knows].
-    #[arg(long, requires = "rounds", value_name = "COMMIT")]
-    commit: Option<String>,
-}
-
-/// Routing of a round's tokens.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-enum Routing {
-    /// Random tokens.
-    #[default]
-    Uniform,
-    /// The same token everywhere, so that rows need few experts; --phases counts them.
-    Same,
-}
-
-impl RoundArgs {
-    pub(super) fn wanted(&self) -> bool {
-        self.rounds.is_some()
-    }
-
-    fn check(&self) -> Result<u32> {
-        let rounds = self.rounds.unwrap_or_default();
-        ensure!((1..=ROUNDS_MAX).contains(&rounds), "--rounds is {rounds}: 1 to {ROUNDS_MAX}");
-        for batch in &self.batch {
-            ensure!((1..=BATCH_MAX).contains(batch), "--batch is {batch}: give 1 to {BATCH_MAX}");
-        }
-        ensure!(
-            self.routing == Routing::Uniform || self.phases,
-            "--routing same: how many experts that takes is only known if kernels count them: add \
-             --phases"
-        );
-        let acceptance = self.assume_acceptance.unwrap_or(1.0);
-        ensure!(
-            (1.0..=1e3).contains(&acceptance),
-            "--assume-acceptance is {acceptance}: a round brings at least 1 token"
-        );
-        Ok(rounds)
-    }
-}
-
 /// The shape of a round.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shape {
     pub(super) batch: u32,
     pub(super) draft: u32,
+    /// Tokens of a prompt, if the rows read one.
+    pub(super) chunk: Option<u32>,
     pub(super) context: u32,
 }
 
 impl Shape {
     pub(super) fn token_count(self) -> u32 {
-        self.batch * (self.draft + 1)
+        self.batch * self.row_tokens()
+    }
+
+    fn row_tokens(self) -> u32 {
+        self.chunk.unwrap_or(self.draft + 1)
     }
 
     /// The assumed acceptance length, limited by the number of drafts.
@@ -239,10 +161,15 @@ fn shapes(args: &Args, draft_max: u32) -> Vec<Shape> {
         [] => &[draft_max][..],
         given => given,
     };
+    let rows: Vec<(u32, Option<u32>)> = if own.chunk_len.is_empty() {
+        drafts.iter().map(|&draft| (draft, None)).collect()
+    } else {
+        own.chunk_len.iter().map(|&chunk| (0, Some(chunk))).collect()
+    };
     let mut shapes = Vec::new();
     for &context in &own.context {
-        for &draft in drafts {
-            shapes.extend(own.batch.iter().map(|&batch| Shape { batch, draft, context }));
+        for &(draft, chunk) in &rows {
+            shapes.extend(own.batch.iter().map(|&batch| Shape { batch, draft, chunk, context }));
         }
     }
     shapes
@@ -252,6 +179,7 @@ fn shapes(args: &Args, draft_max: u32) -> Vec<Shape> {
 fn config(args: &Args, model: &str) -> Result<Config> {
     let longest = |values: &[u32]| values.iter().copied().max();
     let context = longest(&args.round.context).unwrap_or(1).saturating_add(DRAFT_ROOM);
+    let context = context.saturating_add(longest(&args.round.chunk_len).unwrap_or(0));
     let raw = RawConfig {
         model: Some(model.to_owned()),
         load_format: args.load_format,
@@ -259,6 +187,7 @@ fn config(args: &Args, model: &str) -> Result<Config> {
         ranks: args.ranks,
         slots: longest(&args.round.batch),
         context_max: Some(context),
+        chunk_max: longest(&args.round.chunk_len),
         knobs: args.knobs.clone(),
         ..RawConfig::default()
     };
@@ -316,22 +245,23 @@ fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-fn check(caps: &Caps, Shape { batch, draft, context }: Shape) -> Result<()> {
+fn check(caps: &Caps, shape: Shape) -> Result<()> {
+    let Shape { batch, draft, context, .. } = shape;
     ensure!(
         draft <= caps.draft_max,
         "--draft-len is {draft}: the engine takes up to {}",
         caps.draft_max
     );
-    let tokens = u64::from(batch) * u64::from(draft + 1);
-    let token_max = caps.token_max.min(caps.wanted_max);
+    let of_rows = |each: u32| u64::from(batch) * u64::from(each);
+    let (tokens, wanted) = (of_rows(shape.row_tokens()), of_rows(draft + 1));
+    let Caps { token_max, wanted_max, row_max, .. } = caps;
     ensure!(
-        tokens <= u64::from(token_max) && batch <= caps.row_max,
-        "--batch {batch} with --draft-len {draft} makes {tokens} tokens: a step of this engine \
-         holds {token_max} of {} rows",
-        caps.row_max
+        tokens <= u64::from(*token_max) && wanted <= u64::from(*wanted_max) && batch <= *row_max,
+        "--batch {batch} makes {tokens} tokens, {wanted} of them with logits: a step of this \
+         engine holds {token_max} and {wanted_max}, of {row_max} rows",
     );
     ensure!(
-        u64::from(context) + u64::from(draft) < u64::from(caps.position_max),
+        u64::from(context) + u64::from(shape.row_tokens()) <= u64::from(caps.position_max),
         "--context {context}: there is room for {} positions",
         caps.position_max
     );
@@ -340,10 +270,10 @@ fn check(caps: &Caps, Shape { batch, draft, context }: Shape) -> Result<()> {
 
 /// The same rows in every round, with other tokens.
 fn plan(caps: &Caps, args: &Args, shape: Shape, round: u32) -> Result<StepPlan> {
-    let Shape { batch, draft, context } = shape;
+    let Shape { batch, draft, context, .. } = shape;
     let row = |slot: u32| {
         let index = round.wrapping_mul(batch).wrapping_add(slot);
-        let count = draft as usize + 1;
+        let count = shape.row_tokens() as usize;
         let tokens = match args.round.routing {
             Routing::Uniform => prompts::tokens(args.seed, index, 0, count, caps.vocab_size),
             Routing::Same => vec![round % caps.vocab_size; count],
@@ -388,13 +318,13 @@ fn header(acceptance: Option<f64>) -> String {
         format!("  tokens/s of a row at an assumed acceptance length of {length}")
     });
     format!(
-        "{:>6}{:>7}{:>9}{:>9}{:>10}{:>10}{:>10}{:>10}{assumed}",
-        "batch", "draft", "context", "experts", "round p50", "p99", "verify", "draft"
+        "{:>6}{:>7}{:>7}{:>9}{:>9}{:>10}{:>10}{:>10}{:>10}{assumed}",
+        "batch", "draft", "chunk", "context", "experts", "round p50", "p99", "verify", "draft"
     )
 }
 
 fn line(measured: &Measured, acceptance: Option<f64>) -> String {
-    let Measured { shape: Shape { batch, draft, context }, round, verify, .. } = measured;
+    let Measured { shape: Shape { batch, draft, chunk, context }, round, verify, .. } = measured;
     let device = |figures: &Option<Figures>| {
         figures.as_ref().map_or("-".to_owned(), |figures| format!("{:.3}", figures.median()))
     };
@@ -402,7 +332,8 @@ fn line(measured: &Measured, acceptance: Option<f64>) -> String {
         format!("  {:.0} (assumed)", length * 1e3 / round.median())
     });
     format!(
-        "{batch:>6}{draft:>7}{context:>9}{:>9.1}{:>10.3}{:>10.3}{:>10}{:>10}{speed}",
+        "{batch:>6}{draft:>7}{:>7}{context:>9}{:>9.1}{:>10.3}{:>10.3}{:>10}{:>10}{speed}",
+        chunk.map_or("-".to_owned(), |chunk| chunk.to_string()),
         measured.experts.count(),
         round.median(),
         round.percentile(99.0),
@@ -424,6 +355,7 @@ fn json(args: &Args, model: &str, loaded: &engine::Loaded, measured: &Measured) 
         "ranks": args.ranks.unwrap_or(1),
         "batch": shape.batch,
         "draft": shape.draft,
+        "chunk": shape.chunk,
         "context": shape.context,
         "rounds": args.round.rounds,
         "routing": format!("{:?}", args.round.routing).to_lowercase(),
@@ -516,7 +448,7 @@ mod tests {
 
     /// A round of 2 ms: 1 of the target, half a one of the drafter.
     fn measured(phases_told: bool) -> Measured {
-        let shape = Shape { batch: 1, draft: 3, context: 20 };
+        let shape = Shape { batch: 1, draft: 3, chunk: None, context: 20 };
         let bytes = RoundBytes::new(&Toy::pro_fp4().spec(), 1, shape, 3.0);
         let us = Duration::from_micros;
         let time = |part, phase| PhaseTime { part, phase, own: us(300), wait: us(100), experts: 0 };
@@ -538,7 +470,7 @@ mod tests {
     fn experts_are_those_that_kernels_counted() {
         let spec = Toy::pro_fp4().spec();
         let layers = expert_layers(&spec) as u64;
-        let shape = Shape { batch: 1, draft: 3, context: 20 };
+        let shape = Shape { batch: 1, draft: 3, chunk: None, context: 20 };
         let round = |each: u64| {
             let (own, wait) = (Duration::ZERO, Duration::ZERO);
             let (part, phase) = (StepPart::Verify, Stamp::Routes);

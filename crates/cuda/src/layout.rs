@@ -144,7 +144,13 @@ impl Layout {
         Arguments {
             verify: VerifyMemory { memory: launch(order::VERIFY), sampling },
             context: Memory { batch: place(self.upload.context), ..launch(order::CONTEXT) },
-            head: Memory { batch: place(self.upload.head), wanted: self.head_wanted, ..launch(0) },
+            head: Memory {
+                batch: place(self.upload.head),
+                wanted: self.head_wanted,
+                // The launches of the wide pass stamp in that of the target.
+                trace: launch(order::VERIFY).trace,
+                ..launch(0)
+            },
             wide: self.wide,
             drafts: drafts.collect(),
             target: *target,

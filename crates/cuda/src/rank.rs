@@ -221,13 +221,31 @@ impl Rank {
                     let first = gather.slice.0;
                     passes.extend([wide(gather), Pass::Head, Pass::Sample(step, first)]);
                 }
+                self.stamp_sequence(&mut passes, 0);
                 passes.push(Pass::Verify(shape.target));
-                passes.extend(layers.context_launches().into_iter().map(wide));
+                let mut context: Vec<_> = layers.context_launches().into_iter().map(wide).collect();
+                self.stamp_sequence(&mut context, order::CONTEXT);
+                passes.append(&mut context);
             }
         }
         let drafts = shape.drafts.iter().enumerate();
         passes.extend(drafts.map(|(batch, tiles)| Pass::DraftRows(batch, *tiles)));
         passes
+    }
+
+    /// Has launches of the wide pass make stamps, where that of `launch` has its own in the narrow
+    /// pass.
+    fn stamp_sequence(&self, passes: &mut Vec<Pass>, launch: usize) {
+        let Some(Pass::Wide(_, step)) = passes.first().copied() else { return };
+        if self.layout.stamp_bytes == 0 {
+            return;
+        }
+        let launches = passes.iter_mut().filter_map(|pass| match pass {
+            Pass::Wide(launch, _) => Some(launch),
+            _ => None,
+        });
+        let end = WideLaunch::add_stamps(launches, (launch * STAMPS_MAX) as u32);
+        passes.extend(end.map(|launch| Pass::Wide(launch, step)));
     }
 
     /// Starts what comes before a chain's launches.

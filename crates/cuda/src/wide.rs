@@ -3,8 +3,8 @@
 //! work in, and which models they cannot run yet.
 
 use kilotok_abi::{
-    BatchRow, BatchToken, ChoicePart, Memory, PARTS_MAX, Report, SampleMemory, SampleRow, TOPS_MAX,
-    Top, VerifyMemory, WANTED_MAX, Wanted, WideMemory,
+    BatchRow, BatchToken, ChoicePart, Memory, PARTS_MAX, Report, SampleMemory, SampleRow, Stamp,
+    TOPS_MAX, Top, VerifyMemory, WANTED_MAX, Wanted, WideMemory,
 };
 use kilotok_model::{AttentionSpec, LayerSpec, ModelSpec};
 
@@ -96,6 +96,7 @@ pub(crate) enum WideKernel {
     ContextHeads,
     AllReduce,
     ClearPart,
+    End,
 }
 
 /// The number of threads in a CTA: a constant of the kernels by its name.
@@ -120,7 +121,7 @@ const EXPERTS: [WideKernel; 7] = [
 
 impl WideKernel {
     /// In the order of their discriminants: name, and name of the number of threads.
-    pub(crate) const ALL: [(&str, &str); 25] = [
+    pub(crate) const ALL: [(&str, &str); 26] = [
         ("wide_embed", MOVE_THREADS),
         ("wide_input_norm", NORM_THREADS),
         ("wide_qkv", GEMM_THREADS),
@@ -146,7 +147,33 @@ impl WideKernel {
         ("wide_context_heads", GEMM_THREADS),
         ("wide_all_reduce", MOVE_THREADS),
         ("wide_clear_part", MOVE_THREADS),
+        ("wide_end", MOVE_THREADS),
     ];
+
+    /// The phase that a launch of it is, for stamps.
+    fn stamp(self) -> Stamp {
+        match self {
+            Self::Embed => Stamp::Embed,
+            Self::InputNorm | Self::PostNorm => Stamp::AddRmsNorm,
+            Self::Qkv => Stamp::Project,
+            Self::Heads => Stamp::AttentionIn,
+            Self::Attention => Stamp::Attention,
+            Self::Output => Stamp::Output,
+            Self::DenseGateUp | Self::GateUpLong | Self::GateUpShort => Stamp::GateUp,
+            Self::DenseDown | Self::DownLong | Self::DownShort => Stamp::Down,
+            Self::RouterScores => Stamp::RouterParts,
+            Self::TopKExperts => Stamp::Routes,
+            Self::SortChoices | Self::GatherRows => Stamp::GatherRows,
+            Self::Combine => Stamp::Combine,
+            // With the head and sampling, which follow it.
+            Self::GatherWanted => Stamp::Head,
+            Self::ClearPart | Self::Fuse => Stamp::Fuse,
+            Self::ContextNorm => Stamp::ContextNorm,
+            Self::ContextKeys | Self::ContextHeads => Stamp::ContextKeys,
+            Self::AllReduce => Stamp::AllReduce,
+            Self::End => Stamp::Ended,
+        }
+    }
 }
 
 /// A launch of the wide pass: a kernel, for a layer of the target or of the drafter. Experts
@@ -158,11 +185,28 @@ pub(crate) struct WideLaunch {
     pub(crate) slice: (u32, u32),
     /// The number of an all-reduce in the step.
     pub(crate) collective: u32,
+    /// The stamp that it makes, of the launch before it, and its place.
+    stamp: (Stamp, u32),
 }
 
 impl WideLaunch {
     fn new(kernel: WideKernel, layer: u32) -> Self {
-        Self { kernel, layer, slice: (0, 0), collective: 0 }
+        Self { kernel, layer, slice: (0, 0), collective: 0, stamp: (Stamp::Begun, 0) }
+    }
+
+    /// Has each launch of a sequence stamp the one before it, from a place on. Returns the launches
+    /// that stamp the end.
+    pub(crate) fn add_stamps<'a>(
+        launches: impl Iterator<Item = &'a mut Self>,
+        first_place: u32,
+    ) -> [Self; 2] {
+        let mut stamp = (Stamp::Begun, first_place);
+        for launch in launches {
+            launch.stamp = stamp;
+            stamp = (launch.kernel.stamp(), stamp.1 + 1);
+        }
+        let end = Self::new(WideKernel::End, 0);
+        [Self { stamp, ..end }, Self { stamp: (Stamp::Ended, stamp.1 + 1), ..end }]
     }
 }
 
@@ -351,6 +395,8 @@ impl WideStep {
             slice_first: launch.slice.0,
             slice_count: launch.slice.1,
             collective: launch.collective,
+            stamp: launch.stamp.0 as u32,
+            stamp_place: launch.stamp.1,
             ..*wide
         }
     }
@@ -403,6 +449,8 @@ pub(crate) fn memory(
     let values = heads(&|kind| kind.q_heads * kind.v_dim);
     let choices = slice(capacity) * top_k;
     let ranks = constants.launch.ranks;
+    // Tokens whose parts are received; of two ranks twice all.
+    let received = if ranks == 2 { 2 * capacity } else { capacity.next_multiple_of(ranks) };
     let of_ranks = |bytes| if ranks > 1 { bytes } else { 0 };
     let flags = EXCHANGES * ranks * constants.launch.grid * WORD;
     WideMemory {
@@ -432,7 +480,7 @@ pub(crate) fn memory(
         gathered: take("gathered", if rows > 0 { operand_bytes(hidden, rows) } else { 0 }),
         expert_inner: take("expert_inner", operand_bytes(expert_width, rows)),
         products: take("products", rows * hidden * F32),
-        received: take("received", of_ranks(capacity.next_multiple_of(ranks) * hidden * BF16)),
+        received: take("received", of_ranks(received * hidden * BF16)),
         flags: take("flags", of_ranks(flags)),
         capacity: capacity as u32,
         expert_capacity: rows as u32,

@@ -39,7 +39,7 @@ constexpr int OUTPUT_COUNT_MAX = 32767;
 
 constexpr int STAMPS_MAX = 8192;
 
-constexpr int STAMP_COUNT = 23;
+constexpr int STAMP_COUNT = 25;
 
 enum class Purpose : uint32_t {
   Target = 0,
@@ -98,6 +98,8 @@ enum class Stamp : uint32_t {
   ContextNorm = 21,
   ContextKeys = 22,
   ArgmaxDrafts = 23,
+  GatherRows = 24,
+  Combine = 25,
 };
 
 constexpr const char* name_of(Waits value) {
@@ -139,6 +141,8 @@ constexpr const char* name_of(Stamp value) {
     case Stamp::ContextNorm: return "ContextNorm";
     case Stamp::ContextKeys: return "ContextKeys";
     case Stamp::ArgmaxDrafts: return "ArgmaxDrafts";
+    case Stamp::GatherRows: return "GatherRows";
+    case Stamp::Combine: return "Combine";
   }
   return "";
 }
@@ -369,9 +373,11 @@ struct alignas(8) WideMemory {
   uint32_t slice_first;
   uint32_t slice_count;
   uint32_t collective;
+  uint32_t stamp;
+  uint32_t stamp_place;
   uint32_t reserved;
 };
-static_assert(sizeof(WideMemory) == 552, "size of WideMemory");
+static_assert(sizeof(WideMemory) == 560, "size of WideMemory");
 static_assert(offsetof(WideMemory, memory) == 0, "WideMemory.memory");
 static_assert(offsetof(WideMemory, head_batch) == 312, "WideMemory.head_batch");
 static_assert(offsetof(WideMemory, stream) == 320, "WideMemory.stream");
@@ -407,7 +413,9 @@ static_assert(offsetof(WideMemory, layer) == 532, "WideMemory.layer");
 static_assert(offsetof(WideMemory, slice_first) == 536, "WideMemory.slice_first");
 static_assert(offsetof(WideMemory, slice_count) == 540, "WideMemory.slice_count");
 static_assert(offsetof(WideMemory, collective) == 544, "WideMemory.collective");
-static_assert(offsetof(WideMemory, reserved) == 548, "WideMemory.reserved");
+static_assert(offsetof(WideMemory, stamp) == 548, "WideMemory.stamp");
+static_assert(offsetof(WideMemory, stamp_place) == 552, "WideMemory.stamp_place");
+static_assert(offsetof(WideMemory, reserved) == 556, "WideMemory.reserved");
 
 struct alignas(8) PlanMemory {
   uint64_t from;

@@ -78,7 +78,7 @@ fn row(line: &str) -> Option<Kernel> {
 /// The kernels of a source: `ptx` is its PTX, `said` what `ptxas -v` said of it. Functions that are
 /// called rather than inlined follow their kernel and count with it.
 pub(super) fn kernels(model: &str, ptx: &str, said: &str) -> Vec<Kernel> {
-    let shared = ptx.split(" SHARED_BYTES = ").nth(1).and_then(first_number).unwrap_or_default();
+    let shared = ptx.split("SHARED_BYTES = ").nth(1).and_then(first_number).unwrap_or_default();
     let mut kernels: Vec<Kernel> = Vec::new();
     for line in said.lines() {
         if let Some(rest) = line.split("Compiling entry function '").nth(1) {
