@@ -237,8 +237,8 @@ abi_struct! {
         pub slice_count: u32,
         /// Of this launch, if it is an all-reduce: its number in the step.
         pub collective: u32,
-        /// Of this launch, in kernels with stamps: the [`crate::Stamp`] that it makes when it begins,
-        /// of the launch before it, and its place in `memory.trace`.
+        /// Of this launch, in kernels with stamps: the [`crate::Stamp`] that it makes when it
+        /// begins, of the launch before it, and its place in `memory.trace`.
         pub stamp: u32,
         pub stamp_place: u32,
         pub reserved: u32,

@@ -1,13 +1,15 @@
 // All-reduce of what the wide pass adds to the residual stream. Every rank owns a share of the
 // tokens. Parts travel to their owner as BF16, which adds them in rank order, and the sums travel
-// to all ranks as F32: a reduce-scatter and an all-gather. So all ranks have the bits that
-// comm/all_reduce.cuh gives the narrow pass.
+// to all ranks as F32: a reduce-scatter and an all-gather. Two ranks own all tokens both: parts
+// alone are fewer bytes then. So all ranks have the bits that comm/all_reduce.cuh gives the narrow
+// pass.
 //
 // A CTA exchanges packets only with the CTAs of the same number on the other ranks, and one flag
 // for each of these says that all have arrived. Nothing is overwritten before it was read. An owner
 // overwrites `part` of another rank with sums only after it has received that part. A rank sends
 // parts of the next all-reduce after it has received all sums of this one, before which their
-// owners have read all parts.
+// owners have read all parts. Two ranks receive consecutive parts in two places: a rank sends those
+// after the next ones only when it has received the next, before which the other has read these.
 #pragma once
 
 #include "kilotok/comm/all_reduce.cuh"
@@ -18,7 +20,8 @@ namespace kilotok::wide {
 struct AllReduceMemory {
   // F32 `[capacity][HIDDEN]`: this rank's part, and in the end the sum.
   uint64_t part;
-  // BF16 `[RANKS][tokens of a share][HIDDEN]`: the other ranks' parts of this rank's tokens.
+  // BF16 `[ranks][tokens of a share][HIDDEN]`: the other ranks' parts of this rank's tokens. Of two
+  // ranks `[2][tokens][HIDDEN]`, by the all-reduce's number.
   uint64_t received;
   // U32 `[exchanges][RANKS][GRID]`: the last all-reduce for which a CTA of a rank has sent all.
   uint64_t flags;
@@ -31,8 +34,10 @@ struct AllReduceMemory {
 enum class Exchange { Parts, Sums };
 constexpr int EXCHANGES = 2;
 
-// Packets whose loads a thread has under way at a time.
-constexpr int PACKETS = 4;
+// Whether every rank owns all tokens.
+constexpr bool OWNS_ALL = RANKS == 2;
+// Packets whose loads a thread has under way at a time; values of a sum that it stores at a time.
+constexpr int PACKETS = 4, SUM_VALUES = 4;
 
 // What a CTA of a rank exchanges. All threads of the CTA call its functions, SORTERS of them.
 struct AllReduce {
@@ -46,83 +51,104 @@ struct AllReduce {
       : memory(memory_of_rank),
         peers(*at<const Peers>(memory.peers)),
         rank(static_cast<int>(memory.rank)),
-        share(ceil_div(memory.count, RANKS)) {}
+        share(OWNS_ALL ? memory.count : ceil_div(memory.count, RANKS)) {}
 
+  __device__ __forceinline__ int first_token(int owner) const {
+    return OWNS_ALL ? 0 : owner * share;
+  }
+  __device__ __forceinline__ int packet_count(int owner) const {
+    return min(share, memory.count - first_token(owner)) * TOKEN_PACKETS;
+  }
   // The address on a rank of what lies at `address` on this one.
   __device__ __forceinline__ uint64_t on(int to, uint64_t address) const {
     return address - peers.receivers[rank] + peers.receivers[to];
   }
-  __device__ __forceinline__ float* values(uint64_t part, int owner, int packet) const {
-    return at<float>(part) + static_cast<size_t>(owner) * share * HIDDEN +
-           static_cast<size_t>(packet) * PACKET_VALUES;
+  // A value among those of an owner's tokens.
+  __device__ __forceinline__ float* value(uint64_t part, int owner, size_t index) const {
+    return at<float>(part) + static_cast<size_t>(first_token(owner)) * HIDDEN + index;
   }
-  __device__ __forceinline__ char* place(uint64_t received, int from, int packet) const {
-    return at<char>(received) +
-           (static_cast<size_t>(from) * share * TOKEN_PACKETS + packet) * sizeof(uint4);
+  // The same as a rank's part is received.
+  __device__ __forceinline__ uint16_t* place(uint64_t received, int from, size_t index) const {
+    const int buffer = OWNS_ALL ? static_cast<int>(memory.number & 1) : from;
+    return at<uint16_t>(received) + static_cast<size_t>(buffer) * share * HIDDEN + index;
   }
   __device__ __forceinline__ uint32_t* flag(uint64_t flags, Exchange exchange, int from) const {
     return at<uint32_t>(flags) +
            (static_cast<int>(exchange) * RANKS + from) * GRID + ptx::cta_index();
   }
 
-  // Calls `f` with this thread's packets of an owner's tokens, several at a time, and their number.
-  template <class F>
-  __device__ __forceinline__ void for_packets(int owner, F f) const {
-    const int tokens = min(share, memory.count - owner * share);
-    const int count = tokens * TOKEN_PACKETS, step = GRID * SORTERS;
-#pragma unroll 1
-    for (int first = ptx::cta_index() * SORTERS + static_cast<int>(threadIdx.x); first < count;
-         first += PACKETS * step)
-      f(first, step, min(PACKETS, ceil_div(count - first, step)));
-  }
-
-  __device__ __forceinline__ uint4 load_part(int owner, int packet) const {
-    const float4* from = reinterpret_cast<const float4*>(values(memory.part, owner, packet));
-    const float4 low = from[0], high = from[1];
-    const float all[PACKET_VALUES] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-    return make_packet(all);
-  }
-
+  // Sends this rank's part of an owner's tokens. A CTA has every GRID-th run of packets, one for
+  // each thread.
   __device__ __forceinline__ void send_parts(int owner) const {
     const uint64_t received = on(owner, memory.received);
-    for_packets(owner, [&](int first, int step, int count) {
+    const int count = packet_count(owner), step = GRID * SORTERS;
+#pragma unroll 1
+    for (int first = ptx::cta_index() * SORTERS + static_cast<int>(threadIdx.x); first < count;
+         first += PACKETS * step) {
+      const auto index = [&](int i) { return size_t{PACKET_VALUES} * (first + i * step); };
       uint4 packets[PACKETS];
 #pragma unroll
-      for (int i = 0; i < PACKETS; i++)
-        packets[i] = i < count ? load_part(owner, first + i * step) : make_uint4(0, 0, 0, 0);
+      for (int i = 0; i < PACKETS; i++) {
+        if (first + i * step >= count) continue;
+        const float4* from =
+            reinterpret_cast<const float4*>(value(memory.part, owner, index(i)));
+        const float4 low = from[0], high = from[1];
+        const float all[PACKET_VALUES] = {low.x,  low.y,  low.z,  low.w,
+                                          high.x, high.y, high.z, high.w};
+        packets[i] = make_packet(all);
+      }
 #pragma unroll
       for (int i = 0; i < PACKETS; i++)
-        if (i < count) ptx::store_system(place(received, rank, first + i * step), packets[i]);
-    });
+        if (first + i * step < count)
+          ptx::store_system(place(received, rank, index(i)), packets[i]);
+    }
   }
 
-  // Adds the parts of this rank's tokens, and stores the sums on every rank.
+  // The sum of all ranks' parts, from the value `index` of this rank's tokens on.
+  __device__ __forceinline__ float4 add_parts(size_t index) const {
+    float parts[RANKS][SUM_VALUES];
+#pragma unroll
+    for (int from = 0; from < RANKS; from++) {
+      uint2 words;
+      if (from == rank) {
+        const float4 own = *reinterpret_cast<const float4*>(value(memory.part, rank, index));
+        words = make_uint2(ptx::pack_bf16(own.x, own.y), ptx::pack_bf16(own.z, own.w));
+      } else {
+        words = ptx::load_l2_pair(place(memory.received, from, index));
+      }
+      parts[from][0] = ptx::from_bf16(static_cast<uint16_t>(words.x));
+      parts[from][1] = ptx::from_bf16(static_cast<uint16_t>(words.x >> 16));
+      parts[from][2] = ptx::from_bf16(static_cast<uint16_t>(words.y));
+      parts[from][3] = ptx::from_bf16(static_cast<uint16_t>(words.y >> 16));
+    }
+    float sum[SUM_VALUES] = {};
+#pragma unroll
+    for (int from = 0; from < RANKS; from++)
+#pragma unroll
+      for (int i = 0; i < SUM_VALUES; i++) sum[i] += parts[from][i];
+    return make_float4(sum[0], sum[1], sum[2], sum[3]);
+  }
+
+  // Adds the parts of this rank's tokens, and stores the sums on every rank that does not. A CTA
+  // has the runs of packets that those of its number have sent.
   __device__ __forceinline__ void send_sums() const {
-    for_packets(rank, [&](int first, int step, int count) {
+    constexpr int EACH = PACKET_VALUES / SUM_VALUES;
+    const int count = packet_count(rank) * EACH;
 #pragma unroll 1
-      for (int i = 0; i < count; i++) {
-        const int packet = first + i * step;
-        uint4 packets[RANKS];
+    for (int run = ptx::cta_index() * SORTERS * EACH; run < count; run += GRID * SORTERS * EACH)
 #pragma unroll
-        for (int from = 0; from < RANKS; from++)
-          packets[from] = from == rank ? load_part(rank, packet)
-                                       : ptx::load_l2(place(memory.received, from, packet));
-        float sum[PACKET_VALUES] = {};
-#pragma unroll
-        for (int from = 0; from < RANKS; from++) add_packet(sum, packets[from]);
-        const auto words = [&](int k) {
-          return make_uint4(__float_as_uint(sum[k]), __float_as_uint(sum[k + 1]),
-                            __float_as_uint(sum[k + 2]), __float_as_uint(sum[k + 3]));
-        };
+      for (int i = 0; i < EACH; i++) {
+        const int packet = run + i * SORTERS + static_cast<int>(threadIdx.x);
+        if (packet >= count) continue;
+        const size_t index = static_cast<size_t>(packet) * SUM_VALUES;
+        const float4 sum = add_parts(index);
+        const uint4 words = make_uint4(__float_as_uint(sum.x), __float_as_uint(sum.y),
+                                       __float_as_uint(sum.z), __float_as_uint(sum.w));
         // Every rank begins with itself, so that all links are busy.
 #pragma unroll
-        for (int k = 0; k < RANKS; k++) {
-          float* to = values(on((rank + k) % RANKS, memory.part), rank, packet);
-          ptx::store_system(to, words(0));
-          ptx::store_system(to + PACKET_VALUES / 2, words(4));
-        }
+        for (int k = 0; k < (OWNS_ALL ? 1 : RANKS); k++)
+          ptx::store_system(value(on((rank + k) % RANKS, memory.part), rank, index), words);
       }
-    });
   }
 
   // Tells a rank that all of an exchange has been sent to it.
@@ -159,6 +185,7 @@ __device__ __forceinline__ void all_reduce(const AllReduceMemory& memory) {
     }
     work.wait(Exchange::Parts);
     work.send_sums();
+    if constexpr (OWNS_ALL) return;
     for (int k = 1; k < RANKS; k++) work.tell(Exchange::Sums, (work.rank + k) % RANKS);
     work.wait(Exchange::Sums);
   }
