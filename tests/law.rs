@@ -15,7 +15,10 @@
 //!   history and setting. An ignored test gives every combination all 9 pairs; it passed on
 //!   2026-11-21 at 1.8e10 draws, in 64 minutes of CPU.
 //! - Each of the 9 pairs, most processors on, 3 tokens, with nothing kept between draws.
-//! - Rules with a mistake, 3 tokens: each must be found, with certainty.
+//! - The step of an engine, most processors on, 3 tokens, drafts of 0 to 7: rejection sampling as
+//!   rows get it, see `law/step.rs`.
+//! - Rules with a mistake, and hosts that choose drafts by what was drawn, 3 tokens: each must be
+//!   found, with certainty.
 
 #[path = "law/draw.rs"]
 mod draw;
@@ -23,6 +26,8 @@ mod draw;
 mod exact;
 #[path = "law/setup.rs"]
 mod setup;
+#[path = "law/step.rs"]
+mod step;
 
 use kilotok_abi::{Purpose, TokenId};
 use kilotok_sampling::{Draws, Proposal, Rule};
@@ -33,10 +38,13 @@ use draw::{
     node_of,
 };
 use exact::Finding;
-use setup::{COMBINATIONS, FREQUENCY, PRESENCE, REPETITION, Row, TEMPERATURE, VOCAB};
+use setup::{COMBINATIONS, FREQUENCY, MASK, PRESENCE, REPETITION, Row, TEMPERATURE, VOCAB};
+use step::{Host, count_with_steps};
 
 const DRAFTS: usize = 3;
 const DRAWS: u64 = 1_000_000;
+/// Settings of whole steps.
+const STEP_SETTINGS: usize = 5;
 const FALSE_ALARM: f64 = 1e-6;
 
 /// A number of -2, -1.75, .. 2; equal ones are frequent.
@@ -80,8 +88,8 @@ struct Setting {
     combination: u32,
     drafter: Drafter,
     way: Way,
-    /// Whether the drafter's law has the request's filters too.
-    filtered: bool,
+    /// Times the request's temperature, that of the drafter's law.
+    draft_temperature: f32,
     /// Whether drafts to be matched are the drafter's likeliest tokens.
     greedy: bool,
     /// Tokens of a sequence.
@@ -99,7 +107,7 @@ impl Setting {
             combination,
             drafter: [Drafter::Good, Drafter::Bad, Drafter::Adversarial][pair % 3],
             way: [Way::Match, Way::Judge(Rule::Token), Way::Judge(Rule::Joint)][pair / 3],
-            filtered: (combination / 9).is_multiple_of(2),
+            draft_temperature: [1.0, 0.5, 0.0][combination as usize / 9 % 3],
             greedy: (combination / 18).is_multiple_of(2),
             length,
         }
@@ -148,6 +156,36 @@ fn whole_samplers_keep_the_law() {
     });
 }
 
+/// Most processors, all drafters, drafts at the request's temperature, at half of it and greedy.
+#[test]
+fn steps_keep_the_law() {
+    let drafters = [Drafter::Good, Drafter::Bad, Drafter::Adversarial];
+    (0..STEP_SETTINGS).into_par_iter().for_each(|k| {
+        let (drafter, draft_temperature) = (drafters[k % 3], [1.0, 0.5, 0.0][(k / 3 + k) % 3]);
+        let combination = COMBINATIONS - 1 - 113 * k as u32;
+        let setting = Setting { drafter, draft_temperature, ..Setting::new(combination, 3) };
+        let host = if k == 4 { Host::Given } else { Host::Right };
+        let finding = Finding::new(setting, &count_with_steps(setting, host));
+        finding.assert_right(setting, STEP_SETTINGS);
+    });
+}
+
+/// The row of a draft that is forbidden, or that a host does not like, must not be left out.
+#[test]
+fn hosts_that_look_at_drafts_are_found() {
+    let combination = MASK | REPETITION | TEMPERATURE;
+    let draft_temperature = 1.0;
+    let setting = Setting { draft_temperature, ..Setting::new(combination, 3) };
+    [Host::Right, Host::WithoutForbidden, Host::ByToken].into_par_iter().for_each(|host| {
+        let finding = Finding::new(setting, &count_with_steps(setting, host));
+        if host == Host::Right {
+            finding.assert_right(setting, 1);
+        } else {
+            assert!(finding.probability() < 1e-100, "{host:?} {finding:?}");
+        }
+    });
+}
+
 #[test]
 fn mistakes_are_found() {
     let cases = [
@@ -157,13 +195,15 @@ fn mistakes_are_found() {
         (Mistake::SharedNoise, Rule::Token),
         (Mistake::WholeTarget, Rule::Token),
         (Mistake::Snapshot, Rule::Token),
+        (Mistake::BeforePenalties, Rule::Joint),
         (Mistake::OtherProposal, Rule::Token),
         (Mistake::ReusedNoise, Rule::Joint),
     ];
     let combination = REPETITION | PRESENCE | FREQUENCY | TEMPERATURE;
     cases.into_par_iter().for_each(|(mistake, rule)| {
         for drafter in [Drafter::Good, Drafter::Bad] {
-            let setting = Setting { drafter, filtered: false, ..Setting::new(combination, 3) };
+            let setting =
+                Setting { drafter, draft_temperature: 1.0, ..Setting::new(combination, 3) };
             let finding = Finding::new(setting, &count_mistaken(setting, rule, mistake));
             if mistake == Mistake::None {
                 finding.assert_right(setting, 4);
@@ -208,7 +248,7 @@ fn expected_accepted(
 fn joint_verification_keeps_no_fewer_drafts() {
     for drafter in [Drafter::Good, Drafter::Bad, Drafter::Adversarial] {
         let combination = TEMPERATURE | REPETITION;
-        let setting = Setting { drafter, filtered: false, ..Setting::new(combination, 3) };
+        let setting = Setting { drafter, draft_temperature: 1.0, ..Setting::new(combination, 3) };
         let tables = Tables::new(setting, false);
         let kept = [Rule::Token, Rule::Joint].map(|rule| {
             let mut proposal = Proposal::default();

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use kilotok_batch::SLOTS_MAX;
+use kilotok_engine::{Caps, DRAFT_TEMPERATURE_MAX, Verification};
 use kilotok_generation::WAITING_MAX;
 use kilotok_model::Knobs;
 use kilotok_sched::Limits;
@@ -37,6 +38,8 @@ const DEFAULT_KEEP_ALIVE_S: f64 = 15.0;
 const DEFAULT_SHUTDOWN_TIMEOUT_S: f64 = 60.0;
 /// A step of a healthy engine takes milliseconds; one of a large model on a CPU takes seconds.
 const DEFAULT_STALL_S: f64 = 60.0;
+/// The drafter's own distribution.
+const DEFAULT_DRAFT_TEMPERATURE: f32 = 1.0;
 /// Upper limit of times; more is a mistake.
 const SECONDS_MAX: f64 = 86_400.0;
 
@@ -128,10 +131,20 @@ pub(crate) struct RawConfig {
     /// Use the model's drafter, if it has one; this is the default.
     #[arg(long, num_args = 0, default_missing_value = "true", help_heading = "Scheduling")]
     pub(crate) drafts: Option<bool>,
-    /// Never draft. Replies are the same, only slower.
+    /// Never draft. Replies are slower: the same ones where they are greedy or have a seed, and of
+    /// the same distribution elsewhere.
     #[serde(skip)]
     #[arg(long, conflicts_with = "drafts", help_heading = "Scheduling")]
     pub(crate) no_drafts: bool,
+    /// How drafts are verified of a request that samples and names no seed: by rejection sampling,
+    /// which accepts more drafts, or by sample and match, whose tokens are those without drafts.
+    /// The distribution of tokens is the same. Other requests are always matched [default:
+    /// rejection, on GPUs match].
+    #[arg(long, value_name = "RULE", help_heading = "Scheduling")]
+    pub(crate) verify: Option<VerifyRule>,
+    /// Temperature of the drafts of rejection sampling, times the request's [default: 1].
+    #[arg(long, value_name = "FACTOR", help_heading = "Scheduling")]
+    pub(crate) draft_temperature: Option<f32>,
     /// Let requests say with `priority` which of them goes first; without it they may not.
     #[arg(long, num_args = 0, default_missing_value = "true", help_heading = "Scheduling")]
     pub(crate) allow_priority: Option<bool>,
@@ -187,6 +200,13 @@ pub(crate) enum EngineKind {
     Auto,
     Cpu,
     Cuda,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum VerifyRule {
+    Rejection,
+    Match,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize, Serialize)]
@@ -267,6 +287,25 @@ pub(crate) struct RequestLimits {
     /// For a request without a number; limited by the room in the context.
     pub(crate) token_max_default: Option<u32>,
     pub(crate) allow_priority: bool,
+    pub(crate) verify: Option<VerifyRule>,
+    pub(crate) draft_temperature: f32,
+}
+
+impl RequestLimits {
+    /// How drafts of sampled requests without a seed are verified.
+    pub(crate) fn verification(&self, caps: &Caps) -> Result<Verification> {
+        ensure!(
+            caps.rejection || self.verify != Some(VerifyRule::Rejection),
+            "--verify rejection: kernels for GPUs verify by sample and match; leave it out, or \
+             take --engine cpu"
+        );
+        let draft_temperature = self.draft_temperature;
+        Ok(match self.verify {
+            Some(VerifyRule::Match) => Verification::Match,
+            _ if !caps.rejection => Verification::Match,
+            _ => Verification::Rejection { draft_temperature },
+        })
+    }
 }
 
 /// What the user asked of the engine; model and memory limit it further.
@@ -412,7 +451,20 @@ fn requests(raw: &RawConfig) -> Result<RequestLimits> {
     let token_max_default = raw.max_tokens_default.or(usual.token_max_default);
     ensure!(token_max_default != Some(0), "--max-tokens-default is 0: a reply has at least 1");
     let allow_priority = raw.allow_priority.unwrap_or_default();
-    Ok(RequestLimits { n_max, stop_max, token_max_default, allow_priority })
+    let draft_temperature = raw.draft_temperature.unwrap_or(DEFAULT_DRAFT_TEMPERATURE);
+    ensure!(
+        (0.0..=DRAFT_TEMPERATURE_MAX).contains(&draft_temperature),
+        "--draft-temperature is {draft_temperature}: give 0 to {DRAFT_TEMPERATURE_MAX}"
+    );
+    let verify = raw.verify;
+    Ok(RequestLimits {
+        n_max,
+        stop_max,
+        token_max_default,
+        allow_priority,
+        verify,
+        draft_temperature,
+    })
 }
 
 fn engine(raw: &RawConfig) -> Result<EngineSettings> {

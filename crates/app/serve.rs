@@ -72,7 +72,8 @@ fn run_with(
     // are refused at once until there is an engine, and do not wait.
     drop(bind(config)?);
     let planned = engine::plan(config)?;
-    announce::plan(config, &planned, open_files);
+    let verification = config.requests.verification(&planned.caps())?;
+    announce::plan(config, &planned, verification, open_files);
     let (folder, vocab_size) = (&planned.folder, planned.spec.vocab_size as u32);
     let text = Arc::new(read_text(folder, planned.spec.vocab_size, config)?);
     check_vocabulary(&text, vocab_size, folder)?;
@@ -94,7 +95,7 @@ fn run_with(
     let address = listener.local_addr()?;
     announce::text(config, &text);
     let has_template = text.has_template();
-    let settings = settings(config, &loaded.folder, address.ip());
+    let settings = ServerConfig { verification, ..settings(config, &loaded.folder, address.ip()) };
     let service = Service::new(text, Arc::new(grammars), admission, metrics, settings);
     let service = Arc::new(service);
     signals.serving();

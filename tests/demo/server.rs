@@ -11,7 +11,7 @@ use kilotok_abi::TokenId;
 use kilotok_batch::Sizes;
 use kilotok_cpu::CpuEngine;
 use kilotok_cuda::{CudaEngine, CudaOptions, Found, TOKENS_MAX};
-use kilotok_engine::{Caps, Engine, EngineError, StepId, StepOutput, StepPlan};
+use kilotok_engine::{Caps, Engine, EngineError, StepId, StepOutput, StepPlan, Verification};
 use kilotok_generation::{Admission, AdmissionOptions, Clock, Metrics};
 use kilotok_model::Knobs;
 use kilotok_sched::{Cost, Limits};
@@ -65,6 +65,12 @@ impl Engine for Watched {
     }
 }
 
+fn reference(knobs: &Knobs) -> Box<dyn Engine> {
+    let checkpoint = checkpoint(knobs);
+    let engine = CpuEngine::start(checkpoint.spec(), &checkpoint, &sizes(), &Quiet);
+    Box::new(engine.unwrap())
+}
+
 pub(crate) struct Server {
     address: SocketAddr,
     rounds: Rounds,
@@ -79,9 +85,12 @@ impl Server {
     }
 
     pub(crate) fn start_with(knobs: &Knobs) -> Self {
-        let checkpoint = checkpoint(knobs);
-        let engine = CpuEngine::start(checkpoint.spec(), &checkpoint, &sizes(), &Quiet);
-        Self::with(Box::new(engine.unwrap()))
+        Self::with(reference(knobs), Verification::Match)
+    }
+
+    /// With the reference engine, and this rule for requests that sample and name no seed.
+    pub(crate) fn start_verifying(verification: Verification) -> Self {
+        Self::with(reference(&Knobs::default()), verification)
     }
 
     /// With a GPU, if there is one, otherwise why there is none.
@@ -91,10 +100,11 @@ impl Server {
         Found::look(1, &options.toolchain).map_err(|error| error.to_string())?;
         let checkpoint = checkpoint(&Knobs::default());
         let engine = CudaEngine::start(checkpoint.spec(), &checkpoint, &options, &Quiet, &|_| {});
-        Ok(Self::with(Box::new(engine.unwrap_or_else(|error| panic!("{error}")))))
+        let engine = Box::new(engine.unwrap_or_else(|error| panic!("{error}")));
+        Ok(Self::with(engine, Verification::Match))
     }
 
-    fn with(inner: Box<dyn Engine>) -> Self {
+    fn with(inner: Box<dyn Engine>, verification: Verification) -> Self {
         let text = Arc::new(Text::open(&of_demo("checkpoint")).unwrap());
         let rounds = Rounds::default();
         let engine = Watched { inner, drafted: Vec::new(), rounds: Arc::clone(&rounds) };
@@ -108,7 +118,8 @@ impl Server {
         let options = AdmissionOptions { clock, ..AdmissionOptions::default() };
         let (admission, _thread) =
             Admission::start(Box::new(engine), limits, Arc::clone(&metrics), options);
-        let config = ServerConfig { served_names: vec!["demo".into()], ..ServerConfig::default() };
+        let served_names = vec!["demo".into()];
+        let config = ServerConfig { served_names, verification, ..ServerConfig::default() };
         let service = Arc::new(Service::new(text, Arc::new(grammars), admission, metrics, config));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();

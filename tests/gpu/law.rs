@@ -52,12 +52,11 @@ fn slot_setup(combination: u32, seed: u64) -> SlotSetup {
         bad_words.extend(forbidden.map(|(token, _)| vec![*token]));
     }
     SlotSetup {
-        sampling: Sampling { seed, ..setup.sampling },
-        prompt_count: PROMPT_COUNT,
         history: HISTORY.to_vec(),
         logit_bias: setup.logit_bias.into_iter().filter(|(_, bias)| bias.is_finite()).collect(),
         bad_words,
         end_tokens: setup.end_tokens,
+        ..SlotSetup::new(Sampling { seed, ..setup.sampling }, PROMPT_COUNT)
     }
 }
 

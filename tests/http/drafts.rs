@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kilotok_cpu::{CpuEngine, CpuOptions};
+use kilotok_engine::Verification;
 use kilotok_model::Knobs;
 use kilotok_testkit::DraftAccuracy;
 use kilotok_text::Text;
@@ -32,6 +33,28 @@ fn random_requests_get_the_same_bytes_with_drafts_and_without() {
     let (good, bad) = (with(DraftAccuracy::Percent(70)), with(DraftAccuracy::Always(b'!'.into())));
     let drafted = compare(REQUESTS, &good, &bad);
     assert!(drafted.accepted > 10_000, "drafts that are hardly accepted show little: {drafted:?}");
+}
+
+/// A reply says how its drafts were verified.
+#[test]
+fn requests_that_sample_and_name_no_seed_are_verified_by_rejection_sampling() {
+    let mut setup = Setup { skill: DraftAccuracy::Percent(70), ..Setup::steady() };
+    setup.config.verification = Verification::Rejection { draft_temperature: 1.0 };
+    let server = Server::start(setup);
+    let seed = json!(7);
+    for (seed, temperature, rule) in [
+        (Value::Null, 1, "rejection"),
+        (Value::Null, 0, "match"),
+        (seed.clone(), 1, "match"),
+        (seed, 0, "match"),
+    ] {
+        let request = json!({
+            "prompt": "abc", "max_tokens": 40, "temperature": temperature, "seed": seed,
+        });
+        let answer = server.post(COMPLETIONS, &request).good();
+        let speculation = &answer["metrics"]["speculative_decoding"];
+        assert_eq!(speculation["verification"], rule, "{request}: {answer}");
+    }
 }
 
 #[test]

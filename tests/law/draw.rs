@@ -6,7 +6,9 @@ use kilotok_sampling::{
     probabilities, process,
 };
 
-use crate::setup::{HISTORY, Row, TEMPERATURE, VOCAB, mask_of, setup_of};
+use crate::setup::{
+    FREQUENCY, HISTORY, PRESENCE, REPETITION, Row, TEMPERATURE, VOCAB, mask_of, setup_of,
+};
 use crate::{DRAFTS, DRAWS, Setting, Way, drafter_logits, target_logits};
 
 /// Rows by history: 0 is [`HISTORY`], `after(node, token)` one token more.
@@ -59,7 +61,7 @@ fn draft_laws(setting: Setting) -> DraftLaws {
     let mut law = |offset, last| {
         let mut proposal = Proposal::default();
         let logits = drafter_logits(setting.drafter, offset, last as TokenId);
-        sampler.propose(&mut proposal, setting.filtered, &logits).expect("a draft");
+        sampler.propose(&mut proposal, setting.draft_temperature, &logits).expect("a draft");
         proposal.q.try_into().expect("one row")
     };
     (0..DRAFTS).map(|offset| std::array::from_fn(|last| law(offset, last))).collect()
@@ -235,7 +237,8 @@ pub(super) fn count_with_samplers(setting: Setting) -> Vec<u32> {
         let mut masks = vec![vec![mask_of(setting.combination, last)]];
         for offset in done..done + draft_count(done, setting.length) {
             let draft = drafter_logits(setting.drafter, offset, last);
-            last = sampler.propose(&mut proposal, setting.filtered, &draft).expect("a draft");
+            last =
+                sampler.propose(&mut proposal, setting.draft_temperature, &draft).expect("a draft");
             logits.extend_from_slice(&target_logits(offset + 1, last));
             masks.push(vec![mask_of(setting.combination, last)]);
         }
@@ -260,6 +263,8 @@ pub(super) enum Mistake {
     WholeTarget,
     /// Processes all rows with the tokens known before the drafts.
     Snapshot,
+    /// Judges by the target's probabilities before its penalties.
+    BeforePenalties,
     /// Judges by a law that lacks the temperature the drafts were drawn with.
     OtherProposal,
     /// Keys the random numbers of block verification by position alone: where drafts were refused
@@ -268,9 +273,13 @@ pub(super) enum Mistake {
 }
 
 pub(super) fn count_mistaken(setting: Setting, rule: Rule, mistake: Mistake) -> Vec<u32> {
-    let tables = Tables::new(setting, mistake == Mistake::Snapshot);
-    let combination = setting.combination & !TEMPERATURE;
-    let others = draft_laws(Setting { combination, ..setting });
+    let ignored = match mistake {
+        Mistake::BeforePenalties => REPETITION | PRESENCE | FREQUENCY,
+        _ => 0,
+    };
+    let without = |ignored: u32| Setting { combination: setting.combination & !ignored, ..setting };
+    let tables = Tables::new(without(ignored), mistake == Mistake::Snapshot);
+    let others = draft_laws(without(TEMPERATURE));
     let mut proposal = Proposal::default();
     count(setting, |seed, tokens| {
         let first = (HISTORY.len() + tokens.len()) as u32;
@@ -312,9 +321,10 @@ pub(super) fn count_mistaken(setting: Setting, rule: Rule, mistake: Mistake) -> 
         };
         tokens.extend_from_slice(&drafts[..accepted]);
         tokens.push(match mistake {
-            Mistake::None | Mistake::Snapshot | Mistake::OtherProposal => {
-                right.next.expect("a row")
-            }
+            Mistake::None
+            | Mistake::Snapshot
+            | Mistake::BeforePenalties
+            | Mistake::OtherProposal => right.next.expect("a row"),
             _ => race(draws, |token| weight(token).max(0.0)),
         });
     })

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use kilotok_abi::{Sampling, TokenId};
-use kilotok_engine::{Caps, PageGroup, PageKind, SlotSetup};
+use kilotok_engine::{Caps, PageGroup, PageKind, SlotSetup, Verification};
 use kilotok_sched::{Cost, Limits, Submission};
 use kilotok_testkit::DraftAccuracy;
 use kilotok_testkit::host::{Mask, some};
@@ -111,6 +111,7 @@ fn caps(draw: &mut Draw, ample: bool) -> Caps {
         wide_from: None,
         draft_max: draw.one_of(&[0, 1, 3, 7, 7]),
         drafter,
+        rejection: true,
         logprobs_max: 3,
         steps_in_flight_max: 2,
         groups,
@@ -149,7 +150,12 @@ fn job(draw: &mut Draw, stems: &[Vec<TokenId>]) -> Job {
         0 => draw.between(0, 3),
         _ => draw.between(2, 60),
     };
-    let mut asked = Submission::new(prompt, setup(draw), token_max);
+    let mut setup = setup(draw);
+    if draw.once_in(3) && setup.sampling.temperature == 0.0 {
+        // Greedy, so that the reply is the same.
+        setup.verification = Verification::Rejection { draft_temperature: 1.0 };
+    }
+    let mut asked = Submission::new(prompt, setup, token_max);
     asked.priority = draw.one_of(&[0, 0, 0, -2, 1, 3]);
     asked.cache_salt = draw.one_of(&["", "", "", "a", "b"]).into();
     asked.drafts = !draw.once_in(6);
@@ -194,7 +200,7 @@ fn setup(draw: &mut Draw) -> SlotSetup {
     }
     let bad_words = if draw.once_in(6) { vec![text(draw, 1), text(draw, 2)] } else { Vec::new() };
     let logit_bias = if draw.once_in(6) { vec![(7, 2.0)] } else { Vec::new() };
-    SlotSetup { sampling, prompt_count: 0, history: Vec::new(), logit_bias, bad_words, end_tokens }
+    SlotSetup { logit_bias, bad_words, end_tokens, ..SlotSetup::new(sampling, 0) }
 }
 
 /// [`some`], but no token at all after some texts.

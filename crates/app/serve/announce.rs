@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use kilotok_engine::Verification;
 use kilotok_text::Text;
 
 use crate::check::describe;
@@ -14,7 +15,12 @@ use crate::environment;
 use crate::output::say;
 
 /// The plan: model, engine, memory, limits.
-pub(super) fn plan(config: &Config, planned: &Planned, open_files: Option<u64>) {
+pub(super) fn plan(
+    config: &Config,
+    planned: &Planned,
+    verification: Verification,
+    open_files: Option<u64>,
+) {
     if is_open_to_all(config) {
         tracing::warn!(host = config.host, "{OPEN_TO_ALL}: {CLOSE}");
     }
@@ -36,14 +42,23 @@ pub(super) fn plan(config: &Config, planned: &Planned, open_files: Option<u64>) 
         }
     }
     say!("\nengine\n  {}", planned.chosen);
-    say!("\nmemory\n{}\nlimits\n{}", planned.plan, limits(config, planned, open_files));
+    say!(
+        "\nmemory\n{}\nlimits\n{}",
+        planned.plan,
+        limits(config, planned, verification, open_files)
+    );
 }
 
 fn version() -> &'static str {
     env!("CARGO_PKG_VERSION")
 }
 
-fn limits(config: &Config, planned: &Planned, open_files: Option<u64>) -> String {
+fn limits(
+    config: &Config,
+    planned: &Planned,
+    verification: Verification,
+    open_files: Option<u64>,
+) -> String {
     let mut out = String::new();
     let mut line = |what: &str, value: String| {
         let _ = writeln!(out, "  {what:<22} {value}");
@@ -66,7 +81,8 @@ fn limits(config: &Config, planned: &Planned, open_files: Option<u64>) -> String
         ),
     );
     line("prefix cache", yes(limits.prefix_cache));
-    line("drafts", yes(has_drafter && limits.draft_rows_max > 0));
+    let drafts = has_drafter && limits.draft_rows_max > 0;
+    line("drafts", if drafts { verified(verification) } else { yes(false) });
     let of_one = &config.requests;
     line("replies", format!("{} to one request", of_one.n_max));
     line("stop strings", format!("{} of one request", of_one.stop_max));
@@ -105,6 +121,17 @@ fn limits(config: &Config, planned: &Planned, open_files: Option<u64>) -> String
     };
     line("CORS origins", origins);
     out
+}
+
+/// How drafts are verified.
+fn verified(verification: Verification) -> String {
+    match verification {
+        Verification::Match => "verified by sample and match".to_owned(),
+        Verification::Rejection { draft_temperature } => format!(
+            "verified by rejection sampling where a request samples and names no seed, drawn at \
+             {draft_temperature} times its temperature"
+        ),
+    }
 }
 
 const OPEN_TO_ALL: &str = "anyone who can reach this server may use it";

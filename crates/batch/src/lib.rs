@@ -14,4 +14,4 @@ pub use groups::Grouping;
 pub use in_flight::InFlight;
 pub use sizes::{SLOTS_MAX, SizeError, Sizes};
 pub use slots::{Held, Slots};
-pub use verify::{Samplers, likeliest, wanted, wanted_tokens};
+pub use verify::{Samplers, wanted, wanted_tokens};

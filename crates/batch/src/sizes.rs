@@ -103,7 +103,7 @@ impl Sizes {
         u32::try_from(count).unwrap_or(u32::MAX).min(self.page_count)
     }
 
-    /// The limits of an engine of these sizes.
+    /// The limits of an engine of these sizes that samples as [`crate::Samplers`] does.
     pub fn caps(&self, spec: &ModelSpec, grouping: &Grouping) -> Caps {
         Caps {
             vocab_size: spec.vocab_size as u32,
@@ -115,6 +115,7 @@ impl Sizes {
             wide_from: None,
             draft_max: draft_max(spec),
             drafter: spec.drafter.is_some(),
+            rejection: true,
             logprobs_max: LOGPROBS_MAX.min(spec.vocab_size as u32),
             steps_in_flight_max: 1,
             groups: grouping.groups.clone(),

@@ -1,7 +1,7 @@
 //! What slots hold between steps: the last chosen token, and the drafts to verify next.
 
 use kilotok_abi::{SlotId, TokenId};
-use kilotok_engine::{Row, RowTokens, SlotSetup};
+use kilotok_engine::{Row, RowTokens, SlotSetup, Verification};
 use kilotok_sampling::Setup;
 
 use crate::batch::Batch;
@@ -15,6 +15,7 @@ pub struct Slots {
 struct Slot {
     /// Whether the choice of a token reads the tokens before it.
     keeps_history: bool,
+    verification: Verification,
     /// Number of positions whose tokens are in the sampler's history.
     known: u32,
     held: Option<Held>,
@@ -48,6 +49,11 @@ impl Slots {
             ));
         }
         let RowTokens::Held { draft_count } = row.tokens else { return Ok(()) };
+        let lacks_mask = !row.masks.is_empty() && row.masks.len() <= draft_count as usize;
+        if lacks_mask && slot.verification.is_match() {
+            let count = row.masks.len();
+            return Err(format!("{count} masks for {draft_count} drafts that are matched"));
+        }
         match &slot.held {
             None => Err(format!("slot {} holds no token", row.slot)),
             Some(held) if held.start != row.start => {
@@ -79,7 +85,8 @@ impl Slots {
             let slot = &mut self.slots[row.plan.slot.0 as usize];
             if let Some(setup) = &row.plan.setup {
                 let (keeps_history, known) = (setup.needs_history(), setup.history.len() as u32);
-                *slot = Some(Slot { keeps_history, known, held: None });
+                let verification = setup.verification;
+                *slot = Some(Slot { keeps_history, verification, known, held: None });
             }
             let slot = slot.as_mut().expect("a checked row's slot is set up");
             slot.held = None;

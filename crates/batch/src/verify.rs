@@ -1,9 +1,11 @@
 //! Verification of drafts and sampling on the host: a row's logits go to its slot's sampler, which
-//! accepts a prefix of the drafts and adds one token.
+//! accepts a prefix of the drafts and adds one token. The sampler also chooses the drafts.
 
-use kilotok_abi::TokenId;
-use kilotok_engine::{RowFault, RowOutput, StepOutput, TokenLogprob, TokenLogprobs};
-use kilotok_sampling::{Fault, Ranking, Sampler, logprobs};
+use kilotok_abi::{SlotId, TokenId};
+use kilotok_engine::{
+    RowFault, RowOutput, RowTokens, StepOutput, TokenLogprob, TokenLogprobs, Verification,
+};
+use kilotok_sampling::{Fault, Proposal, Ranking, Rule, Sampler, logprobs};
 
 use crate::batch::{Batch, BatchRow};
 use crate::slots::{Slots, sampling_setup};
@@ -30,8 +32,11 @@ pub struct Samplers {
 /// A slot's sampler, and how many tokens it has seen.
 struct Informed {
     sampler: Sampler,
+    verification: Verification,
     /// Positions whose tokens are in its history.
     known: u32,
+    /// The drafts that the slot holds, if they are to be verified by rejection sampling.
+    proposal: Proposal,
 }
 
 impl Samplers {
@@ -89,8 +94,7 @@ impl Samplers {
         let drafts = &batch.tokens[row.first + row.known()..row.first + row.count];
         let sampled = &logits[logits.len() - (drafts.len() + 1) * vocab_size..];
         let first = row.plan.start + row.known() as u32;
-        let masks = &row.plan.masks;
-        let verified = informed.sampler.verify(first, drafts, masks, sampled, &mut out.tokens);
+        let verified = informed.verify(row, first, drafts, sampled, &mut out.tokens);
         informed.known = first + out.tokens.len() as u32;
         slots.commit(row.plan.slot, first, &out.tokens);
         out.fault = verified.err().map(|fault| at(fault, informed.known));
@@ -104,12 +108,33 @@ impl Samplers {
         out
     }
 
+    /// Chooses drafts for the positions from `first` on by the drafter's logits `[drafts, vocab]`.
+    /// They end before logits that are not finite, if they are drawn.
+    pub fn draft(&mut self, slot: SlotId, first: u32, logits: &[f32]) -> Vec<TokenId> {
+        let informed = self.slots[slot.0 as usize].as_mut();
+        let informed = informed.expect("a row that drafts is set up");
+        let rows = logits.chunks_exact(self.vocab_size);
+        let Verification::Rejection { draft_temperature } = informed.verification else {
+            return rows.map(likeliest).collect();
+        };
+        let Informed { sampler, proposal, .. } = informed;
+        *proposal = Proposal { first, ..Proposal::default() };
+        for row in rows {
+            if sampler.propose(proposal, draft_temperature, row).is_err() {
+                break;
+            }
+        }
+        proposal.drafts.clone()
+    }
+
     /// The row's sampler, after all tokens of the row that are no drafts went into its history.
     fn inform(&mut self, batch: &Batch<'_>, row: &BatchRow<'_>) -> &mut Informed {
         let informed = &mut self.slots[row.plan.slot.0 as usize];
         if let Some(setup) = &row.plan.setup {
             let sampler = Sampler::new(sampling_setup(setup), &setup.history);
-            *informed = Some(Informed { sampler, known: setup.history.len() as u32 });
+            let (verification, known) = (setup.verification, setup.history.len() as u32);
+            *informed =
+                Some(Informed { sampler, verification, known, proposal: Proposal::default() });
         }
         let informed = informed.as_mut().expect("a checked row's slot is set up");
         let tokens = &batch.tokens[row.first..row.first + row.known()];
@@ -120,6 +145,31 @@ impl Samplers {
             }
         }
         informed
+    }
+}
+
+impl Informed {
+    /// Verifies the row's drafts, whose first is at the position `first`, by the target's logits
+    /// `[drafts + 1, vocab]`. Drafts of a row that brings them itself have no law to be judged by.
+    fn verify(
+        &mut self,
+        row: &BatchRow<'_>,
+        first: u32,
+        drafts: &[TokenId],
+        logits: &[f32],
+        tokens: &mut Vec<TokenId>,
+    ) -> Result<(), Fault> {
+        let mut proposal = std::mem::take(&mut self.proposal);
+        let masks = &row.plan.masks;
+        let held = matches!(row.plan.tokens, RowTokens::Held { .. });
+        if self.verification.is_match() || !held {
+            return self.sampler.verify(first, drafts, masks, logits, tokens);
+        }
+        let vocab_size = logits.len() / (drafts.len() + 1);
+        proposal.first = first;
+        proposal.drafts.truncate(drafts.len());
+        proposal.q.truncate(drafts.len() * vocab_size);
+        self.sampler.judge(Rule::Joint, &proposal, masks, logits, tokens)
     }
 }
 
@@ -146,7 +196,7 @@ fn report(
 }
 
 /// Index of the largest logit, the first of equal ones: drafts are chosen greedily.
-pub fn likeliest(logits: &[f32]) -> TokenId {
+fn likeliest(logits: &[f32]) -> TokenId {
     let mut best = 0;
     for (token, logit) in logits.iter().enumerate() {
         if *logit > logits[best] {

@@ -48,7 +48,7 @@ fn phases(engine: &mut CpuEngine, batch: &Batch<'_>, out: &mut StepOutput) {
     let committed = samplers.verify(batch, &logits, slots, out);
     if let Some(drafter) = draft::Drafter::new(model) {
         drafter.commit(batch, &committed, &taps, &mut pages.drafter, watch);
-        drafter.draft(batch, &pages.drafter, slots, out, watch);
+        drafter.draft(batch, &pages.drafter, slots, samplers, out, watch);
     }
 }
 

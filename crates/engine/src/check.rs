@@ -2,10 +2,13 @@
 
 use kilotok_abi::PageId;
 
-use crate::{Caps, EngineError, PageGroup, PageRun, Row, RowTokens, StepPlan};
+use crate::{Caps, EngineError, PageGroup, PageRun, Row, RowTokens, StepPlan, Verification};
 
-/// Checks a plan against an engine's limits. Whether a slot holds the drafts of its row is known
-/// to the engine alone, which checks it too.
+/// Largest factor of a request's temperature for its drafts. Far above it drafts are any tokens.
+pub const DRAFT_TEMPERATURE_MAX: f32 = 4.0;
+
+/// Checks a plan against an engine's limits. Whether a slot holds the drafts of its row, and
+/// whether its rule lets a mask be missing, is known to the engine alone, which checks it too.
 ///
 /// # Errors
 /// [`EngineError::Plan`] naming the first row that breaks a limit, and how.
@@ -127,7 +130,9 @@ fn check_tokens(caps: &Caps, row: &Row) -> Result<(), String> {
 
 fn check_sampling(caps: &Caps, row: &Row) -> Result<(), String> {
     let mask_count = row.tokens.draft_count() as usize + 1;
-    if !row.masks.is_empty() && (!row.sample || row.masks.len() != mask_count) {
+    let can_lack = caps.rejection && matches!(row.tokens, RowTokens::Held { .. });
+    let enough = row.masks.len() == mask_count || (can_lack && row.masks.len() + 1 == mask_count);
+    if !row.masks.is_empty() && !(row.sample && enough) {
         return Err(format!("{} masks for {mask_count} sampled positions", row.masks.len()));
     }
     let word_count = caps.vocab_size.div_ceil(32) as usize;
@@ -148,6 +153,16 @@ fn check_sampling(caps: &Caps, row: &Row) -> Result<(), String> {
     };
     if matches!(row.tokens, RowTokens::Held { .. }) {
         return Err("a slot that is set up holds no tokens yet".into());
+    }
+    if let Verification::Rejection { draft_temperature } = setup.verification {
+        if !caps.rejection {
+            return Err("drafts are verified by rejection sampling, which this engine lacks".into());
+        }
+        if !(0.0..=DRAFT_TEMPERATURE_MAX).contains(&draft_temperature) {
+            return Err(format!(
+                "draft temperature {draft_temperature}, from 0 to {DRAFT_TEMPERATURE_MAX}"
+            ));
+        }
     }
     let known = row.end() - row.tokens.draft_count();
     if setup.needs_history() && setup.history.len() < known as usize {

@@ -13,11 +13,11 @@ use std::time::Duration;
 use kilotok_abi::Stamp;
 
 pub use caps::{Caps, PageGroup, PageKind, WINDOW_SLACK};
-pub use check::check_plan;
+pub use check::{DRAFT_TEMPERATURE_MAX, check_plan};
 pub use difference::{Difference, difference};
 pub use plan::{
     PageRun, Row, RowFault, RowOutput, RowTokens, SlotSetup, StepId, StepOutput, StepPlan,
-    TokenLogprob, TokenLogprobs,
+    TokenLogprob, TokenLogprobs, Verification,
 };
 
 /// Runs steps. Between steps an engine keeps nothing of a request but the bytes in the pages and

@@ -41,7 +41,10 @@ pub struct Row {
     /// One per page group of the engine, in its order.
     pub pages: Vec<PageRun>,
     /// Allowed tokens, a bit each (bit t % 32 of word t / 32), for the position of each draft and
-    /// the one after: `draft_count + 1` bitsets, or none when every token is allowed.
+    /// the one after: `draft_count + 1` bitsets, or none when every token is allowed. Under
+    /// [`Verification::Rejection`] the last may be missing for held drafts: where all of them are
+    /// accepted, no token comes after them. A draft that its mask forbids must be part of such a
+    /// row: to leave it out because of what was drawn would change the tokens' distribution.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub masks: Vec<Vec<u32>>,
     /// Report log-probabilities of the chosen tokens and of this many of the likeliest.
@@ -100,11 +103,34 @@ impl Row {
     }
 }
 
+/// How the drafts of a slot are made and verified. Both rules leave the tokens' distribution as it
+/// is without drafts, whatever the drafter proposes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Verification {
+    /// Sample and match: drafts are the drafter's likeliest tokens; the target samples after each
+    /// and goes on while it sampled the draft. Drafts change no token.
+    #[default]
+    Match,
+    /// Rejection sampling: drafts are drawn from the drafter's distribution, at the request's
+    /// temperature times `draft_temperature`, and verified jointly (block verification). Tokens
+    /// depend on how many drafts are verified. Drafts that a row brings itself are matched.
+    Rejection { draft_temperature: f32 },
+}
+
+impl Verification {
+    pub fn is_match(&self) -> bool {
+        *self == Self::Match
+    }
+}
+
 /// Setup of a slot for the request that enters it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SlotSetup {
     pub sampling: Sampling,
+    #[serde(default, skip_serializing_if = "Verification::is_match")]
+    pub verification: Verification,
     /// Positions below this are the prompt; `min_tokens` counts from here.
     pub prompt_count: u32,
     /// All tokens known so far, prompt first, the row's own (but not its drafts) included. Only
@@ -128,6 +154,7 @@ impl SlotSetup {
     pub fn new(sampling: Sampling, prompt_count: u32) -> Self {
         Self {
             sampling,
+            verification: Verification::Match,
             prompt_count,
             history: Vec::new(),
             logit_bias: Vec::new(),
@@ -169,7 +196,8 @@ pub struct StepOutput {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RowOutput {
-    /// Accepted drafts, then the one token the target adds; empty when the row did not sample.
+    /// Accepted drafts, then the one token the target adds, unless the mask for it is missing;
+    /// empty when the row did not sample.
     pub tokens: Vec<TokenId>,
     /// One per token when the row asked for them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -17,6 +17,8 @@ pub struct ReplyStats {
     pub ttft_ms: f64,
     /// From the first token to the newest.
     pub decode_ms: f64,
+    /// Whether drafts are verified by rejection sampling, and not by sample and match.
+    pub rejection: bool,
     pub drafted_count: u64,
     pub accepted_count: u64,
     /// Steps by how many drafts were accepted, of the steps that verified drafts.

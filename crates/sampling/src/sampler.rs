@@ -1,6 +1,8 @@
 //! The sampler of one slot: setup, history and scratch memory.
 
-use kilotok_abi::{Purpose, TokenId};
+use std::slice::ChunksExact;
+
+use kilotok_abi::{Purpose, Sampling, TokenId};
 
 use crate::process::{check_finite, divide, filter, likeliest};
 use crate::{
@@ -77,23 +79,23 @@ impl Sampler {
     }
 
     /// Draws the next draft of a proposal by the drafter's logits `[vocab]` and adds it with its
-    /// law, which has the request's temperature and, if `filtered`, its min-p, top-k and top-p:
-    /// a draft that those forbid would be refused.
+    /// law. That has the request's temperature times `draft_temperature`, which may be 0, and its
+    /// min-p, top-k and top-p: most drafts that those forbid would be refused.
     pub fn propose(
         &mut self,
         proposal: &mut Proposal,
-        filtered: bool,
+        draft_temperature: f32,
         logits: &[f32],
     ) -> Result<TokenId, Fault> {
         check_finite(logits)?;
         self.row.clear();
         self.row.extend_from_slice(logits);
         let Self { setup, row, ranking, .. } = self;
+        let temperature = setup.sampling.temperature * draft_temperature;
+        let setup = &Setup::new(Sampling { temperature, ..setup.sampling }, setup.prompt_count);
         if !setup.is_greedy() {
-            divide(row, setup.sampling.temperature);
-            if filtered {
-                filter(&setup.sampling, row, ranking)?;
-            }
+            divide(row, temperature);
+            filter(&setup.sampling, row, ranking)?;
         }
         let offset = proposal.drafts.len() as u32;
         let draws = Draws::of_draft(setup.sampling.seed, proposal.first, offset, Purpose::Draft);
@@ -105,7 +107,8 @@ impl Sampler {
     }
 
     /// Verifies a proposal by `rule`. Rows, masks, tokens and faults are as for [`verify`], with
-    /// the proposal's first position and drafts.
+    /// the proposal's first position and drafts. If there are masks for the drafts alone, no token
+    /// comes after the drafts where all are accepted.
     ///
     /// [`verify`]: Self::verify
     pub fn judge(
@@ -116,28 +119,32 @@ impl Sampler {
         logits: &[f32],
         tokens: &mut Vec<TokenId>,
     ) -> Result<(), Fault> {
+        let row_max = proposal.drafts.len() + 1;
+        let vocab_count = row_length(row_max, logits);
+        let row_count = if masks.is_empty() { row_max } else { masks.len() };
+        assert!((row_max - 1..=row_max).contains(&row_count), "a mask for each draft");
+        let logits = logits[..row_count * vocab_count].chunks_exact(vocab_count);
         let computed = self.target_law(proposal, masks, logits);
         let verdict = proposal.judge(rule, self.setup.sampling.seed, &self.row);
         for token in proposal.drafts[..verdict.accepted].iter().copied().chain(verdict.next) {
             self.history.push(token);
             tokens.push(token);
         }
-        check_next(verdict.next, computed)
+        if verdict.accepted == row_count { Ok(()) } else { check_next(verdict.next, computed) }
     }
 
     /// Fills `row` with the target's probabilities after 0, 1, .. drafts, up to a fault or a draft
-    /// of probability 0, for which a grammar may have no mask. The history is unchanged.
+    /// of probability 0. The history is unchanged.
     fn target_law(
         &mut self,
         proposal: &Proposal,
         masks: &[Vec<u32>],
-        logits: &[f32],
+        logits: ChunksExact<'_, f32>,
     ) -> Result<(), Fault> {
-        let vocab_count = check_rows(&proposal.drafts, masks, logits);
         self.row.clear();
         let mut pushed = 0;
         let mut result = Ok(());
-        for (i, logits) in logits.chunks_exact(vocab_count).enumerate() {
+        for (i, logits) in logits.enumerate() {
             let start = self.row.len();
             self.row.extend_from_slice(logits);
             let row = &mut self.row[start..];
@@ -176,6 +183,10 @@ fn choose_by(setup: &Setup, draws: &Draws, logits: &[f32]) -> Option<TokenId> {
 fn check_rows(drafts: &[TokenId], masks: &[Vec<u32>], logits: &[f32]) -> usize {
     let row_count = drafts.len() + 1;
     assert!(masks.is_empty() || masks.len() == row_count, "a mask for each row or none");
+    row_length(row_count, logits)
+}
+
+fn row_length(row_count: usize, logits: &[f32]) -> usize {
     assert!(!logits.is_empty(), "no logits");
     assert!(logits.len().is_multiple_of(row_count), "whole rows of logits");
     logits.len() / row_count
@@ -191,7 +202,6 @@ fn check_next(next: Option<TokenId>, computed: Result<(), Fault>) -> Result<(), 
 
 #[cfg(test)]
 mod tests {
-    use kilotok_abi::Sampling;
     use proptest::prelude::*;
 
     use super::*;
@@ -315,7 +325,7 @@ mod tests {
                     let mut last_draft = last;
                     for i in 0..3 {
                         let logits = logits_after(at + i, last_draft);
-                        last_draft = sampler.propose(&mut proposal, false, &logits).unwrap();
+                        last_draft = sampler.propose(&mut proposal, 1.0, &logits).unwrap();
                     }
                     let (logits, masks) = rows(last, at, &proposal.drafts, masked);
                     sampler.judge(rule, &proposal, &masks, &logits, tokens).unwrap();
@@ -367,11 +377,38 @@ mod tests {
         assert_eq!(check_next(None, Ok(())), Err(Fault::NothingAllowed));
     }
 
+    /// Where the mask after the last draft is missing, as after a draft that a grammar does not
+    /// follow: the draft is judged, and no token comes after it.
+    #[test]
+    fn without_a_mask_no_token_comes_after_the_drafts() {
+        let setup = Setup::new(Sampling { temperature: 1.0, ..Sampling::GREEDY }, 0);
+        let proposal = Proposal { first: 0, drafts: vec![1, 0], q: vec![0.0, 1.0, 1.0, 0.0] };
+        let judge = |masks: &[Vec<u32>]| {
+            let (mut tokens, mut sampler) = (Vec::new(), Sampler::new(setup.clone(), &[]));
+            let judged = sampler.judge(Rule::Joint, &proposal, masks, &[0.0; 6], &mut tokens);
+            assert_eq!(judged, Ok(()));
+            tokens
+        };
+        assert_eq!(judge(&[vec![0b10], vec![0b01]]), [1, 0]);
+        assert_eq!(judge(&[vec![0b10], vec![0b10]]), [1, 1]);
+        assert_eq!(judge(&[vec![0b01], vec![0b01]]), [0]);
+        assert_eq!(judge(&[vec![0b10], vec![0b01], vec![0b10]]), [1, 0, 1]);
+    }
+
+    #[test]
+    fn a_draft_temperature_of_zero_proposes_the_likeliest_token() {
+        let sampling = Sampling { temperature: 0.8, ..Sampling::GREEDY };
+        let mut sampler = Sampler::new(Setup::new(sampling, 0), &[]);
+        let mut proposal = Proposal::default();
+        assert_eq!(sampler.propose(&mut proposal, 0.0, &[1.0, 3.0, 2.0]), Ok(1));
+        assert_eq!(proposal.q, [0.0, 1.0, 0.0]);
+    }
+
     #[test]
     fn a_failed_draft_leaves_the_proposal() {
         let mut sampler = Sampler::new(Setup::new(Sampling::GREEDY, 0), &[]);
         let mut proposal = Proposal::default();
-        assert_eq!(sampler.propose(&mut proposal, false, &[0.0, f32::NAN]), Err(Fault::NotFinite));
+        assert_eq!(sampler.propose(&mut proposal, 1.0, &[0.0, f32::NAN]), Err(Fault::NotFinite));
         assert_eq!(proposal, Proposal::default());
     }
 
@@ -384,7 +421,7 @@ mod tests {
             let mut proposal = Proposal { first: 1, ..Proposal::default() };
             let mut last = 5;
             for at in 1..4 {
-                last = sampler.propose(&mut proposal, true, &logits_after(at, last)).unwrap();
+                last = sampler.propose(&mut proposal, 1.0, &logits_after(at, last)).unwrap();
             }
             let (logits, _) = rows(5, 1, &proposal.drafts, false);
             let rule = if joint { Rule::Joint } else { Rule::Token };

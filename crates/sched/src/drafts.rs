@@ -3,6 +3,8 @@
 //! size of the batch, never on what the target samples in this step, so they cannot bias its
 //! tokens.
 
+use kilotok_engine::Verification;
+
 use crate::Cost;
 use crate::cost::Size;
 
@@ -48,6 +50,24 @@ impl Acceptance {
             *survival *= rate;
             Some(*survival)
         })
+    }
+}
+
+/// Acceptance of all requests, by the rule that verifies their drafts: the initial value of new
+/// ones.
+pub(crate) struct AcceptanceByRule {
+    matched: Acceptance,
+    rejection: Acceptance,
+}
+
+impl AcceptanceByRule {
+    pub(crate) fn new(draft_max: u32) -> Self {
+        let first = Acceptance::new(draft_max);
+        Self { matched: first.clone(), rejection: first }
+    }
+
+    pub(crate) fn of(&mut self, rule: Verification) -> &mut Acceptance {
+        if rule.is_match() { &mut self.matched } else { &mut self.rejection }
     }
 }
 

@@ -32,7 +32,8 @@ impl Scheduler {
             let rank = Rank { copy, due: due.saturating_add(self.arrival_count as i64), id: *id };
             asked.token_max = asked.token_max.min(self.context_max - asked.prompt.len() as u32);
             let follows = *id != family && self.shares_prompt(&self.requests[&leader], &asked);
-            let mut request = Request::new(rank, family, asked, self.acceptance.clone());
+            let acceptance = self.acceptance.of(asked.setup.verification).clone();
+            let mut request = Request::new(rank, family, asked, acceptance);
             if follows {
                 request.follows = Some(leader);
             } else {

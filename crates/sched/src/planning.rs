@@ -148,12 +148,14 @@ impl Scheduler {
         let (tip_drafts, prompt_drafts) = drafts.split_at(tips.len());
         let mut shares: Vec<Share> = Vec::with_capacity(ranks.len());
         for (rank, drafts) in tips.iter().zip(tip_drafts) {
-            let allowed = self.requests[&rank.id].allowed();
+            let request = &self.requests[&rank.id];
+            let judgeable = request.judgeable();
+            let matched = request.asked.setup.verification.is_match();
             shares.push(Share {
                 rank: *rank,
                 token_count: 1,
-                draft_count: drafts.verified.min(allowed),
-                draft_refused: drafts.verified > allowed,
+                draft_count: drafts.verified.min(judgeable),
+                draft_refused: matched && drafts.verified > judgeable,
                 draft_next: drafts.made,
             });
         }
@@ -314,6 +316,7 @@ impl Scheduler {
             end: row.end() - draft_count,
             draft_count,
             draft_refused: share.draft_refused,
+            goes_on: row.masks.is_empty() || row.masks.len() > draft_count as usize,
             draft_next: row.draft_next,
             report_drafts: row.report_drafts,
             sample: row.sample,

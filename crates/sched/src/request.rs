@@ -32,7 +32,7 @@ pub struct Submission {
     pub priority: i32,
     /// Pages are shared only between requests with the same salt.
     pub cache_salt: String,
-    /// Whether drafts may be used. They change no token.
+    /// Whether drafts may be used. They bias no token.
     pub drafts: bool,
     /// Whether each row that samples waits for [`crate::Scheduler::provide_masks`].
     pub needs_masks: bool,
@@ -113,7 +113,7 @@ pub(crate) struct Masks {
 }
 
 /// A row in flight: what its output is checked and applied with.
-#[expect(clippy::struct_excessive_bools, reason = "four facts that do not exclude each other")]
+#[expect(clippy::struct_excessive_bools, reason = "five facts that do not exclude each other")]
 pub(crate) struct InFlightRow {
     pub(crate) id: RequestId,
     /// One past the row's last token that is not a draft.
@@ -122,6 +122,8 @@ pub(crate) struct InFlightRow {
     pub(crate) draft_count: u32,
     /// The draft after these would have been verified, but its mask does not allow it.
     pub(crate) draft_refused: bool,
+    /// A token comes after the drafts if all are accepted.
+    pub(crate) goes_on: bool,
     pub(crate) draft_next: u32,
     pub(crate) report_drafts: bool,
     pub(crate) sample: bool,
@@ -186,9 +188,13 @@ impl Request {
         held.min(self.remaining().saturating_sub(1))
     }
 
-    /// Drafts that its masks allow.
-    pub(crate) fn allowed(&self) -> u32 {
-        self.masks.as_ref().map_or(u32::MAX, |masks| masks.draft_count)
+    /// Drafts that a row may have by its masks: those that they allow. Under rejection sampling the
+    /// first one that they forbid is judged too, as [`kilotok_engine::Row::masks`] says why.
+    pub(crate) fn judgeable(&self) -> u32 {
+        let matched = self.asked.setup.verification.is_match();
+        self.masks.as_ref().map_or(u32::MAX, |Masks { draft_count, masks }| {
+            draft_count + u32::from(!matched && !masks.is_empty())
+        })
     }
 
     /// Drafts that the row after the next sampled token can use.

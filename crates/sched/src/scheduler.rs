@@ -10,7 +10,7 @@ use kilotok_engine::{
 };
 
 use crate::cost::{CostModel, Size};
-use crate::drafts::{Acceptance, RATE_STEP_ALL};
+use crate::drafts::{AcceptanceByRule, RATE_STEP_ALL};
 use crate::pages::{Pages, Shortage};
 use crate::request::{InFlightRow, Masks, Rank, Request};
 use crate::trials::Trials;
@@ -43,8 +43,7 @@ pub struct Scheduler {
     /// Of steps without prompts: many tokens of one row cost less than as many rows.
     pub(crate) round_cost: CostModel,
     pub(crate) trials: Trials,
-    /// Of all requests; the initial value of new ones.
-    pub(crate) acceptance: Acceptance,
+    pub(crate) acceptance: AcceptanceByRule,
     pub(crate) stats: Stats,
     pub(crate) next_id: u64,
     /// Families that were admitted.
@@ -139,7 +138,7 @@ impl Scheduler {
             cost: CostModel::new(limits.cost, caps.token_max, STEP_MEMORY),
             round_cost: CostModel::new(limits.cost, caps.draft_max + 1, ROUND_MEMORY),
             trials: Trials::new(limits.learning_share),
-            acceptance: Acceptance::new(caps.draft_max),
+            acceptance: AcceptanceByRule::new(caps.draft_max),
             stats: Stats { drafted: places.clone(), accepted: places, ..Stats::default() },
             next_id: 0,
             arrival_count: 0,
@@ -312,7 +311,8 @@ impl Scheduler {
         let advance = request.take(row, out);
         let leads = !advance.tokens.is_empty() && request.reply_count() == advance.tokens.len();
         if row.judged() > 0 {
-            self.acceptance.observe(RATE_STEP_ALL, row.judged(), advance.accepted_count);
+            let acceptance = self.acceptance.of(request.asked.setup.verification);
+            acceptance.observe(RATE_STEP_ALL, row.judged(), advance.accepted_count);
         }
         self.stats.count_drafts(row.draft_count, advance.accepted_count);
         self.stats.output_count += advance.tokens.len() as u64;
@@ -389,7 +389,7 @@ impl InFlightRow {
         let count = out.tokens.len() as u32;
         let (least, most) = match (self.sample, out.fault) {
             (false, _) => (0, 0),
-            (true, None) => (1, self.draft_count + 1),
+            (true, None) => (1, self.draft_count + u32::from(self.goes_on)),
             (true, Some(_)) => (0, self.draft_count),
         };
         if !(least..=most).contains(&count) {

@@ -1,6 +1,6 @@
 //! Exploration for the cost model: steps that are never tried have no measured cost, and drafts
 //! that are never made no measured acceptance. So now and then a step drafts where the others do
-//! not, or does not where the others do. Such trials change no token, and take a fixed share of the
+//! not, or does not where the others do. Such trials bias no token, and take a fixed share of the
 //! time.
 
 /// Steps charged to a trial: itself and the next, in which its drafts or their absence show.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use kilotok_engine::Verification;
 use kilotok_generation::{Admission, Generator, Health, Metrics, Reservation};
 use kilotok_text::{Grammars, Text};
 use tokio::sync::{Semaphore, watch};
@@ -55,6 +56,8 @@ pub struct ServerConfig {
     pub token_max_default: Option<u32>,
     /// Whether requests may have a priority.
     pub allow_priority: bool,
+    /// How drafts of a request are verified that samples and names no seed. Others are matched.
+    pub verification: Verification,
     /// Example questions of the chat page for this model, besides its general ones.
     pub examples: Vec<String>,
 }
@@ -85,6 +88,7 @@ impl Default for ServerConfig {
             stop_max: 16,
             token_max_default: None,
             allow_priority: false,
+            verification: Verification::Match,
             examples: Vec::new(),
         }
     }

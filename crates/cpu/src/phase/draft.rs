@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use kilotok_abi::TokenId;
-use kilotok_batch::{Batch, Slots, likeliest};
+use kilotok_batch::{Batch, Samplers, Slots};
 use kilotok_engine::{Row, StepOutput};
 use kilotok_model::{AttentionSpec, DrafterSpec, ModelSpec};
 
@@ -111,6 +111,7 @@ impl<'a> Drafter<'a> {
         batch: &Batch<'_>,
         pages: &[Vec<LayerPages>],
         slots: &mut Slots,
+        samplers: &mut Samplers,
         out: &mut StepOutput,
         watch: &mut Option<Watch>,
     ) {
@@ -119,7 +120,8 @@ impl<'a> Drafter<'a> {
             let Some(held) = slots.held_mut(row.slot).filter(|_| row.draft_next > 0) else {
                 continue;
             };
-            held.drafts = self.pass(row, held.anchor, held.start, pages, watch);
+            let logits = self.pass(row, held.anchor, held.start, pages, watch);
+            held.drafts = samplers.draft(row.slot, held.start + 1, &logits);
             out.held_count = held.drafts.len() as u32;
             if row.report_drafts {
                 out.drafts.clone_from(&held.drafts);
@@ -128,7 +130,7 @@ impl<'a> Drafter<'a> {
     }
 
     /// One draft pass: the newest token at `start`, then masks; every draft row sees the context
-    /// and all draft rows. Row i predicts the token at its own position.
+    /// and all draft rows. Row i predicts the token at its own position: logits `[drafts, vocab]`.
     fn pass(
         &self,
         row: &Row,
@@ -136,7 +138,7 @@ impl<'a> Drafter<'a> {
         start: u32,
         pages: &[Vec<LayerPages>],
         watch: &mut Option<Watch>,
-    ) -> Vec<TokenId> {
+    ) -> Vec<f32> {
         let positions: Vec<u32> = (start..).take(self.spec.rows).collect();
         let mut x = embed::run(self.target, &[anchor]);
         for _ in 1..self.spec.rows {
@@ -151,14 +153,12 @@ impl<'a> Drafter<'a> {
         let drafted: Vec<usize> = (1..self.spec.rows).take(row.draft_next as usize).collect();
         let DrafterWeights { norm, .. } = self.weights;
         let logits = head::run(&self.target.head, norm, self.spec.norm_eps, &x, &drafted);
-        let rows = logits.chunks_exact(self.vocab_size).zip(&positions[1..]);
-        rows.map(|(logits, &position)| {
-            if let Some(watch) = watch {
-                watch(Seen::DraftLogits { position, values: logits });
+        if let Some(watch) = watch {
+            for (values, &position) in logits.chunks_exact(self.vocab_size).zip(&positions[1..]) {
+                watch(Seen::DraftLogits { position, values });
             }
-            likeliest(logits)
-        })
-        .collect()
+        }
+        logits
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::task::Waker;
 
+use kilotok_engine::Verification;
 use kilotok_sched::{Advance, RequestId};
 use kilotok_text::Grammar;
 
@@ -19,6 +20,7 @@ pub(super) struct ActiveReply {
     /// None while a worker makes masks of it.
     pub(super) grammar: Option<Grammar>,
     pub(super) has_grammar: bool,
+    rejection: bool,
     arrived_us: u64,
     started_us: Option<u64>,
     /// How often it entered a slot.
@@ -37,13 +39,14 @@ impl ActiveReply {
         siblings: Arc<Siblings>,
         arrived_us: u64,
         prompt_count: u32,
-        grammar: Option<Grammar>,
+        (grammar, verification): (Option<Grammar>, Verification),
     ) -> Self {
         Self {
             channel,
             id,
             siblings,
             has_grammar: grammar.is_some(),
+            rejection: !verification.is_match(),
             grammar,
             arrived_us,
             started_us: None,
@@ -89,6 +92,7 @@ impl ActiveReply {
             let stats = &mut increment.stats;
             stats.cached_count = stats.cached_count.max(advance.cached_count);
             stats.token_count = self.token_count;
+            stats.rejection = self.rejection;
             stats.queue_ms = self.ms_since_arrival(self.started_us);
             stats.ttft_ms = self.ms_since_arrival(self.first_token_us);
             stats.decode_ms =

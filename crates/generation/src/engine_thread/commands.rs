@@ -26,8 +26,9 @@ impl EngineLoop {
             for (key, ReplyRequest { submission, grammar, .. }, channel) in requests {
                 let prompt_count = submission.prompt.len() as u32;
                 let needs_masks = grammar.is_some();
+                let rules = (grammar, submission.setup.verification);
                 submissions.push(Submission { needs_masks, ..submission });
-                replies.push((key, channel, Arc::clone(&siblings), prompt_count, grammar));
+                replies.push((key, channel, Arc::clone(&siblings), prompt_count, rules));
             }
         }
         let reply_count = replies.len() as u32;
@@ -48,8 +49,8 @@ impl EngineLoop {
             self.meter.submitted(count, token_max.min(reply_max));
         }
         let mut keys = Vec::with_capacity(ids.len());
-        for (id, (key, channel, siblings, prompt_count, grammar)) in ids.into_iter().zip(replies) {
-            let reply = ActiveReply::new(channel, id, siblings, arrived_us, prompt_count, grammar);
+        for (id, (key, channel, siblings, prompt_count, rules)) in ids.into_iter().zip(replies) {
+            let reply = ActiveReply::new(channel, id, siblings, arrived_us, prompt_count, rules);
             self.active.insert(key, reply);
             self.keys.insert(id, key);
             keys.push(key);

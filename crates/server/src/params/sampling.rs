@@ -66,6 +66,10 @@ pub(crate) fn resolve(
     let stop_tokens = tokens("stop_token_ids", stop_tokens, vocab)?;
     let sampling = sampling(fields, &service.text, token_max)?;
     let mut setup = SlotSetup::new(sampling, 0);
+    // A reply to a seed is the same with drafts and without, alone and in a crowd.
+    if fields.seed.is_none() && sampling.temperature > 0.0 {
+        setup.verification = service.config.verification;
+    }
     setup.end_tokens.clone_from(&stop_tokens);
     if fields.ignore_eos != Some(true) {
         setup.end_tokens.extend_from_slice(&service.text.defaults().end_tokens);

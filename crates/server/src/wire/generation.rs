@@ -36,7 +36,8 @@ macro_rules! shared_fields {
                 /// Drops tokens less likely than this fraction of the likeliest.
                 #[schema(minimum = 0.0, maximum = 1.0)]
                 min_p: Option<f64>,
-                /// The same seed and request give the same reply, bit for bit.
+                /// The same seed and request give the same reply, bit for bit. Drafts are then
+                /// verified by sample and match.
                 seed: Option<i64>,
                 /// Replies to each prompt.
                 #[schema(minimum = 1)]
@@ -95,7 +96,8 @@ macro_rules! shared_fields {
                 /// Tokens that a chunk waits for, the last one excepted.
                 #[schema(minimum = 1)]
                 stream_interval: Option<i64>,
-                /// Whether tokens may be drafted. It changes no token, only the speed.
+                /// Whether tokens may be drafted. It changes the speed, no token of a greedy reply
+                /// or of one to a seed, and no probability of any token.
                 drafts: Option<bool>,
             }
             constraints {

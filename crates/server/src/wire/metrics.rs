@@ -20,8 +20,19 @@ pub struct Metrics {
     pub speculative_decoding: Option<Speculation>,
 }
 
+/// How drafts are verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Rule {
+    /// Sample and match: the tokens are those without drafts.
+    Match,
+    /// Rejection sampling: the distribution is that without drafts.
+    Rejection,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct Speculation {
+    pub verification: Rule,
     /// Tokens per step: accepted drafts and the one that the model adds.
     pub mean_acceptance_length: f64,
     /// Accepted drafts of all.
@@ -62,6 +73,7 @@ impl Speculation {
             let (drafted, accepted) = (stats.drafted_count, stats.accepted_count);
             let rounded = |part: f64| (part * 1e4).round() / 1e4;
             Self {
+                verification: if stats.rejection { Rule::Rejection } else { Rule::Match },
                 mean_acceptance_length: rounded(1.0 + accepted as f64 / step_count as f64),
                 draft_acceptance_rate: rounded(accepted as f64 / drafted as f64),
                 acceptance_histogram: histogram,
@@ -93,6 +105,10 @@ mod tests {
         assert_eq!(speculation.acceptance_histogram, [1, 0, 0, 1]);
         assert_eq!((speculation.num_spec_steps, speculation.num_draft_tokens), (2, 6));
         assert_eq!(speculation.mean_acceptance_length, 2.5);
+        assert_eq!(speculation.verification, Rule::Match);
+        stats.rejection = true;
+        let rejection = Metrics::of(&stats, 3).speculative_decoding.unwrap();
+        assert_eq!(rejection.verification, Rule::Rejection);
         assert_eq!(speculation.draft_acceptance_rate, 0.5);
         assert_eq!(metrics.mean_itl_ms, Some(0.8));
         assert_eq!(metrics.tokens_per_second, Some(1250.0));

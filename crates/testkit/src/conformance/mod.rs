@@ -15,6 +15,7 @@ mod counts;
 mod invariance;
 mod order;
 mod refusals;
+mod rejection;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -122,6 +123,9 @@ promises! { $
     drafted, Drafted, invariance::drafted;
     /// Nor on given drafts, right or wrong.
     guessed, Guessed, invariance::guessed;
+    /// Under rejection sampling a reply depends on the numbers of its drafts, and on nothing else;
+    /// an engine without it refuses such a request.
+    rejection, Rejection, rejection::repeats;
     /// A prompt's tokens are scored as they would have been chosen.
     scores, Scores, invariance::scores;
 }

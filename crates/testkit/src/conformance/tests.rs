@@ -245,6 +245,18 @@ defects! {
             }
         }
     } }
+    rejection { plan: |plan, _| {
+        // Verifies a draft less in company.
+        let company = plan.rows.len() > 1;
+        for row in plan.rows.iter_mut().filter(|_| company) {
+            if let RowTokens::Held { draft_count } = &mut row.tokens
+                && *draft_count > 0
+            {
+                *draft_count -= 1;
+                row.masks.pop();
+            }
+        }
+    } }
     scores { output: |plan, out, _| {
         // Scores the last token of a row by a different kernel.
         for (row, out) in plan.rows.iter().zip(&mut out.rows) {

@@ -141,14 +141,7 @@ pub struct Host<'e> {
 impl Request {
     /// Greedy, five alternatives, nothing else.
     pub fn greedy(prompt: Vec<TokenId>, token_max: u32) -> Self {
-        let setup = SlotSetup {
-            sampling: kilotok_abi::Sampling::GREEDY,
-            prompt_count: 0,
-            history: Vec::new(),
-            logit_bias: Vec::new(),
-            bad_words: Vec::new(),
-            end_tokens: Vec::new(),
-        };
+        let setup = SlotSetup::new(kilotok_abi::Sampling::GREEDY, 0);
         Self { prompt, setup, token_max, mask: None, top: 5, score: false }
     }
 }

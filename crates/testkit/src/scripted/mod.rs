@@ -58,6 +58,7 @@ impl ScriptedEngine {
             wide_from: None,
             draft_max: 7,
             drafter: true,
+            rejection: true,
             logprobs_max: 8,
             steps_in_flight_max: 2,
             groups: vec![
@@ -156,7 +157,7 @@ impl ScriptedEngine {
     /// Drafts what follows the newest token. Without the right context in the pages every draft is
     /// wrong.
     fn draft(
-        &self,
+        &mut self,
         row: &Row,
         mut sequence: SequenceState,
         mut text: Vec<TokenId>,
@@ -174,17 +175,17 @@ impl ScriptedEngine {
         text.push(*newest);
         let mut drafts = Vec::new();
         for _ in 0..row.draft_next {
-            let wanted = self.script.as_ref().and_then(|script| script(&text));
-            let likeliest = likeliest(&logits(state, caps.vocab_size, wanted));
-            let draft = match self.skill {
-                DraftAccuracy::Always(token) => token,
-                DraftAccuracy::Percent(percent)
-                    if informed && mix(!state) % 100 < u64::from(percent) =>
-                {
-                    likeliest
-                }
-                DraftAccuracy::Percent(_) => (likeliest + 1) % caps.vocab_size,
+            let wanted = match self.skill {
+                DraftAccuracy::Always(token) => Some(token),
+                DraftAccuracy::Percent(_) => self.script.as_ref().and_then(|script| script(&text)),
             };
+            let mut guess = logits(state, caps.vocab_size, wanted);
+            if let DraftAccuracy::Percent(percent) = self.skill
+                && !(informed && mix(!state) % 100 < u64::from(percent))
+            {
+                guess.rotate_right(1);
+            }
+            let draft = self.slots.draft(row.slot, end + 1, &guess);
             drafts.push(draft);
             text.push(draft);
             state = sequence.push(draft);

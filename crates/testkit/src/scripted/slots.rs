@@ -1,8 +1,12 @@
 //! The state of a scripted engine's slot, and how a row's tokens are chosen, which `sampling` does.
 
 use kilotok_abi::{SlotId, TokenId};
-use kilotok_engine::{Row, RowFault, RowOutput, RowTokens, SlotSetup, TokenLogprob, TokenLogprobs};
-use kilotok_sampling::{Fault, Ranking, Sampler, Setup, logprobs};
+use kilotok_engine::{
+    Row, RowFault, RowOutput, RowTokens, SlotSetup, TokenLogprob, TokenLogprobs, Verification,
+};
+use kilotok_sampling::{Fault, Proposal, Ranking, Rule, Sampler, Setup, logprobs};
+
+use super::likeliest;
 
 pub(super) struct Slots {
     slots: Vec<Option<Slot>>,
@@ -14,6 +18,9 @@ struct Slot {
     /// Start of the next row that takes its tokens from here, with the last chosen token.
     newest: Option<(u32, TokenId)>,
     drafts: Vec<TokenId>,
+    verification: Verification,
+    /// Those drafts with the law of each, under rejection sampling.
+    proposal: Proposal,
 }
 
 impl Slots {
@@ -34,7 +41,11 @@ impl Slots {
             return Ok(());
         };
         let held = slot.drafts.len();
+        let lacks_mask = !row.masks.is_empty() && row.masks.len() <= draft_count as usize;
         match slot.newest {
+            _ if lacks_mask && slot.verification.is_match() => {
+                Err(format!("{} masks for {draft_count} drafts", row.masks.len()))
+            }
             None => Err(format!("slot {} holds no token", row.slot)),
             Some((start, _)) if start != row.start => {
                 Err(format!("starts at {}, slot {} at {start}", row.start, row.slot))
@@ -51,7 +62,13 @@ impl Slots {
         let place = &mut self.slots[row.slot.0 as usize];
         if let Some(setup) = &row.setup {
             let sampler = Sampler::new(sampler_setup(setup), &setup.history);
-            *place = Some(Slot { sampler, newest: None, drafts: Vec::new() });
+            *place = Some(Slot {
+                sampler,
+                newest: None,
+                drafts: Vec::new(),
+                verification: setup.verification,
+                proposal: Proposal::default(),
+            });
         }
         let slot = place.as_mut().expect("checked: the slot was set up");
         let (newest, drafts) = (slot.newest.take(), std::mem::take(&mut slot.drafts));
@@ -87,7 +104,16 @@ impl Slots {
         let position = row.end() - draft_count;
         let rows: Vec<f32> = (first - 1..tokens.len()).flat_map(logits).collect();
         let drafts = &tokens[first..];
-        let verified = slot.sampler.verify(position, drafts, &row.masks, &rows, &mut out.tokens);
+        let mut proposal = std::mem::take(&mut slot.proposal);
+        let held = matches!(row.tokens, RowTokens::Held { .. });
+        let verified = if slot.verification.is_match() || !held {
+            slot.sampler.verify(position, drafts, &row.masks, &rows, &mut out.tokens)
+        } else {
+            proposal.first = position;
+            proposal.drafts.truncate(drafts.len());
+            proposal.q.truncate(drafts.len() * self.vocab_size);
+            slot.sampler.judge(Rule::Joint, &proposal, &row.masks, &rows, &mut out.tokens)
+        };
         let next = position + out.tokens.len() as u32;
         out.fault = verified.err().map(|fault| match fault {
             Fault::NotFinite => RowFault::NotFinite { position: next },
@@ -100,6 +126,17 @@ impl Slots {
         }
         slot.newest = out.tokens.last().map(|token| (next - 1, *token));
         out
+    }
+
+    /// Chooses the next draft by the drafter's logits; the first one is for the position `first`.
+    pub(super) fn draft(&mut self, slot: SlotId, first: u32, logits: &[f32]) -> TokenId {
+        let slot = self.slots[slot.0 as usize].as_mut().expect("the row entered it");
+        let Verification::Rejection { draft_temperature } = slot.verification else {
+            return likeliest(logits);
+        };
+        slot.proposal.first = first;
+        let drawn = slot.sampler.propose(&mut slot.proposal, draft_temperature, logits);
+        drawn.expect("scripted logits are finite")
     }
 
     pub(super) fn hold(&mut self, slot: SlotId, drafts: Vec<TokenId>) {

@@ -40,13 +40,17 @@ struct Follower {
 }
 
 /// Allowed tokens of a row: the first `draft_count` drafts are legal, and there is one mask for
-/// each of them and one for the token after. No masks if every token is allowed.
+/// each of them and one for the token after. No masks if every token is allowed and all drafts were
+/// followed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Masks {
     pub draft_count: u32,
     /// Bit `token % 32` of word `token / 32` is set if the token is allowed.
     pub masks: Vec<Vec<u32>>,
 }
+
+/// One mask after another; `None` allows every token.
+type MasksAhead = Vec<Option<Vec<u32>>>;
 
 /// All of a reply's state that the matchers do not hold.
 #[derive(Clone)]
@@ -197,13 +201,25 @@ impl Grammar {
     /// of the place that the reply has come to, never one of a draft's, which may not be chosen.
     pub fn masks(&mut self, drafts: &[TokenId]) -> Result<Masks, GrammarError> {
         let drafts = if self.undrafted { &[] } else { drafts };
-        match self.masks_along(drafts) {
-            Err(_) if !drafts.is_empty() => {
-                self.start_over()?;
-                self.masks_along(&[])
+        let (mut masks, followed) = self.masks_along(drafts);
+        if let Err(error) = followed {
+            if drafts.is_empty() {
+                return Err(error);
             }
-            masks => masks,
+            self.start_over()?;
+            let (first, followed) = self.masks_along(&[]);
+            followed?;
+            // Those that were made stay, or which drafts are judged would depend on drafts after
+            // them.
+            drop(masks.splice(..masks.len().min(1), first));
         }
+        let draft_count = masks.len() as u32 - 1;
+        if draft_count as usize == drafts.len() && masks.iter().all(Option::is_none) {
+            return Ok(Masks { draft_count, masks: Vec::new() });
+        }
+        let masks =
+            masks.into_iter().map(|mask| mask.unwrap_or_else(|| self.vocabulary.everything()));
+        Ok(Masks { draft_count, masks: masks.collect() })
     }
 
     /// Goes the reply's way once more, with a mask at each place, which fills the matcher's fuel
@@ -220,13 +236,20 @@ impl Grammar {
         Ok(())
     }
 
-    fn masks_along(&mut self, drafts: &[TokenId]) -> Result<Masks, GrammarError> {
+    /// The masks up to an error, after which the matcher is of no use.
+    fn masks_along(&mut self, drafts: &[TokenId]) -> (MasksAhead, Result<(), GrammarError>) {
         let before = self.place.clone();
         let (count, taken) = (self.followers.len(), self.followers.last().map(|last| last.taken));
-        let masks = self.masks_ahead(drafts);
+        let mut masks = Vec::new();
+        let followed = self.masks_ahead(drafts, &mut masks);
         self.place = before;
         self.followers.truncate(count);
-        let masks = masks?;
+        let followed = followed.and_then(|()| self.take_back(taken));
+        (masks, followed)
+    }
+
+    /// Undoes what the last matcher took since it had taken so much.
+    fn take_back(&mut self, taken: Option<usize>) -> Result<(), GrammarError> {
         if let Some(last) = self.followers.last_mut()
             && Some(last.taken) != taken
         {
@@ -236,24 +259,22 @@ impl Grammar {
             // It is keyed by rows, and what is in a row has changed.
             last.compiled.matcher.invalidate_bias_cache();
         }
-        let draft_count = masks.len() as u32 - 1;
-        if masks.iter().all(Option::is_none) {
-            return Ok(Masks { draft_count, masks: Vec::new() });
-        }
-        let masks =
-            masks.into_iter().map(|mask| mask.unwrap_or_else(|| self.vocabulary.everything()));
-        Ok(Masks { draft_count, masks: masks.collect() })
+        Ok(())
     }
 
-    fn masks_ahead(&mut self, drafts: &[TokenId]) -> Result<Vec<Option<Vec<u32>>>, GrammarError> {
-        let mut masks = vec![self.mask()?];
+    fn masks_ahead(
+        &mut self,
+        drafts: &[TokenId],
+        masks: &mut MasksAhead,
+    ) -> Result<(), GrammarError> {
+        masks.push(self.mask()?);
         for &draft in drafts {
             if !self.advance(draft)? {
                 break;
             }
             masks.push(self.mask()?);
         }
-        Ok(masks)
+        Ok(())
     }
 
     /// The mask here; `None` if every token is allowed.
