@@ -54,8 +54,6 @@ using namespace kilotok;
 
 // What the host needs to launch the kernels below; `take_plan` has its own.
 static_assert(sizeof(VerifyShared) <= sizeof(Shared), "a kernel gets as much as any other");
-// 227 KB, less a little for the kernels' static variables.
-constexpr int SHARED_MAX = 227 * 1024 - 256;
 static_assert(sizeof(Shared) <= SHARED_MAX, "a CTA's memory suffices");
 extern "C" __device__ const unsigned SHARED_BYTES = sizeof(Shared);
 extern "C" __device__ const unsigned THREAD_COUNT = THREADS;

@@ -18,6 +18,9 @@ struct alignas(16) PipelineState {
   uint32_t routed_count, turn_count;
 };
 
+// Shared memory of a CTA: 227 KB, less a little for the kernels' static variables.
+constexpr int SHARED_MAX = 227 * 1024 - 256;
+
 struct Shared {
   Memory memory;
   RingMemory ring;
