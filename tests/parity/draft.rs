@@ -88,3 +88,11 @@ fn drafts_for_an_fp4_target_on_every_rank_count() {
         check("draft_fp4", rank_count);
     }
 }
+
+/// Biases, YaRN, all keys, and the mask token of the target's table.
+#[test]
+fn drafts_for_gpt_oss_on_1_and_2_ranks() {
+    for rank_count in [1, 2] {
+        check("gpt_oss_draft", rank_count);
+    }
+}

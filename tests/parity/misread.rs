@@ -269,6 +269,15 @@ pub(crate) fn norm_of_target(reading: &Reading<'_>) -> Tensor {
     }
 }
 
+/// A drafter whose biases are left out.
+pub(crate) fn drafter_unbiased(reading: &Reading<'_>) -> Tensor {
+    if reading.decl.part == Part::Drafter && reading.decl.name.ends_with(".bias") {
+        changed(&stored(reading), |_| 0.0)
+    } else {
+        stored(reading)
+    }
+}
+
 /// Every value changed.
 fn changed(tensor: &Tensor, change: impl Fn(f32) -> f32) -> Tensor {
     let values = values(tensor).into_iter().map(change).collect();

@@ -195,7 +195,7 @@ fn drafter(spec: &mut ModelSpec) -> &mut DrafterSpec {
     spec.drafter.as_mut().unwrap()
 }
 
-fn each_draft(spec: &mut ModelSpec, change: fn(&mut AttentionSpec)) {
+pub(crate) fn each_draft(spec: &mut ModelSpec, change: fn(&mut AttentionSpec)) {
     drafter(spec).layers.iter_mut().for_each(|layer| change(&mut layer.attention));
 }
 

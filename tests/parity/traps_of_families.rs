@@ -12,7 +12,7 @@ use kilotok_model::{Activation, ExpertLayout, ExpertsSpec, ModelSpec, Reach, Yar
 
 use crate::fixture::TOLERANCE;
 use crate::misread::{self, scaled};
-use crate::traps::{Trap, compute, each, read, routing, spring, widen};
+use crate::traps::{Trap, compute, each, each_draft, read, routing, spring, widen};
 
 const GPT_OSS: &[&str] = &["gpt_oss"];
 const QWEN3: &[&str] = &["qwen3_moe", "qwen3_stacked"];
@@ -21,6 +21,7 @@ const STRING_ORDER: &[&str] = &["qwen3_moe"];
 const NORMALISED: &[&str] = &["qwen3_moe", "gpt_oss"];
 const STACKED: &[&str] = &["qwen3_stacked"];
 const STRETCHED: &[&str] = &["qwen3_stacked", "gpt_oss"];
+const DRAFT: &[&str] = &["gpt_oss_draft"];
 const ALL: &[&str] = &["qwen3_moe", "qwen3_stacked", "gpt_oss"];
 
 const ATTENTION: &[Trap] = &[
@@ -73,10 +74,22 @@ const EXPERTS: &[Trap] = &[
     read("FP4 scale of the next group", GPT_OSS, misread::scale_of_next_group),
 ];
 
+const DRAFTING: &[Trap] = &[
+    read("no biases", DRAFT, misread::drafter_unbiased),
+    compute("no YaRN", DRAFT, |spec| each_draft(spec, |a| a.rope.yarn = None)),
+    compute("heads not normed", DRAFT, |spec| each_draft(spec, |a| a.qk_norm_eps = None)),
+    compute("a window", DRAFT, |spec| {
+        each_draft(spec, |a| a.reach = Reach::Window { keys: 24 });
+    }),
+    compute("another mask", DRAFT, |spec| spec.drafter.as_mut().unwrap().mask_token -= 1),
+];
+
 #[test]
 fn no_mistake_of_families_passes() {
-    let none = compute("none", ALL, |_| {});
-    assert!(none.errors().iter().all(|error| *error < TOLERANCE));
+    for fixtures in [ALL, DRAFT] {
+        let none = compute("none", fixtures, |_| {});
+        assert!(none.errors().iter().all(|error| *error < TOLERANCE));
+    }
 }
 
 #[test]
@@ -87,6 +100,11 @@ fn mistakes_in_attention_of_families() {
 #[test]
 fn mistakes_in_experts_of_families() {
     spring(EXPERTS);
+}
+
+#[test]
+fn mistakes_in_drafting_of_families() {
+    spring(DRAFTING);
 }
 
 fn yarn(spec: &mut ModelSpec, change: fn(&mut Yarn)) {

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use kilotok_model::{
-    ExpertsSpec, FeedForwardSpec, LayerSpec, LayerWeight, ModelSpec, Part, Ranks, RouterDtype,
-    WeightId, declare,
+    DrafterSpec, ExpertsSpec, FeedForwardSpec, LayerSpec, LayerWeight, ModelSpec, Part, Ranks,
+    RouterDtype, WeightId, declare,
 };
 use kilotok_weights::{LoadError, Piece, Progress, Tensor, TensorData, WeightSource, load};
 
@@ -143,8 +143,10 @@ impl Shelf {
 
     fn model(&mut self, spec: &ModelSpec) -> ModelWeights {
         let layers = spec.layers.iter().enumerate();
+        let embedding = self.by_rank(WeightId::Embedding);
+        let mask = spec.drafter.as_ref().map(|drafter| self.mask(drafter, &embedding));
         ModelWeights {
-            embedding: self.by_rank(WeightId::Embedding),
+            embedding,
             layers: layers.map(|(index, layer)| self.layer(Part::Target, index, layer)).collect(),
             final_norm: self.vector(WeightId::FinalNorm, 0),
             head: self.by_rank(WeightId::Head),
@@ -155,9 +157,20 @@ impl Shelf {
                     .map(|(index, layer)| self.layer(Part::Drafter, index, layer))
                     .collect(),
                 norm: self.vector(WeightId::DraftNorm, 0),
-                mask: self.vector(WeightId::DraftMask, 0),
+                mask: mask.unwrap_or_default(),
             }),
         }
+    }
+
+    /// The embedding of a drafter's mask token, its own or the target's.
+    fn mask(&mut self, drafter: &DrafterSpec, embedding: &[Tensor]) -> Vec<f32> {
+        if drafter.own_mask {
+            return self.vector(WeightId::DraftMask, 0);
+        }
+        let (token, rank_rows) = (drafter.mask_token as usize, embedding[0].rows);
+        let mut mask = vec![0.0; embedding[0].cols];
+        embedding[token / rank_rows].decode_row(token % rank_rows, &mut mask);
+        mask
     }
 
     fn layer(&mut self, part: Part, index: usize, spec: &LayerSpec) -> LayerWeights {

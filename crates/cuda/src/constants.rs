@@ -352,7 +352,12 @@ fn problems(spec: &ModelSpec, launch: Launch) -> Vec<String> {
     }
     // The only epsilon of q/k norms that is compiled in.
     let qk_norm_eps = spec.drafter.as_ref().map_or(spec.norm_eps, |drafter| drafter.norm_eps);
-    let missing = missing(spec.layers.iter(), qk_norm_eps);
+    let drafter = spec.drafter.as_ref();
+    let layers = spec.layers.iter().chain(drafter.into_iter().flat_map(|drafter| &drafter.layers));
+    let mut missing = missing(layers, qk_norm_eps);
+    if drafter.is_some_and(|drafter| !drafter.own_mask) {
+        missing.insert("a mask token of the target's table");
+    }
     if !missing.is_empty() {
         let missing = missing.into_iter().collect::<Vec<_>>().join(", ");
         problems.push(format!("{} needs {missing}, which no kernel computes yet", spec.family));

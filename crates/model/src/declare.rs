@@ -310,8 +310,10 @@ impl List {
             self.layer(index, layer);
         }
         self.float(WeightId::DraftNorm, weight(names.final_norm), &[hidden], Shard::Whole);
-        let mask = "mask_embedding.pt".to_owned();
-        self.float(WeightId::DraftMask, mask, &[hidden], Shard::Whole);
+        if spec.own_mask {
+            let mask = "mask_embedding.pt".to_owned();
+            self.float(WeightId::DraftMask, mask, &[hidden], Shard::Whole);
+        }
     }
 }
 

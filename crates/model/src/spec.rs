@@ -212,6 +212,8 @@ pub struct DrafterSpec {
     /// Target layers after which the residual stream is tapped, in the order of concatenation.
     pub taps: Vec<usize>,
     pub mask_token: u32,
+    /// Whether the drafter brings an embedding of the mask token; else the target's table has it.
+    pub own_mask: bool,
     pub norm_eps: f32,
     pub layers: Vec<LayerSpec>,
 }

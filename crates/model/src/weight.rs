@@ -31,7 +31,7 @@ pub enum WeightId {
     DraftFc,
     DraftContextNorm,
     DraftNorm,
-    /// The embedding of the mask token, which the target's table does not hold.
+    /// The embedding of the mask token, where the target's table does not hold it.
     DraftMask,
 }
 

@@ -38,7 +38,7 @@ pub struct Checkpoint {
 #[derive(Debug)]
 struct Drafter {
     folder: Folder,
-    /// `None` only while problems are being collected.
+    /// `None` if the drafter has none, and while problems are being collected.
     mask: Option<Mask>,
 }
 
@@ -81,8 +81,11 @@ impl Checkpoint {
             let stems = &["dflash_draft_model", "model"];
             let plan = Plan { path: &drafter_path, label: "dflash/", stems, prefix: "model." };
             let folder = Folder::open(&plan, &mut problems);
-            let mask = read_mask(&drafter_path, drafter.mask_token, spec.hidden_size);
-            let mask = mask.map_err(|reason| problems.push(MASK_FILE, "", reason)).ok();
+            let mask = drafter.own_mask.then(|| {
+                let mask = read_mask(&drafter_path, drafter.mask_token, spec.hidden_size);
+                mask.map_err(|reason| problems.push(MASK_FILE, "", reason)).ok()
+            });
+            let mask = mask.flatten();
             Drafter { folder, mask }
         });
         let stacked = spec.stacked_experts_name().is_some_and(|name| target.get(&name).is_some());

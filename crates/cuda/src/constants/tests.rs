@@ -156,8 +156,9 @@ fn a_family_whose_kernels_are_missing_is_refused_with_what_it_needs() {
         ),
         (
             Toy::gpt_oss(),
-            "gpt-oss needs YaRN, a bias of the router, a clamped activation, biases of attention, \
-             biases of experts, softmax scores, which no kernel computes yet",
+            "gpt-oss needs YaRN, a bias of the router, a clamped activation, a mask token of the \
+             target's table, biases of attention, biases of experts, softmax scores, which no \
+             kernel computes yet",
         ),
     ] {
         let said = Constants::new(&toy.spec(), LAUNCH).unwrap_err().to_string();

@@ -1,13 +1,14 @@
-//! The DFlash drafter of MiMo-V2 checkpoints.
+//! DFlash drafters: those of MiMo-V2 checkpoints, which have sinks, a window and a mask of their
+//! own, and those that z-lab publishes for other models, which have none of them.
 
 use serde_json::{Map, Value, json};
 
-use super::{Knobs, heads, limit, rotary_dims};
+use super::{Knobs, heads, limit, rope, rotary_dims};
 use crate::fields::Fields;
 use crate::rope::RopeSpec;
 use crate::spec::{
-    Activation, AttentionSpec, DenseSpec, DrafterSpec, FeedForwardSpec, LayerSpec, ModelSpec,
-    QkvLayout, Reach, WeightFormat,
+    Activation, AttentionSpec, DenseSpec, DrafterSpec, Family, FeedForwardSpec, LayerSpec,
+    ModelSpec, QkvLayout, Reach, WeightFormat,
 };
 
 /// Fields that do not change what is computed. The drafter has no vocabulary of its own, so its
@@ -47,13 +48,11 @@ pub(super) fn read(
         ("architectures", json!(["DFlashDraftModel"])),
         ("model_type", json!("qwen3")),
         ("hidden_act", json!("silu")),
-        ("attention_bias", json!(false)),
         ("hidden_size", json!(target.hidden_size)),
         ("num_target_layers", json!(target.layers.len())),
     ] {
         fields.must_be(name, &wanted);
     }
-    fields.may_be("rope_scaling", &json!(null));
     fields.may_be("tie_word_embeddings", &json!(false));
     fields.may_be("is_causal", &json!(false));
     let norm_eps = fields.number("rms_norm_eps", 1e-12, 1e-2) as f32;
@@ -78,7 +77,12 @@ pub(super) fn read(
         dflash.problem("target_layer_ids", format!("names layer {tap} twice"));
     }
     let mask_token = dflash.id("mask_token_id", target.vocab_size) as u32;
-    let attention = attention(&mut fields, &mut dflash, layer_count, norm_eps, knobs);
+    let own_mask = matches!(target.family, Family::MimoV2Flash | Family::MimoV2);
+    let attention = if own_mask {
+        of_mimo(&mut fields, &mut dflash, layer_count, norm_eps, knobs)
+    } else {
+        of_others(&mut fields, layer_count, norm_eps)
+    };
     let width = fields.size("intermediate_size", limit::WIDTH);
     let format = if knobs.draft_fp8 { WeightFormat::Fp8 } else { WeightFormat::Float };
     let dense = DenseSpec { width, format, activation: Activation::SiluMul };
@@ -88,16 +92,46 @@ pub(super) fn read(
     if !problems.is_empty() {
         return Err(problems);
     }
-    Ok(DrafterSpec { rows, taps, mask_token, norm_eps, layers: vec![layer; layer_count] })
+    let layers = vec![layer; layer_count];
+    Ok(DrafterSpec { rows, taps, mask_token, own_mask, norm_eps, layers })
 }
 
-fn attention(
+/// Attention like that of the target, but with q/k norms and over all keys.
+fn of_others(fields: &mut Fields<'_>, layer_count: usize, norm_eps: f32) -> AttentionSpec {
+    let (q_heads, kv_heads) = heads(fields, "num_attention_heads", "num_key_value_heads");
+    let dim = fields.size("head_dim", limit::HEAD_DIM);
+    if !dim.is_multiple_of(2) {
+        fields.problem("head_dim", format!("is {dim}; dimensions rotate in pairs"));
+    }
+    fields.may_be("layer_types", &json!(vec!["full_attention"; layer_count]));
+    // Says nothing beside such layers.
+    fields.ignore(&["sliding_window"]);
+    AttentionSpec {
+        reach: Reach::Full,
+        q_heads,
+        kv_heads,
+        qk_dim: dim,
+        v_dim: dim,
+        rope: rope::read(fields, dim),
+        sinks: false,
+        qk_norm_eps: Some(norm_eps),
+        bias: fields.bool("attention_bias"),
+        value_scale: 1.0,
+        qkv: QkvLayout::Split,
+        qkv_format: WeightFormat::Float,
+        output_format: WeightFormat::Float,
+    }
+}
+
+fn of_mimo(
     fields: &mut Fields<'_>,
     dflash: &mut Fields<'_>,
     layer_count: usize,
     norm_eps: f32,
     knobs: &Knobs,
 ) -> AttentionSpec {
+    fields.must_be("attention_bias", &json!(false));
+    fields.may_be("rope_scaling", &json!(null));
     let (q_heads, kv_heads) = heads(fields, "num_attention_heads", "num_key_value_heads");
     let qk_dim = fields.size("head_dim", limit::HEAD_DIM);
     let v_dim = match fields.optional("v_head_dim") {

@@ -264,6 +264,36 @@ pub(crate) fn gpt_oss_120b() -> Value {
     gpt_oss(36, 128)
 }
 
+/// z-lab's drafter of gpt-oss-20b.
+pub(crate) fn gpt_oss_20b_drafter() -> Value {
+    json!({
+        "architectures": ["DFlashDraftModel"],
+        "attention_bias": true,
+        "attention_dropout": 0.0,
+        "block_size": 8,
+        "dflash_config": {"mask_token_id": 200_000, "target_layer_ids": [1, 6, 11, 16, 21]},
+        "dtype": "bfloat16",
+        "head_dim": 64,
+        "hidden_act": "silu",
+        "hidden_size": 2880,
+        "intermediate_size": 7680,
+        "layer_types": vec!["full_attention"; 8],
+        "max_position_embeddings": 131_072,
+        "model_type": "qwen3",
+        "num_attention_heads": 64,
+        "num_hidden_layers": 8,
+        "num_key_value_heads": 8,
+        "num_target_layers": 24,
+        "rms_norm_eps": 1e-5,
+        "rope_scaling": gpt_oss(24, 32)["rope_scaling"],
+        "rope_theta": 150_000,
+        "sliding_window": null,
+        "tie_word_embeddings": false,
+        "use_sliding_window": false,
+        "vocab_size": 201_088,
+    })
+}
+
 fn gpt_oss(layers: usize, experts: usize) -> Value {
     let types = ["sliding_attention", "full_attention"];
     let types: Vec<_> = (0..layers).map(|layer| types[layer % 2]).collect();

@@ -2,12 +2,12 @@
 
 use kilotok_model::{
     Activation, FeedForwardSpec, Knobs, LayerWeight, ModelSpec, Part, Ranks, RouterScores,
-    WeightDecl, WeightFormat, WeightId, check_ranks, declare, read_config,
+    WeightDecl, WeightFormat, WeightId, check_ranks, declare, read_config, read_drafter,
 };
 use serde_json::{Value, json};
 
 use crate::configs;
-use crate::published::{spec, stored_totals};
+use crate::published::{spec, stored_totals, with_drafter};
 use crate::refusals::{changed, refuses_config};
 
 #[test]
@@ -133,6 +133,32 @@ fn yarn_is_read_wherever_it_stands() {
         ("swiglu_alpha", json!(1.702)),
     ];
     assert_eq!(rope(&read(&changes).unwrap()), rope(&published));
+}
+
+/// 0.785 G parameters, and its mask token is one of the target's.
+#[test]
+fn its_drafter_has_biases_yarn_and_no_mask() {
+    let spec = with_drafter(&configs::gpt_oss_20b(), &configs::gpt_oss_20b_drafter());
+    let drafter = spec.drafter.as_ref().unwrap();
+    assert_eq!((drafter.rows, drafter.mask_token, drafter.own_mask), (8, 200_000, false));
+    assert_eq!(drafter.taps, [1, 6, 11, 16, 21]);
+    for layer in &drafter.layers {
+        let attention = &layer.attention;
+        assert!(attention.bias && !attention.sinks && attention.window().is_none());
+        assert_eq!(attention.rope, spec.layers[0].attention.rope);
+        assert_eq!((attention.qk_norm_eps, attention.value_scale), (Some(1e-5), 1.0));
+        assert_eq!(layer.feed_forward.activation(), Activation::SiluMul);
+    }
+    let own: Vec<_> =
+        declare(&spec).into_iter().filter(|decl| decl.part == Part::Drafter).collect();
+    assert!(own.iter().all(|decl| decl.id != WeightId::DraftMask));
+    let values: usize = own.iter().map(|decl| decl.rows() * decl.cols()).sum();
+    assert_eq!((values + 500_000) / 1_000_000, 785);
+    let mut windowed = configs::gpt_oss_20b_drafter();
+    windowed["layer_types"][3] = json!("sliding_attention");
+    let text = windowed.to_string();
+    let error = read_drafter("config.json", &text, &spec, &Knobs::default()).unwrap_err();
+    assert!(error.to_string().contains("layer_types is"), "{error}");
 }
 
 #[test]

@@ -18,7 +18,7 @@ pub(crate) fn spec(config: &Value) -> ModelSpec {
     read_config("config.json", &config.to_string(), &Knobs::default()).expect("a good config")
 }
 
-fn with_drafter(config: &Value, drafter: &Value) -> ModelSpec {
+pub(crate) fn with_drafter(config: &Value, drafter: &Value) -> ModelSpec {
     let mut spec = spec(config);
     let file = "dflash/config.json";
     let drafter = read_drafter(file, &drafter.to_string(), &spec, &Knobs::default());

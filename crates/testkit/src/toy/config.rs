@@ -220,6 +220,36 @@ pub(super) fn gpt_oss() -> Value {
     })
 }
 
+/// As z-lab publishes them.
+pub(super) fn gpt_oss_drafter() -> Value {
+    json!({
+        "architectures": ["DFlashDraftModel"],
+        "attention_bias": true,
+        "attention_dropout": 0.0,
+        "block_size": 8,
+        "dflash_config": { "mask_token_id": 252, "target_layer_ids": [1, 2] },
+        "dtype": "bfloat16",
+        "head_dim": 16,
+        "hidden_act": "silu",
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "layer_types": ["full_attention", "full_attention"],
+        "max_position_embeddings": 4096,
+        "model_type": "qwen3",
+        "num_attention_heads": 8,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "num_target_layers": 4,
+        "rms_norm_eps": 1e-5,
+        "rope_scaling": gpt_oss()["rope_scaling"],
+        "rope_theta": 150_000,
+        "sliding_window": null,
+        "tie_word_embeddings": false,
+        "use_sliding_window": false,
+        "vocab_size": 320,
+    })
+}
+
 /// The same model with floats throughout.
 pub(super) fn unquantised(config: Value) -> Value {
     let mut config = object(config);

@@ -35,7 +35,9 @@ pub(super) fn values(spec: &ModelSpec, decl: &WeightDecl, seed: u64) -> Vec<f32>
     let mut values: Vec<f32> =
         (0..rows * cols).map(|index| value(index / cols, index % cols)).collect();
     emphasise(decl, &mut values);
-    if let (WeightId::Embedding, Some(drafter)) = (decl.id, &spec.drafter) {
+    if let (WeightId::Embedding, Some(drafter)) = (decl.id, &spec.drafter)
+        && drafter.own_mask
+    {
         // The published tables have almost nothing there; the drafter brings its own embedding.
         let row = drafter.mask_token as usize * cols..(drafter.mask_token as usize + 1) * cols;
         values[row].iter_mut().for_each(|value| *value *= 1e-5);

@@ -54,8 +54,11 @@ pub(super) fn write(toy: &Toy, folder: &Path, files: Files) -> io::Result<()> {
     }
     // String order, in which expert 10 comes before expert 2, as published files have it.
     let mut target: Vec<_> = target.into_values().collect();
+    let left_out = left_out();
+    if toy.spec().skip_reason(&left_out.name).is_some() {
+        target.push(left_out);
+    }
     if toy.drafter_config.is_some() {
-        target.push(left_out());
         let own: Vec<_> = own.into_values().collect();
         write_file(&drafter.join("dflash_draft_model.safetensors"), &own)?;
     }

@@ -91,9 +91,10 @@ impl Toy {
     }
 
     /// gpt-oss's form: biases everywhere, sinks on all layers, every other one with a window, YaRN,
-    /// and MXFP4 experts stacked. It can be shared by 1 or 2 ranks.
+    /// and MXFP4 experts stacked; a drafter with biases, without a mask of its own. It can be
+    /// shared by 1 or 2 ranks.
     pub fn gpt_oss() -> Self {
-        Self::draw("gpt_oss", config::gpt_oss(), None, 19)
+        Self::draw("gpt_oss", config::gpt_oss(), Some(config::gpt_oss_drafter()), 19)
     }
 
     /// The same numbers without quantisation, as F32.
