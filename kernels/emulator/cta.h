@@ -55,6 +55,19 @@ constexpr size_t PIECES = 2048;
 static_assert(PIECES * PIECE_BYTES >= SHARED_MAX, "no two have the same bit");
 using Pieces = uint64_t[PIECES / 64];
 
+// A copy of sixteen bytes that a thread has begun and not waited for.
+struct LaterCopy {
+  void* to;
+  const void* from;
+};
+
+struct Copy {
+  void* to;
+  const void* from;
+  uint32_t bytes;
+  struct Barrier* barrier;
+};
+
 struct Thread {
   void* stack;
   int index;
@@ -62,6 +75,9 @@ struct Thread {
   // for the tensor cores.
   Pieces read, written;
   AsyncWork work;
+  // Its copies into and out of shared memory that it has not waited for.
+  std::vector<LaterCopy> later;
+  std::vector<Copy> stores;
   // Neighbours in the ring of runnable threads.
   Thread *next, *previous;
 };
@@ -83,13 +99,6 @@ struct Warp {
   Thread* waiting[WARP];
   // For this round and the previous one: no lane is further behind.
   uint32_t shown[2][WARP][SHOWN];
-};
-
-struct Copy {
-  void* to;
-  const void* from;
-  uint32_t bytes;
-  struct Barrier* barrier;
 };
 
 // The eight bytes of an mbarrier.
@@ -116,10 +125,13 @@ struct Cta {
   CtaBarrier cta_barriers[BARRIERS];
   std::vector<Copy> copies;
   std::vector<Sleeper> sleepers;
+  // Pieces that were copied without a fence for the tensor cores since.
+  Pieces copied;
 };
 
-// The CTA of this thread of the operating system.
-static constinit thread_local Cta* here = nullptr;
+// The CTA of this thread of the operating system. Addresses in shared memory are relative to it,
+// and multiples of 1024 among them are so in the process too.
+alignas(1024) static constinit thread_local Cta* here = nullptr;
 
 inline uint32_t draw() {
   here->dice = here->dice * 6364136223846793005u + 1442695040888963407u;
@@ -337,17 +349,36 @@ inline void note_write(const void* to) {
 }
 inline void forget_reads() { std::memset(here->current->read, 0, sizeof(Pieces)); }
 
+// The pieces of a run of bytes.
+inline void note_run(Pieces& pieces, const void* from, uint32_t bytes) {
+  const uintptr_t first = reinterpret_cast<uintptr_t>(from), end = first + bytes;
+  for (uintptr_t at = first / PIECE_BYTES * PIECE_BYTES; at < end; at += PIECE_BYTES)
+    note(pieces, at);
+}
+inline bool meet(const Pieces& one, const Pieces& other) {
+  uint64_t both = 0;
+  for (size_t k = 0; k < PIECES / 64; k++) both |= one[k] & other[k];
+  return both != 0;
+}
+
 // Bulk copies overtake loads, so no thread may have loads in flight from their destination.
 inline void check_reads(const void* to, uint32_t bytes) {
   Pieces written = {};
-  const uintptr_t first = reinterpret_cast<uintptr_t>(to), end = first + bytes;
-  for (uintptr_t at = first / PIECE_BYTES * PIECE_BYTES; at < end; at += PIECE_BYTES)
-    note(written, at);
+  note_run(written, to, bytes);
   for (int i = 0; i < here->launch->threads; i++) {
-    uint64_t both = 0;
-    for (size_t k = 0; k < PIECES / 64; k++) both |= written[k] & here->threads[i].read[k];
-    if (both == 0) continue;
+    if (!meet(written, here->threads[i].read)) continue;
     std::fprintf(stderr, "thread %d read what a copy overwrites, and had no fence since\n", i);
+    trap();
+  }
+}
+
+// They overtake stores too, so no thread may have stores in flight to their source.
+inline void check_written(const void* from, uint32_t bytes) {
+  Pieces read = {};
+  note_run(read, from, bytes);
+  for (int i = 0; i < here->launch->threads; i++) {
+    if (!meet(read, here->threads[i].written)) continue;
+    std::fprintf(stderr, "thread %d wrote what a copy reads, and had no fence since\n", i);
     trap();
   }
 }
@@ -382,6 +413,7 @@ inline void run(const Launch& launch, void (*kernel)(const void*)) {
   here->dice = launch.seed;
   here->copies.clear();
   here->sleepers.clear();
+  std::memset(here->copied, 0, sizeof(Pieces));
   for (CtaBarrier& barrier_at : here->cta_barriers) barrier_at.arrived = 0;
   std::memset(here->warpgroups, 0, sizeof(here->warpgroups));
   for (int i = 0; i < launch.threads; i += WARP) {
@@ -395,6 +427,8 @@ inline void run(const Launch& launch, void (*kernel)(const void*)) {
     std::memset(thread.read, 0, sizeof(Pieces));
     std::memset(thread.written, 0, sizeof(Pieces));
     thread.work = {};
+    thread.later.clear();
+    thread.stores.clear();
     thread.next = &here->threads[(i + 1) % launch.threads];
     thread.previous = &here->threads[(i + launch.threads - 1) % launch.threads];
     void** top = reinterpret_cast<void**>(launch.stacks + (i + 1) * STACK_BYTES);

@@ -59,12 +59,21 @@ inline float bf16_at(const char* at) {
   return __builtin_bit_cast(float, uint32_t{*reinterpret_cast<const uint16_t*>(at)} << 16);
 }
 
-// The emulator's form of a descriptor: the address, and both strides in units of sixteen bytes.
+// The emulator's form of a descriptor: the address, and both strides in units of sixteen bytes;
+// none along k in the 128-byte swizzle.
 struct Operand {
   uint32_t address, k_bytes, column_bytes;
   static Operand of(uint64_t packed) {
     return {static_cast<uint32_t>(packed), static_cast<uint32_t>(packed >> 32 & 0xffff) * 16,
             static_cast<uint32_t>(packed >> 48) * 16};
+  }
+  bool is_swizzled() const { return k_bytes == 0; }
+  // The address of sixteen bytes of a column: piece `k` along k.
+  uint32_t piece(int column, int k) const {
+    const uint32_t tile = address + column / 8 * column_bytes;
+    if (!is_swizzled()) return tile + k * k_bytes + column % 8 * 16;
+    const uint32_t at = tile + column % 8 * 128 + k * 16;
+    return at ^ (at >> 3 & 0x70);
   }
 };
 
@@ -72,7 +81,6 @@ struct Operand {
 // relative to `shared`.
 inline std::vector<float> multiply_rows(const Wgmma& product, const char* shared, int lane) {
   const Operand b = Operand::of(product.b);
-  const char* from = shared + static_cast<int32_t>(b.address);
   const bool bf16 = product.k == K_MAX;
   const int piece = product.k / 2;
   std::vector<float> sums(product.columns / 2);
@@ -80,11 +88,11 @@ inline std::vector<float> multiply_rows(const Wgmma& product, const char* shared
     for (int j = 0; j < 2; j++) {
       float column[K_MAX];
       for (int k = 0; k < product.k; k++) {
-        const char* in_piece = from + tile * b.column_bytes + k / piece * b.k_bytes;
         const int row = product.turned ? k % piece : lane % 4 * 2 + j;
         const int in_row = product.turned ? lane % 4 * 2 + j : k % piece;
-        column[k] = bf16 ? bf16_at(in_piece + row * 16 + in_row * 2)
-                         : tf32_at(in_piece + row * 16 + in_row * 4);
+        const char* in_piece =
+            shared + static_cast<int32_t>(b.piece(tile * 8 + row, k / piece));
+        column[k] = bf16 ? bf16_at(in_piece + in_row * 2) : tf32_at(in_piece + in_row * 4);
       }
       float low = 0, high = 0;
       for (int k = 0; k < product.k; k++) {

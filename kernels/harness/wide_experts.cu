@@ -16,29 +16,21 @@ namespace bench {
 using wide::ExpertsMemory;
 
 template <int KIND>
-using WideShared = wide::ExpertsShared<FEED_FORWARDS[KIND].experts>;
-
-template <int KIND>
 __global__ void __launch_bounds__(wide::SORTERS) sort_kernel(const ExpertsMemory memory) {
   __shared__ wide::SortMemory<FEED_FORWARDS[KIND].experts> shared;
   wide::sort_choices<KIND>(shared, memory.routes);
+  wide::clear_inner_end<KIND>(memory);
 }
 
-template <int KIND>
-__global__ void __launch_bounds__(wide::SORTERS)
-    gather_kernel(const ExpertsMemory memory) {
-  wide::gather_rows<KIND>(memory);
-}
-
-template <int KIND, bool GATE_UP, wide::Runs RUNS>
-__global__ void __launch_bounds__(wide::RunShape<RUNS>::THREADS, 1)
+template <int KIND, bool GATE_UP>
+__global__ void __launch_bounds__(wide::ExpertsCta::THREADS, 1)
     multiply_kernel(const ExpertsMemory memory, const uint64_t fault, const uint32_t wait_ms) {
-  auto& shared = *reinterpret_cast<WideShared<KIND>*>(asked_memory());
+  auto& shared = *reinterpret_cast<wide::ExpertsShared<KIND>*>(asked_memory());
   if (threadIdx.x == 0) wait_context = WaitContext::begin(fault, wait_ms, 0);
   if constexpr (GATE_UP)
-    wide::gate_up<KIND, RUNS>(shared, memory);
+    wide::gate_up<KIND>(shared, memory);
   else
-    wide::down<KIND, RUNS>(shared, memory);
+    wide::down<KIND>(shared, memory);
 }
 
 template <int KIND>
@@ -98,9 +90,8 @@ struct WideExperts {
     routes.rows = buffers.take(choices * 4);
     routes.choices = buffers.take(rows * 4);
     routes.factors = buffers.take(rows * 8);
-    memory.gathered = buffers.take(wide::operand_bytes(HIDDEN, capacity));
     memory.inner = buffers.take(wide::operand_bytes(F.width, capacity));
-    memory.products = buffers.take(rows * HIDDEN * 4);
+    memory.products = buffers.take(wide::product_bytes(HIDDEN, capacity));
     memory.sums = buffers.take(size_t{4} * most * HIDDEN);
     memory.capacity = capacity;
     narrow.bias = buffers.put(std::vector<float>(F.experts));
@@ -189,7 +180,7 @@ struct WideExperts {
 
   // Milliseconds of each kernel.
   struct Times {
-    float sort, gather, gate_up, down, combine;
+    float sort, gate_up, down, combine;
   };
 
   Times run_wide(int columns) {
@@ -197,22 +188,16 @@ struct WideExperts {
     uint32_t wait_ms = wait_max_ms();
     void* arguments[] = {&memory, &fault, &wait_ms};
     const dim3 grid(GRID);
-    constexpr size_t SHARED = sizeof(WideShared<KIND>);
-    const auto multiply_ms = [&](auto gate_up) {
-      constexpr bool GATE_UP = decltype(gate_up)::value;
-      constexpr wide::Runs LONG = wide::Runs::Long, SHORT = wide::Runs::Short;
-      return launch_ms(multiply_kernel<KIND, GATE_UP, LONG>, grid, wide::RunShape<LONG>::THREADS,
-                       SHARED, arguments) +
-             launch_ms(multiply_kernel<KIND, GATE_UP, SHORT>, grid,
-                       wide::RunShape<SHORT>::THREADS, SHARED, arguments);
-    };
-    Times times = {launch_ms(sort_kernel<KIND>, grid, wide::SORTERS, 0, arguments),
-                   launch_ms(gather_kernel<KIND>, grid, wide::SORTERS, 0, arguments),
-                   multiply_ms(Constant<1>{}), 0, 0};
+    constexpr int THREADS = wide::ExpertsCta::THREADS;
+    constexpr size_t SHARED = sizeof(wide::ExpertsShared<KIND>);
+    Times times = {
+        launch_ms(sort_kernel<KIND>, grid, wide::SORTERS, 0, arguments),
+        launch_ms(multiply_kernel<KIND, true>, grid, THREADS, SHARED, arguments), 0, 0};
     for (int first = 0; first < HIDDEN; first += columns) {
       memory.first_column = first;
       memory.columns = smaller(columns, HIDDEN - first);
-      times.down += multiply_ms(Constant<0>{});
+      times.down +=
+          launch_ms(multiply_kernel<KIND, false>, grid, THREADS, SHARED, arguments);
       times.combine += launch_ms(combine_kernel<KIND>, grid, wide::SORTERS, 0, arguments);
     }
     return times;
@@ -298,21 +283,21 @@ struct WideExperts {
       experts.insert(experts.end(), own.begin(), own.end());
     }
     set_routes(tokens, experts, std::vector<float>(experts.size(), 0.125f));
+    std::vector<uint32_t> sorted = experts;
+    std::sort(sorted.begin(), sorted.end());
+    const double used =
+        static_cast<double>(std::unique(sorted.begin(), sorted.end()) - sorted.begin());
     Times best = run_wide(HIDDEN);
     constexpr int RUNS = 5;
     for (int i = 0; i < RUNS; i++) {
       const Times t = run_wide(HIDDEN);
-      best = {std::min(best.sort, t.sort), std::min(best.gather, t.gather),
-              std::min(best.gate_up, t.gate_up), std::min(best.down, t.down),
-              std::min(best.combine, t.combine)};
+      best = {std::min(best.sort, t.sort), std::min(best.gate_up, t.gate_up),
+              std::min(best.down, t.down), std::min(best.combine, t.combine)};
     }
-    std::sort(experts.begin(), experts.end());
-    const double used = static_cast<double>(
-        std::unique(experts.begin(), experts.end()) - experts.begin());
     const double flop = 2.0 * tokens * F.top_k * F.width * HIDDEN;
-    std::printf("  %5d tokens: sort %.0f us, gather %.0f, gate and up %.0f (%.0f TFLOP/s, %.0f "
+    std::printf("  %5d tokens: sort %.0f us, gate and up %.0f (%.0f TFLOP/s, %.0f "
                 "GB/s, floor %.0f), down %.0f (%.0f TFLOP/s, %.0f GB/s, floor %.0f), sum %.0f\n",
-                tokens, best.sort * 1e3, best.gather * 1e3, best.gate_up * 1e3,
+                tokens, best.sort * 1e3, best.gate_up * 1e3,
                 2 * flop / best.gate_up / 1e9, used * GateUp::BYTES / best.gate_up / 1e6,
                 1e6 * std::max(2 * flop / FLOPS, used * GateUp::BYTES / BYTES), best.down * 1e3,
                 flop / best.down / 1e9, used * Down::BYTES / best.down / 1e6,

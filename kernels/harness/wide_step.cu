@@ -14,7 +14,11 @@
 namespace bench {
 
 // The engine's launches are in crates/cuda/src/wide.rs.
-constexpr int SLICE_TOKENS = 4096;
+// Columns that experts of so many tokens make at a time.
+constexpr uint32_t slice_columns(uint32_t tokens) {
+  const int half = align_up(ceil_div(HIDDEN, 2), wide::DOWN_COLUMNS);
+  return tokens > 4096 ? smaller(HIDDEN, half) : HIDDEN;
+}
 
 struct WideKernel {
   const char* name;
@@ -33,13 +37,11 @@ constexpr WideKernel DENSE[] = {{"dense gate, up", wide_dense_gate_up, wide::THR
                                 {"dense down", wide_dense_down, wide::THREADS}};
 constexpr WideKernel ROUTER[] = {{"router scores", wide_router_scores, wide::ROUTER_THREADS},
                                  {"top-k experts", wide_top_k_experts, wide::CHOOSING_THREADS}};
-constexpr WideKernel EXPERTS[] = {{"sort choices", wide_sort_choices, wide::SORTERS},
-                                  {"gather rows", wide_gather_rows, wide::SORTERS},
-                                  {"gate, up: long runs", wide_gate_up_long, LONG_THREADS},
-                                  {"gate, up: short runs", wide_gate_up_short, SHORT_THREADS},
-                                  {"down: long runs", wide_down_long, LONG_THREADS},
-                                  {"down: short runs", wide_down_short, SHORT_THREADS},
-                                  {"combine", wide_combine, wide::SORTERS}};
+constexpr WideKernel EXPERTS[] = {
+    {"sort choices", wide_sort_choices, wide::SORTERS},
+    {"gate, up", wide_gate_up, wide::ExpertsCta::THREADS}};
+constexpr WideKernel DOWN[] = {{"down", wide_down, wide::ExpertsCta::THREADS},
+                               {"combine", wide_combine, wide::SORTERS}};
 
 struct WideLaunch {
   const WideKernel* kernel;
@@ -58,10 +60,12 @@ std::vector<WideLaunch> launches_of(const std::vector<LayerMemory>& layers, uint
       add(*kernel);
     const bool dense = FEED_FORWARDS[layers[i].feed_forward].experts == 0;
     for (const WideKernel& kernel : dense ? DENSE : ROUTER) add(kernel);
-    for (uint32_t first = 0; !dense && first < tokens; first += SLICE_TOKENS)
-      for (const WideKernel& kernel : EXPERTS)
-        launches.push_back(
-            {&kernel, i, first, std::min<uint32_t>(tokens - first, SLICE_TOKENS)});
+    if (dense) continue;
+    for (const WideKernel& kernel : EXPERTS) add(kernel);
+    const uint32_t columns = slice_columns(tokens);
+    for (uint32_t first = 0; first < HIDDEN; first += columns)
+      for (const WideKernel& kernel : DOWN)
+        launches.push_back({&kernel, i, first, std::min<uint32_t>(HIDDEN - first, columns)});
   }
   launches.push_back({&INPUT_NORM, static_cast<uint32_t>(layers.size()), 0, 0});
   return launches;
@@ -81,9 +85,9 @@ struct WideModel {
 
   // As `memory` of crates/cuda/src/wide.rs has it.
   explicit WideModel(int tokens) : capacity(align_up(tokens, wide::TOKENS)) {
-    const size_t room = capacity, slice = std::min(capacity, SLICE_TOKENS);
+    const size_t room = capacity;
     const size_t experts = networks([](auto f) { return f.experts; });
-    const size_t choices = slice * networks([](auto f) { return f.top_k; });
+    const size_t choices = room * networks([](auto f) { return f.top_k; });
     const size_t rows = align_up(static_cast<int>(choices), TILE_TOKENS) + experts * TILE_TOKENS;
     const size_t dense = networks([](auto f) { return f.experts == 0 ? f.width : 0; });
     const size_t width = networks([](auto f) { return f.experts > 0 ? f.width : 0; });
@@ -118,9 +122,8 @@ struct WideModel {
     memory.rows = take(choices * 4);
     memory.choices = take(rows * 4);
     memory.factors = take(rows * 8);
-    memory.gathered = take(wide::operand_bytes(HIDDEN, rows));
     memory.expert_inner = take(wide::operand_bytes(width, rows));
-    memory.products = take(rows * HIDDEN * 4);
+    memory.products = take(wide::product_bytes(HIDDEN, rows));
     memory.capacity = capacity;
     memory.expert_capacity = rows;
     memory.row_count = 1;
@@ -232,6 +235,7 @@ bool all(bool small) {
   for (const WideKernel& kernel : DENSE) prepare(kernel);
   for (const WideKernel& kernel : ROUTER) prepare(kernel);
   for (const WideKernel& kernel : EXPERTS) prepare(kernel);
+  for (const WideKernel& kernel : DOWN) prepare(kernel);
   const std::vector<int> counts = small ? std::vector<int>{70} : std::vector<int>{1000, 4000, 8192};
   WideModel model(counts.back());
   bool right = true;

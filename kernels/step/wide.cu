@@ -33,18 +33,13 @@ constexpr size_t experts_shared_bytes() {
   else if constexpr (IS_DENSE<KIND>)
     return experts_shared_bytes<KIND + 1>();
   else
-    return larger(larger(sizeof(wide::ExpertsShared<FEED_FORWARDS[KIND].experts>),
-                         sizeof(wide::RouterShared<KIND>)),
+    return larger(larger(sizeof(wide::ExpertsShared<KIND>), sizeof(wide::RouterShared<KIND>)),
                   experts_shared_bytes<KIND + 1>());
 }
 constexpr size_t WIDE_SHARED_MAX = larger(
     larger(larger(sizeof(wide::GemmShared), sizeof(wide::NormShared)), sizeof(wide::AttnInShared)),
     larger(attn_shared_bytes(), experts_shared_bytes()));
 static_assert(WIDE_SHARED_MAX <= SHARED_MAX, "a CTA's memory suffices");
-
-// Threads of the kernels for long runs of an expert's rows, and for short ones.
-constexpr int LONG_THREADS = wide::RunShape<wide::Runs::Long>::THREADS;
-constexpr int SHORT_THREADS = wide::RunShape<wide::Runs::Short>::THREADS;
 
 // Calls `f` with the layer's kind of experts; a dense network has none.
 template <class F>
@@ -70,8 +65,7 @@ extern "C" __device__ const unsigned WIDE_GEMM_THREADS = wide::THREADS;
 extern "C" __device__ const unsigned WIDE_MOVE_THREADS = wide::SORTERS;
 extern "C" __device__ const unsigned WIDE_NORM_THREADS = wide::NORM_THREADS;
 extern "C" __device__ const unsigned WIDE_ROUTER_THREADS = wide::ROUTER_THREADS;
-extern "C" __device__ const unsigned WIDE_LONG_THREADS = LONG_THREADS;
-extern "C" __device__ const unsigned WIDE_SHORT_THREADS = SHORT_THREADS;
+extern "C" __device__ const unsigned WIDE_EXPERTS_THREADS = wide::ExpertsCta::THREADS;
 extern "C" __device__ const unsigned WIDE_CHOICE_THREADS = wide::CHOOSING_THREADS;
 
 // Only a stamp: behind the last launch of a sequence.
@@ -203,56 +197,25 @@ extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
     constexpr int KIND = decltype(kind)::value;
     wide::sort_choices<KIND>(launch_shared<wide::SortMemory<FEED_FORWARDS[KIND].experts>>(),
                              experts_memory<KIND>(memory).routes);
+    wide::clear_inner_end<KIND>(experts_memory<KIND>(memory));
   });
 }
 
-extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
-    wide_gather_rows(const __grid_constant__ WideMemory memory) {
+extern "C" __global__ void __launch_bounds__(wide::ExpertsCta::THREADS, 1)
+    wide_gate_up(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;
   with_experts(memory, [&](auto kind) {
     constexpr int KIND = decltype(kind)::value;
-    wide::gather_rows<KIND>(experts_memory<KIND>(memory));
+    wide::gate_up<KIND>(launch_shared<wide::ExpertsShared<KIND>>(), experts_memory<KIND>(memory));
   });
 }
 
-// Long runs of rows, and short ones with more warps.
-extern "C" __global__ void __launch_bounds__(LONG_THREADS, 1)
-    wide_gate_up_long(const __grid_constant__ WideMemory memory) {
+extern "C" __global__ void __launch_bounds__(wide::ExpertsCta::THREADS, 1)
+    wide_down(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;
   with_experts(memory, [&](auto kind) {
-    constexpr int KIND = decltype(kind)::value, EXPERTS = FEED_FORWARDS[KIND].experts;
-    wide::gate_up<KIND, wide::Runs::Long>(launch_shared<wide::ExpertsShared<EXPERTS>>(),
-                                       experts_memory<KIND>(memory));
-  });
-}
-
-extern "C" __global__ void __launch_bounds__(SHORT_THREADS, 1)
-    wide_gate_up_short(const __grid_constant__ WideMemory memory) {
-  if (!begin_wide(memory)) return;
-  with_experts(memory, [&](auto kind) {
-    constexpr int KIND = decltype(kind)::value, EXPERTS = FEED_FORWARDS[KIND].experts;
-    wide::gate_up<KIND, wide::Runs::Short>(launch_shared<wide::ExpertsShared<EXPERTS>>(),
-                                       experts_memory<KIND>(memory));
-  });
-}
-
-extern "C" __global__ void __launch_bounds__(LONG_THREADS, 1)
-    wide_down_long(const __grid_constant__ WideMemory memory) {
-  if (!begin_wide(memory)) return;
-  with_experts(memory, [&](auto kind) {
-    constexpr int KIND = decltype(kind)::value, EXPERTS = FEED_FORWARDS[KIND].experts;
-    wide::down<KIND, wide::Runs::Long>(launch_shared<wide::ExpertsShared<EXPERTS>>(),
-                                       experts_memory<KIND>(memory));
-  });
-}
-
-extern "C" __global__ void __launch_bounds__(SHORT_THREADS, 1)
-    wide_down_short(const __grid_constant__ WideMemory memory) {
-  if (!begin_wide(memory)) return;
-  with_experts(memory, [&](auto kind) {
-    constexpr int KIND = decltype(kind)::value, EXPERTS = FEED_FORWARDS[KIND].experts;
-    wide::down<KIND, wide::Runs::Short>(launch_shared<wide::ExpertsShared<EXPERTS>>(),
-                                       experts_memory<KIND>(memory));
+    constexpr int KIND = decltype(kind)::value;
+    wide::down<KIND>(launch_shared<wide::ExpertsShared<KIND>>(), experts_memory<KIND>(memory));
   });
 }
 

@@ -155,23 +155,21 @@ __device__ __forceinline__ wide::RouterMemory router_memory(const WideMemory& wi
           static_cast<int>(wide.token_count)};
 }
 
-// The experts of a slice of the tokens.
+// The experts of all tokens. `down` and `combine` make a slice of the columns.
 template <int KIND>
 __device__ __forceinline__ wide::ExpertsMemory experts_memory(const WideMemory& wide) {
   const LayerMemory& layer = wide_layer<false>(wide);
-  const size_t first = wide.slice_first, choice = first * FEED_FORWARDS[KIND].top_k;
   wide::ExpertsMemory own = {};
-  own.routes = {wide.experts + choice * sizeof(uint32_t), wide.weights + choice * sizeof(float),
-                wide.inverse_rms + first * sizeof(float), wide.first_rows, wide.counts,
-                wide.rows, wide.choices, wide.factors, static_cast<int>(wide.slice_count)};
-  own.normed = wide.normed_rows + first * HIDDEN * sizeof(uint16_t);
+  own.routes = {wide.experts, wide.weights, wide.inverse_rms, wide.first_rows, wide.counts,
+                wide.rows,    wide.choices, wide.factors,     static_cast<int>(wide.token_count)};
+  own.normed = wide.normed_rows;
   own.gate_up = layer.gate_up;
   own.down = layer.down;
-  own.gathered = wide.gathered;
   own.inner = wide.expert_inner;
   own.products = wide.products;
-  own.sums = wide.part + first * HIDDEN * sizeof(float);
-  own.columns = HIDDEN;
+  own.sums = wide.part;
+  own.first_column = wide.slice_first;
+  own.columns = wide.slice_count;
   own.capacity = wide.expert_capacity;
   return own;
 }

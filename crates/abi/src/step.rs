@@ -176,7 +176,7 @@ abi_struct! {
     /// What a launch of the wide pass is given: where a step of many tokens has its values, and how
     /// many there are. Buffers have room for `capacity` tokens; operands lie as
     /// `kernels/include/kilotok/wide/token_ring.cuh` has them.
-    pub struct WideMemory : 560 {
+    pub struct WideMemory : 552 {
         /// Of this step: tokens, rows and wanted tokens lie elsewhere than a narrow one's.
         pub memory: Memory,
         /// [`Batch`] of the head and of sampling, written for each launch of theirs.
@@ -215,8 +215,7 @@ abi_struct! {
         pub rows: u64,
         pub choices: u64,
         pub factors: u64,
-        /// Operands by expert's row: tokens, inner values; F32 `[rows, hidden]`: products.
-        pub gathered: u64,
+        /// By expert's row: the operand of inner values, and products of some columns, F32.
         pub expert_inner: u64,
         pub products: u64,
         /// Of several ranks: what all-reduces receive, BF16, and their flags; see
@@ -231,8 +230,8 @@ abi_struct! {
         pub wanted_count: u32,
         /// Of this launch.
         pub layer: u32,
-        /// Of this launch, if it has a part of the tokens, or of the wanted ones: the first, and
-        /// their number.
+        /// Of this launch, if it has a part of the wanted tokens, or of the columns of the stream:
+        /// the first, and their number.
         pub slice_first: u32,
         pub slice_count: u32,
         /// Of this launch, if it is an all-reduce: its number in the step.

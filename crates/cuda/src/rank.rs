@@ -144,7 +144,6 @@ impl Rank {
         let arguments = layout.arguments(&target, results.address());
         let module = Module::load(device, cubin)?;
         let wide = arguments.wide.map(|_| wide_kernels(&module)).transpose()?;
-        let capacity = arguments.wide.map_or(1, |wide| wide.capacity as usize);
         let rank = Self {
             index,
             device: device.clone(),
@@ -156,7 +155,7 @@ impl Rank {
             thread_count: module.constant(THREAD_COUNT)?,
             tile_tokens: module.constant(ONE_TILE)? as usize,
             kernels: Kernels { wide, ..kernels(&module, constants.draft_rows > 0)? },
-            wide_layers: WideLayers::new(constants, capacity),
+            wide_layers: WideLayers::new(constants),
             doorbell: doorbell.clone(),
             _module: module,
             memory,

@@ -24,9 +24,12 @@ pub(crate) const HEADS_MAX: u32 = WANTED_MAX.div_ceil(TOKENS_MAX) as u32;
 /// nearly all experts.
 pub(crate) const ROWS_MAX: usize = 256;
 
-/// Tokens of a slice of experts: what they gather and produce takes 0.3 MB a token of the largest
-/// model, and each slice reads all experts' weights.
-const EXPERT_TOKENS: usize = 4096;
+/// Experts of steps of up to so many tokens produce and add all columns of the stream at once,
+/// which takes 0.2 MB a token of the largest model; those of larger steps half of them at a time.
+const PRODUCT_TOKENS: usize = 4096;
+/// `DOWN_COLUMNS` and `PANEL_COLUMNS` of `wide/experts.cuh`.
+const DOWN_COLUMNS: usize = 1024;
+const PANEL_COLUMNS: usize = 64;
 const WORD: usize = size_of::<u32>();
 /// Exchanges of an all-reduce, as in `wide/all_reduce.cuh`.
 const EXCHANGES: usize = 2;
@@ -83,11 +86,8 @@ pub(crate) enum WideKernel {
     RouterScores,
     TopKExperts,
     SortChoices,
-    GatherRows,
-    GateUpLong,
-    GateUpShort,
-    DownLong,
-    DownShort,
+    GateUp,
+    Down,
     Combine,
     GatherWanted,
     Fuse,
@@ -104,24 +104,12 @@ const GEMM_THREADS: &str = "WIDE_GEMM_THREADS";
 const MOVE_THREADS: &str = "WIDE_MOVE_THREADS";
 const NORM_THREADS: &str = "WIDE_NORM_THREADS";
 const ROUTER_THREADS: &str = "WIDE_ROUTER_THREADS";
-const LONG_THREADS: &str = "WIDE_LONG_THREADS";
-const SHORT_THREADS: &str = "WIDE_SHORT_THREADS";
+const EXPERTS_THREADS: &str = "WIDE_EXPERTS_THREADS";
 const CHOICE_THREADS: &str = "WIDE_CHOICE_THREADS";
-
-/// The phases of experts, for a slice of the tokens.
-const EXPERTS: [WideKernel; 7] = [
-    WideKernel::SortChoices,
-    WideKernel::GatherRows,
-    WideKernel::GateUpLong,
-    WideKernel::GateUpShort,
-    WideKernel::DownLong,
-    WideKernel::DownShort,
-    WideKernel::Combine,
-];
 
 impl WideKernel {
     /// In the order of their discriminants: name, and name of the number of threads.
-    pub(crate) const ALL: [(&str, &str); 26] = [
+    pub(crate) const ALL: [(&str, &str); 23] = [
         ("wide_embed", MOVE_THREADS),
         ("wide_input_norm", NORM_THREADS),
         ("wide_qkv", GEMM_THREADS),
@@ -134,11 +122,8 @@ impl WideKernel {
         ("wide_router_scores", ROUTER_THREADS),
         ("wide_top_k_experts", CHOICE_THREADS),
         ("wide_sort_choices", MOVE_THREADS),
-        ("wide_gather_rows", MOVE_THREADS),
-        ("wide_gate_up_long", LONG_THREADS),
-        ("wide_gate_up_short", SHORT_THREADS),
-        ("wide_down_long", LONG_THREADS),
-        ("wide_down_short", SHORT_THREADS),
+        ("wide_gate_up", EXPERTS_THREADS),
+        ("wide_down", EXPERTS_THREADS),
         ("wide_combine", MOVE_THREADS),
         ("wide_gather_wanted", MOVE_THREADS),
         ("wide_fuse", GEMM_THREADS),
@@ -159,11 +144,11 @@ impl WideKernel {
             Self::Heads => Stamp::AttentionIn,
             Self::Attention => Stamp::Attention,
             Self::Output => Stamp::Output,
-            Self::DenseGateUp | Self::GateUpLong | Self::GateUpShort => Stamp::GateUp,
-            Self::DenseDown | Self::DownLong | Self::DownShort => Stamp::Down,
+            Self::DenseGateUp | Self::GateUp => Stamp::GateUp,
+            Self::DenseDown | Self::Down => Stamp::Down,
             Self::RouterScores => Stamp::RouterParts,
             Self::TopKExperts => Stamp::Routes,
-            Self::SortChoices | Self::GatherRows => Stamp::GatherRows,
+            Self::SortChoices => Stamp::GatherRows,
             Self::Combine => Stamp::Combine,
             // With the head and sampling, which follow it.
             Self::GatherWanted => Stamp::Head,
@@ -176,8 +161,9 @@ impl WideKernel {
     }
 }
 
-/// A launch of the wide pass: a kernel, for a layer of the target or of the drafter. Experts
-/// compute a slice of the tokens, and the head one of the wanted tokens.
+/// A launch of the wide pass: a kernel, for a layer of the target or of the drafter. The head takes
+/// a slice of the wanted tokens, and experts make a slice of the stream's columns: the first, and
+/// how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct WideLaunch {
     pub(crate) kernel: WideKernel,
@@ -215,8 +201,7 @@ impl WideLaunch {
 pub(crate) struct WideLayers {
     target: Vec<LayerShape>,
     drafter: Vec<LayerShape>,
-    /// Tokens of a slice.
-    slice_max: u32,
+    hidden: u32,
     /// Whether several ranks each compute a part of what is added to the stream.
     in_parts: bool,
 }
@@ -229,7 +214,7 @@ struct LayerShape {
 }
 
 impl WideLayers {
-    pub(crate) fn new(constants: &Constants, capacity: usize) -> Self {
+    pub(crate) fn new(constants: &Constants) -> Self {
         let shapes = |layers: &[LayerKinds]| {
             let shape = |kinds: &LayerKinds| LayerShape {
                 paired: constants.attentions[kinds.attention].is_paired(),
@@ -239,7 +224,7 @@ impl WideLayers {
         };
         let (target, drafter) = (shapes(&constants.layers), shapes(&constants.draft_layers));
         let in_parts = constants.launch.ranks > 1;
-        Self { target, drafter, slice_max: slice(capacity) as u32, in_parts }
+        Self { target, drafter, hidden: constants.hidden as u32, in_parts }
     }
 
     /// The launches before something is added to the stream for the `collective`-th time.
@@ -290,8 +275,11 @@ impl WideLayers {
         if shape.dense {
             return;
         }
-        for slice in slices(token_count, self.slice_max) {
-            launches.extend(EXPERTS.map(|kernel| WideLaunch { slice, ..of_layer(kernel) }));
+        launches.extend([WideKernel::SortChoices, WideKernel::GateUp].map(of_layer));
+        let columns = product_columns(self.hidden as usize, token_count as usize);
+        for slice in slices(self.hidden, columns as u32) {
+            let kernels = [WideKernel::Down, WideKernel::Combine];
+            launches.extend(kernels.map(|kernel| WideLaunch { slice, ..of_layer(kernel) }));
         }
     }
 
@@ -407,18 +395,28 @@ fn operand_bytes(columns: usize, capacity: usize) -> usize {
     columns.div_ceil(CHUNK_COLUMNS) * CHUNK_COLUMNS * BF16 * capacity
 }
 
-/// Tokens that experts compute together.
-fn slice(capacity: usize) -> usize {
-    capacity.min(EXPERT_TOKENS)
-}
-
-/// Rows of the experts of one slice, at most, as `wide/routes.cuh` has them.
+/// Rows of the experts, at most, as `wide/routes.cuh` has them.
 fn expert_rows(constants: &Constants, capacity: usize) -> usize {
     largest(constants.draft_feed_forward, &|kind| {
         let kind = &constants.feed_forwards[kind];
-        let choices = slice(capacity) * kind.top_k;
+        let choices = capacity * kind.top_k;
         choices.next_multiple_of(TILE_TOKENS) + kind.experts.min(choices) * TILE_TOKENS
     })
+}
+
+/// Columns that the experts of so many tokens make at a time.
+fn product_columns(hidden: usize, token_count: usize) -> usize {
+    let half = hidden.div_ceil(2).next_multiple_of(DOWN_COLUMNS);
+    if token_count > PRODUCT_TOKENS { hidden.min(half) } else { hidden }
+}
+
+/// Bytes of products of steps of up to `capacity` tokens.
+fn product_bytes(constants: &Constants, capacity: usize) -> usize {
+    let bytes = |token_count| {
+        let columns = product_columns(constants.hidden, token_count);
+        expert_rows(constants, token_count) * columns.next_multiple_of(PANEL_COLUMNS) * F32
+    };
+    bytes(capacity).max(bytes(capacity.min(PRODUCT_TOKENS)))
 }
 
 /// Takes the buffers of steps of up to `capacity` tokens.
@@ -447,7 +445,7 @@ pub(crate) fn memory(
     let normed_rows = if experts > 0 { capacity * hidden * BF16 } else { 0 };
     let angles = constants.attentions.len() * constants.rope_pairs_max() * 2 * F32;
     let values = heads(&|kind| kind.q_heads * kind.v_dim);
-    let choices = slice(capacity) * top_k;
+    let choices = capacity * top_k;
     let ranks = constants.launch.ranks;
     // Tokens whose parts are received; of two ranks twice all.
     let received = if ranks == 2 { 2 * capacity } else { capacity.next_multiple_of(ranks) };
@@ -477,9 +475,8 @@ pub(crate) fn memory(
         rows: take("rows", choices * WORD),
         choices: take("choices", rows * WORD),
         factors: take("factors", rows * 2 * F32),
-        gathered: take("gathered", if rows > 0 { operand_bytes(hidden, rows) } else { 0 }),
         expert_inner: take("expert_inner", operand_bytes(expert_width, rows)),
-        products: take("products", rows * hidden * F32),
+        products: take("products", product_bytes(constants, capacity)),
         received: take("received", of_ranks(received * hidden * BF16)),
         flags: take("flags", of_ranks(flags)),
         capacity: capacity as u32,

@@ -44,10 +44,25 @@ inline bool mbarrier_try(uint32_t barrier, uint32_t parity) {
   return emulator::is_over(barrier_at(barrier), parity);
 }
 
-inline void copy_later(uint32_t to, const void* from) { std::memcpy(shared<char>(to), from, 16); }
-inline void wait_for_copies() {}
-inline void mbarrier_arrive_copied(uint32_t barrier) { mbarrier_arrive(barrier); }
-inline void reads_before_copies() { emulator::forget_reads(); }
+inline void copy_later(uint32_t to, const void* from) {
+  emulator::here->current->later.push_back({shared<char>(to), from});
+}
+// Copies of sixteen bytes take effect when their thread waits for them, or arrives.
+inline void wait_for_copies() {
+  for (const emulator::LaterCopy& copy : emulator::here->current->later) {
+    std::memcpy(copy.to, copy.from, 16);
+    emulator::note(emulator::here->copied, reinterpret_cast<uintptr_t>(copy.to));
+  }
+  emulator::here->current->later.clear();
+}
+inline void mbarrier_arrive_copied(uint32_t barrier) {
+  wait_for_copies();
+  mbarrier_arrive(barrier);
+}
+inline void reads_before_copies() {
+  emulator::forget_reads();
+  std::memset(emulator::here->current->written, 0, sizeof(emulator::Pieces));
+}
 inline void other_proxy_fence() {}
 
 inline void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
@@ -59,5 +74,18 @@ inline void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t ba
 inline void bulk_copy_once(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
   bulk_copy(to, from, bytes, barrier);
 }
+
+// It reads when its thread waits, as late as it may.
+inline void bulk_store(void* to, uint32_t from, uint32_t bytes) {
+  if (bytes % 16 != 0 || reinterpret_cast<uintptr_t>(to) % 16 != 0) emulator::trap();
+  emulator::check_written(shared<char>(from), bytes);
+  emulator::here->current->stores.push_back({to, shared<char>(from), bytes, nullptr});
+}
+inline void wait_for_store_reads() {
+  for (const emulator::Copy& copy : emulator::here->current->stores)
+    std::memcpy(copy.to, copy.from, copy.bytes);
+  emulator::here->current->stores.clear();
+}
+inline void wait_for_stores() { wait_for_store_reads(); }
 
 }  // namespace kilotok::ptx

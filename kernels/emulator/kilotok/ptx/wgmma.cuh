@@ -66,6 +66,7 @@ void wgmma_wait(float (&)[COUNT]) {
 
 inline void wgmma_writes_fence() {
   std::memset(emulator::here->current->written, 0, sizeof(emulator::Pieces));
+  std::memset(emulator::here->copied, 0, sizeof(emulator::Pieces));
 }
 
 inline uint64_t wgmma_operand(uint32_t address, uint32_t k_bytes, uint32_t column_bytes) {
@@ -75,6 +76,11 @@ inline uint64_t wgmma_operand(uint32_t address, uint32_t k_bytes, uint32_t colum
     wgmma_misused("an operand of products does not lie as it has to");
   return address | static_cast<uint64_t>(k_bytes / 16) << 32 |
          static_cast<uint64_t>(column_bytes / 16) << 48;
+}
+inline uint64_t wgmma_swizzled(uint32_t address, uint32_t column_bytes) {
+  if (address % 1024 != 0 || column_bytes % 16 != 0)
+    wgmma_misused("a swizzled operand does not lie as it has to");
+  return address | static_cast<uint64_t>(column_bytes / 16) << 48;
 }
 inline uint64_t wgmma_operand_at(uint64_t operand, uint32_t bytes) { return operand + bytes; }
 
@@ -95,14 +101,12 @@ inline void wgmma_compare(uint64_t operand, int columns) {
 inline void wgmma_check_written(uint64_t operand, int columns) {
   const emulator::Operand b = emulator::Operand::of(operand);
   emulator::Pieces pieces = {};
-  for (int tile = 0; tile < columns / 8; tile++)
+  for (int column = 0; column < columns; column++)
     for (int k = 0; k < 2; k++)
-      for (int end : {0, 112})
-        emulator::note(pieces, reinterpret_cast<uintptr_t>(shared<char>(
-                                   b.address + tile * b.column_bytes + k * b.k_bytes + end)));
+      emulator::note(pieces, reinterpret_cast<uintptr_t>(shared<char>(b.piece(column, k))));
   for (int i = 0; i < emulator::here->launch->threads; i++)
     for (size_t k = 0; k < emulator::PIECES / 64; k++)
-      if (pieces[k] & emulator::here->threads[i].written[k])
+      if (pieces[k] & (emulator::here->threads[i].written[k] | emulator::here->copied[k]))
         wgmma_misused("an operand was written without a fence before the barrier");
 }
 

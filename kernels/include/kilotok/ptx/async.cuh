@@ -77,7 +77,9 @@ __device__ __forceinline__ void wait_for_copies() {
 }
 
 // Arrives at an mbarrier once all copies are complete that this thread has begun; it counts as one
-// of the arrivals that the mbarrier was initialised with.
+// of the arrivals that the mbarrier was initialised with. Products that read what was copied need a
+// `wgmma_writes_fence` of a thread that has waited for the mbarrier: in this thread it would wait
+// for all copies.
 __device__ __forceinline__ void mbarrier_arrive_copied(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
@@ -115,6 +117,22 @@ __device__ __forceinline__ void bulk_copy(uint32_t to, const void* from, uint32_
           "r"(to),
       "l"(from), "r"(bytes), "r"(barrier)
       : "memory");
+}
+
+// Bulk copy out of shared memory, which this thread or others have written before a
+// `reads_before_copies` of theirs and a barrier.
+__device__ __forceinline__ void bulk_store(void* to, uint32_t from, uint32_t bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(from),
+               "r"(bytes)
+               : "memory");
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+// Waits until this thread's bulk copies have read shared memory, or are complete.
+__device__ __forceinline__ void wait_for_store_reads() {
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+__device__ __forceinline__ void wait_for_stores() {
+  asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
 }
 
 }  // namespace kilotok::ptx

@@ -32,6 +32,11 @@ __device__ __forceinline__ void sync_threads() {
   asm volatile("bar.sync 1, %0;" ::"n"(COUNT) : "memory");
 }
 
+// A barrier of a warpgroup's 128 threads; no two warpgroups have the same number.
+__device__ __forceinline__ void sync_warpgroup(int number) {
+  asm volatile("bar.sync %0, 128;" ::"r"(number + 2) : "memory");
+}
+
 // The same value, the origin of which is hidden from the compiler.
 __device__ __forceinline__ int opaque(int value) {
   int same;

@@ -46,6 +46,12 @@ __device__ __forceinline__ uint64_t wgmma_operand(uint32_t address, uint32_t k_b
          static_cast<uint64_t>(column_bytes >> 4) << 32;
 }
 
+// The same for B in the 128-byte swizzle: columns have 128 bytes along k, of which piece p of 16
+// bytes lies at p ^ column % 8. Eight columns begin at a multiple of 1024 bytes.
+__device__ __forceinline__ uint64_t wgmma_swizzled(uint32_t address, uint32_t column_bytes) {
+  return wgmma_operand(address, 16, column_bytes) | uint64_t{1} << 62;
+}
+
 // The descriptor of the operand that lies `bytes` further on.
 __device__ __forceinline__ uint64_t wgmma_operand_at(uint64_t operand, uint32_t bytes) {
   return operand + (bytes >> 4);
@@ -100,6 +106,22 @@ struct Wgmma<32, TURNED> {
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
         "}, {%16, %17, %18, %19}, %20, p, 1, 1, %22;\n}"
         : KILOTOK_EIGHT(0), KILOTOK_EIGHT(8)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)),
+          "n"(TURNED ? 1 : 0));
+  }
+};
+
+template <bool TURNED>
+struct Wgmma<48, TURNED> {
+  static __device__ __forceinline__ void multiply(float (&d)[24], const uint32_t (&a)[4],
+                                                  uint64_t b, bool add) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %29, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n48k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, "
+        "%17, %18, %19, %20, %21, %22, %23"
+        "}, {%24, %25, %26, %27}, %28, p, 1, 1, %30;\n}"
+        : KILOTOK_EIGHT(0), KILOTOK_EIGHT(8), KILOTOK_EIGHT(16)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)),
           "n"(TURNED ? 1 : 0));
   }

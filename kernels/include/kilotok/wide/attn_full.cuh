@@ -201,8 +201,8 @@ struct FullConsumer {
     ptx::wgmma_fence();
 #pragma unroll
     for (int k = 0; k < A.qk_dim / 16; k++)
-      ptx::wgmma_shared(scores, ptx::wgmma_operand_at(queries, k * STEP_OFFSET),
-                        ptx::wgmma_operand_at(keys, k * STEP_OFFSET), k > 0);
+      ptx::wgmma_shared(scores, ptx::wgmma_operand_at(queries, k * 2 * PIECE_BYTES),
+                        ptx::wgmma_operand_at(keys, k * 2 * PIECE_BYTES), k > 0);
     ptx::wgmma_commit();
   }
 

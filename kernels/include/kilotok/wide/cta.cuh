@@ -52,8 +52,8 @@ __device__ __forceinline__ void with_columns(int tokens, F f) {
     f(Constant<32>{});
 }
 
-// Consumers, and the producer, do their work.
-template <int GROUPS = CONSUMER_GROUPS, class Consume, class Produce>
+// Consumers, and the producer or PRODUCERS of its warpgroup, do their work.
+template <int GROUPS = CONSUMER_GROUPS, int PRODUCERS = 1, class Consume, class Produce>
 __device__ __forceinline__ void with_roles(Consume consume, Produce produce) {
   using Shape = CtaShape<GROUPS>;
   if (threadIdx.x < Shape::CONSUMERS) {
@@ -61,7 +61,7 @@ __device__ __forceinline__ void with_roles(Consume consume, Produce produce) {
     consume();
   } else {
     ptx::fewer_registers<Shape::PRODUCER_REGISTERS>();
-    if (threadIdx.x == Shape::CONSUMERS) produce();
+    if (threadIdx.x < Shape::CONSUMERS + PRODUCERS) produce();
   }
 }
 

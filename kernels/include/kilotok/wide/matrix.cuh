@@ -51,13 +51,12 @@ __device__ __forceinline__ const char* row_tile(const char* weights, int tile) {
 template <class M>
 constexpr int MATRIX_TILES = M::UNITS * M::ROW_TILES;
 
-// Bytes from a step of 16 columns to the next.
-constexpr int STEP_OFFSET = 2 * PIECE_BYTES;
-
-// Adds a chunk to a warp's sums, four for every eight tokens as in `mma`. It is multiplied in
-// pieces: while the tensor cores compute one, the sums of the one before are scaled and added. No
-// product is in flight at the end: over branches the compiler would wait for all of them.
-template <Format F, int COLUMNS>
+// Adds CHUNKS chunks to a warp's sums, four for every eight tokens as in `mma`. Each is multiplied
+// in pieces: while the tensor cores compute one, the sums of the one before are scaled and added.
+// `done(chunk)` is called when all products of a chunk are there. Nothing may branch meanwhile: the
+// compiler would wait for all products first. With one slot for the sums of a piece, other
+// warpgroups keep the tensor cores busy.
+template <Format F, int COLUMNS, int SLOTS>
 struct Products;
 
 // The descriptor of the tokens from `column` on.
@@ -65,58 +64,79 @@ __device__ __forceinline__ uint64_t tokens_at(uint64_t tokens, int column) {
   return ptx::wgmma_operand_at(tokens, column / TILE_TOKENS * TILE_BYTES);
 }
 
-// Begins COUNT pieces, at most two of which are in flight, and completes each of them by
-// `settle(piece, slot, pending)`, where `pending` is the number of pieces still in flight.
-template <int COUNT, class Begin, class Settle>
-__device__ __forceinline__ void in_pieces(Begin begin, Settle settle) {
-#pragma unroll
-  for (int piece = 0; piece < COUNT; piece++) {
-    begin(piece, piece % 2);
-    if (piece > 0) settle(piece - 1, 1 - piece % 2, Constant<1>{});
-  }
-  settle(COUNT - 1, (COUNT - 1) % 2, Constant<0>{});
+// Columns of a piece: as many as there are, or a part of them.
+__host__ __device__ constexpr int piece_width(int columns, int most) {
+  return columns <= most ? columns : columns % most == 0 ? most : columns / 2;
 }
 
-template <int COLUMNS>
-struct Products<Format::Bf16, COLUMNS> {
-  static __device__ __forceinline__ void add(float (&acc)[COLUMNS / 2],
-                                             const Chunk<Format::Bf16>& chunk, uint64_t tokens) {
-    ptx::wgmma_fence();
+// Begins PIECES pieces of each of CHUNKS chunks, at most SLOTS of which are in flight, one or two,
+// and completes each of them by `settle(chunk, piece, slot, pending)`, where `pending` is the
+// number of pieces still in flight.
+template <int CHUNKS, int PIECES, int SLOTS, class Begin, class Settle, class Done>
+__device__ __forceinline__ void in_pieces(Begin begin, Settle settle, Done done) {
+  static_assert(SLOTS == 1 || SLOTS == 2, "pieces take turns");
+  constexpr int COUNT = CHUNKS * PIECES;
 #pragma unroll
-    for (int step = 0; step < 4; step++) {
-      const uint4& w = chunk.words[step];
-      const uint32_t a[4] = {w.x, w.y, w.z, w.w};
-      ptx::wgmma<COLUMNS>(acc, a, ptx::wgmma_operand_at(tokens, step * STEP_OFFSET), true);
-    }
-    ptx::wgmma_commit();
-    ptx::wgmma_wait<0>(acc);
+  for (int i = 0; i < COUNT + SLOTS - 1; i++) {
+    const int before = i - SLOTS + 1;
+    if (i < COUNT) begin(i / PIECES, i % PIECES, i % SLOTS);
+    if (before < 0) continue;
+    if (i < COUNT)
+      settle(before / PIECES, before % PIECES, before % SLOTS, Constant<SLOTS - 1>{});
+    else
+      settle(before / PIECES, before % PIECES, before % SLOTS, Constant<0>{});
+    if (before % PIECES == PIECES - 1) done(before / PIECES);
+  }
+}
+
+template <int COLUMNS, int SLOTS>
+struct Products<Format::Bf16, COLUMNS, SLOTS> {
+  template <int CHUNKS, class Done>
+  static __device__ __forceinline__ void add(float (&acc)[COLUMNS / 2],
+                                             const Chunk<Format::Bf16>* chunks,
+                                             const uint64_t (&tokens)[CHUNKS], Done done) {
+    const auto begin = [&](int chunk, int, int) {
+      ptx::wgmma_fence();
+#pragma unroll
+      for (int step = 0; step < 4; step++) {
+        const uint4& w = chunks[chunk].words[step];
+        const uint32_t a[4] = {w.x, w.y, w.z, w.w};
+        ptx::wgmma<COLUMNS>(acc, a, ptx::wgmma_operand_at(tokens[chunk], step * STEP_OFFSET),
+                            true);
+      }
+      ptx::wgmma_commit();
+    };
+    const auto settle = [&](int, int, int, auto) { ptx::wgmma_wait<0>(acc); };
+    in_pieces<CHUNKS, 1, 1>(begin, settle, done);
   }
 };
 
 // A piece is a chunk times up to 32 columns of B.
-template <int COLUMNS>
-struct Products<Format::Fp8, COLUMNS> {
+template <int COLUMNS, int SLOTS>
+struct Products<Format::Fp8, COLUMNS, SLOTS> {
   using C = Chunk<Format::Fp8>;
-  static constexpr int WIDTH = smaller(COLUMNS, 32);
+  static constexpr int WIDTH = piece_width(COLUMNS, 32), PIECES = COLUMNS / WIDTH;
 
-  static __device__ __forceinline__ void add(float (&acc)[COLUMNS / 2], const C& chunk,
-                                             uint64_t tokens) {
-    uint32_t a[4][4];
-    decode(chunk, a);
+  template <int CHUNKS, class Done>
+  static __device__ __forceinline__ void add(float (&acc)[COLUMNS / 2], const C* chunks,
+                                             const uint64_t (&tokens)[CHUNKS], Done done) {
+    // Those of two chunks in turn.
+    uint32_t a[2][4][4];
     // Indexed by slot and pair of steps.
-    float sums[2][2][WIDTH / 2];
-    const auto begin = [&](int piece, int slot) {
-      multiply(sums[slot], a, tokens_at(tokens, piece * WIDTH));
+    float sums[SLOTS][2][WIDTH / 2];
+    const auto begin = [&](int chunk, int piece, int slot) {
+      if (piece == 0) decode(chunks[chunk], a[chunk % 2]);
+      multiply(sums[slot], a[chunk % 2], tokens_at(tokens[chunk], piece * WIDTH));
     };
-    const auto settle = [&](int piece, int slot, auto pending) {
+    const auto settle = [&](int chunk, int piece, int slot, auto pending) {
       ptx::wgmma_wait<decltype(pending)::value>(sums[slot][0]);
       ptx::wgmma_wait<decltype(pending)::value>(sums[slot][1]);
 #pragma unroll
       for (int i = 0; i < WIDTH / 2; i++)
         acc[piece * (WIDTH / 2) + i] +=
-            (sums[slot][0][i] + sums[slot][1][i]) * chunk.scales[i % 4 / 2];
+            (sums[slot][0][i] + sums[slot][1][i]) * chunks[chunk].scales[i % 4 / 2];
     };
-    in_pieces<COLUMNS / WIDTH>(begin, settle);
+    in_pieces<CHUNKS, PIECES, SLOTS>(begin, settle, done);
   }
 
  private:
@@ -148,34 +168,36 @@ struct Products<Format::Fp8, COLUMNS> {
 };
 
 // A piece is a group of 32 columns of the matrix, times up to 64 columns of B.
-template <int COLUMNS>
-struct Products<Format::Mxfp4, COLUMNS> {
+template <int COLUMNS, int SLOTS>
+struct Products<Format::Mxfp4, COLUMNS, SLOTS> {
   using C = Chunk<Format::Mxfp4>;
-  static constexpr int WIDTH = smaller(COLUMNS, 64), PARTS = COLUMNS / WIDTH;
+  static constexpr int WIDTH = piece_width(COLUMNS, 64), PARTS = COLUMNS / WIDTH;
 
-  static __device__ __forceinline__ void add(float (&acc)[COLUMNS / 2], const C& chunk,
-                                             uint64_t tokens) {
+  template <int CHUNKS, class Done>
+  static __device__ __forceinline__ void add(float (&acc)[COLUMNS / 2], const C* chunks,
+                                             const uint64_t (&tokens)[CHUNKS], Done done) {
     // Indexed by group and step.
     uint32_t a[2][2][4];
-    float sums[2][WIDTH / 2];
-    const auto begin = [&](int piece, int slot) {
+    float sums[SLOTS][WIDTH / 2];
+    const auto begin = [&](int chunk, int piece, int slot) {
       const int group = piece / PARTS;
+      const uint4& words = chunks[chunk].words;
       if (piece % PARTS == 0)
-        C::decode(group == 0 ? chunk.words.x : chunk.words.z,
-                  group == 0 ? chunk.words.y : chunk.words.w, a[group][0], a[group][1]);
+        C::decode(group == 0 ? words.x : words.z, group == 0 ? words.y : words.w, a[group][0],
+                  a[group][1]);
       multiply(sums[slot], a[group],
-               ptx::wgmma_operand_at(tokens_at(tokens, piece % PARTS * WIDTH),
+               ptx::wgmma_operand_at(tokens_at(tokens[chunk], piece % PARTS * WIDTH),
                                      group * 2 * STEP_OFFSET));
     };
-    const auto settle = [&](int piece, int slot, auto pending) {
+    const auto settle = [&](int chunk, int piece, int slot, auto pending) {
       ptx::wgmma_wait<decltype(pending)::value>(sums[slot]);
       const int group = piece / PARTS;
-      const float scales[2] = {chunk.scale(group), chunk.scale(2 + group)};
+      const float scales[2] = {chunks[chunk].scale(group), chunks[chunk].scale(2 + group)};
 #pragma unroll
       for (int i = 0; i < WIDTH / 2; i++)
         acc[piece % PARTS * (WIDTH / 2) + i] += sums[slot][i] * scales[i % 4 / 2];
     };
-    in_pieces<2 * PARTS>(begin, settle);
+    in_pieces<CHUNKS, 2 * PARTS, SLOTS>(begin, settle, done);
   }
 
  private:
@@ -190,40 +212,80 @@ struct Products<Format::Mxfp4, COLUMNS> {
   }
 };
 
-// What the consumers' warps have added up of earlier parts of the columns.
-struct TotalMemory {
-  float4 totals[TOKENS / TILE_TOKENS * CONSUMERS];
+// What the consumers' warps have added up of earlier parts of the columns: four values for every
+// eight tokens and thread.
+template <int COUNT>
+struct alignas(128) Totals {
+  float4 totals[COUNT];
 };
+using TotalMemory = Totals<TOKENS / TILE_TOKENS * CONSUMERS>;
+
+// Adds a part of the columns to those before it, of PARTS. Of the last one all that there is stays
+// in registers.
+template <int PARTS, int CONSUMERS, int COUNT, int VALUES>
+__device__ __forceinline__ void end_part(Totals<COUNT>& memory, int part, float (&acc)[VALUES]) {
+  static_assert(VALUES / 4 * CONSUMERS <= COUNT, "they have room");
+#pragma unroll
+  for (int tile = 0; tile < VALUES / 4; tile++) {
+    float4& total = memory.totals[tile * CONSUMERS + threadIdx.x];
+    if (part > 0) {
+      const float4 before = total;
+      acc[tile * 4] = before.x + acc[tile * 4];
+      acc[tile * 4 + 1] = before.y + acc[tile * 4 + 1];
+      acc[tile * 4 + 2] = before.z + acc[tile * 4 + 2];
+      acc[tile * 4 + 3] = before.w + acc[tile * 4 + 3];
+    }
+    if (part + 1 < PARTS)
+      total = make_float4(acc[tile * 4], acc[tile * 4 + 1], acc[tile * 4 + 2], acc[tile * 4 + 3]);
+  }
+}
 
 // Row groups of a matrix that a CTA multiplies one after the other with the same tokens.
 struct RowGroups {
   int first, end;
 };
 
-// The weights of a warp in the order in which it multiplies them, of one row group or of MANY.
-template <class M, Order ORDER, bool MANY, int GROUPS>
+// The weights of a warp in the order in which it multiplies them, AHEAD chunks at a time, of one
+// row group or of MANY.
+template <class M, Order ORDER, bool MANY, int GROUPS, int AHEAD>
 struct WeightsWalk {
-  const char *matrix, *from;
+  using Walk = ChunkWalk<M, ORDER>;
+  static constexpr int STRIDE = Walk::BY_PART ? M::STEP_BYTES : M::CHUNK_BYTES;
+  static_assert(Walk::INNER % AHEAD == 0, "they lie at one distance");
+  const char *matrix, *tile, *from;
   int group, end;
-  ChunkWalk<M, ORDER> walk;
+  bool there = true;
+  Walk walk;
 
   __device__ __forceinline__ WeightsWalk(const char* weights, const RowGroups& groups)
       : matrix(weights), group(groups.first), end(groups.end) {
     begin_group();
+    from = tile + walk.offset();
   }
+  // Goes on to the next chunks, if there are any.
+  __device__ __forceinline__ void next() {
+    walk.inner += AHEAD;
+    if (walk.inner == Walk::INNER) {
+      walk.inner = 0;
+      walk.outer++;
+    }
+    if (!walk.has()) {
+      there = MANY && ++group < end;
+      walk = {};
+      if (there) begin_group();
+    }
+    from = tile + walk.offset();
+  }
+  // Loads one of the chunks.
+  __device__ __forceinline__ void load(Chunk<M::FORMAT>& chunk, int i) const {
+    if (there) chunk.load(from + i * STRIDE, threadIdx.x % 32);
+  }
+
+ private:
   // Beyond the last row tile it is that one again: all warps of a warpgroup multiply.
   __device__ __forceinline__ void begin_group() {
-    const int tile = group * CtaShape<GROUPS>::ROW_TILES + static_cast<int>(threadIdx.x) / 32;
-    from = row_tile<M>(matrix, smaller(tile, MATRIX_TILES<M> - 1));
-  }
-  // Loads the next chunk, if there is one.
-  __device__ __forceinline__ void load(Chunk<M::FORMAT>& chunk) {
-    if (!walk.has()) return;
-    chunk.load(from + walk.offset(), threadIdx.x % 32);
-    walk.next();
-    if (!MANY || walk.has() || ++group == end) return;
-    walk = {};
-    begin_group();
+    const int own = group * CtaShape<GROUPS>::ROW_TILES + static_cast<int>(threadIdx.x) / 32;
+    tile = row_tile<M>(matrix, smaller(own, MATRIX_TILES<M> - 1));
   }
 };
 
@@ -233,23 +295,27 @@ struct Multiplier {
   using Walk = ChunkWalk<M, ORDER>;
   using C = Chunk<M::FORMAT>;
   static constexpr int CONSUMERS = CtaShape<GROUPS>::CONSUMERS;
-  static_assert(COLUMNS * GROUPS <= TOKENS * CONSUMER_GROUPS, "totals have room");
+  // With more warpgroups a thread has fewer registers.
+  static constexpr int SLOTS = GROUPS > CONSUMER_GROUPS && COLUMNS > 32 ? 1 : 2;
   // Chunks of weights on their way: where there are few tokens they go by fast.
   static constexpr bool FEW_AHEAD =
       M::FORMAT == Format::Bf16 || COLUMNS > 64 || GROUPS > CONSUMER_GROUPS;
   static constexpr int AHEAD = divisor(Walk::INNER, FEW_AHEAD ? 4 : 8);
+  // Those that are multiplied without a branch in between.
+  static constexpr int AT_ONCE = divisor(AHEAD, 4);
 
   C ahead[AHEAD];
-  WeightsWalk<M, ORDER, MANY, GROUPS> weights;
+  WeightsWalk<M, ORDER, MANY, GROUPS, AHEAD> weights;
 
   __device__ __forceinline__ Multiplier(const char* matrix, const RowGroups& groups)
       : weights(matrix, groups) {
 #pragma unroll
-    for (int i = 0; i < AHEAD; i++) weights.load(ahead[i]);
+    for (int i = 0; i < AHEAD; i++) weights.load(ahead[i], i);
   }
 
   // Multiplies the next row tile.
-  __device__ __forceinline__ void multiply(TokenRing& ring, TotalMemory& memory,
+  template <class Stages, int COUNT>
+  __device__ __forceinline__ void multiply(Stages& ring, Totals<COUNT>& memory,
                                            float (&acc)[COLUMNS / 2]) {
 #pragma unroll 1
     for (int outer = 0; outer < Walk::OUTER; outer++) {
@@ -258,42 +324,33 @@ struct Multiplier {
         for (int i = 0; i < COLUMNS / 2; i++) acc[i] = 0;
 #pragma unroll 1
       for (int inner = 0; inner < Walk::INNER; inner += AHEAD) {
+        weights.next();
 #pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
-          Products<M::FORMAT, COLUMNS>::add(acc, ahead[i], ring.wait());
-          ring.release(threadIdx.x % 32);
-          weights.load(ahead[i]);
+        for (int first = 0; first < AHEAD; first += AT_ONCE) {
+          uint64_t tokens[AT_ONCE];
+          Stages coming = ring;
+#pragma unroll
+          for (int i = 0; i < AT_ONCE; i++) {
+            tokens[i] = coming.wait();
+            coming.next();
+          }
+          Stages::fence();
+          Products<M::FORMAT, COLUMNS, SLOTS>::add(acc, ahead + first, tokens, [&](int i) {
+            ring.release(threadIdx.x % 32);
+            weights.load(ahead[first + i], first + i);
+          });
         }
       }
-      if constexpr (Walk::BY_PART) end_part(memory, outer, acc);
-    }
-  }
-
- private:
-  // Adds a part to those before it. Of the last one all that there is stays in registers.
-  static __device__ __forceinline__ void end_part(TotalMemory& memory, int part,
-                                                  float (&acc)[COLUMNS / 2]) {
-#pragma unroll
-    for (int tile = 0; tile < COLUMNS / TILE_TOKENS; tile++) {
-      float4& total = memory.totals[tile * CONSUMERS + threadIdx.x];
-      if (part > 0) {
-        const float4 before = total;
-        acc[tile * 4] = before.x + acc[tile * 4];
-        acc[tile * 4 + 1] = before.y + acc[tile * 4 + 1];
-        acc[tile * 4 + 2] = before.z + acc[tile * 4 + 2];
-        acc[tile * 4 + 3] = before.w + acc[tile * 4 + 3];
-      }
-      if (part + 1 < Walk::PARTS)
-        total = make_float4(acc[tile * 4], acc[tile * 4 + 1], acc[tile * 4 + 2],
-                            acc[tile * 4 + 3]);
+      if constexpr (Walk::BY_PART) end_part<Walk::PARTS, CONSUMERS>(memory, outer, acc);
     }
   }
 };
 
 // Consumers: row groups times COLUMNS columns, MANY or one. `use(row tile, tile, lane, values)`
 // gets what the narrow pass's `use` gets: rows g and g + 8 of tokens 2q and 2q + 1.
-template <class M, int COLUMNS, Order ORDER, bool MANY, int GROUPS = CONSUMER_GROUPS, class Use>
-__device__ __forceinline__ void multiply_rows(TokenRing& ring, TotalMemory& memory,
+template <class M, int COLUMNS, Order ORDER, bool MANY, int GROUPS = CONSUMER_GROUPS, class Stages,
+          int COUNT, class Use>
+__device__ __forceinline__ void multiply_rows(Stages& ring, Totals<COUNT>& memory,
                                               const char* weights, const RowGroups& groups,
                                               Use use) {
   Multiplier<M, COLUMNS, ORDER, MANY, GROUPS> multiplier(weights, groups);
@@ -357,8 +414,8 @@ struct Operand {
 
 // The producer: brings the chunks of tokens from `first` on, a multiple of eight, in the order in
 // which a row group takes them.
-template <class M, Order ORDER = Order::Parts>
-__device__ __forceinline__ void produce_tokens(TokenRing& ring, const Operand& operand, int first,
+template <class M, Order ORDER = Order::Parts, class Stages>
+__device__ __forceinline__ void produce_tokens(Stages& ring, const Operand& operand, int first,
                                                int count) {
   const char* from = operand.bytes + first / TILE_TOKENS * TILE_BYTES;
 #pragma unroll 1

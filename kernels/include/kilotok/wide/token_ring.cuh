@@ -1,11 +1,13 @@
 // The ring of stages in shared memory through which tokens come. A stage is 64 columns of the
 // operand of up to 128 tokens.
 //
-// The operand of the wide pass lies in tiles of 8 tokens x 64 columns, 1 KB each, in which values
-// lie as warpgroups read them, `[pieces of 8 columns][tokens]` of 16 bytes. Tiles of the same
-// columns lie together, `[tiles of columns][tiles of tokens]`, so that a stage is one bulk copy:
-// copies of 128 bytes bring a quarter as much in the same time, and those of 1 KB two thirds
-// (benches/journal/wide.md). Columns beyond the last are numbers; weights are zeros there.
+// The operand of the wide pass lies in tiles of 8 tokens x 64 columns, 1 KB each, in the 128-byte
+// swizzle of `wgmma`: a token has 128 bytes, of which piece p of 8 columns lies in place
+// p ^ token % 8. So a token's columns can also be copied from a row of their own without bank
+// conflicts. Tiles of the same columns lie together, `[tiles of columns][tiles of tokens]`, so that
+// a stage is one bulk copy: copies of 128 bytes bring a quarter as much in the same time, and those
+// of 1 KB two thirds (benches/journal/wide.md). Columns beyond the last are numbers; weights are
+// zeros there.
 #pragma once
 
 #include "kilotok/layout/operand.cuh"
@@ -15,9 +17,10 @@
 namespace kilotok::wide {
 
 constexpr int PIECE_COLUMNS = 8, PIECE_BYTES = TILE_TOKENS * PIECE_COLUMNS * 2;
-constexpr int TILE_BYTES = CHUNK_OPERAND_BYTES;
-constexpr int STAGE_BYTES = TOKENS / TILE_TOKENS * TILE_BYTES;
-// As many as shared memory has room for, beside sums and lists of work.
+constexpr int TILE_BYTES = CHUNK_OPERAND_BYTES, TOKEN_BYTES = CHUNK_COLUMNS * 2;
+// Bytes from a step of 16 columns to the next.
+constexpr int STEP_OFFSET = 16 * 2;
+// As many stages as shared memory has room for, beside sums and lists of work.
 constexpr int STAGES = 9;
 
 // Bytes of 64 columns of an operand that has room for so many tokens, a multiple of eight.
@@ -28,50 +31,71 @@ __host__ __device__ constexpr size_t operand_bytes(int columns, int tokens) {
   return ceil_div(columns, CHUNK_COLUMNS) * column_bytes(tokens);
 }
 
-// The byte of a token's column in such an operand.
-__host__ __device__ __forceinline__ size_t operand_place(int token, int column, int tokens) {
-  return column / CHUNK_COLUMNS * column_bytes(tokens) + token / TILE_TOKENS * TILE_BYTES +
-         column % CHUNK_COLUMNS / PIECE_COLUMNS * PIECE_BYTES + token % TILE_TOKENS * 16 +
+// The byte of a token's column in its tile, and in such an operand.
+__host__ __device__ __forceinline__ int tile_place(int token, int column) {
+  const int piece = column % CHUNK_COLUMNS / PIECE_COLUMNS;
+  return token % TILE_TOKENS * TOKEN_BYTES + (piece ^ token % TILE_TOKENS) * 16 +
          column % PIECE_COLUMNS * 2;
 }
+__host__ __device__ __forceinline__ size_t operand_place(int token, int column, int tokens) {
+  return column / CHUNK_COLUMNS * column_bytes(tokens) + token / TILE_TOKENS * TILE_BYTES +
+         tile_place(token, column);
+}
 
-struct TokenRingMemory {
-  alignas(128) char stages[STAGES][STAGE_BYTES];
-  alignas(8) uint64_t full[STAGES];
-  alignas(8) uint64_t empty[STAGES];
+// A ring of COUNT stages of up to WIDTH tokens, and of so many bytes of weights.
+template <int WIDTH, int COUNT, int WEIGHT_BYTES>
+struct OperandRingMemory {
+  static constexpr int WEIGHTS_AT = WIDTH / TILE_TOKENS * TILE_BYTES;
+  static constexpr int STAGE_BYTES = align_up(WEIGHTS_AT + WEIGHT_BYTES, TILE_BYTES);
+  // Stages begin at a multiple of a tile's bytes, which the swizzle counts from.
+  alignas(128) char bytes[COUNT * STAGE_BYTES + TILE_BYTES];
+  alignas(8) uint64_t full[COUNT];
+  alignas(8) uint64_t empty[COUNT];
 };
 
-// One end of the ring; each consumer warp and the producer have their own.
-struct TokenRing {
+// One end of the ring; each consumer warp and each producer has its own. Stages come by bulk
+// copies, or by those of threads, which are COPIED.
+template <int WIDTH, int COUNT, bool COPIED = false, int WEIGHT_BYTES = 0>
+struct OperandRing {
+  using Memory = OperandRingMemory<WIDTH, COUNT, WEIGHT_BYTES>;
+  static constexpr int STAGE_BYTES = Memory::STAGE_BYTES, STAGES = COUNT;
   uint32_t stages, full, empty;
   int stage = 0;
   uint32_t parity = 0;
 
-  __device__ __forceinline__ explicit TokenRing(TokenRingMemory& memory)
-      : stages(ptx::shared_address(memory.stages)),
+  __device__ __forceinline__ explicit OperandRing(Memory& memory)
+      : stages((ptx::shared_address(memory.bytes) + TILE_BYTES - 1) & ~(TILE_BYTES - 1u)),
         full(ptx::shared_address(memory.full)),
         empty(ptx::shared_address(memory.empty)) {}
 
-  // One thread, before any other uses the ring; so many warpgroups will release its stages.
-  __device__ __forceinline__ void init(int groups = CONSUMER_GROUPS) const {
-    for (int i = 0; i < STAGES; i++) {
-      ptx::mbarrier_init(full + 8 * i, 1);
+  // One thread, before any other uses the ring; so many warpgroups will release its stages, and so
+  // many arrivals make one full.
+  __device__ __forceinline__ void init(int groups = CONSUMER_GROUPS, int arrivals = 1) const {
+    for (int i = 0; i < COUNT; i++) {
+      ptx::mbarrier_init(full + 8 * i, arrivals);
       ptx::mbarrier_init(empty + 8 * i, groups * WARPGROUP / 32 * ptx::WARP_ARRIVALS);
     }
     ptx::mbarrier_init_fence();
   }
 
   __device__ __forceinline__ void next() {
-    if (++stage == STAGES) {
+    if (++stage == COUNT) {
       stage = 0;
       parity ^= 1;
     }
   }
+  __device__ __forceinline__ uint32_t address() const { return stages + stage * STAGE_BYTES; }
+  __device__ __forceinline__ uint32_t weights() const { return address() + Memory::WEIGHTS_AT; }
 
   // Consumers: wait for the next stage; its operand.
   __device__ __forceinline__ uint64_t wait() const {
     wait_mbarrier(Waits::Page, full + 8 * stage, parity);
-    return ptx::wgmma_operand(stages + stage * STAGE_BYTES, PIECE_BYTES, TILE_BYTES);
+    return ptx::wgmma_swizzled(address(), TILE_BYTES);
+  }
+
+  // Consumers: before products with stages that they have waited for.
+  static __device__ __forceinline__ void fence() {
+    if constexpr (COPIED) ptx::wgmma_writes_fence();
   }
 
   // Consumers: the warp's products with the stage are there.
@@ -80,13 +104,32 @@ struct TokenRing {
     next();
   }
 
-  // The producer: brings a stage, a chunk of columns of so many tiles of tokens.
-  __device__ __forceinline__ void fetch(const char* from, int tiles) {
+  // Producers: wait until the next stage is free.
+  __device__ __forceinline__ void wait_free() const {
     wait_mbarrier(Waits::FreePage, empty + 8 * stage, parity ^ 1);
+  }
+
+  // Producers: the thread's copies are a part of the stage.
+  __device__ __forceinline__ void bring() {
+    ptx::mbarrier_arrive_copied(full + 8 * stage);
+    next();
+  }
+
+  // One producer: begins to copy a chunk of columns of so many tiles of tokens.
+  __device__ __forceinline__ void copy_tokens(const char* from, int tiles) const {
     ptx::mbarrier_expect(full + 8 * stage, tiles * TILE_BYTES);
-    ptx::bulk_copy(stages + stage * STAGE_BYTES, from, tiles * TILE_BYTES, full + 8 * stage);
+    ptx::bulk_copy(address(), from, tiles * TILE_BYTES, full + 8 * stage);
+  }
+
+  // The only producer: brings a stage of tokens.
+  __device__ __forceinline__ void fetch(const char* from, int tiles) {
+    wait_free();
+    copy_tokens(from, tiles);
     next();
   }
 };
+
+using TokenRing = OperandRing<TOKENS, STAGES>;
+using TokenRingMemory = TokenRing::Memory;
 
 }  // namespace kilotok::wide
