@@ -15,6 +15,8 @@ mod fixture;
 mod parity;
 #[path = "demo/replies.rs"]
 mod replies;
+#[path = "demo/rules.rs"]
+mod rules;
 #[path = "demo/server.rs"]
 mod server;
 

@@ -1,0 +1,133 @@
+//! How many drafts both rules accept after the same texts: sample and match, and rejection sampling
+//! at several draft temperatures. Lengths of whole replies, as `acceptance.rs` measures them, are
+//! those of other texts for each rule; at the same places differences of 0.05 show.
+
+#![expect(clippy::print_stdout, reason = "it prints a table")]
+
+use std::collections::BTreeMap;
+
+use kilotok_abi::{PageId, Sampling, SlotId, TokenId};
+use kilotok_batch::Sizes;
+use kilotok_cpu::CpuEngine;
+use kilotok_engine::{
+    Engine, PageRun, Row, RowOutput, RowTokens, SlotSetup, StepOutput, StepPlan, Verification,
+};
+use kilotok_model::Knobs;
+use kilotok_testkit::host::{Drafts, Host, How, Request};
+use kilotok_text::Text;
+use kilotok_weights::Quiet;
+use serde_json::Value;
+
+use crate::{checkpoint, of_demo};
+
+/// Of each set.
+const PROMPTS: usize = 48;
+const REPLY: u32 = 200;
+/// Tokens between two places.
+const STRIDE: usize = 9;
+const DRAFTS: u32 = 7;
+/// One right comparison in 740 is further below.
+const ERRORS_MAX: f64 = 3.0;
+/// Draft temperatures; `None` is sample and match.
+const RULES: [Option<f32>; 7] =
+    [None, Some(0.0), Some(0.4), Some(0.6), Some(0.7), Some(0.85), Some(1.0)];
+
+fn row(engine: &dyn Engine, start: usize, tokens: RowTokens) -> Row {
+    let page = |count: u32| (0..count).map(PageId).collect();
+    let groups = engine.caps().groups.iter();
+    let end = start as u32 + tokens.count();
+    Row {
+        slot: SlotId(0),
+        setup: None,
+        start: start as u32,
+        tokens,
+        sample: true,
+        pages: groups
+            .map(|group| PageRun { first: 0, pages: page(end.div_ceil(group.page_tokens)) })
+            .collect(),
+        masks: Vec::new(),
+        logprobs: None,
+        scored: Vec::new(),
+        draft_next: 0,
+        report_drafts: false,
+    }
+}
+
+fn run(engine: &mut dyn Engine, row: Row) -> RowOutput {
+    let step = engine.submit(&StepPlan { rows: vec![row] }).unwrap();
+    let mut output = StepOutput::default();
+    engine.wait(step, &mut output).unwrap();
+    output.rows.remove(0)
+}
+
+/// Accepted drafts behind the text's first `count` tokens and one that the target samples. The keys
+/// and values of the text are in the pages; those from `count` on are lost.
+fn accepted(engine: &mut dyn Engine, text: &[TokenId], count: usize, setup: SlotSetup) -> usize {
+    let tokens = RowTokens::Given { tokens: vec![text[count - 1]], draft_count: 0 };
+    let first = row(engine, count - 1, tokens);
+    let held = run(engine, Row { setup: Some(Box::new(setup)), draft_next: DRAFTS, ..first });
+    assert_eq!(held.held_count, DRAFTS);
+    let drafted = row(engine, count, RowTokens::Held { draft_count: DRAFTS });
+    run(engine, drafted).tokens.len() - 1
+}
+
+#[test]
+#[ignore = "minutes in release"]
+fn rules_at_the_same_places() {
+    let checkpoint = checkpoint(&Knobs::default());
+    let sizes = Sizes { position_max: 1024, ..Sizes::default() };
+    let mut engine = CpuEngine::start(checkpoint.spec(), &checkpoint, &sizes, &Quiet).unwrap();
+    let text = Text::open(&of_demo("checkpoint")).unwrap();
+    let prompts = std::fs::read_to_string(of_demo("held_out.jsonl")).unwrap();
+    let prompts = prompts.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let prompts: Vec<Vec<TokenId>> = prompts
+        .filter(|prompt| prompt["set"] == "code")
+        .map(|prompt| text.encode_plain(prompt["prompt"].as_str().unwrap()).unwrap())
+        .collect();
+    println!("| temperature | draft temperature | length | more than match | places |");
+    println!("|---:|---:|---:|---:|---:|");
+    for temperature in [1.0, 0.6] {
+        // Of each rule, the accepted drafts at every place.
+        let mut all: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
+        for (index, prompt) in prompts.iter().take(PROMPTS).enumerate() {
+            let sampling = Sampling { seed: index as u64, temperature, ..Sampling::GREEDY };
+            let mut request = Request::greedy(prompt.clone(), REPLY);
+            request.setup.sampling = sampling;
+            let drafts = Drafts::Held { made: DRAFTS, used: DRAFTS };
+            let reply = Host::new(&mut engine, 0).run(&request, &How { drafts, ..How::default() });
+            let whole = [&prompt[..], &reply.unwrap().tokens].concat();
+            let tokens = RowTokens::Given { tokens: whole.clone(), draft_count: 0 };
+            let setup = SlotSetup::new(sampling, prompt.len() as u32);
+            let filled = Row { sample: false, ..row(&engine, 0, tokens) };
+            run(&mut engine, Row { setup: Some(Box::new(setup.clone())), ..filled });
+            for count in (prompt.len()..whole.len()).rev().step_by(STRIDE) {
+                for (rule, factor) in RULES.iter().enumerate() {
+                    let verification = factor.map_or(Verification::Match, |draft_temperature| {
+                        Verification::Rejection { draft_temperature }
+                    });
+                    let seed = (index * 1000 + count) as u64;
+                    let sampling = Sampling { seed, ..sampling };
+                    let setup = SlotSetup { sampling, verification, ..setup.clone() };
+                    let accepted = accepted(&mut engine, &whole, count, setup);
+                    all.entry(rule).or_default().push(accepted as f64);
+                }
+            }
+        }
+        for (rule, accepted) in &all {
+            let count = accepted.len() as f64;
+            let length = 1.0 + accepted.iter().sum::<f64>() / count;
+            let gains: Vec<f64> = accepted.iter().zip(&all[&0]).map(|(a, b)| a - b).collect();
+            let gain = gains.iter().sum::<f64>() / count;
+            let variance = gains.iter().map(|x| (x - gain) * (x - gain)).sum::<f64>() / count;
+            let error = (variance / count).sqrt();
+            let name = RULES[*rule].map_or("match".to_owned(), |factor| factor.to_string());
+            println!(
+                "| {temperature} | {name} | {length:.3} | {gain:+.3} ± {error:.3} | {count} |"
+            );
+            // Of greedy drafts both accept the same share; the default is the best of the others.
+            if matches!(RULES[*rule], Some(0.0 | 0.4)) {
+                assert!(gain > -ERRORS_MAX * error, "{name} at {temperature}: {gain} ± {error}");
+            }
+        }
+    }
+}
