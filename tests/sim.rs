@@ -5,6 +5,8 @@
 //!
 //! A failure names its seed: `world(seed)` runs it again.
 
+#[path = "sim/crowd.rs"]
+mod crowd;
 #[path = "sim/draw.rs"]
 mod draw;
 #[path = "sim/poison.rs"]

@@ -24,6 +24,8 @@ pub(crate) const DEFAULT_PORT: u16 = 8000;
 pub(crate) const DEFAULT_HOST: &str = "127.0.0.1";
 /// Requests that may wait, unless the user says otherwise; beyond them the answer is 429.
 const DEFAULT_WAITING_MAX: u32 = 1024;
+/// Default of the requests that run at once.
+pub(crate) const SLOTS_USUAL: u32 = 256;
 /// A prompt of a million tokens, and the JSON around it.
 const DEFAULT_BODY_MIB: u32 = 32;
 /// Dozens of the longest prompts at once.
@@ -105,7 +107,7 @@ pub(crate) struct RawConfig {
     /// Tensor-parallel ranks that share the model: 1, 2, 4 or 8 [default: 1].
     #[arg(long, help_heading = "Engine")]
     pub(crate) ranks: Option<u32>,
-    /// Requests that run at once [default: 8].
+    /// Requests that run at once [default: 256, or as many as there is memory for].
     #[arg(long, help_heading = "Engine")]
     pub(crate) slots: Option<u32>,
     /// Longest prompt and reply together, in tokens [default: the model's, if there is memory].
@@ -152,11 +154,11 @@ pub(crate) struct RawConfig {
     /// Requests that may wait; more are refused with 429 [default: 1024].
     #[arg(long, value_name = "REQUESTS", help_heading = "Scheduling")]
     pub(crate) waiting_max: Option<u32>,
-    /// Prompt tokens of a step in which other requests decode [default: 2048].
+    /// Prompt tokens of a step, on every engine [default: 8192, or what the engine can take].
     #[arg(long, value_name = "TOKENS", help_heading = "Scheduling")]
     pub(crate) chunk_max: Option<u32>,
-    /// Milliseconds that a step with decoding requests should take; prompts are cut to fit
-    /// [default: 20].
+    /// Milliseconds that a step with decoding requests should take. Prompts are cut to fit, unless
+    /// they would lose more time than the decoding requests do otherwise [default: 35].
     #[arg(long, value_name = "MS", help_heading = "Scheduling")]
     pub(crate) step_ms_max: Option<f64>,
 
@@ -315,6 +317,8 @@ pub(crate) struct EngineSettings {
     pub(crate) kind: EngineKind,
     pub(crate) rank_count: usize,
     pub(crate) slot_count: u32,
+    /// Whether the user chose their number; the plan may choose fewer if not.
+    pub(crate) slots_given: bool,
     pub(crate) page_tokens: u32,
     pub(crate) context_max: Option<u32>,
     pub(crate) kv_bytes: Option<u64>,
@@ -479,7 +483,7 @@ fn engine(raw: &RawConfig) -> Result<EngineSettings> {
         [1, 2, 4, 8].contains(&rank_count),
         "--ranks is {rank_count}: a model can be shared by 1, 2, 4 or 8"
     );
-    let slot_count = at_least_one("slots", raw.slots, 8)?;
+    let slot_count = at_least_one("slots", raw.slots, SLOTS_USUAL)?;
     ensure!(slot_count <= SLOTS_MAX, "--slots is {slot_count}: give 1 to {SLOTS_MAX}");
     if let Some(context_max) = raw.context_max {
         ensure!(context_max > 1, "--context-max is {context_max}: a prompt and a reply need 2");
@@ -492,6 +496,7 @@ fn engine(raw: &RawConfig) -> Result<EngineSettings> {
         kind: raw.engine.unwrap_or_default(),
         rank_count,
         slot_count,
+        slots_given: raw.slots.is_some(),
         page_tokens: at_least_one("page-tokens", raw.page_tokens, 16)?,
         context_max: raw.context_max,
         kv_bytes: raw.kv_gib.map(|gib| (gib * f64::from(1 << 30)) as u64),

@@ -11,7 +11,8 @@ use kilotok_model::ModelSpec;
 use crate::config::{EngineKind, EngineSettings};
 use crate::environment;
 use crate::machine::{self, Memory};
-use crate::plan::{Room, context_asked};
+use crate::output::progress_line;
+use crate::plan::{Room, context_asked, step_tokens};
 
 /// Divisor of the processor's free memory that keys and values take at most.
 const KV_SHARE: u64 = 4;
@@ -19,6 +20,9 @@ const KV_SHARE: u64 = 4;
 const MEMORY_ASSUMED: u64 = 4 << 30;
 /// Divisor of the GPUs' free memory that is left free: drivers round up.
 const GPU_SHARE: u64 = 32;
+/// Divisor of the GPUs' free memory that tables of slots take at most, unless the user sets their
+/// number: the rest holds keys and values.
+const SLOTS_SHARE: u64 = 16;
 
 #[derive(Clone, Debug)]
 pub(crate) enum Device {
@@ -56,10 +60,41 @@ impl Device {
         }
     }
 
-    /// The room of this engine, given the bytes of the checkpoint's weights.
+    /// The settings, with fewer slots if the user left their number open and there is too little
+    /// memory for their tables.
+    pub(crate) fn with_slots(
+        &self,
+        settings: &EngineSettings,
+        spec: &ModelSpec,
+    ) -> Result<EngineSettings> {
+        let Self::Gpus(found) = self else { return Ok(settings.clone()) };
+        if settings.slots_given {
+            return Ok(settings.clone());
+        }
+        let bytes = |slot_count| {
+            let settings = EngineSettings { slot_count, ..settings.clone() };
+            gpu_bytes(found, &options(&settings, spec), spec)
+        };
+        let least_bytes = bytes(1)?;
+        let share = found.free_bytes.saturating_sub(least_bytes) / SLOTS_SHARE;
+        let mut slot_count = settings.slot_count;
+        while slot_count > 1 && bytes(slot_count)? - least_bytes > share {
+            slot_count /= 2;
+        }
+        if slot_count < settings.slot_count {
+            progress_line(&format!(
+                "{slot_count} requests run at once: more would take too much of the GPUs' memory \
+                 (--slots)"
+            ));
+        }
+        Ok(EngineSettings { slot_count, ..settings.clone() })
+    }
+
+    /// The room of this engine, given the longest chunk and the bytes of the checkpoint's weights.
     pub(crate) fn room(
         &self,
         settings: &EngineSettings,
+        chunk_max: u32,
         spec: &ModelSpec,
         weights_bytes: u64,
     ) -> Result<Room> {
@@ -77,7 +112,10 @@ impl Device {
         };
         let count = found.gpus.len() as u64;
         let options = options(settings, spec);
-        let options = options.with_longest_steps(spec, multiprocessors(found), found.free_bytes)?;
+        let token_max = step_tokens(settings, chunk_max, spec);
+        let multiprocessors = multiprocessors(found);
+        let options =
+            options.with_longest_steps(spec, multiprocessors, found.free_bytes, token_max)?;
         let fixed_bytes = gpu_bytes(found, &options, spec)? * count;
         let memory = Memory {
             total: found.gpus.iter().map(|gpu| gpu.memory_bytes).sum(),
@@ -167,6 +205,7 @@ mod tests {
             kind,
             rank_count: 1,
             slot_count: 4,
+            slots_given: true,
             page_tokens: 16,
             context_max,
             kv_bytes,
@@ -188,7 +227,7 @@ mod tests {
             }
             (chosen, asked_for) => panic!("{chosen} unasked, {asked_for:?} when asked for"),
         }
-        let room = chosen.room(&settings(EngineKind::Auto), &spec, 1 << 20).unwrap();
+        let room = chosen.room(&settings(EngineKind::Auto), 8192, &spec, 1 << 20).unwrap();
         assert!(room.kv_bytes > 0);
         let processor = Device::new(&settings(EngineKind::Cpu), &spec).unwrap();
         assert!(processor.to_string().contains("as wished"), "{processor}");

@@ -64,8 +64,9 @@ pub(crate) fn plan(config: &Config) -> Result<Planned> {
         }
     };
     let chosen = Device::new(&config.engine, &spec)?;
-    let room = chosen.room(&config.engine, &spec, bytes)?;
-    let plan = EnginePlan::new(&config.engine, &config.limits, &spec, room)?;
+    let settings = chosen.with_slots(&config.engine, &spec)?;
+    let room = chosen.room(&settings, config.limits.chunk_max, &spec, bytes)?;
+    let plan = EnginePlan::new(&settings, &config.limits, &spec, room)?;
     Ok(Planned { folder, spec, plan, chosen, stamps: false, source })
 }
 

@@ -57,13 +57,11 @@ impl EnginePlan {
             context_max <= trained,
             "--context-max is {context_max}, but the model was trained for {trained} positions"
         );
-        let draft_max = spec.drafter.as_ref().map_or(0, |drafter| drafter.rows as u32 - 1);
-        let decode_max = u64::from(settings.slot_count) * u64::from(draft_max + 1);
-        let token_max = u64::from(limits.chunk_max) + decode_max;
+        let token_max = step_tokens(settings, limits.chunk_max, spec);
         let mut sizes = Sizes {
             rank_count: settings.rank_count,
             slot_count: settings.slot_count,
-            token_max: u32::try_from(token_max).unwrap_or(u32::MAX).min(room.token_max),
+            token_max: token_max.min(room.token_max),
             position_max: context_max,
             page_tokens: settings.page_tokens,
             page_count: 1,
@@ -103,6 +101,12 @@ impl EnginePlan {
         }
         Ok(self)
     }
+}
+
+/// Tokens of a step with the longest chunk and a row for each slot, drafts included.
+pub(crate) fn step_tokens(settings: &EngineSettings, chunk_max: u32, spec: &ModelSpec) -> u32 {
+    let row_tokens = spec.drafter.as_ref().map_or(1, |drafter| drafter.rows as u32);
+    chunk_max.saturating_add(settings.slot_count.saturating_mul(row_tokens))
 }
 
 fn trained(spec: &ModelSpec) -> u32 {
@@ -216,6 +220,7 @@ mod tests {
             kind: EngineKind::Cpu,
             rank_count: 1,
             slot_count: 4,
+            slots_given: true,
             page_tokens: 16,
             context_max: None,
             kv_bytes: None,

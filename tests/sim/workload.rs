@@ -108,7 +108,7 @@ fn caps(draw: &mut Draw, ample: bool) -> Caps {
         row_max: if draw.once_in(4) { draw.between(1, 8) } else { 8 },
         token_max: draw.one_of(&[1, 8, 20, 64, 64]),
         wanted_max: draw.one_of(&[1, 8, 20, 64, 64]),
-        wide_from: None,
+        wide_from: draw.one_of(&[None, None, Some(1), Some(9), Some(33)]),
         draft_max: draw.one_of(&[0, 1, 3, 7, 7]),
         drafter,
         rejection: true,

@@ -229,7 +229,9 @@ impl<'w> World<'w> {
             self.sched.abandon().map_err(|misuse| misuse.to_string())?;
             return self.check();
         }
-        let step_us = 100 + 10 * tokens + self.draw.between(0, 50);
+        let wide = self.workload.caps.wide_from.is_some_and(|from| tokens >= from);
+        let step_us = if wide { 400 + tokens } else { 100 + 10 * tokens };
+        let step_us = step_us + self.draw.between(0, 50);
         let advances = self.sched.absorb(output, step_us).map_err(|misuse| misuse.to_string())?;
         self.poison.is_known();
         self.note_places();
@@ -335,6 +337,15 @@ impl<'w> World<'w> {
         })
     }
 
+    /// Whether more requests run than decode in one step.
+    fn take_turns(&self) -> bool {
+        let caps = &self.workload.caps;
+        let row_max = caps.row_max.min(caps.token_max).min(caps.wanted_max);
+        // Prompts have up to half of a narrow step.
+        let narrow = caps.wide_from.map_or(u32::MAX, |from| (from - 1).div_ceil(2));
+        self.sched.running().count() as u32 > row_max.min(narrow)
+    }
+
     /// Every request that must have a row has one, and no row writes what another one reads.
     fn check_plan(&self, plan: &Plan) -> Result<(), String> {
         let ready = |id: &RequestId| !self.unmasked.contains_key(id);
@@ -348,8 +359,8 @@ impl<'w> World<'w> {
             !self.behind.contains(id) && !self.replies[self.inside[id]].tokens.is_empty()
         };
         let decoding = running.find(|id| ready(id) && decodes(id) && !plan.ids.contains(id));
-        let failed = self.tally.failures > 0;
-        if let Some(id) = decoding.filter(|_| self.workload.ample && !failed) {
+        let may_wait = self.tally.failures > 0 || self.take_turns();
+        if let Some(id) = decoding.filter(|_| self.workload.ample && !may_wait) {
             return Err(format!("{id} decodes, and has no row"));
         }
         self.poison.check(&self.workload.caps, &plan.step)?;

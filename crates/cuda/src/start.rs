@@ -102,8 +102,9 @@ impl CudaOptions {
         (sizes.token_max > above).then_some(above)
     }
 
-    /// With the longest steps for which this much free memory of a GPU has room: the wide pass's
-    /// buffers take a part of what the rest leaves, and pages the other.
+    /// With steps of up to `token_max` tokens, or the longest for which this much free memory of a
+    /// GPU has room: the wide pass's buffers take a part of what the rest leaves, and pages the
+    /// other.
     ///
     /// # Errors
     /// A model or sizes that the kernels do not support.
@@ -112,6 +113,7 @@ impl CudaOptions {
         spec: &ModelSpec,
         multiprocessors: u32,
         free_bytes: u64,
+        token_max: u32,
     ) -> Result<Self, StartError> {
         let of = |token_max| {
             let sizes = Sizes { token_max, ..self.sizes.clone() };
@@ -122,7 +124,7 @@ impl CudaOptions {
         };
         let narrow = bytes(TOKENS_MAX)?;
         let room = free_bytes.saturating_sub(narrow.saturating_add(RESERVE_BYTES)) / WIDE_SHARE;
-        let mut token_max = of(wide::CAPACITY_MAX).sizes(spec).token_max;
+        let mut token_max = of(token_max).sizes(spec).token_max;
         while token_max > TOKENS_MAX && bytes(token_max)? - narrow > room {
             token_max /= 2;
         }

@@ -1,6 +1,8 @@
-//! Cost model of a step: a constant, a cost per token, and a cost per row that makes drafts, fitted
-//! by weighted least squares to measured steps. The weight of older steps decays. The caller
-//! measures; this has no clock.
+//! Cost model of a step. An engine may compute steps of many tokens by another pass than small
+//! ones, with a jump between: each pass has a fit of its own. The caller measures; this has no
+//! clock.
+
+use crate::fit::Fit;
 
 /// Cost of a step in microseconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,143 +35,183 @@ impl Cost {
     }
 }
 
-/// Weight of the assumed cost of a token and of a row's drafts, as a number of steps that differ in
-/// it.
-const ASSUMED: f64 = 0.02;
-/// Largest difference in tokens between those assumed steps. The weight of a step in the slope
-/// grows with the square of that difference; with a larger one the assumption would outweigh all
-/// short steps for good.
-const ASSUMED_TOKENS: u32 = 64;
-/// A step is planned to have at most this many times the tokens of the longest recent one. The
-/// estimate for longer steps may be far off, and each longer step improves it.
-const GROWTH_MAX: f32 = 4.0;
-/// A step that took more than this many times its estimate is an outlier, caused by something else
-/// on the machine, unless steps of about that size were never seen or the last of them was as late.
-const HELD_UP: f32 = 1.5;
-/// Classes of step sizes, by powers of two of the number of tokens, and one more.
-const SIZE_CLASSES: usize = 34;
+/// A wide pass that was possible and left out for its cost this many times is tried again, and what
+/// was known of it is forgotten, if its cost is implausible: a pause of the machine in one of its
+/// steps must not bar it for good.
+const LEFT_OUT_MAX: u32 = 1024;
+/// The fewest tokens of the wide pass take at most this many times as long as the most of the
+/// narrow one, or it would have no use.
+const PLAUSIBLE: f32 = 16.0;
+/// A decoding request's delay counts this many times: it interrupts a text that is being read.
+const DECODING_WEIGHT: f32 = 2.0;
 
-/// Weighted least-squares plane through the measured steps.
+/// Cost of the narrow pass, and of the wide pass where the engine has one.
 pub(crate) struct CostModel {
-    assumed: Cost,
-    /// Weights of the assumed costs of a token and of drafts.
-    assumed_weights: [f64; 2],
-    seen: Sums,
-    /// Factor by which a step's weight decays with each further step.
-    memory: f64,
-    /// Tokens of the longest recent step, which decays as the weights do.
-    longest: f32,
-    /// By size class, without drafts and with: measured over estimated time of the last step.
-    lateness: [[Option<f32>; SIZE_CLASSES]; 2],
+    narrow: Fit,
+    wide: Option<Wide>,
+    fresh: Fit,
 }
 
-#[derive(Clone, Copy, Default)]
-struct Sums {
-    weight: f64,
-    x: [f64; 2],
-    y: f64,
-    xx: [[f64; 2]; 2],
-    xy: [f64; 2],
+struct Wide {
+    /// Fewest tokens of a step that takes this pass.
+    from: u32,
+    fit: Fit,
+    /// Steps in a row that could have taken this pass and did not.
+    left_out: u32,
+}
+
+/// What a step with prompts has beside their tokens.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Beside {
+    /// Its other tokens, and the rows that draft.
+    pub(crate) size: Size,
+    /// Longest time that it should take.
+    pub(crate) us_max: Option<u32>,
+    /// Requests that decode; and those of them that have a row only if the step is a wide one.
+    pub(crate) decoding: u32,
+    pub(crate) others: u32,
+    /// Prompts, and their tokens that are yet to be computed.
+    pub(crate) prompts: u32,
+    pub(crate) left: u32,
+    /// Tokens of prompts that the step has even if it then takes longer.
+    pub(crate) least: u32,
 }
 
 impl CostModel {
-    /// `assumed` is the cost before any step was measured, of steps of up to `token_max` tokens.
-    pub(crate) fn new(assumed: Cost, token_max: u32, memory: f64) -> Self {
-        let tokens = f64::from(token_max.clamp(2, ASSUMED_TOKENS));
-        let assumed_weights = [ASSUMED * tokens * tokens, ASSUMED];
-        let (seen, lateness) = (Sums::default(), [[None; SIZE_CLASSES]; 2]);
-        Self { assumed, assumed_weights, seen, memory, longest: 0.0, lateness }
+    /// `assumed` is the cost before any step was measured, of steps of up to `token_max` tokens;
+    /// those of `wide_from` tokens or more take the wide pass.
+    pub(crate) fn new(assumed: Cost, token_max: u32, wide_from: Option<u32>, memory: f64) -> Self {
+        let fresh = Fit::new(assumed, token_max, memory);
+        let wide = wide_from.filter(|from| *from <= token_max);
+        let wide = wide.map(|from| Wide { from, fit: fresh.clone(), left_out: 0 });
+        Self { narrow: fresh.clone(), wide, fresh }
     }
 
     pub(crate) fn observe(&mut self, size: Size, us: f32) {
-        let expected_us = self.cost().of(size).max(1.0);
-        let late_max = self.late_max(size, us / expected_us);
-        self.seen = self.seen.times(self.memory);
-        self.seen.add(size, us.min(late_max * expected_us), 1.0);
-        self.longest = (self.longest * self.memory as f32).max(size.token_count as f32);
-    }
-
-    /// Tokens of a step that takes `us` microseconds, limited by [`GROWTH_MAX`].
-    pub(crate) fn tokens_within(&self, us: u32, drafting_count: u32) -> u32 {
-        let known_max = if self.longest > 0.0 { GROWTH_MAX * self.longest } else { f32::INFINITY };
-        self.cost().tokens_within(us, drafting_count).min(known_max as u32)
-    }
-
-    /// Largest ratio of measured to estimated time that counts, for a step with ratio `late`.
-    fn late_max(&mut self, size: Size, late: f32) -> f32 {
-        let class = size.token_count.checked_ilog2().map_or(0, |log| log as usize + 1);
-        let lateness = &mut self.lateness[usize::from(size.drafting_count > 0)];
-        let near = &lateness[class.saturating_sub(1)..SIZE_CLASSES.min(class + 2)];
-        let last = near.iter().flatten().copied().reduce(f32::max);
-        lateness[class] = Some(late);
-        last.map_or(f32::INFINITY, |last| last.max(HELD_UP))
-    }
-
-    pub(crate) fn cost(&self) -> Cost {
-        let Sums { weight, x, y, xx, xy } = self.seen;
-        if weight == 0.0 {
-            return self.assumed;
+        let implausible = self.wide.as_ref().is_some_and(|wide| self.is_implausible(wide));
+        match &mut self.wide {
+            Some(wide) if size.token_count >= wide.from => {
+                if implausible && wide.left_out >= LEFT_OUT_MAX {
+                    wide.fit = self.fresh.clone();
+                }
+                wide.left_out = 0;
+                wide.fit.observe(size, us);
+            }
+            _ => self.narrow.observe(size, us),
         }
-        let (x, y) = (x.map(|x| x / weight), y / weight);
-        let covariance = |i: usize, j: usize| xx[i][j] - weight * x[i] * x[j];
-        let [token_weight, draft_weight] = self.assumed_weights;
-        let (token, draft) = (covariance(0, 0) + token_weight, covariance(1, 1) + draft_weight);
-        let both = covariance(0, 1);
-        let [token_y, draft_y] = [0, 1].map(|i| xy[i] - weight * x[i] * y);
-        let token_y = token_y + token_weight * f64::from(self.assumed.token_us);
-        let draft_y = draft_y + draft_weight * f64::from(self.assumed.draft_us);
-        // The weights of the assumptions keep this above 0.
-        let spread = token * draft - both * both;
-        let token_us = (token_y * draft - draft_y * both) / spread;
-        let draft_us = (draft_y * token - token_y * both) / spread;
-        // Noise can make a slope negative; it becomes 0, and the other slope is fitted alone.
-        let (token_us, draft_us) = match (token_us < 0.0, draft_us < 0.0) {
-            (false, false) => (token_us, draft_us),
-            (true, _) => (0.0, (draft_y / draft).max(0.0)),
-            (false, true) => ((token_y / token).max(0.0), 0.0),
+    }
+
+    /// Cost of steps of about this many tokens. A wide pass that was never measured is taken to
+    /// begin where the narrow one ends, with the assumed cost of each further token.
+    pub(crate) fn cost(&self, token_count: u32) -> Cost {
+        let narrow = self.narrow.cost();
+        match &self.wide {
+            Some(wide) if token_count >= wide.from && wide.fit.is_unseen() => {
+                let (edge, assumed) = (wide.from as f32 - 1.0, wide.fit.cost());
+                let base_us = narrow.base_us + (narrow.token_us - assumed.token_us) * edge;
+                Cost { base_us: base_us.max(0.0), draft_us: narrow.draft_us, ..assumed }
+            }
+            Some(wide) if token_count >= wide.from => wide.fit.cost(),
+            _ => narrow,
+        }
+    }
+
+    /// Most tokens of a step that takes the same pass as one of so many.
+    pub(crate) fn pass_max(&self, token_count: u32) -> u32 {
+        let wide = self.wide.as_ref().filter(|wide| token_count < wide.from);
+        wide.map_or(u32::MAX, |wide| wide.from - 1)
+    }
+
+    /// How many of `most` tokens of prompts a step has: those that take their time; or all, if that
+    /// costs the decoding requests less than the prompts would lose. With `tries`, a wide pass that
+    /// was never measured with few tokens is taken once before it is left out: with as few as
+    /// possible if others wait for the step, as the slope between much longer steps says little
+    /// about short ones.
+    pub(crate) fn chunk(&mut self, beside: Beside, most: u32, tries: bool) -> u32 {
+        let used = beside.size.token_count;
+        let timely = self.timely(beside, most);
+        if let Some(from) = self.left_out(used, timely, most) {
+            if tries && self.is_wide_unknown() {
+                return if beside.us_max.is_some() { from - used } else { most };
+            }
+            if let Some(wide) = &mut self.wide {
+                wide.left_out = wide.left_out.saturating_add(1);
+            }
+        }
+        let timely = timely.max(beside.least).min(most);
+        let rushed = beside.us_max.is_some() && self.lose_more(beside, timely, most);
+        if rushed { most } else { timely }
+    }
+
+    /// Fewest tokens of the wide pass, if a step of `most` tokens beside `used` others could take
+    /// it and one of `chosen` does not.
+    fn left_out(&self, used: u32, chosen: u32, most: u32) -> Option<u32> {
+        let from = self.wide.as_ref()?.from;
+        (used + chosen < from && from <= used + most).then_some(from)
+    }
+
+    /// Whether prompts lose more time if they are read `timely` tokens at a time than they and the
+    /// decoding requests do if `most` at a time are. All wait until all prompts are read.
+    fn lose_more(&self, beside: Beside, timely: u32, most: u32) -> bool {
+        let steps = |count: u32| (beside.left as f32 / count.max(1) as f32).max(1.0);
+        let us = |token_count: u32| {
+            self.cost(token_count).of(Size { token_count, ..beside.size }).max(1.0)
         };
-        let parts = token_us * x[0] + draft_us * x[1];
-        let share = if parts > y { y / parts } else { 1.0 };
-        Cost {
-            base_us: (y - share * parts) as f32,
-            token_us: (share * token_us) as f32,
-            draft_us: (share * draft_us) as f32,
-        }
+        let used = beside.size.token_count;
+        let (timely_us, most_us) = (us(used + timely), us(used + beside.others + most));
+        let (prompts, decoding) = (beside.prompts as f32, beside.decoding as f32);
+        let later_us = (most_us - timely_us).max(0.0);
+        let lost_us = steps(most) * (prompts * most_us + DECODING_WEIGHT * decoding * later_us);
+        timely < most && prompts * steps(timely) * timely_us > lost_us
     }
-}
 
-impl Sums {
-    fn add(&mut self, size: Size, us: f32, weight: f64) {
-        let (x, y) = ([size.token_count, size.drafting_count].map(f64::from), f64::from(us));
-        let of_one = Self {
-            weight: 1.0,
-            x,
-            y,
-            xx: x.map(|left| x.map(|right| left * right)),
-            xy: x.map(|x| x * y),
+    /// How many of `most` tokens of prompts bring a step the most tokens per microsecond within
+    /// its time; 0 if none fits.
+    fn timely(&self, beside: Beside, most: u32) -> u32 {
+        let used = beside.size.token_count;
+        let narrow_most = most.min(self.pass_max(used).saturating_sub(used));
+        let narrow = self.within(used, beside).saturating_sub(used).min(narrow_most);
+        let Some(from) = self.left_out(used, 0, most) else {
+            return narrow;
         };
-        *self = self.and(&of_one.times(weight));
+        let wide = self.within(from, beside).saturating_sub(used).min(most);
+        let wide = if used + wide < from { 0 } else { wide };
+        if self.rate(beside, wide) > self.rate(beside, narrow) { wide } else { narrow }
     }
 
-    fn times(&self, factor: f64) -> Self {
-        Self {
-            weight: self.weight * factor,
-            x: self.x.map(|x| x * factor),
-            y: self.y * factor,
-            xx: self.xx.map(|row| row.map(|xx| xx * factor)),
-            xy: self.xy.map(|xy| xy * factor),
-        }
+    /// Whether the wide pass should be measured before it is left out.
+    fn is_wide_unknown(&self) -> bool {
+        let Some(wide) = &self.wide else { return false };
+        wide.left_out >= LEFT_OUT_MAX && self.is_implausible(wide) || !wide.fit.has_seen(wide.from)
     }
 
-    fn and(&self, other: &Self) -> Self {
-        let add = |a: [f64; 2], b: [f64; 2]| [a[0] + b[0], a[1] + b[1]];
-        Self {
-            weight: self.weight + other.weight,
-            x: add(self.x, other.x),
-            y: self.y + other.y,
-            xx: [add(self.xx[0], other.xx[0]), add(self.xx[1], other.xx[1])],
-            xy: add(self.xy, other.xy),
+    fn is_implausible(&self, wide: &Wide) -> bool {
+        let us = |cost: Cost, token_count| cost.of(Size { token_count, drafting_count: 0 });
+        let narrow_us = us(self.narrow.cost(), wide.from - 1);
+        us(wide.fit.cost(), wide.from) > PLAUSIBLE * narrow_us.max(1.0)
+    }
+
+    /// Tokens of a step of the pass that one of `token_count` takes, within the time.
+    fn within(&self, token_count: u32, beside: Beside) -> u32 {
+        let Some(us_max) = beside.us_max else {
+            return u32::MAX;
+        };
+        let drafting_count = beside.size.drafting_count;
+        let timely = self.cost(token_count).tokens_within(us_max, drafting_count);
+        let known_max = match &self.wide {
+            Some(wide) if token_count >= wide.from => wide.fit.known_max(),
+            _ => self.narrow.known_max(),
+        };
+        timely.min(known_max)
+    }
+
+    /// Tokens per microsecond of a step with so many tokens of prompts; 0 without any.
+    fn rate(&self, beside: Beside, count: u32) -> f32 {
+        if count == 0 {
+            return 0.0;
         }
+        let size = Size { token_count: beside.size.token_count + count, ..beside.size };
+        size.token_count as f32 / self.cost(size.token_count).of(size).max(1.0)
     }
 }
 
@@ -177,120 +219,108 @@ impl Sums {
 mod tests {
     use super::*;
 
-    const ASSUMPTION: Cost = Cost { base_us: 1000.0, token_us: 10.0, draft_us: 100.0 };
-    const MEMORY: f64 = 0.98;
+    const NARROW: Cost = Cost { base_us: 3100.0, token_us: 330.0, draft_us: 0.0 };
+    const WIDE: Cost = Cost { base_us: 20_000.0, token_us: 22.0, draft_us: 0.0 };
+    const FROM: u32 = 65;
 
-    fn size(token_count: u32, drafting_count: u32) -> Size {
-        Size { token_count, drafting_count }
+    fn truth(token_count: u32) -> f32 {
+        let cost = if token_count < FROM { NARROW } else { WIDE };
+        cost.of(Size { token_count, drafting_count: 0 })
+    }
+
+    fn model() -> CostModel {
+        CostModel::new(crate::Limits::default().cost, 8448, Some(FROM), 0.98)
+    }
+
+    fn beside(token_count: u32, us_max: u32) -> Beside {
+        let us_max = (us_max > 0).then_some(us_max);
+        let size = Size { token_count, drafting_count: 0 };
+        let decoding = token_count;
+        Beside { size, us_max, decoding, others: 0, prompts: 1, left: 0, least: 0 }
+    }
+
+    /// Plans and measures a step. Returns its tokens of prompts.
+    fn step(model: &mut CostModel, beside: Beside, most: u32) -> u32 {
+        let chunk = model.chunk(beside, most, true).max(1);
+        let token_count = beside.size.token_count + chunk;
+        model.observe(Size { token_count, drafting_count: 0 }, truth(token_count));
+        chunk
     }
 
     #[test]
-    fn without_steps_the_assumption_holds() {
-        let cost = CostModel::new(ASSUMPTION, 512, MEMORY).cost();
-        for (size, us) in [(size(1, 0), 1010.0), (size(512, 0), 6120.0), (size(512, 3), 6420.0)] {
-            assert!((cost.of(size) - us).abs() < 1.0, "{cost:?}");
+    fn both_passes_are_learnt() {
+        let mut model = model();
+        for index in 0..200 {
+            step(&mut model, beside(1 + index % 40, 1), 0);
         }
-        assert_eq!(ASSUMPTION.tokens_within(2000, 0), 100);
-        assert_eq!(ASSUMPTION.tokens_within(2000, 2), 80);
-        assert_eq!(ASSUMPTION.tokens_within(999, 0), 0);
+        for most in [8192, 3000, 500, 8192, 100, 40] {
+            let chunk = step(&mut model, beside(0, 0), most);
+            assert_eq!(chunk, most, "a prompt alone is read in the fewest steps");
+        }
+        for token_count in [8, 64, 65, 1000, 8192] {
+            let size = Size { token_count, drafting_count: 0 };
+            let (found, expected) = (model.cost(token_count).of(size), truth(token_count));
+            assert!((found / expected - 1.0).abs() < 0.1, "{token_count}: {found} {expected}");
+        }
     }
 
     #[test]
-    fn steps_are_learnt_and_old_ones_forgotten() {
-        let mut model = CostModel::new(ASSUMPTION, 512, MEMORY);
-        let first = Cost { base_us: 500.0, token_us: 3.0, draft_us: 800.0 };
-        let second = Cost { base_us: 90.0, token_us: 7.0, draft_us: 0.0 };
-        for truth in [first, second] {
-            for step in 0..1000 {
-                let size = size(1 + step * 37 % 400, step % 3);
-                model.observe(size, truth.of(size));
+    fn beside_others_the_pass_with_more_tokens_in_the_time_is_taken() {
+        for (us_max, least, most) in [(15_000, 20, 29), (20_000, 35, 44), (35_000, 600, 680)] {
+            let mut model = model();
+            let mut late = 0;
+            for round in 0..400 {
+                let chunk = step(&mut model, beside(8, us_max), 100_000);
+                late += u32::from(truth(8 + chunk) > 1.05 * us_max as f32);
+                let found = (least..=most).contains(&chunk);
+                assert!(round < 20 || found, "{us_max}: {chunk} tokens in step {round}");
             }
-            for size in [size(1, 0), size(1, 1), size(100, 1), size(400, 2)] {
-                let (found, expected) = (model.cost().of(size), truth.of(size));
-                assert!((found / expected - 1.0).abs() < 0.1, "{size:?}: {found} {expected}");
-            }
+            // The first step of the wide pass is a trial.
+            assert!(late <= 3, "{us_max}: {late} of 400 steps are late");
         }
     }
 
     #[test]
-    fn equal_steps_leave_the_slopes_to_the_assumption() {
-        let mut model = CostModel::new(ASSUMPTION, 512, MEMORY);
-        for _ in 0..1000 {
-            model.observe(size(8, 1), 2000.0);
+    fn after_nothing_but_long_steps_a_short_one_is_tried() {
+        let mut model = model();
+        for _ in 0..20 {
+            step(&mut model, beside(0, 0), 8192);
+            step(&mut model, beside(0, 0), 40);
         }
-        let cost = model.cost();
-        assert!((cost.of(size(8, 1)) / 2000.0 - 1.0).abs() < 0.02, "{cost:?}");
-        assert!(cost.token_us > 5.0 && cost.base_us > 0.0, "{cost:?}");
+        assert_eq!(step(&mut model, beside(8, 35_000), 9000), FROM - 8);
+        let chunk = step(&mut model, beside(8, 35_000), 9000);
+        assert!((600..700).contains(&chunk), "{chunk}");
     }
 
     #[test]
-    fn a_few_other_steps_say_what_tokens_and_drafts_cost() {
-        let truth = Cost { base_us: 3500.0, token_us: 1240.0, draft_us: 5400.0 };
-        let mut model = CostModel::new(ASSUMPTION, 8, 0.998);
-        for step in 0..200 {
-            let size = match step % 50 {
-                0 => size(1, 0),
-                1 => size(1, 1),
-                _ => size(8, 1),
-            };
-            model.observe(size, truth.of(size));
+    fn a_prompt_just_above_the_edge_takes_the_cheaper_pass() {
+        let dear = Cost { base_us: 1000.0, token_us: 50.0, draft_us: 0.0 };
+        let mut model = model();
+        for token_count in (1..64).chain([70, 1000, 8000]) {
+            let size = Size { token_count, drafting_count: 0 };
+            model.observe(size, if token_count < FROM { dear } else { WIDE }.of(size));
         }
-        for size in [size(1, 0), size(1, 1), size(4, 1), size(8, 1)] {
-            let (found, expected) = (model.cost().of(size), truth.of(size));
-            assert!((found / expected - 1.0).abs() < 0.03, "{size:?}: {found} {expected}");
-        }
+        assert_eq!(model.chunk(beside(0, 0), 70, true), 64);
+        assert_eq!(model.chunk(beside(0, 0), 4000, true), 4000);
     }
 
     #[test]
-    fn a_step_that_was_held_up_is_not_believed() {
-        let truth = Cost { base_us: 1500.0, token_us: 500.0, draft_us: 2000.0 };
-        let mut model = CostModel::new(ASSUMPTION, 8, 0.998);
-        for step in 0..400 {
-            let size = if step % 20 == 0 { size(1, 0) } else { size(8, 1) };
-            let late = if step % 25 == 24 { 20.0 } else { 1.0 };
-            model.observe(size, late * truth.of(size));
-        }
-        for size in [size(1, 0), size(8, 1)] {
-            let (found, expected) = (model.cost().of(size), truth.of(size));
-            assert!((found / expected - 1.0).abs() < 0.1, "{size:?}: {found} {expected}");
-        }
+    fn a_pause_in_the_first_wide_step_does_not_bar_the_pass_for_good() {
+        let mut model = model();
+        model.observe(Size { token_count: 500, drafting_count: 0 }, 600e6);
+        let mut wide = (0..2 * LEFT_OUT_MAX).map(|_| step(&mut model, beside(8, 35_000), 9000));
+        assert!(wide.any(|chunk| chunk > 500), "a minute later it is used again");
     }
 
     #[test]
-    fn chunks_soon_take_the_time_that_they_may() {
-        for (base_us, token_us) in [(5000.0, 300.0), (3000.0, 1000.0), (1000.0, 30.0), (200.0, 2.0)]
-        {
-            let truth = Cost { base_us, token_us, draft_us: 0.0 };
-            let mut model = CostModel::new(crate::Limits::default().cost, 8192, MEMORY);
-            // Many steps of eight decode rows, then prompts beside them.
-            (0..500).for_each(|_| model.observe(size(8, 0), truth.of(size(8, 0))));
-            for step in 0..300 {
-                let token_count = model.cost().tokens_within(20_000, 0).clamp(8 + 1, 8192);
-                let us = truth.of(size(token_count, 0));
-                model.observe(size(token_count, 0), us);
-                let timely = us < 22_000.0 && (us > 15_000.0 || token_count == 8192);
-                assert!(step < 3 || timely, "step {step}: {token_count} tokens in {us} us");
-            }
+    fn an_engine_with_one_pass_has_one_fit() {
+        let mut model = CostModel::new(crate::Limits::default().cost, 64, Some(FROM), 0.98);
+        assert!(model.wide.is_none(), "its steps are never that long");
+        assert_eq!(model.pass_max(8), u32::MAX);
+        for _ in 0..50 {
+            step(&mut model, beside(8, 20_000), 56);
         }
-    }
-
-    #[test]
-    fn steps_that_are_slower_from_now_on_are_believed() {
-        let mut model = CostModel::new(ASSUMPTION, 8, 0.998);
-        for late in [1.0, 10.0] {
-            (0..100).for_each(|_| model.observe(size(8, 1), 2000.0 * late));
-        }
-        assert!(model.cost().of(size(8, 1)) > 8000.0, "{:?}", model.cost());
-    }
-
-    #[test]
-    fn nothing_is_ever_cheaper_than_nothing() {
-        let mut model = CostModel::new(ASSUMPTION, 8, MEMORY);
-        for step in 0..500 {
-            let size = size(1 + step % 8, step % 2);
-            model.observe(size, 1000.0 / (1 + size.token_count + size.drafting_count) as f32);
-            let Cost { base_us, token_us, draft_us } = model.cost();
-            assert!(base_us >= 0.0 && token_us >= 0.0 && draft_us >= 0.0);
-        }
+        let chunk = step(&mut model, beside(8, 20_000), 56);
+        assert!((35..=44).contains(&chunk), "{chunk}");
     }
 }

@@ -31,6 +31,7 @@ mod check;
 mod cost;
 mod drafts;
 mod families;
+mod fit;
 #[cfg(test)]
 mod harness;
 mod invalidate;

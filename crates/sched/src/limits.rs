@@ -11,11 +11,12 @@ pub struct Limits {
     pub waiting_max: u32,
     /// Requests that run at once, if the engine has slots for them.
     pub running_max: u32,
-    /// Prompt tokens of a step in which other rows decode.
+    /// Prompt tokens of a step.
     pub chunk_max: u32,
-    /// Prompt tokens of such a step that are granted even where `step_us_max` is exceeded.
+    /// Prompt tokens of a step in which other rows decode, even where `step_us_max` is exceeded.
     pub chunk_min: u32,
-    /// Microseconds that a step with decode rows should take; prompt chunks are cut to fit.
+    /// Microseconds that a step with decode rows should take. Prompt chunks are cut to fit, except
+    /// where prompts would then lose more time than decoding requests lose otherwise.
     pub step_us_max: u32,
     /// Running requests above which nothing is drafted.
     pub draft_rows_max: u32,
@@ -32,10 +33,9 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Requests that run at once on an engine: each of them may choose a token in every step.
+    /// Requests that run at once on an engine. Where a step has fewer rows, they take turns.
     pub fn running(&self, caps: &Caps) -> u32 {
-        let step_max = caps.row_max.min(caps.token_max).min(caps.wanted_max);
-        self.running_max.min(caps.slot_count).min(step_max).max(1)
+        self.running_max.min(caps.slot_count).max(1)
     }
 }
 
@@ -44,9 +44,10 @@ impl Default for Limits {
         Self {
             waiting_max: 1024,
             running_max: u32::MAX,
-            chunk_max: 2048,
+            chunk_max: 8192,
             chunk_min: 16,
-            step_us_max: 20_000,
+            // With a wide pass of 20 ms, prompts get a third of its time to themselves.
+            step_us_max: 35_000,
             draft_rows_max: u32::MAX,
             aging: 256,
             cost: Cost { base_us: 2_000.0, token_us: 20.0, draft_us: 200.0 },

@@ -2,6 +2,7 @@
 
 use kilotok_engine::{Row, RowTokens, check_plan};
 
+use crate::cost::{Beside, Size};
 use crate::drafts::{DraftingRow, Drafts, share_drafts};
 use crate::request::{InFlightRow, Rank};
 use crate::scheduler::{Misuse, Plan, Scheduler};
@@ -32,6 +33,8 @@ impl Scheduler {
         for share in shares {
             let row = self.row(&share);
             flights.push(Self::flight(&share, &row));
+            let request = self.requests.get_mut(&share.rank.id).expect("who runs is known");
+            request.last_step = self.stats.step_count;
             plan.ids.push(share.rank.id);
             plan.step.rows.push(row);
         }
@@ -144,28 +147,40 @@ impl Scheduler {
         let ranks: Vec<Rank> = self.running.iter().filter(able).copied().collect();
         let (tips, prompts): (Vec<Rank>, Vec<Rank>) =
             ranks.iter().partition(|rank| self.is_tip(**rank));
-        let drafts = self.drafts(&tips, &prompts);
+        let (tips, others, prompts) = self.choose_rows(tips, prompts);
+        let drafts = self.drafts(&tips, &prompts, others.len() as u32);
         let (tip_drafts, prompt_drafts) = drafts.split_at(tips.len());
-        let mut shares: Vec<Share> = Vec::with_capacity(ranks.len());
-        for (rank, drafts) in tips.iter().zip(tip_drafts) {
+        let tip = |rank: &Rank, drafts: &Drafts| {
             let request = &self.requests[&rank.id];
             let judgeable = request.judgeable();
             let matched = request.asked.setup.verification.is_match();
-            shares.push(Share {
+            Share {
                 rank: *rank,
                 token_count: 1,
                 draft_count: drafts.verified.min(judgeable),
                 draft_refused: matched && drafts.verified > judgeable,
                 draft_next: drafts.made,
-            });
-        }
-        let used = shares.iter().map(|share| 1 + share.draft_count).sum();
-        let drafting_count = shares.iter().filter(|share| share.draft_next > 0).count();
+            }
+        };
+        let mut shares: Vec<Share> =
+            tips.iter().zip(tip_drafts).map(|(rank, drafts)| tip(rank, drafts)).collect();
+        let beside = Size {
+            token_count: shares.iter().map(|share| 1 + share.draft_count).sum(),
+            drafting_count: shares.iter().filter(|share| share.draft_next > 0).count() as u32,
+        };
+        let waiting = others.iter().map(|rank| tip(rank, &Drafts::default())).collect::<Vec<_>>();
         let lefts: Vec<u32> = prompts.iter().map(|rank| self.requests[&rank.id].left()).collect();
         // Each row has pages for its next token.
-        let spare = self.pages.step_room(ranks.len() as u32).saturating_sub(used);
-        let budget = self.prompt_budget(used, drafting_count as u32);
-        let counts = share_prompts(&lefts, budget.min(spare.saturating_add(lefts.len() as u32)));
+        let row_count = (shares.len() + waiting.len() + prompts.len()) as u32;
+        let spare = self.pages.step_room(row_count).saturating_sub(beside.token_count);
+        let spare = spare.saturating_add(lefts.len() as u32);
+        let decoding = (tips.len() as u32, others.len() as u32);
+        let budget = self.prompt_budget(beside, decoding, &lefts).min(spare);
+        if beside.token_count + budget > self.cost.pass_max(beside.token_count) {
+            // The wide pass has room for all of them.
+            shares.extend(waiting);
+        }
+        let counts = share_prompts(&lefts, budget);
         for ((rank, token_count), drafts) in prompts.iter().zip(counts).zip(prompt_drafts) {
             shares.push(Share {
                 rank: *rank,
@@ -182,6 +197,48 @@ impl Scheduler {
             self.cover(share);
         }
         shares
+    }
+
+    /// The rows of a step, at most [`Scheduler::row_max`]. Returns the decoding rows, those that
+    /// decode only if the step takes the wide pass, and the prompts, of which no more than half of
+    /// the rows are if others decode. The first rank always has a row, the others take turns.
+    fn choose_rows(
+        &self,
+        mut tips: Vec<Rank>,
+        mut prompts: Vec<Rank>,
+    ) -> (Vec<Rank>, Vec<Rank>, Vec<Rank>) {
+        let row_max = self.row_max as usize;
+        let first = tips.first().copied();
+        let prompt_leads = first.is_none_or(|tip| prompts.first().is_some_and(|own| *own < tip));
+        let half = (row_max / 2).max(usize::from(prompt_leads));
+        prompts.truncate(row_max.saturating_sub(tips.len()).max(half));
+        let tips_max = tips.len().min(row_max - prompts.len());
+        let count = self.tips_at_once(tips_max as u32, !prompts.is_empty()) as usize;
+        if count < tips.len() {
+            tips.sort_by_key(|rank| {
+                (Some(*rank) != first, self.requests[&rank.id].last_step, *rank)
+            });
+        }
+        tips.truncate(tips_max);
+        let others = tips.split_off(count);
+        (tips, others, prompts)
+    }
+
+    /// How many of so many rows decode in one step: as many as the narrow pass takes, if the wide
+    /// pass brings fewer tokens for its time. Prompts get some tokens of a narrow step.
+    fn tips_at_once(&self, count: u32, prompts: bool) -> u32 {
+        let narrow_max = self.round_cost.pass_max(1);
+        let kept = if prompts { self.limits.chunk_min.min(narrow_max / 2) } else { 0 };
+        let narrow = narrow_max - kept;
+        if count <= narrow {
+            return count;
+        }
+        let rate = |count: u32, token_count: u32| {
+            let size = Size { token_count, drafting_count: 0 };
+            count as f32 / self.round_cost.cost(token_count).of(size).max(1.0)
+        };
+        let wide = rate(count, count.max(narrow_max + 1));
+        if rate(narrow, narrow_max) > wide { narrow } else { count }
     }
 
     /// Whether a request has a token to compute and a page for it.
@@ -214,17 +271,20 @@ impl Scheduler {
     }
 
     /// Drafts of each decoding row, then of each prompt. Half of the room is left for prompts.
-    fn drafts(&mut self, tips: &[Rank], prompts: &[Rank]) -> Vec<Drafts> {
-        let room = self.caps.token_max - tips.len() as u32;
+    /// `others` are further rows that the step may have.
+    fn drafts(&mut self, tips: &[Rank], prompts: &[Rank], others: u32) -> Vec<Drafts> {
+        let used = tips.len() as u32;
+        // Drafts do not push a step into the wide pass, whose base is worth many of them.
+        let room = self.caps.token_max.min(self.round_cost.pass_max(used)) - used;
         let room = if prompts.is_empty() { room } else { room / 2 };
-        let room = room.min(self.caps.wanted_max - (tips.len() + prompts.len()) as u32);
+        let room = room.min(self.caps.wanted_max - used - prompts.len() as u32 - others);
         let held = |rank: &Rank| self.requests[&rank.id].verifiable();
         let drafters: Vec<_> = tips
             .iter()
             .map(|rank| self.drafter(*rank, held(rank)))
             .chain(prompts.iter().map(|rank| self.drafter(*rank, 0)))
             .collect();
-        let mut drafts = share_drafts(&drafters, self.cost(), room);
+        let mut drafts = share_drafts(&drafters, self.cost(used), room);
         let can_try = drafters.iter().any(|row| row.next_max > 0);
         if prompts.is_empty() && can_try && self.trials.is_due() {
             let none_drafts = drafts.iter().all(|drafts| drafts.made == 0);
@@ -248,15 +308,39 @@ impl Scheduler {
         }
     }
 
-    /// Prompt tokens that a step may have beside `used` other tokens, which they delay.
-    fn prompt_budget(&self, used: u32, drafting_count: u32) -> u32 {
-        let room = self.caps.token_max - used;
-        if used == 0 {
-            return room;
+    /// Tokens of prompts that a step has beside `decoding` rows and `others` that would decode with
+    /// them in a wide step; `lefts` are the prompts' tokens that are yet to be computed.
+    ///
+    /// Decoding requests wait for the step, so it keeps to `step_us_max`, or to twice the time that
+    /// it takes without prompts. It takes longer if that costs the decoding requests less than the
+    /// prompts would lose. It has `chunk_min` tokens of prompts in any case: they never starve.
+    fn prompt_budget(
+        &mut self,
+        beside: Size,
+        (decoding, others): (u32, u32),
+        lefts: &[u32],
+    ) -> u32 {
+        let left = lefts.iter().fold(0, |sum: u32, left| sum.saturating_add(*left));
+        let used = beside.token_count;
+        let room = (self.caps.token_max - used).saturating_sub(others);
+        let most = left.min(room).min(self.limits.chunk_max);
+        if most == 0 {
+            return 0;
         }
-        let timely = self.cost.tokens_within(self.limits.step_us_max, drafting_count);
-        let timely = timely.saturating_sub(used);
-        room.min(timely.max(self.limits.chunk_min).min(self.limits.chunk_max).max(1))
+        let own_us = self.cost.cost(used).of(beside) as u32;
+        let us_max = self.limits.step_us_max.max(own_us.saturating_mul(2));
+        // The least does not push a step into the wide pass.
+        let same_pass = self.cost.pass_max(used).saturating_sub(used).max(1);
+        let beside = Beside {
+            size: beside,
+            us_max: (used > 0).then_some(us_max),
+            decoding: decoding + others,
+            others,
+            prompts: lefts.len() as u32,
+            left,
+            least: self.limits.chunk_min.min(same_pass).max(1),
+        };
+        self.cost.chunk(beside, most, self.limits.learning_share > 0.0)
     }
 
     /// Takes pages for as many of the share's tokens as possible.
@@ -332,7 +416,7 @@ mod tests {
     use kilotok_testkit::{DraftAccuracy, ScriptedEngine};
 
     use super::*;
-    use crate::cost::{Cost, Size};
+    use crate::cost::Cost;
     use crate::harness::{Harness, asked, text};
     use crate::{Limits, RequestId};
 
@@ -506,9 +590,12 @@ mod tests {
         harness.sched.admit(asked(text(400, 2), 9)).unwrap();
         let rows = harness.step().0;
         assert!(rows[0] == (0, 1) && (40..70).contains(&rows[1].1), "{rows:?}");
+        // In any case they take as long as the other rows, or all tokens if that loses less time.
         harness.sched.limits.step_us_max = 1;
-        assert_eq!(harness.step().0, [(0, 1), (1, 5)]);
+        let rows = harness.step().0;
+        assert!(rows[0] == (0, 1) && rows[1].1 > 70, "{rows:?}");
         harness.sched.cancel(RequestId(0));
-        assert_eq!(harness.step().0, [(1, 192)]);
+        let rows = harness.step().0;
+        assert_eq!(rows, [(1, rows[0].1.min(192))]);
     }
 }

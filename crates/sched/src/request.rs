@@ -91,6 +91,8 @@ pub(crate) struct Request {
     /// Pages of positions below this were written by others.
     pub(crate) written_from: u32,
     pub(crate) masks: Option<Masks>,
+    /// Number of the last step that had a row of it.
+    pub(crate) last_step: u64,
     pub(crate) acceptance: Acceptance,
 }
 
@@ -152,6 +154,7 @@ impl Request {
             cached: None,
             written_from: u32::MAX,
             masks: None,
+            last_step: 0,
             acceptance,
         }
     }

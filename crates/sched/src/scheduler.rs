@@ -27,6 +27,8 @@ pub struct Scheduler {
     pub(crate) limits: Limits,
     /// Requests that have a slot at once.
     pub(crate) running_max: usize,
+    /// Rows of a step: each may choose a token.
+    pub(crate) row_max: u32,
     pub(crate) context_max: u32,
     pub(crate) requests: BTreeMap<RequestId, Request>,
     pub(crate) waiting: BTreeSet<Rank>,
@@ -126,6 +128,7 @@ impl Scheduler {
         Self {
             limits,
             running_max: limits.running(caps) as usize,
+            row_max: caps.row_max.min(caps.token_max).min(caps.wanted_max).max(1),
             context_max: caps.position_max.min(pages.position_max()),
             requests: BTreeMap::new(),
             waiting: BTreeSet::new(),
@@ -135,8 +138,8 @@ impl Scheduler {
             pages,
             shortage: None,
             in_flight: None,
-            cost: CostModel::new(limits.cost, caps.token_max, STEP_MEMORY),
-            round_cost: CostModel::new(limits.cost, caps.draft_max + 1, ROUND_MEMORY),
+            cost: CostModel::new(limits.cost, caps.token_max, caps.wide_from, STEP_MEMORY),
+            round_cost: CostModel::new(limits.cost, caps.token_max, caps.wide_from, ROUND_MEMORY),
             trials: Trials::new(limits.learning_share),
             acceptance: AcceptanceByRule::new(caps.draft_max),
             stats: Stats { drafted: places.clone(), accepted: places, ..Stats::default() },
@@ -352,9 +355,9 @@ impl Scheduler {
         self.running.iter().map(|rank| rank.id)
     }
 
-    /// The cost model of steps without prompts.
-    pub fn cost(&self) -> Cost {
-        self.round_cost.cost()
+    /// The cost of steps without prompts that have about this many tokens.
+    pub fn cost(&self, token_count: u32) -> Cost {
+        self.round_cost.cost(token_count)
     }
 
     pub fn stats(&self) -> Stats {
