@@ -54,7 +54,7 @@ class Bench:
         path = self.folder / f"{name}.json"
         command = [self.program, "bench", self.url, "-n", count, "-c", concurrency,
                    "--input-len", tokens_in, "--output-len", tokens_out, "--warmup", warmup,
-                   "--seed", seed, "--json", path]
+                   "--seed", seed, "--endpoint", "completions", "--json", path]
         process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
         return process, path
 
@@ -63,6 +63,8 @@ class Bench:
         if process.wait(timeout=RUN_S):
             raise SystemExit(f"{' '.join(process.args)}: ended with {process.returncode}")
         result = json.loads(path.read_text())
+        print(f"{path.stem}: first token {result['mean_ttft_ms']:.1f} ms, "
+              f"{result['output_throughput']:.1f} output tokens a second", flush=True)
         if result["failed"]:
             errors = [error for error in result["errors"] if error]
             raise SystemExit(f"{' '.join(process.args)}: {result['failed']} failed: {errors[0]}")

@@ -2,8 +2,6 @@
 //! at several draft temperatures. Lengths of whole replies, as `acceptance.rs` measures them, are
 //! those of other texts for each rule; at the same places differences of 0.05 show.
 
-#![expect(clippy::print_stdout, reason = "it prints a table")]
-
 use std::collections::BTreeMap;
 
 use kilotok_abi::{PageId, Sampling, SlotId, TokenId};

@@ -271,7 +271,8 @@ pub(crate) fn norm_of_target(reading: &Reading<'_>) -> Tensor {
 
 /// A drafter whose biases are left out.
 pub(crate) fn drafter_unbiased(reading: &Reading<'_>) -> Tensor {
-    if reading.decl.part == Part::Drafter && reading.decl.name.ends_with(".bias") {
+    let is_bias = reading.decl.name.rsplit('.').next() == Some("bias");
+    if reading.decl.part == Part::Drafter && is_bias {
         changed(&stored(reading), |_| 0.0)
     } else {
         stored(reading)

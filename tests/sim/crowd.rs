@@ -155,7 +155,7 @@ impl Simulation {
     /// Until everything has ended and every page is free or cached.
     fn finish(&mut self) {
         while self.step() {
-            if self.step_count % 64 == 0 {
+            if self.step_count.is_multiple_of(64) {
                 self.sched.check().unwrap();
             }
         }

@@ -132,7 +132,7 @@ fn check_sampling(caps: &Caps, row: &Row) -> Result<(), String> {
     let mask_count = row.tokens.draft_count() as usize + 1;
     let can_lack = caps.rejection && matches!(row.tokens, RowTokens::Held { .. });
     let enough = row.masks.len() == mask_count || (can_lack && row.masks.len() + 1 == mask_count);
-    if !row.masks.is_empty() && !(row.sample && enough) {
+    if !(row.masks.is_empty() || row.sample && enough) {
         return Err(format!("{} masks for {mask_count} sampled positions", row.masks.len()));
     }
     let word_count = caps.vocab_size.div_ceil(32) as usize;

@@ -140,8 +140,7 @@ impl Scheduler {
         spoken
     }
 
-    /// Distributes the step's tokens in order of rank: one for each decoding row, then drafts, then
-    /// prompts.
+    /// The step's tokens in order of rank: one for each decoding row, then drafts, then prompts.
     fn share_tokens(&mut self) -> Vec<Share> {
         let able = |rank: &&Rank| self.is_able(**rank);
         let ranks: Vec<Rank> = self.running.iter().filter(able).copied().collect();

@@ -16,7 +16,7 @@ use crate::{ReasoningStart, Tool};
 /// By how replies are written.
 #[derive(Clone)]
 pub(super) enum Listener {
-    Tags(TagListener),
+    Tags(Box<TagListener>),
     Messages(MessageListener),
 }
 

@@ -351,7 +351,7 @@ fn listener(constraint: &Constraint, reasoning: ReasoningStart) -> Option<Listen
         }
         _ => return None,
     };
-    Some(Listener::Tags(TagListener::new(format.style(), reasoning, &tools, parallel)))
+    Some(Listener::Tags(Box::new(TagListener::new(format.style(), reasoning, &tools, parallel))))
 }
 
 /// The source for llguidance, and the parts of the constraint that it does not enforce.

@@ -173,7 +173,7 @@ fn walk(grammar: &mut Grammar, state: &mut u64) -> Vec<TokenId> {
     let mut reply = Vec::new();
     while reply.len() < 400 {
         let token = match next(grammar) {
-            None if random(state) % 4 == 0 => END,
+            None if random(state).is_multiple_of(4) => END,
             None => reply_tokens("Hm so")[(random(state) % 2) as usize],
             Some(allowed) => {
                 let end = allowed.iter().find(|token| ends.contains(token));

@@ -64,7 +64,9 @@ fn options() -> ReplyOptions {
 
 fn events(options: ReplyOptions, tokens: &[TokenId]) -> Vec<Event> {
     let mut reply = Reply::new(Arc::clone(&TEXT), options);
-    tokens.iter().for_each(|&token| drop(reply.push(token)));
+    for &token in tokens {
+        drop(reply.push(token));
+    }
     reply.finish();
     reply.take()
 }

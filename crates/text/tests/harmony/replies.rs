@@ -60,7 +60,9 @@ fn replies_are_read_as_the_package_reads_them_or_as_they_were_meant() {
 fn a_reply_that_is_cut_has_no_whole_call() {
     let read = |text: &str| {
         let mut reply = Reply::new(Arc::clone(&TEXT), options());
-        reply_tokens(text).iter().for_each(|&token| drop(reply.push(token)));
+        for token in reply_tokens(text) {
+            drop(reply.push(token));
+        }
         reply.cut();
         short(&reply.take())
     };
@@ -103,7 +105,9 @@ fn stop_strings_are_looked_for_in_messages_alone() {
 fn a_header_without_an_end_is_text_before_long() {
     let words = "Hi there ".repeat(2000);
     let mut reply = Reply::new(Arc::clone(&TEXT), options());
-    reply_tokens(&format!("<|channel|>final {words}")).iter().for_each(|&t| drop(reply.push(t)));
+    for token in reply_tokens(&format!("<|channel|>final {words}")) {
+        drop(reply.push(token));
+    }
     let early = short(&reply.take());
     assert!(early[0].1.len() > words.len() - 100, "{}", early[0].1.len());
     reply.finish();

@@ -13,8 +13,8 @@
 namespace kilotok::wide {
 
 constexpr int ROUTER_TOKENS = 64;
-// Warpgroups of consumers, with 64 experts each, and one of producers: a warp that copies the columns
-// of an owner, and one for each of its steps that makes an operand of them.
+// Warpgroups of consumers, with 64 experts each, and one of producers: a warp that copies the
+// columns of an owner, and one for each of its steps that makes an operand of them.
 constexpr int ROUTER_GROUPS_MAX = 3, ROUTER_CONSUMERS = ROUTER_GROUPS_MAX * WARPGROUP;
 constexpr int ROUTER_THREADS = ROUTER_CONSUMERS + WARPGROUP;
 constexpr int ROUTER_SPLITTERS = OWNER_STEPS;
