@@ -131,7 +131,7 @@ def long_beside(bench, sizes):
 
 def table(result):
     lines = [f"{result['device']}, commit {result['commit']}, `{result['command']}`", "",
-             "| prompt | first token, ms | tokens a second | vLLM 0.26 | floor |",
+             "| prompt | first token, ms | tokens a second | vLLM 0.26 on an H100 | floor |",
              "|---:|---:|---:|---:|---:|"]
     for one in result["prompts"]:
         vllm = VLLM_PROMPTS.get(one["asked"])
@@ -180,14 +180,14 @@ def draw(result, path):
     for one in result["prompts"]:
         row = [(one["tokens_per_s"], OURS, "kilotok")]
         if one["asked"] in VLLM_PROMPTS:
-            row.append((VLLM_PROMPTS[one["asked"]], VLLM, "vLLM"))
+            row.append((VLLM_PROMPTS[one["asked"]], VLLM, "vLLM, H100"))
         rows.append((f"{one['tokens']:,}", row + [(floor_rate(one["asked"]), FLOOR, "floor")]))
     out, y = bars(64, "Prompts alone, by their tokens: tokens a second", rows, "/s")
     crowd_rows = []
     for one in result["crowds"]:
         row = [(one["output_tokens_per_s"], OURS, "kilotok")]
         if one["users"] == 64:
-            row.append((VLLM_DECODE_64, VLLM, "vLLM, without prompts"))
+            row.append((VLLM_DECODE_64, VLLM, "vLLM, H100, without prompts"))
         crowd_rows.append((f"{one['users']}, {one['output']} out", row))
     size = result["crowds"][0]
     title = f"Users with {size['input']} tokens in, and out: output tokens a second"
