@@ -107,7 +107,7 @@ pub(crate) struct RawConfig {
     /// Tensor-parallel ranks that share the model: 1, 2, 4 or 8 [default: 1].
     #[arg(long, help_heading = "Engine")]
     pub(crate) ranks: Option<u32>,
-    /// Requests that run at once [default: 256, or as many as there is memory for].
+    /// Requests that run at once [default: 256, or as many as there is memory for; 8 on a CPU].
     #[arg(long, help_heading = "Engine")]
     pub(crate) slots: Option<u32>,
     /// Longest prompt and reply together, in tokens [default: the model's, if there is memory].

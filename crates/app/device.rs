@@ -14,6 +14,9 @@ use crate::machine::{self, Memory};
 use crate::output::progress_line;
 use crate::plan::{Room, context_asked, step_tokens};
 
+/// Requests that run at once on a processor, unless the user sets their number: its cores compute
+/// rows one after the other, so with more each of them is only slower.
+const CPU_SLOTS_USUAL: u32 = 8;
 /// Divisor of the processor's free memory that keys and values take at most.
 const KV_SHARE: u64 = 4;
 /// Free memory where the system does not report it.
@@ -60,17 +63,20 @@ impl Device {
         }
     }
 
-    /// The settings, with fewer slots if the user left their number open and there is too little
-    /// memory for their tables.
+    /// The settings, with fewer slots if the user left their number open and a processor computes,
+    /// or there is too little memory for their tables.
     pub(crate) fn with_slots(
         &self,
         settings: &EngineSettings,
         spec: &ModelSpec,
     ) -> Result<EngineSettings> {
-        let Self::Gpus(found) = self else { return Ok(settings.clone()) };
         if settings.slots_given {
             return Ok(settings.clone());
         }
+        let Self::Gpus(found) = self else {
+            let slot_count = settings.slot_count.min(CPU_SLOTS_USUAL);
+            return Ok(EngineSettings { slot_count, ..settings.clone() });
+        };
         let bytes = |slot_count| {
             let settings = EngineSettings { slot_count, ..settings.clone() };
             gpu_bytes(found, &options(&settings, spec), spec)

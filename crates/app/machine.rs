@@ -1,8 +1,10 @@
-//! The machine: cores, vector units and memory, the limits of a container included. Every value may
-//! be missing where the system does not report it.
+//! The machine: cores, vector units and memory, the limits of a container and of the process
+//! included. Every value may be missing where the system does not report it.
 
 use std::fs;
 use std::path::Path;
+
+use rlimit::Resource;
 
 /// Where Linux says what a container may use: the newer form, then the older.
 const CGROUPS: [(&str, &str); 2] = [
@@ -17,7 +19,19 @@ pub(crate) struct Memory {
     pub(crate) free: u64,
 }
 
+impl Memory {
+    fn within(self, limit: u64) -> Self {
+        Self { total: self.total.min(limit), free: self.free.min(limit) }
+    }
+}
+
+/// What this process may use: its address space can be limited too (`ulimit -v`, `prlimit --as`).
 pub(crate) fn memory() -> Option<Memory> {
+    let memory = memory_of_machine()?;
+    Some(memory.within(Resource::AS.get_soft().unwrap_or(u64::MAX)))
+}
+
+fn memory_of_machine() -> Option<Memory> {
     let machine = meminfo(&fs::read_to_string("/proc/meminfo").ok()?)?;
     let number = |path| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let container = CGROUPS.iter().find_map(|(limit, used)| {
@@ -89,5 +103,13 @@ mod tests {
         let text = "MemTotal:       16305 kB\nMemFree: 1 kB\nMemAvailable:   8000 kB\n";
         assert_eq!(meminfo(text), Some(Memory { total: 16305 << 10, free: 8000 << 10 }));
         assert_eq!(meminfo("MemTotal: many\n"), None);
+    }
+
+    #[test]
+    fn a_limit_of_address_space_is_a_limit_of_memory() {
+        let memory = Memory { total: 16, free: 8 };
+        assert_eq!(memory.within(12), Memory { total: 12, free: 8 });
+        assert_eq!(memory.within(4), Memory { total: 4, free: 4 });
+        assert_eq!(memory.within(u64::MAX), memory);
     }
 }

@@ -5,13 +5,12 @@ use std::io::{Read, Write, pipe};
 use std::process::{Command, Stdio};
 use std::thread;
 
-use super::{COMPLETIONS, Server, model, serving, text};
+use super::{COMPLETIONS, Server, kilotok, model, serving, text};
 
 const SHORT: &str = r#"{"prompt": "a", "max_tokens": 1}"#;
 
 /// A server started by a shell, which limits it first.
-fn limited(limit: &str, more: &[&str]) -> Command {
-    let plain = serving(model(), more);
+fn limited(limit: &str, plain: &Command) -> Command {
     let mut command = Command::new("sh");
     command.args(["-c", &format!("ulimit {limit}; exec \"$0\" \"$@\"")]);
     command.arg(plain.get_program()).args(plain.get_args());
@@ -23,6 +22,16 @@ fn limited(limit: &str, more: &[&str]) -> Command {
     }
     command.stdin(Stdio::null());
     command
+}
+
+/// With its defaults, which many users share.
+#[test]
+fn the_demo_model_needs_no_more_memory_than_it_may_have() {
+    let demo = kilotok(&["serve", "demo", "--engine", "cpu", "--port", "0"]);
+    let mut server = Server::spawn(&mut limited("-v 4194304", &demo));
+    assert!(server.request(COMPLETIONS, SHORT).starts_with("HTTP/1.1 200"));
+    server.signal("-TERM");
+    assert!(server.child.wait().unwrap().success());
 }
 
 fn ask(server: &Server, host: &str) -> String {
@@ -79,14 +88,14 @@ fn without_keys_only_names_of_this_machine_are_answered() {
 
 #[test]
 fn open_files_are_as_many_as_the_system_allows() {
-    let server = Server::spawn(&mut limited("-Sn 200; ulimit -Hn 300", &[]));
+    let server = Server::spawn(&mut limited("-Sn 200; ulimit -Hn 300", &serving(model(), &[])));
     let line = server.said.lines().find(|line| line.trim().starts_with("open files")).unwrap();
     assert!(line.ends_with(" 300"), "{line}");
 }
 
 #[test]
 fn a_server_without_descriptors_says_so_and_goes_on() {
-    let mut command = limited("-n 64", &[]);
+    let mut command = limited("-n 64", &serving(model(), &[]));
     let mut server = Server::spawn(command.stderr(Stdio::piped()));
     let address = server.url.strip_prefix("http://").unwrap().to_owned();
     let connect = || std::net::TcpStream::connect(&address).unwrap();
