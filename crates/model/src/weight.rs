@@ -66,6 +66,23 @@ pub enum LayerWeight {
     DownBias,
 }
 
+impl LayerWeight {
+    /// Whether it is added to what a matrix makes.
+    pub fn is_bias(self) -> bool {
+        matches!(
+            self,
+            Self::QueryBias
+                | Self::KeyBias
+                | Self::ValueBias
+                | Self::OutputBias
+                | Self::RouterBias
+                | Self::GateBias
+                | Self::UpBias
+                | Self::DownBias
+        )
+    }
+}
+
 /// Element types as safetensors spells them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {

@@ -136,18 +136,7 @@ fn float_recipe(id: WeightId, deviation: f64) -> Recipe {
         // Small beside the sigmoids' spread of about 0.2.
         WeightId::Layer(_, _, LayerWeight::RouterCorrection) => (0, 128, -13),
         // Small beside what they are added to.
-        WeightId::Layer(
-            _,
-            _,
-            LayerWeight::QueryBias
-            | LayerWeight::KeyBias
-            | LayerWeight::ValueBias
-            | LayerWeight::OutputBias
-            | LayerWeight::RouterBias
-            | LayerWeight::GateBias
-            | LayerWeight::UpBias
-            | LayerWeight::DownBias,
-        ) => (0, 128, -10),
+        WeightId::Layer(_, _, weight) if weight.is_bias() => (0, 128, -10),
         _ => {
             // A uniform number from -a to a has deviation a / sqrt(3).
             let (spread, exponent) = split(deviation * 3.0_f64.sqrt());

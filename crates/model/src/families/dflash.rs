@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Knobs, heads, limit, rope, rotary_dims};
+use super::{Knobs, heads, limit, rotary_dims, usual_attention};
 use crate::fields::Fields;
 use crate::rope::RopeSpec;
 use crate::spec::{
@@ -98,28 +98,13 @@ pub(super) fn read(
 
 /// Attention like that of the target, but with q/k norms and over all keys.
 fn of_others(fields: &mut Fields<'_>, layer_count: usize, norm_eps: f32) -> AttentionSpec {
-    let (q_heads, kv_heads) = heads(fields, "num_attention_heads", "num_key_value_heads");
-    let dim = fields.size("head_dim", limit::HEAD_DIM);
-    if !dim.is_multiple_of(2) {
-        fields.problem("head_dim", format!("is {dim}; dimensions rotate in pairs"));
-    }
     fields.may_be("layer_types", &json!(vec!["full_attention"; layer_count]));
     // Says nothing beside such layers.
     fields.ignore(&["sliding_window"]);
     AttentionSpec {
-        reach: Reach::Full,
-        q_heads,
-        kv_heads,
-        qk_dim: dim,
-        v_dim: dim,
-        rope: rope::read(fields, dim),
-        sinks: false,
         qk_norm_eps: Some(norm_eps),
         bias: fields.bool("attention_bias"),
-        value_scale: 1.0,
-        qkv: QkvLayout::Split,
-        qkv_format: WeightFormat::Float,
-        output_format: WeightFormat::Float,
+        ..usual_attention(fields)
     }
 }
 

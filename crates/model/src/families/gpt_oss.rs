@@ -2,12 +2,12 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Knobs, end_tokens, experts_in_all, heads, limit, rope, router_dtype, window};
+use super::{Knobs, end_tokens, experts_in_all, limit, router_dtype, usual_attention, window};
 use crate::fields::Fields;
 use crate::names::Names;
 use crate::spec::{
     Activation, AttentionSpec, ExpertLayout, ExpertsSpec, Family, FeedForwardSpec, LayerSpec,
-    ModelSpec, QkvLayout, Reach, RouterScores, RouterSpec, WeightFormat,
+    ModelSpec, Reach, RouterScores, RouterSpec, WeightFormat,
 };
 use crate::weight::MXFP4_GROUP;
 
@@ -52,7 +52,7 @@ pub(super) fn read(map: &Map<String, Value>, knobs: &Knobs) -> Result<ModelSpec,
     let format = format(&mut fields);
     let window = window(&mut fields, knobs);
     let reaches = reaches(&mut fields, layer_count, window);
-    let attention = attention(&mut fields);
+    let attention = AttentionSpec { sinks: true, bias: true, ..usual_attention(&mut fields) };
     let experts = experts(&mut fields, format, knobs);
     if format == WeightFormat::Mxfp4 {
         for (name, size) in [("hidden_size", hidden_size), ("intermediate_size", experts.width)] {
@@ -105,30 +105,6 @@ fn reaches(fields: &mut Fields<'_>, layer_count: usize, window: Reach) -> Vec<Re
         fields.problem(NAME, what);
         Vec::new()
     })
-}
-
-/// Attention but for its reach.
-fn attention(fields: &mut Fields<'_>) -> AttentionSpec {
-    let (q_heads, kv_heads) = heads(fields, "num_attention_heads", "num_key_value_heads");
-    let dim = fields.size("head_dim", limit::HEAD_DIM);
-    if !dim.is_multiple_of(2) {
-        fields.problem("head_dim", format!("is {dim}; dimensions rotate in pairs"));
-    }
-    AttentionSpec {
-        reach: Reach::Full,
-        q_heads,
-        kv_heads,
-        qk_dim: dim,
-        v_dim: dim,
-        rope: rope::read(fields, dim),
-        sinks: true,
-        qk_norm_eps: None,
-        bias: true,
-        value_scale: 1.0,
-        qkv: QkvLayout::Split,
-        qkv_format: WeightFormat::Float,
-        output_format: WeightFormat::Float,
-    }
 }
 
 fn experts(fields: &mut Fields<'_>, format: WeightFormat, knobs: &Knobs) -> ExpertsSpec {

@@ -10,7 +10,9 @@ use serde_json::{Map, Value, json};
 
 use crate::fields::{ConfigError, Fields, parse};
 use crate::names::Names;
-use crate::spec::{DrafterSpec, Family, ModelSpec, Reach, RouterDtype};
+use crate::spec::{
+    AttentionSpec, DrafterSpec, Family, ModelSpec, QkvLayout, Reach, RouterDtype, WeightFormat,
+};
 use crate::weight::FP8_TILE;
 
 /// Choices on which the published implementations disagree, or which a config leaves open. The
@@ -130,6 +132,31 @@ fn heads(fields: &mut Fields<'_>, q_name: &str, kv_name: &str) -> (usize, usize)
         fields.problem(q_name, format!("is {q_heads}, no multiple of {kv_name} {kv_heads}"));
     }
     (q_heads, kv_heads)
+}
+
+/// Full attention as the usual families have it: one `head_dim`, all of it rotated, queries, keys
+/// and values stored apart as floats. What differs, a family sets.
+fn usual_attention(fields: &mut Fields<'_>) -> AttentionSpec {
+    let (q_heads, kv_heads) = heads(fields, "num_attention_heads", "num_key_value_heads");
+    let dim = fields.size("head_dim", limit::HEAD_DIM);
+    if !dim.is_multiple_of(2) {
+        fields.problem("head_dim", format!("is {dim}; dimensions rotate in pairs"));
+    }
+    AttentionSpec {
+        reach: Reach::Full,
+        q_heads,
+        kv_heads,
+        qk_dim: dim,
+        v_dim: dim,
+        rope: rope::read(fields, dim),
+        sinks: false,
+        qk_norm_eps: None,
+        bias: false,
+        value_scale: 1.0,
+        qkv: QkvLayout::Split,
+        qkv_format: WeightFormat::Float,
+        output_format: WeightFormat::Float,
+    }
 }
 
 fn window(fields: &mut Fields<'_>, knobs: &Knobs) -> Reach {

@@ -2,12 +2,12 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Knobs, end_tokens, experts_in_all, fp8, heads, limit, rope, router_dtype};
+use super::{Knobs, end_tokens, experts_in_all, fp8, limit, router_dtype, usual_attention};
 use crate::fields::Fields;
 use crate::names::Names;
 use crate::spec::{
     Activation, AttentionSpec, DenseSpec, ExpertLayout, ExpertsSpec, Family, FeedForwardSpec,
-    LayerSpec, ModelSpec, QkvLayout, Reach, RouterScores, RouterSpec, WeightFormat,
+    LayerSpec, ModelSpec, RouterScores, RouterSpec, WeightFormat,
 };
 
 /// Some files have the experts of a layer stacked, as transformers 5 holds them in memory.
@@ -54,7 +54,12 @@ pub(super) fn read(map: &Map<String, Value>, knobs: &Knobs) -> Result<ModelSpec,
     let position_max = fields.size("max_position_embeddings", limit::POSITIONS);
     let end_tokens = end_tokens(&mut fields, vocab_size);
     let format = format(&mut fields);
-    let attention = attention(&mut fields, norm_eps, format);
+    let attention = AttentionSpec {
+        qk_norm_eps: Some(norm_eps),
+        qkv_format: format,
+        output_format: format,
+        ..usual_attention(&mut fields)
+    };
     let experts = experts(&mut fields, format, knobs);
     let sparse = sparse_layers(&mut fields, layer_count);
     let name = experts_name(&mut fields);
@@ -90,29 +95,6 @@ pub(super) fn read(map: &Map<String, Value>, knobs: &Knobs) -> Result<ModelSpec,
         multimodal: false,
         drafter: None,
     })
-}
-
-fn attention(fields: &mut Fields<'_>, norm_eps: f32, format: WeightFormat) -> AttentionSpec {
-    let (q_heads, kv_heads) = heads(fields, "num_attention_heads", "num_key_value_heads");
-    let dim = fields.size("head_dim", limit::HEAD_DIM);
-    if !dim.is_multiple_of(2) {
-        fields.problem("head_dim", format!("is {dim}; dimensions rotate in pairs"));
-    }
-    AttentionSpec {
-        reach: Reach::Full,
-        q_heads,
-        kv_heads,
-        qk_dim: dim,
-        v_dim: dim,
-        rope: rope::read(fields, dim),
-        sinks: false,
-        qk_norm_eps: Some(norm_eps),
-        bias: false,
-        value_scale: 1.0,
-        qkv: QkvLayout::Split,
-        qkv_format: format,
-        output_format: format,
-    }
 }
 
 fn experts(fields: &mut Fields<'_>, format: WeightFormat, knobs: &Knobs) -> ExpertsSpec {

@@ -28,7 +28,7 @@ pub(super) fn values(spec: &ModelSpec, decl: &WeightDecl, seed: u64) -> Vec<f32>
         }
         WeightId::Layer(_, _, LayerWeight::Sinks) => 0.5 + stream.normal(),
         WeightId::Layer(_, _, LayerWeight::RouterCorrection) => 0.3 * stream.normal(),
-        WeightId::Layer(_, _, weight) if is_bias(weight) => 0.2 * stream.normal(),
+        WeightId::Layer(_, _, weight) if weight.is_bias() => 0.2 * stream.normal(),
         _ if rows == 1 => 1.0 + 0.2 * stream.normal(),
         id => gain(id) * stream.normal() / (cols as f32).sqrt(),
     };
@@ -43,20 +43,6 @@ pub(super) fn values(spec: &ModelSpec, decl: &WeightDecl, seed: u64) -> Vec<f32>
         values[row].iter_mut().for_each(|value| *value *= 1e-5);
     }
     values
-}
-
-fn is_bias(weight: LayerWeight) -> bool {
-    matches!(
-        weight,
-        LayerWeight::QueryBias
-            | LayerWeight::KeyBias
-            | LayerWeight::ValueBias
-            | LayerWeight::OutputBias
-            | LayerWeight::RouterBias
-            | LayerWeight::GateBias
-            | LayerWeight::UpBias
-            | LayerWeight::DownBias
-    )
 }
 
 /// The component of an embedding that belongs to its token.
