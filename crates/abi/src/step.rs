@@ -64,7 +64,7 @@ abi_struct! {
 abi_struct! {
     /// One layer: its kinds, weights, and pages of keys and values. Layouts are those of
     /// `kernels/include/kilotok/layout`.
-    pub struct LayerMemory : 128 {
+    pub struct LayerMemory : 136 {
         /// Index into the model's kinds of attention.
         pub attention: u32,
         /// Index into the model's kinds of feed-forward network.
@@ -74,10 +74,14 @@ abi_struct! {
         pub reserved: u32,
         pub input_norm: u64,
         pub qkv: u64,
+        /// F32, as the rows of `qkv`; zeros where there are none.
+        pub qkv_bias: u64,
         pub q_norm: u64,
         pub k_norm: u64,
         pub sinks: u64,
         pub output: u64,
+        /// F32 `[hidden]`. 0 on all ranks but the first.
+        pub output_bias: u64,
         pub post_norm: u64,
         pub router: u64,
         pub router_bias: u64,
@@ -88,7 +92,6 @@ abi_struct! {
         /// has the layout of a group.
         pub keys: u64,
         pub values: u64,
-        pub reserved_address: u64,
     }
 }
 

@@ -86,6 +86,11 @@ impl Matrix {
         self.rows.div_ceil(CHUNK_ROWS * self.row_tiles)
     }
 
+    /// Rows including those that fill the last unit.
+    pub(crate) fn padded_rows(self) -> usize {
+        self.units() * CHUNK_ROWS * self.row_tiles
+    }
+
     pub(crate) fn bytes(self) -> usize {
         self.units() * self.steps() * self.step_bytes()
     }
@@ -123,7 +128,10 @@ impl Attention {
     /// are not whole chunks.
     pub(crate) fn is_paired(&self) -> bool {
         let whole = |dims: usize| dims.is_multiple_of(CHUNK_ROWS);
-        !self.qk_norm && whole(self.qk_dim) && whole(self.v_dim) && whole(self.rope.dims)
+        self.qk_norm_eps.is_none()
+            && whole(self.qk_dim)
+            && whole(self.v_dim)
+            && whole(self.rope.dims)
     }
 }
 
@@ -137,7 +145,7 @@ impl Constants {
     pub(crate) fn output(&self, kind: usize) -> Matrix {
         let kind = &self.attentions[kind];
         let columns = kind.q_heads * kind.v_dim;
-        let (format, row_tiles) = (WeightFormat::Float, OWNER_TILES);
+        let (format, row_tiles) = (kind.output_format, OWNER_TILES);
         Matrix { format, rows: self.hidden, columns, row_tiles }
     }
 
@@ -231,10 +239,12 @@ pub(crate) enum Buffer {
 pub(crate) enum LayerBuffer {
     InputNorm,
     Qkv,
+    QkvBias,
     QueryNorm,
     KeyNorm,
     Sinks,
     Output,
+    OutputBias,
     PostNorm,
     Router,
     RouterBias,
@@ -251,13 +261,13 @@ pub(crate) fn weight_buffers(spec: &ModelSpec, constants: &Constants) -> Vec<(Bu
         (Buffer::FinalNorm, vector),
         (Buffer::Head, constants.head().bytes()),
     ];
-    if spec.drafter.is_some() {
+    if let Some(drafter) = &spec.drafter {
         buffers.extend([
             (Buffer::DraftFc, constants.fuse().bytes()),
             (Buffer::DraftContextNorm, vector),
             (Buffer::DraftNorm, vector),
-            (Buffer::DraftMask, vector),
         ]);
+        buffers.extend(drafter.own_mask.then_some((Buffer::DraftMask, vector)));
     }
     for (part, layers) in
         [(Part::Target, &constants.layers), (Part::Drafter, &constants.draft_layers)]
@@ -278,18 +288,23 @@ fn layer_buffers(
     constants: &Constants,
     attention: usize,
     feed_forward: usize,
-) -> [(LayerBuffer, usize); 11] {
+) -> [(LayerBuffer, usize); 13] {
     let vector = constants.hidden * F32;
     let kind = &constants.attentions[attention];
-    let per_head = if kind.qk_norm { kind.qk_dim * F32 } else { 0 };
+    let per_head = if kind.qk_norm_eps.is_some() { kind.qk_dim * F32 } else { 0 };
     let networks = constants.networks(feed_forward);
     [
         (LayerBuffer::InputNorm, vector),
         (LayerBuffer::Qkv, constants.qkv(attention).bytes()),
+        (
+            LayerBuffer::QkvBias,
+            if kind.bias { constants.qkv(attention).padded_rows() * F32 } else { 0 },
+        ),
         (LayerBuffer::QueryNorm, per_head),
         (LayerBuffer::KeyNorm, per_head),
         (LayerBuffer::Sinks, if kind.sinks { kind.q_heads * F32 } else { 0 }),
         (LayerBuffer::Output, constants.output(attention).bytes()),
+        (LayerBuffer::OutputBias, if kind.bias { vector } else { 0 }),
         (LayerBuffer::PostNorm, vector),
         (LayerBuffer::Router, constants.router_bytes(feed_forward)),
         (LayerBuffer::RouterBias, constants.feed_forwards[feed_forward].experts * F32),

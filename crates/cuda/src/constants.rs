@@ -74,9 +74,11 @@ pub(crate) struct Attention {
     pub(crate) window: Option<usize>,
     pub(crate) page_group: usize,
     pub(crate) sinks: bool,
-    pub(crate) qk_norm: bool,
+    pub(crate) bias: bool,
+    pub(crate) qk_norm_eps: Option<f32>,
     pub(crate) value_scale: f32,
     pub(crate) format: WeightFormat,
+    pub(crate) output_format: WeightFormat,
 }
 
 /// One kind of feed-forward network, as in `shape.cuh`.
@@ -177,9 +179,11 @@ impl Constants {
             window: spec.window(),
             page_group,
             sinks: spec.sinks,
-            qk_norm: spec.qk_norm_eps.is_some(),
+            bias: spec.bias,
+            qk_norm_eps: spec.qk_norm_eps,
             value_scale: spec.value_scale,
             format: spec.qkv_format,
+            output_format: spec.output_format,
         }
     }
 
@@ -295,13 +299,16 @@ fn place<T: PartialEq>(list: &mut Vec<T>, first: usize, entry: T) -> usize {
 
 impl Attention {
     fn fields(&self) -> String {
-        let Self { q_heads, kv_heads, qk_dim, v_dim, page_group, sinks, qk_norm, .. } = self;
-        let (pairs, window) = (self.rope.dims / 2, self.window.unwrap_or(0));
-        let (scale, format) = (self.value_scale, format_name(self.format));
-        let paired = self.is_paired();
+        let Self { q_heads, kv_heads, qk_dim, v_dim, page_group, sinks, bias, .. } = self;
+        let (pairs, magnitude) = (self.rope.dims / 2, self.rope.magnitude());
+        let (window, paired) = (self.window.unwrap_or(0), self.is_paired());
+        let (qk_norm, eps) = (self.qk_norm_eps.is_some(), self.qk_norm_eps.unwrap_or(0.0));
+        let scale = self.value_scale;
+        let (format, output) = (format_name(self.format), format_name(self.output_format));
         format!(
-            "{q_heads}, {kv_heads}, {qk_dim}, {v_dim}, {pairs}, {window}, {page_group}, {sinks}, \
-             {qk_norm}, {paired}, {scale:?}f, {format}"
+            "{q_heads}, {kv_heads}, {qk_dim}, {v_dim}, {pairs}, {magnitude:?}f, {window}, \
+             {page_group}, {sinks}, {bias}, {qk_norm}, {eps:?}f, {paired}, {scale:?}f, {format}, \
+             {output}"
         )
     }
 }

@@ -229,10 +229,12 @@ fn layer(
         reserved: 0,
         input_norm: of(LayerBuffer::InputNorm),
         qkv: of(LayerBuffer::Qkv),
+        qkv_bias: of(LayerBuffer::QkvBias),
         q_norm: of(LayerBuffer::QueryNorm),
         k_norm: of(LayerBuffer::KeyNorm),
         sinks: of(LayerBuffer::Sinks),
         output: of(LayerBuffer::Output),
+        output_bias: of(LayerBuffer::OutputBias),
         post_norm: of(LayerBuffer::PostNorm),
         router: of(LayerBuffer::Router),
         router_bias: of(LayerBuffer::RouterBias),
@@ -240,7 +242,6 @@ fn layer(
         down: of(LayerBuffer::Down),
         keys: pages("keys", key_bytes),
         values: pages("values", value_bytes),
-        reserved_address: 0,
     }
 }
 

@@ -99,11 +99,14 @@ impl<'a> Repacker<'a> {
             LayerWeight::Sinks => as_vector(LayerBuffer::Sinks),
             LayerWeight::PostNorm => as_vector(LayerBuffer::PostNorm),
             LayerWeight::RouterCorrection => as_vector(LayerBuffer::RouterBias),
-            LayerWeight::QueryBias
-            | LayerWeight::KeyBias
-            | LayerWeight::ValueBias
-            | LayerWeight::OutputBias
-            | LayerWeight::RouterBias
+            LayerWeight::OutputBias => as_vector(LayerBuffer::OutputBias),
+            LayerWeight::QueryBias | LayerWeight::KeyBias | LayerWeight::ValueBias => {
+                let place = weight as usize - LayerWeight::QueryBias as usize;
+                let bias = buffer(LayerBuffer::QkvBias);
+                let Some(tensors) = self.gather(bias, 0, place, 3, tensor) else { return Ok(None) };
+                Ok(Some(whole(bias, self.qkv_bias(kind, &tensors))))
+            }
+            LayerWeight::RouterBias
             | LayerWeight::GateBias
             | LayerWeight::UpBias
             | LayerWeight::DownBias => Err("is a bias, which no kernel adds".to_owned()),
@@ -135,6 +138,18 @@ impl<'a> Repacker<'a> {
                 self.network(part, index, 0, weight, tensor)
             }
         }
+    }
+
+    /// The biases of q, k and v in the order of the matrix's rows, with zeros up to its last unit.
+    fn qkv_bias(&self, kind: usize, tensors: &[Tensor]) -> Vec<u8> {
+        let mut rows = matrix::in_turn(tensors.iter().map(|tensor| tensor.cols), CHUNK_ROWS);
+        matrix::pair(&mut rows, &self.constants.attentions[kind]);
+        let values: Vec<_> = tensors.iter().map(values).collect();
+        let mut bias: Vec<_> = (rows.into_iter())
+            .map(|source| source.map_or(0.0, |(tensor, row)| values[tensor][row]))
+            .collect();
+        bias.resize(self.constants.qkv(kind).padded_rows(), 0.0);
+        f32_bytes(&bias)
     }
 
     /// Gate, up or down of an expert or of the dense network.
@@ -223,9 +238,16 @@ fn plain(
 }
 
 fn vector(tensor: &Tensor) -> Vec<u8> {
+    f32_bytes(&values(tensor))
+}
+
+/// Of a vector; zeros on ranks that have nothing of it.
+fn values(tensor: &Tensor) -> Vec<f32> {
     let mut values = vec![0.0; tensor.cols];
-    tensor.decode_row(0, &mut values);
-    f32_bytes(&values)
+    if tensor.rows > 0 {
+        tensor.decode_row(0, &mut values);
+    }
+    values
 }
 
 fn f32_bytes(values: &[f32]) -> Vec<u8> {

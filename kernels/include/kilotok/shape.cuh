@@ -15,18 +15,26 @@ struct Attention {
   int kv_heads;
   int qk_dim;
   int v_dim;
-  // Dimensions i and i + rope_pairs are rotated together.
+  // Dimensions i and i + rope_pairs are rotated together, by cosines and sines times the magnitude
+  // (YaRN; otherwise 1).
   int rope_pairs;
+  float rope_magnitude;
   // Keys that a position attends to, itself included; 0 for all.
   int window;
   int page_group;
   bool sinks;
+  // Whether q, k, v and the output have biases.
+  bool bias;
+  // RMSNorm of each query and key head before rotation, and its epsilon.
   bool qk_norm;
+  float qk_norm_eps;
   // Whether rows of q and k that are rotated together lie 8 rows apart in one tile of 16. Then the
   // epilogue of the QKV GEMM can apply RoPE.
   bool paired;
   float value_scale;
+  // Of the q, k and v projections, and of the output projection.
   Format format;
+  Format output_format;
 };
 
 struct FeedForward {

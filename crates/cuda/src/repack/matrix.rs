@@ -16,9 +16,14 @@ type Source = Option<(usize, usize)>;
 /// The rows of the tensors one after the other; those of the first are padded with zeros to a
 /// multiple of `first_rows`.
 pub(super) fn stacked(tensors: &[Tensor], first_rows: usize) -> Vec<Source> {
+    in_turn(tensors.iter().map(|tensor| tensor.rows), first_rows)
+}
+
+/// The same of tensors with so many rows each.
+pub(super) fn in_turn(row_counts: impl Iterator<Item = usize>, first_rows: usize) -> Vec<Source> {
     let mut rows = Vec::new();
-    for (index, tensor) in tensors.iter().enumerate() {
-        rows.extend((0..tensor.rows).map(|row| Some((index, row))));
+    for (index, row_count) in row_counts.enumerate() {
+        rows.extend((0..row_count).map(|row| Some((index, row))));
         if index == 0 {
             rows.resize(rows.len().next_multiple_of(first_rows), None);
         }

@@ -23,9 +23,9 @@ constexpr float NORM_EPS = 1e-5f;
 constexpr float DRAFT_NORM_EPS = 1e-5f;
 
 constexpr Attention ATTENTIONS[] = {
-    {8, 8, 48, 32, 8, 0, 0, false, false, true, 0.612f, Format::Fp8},
-    {8, 8, 48, 32, 8, 128, 1, true, false, true, 0.612f, Format::Fp8},
-    {8, 8, 32, 32, 8, 512, 2, true, true, false, 0.612f, Format::Bf16},
+    {8, 8, 48, 32, 8, 1.0f, 0, 0, false, false, false, 0.0f, true, 0.612f, Format::Fp8, Format::Bf16},
+    {8, 8, 48, 32, 8, 1.0f, 128, 1, true, false, false, 0.0f, true, 0.612f, Format::Fp8, Format::Bf16},
+    {8, 8, 32, 32, 8, 1.0f, 512, 2, true, false, true, 1e-5f, false, 0.612f, Format::Bf16, Format::Bf16},
 };
 
 constexpr FeedForward FEED_FORWARDS[] = {

@@ -23,9 +23,9 @@ constexpr float NORM_EPS = 1e-5f;
 constexpr float DRAFT_NORM_EPS = 1e-5f;
 
 constexpr Attention ATTENTIONS[] = {
-    {16, 1, 192, 128, 32, 0, 0, false, false, true, 0.612f, Format::Fp8},
-    {16, 1, 192, 128, 32, 128, 1, true, false, true, 0.612f, Format::Fp8},
-    {16, 1, 128, 128, 32, 1024, 2, true, true, false, 0.612f, Format::Bf16},
+    {16, 1, 192, 128, 32, 1.0f, 0, 0, false, false, false, 0.0f, true, 0.612f, Format::Fp8, Format::Bf16},
+    {16, 1, 192, 128, 32, 1.0f, 128, 1, true, false, false, 0.0f, true, 0.612f, Format::Fp8, Format::Bf16},
+    {16, 1, 128, 128, 32, 1.0f, 1024, 2, true, false, true, 1e-5f, false, 0.612f, Format::Bf16, Format::Bf16},
 };
 
 constexpr FeedForward FEED_FORWARDS[] = {
