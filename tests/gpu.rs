@@ -46,6 +46,7 @@ use kilotok_weights::{Checkpoint, Quiet, WeightSource};
 conformance!(cuda_flash, || cuda(&FLASH, 1), absent(1));
 conformance!(cuda_pro, || cuda(&PRO, 1), absent(1));
 conformance!(cuda_wide_experts, || cuda(&WIDE_EXPERTS, 1), absent(1));
+conformance!(cuda_qwen3_moe, || cuda(&QWEN3_MOE, 1), absent(1));
 conformance!(cuda_demo, || cuda_of(&DEMO, &long(1)), absent(1));
 conformance!(cuda_pro_2_ranks, || cuda(&PRO, 2), absent(2));
 conformance!(cuda_pro_4_ranks, || cuda(&PRO, 4), absent(4));
@@ -55,6 +56,7 @@ conformance!(cuda_pro_wide, || cuda_wide(&PRO, &wide(1), 0), absent(1));
 conformance!(cuda_pro_both, || cuda_wide(&PRO, &wide(1), TILE), absent(1));
 conformance!(cuda_pro_both_2_ranks, || cuda_wide(&PRO, &wide(2), TILE), absent(2));
 conformance!(cuda_pro_both_8_ranks, || cuda_wide(&PRO, &wide(8), TILE), absent(8));
+conformance!(cuda_qwen3_moe_both_2_ranks, || cuda_wide(&QWEN3_MOE, &wide(2), TILE), absent(2));
 conformance!(cuda_demo_2_ranks, || cuda_of(&DEMO, &long(2)), absent(2));
 conformance!(cuda_demo_4_ranks, || cuda_of(&DEMO, &long(4)), absent(4));
 conformance!(cuda_demo_8_ranks, || cuda_of(&DEMO, &long(8)), absent(8));
@@ -66,16 +68,18 @@ static PRO_DENSE: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::pro_dense())
 static WIDE: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::wide()));
 static PRO: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::pro_fp4()));
 static WIDE_EXPERTS: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::wide_experts()));
+static QWEN3_MOE: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::qwen3_moe_bf16()));
 static DEMO: LazyLock<Checkpoint> = LazyLock::new(demo);
 
 /// Every model that engines are compared by.
-fn models() -> [(&'static str, &'static Checkpoint); 6] {
+fn models() -> [(&'static str, &'static Checkpoint); 7] {
     [
         ("dense", &DENSE),
         ("wide", &WIDE),
         ("flash", &FLASH),
         ("pro", &PRO),
         ("wide experts", &WIDE_EXPERTS),
+        ("qwen3 moe", &QWEN3_MOE),
         ("demo", &DEMO),
     ]
 }

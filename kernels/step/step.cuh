@@ -120,7 +120,8 @@ __device__ __forceinline__ void score_experts(Warp& w) {
   if constexpr (!POLLED) cta.wait_grid();
   const float* bias = at<const float>(w.layer().router_bias);
   const int line = cta.thread() * 32;
-  if (cta.index() == 0 && line < FEED_FORWARDS[KIND].experts) ptx::prefetch_l2(bias + line);
+  if (FEED_FORWARDS[KIND].router_bias && cta.index() == 0 && line < FEED_FORWARDS[KIND].experts)
+    ptx::prefetch_l2(bias + line);
   router_scores<KIND, POLLED>(cta, w.shared.sums, w.token_count(), Part<DRAFT>::EPS);
   cta.stamp(Stamp::RouterSums);
   if constexpr (!POLLED) cta.sync_grid();

@@ -9,7 +9,7 @@ use kilotok_testkit::host::{Drafts, Host, How, Reply, Request};
 use kilotok_weights::Checkpoint;
 
 use crate::draw::Draw;
-use crate::{PRO, PRO_DENSE, TILE, WIDE_EXPERTS, absent, cuda_wide, wide};
+use crate::{PRO, PRO_DENSE, QWEN3_MOE, TILE, WIDE_EXPERTS, absent, cuda_wide, wide};
 
 /// Tokens of the prompt: more than two times what a CTA of the wide pass multiplies, more than a
 /// chunk of keys, and no whole tile.
@@ -75,6 +75,12 @@ fn wide_steps_of_dense_layers_have_the_narrow_passes_bits() {
 fn wide_steps_of_experts_have_the_narrow_passes_bits() {
     compare("pro", &PRO, 1, &CASES);
     compare("wide experts", &WIDE_EXPERTS, 1, &CASES);
+}
+
+#[test]
+fn wide_steps_of_families_have_the_narrow_passes_bits() {
+    compare("qwen3 moe", &QWEN3_MOE, 1, &CASES);
+    compare("qwen3 moe", &QWEN3_MOE, 2, &CASES[1..]);
 }
 
 #[test]

@@ -293,6 +293,7 @@ fn layer_buffers(
     let kind = &constants.attentions[attention];
     let per_head = if kind.qk_norm_eps.is_some() { kind.qk_dim * F32 } else { 0 };
     let networks = constants.networks(feed_forward);
+    let network = &constants.feed_forwards[feed_forward];
     [
         (LayerBuffer::InputNorm, vector),
         (LayerBuffer::Qkv, constants.qkv(attention).bytes()),
@@ -307,7 +308,7 @@ fn layer_buffers(
         (LayerBuffer::OutputBias, if kind.bias { vector } else { 0 }),
         (LayerBuffer::PostNorm, vector),
         (LayerBuffer::Router, constants.router_bytes(feed_forward)),
-        (LayerBuffer::RouterBias, constants.feed_forwards[feed_forward].experts * F32),
+        (LayerBuffer::RouterBias, if network.router_bias { network.experts * F32 } else { 0 }),
         (LayerBuffer::GateUp, networks * constants.gate_up(feed_forward).bytes()),
         (LayerBuffer::Down, networks * constants.down(feed_forward).bytes()),
     ]

@@ -89,6 +89,10 @@ pub(crate) struct FeedForward {
     pub(crate) top_k: usize,
     pub(crate) width: usize,
     pub(crate) format: WeightFormat,
+    pub(crate) activation: Activation,
+    pub(crate) scores: RouterScores,
+    /// Whether a vector is added to the scores before experts are chosen.
+    pub(crate) router_bias: bool,
     pub(crate) router_dtype: RouterDtype,
     pub(crate) normalise: bool,
     pub(crate) scale: f32,
@@ -195,6 +199,9 @@ impl Constants {
                 top_k: 0,
                 width,
                 format: dense.format,
+                activation: dense.activation,
+                scores: RouterScores::CorrectedSigmoid,
+                router_bias: false,
                 router_dtype: RouterDtype::F32,
                 normalise: false,
                 scale: 1.0,
@@ -204,6 +211,10 @@ impl Constants {
                 top_k: experts.top_k,
                 width,
                 format: experts.format,
+                activation: experts.activation,
+                scores: experts.router.scores,
+                router_bias: experts.router.bias
+                    || experts.router.scores == RouterScores::CorrectedSigmoid,
                 router_dtype: experts.router.dtype,
                 normalise: experts.router.normalise,
                 scale: experts.router.scale,
@@ -315,10 +326,22 @@ impl Attention {
 
 impl FeedForward {
     fn fields(&self) -> String {
-        let Self { experts, top_k, width, normalise, scale, .. } = self;
+        let Self { experts, top_k, width, router_bias, normalise, scale, .. } = self;
         let format = format_name(self.format);
+        let (activation, alpha, limit) = match self.activation {
+            Activation::SiluMul => ("SiluMul", 0.0, 0.0),
+            Activation::ClampedSwiglu { alpha, limit } => ("ClampedSwiglu", alpha, limit),
+        };
+        let scores = match self.scores {
+            RouterScores::CorrectedSigmoid => "CorrectedSigmoid",
+            RouterScores::Softmax => "Softmax",
+        };
         let router_bf16 = self.router_dtype == RouterDtype::Bf16;
-        format!("{experts}, {top_k}, {width}, {format}, {router_bf16}, {normalise}, {scale:?}f")
+        format!(
+            "{experts}, {top_k}, {width}, {format}, Activation::{activation}, {alpha:?}f, \
+             {limit:?}f, RouterScores::{scores}, {router_bias}, {router_bf16}, {normalise}, \
+             {scale:?}f"
+        )
     }
 }
 
@@ -403,11 +426,8 @@ fn missing<'a>(
         needs("q/k norms with an epsilon of their own", own_eps);
         let is_float = attention.output_format == WeightFormat::Float;
         needs("an output matrix that is not BF16", !is_float);
-        needs("a clamped activation", feed_forward.activation() != Activation::SiluMul);
         if let FeedForwardSpec::Experts(experts) = feed_forward {
             needs("biases of experts", experts.bias);
-            needs("a bias of the router", experts.router.bias);
-            needs("softmax scores", experts.router.scores == RouterScores::Softmax);
         }
     }
     missing

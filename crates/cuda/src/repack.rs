@@ -98,7 +98,9 @@ impl<'a> Repacker<'a> {
             LayerWeight::KeyNorm => as_vector(LayerBuffer::KeyNorm),
             LayerWeight::Sinks => as_vector(LayerBuffer::Sinks),
             LayerWeight::PostNorm => as_vector(LayerBuffer::PostNorm),
-            LayerWeight::RouterCorrection => as_vector(LayerBuffer::RouterBias),
+            LayerWeight::RouterBias | LayerWeight::RouterCorrection => {
+                as_vector(LayerBuffer::RouterBias)
+            }
             LayerWeight::OutputBias => as_vector(LayerBuffer::OutputBias),
             LayerWeight::QueryBias | LayerWeight::KeyBias | LayerWeight::ValueBias => {
                 let place = weight as usize - LayerWeight::QueryBias as usize;
@@ -106,10 +108,9 @@ impl<'a> Repacker<'a> {
                 let Some(tensors) = self.gather(bias, 0, place, 3, tensor) else { return Ok(None) };
                 Ok(Some(whole(bias, self.qkv_bias(kind, &tensors))))
             }
-            LayerWeight::RouterBias
-            | LayerWeight::GateBias
-            | LayerWeight::UpBias
-            | LayerWeight::DownBias => Err("is a bias, which no kernel adds".to_owned()),
+            LayerWeight::GateBias | LayerWeight::UpBias | LayerWeight::DownBias => {
+                Err("is a bias, which no kernel adds".to_owned())
+            }
             LayerWeight::Router => {
                 let bytes = self.router(self.kinds(part, index).feed_forward, &tensor);
                 Ok(Some(whole(buffer(LayerBuffer::Router), bytes)))

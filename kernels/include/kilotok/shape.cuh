@@ -37,12 +37,25 @@ struct Attention {
   Format output_format;
 };
 
+// What becomes of gate and up, value by value (phase/activation.cuh).
+enum class Activation { SiluMul, ClampedSwiglu };
+
+// What a router's products become (phase/router.cuh).
+enum class RouterScores { CorrectedSigmoid, Softmax };
+
 struct FeedForward {
   // 0 for a dense network.
   int experts;
   int top_k;
   int width;
   Format format;
+  Activation activation;
+  // Constants of ClampedSwiglu.
+  float alpha, limit;
+  RouterScores scores;
+  // Whether there is an F32 for each expert that is added to choose: the correction of a sigmoid, or
+  // the bias of the router's matrix.
+  bool router_bias;
   // Whether the router's weights are BF16 instead of F32.
   bool router_bf16;
   // Whether the chosen scores are divided by their sum before they are multiplied by `scale`.

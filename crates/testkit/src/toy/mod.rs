@@ -47,6 +47,7 @@ impl Toy {
             "pro_fp4" => Some(Self::pro_fp4()),
             "wide_experts" => Some(Self::wide_experts()),
             "qwen3_moe" => Some(Self::qwen3_moe()),
+            "qwen3_moe_bf16" => Some(Self::qwen3_moe_bf16()),
             "gpt_oss" => Some(Self::gpt_oss()),
             _ => None,
         }
@@ -88,6 +89,11 @@ impl Toy {
     /// by 1, 2, 4 or 8 ranks.
     pub fn qwen3_moe() -> Self {
         Self::draw("qwen3_moe", config::qwen3_moe(), None, 17)
+    }
+
+    /// The same form in BF16.
+    pub fn qwen3_moe_bf16() -> Self {
+        Self::draw("qwen3_moe_bf16", config::unquantised(config::qwen3_moe()), None, 17)
     }
 
     /// gpt-oss's form: biases everywhere, sinks on all layers, every other one with a window, YaRN,

@@ -1,7 +1,8 @@
-// Activation functions with a relative error of 2^-21, and of 2^-19 where a sigmoid is close to
+// Activation functions, with a relative error of 2^-21, and of 2^-19 where a sigmoid is close to
 // zero. That suffices: the result is rounded to BF16, or compared with other sums in F32.
 #pragma once
 
+#include "kilotok/model.h"
 #include "kilotok/ptx/mma.cuh"
 
 namespace kilotok {
@@ -11,5 +12,19 @@ __device__ __forceinline__ float sigmoid(float x) {
 }
 
 __device__ __forceinline__ float silu(float x) { return x * sigmoid(x); }
+
+// What becomes of a network's gate and up.
+template <int KIND>
+__device__ __forceinline__ float activate(float gate, float up) {
+  constexpr FeedForward F = FEED_FORWARDS[KIND];
+  if constexpr (F.activation == Activation::SiluMul) {
+    return silu(gate) * up;
+  } else {
+    // Unlike `fminf`, comparisons keep NaN.
+    const float g = gate > F.limit ? F.limit : gate;
+    const float u = up > F.limit ? F.limit : up < -F.limit ? -F.limit : up;
+    return g * sigmoid(F.alpha * g) * (u + 1.0f);
+  }
+}
 
 }  // namespace kilotok

@@ -1,4 +1,4 @@
-// A dense feed-forward network: gate and up, silu(gate) * up, a grid barrier, down. Its matrices
+// A dense feed-forward network: gate and up, their activation, a grid barrier, down. Its matrices
 // are multiplied as projections are (gemm/matrix.cuh); this is the epilogue of gate and up.
 #pragma once
 
@@ -29,7 +29,7 @@ struct StoreInner {
       const float scale = stream.inverse_rms[token];
       const float gate = (j == 0 ? v.x : v.y) * scale, up = (j == 0 ? v.z : v.w) * scale;
       store_operand(at<char>(memory.dense_inner) + operand_row(token, DENSE_INNER_BYTES), row,
-                    silu(gate) * up * operand_scale(F.format));
+                    activate<KIND>(gate, up) * operand_scale(F.format));
     }
   }
 };

@@ -1,4 +1,4 @@
-// A feed-forward network of experts over one tile of tokens: gate and up, silu(gate) * up, a grid
+// A feed-forward network of experts over one tile of tokens: gate and up, their activation, a grid
 // barrier or a wait for these values, down. For more tokens see phase/gathered.cuh.
 //
 // Reads `normed`, 1 / rms and the routes; `gate_up` writes the inner operand, `down` writes
@@ -130,7 +130,7 @@ __device__ __forceinline__ void gate_up(const Cta& cta, Ring& ring, Sums& sums) 
   sums.drain(cta);
 }
 
-// Epilogue: writes silu(gate) * up * weight.
+// Epilogue: writes the activated values times the expert's weight.
 template <int KIND>
 __device__ __forceinline__ void epilogue_gate_up(const Cta& cta, Sums& sums,
                                                  const StreamMemory& stream, const Routes& routes,
@@ -151,7 +151,7 @@ __device__ __forceinline__ void epilogue_gate_up(const Cta& cta, Sums& sums,
         const float gate = (j == 0 ? v.x : v.y) * scale, up = (j == 0 ? v.z : v.w) * scale;
         publish_operand(
             N::inner_row(cta.memory, token * N::TOP_K + choice), row,
-            silu(gate) * up * routes.weights[token][choice] * operand_scale(N::F.format));
+            activate<KIND>(gate, up) * routes.weights[token][choice] * operand_scale(N::F.format));
       }
     });
   sums.release(cta);

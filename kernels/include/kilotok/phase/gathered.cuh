@@ -246,7 +246,7 @@ __device__ __forceinline__ void gate_up(const Cta& cta, Ring& ring, Sums& sums,
   sums.drain(cta);
 }
 
-// Epilogue: writes silu(gate) * up * weight.
+// Epilogue: writes the activated values times the expert's weight.
 template <int KIND>
 __device__ __forceinline__ void epilogue_gate_up(const Cta& cta, Sums& sums,
                                                  const StreamMemory& stream,
@@ -267,7 +267,7 @@ __device__ __forceinline__ void epilogue_gate_up(const Cta& cta, Sums& sums,
         const float gate = (j == 0 ? v.x : v.y) * scale, up = (j == 0 ? v.z : v.w) * scale;
         char* to = gathered_row(cta.memory, value / STEP, row) + value % STEP / 32 * 64;
         *reinterpret_cast<uint16_t*>(to + half_offset(value)) = ptx::to_bf16(
-            silu(gate) * up * routes.weights[row] * operand_scale(F.format));
+            activate<KIND>(gate, up) * routes.weights[row] * operand_scale(F.format));
       }
     });
   sums.release(cta);

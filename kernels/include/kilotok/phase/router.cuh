@@ -23,6 +23,7 @@ template <int KIND>
 struct Router {
   static constexpr FeedForward F = FEED_FORWARDS[KIND];
   static constexpr int EXPERTS = F.experts;
+  static constexpr bool SOFTMAX = F.scores == RouterScores::Softmax;
   // The layout in memory is `[owner units][tiles of experts][steps]`. A step of BF16 is 16 bytes a
   // lane, a0 to a3 of operand A. A step of F32 has the values of a0 and a1 of all lanes, then those
   // of a2 and a3.
@@ -200,6 +201,16 @@ __device__ __forceinline__ void router_parts(const Cta& cta, Ring& ring, SumMemo
   for (int page = 0; page < R::PAGES; page++) ring.release(lane);
 }
 
+// The score of a router's product: a sigmoid, or itself where a softmax follows. The product is
+// rounded, so that both passes have the same.
+template <int KIND>
+__device__ __forceinline__ float score_of(float sum, float inverse_rms) {
+  if constexpr (Router<KIND>::SOFTMAX)
+    return __fmul_rn(sum, inverse_rms);
+  else
+    return sigmoid(sum * inverse_rms);
+}
+
 // Partial sums of 32 outputs. Each warp adds the parts of some owners.
 struct ScoreMemory {
   float sums[CONSUMER_WARPS][32];
@@ -255,7 +266,7 @@ __device__ __forceinline__ void router_scores(const Cta& cta, SumMemory& scratch
       sum = 0;
 #pragma unroll
       for (int warp = 0; warp < CONSUMER_WARPS; warp++) sum += memory.sums[warp][lane];
-      const float score = sigmoid(sum * memory.inverse_rms);
+      const float score = score_of<KIND>(sum, memory.inverse_rms);
       if (expert < EXPERTS) publish(scores + token * SCORES_EACH + expert, score);
     }
     cta.sync();
@@ -316,6 +327,7 @@ __device__ __forceinline__ float* scores_of(const Memory& memory, int token) {
 template <int KIND, bool POLLED>
 struct Scores {
   static constexpr int EXPERTS = FEED_FORWARDS[KIND].experts;
+  static constexpr bool BIASED = FEED_FORWARDS[KIND].router_bias, SOFTMAX = Router<KIND>::SOFTMAX;
   static constexpr int EACH = ceil_div(EXPERTS, 32);
   // For experts lane, lane + 32 and so on.
   float scores[EACH], biases[EACH];
@@ -330,7 +342,7 @@ struct Scores {
       return first + smaller(i * 32 + lane, EXPERTS - 1);
     };
 #pragma unroll
-    for (int i = 0; i < EACH; i++) biases[i] = *place(bias, i);
+    for (int i = 0; i < EACH; i++) biases[i] = BIASED ? *place(bias, i) : 0;
     poll<POLLED>([&] {
       inverse_rms = ptx::load_l2(found + EXPERTS);
 #pragma unroll
@@ -342,21 +354,40 @@ struct Scores {
     });
   }
 
-  // Whether no score is a NaN.
+  // What experts are chosen by.
+  __device__ __forceinline__ float merit(int i) const {
+    return BIASED ? scores[i] + biases[i] : scores[i];
+  }
+  // What their weights are made of: a sigmoid without its correction.
+  __device__ __forceinline__ float weighing(int i) const { return SOFTMAX ? merit(i) : scores[i]; }
+
+  // Whether no score is a NaN, and none that a softmax reads infinite.
   __device__ __forceinline__ bool are_numbers() const {
     bool number = true;
 #pragma unroll
-    for (int i = 0; i < EACH; i++) number = number && scores[i] == scores[i];
+    for (int i = 0; i < EACH; i++) {
+      const float score = SOFTMAX ? 0.0f * weighing(i) : scores[i];
+      number = number && score == score;
+    }
     return __all_sync(~0u, number);
   }
 
-  // The top-k experts by score plus bias, of equal ones the lower. Lane c gets choice c, and its
-  // score without the bias.
+  // The sum of a softmax over all experts, relative to the largest score.
+  __device__ __forceinline__ float sum_of_exponentials(float largest, int lane) const {
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < EACH; i++)
+      if (i * 32 + lane < EXPERTS) sum += ptx::exp2((weighing(i) - largest) * ptx::LOG2_E);
+    return add_lanes(sum);
+  }
+
+  // The top-k experts by merit, of equal ones the lower. Lane c gets choice c, and what its weight
+  // is made of.
   __device__ __forceinline__ void top_k(int lane, uint32_t& mine, float& score) const {
     uint32_t keys[EACH];
 #pragma unroll
     for (int i = 0; i < EACH; i++)
-      keys[i] = i * 32 + lane < EXPERTS ? order_key(scores[i] + biases[i]) : 0;
+      keys[i] = i * 32 + lane < EXPERTS ? order_key(merit(i)) : 0;
     mine = ~0u;
 #pragma unroll 1
     for (int choice = 0; choice < FEED_FORWARDS[KIND].top_k; choice++) {
@@ -386,14 +417,13 @@ struct Scores {
     score = 0;
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
-      const float other = __shfl_sync(~0u, scores[i], mine % 32);
+      const float other = __shfl_sync(~0u, weighing(i), mine % 32);
       if (mine / 32 == i) score = other;
     }
   }
 };
 
-// One warp chooses one token's experts. Their weights come from the scores without the bias. The
-// result of lane c is the expert of choice c, times 256, plus its rank among the token's experts in
+// One warp chooses one token's experts. The result of lane c is the expert of choice c, times 256, plus its rank among the token's experts in
 // ascending order, which is also the index of its weight. `note(expert)` is called for each of
 // them.
 template <int KIND, bool POLLED, class Note>
@@ -405,6 +435,12 @@ __device__ __forceinline__ uint32_t top_k_of_token(const Scores<KIND, POLLED>& s
   uint32_t mine;
   float score;
   scores.top_k(lane, mine, score);
+  float all = 1.0f;
+  if constexpr (Router<KIND>::SOFTMAX) {
+    const float largest = __shfl_sync(~0u, score, 0);
+    score = ptx::exp2((score - largest) * ptx::LOG2_E);
+    if constexpr (!F.normalise) all = scores.sum_of_exponentials(largest, lane);
+  }
   // The weights are summed in ascending order of experts.
   int place = 0;
 #pragma unroll
@@ -418,7 +454,7 @@ __device__ __forceinline__ uint32_t top_k_of_token(const Scores<KIND, POLLED>& s
 #pragma unroll
   for (int choice = 0; choice < F.top_k; choice++) total += weights[choice];
   const float divisor = !numbers ? __uint_as_float(0x7fc00000u)
-                                 : F.normalise ? total + 1e-20f : 1.0f;
+                                 : F.normalise ? total + 1e-20f : all;
   __syncwarp();
   if (lane < F.top_k) weights[place] = ptx::divide(score, divisor) * F.scale;
   return mine << 8 | place;

@@ -2,7 +2,7 @@
 // first: an expert's rows (wide/routes.cuh), up to 64 at a time, with every row group of its
 // matrix.
 //
-//   gate_up       the rows of the inner operand: silu(gate) * up * weight
+//   gate_up       the rows of the inner operand: activated, times the expert's weight
 //   down          an expert's product for each row, F32, in one chain over its columns
 //   combine       the products of a token's choices, in ascending order of its experts
 #pragma once
@@ -104,7 +104,7 @@ __device__ __forceinline__ void gate_up(ExpertsShared<KIND>& shared,
       const float up = (j == 0 ? v.z : v.w) * factor.x;
       *reinterpret_cast<uint16_t*>(at<char>(memory.inner) +
                                    operand_place(row, value, memory.capacity)) =
-          ptx::to_bf16(silu(gate) * up * factor.y * operand_scale(F.format));
+          ptx::to_bf16(activate<KIND>(gate, up) * factor.y * operand_scale(F.format));
     }
   };
   const auto consume = [&] {

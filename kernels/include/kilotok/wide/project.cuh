@@ -75,7 +75,7 @@ __device__ __forceinline__ void dense_gate_up(GemmShared& shared, const GemmMemo
           const float gate = (j == 0 ? v.x : v.y) * scale, up = (j == 0 ? v.z : v.w) * scale;
           *reinterpret_cast<uint16_t*>(at<char>(memory.inner) +
                                        operand_place(token, value, memory.capacity)) =
-              ptx::to_bf16(silu(gate) * up * operand_scale(F.format));
+              ptx::to_bf16(activate<KIND>(gate, up) * operand_scale(F.format));
         }
       });
 }

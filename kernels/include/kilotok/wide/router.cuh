@@ -463,7 +463,7 @@ __device__ __forceinline__ Scores<KIND, false> finish_scores(const RouterMemory&
 #pragma unroll
   for (int i = 0; i < scores.EACH; i++) {
     const int expert = smaller(i * 32 + lane, EXPERTS - 1);
-    scores.biases[i] = at<const float>(memory.bias)[expert];
+    scores.biases[i] = scores.BIASED ? at<const float>(memory.bias)[expert] : 0;
     if (!shared) {
       scores.scores[i] = found[expert];
       continue;
@@ -477,7 +477,7 @@ __device__ __forceinline__ Scores<KIND, false> finish_scores(const RouterMemory&
   }
 #pragma unroll
   for (int i = 0; i < scores.EACH; i++) {
-    scores.scores[i] = sigmoid(scores.scores[i] * scores.inverse_rms);
+    scores.scores[i] = score_of<KIND>(scores.scores[i], scores.inverse_rms);
     if (i * 32 + lane < EXPERTS) found[i * 32 + lane] = scores.scores[i];
   }
   return scores;

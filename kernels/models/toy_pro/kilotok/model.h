@@ -29,9 +29,9 @@ constexpr Attention ATTENTIONS[] = {
 };
 
 constexpr FeedForward FEED_FORWARDS[] = {
-    {0, 0, 512, Format::Fp8, false, false, 1.0f},
-    {8, 2, 256, Format::Mxfp4, true, true, 1.0f},
-    {0, 0, 256, Format::Bf16, false, false, 1.0f},
+    {0, 0, 512, Format::Fp8, Activation::SiluMul, 0.0f, 0.0f, RouterScores::CorrectedSigmoid, false, false, false, 1.0f},
+    {8, 2, 256, Format::Mxfp4, Activation::SiluMul, 0.0f, 0.0f, RouterScores::CorrectedSigmoid, true, true, true, 1.0f},
+    {0, 0, 256, Format::Bf16, Activation::SiluMul, 0.0f, 0.0f, RouterScores::CorrectedSigmoid, false, false, false, 1.0f},
 };
 
 // What the host plans; layout/planned.cuh and step/verify.cuh compare.
