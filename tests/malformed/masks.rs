@@ -158,12 +158,25 @@ fn pickles_that_would_run_something() {
     for instruction in [b'i', b'o', 0x81, b'b', 0x82, 0x97, b'\\', 0, 0xff] {
         refuses_program(&[0x80, 2, instruction, b'.'], code);
     }
-    // Calls of what is there, with other arguments.
-    let other = "builds something other than a tensor";
-    refuses_program(b"\x80\x02ccollections\nOrderedDict\nK\x01\x85R.", other);
-    refuses_program(b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.", other);
-    refuses_program(b"\x80\x02ctorch\nFloatStorage\n)R.", other);
-    refuses_program(b"\x80\x02K\x01)R.", "makes no sense");
+    // Calls of what is there, elsewhere or with other arguments.
+    for program in [
+        &b"\x80\x02ccollections\nOrderedDict\nK\x01\x85R."[..],
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.",
+        b"\x80\x02K\x01)R.",
+    ] {
+        refuses_program(program, "holds no dict");
+    }
+    let other = "builds something other than a mask";
+    let calls: [&[u8]; 4] = [
+        b"ctorch._utils\n_rebuild_tensor_v2\n)R",
+        b"ccollections\nOrderedDict\n)R",
+        b"ctorch\nFloatStorage\n)R",
+        b"K\x01)R",
+    ];
+    for call in calls {
+        refuses_program(&[b"\x80\x02}(", &text("embedding")[..], call, b"u."].concat(), other);
+        refuses_pickle(|pickle| pickle.offset = call.to_vec(), other);
+    }
 }
 
 #[test]
@@ -175,7 +188,7 @@ fn pickles_that_are_broken() {
     refuses_program(b"\x80\x02ctorch", "is cut short");
     let good = Pickle::good().bytes();
     refuses_program(&good[..good.len() - 1], "is cut short");
-    refuses_program(&[&good[..], b"."].concat(), "makes no sense");
+    refuses_program(&[&good[..], b"."].concat(), "goes on behind its end");
     for program in [
         &b"\x80\x02."[..],
         b"\x80\x02u.",
@@ -186,31 +199,32 @@ fn pickles_that_are_broken() {
         b"\x80\x02Q.",
         b"\x80\x02q\0.",
         b"\x80\x02(.",
-        b"\x80\x02}}.",
-        b"\x80\x02}(K\x01u.",
-        b"\x80\x02}(}t.",
     ] {
-        refuses_program(program, "has a ");
+        refuses_program(program, "holds no dict");
     }
+    for program in [&b"\x80\x02}(K\x01u."[..], b"\x80\x02}(}t."] {
+        refuses_program(program, "whose keys are not texts");
+    }
+    refuses_program(b"\x80\x02}}.", "has no mask_token_id");
     refuses_program(b"\x80\x02h\0.", "repeats more than texts and names");
     refuses_program(b"\x80\x02}q\0h\0.", "repeats more than texts and names");
-    refuses_program(b"\x80\x02X\xff\xff\xff\xff.", "with a text of 4294967295 bytes");
+    refuses_program(b"\x80\x02X\xff\xff\xff\xff.", "is cut short");
     refuses_program(b"\x80\x02X\x01\0\0\0\xff.", "not UTF-8");
-    refuses_program(b"\x80\x02}X\x01\0\0\0aK\x01sX\x01\0\0\0aK\x02s.", "has \"a\" twice");
-    refuses_program(b"\x80\x02}K\x01K\x01s.", "whose keys are not texts");
-    refuses_program(b"\x80\x02)Q.", "an unknown storage");
+    let twice = |more: Vec<u8>| Pickle { more, ..Pickle::good() };
+    let token = [&text("mask_token_id")[..], b"K\x5a"].concat();
+    refuses_mask(archive(&twice(token), &embedding()), "has mask_token_id twice");
+    let flag = [&text("per_position")[..], b"N"].concat().repeat(2);
+    refuses_mask(archive(&twice(flag), &embedding()), "has per_position twice");
 }
 
 #[test]
-fn pickles_without_end() {
-    refuses_program(&[&b"\x80\x02"[..], &[b'N'; 300]].concat(), "piles up too much");
-    refuses_program(&[&b"\x80\x02"[..], &[b'('; 300]].concat(), "piles up too much");
-    refuses_program(&[&b"\x80\x02)"[..], &[0x85; 2000]].concat(), "goes on and on");
+fn long_pickles() {
     let long = [&b"\x80\x02"[..], &"N".repeat(20_000).into_bytes()].concat();
     refuses_program(&long, "has a pickle of 20002 bytes");
+    refuses_pickle(|pickle| pickle.shape = [&b"("[..], &b"K\x01".repeat(2000)].concat(), "mask");
     let memo: Vec<_> =
         (0..400_u32).flat_map(|slot| [&b"r"[..], &slot.to_le_bytes()].concat()).collect();
-    refuses_program(&[&b"\x80\x02N"[..], &memo].concat(), "remembers too much");
+    refuses_program(&[&b"\x80\x02}"[..], &memo].concat(), "is cut short");
 }
 
 #[test]

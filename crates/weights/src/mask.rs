@@ -7,7 +7,7 @@ mod zip;
 
 use kilotok_model::Dtype;
 
-use pickle::{Value, View};
+use pickle::{Described, View};
 
 /// What the file holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub fn parse_mask(bytes: &[u8]) -> Result<Mask, String> {
         return Err(format!("has the byte order {order:?}, not little"));
     }
     let pickle = archive.get("data.pkl").ok_or("has no data.pkl")?;
-    let (token, tensor) = read_dict(pickle::read(pickle)?)?;
+    let Described { token, embedding: tensor } = pickle::read(pickle)?;
     let entry = format!("data/{}", tensor.storage);
     let data = archive.get(entry.as_str()).ok_or_else(|| format!("has no {entry}"))?;
     let width = tensor.dtype.bytes();
@@ -54,26 +54,4 @@ pub fn parse_mask(bytes: &[u8]) -> Result<Mask, String> {
     };
     let bytes = data[tensor.offset * width..end * width].to_vec();
     Ok(Mask { token, dtype: tensor.dtype, bytes })
-}
-
-fn read_dict(value: Value) -> Result<(u32, View), String> {
-    let Value::Dict(entries) = value else {
-        return Err("holds no dict".to_owned());
-    };
-    let (mut token, mut embedding) = (None, None);
-    for (key, value) in entries {
-        match (key.as_str(), value) {
-            ("mask_token_id", Value::Int(id)) => token = u32::try_from(id).ok(),
-            ("embedding", Value::Tensor(tensor)) => embedding = Some(tensor),
-            ("per_position", Value::Bool(false) | Value::None) => {}
-            ("per_position", _) => {
-                return Err("has per_position, an embedding per row, which no engine runs".into());
-            }
-            ("mask_token_id" | "embedding", _) => return Err(format!("{key} has the wrong type")),
-            _ => return Err(format!("has the unknown entry {key:?}")),
-        }
-    }
-    let token = token.ok_or("has no mask_token_id, or none that is a token")?;
-    let embedding = embedding.ok_or("has no embedding")?;
-    Ok((token, embedding))
 }

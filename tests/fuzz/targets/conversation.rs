@@ -1,5 +1,5 @@
-//! Any JSON as a conversation for the templates of three published formats: messages, tools and
-//! variables of any kind. Rendering and encoding end with a prompt or an error.
+//! Any JSON as a conversation for the templates of three published formats and for the renderer of harmony:
+//! messages, tools and variables of any kind. Rendering and encoding end with a prompt or an error.
 
 #![cfg_attr(fuzzing, no_main)]
 
@@ -22,7 +22,7 @@ const FIXTURES: &str = if cfg!(fuzzing) {
 static TEXTS: LazyLock<Vec<Text>> = LazyLock::new(|| {
     let fixtures = Path::new(FIXTURES);
     let open = |model| Text::open(&fixtures.join(model)).expect("a good checkpoint");
-    ["mimo", "qwen3_coder", "hermes"].map(open).into()
+    ["mimo", "qwen3_coder", "hermes", "harmony"].map(open).into()
 });
 
 pub(crate) fn run(bytes: &[u8]) {

@@ -1,4 +1,5 @@
-//! Any text, special tokens included, as a reply of the model: its first byte says how it is read.
+//! Any text, special tokens included, as a reply of the model: its first byte says in which format
+//! it is read, its second how.
 //! Its events depend on its tokens alone, however they are grouped, and calls are whole JSON
 //! unless the reply was cut.
 
@@ -12,12 +13,19 @@ use serde_json::{Value, json};
 #[cfg(fuzzing)]
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| run(bytes));
 
-const FORMATS: [&str; 4] = ["mimo", "qwen3_coder", "hermes", "plain"];
+const MIMO: &[u8] = include_bytes!("../../text/fixtures/mimo/tokenizer.json");
+const HARMONY: &[u8] = include_bytes!("../../text/fixtures/harmony/tokenizer.json");
+const FORMATS: [(&str, &[u8]); 5] = [
+    ("mimo", MIMO),
+    ("qwen3_coder", MIMO),
+    ("hermes", MIMO),
+    ("plain", MIMO),
+    ("harmony", HARMONY),
+];
 
 static TEXTS: LazyLock<Vec<Arc<Text>>> = LazyLock::new(|| {
-    let tokenizer = include_bytes!("../../text/fixtures/mimo/tokenizer.json");
-    let file = |name: &str| (name == "tokenizer.json").then(|| tokenizer.to_vec());
-    let of = |name: &str| {
+    let of = |(name, tokenizer): (&str, &[u8])| {
+        let file = |name: &str| (name == "tokenizer.json").then(|| tokenizer.to_vec());
         let text = Text::from_files(&file).expect("a good tokenizer");
         let format = name.parse::<Format>().expect("a known format");
         Arc::new(text.with_format(format).expect("a format of text"))
@@ -26,11 +34,11 @@ static TEXTS: LazyLock<Vec<Arc<Text>>> = LazyLock::new(|| {
 });
 
 pub(crate) fn run(bytes: &[u8]) {
-    let Some((how, rest)) = bytes.split_first() else { return };
+    let [format, how, rest @ ..] = bytes else { return };
     let Ok(said) = std::str::from_utf8(rest) else { return };
-    let text = &TEXTS[usize::from(how & 3)];
+    let text = &TEXTS[usize::from(*format) % TEXTS.len()];
     let Ok(tokens) = text.encode(said) else { return };
-    let cut = how & 0x20 != 0;
+    let cut = how & 8 != 0;
     let alone = read(text, *how, cut, &tokens, 1);
     let joined = read(text, *how, cut, &tokens, tokens.len().max(1));
     assert_eq!(alone, joined, "events depend on how tokens are grouped");
@@ -44,17 +52,17 @@ pub(crate) fn run(bytes: &[u8]) {
 /// Joined events of a reply whose tokens come so many at a time.
 fn read(text: &Arc<Text>, how: u8, cut: bool, tokens: &[u32], at_a_time: usize) -> Vec<Event> {
     let options = ReplyOptions {
-        parse: match how >> 2 & 3 {
+        parse: match how & 3 {
             0 => Parse::Nothing,
             1 => Parse::Reasoning,
             2 => Parse::ReasoningAndCalls,
             _ => Parse::ReasoningThenCalls,
         },
         tools: vec![tool()],
-        reasoning: if how & 0x10 == 0 { ReasoningStart::Maybe } else { ReasoningStart::Begun },
-        stop: if how & 0x40 == 0 { Vec::new() } else { vec!["stop".into()] },
+        reasoning: if how & 4 == 0 { ReasoningStart::Maybe } else { ReasoningStart::Begun },
+        stop: if how & 0x10 == 0 { Vec::new() } else { vec!["stop".into()] },
         skip_special: true,
-        parallel_calls: how & 0x80 == 0,
+        parallel_calls: how & 0x20 == 0,
         ..ReplyOptions::default()
     };
     let mut reply = Reply::new(Arc::clone(text), options);

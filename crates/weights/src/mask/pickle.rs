@@ -1,5 +1,6 @@
-//! The part of pickle protocol 2 that a dict of an int and a tensor needs. Of the four names that
-//! a pickle may mention none is looked up: they are words of this little language.
+//! The pickle of a mask embedding, as `torch.save` writes it (protocol 2): a dict of an int, a
+//! tensor, and perhaps a flag. It is matched instruction by instruction against that one form.
+//! Nothing is executed, and no name is looked up.
 
 use std::collections::BTreeMap;
 
@@ -8,45 +9,21 @@ use kilotok_model::Dtype;
 /// First byte of every pickle since protocol 2.
 pub(super) const PROTOCOL: u8 = 0x80;
 const VERSION: u8 = 2;
+/// Those of masks have 300 bytes.
 const PICKLE_BYTES_MAX: usize = 1 << 14;
-const TEXT_BYTES_MAX: usize = 256;
-const STACK_MAX: usize = 256;
-const MEMO_MAX: usize = 256;
-const STEPS_MAX: usize = 1024;
 
-/// What a pickle may describe.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Value {
-    None,
-    Bool(bool),
-    Int(i64),
-    Text(String),
-    Name(Name),
-    Tuple(Vec<Value>),
-    Dict(Vec<(String, Value)>),
-    Storage(Storage),
-    Tensor(View),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Name {
-    RebuildTensor,
-    Storage(Dtype),
-    OrderedDict,
-}
-
+/// What the dict says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Storage {
-    dtype: Dtype,
-    /// Of the archive's entry.
-    name: String,
-    len: usize,
+pub(super) struct Described {
+    pub(super) token: u32,
+    pub(super) embedding: View,
 }
 
 /// A view into a storage; sizes in elements.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct View {
     pub(super) dtype: Dtype,
+    /// Of the archive's entry.
     pub(super) storage: String,
     pub(super) storage_len: usize,
     pub(super) offset: usize,
@@ -55,103 +32,232 @@ pub(super) struct View {
 }
 
 /// Reads a whole pickle.
-pub(super) fn read(bytes: &[u8]) -> Result<Value, String> {
+pub(super) fn read(bytes: &[u8]) -> Result<Described, String> {
     if bytes.len() > PICKLE_BYTES_MAX {
         return Err(format!("has a pickle of {} bytes, too much for a mask", bytes.len()));
     }
     let rest = bytes
         .strip_prefix(&[PROTOCOL, VERSION])
         .ok_or("has a pickle of another protocol than 2, torch's default")?;
-    let mut machine = Machine { rest, stack: Vec::new(), marks: Vec::new(), memo: BTreeMap::new() };
-    for _ in 0..STEPS_MAX {
-        if let Some(value) = machine.step()? {
-            return Ok(value);
+    let mut pickle = Pickle { rest, last: None, memo: BTreeMap::new() };
+    let described = pickle.dict()?;
+    pickle.expect(Code::Stop)?;
+    if !pickle.rest.is_empty() {
+        return Err("has a pickle that goes on behind its end".to_owned());
+    }
+    Ok(described)
+}
+
+/// An instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Code<'a> {
+    None,
+    Bool(bool),
+    Int(i64),
+    Text(&'a str),
+    /// A module and a name in it.
+    Name(&'a str, &'a str),
+    /// Where the items of a tuple or a dict begin.
+    Mark,
+    /// A tuple of all items since the mark.
+    Tuple,
+    /// A tuple of the last so many values.
+    TupleOf(u8),
+    EmptyDict,
+    /// Puts the last key and value into a dict.
+    SetItem,
+    /// Puts all items since the mark into a dict.
+    SetItems,
+    /// The storage with the last tuple as its id.
+    Storage,
+    /// Calls a name with a tuple of arguments.
+    Call,
+    Stop,
+}
+
+const REBUILD_TENSOR: Code<'_> = Code::Name("torch._utils", "_rebuild_tensor_v2");
+const BF16_STORAGE: Code<'_> = Code::Name("torch", "BFloat16Storage");
+const F32_STORAGE: Code<'_> = Code::Name("torch", "FloatStorage");
+const ORDERED_DICT: Code<'_> = Code::Name("collections", "OrderedDict");
+const CUT: &str = "has a pickle that is cut short";
+
+struct Pickle<'a> {
+    rest: &'a [u8],
+    /// The last instruction, which may be remembered.
+    last: Option<Code<'a>>,
+    memo: BTreeMap<u32, Option<Code<'a>>>,
+}
+
+impl<'a> Pickle<'a> {
+    /// `{"mask_token_id": .., "embedding": ..}`, in any order.
+    fn dict(&mut self) -> Result<Described, String> {
+        if self.next()? != Code::EmptyDict {
+            return Err("holds no dict".to_owned());
+        }
+        let (mut token, mut embedding, mut per_position) = (None, None, None);
+        let set = |is_twice: bool, key: &str| {
+            if is_twice { Err(format!("has {key} twice")) } else { Ok(()) }
+        };
+        if self.is_next(Code::Mark)? {
+            while !self.is_next(Code::SetItems)? {
+                match self.next()? {
+                    Code::Text(key @ "mask_token_id") => {
+                        let Code::Int(id) = self.next()? else {
+                            return Err(format!("{key} has the wrong type"));
+                        };
+                        let id = u32::try_from(id);
+                        let id =
+                            id.map_err(|_| format!("has no {key}, or none that is a token"))?;
+                        set(token.replace(id).is_some(), key)?;
+                    }
+                    Code::Text(key @ "embedding") => {
+                        set(embedding.replace(self.tensor()?).is_some(), key)?;
+                    }
+                    Code::Text(key @ "per_position") => {
+                        if !matches!(self.next()?, Code::None | Code::Bool(false)) {
+                            let what = "an embedding per row, which no engine runs";
+                            return Err(format!("has {key}, {what}"));
+                        }
+                        set(per_position.replace(()).is_some(), key)?;
+                    }
+                    Code::Text(key) => return Err(format!("has the unknown entry {key:?}")),
+                    _ => return Err("has a dict whose keys are not texts".to_owned()),
+                }
+            }
+        }
+        let token = token.ok_or("has no mask_token_id, or none that is a token")?;
+        let embedding = embedding.ok_or("has no embedding")?;
+        Ok(Described { token, embedding })
+    }
+
+    /// A call of [`REBUILD_TENSOR`]: storage, offset, shape, strides, whether it requires a
+    /// gradient, and hooks, of which there are none.
+    fn tensor(&mut self) -> Result<View, String> {
+        self.expect(REBUILD_TENSOR)?;
+        self.expect(Code::Mark)?;
+        let (dtype, storage, storage_len) = self.storage()?;
+        let (offset, shape, strides) = (self.size()?, self.sizes()?, self.sizes()?);
+        let Code::Bool(_) = self.next()? else {
+            return Err(self.unlike_a_mask());
+        };
+        for code in [ORDERED_DICT, Code::TupleOf(0), Code::Call, Code::Tuple, Code::Call] {
+            self.expect(code)?;
+        }
+        Ok(View { dtype, storage, storage_len, offset, shape, strides })
+    }
+
+    /// `("storage", type, entry, device, length)`: the type of its values, the entry, the length.
+    fn storage(&mut self) -> Result<(Dtype, String, usize), String> {
+        self.expect(Code::Mark)?;
+        self.expect(Code::Text("storage"))?;
+        let dtype = match self.next()? {
+            BF16_STORAGE => Dtype::Bf16,
+            F32_STORAGE => Dtype::F32,
+            _ => return Err(self.unlike_a_mask()),
+        };
+        let (Code::Text(entry), Code::Text(_)) = (self.next()?, self.next()?) else {
+            return Err(self.unlike_a_mask());
+        };
+        let length = self.size()?;
+        self.expect(Code::Tuple)?;
+        self.expect(Code::Storage)?;
+        Ok((dtype, entry.to_owned(), length))
+    }
+
+    /// A tuple of sizes.
+    fn sizes(&mut self) -> Result<Vec<usize>, String> {
+        let marked = self.is_next(Code::Mark)?;
+        let mut sizes = Vec::new();
+        loop {
+            match self.next()? {
+                Code::Int(size) => sizes.push(size_of(size)?),
+                Code::Tuple if marked => return Ok(sizes),
+                Code::TupleOf(count) if !marked && sizes.len() == usize::from(count) => {
+                    return Ok(sizes);
+                }
+                _ => return Err(self.unlike_a_mask()),
+            }
         }
     }
-    Err("has a pickle that goes on and on".to_owned())
-}
 
-/// A pickle is a program for this stack machine.
-struct Machine<'a> {
-    rest: &'a [u8],
-    stack: Vec<Value>,
-    /// Stack heights at which tuples and dict entries begin.
-    marks: Vec<usize>,
-    /// `None` for what was put aside and is never asked for again.
-    memo: BTreeMap<u32, Option<Value>>,
-}
+    fn size(&mut self) -> Result<usize, String> {
+        match self.next()? {
+            Code::Int(size) => size_of(size),
+            _ => Err(self.unlike_a_mask()),
+        }
+    }
 
-impl Machine<'_> {
-    /// One instruction. The value, once the pickle stops.
-    fn step(&mut self) -> Result<Option<Value>, String> {
-        let [code] = self.take()?;
-        match code {
-            b'.' => return self.stop().map(Some),
-            b'(' => self.mark()?,
-            b'N' => self.push(Value::None)?,
-            0x88 => self.push(Value::Bool(true))?,
-            0x89 => self.push(Value::Bool(false))?,
+    fn expect(&mut self, code: Code<'_>) -> Result<(), String> {
+        if self.next()? == code { Ok(()) } else { Err(self.unlike_a_mask()) }
+    }
+
+    /// Takes the next instruction if it is this one.
+    fn is_next(&mut self, code: Code<'_>) -> Result<bool, String> {
+        let (rest, last) = (self.rest, self.last);
+        if self.next()? == code {
+            return Ok(true);
+        }
+        (self.rest, self.last) = (rest, last);
+        Ok(false)
+    }
+
+    fn unlike_a_mask(&self) -> String {
+        let last = self.last.map(|code| format!("{code:?}")).unwrap_or_default();
+        format!("has a pickle that builds something other than a mask: {last} is unexpected")
+    }
+
+    /// The next instruction, after those that remember the last value.
+    fn next(&mut self) -> Result<Code<'a>, String> {
+        let code = loop {
+            let [code] = self.take()?;
+            match code {
+                b'q' | b'r' => {
+                    let slot = self.slot(code == b'r')?;
+                    self.memo.insert(slot, self.last);
+                }
+                _ => break self.decode(code)?,
+            }
+        };
+        self.last = Some(code);
+        Ok(code)
+    }
+
+    fn decode(&mut self, code: u8) -> Result<Code<'a>, String> {
+        Ok(match code {
+            b'.' => Code::Stop,
+            b'(' => Code::Mark,
+            b'N' => Code::None,
+            0x88 | 0x89 => Code::Bool(code == 0x88),
             b'K' => {
                 let [n] = self.take()?;
-                self.push(Value::Int(n.into()))?;
+                Code::Int(n.into())
             }
-            b'M' => {
-                let n = u16::from_le_bytes(self.take()?);
-                self.push(Value::Int(n.into()))?;
-            }
-            b'J' => {
-                let n = i32::from_le_bytes(self.take()?);
-                self.push(Value::Int(n.into()))?;
-            }
+            b'M' => Code::Int(u16::from_le_bytes(self.take()?).into()),
+            b'J' => Code::Int(i32::from_le_bytes(self.take()?).into()),
             b'X' => {
                 let length = u32::from_le_bytes(self.take()?) as usize;
-                let text = self.text(length)?;
-                self.push(Value::Text(text))?;
+                Code::Text(self.text(length)?)
             }
-            b'c' => {
-                let name = self.name()?;
-                self.push(Value::Name(name))?;
-            }
-            b'}' => self.push(Value::Dict(Vec::new()))?,
-            b's' => {
-                let height = self.below(2)?;
-                self.set_items(height)?;
-            }
-            b'u' => {
-                let mark = self.unmark()?;
-                self.set_items(mark)?;
-            }
-            b')' => self.push(Value::Tuple(Vec::new()))?,
-            b't' => {
-                let mark = self.unmark()?;
-                self.tuple(mark)?;
-            }
-            0x85..=0x87 => {
-                let height = self.below(usize::from(code - 0x84))?;
-                self.tuple(height)?;
-            }
-            b'q' | b'r' => {
-                let slot = self.slot(code == b'r')?;
-                self.put(slot)?;
-            }
+            b'c' => self.name()?,
+            b'}' => Code::EmptyDict,
+            b's' => Code::SetItem,
+            b'u' => Code::SetItems,
+            b')' => Code::TupleOf(0),
+            b't' => Code::Tuple,
+            0x85..=0x87 => Code::TupleOf(code - 0x84),
             b'h' | b'j' => {
                 let slot = self.slot(code == b'j')?;
-                self.get(slot)?;
+                let remembered = self.memo.get(&slot).copied().flatten();
+                let simple = |code: &Code<'_>| matches!(code, Code::Text(_) | Code::Name(..));
+                let remembered = remembered.filter(simple);
+                remembered.ok_or("has a pickle that repeats more than texts and names")?
             }
-            b'Q' => {
-                let storage = storage(self.pop()?)?;
-                self.push(Value::Storage(storage))?;
-            }
-            b'R' => {
-                let arguments = self.pop()?;
-                let value = call(&self.pop()?, arguments)?;
-                self.push(value)?;
-            }
+            b'Q' => Code::Storage,
+            b'R' => Code::Call,
             _ => {
                 return Err(format!("has a pickle with the instruction {code:#04x}, not a mask's"));
             }
-        }
-        Ok(None)
+        })
     }
 
     fn take<const N: usize>(&mut self) -> Result<[u8; N], String> {
@@ -168,19 +274,14 @@ impl Machine<'_> {
         Ok(slot.into())
     }
 
-    fn text(&mut self, length: usize) -> Result<String, String> {
-        if length > TEXT_BYTES_MAX {
-            return Err(format!("has a pickle with a text of {length} bytes"));
-        }
+    fn text(&mut self, length: usize) -> Result<&'a str, String> {
         let (text, rest) = self.rest.split_at_checked(length).ok_or(CUT)?;
         self.rest = rest;
-        let text =
-            str::from_utf8(text).map_err(|_| "has a pickle with a text that is not UTF-8")?;
-        Ok(text.to_owned())
+        str::from_utf8(text).map_err(|_| "has a pickle with a text that is not UTF-8".to_owned())
     }
 
     /// A module and a name, each ended by a newline.
-    fn name(&mut self) -> Result<Name, String> {
+    fn name(&mut self) -> Result<Code<'a>, String> {
         let mut line = || {
             let length = self.rest.iter().position(|byte| *byte == b'\n').ok_or(CUT)?;
             let line = self.text(length)?;
@@ -188,162 +289,14 @@ impl Machine<'_> {
             Ok::<_, String>(line)
         };
         let (module, name) = (line()?, line()?);
-        match (module.as_str(), name.as_str()) {
-            ("torch._utils", "_rebuild_tensor_v2") => Ok(Name::RebuildTensor),
-            ("torch", "BFloat16Storage") => Ok(Name::Storage(Dtype::Bf16)),
-            ("torch", "FloatStorage") => Ok(Name::Storage(Dtype::F32)),
-            ("collections", "OrderedDict") => Ok(Name::OrderedDict),
-            _ => Err(format!("has a pickle that names {module:?} {name:?}, which no mask needs")),
+        let code = Code::Name(module, name);
+        if [REBUILD_TENSOR, BF16_STORAGE, F32_STORAGE, ORDERED_DICT].contains(&code) {
+            return Ok(code);
         }
-    }
-
-    fn push(&mut self, value: Value) -> Result<(), String> {
-        if self.stack.len() == STACK_MAX {
-            return Err("has a pickle that piles up too much".to_owned());
-        }
-        self.stack.push(value);
-        Ok(())
-    }
-
-    fn pop(&mut self) -> Result<Value, String> {
-        // An operation above a mark cannot reach what lies below it.
-        let floor = self.marks.last().copied().unwrap_or(0);
-        if self.stack.len() <= floor {
-            return Err(CONFUSED.to_owned());
-        }
-        self.stack.pop().ok_or_else(|| CONFUSED.to_owned())
-    }
-
-    fn mark(&mut self) -> Result<(), String> {
-        if self.marks.len() == STACK_MAX {
-            return Err("has a pickle that piles up too much".to_owned());
-        }
-        self.marks.push(self.stack.len());
-        Ok(())
-    }
-
-    fn unmark(&mut self) -> Result<usize, String> {
-        self.marks.pop().ok_or_else(|| CONFUSED.to_owned())
-    }
-
-    /// The height below the last so many values.
-    fn below(&self, count: usize) -> Result<usize, String> {
-        self.stack.len().checked_sub(count).ok_or_else(|| CONFUSED.to_owned())
-    }
-
-    /// Takes the values from this height up.
-    fn lift(&mut self, height: usize) -> Result<Vec<Value>, String> {
-        let floor = self.marks.last().copied().unwrap_or(0);
-        if height < floor || height > self.stack.len() {
-            return Err(CONFUSED.to_owned());
-        }
-        Ok(self.stack.split_off(height))
-    }
-
-    fn tuple(&mut self, height: usize) -> Result<(), String> {
-        let values = self.lift(height)?;
-        self.push(Value::Tuple(values))
-    }
-
-    /// Keys and values from this height up enter the dict below them.
-    fn set_items(&mut self, height: usize) -> Result<(), String> {
-        let mut values = self.lift(height)?.into_iter();
-        let Some(Value::Dict(entries)) = self.stack.last_mut() else {
-            return Err(CONFUSED.to_owned());
-        };
-        while let Some(key) = values.next() {
-            let (Value::Text(key), Some(value)) = (key, values.next()) else {
-                return Err("has a dict whose keys are not texts".to_owned());
-            };
-            if entries.iter().any(|(other, _)| *other == key) {
-                return Err(format!("has {key:?} twice"));
-            }
-            entries.push((key, value));
-        }
-        Ok(())
-    }
-
-    fn put(&mut self, slot: u32) -> Result<(), String> {
-        let value = match self.stack.last() {
-            None => return Err(CONFUSED.to_owned()),
-            Some(value @ (Value::Text(_) | Value::Name(_))) => Some(value.clone()),
-            Some(_) => None,
-        };
-        if self.memo.len() == MEMO_MAX {
-            return Err("has a pickle that remembers too much".to_owned());
-        }
-        self.memo.insert(slot, value);
-        Ok(())
-    }
-
-    fn get(&mut self, slot: u32) -> Result<(), String> {
-        let value = self.memo.get(&slot).cloned().flatten();
-        self.push(value.ok_or("has a pickle that repeats more than texts and names")?)
-    }
-
-    fn stop(&mut self) -> Result<Value, String> {
-        let value = self.pop()?;
-        if !self.stack.is_empty() || !self.marks.is_empty() || !self.rest.is_empty() {
-            return Err(CONFUSED.to_owned());
-        }
-        Ok(value)
+        Err(format!("has a pickle that names {module:?} {name:?}, which no mask needs"))
     }
 }
 
-const CUT: &str = "has a pickle that is cut short";
-const CONFUSED: &str = "has a pickle that makes no sense";
-
-/// `("storage", type, entry, device, length)`
-fn storage(id: Value) -> Result<Storage, String> {
-    let Value::Tuple(parts) = id else {
-        return Err(CONFUSED.to_owned());
-    };
-    match &parts[..] {
-        [
-            Value::Text(kind),
-            Value::Name(Name::Storage(dtype)),
-            Value::Text(name),
-            Value::Text(_),
-            len,
-        ] if kind == "storage" => {
-            Ok(Storage { dtype: *dtype, name: name.clone(), len: size(len)? })
-        }
-        _ => Err("has a pickle with an unknown storage".to_owned()),
-    }
-}
-
-/// What a name makes of its arguments.
-fn call(name: &Value, arguments: Value) -> Result<Value, String> {
-    let (Value::Name(name), Value::Tuple(arguments)) = (name, arguments) else {
-        return Err(CONFUSED.to_owned());
-    };
-    match (name, &arguments[..]) {
-        // A tensor's hooks: none.
-        (Name::OrderedDict, []) => Ok(Value::Dict(Vec::new())),
-        // The bool says whether it requires a gradient.
-        (
-            Name::RebuildTensor,
-            [Value::Storage(storage), offset, shape, strides, Value::Bool(_), Value::Dict(hooks)],
-        ) if hooks.is_empty() => Ok(Value::Tensor(View {
-            dtype: storage.dtype,
-            storage: storage.name.clone(),
-            storage_len: storage.len,
-            offset: size(offset)?,
-            shape: sizes(shape)?,
-            strides: sizes(strides)?,
-        })),
-        _ => Err("has a pickle that builds something other than a tensor".to_owned()),
-    }
-}
-
-fn sizes(value: &Value) -> Result<Vec<usize>, String> {
-    let Value::Tuple(values) = value else {
-        return Err(CONFUSED.to_owned());
-    };
-    values.iter().map(size).collect()
-}
-
-fn size(value: &Value) -> Result<usize, String> {
-    let size = if let Value::Int(n) = value { usize::try_from(*n).ok() } else { None };
-    size.ok_or_else(|| "has a pickle with a size that is none".to_owned())
+fn size_of(size: i64) -> Result<usize, String> {
+    usize::try_from(size).map_err(|_| "has a pickle with a size that is none".to_owned())
 }
