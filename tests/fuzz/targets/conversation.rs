@@ -1,5 +1,6 @@
-//! Any JSON as a conversation for the templates of three published formats and for the renderer of harmony:
-//! messages, tools and variables of any kind. Rendering and encoding end with a prompt or an error.
+//! Any JSON as a conversation for the templates of three published formats and for the renderer of
+//! harmony: messages, tools and variables of any kind. Rendering and encoding end with a prompt or
+//! an error.
 
 #![cfg_attr(fuzzing, no_main)]
 
