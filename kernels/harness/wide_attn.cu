@@ -26,20 +26,20 @@ __global__ void __launch_bounds__(wide::THREADS, 1) split_kernel(const wide::Att
 }
 
 template <int KIND>
-__global__ void __launch_bounds__(wide::THREADS, 1)
+__global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
     attn_in_kernel(const wide::AttnInMemory memory, const Waiting waiting) {
   if (threadIdx.x == 0) wait_context = WaitContext::begin(waiting.fault, waiting.wait_max_ms, 0);
   wide::attn_in<QkvMatrix<KIND>, KIND, KIND + 1>(
-      *reinterpret_cast<wide::AttnInShared*>(asked_memory()), memory, KIND);
+      *reinterpret_cast<wide::GemmShared*>(asked_memory()), memory, KIND);
 }
 
 // The products of that GEMM, F32 `[tokens][PROJECTED_ROWS]`.
 template <int KIND>
-__global__ void __launch_bounds__(wide::THREADS, 1)
+__global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
     products_kernel(const wide::AttnInMemory memory, const Waiting waiting) {
   if (threadIdx.x == 0) wait_context = WaitContext::begin(waiting.fault, waiting.wait_max_ms, 0);
   wide::multiply_projections<QkvMatrix<KIND>>(
-      *reinterpret_cast<wide::AttnInShared*>(asked_memory()), memory,
+      *reinterpret_cast<wide::GemmShared*>(asked_memory()), memory,
       [&](int row_tile, int token, int lane, wide::TilesProducts& products) {
         for (int i = 0; i < wide::TILES_AT_ONCE; i++, token += TILE_TOKENS) {
           if (token >= memory.step.count) break;
@@ -142,7 +142,7 @@ class World {
     run_angles();
     make_heads();
     attend();
-    if (from_ == From::Normed) launch(products_kernel<KIND>, in_, sizeof(wide::AttnInShared));
+    if (from_ == From::Normed) launch_gemm(products_kernel<KIND>);
     const std::vector<uint16_t> found = read_wide(), wanted = run_narrow();
     size_t differ = 0;
     for (size_t i = 0; i < found.size(); i++) {
@@ -280,17 +280,23 @@ class World {
     return launch_ms(kernel, dim3(GRID), wide::THREADS, 0, arguments);
   }
   template <class M>
-  float launch(void (*kernel)(M, Waiting), M memory, size_t shared_bytes) {
+  float launch(void (*kernel)(M, Waiting), M memory, int threads, size_t shared_bytes) {
     Waiting waiting = {fault_address(), wait_max_ms()};
     void* arguments[] = {&memory, &waiting};
-    return launch_ms(kernel, dim3(GRID), wide::THREADS, shared_bytes, arguments);
+    return launch_ms(kernel, dim3(GRID), threads, shared_bytes, arguments);
+  }
+  // The GEMM of q, k and v with one of its epilogues.
+  float launch_gemm(void (*kernel)(wide::AttnInMemory, Waiting)) {
+    return launch(kernel, in_, wide::GEMM_THREADS, sizeof(wide::GemmShared));
   }
   void run_angles() { launch(angles_kernel, in_); }
   float make_heads() {
     if (from_ == From::Projected) return launch(split_kernel<KIND>, in_);
-    return launch(attn_in_kernel<KIND>, in_, sizeof(wide::AttnInShared));
+    return launch_gemm(attn_in_kernel<KIND>);
   }
-  float attend() { return launch(attn_kernel<KIND>, attn_, sizeof(wide::AttnShared<KIND>)); }
+  float attend() {
+    return launch(attn_kernel<KIND>, attn_, wide::THREADS, sizeof(wide::AttnShared<KIND>));
+  }
 
   std::vector<uint16_t> read_wide() const {
     const auto operand =

@@ -5,7 +5,7 @@
 //   ./wide_matrix          checks and times
 //   ./wide_matrix check    checks a few hundred tokens
 // Returns 1 if a bit differs.
-#include "kilotok/wide/matrix.cuh"
+#include "kilotok/wide/gemm.cuh"
 #include "matrix_walk.cuh"
 
 namespace bench {
@@ -37,38 +37,36 @@ struct WideStore {
   }
 };
 
-struct WideMemory {
-  wide::TokenRingMemory ring;
-  wide::TotalMemory totals;
-};
-
 template <class M>
-__global__ void __launch_bounds__(wide::THREADS, 1) wide_walk(const WideWork work) {
-  auto& memory = *reinterpret_cast<WideMemory*>(asked_memory());
+__global__ void __launch_bounds__(wide::GEMM_THREADS, 1) wide_walk(const WideWork work) {
+  auto& shared = *reinterpret_cast<wide::GemmShared*>(asked_memory());
   if (threadIdx.x == 0) {
     wait_context = WaitContext::begin(work.fault, work.wait_max_ms, 0);
-    wide::TokenRing(memory.ring).init();
+    wide::GemmRing<M>(shared).init();
   }
   __syncthreads();
-  const wide::MatrixWork<M> items = {work.tokens};
+  const wide::GemmWork<M> items(work.tokens);
   // Turns, so that all CTAs have the same number of items in the end.
   const auto first = [&](int copy) {
     return (ptx::cta_index() + copy * (items.count() % GRID)) % GRID;
   };
-  wide::with_roles(
+  wide::with_gemm_roles<M>(
       [&] {
-        wide::TokenRing ring(memory.ring);
+        wide::GemmRing<M> ring(shared);
         const WideStore<M> store = {at<float>(work.products), work.tokens};
         for (int copy = 0; copy < work.copies; copy++)
-          wide::gemm<M>(ring, memory.totals,
-                            at<const char>(work.weights) + copy * M::BYTES, items, first(copy),
-                            store);
+          wide::consume_gemm<M>(
+              shared, ring, at<const char>(work.weights) + copy * M::BYTES, items, first(copy),
+              [&](int row_tile, int token, int, const float4& values) {
+                store(row_tile, token, threadIdx.x % 32, values);
+              },
+              [](const wide::GemmWork<M>&, int) {});
       },
       [&] {
-        wide::TokenRing ring(memory.ring);
+        wide::GemmRing<M> ring(shared);
         const wide::Operand operand = {at<const char>(work.operand), work.capacity};
         for (int copy = 0; copy < work.copies; copy++)
-          wide::produce<M>(ring, operand, items, first(copy));
+          wide::produce_gemm<M>(ring, operand, items, first(copy));
       });
 }
 
@@ -77,8 +75,8 @@ float wide_ms(const WideWork& work, int runs) {
   void* arguments[] = {const_cast<WideWork*>(&work)};
   float best = INFINITY;
   for (int run = 0; run < runs; run++)
-    best = std::min(best, launch_ms(wide_walk<M>, dim3(GRID), wide::THREADS,
-                                    sizeof(WideMemory), arguments));
+    best = std::min(best, launch_ms(wide_walk<M>, dim3(GRID), wide::GEMM_THREADS,
+                                    sizeof(wide::GemmShared), arguments));
   return best;
 }
 

@@ -27,14 +27,14 @@ struct WideKernel {
 };
 constexpr WideKernel EMBED = {"embed", wide_embed, wide::SORTERS};
 constexpr WideKernel INPUT_NORM = {"input norm", wide_input_norm, wide::NORM_THREADS};
-constexpr WideKernel QKV = {"q, k, v", wide_qkv, wide::THREADS};
+constexpr WideKernel QKV = {"q, k, v", wide_qkv, wide::GEMM_THREADS};
 constexpr WideKernel HEADS = {"heads", wide_heads, wide::THREADS};
 constexpr WideKernel ATTENTION[] = {{"full attention", wide_attention, wide::THREADS},
                                     {"window attention", wide_attention, wide::THREADS}};
-constexpr WideKernel OUTPUT = {"output", wide_output, wide::THREADS};
+constexpr WideKernel OUTPUT = {"output", wide_output, wide::GEMM_THREADS};
 constexpr WideKernel POST_NORM = {"post norm", wide_post_norm, wide::NORM_THREADS};
-constexpr WideKernel DENSE[] = {{"dense gate, up", wide_dense_gate_up, wide::THREADS},
-                                {"dense down", wide_dense_down, wide::THREADS}};
+constexpr WideKernel DENSE[] = {{"dense gate, up", wide_dense_gate_up, wide::GEMM_THREADS},
+                                {"dense down", wide_dense_down, wide::GEMM_THREADS}};
 constexpr WideKernel ROUTER[] = {{"router scores", wide_router_scores, wide::ROUTER_THREADS},
                                  {"top-k experts", wide_top_k_experts, wide::CHOOSING_THREADS}};
 constexpr WideKernel EXPERTS[] = {

@@ -37,7 +37,7 @@ constexpr size_t experts_shared_bytes() {
                   experts_shared_bytes<KIND + 1>());
 }
 constexpr size_t WIDE_SHARED_MAX = larger(
-    larger(larger(sizeof(wide::GemmShared), sizeof(wide::NormShared)), sizeof(wide::AttnInShared)),
+    larger(sizeof(wide::GemmShared), sizeof(wide::NormShared)),
     larger(attn_shared_bytes(), experts_shared_bytes()));
 static_assert(WIDE_SHARED_MAX <= SHARED_MAX, "a CTA's memory suffices");
 
@@ -61,7 +61,8 @@ using namespace kilotok;
 
 // What the host needs to launch the kernels below: shared memory, and threads of a CTA.
 extern "C" __device__ const unsigned WIDE_SHARED_BYTES = WIDE_SHARED_MAX;
-extern "C" __device__ const unsigned WIDE_GEMM_THREADS = wide::THREADS;
+extern "C" __device__ const unsigned WIDE_GEMM_THREADS = wide::GEMM_THREADS;
+extern "C" __device__ const unsigned WIDE_ATTENTION_THREADS = wide::THREADS;
 extern "C" __device__ const unsigned WIDE_MOVE_THREADS = wide::SORTERS;
 extern "C" __device__ const unsigned WIDE_NORM_THREADS = wide::NORM_THREADS;
 extern "C" __device__ const unsigned WIDE_ROUTER_THREADS = wide::ROUTER_THREADS;
@@ -101,13 +102,13 @@ extern "C" __global__ void __launch_bounds__(wide::NORM_THREADS, 1)
   wide::add_rms_norm(launch_shared<wide::NormShared>(), input_norm_memory(memory));
 }
 
-extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
+extern "C" __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
     wide_qkv(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;
   const int kind = wide_layer<false>(memory).attention;
   with_matrix<QkvMatrix, 0, DRAFT_ATTENTION>(kind, [&](auto first) {
     wide::attn_in<QkvMatrix<decltype(first)::value>, 0, DRAFT_ATTENTION>(
-        launch_shared<wide::AttnInShared>(), attn_in_memory<false>(memory), kind);
+        launch_shared<wide::GemmShared>(), attn_in_memory<false>(memory), kind);
   });
 }
 
@@ -131,7 +132,7 @@ extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
   });
 }
 
-extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
+extern "C" __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
     wide_output(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;
   const LayerMemory& layer = wide_layer<false>(memory);
@@ -147,7 +148,7 @@ extern "C" __global__ void __launch_bounds__(wide::NORM_THREADS, 1)
   wide::add_rms_norm(launch_shared<wide::NormShared>(), post_norm_memory(memory));
 }
 
-extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
+extern "C" __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
     wide_dense_gate_up(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;
   const LayerMemory& layer = wide_layer<false>(memory);
@@ -159,7 +160,7 @@ extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
   });
 }
 
-extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
+extern "C" __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
     wide_dense_down(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;
   const LayerMemory& layer = wide_layer<false>(memory);
@@ -262,7 +263,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 }
 
 // The drafter's context, from the taps: see step/context.cuh.
-extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
+extern "C" __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
     wide_fuse(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;
   wide::multiply_to_part<FuseMatrix>(launch_shared<wide::GemmShared>(),
@@ -277,13 +278,13 @@ extern "C" __global__ void __launch_bounds__(wide::NORM_THREADS, 1)
 }
 
 // Keys and values of a layer of the drafter. Its queries are made too, and not used.
-extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
+extern "C" __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
     wide_context_keys(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;
   const int kind = wide_layer<true>(memory).attention;
   with_matrix<QkvMatrix, DRAFT_ATTENTION, ATTENTION_KINDS>(kind, [&](auto first) {
     wide::attn_in<QkvMatrix<decltype(first)::value>, DRAFT_ATTENTION, ATTENTION_KINDS>(
-        launch_shared<wide::AttnInShared>(), attn_in_memory<true>(memory), kind);
+        launch_shared<wide::GemmShared>(), attn_in_memory<true>(memory), kind);
   });
   note_wide_drafted(memory);
 }

@@ -101,6 +101,7 @@ pub(crate) enum WideKernel {
 
 /// The number of threads in a CTA: a constant of the kernels by its name.
 const GEMM_THREADS: &str = "WIDE_GEMM_THREADS";
+const ATTENTION_THREADS: &str = "WIDE_ATTENTION_THREADS";
 const MOVE_THREADS: &str = "WIDE_MOVE_THREADS";
 const NORM_THREADS: &str = "WIDE_NORM_THREADS";
 const ROUTER_THREADS: &str = "WIDE_ROUTER_THREADS";
@@ -113,8 +114,8 @@ impl WideKernel {
         ("wide_embed", MOVE_THREADS),
         ("wide_input_norm", NORM_THREADS),
         ("wide_qkv", GEMM_THREADS),
-        ("wide_heads", GEMM_THREADS),
-        ("wide_attention", GEMM_THREADS),
+        ("wide_heads", ATTENTION_THREADS),
+        ("wide_attention", ATTENTION_THREADS),
         ("wide_output", GEMM_THREADS),
         ("wide_post_norm", NORM_THREADS),
         ("wide_dense_gate_up", GEMM_THREADS),
@@ -129,7 +130,7 @@ impl WideKernel {
         ("wide_fuse", GEMM_THREADS),
         ("wide_context_norm", NORM_THREADS),
         ("wide_context_keys", GEMM_THREADS),
-        ("wide_context_heads", GEMM_THREADS),
+        ("wide_context_heads", ATTENTION_THREADS),
         ("wide_all_reduce", MOVE_THREADS),
         ("wide_clear_part", MOVE_THREADS),
         ("wide_end", MOVE_THREADS),

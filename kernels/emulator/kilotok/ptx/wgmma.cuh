@@ -18,6 +18,8 @@ inline void wgmma_fence() {
   emulator::here->current->work.fenced = true;
 }
 
+inline void wgmma_ready(uint32_t (&)[4]) {}
+
 inline void wgmma_commit() {
   emulator::AsyncWork& work = emulator::here->current->work;
   work.groups.push_back(std::move(work.begun));

@@ -76,6 +76,16 @@ __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
+// The copies since the last commit become a group. `wait_for_groups` waits until at most PENDING of
+// this thread's groups are in flight.
+__device__ __forceinline__ void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int PENDING>
+__device__ __forceinline__ void wait_for_groups() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
 // Arrives at an mbarrier once all copies are complete that this thread has begun; it counts as one
 // of the arrivals that the mbarrier was initialised with. Products that read what was copied need a
 // `wgmma_writes_fence` of a thread that has waited for the mbarrier: in this thread it would wait

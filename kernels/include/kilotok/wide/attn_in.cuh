@@ -10,7 +10,7 @@
 
 #include "kilotok/phase/attn_in.cuh"
 #include "kilotok/phase/embed.cuh"
-#include "kilotok/wide/matrix.cuh"
+#include "kilotok/wide/gemm.cuh"
 
 namespace kilotok::wide {
 
@@ -41,11 +41,6 @@ struct AttnInMemory {
   // F32 `[capacity][PROJECTED_ROWS]`, only for kinds whose rows do not lie in pairs.
   uint64_t projected;
   int capacity;
-};
-
-struct AttnInShared {
-  TokenRingMemory ring;
-  TotalMemory totals;
 };
 
 // Offset of a head's dimension among a token's queries. For full attention they are stored as
@@ -106,7 +101,7 @@ __device__ __forceinline__ void store_two(uint16_t* to, float low, float high) {
 
 // Tiles of eight tokens whose products are stored at a time: their factors are loaded together.
 constexpr int TILES_AT_ONCE = 4;
-static_assert(TOKENS % (TILES_AT_ONCE * TILE_TOKENS) == 0, "no tile is left over");
+static_assert(32 % (TILES_AT_ONCE * TILE_TOKENS) == 0, "no tile of a GEMM's width is left over");
 using TilesProducts = TileProducts[TILES_AT_ONCE];
 
 // Stores a lane's products of a projection whose rows lie in pairs, of `token` and every eighth one
@@ -170,20 +165,17 @@ __device__ __forceinline__ void store_projected(const AttnInMemory& memory, int 
   }
 }
 
-// All threads of all CTAs, THREADS each: calls `use(row tile, token, lane, products)` for a lane's
-// first token, behind which there may be none. Products are passed through shared memory: the
-// epilogue's code is then there once, and its registers do not make the compiler wait between
+// All threads of all CTAs, GEMM_THREADS each: calls `use(row tile, token, lane, products)` for a
+// lane's first token, behind which there may be none. Products are passed through shared memory:
+// the epilogue's code is then there once, and its registers do not make the compiler wait between
 // products.
 template <class M, class Use>
-__device__ __forceinline__ void multiply_projections(AttnInShared& shared,
-                                                     const AttnInMemory& memory, Use use) {
-  if (threadIdx.x == 0) TokenRing(shared.ring).init();
-  __syncthreads();
-  const MatrixWork<M> work = {memory.step.count};
-  const auto finish = [&](int item) {
+__device__ __forceinline__ void multiply_projections(GemmShared& shared, const AttnInMemory& memory,
+                                                     Use use) {
+  const auto finish = [&](const GemmWork<M>& work, int item) {
     const int thread = ptx::opaque(threadIdx.x), lane = thread % 32;
-    const int row_tile =
-        work.groups(item).first * CtaShape<CONSUMER_GROUPS>::ROW_TILES + thread / 32;
+    const int row_tile = work.first_tile(item) + thread / 32;
+    const float4* totals = shared.totals + (thread - lane);
     __syncwarp();
     if (row_tile < MATRIX_TILES<M>)
 #pragma unroll 1
@@ -191,38 +183,24 @@ __device__ __forceinline__ void multiply_projections(AttnInShared& shared,
         TilesProducts products;
 #pragma unroll
         for (int i = 0; i < TILES_AT_ONCE; i++)
-          products[i].load(shared.totals.totals + (tile + i) * CONSUMERS + (thread - lane), lane);
+          products[i].load(totals + (tile + i) * GemmShape<M>::CONSUMERS, lane);
         use(row_tile, work.first_token(item) + tile * TILE_TOKENS + lane / 4, lane, products);
       }
     __syncwarp();
   };
-  const auto consume = [&] {
-    TokenRing ring(shared.ring);
-    const char* weights = at<const char>(at<const LayerMemory>(memory.layer)->qkv);
-#pragma unroll 1
-    for (int item = ptx::cta_index(); item < work.count(); item += GRID) {
-      with_columns(work.tokens(item), [&](auto columns) {
-        multiply_rows<M, decltype(columns)::value, Order::Parts, false>(
-            ring, shared.totals, weights, work.groups(item),
-            [&](int, int tile, int, const float4& v) {
-              shared.totals.totals[tile * CONSUMERS + threadIdx.x] = v;
-            });
-      });
-      finish(item);
-    }
-  };
-  const auto produce_all = [&] {
-    TokenRing ring(shared.ring);
-    const Operand operand = {at<const char>(memory.normed), memory.capacity};
-    produce<M>(ring, operand, work, ptx::cta_index());
-  };
-  with_roles(consume, produce_all);
+  gemm<M>(shared, at<const char>(at<const LayerMemory>(memory.layer)->qkv),
+          {at<const char>(memory.normed), memory.capacity}, memory.step.count,
+          [&](int, int, int tile, const float4& v) {
+            shared.totals[tile * GemmShape<M>::CONSUMERS + threadIdx.x] = v;
+          },
+          finish);
 }
 
-// All threads of all CTAs, THREADS each. `kind` is one of FIRST to END - 1 whose matrix is M: the
-// GEMM is there once for all of them, since over branches the compiler would wait for each product.
+// All threads of all CTAs, GEMM_THREADS each. `kind` is one of FIRST to END - 1 whose matrix is M:
+// the GEMM is there once for all of them, since over branches the compiler would wait for each
+// product.
 template <class M, int FIRST, int END>
-__device__ __forceinline__ void attn_in(AttnInShared& shared, const AttnInMemory& memory,
+__device__ __forceinline__ void attn_in(GemmShared& shared, const AttnInMemory& memory,
                                         int kind) {
   multiply_projections<M>(
       shared, memory, [&](int row_tile, int token, int lane, TilesProducts& products) {

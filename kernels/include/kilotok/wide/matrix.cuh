@@ -368,44 +368,6 @@ __device__ __forceinline__ void multiply_rows(Stages& ring, Totals<COUNT>& memor
   } while (MANY && ++group < groups.end);
 }
 
-// The work of a matrix times so many tokens: every row group with every TOKENS of them, row groups
-// of the same tokens one after the other, shared out among all CTAs.
-template <class M>
-struct MatrixWork {
-  static constexpr int ROW_GROUPS = ceil_div(MATRIX_TILES<M>, CtaShape<CONSUMER_GROUPS>::ROW_TILES);
-  int token_count;
-
-  __device__ __forceinline__ int count() const {
-    return ceil_div(token_count, TOKENS) * ROW_GROUPS;
-  }
-  __device__ __forceinline__ RowGroups groups(int item) const {
-    return {item % ROW_GROUPS, item % ROW_GROUPS + 1};
-  }
-  __device__ __forceinline__ int first_token(int item) const { return item / ROW_GROUPS * TOKENS; }
-  __device__ __forceinline__ int tokens(int item) const {
-    return smaller(token_count - first_token(item), TOKENS);
-  }
-};
-
-// Consumers: multiply a CTA's items, from `first` on. `use(row tile, token, lane, values)`: the
-// token is the first of eight, not all of which need be there.
-template <class M, class Use>
-__device__ __forceinline__ void gemm(TokenRing& ring, TotalMemory& memory,
-                                         const char* weights, const MatrixWork<M>& work, int first,
-                                         Use use) {
-#pragma unroll 1
-  for (int item = first; item < work.count(); item += GRID) {
-    const int token = work.first_token(item);
-    with_columns(work.tokens(item), [&](auto columns) {
-      multiply_rows<M, decltype(columns)::value, Order::Parts, false>(
-          ring, memory, weights, work.groups(item),
-          [&](int row, int tile, int lane, const float4& values) {
-            use(row, token + tile * TILE_TOKENS, lane, values);
-          });
-    });
-  }
-}
-
 // The tokens that a matrix is multiplied with: an operand that has room for so many.
 struct Operand {
   const char* bytes;
@@ -422,15 +384,6 @@ __device__ __forceinline__ void produce_tokens(Stages& ring, const Operand& oper
   for (ChunkWalk<M, ORDER> walk; walk.has(); walk.next())
     ring.fetch(from + walk.chunk() * column_bytes(operand.capacity),
                ceil_div(count, TILE_TOKENS));
-}
-
-// The producer: the tokens of a CTA's items.
-template <class M>
-__device__ __forceinline__ void produce(TokenRing& ring, const Operand& operand,
-                                        const MatrixWork<M>& work, int first) {
-#pragma unroll 1
-  for (int item = first; item < work.count(); item += GRID)
-    produce_tokens<M>(ring, operand, work.first_token(item), work.tokens(item));
 }
 
 }  // namespace kilotok::wide

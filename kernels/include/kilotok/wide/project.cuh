@@ -4,7 +4,7 @@
 
 #include "kilotok/phase/activation.cuh"
 #include "kilotok/phase/dense.cuh"
-#include "kilotok/wide/matrix.cuh"
+#include "kilotok/wide/gemm.cuh"
 
 namespace kilotok::wide {
 
@@ -18,28 +18,16 @@ struct GemmMemory {
   int count, capacity;
 };
 
-struct GemmShared {
-  TokenRingMemory ring;
-  TotalMemory totals;
-};
-
-// Called by all threads of all CTAs, THREADS each: multiplies a matrix with all tokens.
+// Called by all threads of all CTAs, GEMM_THREADS each: multiplies a matrix with all tokens.
 template <class M, class Use>
 __device__ __forceinline__ void multiply_all(GemmShared& shared, const GemmMemory& memory,
                                              Use use) {
-  if (threadIdx.x == 0) TokenRing(shared.ring).init();
-  __syncthreads();
-  const MatrixWork<M> work = {memory.count};
-  const int first = ptx::cta_index();
-  with_roles(
-      [&] {
-        TokenRing ring(shared.ring);
-        gemm<M>(ring, shared.totals, at<const char>(memory.weights), work, first, use);
-      },
-      [&] {
-        TokenRing ring(shared.ring);
-        produce<M>(ring, {at<const char>(memory.operand), memory.capacity}, work, first);
-      });
+  gemm<M>(shared, at<const char>(memory.weights),
+          {at<const char>(memory.operand), memory.capacity}, memory.count,
+          [&](int row_tile, int token, int, const float4& values) {
+            use(row_tile, token, static_cast<int>(threadIdx.x) % 32, values);
+          },
+          [](const GemmWork<M>&, int) {});
 }
 
 // Stores the products as columns of `part`, from `column` on.

@@ -1,0 +1,407 @@
+// GEMM of one weight matrix and all tokens of a step. A CTA multiplies rows with up to 128 tokens
+// at a time: warpgroups take turns at the tensor cores, so that one multiplies while others decode
+// weights and add sums. Weights come as the tokens do, ahead through shared memory: loads into
+// registers are waited for at every fence of `wgmma`. The order of sums is that of wide/matrix.cuh.
+#pragma once
+
+#include "kilotok/wide/matrix.cuh"
+
+namespace kilotok::wide {
+
+// Warpgroups of consumers, 64 rows each, and that of the producer. Sums of MXFP4 and FP8 take so
+// many registers that the third is idle.
+constexpr int GEMM_GROUPS_MAX = 3, GEMM_THREADS = (GEMM_GROUPS_MAX + 1) * WARPGROUP;
+constexpr int GEMM_PRODUCER_REGISTERS = 32;
+
+template <class M>
+struct GemmShape {
+  static constexpr int GROUPS = M::FORMAT == Format::Bf16 ? 3 : 2;
+  static constexpr int CONSUMERS = GROUPS * WARPGROUP, WARPS = CONSUMERS / 32;
+  static constexpr int ROW_TILES = WARPS;
+  static constexpr int REGISTERS = GROUPS == 3 ? 160 : 224;
+  static_assert(CONSUMERS * REGISTERS +
+                    (GEMM_THREADS - CONSUMERS) * GEMM_PRODUCER_REGISTERS <= 65536, "they suffice");
+};
+
+constexpr int GEMM_STAGES_MAX = 8, GEMM_RING_BYTES = 129 << 10;
+constexpr int GEMM_STAGE_BYTES = TOKENS / TILE_TOKENS * TILE_BYTES;
+// What a CTA has in shared memory: stages of tokens, behind them those of weights, and what the
+// warps have added up of earlier parts of the columns.
+struct GemmShared {
+  // Stages begin at a multiple of a tile's bytes, which the swizzle counts from.
+  alignas(128) char ring[GEMM_RING_BYTES + TILE_BYTES];
+  float4 totals[TOKENS / TILE_TOKENS * GEMM_GROUPS_MAX * WARPGROUP];
+  alignas(8) uint64_t full[GEMM_STAGES_MAX], empty[GEMM_STAGES_MAX];
+};
+
+__device__ __forceinline__ uint32_t gemm_ring(GemmShared& shared) {
+  return (ptx::shared_address(shared.ring) + TILE_BYTES - 1) & ~(TILE_BYTES - 1u);
+}
+
+// How a format shares the ring. A stage of weights has a chunk for each warp.
+template <class M>
+struct GemmStages {
+  static constexpr int WEIGHTS = M::FORMAT == Format::Bf16 ? 3 : 4;
+  static constexpr int WEIGHT_BYTES = GemmShape<M>::WARPS * M::CHUNK_BYTES;
+  static constexpr int TOKENS =
+      smaller(GEMM_STAGES_MAX, (GEMM_RING_BYTES - WEIGHTS * WEIGHT_BYTES) / GEMM_STAGE_BYTES);
+  static_assert(TOKENS > 1, "tokens come while others are multiplied");
+};
+
+// The work of a matrix times so many tokens: every group of rows with every `width` tokens, row
+// groups of the same tokens one after the other, shared out among all CTAs.
+template <class M>
+struct GemmWork {
+  static constexpr int ROW_GROUPS = ceil_div(MATRIX_TILES<M>, GemmShape<M>::ROW_TILES);
+  int token_count, width = TOKENS;
+
+  // The width with which all CTAs are done first. Few tokens at a time take longer for each: what a
+  // chunk takes besides products is worth OVERHEAD tokens.
+  __device__ __forceinline__ explicit GemmWork(int tokens) : token_count(tokens) {
+    constexpr int NARROWEST = 32, OVERHEAD = 64;
+    const auto time = [&](int columns) {
+      return ceil_div(ceil_div(token_count, columns) * ROW_GROUPS, GRID) * (columns + OVERHEAD);
+    };
+    for (int columns = TOKENS / 2; columns >= NARROWEST; columns /= 2)
+      if (time(columns) < time(width)) width = columns;
+  }
+  __device__ __forceinline__ int count() const {
+    return ceil_div(token_count, width) * ROW_GROUPS;
+  }
+  __device__ __forceinline__ int first_tile(int item) const {
+    return item % ROW_GROUPS * GemmShape<M>::ROW_TILES;
+  }
+  __device__ __forceinline__ int first_token(int item) const { return item / ROW_GROUPS * width; }
+  __device__ __forceinline__ int tokens(int item) const {
+    return smaller(token_count - first_token(item), width);
+  }
+};
+
+// One end of the ring of tokens; each consumer warp and the producer have their own.
+template <class M>
+struct GemmRing {
+  uint32_t stages, full, empty;
+  int stage = 0;
+  uint32_t parity = 0;
+
+  __device__ __forceinline__ explicit GemmRing(GemmShared& shared)
+      : stages(gemm_ring(shared)),
+        full(ptx::shared_address(shared.full)),
+        empty(ptx::shared_address(shared.empty)) {}
+
+  // One thread, before any other uses the ring.
+  __device__ __forceinline__ void init() const {
+    for (int i = 0; i < GemmStages<M>::TOKENS; i++) {
+      ptx::mbarrier_init(full + 8 * i, 1);
+      ptx::mbarrier_init(empty + 8 * i, GemmShape<M>::WARPS * ptx::WARP_ARRIVALS);
+    }
+    ptx::mbarrier_init_fence();
+  }
+  __device__ __forceinline__ void next() {
+    if (++stage == GemmStages<M>::TOKENS) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+  // Consumers: wait for the next stage; its operand.
+  __device__ __forceinline__ uint64_t wait() const {
+    wait_mbarrier(Waits::Page, full + 8 * stage, parity);
+    return ptx::wgmma_swizzled(stages + stage * GEMM_STAGE_BYTES, TILE_BYTES);
+  }
+  // Consumers: the warp's products with the stage are there.
+  __device__ __forceinline__ void release(int lane) {
+    ptx::mbarrier_arrive_warp(empty + 8 * stage, lane);
+    next();
+  }
+  // The producer: brings a stage, a chunk of columns of so many tiles of tokens.
+  __device__ __forceinline__ void fetch(const char* from, int tiles) {
+    wait_mbarrier(Waits::FreePage, empty + 8 * stage, parity ^ 1);
+    ptx::mbarrier_expect(full + 8 * stage, tiles * TILE_BYTES);
+    ptx::bulk_copy(stages + stage * GEMM_STAGE_BYTES, from, tiles * TILE_BYTES, full + 8 * stage);
+    next();
+  }
+};
+
+// The weights of a consumer warp, which it copies for itself in the order in which it multiplies
+// them.
+template <class M>
+struct GemmWeights {
+  using Walk = ChunkWalk<M, Order::Parts>;
+  static constexpr int STAGES = GemmStages<M>::WEIGHTS;
+  const GemmWork<M>& work;
+  const char *matrix, *from;
+  int item, stage = 0;
+  // The warp's chunk of the first stage.
+  uint32_t chunks;
+  Walk walk;
+
+  __device__ __forceinline__ GemmWeights(GemmShared& shared, const GemmWork<M>& w,
+                                         const char* weights, int first)
+      : work(w), matrix(weights), item(first) {
+    chunks = gemm_ring(shared) + GemmStages<M>::TOKENS * GEMM_STAGE_BYTES +
+             threadIdx.x / 32 * M::CHUNK_BYTES;
+    begin_item();
+    for (int i = 0; i + 1 < STAGES; i++) copy(i);
+  }
+
+  // Waits for the warp's next chunk, loads it, and copies a later one.
+  __device__ __forceinline__ void load(Chunk<M::FORMAT>& chunk) {
+    ptx::wait_for_groups<STAGES - 2>();
+    __syncwarp();
+    chunk.load(chunks + stage * GemmStages<M>::WEIGHT_BYTES, threadIdx.x % 32);
+    copy(stage == 0 ? STAGES - 1 : stage - 1);
+    stage = stage + 1 == STAGES ? 0 : stage + 1;
+  }
+
+ private:
+  // Beyond the last row tile it is that one again: all warps of a warpgroup multiply.
+  __device__ __forceinline__ void begin_item() {
+    walk = {};
+    const int tile = work.first_tile(item) + static_cast<int>(threadIdx.x) / 32;
+    from = row_tile<M>(matrix, smaller(tile, MATRIX_TILES<M> - 1));
+  }
+  __device__ __forceinline__ void copy(int to) {
+    if (item < work.count()) {
+      const uint32_t chunk = chunks + to * GemmStages<M>::WEIGHT_BYTES;
+#pragma unroll
+      for (int first = 0; first < M::CHUNK_BYTES; first += 32 * 16) {
+        const int place = first + static_cast<int>(threadIdx.x) % 32 * 16;
+        if (place < M::CHUNK_BYTES) ptx::copy_later(chunk + place, from + walk.offset() + place);
+      }
+      walk.next();
+      if (!walk.has()) {
+        item += GRID;
+        begin_item();
+      }
+    }
+    ptx::commit_copies();
+  }
+};
+
+// Adds a chunk to a warp's sums, four for every eight tokens as in `mma`. Of quantised weights two
+// groups of products are in flight: while one is computed, the sums of the other are added.
+template <Format F, int COLUMNS>
+struct GemmProducts;
+
+template <int COLUMNS>
+struct GemmProducts<Format::Bf16, COLUMNS> {
+  static __device__ __forceinline__ void add(float (&acc)[COLUMNS / 2],
+                                             const Chunk<Format::Bf16>& chunk, uint64_t tokens) {
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < 4; step++) {
+      const uint4& w = chunk.words[step];
+      const uint32_t a[4] = {w.x, w.y, w.z, w.w};
+      ptx::wgmma<COLUMNS>(acc, a, ptx::wgmma_operand_at(tokens, step * STEP_OFFSET), true);
+    }
+    ptx::wgmma_commit();
+    ptx::wgmma_wait<0>(acc);
+  }
+};
+
+template <int COLUMNS>
+struct GemmProducts<Format::Fp8, COLUMNS> {
+  using C = Chunk<Format::Fp8>;
+  static constexpr int WIDTH = smaller(COLUMNS, 64), PIECES = COLUMNS / WIDTH;
+  // Of each pair of steps.
+  using Sums = float[2][WIDTH / 2];
+
+  static __device__ __forceinline__ void add(float (&acc)[COLUMNS / 2], const C& chunk,
+                                             uint64_t tokens) {
+    uint32_t a[4][4];
+#pragma unroll
+    for (int step = 0; step < 4; step++) {
+      const uint4& w = chunk.pairs[step / 2];
+      const uint32_t low = step % 2 == 0 ? w.x : w.z, high = step % 2 == 0 ? w.y : w.w;
+      a[step][0] = C::first(low);
+      a[step][1] = C::second(low);
+      a[step][2] = C::first(high);
+      a[step][3] = C::second(high);
+      ptx::wgmma_ready(a[step]);
+    }
+    Sums sums[PIECES];
+#pragma unroll
+    for (int piece = 0; piece < PIECES; piece++)
+      multiply(sums[piece], a, tokens_at(tokens, piece * WIDTH));
+    if constexpr (PIECES == 2) settle<1>(acc, 0, sums[0], chunk.scales);
+    settle<0>(acc, PIECES - 1, sums[PIECES - 1], chunk.scales);
+  }
+
+ private:
+  static __device__ __forceinline__ void multiply(Sums& sums, const uint32_t (&a)[4][4],
+                                                  uint64_t tokens) {
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+#pragma unroll
+      for (int pair = 0; pair < 2; pair++) {
+        const int step = pair * 2 + half;
+        ptx::wgmma<WIDTH>(sums[pair], a[step],
+                          ptx::wgmma_operand_at(tokens, step * STEP_OFFSET), half > 0);
+      }
+    ptx::wgmma_commit();
+  }
+  template <int PENDING>
+  static __device__ __forceinline__ void settle(float (&acc)[COLUMNS / 2], int piece, Sums& sums,
+                                                const float (&scales)[2]) {
+    ptx::wgmma_wait<PENDING>(sums[0]);
+    ptx::wgmma_wait<PENDING>(sums[1]);
+#pragma unroll
+    for (int i = 0; i < WIDTH / 2; i++)
+      acc[piece * (WIDTH / 2) + i] += (sums[0][i] + sums[1][i]) * scales[i % 4 / 2];
+  }
+};
+
+template <int COLUMNS>
+struct GemmProducts<Format::Mxfp4, COLUMNS> {
+  using C = Chunk<Format::Mxfp4>;
+
+  static __device__ __forceinline__ void add(float (&acc)[COLUMNS / 2], const C& chunk,
+                                             uint64_t tokens) {
+    // Of each group of 32 columns of the matrix.
+    float sums[2][COLUMNS / 2];
+    multiply(sums[0], chunk.words.x, chunk.words.y, tokens);
+    multiply(sums[1], chunk.words.z, chunk.words.w,
+             ptx::wgmma_operand_at(tokens, 2 * STEP_OFFSET));
+    ptx::wgmma_wait<1>(sums[0]);
+    settle(acc, sums[0], chunk.scale(0), chunk.scale(2));
+    ptx::wgmma_wait<0>(sums[1]);
+    settle(acc, sums[1], chunk.scale(1), chunk.scale(3));
+  }
+
+ private:
+  static __device__ __forceinline__ void multiply(float (&sums)[COLUMNS / 2], uint32_t first,
+                                                  uint32_t second, uint64_t tokens) {
+    uint32_t a[2][4];
+    C::decode(first, second, a[0], a[1]);
+    ptx::wgmma_ready(a[0]);
+    ptx::wgmma_ready(a[1]);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < 2; step++)
+      ptx::wgmma<COLUMNS>(sums, a[step], ptx::wgmma_operand_at(tokens, step * STEP_OFFSET),
+                          step > 0);
+    ptx::wgmma_commit();
+  }
+  static __device__ __forceinline__ void settle(float (&acc)[COLUMNS / 2],
+                                                const float (&sums)[COLUMNS / 2], float low,
+                                                float high) {
+#pragma unroll
+    for (int i = 0; i < COLUMNS / 2; i++) acc[i] += sums[i] * (i % 4 / 2 == 0 ? low : high);
+  }
+};
+
+// Adds a part to those before it. Of the last one all that there is stays in registers.
+template <class M, int COLUMNS>
+__device__ __forceinline__ void end_gemm_part(GemmShared& shared, float (&acc)[COLUMNS / 2],
+                                              bool begins, bool ends) {
+#pragma unroll
+  for (int tile = 0; tile < COLUMNS / TILE_TOKENS; tile++) {
+    float4& total = shared.totals[tile * GemmShape<M>::CONSUMERS + threadIdx.x];
+    float* own = acc + tile * 4;
+    if (!begins) {
+      const float4 before = total;
+      own[0] = before.x + own[0];
+      own[1] = before.y + own[1];
+      own[2] = before.z + own[2];
+      own[3] = before.w + own[3];
+    }
+    if (!ends) total = make_float4(own[0], own[1], own[2], own[3]);
+  }
+}
+
+// A warp's row tile times the tokens of the ring's next stages, of so many columns.
+template <class M, int COLUMNS>
+__device__ __forceinline__ void multiply_item(GemmShared& shared, GemmRing<M>& ring,
+                                              GemmWeights<M>& weights, float (&acc)[COLUMNS / 2]) {
+  using Walk = ChunkWalk<M, Order::Parts>;
+#pragma unroll 1
+  for (int part = 0; part < Walk::PARTS; part++) {
+#pragma unroll
+    for (int i = 0; i < COLUMNS / 2; i++) acc[i] = 0;
+#pragma unroll 1
+    for (int step = 0; step < M::STEPS; step++) {
+      Chunk<M::FORMAT> chunk;
+      weights.load(chunk);
+      GemmProducts<M::FORMAT, COLUMNS>::add(acc, chunk, ring.wait());
+      ring.release(threadIdx.x % 32);
+    }
+    end_gemm_part<M, COLUMNS>(shared, acc, part == 0, part + 1 == Walk::PARTS);
+  }
+}
+
+// Consumers: multiply a CTA's items, from `first` on. `use(row tile, token, tile, values)` gets
+// what the narrow pass's `use` gets, rows g and g + 8 of tokens 2q and 2q + 1: the token is the
+// first of eight, not all of which need be there, and they are the item's tile of such a number.
+// `finish(work, item)` comes behind.
+template <class M, class Use, class Finish>
+__device__ __forceinline__ void consume_gemm(GemmShared& shared, GemmRing<M>& ring,
+                                             const char* matrix, const GemmWork<M>& work, int first,
+                                             Use use, Finish finish) {
+  GemmWeights<M> weights(shared, work, matrix, first);
+#pragma unroll 1
+  for (int item = first; item < work.count(); item += GRID) {
+    const auto multiply = [&](auto columns) {
+      constexpr int COLUMNS = decltype(columns)::value;
+      float sums[COLUMNS / 2];
+      multiply_item<M, COLUMNS>(shared, ring, weights, sums);
+      const int row_tile = work.first_tile(item) + static_cast<int>(threadIdx.x) / 32;
+      if (row_tile >= MATRIX_TILES<M>) return;
+#pragma unroll
+      for (int i = 0; i < COLUMNS / TILE_TOKENS; i++)
+        use(row_tile, work.first_token(item) + i * TILE_TOKENS, i,
+            make_float4(sums[i * 4], sums[i * 4 + 1], sums[i * 4 + 2], sums[i * 4 + 3]));
+    };
+    const int tokens = work.tokens(item);
+    with_columns(tokens, multiply);
+    finish(work, item);
+  }
+}
+
+// The producer: the tokens of a CTA's items.
+template <class M>
+__device__ __forceinline__ void produce_gemm(GemmRing<M>& ring, const Operand& operand,
+                                             const GemmWork<M>& work, int first) {
+#pragma unroll 1
+  for (int item = first; item < work.count(); item += GRID) {
+    const char* from = operand.bytes + work.first_token(item) / TILE_TOKENS * TILE_BYTES;
+    const int tiles = ceil_div(work.tokens(item), TILE_TOKENS);
+#pragma unroll 1
+    for (ChunkWalk<M, Order::Parts> walk; walk.has(); walk.next())
+      ring.fetch(from + walk.chunk() * column_bytes(operand.capacity), tiles);
+  }
+}
+
+// Consumers, and the producer, do their work.
+template <class M, class Consume, class Produce>
+__device__ __forceinline__ void with_gemm_roles(Consume consume, Produce produce) {
+  using Shape = GemmShape<M>;
+  if (threadIdx.x < Shape::CONSUMERS) {
+    ptx::more_registers<Shape::REGISTERS>();
+    consume();
+  } else {
+    ptx::fewer_registers<GEMM_PRODUCER_REGISTERS>();
+    if (threadIdx.x == Shape::CONSUMERS) produce();
+  }
+}
+
+// All threads of all CTAs, GEMM_THREADS each: a matrix times all tokens. `shared` is unused before.
+template <class M, class Use, class Finish>
+__device__ __forceinline__ void gemm(GemmShared& shared, const char* matrix, const Operand& operand,
+                                     int tokens, Use use, Finish finish) {
+  if (threadIdx.x == 0) GemmRing<M>(shared).init();
+  __syncthreads();
+  const GemmWork<M> work(tokens);
+  const int first = ptx::cta_index();
+  with_gemm_roles<M>(
+      [&] {
+        GemmRing<M> ring(shared);
+        consume_gemm<M>(shared, ring, matrix, work, first, use, finish);
+      },
+      [&] {
+        GemmRing<M> ring(shared);
+        produce_gemm<M>(ring, operand, work, first);
+      });
+}
+
+}  // namespace kilotok::wide
