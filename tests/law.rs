@@ -29,6 +29,9 @@ mod setup;
 #[path = "law/step.rs"]
 mod step;
 
+use std::array;
+use std::sync::LazyLock;
+
 use kilotok_abi::{Purpose, TokenId};
 use kilotok_sampling::{Draws, Proposal, Rule};
 use rayon::prelude::*;
@@ -47,10 +50,26 @@ const DRAWS: u64 = 1_000_000;
 const STEP_SETTINGS: usize = 5;
 const FALSE_ALARM: f64 = 1e-6;
 
+/// Positions that a table knows: a sequence and its drafts have fewer.
+const OFFSETS: usize = 32;
+
+/// By table, position after the history and last token. Made once: a setting reads them millions of
+/// times.
+static TABLES: LazyLock<[[[Row<f32>; VOCAB]; OFFSETS]; 3]> = LazyLock::new(|| {
+    let entry = |table, offset, last, token| {
+        let draws = Draws::of_draft(3, offset as u32, table as u32, Purpose::Weight);
+        (draws.bits((last * VOCAB + token) as u32) % 17) as f32 / 4.0 - 2.0
+    };
+    array::from_fn(|table| {
+        array::from_fn(|offset| {
+            array::from_fn(|last| array::from_fn(|token| entry(table, offset, last, token)))
+        })
+    })
+});
+
 /// A number of -2, -1.75, .. 2; equal ones are frequent.
-fn table(table: u32, offset: usize, last: TokenId, token: usize) -> f32 {
-    let draws = Draws::of_draft(3, offset as u32, table, Purpose::Weight);
-    (draws.bits(last * 8 + token as u32) % 17) as f32 / 4.0 - 2.0
+fn table(table: usize, offset: usize, last: TokenId, token: usize) -> f32 {
+    TABLES[table][offset][last as usize][token]
 }
 
 /// The target's logits for the token `offset` after the history.
