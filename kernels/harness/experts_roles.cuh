@@ -111,7 +111,9 @@ struct ExpertsRoles {
   }
 
   static __device__ __forceinline__ void epilogue(Warp& w, const Work& work) {
+    static_assert(!F.bias, "there are no biases to add");
     Cta& cta = w.cta;
+    const LayerMemory layer = {};
     for (int i = 0; i < work.repeats; i++) {
       if constexpr (IS_DENSE<KIND>) {
         const StoreInner<KIND> store = {cta.memory, w.stream(), w.token_count()};
@@ -121,9 +123,9 @@ struct ExpertsRoles {
                                             StorePart{w.stream()});
       } else {
         if (w.tiles() == 1)
-          epilogue_experts<KIND, 1>(w);
+          epilogue_experts<KIND, 1>(w, layer);
         else
-          epilogue_experts<KIND, TILES_MAX>(w);
+          epilogue_experts<KIND, TILES_MAX>(w, layer);
       }
     }
   }

@@ -328,16 +328,19 @@ __device__ __forceinline__ void produce_layers(Warp& w) {
 
 // Epilogue: a network of experts.
 template <int KIND, int TILES>
-__device__ __forceinline__ void epilogue_experts(Warp& w) {
+__device__ __forceinline__ void epilogue_experts(Warp& w, const LayerMemory& layer) {
   Cta& cta = w.cta;
   w.wait_routes();
   cta.make_opaque();
   if constexpr (TILES == 1) {
-    epilogue_gate_up<KIND>(cta, w.sums, w.stream(), w.shared.routes, w.token_count());
-    if (is_owner(cta)) epilogue_down<KIND>(cta, w.sums, w.stream(), w.shared.routes.count);
+    epilogue_gate_up<KIND>(cta, w.sums, w.stream(), w.shared.routes, layer.gate_up_bias,
+                           w.token_count());
+    if (is_owner(cta))
+      epilogue_down<KIND>(cta, w.sums, w.stream(), w.shared.routes, layer.down_bias);
   } else {
-    epilogue_gate_up<KIND>(cta, w.sums, w.stream(), w.shared.gathered);
-    if (is_owner(cta)) epilogue_down<KIND>(cta, w.sums, w.stream(), w.shared.gathered);
+    epilogue_gate_up<KIND>(cta, w.sums, w.stream(), w.shared.gathered, layer.gate_up_bias);
+    if (is_owner(cta))
+      epilogue_down<KIND>(cta, w.sums, w.stream(), w.shared.gathered, layer.down_bias);
   }
   w.epilogue_releases_routes();
 }
@@ -373,7 +376,7 @@ __device__ __forceinline__ void epilogue_layers(Warp& w) {
         cta.make_opaque();
         epilogue<DownMatrix<F>>(cta, w.sums, cta.index(), w.tiles(), StorePart{w.stream()});
       } else {
-        epilogue_experts<F, TILES>(w);
+        epilogue_experts<F, TILES>(w, layer);
       }
     });
   }

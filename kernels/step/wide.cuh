@@ -165,6 +165,8 @@ __device__ __forceinline__ wide::ExpertsMemory experts_memory(const WideMemory& 
   own.normed = wide.normed_rows;
   own.gate_up = layer.gate_up;
   own.down = layer.down;
+  own.gate_up_bias = layer.gate_up_bias;
+  own.down_bias = layer.down_bias;
   own.inner = wide.expert_inner;
   own.products = wide.products;
   own.sums = wide.part;

@@ -64,7 +64,7 @@ abi_struct! {
 abi_struct! {
     /// One layer: its kinds, weights, and pages of keys and values. Layouts are those of
     /// `kernels/include/kilotok/layout`.
-    pub struct LayerMemory : 136 {
+    pub struct LayerMemory : 152 {
         /// Index into the model's kinds of attention.
         pub attention: u32,
         /// Index into the model's kinds of feed-forward network.
@@ -87,7 +87,11 @@ abi_struct! {
         pub router_bias: u64,
         /// Gate and up of the dense network, or of expert 0; the others follow.
         pub gate_up: u64,
+        /// Biases of gate and up, F32 pairs `[experts, width]`.
+        pub gate_up_bias: u64,
         pub down: u64,
+        /// F32 `[experts, hidden]`. 0 on all ranks but the first.
+        pub down_bias: u64,
         /// BF16, `[pages, kv_heads, page_tokens]` in groups of 8 positions; `layout/buffers.cuh`
         /// has the layout of a group.
         pub keys: u64,

@@ -249,7 +249,9 @@ pub(crate) enum LayerBuffer {
     Router,
     RouterBias,
     GateUp,
+    GateUpBias,
     Down,
+    DownBias,
 }
 
 /// Every buffer of weights of a rank, and its bytes.
@@ -288,12 +290,13 @@ fn layer_buffers(
     constants: &Constants,
     attention: usize,
     feed_forward: usize,
-) -> [(LayerBuffer, usize); 13] {
+) -> [(LayerBuffer, usize); 15] {
     let vector = constants.hidden * F32;
     let kind = &constants.attentions[attention];
     let per_head = if kind.qk_norm_eps.is_some() { kind.qk_dim * F32 } else { 0 };
     let networks = constants.networks(feed_forward);
     let network = &constants.feed_forwards[feed_forward];
+    let biases = if network.bias { networks * F32 } else { 0 };
     [
         (LayerBuffer::InputNorm, vector),
         (LayerBuffer::Qkv, constants.qkv(attention).bytes()),
@@ -310,7 +313,9 @@ fn layer_buffers(
         (LayerBuffer::Router, constants.router_bytes(feed_forward)),
         (LayerBuffer::RouterBias, if network.router_bias { network.experts * F32 } else { 0 }),
         (LayerBuffer::GateUp, networks * constants.gate_up(feed_forward).bytes()),
+        (LayerBuffer::GateUpBias, 2 * network.width * biases),
         (LayerBuffer::Down, networks * constants.down(feed_forward).bytes()),
+        (LayerBuffer::DownBias, constants.hidden * biases),
     ]
 }
 

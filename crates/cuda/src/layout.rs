@@ -239,7 +239,9 @@ fn layer(
         router: of(LayerBuffer::Router),
         router_bias: of(LayerBuffer::RouterBias),
         gate_up: of(LayerBuffer::GateUp),
+        gate_up_bias: of(LayerBuffer::GateUpBias),
         down: of(LayerBuffer::Down),
+        down_bias: of(LayerBuffer::DownBias),
         keys: pages("keys", key_bytes),
         values: pages("values", value_bytes),
     }

@@ -108,8 +108,17 @@ impl<'a> Repacker<'a> {
                 let Some(tensors) = self.gather(bias, 0, place, 3, tensor) else { return Ok(None) };
                 Ok(Some(whole(bias, self.qkv_bias(kind, &tensors))))
             }
-            LayerWeight::GateBias | LayerWeight::UpBias | LayerWeight::DownBias => {
-                Err("is a bias, which no kernel adds".to_owned())
+            LayerWeight::GateBias | LayerWeight::UpBias => {
+                let bias = buffer(LayerBuffer::GateUpBias);
+                let place = usize::from(weight == LayerWeight::UpBias);
+                let Some(tensors) = self.gather(bias, 0, place, 2, tensor) else { return Ok(None) };
+                let [gates, ups] = [0, 1].map(|index| all_values(&tensors[index]));
+                let pairs = gates.into_iter().zip(ups).flat_map(|(gate, up)| [gate, up]);
+                Ok(Some(whole(bias, f32_bytes(&pairs.collect::<Vec<_>>()))))
+            }
+            LayerWeight::DownBias => {
+                let bytes = self.down_bias(self.kinds(part, index).feed_forward, &tensor);
+                Ok(Some(whole(buffer(LayerBuffer::DownBias), bytes)))
             }
             LayerWeight::Router => {
                 let bytes = self.router(self.kinds(part, index).feed_forward, &tensor);
@@ -151,6 +160,13 @@ impl<'a> Repacker<'a> {
             .collect();
         bias.resize(self.constants.qkv(kind).padded_rows(), 0.0);
         f32_bytes(&bias)
+    }
+
+    /// Those of all experts; zeros on ranks that have nothing of them.
+    fn down_bias(&self, kind: usize, tensor: &Tensor) -> Vec<u8> {
+        let mut values = all_values(tensor);
+        values.resize(self.constants.feed_forwards[kind].experts * self.constants.hidden, 0.0);
+        f32_bytes(&values)
     }
 
     /// Gate, up or down of an expert or of the dense network.
@@ -247,6 +263,15 @@ fn values(tensor: &Tensor) -> Vec<f32> {
     let mut values = vec![0.0; tensor.cols];
     if tensor.rows > 0 {
         tensor.decode_row(0, &mut values);
+    }
+    values
+}
+
+/// Of all rows, one after the other.
+fn all_values(tensor: &Tensor) -> Vec<f32> {
+    let mut values = vec![0.0; tensor.rows * tensor.cols];
+    for (row, values) in values.chunks_exact_mut(tensor.cols).enumerate() {
+        tensor.decode_row(row, values);
     }
     values
 }

@@ -230,11 +230,13 @@ struct alignas(8) LayerMemory {
   uint64_t router;
   uint64_t router_bias;
   uint64_t gate_up;
+  uint64_t gate_up_bias;
   uint64_t down;
+  uint64_t down_bias;
   uint64_t keys;
   uint64_t values;
 };
-static_assert(sizeof(LayerMemory) == 136, "size of LayerMemory");
+static_assert(sizeof(LayerMemory) == 152, "size of LayerMemory");
 static_assert(offsetof(LayerMemory, attention) == 0, "LayerMemory.attention");
 static_assert(offsetof(LayerMemory, feed_forward) == 4, "LayerMemory.feed_forward");
 static_assert(offsetof(LayerMemory, tap) == 8, "LayerMemory.tap");
@@ -251,9 +253,11 @@ static_assert(offsetof(LayerMemory, post_norm) == 80, "LayerMemory.post_norm");
 static_assert(offsetof(LayerMemory, router) == 88, "LayerMemory.router");
 static_assert(offsetof(LayerMemory, router_bias) == 96, "LayerMemory.router_bias");
 static_assert(offsetof(LayerMemory, gate_up) == 104, "LayerMemory.gate_up");
-static_assert(offsetof(LayerMemory, down) == 112, "LayerMemory.down");
-static_assert(offsetof(LayerMemory, keys) == 120, "LayerMemory.keys");
-static_assert(offsetof(LayerMemory, values) == 128, "LayerMemory.values");
+static_assert(offsetof(LayerMemory, gate_up_bias) == 112, "LayerMemory.gate_up_bias");
+static_assert(offsetof(LayerMemory, down) == 120, "LayerMemory.down");
+static_assert(offsetof(LayerMemory, down_bias) == 128, "LayerMemory.down_bias");
+static_assert(offsetof(LayerMemory, keys) == 136, "LayerMemory.keys");
+static_assert(offsetof(LayerMemory, values) == 144, "LayerMemory.values");
 
 struct alignas(8) Memory {
   uint64_t batch;

@@ -52,9 +52,11 @@ struct FeedForward {
   Activation activation;
   // Constants of ClampedSwiglu.
   float alpha, limit;
+  // Whether gate, up and down of experts have biases.
+  bool bias;
   RouterScores scores;
-  // Whether there is an F32 for each expert that is added to choose: the correction of a sigmoid, or
-  // the bias of the router's matrix.
+  // Whether there is an F32 for each expert that is added to choose: the correction of a sigmoid,
+  // or the bias of the router's matrix.
   bool router_bias;
   // Whether the router's weights are BF16 instead of F32.
   bool router_bf16;

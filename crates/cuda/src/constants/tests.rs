@@ -153,8 +153,8 @@ fn a_family_whose_kernels_are_missing_is_refused_with_what_it_needs() {
         (Toy::qwen3_moe(), "Qwen3-MoE needs an output matrix that is not BF16, which no kernel"),
         (
             Toy::gpt_oss(),
-            "gpt-oss needs YaRN, a mask token of the target's table, biases of attention, biases of \
-             experts, which no kernel computes yet",
+            "gpt-oss needs YaRN, a mask token of the target's table, biases of attention, which no \
+             kernel computes yet",
         ),
     ] {
         let said = Constants::new(&toy.spec(), LAUNCH).unwrap_err().to_string();

@@ -2,6 +2,7 @@
 // zero. That suffices: the result is rounded to BF16, or compared with other sums in F32.
 #pragma once
 
+#include "kilotok/cta.cuh"
 #include "kilotok/model.h"
 #include "kilotok/ptx/mma.cuh"
 
@@ -25,6 +26,24 @@ __device__ __forceinline__ float activate(float gate, float up) {
     const float u = up > F.limit ? F.limit : up < -F.limit ? -F.limit : up;
     return g * sigmoid(F.alpha * g) * (u + 1.0f);
   }
+}
+
+// The biases of gate and up of an expert's value, of F32 pairs `[experts][width]`.
+template <int KIND>
+__device__ __forceinline__ float2 gate_up_bias(uint64_t address, int expert, int value) {
+  constexpr FeedForward F = FEED_FORWARDS[KIND];
+  if constexpr (!F.bias) return make_float2(0, 0);
+  return at<const float2>(address)[size_t{1} * expert * F.width + value];
+}
+
+// A value of the inner operand, from the products of gate and up.
+template <int KIND>
+__device__ __forceinline__ float inner_value(float gate, float up, float inverse_rms,
+                                             const float2& bias) {
+  if constexpr (FEED_FORWARDS[KIND].bias)
+    return activate<KIND>(__fmaf_rn(gate, inverse_rms, bias.x), __fmaf_rn(up, inverse_rms, bias.y));
+  else
+    return activate<KIND>(gate * inverse_rms, up * inverse_rms);
 }
 
 }  // namespace kilotok

@@ -26,10 +26,10 @@ struct StoreInner {
     for (int j = 0; j < 2; j++) {
       const int token = tile * TILE_TOKENS + lane % 4 * 2 + j;
       if (token >= token_count) continue;
-      const float scale = stream.inverse_rms[token];
-      const float gate = (j == 0 ? v.x : v.y) * scale, up = (j == 0 ? v.z : v.w) * scale;
+      const float gate = j == 0 ? v.x : v.y, up = j == 0 ? v.z : v.w;
       store_operand(at<char>(memory.dense_inner) + operand_row(token, DENSE_INNER_BYTES), row,
-                    activate<KIND>(gate, up) * operand_scale(F.format));
+                    inner_value<KIND>(gate, up, stream.inverse_rms[token], {}) *
+                        operand_scale(F.format));
     }
   }
 };

@@ -134,7 +134,7 @@ __device__ __forceinline__ void gate_up(const Cta& cta, Ring& ring, Sums& sums) 
 template <int KIND>
 __device__ __forceinline__ void epilogue_gate_up(const Cta& cta, Sums& sums,
                                                  const StreamMemory& stream, const Routes& routes,
-                                                 int token_count) {
+                                                 uint64_t biases, int token_count) {
   using N = Moe<KIND>;
   using M = typename N::GateUp;
 #pragma unroll 1
@@ -142,16 +142,16 @@ __device__ __forceinline__ void epilogue_gate_up(const Cta& cta, Sums& sums,
     sums.reduce<M>(cta, [&](int, int, int lane, const float4& v) {
       const int entry = unit / M::UNITS, row = unit % M::UNITS * 8 + lane / 4;
       if (row >= N::F.width) return;
+      const float2 bias = gate_up_bias<KIND>(biases, routes.experts[entry], row);
 #pragma unroll 1
       for (int j = 0; j < 2; j++) {
         const int token = lane % 4 * 2 + j;
         const int choice = token < token_count ? routes.choices[entry][token] : -1;
         if (choice < 0) continue;
-        const float scale = stream.inverse_rms[token];
-        const float gate = (j == 0 ? v.x : v.y) * scale, up = (j == 0 ? v.z : v.w) * scale;
-        publish_operand(
-            N::inner_row(cta.memory, token * N::TOP_K + choice), row,
-            activate<KIND>(gate, up) * routes.weights[token][choice] * operand_scale(N::F.format));
+        const float gate = j == 0 ? v.x : v.y, up = j == 0 ? v.z : v.w;
+        publish_operand(N::inner_row(cta.memory, token * N::TOP_K + choice), row,
+                        inner_value<KIND>(gate, up, stream.inverse_rms[token], bias) *
+                            routes.weights[token][choice] * operand_scale(N::F.format));
       }
     });
   sums.release(cta);
@@ -392,15 +392,58 @@ __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, Str
   sums.drain(cta);
 }
 
-// Epilogue of an owner: adds the products of `count` experts.
+// The biases of down for an expert's rows g and g + 8, of F32 `[experts][HIDDEN]`. An expert's
+// product already has the token's weight.
+template <int KIND>
+struct DownBias {
+  static constexpr bool BIASED = FEED_FORWARDS[KIND].bias;
+  float rows[2];
+
+  DownBias() = default;
+  __device__ __forceinline__ DownBias(uint64_t address, int expert, int column) {
+    if constexpr (BIASED) {
+      const float* from = at<const float>(address) + size_t{1} * expert * HIDDEN;
+      rows[0] = from[smaller(column, HIDDEN - 1)];
+      rows[1] = from[smaller(column + 8, HIDDEN - 1)];
+    }
+  }
+
+  // Both passes add a bias to a product like this.
+  static __device__ __forceinline__ float biased(float product, float weight, float bias) {
+    return BIASED ? __fmaf_rn(weight, bias, product) : product;
+  }
+  // Products of two tokens, one after the other in each row.
+  __device__ __forceinline__ void add(float4& products, const float (&weights)[2]) const {
+    products.x = biased(products.x, weights[0], rows[0]);
+    products.y = biased(products.y, weights[1], rows[0]);
+    products.z = biased(products.z, weights[0], rows[1]);
+    products.w = biased(products.w, weights[1], rows[1]);
+  }
+};
+
+// The weight of an entry for a token; 0 if the token has not chosen it.
+__device__ __forceinline__ float weight_of(const Routes& routes, int entry, int token) {
+  const int choice = routes.choices[entry][token];
+  return choice < 0 ? 0 : routes.weights[token][choice];
+}
+
+// Epilogue of an owner: adds the products of the experts.
 template <int KIND>
 __device__ __forceinline__ void epilogue_down(const Cta& cta, Sums& sums, StreamMemory& stream,
-                                              int count) {
+                                              const Routes& routes, uint64_t biases) {
   using D = DownTurns<KIND>;
-  const int row_tile = cta.warp() - CONSUMER_WARPS - 1;
+  using Bias = DownBias<KIND>;
+  const int row_tile = cta.warp() - CONSUMER_WARPS - 1, count = routes.count;
+  const int column = cta.index() * OWNER_ROWS + row_tile * 16 + cta.lane() / 4;
   float4 total = make_float4(0, 0, 0, 0);
 #pragma unroll 1
   for (int first = 0; first < count; first += D::TOGETHER) {
+    // Loaded while the products are waited for.
+    Bias own[D::TOGETHER];
+    if constexpr (Bias::BIASED)
+#pragma unroll
+      for (int i = 0; i < D::TOGETHER; i++)
+        own[i] = Bias(biases, routes.experts[smaller(first + i, count - 1)], column);
     sums.wait();
     float4 products[D::TOGETHER];
 #pragma unroll
@@ -410,6 +453,11 @@ __device__ __forceinline__ void epilogue_down(const Cta& cta, Sums& sums, Stream
 #pragma unroll
     for (int i = 0; i < D::TOGETHER; i++) {
       if (first + i >= count) break;
+      if constexpr (Bias::BIASED) {
+        const int token = cta.lane() % 4 * 2;
+        own[i].add(products[i], {weight_of(routes, first + i, token),
+                                 weight_of(routes, first + i, token + 1)});
+      }
       total.x += products[i].x;
       total.y += products[i].y;
       total.z += products[i].z;

@@ -250,7 +250,7 @@ __device__ __forceinline__ void gate_up(const Cta& cta, Ring& ring, Sums& sums,
 template <int KIND>
 __device__ __forceinline__ void epilogue_gate_up(const Cta& cta, Sums& sums,
                                                  const StreamMemory& stream,
-                                                 const GatheredRoutes& routes) {
+                                                 const GatheredRoutes& routes, uint64_t biases) {
   using M = GateUpMatrix<KIND>;
   constexpr FeedForward F = FEED_FORWARDS[KIND];
 #pragma unroll 1
@@ -258,16 +258,18 @@ __device__ __forceinline__ void epilogue_gate_up(const Cta& cta, Sums& sums,
     sums.reduce<M>(cta, [&](int, int, int lane, const float4& v) {
       const int entry = unit / M::UNITS, value = unit % M::UNITS * 8 + lane / 4;
       if (value >= F.width) return;
+      const float2 bias = gate_up_bias<KIND>(biases, routes.experts[entry], value);
       constexpr int STEP = GATHERED_STEP_BYTES / 2;
 #pragma unroll
       for (int j = 0; j < 2; j++) {
         const int row = routes.first_rows[entry] + lane % 4 * 2 + j;
         if (row >= routes.first_rows[entry + 1]) continue;
         const float scale = stream.inverse_rms[routes.tokens[row]];
-        const float gate = (j == 0 ? v.x : v.y) * scale, up = (j == 0 ? v.z : v.w) * scale;
+        const float gate = j == 0 ? v.x : v.y, up = j == 0 ? v.z : v.w;
         char* to = gathered_row(cta.memory, value / STEP, row) + value % STEP / 32 * 64;
         *reinterpret_cast<uint16_t*>(to + half_offset(value)) = ptx::to_bf16(
-            activate<KIND>(gate, up) * routes.weights[row] * operand_scale(F.format));
+            inner_value<KIND>(gate, up, scale, bias) * routes.weights[row] *
+            operand_scale(F.format));
       }
     });
   sums.release(cta);
@@ -512,12 +514,19 @@ struct OwnPlaces {
 // entry are distinct; the next entry may have the same ones in other lanes.
 template <int KIND>
 __device__ __forceinline__ void epilogue_down(const Cta& cta, Sums& sums, StreamMemory& stream,
-                                              const GatheredRoutes& routes) {
+                                              const GatheredRoutes& routes, uint64_t biases) {
+  using Bias = DownBias<KIND>;
   constexpr int TURNS = DownTurns<KIND>::TURNS;
   const int row_tile = cta.warp() - CONSUMER_WARPS - 1, lane = cta.lane();
 #pragma unroll 1
   for (int first = 0; first < routes.count; first += TURNS) {
     const OwnPlaces<TURNS> own(sums.memory, stream, routes, first, row_tile * 16 + lane / 4, lane);
+    Bias own_biases[TURNS];
+    if constexpr (Bias::BIASED)
+#pragma unroll
+      for (int i = 0; i < TURNS; i++)
+        own_biases[i] = Bias(biases, routes.experts[smaller(first + i, routes.count - 1)],
+                             cta.index() * OWNER_ROWS + row_tile * 16 + lane / 4);
     sums.wait();
     float4 products[TURNS];
 #pragma unroll
@@ -528,7 +537,13 @@ __device__ __forceinline__ void epilogue_down(const Cta& cta, Sums& sums, Stream
 #pragma unroll
     for (int i = 0; i < TURNS; i++) {
       // Rows g and g + 8 of both tokens: all are loaded before one is stored.
-      const float4& v = products[i];
+      float4& v = products[i];
+      if constexpr (Bias::BIASED) {
+        // Those of rows that the entry does not have are not used.
+        const int row = routes.first_rows[smaller(first + i, routes.count - 1)] + lane % 4 * 2;
+        own_biases[i].add(v, {routes.weights[smaller(row, GATHERED_ROWS - 1)],
+                              routes.weights[smaller(row + 1, GATHERED_ROWS - 1)]});
+      }
       const float added[4] = {v.x, v.z, v.y, v.w};
       float parts[4];
 #pragma unroll

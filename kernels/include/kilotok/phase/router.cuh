@@ -423,9 +423,9 @@ struct Scores {
   }
 };
 
-// One warp chooses one token's experts. The result of lane c is the expert of choice c, times 256, plus its rank among the token's experts in
-// ascending order, which is also the index of its weight. `note(expert)` is called for each of
-// them.
+// One warp chooses one token's experts. The result of lane c is the expert of choice c, times 256,
+// plus its rank among the token's experts in ascending order, which is also the index of its
+// weight. `note(expert)` is called for each of them.
 template <int KIND, bool POLLED, class Note>
 __device__ __forceinline__ uint32_t top_k_of_token(const Scores<KIND, POLLED>& scores,
                                                      float* weights, int lane, Note note) {

@@ -17,6 +17,8 @@ struct ExpertsMemory {
   uint64_t normed;
   // Weights of all experts.
   uint64_t gate_up, down;
+  // Their biases, as in phase/activation.cuh and phase/experts.cuh.
+  uint64_t gate_up_bias, down_bias;
   // Operand by row, of a network's width.
   uint64_t inner;
   // F32 `[panels of columns][rows of the tokens][PANEL_COLUMNS]` (see `product_place`), and
@@ -93,18 +95,19 @@ __device__ __forceinline__ void gate_up(ExpertsShared<KIND>& shared,
   const auto weights = [&](const RowRun& run) {
     return at<const char>(memory.gate_up) + run.expert * M::BYTES;
   };
-  const auto use = [&](int row_tile, int first, int rows, int lane, const float4& v) {
+  const auto use = [&](int expert, int row_tile, int first, int rows, int lane, const float4& v) {
     const int value = row_tile * 8 + lane / 4;
+    const float2 bias = gate_up_bias<KIND>(memory.gate_up_bias, expert, value);
 #pragma unroll
     for (int j = 0; j < 2; j++) {
       const int row = first + lane % 4 * 2 + j;
       if (lane % 4 * 2 + j >= rows) continue;
       const float2 factor = at<const float2>(memory.routes.factors)[row];
-      const float gate = (j == 0 ? v.x : v.y) * factor.x;
-      const float up = (j == 0 ? v.z : v.w) * factor.x;
+      const float gate = j == 0 ? v.x : v.y, up = j == 0 ? v.z : v.w;
       *reinterpret_cast<uint16_t*>(at<char>(memory.inner) +
                                    operand_place(row, value, memory.capacity)) =
-          ptx::to_bf16(activate<KIND>(gate, up) * factor.y * operand_scale(F.format));
+          ptx::to_bf16(inner_value<KIND>(gate, up, factor.x, bias) * factor.y *
+                       operand_scale(F.format));
     }
   };
   const auto consume = [&] {
@@ -116,7 +119,7 @@ __device__ __forceinline__ void gate_up(ExpertsShared<KIND>& shared,
             [&](int row_tile, int tile, int lane, const float4& values) {
               const int in_run = tile * TILE_TOKENS;
               if (in_run < run.count)
-                use(row_tile, row + in_run, run.count - in_run, lane, values);
+                use(run.expert, row_tile, row + in_run, run.count - in_run, lane, values);
             });
       });
     });
@@ -239,6 +242,20 @@ __device__ __forceinline__ void down(ExpertsShared<KIND>& shared,
   with_roles<MANY_CONSUMER_GROUPS, WARPGROUP>(consume, produce);
 }
 
+// Adds the bias of a choice's expert to four columns of its product.
+template <int KIND>
+__device__ __forceinline__ void add_down_bias(const ExpertsMemory& memory, int choice, int column,
+                                              float4& product) {
+  const uint32_t expert = at<const uint32_t>(memory.routes.experts)[choice];
+  const float weight = at<const float>(memory.routes.weights)[choice];
+  const float4 bias = *reinterpret_cast<const float4*>(
+      at<const float>(memory.down_bias) + size_t{1} * expert * HIDDEN + column);
+  product.x = DownBias<KIND>::biased(product.x, weight, bias.x);
+  product.y = DownBias<KIND>::biased(product.y, weight, bias.y);
+  product.z = DownBias<KIND>::biased(product.z, weight, bias.z);
+  product.w = DownBias<KIND>::biased(product.w, weight, bias.w);
+}
+
 // All threads of all CTAs, SORTERS each. Four columns at a time, of all tokens before the next
 // panel.
 template <int KIND>
@@ -265,6 +282,9 @@ __device__ __forceinline__ void combine(const ExpertsMemory& memory) {
     float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll
     for (int place = 0; place < TOP_K; place++) {
+      if constexpr (FEED_FORWARDS[KIND].bias)
+        add_down_bias<KIND>(memory, token * TOP_K + place, memory.first_column + column,
+                            own[place]);
       sum.x += own[place].x;
       sum.y += own[place].y;
       sum.z += own[place].z;

@@ -60,10 +60,10 @@ __device__ __forceinline__ void dense_gate_up(GemmShared& shared, const GemmMemo
           const int token = first + lane % 4 * 2 + j;
           if (token >= memory.count) continue;
           const float scale = at<const float>(memory.inverse_rms)[token];
-          const float gate = (j == 0 ? v.x : v.y) * scale, up = (j == 0 ? v.z : v.w) * scale;
+          const float gate = j == 0 ? v.x : v.y, up = j == 0 ? v.z : v.w;
           *reinterpret_cast<uint16_t*>(at<char>(memory.inner) +
                                        operand_place(token, value, memory.capacity)) =
-              ptx::to_bf16(activate<KIND>(gate, up) * operand_scale(F.format));
+              ptx::to_bf16(inner_value<KIND>(gate, up, scale, {}) * operand_scale(F.format));
         }
       });
 }

@@ -23,15 +23,21 @@ constexpr float NORM_EPS = 1e-5f;
 constexpr float DRAFT_NORM_EPS = 1e-5f;
 
 constexpr Attention ATTENTIONS[] = {
-    {16, 8, 48, 32, 8, 1.0f, 0, 0, false, false, false, 0.0f, true, 0.612f, Format::Fp8, Format::Bf16},
-    {16, 8, 48, 32, 8, 1.0f, 16, 1, true, false, false, 0.0f, true, 0.612f, Format::Fp8, Format::Bf16},
-    {16, 8, 32, 32, 8, 1.0f, 24, 2, true, false, true, 1e-5f, false, 0.612f, Format::Bf16, Format::Bf16},
+    {16, 8, 48, 32, 8, 1.0f, 0, 0, false, false, false, 0.0f, true, 0.612f, Format::Fp8,
+     Format::Bf16},
+    {16, 8, 48, 32, 8, 1.0f, 16, 1, true, false, false, 0.0f, true, 0.612f, Format::Fp8,
+     Format::Bf16},
+    {16, 8, 32, 32, 8, 1.0f, 24, 2, true, false, true, 1e-5f, false, 0.612f, Format::Bf16,
+     Format::Bf16},
 };
 
 constexpr FeedForward FEED_FORWARDS[] = {
-    {0, 0, 512, Format::Fp8, Activation::SiluMul, 0.0f, 0.0f, RouterScores::CorrectedSigmoid, false, false, false, 1.0f},
-    {8, 2, 256, Format::Mxfp4, Activation::SiluMul, 0.0f, 0.0f, RouterScores::CorrectedSigmoid, true, true, true, 1.0f},
-    {0, 0, 256, Format::Bf16, Activation::SiluMul, 0.0f, 0.0f, RouterScores::CorrectedSigmoid, false, false, false, 1.0f},
+    {0, 0, 512, Format::Fp8, Activation::SiluMul, 0.0f, 0.0f, false,
+     RouterScores::CorrectedSigmoid, false, false, false, 1.0f},
+    {8, 2, 256, Format::Mxfp4, Activation::SiluMul, 0.0f, 0.0f, false,
+     RouterScores::CorrectedSigmoid, true, true, true, 1.0f},
+    {0, 0, 256, Format::Bf16, Activation::SiluMul, 0.0f, 0.0f, false,
+     RouterScores::CorrectedSigmoid, false, false, false, 1.0f},
 };
 
 // What the host plans; layout/planned.cuh and step/verify.cuh compare.
