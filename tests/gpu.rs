@@ -47,6 +47,10 @@ conformance!(cuda_flash, || cuda(&FLASH, 1), absent(1));
 conformance!(cuda_pro, || cuda(&PRO, 1), absent(1));
 conformance!(cuda_wide_experts, || cuda(&WIDE_EXPERTS, 1), absent(1));
 conformance!(cuda_qwen3_moe, || cuda(&QWEN3_MOE, 1), absent(1));
+conformance!(cuda_qwen3_fp8, || cuda(&QWEN3_FP8, 1), absent(1));
+conformance!(cuda_gpt_oss, || cuda(&GPT_OSS, 1), absent(1));
+conformance!(cuda_gpt_oss_2_ranks, || cuda(&GPT_OSS, 2), absent(2));
+conformance!(cuda_qwen3_dense, || cuda(&QWEN3_DENSE, 1), absent(1));
 conformance!(cuda_demo, || cuda_of(&DEMO, &long(1)), absent(1));
 conformance!(cuda_pro_2_ranks, || cuda(&PRO, 2), absent(2));
 conformance!(cuda_pro_4_ranks, || cuda(&PRO, 4), absent(4));
@@ -69,10 +73,14 @@ static WIDE: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::wide()));
 static PRO: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::pro_fp4()));
 static WIDE_EXPERTS: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::wide_experts()));
 static QWEN3_MOE: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::qwen3_moe_bf16()));
+static QWEN3_FP8: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::qwen3_moe()));
+static GPT_OSS: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::gpt_oss()));
+static UNEVEN: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::uneven()));
+static QWEN3_DENSE: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::qwen3_dense()));
 static DEMO: LazyLock<Checkpoint> = LazyLock::new(demo);
 
 /// Every model that engines are compared by.
-fn models() -> [(&'static str, &'static Checkpoint); 7] {
+fn models() -> [(&'static str, &'static Checkpoint); 10] {
     [
         ("dense", &DENSE),
         ("wide", &WIDE),
@@ -80,6 +88,9 @@ fn models() -> [(&'static str, &'static Checkpoint); 7] {
         ("pro", &PRO),
         ("wide experts", &WIDE_EXPERTS),
         ("qwen3 moe", &QWEN3_MOE),
+        ("qwen3 fp8", &QWEN3_FP8),
+        ("qwen3 dense", &QWEN3_DENSE),
+        ("gpt-oss", &GPT_OSS),
         ("demo", &DEMO),
     ]
 }

@@ -208,7 +208,7 @@ struct World {
     std::vector<uint16_t> values;
     for (int token = 0; token < token_count; token++)
       for (int column = 0; column < A.q_heads * A.v_dim; column++)
-        values.push_back(rows[(operand_row(token, ATTENDED_BYTES) + operand_offset(column)) / 2]);
+        values.push_back(rows[(Attended<KIND>::row(token) + operand_offset(column)) / 2]);
     return values;
   }
 
@@ -223,7 +223,7 @@ struct World {
     if (A.qk_norm)
       for (int d = 0; d < A.qk_dim; d++)
         x[d] *= (1 + 0.3f * random_of(0, 0, NORM, d)) /
-                std::sqrt(square / A.qk_dim + DRAFT_NORM_EPS);
+                std::sqrt(square / A.qk_dim + A.qk_norm_eps);
     for (int i = 0; i < A.rope_pairs; i++) {
       const double c = std::cos(angle_of(position, i)), s = std::sin(angle_of(position, i));
       const double a = x[i], b = x[i + A.rope_pairs];

@@ -31,7 +31,7 @@ struct ExpertsCheck {
   static constexpr bool DENSE = IS_DENSE<KIND>;
   static constexpr int EXPERTS = larger(F.experts, 1);
   static constexpr int CHOICES = larger(F.top_k, 1);
-  static constexpr int INNER_BYTES = DENSE ? DENSE_INNER_BYTES : EXPERT_INNER_BYTES;
+  static constexpr int INNER_BYTES = DENSE ? DenseInner<KIND>::ROW_BYTES : EXPERT_INNER_BYTES;
   static constexpr int DIFFERENT = smaller(EXPERTS, DIFFERENT_MAX);
   // Each repeat has its own scores.
   static constexpr int TABLES = 20;
@@ -91,7 +91,8 @@ struct ExpertsCheck {
     m.normed = work.operand;
     m.squares = squares_at;
     m.router_scores = scores_at + table * SCORES_BYTES;
-    m.dense_inner = m.expert_inner = inner;
+    m.expert_inner = inner;
+    m.dense_inner = inner - DenseInner<KIND>::PLACE;
     return m;
   }
 

@@ -75,6 +75,10 @@ LayerMemory layer(uint64_t seed) {
   l.tap = ~0u;
   l.input_norm = floats(HIDDEN, 0.1f, 1.0f, seed + 1);
   l.qkv = matrix<QkvMatrix<A>>(1, seed + 2);
+  if (a.bias) {
+    l.qkv_bias = floats(QkvMatrix<A>::UNITS * 16, 0.1f, 0.0f, seed + 10);
+    l.output_bias = floats(OutputMatrix<A>::UNITS * OWNER_ROWS, 0.1f, 0.0f, seed + 11);
+  }
   l.sinks = floats(a.q_heads, 1.0f, 0.0f, seed + 3);
   l.output = matrix<OutputMatrix<A>>(1, seed + 4);
   l.post_norm = floats(HIDDEN, 0.1f, 1.0f, seed + 5);

@@ -131,7 +131,7 @@ class World {
         uniforms(static_cast<size_t>(tokens_) * PROJECTED_ROWS, 2, 0, 5));
     if (from_ == From::Normed) take_normed();
     in_.queries = attn_.queries = buffers_.take(size_t{2} * capacity_ * QUERY_VALUES);
-    attn_.attended = buffers_.take(wide::operand_bytes(COLUMNS, capacity_));
+    attn_.attended = buffers_.take(wide::operand_bytes(ATTENDED, capacity_));
     place_step();
     narrow_.layers = buffers_.put(std::vector<LayerMemory>{layers_[0]});
     take_narrow();
@@ -181,6 +181,7 @@ class World {
 
  private:
   static constexpr int COLUMNS = A.q_heads * A.v_dim;
+  static constexpr int ATTENDED = wide::operand_columns_before<OutputMatrix, ATTENTION_KINDS>();
   std::vector<Row> rows_;
   From from_;
   std::vector<uint32_t> table_, table_at_, first_page_;
@@ -300,12 +301,13 @@ class World {
 
   std::vector<uint16_t> read_wide() const {
     const auto operand =
-        read<uint16_t>(attn_.attended, wide::operand_bytes(COLUMNS, capacity_) / 2);
+        read<uint16_t>(attn_.attended, wide::operand_bytes(ATTENDED, capacity_) / 2);
+    const size_t place = wide::kind_operand<OutputMatrix, KIND>(capacity_);
     std::vector<uint16_t> all(static_cast<size_t>(tokens_) * COLUMNS);
     for (int token = 0; token < tokens_; token++)
       for (int column = 0; column < COLUMNS; column++)
         all[static_cast<size_t>(token) * COLUMNS + column] =
-            operand[wide::operand_place(token, column, capacity_) / 2];
+            operand[(place + wide::operand_place(token, column, capacity_)) / 2];
     return all;
   }
 
@@ -353,7 +355,7 @@ class World {
           read<uint16_t>(narrow_.attended, size_t{TOKENS_MAX} * ATTENDED_BYTES / 2);
       for (int token = 0; token < end - first; token++)
         for (int column = 0; column < COLUMNS; column++)
-          all.push_back(operand[(operand_row(token, ATTENDED_BYTES) + operand_offset(column)) / 2]);
+          all.push_back(operand[(Attended<KIND>::row(token) + operand_offset(column)) / 2]);
     }
     return all;
   }

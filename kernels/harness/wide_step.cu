@@ -89,7 +89,6 @@ struct WideModel {
     const size_t experts = networks([](auto f) { return f.experts; });
     const size_t choices = room * networks([](auto f) { return f.top_k; });
     const size_t rows = align_up(static_cast<int>(choices), TILE_TOKENS) + experts * TILE_TOKENS;
-    const size_t dense = networks([](auto f) { return f.experts == 0 ? f.width : 0; });
     const size_t width = networks([](auto f) { return f.experts > 0 ? f.width : 0; });
     const int page_count = ceil_div(capacity, PAGE_TOKENS) + 1;
     narrow.wait_max_ms = wait_max_ms();
@@ -112,8 +111,10 @@ struct WideModel {
     memory.angles = take(room * ATTENTION_KINDS * ROPE_PAIRS_MAX * 8);
     memory.queries = take(room * QUERY_VALUES * 2);
     memory.projected = take(room * PROJECTED_ROWS * 4);
-    memory.attended = take(wide::operand_bytes(ATTENDED_BYTES / 2, capacity));
-    memory.dense_inner = take(wide::operand_bytes(dense, capacity));
+    memory.attended = take(wide::operand_bytes(
+        wide::operand_columns_before<OutputMatrix, DRAFT_ATTENTION>(), capacity));
+    memory.dense_inner = take(wide::operand_bytes(
+        wide::operand_columns_before<DenseDown, DRAFT_FEED_FORWARD>(), capacity));
     memory.scores = take(room * SCORES_EACH * 4);
     memory.experts = take(room * TOP_K_MAX * 4);
     memory.weights = take(room * TOP_K_MAX * 4);

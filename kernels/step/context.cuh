@@ -24,10 +24,10 @@ __device__ __forceinline__ int first_key_unit(const Cta& cta, int layer) {
 template <int KIND>
 __device__ __forceinline__ auto store_context(Warp& w, const LayerMemory& layer, int index) {
   if constexpr (ATTENTIONS[KIND].paired)
-    return store_projections<KIND>(w, layer.attention, layer, false);
+    return store_projections<KIND>(w, layer, layer, false);
   else
-    return StoreProjected<KIND>{w.cta.memory, w.stream(), w.token_count(),
-                                context_row<KIND>(index)};
+    return StoreProjected<KIND>{w.cta.memory, w.stream(), at<const float>(layer.qkv_bias),
+                                w.token_count(), context_row<KIND>(index)};
 }
 
 // The rows of `taps` that the batch's tokens name.

@@ -55,6 +55,7 @@ using namespace kilotok;
 // What the host needs to launch the kernels below; `take_plan` has its own.
 static_assert(sizeof(VerifyShared) <= sizeof(Shared), "a kernel gets as much as any other");
 static_assert(sizeof(Shared) <= SHARED_MAX, "a CTA's memory suffices");
+static_assert(planned::SHARED == sizeof(Shared), "the host's plan");
 extern "C" __device__ const unsigned SHARED_BYTES = sizeof(Shared);
 extern "C" __device__ const unsigned THREAD_COUNT = THREADS;
 // The largest number of tokens of the kernels for one tile. Those with `_many` in their names take

@@ -26,15 +26,25 @@ __device__ __forceinline__ void begin_rms_norm_before(const Cta& cta, Shared& sh
              last ? 1.0f : projection_scale(layer.attention), tap);
 }
 
-// The epilogue of the projections of a layer of this kind. `layer` is read when there are products.
+// The epilogue of the projections of a layer of this kind. `held` is read when there are products.
 template <int KIND>
-__device__ __forceinline__ auto store_projections(Warp& w, uint32_t kind,
-                                                  const LayerMemory& layer, bool own) {
+__device__ __forceinline__ auto store_projections(Warp& w, const LayerMemory& layer,
+                                                  const LayerMemory& held, bool own) {
+  const float* biases = at<const float>(layer.qkv_bias);
   if constexpr (ATTENTIONS[KIND].paired)
-    return StoreHeads<KIND>{w.cta.memory, layer, w.batch(), w.stream(),
-                            ProjectionUse(kind), own};
+    return StoreHeads<KIND>{w.cta.memory, held, w.batch(), w.stream(), biases,
+                            ProjectionUse(layer.attention), own};
   else
-    return StoreProjected<KIND>{w.cta.memory, w.stream(), w.token_count()};
+    return StoreProjected<KIND>{w.cta.memory, w.stream(), biases, w.token_count()};
+}
+
+// That of its output projection.
+template <int KIND>
+__device__ __forceinline__ auto store_output(Warp& w, const LayerMemory& layer) {
+  if constexpr (ATTENTIONS[KIND].bias)
+    return StoreOutput<KIND>{w.stream(), at<const float>(layer.output_bias)};
+  else
+    return StorePart{w.stream()};
 }
 
 template <int KIND, bool DRAFT, int TILES>
@@ -46,7 +56,7 @@ __device__ __forceinline__ void project(Warp& w) {
                                      [&] { w.cta.wait_grid(); },
                                      ReadInverseRms<TILES>{w.stream(), Reader::Projection,
                                                      w.token_count(), Part<DRAFT>::EPS},
-                                     store_projections<KIND>(w, layer.attention, layer, DRAFT));
+                                     store_projections<KIND>(w, layer, layer, DRAFT));
   });
 }
 
@@ -55,9 +65,10 @@ __device__ __forceinline__ void project(Warp& w) {
 template <int KIND, int TILES, class WaitInput>
 __device__ __forceinline__ void output(Warp& w, WaitInput wait_input) {
   w.with_pipeline([&](Ring& ring, Sums& sums) {
-    gemm<OutputMatrix<KIND>, TILES>(w.cta, ring, sums, w.cta.memory.attended, ATTENDED_BYTES,
-                                        w.cta.index(), EveryToken{w.tiles()}, wait_input, Nothing{},
-                                        StorePart{w.stream()});
+    gemm<OutputMatrix<KIND>, TILES>(w.cta, ring, sums,
+                                    w.cta.memory.attended + Attended<KIND>::PLACE,
+                                    Attended<KIND>::ROW_BYTES, w.cta.index(), EveryToken{w.tiles()},
+                                    wait_input, Nothing{}, store_output<KIND>(w, w.layer()));
   });
 }
 
@@ -106,7 +117,8 @@ __device__ __forceinline__ void dense(Warp& w) {
   cta.stamp(Stamp::GateUp);
   cta.arrive_grid();
   w.with_pipeline([&](Ring& ring, Sums& sums) {
-    gemm<DownMatrix<KIND>, TILES>(cta, ring, sums, memory.dense_inner, DENSE_INNER_BYTES,
+    gemm<DownMatrix<KIND>, TILES>(cta, ring, sums, memory.dense_inner + DenseInner<KIND>::PLACE,
+                                      DenseInner<KIND>::ROW_BYTES,
                                       cta.index(), EveryToken{w.tiles()}, wait_input, Nothing{},
                                       StorePart{w.stream()});
   });
@@ -211,7 +223,7 @@ __device__ __forceinline__ void attention(Warp& w) {
     });
     cta.wait_grid();
   };
-  with_matrix<OutputMatrix, P::ATTENTION, P::ATTENTION_END>(
+  with_matrix<OutputOf, P::ATTENTION, P::ATTENTION_END>(
       layer.attention, [&](auto kind) { output<decltype(kind)::value, TILES>(w, wait_input); });
   cta.stamp(Stamp::Output);
 }
@@ -360,12 +372,12 @@ __device__ __forceinline__ void epilogue_layers(Warp& w) {
       // Not early in the first layer: the angles are written before the grid barrier that precedes
       // its sums.
       epilogue<QkvMatrix<A>>(cta, w.sums, first_unit<QkvMatrix<A>>(cta), w.tiles(),
-                        store_projections<A>(w, layer.attention, held, DRAFT), index > 0);
+                        store_projections<A>(w, layer, held, DRAFT), index > 0);
     });
-    with_matrix<OutputMatrix, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
+    with_matrix<OutputOf, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
+      constexpr int A = decltype(kind)::value;
       cta.make_opaque();
-      epilogue<OutputMatrix<decltype(kind)::value>>(cta, w.sums, cta.index(), w.tiles(),
-                                               StorePart{w.stream()});
+      epilogue<OutputMatrix<A>>(cta, w.sums, cta.index(), w.tiles(), store_output<A>(w, layer));
     });
     with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(layer.feed_forward, [&](auto kind) {
       constexpr int F = decltype(kind)::value;

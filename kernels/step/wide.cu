@@ -136,9 +136,10 @@ extern "C" __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
     wide_output(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;
   const LayerMemory& layer = wide_layer<false>(memory);
-  with_matrix<OutputMatrix, 0, DRAFT_ATTENTION>(layer.attention, [&](auto kind) {
-    wide::multiply_to_part<OutputMatrix<decltype(kind)::value>>(
-        launch_shared<wide::GemmShared>(), gemm_memory(memory, layer.output, memory.attended));
+  with_matrix<OutputOf, 0, DRAFT_ATTENTION>(layer.attention, [&](auto kind) {
+    wide::output<decltype(kind)::value>(launch_shared<wide::GemmShared>(),
+                                        gemm_memory(memory, layer.output, memory.attended),
+                                        at<const float>(layer.output_bias));
   });
 }
 
@@ -167,9 +168,8 @@ extern "C" __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
   with_kind<0, DRAFT_FEED_FORWARD>(layer.feed_forward, [&](auto kind) {
     constexpr int KIND = decltype(kind)::value;
     if constexpr (IS_DENSE<KIND>)
-      wide::multiply_to_part<DownMatrix<KIND>>(
-          launch_shared<wide::GemmShared>(),
-          gemm_memory(memory, layer.down, memory.dense_inner));
+      wide::dense_down<KIND>(launch_shared<wide::GemmShared>(),
+                             gemm_memory(memory, layer.down, memory.dense_inner));
   });
 }
 

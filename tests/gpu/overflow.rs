@@ -3,13 +3,13 @@
 
 use half::bf16;
 use kilotok_cpu::CpuEngine;
-use kilotok_engine::{Engine, RowFault};
+use kilotok_engine::{Engine, RowFault, difference};
 use kilotok_model::LayerWeight::{self, Down, Gate, InputNorm, Output, PostNorm, Up};
 use kilotok_model::{Dtype, Slice, WeightDecl, WeightId};
-use kilotok_testkit::host::{Host, How, Request};
+use kilotok_testkit::host::{Drafts, Host, How, Request};
 use kilotok_weights::{Quiet, Tensor, TensorData, WeightError, WeightSource};
 
-use crate::{DENSE, absent, cuda_from, sizes};
+use crate::{DENSE, UNEVEN, absent, cuda_from, sizes};
 
 /// Times this, most numbers still fit F32 and BF16, and no sum of their squares does.
 const LARGE: f32 = 1e30;
@@ -43,6 +43,53 @@ impl WeightSource for Scaled {
     fn dtype(&self, decl: &WeightDecl) -> Result<Dtype, WeightError> {
         DENSE.dtype(decl)
     }
+}
+
+/// A model in whose table one token is so much larger.
+struct OneLarge;
+
+/// That token.
+const LARGE_TOKEN: usize = 7;
+
+impl WeightSource for OneLarge {
+    fn read(&self, decl: &WeightDecl, slice: &Slice) -> Result<Tensor, WeightError> {
+        let mut tensor = UNEVEN.read(decl, slice)?;
+        if decl.id == WeightId::Embedding {
+            let row = LARGE_TOKEN * tensor.cols..(LARGE_TOKEN + 1) * tensor.cols;
+            match &mut tensor.data {
+                TensorData::F32(values) => values[row].iter_mut().for_each(|x| *x *= LARGE),
+                TensorData::Bf16(values) => {
+                    values[row].iter_mut().for_each(|x| *x = bf16::from_f32(x.to_f32() * LARGE));
+                }
+                _ => unreachable!("a table is floats"),
+            }
+        }
+        Ok(tensor)
+    }
+
+    fn dtype(&self, decl: &WeightDecl) -> Result<Dtype, WeightError> {
+        UNEVEN.dtype(decl)
+    }
+}
+
+/// Kinds of layers whose widths differ must not leave NaN where others expect zeros.
+#[test]
+fn an_overflow_does_not_outlive_its_request() {
+    if let Some(reason) = absent(1) {
+        return println!("skipped: {reason}");
+    }
+    let mut engine = cuda_from(UNEVEN.spec(), &OneLarge, &sizes(1));
+    let drafts = engine.caps().draft_max;
+    let how = How { drafts: Drafts::Held { made: drafts, used: drafts }, ..How::default() };
+    let mut reply = |prompt: std::ops::Range<u32>| {
+        Host::new(&mut *engine, 0).run(&Request::greedy(prompt.collect(), 8), &how).unwrap()
+    };
+    let before = reply(100..120);
+    let overflowing = reply(0..20);
+    assert!(matches!(overflowing.fault, Some(RowFault::NotFinite { .. })));
+    let after = reply(100..120);
+    assert_eq!(difference(&before, &after), None);
+    assert_eq!(before.drafts, after.drafts);
 }
 
 #[test]

@@ -18,7 +18,10 @@ use kilotok_weights::{Checkpoint, Quiet};
 use crate::distances::quantile;
 use crate::draw::Draw;
 use crate::pair::{Pair, Tally, Tolerance};
-use crate::{DEMO, DENSE, FLASH, PRO, QWEN3_MOE, TILE, absent, cuda_of, cuda_wide, sizes, toy};
+use crate::{
+    DEMO, DENSE, FLASH, GPT_OSS, PRO, QWEN3_DENSE, QWEN3_FP8, QWEN3_MOE, TILE, absent, cuda_of,
+    cuda_wide, sizes, toy,
+};
 
 /// Steps of each model, of the long test, and where a step takes long.
 const ROUNDS: usize = 300;
@@ -232,6 +235,7 @@ fn compare_by(
 #[test]
 fn random_plans_make_the_references_choices() {
     compare(&MODELS, 1, ROUNDS);
+    compare(&ONE_RANK, 1, ROUNDS);
 }
 
 #[test]
@@ -258,7 +262,7 @@ fn random_plans_by_both_passes_make_the_references_choices() {
 /// For GPUs that are emulated, one of each family. So few choices say nothing of shares.
 #[test]
 fn few_random_plans_make_the_references_choices() {
-    for (name, checkpoint, tolerance, _) in [MODELS[2], MODELS[4]] {
+    for (name, checkpoint, tolerance, _) in [MODELS[2], MODELS[4]].into_iter().chain(ONE_RANK) {
         let bounds = Bounds { within: [0.2; 2], other_experts: [0.2; 2], wrong: 0.05 };
         compare(&[(name, checkpoint, tolerance, bounds)], 1, FEW_ROUNDS);
     }
@@ -281,6 +285,13 @@ const MODELS: [Model; 5] = [
     ("demo", &DEMO, Tolerance { logit: 0.1, lead: 0.003 }, WITH_EXPERTS),
     // Experts are chosen by products, whose sigmoids are a quarter as far apart.
     ("qwen3 moe", &QWEN3_MOE, Tolerance { logit: 0.1, lead: 0.012 }, WITH_EXPERTS),
+];
+
+/// Which only one or two ranks can share.
+const ONE_RANK: [Model; 3] = [
+    ("qwen3 dense", &QWEN3_DENSE, Tolerance { logit: 0.15, lead: 0.0 }, EXACT),
+    ("qwen3 fp8", &QWEN3_FP8, Tolerance { logit: 0.1, lead: 0.012 }, WITH_EXPERTS),
+    ("gpt-oss", &GPT_OSS, Tolerance { logit: 0.1, lead: 0.012 }, WITH_EXPERTS),
 ];
 
 /// What the comparison is worth: engines that differ in the order of sums alone are the same.

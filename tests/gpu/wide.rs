@@ -9,7 +9,10 @@ use kilotok_testkit::host::{Drafts, Host, How, Reply, Request};
 use kilotok_weights::Checkpoint;
 
 use crate::draw::Draw;
-use crate::{PRO, PRO_DENSE, QWEN3_MOE, TILE, WIDE_EXPERTS, absent, cuda_wide, wide};
+use crate::{
+    GPT_OSS, PRO, PRO_DENSE, QWEN3_DENSE, QWEN3_FP8, QWEN3_MOE, TILE, WIDE_EXPERTS, absent,
+    cuda_wide, wide,
+};
 
 /// Tokens of the prompt: more than two times what a CTA of the wide pass multiplies, more than a
 /// chunk of keys, and no whole tile.
@@ -69,6 +72,7 @@ fn compare(name: &str, checkpoint: &Checkpoint, ranks: usize, cases: &[(u32, &[u
 #[test]
 fn wide_steps_of_dense_layers_have_the_narrow_passes_bits() {
     compare("pro dense", &PRO_DENSE, 1, &CASES);
+    compare("qwen3 dense", &QWEN3_DENSE, 1, &CASES);
 }
 
 #[test]
@@ -80,7 +84,14 @@ fn wide_steps_of_experts_have_the_narrow_passes_bits() {
 #[test]
 fn wide_steps_of_families_have_the_narrow_passes_bits() {
     compare("qwen3 moe", &QWEN3_MOE, 1, &CASES);
+    compare("qwen3 fp8", &QWEN3_FP8, 1, &CASES[1..]);
     compare("qwen3 moe", &QWEN3_MOE, 2, &CASES[1..]);
+}
+
+#[test]
+fn wide_steps_of_gpt_oss_have_the_narrow_passes_bits() {
+    compare("gpt-oss", &GPT_OSS, 1, &CASES);
+    compare("gpt-oss", &GPT_OSS, 2, &CASES[1..]);
 }
 
 #[test]

@@ -4,8 +4,9 @@
 use kilotok_abi::{Batch as Header, BatchRow, BatchToken, GROUPS_MAX};
 use kilotok_batch::Batch;
 use kilotok_engine::{PageGroup, Row};
+use kilotok_model::ModelSpec;
 
-/// A token without a row in the embedding: the drafter's mask, as in `phase/embed.cuh`.
+/// A token without a row in the embedding: the mask that a drafter brings, as in `phase/embed.cuh`.
 const MASK_TOKEN: u32 = !0;
 
 /// The layout of a batch: a header, then arrays for the longest batch, as `DraftBatch` in
@@ -32,6 +33,23 @@ impl Arrays {
 /// the kernels.
 pub(crate) fn drafts_together(tokens_max: usize, draft_rows: usize) -> usize {
     tokens_max.checked_div(draft_rows).unwrap_or(1)
+}
+
+/// The rows of one draft: the newest token, then masks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DraftShape {
+    /// 0 without a drafter.
+    pub(crate) rows: usize,
+    pub(crate) mask: u32,
+}
+
+impl DraftShape {
+    pub(crate) fn new(spec: &ModelSpec) -> Self {
+        spec.drafter.as_ref().map_or(Self { rows: 0, mask: MASK_TOKEN }, |drafter| Self {
+            rows: drafter.rows,
+            mask: if drafter.own_mask { MASK_TOKEN } else { drafter.mask_token },
+        })
+    }
 }
 
 /// A batch for one launch.
@@ -68,12 +86,12 @@ impl DeviceBatch {
 
     /// A batch of drafts of rows of the target's batch: the newest token of each, then masks. The
     /// verify kernel writes that token and its position.
-    pub(crate) fn drafts(&self, rows: &[DraftRow], draft_rows: usize) -> Self {
+    pub(crate) fn drafts(&self, rows: &[DraftRow], shape: DraftShape) -> Self {
         let mut own = Self::default();
         for row in rows {
             let first = own.tokens.len();
-            own.add_row(0, draft_rows, self.rows[row.row].pages_at);
-            own.tokens[first..].iter_mut().for_each(|token| token.token = MASK_TOKEN);
+            own.add_row(0, shape.rows, self.rows[row.row].pages_at);
+            own.tokens[first..].iter_mut().for_each(|token| token.token = shape.mask);
             let drafted = first as u32 + 1..=first as u32 + row.draft_count;
             own.wanted.extend(drafted);
         }
@@ -140,9 +158,11 @@ pub(crate) mod tests {
     use kilotok_abi::{PageId, Sampling, SlotId, TokenId};
     use kilotok_batch::Slots;
     use kilotok_engine::{PageKind, PageRun, RowTokens, SlotSetup, StepPlan};
+    use kilotok_testkit::Toy;
 
     use super::*;
 
+    pub(crate) const DRAFTS: DraftShape = DraftShape { rows: 4, mask: 17 };
     pub(crate) const GROUPS: [PageGroup; 2] =
         [group(PageKind::Full, None), group(PageKind::Draft, Some(9))];
 
@@ -203,13 +223,20 @@ pub(crate) mod tests {
     fn drafts_are_masks_after_a_token() {
         let target = target();
         let rows = [DraftRow { row: 1, draft_count: 3 }, DraftRow { row: 0, draft_count: 1 }];
-        let drafts = target.drafts(&rows, 4);
+        let drafts = target.drafts(&rows, DRAFTS);
         assert_eq!(drafts.tokens.len(), 8);
         let masks = [1, 2, 3, 5, 6, 7].map(|index: usize| drafts.tokens[index].token);
-        assert_eq!(masks, [MASK_TOKEN; 6]);
+        assert_eq!(masks, [DRAFTS.mask; 6]);
         assert_eq!(drafts.wanted, [1, 2, 3, 5]);
         assert_eq!(drafts.rows[0].pages_at, target.rows[1].pages_at);
         assert_eq!((drafts.rows[1].first, drafts.rows[1].count), (4, 4));
+    }
+
+    #[test]
+    fn a_mask_is_the_drafters_own_or_a_token_of_the_target() {
+        let (own, targets) = (Toy::pro_fp4().spec(), Toy::gpt_oss().spec());
+        assert_eq!(DraftShape::new(&own).mask, MASK_TOKEN);
+        assert_eq!(DraftShape::new(&targets), DraftShape { rows: 8, mask: 252 });
         let header = include_str!("../../../kernels/include/kilotok/phase/embed.cuh");
         assert!(header.contains("constexpr uint32_t MASK_TOKEN = ~0u;"));
     }

@@ -149,6 +149,18 @@ impl Constants {
         Matrix { format, rows: self.hidden, columns, row_tiles }
     }
 
+    /// The output projections of the first kinds that differ, each of which has an operand of its
+    /// own, see `KindOperand` in `layout/buffers.cuh`.
+    pub(crate) fn outputs(&self, kinds: usize) -> Vec<Matrix> {
+        different((0..kinds).map(|kind| self.output(kind)))
+    }
+
+    /// The same of `down` of dense networks.
+    pub(crate) fn dense_downs(&self, kinds: usize) -> Vec<Matrix> {
+        let dense = (0..kinds).filter(|kind| self.feed_forwards[*kind].experts == 0);
+        different(dense.map(|kind| self.down(kind)))
+    }
+
     /// Gate and up of one expert, or of the dense network.
     pub(crate) fn gate_up(&self, kind: usize) -> Matrix {
         let kind = &self.feed_forwards[kind];
@@ -308,7 +320,10 @@ fn layer_buffers(
         (LayerBuffer::KeyNorm, per_head),
         (LayerBuffer::Sinks, if kind.sinks { kind.q_heads * F32 } else { 0 }),
         (LayerBuffer::Output, constants.output(attention).bytes()),
-        (LayerBuffer::OutputBias, if kind.bias { vector } else { 0 }),
+        (
+            LayerBuffer::OutputBias,
+            if kind.bias { constants.output(attention).padded_rows() * F32 } else { 0 },
+        ),
         (LayerBuffer::PostNorm, vector),
         (LayerBuffer::Router, constants.router_bytes(feed_forward)),
         (LayerBuffer::RouterBias, if network.router_bias { network.experts * F32 } else { 0 }),
@@ -357,12 +372,13 @@ impl Working {
         let attention = |of: &dyn Fn(usize) -> usize| largest(kinds, of);
         let heads =
             |of: fn(&Attention) -> usize| attention(&|kind| of(&constants.attentions[kind]));
-        let inner = |dense: bool| {
-            largest(constants.feed_forwards.len(), &|kind| {
-                let same = (constants.feed_forwards[kind].experts == 0) == dense;
-                if same { constants.down(kind).operand_bytes() } else { 0 }
-            })
+        let operands = |matrices: Vec<Matrix>| {
+            tokens * matrices.into_iter().map(Matrix::operand_bytes).sum::<usize>()
         };
+        let inner = largest(constants.feed_forwards.len(), &|kind| {
+            let has_experts = constants.feed_forwards[kind].experts > 0;
+            if has_experts { constants.down(kind).operand_bytes() } else { 0 }
+        });
         let feed_forwards = constants.feed_forwards.iter();
         let experts = feed_forwards.clone().map(|kind| kind.experts).max().unwrap_or(0);
         let top_k = feed_forwards.map(|kind| kind.top_k.max(1)).max().unwrap_or(1);
@@ -384,15 +400,12 @@ impl Working {
             own_keys: tokens * heads(|kind| kind.kv_heads * kind.qk_dim) * BF16,
             own_values: tokens * heads(|kind| kind.kv_heads * kind.v_dim) * BF16,
             attention_parts: tokens * heads(Attention::part_values) * F32,
-            attended: tokens * attention(&|kind| constants.output(kind).operand_bytes()),
+            attended: operands(constants.outputs(kinds)),
             router_parts: owners * tokens * experts * F32,
             router_scores: tokens * constants.score_values() * F32,
-            dense_inner: tokens * inner(true),
-            expert_inner: TILE_TOKENS * top_k * inner(false)
-                + inner(false) / gathered_step
-                    * tokens
-                    * top_k
-                    * (gathered_step + GATHERED_PADDING),
+            dense_inner: operands(constants.dense_downs(constants.feed_forwards.len())),
+            expert_inner: TILE_TOKENS * top_k * inner
+                + inner / gathered_step * tokens * top_k * (gathered_step + GATHERED_PADDING),
             taps: tokens * constants.fuse().operand_bytes(),
             fused: tokens * constants.fuse().rows * F32,
             logits: tokens * constants.head().units() * CHUNK_ROWS * F32,
@@ -414,6 +427,16 @@ fn receiver(constants: &Constants) -> (usize, Option<usize>) {
     }
     let gathered = all_reduce + FLAGS_BYTES + tokens * ranks * PACKET_BYTES;
     (gathered + tokens * constants.logits_stride() * F32, Some(gathered))
+}
+
+fn different(matrices: impl Iterator<Item = Matrix>) -> Vec<Matrix> {
+    let mut found = Vec::new();
+    for matrix in matrices {
+        if !found.contains(&matrix) {
+            found.push(matrix);
+        }
+    }
+    found
 }
 
 /// The largest value over all kinds.
@@ -455,6 +478,7 @@ pub(crate) fn planned(constants: &Constants, working: &Working) -> String {
         ("LOGITS_OFFSET", working.gathered.unwrap_or(0)),
         ("DRAFT_PARTS", working.draft_parts),
         ("RECEIVER", working.receiver),
+        ("SHARED", constants.shared_bytes()),
         ("BATCH_TOKENS", batch.tokens),
         ("BATCH_ROWS", batch.rows),
         ("BATCH_WANTED", batch.wanted),
@@ -475,6 +499,7 @@ pub(crate) fn planned(constants: &Constants, working: &Working) -> String {
         usize::from(wide::has_attention(kind.window, kind.qk_dim, kind.v_dim))
     };
     write("WIDE_ATTENTION", list(attentions, &wide_attention));
+    write("TILE", list(attentions, &|kind| constants.tile_bytes(kind)));
     write("KEY_PAGE", list(attentions, &|kind| constants.page_bytes(kind).0));
     write("VALUE_PAGE", list(attentions, &|kind| constants.page_bytes(kind).1));
     let feed_forwards = constants.feed_forwards.len();

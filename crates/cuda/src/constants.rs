@@ -4,7 +4,6 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use kilotok_abi::GROUPS_MAX;
@@ -151,7 +150,8 @@ impl Constants {
             let problems = vec![format!("its layers have {groups} kinds of pages, at most {max}")];
             return Err(UnfitError { problems });
         }
-        Ok(constants)
+        let problems = constants.shared_problems();
+        if problems.is_empty() { Ok(constants) } else { Err(UnfitError { problems }) }
     }
 
     /// The kinds of these layers, which are added where they are new. Kinds before `first` belong
@@ -339,8 +339,8 @@ impl Attention {
         let (format, output) = (format_name(self.format), format_name(self.output_format));
         format!(
             "{q_heads}, {kv_heads}, {qk_dim}, {v_dim}, {pairs}, {magnitude:?}f, {window}, \
-             {page_group}, {sinks}, {bias}, {qk_norm}, {eps:?}f, {paired}, {scale:?}f, {format}, \
-             {output}"
+             {page_group}, {sinks}, {bias}, {qk_norm}, {eps:?}f, {paired}, {scale:?}f, \
+             {format}, {output}"
         )
     }
 }
@@ -401,18 +401,6 @@ fn problems(spec: &ModelSpec, launch: Launch) -> Vec<String> {
             grid * OWNER_ROWS
         ));
     }
-    // The only epsilon of q/k norms that is compiled in.
-    let qk_norm_eps = spec.drafter.as_ref().map_or(spec.norm_eps, |drafter| drafter.norm_eps);
-    let drafter = spec.drafter.as_ref();
-    let layers = spec.layers.iter().chain(drafter.into_iter().flat_map(|drafter| &drafter.layers));
-    let mut missing = missing(layers, qk_norm_eps);
-    if drafter.is_some_and(|drafter| !drafter.own_mask) {
-        missing.insert("a mask token of the target's table");
-    }
-    if !missing.is_empty() {
-        let missing = missing.into_iter().collect::<Vec<_>>().join(", ");
-        problems.push(format!("{} needs {missing}, which no kernel computes yet", spec.family));
-    }
     for (index, layer) in spec.layers.iter().enumerate() {
         check_layer(&mut problems, &format!("layer {index}"), layer, ranks);
     }
@@ -427,28 +415,6 @@ fn problems(spec: &ModelSpec, launch: Launch) -> Vec<String> {
         }
     }
     problems
-}
-
-/// What these layers need and the kernels lack.
-fn missing<'a>(
-    layers: impl Iterator<Item = &'a LayerSpec>,
-    qk_norm_eps: f32,
-) -> BTreeSet<&'static str> {
-    let mut missing = BTreeSet::new();
-    for LayerSpec { attention, .. } in layers {
-        let mut needs = |what, is_needed: bool| {
-            if is_needed {
-                missing.insert(what);
-            }
-        };
-        needs("biases of attention", attention.bias);
-        needs("YaRN", attention.rope.yarn.is_some());
-        let own_eps = attention.qk_norm_eps.is_some_and(|eps| eps != qk_norm_eps);
-        needs("q/k norms with an epsilon of their own", own_eps);
-        let is_float = attention.output_format == WeightFormat::Float;
-        needs("an output matrix that is not BF16", !is_float);
-    }
-    missing
 }
 
 fn check_layer(problems: &mut Vec<String>, name: &str, layer: &LayerSpec, ranks: usize) {
@@ -467,11 +433,17 @@ fn check_layer(problems: &mut Vec<String>, name: &str, layer: &LayerSpec, ranks:
         at_most(problems, &format!("{name}: experts"), experts.count, EXPERTS_MAX);
         at_most(problems, &format!("{name}: experts of a token"), experts.top_k, TOP_K_MAX);
     }
-    // A rank's scale tiles begin where those of the whole matrix do.
-    if format == WeightFormat::Fp8 && ranks > 1 && !width.is_multiple_of(CHUNK_COLUMNS) {
-        problems.push(format!(
-            "{name}: a rank's feed-forward width is {width}; FP8 weights come in {CHUNK_COLUMNS}s"
-        ));
+    let attended = layer.attention.q_heads * layer.attention.v_dim / ranks;
+    for (what, format, width) in [
+        ("feed-forward width", format, width),
+        ("width of attention", layer.attention.output_format, attended),
+    ] {
+        // A rank's scale tiles begin where those of the whole matrix do.
+        if format == WeightFormat::Fp8 && ranks > 1 && !width.is_multiple_of(CHUNK_COLUMNS) {
+            problems.push(format!(
+                "{name}: a rank's {what} is {width}; FP8 weights come in {CHUNK_COLUMNS}s"
+            ));
+        }
     }
 }
 

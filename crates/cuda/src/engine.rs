@@ -18,6 +18,7 @@ use kilotok_engine::{
     Caps, Engine, EngineError, PhaseTime, StepId, StepOutput, StepPlan, StepTimes, check_plan,
 };
 
+use crate::batch::DraftShape;
 use crate::chain::{Shape, Target, Tiles};
 use crate::driver::doorbell::{Doorbell, dismiss_pending};
 use crate::driver::{Pinned, now};
@@ -34,8 +35,7 @@ pub struct CudaEngine {
     pub(crate) ranks: Vec<Rank>,
     pub(crate) slots: Slots,
     pub(crate) host: HostMemory,
-    /// Rows of one draft; 0 without a drafter.
-    pub(crate) draft_rows: usize,
+    pub(crate) draft_shape: DraftShape,
     /// An upper bound of the collectives so far, and of those in one launch.
     pub(crate) collectives: u32,
     pub(crate) collectives_max: u32,
@@ -179,7 +179,7 @@ impl CudaEngine {
             self.number = self.number.wrapping_add(1);
             self.host.write_nothing(self.number);
             self.doorbell.ring(self.number);
-            let batches = usize::from(self.draft_rows > 0);
+            let batches = usize::from(self.draft_shape.rows > 0);
             let upload_bytes = self.host.upload_places.bytes.min(PLAN_CTA_BYTES);
             let shape = Shape { target, drafts: vec![tiles; batches], upload_bytes };
             self.start_chain(&shape, &[])?;
@@ -345,8 +345,8 @@ impl Engine for CudaEngine {
         self.in_flight.check()?;
         check_plan(&self.caps, plan)?;
         let batch = Batch::new(plan, &self.slots)?;
-        let drafts = (TOKENS_MAX as usize).checked_div(self.draft_rows).unwrap_or(0);
-        let shape = (drafts, self.draft_rows);
+        let drafts = (TOKENS_MAX as usize).checked_div(self.draft_shape.rows).unwrap_or(0);
+        let shape = (drafts, self.draft_shape);
         let mut upload = Upload::new(&batch, &self.caps.groups, &self.host.tables, shape)?;
         upload.check(self.host.lists.bytes())?;
         if self.wide_above.is_some_and(|above| upload.target.token_count() > above) {

@@ -20,6 +20,7 @@ mod order;
 mod rank;
 mod repack;
 mod results;
+mod shared_memory;
 mod sources;
 mod stamps;
 mod start;

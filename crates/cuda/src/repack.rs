@@ -101,7 +101,11 @@ impl<'a> Repacker<'a> {
             LayerWeight::RouterBias | LayerWeight::RouterCorrection => {
                 as_vector(LayerBuffer::RouterBias)
             }
-            LayerWeight::OutputBias => as_vector(LayerBuffer::OutputBias),
+            LayerWeight::OutputBias => {
+                let mut bias = values(&tensor);
+                bias.resize(self.constants.output(kind).padded_rows(), 0.0);
+                Ok(Some(whole(buffer(LayerBuffer::OutputBias), f32_bytes(&bias))))
+            }
             LayerWeight::QueryBias | LayerWeight::KeyBias | LayerWeight::ValueBias => {
                 let place = weight as usize - LayerWeight::QueryBias as usize;
                 let bias = buffer(LayerBuffer::QkvBias);

@@ -202,7 +202,7 @@ mod tests {
     use kilotok_engine::StepPlan;
 
     use super::*;
-    use crate::batch::tests::{GROUPS, row};
+    use crate::batch::tests::{DRAFTS, GROUPS, row};
 
     const PLACES: ResultPlaces = ResultPlaces {
         row_choices: 0,
@@ -235,7 +235,7 @@ mod tests {
         let mut slots = Slots::new(3, 50);
         let batch = Batch::new(&plan, &slots).unwrap();
         let tables: SampleMemory = bytemuck::Zeroable::zeroed();
-        let upload = Upload::new(&batch, &GROUPS, &tables, (1, 4)).unwrap();
+        let upload = Upload::new(&batch, &GROUPS, &tables, (1, DRAFTS)).unwrap();
         slots.enter(&batch);
         let asked = Asked::new(&batch, &upload, 8);
         let mut bytes = vec![0; PLACES.bytes];

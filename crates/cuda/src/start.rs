@@ -11,6 +11,7 @@ use kilotok_engine::{Caps, EngineError};
 use kilotok_model::{ModelSpec, Ranks, RanksError, check_ranks, declare};
 use kilotok_weights::{LoadError, Piece, Progress, Tensor, WeightSource, load};
 
+use crate::batch::DraftShape;
 use crate::compile::Toolchain;
 use crate::constants::{Constants, Launch};
 use crate::driver::doorbell::Doorbell;
@@ -334,7 +335,7 @@ impl CudaEngine {
             ranks,
             slots: Slots::new(plan.sizes.slot_count as usize, spec.vocab_size),
             host,
-            draft_rows: constants.draft_rows,
+            draft_shape: DraftShape::new(spec),
             collectives: 0,
             collectives_max: collectives_max(constants),
             doorbell,

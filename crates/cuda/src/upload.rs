@@ -10,7 +10,7 @@ use kilotok_abi::{
 use kilotok_batch::{Batch, BatchRow, Sizes, wanted, wanted_tokens};
 use kilotok_engine::{Caps, EngineError, PageGroup, Row, SlotSetup};
 
-use crate::batch::{Arrays, DeviceBatch, DraftRow, drafts_together};
+use crate::batch::{Arrays, DeviceBatch, DraftRow, DraftShape, drafts_together};
 use crate::buffers::BARRIER_BYTES;
 use crate::constants::Constants;
 use crate::order;
@@ -175,7 +175,7 @@ pub(crate) struct Upload {
 
 impl Upload {
     /// `tables` has offsets in a rank's memory where kernels have addresses. A batch takes `drafts`
-    /// drafts of `draft_rows` rows.
+    /// drafts of this shape.
     ///
     /// # Errors
     /// [`EngineError::Plan`] for a request that exceeds the tables.
@@ -183,7 +183,7 @@ impl Upload {
         batch: &Batch<'_>,
         groups: &[PageGroup],
         tables: &SampleMemory,
-        (drafts, draft_rows): (usize, usize),
+        (drafts, shape): (usize, DraftShape),
     ) -> Result<Self, EngineError> {
         let target = DeviceBatch::target(batch, &wanted_tokens(batch), groups);
         let mut own = Self { target, ..Self::default() };
@@ -204,7 +204,7 @@ impl Upload {
             own.rows[row.row].draft = draft as u32;
         }
         own.drafts =
-            asking.chunks(drafts.max(1)).map(|rows| own.target.drafts(rows, draft_rows)).collect();
+            asking.chunks(drafts.max(1)).map(|rows| own.target.drafts(rows, shape)).collect();
         Ok(own)
     }
 
@@ -352,7 +352,7 @@ mod tests {
     use kilotok_engine::StepPlan;
 
     use super::*;
-    use crate::batch::tests::{GROUPS, row};
+    use crate::batch::tests::{DRAFTS, GROUPS, row};
 
     fn tables() -> SampleMemory {
         SampleMemory {
@@ -370,7 +370,7 @@ mod tests {
     fn upload(rows: Vec<Row>) -> Result<Upload, EngineError> {
         let plan = StepPlan { rows };
         let batch = Batch::new(&plan, &Slots::new(3, 50)).unwrap();
-        Upload::new(&batch, &GROUPS, &tables(), (2, 4))
+        Upload::new(&batch, &GROUPS, &tables(), (2, DRAFTS))
     }
 
     fn word(bytes: &[u8], at: usize) -> u32 {

@@ -8,7 +8,7 @@ use kilotok_abi::{
 };
 use kilotok_model::{AttentionSpec, LayerSpec, ModelSpec};
 
-use crate::buffers::{BF16, CHUNK_COLUMNS, CONSUMER_WARPS, F32, TILE_TOKENS, largest};
+use crate::buffers::{BF16, CHUNK_COLUMNS, CONSUMER_WARPS, F32, Matrix, TILE_TOKENS, largest};
 use crate::constants::{Attention, Constants, FeedForward, LayerKinds, TOKENS_MAX};
 use crate::memory_map::MemoryMap;
 
@@ -439,13 +439,14 @@ pub(crate) fn memory(
     let hidden = constants.hidden;
     let unpaired = constants.attentions.iter().any(|kind| !kind.is_paired());
     let projected = if unpaired { constants.projected_rows() } else { 0 };
-    let dense_width = network(&|kind| if kind.experts == 0 { kind.width } else { 0 });
     let expert_width = network(&|kind| if kind.experts > 0 { kind.width } else { 0 });
     let (experts, top_k) = (network(&|kind| kind.experts), network(&|kind| kind.top_k));
     let rows = expert_rows(constants, capacity);
     let normed_rows = if experts > 0 { capacity * hidden * BF16 } else { 0 };
     let angles = constants.attentions.len() * constants.rope_pairs_max() * 2 * F32;
-    let values = heads(&|kind| kind.q_heads * kind.v_dim);
+    let operands = |matrices: Vec<Matrix>| {
+        matrices.iter().map(|matrix| operand_bytes(matrix.columns, capacity)).sum()
+    };
     let choices = capacity * top_k;
     let ranks = constants.launch.ranks;
     // Tokens whose parts are received; of two ranks twice all.
@@ -462,8 +463,11 @@ pub(crate) fn memory(
         angles: take("angles", capacity * angles),
         queries: take("queries", capacity * heads(&Attention::query_values) * BF16),
         projected: take("projected", capacity * projected * F32),
-        attended: take("attended", operand_bytes(values, capacity)),
-        dense_inner: take("dense_inner", operand_bytes(dense_width, capacity)),
+        attended: take("attended", operands(constants.outputs(constants.draft_attention))),
+        dense_inner: take(
+            "dense_inner",
+            operands(constants.dense_downs(constants.draft_feed_forward)),
+        ),
         taps: take("taps", operand_bytes(constants.taps * hidden, capacity)),
         scores: take(
             "scores",

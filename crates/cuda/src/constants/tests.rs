@@ -145,23 +145,3 @@ fn what_the_kernels_cannot_run_is_refused_by_name() {
     let said = refused(&narrow, Launch { ranks: 8, ..LAUNCH });
     assert!(said.contains("layer 0") && said.contains("32"), "{said}");
 }
-
-/// Until its kernels are there.
-#[test]
-fn a_family_whose_kernels_are_missing_is_refused_with_what_it_needs() {
-    for (toy, wanted) in [
-        (Toy::qwen3_moe(), "Qwen3-MoE needs an output matrix that is not BF16, which no kernel"),
-        (
-            Toy::gpt_oss(),
-            "gpt-oss needs YaRN, a mask token of the target's table, biases of attention, which no \
-             kernel computes yet",
-        ),
-    ] {
-        let said = Constants::new(&toy.spec(), LAUNCH).unwrap_err().to_string();
-        assert!(said.contains(wanted), "{said}");
-    }
-    let mut normed = Toy::flash().spec();
-    normed.layers[1].attention.qk_norm_eps = Some(1e-5);
-    let said = Constants::new(&normed, LAUNCH).unwrap_err().to_string();
-    assert!(said.contains("needs q/k norms with an epsilon of their own"), "{said}");
-}

@@ -324,7 +324,9 @@ impl Filled<'_> {
         self.check_plain(Buffer::DraftFc, 0, constants.fuse(), WeightId::DraftFc);
         self.check_vector(Buffer::DraftContextNorm, WeightId::DraftContextNorm);
         self.check_vector(Buffer::DraftNorm, WeightId::DraftNorm);
-        self.check_vector(Buffer::DraftMask, WeightId::DraftMask);
+        if self.spec.drafter.as_ref().is_some_and(|drafter| drafter.own_mask) {
+            self.check_vector(Buffer::DraftMask, WeightId::DraftMask);
+        }
         for (part, layers) in
             [(Part::Target, &constants.layers), (Part::Drafter, &constants.draft_layers)]
         {
@@ -337,13 +339,16 @@ impl Filled<'_> {
     fn check_layer(&self, part: Part, index: usize, kinds: LayerKinds) {
         let id = |weight| WeightId::Layer(part, index, weight);
         let buffer = |buffer| Buffer::Layer(part, index, buffer);
+        let has_bias = self.tensors.contains_key(&id(LayerWeight::RouterBias));
+        let router_bias =
+            if has_bias { LayerWeight::RouterBias } else { LayerWeight::RouterCorrection };
         for (place, weight) in [
             (LayerBuffer::InputNorm, LayerWeight::InputNorm),
             (LayerBuffer::QueryNorm, LayerWeight::QueryNorm),
             (LayerBuffer::KeyNorm, LayerWeight::KeyNorm),
             (LayerBuffer::Sinks, LayerWeight::Sinks),
             (LayerBuffer::PostNorm, LayerWeight::PostNorm),
-            (LayerBuffer::RouterBias, LayerWeight::RouterCorrection),
+            (LayerBuffer::RouterBias, router_bias),
         ] {
             let present = self.tensors.contains_key(&id(weight));
             assert_eq!(self.buffers.contains_key(&buffer(place)), present, "{place:?}");
@@ -354,6 +359,9 @@ impl Filled<'_> {
         self.check_qkv(part, index, kinds.attention);
         let output = self.constants.output(kinds.attention);
         self.check_plain(buffer(LayerBuffer::Output), 0, output, id(LayerWeight::Output));
+        if self.constants.attentions[kinds.attention].bias {
+            self.check_output_bias(buffer(LayerBuffer::OutputBias), id(LayerWeight::OutputBias));
+        }
         let experts = self.constants.feed_forwards[kinds.feed_forward].experts;
         for network in 0..experts.max(1) {
             let id = |weight| match experts {
@@ -384,21 +392,28 @@ impl Filled<'_> {
         let values = keys + attention.kv_heads * attention.qk_dim;
         let tensor = |weight| self.tensors.get(&WeightId::Layer(part, index, weight));
         let mut rows = Vec::new();
+        // Of each place in the matrix: its tensor, the row of that, and its bias.
         if let Some(fused) = tensor(LayerWeight::Qkv) {
             let place = |row| if row < queries { row } else { row - queries + keys };
-            rows.extend((0..fused.rows).map(|row| (place(row), fused, row)));
+            rows.extend((0..fused.rows).map(|row| (place(row), fused, row, 0.0)));
         } else {
-            for (weight, first) in
-                [(LayerWeight::Query, 0), (LayerWeight::Key, keys), (LayerWeight::Value, values)]
-            {
-                let tensor = tensor(weight).unwrap();
-                rows.extend((0..tensor.rows).map(|row| (first + row, tensor, row)));
+            for (weight, bias, first) in [
+                (LayerWeight::Query, LayerWeight::QueryBias, 0),
+                (LayerWeight::Key, LayerWeight::KeyBias, keys),
+                (LayerWeight::Value, LayerWeight::ValueBias, values),
+            ] {
+                let own = tensor(weight).unwrap();
+                assert_eq!(tensor(bias).is_some(), attention.bias);
+                let biases =
+                    tensor(bias).map_or(vec![0.0; own.rows], |bias| decoded(bias).concat());
+                let row = |(row, bias)| (first + row, own, row, bias);
+                rows.extend(biases.into_iter().enumerate().map(row));
             }
         }
         if attention.is_paired() {
             // Dimension d of a rotated pair, and d + pairs, in tiles of eight and eight.
             let (dims, pairs) = (attention.qk_dim, attention.rope.dims / 2);
-            for (place, ..) in rows.iter_mut().filter(|(place, ..)| *place < values) {
+            for (place, ..) in rows.iter_mut().filter(|row| row.0 < values) {
                 let dim = *place % dims;
                 let pair = dim % pairs;
                 if dim < 2 * pairs {
@@ -406,8 +421,23 @@ impl Filled<'_> {
                 }
             }
         }
-        let buffer = Buffer::Layer(part, index, LayerBuffer::Qkv);
-        self.check(buffer, 0, self.constants.qkv(kind), &rows);
+        let buffer = |buffer| Buffer::Layer(part, index, buffer);
+        let matrix = self.constants.qkv(kind);
+        if attention.bias {
+            let mut wanted = vec![0.0; matrix.rows.next_multiple_of(16)];
+            rows.iter().for_each(|&(place, _, _, bias)| wanted[place] = bias);
+            assert_eq!(self.floats(buffer(LayerBuffer::QkvBias)), wanted);
+        }
+        let rows: Vec<_> = rows.into_iter().map(|(place, own, row, _)| (place, own, row)).collect();
+        self.check(buffer(LayerBuffer::Qkv), 0, matrix, &rows);
+    }
+
+    /// Only the first rank has any.
+    fn check_output_bias(&self, buffer: Buffer, id: WeightId) {
+        let mut wanted = decoded(&self.tensors[&id]).concat();
+        assert!(wanted.is_empty() || wanted.iter().any(|bias| *bias != 0.0));
+        wanted.resize(self.constants.owner_units() * OWNER_ROWS, 0.0);
+        assert_eq!(self.floats(buffer), wanted);
     }
 
     fn check_router(&self, index: usize, tensor: &Tensor) {
@@ -473,6 +503,12 @@ fn a_quantised_model_is_repacked_for_any_ranks() {
 fn split_projections_floats_and_uneven_sizes_are_repacked() {
     check_toy(&Toy::flash(), &[1, 2, 4]);
     check_toy(&Toy::pro_fp4().split_twin(), &[8]);
+}
+
+#[test]
+fn biases_lie_as_the_rows_of_their_matrices() {
+    check_toy(&Toy::qwen3_dense(), &[1, 2]);
+    check_toy(&Toy::gpt_oss(), &[1, 2]);
 }
 
 #[test]

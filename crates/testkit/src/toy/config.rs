@@ -74,6 +74,26 @@ pub(super) fn wide() -> Value {
     Value::Object(config)
 }
 
+/// The dense form with kinds of different widths, not all of which are whole steps of a matrix:
+/// attention of 320 in full layers and 512 in others, networks of 512.
+pub(super) fn uneven() -> Value {
+    let mut config = object(dense());
+    config.append(&mut object(json!({
+        "v_head_dim": 40,
+        "swa_num_attention_heads": 16,
+        "swa_v_head_dim": 32,
+        "intermediate_size": 512,
+    })));
+    Value::Object(config)
+}
+
+/// Its drafter, whose networks have 320.
+pub(super) fn uneven_drafter() -> Value {
+    let mut config = object(flash_drafter());
+    config.insert("intermediate_size".into(), json!(320));
+    Value::Object(config)
+}
+
 /// Three tiles of 8 rows for each of the 132 CTAs of an H100, and some more.
 const WIDE: usize = 3232;
 
@@ -169,6 +189,27 @@ pub(super) fn qwen3_moe() -> Value {
             "weight_block_size": [128, 128],
         },
     })
+}
+
+/// The same with a dense network in every layer.
+pub(super) fn qwen3_dense() -> Value {
+    let mut config = object(qwen3_moe());
+    config.insert("mlp_only_layers".into(), json!([0, 1, 2, 3]));
+    Value::Object(config)
+}
+
+/// As z-lab publishes them, with attention as in the drafters of gpt-oss.
+pub(super) fn qwen3_drafter() -> Value {
+    let mut config = object(gpt_oss_drafter());
+    config.append(&mut object(json!({
+        "dflash_config": { "mask_token_id": 253, "target_layer_ids": [0, 1, 3] },
+        "head_dim": 32,
+        "hidden_size": 128,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "rms_norm_eps": 1e-6,
+    })));
+    Value::Object(config)
 }
 
 pub(super) fn gpt_oss() -> Value {

@@ -43,11 +43,13 @@ impl Toy {
             "flash" => Some(Self::flash()),
             "dense" => Some(Self::dense()),
             "wide" => Some(Self::wide()),
+            "uneven" => Some(Self::uneven()),
             "pro_dense" => Some(Self::pro_dense()),
             "pro_fp4" => Some(Self::pro_fp4()),
             "wide_experts" => Some(Self::wide_experts()),
             "qwen3_moe" => Some(Self::qwen3_moe()),
             "qwen3_moe_bf16" => Some(Self::qwen3_moe_bf16()),
+            "qwen3_dense" => Some(Self::qwen3_dense()),
             "gpt_oss" => Some(Self::gpt_oss()),
             _ => None,
         }
@@ -67,6 +69,11 @@ impl Toy {
     /// The same with networks that give every CTA of a GPU several tiles of rows.
     pub fn wide() -> Self {
         Self::draw("wide", config::wide(), Some(config::flash_drafter()), 11)
+    }
+
+    /// The same with attention and networks whose widths differ from layer to layer.
+    pub fn uneven() -> Self {
+        Self::draw("uneven", config::uneven(), Some(config::uneven_drafter()), 11)
     }
 
     /// V2.5-Pro's form: projections fused in 8 chunks of one FP8 tile and a part, FP8 dense layer,
@@ -94,6 +101,11 @@ impl Toy {
     /// The same form in BF16.
     pub fn qwen3_moe_bf16() -> Self {
         Self::draw("qwen3_moe_bf16", config::unquantised(config::qwen3_moe()), None, 17)
+    }
+
+    /// The same without experts, and with a drafter: biases, YaRN, no mask of its own.
+    pub fn qwen3_dense() -> Self {
+        Self::draw("qwen3_dense", config::qwen3_dense(), Some(config::qwen3_drafter()), 17)
     }
 
     /// gpt-oss's form: biases everywhere, sinks on all layers, every other one with a window, YaRN,

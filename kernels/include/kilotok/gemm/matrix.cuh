@@ -469,11 +469,11 @@ __device__ __forceinline__ void epilogue(const Cta& cta, Sums& sums, int first, 
   if (tiles > 1) return;
 #pragma unroll 1
   for (int unit = first; unit < M::UNITS; unit += M::CTAS) {
-    if constexpr (requires { use.ahead(unit, 0, 0); }) {
+    if constexpr (requires { use.ahead(unit, 0, 0, 0); }) {
       if (!early) sums.wait();
-      const auto ahead = use.ahead(unit, 0, cta.lane());
-      sums.reduce<M>(cta, [&](int, int tile, int lane, const float4& values) {
-        use.store(unit, tile, lane, values, ahead);
+      const auto ahead = use.ahead(unit, Sums::row_tile<M>(cta), 0, cta.lane());
+      sums.reduce<M>(cta, [&](int row_tile, int tile, int lane, const float4& values) {
+        use.store(unit, row_tile, tile, lane, values, ahead);
       });
     } else {
       sums.reduce<M>(cta, [&](int row_tile, int tile, int lane, const float4& values) {

@@ -108,6 +108,12 @@ struct Sums {
     next();
   }
 
+  // Epilogue: the row tile that a warp reduces, in a unit of several.
+  template <class M>
+  static __device__ __forceinline__ int row_tile(const Cta& cta) {
+    return M::ROW_TILES == 1 ? 0 : cta.warp() - CONSUMER_WARPS - 1;
+  }
+
   // Epilogue: reduces the sums of the next unit and calls `use(row tile, 0, lane, values)`, with
   // rows g and g + 8 of tokens 2q and 2q + 1.
   template <class M, class Use>
@@ -118,10 +124,10 @@ struct Sums {
     const bool mine =
         M::ROW_TILES == 1 ? stage % EPILOGUE_WARPS == epilogue_warp : epilogue_warp < M::ROW_TILES;
     if (mine) {
-      const int row_tile = M::ROW_TILES == 1 ? 0 : epilogue_warp;
+      const int tile = row_tile<M>(cta);
       const float4* parts =
-          memory.parts + (stage * CONSUMER_WARPS + row_tile * M::COLUMN_WARPS) * 32 + cta.lane();
-      use(row_tile, 0, cta.lane(), sum_parts<M::COLUMN_WARPS>(parts, 32));
+          memory.parts + (stage * CONSUMER_WARPS + tile * M::COLUMN_WARPS) * 32 + cta.lane();
+      use(tile, 0, cta.lane(), sum_parts<M::COLUMN_WARPS>(parts, 32));
     }
     release(cta);
   }

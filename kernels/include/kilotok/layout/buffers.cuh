@@ -21,17 +21,23 @@ template <int KIND>
 using QkvMatrix = Matrix<ATTENTIONS[KIND].format, QkvRows<KIND>::COUNT, HIDDEN, 1>;
 
 // All that the code of a projection depends on. Kinds of attention that agree in it share the code.
-template <Format F, int Q_HEADS, int KV_HEADS, int QK_DIM, int V_DIM, int ROPE_PAIRS, bool PAIRED>
+template <Format F, int Q_HEADS, int KV_HEADS, int QK_DIM, int V_DIM, int ROPE_PAIRS, bool PAIRED,
+          bool BIAS>
 struct Projection {};
 template <int KIND>
 using ProjectionOf =
     Projection<ATTENTIONS[KIND].format, ATTENTIONS[KIND].q_heads, ATTENTIONS[KIND].kv_heads,
                ATTENTIONS[KIND].qk_dim, ATTENTIONS[KIND].v_dim, ATTENTIONS[KIND].rope_pairs,
-               ATTENTIONS[KIND].paired>;
+               ATTENTIONS[KIND].paired, ATTENTIONS[KIND].bias>;
 
 template <int KIND>
-using OutputMatrix =
-    Matrix<Format::Bf16, HIDDEN, ATTENTIONS[KIND].q_heads * ATTENTIONS[KIND].v_dim, OWNER_TILES>;
+using OutputMatrix = Matrix<ATTENTIONS[KIND].output_format, HIDDEN,
+                            ATTENTIONS[KIND].q_heads * ATTENTIONS[KIND].v_dim, OWNER_TILES>;
+// All that the code of an output projection depends on.
+template <class M, bool BIAS>
+struct Output {};
+template <int KIND>
+using OutputOf = Output<OutputMatrix<KIND>, ATTENTIONS[KIND].bias>;
 // Gate and up of one expert, or of the dense network: a unit is 8 rows of gate above the same 8
 // rows of up.
 template <int KIND>
@@ -151,21 +157,57 @@ constexpr size_t ATTENTION_PARTS_BYTES =
 
 // Bytes of a row of each operand.
 constexpr int NORMED_BYTES = align_up(HIDDEN, CHUNK_COLUMNS * CONSUMER_WARPS) * 2;
-constexpr int ATTENDED_BYTES = over_kinds<0, ATTENTION_KINDS>(
-    [](auto kind) { return OutputMatrix<decltype(kind)::value>::COLUMNS_PADDED * 2; });
-constexpr int TAPS_BYTES = FuseMatrix::COLUMNS_PADDED * 2;
-constexpr int inner_bytes(bool dense) {
-  return dense ? over_kinds<0, FEED_FORWARD_KINDS>([](auto kind) {
-    constexpr int K = decltype(kind)::value;
-    return FEED_FORWARDS[K].experts == 0 ? DownMatrix<K>::COLUMNS_PADDED * 2 : 0;
-  })
-               : over_kinds<0, FEED_FORWARD_KINDS>([](auto kind) {
-                   constexpr int K = decltype(kind)::value;
-                   return FEED_FORWARDS[K].experts > 0 ? DownMatrix<K>::COLUMNS_PADDED * 2 : 0;
-                 });
+// Operands that kinds of layers share, attention's for the output projection and a dense network's
+// for down. A product reads columns behind the last, with weights of zero. They must stay zeros,
+// because zero times NaN is NaN: so kinds whose matrices differ have operands of their own, one
+// behind the other. The bytes of a token's row in those of the kinds before END:
+template <template <int> class M, int END>
+constexpr int operand_bytes_before() {
+  if constexpr (END == 0)
+    return 0;
+  else if constexpr (first_like<M, 0, END - 1>() < END - 1)
+    return operand_bytes_before<M, END - 1>();
+  else
+    return operand_bytes_before<M, END - 1>() + M<END - 1>::COLUMNS_PADDED * 2;
 }
-constexpr int DENSE_INNER_BYTES = inner_bytes(true);
-constexpr int EXPERT_INNER_BYTES = inner_bytes(false);
+// Where the operand of a kind begins, and its rows.
+template <template <int> class M, int KIND>
+struct KindOperand {
+  static constexpr size_t PLACE =
+      size_t{TOKENS_MAX} * operand_bytes_before<M, first_like<M, 0, KIND>()>();
+  static constexpr int ROW_BYTES = M<KIND>::COLUMNS_PADDED * 2;
+
+  static __host__ __device__ __forceinline__ size_t row(int token) {
+    return PLACE + operand_row(token, ROW_BYTES);
+  }
+};
+template <int KIND>
+using Attended = KindOperand<OutputMatrix, KIND>;
+constexpr int ATTENDED_BYTES = operand_bytes_before<OutputMatrix, ATTENTION_KINDS>();
+
+// Of a dense network only.
+struct NoMatrix {
+  static constexpr int COLUMNS = 0, COLUMNS_PADDED = 0;
+};
+template <int KIND, bool DENSE>
+struct DenseDownOf {
+  using Type = DownMatrix<KIND>;
+};
+template <int KIND>
+struct DenseDownOf<KIND, false> {
+  using Type = NoMatrix;
+};
+template <int KIND>
+using DenseDown = typename DenseDownOf<KIND, FEED_FORWARDS[KIND].experts == 0>::Type;
+template <int KIND>
+using DenseInner = KindOperand<DenseDown, KIND>;
+constexpr int DENSE_INNER_BYTES = operand_bytes_before<DenseDown, FEED_FORWARD_KINDS>();
+
+constexpr int TAPS_BYTES = FuseMatrix::COLUMNS_PADDED * 2;
+constexpr int EXPERT_INNER_BYTES = over_kinds<0, FEED_FORWARD_KINDS>([](auto kind) {
+  constexpr int K = decltype(kind)::value;
+  return FEED_FORWARDS[K].experts > 0 ? DownMatrix<K>::COLUMNS_PADDED * 2 : 0;
+});
 constexpr int EXPERTS_MAX = over_kinds<0, FEED_FORWARD_KINDS>(
     [](auto kind) { return FEED_FORWARDS[decltype(kind)::value].experts; });
 constexpr int TOP_K_MAX = over_kinds<0, FEED_FORWARD_KINDS>(

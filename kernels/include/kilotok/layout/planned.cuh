@@ -4,6 +4,7 @@
 
 #include "kilotok/comm/all_gather.cuh"
 #include "kilotok/layout/buffers.cuh"
+#include "kilotok/phase/attn_schedule.cuh"
 #include "kilotok/phase/router.cuh"
 
 namespace kilotok {
@@ -50,6 +51,9 @@ constexpr bool attentions_agree() {
     static_assert(planned::QKV[KIND] == QkvMatrix<KIND>::BYTES, "qkv");
     static_assert(planned::OUTPUT[KIND] == OutputMatrix<KIND>::BYTES, "output");
     constexpr Attention A = ATTENTIONS[KIND];
+    constexpr bool CHUNKS = IN_CHUNKS<KIND, (KIND >= DRAFT_ATTENTION)>;
+    constexpr size_t TILE = sizeof(TileMemory<KIND, CHUNKS ? CHUNK_PIECES : WINDOW_PIECES<KIND>>);
+    static_assert(planned::TILE[KIND] == (STREAMED<KIND> ? 0 : TILE), "a tile of attention");
     constexpr size_t PAGE_ROWS = A.kv_heads * PAGE_TOKENS;
     static_assert(planned::KEY_PAGE[KIND] == PAGE_ROWS * A.qk_dim * sizeof(uint16_t), "keys");
     static_assert(planned::VALUE_PAGE[KIND] == PAGE_ROWS * A.v_dim * sizeof(uint16_t), "values");

@@ -25,7 +25,7 @@ __device__ __forceinline__ void store_attended(const Cta& cta, const Tile& tile,
   constexpr Attention A = ATTENTIONS[KIND];
   static_assert(A.v_dim % 8 == 0, "pairs of eight dimensions lie 16 bytes apart");
   const int lane = cta.lane(), dim = strip * Warps<KIND>::VALUE_DIMS + lane % 4 * 8;
-  char* to = at<char>(cta.memory.attended) + operand_row(tile.token, ATTENDED_BYTES);
+  char* to = at<char>(cta.memory.attended) + Attended<KIND>::row(tile.token);
 #pragma unroll
   for (int row = 0; row < 2; row++) {
     const int in_tile = row * 8 + lane / 4;

@@ -98,13 +98,15 @@ __device__ __forceinline__ void store_part(const Cta& cta, const Tile& tile, int
   }
 }
 
-// The final scale of a head's values. The sink has a share of the weights.
+// The final scale of a head's values, as operands of the output projection. The sink has a share of
+// the weights.
 template <int KIND>
 __device__ __forceinline__ float softmax_scale(const Softmax& softmax, float sink) {
-  if (!ATTENTIONS[KIND].sinks) return ptx::divide(1.0f, softmax.sum);
+  constexpr float SCALE = operand_scale(ATTENTIONS[KIND].output_format);
+  if (!ATTENTIONS[KIND].sinks) return ptx::divide(1.0f, softmax.sum) * SCALE;
   const float exponent = sink * ptx::LOG2_E, largest = fmaxf(softmax.largest, exponent);
   const float factor = ptx::exp2(softmax.largest - largest);
-  return ptx::divide(factor, factor * softmax.sum + ptx::exp2(exponent - largest));
+  return ptx::divide(factor, factor * softmax.sum + ptx::exp2(exponent - largest)) * SCALE;
 }
 
 // Adds a partial result to the sum of those before it. The sum is relative to the largest score so
@@ -158,9 +160,10 @@ struct CombineScratch {
 };
 static_assert(sizeof(CombineScratch) <= SCRATCH_BYTES, "there is room");
 
+template <int KIND>
 __device__ __forceinline__ void store_combined(const Memory& memory, int token, int column,
                                                float low, float high) {
-  char* to = at<char>(memory.attended) + operand_row(token, ATTENDED_BYTES);
+  char* to = at<char>(memory.attended) + Attended<KIND>::row(token);
   *reinterpret_cast<uint32_t*>(to + operand_offset(column)) = ptx::pack_bf16(low, high);
 }
 
@@ -205,8 +208,8 @@ __device__ __forceinline__ void combine_alone(const Cta& cta, const float* sinks
     const float factor = softmax_scale<KIND>({largest, sum}, sink);
     if (dim >= A.v_dim) continue;
     for (int i = 0; i < 4; i += 2)
-      store_combined(cta.memory, token, head * A.v_dim + dim + i, total[i] * factor,
-                     total[i + 1] * factor);
+      store_combined<KIND>(cta.memory, token, head * A.v_dim + dim + i, total[i] * factor,
+                           total[i + 1] * factor);
   }
 }
 
@@ -261,7 +264,7 @@ __device__ __forceinline__ void combine_together(const Cta& cta, CombineScratch&
         const float value = total * softmax_scale<KIND>({scratch.largest, sum}, sink);
         const float next = __shfl_xor_sync(~0u, value, 1);
         if (dim < dims && dim % 2 == 0)
-          store_combined(cta.memory, token, head * A.v_dim + first_dim + dim, value, next);
+          store_combined<KIND>(cta.memory, token, head * A.v_dim + first_dim + dim, value, next);
       }
       // What was read may be overwritten.
       cta.sync();

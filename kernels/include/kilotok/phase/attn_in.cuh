@@ -1,4 +1,4 @@
-// From projections to queries, keys and values: RMSNorm by head, RoPE, the values' scale.
+// From projections to queries, keys and values: biases, RMSNorm by head, RoPE, the values' scale.
 //
 // Writes `queries`, and keys and values into the pages of the KV cache, or into `own_keys` and
 // `own_values` where a draft's rows must not enter the cache. Where rows lie in pairs, the epilogue
@@ -7,7 +7,7 @@
 #pragma once
 
 #include "kilotok/layout/batch.cuh"
-#include "kilotok/phase/add_rms_norm.cuh"
+#include "kilotok/phase/project.cuh"
 
 namespace kilotok {
 
@@ -67,12 +67,18 @@ struct HeadPair {
     second = first + (rotated ? A.rope_pairs : 8);
   }
 
-  // Scales and rotates a token's two products.
+  // Scales and rotates a token's two products, after their biases are added.
   __device__ __forceinline__ void finish(float& a, float& b, float inverse_rms, float value_scale,
-                                         const float2& turn) const {
-    const float scale = inverse_rms * (is_value ? value_scale : 1.0f);
-    a *= scale;
-    b *= scale;
+                                         const float2& bias, const float2& turn) const {
+    const float own_scale = is_value ? value_scale : 1.0f;
+    if constexpr (A.bias) {
+      a = scale_product<true>(a, inverse_rms, bias.x) * own_scale;
+      b = scale_product<true>(b, inverse_rms, bias.y) * own_scale;
+    } else {
+      const float scale = inverse_rms * own_scale;
+      a *= scale;
+      b *= scale;
+    }
     if (!rotated) return;
     const float turned = a * turn.x - b * turn.y;
     b = b * turn.x + a * turn.y;
@@ -96,11 +102,14 @@ struct StoreHeads {
   const LayerMemory& layer;
   const HeldBatch& batch;
   const StreamMemory& stream;
+  // F32, as the rows of the matrix, if the kind has biases.
+  const float* biases;
   ProjectionUse use;
   bool own;
 
   // Values for the lane's two tokens that are loaded from the GPU's memory ahead of the products.
   struct Ahead {
+    float2 bias;
     float2 turns[2];
     uint32_t places[2];
   };
@@ -109,9 +118,10 @@ struct StoreHeads {
     return tile * TILE_TOKENS + lane % 4 * 2 + j;
   }
 
-  __device__ __forceinline__ Ahead ahead(int unit, int tile, int lane) const {
+  __device__ __forceinline__ Ahead ahead(int unit, int, int tile, int lane) const {
     const Pair pair(unit, lane);
     Ahead a = {};
+    a.bias = load_biases<KIND>(biases, unit, lane / 4);
 #pragma unroll
     for (int j = 0; j < 2; j++) {
       const int t = smaller(token(tile, lane, j), batch.token_count() - 1);
@@ -124,7 +134,7 @@ struct StoreHeads {
     return a;
   }
 
-  __device__ __forceinline__ void store(int unit, int tile, int lane, const float4& v,
+  __device__ __forceinline__ void store(int unit, int, int tile, int lane, const float4& v,
                                         const Ahead& ahead) const {
     const Pair pair(unit, lane);
 #pragma unroll
@@ -132,7 +142,7 @@ struct StoreHeads {
       const int t = token(tile, lane, j);
       if (t >= batch.token_count()) continue;
       float a = j == 0 ? v.x : v.y, b = j == 0 ? v.z : v.w;
-      pair.finish(a, b, stream.inverse_rms[t], use.value_scale, ahead.turns[j]);
+      pair.finish(a, b, stream.inverse_rms[t], use.value_scale, ahead.bias, ahead.turns[j]);
       if (pair.is_query) {
         uint16_t* to = at<uint16_t>(memory.queries) + t * QUERY_VALUES;
         to[T::query_offset(pair.head, pair.first)] = ptx::to_bf16(a);
@@ -147,9 +157,9 @@ struct StoreHeads {
     }
   }
 
-  __device__ __forceinline__ void operator()(int unit, int, int tile, int lane,
+  __device__ __forceinline__ void operator()(int unit, int row_tile, int tile, int lane,
                                              const float4& v) const {
-    store(unit, tile, lane, v, ahead(unit, tile, lane));
+    store(unit, row_tile, tile, lane, v, ahead(unit, row_tile, tile, lane));
   }
 };
 
@@ -186,7 +196,7 @@ struct Head {
     square = add_lanes(square);
     // A sum of squares that overflows would yield a head of zeros, which looks valid; this makes it
     // NaN.
-    const float scale = ptx::inverse_sqrt(square / dims + DRAFT_NORM_EPS) + 0.0f * square;
+    const float scale = ptx::inverse_sqrt(square / dims + A.qk_norm_eps) + 0.0f * square;
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
       const int dim = lane + 32 * i;

@@ -27,7 +27,7 @@ struct StoreInner {
       const int token = tile * TILE_TOKENS + lane % 4 * 2 + j;
       if (token >= token_count) continue;
       const float gate = j == 0 ? v.x : v.y, up = j == 0 ? v.z : v.w;
-      store_operand(at<char>(memory.dense_inner) + operand_row(token, DENSE_INNER_BYTES), row,
+      store_operand(at<char>(memory.dense_inner) + DenseInner<KIND>::row(token), row,
                     inner_value<KIND>(gate, up, stream.inverse_rms[token], {}) *
                         operand_scale(F.format));
     }

@@ -13,12 +13,24 @@ namespace kilotok {
 // A token of the batch without a row in the embedding: the drafter's mask.
 constexpr uint32_t MASK_TOKEN = ~0u;
 
+// What cosines and sines of a kind are multiplied by (YaRN).
+constexpr bool HAS_MAGNITUDES = over_kinds<0, ATTENTION_KINDS>([](auto kind) {
+  return ATTENTIONS[decltype(kind)::value].rope_magnitude == 1.0f ? 0 : 1;
+}) > 0;
+__device__ __forceinline__ float rope_magnitude(int kind) {
+  float magnitude = 1.0f;
+  if constexpr (HAS_MAGNITUDES)
+    with_kind<0, ATTENTION_KINDS>(
+        kind, [&](auto k) { magnitude = ATTENTIONS[decltype(k)::value].rope_magnitude; });
+  return magnitude;
+}
+
 // Cosine and sine of a position's angle, exact functions in double precision. Angles are F32
 // products, as in training.
-__device__ __forceinline__ float2 rope_angle(uint32_t position, float frequency) {
+__device__ __forceinline__ float2 rope_angle(uint32_t position, float frequency, float magnitude) {
   double sine, cosine;
   sincos(static_cast<double>(static_cast<float>(position) * frequency), &sine, &cosine);
-  return make_float2(static_cast<float>(cosine), static_cast<float>(sine));
+  return make_float2(static_cast<float>(cosine) * magnitude, static_cast<float>(sine) * magnitude);
 }
 
 // Cosines and sines of kinds `first` to `end` - 1, divided among all CTAs. CTAs are counted from
@@ -34,7 +46,7 @@ __device__ __forceinline__ void rope_angles(const Cta& cta, const HeldBatch& bat
     const int pair = i % ROPE_PAIRS_MAX;
     const float frequency = at<const float>(memory.frequencies)[kind * ROPE_PAIRS_MAX + pair];
     at<float2>(memory.angles)[(kind * TOKENS_MAX + token) * ROPE_PAIRS_MAX + pair] =
-        rope_angle(batch.tokens[token].position, frequency);
+        rope_angle(batch.tokens[token].position, frequency, rope_magnitude(kind));
   }
 }
 

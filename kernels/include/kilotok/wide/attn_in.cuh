@@ -66,7 +66,7 @@ __device__ __forceinline__ void rope_angles(const AttnInMemory& memory, int firs
     const int pair = i % ROPE_PAIRS_MAX;
     const float frequency = at<const float>(memory.frequencies)[kind * ROPE_PAIRS_MAX + pair];
     at<float2>(memory.angles)[(kind * memory.capacity + token) * ROPE_PAIRS_MAX + pair] =
-        rope_angle(memory.step.token(token).position, frequency);
+        rope_angle(memory.step.token(token).position, frequency, rope_magnitude(kind));
   }
 }
 
@@ -104,6 +104,18 @@ constexpr int TILES_AT_ONCE = 4;
 static_assert(32 % (TILES_AT_ONCE * TILE_TOKENS) == 0, "no tile of a GEMM's width is left over");
 using TilesProducts = TileProducts[TILES_AT_ONCE];
 
+// The biases of a lane's products, if the kind has any.
+template <int KIND>
+struct RowBiases {
+  float2 rows[2];
+
+  __device__ __forceinline__ RowBiases(const LayerMemory& layer, int row_tile, int lane) {
+#pragma unroll
+    for (int j = 0; j < 2; j++)
+      rows[j] = load_biases<KIND>(at<const float>(layer.qkv_bias), row_tile, lane % 4 * 2 + j);
+  }
+};
+
 // Stores a lane's products of a projection whose rows lie in pairs, of `token` and every eighth one
 // after it.
 template <int KIND>
@@ -112,6 +124,7 @@ __device__ __forceinline__ void store_pairs(const AttnInMemory& memory, int row_
   const HeadPair<KIND> pair(row_tile, 0);
   const LayerMemory& layer = *at<const LayerMemory>(memory.layer);
   const int first = pair.first + lane % 4 * 2, second = pair.second + lane % 4 * 2;
+  const RowBiases<KIND> biases(layer, row_tile, lane);
   float scales[TILES_AT_ONCE];
   float2 turns[TILES_AT_ONCE][2] = {};
   uint32_t places[TILES_AT_ONCE] = {};
@@ -132,7 +145,7 @@ __device__ __forceinline__ void store_pairs(const AttnInMemory& memory, int row_
     TileProducts& v = products[i];
 #pragma unroll
     for (int j = 0; j < 2; j++)
-      pair.finish(v.low[j], v.high[j], scales[i], ATTENTIONS[KIND].value_scale,
+      pair.finish(v.low[j], v.high[j], scales[i], ATTENTIONS[KIND].value_scale, biases.rows[j],
                   turns[i][j]);
     uint16_t* to = at<uint16_t>(memory.queries) + static_cast<size_t>(t) * QUERY_VALUES;
     int low = query_offset<KIND>(pair.head, first), high = query_offset<KIND>(pair.head, second);
@@ -146,10 +159,12 @@ __device__ __forceinline__ void store_pairs(const AttnInMemory& memory, int row_
   }
 }
 
-// Stores a lane's products by token, scaled by 1 / rms.
+// Stores a lane's products by token, scaled by 1 / rms and with their biases.
 template <int KIND>
 __device__ __forceinline__ void store_projected(const AttnInMemory& memory, int row_tile, int token,
                                                 int lane, const TilesProducts& products) {
+  constexpr bool BIAS = ATTENTIONS[KIND].bias;
+  const RowBiases<KIND> biases(*at<const LayerMemory>(memory.layer), row_tile, lane);
   const int row = row_tile * 16 + lane % 4 * 2;
 #pragma unroll
   for (int i = 0; i < TILES_AT_ONCE; i++) {
@@ -159,8 +174,11 @@ __device__ __forceinline__ void store_projected(const AttnInMemory& memory, int 
     const float scale = at<const float>(memory.inverse_rms)[t];
 #pragma unroll
     for (int j = 0; j < 2; j++) {
-      if (row + j < QkvRows<KIND>::COUNT) to[j] = products[i].low[j] * scale;
-      if (row + 8 + j < QkvRows<KIND>::COUNT) to[8 + j] = products[i].high[j] * scale;
+      const float2& bias = biases.rows[j];
+      if (row + j < QkvRows<KIND>::COUNT)
+        to[j] = scale_product<BIAS>(products[i].low[j], scale, bias.x);
+      if (row + 8 + j < QkvRows<KIND>::COUNT)
+        to[8 + j] = scale_product<BIAS>(products[i].high[j], scale, bias.y);
     }
   }
 }

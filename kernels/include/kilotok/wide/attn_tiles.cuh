@@ -13,7 +13,7 @@ struct AttnMemory {
   uint64_t layer;
   // As `attn_in` left them.
   uint64_t queries;
-  // Operand of the output projection, of `capacity` tokens. Columns beyond the last stay unwritten.
+  // Operands of the output projections, of `capacity` tokens, see `kind_operand`.
   uint64_t attended;
   int capacity;
 };
@@ -87,6 +87,7 @@ __device__ __forceinline__ void store_attended(const AttnMemory& memory, int tok
                                                int dim, float low, float high) {
   const int column = head * ATTENTIONS[KIND].v_dim + dim;
   *reinterpret_cast<uint32_t*>(at<char>(memory.attended) +
+                               kind_operand<OutputMatrix, KIND>(memory.capacity) +
                                operand_place(token, column, memory.capacity)) =
       ptx::pack_bf16(low, high);
 }

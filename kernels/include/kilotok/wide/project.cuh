@@ -4,6 +4,7 @@
 
 #include "kilotok/phase/activation.cuh"
 #include "kilotok/phase/dense.cuh"
+#include "kilotok/phase/project.cuh"
 #include "kilotok/wide/gemm.cuh"
 
 namespace kilotok::wide {
@@ -30,20 +31,44 @@ __device__ __forceinline__ void multiply_all(GemmShared& shared, const GemmMemor
           [](const GemmWork<M>&, int) {});
 }
 
+// Stores a lane's products of a row tile as columns of `part`, from `column` on.
+template <class M>
+__device__ __forceinline__ void store_part(const GemmMemory& memory, int row_tile, int first,
+                                           int lane, const float4& v, int column) {
+  const int row = row_tile * 16 + lane / 4;
+#pragma unroll
+  for (int j = 0; j < 2; j++) {
+    const int token = first + lane % 4 * 2 + j;
+    if (token >= memory.count) continue;
+    float* to = at<float>(memory.part) + static_cast<size_t>(token) * HIDDEN + column + row;
+    if (row < M::ROWS && column + row < HIDDEN) to[0] = j == 0 ? v.x : v.y;
+    if (row + 8 < M::ROWS && column + row + 8 < HIDDEN) to[8] = j == 0 ? v.z : v.w;
+  }
+}
+
 // Stores the products as columns of `part`, from `column` on.
 template <class M>
 __device__ __forceinline__ void multiply_to_part(GemmShared& shared, const GemmMemory& memory,
                                                  int column = 0) {
   multiply_all<M>(shared, memory, [&](int row_tile, int first, int lane, const float4& v) {
-    const int row = row_tile * 16 + lane / 4;
-#pragma unroll
-    for (int j = 0; j < 2; j++) {
-      const int token = first + lane % 4 * 2 + j;
-      if (token >= memory.count) continue;
-      float* to = at<float>(memory.part) + static_cast<size_t>(token) * HIDDEN + column + row;
-      if (row < M::ROWS && column + row < HIDDEN) to[0] = j == 0 ? v.x : v.y;
-      if (row + 8 < M::ROWS && column + row + 8 < HIDDEN) to[8] = j == 0 ? v.z : v.w;
-    }
+    store_part<M>(memory, row_tile, first, lane, v, column);
+  });
+}
+
+// The output projection of what attention left in `operand`. Its biases are zeros on all ranks but
+// the first.
+template <int KIND>
+__device__ __forceinline__ void output(GemmShared& shared, GemmMemory memory,
+                                       const float* biases) {
+  using M = OutputMatrix<KIND>;
+  memory.operand += kind_operand<OutputMatrix, KIND>(memory.capacity);
+  multiply_all<M>(shared, memory, [&](int row_tile, int first, int lane, const float4& v) {
+    const float2 bias = load_biases<KIND>(biases, row_tile, lane / 4);
+    if constexpr (ATTENTIONS[KIND].bias)
+      store_part<M>(memory, row_tile, first, lane,
+                    make_float4(v.x + bias.x, v.y + bias.x, v.z + bias.y, v.w + bias.y), 0);
+    else
+      store_part<M>(memory, row_tile, first, lane, v, 0);
   });
 }
 
@@ -62,10 +87,18 @@ __device__ __forceinline__ void dense_gate_up(GemmShared& shared, const GemmMemo
           const float scale = at<const float>(memory.inverse_rms)[token];
           const float gate = j == 0 ? v.x : v.y, up = j == 0 ? v.z : v.w;
           *reinterpret_cast<uint16_t*>(at<char>(memory.inner) +
+                                       kind_operand<DenseDown, KIND>(memory.capacity) +
                                        operand_place(token, value, memory.capacity)) =
               ptx::to_bf16(inner_value<KIND>(gate, up, scale, {}) * operand_scale(F.format));
         }
       });
+}
+
+// Down of a dense network, of what gate and up left in `operand`.
+template <int KIND>
+__device__ __forceinline__ void dense_down(GemmShared& shared, GemmMemory memory) {
+  memory.operand += kind_operand<DenseDown, KIND>(memory.capacity);
+  multiply_to_part<DownMatrix<KIND>>(shared, memory);
 }
 
 }  // namespace kilotok::wide

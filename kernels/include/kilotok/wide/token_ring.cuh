@@ -10,7 +10,7 @@
 // zeros there.
 #pragma once
 
-#include "kilotok/layout/operand.cuh"
+#include "kilotok/layout/buffers.cuh"
 #include "kilotok/ptx/wgmma.cuh"
 #include "kilotok/wide/cta.cuh"
 
@@ -29,6 +29,25 @@ __host__ __device__ constexpr size_t column_bytes(int tokens) {
 }
 __host__ __device__ constexpr size_t operand_bytes(int columns, int tokens) {
   return ceil_div(columns, CHUNK_COLUMNS) * column_bytes(tokens);
+}
+
+// Kinds whose matrices differ do not share an operand, as in the narrow pass (`KindOperand` in
+// layout/buffers.cuh): the columns in those of the kinds before END, and where that of a kind
+// begins.
+template <template <int> class M, int END>
+constexpr int operand_columns_before() {
+  if constexpr (END == 0)
+    return 0;
+  else if constexpr (first_like<M, 0, END - 1>() < END - 1)
+    return operand_columns_before<M, END - 1>();
+  else
+    return operand_columns_before<M, END - 1>() + align_up(M<END - 1>::COLUMNS, CHUNK_COLUMNS);
+}
+template <template <int> class M, int KIND>
+constexpr int KIND_COLUMN = operand_columns_before<M, first_like<M, 0, KIND>()>();
+template <template <int> class M, int KIND>
+__host__ __device__ __forceinline__ size_t kind_operand(int tokens) {
+  return operand_bytes(KIND_COLUMN<M, KIND>, tokens);
 }
 
 // The byte of a token's column in its tile, and in such an operand.
