@@ -1,8 +1,8 @@
 // Activations in the order in which the tensor cores read them. An operand is BF16 `[rows,
 // columns]` in tiles of 8 rows x 64 columns, `[tiles of rows][tiles of columns]`. A tile is
 // `[halves][lanes]` of 16 bytes: what a lane needs for two steps of 16 columns. So a warp that
-// reads neighbouring rows reads whole cache lines, and each once. Columns beyond the last hold
-// zeros or leftovers of another kind of layer; the weights of these columns are zeros.
+// reads neighbouring rows reads whole cache lines, and each once. Columns beyond the last are
+// zeros (`KindOperand` in layout/buffers.cuh), and so are the weights of these columns.
 #pragma once
 
 #include "kilotok/model.h"

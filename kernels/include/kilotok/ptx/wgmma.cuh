@@ -104,6 +104,21 @@ struct Wgmma<16, TURNED> {
 };
 
 template <bool TURNED>
+struct Wgmma<24, TURNED> {
+  static __device__ __forceinline__ void multiply(float (&d)[12], const uint32_t (&a)[4],
+                                                  uint64_t b, bool add) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %17, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n24k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11"
+        "}, {%12, %13, %14, %15}, %16, p, 1, 1, %18;\n}"
+        : KILOTOK_EIGHT(0), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)),
+          "n"(TURNED ? 1 : 0));
+  }
+};
+
+template <bool TURNED>
 struct Wgmma<32, TURNED> {
   static __device__ __forceinline__ void multiply(float (&d)[16], const uint32_t (&a)[4],
                                                   uint64_t b, bool add) {
