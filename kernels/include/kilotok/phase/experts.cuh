@@ -20,8 +20,15 @@ struct Moe {
   // Whether the producer copies the operand of gate and up into the ring while the experts are
   // chosen.
   static constexpr bool OPERAND_IN_PAGES = IS_HELD<GateUp>;
-  // Experts whose whole part for an owner fits one page together.
-  static constexpr int PAGE_ENTRIES = larger(Down::PAGE_STEPS / Down::STEPS, 1);
+  // A page of `down` has so many steps of so many experts: whole ones if it holds one for every warp
+  // of a row tile. Otherwise experts come together that warps take at the same time, a few steps of
+  // each.
+  static constexpr int WHOLE_ENTRIES = Down::PAGE_STEPS / Down::STEPS;
+  static constexpr bool ARE_WHOLE = WHOLE_ENTRIES >= Down::COLUMN_WARPS;
+  static constexpr int PAGE_ENTRIES =
+      ARE_WHOLE ? WHOLE_ENTRIES
+                : smaller(smaller(Down::COLUMN_WARPS, larger(TOP_K, 1)), Down::PAGE_STEPS);
+  static constexpr int ENTRY_STEPS = smaller(Down::PAGE_STEPS / PAGE_ENTRIES, Down::STEPS);
 
   // Address of a row of the inner operand.
   static __device__ __forceinline__ char* inner_row(const Memory& memory, int row) {
@@ -93,14 +100,14 @@ __device__ __forceinline__ void produce_down(Ring& ring, const Routes& routes,
   for (int first = 0; first < count; first += N::PAGE_ENTRIES) {
     const int entries = smaller(N::PAGE_ENTRIES, count - first);
 #pragma unroll 1
-    for (int step = 0; step < M::STEPS; step += M::PAGE_STEPS) {
-      const int bytes = smaller(M::PAGE_STEPS, M::STEPS - step) * M::STEP_BYTES;
+    for (int step = 0; step < M::STEPS; step += N::ENTRY_STEPS) {
+      const int bytes = smaller(N::ENTRY_STEPS, M::STEPS - step) * M::STEP_BYTES;
       ring.acquire(entries * bytes);
 #pragma unroll 1
       for (int i = 0; i < entries; i++)
         ring.fetch(at<const char>(address) + routes.experts[first + i] * M::BYTES +
                        static_cast<size_t>(unit) * M::UNIT_BYTES + step * M::STEP_BYTES,
-                   i * bytes, bytes);
+                   i * N::ENTRY_STEPS * M::STEP_BYTES, bytes);
       ring.next();
     }
   }
@@ -334,38 +341,61 @@ __device__ __forceinline__ void down_ahead(const Cta& cta, Ring& ring, Sums& sum
   }
 }
 
-// Owners: the products of experts where a page holds a few, or steps of one.
+// The operand of a warp's expert in registers, AHEAD chunks of it: they may come from L2.
+template <int KIND>
+struct OperandAhead {
+  using M = DownMatrix<KIND>;
+  static constexpr int CHUNKS = M::STEPS * M::COLUMN_WARPS;
+  static constexpr int AHEAD = M::COLUMN_WARPS % 4 == 0 ? 4 : M::COLUMN_WARPS;
+  const Inner<KIND>& inner;
+  OperandChunk chunks[AHEAD][1] = {};
+
+  __device__ __forceinline__ void begin(int place, int lane) {
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++) chunks[i][0] = inner.load(place, i, lane);
+  }
+
+  // Multiplies a step of the expert's weights.
+  __device__ __forceinline__ void multiply(float (&product)[1][4], uint32_t weights, int place,
+                                           int step, int lane) {
+#pragma unroll
+    for (int part = 0; part < M::COLUMN_WARPS; part++) {
+      Chunk<M::FORMAT> chunk;
+      chunk.load(weights + part * M::CHUNK_BYTES, lane);
+      chunk.multiply(product, chunks[part % AHEAD]);
+      // Beyond the last, the last again.
+      const int later = smaller(step * M::COLUMN_WARPS + part + AHEAD, CHUNKS - 1);
+      chunks[part % AHEAD][0] = inner.load(place, later, lane);
+    }
+  }
+};
+
+// Owners: the products of experts where a page holds a few, or a few steps of each.
 template <int KIND>
 __device__ __forceinline__ void down_by_page(const Cta& cta, Ring& ring, Sums& sums,
                                              StreamMemory& stream, const Routes& routes,
                                              const Inner<KIND>& inner) {
   using D = DownTurns<KIND>;
   using M = typename D::M;
-  constexpr int PAGE_STEPS = smaller(M::PAGE_STEPS, M::STEPS), ENTRIES = D::N::PAGE_ENTRIES;
-  const int count = routes.count, turn = cta.warp() % D::TURNS;
+  constexpr int STEPS = D::N::ENTRY_STEPS, ENTRIES = D::N::PAGE_ENTRIES;
+  const int count = routes.count, turn = cta.warp() % D::TURNS, lane = cta.lane();
   float product[1][1][4] = {};
-  const auto multiply = [&](int place, int step, uint32_t weights) {
-#pragma unroll
-    for (int part = 0; part < D::TURNS; part++) {
-      const OperandChunk x[1] = {inner.load(place, step * D::TURNS + part, cta.lane())};
-      Chunk<M::FORMAT> chunk;
-      chunk.load(weights + part * M::CHUNK_BYTES, cta.lane());
-      chunk.multiply(product[0], x);
-    }
-  };
+  OperandAhead<KIND> operand = {inner};
 #pragma unroll 1
   for (int first = 0; first < count; first += ENTRIES)
 #pragma unroll 1
-    for (int step = 0; step < M::STEPS; step += PAGE_STEPS) {
+    for (int step = 0; step < M::STEPS; step += STEPS) {
       const uint32_t page = ring.wait() + row_tile_offset<M>(cta);
 #pragma unroll 1
       for (int i = (turn + D::TURNS - first % D::TURNS) % D::TURNS;
            i < ENTRIES && first + i < count; i += D::TURNS) {
-        const int place = routes.places[cta.lane() / 4][first + i];
+        const int place = routes.places[lane / 4][first + i];
+        if (step == 0) operand.begin(place, lane);
 #pragma unroll 1
-        for (int j = 0; j < PAGE_STEPS && step + j < M::STEPS; j++)
-          multiply(place, step + j, page + (i * PAGE_STEPS + j) * M::STEP_BYTES);
-        if (step + PAGE_STEPS < M::STEPS) continue;
+        for (int j = 0; j < STEPS && step + j < M::STEPS; j++)
+          operand.multiply(product[0], page + (i * STEPS + j) * M::STEP_BYTES, place, step + j,
+                           lane);
+        if (step + STEPS < M::STEPS) continue;
         D::push(cta, sums, stream, product);
 #pragma unroll
         for (int k = 0; k < 4; k++) product[0][0][k] = 0;
