@@ -42,7 +42,8 @@ const LEFT_OUT_MAX: u32 = 1024;
 /// The fewest tokens of the wide pass take at most this many times as long as the most of the
 /// narrow one, or it would have no use.
 const PLAUSIBLE: f32 = 16.0;
-/// A decoding request's delay counts this many times: it interrupts a text that is being read.
+/// A decoding request's delay counts this many times: it interrupts a text that is being read. Once
+/// prompts are read in the largest chunks it counts once, so that the last of a crowd are too.
 const DECODING_WEIGHT: f32 = 2.0;
 
 /// Cost of the narrow pass, and of the wide pass where the engine has one.
@@ -50,6 +51,8 @@ pub(crate) struct CostModel {
     narrow: Fit,
     wide: Option<Wide>,
     fresh: Fit,
+    /// Whether prompts are read in the largest chunks although other requests decode.
+    rushes: bool,
 }
 
 struct Wide {
@@ -84,7 +87,7 @@ impl CostModel {
         let fresh = Fit::new(assumed, token_max, memory);
         let wide = wide_from.filter(|from| *from <= token_max);
         let wide = wide.map(|from| Wide { from, fit: fresh.clone(), left_out: 0 });
-        Self { narrow: fresh.clone(), wide, fresh }
+        Self { narrow: fresh.clone(), wide, fresh, rushes: false }
     }
 
     pub(crate) fn observe(&mut self, size: Size, us: f32) {
@@ -128,6 +131,10 @@ impl CostModel {
     /// possible if others wait for the step, as the slope between much longer steps says little
     /// about short ones.
     pub(crate) fn chunk(&mut self, beside: Beside, most: u32, tries: bool) -> u32 {
+        if most == 0 {
+            self.rushes = false;
+            return 0;
+        }
         let used = beside.size.token_count;
         let timely = self.timely(beside, most);
         if let Some(from) = self.left_out(used, timely, most) {
@@ -139,8 +146,8 @@ impl CostModel {
             }
         }
         let timely = timely.max(beside.least).min(most);
-        let rushed = beside.us_max.is_some() && self.lose_more(beside, timely, most);
-        if rushed { most } else { timely }
+        self.rushes = beside.us_max.is_some() && self.lose_more(beside, timely, most);
+        if self.rushes { most } else { timely }
     }
 
     /// Fewest tokens of the wide pass, if a step of `most` tokens beside `used` others could take
@@ -161,7 +168,8 @@ impl CostModel {
         let (timely_us, most_us) = (us(used + timely), us(used + beside.others + most));
         let (prompts, decoding) = (beside.prompts as f32, beside.decoding as f32);
         let later_us = (most_us - timely_us).max(0.0);
-        let lost_us = steps(most) * (prompts * most_us + DECODING_WEIGHT * decoding * later_us);
+        let weight = if self.rushes { 1.0 } else { DECODING_WEIGHT };
+        let lost_us = steps(most) * (prompts * most_us + weight * decoding * later_us);
         timely < most && prompts * steps(timely) * timely_us > lost_us
     }
 
@@ -290,6 +298,28 @@ mod tests {
         assert_eq!(step(&mut model, beside(8, 35_000), 9000), FROM - 8);
         let chunk = step(&mut model, beside(8, 35_000), 9000);
         assert!((600..700).contains(&chunk), "{chunk}");
+    }
+
+    #[test]
+    fn a_crowds_last_prompts_are_read_like_the_first_and_a_long_one_beside_a_few_is_not() {
+        // Passes of one rank's eighth of MiMo-V2.5-Pro on an H200.
+        let narrow = Cost { base_us: 4000.0, token_us: 190.0, draft_us: 0.0 };
+        let wide = Cost { base_us: 31_000.0, token_us: 40.0, draft_us: 0.0 };
+        let mut model = model();
+        for token_count in (1..64).chain([65, 300, 1000, 8000]) {
+            let size = Size { token_count, drafting_count: 0 };
+            model.observe(size, if token_count < FROM { narrow } else { wide }.of(size));
+        }
+        let crowd = Beside { prompts: 30, left: 15_000, ..beside(34, 38_000) };
+        let last = Beside { prompts: 13, left: 6900, ..beside(50, 38_000) };
+        let long = Beside { left: 16_000, ..beside(8, 38_000) };
+        assert_eq!(model.chunk(crowd, 8192, true), 8192);
+        assert_eq!(model.chunk(last, 6900, true), 6900);
+        assert!((100..200).contains(&model.chunk(long, 8192, true)));
+        assert!((100..200).contains(&model.chunk(last, 6900, true)), "of no crowd");
+        assert_eq!(model.chunk(crowd, 8192, true), 8192);
+        assert_eq!(model.chunk(long, 0, true), 0, "there is no prompt");
+        assert!((100..200).contains(&model.chunk(last, 6900, true)), "of a later crowd");
     }
 
     #[test]

@@ -323,9 +323,6 @@ impl Scheduler {
         let used = beside.token_count;
         let room = (self.caps.token_max - used).saturating_sub(others);
         let most = left.min(room).min(self.limits.chunk_max);
-        if most == 0 {
-            return 0;
-        }
         let own_us = self.cost.cost(used).of(beside) as u32;
         let us_max = self.limits.step_us_max.max(own_us.saturating_mul(2));
         // The least does not push a step into the wide pass.
