@@ -250,6 +250,27 @@ cudaError_t cudaLaunchKernel(void (*kernel)(Arguments...), dim3 grid, dim3 threa
   return emulator::launch(kernel, grid, threads, arguments, false,
                           std::index_sequence_for<Arguments...>());
 }
+enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization };
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  struct {
+    int programmaticStreamSerializationAllowed;
+  } val;
+};
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes;
+  cudaStream_t stream;
+  cudaLaunchAttribute* attrs;
+  unsigned numAttrs;
+};
+template <class Argument>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Argument),
+                               std::remove_const_t<Argument> argument) {
+  void* arguments[] = {&argument};
+  return emulator::launch(kernel, config->gridDim, config->blockDim, arguments, false,
+                          std::index_sequence_for<Argument>());
+}
 template <class... Arguments>
 cudaError_t cudaLaunchCooperativeKernel(void (*kernel)(Arguments...), dim3 grid, dim3 threads,
                                         void** arguments, size_t = 0, cudaStream_t = nullptr) {

@@ -70,6 +70,16 @@ struct Stream {
   Worker worker;
 };
 
+// As the driver has it.
+struct LaunchConfig {
+  unsigned grid[3];
+  unsigned threads[3];
+  unsigned shared_bytes;
+  Stream* stream;
+  void* attributes;
+  unsigned attribute_count;
+};
+
 using Kernel = void (*)(const void*);
 
 struct Module {
@@ -350,10 +360,11 @@ int cuModuleGetFunction(Function** function, Module* module, const char* name) {
 
 int cuFuncSetAttribute(Function*, int, int) { return state(); }
 
-int cuLaunchCooperativeKernel(Function* function, unsigned grid, unsigned, unsigned,
-                              unsigned threads, unsigned, unsigned, unsigned shared_bytes,
-                              Stream* stream, void** arguments) {
-  if (grid > CTAS_MAX || threads > THREADS_MAX || shared_bytes > emulator::SHARED_MAX)
+// All CTAs run at the same time, and after the launch before, whatever the attributes are.
+int cuLaunchKernelEx(const LaunchConfig* config, Function* function, void** arguments, void**) {
+  const unsigned grid = config->grid[0], threads = config->threads[0];
+  Stream* stream = config->stream;
+  if (grid > CTAS_MAX || threads > THREADS_MAX || config->shared_bytes > emulator::SHARED_MAX)
     return INVALID_VALUE;
   const char* bytes = static_cast<const char*>(arguments[0]);
   const std::vector<char> argument(bytes, bytes + function->argument_bytes);

@@ -146,23 +146,31 @@ struct WideModel {
     memory.token_count = tokens;
   }
 
-  void launch(const WideLaunch& launch) const {
+  // `early` is how the engine launches: where CTAs of the launch before have ended.
+  void launch(const WideLaunch& launch, bool early = true) const {
     WideMemory own = memory;
     own.layer = launch.layer;
     own.slice_first = launch.first;
     own.slice_count = launch.count;
-    void* arguments[] = {&own};
-    CHECK(cudaLaunchKernel(launch.kernel->kernel, dim3(GRID), dim3(launch.kernel->threads),
-                           arguments, WIDE_SHARED_MAX, nullptr));
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = early;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(GRID);
+    config.blockDim = dim3(launch.kernel->threads);
+    config.dynamicSmemBytes = WIDE_SHARED_MAX;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    CHECK(cudaLaunchKernelEx(&config, launch.kernel->kernel, own));
   }
 
   // Milliseconds of a step.
-  float run(const std::vector<WideLaunch>& launches) const {
+  float run(const std::vector<WideLaunch>& launches, bool early = true) const {
     cudaEvent_t start, end;
     CHECK(cudaEventCreate(&start));
     CHECK(cudaEventCreate(&end));
     CHECK(cudaEventRecord(start));
-    for (const WideLaunch& each : launches) launch(each);
+    for (const WideLaunch& each : launches) launch(each, early);
     CHECK(cudaEventRecord(end));
     CHECK(cudaEventSynchronize(end));
     float ms = 0;
@@ -187,8 +195,11 @@ struct WideModel {
 
   // The time of each kernel, from event to event, and what is left of the whole step's.
   void time(const std::vector<WideLaunch>& launches, int tokens) const {
-    float whole = run(launches);
-    for (int i = 0; i < 2; i++) whole = std::min(whole, run(launches));
+    float whole = run(launches), serial = run(launches, false);
+    for (int i = 0; i < 2; i++) {
+      whole = std::min(whole, run(launches));
+      serial = std::min(serial, run(launches, false));
+    }
     std::vector<cudaEvent_t> events(launches.size() + 1);
     for (cudaEvent_t& event : events) CHECK(cudaEventCreate(&event));
     CHECK(cudaEventRecord(events[0]));
@@ -214,7 +225,8 @@ struct WideModel {
       found->ms += ms;
     }
     double sum = 0;
-    std::printf("%d tokens: %.1f ms, %zu launches\n", tokens, whole, launches.size());
+    std::printf("%d tokens: %.1f ms, %zu launches; %.1f ms if none begins early\n", tokens, whole,
+                launches.size(), serial);
     for (const Row& row : rows) {
       std::printf("  %-22s %4d times %8.1f us, %7.2f ms\n", row.name, row.count,
                   row.ms * 1e3 / row.count, row.ms);
@@ -237,7 +249,8 @@ bool all(bool small) {
   for (const WideKernel& kernel : ROUTER) prepare(kernel);
   for (const WideKernel& kernel : EXPERTS) prepare(kernel);
   for (const WideKernel& kernel : DOWN) prepare(kernel);
-  const std::vector<int> counts = small ? std::vector<int>{70} : std::vector<int>{1000, 4000, 8192};
+  const std::vector<int> counts =
+      small ? std::vector<int>{70} : std::vector<int>{65, 256, 1000, 4000, 8192};
   WideModel model(counts.back());
   bool right = true;
   for (int tokens : counts) {

@@ -34,7 +34,10 @@ __device__ __forceinline__ void stamp_launch(const WideMemory& wide) {
 }
 
 // All threads of a CTA, at first. False if the step has no tokens: then its launches do nothing.
+// Launches of the wide pass begin before those before them have ended.
 __device__ __forceinline__ bool begin_wide(const WideMemory& wide) {
+  ptx::allow_next_launch();
+  ptx::wait_for_last_launch();
   stamp_launch(wide);
   if (threadIdx.x == 0)
     wait_context = WaitContext::begin(wide.memory.fault, wide.memory.wait_max_ms, wide.memory.rank,

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use cudarc::driver::sys;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::sys::CUfunction_attribute as FunctionAttribute;
+use cudarc::driver::sys::CUlaunchAttributeID as LaunchAttribute;
 
 use crate::nvrtc::Version;
 
@@ -488,34 +489,68 @@ pub(crate) struct Kernel {
 // SAFETY: a handle that any thread may use when the context is current.
 unsafe impl Send for Kernel {}
 
+/// When the CTAs of a launch begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// At the same time, so that they can wait for each other; after the launch before.
+    Together,
+    /// Where CTAs of the launch before have ended, if that allows it: the kernel itself waits for
+    /// the others (programmatic dependent launch).
+    Early,
+}
+
+impl Start {
+    fn attribute(self) -> sys::CUlaunchAttribute {
+        let (id, value) = match self {
+            Self::Together => (
+                LaunchAttribute::CU_LAUNCH_ATTRIBUTE_COOPERATIVE,
+                sys::CUlaunchAttributeValue { cooperative: 1 },
+            ),
+            Self::Early => (
+                LaunchAttribute::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+            ),
+        };
+        sys::CUlaunchAttribute { id, pad: [0; 4], value }
+    }
+}
+
 impl Kernel {
-    /// Launches it on `grid` CTAs that all run at the same time, so that they can wait for each
-    /// other.
+    /// Launches it on `grid` CTAs.
     ///
     /// # Safety
     /// The kernel takes a `T`. Every address in it must be that of memory that holds what the
-    /// kernel reads there and has room for what it writes, until the stream is finished.
+    /// kernel reads there and has room for what it writes, until the stream is finished. One that
+    /// starts early waits for the launch before, before it reads or writes anything.
     pub(crate) unsafe fn launch<T: bytemuck::Pod>(
         &self,
-        grid: u32,
-        threads: u32,
+        start: Start,
+        (grid, threads): (u32, u32),
         argument: &T,
     ) -> Result<()> {
         self.device.enter()?;
         let mut arguments = [ptr::from_ref(argument).cast::<c_void>().cast_mut()];
-        // SAFETY: the argument is copied before this returns; the rest is the caller's promise.
+        let mut attribute = start.attribute();
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid,
+            gridDimY: 1,
+            gridDimZ: 1,
+            blockDimX: threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: self.shared_bytes,
+            hStream: self.device.stream,
+            attrs: &raw mut attribute,
+            numAttrs: 1,
+        };
+        // SAFETY: argument and attribute are copied before this returns; the rest is the caller's
+        // promise.
         unsafe {
-            call!(cuLaunchCooperativeKernel(
+            call!(cuLaunchKernelEx(
+                &raw const config,
                 self.function,
-                grid,
-                1,
-                1,
-                threads,
-                1,
-                1,
-                self.shared_bytes,
-                self.device.stream,
                 arguments.as_mut_ptr(),
+                ptr::null_mut(),
             ))
         }
     }

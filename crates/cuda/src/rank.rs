@@ -6,14 +6,14 @@ use std::time::Duration;
 use bytemuck::Zeroable;
 use kilotok_abi::{
     Fault, Memory, PLAN_CTA_BYTES, PLAN_THREAD_BYTES, Peers, PlanMemory, STAMPS_MAX, Stamped,
-    Timestamps,
+    Timestamps, WideMemory,
 };
 use kilotok_engine::{EngineError, PhaseTime, StepTimes};
 
 use crate::chain::{Shape, Target, Tiles};
 use crate::constants::Constants;
 use crate::driver::doorbell::Doorbell;
-use crate::driver::{Device, DeviceMemory, DriverError, Kernel, Module, Pinned};
+use crate::driver::{Device, DeviceMemory, DriverError, Kernel, Module, Pinned, Start};
 use crate::fault::RankFailure;
 use crate::layout::{Arguments, Layout};
 use crate::order;
@@ -319,7 +319,7 @@ impl Rank {
                 let (kernel, threads) = &has_wide().kernels[wide_launch.kernel as usize];
                 let memory = arguments.wide.as_ref().expect("the wide pass has memory");
                 let memory = step.memory(memory, &arguments.target, wide_launch);
-                launch(kernel, (self.grid, *threads), &memory)
+                launch_wide(kernel, (self.grid, *threads), &memory)
             }
             Pass::Slots(step) => {
                 launch(&has_wide().slots, all, &step.sampling(&arguments.verify, 0))
@@ -434,10 +434,28 @@ fn count_up(mut numbers: Vec<u32>) -> bool {
     numbers.iter().zip(0..).all(|(number, place)| *number == place)
 }
 
-/// Launches `grid` CTAs of `threads` threads.
+/// Launches CTAs, given how many and their threads, that can wait for each other.
 fn launch<T: bytemuck::Pod>(
     kernel: &Kernel,
-    (grid, threads): (u32, u32),
+    ctas: (u32, u32),
+    argument: &T,
+) -> Result<(), DriverError> {
+    launch_at(kernel, Start::Together, ctas, argument)
+}
+
+/// The same of a kernel of the wide pass, which begins early: its launches are many and short.
+fn launch_wide(
+    kernel: &Kernel,
+    ctas: (u32, u32),
+    argument: &WideMemory,
+) -> Result<(), DriverError> {
+    launch_at(kernel, Start::Early, ctas, argument)
+}
+
+fn launch_at<T: bytemuck::Pod>(
+    kernel: &Kernel,
+    start: Start,
+    ctas: (u32, u32),
     argument: &T,
 ) -> Result<(), DriverError> {
     #[expect(unsafe_code, reason = "what a kernel does is not checked")]
@@ -446,9 +464,9 @@ fn launch<T: bytemuck::Pod>(
     // those of the memory map, whose buffers have the sizes that the kernels were compiled with,
     // and of pinned memory; all of it is dropped after the stream is finished. Into other ranks'
     // memory they write only what those wait for in the same chain; if one of them is given up, so
-    // are all.
+    // are all. Kernels of the wide pass wait for the launch before at once (`begin_wide`).
     unsafe {
-        kernel.launch(grid, threads, argument)
+        kernel.launch(start, ctas, argument)
     }
 }
 

@@ -23,6 +23,9 @@ void sync_threads() {
 inline void sync_warpgroup(int number) { emulator::sync(number + 2, emulator::WARPGROUP); }
 inline int opaque(int value) { return value; }
 inline void make_opaque(int&) {}
+// A launch begins when the one before has ended.
+inline void allow_next_launch() {}
+inline void wait_for_last_launch() {}
 inline void exit() { emulator::end_thread(); }
 
 }  // namespace kilotok::ptx

@@ -47,6 +47,17 @@ __device__ __forceinline__ int opaque(int value) {
 // Hides the value's origin in place, without an instruction.
 __device__ __forceinline__ void make_opaque(int& value) { asm volatile("" : "+r"(value)); }
 
+// Programmatic dependent launch: has CTAs of the launch behind this one begin where its own have
+// ended.
+__device__ __forceinline__ void allow_next_launch() {
+  asm volatile("griddepcontrol.launch_dependents;");
+}
+// Waits until the launch before, behind which this one began early, has ended and its stores are
+// visible.
+__device__ __forceinline__ void wait_for_last_launch() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
 // Ends this thread.
 __device__ __forceinline__ void exit() { asm volatile("exit;"); }
 
