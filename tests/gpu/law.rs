@@ -10,7 +10,7 @@ use kilotok_abi::{PageId, Sampling, SlotId, TokenId};
 use kilotok_batch::Sizes;
 use kilotok_engine::{Engine, PageRun, Row as PlanRow, RowTokens, SlotSetup, StepOutput, StepPlan};
 
-use crate::{FLASH, WIDE_TOKENS, absent, cuda_of, cuda_wide, sizes};
+use crate::{FLASH, PRO, WIDE_TOKENS, absent, cuda_of, cuda_wide, sizes};
 use exact::Finding;
 use setup::{BIAS, COMBINATIONS, HISTORY, PROMPT_COUNT, REPETITION, Row, VOCAB, mask_of, setup_of};
 
@@ -189,5 +189,5 @@ fn the_wide_pass_keeps_the_law() {
         return println!("skipped: {reason}");
     }
     let sizes = Sizes { token_max: WIDE_TOKENS, ..few_tokens() };
-    check(&mut *cuda_wide(&FLASH, &sizes, 0), SETTINGS);
+    check(&mut *cuda_wide(&PRO, &sizes, 0), SETTINGS);
 }

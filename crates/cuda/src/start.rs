@@ -78,7 +78,7 @@ impl CudaOptions {
     pub fn caps(&self, spec: &ModelSpec) -> Caps {
         let sizes = self.sizes(spec);
         let caps = sizes.caps(spec, &sizes.groups(spec, VALUE_BYTES));
-        let wide_above = self.wide_above(&sizes);
+        let wide_above = self.wide_above(spec, &sizes);
         let (rows_max, wanted_max) = wide::rows_and_wanted_max(wide_above.is_some());
         Caps {
             row_max: caps.row_max.min(caps.token_max).min(rows_max as u32),
@@ -97,10 +97,10 @@ impl CudaOptions {
         Sizes { token_max: self.sizes.token_max.min(token_max), ..self.sizes }
     }
 
-    /// Tokens above which steps take the wide pass, if any of these sizes do.
-    fn wide_above(&self, sizes: &Sizes) -> Option<u32> {
+    /// Tokens above which steps take the wide pass, if it runs the model and any of these sizes do.
+    fn wide_above(&self, spec: &ModelSpec, sizes: &Sizes) -> Option<u32> {
         let above = self.wide_above.unwrap_or(TOKENS_MAX).min(TOKENS_MAX);
-        (sizes.token_max > above).then_some(above)
+        (wide::unfit(spec).is_none() && sizes.token_max > above).then_some(above)
     }
 
     /// With steps of up to `token_max` tokens, or the longest for which this much free memory of a
@@ -193,7 +193,7 @@ impl Plan {
         let unfit = |error: crate::constants::UnfitError| StartError::Model(error.to_string());
         let constants = Constants::new(spec, launch).map_err(unfit)?;
         let grouping = sizes.groups(spec, VALUE_BYTES);
-        let wide_above = options.wide_above(&sizes);
+        let wide_above = options.wide_above(spec, &sizes);
         let wide_capacity = wide_above.map_or(0, |_| wide::capacity(sizes.token_max));
         let extent = Extent { stamps: options.stamps, wide_capacity };
         Ok(Self { sizes, constants, grouping, extent, wide_above })
