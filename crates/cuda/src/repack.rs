@@ -101,29 +101,13 @@ impl<'a> Repacker<'a> {
             LayerWeight::RouterBias | LayerWeight::RouterCorrection => {
                 as_vector(LayerBuffer::RouterBias)
             }
-            LayerWeight::OutputBias => {
-                let mut bias = values(&tensor);
-                bias.resize(self.constants.output(kind).padded_rows(), 0.0);
-                Ok(Some(whole(buffer(LayerBuffer::OutputBias), f32_bytes(&bias))))
-            }
-            LayerWeight::QueryBias | LayerWeight::KeyBias | LayerWeight::ValueBias => {
-                let place = weight as usize - LayerWeight::QueryBias as usize;
-                let bias = buffer(LayerBuffer::QkvBias);
-                let Some(tensors) = self.gather(bias, 0, place, 3, tensor) else { return Ok(None) };
-                Ok(Some(whole(bias, self.qkv_bias(kind, &tensors))))
-            }
-            LayerWeight::GateBias | LayerWeight::UpBias => {
-                let bias = buffer(LayerBuffer::GateUpBias);
-                let place = usize::from(weight == LayerWeight::UpBias);
-                let Some(tensors) = self.gather(bias, 0, place, 2, tensor) else { return Ok(None) };
-                let [gates, ups] = [0, 1].map(|index| all_values(&tensors[index]));
-                let pairs = gates.into_iter().zip(ups).flat_map(|(gate, up)| [gate, up]);
-                Ok(Some(whole(bias, f32_bytes(&pairs.collect::<Vec<_>>()))))
-            }
-            LayerWeight::DownBias => {
-                let bytes = self.down_bias(self.kinds(part, index).feed_forward, &tensor);
-                Ok(Some(whole(buffer(LayerBuffer::DownBias), bytes)))
-            }
+            LayerWeight::QueryBias
+            | LayerWeight::KeyBias
+            | LayerWeight::ValueBias
+            | LayerWeight::OutputBias
+            | LayerWeight::GateBias
+            | LayerWeight::UpBias
+            | LayerWeight::DownBias => Ok(self.biases(part, index, weight, tensor)),
             LayerWeight::Router => {
                 let bytes = self.router(self.kinds(part, index).feed_forward, &tensor);
                 Ok(Some(whole(buffer(LayerBuffer::Router), bytes)))
@@ -152,6 +136,43 @@ impl<'a> Repacker<'a> {
                 self.network(part, index, 0, weight, tensor)
             }
         }
+    }
+
+    /// Biases of a layer's matrices.
+    fn biases(
+        &self,
+        part: Part,
+        index: usize,
+        weight: LayerWeight,
+        tensor: Tensor,
+    ) -> Option<Repacked> {
+        let LayerKinds { attention, feed_forward } = self.kinds(part, index);
+        let buffer = |buffer| Buffer::Layer(part, index, buffer);
+        let repacked = match weight {
+            LayerWeight::QueryBias | LayerWeight::KeyBias | LayerWeight::ValueBias => {
+                let place = weight as usize - LayerWeight::QueryBias as usize;
+                let bias = buffer(LayerBuffer::QkvBias);
+                let tensors = self.gather(bias, 0, place, 3, tensor)?;
+                whole(bias, self.qkv_bias(attention, &tensors))
+            }
+            LayerWeight::GateBias | LayerWeight::UpBias => {
+                let bias = buffer(LayerBuffer::GateUpBias);
+                let place = usize::from(weight == LayerWeight::UpBias);
+                let tensors = self.gather(bias, 0, place, 2, tensor)?;
+                let [gates, ups] = [0, 1].map(|index| all_values(&tensors[index]));
+                let pairs = gates.into_iter().zip(ups).flat_map(|(gate, up)| [gate, up]);
+                whole(bias, f32_bytes(&pairs.collect::<Vec<_>>()))
+            }
+            LayerWeight::DownBias => {
+                whole(buffer(LayerBuffer::DownBias), self.down_bias(feed_forward, &tensor))
+            }
+            _ => {
+                let mut bias = values(&tensor);
+                bias.resize(self.constants.output(attention).padded_rows(), 0.0);
+                whole(buffer(LayerBuffer::OutputBias), f32_bytes(&bias))
+            }
+        };
+        Some(repacked)
     }
 
     /// The biases of q, k and v in the order of the matrix's rows, with zeros up to its last unit.

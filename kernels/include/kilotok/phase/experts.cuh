@@ -20,9 +20,8 @@ struct Moe {
   // Whether the producer copies the operand of gate and up into the ring while the experts are
   // chosen.
   static constexpr bool OPERAND_IN_PAGES = IS_HELD<GateUp>;
-  // A page of `down` has so many steps of so many experts: whole ones if it holds one for every warp
-  // of a row tile. Otherwise experts come together that warps take at the same time, a few steps of
-  // each.
+  // A page of `down` has so many steps of so many experts: whole ones if it holds one for every
+  // warp of a row tile. Otherwise it has a few steps of experts that warps take at the same time.
   static constexpr int WHOLE_ENTRIES = Down::PAGE_STEPS / Down::STEPS;
   static constexpr bool ARE_WHOLE = WHOLE_ENTRIES >= Down::COLUMN_WARPS;
   static constexpr int PAGE_ENTRIES =

@@ -17,8 +17,8 @@ __device__ __forceinline__ void wgmma_fence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
 
-// Keeps the compiler from computing operand A among products, which would then wait for one another:
-// it is ready before them.
+// Keeps the compiler from computing operand A among products, which would then wait for one
+// another: it is ready before them.
 __device__ __forceinline__ void wgmma_ready(uint32_t (&a)[4]) {
 #pragma unroll
   for (int i = 0; i < 4; i++) asm volatile("" : "+r"(a[i]));
