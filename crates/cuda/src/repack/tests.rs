@@ -425,7 +425,9 @@ impl Filled<'_> {
         let matrix = self.constants.qkv(kind);
         if attention.bias {
             let mut wanted = vec![0.0; matrix.rows.next_multiple_of(16)];
-            rows.iter().for_each(|&(place, _, _, bias)| wanted[place] = bias);
+            for &(place, _, _, bias) in &rows {
+                wanted[place] = bias;
+            }
             assert_eq!(self.floats(buffer(LayerBuffer::QkvBias)), wanted);
         }
         let rows: Vec<_> = rows.into_iter().map(|(place, own, row, _)| (place, own, row)).collect();
