@@ -21,7 +21,7 @@ use kilotok_weights::{Checkpoint, Quiet, WeightSource};
 
 use crate::distances::{Distances, distance, quantile};
 use crate::draw::Draw;
-use crate::{DEMO, DENSE, FLASH, PRO, WIDE, absent, cuda, sizes};
+use crate::{DEMO, DENSE, FLASH, GPT_OSS, PRO, QWEN3_DENSE, QWEN3_FP8, WIDE, absent, cuda, sizes};
 
 /// Allowed distances, a third to a half more than rounding was measured to cause.
 pub(crate) struct Bounds {
@@ -44,6 +44,17 @@ const MODELS: [(&str, &LazyLock<Checkpoint>, Bounds); 5] = [
     ("flash", &FLASH, Bounds { half: 0.075, most: 0.7, clear: 1.2, all: f32::INFINITY }),
     ("pro", &PRO, Bounds { half: 0.03, most: 0.085, clear: 0.16, all: f32::INFINITY }),
     ("demo", &DEMO, Bounds { half: 0.03, most: 0.075, clear: 0.11, all: f32::INFINITY }),
+];
+
+/// The same of families that fewer ranks can share, as an emulated GPU computes them.
+const FAMILIES: [(&str, &LazyLock<Checkpoint>, Bounds); 3] = [
+    ("qwen3 dense", &QWEN3_DENSE, Bounds { half: 0.022, most: 0.042, clear: 0.055, all: 0.11 }),
+    (
+        "qwen3 fp8",
+        &QWEN3_FP8,
+        Bounds { half: 0.022, most: 0.042, clear: 0.055, all: f32::INFINITY },
+    ),
+    ("gpt-oss", &GPT_OSS, Bounds { half: 0.13, most: 0.5, clear: 0.95, all: f32::INFINITY }),
 ];
 
 /// Prompts of each model, and their length: keys of several windows, and more than attention sums
@@ -145,6 +156,16 @@ fn numbers_are_the_references() {
         return println!("skipped: {reason}");
     }
     for (name, checkpoint, bounds) in MODELS {
+        compare(name, checkpoint, 1, &bounds);
+    }
+}
+
+#[test]
+fn numbers_of_families_are_the_references() {
+    if let Some(reason) = absent(1) {
+        return println!("skipped: {reason}");
+    }
+    for (name, checkpoint, bounds) in FAMILIES {
         compare(name, checkpoint, 1, &bounds);
     }
 }
