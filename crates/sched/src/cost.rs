@@ -43,8 +43,10 @@ const LEFT_OUT_MAX: u32 = 1024;
 /// narrow one, or it would have no use.
 const PLAUSIBLE: f32 = 16.0;
 /// A decoding request's delay counts this many times: it interrupts a text that is being read. Once
-/// prompts are read in the largest chunks it counts once, so that the last of a crowd are too.
+/// prompts are read in the largest chunks it counts less, so that the last of a crowd are too,
+/// however the estimates change on the way.
 const DECODING_WEIGHT: f32 = 2.0;
+const DECODING_WEIGHT_IN_RUSH: f32 = 0.5;
 
 /// Cost of the narrow pass, and of the wide pass where the engine has one.
 pub(crate) struct CostModel {
@@ -168,7 +170,7 @@ impl CostModel {
         let (timely_us, most_us) = (us(used + timely), us(used + beside.others + most));
         let (prompts, decoding) = (beside.prompts as f32, beside.decoding as f32);
         let later_us = (most_us - timely_us).max(0.0);
-        let weight = if self.rushes { 1.0 } else { DECODING_WEIGHT };
+        let weight = if self.rushes { DECODING_WEIGHT_IN_RUSH } else { DECODING_WEIGHT };
         let lost_us = steps(most) * (prompts * most_us + weight * decoding * later_us);
         timely < most && prompts * steps(timely) * timely_us > lost_us
     }
@@ -313,11 +315,10 @@ mod tests {
         let crowd = Beside { prompts: 30, left: 15_000, ..beside(34, 38_000) };
         let last = Beside { prompts: 13, left: 6900, ..beside(50, 38_000) };
         let long = Beside { left: 16_000, ..beside(8, 38_000) };
-        assert_eq!(model.chunk(crowd, 8192, true), 8192);
-        assert_eq!(model.chunk(last, 6900, true), 6900);
         assert!((100..200).contains(&model.chunk(long, 8192, true)));
         assert!((100..200).contains(&model.chunk(last, 6900, true)), "of no crowd");
         assert_eq!(model.chunk(crowd, 8192, true), 8192);
+        assert_eq!(model.chunk(last, 6900, true), 6900);
         assert_eq!(model.chunk(long, 0, true), 0, "there is no prompt");
         assert!((100..200).contains(&model.chunk(last, 6900, true)), "of a later crowd");
     }
