@@ -27,10 +27,12 @@ __global__ void __launch_bounds__(wide::ExpertsCta::THREADS, 1)
     multiply_kernel(const ExpertsMemory memory, const uint64_t fault, const uint32_t wait_ms) {
   auto& shared = *reinterpret_cast<wide::ExpertsShared<KIND>*>(asked_memory());
   if (threadIdx.x == 0) wait_context = WaitContext::begin(fault, wait_ms, 0);
-  if constexpr (GATE_UP)
-    wide::gate_up<KIND>(shared, memory);
-  else
-    wide::down<KIND>(shared, memory);
+  wide::with_runs<KIND>(shared, memory.routes, [&](auto& runs) {
+    if constexpr (GATE_UP)
+      wide::gate_up(runs, memory);
+    else
+      wide::down(runs, memory);
+  });
 }
 
 template <int KIND>

@@ -48,13 +48,21 @@ struct WideLaunch {
   uint32_t layer, first, count;
 };
 
+// The norm adds the products of the launch before it.
+void add_input_norm(std::vector<WideLaunch>& launches, uint32_t layer) {
+  const WideLaunch last = launches.back();
+  const bool products = last.kernel == &DOWN[0];
+  launches.push_back({&INPUT_NORM, layer, products ? last.first : 0, products ? last.count : 0});
+}
+
 // The step's launches up to the last layer's experts, and the norm behind them.
 std::vector<WideLaunch> launches_of(const std::vector<LayerMemory>& layers, uint32_t tokens) {
   std::vector<WideLaunch> launches = {{&EMBED, 0, 0, 0}};
   for (uint32_t i = 0; i < layers.size(); i++) {
     const auto add = [&](const WideKernel& kernel) { launches.push_back({&kernel, i, 0, 0}); };
     const Attention& attention = ATTENTIONS[layers[i].attention];
-    for (const WideKernel* kernel : {&INPUT_NORM, &QKV}) add(*kernel);
+    add_input_norm(launches, i);
+    add(QKV);
     if (!attention.paired) add(HEADS);
     for (const WideKernel* kernel : {&ATTENTION[attention.window > 0], &OUTPUT, &POST_NORM})
       add(*kernel);
@@ -63,11 +71,14 @@ std::vector<WideLaunch> launches_of(const std::vector<LayerMemory>& layers, uint
     if (dense) continue;
     for (const WideKernel& kernel : EXPERTS) add(kernel);
     const uint32_t columns = slice_columns(tokens);
-    for (uint32_t first = 0; first < HIDDEN; first += columns)
-      for (const WideKernel& kernel : DOWN)
-        launches.push_back({&kernel, i, first, std::min<uint32_t>(HIDDEN - first, columns)});
+    for (uint32_t first = 0; first < HIDDEN; first += columns) {
+      const uint32_t count = std::min<uint32_t>(HIDDEN - first, columns);
+      launches.push_back({&DOWN[0], i, first, count});
+      if (FEED_FORWARDS[layers[i].feed_forward].bias || first + count < HIDDEN)
+        launches.push_back({&DOWN[1], i, first, count});
+    }
   }
-  launches.push_back({&INPUT_NORM, static_cast<uint32_t>(layers.size()), 0, 0});
+  add_input_norm(launches, static_cast<uint32_t>(layers.size()));
   return launches;
 }
 

@@ -99,7 +99,16 @@ extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
 extern "C" __global__ void __launch_bounds__(wide::NORM_THREADS, 1)
     wide_input_norm(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;
-  wide::add_rms_norm(launch_shared<wide::NormShared>(), input_norm_memory(memory));
+  const wide::AddNormMemory norm = input_norm_memory(memory);
+  auto& shared = launch_shared<wide::NormShared>();
+  if (memory.slice_count == 0) return wide::add_rms_norm(shared, norm);
+  // Of the layer before.
+  const LayerMemory& layer = at<const LayerMemory>(memory.memory.layers)[memory.layer - 1];
+  with_kind<0, DRAFT_FEED_FORWARD>(layer.feed_forward, [&](auto kind) {
+    constexpr int KIND = decltype(kind)::value;
+    if constexpr (!IS_DENSE<KIND> && !FEED_FORWARDS[KIND].bias)
+      wide::add_rms_norm<FEED_FORWARDS[KIND].top_k>(shared, norm, added_products<KIND>(memory));
+  });
 }
 
 extern "C" __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
@@ -207,7 +216,9 @@ extern "C" __global__ void __launch_bounds__(wide::ExpertsCta::THREADS, 1)
   if (!begin_wide(memory)) return;
   with_experts(memory, [&](auto kind) {
     constexpr int KIND = decltype(kind)::value;
-    wide::gate_up<KIND>(launch_shared<wide::ExpertsShared<KIND>>(), experts_memory<KIND>(memory));
+    const wide::ExpertsMemory own = experts_memory<KIND>(memory);
+    wide::with_runs<KIND>(launch_shared<wide::ExpertsShared<KIND>>(), own.routes,
+                          [&](auto& runs) { wide::gate_up(runs, own); });
   });
 }
 
@@ -216,7 +227,9 @@ extern "C" __global__ void __launch_bounds__(wide::ExpertsCta::THREADS, 1)
   if (!begin_wide(memory)) return;
   with_experts(memory, [&](auto kind) {
     constexpr int KIND = decltype(kind)::value;
-    wide::down<KIND>(launch_shared<wide::ExpertsShared<KIND>>(), experts_memory<KIND>(memory));
+    const wide::ExpertsMemory own = experts_memory<KIND>(memory);
+    wide::with_runs<KIND>(launch_shared<wide::ExpertsShared<KIND>>(), own.routes,
+                          [&](auto& runs) { wide::down(runs, own); });
   });
 }
 

@@ -98,6 +98,13 @@ __device__ __forceinline__ wide::AddNormMemory input_norm_memory(const WideMemor
   return own;
 }
 
+// The products that the norm adds behind a layer of experts: those of a slice of the columns.
+template <int KIND>
+__device__ __forceinline__ wide::AddedProducts added_products(const WideMemory& wide) {
+  return {wide.rows, wide.products, wide::panel_stride<KIND>(wide.token_count),
+          static_cast<int>(wide.slice_first)};
+}
+
 // The norm before a layer's network.
 __device__ __forceinline__ wide::AddNormMemory post_norm_memory(const WideMemory& wide) {
   const LayerMemory& layer = wide_layer<false>(wide);

@@ -163,8 +163,8 @@ impl WideKernel {
 }
 
 /// A launch of the wide pass: a kernel, for a layer of the target or of the drafter. The head takes
-/// a slice of the wanted tokens, and experts make a slice of the stream's columns: the first, and
-/// how many.
+/// a slice of the wanted tokens, and experts make a slice of the stream's columns, which the next
+/// norm may add: the first, and how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct WideLaunch {
     pub(crate) kernel: WideKernel,
@@ -212,6 +212,8 @@ struct LayerShape {
     /// Whether the epilogue of its projections makes queries, keys and values.
     paired: bool,
     dense: bool,
+    /// Whether the products of its experts get a bias when they are combined.
+    biased: bool,
 }
 
 impl WideLayers {
@@ -220,6 +222,7 @@ impl WideLayers {
             let shape = |kinds: &LayerKinds| LayerShape {
                 paired: constants.attentions[kinds.attention].is_paired(),
                 dense: constants.feed_forwards[kinds.feed_forward].experts == 0,
+                biased: constants.feed_forwards[kinds.feed_forward].bias,
             };
             layers.iter().map(shape).collect()
         };
@@ -240,9 +243,7 @@ impl WideLayers {
         for (layer, shape) in (0..).zip(&self.target) {
             self.add_layer(&mut launches, layer, *shape, token_count);
         }
-        let layer = self.target.len() as u32;
-        launches.extend(self.all_reduce(2 * layer + 1));
-        launches.push(WideLaunch::new(WideKernel::InputNorm, layer));
+        self.add_input_norm(&mut launches, self.target.len() as u32);
         launches
     }
 
@@ -261,8 +262,8 @@ impl WideLayers {
         token_count: u32,
     ) {
         let of_layer = |kernel| WideLaunch::new(kernel, layer);
-        launches.extend(self.all_reduce(2 * layer + 1));
-        launches.extend([WideKernel::InputNorm, WideKernel::Qkv].map(of_layer));
+        self.add_input_norm(launches, layer);
+        launches.push(of_layer(WideKernel::Qkv));
         launches.extend((!shape.paired).then(|| of_layer(WideKernel::Heads)));
         launches.extend([WideKernel::Attention, WideKernel::Output].map(of_layer));
         launches.extend(self.all_reduce(2 * layer + 2));
@@ -279,9 +280,20 @@ impl WideLayers {
         launches.extend([WideKernel::SortChoices, WideKernel::GateUp].map(of_layer));
         let columns = product_columns(self.hidden as usize, token_count as usize);
         for slice in slices(self.hidden, columns as u32) {
-            let kernels = [WideKernel::Down, WideKernel::Combine];
-            launches.extend(kernels.map(|kernel| WideLaunch { slice, ..of_layer(kernel) }));
+            launches.push(WideLaunch { slice, ..of_layer(WideKernel::Down) });
+            if self.in_parts || shape.biased || slice.0 + slice.1 < self.hidden {
+                launches.push(WideLaunch { slice, ..of_layer(WideKernel::Combine) });
+            }
         }
+    }
+
+    /// The norm before a layer, or before the head. It adds the experts' products that have not
+    /// been combined: those of the last slice, if one rank has all of them and there is no bias.
+    fn add_input_norm(&self, launches: &mut Vec<WideLaunch>, layer: u32) {
+        launches.extend(self.all_reduce(2 * layer + 1));
+        let products = launches.last().filter(|last| last.kernel == WideKernel::Down);
+        let slice = products.map_or((0, 0), |last| last.slice);
+        launches.push(WideLaunch { slice, ..WideLaunch::new(WideKernel::InputNorm, layer) });
     }
 
     /// The launches that make the drafter's context; none without a drafter.

@@ -193,7 +193,7 @@ __device__ __forceinline__ void multiply_projections(GemmShared& shared, const A
   const auto finish = [&](const GemmWork<M>& work, int item) {
     const int thread = ptx::opaque(threadIdx.x), lane = thread % 32;
     const int row_tile = work.first_tile(item) + thread / 32;
-    const float4* totals = shared.totals + (thread - lane);
+    const float4* totals = GemmStages<M>::totals(shared) + (thread - lane);
     __syncwarp();
     if (row_tile < MATRIX_TILES<M>)
 #pragma unroll 1
@@ -209,7 +209,7 @@ __device__ __forceinline__ void multiply_projections(GemmShared& shared, const A
   gemm<M>(shared, at<const char>(at<const LayerMemory>(memory.layer)->qkv),
           {at<const char>(memory.normed), memory.capacity}, memory.step.count,
           [&](int, int, int tile, const float4& v) {
-            shared.totals[tile * GemmShape<M>::CONSUMERS + threadIdx.x] = v;
+            GemmStages<M>::totals(shared)[tile * GemmShape<M>::CONSUMERS + threadIdx.x] = v;
           },
           finish);
 }

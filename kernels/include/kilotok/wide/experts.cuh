@@ -4,9 +4,11 @@
 //
 //   gate_up       the rows of the inner operand: activated, times the expert's weight
 //   down          an expert's product for each row, F32, in one chain over its columns
-//   combine       the products of a token's choices, in ascending order of its experts
+//   combine       the products of a token's choices, in ascending order of its experts; the next
+//                 norm (wide/stream.cuh) adds those of the last columns itself
 #pragma once
 
+#include "kilotok/wide/products.cuh"
 #include "kilotok/wide/runs.cuh"
 
 namespace kilotok::wide {
@@ -21,8 +23,7 @@ struct ExpertsMemory {
   uint64_t gate_up_bias, down_bias;
   // Operand by row, of a network's width.
   uint64_t inner;
-  // F32 `[panels of columns][rows of the tokens][PANEL_COLUMNS]` (see `product_place`), and
-  // `[tokens][HIDDEN]`.
+  // See wide/products.cuh; and F32 `[tokens][HIDDEN]`.
   uint64_t products, sums;
   // The columns of the stream that `down` and `combine` make at a time: all, or less memory for
   // products and as many launches more. They begin at a multiple of DOWN_COLUMNS.
@@ -30,23 +31,6 @@ struct ExpertsMemory {
   // Rows that there is room for.
   int capacity;
 };
-
-// Products of as many columns lie together as a warpgroup has, so that those of a run are one bulk
-// copy.
-constexpr int PANEL_COLUMNS = WARPGROUP_ROWS, PANEL_BYTES = PANEL_COLUMNS * 4;
-// Eight columns each are exchanged, so that a warp stores its products without bank conflicts.
-__host__ __device__ __forceinline__ int product_place(int row, int column) {
-  return column ^ row / 2 % 4 * 8;
-}
-// The bytes between panels.
-template <int KIND>
-__device__ __forceinline__ size_t panel_stride(const Routes& routes) {
-  constexpr FeedForward F = FEED_FORWARDS[KIND];
-  return size_t{1} * rows_max(routes.tokens, F.experts, F.top_k) * PANEL_BYTES;
-}
-__host__ __device__ constexpr size_t product_bytes(int columns, int rows) {
-  return size_t{1} * ceil_div(columns, PANEL_COLUMNS) * rows * PANEL_BYTES;
-}
 
 // All threads of all CTAs, SORTERS each. Columns of the inner operand behind the last that `down`
 // multiplies with zeros have to be numbers.
@@ -69,29 +53,49 @@ __device__ __forceinline__ void clear_inner_end(const ExpertsMemory& memory) {
 // the next come while one ends.
 constexpr int DOWN_TILES = 64, DOWN_COLUMNS = DOWN_TILES * 16;
 
-// What a CTA has in shared memory.
-template <int KIND>
-struct ExpertsShared {
-  static constexpr FeedForward F = FEED_FORWARDS[KIND];
+// What a CTA has in shared memory for runs of up to ROWS rows.
+template <int KIND, int ROWS>
+struct RunsShared {
   // Gate and up load weights straight into registers; those of down come through the ring.
   union {
-    RunRing<0>::Memory tokens;
-    typename WeightsRing<F.format>::Memory ring;
+    typename GateUpRing<GateUpMatrix<KIND>, ROWS>::Memory tokens;
+    typename DownRing<DownMatrix<KIND>, ROWS>::Memory ring;
   };
-  RunTotals totals;
-  RunList<F.experts> list;
+  typename Runs<ROWS>::Totals totals;
+  RunList<FEED_FORWARDS[KIND].experts, ROWS> list;
+};
+template <int KIND>
+union ExpertsShared {
+  RunsShared<KIND, FEW_ROWS> few;
+  RunsShared<KIND, MANY_ROWS> many;
 };
 
+// Calls `f(memory of its runs)` with what suits the rows that an expert has on average. Weights of
+// other formats take too many registers beside many sums.
+template <int KIND, class F>
+__device__ __forceinline__ void with_runs(ExpertsShared<KIND>& shared, const Routes& routes, F f) {
+  constexpr FeedForward NETWORK = FEED_FORWARDS[KIND];
+  constexpr int LEAST = 48;
+  if constexpr (NETWORK.format == Format::Mxfp4)
+    if (routes.tokens * NETWORK.top_k > LEAST * NETWORK.experts) return f(shared.many);
+  f(shared.few);
+}
+
+// Stages whose weights are loaded ahead where tokens are few.
+template <class M, int CHUNKS>
+constexpr int STAGES_OF_FEW =
+    M::FORMAT == Format::Mxfp4 ? divisor(ChunkWalk<M, Order::Parts>::INNER / CHUNKS, 2) : 1;
+
 // All threads of all CTAs.
-template <int KIND>
-__device__ __forceinline__ void gate_up(ExpertsShared<KIND>& shared,
+template <int KIND, int ROWS>
+__device__ __forceinline__ void gate_up(RunsShared<KIND, ROWS>& shared,
                                         const ExpertsMemory& memory) {
   using M = GateUpMatrix<KIND>;
-  using Stages = RunRing<0>;
+  using Stages = GateUpRing<M, ROWS>;
   constexpr FeedForward F = FEED_FORWARDS[KIND];
   if (threadIdx.x == 0) Stages(shared.tokens).init(MANY_CONSUMER_GROUPS, WARPGROUP);
   shared.list.make(memory.routes);
-  const ExpertsWork<M, 1, F.experts> work(shared.list, 0, MATRIX_TILES<M>);
+  const ExpertsWork<M, 1, decltype(shared.list)> work(shared.list, 0, MATRIX_TILES<M>);
   const auto weights = [&](const RowRun& run) {
     return at<const char>(memory.gate_up) + run.expert * M::BYTES;
   };
@@ -113,26 +117,49 @@ __device__ __forceinline__ void gate_up(ExpertsShared<KIND>& shared,
   const auto consume = [&] {
     Stages ring(shared.tokens);
     work.for_each([&](const RowRun& run, int row, const RowGroups& groups) {
-      with_run_columns(run.count, [&](auto columns) {
-        multiply_rows<M, decltype(columns)::value, Order::Parts, false, MANY_CONSUMER_GROUPS>(
-            ring, shared.totals, weights(run), groups,
-            [&](int row_tile, int tile, int lane, const float4& values) {
-              const int in_run = tile * TILE_TOKENS;
-              if (in_run < run.count)
-                use(run.expert, row_tile, row + in_run, run.count - in_run, lane, values);
+      with_run_columns<ROWS>(run.count, [&](auto columns) {
+        constexpr int COLUMNS = decltype(columns)::value;
+        // A thread has registers for few weights beside many sums or of other formats, and for one
+        // piece of 48 columns or more, or two smaller ones. Where tokens are few, the weights' bytes
+        // count.
+        constexpr int CHUNKS = Stages::CHUNKS, STAGES = COLUMNS > 32 ? 1 : STAGES_OF_FEW<M, CHUNKS>;
+        constexpr bool FEW_AHEAD = COLUMNS > 64 || M::FORMAT != Format::Mxfp4;
+        constexpr int AHEAD = FEW_AHEAD ? divisor(CHUNKS, 2) : STAGES * CHUNKS;
+        constexpr int SLOTS = COLUMNS > 32 || M::FORMAT == Format::Fp8 ? 1 : 2;
+        float sums[COLUMNS / 2];
+        WeightsAhead<M, STAGES * CHUNKS, AHEAD> ahead(weights(run), groups.first);
+        multiply_stages<M, COLUMNS, Order::Parts, SLOTS, STAGES>(
+            ring, shared.totals, sums, memory.routes.tokens, [&](auto multiply) {
+              ahead.begin();
+#pragma unroll
+              for (int first = 0; first < STAGES * CHUNKS; first += CHUNKS) {
+                ring.wait();
+                multiply([&](int i) -> const auto& { return ahead.chunk(first + i); },
+                         [&](int i) { ahead.reload(first + i); });
+              }
             });
+        const int tile =
+            groups.first * ExpertsCta::ROW_TILES + static_cast<int>(threadIdx.x) / 32;
+        if (tile >= MATRIX_TILES<M>) return;
+#pragma unroll
+        for (int in_run = 0; in_run < COLUMNS; in_run += TILE_TOKENS) {
+          const float* v = sums + in_run / 2;
+          if (in_run < run.count)
+            use(run.expert, tile, row + in_run, run.count - in_run, threadIdx.x % 32,
+                make_float4(v[0], v[1], v[2], v[3]));
+        }
       });
     });
   };
   const auto produce = [&] {
     Stages ring(shared.tokens);
     work.for_each([&](const RowRun& run, int row, const RowGroups& groups) {
-      const RowGather rows(at<const char>(memory.normed),
+      const RowGather<ROWS> rows(at<const char>(memory.normed),
                            at<const uint32_t>(memory.routes.choices) + row, F.top_k, run.count);
 #pragma unroll 1
-      for (ChunkWalk<M, Order::Parts> walk; walk.has(); walk.next()) {
+      for (ChunkWalk<M, Order::Parts> walk; walk.has(); walk.next(Stages::CHUNKS)) {
         ring.wait_free();
-        rows.copy(ring.address(), walk.chunk());
+        rows.copy(ring, walk);
         ring.bring();
       }
     });
@@ -146,10 +173,12 @@ struct ProductStage {
   uint32_t stage;
   int group;
 
-  __device__ __forceinline__ explicit ProductStage(RunTotals& memory)
-      : group(threadIdx.x / WARPGROUP) {
-    static_assert(MANY_CONSUMER_GROUPS * RUN_ROWS * PANEL_BYTES <= sizeof(RunTotals), "room");
-    stage = ptx::shared_address(&memory) + group * RUN_ROWS * PANEL_BYTES;
+  template <int ROWS>
+  static __device__ __forceinline__ ProductStage of(Totals<ROWS>& memory) {
+    const int group = threadIdx.x / WARPGROUP;
+    return {ptx::shared_address(&memory) +
+                group * static_cast<uint32_t>(sizeof(memory) / MANY_CONSUMER_GROUPS),
+            group};
   }
 
   __device__ __forceinline__ bool copies() const { return threadIdx.x % WARPGROUP == 0; }
@@ -183,29 +212,39 @@ struct ProductStage {
 };
 
 // All threads of all CTAs.
-template <int KIND>
-__device__ __forceinline__ void down(ExpertsShared<KIND>& shared,
+template <int KIND, int ROWS>
+__device__ __forceinline__ void down(RunsShared<KIND, ROWS>& shared,
                                      const ExpertsMemory& memory) {
   using M = DownMatrix<KIND>;
   constexpr FeedForward F = FEED_FORWARDS[KIND];
-  using Stages = WeightsRing<F.format>;
+  using Stages = DownRing<M, ROWS>;
   constexpr int AT_ONCE = DOWN_TILES / ExpertsCta::ROW_TILES;
   const int end = memory.first_column + memory.columns;
   if (threadIdx.x == 0) Stages(shared.ring).init(MANY_CONSUMER_GROUPS, WARPGROUP + 1);
   shared.list.make(memory.routes);
-  const ExpertsWork<M, AT_ONCE, F.experts> work(
+  const ExpertsWork<M, AT_ONCE, decltype(shared.list)> work(
       shared.list, memory.first_column / 16, ceil_div(end, 16));
   const auto consume = [&] {
     Stages ring(shared.ring);
-    const ProductStage stage(shared.totals);
-    const size_t stride = panel_stride<KIND>(memory.routes);
+    const ProductStage stage = ProductStage::of(shared.totals);
+    const size_t stride = panel_stride<KIND>(memory.routes.tokens);
     work.for_each([&](const RowRun& run, int row, const RowGroups& groups) {
-      with_run_columns(run.count, [&](auto columns) {
+      with_run_columns<ROWS>(run.count, [&](auto columns) {
         constexpr int COLUMNS = decltype(columns)::value;
+        constexpr int SLOTS = COLUMNS > 48 || M::FORMAT == Format::Fp8 ? 1 : 2;
 #pragma unroll 1
         for (int group = groups.first; group < groups.end; group++) {
           float sums[COLUMNS / 2];
-          multiply_stages<M, COLUMNS, Order::Chain>(ring, shared.totals, sums);
+          multiply_stages<M, COLUMNS, Order::Chain, SLOTS>(
+              ring, shared.totals, sums, memory.routes.tokens, [&](auto multiply) {
+                ring.wait();
+                Chunk<M::FORMAT> chunks[Stages::CHUNKS];
+#pragma unroll
+                for (int i = 0; i < Stages::CHUNKS; i++)
+                  chunks[i].load(ring.weights(i) + threadIdx.x / 32 * M::CHUNK_BYTES,
+                                 threadIdx.x % 32);
+                multiply([&](int i) -> const auto& { return chunks[i]; }, [](int) {});
+              });
           const int panel = group * MANY_CONSUMER_GROUPS + stage.group;
           if (panel * PANEL_COLUMNS >= end) continue;
           stage.store(sums,
@@ -228,12 +267,15 @@ __device__ __forceinline__ void down(ExpertsShared<KIND>& shared,
       for (int group = groups.first; group < groups.end; group++) {
         const WeightsCopy<M> matrix(weights, group);
 #pragma unroll 1
-        for (ChunkWalk<M, Order::Chain> walk; walk.has(); walk.next()) {
+        for (ChunkWalk<M, Order::Chain> walk; walk.has(); walk.next(Stages::CHUNKS)) {
           ring.wait_free();
           if (first)
-            ring.copy_tokens(tokens + walk.chunk() * column_bytes(memory.capacity),
-                             ceil_div(run.count, TILE_TOKENS));
-          matrix.copy(ring.weights(), walk.offset());
+            ring.copy_tokens(ceil_div(run.count, TILE_TOKENS), [&](int i) {
+              return tokens + walk.at(i).chunk() * column_bytes(memory.capacity);
+            });
+#pragma unroll
+          for (int i = 0; i < Stages::CHUNKS; i++)
+            matrix.copy(ring.weights(i), walk.at(i).offset());
           ring.bring();
         }
       }
@@ -264,34 +306,21 @@ __device__ __forceinline__ void combine(const ExpertsMemory& memory) {
   static_assert(HIDDEN % 4 == 0, "columns come four at a time");
   const int each = memory.routes.tokens * FOURS;
   const int count = ceil_div(memory.columns, PANEL_COLUMNS) * each;
-  const size_t stride = panel_stride<KIND>(memory.routes);
+  const size_t stride = panel_stride<KIND>(memory.routes.tokens);
   for (int i = ptx::cta_index() * SORTERS + threadIdx.x; i < count; i += GRID * SORTERS) {
     const int panel = i / each, token = i % each / FOURS, in_panel = i % FOURS * 4;
     const int column = panel * PANEL_COLUMNS + in_panel;
     if (column >= memory.columns) continue;
-    const uint32_t* rows = at<const uint32_t>(memory.routes.rows) + token * TOP_K;
-    const char* products = at<const char>(memory.products) + panel * stride;
-    float4 own[TOP_K];
+    ChoiceProducts<TOP_K> own;
+    own.load(at<const char>(memory.products) + panel * stride,
+             {at<const uint32_t>(memory.routes.rows) + token * TOP_K, in_panel});
+    if constexpr (FEED_FORWARDS[KIND].bias)
 #pragma unroll
-    for (int place = 0; place < TOP_K; place++) {
-      const int row = rows[place];
-      own[place] = *reinterpret_cast<const float4*>(
-          products + size_t{1} * row * PANEL_BYTES + product_place(row, in_panel) * 4);
-    }
-    // As the narrow pass has it, from zero on: a product may be -0.
-    float4 sum = make_float4(0, 0, 0, 0);
-#pragma unroll
-    for (int place = 0; place < TOP_K; place++) {
-      if constexpr (FEED_FORWARDS[KIND].bias)
+      for (int place = 0; place < TOP_K; place++)
         add_down_bias<KIND>(memory, token * TOP_K + place, memory.first_column + column,
-                            own[place]);
-      sum.x += own[place].x;
-      sum.y += own[place].y;
-      sum.z += own[place].z;
-      sum.w += own[place].w;
-    }
+                            own.products[place]);
     *reinterpret_cast<float4*>(at<float>(memory.sums) + size_t{1} * token * HIDDEN +
-                               memory.first_column + column) = sum;
+                               memory.first_column + column) = own.sum();
   }
 }
 

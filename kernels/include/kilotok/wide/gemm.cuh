@@ -11,41 +11,51 @@ namespace kilotok::wide {
 // Warpgroups of consumers, 64 rows each, and that of the producer. Sums of MXFP4 and FP8 take so
 // many registers that the third is idle.
 constexpr int GEMM_GROUPS_MAX = 3, GEMM_THREADS = (GEMM_GROUPS_MAX + 1) * WARPGROUP;
-constexpr int GEMM_PRODUCER_REGISTERS = 32;
+constexpr int GEMM_PRODUCER_REGISTERS = 24;
 
 template <class M>
 struct GemmShape {
   static constexpr int GROUPS = M::FORMAT == Format::Bf16 ? 3 : 2;
   static constexpr int CONSUMERS = GROUPS * WARPGROUP, WARPS = CONSUMERS / 32;
   static constexpr int ROW_TILES = WARPS;
-  static constexpr int REGISTERS = GROUPS == 3 ? 160 : 224;
+  static constexpr int REGISTERS = GROUPS == 3 ? 160 : 232;
   static_assert(CONSUMERS * REGISTERS +
                     (GEMM_THREADS - CONSUMERS) * GEMM_PRODUCER_REGISTERS <= 65536, "they suffice");
 };
 
-constexpr int GEMM_STAGES_MAX = 8, GEMM_RING_BYTES = 129 << 10;
-constexpr int GEMM_STAGE_BYTES = TOKENS / TILE_TOKENS * TILE_BYTES;
 // What a CTA has in shared memory: stages of tokens, behind them those of weights, and what the
 // warps have added up of earlier parts of the columns.
+constexpr int GEMM_STAGES_MAX = 8, GEMM_BYTES = 226 << 10;
+constexpr int GEMM_STAGE_BYTES = TOKENS / TILE_TOKENS * TILE_BYTES;
 struct GemmShared {
-  // Stages begin at a multiple of a tile's bytes, which the swizzle counts from.
-  alignas(128) char ring[GEMM_RING_BYTES + TILE_BYTES];
-  float4 totals[TOKENS / TILE_TOKENS * GEMM_GROUPS_MAX * WARPGROUP];
+  alignas(128) char bytes[GEMM_BYTES];
   alignas(8) uint64_t full[GEMM_STAGES_MAX], empty[GEMM_STAGES_MAX];
 };
 
-__device__ __forceinline__ uint32_t gemm_ring(GemmShared& shared) {
-  return (ptx::shared_address(shared.ring) + TILE_BYTES - 1) & ~(TILE_BYTES - 1u);
-}
-
-// How a format shares the ring. A stage of weights has a chunk for each warp.
+// How a format shares it. A stage of weights has a chunk for each warp. Chunks of quantised weights
+// are multiplied several at a time, so that the addresses of their stages are constants.
 template <class M>
 struct GemmStages {
-  static constexpr int WEIGHTS = M::FORMAT == Format::Bf16 ? 3 : 4;
+  static constexpr int AT_ONCE = M::FORMAT == Format::Bf16 ? 1 : divisor(M::STEPS, 4);
+  static constexpr int WEIGHTS = M::FORMAT == Format::Bf16 ? 3 : AT_ONCE == 1 ? 4 : AT_ONCE;
   static constexpr int WEIGHT_BYTES = GemmShape<M>::WARPS * M::CHUNK_BYTES;
+  static constexpr int TOTAL_BYTES = wide::TOKENS / TILE_TOKENS * GemmShape<M>::CONSUMERS * 16;
   static constexpr int TOKENS =
-      smaller(GEMM_STAGES_MAX, (GEMM_RING_BYTES - WEIGHTS * WEIGHT_BYTES) / GEMM_STAGE_BYTES);
+      smaller(GEMM_STAGES_MAX, (GEMM_BYTES - TILE_BYTES - TOTAL_BYTES - WEIGHTS * WEIGHT_BYTES) /
+                                   GEMM_STAGE_BYTES) / AT_ONCE * AT_ONCE;
   static_assert(TOKENS > 1, "tokens come while others are multiplied");
+
+  // Stages begin at a multiple of a tile's bytes, which the swizzle counts from.
+  static __device__ __forceinline__ uint32_t tokens(GemmShared& shared) {
+    return (ptx::shared_address(shared.bytes) + TILE_BYTES - 1) & ~(TILE_BYTES - 1u);
+  }
+  static __device__ __forceinline__ uint32_t weights(GemmShared& shared) {
+    return tokens(shared) + TOKENS * GEMM_STAGE_BYTES;
+  }
+  // Four values for every eight tokens and thread.
+  static __device__ __forceinline__ float4* totals(GemmShared& shared) {
+    return reinterpret_cast<float4*>(shared.bytes + GEMM_BYTES - TOTAL_BYTES);
+  }
 };
 
 // The work of a matrix times so many tokens: every group of rows with every `width` tokens, row
@@ -85,7 +95,7 @@ struct GemmRing {
   uint32_t parity = 0;
 
   __device__ __forceinline__ explicit GemmRing(GemmShared& shared)
-      : stages(gemm_ring(shared)),
+      : stages(GemmStages<M>::tokens(shared)),
         full(ptx::shared_address(shared.full)),
         empty(ptx::shared_address(shared.empty)) {}
 
@@ -103,15 +113,21 @@ struct GemmRing {
       parity ^= 1;
     }
   }
-  // Consumers: wait for the next stage; its operand.
-  __device__ __forceinline__ uint64_t wait() const {
-    wait_mbarrier(Waits::Page, full + 8 * stage, parity);
-    return ptx::wgmma_swizzled(stages + stage * GEMM_STAGE_BYTES, TILE_BYTES);
+  // Consumers: wait for the i-th of the next AT_ONCE stages; its operand.
+  __device__ __forceinline__ uint64_t wait(int i) const {
+    wait_mbarrier(Waits::Page, full + 8 * (stage + i), parity);
+    return ptx::wgmma_swizzled(stages + (stage + i) * GEMM_STAGE_BYTES, TILE_BYTES);
   }
-  // Consumers: the warp's products with the stage are there.
-  __device__ __forceinline__ void release(int lane) {
-    ptx::mbarrier_arrive_warp(empty + 8 * stage, lane);
-    next();
+  // Consumers: the warp's products with it are there.
+  __device__ __forceinline__ void release(int i, int lane) const {
+    ptx::mbarrier_arrive_warp(empty + 8 * (stage + i), lane);
+  }
+  __device__ __forceinline__ void next_stages() {
+    stage += GemmStages<M>::AT_ONCE;
+    if (stage == GemmStages<M>::TOKENS) {
+      stage = 0;
+      parity ^= 1;
+    }
   }
   // The producer: brings a stage, a chunk of columns of so many tiles of tokens.
   __device__ __forceinline__ void fetch(const char* from, int tiles) {
@@ -123,12 +139,14 @@ struct GemmRing {
 };
 
 // The weights of a consumer warp, which it copies for itself in the order in which it multiplies
-// them.
+// them, AT_ONCE chunks after the other.
 template <class M>
 struct GemmWeights {
   using Walk = ChunkWalk<M, Order::Parts>;
-  static constexpr int STAGES = GemmStages<M>::WEIGHTS;
+  static constexpr int STAGES = GemmStages<M>::WEIGHTS, AT_ONCE = GemmStages<M>::AT_ONCE;
+  static_assert(AT_ONCE == 1 || AT_ONCE == STAGES, "stages are known");
   const GemmWork<M>& work;
+  // What the lane copies of the first of the chunks that come next.
   const char *matrix, *from;
   int item, stage = 0;
   // The warp's chunk of the first stage.
@@ -137,20 +155,25 @@ struct GemmWeights {
 
   __device__ __forceinline__ GemmWeights(GemmShared& shared, const GemmWork<M>& w,
                                          const char* weights, int first)
-      : work(w), matrix(weights), item(first) {
-    chunks = gemm_ring(shared) + GemmStages<M>::TOKENS * GEMM_STAGE_BYTES +
-             threadIdx.x / 32 * M::CHUNK_BYTES;
+      : work(w), matrix(weights + threadIdx.x % 32 * 16), item(first) {
+    chunks = GemmStages<M>::weights(shared) + threadIdx.x / 32 * M::CHUNK_BYTES;
     begin_item();
-    for (int i = 0; i + 1 < STAGES; i++) copy(i);
+#pragma unroll
+    for (int i = 0; i + 1 < STAGES; i++) {
+      copy(i, i % AT_ONCE);
+      if (AT_ONCE == 1) next();
+    }
   }
 
-  // Waits for the warp's next chunk, loads it, and copies a later one.
-  __device__ __forceinline__ void load(Chunk<M::FORMAT>& chunk) {
+  // Waits for the i-th of AT_ONCE chunks, loads it, and copies the one STAGES - 1 further on.
+  __device__ __forceinline__ void load(Chunk<M::FORMAT>& chunk, int i) {
     ptx::wait_for_groups<STAGES - 2>();
     __syncwarp();
-    chunk.load(chunks + stage * GemmStages<M>::WEIGHT_BYTES, threadIdx.x % 32);
-    copy(stage == 0 ? STAGES - 1 : stage - 1);
-    stage = stage + 1 == STAGES ? 0 : stage + 1;
+    const int own = AT_ONCE == 1 ? stage : i;
+    chunk.load(chunks + own * GemmStages<M>::WEIGHT_BYTES, threadIdx.x % 32);
+    copy(own == 0 ? STAGES - 1 : own - 1, (i + AT_ONCE - 1) % AT_ONCE);
+    if (i == 0) next();
+    if (AT_ONCE == 1) stage = stage + 1 == STAGES ? 0 : stage + 1;
   }
 
  private:
@@ -160,21 +183,27 @@ struct GemmWeights {
     const int tile = work.first_tile(item) + static_cast<int>(threadIdx.x) / 32;
     from = row_tile<M>(matrix, smaller(tile, MATRIX_TILES<M> - 1));
   }
-  __device__ __forceinline__ void copy(int to) {
+  __device__ __forceinline__ void copy(int to, int i) const {
     if (item < work.count()) {
-      const uint32_t chunk = chunks + to * GemmStages<M>::WEIGHT_BYTES;
+      const uint32_t chunk =
+          chunks + to * GemmStages<M>::WEIGHT_BYTES + threadIdx.x % 32 * 16;
 #pragma unroll
-      for (int first = 0; first < M::CHUNK_BYTES; first += 32 * 16) {
-        const int place = first + static_cast<int>(threadIdx.x) % 32 * 16;
-        if (place < M::CHUNK_BYTES) ptx::copy_later(chunk + place, from + walk.offset() + place);
-      }
-      walk.next();
-      if (!walk.has()) {
-        item += GRID;
-        begin_item();
-      }
+      for (int first = 0; first < M::CHUNK_BYTES; first += 32 * 16)
+        if (first + static_cast<int>(threadIdx.x) % 32 * 16 < M::CHUNK_BYTES)
+          ptx::copy_later(chunk + first, from + walk.offset() + i * M::STEP_BYTES + first);
     }
     ptx::commit_copies();
+  }
+  __device__ __forceinline__ void next() {
+    walk.inner += AT_ONCE;
+    if (walk.inner == Walk::INNER) {
+      walk.inner = 0;
+      walk.outer++;
+    }
+    if (!walk.has() && item < work.count()) {
+      item += GRID;
+      begin_item();
+    }
   }
 };
 
@@ -297,7 +326,8 @@ __device__ __forceinline__ void end_gemm_part(GemmShared& shared, float (&acc)[C
                                               bool begins, bool ends) {
 #pragma unroll
   for (int tile = 0; tile < COLUMNS / TILE_TOKENS; tile++) {
-    float4& total = shared.totals[tile * GemmShape<M>::CONSUMERS + threadIdx.x];
+    float4& total =
+        GemmStages<M>::totals(shared)[tile * GemmShape<M>::CONSUMERS + threadIdx.x];
     float* own = acc + tile * 4;
     if (!begins) {
       const float4 before = total;
@@ -320,11 +350,15 @@ __device__ __forceinline__ void multiply_item(GemmShared& shared, GemmRing<M>& r
 #pragma unroll
     for (int i = 0; i < COLUMNS / 2; i++) acc[i] = 0;
 #pragma unroll 1
-    for (int step = 0; step < M::STEPS; step++) {
-      Chunk<M::FORMAT> chunk;
-      weights.load(chunk);
-      GemmProducts<M::FORMAT, COLUMNS>::add(acc, chunk, ring.wait());
-      ring.release(threadIdx.x % 32);
+    for (int step = 0; step < M::STEPS; step += GemmStages<M>::AT_ONCE) {
+#pragma unroll
+      for (int i = 0; i < GemmStages<M>::AT_ONCE; i++) {
+        Chunk<M::FORMAT> chunk;
+        weights.load(chunk, i);
+        GemmProducts<M::FORMAT, COLUMNS>::add(acc, chunk, ring.wait(i));
+        ring.release(i, threadIdx.x % 32);
+      }
+      ring.next_stages();
     }
     end_gemm_part<M, COLUMNS>(shared, acc, part == 0, part + 1 == Walk::PARTS);
   }

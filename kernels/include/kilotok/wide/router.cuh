@@ -19,7 +19,7 @@ constexpr int ROUTER_GROUPS_MAX = 3, ROUTER_CONSUMERS = ROUTER_GROUPS_MAX * WARP
 constexpr int ROUTER_THREADS = ROUTER_CONSUMERS + WARPGROUP;
 constexpr int ROUTER_SPLITTERS = OWNER_STEPS;
 static_assert(1 + ROUTER_SPLITTERS == WARPGROUP / 32, "each warp has its part");
-constexpr int ROUTER_CONSUMER_REGISTERS = 152, ROUTER_PRODUCER_REGISTERS = 56;
+constexpr int ROUTER_CONSUMER_REGISTERS = 144, ROUTER_PRODUCER_REGISTERS = 80;
 static_assert(ROUTER_CONSUMERS * ROUTER_CONSUMER_REGISTERS +
                   WARPGROUP * ROUTER_PRODUCER_REGISTERS <= 65536, "registers suffice");
 
@@ -314,14 +314,22 @@ struct RouterItem {
     const char* raw = rings.shared.raw[rings.raw.stage] + column * 4;
     char* to = rings.shared.tokens[rings.operands.stage] + step * Shared::STEP_BYTES;
     const float4 norm = *reinterpret_cast<const float4*>(raw + ROUTER_TOKENS * RAW_STRIDE);
+    // Loads come before stores, which the compiler would not let them pass.
+    constexpr int LOADS = 4;
 #pragma unroll
-    for (int tile = 0; tile < ROUTER_TOKENS / TILE_TOKENS; tile++) {
-      const int token = tile * TILE_TOKENS + lane % TILE_TOKENS;
-      const float4 x = *reinterpret_cast<const float4*>(raw + token * RAW_STRIDE);
-      const float scaled[4] = {
-          has ? __fmul_rn(x.x, norm.x) : 0, has ? __fmul_rn(x.y, norm.y) : 0,
-          has ? __fmul_rn(x.z, norm.z) : 0, has ? __fmul_rn(x.w, norm.w) : 0};
-      Operand::store(to, token, quarter, scaled);
+    for (int first_row = 0; first_row < ROUTER_TOKENS; first_row += LOADS * TILE_TOKENS) {
+      float4 x[LOADS];
+#pragma unroll
+      for (int i = 0; i < LOADS; i++)
+        x[i] = *reinterpret_cast<const float4*>(
+            raw + (first_row + i * TILE_TOKENS + lane % TILE_TOKENS) * RAW_STRIDE);
+#pragma unroll
+      for (int i = 0; i < LOADS; i++) {
+        const float scaled[4] = {
+            has ? __fmul_rn(x[i].x, norm.x) : 0, has ? __fmul_rn(x[i].y, norm.y) : 0,
+            has ? __fmul_rn(x[i].z, norm.z) : 0, has ? __fmul_rn(x[i].w, norm.w) : 0};
+        Operand::store(to, first_row + i * TILE_TOKENS + lane % TILE_TOKENS, quarter, scaled);
+      }
     }
     ptx::wgmma_writes_fence();
     ptx::mbarrier_arrive_warp(rings.operands.full(), lane);

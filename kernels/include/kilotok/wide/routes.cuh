@@ -52,6 +52,22 @@ __device__ __forceinline__ void find_first_rows(SortMemory<EXPERTS>& memory) {
   if (lane == 0) memory.first_rows[EXPERTS] = begin;
 }
 
+// Loads of choices that a thread has under way.
+constexpr int SORT_LOADS = 8;
+
+// The experts of SORT_LOADS choices of a thread, STRIDE apart, up to `end`.
+template <int STRIDE>
+struct ChosenExperts {
+  uint32_t experts[SORT_LOADS];
+
+  __device__ __forceinline__ ChosenExperts(const Routes& routes, int first, int end) {
+#pragma unroll
+    for (int i = 0; i < SORT_LOADS; i++)
+      experts[i] =
+          first + i * STRIDE < end ? at<const uint32_t>(routes.experts)[first + i * STRIDE] : ~0u;
+  }
+};
+
 // All warps, each for its share of the choices: calls `use(choice, matches before it)` for those of
 // an expert.
 template <class Use>
@@ -61,13 +77,15 @@ __device__ __forceinline__ uint32_t for_matches(const Routes& routes, int choice
   const int share = align_up(ceil_div(choice_count, SORTERS / 32), 32);
   const int end = smaller((warp + 1) * share, choice_count);
   uint32_t matches = 0;
-  for (int first = warp * share; first < end; first += 32) {
-    const int choice = first + lane;
-    const bool is =
-        choice < end && at<const uint32_t>(routes.experts)[choice] == expert;
-    const uint32_t found = __ballot_sync(~0u, is);
-    if (is) use(choice, matches + __popc(found & ((1u << lane) - 1)));
-    matches += __popc(found);
+  for (int first = warp * share; first < end; first += 32 * SORT_LOADS) {
+    const ChosenExperts<32> chosen(routes, first + lane, end);
+#pragma unroll
+    for (int i = 0; i < SORT_LOADS; i++) {
+      const bool is = chosen.experts[i] == expert;
+      const uint32_t found = __ballot_sync(~0u, is);
+      if (is) use(first + i * 32 + lane, matches + __popc(found & ((1u << lane) - 1)));
+      matches += __popc(found);
+    }
   }
   return matches;
 }
@@ -103,8 +121,12 @@ __device__ __forceinline__ void sort_choices(SortMemory<FEED_FORWARDS[KIND].expe
   const int thread = threadIdx.x;
   for (int i = thread; i < EXPERTS; i += SORTERS) memory.counts[i] = 0;
   __syncthreads();
-  for (int i = thread; i < routes.tokens * TOP_K; i += SORTERS)
-    atomicAdd(&memory.counts[at<const uint32_t>(routes.experts)[i]], 1u);
+  for (int i = thread; i < routes.tokens * TOP_K; i += SORTERS * SORT_LOADS) {
+    const ChosenExperts<SORTERS> chosen(routes, i, routes.tokens * TOP_K);
+#pragma unroll
+    for (int j = 0; j < SORT_LOADS; j++)
+      if (chosen.experts[j] != ~0u) atomicAdd(&memory.counts[chosen.experts[j]], 1u);
+  }
   __syncthreads();
   if (thread < 32) find_first_rows(memory);
   __syncthreads();

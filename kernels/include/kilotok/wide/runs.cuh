@@ -7,55 +7,85 @@
 
 namespace kilotok::wide {
 
-// A CTA multiplies row tiles of four warpgroups with up to 64 rows of an expert at a time. With two
+// A CTA multiplies row tiles of four warpgroups with some rows of an expert at a time. With two
 // warpgroups and 128 rows weights are decoded half as often, but every token is copied twice as
 // often, and too few warps hide latencies.
 using ExpertsCta = CtaShape<MANY_CONSUMER_GROUPS>;
-constexpr int RUN_ROWS = 64;
-// Runs take so many columns of B, by size.
-constexpr int RUN_SIZES = 3;
-__host__ __device__ constexpr int run_width(int size) {
-  return size == 0 ? RUN_ROWS : size == 1 ? 48 : size == 2 ? 32 : 0;
-}
-using RunTotals = Totals<RUN_ROWS / TILE_TOKENS * ExpertsCta::CONSUMERS>;
 
-// As many stages as fit shared memory beside sums and the list of runs; of tokens alone, or with
-// weights of a format.
-constexpr int RING_BYTES = 153 << 10;
-template <int WEIGHT_BYTES>
+// Runs of up to ROWS rows: 64, or 96 where experts have more, so that their weights are decoded
+// less often.
+constexpr int FEW_ROWS = 64, MANY_ROWS = 96;
+template <int ROWS>
+struct Runs {
+  // Runs take so many columns of B, by size.
+  static constexpr int SIZES = ROWS == MANY_ROWS ? 4 : 3;
+  static __host__ __device__ constexpr int width(int size) {
+    const int wider = SIZES - 1 - size;
+    return wider == 0 ? 32 : wider == 1 ? 48 : wider == 2 ? 64 : wider == 3 ? MANY_ROWS : 0;
+  }
+  using Totals = wide::Totals<ROWS / TILE_TOKENS * ExpertsCta::CONSUMERS>;
+  // For the ring, beside totals and the list of runs.
+  static constexpr int RING_BYTES = (ROWS == MANY_ROWS ? 120 : 153) << 10;
+};
+
+// The ring of an expert's matrix, of tokens alone or with weights. A stage has the chunks that are
+// multiplied without a branch in between, as many as INNER is divisible by.
+template <int ROWS, int INNER, int WEIGHT_BYTES>
+struct RunRingShape {
+  static constexpr int CHUNK_BYTES =
+      align_up(ROWS / TILE_TOKENS * TILE_BYTES + WEIGHT_BYTES, TILE_BYTES);
+  static constexpr int stages(int chunks) {
+    return Runs<ROWS>::RING_BYTES / (chunks * CHUNK_BYTES);
+  }
+  // One stage comes while another is multiplied.
+  static constexpr int chunks(int most) {
+    const int count = divisor(INNER, most);
+    return count == 1 || stages(count) > 1 ? count : chunks(count - 1);
+  }
+};
+template <int ROWS, int INNER, int WEIGHT_BYTES, int MOST,
+          class Shape = RunRingShape<ROWS, INNER, WEIGHT_BYTES>>
 using RunRing =
-    OperandRing<RUN_ROWS,
-                RING_BYTES / OperandRingMemory<RUN_ROWS, 1, WEIGHT_BYTES>::STAGE_BYTES, true,
-                WEIGHT_BYTES>;
-template <Format F>
-using WeightsRing = RunRing<ExpertsCta::ROW_TILES * chunk_bytes(F)>;
+    OperandRing<ROWS, Shape::chunks(MOST), Shape::stages(Shape::chunks(MOST)), WEIGHT_BYTES>;
+template <class M, int ROWS>
+using GateUpRing = RunRing<ROWS, ChunkWalk<M, Order::Parts>::INNER, 0, 4>;
+template <class M, int ROWS>
+using DownRing =
+    RunRing<ROWS, ChunkWalk<M, Order::Chain>::INNER, ExpertsCta::ROW_TILES * M::CHUNK_BYTES, 2>;
 
 // Calls `f` with the constant of the columns that so many rows take.
-template <int SIZE = RUN_SIZES - 1, class F>
+template <int ROWS, int SIZE = Runs<ROWS>::SIZES - 1, class F>
 __device__ __forceinline__ void with_run_columns(int rows, F f) {
+  constexpr int WIDTH = Runs<ROWS>::width(SIZE);
   if constexpr (SIZE == 0)
-    f(Constant<run_width(SIZE)>{});
-  else if (rows <= run_width(SIZE))
-    f(Constant<run_width(SIZE)>{});
+    f(Constant<WIDTH>{});
+  else if (rows <= WIDTH)
+    f(Constant<WIDTH>{});
   else
-    with_run_columns<SIZE - 1>(rows, f);
+    with_run_columns<ROWS, SIZE - 1>(rows, f);
 }
 
 struct RowRun {
   int expert, first, count;
 };
 
+// Row groups of a matrix that a CTA multiplies one after the other with the same tokens.
+struct RowGroups {
+  int first, end;
+};
+
 // The runs by size: as many rows of an expert as they may have, and then what remains. What comes
 // before each expert's, and in the end how many there are.
-template <int EXPERTS>
+template <int EXPERTS, int ROWS>
 struct RunList {
-  uint32_t before[RUN_SIZES][EXPERTS + 1];
+  static constexpr int SIZES = Runs<ROWS>::SIZES;
+  uint32_t before[SIZES][EXPERTS + 1];
   uint32_t counts[EXPERTS], first_rows[EXPERTS];
 
   __device__ __forceinline__ uint32_t runs(int size, int expert) const {
-    const int count = counts[expert], rest = count % RUN_ROWS;
-    return (size == 0 ? count / RUN_ROWS : 0) +
-           (rest > run_width(size + 1) && rest <= run_width(size));
+    const int count = counts[expert], rest = count % ROWS;
+    return (size == 0 ? count / ROWS : 0) +
+           (rest > Runs<ROWS>::width(size + 1) && rest <= Runs<ROWS>::width(size));
   }
 
   // All threads of a CTA.
@@ -67,7 +97,7 @@ struct RunList {
     __syncthreads();
     const int size = threadIdx.x / 32, lane = threadIdx.x % 32;
     uint32_t sum = 0;
-    for (int first = 0; size < RUN_SIZES && first <= EXPERTS; first += 32) {
+    for (int first = 0; size < SIZES && first <= EXPERTS; first += 32) {
       const int expert = first + lane;
       uint32_t all;
       const uint32_t earlier =
@@ -81,7 +111,7 @@ struct RunList {
   __device__ __forceinline__ int count() const {
     int sum = 0;
 #pragma unroll
-    for (int size = 0; size < RUN_SIZES; size++) sum += before[size][EXPERTS];
+    for (int size = 0; size < SIZES; size++) sum += before[size][EXPERTS];
     return sum;
   }
 
@@ -97,22 +127,22 @@ struct RunList {
     }
     const int count = counts[low];
     const int first =
-        size == 0 ? static_cast<int>(i - before[0][low]) * RUN_ROWS : count / RUN_ROWS * RUN_ROWS;
-    return {low, first, smaller(count - first, RUN_ROWS)};
+        size == 0 ? static_cast<int>(i - before[0][low]) * ROWS : count / ROWS * ROWS;
+    return {low, first, smaller(count - first, ROWS)};
   }
 };
 
 // The work of a matrix of every expert: its runs, each with AT_ONCE row groups at a time.
-template <class M, int AT_ONCE, int EXPERTS>
+template <class M, int AT_ONCE, class List>
 struct ExpertsWork {
   static constexpr int ROW_TILES = ExpertsCta::ROW_TILES;
   static constexpr int ROW_GROUPS = ceil_div(MATRIX_TILES<M>, ROW_TILES);
-  const RunList<EXPERTS>& list;
+  const List& list;
   // The row groups that are multiplied.
   RowGroups groups_of_all;
   int each;
 
-  __device__ __forceinline__ ExpertsWork(const RunList<EXPERTS>& runs, int first_tile,
+  __device__ __forceinline__ ExpertsWork(const List& runs, int first_tile,
                                          int end_tile)
       : list(runs),
         groups_of_all{first_tile / ROW_TILES,
@@ -163,6 +193,7 @@ struct WeightsCopy {
 };
 
 // Producers: copy the tokens of rows, wherever they lie. Eight lanes copy the 64 columns of a row.
+template <int RUN_ROWS>
 struct RowGather {
   static constexpr int LANES = CHUNK_COLUMNS / PIECE_COLUMNS, AT_ONCE = WARPGROUP / LANES;
   static constexpr int ROUNDS = RUN_ROWS / AT_ONCE;
@@ -185,53 +216,102 @@ struct RowGather {
       from[i] = row < count ? (choices[row] / top_k * HIDDEN + column()) * 2 : 0;
     }
   }
-  __device__ __forceinline__ void copy(uint32_t stage, int chunk) const {
-    const uint32_t to =
-        stage + tile_place(own(), column()) + own() / TILE_TOKENS * TILE_BYTES;
+  // Into a stage, the chunks from `walk` on.
+  template <class Stages, class Walk>
+  __device__ __forceinline__ void copy(const Stages& ring, const Walk& walk) const {
+    const uint32_t own_place = tile_place(own(), column()) + own() / TILE_TOKENS * TILE_BYTES;
 #pragma unroll
     for (int i = 0; i < ROUNDS; i++) {
       if (own() + i * AT_ONCE >= count) break;
-      const uint32_t place = to + i * (AT_ONCE * TOKEN_BYTES);
-      if (HIDDEN % CHUNK_COLUMNS == 0 || chunk * CHUNK_COLUMNS + column() < HIDDEN)
-        ptx::copy_later(place, tokens + (from[i] + chunk * (CHUNK_COLUMNS * 2)));
-      else
-        ptx::store_shared(place, make_uint4(0, 0, 0, 0));
+      const char* row = tokens + from[i];
+#pragma unroll
+      for (int j = 0; j < Stages::CHUNKS; j++) {
+        const int chunk = walk.at(j).chunk();
+        const uint32_t place = ring.tokens(j) + own_place + i * (AT_ONCE * TOKEN_BYTES);
+        if (HIDDEN % CHUNK_COLUMNS == 0 || chunk * CHUNK_COLUMNS + column() < HIDDEN)
+          ptx::copy_later(place, row + chunk * (CHUNK_COLUMNS * 2));
+        else
+          ptx::store_shared(place, make_uint4(0, 0, 0, 0));
+      }
     }
   }
 };
 
+// Consumers: the weights of a warp's row tile, COUNT chunks of which are in registers, or on their
+// way. They are multiplied AT_ONCE at a time.
+template <class M, int AT_ONCE, int COUNT>
+struct WeightsAhead {
+  using Walk = ChunkWalk<M, Order::Parts>;
+  static_assert(AT_ONCE % COUNT == 0, "a chunk's registers are known");
+  Chunk<M::FORMAT> chunks[COUNT];
+  // The chunks that are multiplied, and those behind them.
+  const char *from, *next;
+  Walk walk;
+
+  // Beyond the last row tile it is that one again: all warps of a warpgroup multiply.
+  __device__ __forceinline__ WeightsAhead(const char* matrix, int group)
+      : next(row_tile<M>(matrix, smaller(group * ExpertsCta::ROW_TILES +
+                                             static_cast<int>(threadIdx.x) / 32,
+                                         MATRIX_TILES<M> - 1))) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) load(i, next + i * M::STEP_BYTES);
+  }
+  // Goes on to the next chunks.
+  __device__ __forceinline__ void begin() {
+    from = next;
+    walk.next(AT_ONCE);
+    next += walk.inner == 0 ? M::CHUNK_BYTES - (Walk::INNER - AT_ONCE) * M::STEP_BYTES
+                            : AT_ONCE * M::STEP_BYTES;
+  }
+  __device__ __forceinline__ const Chunk<M::FORMAT>& chunk(int i) const {
+    return chunks[i % COUNT];
+  }
+  // Behind the i-th chunk's products: loads the one COUNT further on, if it is there.
+  __device__ __forceinline__ void reload(int i) {
+    if (i + COUNT < AT_ONCE)
+      load(i, from + (i + COUNT) * M::STEP_BYTES);
+    else if (walk.has())
+      load(i, next + (i + COUNT - AT_ONCE) * M::STEP_BYTES);
+  }
+
+ private:
+  __device__ __forceinline__ void load(int i, const char* chunk) {
+    chunks[i % COUNT].load(chunk, threadIdx.x % 32);
+  }
+};
+
 // Consumers: a warp's row tile times the tokens of the ring's next stages, of so many columns.
-template <class M, int COLUMNS, Order ORDER, class Stages>
-__device__ __forceinline__ void multiply_stages(Stages& ring, RunTotals& memory,
-                                                float (&acc)[COLUMNS / 2]) {
+// `with_weights(multiply)` waits for STAGES_AT_ONCE stages and calls `multiply(chunk, reload)` for
+// each: `chunk(i)` has the weights of its i-th chunk, and `reload(i)` comes behind their products.
+// `small` is for `hidden_zero`.
+template <class M, int COLUMNS, Order ORDER, int SLOTS, int STAGES_AT_ONCE = 1, class Stages,
+          class Totals, class WithWeights>
+__device__ __forceinline__ void multiply_stages(Stages& ring, Totals& totals,
+                                                float (&acc)[COLUMNS / 2], uint32_t small,
+                                                WithWeights with_weights) {
   using Walk = ChunkWalk<M, ORDER>;
-  // A thread has registers for one piece of 64 columns, or for two smaller ones.
-  constexpr int SLOTS = COLUMNS > 48 ? 1 : 2;
-  // Chunks that are multiplied without a branch in between.
-  constexpr int AT_ONCE = divisor(Walk::INNER, Stages::STAGES < 7 ? 2 : 4);
-  static_assert(AT_ONCE < Stages::STAGES, "more are on their way");
-  const int lane = threadIdx.x % 32;
+  using Multiply = Products<M::FORMAT, COLUMNS, SLOTS>;
+  // Without a loop the compiler would know that what pieces are added to is zero.
+  constexpr bool HIDDEN_ZERO = COLUMNS > Multiply::WIDTH &&
+                               Walk::INNER == STAGES_AT_ONCE * Stages::CHUNKS &&
+                               (Walk::BY_PART || Walk::OUTER == 1);
+  const auto multiply = [&](auto chunk, auto reload) {
+    uint64_t tokens[Stages::CHUNKS];
+#pragma unroll
+    for (int i = 0; i < Stages::CHUNKS; i++) tokens[i] = ring.operand(i);
+    Multiply::add(acc, chunk, tokens, reload);
+    ring.release();
+  };
 #pragma unroll 1
   for (int outer = 0; outer < Walk::OUTER; outer++) {
     if (outer == 0 || Walk::BY_PART)
 #pragma unroll
-      for (int i = 0; i < COLUMNS / 2; i++) acc[i] = 0;
+      for (int i = 0; i < COLUMNS / 2; i++)
+        acc[i] = HIDDEN_ZERO ? hidden_zero(small, i / (Multiply::WIDTH / 2)) : 0;
 #pragma unroll 1
-    for (int inner = 0; inner < Walk::INNER; inner += AT_ONCE) {
-      uint64_t tokens[AT_ONCE];
-      Chunk<M::FORMAT> chunks[AT_ONCE];
-      Stages coming = ring;
-#pragma unroll
-      for (int i = 0; i < AT_ONCE; i++) {
-        tokens[i] = coming.wait();
-        chunks[i].load(coming.weights() + threadIdx.x / 32 * M::CHUNK_BYTES, lane);
-        coming.next();
-      }
-      Stages::fence();
-      Products<M::FORMAT, COLUMNS, SLOTS>::add(acc, chunks, tokens,
-                                               [&](int) { ring.release(lane); });
-    }
-    if constexpr (Walk::BY_PART) end_part<Walk::PARTS, ExpertsCta::CONSUMERS>(memory, outer, acc);
+    for (int inner = 0; inner < Walk::INNER; inner += STAGES_AT_ONCE * Stages::CHUNKS)
+      with_weights(multiply);
+    if constexpr (Walk::BY_PART) end_part<Walk::PARTS, ExpertsCta::CONSUMERS>(totals, outer, acc);
   }
 }
 

@@ -5,12 +5,12 @@
 // wide_context_norm, wide_gather_wanted.
 //
 //   embed          the tokens' embeddings, as the first part that is added
-//   add_rms_norm   adds a part; writes the next GEMM's operand and 1 / rms
+//   add_rms_norm   adds a part or experts' products; writes the next GEMM's operand and 1 / rms
 //   gather_wanted  the last norm of the tokens that need logits, for the narrow head
 #pragma once
 
 #include "kilotok/phase/embed.cuh"
-#include "kilotok/wide/routes.cuh"
+#include "kilotok/wide/products.cuh"
 
 namespace kilotok::wide {
 
@@ -65,6 +65,15 @@ struct AddNormMemory {
   bool begins;
   float scale, eps;
   int count, capacity;
+};
+
+// What is added is a part up to `first_column`, a multiple of a warp's columns, and from there on
+// the sum of the products of a token's choices.
+struct AddedProducts {
+  // U32 `[tokens][TOP_K]`: the rows of choices. Products of the columns from the first on.
+  uint64_t rows, products;
+  size_t panel_stride;
+  int first_column;
 };
 
 constexpr uint32_t NO_TAP = ~0u;
@@ -138,47 +147,100 @@ __device__ __forceinline__ void store_forms(const AddNormMemory& memory, int tok
     store_four(memory.taps, token, memory.tap * HIDDEN + column, memory.capacity, x);
 }
 
-// A warp: adds a token's part, stores all forms, and leaves the sums of sixteen squares.
-__device__ __forceinline__ void add_part(const AddNormMemory& memory, int token, float* squares) {
-  constexpr int AT_ONCE = 32 * LANE_COLUMNS, RUNS = ceil_div(SQUARES * SQUARE_ROWS, AT_ONCE);
-  // Loads of each kind that a lane has under way.
-  constexpr int LOADS = smaller(RUNS, 6);
+// Columns that a warp adds at a time.
+constexpr int NORM_COLUMNS = 32 * LANE_COLUMNS;
+
+// What is added to a token's stream: a part, or a sum of products. A lane loads its four columns of
+// `run`, NORM_COLUMNS columns, and has them later.
+struct PartAdded {
+  // Runs of columns whose loads a lane has under way.
+  static constexpr int RUNS = 6;
+  using Loaded = float4;
+  const float* part;
+
+  __device__ __forceinline__ void load(Loaded& to, int run) const {
+    to = *reinterpret_cast<const float4*>(part + run * NORM_COLUMNS +
+                                          threadIdx.x % 32 * LANE_COLUMNS);
+  }
+  static __device__ __forceinline__ float4 sum(const Loaded& loaded) { return loaded; }
+};
+
+template <int TOP_K>
+struct ProductsAdded {
+  static constexpr int RUNS = 1;
+  using Loaded = ChoiceProducts<TOP_K>;
+  const AddedProducts& memory;
+  // What the lane loads of a panel.
+  typename Loaded::Places places;
+
+  __device__ __forceinline__ ProductsAdded(const AddedProducts& added, int token)
+      : memory(added),
+        places(at<const uint32_t>(added.rows) + token * TOP_K,
+               threadIdx.x % 32 * LANE_COLUMNS % PANEL_COLUMNS) {}
+  __device__ __forceinline__ void load(Loaded& to, int run) const {
+    const int column = run * NORM_COLUMNS + static_cast<int>(threadIdx.x) % 32 * LANE_COLUMNS;
+    const int panel = (column - memory.first_column) / PANEL_COLUMNS;
+    to.load(at<const char>(memory.products) + panel * memory.panel_stride, places);
+  }
+  static __device__ __forceinline__ float4 sum(const Loaded& loaded) { return loaded.sum(); }
+};
+
+// A warp: adds what comes to some of a token's columns, stores all forms, and leaves the sums of
+// sixteen squares.
+template <class Added>
+__device__ __forceinline__ void add_columns(const AddNormMemory& memory, const Added& added,
+                                            int token, float* squares, int first_run,
+                                            int end_run) {
+  constexpr int LOADS = Added::RUNS;
   const int lane = threadIdx.x % 32;
   const float* stream = at<const float>(memory.stream) + static_cast<size_t>(token) * HIDDEN;
-  const float* part = at<const float>(memory.part) + static_cast<size_t>(token) * HIDDEN;
   const auto load = [](const float* from) { return *reinterpret_cast<const float4*>(from); };
 #pragma unroll 1
-  for (int first = 0; first < RUNS; first += LOADS) {
+  for (int first = first_run; first < end_run; first += LOADS) {
     const float4 zeros = make_float4(0, 0, 0, 0);
-    float4 before[LOADS], parts[LOADS], weights[LOADS];
-    const auto column = [&](int i) { return (first + i) * AT_ONCE + lane * LANE_COLUMNS; };
+    typename Added::Loaded parts[LOADS];
+    float4 before[LOADS], weights[LOADS];
+    const auto column = [&](int i) { return (first + i) * NORM_COLUMNS + lane * LANE_COLUMNS; };
+    const auto has = [&](int i) { return first + i < end_run && column(i) < HIDDEN; };
 #pragma unroll
     for (int i = 0; i < LOADS; i++) {
-      const bool has = column(i) < HIDDEN;
-      parts[i] = has ? load(part + column(i)) : zeros;
-      before[i] = has && !memory.begins ? load(stream + column(i)) : zeros;
-      weights[i] = has ? load(at<const float>(memory.weights) + column(i)) : zeros;
+      if (has(i)) added.load(parts[i], first + i);
+      before[i] = has(i) && !memory.begins ? load(stream + column(i)) : zeros;
+      weights[i] = has(i) ? load(at<const float>(memory.weights) + column(i)) : zeros;
     }
 #pragma unroll
     for (int i = 0; i < LOADS; i++) {
-      const float4 x = make_float4(before[i].x + parts[i].x, before[i].y + parts[i].y,
-                                   before[i].z + parts[i].z, before[i].w + parts[i].w);
-      if (column(i) < HIDDEN) store_forms(memory, token, column(i), x, weights[i]);
+      const float4 part = has(i) ? Added::sum(parts[i]) : zeros;
+      const float4 x = make_float4(before[i].x + part.x, before[i].y + part.y,
+                                   before[i].z + part.z, before[i].w + part.w);
+      if (has(i)) store_forms(memory, token, column(i), x, weights[i]);
       const float square = add_squares(x);
       const int sixteen = column(i) / SQUARE_ROWS;
-      if (lane % SQUARE_LANES == 0 && sixteen < SQUARES) squares[sixteen] = square;
+      if (lane % SQUARE_LANES == 0 && first + i < end_run && sixteen < SQUARES)
+        squares[sixteen] = square;
     }
   }
 }
 
-// Called by all threads of all CTAs, NORM_THREADS each.
-__device__ __forceinline__ void add_rms_norm(NormShared& shared, const AddNormMemory& memory) {
+// Called by all threads of all CTAs, NORM_THREADS each. `added` is given where products of TOP_K
+// choices are added, which is not 0 then.
+template <int TOP_K = 0>
+__device__ __forceinline__ void add_rms_norm(NormShared& shared, const AddNormMemory& memory,
+                                             const AddedProducts& added = {}) {
+  constexpr int RUNS = ceil_div(SQUARES * SQUARE_ROWS, NORM_COLUMNS);
   const int warp = threadIdx.x / 32;
   float* squares = shared.squares[warp];
 #pragma unroll 1
   for (int token = warp * GRID + ptx::cta_index(); token < memory.count;
        token += GRID * NORM_WARPS) {
-    add_part(memory, token, squares);
+    const PartAdded part = {at<const float>(memory.part) + static_cast<size_t>(token) * HIDDEN};
+    if constexpr (TOP_K == 0) {
+      add_columns(memory, part, token, squares, 0, RUNS);
+    } else {
+      const int first = added.first_column / NORM_COLUMNS;
+      add_columns(memory, part, token, squares, 0, first);
+      add_columns(memory, ProductsAdded<TOP_K>(added, token), token, squares, first, RUNS);
+    }
     __syncwarp();
     const float found = inverse_rms(squares, memory.eps);
     if (threadIdx.x % 32 == 0) at<float>(memory.inverse_rms)[token] = found;

@@ -1,5 +1,5 @@
-// The ring of stages in shared memory through which tokens come. A stage is 64 columns of the
-// operand of up to 128 tokens.
+// The operand of the wide pass, and the ring of stages in shared memory through which the experts'
+// tokens come.
 //
 // The operand of the wide pass lies in tiles of 8 tokens x 64 columns, 1 KB each, in the 128-byte
 // swizzle of `wgmma`: a token has 128 bytes, of which piece p of 8 columns lies in place
@@ -20,9 +20,6 @@ constexpr int PIECE_COLUMNS = 8, PIECE_BYTES = TILE_TOKENS * PIECE_COLUMNS * 2;
 constexpr int TILE_BYTES = CHUNK_OPERAND_BYTES, TOKEN_BYTES = CHUNK_COLUMNS * 2;
 // Bytes from a step of 16 columns to the next.
 constexpr int STEP_OFFSET = 16 * 2;
-// As many stages as shared memory has room for, beside sums and lists of work.
-constexpr int STAGES = 9;
-
 // Bytes of 64 columns of an operand that has room for so many tokens, a multiple of eight.
 __host__ __device__ constexpr size_t column_bytes(int tokens) {
   return static_cast<size_t>(tokens) * (CHUNK_COLUMNS * 2);
@@ -61,23 +58,22 @@ __host__ __device__ __forceinline__ size_t operand_place(int token, int column, 
          tile_place(token, column);
 }
 
-// A ring of COUNT stages of up to WIDTH tokens, and of so many bytes of weights.
-template <int WIDTH, int COUNT, int WEIGHT_BYTES>
-struct OperandRingMemory {
-  static constexpr int WEIGHTS_AT = WIDTH / TILE_TOKENS * TILE_BYTES;
-  static constexpr int STAGE_BYTES = align_up(WEIGHTS_AT + WEIGHT_BYTES, TILE_BYTES);
-  // Stages begin at a multiple of a tile's bytes, which the swizzle counts from.
-  alignas(128) char bytes[COUNT * STAGE_BYTES + TILE_BYTES];
-  alignas(8) uint64_t full[COUNT];
-  alignas(8) uint64_t empty[COUNT];
-};
-
-// One end of the ring; each consumer warp and each producer has its own. Stages come by bulk
-// copies, or by those of threads, which are COPIED.
-template <int WIDTH, int COUNT, bool COPIED = false, int WEIGHT_BYTES = 0>
+// A ring of COUNT stages. A stage is CHUNKS chunks of 64 columns: of each the operand of up to
+// WIDTH tokens, and so many bytes of weights. Each consumer warp and each producer has an end of
+// its own.
+template <int WIDTH, int CHUNKS_EACH, int COUNT, int WEIGHT_BYTES>
 struct OperandRing {
-  using Memory = OperandRingMemory<WIDTH, COUNT, WEIGHT_BYTES>;
-  static constexpr int STAGE_BYTES = Memory::STAGE_BYTES, STAGES = COUNT;
+  static constexpr int CHUNKS = CHUNKS_EACH, WEIGHTS_AT = WIDTH / TILE_TOKENS * TILE_BYTES;
+  static constexpr int CHUNK_BYTES = align_up(WEIGHTS_AT + WEIGHT_BYTES, TILE_BYTES);
+  static constexpr int STAGE_BYTES = CHUNKS * CHUNK_BYTES;
+  static_assert(COUNT > 1, "stages come while others are multiplied");
+
+  struct Memory {
+    // Stages begin at a multiple of a tile's bytes, which the swizzle counts from.
+    alignas(128) char bytes[COUNT * STAGE_BYTES + TILE_BYTES];
+    alignas(8) uint64_t full[COUNT];
+    alignas(8) uint64_t empty[COUNT];
+  };
   uint32_t stages, full, empty;
   int stage = 0;
   uint32_t parity = 0;
@@ -89,7 +85,7 @@ struct OperandRing {
 
   // One thread, before any other uses the ring; so many warpgroups will release its stages, and so
   // many arrivals make one full.
-  __device__ __forceinline__ void init(int groups = CONSUMER_GROUPS, int arrivals = 1) const {
+  __device__ __forceinline__ void init(int groups, int arrivals) const {
     for (int i = 0; i < COUNT; i++) {
       ptx::mbarrier_init(full + 8 * i, arrivals);
       ptx::mbarrier_init(empty + 8 * i, groups * WARPGROUP / 32 * ptx::WARP_ARRIVALS);
@@ -103,23 +99,23 @@ struct OperandRing {
       parity ^= 1;
     }
   }
-  __device__ __forceinline__ uint32_t address() const { return stages + stage * STAGE_BYTES; }
-  __device__ __forceinline__ uint32_t weights() const { return address() + Memory::WEIGHTS_AT; }
+  // The i-th chunk of the stage.
+  __device__ __forceinline__ uint32_t tokens(int i) const {
+    return stages + stage * STAGE_BYTES + i * CHUNK_BYTES;
+  }
+  __device__ __forceinline__ uint32_t weights(int i) const { return tokens(i) + WEIGHTS_AT; }
+  __device__ __forceinline__ uint64_t operand(int i) const {
+    return ptx::wgmma_swizzled(tokens(i), TILE_BYTES);
+  }
 
-  // Consumers: wait for the next stage; its operand.
-  __device__ __forceinline__ uint64_t wait() const {
+  // Consumers: wait for the next stage, which products will read that threads have copied.
+  __device__ __forceinline__ void wait() const {
     wait_mbarrier(Waits::Page, full + 8 * stage, parity);
-    return ptx::wgmma_swizzled(address(), TILE_BYTES);
+    ptx::wgmma_writes_fence();
   }
-
-  // Consumers: before products with stages that they have waited for.
-  static __device__ __forceinline__ void fence() {
-    if constexpr (COPIED) ptx::wgmma_writes_fence();
-  }
-
   // Consumers: the warp's products with the stage are there.
-  __device__ __forceinline__ void release(int lane) {
-    ptx::mbarrier_arrive_warp(empty + 8 * stage, lane);
+  __device__ __forceinline__ void release() {
+    ptx::mbarrier_arrive_warp(empty + 8 * stage, threadIdx.x % 32);
     next();
   }
 
@@ -127,28 +123,19 @@ struct OperandRing {
   __device__ __forceinline__ void wait_free() const {
     wait_mbarrier(Waits::FreePage, empty + 8 * stage, parity ^ 1);
   }
-
   // Producers: the thread's copies are a part of the stage.
   __device__ __forceinline__ void bring() {
     ptx::mbarrier_arrive_copied(full + 8 * stage);
     next();
   }
-
-  // One producer: begins to copy a chunk of columns of so many tiles of tokens.
-  __device__ __forceinline__ void copy_tokens(const char* from, int tiles) const {
-    ptx::mbarrier_expect(full + 8 * stage, tiles * TILE_BYTES);
-    ptx::bulk_copy(address(), from, tiles * TILE_BYTES, full + 8 * stage);
-  }
-
-  // The only producer: brings a stage of tokens.
-  __device__ __forceinline__ void fetch(const char* from, int tiles) {
-    wait_free();
-    copy_tokens(from, tiles);
-    next();
+  // One producer: begins to copy so many tiles of tokens of each chunk, from `from(chunk)`.
+  template <class From>
+  __device__ __forceinline__ void copy_tokens(int tiles, From from) const {
+    ptx::mbarrier_expect(full + 8 * stage, CHUNKS * tiles * TILE_BYTES);
+#pragma unroll
+    for (int i = 0; i < CHUNKS; i++)
+      ptx::bulk_copy(tokens(i), from(i), tiles * TILE_BYTES, full + 8 * stage);
   }
 };
-
-using TokenRing = OperandRing<TOKENS, STAGES>;
-using TokenRingMemory = TokenRing::Memory;
 
 }  // namespace kilotok::wide
