@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(THREADS, 1)
   __syncthreads();
   const StoreHeads<KIND> store = {memory,        *at<const LayerMemory>(memory.layers),
                                   shared.batch,  shared.stream,
-                                  ProjectionUse(KIND), false};
+                                  nullptr, ProjectionUse(KIND), false};
   constexpr int UNITS = QkvMatrix<KIND>::ROWS / 16;
   const int tiles = ceil_div(count, TILE_TOKENS);
   for (int i = ptx::cta_index() * (THREADS / 32) + threadIdx.x / 32; i < UNITS * tiles;
