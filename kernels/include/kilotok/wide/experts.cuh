@@ -122,7 +122,8 @@ __device__ __forceinline__ void gate_up(RunsShared<KIND, ROWS>& shared,
         // A thread has registers for few weights beside many sums or of other formats, and for one
         // piece of 48 columns or more, or two smaller ones. Where tokens are few, the weights' bytes
         // count.
-        constexpr int CHUNKS = Stages::CHUNKS, STAGES = COLUMNS > 32 ? 1 : STAGES_OF_FEW<M, CHUNKS>;
+        constexpr int CHUNKS = Stages::CHUNKS;
+        constexpr int STAGES = COLUMNS > 32 ? 1 : STAGES_OF_FEW<M, CHUNKS>;
         constexpr bool FEW_AHEAD = COLUMNS > 64 || M::FORMAT != Format::Mxfp4;
         constexpr int AHEAD = FEW_AHEAD ? divisor(CHUNKS, 2) : STAGES * CHUNKS;
         constexpr int SLOTS = COLUMNS > 32 || M::FORMAT == Format::Fp8 ? 1 : 2;
