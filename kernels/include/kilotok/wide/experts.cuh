@@ -120,8 +120,8 @@ __device__ __forceinline__ void gate_up(RunsShared<KIND, ROWS>& shared,
       with_run_columns<ROWS>(run.count, [&](auto columns) {
         constexpr int COLUMNS = decltype(columns)::value;
         // A thread has registers for few weights beside many sums or of other formats, and for one
-        // piece of 48 columns or more, or two smaller ones. Where tokens are few, the weights' bytes
-        // count.
+        // piece of 48 columns or more, or two smaller ones. Where tokens are few, the weights'
+        // bytes count.
         constexpr int CHUNKS = Stages::CHUNKS;
         constexpr int STAGES = COLUMNS > 32 ? 1 : STAGES_OF_FEW<M, CHUNKS>;
         constexpr bool FEW_AHEAD = COLUMNS > 64 || M::FORMAT != Format::Mxfp4;
