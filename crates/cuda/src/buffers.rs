@@ -16,9 +16,8 @@ pub(crate) const CHUNK_ROWS: usize = 16;
 pub(crate) const CHUNK_COLUMNS: usize = 64;
 /// Consumer warps of a CTA, which share a matrix's columns (split-K).
 pub(crate) const CONSUMER_WARPS: usize = 12;
-/// Rows of the residual stream that a CTA owns.
-pub(crate) const OWNER_ROWS: usize = 48;
-const OWNER_TILES: usize = OWNER_ROWS / CHUNK_ROWS;
+/// Row tiles of the residual stream that a CTA owns, at most: as many as its epilogue has warps.
+pub(crate) const OWNER_TILES_MAX: usize = 3;
 /// Rows of gate above as many rows of up in one tile.
 pub(crate) const GATE_ROWS: usize = 8;
 /// Tokens in a tile of the tensor cores.
@@ -145,7 +144,7 @@ impl Constants {
     pub(crate) fn output(&self, kind: usize) -> Matrix {
         let kind = &self.attentions[kind];
         let columns = kind.q_heads * kind.v_dim;
-        let (format, row_tiles) = (kind.output_format, OWNER_TILES);
+        let (format, row_tiles) = (kind.output_format, self.owner_tiles());
         Matrix { format, rows: self.hidden, columns, row_tiles }
     }
 
@@ -170,7 +169,7 @@ impl Constants {
 
     pub(crate) fn down(&self, kind: usize) -> Matrix {
         let kind = &self.feed_forwards[kind];
-        let (columns, row_tiles) = (kind.width, OWNER_TILES);
+        let (columns, row_tiles) = (kind.width, self.owner_tiles());
         Matrix { format: kind.format, rows: self.hidden, columns, row_tiles }
     }
 
@@ -191,8 +190,17 @@ impl Constants {
         self.vocab.next_multiple_of(LOGITS_ALIGNMENT)
     }
 
+    /// Tiles of rows of the residual stream that a CTA owns: as few as give every row an owner.
+    fn owner_tiles(&self) -> usize {
+        self.hidden.div_ceil(CHUNK_ROWS).div_ceil(self.launch.grid)
+    }
+
+    pub(crate) fn owner_rows(&self) -> usize {
+        self.owner_tiles() * CHUNK_ROWS
+    }
+
     pub(crate) fn owner_units(&self) -> usize {
-        self.hidden.div_ceil(OWNER_ROWS)
+        self.hidden.div_ceil(self.owner_rows())
     }
 
     /// Values of a token in `projected`: of all kinds the most, or keys and values of all the
@@ -218,7 +226,7 @@ impl Constants {
 
     fn router_bytes(&self, kind: usize) -> usize {
         let weight_bytes = self.feed_forwards[kind].router_dtype.bytes();
-        self.owner_units() * OWNER_ROWS * self.router_width(kind) * weight_bytes
+        self.owner_units() * self.owner_rows() * self.router_width(kind) * weight_bytes
     }
 
     /// The number of networks of a kind: its experts, or 1 for a dense one.
@@ -383,7 +391,7 @@ impl Working {
         let experts = feed_forwards.clone().map(|kind| kind.experts).max().unwrap_or(0);
         let top_k = feed_forwards.map(|kind| kind.top_k.max(1)).max().unwrap_or(1);
         // The part of a row that one step of `down` reads.
-        let gathered_step = CONSUMER_WARPS / OWNER_TILES * CHUNK_COLUMNS * BF16;
+        let gathered_step = CONSUMER_WARPS / constants.owner_tiles() * CHUNK_COLUMNS * BF16;
         // A whole step of every warp, so that a matrix of any number of row tiles may read it.
         let normed = constants.hidden.next_multiple_of(CHUNK_COLUMNS * CONSUMER_WARPS) * BF16;
         let projected = constants.projected_rows();
@@ -419,7 +427,7 @@ impl Working {
 /// Bytes of the receive buffer, and the offset in it of the logits of all ranks.
 fn receiver(constants: &Constants) -> (usize, Option<usize>) {
     let (ranks, tokens) = (constants.launch.ranks, constants.launch.tokens_max);
-    let token_packets = OWNER_ROWS / PACKET_VALUES;
+    let token_packets = constants.owner_rows() / PACKET_VALUES;
     let all_reduce =
         PACKET_SETS * ranks * constants.owner_units() * tokens * token_packets * PACKET_BYTES;
     if ranks == 1 {

@@ -13,7 +13,7 @@ use kilotok_model::{
     RouterScores, WeightFormat, check_ranks,
 };
 
-use crate::buffers::{CHUNK_COLUMNS, OWNER_ROWS, TILE_TOKENS, Working, planned};
+use crate::buffers::{CHUNK_COLUMNS, CHUNK_ROWS, OWNER_TILES_MAX, TILE_TOKENS, Working, planned};
 
 /// Rows of operands, weights and keys are multiples of 16 bytes, the unit of a copy.
 const ALIGNED_VALUES: usize = 8;
@@ -394,11 +394,11 @@ fn problems(spec: &ModelSpec, launch: Launch) -> Vec<String> {
     at_most(&mut problems, "tokens of a batch", tokens_max, TOKENS_MAX);
     at_most(&mut problems, "vocab_size", spec.vocab_size, VOCAB_MAX);
     aligned(&mut problems, "hidden_size", spec.hidden_size);
-    if spec.hidden_size > grid * OWNER_ROWS {
+    let hidden_max = grid * OWNER_TILES_MAX * CHUNK_ROWS;
+    if spec.hidden_size > hidden_max {
         problems.push(format!(
-            "hidden_size is {}, at most {} on a GPU of {grid} multiprocessors",
+            "hidden_size is {}, at most {hidden_max} on a GPU of {grid} multiprocessors",
             spec.hidden_size,
-            grid * OWNER_ROWS
         ));
     }
     for (index, layer) in spec.layers.iter().enumerate() {

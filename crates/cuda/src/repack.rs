@@ -15,7 +15,7 @@ use kilotok_model::{LayerWeight, Part, RouterDtype, WeightDecl, WeightId};
 use kilotok_weights::{Tensor, TensorData};
 
 use self::chunk::{STEP_COLUMNS, STEP_VALUES, router_place};
-use crate::buffers::{Buffer, CHUNK_ROWS, LayerBuffer, Matrix, OWNER_ROWS};
+use crate::buffers::{Buffer, CHUNK_ROWS, LayerBuffer, Matrix};
 use crate::constants::{Constants, LayerKinds};
 
 /// Bytes for an offset of a buffer. Those of all weights together fill every buffer.
@@ -243,14 +243,15 @@ impl<'a> Repacker<'a> {
     fn router(&self, kind: usize, tensor: &Tensor) -> Vec<u8> {
         let bf16 = self.constants.feed_forwards[kind].router_dtype == RouterDtype::Bf16;
         let width = self.constants.router_width(kind);
-        let mut values = vec![0.0; self.constants.owner_units() * OWNER_ROWS * width];
+        let owner_rows = self.constants.owner_rows();
+        let mut values = vec![0.0; self.constants.owner_units() * owner_rows * width];
         let mut row = vec![0.0; tensor.cols];
         for expert in 0..tensor.rows {
             tensor.decode_row(expert, &mut row);
             for (column, value) in row.iter().enumerate() {
-                let (unit, column) = (column / OWNER_ROWS, column % OWNER_ROWS);
+                let (unit, column) = (column / owner_rows, column % owner_rows);
                 let tile = unit * (width / CHUNK_ROWS) + expert / CHUNK_ROWS;
-                let step = tile * (OWNER_ROWS / STEP_COLUMNS) + column / STEP_COLUMNS;
+                let step = tile * (owner_rows / STEP_COLUMNS) + column / STEP_COLUMNS;
                 let place = router_place(expert % CHUNK_ROWS, column % STEP_COLUMNS, bf16);
                 values[step * STEP_VALUES + place] = *value;
             }

@@ -3,7 +3,7 @@
 
 use kilotok_abi::{Batch, BatchRow, BatchToken, LayerMemory, Memory, Peers};
 
-use crate::buffers::{CONSUMER_WARPS, F32, OWNER_ROWS, TILE_TOKENS};
+use crate::buffers::{CONSUMER_WARPS, F32, TILE_TOKENS};
 use crate::constants::{Attention, Constants};
 use crate::wide;
 
@@ -73,9 +73,13 @@ impl Constants {
             .field(SCRATCH_BYTES, FOUR)
             .field(2 * SUM_STAGES * MBARRIER, MBARRIER)
             .field(SUM_STAGES * INT, INT);
-        let norm = Struct::EMPTY.field(OWNER_ROWS * F32, FOUR).field(3 * INT, INT);
+        let rows = self.owner_rows();
+        let norm = Struct::EMPTY.field(rows * F32, FOUR).field(3 * INT, INT);
+        let consumers = CONSUMER_WARPS * LANES;
+        let apart = (tokens - TILE_TOKENS) * rows * F32 < consumers * FOUR;
         let stream = Struct::EMPTY
-            .field(tokens * (2 * OWNER_ROWS + OWNER_ROWS / SQUARE_ROWS + 1) * F32, F32)
+            .field(if apart { 2 * consumers * FOUR } else { 0 }, FOUR)
+            .field(tokens * (2 * rows + rows / SQUARE_ROWS + 1) * F32, F32)
             .nested(norm)
             .field(size_of::<Peers>(), align_of::<Peers>());
         let batch = size_of::<Batch>() + tokens * (size_of::<BatchToken>() + size_of::<BatchRow>());
@@ -172,7 +176,8 @@ mod tests {
     use super::*;
     use crate::constants::Launch;
 
-    const LAUNCH: Launch = Launch { ranks: 1, grid: 132, tokens_max: 64, page_tokens: 8 };
+    /// Few CTAs, each of which owns many rows.
+    const LAUNCH: Launch = Launch { ranks: 1, grid: 3, tokens_max: 64, page_tokens: 8 };
 
     #[test]
     fn what_shared_memory_does_not_hold_is_refused_in_numbers() {

@@ -438,7 +438,7 @@ impl Filled<'_> {
     fn check_output_bias(&self, buffer: Buffer, id: WeightId) {
         let mut wanted = decoded(&self.tensors[&id]).concat();
         assert!(wanted.is_empty() || wanted.iter().any(|bias| *bias != 0.0));
-        wanted.resize(self.constants.owner_units() * OWNER_ROWS, 0.0);
+        wanted.resize(self.constants.owner_units() * self.constants.owner_rows(), 0.0);
         assert_eq!(self.floats(buffer), wanted);
     }
 
@@ -459,7 +459,8 @@ impl Filled<'_> {
             tensor.decode_row(expert, row);
         }
         let tiles = experts.count.div_ceil(16);
-        assert_eq!(found.len(), self.constants.owner_units() * tiles * 3 * 256);
+        let steps = self.constants.owner_rows() / 16;
+        assert_eq!(found.len(), self.constants.owner_units() * tiles * steps * 256);
         for (place, found) in found.into_iter().enumerate() {
             // The words of a lane are pairs along the columns: of row g and row g + 8, then of
             // both, 8 columns further on. F32 has the second half of all lanes after the first.
@@ -469,9 +470,10 @@ impl Filled<'_> {
             } else {
                 (place % 128 / 4, place / 128 * 2 + place % 4 / 2)
             };
-            let expert = step / 3 % tiles * 16 + word % 2 * 8 + lane / 4;
+            let (owner_tile, step) = (step / steps, step % steps);
+            let expert = owner_tile % tiles * 16 + word % 2 * 8 + lane / 4;
             let column =
-                step / 3 / tiles * 48 + step % 3 * 16 + word / 2 * 8 + lane % 4 * 2 + place % 2;
+                (owner_tile / tiles * steps + step) * 16 + word / 2 * 8 + lane % 4 * 2 + place % 2;
             let value = wanted.get(expert).and_then(|row| row.get(column)).copied().unwrap_or(0.0);
             let value = if rounded { bf16::from_f32(value).to_f32() } else { value };
             assert_eq!(found, value, "{column} {expert}");
@@ -480,8 +482,9 @@ impl Filled<'_> {
 }
 
 fn check_model(source: &dyn WeightSource, spec: &ModelSpec, counts: &[usize]) {
-    for &ranks in counts {
-        let launch = Launch { ranks, grid: 132, tokens_max: 64, page_tokens: 8 };
+    // Owners of few rows, and of many.
+    for (&ranks, grid) in counts.iter().flat_map(|ranks| [(ranks, 132), (ranks, 3)]) {
+        let launch = Launch { ranks, grid, tokens_max: 64, page_tokens: 8 };
         let constants = Constants::new(spec, launch).unwrap();
         for rank in 0..ranks {
             fill(source, spec, &constants, Ranks { rank, count: ranks }).check_all();

@@ -47,12 +47,13 @@ __device__ __forceinline__ int first_unit(const Cta& cta) {
 template <class M, int TILES>
 constexpr int UNITS_TOGETHER = TILES > 1 && M::UNITS > M::CTAS ? 2 : 1;
 
-// The matrices whose product is added to the residual stream: a CTA computes 48 rows alone, over
-// all columns, and owns that part of the stream. Some CTAs own none.
-constexpr int OWNER_ROWS = 48;
-constexpr int OWNER_TILES = OWNER_ROWS / 16;
+// The matrices whose product is added to the residual stream: a CTA computes some rows alone, over
+// all columns, and owns that part of the stream. They are as few whole tiles as give every row an
+// owner: 48 rows of 6144 on 132 SMs, 16 of 2048. Some CTAs own none.
+constexpr int OWNER_TILES = ceil_div(ceil_div(HIDDEN, 16), GRID);
+constexpr int OWNER_ROWS = OWNER_TILES * 16;
 constexpr int OWNER_UNITS = ceil_div(HIDDEN, OWNER_ROWS);
-static_assert(OWNER_UNITS <= GRID, "the hidden size is too large for this GPU");
+static_assert(OWNER_TILES <= EPILOGUE_WARPS, "the hidden size is too large for this GPU");
 
 // Producer: copies this CTA's units, from `first` on, for up to TILES tiles of tokens. Pages of
 // units that are multiplied together alternate.

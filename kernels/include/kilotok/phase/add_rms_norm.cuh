@@ -1,5 +1,6 @@
-// The residual stream and its RMSNorm. CTA c owns rows 48c to 48c + 47 of the stream, in shared
-// memory, F32, for all tokens; every rank holds all of it. All additions to the stream happen here.
+// The residual stream and its RMSNorm. Every owner (gemm/matrix.cuh) has its rows of the stream in
+// shared memory, F32, for all tokens; every rank holds all of it. All additions to the stream happen
+// here.
 //
 // The addition is fused with the next RMSNorm, whose scale is deferred: x times the norm's weights
 // is written as an operand with its sum of squares beside it, and the GEMM that reads it scales its
@@ -26,7 +27,17 @@ struct NextRmsNorm {
 // Rows whose squares are added by shuffles within a warp.
 constexpr int SQUARE_ROWS = 16;
 
-struct StreamMemory {
+// Products of experts (phase/experts.cuh) lie in rows of the stream that one tile of tokens does
+// not use, or behind it where an owner has too few rows.
+constexpr bool PRODUCTS_APART = (TOKENS_MAX - TILE_TOKENS) * OWNER_ROWS * 4 < CONSUMERS * 16;
+template <bool APART>
+struct ProductMemory {};
+template <>
+struct ProductMemory<true> {
+  float4 products[2][CONSUMERS];
+};
+
+struct StreamMemory : ProductMemory<PRODUCTS_APART> {
   float residual[TOKENS_MAX][OWNER_ROWS];
   // What will be added to the stream.
   float part[TOKENS_MAX][OWNER_ROWS];
@@ -96,24 +107,29 @@ __device__ __forceinline__ float* squares_of(const Memory& memory, Reader reader
          (static_cast<int>(reader) * TOKENS_MAX + token) * SQUARES_EACH;
 }
 
+// Tokens of which the consumers have a row each.
+constexpr int TOKENS_TOGETHER = CONSUMERS / OWNER_ROWS;
+
 // Owners: adds `part` to the stream and computes the norm that was begun. A thread has one row of a
 // token. Squares are added within each sixteen rows, then these sums.
 __device__ __forceinline__ void add_rms_norm(const Cta& cta, StreamMemory& stream, SumMemory& sums,
                                               int token_count) {
-  static_assert(CONSUMERS == TILE_TOKENS * OWNER_ROWS, "a thread for each row of a tile's tokens");
+  static_assert(CONSUMERS % OWNER_ROWS == 0, "a thread for each row of some tokens");
+  constexpr bool IS_TILE = TOKENS_TOGETHER == TILE_TOKENS;
   const NextRmsNorm& next = stream.norm;
   ScaledTile* tiles = scaled_stream(sums);
   const Memory& memory = cta.memory;
-  const int row = cta.thread() % OWNER_ROWS, in_tile = cta.thread() / OWNER_ROWS;
+  const int row = cta.thread() % OWNER_ROWS, own = cta.thread() / OWNER_ROWS;
   const int column = cta.index() * OWNER_ROWS + row;
   ptx::wait_for_copies();
   cta.sync();
 #pragma unroll 1
-  for (int first = 0; first < token_count; first += TILE_TOKENS) {
-    const int token = first + in_tile;
+  for (int first = 0; first < token_count; first += TOKENS_TOGETHER) {
+    const int token = first + own;
     float square = 0;
     if (token < token_count) {
-      float& tiled = tiles[first / TILE_TOKENS][row][in_tile];
+      float& tiled = IS_TILE ? tiles[first / TILE_TOKENS][row][own]
+                             : tiles[token / TILE_TOKENS][row][token % TILE_TOKENS];
       if (HIDDEN % OWNER_ROWS != 0 && column >= HIDDEN) {
         // The router has zeros here.
         tiled = 0;

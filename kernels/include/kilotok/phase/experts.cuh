@@ -260,17 +260,21 @@ struct DownTurns {
   // experts.
   static constexpr bool AHEAD = M::STEPS == 1 && N::PAGE_ENTRIES % TURNS == 0;
   static constexpr int OWN = AHEAD ? N::PAGE_ENTRIES / TURNS : 1;
-  // Products that are passed to the epilogue together, and the number of buffers for them. The
-  // scratch memory holds the inner operand, so the buffers, `[warps][lanes]` each, are rows of the
-  // stream that one tile of tokens does not use.
+  // Products that are passed to the epilogue together, of those the ones that it reads at once, and
+  // the number of buffers for them. The scratch memory holds the inner operand, so the buffers,
+  // `[warps][lanes]` each, are in the stream's memory.
   static constexpr int TOGETHER = TURNS * OWN, PLACES = 2;
+  static constexpr int AT_ONCE = TOGETHER % 4 == 0 && TURNS > 4 ? 4 : TOGETHER;
   static_assert(OWN <= PLACES, "they have room");
-  static_assert((TOKENS_MAX - TILE_TOKENS) * OWNER_ROWS * 4 >= CONSUMERS * 16, "a place fits");
 
-  static __device__ __forceinline__ float4* place(StreamMemory& stream, const Sums& sums, int i) {
-    return reinterpret_cast<float4*>((OWN == 1 ? sums.stage % 2 : i) == 0
-                                         ? stream.part[TILE_TOKENS]
-                                         : stream.residual[TILE_TOKENS]);
+  template <class Stream>
+  static __device__ __forceinline__ float4* place(Stream& stream, const Sums& sums, int i) {
+    const int which = OWN == 1 ? sums.stage % 2 : i;
+    if constexpr (PRODUCTS_APART)
+      return stream.products[which];
+    else
+      return reinterpret_cast<float4*>(which == 0 ? stream.part[TILE_TOKENS]
+                                                  : stream.residual[TILE_TOKENS]);
   }
 
   // Consumers: writes a warp's products to the next free buffer.
@@ -456,6 +460,11 @@ __device__ __forceinline__ float weight_of(const Routes& routes, int entry, int 
   return choice < 0 ? 0 : routes.weights[token][choice];
 }
 
+// Whether an epilogue warp has a row tile of an owner.
+__device__ __forceinline__ bool has_row_tile(int epilogue_warp) {
+  return OWNER_TILES == EPILOGUE_WARPS || epilogue_warp < OWNER_TILES;
+}
+
 // Epilogue of an owner: adds the products of the experts.
 template <int KIND>
 __device__ __forceinline__ void epilogue_down(const Cta& cta, Sums& sums, StreamMemory& stream,
@@ -467,30 +476,40 @@ __device__ __forceinline__ void epilogue_down(const Cta& cta, Sums& sums, Stream
   float4 total = make_float4(0, 0, 0, 0);
 #pragma unroll 1
   for (int first = 0; first < count; first += D::TOGETHER) {
-    // Loaded while the products are waited for.
-    Bias own[D::TOGETHER];
-    if constexpr (Bias::BIASED)
+    if (!has_row_tile(row_tile)) {
+      sums.wait();
+      sums.release(cta);
+      continue;
+    }
 #pragma unroll
-      for (int i = 0; i < D::TOGETHER; i++)
-        own[i] = Bias(biases, routes.experts[smaller(first + i, count - 1)], column);
-    sums.wait();
-    float4 products[D::TOGETHER];
+    for (int begin = 0; begin < D::TOGETHER; begin += D::AT_ONCE) {
+      const int entry = first + begin;
+      // Loaded while the products are waited for.
+      Bias own[D::AT_ONCE];
+      if constexpr (Bias::BIASED)
 #pragma unroll
-    for (int i = 0; i < D::TOGETHER; i++)
-      products[i] = D::place(stream, sums, i / D::TURNS)[(row_tile * D::TURNS + i % D::TURNS) * 32 +
-                                                         cta.lane()];
+        for (int i = 0; i < D::AT_ONCE; i++)
+          own[i] = Bias(biases, routes.experts[smaller(entry + i, count - 1)], column);
+      if (begin == 0) sums.wait();
+      float4 products[D::AT_ONCE];
 #pragma unroll
-    for (int i = 0; i < D::TOGETHER; i++) {
-      if (first + i >= count) break;
-      if constexpr (Bias::BIASED) {
-        const int token = cta.lane() % 4 * 2;
-        own[i].add(products[i], {weight_of(routes, first + i, token),
-                                 weight_of(routes, first + i, token + 1)});
+      for (int i = 0; i < D::AT_ONCE; i++) {
+        const int warp = row_tile * D::TURNS + (begin + i) % D::TURNS;
+        products[i] = D::place(stream, sums, (begin + i) / D::TURNS)[warp * 32 + cta.lane()];
       }
-      total.x += products[i].x;
-      total.y += products[i].y;
-      total.z += products[i].z;
-      total.w += products[i].w;
+#pragma unroll
+      for (int i = 0; i < D::AT_ONCE; i++) {
+        if (entry + i >= count) break;
+        if constexpr (Bias::BIASED) {
+          const int token = cta.lane() % 4 * 2;
+          own[i].add(products[i], {weight_of(routes, entry + i, token),
+                                   weight_of(routes, entry + i, token + 1)});
+        }
+        total.x += products[i].x;
+        total.y += products[i].y;
+        total.z += products[i].z;
+        total.w += products[i].w;
+      }
     }
     if (first + D::TOGETHER >= count) StorePart{stream}(0, row_tile, 0, cta.lane(), total);
     sums.release(cta);

@@ -284,7 +284,8 @@ struct DownPages {
   static constexpr int ITEM_ROWS_BYTES = TILE_TOKENS * GATHERED_ROW_BYTES;
   static constexpr int ITEMS = PAGE_BYTES / (M::STEP_BYTES + ITEM_ROWS_BYTES);
   static constexpr int ROWS_AT = ITEMS * M::STEP_BYTES;
-  static constexpr bool ONE_RUN = M::STEPS == 1;
+  // Registers hold a whole entry's weights where few warps share the columns.
+  static constexpr bool ONE_RUN = M::STEPS == 1 && M::COLUMN_WARPS <= 4;
   static_assert(ITEMS > 0, "an item fits a page");
   const GatheredRoutes& routes;
 
@@ -516,26 +517,36 @@ template <int KIND>
 __device__ __forceinline__ void epilogue_down(const Cta& cta, Sums& sums, StreamMemory& stream,
                                               const GatheredRoutes& routes, uint64_t biases) {
   using Bias = DownBias<KIND>;
-  constexpr int TURNS = DownTurns<KIND>::TURNS;
+  constexpr int TURNS = DownTurns<KIND>::TURNS, AT_ONCE = TURNS % 4 == 0 ? 4 : TURNS;
   const int row_tile = cta.warp() - CONSUMER_WARPS - 1, lane = cta.lane();
 #pragma unroll 1
-  for (int first = 0; first < routes.count; first += TURNS) {
-    const OwnPlaces<TURNS> own(sums.memory, stream, routes, first, row_tile * 16 + lane / 4, lane);
-    Bias own_biases[TURNS];
+  for (int first = 0; first < routes.count; first += AT_ONCE) {
+    // Of a stage.
+    const int begin = TURNS == AT_ONCE ? 0 : first % TURNS;
+    const bool ends = TURNS == AT_ONCE || begin + AT_ONCE == TURNS ||
+                      first + AT_ONCE >= routes.count;
+    if (!has_row_tile(row_tile)) {
+      if (begin == 0) sums.wait();
+      if (ends) sums.release(cta);
+      continue;
+    }
+    const OwnPlaces<AT_ONCE> own(sums.memory, stream, routes, first, row_tile * 16 + lane / 4,
+                                 lane);
+    Bias own_biases[AT_ONCE];
     if constexpr (Bias::BIASED)
 #pragma unroll
-      for (int i = 0; i < TURNS; i++)
+      for (int i = 0; i < AT_ONCE; i++)
         own_biases[i] = Bias(biases, routes.experts[smaller(first + i, routes.count - 1)],
                              cta.index() * OWNER_ROWS + row_tile * 16 + lane / 4);
-    sums.wait();
-    float4 products[TURNS];
+    if (begin == 0) sums.wait();
+    float4 products[AT_ONCE];
 #pragma unroll
-    for (int i = 0; i < TURNS; i++)
-      products[i] =
-          sums.memory.parts[(sums.stage * CONSUMER_WARPS + row_tile * TURNS + i) * 32 + lane];
-    sums.release(cta);
+    for (int i = 0; i < AT_ONCE; i++)
+      products[i] = sums.memory.parts[(sums.stage * CONSUMER_WARPS + row_tile * TURNS + begin + i) *
+                                          32 + lane];
+    if (ends) sums.release(cta);
 #pragma unroll
-    for (int i = 0; i < TURNS; i++) {
+    for (int i = 0; i < AT_ONCE; i++) {
       // Rows g and g + 8 of both tokens: all are loaded before one is stored.
       float4& v = products[i];
       if constexpr (Bias::BIASED) {

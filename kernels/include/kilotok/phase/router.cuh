@@ -1,7 +1,7 @@
 // The router: chooses each token's experts, in three steps. After each of the first two there is a
 // grid barrier, or values are POLLED one by one (comm/publish.cuh).
 //
-//   router_parts   an owner multiplies its 48 columns of the stream with the router's: F32, from
+//   router_parts   an owner multiplies its columns of the stream with the router's: F32, from
 //                  shared memory, before any other CTA has the new stream
 //   router_scores  the owners' parts are added, in one order for every output (split-K)
 //   top_k_routes   every CTA chooses for itself, for one tile of tokens; for more tiles see

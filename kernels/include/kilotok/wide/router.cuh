@@ -1,5 +1,5 @@
 // Which experts each of many tokens goes to, with the bits of phase/router.cuh: parts of an owner's
-// 48 columns, parts of every twelfth owner (STRIDE), and then these sums.
+// columns, parts of every twelfth owner (STRIDE), and then these sums.
 //
 //   router_scores   a CTA takes up to 192 experts of 64 tokens at a time, and all of their sums or,
 //                   where few tokens would leave CTAs idle, some of them
@@ -14,11 +14,11 @@ namespace kilotok::wide {
 
 constexpr int ROUTER_TOKENS = 64;
 // Warpgroups of consumers, with 64 experts each, and one of producers: a warp that copies the
-// columns of an owner, and one for each of its steps that makes an operand of them.
+// columns of an owner, and one for each of its steps, three at most, that makes an operand of them.
 constexpr int ROUTER_GROUPS_MAX = 3, ROUTER_CONSUMERS = ROUTER_GROUPS_MAX * WARPGROUP;
 constexpr int ROUTER_THREADS = ROUTER_CONSUMERS + WARPGROUP;
 constexpr int ROUTER_SPLITTERS = OWNER_STEPS;
-static_assert(1 + ROUTER_SPLITTERS == WARPGROUP / 32, "each warp has its part");
+static_assert(1 + ROUTER_SPLITTERS <= WARPGROUP / 32, "each step has its warp");
 constexpr int ROUTER_CONSUMER_REGISTERS = 144, ROUTER_PRODUCER_REGISTERS = 80;
 static_assert(ROUTER_CONSUMERS * ROUTER_CONSUMER_REGISTERS +
                   WARPGROUP * ROUTER_PRODUCER_REGISTERS <= 65536, "registers suffice");
@@ -408,7 +408,8 @@ struct RouterItem {
       for_each_owner(sum, [&](int unit) {
         if (warp == ROUTER_CONSUMERS / 32)
           copy(rings, unit);
-        else
+        else if (ROUTER_SPLITTERS == WARPGROUP / 32 - 1 ||
+                 warp <= ROUTER_CONSUMERS / 32 + ROUTER_SPLITTERS)
           split(rings, unit);
       });
   }
