@@ -1,6 +1,6 @@
 // The residual stream and its RMSNorm. Every owner (gemm/matrix.cuh) has its rows of the stream in
-// shared memory, F32, for all tokens; every rank holds all of it. All additions to the stream happen
-// here.
+// shared memory, F32, for all tokens; every rank holds all of it. All additions to the stream
+// happen here.
 //
 // The addition is fused with the next RMSNorm, whose scale is deferred: x times the norm's weights
 // is written as an operand with its sum of squares beside it, and the GEMM that reads it scales its
