@@ -1,6 +1,7 @@
 //! A server under the conditions of real machines: its output is not read, files are few, web pages
 //! call it by their names, and it is stopped while requests arrive.
 
+use std::fs;
 use std::io::{Read, Write, pipe};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -113,4 +114,18 @@ fn a_server_without_descriptors_says_so_and_goes_on() {
     let metrics = server.request("GET /metrics HTTP/1.1", "");
     let line = metrics.lines().find(|line| line.starts_with("kilotok:accepts_failed_total"));
     assert!(line.is_some_and(|line| !line.ends_with(" 0")), "{line:?}");
+}
+
+/// Where the system has no further thread, work waits for this one instead of failing.
+#[test]
+fn a_thread_for_blocking_work_is_there_from_the_start() {
+    let mut server = Server::spawn(&mut serving(model(), &[]));
+    // It is ready a moment before it handles requests.
+    assert!(server.request("GET /version HTTP/1.1", "").starts_with("HTTP/1.1 200"));
+    let tasks = fs::read_dir(format!("/proc/{}/task", server.child.id())).unwrap();
+    let names = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("comm")).unwrap());
+    let handlers = names.filter(|name| name.trim_end() == "kilotok-handler").count();
+    assert_eq!(handlers, thread::available_parallelism().unwrap().get() + 1);
+    server.signal("-TERM");
+    assert!(server.child.wait().unwrap().success());
 }

@@ -190,6 +190,14 @@ fn no_more_tokens_are_made_than_are_wanted() {
     assert_eq!(of(100_001, Keep::First).unwrap(), whole[..100_001]);
     assert_eq!(of(100_001, Keep::Last).unwrap(), whole[whole.len() - 100_001..]);
     assert!(matches!(of(1000, Keep::All), Err(TextError::TooLong { token_max: 1000 })));
+    let pieces = |token_max, keep| {
+        let asked = std::cell::Cell::new(0);
+        let cancelled = || asked.replace(asked.get() + 1) < 0;
+        drop(text.encode_wanted(&long, &Wanted { token_max, keep, cancelled: &cancelled }));
+        asked.get()
+    };
+    assert_eq!(pieces(1000, Keep::All), 0, "its bytes say that it is too long");
+    assert_eq!((pieces(1000, Keep::First), pieces(1000, Keep::Last)), (1, 1));
     let asked = std::cell::Cell::new(0);
     let cancelled = || asked.replace(asked.get() + 1) == 2;
     let wanted = Wanted { cancelled: &cancelled, ..Wanted::default() };

@@ -217,7 +217,6 @@ template <int KIND, int ROWS>
 __device__ __forceinline__ void down(RunsShared<KIND, ROWS>& shared,
                                      const ExpertsMemory& memory) {
   using M = DownMatrix<KIND>;
-  constexpr FeedForward F = FEED_FORWARDS[KIND];
   using Stages = DownRing<M, ROWS>;
   constexpr int AT_ONCE = DOWN_TILES / ExpertsCta::ROW_TILES;
   const int end = memory.first_column + memory.columns;

@@ -232,44 +232,22 @@ template <int COLUMNS>
 struct GemmProducts<Format::Fp8, COLUMNS> {
   using C = Chunk<Format::Fp8>;
   static constexpr int WIDTH = smaller(COLUMNS, 64), PIECES = COLUMNS / WIDTH;
-  // Of each pair of steps.
-  using Sums = float[2][WIDTH / 2];
+  using Operand = Fp8Operand<WIDTH>;
+  using Sums = typename Operand::Sums;
 
   static __device__ __forceinline__ void add(float (&acc)[COLUMNS / 2], const C& chunk,
                                              uint64_t tokens) {
     uint32_t a[4][4];
-#pragma unroll
-    for (int step = 0; step < 4; step++) {
-      const uint4& w = chunk.pairs[step / 2];
-      const uint32_t low = step % 2 == 0 ? w.x : w.z, high = step % 2 == 0 ? w.y : w.w;
-      a[step][0] = C::first(low);
-      a[step][1] = C::second(low);
-      a[step][2] = C::first(high);
-      a[step][3] = C::second(high);
-      ptx::wgmma_ready(a[step]);
-    }
+    Operand::decode(chunk, a);
     Sums sums[PIECES];
 #pragma unroll
     for (int piece = 0; piece < PIECES; piece++)
-      multiply(sums[piece], a, tokens_at(tokens, piece * WIDTH));
+      Operand::multiply(sums[piece], a, tokens_at(tokens, piece * WIDTH));
     if constexpr (PIECES == 2) settle<1>(acc, 0, sums[0], chunk.scales);
     settle<0>(acc, PIECES - 1, sums[PIECES - 1], chunk.scales);
   }
 
  private:
-  static __device__ __forceinline__ void multiply(Sums& sums, const uint32_t (&a)[4][4],
-                                                  uint64_t tokens) {
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int half = 0; half < 2; half++)
-#pragma unroll
-      for (int pair = 0; pair < 2; pair++) {
-        const int step = pair * 2 + half;
-        ptx::wgmma<WIDTH>(sums[pair], a[step],
-                          ptx::wgmma_operand_at(tokens, step * STEP_OFFSET), half > 0);
-      }
-    ptx::wgmma_commit();
-  }
   template <int PENDING>
   static __device__ __forceinline__ void settle(float (&acc)[COLUMNS / 2], int piece, Sums& sums,
                                                 const float (&scales)[2]) {

@@ -119,51 +119,28 @@ struct Products<Format::Bf16, COLUMNS, SLOTS> {
   }
 };
 
-// A piece is a chunk times 24 or 32 columns of B.
-template <int COLUMNS, int SLOTS>
-struct Products<Format::Fp8, COLUMNS, SLOTS> {
-  using C = Chunk<Format::Fp8>;
-  static constexpr int WIDTH = COLUMNS == 48 ? 24 : 32;
-  static constexpr int PIECES = COLUMNS / WIDTH;
+// A chunk of FP8 as operand A, and its products with columns of B.
+template <int WIDTH>
+struct Fp8Operand {
+  // Of each pair of steps.
+  using Sums = float[2][WIDTH / 2];
 
-  template <int CHUNKS, class Chunks, class Done>
-  static __device__ __forceinline__ void add(float (&acc)[COLUMNS / 2], Chunks chunks,
-                                             const uint64_t (&tokens)[CHUNKS], Done done) {
-    // Those of two chunks in turn.
-    uint32_t a[2][4][4];
-    // Indexed by slot and pair of steps.
-    float sums[SLOTS][2][WIDTH / 2];
-    const auto begin = [&](int chunk, int piece, int slot) {
-      if (piece == 0) decode(chunks(chunk), a[chunk % 2]);
-      multiply(sums[slot], a[chunk % 2], tokens_at(tokens[chunk], piece * WIDTH));
-    };
-    const auto settle = [&](int chunk, int piece, int slot, auto pending) {
-      ptx::wgmma_wait<decltype(pending)::value>(sums[slot][0]);
-      ptx::wgmma_wait<decltype(pending)::value>(sums[slot][1]);
-#pragma unroll
-      for (int i = 0; i < WIDTH / 2; i++)
-        acc[piece * (WIDTH / 2) + i] +=
-            (sums[slot][0][i] + sums[slot][1][i]) * chunks(chunk).scales[i % 4 / 2];
-    };
-    in_pieces<CHUNKS, PIECES, SLOTS>(begin, settle, done);
-  }
-
- private:
-  static __device__ __forceinline__ void decode(const C& chunk, uint32_t (&a)[4][4]) {
+  static __device__ __forceinline__ void decode(const Chunk<Format::Fp8>& chunk,
+                                                uint32_t (&a)[4][4]) {
 #pragma unroll
     for (int step = 0; step < 4; step++) {
       const uint4& w = chunk.pairs[step / 2];
       const uint32_t low = step % 2 == 0 ? w.x : w.z, high = step % 2 == 0 ? w.y : w.w;
-      a[step][0] = C::first(low);
-      a[step][1] = C::second(low);
-      a[step][2] = C::first(high);
-      a[step][3] = C::second(high);
+      a[step][0] = Chunk<Format::Fp8>::first(low);
+      a[step][1] = Chunk<Format::Fp8>::second(low);
+      a[step][2] = Chunk<Format::Fp8>::first(high);
+      a[step][3] = Chunk<Format::Fp8>::second(high);
       ptx::wgmma_ready(a[step]);
     }
   }
 
-  static __device__ __forceinline__ void multiply(float (&sums)[2][WIDTH / 2],
-                                                  const uint32_t (&a)[4][4], uint64_t tokens) {
+  static __device__ __forceinline__ void multiply(Sums& sums, const uint32_t (&a)[4][4],
+                                                  uint64_t tokens) {
     ptx::wgmma_fence();
 #pragma unroll
     for (int half = 0; half < 2; half++)
@@ -174,6 +151,36 @@ struct Products<Format::Fp8, COLUMNS, SLOTS> {
                           ptx::wgmma_operand_at(tokens, step * STEP_OFFSET), half > 0);
       }
     ptx::wgmma_commit();
+  }
+};
+
+// A piece is a chunk times 24 or 32 columns of B.
+template <int COLUMNS, int SLOTS>
+struct Products<Format::Fp8, COLUMNS, SLOTS> {
+  static constexpr int WIDTH = COLUMNS == 48 ? 24 : 32;
+  static constexpr int PIECES = COLUMNS / WIDTH;
+  using Operand = Fp8Operand<WIDTH>;
+
+  template <int CHUNKS, class Chunks, class Done>
+  static __device__ __forceinline__ void add(float (&acc)[COLUMNS / 2], Chunks chunks,
+                                             const uint64_t (&tokens)[CHUNKS], Done done) {
+    // Those of two chunks in turn.
+    uint32_t a[2][4][4];
+    // Indexed by slot and pair of steps.
+    typename Operand::Sums sums[SLOTS];
+    const auto begin = [&](int chunk, int piece, int slot) {
+      if (piece == 0) Operand::decode(chunks(chunk), a[chunk % 2]);
+      Operand::multiply(sums[slot], a[chunk % 2], tokens_at(tokens[chunk], piece * WIDTH));
+    };
+    const auto settle = [&](int chunk, int piece, int slot, auto pending) {
+      ptx::wgmma_wait<decltype(pending)::value>(sums[slot][0]);
+      ptx::wgmma_wait<decltype(pending)::value>(sums[slot][1]);
+#pragma unroll
+      for (int i = 0; i < WIDTH / 2; i++)
+        acc[piece * (WIDTH / 2) + i] +=
+            (sums[slot][0][i] + sums[slot][1][i]) * chunks(chunk).scales[i % 4 / 2];
+    };
+    in_pieces<CHUNKS, PIECES, SLOTS>(begin, settle, done);
   }
 };
 
