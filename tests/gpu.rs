@@ -118,7 +118,10 @@ fn absent(rank_count: usize) -> Option<String> {
 }
 
 fn reason(rank_count: usize) -> Option<String> {
-    Found::look(rank_count, &toolchain()).err().map(|error| error.to_string())
+    match Found::look(rank_count, &toolchain()) {
+        Ok(found) => found.compiler.err().map(|error| error.to_string()),
+        Err(error) => Some(error.to_string()),
+    }
 }
 
 /// Its files stay until it is closed.

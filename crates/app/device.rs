@@ -150,7 +150,9 @@ impl Device {
 /// GPUs that can run the model.
 fn look(settings: &EngineSettings, spec: &ModelSpec) -> Result<Found, StartError> {
     let found = Found::look(settings.rank_count, &environment::toolchain())?;
-    options(settings, spec).memory_map(spec, multiprocessors(&found))?;
+    let options = options(settings, spec);
+    options.memory_map(spec, multiprocessors(&found))?;
+    options.check_kernels(spec, &found)?;
     Ok(found)
 }
 
@@ -190,10 +192,14 @@ impl fmt::Display for Device {
             }
             Self::Gpus(found) => {
                 let (gpu, ranks) = (&found.gpus[0], ranks(found.gpus.len()));
-                let (path, version) = &found.compiler;
                 write!(f, "{}: {} multiprocessors, {ranks}", gpu.name, gpu.multiprocessors)?;
                 let driver = found.driver.version;
-                write!(f, "\n  driver for CUDA {driver}, {} {version}", path.display())
+                match &found.compiler {
+                    Ok((path, version)) => {
+                        write!(f, "\n  driver for CUDA {driver}, {} {version}", path.display())
+                    }
+                    Err(_) => write!(f, "\n  driver for CUDA {driver}, no NVRTC"),
+                }
             }
         }
     }

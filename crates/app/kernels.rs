@@ -1,5 +1,5 @@
 //! `kilotok kernels build`: compiles a model's GPU kernels into the cache, so that its first start
-//! does not wait for them. Needs NVRTC, as that start does, and no GPU.
+//! does not wait for them and needs no NVRTC. Needs NVRTC itself, and no GPU.
 
 use std::path::PathBuf;
 
@@ -23,7 +23,8 @@ pub(crate) struct Args {
 #[derive(clap::Subcommand)]
 enum Action {
     /// Compile the kernels of a model, unless they are in the cache. They are for the GPUs that are
-    /// here, or for H100 and H200, and for starts with the same version of NVRTC.
+    /// here, or for H100 and H200, and for starts with the same build of NVRTC or with
+    /// none.
     Build(Build),
 }
 

@@ -27,6 +27,9 @@ constexpr const char* COMPILER =
 // Headers of the compiler itself.
 const std::set<std::string> OWN = {"cstdint", "cstddef"};
 
+// What PTX says of the compiler.
+const std::string PTX = "// Cuda compilation tools, V13." + std::to_string(VERSION) + ".0\n";
+
 struct Program {
   std::string text, log, code;
   std::vector<std::pair<std::string, std::string>> headers;
@@ -111,7 +114,10 @@ int nvrtcCreateProgram(Program** program, const char* text, const char*, int cou
   return 0;
 }
 
-int nvrtcCompileProgram(Program* program, int, const char* const*) { return compile(*program); }
+// An empty program is compiled for the head of its PTX alone.
+int nvrtcCompileProgram(Program* program, int, const char* const*) {
+  return program->text.empty() ? 0 : compile(*program);
+}
 
 int nvrtcDestroyProgram(Program** program) {
   delete *program;
@@ -136,6 +142,16 @@ int nvrtcGetCUBINSize(Program* program, size_t* bytes) {
 
 int nvrtcGetCUBIN(Program* program, char* to) {
   memcpy(to, program->code.data(), program->code.size());
+  return 0;
+}
+
+int nvrtcGetPTXSize(Program*, size_t* bytes) {
+  *bytes = PTX.size() + 1;
+  return 0;
+}
+
+int nvrtcGetPTX(Program*, char* to) {
+  memcpy(to, PTX.c_str(), PTX.size() + 1);
   return 0;
 }
 

@@ -32,7 +32,8 @@ nvrtcResult nvrtcCreateProgram(nvrtcProgram* program, const char* text, const ch
     }
     ours.push_back(header.c_str());
   }
-  if (!found) {
+  // A program without headers is none of kernels.
+  if (!found && count > 0) {
     std::fprintf(stderr, "kernels/split/nvrtc.cpp: nothing is numbered by %s\n",
                  BY_MULTIPROCESSOR.c_str());
     return NVRTC_ERROR_INVALID_INPUT;
@@ -66,6 +67,14 @@ nvrtcResult nvrtcGetCUBINSize(nvrtcProgram program, size_t* bytes) {
 
 nvrtcResult nvrtcGetCUBIN(nvrtcProgram program, char* code) {
   return NVRTCS(nvrtcGetCUBIN)(program, code);
+}
+
+nvrtcResult nvrtcGetPTXSize(nvrtcProgram program, size_t* bytes) {
+  return NVRTCS(nvrtcGetPTXSize)(program, bytes);
+}
+
+nvrtcResult nvrtcGetPTX(nvrtcProgram program, char* ptx) {
+  return NVRTCS(nvrtcGetPTX)(program, ptx);
 }
 
 }  // extern "C"

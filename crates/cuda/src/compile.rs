@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use ring::digest::{Context, SHA256, SHA256_OUTPUT_LEN, digest};
 
-use crate::nvrtc::{CompileError, MIN, Nvrtc, Version};
+use crate::nvrtc::{Build, CompileError, MIN, Nvrtc, Version};
 use crate::sources::Program;
 
 /// Contraction into fused multiply-adds stays on, as in nvcc; nothing else is relaxed. Functions
@@ -19,6 +19,9 @@ const OPTIONS: &[&str] =
 
 /// Names of the library for the system's loader, newest first.
 const NAMES: &[&str] = &["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"];
+
+/// How files of the cache end.
+const CUBIN: &str = "cubin";
 
 /// Held while compiling: engines of one process that need the same kernels wait for the first to
 /// compile them.
@@ -63,6 +66,16 @@ impl Toolchain {
         Ok((nvrtc.path, nvrtc.version))
     }
 
+    /// Whether a program's code can be had: there is a compiler, or code that one made before.
+    pub(crate) fn check(
+        &self,
+        program: &Program,
+        driver: Option<Version>,
+    ) -> Result<(), CompileError> {
+        let Err(missing) = self.nvrtc(driver) else { return Ok(()) };
+        self.kept_by_any(&key(program), driver).map(drop).ok_or(missing)
+    }
+
     /// Every file that may be NVRTC, newest version first within a folder.
     fn files(&self) -> Vec<PathBuf> {
         let mut folders = Vec::new();
@@ -84,15 +97,24 @@ impl Toolchain {
         files
     }
 
-    /// The machine code of a program, from the folder or compiled.
+    /// The machine code of a program, from the folder or compiled. Without a compiler, code in the
+    /// folder will do that any compiler made.
     pub(crate) fn code(
         &self,
         program: &Program,
         driver: Option<Version>,
         tell: &dyn Fn(&str),
     ) -> Result<Code, CompileError> {
-        let nvrtc = self.nvrtc(driver)?;
-        let name = format!("{}.cubin", key(program, nvrtc.version));
+        let key = key(program);
+        let nvrtc = match self.nvrtc(driver) {
+            Ok(nvrtc) => nvrtc,
+            Err(missing) => {
+                let (build, cubin) = self.kept_by_any(&key, driver).ok_or(missing)?;
+                tell(&format!("there is no NVRTC: kernels are those that {build} compiled before"));
+                return Ok(Code { cubin, unkept: None });
+            }
+        };
+        let name = format!("{key}-{}.{CUBIN}", nvrtc.build()?);
         let file = self.cache.as_ref().map(|folder| folder.join(name));
         let _alone = COMPILING.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(file) = &file
@@ -113,6 +135,20 @@ impl Toolchain {
                 .map(|error| CompileError::Unkept { file, reason: error.to_string() }),
         };
         Ok(Code { cubin, unkept })
+    }
+
+    /// The code in the folder by the newest compiler whose code the driver can load, and which
+    /// compiler that was.
+    fn kept_by_any(&self, key: &str, driver: Option<Version>) -> Option<(Build, Vec<u8>)> {
+        let files = beside(self.cache.as_ref()?, key).into_iter().filter_map(|path| {
+            let build = path.file_stem()?.to_str()?.strip_prefix(key)?.strip_prefix('-')?;
+            Some((build.parse::<Build>().ok()?, path))
+        });
+        let mut files: Vec<_> =
+            files.filter(|(build, _)| unfit(build.version, driver).is_none()).collect();
+        files.sort();
+        let read = |(build, path)| Some((build, kept(fs::read(path).ok()?)?));
+        files.into_iter().rev().find_map(read)
     }
 }
 
@@ -158,14 +194,13 @@ fn beside(folder: impl AsRef<Path>, start: &str) -> Vec<PathBuf> {
     paths
 }
 
-/// The cache key of a program: a hash of everything that affects the result.
-fn key(program: &Program, version: Version) -> String {
+/// The cache key of a program: a hash of everything that affects the result but the compiler.
+fn key(program: &Program) -> String {
     let mut hash = Context::new(&SHA256);
     let mut add = |text: &str| {
         hash.update(&(text.len() as u64).to_le_bytes());
         hash.update(text.as_bytes());
     };
-    add(&version.to_string());
     for option in OPTIONS {
         add(option);
     }
@@ -214,28 +249,25 @@ mod tests {
     use super::*;
     use crate::constants::{Constants, Launch};
 
-    const VERSION: Version = Version { major: 13, minor: 0 };
-
     #[test]
     fn the_key_is_of_everything() {
         let program = || Program::new("constexpr int HIDDEN = 64;", false);
-        let first = key(&program(), VERSION);
-        assert_eq!(first, key(&program(), VERSION));
+        let first = key(&program());
+        assert_eq!(first, key(&program()));
         assert_eq!(first.len(), 64);
         let mut others = vec![
-            key(&Program::new("constexpr int HIDDEN = 65;", false), VERSION),
-            key(&Program::new("constexpr int HIDDEN = 64;", true), VERSION),
-            key(&program(), Version { minor: 1, ..VERSION }),
+            key(&Program::new("constexpr int HIDDEN = 65;", false)),
+            key(&Program::new("constexpr int HIDDEN = 64;", true)),
         ];
         let mut changed = program();
         changed.text.push('\n');
-        others.push(key(&changed, VERSION));
+        others.push(key(&changed));
         // The same characters, divided differently.
         let mut changed = program();
         let (name, text) = changed.headers.last_mut().unwrap();
         let moved = text.remove(0);
         name.push(moved);
-        others.push(key(&changed, VERSION));
+        others.push(key(&changed));
         assert!(others.iter().all(|other| *other != first));
     }
 
@@ -258,6 +290,33 @@ mod tests {
         assert_eq!(names, std::slice::from_ref(&file), "no other file stays");
         // A file where the folder should be.
         assert!(keep(&file.join("b.cubin"), b"").is_err());
+    }
+
+    #[test]
+    fn without_a_compiler_the_newest_code_will_do_that_the_driver_loads() {
+        let folder = tempfile::tempdir().unwrap();
+        let toolchain = Toolchain { cache: Some(folder.path().to_owned()), prefixes: Vec::new() };
+        let program = Program::new("constexpr int HIDDEN = 64;", false);
+        let key = key(&program);
+        let driver = |major| Some(Version { major, minor: 0 });
+        assert!(toolchain.kept_by_any(&key, driver(13)).is_none(), "the folder is empty");
+        for build in ["12.9.86", "13.0.9", "13.0.88", "14.0.1", "11.8.89"] {
+            let file = folder.path().join(format!("{key}-{build}.cubin"));
+            keep(&file, build.as_bytes()).unwrap();
+        }
+        // Another program's, damaged code, and what is none.
+        keep(&folder.path().join(format!("0{}-13.9.9.cubin", &key[1..])), b"another").unwrap();
+        fs::write(folder.path().join(format!("{key}-13.5.1.cubin")), "damaged").unwrap();
+        fs::write(folder.path().join(format!("{key}.part")), "no code").unwrap();
+        let newest = |driver| {
+            let (build, code) = toolchain.kept_by_any(&key, driver).unwrap();
+            assert_eq!(build.to_string().as_bytes(), code);
+            build.to_string()
+        };
+        assert_eq!(newest(driver(13)), "13.0.88");
+        assert_eq!(newest(driver(12)), "12.9.86");
+        assert_eq!(newest(None), "14.0.1");
+        assert!(toolchain.kept_by_any(&key, driver(11)).is_none());
     }
 
     #[test]
@@ -285,6 +344,8 @@ mod tests {
             Ok(nvrtc) => nvrtc,
             Err(error) => return println!("skipped: {error}"),
         };
+        let build = nvrtc.build().unwrap();
+        assert_eq!(build.version, nvrtc.version, "{build}");
         let spec = Toy::pro_fp4().spec();
         let launch = Launch { ranks: 1, grid: 132, tokens_max: 64, page_tokens: 16 };
         let mut program = Program::new(&Constants::new(&spec, launch).unwrap().header(), false);
@@ -309,6 +370,7 @@ mod tests {
 
     #[test]
     fn versions_fit_the_driver() {
+        const VERSION: Version = Version { major: 13, minor: 0 };
         let twelve = |minor| Version { major: 12, minor };
         assert!(unfit(twelve(4), None).unwrap().contains("12.8 is needed"));
         assert_eq!(unfit(twelve(9), Some(twelve(8))), None);

@@ -62,6 +62,12 @@ pub enum DriverError {
     )]
     Capability { index: usize, name: String, major: u32, minor: u32 },
     #[error(
+        "GPU {index} is shared by MPS: a step needs all multiprocessors at once, and two programs \
+         would wait for those that the other holds; stop the daemon (`echo quit | \
+         nvidia-cuda-mps-control`), or unset CUDA_MPS_PIPE_DIRECTORY"
+    )]
+    Mps { index: usize },
+    #[error(
         "the driver of GPU {index} has no stream memory operations, by which steps are started \
          ({code}): update it, or allow them"
     )]
@@ -136,6 +142,8 @@ pub struct Gpu {
     pub multiprocessors: u32,
     pub clock_khz: u32,
     pub memory_bytes: u64,
+    /// Whether other programs' kernels run beside this one's, by NVIDIA's Multi-Process Service.
+    pub mps: bool,
 }
 
 impl Gpu {
@@ -147,13 +155,15 @@ impl Gpu {
     }
 
     /// # Errors
-    /// [`DriverError::Capability`] if the kernels are not written for it.
+    /// [`DriverError::Capability`] if the kernels are not written for it, [`DriverError::Mps`] if
+    /// it is shared.
     pub fn check(&self) -> Result<()> {
-        let (major, minor) = self.capability;
-        if self.capability == CAPABILITY {
-            return Ok(());
+        let (index, (major, minor)) = (self.index, self.capability);
+        if self.capability != CAPABILITY {
+            let name = self.name.clone();
+            return Err(DriverError::Capability { index, name, major, minor });
         }
-        Err(DriverError::Capability { index: self.index, name: self.name.clone(), major, minor })
+        if self.mps { Err(DriverError::Mps { index }) } else { Ok(()) }
     }
 }
 
@@ -235,6 +245,8 @@ fn gpu(index: c_int) -> Result<Gpu> {
         multiprocessors: number(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         clock_khz: number(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)?,
         memory_bytes: memory as u64,
+        // Drivers before CUDA 12 do not know the question.
+        mps: number(Attribute::CU_DEVICE_ATTRIBUTE_MPS_ENABLED).is_ok_and(|enabled| enabled != 0),
     })
 }
 

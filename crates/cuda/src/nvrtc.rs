@@ -24,6 +24,32 @@ impl std::fmt::Display for Version {
     }
 }
 
+/// A build of the compiler. The library names its version only, and builds of one version can make
+/// other code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Build {
+    pub(crate) version: Version,
+    pub(crate) patch: u32,
+}
+
+impl std::fmt::Display for Build {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.version, self.patch)
+    }
+}
+
+impl std::str::FromStr for Build {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let parts: Result<Vec<u32>, _> = text.split('.').map(str::parse).collect();
+        match parts.as_deref() {
+            Ok(&[major, minor, patch]) => Ok(Self { version: Version { major, minor }, patch }),
+            _ => Err(()),
+        }
+    }
+}
+
 /// Why a program was not compiled.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CompileError {
@@ -45,6 +71,9 @@ pub enum CompileError {
 
 /// The first version with all features that the kernels use.
 pub(crate) const MIN: Version = Version { major: 12, minor: 8 };
+
+/// For an empty program.
+const PTX_OPTIONS: &[&str] = &["--gpu-architecture=compute_90a"];
 
 type Handle = *mut c_void;
 
@@ -83,10 +112,34 @@ impl Nvrtc {
         program: &Program,
         options: &[&str],
     ) -> Result<Vec<u8>, CompileError> {
+        self.compile_to(program, options, c"nvrtcGetCUBINSize", c"nvrtcGetCUBIN")
+    }
+
+    /// The build, which the compiler writes at the head of PTX as `V13.0.88`.
+    pub(crate) fn build(&self) -> Result<Build, CompileError> {
+        let empty = Program { text: String::new(), headers: Vec::new() };
+        let ptx = self.compile_to(&empty, PTX_OPTIONS, c"nvrtcGetPTXSize", c"nvrtcGetPTX")?;
+        let head = String::from_utf8_lossy(&ptx);
+        let build = head.split_whitespace().find_map(|word| word.strip_prefix('V')?.parse().ok());
+        build.ok_or_else(|| CompileError::Library {
+            path: self.path.clone(),
+            reason: "its PTX does not say which build it is".to_owned(),
+        })
+    }
+
+    /// Compiles to the output that these two functions get.
+    fn compile_to(
+        &self,
+        program: &Program,
+        options: &[&str],
+        size: &CStr,
+        get: &CStr,
+    ) -> Result<Vec<u8>, CompileError> {
         type Destroy = unsafe extern "C" fn(*mut Handle) -> c_int;
         let texts = Texts::new(program, options);
         let mut handle = self.create(&texts)?;
-        let compiled = self.compile_created(handle, &texts);
+        let compiled =
+            self.compile_created(handle, &texts).and_then(|()| self.output(handle, size, get));
         // SAFETY: the type is that of nvrtc.h; the handle was created and is not used again.
         let destroyed =
             unsafe { self.function::<Destroy>(c"nvrtcDestroyProgram")?(&raw mut handle) };
@@ -122,7 +175,7 @@ impl Nvrtc {
         Ok(handle)
     }
 
-    fn compile_created(&self, handle: Handle, texts: &Texts) -> Result<Vec<u8>, CompileError> {
+    fn compile_created(&self, handle: Handle, texts: &Texts) -> Result<(), CompileError> {
         type Compile = unsafe extern "C" fn(Handle, c_int, *const *const c_char) -> c_int;
         let options = pointers(&texts.options);
         // SAFETY: the type is that of nvrtc.h; the handle is alive, the options' number is given.
@@ -135,8 +188,7 @@ impl Nvrtc {
             let log = log.unwrap_or_default();
             String::from_utf8_lossy(&log).trim_end_matches(['\0', '\n']).to_owned()
         };
-        self.check("nvrtcCompileProgram", code, log)?;
-        self.output(handle, c"nvrtcGetCUBINSize", c"nvrtcGetCUBIN")
+        self.check("nvrtcCompileProgram", code, log)
     }
 
     /// The output of a pair of functions: the number of bytes, and the bytes.

@@ -145,6 +145,15 @@ impl CudaOptions {
         Ok(plan.layout(spec, 0).map)
     }
 
+    /// Checks that the model's kernels can be had, by a compiler or from the toolchain's folder.
+    ///
+    /// # Errors
+    /// A model that the kernels do not support, or neither a compiler nor kernels in the folder.
+    pub fn check_kernels(&self, spec: &ModelSpec, found: &Found) -> Result<(), StartError> {
+        let plan = Plan::new(spec, self, multiprocessors(&found.gpus))?;
+        Ok(self.toolchain.check(&plan.program(), Some(found.driver.version))?)
+    }
+
     /// Compiles the kernels of a model into the toolchain's folder, also without a GPU. Returns the
     /// bytes of their code.
     ///
@@ -216,20 +225,23 @@ pub struct Found {
     pub gpus: Vec<Gpu>,
     /// The free memory of the GPU with least.
     pub free_bytes: u64,
-    pub compiler: (PathBuf, Version),
+    /// The NVRTC that would compile kernels. Without one, an engine starts with those that the
+    /// toolchain's folder has for its model.
+    pub compiler: Result<(PathBuf, Version), CompileError>,
     /// Kept open, because opening takes long: an engine that starts meanwhile shares them.
     _devices: Vec<Arc<Device>>,
 }
 
 impl Found {
-    /// Looks for everything that ranks need besides a model: a driver, the first GPUs, a compiler.
+    /// Looks for everything that ranks need besides a model: a driver, the first GPUs, a compiler,
+    /// which may be missing.
     ///
     /// # Errors
     /// The first thing that is missing.
     pub fn look(rank_count: usize, toolchain: &Toolchain) -> Result<Self, StartError> {
         let driver = Driver::open()?;
         let gpus = choose_gpus(driver, rank_count)?;
-        let compiler = toolchain.compiler(Some(driver.version))?;
+        let compiler = toolchain.compiler(Some(driver.version));
         let devices = Device::open_all(&gpus)?;
         let free = |device: &Arc<Device>| Ok(device.memory_bytes()?.0);
         let free: Vec<u64> = devices.iter().map(free).collect::<Result<_, DriverError>>()?;
@@ -255,6 +267,11 @@ fn check_alike(gpus: &[Gpu]) -> Result<(), StartError> {
     let wanted = gpus.first().map_or(0, |gpu| gpu.multiprocessors);
     let Some(other) = gpus.iter().find(|gpu| gpu.multiprocessors != wanted) else { return Ok(()) };
     Err(StartError::UnlikeGpus { index: other.index, found: other.multiprocessors, wanted })
+}
+
+/// Of each of these GPUs, which are alike.
+fn multiprocessors(gpus: &[Gpu]) -> u32 {
+    gpus.first().map_or(1, |gpu| gpu.multiprocessors)
 }
 
 /// Enables peer access between all GPUs.
@@ -292,8 +309,7 @@ impl CudaEngine {
     ) -> Result<Self, StartError> {
         let driver = Driver::open()?;
         let gpus = choose_gpus(driver, options.sizes.rank_count)?;
-        let multiprocessors = gpus.first().map_or(1, |gpu| gpu.multiprocessors);
-        let plan = Plan::new(spec, options, multiprocessors)?;
+        let plan = Plan::new(spec, options, multiprocessors(&gpus))?;
         let map = plan.layout(spec, 0).map;
         tell(&format!("{}memory of each GPU\n{map}", narrow_only(spec)));
         let devices = Device::open_all(&gpus)?;
@@ -459,6 +475,7 @@ mod tests {
             capability: (9, 0),
             multiprocessors,
             clock_khz: 0,
+            mps: false,
             memory_bytes: 0,
         };
         assert!(check_alike(&[]).is_ok() && check_alike(&[gpu(0, 132), gpu(1, 132)]).is_ok());
