@@ -89,6 +89,32 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   if (threadIdx.x == 0) at<uint32_t>(numbers)[blockIdx.x] = ptx::cta_index();
 }
 
+// Loads of a thread that are under way at once. All SMs together have 8.7 MB under way, twice what
+// an H200 reads in a microsecond, which is longer than a load takes.
+constexpr int READ_LOADS = 8, READ_THREADS = 512;
+
+extern "C" __device__ const unsigned READ_THREAD_COUNT = READ_THREADS;
+
+// Reads memory for its own sake: `kilotok bench` states its bandwidth beside what phases read.
+extern "C" __global__ void __launch_bounds__(READ_THREADS)
+    read_memory(const __grid_constant__ ReadMemory read) {
+  const uint64_t threads = static_cast<uint64_t>(gridDim.x) * READ_THREADS;
+  const uint64_t step = threads * READ_LOADS * sizeof(uint4);
+  const uint64_t thread = static_cast<uint64_t>(blockIdx.x) * READ_THREADS + threadIdx.x;
+  const char* from = at<const char>(read.from) + thread * sizeof(uint4);
+  uint32_t sum = 0;
+#pragma unroll 1
+  for (uint64_t place = 0; place + step <= read.bytes; place += step) {
+    uint4 words[READ_LOADS];
+#pragma unroll
+    for (int i = 0; i < READ_LOADS; i++)
+      words[i] = ptx::load_weights(from + place + i * threads * sizeof(uint4));
+#pragma unroll
+    for (int i = 0; i < READ_LOADS; i++) sum |= words[i].x ^ words[i].y ^ words[i].z ^ words[i].w;
+  }
+  if (sum == 1) *at<uint32_t>(read.to) = sum;
+}
+
 // Each pass is compiled twice, for one tile of tokens and for more: as one kernel they would fit
 // neither the registers nor the instruction cache.
 

@@ -58,7 +58,11 @@ fn check(rank_count: usize, wide_above: Option<u32>) {
     let (expected, none) = step(&mut engine(rank_count, false, wide_above));
     assert_eq!(none, []);
     let mut engine = engine(rank_count, true, wide_above);
-    for _ in 0..3 {
+    for round in 0..3 {
+        // Before the first step, and while launches of the next one wait for their doorbell.
+        if round < 2 {
+            assert!(engine.read_rate().unwrap().unwrap() > 0.0);
+        }
         let (found, phases) = step(&mut engine);
         assert_eq!(found, expected, "stamps change nothing");
         for (part, stamp) in [

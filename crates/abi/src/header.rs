@@ -7,9 +7,9 @@ use crate::{
     BAD_TOKENS_MAX, BAD_WORDS_MAX, Batch, BatchRow, BatchToken, Bias, COUNTER_BYTES, COUNTERS,
     ChoiceFault, ChoicePart, END_TOKENS_MAX, Fault, GROUPS_MAX, Launch, LayerMemory, Layout,
     Memory, OUTPUT_COUNT_MAX, PARTS_MAX, PLAN_CTA_BYTES, PLAN_THREAD_BYTES, Peers, PlanMemory,
-    Purpose, RANKS_MAX, RECENT_MAX, Report, RowChoice, SEEN, STAMPS_MAX, SampleMemory, SampleRow,
-    Sampling, Slot, Stamp, Stamped, TOPS_MAX, Timestamps, Top, VerifyMemory, WANTED_MAX, Waits,
-    Wanted, WideMemory,
+    Purpose, RANKS_MAX, RECENT_MAX, ReadMemory, Report, RowChoice, SEEN, STAMPS_MAX, SampleMemory,
+    SampleRow, Sampling, Slot, Stamp, Stamped, TOPS_MAX, Timestamps, Top, VerifyMemory, WANTED_MAX,
+    Waits, Wanted, WideMemory,
 };
 
 /// Where the header lies, from the repository's root.
@@ -25,6 +25,7 @@ const STRUCTS: &[Layout] = &[
     Memory::layout(),
     WideMemory::layout(),
     PlanMemory::layout(),
+    ReadMemory::layout(),
     Timestamps::layout(),
     Fault::layout(),
     Slot::layout(),

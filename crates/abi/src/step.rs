@@ -269,6 +269,17 @@ abi_struct! {
 }
 
 abi_struct! {
+    /// The argument of the kernel that reads memory for its own sake.
+    pub struct ReadMemory : 24 {
+        pub from: u64,
+        /// A multiple of what all threads read at once is read, no more than this.
+        pub bytes: u64,
+        /// A word that is written if what was read says so, which no compiler can exclude.
+        pub to: u64,
+    }
+}
+
+abi_struct! {
     /// The progress of a step: the low words of the GPU's clock, in nanoseconds.
     pub struct Timestamps : 16 {
         /// The doorbell was acknowledged.

@@ -14,10 +14,6 @@ use super::figures::Figures;
 use super::rounds::Shape;
 use crate::engine;
 
-/// Bytes a second that all multiprocessors of an H200 read with plain loads, as measured. Other
-/// devices were not measured.
-pub(super) const H200_READ_RATE: f64 = 4.55e12;
-
 /// By part of the step and phase.
 pub(super) struct RoundBytes(BTreeMap<(StepPart, Stamp), f64>);
 
@@ -71,9 +67,9 @@ impl RoundBytes {
         self.0.iter().filter(|((part, _), _)| *part == wanted).map(|(_, bytes)| bytes).sum()
     }
 
-    /// How long an H200 would take to read all, in microseconds.
-    pub(super) fn floor_us(&self) -> f64 {
-        self.0.values().sum::<f64>() / H200_READ_RATE * 1e6
+    /// How long it takes to read all, in microseconds, at so many bytes a second.
+    pub(super) fn floor_us(&self, read_rate: f64) -> f64 {
+        self.0.values().sum::<f64>() / read_rate * 1e6
     }
 }
 
@@ -226,7 +222,7 @@ mod tests {
         assert_eq!(rounded.of(draft, Stamp::Down), network * (1.0 + 1.0 / 32.0));
         assert_eq!(bytes.of(verify, Stamp::Head), bytes.of(draft, Stamp::Head));
         let sum = bytes.of_part(verify) + bytes.of_part(draft);
-        assert!((bytes.floor_us() - sum / 4.55e6).abs() < 1e-6);
+        assert!((bytes.floor_us(4e12) - sum / 4e6).abs() < 1e-6);
     }
 
     #[test]

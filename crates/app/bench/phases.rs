@@ -7,7 +7,7 @@ use kilotok_abi::Stamp;
 use kilotok_engine::{PhaseTime, StepPart, StepTimes};
 use serde_json::{Map, Value, json};
 
-use super::bytes::{H200_READ_RATE, RoundBytes};
+use super::bytes::RoundBytes;
 use super::figures::Figures;
 
 /// Times of one round, as the devices measured them.
@@ -106,20 +106,23 @@ pub(super) fn add_json(phases: &[Phase], to: &mut Map<String, Value>) {
     }
 }
 
-/// A line for each phase; nothing without any.
-pub(super) fn table(phases: &[Phase]) -> String {
+/// A line for each phase, with its share of so many bytes a second; nothing without any.
+pub(super) fn table(phases: &[Phase], read_rate: f64) -> String {
     let mut text = String::new();
     if phases.is_empty() {
         return text;
     }
-    let rate = H200_READ_RATE / 1e12;
     let _ = writeln!(
         text,
-        "    {:<22}{:>10}{:>10}{:>10}  of {rate} TB/s",
-        "phase", "own us", "waits us", "MB"
+        "    {:<22}{:>10}{:>10}{:>10}  of {:.2} TB/s",
+        "phase",
+        "own us",
+        "waits us",
+        "MB",
+        read_rate / 1e12
     );
     for Phase { name, own_us, wait_us, bytes } in phases {
-        let share = bytes / H200_READ_RATE * 1e6 / (own_us + wait_us);
+        let share = bytes / read_rate * 1e6 / (own_us + wait_us);
         let share = if *bytes > 0.0 { format!("{:.0} %", share * 100.0) } else { String::new() };
         let _ = writeln!(
             text,
@@ -199,7 +202,7 @@ mod tests {
         let read = bytes.of(StepPart::Verify, Stamp::GateUp).round() as u64;
         assert!(read > 0 && gate_up["bytes"] == read);
         assert!(map["draft.gate_up"]["bytes"].as_u64() < Some(read), "no experts: {map:?}");
-        let table = table(&phases);
+        let table = table(&phases, 4e12);
         assert_eq!(table.lines().count(), 1 + phases.len());
         assert!(table.contains("own us") && table.contains("draft.gate_up"), "{table}");
     }
@@ -208,6 +211,6 @@ mod tests {
     fn an_engine_that_tells_no_phases_has_none() {
         let silent = DeviceRound { phases: Vec::new(), ..round(100, 1) };
         assert_eq!(phases(&[silent], &bytes()), []);
-        assert_eq!(table(&[]), "");
+        assert_eq!(table(&[], 4e12), "");
     }
 }

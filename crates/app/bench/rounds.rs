@@ -15,7 +15,7 @@ use kilotok_engine::{
 use kilotok_model::{FeedForwardSpec, LayerSpec, ModelSpec};
 use serde_json::{Map, Value, json};
 
-use super::bytes::{H200_READ_RATE, RoundBytes, distinct_experts};
+use super::bytes::{RoundBytes, distinct_experts};
 use super::figures::Figures;
 use super::phases::{DeviceRound, Phase, add_json, part_name, phases, table};
 use super::round_args::Routing;
@@ -110,6 +110,8 @@ struct Measured {
     draft: Option<Figures>,
     experts: Experts,
     bytes: RoundBytes,
+    /// Bytes a second of a device's memory, if there are devices.
+    read_rate: Option<f64>,
     phases: Vec<Phase>,
 }
 
@@ -138,11 +140,16 @@ pub(super) fn run(args: &Args, model: &str) -> Result<()> {
     let mut loaded = planned.load()?;
     let mut results = Vec::new();
     say!("{model} on {}, {count} rounds of each kind", loaded.device);
+    let read_rate = loaded.engine.read_rate()?;
+    if let Some(rate) = read_rate {
+        say!("a plain read of its memory: {:.2} TB/s", rate / 1e12);
+    }
     say!("{}", header(own.assume_acceptance));
     for shape in shapes {
         let measured = measure(&mut *loaded.engine, &loaded.spec, args, shape, count)?;
+        let measured = Measured { read_rate, ..measured };
         say!("{}", line(&measured, own.assume_acceptance));
-        lines(format_args!("{}{}", table(&measured.phases), floor_line(&measured)));
+        lines(format_args!("{}", phase_lines(&measured)));
         results.push(json(args, model, &loaded, &measured));
     }
     if let Some(path) = &own.out {
@@ -238,6 +245,7 @@ fn measure(
         experts,
         phases: phases(&devices, &bytes),
         bytes,
+        read_rate: None,
     })
 }
 
@@ -387,28 +395,34 @@ fn add_phases(all: &mut Value, measured: &Measured) {
     add_json(phases, &mut by_name);
     all["phases"] = by_name.into();
     all["bytes_are"] = BYTES_ARE.into();
-    if verify.is_some() {
-        all["floor_us"] = bytes.floor_us().into();
-        all["floor_share"] = (bytes.floor_us() / 1e3 / round.median()).into();
-        all["floor_is"] = floor_is().into();
+    if let Some(rate) = measured.read_rate {
+        let floor_us = bytes.floor_us(rate);
+        all["floor_us"] = floor_us.into();
+        all["floor_share"] = (floor_us / 1e3 / round.median()).into();
+        all["floor_is"] = floor_is(rate).into();
+        all["read_bytes_per_s"] = rate.into();
     }
     if !phases.is_empty() {
         all["phases_are"] = PHASES_ARE.into();
     }
 }
 
-/// A line below the table of phases, if there is one.
-fn floor_line(measured: &Measured) -> String {
-    if measured.phases.is_empty() {
+/// The table of phases, if they were measured, and the floor by bytes.
+fn phase_lines(measured: &Measured) -> String {
+    let Some(rate) = measured.read_rate.filter(|_| !measured.phases.is_empty()) else {
         return String::new();
-    }
-    let floor_us = measured.bytes.floor_us();
+    };
+    let floor_us = measured.bytes.floor_us(rate);
     let share = floor_us / 1e3 / measured.round.median() * 100.0;
-    format!("    floor of {floor_us:.0} us, {share:.0} % of the round: {}\n", floor_is())
+    format!(
+        "{}    floor of {floor_us:.0} us, {share:.0} % of the round: {}\n",
+        table(&measured.phases, rate),
+        floor_is(rate)
+    )
 }
 
-fn floor_is() -> String {
-    format!("bytes at {} TB/s, as measured on an H200", H200_READ_RATE / 1e12)
+fn floor_is(read_rate: f64) -> String {
+    format!("bytes at {:.2} TB/s, by a plain read of this device's memory", read_rate / 1e12)
 }
 
 /// The command as it was typed, without the program's path.
@@ -463,6 +477,7 @@ mod tests {
             experts: Experts::Counted(3.0),
             phases: phases(&[device], &bytes),
             bytes,
+            read_rate: Some(4e12),
         }
     }
 
@@ -508,10 +523,10 @@ mod tests {
             ["verify", "draft"].map(|part| phases[part]["bytes"].as_u64().unwrap()).iter().sum();
         let floor_us = all["floor_us"].as_f64().unwrap();
         // Bytes are rounded to whole ones.
-        assert!((floor_us - bytes as f64 / 4.55e6).abs() < 1e-6, "{all}");
+        assert!((floor_us - bytes as f64 / 4e6).abs() < 1e-6, "{all}");
         assert!((all["floor_share"].as_f64().unwrap() - floor_us / 2000.0).abs() < 1e-9);
-        assert!(all["floor_is"].as_str().unwrap().contains("4.55 TB/s, as measured on an H200"));
-        assert!(floor_line(&measured).contains(&floor_is()));
+        assert!(all["floor_is"].as_str().unwrap().contains("4.00 TB/s, by a plain read"));
+        assert!(phase_lines(&measured).contains(&floor_is(4e12)));
     }
 
     #[test]
@@ -521,10 +536,10 @@ mod tests {
         add_phases(&mut all, &measured);
         assert_eq!(all["phases"].as_object().unwrap().len(), 2);
         assert!(all["floor_us"].as_f64() > Some(0.0) && all["phases_are"].is_null());
-        assert_eq!(floor_line(&measured), "");
+        assert_eq!(phase_lines(&measured), "");
         // Without times of devices there is no floor.
         let mut all = json!({});
-        add_phases(&mut all, &Measured { verify: None, draft: None, ..measured });
+        add_phases(&mut all, &Measured { verify: None, draft: None, read_rate: None, ..measured });
         assert!(all["phases"] == json!({}) && all["floor_us"].is_null());
     }
 }

@@ -383,6 +383,11 @@ impl Engine for CudaEngine {
         self.in_flight.check()?;
         self.ranks[0].phase_times(stamps)
     }
+
+    fn read_rate(&mut self) -> Result<Option<f64>, EngineError> {
+        self.in_flight.check()?;
+        self.ranks[0].read_rate().map(Some)
+    }
 }
 
 #[cfg(test)]

@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use bytemuck::Zeroable;
 use kilotok_abi::{
-    Fault, Memory, PLAN_CTA_BYTES, PLAN_THREAD_BYTES, Peers, PlanMemory, STAMPS_MAX, Stamped,
-    Timestamps, WideMemory,
+    Fault, Memory, PLAN_CTA_BYTES, PLAN_THREAD_BYTES, Peers, PlanMemory, ReadMemory, STAMPS_MAX,
+    Stamped, Timestamps, WideMemory,
 };
 use kilotok_engine::{EngineError, PhaseTime, StepTimes};
 
 use crate::chain::{Shape, Target, Tiles};
 use crate::constants::Constants;
 use crate::driver::doorbell::Doorbell;
-use crate::driver::{Device, DeviceMemory, DriverError, Kernel, Module, Pinned, Start};
+use crate::driver::{Device, DeviceMemory, DriverError, Kernel, Module, Pinned, Start, now};
 use crate::fault::RankFailure;
 use crate::layout::{Arguments, Layout};
 use crate::order;
@@ -31,6 +31,12 @@ const THREAD_COUNT: &str = "THREAD_COUNT";
 const ONE_TILE: &str = "ONE_TILE";
 /// Shared memory of a CTA of the wide pass.
 const WIDE_SHARED_BYTES: &str = "WIDE_SHARED_BYTES";
+/// Threads of a CTA of the kernel that reads memory.
+const READ_THREAD_COUNT: &str = "READ_THREAD_COUNT";
+/// Bytes that it reads at a time, much more than fits into L2 and a millisecond or two of an H200,
+/// and how often: so that starting it and noticing its end take less than a hundredth.
+const READ_BYTES_MAX: usize = 8 << 30;
+const READ_COUNT: u32 = 8;
 /// Threads of a CTA of the kernel that copies the plan.
 const PLAN_THREADS: usize = PLAN_CTA_BYTES / PLAN_THREAD_BYTES;
 
@@ -88,6 +94,7 @@ pub(crate) struct Rank {
 struct Kernels {
     count_off: Kernel,
     take_plan: Kernel,
+    read_memory: (Kernel, u32),
     target: Tiled,
     verify: Kernel,
     /// Context and rows, of a model with a drafter.
@@ -359,6 +366,29 @@ impl Rank {
         phase_times(parts).map_err(|reason| error(reason.to_string()))
     }
 
+    /// Bytes a second at which all multiprocessors read this rank's memory.
+    pub(crate) fn read_rate(&self) -> Result<f64, EngineError> {
+        let bytes = self.layout.map.bytes().min(READ_BYTES_MAX as u64);
+        let read = || {
+            let (kernel, threads) = &self.kernels.read_memory;
+            let (from, to) = (self.memory.address(), self.results.address());
+            let memory = ReadMemory { from, bytes, to };
+            let repeat = |count| {
+                (0..count).try_for_each(|_| launch(kernel, (self.grid, *threads), &memory))?;
+                self.device.finish()
+            };
+            // The first finish also dismisses the launches that wait for the next step's doorbell.
+            repeat(1)?;
+            let began = now();
+            repeat(READ_COUNT)?;
+            Ok(began.elapsed())
+        };
+        let took: Result<Duration, DriverError> = read();
+        let took = took
+            .map_err(|error| EngineError::Device { rank: self.index, reason: error.to_string() })?;
+        Ok(bytes as f64 * f64::from(READ_COUNT) / took.as_secs_f64())
+    }
+
     fn take_stamps(&self, host: &Pinned) -> Result<Vec<Stamped>, DriverError> {
         let place = self.place(self.layout.memory.trace);
         let range = place..place + self.layout.stamp_bytes;
@@ -460,11 +490,12 @@ fn launch_at<T: bytemuck::Pod>(
 ) -> Result<(), DriverError> {
     #[expect(unsafe_code, reason = "what a kernel does is not checked")]
     // SAFETY: the target's and the drafter's kernels take a `Memory`, those of the wide pass a
-    // `WideMemory`, the others a `VerifyMemory`, a `PlanMemory` and an address. Their addresses are
-    // those of the memory map, whose buffers have the sizes that the kernels were compiled with,
-    // and of pinned memory; all of it is dropped after the stream is finished. Into other ranks'
-    // memory they write only what those wait for in the same chain; if one of them is given up, so
-    // are all. Kernels of the wide pass wait for the launch before at once (`begin_wide`).
+    // `WideMemory`, the others a `VerifyMemory`, a `PlanMemory`, a `ReadMemory` and an address.
+    // Their addresses are those of the memory map, whose buffers have the sizes that the kernels
+    // were compiled with, and of pinned memory; all of it is dropped after the stream is finished.
+    // Into other ranks' memory they write only what those wait for in the same chain; if one of
+    // them is given up, so are all. Kernels of the wide pass wait for the launch before at once
+    // (`begin_wide`).
     unsafe {
         kernel.launch(start, ctas, argument)
     }
@@ -477,6 +508,7 @@ fn kernels(module: &Module, drafter: bool) -> Result<Kernels, DriverError> {
     Ok(Kernels {
         count_off: kernel("count_off")?,
         take_plan: module.kernel("take_plan", 0)?,
+        read_memory: (module.kernel("read_memory", 0)?, module.constant(READ_THREAD_COUNT)?),
         target: tiled("target")?,
         verify: kernel("verify")?,
         draft: if drafter { Some((tiled("draft_context")?, tiled("draft_rows")?)) } else { None },

@@ -50,6 +50,15 @@ pub trait Engine: Send {
     fn phase_times(&mut self) -> Result<Vec<PhaseTime>, EngineError> {
         Ok(Vec::new())
     }
+
+    /// Bytes a second that a device reads of its own memory, measured by plain loads while no step
+    /// is in flight; `None` for an engine without devices.
+    ///
+    /// # Errors
+    /// A device that fails.
+    fn read_rate(&mut self) -> Result<Option<f64>, EngineError> {
+        Ok(None)
+    }
 }
 
 /// The parts of a step.

@@ -437,6 +437,16 @@ static_assert(offsetof(PlanMemory, timestamps) == 24, "PlanMemory.timestamps");
 static_assert(offsetof(PlanMemory, bytes) == 32, "PlanMemory.bytes");
 static_assert(offsetof(PlanMemory, number) == 36, "PlanMemory.number");
 
+struct alignas(8) ReadMemory {
+  uint64_t from;
+  uint64_t bytes;
+  uint64_t to;
+};
+static_assert(sizeof(ReadMemory) == 24, "size of ReadMemory");
+static_assert(offsetof(ReadMemory, from) == 0, "ReadMemory.from");
+static_assert(offsetof(ReadMemory, bytes) == 8, "ReadMemory.bytes");
+static_assert(offsetof(ReadMemory, to) == 16, "ReadMemory.to");
+
 struct alignas(4) Timestamps {
   uint32_t begun;
   uint32_t verified;
