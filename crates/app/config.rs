@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use kilotok_batch::SLOTS_MAX;
-use kilotok_engine::{Caps, DRAFT_TEMPERATURE_MAX, Verification};
+use kilotok_engine::{DRAFT_TEMPERATURE_MAX, Verification};
 use kilotok_generation::WAITING_MAX;
 use kilotok_model::Knobs;
 use kilotok_sched::Limits;
@@ -141,7 +141,7 @@ pub(crate) struct RawConfig {
     pub(crate) no_drafts: bool,
     /// How drafts are verified of a request that samples and names no seed: by rejection sampling,
     /// or by sample and match, whose tokens are those without drafts. The distribution of tokens is
-    /// the same. Other requests are always matched [default: rejection, on GPUs match].
+    /// the same. Other requests are always matched [default: rejection].
     #[arg(long, value_name = "RULE", help_heading = "Scheduling")]
     pub(crate) verify: Option<VerifyRule>,
     /// Temperature of the drafts of rejection sampling, times the request's; 0 takes the likeliest
@@ -205,9 +205,10 @@ pub(crate) enum EngineKind {
     Cuda,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum VerifyRule {
+    #[default]
     Rejection,
     Match,
 }
@@ -290,24 +291,18 @@ pub(crate) struct RequestLimits {
     /// For a request without a number; limited by the room in the context.
     pub(crate) token_max_default: Option<u32>,
     pub(crate) allow_priority: bool,
-    pub(crate) verify: Option<VerifyRule>,
+    pub(crate) verify: VerifyRule,
     pub(crate) draft_temperature: f32,
 }
 
 impl RequestLimits {
     /// How drafts of sampled requests without a seed are verified.
-    pub(crate) fn verification(&self, caps: &Caps) -> Result<Verification> {
-        ensure!(
-            caps.rejection || self.verify != Some(VerifyRule::Rejection),
-            "--verify rejection: kernels for GPUs verify by sample and match; leave it out, or \
-             take --engine cpu"
-        );
+    pub(crate) fn verification(&self) -> Verification {
         let draft_temperature = self.draft_temperature;
-        Ok(match self.verify {
-            Some(VerifyRule::Match) => Verification::Match,
-            _ if !caps.rejection => Verification::Match,
-            _ => Verification::Rejection { draft_temperature },
-        })
+        match self.verify {
+            VerifyRule::Match => Verification::Match,
+            VerifyRule::Rejection => Verification::Rejection { draft_temperature },
+        }
     }
 }
 
@@ -461,7 +456,7 @@ fn requests(raw: &RawConfig) -> Result<RequestLimits> {
         (0.0..=DRAFT_TEMPERATURE_MAX).contains(&draft_temperature),
         "--draft-temperature is {draft_temperature}: give 0 to {DRAFT_TEMPERATURE_MAX}"
     );
-    let verify = raw.verify;
+    let verify = raw.verify.unwrap_or_default();
     Ok(RequestLimits {
         n_max,
         stop_max,

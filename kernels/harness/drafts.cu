@@ -1,5 +1,7 @@
-// The choice of drafts: the argmax over the logits of two ranks at every wanted token, of equal
-// ones the first, as `argmax` in crates/batch. Checked and timed. Needs a GPU:
+// The choice of drafts over the logits of two ranks: the argmax at every wanted token, of equal
+// ones the first, as `likeliest` in crates/batch; or, for every second run of the cases, a draft
+// that is drawn, whose law has the likeliest tokens of both ranks. How it is drawn from them is
+// checked by `sample`. Checked and timed. Needs a GPU:
 //
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -I kernels -I kernels/include \
 //     -I kernels/models/slice kernels/harness/drafts.cu -o drafts
@@ -30,15 +32,21 @@ struct DraftWork {
   uint32_t number;
 };
 
+struct DraftShared {
+  DraftScratch scratch;
+  HeldBatch batch;
+};
+
 __global__ void __launch_bounds__(CONSUMERS, 1)
     draft(const __grid_constant__ Memory memory, const __grid_constant__ DraftWork work) {
-  DraftScratch& scratch = *reinterpret_cast<DraftScratch*>(asked_memory());
+  DraftShared& shared = *reinterpret_cast<DraftShared*>(asked_memory());
+  shared.batch.fetch(memory);
   if (threadIdx.x == 0)
     wait_context = WaitContext::begin(memory.fault, memory.wait_max_ms, memory.rank);
   __syncthreads();
   Cta cta(memory, 0);
   for (int i = 0; i < work.repeats; i++) {
-    argmax_drafts(cta, scratch, work.wanted_count, work.number);
+    choose_drafts(cta, shared.scratch, shared.batch, work.number);
     cta.sync_grid();
   }
 }
@@ -96,6 +104,7 @@ struct DraftCheck {
   Buffers buffers;
   std::vector<Row> rows;
   Memory memory = {};
+  DraftMemory drafting = {};
   Peers receivers = {};
   DraftWork work = {};
 
@@ -105,7 +114,28 @@ struct DraftCheck {
       CASES[i % CASE_COUNT](rows[i]);
     }
     memory.logits = buffers.take(size_t{TOKENS_MAX} * VOCAB_ROWS * 4);
-    memory.draft_parts = buffers.take(size_t{TOKENS_MAX} * PARTS_MAX * 8);
+    drafting.parts = buffers.take(size_t{TOKENS_MAX} * PARTS_MAX * 8);
+    drafting.candidates = buffers.take(size_t{TOKENS_MAX} * PARTS_MAX * CANDIDATES_MAX * 8);
+    drafting.proposals =
+        buffers.take(size_t{TOKENS_MAX} * DRAFT_ROWS * CANDIDATES_MAX * sizeof(Candidate));
+    Slot slot = {};
+    slot.sampling = {1, 1.0f, 1.0f, 0.0f, 1.0f, 0.0f, 0.0f, 0, 0};
+    slot.draft_temperature = 1.0f;
+    drafting.slots = buffers.put(std::vector<Slot>(TOKENS_MAX, slot));
+    memory.drafting = buffers.put(std::vector<DraftMemory>{drafting});
+    std::vector<uint32_t> wanted;
+    std::vector<BatchToken> tokens;
+    std::vector<BatchRow> batch_rows;
+    for (uint32_t i = 0; i < TOKENS_MAX; i++) {
+      wanted.push_back(i);
+      tokens.push_back({0, 0, i, 0});
+      // Its first draft is wanted.
+      batch_rows.push_back({0, i - 1, 2, is_drawn(static_cast<int>(i)) ? i : ~0u, {}});
+    }
+    memory.wanted = buffers.put(wanted);
+    memory.tokens = buffers.put(tokens);
+    memory.rows = buffers.put(batch_rows);
+    memory.batch = buffers.take(sizeof(Batch));
     memory.drafted = buffers.take(TOKENS_MAX * 4);
     memory.barrier = buffers.take(COUNTERS * COUNTER_BYTES);
     for (int rank = 0; rank < RANKS; rank++)
@@ -115,6 +145,34 @@ struct DraftCheck {
     memory.wait_max_ms = wait_max_ms();
   }
 
+  static bool is_drawn(int wanted) { return wanted / CASE_COUNT % 2 == 1; }
+
+  // Whether a row of so many logits, from one on, has only finite ones.
+  bool is_finite(int wanted, int begin, int count) const {
+    return std::all_of(&rows[wanted][begin], &rows[wanted][begin] + count,
+                       [](float logit) { return std::isfinite(logit); });
+  }
+
+  static uint64_t key_of(float logit, uint32_t token) {
+    logit += 0.0f;
+    uint32_t bits;
+    std::memcpy(&bits, &logit, 4);
+    const uint32_t ascending = bits ^ (bits >> 31 ? ~0u : 0x80000000u);
+    return static_cast<uint64_t>(~ascending) << 32 | token;
+  }
+
+  // The keys of the likeliest of so many tokens, from one on.
+  std::vector<uint64_t> candidates_of(int wanted, int begin, int count) const {
+    std::vector<uint64_t> keys(CANDIDATES_MAX);
+    if (!is_finite(wanted, begin, count)) return keys;
+    std::vector<uint64_t> all;
+    for (int id = begin; id < begin + count; id++)
+      all.push_back(key_of(rows[wanted][id], static_cast<uint32_t>(id)));
+    std::sort(all.begin(), all.end());
+    std::copy_n(all.begin(), CANDIDATES_MAX, keys.begin());
+    return keys;
+  }
+
   // Whether a row has NaN logits.
   bool is_spoilt(int wanted) const {
     return std::any_of(rows[wanted].begin(), rows[wanted].end(),
@@ -122,17 +180,14 @@ struct DraftCheck {
   }
 
   // A rank's key for a row; smaller keys are more likely, see `exact::rank_key`.
-  uint64_t key_of(int rank, int wanted) const {
+  uint64_t best_of(int rank, int wanted) const {
     const int begin = rank * RANK_LOGITS;
     uint32_t token = likeliest_of(rows[wanted], begin, begin + RANK_LOGITS);
     float logit = rows[wanted][token] + 0.0f;
     // A rank whose logits are all NaN or -infinity has no token.
     if (std::isnan(logit)) logit = -INFINITY;
     if (logit == -INFINITY) token = NO_TOKEN;
-    uint32_t bits;
-    std::memcpy(&bits, &logit, 4);
-    const uint32_t ascending = bits ^ (bits >> 31 ? ~0u : 0x80000000u);
-    return static_cast<uint64_t>(~ascending) << 32 | token;
+    return key_of(logit, token);
   }
 
   // Writes the rank's logits, and the packets that the other rank has sent it.
@@ -141,50 +196,61 @@ struct DraftCheck {
     work.number = number;
     std::vector<float> own(size_t{TOKENS_MAX} * VOCAB_ROWS, NAN);
     std::vector<uint32_t> sent(size_t{TOKENS_MAX} * RANKS * 4);
-    for (int i = 0; i < TOKENS_MAX; i++) {
-      std::copy_n(&rows[i][rank * RANK_LOGITS], RANK_LOGITS, &own[size_t{VOCAB_ROWS} * i]);
-      const uint32_t other = 1 - rank;
-      const uint64_t key = key_of(static_cast<int>(other), i);
-      uint32_t* packet = &sent[(i * RANKS + other) * 4];
+    std::vector<uint32_t> candidates(size_t{TOKENS_MAX} * RANKS * CANDIDATES_MAX * 4);
+    const auto write = [&](uint32_t* packet, uint64_t key) {
       packet[0] = static_cast<uint32_t>(key);
       packet[1] = static_cast<uint32_t>(key >> 32);
       packet[2] = number;
       packet[3] = packet[0] ^ packet[1] ^ number;
+    };
+    for (int i = 0; i < TOKENS_MAX; i++) {
+      std::copy_n(&rows[i][rank * RANK_LOGITS], RANK_LOGITS, &own[size_t{VOCAB_ROWS} * i]);
+      const uint32_t other = 1 - rank;
+      write(&sent[(i * RANKS + other) * 4], best_of(static_cast<int>(other), i));
+      const auto keys = candidates_of(i, static_cast<int>(other) * RANK_LOGITS, RANK_LOGITS);
+      for (size_t k = 0; k < keys.size(); k++)
+        write(&candidates[((i * RANKS + other) * CANDIDATES_MAX + k) * 4], keys[k]);
     }
     Buffers::copy(memory.logits, own);
     for (uint64_t receiver : receivers.receivers)
       if (receiver) CHECK(cudaMemset(at<void>(receiver), 0, RECEIVER_BYTES));
     Buffers::copy(receivers.receivers[rank] + DRAFTS_OFFSET, sent);
+    Buffers::copy(receivers.receivers[rank] + CANDIDATES_OFFSET, candidates);
   }
 
   // Milliseconds.
   float launch(int wanted_count, int repeats) {
     CHECK(cudaMemset(at<void>(memory.barrier), 0, COUNTERS * COUNTER_BYTES));
     CHECK(cudaMemset(at<void>(memory.drafted), 0xff, TOKENS_MAX * 4));
-    CHECK(cudaMemset(at<void>(memory.draft_parts), 0xff, size_t{TOKENS_MAX} * PARTS_MAX * 8));
+    CHECK(cudaMemset(at<void>(drafting.parts), 0xff, size_t{TOKENS_MAX} * PARTS_MAX * 8));
+    Buffers::copy(memory.batch, std::vector<Batch>{{0, 0, static_cast<uint32_t>(wanted_count), 0}});
     work.wanted_count = wanted_count;
     work.repeats = repeats;
     void* arguments[] = {&memory, &work};
-    return launch_ms(draft, dim3(GRID), CONSUMERS, sizeof(DraftScratch), arguments);
+    return launch_ms(draft, dim3(GRID), CONSUMERS, sizeof(DraftShared), arguments);
   }
 
   void check(int wanted_count, Verdict& verdict) {
     launch(wanted_count, 1);
     const int rank = static_cast<int>(memory.rank);
     const auto drafted = read<uint32_t>(memory.drafted, TOKENS_MAX);
-    const auto parts = read<uint64_t>(memory.draft_parts, size_t{TOKENS_MAX} * PARTS_MAX);
+    const auto parts = read<uint64_t>(drafting.parts, size_t{TOKENS_MAX} * PARTS_MAX);
     const auto sent = read<uint32_t>(receivers.receivers[1 - rank] + DRAFTS_OFFSET,
                                      size_t{TOKENS_MAX} * RANKS * 4);
     // All CTAs share the rows; see `parts_of`.
     const int part_count = std::max(1, std::min(PARTS_MAX, GRID / wanted_count));
     for (int i = 0; i < wanted_count; i++) {
+      if (is_drawn(i)) {
+        check_drawn(i, drafted[i], verdict);
+        continue;
+      }
       if (is_spoilt(i)) {
         verdict.exact(drafted[i] < VOCAB, true, "a token after token, of", i, wanted_count);
         continue;
       }
       verdict.exact(drafted[i], likeliest_of(rows[i], 0, VOCAB), "draft after token, of", i,
                     wanted_count);
-      const uint64_t own = key_of(rank, i);
+      const uint64_t own = best_of(rank, i);
       const uint32_t* packet = &sent[(i * RANKS + rank) * 4];
       const uint32_t low = own, high = own >> 32;
       const bool whole = packet[0] == low && packet[1] == high && packet[2] == work.number &&
@@ -196,6 +262,23 @@ struct DraftCheck {
     }
     for (int i = wanted_count; i < TOKENS_MAX; i++)
       verdict.exact(drafted[i], ~0u, "nothing drafted at", i, wanted_count);
+  }
+
+  // The likeliest tokens of both ranks, and one of them. None where a logit is not finite.
+  void check_drawn(int wanted, uint32_t drafted, Verdict& verdict) const {
+    if (!is_finite(wanted, 0, VOCAB))
+      return verdict.exact(drafted, NO_TOKEN, "no draft after token, of", wanted, TOKENS_MAX);
+    const size_t law = static_cast<size_t>(wanted) * DRAFT_ROWS * CANDIDATES_MAX;
+    const auto found = read<Candidate>(drafting.proposals + law * sizeof(Candidate),
+                                       CANDIDATES_MAX);
+    const auto keys = candidates_of(wanted, 0, VOCAB);
+    bool one_of_them = false;
+    for (int i = 0; i < CANDIDATES_MAX; i++) {
+      verdict.exact(found[i].token, static_cast<uint32_t>(keys[i]), "candidate, of token", i,
+                    wanted);
+      one_of_them = one_of_them || found[i].token == drafted;
+    }
+    verdict.exact(one_of_them, true, "a candidate after token, of", wanted, TOKENS_MAX);
   }
 
   bool check_all() {

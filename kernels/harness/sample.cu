@@ -9,19 +9,51 @@
 //
 // PARTS is the number of CTAs that share a position. The file consists of 32-bit words; a list is
 // its length, then its words. Magic, number of groups; for each group: vocabulary, number of cases;
-// for each case: sampling, prompt_count, biases (pairs), ends of bad words, their tokens, end
-// tokens, history, number of steps; for each step: start, known tokens, drafts, scored tokens,
-// sample, top_count, masked, number of wanted tokens, then a formula of logits for each and a
-// formula of each mask, and the answer.
+// for each case: sampling, prompt_count, draft temperature, biases (pairs), ends of bad words,
+// their tokens, end tokens, history, number of steps; for each step: start, known tokens, drafts,
+// scored tokens, sample, top_count, number of masks, whether drafts are drawn, number of wanted
+// tokens, then a formula of logits for each, a formula of each mask, for each draft that is drawn a
+// formula of the drafter's logits and its law, and the answer.
 #include <string>
 
 #include "bench.h"
 #include "kilotok/phase/verify.cuh"
+#include "kilotok/sample/draw.cuh"
 #include "sample/typical.h"
 
 using namespace kilotok;
 
-constexpr int SHARED_BYTES = larger(sizeof(SampleScratch), sizeof(VerifyScratch));
+constexpr int SHARED_BYTES =
+    larger(larger(sizeof(SampleScratch), sizeof(VerifyScratch)), sizeof(DrawScratch));
+
+// Draws a draft by each CTA, from a row that is read in parts.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    draw_drafts(const __grid_constant__ DraftMemory memory, const DraftOrder* draws,
+                const float* logits, int vocab, int stride, int parts, uint32_t* drafted) {
+  DrawScratch& scratch = *reinterpret_cast<DrawScratch*>(bench::asked_memory());
+  if (threadIdx.x >= CONSUMERS) return;
+  const int each = (vocab + parts * 128 - 1) / (parts * 128) * 128;
+  const size_t index = blockIdx.x;
+  uint64_t* candidates =
+      at<uint64_t>(memory.candidates) + index * PARTS_MAX * CANDIDATES_MAX;
+  const float* row = logits + index * stride;
+  for (int part = 0; part < parts; part++) {
+    const int begin = part * each < vocab ? part * each : vocab;
+    const int end = begin + each < vocab ? begin + each : vocab;
+    const RowPart own{row, begin, end, 0};
+    list_candidates(scratch, own, part, candidates + part * CANDIDATES_MAX);
+    Consumers::sync();
+  }
+  for (int i = Consumers::thread(); i < parts * CANDIDATES_MAX; i += CONSUMERS)
+    scratch.list[i] = candidates[i];
+  Consumers::sync();
+  sort(scratch.list, parts * CANDIDATES_MAX);
+  if (Consumers::warp() != 0) return;
+  const DraftOrder& one = draws[index];
+  const uint32_t token =
+      draw(memory, scratch.list, {one.slot, static_cast<int>(one.index), one.first});
+  if (Consumers::lane() == 0) drafted[index] = token;
+}
 
 // All phases of sampling, `repeats` times.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -158,7 +190,9 @@ static uint64_t as_address(T* p) {
 struct Device {
   Memory memory{};
   SampleMemory sampling{};
-  Room rooms[24];
+  Room rooms[32];
+  DraftMemory drafting{};
+  uint64_t draws, draft_logits, drafted;
   int next = 0;
 
   template <class T>
@@ -183,6 +217,9 @@ struct Device {
     sampling.bad_tokens = take<uint32_t>(slot_count * BAD_TOKENS_MAX);
     sampling.bad_ends = take<uint32_t>(slot_count * BAD_WORDS_MAX);
     sampling.end_tokens = take<uint32_t>(slot_count * END_TOKENS_MAX);
+    sampling.proposals = take<Candidate>(slot_count * DRAFT_ROWS * CANDIDATES_MAX);
+    drafting.slots = sampling.slots;
+    drafting.proposals = sampling.proposals;
     memory.barrier = take<uint32_t>(1);
     memory.fault = bench::fault_address();
     memory.wait_max_ms = bench::wait_max_ms();
@@ -203,10 +240,20 @@ struct Device {
     sampling.chosen = take<uint32_t>(wanted);
     sampling.reports = take<Report>(wanted);
     sampling.tops = take<Top>(wanted * TOPS_MAX);
+    sampling.judged = take<Judged>(wanted * CANDIDATES_MAX);
+    const size_t drawn = batch.draws.size();
+    drafting.candidates = take<uint64_t>(drawn * PARTS_MAX * CANDIDATES_MAX);
+    draws = put(batch.draws);
+    drafted = take<uint32_t>(drawn);
+    draft_logits = take<float>(drawn * sampling.stride);
+    auto* draft_formulas = reinterpret_cast<const LogitFormula*>(put(batch.draft_logits));
     auto* formulas = reinterpret_cast<const LogitFormula*>(put(batch.logits));
     auto* besides = reinterpret_cast<const uint32_t*>(put(batch.words));
     const int vocab = sampling.vocab, stride = sampling.stride, words = sampling.mask_words;
     make(make_logits, wanted, formulas, besides, at_host<float>(sampling.logits), vocab, stride);
+    if (drawn > 0)
+      make(make_logits, drawn, draft_formulas, besides, at_host<float>(draft_logits), vocab,
+           stride);
     if (!batch.masks.empty()) {
       auto* masks = reinterpret_cast<const MaskFormula*>(put(batch.masks));
       make(make_masks, batch.masks.size(), masks, besides, at_host<uint32_t>(sampling.masks),
@@ -219,6 +266,17 @@ struct Device {
   template <class T>
   static T* at_host(uint64_t address) {
     return reinterpret_cast<T*>(address);
+  }
+
+  // Draws the drafts. Milliseconds.
+  float draw(size_t count, int parts) {
+    auto* one = at_host<const DraftOrder>(draws);
+    auto* logits = at_host<const float>(draft_logits);
+    auto* to = at_host<uint32_t>(drafted);
+    int vocab = sampling.vocab, stride = sampling.stride;
+    void* arguments[] = {&drafting, &one, &logits, &vocab, &stride, &parts, &to};
+    return bench::launch_ms(draw_drafts, dim3(static_cast<unsigned>(count)), THREADS, SHARED_BYTES,
+                            arguments);
   }
 
   // Milliseconds.
@@ -266,9 +324,12 @@ static void write_lists(Room& histories, Room& biases, const Group& group, StepB
   }
 }
 
-static Answers read_answers(const Device& device, const StepBatch& batch) {
+static Answers read_answers(const Device& device, const StepBatch& batch, size_t slot_count) {
   const size_t wanted = batch.wanted.size();
-  return {bench::read<RowChoice>(device.sampling.row_choices, batch.rows.size()),
+  return {bench::read<uint32_t>(device.drafted, batch.draws.size()),
+          bench::read<Candidate>(device.sampling.proposals,
+                                 slot_count * DRAFT_ROWS * CANDIDATES_MAX),
+          bench::read<RowChoice>(device.sampling.row_choices, batch.rows.size()),
           bench::read<uint32_t>(device.sampling.chosen, wanted),
           bench::read<Report>(device.sampling.reports, wanted),
           bench::read<Top>(device.sampling.tops, wanted * TOPS_MAX)};
@@ -277,7 +338,7 @@ static Answers read_answers(const Device& device, const StepBatch& batch) {
 static size_t run_cases(const std::vector<Group>& groups, uint32_t parts) {
   Device device;
   Room histories, biases;
-  size_t wrong = 0, steps = 0, positions = 0;
+  size_t wrong = 0, steps = 0, positions = 0, drafts = 0;
   for (const Group& group : groups) {
     device.set_up(group.vocab, group.cases.size());
     write_slots(device, group);
@@ -286,15 +347,19 @@ static size_t run_cases(const std::vector<Group>& groups, uint32_t parts) {
       if (batch.rows.empty()) continue;
       write_lists(histories, biases, group, batch);
       device.load(batch);
+      if (!batch.draws.empty()) device.draw(batch.draws.size(), static_cast<int>(parts));
       device.run(batch.rows.size(), batch.wanted.size(), parts, 1);
-      const Answers answers = read_answers(device, batch);
+      const Answers answers = read_answers(device, batch, group.cases.size());
+      wrong += compare_drafts(group, batch, step, answers);
+      drafts += batch.draws.size();
       const auto slots = bench::read<Slot>(device.sampling.slots, group.cases.size());
       wrong += compare(group, batch, step, answers, slots);
       steps += batch.rows.size();
       positions += batch.wanted.size();
     }
   }
-  std::printf("parts %u: %zu rows, %zu wanted tokens, %zu wrong\n", parts, steps, positions, wrong);
+  std::printf("parts %u: %zu rows, %zu wanted tokens, %zu drafts drawn, %zu wrong\n", parts, steps,
+              positions, drafts, wrong);
   // A file without cases proves nothing.
   return positions == 0 ? 1 : wrong;
 }
@@ -310,15 +375,21 @@ static void clock(const char* name, const Case& one, uint32_t top_count, uint32_
   StepBatch batch = batch_of(group, 0);
   write_lists(histories, biases, group, batch);
   device.load(batch);
+  float draw_ms = 0;
+  for (int i = 0; i < 5 && !batch.draws.empty(); i++)
+    draw_ms = device.draw(batch.draws.size(), static_cast<int>(parts));
   device.run(1, batch.wanted.size(), parts, 1);
   float least = 1e9f;
   for (int i = 0; i < 5; i++) {
     const float ms = device.run(1, batch.wanted.size(), parts, REPEATS);
     least = ms < least ? ms : least;
   }
-  const Answers answers = read_answers(device, batch);
+  const Answers answers = read_answers(device, batch, 1);
   std::printf("%-34s parts %2u: %7.2f us a step of %zu positions (%u tokens)\n", name, parts,
               least * 1000 / REPEATS, batch.wanted.size(), answers.rows[0].token_count);
+  if (!batch.draws.empty())
+    std::printf("%-34s a CTA each: %.2f us for %zu drafts, with the launch\n", "  drawn before",
+                draw_ms * 1000, batch.draws.size());
 }
 
 // Times all requests, or the one with the given name.

@@ -25,8 +25,8 @@ struct Pass {
     if constexpr (DRAFT) {
       w.cta.sync_grid();
       static_assert(sizeof(DraftScratch) <= SCRATCH_BYTES, "it fits the sums' place");
-      argmax_drafts(w.cta, *reinterpret_cast<DraftScratch*>(w.shared.sums.scratch),
-                    w.batch().counts.wanted_count, w.batch().counts.collectives + 1);
+      choose_drafts(w.cta, *reinterpret_cast<DraftScratch*>(w.shared.sums.scratch), w.batch(),
+                    w.batch().counts.collectives + 1);
     }
   }
   static __device__ __forceinline__ void produce(Warp& w) { produce_pass<DRAFT, TILES>(w); }
@@ -152,7 +152,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   note_drafted(memory);
 }
 
-// The drafter's layers over draft rows: writes the most likely tokens at the wanted ones.
+// The drafter's layers over draft rows: chooses the drafts at the wanted tokens.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     draft_rows(const __grid_constant__ Memory memory) {
   run<Pass<true, 1>>(memory);

@@ -16,6 +16,8 @@ use setup::{BIAS, COMBINATIONS, HISTORY, PROMPT_COUNT, REPETITION, Row, VOCAB, m
 
 #[path = "../law/exact.rs"]
 mod exact;
+#[path = "judged.rs"]
+mod judged;
 #[path = "../law/setup.rs"]
 mod setup;
 

@@ -1,9 +1,9 @@
 //! Draws through the `sampling` crate, rows computed once or every time, and draws with mistakes.
 
-use kilotok_abi::{Purpose, Sampling, TokenId};
+use kilotok_abi::{Candidate, Purpose, Sampling, TokenId};
 use kilotok_sampling::{
-    Draws, Fault, History, Proposal, Ranking, Rule, Sampler, Setup, Verdict, match_drafts, pick,
-    probabilities, process,
+    Draws, Fault, History, Proposal, Ranking, Rule, Sampler, Setup, TargetLaw, Verdict,
+    match_drafts, pick, probabilities, process,
 };
 
 use crate::setup::{
@@ -62,9 +62,21 @@ fn draft_laws(setting: Setting) -> DraftLaws {
         let mut proposal = Proposal::default();
         let logits = drafter_logits(setting.drafter, offset, last as TokenId);
         sampler.propose(&mut proposal, setting.draft_temperature, &logits).expect("a draft");
-        proposal.q.try_into().expect("one row")
+        row_of(&proposal.laws[0])
     };
     (0..DRAFTS).map(|offset| std::array::from_fn(|last| law(offset, last))).collect()
+}
+
+fn row_of(law: &[Candidate]) -> Row<f32> {
+    let mut row = [0.0; VOCAB];
+    law.iter().for_each(|candidate| row[candidate.token as usize] = candidate.probability);
+    row
+}
+
+/// The candidates of a row of probabilities.
+fn law_of(row: &Row<f32>) -> Vec<Candidate> {
+    let candidates = (0..).zip(row).filter(|&(_, &probability)| probability > 0.0);
+    candidates.map(|(token, &probability)| Candidate { token, probability }).collect()
 }
 
 /// Rows and laws of a setting, computed once.
@@ -89,6 +101,14 @@ impl Tables {
         Self { rows, laws, drafts, cumulative, length: setting.length }
     }
 
+    /// The target's laws at nodes.
+    fn target(&self, nodes: &[usize]) -> Vec<TargetLaw<'_>> {
+        nodes
+            .iter()
+            .map(|&node| TargetLaw::new(&self.rows[node]).expect("allowed tokens"))
+            .collect()
+    }
+
     /// Fills the proposal that follows `tokens`; `draw(i, offset, last)` draws draft i. Gives the
     /// nodes after 0, 1, .. drafts.
     pub(super) fn propose(
@@ -102,9 +122,9 @@ impl Tables {
         let mut last = last_of(tokens);
         proposal.first = (HISTORY.len() + done) as u32;
         proposal.drafts.clear();
-        proposal.q.clear();
+        proposal.laws.clear();
         for i in 0..draft_count(done, self.length) {
-            proposal.q.extend_from_slice(&self.drafts[done + i][last as usize]);
+            proposal.laws.push(law_of(&self.drafts[done + i][last as usize]));
             last = draw(i, done + i, last as usize);
             proposal.drafts.push(last);
             nodes[i + 1] = after(nodes[i], last);
@@ -120,12 +140,7 @@ impl Tables {
         proposal: &Proposal,
         nodes: &[usize],
     ) -> Verdict {
-        let mut p = [0.0; VOCAB * (DRAFTS + 1)];
-        let p = &mut p[..VOCAB * (proposal.drafts.len() + 1)];
-        for (row, &node) in p.chunks_exact_mut(VOCAB).zip(nodes) {
-            row.copy_from_slice(&self.laws[node]);
-        }
-        proposal.judge(rule, seed, p)
+        proposal.judge(rule, seed, &self.target(&nodes[..=proposal.drafts.len()]))
     }
 }
 
@@ -289,13 +304,14 @@ pub(super) fn count_mistaken(setting: Setting, rule: Rule, mistake: Mistake) -> 
         };
         let mut believed = Vec::new();
         let nodes = tables.propose(tokens, &mut proposal, |i, offset, last| {
-            believed.extend_from_slice(&others[offset][last]);
+            believed.push(law_of(&others[offset][last]));
             race(draws(i, Purpose::Draft), |token| tables.drafts[offset][last][token])
         });
         if mistake == Mistake::OtherProposal {
-            proposal.q = believed;
+            proposal.laws = believed;
         }
-        let (drafts, q) = (&proposal.drafts, &proposal.q);
+        let drafts = &proposal.drafts;
+        let q: Vec<f32> = proposal.laws.iter().flat_map(|law| row_of(law)).collect();
         let p = nodes.map(|node| &tables.laws[node]);
         let right = tables.judge(rule, seed, &proposal, &nodes);
         let (accepted, mass) = match mistake {
@@ -304,7 +320,7 @@ pub(super) fn count_mistaken(setting: Setting, rule: Rule, mistake: Mistake) -> 
                 ((0..drafts.len()).take_while(matches).count(), 1.0)
             }
             Mistake::ReusedNoise => {
-                joint_verification(drafts, q, &p, |i| draws(i, Purpose::Accept).uniform(0))
+                joint_verification(drafts, &q, &p, |i| draws(i, Purpose::Accept).uniform(0))
             }
             _ => (right.accepted, 1.0),
         };
@@ -331,7 +347,7 @@ pub(super) fn count_mistaken(setting: Setting, rule: Rule, mistake: Mistake) -> 
 }
 
 fn race(draws: Draws, weight: impl Fn(usize) -> f32) -> TokenId {
-    draws.race_weights(VOCAB, weight).unwrap_or(0)
+    draws.race_among((0..).zip((0..VOCAB).map(|token| weight(token).ln()))).unwrap_or(0)
 }
 
 /// How many drafts are kept, and the running mass after them.

@@ -1,10 +1,12 @@
 //! The target's distribution by the definitions, in f64 and without a line of the `sampling` crate,
 //! and the distance of draws from it.
 
+use std::fmt::Debug;
+
 use kilotok_abi::TokenId;
 
 use super::setup::{HISTORY, PROMPT_COUNT, Row, VOCAB, mask_of, setup_of};
-use super::{DRAWS, FALSE_ALARM, Setting, target_logits};
+use super::{FALSE_ALARM, Setting, target_logits};
 
 /// The distribution of the token after `tokens`, the history first.
 fn exact_law(combination: u32, tokens: &[TokenId]) -> Row<f64> {
@@ -77,11 +79,14 @@ pub(super) struct Finding {
 }
 
 impl Finding {
-    /// Cells that expect fewer than 5 draws are joined, the rarest first.
     pub(super) fn new(setting: Setting, counts: &[u32]) -> Self {
-        let joint = exact_joint(setting.combination, setting.length);
-        let cells =
-            counts.iter().map(|&n| f64::from(n)).zip(joint.iter().map(|p| p * DRAWS as f64));
+        Self::of(counts, &exact_joint(setting.combination, setting.length))
+    }
+
+    /// Of draws by a law. Cells that expect fewer than 5 are joined, the rarest first.
+    pub(super) fn of(counts: &[u32], law: &[f64]) -> Self {
+        let draws: f64 = counts.iter().map(|&count| f64::from(count)).sum();
+        let cells = counts.iter().map(|&n| f64::from(n)).zip(law.iter().map(|p| p * draws));
         let (mut possible, never): (Vec<_>, Vec<_>) = cells.partition(|cell| cell.1 > 0.0);
         possible.sort_by(|a, b| a.1.total_cmp(&b.1));
         let mut joined: Vec<(f64, f64)> = Vec::new();
@@ -131,7 +136,7 @@ impl Finding {
     }
 
     /// For one of `setting_count` settings that may not fail.
-    pub(super) fn assert_right(&self, setting: Setting, setting_count: usize) {
+    pub(super) fn assert_right(&self, setting: impl Debug, setting_count: usize) {
         assert_eq!(self.impossible, 0, "{setting:?} {self:?}");
         let probability = self.probability();
         let threshold = FALSE_ALARM / setting_count as f64;

@@ -111,7 +111,6 @@ fn caps(draw: &mut Draw, ample: bool) -> Caps {
         wide_from: draw.one_of(&[None, None, Some(1), Some(9), Some(33)]),
         draft_max: draw.one_of(&[0, 1, 3, 7, 7]),
         drafter,
-        rejection: true,
         logprobs_max: 3,
         steps_in_flight_max: 2,
         groups,

@@ -17,6 +17,10 @@ pub const END_TOKENS_MAX: usize = 1152;
 pub const TOPS_MAX: usize = 20;
 /// CTAs that share one position, where its choice is one pass over the logits.
 pub const PARTS_MAX: usize = 16;
+/// Tokens that a draft of rejection sampling is drawn from: the likeliest of the drafter's. A draft
+/// may be drawn by any law, as long as it is judged by that law. So many tokens have nearly all of
+/// the probability, and are few enough to keep and to exchange between ranks.
+pub const CANDIDATES_MAX: usize = 64;
 /// Tokens of a step whose logits are wanted, at most: those of 256 rows with seven drafts each.
 pub const WANTED_MAX: usize = 2048;
 /// The bit of a slot's 16 bits for a token which is set if it occurred in prompt or output.
@@ -49,7 +53,8 @@ abi_struct! {
         pub end_token_count: u32,
         /// Whether the slot's row of biases is used.
         pub biased: u32,
-        pub reserved: u32,
+        /// Where drafts are drawn: times the request's temperature, that of their law.
+        pub draft_temperature: f32,
     }
 }
 
@@ -62,13 +67,22 @@ abi_struct! {
 }
 
 abi_struct! {
+    /// A token that a draft could have been, and the probability with which it was drawn.
+    pub struct Candidate : 8 {
+        pub token: u32,
+        pub probability: f32,
+    }
+}
+
+abi_struct! {
     /// The sampling request of a row of the batch, beside its [`crate::BatchRow`].
     pub struct SampleRow : 64 {
         pub slot: u32,
         /// The row's tokens that are not drafts; they come first.
         pub known_count: u32,
-        /// Whether to choose tokens after the last known one and each draft.
-        pub sample: u32,
+        /// Tokens to choose at most: one after the last known one and one after each draft, but for
+        /// a mask that is missing at the end. 0 for none.
+        pub choice_count: u32,
         /// Whether a request enters the slot. The host has written the [`Slot`], bad words and end
         /// tokens; the tables of counts and biases follow from the lists below.
         pub fresh: u32,
@@ -89,7 +103,20 @@ abi_struct! {
         pub bias_count: u32,
         /// Which of the step's drafts begins with the row's newest token; `!0` for none.
         pub draft: u32,
-        pub reserved: u32,
+        /// Whether the drafts were drawn and are judged by rejection sampling.
+        pub judged: u32,
+    }
+}
+
+abi_struct! {
+    /// What the target makes of a candidate of a draft that is judged.
+    pub struct Judged : 16 {
+        pub probability: f32,
+        /// The processed logit.
+        pub logit: f32,
+        /// The report of the model's own logit, if one is wanted.
+        pub logprob: f32,
+        pub rank: u32,
     }
 }
 
@@ -152,7 +179,7 @@ abi_struct! {
 
 abi_struct! {
     /// The memory of sampling on a rank.
-    pub struct SampleMemory : 160 {
+    pub struct SampleMemory : 176 {
         /// Valid entries of a row of logits.
         pub vocab: u32,
         /// Entries of a row of logits, biases and counts, a multiple of 16.
@@ -197,14 +224,32 @@ abi_struct! {
         /// Batches of drafts, complete except for each row's newest token and its position, see
         /// `kernels/step/verify.cuh`.
         pub drafts: u64,
+        /// `[slots, DRAFT_ROWS, CANDIDATES_MAX]` of [`Candidate`]: the laws of drafts that were
+        /// drawn.
+        pub proposals: u64,
+        /// `[wanted, CANDIDATES_MAX]` of [`Judged`].
+        pub judged: u64,
     }
 }
 
 abi_struct! {
     /// The argument of the verify kernel.
-    pub struct VerifyMemory : 472 {
+    pub struct VerifyMemory : 488 {
         pub memory: Memory,
         pub sampling: SampleMemory,
+    }
+}
+
+abi_struct! {
+    /// What drafts are chosen in and drawn by.
+    pub struct DraftMemory : 32 {
+        /// `[TOKENS_MAX, PARTS_MAX]`, 64 bits: the best of each part of a draft's logits.
+        pub parts: u64,
+        /// `[TOKENS_MAX, PARTS_MAX, CANDIDATES_MAX]`, 64 bits: the same of drafts that are drawn.
+        pub candidates: u64,
+        /// As in [`SampleMemory`].
+        pub slots: u64,
+        pub proposals: u64,
     }
 }
 
@@ -281,7 +326,7 @@ impl SlotLists {
                 bad_word_count: bad_words.len() as u32,
                 end_token_count: end_tokens.len() as u32,
                 biased: u32::from(!logit_bias.is_empty()),
-                reserved: 0,
+                draft_temperature: 1.0,
             },
             biases: Bias::of_each(logit_bias),
             bad_tokens: bad_words.concat(),

@@ -35,7 +35,8 @@ abi_struct! {
         /// Index of the first token in the batch.
         pub first: u32,
         pub count: u32,
-        pub reserved: u32,
+        /// Of a row of drafts that are drawn: its slot. `!0` for the likeliest tokens.
+        pub slot: u32,
         /// By page group: page p of the sequence is `pages[pages_at + p]`, the sum wrapping.
         pub pages_at: [u32; 4],
     }
@@ -158,8 +159,8 @@ abi_struct! {
         pub fused: u64,
         /// `[TOKENS_MAX, vocab / ranks]`, F32.
         pub logits: u64,
-        /// `[TOKENS_MAX, PARTS_MAX]`, 64 bits: the best of each part of a draft's logits.
-        pub draft_parts: u64,
+        /// The [`crate::DraftMemory`].
+        pub drafting: u64,
         /// `[TOKENS_MAX]`: the drafts chosen, one for each wanted token. In the host's memory.
         pub drafted: u64,
         /// [`COUNTERS`] that CTAs share, each in [`COUNTER_BYTES`]; zero when a kernel starts.

@@ -1,7 +1,7 @@
 //! The rows of a plan as one run of tokens.
 
 use kilotok_abi::TokenId;
-use kilotok_engine::{EngineError, Row, RowTokens, StepPlan};
+use kilotok_engine::{EngineError, Row, RowTokens, StepPlan, Verification};
 
 use crate::slots::Slots;
 
@@ -18,6 +18,8 @@ pub struct BatchRow<'a> {
     pub plan: &'a Row,
     pub first: usize,
     pub count: usize,
+    /// How its drafts are made, and how those that its slot holds are verified.
+    pub rule: Verification,
 }
 
 impl<'a> Batch<'a> {
@@ -40,7 +42,7 @@ impl<'a> Batch<'a> {
             let count = batch.tokens.len() - first;
             batch.positions.extend(row.start..row.start + count as u32);
             batch.row_of.extend(std::iter::repeat_n(index, count));
-            batch.rows.push(BatchRow { plan: row, first, count });
+            batch.rows.push(BatchRow { plan: row, first, count, rule: slots.rule(row) });
         }
         Ok(batch)
     }

@@ -115,7 +115,6 @@ impl Sizes {
             wide_from: None,
             draft_max: draft_max(spec),
             drafter: spec.drafter.is_some(),
-            rejection: true,
             logprobs_max: LOGPROBS_MAX.min(spec.vocab_size as u32),
             steps_in_flight_max: 1,
             groups: grouping.groups.clone(),

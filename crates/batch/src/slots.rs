@@ -16,6 +16,7 @@ struct Slot {
     /// Whether the choice of a token reads the tokens before it.
     keeps_history: bool,
     verification: Verification,
+    rule: Verification,
     /// Number of positions whose tokens are in the sampler's history.
     known: u32,
     held: Option<Held>,
@@ -78,6 +79,13 @@ impl Slots {
         self.slots[slot.0 as usize].as_mut()?.held.as_mut()
     }
 
+    /// The rule by which a checked row's drafts are made and verified. Greedy requests are matched:
+    /// both rules give them the same tokens.
+    pub fn rule(&self, row: &Row) -> Verification {
+        let slot = || self.slots[row.slot.0 as usize].as_ref().map(|slot| slot.rule);
+        row.setup.as_deref().map(rule_of).or_else(slot).unwrap_or_default()
+    }
+
     /// Sets up the slots of new requests and counts the tokens that the host sent. Held tokens are
     /// in the batch by now, so slots let go of them.
     pub fn enter(&mut self, batch: &Batch<'_>) {
@@ -85,8 +93,8 @@ impl Slots {
             let slot = &mut self.slots[row.plan.slot.0 as usize];
             if let Some(setup) = &row.plan.setup {
                 let (keeps_history, known) = (setup.needs_history(), setup.history.len() as u32);
-                let verification = setup.verification;
-                *slot = Some(Slot { keeps_history, verification, known, held: None });
+                let (verification, rule) = (setup.verification, rule_of(setup));
+                *slot = Some(Slot { keeps_history, verification, rule, known, held: None });
             }
             let slot = slot.as_mut().expect("a checked row's slot is set up");
             slot.held = None;
@@ -103,6 +111,11 @@ impl Slots {
         slot.held =
             tokens.last().map(|&anchor| Held { start: end - 1, anchor, drafts: Vec::new() });
     }
+}
+
+fn rule_of(setup: &SlotSetup) -> Verification {
+    let greedy = Setup::new(setup.sampling, setup.prompt_count).is_greedy();
+    if greedy { Verification::Match } else { setup.verification }
 }
 
 pub(crate) fn sampling_setup(setup: &SlotSetup) -> Setup {

@@ -165,10 +165,9 @@ impl Informed {
         if self.verification.is_match() || !held {
             return self.sampler.verify(first, drafts, masks, logits, tokens);
         }
-        let vocab_size = logits.len() / (drafts.len() + 1);
         proposal.first = first;
         proposal.drafts.truncate(drafts.len());
-        proposal.q.truncate(drafts.len() * vocab_size);
+        proposal.laws.truncate(drafts.len());
         self.sampler.judge(Rule::Joint, &proposal, masks, logits, tokens)
     }
 }

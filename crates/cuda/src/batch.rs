@@ -1,13 +1,16 @@
 //! Batches in the kernels' layout: the tokens of each row, where logits are needed, and the pages
 //! of every row.
 
-use kilotok_abi::{Batch as Header, BatchRow, BatchToken, GROUPS_MAX};
+use kilotok_abi::{Batch as Header, BatchRow, BatchToken, GROUPS_MAX, SlotId};
 use kilotok_batch::Batch;
 use kilotok_engine::{PageGroup, Row};
 use kilotok_model::ModelSpec;
 
 /// A token without a row in the embedding: the mask that a drafter brings, as in `phase/embed.cuh`.
 const MASK_TOKEN: u32 = !0;
+
+/// The slot of rows whose drafts are not drawn.
+const NO_SLOT: u32 = !0;
 
 /// The layout of a batch: a header, then arrays for the longest batch, as `DraftBatch` in
 /// `kernels/step/verify.cuh`, which compares them at compile time. Pages are stored elsewhere.
@@ -66,6 +69,8 @@ pub(crate) struct DeviceBatch {
 pub(crate) struct DraftRow {
     /// Index in the target's batch.
     pub(crate) row: usize,
+    /// The row's slot, if the drafts are drawn.
+    pub(crate) drawn: Option<SlotId>,
     pub(crate) draft_count: u32,
 }
 
@@ -91,6 +96,9 @@ impl DeviceBatch {
         for row in rows {
             let first = own.tokens.len();
             own.add_row(0, shape.rows, self.rows[row.row].pages_at);
+            if let (Some(slot), Some(own)) = (row.drawn, own.rows.last_mut()) {
+                own.slot = slot.0;
+            }
             own.tokens[first..].iter_mut().for_each(|token| token.token = shape.mask);
             let drafted = first as u32 + 1..=first as u32 + row.draft_count;
             own.wanted.extend(drafted);
@@ -114,7 +122,7 @@ impl DeviceBatch {
 
     fn add_row(&mut self, start: u32, count: usize, pages_at: [u32; GROUPS_MAX]) {
         let (row, first) = (self.rows.len() as u32, self.tokens.len() as u32);
-        self.rows.push(BatchRow { start, first, count: count as u32, reserved: 0, pages_at });
+        self.rows.push(BatchRow { start, first, count: count as u32, slot: NO_SLOT, pages_at });
         let token = |position| BatchToken { token: 0, position, row, tap: 0 };
         self.tokens.extend((start..start + count as u32).map(token));
     }
@@ -155,7 +163,7 @@ impl DeviceBatch {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use kilotok_abi::{PageId, Sampling, SlotId, TokenId};
+    use kilotok_abi::{PageId, Sampling, TokenId};
     use kilotok_batch::Slots;
     use kilotok_engine::{PageKind, PageRun, RowTokens, SlotSetup, StepPlan};
     use kilotok_testkit::Toy;
@@ -222,7 +230,8 @@ pub(crate) mod tests {
     #[test]
     fn drafts_are_masks_after_a_token() {
         let target = target();
-        let rows = [DraftRow { row: 1, draft_count: 3 }, DraftRow { row: 0, draft_count: 1 }];
+        let likeliest = DraftRow { row: 1, drawn: None, draft_count: 3 };
+        let rows = [likeliest, DraftRow { row: 0, drawn: Some(SlotId(5)), draft_count: 1 }];
         let drafts = target.drafts(&rows, DRAFTS);
         assert_eq!(drafts.tokens.len(), 8);
         let masks = [1, 2, 3, 5, 6, 7].map(|index: usize| drafts.tokens[index].token);
@@ -230,6 +239,7 @@ pub(crate) mod tests {
         assert_eq!(drafts.wanted, [1, 2, 3, 5]);
         assert_eq!(drafts.rows[0].pages_at, target.rows[1].pages_at);
         assert_eq!((drafts.rows[1].first, drafts.rows[1].count), (4, 4));
+        assert_eq!([drafts.rows[0].slot, drafts.rows[1].slot], [NO_SLOT, 5]);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use std::fmt::Write;
 
-use kilotok_abi::{COUNTER_BYTES, COUNTERS, LayerMemory, PARTS_MAX};
+use kilotok_abi::{CANDIDATES_MAX, COUNTER_BYTES, COUNTERS, Candidate, LayerMemory, PARTS_MAX};
 use kilotok_model::{ModelSpec, Part, WeightFormat};
 
 use crate::batch::{Arrays, drafts_together};
@@ -42,7 +42,8 @@ const PACKET_SETS: usize = 2;
 const READERS: usize = 2;
 /// The counters of a launch.
 pub(crate) const BARRIER_BYTES: usize = COUNTERS * COUNTER_BYTES;
-/// After the packets: the flags of all ranks, and a packet of 16 bytes for each draft and rank.
+/// After the packets: the flags of all ranks, a packet of 16 bytes for each draft and rank, the
+/// logits, and a packet for each candidate of a draft.
 const FLAGS_BYTES: usize = 128;
 /// The alignment of a token's logits, in values.
 const LOGITS_ALIGNMENT: usize = 16;
@@ -183,6 +184,11 @@ impl Constants {
         let rows = self.hidden.div_ceil(self.launch.ranks);
         let columns = self.taps.max(1) * self.hidden;
         Matrix { format: WeightFormat::Float, rows, columns, row_tiles: 1 }
+    }
+
+    /// Bytes of the laws of a slot's drafts.
+    pub(crate) fn laws_bytes(&self) -> usize {
+        self.draft_rows * CANDIDATES_MAX * size_of::<Candidate>()
     }
 
     /// The distance between the logits of two wanted tokens.
@@ -365,6 +371,7 @@ pub(crate) struct Working {
     pub(crate) fused: usize,
     pub(crate) logits: usize,
     pub(crate) draft_parts: usize,
+    pub(crate) draft_candidates: usize,
     /// The receive buffer, see `comm/all_reduce.cuh` and `comm/all_gather.cuh`.
     pub(crate) receiver: usize,
     /// The offset in it of the logits of all ranks, if there are several.
@@ -418,6 +425,7 @@ impl Working {
             fused: tokens * constants.fuse().rows * F32,
             logits: tokens * constants.head().units() * CHUNK_ROWS * F32,
             draft_parts: tokens * PARTS_MAX * size_of::<u64>(),
+            draft_candidates: tokens * PARTS_MAX * CANDIDATES_MAX * size_of::<u64>(),
             receiver,
             gathered,
         }
@@ -434,7 +442,8 @@ fn receiver(constants: &Constants) -> (usize, Option<usize>) {
         return (all_reduce, None);
     }
     let gathered = all_reduce + FLAGS_BYTES + tokens * ranks * PACKET_BYTES;
-    (gathered + tokens * constants.logits_stride() * F32, Some(gathered))
+    let candidates = gathered + tokens * constants.logits_stride() * F32;
+    (candidates + tokens * ranks * CANDIDATES_MAX * PACKET_BYTES, Some(gathered))
 }
 
 fn different(matrices: impl Iterator<Item = Matrix>) -> Vec<Matrix> {
@@ -485,6 +494,8 @@ pub(crate) fn planned(constants: &Constants, working: &Working) -> String {
         // Only for several ranks.
         ("LOGITS_OFFSET", working.gathered.unwrap_or(0)),
         ("DRAFT_PARTS", working.draft_parts),
+        ("DRAFT_CANDIDATES", working.draft_candidates),
+        ("LAWS", constants.laws_bytes()),
         ("RECEIVER", working.receiver),
         ("SHARED", constants.shared_bytes()),
         ("BATCH_TOKENS", batch.tokens),

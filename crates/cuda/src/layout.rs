@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use kilotok_abi::{
-    BAD_TOKENS_MAX, BAD_WORDS_MAX, ChoicePart, END_TOKENS_MAX, LayerMemory, Memory, PARTS_MAX,
-    Peers, RECENT_MAX, STAMPS_MAX, SampleMemory, Slot, Stamped, VerifyMemory, WideMemory,
+    BAD_TOKENS_MAX, BAD_WORDS_MAX, CANDIDATES_MAX, ChoicePart, DraftMemory, END_TOKENS_MAX, Judged,
+    LayerMemory, Memory, PARTS_MAX, Peers, RECENT_MAX, STAMPS_MAX, SampleMemory, Slot, Stamped,
+    VerifyMemory, WideMemory,
 };
 use kilotok_batch::{Grouping, Sizes};
 use kilotok_engine::PageGroup;
@@ -32,6 +33,7 @@ pub(crate) struct Layout {
     /// The argument of the first kernel, without what only the rank knows.
     pub(crate) memory: Memory,
     pub(crate) sampling: SampleMemory,
+    drafting: DraftMemory,
     /// Of steps that the wide pass takes, if there is room for any.
     pub(crate) wide: Option<WideMemory>,
     /// Numbers from 0 on: the wanted tokens of the wide pass's head.
@@ -98,11 +100,13 @@ impl Layout {
             logits: working.gathered.map_or(memory.logits, |place| receiver + place as u64),
             ..tables(&mut map, constants, sizes.slot_count as usize, limits.1)
         };
+        let drafting = drafting(&mut map, &working, &sampling);
         Self {
             map,
             weights,
             memory,
             sampling,
+            drafting,
             wide,
             head_wanted,
             upload,
@@ -158,7 +162,7 @@ impl Layout {
     }
 
     /// Tables that kernels read: their addresses and bytes.
-    pub(crate) fn tables(&self, constants: &Constants) -> [(u64, Vec<u8>); 4] {
+    pub(crate) fn tables(&self, constants: &Constants) -> [(u64, Vec<u8>); 5] {
         let bytes = |layers: &[LayerMemory]| bytemuck::cast_slice(layers).to_vec();
         let frequencies = bytemuck::cast_slice(&constants.frequencies()).to_vec();
         let numbers: Vec<u32> = (0..constants.launch.tokens_max as u32).collect();
@@ -167,6 +171,7 @@ impl Layout {
             (self.memory.draft_layers, bytes(&self.draft_layers)),
             (self.memory.frequencies, frequencies),
             (self.head_wanted, bytemuck::cast_slice(&numbers).to_vec()),
+            (self.memory.drafting, bytemuck::bytes_of(&self.drafting).to_vec()),
         ]
     }
 }
@@ -289,7 +294,7 @@ fn memory(
         taps: work("taps", working.taps),
         fused: work("fused", working.fused),
         logits: work("logits", working.logits),
-        draft_parts: work("draft_parts", working.draft_parts),
+        drafting: work("drafting", size_of::<DraftMemory>()),
         drafted: 0,
         barrier: 0,
         fault: 0,
@@ -298,6 +303,17 @@ fn memory(
         peers: work("peers", size_of::<Peers>()),
         trace: 0,
         timestamps: 0,
+    }
+}
+
+/// Places what drafts are chosen in.
+fn drafting(map: &mut MemoryMap, working: &Working, sampling: &SampleMemory) -> DraftMemory {
+    let mut work = |name: &str, bytes: usize| map.add("work", name.to_owned(), bytes as u64);
+    DraftMemory {
+        parts: work("draft_parts", working.draft_parts),
+        candidates: work("draft_candidates", working.draft_candidates),
+        slots: sampling.slots,
+        proposals: sampling.proposals,
     }
 }
 
@@ -310,6 +326,7 @@ fn tables(
 ) -> SampleMemory {
     let (word, stride) = (size_of::<u32>(), constants.logits_stride());
     let tokens_max = constants.launch.tokens_max;
+    let drafted_max = if constants.draft_rows > 0 { wanted_max } else { 0 };
     let mut take = |name: &str, count: usize, bytes: usize| {
         map.add("slots and sampling", name.to_owned(), (count * bytes) as u64)
     };
@@ -326,11 +343,13 @@ fn tables(
         bad_tokens: of_slots("bad_tokens", BAD_TOKENS_MAX * word),
         bad_ends: of_slots("bad_ends", BAD_WORDS_MAX * word),
         end_tokens: of_slots("end_tokens", END_TOKENS_MAX * word),
+        proposals: of_slots("proposals", constants.laws_bytes()),
         rows: 0,
         wanted: 0,
         masks: 0,
         processed: take("processed", tokens_max, stride * word),
         choice_parts: take("choice_parts", wanted_max, PARTS_MAX * size_of::<ChoicePart>()),
+        judged: take("judged", drafted_max, CANDIDATES_MAX * size_of::<Judged>()),
         row_choices: 0,
         chosen: 0,
         reports: 0,

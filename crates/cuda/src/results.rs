@@ -9,6 +9,9 @@ use kilotok_engine::{RowFault, RowOutput, StepOutput, TokenLogprob, TokenLogprob
 
 use crate::upload::Upload;
 
+/// Drawn drafts end before logits that are not finite.
+const NO_DRAFT: TokenId = !0;
+
 /// The layout of the host's memory that a rank's kernels write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ResultPlaces {
@@ -175,8 +178,8 @@ impl AskedRow {
         if !tokens.is_empty() {
             slots.commit(self.slot, self.first, &tokens);
             if let Some(held) = slots.held_mut(self.slot) {
-                let drafted = |place| results.read(places.drafted, place);
-                held.drafts = self.drafts.clone().map(drafted).collect();
+                let drafted = self.drafts.clone().map(|place| results.read(places.drafted, place));
+                held.drafts = drafted.take_while(|&draft| draft != NO_DRAFT).collect();
                 held_count = held.drafts.len() as u32;
                 if self.report_drafts {
                     drafts.clone_from(&held.drafts);
@@ -269,5 +272,26 @@ mod tests {
         assert_eq!(slots.held(SlotId(2), 2), [42, 0, 1]);
         assert_eq!(slots.held(SlotId(1), 0), [41]);
         assert!(slots.held_mut(SlotId(0)).is_none() && out[2].drafts.is_empty());
+    }
+
+    /// A drafter's logits that are not finite end the drafts, and the scheduler is told.
+    #[test]
+    fn drawn_drafts_end_where_none_could_be_drawn() {
+        let plan = StepPlan { rows: vec![row(1, 0, vec![5, 6], 0)] };
+        let mut slots = Slots::new(3, 50);
+        let batch = Batch::new(&plan, &slots).unwrap();
+        let tables: SampleMemory = bytemuck::Zeroable::zeroed();
+        let upload = Upload::new(&batch, &GROUPS, &tables, (1, DRAFTS)).unwrap();
+        slots.enter(&batch);
+        let asked = Asked::new(&batch, &upload, 8);
+        let mut bytes = vec![0; PLACES.bytes];
+        let choice = RowChoice { token_count: 1, scored_count: 0, fault: 0, fault_position: 0 };
+        write(&mut bytes, PLACES.row_choices, 0, &choice);
+        for (index, draft) in [7, NO_DRAFT, 8].into_iter().enumerate() {
+            write(&mut bytes, PLACES.drafted, index, &draft);
+        }
+        let out = asked.output(&bytes, &PLACES, &mut slots).rows;
+        assert_eq!(out[0].held_count, 1);
+        assert_eq!(slots.held(SlotId(1), 1), [0, 7]);
     }
 }

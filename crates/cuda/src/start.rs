@@ -84,8 +84,6 @@ impl CudaOptions {
             row_max: caps.row_max.min(caps.token_max).min(rows_max as u32),
             wanted_max: caps.wanted_max.min(wanted_max as u32),
             wide_from: wide_above.map(|above| above + 1),
-            // The kernels draft greedily and verify by sample and match.
-            rejection: false,
             ..caps
         }
     }

@@ -8,7 +8,7 @@ use kilotok_abi::{
     PLAN_THREAD_BYTES, SampleMemory, SampleRow, Slot, SlotLists, Wanted,
 };
 use kilotok_batch::{Batch, BatchRow, Sizes, wanted, wanted_tokens};
-use kilotok_engine::{Caps, EngineError, PageGroup, Row, SlotSetup};
+use kilotok_engine::{Caps, EngineError, PageGroup, Row, RowTokens, SlotSetup, Verification};
 
 use crate::batch::{Arrays, DeviceBatch, DraftRow, DraftShape, drafts_together};
 use crate::buffers::BARRIER_BYTES;
@@ -198,7 +198,11 @@ impl Upload {
         }
         let asking = batch.rows.iter().enumerate().filter(|(_, row)| row.plan.draft_next > 0);
         let asking = asking
-            .map(|(index, row)| DraftRow { row: index, draft_count: row.plan.draft_next })
+            .map(|(index, row)| DraftRow {
+                row: index,
+                drawn: (!row.rule.is_match()).then_some(row.plan.slot),
+                draft_count: row.plan.draft_next,
+            })
             .collect::<Vec<_>>();
         for (draft, row) in asking.iter().enumerate() {
             own.rows[row.row].draft = draft as u32;
@@ -210,7 +214,14 @@ impl Upload {
 
     /// Adds the row's sampling settings and masks.
     fn add_row(&mut self, index: usize, row: &BatchRow<'_>) {
-        let Row { slot, sample, masks, logprobs, scored, setup, .. } = row.plan;
+        let Row { slot, tokens, sample, masks, logprobs, scored, setup, .. } = row.plan;
+        let draft_count = tokens.draft_count();
+        let held = matches!(tokens, RowTokens::Held { .. });
+        let choice_count = match masks.len() {
+            _ if !sample => 0,
+            0 => draft_count + 1,
+            masks => masks as u32,
+        };
         let wanted_first = self.wanted.len() as u32;
         self.wanted.extend(wanted(row).map(|token| Wanted {
             row: index as u32,
@@ -228,7 +239,7 @@ impl Upload {
         self.rows.push(SampleRow {
             slot: slot.0,
             known_count: row.known() as u32,
-            sample: u32::from(*sample),
+            choice_count,
             fresh: u32::from(setup.is_some()),
             wanted_first,
             wanted_count: self.wanted.len() as u32 - wanted_first,
@@ -239,7 +250,7 @@ impl Upload {
             history_count: 0,
             bias_count: 0,
             draft: NONE,
-            reserved: 0,
+            judged: u32::from(held && draft_count > 0 && !row.rule.is_match()),
         });
     }
 
@@ -251,8 +262,11 @@ impl Upload {
         tables: &SampleMemory,
     ) -> Result<(), String> {
         let SlotSetup { sampling, prompt_count, logit_bias, bad_words, end_tokens, .. } = setup;
-        let lists = SlotLists::new(*sampling, *prompt_count, logit_bias, bad_words, end_tokens)
+        let mut lists = SlotLists::new(*sampling, *prompt_count, logit_bias, bad_words, end_tokens)
             .map_err(|limit| limit.to_string())?;
+        if let Verification::Rejection { draft_temperature } = setup.verification {
+            lists.slot.draft_temperature = draft_temperature;
+        }
         let slot = self.rows[index].slot as usize;
         let history = if setup.needs_history() { &setup.history[..] } else { &[] };
         let history_at = self.add_list(bytemuck::cast_slice(history)).start as u64;
@@ -348,6 +362,7 @@ impl Upload {
 
 #[cfg(test)]
 mod tests {
+    use kilotok_abi::SlotId;
     use kilotok_batch::Slots;
     use kilotok_engine::StepPlan;
 
@@ -394,6 +409,40 @@ mod tests {
         assert_eq!((second.mask_first, second.top_count), (0, 4));
         assert_eq!([word(&upload.lists, 0), word(&upload.lists, 4)], [1, 2]);
         assert_eq!(upload.drafts.len(), 1);
+    }
+
+    #[test]
+    fn held_drafts_are_judged_by_their_slots_rule() {
+        let sampled = |temperature| {
+            let mut row = row(1, 0, vec![5], 0);
+            let setup = row.setup.as_mut().unwrap();
+            setup.sampling.temperature = temperature;
+            setup.verification = Verification::Rejection { draft_temperature: 0.5 };
+            StepPlan { rows: vec![row] }
+        };
+        let mut slots = Slots::new(3, 50);
+        let held = |slots: &mut Slots, plan: &StepPlan, masks: usize| {
+            slots.enter(&Batch::new(plan, slots).unwrap());
+            slots.commit(SlotId(1), 1, &[7]);
+            slots.held_mut(SlotId(1)).unwrap().drafts = vec![8, 9];
+            let tokens = RowTokens::Held { draft_count: 2 };
+            let masks = vec![vec![1, 2]; masks];
+            Row { setup: None, tokens, masks, ..row(1, 1, vec![0; 3], 0) }
+        };
+        let upload = |slots: &Slots, plan: &StepPlan| {
+            let batch = Batch::new(plan, slots).unwrap();
+            Upload::new(&batch, &GROUPS, &tables(), (2, DRAFTS)).unwrap().rows[0]
+        };
+        for (temperature, judged) in [(1.0, 1), (0.0, 0)] {
+            let begins = sampled(temperature);
+            let own = upload(&slots, &begins);
+            assert_eq!((own.judged, own.choice_count), (0, 1), "it has no drafts yet");
+            for (masks, choice_count) in [(0, 3), (3, 3), (2, 2)] {
+                let plan = StepPlan { rows: vec![held(&mut slots, &begins, masks)] };
+                let row = upload(&slots, &plan);
+                assert_eq!((row.judged, row.choice_count), (judged, choice_count));
+            }
+        }
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //! work in, and which models they cannot run yet.
 
 use kilotok_abi::{
-    BatchRow, BatchToken, ChoicePart, Memory, PARTS_MAX, Report, SampleMemory, SampleRow, Stamp,
-    TOPS_MAX, Top, VerifyMemory, WANTED_MAX, Wanted, WideMemory,
+    BatchRow, BatchToken, CANDIDATES_MAX, ChoicePart, Judged, Memory, PARTS_MAX, Report,
+    SampleMemory, SampleRow, Stamp, TOPS_MAX, Top, VerifyMemory, WANTED_MAX, Wanted, WideMemory,
 };
 use kilotok_model::{AttentionSpec, LayerSpec, ModelSpec};
 
@@ -373,6 +373,7 @@ impl WideStep {
             rows: plan + self.places.sample_rows as u64,
             wanted: from(plan + self.places.sample_wanted as u64, size_of::<Wanted>()),
             choice_parts: from(sampling.choice_parts, PARTS_MAX * size_of::<ChoicePart>()),
+            judged: from(sampling.judged, CANDIDATES_MAX * size_of::<Judged>()),
             reports: from(sampling.reports, size_of::<Report>()),
             tops: from(sampling.tops, TOPS_MAX * size_of::<Top>()),
             ..*sampling

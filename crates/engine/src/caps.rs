@@ -27,9 +27,6 @@ pub struct Caps {
     pub draft_max: u32,
     /// Whether the engine has a drafter of its own. Without one a row may still bring drafts.
     pub drafter: bool,
-    /// Whether drafts can be verified by rejection sampling, see [`crate::Verification`].
-    #[serde(default)]
-    pub rejection: bool,
     /// Alternatives reported beside each token's log-probability.
     pub logprobs_max: u32,
     pub steps_in_flight_max: u32,

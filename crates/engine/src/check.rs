@@ -130,7 +130,7 @@ fn check_tokens(caps: &Caps, row: &Row) -> Result<(), String> {
 
 fn check_sampling(caps: &Caps, row: &Row) -> Result<(), String> {
     let mask_count = row.tokens.draft_count() as usize + 1;
-    let can_lack = caps.rejection && matches!(row.tokens, RowTokens::Held { .. });
+    let can_lack = matches!(row.tokens, RowTokens::Held { .. });
     let enough = row.masks.len() == mask_count || (can_lack && row.masks.len() + 1 == mask_count);
     if !(row.masks.is_empty() || row.sample && enough) {
         return Err(format!("{} masks for {mask_count} sampled positions", row.masks.len()));
@@ -154,15 +154,12 @@ fn check_sampling(caps: &Caps, row: &Row) -> Result<(), String> {
     if matches!(row.tokens, RowTokens::Held { .. }) {
         return Err("a slot that is set up holds no tokens yet".into());
     }
-    if let Verification::Rejection { draft_temperature } = setup.verification {
-        if !caps.rejection {
-            return Err("drafts are verified by rejection sampling, which this engine lacks".into());
-        }
-        if !(0.0..=DRAFT_TEMPERATURE_MAX).contains(&draft_temperature) {
-            return Err(format!(
-                "draft temperature {draft_temperature}, from 0 to {DRAFT_TEMPERATURE_MAX}"
-            ));
-        }
+    if let Verification::Rejection { draft_temperature } = setup.verification
+        && !(0.0..=DRAFT_TEMPERATURE_MAX).contains(&draft_temperature)
+    {
+        return Err(format!(
+            "draft temperature {draft_temperature}, from 0 to {DRAFT_TEMPERATURE_MAX}"
+        ));
     }
     let known = row.end() - row.tokens.draft_count();
     if setup.needs_history() && setup.history.len() < known as usize {

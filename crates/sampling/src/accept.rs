@@ -1,9 +1,10 @@
 //! Verification of drafts: which to keep, so that tokens follow the target's distribution whatever
 //! the drafter proposes. Works on probabilities and random numbers, wherever they come from.
 
-use kilotok_abi::{Purpose, TokenId};
+use kilotok_abi::{Candidate, Purpose, TokenId};
 
-use crate::process::MASS_ONE;
+use crate::logexp::{exp, ln};
+use crate::process::{MASS_ONE, highest, total};
 use crate::{Draws, Fault};
 
 /// Sample and match: the target chooses a token at every row, and the rows go on while it chose
@@ -31,8 +32,29 @@ pub struct Proposal {
     /// Absolute position of the first draft.
     pub first: u32,
     pub drafts: Vec<TokenId>,
-    /// The probabilities each draft was drawn with, given those before it: `[drafts, vocab]`.
-    pub q: Vec<f32>,
+    /// Of each draft the tokens that it could have been, itself among them.
+    pub laws: Vec<Vec<Candidate>>,
+}
+
+/// The target's law of a token: processed logits `[vocab]`, whose softmax are the probabilities.
+#[derive(Clone, Copy, Debug)]
+pub struct TargetLaw<'a> {
+    logits: &'a [f32],
+    max: f32,
+    total: f32,
+}
+
+impl<'a> TargetLaw<'a> {
+    /// # Errors
+    /// No token is allowed, or a logit is not finite.
+    pub fn new(logits: &'a [f32]) -> Result<Self, Fault> {
+        let max = highest(logits)?;
+        Ok(Self { logits, max, total: total(logits, max) })
+    }
+
+    pub(crate) fn probability(&self, token: TokenId) -> f32 {
+        exp(self.logits[token as usize] - self.max) / self.total
+    }
 }
 
 /// How to judge a [`Proposal`] by the target's probabilities p.
@@ -46,7 +68,8 @@ pub enum Rule {
     /// `P_i = min(1, P_{i-1} p(d_i) / q(d_i))`, the largest i is kept whose own uniform number is
     /// at most `h_i = Z_i / (Z_i + 1 - P_i)`, where `Z_i = sum max(P_i p - q, 0)` over row i,
     /// the one after i drafts; for all n drafts it is `h_n = P_n`. Then comes a token with
-    /// probability proportional to `max(P_i p - q, 0)`.
+    /// probability proportional to `max(P_i p - q, 0)`. As p and q sum to 1, `Z_i` is
+    /// `P_i - sum min(P_i p, q)`, to which only candidates of the draft contribute.
     ///
     /// Why: suppose i + 1 or more drafts are kept with probability `P_{i+1}` given `d_1..d_{i+1}`.
     /// Over `d_{i+1}` that is sum min(`P_i` p, q) = `P_i - Z_i`, so with `h_i` from above i or more
@@ -66,22 +89,12 @@ pub struct Verdict {
 }
 
 impl Proposal {
-    /// Judges the drafts by the target's probabilities `[rows, vocab]`, row i those after i
-    /// drafts. There is a row for each draft and one more. Fewer rows judge fewer drafts: a row
-    /// that cannot be computed, and those after it, may be left out without a change of law.
-    pub fn judge(&self, rule: Rule, seed: u64, p: &[f32]) -> Verdict {
-        let vocab_count =
-            if self.drafts.is_empty() { p.len() } else { self.q.len() / self.drafts.len() };
-        let row_count = if p.is_empty() { 0 } else { p.len() / vocab_count };
-        assert_eq!(p.len(), row_count * vocab_count, "whole rows");
-        let trial = Trial {
-            seed,
-            first: self.first,
-            drafts: &self.drafts[..self.drafts.len().min(row_count)],
-            vocab_count,
-            q: &self.q,
-            p,
-        };
+    /// Judges the drafts by the target's laws, law i that of the token after i drafts. There is one
+    /// for each draft and one more. Fewer laws judge fewer drafts: a law that cannot be computed,
+    /// and those after it, may be left out without a change of the tokens' distribution.
+    pub fn judge(&self, rule: Rule, seed: u64, target: &[TargetLaw<'_>]) -> Verdict {
+        let judged = self.drafts.len().min(target.len());
+        let trial = Trial { seed, proposal: self, drafts: &self.drafts[..judged], target };
         let (accepted, mass) = match rule {
             Rule::Token => trial.token_verification(),
             Rule::Joint => trial.joint_verification(),
@@ -90,14 +103,13 @@ impl Proposal {
     }
 }
 
-/// A proposal beside the target's probabilities.
+/// A proposal beside the target's laws.
 struct Trial<'a> {
     seed: u64,
-    first: u32,
+    proposal: &'a Proposal,
+    /// Those that are judged.
     drafts: &'a [TokenId],
-    vocab_count: usize,
-    q: &'a [f32],
-    p: &'a [f32],
+    target: &'a [TargetLaw<'a>],
 }
 
 impl Trial<'_> {
@@ -128,44 +140,56 @@ impl Trial<'_> {
         kept
     }
 
-    /// The token after `accepted` drafts. Rounding can leave no residual where p is almost q;
-    /// then the target's law stands in.
+    /// The token after `accepted` drafts: the target's own after all of them, otherwise one of the
+    /// residual. Rounding can leave no residual where p is almost q; then the target's law stands
+    /// in, with the residual's numbers.
     fn next(&self, accepted: usize, mass: f32) -> Option<TokenId> {
-        let p = row(self.p, accepted, self.vocab_count)?;
-        let position = self.first + accepted as u32;
+        let target = self.target.get(accepted)?;
+        let position = self.proposal.first + accepted as u32;
         let draws = |purpose| Draws::new(self.seed, position, purpose);
         if accepted == self.drafts.len() {
-            return draws(Purpose::Target).race_weights(p.len(), |token| p[token]);
+            return draws(Purpose::Target).race_logits(target.logits);
         }
-        let q = row(self.q, accepted, self.vocab_count)?;
         let draws = draws(Purpose::Residual);
-        draws
-            .race_weights(p.len(), |token| (mass * p[token] - q[token]).max(0.0))
-            .or_else(|| draws.race_weights(p.len(), |token| p[token]))
+        let residual = self.residual(accepted, mass);
+        draws.race_logits(&residual).or_else(|| draws.race_logits(target.logits))
     }
 
-    /// `mass * p(d) / q(d)` of draft i.
+    /// The logits of the residual after `accepted` drafts, those of `max(mass * p - q, 0)` but for
+    /// one summand: the target's, less at the draft's candidates.
+    fn residual(&self, accepted: usize, mass: f32) -> Vec<f32> {
+        let target = &self.target[accepted];
+        let mut logits = target.logits.to_vec();
+        for candidate in &self.proposal.laws[accepted] {
+            let p = mass * target.probability(candidate.token);
+            let left = p - candidate.probability;
+            let logit = &mut logits[candidate.token as usize];
+            *logit = if left > 0.0 { *logit + ln(left / p) } else { f32::NEG_INFINITY };
+        }
+        logits
+    }
+
+    /// `mass * p(d) / q(d)` of draft i; 0 of a draft without a probability.
     fn ratio(&self, i: usize, mass: f32) -> f32 {
-        let at = i * self.vocab_count + self.drafts[i] as usize;
-        mass * self.p[at] / self.q[at]
+        let draft = self.drafts[i];
+        let own = self.proposal.laws[i].iter().find(|candidate| candidate.token == draft);
+        own.map_or(0.0, |own| mass * self.target[i].probability(draft) / own.probability)
     }
 
-    /// The sum of `max(mass * p - q, 0)` over the row after `accepted` drafts, summed in integers
-    /// for the reason given at `process::mass`.
+    /// The sum of `max(mass * p - q, 0)` after `accepted` drafts. What p and q share is summed in
+    /// integers for the reason given at `process::mass`.
     fn residual_mass(&self, accepted: usize, mass: f32) -> f32 {
-        let row = accepted * self.vocab_count..(accepted + 1) * self.vocab_count;
-        let pairs = self.p[row.clone()].iter().zip(&self.q[row]);
-        let sum: u64 = pairs.map(|(p, q)| ((mass * p - q).max(0.0) * MASS_ONE) as u64).sum();
-        sum as f32 / MASS_ONE
+        let target = &self.target[accepted];
+        let shared = self.proposal.laws[accepted].iter().map(|candidate| {
+            let p = mass * target.probability(candidate.token);
+            (p.min(candidate.probability) * MASS_ONE) as u64
+        });
+        (mass - shared.sum::<u64>() as f32 / MASS_ONE).max(0.0)
     }
 
     fn uniform(&self, i: usize) -> f32 {
-        Draws::of_draft(self.seed, self.first, i as u32, Purpose::Accept).uniform(0)
+        Draws::of_draft(self.seed, self.proposal.first, i as u32, Purpose::Accept).uniform(0)
     }
-}
-
-fn row(rows: &[f32], index: usize, vocab_count: usize) -> Option<&[f32]> {
-    rows.get(index * vocab_count..(index + 1) * vocab_count).filter(|row| !row.is_empty())
 }
 
 #[cfg(test)]
@@ -176,7 +200,21 @@ mod tests {
 
     /// Two drafts of token 0 from fair coins.
     fn coins() -> Proposal {
-        Proposal { first: 3, drafts: vec![0, 0], q: vec![0.5; 4] }
+        let side = |token| Candidate { token, probability: 0.5 };
+        let law = vec![side(0), side(1)];
+        Proposal { first: 3, drafts: vec![0, 0], laws: vec![law.clone(), law] }
+    }
+
+    /// Judges by rows of the target's probabilities of two or three tokens.
+    fn judge<const N: usize>(
+        proposal: &Proposal,
+        rule: Rule,
+        seed: u64,
+        target: &[[f32; N]],
+    ) -> Verdict {
+        let logits: Vec<_> = target.iter().map(|row| row.map(f32::ln)).collect();
+        let laws: Vec<_> = logits.iter().map(|row| TargetLaw::new(row).unwrap()).collect();
+        proposal.judge(rule, seed, &laws)
     }
 
     #[test]
@@ -193,11 +231,11 @@ mod tests {
     fn sure_and_impossible_drafts() {
         for rule in RULES {
             for seed in 0..1000 {
-                let sure = coins().judge(rule, seed, &[1.0, 0.0, 1.0, 0.0, 0.0, 1.0]);
+                let sure = judge(&coins(), rule, seed, &[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]);
                 assert_eq!(sure, Verdict { accepted: 2, next: Some(1) });
-                let second = coins().judge(rule, seed, &[1.0, 0.0, 0.0, 1.0, 1.0, 0.0]);
+                let second = judge(&coins(), rule, seed, &[[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]);
                 assert_eq!(second, Verdict { accepted: 1, next: Some(1) });
-                let none = coins().judge(rule, seed, &[0.0, 1.0, 1.0, 0.0, 1.0, 0.0]);
+                let none = judge(&coins(), rule, seed, &[[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]);
                 assert_eq!(none, Verdict { accepted: 0, next: Some(1) });
             }
         }
@@ -206,9 +244,9 @@ mod tests {
     #[test]
     fn missing_rows_judge_fewer_drafts() {
         for rule in RULES {
-            let of_two = coins().judge(rule, 0, &[1.0, 0.0, 1.0, 0.0]);
+            let of_two = judge(&coins(), rule, 0, &[[1.0, 0.0], [1.0, 0.0]]);
             assert_eq!(of_two, Verdict { accepted: 2, next: None });
-            let of_one = coins().judge(rule, 0, &[1.0, 0.0]);
+            let of_one = judge(&coins(), rule, 0, &[[1.0, 0.0]]);
             assert_eq!(of_one, Verdict { accepted: 1, next: None });
             assert_eq!(coins().judge(rule, 0, &[]), Verdict { accepted: 0, next: None });
         }
@@ -217,10 +255,10 @@ mod tests {
     #[test]
     fn without_drafts_the_target_draws() {
         for seed in 0..100 {
-            let p = [0.2, 0.0, 0.8];
+            let p = [0.2f32, 0.0, 0.8];
             let none = Proposal { first: 9, ..Proposal::default() };
-            let drawn = Draws::new(seed, 9, Purpose::Target).race_weights(3, |token| p[token]);
-            let verdict = none.judge(Rule::Joint, seed, &p);
+            let drawn = Draws::new(seed, 9, Purpose::Target).race_logits(&p.map(f32::ln));
+            let verdict = judge(&none, Rule::Joint, seed, &[p]);
             assert_eq!(verdict, Verdict { accepted: 0, next: drawn });
         }
     }
@@ -229,7 +267,7 @@ mod tests {
     fn equal_laws_keep_all_drafts() {
         for rule in RULES {
             for seed in 0..1000 {
-                assert_eq!(coins().judge(rule, seed, &[0.5; 6]).accepted, 2);
+                assert_eq!(judge(&coins(), rule, seed, &[[0.5; 2]; 3]).accepted, 2);
             }
         }
     }

@@ -165,6 +165,29 @@ pub(crate) fn filter(
     Ok(())
 }
 
+/// How many of the first tokens of a ranking min-p, top-k and top-p keep, given their logits.
+pub(crate) fn kept_count(sampling: &Sampling, logits: &[f32]) -> usize {
+    let max = logits[0];
+    let mut count = logits.len();
+    if sampling.min_p > 0.0 {
+        let floor = max + ln(sampling.min_p.max(f32::MIN_POSITIVE));
+        count = logits.iter().take_while(|&&x| x >= floor).count();
+    }
+    if sampling.top_k > 0 {
+        count = count.min(sampling.top_k as usize);
+    }
+    if sampling.top_p < 1.0 {
+        let enough = f64::from(sampling.top_p) * mass_sum(&logits[..count], max) as f64;
+        let short = |&count: &usize| (mass_sum(&logits[..count], max) as f64) < enough;
+        count = (1..count).take_while(short).count() + 1;
+    }
+    count
+}
+
+fn mass_sum(logits: &[f32], max: f32) -> u64 {
+    logits.iter().map(|&x| mass(x, max)).sum()
+}
+
 /// e^(logit - max) in units of 2^-40, rounded down. Sums of probabilities are sums of these: being
 /// integers they are the same in every order, on a GPU and over a split vocabulary, and up to
 /// 2^24 tokens fit.
@@ -174,8 +197,7 @@ pub(crate) fn mass(logit: f32, max: f32) -> u64 {
 
 /// The sum of e^(logit - max).
 pub(crate) fn total(logits: &[f32], max: f32) -> f32 {
-    let total: u64 = logits.iter().map(|&x| mass(x, max)).sum();
-    total as f32 / MASS_ONE
+    mass_sum(logits, max) as f32 / MASS_ONE
 }
 
 pub(crate) const MASS_ONE: f32 = 1_099_511_627_776.0;

@@ -65,14 +65,16 @@ impl Draws {
         })
     }
 
-    /// Chooses token t of `0..count` with a probability proportional to `weight(t)`, by the same
-    /// race: token t finishes after the time `E_t / weight(t)`; none if all weights are 0.
-    pub fn race_weights(&self, count: usize, weight: impl Fn(usize) -> f32) -> Option<TokenId> {
-        self.race(count, |first, times| {
-            for (time, token) in times.iter_mut().zip(first..) {
-                *time /= weight(token);
+    /// The same among some tokens, each with its logit.
+    pub fn race_among(&self, tokens: impl Iterator<Item = (TokenId, f32)>) -> Option<TokenId> {
+        let mut best = (f32::INFINITY, None);
+        for (token, logit) in tokens {
+            let time = ln(-ln_1m(self.uniform(token))) - logit;
+            if time < best.0 || (time == best.0 && best.1.is_some_and(|other| token < other)) {
+                best = (time, Some(token));
             }
-        })
+        }
+        best.1
     }
 
     /// The first of `0..count` to finish; `finish(t, times)` turns the exponential numbers of
@@ -157,17 +159,12 @@ mod tests {
         for seed in 0..200 {
             let draws = Draws::new(seed, 7, Purpose::Target);
             let logits: Vec<f32> = (0..=seed * 3).map(|t| (t as f32 * 0.7).sin() * 20.0).collect();
-            let weights: Vec<f32> = logits.iter().map(|&x| x.exp()).collect();
-            let earliest = |time: &dyn Fn(usize, f32) -> f32| {
-                let time = |token| time(token, -ln_1m(draws.uniform(token as u32)));
-                let tokens = 0..logits.len();
-                let first = tokens.reduce(|a, b| if time(b) < time(a) { b } else { a });
-                first.map(|token| token as TokenId)
-            };
-            let by_logits = draws.race_logits(&logits);
-            assert_eq!(by_logits, earliest(&|token, e| ln(e) - logits[token]));
-            let by_weights = draws.race_weights(weights.len(), |token| weights[token]);
-            assert_eq!(by_weights, earliest(&|token, e| e / weights[token]));
+            let time = |token: usize| ln(-ln_1m(draws.uniform(token as u32))) - logits[token];
+            let earliest = (0..logits.len()).reduce(|a, b| if time(b) < time(a) { b } else { a });
+            let earliest = earliest.map(|token| token as TokenId);
+            assert_eq!(draws.race_logits(&logits), earliest);
+            let tokens: Vec<_> = (0..).zip(logits.iter().copied()).collect();
+            assert_eq!(draws.race_among(tokens.into_iter().rev()), earliest);
         }
     }
 
@@ -176,12 +173,9 @@ mod tests {
         let draws = Draws::new(0, 0, Purpose::Target);
         let mut logits = [f32::NEG_INFINITY; 100];
         assert_eq!(draws.race_logits(&logits), None);
-        assert_eq!(draws.race_weights(100, |_| 0.0), None);
+        assert_eq!(draws.race_among((0..).zip(logits)), None);
         logits[77] = -1e30;
         assert_eq!(draws.race_logits(&logits), Some(77));
-        assert_eq!(
-            draws.race_weights(100, |token| [0.0, 1e-30][usize::from(token == 77)]),
-            Some(77)
-        );
+        assert_eq!(draws.race_among((0..).zip(logits)), Some(77));
     }
 }

@@ -2,11 +2,12 @@
 
 use std::slice::ChunksExact;
 
-use kilotok_abi::{Purpose, Sampling, TokenId};
+use kilotok_abi::{CANDIDATES_MAX, Candidate, Purpose, TokenId};
 
-use crate::process::{check_finite, divide, filter, likeliest};
+use crate::logexp::exp;
+use crate::process::{check_finite, kept_count, likeliest, total};
 use crate::{
-    Draws, Fault, History, Proposal, Ranking, Rule, Setup, match_drafts, probabilities, process,
+    Draws, Fault, History, Proposal, Ranking, Rule, Setup, TargetLaw, match_drafts, process,
 };
 
 /// Chooses the tokens of one request. Positions are absolute: the first token of the prompt has
@@ -79,8 +80,9 @@ impl Sampler {
     }
 
     /// Draws the next draft of a proposal by the drafter's logits `[vocab]` and adds it with its
-    /// law. That has the request's temperature times `draft_temperature`, which may be 0, and its
-    /// min-p, top-k and top-p: most drafts that those forbid would be refused.
+    /// law: that of the [`CANDIDATES_MAX`] likeliest tokens, with the request's temperature times
+    /// `draft_temperature`, which may be 0, and its min-p, top-k and top-p: most drafts that those
+    /// forbid would be refused.
     pub fn propose(
         &mut self,
         proposal: &mut Proposal,
@@ -88,21 +90,33 @@ impl Sampler {
         logits: &[f32],
     ) -> Result<TokenId, Fault> {
         check_finite(logits)?;
-        self.row.clear();
-        self.row.extend_from_slice(logits);
-        let Self { setup, row, ranking, .. } = self;
-        let temperature = setup.sampling.temperature * draft_temperature;
-        let setup = &Setup::new(Sampling { temperature, ..setup.sampling }, setup.prompt_count);
-        if !setup.is_greedy() {
-            divide(row, temperature);
-            filter(&setup.sampling, row, ranking)?;
+        self.ranking.fill(logits);
+        let sampling = &self.setup.sampling;
+        let temperature = sampling.temperature * draft_temperature;
+        let greedy = temperature < Setup::TEMPERATURE_MIN;
+        let count = if greedy { 1 } else { CANDIDATES_MAX };
+        let mut tokens: Vec<TokenId> = self.ranking.first(count).collect();
+        let value = |&token: &TokenId| logits[token as usize] / temperature;
+        let mut values: Vec<f32> = tokens.iter().map(value).collect();
+        if greedy {
+            values.fill(0.0);
         }
+        let max = *values.first().ok_or(Fault::NothingAllowed)?;
+        if !max.is_finite() {
+            return Err(Fault::NotFinite);
+        }
+        let count = kept_count(sampling, &values);
+        tokens.truncate(count);
+        values.truncate(count);
         let offset = proposal.drafts.len() as u32;
-        let draws = Draws::of_draft(setup.sampling.seed, proposal.first, offset, Purpose::Draft);
-        let token = choose_by(setup, &draws, row).ok_or(Fault::NothingAllowed)?;
-        probabilities(setup, row)?;
+        let draws = Draws::of_draft(sampling.seed, proposal.first, offset, Purpose::Draft);
+        let kept = tokens.iter().copied().zip(values.iter().copied());
+        let token = draws.race_among(kept.clone()).ok_or(Fault::NothingAllowed)?;
+        let total = total(&values, max);
+        let law =
+            kept.map(|(token, value)| Candidate { token, probability: exp(value - max) / total });
+        proposal.laws.push(law.collect());
         proposal.drafts.push(token);
-        proposal.q.extend_from_slice(row);
         Ok(token)
     }
 
@@ -124,8 +138,11 @@ impl Sampler {
         let row_count = if masks.is_empty() { row_max } else { masks.len() };
         assert!((row_max - 1..=row_max).contains(&row_count), "a mask for each draft");
         let logits = logits[..row_count * vocab_count].chunks_exact(vocab_count);
-        let computed = self.target_law(proposal, masks, logits);
-        let verdict = proposal.judge(rule, self.setup.sampling.seed, &self.row);
+        let computed = self.target_laws(proposal, masks, logits);
+        let rows = self.row.chunks_exact(vocab_count);
+        let laws: Result<Vec<_>, Fault> = rows.map(TargetLaw::new).collect();
+        let laws = laws.expect("a processed row allows a token");
+        let verdict = proposal.judge(rule, self.setup.sampling.seed, &laws);
         for token in proposal.drafts[..verdict.accepted].iter().copied().chain(verdict.next) {
             self.history.push(token);
             tokens.push(token);
@@ -133,9 +150,9 @@ impl Sampler {
         if verdict.accepted == row_count { Ok(()) } else { check_next(verdict.next, computed) }
     }
 
-    /// Fills `row` with the target's probabilities after 0, 1, .. drafts, up to a fault or a draft
-    /// of probability 0. The history is unchanged.
-    fn target_law(
+    /// Fills `row` with the processed logits after 0, 1, .. drafts, up to a fault or a draft that
+    /// is impossible. A greedy request allows the likeliest token alone. The history is unchanged.
+    fn target_laws(
         &mut self,
         proposal: &Proposal,
         masks: &[Vec<u32>],
@@ -151,13 +168,13 @@ impl Sampler {
             let position = proposal.first + i as u32;
             let mask = masks.get(i).map(Vec::as_slice);
             result = process(&self.setup, &self.history, position, mask, row, &mut self.ranking)
-                .and_then(|()| probabilities(&self.setup, row));
+                .and_then(|()| if self.setup.is_greedy() { allow_likeliest(row) } else { Ok(()) });
             if result.is_err() {
                 self.row.truncate(start);
                 break;
             }
             match proposal.drafts.get(i) {
-                Some(&draft) if row[draft as usize] > 0.0 => self.history.push(draft),
+                Some(&draft) if row[draft as usize] > f32::NEG_INFINITY => self.history.push(draft),
                 _ => break,
             }
             pushed += 1;
@@ -172,11 +189,16 @@ impl Sampler {
 /// Chooses the token at the absolute `position` by processed logits `[vocab]`: the target's own
 /// draw, or the likeliest token for a greedy request. `None` if all are forbidden.
 pub fn pick(setup: &Setup, position: u32, logits: &[f32]) -> Option<TokenId> {
-    choose_by(setup, &Draws::new(setup.sampling.seed, position, Purpose::Target), logits)
+    let draws = Draws::new(setup.sampling.seed, position, Purpose::Target);
+    if setup.is_greedy() { likeliest(logits) } else { draws.race_logits(logits) }
 }
 
-fn choose_by(setup: &Setup, draws: &Draws, logits: &[f32]) -> Option<TokenId> {
-    if setup.is_greedy() { likeliest(logits) } else { draws.race_logits(logits) }
+/// Forbids all tokens but the likeliest.
+fn allow_likeliest(logits: &mut [f32]) -> Result<(), Fault> {
+    let token = likeliest(logits).ok_or(Fault::NothingAllowed)?;
+    logits.fill(f32::NEG_INFINITY);
+    logits[token as usize] = 0.0;
+    Ok(())
 }
 
 /// The vocabulary's size, once the sizes agree.
@@ -202,6 +224,7 @@ fn check_next(next: Option<TokenId>, computed: Result<(), Fault>) -> Result<(), 
 
 #[cfg(test)]
 mod tests {
+    use kilotok_abi::Sampling;
     use proptest::prelude::*;
 
     use super::*;
@@ -348,7 +371,9 @@ mod tests {
         let setup = Setup::new(Sampling::GREEDY, 0);
         let logits = [0.0, 1.0, 1.0, 0.0, f32::NAN, 0.0];
         let masks = [vec![3], vec![0], vec![3]];
-        let proposal = Proposal { first: 0, drafts: vec![1, 0], q: vec![0.5; 4] };
+        let side = |token| Candidate { token, probability: 0.5 };
+        let laws = vec![vec![side(0), side(1)]; 2];
+        let proposal = Proposal { first: 0, drafts: vec![1, 0], laws };
         for (masks, fault) in [(&[][..], Fault::NotFinite), (&masks, Fault::NothingAllowed)] {
             let accepted = if fault == Fault::NotFinite { 2 } else { 1 };
             let mut tokens = Vec::new();
@@ -382,7 +407,8 @@ mod tests {
     #[test]
     fn without_a_mask_no_token_comes_after_the_drafts() {
         let setup = Setup::new(Sampling { temperature: 1.0, ..Sampling::GREEDY }, 0);
-        let proposal = Proposal { first: 0, drafts: vec![1, 0], q: vec![0.0, 1.0, 1.0, 0.0] };
+        let sure = |token| vec![Candidate { token, probability: 1.0 }];
+        let proposal = Proposal { first: 0, drafts: vec![1, 0], laws: vec![sure(1), sure(0)] };
         let judge = |masks: &[Vec<u32>]| {
             let (mut tokens, mut sampler) = (Vec::new(), Sampler::new(setup.clone(), &[]));
             let judged = sampler.judge(Rule::Joint, &proposal, masks, &[0.0; 6], &mut tokens);
@@ -401,7 +427,7 @@ mod tests {
         let mut sampler = Sampler::new(Setup::new(sampling, 0), &[]);
         let mut proposal = Proposal::default();
         assert_eq!(sampler.propose(&mut proposal, 0.0, &[1.0, 3.0, 2.0]), Ok(1));
-        assert_eq!(proposal.q, [0.0, 1.0, 0.0]);
+        assert_eq!(proposal.laws, [[Candidate { token: 1, probability: 1.0 }]]);
     }
 
     #[test]

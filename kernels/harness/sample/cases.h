@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kilotok/abi.h"
+#include "kilotok/model.h"
 
 namespace kilotok {
 
@@ -36,6 +37,12 @@ struct MaskRow {
   std::vector<uint32_t> besides;
 };
 
+// A draft that is drawn: the drafter's logits, and the law as pairs of token and probability.
+struct DraftRow {
+  RowFormula row;
+  std::vector<uint32_t> law;
+};
+
 struct Score {
   uint32_t logprob, rank;
   std::vector<uint32_t> tops;
@@ -46,6 +53,7 @@ struct Step {
   std::vector<uint32_t> known, drafts, scored;
   std::vector<RowFormula> rows;
   std::vector<MaskRow> masks;
+  std::vector<DraftRow> drawn;
   // The answer.
   std::vector<uint32_t> tokens;
   uint32_t fault, fault_position;
@@ -64,6 +72,11 @@ struct Group {
   std::vector<Case> cases;
 };
 
+// What `draw` is told of a draft.
+struct DraftOrder {
+  uint32_t slot, index, first;
+};
+
 // The rows of one step of all cases that have it. A case's slot is its index in the group.
 struct StepBatch {
   std::vector<BatchRow> batch_rows;
@@ -73,9 +86,15 @@ struct StepBatch {
   std::vector<LogitFormula> logits;
   std::vector<MaskFormula> masks;
   std::vector<uint32_t> words;
+  // Of drafts that are drawn.
+  std::vector<DraftOrder> draws;
+  std::vector<LogitFormula> draft_logits;
 };
 
 struct Answers {
+  // Of drafts that are drawn, and the slots' laws.
+  std::vector<uint32_t> drafts;
+  std::vector<Candidate> laws;
   std::vector<RowChoice> rows;
   std::vector<uint32_t> chosen;
   std::vector<Report> reports;
@@ -124,6 +143,14 @@ inline std::vector<Score> read_scores(Reader& in) {
   return scores;
 }
 
+inline void read_row(Reader& in, RowFormula& row) {
+  row.formula.kind = in.word();
+  row.formula.seed = in.word();
+  row.formula.scale = in.number();
+  row.formula.offset = in.number();
+  row.instead = in.some(in.word() * 2);
+}
+
 inline Step read_step(Reader& in) {
   Step step{};
   step.start = in.word();
@@ -132,20 +159,18 @@ inline Step read_step(Reader& in) {
   step.scored = in.list();
   step.sample = in.word();
   step.top_count = in.word();
-  const bool masked = in.word();
+  step.masks.resize(in.word());
+  step.drawn.resize(in.word() ? step.drafts.size() : 0);
   step.rows.resize(in.word());
-  for (RowFormula& row : step.rows) {
-    row.formula.kind = in.word();
-    row.formula.seed = in.word();
-    row.formula.scale = in.number();
-    row.formula.offset = in.number();
-    row.instead = in.some(in.word() * 2);
-  }
-  step.masks.resize(masked ? step.drafts.size() + 1 : 0);
+  for (RowFormula& row : step.rows) read_row(in, row);
   for (MaskRow& mask : step.masks) {
     mask.formula.kind = in.word();
     mask.formula.seed = in.word();
     mask.besides = in.list();
+  }
+  for (DraftRow& draft : step.drawn) {
+    read_row(in, draft.row);
+    draft.law = in.some(in.word() * 2);
   }
   step.tokens = in.list();
   step.fault = in.word();
@@ -166,6 +191,7 @@ inline Case read_case(Reader& in) {
   s.top_k = in.word();
   s.min_tokens = in.word();
   one.slot.prompt_count = in.word();
+  one.slot.draft_temperature = in.number();
   one.biases.resize(in.word());
   for (Bias& bias : one.biases) {
     bias.token = in.word();
@@ -209,14 +235,18 @@ inline std::vector<Group> read_groups(const char* path) {
   return groups;
 }
 
+inline LogitFormula add_row(StepBatch& batch, const RowFormula& row) {
+  LogitFormula formula = row.formula;
+  formula.instead_first = batch.words.size();
+  formula.instead_count = row.instead.size() / 2;
+  batch.words.insert(batch.words.end(), row.instead.begin(), row.instead.end());
+  return formula;
+}
+
 inline void add_formulas(StepBatch& batch, const Step& step) {
-  for (const RowFormula& row : step.rows) {
-    LogitFormula formula = row.formula;
-    formula.instead_first = batch.words.size();
-    formula.instead_count = row.instead.size() / 2;
-    batch.words.insert(batch.words.end(), row.instead.begin(), row.instead.end());
-    batch.logits.push_back(formula);
-  }
+  for (const RowFormula& row : step.rows) batch.logits.push_back(add_row(batch, row));
+  for (const DraftRow& draft : step.drawn)
+    batch.draft_logits.push_back(add_row(batch, draft.row));
   for (const MaskRow& mask : step.masks) {
     MaskFormula formula = mask.formula;
     formula.besides_first = batch.words.size();
@@ -232,7 +262,9 @@ inline void add_row(StepBatch& batch, const Case& one, uint32_t slot, size_t ind
   SampleRow row{};
   row.slot = slot;
   row.known_count = known;
-  row.sample = step.sample;
+  const uint32_t choice_count = step.masks.empty() ? step.drafts.size() + 1 : step.masks.size();
+  row.choice_count = step.sample ? choice_count : 0;
+  row.judged = !step.drawn.empty();
   row.fresh = index == 0;
   row.wanted_first = batch.wanted.size();
   row.wanted_count = step.rows.size();
@@ -247,7 +279,9 @@ inline void add_row(StepBatch& batch, const Case& one, uint32_t slot, size_t ind
     if (scored || (step.sample && token + 1 >= known))
       batch.wanted.push_back({index_of_row, token, scored ? step.scored[token] : NONE, 0});
   }
-  batch.batch_rows.push_back({step.start, static_cast<uint32_t>(batch.tokens.size()), count, 0,
+  for (uint32_t i = 0; i < step.drawn.size(); i++)
+    batch.draws.push_back({slot, i, step.start + known});
+  batch.batch_rows.push_back({step.start, static_cast<uint32_t>(batch.tokens.size()), count, NONE,
                               {}});
   for (uint32_t token = 0; token < count; token++) {
     const uint32_t id = token < known ? step.known[token] : step.drafts[token - known];
@@ -286,6 +320,43 @@ inline std::string compare_score(const Score& wanted, float logprob, uint32_t ra
       return text;
     }
   return "";
+}
+
+// Describes how a law differs, or is empty.
+inline std::string compare_law(const std::vector<uint32_t>& wanted, const Candidate* law) {
+  char text[200];
+  for (size_t i = 0; i < CANDIDATES_MAX; i++) {
+    const bool exists = i < wanted.size() / 2;
+    const uint32_t token = exists ? wanted[i * 2] : NONE;
+    const uint32_t probability = exists ? wanted[i * 2 + 1] : 0;
+    if (law[i].token == token && bits_of(law[i].probability) == probability) continue;
+    std::snprintf(text, sizeof(text), "candidate %zu is %u %08x, not %u %08x", i, law[i].token,
+                  bits_of(law[i].probability), token, probability);
+    return text;
+  }
+  return "";
+}
+
+// Compares the drafts that were drawn and their laws with the cases; returns how many are wrong.
+inline size_t compare_drafts(const Group& group, const StepBatch& batch, size_t step,
+                             const Answers& answers) {
+  size_t wrong = 0;
+  for (size_t i = 0; i < batch.draws.size(); i++) {
+    const DraftOrder& draw = batch.draws[i];
+    const Step& one = group.cases[draw.slot].steps[step];
+    const size_t law = (size_t{draw.slot} * DRAFT_ROWS + draw.index) * CANDIDATES_MAX;
+    std::string found = compare_law(one.drawn[draw.index].law, &answers.laws[law]);
+    if (found.empty() && answers.drafts[i] != one.drafts[draw.index])
+      found = "token " + std::to_string(answers.drafts[i]) + ", not " +
+              std::to_string(one.drafts[draw.index]);
+    if (found.empty()) continue;
+    if (wrong++ > 3) continue;
+    const Slot& slot = group.cases[draw.slot].slot;
+    std::printf("vocabulary %u case %u step %zu draft %u: %s (temperature %g of %g, kind %u)\n",
+                group.vocab, draw.slot, step, draw.index, found.c_str(), slot.draft_temperature,
+                slot.sampling.temperature, one.drawn[draw.index].row.formula.kind);
+  }
+  return wrong;
 }
 
 inline std::string compare_row(const Step& step, const SampleRow& row, const RowChoice& choice,
@@ -339,10 +410,10 @@ inline size_t compare(const Group& group, const StepBatch& batch, size_t step,
     if (shown++ >= SHOWN_MAX) continue;
     const Sampling& s = one.slot.sampling;
     std::printf("vocabulary %u case %u step %zu: %s (temperature %g top_k %u top_p %g min_p %g "
-                "biased %u words %u masks %zu, kind %u)\n",
+                "biased %u words %u masks %zu, judged %zu, kind %u)\n",
                 group.vocab, row.slot, step, difference.c_str(), s.temperature, s.top_k, s.top_p,
                 s.min_p, one.slot.biased, one.slot.bad_word_count, one.steps[step].masks.size(),
-                one.steps[step].rows[0].formula.kind);
+                one.steps[step].drawn.size(), one.steps[step].rows[0].formula.kind);
   }
   return wrong;
 }

@@ -39,6 +39,14 @@ inline Case typical(Change change, uint32_t drafts, bool masked = false) {
   return one;
 }
 
+// The same with drafts that are drawn by the target's own logits.
+inline Case judged(Case one) {
+  Step& step = one.steps[0];
+  one.slot.draft_temperature = 1.0f;
+  for (size_t i = 0; i < step.drafts.size(); i++) step.drawn.push_back({step.rows[i], {}});
+  return one;
+}
+
 inline std::vector<Typical> typical_requests() {
   const auto greedy = [](Sampling& s) { s.temperature = 0.0f; };
   const auto plain = [](Sampling&) {};
@@ -71,6 +79,9 @@ inline std::vector<Typical> typical_requests() {
   all.push_back({"temperature 2, top_p 0.95", typical(hot, 7), NONE});
   const auto min_p = [](Sampling& s) { s.min_p = 0.05f; };
   all.push_back({"min_p 0.05", typical(min_p, 7), NONE});
+  all.push_back({"temperature 1, judged", judged(typical(plain, 7)), NONE});
+  all.push_back({"top_p 0.95, judged", judged(typical(top_p, 7)), NONE});
+  all.push_back({"temperature 1, judged, logprobs", judged(typical(plain, 7)), 0});
   return all;
 }
 

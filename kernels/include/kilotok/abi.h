@@ -31,6 +31,8 @@ constexpr int TOPS_MAX = 20;
 
 constexpr int PARTS_MAX = 16;
 
+constexpr int CANDIDATES_MAX = 64;
+
 constexpr int WANTED_MAX = 2048;
 
 constexpr int SEEN = 32768;
@@ -185,14 +187,14 @@ struct alignas(4) BatchRow {
   uint32_t start;
   uint32_t first;
   uint32_t count;
-  uint32_t reserved;
+  uint32_t slot;
   uint32_t pages_at[4];
 };
 static_assert(sizeof(BatchRow) == 32, "size of BatchRow");
 static_assert(offsetof(BatchRow, start) == 0, "BatchRow.start");
 static_assert(offsetof(BatchRow, first) == 4, "BatchRow.first");
 static_assert(offsetof(BatchRow, count) == 8, "BatchRow.count");
-static_assert(offsetof(BatchRow, reserved) == 12, "BatchRow.reserved");
+static_assert(offsetof(BatchRow, slot) == 12, "BatchRow.slot");
 static_assert(offsetof(BatchRow, pages_at) == 16, "BatchRow.pages_at");
 
 struct alignas(4) Batch {
@@ -291,7 +293,7 @@ struct alignas(8) Memory {
   uint64_t taps;
   uint64_t fused;
   uint64_t logits;
-  uint64_t draft_parts;
+  uint64_t drafting;
   uint64_t drafted;
   uint64_t barrier;
   uint64_t fault;
@@ -333,7 +335,7 @@ static_assert(offsetof(Memory, expert_inner) == 216, "Memory.expert_inner");
 static_assert(offsetof(Memory, taps) == 224, "Memory.taps");
 static_assert(offsetof(Memory, fused) == 232, "Memory.fused");
 static_assert(offsetof(Memory, logits) == 240, "Memory.logits");
-static_assert(offsetof(Memory, draft_parts) == 248, "Memory.draft_parts");
+static_assert(offsetof(Memory, drafting) == 248, "Memory.drafting");
 static_assert(offsetof(Memory, drafted) == 256, "Memory.drafted");
 static_assert(offsetof(Memory, barrier) == 264, "Memory.barrier");
 static_assert(offsetof(Memory, fault) == 272, "Memory.fault");
@@ -486,7 +488,7 @@ struct alignas(8) Slot {
   uint32_t bad_word_count;
   uint32_t end_token_count;
   uint32_t biased;
-  uint32_t reserved;
+  float draft_temperature;
 };
 static_assert(sizeof(Slot) == 72, "size of Slot");
 static_assert(offsetof(Slot, sampling) == 0, "Slot.sampling");
@@ -497,7 +499,7 @@ static_assert(offsetof(Slot, held) == 52, "Slot.held");
 static_assert(offsetof(Slot, bad_word_count) == 56, "Slot.bad_word_count");
 static_assert(offsetof(Slot, end_token_count) == 60, "Slot.end_token_count");
 static_assert(offsetof(Slot, biased) == 64, "Slot.biased");
-static_assert(offsetof(Slot, reserved) == 68, "Slot.reserved");
+static_assert(offsetof(Slot, draft_temperature) == 68, "Slot.draft_temperature");
 
 struct alignas(4) Bias {
   uint32_t token;
@@ -507,10 +509,18 @@ static_assert(sizeof(Bias) == 8, "size of Bias");
 static_assert(offsetof(Bias, token) == 0, "Bias.token");
 static_assert(offsetof(Bias, bias) == 4, "Bias.bias");
 
+struct alignas(4) Candidate {
+  uint32_t token;
+  float probability;
+};
+static_assert(sizeof(Candidate) == 8, "size of Candidate");
+static_assert(offsetof(Candidate, token) == 0, "Candidate.token");
+static_assert(offsetof(Candidate, probability) == 4, "Candidate.probability");
+
 struct alignas(8) SampleRow {
   uint32_t slot;
   uint32_t known_count;
-  uint32_t sample;
+  uint32_t choice_count;
   uint32_t fresh;
   uint32_t wanted_first;
   uint32_t wanted_count;
@@ -521,12 +531,12 @@ struct alignas(8) SampleRow {
   uint32_t history_count;
   uint32_t bias_count;
   uint32_t draft;
-  uint32_t reserved;
+  uint32_t judged;
 };
 static_assert(sizeof(SampleRow) == 64, "size of SampleRow");
 static_assert(offsetof(SampleRow, slot) == 0, "SampleRow.slot");
 static_assert(offsetof(SampleRow, known_count) == 4, "SampleRow.known_count");
-static_assert(offsetof(SampleRow, sample) == 8, "SampleRow.sample");
+static_assert(offsetof(SampleRow, choice_count) == 8, "SampleRow.choice_count");
 static_assert(offsetof(SampleRow, fresh) == 12, "SampleRow.fresh");
 static_assert(offsetof(SampleRow, wanted_first) == 16, "SampleRow.wanted_first");
 static_assert(offsetof(SampleRow, wanted_count) == 20, "SampleRow.wanted_count");
@@ -537,7 +547,7 @@ static_assert(offsetof(SampleRow, biases) == 40, "SampleRow.biases");
 static_assert(offsetof(SampleRow, history_count) == 48, "SampleRow.history_count");
 static_assert(offsetof(SampleRow, bias_count) == 52, "SampleRow.bias_count");
 static_assert(offsetof(SampleRow, draft) == 56, "SampleRow.draft");
-static_assert(offsetof(SampleRow, reserved) == 60, "SampleRow.reserved");
+static_assert(offsetof(SampleRow, judged) == 60, "SampleRow.judged");
 
 struct alignas(4) Wanted {
   uint32_t row;
@@ -550,6 +560,18 @@ static_assert(offsetof(Wanted, row) == 0, "Wanted.row");
 static_assert(offsetof(Wanted, token) == 4, "Wanted.token");
 static_assert(offsetof(Wanted, scored) == 8, "Wanted.scored");
 static_assert(offsetof(Wanted, reserved) == 12, "Wanted.reserved");
+
+struct alignas(4) Judged {
+  float probability;
+  float logit;
+  float logprob;
+  uint32_t rank;
+};
+static_assert(sizeof(Judged) == 16, "size of Judged");
+static_assert(offsetof(Judged, probability) == 0, "Judged.probability");
+static_assert(offsetof(Judged, logit) == 4, "Judged.logit");
+static_assert(offsetof(Judged, logprob) == 8, "Judged.logprob");
+static_assert(offsetof(Judged, rank) == 12, "Judged.rank");
 
 struct alignas(8) ChoicePart {
   uint64_t best;
@@ -618,8 +640,10 @@ struct alignas(8) SampleMemory {
   uint64_t tops;
   uint64_t logits;
   uint64_t drafts;
+  uint64_t proposals;
+  uint64_t judged;
 };
-static_assert(sizeof(SampleMemory) == 160, "size of SampleMemory");
+static_assert(sizeof(SampleMemory) == 176, "size of SampleMemory");
 static_assert(offsetof(SampleMemory, vocab) == 0, "SampleMemory.vocab");
 static_assert(offsetof(SampleMemory, stride) == 4, "SampleMemory.stride");
 static_assert(offsetof(SampleMemory, mask_words) == 8, "SampleMemory.mask_words");
@@ -642,14 +666,28 @@ static_assert(offsetof(SampleMemory, reports) == 128, "SampleMemory.reports");
 static_assert(offsetof(SampleMemory, tops) == 136, "SampleMemory.tops");
 static_assert(offsetof(SampleMemory, logits) == 144, "SampleMemory.logits");
 static_assert(offsetof(SampleMemory, drafts) == 152, "SampleMemory.drafts");
+static_assert(offsetof(SampleMemory, proposals) == 160, "SampleMemory.proposals");
+static_assert(offsetof(SampleMemory, judged) == 168, "SampleMemory.judged");
 
 struct alignas(8) VerifyMemory {
   Memory memory;
   SampleMemory sampling;
 };
-static_assert(sizeof(VerifyMemory) == 472, "size of VerifyMemory");
+static_assert(sizeof(VerifyMemory) == 488, "size of VerifyMemory");
 static_assert(offsetof(VerifyMemory, memory) == 0, "VerifyMemory.memory");
 static_assert(offsetof(VerifyMemory, sampling) == 312, "VerifyMemory.sampling");
+
+struct alignas(8) DraftMemory {
+  uint64_t parts;
+  uint64_t candidates;
+  uint64_t slots;
+  uint64_t proposals;
+};
+static_assert(sizeof(DraftMemory) == 32, "size of DraftMemory");
+static_assert(offsetof(DraftMemory, parts) == 0, "DraftMemory.parts");
+static_assert(offsetof(DraftMemory, candidates) == 8, "DraftMemory.candidates");
+static_assert(offsetof(DraftMemory, slots) == 16, "DraftMemory.slots");
+static_assert(offsetof(DraftMemory, proposals) == 24, "DraftMemory.proposals");
 
 struct alignas(8) Stamped {
   uint32_t what;

@@ -1,7 +1,7 @@
 //! One case: a request, and the steps of its slot.
 
 use kilotok_abi::{FORBIDDEN, Sampling, SlotLists, TokenId};
-use kilotok_sampling::{Fault, Logprobs, Ranking, Sampler, Setup, logprobs};
+use kilotok_sampling::{Fault, Logprobs, Proposal, Ranking, Rule, Sampler, Setup, logprobs};
 
 use crate::rows::{Logits, Mask, Random};
 
@@ -36,13 +36,15 @@ pub(crate) fn write_case(words: &mut Words, vocab: u32, random: &mut Random) {
     );
     let lists = lists.expect("lists that fit");
     words.extend(sampling_words(&setup.sampling));
-    words.push(setup.prompt_count);
+    let draft_temperature: f32 = random.of(&[0.4, 0.4, 1.0, 1.0, 1.6, 0.0]);
+    words.extend([setup.prompt_count, draft_temperature.to_bits()]);
     words.push(lists.biases.len() as u32);
     words.extend(lists.biases.iter().flat_map(|bias| [bias.token, bias.bias.to_bits()]));
     for list in [&lists.bad_ends, &lists.bad_tokens, &lists.end_tokens, &history] {
         write_list(words, list);
     }
-    write_steps(words, vocab, random, setup, history);
+    let drawn = (!setup.is_greedy() && random.chance(60)).then_some(draft_temperature);
+    write_steps(words, vocab, random, (setup, drawn), history);
 }
 
 fn sampling_words(s: &Sampling) -> [u32; 10] {
@@ -124,7 +126,7 @@ fn write_steps(
     words: &mut Words,
     vocab: u32,
     random: &mut Random,
-    setup: Setup,
+    (setup, draft_temperature): (Setup, Option<f32>),
     mut tokens: Vec<TokenId>,
 ) {
     let mut sampler = Sampler::new(setup, &tokens);
@@ -146,7 +148,7 @@ fn write_steps(
         let end =
             if is_chunk { random.below(tokens.len() as u32 - 1) + 1 } else { tokens.len() as u32 };
         let row = tokens[start as usize..end as usize].to_vec();
-        let step = Step { vocab, start, known: row, sample: !is_chunk };
+        let step = Step { vocab, start, known: row, sample: !is_chunk, draft_temperature };
         let Some(chosen) = step.write(words, random, &mut sampler) else { break };
         start = if is_chunk { end } else { end + chosen.len() as u32 - 1 };
         tokens.extend(chosen);
@@ -158,6 +160,14 @@ struct Step {
     start: u32,
     known: Vec<TokenId>,
     sample: bool,
+    /// Of drafts that are drawn.
+    draft_temperature: Option<f32>,
+}
+
+/// Drafts that are drawn, and the drafter's logits of each.
+struct Drawn {
+    proposal: Proposal,
+    rows: Vec<Logits>,
 }
 
 impl Step {
@@ -177,22 +187,56 @@ impl Step {
         let wanted = (0..count).filter(|&t| t < scored.len() as u32 || t >= first_sampled);
         let rows: Vec<Logits> = wanted.map(|_| Logits::random(random, vocab)).collect();
         let masked = self.sample && random.chance(25);
-        let mask_count = if masked { draft_count + 1 } else { 0 };
-        let masks: Vec<Mask> = (0..mask_count).map(|_| Mask::random(random, vocab)).collect();
         let sampled = &rows[rows.len() - if self.sample { draft_count as usize + 1 } else { 0 }..];
-        let drafts = self.drafts(random, sampler, sampled, &masks, draft_count);
+        let drawn = self.draw(random, sampler, sampled, draft_count);
+        let lacking = u32::from(drawn.is_some() && random.chance(30));
+        let mask_count = if masked { draft_count + 1 - lacking } else { 0 };
+        let masks: Vec<Mask> = (0..mask_count).map(|_| Mask::random(random, vocab)).collect();
+        let drafts = match &drawn {
+            Some(drawn) => drawn.proposal.drafts.clone(),
+            None => self.drafts(random, sampler, sampled, &masks, draft_count),
+        };
         words.push(self.start);
         for list in [&self.known, &drafts, &scored] {
             write_list(words, list);
         }
-        words.extend([u32::from(self.sample), top_count, u32::from(masked), rows.len() as u32]);
+        words.extend([u32::from(self.sample), top_count, mask_count]);
+        words.extend([u32::from(drawn.is_some()), rows.len() as u32]);
         for row in &rows {
             row.words(words);
         }
         for mask in &masks {
             mask.words(words);
         }
-        self.answer(words, sampler, &rows, &masks, &drafts, &scored, top_count)
+        for (row, law) in drawn.iter().flat_map(|drawn| drawn.rows.iter().zip(&drawn.proposal.laws))
+        {
+            row.words(words);
+            words.push(law.len() as u32);
+            words.extend(law.iter().flat_map(|one| [one.token, one.probability.to_bits()]));
+        }
+        let proposal = drawn.map(|drawn| drawn.proposal);
+        self.answer(words, sampler, &rows, &masks, (&drafts, proposal), &scored, top_count)
+    }
+
+    /// Drafts by the target's own logits, or by others. None where they are not drawn.
+    fn draw(
+        &self,
+        random: &mut Random,
+        sampler: &mut Sampler,
+        rows: &[Logits],
+        count: u32,
+    ) -> Option<Drawn> {
+        let draft_temperature = self.draft_temperature.filter(|_| count > 0)?;
+        let proposal = Proposal { first: self.first(), ..Proposal::default() };
+        let mut drawn = Drawn { proposal, rows: Vec::new() };
+        for row in rows.iter().take(count as usize) {
+            let own = random.chance(70);
+            let row = if own { row.clone() } else { Logits::random(random, self.vocab) };
+            let logits = row.values(self.vocab);
+            sampler.propose(&mut drawn.proposal, draft_temperature, &logits).ok()?;
+            drawn.rows.push(row);
+        }
+        Some(drawn)
     }
 
     /// The truth as far as a random length, then a random token or two.
@@ -232,7 +276,7 @@ impl Step {
         sampler: &mut Sampler,
         rows: &[Logits],
         masks: &[Mask],
-        drafts: &[TokenId],
+        (drafts, proposal): (&[TokenId], Option<Proposal>),
         scored: &[TokenId],
         top_count: u32,
     ) -> Option<Vec<TokenId>> {
@@ -258,7 +302,10 @@ impl Step {
         let sampled = &rows[rows.len() - drafts.len() - 1..];
         let masks: Vec<Vec<u32>> = masks.iter().map(|mask| mask.values(self.vocab)).collect();
         let logits = sampled.concat();
-        let verified = sampler.verify(self.first(), drafts, &masks, &logits, &mut tokens);
+        let verified = match proposal {
+            None => sampler.verify(self.first(), drafts, &masks, &logits, &mut tokens),
+            Some(proposal) => sampler.judge(Rule::Joint, &proposal, &masks, &logits, &mut tokens),
+        };
         let fault = verified.err().map(|fault| (fault, self.first() + tokens.len() as u32));
         let report =
             |(row, &token): (&Vec<f32>, &TokenId)| logprobs(row, token, tops, &mut ranking);

@@ -123,8 +123,7 @@ promises! { $
     drafted, Drafted, invariance::drafted;
     /// Nor on given drafts, right or wrong.
     guessed, Guessed, invariance::guessed;
-    /// Under rejection sampling a reply depends on the numbers of its drafts, and on nothing else;
-    /// an engine without it refuses such a request.
+    /// Under rejection sampling a reply depends on the numbers of its drafts, and on nothing else.
     rejection, Rejection, rejection::repeats;
     /// A prompt's tokens are scored as they would have been chosen.
     scores, Scores, invariance::scores;

@@ -1,21 +1,18 @@
 //! Rejection sampling: tokens depend on how many drafts each row verifies, and on nothing else of
 //! the way that a request is run. `tests/law.rs` checks that they have the target's distribution.
 
-use kilotok_engine::{Engine, StepPlan, Verification};
+use kilotok_engine::Verification;
 
 use crate::host::{Host, How};
 
 use super::cases::{Case, few, run_same};
-use super::counts::{chunk, held};
+use super::counts::held;
 use super::{Make, Verdict};
 
 const REJECTION: Verification = Verification::Rejection { draft_temperature: 1.0 };
 
 pub(super) fn repeats(make: Make<'_>) -> Verdict {
     let mut engine = make();
-    if !engine.caps().rejection {
-        return is_refused(&mut *engine);
-    }
     let how = How { drafts: held(&*engine, 3, 3), ..How::default() };
     let mut cases = few(&mut *engine)?;
     for case in &mut cases {
@@ -36,16 +33,4 @@ pub(super) fn repeats(make: Make<'_>) -> Verdict {
         run_same(&mut Host::new(&mut *engine, u64::from(seed)), "among others", &ways)?;
     }
     Ok(())
-}
-
-/// An engine without it says so before it does anything.
-fn is_refused(engine: &mut dyn Engine) -> Verdict {
-    let mut row = chunk(engine.caps(), 0, 0, 1);
-    if let Some(setup) = &mut row.setup {
-        setup.verification = REJECTION;
-    }
-    match Host::new(engine, 0).submit(&StepPlan { rows: vec![row] }) {
-        Err(_) => Ok(()),
-        Ok(_) => Err("rejection sampling was accepted and is not among the engine's limits".into()),
-    }
 }

@@ -58,7 +58,6 @@ impl ScriptedEngine {
             wide_from: None,
             draft_max: 7,
             drafter: true,
-            rejection: true,
             logprobs_max: 8,
             steps_in_flight_max: 2,
             groups: vec![

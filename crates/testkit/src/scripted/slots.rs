@@ -111,7 +111,7 @@ impl Slots {
         } else {
             proposal.first = position;
             proposal.drafts.truncate(drafts.len());
-            proposal.q.truncate(drafts.len() * self.vocab_size);
+            proposal.laws.truncate(drafts.len());
             slot.sampler.judge(Rule::Joint, &proposal, &row.masks, &rows, &mut out.tokens)
         };
         let next = position + out.tokens.len() as u32;

@@ -8,6 +8,7 @@ namespace kilotok {
 constexpr int GRID = 132;
 constexpr int TOKENS_MAX = 64;
 constexpr int VOCAB = 152576;
+constexpr int DRAFT_ROWS = 8;
 // Nothing is multiplied; harnesses name it.
 constexpr int HIDDEN = 0;
 

@@ -43,6 +43,10 @@ static_assert(planned::LOGITS == per_token(VOCAB_ROWS * sizeof(float)), "logits"
 static_assert(planned::LOGITS_STRIDE == LOGITS_STRIDE, "from a token's logits to the next one's");
 static_assert(RANKS == 1 || planned::LOGITS_OFFSET == LOGITS_OFFSET, "logits of all ranks");
 static_assert(planned::DRAFT_PARTS == per_token(PARTS_MAX * sizeof(uint64_t)), "draft_parts");
+static_assert(planned::DRAFT_CANDIDATES ==
+                  per_token(PARTS_MAX * CANDIDATES_MAX * sizeof(uint64_t)),
+              "candidates of drafts");
+static_assert(planned::LAWS == DRAFT_ROWS * CANDIDATES_MAX * sizeof(Candidate), "laws of a slot");
 static_assert(planned::RECEIVER == RECEIVER_BYTES, "receiver");
 
 template <int KIND>

@@ -25,6 +25,8 @@ struct SampleScratch {
     RankScratch rank;
   };
   ScanScratch scan;
+  // Of a draft that is judged.
+  uint32_t candidates[CANDIDATES_MAX];
 };
 
 struct Resolved {
@@ -66,7 +68,41 @@ __device__ __forceinline__ Position position_of(const Cta& cta, const SampleMemo
   found.logits = at<const float>(memory.logits) + static_cast<size_t>(index) * memory.stride;
   found.begin = 0;
   found.end = static_cast<int>(memory.vocab);
+  found.candidates = nullptr;
+  found.candidate_count = 0;
   return found;
+}
+
+// Loads the candidates of the draft that is judged at a position.
+__device__ __forceinline__ void load_candidates(const SampleMemory& memory, SampleScratch& scratch,
+                                                Position& at) {
+  static_assert(CANDIDATES_MAX <= CONSUMERS, "a thread loads one");
+  const Candidate* law = law_of(memory.proposals, at.slot_index, at.draft_count);
+  if (Consumers::thread() < CANDIDATES_MAX)
+    scratch.candidates[Consumers::thread()] = law[Consumers::thread()].token;
+  Consumers::sync();
+  at.candidates = scratch.candidates;
+  while (at.candidate_count < CANDIDATES_MAX &&
+         scratch.candidates[at.candidate_count] != NO_TOKEN)
+    at.candidate_count++;
+}
+
+// Stores what the target makes of each candidate, given which tokens are kept.
+__device__ __forceinline__ void judge_candidates(const SampleMemory& memory, RankScratch& s,
+                                                 const Position& at, const Kept& kept,
+                                                 int wanted) {
+  const uint64_t mass = kept.listed >= 0
+                            ? listed_mass(s, kept, kept.listed)
+                            : total_mass(s, kept, [](int, const float(&)[QUAD], int) {});
+  const float total = exact::of_mass(mass);
+  if (Consumers::thread() >= at.candidate_count) return;
+  const uint32_t token = at.candidates[Consumers::thread()];
+  float logit = kept.value(kept.row[token]);
+  if (!kept.has(logit, exact::rank_key(logit, token))) logit = -exact::INFINITE;
+  Judged& judged =
+      kilotok::at<Judged>(memory.judged)[wanted * CANDIDATES_MAX + Consumers::thread()];
+  judged.probability = exact::div(exact::exp(exact::sub(logit, kept.max)), total);
+  judged.logit = logit;
 }
 
 // Chooses where more than one pass over the row is needed.
@@ -92,6 +128,7 @@ __device__ __forceinline__ ChoicePart choose_in_passes(const SampleMemory& memor
   if (resolve(part, false).fault != ChoiceFault::None) return part;
   // All threads have finished the first pass, so its scratch memory is free.
   if (at.filtered()) filter(scratch.rank, scratch.scan.bests, sampling, kept);
+  if (at.judged()) judge_candidates(memory, scratch.rank, at, kept, wanted);
   const uint64_t winner = race(scratch.rank, at, kept);
   part.winner = cta_reduce(scratch.scan.keys[1], winner, Min{});
   Consumers::sync();
@@ -110,7 +147,9 @@ __device__ __forceinline__ ChoicePart sample_whole(const Cta& cta, const SampleM
     chosen = resolve(part, at.greedy()).token;
   }
   if (top_count == NO_TOKEN) chosen = NO_TOKEN;
-  if (!part.finite || (chosen == NO_TOKEN && scored == NO_TOKEN)) return part;
+  const bool reported = chosen != NO_TOKEN || scored != NO_TOKEN ||
+                        (at.judged() && top_count != NO_TOKEN);
+  if (!part.finite || !reported) return part;
   const ChoicePart raw = scan_row(at.logits, at.end, scratch.scan);
   part.finite = raw.finite;
   if (!raw.finite) return part;
@@ -142,10 +181,15 @@ __device__ __forceinline__ void sample_unit(const Cta& cta, const SampleMemory& 
   const Wanted& wanted = at<const Wanted>(memory.wanted)[index];
   const SampleRow& row = at<const SampleRow>(memory.rows)[wanted.row];
   Position position = position_of(cta, memory, index);
-  const bool chooses = row.sample && position.draft_count >= 0;
+  const bool chooses =
+      position.draft_count >= 0 && position.draft_count < static_cast<int>(row.choice_count);
   const bool reports = wanted.scored != NO_TOKEN || row.top_count != NO_TOKEN;
+  // At a row's last token no draft is judged.
+  const bool judges = row.judged && chooses &&
+                      wanted.token + 1 < at<const BatchRow>(cta.memory.rows)[wanted.row].count;
+  if (judges && part == 0) load_candidates(memory, scratch, position);
   ChoicePart found;
-  if (!chooses || reports || position.filtered()) {
+  if (!chooses || reports || judges || position.filtered()) {
     found = part == 0 ? sample_whole(cta, memory, scratch, position, index, chooses, row.top_count)
                       : empty_part();
   } else {

@@ -1,6 +1,7 @@
-// Verification of drafts by sample and match: a row's drafts are accepted up to the first one that
-// differs from the target's choice, which replaces it. The reference is `Sampler::verify` in
-// crates/sampling and of `Samplers::verify` in crates/batch.
+// Verification of drafts. By sample and match a row's drafts are accepted up to the first one that
+// differs from the target's choice, which replaces it. By rejection sampling drafts that were drawn
+// are judged by their law and the target's (sample/judge.cuh). The references are `Sampler::verify`
+// and `Sampler::judge` in crates/sampling, and `Samplers::verify` in crates/batch.
 //
 // Reads the parts of choices and the batch; writes the rows' choices, the chosen tokens (which may
 // be in the host's memory) and the slots. The caller's barrier comes between `sample` and this.
@@ -9,6 +10,7 @@
 
 #include "kilotok/phase/sample.cuh"
 #include "kilotok/phase/slots.cuh"
+#include "kilotok/sample/judge.cuh"
 
 namespace kilotok {
 
@@ -37,34 +39,176 @@ __device__ __forceinline__ ChoicePart all_parts(const Cta& cta, const SampleMemo
   return all;
 }
 
-// Goes through the row's wanted tokens in order: first those whose next token is scored, then those
-// after which a token was chosen. The last known token may be both.
-__device__ __forceinline__ RowChoice accept_drafts(const Cta& cta, const SampleMemory& memory,
-                                          const VerifyScratch& scratch, const SampleRow& row,
-                                          const BatchRow& batch) {
+// The result with a fault at the position after a token of the row.
+__device__ __forceinline__ RowChoice at_fault(RowChoice result, const BatchRow& batch,
+                                              ChoiceFault fault, uint32_t token) {
+  result.fault = static_cast<uint32_t>(fault);
+  result.fault_position = batch.start + token + 1;
+  return result;
+}
+
+// A race without a winner chooses no token either.
+__device__ __forceinline__ ChoiceFault fault_of(uint32_t token, ChoiceFault fault) {
+  return fault == ChoiceFault::None && token == NO_TOKEN ? ChoiceFault::NothingAllowed : fault;
+}
+
+// The row's result before any token is chosen: how many successors are scored.
+__device__ __forceinline__ RowChoice count_scored(const SampleMemory& memory,
+                                                  const VerifyScratch& scratch,
+                                                  const SampleRow& row, const BatchRow& batch) {
   const Wanted* wanted = at<const Wanted>(memory.wanted) + row.wanted_first;
-  const BatchToken* tokens = at<const BatchToken>(cta.memory.tokens) + batch.first;
-  const auto at_fault = [&](RowChoice result, ChoiceFault fault, uint32_t token) {
-    result.fault = static_cast<uint32_t>(fault);
-    result.fault_position = batch.start + token + 1;
-    return result;
-  };
   RowChoice result = {0, 0, static_cast<uint32_t>(ChoiceFault::None), 0};
   for (uint32_t i = 0; i < row.wanted_count && wanted[i].scored != NO_TOKEN; i++) {
-    if (!scratch.finite[i]) return at_fault(result, ChoiceFault::NotFinite, wanted[i].token);
+    if (!scratch.finite[i])
+      return at_fault(result, batch, ChoiceFault::NotFinite, wanted[i].token);
     result.scored_count++;
   }
-  if (!row.sample) return result;
-  for (uint32_t i = 0; i < row.wanted_count; i++) {
+  return result;
+}
+
+// By sample and match: goes through the row's wanted tokens after which a token was chosen, in
+// order.
+__device__ __forceinline__ RowChoice match_drafts(const Cta& cta, const SampleMemory& memory,
+                                                  const VerifyScratch& scratch,
+                                                  const SampleRow& row, const BatchRow& batch) {
+  const Wanted* wanted = at<const Wanted>(memory.wanted) + row.wanted_first;
+  const BatchToken* tokens = at<const BatchToken>(cta.memory.tokens) + batch.first;
+  RowChoice result = count_scored(memory, scratch, row, batch);
+  if (result.fault != static_cast<uint32_t>(ChoiceFault::None)) return result;
+  for (uint32_t i = 0; i < row.wanted_count && result.token_count < row.choice_count; i++) {
     const uint32_t token = wanted[i].token;
     if (token + 1 < row.known_count) continue;
     const Resolved choice = scratch.choices[i];
-    if (choice.fault != ChoiceFault::None) return at_fault(result, choice.fault, token);
+    const ChoiceFault fault = fault_of(choice.token, choice.fault);
+    if (fault != ChoiceFault::None) return at_fault(result, batch, fault, token);
     at<uint32_t>(memory.chosen)[row.wanted_first + i] = choice.token;
     result.token_count++;
     if (token + 1 >= batch.count || tokens[token + 1].token != choice.token) break;
   }
   return result;
+}
+
+// By rejection sampling, a warp: chooses among `choices`, which begins with that after the last
+// known token, and replaces their tokens.
+struct Judgement {
+  const Cta& cta;
+  const SampleMemory& memory;
+  const SampleRow& row;
+  const BatchRow& batch;
+  Resolved* choices;
+  // Of the first position: its wanted token, and the token to choose.
+  uint32_t wanted, first;
+  int draft_count;
+
+  __device__ __forceinline__ Judgement(const Cta& cta, const SampleMemory& memory,
+                                       VerifyScratch& scratch, const SampleRow& row,
+                                       const BatchRow& batch)
+      : cta(cta), memory(memory), row(row), batch(batch) {
+    draft_count = static_cast<int>(batch.count - row.known_count);
+    const uint32_t before = row.wanted_count - draft_count - 1;
+    choices = scratch.choices + before;
+    wanted = row.wanted_first + before;
+    first = batch.start + row.known_count;
+  }
+
+  __device__ __forceinline__ uint32_t draft(int i) const {
+    return at<const BatchToken>(cta.memory.tokens)[batch.first + row.known_count + i].token;
+  }
+  __device__ __forceinline__ Judged* judged(int i) const {
+    return at<Judged>(memory.judged) + static_cast<size_t>(wanted + i) * CANDIDATES_MAX;
+  }
+  __device__ __forceinline__ const Candidate* law(int i) const {
+    return law_of(memory.proposals, row.slot, i);
+  }
+  __device__ __forceinline__ const Sampling& sampling() const {
+    return at<const Slot>(memory.slots)[row.slot].sampling;
+  }
+
+  // Positions before the first at which no token can be chosen.
+  __device__ __forceinline__ int possible_count() const {
+    int count = 0;
+    while (count < static_cast<int>(row.choice_count) &&
+           choices[count].fault == ChoiceFault::None)
+      count++;
+    return count;
+  }
+
+  // How many of the first drafts are kept; `kept_mass` is the factor of the target's law after
+  // them.
+  __device__ __forceinline__ int keep(int judged_count, float& kept_mass) const {
+    int kept = 0;
+    float mass = kept_mass = 1.0f;
+    for (int i = 0; i < judged_count; i++) {
+      mass = Candidates(law(i), judged(i)).ratio(draft(i), mass);
+      const int after = i + 1;
+      float kept_below = mass;
+      if (after < judged_count) {
+        const float residual = Candidates(law(after), judged(after)).residual_mass(mass);
+        kept_below = exact::div(residual, exact::add(residual, exact::sub(1.0f, mass)));
+      }
+      const exact::Draws draws(sampling(), first, Purpose::Accept, i);
+      if (exact::unit(draws.bits(0)) <= kept_below) {
+        kept = after;
+        kept_mass = mass;
+      }
+    }
+    return kept;
+  }
+
+  // The token after `kept` drafts, of which there are more.
+  __device__ __forceinline__ uint32_t draw_residual(int kept, float mass, int parts) const {
+    const exact::Draws draws(sampling(), first + kept, Purpose::Residual);
+    const Candidates candidates(law(kept), judged(kept));
+    const uint64_t others = all_parts(cta, memory, wanted + kept, parts).winner;
+    uint64_t winner = candidates.race(draws, mass, true, others);
+    if (winner == exact::NO_WINNER) winner = candidates.race(draws, mass, false, others);
+    return static_cast<uint32_t>(winner);
+  }
+
+  // Takes a token as that of a position where a draft was judged. One of its candidates has its
+  // report there.
+  __device__ __forceinline__ void take(int i, uint32_t token) const {
+    if (cta.lane() == 0) choices[i].token = token;
+    if (row.top_count == NO_TOKEN) return;
+    for (int k = cta.lane(); k < CANDIDATES_MAX; k += 32) {
+      if (law(i)[k].token != token) continue;
+      Report& report = at<Report>(memory.reports)[wanted + i];
+      report.chosen = judged(i)[k].logprob;
+      report.chosen_rank = judged(i)[k].rank;
+    }
+  }
+
+  __device__ __forceinline__ RowChoice run(RowChoice result, int parts) const {
+    const int possible = possible_count();
+    float mass;
+    const int kept = keep(min(draft_count, possible), mass);
+    for (int i = 0; i < kept; i++) take(i, draft(i));
+    result.token_count = kept;
+    if (kept < static_cast<int>(row.choice_count)) {
+      uint32_t token = choices[kept].token;
+      if (kept < possible && kept < draft_count) {
+        token = draw_residual(kept, mass, parts);
+        take(kept, token);
+      }
+      const ChoiceFault fault = fault_of(token, choices[kept].fault);
+      if (fault != ChoiceFault::None)
+        result = at_fault(result, batch, fault, row.known_count - 1 + kept);
+      else
+        result.token_count++;
+    }
+    __syncwarp();
+    for (uint32_t i = cta.lane(); i < result.token_count; i += 32)
+      at<uint32_t>(memory.chosen)[wanted + i] = choices[i].token;
+    return result;
+  }
+};
+
+__device__ __noinline__ RowChoice judge_drafts(const Cta& cta, const SampleMemory& memory,
+                                               VerifyScratch& scratch, const SampleRow& row,
+                                               const BatchRow& batch, int parts) {
+  const RowChoice scored = count_scored(memory, scratch, row, batch);
+  if (scored.fault != static_cast<uint32_t>(ChoiceFault::None)) return scored;
+  return Judgement(cta, memory, scratch, row, batch).run(scored, parts);
 }
 
 // Calls `then` with the row, the number of chosen tokens, and the chosen tokens.
@@ -83,9 +227,16 @@ __device__ __forceinline__ void verify_row(const Cta& cta, const SampleMemory& m
     scratch.finite[i] = part.finite;
   }
   cta.sync();
-  if (cta.thread() == 0) {
-    scratch.row = accept_drafts(cta, memory, scratch, row, batch);
-    at<RowChoice>(memory.row_choices)[index] = scratch.row;
+  if (cta.warp() == 0) {
+    RowChoice choice;
+    if (row.judged)
+      choice = judge_drafts(cta, memory, scratch, row, batch, parts);
+    else if (cta.lane() == 0)
+      choice = match_drafts(cta, memory, scratch, row, batch);
+    if (cta.lane() == 0) {
+      scratch.row = choice;
+      at<RowChoice>(memory.row_choices)[index] = choice;
+    }
   }
   cta.sync();
   const uint32_t count = scratch.row.token_count, first = batch.start + row.known_count;

@@ -109,14 +109,23 @@ __device__ __forceinline__ float logit_of(uint64_t rank_key) {
   return from_ascending(~static_cast<uint32_t>(rank_key >> 32));
 }
 
-// Philox4x32-10 for the target's own token at a position.
+// Philox4x32-10 for the token at a position, or for the draft `offset` of those from a position on.
 struct Draws {
   uint32_t key[2];
   uint32_t position;
+  Purpose purpose;
+  uint32_t offset;
+
+  __device__ __forceinline__ Draws(const Sampling& sampling, uint32_t position, Purpose purpose,
+                                   uint32_t offset = 0)
+      : key{static_cast<uint32_t>(sampling.seed), static_cast<uint32_t>(sampling.seed >> 32)},
+        position(position),
+        purpose(purpose),
+        offset(offset) {}
 
   // The bits of tokens 4 * quad to 4 * quad + 3.
   __device__ __forceinline__ uint4 quad(uint32_t quad) const {
-    uint32_t c0 = quad, c1 = position, c2 = static_cast<uint32_t>(Purpose::Target), c3 = 0;
+    uint32_t c0 = quad, c1 = position, c2 = static_cast<uint32_t>(purpose), c3 = offset;
     uint32_t k0 = key[0], k1 = key[1];
 #pragma unroll
     for (int round = 0; round < 10; round++) {

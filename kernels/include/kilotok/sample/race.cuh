@@ -26,10 +26,9 @@ struct Race {
   // The winner among the tokens of this thread.
   uint64_t winner;
 
-  __device__ __forceinline__ Race(const Position& at, float temperature)
-      : draws{{static_cast<uint32_t>(at.slot->sampling.seed),
-               static_cast<uint32_t>(at.slot->sampling.seed >> 32)},
-              at.position},
+  __device__ __forceinline__ Race(const Position& at, float temperature,
+                                  Purpose purpose = Purpose::Target)
+      : draws(at.slot->sampling, at.position, purpose),
         temperature(temperature),
         inverse(1.0f / temperature),
         limit(exact::INFINITE),

@@ -147,36 +147,36 @@ __device__ __forceinline__ void find(RankScratch& s, uint64_t before, Weight wei
   Consumers::sync();
 }
 
-// Sorts the list in ascending order; no two keys are equal.
-__device__ __noinline__ void sort(RankScratch& s, int count) {
+// Sorts a list of LIST_MAX places in ascending order; no two keys are equal.
+__device__ __noinline__ void sort(uint64_t* list, int count) {
   if (count <= CONSUMERS) {
     // Rank sort: a key's index is the number of smaller keys.
     constexpr int AT_ONCE = 4;
-    const uint64_t own = Consumers::thread() < count ? s.list[Consumers::thread()] : ~0ull;
-    if (Consumers::thread() < AT_ONCE) s.list[count + Consumers::thread()] = ~0ull;
+    const uint64_t own = Consumers::thread() < count ? list[Consumers::thread()] : ~0ull;
+    if (Consumers::thread() < AT_ONCE) list[count + Consumers::thread()] = ~0ull;
     Consumers::sync();
     int place[AT_ONCE] = {};
     for (int i = 0; i < count; i += AT_ONCE)
 #pragma unroll
-      for (int k = 0; k < AT_ONCE; k++) place[k] += s.list[i + k] < own ? 1 : 0;
+      for (int k = 0; k < AT_ONCE; k++) place[k] += list[i + k] < own ? 1 : 0;
     Consumers::sync();
-    if (Consumers::thread() < count) s.list[place[0] + place[1] + place[2] + place[3]] = own;
+    if (Consumers::thread() < count) list[place[0] + place[1] + place[2] + place[3]] = own;
     Consumers::sync();
     return;
   }
   int size = 2;
   while (size < count) size *= 2;
 #pragma unroll 1
-  for (int i = count + Consumers::thread(); i < size; i += CONSUMERS) s.list[i] = ~0ull;
+  for (int i = count + Consumers::thread(); i < size; i += CONSUMERS) list[i] = ~0ull;
   Consumers::sync();
   for (int run = 2; run <= size; run *= 2)
     for (int distance = run / 2; distance > 0; distance /= 2) {
       for (int pair = Consumers::thread(); pair < size / 2; pair += CONSUMERS) {
         const int low = 2 * pair - (pair & (distance - 1));
-        const uint64_t a = s.list[low], b = s.list[low + distance];
+        const uint64_t a = list[low], b = list[low + distance];
         if ((a > b) == ((low & run) == 0)) {
-          s.list[low] = b;
-          s.list[low + distance] = a;
+          list[low] = b;
+          list[low + distance] = a;
         }
       }
       Consumers::sync();
@@ -208,7 +208,7 @@ __device__ __noinline__ int list(RankScratch& s, const Kept& kept, const Run& ru
   Consumers::sync();
   const int count = static_cast<int>(s.listed);
   if (count > LIST_MAX) return -1;
-  sort(s, count);
+  sort(s.list, count);
   return count;
 }
 
@@ -217,7 +217,7 @@ __device__ __forceinline__ float nth_best(RankScratch& s, const float (&bests)[C
   Consumers::sync();
   s.list[Consumers::thread()] = exact::rank_key(bests[Consumers::thread()], Consumers::thread());
   Consumers::sync();
-  sort(s, CONSUMERS);
+  sort(s.list, CONSUMERS);
   return exact::logit_of(s.list[n - 1]);
 }
 
@@ -400,18 +400,23 @@ __device__ __noinline__ void filter(RankScratch& s, const float (&bests)[CONSUME
   kept.listed = s.found + 1;
 }
 
-// The winner of the race among this thread's kept tokens.
+// The winner of the race among this thread's kept tokens that are no candidates of a draft.
 __device__ __noinline__ uint64_t race(const RankScratch& s, const Position& at,
                                          const Kept& kept) {
+  const Purpose purpose = at.judged() ? Purpose::Residual : Purpose::Target;
   if (kept.listed >= 0) {
-    Race race(at, 1.0f);
-    for (int i = Consumers::thread(); i < kept.listed; i += CONSUMERS)
-      race.enter(static_cast<uint32_t>(s.list[i]), exact::logit_of(s.list[i]));
+    Race race(at, 1.0f, purpose);
+    for (int i = Consumers::thread(); i < kept.listed; i += CONSUMERS) {
+      const uint32_t token = static_cast<uint32_t>(s.list[i]);
+      if (!at.is_candidate(token)) race.enter(token, exact::logit_of(s.list[i]));
+    }
     return race.winner;
   }
-  Race race(at, kept.temperature);
+  Race race(at, kept.temperature, purpose);
   for_each_quad<3>(kept.row, 0, kept.vocab, [&](int token, float(&x)[QUAD], int count) {
-    race.enter_quad(token, x, count, kept);
+    race.enter_quad(token, x, count, [&](float logit, uint32_t token) {
+      return kept(logit, token) && !at.is_candidate(token);
+    });
   });
   return race.winner;
 }

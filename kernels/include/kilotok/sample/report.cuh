@@ -28,6 +28,34 @@ __device__ __forceinline__ int list_first(RankScratch& s, const float (&bests)[C
   return kept.listed >= 0 ? kept.listed : list(s, kept, Run{}, -exact::INFINITE);
 }
 
+// Reports each candidate of a draft that is judged: `verify` chooses one of them, or `chosen`.
+__device__ __forceinline__ void report_candidates(RankScratch& s, const Kept& kept,
+                                                  const Position& at, Judged* judged, float max,
+                                                  float ln_total) {
+  constexpr int AT_ONCE = 8;
+  for (int first = 0; first < at.candidate_count; first += AT_ONCE) {
+    float logit[AT_ONCE];
+    uint32_t above[AT_ONCE] = {};
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++)
+      logit[i] = first + i < at.candidate_count ? kept.row[at.candidates[first + i]]
+                                                : exact::INFINITE;
+    for_each_quad<2>(kept.row, 0, kept.vocab, [&](int, float(&x)[QUAD], int count) {
+#pragma unroll
+      for (int i = 0; i < AT_ONCE; i++)
+#pragma unroll
+        for (int j = 0; j < QUAD; j++) above[i] += j < count && x[j] > logit[i];
+    });
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+      const uint64_t rank = total_of(s.sums, above[i]);
+      if (Consumers::thread() != 0 || first + i >= at.candidate_count) continue;
+      judged[first + i].logprob = logprob(logit[i], max, ln_total);
+      judged[first + i].rank = static_cast<uint32_t>(rank);
+    }
+  }
+}
+
 // Writes the report of a wanted token with finite logits, given the highest logit `max` and each
 // thread's highest in `bests`. `chosen` or `scored` is NO_TOKEN where there is none.
 __device__ __noinline__ void report(const SampleMemory& memory, RankScratch& s,
@@ -51,6 +79,9 @@ __device__ __noinline__ void report(const SampleMemory& memory, RankScratch& s,
     kilotok::at<Report>(memory.reports)[wanted] = {
         logprob(of_chosen.logit, max, ln_total), static_cast<uint32_t>(above_chosen),
         logprob(of_scored.logit, max, ln_total), static_cast<uint32_t>(above_scored)};
+  if (at.judged())
+    report_candidates(s, kept, at, kilotok::at<Judged>(memory.judged) + wanted * CANDIDATES_MAX,
+                      max, ln_total);
   if (top_count == 0) return;
   const int count = list_first(s, bests, kept, static_cast<int>(top_count));
   Top* tops = kilotok::at<Top>(memory.tops) + static_cast<size_t>(wanted) * TOPS_MAX;

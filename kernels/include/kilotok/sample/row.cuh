@@ -48,6 +48,18 @@ struct Position {
   const float* logits;
   // The part of the row to read; both are multiples of 128, or the row's end.
   int begin, end;
+  // Where a draft is judged: the tokens that it could have been. `verify` has them race, when it
+  // knows the factor of the target's law; here all others race.
+  const uint32_t* candidates;
+  int candidate_count;
+
+  __device__ __forceinline__ bool judged() const { return candidates != nullptr; }
+
+  __device__ __forceinline__ bool is_candidate(uint32_t token) const {
+    for (int i = 0; i < candidate_count; i++)
+      if (candidates[i] == token) return true;
+    return false;
+  }
 
   __device__ __forceinline__ bool greedy() const { return is_greedy(slot->sampling); }
   __device__ __forceinline__ bool penalised() const { return has_penalty(slot->sampling); }
@@ -78,6 +90,12 @@ struct Patch {
 };
 
 constexpr uint32_t NO_TOKEN = ~0u;
+
+// The law of a slot's draft: CANDIDATES_MAX entries, the last ones without a token.
+__device__ __forceinline__ Candidate* law_of(uint64_t proposals, uint32_t slot, int draft) {
+  return at<Candidate>(proposals) +
+         (static_cast<size_t>(slot) * DRAFT_ROWS + draft) * CANDIDATES_MAX;
+}
 
 struct RowScratch {
   // A bit for each token: whether a pass over the row may choose it.
@@ -261,6 +279,14 @@ struct Min {
     return a < b ? a : b;
   }
 };
+
+// The smallest key of a warp, in all lanes.
+__device__ __forceinline__ uint64_t warp_min_key(uint64_t key) {
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2)
+    key = Min{}(key, __shfl_xor_sync(~0u, key, distance));
+  return key;
+}
 
 // The sum over all consumers of the CTA.
 __device__ __noinline__ uint64_t total_of(uint64_t (&room)[CONSUMER_WARPS], uint64_t value) {
