@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use kilotok_batch::SLOTS_MAX;
-use kilotok_engine::{DRAFT_TEMPERATURE_MAX, Verification};
+use kilotok_engine::{Caps, DRAFT_TEMPERATURE_MAX, Verification};
 use kilotok_generation::WAITING_MAX;
 use kilotok_model::Knobs;
 use kilotok_sched::Limits;
@@ -148,6 +148,11 @@ pub(crate) struct RawConfig {
     /// tokens [default: 0.4].
     #[arg(long, value_name = "FACTOR", help_heading = "Scheduling")]
     pub(crate) draft_temperature: Option<f32>,
+    /// To measure with `--load-format dummy`, of whose drafts none is ever right: as many count as
+    /// accepted as bring so many tokens a step on average, whatever the model would choose.
+    #[serde(skip)]
+    #[arg(long, value_name = "TOKENS", conflicts_with = "no_drafts", help_heading = "Scheduling")]
+    pub(crate) assume_acceptance: Option<f64>,
     /// Let requests say with `priority` which of them goes first; without it they may not.
     #[arg(long, num_args = 0, default_missing_value = "true", help_heading = "Scheduling")]
     pub(crate) allow_priority: Option<bool>,
@@ -293,16 +298,28 @@ pub(crate) struct RequestLimits {
     pub(crate) allow_priority: bool,
     pub(crate) verify: VerifyRule,
     pub(crate) draft_temperature: f32,
+    /// Tokens that a step of a request is assumed to bring, instead of verifying its drafts.
+    pub(crate) assume_acceptance: Option<f64>,
 }
 
 impl RequestLimits {
-    /// How drafts of sampled requests without a seed are verified.
-    pub(crate) fn verification(&self) -> Verification {
+    /// How drafts of sampled requests without a seed are verified; of all requests, where
+    /// acceptance is assumed.
+    pub(crate) fn verification(&self, caps: &Caps) -> Result<Verification> {
+        if let Some(length) = self.assume_acceptance {
+            let draft_max = if caps.drafter { caps.draft_max } else { 0 };
+            return Verification::assumed(length, draft_max).with_context(|| {
+                let most = draft_max + 1;
+                format!(
+                    "--assume-acceptance is {length}: steps of this model bring 1 to {most} tokens"
+                )
+            });
+        }
         let draft_temperature = self.draft_temperature;
-        match self.verify {
+        Ok(match self.verify {
             VerifyRule::Match => Verification::Match,
             VerifyRule::Rejection => Verification::Rejection { draft_temperature },
-        }
+        })
     }
 }
 
@@ -457,6 +474,11 @@ fn requests(raw: &RawConfig) -> Result<RequestLimits> {
         "--draft-temperature is {draft_temperature}: give 0 to {DRAFT_TEMPERATURE_MAX}"
     );
     let verify = raw.verify.unwrap_or_default();
+    let assume_acceptance = raw.assume_acceptance;
+    ensure!(
+        assume_acceptance.is_none() || raw.load_format == Some(LoadFormat::Dummy),
+        "--assume-acceptance makes replies of a real model wrong: it goes with --load-format dummy"
+    );
     Ok(RequestLimits {
         n_max,
         stop_max,
@@ -464,6 +486,7 @@ fn requests(raw: &RawConfig) -> Result<RequestLimits> {
         allow_priority,
         verify,
         draft_temperature,
+        assume_acceptance,
     })
 }
 

@@ -72,7 +72,7 @@ fn run_with(
     // are refused at once until there is an engine, and do not wait.
     drop(bind(config)?);
     let planned = engine::plan(config)?;
-    let verification = config.requests.verification();
+    let verification = config.requests.verification(&planned.caps())?;
     announce::plan(config, &planned, verification, open_files);
     let (folder, vocab_size) = (&planned.folder, planned.spec.vocab_size as u32);
     let text = Arc::new(read_text(folder, planned.spec.vocab_size, config)?);

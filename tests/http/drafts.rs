@@ -57,6 +57,26 @@ fn requests_that_sample_and_name_no_seed_are_verified_by_rejection_sampling() {
     }
 }
 
+/// Assumed acceptance is of all requests, brings what is assumed, and is said.
+#[test]
+fn acceptance_can_be_assumed() {
+    let mut setup = Setup { skill: DraftAccuracy::Always(b'!'.into()), ..Setup::steady() };
+    setup.config.verification = Verification::assumed(2.5, 7).unwrap();
+    let server = Server::start(setup);
+    for (seed, temperature) in [(Value::Null, 1), (Value::Null, 0), (json!(7), 1)] {
+        let request = json!({
+            "prompt": "abc", "max_tokens": 400, "temperature": temperature, "seed": seed,
+            "ignore_eos": true,
+        });
+        let answer = server.post(COMPLETIONS, &request).good();
+        let speculation = &answer["metrics"]["speculative_decoding"];
+        assert_eq!(speculation["verification"], "assumed", "{request}: {answer}");
+        // Of some 160 steps, each of which deviates by about 2; fewer drafts bring less.
+        let length = speculation["mean_acceptance_length"].as_f64().unwrap();
+        assert!((1.7..3.2).contains(&length), "{length}");
+    }
+}
+
 #[test]
 fn so_they_do_from_a_real_model() {
     let (one, other) = (demo(), demo());

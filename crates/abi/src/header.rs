@@ -4,12 +4,13 @@
 use std::fmt::Write;
 
 use crate::{
-    BAD_TOKENS_MAX, BAD_WORDS_MAX, Batch, BatchRow, BatchToken, Bias, CANDIDATES_MAX,
-    COUNTER_BYTES, COUNTERS, Candidate, ChoiceFault, ChoicePart, DraftMemory, END_TOKENS_MAX,
-    Fault, GROUPS_MAX, Judged, Launch, LayerMemory, Layout, Memory, OUTPUT_COUNT_MAX, PARTS_MAX,
-    PLAN_CTA_BYTES, PLAN_THREAD_BYTES, Peers, PlanMemory, Purpose, RANKS_MAX, RECENT_MAX,
-    ReadMemory, Report, RowChoice, SEEN, STAMPS_MAX, SampleMemory, SampleRow, Sampling, Slot,
-    Stamp, Stamped, TOPS_MAX, Timestamps, Top, VerifyMemory, WANTED_MAX, Waits, Wanted, WideMemory,
+    BAD_TOKENS_MAX, BAD_WORDS_MAX, BY_MATCH, BY_REJECTION, Batch, BatchRow, BatchToken, Bias,
+    CANDIDATES_MAX, COUNTER_BYTES, COUNTERS, Candidate, ChoiceFault, ChoicePart, DraftMemory,
+    END_TOKENS_MAX, Fault, GROUPS_MAX, Judged, Launch, LayerMemory, Layout, Memory,
+    OUTPUT_COUNT_MAX, PARTS_MAX, PLAN_CTA_BYTES, PLAN_THREAD_BYTES, Peers, PlanMemory, Purpose,
+    RANKS_MAX, RECENT_MAX, ReadMemory, Report, RowChoice, SEEN, STAMPS_MAX, SampleMemory,
+    SampleRow, Sampling, Slot, Stamp, Stamped, TOPS_MAX, Timestamps, Top, VerifyMemory, WANTED_MAX,
+    Waits, Wanted, WideMemory,
 };
 
 /// Where the header lies, from the repository's root.
@@ -57,6 +58,8 @@ const CONSTANTS: &[(&str, usize)] = &[
     ("TOPS_MAX", TOPS_MAX),
     ("PARTS_MAX", PARTS_MAX),
     ("CANDIDATES_MAX", CANDIDATES_MAX),
+    ("BY_MATCH", BY_MATCH),
+    ("BY_REJECTION", BY_REJECTION),
     ("WANTED_MAX", WANTED_MAX),
     ("SEEN", SEEN as usize),
     ("OUTPUT_COUNT_MAX", OUTPUT_COUNT_MAX as usize),

@@ -15,10 +15,10 @@ pub use fault::{Fault, Launch, Waits};
 pub use layout::{Field, Layout};
 pub use philox::philox;
 pub use slot::{
-    BAD_TOKENS_MAX, BAD_WORDS_MAX, Bias, CANDIDATES_MAX, Candidate, ChoiceFault, ChoicePart,
-    DraftMemory, END_TOKENS_MAX, FORBIDDEN, Judged, OUTPUT_COUNT_MAX, PARTS_MAX, RECENT_MAX,
-    Report, RowChoice, SEEN, SampleMemory, SampleRow, Slot, SlotLimit, SlotLists, TOPS_MAX, Top,
-    VerifyMemory, WANTED_MAX, Wanted,
+    BAD_TOKENS_MAX, BAD_WORDS_MAX, BY_MATCH, BY_REJECTION, Bias, CANDIDATES_MAX, Candidate,
+    ChoiceFault, ChoicePart, DraftMemory, END_TOKENS_MAX, FORBIDDEN, Judged, OUTPUT_COUNT_MAX,
+    PARTS_MAX, RECENT_MAX, Report, RowChoice, SEEN, SampleMemory, SampleRow, Slot, SlotLimit,
+    SlotLists, TOPS_MAX, Top, VerifyMemory, WANTED_MAX, Wanted,
 };
 pub use stamp::{STAMPS_MAX, Stamp, Stamped};
 pub use step::{

@@ -21,6 +21,11 @@ pub const PARTS_MAX: usize = 16;
 /// may be drawn by any law, as long as it is judged by that law. So many tokens have nearly all of
 /// the probability, and are few enough to keep and to exchange between ranks.
 pub const CANDIDATES_MAX: usize = 64;
+
+/// [`SampleRow::verified`] by sample and match, and by rejection sampling: more than any number of
+/// drafts.
+pub const BY_MATCH: usize = 1 << 16;
+pub const BY_REJECTION: usize = BY_MATCH + 1;
 /// Tokens of a step whose logits are wanted, at most: those of 256 rows with seven drafts each.
 pub const WANTED_MAX: usize = 2048;
 /// The bit of a slot's 16 bits for a token which is set if it occurred in prompt or output.
@@ -103,8 +108,9 @@ abi_struct! {
         pub bias_count: u32,
         /// Which of the step's drafts begins with the row's newest token; `!0` for none.
         pub draft: u32,
-        /// Whether the drafts were drawn and are judged by rejection sampling.
-        pub judged: u32,
+        /// How drafts are verified: [`BY_MATCH`], [`BY_REJECTION`], or the number of drafts that
+        /// count as accepted, whatever the target would choose.
+        pub verified: u32,
     }
 }
 

@@ -216,6 +216,7 @@ impl Bench {
                 drafted_count: u64::from(advance.drafted_count),
                 accepted_count: u64::from(advance.accepted_count),
                 accepted_at,
+                assumed: false,
             });
         }
         if let Some(finish) = &advance.finish {

@@ -67,7 +67,7 @@ pub(super) async fn run(args: &Args) -> Result<Outcome> {
     }
     if let (Some(before), Some(after)) = (before, after) {
         // The metrics have acceptance by place, but of all clients.
-        drafting = after.since(&before);
+        drafting = Drafting { assumed: drafting.assumed, ..after.since(&before) };
     }
     let (what, model) = (asker.client.base.clone(), asker.model.clone());
     Ok(Outcome { model, what, samples, duration, drafting })
@@ -262,6 +262,7 @@ fn drafting_of(metrics: &Value) -> Option<Drafting> {
         drafted_count: number("num_draft_tokens")?,
         accepted_count: number("num_accepted_draft_tokens")?,
         accepted_at: Vec::new(),
+        assumed: drafting["verification"] == "assumed",
     })
 }
 

@@ -106,7 +106,11 @@ pub(super) fn table(outcome: &Outcome) -> String {
         let share = drafting.accepted_count as f64 / drafting.drafted_count.max(1) as f64 * 100.0;
         line(
             "acceptance",
-            format!("{length:.2} tokens a step, {share:.0} % of {} drafts", drafting.drafted_count),
+            format!(
+                "{length:.2} tokens a step{}, {share:.0} % of {} drafts",
+                if drafting.assumed { " (assumed, not verified)" } else { "" },
+                drafting.drafted_count
+            ),
         );
         if !drafting.accepted_at.is_empty() {
             let rate = |count: &u64| format!("{:.2}", *count as f64 / drafting.row_count as f64);
@@ -212,6 +216,7 @@ fn drafts(outcome: &Outcome) -> Map<String, Value> {
     let named = [
         ("acceptance_rate", json!(share)),
         ("acceptance_length", json!(length)),
+        ("acceptance_is_assumed", json!(drafting.assumed)),
         ("num_drafts", json!(drafting.row_count)),
         ("draft_tokens", json!(drafting.drafted_count)),
         ("accepted_tokens", json!(drafting.accepted_count)),
@@ -274,6 +279,7 @@ mod tests {
             drafted_count: 28,
             accepted_count: 12,
             accepted_at: vec![4, 2],
+            assumed: false,
         };
         let samples = vec![sample, failed, late];
         let (model, what) = ("m".to_owned(), "w".to_owned());

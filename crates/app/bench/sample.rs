@@ -29,6 +29,8 @@ pub(super) struct Drafting {
     pub(super) accepted_count: u64,
     /// Accepted drafts by their place in the row; may be empty where that is unknown.
     pub(super) accepted_at: Vec<u64>,
+    /// Whether the server assumes which drafts are accepted.
+    pub(super) assumed: bool,
 }
 
 impl Drafting {
@@ -36,6 +38,7 @@ impl Drafting {
         self.row_count += other.row_count;
         self.drafted_count += other.drafted_count;
         self.accepted_count += other.accepted_count;
+        self.assumed |= other.assumed;
         let places = self.accepted_at.len().max(other.accepted_at.len());
         self.accepted_at.resize(places, 0);
         for (sum, count) in self.accepted_at.iter_mut().zip(&other.accepted_at) {
@@ -52,6 +55,7 @@ impl Drafting {
             drafted_count: self.drafted_count.saturating_sub(before.drafted_count),
             accepted_count: self.accepted_count.saturating_sub(before.accepted_count),
             accepted_at: self.accepted_at.iter().enumerate().map(grown).collect(),
+            assumed: self.assumed,
         }
     }
 

@@ -131,6 +131,10 @@ fn verified(verification: Verification) -> String {
             "verified by rejection sampling where a request samples and names no seed, drawn at \
              {draft_temperature} times its temperature"
         ),
+        Verification::Assumed { chance } => format!(
+            "not verified: each counts as accepted with probability {chance:.3} after those before \
+             it, so speeds are assumed (--assume-acceptance)"
+        ),
     }
 }
 

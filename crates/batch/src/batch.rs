@@ -2,6 +2,7 @@
 
 use kilotok_abi::TokenId;
 use kilotok_engine::{EngineError, Row, RowTokens, StepPlan, Verification};
+use kilotok_sampling::assumed_accepted;
 
 use crate::slots::Slots;
 
@@ -66,5 +67,14 @@ impl BatchRow<'_> {
     /// Number of tokens that are not drafts.
     pub fn known(&self) -> usize {
         self.count - self.plan.tokens.draft_count() as usize
+    }
+
+    /// How many of its drafts count as accepted, where that is assumed. The same row draws the same
+    /// number again. With masks drafts are matched: a grammar cannot go on after what it forbids.
+    pub fn assumed(&self) -> Option<u32> {
+        let Verification::Assumed { chance } = self.rule else { return None };
+        let first = self.plan.start + self.known() as u32;
+        let (seed, drafts) = (u64::from(self.plan.slot.0), self.plan.tokens.draft_count());
+        self.plan.masks.is_empty().then(|| assumed_accepted(chance, seed, first, drafts))
     }
 }

@@ -51,7 +51,7 @@ impl Slots {
         }
         let RowTokens::Held { draft_count } = row.tokens else { return Ok(()) };
         let lacks_mask = !row.masks.is_empty() && row.masks.len() <= draft_count as usize;
-        if lacks_mask && slot.verification.is_match() {
+        if lacks_mask && !slot.verification.is_rejection() {
             let count = row.masks.len();
             return Err(format!("{count} masks for {draft_count} drafts that are matched"));
         }
@@ -115,7 +115,11 @@ impl Slots {
 
 fn rule_of(setup: &SlotSetup) -> Verification {
     let greedy = Setup::new(setup.sampling, setup.prompt_count).is_greedy();
-    if greedy { Verification::Match } else { setup.verification }
+    if greedy && setup.verification.is_rejection() {
+        Verification::Match
+    } else {
+        setup.verification
+    }
 }
 
 pub(crate) fn sampling_setup(setup: &SlotSetup) -> Setup {

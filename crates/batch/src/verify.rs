@@ -161,8 +161,11 @@ impl Informed {
     ) -> Result<(), Fault> {
         let mut proposal = std::mem::take(&mut self.proposal);
         let masks = &row.plan.masks;
+        if let Some(count) = row.assumed() {
+            return self.sampler.accept(first, drafts, count, logits, tokens);
+        }
         let held = matches!(row.plan.tokens, RowTokens::Held { .. });
-        if self.verification.is_match() || !held {
+        if !self.verification.is_rejection() || !held {
             return self.sampler.verify(first, drafts, masks, logits, tokens);
         }
         proposal.first = first;

@@ -4,8 +4,8 @@
 use std::ops::Range;
 
 use kilotok_abi::{
-    BAD_TOKENS_MAX, BAD_WORDS_MAX, Batch as Header, Bias, COUNTER_BYTES, END_TOKENS_MAX,
-    PLAN_THREAD_BYTES, SampleMemory, SampleRow, Slot, SlotLists, Wanted,
+    BAD_TOKENS_MAX, BAD_WORDS_MAX, BY_MATCH, BY_REJECTION, Batch as Header, Bias, COUNTER_BYTES,
+    END_TOKENS_MAX, PLAN_THREAD_BYTES, SampleMemory, SampleRow, Slot, SlotLists, Wanted,
 };
 use kilotok_batch::{Batch, BatchRow, Sizes, wanted, wanted_tokens};
 use kilotok_engine::{Caps, EngineError, PageGroup, Row, RowTokens, SlotSetup, Verification};
@@ -200,7 +200,7 @@ impl Upload {
         let asking = asking
             .map(|(index, row)| DraftRow {
                 row: index,
-                drawn: (!row.rule.is_match()).then_some(row.plan.slot),
+                drawn: row.rule.is_rejection().then_some(row.plan.slot),
                 draft_count: row.plan.draft_next,
             })
             .collect::<Vec<_>>();
@@ -222,6 +222,8 @@ impl Upload {
             0 => draft_count + 1,
             masks => masks as u32,
         };
+        let judged = held && draft_count > 0 && row.rule.is_rejection();
+        let rule = if judged { BY_REJECTION } else { BY_MATCH };
         let wanted_first = self.wanted.len() as u32;
         self.wanted.extend(wanted(row).map(|token| Wanted {
             row: index as u32,
@@ -250,7 +252,7 @@ impl Upload {
             history_count: 0,
             bias_count: 0,
             draft: NONE,
-            judged: u32::from(held && draft_count > 0 && !row.rule.is_match()),
+            verified: row.assumed().unwrap_or(rule as u32),
         });
     }
 
@@ -433,14 +435,14 @@ mod tests {
             let batch = Batch::new(plan, slots).unwrap();
             Upload::new(&batch, &GROUPS, &tables(), (2, DRAFTS)).unwrap().rows[0]
         };
-        for (temperature, judged) in [(1.0, 1), (0.0, 0)] {
+        for (temperature, verified) in [(1.0, BY_REJECTION), (0.0, BY_MATCH)] {
             let begins = sampled(temperature);
             let own = upload(&slots, &begins);
-            assert_eq!((own.judged, own.choice_count), (0, 1), "it has no drafts yet");
+            assert_eq!((own.verified, own.choice_count), (BY_MATCH as u32, 1), "no drafts yet");
             for (masks, choice_count) in [(0, 3), (3, 3), (2, 2)] {
                 let plan = StepPlan { rows: vec![held(&mut slots, &begins, masks)] };
                 let row = upload(&slots, &plan);
-                assert_eq!((row.judged, row.choice_count), (judged, choice_count));
+                assert_eq!((row.verified, row.choice_count), (verified as u32, choice_count));
             }
         }
     }

@@ -161,6 +161,11 @@ fn check_sampling(caps: &Caps, row: &Row) -> Result<(), String> {
             "draft temperature {draft_temperature}, from 0 to {DRAFT_TEMPERATURE_MAX}"
         ));
     }
+    if let Verification::Assumed { chance } = setup.verification
+        && !(0.0..=1.0).contains(&chance)
+    {
+        return Err(format!("a draft is assumed to be accepted with probability {chance}"));
+    }
     let known = row.end() - row.tokens.draft_count();
     if setup.needs_history() && setup.history.len() < known as usize {
         return Err(format!("history of {} tokens, {known} are known", setup.history.len()));

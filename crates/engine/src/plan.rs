@@ -103,8 +103,11 @@ impl Row {
     }
 }
 
-/// How the drafts of a slot are made and verified. Both rules leave the tokens' distribution as it
-/// is without drafts, whatever the drafter proposes.
+/// Halvings of an interval of length 1, until it is as short as numbers are exact.
+const BISECTIONS: u32 = 40;
+
+/// How the drafts of a slot are made and verified. The first two leave the tokens' distribution as
+/// it is without drafts, whatever the drafter proposes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Verification {
@@ -116,10 +119,35 @@ pub enum Verification {
     /// temperature times `draft_temperature`, and verified jointly (block verification). Tokens
     /// depend on how many drafts are verified. Drafts that a row brings itself are matched.
     Rejection { draft_temperature: f32 },
+    /// To measure with weights that are made up, of which no draft is ever right: whatever the
+    /// target would choose, each draft counts as accepted with this probability if all before it
+    /// do. Drafts are made as those that are matched.
+    Assumed { chance: f32 },
 }
 
 impl Verification {
-    pub fn is_match(&self) -> bool {
+    /// Whether drafts are drawn from the drafter's distribution and verified with it.
+    pub fn is_rejection(&self) -> bool {
+        matches!(self, Self::Rejection { .. })
+    }
+
+    /// Acceptance that is assumed, so that rows of `draft_max` drafts bring `length` tokens on
+    /// average; `None` if they cannot. Rows of fewer drafts bring fewer tokens.
+    pub fn assumed(length: f64, draft_max: u32) -> Option<Self> {
+        if !(1.0..=f64::from(draft_max) + 1.0).contains(&length) {
+            return None;
+        }
+        let tokens = |chance: f64| (0..=draft_max as i32).map(|drafts| chance.powi(drafts)).sum();
+        let (mut below, mut above) = (0.0, 1.0);
+        for _ in 0..BISECTIONS {
+            let chance = f64::midpoint(below, above);
+            let brings: f64 = tokens(chance);
+            *(if brings < length { &mut below } else { &mut above }) = chance;
+        }
+        Some(Self::Assumed { chance: above as f32 })
+    }
+
+    fn is_match(&self) -> bool {
         *self == Self::Match
     }
 }
@@ -250,4 +278,25 @@ pub enum RowFault {
     /// Mask, bad words and biases together leave nothing to choose.
     #[error("no token is allowed at position {position}")]
     NothingAllowed { position: u32 },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn assumed_acceptance_brings_that_many_tokens() {
+        for (length, draft_max) in [(1.0, 7), (2.5, 7), (5.3, 7), (8.0, 7), (1.5, 1), (1.0, 0)] {
+            let Some(Verification::Assumed { chance }) = Verification::assumed(length, draft_max)
+            else {
+                panic!("{length} of {draft_max} drafts")
+            };
+            let chance = f64::from(chance);
+            let tokens: f64 = (0..=draft_max as i32).map(|drafts| chance.powi(drafts)).sum();
+            assert!((tokens - length).abs() < 1e-5, "{tokens}, not {length}");
+        }
+        for (length, draft_max) in [(0.9, 7), (8.1, 7), (f64::NAN, 7), (1.1, 0)] {
+            assert_eq!(Verification::assumed(length, draft_max), None);
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! What one reply has cost so far: tokens, drafts and time.
 
+use kilotok_engine::Verification;
+
 /// Durations are in milliseconds, and 0 until what they measure has happened.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ReplyStats {
@@ -17,8 +19,7 @@ pub struct ReplyStats {
     pub ttft_ms: f64,
     /// From the first token to the newest.
     pub decode_ms: f64,
-    /// Whether drafts are verified by rejection sampling, and not by sample and match.
-    pub rejection: bool,
+    pub verification: Verification,
     pub drafted_count: u64,
     pub accepted_count: u64,
     /// Steps by how many drafts were accepted, of the steps that verified drafts.

@@ -26,6 +26,14 @@ pub fn match_drafts(
     Ok(())
 }
 
+/// How many of a row's drafts count as accepted, if each does with probability `chance` after those
+/// before it. `first` is the absolute position of the first.
+pub fn assumed_accepted(chance: f32, seed: u64, first: u32, draft_count: u32) -> u32 {
+    let accepted =
+        |draft: &u32| Draws::of_draft(seed, first, *draft, Purpose::Accept).uniform(0) < chance;
+    (0..draft_count).take_while(accepted).count() as u32
+}
+
 /// Drafts that were drawn at random, with the law of each.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Proposal {

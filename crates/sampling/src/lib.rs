@@ -16,7 +16,7 @@ mod rng;
 mod sampler;
 mod setup;
 
-pub use accept::{Proposal, Rule, TargetLaw, Verdict, match_drafts};
+pub use accept::{Proposal, Rule, TargetLaw, Verdict, assumed_accepted, match_drafts};
 pub use history::History;
 pub use logprobs::{Logprobs, logprobs};
 pub use process::{Fault, probabilities, process};

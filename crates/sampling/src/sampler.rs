@@ -79,6 +79,23 @@ impl Sampler {
         })
     }
 
+    /// Appends the first `accepted` drafts, whatever the target would choose, and the token that it
+    /// chooses after them, like [`Self::verify`] without masks.
+    pub fn accept(
+        &mut self,
+        position: u32,
+        drafts: &[TokenId],
+        accepted: u32,
+        logits: &[f32],
+        tokens: &mut Vec<TokenId>,
+    ) -> Result<(), Fault> {
+        let vocab_count = check_rows(drafts, &[], logits);
+        let (kept, row) = (accepted as usize, &logits[accepted as usize * vocab_count..]);
+        drafts[..kept].iter().for_each(|draft| self.history.push(*draft));
+        tokens.extend_from_slice(&drafts[..kept]);
+        self.verify(position + accepted, &[], &[], &row[..vocab_count], tokens)
+    }
+
     /// Draws the next draft of a proposal by the drafter's logits `[vocab]` and adds it with its
     /// law: that of the [`CANDIDATES_MAX`] likeliest tokens, with the request's temperature times
     /// `draft_temperature`, which may be 0, and its min-p, top-k and top-p: most drafts that those

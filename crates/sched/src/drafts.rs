@@ -67,7 +67,7 @@ impl AcceptanceByRule {
     }
 
     pub(crate) fn of(&mut self, rule: Verification) -> &mut Acceptance {
-        if rule.is_match() { &mut self.matched } else { &mut self.rejection }
+        if rule.is_rejection() { &mut self.rejection } else { &mut self.matched }
     }
 }
 

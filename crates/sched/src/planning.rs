@@ -152,7 +152,7 @@ impl Scheduler {
         let tip = |rank: &Rank, drafts: &Drafts| {
             let request = &self.requests[&rank.id];
             let judgeable = request.judgeable();
-            let matched = request.asked.setup.verification.is_match();
+            let matched = !request.asked.setup.verification.is_rejection();
             Share {
                 rank: *rank,
                 token_count: 1,

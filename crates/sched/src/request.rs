@@ -194,9 +194,9 @@ impl Request {
     /// Drafts that a row may have by its masks: those that they allow. Under rejection sampling the
     /// first one that they forbid is judged too, as [`kilotok_engine::Row::masks`] says why.
     pub(crate) fn judgeable(&self) -> u32 {
-        let matched = self.asked.setup.verification.is_match();
+        let rejection = self.asked.setup.verification.is_rejection();
         self.masks.as_ref().map_or(u32::MAX, |Masks { draft_count, masks }| {
-            draft_count + u32::from(!matched && !masks.is_empty())
+            draft_count + u32::from(rejection && !masks.is_empty())
         })
     }
 

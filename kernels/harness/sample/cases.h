@@ -264,7 +264,7 @@ inline void add_row(StepBatch& batch, const Case& one, uint32_t slot, size_t ind
   row.known_count = known;
   const uint32_t choice_count = step.masks.empty() ? step.drafts.size() + 1 : step.masks.size();
   row.choice_count = step.sample ? choice_count : 0;
-  row.judged = !step.drawn.empty();
+  row.verified = step.drawn.empty() ? BY_MATCH : BY_REJECTION;
   row.fresh = index == 0;
   row.wanted_first = batch.wanted.size();
   row.wanted_count = step.rows.size();

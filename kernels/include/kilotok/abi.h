@@ -33,6 +33,10 @@ constexpr int PARTS_MAX = 16;
 
 constexpr int CANDIDATES_MAX = 64;
 
+constexpr int BY_MATCH = 65536;
+
+constexpr int BY_REJECTION = 65537;
+
 constexpr int WANTED_MAX = 2048;
 
 constexpr int SEEN = 32768;
@@ -531,7 +535,7 @@ struct alignas(8) SampleRow {
   uint32_t history_count;
   uint32_t bias_count;
   uint32_t draft;
-  uint32_t judged;
+  uint32_t verified;
 };
 static_assert(sizeof(SampleRow) == 64, "size of SampleRow");
 static_assert(offsetof(SampleRow, slot) == 0, "SampleRow.slot");
@@ -547,7 +551,7 @@ static_assert(offsetof(SampleRow, biases) == 40, "SampleRow.biases");
 static_assert(offsetof(SampleRow, history_count) == 48, "SampleRow.history_count");
 static_assert(offsetof(SampleRow, bias_count) == 52, "SampleRow.bias_count");
 static_assert(offsetof(SampleRow, draft) == 56, "SampleRow.draft");
-static_assert(offsetof(SampleRow, judged) == 60, "SampleRow.judged");
+static_assert(offsetof(SampleRow, verified) == 60, "SampleRow.verified");
 
 struct alignas(4) Wanted {
   uint32_t row;

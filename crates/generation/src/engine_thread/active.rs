@@ -20,7 +20,7 @@ pub(super) struct ActiveReply {
     /// None while a worker makes masks of it.
     pub(super) grammar: Option<Grammar>,
     pub(super) has_grammar: bool,
-    rejection: bool,
+    verification: Verification,
     arrived_us: u64,
     started_us: Option<u64>,
     /// How often it entered a slot.
@@ -46,7 +46,7 @@ impl ActiveReply {
             id,
             siblings,
             has_grammar: grammar.is_some(),
-            rejection: !verification.is_match(),
+            verification,
             grammar,
             arrived_us,
             started_us: None,
@@ -92,7 +92,7 @@ impl ActiveReply {
             let stats = &mut increment.stats;
             stats.cached_count = stats.cached_count.max(advance.cached_count);
             stats.token_count = self.token_count;
-            stats.rejection = self.rejection;
+            stats.verification = self.verification;
             stats.queue_ms = self.ms_since_arrival(self.started_us);
             stats.ttft_ms = self.ms_since_arrival(self.first_token_us);
             stats.decode_ms =

@@ -1,5 +1,6 @@
 //! Speed and acceptance of drafts of a reply, under vLLM's names.
 
+use kilotok_engine::Verification;
 use kilotok_generation::ReplyStats;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -28,6 +29,18 @@ pub enum Rule {
     Match,
     /// Rejection sampling: the distribution is that without drafts.
     Rejection,
+    /// Made up, to measure with weights that are made up.
+    Assumed,
+}
+
+impl From<Verification> for Rule {
+    fn from(verification: Verification) -> Self {
+        match verification {
+            Verification::Match => Self::Match,
+            Verification::Rejection { .. } => Self::Rejection,
+            Verification::Assumed { .. } => Self::Assumed,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
@@ -73,7 +86,7 @@ impl Speculation {
             let (drafted, accepted) = (stats.drafted_count, stats.accepted_count);
             let rounded = |part: f64| (part * 1e4).round() / 1e4;
             Self {
-                verification: if stats.rejection { Rule::Rejection } else { Rule::Match },
+                verification: stats.verification.into(),
                 mean_acceptance_length: rounded(1.0 + accepted as f64 / step_count as f64),
                 draft_acceptance_rate: rounded(accepted as f64 / drafted as f64),
                 acceptance_histogram: histogram,
@@ -106,7 +119,7 @@ mod tests {
         assert_eq!((speculation.num_spec_steps, speculation.num_draft_tokens), (2, 6));
         assert_eq!(speculation.mean_acceptance_length, 2.5);
         assert_eq!(speculation.verification, Rule::Match);
-        stats.rejection = true;
+        stats.verification = Verification::Rejection { draft_temperature: 1.0 };
         let rejection = Metrics::of(&stats, 3).speculative_decoding.unwrap();
         assert_eq!(rejection.verification, Rule::Rejection);
         assert_eq!(speculation.draft_acceptance_rate, 0.5);

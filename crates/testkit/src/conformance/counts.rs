@@ -1,7 +1,7 @@
 //! How far rows advance, and how much a plan may ask for.
 
 use kilotok_abi::{PageId, SlotId};
-use kilotok_engine::{Caps, Engine, PageRun, Row, RowTokens, StepPlan};
+use kilotok_engine::{Caps, Engine, PageRun, Row, RowTokens, StepPlan, Verification};
 
 use crate::host::{Drafts, Host, How, Request};
 
@@ -26,6 +26,28 @@ pub(super) fn exact(make: Make<'_>) -> Verdict {
             return Err(format!(
                 "{REPLY} tokens took {found} rows, not {expected}; {right} of {count} drafts right"
             ));
+        }
+    }
+    Ok(())
+}
+
+/// Where acceptance is assumed, wrong drafts count as right ones, or right ones as wrong.
+pub(super) fn assumed(make: Make<'_>) -> Verdict {
+    let mut engine = make();
+    let length = prompt_length(engine.caps());
+    let mut case = plain(&mut *engine, 20, length)?;
+    let most = engine.caps().draft_max;
+    for (chance, count, right, rows) in [
+        (1.0, 3, 0, REPLY.div_ceil(4)),
+        (1.0, most, 1, REPLY.div_ceil(most + 1)),
+        (0.0, 3.min(most), 3.min(most), REPLY),
+    ] {
+        let how = How { drafts: case.guess(count, right), ..How::default() };
+        case.request.setup.verification = Verification::Assumed { chance };
+        let reply = Host::new(&mut *engine, 1).run(&case.request, &how);
+        let found = reply.map_err(|error| error.to_string())?.sampled_rows;
+        if found != rows {
+            return Err(format!("{REPLY} tokens took {found} rows, not {rows}; chance {chance}"));
         }
     }
     Ok(())

@@ -80,6 +80,8 @@ promises! { $
     /// A row advances by its own tokens, the drafts that were right up to the first wrong one, and
     /// one token more.
     counts, Counts, counts::exact;
+    /// Acceptance that is assumed counts drafts as right or wrong, whatever they are.
+    assumed, Assumed, counts::assumed;
     /// A plan at every limit is accepted.
     limits, Limits, counts::at_limits;
     /// A plan beyond any limit is refused without any effect.

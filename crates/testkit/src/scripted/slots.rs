@@ -4,7 +4,9 @@ use kilotok_abi::{SlotId, TokenId};
 use kilotok_engine::{
     Row, RowFault, RowOutput, RowTokens, SlotSetup, TokenLogprob, TokenLogprobs, Verification,
 };
-use kilotok_sampling::{Fault, Proposal, Ranking, Rule, Sampler, Setup, logprobs};
+use kilotok_sampling::{
+    Fault, Proposal, Ranking, Rule, Sampler, Setup, assumed_accepted, logprobs,
+};
 
 use super::likeliest;
 
@@ -43,7 +45,7 @@ impl Slots {
         let held = slot.drafts.len();
         let lacks_mask = !row.masks.is_empty() && row.masks.len() <= draft_count as usize;
         match slot.newest {
-            _ if lacks_mask && slot.verification.is_match() => {
+            _ if lacks_mask && !slot.verification.is_rejection() => {
                 Err(format!("{} masks for {draft_count} drafts", row.masks.len()))
             }
             None => Err(format!("slot {} holds no token", row.slot)),
@@ -106,7 +108,12 @@ impl Slots {
         let drafts = &tokens[first..];
         let mut proposal = std::mem::take(&mut slot.proposal);
         let held = matches!(row.tokens, RowTokens::Held { .. });
-        let verified = if slot.verification.is_match() || !held {
+        let verified = if let Verification::Assumed { chance } = slot.verification
+            && row.masks.is_empty()
+        {
+            let accepted = assumed_accepted(chance, 0, position, draft_count);
+            slot.sampler.accept(position, drafts, accepted, &rows, &mut out.tokens)
+        } else if !slot.verification.is_rejection() || !held {
             slot.sampler.verify(position, drafts, &row.masks, &rows, &mut out.tokens)
         } else {
             proposal.first = position;

@@ -185,7 +185,7 @@ __device__ __forceinline__ void sample_unit(const Cta& cta, const SampleMemory& 
       position.draft_count >= 0 && position.draft_count < static_cast<int>(row.choice_count);
   const bool reports = wanted.scored != NO_TOKEN || row.top_count != NO_TOKEN;
   // At a row's last token no draft is judged.
-  const bool judges = row.judged && chooses &&
+  const bool judges = row.verified == BY_REJECTION && chooses &&
                       wanted.token + 1 < at<const BatchRow>(cta.memory.rows)[wanted.row].count;
   if (judges && part == 0) load_candidates(memory, scratch, position);
   ChoicePart found;

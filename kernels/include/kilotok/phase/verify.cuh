@@ -67,9 +67,9 @@ __device__ __forceinline__ RowChoice count_scored(const SampleMemory& memory,
 }
 
 // By sample and match: goes through the row's wanted tokens after which a token was chosen, in
-// order.
+// order. Where it is assumed how many drafts are accepted, those are what was chosen.
 __device__ __forceinline__ RowChoice match_drafts(const Cta& cta, const SampleMemory& memory,
-                                                  const VerifyScratch& scratch,
+                                                  VerifyScratch& scratch,
                                                   const SampleRow& row, const BatchRow& batch) {
   const Wanted* wanted = at<const Wanted>(memory.wanted) + row.wanted_first;
   const BatchToken* tokens = at<const BatchToken>(cta.memory.tokens) + batch.first;
@@ -78,12 +78,17 @@ __device__ __forceinline__ RowChoice match_drafts(const Cta& cta, const SampleMe
   for (uint32_t i = 0; i < row.wanted_count && result.token_count < row.choice_count; i++) {
     const uint32_t token = wanted[i].token;
     if (token + 1 < row.known_count) continue;
+    const bool last = token + 1 >= batch.count;
+    const uint32_t draft = token + 1 - row.known_count;
+    const uint32_t drafted = last ? NO_TOKEN : tokens[token + 1].token;
+    if (row.verified < BY_MATCH && draft < row.verified && !last)
+      scratch.choices[i] = {drafted, ChoiceFault::None};
     const Resolved choice = scratch.choices[i];
     const ChoiceFault fault = fault_of(choice.token, choice.fault);
     if (fault != ChoiceFault::None) return at_fault(result, batch, fault, token);
     at<uint32_t>(memory.chosen)[row.wanted_first + i] = choice.token;
     result.token_count++;
-    if (token + 1 >= batch.count || tokens[token + 1].token != choice.token) break;
+    if (last || (row.verified < BY_MATCH ? draft >= row.verified : drafted != choice.token)) break;
   }
   return result;
 }
@@ -229,7 +234,7 @@ __device__ __forceinline__ void verify_row(const Cta& cta, const SampleMemory& m
   cta.sync();
   if (cta.warp() == 0) {
     RowChoice choice;
-    if (row.judged)
+    if (row.verified == BY_REJECTION)
       choice = judge_drafts(cta, memory, scratch, row, batch, parts);
     else if (cta.lane() == 0)
       choice = match_drafts(cta, memory, scratch, row, batch);
