@@ -26,14 +26,15 @@ using namespace kilotok;
 constexpr int SHARED_BYTES =
     larger(larger(sizeof(SampleScratch), sizeof(VerifyScratch)), sizeof(DrawScratch));
 
-// Draws a draft by each CTA, from a row that is read in parts.
+// Draws a draft by each CTA, from a row that is read in parts; a launch begins with draft `first`.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     draw_drafts(const __grid_constant__ DraftMemory memory, const DraftOrder* draws,
-                const float* logits, int vocab, int stride, int parts, uint32_t* drafted) {
+                const float* logits, int first, int vocab, int stride, int parts,
+                uint32_t* drafted) {
   DrawScratch& scratch = *reinterpret_cast<DrawScratch*>(bench::asked_memory());
   if (threadIdx.x >= CONSUMERS) return;
   const int each = (vocab + parts * 128 - 1) / (parts * 128) * 128;
-  const size_t index = blockIdx.x;
+  const size_t index = first + blockIdx.x;
   uint64_t* candidates =
       at<uint64_t>(memory.candidates) + index * PARTS_MAX * CANDIDATES_MAX;
   const float* row = logits + index * stride;
@@ -268,15 +269,20 @@ struct Device {
     return reinterpret_cast<T*>(address);
   }
 
-  // Draws the drafts. Milliseconds.
+  // Draws the drafts, as many at a time as there are CTAs. Milliseconds.
   float draw(size_t count, int parts) {
     auto* one = at_host<const DraftOrder>(draws);
     auto* logits = at_host<const float>(draft_logits);
     auto* to = at_host<uint32_t>(drafted);
     int vocab = sampling.vocab, stride = sampling.stride;
-    void* arguments[] = {&drafting, &one, &logits, &vocab, &stride, &parts, &to};
-    return bench::launch_ms(draw_drafts, dim3(static_cast<unsigned>(count)), THREADS, SHARED_BYTES,
-                            arguments);
+    float ms = 0;
+    for (int first = 0; first < static_cast<int>(count); first += GRID) {
+      const unsigned left = static_cast<unsigned>(count) - first;
+      void* arguments[] = {&drafting, &one, &logits, &first, &vocab, &stride, &parts, &to};
+      ms += bench::launch_ms(draw_drafts, dim3(left < GRID ? left : GRID), THREADS, SHARED_BYTES,
+                             arguments);
+    }
+    return ms;
   }
 
   // Milliseconds.
