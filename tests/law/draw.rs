@@ -85,6 +85,7 @@ pub(super) struct Tables {
     pub(super) laws: Tree,
     pub(super) drafts: DraftLaws,
     pub(super) cumulative: DraftLaws,
+    candidates: Vec<[Vec<Candidate>; VOCAB]>,
     length: usize,
 }
 
@@ -98,15 +99,14 @@ impl Tables {
         }
         let drafts = draft_laws(setting);
         let cumulative = drafts.iter().map(|laws| laws.each_ref().map(cumulative)).collect();
-        Self { rows, laws, drafts, cumulative, length: setting.length }
+        let candidates = drafts.iter().map(|laws| laws.each_ref().map(law_of)).collect();
+        Self { rows, laws, drafts, cumulative, candidates, length: setting.length }
     }
 
-    /// The target's laws at nodes.
-    fn target(&self, nodes: &[usize]) -> Vec<TargetLaw<'_>> {
-        nodes
-            .iter()
-            .map(|&node| TargetLaw::new(&self.rows[node]).expect("allowed tokens"))
-            .collect()
+    /// The target's laws at all nodes.
+    pub(super) fn target(&self) -> Vec<TargetLaw<'_>> {
+        let law = |row| TargetLaw::new(row).expect("allowed tokens");
+        self.rows.iter().map(|row| law(row)).collect()
     }
 
     /// Fills the proposal that follows `tokens`; `draw(i, offset, last)` draws draft i. Gives the
@@ -122,26 +122,27 @@ impl Tables {
         let mut last = last_of(tokens);
         proposal.first = (HISTORY.len() + done) as u32;
         proposal.drafts.clear();
-        proposal.laws.clear();
-        for i in 0..draft_count(done, self.length) {
-            proposal.laws.push(law_of(&self.drafts[done + i][last as usize]));
+        let draft_count = draft_count(done, self.length);
+        // Its lists are kept from draw to draw, of which there are billions.
+        proposal.laws.resize(draft_count, Vec::new());
+        for i in 0..draft_count {
+            proposal.laws[i].clone_from(&self.candidates[done + i][last as usize]);
             last = draw(i, done + i, last as usize);
             proposal.drafts.push(last);
             nodes[i + 1] = after(nodes[i], last);
         }
         nodes
     }
+}
 
-    /// The target's laws after the drafts.
-    pub(super) fn judge(
-        &self,
-        rule: Rule,
-        seed: u64,
-        proposal: &Proposal,
-        nodes: &[usize],
-    ) -> Verdict {
-        proposal.judge(rule, seed, &self.target(&nodes[..=proposal.drafts.len()]))
-    }
+/// Judges drafts by the target's laws at the nodes after 0, 1, .. of them.
+pub(super) fn judge(
+    target: &[TargetLaw<'_>],
+    (rule, seed): (Rule, u64),
+    proposal: &Proposal,
+    nodes: [usize; DRAFTS + 1],
+) -> Verdict {
+    proposal.judge(rule, seed, &nodes.map(|node| target[node])[..=proposal.drafts.len()])
 }
 
 /// Drafts of a round after `done` tokens of `length`: 3, then no more than can be emitted.
@@ -209,6 +210,7 @@ pub(super) fn count_with_tables(setting: Setting) -> Vec<u32> {
     let mut random = SplitMix(u64::from(setting.combination) << 40);
     let mut proposal = Proposal::default();
     let greedy = setting.way == Way::Match && setting.greedy;
+    let target = tables.target();
     count(setting, |seed, tokens| {
         let nodes = tables.propose(tokens, &mut proposal, |_, offset, last| {
             if greedy {
@@ -227,7 +229,7 @@ pub(super) fn count_with_tables(setting: Setting) -> Vec<u32> {
                 match_drafts(&proposal.drafts, tokens, choose).expect("allowed tokens");
             }
             Way::Judge(rule) => {
-                let verdict = tables.judge(rule, seed, &proposal, &nodes);
+                let verdict = judge(&target, (rule, seed), &proposal, nodes);
                 tokens.extend_from_slice(&proposal.drafts[..verdict.accepted]);
                 tokens.extend(verdict.next);
             }
@@ -296,6 +298,7 @@ pub(super) fn count_mistaken(setting: Setting, rule: Rule, mistake: Mistake) -> 
     let tables = Tables::new(without(ignored), mistake == Mistake::Snapshot);
     let others = draft_laws(without(TEMPERATURE));
     let mut proposal = Proposal::default();
+    let target = tables.target();
     count(setting, |seed, tokens| {
         let first = (HISTORY.len() + tokens.len()) as u32;
         let draws = |i: usize, purpose| match mistake {
@@ -313,7 +316,7 @@ pub(super) fn count_mistaken(setting: Setting, rule: Rule, mistake: Mistake) -> 
         let drafts = &proposal.drafts;
         let q: Vec<f32> = proposal.laws.iter().flat_map(|law| row_of(law)).collect();
         let p = nodes.map(|node| &tables.laws[node]);
-        let right = tables.judge(rule, seed, &proposal, &nodes);
+        let right = judge(&target, (rule, seed), &proposal, nodes);
         let (accepted, mass) = match mistake {
             Mistake::GreedyMatch => {
                 let matches = |&i: &usize| drafts[i] == likeliest(p[i]);
