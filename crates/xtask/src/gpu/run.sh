@@ -158,7 +158,7 @@ harness() {
     ranks=$(wc -l <<<"$gpus")
     [ "$ranks" -gt 1 ] || ranks=3
     [ "$ranks" -le $ranks_max ] || ranks=$ranks_max
-    compile '' "-DEXCHANGE_RANKS=$ranks"
+    compile '' "-DCOLLECTIVE_RANKS=$ranks"
     check cases $cases_s bin/device_cases out/cases || true
     for name in $(compiled ''); do
         arguments=()
