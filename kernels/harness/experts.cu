@@ -224,7 +224,7 @@ struct ExpertsCheck {
     constexpr int REPEATS = 3;
     const std::vector<float> all = check(0, REPEATS, TOKENS_MAX, verdict);
     // Fewer tokens, in one tile and in several that are not full, have the same bits.
-    for (int tokens : {TILE_TOKENS - 3, TILE_TOKENS + 1, 2 * TILE_TOKENS + 5}) {
+    for (int tokens : {1, TILE_TOKENS - 3, TILE_TOKENS + 1, 2 * TILE_TOKENS + 5}) {
       const std::vector<float> few = check(0, 1, tokens, verdict);
       for (size_t i = 0; i < size_t{1} * tokens * HIDDEN; i++)
         verdict.exact(few[i], all[i], "sum without others", static_cast<int>(i / HIDDEN),

@@ -62,7 +62,7 @@ struct ExpertsRoles {
     cta.sync_grid();
     if (is_owner(cta))
       w.with_pipeline([&](Ring& ring, Sums& sums) {
-        down<KIND, false>(cta, ring, sums, w.stream(), routes);
+        down<KIND, false>(cta, ring, sums, w.stream(), routes, w.token_count());
       });
     cta.sync();
   }

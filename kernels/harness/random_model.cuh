@@ -79,6 +79,10 @@ LayerMemory layer(uint64_t seed) {
     l.qkv_bias = floats(QkvMatrix<A>::UNITS * 16, 0.1f, 0.0f, seed + 10);
     l.output_bias = floats(OutputMatrix<A>::UNITS * OWNER_ROWS, 0.1f, 0.0f, seed + 11);
   }
+  if (a.qk_norm) {
+    l.q_norm = floats(a.qk_dim, 0.1f, 1.0f, seed + 14);
+    l.k_norm = floats(a.qk_dim, 0.1f, 1.0f, seed + 15);
+  }
   l.sinks = floats(a.q_heads, 1.0f, 0.0f, seed + 3);
   l.output = matrix<OutputMatrix<A>>(1, seed + 4);
   l.post_norm = floats(HIDDEN, 0.1f, 1.0f, seed + 5);
@@ -96,16 +100,22 @@ LayerMemory layer(uint64_t seed) {
   }
   l.gate_up = matrix<GateUpMatrix<F>>(experts, seed + 8);
   l.down = matrix<DownMatrix<F>>(experts, seed + 9);
+  if constexpr (FEED_FORWARDS[F].bias) {
+    l.gate_up_bias = floats(size_t{2} * experts * FEED_FORWARDS[F].width, 0.1f, 0.0f, seed + 12);
+    l.down_bias = floats(size_t{1} * experts * HIDDEN, 0.1f, 0.0f, seed + 13);
+  }
   return l;
 }
 
 // A model's layers, with a few distinct weights, each with pages of its own.
 inline void make_layers(Memory& m, int page_count) {
+  // The second kinds, if there are any.
+  constexpr int A = smaller(DRAFT_ATTENTION - 1, 1), F = smaller(DRAFT_FEED_FORWARD - 1, 1);
   std::vector<LayerMemory> distinct, layers;
   for (int i = 0; i < DISTINCT_LAYERS; i++)
     distinct.push_back(i == 0   ? layer<0, 0>(i * 100)
-                       : i == 1 ? layer<0, 1>(i * 100)
-                                : layer<1, 1>(i * 100));
+                       : i == 1 ? layer<0, F>(i * 100)
+                                : layer<A, F>(i * 100));
   for (int i = 0; i < LAYERS; i++) {
     LayerMemory l = distinct[i == 0 ? 0 : i % 7 == 0 ? 1 : 2 + i % (DISTINCT_LAYERS - 2)];
     const Attention& a = ATTENTIONS[l.attention];

@@ -52,7 +52,8 @@ __device__ __forceinline__ void project(Warp& w) {
   const LayerMemory& layer = w.layer();
   w.with_pipeline([&](Ring& ring, Sums& sums) {
     gemm<QkvMatrix<KIND>, TILES>(w.cta, ring, sums, w.cta.memory.normed, NORMED_BYTES,
-                                     first_unit<QkvMatrix<KIND>>(w.cta), EveryToken{w.tiles()},
+                                     first_unit<QkvMatrix<KIND>>(w.cta),
+                                     EveryToken{w.token_count()},
                                      [&] { w.cta.wait_grid(); },
                                      ReadInverseRms<TILES>{w.stream(), Reader::Projection,
                                                      w.token_count(), Part<DRAFT>::EPS},
@@ -67,8 +68,9 @@ __device__ __forceinline__ void output(Warp& w, WaitInput wait_input) {
   w.with_pipeline([&](Ring& ring, Sums& sums) {
     gemm<OutputMatrix<KIND>, TILES>(w.cta, ring, sums,
                                     w.cta.memory.attended + Attended<KIND>::PLACE,
-                                    Attended<KIND>::ROW_BYTES, w.cta.index(), EveryToken{w.tiles()},
-                                    wait_input, Nothing{}, store_output<KIND>(w, w.layer()));
+                                    Attended<KIND>::ROW_BYTES, w.cta.index(),
+                                    EveryToken{w.token_count()}, wait_input, Nothing{},
+                                    store_output<KIND>(w, w.layer()));
   });
 }
 
@@ -94,11 +96,10 @@ __device__ __forceinline__ void attend(Warp& w, ResetPolled reset_polled) {
 }
 
 // Whether a network of experts polls for single values instead of grid barriers, from the stream to
-// what is added to it. With several tiles of tokens it needs barriers: the experts of a CTA's
-// tokens are chosen by other CTAs.
+// gate and up, and to `down` if `polls_inner`. With several tiles of tokens it needs barriers: the
+// experts of a CTA's tokens are chosen by other CTAs.
 template <int KIND, int TILES>
-constexpr bool POLLS = TILES == 1 && !IS_DENSE<KIND> && Moe<KIND>::OPERAND_IN_PAGES &&
-                        Inner<KIND>::IN_SHARED;
+constexpr bool POLLS = TILES == 1 && !IS_DENSE<KIND> && Moe<KIND>::OPERAND_IN_PAGES;
 
 // What a network adds to the stream: a dense one here, one of experts below. Both begin between the
 // halves of a grid barrier, or after none where values are polled.
@@ -110,7 +111,7 @@ __device__ __forceinline__ void dense(Warp& w) {
   w.with_pipeline([&](Ring& ring, Sums& sums) {
     gemm<GateUpMatrix<KIND>, TILES>(
         cta, ring, sums, memory.normed, NORMED_BYTES, first_unit<GateUpMatrix<KIND>>(cta),
-        EveryToken{w.tiles()}, wait_input,
+        EveryToken{w.token_count()}, wait_input,
         ReadInverseRms<TILES>{w.stream(), Reader::FeedForward, w.token_count(), Part<DRAFT>::EPS},
         StoreInner<KIND>{memory, w.stream(), w.token_count()});
   });
@@ -119,8 +120,8 @@ __device__ __forceinline__ void dense(Warp& w) {
   w.with_pipeline([&](Ring& ring, Sums& sums) {
     gemm<DownMatrix<KIND>, TILES>(cta, ring, sums, memory.dense_inner + DenseInner<KIND>::PLACE,
                                       DenseInner<KIND>::ROW_BYTES,
-                                      cta.index(), EveryToken{w.tiles()}, wait_input, Nothing{},
-                                      StorePart{w.stream()});
+                                      cta.index(), EveryToken{w.token_count()}, wait_input,
+                                      Nothing{}, StorePart{w.stream()});
   });
   cta.stamp(Stamp::Down);
 }
@@ -153,10 +154,10 @@ __device__ __forceinline__ void experts(Warp& w) {
   w.publish_routes();
   w.with_pipeline([&](Ring& ring, Sums& sums) { gate_up<KIND>(cta, ring, sums); });
   cta.stamp(Stamp::GateUp);
-  if constexpr (!POLLED) cta.sync_grid();
+  if (!POLLED || !polls_inner<KIND>(w.token_count())) cta.sync_grid();
   if (is_owner(cta))
     w.with_pipeline([&](Ring& ring, Sums& sums) {
-      down<KIND, POLLED>(cta, ring, sums, w.stream(), routes);
+      down<KIND, POLLED>(cta, ring, sums, w.stream(), routes, w.token_count());
     });
   cta.sync();
   cta.stamp(Stamp::Down);
@@ -202,7 +203,7 @@ __device__ __forceinline__ void attention(Warp& w) {
       constexpr int F = decltype(kind)::value;
       if constexpr (POLLS<F, TILES>) {
         reset_scores<F>(cta, w.token_count());
-        reset_inner<F>(cta, w.token_count());
+        if (polls_inner<F>(w.token_count())) reset_inner<F>(cta, w.token_count());
       }
     });
   };

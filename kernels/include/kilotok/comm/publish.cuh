@@ -32,6 +32,9 @@ __device__ __forceinline__ uint32_t zero_halves(const uint4& words) {
 __device__ __forceinline__ uint32_t missing_halves(const uint4& words) {
   return zero_halves(make_uint4(~words.x, ~words.y, ~words.z, ~words.w));
 }
+__device__ __forceinline__ bool is_missing(const OperandChunk& x) {
+  return (missing_halves(x.words[0]) | missing_halves(x.words[1])) != 0;
+}
 
 // The word that is written for a value: a NaN that equals the sentinel becomes another NaN.
 __device__ __forceinline__ uint32_t published_word(float value) {

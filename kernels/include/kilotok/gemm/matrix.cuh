@@ -24,7 +24,8 @@ struct Matrix {
   static constexpr int COLUMN_WARPS = CONSUMER_WARPS / ROW_TILES;
   static constexpr int CHUNK_BYTES = chunk_bytes(F);
   static constexpr int STEP_BYTES = CONSUMER_WARPS * CHUNK_BYTES;
-  static constexpr int STEPS = ceil_div(ceil_div(COLUMNS, CHUNK_COLUMNS), COLUMN_WARPS);
+  static constexpr int COLUMN_CHUNKS = ceil_div(COLUMNS, CHUNK_COLUMNS);
+  static constexpr int STEPS = ceil_div(COLUMN_CHUNKS, COLUMN_WARPS);
   static constexpr int UNITS = ceil_div(ROWS, 16 * ROW_TILES);
   static constexpr int UNIT_BYTES = STEPS * STEP_BYTES;
   // CTAs that share the units: as few as give the same number of rounds. The CTAs without units
@@ -34,6 +35,17 @@ struct Matrix {
   // Columns including the zeros that operands need after the last.
   static constexpr int COLUMNS_PADDED = STEPS * COLUMN_WARPS * CHUNK_COLUMNS;
   static constexpr size_t BYTES = static_cast<size_t>(UNITS) * UNIT_BYTES;
+  // Chunks of the last step without columns. They are zeros; one tile of tokens is not multiplied
+  // with them, and those at the end of a unit are not copied for it.
+  static constexpr int PADDING_CHUNKS = STEPS * COLUMN_WARPS - COLUMN_CHUNKS;
+
+  // Bytes of `count` steps to copy, from `step` on.
+  static __host__ __device__ constexpr int bytes_of(int step, int count) {
+    return count * STEP_BYTES - (step + count == STEPS ? PADDING_CHUNKS * CHUNK_BYTES : 0);
+  }
+  static __host__ __device__ constexpr bool has_columns(int step, int part) {
+    return PADDING_CHUNKS == 0 || step < STEPS - 1 || part < COLUMN_WARPS - PADDING_CHUNKS;
+  }
 };
 
 // The first unit of a CTA; its others follow at intervals of CTAS.
@@ -69,9 +81,10 @@ __device__ __forceinline__ void produce(Ring& ring, uint64_t address, int first)
 #pragma unroll
       for (int i = 0; i < TOGETHER; i++) {
         if (i > 0 && unit + i * M::CTAS >= M::UNITS) break;
-        ring.acquire(steps * M::STEP_BYTES);
+        const int bytes = TILES == 1 ? M::bytes_of(step, steps) : steps * M::STEP_BYTES;
+        ring.acquire(bytes);
         ring.fetch(from + static_cast<size_t>(i) * M::CTAS * M::UNIT_BYTES + step * M::STEP_BYTES,
-                   0, steps * M::STEP_BYTES);
+                   0, bytes);
         ring.next();
       }
     }
@@ -164,10 +177,12 @@ struct Multiplier {
       if constexpr (!HELD) load(cta, step, x);
       Chunk<M::FORMAT> next = chunk;
       if (step + 1 < M::STEPS) fetch(cta, ahead, step + 1, next);
-      if constexpr (HELD)
-        chunk.multiply(acc, held[step]);
-      else
-        chunk.multiply(acc, x);
+      if (M::has_columns(step, cta.warp() % M::COLUMN_WARPS)) {
+        if constexpr (HELD)
+          chunk.multiply(acc, held[step]);
+        else
+          chunk.multiply(acc, x);
+      }
       chunk = next;
       if (step % M::PAGE_STEPS == M::PAGE_STEPS - 1 || step == M::STEPS - 1)
         ring.release(cta.lane());
@@ -206,18 +221,22 @@ struct WeightsAhead {
                                        float (&acc)[1][4]) {
 #pragma unroll
     for (int step = 0; step < M::STEPS; step++) {
-      chunks[step % COUNT].multiply(acc, held[step]);
+      if (M::has_columns(step, cta.warp() % M::COLUMN_WARPS))
+        chunks[step % COUNT].multiply(acc, held[step]);
       if (step + COUNT < M::STEPS || more) fetch(cta, ring, (step + COUNT) % M::STEPS);
     }
   }
 };
 
-// The batch's own order of tokens, as operand rows of its columns.
+// The batch's own order of tokens, as operand rows of its columns. Columns behind the last token
+// read the first one's row again: so one token's operand is an eighth of a tile's.
 struct EveryToken {
-  int tile_count;
+  int count;
 
-  __device__ __forceinline__ int tiles() const { return tile_count; }
-  __device__ __forceinline__ int operator()(int column) const { return column; }
+  __device__ __forceinline__ int tiles() const { return ceil_div(count, TILE_TOKENS); }
+  __device__ __forceinline__ int operator()(int column) const {
+    return column < count ? column : 0;
+  }
 };
 
 // Multiplies units together with several tiles of tokens. Pieces of the operand, two tiles of a

@@ -52,6 +52,13 @@ struct OperandChunk {
     words[1] = ptx::load_cached(from + 512);
   }
 
+  // The same around L1, because it is polled for.
+  __device__ __forceinline__ void load_l2(const char* row, int chunk, int lane) {
+    const char* from = row + chunk * CHUNK_OPERAND_BYTES + lane % 4 * 16;
+    words[0] = ptx::load_l2(static_cast<const void*>(from));
+    words[1] = ptx::load_l2(static_cast<const void*>(from + 512));
+  }
+
   __device__ __forceinline__ void load_shared(uint32_t row, int chunk, int lane) {
     const uint32_t from = row + chunk * CHUNK_OPERAND_BYTES + lane % 4 * 16;
     words[0] = ptx::load_shared(from);
@@ -67,6 +74,18 @@ struct OperandChunk {
 
   __device__ __forceinline__ void clear() {
     words[0] = words[1] = make_uint4(0, 0, 0, 0);
+  }
+
+  // What another lane has.
+  __device__ __forceinline__ OperandChunk of_lane(int lane) const {
+    OperandChunk x;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const uint4& own = words[i];
+      x.words[i] = make_uint4(__shfl_sync(~0u, own.x, lane), __shfl_sync(~0u, own.y, lane),
+                              __shfl_sync(~0u, own.z, lane), __shfl_sync(~0u, own.w, lane));
+    }
+    return x;
   }
 
   __device__ __forceinline__ uint32_t word(int step, int half) const {

@@ -59,7 +59,7 @@ __device__ __forceinline__ void produce_unit(Ring& ring, uint64_t address, int e
                      static_cast<size_t>(unit % M::UNITS) * M::UNIT_BYTES;
 #pragma unroll 1
   for (int step = 0; step < M::STEPS; step += M::PAGE_STEPS) {
-    const int bytes = smaller(M::PAGE_STEPS, M::STEPS - step) * M::STEP_BYTES;
+    const int bytes = M::bytes_of(step, smaller(M::PAGE_STEPS, M::STEPS - step));
     ring.acquire(bytes, unit);
     ring.fetch(from + step * M::STEP_BYTES, 0, bytes);
     ring.next();
@@ -67,20 +67,23 @@ __device__ __forceinline__ void produce_unit(Ring& ring, uint64_t address, int e
 }
 
 // Producer: copies units of gate and up until none is left. `taken` is the number of requests by
-// all CTAs before this network.
+// all CTAs before this network. A unit is requested before the one ahead of it is copied, because
+// the answer takes as long as a copy.
 template <int KIND>
 __device__ __forceinline__ void produce_gate_up(const Cta& cta, Ring& ring, const Routes& routes,
                                                 uint64_t address, uint32_t& taken) {
   using M = GateUpMatrix<KIND>;
   const int count = routes.count * M::UNITS;
-  int own = 0;
-  while (true) {
-    int unit = cta.index() + own++ * GRID;
-    if (own > OWN_UNITS || unit >= count)
-      unit = OWN_UNITS * GRID +
-             static_cast<int>(ptx::add_relaxed(cta.counter(Counter::UnitsTaken), 1) - taken);
+  int unit = NO_UNIT;
+#pragma unroll 1
+  for (int next = 0;; next++) {
+    const int own = cta.index() + next * GRID;
+    const bool requests = next >= OWN_UNITS || own >= count;
+    uint32_t answer = 0;
+    if (requests) answer = ptx::add_relaxed(cta.counter(Counter::UnitsTaken), 1);
+    if (next > 0) produce_unit<KIND>(ring, address, routes.experts[unit / M::UNITS], unit);
+    unit = requests ? OWN_UNITS * GRID + static_cast<int>(answer - taken) : own;
     if (unit >= count) break;
-    produce_unit<KIND>(ring, address, routes.experts[unit / M::UNITS], unit);
   }
   ring.acquire(0, NO_UNIT);
   ring.next();
@@ -100,7 +103,7 @@ __device__ __forceinline__ void produce_down(Ring& ring, const Routes& routes,
     const int entries = smaller(N::PAGE_ENTRIES, count - first);
 #pragma unroll 1
     for (int step = 0; step < M::STEPS; step += N::ENTRY_STEPS) {
-      const int bytes = smaller(N::ENTRY_STEPS, M::STEPS - step) * M::STEP_BYTES;
+      const int bytes = M::bytes_of(step, smaller(N::ENTRY_STEPS, M::STEPS - step));
       ring.acquire(entries * bytes);
 #pragma unroll 1
       for (int i = 0; i < entries; i++)
@@ -333,7 +336,7 @@ __device__ __forceinline__ void down_ahead(const Cta& cta, Ring& ring, Sums& sum
     for (int i = 0; i < D::OWN; i++)
       places[i] = routes.places[cta.lane() / 4][first + i * D::TURNS + turn];
 #pragma unroll
-    for (int part = 0; part < D::TURNS; part++)
+    for (int part = 0; part < D::M::COLUMN_CHUNKS; part++)
 #pragma unroll
       for (int i = 0; i < D::OWN; i++) {
         const OperandChunk x[1] = {inner.load(places[i], part, cta.lane())};
@@ -348,7 +351,8 @@ __device__ __forceinline__ void down_ahead(const Cta& cta, Ring& ring, Sums& sum
 template <int KIND>
 struct OperandAhead {
   using M = DownMatrix<KIND>;
-  static constexpr int CHUNKS = M::STEPS * M::COLUMN_WARPS;
+  // Whether all lanes have the row of the first token.
+  static constexpr bool ONE_TOKEN = false;
   static constexpr int AHEAD = M::COLUMN_WARPS % 4 == 0 ? 4 : M::COLUMN_WARPS;
   const Inner<KIND>& inner;
   OperandChunk chunks[AHEAD][1] = {};
@@ -363,18 +367,79 @@ struct OperandAhead {
                                            int step, int lane) {
 #pragma unroll
     for (int part = 0; part < M::COLUMN_WARPS; part++) {
+      if (!M::has_columns(step, part)) break;
       Chunk<M::FORMAT> chunk;
       chunk.load(weights + part * M::CHUNK_BYTES, lane);
       chunk.multiply(product, chunks[part % AHEAD]);
       // Beyond the last, the last again.
-      const int later = smaller(step * M::COLUMN_WARPS + part + AHEAD, CHUNKS - 1);
+      const int later = smaller(step * M::COLUMN_WARPS + part + AHEAD, M::COLUMN_CHUNKS - 1);
       chunks[part % AHEAD][0] = inner.load(place, later, lane);
     }
   }
 };
 
-// Owners: the products of experts where a page holds a few, or a few steps of each.
+// The same where there is one token, whose inner operand is not in shared memory: all of a row is
+// loaded at once, spread over the lanes of the warp. All columns are multiplied with it, but only
+// the first is used.
+template <int KIND, bool POLLED>
+struct SpreadRow {
+  using M = DownMatrix<KIND>;
+  static constexpr bool ONE_TOKEN = true;
+  // Four lanes hold a chunk. A set of chunks has some parts of all steps.
+  static constexpr int STEPS = M::STEPS <= 2 ? M::STEPS : M::STEPS <= 4 ? 4 : 8;
+  static constexpr int PARTS = smaller(32 / 4 / STEPS, M::COLUMN_WARPS);
+  static constexpr int SETS = ceil_div(M::COLUMN_WARPS, PARTS);
+  // Whether registers suffice for a row.
+  static constexpr bool FITS = M::STEPS <= STEPS && SETS <= 6;
+  const Inner<KIND>& inner;
+  OperandChunk sets[SETS] = {};
+
+  __device__ __forceinline__ void begin(int place, int lane) {
+    const char* row = inner.rows + operand_row(place, EXPERT_INNER_BYTES);
+    const int group = lane / 4, step = group / PARTS;
+    poll<POLLED>([&] {
+      bool missing = false;
+#pragma unroll
+      for (int set = 0; set < SETS; set++) {
+        const int part = smaller(set * PARTS + group % PARTS, M::COLUMN_WARPS - 1);
+        // Lanes without a chunk load the last one.
+        const int chunk = smaller(step * M::COLUMN_WARPS + part, M::COLUMN_CHUNKS - 1);
+        sets[set].load_l2(row, chunk, lane);
+      }
+#pragma unroll
+      for (int set = 0; set < SETS; set++) missing |= is_missing(sets[set]);
+      return !missing;
+    });
+  }
+
+  // Multiplies a step of the expert's weights.
+  __device__ __forceinline__ void multiply(float (&product)[1][4], uint32_t weights, int,
+                                           int step, int lane) const {
+#pragma unroll
+    for (int part = 0; part < M::COLUMN_WARPS; part++) {
+      if (!M::has_columns(step, part)) break;
+      Chunk<M::FORMAT> chunk;
+      chunk.load(weights + part * M::CHUNK_BYTES, lane);
+      const int from = (step * PARTS + part % PARTS) * 4 + lane % 4;
+      const OperandChunk x[1] = {sets[part / PARTS].of_lane(from)};
+      chunk.multiply(product, x);
+    }
+  }
+};
+
 template <int KIND>
+constexpr bool HAS_SPREAD_ROW =
+    !Inner<KIND>::IN_SHARED && !DownTurns<KIND>::AHEAD && SpreadRow<KIND, true>::FITS;
+
+// Whether values of the inner operand are polled for: if shared memory holds it, or registers that
+// of one token.
+template <int KIND>
+__device__ __forceinline__ bool polls_inner(int token_count) {
+  return Inner<KIND>::IN_SHARED || (HAS_SPREAD_ROW<KIND> && token_count == 1);
+}
+
+// Owners: the products of experts where a page holds a few, or a few steps of each.
+template <int KIND, class Operand>
 __device__ __forceinline__ void down_by_page(const Cta& cta, Ring& ring, Sums& sums,
                                              StreamMemory& stream, const Routes& routes,
                                              const Inner<KIND>& inner) {
@@ -383,7 +448,7 @@ __device__ __forceinline__ void down_by_page(const Cta& cta, Ring& ring, Sums& s
   constexpr int STEPS = D::N::ENTRY_STEPS, ENTRIES = D::N::PAGE_ENTRIES;
   const int count = routes.count, turn = cta.warp() % D::TURNS, lane = cta.lane();
   float product[1][1][4] = {};
-  OperandAhead<KIND> operand = {inner};
+  Operand operand = {inner};
 #pragma unroll 1
   for (int first = 0; first < count; first += ENTRIES)
 #pragma unroll 1
@@ -392,7 +457,7 @@ __device__ __forceinline__ void down_by_page(const Cta& cta, Ring& ring, Sums& s
 #pragma unroll 1
       for (int i = (turn + D::TURNS - first % D::TURNS) % D::TURNS;
            i < ENTRIES && first + i < count; i += D::TURNS) {
-        const int place = routes.places[lane / 4][first + i];
+        const int place = routes.places[Operand::ONE_TOKEN ? 0 : lane / 4][first + i];
         if (step == 0) operand.begin(place, lane);
 #pragma unroll 1
         for (int j = 0; j < STEPS && step + j < M::STEPS; j++)
@@ -412,7 +477,7 @@ __device__ __forceinline__ void down_by_page(const Cta& cta, Ring& ring, Sums& s
 // Owners: the products of the experts, which the epilogue sums into `stream.part`.
 template <int KIND, bool POLLED>
 __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, StreamMemory& stream,
-                                     const Routes& routes) {
+                                     const Routes& routes, int token_count) {
   if constexpr (DownTurns<KIND>::AHEAD) {
     ExpertsAhead<KIND> ahead;
     ahead.fetch(cta, ring);
@@ -420,7 +485,13 @@ __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, Str
     down_ahead<KIND>(cta, ring, sums, stream, routes, inner, ahead);
   } else {
     const Inner<KIND> inner = Inner<KIND>::template fetch<POLLED>(cta, sums.memory);
-    down_by_page<KIND>(cta, ring, sums, stream, routes, inner);
+    if constexpr (HAS_SPREAD_ROW<KIND>)
+      if (token_count == 1) {
+        down_by_page<KIND, SpreadRow<KIND, POLLED>>(cta, ring, sums, stream, routes, inner);
+        sums.drain(cta);
+        return;
+      }
+    down_by_page<KIND, OperandAhead<KIND>>(cta, ring, sums, stream, routes, inner);
   }
   sums.drain(cta);
 }
