@@ -146,10 +146,10 @@ impl Verification {
         }
         Some(Self::Assumed { chance: above as f32 })
     }
+}
 
-    fn is_match(&self) -> bool {
-        *self == Self::Match
-    }
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// Setup of a slot for the request that enters it.
@@ -157,7 +157,7 @@ impl Verification {
 #[serde(deny_unknown_fields)]
 pub struct SlotSetup {
     pub sampling: Sampling,
-    #[serde(default, skip_serializing_if = "Verification::is_match")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub verification: Verification,
     /// Positions below this are the prompt; `min_tokens` counts from here.
     pub prompt_count: u32,
