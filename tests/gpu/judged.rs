@@ -3,6 +3,8 @@
 //! one that its mask allows. The second one, which may be a draft, must follow the target's law, by
 //! scores that the engine reports of all tokens.
 
+#![expect(clippy::print_stdout, reason = "figures, with --nocapture")]
+
 use kilotok_abi::{PageId, Sampling, TokenId};
 use kilotok_batch::Sizes;
 use kilotok_engine::{
@@ -105,7 +107,9 @@ impl Setting {
         }
         let total: f64 = kept.iter().map(|&token| weight(token)).sum();
         let mut law = vec![0.0; x.len()];
-        kept.iter().for_each(|&token| law[token] = weight(token) / total);
+        for &token in &kept {
+            law[token] = weight(token) / total;
+        }
         law
     }
 }

@@ -69,7 +69,9 @@ fn draft_laws(setting: Setting) -> DraftLaws {
 
 fn row_of(law: &[Candidate]) -> Row<f32> {
     let mut row = [0.0; VOCAB];
-    law.iter().for_each(|candidate| row[candidate.token as usize] = candidate.probability);
+    for candidate in law {
+        row[candidate.token as usize] = candidate.probability;
+    }
     row
 }
 
