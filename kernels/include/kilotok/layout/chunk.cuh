@@ -86,25 +86,20 @@ struct Chunk<Format::Fp8> {
   template <int TILES>
   __device__ __forceinline__ void multiply(float (&acc)[TILES][4],
                                            const OperandChunk (&x)[TILES]) const {
-    // A separate sum for each pair of steps, so that the products do not depend on one another.
-    float sums[TILES][2][4] = {};
+    float sums[TILES][4] = {};
 #pragma unroll
-    for (int half = 0; half < 2; half++)
+    for (int step = 0; step < 4; step++) {
+      const uint4& w = pairs[step / 2];
+      const uint32_t low = step % 2 == 0 ? w.x : w.z, high = step % 2 == 0 ? w.y : w.w;
+      const uint32_t a[4] = {first(low), second(low), first(high), second(high)};
 #pragma unroll
-      for (int pair = 0; pair < 2; pair++) {
-        const uint4& w = pairs[pair];
-        const uint32_t low = half == 0 ? w.x : w.z, high = half == 0 ? w.y : w.w;
-        const uint32_t a[4] = {first(low), second(low), first(high), second(high)};
-        const int step = pair * 2 + half;
-#pragma unroll
-        for (int tile = 0; tile < TILES; tile++)
-          ptx::mma(sums[tile][pair], a, x[tile].word(step, 0), x[tile].word(step, 1));
-      }
+      for (int tile = 0; tile < TILES; tile++)
+        ptx::mma(sums[tile], a, x[tile].word(step, 0), x[tile].word(step, 1));
+    }
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++)
 #pragma unroll
-      for (int i = 0; i < 4; i++)
-        acc[tile][i] += (sums[tile][0][i] + sums[tile][1][i]) * scales[i / 2];
+      for (int i = 0; i < 4; i++) acc[tile][i] += sums[tile][i] * scales[i / 2];
   }
 };
 

@@ -134,6 +134,22 @@ struct Wgmma<32, TURNED> {
 };
 
 template <bool TURNED>
+struct Wgmma<40, TURNED> {
+  static __device__ __forceinline__ void multiply(float (&d)[20], const uint32_t (&a)[4],
+                                                  uint64_t b, bool add) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %25, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n40k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, "
+        "%17, %18, %19"
+        "}, {%20, %21, %22, %23}, %24, p, 1, 1, %26;\n}"
+        : KILOTOK_EIGHT(0), KILOTOK_EIGHT(8), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)),
+          "n"(TURNED ? 1 : 0));
+  }
+};
+
+template <bool TURNED>
 struct Wgmma<48, TURNED> {
   static __device__ __forceinline__ void multiply(float (&d)[24], const uint32_t (&a)[4],
                                                   uint64_t b, bool add) {

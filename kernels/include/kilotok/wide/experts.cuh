@@ -56,10 +56,9 @@ constexpr int DOWN_TILES = 64, DOWN_COLUMNS = DOWN_TILES * 16;
 // What a CTA has in shared memory for runs of up to ROWS rows.
 template <int KIND, int ROWS>
 struct RunsShared {
-  // Gate and up load weights straight into registers; those of down come through the ring.
   union {
-    typename GateUpRing<GateUpMatrix<KIND>, ROWS>::Memory tokens;
-    typename DownRing<DownMatrix<KIND>, ROWS>::Memory ring;
+    typename GateUpRing<GateUpMatrix<KIND>, ROWS>::Memory gate_up;
+    typename DownRing<DownMatrix<KIND>, ROWS>::Memory down;
   };
   typename Runs<ROWS>::Totals totals;
   RunList<FEED_FORWARDS[KIND].experts, ROWS> list;
@@ -81,11 +80,6 @@ __device__ __forceinline__ void with_runs(ExpertsShared<KIND>& shared, const Rou
   f(shared.few);
 }
 
-// Stages whose weights are loaded ahead where tokens are few.
-template <class M, int CHUNKS>
-constexpr int STAGES_OF_FEW =
-    M::FORMAT == Format::Mxfp4 ? divisor(ChunkWalk<M, Order::Parts>::INNER / CHUNKS, 2) : 1;
-
 // All threads of all CTAs.
 template <int KIND, int ROWS>
 __device__ __forceinline__ void gate_up(RunsShared<KIND, ROWS>& shared,
@@ -93,12 +87,9 @@ __device__ __forceinline__ void gate_up(RunsShared<KIND, ROWS>& shared,
   using M = GateUpMatrix<KIND>;
   using Stages = GateUpRing<M, ROWS>;
   constexpr FeedForward F = FEED_FORWARDS[KIND];
-  if (threadIdx.x == 0) Stages(shared.tokens).init(MANY_CONSUMER_GROUPS, WARPGROUP);
+  if (threadIdx.x == 0) Stages(shared.gate_up).init(MANY_CONSUMER_GROUPS, 1, GATHERERS);
   shared.list.make(memory.routes);
   const ExpertsWork<M, 1, decltype(shared.list)> work(shared.list, 0, MATRIX_TILES<M>);
-  const auto weights = [&](const RowRun& run) {
-    return at<const char>(memory.gate_up) + run.expert * M::BYTES;
-  };
   const auto use = [&](int expert, int row_tile, int first, int rows, int lane, const float4& v) {
     const int value = row_tile * 8 + lane / 4;
     const float2 bias = gate_up_bias<KIND>(memory.gate_up_bias, expert, value);
@@ -115,30 +106,34 @@ __device__ __forceinline__ void gate_up(RunsShared<KIND, ROWS>& shared,
     }
   };
   const auto consume = [&] {
-    Stages ring(shared.tokens);
+    Stages ring(shared.gate_up);
+    const char* const matrices = at<const char>(memory.gate_up);
+    WarpWeights<M, Stages, decltype(work)> copied(ring, work, matrices);
     work.for_each([&](const RowRun& run, int row, const RowGroups& groups) {
       with_run_columns<ROWS>(run.count, [&](auto columns) {
         constexpr int COLUMNS = decltype(columns)::value;
-        // A thread has registers for few weights beside many sums or of other formats, and for one
-        // piece of 48 columns or more, or two smaller ones. Where tokens are few, the weights'
-        // bytes count.
-        constexpr int CHUNKS = Stages::CHUNKS;
-        constexpr int STAGES = COLUMNS > 32 ? 1 : STAGES_OF_FEW<M, CHUNKS>;
-        constexpr bool FEW_AHEAD = COLUMNS > 64 || M::FORMAT != Format::Mxfp4;
-        constexpr int AHEAD = FEW_AHEAD ? divisor(CHUNKS, 2) : STAGES * CHUNKS;
+        // A thread has registers for one piece of 48 columns or more, or two smaller ones.
         constexpr int SLOTS = COLUMNS > 32 || M::FORMAT == Format::Fp8 ? 1 : 2;
         float sums[COLUMNS / 2];
-        WeightsAhead<M, STAGES * CHUNKS, AHEAD> ahead(weights(run), groups.first);
-        multiply_stages<M, COLUMNS, Order::Parts, SLOTS, STAGES>(
-            ring, shared.totals, sums, memory.routes.tokens, [&](auto multiply) {
-              ahead.begin();
-#pragma unroll
-              for (int first = 0; first < STAGES * CHUNKS; first += CHUNKS) {
-                ring.wait();
-                multiply([&](int i) -> const auto& { return ahead.chunk(first + i); },
-                         [&](int i) { ahead.reload(first + i); });
-              }
-            });
+        const auto multiply_all = [&](auto with_weights) {
+          multiply_stages<M, COLUMNS, Order::Parts, SLOTS>(ring, shared.totals, sums,
+                                                           memory.routes.tokens, with_weights);
+        };
+        if constexpr (!Stages::HAS_WEIGHTS) {
+          constexpr int CHUNKS = Stages::CHUNKS, AHEAD = COLUMNS > 64 ? divisor(CHUNKS, 2) : CHUNKS;
+          WeightsAhead<M, CHUNKS, AHEAD> ahead(matrices + run.expert * M::BYTES, groups.first);
+          multiply_all([&](auto multiply) {
+            ahead.begin();
+            ring.wait();
+            multiply(ahead);
+          });
+        } else {
+          multiply_all([&](auto multiply) {
+            copied.wait(ring);
+            ring.wait();
+            multiply(StageWeights<M, Stages>(ring));
+          });
+        }
         const int tile =
             groups.first * ExpertsCta::ROW_TILES + static_cast<int>(threadIdx.x) / 32;
         if (tile >= MATRIX_TILES<M>) return;
@@ -152,8 +147,8 @@ __device__ __forceinline__ void gate_up(RunsShared<KIND, ROWS>& shared,
       });
     });
   };
-  const auto produce = [&] {
-    Stages ring(shared.tokens);
+  const auto gather = [&] {
+    Stages ring(shared.gate_up);
     work.for_each([&](const RowRun& run, int row, const RowGroups& groups) {
       const RowGather<ROWS> rows(at<const char>(memory.normed),
                            at<const uint32_t>(memory.routes.choices) + row, F.top_k, run.count);
@@ -161,11 +156,23 @@ __device__ __forceinline__ void gate_up(RunsShared<KIND, ROWS>& shared,
       for (ChunkWalk<M, Order::Parts> walk; walk.has(); walk.next(Stages::CHUNKS)) {
         ring.wait_free();
         rows.copy(ring, walk);
-        ring.bring();
+        ring.bring_tokens();
       }
     });
   };
-  with_roles<MANY_CONSUMER_GROUPS, WARPGROUP>(consume, produce);
+  const auto pass_on = [&] {
+    Stages ring(shared.gate_up);
+    work.for_each([&](const RowRun&, int, const RowGroups&) {
+#pragma unroll 1
+      for (ChunkWalk<M, Order::Parts> walk; walk.has(); walk.next(Stages::CHUNKS)) ring.pass_on();
+    });
+  };
+  with_roles<MANY_CONSUMER_GROUPS, GATHERERS + 1>(consume, [&] {
+    if (threadIdx.x % WARPGROUP < GATHERERS)
+      gather();
+    else
+      pass_on();
+  });
 }
 
 // A warpgroup's products of a run in shared memory, `[rows][PANEL_COLUMNS]`, from where a bulk copy
@@ -176,7 +183,8 @@ struct ProductStage {
 
   template <int ROWS>
   static __device__ __forceinline__ ProductStage of(Totals<ROWS>& memory) {
-    const int group = threadIdx.x / WARPGROUP;
+    // The same for a warp, as the compiler sees then: descriptors stay in uniform registers.
+    const int group = __shfl_sync(~0u, threadIdx.x / WARPGROUP, 0);
     return {ptx::shared_address(&memory) +
                 group * static_cast<uint32_t>(sizeof(memory) / MANY_CONSUMER_GROUPS),
             group};
@@ -220,12 +228,12 @@ __device__ __forceinline__ void down(RunsShared<KIND, ROWS>& shared,
   using Stages = DownRing<M, ROWS>;
   constexpr int AT_ONCE = DOWN_TILES / ExpertsCta::ROW_TILES;
   const int end = memory.first_column + memory.columns;
-  if (threadIdx.x == 0) Stages(shared.ring).init(MANY_CONSUMER_GROUPS, WARPGROUP + 1);
+  if (threadIdx.x == 0) Stages(shared.down).init(MANY_CONSUMER_GROUPS, WARPGROUP + 1);
   shared.list.make(memory.routes);
   const ExpertsWork<M, AT_ONCE, decltype(shared.list)> work(
       shared.list, memory.first_column / 16, ceil_div(end, 16));
   const auto consume = [&] {
-    Stages ring(shared.ring);
+    Stages ring(shared.down);
     const ProductStage stage = ProductStage::of(shared.totals);
     const size_t stride = panel_stride<KIND>(memory.routes.tokens);
     work.for_each([&](const RowRun& run, int row, const RowGroups& groups) {
@@ -238,12 +246,7 @@ __device__ __forceinline__ void down(RunsShared<KIND, ROWS>& shared,
           multiply_stages<M, COLUMNS, Order::Chain, SLOTS>(
               ring, shared.totals, sums, memory.routes.tokens, [&](auto multiply) {
                 ring.wait();
-                Chunk<M::FORMAT> chunks[Stages::CHUNKS];
-#pragma unroll
-                for (int i = 0; i < Stages::CHUNKS; i++)
-                  chunks[i].load(ring.weights(i) + threadIdx.x / 32 * M::CHUNK_BYTES,
-                                 threadIdx.x % 32);
-                multiply([&](int i) -> const auto& { return chunks[i]; }, [](int) {});
+                multiply(StageWeights<M, Stages>(ring));
               });
           const int panel = group * MANY_CONSUMER_GROUPS + stage.group;
           if (panel * PANEL_COLUMNS >= end) continue;
@@ -258,7 +261,7 @@ __device__ __forceinline__ void down(RunsShared<KIND, ROWS>& shared,
     stage.end();
   };
   const auto produce = [&] {
-    Stages ring(shared.ring);
+    Stages ring(shared.down);
     const bool first = threadIdx.x % WARPGROUP == 0;
     work.for_each([&](const RowRun& run, int row, const RowGroups& groups) {
       const char* weights = at<const char>(memory.down) + run.expert * M::BYTES;

@@ -251,11 +251,10 @@ struct GemmProducts<Format::Fp8, COLUMNS> {
   template <int PENDING>
   static __device__ __forceinline__ void settle(float (&acc)[COLUMNS / 2], int piece, Sums& sums,
                                                 const float (&scales)[2]) {
-    ptx::wgmma_wait<PENDING>(sums[0]);
-    ptx::wgmma_wait<PENDING>(sums[1]);
+    ptx::wgmma_wait<PENDING>(sums);
 #pragma unroll
     for (int i = 0; i < WIDTH / 2; i++)
-      acc[piece * (WIDTH / 2) + i] += (sums[0][i] + sums[1][i]) * scales[i % 4 / 2];
+      acc[piece * (WIDTH / 2) + i] += sums[i] * scales[i % 4 / 2];
   }
 };
 

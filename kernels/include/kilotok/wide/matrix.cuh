@@ -122,8 +122,7 @@ struct Products<Format::Bf16, COLUMNS, SLOTS> {
 // A chunk of FP8 as operand A, and its products with columns of B.
 template <int WIDTH>
 struct Fp8Operand {
-  // Of each pair of steps.
-  using Sums = float[2][WIDTH / 2];
+  using Sums = float[WIDTH / 2];
 
   static __device__ __forceinline__ void decode(const Chunk<Format::Fp8>& chunk,
                                                 uint32_t (&a)[4][4]) {
@@ -143,21 +142,17 @@ struct Fp8Operand {
                                                   uint64_t tokens) {
     ptx::wgmma_fence();
 #pragma unroll
-    for (int half = 0; half < 2; half++)
-#pragma unroll
-      for (int pair = 0; pair < 2; pair++) {
-        const int step = pair * 2 + half;
-        ptx::wgmma<WIDTH>(sums[pair], a[step],
-                          ptx::wgmma_operand_at(tokens, step * STEP_OFFSET), half > 0);
-      }
+    for (int step = 0; step < 4; step++)
+      ptx::wgmma<WIDTH>(sums, a[step], ptx::wgmma_operand_at(tokens, step * STEP_OFFSET),
+                        step > 0);
     ptx::wgmma_commit();
   }
 };
 
-// A piece is a chunk times 24 or 32 columns of B.
+// A piece is a chunk times up to 32 columns of B.
 template <int COLUMNS, int SLOTS>
 struct Products<Format::Fp8, COLUMNS, SLOTS> {
-  static constexpr int WIDTH = COLUMNS == 48 ? 24 : 32;
+  static constexpr int WIDTH = COLUMNS % 32 == 0 ? 32 : smaller(COLUMNS, 24);
   static constexpr int PIECES = COLUMNS / WIDTH;
   using Operand = Fp8Operand<WIDTH>;
 
@@ -166,19 +161,16 @@ struct Products<Format::Fp8, COLUMNS, SLOTS> {
                                              const uint64_t (&tokens)[CHUNKS], Done done) {
     // Those of two chunks in turn.
     uint32_t a[2][4][4];
-    // Indexed by slot and pair of steps.
     typename Operand::Sums sums[SLOTS];
     const auto begin = [&](int chunk, int piece, int slot) {
       if (piece == 0) Operand::decode(chunks(chunk), a[chunk % 2]);
       Operand::multiply(sums[slot], a[chunk % 2], tokens_at(tokens[chunk], piece * WIDTH));
     };
     const auto settle = [&](int chunk, int piece, int slot, auto pending) {
-      ptx::wgmma_wait<decltype(pending)::value>(sums[slot][0]);
-      ptx::wgmma_wait<decltype(pending)::value>(sums[slot][1]);
+      ptx::wgmma_wait<decltype(pending)::value>(sums[slot]);
 #pragma unroll
       for (int i = 0; i < WIDTH / 2; i++)
-        acc[piece * (WIDTH / 2) + i] +=
-            (sums[slot][0][i] + sums[slot][1][i]) * chunks(chunk).scales[i % 4 / 2];
+        acc[piece * (WIDTH / 2) + i] += sums[slot][i] * chunks(chunk).scales[i % 4 / 2];
     };
     in_pieces<CHUNKS, PIECES, SLOTS>(begin, settle, done);
   }

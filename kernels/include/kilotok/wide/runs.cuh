@@ -17,18 +17,18 @@ using ExpertsCta = CtaShape<MANY_CONSUMER_GROUPS>;
 constexpr int FEW_ROWS = 64, MANY_ROWS = 96;
 template <int ROWS>
 struct Runs {
-  // Runs take so many columns of B, by size.
-  static constexpr int SIZES = ROWS == MANY_ROWS ? 4 : 3;
+  // Runs take so many columns of B, by size, the most first.
+  static constexpr int SIZES = ROWS == MANY_ROWS ? 5 : 6;
   static __host__ __device__ constexpr int width(int size) {
-    const int wider = SIZES - 1 - size;
-    return wider == 0 ? 32 : wider == 1 ? 48 : wider == 2 ? 64 : wider == 3 ? MANY_ROWS : 0;
+    constexpr int MANY[] = {96, 80, 64, 48, 32}, FEW[] = {64, 48, 32, 24, 16, 8};
+    return size >= SIZES ? 0 : ROWS == MANY_ROWS ? MANY[size] : FEW[size];
   }
   using Totals = wide::Totals<ROWS / TILE_TOKENS * ExpertsCta::CONSUMERS>;
   // For the ring, beside totals and the list of runs.
   static constexpr int RING_BYTES = (ROWS == MANY_ROWS ? 120 : 153) << 10;
 };
 
-// The ring of an expert's matrix, of tokens alone or with weights. A stage has the chunks that are
+// The ring of an expert's matrix, of tokens and weights. A stage has the chunks that are
 // multiplied without a branch in between, as many as INNER is divisible by.
 template <int ROWS, int INNER, int WEIGHT_BYTES>
 struct RunRingShape {
@@ -47,11 +47,14 @@ template <int ROWS, int INNER, int WEIGHT_BYTES, int MOST,
           class Shape = RunRingShape<ROWS, INNER, WEIGHT_BYTES>>
 using RunRing =
     OperandRing<ROWS, Shape::chunks(MOST), Shape::stages(Shape::chunks(MOST)), WEIGHT_BYTES>;
+// Gate and up of many rows load weights straight into registers: there is no room for both.
+template <class M>
+constexpr int STAGE_WEIGHTS = ExpertsCta::ROW_TILES * M::CHUNK_BYTES;
 template <class M, int ROWS>
-using GateUpRing = RunRing<ROWS, ChunkWalk<M, Order::Parts>::INNER, 0, 4>;
+using GateUpRing = RunRing<ROWS, ChunkWalk<M, Order::Parts>::INNER,
+                           ROWS == MANY_ROWS ? 0 : STAGE_WEIGHTS<M>, 4>;
 template <class M, int ROWS>
-using DownRing =
-    RunRing<ROWS, ChunkWalk<M, Order::Chain>::INNER, ExpertsCta::ROW_TILES * M::CHUNK_BYTES, 2>;
+using DownRing = RunRing<ROWS, ChunkWalk<M, Order::Chain>::INNER, STAGE_WEIGHTS<M>, 2>;
 
 // Calls `f` with the constant of the columns that so many rows take.
 template <int ROWS, int SIZE = Runs<ROWS>::SIZES - 1, class F>
@@ -149,16 +152,21 @@ struct ExpertsWork {
                       smaller(ceil_div(end_tile, ROW_TILES), ROW_GROUPS)},
         each(ceil_div(groups_of_all.end - groups_of_all.first, AT_ONCE)) {}
 
+  __device__ __forceinline__ int count() const { return list.count() * each; }
+  __device__ __forceinline__ RowRun run(int item) const { return list.run(item / each); }
+  __device__ __forceinline__ RowGroups groups(int item) const {
+    const int first = groups_of_all.first + item % each * AT_ONCE;
+    return {first, smaller(first + AT_ONCE, groups_of_all.end)};
+  }
+
   // Calls `f(run, its first row, row groups)` for each item of a CTA.
   template <class F>
   __device__ __forceinline__ void for_each(F f) const {
-    const int count = list.count() * each;
+    const int end = count();
 #pragma unroll 1
-    for (int item = ptx::cta_index(); item < count; item += GRID) {
-      const RowRun run = list.run(item / each);
-      const int first = groups_of_all.first + item % each * AT_ONCE;
-      f(run, static_cast<int>(list.first_rows[run.expert]) + run.first,
-        RowGroups{first, smaller(first + AT_ONCE, groups_of_all.end)});
+    for (int item = ptx::cta_index(); item < end; item += GRID) {
+      const RowRun own = run(item);
+      f(own, static_cast<int>(list.first_rows[own.expert]) + own.first, groups(item));
     }
   }
 };
@@ -192,11 +200,14 @@ struct WeightsCopy {
   }
 };
 
-// Producers: copy the tokens of rows, wherever they lie. Eight lanes copy the 64 columns of a row.
+// Producers: the first GATHERERS copy the tokens of rows, wherever they lie; the next one passes
+// them on. Eight lanes copy the 64 columns of a row.
+constexpr int GATHERERS = WARPGROUP / 2;
 template <int RUN_ROWS>
 struct RowGather {
-  static constexpr int LANES = CHUNK_COLUMNS / PIECE_COLUMNS, AT_ONCE = WARPGROUP / LANES;
+  static constexpr int LANES = CHUNK_COLUMNS / PIECE_COLUMNS, AT_ONCE = GATHERERS / LANES;
   static constexpr int ROUNDS = RUN_ROWS / AT_ONCE;
+  static_assert(AT_ONCE % TILE_TOKENS == 0, "all rows of a thread have one swizzle");
   const char* tokens;
   int count;
   uint32_t from[ROUNDS];
@@ -280,12 +291,96 @@ struct WeightsAhead {
   }
 };
 
+// Consumers: the weights of a warp's row tiles, one an item, which it copies for itself into the
+// ring's stages, as early as they are free. Loads into registers could not be so early: what orders
+// memory for `wgmma` waits for all of them.
+template <class M, class Stages, class Work>
+struct WarpWeights {
+  using Walk = ChunkWalk<M, Order::Parts>;
+  static constexpr int AHEAD = Stages::STAGES - 1;
+  const Work& work;
+  // What the lane copies next: of all experts, of the row tile.
+  const char *matrix, *from;
+  int item = ptx::cta_index();
+  Walk walk;
+
+  __device__ __forceinline__ WarpWeights(const Stages& ring, const Work& all, const char* weights)
+      : work(all), matrix(weights + threadIdx.x % 32 * 16) {
+    if constexpr (Stages::HAS_WEIGHTS) {
+      begin_item();
+#pragma unroll
+      for (int stage = 0; stage < AHEAD; stage++) copy(ring, stage);
+    }
+  }
+  // Waits for the weights of the ring's next stage, and begins to copy those of AHEAD stages on.
+  __device__ __forceinline__ void wait(const Stages& ring) {
+    copy(ring, ring.stage == 0 ? Stages::STAGES - 1 : ring.stage - 1);
+    ptx::wait_for_groups<AHEAD>();
+    __syncwarp();
+  }
+ private:
+  // Beyond the last row tile it is that one again: all warps of a warpgroup multiply.
+  __device__ __forceinline__ void begin_item() {
+    if (item >= work.count()) return;
+    const int tile = work.groups(item).first * ExpertsCta::ROW_TILES +
+                     static_cast<int>(threadIdx.x) / 32;
+    from = row_tile<M>(matrix + work.run(item).expert * M::BYTES,
+                       smaller(tile, MATRIX_TILES<M> - 1));
+    walk = {};
+  }
+  __device__ __forceinline__ void copy(const Stages& ring, int stage) {
+    if (item < work.count()) {
+#pragma unroll
+      for (int i = 0; i < Stages::CHUNKS; i++) {
+        const uint32_t to = ring.weights_of(stage, i) + threadIdx.x / 32 * M::CHUNK_BYTES +
+                            threadIdx.x % 32 * 16;
+#pragma unroll
+        for (int first = 0; first < M::CHUNK_BYTES; first += 32 * 16)
+          if (first + static_cast<int>(threadIdx.x) % 32 * 16 < M::CHUNK_BYTES)
+            ptx::copy_later(to + first, from + walk.at(i).offset() + first);
+      }
+      walk.next(Stages::CHUNKS);
+      if (!walk.has()) {
+        item += GRID;
+        begin_item();
+      }
+    }
+    ptx::commit_copies();
+  }
+};
+
+// Consumers: the weights of a stage in registers, so many chunks ahead of products.
+template <class M, class Stages>
+struct StageWeights {
+  static constexpr int AHEAD = smaller(Stages::CHUNKS, 2);
+  uint32_t first;
+  Chunk<M::FORMAT> chunks[AHEAD];
+
+  __device__ __forceinline__ explicit StageWeights(const Stages& ring)
+      : first(ring.weights(0) + threadIdx.x / 32 * M::CHUNK_BYTES) {
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++) load(i);
+  }
+  __device__ __forceinline__ const Chunk<M::FORMAT>& chunk(int i) const {
+    return chunks[i % AHEAD];
+  }
+  // Behind the i-th chunk's products.
+  __device__ __forceinline__ void reload(int i) {
+    if (i + AHEAD < Stages::CHUNKS) load(i + AHEAD);
+  }
+
+ private:
+  __device__ __forceinline__ void load(int i) {
+    chunks[i % AHEAD].load(first + i * Stages::CHUNK_BYTES, threadIdx.x % 32);
+  }
+};
+
 // Consumers: a warp's row tile times the tokens of the ring's next stages, of so many columns.
-// `with_weights(multiply)` waits for STAGES_AT_ONCE stages and calls `multiply(chunk, reload)` for
-// each: `chunk(i)` has the weights of its i-th chunk, and `reload(i)` comes behind their products.
-// `small` is for `hidden_zero`.
-template <class M, int COLUMNS, Order ORDER, int SLOTS, int STAGES_AT_ONCE = 1, class Stages,
-          class Totals, class WithWeights>
+// `with_weights(multiply)` waits for a stage and calls `multiply(weights)`: `weights.chunk(i)` is
+// its i-th chunk, and `weights.reload(i)` comes behind their products. `small` is for
+// `hidden_zero`.
+template <class M, int COLUMNS, Order ORDER, int SLOTS, class Stages, class Totals,
+          class WithWeights>
 __device__ __forceinline__ void multiply_stages(Stages& ring, Totals& totals,
                                                 float (&acc)[COLUMNS / 2], uint32_t small,
                                                 WithWeights with_weights) {
@@ -293,13 +388,15 @@ __device__ __forceinline__ void multiply_stages(Stages& ring, Totals& totals,
   using Multiply = Products<M::FORMAT, COLUMNS, SLOTS>;
   // Without a loop the compiler would know that what pieces are added to is zero.
   constexpr bool HIDDEN_ZERO = COLUMNS > Multiply::WIDTH &&
-                               Walk::INNER == STAGES_AT_ONCE * Stages::CHUNKS &&
+                               Walk::INNER == Stages::CHUNKS &&
                                (Walk::BY_PART || Walk::OUTER == 1);
-  const auto multiply = [&](auto chunk, auto reload) {
+  const auto multiply = [&](auto&& weights) {
     uint64_t tokens[Stages::CHUNKS];
 #pragma unroll
     for (int i = 0; i < Stages::CHUNKS; i++) tokens[i] = ring.operand(i);
-    Multiply::add(acc, chunk, tokens, reload);
+    Multiply::add(
+        acc, [&](int i) -> const auto& { return weights.chunk(i); }, tokens,
+        [&](int i) { weights.reload(i); });
     ring.release();
   };
 #pragma unroll 1
@@ -309,8 +406,7 @@ __device__ __forceinline__ void multiply_stages(Stages& ring, Totals& totals,
       for (int i = 0; i < COLUMNS / 2; i++)
         acc[i] = HIDDEN_ZERO ? hidden_zero(small, i / (Multiply::WIDTH / 2)) : 0;
 #pragma unroll 1
-    for (int inner = 0; inner < Walk::INNER; inner += STAGES_AT_ONCE * Stages::CHUNKS)
-      with_weights(multiply);
+    for (int inner = 0; inner < Walk::INNER; inner += Stages::CHUNKS) with_weights(multiply);
     if constexpr (Walk::BY_PART) end_part<Walk::PARTS, ExpertsCta::CONSUMERS>(totals, outer, acc);
   }
 }

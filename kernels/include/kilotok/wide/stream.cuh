@@ -81,8 +81,15 @@ constexpr uint32_t NO_TAP = ~0u;
 // these sums.
 constexpr int LANE_COLUMNS = 4, SQUARE_LANES = SQUARE_ROWS / LANE_COLUMNS;
 constexpr int SQUARES = OWNER_UNITS * (OWNER_ROWS / SQUARE_ROWS);
-// Threads of a CTA that adds and normalises; a warp takes one token.
+// Threads of a CTA that adds and normalises.
 constexpr int NORM_THREADS = 512, NORM_WARPS = NORM_THREADS / 32;
+
+// Warps that share a token, a power of two: one, or more where tokens are too few for all warps.
+__device__ __forceinline__ int warps_each(int tokens) {
+  int warps = 1;
+  while (warps < NORM_WARPS && tokens * warps * 2 <= GRID * NORM_WARPS) warps *= 2;
+  return warps;
+}
 
 struct NormShared {
   float squares[NORM_WARPS][SQUARES];
@@ -228,23 +235,36 @@ template <int TOP_K = 0>
 __device__ __forceinline__ void add_rms_norm(NormShared& shared, const AddNormMemory& memory,
                                              const AddedProducts& added = {}) {
   constexpr int RUNS = ceil_div(SQUARES * SQUARE_ROWS, NORM_COLUMNS);
-  const int warp = threadIdx.x / 32;
-  float* squares = shared.squares[warp];
+  const int warps = warps_each(memory.count), warp = threadIdx.x / 32, share = warp % warps;
+  const int first_run = RUNS * share / warps, end_run = RUNS * (share + 1) / warps;
+  const int step = GRID * (NORM_WARPS / warps);
+  float* squares = shared.squares[warp / warps];
+  const auto sync = [&] {
+    if (warps > 1)
+      __syncthreads();
+    else
+      __syncwarp();
+  };
 #pragma unroll 1
-  for (int token = warp * GRID + ptx::cta_index(); token < memory.count;
-       token += GRID * NORM_WARPS) {
-    const PartAdded part = {at<const float>(memory.part) + static_cast<size_t>(token) * HIDDEN};
-    if constexpr (TOP_K == 0) {
-      add_columns(memory, part, token, squares, 0, RUNS);
-    } else {
-      const int first = added.first_column / NORM_COLUMNS;
-      add_columns(memory, part, token, squares, 0, first);
-      add_columns(memory, ProductsAdded<TOP_K>(added, token), token, squares, first, RUNS);
+  for (int first = 0; first < memory.count; first += step) {
+    const int token = first + warp / warps * GRID + ptx::cta_index();
+    if (token < memory.count) {
+      const PartAdded part = {at<const float>(memory.part) + static_cast<size_t>(token) * HIDDEN};
+      if constexpr (TOP_K == 0) {
+        add_columns(memory, part, token, squares, first_run, end_run);
+      } else {
+        const int products = added.first_column / NORM_COLUMNS;
+        add_columns(memory, part, token, squares, first_run, smaller(end_run, products));
+        add_columns(memory, ProductsAdded<TOP_K>(added, token), token, squares,
+                    larger(first_run, products), end_run);
+      }
     }
-    __syncwarp();
-    const float found = inverse_rms(squares, memory.eps);
-    if (threadIdx.x % 32 == 0) at<float>(memory.inverse_rms)[token] = found;
-    __syncwarp();
+    sync();
+    if (share == 0 && token < memory.count) {
+      const float found = inverse_rms(squares, memory.eps);
+      if (threadIdx.x % 32 == 0) at<float>(memory.inverse_rms)[token] = found;
+    }
+    sync();
   }
 }
 

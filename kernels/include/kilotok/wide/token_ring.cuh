@@ -63,7 +63,8 @@ __host__ __device__ __forceinline__ size_t operand_place(int token, int column, 
 // its own.
 template <int WIDTH, int CHUNKS_EACH, int COUNT, int WEIGHT_BYTES>
 struct OperandRing {
-  static constexpr int CHUNKS = CHUNKS_EACH, WEIGHTS_AT = WIDTH / TILE_TOKENS * TILE_BYTES;
+  static constexpr bool HAS_WEIGHTS = WEIGHT_BYTES > 0;
+  static constexpr int CHUNKS = CHUNKS_EACH, STAGES = COUNT, WEIGHTS_AT = WIDTH / TILE_TOKENS * TILE_BYTES;
   static constexpr int CHUNK_BYTES = align_up(WEIGHTS_AT + WEIGHT_BYTES, TILE_BYTES);
   static constexpr int STAGE_BYTES = CHUNKS * CHUNK_BYTES;
   static_assert(COUNT > 1, "stages come while others are multiplied");
@@ -73,21 +74,24 @@ struct OperandRing {
     alignas(128) char bytes[COUNT * STAGE_BYTES + TILE_BYTES];
     alignas(8) uint64_t full[COUNT];
     alignas(8) uint64_t empty[COUNT];
+    alignas(8) uint64_t copied[COUNT];
   };
-  uint32_t stages, full, empty;
+  uint32_t stages, full, empty, copied;
   int stage = 0;
   uint32_t parity = 0;
 
   __device__ __forceinline__ explicit OperandRing(Memory& memory)
       : stages((ptx::shared_address(memory.bytes) + TILE_BYTES - 1) & ~(TILE_BYTES - 1u)),
         full(ptx::shared_address(memory.full)),
-        empty(ptx::shared_address(memory.empty)) {}
+        empty(ptx::shared_address(memory.empty)),
+        copied(ptx::shared_address(memory.copied)) {}
 
   // One thread, before any other uses the ring; so many warpgroups will release its stages, and so
-  // many arrivals make one full.
-  __device__ __forceinline__ void init(int groups, int arrivals) const {
+  // many arrivals make one full. So many threads copy tokens that are passed on.
+  __device__ __forceinline__ void init(int groups, int arrivals, int copiers = 1) const {
     for (int i = 0; i < COUNT; i++) {
       ptx::mbarrier_init(full + 8 * i, arrivals);
+      ptx::mbarrier_init(copied + 8 * i, copiers);
       ptx::mbarrier_init(empty + 8 * i, groups * WARPGROUP / 32 * ptx::WARP_ARRIVALS);
     }
     ptx::mbarrier_init_fence();
@@ -104,14 +108,17 @@ struct OperandRing {
     return stages + stage * STAGE_BYTES + i * CHUNK_BYTES;
   }
   __device__ __forceinline__ uint32_t weights(int i) const { return tokens(i) + WEIGHTS_AT; }
+  // The same of any stage.
+  __device__ __forceinline__ uint32_t weights_of(int of_stage, int i) const {
+    return stages + of_stage * STAGE_BYTES + i * CHUNK_BYTES + WEIGHTS_AT;
+  }
   __device__ __forceinline__ uint64_t operand(int i) const {
     return ptx::wgmma_swizzled(tokens(i), TILE_BYTES);
   }
 
-  // Consumers: wait for the next stage, which products will read that threads have copied.
+  // Consumers: wait for the next stage.
   __device__ __forceinline__ void wait() const {
     wait_mbarrier(Waits::Page, full + 8 * stage, parity);
-    ptx::wgmma_writes_fence();
   }
   // Consumers: the warp's products with the stage are there.
   __device__ __forceinline__ void release() {
@@ -126,6 +133,18 @@ struct OperandRing {
   // Producers: the thread's copies are a part of the stage.
   __device__ __forceinline__ void bring() {
     ptx::mbarrier_arrive_copied(full + 8 * stage);
+    next();
+  }
+  // The same of tokens, which `wgmma` reads behind a fence that waits for all copies of its thread:
+  // one that copies nothing passes them on.
+  __device__ __forceinline__ void bring_tokens() {
+    ptx::mbarrier_arrive_copied(copied + 8 * stage);
+    next();
+  }
+  __device__ __forceinline__ void pass_on() {
+    wait_mbarrier(Waits::Page, copied + 8 * stage, parity);
+    ptx::wgmma_writes_fence();
+    ptx::mbarrier_arrive(full + 8 * stage);
     next();
   }
   // One producer: begins to copy so many tiles of tokens of each chunk, from `from(chunk)`.
