@@ -72,6 +72,14 @@ struct OperandChunk {
     words[1] = ptx::load_shared(from + 64);
   }
 
+  // All lanes: from a tile in shared memory in the 128-byte swizzle (wide/token_ring.cuh).
+  __device__ __forceinline__ void load_swizzled(uint32_t tile, int lane) {
+    const int row = lane % 8, piece = lane / 8;
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+      words[half] = ptx::load_matrices(tile + row * 128 + ((half * 4 + piece) ^ row) * 16);
+  }
+
   __device__ __forceinline__ void clear() {
     words[0] = words[1] = make_uint4(0, 0, 0, 0);
   }

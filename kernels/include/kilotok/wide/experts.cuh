@@ -176,47 +176,61 @@ __device__ __forceinline__ void gate_up(RunsShared<KIND, ROWS>& shared,
 }
 
 // A warpgroup's products of a run in shared memory, `[rows][PANEL_COLUMNS]`, from where a bulk copy
-// takes them.
+// takes them. Those of few rows have two places in turn, so that nothing waits for the last copy.
+template <int BYTES>
 struct ProductStage {
+  static constexpr int NO_TURN = -1;
   uint32_t stage;
-  int group;
+  int group, turn = NO_TURN;
 
-  template <int ROWS>
-  static __device__ __forceinline__ ProductStage of(Totals<ROWS>& memory) {
-    // The same for a warp, as the compiler sees then: descriptors stay in uniform registers.
-    const int group = __shfl_sync(~0u, threadIdx.x / WARPGROUP, 0);
-    return {ptx::shared_address(&memory) +
-                group * static_cast<uint32_t>(sizeof(memory) / MANY_CONSUMER_GROUPS),
-            group};
+  template <class Memory>
+  __device__ __forceinline__ explicit ProductStage(Memory& memory)
+      // The same for a warp, as the compiler sees then: descriptors stay in uniform registers.
+      : group(__shfl_sync(~0u, threadIdx.x / WARPGROUP, 0)) {
+    static_assert(sizeof(memory) >= BYTES * MANY_CONSUMER_GROUPS, "it has room for each");
+    stage = ptx::shared_address(&memory) + group * BYTES;
   }
 
   __device__ __forceinline__ bool copies() const { return threadIdx.x % WARPGROUP == 0; }
 
   // All threads of the warpgroup: `to` is where the run's first row of their columns lies.
   template <int COUNT>
-  __device__ __forceinline__ void store(const float (&sums)[COUNT], char* to, int rows) const {
-    if (copies()) ptx::wait_for_store_reads();
-    ptx::sync_warpgroup(group);
+  __device__ __forceinline__ void store(const float (&sums)[COUNT], char* to, int rows) {
     const int lane = threadIdx.x % 32, column = threadIdx.x % WARPGROUP / 32 * 16 + lane / 4;
     const int row = lane % 4 * 2;
+    constexpr bool IN_TURN = COUNT * 2 * PANEL_BYTES <= BYTES / 2;
+    if (!IN_TURN || turn == NO_TURN) wait_for_place();
+    const uint32_t place = stage + (IN_TURN && turn == 1 ? BYTES / 2 : 0);
+    turn = !IN_TURN ? NO_TURN : turn == 1 ? 0 : 1;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      const uint32_t place =
-          stage + row * PANEL_BYTES + product_place(row, column + half * 8) * 4;
+      const uint32_t own =
+          place + row * PANEL_BYTES + product_place(row, column + half * 8) * 4;
 #pragma unroll
       for (int i = 0; i < COUNT / 4; i++)
 #pragma unroll
         for (int j = 0; j < 2; j++)
-          ptx::store_shared_word(place + (i * TILE_TOKENS + j) * PANEL_BYTES,
+          ptx::store_shared_word(own + (i * TILE_TOKENS + j) * PANEL_BYTES,
                                  __float_as_uint(sums[i * 4 + half * 2 + j]));
     }
     ptx::reads_before_copies();
-    ptx::sync_warpgroup(group);
-    if (copies()) ptx::bulk_store(to, stage, rows * PANEL_BYTES);
+    // The copy before has read its place, which is the next one's.
+    if (IN_TURN)
+      wait_for_place();
+    else
+      ptx::sync_warpgroup(group);
+    if (copies()) ptx::bulk_store(to, place, rows * PANEL_BYTES);
   }
 
   __device__ __forceinline__ void end() const {
     if (copies()) ptx::wait_for_stores();
+  }
+
+ private:
+  // Until all copies have read what they store.
+  __device__ __forceinline__ void wait_for_place() const {
+    if (copies()) ptx::wait_for_store_reads();
+    ptx::sync_warpgroup(group);
   }
 };
 
@@ -234,7 +248,7 @@ __device__ __forceinline__ void down(RunsShared<KIND, ROWS>& shared,
       shared.list, memory.first_column / 16, ceil_div(end, 16));
   const auto consume = [&] {
     Stages ring(shared.down);
-    const ProductStage stage = ProductStage::of(shared.totals);
+    ProductStage<sizeof(shared.totals) / MANY_CONSUMER_GROUPS> stage(shared.totals);
     const size_t stride = panel_stride<KIND>(memory.routes.tokens);
     work.for_each([&](const RowRun& run, int row, const RowGroups& groups) {
       with_run_columns<ROWS>(run.count, [&](auto columns) {

@@ -28,8 +28,8 @@ struct Runs {
   static constexpr int RING_BYTES = (ROWS == MANY_ROWS ? 120 : 153) << 10;
 };
 
-// The ring of an expert's matrix, of tokens and weights. A stage has the chunks that are
-// multiplied without a branch in between, as many as INNER is divisible by.
+// The ring of an expert's matrix, of tokens and weights. A stage has the chunks that are multiplied
+// without a branch in between, as many as INNER is divisible by.
 template <int ROWS, int INNER, int WEIGHT_BYTES>
 struct RunRingShape {
   static constexpr int CHUNK_BYTES =
@@ -47,9 +47,9 @@ template <int ROWS, int INNER, int WEIGHT_BYTES, int MOST,
           class Shape = RunRingShape<ROWS, INNER, WEIGHT_BYTES>>
 using RunRing =
     OperandRing<ROWS, Shape::chunks(MOST), Shape::stages(Shape::chunks(MOST)), WEIGHT_BYTES>;
-// Gate and up of many rows load weights straight into registers: there is no room for both.
 template <class M>
 constexpr int STAGE_WEIGHTS = ExpertsCta::ROW_TILES * M::CHUNK_BYTES;
+// Beside many rows there is no room for weights, which are loaded straight into registers.
 template <class M, int ROWS>
 using GateUpRing = RunRing<ROWS, ChunkWalk<M, Order::Parts>::INNER,
                            ROWS == MANY_ROWS ? 0 : STAGE_WEIGHTS<M>, 4>;
@@ -318,6 +318,7 @@ struct WarpWeights {
     ptx::wait_for_groups<AHEAD>();
     __syncwarp();
   }
+
  private:
   // Beyond the last row tile it is that one again: all warps of a warpgroup multiply.
   __device__ __forceinline__ void begin_item() {
@@ -375,6 +376,22 @@ struct StageWeights {
   }
 };
 
+// Adds a stage to the sums of eight tokens by `mma`: products of `wgmma` take longer than so few.
+template <class Stages, class Weights>
+__device__ __forceinline__ void multiply_tile(const Stages& ring, float (&acc)[4],
+                                              Weights& weights) {
+  float sums[1][4] = {{acc[0], acc[1], acc[2], acc[3]}};
+#pragma unroll
+  for (int i = 0; i < Stages::CHUNKS; i++) {
+    OperandChunk tokens[1];
+    tokens[0].load_swizzled(ring.tokens(i), threadIdx.x % 32);
+    weights.chunk(i).multiply(sums, tokens);
+    weights.reload(i);
+  }
+#pragma unroll
+  for (int i = 0; i < 4; i++) acc[i] = sums[0][i];
+}
+
 // Consumers: a warp's row tile times the tokens of the ring's next stages, of so many columns.
 // `with_weights(multiply)` waits for a stage and calls `multiply(weights)`: `weights.chunk(i)` is
 // its i-th chunk, and `weights.reload(i)` comes behind their products. `small` is for
@@ -386,17 +403,23 @@ __device__ __forceinline__ void multiply_stages(Stages& ring, Totals& totals,
                                                 WithWeights with_weights) {
   using Walk = ChunkWalk<M, ORDER>;
   using Multiply = Products<M::FORMAT, COLUMNS, SLOTS>;
+  // Not where tokens are bulk copies: loads would have to be complete before the next ones.
+  constexpr bool WITH_MMA = COLUMNS == TILE_TOKENS && Walk::BY_PART;
   // Without a loop the compiler would know that what pieces are added to is zero.
   constexpr bool HIDDEN_ZERO = COLUMNS > Multiply::WIDTH &&
                                Walk::INNER == Stages::CHUNKS &&
                                (Walk::BY_PART || Walk::OUTER == 1);
   const auto multiply = [&](auto&& weights) {
-    uint64_t tokens[Stages::CHUNKS];
+    if constexpr (WITH_MMA) {
+      multiply_tile(ring, acc, weights);
+    } else {
+      uint64_t tokens[Stages::CHUNKS];
 #pragma unroll
-    for (int i = 0; i < Stages::CHUNKS; i++) tokens[i] = ring.operand(i);
-    Multiply::add(
-        acc, [&](int i) -> const auto& { return weights.chunk(i); }, tokens,
-        [&](int i) { weights.reload(i); });
+      for (int i = 0; i < Stages::CHUNKS; i++) tokens[i] = ring.operand(i);
+      Multiply::add(
+          acc, [&](int i) -> const auto& { return weights.chunk(i); }, tokens,
+          [&](int i) { weights.reload(i); });
+    }
     ring.release();
   };
 #pragma unroll 1

@@ -64,7 +64,8 @@ __host__ __device__ __forceinline__ size_t operand_place(int token, int column, 
 template <int WIDTH, int CHUNKS_EACH, int COUNT, int WEIGHT_BYTES>
 struct OperandRing {
   static constexpr bool HAS_WEIGHTS = WEIGHT_BYTES > 0;
-  static constexpr int CHUNKS = CHUNKS_EACH, STAGES = COUNT, WEIGHTS_AT = WIDTH / TILE_TOKENS * TILE_BYTES;
+  static constexpr int CHUNKS = CHUNKS_EACH, STAGES = COUNT;
+  static constexpr int WEIGHTS_AT = WIDTH / TILE_TOKENS * TILE_BYTES;
   static constexpr int CHUNK_BYTES = align_up(WEIGHTS_AT + WEIGHT_BYTES, TILE_BYTES);
   static constexpr int STAGE_BYTES = CHUNKS * CHUNK_BYTES;
   static_assert(COUNT > 1, "stages come while others are multiplied");
