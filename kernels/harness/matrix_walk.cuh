@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(THREADS, 1) walk(const Memory memory, const Wo
         // As after a grid barrier, no part of the operand is in L1.
         if (cta.thread() == 0) ptx::load_acquire(at<const uint32_t>(work.barrier));
         cta.sync();
-        const EveryToken every = {work.tiles * TILE_TOKENS};
+        const EveryToken<TILES_MAX> every = {work.tiles * TILE_TOKENS};
         if (work.tiles <= 1)
           gemm<M, 1>(cta, ring, sums, work.operand, M::COLUMNS_PADDED * 2, first(copy), every,
                          [] {}, Nothing{}, store);

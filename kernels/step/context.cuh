@@ -97,7 +97,7 @@ __device__ __forceinline__ void project_context(Warp& w, const LayerMemory& laye
   w.with_pipeline([&](Ring& ring, Sums& sums) {
     gemm<QkvMatrix<KIND>, TILES>(w.cta, ring, sums, w.cta.memory.normed, NORMED_BYTES,
                                      first_key_unit<KIND>(w.cta, index),
-                                     EveryToken{w.token_count()},
+                                     EveryToken<TILES>{w.token_count()},
                                      [] {}, Nothing{}, store_context<KIND>(w, layer, index));
   });
 }

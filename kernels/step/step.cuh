@@ -53,7 +53,7 @@ __device__ __forceinline__ void project(Warp& w) {
   w.with_pipeline([&](Ring& ring, Sums& sums) {
     gemm<QkvMatrix<KIND>, TILES>(w.cta, ring, sums, w.cta.memory.normed, NORMED_BYTES,
                                      first_unit<QkvMatrix<KIND>>(w.cta),
-                                     EveryToken{w.token_count()},
+                                     EveryToken<TILES>{w.token_count()},
                                      [&] { w.cta.wait_grid(); },
                                      ReadInverseRms<TILES>{w.stream(), Reader::Projection,
                                                      w.token_count(), Part<DRAFT>::EPS},
@@ -69,7 +69,7 @@ __device__ __forceinline__ void output(Warp& w, WaitInput wait_input) {
     gemm<OutputMatrix<KIND>, TILES>(w.cta, ring, sums,
                                     w.cta.memory.attended + Attended<KIND>::PLACE,
                                     Attended<KIND>::ROW_BYTES, w.cta.index(),
-                                    EveryToken{w.token_count()}, wait_input, Nothing{},
+                                    EveryToken<TILES>{w.token_count()}, wait_input, Nothing{},
                                     store_output<KIND>(w, w.layer()));
   });
 }
@@ -111,7 +111,7 @@ __device__ __forceinline__ void dense(Warp& w) {
   w.with_pipeline([&](Ring& ring, Sums& sums) {
     gemm<GateUpMatrix<KIND>, TILES>(
         cta, ring, sums, memory.normed, NORMED_BYTES, first_unit<GateUpMatrix<KIND>>(cta),
-        EveryToken{w.token_count()}, wait_input,
+        EveryToken<TILES>{w.token_count()}, wait_input,
         ReadInverseRms<TILES>{w.stream(), Reader::FeedForward, w.token_count(), Part<DRAFT>::EPS},
         StoreInner<KIND>{memory, w.stream(), w.token_count()});
   });
@@ -120,7 +120,7 @@ __device__ __forceinline__ void dense(Warp& w) {
   w.with_pipeline([&](Ring& ring, Sums& sums) {
     gemm<DownMatrix<KIND>, TILES>(cta, ring, sums, memory.dense_inner + DenseInner<KIND>::PLACE,
                                       DenseInner<KIND>::ROW_BYTES,
-                                      cta.index(), EveryToken{w.token_count()}, wait_input,
+                                      cta.index(), EveryToken<TILES>{w.token_count()}, wait_input,
                                       Nothing{}, StorePart{w.stream()});
   });
   cta.stamp(Stamp::Down);

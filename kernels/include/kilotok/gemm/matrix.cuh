@@ -228,14 +228,16 @@ struct WeightsAhead {
   }
 };
 
-// The batch's own order of tokens, as operand rows of its columns. Columns behind the last token
-// read the first one's row again: so one token's operand is an eighth of a tile's.
+// The batch's own order of tokens, as operand rows of its columns. In kernels for one tile, columns
+// behind the last token read the first one's row again: one token's operand is an eighth of a
+// tile's. Kernels for more tiles have no registers for that.
+template <int TILES>
 struct EveryToken {
   int count;
 
   __device__ __forceinline__ int tiles() const { return ceil_div(count, TILE_TOKENS); }
   __device__ __forceinline__ int operator()(int column) const {
-    return column < count ? column : 0;
+    return TILES > 1 || column < count ? column : 0;
   }
 };
 
