@@ -63,7 +63,7 @@ fn cpu(checkpoint: &Checkpoint, rank_count: usize) -> Box<dyn Engine> {
 
 /// A prompt of several windows after which the likeliest tokens are far ahead.
 fn prompt(checkpoint: &Checkpoint) -> Vec<TokenId> {
-    steady_prompt(&mut *cpu(checkpoint, 1), 70, 16, GAP).unwrap().unwrap()
+    steady_prompt(&mut [cpu(checkpoint, 1)], 70, 16, GAP).unwrap().unwrap()
 }
 
 fn reply(checkpoint: &Checkpoint, rank_count: usize, prompt: &[TokenId]) -> Reply {

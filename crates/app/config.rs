@@ -150,7 +150,6 @@ pub(crate) struct RawConfig {
     pub(crate) draft_temperature: Option<f32>,
     /// To measure with `--load-format dummy`, of whose drafts none is ever right: as many count as
     /// accepted as bring so many tokens a step on average, whatever the model would choose.
-    #[serde(skip)]
     #[arg(long, value_name = "TOKENS", conflicts_with = "no_drafts", help_heading = "Scheduling")]
     pub(crate) assume_acceptance: Option<f64>,
     /// Let requests say with `priority` which of them goes first; without it they may not.

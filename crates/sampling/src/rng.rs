@@ -68,8 +68,13 @@ impl Draws {
     /// The same among some tokens, each with its logit.
     pub fn race_among(&self, tokens: impl Iterator<Item = (TokenId, f32)>) -> Option<TokenId> {
         let mut best = (f32::INFINITY, None);
+        // Tokens that are near each other share a quad.
+        let mut quad = (u32::MAX, [0; 4]);
         for (token, logit) in tokens {
-            let time = ln(-ln_1m(self.uniform(token))) - logit;
+            if quad.0 != token / 4 {
+                quad = (token / 4, self.quad(token / 4));
+            }
+            let time = ln(-ln_1m(unit(quad.1[token as usize % 4]))) - logit;
             if time < best.0 || (time == best.0 && best.1.is_some_and(|other| token < other)) {
                 best = (time, Some(token));
             }

@@ -250,32 +250,40 @@ fn split(fused: &[f32], chunks: usize, spec: &AttentionSpec, weight: LayerWeight
     chunks.flat_map(|chunk| &chunk[rows.start * cols..rows.end * cols]).copied().collect()
 }
 
-/// The smallest distance, along a greedy reply, between the log-probabilities of the two likeliest
-/// tokens. Engines whose numbers differ by less than half of it choose the same tokens.
-pub fn smallest_gap(
+/// The tokens of a greedy reply, if the log-probabilities of the two likeliest are nowhere nearer
+/// than this. Engines whose numbers differ by less than half of it choose the same tokens.
+fn steady_reply(
     engine: &mut dyn Engine,
     prompt: &[TokenId],
     token_max: u32,
-) -> Result<f32, HostError> {
+    gap: f32,
+) -> Result<Option<Vec<TokenId>>, HostError> {
     let request = Request { top: 2, ..Request::greedy(prompt.to_vec(), token_max) };
     let reply = Host::new(engine, 0).run(&request, &How::default())?;
-    let gaps = reply.logprobs.iter().map(|found| found.top[0].logprob - found.top[1].logprob);
-    Ok(gaps.fold(f32::INFINITY, f32::min))
+    let mut gaps = reply.logprobs.iter().map(|found| found.top[0].logprob - found.top[1].logprob);
+    Ok(gaps.all(|found| found >= gap).then_some(reply.tokens))
 }
 
-/// The first of a thousand random prompts whose greedy reply has no smaller gap than this, to
-/// compare engines that round differently.
+/// The first of a thousand random prompts whose greedy reply is the same on all these engines, with
+/// no smaller gap than this, to compare engines that round differently.
 pub fn steady_prompt(
-    engine: &mut dyn Engine,
+    engines: &mut [Box<dyn Engine>],
     length: usize,
     token_max: u32,
     gap: f32,
 ) -> Result<Option<Vec<TokenId>>, HostError> {
-    let vocab_size = engine.caps().vocab_size as usize;
+    let vocab_size = engines[0].caps().vocab_size as usize;
     for seed in 0..1000 {
         let mut stream = Stream::new(seed);
         let prompt: Vec<_> = (0..length).map(|_| stream.below(vocab_size) as TokenId).collect();
-        if smallest_gap(engine, &prompt, token_max)? >= gap {
+        let mut replies =
+            engines.iter_mut().map(|engine| steady_reply(&mut **engine, &prompt, token_max, gap));
+        let Some(first) = replies.next().transpose()?.flatten() else { continue };
+        let mut same = true;
+        for reply in replies {
+            same &= reply?.as_ref() == Some(&first);
+        }
+        if same {
             return Ok(Some(prompt));
         }
     }
