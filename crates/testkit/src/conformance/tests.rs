@@ -3,7 +3,9 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
-use kilotok_engine::{Caps, Engine, EngineError, RowTokens, StepId, StepOutput, StepPlan};
+use kilotok_engine::{
+    Caps, Engine, EngineError, RowTokens, StepId, StepOutput, StepPlan, Verification,
+};
 
 use super::PROMISES;
 use crate::scripted::{DraftAccuracy, ScriptedEngine};
@@ -141,6 +143,12 @@ defects! {
         for row in &mut out.rows {
             row.tokens.truncate(2);
             row.logprobs.truncate(2);
+        }
+    } }
+    assumed { plan: |plan, _| {
+        // Matches all drafts.
+        for setup in plan.rows.iter_mut().filter_map(|row| row.setup.as_mut()) {
+            setup.verification = Verification::Match;
         }
     } }
     limits { plan: |plan, _| {
