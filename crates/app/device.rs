@@ -119,7 +119,7 @@ impl Device {
         let count = found.gpus.len() as u64;
         let options = options(settings, spec);
         let token_max = step_tokens(settings, chunk_max, spec);
-        let multiprocessors = multiprocessors(found);
+        let multiprocessors = found.multiprocessors();
         let options =
             options.with_longest_steps(spec, multiprocessors, found.free_bytes, token_max)?;
         let fixed_bytes = gpu_bytes(found, &options, spec)? * count;
@@ -151,19 +151,15 @@ impl Device {
 fn look(settings: &EngineSettings, spec: &ModelSpec) -> Result<Found, StartError> {
     let found = Found::look(settings.rank_count, &environment::toolchain())?;
     let options = options(settings, spec);
-    options.memory_map(spec, multiprocessors(&found))?;
+    options.memory_map(spec, found.multiprocessors())?;
     options.check_kernels(spec, &found)?;
     Ok(found)
 }
 
 /// Bytes of a GPU that are taken with one page of each group, and the driver's own.
 fn gpu_bytes(found: &Found, options: &CudaOptions, spec: &ModelSpec) -> Result<u64> {
-    let map = options.memory_map(spec, multiprocessors(found))?;
+    let map = options.memory_map(spec, found.multiprocessors())?;
     Ok(map.bytes() + kilotok_cuda::RESERVE_BYTES)
-}
-
-fn multiprocessors(found: &Found) -> u32 {
-    found.gpus.iter().map(|gpu| gpu.multiprocessors).min().unwrap_or(1)
 }
 
 /// All options that are known before pages are counted.

@@ -61,8 +61,7 @@ fn build(args: &Build) -> Result<()> {
     if let Err(reason) = &found {
         say!("for GPUs of {MULTIPROCESSORS} multiprocessors, as there are none to ask: {reason}");
     }
-    let gpus = found.iter().flat_map(|found| &found.gpus);
-    let multiprocessors = gpus.map(|gpu| gpu.multiprocessors).min().unwrap_or(MULTIPROCESSORS);
+    let multiprocessors = found.map_or(MULTIPROCESSORS, |found| found.multiprocessors());
     let sizes = Sizes { rank_count: args.ranks, page_tokens: args.page_tokens, ..Sizes::default() };
     let options = CudaOptions { sizes, toolchain, ..CudaOptions::default() };
     let bytes = options.build(&spec, multiprocessors, &|line| say!("{line}"))?;

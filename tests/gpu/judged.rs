@@ -12,8 +12,8 @@ use kilotok_engine::{
 };
 
 use super::exact::Finding;
-use super::run;
 use super::setup::{HISTORY, PROMPT_COUNT};
+use super::{LAST, prepare, run};
 use crate::{PRO, WIDE_TOKENS, absent, cuda_of, cuda_wide, sizes};
 
 const DRAWS: u64 = 1 << 14;
@@ -25,7 +25,6 @@ const DRAFTS: u32 = 7;
 const ROWS: u32 = kilotok_cuda::TOKENS_MAX / (DRAFTS + 1);
 /// Pages of a slot.
 const PAGES: u32 = 2;
-const LAST: usize = HISTORY.len() - 1;
 /// The first token of every request.
 const FIRST: TokenId = 6;
 
@@ -122,16 +121,6 @@ fn row(engine: &dyn Engine, slot: u32, start: usize, tokens: RowTokens) -> PlanR
     }
 }
 
-/// Fills every slot's pages up to the last token of the history.
-fn prepare(engine: &mut dyn Engine) {
-    for slot in 0..ROWS {
-        let tokens = RowTokens::Given { tokens: HISTORY[..LAST].to_vec(), draft_count: 0 };
-        let setup = Some(Box::new(SlotSetup::new(Sampling::GREEDY, PROMPT_COUNT)));
-        let row = row(engine, slot, 0, tokens);
-        run(engine, vec![PlanRow { setup, sample: false, ..row }]);
-    }
-}
-
 /// The log-probability of each token after the history and the first.
 fn scores(engine: &mut dyn Engine) -> Vec<f32> {
     let vocab_size = engine.caps().vocab_size;
@@ -190,7 +179,7 @@ fn count(engine: &mut dyn Engine, setting: &Setting, draws: u64) -> Counts {
 }
 
 fn check(engine: &mut dyn Engine, settings: &[Setting], draws: u64) {
-    prepare(engine);
+    prepare(engine, row);
     let scores = scores(engine);
     let (mut judged, mut accepted) = (0, 0);
     for setting in settings {

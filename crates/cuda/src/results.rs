@@ -222,6 +222,17 @@ mod tests {
         bytes[place + index * size..][..size].copy_from_slice(bytemuck::bytes_of(value));
     }
 
+    /// What the step asked for, and the slots that its rows have entered.
+    fn asked_of(plan: &StepPlan) -> (Slots, Asked) {
+        let mut slots = Slots::new(3, 50);
+        let batch = Batch::new(plan, &slots).unwrap();
+        let tables: SampleMemory = bytemuck::Zeroable::zeroed();
+        let upload = Upload::new(&batch, &GROUPS, &tables, (1, DRAFTS)).unwrap();
+        slots.enter(&batch);
+        let asked = Asked::new(&batch, &upload, 8);
+        (slots, asked)
+    }
+
     #[test]
     fn places_follow_each_other() {
         assert_eq!(ResultPlaces::new((8, 8), 8, 2), PLACES);
@@ -235,12 +246,7 @@ mod tests {
         (rows[0].scored, rows[0].logprobs, rows[0].draft_next) = (vec![6], Some(1), 0);
         (rows[1].report_drafts, rows[1].draft_next) = (true, 2);
         let plan = StepPlan { rows };
-        let mut slots = Slots::new(3, 50);
-        let batch = Batch::new(&plan, &slots).unwrap();
-        let tables: SampleMemory = bytemuck::Zeroable::zeroed();
-        let upload = Upload::new(&batch, &GROUPS, &tables, (1, DRAFTS)).unwrap();
-        slots.enter(&batch);
-        let asked = Asked::new(&batch, &upload, 8);
+        let (mut slots, asked) = asked_of(&plan);
         let mut bytes = vec![0; PLACES.bytes];
         let fault = ChoiceFault::NotFinite as u32;
         let choices = [(1, 1, 0), (1, 0, fault), (0, 0, ChoiceFault::NothingAllowed as u32)];
@@ -278,12 +284,7 @@ mod tests {
     #[test]
     fn drawn_drafts_end_where_none_could_be_drawn() {
         let plan = StepPlan { rows: vec![row(1, 0, vec![5, 6], 0)] };
-        let mut slots = Slots::new(3, 50);
-        let batch = Batch::new(&plan, &slots).unwrap();
-        let tables: SampleMemory = bytemuck::Zeroable::zeroed();
-        let upload = Upload::new(&batch, &GROUPS, &tables, (1, DRAFTS)).unwrap();
-        slots.enter(&batch);
-        let asked = Asked::new(&batch, &upload, 8);
+        let (mut slots, asked) = asked_of(&plan);
         let mut bytes = vec![0; PLACES.bytes];
         let choice = RowChoice { token_count: 1, scored_count: 0, fault: 0, fault_position: 0 };
         write(&mut bytes, PLACES.row_choices, 0, &choice);

@@ -148,7 +148,7 @@ impl CudaOptions {
     /// # Errors
     /// A model that the kernels do not support, or neither a compiler nor kernels in the folder.
     pub fn check_kernels(&self, spec: &ModelSpec, found: &Found) -> Result<(), StartError> {
-        let plan = Plan::new(spec, self, multiprocessors(&found.gpus))?;
+        let plan = Plan::new(spec, self, found.multiprocessors())?;
         Ok(self.toolchain.check(&plan.program(), Some(found.driver.version))?)
     }
 
@@ -245,6 +245,11 @@ impl Found {
         let free: Vec<u64> = devices.iter().map(free).collect::<Result<_, DriverError>>()?;
         let free_bytes = free.into_iter().min().unwrap_or_default();
         Ok(Self { driver, gpus, free_bytes, compiler, _devices: devices })
+    }
+
+    /// Of each GPU: they are alike.
+    pub fn multiprocessors(&self) -> u32 {
+        multiprocessors(&self.gpus)
     }
 }
 
