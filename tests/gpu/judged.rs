@@ -179,7 +179,7 @@ fn count(engine: &mut dyn Engine, setting: &Setting, draws: u64) -> Counts {
 }
 
 fn check(engine: &mut dyn Engine, settings: &[Setting], draws: u64) {
-    prepare(engine, row);
+    prepare(engine, ROWS, row);
     let scores = scores(engine);
     let (mut judged, mut accepted) = (0, 0);
     for setting in settings {

@@ -96,9 +96,13 @@ fn row(engine: &dyn Engine, slot: u32, start: usize, tokens: RowTokens) -> PlanR
 
 const LAST: usize = HISTORY.len() - 1;
 
-/// Fills every slot's pages up to the last token of the history; `row` makes a row of a slot.
-fn prepare(engine: &mut dyn Engine, row: fn(&dyn Engine, u32, usize, RowTokens) -> PlanRow) {
-    for slot in 0..ROWS {
+/// Fills the pages of so many slots up to the last token of the history; `row` makes a row of one.
+fn prepare(
+    engine: &mut dyn Engine,
+    slot_count: u32,
+    row: fn(&dyn Engine, u32, usize, RowTokens) -> PlanRow,
+) {
+    for slot in 0..slot_count {
         let tokens = RowTokens::Given { tokens: HISTORY[..LAST].to_vec(), draft_count: 0 };
         let setup = Some(Box::new(SlotSetup::new(Sampling::GREEDY, PROMPT_COUNT)));
         let row = row(engine, slot, 0, tokens);
@@ -152,7 +156,7 @@ fn count(engine: &mut dyn Engine, combination: u32) -> Vec<u32> {
 }
 
 fn check(engine: &mut dyn Engine, settings: u32) {
-    prepare(engine, row);
+    prepare(engine, ROWS, row);
     let mut logits = [[[0.0; VOCAB]; VOCAB]; 2];
     logits[0][HISTORY[LAST] as usize] = scores(engine, &[]);
     for (last, row) in logits[1].iter_mut().enumerate() {
