@@ -7,20 +7,22 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 #[command(next_help_heading = "Where implementations of a model disagree")]
 pub(crate) struct KnobArgs {
-    /// Keys that a sliding-window position sees: the config's number, or one more as in SGLang.
+    /// Keys that a sliding-window position sees: the config's number, or one more as in SGLang
+    /// [default: the config's number].
     #[arg(long)]
     window_keys: Option<usize>,
-    /// RoPE base of the drafter, instead of its `rope_theta`.
+    /// RoPE base of the drafter [default: its config's `rope_theta`].
     #[arg(long)]
     draft_rope_base: Option<f64>,
-    /// Whether the drafter sees only its window, instead of what its config says.
+    /// Whether the drafter sees only its window [default: what its config says].
     #[arg(long)]
     draft_window: Option<bool>,
     /// Make FP8 of the drafter's feed-forward networks as they are read: half the bytes for each
     /// draft, of which fewer may be accepted. Tokens are from the same distribution.
     #[arg(long, num_args = 0, default_missing_value = "true", help_heading = "Drafts")]
     draft_fp8: Option<bool>,
-    /// Precision of the router's matrix, instead of the config's.
+    /// Precision of the router's matrix [default: the config's; if it says nothing, f32 for MiMo
+    /// and bf16 for others].
     #[arg(long)]
     router_dtype: Option<Dtype>,
     /// A config field that kilotok does not know and that you know to be harmless.

@@ -331,24 +331,29 @@ fn place<T: PartialEq>(list: &mut Vec<T>, first: usize, entry: T) -> usize {
 
 impl Attention {
     fn fields(&self) -> String {
-        let Self { q_heads, kv_heads, qk_dim, v_dim, page_group, sinks, bias, .. } = self;
-        let (pairs, magnitude) = (self.rope.dims / 2, self.rope.magnitude());
-        let (window, paired) = (self.window.unwrap_or(0), self.is_paired());
-        let (qk_norm, eps) = (self.qk_norm_eps.is_some(), self.qk_norm_eps.unwrap_or(0.0));
-        let scale = self.value_scale;
-        let (format, output) = (format_name(self.format), format_name(self.output_format));
-        format!(
-            "{q_heads}, {kv_heads}, {qk_dim}, {v_dim}, {pairs}, {magnitude:?}f, {window}, \
-             {page_group}, {sinks}, {bias}, {qk_norm}, {eps:?}f, {paired}, {scale:?}f, \
-             {format}, {output}"
-        )
+        designated(&[
+            ("q_heads", self.q_heads.to_string()),
+            ("kv_heads", self.kv_heads.to_string()),
+            ("qk_dim", self.qk_dim.to_string()),
+            ("v_dim", self.v_dim.to_string()),
+            ("rope_pairs", (self.rope.dims / 2).to_string()),
+            ("rope_magnitude", float(self.rope.magnitude())),
+            ("window", self.window.unwrap_or(0).to_string()),
+            ("page_group", self.page_group.to_string()),
+            ("sinks", self.sinks.to_string()),
+            ("bias", self.bias.to_string()),
+            ("qk_norm", self.qk_norm_eps.is_some().to_string()),
+            ("qk_norm_eps", float(self.qk_norm_eps.unwrap_or(0.0))),
+            ("paired", self.is_paired().to_string()),
+            ("value_scale", float(self.value_scale)),
+            ("format", format_name(self.format).to_owned()),
+            ("output_format", format_name(self.output_format).to_owned()),
+        ])
     }
 }
 
 impl FeedForward {
     fn fields(&self) -> String {
-        let Self { experts, top_k, width, bias, router_bias, normalise, scale, .. } = self;
-        let format = format_name(self.format);
         let (activation, alpha, limit) = match self.activation {
             Activation::SiluMul => ("SiluMul", 0.0, 0.0),
             Activation::ClampedSwiglu { alpha, limit } => ("ClampedSwiglu", alpha, limit),
@@ -357,13 +362,32 @@ impl FeedForward {
             RouterScores::CorrectedSigmoid => "CorrectedSigmoid",
             RouterScores::Softmax => "Softmax",
         };
-        let router_bf16 = self.router_dtype == RouterDtype::Bf16;
-        format!(
-            "{experts}, {top_k}, {width}, {format}, Activation::{activation}, {alpha:?}f, \
-             {limit:?}f, {bias}, RouterScores::{scores}, {router_bias}, {router_bf16}, \
-             {normalise}, {scale:?}f"
-        )
+        designated(&[
+            ("experts", self.experts.to_string()),
+            ("top_k", self.top_k.to_string()),
+            ("width", self.width.to_string()),
+            ("format", format_name(self.format).to_owned()),
+            ("activation", format!("Activation::{activation}")),
+            ("alpha", float(alpha)),
+            ("limit", float(limit)),
+            ("bias", self.bias.to_string()),
+            ("scores", format!("RouterScores::{scores}")),
+            ("router_bias", self.router_bias.to_string()),
+            ("router_bf16", (self.router_dtype == RouterDtype::Bf16).to_string()),
+            ("normalise", self.normalise.to_string()),
+            ("scale", float(self.scale)),
+        ])
     }
+}
+
+/// Designated initialisers, in the order of the struct.
+fn designated(fields: &[(&str, String)]) -> String {
+    let fields = fields.iter().map(|(name, value)| format!(".{name} = {value}"));
+    fields.collect::<Vec<_>>().join(", ")
+}
+
+fn float(value: f32) -> String {
+    format!("{value:?}f")
 }
 
 fn format_name(format: WeightFormat) -> &'static str {

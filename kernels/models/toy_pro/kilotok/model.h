@@ -23,21 +23,33 @@ constexpr float NORM_EPS = 1e-5f;
 constexpr float DRAFT_NORM_EPS = 1e-5f;
 
 constexpr Attention ATTENTIONS[] = {
-    {16, 8, 48, 32, 8, 1.0f, 0, 0, false, false, false, 0.0f, true, 0.612f, Format::Fp8,
-     Format::Bf16},
-    {16, 8, 48, 32, 8, 1.0f, 16, 1, true, false, false, 0.0f, true, 0.612f, Format::Fp8,
-     Format::Bf16},
-    {16, 8, 32, 32, 8, 1.0f, 24, 2, true, false, true, 1e-5f, false, 0.612f, Format::Bf16,
-     Format::Bf16},
+    {.q_heads = 16, .kv_heads = 8, .qk_dim = 48, .v_dim = 32, .rope_pairs = 8,
+     .rope_magnitude = 1.0f, .window = 0, .page_group = 0, .sinks = false, .bias = false,
+     .qk_norm = false, .qk_norm_eps = 0.0f, .paired = true, .value_scale = 0.612f,
+     .format = Format::Fp8, .output_format = Format::Bf16},
+    {.q_heads = 16, .kv_heads = 8, .qk_dim = 48, .v_dim = 32, .rope_pairs = 8,
+     .rope_magnitude = 1.0f, .window = 16, .page_group = 1, .sinks = true, .bias = false,
+     .qk_norm = false, .qk_norm_eps = 0.0f, .paired = true, .value_scale = 0.612f,
+     .format = Format::Fp8, .output_format = Format::Bf16},
+    {.q_heads = 16, .kv_heads = 8, .qk_dim = 32, .v_dim = 32, .rope_pairs = 8,
+     .rope_magnitude = 1.0f, .window = 24, .page_group = 2, .sinks = true, .bias = false,
+     .qk_norm = true, .qk_norm_eps = 1e-5f, .paired = false, .value_scale = 0.612f,
+     .format = Format::Bf16, .output_format = Format::Bf16},
 };
 
 constexpr FeedForward FEED_FORWARDS[] = {
-    {0, 0, 512, Format::Fp8, Activation::SiluMul, 0.0f, 0.0f, false,
-     RouterScores::CorrectedSigmoid, false, false, false, 1.0f},
-    {8, 2, 256, Format::Mxfp4, Activation::SiluMul, 0.0f, 0.0f, false,
-     RouterScores::CorrectedSigmoid, true, true, true, 1.0f},
-    {0, 0, 256, Format::Bf16, Activation::SiluMul, 0.0f, 0.0f, false,
-     RouterScores::CorrectedSigmoid, false, false, false, 1.0f},
+    {.experts = 0, .top_k = 0, .width = 512, .format = Format::Fp8,
+     .activation = Activation::SiluMul, .alpha = 0.0f, .limit = 0.0f, .bias = false,
+     .scores = RouterScores::CorrectedSigmoid, .router_bias = false, .router_bf16 = false,
+     .normalise = false, .scale = 1.0f},
+    {.experts = 8, .top_k = 2, .width = 256, .format = Format::Mxfp4,
+     .activation = Activation::SiluMul, .alpha = 0.0f, .limit = 0.0f, .bias = false,
+     .scores = RouterScores::CorrectedSigmoid, .router_bias = true, .router_bf16 = true,
+     .normalise = true, .scale = 1.0f},
+    {.experts = 0, .top_k = 0, .width = 256, .format = Format::Bf16,
+     .activation = Activation::SiluMul, .alpha = 0.0f, .limit = 0.0f, .bias = false,
+     .scores = RouterScores::CorrectedSigmoid, .router_bias = false, .router_bf16 = false,
+     .normalise = false, .scale = 1.0f},
 };
 
 // What the host plans; layout/planned.cuh and step/verify.cuh compare.
