@@ -2,8 +2,8 @@
 
 use kilotok_abi::{Candidate, Purpose, Sampling, TokenId};
 use kilotok_sampling::{
-    Draws, Fault, History, Proposal, Ranking, Rule, Sampler, Setup, TargetLaw, Verdict,
-    match_drafts, pick, probabilities, process,
+    Draws, History, Proposal, Ranking, Rule, Sampler, Setup, TargetLaw, Verdict, probabilities,
+    process,
 };
 
 use crate::setup::{
@@ -14,7 +14,7 @@ use crate::{DRAFTS, DRAWS, Setting, Way, drafter_logits, target_logits};
 /// Rows by history: 0 is [`HISTORY`], `after(node, token)` one token more.
 type Tree = Vec<Row<f32>>;
 
-const NODES: usize = 1 + VOCAB + VOCAB * VOCAB + VOCAB * VOCAB * VOCAB;
+pub(super) const NODES: usize = 1 + VOCAB + VOCAB * VOCAB + VOCAB * VOCAB * VOCAB;
 
 fn after(node: usize, token: TokenId) -> usize {
     VOCAB * node + token as usize + 1
@@ -24,7 +24,7 @@ pub(super) fn node_of(tokens: &[TokenId]) -> usize {
     tokens.iter().fold(0, |node, &token| after(node, token))
 }
 
-fn tokens_of(mut node: usize) -> Vec<TokenId> {
+pub(super) fn tokens_of(mut node: usize) -> Vec<TokenId> {
     let mut tokens = Vec::new();
     while node > 0 {
         tokens.insert(0, ((node - 1) % VOCAB) as TokenId);
@@ -83,7 +83,7 @@ fn law_of(row: &Row<f32>) -> Vec<Candidate> {
 
 /// Rows and laws of a setting, computed once.
 pub(super) struct Tables {
-    rows: Tree,
+    pub(super) rows: Tree,
     pub(super) laws: Tree,
     pub(super) drafts: DraftLaws,
     pub(super) cumulative: DraftLaws,
@@ -111,30 +111,42 @@ impl Tables {
         self.rows.iter().map(|row| law(row)).collect()
     }
 
-    /// Fills the proposal that follows `tokens`; `draw(i, offset, last)` draws draft i. Gives the
-    /// nodes after 0, 1, .. drafts.
+    /// Fills the proposal that follows `tokens`, see [`draw_drafts`].
     pub(super) fn propose(
         &self,
         tokens: &[TokenId],
         proposal: &mut Proposal,
-        mut draw: impl FnMut(usize, usize, usize) -> TokenId,
+        draw: impl FnMut(usize, usize, usize) -> TokenId,
     ) -> [usize; DRAFTS + 1] {
         let done = tokens.len();
-        let mut nodes = [node_of(tokens); DRAFTS + 1];
-        let mut last = last_of(tokens);
         proposal.first = (HISTORY.len() + done) as u32;
-        proposal.drafts.clear();
-        let draft_count = draft_count(done, self.length);
-        // Its lists are kept from draw to draw, of which there are billions.
-        proposal.laws.resize(draft_count, Vec::new());
-        for i in 0..draft_count {
-            proposal.laws[i].clone_from(&self.candidates[done + i][last as usize]);
-            last = draw(i, done + i, last as usize);
-            proposal.drafts.push(last);
-            nodes[i + 1] = after(nodes[i], last);
+        proposal.drafts.resize(draft_count(done, self.length), 0);
+        let nodes = draw_drafts(tokens, &mut proposal.drafts, draw);
+        // Its lists are kept from draw to draw, of which there are millions.
+        proposal.laws.resize(proposal.drafts.len(), Vec::new());
+        let before = [last_of(tokens)].into_iter().chain(proposal.drafts.iter().copied());
+        for ((law, last), offset) in proposal.laws.iter_mut().zip(before).zip(done..) {
+            law.clone_from(&self.candidates[offset][last as usize]);
         }
         nodes
     }
+}
+
+/// Draws the drafts after `tokens`: `draw(i, offset, last)` draws draft i. Gives the nodes after
+/// 0, 1, .. drafts.
+pub(super) fn draw_drafts(
+    tokens: &[TokenId],
+    drafts: &mut [TokenId],
+    mut draw: impl FnMut(usize, usize, usize) -> TokenId,
+) -> [usize; DRAFTS + 1] {
+    let mut nodes = [node_of(tokens); DRAFTS + 1];
+    let mut last = last_of(tokens);
+    for (i, draft) in drafts.iter_mut().enumerate() {
+        last = draw(i, tokens.len() + i, last as usize);
+        *draft = last;
+        nodes[i + 1] = after(nodes[i], last);
+    }
+    nodes
 }
 
 /// Judges drafts by the target's laws at the nodes after 0, 1, .. of them.
@@ -148,7 +160,7 @@ pub(super) fn judge(
 }
 
 /// Drafts of a round after `done` tokens of `length`: 3, then no more than can be emitted.
-fn draft_count(done: usize, length: usize) -> usize {
+pub(super) fn draft_count(done: usize, length: usize) -> usize {
     if done == 0 { DRAFTS } else { length - done - 1 }
 }
 
@@ -156,7 +168,7 @@ pub(super) fn last_of(tokens: &[TokenId]) -> TokenId {
     *tokens.last().unwrap_or(&HISTORY[HISTORY.len() - 1])
 }
 
-fn likeliest(law: &Row<f32>) -> TokenId {
+pub(super) fn likeliest(law: &Row<f32>) -> TokenId {
     (1..VOCAB).fold(0, |best, t| if law[t] > law[best] { t } else { best }) as TokenId
 }
 
@@ -164,22 +176,21 @@ fn likeliest(law: &Row<f32>) -> TokenId {
 pub(super) struct SplitMix(pub(super) u64);
 
 impl SplitMix {
-    fn uniform(&mut self) -> f32 {
+    pub(super) fn uniform(&mut self) -> f32 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 24) as f32
     }
+}
 
-    /// The first token whose cumulative probability exceeds a uniform number.
-    pub(super) fn draw(&mut self, cumulative: &Row<f32>) -> TokenId {
-        let uniform = self.uniform();
-        cumulative.iter().filter(|&&sum| sum <= uniform).count() as TokenId
-    }
+/// The first token whose cumulative probability exceeds a uniform number.
+pub(super) fn draw(cumulative: &Row<f32>, uniform: f32) -> TokenId {
+    cumulative.iter().filter(|&&sum| sum <= uniform).count() as TokenId
 }
 
 /// Cumulative probabilities, out of reach from the last possible token on.
-fn cumulative(law: &Row<f32>) -> Row<f32> {
+pub(super) fn cumulative(law: &Row<f32>) -> Row<f32> {
     let last = (0..VOCAB).rfind(|&token| law[token] > 0.0).expect("a law");
     let mut sum = 0.0;
     std::array::from_fn(|token| {
@@ -203,40 +214,6 @@ fn count(setting: Setting, mut round: impl FnMut(u64, &mut Vec<TokenId>)) -> Vec
         counts[sequence] += 1;
     }
     counts
-}
-
-/// Draws with rows and draft laws computed once.
-pub(super) fn count_with_tables(setting: Setting) -> Vec<u32> {
-    let tables = Tables::new(setting, false);
-    let mut setup = setup_of(setting.combination);
-    let mut random = SplitMix(u64::from(setting.combination) << 40);
-    let mut proposal = Proposal::default();
-    let greedy = setting.way == Way::Match && setting.greedy;
-    let target = tables.target();
-    count(setting, |seed, tokens| {
-        let nodes = tables.propose(tokens, &mut proposal, |_, offset, last| {
-            if greedy {
-                likeliest(&tables.drafts[offset][last])
-            } else {
-                random.draw(&tables.cumulative[offset][last])
-            }
-        });
-        match setting.way {
-            Way::Match => {
-                setup.sampling.seed = seed;
-                let choose = |i: usize| {
-                    let position = proposal.first + i as u32;
-                    pick(&setup, position, &tables.rows[nodes[i]]).ok_or(Fault::NothingAllowed)
-                };
-                match_drafts(&proposal.drafts, tokens, choose).expect("allowed tokens");
-            }
-            Way::Judge(rule) => {
-                let verdict = judge(&target, (rule, seed), &proposal, nodes);
-                tokens.extend_from_slice(&proposal.drafts[..verdict.accepted]);
-                tokens.extend(verdict.next);
-            }
-        }
-    })
 }
 
 /// Draws as an engine does: a slot's sampler from raw logits to tokens.
@@ -352,7 +329,8 @@ pub(super) fn count_mistaken(setting: Setting, rule: Rule, mistake: Mistake) -> 
 }
 
 fn race(draws: Draws, weight: impl Fn(usize) -> f32) -> TokenId {
-    draws.race_among((0..).zip((0..VOCAB).map(|token| weight(token).ln()))).unwrap_or(0)
+    let logits: Row<f32> = std::array::from_fn(|token| weight(token).ln());
+    draws.race_logits(&logits).unwrap_or(0)
 }
 
 /// How many drafts are kept, and the running mass after them.

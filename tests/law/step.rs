@@ -8,7 +8,7 @@ use kilotok_engine::{Row as PlanRow, RowTokens, SlotSetup, StepOutput, StepPlan,
 
 use crate::draw::last_of;
 use crate::setup::{HISTORY, MASK, VOCAB, mask_of, setup_of};
-use crate::{DRAWS, Setting, drafter_logits, target_logits};
+use crate::{Setting, drafter_logits, target_logits};
 
 /// As many as a draft of the published models has.
 const DRAFTS: usize = 7;
@@ -36,7 +36,7 @@ struct Engine {
 }
 
 /// How often each sequence is drawn.
-pub(super) fn count_with_steps(setting: Setting, host: Host) -> Vec<u32> {
+pub(super) fn count_with_steps(setting: Setting, host: Host, draws: u64) -> Vec<u32> {
     let (slots, samplers) = (Slots::new(1, VOCAB), Samplers::new(1, VOCAB));
     let mut engine = Engine { slots, samplers, setting, held: Vec::new() };
     let mut counts = vec![0; VOCAB.pow(setting.length as u32)];
@@ -44,7 +44,7 @@ pub(super) fn count_with_steps(setting: Setting, host: Host) -> Vec<u32> {
     let mut tokens = Vec::new();
     // What the number of drafts follows from: earlier numbers, and how many were accepted.
     let mut whim = 0_usize;
-    for seed in 0..DRAWS {
+    for seed in 0..draws {
         tokens.clear();
         let sampling = Sampling { seed, ..setup.sampling };
         let mut fresh = Some(Box::new(SlotSetup { sampling, ..setup.clone() }));

@@ -1,6 +1,8 @@
 //! Verification of drafts: which to keep, so that tokens follow the target's distribution whatever
 //! the drafter proposes. Works on probabilities and random numbers, wherever they come from.
 
+use std::borrow::Cow;
+
 use kilotok_abi::{Candidate, Purpose, TokenId};
 
 use crate::logexp::{exp, ln};
@@ -96,79 +98,101 @@ pub struct Verdict {
     pub next: Option<TokenId>,
 }
 
+/// The part of a rule that no random number changes: when to keep drafts.
+#[derive(Clone, Debug)]
+pub struct Acceptance {
+    rule: Rule,
+    /// Of each draft that is judged.
+    thresholds: Vec<Threshold>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Threshold {
+    /// The draft, and under [`Rule::Joint`] those before it, is kept if its uniform number is at
+    /// most this.
+    uniform: f32,
+    /// The factor P of the target's law after the draft.
+    mass: f32,
+}
+
+impl Acceptance {
+    /// How many drafts are kept, given the uniform number of each.
+    pub fn accepted(&self, uniform: impl Fn(usize) -> f32) -> usize {
+        let kept = |i: &usize| uniform(*i) <= self.thresholds[*i].uniform;
+        let mut drafts = 0..self.thresholds.len();
+        match self.rule {
+            Rule::Token => drafts.take_while(kept).count(),
+            Rule::Joint => drafts.rfind(kept).map_or(0, |i| i + 1),
+        }
+    }
+
+    /// The factor of the target's law after `accepted` drafts.
+    fn mass(&self, accepted: usize) -> f32 {
+        accepted.checked_sub(1).map_or(1.0, |i| self.thresholds[i].mass)
+    }
+}
+
 impl Proposal {
     /// Judges the drafts by the target's laws, law i that of the token after i drafts. There is one
     /// for each draft and one more. Fewer laws judge fewer drafts: a law that cannot be computed,
     /// and those after it, may be left out without a change of the tokens' distribution.
     pub fn judge(&self, rule: Rule, seed: u64, target: &[TargetLaw<'_>]) -> Verdict {
+        let acceptance = self.acceptance(rule, target);
+        let draws = |i| Draws::of_draft(seed, self.first, i as u32, Purpose::Accept);
+        let accepted = acceptance.accepted(|i| draws(i).uniform(0));
+        let next = self.next(&acceptance, target, accepted).and_then(|(purpose, logits)| {
+            Draws::new(seed, self.first + accepted as u32, purpose).race_logits(&logits)
+        });
+        Verdict { accepted, next }
+    }
+
+    /// When to keep drafts, by the laws of [`judge`](Self::judge).
+    pub fn acceptance(&self, rule: Rule, target: &[TargetLaw<'_>]) -> Acceptance {
         let judged = self.drafts.len().min(target.len());
-        let trial = Trial { seed, proposal: self, drafts: &self.drafts[..judged], target };
-        let (accepted, mass) = match rule {
-            Rule::Token => trial.token_verification(),
-            Rule::Joint => trial.joint_verification(),
-        };
-        Verdict { accepted, next: trial.next(accepted, mass) }
-    }
-}
-
-/// A proposal beside the target's laws.
-struct Trial<'a> {
-    seed: u64,
-    proposal: &'a Proposal,
-    /// Those that are judged.
-    drafts: &'a [TokenId],
-    target: &'a [TargetLaw<'a>],
-}
-
-impl Trial<'_> {
-    /// How many drafts are accepted, and the factor P of the residual.
-    fn token_verification(&self) -> (usize, f32) {
-        let refused = (0..self.drafts.len()).find(|&i| self.uniform(i) > self.ratio(i, 1.0));
-        (refused.unwrap_or(self.drafts.len()), 1.0)
-    }
-
-    /// As above.
-    fn joint_verification(&self) -> (usize, f32) {
-        let mut kept = (0, 1.0);
-        let mut mass = 1.0f32;
-        for i in 0..self.drafts.len() {
-            mass = self.ratio(i, mass).min(1.0);
-            let after = i + 1;
-            let kept_below = if after == self.drafts.len() {
-                mass
-            } else {
-                // 0 / 0 where p is q: the next draft is sure to be kept, so any value will do.
-                let residual = self.residual_mass(after, mass);
-                residual / (residual + (1.0 - mass))
-            };
-            if self.uniform(i) <= kept_below {
-                kept = (after, mass);
+        let mut mass = 1.0;
+        let threshold = |i| match rule {
+            Rule::Token => Threshold { uniform: self.ratio(i, 1.0, target), mass },
+            Rule::Joint => {
+                mass = self.ratio(i, mass, target).min(1.0);
+                let after = i + 1;
+                let uniform = if after == judged {
+                    mass
+                } else {
+                    // 0 / 0 where p is q: the next draft is sure to be kept, so any value will do.
+                    let residual = self.residual_mass(after, mass, target);
+                    residual / (residual + (1.0 - mass))
+                };
+                Threshold { uniform, mass }
             }
-        }
-        kept
+        };
+        Acceptance { rule, thresholds: (0..judged).map(threshold).collect() }
     }
 
-    /// The token after `accepted` drafts: the target's own after all of them, otherwise one of the
+    /// The logits by which the token after `accepted` drafts is drawn, and the purpose of its
+    /// random numbers: the target's own after all drafts that are judged, otherwise those of the
     /// residual. Rounding can leave no residual where p is almost q; then the target's law stands
-    /// in, with the residual's numbers.
-    fn next(&self, accepted: usize, mass: f32) -> Option<TokenId> {
-        let target = self.target.get(accepted)?;
-        let position = self.proposal.first + accepted as u32;
-        let draws = |purpose| Draws::new(self.seed, position, purpose);
-        if accepted == self.drafts.len() {
-            return draws(Purpose::Target).race_logits(target.logits);
+    /// in, with the residual's numbers. `None` if the row of p is missing.
+    pub fn next<'a>(
+        &self,
+        acceptance: &Acceptance,
+        target: &[TargetLaw<'a>],
+        accepted: usize,
+    ) -> Option<(Purpose, Cow<'a, [f32]>)> {
+        let own = target.get(accepted)?.logits;
+        if accepted == acceptance.thresholds.len() {
+            return Some((Purpose::Target, own.into()));
         }
-        let draws = draws(Purpose::Residual);
-        let residual = self.residual(accepted, mass);
-        draws.race_logits(&residual).or_else(|| draws.race_logits(target.logits))
+        let residual = self.residual(accepted, acceptance.mass(accepted), target);
+        let possible = residual.iter().any(|logit| *logit > f32::NEG_INFINITY);
+        Some((Purpose::Residual, if possible { residual.into() } else { own.into() }))
     }
 
     /// The logits of the residual after `accepted` drafts, those of `max(mass * p - q, 0)` but for
     /// one summand: the target's, less at the draft's candidates.
-    fn residual(&self, accepted: usize, mass: f32) -> Vec<f32> {
-        let target = &self.target[accepted];
+    fn residual(&self, accepted: usize, mass: f32, target: &[TargetLaw<'_>]) -> Vec<f32> {
+        let target = &target[accepted];
         let mut logits = target.logits.to_vec();
-        for candidate in &self.proposal.laws[accepted] {
+        for candidate in &self.laws[accepted] {
             let p = mass * target.probability(candidate.token);
             let left = p - candidate.probability;
             let logit = &mut logits[candidate.token as usize];
@@ -178,25 +202,21 @@ impl Trial<'_> {
     }
 
     /// `mass * p(d) / q(d)` of draft i; 0 of a draft without a probability.
-    fn ratio(&self, i: usize, mass: f32) -> f32 {
+    fn ratio(&self, i: usize, mass: f32, target: &[TargetLaw<'_>]) -> f32 {
         let draft = self.drafts[i];
-        let own = self.proposal.laws[i].iter().find(|candidate| candidate.token == draft);
-        own.map_or(0.0, |own| mass * self.target[i].probability(draft) / own.probability)
+        let own = self.laws[i].iter().find(|candidate| candidate.token == draft);
+        own.map_or(0.0, |own| mass * target[i].probability(draft) / own.probability)
     }
 
     /// The sum of `max(mass * p - q, 0)` after `accepted` drafts. What p and q share is summed in
     /// integers for the reason given at `process::mass`.
-    fn residual_mass(&self, accepted: usize, mass: f32) -> f32 {
-        let target = &self.target[accepted];
-        let shared = self.proposal.laws[accepted].iter().map(|candidate| {
+    fn residual_mass(&self, accepted: usize, mass: f32, target: &[TargetLaw<'_>]) -> f32 {
+        let target = &target[accepted];
+        let shared = self.laws[accepted].iter().map(|candidate| {
             let p = mass * target.probability(candidate.token);
             (p.min(candidate.probability) * MASS_ONE) as u64
         });
         (mass - shared.sum::<u64>() as f32 / MASS_ONE).max(0.0)
-    }
-
-    fn uniform(&self, i: usize) -> f32 {
-        Draws::of_draft(self.seed, self.proposal.first, i as u32, Purpose::Accept).uniform(0)
     }
 }
 

@@ -16,11 +16,11 @@ mod rng;
 mod sampler;
 mod setup;
 
-pub use accept::{Proposal, Rule, TargetLaw, Verdict, assumed_accepted, match_drafts};
+pub use accept::{Acceptance, Proposal, Rule, TargetLaw, Verdict, assumed_accepted, match_drafts};
 pub use history::History;
 pub use logprobs::{Logprobs, logprobs};
 pub use process::{Fault, probabilities, process};
 pub use ranking::Ranking;
-pub use rng::Draws;
+pub use rng::{Draws, winner};
 pub use sampler::{Sampler, pick};
 pub use setup::{Setup, SetupError};

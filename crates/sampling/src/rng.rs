@@ -58,11 +58,30 @@ impl Draws {
     /// 24 bits of a uniform number near 1, E = -ln(u) would be a multiple of 2^-24: rarer tokens
     /// than that would never win, except by E = 0, which beats every other token.
     pub fn race_logits(&self, logits: &[f32]) -> Option<TokenId> {
-        self.race(logits.len(), |first, times| {
-            for (time, logit) in times.iter_mut().zip(&logits[first..]) {
-                *time = ln(*time) - logit;
+        const CHUNK: usize = 32;
+        let before_all = ln(E_BELOW);
+        let mut numbers = [0.0; CHUNK];
+        let mut race = Race::default();
+        for (chunk, first) in logits.chunks(CHUNK).zip((0..).step_by(CHUNK)) {
+            if chunk.iter().all(|logit| before_all - logit >= race.time) {
+                continue;
             }
-        })
+            let numbers = &mut numbers[..chunk.len()];
+            self.log_exponentials(first, numbers);
+            race.enter(first, numbers, chunk);
+        }
+        race.winner
+    }
+
+    /// ln E of the lanes from `first` on, a multiple of 4. Where many rows race with the same
+    /// numbers, as in tests, [`winner`] takes them.
+    pub fn log_exponentials(&self, first: u32, numbers: &mut [f32]) {
+        for (lanes, quad) in numbers.chunks_mut(4).zip(first / 4..) {
+            lanes.copy_from_slice(&self.quad(quad).map(unit)[..lanes.len()]);
+        }
+        for number in numbers {
+            *number = ln(-ln_1m(*number));
+        }
     }
 
     /// The same among some tokens, each with its logit.
@@ -82,46 +101,43 @@ impl Draws {
         best.1
     }
 
-    /// The first of `0..count` to finish; `finish(t, times)` turns the exponential numbers of
-    /// tokens t, t + 1, .. into times, +infinity for never.
-    fn race(&self, count: usize, finish: impl Fn(usize, &mut [f32])) -> Option<TokenId> {
-        const CHUNK: usize = 32;
-        let mut times = [0.0; CHUNK];
-        let mut best = f32::INFINITY;
-        let mut winner = None;
-        for first in (0..count).step_by(CHUNK) {
-            let len = CHUNK.min(count - first);
-            if first > 0 {
-                let earliest = &mut times[..len];
-                earliest.fill(E_BELOW);
-                finish(first, earliest);
-                if earliest.iter().all(|&time| time >= best) {
-                    continue;
-                }
-            }
-            let lanes = &mut times[..len.next_multiple_of(4)];
-            for (lanes, quad) in lanes.chunks_exact_mut(4).zip(first as u32 / 4..) {
-                lanes.copy_from_slice(&self.quad(quad).map(unit));
-            }
-            for value in &mut *lanes {
-                *value = -ln_1m(*value);
-            }
-            finish(first, &mut lanes[..len]);
-            for (&time, token) in lanes[..len].iter().zip(first as TokenId..) {
-                if time < best {
-                    best = time;
-                    winner = Some(token);
-                }
-            }
-        }
-        winner
-    }
-
     /// The bits of lanes `4 * quad` to `4 * quad + 3`.
     #[inline]
     fn quad(&self, quad: u32) -> [u32; 4] {
         let [position, purpose, offset] = self.counter;
         philox([quad, position, purpose, offset], self.key)
+    }
+}
+
+/// The winner of [`Draws::race_logits`], given ln E of each token.
+pub fn winner(log_exponentials: &[f32], logits: &[f32]) -> Option<TokenId> {
+    let mut race = Race::default();
+    race.enter(0, log_exponentials, logits);
+    race.winner
+}
+
+/// The first to finish so far, and when.
+struct Race {
+    time: f32,
+    winner: Option<TokenId>,
+}
+
+impl Default for Race {
+    fn default() -> Self {
+        Self { time: f32::INFINITY, winner: None }
+    }
+}
+
+impl Race {
+    /// Enters the tokens from `first` on, which come after those entered before.
+    #[inline]
+    fn enter(&mut self, first: TokenId, log_exponentials: &[f32], logits: &[f32]) {
+        for ((number, logit), token) in log_exponentials.iter().zip(logits).zip(first..) {
+            let time = number - logit;
+            if time < self.time {
+                (self.time, self.winner) = (time, Some(token));
+            }
+        }
     }
 }
 

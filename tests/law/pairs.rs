@@ -1,0 +1,151 @@
+//! Draws of pairs of tokens in many settings at once. All settings share their random numbers,
+//! whose computation is most of the work of a draw. Thresholds and residuals, which do not depend
+//! on random numbers, are computed once for each setting.
+
+use kilotok_abi::{Purpose, TokenId};
+use kilotok_sampling::{Acceptance, Draws, Fault, Proposal, Rule, match_drafts, winner};
+
+use crate::draw::{NODES, SplitMix, Tables, draft_count, draw, draw_drafts, likeliest, tokens_of};
+use crate::setup::{HISTORY, Row, VOCAB};
+use crate::{DRAFTS, DRAWS, Setting, Way};
+
+/// Tokens of a sequence.
+const PAIR: usize = 2;
+/// Draws whose random numbers are kept at once: those of more would not fit a core's cache.
+const KEPT: usize = 1000;
+
+/// The random numbers of one draw.
+struct Noise {
+    /// Uniform numbers: those that choose drafts, and those that accept them. There are drafts at
+    /// the first position only.
+    draft: [f32; DRAFTS],
+    accept: [f32; DRAFTS],
+    /// Logarithms of the exponential numbers of a race, by position after the history.
+    target: [Row<f32>; PAIR],
+    residual: [Row<f32>; PAIR],
+}
+
+impl Noise {
+    fn new(draw: u64) -> Self {
+        const FIRST: u32 = HISTORY.len() as u32;
+        let mut random = SplitMix(draw << 40);
+        let accept = |i| Draws::of_draft(draw, FIRST, i as u32, Purpose::Accept).uniform(0);
+        let race = |purpose, offset| {
+            let mut numbers = [0.0; VOCAB];
+            Draws::new(draw, FIRST + offset as u32, purpose).log_exponentials(0, &mut numbers);
+            numbers
+        };
+        Self {
+            draft: std::array::from_fn(|_| random.uniform()),
+            accept: std::array::from_fn(accept),
+            target: std::array::from_fn(|offset| race(Purpose::Target, offset)),
+            residual: std::array::from_fn(|offset| race(Purpose::Residual, offset)),
+        }
+    }
+
+    fn winner(&self, purpose: Purpose, offset: usize, logits: &Row<f32>) -> Option<TokenId> {
+        let numbers = if purpose == Purpose::Target { &self.target } else { &self.residual };
+        winner(&numbers[offset], logits)
+    }
+}
+
+/// What the draws of a setting have in common.
+struct Pairs {
+    rows: Vec<Row<f32>>,
+    /// Cumulative probabilities of the drafts, by offset and last token.
+    cumulative: Vec<[Row<f32>; VOCAB]>,
+    /// By the last node of a round, where drafts are judged.
+    judged: Vec<Option<Judged>>,
+}
+
+/// What a rule makes of some drafts.
+struct Judged {
+    acceptance: Acceptance,
+    /// By the number of accepted drafts: what the next token is drawn by.
+    next: Vec<(Purpose, Row<f32>)>,
+}
+
+impl Pairs {
+    fn new(setting: Setting) -> Self {
+        assert_eq!(setting.length, PAIR);
+        let tables = Tables::new(setting, false);
+        let judged = match setting.way {
+            Way::Match => Vec::new(),
+            Way::Judge(rule) => judged(rule, &tables),
+        };
+        let Tables { rows, mut cumulative, .. } = tables;
+        if setting.way == Way::Match && setting.greedy {
+            let only = |law| {
+                std::array::from_fn(|token| if token < likeliest(law) as usize { 0.0 } else { 2.0 })
+            };
+            cumulative = tables.drafts.iter().map(|laws| laws.each_ref().map(only)).collect();
+        }
+        Self { rows, cumulative, judged }
+    }
+
+    /// Appends the tokens of one verified draft, as far as a pair needs them.
+    fn round(&self, noise: &Noise, tokens: &mut Vec<TokenId>) {
+        let done = tokens.len();
+        let mut drafts = [0; DRAFTS];
+        let drafts = &mut drafts[..draft_count(done, PAIR)];
+        let nodes = draw_drafts(tokens, drafts, |i, offset, last| {
+            draw(&self.cumulative[offset][last], noise.draft[i])
+        });
+        let Some(judged) = self.judged.get(nodes[drafts.len()]) else {
+            let choose = |i: usize| {
+                let winner = noise.winner(Purpose::Target, done + i, &self.rows[nodes[i]]);
+                winner.ok_or(Fault::NothingAllowed)
+            };
+            let drafts = &drafts[..drafts.len().min(PAIR - done - 1)];
+            return match_drafts(drafts, tokens, choose).expect("allowed tokens");
+        };
+        let judged = judged.as_ref().expect("a round ends here");
+        let accepted = judged.acceptance.accepted(|i| noise.accept[i]);
+        tokens.extend_from_slice(&drafts[..accepted]);
+        if tokens.len() < PAIR {
+            let (purpose, logits) = &judged.next[accepted];
+            tokens.extend(noise.winner(*purpose, done + accepted, logits));
+        }
+    }
+}
+
+/// Of all drafts, by the last node of their round.
+fn judged(rule: Rule, tables: &Tables) -> Vec<Option<Judged>> {
+    let target = tables.target();
+    let after = |node| {
+        let tokens = tokens_of(node);
+        let done = (0..PAIR).find(|&done| done + draft_count(done, PAIR) == tokens.len())?;
+        let (tokens, drafts) = tokens.split_at(done);
+        let mut proposal = Proposal::default();
+        let nodes = tables.propose(tokens, &mut proposal, |i, _, _| drafts[i]);
+        let laws = &nodes.map(|node| target[node])[..=drafts.len()];
+        let acceptance = proposal.acceptance(rule, laws);
+        let next = |accepted| {
+            let (purpose, logits) = proposal.next(&acceptance, laws, accepted).expect("a row");
+            (purpose, logits[..].try_into().expect("a row"))
+        };
+        let next = (0..=drafts.len()).map(next).collect();
+        Some(Judged { acceptance, next })
+    };
+    (0..NODES).map(after).collect()
+}
+
+/// How often each pair is drawn, by setting.
+pub(super) fn count_pairs(settings: &[Setting]) -> Vec<Vec<u32>> {
+    let all: Vec<_> = settings.iter().map(|setting| Pairs::new(*setting)).collect();
+    let mut counts = vec![vec![0; VOCAB * VOCAB]; settings.len()];
+    let mut tokens = Vec::with_capacity(PAIR + DRAFTS);
+    for first in (0..DRAWS).step_by(KEPT) {
+        let kept: Vec<_> = (first..first + KEPT as u64).map(Noise::new).collect();
+        for (pairs, counts) in all.iter().zip(&mut counts) {
+            for noise in &kept {
+                tokens.clear();
+                while tokens.len() < PAIR {
+                    pairs.round(noise, &mut tokens);
+                }
+                counts[VOCAB * tokens[0] as usize + tokens[1] as usize] += 1;
+            }
+        }
+    }
+    counts
+}
