@@ -116,8 +116,7 @@ abi_struct! {
 
 abi_struct! {
     /// What the target makes of a candidate of a draft that is judged.
-    pub struct Judged : 16 {
-        pub probability: f32,
+    pub struct Judged : 12 {
         /// The processed logit.
         pub logit: f32,
         /// The report of the model's own logit, if one is wanted.
@@ -139,13 +138,17 @@ abi_struct! {
 }
 
 abi_struct! {
-    /// The result of one CTA for its part of a position's logits. The smallest of each value wins.
-    pub struct ChoicePart : 24 {
+    /// The result of one CTA for its part of a position's logits. Of `best` and `winner` the
+    /// smallest counts, masses are added.
+    pub struct ChoicePart : 32 {
         /// The most likely token: its logit's bits, inverted so that the highest is the smallest,
         /// above its id.
         pub best: u64,
-        /// The token that finishes the race first: its time above its id.
+        /// The token that finishes the race first: its time above its id. Where a draft is judged,
+        /// of those that are no candidates.
         pub winner: u64,
+        /// Where a draft is judged: the sum of e^(logit - highest logit), in units of 2^-40.
+        pub mass: u64,
         /// 0 if a logit was not finite.
         pub finite: u32,
         pub reserved: u32,

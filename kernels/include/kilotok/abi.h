@@ -566,28 +566,28 @@ static_assert(offsetof(Wanted, scored) == 8, "Wanted.scored");
 static_assert(offsetof(Wanted, reserved) == 12, "Wanted.reserved");
 
 struct alignas(4) Judged {
-  float probability;
   float logit;
   float logprob;
   uint32_t rank;
 };
-static_assert(sizeof(Judged) == 16, "size of Judged");
-static_assert(offsetof(Judged, probability) == 0, "Judged.probability");
-static_assert(offsetof(Judged, logit) == 4, "Judged.logit");
-static_assert(offsetof(Judged, logprob) == 8, "Judged.logprob");
-static_assert(offsetof(Judged, rank) == 12, "Judged.rank");
+static_assert(sizeof(Judged) == 12, "size of Judged");
+static_assert(offsetof(Judged, logit) == 0, "Judged.logit");
+static_assert(offsetof(Judged, logprob) == 4, "Judged.logprob");
+static_assert(offsetof(Judged, rank) == 8, "Judged.rank");
 
 struct alignas(8) ChoicePart {
   uint64_t best;
   uint64_t winner;
+  uint64_t mass;
   uint32_t finite;
   uint32_t reserved;
 };
-static_assert(sizeof(ChoicePart) == 24, "size of ChoicePart");
+static_assert(sizeof(ChoicePart) == 32, "size of ChoicePart");
 static_assert(offsetof(ChoicePart, best) == 0, "ChoicePart.best");
 static_assert(offsetof(ChoicePart, winner) == 8, "ChoicePart.winner");
-static_assert(offsetof(ChoicePart, finite) == 16, "ChoicePart.finite");
-static_assert(offsetof(ChoicePart, reserved) == 20, "ChoicePart.reserved");
+static_assert(offsetof(ChoicePart, mass) == 16, "ChoicePart.mass");
+static_assert(offsetof(ChoicePart, finite) == 24, "ChoicePart.finite");
+static_assert(offsetof(ChoicePart, reserved) == 28, "ChoicePart.reserved");
 
 struct alignas(4) RowChoice {
   uint32_t token_count;

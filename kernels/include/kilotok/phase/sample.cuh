@@ -10,8 +10,8 @@
 // L2. For 152,576 tokens on an H100 a greedy choice takes one CTA 10 us and 16 CTAs 2 us, a draw 39
 // us and 7 us; top-k or min-p takes 30 us in two passes, top-p 80 us in three, or 430 us if more
 // than two thousand tokens are left; reports take 40 us to 60 us more. `verify` and two barriers
-// take 6 us. Where a draft is judged, a position takes three passes of its first part's CTA too: 12
-// us more than top-p.
+// take 6 us. Where a draft is judged, the target's probabilities are needed too: a pass more, after
+// the highest logit is known. Where the row is in parts, a barrier comes before that pass.
 #pragma once
 
 #include "kilotok/sample/report.cuh"
@@ -45,7 +45,24 @@ __device__ __forceinline__ Resolved resolve(const ChoicePart& part, bool greedy)
 
 // The result of a part without tokens.
 __device__ __forceinline__ ChoicePart empty_part() {
-  return {exact::rank_key(-exact::INFINITE, NO_TOKEN), exact::NO_WINNER, 1, 0};
+  return {exact::rank_key(-exact::INFINITE, NO_TOKEN), exact::NO_WINNER, 0, 1, 0};
+}
+
+// A warp reduces the parts of a wanted token; the result is the same in all lanes.
+__device__ __forceinline__ ChoicePart all_parts(const SampleMemory& memory, int wanted,
+                                                int part_count) {
+  static_assert(PARTS_MAX <= 32, "a lane for each part");
+  const ChoicePart* parts = at<const ChoicePart>(memory.choice_parts) + wanted * PARTS_MAX;
+  ChoicePart all = empty_part();
+  if (Consumers::lane() < part_count) all = parts[Consumers::lane()];
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) {
+    all.best = Min{}(all.best, __shfl_xor_sync(~0u, all.best, distance));
+    all.winner = Min{}(all.winner, __shfl_xor_sync(~0u, all.winner, distance));
+    all.mass += __shfl_xor_sync(~0u, all.mass, distance);
+  }
+  all.finite = __all_sync(~0u, all.finite);
+  return all;
 }
 
 // The position after a wanted token.
@@ -88,22 +105,20 @@ __device__ __forceinline__ void load_candidates(const SampleMemory& memory, Samp
     at.candidate_count++;
 }
 
-// Stores what the target makes of each candidate, given which tokens are kept.
-__device__ __forceinline__ void judge_candidates(const SampleMemory& memory, RankScratch& s,
-                                                 const Position& at, const Kept& kept,
-                                                 int wanted) {
-  const uint64_t mass = kept.listed >= 0
-                            ? listed_mass(s, kept, kept.listed)
-                            : total_mass(s, kept, [](int, const float(&)[QUAD], int) {});
-  const float total = exact::of_mass(mass);
+// The processed logits of a wanted token.
+__device__ __forceinline__ float* processed_row(const SampleMemory& memory, int index) {
+  return at<float>(memory.processed) + static_cast<size_t>(index) * memory.stride;
+}
+
+// Stores the processed logit of each candidate, given which tokens are kept.
+__device__ __forceinline__ void note_candidates(const SampleMemory& memory, const Position& at,
+                                                const Kept& kept, int wanted) {
   if (Consumers::thread() >= at.candidate_count) return;
   const uint32_t token = at.candidates[Consumers::thread()];
   float logit = kept.value(kept.row[token]);
   if (!kept.has(logit, exact::rank_key(logit, token))) logit = -exact::INFINITE;
-  Judged& judged =
-      kilotok::at<Judged>(memory.judged)[wanted * CANDIDATES_MAX + Consumers::thread()];
-  judged.probability = exact::div(exact::exp(exact::sub(logit, kept.max)), total);
-  judged.logit = logit;
+  Judged* judged = kilotok::at<Judged>(memory.judged) + wanted * CANDIDATES_MAX;
+  judged[Consumers::thread()].logit = logit;
 }
 
 // Chooses where more than one pass over the row is needed.
@@ -115,8 +130,7 @@ __device__ __forceinline__ ChoicePart choose_in_passes(const SampleMemory& memor
   const Changes changes(memory, at, scratch.row);
   ChoicePart part;
   if (changes.any()) {
-    float* out =
-        kilotok::at<float>(memory.processed) + static_cast<size_t>(wanted) * memory.stride;
+    float* out = processed_row(memory, wanted);
     part = write_changed(at, changes, scratch.row, scratch.scan, out);
     row = out;
   } else {
@@ -129,7 +143,10 @@ __device__ __forceinline__ ChoicePart choose_in_passes(const SampleMemory& memor
   if (resolve(part, false).fault != ChoiceFault::None) return part;
   // All threads have finished the first pass, so its scratch memory is free.
   if (at.filtered()) filter(scratch.rank, scratch.scan.bests, sampling, kept);
-  if (at.judged()) judge_candidates(memory, scratch.rank, at, kept, wanted);
+  if (at.judged()) {
+    note_candidates(memory, at, kept, wanted);
+    part.mass = mass_of(scratch.rank, kept);
+  }
   const uint64_t winner = race(scratch.rank, at, kept);
   part.winner = cta_reduce(scratch.scan.keys[1], winner, Min{});
   Consumers::sync();
@@ -161,48 +178,95 @@ __device__ __forceinline__ ChoicePart sample_whole(const Cta& cta, const SampleM
 }
 
 // Samples one part of a row, for a position that needs one pass only.
-__device__ __forceinline__ ChoicePart sample_part(const Cta& cta, const SampleMemory& memory,
-                                                  SampleScratch& scratch, const Position& at) {
+__device__ __forceinline__ ChoicePart sample_part(const SampleMemory& memory,
+                                                  SampleScratch& scratch, const Position& at,
+                                                  int index) {
   if (at.begin >= at.end) return empty_part();
   forbid(memory, at, scratch.row);
   const Changes changes(memory, at, scratch.row);
+  float* out = processed_row(memory, index);
   if (at.greedy())
-    return changes.any() ? choose_part<false, true>(at, changes, scratch.row, scratch.scan)
-                         : choose_part<false, false>(at, changes, scratch.row, scratch.scan);
-  return changes.any() ? choose_part<true, true>(at, changes, scratch.row, scratch.scan)
-                       : choose_part<true, false>(at, changes, scratch.row, scratch.scan);
+    return changes.any() ? choose_part<false, true>(at, changes, scratch.row, scratch.scan, out)
+                         : choose_part<false, false>(at, changes, scratch.row, scratch.scan, out);
+  return changes.any() ? choose_part<true, true>(at, changes, scratch.row, scratch.scan, out)
+                       : choose_part<true, false>(at, changes, scratch.row, scratch.scan, out);
+}
+
+// What is done at a wanted token.
+struct Work {
+  bool chooses, judges;
+  // Whether one CTA reads the whole row.
+  bool whole;
+  uint32_t top_count;
+
+  __device__ __forceinline__ Work(const Cta& cta, const SampleMemory& memory, int index) {
+    const Wanted& wanted = at<const Wanted>(memory.wanted)[index];
+    const SampleRow& row = at<const SampleRow>(memory.rows)[wanted.row];
+    const uint32_t draft = wanted.token + 1 - row.known_count;
+    chooses = wanted.token + 1 >= row.known_count && draft < row.choice_count;
+    // At a row's last token no draft is judged.
+    judges = row.verified == BY_REJECTION && chooses &&
+             wanted.token + 1 < at<const BatchRow>(cta.memory.rows)[wanted.row].count;
+    top_count = row.top_count;
+    const bool reports = wanted.scored != NO_TOKEN || top_count != NO_TOKEN;
+    whole = !chooses || reports || is_filtered(at<const Slot>(memory.slots)[row.slot].sampling);
+  }
+};
+
+// Restricts a position to one of its parts.
+__device__ __forceinline__ void take_part(Position& at, int part, int parts) {
+  // A part begins at a word of the mask, and at a cache line.
+  constexpr int PART_TOKENS = 128;
+  const int vocab = at.end;
+  const int each = (vocab + parts * PART_TOKENS - 1) / (parts * PART_TOKENS) * PART_TOKENS;
+  at.begin = min(part * each, vocab);
+  at.end = min(at.begin + each, vocab);
 }
 
 // Samples one unit: part `part` of `parts` of wanted token `index`.
 __device__ __forceinline__ void sample_unit(const Cta& cta, const SampleMemory& memory,
                                             SampleScratch& scratch, int index, int part,
                                             int parts) {
-  // A part begins at a word of the mask, and at a cache line.
-  constexpr int PART_TOKENS = 128;
-  const Wanted& wanted = at<const Wanted>(memory.wanted)[index];
-  const SampleRow& row = at<const SampleRow>(memory.rows)[wanted.row];
-  Position position = position_of(cta, memory, index);
-  const bool chooses =
-      position.draft_count >= 0 && position.draft_count < static_cast<int>(row.choice_count);
-  const bool reports = wanted.scored != NO_TOKEN || row.top_count != NO_TOKEN;
-  // At a row's last token no draft is judged.
-  const bool judges = row.verified == BY_REJECTION && chooses &&
-                      wanted.token + 1 < at<const BatchRow>(cta.memory.rows)[wanted.row].count;
-  if (judges && part == 0) load_candidates(memory, scratch, position);
-  ChoicePart found;
-  if (!chooses || reports || judges || position.filtered()) {
-    found = part == 0 ? sample_whole(cta, memory, scratch, position, index, chooses, row.top_count)
-                      : empty_part();
-  } else {
-    const int vocab = position.end;
-    const int each = (vocab + parts * PART_TOKENS - 1) / (parts * PART_TOKENS) * PART_TOKENS;
-    position.begin = min(part * each, vocab);
-    position.end = min(position.begin + each, vocab);
-    found = sample_part(cta, memory, scratch, position);
+  const Work work(cta, memory, index);
+  ChoicePart found = empty_part();
+  if (!work.whole || part == 0) {
+    Position position = position_of(cta, memory, index);
+    if (work.judges) load_candidates(memory, scratch, position);
+    if (work.whole) {
+      found = sample_whole(cta, memory, scratch, position, index, work.chooses, work.top_count);
+    } else {
+      take_part(position, part, parts);
+      found = sample_part(memory, scratch, position, index);
+    }
   }
   cta.sync();
   if (cta.thread() == 0)
     at<ChoicePart>(memory.choice_parts)[index * PARTS_MAX + part] = found;
+}
+
+// Adds up the probabilities of a unit's part, where a draft is judged and the row is in parts.
+__device__ __forceinline__ void weigh_unit(const Cta& cta, const SampleMemory& memory,
+                                           SampleScratch& scratch, int index, int part,
+                                           int parts) {
+  const Work work(cta, memory, index);
+  if (!work.judges || work.whole) return;
+  Position position = position_of(cta, memory, index);
+  const bool changed = Changes(memory, position, scratch.row).any();
+  const float* row = changed ? processed_row(memory, index) : position.logits;
+  const ChoicePart all = all_parts(memory, index, parts);
+  Kept kept(row, position.end, position.slot->sampling.temperature, 0.0f);
+  kept.max = exact::logit_of(all.best);
+  if (part == 0) {
+    load_candidates(memory, scratch, position);
+    note_candidates(memory, position, kept, index);
+  }
+  take_part(position, part, parts);
+  kept.row += position.begin;
+  kept.vocab = position.end - position.begin;
+  const uint64_t mass = mass_of(scratch.rank, kept);
+  if (cta.thread() == 0)
+    at<ChoicePart>(memory.choice_parts)[index * PARTS_MAX + part].mass = mass;
+  cta.sync();
 }
 
 // How many CTAs share a position: as many as there are. The result does not depend on it.
@@ -210,11 +274,27 @@ __device__ __forceinline__ int parts_of(int wanted_count) {
   return max(1, min(PARTS_MAX, GRID / max(1, wanted_count)));
 }
 
+// Whether rows in parts have to be weighed; every warp finds the same.
+__device__ __forceinline__ bool any_weighed(const Cta& cta, const SampleMemory& memory,
+                                            int wanted_count) {
+  bool found = false;
+  for (int index = cta.lane(); index < wanted_count; index += 32) {
+    const Work work(cta, memory, index);
+    found |= work.judges && !work.whole;
+  }
+  return __any_sync(~0u, found);
+}
+
 // `verify` must be called with the same `parts`.
-__device__ __forceinline__ void sample(const Cta& cta, const SampleMemory& memory,
+__device__ __forceinline__ void sample(Cta& cta, const SampleMemory& memory,
                                        SampleScratch& scratch, int wanted_count, int parts) {
-  for (int unit = cta.index(); unit < wanted_count * parts; unit += GRID)
+  const int units = wanted_count * parts;
+  for (int unit = cta.index(); unit < units; unit += GRID)
     sample_unit(cta, memory, scratch, unit / parts, unit % parts, parts);
+  if (!any_weighed(cta, memory, wanted_count)) return;
+  cta.sync_grid();
+  for (int unit = cta.index(); unit < units; unit += GRID)
+    weigh_unit(cta, memory, scratch, unit / parts, unit % parts, parts);
 }
 
 }  // namespace kilotok

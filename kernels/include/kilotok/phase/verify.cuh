@@ -20,24 +20,10 @@ struct VerifyScratch {
   Resolved choices[WANTED_MAX];
   // Whether the model's logits were finite.
   uint32_t finite[WANTED_MAX];
+  // Where a draft is judged.
+  TargetLaw laws[WANTED_MAX];
   RowChoice row;
 };
-
-// Reduces the parts of a wanted token; the result is the same in all lanes.
-__device__ __forceinline__ ChoicePart all_parts(const Cta& cta, const SampleMemory& memory,
-                                                int wanted, int part_count) {
-  static_assert(PARTS_MAX <= 32, "a lane for each part");
-  const ChoicePart* parts = at<const ChoicePart>(memory.choice_parts) + wanted * PARTS_MAX;
-  ChoicePart all = empty_part();
-  if (cta.lane() < part_count) all = parts[cta.lane()];
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) {
-    all.best = Min{}(all.best, __shfl_xor_sync(~0u, all.best, distance));
-    all.winner = Min{}(all.winner, __shfl_xor_sync(~0u, all.winner, distance));
-  }
-  all.finite = __all_sync(~0u, all.finite);
-  return all;
-}
 
 // The result with a fault at the position after a token of the row.
 __device__ __forceinline__ RowChoice at_fault(RowChoice result, const BatchRow& batch,
@@ -101,6 +87,7 @@ struct Judgement {
   const SampleRow& row;
   const BatchRow& batch;
   Resolved* choices;
+  const TargetLaw* laws;
   // Of the first position: its wanted token, and the token to choose.
   uint32_t wanted, first;
   int draft_count;
@@ -112,6 +99,7 @@ struct Judgement {
     draft_count = static_cast<int>(batch.count - row.known_count);
     const uint32_t before = row.wanted_count - draft_count - 1;
     choices = scratch.choices + before;
+    laws = scratch.laws + before;
     wanted = row.wanted_first + before;
     first = batch.start + row.known_count;
   }
@@ -124,6 +112,9 @@ struct Judgement {
   }
   __device__ __forceinline__ const Candidate* law(int i) const {
     return law_of(memory.proposals, row.slot, i);
+  }
+  __device__ __forceinline__ Candidates candidates(int i) const {
+    return Candidates(law(i), judged(i), laws[i]);
   }
   __device__ __forceinline__ const Sampling& sampling() const {
     return at<const Slot>(memory.slots)[row.slot].sampling;
@@ -144,11 +135,11 @@ struct Judgement {
     int kept = 0;
     float mass = kept_mass = 1.0f;
     for (int i = 0; i < judged_count; i++) {
-      mass = Candidates(law(i), judged(i)).ratio(draft(i), mass);
+      mass = candidates(i).ratio(draft(i), mass);
       const int after = i + 1;
       float kept_below = mass;
       if (after < judged_count) {
-        const float residual = Candidates(law(after), judged(after)).residual_mass(mass);
+        const float residual = candidates(after).residual_mass(mass);
         kept_below = exact::div(residual, exact::add(residual, exact::sub(1.0f, mass)));
       }
       const exact::Draws draws(sampling(), first, Purpose::Accept, i);
@@ -163,10 +154,10 @@ struct Judgement {
   // The token after `kept` drafts, of which there are more.
   __device__ __forceinline__ uint32_t draw_residual(int kept, float mass, int parts) const {
     const exact::Draws draws(sampling(), first + kept, Purpose::Residual);
-    const Candidates candidates(law(kept), judged(kept));
-    const uint64_t others = all_parts(cta, memory, wanted + kept, parts).winner;
-    uint64_t winner = candidates.race(draws, mass, true, others);
-    if (winner == exact::NO_WINNER) winner = candidates.race(draws, mass, false, others);
+    const Candidates own = candidates(kept);
+    const uint64_t others = all_parts(memory, wanted + kept, parts).winner;
+    uint64_t winner = own.race(draws, mass, true, others);
+    if (winner == exact::NO_WINNER) winner = own.race(draws, mass, false, others);
     return static_cast<uint32_t>(winner);
   }
 
@@ -226,10 +217,11 @@ __device__ __forceinline__ void verify_row(const Cta& cta, const SampleMemory& m
   Slot& slot = at<Slot>(memory.slots)[row.slot];
   const bool greedy = is_greedy(slot.sampling);
   for (uint32_t i = cta.warp(); i < row.wanted_count; i += CONSUMER_WARPS) {
-    const ChoicePart part = all_parts(cta, memory, row.wanted_first + i, parts);
+    const ChoicePart part = all_parts(memory, row.wanted_first + i, parts);
     if (cta.lane() != 0) continue;
     scratch.choices[i] = resolve(part, greedy);
     scratch.finite[i] = part.finite;
+    scratch.laws[i] = {exact::logit_of(part.best), exact::of_mass(part.mass)};
   }
   cta.sync();
   if (cta.warp() == 0) {

@@ -1,28 +1,35 @@
 // Rejection sampling with block verification: `Proposal::judge` of crates/sampling by
-// `Rule::Joint`, bit for bit. `sample` has stored what the target makes of each draft's candidates,
-// and which of all other tokens wins the race at each draft. So what is left takes no pass over a
-// row.
+// `Rule::Joint`, bit for bit. `sample` has stored the logits of each draft's candidates, what the
+// target's probabilities add up to, and which of all other tokens wins the race. So what is left
+// takes no pass over a row.
 #pragma once
 
 #include "kilotok/sample/ranking.cuh"
 
 namespace kilotok {
 
-// A warp's candidates of one draft, those of this lane: what they were drawn with, and what the
-// target makes of them. Missing ones have no token and no probability.
+// The target's law of a token: the highest logit, and the sum of e^(logit - highest).
+struct TargetLaw {
+  float max, total;
+};
+
+// A warp's candidates of one draft, those of this lane: what they were drawn with, and the target's
+// logits and probabilities. Missing ones have no token and no probability.
 struct Candidates {
   static constexpr int EACH = CANDIDATES_MAX / 32;
   static_assert(EACH * 32 == CANDIDATES_MAX, "lanes have as many each");
   Candidate drawn[EACH];
-  Judged judged[EACH];
+  float logits[EACH], probabilities[EACH];
 
-  __device__ __forceinline__ Candidates(const Candidate* law, const Judged* of_target) {
+  __device__ __forceinline__ Candidates(const Candidate* law, const Judged* judged,
+                                        const TargetLaw& target) {
     const int lane = Consumers::lane();
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
       drawn[i] = law[lane * EACH + i];
-      judged[i] = {0.0f, -exact::INFINITE, 0.0f, 0};
-      if (drawn[i].token != NO_TOKEN) judged[i] = of_target[lane * EACH + i];
+      logits[i] = drawn[i].token == NO_TOKEN ? -exact::INFINITE : judged[lane * EACH + i].logit;
+      probabilities[i] =
+          exact::div(exact::exp(exact::sub(logits[i], target.max)), target.total);
     }
   }
 
@@ -32,7 +39,7 @@ struct Candidates {
 #pragma unroll
     for (int i = 0; i < EACH; i++)
       if (drawn[i].token == draft)
-        found = exact::div(exact::mul(mass, judged[i].probability), drawn[i].probability);
+        found = exact::div(exact::mul(mass, probabilities[i]), drawn[i].probability);
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2)
       found = fmaxf(found, __shfl_xor_sync(~0u, found, distance));
@@ -44,7 +51,7 @@ struct Candidates {
     uint64_t shared = 0;
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
-      const float p = exact::mul(mass, judged[i].probability);
+      const float p = exact::mul(mass, probabilities[i]);
       shared += __float2ull_rz(exact::mul(fminf(p, drawn[i].probability), exact::MASS_ONE));
     }
 #pragma unroll
@@ -59,9 +66,9 @@ struct Candidates {
                                            uint64_t winner) const {
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
-      float logit = judged[i].logit;
+      float logit = logits[i];
       if (residual) {
-        const float p = exact::mul(mass, judged[i].probability);
+        const float p = exact::mul(mass, probabilities[i]);
         const float left = exact::sub(p, drawn[i].probability);
         logit = left > 0.0f ? exact::add(logit, exact::ln(exact::div(left, p)))
                             : -exact::INFINITE;

@@ -13,10 +13,6 @@
 
 namespace kilotok {
 
-struct AllTokens {
-  __device__ __forceinline__ bool operator()(float, uint32_t) const { return true; }
-};
-
 struct Race {
   exact::Draws draws;
   float temperature;
@@ -26,9 +22,8 @@ struct Race {
   // The winner among the tokens of this thread.
   uint64_t winner;
 
-  __device__ __forceinline__ Race(const Position& at, float temperature,
-                                  Purpose purpose = Purpose::Target)
-      : draws(at.slot->sampling, at.position, purpose),
+  __device__ __forceinline__ Race(const Position& at, float temperature)
+      : draws(at.slot->sampling, at.position, at.purpose()),
         temperature(temperature),
         inverse(1.0f / temperature),
         limit(exact::INFINITE),

@@ -356,6 +356,12 @@ __device__ __forceinline__ uint64_t listed_mass(RankScratch& s, const Kept& kept
   return total_of(s.sums, total);
 }
 
+// The mass of all kept tokens, whichever way they are kept.
+__device__ __noinline__ uint64_t mass_of(RankScratch& s, const Kept& kept) {
+  if (kept.listed >= 0) return listed_mass(s, kept, kept.listed);
+  return total_mass(s, kept, [](int, const float(&)[QUAD], int) {});
+}
+
 // Lists the head of the ranking: at least `count` tokens, or all that are kept. Returns their
 // number, or 0 if they are too many. If the head is all that is kept, `kept.listed` is set too.
 __device__ __forceinline__ int list_head(RankScratch& s, const float (&bests)[CONSUMERS],
@@ -403,16 +409,15 @@ __device__ __noinline__ void filter(RankScratch& s, const float (&bests)[CONSUME
 // The winner of the race among this thread's kept tokens that are no candidates of a draft.
 __device__ __noinline__ uint64_t race(const RankScratch& s, const Position& at,
                                          const Kept& kept) {
-  const Purpose purpose = at.judged() ? Purpose::Residual : Purpose::Target;
   if (kept.listed >= 0) {
-    Race race(at, 1.0f, purpose);
+    Race race(at, 1.0f);
     for (int i = Consumers::thread(); i < kept.listed; i += CONSUMERS) {
       const uint32_t token = static_cast<uint32_t>(s.list[i]);
       if (!at.is_candidate(token)) race.enter(token, exact::logit_of(s.list[i]));
     }
     return race.winner;
   }
-  Race race(at, kept.temperature, purpose);
+  Race race(at, kept.temperature);
   for_each_quad<3>(kept.row, 0, kept.vocab, [&](int token, float(&x)[QUAD], int count) {
     race.enter_quad(token, x, count, [&](float logit, uint32_t token) {
       return kept(logit, token) && !at.is_candidate(token);

@@ -29,6 +29,11 @@ __device__ __forceinline__ bool is_greedy(const Sampling& s) {
   return s.temperature < TEMPERATURE_MIN;
 }
 
+// By min-p, top-k or top-p.
+__device__ __forceinline__ bool is_filtered(const Sampling& s) {
+  return !is_greedy(s) && (s.top_k > 0 || s.top_p < 1.0f || s.min_p > 0.0f);
+}
+
 __device__ __forceinline__ bool has_penalty(const Sampling& s) {
   return s.repetition_penalty != 1.0f || s.presence_penalty != 0.0f ||
          s.frequency_penalty != 0.0f;
@@ -55,6 +60,11 @@ struct Position {
 
   __device__ __forceinline__ bool judged() const { return candidates != nullptr; }
 
+  // Of the race's random numbers.
+  __device__ __forceinline__ Purpose purpose() const {
+    return judged() ? Purpose::Residual : Purpose::Target;
+  }
+
   __device__ __forceinline__ bool is_candidate(uint32_t token) const {
     for (int i = 0; i < candidate_count; i++)
       if (candidates[i] == token) return true;
@@ -64,10 +74,7 @@ struct Position {
   __device__ __forceinline__ bool greedy() const { return is_greedy(slot->sampling); }
   __device__ __forceinline__ bool penalised() const { return has_penalty(slot->sampling); }
 
-  __device__ __forceinline__ bool filtered() const {
-    const Sampling& s = slot->sampling;
-    return !greedy() && (s.top_k > 0 || s.top_p < 1.0f || s.min_p > 0.0f);
-  }
+  __device__ __forceinline__ bool filtered() const { return is_filtered(slot->sampling); }
 
   __device__ __forceinline__ bool forbids_end() const {
     const uint32_t prompt = slot->prompt_count;
@@ -256,6 +263,10 @@ __device__ __forceinline__ void for_each_quad(const float* row, int begin, int e
     each(token, x, end - token);
     token += STRIDE;
   }
+}
+
+__device__ __forceinline__ void store_quad(float* to, const float (&x)[QUAD]) {
+  *reinterpret_cast<float4*>(to) = make_float4(x[0], x[1], x[2], x[3]);
 }
 
 // Reduces a value over all consumers of the CTA by `op`. `room` may be reused after the caller's

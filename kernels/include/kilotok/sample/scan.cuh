@@ -56,16 +56,18 @@ __device__ __noinline__ ChoicePart reduce_scan(ScanScratch& scratch, const Scan&
   const bool finite = scan.nothing == 0.0f;
   part.finite = cta_reduce(scratch.finite, __all_sync(~0u, finite) ? 1 : 0,
                          [](int a, int b) { return a & b; });
-  part.reserved = 0;
+  part.mass = part.reserved = 0;
   return part;
 }
 
-// Chooses in one pass over the part, without filters.
+// Chooses in one pass over the part, without filters. Where a draft is judged, processed logits are
+// written to `out`.
 template <bool SAMPLED, bool CHANGED>
 __device__ __noinline__ ChoicePart choose_part(const Position& at,
                                                   const Changes& changes, const RowScratch& row,
-                                                  ScanScratch& scratch) {
+                                                  ScanScratch& scratch, float* out) {
   const float temperature = SAMPLED ? at.slot->sampling.temperature : 1.0f;
+  const bool written = SAMPLED && CHANGED && at.judged();
   Scan scan;
   Race race(at, temperature);
   for_each_quad<SAMPLED ? 3 : CHANGED ? 4 : 6>(at.logits, at.begin, at.end,
@@ -75,19 +77,25 @@ __device__ __noinline__ ChoicePart choose_part(const Position& at,
                                 if (CHANGED && count > 0) {
                                   changes.apply(token, x);
                                   pad(x, count);
+                                  if (written) store_quad(out + token, x);
                                 }
                                 if (count > 0) scan.look(token, x);
-                                if (SAMPLED) race.enter_quad(token, x, count, AllTokens{});
+                                if (SAMPLED)
+                                  race.enter_quad(token, x, count, [&](float, uint32_t one) {
+                                    return !at.is_candidate(one);
+                                  });
                               });
+  if (written) Consumers::sync();
   const int patch_count = CHANGED ? at.patch_count() : 0;
   for (int d = Consumers::thread(); d < patch_count; d += CONSUMERS) {
     const Patch patch = row.patches[d];
     if (patch.token == NO_TOKEN) continue;
+    if (written) out[patch.token] = patch.logit;
     if (exact::rank_key(patch.logit, patch.token) < scan.key()) {
       scan.best = patch.logit;
       scan.token = patch.token;
     }
-    if (SAMPLED) race.enter(patch.token, patch.logit);
+    if (SAMPLED && !at.is_candidate(patch.token)) race.enter(patch.token, patch.logit);
   }
   if (SAMPLED) scan.best = exact::div(scan.best, temperature);
   return reduce_scan(scratch, scan, race.winner);
@@ -106,7 +114,7 @@ __device__ __noinline__ ChoicePart write_changed(const Position& at, const Chang
     changes.apply(token, x);
     pad(x, count);
     scan.look(token, x);
-    *reinterpret_cast<float4*>(out + token) = make_float4(x[0], x[1], x[2], x[3]);
+    store_quad(out + token, x);
   });
   Consumers::sync();
   for (int d = Consumers::thread(); d < at.patch_count(); d += CONSUMERS) {
