@@ -7,16 +7,18 @@ use kilotok_engine::Verification;
 
 use crate::Cost;
 use crate::cost::Size;
+use crate::rounds::RoundCost;
 
 /// Acceptance rate assumed of a drafter without observations.
 const RATE_FIRST: f32 = 0.8;
 /// How far one observation moves a request's rate.
-pub(crate) const RATE_STEP: f32 = 0.05;
+const RATE_STEP: f32 = 0.05;
 /// How far one observation moves the rate of all requests; less, since requests differ.
-pub(crate) const RATE_STEP_ALL: f32 = 0.02;
-/// How far a rate without observations drifts back towards [`RATE_FIRST`], relative to itself. So a
-/// drafter that was given up is tried again: ten steps undo one failure.
-const RATE_DRIFT: f32 = 0.005;
+const RATE_STEP_ALL: f32 = 0.02;
+/// How far a request's rate without an observation goes back to that of all requests, at most. The
+/// further away it is, the less likely that was bad luck, and the slower it returns: a request that
+/// was unlucky drafts again soon if drafts pay for others, and one whose drafts never help seldom.
+const RATE_RETURN: f32 = 0.1;
 /// Lower bound of a rate, from which it can recover.
 const RATE_MIN: f32 = 0.01;
 
@@ -31,16 +33,21 @@ impl Acceptance {
         Self { rates: vec![RATE_FIRST; draft_max as usize] }
     }
 
-    pub(crate) fn observe(&mut self, step: f32, drafted: u32, accepted: u32) {
-        for (index, rate) in (0..).zip(&mut self.rates) {
-            *rate += if index < accepted {
-                step * (1.0 - *rate)
-            } else if index == accepted && index < drafted {
-                -step * *rate
-            } else {
-                RATE_DRIFT * *rate * (1.0 - *rate / RATE_FIRST)
-            };
-            *rate = rate.max(RATE_MIN);
+    /// Records that so many drafts of one request were verified and accepted; `all` is the
+    /// acceptance of all requests.
+    pub(crate) fn observe(&mut self, drafted: u32, accepted: u32, all: &Self) {
+        self.move_rates(RATE_STEP, drafted, accepted);
+        let unseen = drafted.min(accepted + 1) as usize;
+        for (rate, all) in self.rates.iter_mut().zip(&all.rates).skip(unseen) {
+            let ratio = *rate / all;
+            *rate += RATE_RETURN * all * ratio.powi(3) * (1.0 - ratio);
+        }
+    }
+
+    fn move_rates(&mut self, step: f32, drafted: u32, accepted: u32) {
+        for (index, rate) in (0..drafted.min(accepted + 1)).zip(&mut self.rates) {
+            let right = if index < accepted { 1.0 } else { 0.0 };
+            *rate = (*rate + step * (right - *rate)).max(RATE_MIN);
         }
     }
 
@@ -66,8 +73,13 @@ impl AcceptanceByRule {
         Self { matched: first.clone(), rejection: first }
     }
 
-    pub(crate) fn of(&mut self, rule: Verification) -> &mut Acceptance {
-        if rule.is_rejection() { &mut self.rejection } else { &mut self.matched }
+    pub(crate) fn of(&self, rule: Verification) -> &Acceptance {
+        if rule.is_rejection() { &self.rejection } else { &self.matched }
+    }
+
+    pub(crate) fn observe(&mut self, rule: Verification, drafted: u32, accepted: u32) {
+        let all = if rule.is_rejection() { &mut self.rejection } else { &mut self.matched };
+        all.move_rates(RATE_STEP_ALL, drafted, accepted);
     }
 }
 
@@ -94,12 +106,15 @@ const RATE_ROUNDS: usize = 8;
 /// for their time than the step does without them. A row makes as many as its next step would
 /// verify if that were as long as possible; drafts that are already made are not a reason to make
 /// more.
-pub(crate) fn share_drafts(rows: &[DraftingRow<'_>], cost: Cost, budget: u32) -> Vec<Drafts> {
-    let rate = best_rate(rows, cost);
+pub(crate) fn share_drafts(rows: &[DraftingRow<'_>], cost: RoundCost, budget: u32) -> Vec<Drafts> {
+    let RoundCost { alone_us, drafting: cost } = cost;
+    let alone = rows.len() as f32 / alone_us.max(1.0);
+    let drafting = best_rate(rows, cost);
+    let rate = drafting.max(alone);
     let verified = within(budget, rows, |row| row.worth(row.held, rate, cost).0);
     let made = within(budget, rows, |row| {
         let (count, gain) = row.worth(row.next_max, rate, cost);
-        if gain > rate * cost.draft_us { count } else { 0 }
+        if drafting > alone && gain > rate * cost.draft_us { count } else { 0 }
     });
     verified.into_iter().zip(made).map(|(verified, made)| Drafts { verified, made }).collect()
 }
@@ -171,7 +186,7 @@ mod tests {
     fn after(drafted: u32, accepted: u32) -> Acceptance {
         let mut acceptance = Acceptance::new(7);
         for _ in 0..50 {
-            acceptance.observe(0.1, drafted, accepted);
+            acceptance.move_rates(0.1, drafted, accepted);
         }
         acceptance
     }
@@ -181,17 +196,24 @@ mod tests {
         acceptances.iter().map(row).collect()
     }
 
+    /// With steps whose time is linear.
+    fn shared(rows: &[DraftingRow<'_>], cost: Cost, budget: u32) -> Vec<Drafts> {
+        let alone_us = cost.of(Size { token_count: rows.len() as u32, drafting_count: 0 });
+        share_drafts(rows, RoundCost { alone_us, drafting: cost }, budget)
+    }
+
     fn verified(acceptances: &[&Acceptance], cost: Cost, budget: u32) -> Vec<u32> {
-        let drafts = share_drafts(&rows(acceptances, 7), cost, budget);
+        let drafts = shared(&rows(acceptances, 7), cost, budget);
         drafts.into_iter().map(|drafts| drafts.verified).collect()
     }
 
     fn made(acceptances: &[&Acceptance], cost: Cost) -> Vec<u32> {
-        let drafts = share_drafts(&rows(acceptances, 0), cost, 10_000);
+        let drafts = shared(&rows(acceptances, 0), cost, 10_000);
         assert!(drafts.iter().all(|drafts| drafts.verified == 0));
         drafts.into_iter().map(|drafts| drafts.made).collect()
     }
 
+    const DEAR: Cost = Cost { base_us: 1000.0, token_us: 300.0, draft_us: 2500.0 };
     const STEP: Cost = Cost { base_us: 1000.0, token_us: 100.0, draft_us: 0.0 };
 
     #[test]
@@ -249,20 +271,30 @@ mod tests {
     fn drafts_that_are_there_are_verified_though_more_are_not_worth_making() {
         let acceptance = after(7, 3);
         let cost = Cost { draft_us: 1e6, ..STEP };
-        let drafts = share_drafts(&rows(&[&acceptance], 7), cost, 100);
+        let drafts = shared(&rows(&[&acceptance], 7), cost, 100);
         assert_eq!(drafts, [Drafts { verified: 3, made: 0 }]);
     }
 
     #[test]
-    fn a_drafter_that_was_given_up_is_tried_again_but_seldom() {
-        let mut bad = after(7, 0);
-        assert_eq!(made(&[&bad], STEP), [0]);
+    fn a_request_that_was_unlucky_soon_drafts_like_all() {
+        let all = after(7, 5);
+        let mut own = all.clone();
+        (0..12).for_each(|_| own.observe(7, 0, &all));
+        let (few, usual) = (made(&[&own], DEAR)[0], made(&[&all], DEAR)[0]);
+        assert!(few < usual, "{few}");
+        (0..100).for_each(|_| own.observe(0, 0, &all));
+        assert_eq!(made(&[&own], DEAR)[0], usual);
+    }
+
+    #[test]
+    fn a_request_whose_drafts_never_help_seldom_tries() {
+        let (all, mut own) = (after(7, 5), after(7, 0));
         let mut tries = 0;
         for _ in 0..1000 {
-            let tried = made(&[&bad], STEP)[0];
-            bad.observe(RATE_STEP, tried, 0);
+            let tried = made(&[&own], DEAR)[0];
+            own.observe(tried, 0, &all);
             tries += u32::from(tried > 0);
         }
-        assert!((2..100).contains(&tries), "{tries} of 1000 steps");
+        assert!(tries < 100, "{tries} of 1000 steps");
     }
 }

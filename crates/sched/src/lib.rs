@@ -41,6 +41,7 @@ mod planning;
 mod pool;
 mod prefix;
 mod request;
+mod rounds;
 mod scheduler;
 mod shares;
 mod stats;

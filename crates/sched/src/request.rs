@@ -4,7 +4,7 @@
 use kilotok_abi::{SlotId, TokenId};
 use kilotok_engine::{RowFault, RowOutput, SlotSetup, TokenLogprobs};
 
-use crate::drafts::{Acceptance, RATE_STEP};
+use crate::drafts::Acceptance;
 use crate::pages::RequestPages;
 use crate::scheduler::{Advance, Finish};
 
@@ -247,8 +247,8 @@ impl Request {
         self.place.take()
     }
 
-    /// Applies the output of a row that passed its check.
-    pub(crate) fn take(&mut self, row: &InFlightRow, out: RowOutput) -> Advance {
+    /// Applies the output of a row that passed its check; `all` is the acceptance of all requests.
+    pub(crate) fn take(&mut self, row: &InFlightRow, out: RowOutput, all: &Acceptance) -> Advance {
         let RowOutput { mut tokens, mut logprobs, scored, held_count, drafts, fault } = out;
         let chosen = tokens.len() as u32;
         let accepted = chosen.saturating_sub(u32::from(fault.is_none()));
@@ -258,7 +258,7 @@ impl Request {
         place.held = row.sample.then_some(held_count);
         if row.sample {
             self.masks = None;
-            self.acceptance.observe(RATE_STEP, row.judged(), accepted);
+            self.acceptance.observe(row.judged(), accepted, all);
         }
         let end = tokens.iter().position(|token| self.asked.setup.end_tokens.contains(token));
         tokens.truncate(end.map_or(tokens.len(), |end| end + 1));

@@ -10,9 +10,10 @@ use kilotok_engine::{
 };
 
 use crate::cost::{CostModel, Size};
-use crate::drafts::{AcceptanceByRule, RATE_STEP_ALL};
+use crate::drafts::AcceptanceByRule;
 use crate::pages::{Pages, Shortage};
 use crate::request::{InFlightRow, Masks, Rank, Request};
+use crate::rounds::RoundCosts;
 use crate::trials::Trials;
 use crate::{Cost, GroupUsage, Limits, RequestId, Stats, Submission};
 
@@ -44,6 +45,8 @@ pub struct Scheduler {
     pub(crate) cost: CostModel,
     /// Of steps without prompts: many tokens of one row cost less than as many rows.
     pub(crate) round_cost: CostModel,
+    /// The same by the number of rows, to choose how many drafts they make and verify.
+    pub(crate) round_costs: RoundCosts,
     pub(crate) trials: Trials,
     pub(crate) acceptance: AcceptanceByRule,
     pub(crate) stats: Stats,
@@ -140,6 +143,7 @@ impl Scheduler {
             in_flight: None,
             cost: CostModel::new(limits.cost, caps.token_max, caps.wide_from, STEP_MEMORY),
             round_cost: CostModel::new(limits.cost, caps.token_max, caps.wide_from, ROUND_MEMORY),
+            round_costs: RoundCosts::new(caps.token_max),
             trials: Trials::new(limits.learning_share),
             acceptance: AcceptanceByRule::new(caps.draft_max),
             stats: Stats { drafted: places.clone(), accepted: places, ..Stats::default() },
@@ -304,18 +308,21 @@ impl Scheduler {
         let size = Size { token_count, drafting_count };
         self.cost.observe(size, us);
         if flights.iter().all(|row| row.end - row.start == 1) {
+            let row_count = flights.len() as u32;
+            let assumed = self.round_cost.cost(row_count);
+            self.round_costs.observe(row_count, size, us, assumed);
             self.round_cost.observe(size, us);
-            self.trials.observe(us, drafting_count > 0);
+            self.trials.observe(row_count, us, drafting_count > 0);
         }
     }
 
     fn take(&mut self, row: &InFlightRow, out: RowOutput) -> Option<Advance> {
         let request = self.requests.get_mut(&row.id)?;
-        let advance = request.take(row, out);
+        let rule = request.asked.setup.verification;
+        let advance = request.take(row, out, self.acceptance.of(rule));
         let leads = !advance.tokens.is_empty() && request.reply_count() == advance.tokens.len();
         if row.judged() > 0 {
-            let acceptance = self.acceptance.of(request.asked.setup.verification);
-            acceptance.observe(RATE_STEP_ALL, row.judged(), advance.accepted_count);
+            self.acceptance.observe(rule, row.judged(), advance.accepted_count);
         }
         self.stats.count_drafts(row.draft_count, advance.accepted_count);
         self.stats.output_count += advance.tokens.len() as u64;

@@ -3,10 +3,12 @@
 //! not, or does not where the others do. Such trials bias no token, and take a fixed share of the
 //! time.
 
+use crate::rounds::{CLASS_COUNT, class};
+
 /// Steps charged to a trial: itself and the next, in which its drafts or their absence show.
 const STEP_COUNT: u32 = 2;
-/// At first one step in this many is a trial, until this many of either kind were seen: a single
-/// outlier would otherwise count for long.
+/// At first one step in this many is a trial, for each class of row counts until this many of
+/// either kind were seen: a single outlier would otherwise count for long.
 const FIRST: u32 = 8;
 
 /// A step is charged at most this many times the usual time. A pause of the whole machine says
@@ -24,36 +26,45 @@ pub(crate) struct Trials {
     usual_us: f32,
     /// Steps that are yet to be charged.
     charged: u32,
-    /// Steps without drafts, and with them.
-    seen: [u32; 2],
+    /// Steps without drafts, and with them, by class of row counts.
+    seen: [[u32; 2]; CLASS_COUNT],
     /// Steps since the last trial.
     since: u32,
 }
 
 impl Trials {
     pub(crate) fn new(share: f32) -> Self {
-        Self { share, balance_us: 0.0, usual_us: 0.0, charged: 0, seen: [0; 2], since: 0 }
+        Self {
+            share,
+            balance_us: 0.0,
+            usual_us: 0.0,
+            charged: 0,
+            seen: [[0; 2]; CLASS_COUNT],
+            since: 0,
+        }
     }
 
-    fn is_young(&self) -> bool {
-        self.seen.iter().any(|count| *count < FIRST)
+    fn is_young(&self, row_count: u32) -> bool {
+        self.seen[class(row_count)].iter().any(|count| *count < FIRST)
     }
 
-    pub(crate) fn is_due(&self) -> bool {
-        let waits = if self.is_young() { self.since < FIRST } else { self.balance_us < 0.0 };
+    /// Whether a step of so many rows should be a trial.
+    pub(crate) fn is_due(&self, row_count: u32) -> bool {
+        let waits =
+            if self.is_young(row_count) { self.since < FIRST } else { self.balance_us < 0.0 };
         self.share > 0.0 && !waits
     }
 
-    pub(crate) fn begin(&mut self) {
-        self.charged = if self.is_young() { 0 } else { STEP_COUNT };
+    pub(crate) fn begin(&mut self, row_count: u32) {
+        self.charged = if self.is_young(row_count) { 0 } else { STEP_COUNT };
         self.since = 0;
     }
 
     /// Records a step without prompts.
-    pub(crate) fn observe(&mut self, us: f32, drafting: bool) {
+    pub(crate) fn observe(&mut self, row_count: u32, us: f32, drafting: bool) {
         let us = if self.usual_us > 0.0 { us.min(CHARGE_MAX * self.usual_us) } else { us };
         self.usual_us += if self.usual_us > 0.0 { USUAL_STEP * (us - self.usual_us) } else { us };
-        let seen = &mut self.seen[usize::from(drafting)];
+        let seen = &mut self.seen[class(row_count)][usize::from(drafting)];
         *seen = seen.saturating_add(1);
         self.since = self.since.saturating_add(1);
         // Unused time is not saved up.
@@ -74,9 +85,9 @@ mod tests {
         let mut trials = Trials::new(share);
         let (mut count, mut all, mut tried) = (0, 0.0, 0.0);
         for step in 0..step_count {
-            let due = trials.is_due();
+            let due = trials.is_due(1);
             if due {
-                trials.begin();
+                trials.begin(1);
                 count += 1;
             }
             let us = (1000 + step * 613 % 9000) as f32;
@@ -84,7 +95,7 @@ mod tests {
             if trials.charged > 0 {
                 tried += us;
             }
-            trials.observe(us, !due);
+            trials.observe(1, us, !due);
         }
         (count, tried / all)
     }
@@ -102,11 +113,11 @@ mod tests {
     fn a_pause_in_a_trial_is_not_owed_in_full() {
         let mut trials = Trials::new(1.0 / 64.0);
         let mut step = |us: f32| {
-            let due = trials.is_due();
+            let due = trials.is_due(1);
             if due {
-                trials.begin();
+                trials.begin(1);
             }
-            trials.observe(us, !due);
+            trials.observe(1, us, !due);
             due
         };
         for _ in 0..1000 {
