@@ -51,9 +51,6 @@ struct WideExperts {
   static constexpr FeedForward F = FEED_FORWARDS[KIND];
   using GateUp = GateUpMatrix<KIND>;
   using Down = DownMatrix<KIND>;
-  // Columns of down and of the sums in each of their launches, where bits are checked. Times are
-  // those of all at once.
-  static constexpr int CHECKED_COLUMNS = smaller(HIDDEN, 2 * wide::DOWN_COLUMNS);
   Buffers buffers;
   int most, capacity;
   std::vector<uint16_t> normed;
@@ -185,24 +182,17 @@ struct WideExperts {
     float sort, gate_up, down, combine;
   };
 
-  Times run_wide(int columns) {
+  Times run_wide() {
     uint64_t fault = fault_address();
     uint32_t wait_ms = wait_max_ms();
     void* arguments[] = {&memory, &fault, &wait_ms};
     const dim3 grid(GRID);
     constexpr int THREADS = wide::ExpertsCta::THREADS;
     constexpr size_t SHARED = sizeof(wide::ExpertsShared<KIND>);
-    Times times = {
-        launch_ms(sort_kernel<KIND>, grid, wide::SORTERS, 0, arguments),
-        launch_ms(multiply_kernel<KIND, true>, grid, THREADS, SHARED, arguments), 0, 0};
-    for (int first = 0; first < HIDDEN; first += columns) {
-      memory.first_column = first;
-      memory.columns = smaller(columns, HIDDEN - first);
-      times.down +=
-          launch_ms(multiply_kernel<KIND, false>, grid, THREADS, SHARED, arguments);
-      times.combine += launch_ms(combine_kernel<KIND>, grid, wide::SORTERS, 0, arguments);
-    }
-    return times;
+    return {launch_ms(sort_kernel<KIND>, grid, wide::SORTERS, 0, arguments),
+            launch_ms(multiply_kernel<KIND, true>, grid, THREADS, SHARED, arguments),
+            launch_ms(multiply_kernel<KIND, false>, grid, THREADS, SHARED, arguments),
+            launch_ms(combine_kernel<KIND>, grid, wide::SORTERS, 0, arguments)};
   }
 
   void set_routes(int tokens, const std::vector<uint32_t>& experts,
@@ -225,7 +215,7 @@ struct WideExperts {
       weights.push_back(batch.weight(i / F.top_k % TOKENS_MAX, i % F.top_k));
     }
     set_routes(tokens, experts, weights);
-    run_wide(CHECKED_COLUMNS);
+    run_wide();
     char title[64];
     std::snprintf(title, sizeof title, "kind %d, %s, %d tokens", KIND, name, tokens);
     Verdict verdict = {title};
@@ -289,10 +279,10 @@ struct WideExperts {
     std::sort(sorted.begin(), sorted.end());
     const double used =
         static_cast<double>(std::unique(sorted.begin(), sorted.end()) - sorted.begin());
-    Times best = run_wide(HIDDEN);
+    Times best = run_wide();
     constexpr int RUNS = 5;
     for (int i = 0; i < RUNS; i++) {
-      const Times t = run_wide(HIDDEN);
+      const Times t = run_wide();
       best = {std::min(best.sort, t.sort), std::min(best.gate_up, t.gate_up),
               std::min(best.down, t.down), std::min(best.combine, t.combine)};
     }

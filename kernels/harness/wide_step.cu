@@ -14,12 +14,6 @@
 namespace bench {
 
 // The engine's launches are in crates/cuda/src/wide.rs.
-// Columns that experts of so many tokens make at a time.
-constexpr uint32_t slice_columns(uint32_t tokens) {
-  const int half = align_up(ceil_div(HIDDEN, 2), wide::DOWN_COLUMNS);
-  return tokens > 4096 ? smaller(HIDDEN, half) : HIDDEN;
-}
-
 struct WideKernel {
   const char* name;
   void (*kernel)(WideMemory);
@@ -52,7 +46,7 @@ struct WideLaunch {
 void add_input_norm(std::vector<WideLaunch>& launches, uint32_t layer) {
   const WideLaunch last = launches.back();
   const bool products = last.kernel == &DOWN[0];
-  launches.push_back({&INPUT_NORM, layer, products ? last.first : 0, products ? last.count : 0});
+  launches.push_back({&INPUT_NORM, layer, 0, products ? HIDDEN : 0});
 }
 
 // The step's launches up to the last layer's experts, and the norm behind them.
@@ -70,13 +64,8 @@ std::vector<WideLaunch> launches_of(const std::vector<LayerMemory>& layers, uint
     for (const WideKernel& kernel : dense ? DENSE : ROUTER) add(kernel);
     if (dense) continue;
     for (const WideKernel& kernel : EXPERTS) add(kernel);
-    const uint32_t columns = slice_columns(tokens);
-    for (uint32_t first = 0; first < HIDDEN; first += columns) {
-      const uint32_t count = std::min<uint32_t>(HIDDEN - first, columns);
-      launches.push_back({&DOWN[0], i, first, count});
-      if (FEED_FORWARDS[layers[i].feed_forward].bias || first + count < HIDDEN)
-        launches.push_back({&DOWN[1], i, first, count});
-    }
+    add(DOWN[0]);
+    if (FEED_FORWARDS[layers[i].feed_forward].bias) add(DOWN[1]);
   }
   add_input_norm(launches, static_cast<uint32_t>(layers.size()));
   return launches;

@@ -98,11 +98,10 @@ __device__ __forceinline__ wide::AddNormMemory input_norm_memory(const WideMemor
   return own;
 }
 
-// The products that the norm adds behind a layer of experts: those of a slice of the columns.
+// The products that the norm adds behind a layer of experts.
 template <int KIND>
 __device__ __forceinline__ wide::AddedProducts added_products(const WideMemory& wide) {
-  return {wide.rows, wide.products, wide::panel_stride<KIND>(wide.token_count),
-          static_cast<int>(wide.slice_first)};
+  return {wide.rows, wide.products, wide::panel_stride<KIND>(wide.token_count)};
 }
 
 // The norm before a layer's network.
@@ -165,7 +164,7 @@ __device__ __forceinline__ wide::RouterMemory router_memory(const WideMemory& wi
           static_cast<int>(wide.token_count)};
 }
 
-// The experts of all tokens. `down` and `combine` make a slice of the columns.
+// The experts of all tokens.
 template <int KIND>
 __device__ __forceinline__ wide::ExpertsMemory experts_memory(const WideMemory& wide) {
   const LayerMemory& layer = wide_layer<false>(wide);
@@ -180,8 +179,6 @@ __device__ __forceinline__ wide::ExpertsMemory experts_memory(const WideMemory& 
   own.inner = wide.expert_inner;
   own.products = wide.products;
   own.sums = wide.part;
-  own.first_column = wide.slice_first;
-  own.columns = wide.slice_count;
   own.capacity = wide.expert_capacity;
   return own;
 }

@@ -223,7 +223,7 @@ abi_struct! {
         pub rows: u64,
         pub choices: u64,
         pub factors: u64,
-        /// By expert's row: the operand of inner values, and products of some columns, F32.
+        /// By expert's row: the operand of inner values, and products, BF16.
         pub expert_inner: u64,
         pub products: u64,
         /// Of several ranks: what all-reduces receive, BF16, and their flags; see
@@ -238,8 +238,8 @@ abi_struct! {
         pub wanted_count: u32,
         /// Of this launch.
         pub layer: u32,
-        /// Of this launch, if it has a part of the wanted tokens, or of the columns of the stream:
-        /// the first, and their number.
+        /// Of this launch: the first of its wanted tokens and their number, or the columns of the
+        /// experts' products that a norm adds, all or none.
         pub slice_first: u32,
         pub slice_count: u32,
         /// Of this launch, if it is an all-reduce: its number in the step.

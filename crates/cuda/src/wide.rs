@@ -24,11 +24,7 @@ pub(crate) const HEADS_MAX: u32 = WANTED_MAX.div_ceil(TOKENS_MAX) as u32;
 /// nearly all experts.
 pub(crate) const ROWS_MAX: usize = 256;
 
-/// Experts of steps of up to so many tokens produce and add all columns of the stream at once,
-/// which takes 0.2 MB a token of the largest model; those of larger steps half of them at a time.
-const PRODUCT_TOKENS: usize = 4096;
-/// `DOWN_COLUMNS` and `PANEL_COLUMNS` of `wide/experts.cuh`.
-const DOWN_COLUMNS: usize = 1024;
+/// `PANEL_COLUMNS` of `wide/products.cuh`.
 const PANEL_COLUMNS: usize = 64;
 const WORD: usize = size_of::<u32>();
 /// Exchanges of an all-reduce, as in `wide/all_reduce.cuh`.
@@ -163,8 +159,8 @@ impl WideKernel {
 }
 
 /// A launch of the wide pass: a kernel, for a layer of the target or of the drafter. The head takes
-/// a slice of the wanted tokens, and experts make a slice of the stream's columns, which the next
-/// norm may add: the first, and how many.
+/// a slice of the wanted tokens, the first and how many, and a norm the columns of the experts'
+/// products that it adds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct WideLaunch {
     pub(crate) kernel: WideKernel,
@@ -237,11 +233,11 @@ impl WideLayers {
         self.in_parts.then_some(WideLaunch { collective, ..launch })
     }
 
-    /// The target's launches over so many tokens, from embeddings to the last norm.
-    pub(crate) fn target_launches(&self, token_count: u32) -> Vec<WideLaunch> {
+    /// The target's launches, from embeddings to the last norm.
+    pub(crate) fn target_launches(&self) -> Vec<WideLaunch> {
         let mut launches = vec![WideLaunch::new(WideKernel::Embed, 0)];
         for (layer, shape) in (0..).zip(&self.target) {
-            self.add_layer(&mut launches, layer, *shape, token_count);
+            self.add_layer(&mut launches, layer, *shape);
         }
         self.add_input_norm(&mut launches, self.target.len() as u32);
         launches
@@ -254,13 +250,7 @@ impl WideLayers {
         slices.map(move |slice| WideLaunch { slice, ..gather })
     }
 
-    fn add_layer(
-        &self,
-        launches: &mut Vec<WideLaunch>,
-        layer: u32,
-        shape: LayerShape,
-        token_count: u32,
-    ) {
+    fn add_layer(&self, launches: &mut Vec<WideLaunch>, layer: u32, shape: LayerShape) {
         let of_layer = |kernel| WideLaunch::new(kernel, layer);
         self.add_input_norm(launches, layer);
         launches.push(of_layer(WideKernel::Qkv));
@@ -278,21 +268,16 @@ impl WideLayers {
             return;
         }
         launches.extend([WideKernel::SortChoices, WideKernel::GateUp].map(of_layer));
-        let columns = product_columns(self.hidden as usize, token_count as usize);
-        for slice in slices(self.hidden, columns as u32) {
-            launches.push(WideLaunch { slice, ..of_layer(WideKernel::Down) });
-            if self.in_parts || shape.biased || slice.0 + slice.1 < self.hidden {
-                launches.push(WideLaunch { slice, ..of_layer(WideKernel::Combine) });
-            }
-        }
+        launches.push(of_layer(WideKernel::Down));
+        launches.extend((self.in_parts || shape.biased).then(|| of_layer(WideKernel::Combine)));
     }
 
-    /// The norm before a layer, or before the head. It adds the experts' products that have not
-    /// been combined: those of the last slice, if one rank has all of them and there is no bias.
+    /// The norm before a layer, or before the head. It adds the experts' products if they have not
+    /// been combined: if one rank has all of them and there is no bias.
     fn add_input_norm(&self, launches: &mut Vec<WideLaunch>, layer: u32) {
         launches.extend(self.all_reduce(2 * layer + 1));
-        let products = launches.last().filter(|last| last.kernel == WideKernel::Down);
-        let slice = products.map_or((0, 0), |last| last.slice);
+        let products = launches.last().is_some_and(|last| last.kernel == WideKernel::Down);
+        let slice = (0, if products { self.hidden } else { 0 });
         launches.push(WideLaunch { slice, ..WideLaunch::new(WideKernel::InputNorm, layer) });
     }
 
@@ -418,21 +403,6 @@ fn expert_rows(constants: &Constants, capacity: usize) -> usize {
     })
 }
 
-/// Columns that the experts of so many tokens make at a time.
-fn product_columns(hidden: usize, token_count: usize) -> usize {
-    let half = hidden.div_ceil(2).next_multiple_of(DOWN_COLUMNS);
-    if token_count > PRODUCT_TOKENS { hidden.min(half) } else { hidden }
-}
-
-/// Bytes of products of steps of up to `capacity` tokens.
-fn product_bytes(constants: &Constants, capacity: usize) -> usize {
-    let bytes = |token_count| {
-        let columns = product_columns(constants.hidden, token_count);
-        expert_rows(constants, token_count) * columns.next_multiple_of(PANEL_COLUMNS) * F32
-    };
-    bytes(capacity).max(bytes(capacity.min(PRODUCT_TOKENS)))
-}
-
 /// Takes the buffers of steps of up to `capacity` tokens.
 pub(crate) fn memory(
     map: &mut MemoryMap,
@@ -494,7 +464,7 @@ pub(crate) fn memory(
         choices: take("choices", rows * WORD),
         factors: take("factors", rows * 2 * F32),
         expert_inner: take("expert_inner", operand_bytes(expert_width, rows)),
-        products: take("products", product_bytes(constants, capacity)),
+        products: take("products", rows * hidden.next_multiple_of(PANEL_COLUMNS) * BF16),
         received: take("received", of_ranks(received * hidden * BF16)),
         flags: take("flags", of_ranks(flags)),
         capacity: capacity as u32,

@@ -46,4 +46,15 @@ __device__ __forceinline__ float inner_value(float gate, float up, float inverse
     return activate<KIND>(gate * inverse_rms, up * inverse_rms);
 }
 
+// An expert's product is rounded to BF16 before all are added: the wide pass, which writes them to
+// the GPU's memory, is bound by their bytes.
+__device__ __forceinline__ void round_product(const float (&product)[4], float (&rounded)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    const uint32_t pair = ptx::pack_bf16(product[i], product[i + 1]);
+    rounded[i] = __uint_as_float(pair << 16);
+    rounded[i + 1] = __uint_as_float(pair & 0xffff0000u);
+  }
+}
+
 }  // namespace kilotok

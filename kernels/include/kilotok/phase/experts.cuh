@@ -280,13 +280,14 @@ struct DownTurns {
                                                   : stream.residual[TILE_TOKENS]);
   }
 
-  // Consumers: writes a warp's products to the next free buffer.
+  // Consumers: writes a warp's products to the next free buffer, rounded.
   static __device__ __forceinline__ void push(const Cta& cta, Sums& sums, StreamMemory& stream,
                                               const float (&products)[OWN][1][4]) {
     sums.wait_released<PLACES / OWN - 1>();
 #pragma unroll
     for (int i = 0; i < OWN; i++) {
-      const float(&v)[4] = products[i][0];
+      float v[4];
+      round_product(products[i][0], v);
       place(stream, sums, i)[cta.warp() * 32 + cta.lane()] = make_float4(v[0], v[1], v[2], v[3]);
     }
     sums.written(cta);

@@ -425,7 +425,9 @@ __device__ __forceinline__ void down_whole(const Cta& cta, Ring& ring, Sums& sum
 #pragma unroll
     for (int part = 0; part < D::TURNS; part++)
       entry.chunks[part].multiply(product, entry.x[part]);
-    sums.push(cta, product[0]);
+    float rounded[4];
+    round_product(product[0], rounded);
+    sums.push(cta, rounded);
   }
 }
 
@@ -455,7 +457,9 @@ __device__ __forceinline__ void down_by_step(const Cta& cta, Ring& ring, Sums& s
         chunk.multiply(product, x);
       }
       if (P::step(page, place) < M::STEPS - 1) continue;
-      sums.push(cta, product[0]);
+      float rounded[4];
+      round_product(product[0], rounded);
+      sums.push(cta, rounded);
 #pragma unroll
       for (int i = 0; i < 4; i++) product[0][i] = 0;
     }

@@ -3,9 +3,9 @@
 // matrix.
 //
 //   gate_up       the rows of the inner operand: activated, times the expert's weight
-//   down          an expert's product for each row, F32, in one chain over its columns
-//   combine       the products of a token's choices, in ascending order of its experts; the next
-//                 norm (wide/stream.cuh) adds those of the last columns itself
+//   down          an expert's product for each row, in one chain over its columns, as BF16
+//   combine       the products of a token's choices, in ascending order of its experts, where the
+//                 next norm (wide/stream.cuh) does not add them itself
 #pragma once
 
 #include "kilotok/wide/products.cuh"
@@ -25,9 +25,6 @@ struct ExpertsMemory {
   uint64_t inner;
   // See wide/products.cuh; and F32 `[tokens][HIDDEN]`.
   uint64_t products, sums;
-  // The columns of the stream that `down` and `combine` make at a time: all, or less memory for
-  // products and as many launches more. They begin at a multiple of DOWN_COLUMNS.
-  int first_column, columns;
   // Rows that there is room for.
   int capacity;
 };
@@ -51,7 +48,7 @@ __device__ __forceinline__ void clear_inner_end(const ExpertsMemory& memory) {
 
 // Row tiles of down that a CTA multiplies one after the other: each has few columns, and weights of
 // the next come while one ends.
-constexpr int DOWN_TILES = 64, DOWN_COLUMNS = DOWN_TILES * 16;
+constexpr int DOWN_TILES = 64;
 
 // What a CTA has in shared memory for runs of up to ROWS rows.
 template <int KIND, int ROWS>
@@ -89,7 +86,7 @@ __device__ __forceinline__ void gate_up(RunsShared<KIND, ROWS>& shared,
   constexpr FeedForward F = FEED_FORWARDS[KIND];
   if (threadIdx.x == 0) Stages(shared.gate_up).init(MANY_CONSUMER_GROUPS, 1, GATHERERS);
   shared.list.make(memory.routes);
-  const ExpertsWork<M, 1, decltype(shared.list)> work(shared.list, 0, MATRIX_TILES<M>);
+  const ExpertsWork<M, 1, decltype(shared.list)> work(shared.list);
   const auto use = [&](int expert, int row_tile, int first, int rows, int lane, const float4& v) {
     const int value = row_tile * 8 + lane / 4;
     const float2 bias = gate_up_bias<KIND>(memory.gate_up_bias, expert, value);
@@ -202,17 +199,13 @@ struct ProductStage {
     if (!IN_TURN || turn == NO_TURN) wait_for_place();
     const uint32_t place = stage + (IN_TURN && turn == 1 ? BYTES / 2 : 0);
     turn = !IN_TURN ? NO_TURN : turn == 1 ? 0 : 1;
+    const uint32_t own = place + row * PANEL_BYTES + product_place(row, column);
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-      const uint32_t own =
-          place + row * PANEL_BYTES + product_place(row, column + half * 8) * 4;
+    for (int i = 0; i < COUNT / 4; i++)
 #pragma unroll
-      for (int i = 0; i < COUNT / 4; i++)
-#pragma unroll
-        for (int j = 0; j < 2; j++)
-          ptx::store_shared_word(own + (i * TILE_TOKENS + j) * PANEL_BYTES,
-                                 __float_as_uint(sums[i * 4 + half * 2 + j]));
-    }
+      for (int j = 0; j < 2; j++)
+        ptx::store_shared_word(own + (i * TILE_TOKENS + j) * PANEL_BYTES,
+                               ptx::pack_bf16(sums[i * 4 + j], sums[i * 4 + 2 + j]));
     ptx::reads_before_copies();
     // The copy before has read its place, which is the next one's.
     if (IN_TURN)
@@ -241,11 +234,9 @@ __device__ __forceinline__ void down(RunsShared<KIND, ROWS>& shared,
   using M = DownMatrix<KIND>;
   using Stages = DownRing<M, ROWS>;
   constexpr int AT_ONCE = DOWN_TILES / ExpertsCta::ROW_TILES;
-  const int end = memory.first_column + memory.columns;
   if (threadIdx.x == 0) Stages(shared.down).init(MANY_CONSUMER_GROUPS, WARPGROUP + 1);
   shared.list.make(memory.routes);
-  const ExpertsWork<M, AT_ONCE, decltype(shared.list)> work(
-      shared.list, memory.first_column / 16, ceil_div(end, 16));
+  const ExpertsWork<M, AT_ONCE, decltype(shared.list)> work(shared.list);
   const auto consume = [&] {
     Stages ring(shared.down);
     ProductStage<sizeof(shared.totals) / MANY_CONSUMER_GROUPS> stage(shared.totals);
@@ -263,12 +254,11 @@ __device__ __forceinline__ void down(RunsShared<KIND, ROWS>& shared,
                 multiply(StageWeights<M, Stages>(ring));
               });
           const int panel = group * MANY_CONSUMER_GROUPS + stage.group;
-          if (panel * PANEL_COLUMNS >= end) continue;
-          stage.store(sums,
-                      at<char>(memory.products) +
-                          (panel - memory.first_column / PANEL_COLUMNS) * stride +
-                          size_t{1} * row * PANEL_BYTES,
-                      run.count);
+          if (panel * PANEL_COLUMNS < HIDDEN)
+            stage.store(sums,
+                        at<char>(memory.products) + panel * stride +
+                            size_t{1} * row * PANEL_BYTES,
+                        run.count);
         }
       });
     });
@@ -322,22 +312,22 @@ __device__ __forceinline__ void combine(const ExpertsMemory& memory) {
   constexpr int TOP_K = FEED_FORWARDS[KIND].top_k, FOURS = PANEL_COLUMNS / 4;
   static_assert(HIDDEN % 4 == 0, "columns come four at a time");
   const int each = memory.routes.tokens * FOURS;
-  const int count = ceil_div(memory.columns, PANEL_COLUMNS) * each;
+  const int count = ceil_div(HIDDEN, PANEL_COLUMNS) * each;
   const size_t stride = panel_stride<KIND>(memory.routes.tokens);
   for (int i = ptx::cta_index() * SORTERS + threadIdx.x; i < count; i += GRID * SORTERS) {
     const int panel = i / each, token = i % each / FOURS, in_panel = i % FOURS * 4;
     const int column = panel * PANEL_COLUMNS + in_panel;
-    if (column >= memory.columns) continue;
+    if (column >= HIDDEN) continue;
     ChoiceProducts<TOP_K> own;
-    own.load(at<const char>(memory.products) + panel * stride,
-             {at<const uint32_t>(memory.routes.rows) + token * TOP_K, in_panel});
-    if constexpr (FEED_FORWARDS[KIND].bias)
-#pragma unroll
-      for (int place = 0; place < TOP_K; place++)
-        add_down_bias<KIND>(memory, token * TOP_K + place, memory.first_column + column,
-                            own.products[place]);
-    *reinterpret_cast<float4*>(at<float>(memory.sums) + size_t{1} * token * HIDDEN +
-                               memory.first_column + column) = own.sum();
+    const typename ChoiceProducts<TOP_K>::Places places(
+        at<const uint32_t>(memory.routes.rows) + token * TOP_K, in_panel);
+    own.load(at<const char>(memory.products) + panel * stride, places);
+    const auto add_bias = [&](int choice, float4& product) {
+      if constexpr (FEED_FORWARDS[KIND].bias)
+        add_down_bias<KIND>(memory, token * TOP_K + choice, column, product);
+    };
+    *reinterpret_cast<float4*>(at<float>(memory.sums) + size_t{1} * token * HIDDEN + column) =
+        own.sum(places.half, add_bias);
   }
 }
 

@@ -1,5 +1,5 @@
-// The products of the experts' rows, F32 `[panels of columns][rows of the tokens][PANEL_COLUMNS]`,
-// and their sum for a token.
+// The products of the experts' rows, BF16
+// `[panels of columns][rows of the tokens][PANEL_COLUMNS]`, and their sum for a token.
 #pragma once
 
 #include "kilotok/wide/routes.cuh"
@@ -8,10 +8,11 @@ namespace kilotok::wide {
 
 // Products of as many columns lie together as a warpgroup has, so that those of a run are one bulk
 // copy.
-constexpr int PANEL_COLUMNS = WARPGROUP_ROWS, PANEL_BYTES = PANEL_COLUMNS * 4;
-// Eight columns each are exchanged, so that a warp stores its products without bank conflicts.
+constexpr int PANEL_COLUMNS = WARPGROUP_ROWS, PANEL_BYTES = PANEL_COLUMNS * 2;
+// The byte of the word with a row's columns c and c + 8, of which a lane has the products; c % 16
+// is less than 8. Eight words each are exchanged, so that a warp stores without bank conflicts.
 __host__ __device__ __forceinline__ int product_place(int row, int column) {
-  return column ^ row / 2 % 4 * 8;
+  return (column / 16 * 8 + column % 8 ^ row / 2 % 4 * 8) * 4;
 }
 // The bytes between panels.
 template <int KIND>
@@ -29,29 +30,40 @@ struct ChoiceProducts {
   // Where they lie in a panel, from the choices' rows.
   struct Places {
     uint32_t places[TOP_K];
+    // Takes the half of a word for `__byte_perm`, as the upper half of an F32 number.
+    uint32_t half;
 
-    __device__ __forceinline__ Places(const uint32_t* rows, int in_panel) {
+    __device__ __forceinline__ Places(const uint32_t* rows, int in_panel)
+        : half(in_panel % 16 < 8 ? 0x1044 : 0x3244) {
 #pragma unroll
       for (int i = 0; i < TOP_K; i++)
-        places[i] = rows[i] * PANEL_BYTES + product_place(rows[i], in_panel) * 4;
+        places[i] = rows[i] * PANEL_BYTES + product_place(rows[i], in_panel);
     }
   };
-  float4 products[TOP_K];
+  uint4 words[TOP_K];
 
   __device__ __forceinline__ void load(const char* panel, const Places& places) {
 #pragma unroll
     for (int i = 0; i < TOP_K; i++)
-      products[i] = *reinterpret_cast<const float4*>(panel + places.places[i]);
+      words[i] = *reinterpret_cast<const uint4*>(panel + places.places[i]);
   }
-  // As the narrow pass adds them, from zero on: a product may be -0.
-  __device__ __forceinline__ float4 sum() const {
+  // As the narrow pass adds them, from zero on: a product may be -0. `adjust(i, product)` comes
+  // before.
+  template <class Adjust>
+  __device__ __forceinline__ float4 sum(uint32_t half, Adjust adjust) const {
     float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll
     for (int i = 0; i < TOP_K; i++) {
-      sum.x += products[i].x;
-      sum.y += products[i].y;
-      sum.z += products[i].z;
-      sum.w += products[i].w;
+      const auto value = [&](uint32_t word) {
+        return __uint_as_float(__byte_perm(word, 0, half));
+      };
+      const uint4& w = words[i];
+      float4 product = make_float4(value(w.x), value(w.y), value(w.z), value(w.w));
+      adjust(i, product);
+      sum.x += product.x;
+      sum.y += product.y;
+      sum.z += product.z;
+      sum.w += product.w;
     }
     return sum;
   }

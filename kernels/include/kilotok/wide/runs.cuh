@@ -140,23 +140,16 @@ template <class M, int AT_ONCE, class List>
 struct ExpertsWork {
   static constexpr int ROW_TILES = ExpertsCta::ROW_TILES;
   static constexpr int ROW_GROUPS = ceil_div(MATRIX_TILES<M>, ROW_TILES);
+  static constexpr int EACH = ceil_div(ROW_GROUPS, AT_ONCE);
   const List& list;
-  // The row groups that are multiplied.
-  RowGroups groups_of_all;
-  int each;
 
-  __device__ __forceinline__ ExpertsWork(const List& runs, int first_tile,
-                                         int end_tile)
-      : list(runs),
-        groups_of_all{first_tile / ROW_TILES,
-                      smaller(ceil_div(end_tile, ROW_TILES), ROW_GROUPS)},
-        each(ceil_div(groups_of_all.end - groups_of_all.first, AT_ONCE)) {}
+  __device__ __forceinline__ explicit ExpertsWork(const List& runs) : list(runs) {}
 
-  __device__ __forceinline__ int count() const { return list.count() * each; }
-  __device__ __forceinline__ RowRun run(int item) const { return list.run(item / each); }
+  __device__ __forceinline__ int count() const { return list.count() * EACH; }
+  __device__ __forceinline__ RowRun run(int item) const { return list.run(item / EACH); }
   __device__ __forceinline__ RowGroups groups(int item) const {
-    const int first = groups_of_all.first + item % each * AT_ONCE;
-    return {first, smaller(first + AT_ONCE, groups_of_all.end)};
+    const int first = item % EACH * AT_ONCE;
+    return {first, smaller(first + AT_ONCE, ROW_GROUPS)};
   }
 
   // Calls `f(run, its first row, row groups)` for each item of a CTA.

@@ -67,13 +67,11 @@ struct AddNormMemory {
   int count, capacity;
 };
 
-// What is added is a part up to `first_column`, a multiple of a warp's columns, and from there on
-// the sum of the products of a token's choices.
+// Where a norm adds the products of a token's choices instead of a part.
 struct AddedProducts {
-  // U32 `[tokens][TOP_K]`: the rows of choices. Products of the columns from the first on.
+  // U32 `[tokens][TOP_K]`: the rows of choices; their products.
   uint64_t rows, products;
   size_t panel_stride;
-  int first_column;
 };
 
 constexpr uint32_t NO_TAP = ~0u;
@@ -169,7 +167,7 @@ struct PartAdded {
     to = *reinterpret_cast<const float4*>(part + run * NORM_COLUMNS +
                                           threadIdx.x % 32 * LANE_COLUMNS);
   }
-  static __device__ __forceinline__ float4 sum(const Loaded& loaded) { return loaded; }
+  __device__ __forceinline__ float4 sum(const Loaded& loaded) const { return loaded; }
 };
 
 template <int TOP_K>
@@ -186,10 +184,12 @@ struct ProductsAdded {
                threadIdx.x % 32 * LANE_COLUMNS % PANEL_COLUMNS) {}
   __device__ __forceinline__ void load(Loaded& to, int run) const {
     const int column = run * NORM_COLUMNS + static_cast<int>(threadIdx.x) % 32 * LANE_COLUMNS;
-    const int panel = (column - memory.first_column) / PANEL_COLUMNS;
-    to.load(at<const char>(memory.products) + panel * memory.panel_stride, places);
+    to.load(at<const char>(memory.products) + column / PANEL_COLUMNS * memory.panel_stride,
+            places);
   }
-  static __device__ __forceinline__ float4 sum(const Loaded& loaded) { return loaded.sum(); }
+  __device__ __forceinline__ float4 sum(const Loaded& loaded) const {
+    return loaded.sum(places.half, [](int, float4&) {});
+  }
 };
 
 // A warp: adds what comes to some of a token's columns, stores all forms, and leaves the sums of
@@ -217,7 +217,7 @@ __device__ __forceinline__ void add_columns(const AddNormMemory& memory, const A
     }
 #pragma unroll
     for (int i = 0; i < LOADS; i++) {
-      const float4 part = has(i) ? Added::sum(parts[i]) : zeros;
+      const float4 part = has(i) ? added.sum(parts[i]) : zeros;
       const float4 x = make_float4(before[i].x + part.x, before[i].y + part.y,
                                    before[i].z + part.z, before[i].w + part.w);
       if (has(i)) store_forms(memory, token, column(i), x, weights[i]);
@@ -249,15 +249,13 @@ __device__ __forceinline__ void add_rms_norm(NormShared& shared, const AddNormMe
   for (int first = 0; first < memory.count; first += step) {
     const int token = first + warp / warps * GRID + ptx::cta_index();
     if (token < memory.count) {
-      const PartAdded part = {at<const float>(memory.part) + static_cast<size_t>(token) * HIDDEN};
-      if constexpr (TOP_K == 0) {
-        add_columns(memory, part, token, squares, first_run, end_run);
-      } else {
-        const int products = added.first_column / NORM_COLUMNS;
-        add_columns(memory, part, token, squares, first_run, smaller(end_run, products));
-        add_columns(memory, ProductsAdded<TOP_K>(added, token), token, squares,
-                    larger(first_run, products), end_run);
-      }
+      const auto add = [&](const auto& what) {
+        add_columns(memory, what, token, squares, first_run, end_run);
+      };
+      if constexpr (TOP_K == 0)
+        add(PartAdded{at<const float>(memory.part) + static_cast<size_t>(token) * HIDDEN});
+      else
+        add(ProductsAdded<TOP_K>(added, token));
     }
     sync();
     if (share == 0 && token < memory.count) {
