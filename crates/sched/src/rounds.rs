@@ -5,6 +5,8 @@
 //! first drafts cost more than further ones, so where most steps draft, the fit of all steps says
 //! too little of those that do not.
 
+use std::collections::BTreeMap;
+
 use crate::cost::{Cost, Size};
 use crate::fit::Fit;
 
@@ -14,8 +16,8 @@ pub(crate) const CLASS_COUNT: usize = u32::BITS as usize + 1;
 const MEMORY: f64 = 0.998;
 
 pub(crate) struct RoundCosts {
-    /// By class; `None` where no step was measured.
-    classes: [Option<Class>; CLASS_COUNT],
+    /// Of which steps were measured.
+    classes: BTreeMap<usize, Class>,
     token_max: u32,
 }
 
@@ -38,7 +40,7 @@ pub(crate) struct RoundCost {
 impl RoundCosts {
     /// Of steps of up to `token_max` tokens.
     pub(crate) fn new(token_max: u32) -> Self {
-        Self { classes: [const { None }; CLASS_COUNT], token_max }
+        Self { classes: BTreeMap::new(), token_max }
     }
 
     /// Records a step without prompts. `assumed` is the cost of such steps before this class has
@@ -48,7 +50,7 @@ impl RoundCosts {
             let fit = Fit::new(assumed, self.token_max, MEMORY);
             Class { alone: fit.clone(), all: fit }
         };
-        let class = self.classes[class(row_count)].get_or_insert_with(new);
+        let class = self.classes.entry(class(row_count)).or_insert_with(new);
         class.all.observe(size, us);
         if size.token_count == row_count && size.drafting_count == 0 {
             class.alone.observe(size, us);
@@ -57,7 +59,7 @@ impl RoundCosts {
 
     /// The cost of steps of so many rows, by `assumed` where none were measured.
     pub(crate) fn cost(&self, row_count: u32, assumed: Cost) -> RoundCost {
-        let class = self.classes[class(row_count)].as_ref();
+        let class = self.classes.get(&class(row_count));
         let (alone, drafting) =
             class.map_or((assumed, assumed), |class| (class.alone.cost(), class.all.cost()));
         let size = Size { token_count: row_count, drafting_count: 0 };
