@@ -21,7 +21,7 @@ use clap::value_parser;
 
 use crate::chat::temperature;
 use crate::client::Server;
-use crate::config::{EngineKind, LoadFormat};
+use crate::config::{EngineKind, LoadFormat, VerifyRule};
 use crate::knobs::KnobArgs;
 use crate::output::{lines, say};
 
@@ -96,6 +96,10 @@ pub(crate) struct Args {
     /// 0 always takes the likeliest token.
     #[arg(long, default_value_t = 0.0, value_parser = temperature, help_heading = "Requests")]
     temperature: f64,
+    /// With --engine: how drafts of sampled tokens are verified [default: match]. Rows of --rounds
+    /// then verify the drafter's own drafts.
+    #[arg(long, requires = "engine", value_name = "RULE", help_heading = "Requests")]
+    verify: Option<VerifyRule>,
     /// Of prompts and arrivals: the same seed, the same load.
     #[arg(long, default_value_t = 0, help_heading = "Requests")]
     seed: u64,

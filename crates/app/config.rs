@@ -217,6 +217,20 @@ pub(crate) enum VerifyRule {
     Match,
 }
 
+impl VerifyRule {
+    /// By the default of the draft temperature.
+    pub(crate) fn usual(self) -> Verification {
+        self.with(DEFAULT_DRAFT_TEMPERATURE)
+    }
+
+    fn with(self, draft_temperature: f32) -> Verification {
+        match self {
+            Self::Match => Verification::Match,
+            Self::Rejection => Verification::Rejection { draft_temperature },
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum LogFormat {
@@ -314,11 +328,7 @@ impl RequestLimits {
                 )
             });
         }
-        let draft_temperature = self.draft_temperature;
-        Ok(match self.verify {
-            VerifyRule::Match => Verification::Match,
-            VerifyRule::Rejection => Verification::Rejection { draft_temperature },
-        })
+        Ok(self.verify.with(self.draft_temperature))
     }
 }
 

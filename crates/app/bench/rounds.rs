@@ -1,16 +1,18 @@
 //! Bare rounds of an engine, with plans made here: no requests, no scheduler. Every round verifies
 //! drafts at the same positions and drafts again, so it costs as much as a round of real replies at
-//! that context. Keys and values of the context are zeros, drafts are random tokens.
+//! that context. Keys and values of the context are zeros, drafts are random tokens. With
+//! `--verify` drafts are the drafter's own, and rows go on behind those that are accepted.
 
 use std::fs;
+use std::ops::Range;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use kilotok_abi::{PageId, Sampling, SlotId};
 use kilotok_engine::{
-    Caps, Engine, PageGroup, PageRun, Row, RowTokens, SlotSetup, StepOutput, StepPart, StepPlan,
-    StepTimes,
+    Caps, Engine, PageGroup, PageRun, Row, RowOutput, RowTokens, SlotSetup, StepOutput, StepPart,
+    StepPlan, StepTimes, Verification,
 };
 use kilotok_model::{FeedForwardSpec, LayerSpec, ModelSpec};
 use serde_json::{Map, Value, json};
@@ -20,7 +22,7 @@ use super::figures::Figures;
 use super::phases::{DeviceRound, Phase, add_json, part_name, phases, table};
 use super::round_args::Routing;
 use super::{Args, prompts, writable};
-use crate::config::{Config, EngineKind, RawConfig};
+use crate::config::{Config, EngineKind, RawConfig, VerifyRule};
 use crate::engine;
 use crate::output::{lines, say};
 
@@ -28,6 +30,8 @@ use crate::output::{lines, say};
 const WARMUP: u32 = 5;
 /// Positions behind the context, enough for the drafts of any engine.
 const DRAFT_ROOM: u32 = 64;
+/// Tokens that a row gains in a round, at most: drafters make 7 drafts.
+const GAINED_MAX: u32 = 8;
 
 const BYTES_ARE: &str = "\
     that a rank reads: in each phase its weights once, as published or in the other precision that \
@@ -185,7 +189,7 @@ fn shapes(args: &Args, draft_max: u32) -> Vec<Shape> {
 /// An engine that is just large enough.
 fn config(args: &Args, model: &str) -> Result<Config> {
     let longest = |values: &[u32]| values.iter().copied().max();
-    let context = longest(&args.round.context).unwrap_or(1).saturating_add(DRAFT_ROOM);
+    let context = longest(&args.round.context).unwrap_or(1).saturating_add(room(args));
     let context = context.saturating_add(longest(&args.round.chunk_len).unwrap_or(0));
     let raw = RawConfig {
         model: Some(model.to_owned()),
@@ -199,6 +203,12 @@ fn config(args: &Args, model: &str) -> Result<Config> {
         ..RawConfig::default()
     };
     Config::resolve(&raw, Vec::new())
+}
+
+/// Positions behind the context.
+fn room(args: &Args) -> u32 {
+    let rounds = args.verify.and(args.round.rounds).map_or(0, |count| count + WARMUP);
+    rounds.saturating_mul(GAINED_MAX).saturating_add(DRAFT_ROOM)
 }
 
 #[expect(clippy::disallowed_methods, reason = "the app owns the clock")]
@@ -215,8 +225,9 @@ fn measure(
 ) -> Result<Measured> {
     let caps = engine.caps().clone();
     let (mut rounds, mut devices) = (Vec::new(), Vec::new());
+    let mut places = vec![Place { start: shape.context, held: None }; shape.batch as usize];
     for round in 0..WARMUP + count {
-        let plan = plan(&caps, args, shape, round)?;
+        let plan = plan(&caps, args, shape, &places, round)?;
         let mut out = StepOutput::default();
         let began = now();
         let step = engine.submit(&plan)?;
@@ -224,6 +235,9 @@ fn measure(
         let took = began.elapsed();
         if let Some(fault) = out.rows.iter().find_map(|row| row.fault) {
             bail!("round {round}: {fault}");
+        }
+        if args.verify.is_some() {
+            places.iter_mut().zip(&out.rows).for_each(|(place, row)| place.go_on(row));
         }
         let phases = engine.phase_times()?;
         if round >= WARMUP {
@@ -276,10 +290,24 @@ fn check(caps: &Caps, shape: Shape) -> Result<()> {
     Ok(())
 }
 
+/// Where a row begins, and the drafts that its slot holds, if it is to verify those.
+#[derive(Clone, Copy)]
+struct Place {
+    start: u32,
+    held: Option<u32>,
+}
+
+impl Place {
+    fn go_on(&mut self, row: &RowOutput) {
+        self.start += row.tokens.len() as u32;
+        self.held = Some(row.held_count);
+    }
+}
+
 /// The same rows in every round, with other tokens.
-fn plan(caps: &Caps, args: &Args, shape: Shape, round: u32) -> Result<StepPlan> {
+fn plan(caps: &Caps, args: &Args, shape: Shape, places: &[Place], round: u32) -> Result<StepPlan> {
     let Shape { batch, draft, context, .. } = shape;
-    let row = |slot: u32| {
+    let row = |(slot, place): (u32, &Place)| {
         let index = round.wrapping_mul(batch).wrapping_add(slot);
         let count = shape.row_tokens() as usize;
         let tokens = match args.round.routing {
@@ -288,13 +316,20 @@ fn plan(caps: &Caps, args: &Args, shape: Shape, round: u32) -> Result<StepPlan> 
         };
         let temperature = args.temperature as f32;
         let sampling = Sampling { temperature, seed: args.seed, ..Sampling::GREEDY };
-        let setup = (round == 0).then(|| Box::new(SlotSetup::new(sampling, context)));
-        let pages = caps.groups.iter().map(|group| pages(group, slot, context, count as u32));
+        let verification = args.verify.map_or(Verification::Match, VerifyRule::usual);
+        let setup = SlotSetup { verification, ..SlotSetup::new(sampling, context) };
+        let own = place.start..place.start + count as u32;
+        ensure!(own.end <= context + room(args), "a row gained more tokens than there is room for");
+        let held = context..if args.verify.is_some() { context + room(args) } else { own.end };
+        let pages = caps.groups.iter().map(|group| pages(group, slot, held.clone(), own.clone()));
+        let given = RowTokens::Given { tokens, draft_count: draft };
+        let tokens =
+            place.held.map_or(given, |held| RowTokens::Held { draft_count: held.min(draft) });
         Ok(Row {
             slot: SlotId(slot),
-            setup,
-            start: context,
-            tokens: RowTokens::Given { tokens, draft_count: draft },
+            setup: (round == 0).then(|| Box::new(setup)),
+            start: place.start,
+            tokens,
             sample: true,
             pages: pages.collect::<Result<_>>()?,
             masks: Vec::new(),
@@ -304,13 +339,14 @@ fn plan(caps: &Caps, args: &Args, shape: Shape, round: u32) -> Result<StepPlan> 
             report_drafts: false,
         })
     };
-    Ok(StepPlan { rows: (0..batch).map(row).collect::<Result<_>>()? })
+    Ok(StepPlan { rows: (0..batch).zip(places).map(row).collect::<Result<_>>()? })
 }
 
-/// A row's own pages of a group.
-fn pages(group: &PageGroup, slot: u32, start: u32, count: u32) -> Result<PageRun> {
-    let first = group.first_needed(start) / group.page_tokens;
-    let each = (start + count).div_ceil(group.page_tokens) - first;
+/// A row's own pages of a group, of those that its slot has for the positions `held`.
+fn pages(group: &PageGroup, slot: u32, held: Range<u32>, row: Range<u32>) -> Result<PageRun> {
+    let first_of = |start| group.first_needed(start) / group.page_tokens;
+    let (begin, first) = (first_of(held.start), first_of(row.start));
+    let each = held.end.div_ceil(group.page_tokens) - begin;
     let own = u64::from(slot) * u64::from(each)..u64::from(slot + 1) * u64::from(each);
     ensure!(
         own.end <= u64::from(group.page_count),
@@ -318,7 +354,9 @@ fn pages(group: &PageGroup, slot: u32, start: u32, count: u32) -> Result<PageRun
          shorter --context",
         group.page_count
     );
-    Ok(PageRun { first, pages: own.map(|page| PageId(page as u32)).collect() })
+    let end = row.end.div_ceil(group.page_tokens);
+    let pages = (first..end).map(|page| PageId(own.start as u32 + page - begin));
+    Ok(PageRun { first, pages: pages.collect() })
 }
 
 fn header(acceptance: Option<f64>) -> String {
@@ -451,12 +489,16 @@ mod tests {
         let group =
             PageGroup { kind, page_tokens: 4, page_count: 8, window: Some(9), page_bytes: 0 };
         // From position 22, eight before the row, to 32.
-        let run = pages(&group, 1, 30, 3).unwrap();
+        let run = pages(&group, 1, 30..33, 30..33).unwrap();
         assert_eq!((run.first, run.pages.len()), (5, 4));
         assert!(
-            pages(&group, 0, 30, 3).unwrap().pages.iter().all(|page| !run.pages.contains(page))
+            pages(&group, 0, 30..33, 30..33)
+                .unwrap()
+                .pages
+                .iter()
+                .all(|page| !run.pages.contains(page))
         );
-        let error = pages(&PageGroup { page_count: 7, ..group }, 1, 30, 3).unwrap_err();
+        let error = pages(&PageGroup { page_count: 7, ..group }, 1, 30..33, 30..33).unwrap_err();
         assert!(error.to_string().contains("7 pages"), "{error}");
     }
 
