@@ -35,7 +35,8 @@ struct AttentionRoles {
 
   template <int WARPS>
   static __device__ __forceinline__ void add_all(Warp& w) {
-    combine_chunks<KIND, OWN, WARPS>(w.cta, layer(w), w.batch(), w.shared.sums, [] {});
+    combine_chunks<KIND, OWN, WARPS>(w.cta, layer(w), w.batch(), w.shared.sums, false,
+                                     [] {});
   }
 
   static __device__ __forceinline__ void consume(Warp& w, const Work& work) {

@@ -132,20 +132,28 @@ struct ExpertsCheck {
   // The relative error of rounding to BF16, and of the activation and the factors in F32.
   static constexpr double ROUNDING = 1.0 / (1 << 8) + 1.0 / (1 << 19);
 
-  // Rows of the inner operand by token and choice; for several tiles of tokens they are sorted by
-  // expert.
+  // Rows of the inner operand by token and choice; for several tiles of tokens, and where one tile
+  // has not all of them in shared memory, they are sorted by expert.
   std::vector<int> rows(int table, int token_count) const {
     std::vector<std::pair<int, int>> sorted;
     for (int token = 0; token < token_count; token++)
       for (const Choice& c : choices(table, token))
         sorted.push_back({c.expert, static_cast<int>(sorted.size())});
-    if (are_gathered(token_count)) std::sort(sorted.begin(), sorted.end());
+    if (!DENSE && (are_gathered(token_count) || !Moe<KIND>::HAS_ALL_ROWS))
+      std::sort(sorted.begin(), sorted.end());
     std::vector<int> rows(sorted.size());
     for (size_t row = 0; row < rows.size(); row++) rows[sorted[row].second] = static_cast<int>(row);
     return rows;
   }
 
   static bool are_gathered(int token_count) { return !DENSE && token_count > TILE_TOKENS; }
+
+  // Byte offset of a value of a sorted row of one tile.
+  static size_t sorted_place(int row, int i) {
+    using R = SortedRows<KIND>;
+    return size_t{1} * (i / R::STEP_COLUMNS) * R::STEP_BYTES + row * R::RUN_BYTES +
+           i % R::STEP_COLUMNS / 32 * 64 + half_offset(i);
+  }
 
   // The values of a row of the inner operand, times SCALE.
   static std::vector<float> inner_row(const std::vector<uint16_t>& left, int row, bool gathered) {
@@ -155,8 +163,13 @@ struct ExpertsCheck {
       const size_t place = TILE_INNER_BYTES +
                            (size_t{1} * (i / STEP) * GATHERED_ROWS + row) * GATHERED_ROW_BYTES +
                            i % STEP / 32 * 64 + half_offset(i);
-      values[i] = (gathered ? bench::bf16_value(left[place / 2])
-                            : operand_value(left, row, INNER_BYTES, i)) / SCALE;
+      if (gathered)
+        values[i] = bench::bf16_value(left[place / 2]);
+      else if (DENSE || Moe<KIND>::HAS_ALL_ROWS)
+        values[i] = operand_value(left, row, INNER_BYTES, i);
+      else
+        values[i] = bench::bf16_value(left[sorted_place(row, i) / 2]);
+      values[i] /= SCALE;
     }
     return values;
   }

@@ -55,11 +55,11 @@ struct ExpertsRoles {
     Routes& routes = w.shared.routes;
     cta.count_operand();
     w.wait_routes_free();
-    top_k_routes<KIND, false>(cta, routes, w.stream(), at<const float>(work.bias),
-                               w.token_count(), [](int row) { return Inner<KIND>::place(row); });
+    choose_routes<KIND, false>(cta, routes, w.stream(), at<const float>(work.bias),
+                               w.token_count());
     w.publish_routes();
     w.with_pipeline([&](Ring& ring, Sums& sums) { gate_up<KIND>(cta, ring, sums); });
-    cta.sync_grid();
+    rows_in_ring<KIND>(w.token_count()) ? cta.count_operand() : cta.sync_grid();
     if (is_owner(cta))
       w.with_pipeline([&](Ring& ring, Sums& sums) {
         down<KIND, false>(cta, ring, sums, w.stream(), routes, w.token_count());

@@ -125,6 +125,7 @@ struct RouterCheck {
 
   static std::vector<Choice> choices(const Routes& routes, int token_count, Verdict& verdict) {
     std::vector<Choice> found(token_count);
+    int row = 0;
     for (int entry = 0; entry < routes.count; entry++) {
       // The entries are the chosen experts, each once, in ascending order.
       if (entry > 0)
@@ -135,9 +136,13 @@ struct RouterCheck {
         if (choice < 0) continue;
         found[token].experts.push_back(routes.experts[entry]);
         found[token].weights.push_back(choice < F.top_k ? routes.weights[token][choice] : NAN);
-        verdict.exact(routes.places[token][entry],
-                      Inner<KIND>::place(token * F.top_k + choice), "place of token, entry",
-                      token, entry);
+        if (Moe<KIND>::HAS_ALL_ROWS)
+          verdict.exact(routes.places[token][entry],
+                        AllRows<KIND>::place(token * F.top_k + choice), "place of token, entry",
+                        token, entry);
+        else
+          verdict.exact(sorted_row(routes, entry, token), row++, "row of token, entry", token,
+                        entry);
       }
     }
     return found;

@@ -60,8 +60,8 @@ struct RouterRoles {
     Cta& cta = w.cta;
     Routes& routes = w.shared.routes;
     router_scores<KIND, true>(cta, w.shared.sums, w.token_count(), EPS);
-    top_k_routes<KIND, true>(cta, routes, w.stream(), at<const float>(work.bias),
-                              w.token_count(), [](int row) { return Inner<KIND>::place(row); });
+    choose_routes<KIND, true>(cta, routes, w.stream(), at<const float>(work.bias),
+                              w.token_count());
     if (work.routes != 0 && cta.thread() == 0) at<Routes>(work.routes)[cta.index()] = routes;
     cta.sync();
   }

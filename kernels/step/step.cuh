@@ -47,30 +47,53 @@ __device__ __forceinline__ auto store_output(Warp& w, const LayerMemory& layer) 
     return StorePart{w.stream()};
 }
 
+// The largest hidden size with polls for operands of the projections. The code for it makes passes
+// of larger models slower, which have longer phases.
+constexpr int POLLED_HIDDEN_MAX = 4096;
+
+// Whether one token's operands of the projections are polled for, instead of grid barriers: from
+// the second layer on, as a layer resets what the next one polls.
+template <bool DRAFT, int TILES>
+__device__ __forceinline__ bool polls_projections(Warp& w, int index) {
+  constexpr bool HAS_ROW = TILES == 1 && !DRAFT && TOKENS_MAX > POLLED_ROW &&
+                           HIDDEN <= POLLED_HIDDEN_MAX && IS_HELD<QkvMatrix<0>>;
+  return HAS_ROW && w.token_count() == 1 && index > 0 && index < Part<DRAFT>::LAYER_COUNT;
+}
+
+// The same for the results of attention that is split into chunks.
+template <int KIND, bool DRAFT, int TILES>
+__device__ __forceinline__ bool polls_attended(Warp& w) {
+  constexpr bool CAN = IN_CHUNKS<KIND, DRAFT> && IS_HELD<OutputMatrix<KIND>>;
+  return CAN && polls_projections<DRAFT, TILES>(w, w.layer_index());
+}
+
 template <int KIND, bool DRAFT, int TILES>
 __device__ __forceinline__ void project(Warp& w) {
   const LayerMemory& layer = w.layer();
+  const bool polled = polls_projections<DRAFT, TILES>(w, w.layer_index());
   w.with_pipeline([&](Ring& ring, Sums& sums) {
-    gemm<QkvMatrix<KIND>, TILES>(w.cta, ring, sums, w.cta.memory.normed, NORMED_BYTES,
-                                     first_unit<QkvMatrix<KIND>>(w.cta),
-                                     EveryToken<TILES>{w.token_count()},
-                                     [&] { w.cta.wait_grid(); },
-                                     ReadInverseRms<TILES>{w.stream(), Reader::Projection,
-                                                     w.token_count(), Part<DRAFT>::EPS},
-                                     store_projections<KIND>(w, layer, layer, DRAFT));
+    gemm<QkvMatrix<KIND>, TILES>(
+        w.cta, ring, sums, w.cta.memory.normed, NORMED_BYTES, first_unit<QkvMatrix<KIND>>(w.cta),
+        tokens_of<TILES>(w.token_count(), polled),
+        [&] {
+          if (!polled) w.cta.wait_grid();
+        },
+        ReadInverseRms<TILES>{w.stream(), Reader::Projection, w.token_count(), Part<DRAFT>::EPS,
+                              polled},
+        store_projections<KIND>(w, layer, layer, DRAFT));
   });
 }
 
 // The output projection, whose products owners add to the stream. `wait_input` waits for
 // attention's results.
 template <int KIND, int TILES, class WaitInput>
-__device__ __forceinline__ void output(Warp& w, WaitInput wait_input) {
+__device__ __forceinline__ void output(Warp& w, bool polled, WaitInput wait_input) {
   w.with_pipeline([&](Ring& ring, Sums& sums) {
     gemm<OutputMatrix<KIND>, TILES>(w.cta, ring, sums,
                                     w.cta.memory.attended + Attended<KIND>::PLACE,
                                     Attended<KIND>::ROW_BYTES, w.cta.index(),
-                                    EveryToken<TILES>{w.token_count()}, wait_input, Nothing{},
-                                    store_output<KIND>(w, w.layer()));
+                                    tokens_of<TILES>(w.token_count(), polled), wait_input,
+                                    Nothing{}, store_output<KIND>(w, w.layer()));
   });
 }
 
@@ -96,8 +119,8 @@ __device__ __forceinline__ void attend(Warp& w, ResetPolled reset_polled) {
 }
 
 // Whether a network of experts polls for single values instead of grid barriers, from the stream to
-// gate and up, and to `down` if `polls_inner`. With several tiles of tokens it needs barriers: the
-// experts of a CTA's tokens are chosen by other CTAs.
+// gate and up, and to `down` unless its rows come through the ring. With several tiles of tokens it
+// needs barriers: the experts of a CTA's tokens are chosen by other CTAs.
 template <int KIND, int TILES>
 constexpr bool POLLS = TILES == 1 && !IS_DENSE<KIND> && Moe<KIND>::OPERAND_IN_PAGES;
 
@@ -148,13 +171,16 @@ __device__ __forceinline__ void experts(Warp& w) {
   Routes& routes = w.shared.routes;
   score_experts<KIND, DRAFT, POLLED>(w);
   w.wait_routes_free();
-  top_k_routes<KIND, POLLED>(cta, routes, w.stream(), at<const float>(w.layer().router_bias),
-                               w.token_count(), [](int row) { return Inner<KIND>::place(row); });
+  choose_routes<KIND, POLLED>(cta, routes, w.stream(), at<const float>(w.layer().router_bias),
+                              w.token_count());
   cta.stamp(Stamp::Routes, routes.count);
   w.publish_routes();
   w.with_pipeline([&](Ring& ring, Sums& sums) { gate_up<KIND>(cta, ring, sums); });
   cta.stamp(Stamp::GateUp);
-  if (!POLLED || !polls_inner<KIND>(w.token_count())) cta.sync_grid();
+  if (rows_in_ring<KIND>(w.token_count()))
+    cta.count_operand();
+  else if (!POLLED)
+    cta.sync_grid();
   if (is_owner(cta))
     w.with_pipeline([&](Ring& ring, Sums& sums) {
       down<KIND, POLLED>(cta, ring, sums, w.stream(), routes, w.token_count());
@@ -191,6 +217,15 @@ template <bool DRAFT, int TILES>
 __device__ __forceinline__ void attention(Warp& w) {
   using P = Part<DRAFT>;
   Cta& cta = w.cta;
+  // One token, for which more is polled and more is reset.
+  const bool one = polls_projections<DRAFT, TILES>(w, 1);
+  bool polled = false;
+  if (one)
+    with_kind<P::ATTENTION, P::ATTENTION_END>(w.layer().attention, [&](auto kind) {
+      constexpr int A = decltype(kind)::value;
+      polled = polls_attended<A, DRAFT, TILES>(w);
+      if (polled) reset_attended<A>(cta);
+    });
   with_matrix<ProjectionOf, P::ATTENTION, P::ATTENTION_END>(w.layer().attention, [&](auto kind) {
     project<decltype(kind)::value, DRAFT, TILES>(w);
   });
@@ -203,13 +238,20 @@ __device__ __forceinline__ void attention(Warp& w) {
       constexpr int F = decltype(kind)::value;
       if constexpr (POLLS<F, TILES>) {
         reset_scores<F>(cta, w.token_count());
-        if (polls_inner<F>(w.token_count())) reset_inner<F>(cta, w.token_count());
+        reset_inner<F>(cta, w.token_count());
       }
     });
   };
   with_kind<P::ATTENTION, P::ATTENTION_END>(w.layer().attention, [&](auto kind) {
-    attend<decltype(kind)::value, DRAFT>(w, reset_polled);
+    attend<decltype(kind)::value, DRAFT>(w, [&] {
+      if (!one) reset_polled();
+    });
   });
+  // CTAs that had no barrier before the projection may have read these values until the last one.
+  if (one) {
+    reset_norm(cta);
+    reset_polled();
+  }
   cta.stamp(Stamp::Attention);
   cta.arrive_grid();
   const LayerMemory& layer = w.layer();
@@ -220,12 +262,15 @@ __device__ __forceinline__ void attention(Warp& w) {
   const auto wait_input = [&] {
     with_kind<P::ATTENTION, P::ATTENTION_END>(w.layer().attention, [&](auto kind) {
       combine_chunks<decltype(kind)::value, DRAFT, COMBINE_WARPS<TILES == 1>>(
-          cta, w.layer(), w.batch(), w.shared.sums, reset_polled);
+          cta, w.layer(), w.batch(), w.shared.sums, polled, [&] {
+            if (!one) reset_polled();
+          });
     });
-    cta.wait_grid();
+    if (!polled) cta.wait_grid();
   };
-  with_matrix<OutputOf, P::ATTENTION, P::ATTENTION_END>(
-      layer.attention, [&](auto kind) { output<decltype(kind)::value, TILES>(w, wait_input); });
+  with_matrix<OutputOf, P::ATTENTION, P::ATTENTION_END>(layer.attention, [&](auto kind) {
+    output<decltype(kind)::value, TILES>(w, polled, wait_input);
+  });
   cta.stamp(Stamp::Output);
 }
 
@@ -241,12 +286,13 @@ __device__ __forceinline__ void consume_layers(Warp& w) {
     cta.reload_thread();
     const int turn = w.next_turn(), index = turn / 2;
     const bool network = turn % 2 == 1;
+    const bool polled = !network && polls_projections<DRAFT, TILES>(w, index);
     if (is_owner(cta)) {
       all_reduce(cta, w.stream(), w.token_count());
-      add_rms_norm(cta, w.stream(), w.shared.sums, w.token_count());
+      add_rms_norm(cta, w.stream(), w.shared.sums, w.token_count(), polled ? POLLED_ROW : 0);
       cta.stamp(Stamp::AddRmsNorm);
     }
-    bool barrier = true, chooses = false;
+    bool barrier = !polled, chooses = false;
     if (network)
       with_kind<P::FEED_FORWARD, P::FEED_FORWARD_END>(w.layer().feed_forward, [&](auto kind) {
         constexpr int F = decltype(kind)::value;
@@ -298,10 +344,14 @@ __device__ __forceinline__ void produce_experts(Warp& w, const LayerMemory& laye
   w.wait_routes();
   if constexpr (TILES == 1) {
     produce_gate_up<KIND>(cta, w.ring, w.shared.routes, layer.gate_up, taken);
-    if (is_owner(cta)) produce_down<KIND>(w.ring, w.shared.routes, layer.down);
+    if (rows_in_ring<KIND>(w.token_count())) count++;
+    if (is_owner(cta))
+      produce_down<KIND>(cta, w.ring, w.shared.sums, w.shared.routes, layer.down, w.token_count(),
+                         count);
   } else {
     produce_gate_up<KIND>(cta, w.ring, w.shared.gathered, layer.gate_up, taken);
-    if (is_owner(cta)) produce_down<KIND>(cta, w.ring, w.shared.gathered, layer.down, count);
+    if (is_owner(cta))
+      produce_down<KIND>(cta, w.ring, w.shared.sums, w.shared.gathered, layer.down, count);
   }
   w.producer_releases_routes();
 }

@@ -138,8 +138,11 @@ struct Warp {
   // number; the current layer.
   __device__ __forceinline__ int next_turn() { return next(&PipelineState::turn_count); }
   __device__ __forceinline__ const LayerMemory& layer() const {
+    return shared.layers[layer_index() % 2];
+  }
+  __device__ __forceinline__ int layer_index() const {
     const volatile PipelineState& state = shared.pipelines[cta.warp()];
-    return shared.layers[(state.turn_count - 1) / 2 % 2];
+    return (state.turn_count - 1) / 2;
   }
 
   // Consumers: calls `phase(ring, sums)` with the warp's saved positions, and saves them again.

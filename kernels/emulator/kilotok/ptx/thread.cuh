@@ -20,6 +20,10 @@ template <int COUNT>
 void sync_threads() {
   emulator::sync(1, COUNT);
 }
+template <int COUNT>
+void sync_threads(int number) {
+  emulator::sync(number + 2, COUNT);
+}
 inline void sync_warpgroup(int number) { emulator::sync(number + 2, emulator::WARPGROUP); }
 inline int opaque(int value) { return value; }
 inline void make_opaque(int&) {}

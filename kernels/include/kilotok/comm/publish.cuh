@@ -32,6 +32,7 @@ __device__ __forceinline__ uint32_t zero_halves(const uint4& words) {
 __device__ __forceinline__ uint32_t missing_halves(const uint4& words) {
   return zero_halves(make_uint4(~words.x, ~words.y, ~words.z, ~words.w));
 }
+
 __device__ __forceinline__ bool is_missing(const OperandChunk& x) {
   return (missing_halves(x.words[0]) | missing_halves(x.words[1])) != 0;
 }
@@ -48,8 +49,8 @@ __device__ __forceinline__ void publish(float* to, float value) {
 
 // Publishes one value of an operand. Arithmetic yields only one NaN in BF16, and it is not
 // EMPTY_HALF.
-__device__ __forceinline__ void publish_operand(char* row, int column, float value) {
-  ptx::store_l2(reinterpret_cast<uint16_t*>(row + operand_offset(column)), ptx::to_bf16(value));
+__device__ __forceinline__ void publish_half(char* to, float value) {
+  ptx::store_l2(reinterpret_cast<uint16_t*>(to), ptx::to_bf16(value));
 }
 
 // A warp: calls `look`, which returns whether the lane has all values it needs, until it is true

@@ -9,6 +9,7 @@
 // The sum over columns has one order, whatever the number of tokens: steps, then warps.
 #pragma once
 
+#include "kilotok/comm/publish.cuh"
 #include "kilotok/layout/chunk.cuh"
 #include "kilotok/gemm/ring.cuh"
 #include "kilotok/gemm/split_k.cuh"
@@ -92,7 +93,7 @@ __device__ __forceinline__ void produce(Ring& ring, uint64_t address, int first)
 }
 
 // The largest number of steps of which a warp's columns of the operand stay in registers.
-constexpr int HELD_STEPS_MAX = 8;
+constexpr int HELD_STEPS_MAX = 11;
 template <class M>
 constexpr bool IS_HELD = M::STEPS <= HELD_STEPS_MAX;
 
@@ -118,6 +119,15 @@ struct OperandPages {
   }
 };
 
+// Whether the values of an operand's rows are polled for. Otherwise a barrier came before.
+template <class RowOf>
+__device__ __forceinline__ bool is_polled(const RowOf& row_of) {
+  if constexpr (requires { row_of.polled; })
+    return row_of.polled;
+  else
+    return false;
+}
+
 // Multiplies one unit with one tile of tokens. `row_of(column)` is the row of the operand that
 // belongs to a column of the batch.
 template <class M, bool HELD>
@@ -130,6 +140,10 @@ struct Multiplier {
                                         RowOf row_of) {
     row = at<const char>(operand) + operand_row(row_of(cta.lane() / 4), row_bytes);
     if constexpr (HELD) {
+      if (is_polled(row_of)) {
+        poll_for(cta);
+        return;
+      }
 #pragma unroll
       for (int step = 0; step < M::STEPS; step++) load(cta, step, held[step]);
     }
@@ -153,6 +167,20 @@ struct Multiplier {
 
   __device__ __forceinline__ void load(const Cta& cta, int step, OperandChunk (&x)[1]) const {
     x[0].load(row, step * M::COLUMN_WARPS + cta.warp() % M::COLUMN_WARPS, cta.lane());
+  }
+
+  // Loads the whole operand again until no value is missing.
+  __device__ __forceinline__ void poll_for(const Cta& cta) {
+    poll<true>([&] {
+      bool missing = false;
+#pragma unroll
+      for (int step = 0; step < M::STEPS; step++)
+        held[step][0].load_l2(row, step * M::COLUMN_WARPS + cta.warp() % M::COLUMN_WARPS,
+                              cta.lane());
+#pragma unroll
+      for (int step = 0; step < M::STEPS; step++) missing |= is_missing(held[step][0]);
+      return !missing;
+    });
   }
 
   // Steps must be fetched in order; `ahead` is at the page of the previous one.
@@ -240,6 +268,26 @@ struct EveryToken {
     return TILES > 1 || column < count ? column : 0;
   }
 };
+
+// In kernels for one tile: the same, or one token whose values are polled for, in a row of its own
+// behind the tile's.
+constexpr int POLLED_ROW = TILE_TOKENS;
+struct TokensOrPolled : EveryToken<1> {
+  bool polled;
+
+  __device__ __forceinline__ TokensOrPolled(int token_count, bool is_polled)
+      : EveryToken<1>{token_count}, polled(is_polled) {}
+  __device__ __forceinline__ int operator()(int column) const {
+    return polled ? POLLED_ROW : EveryToken<1>::operator()(column);
+  }
+};
+template <int TILES>
+__device__ __forceinline__ auto tokens_of(int count, bool polled) {
+  if constexpr (TILES == 1)
+    return TokensOrPolled(count, polled);
+  else
+    return EveryToken<TILES>{count};
+}
 
 // Multiplies units together with several tiles of tokens. Pieces of the operand, two tiles of a
 // step, are prefetched from L2: when one has been multiplied, the next is loaded.

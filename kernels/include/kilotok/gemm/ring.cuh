@@ -65,7 +65,11 @@ struct Ring {
   }
   __device__ __forceinline__ void fetch_operand(const void* from, uint32_t offset,
                                                 uint32_t bytes) const {
-    ptx::bulk_copy(page() + offset, from, bytes, full + 8 * stage);
+    fetch_to(page() + offset, from, bytes);
+  }
+  // The same to another place in shared memory, which belongs to the page.
+  __device__ __forceinline__ void fetch_to(uint32_t to, const void* from, uint32_t bytes) const {
+    ptx::bulk_copy(to, from, bytes, full + 8 * stage);
   }
 
   __device__ __forceinline__ uint32_t page() const { return pages + stage * PAGE_BYTES; }

@@ -84,18 +84,6 @@ struct OperandChunk {
     words[0] = words[1] = make_uint4(0, 0, 0, 0);
   }
 
-  // What another lane has.
-  __device__ __forceinline__ OperandChunk of_lane(int lane) const {
-    OperandChunk x;
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const uint4& own = words[i];
-      x.words[i] = make_uint4(__shfl_sync(~0u, own.x, lane), __shfl_sync(~0u, own.y, lane),
-                              __shfl_sync(~0u, own.z, lane), __shfl_sync(~0u, own.w, lane));
-    }
-    return x;
-  }
-
   __device__ __forceinline__ uint32_t word(int step, int half) const {
     const uint4& four = words[step / 2];
     return step % 2 == 0 ? (half == 0 ? four.x : four.y) : (half == 0 ? four.z : four.w);

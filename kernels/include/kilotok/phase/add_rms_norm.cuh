@@ -110,10 +110,11 @@ __device__ __forceinline__ float* squares_of(const Memory& memory, Reader reader
 // Tokens of which the consumers have a row each.
 constexpr int TOKENS_TOGETHER = CONSUMERS / OWNER_ROWS;
 
-// Owners: adds `part` to the stream and computes the norm that was begun. A thread has one row of a
-// token. Squares are added within each sixteen rows, then these sums.
+// Owners: adds `part` to the stream and computes the norm that was begun, whose operand has its
+// tokens from row `first_row` on. A thread has one row of a token. Squares are added within each
+// sixteen rows, then these sums.
 __device__ __forceinline__ void add_rms_norm(const Cta& cta, StreamMemory& stream, SumMemory& sums,
-                                              int token_count) {
+                                              int token_count, int first_row = 0) {
   static_assert(CONSUMERS % OWNER_ROWS == 0, "a thread for each row of some tokens");
   constexpr bool IS_TILE = TOKENS_TOGETHER == TILE_TOKENS;
   const NextRmsNorm& next = stream.norm;
@@ -139,8 +140,9 @@ __device__ __forceinline__ void add_rms_norm(const Cta& cta, StreamMemory& strea
         stream.residual[token][row] = x;
         tiled = scaled;
         square = __fmul_rn(x, x);
-        store_operand(at<char>(memory.normed) + operand_row(token, NORMED_BYTES), column,
-                      scaled * next.scale);
+        publish_half(at<char>(memory.normed) + operand_row(first_row + token, NORMED_BYTES) +
+                         operand_offset(column),
+                     scaled * next.scale);
         if (next.tap != ~0u)
           store_operand(at<char>(memory.taps) + operand_row(token, TAPS_BYTES),
                         next.tap * HIDDEN + column, x);
@@ -157,7 +159,18 @@ __device__ __forceinline__ void add_rms_norm(const Cta& cta, StreamMemory& strea
   float square = 0;
 #pragma unroll
   for (int i = 0; i < OWNER_ROWS / SQUARE_ROWS; i++) square += stream.squares[cta.thread()][i];
-  publish(squares_of(memory, next.reader, cta.thread()) + cta.index(), square);
+  publish(squares_of(memory, next.reader, first_row + cta.thread()) + cta.index(), square);
+}
+
+// Owners: resets what is polled for of one token. Called between two grid barriers.
+__device__ __forceinline__ void reset_norm(const Cta& cta) {
+  const int row = cta.thread(), column = cta.index() * OWNER_ROWS + row;
+  if (row >= OWNER_ROWS || column >= HIDDEN) return;
+  char* operand = at<char>(cta.memory.normed) + operand_row(POLLED_ROW, NORMED_BYTES);
+  *reinterpret_cast<uint16_t*>(operand + operand_offset(column)) = EMPTY_HALF;
+  if (row == 0)
+    reinterpret_cast<uint32_t*>(
+        squares_of(cta.memory, Reader::Projection, POLLED_ROW))[cta.index()] = EMPTY;
 }
 
 // Epilogue and consumers: stores a lane's sums of an owner's rows in `stream.part`.
@@ -251,6 +264,19 @@ __device__ __forceinline__ void read_inverse_rms(const Cta& cta, StreamMemory& s
   }
 }
 
+// The same of one token whose values are polled for.
+__device__ __forceinline__ void poll_inverse_rms(const Cta& cta, StreamMemory& stream,
+                                                 Reader reader, float eps) {
+  if (cta.warp() > 0) return;
+  SumOfSquares squares;
+  poll<true>([&] {
+    squares = SumOfSquares(cta, reader, POLLED_ROW);
+    return squares.are_published();
+  });
+  const float inverse_rms = squares.inverse_rms(eps);
+  if (cta.lane() == 0) stream.inverse_rms[0] = inverse_rms;
+}
+
 // Passed to `gemm` as `prepare`, which runs while operands are loaded.
 template <int TILES>
 struct ReadInverseRms {
@@ -258,9 +284,14 @@ struct ReadInverseRms {
   Reader reader;
   int token_count;
   float eps;
+  // Of one token whose values are polled for.
+  bool polled = false;
 
   __device__ __forceinline__ void operator()(const Cta& cta) const {
-    read_inverse_rms<TILES>(cta, stream, reader, token_count, eps);
+    if (TILES == 1 && polled)
+      poll_inverse_rms(cta, stream, reader, eps);
+    else
+      read_inverse_rms<TILES>(cta, stream, reader, token_count, eps);
   }
 };
 

@@ -182,11 +182,12 @@ __device__ __forceinline__ void attend_chunks(Cta& cta, const KvCache& places,
 
 // Combines the partial results that `attn` left, if there are any. Each head is combined by one
 // warp, or by a few. Begins between the halves of a grid barrier and ends between those of the next
-// one. `meanwhile` is called before the wait for other CTAs.
+// one; if the results, of one token, are `polled` for, there is no next one. `meanwhile` is called
+// before the wait for other CTAs.
 template <int KIND, bool OWN, int WARPS, class Meanwhile>
 __device__ __forceinline__ void combine_chunks(Cta& cta, const LayerMemory& layer,
                                            const HeldBatch& batch, SumMemory& scratch,
-                                           Meanwhile meanwhile) {
+                                           bool polled, Meanwhile meanwhile) {
   if constexpr (IN_CHUNKS<KIND, OWN>) {
     constexpr int HEADS = ATTENTIONS[KIND].q_heads, AT_ONCE = CONSUMER_WARPS / WARPS;
     const KvCache places(layer);
@@ -202,10 +203,11 @@ __device__ __forceinline__ void combine_chunks(Cta& cta, const LayerMemory& laye
         const BatchToken& token = batch.tokens[unit / HEADS];
         count = visible_keys<KIND>(batch.rows[token.row], token.position, OWN).parts();
       }
-      combine_parts<KIND, WARPS>(cta, scratch, places.sinks, unit / HEADS, unit % HEADS, count);
+      const int token = unit / HEADS, row = polled ? POLLED_ROW : token;
+      combine_parts<KIND, WARPS>(cta, scratch, places.sinks, token, row, unit % HEADS, count);
     }
     cta.stamp(Stamp::Attention);
-    cta.arrive_grid();
+    if (!polled) cta.arrive_grid();
   }
 }
 

@@ -161,10 +161,20 @@ struct CombineScratch {
 static_assert(sizeof(CombineScratch) <= SCRATCH_BYTES, "there is room");
 
 template <int KIND>
-__device__ __forceinline__ void store_combined(const Memory& memory, int token, int column,
+__device__ __forceinline__ void store_combined(const Memory& memory, int row, int column,
                                                float low, float high) {
-  char* to = at<char>(memory.attended) + Attended<KIND>::row(token);
-  *reinterpret_cast<uint32_t*>(to + operand_offset(column)) = ptx::pack_bf16(low, high);
+  char* to = at<char>(memory.attended) + Attended<KIND>::row(row) + operand_offset(column);
+  ptx::store_l2(reinterpret_cast<uint32_t*>(to), ptx::pack_bf16(low, high));
+}
+
+// Resets the values of one token that are polled for. Called between two grid barriers.
+template <int KIND>
+__device__ __forceinline__ void reset_attended(const Cta& cta) {
+  constexpr int COLUMNS = ATTENTIONS[KIND].q_heads * ATTENTIONS[KIND].v_dim;
+  char* row = at<char>(cta.memory.attended) + Attended<KIND>::row(POLLED_ROW);
+#pragma unroll 1
+  for (int i = cta.index() + GRID * cta.thread(); i < COLUMNS; i += GRID * CONSUMERS)
+    *reinterpret_cast<uint16_t*>(row + operand_offset(i)) = EMPTY_HALF;
 }
 
 // One warp adds the `count` parts of a head, or of none.
@@ -229,12 +239,12 @@ __device__ __forceinline__ void weigh_parts(const Cta& cta, CombineScratch& scra
   if (first + 32 >= count && lane == 0) scratch.largest = largest;
 }
 
-// All consumers add the parts of one head, or of none. They bring parts into shared memory, where
-// four warps add them, a dimension a lane.
+// All consumers add the parts of one head, or of none, to `row` of the operand. They bring parts
+// into shared memory, where four warps add them, a dimension a lane.
 template <int KIND>
 __device__ __forceinline__ void combine_together(const Cta& cta, CombineScratch& scratch,
-                                                 const float* sinks, int token, int head,
-                                                 int count) {
+                                                 const float* sinks, int token, int row,
+                                                 int head, int count) {
   constexpr Attention A = ATTENTIONS[KIND];
   if (count == 0) return;
   const Parts<KIND> parts(cta.memory, token, head);
@@ -264,7 +274,7 @@ __device__ __forceinline__ void combine_together(const Cta& cta, CombineScratch&
         const float value = total * softmax_scale<KIND>({scratch.largest, sum}, sink);
         const float next = __shfl_xor_sync(~0u, value, 1);
         if (dim < dims && dim % 2 == 0)
-          store_combined<KIND>(cta.memory, token, head * A.v_dim + first_dim + dim, value, next);
+          store_combined<KIND>(cta.memory, row, head * A.v_dim + first_dim + dim, value, next);
       }
       // What was read may be overwritten.
       cta.sync();
@@ -275,10 +285,11 @@ __device__ __forceinline__ void combine_together(const Cta& cta, CombineScratch&
 // All consumers: WARPS of them add the `count` parts of a head, or of none.
 template <int KIND, int WARPS>
 __device__ __forceinline__ void combine_parts(const Cta& cta, SumMemory& scratch,
-                                              const float* sinks, int token, int head, int count) {
+                                              const float* sinks, int token, int row, int head,
+                                              int count) {
   if constexpr (WARPS > 1)
     combine_together<KIND>(cta, reinterpret_cast<CombineScratch&>(scratch.scratch), sinks, token,
-                           head, count);
+                           row, head, count);
   else
     combine_alone<KIND>(cta, sinks, token, head, count);
 }

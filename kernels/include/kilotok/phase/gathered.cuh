@@ -13,7 +13,7 @@
 // A token's experts are added in the same order as with one tile, so its bits are the same.
 #pragma once
 
-#include "kilotok/phase/experts.cuh"
+#include "kilotok/phase/down.cuh"
 
 namespace kilotok {
 
@@ -275,40 +275,49 @@ __device__ __forceinline__ void epilogue_gate_up(const Cta& cta, Sums& sums,
   sums.release(cta);
 }
 
-// The pages of down. An item is a step of an entry. A page holds the weights of as many items as
-// fit with all their rows, followed by these rows: one run where an entry has one step, otherwise
-// each item's rows in a place of their own.
+// Rows that are sorted for several tiles of tokens: they follow the weights in a page.
 template <int KIND>
-struct DownPages {
+struct GatheredRows {
   using M = DownMatrix<KIND>;
-  static constexpr int ITEM_ROWS_BYTES = TILE_TOKENS * GATHERED_ROW_BYTES;
-  static constexpr int ITEMS = PAGE_BYTES / (M::STEP_BYTES + ITEM_ROWS_BYTES);
-  static constexpr int ROWS_AT = ITEMS * M::STEP_BYTES;
-  // Registers hold a whole entry's weights where few warps share the columns.
-  static constexpr bool ONE_RUN = M::STEPS == 1 && M::COLUMN_WARPS <= 4;
-  static_assert(ITEMS > 0, "an item fits a page");
+  using Routes = GatheredRoutes;
+  static constexpr bool IN_PAGE = true;
+  static constexpr int ROW_BYTES = GATHERED_ROW_BYTES;
+  // Steps of an entry in a page with all their rows: more would leave room for few entries.
+  static constexpr int EACH_BYTES = M::STEP_BYTES + TILE_TOKENS * ROW_BYTES;
+  static constexpr int STEPS = M::STEPS == 2 && 2 * EACH_BYTES <= PAGE_BYTES ? 2 : 1;
+  static_assert(EACH_BYTES <= PAGE_BYTES, "an entry fits");
+
+  static __device__ __forceinline__ bool in_ring(int) { return true; }
+  static __device__ __forceinline__ const char* run(const Memory& memory, int step, int row) {
+    return gathered_row(memory, step, row);
+  }
+  static __device__ __forceinline__ int first_row(const Routes& routes, int entry) {
+    return routes.first_rows[entry];
+  }
+};
+
+// The pages of down where an entry has one step, and few warps share the columns: registers hold a
+// whole entry's weights. A page has the weights of as many entries as fit with all their rows,
+// followed by these rows.
+template <int KIND>
+struct WholePages {
+  using M = DownMatrix<KIND>;
+  static constexpr bool ARE_USED = M::STEPS == 1 && M::COLUMN_WARPS <= 4;
+  static constexpr int ENTRIES = PAGE_BYTES / (M::STEP_BYTES + TILE_TOKENS * GATHERED_ROW_BYTES);
+  static constexpr int ROWS_AT = ENTRIES * M::STEP_BYTES;
+  static_assert(ENTRIES > 0, "an entry fits a page");
   const GatheredRoutes& routes;
 
-  __device__ __forceinline__ int item_count() const { return routes.count * M::STEPS; }
-  __device__ __forceinline__ int count() const { return ceil_div(item_count(), ITEMS); }
-  // Items of a page.
-  __device__ __forceinline__ int items_of(int page) const {
-    return smaller(item_count() - page * ITEMS, ITEMS);
+  __device__ __forceinline__ int count() const { return ceil_div(routes.count, ENTRIES); }
+  __device__ __forceinline__ int entries_of(int page) const {
+    return smaller(routes.count - page * ENTRIES, ENTRIES);
   }
-  // The entry of a page's item; items beyond the last one have no rows.
+  // Entries beyond the last one have no rows.
   __device__ __forceinline__ int entry(int page, int place) const {
-    return smaller((page * ITEMS + place) / M::STEPS, routes.count);
+    return smaller(page * ENTRIES + place, routes.count);
   }
-  static __device__ __forceinline__ int step(int page, int place) {
-    return (page * ITEMS + place) % M::STEPS;
-  }
-  // Its first row, and the end of its rows.
   __device__ __forceinline__ int first_row(int page, int place) const {
     return routes.first_rows[entry(page, place)];
-  }
-  __device__ __forceinline__ int end_row(int page, int place) const {
-    return ONE_RUN ? first_row(page, place + 1)
-                   : routes.first_rows[smaller(entry(page, place) + 1, routes.count)];
   }
 };
 
@@ -316,53 +325,46 @@ struct DownPages {
 // latencies overlap.
 template <int KIND>
 __device__ __forceinline__ void open_down(const Cta& cta, const Ring& ring,
-                                          const DownPages<KIND>& pages, uint64_t address,
+                                          const WholePages<KIND>& pages, uint64_t address,
                                           int page) {
-  using P = DownPages<KIND>;
+  using P = WholePages<KIND>;
   using M = typename P::M;
-  const int items = pages.items_of(page);
-  const char* from[P::ITEMS];
-  int rows = 0;
+  const int entries = pages.entries_of(page);
+  const char* from[P::ENTRIES];
 #pragma unroll
-  for (int place = 0; place < P::ITEMS; place++) {
-    const int entry = pages.entry(page, place);
+  for (int place = 0; place < P::ENTRIES; place++)
     from[place] = at<const char>(address) +
-                  pages.routes.experts[smaller(entry, ENTRIES_MAX - 1)] * M::BYTES +
-                  static_cast<size_t>(cta.index()) * M::UNIT_BYTES +
-                  P::step(page, place) * M::STEP_BYTES;
-    rows += pages.end_row(page, place) - pages.first_row(page, place);
-  }
-  ring.acquire(items * M::STEP_BYTES + rows * GATHERED_ROW_BYTES);
+                  pages.routes.experts[smaller(pages.entry(page, place), ENTRIES_MAX - 1)] *
+                      M::BYTES +
+                  static_cast<size_t>(cta.index()) * M::UNIT_BYTES;
+  const int rows = pages.first_row(page, P::ENTRIES) - pages.first_row(page, 0);
+  ring.acquire(entries * M::STEP_BYTES + rows * GATHERED_ROW_BYTES);
 #pragma unroll
-  for (int place = 0; place < P::ITEMS; place++)
-    if (place < items) ring.fetch(from[place], place * M::STEP_BYTES, M::STEP_BYTES);
+  for (int place = 0; place < P::ENTRIES; place++)
+    if (place < entries) ring.fetch(from[place], place * M::STEP_BYTES, M::STEP_BYTES);
 }
 
 // Copies the rows after them.
 template <int KIND>
 __device__ __forceinline__ void fetch_rows(const Cta& cta, const Ring& ring,
-                                           const DownPages<KIND>& pages, int page) {
-  using P = DownPages<KIND>;
-  const auto fetch = [&](int place, int end) {
-    const int first = pages.first_row(page, place);
-    ring.fetch_operand(gathered_row(cta.memory, P::step(page, place), first),
-                       P::ROWS_AT + place * P::ITEM_ROWS_BYTES,
-                       (end - first) * GATHERED_ROW_BYTES);
-  };
-  if constexpr (P::ONE_RUN)
-    fetch(0, pages.first_row(page, P::ITEMS));
-  else
-    for (int place = 0; place < pages.items_of(page); place++)
-      fetch(place, pages.end_row(page, place));
+                                           const WholePages<KIND>& pages, int page) {
+  using P = WholePages<KIND>;
+  const int first = pages.first_row(page, 0), end = pages.first_row(page, P::ENTRIES);
+  ring.fetch_operand(gathered_row(cta.memory, 0, first), P::ROWS_AT,
+                     (end - first) * GATHERED_ROW_BYTES);
 }
 
 // Producer of an owner: the weights of the first pages are copied while gate and up still compute
 // the rows, which are the launch's `count`th operand as `wait_operand` counts.
 template <int KIND>
-__device__ __forceinline__ void produce_down(const Cta& cta, Ring& ring,
+__device__ __forceinline__ void produce_down(const Cta& cta, Ring& ring, SumMemory& scratch,
                                              const GatheredRoutes& routes, uint64_t address,
                                              uint32_t count) {
-  const DownPages<KIND> pages = {routes};
+  if constexpr (!WholePages<KIND>::ARE_USED) {
+    produce_sorted<GatheredRows<KIND>>(cta, ring, scratch, routes, address, TOKENS_MAX, count);
+    return;
+  }
+  const WholePages<KIND> pages = {routes};
   const int opened = smaller(PAGE_COUNT, pages.count());
   Ring ahead = ring;
 #pragma unroll 1
@@ -379,7 +381,7 @@ __device__ __forceinline__ void produce_down(const Cta& cta, Ring& ring,
 // A warp's entry of a page of whole entries: at most one is its turn.
 template <int KIND>
 struct OwnEntry {
-  using P = DownPages<KIND>;
+  using P = WholePages<KIND>;
   using D = DownTurns<KIND>;
   using M = typename P::M;
   bool there;
@@ -389,11 +391,11 @@ struct OwnEntry {
   OperandChunk x[D::TURNS][1];
 
   __device__ __forceinline__ OwnEntry(const Cta& cta, const P& pages, int page) {
-    static_assert(P::ITEMS <= D::TURNS, "no more are its turn");
+    static_assert(P::ENTRIES <= D::TURNS, "no more are its turn");
     const int turn = cta.warp() % D::TURNS;
-    place = (turn + D::TURNS - page * P::ITEMS % D::TURNS) % D::TURNS;
-    there = place < pages.items_of(page);
-    place = smaller(place, P::ITEMS - 1);
+    place = (turn + D::TURNS - page * P::ENTRIES % D::TURNS) % D::TURNS;
+    there = place < pages.entries_of(page);
+    place = smaller(place, P::ENTRIES - 1);
     row = pages.first_row(page, place) - pages.first_row(page, 0);
   }
 
@@ -412,7 +414,7 @@ struct OwnEntry {
 // Owners: the products of entries with one step.
 template <int KIND>
 __device__ __forceinline__ void down_whole(const Cta& cta, Ring& ring, Sums& sums,
-                                           const DownPages<KIND>& pages) {
+                                           const WholePages<KIND>& pages) {
   using D = DownTurns<KIND>;
   const int page_count = pages.count();
 #pragma unroll 1
@@ -429,62 +431,35 @@ __device__ __forceinline__ void down_whole(const Cta& cta, Ring& ring, Sums& sum
     round_product(product[0], rounded);
     sums.push(cta, rounded);
   }
-}
-
-// Owners: the products of entries with several steps.
-template <int KIND>
-__device__ __forceinline__ void down_by_step(const Cta& cta, Ring& ring, Sums& sums,
-                                             const DownPages<KIND>& pages) {
-  using P = DownPages<KIND>;
-  using D = DownTurns<KIND>;
-  using M = typename P::M;
-  const int page_count = pages.count(), lane = cta.lane(), turn = cta.warp() % D::TURNS;
-  float product[1][4] = {};
-#pragma unroll 1
-  for (int page = 0; page < page_count; page++) {
-    const uint32_t taken = ring.wait();
-#pragma unroll 1
-    for (int place = 0; place < pages.items_of(page); place++) {
-      if (pages.entry(page, place) % D::TURNS != turn) continue;
-      const uint32_t weights = taken + place * M::STEP_BYTES + row_tile_offset<M>(cta);
-      const uint32_t rows = taken + P::ROWS_AT + place * P::ITEM_ROWS_BYTES;
-#pragma unroll
-      for (int part = 0; part < D::TURNS; part++) {
-        Chunk<M::FORMAT> chunk;
-        OperandChunk x[1];
-        chunk.load(weights + part * M::CHUNK_BYTES, lane);
-        x[0].load_run(rows + lane / 4 * GATHERED_ROW_BYTES, part, lane);
-        chunk.multiply(product, x);
-      }
-      if (P::step(page, place) < M::STEPS - 1) continue;
-      float rounded[4];
-      round_product(product[0], rounded);
-      sums.push(cta, rounded);
-#pragma unroll
-      for (int i = 0; i < 4; i++) product[0][i] = 0;
-    }
-    ring.release(lane);
-  }
+  // Warps without an entry in the last round.
+  const int rest = pages.routes.count % D::TURNS;
+  const float nothing[4] = {};
+  if (rest != 0 && cta.warp() % D::TURNS >= rest) sums.push(cta, nothing);
 }
 
 // Owners: the products of the entries, which are assigned to the warps of a row tile in turn as in
-// phase/experts.cuh. The epilogue adds them to `stream.part`, which begins as zeros.
+// phase/down.cuh. The epilogue adds them to `stream.part`, which begins as zeros.
 template <int KIND>
 __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, StreamMemory& stream,
                                      const GatheredRoutes& routes) {
-  using P = DownPages<KIND>;
-  constexpr int TURNS = DownTurns<KIND>::TURNS;
   for (int i = cta.thread(); i < TOKENS_MAX * OWNER_ROWS; i += CONSUMERS)
     reinterpret_cast<float*>(stream.part)[i] = 0;
-  const P pages = {routes};
-  if constexpr (P::ONE_RUN)
-    down_whole<KIND>(cta, ring, sums, pages);
+  if constexpr (WholePages<KIND>::ARE_USED)
+    down_whole<KIND>(cta, ring, sums, {routes});
   else
-    down_by_step<KIND>(cta, ring, sums, pages);
-  // Warps without an entry in the last round.
-  const int rest = routes.count % TURNS;
+    down_sorted<GatheredRows<KIND>>(
+        cta, ring, 0, routes, TOKENS_MAX,
+        // Products of columns without a row are not used.
+        [&](int entry, int column) {
+          return smaller(routes.first_rows[entry] + column, routes.first_rows[entry + 1] - 1);
+        },
+        [](int) { return 0; },
+        [&](int, const float(&product)[1][4]) {
+          float rounded[4];
+          round_product(product[0], rounded);
+          sums.push(cta, rounded);
+        });
   const float nothing[4] = {};
-  if (rest != 0 && cta.warp() % TURNS >= rest) sums.push(cta, nothing);
   // The epilogue releases this stage when everything is added.
   sums.push(cta, nothing);
   sums.drain(cta);

@@ -305,8 +305,16 @@ struct Routes {
   uint16_t experts[ROUTES_MAX];
   // Index among the token's choices, or -1.
   alignas(16) int8_t choices[ROUTES_MAX][TILE_TOKENS];
-  // Where `down` finds the token's row of the inner operand.
-  alignas(16) uint16_t places[TILE_TOKENS][ROUTES_MAX];
+  // Where `down` finds rows of the inner operand (phase/inner.cuh).
+  union {
+    // All rows: the place of a token's row.
+    alignas(16) uint16_t places[TILE_TOKENS][ROUTES_MAX];
+    // Sorted rows: an entry's tokens, a bit each, and its first row.
+    struct {
+      uint32_t tokens[ROUTES_MAX];
+      uint16_t first_rows[ROUTES_MAX + 1];
+    } sorted;
+  };
   float weights[TILE_TOKENS][TOP_K_MAX];
   uint32_t bits[ceil_div(larger(EXPERTS_MAX, 1), 32)];
 };
@@ -460,9 +468,42 @@ __device__ __forceinline__ uint32_t top_k_of_token(const Scores<KIND, POLLED>& s
   return mine << 8 | place;
 }
 
+// The row of a token's value for an entry, where rows are sorted by expert. Of a token that has not
+// chosen it, the entry's first row.
+__device__ __forceinline__ int sorted_row(const Routes& routes, int entry, int token) {
+  const uint32_t tokens = routes.sorted.tokens[entry], before = tokens & ((1u << token) - 1);
+  return routes.sorted.first_rows[entry] + (tokens >> token & 1 ? __popc(before) : 0);
+}
+
+// One warp: counts the rows before each entry.
+__device__ __forceinline__ void count_rows(Routes& routes, int lane) {
+  constexpr int EACH = ceil_div(ROUTES_MAX, 32);
+  int counts[EACH], before = 0;
+#pragma unroll
+  for (int i = 0; i < EACH; i++) {
+    const int entry = lane * EACH + i;
+    counts[i] = entry < ROUTES_MAX ? __popc(routes.sorted.tokens[entry]) : 0;
+    before += counts[i];
+  }
+  const int own = before;
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const int other = __shfl_up_sync(~0u, before, distance);
+    if (lane >= distance) before += other;
+  }
+  before -= own;
+#pragma unroll
+  for (int i = 0; i < EACH; i++) {
+    const int entry = lane * EACH + i;
+    if (entry <= ROUTES_MAX) routes.sorted.first_rows[entry] = before;
+    before += counts[i];
+  }
+  if (lane == 31) routes.sorted.first_rows[ROUTES_MAX] = before;
+}
+
 // The routes of one tile of tokens, the same in every CTA. `place_of(row)` is where `down` finds a
-// row of the inner operand; the row after the last one holds zeros.
-template <int KIND, bool POLLED, class PlaceOf>
+// row of the inner operand, if rows are not SORTED; the row after the last one holds zeros.
+template <int KIND, bool POLLED, bool SORTED, class PlaceOf>
 __device__ __forceinline__ void top_k_routes(const Cta& cta, Routes& routes, StreamMemory& stream,
                                               const float* bias, int token_count,
                                               PlaceOf place_of) {
@@ -475,8 +516,9 @@ __device__ __forceinline__ void top_k_routes(const Cta& cta, Routes& routes, Str
   for (int i = cta.thread(); i < ROUTES_MAX * TILE_TOKENS / 4; i += CONSUMERS)
     reinterpret_cast<uint32_t*>(routes.choices)[i] = ~0u;
 #pragma unroll 1
-  for (int i = cta.thread(); i < ROUTES_MAX * TILE_TOKENS / 2; i += CONSUMERS)
-    reinterpret_cast<uint32_t*>(routes.places)[i] = place_of(ROWS) * 0x10001u;
+  for (int i = cta.thread(); i < (SORTED ? ROUTES_MAX : ROUTES_MAX * TILE_TOKENS / 2);
+       i += CONSUMERS)
+    reinterpret_cast<uint32_t*>(routes.places)[i] = SORTED ? 0 : place_of(ROWS) * 0x10001u;
   cta.sync();
   uint32_t chosen = 0;
   if (chooses) {
@@ -499,11 +541,18 @@ __device__ __forceinline__ void top_k_routes(const Cta& cta, Routes& routes, Str
     if (lane < F.top_k) {
       routes.experts[entry] = expert;
       routes.choices[entry][token] = choice;
-      routes.places[token][entry] = place_of(token * F.top_k + choice);
+      if constexpr (SORTED)
+        atomicOr(&routes.sorted.tokens[entry], 1u << token);
+      else
+        routes.places[token][entry] = place_of(token * F.top_k + choice);
     } else {
       routes.count = entry;
     }
+    if (SORTED && token_count == 1) routes.sorted.first_rows[entry] = entry;
   }
+  cta.sync();
+  if (!SORTED || token_count == 1) return;
+  if (cta.warp() == 0) count_rows(routes, lane);
   cta.sync();
 }
 

@@ -32,6 +32,12 @@ __device__ __forceinline__ void sync_threads() {
   asm volatile("bar.sync 1, %0;" ::"n"(COUNT) : "memory");
 }
 
+// A barrier of COUNT threads, the same for each number below 12.
+template <int COUNT>
+__device__ __forceinline__ void sync_threads(int number) {
+  asm volatile("bar.sync %0, %1;" ::"r"(number + 2), "n"(COUNT) : "memory");
+}
+
 // A barrier of a warpgroup's 128 threads; no two warpgroups have the same number.
 __device__ __forceinline__ void sync_warpgroup(int number) {
   asm volatile("bar.sync %0, 128;" ::"r"(number + 2) : "memory");

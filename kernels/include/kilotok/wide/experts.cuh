@@ -19,7 +19,7 @@ struct ExpertsMemory {
   uint64_t normed;
   // Weights of all experts.
   uint64_t gate_up, down;
-  // Their biases, as in phase/activation.cuh and phase/experts.cuh.
+  // Their biases, as in phase/activation.cuh and phase/down.cuh.
   uint64_t gate_up_bias, down_bias;
   // Operand by row, of a network's width.
   uint64_t inner;
