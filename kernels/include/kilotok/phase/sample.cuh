@@ -27,7 +27,7 @@ struct SampleScratch {
   };
   ScanScratch scan;
   // Of a draft that is judged.
-  uint32_t candidates[CANDIDATES_MAX];
+  CandidateSet candidates;
 };
 
 struct Resolved {
@@ -92,17 +92,27 @@ __device__ __forceinline__ Position position_of(const Cta& cta, const SampleMemo
 }
 
 // Loads the candidates of the draft that is judged at a position.
-__device__ __forceinline__ void load_candidates(const SampleMemory& memory, SampleScratch& scratch,
+__device__ __noinline__ void load_candidates(const SampleMemory& memory, SampleScratch& scratch,
                                                 Position& at) {
   static_assert(CANDIDATES_MAX <= CONSUMERS, "a thread loads one");
-  const Candidate* law = law_of(memory.proposals, at.slot_index, at.draft_count);
-  if (Consumers::thread() < CANDIDATES_MAX)
-    scratch.candidates[Consumers::thread()] = law[Consumers::thread()].token;
+  CandidateSet& set = scratch.candidates;
+  for (int word = Consumers::thread(); word < CandidateSet::WORDS; word += CONSUMERS)
+    set.bits[word] = 0;
   Consumers::sync();
-  at.candidates = scratch.candidates;
-  while (at.candidate_count < CANDIDATES_MAX &&
-         scratch.candidates[at.candidate_count] != NO_TOKEN)
-    at.candidate_count++;
+  const Candidate* law = law_of(memory.proposals, at.slot_index, at.draft_count);
+  if (Consumers::thread() < CANDIDATES_MAX) {
+    const uint32_t token = law[Consumers::thread()].token;
+    set.tokens[Consumers::thread()] = token;
+    if (token != NO_TOKEN)
+      atomicOr(&set.bits[token / 32 % CandidateSet::WORDS], 1u << token % 32);
+  }
+  Consumers::sync();
+  at.candidates = &set;
+  at.candidate_count = 0;
+  for (int first = 0; first < CANDIDATES_MAX; first += 32) {
+    const bool present = set.tokens[first + Consumers::lane()] != NO_TOKEN;
+    at.candidate_count += __popc(__ballot_sync(~0u, present));
+  }
 }
 
 // The processed logits of a wanted token.
@@ -114,7 +124,7 @@ __device__ __forceinline__ float* processed_row(const SampleMemory& memory, int 
 __device__ __forceinline__ void note_candidates(const SampleMemory& memory, const Position& at,
                                                 const Kept& kept, int wanted) {
   if (Consumers::thread() >= at.candidate_count) return;
-  const uint32_t token = at.candidates[Consumers::thread()];
+  const uint32_t token = at.candidates->tokens[Consumers::thread()];
   float logit = kept.value(kept.row[token]);
   if (!kept.has(logit, exact::rank_key(logit, token))) logit = -exact::INFINITE;
   Judged* judged = kilotok::at<Judged>(memory.judged) + wanted * CANDIDATES_MAX;

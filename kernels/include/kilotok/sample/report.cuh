@@ -38,7 +38,7 @@ __device__ __forceinline__ void report_candidates(RankScratch& s, const Kept& ke
     uint32_t above[AT_ONCE] = {};
 #pragma unroll
     for (int i = 0; i < AT_ONCE; i++)
-      logit[i] = first + i < at.candidate_count ? kept.row[at.candidates[first + i]]
+      logit[i] = first + i < at.candidate_count ? kept.row[at.candidates->tokens[first + i]]
                                                 : exact::INFINITE;
     for_each_quad<2>(kept.row, 0, kept.vocab, [&](int, float(&x)[QUAD], int count) {
 #pragma unroll

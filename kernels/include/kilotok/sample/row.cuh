@@ -39,6 +39,21 @@ __device__ __forceinline__ bool has_penalty(const Sampling& s) {
          s.frequency_penalty != 0.0f;
 }
 
+// The candidates of a draft, in shared memory.
+struct CandidateSet {
+  // A bit for the tokens that are equal modulo 32 * WORDS: few tokens are compared with the list.
+  static constexpr int WORDS = 1024;
+  uint32_t tokens[CANDIDATES_MAX];
+  uint32_t bits[WORDS];
+
+  __device__ __forceinline__ bool has(uint32_t token, int count) const {
+    if ((bits[token / 32 % WORDS] >> token % 32 & 1) == 0) return false;
+    for (int i = 0; i < count; i++)
+      if (tokens[i] == token) return true;
+    return false;
+  }
+};
+
 // A position for which a token is chosen, and the logits to choose by.
 struct Position {
   const Slot* slot;
@@ -55,7 +70,7 @@ struct Position {
   int begin, end;
   // Where a draft is judged: the tokens that it could have been. `verify` has them race, when it
   // knows the factor of the target's law; here all others race.
-  const uint32_t* candidates;
+  const CandidateSet* candidates;
   int candidate_count;
 
   __device__ __forceinline__ bool judged() const { return candidates != nullptr; }
@@ -66,9 +81,7 @@ struct Position {
   }
 
   __device__ __forceinline__ bool is_candidate(uint32_t token) const {
-    for (int i = 0; i < candidate_count; i++)
-      if (candidates[i] == token) return true;
-    return false;
+    return judged() && candidates->has(token, candidate_count);
   }
 
   __device__ __forceinline__ bool greedy() const { return is_greedy(slot->sampling); }
