@@ -163,16 +163,46 @@ __device__ __forceinline__ ChoicePart choose_in_passes(const SampleMemory& memor
   return part;
 }
 
+// What is done at a wanted token.
+struct Work {
+  bool chooses, judges;
+  // Whether one CTA reads the whole row.
+  bool whole;
+  uint32_t top_count;
+  // The draft that is taken for what was chosen, whatever that is (phase/verify.cuh), or
+  // NO_TOKEN.
+  uint32_t assumed;
+
+  __device__ __forceinline__ Work(const Cta& cta, const SampleMemory& memory, int index) {
+    const Wanted& wanted = at<const Wanted>(memory.wanted)[index];
+    const SampleRow& row = at<const SampleRow>(memory.rows)[wanted.row];
+    const BatchRow& batch = at<const BatchRow>(cta.memory.rows)[wanted.row];
+    const uint32_t draft = wanted.token + 1 - row.known_count;
+    chooses = wanted.token + 1 >= row.known_count && draft < row.choice_count;
+    // At a row's last token there is no draft.
+    const bool drafted = chooses && wanted.token + 1 < batch.count;
+    judges = row.verified == BY_REJECTION && drafted;
+    assumed = NO_TOKEN;
+    if (drafted && row.verified < BY_MATCH && draft < row.verified)
+      assumed =
+          at<const BatchToken>(cta.memory.tokens)[batch.first + wanted.token + 1].token;
+    top_count = row.top_count;
+    const bool reports = wanted.scored != NO_TOKEN || top_count != NO_TOKEN;
+    whole = !chooses || reports || is_filtered(at<const Slot>(memory.slots)[row.slot].sampling);
+  }
+};
+
 // Samples a wanted token from its whole row, by one CTA.
 __device__ __forceinline__ ChoicePart sample_whole(const Cta& cta, const SampleMemory& memory,
                                                    SampleScratch& scratch, const Position& at,
-                                                   int index, bool chooses, uint32_t top_count) {
+                                                   int index, const Work& work) {
+  const uint32_t top_count = work.top_count;
   const uint32_t scored = kilotok::at<const Wanted>(memory.wanted)[index].scored;
   ChoicePart part = empty_part();
   uint32_t chosen = NO_TOKEN;
-  if (chooses) {
+  if (work.chooses) {
     part = choose_in_passes(memory, scratch, at, index);
-    chosen = resolve(part, at.greedy()).token;
+    chosen = work.assumed != NO_TOKEN ? work.assumed : resolve(part, at.greedy()).token;
   }
   if (top_count == NO_TOKEN) chosen = NO_TOKEN;
   const bool reported = chosen != NO_TOKEN || scored != NO_TOKEN ||
@@ -202,27 +232,6 @@ __device__ __forceinline__ ChoicePart sample_part(const SampleMemory& memory,
                        : choose_part<true, false>(at, changes, scratch.row, scratch.scan, out);
 }
 
-// What is done at a wanted token.
-struct Work {
-  bool chooses, judges;
-  // Whether one CTA reads the whole row.
-  bool whole;
-  uint32_t top_count;
-
-  __device__ __forceinline__ Work(const Cta& cta, const SampleMemory& memory, int index) {
-    const Wanted& wanted = at<const Wanted>(memory.wanted)[index];
-    const SampleRow& row = at<const SampleRow>(memory.rows)[wanted.row];
-    const uint32_t draft = wanted.token + 1 - row.known_count;
-    chooses = wanted.token + 1 >= row.known_count && draft < row.choice_count;
-    // At a row's last token no draft is judged.
-    judges = row.verified == BY_REJECTION && chooses &&
-             wanted.token + 1 < at<const BatchRow>(cta.memory.rows)[wanted.row].count;
-    top_count = row.top_count;
-    const bool reports = wanted.scored != NO_TOKEN || top_count != NO_TOKEN;
-    whole = !chooses || reports || is_filtered(at<const Slot>(memory.slots)[row.slot].sampling);
-  }
-};
-
 // Restricts a position to one of its parts.
 __device__ __forceinline__ void take_part(Position& at, int part, int parts) {
   // A part begins at a word of the mask, and at a cache line.
@@ -243,7 +252,7 @@ __device__ __forceinline__ void sample_unit(const Cta& cta, const SampleMemory& 
     Position position = position_of(cta, memory, index);
     if (work.judges) load_candidates(memory, scratch, position);
     if (work.whole) {
-      found = sample_whole(cta, memory, scratch, position, index, work.chooses, work.top_count);
+      found = sample_whole(cta, memory, scratch, position, index, work);
     } else {
       take_part(position, part, parts);
       found = sample_part(memory, scratch, position, index);
