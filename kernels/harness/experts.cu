@@ -165,7 +165,7 @@ struct ExpertsCheck {
                            i % STEP / 32 * 64 + half_offset(i);
       if (gathered)
         values[i] = bench::bf16_value(left[place / 2]);
-      else if (DENSE || Moe<KIND>::HAS_ALL_ROWS)
+      else if constexpr (DENSE || Moe<KIND>::HAS_ALL_ROWS)
         values[i] = operand_value(left, row, INNER_BYTES, i);
       else
         values[i] = bench::bf16_value(left[sorted_place(row, i) / 2]);

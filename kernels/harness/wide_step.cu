@@ -46,7 +46,7 @@ struct WideLaunch {
 void add_input_norm(std::vector<WideLaunch>& launches, uint32_t layer) {
   const WideLaunch last = launches.back();
   const bool products = last.kernel == &DOWN[0];
-  launches.push_back({&INPUT_NORM, layer, 0, products ? HIDDEN : 0});
+  launches.push_back({&INPUT_NORM, layer, 0, products ? uint32_t{HIDDEN} : 0});
 }
 
 // The step's launches up to the last layer's experts, and the norm behind them.
