@@ -7,7 +7,7 @@ use kilotok_engine::Verification;
 
 use crate::Cost;
 use crate::cost::Size;
-use crate::rounds::RoundCost;
+use crate::draft_costs::DraftCost;
 
 /// Acceptance rate assumed of a drafter without observations.
 const RATE_FIRST: f32 = 0.8;
@@ -39,8 +39,8 @@ impl Acceptance {
         self.move_rates(RATE_STEP, drafted, accepted);
         let unseen = drafted.min(accepted + 1) as usize;
         for (rate, all) in self.rates.iter_mut().zip(&all.rates).skip(unseen) {
-            let ratio = *rate / all;
-            *rate += RATE_RETURN * all * ratio.powi(3) * (1.0 - ratio);
+            let likeness = rate.min(*all) / rate.max(*all);
+            *rate += RATE_RETURN * likeness.powi(3) * (all - *rate);
         }
     }
 
@@ -106,8 +106,8 @@ const RATE_ROUNDS: usize = 8;
 /// for their time than the step does without them. A row makes as many as its next step would
 /// verify if that were as long as possible; drafts that are already made are not a reason to make
 /// more.
-pub(crate) fn share_drafts(rows: &[DraftingRow<'_>], cost: RoundCost, budget: u32) -> Vec<Drafts> {
-    let RoundCost { alone_us, drafting: cost } = cost;
+pub(crate) fn share_drafts(rows: &[DraftingRow<'_>], cost: DraftCost, budget: u32) -> Vec<Drafts> {
+    let DraftCost { alone_us, drafting: cost } = cost;
     let alone = rows.len() as f32 / alone_us.max(1.0);
     let drafting = best_rate(rows, cost);
     let rate = drafting.max(alone);
@@ -199,7 +199,7 @@ mod tests {
     /// With steps whose time is linear.
     fn shared(rows: &[DraftingRow<'_>], cost: Cost, budget: u32) -> Vec<Drafts> {
         let alone_us = cost.of(Size { token_count: rows.len() as u32, drafting_count: 0 });
-        share_drafts(rows, RoundCost { alone_us, drafting: cost }, budget)
+        share_drafts(rows, DraftCost { alone_us, drafting: cost }, budget)
     }
 
     fn verified(acceptances: &[&Acceptance], cost: Cost, budget: u32) -> Vec<u32> {
@@ -284,6 +284,13 @@ mod tests {
         assert!(few < usual, "{few}");
         (0..100).for_each(|_| own.observe(0, 0, &all));
         assert_eq!(made(&[&own], DEAR)[0], usual);
+    }
+
+    #[test]
+    fn a_rate_above_that_of_all_stays_a_probability() {
+        let (all, mut own) = (after(7, 0), after(7, 7));
+        (0..1000).for_each(|_| own.observe(0, 0, &all));
+        assert!(own.rates.iter().all(|rate| (RATE_MIN..=1.0).contains(rate)), "{own:?}");
     }
 
     #[test]

@@ -29,6 +29,7 @@
 
 mod check;
 mod cost;
+mod draft_costs;
 mod drafts;
 mod families;
 mod fit;
@@ -41,7 +42,6 @@ mod planning;
 mod pool;
 mod prefix;
 mod request;
-mod rounds;
 mod scheduler;
 mod shares;
 mod stats;

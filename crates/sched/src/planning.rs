@@ -286,7 +286,7 @@ impl Scheduler {
             .map(|rank| self.drafter(*rank, held(rank)))
             .chain(prompts.iter().map(|rank| self.drafter(*rank, 0)))
             .collect();
-        let mut cost = self.round_costs.cost(used, self.cost(used));
+        let mut cost = self.draft_costs.cost(used, self.cost(used));
         if !prompts.is_empty() {
             let size = Size { token_count: drafters.len() as u32, drafting_count: 0 };
             cost.alone_us = cost.drafting.of(size);

@@ -10,17 +10,17 @@ use kilotok_engine::{
 };
 
 use crate::cost::{CostModel, Size};
+use crate::draft_costs::DraftCosts;
 use crate::drafts::AcceptanceByRule;
 use crate::pages::{Pages, Shortage};
 use crate::request::{InFlightRow, Masks, Rank, Request};
-use crate::rounds::RoundCosts;
 use crate::trials::Trials;
 use crate::{Cost, GroupUsage, Limits, RequestId, Stats, Submission};
 
 /// Decay of a step's weight in the cost model of all steps; short, as prompts come and go.
 const STEP_MEMORY: f64 = 0.98;
 /// Decay in the model of steps without prompts; long, to remember several trials.
-const ROUND_MEMORY: f64 = 0.998;
+pub(crate) const ROUND_MEMORY: f64 = 0.998;
 
 /// See the crate's documentation.
 pub struct Scheduler {
@@ -46,7 +46,7 @@ pub struct Scheduler {
     /// Of steps without prompts: many tokens of one row cost less than as many rows.
     pub(crate) round_cost: CostModel,
     /// The same by the number of rows, to choose how many drafts they make and verify.
-    pub(crate) round_costs: RoundCosts,
+    pub(crate) draft_costs: DraftCosts,
     pub(crate) trials: Trials,
     pub(crate) acceptance: AcceptanceByRule,
     pub(crate) stats: Stats,
@@ -143,7 +143,7 @@ impl Scheduler {
             in_flight: None,
             cost: CostModel::new(limits.cost, caps.token_max, caps.wide_from, STEP_MEMORY),
             round_cost: CostModel::new(limits.cost, caps.token_max, caps.wide_from, ROUND_MEMORY),
-            round_costs: RoundCosts::new(caps.token_max),
+            draft_costs: DraftCosts::new(caps.token_max),
             trials: Trials::new(limits.learning_share),
             acceptance: AcceptanceByRule::new(caps.draft_max),
             stats: Stats { drafted: places.clone(), accepted: places, ..Stats::default() },
@@ -310,7 +310,7 @@ impl Scheduler {
         if flights.iter().all(|row| row.end - row.start == 1) {
             let row_count = flights.len() as u32;
             let assumed = self.round_cost.cost(row_count);
-            self.round_costs.observe(row_count, size, us, assumed);
+            self.draft_costs.observe(row_count, size, us, assumed);
             self.round_cost.observe(size, us);
             self.trials.observe(row_count, us, drafting_count > 0);
         }

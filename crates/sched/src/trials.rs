@@ -3,7 +3,7 @@
 //! not, or does not where the others do. Such trials bias no token, and take a fixed share of the
 //! time.
 
-use crate::rounds::{CLASS_COUNT, class};
+use crate::draft_costs::{CLASS_COUNT, class};
 
 /// Steps charged to a trial: itself and the next, in which its drafts or their absence show.
 const STEP_COUNT: u32 = 2;

@@ -9,13 +9,12 @@ use std::collections::BTreeMap;
 
 use crate::cost::{Cost, Size};
 use crate::fit::Fit;
+use crate::scheduler::ROUND_MEMORY;
 
 /// Classes of row counts: 1, 2, 3 and 4, 5 to 8, and so on.
 pub(crate) const CLASS_COUNT: usize = u32::BITS as usize + 1;
-/// Decay of a step's weight; long, to remember several trials.
-const MEMORY: f64 = 0.998;
 
-pub(crate) struct RoundCosts {
+pub(crate) struct DraftCosts {
     /// Of which steps were measured.
     classes: BTreeMap<usize, Class>,
     token_max: u32,
@@ -30,14 +29,14 @@ struct Class {
 
 /// The cost of steps of some number of rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct RoundCost {
+pub(crate) struct DraftCost {
     /// Microseconds of a step without any drafts.
     pub(crate) alone_us: f32,
     /// Of others.
     pub(crate) drafting: Cost,
 }
 
-impl RoundCosts {
+impl DraftCosts {
     /// Of steps of up to `token_max` tokens.
     pub(crate) fn new(token_max: u32) -> Self {
         Self { classes: BTreeMap::new(), token_max }
@@ -47,7 +46,7 @@ impl RoundCosts {
     /// measured any.
     pub(crate) fn observe(&mut self, row_count: u32, size: Size, us: f32, assumed: Cost) {
         let new = || {
-            let fit = Fit::new(assumed, self.token_max, MEMORY);
+            let fit = Fit::new(assumed, self.token_max, ROUND_MEMORY);
             Class { alone: fit.clone(), all: fit }
         };
         let class = self.classes.entry(class(row_count)).or_insert_with(new);
@@ -58,12 +57,12 @@ impl RoundCosts {
     }
 
     /// The cost of steps of so many rows, by `assumed` where none were measured.
-    pub(crate) fn cost(&self, row_count: u32, assumed: Cost) -> RoundCost {
+    pub(crate) fn cost(&self, row_count: u32, assumed: Cost) -> DraftCost {
         let class = self.classes.get(&class(row_count));
         let (alone, drafting) =
             class.map_or((assumed, assumed), |class| (class.alone.cost(), class.all.cost()));
         let size = Size { token_count: row_count, drafting_count: 0 };
-        RoundCost { alone_us: alone.of(size), drafting }
+        DraftCost { alone_us: alone.of(size), drafting }
     }
 }
 
@@ -92,7 +91,7 @@ mod tests {
             cost.of(size) + if drafts { jump_us } else { 0.0 }
         };
         let assumed = Cost { base_us: 2000.0, token_us: 20.0, draft_us: 200.0 };
-        let mut costs = RoundCosts::new(64);
+        let mut costs = DraftCosts::new(64);
         for (rows, cost) in [(1, one), (8, eight)] {
             for step in 0..2000_u32 {
                 // One step in 64 makes no drafts, and the next verifies none.
@@ -104,7 +103,7 @@ mod tests {
             }
         }
         for (rows, cost) in [(1, one), (8, eight)] {
-            let RoundCost { alone_us, drafting } = costs.cost(rows, assumed);
+            let DraftCost { alone_us, drafting } = costs.cost(rows, assumed);
             let near = |found: f32, expected: f32| (found / expected - 1.0).abs() < 0.05;
             let alone = Size { token_count: rows, drafting_count: 0 };
             assert!(near(alone_us, cost.of(alone)), "{rows}: {alone_us}");
