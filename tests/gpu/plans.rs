@@ -156,6 +156,10 @@ struct Bounds {
 /// Without experts nothing is wrong, and no expert another.
 const EXACT: Bounds = Bounds { within: WITHIN, other_experts: [0.0; 2], wrong: 0.0 };
 const WITH_EXPERTS: Bounds = Bounds { other_experts: OTHER_EXPERTS, wrong: WRONG, ..EXACT };
+/// The toy of gpt-oss amplifies rounding: half of its numbers are off by half of the tolerance, and
+/// the reference beside itself with rounded weights is as far (benches/journal/correctness.md). 4.6
+/// and 1.7 % of choices differ.
+const AMPLIFYING: Bounds = Bounds { within: [0.07, 0.05], ..WITH_EXPERTS };
 
 impl Bounds {
     /// # Errors
@@ -299,7 +303,7 @@ const MODELS: [Model; 5] = [
 const FEW_RANKS: [Model; 3] = [
     ("qwen3 dense", &QWEN3_DENSE, Tolerance { logit: 0.15, lead: 0.0 }, EXACT),
     ("qwen3 fp8", &QWEN3_FP8, Tolerance { logit: 0.1, lead: 0.012 }, WITH_EXPERTS),
-    ("gpt-oss", &GPT_OSS, Tolerance { logit: 0.1, lead: 0.012 }, WITH_EXPERTS),
+    ("gpt-oss", &GPT_OSS, Tolerance { logit: 0.1, lead: 0.012 }, AMPLIFYING),
 ];
 
 /// What the comparison is worth: engines that differ in the order of sums alone are the same.
