@@ -19,9 +19,9 @@ namespace {
 namespace fs = std::filesystem;
 
 // Options without undefined behaviour in this code, and with rounding as the source says.
-// -flto=auto compiles on all cores; -O3 takes longer, and the result is not faster.
+// -O1 takes 9 s of a processor where -O2 -flto=auto takes 14, and the result is as fast.
 constexpr const char* COMPILER =
-    "g++ -std=c++20 -O2 -flto=auto -march=native -ffp-contract=off -fno-strict-aliasing -fPIC "
+    "g++ -std=c++20 -O1 -march=native -ffp-contract=off -fno-strict-aliasing -fPIC "
     "-shared -mtls-dialect=gnu2 -Wno-attributes";
 
 // Headers of the compiler itself.

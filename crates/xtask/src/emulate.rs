@@ -182,7 +182,7 @@ impl Harness {
     fn compile(&self, root: &Path) -> Result<(), String> {
         let mut compiler = Command::new("g++");
         compiler.current_dir(root);
-        compiler.args(["-std=c++20", "-O2", "-march=native", "-ffp-contract=off"]);
+        compiler.args(["-std=c++20", "-O1", "-march=native", "-ffp-contract=off"]);
         compiler.args(["-fno-strict-aliasing", "-mtls-dialect=gnu2", "-Wno-attributes"]);
         // It mistakes a pointer of the emulator for what it points to.
         compiler.arg("-Wno-stringop-overflow");
