@@ -108,14 +108,21 @@ struct ExpertsCheck {
     const float* s = &scores[(static_cast<size_t>(table) * TOKENS_MAX + token) * SCORES_EACH];
     std::vector<int> order(EXPERTS);
     for (int e = 0; e < EXPERTS; e++) order[e] = e;
+    const auto merit = [&](int e) { return s[e] + (F.router_bias ? bias[e] : 0); };
     std::stable_sort(order.begin(), order.end(),
-                     [&](int a, int b) { return s[a] + bias[a] > s[b] + bias[b]; });
+                     [&](int a, int b) { return merit(a) > merit(b); });
+    const double largest = merit(order[0]);
+    const auto share = [&](int e) -> double {
+      return Router<KIND>::SOFTMAX ? std::exp(merit(e) - largest) : s[e];
+    };
+    double all = 0, total = 0;
+    for (int e : order) all += share(e);
     order.resize(F.top_k);
     std::sort(order.begin(), order.end());
-    double total = 0;
-    for (int e : order) total += s[e];
+    for (int e : order) total += share(e);
+    const double divisor = F.normalise ? total : Router<KIND>::SOFTMAX ? all : 1;
     std::vector<Choice> chosen;
-    for (int e : order) chosen.push_back({e, s[e] / (F.normalise ? total : 1) * F.scale});
+    for (int e : order) chosen.push_back({e, share(e) / divisor * F.scale});
     return chosen;
   }
 

@@ -70,8 +70,8 @@ struct RouterCheck {
 
   // The errors of F32 sums of 48 products of an owner, of 11 owners of a warp and of 12 warps, each
   // rounded or truncated in the 24th place of no more than the sum of magnitudes; as many for 1 /
-  // rms, which all scores share; and of products of F32 routers, 2^-21. The sigmoid quarters an
-  // error, and rounds by itself.
+  // rms, which all scores share; and of products of F32 routers, 2^-21. A sigmoid quarters an error,
+  // and rounds by itself, relative to 1.
   static constexpr double SUM_ERROR = 88.0 / (1 << 24), OWN_ERROR = 8.0 / (1 << 24);
 
   Token expected(int token) const {
@@ -91,10 +91,24 @@ struct RouterCheck {
     }
     t.inverse_rms = 1 / std::sqrt(squares / HIDDEN + Roles::EPS);
     for (int e = 0; e < EXPERTS; e++) {
-      t.tolerances[e] = magnitudes[e] * t.inverse_rms * SUM_ERROR / 4 + OWN_ERROR;
-      t.scores[e] = 1 / (1 + std::exp(-t.scores[e] * t.inverse_rms));
+      const double product = t.scores[e] * t.inverse_rms;
+      const double off = magnitudes[e] * t.inverse_rms * SUM_ERROR;
+      t.tolerances[e] = R::SOFTMAX ? off + std::fabs(product) * OWN_ERROR : off / 4 + OWN_ERROR;
+      t.scores[e] = R::SOFTMAX ? product : 1 / (1 + std::exp(-product));
     }
     return t;
+  }
+
+  // What experts are chosen by.
+  double merit(const Token& t, int e) const { return t.scores[e] + (F.router_bias ? bias[e] : 0); }
+
+  // What the weight of an expert is made of, and the error of that: of a softmax relative to the
+  // largest merit, whose own error all share.
+  double share(const Token& t, int e, double largest) const {
+    return R::SOFTMAX ? std::exp(merit(t, e) - largest) : t.scores[e];
+  }
+  double share_off(const Token& t, int e, double largest) const {
+    return R::SOFTMAX ? share(t, e, largest) * (t.tolerances[e] + OWN_ERROR) : t.tolerances[e];
   }
 
   static bool are_twins(int a, int b) {
@@ -105,7 +119,7 @@ struct RouterCheck {
   std::vector<int> chosen(const Token& t) const {
     std::vector<int> order(EXPERTS);
     for (int e = 0; e < EXPERTS; e++) order[e] = e;
-    const auto key = [&](int e) { return t.scores[e] + bias[e]; };
+    const auto key = [&](int e) { return merit(t, e); };
     std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return key(a) > key(b); });
     for (int in = 0; in < F.top_k; in++)
       for (int out = F.top_k; out < EXPERTS; out++) {
@@ -209,15 +223,19 @@ struct RouterCheck {
     }
     verdict.exact(c.experts == wanted, true, "experts of token", token, 0);
     if (c.experts != wanted) return;
-    double total = 0, total_off = 0;
-    for (int e : wanted) {
-      total += t.scores[e];
-      total_off += t.tolerances[e];
+    double largest = merit(t, wanted[0]), total = 0, total_off = 0;
+    for (int e : wanted) largest = std::max(largest, merit(t, e));
+    for (int e = 0; e < EXPERTS; e++) {
+      const bool counts = std::find(wanted.begin(), wanted.end(), e) != wanted.end();
+      if (!counts && (F.normalise || !R::SOFTMAX)) continue;
+      total += share(t, e, largest);
+      total_off += share_off(t, e, largest);
     }
     for (size_t i = 0; i < wanted.size(); i++) {
-      const double score = t.scores[wanted[i]];
-      const double weight = score / (F.normalise ? total : 1) * F.scale;
-      const double off = t.tolerances[wanted[i]] / score + total_off / total + OWN_ERROR;
+      const double own = share(t, wanted[i], largest);
+      const double weight = own / (F.normalise || R::SOFTMAX ? total : 1) * F.scale;
+      const double off =
+          share_off(t, wanted[i], largest) / own + total_off / total + OWN_ERROR;
       verdict.near(c.weights[i], weight, weight * off, "weight of token, expert", token,
                    wanted[i]);
     }
