@@ -110,7 +110,8 @@ pub(crate) struct RawConfig {
     /// Requests that run at once [default: 256, or as many as there is memory for; 8 on a CPU].
     #[arg(long, help_heading = "Engine")]
     pub(crate) slots: Option<u32>,
-    /// Longest prompt and reply together, in tokens [default: the model's, if there is memory].
+    /// Longest prompt and reply together, in tokens [default: 32768, or what the model was trained
+    /// for or the memory holds, if that is less].
     #[arg(long, value_name = "TOKENS", help_heading = "Engine")]
     pub(crate) context_max: Option<u32>,
     /// Memory for keys and values in GiB [default: what all slots need, at most a quarter of what

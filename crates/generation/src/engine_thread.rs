@@ -28,8 +28,8 @@ use active::ActiveReply;
 
 /// Commands that are read between two steps: a burst of them must not delay running replies.
 const COMMANDS_PER_STEP_MAX: usize = 256;
-/// Of so many steps, debug builds check the scheduler in one, and when no reply runs: a check visits
-/// all cached pages. The scheduler's own tests check it after each step.
+/// Debug builds check the scheduler in one step of so many, and whenever no reply runs: a check
+/// visits all cached pages. The scheduler's own tests check it after each step.
 const CHECKED_STEPS: u64 = 8;
 /// Without work the thread wakes up this often, in case that a command was lost to a full queue.
 const IDLE_WAIT: Duration = Duration::from_millis(500);

@@ -106,7 +106,7 @@ pub struct Service {
     /// The memory for bodies and prompts of requests.
     pub(crate) budget: Arc<Budget>,
     pub(crate) created: u64,
-    /// Part of every response: what a reply depends on besides the request.
+    /// The server's version, which responses name as `system_fingerprint`.
     pub(crate) fingerprint: String,
     /// Set by the signal to stop.
     leaving: AtomicBool,
