@@ -34,7 +34,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let folder = folder(&args.model)?;
     let text = read_text(&folder)?;
-    let checkpoint = Checkpoint::open(&folder, &args.knobs.knobs())
+    let checkpoint = Checkpoint::open(&folder, &args.knobs.knobs()?)
         .with_context(|| folder.display().to_string())?;
     let spec = checkpoint.spec();
     check_ranks(spec, args.ranks)?;
@@ -124,5 +124,8 @@ pub(crate) fn describe(spec: &ModelSpec) {
             drafter.taps
         ),
         None => say!("  drafter   none"),
+    }
+    if spec.multimodal {
+        say!("  text      alone: vision and audio are left out");
     }
 }

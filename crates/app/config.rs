@@ -389,7 +389,7 @@ impl Config {
                 DEFAULT_SHUTDOWN_TIMEOUT_S,
             )?,
             load_format: raw.load_format.unwrap_or_default(),
-            knobs: raw.knobs.knobs(),
+            knobs: raw.knobs.knobs()?,
             port: raw.port.unwrap_or(DEFAULT_PORT),
             allowed_hosts: hosts(raw.allowed_hosts.clone().unwrap_or_default())?,
             body_max: body_mib as usize * (1 << 20),

@@ -53,7 +53,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 fn build(args: &Build) -> Result<()> {
     let folder = folder(&args.model)?;
     let spec =
-        read_spec(&folder, &args.knobs.knobs()).with_context(|| folder.display().to_string())?;
+        read_spec(&folder, &args.knobs.knobs()?).with_context(|| folder.display().to_string())?;
     let mut toolchain = environment::toolchain();
     toolchain.cache = args.cache.clone().or(toolchain.cache);
     // One GPU is as good as all of them to find out their kind.

@@ -1,7 +1,10 @@
 //! Flags for what a model's config leaves open.
 
+use anyhow::{Context, Result};
 use kilotok_model::{Knobs, RouterDtype};
 use serde::{Deserialize, Serialize};
+
+use crate::environment::folder;
 
 #[derive(clap::Args, Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
@@ -17,6 +20,10 @@ pub(crate) struct KnobArgs {
     /// Whether the drafter sees only its window [default: what its config says].
     #[arg(long)]
     draft_window: Option<bool>,
+    /// The drafter, where the model brings none or another is wanted: a folder, or a name on the
+    /// Hugging Face hub, which is downloaded [default: `dflash` in the model's folder].
+    #[arg(long, value_name = "MODEL", help_heading = "Drafts")]
+    drafter: Option<String>,
     /// Make FP8 of the drafter's feed-forward networks as they are read: half the bytes for each
     /// draft, of which fewer may be accepted. Tokens are from the same distribution.
     #[arg(long, num_args = 0, default_missing_value = "true", help_heading = "Drafts")]
@@ -38,8 +45,13 @@ enum Dtype {
 }
 
 impl KnobArgs {
-    pub(crate) fn knobs(&self) -> Knobs {
-        Knobs {
+    /// # Errors
+    /// A drafter that is not there and cannot be downloaded.
+    pub(crate) fn knobs(&self) -> Result<Knobs> {
+        let drafter = self.drafter.as_deref();
+        let drafter = drafter.map(|name| folder(name).with_context(|| format!("drafter {name}")));
+        Ok(Knobs {
+            drafter: drafter.transpose()?,
             window_keys: self.window_keys,
             draft_rope_base: self.draft_rope_base,
             draft_window: self.draft_window,
@@ -49,6 +61,6 @@ impl KnobArgs {
                 Dtype::Bf16 => RouterDtype::Bf16,
             }),
             ignored_fields: self.ignore_field.clone().unwrap_or_default(),
-        }
+        })
     }
 }

@@ -59,7 +59,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let folder = folder(args.model.as_deref().unwrap_or(&header.model))?;
     let mut options = options(header);
     options.rank_count = args.ranks.unwrap_or(options.rank_count);
-    let mut engine = start(&folder, format, &options, &args.knobs.knobs())?;
+    let mut engine = start(&folder, format, &options, &args.knobs.knobs()?)?;
     if let Some(caps) =
         header.caps.as_ref().filter(|_| args.model.is_none() && args.ranks.is_none())
         && caps != engine.caps()

@@ -1,6 +1,9 @@
 //! Checkpoints of every family in the published layout, checked and served with their weights.
 
+use std::fs;
+
 use kilotok_testkit::Toy;
+use serde_json::{Value, json};
 
 use super::{CHAT, COMPLETIONS, Server, checkpoint, kilotok, run, text};
 
@@ -27,4 +30,58 @@ fn every_family_is_checked_and_served() {
         let answer = server.request(CHAT, chat);
         assert!(answer.starts_with("HTTP/1.1 200"), "{family}: {answer}");
     }
+}
+
+#[test]
+fn a_drafter_can_be_in_another_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, drafter) = (folder.path().join("model"), folder.path().join("drafter"));
+    fs::create_dir(&model).unwrap();
+    checkpoint::write_toy(&model, &Toy::gpt_oss());
+    fs::rename(model.join("dflash"), &drafter).unwrap();
+    let [model, drafter] = [&model, &drafter].map(|path| path.to_str().unwrap());
+    let without = run(&["check", model]);
+    assert!(text(&without.stdout).contains("drafter   none"), "{}", text(&without.stdout));
+    let check = run(&["check", model, "--drafter", drafter, "--values"]);
+    let said = text(&check.stdout);
+    assert!(check.status.success(), "{said}{}", text(&check.stderr));
+    assert!(said.contains("drafter   2 layers"), "{said}");
+    let flags = ["serve", model, "--drafter", drafter, "--port", "0", "--context-max", "512"];
+    let server = Server::spawn(&mut kilotok(&flags));
+    assert!(server.said.contains("verified by"), "{}", server.said);
+    let answer = server.request(COMPLETIONS, r#"{"prompt": "ab", "max_tokens": 4}"#);
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+
+    // Errors name the drafter's files, and a drafter that is not there.
+    fs::remove_file(format!("{drafter}/config.json")).unwrap();
+    for (named, wanted) in [(drafter, "drafter/config.json"), ("/none", "no folder /none")] {
+        let refused = run(&["check", model, "--drafter", named]);
+        let said = text(&refused.stderr);
+        assert!(!refused.status.success() && said.contains(wanted), "{said}");
+    }
+}
+
+#[test]
+fn parts_for_pictures_and_sound_are_said_to_be_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    checkpoint::write(folder.path());
+    let path = folder.path().join("config.json");
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    config["vision_config"] = json!({});
+    fs::write(&path, config.to_string()).unwrap();
+    let folder = folder.path().to_str().unwrap();
+    let flags = ["serve", folder, "--load-format", "dummy", "--port", "0", "--context-max", "512"];
+    let server = Server::spawn(&mut kilotok(&flags));
+    assert!(server.said.contains("vision and audio are left out"), "{}", server.said);
+}
+
+#[test]
+fn acceptance_is_assumed_for_dummy_weights_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    checkpoint::write_toy(folder.path(), &Toy::gpt_oss());
+    let refused =
+        run(&["serve", folder.path().to_str().unwrap(), "--port", "0", "--assume-acceptance", "4"]);
+    let said = text(&refused.stderr);
+    assert!(!refused.status.success(), "{said}");
+    assert!(said.contains("--assume-acceptance") && said.contains("dummy"), "{said}");
 }

@@ -29,6 +29,8 @@ pub(super) fn plan(
             model = config.model,
             context_max = planned.plan.context_max,
             slots = planned.plan.sizes.slot_count,
+            drafts = drafts(config, planned, verification),
+            text_only = planned.spec.multimodal,
             "planned"
         );
         return;
@@ -65,7 +67,6 @@ fn limits(
     };
     let limits = &config.limits;
     let yes = |on: bool| if on { "on" } else { "off" }.to_owned();
-    let has_drafter = planned.spec.drafter.is_some();
     line("names", config.served_names.join(", "));
     line("context", format!("{} tokens", planned.plan.context_max));
     let (slots, rows) = (planned.plan.sizes.slot_count, planned.caps().row_max);
@@ -81,8 +82,7 @@ fn limits(
         ),
     );
     line("prefix cache", yes(limits.prefix_cache));
-    let drafts = has_drafter && limits.draft_rows_max > 0;
-    line("drafts", if drafts { verified(verification) } else { yes(false) });
+    line("drafts", drafts(config, planned, verification));
     let of_one = &config.requests;
     line("replies", format!("{} to one request", of_one.n_max));
     line("stop strings", format!("{} of one request", of_one.stop_max));
@@ -123,8 +123,11 @@ fn limits(
     out
 }
 
-/// How drafts are verified.
-fn verified(verification: Verification) -> String {
+/// How drafts are verified, if there are any.
+fn drafts(config: &Config, planned: &Planned, verification: Verification) -> String {
+    if planned.spec.drafter.is_none() || config.limits.draft_rows_max == 0 {
+        return "off".to_owned();
+    }
     match verification {
         Verification::Match => "verified by sample and match".to_owned(),
         Verification::Rejection { draft_temperature } => format!(

@@ -2,7 +2,7 @@
 //! Reads no weight until it is asked for one.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kilotok_model::{
     ConfigError, Dtype, Knobs, ModelSpec, Part, Slice, StoredTensor, WeightDecl, WeightId, declare,
@@ -22,7 +22,6 @@ const CONFIG: &str = "config.json";
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 const DRAFTER: &str = "dflash";
 const MASK_NAME: &str = "mask_embedding.pt";
-const MASK_FILE: &str = "dflash/mask_embedding.pt";
 /// A hundred times what the embedding needs.
 const MASK_BYTES_MAX: u64 = 1 << 22;
 
@@ -38,6 +37,8 @@ pub struct Checkpoint {
 #[derive(Debug)]
 struct Drafter {
     folder: Folder,
+    /// The path of its mask's embedding, as messages name it.
+    mask_file: String,
     /// `None` if the drafter has none, and while problems are being collected.
     mask: Option<Mask>,
 }
@@ -50,15 +51,24 @@ pub struct Skipped {
     pub bytes: u64,
 }
 
-/// Reads the configs of a model's folder alone: all that dummy weights need.
+/// Where the drafter is, and how messages name that. `None` if the model has none.
+fn drafter_folder(folder: &Path, knobs: &Knobs) -> Option<(PathBuf, String)> {
+    if let Some(path) = &knobs.drafter {
+        return Some((path.clone(), format!("{}/", path.display())));
+    }
+    let path = folder.join(DRAFTER);
+    path.symlink_metadata().is_ok().then(|| (path, format!("{DRAFTER}/")))
+}
+
+/// Reads the configs of a model's folder and of its drafter's alone: all that dummy weights need.
 ///
 /// # Errors
 /// A config that cannot be read or used, with every reason.
 pub fn read_spec(folder: &Path, knobs: &Knobs) -> Result<ModelSpec, CheckpointError> {
-    let mut spec = read_config(CONFIG, &config_text(folder, CONFIG)?, knobs)?;
-    if folder.join(DRAFTER).symlink_metadata().is_ok() {
-        let file = format!("{DRAFTER}/{CONFIG}");
-        let text = config_text(folder, &file)?;
+    let mut spec = read_config(CONFIG, &config_text(folder, CONFIG, CONFIG)?, knobs)?;
+    if let Some((path, label)) = drafter_folder(folder, knobs) {
+        let file = format!("{label}{CONFIG}");
+        let text = config_text(&path, CONFIG, &file)?;
         spec.drafter = Some(read_drafter(&file, &text, &spec, knobs)?);
     }
     Ok(spec)
@@ -66,27 +76,29 @@ pub fn read_spec(folder: &Path, knobs: &Knobs) -> Result<ModelSpec, CheckpointEr
 
 impl Checkpoint {
     /// Opens a model's folder: `config.json`, its safetensors files and, if it has one, the drafter
-    /// in its `dflash` folder. Files that an index does not name are ignored.
+    /// in its `dflash` folder or where `knobs` name it. Files that an index does not name are
+    /// ignored.
     ///
     /// # Errors
     /// A config that cannot be used, with every reason; else all problems of the files: damaged,
     /// missing, or not what the config needs.
     pub fn open(folder: &Path, knobs: &Knobs) -> Result<Self, CheckpointError> {
         let spec = read_spec(folder, knobs)?;
-        let drafter_path = folder.join(DRAFTER);
         let mut problems = Problems::default();
         let plan = Plan { path: folder, label: "", stems: &["model"], prefix: "" };
         let target = Folder::open(&plan, &mut problems);
-        let drafter = spec.drafter.as_ref().map(|drafter| {
+        let drafter = spec.drafter.as_ref().zip(drafter_folder(folder, knobs));
+        let drafter = drafter.map(|(drafter, (path, label))| {
             let stems = &["dflash_draft_model", "model"];
-            let plan = Plan { path: &drafter_path, label: "dflash/", stems, prefix: "model." };
+            let plan = Plan { path: &path, label: &label, stems, prefix: "model." };
             let folder = Folder::open(&plan, &mut problems);
+            let mask_file = format!("{label}{MASK_NAME}");
             let mask = drafter.own_mask.then(|| {
-                let mask = read_mask(&drafter_path, drafter.mask_token, spec.hidden_size);
-                mask.map_err(|reason| problems.push(MASK_FILE, "", reason)).ok()
+                let mask = read_mask(&path, drafter.mask_token, spec.hidden_size);
+                mask.map_err(|reason| problems.push(&mask_file, "", reason)).ok()
             });
             let mask = mask.flatten();
-            Drafter { folder, mask }
+            Drafter { folder, mask_file, mask }
         });
         let stacked = spec.stacked_experts_name().is_some_and(|name| target.get(&name).is_some());
         let spec = if stacked { spec.with_stacked_experts() } else { spec };
@@ -115,8 +127,10 @@ impl Checkpoint {
         self.folder(decl.part).ok_or_else(|| no_drafter(decl))
     }
 
-    fn mask(&self, decl: &WeightDecl) -> Result<&Mask, WeightError> {
-        let mask = self.drafter.as_ref().and_then(|drafter| drafter.mask.as_ref());
+    /// The mask's embedding and its file.
+    fn mask(&self, decl: &WeightDecl) -> Result<(&Mask, &str), WeightError> {
+        let drafter = self.drafter.as_ref();
+        let mask = drafter.and_then(|drafter| Some((drafter.mask.as_ref()?, &*drafter.mask_file)));
         mask.ok_or_else(|| no_drafter(decl))
     }
 
@@ -167,10 +181,10 @@ impl WeightSource for Checkpoint {
     fn read(&self, decl: &WeightDecl, slice: &Slice) -> Result<Tensor, WeightError> {
         check_slice(decl, slice).map_err(|reason| fail(CONFIG, &decl.name, reason))?;
         if decl.id == WeightId::DraftMask {
-            let mask = self.mask(decl)?;
+            let (mask, file) = self.mask(decl)?;
             let rows = Bytes { bytes: &mask.bytes, row_bytes: mask.bytes.len() };
             return gather(decl, slice, mask.dtype, &[&rows])
-                .map_err(|flaw| fail(MASK_FILE, "embedding", flaw.to_string()));
+                .map_err(|flaw| fail(file, "embedding", flaw.to_string()));
         }
         let folder = self.folder_of(decl)?;
         let mut found = Vec::new();
@@ -192,7 +206,7 @@ impl WeightSource for Checkpoint {
 
     fn dtype(&self, decl: &WeightDecl) -> Result<Dtype, WeightError> {
         if decl.id == WeightId::DraftMask {
-            return Ok(self.mask(decl)?.dtype);
+            return Ok(self.mask(decl)?.0.dtype);
         }
         let (_, dtype) = find(self.folder_of(decl)?, &decl.stored()[0]).map_err(WeightError)?;
         Ok(dtype)
@@ -231,9 +245,10 @@ fn find<'a>(
     Ok((tensor, *known))
 }
 
-fn config_text(folder: &Path, file: &str) -> Result<String, ConfigError> {
+/// The text of a file, which messages name by its label.
+fn config_text(folder: &Path, file: &str, label: &str) -> Result<String, ConfigError> {
     let text = files::read_text(&folder.join(file), CONFIG_BYTES_MAX);
-    text.map_err(|problem| ConfigError { file: file.to_owned(), problems: vec![problem] })
+    text.map_err(|problem| ConfigError { file: label.to_owned(), problems: vec![problem] })
 }
 
 /// The mask's embedding, if it is one for this drafter.

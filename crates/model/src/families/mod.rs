@@ -6,6 +6,8 @@ mod mimo_v2;
 mod qwen3_moe;
 mod rope;
 
+use std::path::PathBuf;
+
 use serde_json::{Map, Value, json};
 
 use crate::fields::{ConfigError, Fields, parse};
@@ -26,6 +28,8 @@ pub struct Knobs {
     pub draft_rope_base: Option<f64>,
     /// Whether the drafter sees only its window. Default: as its config says (`use_swa`).
     pub draft_window: Option<bool>,
+    /// Folder of the drafter. Default: `dflash` in the model's folder, if there is one.
+    pub drafter: Option<PathBuf>,
     /// Whether the drafter's feed-forward networks are converted to FP8 as they are read. Default:
     /// they stay as published.
     pub draft_fp8: bool,
