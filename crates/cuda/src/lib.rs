@@ -1,7 +1,7 @@
-//! The GPU engine: one launch of a persistent kernel runs a whole pass over the model's layers.
-//! Kernels are compiled for the loaded model, on the machine that runs it, from sources in the
-//! binary. The driver is looked up when it is first needed, so the same binary runs with GPUs and
-//! without.
+//! The GPU engine. For up to 64 tokens one launch of a persistent kernel runs a whole pass over the
+//! model's layers (the narrow pass); more tokens are a chain of launches (the wide pass). Kernels
+//! are compiled for the loaded model, on the machine that runs it, from sources in the binary. The
+//! driver is looked up when it is first needed, so the same binary runs with GPUs and without.
 //!
 //! Every byte of GPU memory is planned before any is allocated, and none is allocated later.
 

@@ -1,5 +1,6 @@
-//! The host's uploads for a step: the batches of all its launches, the rows' sampling settings, and
-//! the lists of requests that enter a slot.
+//! What the host uploads for a step. The plan has the batches of all its launches, the counters of
+//! their grid barriers, the rows' sampling settings and the pages. The lists have the masks of
+//! rows, and of each request that enters a slot its settings, biases, bad words and end tokens.
 
 use std::ops::Range;
 

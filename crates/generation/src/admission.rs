@@ -84,7 +84,8 @@ pub enum Refusal {
 pub struct Load {
     /// Requests that were admitted, or have a reservation, and have not ended.
     pub held: u32,
-    /// Those of them that have a row in each step.
+    /// Those of them that have a slot. They have a row in each step, or take turns if more of them
+    /// decode than a narrow step takes.
     pub running: u32,
     /// Positions whose keys and values are in use, and how many there may be.
     pub token_count: u64,

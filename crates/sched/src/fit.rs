@@ -1,5 +1,7 @@
 //! Weighted least squares over measured steps: a constant, a cost per token, and a cost per row
-//! that makes drafts. The weight of older steps decays.
+//! that makes drafts. The weight of older steps decays. A step that took much longer than estimated
+//! is left out as an outlier, and a step is planned to be a few times the longest recent one at
+//! most, because the estimate does not hold far beyond measured sizes.
 
 use std::ops::Range;
 

@@ -20,9 +20,12 @@
 //! - Requests start in order of rank; none overtakes another in the queue. If there is no slot or
 //!   no page for the next one, the last copy is preempted, provided that more replies of its
 //!   request run.
-//! - Every running request whose prompt is computed has a row in every step. Drafts and prompts
-//!   share the tokens that are left; neither takes more than half while the other can use them.
-//! - Of the prompt tokens of a step, half go to the first rank, the rest to the shortest prompts.
+//! - Every running request whose prompt is computed has a row in every step, unless more requests
+//!   decode than a narrow step takes: then the first has a row, and the others may take turns.
+//!   Drafts and prompts share the tokens that are left; neither takes more than half while the
+//!   other can use them.
+//! - Of the prompt tokens of a step, half go to the request first in order of rank, the rest to the
+//!   shortest prompts.
 //! - When pages run out, the request with the last rank is preempted, and resumes later.
 //!
 //! So the first running request always advances, and every request ends.

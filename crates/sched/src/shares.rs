@@ -1,8 +1,8 @@
-//! How a step's prompt tokens are shared: half go to the first rank, so that a stream of short
-//! prompts cannot hold up a long one, and the rest to the shortest prompts, so that a long prompt
-//! cannot hold up short ones.
+//! How a step's prompt tokens are shared. Half go to the request first in order of rank, so that a
+//! stream of short prompts cannot hold up a long one. The rest go to the shortest prompts, so that
+//! a long prompt cannot hold up short ones.
 
-/// Tokens for each prompt, given the tokens that each has left to compute, first rank first.
+/// Tokens for each prompt, given the tokens that each has left to compute, in order of rank.
 pub(crate) fn share_prompts(lefts: &[u32], budget: u32) -> Vec<u32> {
     let mut shares = vec![0; lefts.len()];
     let Some(first) = shares.first_mut() else {

@@ -1,7 +1,8 @@
 //! The metrics for Prometheus. Names, labels and meanings are vLLM's, so that its dashboards and
 //! the routers in front of it work unchanged; what vLLM has no name for is under `kilotok:`. The
-//! engine's thread writes through [`Meter`], once per step; readers of replies write what they
-//! alone know. A server adds its own series with [`Metrics::builder`].
+//! engine's thread writes through [`Meter`]: counts of a step once per step, times of a reply at
+//! each of its rows. Mask workers and readers of replies write what they alone know. A server adds
+//! its own series with [`Metrics::builder`].
 
 mod buckets;
 mod builder;
