@@ -70,8 +70,8 @@ struct RouterCheck {
 
   // The errors of F32 sums of 48 products of an owner, of 11 owners of a warp and of 12 warps, each
   // rounded or truncated in the 24th place of no more than the sum of magnitudes; as many for 1 /
-  // rms, which all scores share; and of products of F32 routers, 2^-21. A sigmoid quarters an error,
-  // and rounds by itself, relative to 1.
+  // rms, which all scores share; and of products of F32 routers, 2^-21. A sigmoid quarters an
+  // error, and rounds by itself, relative to 1.
   static constexpr double SUM_ERROR = 88.0 / (1 << 24), OWN_ERROR = 8.0 / (1 << 24);
 
   Token expected(int token) const {
