@@ -1,6 +1,7 @@
 //! The wide pass: a step of more tokens than the narrow pass takes is a chain of launches, one for
-//! each phase of each layer (`kernels/step/wide.cu`). Here are their order, the memory that they
-//! work in, and which models they cannot run yet.
+//! each phase of each layer (`kernels/step/wide.cu`). Here are the launches of the layers in their
+//! order, the memory that they work in, and which models they cannot run yet. `Rank::passes` puts
+//! them, sampling and the drafts into one chain.
 
 use kilotok_abi::{
     BatchRow, BatchToken, CANDIDATES_MAX, ChoicePart, Judged, Memory, PARTS_MAX, Report,
@@ -20,8 +21,8 @@ const CAPACITY_STEP: u32 = 128;
 
 /// Launches of the head in a step, at most, each with an all-gather.
 pub(crate) const HEADS_MAX: u32 = WANTED_MAX.div_ceil(TOKENS_MAX) as u32;
-/// Rows of a step at most: users who decode together. More gain little, as a step of so many reads
-/// nearly all experts.
+/// Rows of a step at most: requests that decode together. More gain little, as a step of so many
+/// reads nearly all experts.
 pub(crate) const ROWS_MAX: usize = 256;
 
 /// `PANEL_COLUMNS` of `wide/products.cuh`.

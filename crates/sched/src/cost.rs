@@ -42,9 +42,9 @@ const LEFT_OUT_MAX: u32 = 1024;
 /// The fewest tokens of the wide pass take at most this many times as long as the most of the
 /// narrow one, or it would have no use.
 const PLAUSIBLE: f32 = 16.0;
-/// A decoding request's delay counts this many times: it interrupts a text that is being read. Once
-/// prompts are read in the largest chunks it counts less, so that the last of a crowd are too,
-/// however the estimates change on the way.
+/// A decoding request's delay counts this many times: it interrupts a text that is being read.
+/// After a step with the largest chunk it counts less, so that the last prompts of a crowd are read
+/// in the largest chunks too, however the estimates change on the way.
 const DECODING_WEIGHT: f32 = 2.0;
 const DECODING_WEIGHT_IN_RUSH: f32 = 0.5;
 

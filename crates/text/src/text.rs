@@ -40,7 +40,7 @@ pub struct Text {
     defaults: Defaults,
 }
 
-/// How the checkpoint wants to be sampled where a request does not say.
+/// The checkpoint's sampling parameters, for a request that does not set them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Defaults {
     /// Tokens that end a reply.
@@ -325,7 +325,7 @@ impl Text {
         }
     }
 
-    /// A conversation as the model wants to read it.
+    /// A conversation in the form that the model was trained on.
     ///
     /// # Errors
     /// The template refuses it, or fails.

@@ -1,4 +1,4 @@
-//! A reply that is being made: its channel, its grammar, and when what happened to it.
+//! A reply that is being made: its channel, its grammar, and the times of its events.
 
 use std::sync::Arc;
 use std::task::Waker;

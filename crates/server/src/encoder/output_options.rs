@@ -15,7 +15,7 @@ use crate::wire::logprobs::PromptLogprobs;
 use crate::wire::metrics::Metrics;
 use crate::wire::usage::Usage;
 
-/// What a request wants in its response.
+/// What a request asks for in its response.
 pub(crate) struct OutputOptions {
     pub(crate) head: ResponseHead,
     /// Replies to each prompt, and in all.

@@ -17,7 +17,7 @@ const INLINE_ENTRIES_MAX: usize = 1024;
 /// Says what the request asks for and is not enforced. HTTP's own `warning` is obsolete.
 pub(crate) const WARNING_HEADER: &str = "x-kilotok-warning";
 
-/// The response, streamed if the client wants that.
+/// The response, as a stream if the request asks for one.
 pub(crate) async fn respond(
     service: &Arc<Service>,
     replies: Replies,

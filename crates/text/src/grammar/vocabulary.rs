@@ -178,7 +178,7 @@ impl Vocabulary {
         self.gap.iter().copied().filter(fits)
     }
 
-    /// A mask as the engine wants it; ids without a token stay impossible.
+    /// A mask in the engine's form; ids without a token stay impossible.
     pub(super) fn mask(&self, allowed: &SimpleVob) -> Vec<u32> {
         let mut mask = vec![0; self.word_count];
         let count = self.count();
@@ -211,7 +211,7 @@ fn is_markup(text: &Text, token: TokenId, bytes: &[u8]) -> bool {
     MARKUP.contains(&name) || text.encode_plain(name).is_ok_and(|tokens| tokens != [token])
 }
 
-/// A word as the trie wants it. The marker is no part of UTF-8, so that a token of text that has
+/// A word in the trie's form. The marker is no part of UTF-8, so that a token of text that has
 /// it is of no use.
 fn marked(word: Word) -> Vec<u8> {
     let Word { mut bytes, special } = word;

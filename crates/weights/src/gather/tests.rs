@@ -72,7 +72,7 @@ impl Fused {
         (head / each * self.chunk_rows() + start + head % each * dims + dim, code)
     }
 
-    /// (kind, head, dimension) of each row of a rank, as an engine wants them.
+    /// (kind, head, dimension) of each row of a rank, in an engine's order.
     fn wanted(&self, ranks: Ranks) -> Vec<(char, usize, usize)> {
         let group = self.q_heads / self.kv_heads;
         let each = self.q_heads / ranks.count;
