@@ -6,6 +6,10 @@
 //     -I kernels/harness/sample_model kernels/harness/sample.cu -o sample
 //   ./sample FILE [PARTS...]
 //   ./sample --time [NAME]
+//   ./sample --cold [NAME]
+//
+// --cold times single steps behind a kernel that evicts code and data from the caches, as the
+// passes over the layers do in an engine.
 //
 // PARTS is the number of CTAs that share a position. The file consists of 32-bit words; a list is
 // its length, then its words. Magic, number of groups; for each group: vocabulary, number of cases;
@@ -14,6 +18,7 @@
 // scored tokens, sample, top_count, number of masks, whether drafts are drawn, number of wanted
 // tokens, then a formula of logits for each, a formula of each mask, for each draft that is drawn a
 // formula of the drafter's logits and its law, and the answer.
+#include <algorithm>
 #include <string>
 
 #include "bench.h"
@@ -45,10 +50,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     list_candidates(scratch, own, part, candidates + part * CANDIDATES_MAX);
     Consumers::sync();
   }
-  for (int i = Consumers::thread(); i < parts * CANDIDATES_MAX; i += CONSUMERS)
-    scratch.list[i] = candidates[i];
-  Consumers::sync();
-  sort(scratch.list, parts * CANDIDATES_MAX);
+  merge_candidates(scratch, candidates, parts);
   if (Consumers::warp() != 0) return;
   const DraftOrder& one = draws[index];
   const uint32_t token =
@@ -370,7 +372,37 @@ static size_t run_cases(const std::vector<Group>& groups, uint32_t parts) {
   return positions == 0 ? 1 : wrong;
 }
 
-static void clock(const char* name, const Case& one, uint32_t top_count, uint32_t parts) {
+// Evicts the L2 cache by its stores, and the instruction caches by its length.
+__global__ void evict(uint4* memory, size_t count, uint32_t number) {
+  constexpr int INSTRUCTIONS = 16'384;
+  uint32_t a = number, b = threadIdx.x;
+#pragma unroll
+  for (int i = 0; i < INSTRUCTIONS / 2; i++) {
+    a = a * 1'664'525u + b;
+    b ^= a >> (i % 7 + 1);
+  }
+  const size_t thread = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  for (size_t i = thread; i < count; i += static_cast<size_t>(gridDim.x) * blockDim.x)
+    memory[i] = make_uint4(a, b, a, b);
+}
+
+// The median of single steps, milliseconds.
+static float cold_ms(Device& device, size_t wanted, uint32_t parts) {
+  constexpr size_t QUADS = (256 << 20) / sizeof(uint4);
+  constexpr int STEPS = 21;
+  static Room room;
+  uint4* memory = room.take<uint4>(QUADS);
+  std::vector<float> all;
+  for (uint32_t i = 0; i < STEPS; i++) {
+    make(evict, GRID, memory, QUADS, i);
+    all.push_back(device.run(1, static_cast<int>(wanted), static_cast<int>(parts), 1));
+  }
+  std::sort(all.begin(), all.end());
+  return all[STEPS / 2];
+}
+
+static void clock(const char* name, const Case& one, uint32_t top_count, uint32_t parts,
+                  bool cold) {
   constexpr int REPEATS = 200;
   Group group{VOCAB, {one}};
   group.cases[0].steps[0].top_count = top_count;
@@ -391,6 +423,11 @@ static void clock(const char* name, const Case& one, uint32_t top_count, uint32_
     least = ms < least ? ms : least;
   }
   const Answers answers = read_answers(device, batch, 1);
+  if (cold) {
+    std::printf("%-34s parts %2u: %7.2f us cold, with the launch\n", name, parts,
+                cold_ms(device, batch.wanted.size(), parts) * 1000);
+    return;
+  }
   std::printf("%-34s parts %2u: %7.2f us a step of %zu positions (%u tokens)\n", name, parts,
               least * 1000 / REPEATS, batch.wanted.size(), answers.rows[0].token_count);
   if (!batch.draws.empty())
@@ -399,19 +436,21 @@ static void clock(const char* name, const Case& one, uint32_t top_count, uint32_
 }
 
 // Times all requests, or the one with the given name.
-static void clocks(const std::string& name) {
+static void clocks(const std::string& name, bool cold) {
   for (const Typical& one : typical_requests())
     for (uint32_t parts : {1u, 16u})
-      if (name.empty() || name == one.name) clock(one.name, one.request, one.top_count, parts);
+      if (name.empty() || name == one.name)
+        clock(one.name, one.request, one.top_count, parts, cold);
 }
 
 int main(int count, char** arguments) {
   if (count < 2) {
-    std::fprintf(stderr, "usage: sample FILE [PARTS...] | --time [NAME]\n");
+    std::fprintf(stderr, "usage: sample FILE [PARTS...] | --time [NAME] | --cold [NAME]\n");
     return 2;
   }
-  if (std::string(arguments[1]) == "--time") {
-    clocks(count > 2 ? arguments[2] : "");
+  const std::string what = arguments[1];
+  if (what == "--time" || what == "--cold") {
+    clocks(count > 2 ? arguments[2] : "", what == "--cold");
     return 0;
   }
   const std::vector<Group> groups = read_groups(arguments[1]);

@@ -67,12 +67,8 @@ __device__ __noinline__ void choose_drafts(Cta cta, DraftScratch& scratch, const
   for (int wanted = cta.index(); wanted < wanted_count; wanted += GRID) {
     const DrawnDraft draft = drawn(wanted);
     if (draft.slot != NO_TOKEN) {
-      const uint64_t* own = candidates + wanted * PARTS_MAX * CANDIDATES_MAX;
       uint64_t* list = scratch.drawn.list;
-      for (int i = cta.thread(); i < parts * CANDIDATES_MAX; i += CONSUMERS)
-        list[i] = ptx::load_l2(own + i);
-      cta.sync();
-      sort(list, parts * CANDIDATES_MAX);
+      merge_candidates(scratch.drawn, candidates + wanted * PARTS_MAX * CANDIDATES_MAX, parts);
       all_gather_candidates(cta, wanted, list, number);
       if (RANKS > 1) sort(list, RANKS * CANDIDATES_MAX);
       if (cta.warp() == 0) {

@@ -120,11 +120,13 @@ __device__ __forceinline__ float* processed_row(const SampleMemory& memory, int 
   return at<float>(memory.processed) + static_cast<size_t>(index) * memory.stride;
 }
 
-// Stores the processed logit of each candidate, given which tokens are kept.
+// Stores the processed logit of each candidate in the position's part, given which tokens are kept.
 __device__ __forceinline__ void note_candidates(const SampleMemory& memory, const Position& at,
                                                 const Kept& kept, int wanted) {
-  if (Consumers::thread() >= at.candidate_count) return;
-  const uint32_t token = at.candidates->tokens[Consumers::thread()];
+  if (Consumers::thread() >= CANDIDATES_MAX) return;
+  const Candidate* law = law_of(memory.proposals, at.slot_index, at.draft_count);
+  const uint32_t token = law[Consumers::thread()].token;
+  if (token < static_cast<uint32_t>(at.begin) || token >= static_cast<uint32_t>(at.end)) return;
   float logit = kept.value(kept.row[token]);
   if (!kept.has(logit, exact::rank_key(logit, token))) logit = -exact::INFINITE;
   Judged* judged = kilotok::at<Judged>(memory.judged) + wanted * CANDIDATES_MAX;
@@ -275,11 +277,8 @@ __device__ __forceinline__ void weigh_unit(const Cta& cta, const SampleMemory& m
   const ChoicePart all = all_parts(memory, index, parts);
   Kept kept(row, position.end, position.slot->sampling.temperature, 0.0f);
   kept.max = exact::logit_of(all.best);
-  if (part == 0) {
-    load_candidates(memory, scratch, position);
-    note_candidates(memory, position, kept, index);
-  }
   take_part(position, part, parts);
+  note_candidates(memory, position, kept, index);
   kept.row += position.begin;
   kept.vocab = position.end - position.begin;
   const uint64_t mass = mass_of(scratch.rank, kept);

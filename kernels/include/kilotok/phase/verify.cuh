@@ -20,8 +20,8 @@ struct VerifyScratch {
   Resolved choices[WANTED_MAX];
   // Whether the model's logits were finite.
   uint32_t finite[WANTED_MAX];
-  // Where a draft is judged.
-  TargetLaw laws[WANTED_MAX];
+  // Of a row whose drafts are judged.
+  JudgedDraft drafts[DRAFT_ROWS > 0 ? DRAFT_ROWS : 1];
   RowChoice row;
 };
 
@@ -44,6 +44,7 @@ __device__ __forceinline__ RowChoice count_scored(const SampleMemory& memory,
                                                   const SampleRow& row, const BatchRow& batch) {
   const Wanted* wanted = at<const Wanted>(memory.wanted) + row.wanted_first;
   RowChoice result = {0, 0, static_cast<uint32_t>(ChoiceFault::None), 0};
+#pragma unroll 1
   for (uint32_t i = 0; i < row.wanted_count && wanted[i].scored != NO_TOKEN; i++) {
     if (!scratch.finite[i])
       return at_fault(result, batch, ChoiceFault::NotFinite, wanted[i].token);
@@ -79,27 +80,27 @@ __device__ __forceinline__ RowChoice match_drafts(const Cta& cta, const SampleMe
   return result;
 }
 
-// By rejection sampling, a warp: chooses among `choices`, which begins with that after the last
-// known token, and replaces their tokens.
+// By rejection sampling: chooses among `choices`, which begins with that after the last known
+// token, and replaces their tokens.
 struct Judgement {
   const Cta& cta;
   const SampleMemory& memory;
   const SampleRow& row;
   const BatchRow& batch;
   Resolved* choices;
-  const TargetLaw* laws;
-  // Of the first position: its wanted token, and the token to choose.
-  uint32_t wanted, first;
+  JudgedDraft* drafts;
+  // The row's wanted tokens before the first position; of that the wanted token, and the token to
+  // choose.
+  uint32_t before, wanted, first;
   int draft_count;
 
   __device__ __forceinline__ Judgement(const Cta& cta, const SampleMemory& memory,
                                        VerifyScratch& scratch, const SampleRow& row,
                                        const BatchRow& batch)
-      : cta(cta), memory(memory), row(row), batch(batch) {
+      : cta(cta), memory(memory), row(row), batch(batch), drafts(scratch.drafts) {
     draft_count = static_cast<int>(batch.count - row.known_count);
-    const uint32_t before = row.wanted_count - draft_count - 1;
+    before = row.wanted_count - draft_count - 1;
     choices = scratch.choices + before;
-    laws = scratch.laws + before;
     wanted = row.wanted_first + before;
     first = batch.start + row.known_count;
   }
@@ -113,16 +114,22 @@ struct Judgement {
   __device__ __forceinline__ const Candidate* law(int i) const {
     return law_of(memory.proposals, row.slot, i);
   }
-  __device__ __forceinline__ Candidates candidates(int i) const {
-    return Candidates(law(i), judged(i), laws[i]);
-  }
   __device__ __forceinline__ const Sampling& sampling() const {
     return at<const Slot>(memory.slots)[row.slot].sampling;
+  }
+
+  // A warp: loads the draft behind one of the row's wanted tokens, given its reduced parts.
+  __device__ __forceinline__ void load(uint32_t wanted_token, const ChoicePart& part) const {
+    const int i = static_cast<int>(wanted_token - before);
+    if (i < 0 || i >= draft_count) return;
+    drafts[i].load(draft(i), law(i), judged(i), part,
+                   {sampling(), first, Purpose::Accept, static_cast<uint32_t>(i)});
   }
 
   // Positions before the first at which no token can be chosen.
   __device__ __forceinline__ int possible_count() const {
     int count = 0;
+#pragma unroll 1
     while (count < static_cast<int>(row.choice_count) &&
            choices[count].fault == ChoiceFault::None)
       count++;
@@ -134,16 +141,16 @@ struct Judgement {
   __device__ __forceinline__ int keep(int judged_count, float& kept_mass) const {
     int kept = 0;
     float mass = kept_mass = 1.0f;
+#pragma unroll 1
     for (int i = 0; i < judged_count; i++) {
-      mass = candidates(i).ratio(draft(i), mass);
+      mass = drafts[i].ratio(mass);
       const int after = i + 1;
       float kept_below = mass;
       if (after < judged_count) {
-        const float residual = candidates(after).residual_mass(mass);
+        const float residual = drafts[after].residual_mass(mass);
         kept_below = exact::div(residual, exact::add(residual, exact::sub(1.0f, mass)));
       }
-      const exact::Draws draws(sampling(), first, Purpose::Accept, i);
-      if (exact::unit(draws.bits(0)) <= kept_below) {
+      if (drafts[i].uniform <= kept_below) {
         kept = after;
         kept_mass = mass;
       }
@@ -152,12 +159,14 @@ struct Judgement {
   }
 
   // The token after `kept` drafts, of which there are more.
-  __device__ __forceinline__ uint32_t draw_residual(int kept, float mass, int parts) const {
+  __device__ __forceinline__ uint32_t draw_residual(int kept, float mass) const {
     const exact::Draws draws(sampling(), first + kept, Purpose::Residual);
-    const Candidates own = candidates(kept);
-    const uint64_t others = all_parts(memory, wanted + kept, parts).winner;
-    uint64_t winner = own.race(draws, mass, true, others);
-    if (winner == exact::NO_WINNER) winner = own.race(draws, mass, false, others);
+    const JudgedDraft& own = drafts[kept];
+    uint64_t winner = exact::NO_WINNER;
+    // Rounding can leave no residual; then the target's law stands in.
+#pragma unroll 1
+    for (bool residual : {true, false})
+      if (winner == exact::NO_WINNER) winner = own.race(draws, mass, residual);
     return static_cast<uint32_t>(winner);
   }
 
@@ -166,6 +175,7 @@ struct Judgement {
   __device__ __forceinline__ void take(int i, uint32_t token) const {
     if (cta.lane() == 0) choices[i].token = token;
     if (row.top_count == NO_TOKEN) return;
+#pragma unroll 1
     for (int k = cta.lane(); k < CANDIDATES_MAX; k += 32) {
       if (law(i)[k].token != token) continue;
       Report& report = at<Report>(memory.reports)[wanted + i];
@@ -174,16 +184,18 @@ struct Judgement {
     }
   }
 
-  __device__ __forceinline__ RowChoice run(RowChoice result, int parts) const {
+  // A warp.
+  __device__ __forceinline__ RowChoice run(RowChoice result) const {
     const int possible = possible_count();
     float mass;
     const int kept = keep(min(draft_count, possible), mass);
+#pragma unroll 1
     for (int i = 0; i < kept; i++) take(i, draft(i));
     result.token_count = kept;
     if (kept < static_cast<int>(row.choice_count)) {
       uint32_t token = choices[kept].token;
       if (kept < possible && kept < draft_count) {
-        token = draw_residual(kept, mass, parts);
+        token = draw_residual(kept, mass);
         take(kept, token);
       }
       const ChoiceFault fault = fault_of(token, choices[kept].fault);
@@ -193,6 +205,7 @@ struct Judgement {
         result.token_count++;
     }
     __syncwarp();
+#pragma unroll 1
     for (uint32_t i = cta.lane(); i < result.token_count; i += 32)
       at<uint32_t>(memory.chosen)[wanted + i] = choices[i].token;
     return result;
@@ -201,10 +214,10 @@ struct Judgement {
 
 __device__ __noinline__ RowChoice judge_drafts(const Cta& cta, const SampleMemory& memory,
                                                VerifyScratch& scratch, const SampleRow& row,
-                                               const BatchRow& batch, int parts) {
+                                               const BatchRow& batch) {
   const RowChoice scored = count_scored(memory, scratch, row, batch);
   if (scored.fault != static_cast<uint32_t>(ChoiceFault::None)) return scored;
-  return Judgement(cta, memory, scratch, row, batch).run(scored, parts);
+  return Judgement(cta, memory, scratch, row, batch).run(scored);
 }
 
 // Calls `then` with the row, the number of chosen tokens, and the chosen tokens.
@@ -218,16 +231,17 @@ __device__ __forceinline__ void verify_row(const Cta& cta, const SampleMemory& m
   const bool greedy = is_greedy(slot.sampling);
   for (uint32_t i = cta.warp(); i < row.wanted_count; i += CONSUMER_WARPS) {
     const ChoicePart part = all_parts(memory, row.wanted_first + i, parts);
+    if (row.verified == BY_REJECTION)
+      Judgement(cta, memory, scratch, row, batch).load(i, part);
     if (cta.lane() != 0) continue;
     scratch.choices[i] = resolve(part, greedy);
     scratch.finite[i] = part.finite;
-    scratch.laws[i] = {exact::logit_of(part.best), exact::of_mass(part.mass)};
   }
   cta.sync();
   if (cta.warp() == 0) {
     RowChoice choice;
     if (row.verified == BY_REJECTION)
-      choice = judge_drafts(cta, memory, scratch, row, batch, parts);
+      choice = judge_drafts(cta, memory, scratch, row, batch);
     else if (cta.lane() == 0)
       choice = match_drafts(cta, memory, scratch, row, batch);
     if (cta.lane() == 0) {

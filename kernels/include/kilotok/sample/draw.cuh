@@ -15,6 +15,7 @@ struct DrawScratch {
   int finite[CONSUMER_WARPS];
 };
 static_assert(PARTS_MAX * CANDIDATES_MAX <= LIST_MAX, "candidates of all parts are listed");
+static_assert(PARTS_MAX <= 32, "a lane for each part");
 static_assert(RANKS_MAX * CANDIDATES_MAX <= LIST_MAX, "candidates of all ranks are listed");
 static_assert(CANDIDATES_MAX <= CONSUMERS, "threads' best tokens show where candidates end");
 
@@ -86,6 +87,29 @@ __device__ __forceinline__ void list_candidates(DrawScratch& s, const RowPart& p
   if (thread < s.listed) key = s.list[thread] + part.first_token;
   if (!finite && thread == 0) key = NOT_FINITE;
   to[thread] = key;
+}
+
+// Lists the CANDIDATES_MAX first keys of so many sorted lists of as many each, and some behind
+// them, sorted. The lists are in global memory, where other CTAs have written them.
+__device__ __forceinline__ void merge_candidates(DrawScratch& s, const uint64_t* lists,
+                                                 int list_count) {
+  // The first keys of each list, taken together, are at least CANDIDATES_MAX.
+  const int last = ceil_div(CANDIDATES_MAX, list_count) - 1, lane = Consumers::lane();
+  uint64_t limit = 0;
+  if (lane < list_count) limit = ptx::load_l2(lists + lane * CANDIDATES_MAX + last);
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) {
+    const uint64_t other = __shfl_xor_sync(~0u, limit, distance);
+    limit = other > limit ? other : limit;
+  }
+  if (Consumers::thread() == 0) s.listed = 0;
+  Consumers::sync();
+  for (int i = Consumers::thread(); i < list_count * CANDIDATES_MAX; i += CONSUMERS) {
+    const uint64_t key = ptx::load_l2(lists + i);
+    if (key <= limit) s.list[atomicAdd(&s.listed, 1)] = key;
+  }
+  Consumers::sync();
+  sort(s.list, s.listed);
 }
 
 // A draft that is drawn.

@@ -8,51 +8,61 @@
 
 namespace kilotok {
 
-// The target's law of a token: the highest logit, and the sum of e^(logit - highest).
-struct TargetLaw {
-  float max, total;
-};
+// A draft that is judged, in shared memory: what does not depend on the drafts before it. A warp
+// calls each function together. Loops are not unrolled: this code runs once a step, and reading it
+// from memory takes longer than running it.
+struct JudgedDraft {
+  static_assert(CANDIDATES_MAX % 32 == 0, "lanes have as many each");
+  // What it was drawn with, and the target's logits and probabilities. Missing candidates have no
+  // token and no probability.
+  Candidate drawn[CANDIDATES_MAX];
+  float logits[CANDIDATES_MAX], probabilities[CANDIDATES_MAX];
+  // The target's probability of the draft, and that with which it was drawn.
+  float target, proposed;
+  // The uniform number that decides.
+  float uniform;
+  // Of all tokens that are no candidates, the one that wins the race.
+  uint64_t others;
 
-// A warp's candidates of one draft, those of this lane: what they were drawn with, and the target's
-// logits and probabilities. Missing ones have no token and no probability.
-struct Candidates {
-  static constexpr int EACH = CANDIDATES_MAX / 32;
-  static_assert(EACH * 32 == CANDIDATES_MAX, "lanes have as many each");
-  Candidate drawn[EACH];
-  float logits[EACH], probabilities[EACH];
-
-  __device__ __forceinline__ Candidates(const Candidate* law, const Judged* judged,
-                                        const TargetLaw& target) {
+  __device__ __forceinline__ void load(uint32_t draft, const Candidate* law, const Judged* judged,
+                                       const ChoicePart& part, const exact::Draws& draws) {
+    const float max = exact::logit_of(part.best), total = exact::of_mass(part.mass);
     const int lane = Consumers::lane();
-#pragma unroll
-    for (int i = 0; i < EACH; i++) {
-      drawn[i] = law[lane * EACH + i];
-      logits[i] = drawn[i].token == NO_TOKEN ? -exact::INFINITE : judged[lane * EACH + i].logit;
-      probabilities[i] =
-          exact::div(exact::exp(exact::sub(logits[i], target.max)), target.total);
+    if (lane == 0) {
+      // The ratio of a token that could not be drawn is 0.
+      target = 0.0f;
+      proposed = 1.0f;
+      uniform = exact::unit(draws.bits(0));
+      others = part.winner;
+    }
+    __syncwarp();
+#pragma unroll 1
+    for (int place = lane; place < CANDIDATES_MAX; place += 32) {
+      const Candidate own = law[place];
+      const float logit = own.token == NO_TOKEN ? -exact::INFINITE : judged[place].logit;
+      const float probability = exact::div(exact::exp(exact::sub(logit, max)), total);
+      drawn[place] = own;
+      logits[place] = logit;
+      probabilities[place] = probability;
+      if (own.token != draft) continue;
+      target = probability;
+      proposed = own.probability;
     }
   }
 
-  // `mass * p / q` of a draft, at most 1; 0 of a token that could not be drawn.
-  __device__ __forceinline__ float ratio(uint32_t draft, float mass) const {
-    float found = 0.0f;
-#pragma unroll
-    for (int i = 0; i < EACH; i++)
-      if (drawn[i].token == draft)
-        found = exact::div(exact::mul(mass, probabilities[i]), drawn[i].probability);
-#pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2)
-      found = fmaxf(found, __shfl_xor_sync(~0u, found, distance));
-    return fminf(found, 1.0f);
+  // `mass * p / q` of the draft, at most 1.
+  __device__ __forceinline__ float ratio(float mass) const {
+    return fminf(exact::div(exact::mul(mass, target), proposed), 1.0f);
   }
 
   // The sum of max(mass * p - q, 0) over all tokens: what p and q do not share.
   __device__ __forceinline__ float residual_mass(float mass) const {
     uint64_t shared = 0;
-#pragma unroll
-    for (int i = 0; i < EACH; i++) {
-      const float p = exact::mul(mass, probabilities[i]);
-      shared += __float2ull_rz(exact::mul(fminf(p, drawn[i].probability), exact::MASS_ONE));
+#pragma unroll 1
+    for (int place = Consumers::lane(); place < CANDIDATES_MAX; place += 32) {
+      const float p = exact::mul(mass, probabilities[place]);
+      shared +=
+          __float2ull_rz(exact::mul(fminf(p, drawn[place].probability), exact::MASS_ONE));
     }
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2)
@@ -60,21 +70,21 @@ struct Candidates {
     return fmaxf(exact::sub(mass, exact::of_mass(shared)), 0.0f);
   }
 
-  // The winner of the race by the residual, or by the target's own law, given that of all tokens
-  // which are no candidates.
-  __device__ __forceinline__ uint64_t race(const exact::Draws& draws, float mass, bool residual,
-                                           uint64_t winner) const {
-#pragma unroll
-    for (int i = 0; i < EACH; i++) {
-      float logit = logits[i];
+  // The winner of the race by the residual, or by the target's own law.
+  __device__ __forceinline__ uint64_t race(const exact::Draws& draws, float mass,
+                                           bool residual) const {
+    uint64_t winner = others;
+#pragma unroll 1
+    for (int place = Consumers::lane(); place < CANDIDATES_MAX; place += 32) {
+      float logit = logits[place];
       if (residual) {
-        const float p = exact::mul(mass, probabilities[i]);
-        const float left = exact::sub(p, drawn[i].probability);
+        const float p = exact::mul(mass, probabilities[place]);
+        const float left = exact::sub(p, drawn[place].probability);
         logit = left > 0.0f ? exact::add(logit, exact::ln(exact::div(left, p)))
                             : -exact::INFINITE;
       }
       if (logit == -exact::INFINITE) continue;
-      const uint32_t token = drawn[i].token;
+      const uint32_t token = drawn[place].token;
       winner = Min{}(winner, exact::finish_time(draws.bits(token), logit, 1.0f, token));
     }
     return warp_min_key(winner);

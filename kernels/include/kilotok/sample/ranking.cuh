@@ -331,7 +331,7 @@ template <class Each>
 __device__ __forceinline__ uint64_t total_mass(RankScratch& s, const Kept& kept, Each each) {
   uint64_t total = 0;
   const bool all = kept.all();
-  for_each_quad<2>(kept.row, 0, kept.vocab, [&](int token, float(&x)[QUAD], int count) {
+  for_each_quad<1>(kept.row, 0, kept.vocab, [&](int token, float(&x)[QUAD], int count) {
     each(token, x, count);
     if (kept.temperature != 1.0f)
       for (float& one : x) one = exact::div(one, kept.temperature);

@@ -70,7 +70,7 @@ __device__ __noinline__ ChoicePart choose_part(const Position& at,
   const bool written = SAMPLED && CHANGED && at.judged();
   Scan scan;
   Race race(at, temperature);
-  for_each_quad<SAMPLED ? 3 : CHANGED ? 4 : 6>(at.logits, at.begin, at.end,
+  for_each_quad<SAMPLED ? 2 : CHANGED ? 4 : 6>(at.logits, at.begin, at.end,
                               [&](int token, float(&x)[QUAD], int count) {
                                 pad(x, count);
                                 scan.check(x);
