@@ -18,10 +18,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::value_parser;
+use kilotok_engine::Verification;
 
 use crate::chat::temperature;
 use crate::client::Server;
-use crate::config::{EngineKind, LoadFormat, VerifyRule};
+use crate::config::{
+    DEFAULT_DRAFT_TEMPERATURE, EngineKind, LoadFormat, VerifyRule, check_draft_temperature,
+};
 use crate::knobs::KnobArgs;
 use crate::output::{lines, say};
 
@@ -96,10 +99,16 @@ pub(crate) struct Args {
     /// 0 always takes the likeliest token.
     #[arg(long, default_value_t = 0.0, value_parser = temperature, help_heading = "Requests")]
     temperature: f64,
-    /// With --engine: how drafts of sampled tokens are verified [default: match]. Rows of --rounds
-    /// then verify the drafter's own drafts.
-    #[arg(long, requires = "engine", value_name = "RULE", help_heading = "Requests")]
+    /// How drafts of sampled tokens are verified [default: match]. For rejection a server's
+    /// requests name no seed, and it has its own rule for those. Where this is given, rows of
+    /// --rounds verify the drafter's own drafts.
+    #[arg(long, value_name = "RULE", help_heading = "Requests")]
     verify: Option<VerifyRule>,
+    /// With --engine and --verify: the temperature of drafts for rejection sampling, times
+    /// --temperature [default: 0.4]. With 0 both rules verify the same drafts.
+    #[arg(long, requires_all = ["engine", "verify"], value_name = "FACTOR")]
+    #[arg(help_heading = "Requests")]
+    draft_temperature: Option<f32>,
     /// Of prompts and arrivals: the same seed, the same load.
     #[arg(long, default_value_t = 0, help_heading = "Requests")]
     seed: u64,
@@ -163,7 +172,13 @@ impl Args {
              {PROMPT_TOKENS_MAX}",
             self.input_len
         );
-        Ok(())
+        self.draft_temperature.map_or(Ok(()), check_draft_temperature)
+    }
+
+    /// How drafts of sampled tokens are verified by an engine.
+    fn verification(&self) -> Verification {
+        let draft_temperature = self.draft_temperature.unwrap_or(DEFAULT_DRAFT_TEMPERATURE);
+        self.verify.map_or(Verification::Match, |rule| rule.with(draft_temperature))
     }
 
     /// Requests that may be in flight; with random arrivals any number, unless the user says

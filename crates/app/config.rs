@@ -42,7 +42,7 @@ const DEFAULT_SHUTDOWN_TIMEOUT_S: f64 = 60.0;
 const DEFAULT_STALL_S: f64 = 60.0;
 /// The best of the demo model's, see `benches/results/demo_acceptance.md`. A drafter that makes all
 /// drafts in one pass averages over the tokens between, so its distributions are too flat.
-const DEFAULT_DRAFT_TEMPERATURE: f32 = 0.4;
+pub(crate) const DEFAULT_DRAFT_TEMPERATURE: f32 = 0.4;
 /// Upper limit of times; more is a mistake.
 const SECONDS_MAX: f64 = 86_400.0;
 
@@ -219,17 +219,20 @@ pub(crate) enum VerifyRule {
 }
 
 impl VerifyRule {
-    /// By the default of the draft temperature.
-    pub(crate) fn usual(self) -> Verification {
-        self.with(DEFAULT_DRAFT_TEMPERATURE)
-    }
-
-    fn with(self, draft_temperature: f32) -> Verification {
+    pub(crate) fn with(self, draft_temperature: f32) -> Verification {
         match self {
             Self::Match => Verification::Match,
             Self::Rejection => Verification::Rejection { draft_temperature },
         }
     }
+}
+
+pub(crate) fn check_draft_temperature(factor: f32) -> Result<()> {
+    ensure!(
+        (0.0..=DRAFT_TEMPERATURE_MAX).contains(&factor),
+        "--draft-temperature is {factor}: give 0 to {DRAFT_TEMPERATURE_MAX}"
+    );
+    Ok(())
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize, Serialize)]
@@ -479,10 +482,7 @@ fn requests(raw: &RawConfig) -> Result<RequestLimits> {
     ensure!(token_max_default != Some(0), "--max-tokens-default is 0: a reply has at least 1");
     let allow_priority = raw.allow_priority.unwrap_or_default();
     let draft_temperature = raw.draft_temperature.unwrap_or(DEFAULT_DRAFT_TEMPERATURE);
-    ensure!(
-        (0.0..=DRAFT_TEMPERATURE_MAX).contains(&draft_temperature),
-        "--draft-temperature is {draft_temperature}: give 0 to {DRAFT_TEMPERATURE_MAX}"
-    );
+    check_draft_temperature(draft_temperature)?;
     let verify = raw.verify.unwrap_or_default();
     let assume_acceptance = raw.assume_acceptance;
     ensure!(

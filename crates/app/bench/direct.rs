@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use kilotok_abi::{Sampling, TokenId};
-use kilotok_engine::{Engine, SlotSetup, StepOutput, Verification};
+use kilotok_engine::{Engine, SlotSetup, StepOutput};
 use kilotok_sched::{Advance, RequestId, Scheduler, Submission};
 use kilotok_text::{Conversation, Message, Text, Wanted};
 
 use super::prompts::{self, Content, Prompt};
 use super::sample::{Drafting, Outcome, Sample};
 use super::{Args, arrivals};
-use crate::config::{Config, RawConfig, VerifyRule};
+use crate::config::{Config, RawConfig};
 use crate::engine;
 
 /// A wait for the next arrival is cut into pieces, so that none is slept past.
@@ -104,7 +104,7 @@ fn submissions(
         let temperature = args.temperature as f32;
         let sampling = Sampling { temperature, seed: args.seed, ..Sampling::GREEDY };
         let mut setup = SlotSetup::new(sampling, prompt.len() as u32);
-        setup.verification = args.verify.map_or(Verification::Match, VerifyRule::usual);
+        setup.verification = args.verification();
         setup.end_tokens = end_tokens.to_vec();
         Submission::new(prompt, setup, token_max)
     };

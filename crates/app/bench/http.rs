@@ -16,6 +16,7 @@ use super::prompts::{self, Content, Prompt};
 use super::sample::{Drafting, Outcome, Sample};
 use super::{Args, Endpoint, arrivals};
 use crate::client::Client;
+use crate::config::VerifyRule;
 use crate::environment;
 
 /// How requests are made.
@@ -24,7 +25,8 @@ struct RequestSender {
     model: String,
     endpoint: Endpoint,
     temperature: f64,
-    seed: u64,
+    /// None where the server is to verify drafts by rejection sampling.
+    seed: Option<u64>,
     ignore_end: bool,
     save_text: bool,
     token_count: AtomicU64,
@@ -37,7 +39,7 @@ pub(super) async fn run(args: &Args) -> Result<Outcome> {
         client,
         endpoint: args.endpoint,
         temperature: args.temperature,
-        seed: args.seed,
+        seed: (args.verify != Some(VerifyRule::Rejection)).then_some(args.seed),
         ignore_end: args.ignore_end(),
         save_text: args.save_texts,
         token_count: AtomicU64::new(0),
@@ -176,13 +178,15 @@ impl RequestSender {
             "model": self.model,
             "max_tokens": prompt.output_count,
             "temperature": self.temperature,
-            "seed": self.seed,
             "stream": true,
             "stream_options": { "include_usage": true, "continuous_usage_stats": true },
         });
         match self.endpoint {
             Endpoint::Chat => body["messages"] = prompt.content.messages(),
             Endpoint::Completions => body["prompt"] = prompt.content.text().into(),
+        }
+        if let Some(seed) = self.seed {
+            body["seed"] = seed.into();
         }
         if self.ignore_end {
             body["ignore_eos"] = true.into();

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use kilotok_abi::{PageId, Sampling, SlotId};
 use kilotok_engine::{
     Caps, Engine, PageGroup, PageRun, Row, RowOutput, RowTokens, SlotSetup, StepOutput, StepPart,
-    StepPlan, StepTimes, Verification,
+    StepPlan, StepTimes,
 };
 use kilotok_model::{FeedForwardSpec, LayerSpec, ModelSpec};
 use serde_json::{Map, Value, json};
@@ -22,7 +22,7 @@ use super::figures::Figures;
 use super::phases::{DeviceRound, Phase, add_json, part_name, phases, table};
 use super::round_args::Routing;
 use super::{Args, prompts, writable};
-use crate::config::{Config, EngineKind, RawConfig, VerifyRule};
+use crate::config::{Config, EngineKind, RawConfig};
 use crate::engine;
 use crate::output::{lines, say};
 
@@ -316,7 +316,7 @@ fn plan(caps: &Caps, args: &Args, shape: Shape, places: &[Place], round: u32) ->
         };
         let temperature = args.temperature as f32;
         let sampling = Sampling { temperature, seed: args.seed, ..Sampling::GREEDY };
-        let verification = args.verify.map_or(Verification::Match, VerifyRule::usual);
+        let verification = args.verification();
         let setup = SlotSetup { verification, ..SlotSetup::new(sampling, context) };
         let own = place.start..place.start + count as u32;
         ensure!(own.end <= context + room(args), "a row gained more tokens than there is room for");
