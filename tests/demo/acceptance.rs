@@ -30,6 +30,8 @@ const RULES: [(&str, Verification); 2] = [
     ("match", Verification::Match),
     ("rejection", Verification::Rejection { draft_temperature: 0.4 }),
 ];
+/// As `rules.py` writes them.
+const TEMPERATURES: [&str; 2] = ["0.6", "1.0"];
 /// Allowed difference between served and PyTorch's length. Draws differ: where the sample is too
 /// small for it, [`ERRORS_MAX`] standard errors of the difference are allowed.
 const SLACK: f64 = 0.05;
@@ -150,41 +152,87 @@ fn acceptance_of_fp8_drafts_is_what_pytorch_says_of_floats() {
 #[test]
 #[ignore = "a thousand replies: a minute with a GPU, see the file's head"]
 fn acceptance_from_a_gpu_is_what_pytorch_says() {
-    match Server::start_on_gpu() {
+    match Server::start_on_gpu(Verification::Match) {
         Ok(server) => measure(server, true),
         Err(reason) => println!("skipped: {reason}"),
     }
 }
 
-/// Lengths of both rules on every set, at the temperatures that models are served at.
+/// Lengths of both rules on every set, at the temperatures that models are served at, against those
+/// of `crates/demo/train/rules.py`. It leaves every reply for that program's `--replies`.
 #[test]
 #[ignore = "fourteen hundred replies: minutes in release, see the file's head"]
 fn rejection_sampling_accepts_as_many_drafts() {
+    measure_rules(|rule| Ok(Server::start_verifying(rule)));
+}
+
+#[test]
+#[ignore = "fourteen hundred replies: a minute with a GPU, see the file's head"]
+fn rejection_sampling_from_a_gpu_accepts_as_many_drafts() {
+    measure_rules(Server::start_on_gpu);
+}
+
+fn measure_rules(start: impl Fn(Verification) -> Result<Server, String>) {
     let prompts = prompts();
-    println!("| text | temperature | rule | length | standard error | rates 1 to 7 | rounds |");
-    println!("|---|---:|---|---:|---:|---|---:|");
-    for temperature in [0.6, 1.0] {
-        let mut lengths: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
-        for (rule, verification) in RULES {
-            let mut server = Server::start_verifying(verification);
-            let mut sets: BTreeMap<&str, Replies> = BTreeMap::new();
-            for prompt in &prompts {
-                let mut body = body_of(prompt, 0, temperature, 1.0);
-                // A reply to a seed is always matched.
-                body.as_object_mut().unwrap().remove("seed");
-                let (tokens, rounds) = ask(&mut server, prompt, &body);
-                let accepted = counted(&rounds, tokens.len());
-                sets.entry(prompt["set"].as_str().unwrap()).or_default().0.push(accepted);
-            }
-            for (set, replies) in &sets {
+    let figures = std::fs::read(of_demo("figures/held_out.rules.json")).unwrap();
+    let figures: Value = serde_json::from_slice(&figures).unwrap();
+    let (mut lines, mut failures) = (String::new(), Vec::new());
+    // Length and its error by sample and match.
+    let mut matched: BTreeMap<(String, &str), (f64, f64)> = BTreeMap::new();
+    println!("| text | temperature | rule | PyTorch | length | standard error | rates | rounds |");
+    println!("|---|---:|---|---:|---:|---:|---|---:|");
+    for (rule, verification) in RULES {
+        let mut server = match start(verification) {
+            Ok(server) => server,
+            Err(reason) => return println!("skipped: {reason}"),
+        };
+        for temperature in TEMPERATURES {
+            for (set, replies) in ask_all(&mut server, &prompts, temperature, rule, &mut lines) {
                 let (length, error) = (replies.length(), replies.standard_error());
-                println!("| {set} | {temperature} | {rule} {}", replies.cells());
-                let (least, least_error) = *lengths.entry(set).or_insert((length, error));
-                let by_chance = ERRORS_MAX * error.hypot(least_error);
-                assert!(length > least - by_chance, "{set}, {rule}: {length:.3} after {least:.3}");
+                let expected = &figures[&set][temperature][rule];
+                let number = |name: &str| expected[name].as_f64().unwrap();
+                let (theirs, their_error) = (number("length"), number("error"));
+                println!("| {set} | {temperature} | {rule} | {theirs:.3} {}", replies.cells());
+                let by_chance = ERRORS_MAX * error.hypot(their_error);
+                if (length - theirs).abs() > SLACK.max(by_chance) {
+                    failures
+                        .push(format!("{set}, {temperature}, {rule}: {length:.3}, {theirs:.3}"));
+                }
+                let usual = *matched.entry((set.clone(), temperature)).or_insert((length, error));
+                if length < usual.0 - ERRORS_MAX * error.hypot(usual.1) {
+                    failures
+                        .push(format!("{set}, {temperature}: {length:.3} after {:.3}", usual.0));
+                }
             }
         }
     }
+    write_replies("demo_rules.jsonl", &lines);
+    assert!(failures.is_empty(), "{failures:#?}");
+}
+
+/// The replies to all prompts by set, and a line of `lines` for each.
+fn ask_all(
+    server: &mut Server,
+    prompts: &[Value],
+    temperature: &str,
+    rule: &str,
+    lines: &mut String,
+) -> BTreeMap<String, Replies> {
+    let mut sets: BTreeMap<String, Replies> = BTreeMap::new();
+    for (index, prompt) in prompts.iter().enumerate() {
+        let mut body = body_of(prompt, 0, temperature.parse().unwrap(), 1.0);
+        // A reply to a seed is always matched.
+        body.as_object_mut().unwrap().remove("seed");
+        let (tokens, rounds) = ask(server, prompt, &body);
+        let accepted = counted(&rounds, tokens.len());
+        let line = json!({
+            "prompt": index, "set": prompt["set"], "temperature": temperature, "rule": rule,
+            "tokens": tokens, "accepted": accepted,
+        });
+        writeln!(lines, "{line}").unwrap();
+        sets.entry(prompt["set"].as_str().unwrap().to_owned()).or_default().0.push(accepted);
+    }
+    sets
 }
 
 fn prompts() -> Vec<Value> {
@@ -219,13 +267,17 @@ fn measure(mut server: Server, others: bool) {
             failures.extend(judge(set, mode, replies, expected, others));
         }
     }
+    write_replies("demo_replies.jsonl", &lines);
+    assert!(failures.is_empty(), "{failures:#?}");
+}
+
+fn write_replies(name: &str, lines: &str) {
     // The second exists where only the files for a GPU machine are.
     let folders = [env!("CARGO_TARGET_TMPDIR"), "out"].map(Path::new);
     let folder = folders.into_iter().find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
-    let path = folder.join("demo_replies.jsonl");
+    let path = folder.join(name);
     std::fs::write(&path, lines).unwrap();
     println!("\nevery reply is in {}", path.display());
-    assert!(failures.is_empty(), "{failures:#?}");
 }
 
 /// Prints a line of the table, and tells what is wrong with it.

@@ -93,15 +93,15 @@ impl Server {
         Self::with(reference(&Knobs::default()), verification)
     }
 
-    /// With a GPU, if there is one, otherwise why there is none.
-    pub(crate) fn start_on_gpu() -> Result<Self, String> {
+    /// With a GPU, if there is one, otherwise why there is none; and this rule.
+    pub(crate) fn start_on_gpu(verification: Verification) -> Result<Self, String> {
         let sizes = Sizes { token_max: TOKENS_MAX, ..sizes() };
         let options = CudaOptions { sizes, ..CudaOptions::default() };
         Found::look(1, &options.toolchain).map_err(|error| error.to_string())?;
         let checkpoint = checkpoint(&Knobs::default());
         let engine = CudaEngine::start(checkpoint.spec(), &checkpoint, &options, &Quiet, &|_| {});
         let engine = Box::new(engine.unwrap_or_else(|error| panic!("{error}")));
-        Ok(Self::with(engine, Verification::Match))
+        Ok(Self::with(engine, verification))
     }
 
     fn with(inner: Box<dyn Engine>, verification: Verification) -> Self {

@@ -26,6 +26,7 @@ const PARTS: &[&str] = &[
     "crates/demo/checkpoint/",
     "crates/demo/held_out.jsonl",
     "crates/demo/figures/held_out.figures.json",
+    "crates/demo/figures/held_out.rules.json",
 ];
 /// Limit of the archive, which is sent to each machine again, and machines are often held for
 /// minutes only.
