@@ -99,6 +99,9 @@ pub(crate) struct Drafts {
     pub(crate) made: u32,
 }
 
+/// Most drafts of a trial: those of about eight rows, which engines make at once.
+const TRIED_MAX: u32 = 64;
+
 /// Fixed-point steps of the best rate. Each closes most of the gap; two or three suffice.
 const RATE_ROUNDS: usize = 8;
 
@@ -117,6 +120,18 @@ pub(crate) fn share_drafts(rows: &[DraftingRow<'_>], cost: DraftCost, budget: u3
         if drafting > alone && gain > rate * cost.draft_us { count } else { 0 }
     });
     verified.into_iter().zip(made).map(|(verified, made)| Drafts { verified, made }).collect()
+}
+
+/// Drafts for a trial: the first rows make as many as they can, and the next step can verify all of
+/// them. Drafts of more rows would show nothing else.
+pub(crate) fn try_drafts(rows: &[DraftingRow<'_>], budget: u32) -> Vec<Drafts> {
+    let mut left = budget.min(TRIED_MAX);
+    let mut tried = |row: &DraftingRow<'_>| {
+        let made = row.next_max.min(left);
+        left -= made;
+        Drafts { verified: 0, made }
+    };
+    rows.iter().map(&mut tried).collect()
 }
 
 /// Largest tokens per microsecond that steps of these rows can reach, where each row drafts its
@@ -284,6 +299,19 @@ mod tests {
         assert!(few < usual, "{few}");
         (0..100).for_each(|_| own.observe(0, 0, &all));
         assert_eq!(made(&[&own], DEAR)[0], usual);
+    }
+
+    #[test]
+    fn a_trial_makes_drafts_that_the_next_step_can_verify() {
+        let acceptance = after(7, 0);
+        let rows = rows(&vec![&acceptance; 50], 0);
+        let made = |budget| {
+            let drafts = try_drafts(&rows, budget).into_iter();
+            drafts.map(|drafts| drafts.made).filter(|made| *made > 0).collect::<Vec<_>>()
+        };
+        assert!(made(0).is_empty());
+        assert_eq!(made(14), [7, 7]);
+        assert_eq!(made(1000).iter().sum::<u32>(), TRIED_MAX);
     }
 
     #[test]

@@ -24,9 +24,9 @@ pub struct Limits {
     pub aging: u32,
     /// Cost of steps until steps were measured.
     pub cost: Cost,
-    /// Share of the time for exploration: steps that draft where others do not, or the other way
-    /// round, to measure both. With 0 nothing is learnt from step times, and plans do not depend on
-    /// the speed of the machine.
+    /// Share of the time that exploration may lose: steps that draft where others do not, or the
+    /// other way round, to measure both. With 0 nothing is learnt from step times, and plans do
+    /// not depend on the speed of the machine.
     pub learning_share: f32,
     /// Whether pages are cached for requests that start with the same tokens.
     pub prefix_cache: bool,
@@ -51,8 +51,8 @@ impl Default for Limits {
             draft_rows_max: u32::MAX,
             aging: 256,
             cost: Cost { base_us: 2_000.0, token_us: 20.0, draft_us: 200.0 },
-            // Two steps in 128: enough to notice what changes within seconds.
-            learning_share: 1.0 / 64.0,
+            // Two steps in 192: enough to notice what changes within seconds.
+            learning_share: 1.0 / 96.0,
             prefix_cache: true,
         }
     }

@@ -6,7 +6,7 @@ mod tests;
 use kilotok_engine::{Row, RowTokens, check_plan};
 
 use crate::cost::{Beside, Size};
-use crate::drafts::{DraftingRow, Drafts, share_drafts};
+use crate::drafts::{DraftingRow, Drafts, share_drafts, try_drafts};
 use crate::request::{InFlightRow, Rank};
 use crate::scheduler::{Misuse, Plan, Scheduler};
 use crate::shares::share_prompts;
@@ -292,13 +292,12 @@ impl Scheduler {
             cost.alone_us = cost.drafting.of(size);
         }
         let mut drafts = share_drafts(&drafters, cost, room);
-        let can_try = drafters.iter().any(|row| row.next_max > 0);
+        let can_try = room > 0 && drafters.iter().any(|row| row.next_max > 0);
         if prompts.is_empty() && can_try && self.trials.is_due(used) {
             let none_drafts = drafts.iter().all(|drafts| drafts.made == 0);
-            for (drafts, row) in drafts.iter_mut().zip(&drafters) {
-                *drafts = Drafts { verified: 0, made: if none_drafts { row.next_max } else { 0 } };
-            }
-            self.trials.begin(used);
+            let tried = if none_drafts { room } else { 0 };
+            drafts = try_drafts(&drafters, tried);
+            self.trials.begin(used, none_drafts);
         }
         drafts
     }

@@ -286,7 +286,8 @@ impl Scheduler {
         let flights = self.in_flight.as_ref().ok_or(Misuse::NotInFlight)?;
         check_output(flights, &output)?;
         let flights = self.in_flight.take().unwrap_or_default();
-        self.observe(&flights, step_us as f32);
+        let tokens = output.rows.iter().map(|row| row.tokens.len()).sum();
+        self.observe(&flights, tokens, step_us as f32);
         let mut advances = Vec::with_capacity(flights.len());
         for (row, out) in flights.iter().zip(output.rows) {
             advances.extend(self.take(row, out));
@@ -299,7 +300,7 @@ impl Scheduler {
         Ok(advances)
     }
 
-    fn observe(&mut self, flights: &[InFlightRow], us: f32) {
+    fn observe(&mut self, flights: &[InFlightRow], tokens: usize, us: f32) {
         if self.limits.learning_share == 0.0 {
             return;
         }
@@ -312,7 +313,9 @@ impl Scheduler {
             let assumed = self.round_cost.cost(row_count);
             self.draft_costs.observe(row_count, size, us, assumed);
             self.round_cost.observe(size, us);
-            self.trials.observe(row_count, us, drafting_count > 0);
+            let alone_us = self.draft_costs.cost(row_count, assumed).alone_us;
+            let worth_us = tokens as f32 * alone_us / row_count as f32;
+            self.trials.observe(row_count, us, worth_us, drafting_count > 0);
         }
     }
 

@@ -1,7 +1,9 @@
 //! Exploration for the cost model: steps that are never tried have no measured cost, and drafts
 //! that are never made no measured acceptance. So now and then a step drafts where the others do
-//! not, or does not where the others do. Such trials bias no token, and take a fixed share of the
-//! time.
+//! not, or does not where the others do. Such trials bias no token, and have a fixed share of the
+//! time: those of drafts lose it, as far as their tokens would come sooner without drafts, and
+//! those without drafts take it. So drafts that pay are tried again at once, until the acceptance
+//! shows it.
 
 use crate::draft_costs::{CLASS_COUNT, class};
 
@@ -26,6 +28,8 @@ pub(crate) struct Trials {
     usual_us: f32,
     /// Steps that are yet to be charged.
     charged: u32,
+    /// Whether the trial is one of drafts.
+    drafts: bool,
     /// Steps without drafts, and with them, by class of row counts.
     seen: [[u32; 2]; CLASS_COUNT],
     /// Steps since the last trial.
@@ -39,6 +43,7 @@ impl Trials {
             balance_us: 0.0,
             usual_us: 0.0,
             charged: 0,
+            drafts: false,
             seen: [[0; 2]; CLASS_COUNT],
             since: 0,
         }
@@ -52,16 +57,19 @@ impl Trials {
     pub(crate) fn is_due(&self, row_count: u32) -> bool {
         let waits =
             if self.is_young(row_count) { self.since < FIRST } else { self.balance_us < 0.0 };
-        self.share > 0.0 && !waits
+        // The drafts of a trial are verified before the next one begins.
+        self.share > 0.0 && self.charged == 0 && !waits
     }
 
-    pub(crate) fn begin(&mut self, row_count: u32) {
+    /// Begins a trial of drafts, or of a step without them.
+    pub(crate) fn begin(&mut self, row_count: u32, drafts: bool) {
         self.charged = if self.is_young(row_count) { 0 } else { STEP_COUNT };
+        self.drafts = drafts;
         self.since = 0;
     }
 
-    /// Records a step without prompts.
-    pub(crate) fn observe(&mut self, row_count: u32, us: f32, drafting: bool) {
+    /// Records a step without prompts. Its tokens would take `worth_us` in steps without drafts.
+    pub(crate) fn observe(&mut self, row_count: u32, us: f32, worth_us: f32, drafting: bool) {
         let us = if self.usual_us > 0.0 { us.min(CHARGE_MAX * self.usual_us) } else { us };
         self.usual_us += if self.usual_us > 0.0 { USUAL_STEP * (us - self.usual_us) } else { us };
         let seen = &mut self.seen[class(row_count)][usize::from(drafting)];
@@ -71,7 +79,9 @@ impl Trials {
         self.balance_us = (self.balance_us + self.share * us).min(0.0);
         if self.charged > 0 {
             self.charged -= 1;
-            self.balance_us -= us;
+            // A trial of drafts is charged what it loses, and repays what it gains.
+            let charge_us = if self.drafts { us - worth_us } else { us };
+            self.balance_us = (self.balance_us - charge_us).min(0.0);
         }
     }
 }
@@ -87,7 +97,7 @@ mod tests {
         for step in 0..step_count {
             let due = trials.is_due(1);
             if due {
-                trials.begin(1);
+                trials.begin(1, true);
                 count += 1;
             }
             let us = (1000 + step * 613 % 9000) as f32;
@@ -95,7 +105,7 @@ mod tests {
             if trials.charged > 0 {
                 tried += us;
             }
-            trials.observe(1, us, !due);
+            trials.observe(1, us, 0.0, !due);
         }
         (count, tried / all)
     }
@@ -115,9 +125,9 @@ mod tests {
         let mut step = |us: f32| {
             let due = trials.is_due(1);
             if due {
-                trials.begin(1);
+                trials.begin(1, true);
             }
-            trials.observe(1, us, !due);
+            trials.observe(1, us, 0.0, !due);
             due
         };
         for _ in 0..1000 {
@@ -127,6 +137,27 @@ mod tests {
         // Ten minutes, in the other step that the trial is charged for.
         step(600e6);
         assert!((0..2000).any(|_| step(5000.0)), "ten seconds later drafts are tried again");
+    }
+
+    #[test]
+    fn drafts_that_pay_are_tried_again_at_once() {
+        let mut trials = Trials::new(1.0 / 64.0);
+        let mut count = |worth_us: f32| {
+            let mut step = |index: u32| {
+                let due = trials.is_due(1);
+                if due {
+                    trials.begin(1, true);
+                }
+                let of_trial = trials.charged > 0;
+                let worth_us = if of_trial { worth_us } else { 1000.0 };
+                trials.observe(1, 1000.0, worth_us, index.is_multiple_of(2));
+                due
+            };
+            (0..2000).filter(|index| step(*index)).count()
+        };
+        assert!(count(900.0) > 100, "a loss of a tenth is a tenth of the charge");
+        assert!(count(1100.0) > 900);
+        assert!(count(0.0) < 25);
     }
 
     #[test]

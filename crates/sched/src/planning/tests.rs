@@ -132,6 +132,18 @@ fn drafts_pay_at_some_sizes_of_the_batch_and_lose_little_at_others() {
 }
 
 #[test]
+fn rows_that_fill_a_step_never_draft() {
+    let caps = Caps { token_max: 4, wanted_max: 4, ..ScriptedEngine::caps() };
+    let mut harness = Harness::new(caps, Limits::default());
+    (0..4).for_each(|first| {
+        harness.sched.admit(asked(text(1, first), 100)).unwrap();
+    });
+    while !harness.sched.is_idle() {
+        harness.step_with(|plan, _| assert!(plan.step.rows.iter().all(|row| row.draft_next == 0)));
+    }
+}
+
+#[test]
 fn rows_draft_where_that_pays() {
     let pays = Cost { base_us: 3500.0, token_us: 1200.0, draft_us: 1000.0 };
     let (steps, tokens, drafting) = rounds(pays, 95);
