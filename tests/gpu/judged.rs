@@ -17,6 +17,7 @@ use super::{LAST, prepare, run};
 use crate::{PRO, WIDE_TOKENS, absent, cuda_of, cuda_wide, sizes};
 
 const DRAWS: u64 = 1 << 14;
+const MANY_DRAWS: u64 = 1 << 20;
 /// For GPUs that are emulated.
 const FEW_DRAWS: u64 = 1 << 10;
 /// A number of drafts is three bits.
@@ -208,6 +209,16 @@ fn the_gpu_keeps_the_law_of_judged_drafts() {
         return println!("skipped: {reason}");
     }
     check(&mut *cuda_of(&PRO, &few_tokens()), &settings(), DRAWS);
+}
+
+/// As many draws as `tests/law.rs` has.
+#[test]
+#[ignore = "minutes"]
+fn the_gpu_keeps_the_law_of_a_million_judged_drafts() {
+    if let Some(reason) = absent(1) {
+        return println!("skipped: {reason}");
+    }
+    check(&mut *cuda_of(&PRO, &few_tokens()), &settings()[..2], MANY_DRAWS);
 }
 
 #[test]
