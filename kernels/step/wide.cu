@@ -148,6 +148,7 @@ extern "C" __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
   with_matrix<OutputOf, 0, DRAFT_ATTENTION>(layer.attention, [&](auto kind) {
     wide::output<decltype(kind)::value>(launch_shared<wide::GemmShared>(),
                                         gemm_memory(memory, layer.output, memory.attended),
+                                        [&] { return post_norm_memory(memory); },
                                         at<const float>(layer.output_bias));
   });
 }
@@ -155,7 +156,11 @@ extern "C" __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
 extern "C" __global__ void __launch_bounds__(wide::NORM_THREADS, 1)
     wide_post_norm(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;
-  wide::add_rms_norm(launch_shared<wide::NormShared>(), post_norm_memory(memory));
+  const wide::AddNormMemory norm = post_norm_memory(memory);
+  if constexpr (RANKS > 1)
+    wide::add_rms_norm(launch_shared<wide::NormShared>(), norm);
+  else
+    wide::finish_norm(norm);
 }
 
 extern "C" __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)

@@ -104,7 +104,8 @@ __device__ __forceinline__ wide::AddedProducts added_products(const WideMemory& 
   return {wide.rows, wide.products, wide::panel_stride<KIND>(wide.token_count)};
 }
 
-// The norm before a layer's network.
+// The norm before a layer's network. One rank has no part of the output projection: sums of squares
+// are in its place.
 __device__ __forceinline__ wide::AddNormMemory post_norm_memory(const WideMemory& wide) {
   const LayerMemory& layer = wide_layer<false>(wide);
   wide::AddNormMemory own = input_norm_memory(wide);
@@ -114,6 +115,7 @@ __device__ __forceinline__ wide::AddNormMemory post_norm_memory(const WideMemory
   own.weights = layer.post_norm;
   own.operand = dense ? wide.normed : 0;
   own.rows = dense ? 0 : wide.normed_rows;
+  own.squares = wide.part;
   own.tap = wide::NO_TAP;
   own.begins = false;
   own.scale = feed_forward_scale(layer.feed_forward);

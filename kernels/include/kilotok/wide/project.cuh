@@ -6,6 +6,7 @@
 #include "kilotok/phase/dense.cuh"
 #include "kilotok/phase/project.cuh"
 #include "kilotok/wide/gemm.cuh"
+#include "kilotok/wide/stream.cuh"
 
 namespace kilotok::wide {
 
@@ -55,21 +56,100 @@ __device__ __forceinline__ void multiply_to_part(GemmShared& shared, const GemmM
   });
 }
 
+// Four neighbouring rows of a token of eight, number `four` of a row tile's. `sums` are those of a
+// warp's lanes in shared memory, as `mma` has them.
+__device__ __forceinline__ float4 four_rows(const float4* sums, int token, int four) {
+  const int odd = four % 2;
+  const float* own = reinterpret_cast<const float*>(sums + odd * 16 + token / 2) +
+                     four / 2 * 2 + token % 2;
+  float v[LANE_COLUMNS];
+  // In another order every second time, because rows 0 and 4 are in the same bank.
+#pragma unroll
+  for (int i = 0; i < LANE_COLUMNS; i++) v[i] = own[(i ^ odd) * 16];
+  return odd == 0 ? make_float4(v[0], v[1], v[2], v[3]) : make_float4(v[1], v[0], v[3], v[2]);
+}
+
+// Two row tiles have the columns of a line of 128 bytes: their warps share the tokens, because
+// memory takes much longer to read and write halves of lines.
+constexpr int PAIR = 2, PAIR_LANES = PAIR * SQUARE_LANES, PAIR_TOKENS = 32 / PAIR_LANES;
+static_assert(PAIR * SQUARE_ROWS * 4 == 128 && PAIR * PAIR_TOKENS == TILE_TOKENS, "a line");
+// Tiles of eight tokens whose stream is loaded at a time.
+constexpr int STREAM_TILES = 4;
+static_assert(32 % (STREAM_TILES * TILE_TOKENS) == 0, "no tile of a GEMM's width is left over");
+
+// A warp: adds an item's products, which are in shared memory, to the stream, and stores it in all
+// forms, as `add_columns` does.
+template <class M>
+__device__ __forceinline__ void add_to_stream(GemmShared& shared, const AddNormMemory& norm,
+                                              const GemmWork<M>& work, int item) {
+  static_assert(MATRIX_TILES<M> == SQUARES, "a row tile's squares are one sum");
+  static_assert(GemmShape<M>::ROW_TILES % PAIR == 0, "warps are in pairs");
+  const int thread = ptx::opaque(threadIdx.x), warp = thread / 32, lane = thread % 32;
+  const int tile_in_pair = lane % PAIR_LANES / SQUARE_LANES, four = lane % SQUARE_LANES;
+  const int row_warp = warp / PAIR * PAIR + tile_in_pair;
+  const int row_tile = work.first_tile(item) + row_warp;
+  const int column = row_tile * SQUARE_ROWS + four * LANE_COLUMNS;
+  const int in_tile = warp % PAIR * PAIR_TOKENS + lane / PAIR_LANES;
+  const float4* sums = GemmStages<M>::totals(shared) + row_warp * 32;
+  const int first = work.first_token(item) + in_tile, tokens = work.tokens(item);
+  const int end = work.first_token(item) + tokens;
+  const float4 zeros = make_float4(0, 0, 0, 0);
+  const auto load = [](uint64_t from, size_t place) {
+    return *reinterpret_cast<const float4*>(at<const float>(from) + place);
+  };
+  const float4 weights = column < HIDDEN ? load(norm.weights, column) : zeros;
+#pragma unroll 1
+  for (int tile = 0; tile * TILE_TOKENS < tokens; tile += STREAM_TILES) {
+    const auto token = [&](int i) { return first + (tile + i) * TILE_TOKENS; };
+    const auto has = [&](int i) { return token(i) < end && column < HIDDEN; };
+    float4 before[STREAM_TILES];
+#pragma unroll
+    for (int i = 0; i < STREAM_TILES; i++)
+      before[i] = has(i) ? load(norm.stream, size_t{1} * token(i) * HIDDEN + column) : zeros;
+#pragma unroll
+    for (int i = 0; i < STREAM_TILES; i++) {
+      const float4 part = four_rows(sums + (tile + i) * GemmShape<M>::CONSUMERS, in_tile, four);
+      float4 x = zeros;
+      if (has(i)) {
+        x = make_float4(before[i].x + part.x, before[i].y + part.y, before[i].z + part.z,
+                        before[i].w + part.w);
+        store_forms(norm, token(i), column, x, weights);
+      }
+      const float square = add_squares(x);
+      if (four == 0 && token(i) < end && row_tile < SQUARES)
+        at<float>(norm.squares)[token(i) * SQUARES + row_tile] = square;
+    }
+  }
+}
+
 // The output projection of what attention left in `operand`. Its biases are zeros on all ranks but
-// the first.
-template <int KIND>
-__device__ __forceinline__ void output(GemmShared& shared, GemmMemory memory,
+// the first. One rank adds it to the stream; of several it is a part.
+// `norm()` is the norm behind it, which is not kept in registers meanwhile.
+template <int KIND, class Norm>
+__device__ __forceinline__ void output(GemmShared& shared, GemmMemory memory, Norm norm,
                                        const float* biases) {
   using M = OutputMatrix<KIND>;
   memory.operand += kind_operand<OutputMatrix, KIND>(memory.capacity);
-  multiply_all<M>(shared, memory, [&](int row_tile, int first, int lane, const float4& v) {
-    const float2 bias = load_biases<KIND>(biases, row_tile, lane / 4);
-    if constexpr (ATTENTIONS[KIND].bias)
-      store_part<M>(memory, row_tile, first, lane,
-                    make_float4(v.x + bias.x, v.y + bias.x, v.z + bias.y, v.w + bias.y), 0);
-    else
+  const auto use = [&](int row_tile, int first, int tile, float4 v) {
+    const int lane = threadIdx.x % 32;
+    if constexpr (ATTENTIONS[KIND].bias) {
+      const float2 bias = load_biases<KIND>(biases, row_tile, lane / 4);
+      v = make_float4(v.x + bias.x, v.y + bias.x, v.z + bias.y, v.w + bias.y);
+    }
+    if constexpr (RANKS > 1)
       store_part<M>(memory, row_tile, first, lane, v, 0);
-  });
+    else
+      GemmStages<M>::totals(shared)[tile * GemmShape<M>::CONSUMERS + threadIdx.x] = v;
+  };
+  const auto finish = [&](const GemmWork<M>& work, int item) {
+    if constexpr (RANKS == 1) {
+      ptx::sync_warpgroup(threadIdx.x / WARPGROUP);
+      add_to_stream<M>(shared, norm(), work, item);
+      ptx::sync_warpgroup(threadIdx.x / WARPGROUP);
+    }
+  };
+  gemm<M>(shared, at<const char>(memory.weights),
+          {at<const char>(memory.operand), memory.capacity}, memory.count, use, finish);
 }
 
 // Gate and up of a dense network. Its epilogue is that of `StoreInner` in phase/dense.cuh.

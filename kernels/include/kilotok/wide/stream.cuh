@@ -6,6 +6,7 @@
 //
 //   embed          the tokens' embeddings, as the first part that is added
 //   add_rms_norm   adds a part or experts' products; writes the next GEMM's operand and 1 / rms
+//   finish_norm    1 / rms alone, where the GEMM before has added and written (wide/project.cuh)
 //   gather_wanted  the last norm of the tokens that need logits, for the narrow head
 #pragma once
 
@@ -59,6 +60,8 @@ struct AddNormMemory {
   uint64_t operand, rows;
   // F32 `[capacity]`.
   uint64_t inverse_rms;
+  // F32 `[capacity][SQUARES]`: sums of sixteen squares, where a GEMM adds.
+  uint64_t squares;
   // An operand of TAPS * HIDDEN columns, and the tap of it that receives x; NO_TAP for none.
   uint64_t taps;
   uint32_t tap;
@@ -263,6 +266,16 @@ __device__ __forceinline__ void add_rms_norm(NormShared& shared, const AddNormMe
       if (threadIdx.x % 32 == 0) at<float>(memory.inverse_rms)[token] = found;
     }
     sync();
+  }
+}
+
+// The same behind a GEMM that has added its products: a warp finishes a token at a time.
+__device__ __forceinline__ void finish_norm(const AddNormMemory& memory) {
+  const int first = static_cast<int>(threadIdx.x) / 32 * GRID + ptx::cta_index();
+#pragma unroll 1
+  for (int token = first; token < memory.count; token += NORM_WARPS * GRID) {
+    const float found = inverse_rms(at<const float>(memory.squares) + token * SQUARES, memory.eps);
+    if (threadIdx.x % 32 == 0) at<float>(memory.inverse_rms)[token] = found;
   }
 }
 
