@@ -178,7 +178,10 @@ class Stream:
         metrics = {
             "time_to_first_token_ms": 12.5,
             "tokens_per_second": self.tokens / spent,
-            "speculative_decoding": {"mean_acceptance_length": mean},
+            "speculative_decoding": {
+                "mean_acceptance_length": mean,
+                "verification": "rejection",
+            },
         }
         shape = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 0}
         choices = [choice] if choices else []

@@ -113,6 +113,8 @@ class AnyServer(Page):
         figures = self.one(".figures").text
         for name in ("tok/s", "first token", "acceptance", "reply", "prompt"):
             self.assertIn(name, figures)
+        if self.mock:
+            self.assertIn("(rejection)", figures)
         self.assertTrue(self.one(".figures .one").get_attribute("d"))
         self.shot("reply")
         self.no_script_errors()
