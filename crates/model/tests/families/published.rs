@@ -396,6 +396,7 @@ fn knobs_decide_what_configs_leave_open() {
         draft_fp8: true,
         router_dtype: Some(RouterDtype::Bf16),
         ignored_fields: vec!["some_field".to_owned()],
+        ..Knobs::default()
     };
     let mut config = configs::pro_fp4();
     config["some_field"] = 7.into();
