@@ -99,7 +99,7 @@ __device__ __forceinline__ void output(Warp& w, bool polled, WaitInput wait_inpu
 
 // Begins between the halves of a grid barrier. `reset_polled` must be called before the next one;
 // if attention is split into chunks, `combine_chunks` calls it, where there is time for it.
-template <int KIND, bool DRAFT, class ResetPolled>
+template <int KIND, bool DRAFT, int TILES, class ResetPolled>
 __device__ __forceinline__ void attend(Warp& w, ResetPolled reset_polled) {
   const LayerMemory& layer = w.layer();
   if constexpr (!ATTENTIONS[KIND].paired) {
@@ -111,7 +111,7 @@ __device__ __forceinline__ void attend(Warp& w, ResetPolled reset_polled) {
   if constexpr (!IN_CHUNKS<KIND, DRAFT>) reset_polled();
   if constexpr (STREAMED<KIND>)
     w.with_pipeline([&](Ring& ring, Sums&) {
-      attend_streamed<KIND>(w.cta, ring, layer, w.batch(), w.shared.pairs[KIND],
+      attend_streamed<KIND, TILES == 1>(w.cta, ring, layer, w.batch(), w.shared.pairs[KIND],
                             w.shared.sums);
     });
   else
@@ -243,7 +243,7 @@ __device__ __forceinline__ void attention(Warp& w) {
     });
   };
   with_kind<P::ATTENTION, P::ATTENTION_END>(w.layer().attention, [&](auto kind) {
-    attend<decltype(kind)::value, DRAFT>(w, [&] {
+    attend<decltype(kind)::value, DRAFT, TILES>(w, [&] {
       if (!one) reset_polled();
     });
   });

@@ -384,56 +384,42 @@ struct StreamScratch {
   uint32_t places[NewKeys<KIND>::GROUPS];
 };
 
-// Consumers: this CTA's share. Begins between the halves of a grid barrier. Each tile leaves a
-// partial result for each chunk that is visible to it.
+// Consumers: a range of keys, of which each tile has a warp.
 template <int KIND>
-__device__ __forceinline__ void attend_streamed(Cta& cta, Ring& ring, const LayerMemory& layer,
-                                                const HeldBatch& batch, const PairCounts& sums,
-                                                SumMemory& scratch) {
+__device__ __forceinline__ void attend_range(Cta& cta, Ring& ring, const BatchRow& row,
+                                             const KeyRange& s, const NewKeys<KIND>& new_keys,
+                                             StreamScratch<KIND>& shared) {
   using T = HeadTiles<KIND>;
   using P = KeyPage<KIND>;
-  static_assert(sizeof(StreamScratch<KIND>) <= SCRATCH_BYTES, "there is room");
-  auto& shared = reinterpret_cast<StreamScratch<KIND>&>(scratch.scratch);
-  PendingBarrier barrier = {false};
-  for_each_key_range<KIND>(cta, batch, sums, [&](const KeyRange& s) {
-    const BatchRow& row = batch.rows[s.row];
-    const NewKeys<KIND> new_keys = {layer, row, shared.places, s.kv_head};
-    if (new_keys.any(s.first, s.end)) new_keys.look_up(cta, s.first);
-    barrier.wait(cta);
-    // Frees the register of the thread's number for the loop.
-    cta.reload_thread();
-    const int tile = s.first_tile + cta.warp(), token = row.first + tile / T::COUNT;
-    const uint32_t end = row.start + tile / T::COUNT + 1;
-    const bool sees = cta.warp() < s.tiles && s.first < end;
-    const uint32_t seen_end = sees ? end : 0;
-    StreamedTile<KIND> held = {};
-    held.shared_queries = ptx::shared_address(shared.queries[cta.warp()]) + cta.lane() * 16;
-    if (sees) held.load_queries(cta, token, s.kv_head * T::COUNT + tile % T::COUNT);
-    const int lane = ptx::opaque(cta.lane());
+  const int tile = s.first_tile + cta.warp(), token = row.first + tile / T::COUNT;
+  const uint32_t end = row.start + tile / T::COUNT + 1;
+  const bool sees = cta.warp() < s.tiles && s.first < end;
+  const uint32_t seen_end = sees ? end : 0;
+  StreamedTile<KIND> held = {};
+  held.shared_queries = ptx::shared_address(shared.queries[cta.warp()]) + cta.lane() * 16;
+  if (sees) held.load_queries(cta, token, s.kv_head * T::COUNT + tile % T::COUNT);
+  const int lane = ptx::opaque(cta.lane());
 #pragma unroll 1
-    for (uint32_t first = s.first; first < s.end; first += PAGE_KEYS) {
-      if ((first - s.first) % (PAGE_COUNT * PAGE_KEYS) == 0) {
-        if (new_keys.any(first, s.end)) {
-          if (first > s.first) new_keys.look_up(cta, first);
-          cta.sync();
-          new_keys.put(ring, first, s.end);
-          cta.sync();
-        }
-        ptx::wait_for_copies();
+  for (uint32_t first = s.first; first < s.end; first += PAGE_KEYS) {
+    if ((first - s.first) % (PAGE_COUNT * PAGE_KEYS) == 0) {
+      if (new_keys.any(first, s.end)) {
+        if (first > s.first) new_keys.look_up(cta, first);
+        cta.sync();
+        new_keys.put(ring, first, s.end);
+        cta.sync();
       }
-      const uint32_t page = ring.wait();
-#pragma unroll 1
-      for (int key = 0; key < PAGE_KEYS && first + key < seen_end; key += KEYS_AT_ONCE)
-        held.attend(lane, page + key * P::KEY_BYTES, page + P::VALUES + key * P::VALUE_BYTES,
-                  first + key, end);
-      ring.release(lane);
+      ptx::wait_for_copies();
     }
-    cta.reload_thread();
-    if (sees)
-      held.keep(cta, token, s.kv_head * T::GROUP + tile % T::COUNT * TILE_HEADS, s.chunk);
-  });
-  barrier.wait(cta);
+    const uint32_t page = ring.wait();
+#pragma unroll 1
+    for (int key = 0; key < PAGE_KEYS && first + key < seen_end; key += KEYS_AT_ONCE)
+      held.attend(lane, page + key * P::KEY_BYTES, page + P::VALUES + key * P::VALUE_BYTES,
+                  first + key, end);
+    ring.release(lane);
+  }
   cta.reload_thread();
+  if (sees)
+    held.keep(cta, token, s.kv_head * T::GROUP + tile % T::COUNT * TILE_HEADS, s.chunk);
 }
 
 }  // namespace kilotok
