@@ -214,7 +214,11 @@ bool all(bool small) {
     for (int columns : {16, 64, most})
       for (int run : {columns, 32}) {
         right = compare_bf16<8>(name, kind, columns, run) && right;
+        right = compare_bf16<16>(name, kind, columns, run) && right;
+        right = compare_bf16<24>(name, kind, columns, run) && right;
         right = compare_bf16<32>(name, kind, columns, run) && right;
+        right = compare_bf16<40>(name, kind, columns, run) && right;
+        right = compare_bf16<48>(name, kind, columns, run) && right;
         right = compare_bf16<64>(name, kind, columns, run) && right;
         right = compare_bf16<128>(name, kind, columns, run) && right;
       }

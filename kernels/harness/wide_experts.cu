@@ -311,6 +311,8 @@ bool all_kinds(bool small) {
       right = c.check(Choosing::OneForAll, "one expert for all", tokens) && right;
       right = c.check(Choosing::AllTheSame, "all the same", tokens) && right;
     }
+    // So many that experts have runs of 96 rows.
+    if (!small) right = c.check(Choosing::Evenly, "evenly", 2500) && right;
     for (int tokens : {64, 256, 1024, 2048, 4096, 8192})
       if (!small) c.time(tokens);
     return all_kinds<KIND + 1>(small) && right;

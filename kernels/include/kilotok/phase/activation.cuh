@@ -14,18 +14,20 @@ __device__ __forceinline__ float sigmoid(float x) {
 
 __device__ __forceinline__ float silu(float x) { return x * sigmoid(x); }
 
-// What becomes of a network's gate and up.
+// What becomes of a network's gate and up. `alpha` and `limit` are those of a clamped activation.
+__device__ __forceinline__ float activate(Activation activation, float alpha, float limit,
+                                          float gate, float up) {
+  if (activation == Activation::SiluMul) return silu(gate) * up;
+  // Unlike `fminf`, comparisons keep NaN.
+  const float g = gate > limit ? limit : gate;
+  const float u = up > limit ? limit : up < -limit ? -limit : up;
+  return g * sigmoid(alpha * g) * (u + 1.0f);
+}
+
 template <int KIND>
 __device__ __forceinline__ float activate(float gate, float up) {
   constexpr FeedForward F = FEED_FORWARDS[KIND];
-  if constexpr (F.activation == Activation::SiluMul) {
-    return silu(gate) * up;
-  } else {
-    // Unlike `fminf`, comparisons keep NaN.
-    const float g = gate > F.limit ? F.limit : gate;
-    const float u = up > F.limit ? F.limit : up < -F.limit ? -F.limit : up;
-    return g * sigmoid(F.alpha * g) * (u + 1.0f);
-  }
+  return activate(F.activation, F.alpha, F.limit, gate, up);
 }
 
 // The biases of gate and up of an expert's value, of F32 pairs `[experts][width]`.
