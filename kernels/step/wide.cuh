@@ -39,9 +39,11 @@ __device__ __forceinline__ bool begin_wide(const WideMemory& wide) {
   ptx::allow_next_launch();
   ptx::wait_for_last_launch();
   stamp_launch(wide);
-  if (threadIdx.x == 0)
+  if (threadIdx.x == 0) {
     wait_context = WaitContext::begin(wide.memory.fault, wide.memory.wait_max_ms, wide.memory.rank,
-                                      Launch::Target);
+                                      Launch::Wide);
+    wait_context.phase = wide.layer;
+  }
   __syncthreads();
   return wide.token_count > 0;
 }

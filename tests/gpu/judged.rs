@@ -14,7 +14,7 @@ use kilotok_engine::{
 use super::exact::Finding;
 use super::setup::{HISTORY, PROMPT_COUNT};
 use super::{LAST, prepare, run};
-use crate::{PRO, WIDE_TOKENS, absent, cuda_of, cuda_wide, sizes};
+use crate::{GPT_OSS, PRO, QWEN3_DENSE, WIDE_TOKENS, absent, cuda_of, cuda_wide, sizes};
 
 const DRAWS: u64 = 1 << 14;
 const MANY_DRAWS: u64 = 1 << 20;
@@ -219,6 +219,16 @@ fn the_gpu_keeps_the_law_of_a_million_judged_drafts() {
         return println!("skipped: {reason}");
     }
     check(&mut *cuda_of(&PRO, &few_tokens()), &settings()[..2], MANY_DRAWS);
+}
+
+#[test]
+fn families_keep_the_law_of_judged_drafts() {
+    if let Some(reason) = absent(1) {
+        return println!("skipped: {reason}");
+    }
+    for checkpoint in [&QWEN3_DENSE, &GPT_OSS] {
+        check(&mut *cuda_of(checkpoint, &few_tokens()), &settings()[..2], DRAWS);
+    }
 }
 
 #[test]

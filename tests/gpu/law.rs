@@ -10,7 +10,9 @@ use kilotok_abi::{PageId, Sampling, SlotId, TokenId};
 use kilotok_batch::Sizes;
 use kilotok_engine::{Engine, PageRun, Row as PlanRow, RowTokens, SlotSetup, StepOutput, StepPlan};
 
-use crate::{FLASH, PRO, WIDE_TOKENS, absent, cuda_of, cuda_wide, sizes};
+use crate::{
+    FLASH, GPT_OSS, PRO, QWEN3_DENSE, QWEN3_MOE, WIDE_TOKENS, absent, cuda_of, cuda_wide, sizes,
+};
 use exact::Finding;
 use setup::{BIAS, COMBINATIONS, HISTORY, PROMPT_COUNT, REPETITION, Row, VOCAB, mask_of, setup_of};
 
@@ -187,6 +189,16 @@ fn the_gpu_keeps_the_law() {
         return println!("skipped: {reason}");
     }
     check(&mut *cuda_of(&FLASH, &few_tokens()), SETTINGS);
+}
+
+#[test]
+fn families_keep_the_law() {
+    if let Some(reason) = absent(1) {
+        return println!("skipped: {reason}");
+    }
+    for checkpoint in [&QWEN3_MOE, &QWEN3_DENSE, &GPT_OSS] {
+        check(&mut *cuda_of(checkpoint, &few_tokens()), FEW_SETTINGS);
+    }
 }
 
 #[test]

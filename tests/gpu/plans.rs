@@ -260,15 +260,22 @@ fn random_plans_on_8_ranks_make_the_references_choices() {
 /// Of more than a tile of tokens by the wide pass.
 #[test]
 fn random_plans_by_both_passes_make_the_references_choices() {
-    compare_by(&MODELS[2..3], 1, ROUNDS, |checkpoint, sizes| cuda_wide(checkpoint, sizes, TILE));
+    for models in [&MODELS[2..3], &FEW_RANKS[1..]] {
+        compare_by(models, 1, ROUNDS, |checkpoint, sizes| cuda_wide(checkpoint, sizes, TILE));
+    }
 }
 
-/// For GPUs that are emulated, one of each family. So few choices say nothing of shares.
+/// For GPUs that are emulated, one of each family: steps of more than so many tokens by the wide
+/// pass. So few choices say nothing of shares.
 #[test]
 fn few_random_plans_make_the_references_choices() {
+    const WIDE_ABOVE: u32 = 24;
     for (name, checkpoint, tolerance, _) in [MODELS[2], FEW_RANKS[1], FEW_RANKS[2]] {
         let bounds = Bounds { within: [0.2; 2], other_experts: [0.2; 2], wrong: 0.05 };
-        compare(&[(name, checkpoint, tolerance, bounds)], 1, FEW_ROUNDS);
+        let models = [(name, checkpoint, tolerance, bounds)];
+        compare_by(&models, 1, FEW_ROUNDS, |checkpoint, sizes| {
+            cuda_wide(checkpoint, sizes, WIDE_ABOVE)
+        });
     }
 }
 

@@ -10,7 +10,7 @@ use kilotok_weights::Checkpoint;
 
 use crate::draw::Draw;
 use crate::{
-    GPT_OSS, PRO, PRO_DENSE, QWEN3_DENSE, QWEN3_FP8, QWEN3_MOE, TILE, WIDE_EXPERTS, absent,
+    DEMO, GPT_OSS, PRO, PRO_DENSE, QWEN3_DENSE, QWEN3_FP8, QWEN3_MOE, TILE, WIDE_EXPERTS, absent,
     cuda_wide, wide,
 };
 
@@ -86,6 +86,11 @@ fn wide_steps_of_families_have_the_narrow_passes_bits() {
     compare("qwen3 moe", &QWEN3_MOE, 1, &CASES);
     compare("qwen3 fp8", &QWEN3_FP8, 1, &CASES[1..]);
     compare("qwen3 moe", &QWEN3_MOE, 2, &CASES[1..]);
+}
+
+#[test]
+fn wide_steps_of_the_demo_have_the_narrow_passes_bits() {
+    compare("demo", &DEMO, 1, &CASES[1..]);
 }
 
 #[test]

@@ -33,6 +33,8 @@ abi_constants! {
         Verify = 2,
         DraftContext = 3,
         DraftRows = 4,
+        /// One of the launches that stand in the target's place where a step has many tokens.
+        Wide = 5,
     }
 }
 
@@ -45,7 +47,7 @@ abi_struct! {
         pub cta: u32,
         /// A [`Launch`].
         pub launch: u32,
-        /// Grid barriers at which the CTA had arrived in it.
+        /// Grid barriers at which the CTA had arrived in it; of the wide pass the layer.
         pub phase: u32,
         pub wanted: u32,
         pub seen: u32,

@@ -26,6 +26,7 @@ fn launch(fault: &Fault) -> String {
         Some(Launch::Verify) => "the choice of tokens",
         Some(Launch::DraftContext) => "the drafter's context",
         Some(Launch::DraftRows) => "a drafter's pass",
+        Some(Launch::Wide) => "the wide pass (its phases are layers)",
         None => return format!("launch {}", fault.launch),
     };
     text.to_owned()

@@ -78,6 +78,7 @@ enum class Launch : uint32_t {
   Verify = 2,
   DraftContext = 3,
   DraftRows = 4,
+  Wide = 5,
 };
 
 enum class Stamp : uint32_t {

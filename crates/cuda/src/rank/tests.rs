@@ -45,7 +45,11 @@ pub(crate) fn absent(rank_count: usize) -> bool {
 }
 
 pub(crate) fn engine(rank_count: usize) -> CudaEngine {
-    let engine = CudaEngine::start(PRO.spec(), &*PRO, &options(rank_count), &Quiet, &|_| {});
+    start(&options(rank_count))
+}
+
+fn start(options: &CudaOptions) -> CudaEngine {
+    let engine = CudaEngine::start(PRO.spec(), &*PRO, options, &Quiet, &|_| {});
     engine.unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -64,9 +68,17 @@ fn reply(engine: &mut CudaEngine, token_count: u32) -> Result<Vec<u32>, EngineEr
 }
 
 /// Breaks the last of `rank_count` ranks before a prompt, and returns the error.
-#[expect(clippy::disallowed_methods, reason = "the error is promised within seconds")]
 fn broken(rank_count: usize, token_count: u32, change: fn(&mut CudaEngine)) -> EngineError {
-    let mut engine = engine(rank_count);
+    break_engine(engine(rank_count), token_count, change)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the error is promised within seconds")]
+fn break_engine(
+    mut engine: CudaEngine,
+    token_count: u32,
+    change: fn(&mut CudaEngine),
+) -> EngineError {
+    let rank_count = engine.ranks.len();
     reply(&mut engine, token_count).unwrap();
     change(&mut engine);
     let start = Instant::now();
@@ -118,6 +130,18 @@ fn does_not_start(rank_count: usize) {
 /// It waits for a doorbell that is never rung: others wait for it until they time out.
 fn does_not_hear(rank_count: usize) {
     match broken(rank_count, TOKENS, |engine| engine.deafen().unwrap()) {
+        EngineError::Device { rank, reason } => {
+            assert_eq!(rank, rank_count - 1);
+            assert!(reason.contains("does not hear its doorbell"), "{reason}");
+        }
+        other => panic!("{other}"),
+    }
+}
+
+/// Other ranks wait in the wide pass for one that does not hear its doorbell.
+fn is_lost_in_a_wide_step(rank_count: usize) {
+    let wide = CudaOptions { wide_above: Some(FEW_TOKENS), ..options(rank_count) };
+    match break_engine(start(&wide), TOKENS, |engine| engine.deafen().unwrap()) {
         EngineError::Device { rank, reason } => {
             assert_eq!(rank, rank_count - 1);
             assert!(reason.contains("does not hear its doorbell"), "{reason}");
@@ -207,6 +231,12 @@ fn one_of_two_does_not_hear() {
 
 #[test]
 #[ignore = "breaks the GPU for its process, see below"]
+fn one_of_two_is_lost_in_a_wide_step() {
+    is_lost_in_a_wide_step(2);
+}
+
+#[test]
+#[ignore = "breaks the GPU for its process, see below"]
 fn one_does_not_end() {
     does_not_end(1);
 }
@@ -220,6 +250,14 @@ fn one_of_two_does_not_end() {
 #[test]
 fn a_rank_that_does_not_start_hear_or_end_is_told_in_time_and_over_with_its_process() {
     break_one_of(&["does_not_start", "does_not_hear", "does_not_end"]);
+}
+
+#[test]
+fn a_rank_that_is_lost_in_a_wide_step_is_named() {
+    if !absent(2) {
+        let ended = alone("rank::tests::one_of_two_is_lost_in_a_wide_step").status();
+        assert!(ended.unwrap().success());
+    }
 }
 
 #[test]
