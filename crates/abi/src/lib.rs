@@ -98,6 +98,15 @@ impl Sampling {
         min_tokens: 0,
     };
 
+    /// Below this, a temperature counts as 0: logits divided by less would leave no room in an
+    /// f32 for the random part of a score.
+    pub const TEMPERATURE_MIN: f32 = 1e-5;
+
+    /// Whether the likeliest token is always chosen.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature < Self::TEMPERATURE_MIN
+    }
+
     /// Whether the choice depends on which tokens came before.
     pub fn has_penalty(&self) -> bool {
         self.repetition_penalty != 1.0

@@ -2,7 +2,7 @@
 
 use std::slice::ChunksExact;
 
-use kilotok_abi::{CANDIDATES_MAX, Candidate, Purpose, TokenId};
+use kilotok_abi::{CANDIDATES_MAX, Candidate, Purpose, Sampling, TokenId};
 
 use crate::logexp::exp;
 use crate::process::{check_finite, kept_count, likeliest, total};
@@ -110,7 +110,7 @@ impl Sampler {
         self.ranking.fill(logits);
         let sampling = &self.setup.sampling;
         let temperature = sampling.temperature * draft_temperature;
-        let greedy = temperature < Setup::TEMPERATURE_MIN;
+        let greedy = temperature < Sampling::TEMPERATURE_MIN;
         let count = if greedy { 1 } else { CANDIDATES_MAX };
         let mut tokens: Vec<TokenId> = self.ranking.first(count).collect();
         let value = |&token: &TokenId| logits[token as usize] / temperature;
@@ -241,7 +241,6 @@ fn check_next(next: Option<TokenId>, computed: Result<(), Fault>) -> Result<(), 
 
 #[cfg(test)]
 mod tests {
-    use kilotok_abi::Sampling;
     use proptest::prelude::*;
 
     use super::*;

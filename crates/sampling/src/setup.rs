@@ -29,10 +29,6 @@ pub enum SetupError {
 }
 
 impl Setup {
-    /// Below this, a temperature counts as 0: logits divided by less would leave no room in an
-    /// f32 for the random part of a score.
-    pub const TEMPERATURE_MIN: f32 = 1e-5;
-
     /// Largest magnitude of a number in a setup; sums of a few larger ones would be infinite.
     pub const MAGNITUDE_MAX: f32 = 1e6;
 
@@ -49,7 +45,7 @@ impl Setup {
 
     /// Whether the likeliest token is always chosen.
     pub fn is_greedy(&self) -> bool {
-        self.sampling.temperature < Self::TEMPERATURE_MIN
+        self.sampling.is_greedy()
     }
 
     /// Whether choosing a token reads the tokens before it.
@@ -117,7 +113,7 @@ mod tests {
     #[test]
     fn kernels_call_the_same_temperatures_greedy() {
         let header = include_str!("../../../kernels/include/kilotok/sample/row.cuh");
-        let min = format!("constexpr float TEMPERATURE_MIN = {:?}f;\n", Setup::TEMPERATURE_MIN);
+        let min = format!("constexpr float TEMPERATURE_MIN = {:?}f;\n", Sampling::TEMPERATURE_MIN);
         assert!(header.contains(&min), "{min}");
     }
 

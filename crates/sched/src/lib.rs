@@ -55,4 +55,4 @@ pub use cost::Cost;
 pub use limits::Limits;
 pub use request::{RequestId, Submission};
 pub use scheduler::{Advance, Finish, Misuse, Plan, Refused, Scheduler};
-pub use stats::{GroupUsage, Stats};
+pub use stats::{DraftCounts, GroupUsage, Stats};

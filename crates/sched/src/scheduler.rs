@@ -15,7 +15,7 @@ use crate::drafts::AcceptanceByRule;
 use crate::pages::{Pages, Shortage};
 use crate::request::{InFlightRow, Masks, Rank, Request};
 use crate::trials::Trials;
-use crate::{Cost, GroupUsage, Limits, RequestId, Stats, Submission};
+use crate::{Cost, DraftCounts, GroupUsage, Limits, RequestId, Stats, Submission};
 
 /// Decay of a step's weight in the cost model of all steps; short, as prompts come and go.
 const STEP_MEMORY: f64 = 0.98;
@@ -127,7 +127,7 @@ pub enum Misuse {
 impl Scheduler {
     pub fn new(caps: &Caps, limits: Limits) -> Self {
         let pages = Pages::new(caps, limits.prefix_cache);
-        let places = vec![0; caps.draft_max as usize];
+        let drafts = DraftCounts::new(caps.draft_max);
         Self {
             limits,
             running_max: limits.running(caps) as usize,
@@ -146,7 +146,7 @@ impl Scheduler {
             draft_costs: DraftCosts::new(caps.token_max),
             trials: Trials::new(limits.learning_share),
             acceptance: AcceptanceByRule::new(caps.draft_max),
-            stats: Stats { drafted: places.clone(), accepted: places, ..Stats::default() },
+            stats: Stats { matched: drafts.clone(), judged: drafts, ..Stats::default() },
             next_id: 0,
             arrival_count: 0,
             caps: caps.clone(),
@@ -327,7 +327,7 @@ impl Scheduler {
         if row.judged() > 0 {
             self.acceptance.observe(rule, row.judged(), advance.accepted_count);
         }
-        self.stats.count_drafts(row.draft_count, advance.accepted_count);
+        self.stats.count_drafts(rule, row.draft_count, advance.accepted_count);
         self.stats.output_count += advance.tokens.len() as u64;
         if let Some(place) = &mut request.place {
             let named = place.holding.named;

@@ -1,5 +1,7 @@
 //! Counters and gauges for metrics, as plain data. Counters only grow.
 
+use kilotok_engine::Verification;
+
 /// The scheduler's current state and its totals.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -19,9 +21,24 @@ pub struct Stats {
     pub output_count: u64,
     /// Rows that verified drafts.
     pub draft_row_count: u64,
-    /// Drafts verified and accepted, by their index in the row.
-    pub drafted: Vec<u64>,
+    /// Drafts that sample and match verified, or whose acceptance was assumed.
+    pub matched: DraftCounts,
+    /// Drafts that rejection sampling verified.
+    pub judged: DraftCounts,
+}
+
+/// Drafts of one rule, by their index in the row.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DraftCounts {
+    pub verified: Vec<u64>,
     pub accepted: Vec<u64>,
+}
+
+impl DraftCounts {
+    pub(crate) fn new(draft_max: u32) -> Self {
+        let places = vec![0; draft_max as usize];
+        Self { verified: places.clone(), accepted: places }
+    }
 }
 
 /// Pages of one group.
@@ -45,12 +62,33 @@ impl Stats {
         whole.map(part).fold(0.0, f64::max)
     }
 
-    pub(crate) fn count_drafts(&mut self, drafted: u32, accepted: u32) {
-        self.draft_row_count += u64::from(drafted > 0);
-        for (counters, count) in [(&mut self.drafted, drafted), (&mut self.accepted, accepted)] {
+    pub(crate) fn count_drafts(&mut self, rule: Verification, verified: u32, accepted: u32) {
+        self.draft_row_count += u64::from(verified > 0);
+        let counts = if rule.is_rejection() { &mut self.judged } else { &mut self.matched };
+        for (counters, count) in
+            [(&mut counts.verified, verified), (&mut counts.accepted, accepted)]
+        {
             for counter in &mut counters[..count as usize] {
                 *counter += 1;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drafts_are_counted_by_the_rule_that_verified_them() {
+        let drafts = DraftCounts::new(3);
+        let mut stats = Stats { matched: drafts.clone(), judged: drafts, ..Stats::default() };
+        stats.count_drafts(Verification::Match, 3, 1);
+        stats.count_drafts(Verification::Rejection { draft_temperature: 1.0 }, 2, 2);
+        stats.count_drafts(Verification::Match, 0, 0);
+        assert_eq!(stats.draft_row_count, 2);
+        assert_eq!((stats.matched.verified, stats.matched.accepted), (vec![1; 3], vec![1, 0, 0]));
+        let judged = [stats.judged.verified, stats.judged.accepted];
+        assert_eq!(judged, [[1, 1, 0], [1, 1, 0]].map(Vec::from));
     }
 }

@@ -88,20 +88,21 @@ pub(crate) fn run(root: &Path, tests: &[&str]) -> Result<ExitCode, Box<dyn Error
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Compiles the harnesses while the suites run, which leave cores idle when they compile kernels.
+/// Compiles and checks the harnesses while the suites run, which leave cores idle when they compile
+/// kernels.
 fn suites_and_harnesses(root: &Path, messages: &str, out: &Path) -> Result<bool, Box<dyn Error>> {
     let harnesses = harnesses(root, out)?;
-    let passed = thread::scope(|scope| {
-        let compiler =
-            scope.spawn(|| harnesses.iter().try_for_each(|harness| harness.compile(root)));
+    thread::scope(|scope| {
+        let checker = scope.spawn(|| {
+            harnesses.iter().try_for_each(|harness| {
+                harness.compile(root)?;
+                harness.check()
+            })
+        });
         let passed = suites(messages, out, &[])?;
-        compiler.join().map_err(|_| "the thread that compiles harnesses panicked")??;
-        Ok::<_, Box<dyn Error>>(passed)
-    })?;
-    if passed {
-        harnesses.iter().try_for_each(Harness::check)?;
-    }
-    Ok(passed)
+        checker.join().map_err(|_| "the thread that checks harnesses panicked")??;
+        Ok(passed)
+    })
 }
 
 /// Runs the tests whose names contain one of these words, or the short lists. Returns whether all
@@ -194,15 +195,16 @@ impl Harness {
         said(&mut compiler, &source).map(drop).map_err(|error| error.to_string())
     }
 
-    fn check(&self) -> Result<(), Box<dyn Error>> {
-        println!("{}", self.program.display());
+    fn check(&self) -> Result<(), String> {
+        let program = self.program.display();
         let mut harness = Command::new(&self.program);
         harness.args(&self.arguments).env("KILOTOK_WAIT_MS", HARNESS_WAIT_MS);
-        let output = harness.stderr(Stdio::inherit()).output()?;
+        let output = harness.stderr(Stdio::inherit()).output();
+        let output = output.map_err(|error| format!("{program}: {error}"))?;
         let text = String::from_utf8_lossy(&output.stdout);
-        println!("{text}");
+        println!("{program}\n{text}");
         if !output.status.success() || text.contains("skipped: ") {
-            return Err(format!("{}: {}", self.program.display(), output.status).into());
+            return Err(format!("{program}: {}", output.status));
         }
         Ok(())
     }

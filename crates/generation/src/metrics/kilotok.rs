@@ -14,12 +14,17 @@ pub(super) struct KilotokSeries {
     pub(super) step_seconds: Histogram,
     pub(super) host_seconds: Histogram,
     pub(super) step_rows: Histogram,
+    /// Drafts by their place in the row, verified and accepted: by sample and match, and by
+    /// rejection sampling.
+    pub(super) matched: Vec<(IntCounter, IntCounter)>,
+    pub(super) judged: Vec<(IntCounter, IntCounter)>,
     /// One per page group: used, and kept for later requests.
     usage: Vec<(Gauge, Gauge)>,
 }
 
 impl KilotokSeries {
     pub(super) fn new(make: &SeriesBuilder<'_>, caps: &Caps) -> Self {
+        let [matched, judged] = drafts(make, caps);
         Self {
             plans_refused: make.counter(
                 "kilotok:plans_refused_total",
@@ -49,6 +54,8 @@ impl KilotokSeries {
                 "Requests that had a share of a step.",
                 buckets::counts(caps.row_max),
             ),
+            matched,
+            judged,
             usage: usage(make, caps),
         }
     }
@@ -60,6 +67,29 @@ impl KilotokSeries {
             kept.set(part(group.kept));
         }
     }
+}
+
+/// By rule and place: verified and accepted.
+fn drafts(make: &SeriesBuilder<'_>, caps: &Caps) -> [Vec<(IntCounter, IntCounter)>; 2] {
+    let labels = ["rule", "position"];
+    let verified = make.counters_of(
+        "kilotok:drafts_verified_total",
+        "Drafts that were verified, by the rule and their place in the row.",
+        &labels,
+    );
+    let accepted = make.counters_of(
+        "kilotok:drafts_accepted_total",
+        "Drafts that were accepted, by the rule and their place in the row.",
+        &labels,
+    );
+    ["match", "rejection"].map(|rule| {
+        let places = (0..caps.draft_max).map(|place| place.to_string());
+        let counters = places.map(|place| {
+            let values = [rule, &place];
+            (verified.with_label_values(&values), accepted.with_label_values(&values))
+        });
+        counters.collect()
+    })
 }
 
 fn usage(make: &SeriesBuilder<'_>, caps: &Caps) -> Vec<(Gauge, Gauge)> {

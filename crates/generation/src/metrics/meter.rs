@@ -102,17 +102,23 @@ impl Meter {
         counts.preemptions.inc_by(stats.preemption_count - seen.preemption_count);
         counts.generation_tokens.inc_by(stats.output_count - seen.output_count);
         drafts.rows.inc_by(stats.draft_row_count - seen.draft_row_count);
-        let before =
-            |counters: &[u64], index: usize| counters.get(index).copied().unwrap_or_default();
-        for (index, drafted) in stats.drafted.iter().enumerate() {
-            drafts.drafted.inc_by(drafted - before(&seen.drafted, index));
-        }
-        for (index, (accepted, counter)) in
-            stats.accepted.iter().zip(&drafts.accepted_at).enumerate()
-        {
-            let count = accepted - before(&seen.accepted, index);
-            drafts.accepted.inc_by(count);
-            counter.inc_by(count);
+        let new = |now: &[u64], seen: &[u64], index: usize| {
+            now.get(index).map_or(0, |now| now - seen.get(index).copied().unwrap_or_default())
+        };
+        let own = &self.metrics.own;
+        for (series, now, seen) in [
+            (&own.matched, &stats.matched, &seen.matched),
+            (&own.judged, &stats.judged, &seen.judged),
+        ] {
+            for (index, (verified_at, accepted_at)) in series.iter().enumerate() {
+                let verified = new(&now.verified, &seen.verified, index);
+                let accepted = new(&now.accepted, &seen.accepted, index);
+                verified_at.inc_by(verified);
+                accepted_at.inc_by(accepted);
+                drafts.drafted.inc_by(verified);
+                drafts.accepted.inc_by(accepted);
+                drafts.accepted_at[index].inc_by(accepted);
+            }
         }
     }
 

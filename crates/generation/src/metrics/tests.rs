@@ -61,6 +61,8 @@ const SINGLES: &[(&str, &str)] = &[
     ("vllm:spec_decode_num_accepted_tokens_total", ""),
     ("vllm:spec_decode_num_accepted_tokens_per_pos_total", r#"position="6""#),
     ("kilotok:plans_refused_total", ""),
+    ("kilotok:drafts_verified_total", r#"position="6",rule="match""#),
+    ("kilotok:drafts_accepted_total", r#"position="0",rule="rejection""#),
     ("kilotok:pages_used", r#"group="2",kind="draft""#),
 ];
 

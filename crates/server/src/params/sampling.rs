@@ -67,7 +67,7 @@ pub(crate) fn resolve(
     let sampling = sampling(fields, &service.text, token_max)?;
     let mut setup = SlotSetup::new(sampling, 0);
     // A reply to a seed is the same with drafts and without, alone and in a crowd.
-    let draws = fields.seed.is_none() && sampling.temperature > 0.0;
+    let draws = fields.seed.is_none() && !sampling.is_greedy();
     if draws || !service.config.verification.is_rejection() {
         setup.verification = service.config.verification;
     }
