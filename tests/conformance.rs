@@ -25,6 +25,7 @@ conformance!(cpu_flash_2_ranks, || cpu(&FLASH, 2));
 conformance!(cpu_pro, || cpu(&PRO, 1));
 conformance!(cpu_pro_2_ranks, || cpu(&PRO, 2));
 conformance!(cpu_qwen3_moe, || cpu(&QWEN3_MOE, 1));
+conformance!(cpu_qwen3_moe_2_ranks, || cpu(&QWEN3_MOE, 2));
 conformance!(cpu_gpt_oss, || cpu(&GPT_OSS, 1));
 conformance!(cpu_gpt_oss_2_ranks, || cpu(&GPT_OSS, 2));
 

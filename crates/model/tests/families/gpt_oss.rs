@@ -20,7 +20,7 @@ fn gpt_oss_is_what_its_card_says() {
         assert_eq!((attention.q_heads, attention.kv_heads), (64, 8));
         assert_eq!((attention.qk_dim, attention.v_dim, attention.rope.dims), (64, 64, 64));
         assert!(attention.sinks && attention.bias && attention.qk_norm_eps.is_none());
-        assert_eq!(attention.rope.magnitude(), 1.346_573_6);
+        assert_eq!((attention.rope.base, attention.rope.magnitude()), (150_000.0, 1.346_573_6));
         let yarn = attention.rope.yarn.unwrap();
         assert_eq!((yarn.factor, yarn.original_positions, yarn.truncate), (32.0, 4096, false));
         let FeedForwardSpec::Experts(experts) = &layer.feed_forward else { panic!("experts") };
