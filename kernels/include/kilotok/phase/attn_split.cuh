@@ -154,21 +154,11 @@ struct SplitTile {
     return SPLIT_WARPS * RUNS == A.v_dim / 8 || part * RUNS < A.v_dim / 8;
   }
 
-  __device__ __forceinline__ void load_keys(int lane, uint32_t keys, int step,
-                                            uint4 (&loaded)[GROUPS]) const {
-    // The last step may have fewer dimensions.
-    const int run = smaller(step * 4 + lane / 8, A.qk_dim / 8 - 1);
-#pragma unroll
-    for (int group = 0; group < GROUPS; group++)
-      loaded[group] = ptx::load_matrices(keys + group * (GROUP_KEYS * P::KEY_BYTES) +
-                                         run * (GROUP_KEYS * 16) + lane % 8 * 16);
-  }
-
   __device__ __forceinline__ void multiply_keys(int lane, uint32_t keys,
                                                 float (&scores)[GROUPS][4]) const {
     uint4 loaded[T::STEPS][GROUPS];
 #pragma unroll
-    for (int step = 0; step < T::STEPS; step++) load_keys(lane, keys, step, loaded[step]);
+    for (int step = 0; step < T::STEPS; step++) load_keys<KIND>(lane, keys, step, loaded[step]);
 #pragma unroll
     for (int step = 0; step < T::STEPS; step++) {
       const uint4 &low = queries[step][0], &high = queries[step][1];

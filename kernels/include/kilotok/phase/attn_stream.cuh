@@ -88,6 +88,18 @@ struct KeyPage {
   static constexpr int VALUES = PAGE_KEYS * KEY_BYTES;
 };
 
+// Operand B of a step of dimensions, of as many groups of keys from `page` on.
+template <int KIND, int GROUPS>
+__device__ __forceinline__ void load_keys(int lane, uint32_t page, int step,
+                                          uint4 (&keys)[GROUPS]) {
+  // The last step may have fewer dimensions.
+  const int run = smaller(step * 4 + lane / 8, ATTENTIONS[KIND].qk_dim / 8 - 1);
+#pragma unroll
+  for (int group = 0; group < GROUPS; group++)
+    keys[group] = ptx::load_matrices(page + group * (GROUP_KEYS * KeyPage<KIND>::KEY_BYTES) +
+                                     run * (GROUP_KEYS * 16) + lane % 8 * 16);
+}
+
 // Positions that are contiguous both in pages of the KV cache and in the ring.
 constexpr int COPY_KEYS = PAGE_TOKENS % PAGE_KEYS == 0 ? PAGE_KEYS
                           : PAGE_TOKENS % PIECE_KEYS == 0 ? PIECE_KEYS
@@ -279,26 +291,16 @@ struct StreamedTile {
                        : ptx::load_shared(shared_queries + ((step - HELD) * 2 + half) * 512);
   }
 
-  __device__ __forceinline__ void load_keys(int lane, uint32_t page, int step,
-                                            uint4 (&keys)[GROUPS]) const {
-    // The last step may have fewer dimensions.
-    const int run = smaller(step * 4 + lane / 8, A.qk_dim / 8 - 1);
-#pragma unroll
-    for (int group = 0; group < GROUPS; group++)
-      keys[group] = ptx::load_matrices(page + group * (GROUP_KEYS * P::KEY_BYTES) +
-                                       run * (GROUP_KEYS * 16) + lane % 8 * 16);
-  }
-
   __device__ __forceinline__ void multiply_keys(int lane, uint32_t page, Scores& scores) const {
     uint4 next[GROUPS];
-    load_keys(lane, page, 0, next);
+    load_keys<KIND>(lane, page, 0, next);
 #pragma unroll
     for (int step = 0; step < T::STEPS; step++) {
       uint4 keys[GROUPS];
 #pragma unroll
       for (int group = 0; group < GROUPS; group++) keys[group] = next[group];
       const uint4 low = query(step, 0), high = query(step, 1);
-      if (step + 1 < T::STEPS) load_keys(lane, page, step + 1, next);
+      if (step + 1 < T::STEPS) load_keys<KIND>(lane, page, step + 1, next);
       // Keeps the loads above it, so that a step's keys are in flight while the previous ones are
       // multiplied.
       __syncwarp();
