@@ -193,7 +193,7 @@ fn a_crowd_is_served_together() {
     for (speed, users, reply_count, rate_min) in [
         (MEASURED, 64, 64, 1600.0),
         (MEANT, 64, 64, 1700.0),
-        (MEASURED, 256, 128, 2800.0),
+        (MEASURED, 256, 128, 2950.0),
         (MEANT, 256, 128, 4100.0),
     ] {
         let mut wide = Simulation::new(speed, wide(), limits());

@@ -43,18 +43,17 @@ const LEFT_OUT_MAX: u32 = 1024;
 /// narrow one, or it would have no use.
 const PLAUSIBLE: f32 = 16.0;
 /// A decoding request's delay counts this many times: it interrupts a text that is being read.
-/// After a step with the largest chunk it counts less, so that the last prompts of a crowd are read
-/// in the largest chunks too, however the estimates change on the way.
 const DECODING_WEIGHT: f32 = 2.0;
-const DECODING_WEIGHT_IN_RUSH: f32 = 0.5;
 
 /// Cost of the narrow pass, and of the wide pass where the engine has one.
 pub(crate) struct CostModel {
     narrow: Fit,
     wide: Option<Wide>,
     fresh: Fit,
-    /// Whether prompts are read in the largest chunks although other requests decode.
-    rushes: bool,
+    /// Tokens of prompts that are still read in the largest chunks although other requests decode:
+    /// as many as waited when that last cost less than it gained. So the last prompts of a crowd
+    /// are read like the first ones, and a prompt that comes later is not.
+    rush_left: u32,
 }
 
 struct Wide {
@@ -89,7 +88,7 @@ impl CostModel {
         let fresh = Fit::new(assumed, token_max, memory);
         let wide = wide_from.filter(|from| *from <= token_max);
         let wide = wide.map(|from| Wide { from, fit: fresh.clone(), left_out: 0 });
-        Self { narrow: fresh.clone(), wide, fresh, rushes: false }
+        Self { narrow: fresh.clone(), wide, fresh, rush_left: 0 }
     }
 
     pub(crate) fn observe(&mut self, size: Size, us: f32) {
@@ -134,7 +133,7 @@ impl CostModel {
     /// about short ones.
     pub(crate) fn chunk(&mut self, beside: Beside, most: u32, tries: bool) -> u32 {
         if most == 0 {
-            self.rushes = false;
+            self.rush_left = 0;
             return 0;
         }
         let used = beside.size.token_count;
@@ -148,8 +147,13 @@ impl CostModel {
             }
         }
         let timely = timely.max(beside.least).min(most);
-        self.rushes = beside.us_max.is_some() && self.lose_more(beside, timely, most);
-        if self.rushes { most } else { timely }
+        let waited_for = beside.us_max.is_some();
+        if waited_for && self.lose_more(beside, timely, most) {
+            self.rush_left = self.rush_left.max(beside.left);
+        }
+        let chunk = if waited_for && self.rush_left > 0 { most } else { timely };
+        self.rush_left = self.rush_left.saturating_sub(chunk);
+        chunk
     }
 
     /// Fewest tokens of the wide pass, if a step of `most` tokens beside `used` others could take
@@ -170,8 +174,7 @@ impl CostModel {
         let (timely_us, most_us) = (us(used + timely), us(used + beside.others + most));
         let (prompts, decoding) = (beside.prompts as f32, beside.decoding as f32);
         let later_us = (most_us - timely_us).max(0.0);
-        let weight = if self.rushes { DECODING_WEIGHT_IN_RUSH } else { DECODING_WEIGHT };
-        let lost_us = steps(most) * (prompts * most_us + weight * decoding * later_us);
+        let lost_us = steps(most) * (prompts * most_us + DECODING_WEIGHT * decoding * later_us);
         timely < most && prompts * steps(timely) * timely_us > lost_us
     }
 
@@ -319,6 +322,8 @@ mod tests {
         assert!((100..200).contains(&model.chunk(last, 6900, true)), "of no crowd");
         assert_eq!(model.chunk(crowd, 8192, true), 8192);
         assert_eq!(model.chunk(last, 6900, true), 6900);
+        assert!((100..200).contains(&model.chunk(long, 8192, true)), "of no crowd again");
+        assert_eq!(model.chunk(crowd, 8192, true), 8192);
         assert_eq!(model.chunk(long, 0, true), 0, "there is no prompt");
         assert!((100..200).contains(&model.chunk(last, 6900, true)), "of a later crowd");
     }
