@@ -47,6 +47,12 @@ const REQUIRED: &[(&str, &str)] = &[
     ("kernels/include/kilotok/sample/", "Gumbel-max"),
     ("kernels/include/kilotok/sample/", "logit processor"),
     ("kernels/include/kilotok/sample/", "top-p"),
+    ("kernels/include/kilotok/wide/", "all-reduce"),
+    ("kernels/include/kilotok/wide/", "grouped GEMM"),
+    ("kernels/include/kilotok/wide/", "online softmax"),
+    ("kernels/include/kilotok/wide/", "RMSNorm"),
+    ("kernels/include/kilotok/wide/", "swizzle"),
+    ("kernels/include/kilotok/wide/", "wgmma"),
 ];
 
 /// Words for persons, which a comment uses where a sentence has lost its subject.

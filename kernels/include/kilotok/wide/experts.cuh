@@ -1,6 +1,6 @@
-// A feed-forward network of experts over many tokens. All CTAs share a list of work, the largest
-// first: an expert's rows (wide/routes.cuh), up to 64 at a time, with every row group of its
-// matrix.
+// A feed-forward network of experts over many tokens, as grouped GEMMs. All CTAs share a list of
+// work, the largest first: an expert's rows (wide/routes.cuh), up to 96 at a time, with every row
+// group of its matrix.
 //
 //   gate_up       the rows of the inner operand: activated, times the expert's weight
 //   down          an expert's product for each row, in one chain over its columns, as BF16
