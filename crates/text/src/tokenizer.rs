@@ -6,9 +6,10 @@ mod borders;
 mod growth;
 
 use std::cell::Cell;
+use std::io;
+
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread::{self, ScopedJoinHandle};
-use std::{io, iter};
 
 use kilotok_abi::TokenId;
 use serde_json::Value;
@@ -26,9 +27,13 @@ const VOCAB_MAX: usize = 1 << 22;
 /// starting a thread for a piece takes a hundredth of its time.
 const PIECE_BYTES: usize = 1 << 14;
 
-/// So many bytes of a text are encoded at a time, each piece by a thread of its own: memory is
-/// needed for them, some 230 times their bytes, and in between work can stop.
+/// So many bytes of a text are encoded at a time, by several threads: memory is needed for them,
+/// some 230 times their bytes, and in between work can stop.
 const BATCH_BYTES: usize = 1 << 16;
+
+/// A batch has about as many pieces. Half of the cores are left to other requests.
+const THREADS_MAX: usize = 4;
+const CORES_PER_THREAD: usize = 2;
 
 /// Text without a place to cut it. A word, a number or a run of spaces is shorter. Encoding it
 /// takes 230 MiB, which the budget of requests does not count; few are encoded at once.
@@ -42,6 +47,8 @@ type Problem = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) struct Tokenizer {
     inner: tokenizers::Tokenizer,
     borders: Borders,
+    /// That encode a long text.
+    threads: usize,
     /// Most bytes of text that one token can stand for, where that is certain.
     longest: Option<usize>,
     /// The bytes of all tokens, end to end.
@@ -99,8 +106,10 @@ impl Tokenizer {
             starts.push(u32::try_from(bytes.len())?);
         }
         let borders = Borders::read(&source);
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let threads = (cores / CORES_PER_THREAD).clamp(1, THREADS_MAX);
         let longest = longest(&source, &starts, &bytes);
-        Ok(Self { inner, borders, longest, bytes, starts, kinds })
+        Ok(Self { inner, borders, threads, longest, bytes, starts, kinds })
     }
 
     /// Tokens of a text, with special tokens as `specials` says.
@@ -173,19 +182,23 @@ impl Tokenizer {
         pieces: &[&str],
         specials: Specials<'_>,
     ) -> Vec<Result<Vec<TokenId>, TextError>> {
-        let encode = |piece: &str| guarded(|| self.encode_piece(piece, specials));
-        let [first, others @ ..] = pieces else { return Vec::new() };
+        let encode = |pieces: &[&str]| -> Vec<_> {
+            pieces.iter().map(|piece| guarded(|| self.encode_piece(piece, specials))).collect()
+        };
+        let (first, others) = pieces.split_at(pieces.len().div_ceil(self.threads));
+        let share = first.len().max(1);
         thread::scope(|scope| {
-            let start = |piece| {
-                let started = thread::Builder::new().spawn_scoped(scope, move || encode(piece));
-                (piece, started)
+            let start = |pieces| {
+                let started = thread::Builder::new().spawn_scoped(scope, move || encode(pieces));
+                (pieces, started)
             };
-            let others: Vec<_> = others.iter().map(|piece| start(*piece)).collect();
-            let join = |(piece, started): (_, io::Result<ScopedJoinHandle<'_, _>>)| match started {
+            let others: Vec<_> = others.chunks(share).map(start).collect();
+            let join = |(pieces, started): (_, io::Result<ScopedJoinHandle<'_, _>>)| match started {
                 Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
-                Err(_) => encode(piece),
+                Err(_) => encode(pieces),
             };
-            iter::once(encode(first)).chain(others.into_iter().map(join)).collect()
+            let first = encode(first);
+            first.into_iter().chain(others.into_iter().flat_map(join)).collect()
         })
     }
 
@@ -360,5 +373,31 @@ fn named_byte(character: char) -> Option<u8> {
         code @ 0x121..=0x142 => Some((code - 0x121 + 0x7f) as u8),
         0x143 => Some(0xad),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::controls::NO_MARKS;
+
+    #[test]
+    fn several_threads_give_the_tokens_of_one() {
+        let file = include_bytes!("../../../tests/text/fixtures/mimo/tokenizer.json");
+        let mut tokenizer = Tokenizer::read(file).unwrap();
+        // Several batches, of which the last is no whole one.
+        let words: Vec<String> = (0..30_000).map(|word| (word * word % 7919).to_string()).collect();
+        let text = words.join(" ");
+        let mut encode = |threads, keep| {
+            tokenizer.threads = threads;
+            let wanted = Wanted { keep, ..Wanted::default() };
+            tokenizer.encode(&text, Specials::Recognized(&NO_MARKS), &wanted).unwrap()
+        };
+        let expected = encode(1, Keep::All);
+        for threads in [2, 3, THREADS_MAX] {
+            for keep in [Keep::All, Keep::Last] {
+                assert_eq!(encode(threads, keep), expected, "{threads} threads");
+            }
+        }
     }
 }
