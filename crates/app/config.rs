@@ -159,7 +159,8 @@ pub(crate) struct RawConfig {
     /// Requests that may wait; more are refused with 429 [default: 1024].
     #[arg(long, value_name = "REQUESTS", help_heading = "Scheduling")]
     pub(crate) waiting_max: Option<u32>,
-    /// Prompt tokens of a step, on every engine [default: 8192, or what the engine can take].
+    /// Prompt tokens of a step, on every engine; the start warns if its steps are shorter [default:
+    /// 8192, or what the engine can take].
     #[arg(long, value_name = "TOKENS", help_heading = "Scheduling")]
     pub(crate) chunk_max: Option<u32>,
     /// Milliseconds that a step with decoding requests should take. Prompts are cut to fit, unless
@@ -299,6 +300,8 @@ pub(crate) struct Config {
     pub(crate) requests: RequestLimits,
     pub(crate) engine: EngineSettings,
     pub(crate) limits: Limits,
+    /// Whether the user chose the longest chunk; the engine may take shorter ones.
+    pub(crate) chunk_given: bool,
     pub(crate) stall_timeout: Duration,
     pub(crate) drain_delay: Duration,
     pub(crate) shutdown_timeout: Duration,
@@ -385,6 +388,7 @@ impl Config {
             requests: requests(raw)?,
             engine: engine(raw)?,
             limits: limits(raw)?,
+            chunk_given: raw.chunk_max.is_some(),
             drain_delay: seconds("drain-delay", raw.drain_delay, 0.0)?,
             shutdown_timeout: seconds(
                 "shutdown-timeout",

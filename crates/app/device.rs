@@ -12,7 +12,7 @@ use crate::config::{EngineKind, EngineSettings};
 use crate::environment;
 use crate::machine::{self, Memory};
 use crate::output::progress_line;
-use crate::plan::{Room, context_asked, step_tokens};
+use crate::plan::{Room, StepBound, context_asked, step_tokens};
 
 /// Requests that run at once on a processor, unless the user sets their number: its cores compute
 /// rows one after the other, so with more each of them is only slower.
@@ -113,7 +113,7 @@ impl Device {
                 memory,
                 kv_bytes: free / KV_SHARE,
                 value_bytes: kilotok_cpu::VALUE_BYTES,
-                token_max: u32::MAX,
+                step: None,
             });
         };
         let count = found.gpus.len() as u64;
@@ -122,6 +122,7 @@ impl Device {
         let multiprocessors = found.multiprocessors();
         let options =
             options.with_longest_steps(spec, multiprocessors, found.free_bytes, token_max)?;
+        let step = step_bound(spec, token_max, options.sizes.token_max);
         let fixed_bytes = gpu_bytes(found, &options, spec)? * count;
         let memory = Memory {
             total: found.gpus.iter().map(|gpu| gpu.memory_bytes).sum(),
@@ -142,9 +143,19 @@ impl Device {
             memory: Some(memory),
             kv_bytes: left - left / GPU_SHARE,
             value_bytes: kilotok_cuda::VALUE_BYTES,
-            token_max: options.sizes.token_max,
+            step: Some(step),
         })
     }
+}
+
+/// What bounds the steps of GPUs, if `asked` tokens were asked for and `token_max` can be had.
+fn step_bound(spec: &ModelSpec, asked: u32, token_max: u32) -> StepBound {
+    let why = if token_max < asked.min(kilotok_cuda::step_max(spec)) {
+        "longer steps would take too much of the GPUs' memory"
+    } else {
+        "the GPUs' kernels take no longer steps"
+    };
+    StepBound { token_max, why }
 }
 
 /// GPUs that can run the model.
@@ -239,5 +250,35 @@ mod tests {
         assert!(room.kv_bytes > 0);
         let processor = Device::new(&settings(EngineKind::Cpu), &spec).unwrap();
         assert!(processor.to_string().contains("as wished"), "{processor}");
+        let room = processor.room(&settings(EngineKind::Cpu), 1 << 20, &spec, 1 << 20).unwrap();
+        assert_eq!(room.step, None, "a processor takes steps of any length");
+    }
+
+    #[test]
+    fn steps_of_gpus_are_bounded_by_kernels_or_memory_and_it_says_which() {
+        const KERNELS: &str = "the GPUs' kernels take no longer steps";
+        let (wide, narrow) = (Toy::pro_fp4().spec(), Toy::flash().spec());
+        for (spec, free_gib, asked, expected) in [
+            (&wide, 64, 20_000, StepBound { token_max: 8192, why: KERNELS }),
+            (&wide, 64, 1000, StepBound { token_max: 1000, why: KERNELS }),
+            (&narrow, 64, 20_000, StepBound { token_max: kilotok_cuda::TOKENS_MAX, why: KERNELS }),
+        ] {
+            let options = options(&settings(EngineKind::Cuda), spec);
+            let found = options.with_longest_steps(spec, 132, free_gib << 30, asked).unwrap();
+            assert_eq!(step_bound(spec, asked, found.sizes.token_max), expected);
+        }
+        let options = options(&settings(EngineKind::Cuda), &wide);
+        let bytes = |token_max| {
+            let sizes = Sizes { token_max, ..options.sizes.clone() };
+            let options = CudaOptions { sizes, ..options.clone() };
+            options.memory_map(&wide, 132).unwrap().bytes()
+        };
+        // A quarter of what the narrow pass leaves is not enough for the wide one's buffers.
+        let narrow_bytes = bytes(kilotok_cuda::TOKENS_MAX) + kilotok_cuda::RESERVE_BYTES;
+        let free = narrow_bytes + 3 * (bytes(8192) - bytes(kilotok_cuda::TOKENS_MAX));
+        let found = options.with_longest_steps(&wide, 132, free, 20_000).unwrap();
+        assert_eq!(found.sizes.token_max, 4096);
+        let bound = step_bound(&wide, 20_000, found.sizes.token_max);
+        assert!(bound.why.contains("memory"), "{bound:?}");
     }
 }

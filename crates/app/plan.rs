@@ -30,8 +30,16 @@ pub(crate) struct Room {
     pub(crate) kv_bytes: u64,
     /// Bytes of an element of a key or value.
     pub(crate) value_bytes: usize,
-    /// Largest number of tokens in a step.
+    /// The longest step, if the device has one.
+    pub(crate) step: Option<StepBound>,
+}
+
+/// The longest step that a device can take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StepBound {
     pub(crate) token_max: u32,
+    /// Why it takes no longer ones.
+    pub(crate) why: &'static str,
 }
 
 /// A planned engine, and its memory.
@@ -61,7 +69,7 @@ impl EnginePlan {
         let mut sizes = Sizes {
             rank_count: settings.rank_count,
             slot_count: settings.slot_count,
-            token_max: token_max.min(room.token_max),
+            token_max: room.step.map_or(token_max, |bound| token_max.min(bound.token_max)),
             position_max: context_max,
             page_tokens: settings.page_tokens,
             page_count: 1,
@@ -73,6 +81,15 @@ impl EnginePlan {
         let groups = sizes.groups(spec, room.value_bytes).groups;
         let plan = Self { sizes, groups, context_max, room };
         plan.fits()
+    }
+
+    /// Says that chunks of prompts are shorter than was asked for, if they are.
+    pub(crate) fn shorter_chunks(&self, chunk_max: u32) -> Option<String> {
+        let StepBound { token_max, why } =
+            self.room.step.filter(|bound| bound.token_max < chunk_max)?;
+        Some(format!(
+            "--chunk-max is {chunk_max}, and a step has at most {token_max} prompt tokens: {why}"
+        ))
     }
 
     fn pages_bytes(&self) -> u64 {
@@ -234,7 +251,7 @@ mod tests {
             memory: Some(Memory { total: 16 * GIB, free }),
             kv_bytes: free / 4,
             value_bytes: 4,
-            token_max: u32::MAX,
+            step: None,
         };
         EnginePlan::new(settings, &Limits::default(), &Toy::flash().spec(), room)
     }
@@ -285,10 +302,23 @@ mod tests {
             memory: None,
             kv_bytes: kv_gib * GIB,
             value_bytes: 2,
-            token_max: 8192,
+            step: Some(StepBound { token_max: 8192, why: "the kernels take no more" }),
         };
-        let limits = Limits { chunk_max: 8192, ..Limits::default() };
-        EnginePlan::new(settings, &limits, &spec, room)
+        EnginePlan::new(settings, &Limits::default(), &spec, room)
+    }
+
+    #[test]
+    fn chunks_that_are_shorter_than_asked_for_are_told_of() {
+        let bound = eighth(8, &settings()).unwrap();
+        assert_eq!(bound.sizes.token_max, 8192);
+        assert_eq!(bound.shorter_chunks(8192), None);
+        assert_eq!(
+            bound.shorter_chunks(8193).unwrap(),
+            "--chunk-max is 8193, and a step has at most 8192 prompt tokens: the kernels take no \
+             more"
+        );
+        let boundless = plan(&settings(), 8 * GIB).unwrap();
+        assert_eq!(boundless.shorter_chunks(u32::MAX), None);
     }
 
     #[test]

@@ -24,6 +24,10 @@ pub(super) fn plan(
     if is_open_to_all(config) {
         tracing::warn!(host = config.host, "{OPEN_TO_ALL}: {CLOSE}");
     }
+    let shorter = planned.plan.shorter_chunks(config.limits.chunk_max);
+    if let Some(shorter) = shorter.filter(|_| config.chunk_given) {
+        tracing::warn!("{shorter}");
+    }
     if config.log_format == LogFormat::Json {
         tracing::info!(
             model = config.model,

@@ -34,4 +34,4 @@ pub use engine::{CudaEngine, TOKENS_MAX};
 pub use kilotok_batch::Sizes;
 pub use memory_map::{DoesNotFit, MemoryMap, RESERVE_BYTES};
 pub use nvrtc::{CompileError, Version};
-pub use start::{CudaOptions, Found, StartError, VALUE_BYTES};
+pub use start::{CudaOptions, Found, StartError, VALUE_BYTES, step_max};

@@ -73,6 +73,12 @@ pub enum StartError {
     Engine(#[from] EngineError),
 }
 
+/// Tokens of a step at most, whatever the memory: more than [`TOKENS_MAX`] if the wide pass runs
+/// the model.
+pub fn step_max(spec: &ModelSpec) -> u32 {
+    if wide::unfit(spec).is_none() { wide::CAPACITY_MAX } else { TOKENS_MAX }
+}
+
 impl CudaOptions {
     /// The limits of an engine with these options.
     pub fn caps(&self, spec: &ModelSpec) -> Caps {
@@ -90,9 +96,7 @@ impl CudaOptions {
 
     /// As they are asked for, with steps that the model's passes and the GPU's memory can take.
     fn sizes(&self, spec: &ModelSpec) -> Sizes {
-        let wide = wide::unfit(spec).is_none();
-        let token_max = if wide { wide::CAPACITY_MAX } else { TOKENS_MAX };
-        Sizes { token_max: self.sizes.token_max.min(token_max), ..self.sizes }
+        Sizes { token_max: self.sizes.token_max.min(step_max(spec)), ..self.sizes }
     }
 
     /// Tokens above which steps take the wide pass, if it runs the model and any of these sizes do.
