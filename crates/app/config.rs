@@ -163,10 +163,15 @@ pub(crate) struct RawConfig {
     /// 8192, or what the engine can take].
     #[arg(long, value_name = "TOKENS", help_heading = "Scheduling")]
     pub(crate) chunk_max: Option<u32>,
-    /// Milliseconds that a step with decoding requests should take. Prompts are cut to fit, unless
-    /// they would lose more time than the decoding requests do otherwise [default: 35].
+    /// Milliseconds that a step with decoding requests should take, or twice its time without
+    /// prompts if that is more; prompts are cut to fit. Where many prompts wait beside few decoding
+    /// requests, steps take longer on purpose, unless --stall-free is given [default: 35].
     #[arg(long, value_name = "MS", help_heading = "Scheduling")]
     pub(crate) step_ms_max: Option<f64>,
+    /// Cut prompts to fit --step-ms-max also where many of them wait beside few decoding requests:
+    /// no reply pauses for them, and they are read later.
+    #[arg(long, num_args = 0, default_missing_value = "true", help_heading = "Scheduling")]
+    pub(crate) stall_free: Option<bool>,
 
     /// Replies to one request, its prompts times `n` [default: 128].
     #[arg(long, value_name = "REPLIES", help_heading = "Requests")]
@@ -550,6 +555,7 @@ fn limits(raw: &RawConfig) -> Result<Limits> {
         chunk_max,
         chunk_min: usual.chunk_min.min(chunk_max),
         step_us_max: ((step_ms_max * 1e3) as u32).max(1),
+        stall_free: raw.stall_free.unwrap_or(usual.stall_free),
         draft_rows_max: if drafts { usual.draft_rows_max } else { 0 },
         prefix_cache: raw.prefix_cache.unwrap_or(true),
         ..usual

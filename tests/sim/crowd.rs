@@ -265,6 +265,34 @@ fn a_long_prompt_makes_no_token_of_others_late() {
     }
 }
 
+/// Eight users decode, and forty prompts come together.
+fn many_beside_eight(limits: Limits) -> (Simulation, Vec<RequestId>) {
+    let mut simulation = Simulation::new(MEASURED, wide(), limits);
+    let users: Vec<_> = (0..8).map(|user| simulation.admit(asked(user, 100, 1000))).collect();
+    for _ in 0..50 {
+        simulation.step();
+    }
+    for user in 8..48 {
+        simulation.admit(asked(user, 512, 8));
+    }
+    simulation.finish();
+    (simulation, users)
+}
+
+#[test]
+fn a_crowd_delays_tokens_of_others_unless_the_server_is_stall_free() {
+    let (usual, users) = many_beside_eight(limits());
+    assert!(usual.late_count(&users, STEP_US_MAX) > 2 * users.len(), "the prompts are preferred");
+    let (stall_free, users) = many_beside_eight(Limits { stall_free: true, ..limits() });
+    // Two steps are not counted, as for one prompt.
+    let late = stall_free.late_count(&users, STEP_US_MAX);
+    assert!(late <= 2 * users.len(), "{late} tokens are late");
+    let [last, usual_last] = [&stall_free, &usual]
+        .map(|simulation| simulation.replies.values().map(|reply| reply.first_us).max().unwrap());
+    assert!(last > usual_last, "the prompts are read later: {last} us, and {usual_last} us");
+    assert_eq!(stall_free.tokens(), usual.tokens());
+}
+
 #[test]
 fn a_prompt_is_read_even_where_no_step_is_short_enough() {
     let limits = Limits { step_us_max: 1, ..limits() };

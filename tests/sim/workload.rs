@@ -124,6 +124,7 @@ fn limits(draw: &mut Draw) -> Limits {
         chunk_max: draw.between(1, 64),
         chunk_min: draw.between(1, 8),
         step_us_max: draw.one_of(&[1, 300, 100_000, 100_000]),
+        stall_free: draw.once_in(4),
         draft_rows_max: draw.one_of(&[0, 2, 100, 100]),
         aging: draw.between(0, 4),
         cost: Cost {

@@ -80,9 +80,10 @@ fn limits(
     line(
         "step",
         format!(
-            "{} prompt tokens or {} ms, whichever is less",
+            "{} prompt tokens or {} ms, whichever is less{}",
             limits.chunk_max.min(planned.plan.sizes.token_max),
-            f64::from(limits.step_us_max) / 1e3
+            f64::from(limits.step_us_max) / 1e3,
+            if limits.stall_free { "" } else { "; longer where many prompts wait" }
         ),
     );
     line("prefix cache", yes(limits.prefix_cache));

@@ -79,6 +79,8 @@ pub(crate) struct Beside {
     pub(crate) left: u32,
     /// Tokens of prompts that the step has even if it then takes longer.
     pub(crate) least: u32,
+    /// Whether it may not take longer for the sake of prompts.
+    pub(crate) stall_free: bool,
 }
 
 impl CostModel {
@@ -127,10 +129,10 @@ impl CostModel {
     }
 
     /// How many of `most` tokens of prompts a step has: those that take their time; or all, if that
-    /// costs the decoding requests less than the prompts would lose. With `tries`, a wide pass that
-    /// was never measured with few tokens is taken once before it is left out: with as few as
-    /// possible if others wait for the step, as the slope between much longer steps says little
-    /// about short ones.
+    /// costs the decoding requests less than the prompts would lose, and if they may be delayed.
+    /// With `tries`, a wide pass that was never measured with few tokens is taken once before it is
+    /// left out: with as few as possible if others wait for the step, as the slope between much
+    /// longer steps says little about short ones.
     pub(crate) fn chunk(&mut self, beside: Beside, most: u32, tries: bool) -> u32 {
         if most == 0 {
             self.rush_left = 0;
@@ -147,11 +149,11 @@ impl CostModel {
             }
         }
         let timely = timely.max(beside.least).min(most);
-        let waited_for = beside.us_max.is_some();
-        if waited_for && self.lose_more(beside, timely, most) {
+        let may_delay = beside.us_max.is_some() && !beside.stall_free;
+        if may_delay && self.lose_more(beside, timely, most) {
             self.rush_left = self.rush_left.max(beside.left);
         }
-        let chunk = if waited_for && self.rush_left > 0 { most } else { timely };
+        let chunk = if may_delay && self.rush_left > 0 { most } else { timely };
         self.rush_left = self.rush_left.saturating_sub(chunk);
         chunk
     }
@@ -249,7 +251,8 @@ mod tests {
         let us_max = (us_max > 0).then_some(us_max);
         let size = Size { token_count, drafting_count: 0 };
         let decoding = token_count;
-        Beside { size, us_max, decoding, others: 0, prompts: 1, left: 0, least: 0 }
+        let (others, stall_free) = (0, false);
+        Beside { size, us_max, decoding, others, prompts: 1, left: 0, least: 0, stall_free }
     }
 
     /// Plans and measures a step. Returns its tokens of prompts.
@@ -305,9 +308,8 @@ mod tests {
         assert!((600..700).contains(&chunk), "{chunk}");
     }
 
-    #[test]
-    fn a_crowds_last_prompts_are_read_like_the_first_and_a_long_one_beside_a_few_is_not() {
-        // Passes of one rank's eighth of MiMo-V2.5-Pro on an H200.
+    /// That of one rank's eighth of MiMo-V2.5-Pro on an H200.
+    fn measured() -> CostModel {
         let narrow = Cost { base_us: 4000.0, token_us: 190.0, draft_us: 0.0 };
         let wide = Cost { base_us: 31_000.0, token_us: 40.0, draft_us: 0.0 };
         let mut model = model();
@@ -315,7 +317,28 @@ mod tests {
             let size = Size { token_count, drafting_count: 0 };
             model.observe(size, if token_count < FROM { narrow } else { wide }.of(size));
         }
-        let crowd = Beside { prompts: 30, left: 15_000, ..beside(34, 38_000) };
+        model
+    }
+
+    fn crowd() -> Beside {
+        Beside { prompts: 30, left: 15_000, ..beside(34, 38_000) }
+    }
+
+    #[test]
+    fn a_crowds_prompts_delay_no_token_of_a_stall_free_server() {
+        let mut model = measured();
+        for stall_free in [true, false, true] {
+            let chunk = model.chunk(Beside { stall_free, ..crowd() }, 8192, true);
+            let within = (100..200).contains(&chunk);
+            assert_eq!(within, stall_free, "{chunk}");
+        }
+        let alone = Beside { stall_free: true, ..beside(0, 0) };
+        assert_eq!(model.chunk(alone, 8192, true), 8192, "nobody waits for the step");
+    }
+
+    #[test]
+    fn a_crowds_last_prompts_are_read_like_the_first_and_a_long_one_beside_a_few_is_not() {
+        let (mut model, crowd) = (measured(), crowd());
         let last = Beside { prompts: 13, left: 6900, ..beside(50, 38_000) };
         let long = Beside { left: 16_000, ..beside(8, 38_000) };
         assert!((100..200).contains(&model.chunk(long, 8192, true)));

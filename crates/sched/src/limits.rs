@@ -18,6 +18,9 @@ pub struct Limits {
     /// Microseconds that a step with decode rows should take. Prompt chunks are cut to fit, except
     /// where prompts would then lose more time than decoding requests lose otherwise.
     pub step_us_max: u32,
+    /// Whether chunks are cut to fit there too, as in Sarathi-Serve's stall-free scheduling. Single
+    /// steps still take longer, to measure what the wide pass costs.
+    pub stall_free: bool,
     /// Running requests above which nothing is drafted.
     pub draft_rows_max: u32,
     /// Number of later arrivals that one level of priority is worth.
@@ -48,6 +51,7 @@ impl Default for Limits {
             chunk_min: 16,
             // With a wide pass of 20 ms, prompts get a third of its time to themselves.
             step_us_max: 35_000,
+            stall_free: false,
             draft_rows_max: u32::MAX,
             aging: 256,
             cost: Cost { base_us: 2_000.0, token_us: 20.0, draft_us: 200.0 },

@@ -319,7 +319,8 @@ impl Scheduler {
     ///
     /// Decoding requests wait for the step, so it keeps to `step_us_max`, or to twice the time that
     /// it takes without prompts. It takes longer if that costs the decoding requests less than the
-    /// prompts would lose. It has `chunk_min` tokens of prompts in any case: they never starve.
+    /// prompts would lose, unless `stall_free` forbids it. It has `chunk_min` tokens of prompts in
+    /// any case: they never starve.
     fn prompt_budget(
         &mut self,
         beside: Size,
@@ -342,6 +343,7 @@ impl Scheduler {
             prompts: lefts.len() as u32,
             left,
             least: self.limits.chunk_min.min(same_pass).max(1),
+            stall_free: self.limits.stall_free,
         };
         self.cost.chunk(beside, most, self.limits.learning_share > 0.0)
     }
