@@ -61,10 +61,11 @@ fn worlds(first: u64) -> Tally {
         }
     }
     let Tally { finished, stopped, cancelled, faults, refused, .. } = tally;
-    let Tally { preempted, hits, accepted, failures, .. } = tally;
+    let Tally { preempted, window_preempted, hits, accepted, failures, .. } = tally;
     let counts = [finished, stopped, cancelled, faults, refused, preempted, hits, accepted];
     assert!(counts.iter().all(|count| *count > WORLD_COUNT / 20), "too little happened: {tally:?}");
     assert!(failures > 0, "no step failed");
+    assert!(window_preempted > WORLD_COUNT / 100, "windows never run out of pages: {tally:?}");
     tally
 }
 

@@ -76,20 +76,25 @@ impl Workload {
 
 fn caps(draw: &mut Draw, ample: bool) -> Caps {
     let drafter = !draw.once_in(4);
+    // Now and then only windows run out of pages, as requests that start with little text grow.
+    let ample_but_windows = !ample && draw.once_in(4);
     let mut groups = Vec::new();
     for kind in [PageKind::Full, PageKind::Window, PageKind::Draft] {
         let window = match kind {
             PageKind::Full => None,
             PageKind::Draft if draw.once_in(4) => None,
+            _ if ample_but_windows => Some(12),
             _ => Some(draw.one_of(&[1_u32, 2, 5, 12])),
         };
-        let page_tokens = draw.one_of(&[1, 2, 3, 4, 8]);
+        let page_tokens = draw.one_of(if ample_but_windows { &[1, 2] } else { &[1, 2, 3, 4, 8] });
         let scarce = match window {
             None => draw.between(20, 120) / page_tokens + 2,
+            Some(keys) if ample_but_windows => draw.between(keys, 3 * keys) / page_tokens + 1,
             // As few as a row of one token needs.
             Some(keys) if draw.once_in(4) => (keys - 1).div_ceil(page_tokens) + 1,
             Some(keys) => draw.between(keys, 60) / page_tokens + 2,
         };
+        let ample = ample || (ample_but_windows && window.is_none());
         let page_count = if ample { 8 * POSITION_MAX.div_ceil(page_tokens) } else { scarce };
         let page_bytes = u64::from(page_tokens);
         let there = match kind {

@@ -42,6 +42,8 @@ pub(super) struct Tally {
     pub(super) faults: u64,
     pub(super) refused: u64,
     pub(super) preempted: u64,
+    /// Requests that were preempted because windows had no page left.
+    pub(super) window_preempted: u64,
     pub(super) hits: u64,
     pub(super) drafted: u64,
     pub(super) accepted: u64,
@@ -200,7 +202,11 @@ impl<'w> World<'w> {
 
     fn one_step(&mut self) -> Result<(), String> {
         let before: BTreeSet<_> = self.sched.running().collect();
+        let whole_texts_fit = self.whole_texts_fit();
         let plan = self.sched.plan().map_err(|misuse| misuse.to_string())?;
+        if whole_texts_fit {
+            self.tally.window_preempted += self.lost_firsts(&before);
+        }
         self.note_places();
         self.check()?;
         self.check_order(&before)?;
@@ -237,6 +243,23 @@ impl<'w> World<'w> {
         self.note_places();
         self.check()?;
         advances.into_iter().try_for_each(|advance| self.take(advance))
+    }
+
+    /// Whether the groups that hold all positions of a text have pages for all rows of the next
+    /// step, each of which secures one.
+    fn whole_texts_fit(&self) -> bool {
+        let stats = self.sched.stats();
+        let mut whole = stats.groups.iter().filter(|usage| !usage.windowed);
+        whole.all(|usage| usage.page_count - usage.used >= stats.running)
+    }
+
+    /// How many requests have lost their place that are the first of their family: only for want of
+    /// pages, since they give way to no other reply.
+    fn lost_firsts(&self, before: &BTreeSet<RequestId>) -> u64 {
+        let running: BTreeSet<_> = self.sched.running().collect();
+        let lost = before.difference(&running).map(|id| self.inside[id]);
+        let families = &self.workload.families;
+        lost.filter(|job| families.iter().any(|family| family.start == *job)).count() as u64
     }
 
     fn take(&mut self, advance: Advance) -> Result<(), String> {
@@ -409,7 +432,8 @@ impl<'w> World<'w> {
 impl Tally {
     pub(super) fn add(&mut self, other: &Self) {
         let Self { steps, rows, requests, finished, stopped, cancelled, .. } = other;
-        let Self { faults, refused, preempted, hits, drafted, accepted, failures, .. } = other;
+        let Self { faults, refused, preempted, window_preempted, hits, .. } = other;
+        let Self { drafted, accepted, failures, .. } = other;
         for (sum, count) in [
             (&mut self.steps, steps),
             (&mut self.rows, rows),
@@ -420,6 +444,7 @@ impl Tally {
             (&mut self.faults, faults),
             (&mut self.refused, refused),
             (&mut self.preempted, preempted),
+            (&mut self.window_preempted, window_preempted),
             (&mut self.hits, hits),
             (&mut self.drafted, drafted),
             (&mut self.accepted, accepted),
