@@ -12,6 +12,7 @@ fn every_family_is_checked_and_served() {
     for (toy, family, drafter) in [
         (Toy::qwen3_moe(), "Qwen3-MoE", "drafter   none"),
         (Toy::gpt_oss(), "gpt-oss", "drafter   2 layers"),
+        (Toy::v2_6_flash(), "MiMo-V2.5", "drafter   2 layers"),
     ] {
         let folder = tempfile::tempdir().unwrap();
         checkpoint::write_toy(folder.path(), &toy);

@@ -152,6 +152,21 @@ pub(super) fn pro_fp4() -> Value {
     Value::Object(config)
 }
 
+/// V2.6-Flash's form: projections fused in as many chunks as there are global K/V heads, half of
+/// those of window layers; towers for pictures and sound. Its vocabulary has room for a tokenizer.
+pub(super) fn v2_6_flash() -> Value {
+    let mut config = object(pro_fp4());
+    config.append(&mut object(json!({
+        "vision_config": { "depth": 2 },
+        "audio_config": { "layers": 2 },
+        "vocab_size": 320,
+        "num_key_value_heads": 4,
+        "layernorm_epsilon": 1e-6,
+        "attention_value_scale": 0.707,
+    })));
+    Value::Object(config)
+}
+
 /// As Qwen's FP8 files have it.
 pub(super) fn qwen3_moe() -> Value {
     json!({
@@ -330,6 +345,27 @@ pub(super) fn pro_drafter() -> Value {
             "attention_sink_bias": true,
             "attention_value_scale": 0.612,
             "backbone_rotary_base": 5_000_000,
+            "num_anchors": 4096,
+            "loss_decay_gamma": 7.0,
+        },
+    })));
+    Value::Object(config)
+}
+
+/// That of V2.6-Flash, which has the types of its layers in place of `use_swa`.
+pub(super) fn v2_6_drafter() -> Value {
+    let mut config = object(pro_drafter());
+    config.append(&mut object(json!({
+        "rms_norm_eps": 1e-6,
+        "vocab_size": 320,
+        "layer_types": ["sliding_attention", "sliding_attention"],
+        "is_causal": false,
+        "dflash_config": {
+            "target_layer_ids": [0, 2, 3],
+            "mask_token_id": 252,
+            "swa_window_size": 24,
+            "attention_sink_bias": true,
+            "attention_value_scale": 0.707,
             "num_anchors": 4096,
             "loss_decay_gamma": 7.0,
         },

@@ -54,10 +54,8 @@ pub(super) fn write(toy: &Toy, folder: &Path, files: Files) -> io::Result<()> {
     }
     // String order, in which expert 10 comes before expert 2, as published files have it.
     let mut target: Vec<_> = target.into_values().collect();
-    let left_out = left_out();
-    if toy.spec().skip_reason(&left_out.name).is_some() {
-        target.push(left_out);
-    }
+    let spec = toy.spec();
+    target.extend(left_out().into_iter().filter(|own| spec.skip_reason(&own.name).is_some()));
     if toy.drafter_config.is_some() {
         let own: Vec<_> = own.into_values().collect();
         write_file(&drafter.join("dflash_draft_model.safetensors"), &own)?;
@@ -68,11 +66,18 @@ pub(super) fn write(toy: &Toy, folder: &Path, files: Files) -> io::Result<()> {
     }
 }
 
-/// A tensor of the multi-token prediction layers, which published checkpoints have and kilotok does
-/// not read.
-fn left_out() -> FileTensor {
-    let name = "model.mtp.layers.0.enorm.weight".to_owned();
-    FileTensor { name, dtype: Dtype::BF16, shape: vec![4], bytes: vec![0; 8] }
+/// Tensors of the multi-token prediction layers and of the towers for pictures and sound, which
+/// published checkpoints have and kilotok does not read.
+fn left_out() -> [FileTensor; 3] {
+    let names = [
+        "model.mtp.layers.0.enorm.weight",
+        "visual.layers.0.attn.qkv.weight",
+        "audio_encoder.conv.weight",
+    ];
+    names.map(|name| {
+        let name = name.to_owned();
+        FileTensor { name, dtype: Dtype::BF16, shape: vec![4], bytes: vec![0; 8] }
+    })
 }
 
 /// Adds a weight's tensors, or its part of tensors that other weights share.

@@ -47,6 +47,7 @@ impl Toy {
             "pro_dense" => Some(Self::pro_dense()),
             "pro_fp4" => Some(Self::pro_fp4()),
             "wide_experts" => Some(Self::wide_experts()),
+            "v2_6_flash" => Some(Self::v2_6_flash()),
             "qwen3_moe" => Some(Self::qwen3_moe()),
             "qwen3_moe_bf16" => Some(Self::qwen3_moe_bf16()),
             "qwen3_dense" => Some(Self::qwen3_dense()),
@@ -90,6 +91,13 @@ impl Toy {
     /// The same with experts of several steps of columns.
     pub fn wide_experts() -> Self {
         Self::draw("wide_experts", config::wide_experts(), Some(config::pro_drafter()), 13)
+    }
+
+    /// V2.6-Flash's form: as V2.5-Pro's, but with fewer chunks than window layers have K/V heads,
+    /// tensors of towers that are not read, and a drafter in V2.6's form. It can be shared by 1, 2,
+    /// 4 or 8 ranks.
+    pub fn v2_6_flash() -> Self {
+        Self::draw("v2_6_flash", config::v2_6_flash(), Some(config::v2_6_drafter()), 23)
     }
 
     /// Qwen3-MoE's form in FP8, output matrices too; one of its layers is dense. It can be shared
@@ -334,6 +342,16 @@ mod tests {
             check_ranks(&toy.spec(), count).unwrap();
         }
         check(&toy, Files::Sharded(2), &[1, 2, 4, 8]);
+    }
+
+    #[test]
+    fn v2_6_flash_is_shared_by_any_ranks() {
+        let toy = Toy::v2_6_flash();
+        assert!(toy.spec().multimodal);
+        for count in [1, 2, 4, 8] {
+            check_ranks(&toy.spec(), count).unwrap();
+        }
+        check(&toy, Files::Sharded(2), &[1, 8]);
     }
 
     #[test]
