@@ -114,7 +114,7 @@ impl Toolchain {
                 return Ok(Code { cubin, unkept: None });
             }
         };
-        let name = format!("{key}-{}.{CUBIN}", nvrtc.build()?);
+        let name = file_name(&key, nvrtc.build()?);
         let file = self.cache.as_ref().map(|folder| folder.join(name));
         let _alone = COMPILING.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(file) = &file
@@ -195,7 +195,7 @@ fn beside(folder: impl AsRef<Path>, start: &str) -> Vec<PathBuf> {
 }
 
 /// The cache key of a program: a hash of everything that affects the result but the compiler.
-fn key(program: &Program) -> String {
+pub(crate) fn key(program: &Program) -> String {
     let mut hash = Context::new(&SHA256);
     let mut add = |text: &str| {
         hash.update(&(text.len() as u64).to_le_bytes());
@@ -213,6 +213,11 @@ fn key(program: &Program) -> String {
         let _ = write!(digits, "{byte:02x}");
         digits
     })
+}
+
+/// The name of the file with the code that a build of the compiler makes of a program.
+fn file_name(key: &str, build: Build) -> String {
+    format!("{key}-{build}.{CUBIN}")
 }
 
 /// The content of a cache file if its checksum is right: a driver may crash when it loads damaged
@@ -269,6 +274,16 @@ mod tests {
         name.push(moved);
         others.push(key(&changed));
         assert!(others.iter().all(|other| *other != first));
+    }
+
+    #[test]
+    fn builds_of_one_version_have_files_of_their_own() {
+        let of = |patch| {
+            let version = Version { major: 13, minor: 0 };
+            file_name("key", Build { version, patch })
+        };
+        assert_eq!(of(88), "key-13.0.88.cubin");
+        assert_ne!(of(88), of(97));
     }
 
     #[test]

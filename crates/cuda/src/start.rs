@@ -472,11 +472,29 @@ impl Progress for Watched<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use kilotok_testkit::Toy;
 
+    use super::*;
+    use crate::compile::key;
+
+    /// A part of a GPU has fewer multiprocessors: its kernels are not those of the whole one, nor
+    /// are those of another number of ranks.
     #[test]
-    fn gpus_of_different_kinds_are_refused() {
-        let gpu = |index, multiprocessors| Gpu {
+    fn kernels_of_a_part_of_a_gpu_have_a_key_of_their_own() {
+        let spec = Toy::pro_fp4().spec();
+        let of = |rank_count, multiprocessors| {
+            let sizes = Sizes { rank_count, ..Sizes::default() };
+            let options = CudaOptions { sizes, ..CudaOptions::default() };
+            key(&Plan::new(&spec, &options, multiprocessors).unwrap().program())
+        };
+        let whole = of(8, 132);
+        assert_eq!(whole, of(8, 132));
+        assert_ne!(whole, of(8, 16));
+        assert_ne!(whole, of(1, 132));
+    }
+
+    fn gpu(index: usize, multiprocessors: u32) -> Gpu {
+        Gpu {
             index,
             name: "GPU".to_owned(),
             capability: (9, 0),
@@ -484,7 +502,24 @@ mod tests {
             clock_khz: 0,
             mps: false,
             memory_bytes: 0,
-        };
+        }
+    }
+
+    #[test]
+    fn a_gpu_that_other_programs_share_is_refused() {
+        assert_eq!(gpu(3, 132).check(), Ok(()));
+        let shared = Gpu { mps: true, ..gpu(3, 132) };
+        let refused = shared.check().unwrap_err();
+        assert_eq!(refused, DriverError::Mps { index: 3 });
+        let said = refused.to_string();
+        assert!(said.starts_with("GPU 3 is shared by MPS") && said.contains("echo quit"), "{said}");
+        // Where both are wrong, to stop MPS would not help.
+        let old = Gpu { capability: (8, 0), ..shared };
+        assert!(matches!(old.check(), Err(DriverError::Capability { index: 3, .. })));
+    }
+
+    #[test]
+    fn gpus_of_different_kinds_are_refused() {
         assert!(check_alike(&[]).is_ok() && check_alike(&[gpu(0, 132), gpu(1, 132)]).is_ok());
         let refused = check_alike(&[gpu(0, 132), gpu(1, 114)]).unwrap_err().to_string();
         assert!(
