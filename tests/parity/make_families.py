@@ -108,7 +108,7 @@ GPT_OSS = {
         "quant_method": "mxfp4",
     },
     "rms_norm_eps": 1e-5,
-    # The prompt goes beyond the original positions, and both ends of the ramp (0.8 and 2.0 of 8
+    # The prompt goes beyond the original positions, and both ends of the ramp (0.6 and 1.6 of 8
     # pairs) are no whole numbers.
     "rope_scaling": {
         "beta_fast": 4.0,
@@ -118,7 +118,7 @@ GPT_OSS = {
         "rope_type": "yarn",
         "truncate": False,
     },
-    "rope_theta": 10000,
+    "rope_theta": 150000,
     "router_aux_loss_coef": 0.9,
     "sliding_window": 12,
     # So small that many values are cut.

@@ -43,7 +43,7 @@ CONFIG = {
     "num_target_layers": 2,
     "rms_norm_eps": 1e-5,
     "rope_scaling": GPT_OSS["rope_scaling"],
-    "rope_theta": 10000,
+    "rope_theta": GPT_OSS["rope_theta"],
     "sliding_window": None,
     "tie_word_embeddings": False,
     "use_sliding_window": False,

@@ -27,6 +27,7 @@ const ALL: &[&str] = &["qwen3_moe", "qwen3_stacked", "gpt_oss"];
 const ATTENTION: &[Trap] = &[
     compute("no YaRN", STRETCHED, |spec| each(spec, |a| a.rope.yarn = None)),
     compute("YaRN without its magnitude", STRETCHED, |spec| yarn(spec, |y| y.magnitude = 1.0)),
+    compute("YaRN on a base of 10,000", GPT_OSS, |spec| each(spec, |a| a.rope.base = 1e4)),
     compute("the mixture's ends rounded", GPT_OSS, |spec| yarn(spec, |y| y.truncate = true)),
     compute("its ends as they are", STACKED, |spec| yarn(spec, |y| y.truncate = false)),
     compute("no windows", GPT_OSS, |spec| each(spec, |a| a.reach = Reach::Full)),
@@ -77,6 +78,7 @@ const EXPERTS: &[Trap] = &[
 const DRAFTING: &[Trap] = &[
     read("no biases", DRAFT, misread::drafter_unbiased),
     compute("no YaRN", DRAFT, |spec| each_draft(spec, |a| a.rope.yarn = None)),
+    compute("YaRN on a base of 10,000", DRAFT, |spec| each_draft(spec, |a| a.rope.base = 1e4)),
     compute("heads not normed", DRAFT, |spec| each_draft(spec, |a| a.qk_norm_eps = None)),
     compute("a window", DRAFT, |spec| {
         each_draft(spec, |a| a.reach = Reach::Window { keys: 24 });
