@@ -7,9 +7,9 @@ use kilotok_engine::{Engine, RowFault, difference};
 use kilotok_model::LayerWeight::{self, Down, Gate, InputNorm, Output, PostNorm, Up};
 use kilotok_model::{Dtype, Slice, WeightDecl, WeightId};
 use kilotok_testkit::host::{Drafts, Host, How, Request};
-use kilotok_weights::{Quiet, Tensor, TensorData, WeightError, WeightSource};
+use kilotok_weights::{Checkpoint, Quiet, Tensor, TensorData, WeightError, WeightSource};
 
-use crate::{DENSE, UNEVEN, absent, cuda_from, sizes};
+use crate::{DENSE, GPT_OSS, PRO, UNEVEN, absent, cuda_from, cuda_with, sizes, wide};
 
 /// Times this, most numbers still fit F32 and BF16, and no sum of their squares does.
 const LARGE: f32 = 1e30;
@@ -46,14 +46,14 @@ impl WeightSource for Scaled {
 }
 
 /// A model in whose table one token is so much larger.
-struct OneLarge;
+struct OneLarge(&'static Checkpoint);
 
 /// That token.
 const LARGE_TOKEN: usize = 7;
 
 impl WeightSource for OneLarge {
     fn read(&self, decl: &WeightDecl, slice: &Slice) -> Result<Tensor, WeightError> {
-        let mut tensor = UNEVEN.read(decl, slice)?;
+        let mut tensor = self.0.read(decl, slice)?;
         if decl.id == WeightId::Embedding {
             let row = LARGE_TOKEN * tensor.cols..(LARGE_TOKEN + 1) * tensor.cols;
             match &mut tensor.data {
@@ -68,17 +68,12 @@ impl WeightSource for OneLarge {
     }
 
     fn dtype(&self, decl: &WeightDecl) -> Result<Dtype, WeightError> {
-        UNEVEN.dtype(decl)
+        self.0.dtype(decl)
     }
 }
 
-/// Kinds of layers whose widths differ must not leave NaN where others expect zeros.
-#[test]
-fn an_overflow_does_not_outlive_its_request() {
-    if let Some(reason) = absent(1) {
-        return println!("skipped: {reason}");
-    }
-    let mut engine = cuda_from(UNEVEN.spec(), &OneLarge, &sizes(1));
+/// A reply is the same before and after one whose numbers overflow.
+fn no_overflow_outlives_its_request(engine: &mut dyn Engine) {
     let drafts = engine.caps().draft_max;
     let how = How { drafts: Drafts::Held { made: drafts, used: drafts }, ..How::default() };
     let mut reply = |prompt: std::ops::Range<u32>| {
@@ -90,6 +85,30 @@ fn an_overflow_does_not_outlive_its_request() {
     let after = reply(100..120);
     assert_eq!(difference(&before, &after), None);
     assert_eq!(before.drafts, after.drafts);
+}
+
+/// Kinds of layers whose widths differ must not leave NaN where others expect zeros.
+#[test]
+fn an_overflow_does_not_outlive_its_request() {
+    if let Some(reason) = absent(1) {
+        return println!("skipped: {reason}");
+    }
+    let mut engine = cuda_from(UNEVEN.spec(), &OneLarge(&UNEVEN), &sizes(1));
+    no_overflow_outlives_its_request(&mut *engine);
+}
+
+/// The same by the wide pass, with experts in MXFP4, shared buffers of tokens, and sinks.
+#[test]
+fn an_overflow_in_a_wide_step_does_not_outlive_its_request() {
+    if let Some(reason) = absent(1) {
+        return println!("skipped: {reason}");
+    }
+    for checkpoint in [&*PRO, &*GPT_OSS] {
+        let source = OneLarge(checkpoint);
+        let mut engine = cuda_with(checkpoint.spec(), &source, &wide(1), Some(0));
+        assert_eq!(engine.caps().wide_from, Some(1), "all steps take the wide pass");
+        no_overflow_outlives_its_request(&mut *engine);
+    }
 }
 
 #[test]
