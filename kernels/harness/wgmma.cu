@@ -220,7 +220,9 @@ bool all(bool small) {
         right = compare_bf16<40>(name, kind, columns, run) && right;
         right = compare_bf16<48>(name, kind, columns, run) && right;
         right = compare_bf16<64>(name, kind, columns, run) && right;
+        right = compare_bf16<72>(name, kind, columns, run) && right;
         right = compare_bf16<128>(name, kind, columns, run) && right;
+        right = compare_bf16<136>(name, kind, columns, run) && right;
       }
   return right;
 }

@@ -422,7 +422,7 @@ bool check_kind(bool small) {
 
 template <int KIND>
 void time_kind() {
-  for (uint32_t start : {0u, 16384u})
+  for (uint32_t start : {0u, 16384u, 131072u})
     for (uint32_t count : {1000u, 4000u, 8192u}) {
       char name[64];
       std::snprintf(name, sizeof name, "%u tokens at %u", count, start);

@@ -27,6 +27,7 @@ void sync_threads(int number) {
 inline void sync_warpgroup(int number) { emulator::sync(number + 2, emulator::WARPGROUP); }
 inline int opaque(int value) { return value; }
 inline void make_opaque(int&) {}
+inline void make_opaque(float&) {}
 // A launch begins when the one before has ended.
 inline void allow_next_launch() {}
 inline void wait_for_last_launch() {}

@@ -52,6 +52,7 @@ __device__ __forceinline__ int opaque(int value) {
 
 // Hides the value's origin in place, without an instruction.
 __device__ __forceinline__ void make_opaque(int& value) { asm volatile("" : "+r"(value)); }
+__device__ __forceinline__ void make_opaque(float& value) { asm volatile("" : "+f"(value)); }
 
 // Programmatic dependent launch: has CTAs of the launch behind this one begin where its own have
 // ended.

@@ -182,6 +182,24 @@ struct Wgmma<64, TURNED> {
 };
 
 template <bool TURNED>
+struct Wgmma<72, TURNED> {
+  static __device__ __forceinline__ void multiply(float (&d)[36], const uint32_t (&a)[4],
+                                                  uint64_t b, bool add) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %41, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n72k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, "
+        "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35"
+        "}, {%36, %37, %38, %39}, %40, p, 1, 1, %42;\n}"
+        : KILOTOK_EIGHT(0), KILOTOK_EIGHT(8), KILOTOK_EIGHT(16), KILOTOK_EIGHT(24), "+f"(d[32]),
+          "+f"(d[33]), "+f"(d[34]), "+f"(d[35])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)),
+          "n"(TURNED ? 1 : 0));
+  }
+};
+
+template <bool TURNED>
 struct Wgmma<128, TURNED> {
   static __device__ __forceinline__ void multiply(float (&d)[64], const uint32_t (&a)[4],
                                                   uint64_t b, bool add) {
@@ -196,6 +214,27 @@ struct Wgmma<128, TURNED> {
         "}, {%64, %65, %66, %67}, %68, p, 1, 1, %70;\n}"
         : KILOTOK_EIGHT(0), KILOTOK_EIGHT(8), KILOTOK_EIGHT(16), KILOTOK_EIGHT(24),
           KILOTOK_EIGHT(32), KILOTOK_EIGHT(40), KILOTOK_EIGHT(48), KILOTOK_EIGHT(56)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)),
+          "n"(TURNED ? 1 : 0));
+  }
+};
+
+template <bool TURNED>
+struct Wgmma<136, TURNED> {
+  static __device__ __forceinline__ void multiply(float (&d)[68], const uint32_t (&a)[4],
+                                                  uint64_t b, bool add) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %73, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n136k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, "
+        "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, "
+        "%47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "
+        "%62, %63, %64, %65, %66, %67"
+        "}, {%68, %69, %70, %71}, %72, p, 1, 1, %74;\n}"
+        : KILOTOK_EIGHT(0), KILOTOK_EIGHT(8), KILOTOK_EIGHT(16), KILOTOK_EIGHT(24),
+          KILOTOK_EIGHT(32), KILOTOK_EIGHT(40), KILOTOK_EIGHT(48), KILOTOK_EIGHT(56), "+f"(d[64]),
+          "+f"(d[65]), "+f"(d[66]), "+f"(d[67])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)),
           "n"(TURNED ? 1 : 0));
   }

@@ -2,6 +2,11 @@
 // eight tokens times up to 16 heads, four tokens for each of two warpgroups, and goes through the
 // keys 64 at a time. Sums stay in registers, so no partial results are stored.
 //
+// The warpgroups take turns with the tensor cores: one multiplies while the other computes weights.
+// In its turn a warpgroup multiplies the weights with the values of this stage and the queries with
+// the keys of the next one, each in two groups, so that sums are rescaled while scores are under
+// way. The first stage of a tile follows the last one of the tile before without a gap.
+//
 // The order of sums is that of phase/attn_stream.cuh: an online softmax over each chunk, 32 keys at
 // a time, and then the chunks one by one (`add_part`).
 #pragma once
@@ -13,11 +18,17 @@ namespace kilotok::wide {
 constexpr int FULL_POSITIONS = 8, FULL_STAGES = 3, STAGE_KEYS = 64;
 static_assert(CHUNK_KEYS % STAGE_KEYS == 0 && STAGE_KEYS % KEYS_AT_ONCE == 0, "stages are whole");
 static_assert(CHUNK_KEYS * CHUNKS_MAX % FULL_POSITIONS == 0, "a tile's chunks have one length");
+// A stage is two halves of keys whose scores are weighed at once.
+constexpr int HALF_SCORES = KEYS_AT_ONCE / 2;
+static_assert(STAGE_KEYS == 2 * KEYS_AT_ONCE, "two halves");
 
 template <int KIND>
 struct FullSizes {
   static constexpr Attention A = ATTENTIONS[KIND];
   static constexpr int KEY_BYTES = A.qk_dim * 2, VALUE_BYTES = A.v_dim * 2;
+  // The values of eight keys, and behind them eight columns of ones: their products are the sums
+  // of weights.
+  static constexpr int VALUE_GROUP = GROUP_KEYS * VALUE_BYTES + PIECE_BYTES;
   // The queries of a token, and of eight of its heads.
   static constexpr int QUERY_BYTES = TILE_HEADS * KEY_BYTES, HALF_BYTES = QUERY_BYTES / 2;
 };
@@ -26,11 +37,14 @@ template <int KIND>
 struct FullShared {
   using S = FullSizes<KIND>;
   alignas(128) char keys[FULL_STAGES][STAGE_KEYS * S::KEY_BYTES];
-  alignas(128) char values[FULL_STAGES][STAGE_KEYS * S::VALUE_BYTES];
+  alignas(128) char values[FULL_STAGES][STAGE_KEYS / GROUP_KEYS * S::VALUE_GROUP];
   // Of two tiles, so that the next tile's queries are loaded while one is computed.
   alignas(128) char queries[2][FULL_POSITIONS * S::QUERY_BYTES];
-  alignas(8) uint64_t full[FULL_STAGES], empty[FULL_STAGES];
+  alignas(8) uint64_t keys_full[FULL_STAGES], keys_empty[FULL_STAGES];
+  alignas(8) uint64_t values_full[FULL_STAGES], values_empty[FULL_STAGES];
   alignas(8) uint64_t queries_full[2], queries_empty[2];
+  // At which the warpgroup before gives each its turn.
+  alignas(8) uint64_t turns[CONSUMER_GROUPS];
 };
 
 // The barriers of a ring of COUNT stages; producer and consumers each have their own copy.
@@ -59,13 +73,45 @@ struct StageRing {
   __device__ __forceinline__ void wait() const {
     wait_mbarrier(Waits::Page, barrier(), parity);
   }
-  __device__ __forceinline__ void release(int lane) const {
+  // Gives the stage back and goes to the next.
+  __device__ __forceinline__ void release(int lane) {
     ptx::mbarrier_arrive_warp(empty + 8 * stage, lane);
+    next();
   }
   __device__ __forceinline__ void acquire(uint32_t bytes) const {
     wait_mbarrier(Waits::FreePage, empty + 8 * stage, parity ^ 1);
     ptx::mbarrier_expect(barrier(), bytes);
   }
+};
+
+// The head tiles of the query tiles that a CTA attends to, one after the other. The next one is
+// looked up beforehand, since that takes a round trip to L2.
+template <int KIND>
+struct FullWalk {
+  TileWalk<KIND, FULL_POSITIONS> tiles;
+  QueryTile tile, next_tile;
+  int head_tile = 0, next_head_tile = 0;
+  // Whether there is a next one.
+  bool more;
+
+  __device__ __forceinline__ explicit FullWalk(const StepTokens& step) : tiles(step) {
+    more = tiles.next(next_tile);
+  }
+  __device__ __forceinline__ void next() {
+    tile = next_tile;
+    head_tile = next_head_tile++;
+    if (next_head_tile < HeadTiles<KIND>::COUNT) return;
+    next_head_tile = 0;
+    more = tiles.next(next_tile);
+  }
+};
+
+// The weights of a stage's keys. Before those of a half are added, the sums are multiplied with its
+// factors, which are all 1 in a warp unless the maximum of a lane rises.
+struct KeyWeights {
+  uint32_t pieces[2][PIECES_AT_ONCE][4];
+  float factors[2][2];
+  bool rises[2];
 };
 
 // The sums of a warp's token. With g = lane / 4 and q = lane % 4 a lane has dimensions 8 i + 2 q
@@ -75,29 +121,22 @@ struct FullSums {
   static constexpr Attention A = ATTENTIONS[KIND];
   static constexpr int COUNT = A.v_dim / 2;
   using Scores = float[STAGE_KEYS / 2];
-  using Weights = uint32_t[PIECES_AT_ONCE][4];
 
-  // Of the chunk, as in `StreamedTile`.
-  float largest[2], sum[4], values[COUNT];
+  // Of the chunk, as in `StreamedTile`: the largest score, and weighted values, behind which are
+  // the sums of weights.
+  float largest[2], values[COUNT + 4] = {};
   // Of all chunks before it.
   Softmax softmax[2];
   float total[COUNT];
 
   __device__ __forceinline__ void begin() {
     softmax[0] = softmax[1] = {LOWEST, 0};
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) total[i] = 0;
-    begin_chunk();
-  }
-
-  __device__ __forceinline__ void begin_chunk() {
     largest[0] = largest[1] = LOWEST;
 #pragma unroll
-    for (int i = 0; i < 4; i++) sum[i] = 0;
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) values[i] = 0;
+    for (int i = 0; i < COUNT; i++) total[i] = 0;
   }
 
+  // The chunk's values stay: the next products replace them.
   __device__ __forceinline__ void end_chunk() {
     float keep[2], weight[2];
 #pragma unroll
@@ -106,57 +145,74 @@ struct FullSums {
       keep[row] = ptx::exp2(softmax[row].largest - most);
       weight[row] = ptx::exp2(largest[row] - most);
       softmax[row].largest = most;
-      add_part(softmax[row].sum, keep[row], weight[row], sum[row * 2]);
+      largest[row] = LOWEST;
+      add_part(softmax[row].sum, keep[row], weight[row], values[COUNT + row * 2]);
+    }
+    // This is `add_part`, without products with 1.
+    if (__any_sync(~0u, keep[0] != 1 || keep[1] != 1)) {
+#pragma unroll
+      for (int i = 0; i < COUNT; i++) total[i] *= keep[i % 4 / 2];
     }
 #pragma unroll
-    for (int i = 0; i < COUNT; i++)
-      add_part(total[i], keep[i % 4 / 2], weight[i % 4 / 2], values[i]);
-    begin_chunk();
+    for (int i = 0; i < COUNT; i++) total[i] = fmaf(weight[i % 4 / 2], values[i], total[i]);
   }
 
-  // Weights of 32 keys whose scores begin at `first`, and the factors by which earlier sums are to
-  // be rescaled. Returns whether the lane's maximum rose.
-  __device__ __forceinline__ bool weigh(const Scores& scores, int first, Weights& weights,
-                                        float (&factors)[2]) {
-    bool rises = false;
+  // The lane's largest score of a row in a half.
+  static __device__ __forceinline__ float largest_of(const Scores& scores, int half, int row) {
+    const float* first = scores + half * HALF_SCORES + row * 2;
+    float most = fmaxf(first[0], first[1]);
 #pragma unroll
-    for (int row = 0; row < 2; row++) {
-      float most = LOWEST;
+    for (int i = 4; i < HALF_SCORES; i += 4) most = fmaxf(most, fmaxf(first[i], first[i + 1]));
+    return most;
+  }
+
+  // Finds the largest scores of each half and before, and the factors. Adds them to `largest`.
+  __device__ __forceinline__ void find_largest(const Scores& scores, KeyWeights& to,
+                                               float (&most)[2][2]) {
 #pragma unroll
-      for (int i = 0; i < KEYS_AT_ONCE / 2; i += 4)
-        most = fmaxf(most, fmaxf(scores[first + i + row * 2], scores[first + i + row * 2 + 1]));
+    for (int i = 0; i < 4; i++) most[i / 2][i % 2] = largest_of(scores, i / 2, i % 2);
 #pragma unroll
-      for (int distance = 1; distance < 4; distance *= 2)
-        most = fmaxf(most, __shfl_xor_sync(~0u, most, distance));
-      most = fmaxf(largest[row], most * score_scale<KIND>());
-      factors[row] = ptx::exp2(largest[row] - most);
-      rises = rises || most > largest[row];
-      largest[row] = most;
-    }
-    const auto weight = [&](int i) {
-      return ptx::exp2(fmaf(scores[first + i], score_scale<KIND>(), -largest[i % 4 / 2]));
-    };
-#pragma unroll
-    for (int piece = 0; piece < PIECES_AT_ONCE; piece++)
+    for (int distance = 1; distance < 4; distance *= 2)
 #pragma unroll
       for (int i = 0; i < 4; i++)
-        weights[piece][i] =
+        most[i / 2][i % 2] =
+            fmaxf(most[i / 2][i % 2], __shfl_xor_sync(~0u, most[i / 2][i % 2], distance));
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      bool rises = false;
+#pragma unroll
+      for (int row = 0; row < 2; row++) {
+        float& m = most[half][row];
+        m = fmaxf(largest[row], m * score_scale<KIND>());
+        to.factors[half][row] = ptx::exp2(largest[row] - m);
+        ptx::make_opaque(to.factors[half][row]);
+        rises = rises || m > largest[row];
+        largest[row] = m;
+      }
+      to.rises[half] = __any_sync(~0u, rises);
+    }
+  }
+
+  // The weights of a half.
+  static __device__ __forceinline__ void weigh(const Scores& scores, const float (&most)[2],
+                                               uint32_t (&pieces)[PIECES_AT_ONCE][4], int half) {
+    const auto weight = [&](int i) {
+      return ptx::exp2(
+          fmaf(scores[half * HALF_SCORES + i], score_scale<KIND>(), -most[i % 4 / 2]));
+    };
+#pragma unroll
+    for (int piece = 0; piece < PIECES_AT_ONCE; piece++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        pieces[piece][i] =
             ptx::pack_bf16(weight(piece * 8 + i * 2), weight(piece * 8 + i * 2 + 1));
-    return rises;
+      ptx::wgmma_ready(pieces[piece]);
+    }
   }
 
-  __device__ __forceinline__ void rescale(bool rises, const float (&factors)[2]) {
-    if (!__any_sync(~0u, rises)) return;
+  __device__ __forceinline__ void rescale(const float (&factors)[2]) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) sum[i] *= factors[i / 2];
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) values[i] *= factors[i % 4 / 2];
-  }
-
-  __device__ __forceinline__ void add_weights(const Weights& weights) {
-    constexpr uint32_t ONES = 0x3f803f80;
-#pragma unroll
-    for (int piece = 0; piece < PIECES_AT_ONCE; piece++) ptx::mma(sum, weights[piece], ONES, ONES);
+    for (int i = 0; i < COUNT + 4; i++) values[i] *= factors[i % 4 / 2];
   }
 };
 
@@ -165,15 +221,18 @@ __host__ __device__ constexpr int product_columns(int most) {
   return most >= 128 ? 128 : most >= 64 ? 64 : most >= 32 ? 32 : 16;
 }
 
-// values += weights of 16 keys times their values, from dimension FIRST on.
+// values (+)= weights of 16 keys times their values, from dimension FIRST on, and times the columns
+// of ones.
 template <int FIRST, int DIMS>
-__device__ __forceinline__ void multiply_values(float (&values)[DIMS / 2],
-                                                const uint32_t (&weights)[4], uint64_t operand) {
+__device__ __forceinline__ void multiply_values(float (&values)[DIMS / 2 + 4],
+                                                const uint32_t (&weights)[4], uint64_t operand,
+                                                bool add) {
   if constexpr (FIRST < DIMS) {
-    constexpr int N = product_columns(DIMS - FIRST);
+    constexpr int DIMS_HERE = product_columns(DIMS - FIRST);
+    constexpr int N = FIRST + DIMS_HERE == DIMS ? DIMS_HERE + 8 : DIMS_HERE;
     ptx::wgmma_turned<N>(*reinterpret_cast<float(*)[N / 2]>(values + FIRST / 2), weights,
-                         ptx::wgmma_operand_at(operand, FIRST / 8 * PIECE_BYTES), true);
-    multiply_values<FIRST + N, DIMS>(values, weights, operand);
+                         ptx::wgmma_operand_at(operand, FIRST / 8 * PIECE_BYTES), add);
+    multiply_values<FIRST + DIMS_HERE, DIMS>(values, weights, operand, add);
   }
 }
 
@@ -182,44 +241,112 @@ struct FullConsumer {
   using S = FullSizes<KIND>;
   using Sums = FullSums<KIND>;
   static constexpr Attention A = ATTENTIONS[KIND];
+  // Steps of 16 dimensions of the scores, and those that are multiplied behind the first half's
+  // values. These are enough to rescale sums meanwhile.
+  static constexpr int STEPS = A.qk_dim / 16, FIRST_STEPS = STEPS * 2 / 3;
   const AttnMemory& memory;
   FullShared<KIND>& shared;
-  StageRing<FULL_STAGES> ring;
+  StageRing<FULL_STAGES> key_ring, value_ring;
   StageRing<2> query_ring;
+  FullWalk<KIND> walk;
+  int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  // The same in all lanes, as the compiler knows by this.
+  int group = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / WARPGROUP, 0);
+  uint32_t turn_parity = 0;
+  // Of the tile: its queries, the position behind the row's last, and the chunks' length.
   uint64_t queries = 0;
+  uint32_t row_end, chunk_keys;
 
   __device__ __forceinline__ FullConsumer(const AttnMemory& m, FullShared<KIND>& s)
       : memory(m),
         shared(s),
-        ring(s.full, s.empty),
-        query_ring(s.queries_full, s.queries_empty) {}
+        key_ring(s.keys_full, s.keys_empty),
+        value_ring(s.values_full, s.values_empty),
+        query_ring(s.queries_full, s.queries_empty),
+        walk(m.step) {}
 
-  // Starts the products of queries and the keys of the ring's stage.
+  __device__ __forceinline__ void next_tile() {
+    walk.next();
+    const BatchRow& row = memory.step.row(walk.tile.row);
+    row_end = row.start + row.count;
+    chunk_keys = visible_keys<KIND>(row, walk.tile.begin, false).chunk_keys;
+  }
+
+  __device__ __forceinline__ void take_queries() {
+    query_ring.wait();
+    queries = ptx::wgmma_operand(ptx::shared_address(shared.queries[query_ring.stage]) +
+                                     group * (FULL_POSITIONS / CONSUMER_GROUPS * S::QUERY_BYTES),
+                                 PIECE_BYTES, S::HALF_BYTES);
+  }
+
+  // The first warpgroup has the first turn.
+  __device__ __forceinline__ void take_turn() {
+    wait_mbarrier(Waits::Page, ptx::shared_address(&shared.turns[group]),
+                  turn_parity ^ (group == 0 ? 1 : 0));
+    turn_parity ^= 1;
+  }
+  __device__ __forceinline__ void give_turn() const {
+    ptx::mbarrier_arrive_warp(
+        ptx::shared_address(&shared.turns[(group + 1) % CONSUMER_GROUPS]), lane);
+  }
+
+  // Starts the products of queries and the keys of the ring's stage, in steps FIRST to END - 1.
+  template <int FIRST, int END>
   __device__ __forceinline__ void begin_scores(typename Sums::Scores& scores) const {
-    const uint64_t keys = ptx::wgmma_operand(ptx::shared_address(shared.keys[ring.stage]),
+    const uint64_t keys = ptx::wgmma_operand(ptx::shared_address(shared.keys[key_ring.stage]),
                                              PIECE_BYTES, GROUP_KEYS * S::KEY_BYTES);
     ptx::wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < A.qk_dim / 16; k++)
+    for (int k = FIRST; k < END; k++)
       ptx::wgmma_shared(scores, ptx::wgmma_operand_at(queries, k * 2 * PIECE_BYTES),
                         ptx::wgmma_operand_at(keys, k * 2 * PIECE_BYTES), k > 0);
     ptx::wgmma_commit();
   }
 
-  // Starts the products of the weights and values of 32 keys of a stage.
-  __device__ __forceinline__ void begin_values(Sums& sums, const typename Sums::Weights& weights,
-                                               int stage, int half) const {
-    const uint32_t from = ptx::shared_address(shared.values[stage]) +
-                          half * KEYS_AT_ONCE * S::VALUE_BYTES;
-    const uint64_t values =
-        ptx::wgmma_operand(from, GROUP_KEYS * S::VALUE_BYTES, PIECE_BYTES);
+  // Starts the products of the weights of 32 keys and the values of a half of the ring's stage.
+  // Without `add` they replace the sums.
+  __device__ __forceinline__ void begin_values(Sums& sums,
+                                               const uint32_t (&pieces)[PIECES_AT_ONCE][4],
+                                               int half, bool add) const {
+    const uint32_t from = ptx::shared_address(shared.values[value_ring.stage]) +
+                          half * KEYS_AT_ONCE / GROUP_KEYS * S::VALUE_GROUP;
+    const uint64_t values = ptx::wgmma_operand(from, S::VALUE_GROUP, PIECE_BYTES);
     ptx::wgmma_fence();
 #pragma unroll
     for (int piece = 0; piece < PIECES_AT_ONCE; piece++)
       multiply_values<0, A.v_dim>(
-          sums.values, weights[piece],
-          ptx::wgmma_operand_at(values, piece * PIECE_KEYS * S::VALUE_BYTES));
+          sums.values, pieces[piece],
+          ptx::wgmma_operand_at(values, piece * PIECE_KEYS / GROUP_KEYS * S::VALUE_GROUP),
+          piece > 0 || add);
     ptx::wgmma_commit();
+  }
+
+  // Attends to the stage whose scores are in flight, and starts those of the next one, which are in
+  // flight afterwards. `add`: the chunk has earlier stages. `more`: there is a next stage; if not,
+  // its scores are of no use. `second_half`: a token of the tile sees keys of it.
+  __device__ __forceinline__ void attend_stage(Sums& sums, typename Sums::Scores& scores, bool add,
+                                               bool more, bool second_half) {
+    KeyWeights weights;
+    float most[2][2];
+    sums.find_largest(scores, weights, most);
+    value_ring.wait();
+    // No wait comes among products: the compiler would have them wait for one another.
+    if (more) key_ring.wait();
+    sums.weigh(scores, most[0], weights.pieces[0], 0);
+    // Also where nothing is to be rescaled: this takes no time beside the exponentials.
+    sums.rescale(weights.factors[0]);
+    sums.weigh(scores, most[1], weights.pieces[1], 1);
+    take_turn();
+    begin_values(sums, weights.pieces[0], 0, add);
+    begin_scores<0, FIRST_STEPS>(scores);
+    ptx::wgmma_wait<1>(sums.values);
+    if (weights.rises[1]) sums.rescale(weights.factors[1]);
+    // Where no token sees the second half its weights are zero, but its values can be anything.
+    // Those of the first half replace them.
+    begin_values(sums, weights.pieces[1], second_half ? 1 : 0, true);
+    begin_scores<FIRST_STEPS, STEPS>(scores);
+    give_turn();
+    ptx::wgmma_wait<1>(sums.values);
   }
 
   // A score that overflowed, also to -infinity, becomes NaN: its weight must not be zero.
@@ -228,111 +355,81 @@ struct FullConsumer {
     for (int i = 0; i < STAGE_KEYS / 2; i++) scores[i] = fmaf(scores[i], 0.0f, scores[i]);
   }
 
-  // Attends to 32 keys, and waits for the products.
-  __device__ __forceinline__ void attend(Sums& sums, const typename Sums::Scores& scores,
-                                         int half) const {
-    typename Sums::Weights weights;
-    float factors[2];
-    sums.rescale(sums.weigh(scores, half * (KEYS_AT_ONCE / 2), weights, factors), factors);
-    sums.add_weights(weights);
-    begin_values(sums, weights, ring.stage, half);
-    ptx::wgmma_wait<0>(sums.values);
-  }
-
-  // Attends to a stage that all tokens see, and starts the scores of the next one, which are in
-  // flight afterwards.
-  __device__ __forceinline__ void attend_stage(Sums& sums, typename Sums::Scores& scores,
-                                               int lane) {
-    typename Sums::Weights first, second;
-    float factors[2];
-    ptx::wgmma_wait<0>(scores);
-    check(scores);
-    sums.rescale(sums.weigh(scores, 0, first, factors), factors);
-    sums.add_weights(first);
-    const int stage = ring.stage;
-    begin_values(sums, first, stage, 0);
-    const bool rises = sums.weigh(scores, KEYS_AT_ONCE / 2, second, factors);
-    ptx::wgmma_wait<0>(sums.values);
-    StageRing<FULL_STAGES> ahead = ring;
-    ahead.next();
-    ahead.wait();
-    sums.rescale(rises, factors);
-    sums.add_weights(second);
-    begin_values(sums, second, stage, 1);
-    StageRing<FULL_STAGES> here = ring;
-    ring = ahead;
-    begin_scores(scores);
-    ptx::wgmma_wait<1>(sums.values);
-    here.release(lane);
-  }
-
-  // The last stage, with the tile's own positions. A token does not see the keys behind its own.
-  // Values behind the row's last are zeros, because uninitialised memory could be NaN.
-  __device__ __forceinline__ void attend_last(Sums& sums, typename Sums::Scores& scores, int lane,
-                                              uint32_t first, uint32_t position,
-                                              uint32_t tile_end, uint32_t row_end) {
-    ptx::wgmma_wait<0>(scores);
-    check(scores);
+  // For a tile's last stage, which has the tile's own positions: hides the keys behind a token's
+  // own. Values behind the row's last become zeros, because uninitialised memory could be NaN.
+  __device__ __forceinline__ void hide(typename Sums::Scores& scores, uint32_t first) const {
+    const uint32_t position = walk.tile.begin + warp;
 #pragma unroll
     for (int i = 0; i < STAGE_KEYS / 2; i++)
       if (first + i / 4 * GROUP_KEYS + lane % 4 * 2 + i % 2 > position) scores[i] = LOWEST;
+    value_ring.wait();
     if (row_end < first + STAGE_KEYS) clear_values(row_end - first);
-    attend(sums, scores, 0);
-    if (tile_end > first + KEYS_AT_ONCE) attend(sums, scores, 1);
-    sums.end_chunk();
-    ptx::reads_before_copies();
-    ring.release(lane);
-    ring.next();
   }
 
   // All consumers: clears the values of the stage from a key on.
   __device__ __forceinline__ void clear_values(uint32_t from) const {
     constexpr int RUNS = A.v_dim / 8;
-    const uint32_t to = ptx::shared_address(shared.values[ring.stage]);
-    for (uint32_t i = from * RUNS + threadIdx.x; i < STAGE_KEYS * RUNS; i += CONSUMERS)
-      ptx::store_shared(
-          to + static_cast<uint32_t>(cache_offset<A.v_dim>(i / RUNS, i % RUNS * 8)) * 2,
-          make_uint4(0, 0, 0, 0));
+    const uint32_t to = ptx::shared_address(shared.values[value_ring.stage]);
+    for (uint32_t i = from * RUNS + threadIdx.x; i < STAGE_KEYS * RUNS; i += CONSUMERS) {
+      const uint32_t key = i / RUNS;
+      ptx::store_shared(to + key / GROUP_KEYS * S::VALUE_GROUP + i % RUNS * PIECE_BYTES +
+                            key % GROUP_KEYS * 16,
+                        make_uint4(0, 0, 0, 0));
+    }
     ptx::wgmma_writes_fence();
     ptx::sync_threads<CONSUMERS>();
   }
 
-  // Attends to a head tile of a query tile.
-  __device__ __forceinline__ void attend_tile(const QueryTile& tile, int head_tile) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const BatchRow& row = memory.step.row(tile.row);
-    const uint32_t position = tile.begin + warp;
-    const uint32_t chunk_keys = visible_keys<KIND>(row, tile.begin, false).chunk_keys;
-    query_ring.wait();
-    queries = ptx::wgmma_operand(
-        ptx::shared_address(shared.queries[query_ring.stage]) +
-            warp / 4 * (4 * S::QUERY_BYTES),
-        PIECE_BYTES, S::HALF_BYTES);
+  __device__ __forceinline__ void run() {
+    if (!walk.more) return;
+    next_tile();
     Sums sums;
     sums.begin();
+    take_queries();
+    key_ring.wait();
     typename Sums::Scores scores;
-    ring.wait();
-    begin_scores(scores);
+    begin_scores<0, STEPS>(scores);
     uint32_t first = 0, chunk_end = chunk_keys;
+    bool add = false;
 #pragma unroll 1
-    for (; first + STAGE_KEYS < tile.end; first += STAGE_KEYS) {
-      if (first == chunk_end) {
-        sums.end_chunk();
-        chunk_end += chunk_keys;
+    while (true) {
+      const bool last = first + STAGE_KEYS >= walk.tile.end, more = !last || walk.more;
+      const bool ends = last || first + STAGE_KEYS == chunk_end;
+      ptx::wgmma_wait<0>(scores);
+      key_ring.release(lane);
+      check(scores);
+      if (last) {
+        hide(scores, first);
+        query_ring.release(lane);
+        if (more) take_queries();
       }
-      attend_stage(sums, scores, lane);
+      attend_stage(sums, scores, add, more,
+                   !last || walk.tile.end > first + KEYS_AT_ONCE);
+      if (last) ptx::reads_before_copies();
+      value_ring.release(lane);
+      if (ends) sums.end_chunk();
+      add = !ends;
+      first += STAGE_KEYS;
+      if (!last) {
+        if (ends) chunk_end += chunk_keys;
+        continue;
+      }
+      store(sums);
+      if (!more) break;
+      next_tile();
+      sums.begin();
+      first = 0;
+      chunk_end = chunk_keys;
     }
-    if (first == chunk_end) sums.end_chunk();
-    attend_last(sums, scores, lane, first, position, tile.end, row.start + row.count);
-    query_ring.release(lane);
-    query_ring.next();
-    if (position >= tile.first && position < tile.end)
-      store(sums, token_at(row, position), tile.kv_head * HeadTiles<KIND>::GROUP +
-                                               head_tile * TILE_HEADS, lane);
+    ptx::wgmma_wait<0>(scores);
   }
 
-  __device__ __forceinline__ void store(const Sums& sums, int token, int first_head,
-                                        int lane) const {
+  __device__ __forceinline__ void store(const Sums& sums) const {
+    const QueryTile& tile = walk.tile;
+    const uint32_t position = tile.begin + warp;
+    if (position < tile.first || position >= tile.end) return;
+    const int token = token_at(memory.step.row(tile.row), position);
+    const int first_head = tile.kv_head * HeadTiles<KIND>::GROUP + walk.head_tile * TILE_HEADS;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const int in_tile = half * 8 + lane / 4;
@@ -348,83 +445,122 @@ struct FullConsumer {
   }
 };
 
-// The producer: queries, keys and values of a tile.
+// The producer: queries, keys and values of tiles.
 template <int KIND>
-__device__ __forceinline__ void produce_tile(const AttnMemory& memory, FullShared<KIND>& shared,
-                                              StageRing<FULL_STAGES>& ring,
-                                              StageRing<2>& query_ring, const QueryTile& tile,
-                                              int head_tile) {
+struct FullProducer {
   using S = FullSizes<KIND>;
-  constexpr int COPIES = STAGE_KEYS / COPY_KEYS;
-  const BatchRow row = memory.step.row(tile.row);
-  const KeySource<KIND> source = key_source<KIND>(memory, row, tile.kv_head);
-  query_ring.acquire((tile.end - tile.first) * S::QUERY_BYTES);
-  for (uint32_t p = tile.first; p < tile.end; p++)
-    ptx::bulk_copy(ptx::shared_address(shared.queries[query_ring.stage]) +
-                       (p - tile.begin) * S::QUERY_BYTES,
-                   at<const uint16_t>(memory.queries) +
-                       static_cast<size_t>(token_at(row, p)) * QUERY_VALUES +
-                       (tile.kv_head * HeadTiles<KIND>::COUNT + head_tile) * (S::QUERY_BYTES / 2),
-                   S::QUERY_BYTES, query_ring.barrier());
-  query_ring.next();
-  // Copies behind the row's last key are replaced by the last one.
-  const uint32_t last = (row.start + row.count - 1) / COPY_KEYS * COPY_KEYS;
-  const auto look_up = [&](uint32_t first, uint32_t (&places)[COPIES]) {
-#pragma unroll
-    for (int i = 0; i < COPIES; i++) places[i] = source.place(min(first + i * COPY_KEYS, last));
-  };
-  uint32_t next[COPIES];
-  look_up(0, next);
-#pragma unroll 1
-  for (uint32_t first = 0; first < tile.end; first += STAGE_KEYS) {
-    uint32_t places[COPIES];
-#pragma unroll
-    for (int i = 0; i < COPIES; i++) places[i] = next[i];
-    look_up(first + STAGE_KEYS, next);
-    ring.acquire(STAGE_KEYS * (S::KEY_BYTES + S::VALUE_BYTES));
-#pragma unroll
-    for (int i = 0; i < COPIES; i++) {
-      ptx::bulk_copy(ptx::shared_address(shared.keys[ring.stage]) + i * COPY_KEYS * S::KEY_BYTES,
-                     source.keys + size_t{places[i]} * S::KEY_BYTES, COPY_KEYS * S::KEY_BYTES,
-                     ring.barrier());
-      ptx::bulk_copy(
-          ptx::shared_address(shared.values[ring.stage]) + i * COPY_KEYS * S::VALUE_BYTES,
-          source.values + size_t{places[i]} * S::VALUE_BYTES, COPY_KEYS * S::VALUE_BYTES,
-          ring.barrier());
-    }
-    ring.next();
+  static constexpr int COPIES = STAGE_KEYS / COPY_KEYS, COPY_GROUPS = COPY_KEYS / GROUP_KEYS;
+  static constexpr int GROUP_BYTES = GROUP_KEYS * S::VALUE_BYTES;
+  const AttnMemory& memory;
+  FullShared<KIND>& shared;
+  StageRing<FULL_STAGES> key_ring, value_ring;
+  StageRing<2> query_ring;
+
+  __device__ __forceinline__ FullProducer(const AttnMemory& m, FullShared<KIND>& s)
+      : memory(m),
+        shared(s),
+        key_ring(s.keys_full, s.keys_empty),
+        value_ring(s.values_full, s.values_empty),
+        query_ring(s.queries_full, s.queries_empty) {}
+
+  __device__ __forceinline__ void copy_queries(const QueryTile& tile, int head_tile,
+                                               const BatchRow& row) {
+    query_ring.acquire((tile.end - tile.first) * S::QUERY_BYTES);
+    for (uint32_t p = tile.first; p < tile.end; p++)
+      ptx::bulk_copy(ptx::shared_address(shared.queries[query_ring.stage]) +
+                         (p - tile.begin) * S::QUERY_BYTES,
+                     at<const uint16_t>(memory.queries) +
+                         static_cast<size_t>(token_at(row, p)) * QUERY_VALUES +
+                         (tile.kv_head * HeadTiles<KIND>::COUNT + head_tile) *
+                             (S::QUERY_BYTES / 2),
+                     S::QUERY_BYTES, query_ring.barrier());
+    query_ring.next();
   }
+
+  // Copies a stage that lies at these places.
+  __device__ __forceinline__ void copy_stage(const KeySource<KIND>& source,
+                                             const uint32_t (&places)[COPIES]) {
+    key_ring.acquire(STAGE_KEYS * S::KEY_BYTES);
+#pragma unroll
+    for (int i = 0; i < COPIES; i++)
+      ptx::bulk_copy(
+          ptx::shared_address(shared.keys[key_ring.stage]) + i * COPY_KEYS * S::KEY_BYTES,
+          source.keys + size_t{places[i]} * S::KEY_BYTES, COPY_KEYS * S::KEY_BYTES,
+          key_ring.barrier());
+    key_ring.next();
+    value_ring.acquire(STAGE_KEYS * S::VALUE_BYTES);
+#pragma unroll
+    for (int i = 0; i < COPIES * COPY_GROUPS; i++)
+      ptx::bulk_copy(
+          ptx::shared_address(shared.values[value_ring.stage]) + i * S::VALUE_GROUP,
+          source.values + size_t{places[i / COPY_GROUPS]} * S::VALUE_BYTES +
+              i % COPY_GROUPS * GROUP_BYTES,
+          GROUP_BYTES, value_ring.barrier());
+    value_ring.next();
+  }
+
+  __device__ __forceinline__ void copy_tile(const QueryTile& tile, int head_tile) {
+    const BatchRow row = memory.step.row(tile.row);
+    const KeySource<KIND> source = key_source<KIND>(memory, row, tile.kv_head);
+    copy_queries(tile, head_tile, row);
+    // Copies behind the row's last key are replaced by the last one.
+    const uint32_t last = (row.start + row.count - 1) / COPY_KEYS * COPY_KEYS;
+    const auto look_up = [&](uint32_t first, uint32_t (&places)[COPIES]) {
+#pragma unroll
+      for (int i = 0; i < COPIES; i++) places[i] = source.place(min(first + i * COPY_KEYS, last));
+    };
+    uint32_t next[COPIES];
+    look_up(0, next);
+#pragma unroll 1
+    for (uint32_t first = 0; first < tile.end; first += STAGE_KEYS) {
+      uint32_t places[COPIES];
+#pragma unroll
+      for (int i = 0; i < COPIES; i++) places[i] = next[i];
+      look_up(first + STAGE_KEYS, next);
+      copy_stage(source, places);
+    }
+  }
+};
+
+// All threads: initialises the barriers, and writes the columns of ones.
+template <int KIND>
+__device__ __forceinline__ void prepare(FullShared<KIND>& shared) {
+  using S = FullSizes<KIND>;
+  if (threadIdx.x == 0) {
+    StageRing<FULL_STAGES>(shared.keys_full, shared.keys_empty).init();
+    StageRing<FULL_STAGES>(shared.values_full, shared.values_empty).init();
+    StageRing<2>(shared.queries_full, shared.queries_empty).init();
+    for (uint64_t& turn : shared.turns)
+      ptx::mbarrier_init(ptx::shared_address(&turn), WARPGROUP / 32 * ptx::WARP_ARRIVALS);
+    ptx::mbarrier_init_fence();
+  }
+  constexpr uint32_t ONES = 0x3f803f80;
+  for (int i = threadIdx.x; i < FULL_STAGES * STAGE_KEYS; i += THREADS)
+    ptx::store_shared(ptx::shared_address(shared.values) +
+                          (i / GROUP_KEYS + 1) * S::VALUE_GROUP - PIECE_BYTES +
+                          i % GROUP_KEYS * 16,
+                      make_uint4(ONES, ONES, ONES, ONES));
+  ptx::wgmma_writes_fence();
+  __syncthreads();
 }
 
 // All threads of all CTAs, THREADS each.
 template <int KIND>
 __device__ __forceinline__ void attn_full(FullShared<KIND>& shared, const AttnMemory& memory) {
-  constexpr int TILES = HeadTiles<KIND>::COUNT;
-  if (threadIdx.x == 0) {
-    StageRing<FULL_STAGES>(shared.full, shared.empty).init();
-    StageRing<2>(shared.queries_full, shared.queries_empty).init();
-  }
-  __syncthreads();
-  const auto for_each = [&](auto use) {
-    TileWalk<KIND, FULL_POSITIONS> walk(memory.step);
-    QueryTile tile;
-    while (walk.next(tile))
-#pragma unroll 1
-      for (int head_tile = 0; head_tile < TILES; head_tile++) use(tile, head_tile);
-  };
+  prepare<KIND>(shared);
   with_roles(
       [&] {
         FullConsumer<KIND> consumer(memory, shared);
-        for_each([&](const QueryTile& tile, int head_tile) {
-          consumer.attend_tile(tile, head_tile);
-        });
+        consumer.run();
       },
       [&] {
-        StageRing<FULL_STAGES> ring(shared.full, shared.empty);
-        StageRing<2> query_ring(shared.queries_full, shared.queries_empty);
-        for_each([&](const QueryTile& tile, int head_tile) {
-          produce_tile<KIND>(memory, shared, ring, query_ring, tile, head_tile);
-        });
+        FullProducer<KIND> producer(memory, shared);
+        TileWalk<KIND, FULL_POSITIONS> walk(memory.step);
+        QueryTile tile;
+        while (walk.next(tile))
+#pragma unroll 1
+          for (int head_tile = 0; head_tile < HeadTiles<KIND>::COUNT; head_tile++)
+            producer.copy_tile(tile, head_tile);
       });
 }
 
