@@ -6,7 +6,7 @@
 //   ./wide_attn check    checks a few hundred tokens
 // Returns 1 if a bit differs.
 #include "attn_roles.cuh"
-#include "kilotok/wide/attn.cuh"
+#include "kilotok/wide/attn_rows.cuh"
 #include "weights.h"
 
 namespace bench {
@@ -33,6 +33,18 @@ __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
       *reinterpret_cast<wide::GemmShared*>(asked_memory()), memory, KIND);
 }
 
+// Up to how many tokens the same is made by the GEMM of few tokens.
+template <int KIND>
+constexpr int FEW_MAX = wide::FewWork<QkvMatrix<KIND>>::TOKENS_MAX;
+template <int KIND>
+__global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
+    attn_in_few_kernel(const wide::AttnInMemory memory, const Waiting waiting) {
+  if (threadIdx.x == 0) wait_context = WaitContext::begin(waiting.fault, waiting.wait_max_ms, 0);
+  if constexpr (FEW_MAX<KIND> > 0)
+    wide::attn_in<QkvMatrix<KIND>, KIND, KIND + 1>(
+        *reinterpret_cast<wide::FewShared*>(asked_memory()), memory, KIND);
+}
+
 // The products of that GEMM, F32 `[tokens][PROJECTED_ROWS]`.
 template <int KIND>
 __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
@@ -40,9 +52,9 @@ __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
   if (threadIdx.x == 0) wait_context = WaitContext::begin(waiting.fault, waiting.wait_max_ms, 0);
   wide::multiply_projections<QkvMatrix<KIND>>(
       *reinterpret_cast<wide::GemmShared*>(asked_memory()), memory,
-      [&](int row_tile, int token, int lane, wide::TilesProducts& products) {
+      [&](int row_tile, int token, int end, int lane, wide::TilesProducts& products) {
         for (int i = 0; i < wide::TILES_AT_ONCE; i++, token += TILE_TOKENS) {
-          if (token >= memory.step.count) break;
+          if (token >= end) break;
           float* to = at<float>(memory.projected) + static_cast<size_t>(token) * PROJECTED_ROWS +
                       row_tile * 16 + lane % 4 * 2;
           for (int j = 0; j < 2; j++) {
@@ -90,6 +102,15 @@ __global__ void __launch_bounds__(wide::THREADS, 1)
   wide::attn<KIND>(*reinterpret_cast<wide::AttnShared<KIND>*>(asked_memory()), memory);
 }
 
+// The same of a window, as steps with many rows have it.
+template <int KIND>
+__global__ void __launch_bounds__(wide::THREADS, 1)
+    window_rows_kernel(const wide::AttnMemory memory, const Waiting waiting) {
+  if (threadIdx.x == 0) wait_context = WaitContext::begin(waiting.fault, waiting.wait_max_ms, 0);
+  if constexpr (ATTENTIONS[KIND].window > 0)
+    wide::window_rows<KIND>(*reinterpret_cast<wide::RowsShared<KIND>*>(asked_memory()), memory);
+}
+
 // Tokens of a sequence that a step has.
 struct Row {
   uint32_t start, count;
@@ -101,8 +122,9 @@ class World {
  public:
   static constexpr Attention A = ATTENTIONS[KIND];
 
-  // Whether projections are multiplied, or their products given.
-  enum class From { Normed, Projected };
+  // Whether projections are multiplied, by the GEMM of few tokens or the other, or their products
+  // given.
+  enum class From { Normed, FewNormed, Projected };
 
   explicit World(std::vector<Row> rows, From from = From::Projected)
       : rows_(std::move(rows)), from_(from) {
@@ -129,7 +151,7 @@ class World {
     in_.angles = buffers_.take(size_t{8} * ATTENTION_KINDS * capacity_ * ROPE_PAIRS_MAX);
     in_.projected = buffers_.put(
         uniforms(static_cast<size_t>(tokens_) * PROJECTED_ROWS, 2, 0, 5));
-    if (from_ == From::Normed) take_normed();
+    if (is_multiplied()) take_normed();
     in_.queries = attn_.queries = buffers_.take(size_t{2} * capacity_ * QUERY_VALUES);
     attn_.attended = buffers_.take(wide::operand_bytes(ATTENDED, capacity_));
     place_step();
@@ -142,9 +164,15 @@ class World {
     run_angles();
     make_heads();
     attend();
-    if (from_ == From::Normed) launch_gemm(products_kernel<KIND>);
+    if (is_multiplied()) launch_gemm(products_kernel<KIND>);
     const std::vector<uint16_t> found = read_wide(), wanted = run_narrow();
-    size_t differ = 0;
+    if (A.window > 0) {
+      CHECK(cudaMemset(at<void>(attn_.attended), 0xff, wide::operand_bytes(ATTENDED, capacity_)));
+      attend_rows();
+    }
+    size_t differ = 0, differ_by_rows = 0;
+    const std::vector<uint16_t> by_rows = read_wide();
+    for (size_t i = 0; i < found.size(); i++) differ_by_rows += by_rows[i] != wanted[i];
     for (size_t i = 0; i < found.size(); i++) {
       if ((found[i] != wanted[i] || std::isnan(bf16_value(found[i]))) && differ++ == 0)
         std::printf("  token %zu, column %zu is %g, not %g\n", i / COLUMNS, i % COLUMNS,
@@ -152,9 +180,10 @@ class World {
     }
     const size_t pages = differ_in(layers_[0].keys, layers_[1].keys, A.qk_dim) +
                          differ_in(layers_[0].values, layers_[1].values, A.v_dim);
-    const bool right = differ + pages == 0;
-    std::printf("%-28s%-8s kind %d: %zu of %zu differ, %zu in pages %s\n", name,
-                from_ == From::Normed ? "attn_in" : "", KIND, differ, found.size(), pages,
+    const bool right = differ + differ_by_rows + pages == 0;
+    std::printf("%-28s%-8s kind %d: %zu of %zu differ, %zu by rows, %zu in pages %s\n", name,
+                from_ == From::Normed ? "attn_in" : is_multiplied() ? "few" : "", KIND, differ,
+                found.size(), differ_by_rows, pages,
                 right ? "" : "WRONG");
     return right;
   }
@@ -164,6 +193,11 @@ class World {
     run_angles();
     make_heads();
     return best_us(1, [&](int) { return attend(); });
+  }
+  double time_rows() {
+    run_angles();
+    make_heads();
+    return best_us(1, [&](int) { return attend_rows(); });
   }
   double time_attn_in() {
     run_angles();
@@ -185,6 +219,8 @@ class World {
   std::vector<Row> rows_;
   From from_;
   std::vector<uint32_t> table_, table_at_, first_page_;
+
+  bool is_multiplied() const { return from_ != From::Projected; }
   int tokens_ = 0, capacity_ = 0;
   LayerMemory layers_[2];
   wide::AttnInMemory in_ = {};
@@ -293,10 +329,15 @@ class World {
   void run_angles() { launch(angles_kernel, in_); }
   float make_heads() {
     if (from_ == From::Projected) return launch(split_kernel<KIND>, in_);
-    return launch_gemm(attn_in_kernel<KIND>);
+    return launch_gemm(from_ == From::Normed ? attn_in_kernel<KIND> : attn_in_few_kernel<KIND>);
   }
   float attend() {
     return launch(attn_kernel<KIND>, attn_, wide::THREADS, sizeof(wide::AttnShared<KIND>));
+  }
+  float attend_rows() {
+    if constexpr (A.window > 0)
+      return launch(window_rows_kernel<KIND>, attn_, wide::THREADS, sizeof(wide::RowsShared<KIND>));
+    return 0;
   }
 
   std::vector<uint16_t> read_wide() const {
@@ -338,12 +379,12 @@ class World {
          size_t{8} * tokens.size() * ROPE_PAIRS_MAX);
     move(narrow_.projected, in_.projected + size_t{4} * first * PROJECTED_ROWS,
          size_t{4} * tokens.size() * PROJECTED_ROWS);
-    if (from_ == From::Normed) {
+    if (is_multiplied()) {
       uint64_t inverse_rms = in_.inverse_rms + size_t{4} * first;
       void* arguments[] = {&narrow_, &inverse_rms};
       launch_ms(narrow_heads_kernel<KIND>, dim3(GRID), THREADS, sizeof(NarrowShared), arguments);
     }
-    roles_ms<AttentionRoles<KIND>>(narrow_, {from_ == From::Normed ? ATTN : ATTN_IN | ATTN, 1});
+    roles_ms<AttentionRoles<KIND>>(narrow_, {is_multiplied() ? ATTN : ATTN_IN | ATTN, 1});
   }
 
   std::vector<uint16_t> run_narrow() {
@@ -378,16 +419,18 @@ void time_rows(const char* name, std::vector<Row> rows) {
   const double us = world.time();
   std::printf("%-36s kind %d: %.1f us, %.0f TFLOP/s, floor %.1f us\n", name, KIND, us,
               world.flop() / us / 1e6, world.flop() / FLOPS * 1e6);
+  if (ATTENTIONS[KIND].window > 0) std::printf("  as of many rows: %.1f us\n", world.time_rows());
 }
 
 template <int KIND>
-void time_attn_in(int tokens) {
+void time_attn_in(int tokens, typename World<KIND>::From from) {
   using W = World<KIND>;
   using M = QkvMatrix<KIND>;
-  const double us = W({{0, static_cast<uint32_t>(tokens)}}, W::From::Normed).time_attn_in();
+  const double us = W({{0, static_cast<uint32_t>(tokens)}}, from).time_attn_in();
   const double flop = 2.0 * M::ROWS * M::COLUMNS * tokens;
-  std::printf("attn_in, %d tokens, kind %d: %.1f us, %.0f TFLOP/s, floor %.1f us\n", tokens, KIND,
-              us, flop / us / 1e6, flop / FLOPS * 1e6);
+  std::printf("attn_in%s, %d tokens, kind %d: %.1f us, %.0f TFLOP/s, floor %.1f us\n",
+              from == W::From::Normed ? "" : " of few", tokens, KIND, us, flop / us / 1e6,
+              flop / FLOPS * 1e6);
 }
 
 template <int KIND>
@@ -397,9 +440,13 @@ bool check(const char* name, std::vector<Row> rows) {
 
 // The GEMM and its epilogue, too.
 template <int KIND>
-bool check_attn_in(const char* name, std::vector<Row> rows) {
+bool check_attn_in(const char* name, const std::vector<Row>& rows) {
   using W = World<KIND>;
-  return !ATTENTIONS[KIND].paired || W(std::move(rows), W::From::Normed).compare(name);
+  if (!ATTENTIONS[KIND].paired) return true;
+  int tokens = 0;
+  for (const Row& row : rows) tokens += row.count;
+  const bool right = W(rows, W::From::Normed).compare(name);
+  return (tokens > FEW_MAX<KIND> || W(rows, W::From::FewNormed).compare(name)) && right;
 }
 
 template <int KIND>
@@ -409,11 +456,21 @@ bool check_kind(bool small) {
   bool right = check<KIND>("one token", {{0, 1}});
   right = check<KIND>("several rows", several) && right;
   right = check_attn_in<KIND>("several rows", several) && right;
+  right = check_attn_in<KIND>("few tokens", {{3, 33}, {70, 32}}) && right;
+  // More tiles than CTAs.
+  std::vector<Row> many;
+  for (uint32_t i = 0; i < 150; i++) many.push_back({3 + i % 40 * 9, 1 + i % 2});
+  right = check<KIND>("many rows", many) && right;
   if (ATTENTIONS[KIND].window == 0)
     right = check<KIND>("chunks grow", {{LONG - 5, 12}}) && right;
   if (small) return right;
   right = check<KIND>("a prompt", {{0, 3001}}) && right;
   right = check_attn_in<KIND>("a prompt", {{0, 1025}}) && right;
+  for (uint32_t tokens : {128u, 161u, 192u, 250u, 256u})
+    right = check_attn_in<KIND>("a short prompt", {{5, tokens}}) && right;
+  std::vector<Row> users;
+  for (uint32_t i = 0; i < 200; i++) users.push_back({100 + i * 31, 1});
+  right = check_attn_in<KIND>("users", users) && right;
   right = check<KIND>("a prompt goes on", {{4093, 2050}, {17, 1}, {12345, 8}}) && right;
   std::vector<Row> rows;
   for (uint32_t i = 0; i < 100; i++) rows.push_back({i * 37, 1 + i % 7});
@@ -422,14 +479,26 @@ bool check_kind(bool small) {
 
 template <int KIND>
 void time_kind() {
+  std::vector<Row> users;
+  for (uint32_t i = 0; i < 256; i++) users.push_back({1000, 1});
+  time_rows<KIND>("a token each of 256 users", users);
+  users.back() = {0, 745};
+  time_rows<KIND>("of 255, and a prompt of 745", users);
+  time_rows<KIND>("a token each of 16 users", {users.begin(), users.begin() + 16});
+  time_rows<KIND>("four tokens each of 16 users", std::vector<Row>(16, {1000, 4}));
+  time_rows<KIND>("eight tokens each of 16 users", std::vector<Row>(16, {1000, 8}));
   for (uint32_t start : {0u, 16384u, 131072u})
     for (uint32_t count : {1000u, 4000u, 8192u}) {
       char name[64];
       std::snprintf(name, sizeof name, "%u tokens at %u", count, start);
       time_rows<KIND>(name, {{start, count}});
     }
-  if (ATTENTIONS[KIND].paired)
-    for (int tokens : {1000, 4000, 8192}) time_attn_in<KIND>(tokens);
+  if (!ATTENTIONS[KIND].paired) return;
+  using From = typename World<KIND>::From;
+  for (int tokens : {65, 128, 256, 1000, 4000, 8192}) {
+    time_attn_in<KIND>(tokens, From::Normed);
+    if (tokens <= FEW_MAX<KIND>) time_attn_in<KIND>(tokens, From::FewNormed);
+  }
 }
 
 template <int KIND>

@@ -3,7 +3,8 @@
 // same bits when the step is repeated. Needs a GPU:
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -I kernels -I kernels/include \
 //     -I kernels/models/slice kernels/harness/wide_step.cu -o wide_step
-//   ./wide_step          steps of 1,000, 4,000 and 8,192 tokens, from position 0 on
+//   ./wide_step          prompts of 65 to 8,192 tokens, from position 0 on, and a token each of 65
+//                        to 256 users
 //   ./wide_step check    a short one, not timed
 // Returns 1 if anything is wrong.
 #include "step/step.cu"
@@ -24,9 +25,11 @@ struct WideKernel {
 constexpr WideKernel EMBED = {"embed", wide_embed, wide::SORTERS};
 constexpr WideKernel INPUT_NORM = {"input norm", wide_input_norm, wide::NORM_THREADS};
 constexpr WideKernel QKV = {"q, k, v", wide_qkv, wide::GEMM_THREADS};
+constexpr WideKernel QKV_FEW = {"q, k, v of few", wide_qkv_few, wide::GEMM_THREADS};
 constexpr WideKernel HEADS = {"heads", wide_heads, wide::THREADS};
 constexpr WideKernel ATTENTION[] = {{"full attention", wide_attention, wide::THREADS},
                                     {"window attention", wide_attention, wide::THREADS}};
+constexpr WideKernel WINDOW_ROWS = {"window attention, rows", wide_window_rows, wide::THREADS};
 constexpr WideKernel OUTPUT = {"output", wide_output, wide::GEMM_THREADS};
 constexpr WideKernel POST_NORM = {"post norm", wide_post_norm, wide::NORM_THREADS};
 constexpr WideKernel DENSE[] = {{"dense gate, up", wide_dense_gate_up, wide::GEMM_THREADS},
@@ -38,6 +41,14 @@ constexpr WideKernel EXPERTS[] = {
     {"gate, up", wide_gate_up, wide::ExpertsCta::THREADS}};
 constexpr WideKernel DOWN[] = {{"down", wide_down, wide::ExpertsCta::THREADS},
                                {"combine", wide_combine, wide::SORTERS}};
+
+// Up to how many tokens a kind of attention has QKV_FEW.
+template <int KIND = 0>
+uint32_t few_tokens(uint32_t kind) {
+  if constexpr (KIND < DRAFT_ATTENTION)
+    return kind == KIND ? wide::FewWork<QkvMatrix<KIND>>::TOKENS_MAX : few_tokens<KIND + 1>(kind);
+  return 0;
+}
 
 struct WideLaunch {
   const WideKernel* kernel;
@@ -52,16 +63,19 @@ void add_input_norm(std::vector<WideLaunch>& launches, uint32_t layer) {
 }
 
 // The step's launches up to the last layer's experts, and the norm behind them.
-std::vector<WideLaunch> launches_of(const std::vector<LayerMemory>& layers, uint32_t tokens) {
+std::vector<WideLaunch> launches_of(const std::vector<LayerMemory>& layers, uint32_t tokens,
+                                    bool many_rows) {
   std::vector<WideLaunch> launches = {{&EMBED, 0, 0, 0}};
   for (uint32_t i = 0; i < layers.size(); i++) {
     const auto add = [&](const WideKernel& kernel) { launches.push_back({&kernel, i, 0, 0}); };
     const Attention& attention = ATTENTIONS[layers[i].attention];
     add_input_norm(launches, i);
-    add(QKV);
+    add(tokens <= few_tokens(layers[i].attention) ? QKV_FEW : QKV);
     if (!attention.paired) add(HEADS);
-    for (const WideKernel* kernel : {&ATTENTION[attention.window > 0], &OUTPUT, &POST_NORM})
-      add(*kernel);
+    const bool window = attention.window > 0;
+    add(window && many_rows ? WINDOW_ROWS : ATTENTION[window]);
+    add(OUTPUT);
+    add(POST_NORM);
     const bool dense = FEED_FORWARDS[layers[i].feed_forward].experts == 0;
     for (const WideKernel& kernel : dense ? DENSE : ROUTER) add(kernel);
     if (dense) continue;
@@ -79,24 +93,39 @@ constexpr size_t networks(Of of) {
       [&](auto kind) { return of(FEED_FORWARDS[decltype(kind)::value]); });
 }
 
+// The tokens of a step: a prompt from position 0 on, or a token each of as many users, whose keys
+// before it are random.
+struct StepShape {
+  int tokens;
+  bool users;
+
+  const char* name() const { return users ? "users" : "tokens"; }
+};
+constexpr int USERS_MAX = 256;
+
 struct WideModel {
   int capacity;
+  // The position of a user's token.
+  uint32_t position;
+  int page_count;
   Memory narrow = {};
   WideMemory memory = {};
   std::vector<LayerMemory> layers;
 
   // As `memory` of crates/cuda/src/wide.rs has it.
-  explicit WideModel(int tokens) : capacity(align_up(tokens, wide::TOKENS)) {
+  explicit WideModel(int tokens, uint32_t users_position)
+      : capacity(align_up(tokens, wide::TOKENS)), position(users_position) {
     const size_t room = capacity;
     const size_t experts = networks([](auto f) { return f.experts; });
     const size_t choices = room * networks([](auto f) { return f.top_k; });
     const size_t rows = align_up(static_cast<int>(choices), TILE_TOKENS) + experts * TILE_TOKENS;
     const size_t width = networks([](auto f) { return f.experts > 0 ? f.width : 0; });
-    const int page_count = ceil_div(capacity, PAGE_TOKENS) + 1;
+    page_count =
+        std::max<int>(ceil_div(capacity, PAGE_TOKENS) + 1, USERS_MAX * pages_each());
     narrow.wait_max_ms = wait_max_ms();
     narrow.fault = fault_address();
     narrow.tokens = take(sizeof(BatchToken) * room);
-    narrow.rows = take(sizeof(BatchRow));
+    narrow.rows = take(sizeof(BatchRow) * USERS_MAX);
     narrow.pages = take(page_count * 4);
     narrow.embedding = take(static_cast<size_t>(VOCAB) * HIDDEN * 2);
     fill(fill_chunks, at<uint32_t>(narrow.embedding), static_cast<size_t>(VOCAB) * HIDDEN / 1024,
@@ -105,6 +134,7 @@ struct WideModel {
     narrow.frequencies = floats(ATTENTION_KINDS * ROPE_PAIRS_MAX, 0.5f, 0.5f, 96);
     make_layers(narrow, page_count);
     layers = read<LayerMemory>(narrow.layers, LAYERS);
+    for (const LayerMemory& layer : layers) fill_pages(layer, page_count);
     memory.stream = take(room * HIDDEN * 4);
     memory.part = take(room * HIDDEN * 4);
     memory.normed = take(wide::operand_bytes(HIDDEN, capacity));
@@ -129,23 +159,40 @@ struct WideModel {
     memory.products = take(wide::product_bytes(HIDDEN, rows));
     memory.capacity = capacity;
     memory.expert_capacity = rows;
-    memory.row_count = 1;
   }
 
-  // One row from position 0 on.
-  void upload(int tokens) {
+  uint32_t pages_each() const { return position / PAGE_TOKENS + 1; }
+
+  static void fill_pages(const LayerMemory& layer, size_t page_count) {
+    const Attention& a = ATTENTIONS[layer.attention];
+    const size_t page = 2 * PAGE_TOKENS * a.kv_heads, chunk = chunk_bytes(Format::Bf16);
+    const auto fill_page = [&](uint64_t address, int dims, uint64_t seed) {
+      fill(fill_chunks, at<uint32_t>(address), page_count * page * dims / chunk, 0, seed);
+    };
+    fill_page(layer.keys, a.qk_dim, 101);
+    fill_page(layer.values, a.v_dim, 102);
+  }
+
+  void upload(const StepShape& step) {
+    const uint32_t row_count = step.users ? step.tokens : 1;
     std::vector<BatchToken> list;
+    std::vector<BatchRow> rows(row_count);
     std::vector<uint32_t> pages;
-    for (int i = 0; i < tokens; i++)
-      list.push_back({(i * 7919u + 13) % VOCAB, static_cast<uint32_t>(i), 0, 0});
-    for (int i = 0; i <= capacity / PAGE_TOKENS; i++) pages.push_back(i);
-    BatchRow row = {};
-    row.count = tokens;
+    for (uint32_t i = 0; i < static_cast<uint32_t>(step.tokens); i++)
+      list.push_back({(i * 7919u + 13) % VOCAB, step.users ? position : i, step.users ? i : 0, 0});
+    for (uint32_t i = 0; i < row_count; i++) {
+      rows[i].start = step.users ? position : 0;
+      rows[i].first = i;
+      rows[i].count = step.users ? 1 : step.tokens;
+      for (uint32_t& pages_at : rows[i].pages_at) pages_at = i * pages_each();
+    }
+    for (int i = 0; i < page_count; i++) pages.push_back(i);
     Buffers::copy(narrow.tokens, list);
     Buffers::copy(narrow.pages, pages);
-    Buffers::copy(narrow.rows, std::vector<BatchRow>{row});
+    Buffers::copy(narrow.rows, rows);
     memory.memory = narrow;
-    memory.token_count = tokens;
+    memory.token_count = step.tokens;
+    memory.row_count = row_count;
   }
 
   // `early` is how the engine launches: where CTAs of the launch before have ended.
@@ -180,8 +227,8 @@ struct WideModel {
     return ms;
   }
 
-  bool check(const std::vector<WideLaunch>& launches, int tokens) const {
-    const size_t count = static_cast<size_t>(tokens) * HIDDEN;
+  bool check(const std::vector<WideLaunch>& launches, const StepShape& step) const {
+    const size_t count = static_cast<size_t>(step.tokens) * HIDDEN;
     run(launches);
     const auto first = read<float>(memory.stream, count);
     run(launches);
@@ -195,13 +242,13 @@ struct WideModel {
     // To compare with other versions of the kernels.
     uint64_t hash = 0;
     for (float value : first) hash = hash * 31 + std::bit_cast<uint32_t>(value);
-    std::printf("%d tokens: the stream's hash is %016llx\n", tokens,
+    std::printf("%d %s: the stream's hash is %016llx\n", step.tokens, step.name(),
                 static_cast<unsigned long long>(hash));
     return verdict.print();
   }
 
   // The time of each kernel, from event to event, and what is left of the whole step's.
-  void time(const std::vector<WideLaunch>& launches, int tokens) const {
+  void time(const std::vector<WideLaunch>& launches, const StepShape& step) const {
     float whole = run(launches), serial = run(launches, false);
     for (int i = 0; i < 2; i++) {
       whole = std::min(whole, run(launches));
@@ -232,8 +279,8 @@ struct WideModel {
       found->ms += ms;
     }
     double sum = 0;
-    std::printf("%d tokens: %.1f ms, %zu launches; %.1f ms if none begins early\n", tokens, whole,
-                launches.size(), serial);
+    std::printf("%d %s: %.1f ms, %zu launches; %.1f ms if none begins early\n", step.tokens,
+                step.name(), whole, launches.size(), serial);
     for (const Row& row : rows) {
       std::printf("  %-22s %4d times %8.1f us, %7.2f ms\n", row.name, row.count,
                   row.ms * 1e3 / row.count, row.ms);
@@ -249,22 +296,26 @@ bool all(bool small) {
     CHECK(cudaFuncSetAttribute(kernel.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(WIDE_SHARED_MAX)));
   };
-  for (const WideKernel* kernel : {&EMBED, &INPUT_NORM, &QKV, &HEADS, &OUTPUT, &POST_NORM})
+  for (const WideKernel* kernel :
+       {&EMBED, &INPUT_NORM, &QKV, &QKV_FEW, &HEADS, &OUTPUT, &POST_NORM})
     prepare(*kernel);
   for (const WideKernel& kernel : ATTENTION) prepare(kernel);
+  prepare(WINDOW_ROWS);
   for (const WideKernel& kernel : DENSE) prepare(kernel);
   for (const WideKernel& kernel : ROUTER) prepare(kernel);
   for (const WideKernel& kernel : EXPERTS) prepare(kernel);
   for (const WideKernel& kernel : DOWN) prepare(kernel);
-  const std::vector<int> counts =
-      small ? std::vector<int>{70} : std::vector<int>{65, 256, 1000, 4000, 8192};
-  WideModel model(counts.back());
+  std::vector<StepShape> steps = {{70, false}, {70, true}};
+  if (!small)
+    steps = {{65, false},   {128, false},  {256, false}, {512, false}, {1000, false},
+             {4000, false}, {8192, false}, {65, true},   {128, true},  {USERS_MAX, true}};
+  WideModel model(small ? 70 : 8192, small ? 100 : 1000);
   bool right = true;
-  for (int tokens : counts) {
-    model.upload(tokens);
-    const std::vector<WideLaunch> launches = launches_of(model.layers, tokens);
-    right = model.check(launches, tokens) && right;
-    if (!small) model.time(launches, tokens);
+  for (const StepShape& step : steps) {
+    model.upload(step);
+    const std::vector<WideLaunch> launches = launches_of(model.layers, step.tokens, step.users);
+    right = model.check(launches, step) && right;
+    if (!small) model.time(launches, step);
   }
   return right;
 }

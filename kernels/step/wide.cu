@@ -5,11 +5,13 @@
 
 namespace kilotok {
 
-// The host takes the wide pass only for models that it has.
+// The host takes the wide pass only for models that it has, and knows which steps have few tokens.
 template <int KIND = 0>
 constexpr bool wide_attentions_agree() {
   if constexpr (KIND < DRAFT_ATTENTION) {
     static_assert((planned::WIDE_ATTENTION[KIND] != 0) == wide::HAS_ATTENTION<KIND>, "attention");
+    static_assert(planned::WIDE_FEW_QKV[KIND] == wide::FewWork<QkvMatrix<KIND>>::TOKENS_MAX,
+                  "q, k, v");
     return wide_attentions_agree<KIND + 1>();
   }
   return true;
@@ -17,14 +19,21 @@ constexpr bool wide_attentions_agree() {
 static_assert(wide_attentions_agree());
 
 // The largest of a size over the target's kinds of attention, and over its networks of experts.
+template <int KIND>
+constexpr size_t kind_shared_bytes() {
+  if constexpr (!wide::HAS_ATTENTION<KIND>)
+    return 0;
+  else if constexpr (ATTENTIONS[KIND].window > 0)
+    return larger(sizeof(wide::AttnShared<KIND>), sizeof(wide::RowsShared<KIND>));
+  else
+    return sizeof(wide::AttnShared<KIND>);
+}
 template <int KIND = 0>
 constexpr size_t attn_shared_bytes() {
   if constexpr (KIND >= DRAFT_ATTENTION)
     return 0;
-  else if constexpr (!wide::HAS_ATTENTION<KIND>)
-    return attn_shared_bytes<KIND + 1>();
   else
-    return larger(sizeof(wide::AttnShared<KIND>), attn_shared_bytes<KIND + 1>());
+    return larger(kind_shared_bytes<KIND>(), attn_shared_bytes<KIND + 1>());
 }
 template <int KIND = 0>
 constexpr size_t experts_shared_bytes() {
@@ -121,6 +130,19 @@ extern "C" __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
   });
 }
 
+// The same of few tokens, up to `planned::WIDE_FEW_QKV` of the layer's kind.
+extern "C" __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
+    wide_qkv_few(const __grid_constant__ WideMemory memory) {
+  if (!begin_wide(memory)) return;
+  const int kind = wide_layer<false>(memory).attention;
+  with_matrix<QkvMatrix, 0, DRAFT_ATTENTION>(kind, [&](auto first) {
+    using M = QkvMatrix<decltype(first)::value>;
+    if constexpr (wide::FewWork<M>::TOKENS_MAX > 0)
+      wide::attn_in<M, 0, DRAFT_ATTENTION>(launch_shared<wide::FewShared>(),
+                                           attn_in_memory<false>(memory), kind);
+  });
+}
+
 // Of kinds whose projections do not become queries, keys and values by themselves.
 extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
     wide_heads(const __grid_constant__ WideMemory memory) {
@@ -138,6 +160,17 @@ extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
     constexpr int KIND = decltype(kind)::value;
     if constexpr (wide::HAS_ATTENTION<KIND>)
       wide::attn<KIND>(launch_shared<wide::AttnShared<KIND>>(), attn_memory(memory));
+  });
+}
+
+// The same of layers with a window, of a step with many rows.
+extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
+    wide_window_rows(const __grid_constant__ WideMemory memory) {
+  if (!begin_wide(memory)) return;
+  with_kind<0, DRAFT_ATTENTION>(wide_layer<false>(memory).attention, [&](auto kind) {
+    constexpr int KIND = decltype(kind)::value;
+    if constexpr (wide::HAS_ATTENTION<KIND> && ATTENTIONS[KIND].window > 0)
+      wide::window_rows<KIND>(launch_shared<wide::RowsShared<KIND>>(), attn_memory(memory));
   });
 }
 

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "kilotok/wide/all_reduce.cuh"
-#include "kilotok/wide/attn.cuh"
+#include "kilotok/wide/attn_rows.cuh"
 #include "kilotok/wide/experts.cuh"
 #include "kilotok/wide/project.cuh"
 #include "kilotok/wide/router.cuh"

@@ -518,6 +518,8 @@ pub(crate) fn planned(constants: &Constants, working: &Working) -> String {
         usize::from(wide::has_attention(kind.window, kind.qk_dim, kind.v_dim))
     };
     write("WIDE_ATTENTION", list(attentions, &wide_attention));
+    let few_tokens = |kind: usize| wide::few_tokens(constants.qkv(kind), constants.launch.grid);
+    write("WIDE_FEW_QKV", list(attentions, &few_tokens));
     write("TILE", list(attentions, &|kind| constants.tile_bytes(kind)));
     write("KEY_PAGE", list(attentions, &|kind| constants.page_bytes(kind).0));
     write("VALUE_PAGE", list(attentions, &|kind| constants.page_bytes(kind).1));

@@ -221,7 +221,7 @@ impl Rank {
             Target::Wide(step) => {
                 let wide = |launch| Pass::Wide(launch, step);
                 let layers = &self.wide_layers;
-                passes.extend(layers.target_launches().into_iter().map(wide));
+                passes.extend(layers.target_launches(&step).into_iter().map(wide));
                 passes.push(Pass::Slots(step));
                 for gather in layers.wanted_launches(step.wanted_count) {
                     let first = gather.slice.0;

@@ -7,7 +7,7 @@ use kilotok_abi::{
     BatchRow, BatchToken, CANDIDATES_MAX, ChoicePart, Judged, Memory, PARTS_MAX, Report,
     SampleMemory, SampleRow, Stamp, TOPS_MAX, Top, VerifyMemory, WANTED_MAX, Wanted, WideMemory,
 };
-use kilotok_model::{AttentionSpec, LayerSpec, ModelSpec};
+use kilotok_model::{AttentionSpec, LayerSpec, ModelSpec, WeightFormat};
 
 use crate::buffers::{BF16, CHUNK_COLUMNS, CONSUMER_WARPS, F32, Matrix, TILE_TOKENS, largest};
 use crate::constants::{Attention, Constants, FeedForward, LayerKinds, TOKENS_MAX};
@@ -22,8 +22,13 @@ const CAPACITY_STEP: u32 = 128;
 /// Launches of the head in a step, at most, each with an all-gather.
 pub(crate) const HEADS_MAX: u32 = WANTED_MAX.div_ceil(TOKENS_MAX) as u32;
 /// Rows of a step at most: requests that decode together. More gain little, as a step of so many
-/// reads nearly all experts.
+/// reads nearly all experts. `wide/attn_rows.cuh` has room for as many.
 pub(crate) const ROWS_MAX: usize = 256;
+
+/// Attention over windows is that of `wide/attn_rows.cuh` for so many rows, or more, with up to so
+/// many tokens each, on average: as many as a tile has.
+const MANY_ROWS: u32 = 16;
+const SHORT_TOKENS: u32 = 16;
 
 /// `PANEL_COLUMNS` of `wide/products.cuh`.
 const PANEL_COLUMNS: usize = 64;
@@ -35,6 +40,17 @@ const EXCHANGES: usize = 2;
 const PIECE_KEYS: usize = 16;
 const PAGE_KEYS: usize = 64;
 const PAGE_BYTES: usize = 52_224;
+
+/// Row tiles and tokens of an item of `wide/gemm_few.cuh`.
+const FEW_ROW_TILES: usize = 4;
+const FEW_TOKENS: usize = 128;
+
+/// Up to how many tokens q, k and v are multiplied by the GEMM of few tokens: `TOKENS_MAX` of
+/// `FewWork` in `wide/gemm_few.cuh`.
+pub(crate) fn few_tokens(qkv: Matrix, grid: usize) -> usize {
+    let row_groups = (qkv.units() * qkv.row_tiles).div_ceil(FEW_ROW_TILES);
+    if qkv.format == WeightFormat::Mxfp4 { 0 } else { grid / row_groups * FEW_TOKENS }
+}
 
 /// Room for steps of up to `token_max` tokens.
 pub(crate) fn capacity(token_max: u32) -> usize {
@@ -74,8 +90,10 @@ pub(crate) enum WideKernel {
     Embed,
     InputNorm,
     Qkv,
+    QkvFew,
     Heads,
     Attention,
+    WindowRows,
     Output,
     PostNorm,
     DenseGateUp,
@@ -107,12 +125,14 @@ const CHOICE_THREADS: &str = "WIDE_CHOICE_THREADS";
 
 impl WideKernel {
     /// In the order of their discriminants: name, and name of the number of threads.
-    pub(crate) const ALL: [(&str, &str); 23] = [
+    pub(crate) const ALL: [(&str, &str); 25] = [
         ("wide_embed", MOVE_THREADS),
         ("wide_input_norm", NORM_THREADS),
         ("wide_qkv", GEMM_THREADS),
+        ("wide_qkv_few", GEMM_THREADS),
         ("wide_heads", ATTENTION_THREADS),
         ("wide_attention", ATTENTION_THREADS),
+        ("wide_window_rows", ATTENTION_THREADS),
         ("wide_output", GEMM_THREADS),
         ("wide_post_norm", NORM_THREADS),
         ("wide_dense_gate_up", GEMM_THREADS),
@@ -138,9 +158,9 @@ impl WideKernel {
         match self {
             Self::Embed => Stamp::Embed,
             Self::InputNorm | Self::PostNorm => Stamp::AddRmsNorm,
-            Self::Qkv => Stamp::Project,
+            Self::Qkv | Self::QkvFew => Stamp::Project,
             Self::Heads => Stamp::AttentionIn,
-            Self::Attention => Stamp::Attention,
+            Self::Attention | Self::WindowRows => Stamp::Attention,
             Self::Output => Stamp::Output,
             Self::DenseGateUp | Self::GateUp => Stamp::GateUp,
             Self::DenseDown | Self::Down => Stamp::Down,
@@ -208,6 +228,10 @@ pub(crate) struct WideLayers {
 struct LayerShape {
     /// Whether the epilogue of its projections makes queries, keys and values.
     paired: bool,
+    /// Up to how many tokens its projections have a kernel of their own.
+    few_tokens: usize,
+    /// From so many short rows on its attention has a kernel of its own.
+    many_rows: u32,
     dense: bool,
     /// Whether the products of its experts get a bias when they are combined.
     biased: bool,
@@ -218,6 +242,10 @@ impl WideLayers {
         let shapes = |layers: &[LayerKinds]| {
             let shape = |kinds: &LayerKinds| LayerShape {
                 paired: constants.attentions[kinds.attention].is_paired(),
+                few_tokens: few_tokens(constants.qkv(kinds.attention), constants.launch.grid),
+                many_rows: constants.attentions[kinds.attention]
+                    .window
+                    .map_or(u32::MAX, |_| MANY_ROWS),
                 dense: constants.feed_forwards[kinds.feed_forward].experts == 0,
                 biased: constants.feed_forwards[kinds.feed_forward].bias,
             };
@@ -234,11 +262,11 @@ impl WideLayers {
         self.in_parts.then_some(WideLaunch { collective, ..launch })
     }
 
-    /// The target's launches, from embeddings to the last norm.
-    pub(crate) fn target_launches(&self) -> Vec<WideLaunch> {
+    /// The target's launches of a step, from embeddings to the last norm.
+    pub(crate) fn target_launches(&self, step: &WideStep) -> Vec<WideLaunch> {
         let mut launches = vec![WideLaunch::new(WideKernel::Embed, 0)];
         for (layer, shape) in (0..).zip(&self.target) {
-            self.add_layer(&mut launches, layer, *shape);
+            self.add_layer(&mut launches, layer, *shape, step);
         }
         self.add_input_norm(&mut launches, self.target.len() as u32);
         launches
@@ -251,12 +279,23 @@ impl WideLayers {
         slices.map(move |slice| WideLaunch { slice, ..gather })
     }
 
-    fn add_layer(&self, launches: &mut Vec<WideLaunch>, layer: u32, shape: LayerShape) {
+    fn add_layer(
+        &self,
+        launches: &mut Vec<WideLaunch>,
+        layer: u32,
+        shape: LayerShape,
+        step: &WideStep,
+    ) {
         let of_layer = |kernel| WideLaunch::new(kernel, layer);
         self.add_input_norm(launches, layer);
-        launches.push(of_layer(WideKernel::Qkv));
+        let choose = |is, kernel, other| of_layer(if is { kernel } else { other });
+        let few = step.token_count as usize <= shape.few_tokens;
+        launches.push(choose(few, WideKernel::QkvFew, WideKernel::Qkv));
         launches.extend((!shape.paired).then(|| of_layer(WideKernel::Heads)));
-        launches.extend([WideKernel::Attention, WideKernel::Output].map(of_layer));
+        let rows = step.row_count;
+        let many_rows = rows >= shape.many_rows && step.token_count <= rows * SHORT_TOKENS;
+        launches.push(choose(many_rows, WideKernel::WindowRows, WideKernel::Attention));
+        launches.push(of_layer(WideKernel::Output));
         launches.extend(self.all_reduce(2 * layer + 2));
         let network = if shape.dense {
             [WideKernel::DenseGateUp, WideKernel::DenseDown]

@@ -20,6 +20,18 @@ constexpr int THREADS = CONSUMERS + 128;
 constexpr int CONSUMER_REGISTERS = 152;
 constexpr int HELPER_REGISTERS = 56;
 
+// The sum of a value over the lanes before this one, and over all lanes.
+__device__ __forceinline__ uint32_t sum_before(uint32_t value, int lane, uint32_t& all) {
+  uint32_t sum = value;
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const uint32_t other = __shfl_sync(~0u, sum, larger(lane - distance, 0));
+    if (lane >= distance) sum += other;
+  }
+  all = __shfl_sync(~0u, sum, 31);
+  return sum - value;
+}
+
 #ifdef KILOTOK_STAMPS
 // Stamps that the first CTA has written in this launch.
 static __shared__ int stamp_count;

@@ -106,18 +106,6 @@ struct Choices {
   __device__ __forceinline__ int token(int i) const { return (thread + i * CONSUMERS) / TOP_K; }
 };
 
-// The sum of a value over the lanes before this one, and over all lanes.
-__device__ __forceinline__ uint32_t sum_before(uint32_t value, int lane, uint32_t& all) {
-  uint32_t sum = value;
-#pragma unroll
-  for (int distance = 1; distance < 32; distance *= 2) {
-    const uint32_t other = __shfl_sync(~0u, sum, larger(lane - distance, 0));
-    if (lane >= distance) sum += other;
-  }
-  all = __shfl_sync(~0u, sum, 31);
-  return sum - value;
-}
-
 // Writes the entries of one expert. `before` counts the rows and entries of lower experts.
 template <int KIND>
 __device__ __forceinline__ void write_entries(GatheredRoutes& routes, GatherScratch& scratch,

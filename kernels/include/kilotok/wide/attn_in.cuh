@@ -10,7 +10,7 @@
 
 #include "kilotok/phase/attn_in.cuh"
 #include "kilotok/phase/embed.cuh"
-#include "kilotok/wide/gemm.cuh"
+#include "kilotok/wide/gemm_few.cuh"
 
 namespace kilotok::wide {
 
@@ -117,10 +117,10 @@ struct RowBiases {
 };
 
 // Stores a lane's products of a projection whose rows lie in pairs, of `token` and every eighth one
-// after it.
+// after it before `end`.
 template <int KIND>
 __device__ __forceinline__ void store_pairs(const AttnInMemory& memory, int row_tile, int token,
-                                            int lane, TilesProducts& products) {
+                                            int end, int lane, TilesProducts& products) {
   const HeadPair<KIND> pair(row_tile, 0);
   const LayerMemory& layer = *at<const LayerMemory>(memory.layer);
   const int first = pair.first + lane % 4 * 2, second = pair.second + lane % 4 * 2;
@@ -130,7 +130,7 @@ __device__ __forceinline__ void store_pairs(const AttnInMemory& memory, int row_
   uint32_t places[TILES_AT_ONCE] = {};
 #pragma unroll
   for (int i = 0; i < TILES_AT_ONCE; i++) {
-    const int t = min(token + i * TILE_TOKENS, memory.step.count - 1);
+    const int t = min(token + i * TILE_TOKENS, end - 1);
     scales[i] = at<const float>(memory.inverse_rms)[t];
 #pragma unroll
     for (int j = 0; j < 2 && pair.rotated; j++)
@@ -141,7 +141,7 @@ __device__ __forceinline__ void store_pairs(const AttnInMemory& memory, int row_
 #pragma unroll
   for (int i = 0; i < TILES_AT_ONCE; i++) {
     const int t = token + i * TILE_TOKENS;
-    if (t >= memory.step.count) break;
+    if (t >= end) break;
     TileProducts& v = products[i];
 #pragma unroll
     for (int j = 0; j < 2; j++)
@@ -162,14 +162,14 @@ __device__ __forceinline__ void store_pairs(const AttnInMemory& memory, int row_
 // Stores a lane's products by token, scaled by 1 / rms and with their biases.
 template <int KIND>
 __device__ __forceinline__ void store_projected(const AttnInMemory& memory, int row_tile, int token,
-                                                int lane, const TilesProducts& products) {
+                                                int end, int lane, const TilesProducts& products) {
   constexpr bool BIAS = ATTENTIONS[KIND].bias;
   const RowBiases<KIND> biases(*at<const LayerMemory>(memory.layer), row_tile, lane);
   const int row = row_tile * 16 + lane % 4 * 2;
 #pragma unroll
   for (int i = 0; i < TILES_AT_ONCE; i++) {
     const int t = token + i * TILE_TOKENS;
-    if (t >= memory.step.count) break;
+    if (t >= end) break;
     float* to = at<float>(memory.projected) + static_cast<size_t>(t) * PROJECTED_ROWS + row;
     const float scale = at<const float>(memory.inverse_rms)[t];
 #pragma unroll
@@ -183,53 +183,76 @@ __device__ __forceinline__ void store_projected(const AttnInMemory& memory, int 
   }
 }
 
-// All threads of all CTAs, GEMM_THREADS each: calls `use(row tile, token, lane, products)` for a
-// lane's first token, behind which there may be none. Products are passed through shared memory:
-// the epilogue's code is then there once, and its registers do not make the compiler wait between
-// products.
+// A consumer warp, which has a row tile of an item: calls `use(row tile, token, end, lane,
+// products)` for TILES_AT_ONCE tiles of tokens at a time, every GROUPS-th of those from number
+// `group` on. A lane's first token may be `end` or more. `sums` are those of the warp's lanes of
+// the first tile, THREADS before those of the next.
+template <int THREADS, int GROUPS, class M, class Work, class Use>
+__device__ __forceinline__ void use_products(const float4* sums, const Work& work, int item,
+                                             int row_tile, int group, int lane, Use use) {
+  if (row_tile >= MATRIX_TILES<M>) return;
+  const int first = work.first_token(item), tokens = work.tokens(item);
+#pragma unroll 1
+  for (int tile = group * TILES_AT_ONCE; tile * TILE_TOKENS < tokens;
+       tile += GROUPS * TILES_AT_ONCE) {
+    TilesProducts products;
+#pragma unroll
+    for (int i = 0; i < TILES_AT_ONCE; i++) products[i].load(sums + (tile + i) * THREADS, lane);
+    use(row_tile, first + tile * TILE_TOKENS + lane / 4, first + tokens, lane, products);
+  }
+}
+
+// All threads of all CTAs, GEMM_THREADS each: calls `use` as above for all products. They are
+// passed through shared memory: the epilogue's code is then there once, and its registers do not
+// make the compiler wait between products.
 template <class M, class Use>
 __device__ __forceinline__ void multiply_projections(GemmShared& shared, const AttnInMemory& memory,
                                                      Use use) {
+  constexpr int CONSUMERS = GemmShape<M>::CONSUMERS;
   const auto finish = [&](const GemmWork<M>& work, int item) {
     const int thread = ptx::opaque(threadIdx.x), lane = thread % 32;
-    const int row_tile = work.first_tile(item) + thread / 32;
-    const float4* totals = GemmStages<M>::totals(shared) + (thread - lane);
     __syncwarp();
-    if (row_tile < MATRIX_TILES<M>)
-#pragma unroll 1
-      for (int tile = 0; tile * TILE_TOKENS < work.tokens(item); tile += TILES_AT_ONCE) {
-        TilesProducts products;
-#pragma unroll
-        for (int i = 0; i < TILES_AT_ONCE; i++)
-          products[i].load(totals + (tile + i) * GemmShape<M>::CONSUMERS, lane);
-        use(row_tile, work.first_token(item) + tile * TILE_TOKENS + lane / 4, lane, products);
-      }
+    use_products<CONSUMERS, 1, M>(GemmStages<M>::totals(shared) + (thread - lane), work, item,
+                                  work.first_tile(item) + thread / 32, 0, lane, use);
     __syncwarp();
   };
   gemm<M>(shared, at<const char>(at<const LayerMemory>(memory.layer)->qkv),
           {at<const char>(memory.normed), memory.capacity}, memory.step.count,
           [&](int, int, int tile, const float4& v) {
-            GemmStages<M>::totals(shared)[tile * GemmShape<M>::CONSUMERS + threadIdx.x] = v;
+            GemmStages<M>::totals(shared)[tile * CONSUMERS + threadIdx.x] = v;
           },
           finish);
+}
+// The same of few tokens.
+template <class M, class Use>
+__device__ __forceinline__ void multiply_projections(FewShared& shared, const AttnInMemory& memory,
+                                                     Use use) {
+  gemm_few<M>(shared, at<const char>(at<const LayerMemory>(memory.layer)->qkv),
+              {at<const char>(memory.normed), memory.capacity}, memory.step.count,
+              [&](const FewWork<M>& work, int item) {
+                const int thread = ptx::opaque(threadIdx.x), lane = thread % 32;
+                const int warp = thread / 32 % FEW_ROW_TILES;
+                use_products<WARPGROUP, FEW_GROUPS, M>(
+                    shared.totals[0] + warp * 32, work, item, work.first_tile(item) + warp,
+                    thread / WARPGROUP, lane, use);
+              });
 }
 
 // All threads of all CTAs, GEMM_THREADS each. `kind` is one of FIRST to END - 1 whose matrix is M:
 // the GEMM is there once for all of them, since over branches the compiler would wait for each
-// product.
-template <class M, int FIRST, int END>
-__device__ __forceinline__ void attn_in(GemmShared& shared, const AttnInMemory& memory,
-                                        int kind) {
+// product. `Shared` is that of `gemm` or, for few tokens, of `gemm_few`.
+template <class M, int FIRST, int END, class Shared>
+__device__ __forceinline__ void attn_in(Shared& shared, const AttnInMemory& memory, int kind) {
   multiply_projections<M>(
-      shared, memory, [&](int row_tile, int token, int lane, TilesProducts& products) {
+      shared, memory, [&](int row_tile, int token, int end, int lane, TilesProducts& products) {
         with_kind<FIRST, END>(kind, [&](auto of) {
           constexpr int KIND = decltype(of)::value;
           if constexpr (!IS_SAME<QkvMatrix<KIND>, M>)
             return;
           else if constexpr (ATTENTIONS[KIND].paired)
-            store_pairs<KIND>(memory, row_tile, token, lane, products);
+            store_pairs<KIND>(memory, row_tile, token, end, lane, products);
           else
-            store_projected<KIND>(memory, row_tile, token, lane, products);
+            store_projected<KIND>(memory, row_tile, token, end, lane, products);
         });
       });
 }

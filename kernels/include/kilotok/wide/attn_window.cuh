@@ -185,6 +185,18 @@ struct WindowHeads {
   }
 };
 
+// All consumers: clears a stage's values from one on, because uninitialised memory could be NaN.
+template <int KIND>
+__device__ __forceinline__ void clear_values(char* stage, uint32_t from) {
+  constexpr int DIMS = ATTENTIONS[KIND].v_dim, RUNS = DIMS / 8;
+  const uint32_t to = ptx::shared_address(stage);
+  for (uint32_t i = from * RUNS + threadIdx.x; i < WindowSizes<KIND>::KEYS * RUNS; i += CONSUMERS)
+    ptx::store_shared(
+        to + static_cast<uint32_t>(cache_offset<DIMS>(i / RUNS, i % RUNS * 8)) * 2,
+        make_uint4(0, 0, 0, 0));
+  ptx::sync_threads<CONSUMERS>();
+}
+
 template <int KIND>
 struct WindowConsumer {
   using S = WindowSizes<KIND>;
@@ -194,30 +206,20 @@ struct WindowConsumer {
   WindowShared<KIND>& shared;
   StageRing<S::STAGES> ring;
 
-  // All consumers: clears values behind the tile's last, because uninitialised memory could be NaN.
-  __device__ __forceinline__ void clear_values(uint32_t from) const {
-    constexpr int RUNS = A.v_dim / 8;
-    const uint32_t to = ptx::shared_address(shared.values[ring.stage]);
-    for (uint32_t i = from * RUNS + threadIdx.x; i < S::KEYS * RUNS; i += CONSUMERS)
-      ptx::store_shared(
-          to + static_cast<uint32_t>(cache_offset<A.v_dim>(i / RUNS, i % RUNS * 8)) * 2,
-          make_uint4(0, 0, 0, 0));
-    ptx::sync_threads<CONSUMERS>();
-  }
-
   __device__ __forceinline__ void attend_tile(const QueryTile& tile) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const BatchRow& row = memory.step.row(tile.row);
     const WindowRange<KIND> range(tile);
     ring.wait();
-    if (tile.end < range.base + S::KEYS) clear_values(tile.end - range.base);
+    // Those behind the tile's last.
+    if (tile.end < range.base + S::KEYS)
+      clear_values<KIND>(shared.values[ring.stage], tile.end - range.base);
     const int count = static_cast<int>(tile.end - tile.first) * T::COUNT;
 #pragma unroll 1
     for (int unit = warp; unit < count; unit += CONSUMERS / 32)
       attend_token(tile, row, range.base, tile.first + unit / T::COUNT, unit % T::COUNT, lane);
     ptx::reads_before_copies();
     ring.release(lane);
-    ring.next();
   }
 
   __device__ __forceinline__ void attend_token(const QueryTile& tile, const BatchRow& row,
@@ -253,10 +255,8 @@ struct WindowConsumer {
 
 // The producer: keys and values of a tile. Copies that no token sees are replaced by the nearest
 // one that a token sees: pages before a window may not exist.
-template <int KIND>
-__device__ __forceinline__ void produce_window(const AttnMemory& memory,
-                                               WindowShared<KIND>& shared,
-                                               StageRing<WindowSizes<KIND>::STAGES>& ring,
+template <int KIND, class Shared, class Ring>
+__device__ __forceinline__ void produce_window(const AttnMemory& memory, Shared& shared, Ring& ring,
                                                const QueryTile& tile) {
   using S = WindowSizes<KIND>;
   constexpr int COPIES = S::KEYS / S::COPY;

@@ -208,12 +208,13 @@ struct GemmWeights {
 };
 
 // Adds a chunk to a warp's sums, four for every eight tokens as in `mma`. Of quantised weights two
-// groups of products are in flight: while one is computed, the sums of the other are added.
-template <Format F, int COLUMNS>
+// groups of products are in flight: while one is computed, the sums of the other are added. With
+// one SLOT for sums other warpgroups keep the tensor cores busy meanwhile.
+template <Format F, int COLUMNS, int SLOTS = 2>
 struct GemmProducts;
 
-template <int COLUMNS>
-struct GemmProducts<Format::Bf16, COLUMNS> {
+template <int COLUMNS, int SLOTS>
+struct GemmProducts<Format::Bf16, COLUMNS, SLOTS> {
   static __device__ __forceinline__ void add(float (&acc)[COLUMNS / 2],
                                              const Chunk<Format::Bf16>& chunk, uint64_t tokens) {
     ptx::wgmma_fence();
@@ -228,10 +229,12 @@ struct GemmProducts<Format::Bf16, COLUMNS> {
   }
 };
 
-template <int COLUMNS>
-struct GemmProducts<Format::Fp8, COLUMNS> {
+template <int COLUMNS, int SLOTS>
+struct GemmProducts<Format::Fp8, COLUMNS, SLOTS> {
   using C = Chunk<Format::Fp8>;
-  static constexpr int WIDTH = smaller(COLUMNS, 64), PIECES = COLUMNS / WIDTH;
+  static constexpr int PIECES = ceil_div(COLUMNS, 64), WIDTH = COLUMNS / PIECES;
+  static_assert(PIECES * WIDTH == COLUMNS && PIECES <= 2, "pieces are alike");
+  static constexpr bool BOTH = SLOTS == 2 && PIECES == 2;
   using Operand = Fp8Operand<WIDTH>;
   using Sums = typename Operand::Sums;
 
@@ -239,12 +242,16 @@ struct GemmProducts<Format::Fp8, COLUMNS> {
                                              uint64_t tokens) {
     uint32_t a[4][4];
     Operand::decode(chunk, a);
-    Sums sums[PIECES];
+    Sums sums[BOTH ? 2 : 1];
 #pragma unroll
-    for (int piece = 0; piece < PIECES; piece++)
-      Operand::multiply(sums[piece], a, tokens_at(tokens, piece * WIDTH));
-    if constexpr (PIECES == 2) settle<1>(acc, 0, sums[0], chunk.scales);
-    settle<0>(acc, PIECES - 1, sums[PIECES - 1], chunk.scales);
+    for (int piece = 0; piece < PIECES; piece++) {
+      Operand::multiply(sums[BOTH ? piece : 0], a, tokens_at(tokens, piece * WIDTH));
+      if (!BOTH) settle<0>(acc, piece, sums[0], chunk.scales);
+    }
+    if constexpr (BOTH) {
+      settle<1>(acc, 0, sums[0], chunk.scales);
+      settle<0>(acc, 1, sums[1], chunk.scales);
+    }
   }
 
  private:
@@ -259,7 +266,7 @@ struct GemmProducts<Format::Fp8, COLUMNS> {
 };
 
 template <int COLUMNS>
-struct GemmProducts<Format::Mxfp4, COLUMNS> {
+struct GemmProducts<Format::Mxfp4, COLUMNS, 2> {
   using C = Chunk<Format::Mxfp4>;
 
   static __device__ __forceinline__ void add(float (&acc)[COLUMNS / 2], const C& chunk,
