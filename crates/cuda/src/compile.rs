@@ -311,8 +311,8 @@ mod tests {
     fn without_a_compiler_the_newest_code_will_do_that_the_driver_loads() {
         let folder = tempfile::tempdir().unwrap();
         let toolchain = Toolchain { cache: Some(folder.path().to_owned()), prefixes: Vec::new() };
-        let program = Program::new("constexpr int HIDDEN = 64;", false);
-        let key = key(&program);
+        let [key, other] = [64, 65]
+            .map(|hidden| key(&Program::new(&format!("constexpr int HIDDEN = {hidden};"), false)));
         let driver = |major| Some(Version { major, minor: 0 });
         assert!(toolchain.kept_by_any(&key, driver(13)).is_none(), "the folder is empty");
         for build in ["12.9.86", "13.0.9", "13.0.88", "14.0.1", "11.8.89"] {
@@ -320,7 +320,7 @@ mod tests {
             keep(&file, build.as_bytes()).unwrap();
         }
         // Another program's, damaged code, and what is none.
-        keep(&folder.path().join(format!("0{}-13.9.9.cubin", &key[1..])), b"another").unwrap();
+        keep(&folder.path().join(format!("{other}-13.9.9.cubin")), b"another").unwrap();
         fs::write(folder.path().join(format!("{key}-13.5.1.cubin")), "damaged").unwrap();
         fs::write(folder.path().join(format!("{key}.part")), "no code").unwrap();
         let newest = |driver| {
