@@ -333,7 +333,7 @@ mod tests {
             assert_eq!(within, stall_free, "{chunk}");
         }
         let alone = Beside { stall_free: true, ..beside(0, 0) };
-        assert_eq!(model.chunk(alone, 8192, true), 8192, "nobody waits for the step");
+        assert_eq!(model.chunk(alone, 8192, true), 8192, "no reply waits for the step");
     }
 
     #[test]

@@ -7,7 +7,6 @@ mod growth;
 
 use std::cell::Cell;
 use std::io;
-
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread::{self, ScopedJoinHandle};
 
@@ -23,8 +22,8 @@ use borders::Borders;
 /// Largest vocabulary: sixteen times the largest known. A wrong id must not take all memory.
 const VOCAB_MAX: usize = 1 << 22;
 
-/// A longer text is cut where that changes no token. Encoding takes 0.1 to 0.4 us a byte, so
-/// starting a thread for a piece takes a hundredth of its time.
+/// A longer text is cut where that changes no token. Encoding takes some 0.4 us a byte, a hundred
+/// times as long as it takes to start a thread for a piece.
 const PIECE_BYTES: usize = 1 << 14;
 
 /// So many bytes of a text are encoded at a time, by several threads: memory is needed for them,
@@ -176,7 +175,8 @@ impl Tokenizer {
         Ok((pieces, rest))
     }
 
-    /// The tokens of each piece. Where no thread can be started, this one encodes them all.
+    /// The tokens of each piece, of which there are some. Where no thread can be started, this one
+    /// encodes them all.
     fn encode_batch(
         &self,
         pieces: &[&str],
@@ -186,7 +186,7 @@ impl Tokenizer {
             pieces.iter().map(|piece| guarded(|| self.encode_piece(piece, specials))).collect()
         };
         let (first, others) = pieces.split_at(pieces.len().div_ceil(self.threads));
-        let share = first.len().max(1);
+        let share = first.len();
         thread::scope(|scope| {
             let start = |pieces| {
                 let started = thread::Builder::new().spawn_scoped(scope, move || encode(pieces));

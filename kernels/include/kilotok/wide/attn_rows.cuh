@@ -196,16 +196,8 @@ struct WindowTogether {
     for (int i = 0; i < 4; i++) scores[i] = 0;
     const uint32_t from = keys + half * (GROUP_KEYS * S::KEY_BYTES) + lane % 8 * 16;
 #pragma unroll
-    for (int step = 0; step < T::STEPS && sees(half / 2); step++) {
-      const uint4 &low = queries[step * 2], &high = queries[step * 2 + 1];
-      const uint32_t a[4] = {low.x, low.y, low.z, low.w};
-      const uint32_t b[4] = {high.x, high.y, high.z, high.w};
-      // The last step may have fewer dimensions.
-      const int run = smaller(step * 4 + lane / 8, A.qk_dim / 8 - 1);
-      const uint4 k = ptx::load_matrices(from + run * PIECE_BYTES);
-      ptx::mma(scores, a, k.x, k.y);
-      ptx::mma(others, b, k.z, k.w);
-    }
+    for (int step = 0; step < T::STEPS && sees(half / 2); step++)
+      add_scores<KIND>(scores, others, queries, step, from, lane);
     float largest[2] = {LOWEST, LOWEST};
 #pragma unroll
     for (int i = 0; i < 4; i++) {

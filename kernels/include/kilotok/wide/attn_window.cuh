@@ -42,6 +42,22 @@ struct WindowRange {
   }
 };
 
+// Adds the products of 32 dimensions of the queries with eight keys, which begin at `from`, to the
+// sums of even and of odd steps.
+template <int KIND>
+__device__ __forceinline__ void add_scores(float (&even)[4], float (&odd)[4],
+                                           const uint4 (&queries)[HeadTiles<KIND>::STEPS * 2],
+                                           int step, uint32_t from, int lane) {
+  const uint4 &low = queries[step * 2], &high = queries[step * 2 + 1];
+  const uint32_t a[4] = {low.x, low.y, low.z, low.w};
+  const uint32_t b[4] = {high.x, high.y, high.z, high.w};
+  // The last step may have fewer dimensions.
+  const int run = smaller(step * 4 + lane / 8, ATTENTIONS[KIND].qk_dim / 8 - 1);
+  const uint4 k = ptx::load_matrices(from + run * PIECE_BYTES);
+  ptx::mma(even, a, k.x, k.y);
+  ptx::mma(odd, b, k.z, k.w);
+}
+
 // A warp's token and head tile.
 template <int KIND>
 struct WindowHeads {
@@ -147,16 +163,8 @@ struct WindowHeads {
         const uint32_t from =
             keys + (piece * 2 + half) * (GROUP_KEYS * S::KEY_BYTES) + lane % 8 * 16;
 #pragma unroll
-        for (int step = 0; step < T::STEPS; step++) {
-          const uint4 &low = held[step * 2], &high = held[step * 2 + 1];
-          const uint32_t a[4] = {low.x, low.y, low.z, low.w};
-          const uint32_t b[4] = {high.x, high.y, high.z, high.w};
-          // The last step may have fewer dimensions.
-          const int run = smaller(step * 4 + lane / 8, A.qk_dim / 8 - 1);
-          const uint4 k = ptx::load_matrices(from + run * PIECE_BYTES);
-          ptx::mma(sums, a, k.x, k.y);
-          ptx::mma(others, b, k.z, k.w);
-        }
+        for (int step = 0; step < T::STEPS; step++)
+          add_scores<KIND>(sums, others, held, step, from, lane);
 #pragma unroll
         for (int i = 0; i < 4; i++) sums[i] += others[i];
       }

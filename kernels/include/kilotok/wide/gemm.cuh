@@ -139,29 +139,25 @@ struct GemmRing {
 };
 
 // The weights of a consumer warp, which it copies for itself in the order in which it multiplies
-// them, AT_ONCE chunks after the other.
-template <class M>
-struct GemmWeights {
-  using Walk = ChunkWalk<M, Order::Parts>;
+// them, AT_ONCE chunks after the other. A `Walk` finds them: `has` tells whether any are left,
+// `chunk` where the lane reads the i-th of the AT_ONCE that come next, and `next` goes on to those
+// after them.
+template <class M, int WEIGHT_BYTES, class Walk>
+struct StagedWeights {
   static constexpr int STAGES = GemmStages<M>::WEIGHTS, AT_ONCE = GemmStages<M>::AT_ONCE;
   static_assert(AT_ONCE == 1 || AT_ONCE == STAGES, "stages are known");
-  const GemmWork<M>& work;
-  // What the lane copies of the first of the chunks that come next.
-  const char *matrix, *from;
-  int item, stage = 0;
+  Walk walk;
+  int stage = 0;
   // The warp's chunk of the first stage.
   uint32_t chunks;
-  Walk walk;
 
-  __device__ __forceinline__ GemmWeights(GemmShared& shared, const GemmWork<M>& w,
-                                         const char* weights, int first)
-      : work(w), matrix(weights + threadIdx.x % 32 * 16), item(first) {
-    chunks = GemmStages<M>::weights(shared) + threadIdx.x / 32 * M::CHUNK_BYTES;
-    begin_item();
+  // `first_stage`: where the stages of all warps' weights begin.
+  __device__ __forceinline__ StagedWeights(uint32_t first_stage, const Walk& from)
+      : walk(from), chunks(first_stage + threadIdx.x / 32 * M::CHUNK_BYTES) {
 #pragma unroll
     for (int i = 0; i + 1 < STAGES; i++) {
       copy(i, i % AT_ONCE);
-      if (AT_ONCE == 1) next();
+      if (AT_ONCE == 1) walk.next();
     }
   }
 
@@ -170,42 +166,70 @@ struct GemmWeights {
     ptx::wait_for_groups<STAGES - 2>();
     __syncwarp();
     const int own = AT_ONCE == 1 ? stage : i;
-    chunk.load(chunks + own * GemmStages<M>::WEIGHT_BYTES, threadIdx.x % 32);
+    chunk.load(chunks + own * WEIGHT_BYTES, threadIdx.x % 32);
     copy(own == 0 ? STAGES - 1 : own - 1, (i + AT_ONCE - 1) % AT_ONCE);
-    if (i == 0) next();
+    if (i == 0) walk.next();
     if (AT_ONCE == 1) stage = stage + 1 == STAGES ? 0 : stage + 1;
   }
 
  private:
-  // Beyond the last row tile it is that one again: all warps of a warpgroup multiply.
-  __device__ __forceinline__ void begin_item() {
-    walk = {};
-    const int tile = work.first_tile(item) + static_cast<int>(threadIdx.x) / 32;
-    from = row_tile<M>(matrix, smaller(tile, MATRIX_TILES<M> - 1));
-  }
   __device__ __forceinline__ void copy(int to, int i) const {
-    if (item < work.count()) {
-      const uint32_t chunk =
-          chunks + to * GemmStages<M>::WEIGHT_BYTES + threadIdx.x % 32 * 16;
+    if (walk.has()) {
+      const uint32_t chunk = chunks + to * WEIGHT_BYTES + threadIdx.x % 32 * 16;
 #pragma unroll
       for (int first = 0; first < M::CHUNK_BYTES; first += 32 * 16)
         if (first + static_cast<int>(threadIdx.x) % 32 * 16 < M::CHUNK_BYTES)
-          ptx::copy_later(chunk + first, from + walk.offset() + i * M::STEP_BYTES + first);
+          ptx::copy_later(chunk + first, walk.chunk(i) + first);
     }
     ptx::commit_copies();
   }
+};
+
+// The row tile of a matrix. Beyond the last one it is that one again: all warps of a warpgroup
+// multiply.
+template <class M>
+__device__ __forceinline__ const char* row_tile_within(const char* matrix, int tile) {
+  return row_tile<M>(matrix, smaller(tile, MATRIX_TILES<M> - 1));
+}
+
+// Through all columns of the warp's row tile of each item.
+template <class M>
+struct GemmWalk {
+  using Columns = ChunkWalk<M, Order::Parts>;
+  const GemmWork<M>& work;
+  const char *matrix, *from;
+  int item;
+  Columns columns;
+
+  __device__ __forceinline__ GemmWalk(const GemmWork<M>& w, const char* weights, int first)
+      : work(w), matrix(weights + threadIdx.x % 32 * 16), item(first) {
+    begin_item();
+  }
+  __device__ __forceinline__ bool has() const { return item < work.count(); }
+  __device__ __forceinline__ const char* chunk(int i) const {
+    return from + columns.offset() + i * M::STEP_BYTES;
+  }
   __device__ __forceinline__ void next() {
-    walk.inner += AT_ONCE;
-    if (walk.inner == Walk::INNER) {
-      walk.inner = 0;
-      walk.outer++;
+    columns.inner += GemmStages<M>::AT_ONCE;
+    if (columns.inner == Columns::INNER) {
+      columns.inner = 0;
+      columns.outer++;
     }
-    if (!walk.has() && item < work.count()) {
+    if (!columns.has() && has()) {
       item += GRID;
       begin_item();
     }
   }
+
+ private:
+  __device__ __forceinline__ void begin_item() {
+    columns = {};
+    from = row_tile_within<M>(matrix, work.first_tile(item) + static_cast<int>(threadIdx.x) / 32);
+  }
 };
+
+template <class M>
+using GemmWeights = StagedWeights<M, GemmStages<M>::WEIGHT_BYTES, GemmWalk<M>>;
 
 // Adds a chunk to a warp's sums, four for every eight tokens as in `mma`. Of quantised weights two
 // groups of products are in flight: while one is computed, the sums of the other are added. With
@@ -356,7 +380,7 @@ template <class M, class Use, class Finish>
 __device__ __forceinline__ void consume_gemm(GemmShared& shared, GemmRing<M>& ring,
                                              const char* matrix, const GemmWork<M>& work, int first,
                                              Use use, Finish finish) {
-  GemmWeights<M> weights(shared, work, matrix, first);
+  GemmWeights<M> weights(GemmStages<M>::weights(shared), GemmWalk<M>(work, matrix, first));
 #pragma unroll 1
   for (int item = first; item < work.count(); item += GRID) {
     const auto multiply = [&](auto columns) {

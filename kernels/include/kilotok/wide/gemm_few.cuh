@@ -132,53 +132,19 @@ struct FewRing {
   }
 };
 
-// The weights of a consumer warp, which it copies for itself as `GemmWeights` does.
-template <class M, int COLUMNS>
-struct FewWeights {
-  using S = FewStages<M, COLUMNS>;
-  static constexpr int STAGES = S::WEIGHTS, AT_ONCE = S::AT_ONCE;
+// Through the parts of a row tile's columns that a warpgroup has.
+template <class M>
+struct FewWalk {
   static constexpr int PARTS = ChunkWalk<M, Order::Parts>::PARTS;
-  // What the lane copies of the first of the chunks that come next.
+  static constexpr int AT_ONCE = GemmStages<M>::AT_ONCE;
   const char* from;
-  int part, step = 0, stage = 0;
-  // The warp's chunk of the first stage.
-  uint32_t chunks;
+  int part, step = 0;
 
-  // Beyond the last row tile it is that one again: all warps of a warpgroup multiply.
-  __device__ __forceinline__ FewWeights(FewShared& shared, const char* matrix, int tile, int group)
-      : from(row_tile<M>(matrix, smaller(tile, MATRIX_TILES<M> - 1)) + group * M::CHUNK_BYTES +
-             threadIdx.x % 32 * 16),
-        part(group),
-        chunks(S::weights(shared) + threadIdx.x / 32 * M::CHUNK_BYTES) {
-#pragma unroll
-    for (int i = 0; i + 1 < STAGES; i++) {
-      copy(i, i % AT_ONCE);
-      if (AT_ONCE == 1) next();
-    }
-  }
-
-  // Waits for the i-th of AT_ONCE chunks, loads it, and copies the one STAGES - 1 further on.
-  __device__ __forceinline__ void load(Chunk<M::FORMAT>& chunk, int i) {
-    ptx::wait_for_groups<STAGES - 2>();
-    __syncwarp();
-    const int own = AT_ONCE == 1 ? stage : i;
-    chunk.load(chunks + own * S::WEIGHT_BYTES, threadIdx.x % 32);
-    copy(own == 0 ? STAGES - 1 : own - 1, (i + AT_ONCE - 1) % AT_ONCE);
-    if (i == 0) next();
-    if (AT_ONCE == 1) stage = stage + 1 == STAGES ? 0 : stage + 1;
-  }
-
- private:
-  __device__ __forceinline__ void copy(int to, int i) const {
-    if (part < PARTS) {
-      const uint32_t chunk = chunks + to * S::WEIGHT_BYTES + threadIdx.x % 32 * 16;
-#pragma unroll
-      for (int first = 0; first < M::CHUNK_BYTES; first += 32 * 16)
-        if (first + static_cast<int>(threadIdx.x) % 32 * 16 < M::CHUNK_BYTES)
-          ptx::copy_later(chunk + first, from + i * M::STEP_BYTES + first);
-    }
-    ptx::commit_copies();
-  }
+  __device__ __forceinline__ FewWalk(const char* matrix, int tile, int group)
+      : from(row_tile_within<M>(matrix, tile) + group * M::CHUNK_BYTES + threadIdx.x % 32 * 16),
+        part(group) {}
+  __device__ __forceinline__ bool has() const { return part < PARTS; }
+  __device__ __forceinline__ const char* chunk(int i) const { return from + i * M::STEP_BYTES; }
   __device__ __forceinline__ void next() {
     step += AT_ONCE;
     from += AT_ONCE * M::STEP_BYTES;
@@ -218,9 +184,10 @@ __device__ __forceinline__ void multiply_few(FewShared& shared, const char* matr
   using S = FewStages<M, COLUMNS>;
   const int group = threadIdx.x / WARPGROUP, warp = threadIdx.x / 32 % FEW_ROW_TILES;
   FewRing<M, COLUMNS> ring(shared, group);
-  FewWeights<M, COLUMNS> weights(shared, matrix, first_tile + warp, group);
+  StagedWeights<M, S::WEIGHT_BYTES, FewWalk<M>> weights(
+      S::weights(shared), FewWalk<M>(matrix, first_tile + warp, group));
 #pragma unroll 1
-  for (int part = group; part < FewWeights<M, COLUMNS>::PARTS; part += FEW_GROUPS) {
+  for (int part = group; part < FewWalk<M>::PARTS; part += FEW_GROUPS) {
     float acc[COLUMNS / 2];
 #pragma unroll
     for (float& value : acc) value = 0;
