@@ -30,8 +30,9 @@ mod wide;
 #[path = "gpu/width.rs"]
 mod width;
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex};
 
 use kilotok_abi::TokenId;
 use kilotok_cpu::{CpuEngine, CpuOptions};
@@ -128,15 +129,17 @@ fn toolchain() -> Toolchain {
 
 /// Why this many ranks cannot run here, if so.
 fn absent(rank_count: usize) -> Option<String> {
-    static ONE: LazyLock<Option<String>> = LazyLock::new(|| reason(1));
-    if rank_count == 1 { ONE.clone() } else { ONE.clone().or_else(|| reason(rank_count)) }
+    // What was found holds the GPUs' contexts: to make those of eight takes seconds, and else every
+    // test would make its own.
+    static FOUND: Mutex<BTreeMap<usize, Result<Found, String>>> = Mutex::new(BTreeMap::new());
+    let mut found = FOUND.lock().unwrap();
+    found.entry(rank_count).or_insert_with(|| look(rank_count)).as_ref().err().cloned()
 }
 
-fn reason(rank_count: usize) -> Option<String> {
-    match Found::look(rank_count, &toolchain()) {
-        Ok(found) => found.compiler.err().map(|error| error.to_string()),
-        Err(error) => Some(error.to_string()),
-    }
+fn look(rank_count: usize) -> Result<Found, String> {
+    let found = Found::look(rank_count, &toolchain()).map_err(|error| error.to_string())?;
+    found.compiler.as_ref().map_err(ToString::to_string)?;
+    Ok(found)
 }
 
 /// Its files stay until it is closed.
