@@ -29,6 +29,9 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __align__(bytes) __attribute__((aligned(bytes)))
+// The C library's are calls, and of code that is slow after wide vectors.
+#define fmaxf emulator::larger
+#define fminf emulator::smaller
 
 struct alignas(8) uint2 { uint32_t x, y; };
 struct alignas(16) uint4 { uint32_t x, y, z, w; };
@@ -42,6 +45,10 @@ using std::max;
 using std::min;
 
 namespace emulator {
+
+// Without NaN, if one of them is a number.
+inline float larger(float a, float b) { return a > b || b != b ? a : b; }
+inline float smaller(float a, float b) { return a < b || b != b ? a : b; }
 
 constexpr int WARP = 32;
 constexpr int WARPGROUP = 4 * WARP;
@@ -69,7 +76,10 @@ struct Copy {
 };
 
 struct Thread {
-  void* stack;
+  // First what every switch between threads touches, on one line of the cache.
+  alignas(64) void* stack;
+  // Neighbours in the ring of runnable threads.
+  Thread *next, *previous;
   int index;
   // Pieces from which loads may still be in flight, and pieces that were written without a fence
   // for the tensor cores.
@@ -78,8 +88,6 @@ struct Thread {
   // Its copies into and out of shared memory that it has not waited for.
   std::vector<LaterCopy> later;
   std::vector<Copy> stores;
-  // Neighbours in the ring of runnable threads.
-  Thread *next, *previous;
 };
 
 // A thread that waits for an mbarrier.
@@ -361,26 +369,35 @@ inline bool meet(const Pieces& one, const Pieces& other) {
   return both != 0;
 }
 
+// A thread that has marked one of these pieces, or -1. Pieces are few, so most of their words are
+// empty and need no comparison.
+inline int marked_by(const Pieces& pieces, Pieces Thread::*marks) {
+  for (size_t k = 0; k < PIECES / 64; k++) {
+    if (pieces[k] == 0) continue;
+    for (int i = 0; i < here->launch->threads; i++)
+      if (pieces[k] & (here->threads[i].*marks)[k]) return i;
+  }
+  return -1;
+}
+
 // Bulk copies overtake loads, so no thread may have loads in flight from their destination.
 inline void check_reads(const void* to, uint32_t bytes) {
   Pieces written = {};
   note_run(written, to, bytes);
-  for (int i = 0; i < here->launch->threads; i++) {
-    if (!meet(written, here->threads[i].read)) continue;
-    std::fprintf(stderr, "thread %d read what a copy overwrites, and had no fence since\n", i);
-    trap();
-  }
+  const int thread = marked_by(written, &Thread::read);
+  if (thread < 0) return;
+  std::fprintf(stderr, "thread %d read what a copy overwrites, and had no fence since\n", thread);
+  trap();
 }
 
 // They overtake stores too, so no thread may have stores in flight to their source.
 inline void check_written(const void* from, uint32_t bytes) {
   Pieces read = {};
   note_run(read, from, bytes);
-  for (int i = 0; i < here->launch->threads; i++) {
-    if (!meet(read, here->threads[i].written)) continue;
-    std::fprintf(stderr, "thread %d wrote what a copy reads, and had no fence since\n", i);
-    trap();
-  }
+  const int thread = marked_by(read, &Thread::written);
+  if (thread < 0) return;
+  std::fprintf(stderr, "thread %d wrote what a copy reads, and had no fence since\n", thread);
+  trap();
 }
 
 // Completes some of the bulk copies in flight. Returns whether there were any.
@@ -426,7 +443,7 @@ inline void run(const Launch& launch, void (*kernel)(const void*)) {
     thread.index = i;
     std::memset(thread.read, 0, sizeof(Pieces));
     std::memset(thread.written, 0, sizeof(Pieces));
-    thread.work = {};
+    thread.work.clear();
     thread.later.clear();
     thread.stores.clear();
     thread.next = &here->threads[(i + 1) % launch.threads];
@@ -475,12 +492,11 @@ T of_lane(T value, int lane) {
 
 template <class Join>
 uint32_t of_warp(uint32_t value, Join join) {
-  // Some lanes may end after the exchange.
   const int lanes = here->warps[here->current->index / WARP].lanes;
-  const auto shown = show(&value, 1);
-  uint32_t all = shown[0][0];
-  for (int lane = 1; lane < lanes; lane++) all = join(all, shown[lane][0]);
-  return all;
+  // The last lane joins the values for all.
+  return show(&value, 1, [&](Shown* shown) {
+    for (int lane = 1; lane < lanes; lane++) shown[0][0] = join(shown[0][0], shown[lane][0]);
+  })[0][0];
 }
 
 inline int lane() { return here->current->index % WARP; }

@@ -3,39 +3,59 @@
 // once or at the end.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 namespace emulator {
+
+// Numbers that the CPU adds or multiplies at once.
+using Eight = float __attribute__((vector_size(32), aligned(4)));
 
 // Sums of one lane for eight columns: two rows times two columns.
 constexpr int TILE_SUMS = 4;
 // The most elements along k of one product: 16 of BF16.
 constexpr int K_MAX = 16;
+// The most sums of a lane: of 256 columns.
+constexpr int SUMS_MAX = 128;
 
 // One lane's part of a product in flight.
 struct Wgmma {
   float* sums;
-  int columns, k, number;
+  // `group` is that of its commit.
+  int columns, k, group;
   // Whether it adds to earlier sums, and whether B lies row by row; the earlier sums.
   bool add, turned;
-  std::vector<float> before;
+  float before[SUMS_MAX];
   // The lane's two rows of A.
   float a[2][K_MAX];
   uint64_t b;
-  // The products, if B was read at once.
-  std::vector<float> products;
+  // The products, and whether B was read at once.
+  bool early;
+  float products[SUMS_MAX];
 };
 
-// A thread's products in flight: uncommitted ones, then committed groups. `fenced` is whether it
-// had a fence since its last wait, `count` the number of products it has begun.
+// A thread's products in flight, in order. `fenced` is whether it had a fence since its last wait,
+// `count` the number of products it has begun, `committed` that of its groups.
 struct AsyncWork {
   bool fenced = false;
-  int count = 0;
-  std::vector<Wgmma> begun;
-  std::vector<std::vector<Wgmma>> groups;
+  int count = 0, committed = 0;
+  // Only the first are in flight: the memory of the others is kept for the next.
+  size_t under_way = 0;
+  std::vector<std::unique_ptr<Wgmma>> products;
+
+  void clear() {
+    fenced = false;
+    count = committed = 0;
+    under_way = 0;
+  }
+  Wgmma& begin() {
+    if (under_way == products.size()) products.push_back(std::make_unique<Wgmma>());
+    return *products[under_way++];
+  }
 };
 
 // The products that a warpgroup has begun, for comparison between its warps.
@@ -77,32 +97,63 @@ struct Operand {
   }
 };
 
-// A lane's products, summed along k from zero in the order of this emulator's `mma`. Addresses are
-// relative to `shared`.
-inline std::vector<float> multiply_rows(const Wgmma& product, const char* shared, int lane) {
+// The columns of B that a lane has of four tiles, which the CPU multiplies at once.
+constexpr int TILES = 4;
+using Columns = float[K_MAX][TILES * 2];
+
+// Two adjacent numbers in BF16.
+inline void read_bf16(const char* from, float& first, float& second) {
+  const uint32_t both = *reinterpret_cast<const uint32_t*>(from);
+  first = __builtin_bit_cast(float, both << 16);
+  second = __builtin_bit_cast(float, both & 0xffff0000);
+}
+
+// Reads a lane's columns of up to four tiles of B. Addresses are relative to `shared`.
+inline void read_columns(const Wgmma& product, const char* shared, int lane, int tile, int tiles,
+                         Columns& columns) {
   const Operand b = Operand::of(product.b);
-  const bool bf16 = product.k == K_MAX;
-  const int piece = product.k / 2;
-  std::vector<float> sums(product.columns / 2);
-  for (int tile = 0; tile < product.columns / 8; tile++)
-    for (int j = 0; j < 2; j++) {
-      float column[K_MAX];
-      for (int k = 0; k < product.k; k++) {
-        const int row = product.turned ? k % piece : lane % 4 * 2 + j;
-        const int in_row = product.turned ? lane % 4 * 2 + j : k % piece;
-        const char* in_piece =
-            shared + static_cast<int32_t>(b.piece(tile * 8 + row, k / piece));
-        column[k] = bf16 ? bf16_at(in_piece + in_row * 2) : tf32_at(in_piece + in_row * 4);
-      }
-      float low = 0, high = 0;
-      for (int k = 0; k < product.k; k++) {
-        low += product.a[0][k] * column[k];
-        high += product.a[1][k] * column[k];
-      }
-      sums[tile * TILE_SUMS + j] = low;
-      sums[tile * TILE_SUMS + 2 + j] = high;
+  const auto piece = [&](int column, int k) {
+    return shared + static_cast<int32_t>(b.piece(column, k));
+  };
+  for (int i = 0; i < tiles; i++) {
+    const int column = (tile + i) * 8, own = lane % 4 * 2;
+    if (product.turned) {
+      for (int k = 0; k < K_MAX; k++)
+        read_bf16(piece(column + k % 8, k / 8) + own * 2, columns[k][i * 2],
+                  columns[k][i * 2 + 1]);
+      continue;
     }
-  return sums;
+    for (int j = 0; j < 2; j++)
+      for (int half = 0; half < 2; half++) {
+        const char* from = piece(column + own + j, half);
+        auto* to = columns + half * product.k / 2;
+        if (product.k == K_MAX)
+          for (int k = 0; k < 8; k += 2)
+            read_bf16(from + k * 2, to[k][i * 2 + j], to[k + 1][i * 2 + j]);
+        else
+          for (int k = 0; k < 4; k++) to[k][i * 2 + j] = tf32_at(from + k * 4);
+      }
+  }
+}
+
+// A lane's products, summed along k from zero in the order of this emulator's `mma`.
+inline void multiply_rows(Wgmma& product, const char* shared, int lane) {
+  Columns columns = {};
+  for (int tile = 0; tile < product.columns / 8; tile += TILES) {
+    const int tiles = std::min(TILES, product.columns / 8 - tile);
+    read_columns(product, shared, lane, tile, tiles, columns);
+    Eight low = {}, high = {};
+    for (int k = 0; k < product.k; k++) {
+      const Eight column = *reinterpret_cast<const Eight*>(columns[k]);
+      low += product.a[0][k] * column;
+      high += product.a[1][k] * column;
+    }
+    float* sums = product.products + tile * TILE_SUMS;
+    for (int i = 0; i < tiles * 2; i++) {
+      sums[i / 2 * TILE_SUMS + i % 2] = low[i];
+      sums[i / 2 * TILE_SUMS + 2 + i % 2] = high[i];
+    }
+  }
 }
 
 }  // namespace emulator

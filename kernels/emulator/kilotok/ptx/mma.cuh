@@ -9,20 +9,28 @@ inline float from_bf16(uint16_t bits) { return __uint_as_float(static_cast<uint3
 
 // Lanes show registers a0 to a3, b0, b1; afterwards each finds its four products in the same place.
 inline void multiply_shown(emulator::Shown* shown) {
-  float a[16][16], b[16][8], c[16][8] = {};
+  float a[16][16];
+  alignas(emulator::Eight) float b[16][8], c[16][8];
   for (int lane = 0; lane < 32; lane++)
-    for (int word = 0; word < 6; word++)
-      for (int half = 0; half < 2; half++) {
-        const float value = from_bf16(static_cast<uint16_t>(shown[lane][word] >> 16 * half));
-        const int k = lane % 4 * 2 + half;
-        if (word < 4)
-          a[lane / 4 + word % 2 * 8][k + word / 2 * 8] = value;
-        else
-          b[k + (word - 4) * 8][lane / 4] = value;
-      }
-  for (int row = 0; row < 16; row++)
+    for (int half = 0; half < 2; half++) {
+      const int row = lane / 4, k = lane % 4 * 2 + half;
+      const auto value = [&](int word) {
+        return from_bf16(static_cast<uint16_t>(shown[lane][word] >> 16 * half));
+      };
+      a[row][k] = value(0);
+      a[row + 8][k] = value(1);
+      a[row][k + 8] = value(2);
+      a[row + 8][k + 8] = value(3);
+      b[k][row] = value(4);
+      b[k + 8][row] = value(5);
+    }
+  for (int row = 0; row < 16; row++) {
+    emulator::Eight sums = {};
+#pragma GCC unroll 16
     for (int k = 0; k < 16; k++)
-      for (int column = 0; column < 8; column++) c[row][column] += a[row][k] * b[k][column];
+      sums += a[row][k] * *reinterpret_cast<const emulator::Eight*>(b[k]);
+    *reinterpret_cast<emulator::Eight*>(c[row]) = sums;
+  }
   for (int lane = 0; lane < 32; lane++)
     for (int i = 0; i < 4; i++)
       shown[lane][i] = __float_as_uint(c[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2]);

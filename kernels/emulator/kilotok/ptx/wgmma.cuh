@@ -20,50 +20,39 @@ inline void wgmma_fence() {
 
 inline void wgmma_ready(uint32_t (&)[4]) {}
 
-inline void wgmma_commit() {
-  emulator::AsyncWork& work = emulator::here->current->work;
-  work.groups.push_back(std::move(work.begun));
-  work.begun.clear();
+inline void wgmma_commit() { emulator::here->current->work.committed++; }
+
+inline void wgmma_multiply(emulator::Wgmma& product) {
+  emulator::multiply_rows(product, reinterpret_cast<const char*>(&emulator::here),
+                          emulator::lane());
 }
 
-// The next product in flight with the same sums, if there is one.
-inline emulator::Wgmma* wgmma_next(const emulator::Wgmma& product) {
-  emulator::AsyncWork& work = emulator::here->current->work;
-  for (auto& group : work.groups)
-    for (emulator::Wgmma& next : group)
-      if (next.number > product.number && next.sums == product.sums) return &next;
-  for (emulator::Wgmma& next : work.begun)
-    if (next.sums == product.sums) return &next;
-  return nullptr;
-}
-
-// Completes a product, for the next product with the same sums or for the thread.
-inline void wgmma_finish(const emulator::Wgmma& product) {
-  std::vector<float> sums =
-      !product.products.empty()
-          ? product.products
-          : emulator::multiply_rows(product, reinterpret_cast<const char*>(&emulator::here),
-                                    emulator::lane());
-  for (size_t i = 0; i < sums.size(); i++) {
+// Completes the product at `place`, for the next one in flight with the same sums or for the
+// thread.
+inline void wgmma_finish(emulator::AsyncWork& work, size_t place) {
+  emulator::Wgmma& product = *work.products[place];
+  if (!product.early) wgmma_multiply(product);
+  float* to = product.sums;
+  for (size_t i = place + 1; i < work.under_way && to == product.sums; i++)
+    if (work.products[i]->sums == product.sums) to = work.products[i]->before;
+  for (int i = 0; i < product.columns / 2; i++) {
     if (!emulator::is_under_way(product.sums[i]))
       wgmma_misused("sums were written while a product was under way");
-    sums[i] = (product.add ? product.before[i] : 0.0f) + sums[i];
+    to[i] = (product.add ? product.before[i] : 0.0f) + product.products[i];
   }
-  if (emulator::Wgmma* next = wgmma_next(product))
-    next->before = std::move(sums);
-  else
-    std::copy(sums.begin(), sums.end(), product.sums);
 }
 
 template <int PENDING, int COUNT>
 void wgmma_wait(float (&)[COUNT]) {
   __syncwarp();
-  auto& groups = emulator::here->current->work.groups;
-  while (groups.size() > PENDING) {
-    for (const emulator::Wgmma& product : groups.front()) wgmma_finish(product);
-    groups.erase(groups.begin());
-  }
-  emulator::here->current->work.fenced = false;
+  emulator::AsyncWork& work = emulator::here->current->work;
+  size_t done = 0;
+  while (done < work.under_way && work.products[done]->group < work.committed - PENDING)
+    wgmma_finish(work, done++);
+  const auto first = work.products.begin();
+  std::rotate(first, first + done, first + work.under_way);
+  work.under_way -= done;
+  work.fenced = false;
 }
 
 inline void wgmma_writes_fence() {
@@ -106,10 +95,9 @@ inline void wgmma_check_written(uint64_t operand, int columns) {
   for (int column = 0; column < columns; column++)
     for (int k = 0; k < 2; k++)
       emulator::note(pieces, reinterpret_cast<uintptr_t>(shared<char>(b.piece(column, k))));
-  for (int i = 0; i < emulator::here->launch->threads; i++)
-    for (size_t k = 0; k < emulator::PIECES / 64; k++)
-      if (pieces[k] & (emulator::here->threads[i].written[k] | emulator::here->copied[k]))
-        wgmma_misused("an operand was written without a fence before the barrier");
+  if (emulator::meet(pieces, emulator::here->copied) ||
+      emulator::marked_by(pieces, &emulator::Thread::written) >= 0)
+    wgmma_misused("an operand was written without a fence before the barrier");
 }
 
 // Begins a product of a lane's rows of A.
@@ -119,16 +107,21 @@ inline void wgmma_begin(float* sums, int columns, int k, const float (&a)[2][emu
   if (!thread.work.fenced) wgmma_misused("a product begins without a fence");
   thread.work.count++;
   if (emulator::lane() == 0) wgmma_compare(b, columns);
-  emulator::Wgmma product = {sums, columns, k, thread.work.count, add, turned, {}, {}, b, {}};
+  emulator::Wgmma& product = thread.work.begin();
+  product.sums = sums;
+  product.columns = columns;
+  product.k = k;
+  product.group = thread.work.committed;
+  product.add = add;
+  product.turned = turned;
+  product.b = b;
   std::memcpy(product.a, a, sizeof(product.a));
   // Sums in flight are replaced when they are complete.
-  product.before.assign(sums, sums + columns / 2);
+  std::copy(sums, sums + columns / 2, product.before);
   std::fill(sums, sums + columns / 2, __uint_as_float(emulator::UNDER_WAY));
   if (thread.index % emulator::WARPGROUP == 0) wgmma_check_written(b, columns);
-  if (emulator::draw() % 2 == 0)
-    product.products = emulator::multiply_rows(
-        product, reinterpret_cast<const char*>(&emulator::here), emulator::lane());
-  thread.work.begun.push_back(std::move(product));
+  product.early = emulator::draw() % 2 == 0;
+  if (product.early) wgmma_multiply(product);
 }
 
 template <int N>
