@@ -34,6 +34,8 @@ DRAFT_TEMPERATURE = 0.4
 # Positions that are computed at a time where many are known.
 CHUNK = 32
 BUCKET = 64
+# Served replies that are judged at a time.
+REPLIES = 128
 # Standard errors by which served and own acceptance may differ.
 ERRORS_MAX = 3.0
 
@@ -275,24 +277,36 @@ def summary(found):
 def served(model, draft, replies, prompts, rule, temperature, device):
     """Of each round that a server counted, the drafts that it accepted less those that PyTorch
     accepts after the same tokens."""
+    parts = [replies[first : first + REPLIES] for first in range(0, len(replies), REPLIES)]
+    gains = [gains_of(model, draft, some, prompts, rule, temperature, device) for some in parts]
+    gains = torch.cat(gains)
+    count = sum(len(one["accepted"]) for one in replies)
+    return gains.sum().item() / count, (gains**2).sum().sqrt().item() / count, count
+
+
+def gains_of(model, draft, replies, prompts, rule, temperature, device):
+    """The same of each reply, added up over its rounds."""
     whole = [prompts[one["prompt"]] + one["tokens"] for one in replies]
     tokens = padded(whole, draft.shape.rows - 1).to(device)
     last = torch.full((len(replies),), LENGTH - 1, device=device)
-    rounds, gains, count = Rounds(model, draft, tokens, last), torch.zeros(len(replies)), 0
-    anchors = torch.tensor([len(prompts[one["prompt"]]) for one in replies])
-    accepted = [one["accepted"] for one in replies]
-    for turn in range(max(map(len, accepted))):
-        going = torch.tensor([turn < len(some) for some in accepted])
-        theirs = torch.tensor([some[turn] if turn < len(some) else 0 for some in accepted])
-        rounds.anchors = anchors.to(device)
+    rounds, gains = Rounds(model, draft, tokens, last), torch.zeros(len(replies))
+    starts = [len(prompts[one["prompt"]]) for one in replies]
+    rounds.anchors = torch.tensor(starts, device=device)
+    counts = torch.tensor([len(one["accepted"]) for one in replies])
+    who = torch.arange(len(replies))
+    for turn in range(counts.max().item()):
+        going = counts[who] > turn
+        if not going.all():
+            rounds.keep(going.to(device))
+            who = who[going]
+        theirs = torch.tensor([replies[one]["accepted"][turn] for one in who.tolist()])
         _, kept, _ = rounds.run(rule, temperature)
         # The drafts were computed in the places of the reply's own tokens.
         positions = rounds.positions()
-        rounds.decoder(tokens.gather(1, positions), positions)
-        gains += torch.where(going, theirs - kept.cpu(), 0)
-        anchors = torch.where(going, anchors + theirs + 1, anchors)
-        count += going.sum().item()
-    return gains.sum().item() / count, (gains**2).sum().sqrt().item() / count, count
+        rounds.decoder(rounds.tokens.gather(1, positions), positions)
+        gains[who] += theirs - kept.cpu()
+        rounds.anchors = rounds.anchors + theirs.to(device) + 1
+    return gains
 
 
 def compare(arguments, model, draft, tokenizer, device):
