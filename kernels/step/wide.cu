@@ -91,14 +91,7 @@ extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
   wide::rope_angles(attn_in_memory<false>(memory), 0, ATTENTION_KINDS, wide::SORTERS);
 }
 
-// Where there are several ranks: sums of their parts, and parts of which each rank fills some
-// columns.
-extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
-    wide_all_reduce(const __grid_constant__ WideMemory memory) {
-  if (!begin_wide(memory)) return;
-  wide::all_reduce(all_reduce_memory(memory));
-}
-
+// Where there are several ranks: a part of which each fills some columns.
 extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
     wide_clear_part(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;
@@ -288,7 +281,7 @@ extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
   wide::gather_wanted(launch_shared<wide::WantedShared>(),
                       {narrow.wanted + memory.slice_first * sizeof(uint32_t), memory.stream,
                        narrow.final_norm, narrow.normed, narrow.squares,
-                       static_cast<int>(memory.slice_count)});
+                       static_cast<int>(memory.slice_count), ranks_memory(memory)});
 }
 
 // The narrow pass's head: its batch has up to TOKENS_MAX wanted tokens alone.

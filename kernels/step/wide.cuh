@@ -3,10 +3,10 @@
 // memory and the layer's.
 #pragma once
 
-#include "kilotok/wide/all_reduce.cuh"
 #include "kilotok/wide/attn_rows.cuh"
 #include "kilotok/wide/experts.cuh"
 #include "kilotok/wide/project.cuh"
+#include "kilotok/wide/ranks.cuh"
 #include "kilotok/wide/router.cuh"
 #include "kilotok/wide/stream.cuh"
 #include "step/logits.cuh"
@@ -71,11 +71,12 @@ __device__ __forceinline__ wide::EmbedMemory embed_memory(const WideMemory& wide
           static_cast<int>(wide.token_count)};
 }
 
-__device__ __forceinline__ wide::AllReduceMemory all_reduce_memory(const WideMemory& wide) {
+__device__ __forceinline__ wide::RanksMemory ranks_memory(const WideMemory& wide) {
   const Memory& memory = wide.memory;
-  return {wide.part,    wide.received, wide.flags,
-          memory.peers, memory.rank,   at<const Batch>(memory.batch)->collectives + wide.collective,
-          static_cast<int>(wide.token_count)};
+  const int count = wide.token_count;
+  if constexpr (RANKS == 1) return {0, 0, 0, 0, count};
+  const uint32_t before = at<const Batch>(memory.batch)->collectives;
+  return {memory.peers, wide.flags, memory.rank, before + wide.collective, count};
 }
 
 // The norm before a layer's projections, or before the head where there is no such layer; then a
@@ -95,8 +96,9 @@ __device__ __forceinline__ wide::AddNormMemory input_norm_memory(const WideMemor
   own.begins = wide.layer == 0;
   own.scale = last ? 1.0f : projection_scale(layer->attention);
   own.eps = NORM_EPS;
-  own.count = wide.token_count;
   own.capacity = wide.capacity;
+  own.received = wide.received;
+  own.ranks = ranks_memory(wide);
   return own;
 }
 
@@ -136,8 +138,9 @@ __device__ __forceinline__ wide::AddNormMemory context_norm_memory(const WideMem
   own.begins = true;
   own.scale = 1.0f;
   own.eps = DRAFT_NORM_EPS;
-  own.count = wide.token_count;
   own.capacity = wide.capacity;
+  own.received = wide.received;
+  own.ranks = ranks_memory(wide);
   return own;
 }
 
@@ -163,9 +166,21 @@ __device__ __forceinline__ wide::GemmMemory gemm_memory(const WideMemory& wide, 
 
 __device__ __forceinline__ wide::RouterMemory router_memory(const WideMemory& wide) {
   const LayerMemory& layer = wide_layer<false>(wide);
-  return {wide.stream, layer.post_norm, layer.router, layer.router_bias, wide.inverse_rms,
-          wide.scores, wide.part,       wide.experts, wide.weights,
-          static_cast<int>(wide.token_count)};
+  wide::RouterMemory own = {};
+  own.ranks = ranks_memory(wide);
+  const wide::Ranks ranks(own.ranks);
+  const uint64_t first = ranks.first_token(ranks.rank);
+  own.stream = wide.stream + first * HIDDEN * sizeof(float);
+  own.norm = layer.post_norm;
+  own.router = layer.router;
+  own.bias = layer.router_bias;
+  own.inverse_rms = wide.inverse_rms + first * sizeof(float);
+  own.scores = wide.scores;
+  own.parts = wide.part;
+  own.experts = wide.experts;
+  own.weights = wide.weights;
+  own.tokens = ranks.token_count(ranks.rank);
+  return own;
 }
 
 // The experts of all tokens.

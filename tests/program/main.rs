@@ -444,6 +444,8 @@ fn rounds_are_measured_without_requests() {
         })
         .collect();
     assert_eq!(shapes, [(1, 0), (2, 0), (1, 3), (2, 3)]);
+    let chunks = ["--chunk-len", "30,100", "--context", "40", "--engine-kind", "cpu"];
+    assert!(kilotok(&args).args(chunks).output().unwrap().status.success());
     let more = ["bench", "--engine", model(), "--load-format", "dummy", "--rounds", "1"];
     let said = refused(&[&more[..], &["--context", "40", "--draft-len", "60000"]].concat());
     assert!(said.contains("--draft-len is 60000"), "{said}");

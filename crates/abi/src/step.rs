@@ -226,8 +226,8 @@ abi_struct! {
         /// By expert's row: the operand of inner values, and products, BF16.
         pub expert_inner: u64,
         pub products: u64,
-        /// Of several ranks: what all-reduces receive, BF16, and their flags; see
-        /// `kernels/include/kilotok/wide/all_reduce.cuh`.
+        /// Of several ranks: the other ranks' parts of this rank's tokens, BF16, and flags of
+        /// exchanges; see `kernels/include/kilotok/wide/ranks.cuh`.
         pub received: u64,
         pub flags: u64,
         pub capacity: u32,
@@ -242,7 +242,7 @@ abi_struct! {
         /// experts' products that a norm adds, all or none.
         pub slice_first: u32,
         pub slice_count: u32,
-        /// Of this launch, if it is an all-reduce: its number in the step.
+        /// Of this launch, if ranks exchange something in it: its number in the step.
         pub collective: u32,
         /// Of this launch, in kernels with stamps: the [`crate::Stamp`] that it makes when it
         /// begins, of the launch before it, and its place in `memory.trace`.

@@ -319,8 +319,9 @@ fn plan(caps: &Caps, args: &Args, shape: Shape, places: &[Place], round: u32) ->
         let verification = args.verification();
         let setup = SlotSetup { verification, ..SlotSetup::new(sampling, context) };
         let own = place.start..place.start + count as u32;
-        ensure!(own.end <= context + room(args), "a row gained more tokens than there is room for");
-        let held = context..if args.verify.is_some() { context + room(args) } else { own.end };
+        let room_end = context + room(args) + shape.chunk.unwrap_or(0);
+        ensure!(own.end <= room_end, "a row gained more tokens than there is room for");
+        let held = context..if args.verify.is_some() { room_end } else { own.end };
         let pages = caps.groups.iter().map(|group| pages(group, slot, held.clone(), own.clone()));
         let given = RowTokens::Given { tokens, draft_count: draft };
         let tokens =

@@ -33,8 +33,8 @@ const SHORT_TOKENS: u32 = 16;
 /// `PANEL_COLUMNS` of `wide/products.cuh`.
 const PANEL_COLUMNS: usize = 64;
 const WORD: usize = size_of::<u32>();
-/// Exchanges of an all-reduce, as in `wide/all_reduce.cuh`.
-const EXCHANGES: usize = 2;
+/// What ranks exchange, as in `wide/ranks.cuh`.
+const EXCHANGES: usize = 4;
 /// Keys of a window that a warp of the narrow pass takes; keys that a page of its ring has, and the
 /// page's bytes.
 const PIECE_KEYS: usize = 16;
@@ -109,7 +109,6 @@ pub(crate) enum WideKernel {
     ContextNorm,
     ContextKeys,
     ContextHeads,
-    AllReduce,
     ClearPart,
     End,
 }
@@ -125,7 +124,7 @@ const CHOICE_THREADS: &str = "WIDE_CHOICE_THREADS";
 
 impl WideKernel {
     /// In the order of their discriminants: name, and name of the number of threads.
-    pub(crate) const ALL: [(&str, &str); 25] = [
+    pub(crate) const ALL: [(&str, &str); 24] = [
         ("wide_embed", MOVE_THREADS),
         ("wide_input_norm", NORM_THREADS),
         ("wide_qkv", GEMM_THREADS),
@@ -148,7 +147,6 @@ impl WideKernel {
         ("wide_context_norm", NORM_THREADS),
         ("wide_context_keys", GEMM_THREADS),
         ("wide_context_heads", ATTENTION_THREADS),
-        ("wide_all_reduce", MOVE_THREADS),
         ("wide_clear_part", MOVE_THREADS),
         ("wide_end", MOVE_THREADS),
     ];
@@ -173,7 +171,6 @@ impl WideKernel {
             Self::ClearPart | Self::Fuse => Stamp::Fuse,
             Self::ContextNorm => Stamp::ContextNorm,
             Self::ContextKeys | Self::ContextHeads => Stamp::ContextKeys,
-            Self::AllReduce => Stamp::AllReduce,
             Self::End => Stamp::Ended,
         }
     }
@@ -187,7 +184,7 @@ pub(crate) struct WideLaunch {
     pub(crate) kernel: WideKernel,
     pub(crate) layer: u32,
     pub(crate) slice: (u32, u32),
-    /// The number of an all-reduce in the step.
+    /// The number in the step of what ranks exchange in it.
     pub(crate) collective: u32,
     /// The stamp that it makes, of the launch before it, and its place.
     stamp: (Stamp, u32),
@@ -196,6 +193,10 @@ pub(crate) struct WideLaunch {
 impl WideLaunch {
     fn new(kernel: WideKernel, layer: u32) -> Self {
         Self { kernel, layer, slice: (0, 0), collective: 0, stamp: (Stamp::Begun, 0) }
+    }
+
+    fn numbered(self, collective: u32) -> Self {
+        Self { collective, ..self }
     }
 
     /// Has each launch of a sequence stamp the one before it, from a place on. Returns the launches
@@ -256,12 +257,6 @@ impl WideLayers {
         Self { target, drafter, hidden: constants.hidden as u32, in_parts }
     }
 
-    /// The launches before something is added to the stream for the `collective`-th time.
-    fn all_reduce(&self, collective: u32) -> Option<WideLaunch> {
-        let launch = WideLaunch::new(WideKernel::AllReduce, 0);
-        self.in_parts.then_some(WideLaunch { collective, ..launch })
-    }
-
     /// The target's launches of a step, from embeddings to the last norm.
     pub(crate) fn target_launches(&self, step: &WideStep) -> Vec<WideLaunch> {
         let mut launches = vec![WideLaunch::new(WideKernel::Embed, 0)];
@@ -274,9 +269,13 @@ impl WideLayers {
 
     /// The launches that gather the wanted tokens, as many as the head takes at a time.
     pub(crate) fn wanted_launches(&self, wanted_count: u32) -> impl Iterator<Item = WideLaunch> {
-        let gather = WideLaunch::new(WideKernel::GatherWanted, self.target.len() as u32);
-        let slices = slices(wanted_count, TOKENS_MAX as u32);
-        slices.map(move |slice| WideLaunch { slice, ..gather })
+        let layers = self.target.len() as u32;
+        let gather = WideLaunch::new(WideKernel::GatherWanted, layers);
+        let slices = (0..).zip(slices(wanted_count, TOKENS_MAX as u32));
+        slices.map(move |(index, slice)| WideLaunch {
+            slice,
+            ..gather.numbered(input_norm_number(layers) + index)
+        })
     }
 
     fn add_layer(
@@ -296,17 +295,13 @@ impl WideLayers {
         let many_rows = rows >= shape.many_rows && step.token_count <= rows * SHORT_TOKENS;
         launches.push(choose(many_rows, WideKernel::WindowRows, WideKernel::Attention));
         launches.push(of_layer(WideKernel::Output));
-        launches.extend(self.all_reduce(2 * layer + 2));
-        let network = if shape.dense {
-            [WideKernel::DenseGateUp, WideKernel::DenseDown]
-        } else {
-            [WideKernel::RouterScores, WideKernel::TopKExperts]
-        };
-        launches.push(of_layer(WideKernel::PostNorm));
-        launches.extend(network.map(of_layer));
+        let number = post_norm_number(layer);
+        launches.push(of_layer(WideKernel::PostNorm).numbered(number));
         if shape.dense {
-            return;
+            return launches.extend([WideKernel::DenseGateUp, WideKernel::DenseDown].map(of_layer));
         }
+        launches.push(of_layer(WideKernel::RouterScores));
+        launches.push(of_layer(WideKernel::TopKExperts).numbered(number));
         launches.extend([WideKernel::SortChoices, WideKernel::GateUp].map(of_layer));
         launches.push(of_layer(WideKernel::Down));
         launches.extend((self.in_parts || shape.biased).then(|| of_layer(WideKernel::Combine)));
@@ -315,10 +310,10 @@ impl WideLayers {
     /// The norm before a layer, or before the head. It adds the experts' products if they have not
     /// been combined: if one rank has all of them and there is no bias.
     fn add_input_norm(&self, launches: &mut Vec<WideLaunch>, layer: u32) {
-        launches.extend(self.all_reduce(2 * layer + 1));
         let products = launches.last().is_some_and(|last| last.kernel == WideKernel::Down);
         let slice = (0, if products { self.hidden } else { 0 });
-        launches.push(WideLaunch { slice, ..WideLaunch::new(WideKernel::InputNorm, layer) });
+        let norm = WideLaunch::new(WideKernel::InputNorm, layer);
+        launches.push(WideLaunch { slice, ..norm.numbered(input_norm_number(layer)) });
     }
 
     /// The launches that make the drafter's context; none without a drafter.
@@ -329,8 +324,8 @@ impl WideLayers {
         let clear = self.in_parts.then(|| WideLaunch::new(WideKernel::ClearPart, 0));
         let mut launches: Vec<_> = clear.into_iter().collect();
         launches.push(WideLaunch::new(WideKernel::Fuse, 0));
-        launches.extend(self.all_reduce(2 * self.target.len() as u32 + 2));
-        launches.push(WideLaunch::new(WideKernel::ContextNorm, 0));
+        let number = post_norm_number(self.target.len() as u32);
+        launches.push(WideLaunch::new(WideKernel::ContextNorm, 0).numbered(number));
         for (layer, shape) in (0..).zip(&self.drafter) {
             launches.push(WideLaunch::new(WideKernel::ContextKeys, layer));
             if !shape.paired {
@@ -339,6 +334,15 @@ impl WideLayers {
         }
         launches
     }
+}
+
+/// The numbers of what ranks exchange in a layer, in its norms and where experts are chosen.
+fn input_norm_number(layer: u32) -> u32 {
+    2 * layer + 1
+}
+
+fn post_norm_number(layer: u32) -> u32 {
+    2 * layer + 2
 }
 
 /// Slices of up to `max` of so many tokens: first, count. Of none, which warms up, there is one.
@@ -472,8 +476,8 @@ pub(crate) fn memory(
     };
     let choices = capacity * top_k;
     let ranks = constants.launch.ranks;
-    // Tokens whose parts are received; of two ranks twice all.
-    let received = if ranks == 2 { 2 * capacity } else { capacity.next_multiple_of(ranks) };
+    // Tokens whose parts are received: those of a share, from each rank.
+    let received = capacity.next_multiple_of(ranks);
     let of_ranks = |bytes| if ranks > 1 { bytes } else { 0 };
     let flags = EXCHANGES * ranks * constants.launch.grid * WORD;
     WideMemory {

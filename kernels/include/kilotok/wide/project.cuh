@@ -98,6 +98,7 @@ __device__ __forceinline__ void add_to_stream(GemmShared& shared, const AddNormM
     return *reinterpret_cast<const float4*>(at<const float>(from) + place);
   };
   const float4 weights = column < HIDDEN ? load(norm.weights, column) : zeros;
+  const Ranks ranks(norm.ranks);
 #pragma unroll 1
   for (int tile = 0; tile * TILE_TOKENS < tokens; tile += STREAM_TILES) {
     const auto token = [&](int i) { return first + (tile + i) * TILE_TOKENS; };
@@ -113,7 +114,7 @@ __device__ __forceinline__ void add_to_stream(GemmShared& shared, const AddNormM
       if (has(i)) {
         x = make_float4(before[i].x + part.x, before[i].y + part.y, before[i].z + part.z,
                         before[i].w + part.w);
-        store_forms(norm, token(i), column, x, weights);
+        store_forms(norm, ranks, token(i), column, x, weights);
       }
       const float square = add_squares(x);
       if (four == 0 && token(i) < end && row_tile < SQUARES)

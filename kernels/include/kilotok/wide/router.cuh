@@ -4,11 +4,14 @@
 //   router_scores   a CTA takes up to 192 experts of 64 tokens at a time, and all of their sums or,
 //                   where few tokens would leave CTAs idle, some of them
 //   top_k_experts   behind it: a warp adds the sums of a token and chooses
+//
+// A rank does so for the tokens that it owns, and tells the others what it chose (wide/ranks.cuh).
 #pragma once
 
 #include "kilotok/phase/router.cuh"
 #include "kilotok/ptx/wgmma.cuh"
 #include "kilotok/wide/cta.cuh"
+#include "kilotok/wide/ranks.cuh"
 
 namespace kilotok::wide {
 
@@ -23,6 +26,7 @@ constexpr int ROUTER_CONSUMER_REGISTERS = 144, ROUTER_PRODUCER_REGISTERS = 80;
 static_assert(ROUTER_CONSUMERS * ROUTER_CONSUMER_REGISTERS +
                   WARPGROUP * ROUTER_PRODUCER_REGISTERS <= 65536, "registers suffice");
 
+// `tokens` are those that this rank owns.
 struct RouterMemory {
   // F32 `[tokens][HIDDEN]`, the residual stream, and `[HIDDEN]`, the weights of its RMSNorm.
   uint64_t stream, norm;
@@ -33,9 +37,11 @@ struct RouterMemory {
   // F32 `[tokens][SCORES_EACH]`: sums of all columns, which become scores. If CTAs share the sums,
   // F32 `[tokens][HIDDEN]`, of a token `[STRIDE][experts]`: the sums one by one.
   uint64_t scores, parts;
-  // U32 and F32 `[tokens][TOP_K]`: the chosen experts in ascending order, and their weights.
+  // U32 and F32 `[tokens of the step][TOP_K]`: the chosen experts in ascending order, and their
+  // weights.
   uint64_t experts, weights;
   int tokens;
+  RanksMemory ranks;
 };
 
 // The tokens' columns of an owner, as operand B of products, and the products of a step of 16
@@ -499,19 +505,24 @@ __device__ __forceinline__ void top_k_experts(ChosenWeights& shared, const Route
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   float* weights = shared.weights[warp];
   const bool are_shared = ScoreWork<KIND>(memory.tokens).shares > 1;
+  const Ranks ranks(memory.ranks);
 #pragma unroll 1
   for (int token = ptx::cta_index() * CHOOSING_WARPS + warp; token < memory.tokens;
        token += GRID * CHOOSING_WARPS) {
     const auto scores = finish_scores<KIND>(memory, token, are_shared, lane);
     const uint32_t chosen = top_k_of_token<KIND, false>(scores, weights, lane, [](uint32_t) {});
     __syncwarp();
-    const int place = token * TOP_K + lane;
+    const int first = (ranks.first_token(ranks.rank) + token) * TOP_K;
     if (lane < TOP_K) {
-      at<uint32_t>(memory.experts)[token * TOP_K + (chosen & 255)] = chosen >> 8;
-      at<float>(memory.weights)[place] = weights[lane];
+      ranks.on_all(memory.experts, [&](uint64_t experts) {
+        at<uint32_t>(experts)[first + (chosen & 255)] = chosen >> 8;
+      });
+      ranks.on_all(memory.weights,
+                   [&](uint64_t to) { at<float>(to)[first + lane] = weights[lane]; });
     }
     __syncwarp();
   }
+  ranks.finish(Exchange::Choices);
 }
 
 }  // namespace kilotok::wide

@@ -1,17 +1,20 @@
 // The residual stream of many tokens, F32 `[capacity][HIDDEN]` in the GPU's memory, and the RMSNorm
-// after each addition to it. To get the bits of the narrow pass (phase/add_rms_norm.cuh), squares
+// after each addition to it. Of several ranks each has the stream of its own tokens alone
+// (wide/ranks.cuh). To get the bits of the narrow pass (phase/add_rms_norm.cuh), squares
 // are summed in its order: 16 columns; three such sums for each owner; then the owners, over a
 // warp's lanes. Kernels in step/wide.cu: wide_embed, wide_input_norm, wide_post_norm,
 // wide_context_norm, wide_gather_wanted.
 //
 //   embed          the tokens' embeddings, as the first part that is added
-//   add_rms_norm   adds a part or experts' products; writes the next GEMM's operand and 1 / rms
+//   add_rms_norm   adds the ranks' parts, or one rank's products of experts; writes the next GEMM's
+//                  operand and 1 / rms
 //   finish_norm    1 / rms alone, where the GEMM before has added and written (wide/project.cuh)
 //   gather_wanted  the last norm of the tokens that need logits, for the narrow head
 #pragma once
 
 #include "kilotok/phase/embed.cuh"
 #include "kilotok/wide/products.cuh"
+#include "kilotok/wide/ranks.cuh"
 
 namespace kilotok::wide {
 
@@ -67,7 +70,10 @@ struct AddNormMemory {
   uint32_t tap;
   bool begins;
   float scale, eps;
-  int count, capacity;
+  int capacity;
+  // BF16 `[ranks][tokens of a share][HIDDEN]`: the other ranks' parts of this rank's tokens.
+  uint64_t received;
+  RanksMemory ranks;
 };
 
 // Where a norm adds the products of a token's choices instead of a part.
@@ -141,36 +147,83 @@ __device__ __forceinline__ float inverse_rms(const float* squares, float eps) {
   return inverse_rms_of(add_lanes(sum), eps);
 }
 
-// A lane's four columns of a token: stores the new stream in all forms.
-__device__ __forceinline__ void store_forms(const AddNormMemory& memory, int token, int column,
-                                            const float4& x, const float4& w) {
+// A lane's four columns of a token: stores the new stream in all forms, which all ranks get.
+__device__ __forceinline__ void store_forms(const AddNormMemory& memory, const Ranks& ranks,
+                                            int token, int column, const float4& x,
+                                            const float4& w) {
   const size_t place = static_cast<size_t>(token) * HIDDEN + column;
   *reinterpret_cast<float4*>(at<float>(memory.stream) + place) = x;
   const float4 scaled = make_float4(x.x * w.x * memory.scale, x.y * w.y * memory.scale,
                                     x.z * w.z * memory.scale, x.w * w.w * memory.scale);
-  if (memory.operand != 0) store_four(memory.operand, token, column, memory.capacity, scaled);
+  if (memory.operand != 0)
+    ranks.on_all(memory.operand, [&](uint64_t operand) {
+      store_four(operand, token, column, memory.capacity, scaled);
+    });
   if (memory.rows != 0)
-    *reinterpret_cast<uint2*>(at<uint16_t>(memory.rows) + place) = pack_four(scaled);
+    ranks.on_all(memory.rows, [&](uint64_t rows) {
+      *reinterpret_cast<uint2*>(at<uint16_t>(rows) + place) = pack_four(scaled);
+    });
   if (memory.tap != NO_TAP)
-    store_four(memory.taps, token, memory.tap * HIDDEN + column, memory.capacity, x);
+    ranks.on_all(memory.taps, [&](uint64_t taps) {
+      store_four(taps, token, memory.tap * HIDDEN + column, memory.capacity, x);
+    });
 }
 
 // Columns that a warp adds at a time.
 constexpr int NORM_COLUMNS = 32 * LANE_COLUMNS;
 
-// What is added to a token's stream: a part, or a sum of products. A lane loads its four columns of
-// `run`, NORM_COLUMNS columns, and has them later.
+// What is added to a token's stream: a part of each rank, or a sum of products. A lane loads its
+// four columns of `run`, NORM_COLUMNS columns, and has them later.
 struct PartAdded {
   // Runs of columns whose loads a lane has under way.
   static constexpr int RUNS = 6;
   using Loaded = float4;
   const float* part;
 
+  __device__ __forceinline__ PartAdded(const AddNormMemory& memory, const Ranks&, int token)
+      : part(at<const float>(memory.part) + static_cast<size_t>(token) * HIDDEN) {}
   __device__ __forceinline__ void load(Loaded& to, int run) const {
     to = *reinterpret_cast<const float4*>(part + run * NORM_COLUMNS +
                                           threadIdx.x % 32 * LANE_COLUMNS);
   }
   __device__ __forceinline__ float4 sum(const Loaded& loaded) const { return loaded; }
+};
+
+struct PartsAdded {
+  static constexpr int RUNS = 2;
+  struct Loaded {
+    uint2 parts[RANKS];
+  };
+  const float* own;
+  const uint16_t* received;
+  size_t stride;
+  int rank;
+
+  __device__ __forceinline__ PartsAdded(const AddNormMemory& memory, const Ranks& ranks, int token)
+      : own(at<const float>(memory.part) + static_cast<size_t>(token) * HIDDEN),
+        received(at<const uint16_t>(memory.received) +
+                 static_cast<size_t>(token - ranks.first_token(ranks.rank)) * HIDDEN),
+        stride(static_cast<size_t>(ranks.share) * HIDDEN),
+        rank(ranks.rank) {}
+  __device__ __forceinline__ void load(Loaded& to, int run) const {
+    const int column = run * NORM_COLUMNS + static_cast<int>(threadIdx.x) % 32 * LANE_COLUMNS;
+#pragma unroll
+    for (int from = 0; from < RANKS; from++)
+      to.parts[from] = from == rank ? pack_four(*reinterpret_cast<const float4*>(own + column))
+                                    : ptx::load_l2_pair(received + from * stride + column);
+  }
+  // In rank order, from zero.
+  __device__ __forceinline__ float4 sum(const Loaded& loaded) const {
+    float sum[LANE_COLUMNS] = {};
+#pragma unroll
+    for (int from = 0; from < RANKS; from++) {
+      const uint32_t words[2] = {loaded.parts[from].x, loaded.parts[from].y};
+#pragma unroll
+      for (int i = 0; i < LANE_COLUMNS; i++)
+        sum[i] += ptx::from_bf16(static_cast<uint16_t>(words[i / 2] >> (i % 2 * 16)));
+    }
+    return make_float4(sum[0], sum[1], sum[2], sum[3]);
+  }
 };
 
 template <int TOP_K>
@@ -198,9 +251,9 @@ struct ProductsAdded {
 // A warp: adds what comes to some of a token's columns, stores all forms, and leaves the sums of
 // sixteen squares.
 template <class Added>
-__device__ __forceinline__ void add_columns(const AddNormMemory& memory, const Added& added,
-                                            int token, float* squares, int first_run,
-                                            int end_run) {
+__device__ __forceinline__ void add_columns(const AddNormMemory& memory, const Ranks& ranks,
+                                            const Added& added, int token, float* squares,
+                                            int first_run, int end_run) {
   constexpr int LOADS = Added::RUNS;
   const int lane = threadIdx.x % 32;
   const float* stream = at<const float>(memory.stream) + static_cast<size_t>(token) * HIDDEN;
@@ -223,7 +276,7 @@ __device__ __forceinline__ void add_columns(const AddNormMemory& memory, const A
       const float4 part = has(i) ? added.sum(parts[i]) : zeros;
       const float4 x = make_float4(before[i].x + part.x, before[i].y + part.y,
                                    before[i].z + part.z, before[i].w + part.w);
-      if (has(i)) store_forms(memory, token, column(i), x, weights[i]);
+      if (has(i)) store_forms(memory, ranks, token, column(i), x, weights[i]);
       const float square = add_squares(x);
       const int sixteen = column(i) / SQUARE_ROWS;
       if (lane % SQUARE_LANES == 0 && first + i < end_run && sixteen < SQUARES)
@@ -232,13 +285,15 @@ __device__ __forceinline__ void add_columns(const AddNormMemory& memory, const A
   }
 }
 
-// Called by all threads of all CTAs, NORM_THREADS each. `added` is given where products of TOP_K
-// choices are added, which is not 0 then.
+// Called by all threads of all CTAs, NORM_THREADS each: the norm of this rank's tokens. `added` is
+// given where products of TOP_K choices are added, which is not 0 then.
 template <int TOP_K = 0>
 __device__ __forceinline__ void add_rms_norm(NormShared& shared, const AddNormMemory& memory,
                                              const AddedProducts& added = {}) {
   constexpr int RUNS = ceil_div(SQUARES * SQUARE_ROWS, NORM_COLUMNS);
-  const int warps = warps_each(memory.count), warp = threadIdx.x / 32, share = warp % warps;
+  const Ranks ranks(memory.ranks);
+  const int count = ranks.token_count(ranks.rank), first_token = ranks.first_token(ranks.rank);
+  const int warps = warps_each(count), warp = threadIdx.x / 32, share = warp % warps;
   const int first_run = RUNS * share / warps, end_run = RUNS * (share + 1) / warps;
   const int step = GRID * (NORM_WARPS / warps);
   float* squares = shared.squares[warp / warps];
@@ -248,32 +303,40 @@ __device__ __forceinline__ void add_rms_norm(NormShared& shared, const AddNormMe
     else
       __syncwarp();
   };
+  if constexpr (RANKS > 1) {
+    send_parts<NORM_THREADS>(ranks, memory.part, memory.received);
+    ranks.finish(Exchange::Parts);
+  }
 #pragma unroll 1
-  for (int first = 0; first < memory.count; first += step) {
-    const int token = first + warp / warps * GRID + ptx::cta_index();
-    if (token < memory.count) {
+  for (int first = 0; first < count; first += step) {
+    const int index = first + warp / warps * GRID + ptx::cta_index(), token = first_token + index;
+    if (index < count) {
       const auto add = [&](const auto& what) {
-        add_columns(memory, what, token, squares, first_run, end_run);
+        add_columns(memory, ranks, what, token, squares, first_run, end_run);
       };
-      if constexpr (TOP_K == 0)
-        add(PartAdded{at<const float>(memory.part) + static_cast<size_t>(token) * HIDDEN});
-      else
+      if constexpr (TOP_K > 0)
         add(ProductsAdded<TOP_K>(added, token));
+      else if constexpr (RANKS > 1)
+        add(PartsAdded(memory, ranks, token));
+      else
+        add(PartAdded(memory, ranks, token));
     }
     sync();
-    if (share == 0 && token < memory.count) {
+    if (share == 0 && index < count) {
       const float found = inverse_rms(squares, memory.eps);
-      if (threadIdx.x % 32 == 0) at<float>(memory.inverse_rms)[token] = found;
+      if (threadIdx.x % 32 == 0)
+        ranks.on_all(memory.inverse_rms, [&](uint64_t to) { at<float>(to)[token] = found; });
     }
     sync();
   }
+  ranks.finish(Exchange::Norms);
 }
 
 // The same behind a GEMM that has added its products: a warp finishes a token at a time.
 __device__ __forceinline__ void finish_norm(const AddNormMemory& memory) {
   const int first = static_cast<int>(threadIdx.x) / 32 * GRID + ptx::cta_index();
 #pragma unroll 1
-  for (int token = first; token < memory.count; token += NORM_WARPS * GRID) {
+  for (int token = first; token < memory.ranks.count; token += NORM_WARPS * GRID) {
     const float found = inverse_rms(at<const float>(memory.squares) + token * SQUARES, memory.eps);
     if (threadIdx.x % 32 == 0) at<float>(memory.inverse_rms)[token] = found;
   }
@@ -287,24 +350,32 @@ struct WantedMemory {
   // The narrow pass's operand and sums of squares.
   uint64_t normed, squares;
   int count;
+  RanksMemory ranks;
 };
 
 struct WantedShared {
   float squares[SQUARES];
 };
 
-// Called by all threads of all CTAs, SORTERS each: a CTA takes one wanted token at a time.
+// Called by all threads of all CTAs, SORTERS each: a CTA takes one wanted token at a time, of those
+// that this rank owns.
 __device__ __forceinline__ void gather_wanted(WantedShared& shared, const WantedMemory& memory) {
   const int lane = threadIdx.x % SQUARE_ROWS;
+  const Ranks ranks(memory.ranks);
   for (int wanted = ptx::cta_index(); wanted < memory.count; wanted += GRID) {
-    const float* stream = at<const float>(memory.stream) +
-                          static_cast<size_t>(at<const uint32_t>(memory.wanted)[wanted]) * HIDDEN;
-    char* row = at<char>(memory.normed) + operand_row(wanted, NORMED_BYTES);
+    const int token = static_cast<int>(at<const uint32_t>(memory.wanted)[wanted]);
+    if (RANKS > 1 && !ranks.owns(token)) continue;
+    const float* stream =
+        at<const float>(memory.stream) + static_cast<size_t>(token) * HIDDEN;
     // All threads of a warp take part in the sum.
     for (int first = threadIdx.x / 32 * 32; first < SQUARES * SQUARE_ROWS; first += SORTERS) {
       const int column = first + static_cast<int>(threadIdx.x) % 32;
       const float x = column < HIDDEN ? stream[column] : 0;
-      if (column < HIDDEN) store_operand(row, column, x * at<const float>(memory.weights)[column]);
+      if (column < HIDDEN)
+        ranks.on_all(memory.normed, [&](uint64_t normed) {
+          store_operand(at<char>(normed) + operand_row(wanted, NORMED_BYTES), column,
+                        x * at<const float>(memory.weights)[column]);
+        });
       float square = __fmul_rn(x, x);
 #pragma unroll
       for (int distance = SQUARE_ROWS / 2; distance > 0; distance /= 2)
@@ -313,12 +384,14 @@ __device__ __forceinline__ void gather_wanted(WantedShared& shared, const Wanted
         shared.squares[column / SQUARE_ROWS] = square;
     }
     __syncthreads();
-    float* squares = at<float>(memory.squares) +
-                     (static_cast<int>(Reader::Projection) * TOKENS_MAX + wanted) * SQUARES_EACH;
+    const int row = (static_cast<int>(Reader::Projection) * TOKENS_MAX + wanted) * SQUARES_EACH;
     for (int unit = threadIdx.x; unit < OWNER_UNITS; unit += SORTERS)
-      publish(squares + unit, owner_square(shared.squares, unit));
+      ranks.on_all(memory.squares, [&](uint64_t squares) {
+        publish(at<float>(squares) + row + unit, owner_square(shared.squares, unit));
+      });
     __syncthreads();
   }
+  ranks.finish(Exchange::Wanted);
 }
 
 }  // namespace kilotok::wide
