@@ -336,7 +336,8 @@ impl WideLayers {
     }
 }
 
-/// The numbers of what ranks exchange in a layer, in its norms and where experts are chosen.
+/// The numbers of what ranks exchange in a layer, in its norms and where experts are chosen. Slices
+/// of wanted tokens count on from that of the last norm: their flags are their own.
 fn input_norm_number(layer: u32) -> u32 {
     2 * layer + 1
 }

@@ -180,7 +180,7 @@ struct PartAdded {
   using Loaded = float4;
   const float* part;
 
-  __device__ __forceinline__ PartAdded(const AddNormMemory& memory, const Ranks&, int token)
+  __device__ __forceinline__ PartAdded(const AddNormMemory& memory, int token)
       : part(at<const float>(memory.part) + static_cast<size_t>(token) * HIDDEN) {}
   __device__ __forceinline__ void load(Loaded& to, int run) const {
     to = *reinterpret_cast<const float4*>(part + run * NORM_COLUMNS +
@@ -189,6 +189,7 @@ struct PartAdded {
   __device__ __forceinline__ float4 sum(const Loaded& loaded) const { return loaded; }
 };
 
+// Of several ranks: this rank's part, and those that it has received.
 struct PartsAdded {
   static constexpr int RUNS = 2;
   struct Loaded {
@@ -319,7 +320,7 @@ __device__ __forceinline__ void add_rms_norm(NormShared& shared, const AddNormMe
       else if constexpr (RANKS > 1)
         add(PartsAdded(memory, ranks, token));
       else
-        add(PartAdded(memory, ranks, token));
+        add(PartAdded(memory, token));
     }
     sync();
     if (share == 0 && index < count) {
