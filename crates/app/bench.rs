@@ -241,7 +241,22 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Parser)]
+    struct Bench {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn a_prompt_without_tokens_is_refused_by_its_own_name() {
+        let words = ["bench", "--engine", "demo", "--rounds", "1", "--chunk-len", "8,0"];
+        let error = Bench::parse_from(words).args.round.check().unwrap_err();
+        assert!(error.to_string().contains("--chunk-len is 0"), "{error}");
+    }
 
     #[test]
     fn asking_whether_results_can_be_written_leaves_everything_as_it_was() {

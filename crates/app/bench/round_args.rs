@@ -79,6 +79,7 @@ impl RoundArgs {
         for batch in &self.batch {
             ensure!((1..=BATCH_MAX).contains(batch), "--batch is {batch}: give 1 to {BATCH_MAX}");
         }
+        ensure!(!self.chunk_len.contains(&0), "--chunk-len is 0: a row reads at least 1 token");
         ensure!(
             self.routing == Routing::Uniform || self.phases,
             "--routing same: how many experts that takes is only known if kernels count them: add \
