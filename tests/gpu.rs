@@ -47,6 +47,8 @@ use kilotok_weights::{Checkpoint, Quiet, WeightSource};
 conformance!(cuda_flash, || cuda(&FLASH, 1), absent(1));
 conformance!(cuda_pro, || cuda(&PRO, 1), absent(1));
 conformance!(cuda_wide_experts, || cuda(&WIDE_EXPERTS, 1), absent(1));
+conformance!(cuda_v2_6_flash, || cuda(&V2_6_FLASH, 1), absent(1));
+conformance!(cuda_v2_6_flash_2_ranks, || cuda(&V2_6_FLASH, 2), absent(2));
 conformance!(cuda_qwen3_moe, || cuda(&QWEN3_MOE, 1), absent(1));
 conformance!(cuda_qwen3_fp8, || cuda(&QWEN3_FP8, 1), absent(1));
 conformance!(cuda_gpt_oss, || cuda(&GPT_OSS, 1), absent(1));
@@ -72,6 +74,7 @@ static DENSE: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::dense()));
 static PRO_DENSE: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::pro_dense()));
 static WIDE: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::wide()));
 static PRO: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::pro_fp4()));
+static V2_6_FLASH: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::v2_6_flash()));
 static WIDE_EXPERTS: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::wide_experts()));
 static QWEN3_MOE: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::qwen3_moe_bf16()));
 static QWEN3_FP8: LazyLock<Checkpoint> = LazyLock::new(|| toy(&Toy::qwen3_moe()));
@@ -96,13 +99,14 @@ static OFF: LazyLock<[(&LazyLock<Checkpoint>, Checkpoint); 5]> = LazyLock::new(|
 });
 
 /// Every model that engines are compared by.
-fn models() -> [(&'static str, &'static Checkpoint); 10] {
+fn models() -> [(&'static str, &'static Checkpoint); 11] {
     [
         ("dense", &DENSE),
         ("wide", &WIDE),
         ("flash", &FLASH),
         ("pro", &PRO),
         ("wide experts", &WIDE_EXPERTS),
+        ("v2.6 flash", &V2_6_FLASH),
         ("qwen3 moe", &QWEN3_MOE),
         ("qwen3 fp8", &QWEN3_FP8),
         ("qwen3 dense", &QWEN3_DENSE),

@@ -322,7 +322,7 @@ bool check(Ranks& ranks) {
 }
 
 void time(Ranks& ranks) {
-  for (int tokens : {1, TILE_TOKENS, TOKENS_MAX}) {
+  for (int tokens : {1, 4, TILE_TOKENS, 16, 32, TOKENS_MAX}) {
     const double us = best_us(2000, [&](int repeats) { return ranks.launch(tokens, repeats); });
     std::printf("  %d tokens, %.0f KB of BF16, %d ranks: %.2f us an all-reduce\n", tokens,
                 tokens * HIDDEN * 2 / 1024.0, RANKS, us);

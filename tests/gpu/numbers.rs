@@ -21,7 +21,9 @@ use kilotok_weights::{Checkpoint, Quiet, WeightSource};
 
 use crate::distances::{Distances, distance, quantile};
 use crate::draw::Draw;
-use crate::{DEMO, DENSE, FLASH, GPT_OSS, PRO, QWEN3_DENSE, QWEN3_FP8, WIDE, absent, cuda, sizes};
+use crate::{
+    DEMO, DENSE, FLASH, GPT_OSS, PRO, QWEN3_DENSE, QWEN3_FP8, V2_6_FLASH, WIDE, absent, cuda, sizes,
+};
 
 /// Allowed distances, a third to a half more than rounding was measured to cause.
 pub(crate) struct Bounds {
@@ -47,7 +49,7 @@ const MODELS: [(&str, &LazyLock<Checkpoint>, Bounds); 5] = [
 ];
 
 /// The same of families that fewer ranks can share, as an emulated GPU computes them.
-const FAMILIES: [(&str, &LazyLock<Checkpoint>, Bounds); 3] = [
+const FAMILIES: [(&str, &LazyLock<Checkpoint>, Bounds); 4] = [
     ("qwen3 dense", &QWEN3_DENSE, Bounds { half: 0.022, most: 0.042, clear: 0.055, all: 0.11 }),
     (
         "qwen3 fp8",
@@ -55,6 +57,11 @@ const FAMILIES: [(&str, &LazyLock<Checkpoint>, Bounds); 3] = [
         Bounds { half: 0.022, most: 0.042, clear: 0.055, all: f32::INFINITY },
     ),
     ("gpt-oss", &GPT_OSS, Bounds { half: 0.13, most: 0.5, clear: 0.95, all: f32::INFINITY }),
+    (
+        "v2.6 flash",
+        &V2_6_FLASH,
+        Bounds { half: 0.03, most: 0.085, clear: 0.16, all: f32::INFINITY },
+    ),
 ];
 
 /// Prompts of each model, and their length: keys of several windows, and more than attention sums

@@ -19,8 +19,8 @@ use crate::distances::quantile;
 use crate::draw::Draw;
 use crate::pair::{Pair, Tally, Tolerance};
 use crate::{
-    DEMO, DENSE, FLASH, GPT_OSS, PRO, QWEN3_DENSE, QWEN3_FP8, QWEN3_MOE, TILE, absent, cuda_of,
-    cuda_wide, sizes, toy,
+    DEMO, DENSE, FLASH, GPT_OSS, PRO, QWEN3_DENSE, QWEN3_FP8, QWEN3_MOE, TILE, V2_6_FLASH, absent,
+    cuda_of, cuda_wide, sizes, toy,
 };
 
 /// Steps of each model, of the long test, and where a step takes long.
@@ -297,13 +297,14 @@ type Model = (&'static str, &'static LazyLock<Checkpoint>, Tolerance, Bounds);
 
 /// Of a model without experts, what is seen at most of all positions is allowed at each of the two
 /// tokens; of the others, what is seen where no router is near a tie.
-const MODELS: [Model; 5] = [
+const MODELS: [Model; 6] = [
     ("dense", &DENSE, Tolerance { logit: 0.15, lead: 0.0 }, EXACT),
     ("flash", &FLASH, Tolerance { logit: 0.15, lead: 0.003 }, WITH_EXPERTS),
     ("pro", &PRO, Tolerance { logit: 0.1, lead: 0.003 }, WITH_EXPERTS),
     ("demo", &DEMO, Tolerance { logit: 0.1, lead: 0.003 }, WITH_EXPERTS),
     // Experts are chosen by products, whose sigmoids are a quarter as far apart.
     ("qwen3 moe", &QWEN3_MOE, Tolerance { logit: 0.1, lead: 0.012 }, WITH_EXPERTS),
+    ("v2.6 flash", &V2_6_FLASH, Tolerance { logit: 0.1, lead: 0.003 }, WITH_EXPERTS),
 ];
 
 /// Which only one or two ranks can share.

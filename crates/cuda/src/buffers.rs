@@ -34,7 +34,7 @@ const PART_DIMS: usize = 32;
 /// own rows.
 const ATTENTION_PARTS: usize = 128 + 1;
 /// Values of the stream in one packet of 16 bytes to another rank, and the number of sets of
-/// packets.
+/// packets and sums.
 const PACKET_VALUES: usize = 8;
 const PACKET_BYTES: usize = 16;
 const PACKET_SETS: usize = 2;
@@ -436,8 +436,9 @@ impl Working {
 fn receiver(constants: &Constants) -> (usize, Option<usize>) {
     let (ranks, tokens) = (constants.launch.ranks, constants.launch.tokens_max);
     let token_packets = constants.owner_rows() / PACKET_VALUES;
-    let all_reduce =
-        PACKET_SETS * ranks * constants.owner_units() * tokens * token_packets * PACKET_BYTES;
+    // Packets of every rank, and sums.
+    let packet_bytes = ranks * PACKET_BYTES + PACKET_VALUES * F32;
+    let all_reduce = PACKET_SETS * constants.owner_units() * tokens * token_packets * packet_bytes;
     if ranks == 1 {
         return (all_reduce, None);
     }

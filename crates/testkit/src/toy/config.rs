@@ -183,7 +183,7 @@ pub(super) fn qwen3_moe() -> Value {
         "max_window_layers": 4,
         "mlp_only_layers": [2],
         "model_type": "qwen3_moe",
-        "moe_intermediate_size": 160,
+        "moe_intermediate_size": 192,
         "norm_topk_prob": true,
         "num_attention_heads": 16,
         "num_experts": 12,
