@@ -60,7 +60,7 @@ const FAMILIES: [(&str, &LazyLock<Checkpoint>, Bounds); 4] = [
     (
         "v2.6 flash",
         &V2_6_FLASH,
-        Bounds { half: 0.03, most: 0.085, clear: 0.16, all: f32::INFINITY },
+        Bounds { half: 0.029, most: 0.065, clear: 0.115, all: f32::INFINITY },
     ),
 ];
 
