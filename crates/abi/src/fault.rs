@@ -25,15 +25,16 @@ abi_constants! {
 }
 
 abi_constants! {
-    /// The launches of a step, in their order; there is one of the last for each batch of drafts.
+    /// The launches of a step, in order. `DraftRows` is launched once for each batch of drafts, and
+    /// `Wide` many times in the place of `Target`.
     pub enum Launch {
-        /// None of them: a harness.
+        /// A launch by a test harness.
         Other = 0,
         Target = 1,
         Verify = 2,
         DraftContext = 3,
         DraftRows = 4,
-        /// One of the launches that stand in the target's place where a step has many tokens.
+        /// A launch of the wide pass, which a step of many tokens takes.
         Wide = 5,
     }
 }
@@ -47,7 +48,8 @@ abi_struct! {
         pub cta: u32,
         /// A [`Launch`].
         pub launch: u32,
-        /// Grid barriers at which the CTA had arrived in it; of the wide pass the layer.
+        /// The number of grid barriers at which the CTA had arrived in this launch; in the wide
+        /// pass, the layer.
         pub phase: u32,
         pub wanted: u32,
         pub seen: u32,

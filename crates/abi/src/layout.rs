@@ -74,7 +74,7 @@ macro_rules! abi_constants {
             pub const VALUES: &'static [(&'static str, u32)] =
                 &[ $( (stringify!($variant), $value), )* ];
 
-            /// The one that crosses as that number.
+            /// The variant with this value.
             pub const fn of(value: u32) -> Option<Self> {
                 match value {
                     $( $value => Some(Self::$variant), )*

@@ -1,7 +1,7 @@
 //! Ids and plain structs that host and GPU share. Everything here that the GPU reads is declared
 //! once with [`abi_struct!`] or [`abi_constants!`]; [`header::text`] makes the CUDA header from
-//! these declarations. With [`philox`] both draw their random bits. This crate knows nothing of
-//! models, requests or engines.
+//! these declarations. Host and GPU both draw their random bits with [`philox`]. This crate knows
+//! nothing of models, requests or engines.
 
 mod fault;
 pub mod header;

@@ -8,25 +8,26 @@ use crate::{Memory, Sampling, TokenId};
 pub const BAD_WORDS_MAX: usize = 2048;
 /// Tokens of all bad words of a request together: eight for each, on average.
 pub const BAD_TOKENS_MAX: usize = 16_384;
-/// The newest tokens that are kept of a slot, and so the longest bad word: the server takes 256
-/// bytes and a space, which are at most that many tokens.
+/// The newest tokens of a slot that are kept, and so the length of the longest bad word. The server
+/// takes bad words of up to 256 bytes and a space, which fit.
 pub const RECENT_MAX: usize = 512;
 /// Tokens that end a request: the server takes 1,024, to which a model adds a few.
 pub const END_TOKENS_MAX: usize = 1152;
 /// Alternatives reported beside a token.
 pub const TOPS_MAX: usize = 20;
-/// CTAs that share one position, where its choice is one pass over the logits.
+/// CTAs that share the choice at one position, if that choice takes a single pass over the logits.
 pub const PARTS_MAX: usize = 16;
-/// Tokens that a draft of rejection sampling is drawn from: the likeliest of the drafter's. A draft
-/// may be drawn by any law, as long as it is judged by that law. So many tokens have nearly all of
-/// the probability, and are few enough to keep and to exchange between ranks.
+/// Under rejection sampling a draft is drawn from this many of the drafter's likeliest tokens. A
+/// draft may be drawn from any distribution (its law), as long as it is verified with the same one.
+/// These tokens have nearly all of the probability, and are few enough to be kept and exchanged
+/// between ranks.
 pub const CANDIDATES_MAX: usize = 64;
 
-/// [`SampleRow::verified`] by sample and match, and by rejection sampling: more than any number of
-/// drafts.
+/// The values of [`SampleRow::verified`] for sample and match and for rejection sampling. They are
+/// larger than any number of drafts.
 pub const BY_MATCH: usize = 1 << 16;
 pub const BY_REJECTION: usize = BY_MATCH + 1;
-/// Tokens of a step whose logits are wanted, at most: those of 256 rows with seven drafts each.
+/// The most tokens of a step whose logits are wanted: those of 256 rows with seven drafts each.
 pub const WANTED_MAX: usize = 2048;
 /// The bit of a slot's 16 bits for a token which is set if it occurred in prompt or output.
 pub const SEEN: u32 = 0x8000;
@@ -58,7 +59,7 @@ abi_struct! {
         pub end_token_count: u32,
         /// Whether the slot's row of biases is used.
         pub biased: u32,
-        /// Where drafts are drawn: times the request's temperature, that of their law.
+        /// If drafts are drawn, their temperature is the request's times this.
         pub draft_temperature: f32,
     }
 }
@@ -85,8 +86,8 @@ abi_struct! {
         pub slot: u32,
         /// The row's tokens that are not drafts; they come first.
         pub known_count: u32,
-        /// Tokens to choose at most: one after the last known one and one after each draft, but for
-        /// a mask that is missing at the end. 0 for none.
+        /// The most tokens to choose: one after the last known token and one after each draft; none
+        /// follows the last draft if its mask is missing. 0 if the row chooses none.
         pub choice_count: u32,
         /// Whether a request enters the slot. The host has written the [`Slot`], bad words and end
         /// tokens; the tables of counts and biases follow from the lists below.
@@ -115,7 +116,7 @@ abi_struct! {
 }
 
 abi_struct! {
-    /// What the target makes of a candidate of a draft that is judged.
+    /// The target's logit and log-probability of a candidate of a draft that is judged.
     pub struct Judged : 12 {
         /// The processed logit.
         pub logit: f32,
@@ -138,14 +139,14 @@ abi_struct! {
 }
 
 abi_struct! {
-    /// The result of one CTA for its part of a position's logits. Of `best` and `winner` the
-    /// smallest counts, masses are added.
+    /// The result of one CTA for its part of a position's logits. Parts are combined by taking the
+    /// smallest `best` and the smallest `winner`, and adding the masses.
     pub struct ChoicePart : 32 {
-        /// The most likely token: its logit's bits, inverted so that the highest is the smallest,
-        /// above its id.
+        /// The most likely token: above its id, its logit's bits, inverted so that the highest
+        /// logit is the smallest number.
         pub best: u64,
         /// The token that finishes the race first: its time above its id. Where a draft is judged,
-        /// of those that are no candidates.
+        /// only tokens that are not candidates take part.
         pub winner: u64,
         /// Where a draft is judged: the sum of e^(logit - highest logit), in units of 2^-40.
         pub mass: u64,
@@ -160,7 +161,7 @@ abi_struct! {
     pub struct RowChoice : 16 {
         /// Accepted drafts and the target's token.
         pub token_count: u32,
-        /// Scored tokens before the first at fault.
+        /// Scored tokens before the first fault.
         pub scored_count: u32,
         /// A [`ChoiceFault`].
         pub fault: u32,
@@ -250,7 +251,7 @@ abi_struct! {
 }
 
 abi_struct! {
-    /// What drafts are chosen in and drawn by.
+    /// The memory in which drafts are chosen, and what they are drawn with.
     pub struct DraftMemory : 32 {
         /// `[TOKENS_MAX, PARTS_MAX]`, 64 bits: the best of each part of a draft's logits.
         pub parts: u64,

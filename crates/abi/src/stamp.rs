@@ -41,7 +41,7 @@ abi_constants! {
         /// Keys and values of that context.
         ContextKeys = 22,
         ArgmaxDrafts = 23,
-        /// Of the wide pass: tokens sorted and gathered by expert, and experts' products added.
+        /// Wide pass: tokens are sorted and gathered by expert, and experts' products are added.
         GatherRows = 24,
         Combine = 25,
     }

@@ -9,7 +9,7 @@ pub const RANKS_MAX: usize = 8;
 pub const GROUPS_MAX: usize = 4;
 /// The size of a counter that CTAs share: a cache line.
 pub const COUNTER_BYTES: usize = 128;
-/// The part of a plan that one thread copies from the host's memory, and the part of one CTA.
+/// Bytes of a plan that one thread and one CTA copy from the host's memory.
 pub const PLAN_THREAD_BYTES: usize = 16;
 pub const PLAN_CTA_BYTES: usize = 4096;
 /// Counters of a launch: `Counter` of `kernels/include/kilotok/cta.cuh`.
@@ -35,7 +35,7 @@ abi_struct! {
         /// Index of the first token in the batch.
         pub first: u32,
         pub count: u32,
-        /// Of a row of drafts that are drawn: its slot. `!0` for the likeliest tokens.
+        /// The row's slot if its drafts are drawn at random; `!0` if they are the likeliest tokens.
         pub slot: u32,
         /// By page group: page p of the sequence is `pages[pages_at + p]`, the sum wrapping.
         pub pages_at: [u32; 4],
@@ -75,7 +75,7 @@ abi_struct! {
         pub reserved: u32,
         pub input_norm: u64,
         pub qkv: u64,
-        /// F32, as the rows of `qkv`; zeros where there are none.
+        /// F32, in the order of the rows of `qkv`; zeros for rows without a bias.
         pub qkv_bias: u64,
         pub q_norm: u64,
         pub k_norm: u64,
@@ -146,12 +146,13 @@ abi_struct! {
         pub attended: u64,
         /// `[owner units, TOKENS_MAX, experts]`, F32.
         pub router_parts: u64,
-        /// By token the scores of experts, 1 / rms, chosen experts and their weights, 32 bits each.
+        /// For each token the scores of experts, 1 / rms, chosen experts and their weights, 32 bits
+        /// each.
         pub router_scores: u64,
         /// Operand `[TOKENS_MAX, dense width]`.
         pub dense_inner: u64,
-        /// Operand `[rows of a tile * top_k, expert width]`; behind it that of gathered tokens, see
-        /// `layout/buffers.cuh`.
+        /// Operand `[rows of a tile * top_k, expert width]`; behind it the operand of gathered
+        /// tokens, see `layout/buffers.cuh`.
         pub expert_inner: u64,
         /// Operand `[TOKENS_MAX, taps * hidden]`.
         pub taps: u64,
@@ -181,13 +182,14 @@ abi_struct! {
 }
 
 abi_struct! {
-    /// What a launch of the wide pass is given: where a step of many tokens has its values, and how
-    /// many there are. Buffers have room for `capacity` tokens; operands lie as
-    /// `kernels/include/kilotok/wide/token_ring.cuh` has them.
+    /// The argument of a launch of the wide pass: the buffers of a step of many tokens, and its
+    /// sizes. Buffers have room for `capacity` tokens; the layout of operands is in
+    /// `kernels/include/kilotok/wide/token_ring.cuh`.
     pub struct WideMemory : 552 {
-        /// Of this step: tokens, rows and wanted tokens lie elsewhere than a narrow one's.
+        /// The memory of this step. Its tokens, rows and wanted tokens are not where a narrow step
+        /// has them.
         pub memory: Memory,
-        /// [`Batch`] of the head and of sampling, written for each launch of theirs.
+        /// The [`Batch`] of the head and of sampling, written anew for each of their launches.
         pub head_batch: u64,
         /// `[capacity, hidden]`, F32: the residual stream, and what is to be added to it.
         pub stream: u64,
@@ -215,37 +217,37 @@ abi_struct! {
         /// `[capacity, top_k]`: the chosen experts and their weights.
         pub experts: u64,
         pub weights: u64,
-        /// Experts work on a slice of the tokens at a time. By expert its first row, and its number
-        /// of tokens.
+        /// Experts work on a slice of the tokens at a time. For each expert: its first row, and its
+        /// number of tokens.
         pub first_rows: u64,
         pub counts: u64,
-        /// The row of each choice, the choice of each row, what a row's products are scaled by.
+        /// The row of each choice, the choice of each row, and the factor of each row's products.
         pub rows: u64,
         pub choices: u64,
         pub factors: u64,
-        /// By expert's row: the operand of inner values, and products, BF16.
+        /// By row of an expert: the operand of inner values, and the products, BF16.
         pub expert_inner: u64,
         pub products: u64,
-        /// Of several ranks: the other ranks' parts of this rank's tokens, BF16, and flags of
+        /// With several ranks: the other ranks' parts of this rank's tokens, BF16, and flags of
         /// exchanges; see `kernels/include/kilotok/wide/ranks.cuh`.
         pub received: u64,
         pub flags: u64,
         pub capacity: u32,
-        /// Rows of experts that there is room for.
+        /// Rows of experts for which there is room.
         pub expert_capacity: u32,
         pub token_count: u32,
         pub row_count: u32,
         pub wanted_count: u32,
-        /// Of this launch.
+        /// The layer of this launch.
         pub layer: u32,
-        /// Of this launch: the first of its wanted tokens and their number, or the columns of the
-        /// experts' products that a norm adds, all or none.
+        /// For the head, the first of this launch's wanted tokens and their number. For a norm, the
+        /// columns of the experts' products that it adds: all or none.
         pub slice_first: u32,
         pub slice_count: u32,
-        /// Of this launch, if ranks exchange something in it: its number in the step.
+        /// If ranks exchange something in this launch, the number of the exchange in the step.
         pub collective: u32,
-        /// Of this launch, in kernels with stamps: the [`crate::Stamp`] that it makes when it
-        /// begins, of the launch before it, and its place in `memory.trace`.
+        /// In kernels with stamps: the [`crate::Stamp`] that this launch makes when it begins, of
+        /// the launch before it, and the stamp's place in `memory.trace`.
         pub stamp: u32,
         pub stamp_place: u32,
         pub reserved: u32,
@@ -270,12 +272,13 @@ abi_struct! {
 }
 
 abi_struct! {
-    /// The argument of the kernel that reads memory for its own sake.
+    /// The argument of the kernel that measures how fast memory is read.
     pub struct ReadMemory : 24 {
         pub from: u64,
-        /// A multiple of what all threads read at once is read, no more than this.
+        /// At most this many bytes are read: a multiple of what all threads read at once.
         pub bytes: u64,
-        /// A word that is written if what was read says so, which no compiler can exclude.
+        /// A word whose write depends on what was read, so that the compiler cannot remove the
+        /// reads.
         pub to: u64,
     }
 }

@@ -69,8 +69,9 @@ impl BatchRow<'_> {
         self.count - self.plan.tokens.draft_count() as usize
     }
 
-    /// How many of its drafts count as accepted, where that is assumed. The same row draws the same
-    /// number again. With masks drafts are matched: a grammar cannot go on after what it forbids.
+    /// How many of its drafts count as accepted, where acceptance is assumed. The number is random,
+    /// but always the same for the same row. A row with masks verifies its drafts instead, because
+    /// a grammar cannot go on after a token that it forbids.
     pub fn assumed(&self) -> Option<u32> {
         let Verification::Assumed { chance } = self.rule else { return None };
         let first = self.plan.start + self.known() as u32;

@@ -37,7 +37,7 @@ impl Grouping {
         Self { target, drafter, ..grouping }
     }
 
-    /// Index of the group of such a layer, which is added if it is missing.
+    /// Index of the group of such a layer. A missing group is added.
     fn place(&mut self, kind: PageKind, attention: &AttentionSpec, page_tokens: u32) -> usize {
         let window = attention.window().map(|keys| keys as u32);
         let same = |group: &PageGroup| group.kind == kind && group.window == window;

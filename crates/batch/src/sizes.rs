@@ -12,8 +12,9 @@ const GIVEN_DRAFTS_MAX: u32 = 7;
 /// Largest number of slots. A step has a row for each, so a larger one is a mistake.
 pub const SLOTS_MAX: u32 = 1 << 16;
 
-/// Tokens of context for which the prefix cache has the windows before one position. Of the eighth
-/// of MiMo-V2.5-Pro they are an eighth of a GPU's keys and values.
+/// The prefix cache has room for one tail (the windows before one position) for every so many
+/// tokens of context. For an eighth of MiMo-V2.5-Pro, tails are an eighth of a GPU's keys and
+/// values.
 const TAIL_TOKENS: u32 = 8192;
 
 #[derive(Clone, Debug)]
@@ -80,8 +81,9 @@ impl Sizes {
     /// The page groups of an engine that stores an element of a key or value in `value_bytes`.
     /// Takes no memory.
     ///
-    /// A group with a window has pages for that of each slot, for the tokens of a step, and for the
-    /// windows that the prefix cache keeps; never more than one that holds all positions.
+    /// A group with a window has pages for the window of each slot, for the tokens of a step, and
+    /// for the windows that the prefix cache keeps, but never more pages than a group that holds
+    /// all positions.
     pub fn groups(&self, spec: &ModelSpec, value_bytes: usize) -> Grouping {
         let mut grouping = Grouping::new(spec, self.rank_count, self.page_tokens, value_bytes);
         for group in &mut grouping.groups {
@@ -93,7 +95,8 @@ impl Sizes {
     fn group_page_count(&self, group: &PageGroup, draft_max: u32) -> u32 {
         let Some(keys) = group.window else { return self.page_count };
         let pages = |tokens: u32| u64::from(tokens.div_ceil(self.page_tokens.max(1)));
-        // Before a position on a page boundary, and in the text that a hit may leave unused.
+        // The window before a position on a page boundary, and the text that a hit may leave
+        // unused.
         let tail = pages(keys.saturating_sub(1)) + pages(WINDOW_SLACK);
         let tail_count =
             u64::from(self.page_count) * u64::from(self.page_tokens) / u64::from(TAIL_TOKENS);

@@ -150,7 +150,8 @@ impl Samplers {
 
 impl Informed {
     /// Verifies the row's drafts, whose first is at the position `first`, by the target's logits
-    /// `[drafts + 1, vocab]`. Drafts of a row that brings them itself have no law to be judged by.
+    /// `[drafts + 1, vocab]`. Drafts that a row brings itself are matched: no distribution that
+    /// they were drawn from is known.
     fn verify(
         &mut self,
         row: &BatchRow<'_>,

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Tokens before the end of a text for which its pages are planned and kept beyond the window, so
-/// that a later text may leave it there and still start from the prefix cache: a stop string and
+/// A group with a window keeps pages of this many more tokens before the end of a text, so that a
+/// later text may differ in them and still start from the prefix cache. They are a stop string and
 /// the drafts behind it, or the tokens with which a template opens a reply.
 pub const WINDOW_SLACK: u32 = 16;
 
@@ -11,7 +11,7 @@ pub const WINDOW_SLACK: u32 = 16;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Caps {
     pub vocab_size: u32,
-    /// Positions 0 to this, exclusive.
+    /// Positions are below this.
     pub position_max: u32,
     pub slot_count: u32,
     /// Rows of one step.
@@ -20,8 +20,8 @@ pub struct Caps {
     pub token_max: u32,
     /// Tokens of one step whose logits are wanted, see [`crate::Row::wanted_count`].
     pub wanted_max: u32,
-    /// Steps of this many tokens or more are computed in another way, with its own base time and
-    /// time per token; `None` for an engine with one way.
+    /// Steps of this many tokens or more take the wide pass, which has its own base time and time
+    /// per token; `None` for an engine with one pass.
     pub wide_from: Option<u32>,
     /// Drafts of one row, made by the engine or brought by the row.
     pub draft_max: u32,

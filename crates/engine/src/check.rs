@@ -4,7 +4,8 @@ use kilotok_abi::PageId;
 
 use crate::{Caps, EngineError, PageGroup, PageRun, Row, RowTokens, StepPlan, Verification};
 
-/// Largest factor of a request's temperature for its drafts. Far above it drafts are any tokens.
+/// The largest factor by which a request's temperature is multiplied for its drafts. Far above it
+/// drafts are nearly random tokens.
 pub const DRAFT_TEMPERATURE_MAX: f32 = 4.0;
 
 /// Checks a plan against an engine's limits. Whether a slot holds the drafts of its row, and
@@ -75,7 +76,7 @@ fn check_writers(caps: &Caps, plan: &StepPlan) -> Result<(), EngineError> {
     Ok(())
 }
 
-/// The row's pages of a group from the one of a position on, up to the row's end.
+/// The row's pages in a group, from the page of a position up to the row's end.
 fn pages_between(
     row: &Row,
     group_index: usize,

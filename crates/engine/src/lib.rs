@@ -36,8 +36,8 @@ pub trait Engine: Send {
     /// order in which they were submitted.
     fn wait(&mut self, step: StepId, out: &mut StepOutput) -> Result<(), EngineError>;
 
-    /// How long the devices took for the step that was waited for last, until the next one is
-    /// submitted; `None` for an engine without devices.
+    /// How long the devices took for the last step that was waited for. It is known until the next
+    /// step is submitted; `None` for an engine without devices.
     fn times(&self) -> Option<StepTimes> {
         None
     }
@@ -61,15 +61,15 @@ pub trait Engine: Send {
     }
 }
 
-/// The parts of a step.
+/// How long the parts of a step took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StepTimes {
-    /// The target over all tokens, and the choice of tokens.
+    /// The target's pass over all tokens, and the choice of tokens.
     pub verify: Duration,
     pub draft: Duration,
 }
 
-/// Which of the [`StepTimes`].
+/// A part of a step, as in [`StepTimes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum StepPart {
     Verify,
@@ -104,8 +104,8 @@ pub enum EngineError {
     /// A device broke. The engine runs no further step.
     #[error("rank {rank}: {reason}")]
     Device { rank: usize, reason: String },
-    /// A wait of a device ran out, in one of a step's launches, behind so many grid barriers. The
-    /// engine runs no further step.
+    /// A wait on a device timed out. `phase` is the number of grid barriers at which the CTA had
+    /// arrived in this launch, or in the wide pass the layer. The engine runs no further step.
     #[error("rank {rank}, CTA {cta}, phase {phase} of {launch}: waited too long for {waited_for}")]
     Timeout { rank: usize, cta: u32, launch: String, phase: u32, waited_for: String },
 }

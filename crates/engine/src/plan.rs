@@ -42,9 +42,9 @@ pub struct Row {
     pub pages: Vec<PageRun>,
     /// Allowed tokens, a bit each (bit t % 32 of word t / 32), for the position of each draft and
     /// the one after: `draft_count + 1` bitsets, or none when every token is allowed. Under
-    /// [`Verification::Rejection`] the last may be missing for held drafts: where all of them are
-    /// accepted, no token comes after them. A draft that its mask forbids must be part of such a
-    /// row: to leave it out because of what was drawn would change the tokens' distribution.
+    /// [`Verification::Rejection`] the last may be missing if the drafts are held ones; then no
+    /// token follows them when all are accepted. A draft that its mask forbids must be part of such
+    /// a row: to leave it out because of what was drawn would change the tokens' distribution.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub masks: Vec<Vec<u32>>,
     /// Report log-probabilities of the chosen tokens and of this many of the likeliest.
@@ -94,8 +94,8 @@ impl Row {
         self.start.saturating_add(self.tokens.count())
     }
 
-    /// Tokens of the row whose logits are wanted: scored ones; if the row samples, its last token
-    /// that is no draft, and the drafts.
+    /// Tokens of the row whose logits are wanted: the scored ones and, if the row samples, the
+    /// drafts and the last token before them.
     pub fn wanted_count(&self) -> u32 {
         let count = self.tokens.count();
         let sampled = if self.sample { self.tokens.draft_count().saturating_add(1) } else { 0 };
@@ -103,7 +103,7 @@ impl Row {
     }
 }
 
-/// Halvings of an interval of length 1, until it is as short as numbers are exact.
+/// Halvings of the interval from 0 to 1: enough for the precision of an F32.
 const BISECTIONS: u32 = 40;
 
 /// How the drafts of a slot are made and verified. The first two leave the tokens' distribution as
@@ -119,9 +119,9 @@ pub enum Verification {
     /// temperature times `draft_temperature`, and verified jointly (block verification). Tokens
     /// depend on how many drafts are verified. Drafts that a row brings itself are matched.
     Rejection { draft_temperature: f32 },
-    /// To measure with weights that are made up, of which no draft is ever right: whatever the
-    /// target would choose, each draft counts as accepted with this probability if all before it
-    /// do. Drafts are made as those that are matched.
+    /// For measuring with dummy weights, with which no draft is ever right: whatever the target
+    /// would choose, each draft counts as accepted with this probability if all before it do.
+    /// Drafts are made as under [`Self::Match`].
     Assumed { chance: f32 },
 }
 
@@ -131,7 +131,7 @@ impl Verification {
         matches!(self, Self::Rejection { .. })
     }
 
-    /// Acceptance that is assumed, so that rows of `draft_max` drafts bring `length` tokens on
+    /// The assumed acceptance with which rows of `draft_max` drafts bring `length` tokens on
     /// average; `None` if they cannot. Rows of fewer drafts bring fewer tokens.
     pub fn assumed(length: f64, draft_max: u32) -> Option<Self> {
         if !(1.0..=f64::from(draft_max) + 1.0).contains(&length) {
