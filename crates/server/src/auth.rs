@@ -1,22 +1,23 @@
-//! API keys. They are compared as digests, in a time that does not depend on them.
+//! API keys. Their digests are compared, in a time that does not depend on the keys.
 
 use axum::http::{HeaderMap, StatusCode, header};
 use ring::digest::{SHA256, digest};
 
 use crate::error::ApiError;
 
-/// Digests of the keys of the API.
+/// SHA-256 digests of the API keys.
 pub(crate) struct Keys(Vec<[u8; 32]>);
 
-/// The caller of a request, as its key identifies it.
+/// The caller of a request, identified by its API key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Caller {
-    /// The index of its key, if the server has keys.
+    /// The index of the caller's key, if the server has keys.
     key_index: Option<usize>,
 }
 
 impl Caller {
-    /// An id that no other caller has, also if it sends the same. Ids of clients have no slash.
+    /// The id, made unique to this caller: two callers may send the same id. Ids that clients send
+    /// contain no slash.
     pub(crate) fn own(&self, id: &str) -> String {
         self.key_index.map_or_else(|| id.to_owned(), |index| format!("{index}/{id}"))
     }

@@ -1,6 +1,6 @@
-//! The memory that all requests may take together: for their bodies while they arrive, and for the
-//! values made of them until the engine has the prompt. It is taken from the budget before it is
-//! allocated.
+//! The memory budget of all requests together: for their bodies while they arrive, and for the
+//! values made from them until the engine has the prompt. Bytes are taken from the budget before
+//! they are allocated.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,11 +10,13 @@ use axum::http::StatusCode;
 
 use crate::error::ApiError;
 
-/// A request that holds no more is small, and may use the whole budget.
+/// A request that holds at most this many bytes is small, and may use the whole budget.
 const SMALL_BYTES_MAX: usize = 256 << 10;
-/// Large requests leave this part of the budget to small ones.
+/// One part in this many of the budget is out of reach of large requests, and so left to small
+/// ones.
 const SMALL_SHARE: usize = 4;
-/// Bodies arrive and prompts are made within seconds.
+/// Seconds after which a refused client may try again: bodies arrive and prompts are made within
+/// seconds.
 const RETRY_S: u64 = 1;
 
 /// See the file's head.
@@ -36,12 +38,12 @@ impl Budget {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// How full the budget may be with a request of so many bytes.
+    /// How full the budget may become when a request holds `bytes`.
     fn limit(&self, bytes: usize) -> usize {
         if bytes <= SMALL_BYTES_MAX { self.max } else { self.max - self.max / SMALL_SHARE }
     }
 
-    /// The memory of one request, nothing at first.
+    /// The memory held by one request; it begins with none.
     pub(crate) fn hold(self: &Arc<Self>) -> HeldMemory {
         HeldMemory {
             budget: Arc::clone(self),
@@ -59,7 +61,7 @@ pub(crate) struct HeldMemory {
 }
 
 impl HeldMemory {
-    /// Changes how many bytes the request holds. If the budget has not as many, nothing changes.
+    /// Changes how many bytes the request holds. Nothing changes if the budget has too few left.
     pub(crate) fn set(&self, bytes: usize) -> Result<(), ApiError> {
         let before = self.bytes.load(Ordering::Relaxed);
         if bytes > before {
@@ -75,7 +77,7 @@ impl HeldMemory {
         Ok(())
     }
 
-    /// Whether a request of so many bytes can be served, now or at all.
+    /// Fails if a request of `bytes` cannot be served: now, or ever.
     pub(crate) fn check(&self, bytes: usize) -> Result<(), ApiError> {
         let limit = self.budget.limit(bytes);
         if bytes > limit {
@@ -100,13 +102,13 @@ impl HeldMemory {
         ApiError { retry_after_s: Some(RETRY_S), ..error.with_code(MEMORY_FULL) }
     }
 
-    /// The prompt is made, and nothing else of the request is large.
+    /// Gives the memory back: once the prompt is made, the rest of the request is small.
     pub(crate) fn release(&self) {
         let bytes = self.bytes.swap(0, Ordering::Relaxed);
         self.budget.held.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// The work of converting the body that was read, as a number of bytes of text.
+    /// The work of converting the request's body, in bytes of text that would take as long.
     pub(crate) fn work(&self) -> usize {
         self.work.load(Ordering::Relaxed)
     }
@@ -116,7 +118,7 @@ impl HeldMemory {
     }
 }
 
-/// The code of the error of a full budget.
+/// The error code of a full budget.
 pub(crate) const MEMORY_FULL: &str = "memory_full";
 
 impl Drop for HeldMemory {
@@ -143,7 +145,7 @@ mod tests {
         let error = other.set(2 << 20).unwrap_err();
         assert_eq!((error.status.as_u16(), error.retry_after_s), (503, Some(RETRY_S)));
         assert_eq!(other.check(2 << 20).unwrap_err(), error);
-        // Of the last quarter, which large ones leave.
+        // These fit into the last quarter, which large requests may not use.
         let small: Vec<_> = (0..8).map(|_| budget.hold()).collect();
         assert!(small.iter().all(|small| small.set(SMALL_BYTES_MAX).is_ok()));
         assert!(other.set(1).is_err(), "all is held");

@@ -1,5 +1,5 @@
-//! The date, of replies' `created`. Durations are measured with tokio's clock, which tests can
-//! stop.
+//! The date, for the field `created`. Durations are measured with tokio's clock, which tests can
+//! pause.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -30,7 +30,7 @@ pub(crate) fn rfc3339(seconds: u64) -> String {
 mod tests {
     use super::*;
 
-    /// As `date --utc --date=@SECONDS` has them.
+    /// Expected values come from `date --utc --date=@SECONDS`.
     #[test]
     fn dates_are_of_the_calendar() {
         for (seconds, date) in [

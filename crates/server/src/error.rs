@@ -1,5 +1,5 @@
 //! Errors of requests, in OpenAI's form: status, type, parameter, code and a sentence that says
-//! what to do. Messages translates them to Anthropic's form.
+//! what to do. The Messages API translates them to Anthropic's form.
 
 use std::collections::BTreeMap;
 
@@ -63,12 +63,12 @@ impl ApiError {
         Self { status, message, param: None, code: None, retry_after_s: None }
     }
 
-    /// The caller's fault, in a field that has a name.
+    /// An error of the caller, in a named field.
     pub fn bad(param: impl Into<String>, message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, message).with_param(param)
     }
 
-    /// A field of other servers, with a value that this server does not implement.
+    /// A field that other servers have, with a value that this server does not implement.
     pub fn not_implemented(param: impl Into<String>, what: &str) -> Self {
         let param = param.into();
         let message = format!("{param}: {what} is not implemented by this server");
@@ -96,7 +96,7 @@ impl ApiError {
         self
     }
 
-    /// A prompt's error names the field that the prompt came from.
+    /// An error of the prompt names the field that the prompt came from.
     pub fn from_refusal(refusal: Refusal, prompt: &str) -> Self {
         match refusal {
             Refusal::QueueFull { retry_after_s } => Self {
@@ -194,7 +194,7 @@ impl ApiError {
     }
 }
 
-/// Bytes of a message, which may quote what a client sent: megabytes of it are of no use to the
+/// Most bytes of a message. It may quote the client's input: megabytes of it are of no use to the
 /// client, and would fill the log.
 const MESSAGE_BYTES_MAX: usize = 2000;
 
@@ -206,9 +206,9 @@ fn shortened(mut text: String) -> String {
     text
 }
 
-/// Masks are made within milliseconds; the header has no less than a second.
+/// Masks are made within milliseconds, but the header cannot say less than a second.
 const RETRY_BUSY_S: u64 = 1;
-/// After this a replica that is shutting down has been taken off the list of its load balancer.
+/// By then a load balancer has taken a replica that is shutting down off its list.
 const RETRY_DRAINING_S: u64 = 5;
 
 impl IntoResponse for ApiError {
@@ -221,7 +221,7 @@ impl IntoResponse for ApiError {
             let scheme = HeaderValue::from_static("Bearer");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
         }
-        // For the log, and for translation.
+        // The log and the translation to other APIs read it from there.
         response.extensions_mut().insert(self);
         response
     }

@@ -1,6 +1,6 @@
-//! A runtime of its own for requests of the API, apart from that of connections and probes: however
-//! long a request occupies a thread, connections are read and `/health` answers. Nothing waits for
-//! these threads when the server ends.
+//! A runtime for the requests of the API, separate from that of connections and probes: however
+//! long a request occupies a thread, connections are still read and `/health` still answers. When
+//! the server ends, nothing waits for these threads.
 
 use std::io;
 use std::pin::Pin;
@@ -19,18 +19,18 @@ use tracing::Instrument;
 use crate::error::ApiError;
 use kilotok_generation::Refusal;
 
-/// Threads for blocking work, besides those that handle requests. Work waits for its turn before it
-/// takes one, so that they are never all taken.
+/// Threads for blocking work, besides those that handle requests. Rendering and tokenizing first
+/// wait for a semaphore, so that they never take all of these threads.
 const BLOCKING_THREADS_MAX: usize = 32;
-/// A thread that has ended might not be created again when the system has no more of them.
+/// Idle threads are kept: the system may have none left when a thread that ended is needed again.
 const IDLE_MAX: Duration = Duration::from_hours(24 * 365);
-/// A request that is cut off may answer itself within this time.
+/// Time for a request to answer by itself after requests are cut off.
 const CUT_OFF_WAIT_MAX: Duration = Duration::from_millis(200);
 
 /// See the file's head.
 pub(crate) struct HandlerRuntime {
     handle: Handle,
-    /// Until it is dropped.
+    /// `None` once it is dropped.
     runtime: Option<Runtime>,
 }
 
@@ -42,7 +42,8 @@ impl HandlerRuntime {
             .max_blocking_threads(BLOCKING_THREADS_MAX)
             .thread_keep_alive(IDLE_MAX)
             .build()?;
-        // With one such thread work waits for it where no other can be created; without, it fails.
+        // With one blocking thread alive, work queues for it if the system allows no other; with
+        // none it would fail.
         runtime.spawn_blocking(|| {});
         Ok(Self { handle: runtime.handle().clone(), runtime: Some(runtime) })
     }
@@ -77,7 +78,7 @@ impl Drop for HandlerTask {
     }
 }
 
-/// Runs the handler of a request on the runtime of handlers, until requests are cut off.
+/// Runs the handler of a request on the handlers' runtime, until requests are cut off.
 pub(crate) async fn run_on_handlers(
     State((handlers, mut cut_off)): State<(Handle, watch::Receiver<bool>)>,
     request: Request,
@@ -112,7 +113,7 @@ mod tests {
 
     use super::*;
 
-    /// More than there are threads for handlers.
+    /// More requests than there are threads for handlers.
     const STUCK: usize = 64;
     static OPEN: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
 
@@ -134,7 +135,7 @@ mod tests {
         answer
     }
 
-    /// One thread does all but what handlers do.
+    /// One thread does everything except running handlers.
     #[tokio::test]
     async fn probes_are_answered_whatever_requests_do() {
         let handlers = HandlerRuntime::start().unwrap();
@@ -150,7 +151,7 @@ mod tests {
         let requests: Vec<_> =
             (0..STUCK).map(|_| tokio::spawn(get_from(address, "/stuck"))).collect();
         assert!(get_from(address, "/probe").await.ends_with("well"));
-        // None of them says itself that it is cut off.
+        // No handler notices by itself that it is cut off.
         cut.send_replace(true);
         for request in requests {
             let answer = request.await.unwrap();

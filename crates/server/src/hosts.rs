@@ -1,7 +1,7 @@
-//! The host names by which the server may be called. A web page can have its own name resolve to
-//! this machine (DNS rebinding); its browser then takes the server's answers for the page's own.
-//! Without keys such a request is refused. Addresses do not resolve elsewhere, so they are always
-//! answered.
+//! The host names under which the server may be called. A web page can have its own host name
+//! resolve to this machine (DNS rebinding); the browser then treats the server's answers as the
+//! page's own. Without API keys, a request to an unknown host name is refused. An IP address cannot
+//! be made to resolve elsewhere, so requests to one are always answered.
 
 use std::net::IpAddr;
 
@@ -15,12 +15,13 @@ use crate::error::ApiError;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hosts {
     Any,
-    /// Those of this machine alone, and these. `*.example.org` is every name below.
+    /// This machine's own names, and these. `*.example.org` stands for every name below
+    /// `example.org`.
     Only(Vec<String>),
 }
 
 impl Hosts {
-    /// Checks that a request has one host, and one that it may use.
+    /// Checks that a request names one host, and one that is allowed.
     pub(crate) fn check(&self, request: &Request) -> Result<(), ApiError> {
         let mut named = request.headers().get_all(header::HOST).iter();
         let (host, second) = (named.next(), named.next());
@@ -29,7 +30,8 @@ impl Hosts {
             return Err(ApiError::new(StatusCode::BAD_REQUEST, message));
         }
         let Self::Only(names) = self else { return Ok(()) };
-        // The name in the request line goes before the header. No client needs them to differ.
+        // A host in the request line takes precedence over the header. No client needs them to
+        // differ.
         let host = host.map(|host| host.to_str().unwrap_or_default());
         let authority = request.uri().authority().map(Authority::as_str);
         match host.into_iter().chain(authority).find(|host| !is_one_of(names, host)) {
@@ -46,7 +48,7 @@ impl Hosts {
     }
 }
 
-/// Without user and port.
+/// The host name, without user and port.
 fn name_of(host: &str) -> &str {
     let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
     if let Some((address, _)) = host.strip_prefix('[').and_then(|host| host.split_once(']')) {
@@ -62,7 +64,7 @@ fn is_one_of(names: &[String], host: &str) -> bool {
         || host.parse::<IpAddr>().is_ok()
         || names.iter().any(|name| {
             let name = name.to_ascii_lowercase();
-            // With its dot: `badexample.org` is not below `example.org`.
+            // The suffix keeps its dot: `badexample.org` is not below `example.org`.
             name == host || name.strip_prefix('*').is_some_and(|below| host.ends_with(below))
         })
 }

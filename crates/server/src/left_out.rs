@@ -1,13 +1,13 @@
-//! What of a request is left out of its prompt: tools that only their vendor's service can run, and
-//! items and parts of a conversation that have no text. The client gets no warning of it, so it is
-//! counted by type and logged once.
+//! The parts of a request that are left out of its prompt: tools that only their vendor's service
+//! can run, and items and parts of a conversation that have no text. Clients get no warning, so
+//! they are counted by type and logged once.
 
 use std::collections::BTreeMap;
 
 use crate::metrics::HttpMetrics;
 
 /// Types that have a counter of their own, without their dates. All others are counted as `other`,
-/// for clients can write anything there.
+/// because clients can send any type.
 const TYPES: &[&str] = &[
     "apply_patch",
     "bash",
@@ -48,7 +48,7 @@ const TYPES: &[&str] = &[
     "web_search_call",
 ];
 
-/// What was left out.
+/// The kind of thing that was left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum What {
     Tool,
@@ -66,18 +66,18 @@ impl What {
     }
 }
 
-/// What was left out of one request.
+/// Everything that was left out of one request.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LeftOut(BTreeMap<(What, &'static str), Kind>);
 
 #[derive(Clone, Debug)]
 struct Kind {
-    /// The type as the client wrote it, the first time.
+    /// The type as the client first wrote it.
     written: String,
     count: u64,
 }
 
-/// Bytes of a type that are logged.
+/// Most bytes of a type that are logged.
 const WRITTEN_BYTES_MAX: usize = 64;
 
 impl LeftOut {
@@ -87,7 +87,7 @@ impl LeftOut {
         self.0.entry((what, label(kind))).or_insert_with(first).count += 1;
     }
 
-    /// Counts it, and logs types that are met for the first time.
+    /// Adds the counts to the metrics, and logs types that are seen for the first time.
     pub(crate) fn publish(&self, metrics: &HttpMetrics) {
         for ((what, label), Kind { written, count }) in &self.0 {
             let what = what.name();
@@ -103,7 +103,7 @@ impl LeftOut {
     }
 }
 
-/// The type without the date that some carry, if it is known.
+/// The type if it is known, without the date that some types carry.
 fn label(kind: &str) -> &'static str {
     let date = |rest: &str| rest.chars().all(|c| c.is_ascii_digit() || c == '_');
     let is = |known: &str| {

@@ -1,6 +1,6 @@
 //! The server: OpenAI's and Anthropic's APIs over HTTP, and the chat page. [`router`] has all
-//! routes. Each API has a folder, in which a request becomes parameters and a prompt, and the
-//! increments of its replies become JSON. The replies themselves come from `generation`. No other
+//! routes. Each API has a folder, which turns a request into parameters and a prompt, and the
+//! increments of the replies into JSON. The replies themselves come from `generation`. No other
 //! crate serves HTTP.
 
 mod auth;

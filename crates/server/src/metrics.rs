@@ -1,5 +1,5 @@
-//! The series of HTTP: answered requests, under the names of the instrumentation that vLLM has, and
-//! what of requests is ignored or not enforced.
+//! HTTP metrics: answered requests, under the names that vLLM's instrumentation uses, and the parts
+//! of requests that are ignored or not enforced.
 
 use kilotok_generation::Metrics;
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
@@ -15,14 +15,15 @@ pub(crate) struct HttpMetrics {
     pub(crate) accepts_failed: IntCounter,
 }
 
-/// A method is whatever a client writes there; a series for each would fill the memory.
+/// Methods with a series of their own. A client can send any method, and a series for each would
+/// fill the memory.
 const METHODS: [&str; 9] =
     ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "CONNECT", "TRACE"];
 
 impl HttpMetrics {
-    /// Adds the series to those of the model.
+    /// Adds the HTTP series to those of the model.
     pub(crate) fn new(metrics: &Metrics) -> Self {
-        // Those that vLLM has too have no label of the model.
+        // Series that vLLM has too carry no `model` label.
         let (builder, plain) = (metrics.builder(), metrics.plain_builder());
         Self {
             answered: plain.counters_of(
@@ -69,7 +70,7 @@ impl HttpMetrics {
         }
     }
 
-    /// An answered request. `handler` is a route's pattern, never a path that a client made up.
+    /// Counts an answered request. `handler` is the route's pattern, never a path from the client.
     pub(crate) fn answered(&self, handler: &str, method: &str, status: u16, seconds: f64) {
         let known = METHODS.into_iter().find(|known| *known == method);
         let method = known.unwrap_or("other");
@@ -79,7 +80,8 @@ impl HttpMetrics {
         self.seconds_fine.observe(seconds);
     }
 
-    /// So many tools, items or parts of a type were left out; whether they are the first of it.
+    /// Counts left-out tools, items or parts of a type. Returns whether they are the first of their
+    /// type.
     pub(crate) fn left_out(&self, what: &str, kind: &str, count: u64) -> bool {
         let counter = self.left_out.with_label_values(&[what, kind]);
         let first = counter.get() == 0;

@@ -16,11 +16,12 @@ use crate::error::ApiError;
 use crate::messages::{is_client, translate_error};
 use crate::service::Service;
 
-/// The id that a request came with, or was given, and its caller. Part of its reply's id.
+/// The id and the caller of a request. The id comes from the client, or is generated; the reply's
+/// id contains it.
 #[derive(Clone, Debug)]
 pub(crate) struct RequestId {
     pub(crate) id: String,
-    /// It came in a header, which has precedence over the body.
+    /// Whether the id came in a header. A header takes precedence over the body.
     given: bool,
     caller: Caller,
     memory: Arc<HeldMemory>,
@@ -36,18 +37,18 @@ pub(crate) struct ReplyId {
 }
 
 impl ReplyId {
-    /// The id by which admission knows the reply: ids of different callers differ.
+    /// The id under which admission knows the reply. It differs between callers.
     pub(crate) fn internal(&self) -> String {
         self.caller.own(&self.shown)
     }
 
-    /// The prompt is made: the memory that the request held for it is given back.
+    /// Gives back the memory that the request held, once its prompt is made.
     pub(crate) fn release_memory(&self) {
         self.memory.release();
     }
 }
 
-/// Characters of an id.
+/// Most characters of an id.
 const ID_CHARS_MAX: usize = 128;
 const ID_HEADER: &str = "x-request-id";
 
@@ -60,7 +61,7 @@ impl RequestId {
         Self { id: given.unwrap_or_else(random), given: is_given, caller, memory }
     }
 
-    /// The id of a reply: the header's, else the body's, else a random one.
+    /// The id of a reply: from the header, else from the body, else random.
     pub(crate) fn reply(&self, prefix: &str, body: Option<&str>) -> Result<ReplyId, ApiError> {
         let id = match body {
             Some(id) if !is_id(id) => {
@@ -80,12 +81,12 @@ impl RequestId {
         &self.caller
     }
 
-    /// What the request holds of the memory for requests.
+    /// The memory that the request holds.
     pub(crate) fn memory(&self) -> Arc<HeldMemory> {
         Arc::clone(&self.memory)
     }
 
-    /// The work of converting the body that was read, as a number of bytes of text.
+    /// The work of converting the request's body, in bytes of text that would take as long.
     pub(crate) fn work(&self) -> usize {
         self.memory.work()
     }
@@ -149,7 +150,7 @@ pub(crate) async fn observe(
     let status = status.as_u16();
     span.in_scope(|| {
         if method == Method::GET {
-            // Probes and scrapes, every few seconds.
+            // Probes and scrapes come every few seconds.
             tracing::debug!(status, seconds, error, "answered");
         } else {
             tracing::info!(status, seconds, error, "answered");
@@ -167,13 +168,13 @@ pub(crate) async fn observe(
     response
 }
 
-/// The caller of a request, if it may go on.
+/// The caller of a request, if the request is allowed.
 fn admit(service: &Service, request: &Request) -> Result<Caller, ApiError> {
     service.config.hosts.check(request)?;
     service.keys.check(request.uri().path(), request.headers())
 }
 
-/// What Envoy balances by, in the format that it asks for.
+/// The load figures by which Envoy balances, in the format that the header asks for.
 fn load_report(format: &HeaderValue, service: &Service) -> Option<HeaderValue> {
     let load = service.admission.load();
     let (usage, waiting) = (load.usage, load.waiting());

@@ -1,4 +1,4 @@
-//! Serves the router over TCP or TLS until shutdown, and ends without dropping a reply.
+//! Serves the router over TCP or TLS until shutdown, and ends without dropping replies.
 
 use std::io;
 use std::net::TcpListener;
@@ -17,7 +17,7 @@ use crate::socket::{CountingListener, Peer, SocketTimeouts};
 use crate::tls::Tls;
 use kilotok_generation::EngineFailed;
 
-/// Why serving ended before shutdown.
+/// Errors that end serving before shutdown.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     #[error("the engine failed: {0}")]
@@ -28,28 +28,28 @@ pub enum ServeError {
     Tls { file: String, reason: String },
 }
 
-/// A client that takes longer for its headers is given up.
+/// A client that takes longer to send its headers is disconnected.
 const HEADERS_WAIT_MAX: Duration = Duration::from_secs(30);
-/// Headers of a request, all together.
+/// Most bytes of all headers of a request together.
 const HEADER_BYTES_MAX: usize = 64 << 10;
-/// Bytes of bodies that an HTTP/2 client may send before they are read, over all its streams.
-/// Handlers read at once, into memory of the budget; this much of each connection is beside it. A
-/// line with 50 ms to and fro still carries 5 MB/s.
+/// Bytes of request bodies that an HTTP/2 connection may have in flight, over all its streams.
+/// Handlers read them at once into memory of the budget; this much per connection is not in the
+/// budget. On a line with a round trip of 50 ms it still allows 5 MB/s.
 const HTTP2_WINDOW_BYTES: u32 = 256 << 10;
-/// Requests at once of an HTTP/2 connection; more wait at the client.
+/// Concurrent requests of an HTTP/2 connection; further ones wait at the client.
 const HTTP2_STREAMS_MAX: u32 = 128;
-/// Bytes of a reply that wait for an HTTP/2 client to read; an event is a few hundred.
+/// Bytes of a reply that may wait for an HTTP/2 client to read; an event has a few hundred.
 const HTTP2_SEND_BYTES_MAX: usize = 64 << 10;
 /// Time for the last bytes to leave after replies were cut off or failed: a few round trips, even
-/// of a slow line. Readers of complete replies have this, and what is left of the time that
-/// requests have to finish.
+/// on a slow line. Readers of complete replies have this time and what is left of the shutdown
+/// timeout.
 const FLUSH_WAIT_MAX: Duration = Duration::from_secs(5);
-/// After the engine failed, requests are answered with that for at least so long: probes that come
-/// every second get a 503, and the next start takes many times that.
+/// After the engine failed, the server answers requests with that error for at least this long:
+/// probes that come every second get a 503, and a restart takes many times longer.
 const FAILURE_SHOWN_MIN: Duration = Duration::from_secs(1);
 
-/// Serves until `shutdown` and the drain after it, or until the engine fails. To cut the drain
-/// short, stop the service.
+/// Serves until `shutdown` and the drain after it, or until the engine fails. `Service::stop` cuts
+/// the drain short.
 pub async fn serve(
     listener: TcpListener,
     service: Arc<Service>,
@@ -77,8 +77,8 @@ pub async fn serve(
             outcome.map_err(ServeError::from)
         }
     };
-    // Replies have ended, whichever way; their last bytes are on the way. What needs no engine goes
-    // on while there is time.
+    // All replies have ended, and their last bytes are being sent. Requests that need no engine may
+    // go on while there is time.
     handle.graceful_shutdown(Some(time_left + FLUSH_WAIT_MAX));
     let served = if let Ok(served) = tokio::time::timeout(time_left, &mut running).await {
         served
@@ -94,9 +94,9 @@ fn tune(builder: &mut Builder<TokioExecutor>) {
     builder
         .http1()
         .timer(TokioTimer::new())
-        // The end of what a client sends looks the same whether it closed its socket or only its
-        // sending half, until something is written. A reply without a reader must not keep its slot
-        // till then, and a whole reply is not written before its end.
+        // Until something is written, a client that closed its socket looks like one that closed
+        // only its sending half. A reply without a reader must not keep its slot until then, and a
+        // reply without a stream is written only at its end.
         .half_close(false)
         .header_read_timeout(HEADERS_WAIT_MAX)
         .max_buf_size(HEADER_BYTES_MAX);
@@ -145,8 +145,8 @@ fn listen(
     }
 }
 
-/// Shuts down: `/ready` says no, then new requests are refused, then running replies finish, then
-/// what still runs is ended. Returns what is left of the time for that.
+/// Shuts down: `/ready` says no, then new requests are refused, then running replies may finish,
+/// then the remaining ones are aborted. Returns what is left of the time to finish.
 async fn drain(service: &Service) -> Duration {
     service.leave();
     let delay = service.config.drain_delay;

@@ -1,5 +1,5 @@
-//! What all routes share: the model's text, what generates replies, and how the server was set up.
-//! Values come resolved; nothing here reads a flag or a file.
+//! The state that all routes share: the model's text, the generation of replies, and the server's
+//! configuration. All values are resolved already: nothing here reads a flag or a file.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,41 +22,41 @@ use crate::unenforced::Unenforced;
 #[cfg(test)]
 mod tests;
 
-/// How the server was set up.
+/// The server's configuration.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
-    /// Names of the model; the first is the one that replies carry.
+    /// Names of the model; replies carry the first one.
     pub served_names: Vec<String>,
     /// Where the checkpoint came from, for `/v1/models`.
     pub model_root: String,
-    /// Keys of the API; without any it is open to all.
+    /// The API keys; if there are none, the API is open to everyone.
     pub api_keys: Vec<String>,
-    /// Sites whose pages may call the API; `*` is all.
+    /// Origins of the web pages that may call the API; `*` means all.
     pub cors_origins: Vec<String>,
     pub tls: Option<TlsFiles>,
-    /// How often these files are checked for changes.
+    /// How often the TLS files are checked for changes.
     pub tls_look: Duration,
     /// The host names by which the server may be called.
     pub hosts: Hosts,
-    /// Bytes of a request's body.
+    /// Most bytes of a request's body.
     pub body_max: usize,
-    /// Bytes that all requests together may take until their prompts are made.
+    /// Most bytes that all requests together may hold until their prompts are made.
     pub request_memory: usize,
-    /// After so long without an event, a stream sends a comment.
+    /// After this long without an event, a stream sends a comment.
     pub keep_alive: Duration,
-    /// How long new requests are still taken after the signal to stop, while `/ready` says no.
+    /// How long new requests are still accepted after the signal to stop, while `/ready` says no.
     pub drain_delay: Duration,
-    /// How long running requests may then take.
+    /// How long running requests may take to finish after that.
     pub shutdown_timeout: Duration,
-    /// Prompts times replies of one request.
+    /// Most replies of one request: prompts times `n`.
     pub n_max: u32,
-    /// Stop strings of one request.
+    /// Most stop strings of one request.
     pub stop_max: usize,
-    /// `max_tokens` of a request that has none; without it, what there is room for.
+    /// `max_tokens` of a request without one; `None` means as many as fit.
     pub token_max_default: Option<u32>,
     /// Whether requests may have a priority.
     pub allow_priority: bool,
-    /// How drafts of a request are verified that samples and names no seed. Others are matched.
+    /// How drafts of requests that sample without a seed are verified. Those of others are matched.
     pub verification: Verification,
     /// Example questions of the chat page for this model, besides its general ones.
     pub examples: Vec<String>,
@@ -94,7 +94,7 @@ impl Default for ServerConfig {
     }
 }
 
-/// What routes share.
+/// The state that routes share.
 pub struct Service {
     pub text: Arc<Text>,
     pub admission: Admission,
@@ -103,35 +103,36 @@ pub struct Service {
     pub(crate) generator: Generator,
     pub config: ServerConfig,
     pub(crate) keys: Keys,
-    /// The memory for bodies and prompts of requests.
+    /// The memory budget for bodies and prompts.
     pub(crate) budget: Arc<Budget>,
     pub(crate) created: u64,
     /// The server's version, which responses name as `system_fingerprint`.
     pub(crate) fingerprint: String,
     /// Set by the signal to stop.
     leaving: AtomicBool,
-    /// Set when requests must end, wherever they are.
+    /// Set when all remaining requests must end, whatever they are doing.
     cut_off: watch::Sender<bool>,
-    /// Templates and tokenizers run on threads of their own: those of small texts, and those of
-    /// large ones, which delay no small one.
+    /// Turns of the threads that run templates and tokenizers. Small and large texts have separate
+    /// ones, so that a large text delays no small one.
     small_texts: Arc<Semaphore>,
     large_texts: Arc<Semaphore>,
     pub(crate) unenforced: Unenforced,
 }
 
-/// So many bytes are processed in a few microseconds, faster than a thread takes them over.
+/// A text of at most this many bytes is processed in a few microseconds, less than it takes to hand
+/// it to another thread.
 const INLINE_BYTES_MAX: usize = 4096;
 
-/// A text of so many bytes is rendered and encoded in some ten milliseconds.
+/// A text of at most this many bytes is rendered and encoded in some ten milliseconds.
 const SMALL_BYTES_MAX: usize = 1 << 16;
 
-/// More would only take the cores from one another.
+/// More threads would only take the cores from one another.
 const SMALL_TEXTS_MAX: usize = 4;
 
-/// Each takes a core for seconds, and hundreds of megabytes.
+/// Each large text takes a core for seconds, and hundreds of megabytes.
 const LARGE_TEXTS_MAX: usize = 2;
 
-/// Whether a request was cancelled, because its client closed the connection.
+/// Whether a request was cancelled because its client closed the connection.
 #[derive(Clone, Default)]
 pub(crate) struct Cancelled(Arc<AtomicBool>);
 
@@ -152,7 +153,7 @@ impl Drop for CancelOnDrop {
 
 impl Service {
     /// # Panics
-    /// If the metrics are those of another service: the series of HTTP are added to them.
+    /// If `metrics` already belong to another service: the HTTP series are added to them.
     pub fn new(
         text: Arc<Text>,
         grammars: Arc<Grammars>,
@@ -184,7 +185,7 @@ impl Service {
         self.config.served_names.first().map_or("default", String::as_str)
     }
 
-    /// The name to answer with, if it is served here.
+    /// The name to answer with, if the requested model is served here.
     pub(crate) fn model(&self, asked: Option<&str>) -> Result<String, ApiError> {
         let served = &self.config.served_names;
         match asked {
@@ -199,7 +200,7 @@ impl Service {
         self.leaving.store(true, Ordering::Release);
     }
 
-    /// Ends all requests that are left with an error, those without replies too.
+    /// Ends all remaining requests with an error, including those without replies.
     pub fn stop(&self) {
         self.admission.stop();
         self.cut_off.send_replace(true);
@@ -216,12 +217,13 @@ impl Service {
             && matches!(self.admission.health(), Health::Ok { .. })
     }
 
-    /// Held while the prompt of a request is made.
+    /// A reservation, held while the prompt of a request is made.
     fn reserve(&self) -> Result<Reservation, ApiError> {
         self.admission.reserve().map_err(|refusal| ApiError::from_refusal(refusal, "prompt"))
     }
 
-    /// Runs work on so many bytes: here if they are few, else as [`Self::run_blocking`] does.
+    /// Runs work on `bytes` of text: on this thread if they are few, else with
+    /// [`Self::run_blocking`].
     pub(crate) async fn work<T: Send + 'static>(
         self: &Arc<Self>,
         bytes: usize,
@@ -233,8 +235,8 @@ impl Service {
         self.run_blocking(bytes, move |service, _| work(service)).await
     }
 
-    /// Renders and tokenizes about so many bytes on another thread: how long a template takes
-    /// cannot be told by the size of its input. The work learns when its request was cancelled.
+    /// Renders and tokenizes about `bytes` of text on another thread: the size of a template's
+    /// input does not tell how long it takes. The work can see that its request was cancelled.
     pub(crate) async fn run_blocking<T: Send + 'static>(
         self: &Arc<Self>,
         bytes: usize,

@@ -1,6 +1,6 @@
-//! Connections of clients. Failures to accept are counted and logged, replies are sent without
-//! delay (`TCP_NODELAY`), and reads and writes have timeouts: hyper has one for headers, but none
-//! before it knows the version of HTTP, and none for writing.
+//! Connections of clients. Failed accepts are counted and logged, replies are sent without delay
+//! (`TCP_NODELAY`), and reads and writes have timeouts: hyper has one for headers, but none before
+//! it knows the HTTP version, and none for writes.
 
 use std::io;
 use std::pin::Pin;
@@ -16,17 +16,18 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use crate::metrics::HttpMetrics;
 
-/// After so many bytes hyper knows the version of HTTP.
+/// hyper knows the HTTP version after this many bytes.
 const FIRST_BYTES: usize = 24;
-/// As long as for headers.
+/// The same time as for headers.
 const FIRST_BYTES_WAIT_MAX: Duration = Duration::from_secs(30);
-/// All buffers of the connection are full, megabytes in most systems, and the client reads nothing.
+/// A write waits only when all buffers of the connection are full, megabytes in most systems, and
+/// the client reads nothing.
 const WRITE_WAIT_MAX: Duration = Duration::from_mins(2);
 
-/// How often a failure is logged: accepting is tried again many times a second.
+/// How often a failed accept is logged: it is retried many times a second.
 const FAILURE_LOGGED_EVERY: Duration = Duration::from_secs(10);
 
-/// The address of a client, which is not used.
+/// The address of a client, which nothing uses.
 #[derive(Clone, Debug)]
 pub(crate) struct Peer;
 
@@ -35,7 +36,7 @@ impl Address for Peer {
     type Listener = CountingListener;
 }
 
-/// A listener that counts and logs failures to accept, which `axum_server` ignores.
+/// A listener that counts and logs failed accepts, which `axum_server` ignores.
 pub(crate) struct CountingListener {
     listener: TcpListener,
     metrics: Arc<HttpMetrics>,
@@ -79,7 +80,7 @@ impl AddrListener<TcpStream, Peer> for CountingListener {
     }
 }
 
-/// Adds the timeouts to the connections of another acceptor.
+/// Wraps another acceptor, and adds the timeouts to its connections.
 #[derive(Clone)]
 pub(crate) struct SocketTimeouts<A>(pub(crate) A);
 
@@ -94,7 +95,7 @@ where
     type Future = Accepted<(Self::Stream, Self::Service)>;
 
     fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
-        // Otherwise a token would wait until the client has acknowledged the one before.
+        // Without this, a token would wait until the client had acknowledged the one before.
         let no_delay = stream.set_nodelay(true);
         let accepted = self.0.accept(stream, service);
         Box::pin(async move {
@@ -108,7 +109,7 @@ where
 /// See the file's head.
 pub(crate) struct Socket<S> {
     inner: S,
-    /// Of the first bytes of the connection: how many have not come.
+    /// How many of the connection's first bytes have not arrived.
     first_bytes_left: usize,
     read_timeout: Timeout,
     write_timeout: Timeout,
@@ -133,7 +134,8 @@ impl Timeout {
         Self { wait_max, over: None }
     }
 
-    /// Fails an operation that is pending for too long. When one completes, the time starts anew.
+    /// Fails an operation that is pending for too long. Each completed operation restarts the
+    /// timeout.
     fn bound<T>(
         &mut self,
         polled: Poll<io::Result<T>>,
@@ -213,7 +215,7 @@ mod tests {
 
     use super::*;
 
-    /// Longer than any timeout; the paused clock advances when all tasks are idle.
+    /// Longer than any timeout; the paused clock jumps forward when all tasks are idle.
     const LONG: Duration = Duration::from_hours(1);
 
     async fn pair() -> (std::net::TcpStream, Socket<TcpStream>) {
@@ -224,7 +226,7 @@ mod tests {
         (client, socket)
     }
 
-    /// How many bytes came.
+    /// Returns how many bytes arrived.
     async fn read(socket: &mut Socket<TcpStream>) -> io::Result<usize> {
         let mut bytes = [0; 100];
         let mut buffer = ReadBuf::new(&mut bytes);

@@ -1,5 +1,5 @@
-//! Replies as server-sent events: when the status is sent, which comments keep an
-//! idle stream open, and how events are framed. Their JSON comes from the encoder of each API.
+//! Replies as server-sent events: when the status is sent, which comments keep an idle stream open,
+//! and how events are framed. The JSON of the events comes from the encoder of each API.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -25,15 +25,15 @@ pub(crate) struct SentEvent {
     data: String,
 }
 
-/// Events, ready to be sent.
+/// A buffer of events that are ready to be sent.
 #[derive(Default)]
 pub(crate) struct SseBuffer(Vec<u8>);
 
 impl SseBuffer {
-    /// An event without a name.
+    /// Adds an event without a name.
     pub(crate) fn data(&mut self, value: &impl Serialize) {
         self.0.extend_from_slice(b"data: ");
-        // JSON has no newline that is not escaped, so it is one line.
+        // JSON escapes all newlines in strings, so the data is one line.
         if let Err(error) = serde_json::to_writer(&mut self.0, value) {
             tracing::error!(%error, "an event cannot be written as JSON");
         }
@@ -47,7 +47,7 @@ impl SseBuffer {
         self.data(value);
     }
 
-    /// What is no JSON, such as `[DONE]`.
+    /// Adds data that is not JSON, such as `[DONE]`.
     pub(crate) fn text(&mut self, text: impl Display) {
         self.0.extend_from_slice(format!("data: {text}\n\n").as_bytes());
     }
@@ -62,9 +62,9 @@ impl SseBuffer {
     }
 }
 
-/// The response as a stream. A reply that fails before its first increment has the status of its
-/// failure, unless that takes longer than the time after which a comment keeps the connection
-/// alive.
+/// The response as a stream. A reply that fails before its first increment determines the HTTP
+/// status, unless it fails only after the keep-alive interval, when a comment has already been
+/// sent.
 pub(crate) async fn respond(
     replies: Replies,
     encoder: impl Encoder,
@@ -82,7 +82,7 @@ pub(crate) async fn respond(
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    // nginx would hold events back.
+    // Otherwise nginx would buffer the events.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     Ok(response)
 }
@@ -105,7 +105,7 @@ impl<E: Encoder> EventStream<E> {
         Ok(())
     }
 
-    /// Bytes to be sent; None after the last.
+    /// The next bytes to send; `None` after the last.
     async fn next(&mut self) -> Option<Bytes> {
         loop {
             if let Some(bytes) = self.out.take() {

@@ -1,5 +1,5 @@
-//! Certificate and key of the server. The files are reloaded while it runs: certificates are
-//! renewed every few weeks, and a model takes minutes to load again.
+//! The certificate and key of the server. The files are reloaded at run time: certificates are
+//! renewed every few weeks, and restarting to load a model takes minutes.
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -17,12 +17,12 @@ use crate::service::TlsFiles;
 /// See the file's head.
 pub(crate) struct Tls {
     files: TlsFiles,
-    /// What the files held when they were last read.
+    /// The contents of the files when they were last read.
     tried: CertificateFiles,
     config: RustlsConfig,
 }
 
-/// What the files hold.
+/// The contents of both files.
 #[derive(PartialEq, Eq)]
 struct CertificateFiles {
     certificate: Vec<u8>,
@@ -40,8 +40,8 @@ impl Tls {
         self.config.clone()
     }
 
-    /// Reloads the files when they have changed. A certificate that cannot be used is logged once,
-    /// and new connections go on with the one before.
+    /// Reloads the files when they have changed. An unusable certificate is logged once, and new
+    /// connections keep using the previous one.
     pub(crate) async fn follow(mut self, look: Duration) -> Infallible {
         loop {
             tokio::time::sleep(look).await;
@@ -53,9 +53,9 @@ impl Tls {
         }
     }
 
-    /// True if they have changed.
+    /// Reloads the files if they have changed; returns whether they have.
     fn renew(&mut self) -> Result<bool, ServeError> {
-        // A file that is being replaced may be away for a moment.
+        // A file that is being replaced may be missing for a moment.
         let Ok(found) = read(&self.files) else { return Ok(false) };
         if found == self.tried {
             return Ok(false);
@@ -68,13 +68,13 @@ impl Tls {
 }
 
 impl TlsFiles {
-    /// Checks that a server can use them, before it is started.
+    /// Checks, before the server starts, that it can use the files.
     pub fn check(&self) -> Result<(), ServeError> {
         server_config(self, &read(self)?).map(drop)
     }
 }
 
-/// Both are a few KiB.
+/// Reads both files; each has a few KiB.
 fn read(files: &TlsFiles) -> Result<CertificateFiles, ServeError> {
     let read = |file: &Path| std::fs::read(file).map_err(|error| fault(file, &error));
     Ok(CertificateFiles { certificate: read(&files.certificate)?, key: read(&files.key)? })

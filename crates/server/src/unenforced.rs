@@ -1,5 +1,5 @@
-//! What a schema asks of a reply and no grammar enforces: it is reported to the client, counted,
-//! and logged once for each keyword.
+//! Demands of a schema that no grammar enforces. They are reported to the client, counted, and
+//! logged once per keyword.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -8,15 +8,14 @@ use axum::http::HeaderValue;
 
 use crate::metrics::HttpMetrics;
 
-/// Warnings in the body of a response; a schema may give cause for thousands.
+/// Most warnings in the body of a response; a schema may cause thousands.
 const WARNINGS_MAX: usize = 16;
-/// Bytes of one warning. It repeats patterns of the client's.
+/// Most bytes of one warning. A warning may quote a pattern from the client.
 const WARNING_BYTES_MAX: usize = 300;
-/// Bytes of the header. Clients and proxies have limits for all headers together, of 8 KiB and
-/// more.
+/// Most bytes of the header. Clients and proxies limit all headers together, to 8 KiB or more.
 const HEADER_BYTES_MAX: usize = 1024;
 
-/// Keywords that were logged.
+/// The keywords that were logged.
 #[derive(Default)]
 pub(crate) struct Unenforced(Mutex<BTreeSet<String>>);
 
@@ -33,7 +32,7 @@ impl Unenforced {
     }
 }
 
-/// Keywords are the server's own words, and so there are few.
+/// The keyword that a warning is about. Keywords are the server's own words, so there are few.
 fn keyword(warning: &str) -> &str {
     let rest = warning.strip_prefix("tool ").and_then(|rest| rest.split_once(": "));
     let rest = rest.map_or(warning, |(_, rest)| rest);
@@ -45,7 +44,7 @@ fn keyword(warning: &str) -> &str {
     }
 }
 
-/// Warnings as the body of a response has them.
+/// The warnings, shortened for the body of a response.
 pub(crate) fn shortened(warnings: &[String]) -> Vec<String> {
     let more = warnings.len().saturating_sub(WARNINGS_MAX);
     let mut short: Vec<String> =
@@ -56,13 +55,13 @@ pub(crate) fn shortened(warnings: &[String]) -> Vec<String> {
     short
 }
 
-/// The same in a header.
+/// The warnings as the value of a header.
 pub(crate) fn header(warnings: &[String]) -> Option<HeaderValue> {
     if warnings.is_empty() {
         return None;
     }
     let text: String = warnings.join("; ").chars().flat_map(char::escape_default).collect();
-    // Quotes need no backslash here.
+    // Quotes need no backslash in a header.
     HeaderValue::from_str(&cut(&text.replace("\\\"", "\""), HEADER_BYTES_MAX)).ok()
 }
 

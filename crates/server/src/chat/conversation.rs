@@ -1,5 +1,5 @@
-//! Messages of OpenAI's chat API as messages of the chat template: text only, with old and new
-//! names of fields.
+//! Messages of OpenAI's chat API as messages of the chat template: text only. Old and new field
+//! names are read.
 
 use kilotok_text::{Conversation, Message, ToolCall};
 use serde_json::{Map, Value};
@@ -13,7 +13,7 @@ use crate::params::tools::past_arguments;
 use crate::wire::content::{OneOrMany, Part};
 use crate::wire::tools::PastCall;
 
-/// Messages of one conversation.
+/// Most messages of one conversation.
 const MESSAGES_MAX: usize = 16_384;
 /// OpenAI's roles of a message. Its older name of `tool` is `function`.
 const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
@@ -104,8 +104,8 @@ fn past_call(call: PastCall, param: &str) -> Result<ToolCall, ApiError> {
     }
 }
 
-/// The text of a tool's result. A client does not choose what its tools answer, and sends it again
-/// with every request: a part that is no text is replaced by a note for the model.
+/// The text of a tool's result. A client does not choose what its tools answer, and sends the
+/// answer again with every request, so a part that is not text is replaced by a note for the model.
 fn result_of(
     parts: &OneOrMany<Part>,
     param: &str,

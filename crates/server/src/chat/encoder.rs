@@ -19,28 +19,28 @@ use crate::wire::tools::{
     CalledCustom, CalledFunction, CustomDelta, FunctionDelta, ToolCall, ToolCallDelta,
 };
 
-/// Where reasoning is in the response.
+/// Where the reasoning appears in the response.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reasoning {
-    /// In a field of its own.
+    /// In its own field.
     Separate,
     Omitted,
-    /// Before the answer, in its field.
+    /// In the answer's field, before the answer.
     Inline,
 }
 
-/// The name of a chunk of a stream.
+/// The `object` field of a chunk of a stream.
 const CHUNK: &str = "chat.completion.chunk";
 
 pub(crate) struct ChatEncoder {
     output: OutputOptions,
     prompt: Arc<[TokenId]>,
     reasoning: Reasoning,
-    /// Comes before each reply.
+    /// Text written before each reply.
     echo: Option<String>,
-    /// By choice, once its first chunk is written.
+    /// Indexed by choice; set once the choice's first chunk is written.
     stats: Vec<Option<ReplyStats>>,
-    /// By choice: whether its last call is of a tool that takes a text.
+    /// Indexed by choice: whether the choice's last call is to a tool that takes text, not JSON.
     takes_text: Vec<bool>,
     prompt_logprobs: Vec<TokenLogprobs>,
 }
@@ -68,7 +68,7 @@ impl ChatEncoder {
         self.output.token_ids.then_some(&self.prompt)
     }
 
-    /// A whole choice.
+    /// A complete choice.
     fn choice(&self, index: u32, reply: Increment) -> ChatChoice {
         let ReplyParts { mut content, reasoning, calls, .. } =
             ReplyParts::of(&reply.events, Reasoning::Separate, false);
@@ -98,7 +98,7 @@ impl ChatEncoder {
         }
     }
 
-    /// Of the choices that have begun: all have one prompt.
+    /// The stats of the choices that have begun. All choices have the same prompt.
     fn stats(&self) -> Vec<ReplyStats> {
         self.stats.iter().flatten().cloned().collect()
     }
@@ -214,7 +214,7 @@ impl Encoder for ChatEncoder {
     }
 }
 
-/// A call, or more of one.
+/// A tool call, or a further piece of one.
 struct Call {
     index: u32,
     takes_text: bool,
@@ -248,18 +248,18 @@ impl Call {
     }
 }
 
-/// Events, sorted into the fields of a message or a delta.
+/// Reply events, sorted into the fields of a message or of a delta.
 #[derive(Default)]
 struct ReplyParts {
     content: String,
     reasoning: String,
     calls: Vec<Call>,
-    /// Whether the last call is of a tool that takes a text.
+    /// Whether the last call is to a tool that takes text, not JSON.
     takes_text: bool,
 }
 
 impl ReplyParts {
-    /// `takes_text` is of the call that began in an earlier increment.
+    /// `takes_text` describes a call that began in an earlier increment.
     fn of(events: &[Event], reasoning: Reasoning, takes_text: bool) -> Self {
         let mut parts = Self { takes_text, ..Self::default() };
         for event in events {

@@ -28,7 +28,7 @@ use encoder::{ChatEncoder, Reasoning};
 use tools::tools;
 use wire::{ChatCompletion, ChatRequest, RenderedPrompt};
 
-/// What of a request is about the form of its reply.
+/// The options of a request that shape its response.
 struct ReplyForm {
     logprobs: Option<u32>,
     reasoning: Reasoning,
@@ -139,7 +139,8 @@ fn reply_form(request: &ChatRequest, service: &Service) -> Result<ReplyForm, Api
     } else {
         Reasoning::Separate
     };
-    // Only a message that the assistant has begun is one with the reply.
+    // The echo is the beginning of a message that the reply continues, so only an assistant's
+    // message is echoed.
     let begun = request.messages.last().filter(|message| message.role == "assistant");
     let begun = begun.filter(|_| request.echo == Some(true)).and_then(|last| last.content.as_ref());
     let echo = begun.map(|parts| text_of(parts, "messages")).transpose()?;

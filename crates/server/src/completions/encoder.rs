@@ -1,4 +1,5 @@
-//! Encodes replies of `/v1/completions`: text, with the prompt before it if that is wanted.
+//! Encodes replies of `/v1/completions`: text, after the prompt's text if the request asks for
+//! that.
 
 use std::mem::take;
 use std::sync::Arc;
@@ -22,16 +23,16 @@ const OBJECT: &str = "text_completion";
 pub(crate) struct CompletionsEncoder {
     output: OutputOptions,
     prompts: Vec<Arc<[TokenId]>>,
-    /// The text of each prompt, if it comes before the reply.
+    /// The text of each prompt, if the response repeats it before the reply.
     echo: Option<Vec<String>>,
     choices: Vec<Progress>,
-    /// The choices that are generated, in the order of their replies.
+    /// The choices that need generating, in the order of their replies.
     generated: Vec<usize>,
-    /// The replies of the other choices, which have no tokens, until they are written.
+    /// The other choices, whose replies have no tokens, until they are written.
     empty: Vec<(usize, Increment)>,
 }
 
-/// How far a streamed choice is.
+/// How far a streamed choice has been written.
 #[derive(Clone, Default)]
 struct Progress {
     begun: bool,
@@ -42,7 +43,7 @@ struct Progress {
 }
 
 impl CompletionsEncoder {
-    /// Only for some prompts is there anything to generate.
+    /// `is_generated` says for which prompts there is anything to generate.
     pub(crate) fn new(
         output: OutputOptions,
         prompts: Vec<Arc<[TokenId]>>,
@@ -72,7 +73,7 @@ impl CompletionsEncoder {
         self.output.token_ids.then(|| self.prompts[self.prompt(choice)].as_ref())
     }
 
-    /// Adds log-probabilities of the prompt's tokens. The first has none.
+    /// Adds log-probabilities of the prompt's tokens. The first token has none.
     fn add_prompt(&self, choice: usize, logprobs: &[TokenLogprobs], out: &mut TextLogprobs) {
         let prompt = &self.prompts[self.prompt(choice)];
         let text = self.output.logprob_text();
@@ -92,7 +93,7 @@ impl CompletionsEncoder {
         }
     }
 
-    /// A whole choice.
+    /// A complete choice.
     fn choice(&self, index: usize, reply: Increment) -> CompletionChoice<'_> {
         let echo = self.echo.as_ref().map(|texts| &texts[self.prompt(index)]);
         let logprobs = self.output.logprobs.map(|_| {
@@ -124,7 +125,7 @@ impl CompletionsEncoder {
         self.output.chunk(OBJECT, choices, &self.stats())
     }
 
-    /// Writes the first chunk of a choice that has its prompt before it.
+    /// Writes the first chunk of a choice that begins with its prompt.
     fn begin(&mut self, index: usize, out: &mut SseBuffer) {
         self.choices[index].begun = true;
         let echo = self.echo.as_ref().map(|texts| texts[self.prompt(index)].clone());
@@ -152,7 +153,7 @@ impl CompletionsEncoder {
         if self.output.logprobs.is_some() || self.output.prompt_logprobs.is_some() {
             progress.prompt_logprobs.extend_from_slice(&next.prompt_logprobs);
         }
-        // Before its first token, the prompt's log-probabilities may be incomplete.
+        // Until the reply's first token, the prompt's log-probabilities may be incomplete.
         let is_scored = !next.tokens.is_empty() || next.finish.is_some();
         if is_scored && !progress.begun {
             self.begin(index, out);
@@ -164,7 +165,7 @@ impl CompletionsEncoder {
         }
     }
 
-    /// Writes the choices that are not generated.
+    /// Writes the choices that need no generating.
     fn write_empty(&mut self, out: &mut SseBuffer) {
         for (choice, reply) in take(&mut self.empty) {
             self.write(choice, reply, out);
@@ -203,7 +204,7 @@ impl CompletionsEncoder {
     }
 }
 
-/// All is content: nothing else is looked for in plain completions.
+/// The text of the events. Plain completions are not parsed, so every event is content.
 fn text_of(events: &[Event]) -> String {
     let mut text = String::new();
     for event in events {
@@ -240,7 +241,7 @@ fn push(
     out.text_offset.push(offset);
 }
 
-/// Where the next token begins.
+/// The offset at which the next token begins.
 fn end_of(logprobs: &TextLogprobs) -> u32 {
     match (logprobs.text_offset.last(), logprobs.tokens.last()) {
         (Some(offset), Some(token)) => offset + token.chars().count() as u32,

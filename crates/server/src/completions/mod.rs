@@ -1,5 +1,5 @@
-//! `/v1/completions`, and `/render`, which shows the tokens instead: from the request to its
-//! parameters, its prompts, and an encoder of its replies.
+//! `/v1/completions`: turns a request into parameters, prompts and an encoder of the replies.
+//! `/render` returns the prompts' tokens without generating.
 
 mod encoder;
 pub mod wire;
@@ -26,8 +26,8 @@ use encoder::CompletionsEncoder;
 use wire::{Completion, CompletionRequest, Prompts};
 
 const PARAM: &str = "prompt";
-/// Of a request that does not say, where the operator does not say either. It is what clients
-/// expect of this API: OpenAI and vLLM have it too.
+/// `max_tokens` if neither the request nor the operator sets it. OpenAI and vLLM have the same
+/// default, and clients of this API expect it.
 const TOKENS_DEFAULT: u32 = 16;
 
 /// Continues texts. They are raw: special tokens in them are recognised.

@@ -22,7 +22,7 @@ impl LogprobText<'_> {
         self.text.token_bytes(token).map(<[u8]>::to_vec)
     }
 
-    /// Of a chat reply.
+    /// An entry of a chat reply.
     pub(crate) fn chat(&self, logprobs: &TokenLogprobs, top_count: u32) -> ChatLogprob {
         let top = logprobs.top.iter().take(top_count as usize);
         let top = top.map(|TokenLogprob { token, logprob }| TopLogprob {
@@ -38,8 +38,8 @@ impl LogprobText<'_> {
         }
     }
 
-    /// The likeliest tokens of a position and the chosen one, as a map. Of tokens with the same
-    /// text the likelier one counts.
+    /// The likeliest tokens of a position and the chosen one, as a map from text to
+    /// log-probability. If several tokens have the same text, the likeliest counts.
     pub(crate) fn top(&self, logprobs: &TokenLogprobs, top_count: u32) -> Pairs<String, f32> {
         let mut pairs = Pairs(Vec::new());
         let top = logprobs.top.iter().take(top_count as usize);
@@ -49,7 +49,7 @@ impl LogprobText<'_> {
         pairs
     }
 
-    /// Of a prompt, in vLLM's form. The first token has none.
+    /// The entries of a prompt, in vLLM's form. The first token has none.
     pub(crate) fn prompt(&self, logprobs: &[TokenLogprobs], top_count: u32) -> PromptLogprobs {
         let ranked = |rank, entry: &TokenLogprob| PromptLogprob {
             logprob: finite(entry.logprob),
@@ -69,7 +69,7 @@ impl LogprobText<'_> {
     }
 }
 
-/// JSON has no infinity; -9999 is vLLM's number for it.
+/// Replaces infinity, which JSON cannot express, by -9999, as vLLM does.
 pub(crate) fn finite(logprob: f32) -> f32 {
     if logprob.is_finite() { logprob.max(-9999.0) } else { -9999.0 }
 }

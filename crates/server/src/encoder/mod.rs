@@ -1,5 +1,5 @@
-//! What the encoders of all APIs share. Each API has its own, beside its wire types: it turns the
-//! increments of replies into a JSON response, or into the events of a stream.
+//! The parts that the encoders of all APIs share. Each API has its own encoder, beside its wire
+//! types: it turns the increments of replies into a JSON response, or into the events of a stream.
 
 mod logprob_text;
 mod output_options;
@@ -24,24 +24,24 @@ pub(crate) use respond::{WARNING_HEADER, check_tier, respond};
 
 /// Encodes the replies of one request.
 pub(crate) trait Encoder: Send + 'static {
-    /// What the request asks for and is not enforced. Called before anything else.
+    /// Takes the warnings about constraints of the request that are not enforced. Called first.
     fn warn(&mut self, warnings: &[String]);
-    /// Writes what came of the reply with this index. The first increment begins the stream.
+    /// Writes one increment of the reply `index`. The first increment begins the stream.
     fn increment(&mut self, index: usize, increment: Increment, out: &mut SseBuffer);
-    /// The request failed: only the end follows.
+    /// Writes the error of a failed request. Only `end` follows.
     fn fail(&mut self, error: &ApiError, out: &mut SseBuffer);
     fn end(&mut self, out: &mut SseBuffer);
-    /// The response to a request without a stream, from all increments.
+    /// The response to a request without a stream, made of all increments.
     fn response(self, increments: Vec<(usize, Increment)>) -> Response;
 }
 
-/// What every response and every chunk of a stream begins with.
+/// The fields at the beginning of every response and of every chunk of a stream.
 pub(crate) struct ResponseHead {
     pub(crate) id: String,
     pub(crate) model: String,
     pub(crate) created: u64,
     pub(crate) service: Arc<Service>,
-    /// What the request asks for and is not enforced.
+    /// Constraints of the request that are not enforced.
     pub(crate) warnings: Vec<String>,
 }
 
@@ -51,7 +51,7 @@ impl ResponseHead {
         Self { id, model, created, service, warnings: Vec::new() }
     }
 
-    /// Speed of a request with one reply.
+    /// The speed of a request with one reply.
     pub(crate) fn metrics(&self, stats: &ReplyStats) -> Metrics {
         Metrics::of(stats, self.service.admission.caps().draft_max)
     }
@@ -61,7 +61,7 @@ impl ResponseHead {
     }
 }
 
-/// OpenAI's name for how a reply ended. A failed reply is an error and has none.
+/// OpenAI's name for how a reply ended. A failed reply is reported as an error and has no name.
 pub(crate) fn finish_reason(finish: &FinishReason) -> &'static str {
     match finish {
         FinishReason::EndToken | FinishReason::StopToken(_) | FinishReason::StopString(_) => "stop",
@@ -72,7 +72,7 @@ pub(crate) fn finish_reason(finish: &FinishReason) -> &'static str {
     }
 }
 
-/// The string or token that ended the reply, as vLLM has it.
+/// The string or token that ended the reply, in the form that vLLM gives it.
 pub(crate) fn stop_reason(finish: &FinishReason) -> Value {
     match finish {
         FinishReason::StopToken(token) => json!(token),

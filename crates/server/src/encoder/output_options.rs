@@ -1,5 +1,5 @@
-//! What chat and plain completions have in common: what is sent besides the reply, and the frame of
-//! a stream's chunks.
+//! The parts that chat and plain completions share: the data that is sent besides the reply, and
+//! the fields around the choices of a stream's chunk.
 
 use kilotok_engine::TokenLogprobs;
 use kilotok_generation::{Increment, ReplyStats};
@@ -15,17 +15,17 @@ use crate::wire::logprobs::PromptLogprobs;
 use crate::wire::metrics::Metrics;
 use crate::wire::usage::Usage;
 
-/// What a request asks for in its response.
+/// The data that a request asks for in its response.
 pub(crate) struct OutputOptions {
     pub(crate) head: ResponseHead,
-    /// Replies to each prompt, and in all.
+    /// The number of replies to each prompt.
     pub(crate) n: u32,
     pub(crate) choice_count: usize,
-    /// Log-probabilities, with so many alternatives.
+    /// Log-probabilities are wanted, with this many alternatives.
     pub(crate) logprobs: Option<u32>,
     pub(crate) prompt_logprobs: Option<u32>,
     tokens_as_ids: bool,
-    /// Those of the prompt and of the reply.
+    /// Token ids of the prompt and of the reply are wanted.
     pub(crate) token_ids: bool,
     stream: StreamOptions,
 }
@@ -51,12 +51,12 @@ impl OutputOptions {
         }
     }
 
-    /// Whether every chunk has the usage so far.
+    /// Whether every chunk carries the usage so far.
     pub(crate) fn has_continuous_usage(&self) -> bool {
         self.stream.continuous_usage_stats == Some(true)
     }
 
-    /// Whether a last chunk of the stream has the usage.
+    /// Whether the stream ends with a chunk for the usage.
     fn has_usage_chunk(&self) -> bool {
         self.stream.include_usage == Some(true)
     }
@@ -69,7 +69,7 @@ impl OutputOptions {
         self.prompt_logprobs.map(|top_count| self.logprob_text().prompt(logprobs, top_count))
     }
 
-    /// Whole replies, by choice, from all their increments.
+    /// Complete replies, indexed by choice, made of all increments.
     pub(crate) fn replies(&self, increments: Vec<(usize, Increment)>) -> Vec<Increment> {
         let mut replies = vec![Increment::default(); self.choice_count];
         for (index, increment) in increments {
@@ -82,7 +82,7 @@ impl OutputOptions {
         Usage::of(stats, self.n)
     }
 
-    /// Speed of a request with one reply; several have none in common.
+    /// The speed of a request with one reply. Several replies have no common speed.
     pub(crate) fn metrics(&self, stats: &[ReplyStats]) -> Option<Metrics> {
         let only = stats.first().filter(|_| self.choice_count == 1);
         only.map(|stats| self.head.metrics(stats))
@@ -111,7 +111,7 @@ impl OutputOptions {
         }
     }
 
-    /// The last chunk of a choice. It has the speed, unless a chunk for the usage follows.
+    /// The last chunk of a choice. It carries the speed, unless a chunk for the usage follows.
     pub(crate) fn last_chunk<'a, C>(
         &'a self,
         object: &'static str,
@@ -133,7 +133,7 @@ impl OutputOptions {
         out.data(&error.body());
     }
 
-    /// The end of a stream with choices `C`.
+    /// Ends a stream with choices of type `C`.
     pub(crate) fn end<C: Serialize>(
         &self,
         object: &'static str,

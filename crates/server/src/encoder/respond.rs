@@ -1,4 +1,4 @@
-//! The response of a request, the same for all APIs: a stream of events, or one JSON body.
+//! The response to a request, for all APIs: a stream of events, or one JSON body.
 
 use std::sync::Arc;
 
@@ -11,13 +11,15 @@ use crate::service::Service;
 use crate::sse;
 use crate::unenforced;
 
-/// Tokens and log-probabilities of a reply that are encoded in a few hundred microseconds.
+/// Up to this many tokens and log-probabilities, a reply is encoded within a few hundred
+/// microseconds, and so on the thread of the request.
 const INLINE_ENTRIES_MAX: usize = 1024;
 
-/// Says what the request asks for and is not enforced. HTTP's own `warning` is obsolete.
+/// The header with the constraints of the request that are not enforced. HTTP's own `warning` is
+/// obsolete.
 pub(crate) const WARNING_HEADER: &str = "x-kilotok-warning";
 
-/// The response, as a stream if the request asks for one.
+/// The response: a stream if the request asks for one.
 pub(crate) async fn respond(
     service: &Arc<Service>,
     replies: Replies,
@@ -55,7 +57,7 @@ async fn whole(mut replies: Replies, encoder: impl Encoder) -> Result<Response, 
     response.map_err(|_| ApiError::internal("writing the reply failed"))
 }
 
-/// There is one service tier, whatever it is called.
+/// Checks the service tier. There is only one, under several names.
 pub(crate) fn check_tier(tier: Option<&str>) -> Result<(), ApiError> {
     match tier {
         None | Some("auto" | "default" | "standard_only") => Ok(()),

@@ -1,5 +1,5 @@
-//! Messages of Anthropic's API as messages of the chat template. One of them may become several:
-//! each result of a call is a message of its own.
+//! Messages of Anthropic's API as messages of the chat template. One message may become several,
+//! because each result of a call becomes a message of its own.
 
 use kilotok_text::{Message, ToolCall};
 use serde_json::Value;
@@ -12,11 +12,11 @@ use crate::params::ranges::at_most;
 use crate::params::tools::past_arguments;
 use crate::wire::content::NameOr;
 
-/// More are not a conversation.
+/// Most messages of one conversation.
 const MESSAGES_MAX: usize = 16_384;
 
-/// The line that Claude Code puts before its system prompt. It changes with every request, so that
-/// no prefix would be found in the cache.
+/// The line that Claude Code puts before its system prompt. It changes with every request, so a
+/// prompt that began with it would find no prefix in the cache.
 const BILLING: &str = "x-anthropic-billing-header";
 
 pub(crate) fn messages(
@@ -43,7 +43,7 @@ pub(crate) fn messages(
     Ok(out)
 }
 
-/// A message that is being assembled.
+/// A message under assembly.
 struct MessageBuilder {
     role: String,
     lines: Vec<String>,
@@ -88,7 +88,7 @@ fn add(
                 let reasoning = builder.reasoning.get_or_insert_default();
                 reasoning.push_str(&part.thinking.unwrap_or_default());
             }
-            // Only its vendor can read it, or has what it names.
+            // Only Anthropic can read the former, and only it has the file that the latter names.
             "redacted_thinking" | "container_upload" => left_out.add(What::Part, &part.kind),
             "tool_use" | "server_tool_use" | "mcp_tool_use" => builder.tool_calls.push(ToolCall {
                 id: part.id.unwrap_or_default(),
@@ -96,7 +96,7 @@ fn add(
                 arguments: past_arguments(part.input),
             }),
             kind if kind.ends_with("tool_result") => {
-                // A tool of Anthropic's servers answers within the assistant's message.
+                // Results of tools that Anthropic's servers run are inside the assistant's message.
                 if kind != "tool_result" && !builder.is_empty() {
                     let begun = std::mem::replace(&mut builder, MessageBuilder::of(role.clone()));
                     out.push(begun.finish());
@@ -113,7 +113,7 @@ fn add(
     Ok(())
 }
 
-/// Of a call, the client's or the server's own.
+/// The result of a call to a tool of the client or of Anthropic's servers.
 fn result(part: InputPart, param: &str, left_out: &mut LeftOut) -> Result<Message, ApiError> {
     let param = format!("{param}.content");
     let content = match part.content {
@@ -124,7 +124,8 @@ fn result(part: InputPart, param: &str, left_out: &mut LeftOut) -> Result<Messag
             answer.to_string()
         }
         Some(PartContent::Parts(parts)) => lines(parts.0.into_iter().enumerate().map(
-            // A client does not choose what its tools answer, and sends it with every request.
+            // A client does not choose what its tools answer, and sends the answer with every
+            // request.
             |(index, part)| match part.kind.as_str() {
                 "image" => Ok(left_out_part("image", left_out)),
                 _ if is_unread(&part) => Ok(left_out_part("document", left_out)),
@@ -136,13 +137,14 @@ fn result(part: InputPart, param: &str, left_out: &mut LeftOut) -> Result<Messag
     Ok(Message { role: "tool".into(), content, tool_call_id, ..Message::default() })
 }
 
-/// A document that is no text.
+/// Whether this is a document that is not text.
 fn is_unread(part: &InputPart) -> bool {
     let Some(NameOr::Object(source)) = &part.source else { return false };
     part.kind == "document" && !["text", "content"].contains(&source.kind.as_str())
 }
 
-/// What a tool of Anthropic's servers answered, without what only those can read, and files.
+/// Removes from the answer of an Anthropic tool the contents of files and everything that only
+/// Anthropic can read.
 fn readable(value: &mut Value) {
     match value {
         Value::Object(fields) => {
@@ -213,7 +215,7 @@ fn document(source: DocumentSource, param: &str) -> Result<String, ApiError> {
     }
 }
 
-/// A line for each text that is not empty.
+/// The texts that are not empty, one per line.
 fn joined<const COUNT: usize>(parts: [Option<String>; COUNT]) -> String {
     let parts = parts.into_iter().flatten().filter(|text| !text.is_empty());
     parts.collect::<Vec<_>>().join("\n")

@@ -1,4 +1,4 @@
-//! Encodes replies of `/v1/messages`, Anthropic's API: parts of content, one after the other.
+//! Encodes replies of `/v1/messages`, Anthropic's API: content parts, one after the other.
 
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
@@ -94,7 +94,7 @@ impl MessagesEncoder {
         }
     }
 
-    /// Makes sure that the open part is this one; returns its number.
+    /// Opens this part unless it is open already; returns its number.
     fn open_part(
         &mut self,
         part: OpenPart,
@@ -114,7 +114,7 @@ impl MessagesEncoder {
         let Some(open) = self.open.take() else { return };
         let index = self.next_index;
         if open == OpenPart::Thinking {
-            // Clients send it back; it is not checked.
+            // Clients send the signature back; it is not checked.
             let delta = PartDelta::SignatureDelta { signature: "" };
             send(out, &Event::PartDelta { index, delta });
         }
@@ -154,7 +154,7 @@ fn tool_use(name: String) -> OutputPart {
     OutputPart::ToolUse { id: format!("toolu_{}", &id[..24]), name, input: json!({}) }
 }
 
-/// Gives the last call its arguments.
+/// Sets the arguments of the last call.
 fn close_call(parts: &mut [OutputPart], arguments: &mut String) {
     let arguments = std::mem::take(arguments);
     if let Some(OutputPart::ToolUse { input, .. }) = parts.last_mut()
@@ -164,8 +164,8 @@ fn close_call(parts: &mut [OutputPart], arguments: &mut String) {
     }
 }
 
-/// An object as far as it came: the members that are whole. Half a value would be taken for another
-/// one.
+/// An object that may be cut off, reduced to its complete members. Half a value would be taken for
+/// a different value.
 fn whole_members(json: &str) -> Value {
     let whole = |text: &str| serde_json::from_str(text).ok().filter(Value::is_object);
     if let Some(object) = whole(json) {
@@ -184,7 +184,7 @@ fn whole_members(json: &str) -> Value {
             _ => {}
         }
     }
-    // A value that is a string or has brackets shows its own end.
+    // The end of a string, an object or an array is visible in the text; that of a number is not.
     let closed = json.trim_end().ends_with(['"', '}', ']']) && !in_string && depth == 1;
     let closed = closed.then(|| whole(&format!("{json}}}"))).flatten();
     closed.or_else(|| whole(&format!("{}}}", &json[..last_comma]))).unwrap_or_else(|| json!({}))
@@ -208,8 +208,8 @@ fn stop_reason(finish: &FinishReason) -> &'static str {
         FinishReason::EndToken | FinishReason::StopToken(_) => "end_turn",
         FinishReason::StopString(_) => "stop_sequence",
         FinishReason::ToolCalls => "tool_use",
-        // Anthropic has no other word for a reply that is not complete, and an error would have
-        // its clients ask again for a reply that was aborted.
+        // Anthropic has no other name for an incomplete reply. An error would make its clients
+        // repeat a request that was aborted.
         FinishReason::Length | FinishReason::Aborted | FinishReason::Failed(_) => "max_tokens",
     }
 }
@@ -221,7 +221,7 @@ fn stop_sequence(finish: &FinishReason) -> Option<&str> {
     }
 }
 
-/// Whether Anthropic's clients sent this: they name the version of their API.
+/// Whether one of Anthropic's clients sent this request: they name the version of their API.
 pub(crate) fn is_client(headers: &HeaderMap) -> bool {
     headers.contains_key("anthropic-version")
 }

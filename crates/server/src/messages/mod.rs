@@ -1,5 +1,5 @@
-//! `/v1/messages` and `/v1/messages/count_tokens`, Anthropic's API: from the request to its
-//! parameters, its prompt, and an encoder of its reply.
+//! `/v1/messages` and `/v1/messages/count_tokens`, Anthropic's API: turns a request into
+//! parameters, a prompt, and an encoder of the reply.
 
 mod content;
 mod encoder;
@@ -156,7 +156,7 @@ fn chat_prompt(request: CountRequest, effort: Option<String>) -> Result<ChatProm
     let mut given: Map<String, Value> = request.chat_template_kwargs.unwrap_or_default();
     given.entry("enable_thinking").or_insert(json!(has_thinking));
     Ok(ChatPrompt {
-        // A last message of the assistant is to be continued.
+        // If the last message is the assistant's, the reply continues it.
         conversation: Conversation {
             continue_final_message: messages.last().is_some_and(is_prefill),
             add_generation_prompt: !messages.last().is_some_and(is_prefill),

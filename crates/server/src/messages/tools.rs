@@ -13,8 +13,8 @@ pub(crate) fn tools(
         let param = format!("tools[{index}]");
         let MessagesTool { name, kind, description, input_schema, strict, .. } = tool;
         match kind {
-            // Also tools that clients run, such as `bash_20250124`: they come without a schema, and
-            // only Anthropic's models know what to call them with.
+            // This includes tools that clients run, such as `bash_20250124`: they come without a
+            // schema, and only Anthropic's models know their arguments.
             Some(kind) if kind != "custom" => offers.leave_out(kind, name),
             _ => {
                 let name = name.unwrap_or_default();

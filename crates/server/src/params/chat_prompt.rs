@@ -1,5 +1,6 @@
-//! Chat, responses and messages all become a [`ChatPrompt`]: a conversation, and how its reply is
-//! parsed. Here the model's chat template renders it, and the tokenizer encodes it.
+//! The chat, responses and messages APIs all turn a request into a [`ChatPrompt`]: a conversation,
+//! and how its reply is parsed. It is rendered here with the model's chat template and encoded by
+//! the tokenizer.
 
 use std::sync::Arc;
 
@@ -18,17 +19,17 @@ use crate::service::{Cancelled, Service};
 
 /// See the file's head.
 pub(crate) struct ChatPrompt {
-    /// Without tools, which come from `tools`.
+    /// Without tools: those are in `tools`.
     pub(crate) conversation: Conversation,
     pub(crate) tools: Tools,
     pub(crate) constraint: Option<FieldConstraint>,
     /// Whether reasoning is separated from the answer.
     pub(crate) separate_reasoning: bool,
-    /// The field that holds the conversation.
+    /// The name of the request's field that holds the conversation.
     pub(crate) param: &'static str,
 }
 
-/// A conversation as the template writes it, and its tokens.
+/// A conversation as rendered by the template, and its tokens.
 pub(crate) struct EncodedPrompt {
     pub(crate) text: String,
     pub(crate) tokens: Arc<[TokenId]>,
@@ -79,7 +80,8 @@ impl ChatPrompt {
                 (true, _) if is_shape_or_calls => Parse::ReasoningThenCalls,
                 (true, _) => Parse::ReasoningAndCalls,
                 (false, true) => Parse::Reasoning,
-                // Headers of messages are no text, also where reasoning is part of the answer.
+                // Message headers of the Harmony format are not text, so they are parsed even if
+                // reasoning stays in the answer.
                 (false, false) if service.text.format() == Format::Harmony => Parse::Reasoning,
                 (false, false) => Parse::Nothing,
             },
@@ -98,12 +100,13 @@ impl ChatPrompt {
         })
     }
 
-    /// The constraint of the whole reply: what the request asks for, and the form of calls.
+    /// The constraint of the whole reply: it combines the request's own constraint with the form of
+    /// calls.
     fn whole_constraint(&mut self, service: &Service) -> Option<FieldConstraint> {
         let format = service.text.format();
         let parallel = self.tools.parallel;
         match (self.tools.required(), self.constraint.take()) {
-            // A reply that must be calls has no other text.
+            // A reply that must be calls contains no other text.
             (Some(tools), _) => {
                 Some((Constraint::Calls { tools, format, parallel }, "tool_choice"))
             }
@@ -120,10 +123,10 @@ impl ChatPrompt {
     }
 }
 
-/// About what a template writes around a message, a tool, or a JSON value.
+/// Approximate bytes that a template writes around a message, a tool, or a JSON value.
 const MARKUP_BYTES: usize = 16;
 
-/// About how much text a template is given, in all parts of a conversation.
+/// Approximate bytes of text that a template receives, over all parts of a conversation.
 fn bytes_of(conversation: &Conversation) -> usize {
     let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
     let messages = conversation.messages.iter().map(|message| {
@@ -154,10 +157,10 @@ fn value_bytes(value: &Value) -> usize {
     MARKUP_BYTES + inner
 }
 
-/// The levels of reasoning of OpenAI and others.
+/// The reasoning efforts of OpenAI and others.
 const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
 
-/// The variables of the template: what the client sets itself has precedence.
+/// The variables of the template. Those that the client sets take precedence.
 pub(crate) fn variables(
     given: Option<Map<String, Value>>,
     effort: Option<String>,

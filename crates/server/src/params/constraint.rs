@@ -1,5 +1,5 @@
-//! What a reply must match: JSON, a schema, a regular expression, a grammar, a choice. Several
-//! fields can ask for it, and only one may.
+//! The constraint of a reply: JSON, a schema, a regular expression, a grammar, or a choice. Several
+//! fields can set one, but only one of them may.
 
 use kilotok_text::Constraint;
 use serde_json::{Value, json};
@@ -9,10 +9,10 @@ use crate::error::ApiError;
 use crate::wire::generation::ConstraintFields;
 use crate::wire::tools::{NamedSchema, ResponseFormat, StructuredOutputs};
 
-/// More make no sensible choice.
+/// Most entries of a choice.
 const CHOICES_MAX: usize = 1024;
 
-/// A constraint, and the field that asks for it.
+/// A constraint, and the name of the field that sets it.
 pub(crate) type FieldConstraint = (Constraint, &'static str);
 
 pub(crate) fn constraint(fields: ConstraintFields) -> Result<Option<FieldConstraint>, ApiError> {
@@ -25,7 +25,7 @@ pub(crate) fn constraint(fields: ConstraintFields) -> Result<Option<FieldConstra
     }
     found.extend(fields.regex.map(|regex| (Constraint::Regex(regex), "regex")));
     found.extend(fields.ebnf.map(|ebnf| (Constraint::Lark(ebnf), "ebnf")));
-    // Clients of llama.cpp and Ollama send empty ones for none.
+    // Clients of llama.cpp and Ollama send an empty grammar for none.
     let grammar = fields.grammar.filter(|grammar| !grammar.trim().is_empty());
     found.extend(grammar.map(|grammar| (Constraint::Lark(grammar), "grammar")));
     if let Some(schema) = fields.json_schema.filter(|schema| *schema != "") {
@@ -123,7 +123,7 @@ fn of_outputs(outputs: StructuredOutputs) -> Result<Constraint, ApiError> {
     }
 }
 
-/// JSON with white space by the client's pattern, if there is one.
+/// Lets JSON have the white space of the client's pattern, if there is one.
 fn spaced(constraint: Constraint, space: Option<String>) -> Result<Constraint, ApiError> {
     match (constraint, space) {
         (constraint, None) => Ok(constraint),

@@ -1,10 +1,10 @@
-//! The text of a message's parts, and its role: what the messages of chat and responses share.
+//! The text of a message's parts, and the message's role: shared by the chat and responses APIs.
 
 use crate::error::ApiError;
 use crate::left_out::{LeftOut, What};
 use crate::wire::content::{OneOrMany, Part};
 
-/// The name that templates know for a role, which must be one of the API's.
+/// The role's name in templates. The role must be one that the API has.
 pub(crate) fn role_of(param: &str, role: &str, known: &[&str]) -> Result<String, ApiError> {
     if !known.contains(&role) {
         let param = format!("{param}.role");
@@ -19,7 +19,7 @@ pub(crate) fn role_of(param: &str, role: &str, known: &[&str]) -> Result<String,
     Ok(name.to_owned())
 }
 
-/// The text of all parts, a line each.
+/// The text of all parts, one per line.
 pub(crate) fn text_of(parts: &OneOrMany<Part>, param: &str) -> Result<String, ApiError> {
     let parts = parts.0.iter().enumerate();
     lines(parts.map(|(index, part)| {
@@ -31,13 +31,13 @@ pub(crate) fn text_of(parts: &OneOrMany<Part>, param: &str) -> Result<String, Ap
     }))
 }
 
-/// What a tool's result says instead of a part that is no text.
+/// The text that replaces a non-text part of a tool's result.
 pub(crate) fn left_out_part(kind: &str, left_out: &mut LeftOut) -> String {
     left_out.add(What::Part, kind);
     format!("[{kind} left out: this model reads text only]")
 }
 
-/// The text of a part, if it is one.
+/// The text of a part, if the part is text.
 pub(crate) fn part_text(part: &Part, param: &str) -> Result<Option<String>, ApiError> {
     let text = match part.kind.as_str() {
         "text" | "input_text" | "output_text" | "reasoning_text" | "summary_text" => &part.text,

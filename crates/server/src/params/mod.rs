@@ -1,5 +1,5 @@
-//! From what a client sent to what is generated: every value is checked and every default filled
-//! in, the same for all APIs. Knows the wire types, and no route.
+//! Turns the fields of a request into resolved parameters: every value is checked and every default
+//! filled in, the same way for all APIs. This module knows the wire types, but no route.
 
 pub(crate) mod chat_prompt;
 pub(crate) mod constraint;
@@ -19,13 +19,13 @@ use crate::service::Service;
 pub(crate) struct PreparedRequest {
     pub(crate) id: ReplyId,
     pub(crate) generation: GenerationRequest,
-    /// The fields that errors of the prompt and of the constraint name.
+    /// The names of the fields that errors of the prompt and of the constraint refer to.
     pub(crate) prompt_param: &'static str,
     pub(crate) constraint_param: &'static str,
 }
 
 impl PreparedRequest {
-    /// Starts the replies, and gives back the memory that the request held for its prompt.
+    /// Starts the replies, and gives back the memory that the request held to make its prompt.
     pub(crate) async fn start(mut self, service: &Service) -> Result<Replies, ApiError> {
         self.generation.request_id = self.id.internal();
         let started = service.generator.start(&self.generation).await;

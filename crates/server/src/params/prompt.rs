@@ -1,4 +1,5 @@
-//! Prompts as tokens: encoded, checked against the vocabulary, cut to what the client allows.
+//! Prompts as tokens: encoded, checked against the vocabulary, and truncated if the client allows
+//! it.
 
 use std::sync::Arc;
 
@@ -9,7 +10,8 @@ use super::sampling::Truncate;
 use crate::error::ApiError;
 use crate::service::Service;
 
-/// Which tokens of a text are wanted: no more than fit, so that encoding a longer one ends soon.
+/// The part of a text's tokens that is wanted. It is no more than fits, so that encoding a longer
+/// text ends early.
 pub(crate) fn wanted(
     truncate: Option<Truncate>,
     token_max: u32,
@@ -59,7 +61,7 @@ fn cut(tokens: &mut Vec<TokenId>, truncate: Truncate, token_max: u32, context_ma
 }
 
 impl Truncate {
-    /// Tokens of a prompt that are kept.
+    /// How many tokens of a prompt are kept.
     fn kept(self, token_max: u32, context_max: u32) -> usize {
         let room = context_max.saturating_sub(token_max.clamp(1, context_max / 2));
         self.keep.unwrap_or(room).max(1) as usize
@@ -81,7 +83,7 @@ mod tests {
         assert_eq!(cut_to(Some(10), true, 5), (0, 10));
         assert_eq!(cut_to(Some(200), false, 5), (0, 100));
         assert_eq!(cut_to(None, false, 14), (50, 50));
-        // A reply without a bound leaves half of the room to the prompt.
+        // An unbounded reply leaves half of the context to the prompt.
         assert_eq!(cut_to(None, false, u32::MAX), (68, 32));
     }
 }

@@ -1,4 +1,4 @@
-//! Numbers that must lie in a range. An error names the field, the value and the range.
+//! Checks that numbers lie in a range. An error names the field, the value and the range.
 
 use std::fmt::Display;
 
@@ -19,7 +19,7 @@ pub(crate) fn within<T: Copy + PartialOrd + Display>(
     }
 }
 
-/// A count that fits into 32 bits; `i64::MAX` sets no other limit.
+/// Checks a count that must fit into 32 bits. `high == i64::MAX` means no other upper limit.
 pub(crate) fn count(
     name: &str,
     value: Option<i64>,
@@ -27,7 +27,7 @@ pub(crate) fn count(
     high: i64,
 ) -> Result<Option<u32>, ApiError> {
     match value {
-        // The error of a small value does not mention 32 bits.
+        // The error of a value that is too small need not mention 32 bits.
         Some(value) if value < low && high == i64::MAX => {
             Err(outside(name, &value, &format!("at least {low}")))
         }
@@ -42,7 +42,7 @@ pub(crate) fn outside(name: &str, value: &impl Display, range: &str) -> ApiError
     ApiError::bad(name, format!("{name}: {value} is out of range, it must be {range}"))
 }
 
-/// A list that must not be longer.
+/// Checks the length of a list.
 pub(crate) fn at_most<T>(name: &str, list: &[T], max: usize) -> Result<(), ApiError> {
     if list.len() <= max {
         return Ok(());

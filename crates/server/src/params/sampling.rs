@@ -1,4 +1,4 @@
-//! Resolves the fields that requests share: how tokens are chosen, and when a reply ends. Defaults
+//! Resolves the fields that requests share: how tokens are sampled, and when a reply ends. Defaults
 //! come from the checkpoint, then from OpenAI's documentation.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,34 +14,35 @@ use crate::error::ApiError;
 use crate::service::Service;
 use crate::wire::generation::GenerationFields;
 
-/// The values of the fields that requests share.
+/// The resolved values of the shared fields.
 pub(crate) struct ResolvedParams {
-    /// Without id, prompts and constraint. What is looked for in replies is up to the API.
+    /// Id, prompts and constraint are not set yet. Each API sets how its replies are parsed.
     pub(crate) generation: GenerationRequest,
     pub(crate) truncate: Option<Truncate>,
-    /// Log-probabilities of the prompt are wanted, with so many alternatives.
+    /// Log-probabilities of the prompt are wanted, with this many alternatives.
     pub(crate) prompt_logprobs: Option<u32>,
     pub(crate) token_ids: bool,
     pub(crate) tokens_as_ids: bool,
 }
 
-/// What becomes of a prompt that is too long.
+/// How a prompt that is too long is truncated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Truncate {
-    /// Tokens to keep; all that fit, if absent.
+    /// How many tokens to keep; if absent, all that fit.
     pub(crate) keep: Option<u32>,
-    /// Its beginning is kept, not its end.
+    /// Keeps the beginning of the prompt instead of its end.
     pub(crate) right: bool,
 }
 
-/// Tokens of a list: small enough for a slot's tables.
+/// Most tokens of a list: as many as fit into a slot's tables.
 const TOKENS_MAX: usize = 1024;
-/// One level is worth 256 later arrivals, so that no request is overtaken by more than some 50,000.
+/// One level is worth 256 later arrivals, so no request is overtaken by more than some 50,000
+/// others.
 const PRIORITY_MAX: i64 = 100;
 const STOP_BYTES_MAX: usize = 1024;
 const WORD_BYTES_MAX: usize = 256;
-/// Of all words together, which are known before they are tokens: each becomes two lists of tokens,
-/// and few tokens of words have more than 8 bytes.
+/// Most bytes of all bad words together. They are checked before the words are tokenized: each word
+/// becomes two lists of tokens, and few tokens of words are longer than 8 bytes.
 const WORDS_BYTES_MAX: usize = BAD_TOKENS_MAX * 8 / 2;
 const INTERVAL_MAX: i64 = 1024;
 const SALT_CHARS_MAX: usize = 128;
@@ -66,7 +67,8 @@ pub(crate) fn resolve(
     let stop_tokens = tokens("stop_token_ids", stop_tokens, vocab)?;
     let sampling = sampling(fields, &service.text, token_max)?;
     let mut setup = SlotSetup::new(sampling, 0);
-    // A reply to a seed is the same with drafts and without, alone and in a crowd.
+    // A seeded reply is the same with and without drafts and in any batch, so rejection sampling is
+    // not for it.
     let draws = fields.seed.is_none() && !sampling.is_greedy();
     if draws || !service.config.verification.is_rejection() {
         setup.verification = service.config.verification;
@@ -110,7 +112,7 @@ pub(crate) fn resolve(
     })
 }
 
-/// So many alternatives beside each token.
+/// Checks the number of alternatives for each token.
 pub(crate) fn alternatives(
     name: &str,
     asked: Option<i64>,
@@ -141,7 +143,7 @@ fn sampling(fields: &GenerationFields, text: &Text, token_max: u32) -> Result<Sa
     Ok(Sampling {
         seed: fields.seed.map_or_else(random_seed, |seed| seed as u64),
         temperature: pick("temperature", fields.temperature, 0.0, 2.0, defaults.temperature, 1.0)?,
-        // Smaller ones are no f32.
+        // Smaller values are not f32 numbers.
         top_p: top_p.max(f32::MIN_POSITIVE),
         min_p: pick("min_p", fields.min_p, 0.0, 1.0, defaults.min_p, 0.0)?,
         repetition_penalty: pick(
@@ -165,7 +167,7 @@ fn penalty(name: &str, value: Option<f64>) -> Result<f32, ApiError> {
 
 fn random_seed() -> u64 {
     let (high, low) = Uuid::new_v4().as_u64_pair();
-    // The few fixed bits of one half are random in the other.
+    // Each half has a few fixed bits; the rotation puts them onto random bits of the other half.
     high ^ low.rotate_left(32)
 }
 
@@ -211,7 +213,7 @@ fn biases(fields: &GenerationFields, vocab: u32) -> Result<Vec<(TokenId, f32)>, 
     Ok(biases)
 }
 
-/// A word is banned at the beginning of a text and within it.
+/// A word is banned both at the beginning of a text and within it, where its tokens may differ.
 fn bad_words(words: &[String], text: &Text) -> Result<Vec<Vec<TokenId>>, ApiError> {
     at_most("bad_words", words, TOKENS_MAX)?;
     let bytes = words.iter().map(String::len).sum::<usize>();
@@ -242,7 +244,7 @@ fn bad_words(words: &[String], text: &Text) -> Result<Vec<Vec<TokenId>>, ApiErro
     Ok(banned.into_iter().collect())
 }
 
-/// Texts that end a reply. An empty one would end every reply before it began.
+/// Checks texts that end a reply. An empty one would end every reply before it began.
 pub(crate) fn check_stops(name: &str, stops: &[String], stop_max: usize) -> Result<(), ApiError> {
     at_most(name, stops, stop_max)?;
     let fits = |stop: &String| (1..=STOP_BYTES_MAX).contains(&stop.len());
@@ -254,7 +256,7 @@ pub(crate) fn check_stops(name: &str, stops: &[String], stop_max: usize) -> Resu
     Ok(())
 }
 
-/// As vLLM has it: without scheduling by priority, one that is not 0 is an error.
+/// Checks the priority as vLLM does: if scheduling by priority is off, only 0 is allowed.
 fn priority(asked: Option<i64>, allowed: bool) -> Result<i32, ApiError> {
     let priority = within("priority", asked, -PRIORITY_MAX, PRIORITY_MAX)?.unwrap_or_default();
     if priority == 0 || allowed {

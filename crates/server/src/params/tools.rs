@@ -1,5 +1,5 @@
-//! Which tools the model may call, and whether it must. Each API reads its own fields into
-//! [`ToolList`].
+//! Which tools the model may call, and whether it must call one. Each API reads its own fields into
+//! a [`ToolList`].
 
 #[cfg(test)]
 mod tests;
@@ -14,7 +14,7 @@ use crate::error::ApiError;
 use crate::left_out::{LeftOut, What};
 use crate::wire::tools::{CustomFormat, GrammarFormat};
 
-/// Tools of one request.
+/// Most tools of one request.
 const TOOLS_MAX: usize = 512;
 /// The parsers of replies read no longer names.
 const NAME_CHARS_MAX: usize = 256;
@@ -24,22 +24,22 @@ const NAME_CHARS_MAX: usize = 256;
 pub(crate) enum CallMode {
     Never,
     Allowed,
-    /// At least one of those that may be called.
+    /// At least one of the tools that may be called must be.
     Required,
 }
 
 /// The tools of a request.
 #[derive(Clone, Debug)]
 pub(crate) struct Tools {
-    /// All that are in the prompt.
+    /// All tools that the prompt shows.
     list: Vec<Tool>,
-    /// Which of the list may be called.
+    /// Indices into `list` of the tools that may be called.
     callable: Vec<usize>,
     pub(crate) calls: CallMode,
-    /// Several calls in one reply.
+    /// Whether one reply may have several calls.
     pub(crate) parallel: bool,
     pub(crate) names: ToolNames,
-    /// What is left out of the prompt, also of the conversation.
+    /// Everything that is left out of the prompt, including parts of the conversation.
     pub(crate) left_out: LeftOut,
 }
 
@@ -51,7 +51,7 @@ impl Tools {
         Self { list, callable, calls: CallMode::Allowed, parallel: true, names, left_out }
     }
 
-    /// Whether calls are looked for in the reply.
+    /// Whether the reply is searched for calls.
     pub(crate) fn may_call(&self) -> bool {
         self.calls != CallMode::Never
     }
@@ -61,24 +61,24 @@ impl Tools {
         self.callable.iter().map(|index| self.list[*index].clone()).collect()
     }
 
-    /// The tools one of which must be called.
+    /// The tools of which one must be called, if one must be.
     pub(crate) fn required(&self) -> Option<Vec<Tool>> {
         (self.calls == CallMode::Required).then(|| self.callable())
     }
 
-    /// The tools in the prompt. Tools that may not be called this time are among them, so that the
-    /// prompt's beginning stays the same and is found in the cache. Where calls are not allowed at
-    /// all there are none.
+    /// The tools that the prompt shows. They include tools that this request may not call, so that
+    /// the beginning of the prompt stays the same and is found in the prefix cache. If no calls are
+    /// allowed at all, the prompt shows none.
     pub(crate) fn shown(&self) -> Vec<Tool> {
         if self.may_call() { self.list.clone() } else { Vec::new() }
     }
 }
 
-/// The names of tools in namespaces. A model knows no namespaces: its name for such a tool begins
-/// with the namespace.
+/// Names of tools in namespaces. Models do not know namespaces, so the model's name for a tool
+/// begins with the namespace.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ToolNames {
-    /// Namespace and name of the client by the name that the model knows, and the reverse.
+    /// The client's namespace and name, by the model's name; below, the reverse.
     of_client: BTreeMap<String, (String, String)>,
     of_model: BTreeMap<(String, String), String>,
 }
@@ -89,7 +89,7 @@ impl ToolNames {
         self.of_model.entry((namespace, name)).or_insert(of_model);
     }
 
-    /// The namespace, if any, and the name that the client knows.
+    /// The namespace, if any, and the name that the client uses.
     pub(crate) fn of_client(&self, of_model: &str) -> (Option<String>, String) {
         match self.of_client.get(of_model).cloned() {
             Some((namespace, name)) => (Some(namespace), name),
@@ -97,7 +97,7 @@ impl ToolNames {
         }
     }
 
-    /// The name that the model knows, also of a tool that the request no longer has.
+    /// The name that the model uses, even for a tool that the request no longer has.
     pub(crate) fn of_model(&self, namespace: Option<String>, name: String) -> String {
         let Some(namespace) = namespace.filter(|namespace| !namespace.is_empty()) else {
             return name;
@@ -107,27 +107,27 @@ impl ToolNames {
     }
 }
 
-/// The name as Codex writes it where there are no namespaces.
+/// The name as Codex writes it for APIs without namespaces.
 fn joined(namespace: &str, name: &str) -> String {
     format!("{}__{}", namespace.trim_end_matches('_'), name.trim_start_matches('_'))
 }
 
-/// What a request chooses of calls.
+/// Which calls the request allows.
 #[derive(Debug)]
 pub(crate) enum CallChoice {
     No,
     May,
     Must,
-    /// This one must be called.
+    /// This tool must be called.
     Named(Named),
-    /// No others than these may be called, and one must be if `must`.
+    /// Only these tools may be called; if `must`, one of them must be.
     Allowed {
         tools: Vec<Named>,
         must: bool,
     },
 }
 
-/// How a choice names a tool.
+/// A tool, as the request's choice names it.
 #[derive(Debug)]
 pub(crate) struct Named {
     /// OpenAI's name for the tool's type.
@@ -141,7 +141,7 @@ pub(crate) const FUNCTION: &str = "function";
 pub(crate) const CUSTOM: &str = "custom";
 pub(crate) const NAMESPACE: &str = "namespace";
 
-/// A tool, and the name that its client knows.
+/// A tool, with the client's name for it.
 struct OfferedTool {
     namespace: Option<String>,
     name: String,
@@ -154,16 +154,16 @@ impl OfferedTool {
     }
 }
 
-/// The tools of a request while they are read.
+/// The tools of a request, while they are read.
 #[derive(Default)]
 pub(crate) struct ToolList {
     list: Vec<OfferedTool>,
-    /// Types and names of tools that are not offered.
+    /// Types and names of tools that the model is not offered.
     hosted: Vec<(String, Option<String>)>,
 }
 
 impl ToolList {
-    /// The tool gets the name that the model knows.
+    /// Adds a tool under the name that the model uses.
     pub(crate) fn add(
         &mut self,
         param: &str,
@@ -178,7 +178,7 @@ impl ToolList {
         Ok(())
     }
 
-    /// A tool that only its vendor's service can run, or of an unknown type.
+    /// Notes a tool that only its vendor's service can run, or whose type is unknown.
     pub(crate) fn leave_out(&mut self, kind: String, name: Option<String>) {
         self.hosted.push((kind, name));
     }
@@ -189,11 +189,12 @@ impl ToolList {
         };
         among(&|offer| offer.namespace == named.namespace && offer.name == named.name)
             .or_else(|| among(&|offer| offer.tool.name == named.name))
-            // A choice has no field for the namespace in some clients.
+            // Some clients have no field for the namespace in a choice.
             .or_else(|| among(&|offer| named.namespace.is_none() && offer.name == named.name))
     }
 
-    /// A name in a namespace that another tool has too gets a suffix.
+    /// Sets the model's names of tools in namespaces; a name that another tool has too gets a
+    /// suffix.
     fn settle_names(&mut self) -> ToolNames {
         let (mut names, mut taken) = (ToolNames::default(), BTreeSet::new());
         let plain = self.list.iter().filter(|offer| offer.namespace.is_none());
@@ -243,7 +244,7 @@ impl ToolList {
                 at_most("tool_choice.tools", &tools, TOOLS_MAX)?;
                 let mut callable = BTreeSet::new();
                 for named in &tools {
-                    // Tools that were left out may be listed here too.
+                    // The list may also name tools that were left out.
                     if is_offered(&named.kind) {
                         let found = self.find(named).ok_or_else(|| self.not_found(named))?;
                         callable.insert(found);
@@ -283,7 +284,7 @@ impl ToolList {
     }
 }
 
-/// Whether tools of a type are offered to the model.
+/// Whether the model is offered tools of this type.
 pub(crate) fn is_offered(kind: &str) -> bool {
     [FUNCTION, CUSTOM, NAMESPACE].contains(&kind)
 }
@@ -300,7 +301,7 @@ pub(crate) fn check_name(param: &str, name: &str) -> Result<(), ApiError> {
     Err(ApiError::bad(format!("{param}.name"), message))
 }
 
-/// A tool that takes JSON.
+/// A tool that takes JSON arguments.
 pub(crate) fn function(
     param: &str,
     name: String,
@@ -321,7 +322,7 @@ pub(crate) fn function(
     Ok(Tool { name, description, parameters, strict, ..Tool::default() })
 }
 
-/// A tool that takes a text.
+/// A tool that takes text.
 pub(crate) fn custom(
     param: &str,
     name: String,
@@ -377,7 +378,7 @@ pub(crate) fn named_choice(name: &str) -> Result<CallChoice, ApiError> {
     }
 }
 
-/// Whether `allowed_tools` of this mode must be called.
+/// Whether this mode of `allowed_tools` requires a call.
 pub(crate) fn must(mode: Option<&str>) -> Result<bool, ApiError> {
     match mode {
         None | Some("auto") => Ok(false),
@@ -391,8 +392,8 @@ pub(crate) fn must(mode: Option<&str>) -> Result<bool, ApiError> {
     }
 }
 
-/// The arguments of an earlier call, as an object where they are one: models sometimes write
-/// broken ones, and the conversation goes on.
+/// The arguments of an earlier call: as an object if they are one, else unchanged, because models
+/// sometimes write broken JSON and the conversation must go on.
 pub(crate) fn past_arguments(arguments: Option<Value>) -> Value {
     match arguments {
         None | Some(Value::Null) => json!({}),

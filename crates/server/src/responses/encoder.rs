@@ -1,5 +1,5 @@
-//! Encodes replies of `/v1/responses`: a response object that grows item by item. Without a stream
-//! the response is the object at its end.
+//! Encodes replies of `/v1/responses`: a response object that grows item by item. Without a stream,
+//! the response is the finished object.
 
 use axum::response::{IntoResponse, Response};
 use kilotok_generation::{FinishReason, Increment, ReplyStats};
@@ -18,12 +18,12 @@ use crate::params::tools::ToolNames;
 use crate::sse::SseBuffer;
 use crate::wire::logprobs::ChatLogprob;
 
-/// What of a request is about the form of its reply.
+/// The options of a request that shape its response.
 #[derive(Clone, Copy)]
 pub(crate) struct ReplyForm {
-    /// Log-probabilities, with so many alternatives.
+    /// Log-probabilities are wanted, with this many alternatives.
     pub(crate) logprobs: Option<u32>,
-    /// Whether reasoning is also in the field of that name.
+    /// Whether reasoning is repeated in the field `encrypted_content`.
     pub(crate) encrypted_content: bool,
 }
 
@@ -32,12 +32,12 @@ pub(crate) struct ResponsesEncoder {
     /// The response so far.
     object: ResponseObject,
     form: ReplyForm,
-    /// Of the tools that may be called.
+    /// The names of the tools that may be called.
     names: ToolNames,
-    /// Of tokens whose text is not complete yet, such as a part of a character.
+    /// Entries of tokens whose text is not complete yet, such as parts of a character.
     pending: Vec<ChatLogprob>,
     begun: bool,
-    /// The last item of the output is open.
+    /// Whether the last item of the output is open.
     open: bool,
     sequence: u64,
     stats: ReplyStats,
@@ -91,7 +91,7 @@ impl ResponsesEncoder {
         self.object.output.len().saturating_sub(1)
     }
 
-    /// Opens an item, after the one before is closed.
+    /// Opens an item, after closing the one before.
     fn start(&mut self, item: &OutputItem, out: &mut SseBuffer) {
         self.close("completed", out);
         let part = match item {
@@ -110,7 +110,7 @@ impl ResponsesEncoder {
         }
     }
 
-    /// Ends the open item.
+    /// Closes the open item.
     fn close(&mut self, status: &'static str, out: &mut SseBuffer) {
         if !std::mem::take(&mut self.open) {
             return;
@@ -232,8 +232,8 @@ impl ResponsesEncoder {
         }
     }
 
-    /// Keeps the log-probabilities of the tokens that come after reasoning until there is text that
-    /// they belong to. The last token is left out where it ended the reply.
+    /// Keeps the log-probabilities of the answer's tokens until the text that they belong to is
+    /// written. Reasoning has none, and the token that ended the reply is left out.
     fn keep_logprobs(&mut self, next: &Increment) {
         let Some(top_count) = self.form.logprobs else { return };
         let before = next.stats.token_count - next.tokens.len() as u32;
@@ -271,7 +271,7 @@ impl OutputItem {
         }
     }
 
-    /// Puts the reasoning also into the field that some clients send back instead of its text.
+    /// Copies the reasoning into the field that some clients send back instead of its text.
     fn keep_reasoning(&mut self) {
         if let Self::Reasoning { content, encrypted_content: kept, .. } = self
             && let Some(OutputPart::ReasoningText { text }) = content.first()
@@ -291,7 +291,7 @@ fn text_part(text: String) -> OutputPart {
     OutputPart::OutputText { text, annotations: [], logprobs: Vec::new() }
 }
 
-/// Where an event belongs; all items but calls have one part.
+/// The position of an event. All items except calls have one part.
 fn part_of(item_id: &str, output_index: usize, content: bool) -> PartEvent<'_> {
     PartEvent {
         item_id,
@@ -357,7 +357,7 @@ impl Encoder for ResponsesEncoder {
         }
         self.begin(out);
         if !self.pending.is_empty() {
-            // No more text follows, as after white space that is left out.
+            // No text follows the pending tokens, for example because white space was left out.
             self.grow(&ReplyEvent::Content(String::new()), out);
         }
         let cut = match self.finish.take() {

@@ -1,5 +1,5 @@
-//! Items of the Responses API as messages of the chat template. Reasoning and calls belong to the
-//! assistant's message that they are next to; what another service did is a call and its result.
+//! Items of the Responses API as messages of the chat template. Reasoning and calls become part of
+//! the adjacent assistant message; an action of another service becomes a call and its result.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,8 @@ use crate::params::content::{left_out_part, lines, part_text, role_of, text_of};
 use crate::params::tools::{ToolNames, past_arguments};
 use crate::wire::content::{OneOrMany, Part};
 
-/// The prefix of `encrypted_content` that is reasoning of this server, as plain text.
+/// The beginning of an `encrypted_content` that this server wrote: its reasoning follows as plain
+/// text.
 const OWN_REASONING: &str = "reasoning_text:";
 
 /// Roles of a message; calls and their results are items of their own.
@@ -27,7 +28,8 @@ pub(crate) fn encrypted_content(reasoning: &str) -> String {
 /// The type of an item that is no part of a conversation, but offers more tools.
 const MORE_TOOLS: &str = "additional_tools";
 
-/// The tools of a request: its own, then those of items. Codex sends some models all of them so.
+/// The tools of a request: its own, then those in items. For some models Codex sends all tools in
+/// items.
 pub(crate) fn all_tools(
     own: Option<Vec<ResponsesTool>>,
     items: &mut [InputItem],
@@ -47,7 +49,7 @@ pub(crate) fn all_tools(
     Ok(tools)
 }
 
-/// `names` are those of the request's tools.
+/// The conversation as messages. `names` are those of the request's tools.
 pub(crate) fn messages(
     instructions: Option<String>,
     items: Vec<InputItem>,
@@ -69,11 +71,11 @@ pub(crate) fn messages(
     Ok(history.messages)
 }
 
-/// The type of an item that stands for an earlier one.
+/// The type of an item that refers to an earlier item.
 const REFERENCE: &str = "item_reference";
 
-/// Nothing is stored: an item can only refer to one of the same request, which is there already.
-/// Without the item that is meant the model would not know what it said.
+/// Nothing is stored, so an item can only refer to an item of the same request, which is in the
+/// conversation already. Any other reference is an error: the model would miss what it said.
 fn check_references(items: &[InputItem]) -> Result<(), ApiError> {
     let is_reference = |item: &InputItem| item.kind.as_deref() == Some(REFERENCE);
     let whole = items.iter().filter(|item| !is_reference(item));
@@ -95,9 +97,9 @@ fn check_references(items: &[InputItem]) -> Result<(), ApiError> {
 #[derive(Default)]
 struct History {
     messages: Vec<Message>,
-    /// Belongs to the assistant's next message.
+    /// Reasoning that goes into the assistant's next message.
     reasoning: Option<String>,
-    /// Of calls that came with their results: they come after all calls of the message.
+    /// Results of calls that came together with them. They follow all calls of the message.
     results: Vec<Message>,
 }
 
@@ -139,7 +141,7 @@ impl History {
         Ok(())
     }
 
-    /// Results that are kept come first.
+    /// Appends a message, after the results that are kept.
     fn push(&mut self, message: Message) {
         self.messages.append(&mut self.results);
         self.messages.push(message);
@@ -149,7 +151,7 @@ impl History {
         self.assistant().tool_calls.push(call);
     }
 
-    /// The assistant's message that is being assembled.
+    /// The assistant's message under assembly.
     fn assistant(&mut self) -> &mut Message {
         let reasoning = self.reasoning.take();
         let goes_on = self.messages.last().is_some_and(|last| last.role == "assistant");
@@ -202,8 +204,8 @@ impl History {
         Ok(())
     }
 
-    /// A call that another service made, or left to the client. Without a `call_id` no other item
-    /// has its result.
+    /// A call that another service made, or left to the client. If it has no `call_id`, no other
+    /// item can hold its result.
     fn foreign(
         &mut self,
         kind: &str,
@@ -242,7 +244,7 @@ fn answers(kind: &str, item: &InputItem) -> bool {
     kind == "function_call_output" || kind.ends_with("_output") && named
 }
 
-/// What a call asked for. Each type has a field of its own for it.
+/// The arguments of a call. Each type has its own field for them.
 fn asked(item: &mut InputItem) -> Option<Value> {
     let lists = [("queries", item.queries.take()), ("actions", item.actions.take())];
     let lists = lists.into_iter().find_map(|(name, list)| Some(json!({ name: list? })));
@@ -335,7 +337,8 @@ mod tests {
         assert_eq!(messages[6].reasoning, None);
     }
 
-    /// An item of what another service did, and the call and result that the model is shown.
+    /// Reads an item that records an action of another service, as the call and result that the
+    /// model sees.
     #[track_caller]
     fn is_shown(items: Value, name: &str, arguments: &Value, result: &str) {
         let (messages, _) = of(items).unwrap();
@@ -346,7 +349,7 @@ mod tests {
         assert_eq!(messages[2].content, result, "{name}");
     }
 
-    /// The items are those of OpenAI's reference, and what Codex sends.
+    /// The items come from OpenAI's reference and from Codex.
     #[test]
     fn calls_may_bring_their_results() {
         for (items, name, arguments, result) in [

@@ -1,5 +1,5 @@
-//! `/v1/responses`, stateless: every request brings its whole conversation. From the request to its
-//! parameters, its prompt, and an encoder of its reply.
+//! `/v1/responses`, stateless: every request brings its whole conversation. It is turned into
+//! parameters, a prompt, and an encoder of the reply.
 
 mod encoder;
 mod items;
@@ -33,10 +33,10 @@ use items::{all_tools, messages};
 use tools::tools;
 use wire::{ReasoningOptions, ResponseObject, ResponsesRequest, TextFormat, TextOptions};
 
-/// More are not a conversation.
+/// Most items of one conversation.
 const ITEMS_MAX: usize = 16_384;
 
-/// What to do where no conversation is stored.
+/// The advice where a client relies on a stored conversation.
 const WHOLE: &str = "send the whole conversation in input with every request";
 
 /// Continues a conversation.
@@ -82,7 +82,7 @@ pub(crate) async fn create(
     respond(&service, prepared.start(&service).await?, encoder, stream).await
 }
 
-/// As the client would write it: 0.7, not the f32 next to it.
+/// The number as the client wrote it: 0.7, not the nearest f32.
 fn rounded(value: f32) -> f64 {
     (f64::from(value) * 1e6).round() / 1e6
 }
@@ -140,7 +140,7 @@ fn includes(request: &ResponsesRequest, what: &str) -> bool {
     request.include.iter().flatten().any(|name| name == what)
 }
 
-/// The reply before it has begun; it repeats much of the request.
+/// The response object before the reply begins. It repeats much of the request.
 fn object(request: &ResponsesRequest, head: &ResponseHead) -> ResponseObject {
     let text = request.text.clone().unwrap_or_default();
     let plain = || TextFormat {

@@ -25,7 +25,7 @@ pub(crate) fn tools(
     offers.resolve(choice.map(choice_of).transpose()?, parallel)
 }
 
-/// The tools inside a namespace. The first one has the description of all.
+/// Reads the tools inside a namespace. The first of them gets the namespace's description.
 fn open(namespace: ResponsesTool, param: &str, offers: &mut ToolList) -> Result<(), ApiError> {
     let name = namespace.name.unwrap_or_default();
     check_name(param, &name)?;

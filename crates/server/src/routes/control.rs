@@ -11,7 +11,7 @@ use crate::service::Service;
 use crate::wire::body::Body;
 use crate::wire::control::{AbortRequest, Aborted, LoadBody, VersionBody};
 
-/// Prefixes of a request's own id in the id of its reply.
+/// Prefixes that may precede a request's own id in the id of its reply.
 const PREFIXES: [&str; 5] = ["", "chatcmpl-", "cmpl-", "resp_", "msg_"];
 
 /// Ends replies by their ids, as a closed connection would. With keys, only those that were asked

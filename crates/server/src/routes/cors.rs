@@ -1,5 +1,6 @@
 //! CORS: web pages of other sites may do nothing, unless the operator lists their origins. A
-//! browser shows the developer of a refused page little, so the response and the log say why.
+//! browser tells the developer of a refused page little, so the response and the log give the
+//! reason.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,9 +14,10 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 use crate::encoder::WARNING_HEADER;
 use crate::error::ApiError;
 
-/// Refused origins that the log names, each once: a page can ask from as many as it likes.
+/// Most refused origins that are logged, each once: a page can send requests from any number of
+/// origins.
 const LOGGED_MAX: usize = 16;
-/// Characters of an origin; no page has a longer one.
+/// Most characters of an origin. Real origins are shorter.
 const ORIGIN_CHARS_MAX: usize = 256;
 
 /// Lets pages of these origins read responses.
@@ -35,12 +37,12 @@ pub(super) fn layer(origins: &[String]) -> CorsLayer {
     layer
         .allow_origin(allowed)
         .allow_methods([Method::GET, Method::POST])
-        // `*` would leave out `authorization`, and with it the key.
+        // `*` would not include `authorization`, which carries the key.
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(exposed)
 }
 
-/// The origins that may call the API, and those that tried.
+/// The origins that may call the API, and the refused ones that were logged.
 pub(super) struct Origins {
     allowed: Vec<String>,
     refused: Mutex<BTreeSet<String>>,
@@ -51,14 +53,14 @@ impl Origins {
         Arc::new(Self { allowed: allowed.to_vec(), refused: Mutex::default() })
     }
 
-    /// Whether the origin is to be logged: it was not yet, and there are not too many.
+    /// Whether to log the origin: it is new, and not too many were logged.
     fn is_news(&self, origin: &str) -> bool {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         refused.len() < LOGGED_MAX && refused.insert(origin.to_owned())
     }
 }
 
-/// Answers a preflight request of a browser, if the answer is no.
+/// Answers a browser's preflight request if the origin is refused.
 pub(super) async fn refuse(
     State(origins): State<Arc<Origins>>,
     request: Request,
@@ -68,7 +70,7 @@ pub(super) async fn refuse(
     if origins.allowed.iter().any(|allowed| allowed == "*" || *allowed == origin) {
         return next.run(request).await;
     }
-    // Pages that are files have no origin that could be named.
+    // Pages opened from files have the origin `null`, which cannot be listed.
     let flag = format!("--cors-origin {}", if origin == "null" { "'*'" } else { &origin });
     if origins.is_news(&origin) {
         tracing::warn!(origin, "a web page of another site was refused; `{flag}` lets it in");
@@ -80,7 +82,7 @@ pub(super) async fn refuse(
     ApiError::new(StatusCode::FORBIDDEN, message).with_code("origin_not_allowed").into_response()
 }
 
-/// The origin of a page, if the request asks what the page may do.
+/// The origin of a page, if this is a preflight request.
 fn preflight(request: &Request) -> Option<String> {
     let headers = request.headers();
     let asks = request.method() == Method::OPTIONS

@@ -23,7 +23,7 @@ type Answer = (StatusCode, Json<HealthBody>);
 )]
 pub(crate) async fn health(State(service): State<Arc<Service>>) -> Answer {
     let health = service.admission.health();
-    // A server that is shutting down serves its requests well.
+    // A server that is shutting down still serves the requests that it has.
     answer(matches!(health, Health::Ok { .. } | Health::Draining), health)
 }
 
@@ -38,7 +38,7 @@ pub(crate) async fn health(State(service): State<Arc<Service>>) -> Answer {
 )]
 pub(crate) async fn ready(State(service): State<Arc<Service>>) -> Answer {
     match service.admission.health() {
-        // It shuts down, and admits requests for a moment longer.
+        // The server is shutting down, but admits requests for a moment longer.
         Health::Ok { .. } if !service.is_ready() => answer(false, Health::Draining),
         health => answer(matches!(health, Health::Ok { .. }), health),
     }

@@ -24,8 +24,7 @@ use crate::middleware::observe;
 use crate::service::Service;
 use crate::{chat, completions, messages, responses};
 
-/// All routes of the server. Those that do more than look something up run on the threads of
-/// `handlers`.
+/// All routes of the server. Routes that do more than a look-up run on the threads of `handlers`.
 pub fn router(service: Arc<Service>, handlers: Handle) -> Router {
     let origins = &service.config.cors_origins;
     let (cors, origins) = (cors::layer(origins), cors::Origins::new(origins));

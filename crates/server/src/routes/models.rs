@@ -1,4 +1,5 @@
-//! `/v1/models`: one model, under all its names. Anthropic's clients are known by their header.
+//! `/v1/models`: one model, listed under each of its names. Anthropic's clients are recognised by
+//! their header.
 
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use crate::params::ranges::count;
 use crate::service::Service;
 use crate::wire::models::{Model, ModelCard, ModelInfo, ModelList, ModelPage, Models, PageOptions};
 
-/// Names of a page, as Anthropic has it: by default, and at most.
+/// Default and largest number of names on a page, as in Anthropic's API.
 const PAGE_NAMES: u32 = 20;
 const PAGE_NAMES_MAX: i64 = 1000;
 
@@ -109,7 +110,7 @@ fn info<'a>(name: &'a str, service: &'a Service) -> ModelInfo<'a> {
     }
 }
 
-/// The names that are asked for, and whether there are more of them.
+/// The names of the requested page, and whether more follow.
 fn page<'a>(names: &'a [String], options: &PageOptions) -> Result<(&'a [String], bool), ApiError> {
     let limit = count("limit", options.limit, 1, PAGE_NAMES_MAX)?.unwrap_or(PAGE_NAMES) as usize;
     let place = |param: &str, id: &String| {

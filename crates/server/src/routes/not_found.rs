@@ -1,4 +1,4 @@
-//! Unknown paths and methods: the error says which were probably meant.
+//! Unknown paths and methods: the error suggests the path or methods that were probably meant.
 
 use axum::extract::Request;
 use axum::http::{Method, StatusCode};
@@ -6,10 +6,10 @@ use axum::http::{Method, StatusCode};
 use super::openapi::operations;
 use crate::error::ApiError;
 
-/// Letters by which a path may differ from the one that was meant.
+/// Letters by which a path may differ from the path that was probably meant.
 const MISTAKES_MAX: usize = 3;
 
-/// Prefixes of paths of other servers, and what this server has instead.
+/// Path prefixes of other servers' APIs, and what to use here instead.
 const OTHERS: [(&[&str], &str); 7] = [
     (
         &[
@@ -61,7 +61,7 @@ pub(super) async fn not_found(request: Request) -> ApiError {
     ApiError::new(StatusCode::NOT_FOUND, message).with_code("unknown_url")
 }
 
-/// What to ask instead of this path.
+/// What to request instead of this path.
 fn advice(path: &str) -> String {
     let steps: Vec<_> = path.split('/').filter(|step| !step.is_empty()).collect();
     let plain = format!("/{}", steps.join("/").to_lowercase());
@@ -97,7 +97,7 @@ fn advice(path: &str) -> String {
     {
         return (*advice).to_owned();
     }
-    // As behind a proxy, or in the form of another provider.
+    // A known path behind a proxy's prefix, or under another provider's.
     let inner = known().find(|known| known.starts_with("/v1/") && plain.ends_with(&known[3..]));
     let near = known().map(|known| (strsim::osa_distance(known, &plain), known)).min();
     let near = near.filter(|(mistakes, _)| *mistakes <= MISTAKES_MAX).map(|(_, known)| known);
@@ -110,7 +110,7 @@ fn advice(path: &str) -> String {
     }
 }
 
-/// The server's address as clients see it is not known here.
+/// The server does not know the address at which clients reach it.
 const BASE: &str = "http://HOST:PORT/v1";
 
 pub(super) async fn method_not_allowed(request: Request) -> ApiError {

@@ -1,4 +1,4 @@
-//! `/openapi.json`, made of the wire types and the routes.
+//! `/openapi.json`, generated from the wire types and the routes.
 
 use std::sync::LazyLock;
 
@@ -64,7 +64,7 @@ impl Modify for Keys {
 static DOCUMENT: LazyLock<String> =
     LazyLock::new(|| Document::openapi().to_json().unwrap_or_default());
 
-/// Paths and the methods that they take, as the document has them.
+/// Paths and their methods, as listed in the document.
 static OPERATIONS: LazyLock<Vec<(String, Vec<Method>)>> = LazyLock::new(|| {
     let paths = Document::openapi().paths.paths.into_iter();
     let methods = paths.map(|(path, item)| {
@@ -90,7 +90,7 @@ mod tests {
 
     use super::*;
 
-    /// Operations have names of their own, and every `$ref` leads somewhere.
+    /// Every operation has a unique name, and every `$ref` resolves.
     #[test]
     fn the_document_is_whole() {
         fn check(value: &Value, document: &Value) {

@@ -1,5 +1,5 @@
 //! The chat page: one file, compiled in. Its scripts and styles are inline and allowed by their
-//! hashes, so that nothing else can run in it.
+//! hashes, so that nothing else can run in the page.
 
 use std::sync::{Arc, LazyLock};
 
@@ -11,7 +11,7 @@ use ring::digest::{SHA256, digest};
 use crate::service::Service;
 
 const PAGE: &str = include_str!("../page/index.html");
-/// The element of the page with the example questions, a list in JSON.
+/// The page's element for example questions, which holds a JSON list.
 const EXAMPLES: &str = r#"<script type="application/json" id="examples">[]"#;
 
 /// The content security policy: the page runs its own scripts, and calls its own server.
@@ -37,7 +37,7 @@ pub(crate) async fn page(State(service): State<Arc<Service>>) -> Response {
     response
 }
 
-/// Browsers ask for it; the page brings its own.
+/// Browsers request `/favicon.ico`; the page has its icon inline.
 pub(crate) async fn no_icon() -> StatusCode {
     StatusCode::NO_CONTENT
 }
@@ -45,12 +45,12 @@ pub(crate) async fn no_icon() -> StatusCode {
 /// The page with these example questions.
 fn with_examples(examples: &[String]) -> String {
     let list = serde_json::json!(examples).to_string();
-    // No text ends the element that it is in.
+    // Without `<`, no example can end the script element that holds the list.
     let list = list.replace('<', "\\u003c");
     PAGE.replacen(EXAMPLES, &EXAMPLES.replace("[]", &list), 1)
 }
 
-/// The hash of what each of these elements holds, as a policy lists them.
+/// Hashes of the contents of these elements, as the policy lists them.
 fn hashes(page: &str, element: &str) -> String {
     let (open, close) = (format!("<{element}"), format!("</{element}>"));
     let mut sources = String::new();
@@ -60,7 +60,7 @@ fn hashes(page: &str, element: &str) -> String {
         let Some((attributes, body)) = rest.split_once('>') else { break };
         let Some((body, after)) = body.split_once(&close) else { break };
         rest = after;
-        // A name that only begins like the element is another one.
+        // Otherwise it is another element, whose name only begins the same.
         if attributes.is_empty() || attributes.starts_with([' ', '\n']) {
             let hash = base64(digest(&SHA256, body.as_bytes()).as_ref());
             sources.extend([" 'sha256-", &hash, "'"]);
@@ -114,7 +114,7 @@ mod tests {
         assert_eq!(hashes(&page, "style"), hashes(PAGE, "style"));
     }
 
-    /// The policy would stop what is not in an element of its own.
+    /// The policy would stop scripts and styles outside their own elements.
     #[test]
     fn the_page_has_nothing_that_its_policy_stops() {
         for attribute in [" style=", " onclick=", " onload=", " onsubmit=", "javascript:", " src="]

@@ -14,7 +14,7 @@ use crate::service::{Cancelled, Service};
 use crate::wire::body::Body;
 use crate::wire::tokenize::{DetokenizeRequest, Detokenized, TokenizeRequest, Tokenized};
 
-/// About the bytes of text of a token.
+/// Approximate bytes of text per token.
 const TOKEN_BYTES: usize = 4;
 
 /// Cuts a text or a conversation into tokens, at most as many as fit into the model's context.

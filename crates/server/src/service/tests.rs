@@ -1,4 +1,4 @@
-//! Requests whose prompts are being made wait like those that were admitted.
+//! Requests whose prompts are being made count as waiting, like those that were admitted.
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -18,10 +18,10 @@ use crate::params::tools::Tools;
 
 const HELD_MAX: u32 = 6;
 const VOCAB: u32 = 256;
-/// Nothing here takes a second; a test that waits this long is stuck.
+/// No test here takes a second; one that waits this long is stuck.
 const STUCK: Duration = Duration::from_mins(1);
 
-/// A service whose tokens are bytes, and which holds at most so many requests.
+/// A service whose tokens are bytes, and which holds at most `held_max` requests.
 fn service() -> Arc<Service> {
     let caps = ScriptedEngine::caps();
     let metrics = Arc::new(Metrics::new("toy", &caps));
@@ -44,7 +44,7 @@ fn reply_request() -> ReplyRequest {
     ReplyRequest { request_id: String::new(), submission, grammar: None }
 }
 
-/// No request is held, and the next one is served.
+/// Checks that no request is held, and that the next one is served.
 async fn is_clean(service: &Service) {
     until("no request is held", || service.admission.load().held == 0).await;
     let mut stream = service.admission.submit(reply_request()).await.unwrap();

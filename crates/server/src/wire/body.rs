@@ -1,5 +1,5 @@
-//! Reads the body of a request: JSON into a type. An error names its place, and unknown fields are
-//! counted.
+//! Reads the body of a request: JSON into a Rust type. Errors name the place in the body, and
+//! unknown fields are counted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,21 +21,21 @@ use crate::error::ApiError;
 use crate::middleware::RequestId;
 use crate::service::Service;
 
-/// All of a body has this time, however it is spread, so that bytes of the budget are not held for
-/// longer. There is no least rate besides: 32 MiB, the default limit, need 4.5 Mbit/s, and a client
-/// that pauses for half of the time may still send the rest.
+/// Time for a whole body to arrive, so that bytes of the budget are not held for longer. There is
+/// no minimum rate: 32 MiB, the default limit, need 4.5 Mbit/s, and a client may pause for half of
+/// the time and then send the rest.
 const BODY_WAIT_MAX: Duration = Duration::from_mins(1);
-/// Largest piece of memory for a body that arrives: what a body holds in vain is less.
+/// Largest piece of memory for an arriving body; a body wastes less than this.
 const CHUNK_BYTES_MAX: usize = 256 << 10;
 
-/// Bytes of a body that is too large which are read and discarded: many clients read a response
-/// only when they have sent everything, and a connection that is closed before loses it. Several
-/// times what is allowed by default; beyond it the connection is closed.
+/// How many bytes of a body that is too large are read and discarded. Many clients read a response
+/// only after sending everything, and lose it if the connection is closed before. The value is
+/// several times the default limit of a body; beyond it the connection is closed.
 const DISCARDED_BYTES_MAX: usize = 256 << 20;
-/// Discarding ends after this, however slow the line is.
+/// Discarding ends after this time, however slow the line is.
 const DISCARD_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// Names of unknown fields that are written to the log, of one request.
+/// Most names of unknown fields that are logged for one request.
 const LOGGED_MAX: usize = 8;
 
 /// The JSON of a request.
@@ -51,7 +51,7 @@ impl<T: DeserializeOwned + ToSchema + Send + 'static> FromRequest<Arc<Service>> 
         let memory = memory.unwrap_or_else(|| Arc::new(service.budget.hold()));
         let byte_max = service.config.body_max;
         let announced = usize::try_from(request.body().size_hint().lower()).unwrap_or(usize::MAX);
-        // A client that expects `100 Continue` gets the error instead, and sends nothing.
+        // A client that expects `100 Continue` gets the error at once, and sends no body.
         let expects_continue = request.headers().contains_key(header::EXPECT);
         let mut body = request.into_body().into_data_stream();
         let fits = if announced > byte_max {
@@ -69,7 +69,8 @@ impl<T: DeserializeOwned + ToSchema + Send + 'static> FromRequest<Arc<Service>> 
         let chunks = match read {
             Ok(chunks) => chunks,
             Err(error) => {
-                // The response is sent at once, while the rest of the body is discarded.
+                // The response is sent at once, while the rest of the body is discarded in the
+                // background.
                 tokio::spawn(tokio::time::timeout(DISCARD_WAIT_MAX, discard(body)));
                 return Err(error);
             }
@@ -108,9 +109,9 @@ async fn read(
     Ok(chunks)
 }
 
-/// A body as it arrives. Chunks stay where they are: one buffer that grows would be copied, and the
-/// allocator keeps the smaller ones. Parts are copied, since a part of a few bytes keeps the whole
-/// buffer of its connection.
+/// An arriving body. Full chunks stay in place: a single growing buffer would be copied, and the
+/// allocator would keep the smaller buffers. Received parts are copied into chunks, because even a
+/// part of a few bytes keeps the whole buffer of its connection alive.
 #[derive(Default)]
 struct Chunks {
     buffers: Vec<Vec<u8>>,
@@ -119,8 +120,8 @@ struct Chunks {
 }
 
 impl Chunks {
-    /// What is allocated is held before. Chunks grow with the body: a client holds no more than
-    /// twice what it sent.
+    /// Appends a part. Memory is taken from the budget before it is allocated. Chunks grow with the
+    /// body, so a client holds at most twice the bytes that it sent.
     fn push(&mut self, part: &[u8], memory: &HeldMemory) -> Result<(), ApiError> {
         let room = self.buffers.last().map_or(0, |last| last.capacity() - last.len());
         let (filling, rest) = part.split_at(part.len().min(room));
@@ -139,7 +140,7 @@ impl Chunks {
         Ok(())
     }
 
-    /// All of it in one piece, for which there must be room beside the chunks.
+    /// The body in one piece. The budget must have room for it beside the chunks.
     fn join(mut self, memory: &HeldMemory) -> Result<Vec<u8>, ApiError> {
         if self.buffers.len() <= 1 {
             return Ok(self.buffers.pop().unwrap_or_default());
@@ -174,9 +175,9 @@ fn build<T: DeserializeOwned + ToSchema>(
     parse(bytes)
 }
 
-/// Many clients send no content type, and curl sends that of a form. Only types that cannot be JSON
-/// are refused, and any other than JSON from a web page: a browser sends those to any server
-/// without a preflight request.
+/// Refuses content types that cannot be JSON; from a web page, all except JSON, because a browser
+/// sends the others to any server without a preflight request. The rest must be accepted: many
+/// clients send no content type, and curl sends that of a form.
 fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
     let says = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let refuse = |what: String| Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, what));
@@ -205,15 +206,15 @@ fn unreadable(status: StatusCode) -> ApiError {
     ApiError::new(status, message)
 }
 
-/// Fields that a request's type does not have.
+/// Fields of a body that the request's type does not have.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct UnknownFields {
     pub(crate) count: u64,
-    /// Paths of the first of them.
+    /// The paths of the first few of them.
     pub(crate) names: Vec<String>,
 }
 
-/// The value, and the fields that it does not have.
+/// The parsed value, and the fields that its type does not have.
 fn parse<T: DeserializeOwned + ToSchema>(bytes: &[u8]) -> Result<(T, UnknownFields), ApiError> {
     if bytes.trim_ascii_start().first().is_some_and(|first| *first != b'{') {
         let message = "the body must be a JSON object";
@@ -278,7 +279,7 @@ mod tests {
             assert!(chunks.join(&memory).unwrap() == sent, "parts of {part} bytes");
             assert_eq!(budget.held(), allocated + sent.len(), "both are there while it is joined");
         }
-        // Nothing is allocated that may not be held.
+        // Memory is allocated only if the budget has it.
         let (budget, mut chunks) = (Budget::new(1 << 20), Chunks::default());
         let memory = budget.hold();
         let part = vec![0; 100_000];
@@ -378,7 +379,7 @@ mod tests {
             let place = error.param.as_deref();
             assert!(place == Some("list[0].depth") || text == "NaN", "{text}: {place:?}");
         }
-        // Where any number goes, it stays what it is.
+        // In a field that takes any number, a number keeps its form.
         let (value, _) = parse::<serde_json::Value>(br#"{"a": [1.0, 1]}"#).unwrap();
         assert_eq!(value.to_string(), r#"{"a":[1.0,1]}"#);
     }

@@ -1,5 +1,5 @@
-//! Values that have a short and a long form: a text or a list of parts, a string or a list of them.
-//! Each is read as it comes, so that an error has its place.
+//! Values that have a short and a long form: a text or a list of parts, a string or a list of
+//! strings. Both forms are parsed directly, so that an error names its place.
 
 use std::fmt;
 use std::marker::PhantomData;

@@ -1,7 +1,7 @@
-//! The fields that chat and plain completions share: how tokens are chosen, what a reply must be,
-//! when it ends, and what is sent of it. They are listed once, in a macro, and are fields of each
-//! request: an error of a nested struct would not name its place. `max_tokens` differs between the
-//! two, and is a field of each.
+//! The fields that chat and plain completions share: how tokens are sampled, what a reply must
+//! match, when it ends, and which data is sent with it. A macro lists them once and makes them
+//! fields of each request: errors of a nested struct would not name their place. `max_tokens`
+//! differs between the two, so each has its own.
 
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -18,7 +18,7 @@ pub struct StreamOptions {
 }
 
 /// Calls the macro `$make` with `$own` and the shared fields: those of [`GenerationFields`], those
-/// of [`ConstraintFields`], and others, which are ignored or refused.
+/// of [`ConstraintFields`], and the fields that are ignored or refused.
 macro_rules! shared_fields {
     ($make:ident { $($own:tt)* }) => {
         $make! {
@@ -178,7 +178,7 @@ macro_rules! structs {
         constraints { $( $(#[$c_meta:meta])* $c:ident : $c_type:ty, )* }
         others { $($others:tt)* }
     ) => {
-        /// The shared fields, as they came.
+        /// The shared fields, as the client sent them.
         #[derive(Clone, Debug, Default)]
         pub struct GenerationFields {
             pub max_tokens: Option<i64>,
@@ -196,7 +196,7 @@ macro_rules! structs {
 
 shared_fields! { structs {} }
 
-/// A request that has the shared fields besides its own, among which is `max_tokens`.
+/// Defines a request with the shared fields and its own ones, including `max_tokens`.
 macro_rules! request {
     ($($own:tt)*) => {
         crate::wire::generation::shared_fields! { request_struct { $($own)* } }
@@ -225,7 +225,7 @@ macro_rules! request_struct {
         }
 
         impl $name {
-            /// Takes the shared fields out.
+            /// Moves the shared fields out of the request.
             pub(crate) fn take_generation(&mut self) -> crate::wire::generation::GenerationFields {
                 crate::wire::generation::GenerationFields {
                     max_tokens: self.max_tokens,

@@ -1,24 +1,26 @@
-//! The size of a JSON text in values, counted on its bytes before it is parsed: a text of megabytes
-//! may become values of gigabytes. Whether it is JSON is not checked here.
+//! The number of values in a JSON text, counted on its bytes before it is parsed: a text of
+//! megabytes may become values of gigabytes. The text is not checked for being JSON.
 
 use axum::http::StatusCode;
 use memchr::memchr2;
 
 use crate::error::ApiError;
 
-/// Objects, lists, fields and strings of one request. A conversation of 16,384 messages has half as
-/// many, with parts and calls.
+/// Most parts (objects, lists, fields and strings) of one request. A conversation of 16,384
+/// messages with content parts and calls has half as many.
 const PARTS_MAX: usize = 1 << 19;
 
-/// Of each part, measured: a `serde_json` object with one field takes 500 bytes for its three
-/// parts, and schemas and variables are there up to three times, as template and grammar want them.
+/// Bytes of memory per part, measured: a `serde_json` object with one field takes 500 bytes for its
+/// three parts, and schemas and variables exist up to three times, in the forms of template and
+/// grammar.
 const PART_BYTES: usize = 512;
-/// Of a number in a list of a request's own field, such as a token, if that field takes any JSON;
-/// and of what would be a number if a string's text was JSON, as arguments of calls are.
+/// Bytes of memory per number in a list that no inner object holds, such as a token, because the
+/// field may take any JSON. It also covers the numbers in a string whose text may be JSON, such as
+/// the arguments of a call.
 const NUMBER_BYTES: usize = 80;
-/// A text is there as it came, as a string, in the prompt, and as tokens.
+/// A text exists four times: as received, as a string, in the prompt, and as tokens.
 const TEXT_COPIES: usize = 4;
-/// Work on a part is worth that on so many bytes of text.
+/// Converting a part takes as long as converting this many bytes of text.
 const PART_WORK: usize = 8;
 
 /// See the file's head.
@@ -26,9 +28,9 @@ const PART_WORK: usize = 8;
 pub(crate) struct JsonSize {
     bytes: usize,
     parts: usize,
-    /// Values in lists that no object of the request holds.
+    /// Values in lists that only the request's outermost object holds.
     numbers: usize,
-    /// What separates values, within strings.
+    /// Separators of values within strings, whose text may be JSON.
     hidden: usize,
 }
 
@@ -60,7 +62,7 @@ impl JsonSize {
         size
     }
 
-    /// An error if there are more values than a request may have.
+    /// Fails if there are more values than a request may have.
     pub(crate) fn check(&self) -> Result<(), ApiError> {
         if self.parts <= PARTS_MAX {
             return Ok(());
@@ -72,13 +74,13 @@ impl JsonSize {
         Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message))
     }
 
-    /// Bytes that the text and the values made of it may take at once.
+    /// Bytes that the text and the values made from it may take at the same time.
     pub(crate) fn memory(&self) -> usize {
         let numbers = (self.numbers + self.hidden) * NUMBER_BYTES;
         self.bytes * TEXT_COPIES + self.parts * PART_BYTES + numbers
     }
 
-    /// The work of converting it, as a number of bytes of text.
+    /// The work of converting it, in bytes of text that would take as long.
     pub(crate) fn work(&self) -> usize {
         self.bytes + self.parts * PART_WORK
     }
@@ -114,11 +116,11 @@ mod tests {
     fn values_are_counted_where_they_are() {
         assert_eq!(of(""), (0, 0, 0));
         assert_eq!(of("{}"), (1, 0, 0));
-        // An object, a field, its name.
+        // An object, a field, and its name.
         assert_eq!(of(r#"{"a": 1}"#), (3, 0, 0));
         assert_eq!(of(r#"{"a": [1, 2, 3]}"#), (4, 2, 0));
         assert_eq!(of(r#"{"a": [[1, 2], [3]]}"#), (6, 2, 0));
-        // A template's variables are values, however plain.
+        // Variables of a template count as values, even plain numbers.
         assert_eq!(of(r#"{"a": {"b": [1, 2, 3]}}"#), (9, 0, 0));
         assert_eq!(of(r#"{"a": "x", "b": "y"}"#), (7, 1, 0));
     }
@@ -134,7 +136,7 @@ mod tests {
         }
     }
 
-    /// What was seen to take gigabytes.
+    /// Texts that were seen to take gigabytes.
     #[test]
     fn texts_that_become_large_are_known_before() {
         let fields = format!("{{{}\"a\":0}}", r#""z":0,"#.repeat(PARTS_MAX));

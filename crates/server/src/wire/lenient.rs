@@ -1,19 +1,19 @@
-//! Lenient integers and plain errors. 1.0 and 1e3 are integers, as JSON Schema has it, and errors
-//! name arrays and objects, not Rust's types. This is a layer around a deserializer, so that it
-//! holds for every field of every request.
+//! Lenient integers and plain errors. 1.0 and 1e3 are accepted as integers, as in JSON Schema, and
+//! errors name JSON's arrays and objects, not Rust's types. This is a layer around a deserializer,
+//! so it applies to every field of every request.
 
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::{Deserializer, forward_to_deserialize_any};
 
-/// The integer that a float is, if an i64 holds it.
+/// The integer that a float equals, if an i64 can hold it.
 pub(crate) fn integer(number: f64) -> Option<i64> {
     let whole = number.fract() == 0.0 && number >= i64::MIN as f64 && number < i64::MAX as f64;
     whole.then_some(number as i64)
 }
 
-/// Wraps a deserializer, a visitor, a seed, or what lists and objects are read from.
+/// Wraps a deserializer, a visitor, a seed, or the access to a list or an object.
 pub(crate) struct Lenient<T>(pub(crate) T);
 
 /// A visitor of integers from `least` to `most`.
@@ -126,7 +126,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Lenient<D> {
         self.0.deserialize_newtype_struct(name, Lenient(visitor))
     }
 
-    /// No request has variants with anything in them.
+    /// No request has enum variants with contents.
     fn deserialize_enum<V: Visitor<'de>>(
         self,
         name: &'static str,
@@ -149,7 +149,7 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Integer<V> {
     type Value = V::Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The range of an i64 is not a range of the field.
+        // The limits of an i64 would say nothing about the field.
         if self.least == i64::MIN {
             return f.write_str("an integer");
         }

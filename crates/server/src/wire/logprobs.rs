@@ -54,7 +54,7 @@ pub struct PromptLogprob {
 pub struct Pairs<K, V>(pub Vec<(K, V)>);
 
 impl<K: PartialEq, V> Pairs<K, V> {
-    /// Adds a field, unless it is there.
+    /// Adds a field, unless the key exists.
     pub(crate) fn add(&mut self, key: K, value: V) {
         if !self.0.iter().any(|(known, _)| *known == key) {
             self.0.push((key, value));

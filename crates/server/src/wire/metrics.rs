@@ -1,4 +1,4 @@
-//! Speed and acceptance of drafts of a reply, under vLLM's names.
+//! The speed of a reply and the acceptance of its drafts, under vLLM's names.
 
 use kilotok_engine::Verification;
 use kilotok_generation::ReplyStats;
@@ -60,7 +60,7 @@ pub struct Speculation {
 }
 
 impl Metrics {
-    /// `draft_max`: the most drafts that a step may have.
+    /// `draft_max`: most drafts that a step may have.
     pub(crate) fn of(stats: &ReplyStats, draft_max: u32) -> Self {
         let later = stats.token_count.saturating_sub(1);
         let decode_ms = (later > 0 && stats.decode_ms > 0.0).then_some(stats.decode_ms);

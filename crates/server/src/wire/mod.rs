@@ -1,9 +1,9 @@
-//! The JSON that APIs share, as types of requests and responses, and with it `/openapi.json`.
-//! Ranges in the schemas are those that `params` checks. What only one API has is in its own
+//! The JSON types that the APIs share in requests and responses, and with them `/openapi.json`.
+//! Ranges in the schemas are those that `params` checks. Types that only one API has are in its own
 //! folder.
 //!
-//! A field that is `null` counts as absent, and an integer may be written 1.0. Replies are made of
-//! borrowed or owned parts, whichever is at hand.
+//! A field that is `null` counts as absent, and an integer may be written 1.0. Responses hold
+//! borrowed or owned values, whichever is at hand.
 
 pub mod body;
 pub mod chunk;

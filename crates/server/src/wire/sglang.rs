@@ -1,4 +1,4 @@
-//! What SGLang's router asks a worker, under SGLang's names.
+//! The answers that SGLang's router expects from a worker, under SGLang's names.
 
 use serde::Serialize;
 use utoipa::ToSchema;

@@ -1,5 +1,5 @@
-//! The error of a body that does not fit its request. It names the field, and what the request's
-//! schema says of it: the range of a number, or what to send instead of a field that is not
+//! The error of a body that does not have the type of its request. It names the field, and quotes
+//! the field's schema: the range of a number, or what to send instead of a field that is not
 //! implemented.
 
 use axum::http::StatusCode;
@@ -9,13 +9,13 @@ use utoipa::ToSchema;
 use super::unsupported::NOT_IMPLEMENTED;
 use crate::error::ApiError;
 
-/// Serde's names for types of values, and JSON's.
+/// Serde's and JSON's names for types of values.
 const KINDS: [(&str, &str); 2] = [
     ("invalid type: sequence,", "invalid type: array,"),
     ("invalid type: map,", "invalid type: object,"),
 ];
 
-/// The beginning of the error of a number that no f64 holds, such as 1e999.
+/// How serde_json's error begins for a number that no f64 holds, such as 1e999.
 const TOO_LARGE: &str = "number out of range";
 
 /// The error of the field `path` of a request `T`.
@@ -29,7 +29,7 @@ pub(super) fn type_error<T: ToSchema>(error: &serde_json::Error, path: &str) -> 
         let message = format!("the body is not JSON: {text}");
         return ApiError::new(StatusCode::BAD_REQUEST, message).with_code("invalid_json");
     }
-    // A field is found by its name; line and column are for mistakes in the JSON itself.
+    // The field's name is enough to find it; line and column are for errors in the JSON itself.
     let position = format!(" at line {} column {}", error.line(), error.column());
     let mut text = text.strip_suffix(&position).unwrap_or(&text).to_owned();
     for (kind, json) in KINDS {
@@ -60,7 +60,7 @@ pub(super) fn type_error<T: ToSchema>(error: &serde_json::Error, path: &str) -> 
     ApiError::bad(&param, format!("{param}: {text}"))
 }
 
-/// The numbers that a schema allows.
+/// The range of numbers that a schema allows.
 fn range(schema: &Value) -> Option<String> {
     let low = match (&schema["minimum"], &schema["exclusiveMinimum"]) {
         (Value::Number(least), _) => format!(" of at least {least}"),
@@ -77,7 +77,7 @@ fn schema_of<T: ToSchema>(path: &str) -> Option<Value> {
     T::schemas(&mut referred);
     let mut schema = json!(T::schema());
     for step in path.split(['.', '[']) {
-        // A field that may be absent is its schema or null.
+        // The schema of an optional field is the field's own schema or null.
         let reference =
             schema["oneOf"].as_array().and_then(|parts| parts.last()).unwrap_or(&schema);
         if let Some(name) = reference["$ref"].as_str().and_then(|path| path.rsplit('/').next()) {

@@ -1,14 +1,15 @@
-//! Unknown fields of a request, and which known one was probably meant.
+//! Unknown fields of a request, and the known field that was probably meant.
 
 use serde::de::{DeserializeOwned, Error, Visitor};
 use serde::{Deserializer, forward_to_deserialize_any};
 
-/// One letter wrong, missing or too many, or two letters exchanged; two in longer names.
+/// Most mistakes in a name: one letter wrong, missing or too many, or two letters exchanged. Only
+/// longer names may have two mistakes.
 const MISTAKES_MAX: usize = 2;
-/// Letters of a name to one mistake.
+/// One mistake is allowed per this many letters of a name.
 const MISTAKE_LETTERS: usize = 4;
 
-/// The field of a request `T` whose name is nearly this one.
+/// The field of a request `T` whose name is closest to this one.
 pub(super) fn nearest<T: DeserializeOwned>(name: &str) -> Option<&'static str> {
     let mistakes_max = MISTAKES_MAX.min(name.len() / MISTAKE_LETTERS);
     let known = fields::<T>().iter().map(|field| (strsim::osa_distance(name, field), *field));
@@ -18,12 +19,12 @@ pub(super) fn nearest<T: DeserializeOwned>(name: &str) -> Option<&'static str> {
 /// The names of a type's fields.
 fn fields<T: DeserializeOwned>() -> &'static [&'static str] {
     let mut fields: &'static [&'static str] = &[];
-    // It fails when it has seen the names.
+    // Deserializing fails as soon as the names are recorded.
     let _ = T::deserialize(Names(&mut fields));
     fields
 }
 
-/// A deserializer that only records the names of the fields of a struct.
+/// A deserializer that only records the field names of a struct.
 struct Names<'a>(&'a mut &'static [&'static str]);
 
 impl<'de> Deserializer<'de> for Names<'_> {

@@ -1,5 +1,5 @@
-//! Fields that other servers have and this one does not implement: their default value is ignored,
-//! any other is refused by name, instead of having no effect.
+//! Fields that other servers have and this one does not implement. Their default value is ignored;
+//! any other value is refused by name, instead of being ignored silently.
 
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
@@ -8,15 +8,15 @@ use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
-/// A field that is not implemented. It holds nothing: a value that asks for something is refused,
+/// A field that is not implemented. It holds no value: a value that is not the default is refused,
 /// and the error quotes the field's comment, which says what to send instead.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Unsupported;
 
-/// What the error of a refused field says; [`super::type_error`] looks for it.
+/// The text of the error of a refused field; [`super::type_error`] looks for it.
 pub(crate) const NOT_IMPLEMENTED: &str = "is not implemented by this server";
 
-/// Whether a value is the default of its field, however it is written.
+/// Whether a value is the default of its field, in any spelling.
 pub(crate) fn asks_nothing(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -46,7 +46,7 @@ impl PartialSchema for Unsupported {
 
 impl ToSchema for Unsupported {}
 
-/// A count that can only be 1, such as `best_of`.
+/// A count that may only be 1, such as `best_of`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct One;
 

@@ -1,4 +1,4 @@
-//! Tools and choices of all three APIs, and what becomes of them.
+//! How the tools and tool choices of all three APIs are read.
 
 use super::*;
 use crate::chat::tools::tools as chat_tools;
