@@ -1,6 +1,6 @@
-//! Admission: at most `held_max` requests run or wait, and each reply that is admitted has a
+//! Admission: at most `held_max` requests run or wait, and each admitted reply has a
 //! [`TokenStream`]. Dropping the stream cancels the reply, so a closed connection, a timeout and an
-//! abandoned request take one path.
+//! abandoned request are all handled in the same way.
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -29,17 +29,17 @@ use crate::wake_relay::WakeRelay;
 mod tests;
 
 /// The largest [`Limits::waiting_max`]. Each waiting request holds a socket, its text and its
-/// prompt; and the memory of the command queue, for all of them, is taken at start.
+/// prompt, and the command queue is allocated at start for the largest number of them.
 pub const WAITING_MAX: u32 = 1 << 16;
-/// A request hears whether it is admitted once the step in flight is done, or a few later ones if
-/// very many come at once. It is refused when the engine stalls meanwhile, or when this takes
-/// longer than so many times what a stalled step takes.
+/// A request is told whether it is admitted after the step in flight, or a few steps later if very
+/// many arrive at once. It is refused if the engine stalls in the meantime, or if the answer takes
+/// longer than this many times the time after which a step counts as stalled.
 const ANSWER_STALLS_MAX: u32 = 2;
 
-/// What may be set besides the scheduler's [`Limits`].
+/// Options besides the scheduler's [`Limits`].
 #[derive(Clone)]
 pub struct AdmissionOptions {
-    /// A step that takes longer is a stalled engine.
+    /// An engine whose step takes longer is stalled.
     pub stall_ms: u32,
     /// Threads that make grammar masks.
     pub mask_threads: u32,
@@ -54,14 +54,14 @@ impl Default for AdmissionOptions {
 
 /// A request for one reply.
 pub struct ReplyRequest {
-    /// The id by which [`Admission::abort`] ends it. Several may have the same.
+    /// The id by which [`Admission::abort`] ends the reply. Several requests may have the same id.
     pub request_id: String,
-    /// Its `needs_masks` is set by the engine's thread.
+    /// The engine's thread sets its `needs_masks`.
     pub submission: Submission,
     pub grammar: Option<Grammar>,
 }
 
-/// Why a request was not admitted.
+/// The reason why a request was not admitted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error("too many requests are waiting; try again in {retry_after_s} s")]
@@ -70,7 +70,7 @@ pub enum Refusal {
         "the prompt has {token_count} tokens; with one of the reply, at most {context_max} fit"
     )]
     TooLong { token_count: u32, context_max: u32 },
-    /// It breaks a limit of the engine.
+    /// The request breaks a limit of the engine.
     #[error("{0}")]
     Illegal(String),
     #[error("the server is shutting down")]
@@ -79,18 +79,19 @@ pub enum Refusal {
     Failed(String),
 }
 
-/// How much there is to do.
+/// The load of the engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Load {
     /// Requests that were admitted, or have a reservation, and have not ended.
     pub held: u32,
-    /// Those of them that have a slot. They have a row in each step, or take turns if more of them
-    /// decode than a narrow step takes.
+    /// How many of the held requests have a slot. Each has a row in every step; if more rows decode
+    /// than a narrow step takes, they take turns.
     pub running: u32,
-    /// Positions whose keys and values are in use, and how many there may be.
+    /// Positions whose keys and values are in use, and below, how many there can be.
     pub token_count: u64,
     pub token_max: u64,
-    /// How full the fullest page group is of those that hold all positions of a text; 1 is full.
+    /// How full the fullest page group is, among the groups that hold all positions of a text; 1 is
+    /// full.
     pub usage: f64,
 }
 
@@ -107,7 +108,7 @@ pub struct Admission(Arc<Shared>);
 struct Shared {
     caps: Caps,
     context_max: u32,
-    /// Most requests that may be held: those that can run, and those that may wait.
+    /// Most requests that may be held: running and waiting ones together.
     held_max: u32,
     stall: Duration,
     status: Arc<EngineStatus>,
@@ -115,7 +116,7 @@ struct Shared {
     metrics: Arc<Metrics>,
     commands: CommandQueue,
     next_key: AtomicU64,
-    /// One for each stream, by its key.
+    /// The channel of each stream, by the stream's key.
     channels: Mutex<BTreeMap<u64, Arc<ReplyChannel>>>,
     ended: watch::Receiver<Option<Result<(), EngineFailed>>>,
 }
@@ -137,11 +138,11 @@ fn lost() -> EngineFailed {
 }
 
 impl Admission {
-    /// Starts the engine's thread. It ends when the last admission and the last stream are dropped,
-    /// if not before.
+    /// Starts the engine's thread. It ends at the latest when the last admission and the last
+    /// stream are dropped.
     ///
     /// # Panics
-    /// If the system has no thread for the engine.
+    /// If the system cannot start a thread for the engine.
     pub fn start(
         engine: Box<dyn Engine>,
         mut limits: Limits,
@@ -151,16 +152,18 @@ impl Admission {
         let caps = engine.caps().clone();
         let running_max = limits.running(&caps);
         let held_max = running_max.saturating_add(limits.waiting_max.min(WAITING_MAX));
-        // The bound is kept here, so that a burst into an empty server is not refused.
+        // Admission enforces the bound by `held_max`. The scheduler's own bound on waiting requests
+        // would refuse part of a burst into an empty server.
         limits.waiting_max = held_max;
         metrics.configured(&caps, limits.prefix_cache);
         let sched = Scheduler::new(&caps, limits);
         let context_max = sched.context_max();
         let status = Arc::new(EngineStatus::new(options.clock, options.stall_ms));
-        // Jobs of requests that were cancelled wait beside those of the requests that came instead.
+        // Jobs of cancelled requests may still wait beside the jobs of the requests that replaced
+        // them.
         let job_max = 2 * held_max as usize;
-        // Each request is submitted and cancelled, each job has a result, and the lifecycle
-        // changes.
+        // Room for every command that can be pending: a submit and a cancel per request, a result
+        // per mask job, and one change of the lifecycle.
         let (sender, receiver) = sync_channel(2 * held_max as usize + job_max + 1);
         let commands = CommandQueue::new(sender, Arc::clone(&status));
         let clock = &status.clock;
@@ -203,20 +206,20 @@ impl Admission {
         self.0.context_max
     }
 
-    /// Most replies that a request may have.
+    /// Most requests that may be held, and so most replies that one request may have.
     pub fn held_max(&self) -> u32 {
         self.0.held_max
     }
 
-    /// Submits one reply. Dropping the future, like dropping the stream, cancels it.
+    /// Submits one reply. Dropping the future, like dropping the stream, cancels the reply.
     pub async fn submit(&self, request: ReplyRequest) -> Result<TokenStream, Refusal> {
         let mut streams = self.submit_all(vec![vec![request]]).await?;
         streams.pop().ok_or_else(|| Refusal::Failed("the request was lost".into()))
     }
 
-    /// Submits the replies of one request, by prompt: all are admitted or none is. They count as
-    /// one request in the queue. Of the replies to one prompt the others start when the first has
-    /// its first token, and find the prompt computed.
+    /// Submits the replies of one request, grouped by prompt: either all are admitted or none. They
+    /// count as one request in the queue. Of the replies to the same prompt, the first computes the
+    /// prompt; the others start when it has its first token, and find the prompt in the cache.
     pub async fn submit_all(
         &self,
         prompts: Vec<Vec<ReplyRequest>>,
@@ -265,7 +268,7 @@ impl Admission {
         Err(self.0.stalled())
     }
 
-    /// Refuses what can be refused without the engine's thread.
+    /// Refuses a request if that can be decided without the engine's thread.
     fn admit(&self, count: u32) -> Result<(), Refusal> {
         let shared = &self.0;
         match shared.status.health() {
@@ -281,8 +284,8 @@ impl Admission {
         if shared.status.try_hold(count, held_max) { Ok(()) } else { Err(shared.queue_full()) }
     }
 
-    /// Counts a request as waiting while its prompt or its grammar is made. When the queue is full
-    /// neither is made.
+    /// Counts a request as waiting while its prompt or its grammar is made. If the queue is full,
+    /// the request is refused before either is made.
     pub fn reserve(&self) -> Result<Reservation, Refusal> {
         if self.0.status.try_hold(1, self.0.held_max) {
             return Ok(Reservation(Arc::clone(&self.0)));
@@ -299,12 +302,13 @@ impl Admission {
         TokenStream { key, channel, shared: Arc::clone(&self.0), over: false }
     }
 
-    /// Ends all replies of that id at once, and returns how many. No reply has the empty id.
+    /// Ends all replies with this id at once; returns how many there were. The empty id matches no
+    /// reply.
     pub fn abort(&self, request_id: &str) -> usize {
         self.abort_where(|channel| !request_id.is_empty() && channel.request_id == request_id)
     }
 
-    /// Ends all replies whose ids have this prefix.
+    /// Ends all replies whose ids begin with this prefix.
     pub fn abort_all(&self, prefix: &str) -> usize {
         self.abort_where(|channel| channel.request_id.starts_with(prefix))
     }
@@ -340,12 +344,12 @@ impl Admission {
         self.0.status.health()
     }
 
-    /// Refuses new requests and lets the old ones finish; then the engine's thread ends.
+    /// Refuses new requests and lets the admitted ones finish; then the engine's thread ends.
     pub fn drain(&self) {
         self.0.close(Lifecycle::Draining);
     }
 
-    /// Ends all replies that are left with an error, whether or not the engine still answers.
+    /// Ends all remaining replies with an error, even if the engine no longer responds.
     pub fn stop(&self) {
         self.0.stop();
     }
@@ -365,13 +369,13 @@ impl Shared {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A command that may be lost when the queue is full: the engine's thread looks at channels and
-    /// lifecycle anyway.
+    /// Sends a command that may be lost if the queue is full: the engine's thread checks the
+    /// channels and the lifecycle anyway.
     fn send(&self, command: Command) {
         let _ = self.commands.try_send(command);
     }
 
-    /// False if the reply had ended, or was cancelled before.
+    /// Returns false if the reply had already ended or was already cancelled.
     fn cancel(&self, key: u64, channel: &ReplyChannel, reason: CancelReason) -> bool {
         let (is_first, finished) = channel.cancel(reason);
         if let Some(finished) = finished {
@@ -402,7 +406,7 @@ impl Shared {
         Refusal::QueueFull { retry_after_s }
     }
 
-    /// Why the engine's thread takes no more.
+    /// The reason why the engine's thread accepts no more requests.
     fn over(&self) -> Refusal {
         match self.status.failure() {
             Some(message) => Refusal::Failed(message.into()),
@@ -440,7 +444,7 @@ pub(crate) fn shut_down() -> FinishReason {
     FinishReason::failed(FailureKind::Shutdown, message)
 }
 
-/// See [`Admission::reserve`]. Dropping it ends it.
+/// See [`Admission::reserve`]. Dropping the reservation gives it up.
 pub struct Reservation(Arc<Shared>);
 
 impl Drop for Reservation {
@@ -449,18 +453,19 @@ impl Drop for Reservation {
     }
 }
 
-/// The tokens of one reply as they come. Dropping it cancels the reply.
+/// The tokens of one reply, as they are generated. Dropping the stream cancels the reply.
 pub struct TokenStream {
     key: u64,
     channel: Arc<ReplyChannel>,
     shared: Arc<Shared>,
-    /// The finish was returned, or the reply is complete.
+    /// The last increment was returned, or the reader found the reply complete.
     over: bool,
 }
 
 impl TokenStream {
-    /// What came since the last call, merged; None after the finish was returned. Nothing is lost
-    /// when the future is dropped. It has tokens and no text, see [`crate::ReplyStream`].
+    /// Everything since the last call, merged into one increment; `None` after the last one.
+    /// Nothing is lost if the future is dropped. The increment has tokens but no text, see
+    /// [`crate::ReplyStream`].
     pub async fn next(&mut self) -> Option<Increment> {
         if self.over {
             return None;
@@ -470,7 +475,7 @@ impl TokenStream {
         Some(increment)
     }
 
-    /// The reply is complete after `kept` tokens, because the reader found a stop string.
+    /// Ends the reply after `kept` tokens, because the reader found a stop string.
     pub fn complete(&mut self, kept: u32) {
         self.cancel(CancelReason::Complete { kept });
         self.over = true;

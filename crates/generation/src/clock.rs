@@ -1,10 +1,10 @@
-//! The monotonic clock that measures durations, in microseconds since the server started. Tests
-//! have one of their own.
+//! The monotonic clock that measures durations, in microseconds since the server started. Tests use
+//! their own.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-/// A function that returns the microseconds since some start, and never less than before.
+/// A function that returns the microseconds since some fixed time. It never goes back.
 #[derive(Clone)]
 pub struct Clock(Arc<dyn Fn() -> u64 + Send + Sync>);
 
@@ -19,7 +19,7 @@ impl Clock {
 }
 
 impl Default for Clock {
-    /// The machine's own.
+    /// The machine's clock.
     fn default() -> Self {
         #[expect(clippy::disallowed_methods, reason = "the one place that measures durations")]
         let start = Instant::now();

@@ -1,5 +1,5 @@
-//! The bounded queue of commands to the engine's thread. Unread commands count as work: if
-//! the thread does not read them for long, health reports it as stalled.
+//! The bounded queue of commands to the engine's thread. Unread commands count as work: if the
+//! thread does not read them for a long time, health reports the engine as stalled.
 
 use std::sync::Arc;
 use std::sync::mpsc::{SendError, SyncSender, TrySendError};
@@ -11,20 +11,20 @@ use crate::health::EngineStatus;
 use crate::mask_workers::MaskResult;
 use crate::reply_channel::ReplyChannel;
 
-/// What the engine's thread is told.
+/// A command to the engine's thread.
 pub(crate) enum Command {
     Submit(Box<Submit>),
-    /// The reply's channel has the reason.
+    /// Cancels the reply with this key. The reason is in the reply's channel.
     Cancel(u64),
     Masks(Box<MaskResult>),
-    /// The lifecycle has changed.
+    /// Makes the thread look at the lifecycle, which has changed.
     Wake,
 }
 
-/// Replies that are submitted together: all are admitted or none is.
+/// Replies that are submitted together: either all are admitted or none.
 pub(crate) struct Submit {
     pub(crate) arrived_us: u64,
-    /// By prompt. Each reply has its key, its request and its channel.
+    /// Grouped by prompt. Each reply has its key, its request and its channel.
     pub(crate) prompts: Vec<Vec<(u64, ReplyRequest, Arc<ReplyChannel>)>>,
     pub(crate) answer: oneshot::Sender<Result<(), Refusal>>,
 }
@@ -53,7 +53,7 @@ impl CommandQueue {
         sent
     }
 
-    /// Waits while the queue is full.
+    /// Sends a command, and waits while the queue is full.
     pub(crate) fn send(&self, command: Command) -> Result<(), SendError<Command>> {
         self.status.command_sent();
         let sent = self.sender.send(command);

@@ -1,23 +1,24 @@
-//! How fast requests complete while others wait, and from that the `Retry-After` of a request that
-//! is refused because the queue is full.
+//! How fast requests complete while others wait. From this rate follows the `Retry-After` of a
+//! request that is refused because the queue is full.
 
-/// The time constant of the decay: requests that completed longer ago hardly count.
+/// The time constant of the decay: completions longer ago than this hardly count.
 const MEMORY_US: f64 = 10e6;
-/// A client that retries sooner finds the same queue.
+/// A client that retried sooner would find the queue as full.
 const RETRY_S_MIN: u64 = 1;
-/// A client that is told a longer time does not retry at all.
+/// A client that is told a longer time would not retry at all.
 const RETRY_S_MAX: u64 = 60;
-/// Of a server whose rate is not known yet.
+/// The answer while the rate is unknown.
 const RETRY_S_UNKNOWN: u64 = 5;
 
-/// A count of completions while others waited, and the time that they took; both decay. Completions
-/// of a server that is not full say nothing of how fast it can be.
+/// The number of completions while other requests waited, and the time that they took; both decay.
+/// Completions of a server that is not full say nothing about how fast it can be.
 pub(crate) struct CompletionRate {
     count: f64,
     span_us: f64,
-    /// Completions to come until the requests that waited at the last refusal have been admitted.
+    /// How many completions it takes until the requests that waited at the last refusal are
+    /// admitted.
     backlog: u32,
-    /// When the newest completion came, or the backlog did.
+    /// When the newest completion came, or, if that was later, when the backlog began.
     newest_us: u64,
 }
 
@@ -26,7 +27,7 @@ impl CompletionRate {
         Self { count: 0.0, span_us: 0.0, backlog: 0, newest_us: now_us }
     }
 
-    /// A request has completed.
+    /// Counts a completed request.
     pub(crate) fn completed(&mut self, now_us: u64) {
         if self.backlog > 0 {
             self.backlog -= 1;
@@ -36,15 +37,16 @@ impl CompletionRate {
         }
     }
 
-    /// The count and its time, if nothing has completed since the newest.
+    /// The count and its time as of `now_us`, if nothing has completed since `newest_us`.
     fn until(&self, now_us: u64) -> (f64, f64) {
         let since_us = now_us.saturating_sub(self.newest_us) as f64;
         let decay = (-since_us / MEMORY_US).exp();
         (self.count * decay, self.span_us * decay + since_us)
     }
 
-    /// A request is refused. Seconds until half of the waiting requests have been admitted: late
-    /// enough that a retry is admitted, early enough that the queue is not empty by then.
+    /// Counts a refused request. Returns the seconds until half of the waiting requests have been
+    /// admitted: late enough for a retry to be admitted, early enough that the queue is not empty
+    /// by then.
     pub(crate) fn retry_after_s(&mut self, waiting: u32, now_us: u64) -> u64 {
         if self.backlog == 0 {
             self.newest_us = now_us;
@@ -55,7 +57,7 @@ impl CompletionRate {
         }
         let (count, span_us) = self.until(now_us);
         let seconds = f64::from(waiting) / 2.0 * span_us / count / 1e6;
-        // A cast of a float ends at the limits of the integer.
+        // A cast of a float saturates at the limits of the integer.
         (seconds.round() as u64).clamp(RETRY_S_MIN, RETRY_S_MAX)
     }
 }
@@ -64,7 +66,8 @@ impl CompletionRate {
 mod tests {
     use super::*;
 
-    /// One that refused a request when so many waited, of which one then completed every 50 ms.
+    /// A rate after a refusal while `count` requests waited, of which one then completed every 50
+    /// ms.
     fn after(count: u32) -> CompletionRate {
         let mut rate = CompletionRate::new(0);
         assert_eq!(rate.retry_after_s(count, 0), RETRY_S_UNKNOWN);
@@ -81,7 +84,7 @@ mod tests {
         assert_eq!(rate.retry_after_s(400, now_us), 10);
         assert_eq!(rate.retry_after_s(4, now_us), RETRY_S_MIN);
         assert_eq!(rate.retry_after_s(100_000, now_us), RETRY_S_MAX);
-        // Nothing completes any more.
+        // Nothing has completed for a long time.
         assert_eq!(rate.retry_after_s(4, now_us + 600_000_000), RETRY_S_MAX);
     }
 
@@ -93,7 +96,7 @@ mod tests {
     #[test]
     fn time_without_a_queue_does_not_count() {
         let mut rate = CompletionRate::new(0);
-        // One after the other, and then none.
+        // Requests one after the other, with no queue.
         for minute in 0..10 {
             rate.completed(minute * 60_000_000);
         }

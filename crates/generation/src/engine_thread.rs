@@ -1,6 +1,6 @@
 //! The engine's thread. In a loop it reads commands, has the scheduler plan a step and the engine
-//! run it, and puts what came of the step into the channels of the replies. Which rows run is
-//! decided by the scheduler, and which tokens are chosen by the engine.
+//! run it, and puts the outcome of the step into the channels of the replies. The scheduler decides
+//! which rows run, and the engine which tokens are chosen.
 
 mod active;
 mod commands;
@@ -26,15 +26,15 @@ use crate::metrics::{Meter, Metrics, StepSize};
 use crate::wake_relay::WakeRelay;
 use active::ActiveReply;
 
-/// Commands that are read between two steps: a burst of them must not delay running replies.
+/// Most commands that are read between two steps: a burst must not delay running replies.
 const COMMANDS_PER_STEP_MAX: usize = 256;
-/// Debug builds check the scheduler in one step of so many, and whenever no reply runs: a check
+/// Debug builds check the scheduler once in this many steps, and whenever no reply runs: a check
 /// visits all cached pages. The scheduler's own tests check it after each step.
 const CHECKED_STEPS: u64 = 8;
-/// Without work the thread wakes up this often, in case that a command was lost to a full queue.
+/// An idle thread wakes up this often, in case a command was lost because the queue was full.
 const IDLE_WAIT: Duration = Duration::from_millis(500);
 
-/// Why the engine's thread ended before it was told to.
+/// The reason why the engine's thread ended early.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct EngineFailed(pub String);
@@ -45,8 +45,8 @@ impl From<Misuse> for EngineFailed {
     }
 }
 
-/// What the thread owns from the start. Fields are dropped in this order: callers that wait for an
-/// answer must not wait for the engine to be dropped.
+/// The parts that the thread owns from the start. Their order is the order in which they are
+/// dropped: callers that wait for an answer must not wait until the engine is dropped.
 pub(crate) struct Parts {
     pub(crate) commands: Receiver<Command>,
     pub(crate) ended: watch::Sender<Option<Result<(), EngineFailed>>>,
@@ -60,12 +60,12 @@ pub(crate) struct EngineLoop {
     parts: Parts,
     status: Arc<EngineStatus>,
     meter: Meter,
-    /// By key, which the replies' token streams have.
+    /// By the key of the reply's token stream.
     active: BTreeMap<u64, ActiveReply>,
     keys: HashMap<RequestId, u64>,
-    /// Of readers that get something of this step.
+    /// The wakers of readers that get an increment from this step.
     wakers: Vec<Waker>,
-    /// When the engine finished the last step, if it has had no work since.
+    /// When the engine finished the last step; `None` if it ran out of work after that.
     free_us: Option<u64>,
 }
 
@@ -99,7 +99,7 @@ impl EngineLoop {
             self.publish();
             busy = !plan.ids.is_empty();
             if !busy {
-                // Replies that are left wait for masks: the engine has nothing to do.
+                // All remaining replies wait for masks, so the engine has nothing to do.
                 self.status.idle();
                 self.free_us = None;
                 continue;
@@ -117,7 +117,7 @@ impl EngineLoop {
     fn is_over(&self) -> bool {
         match self.status.lifecycle() {
             Lifecycle::Accepting => false,
-            // Replies that were admitted may still be in the queue of commands.
+            // The queue of commands may still hold admitted replies.
             Lifecycle::Draining => self.active.is_empty() && self.status.held() == 0,
             Lifecycle::Stopped => true,
         }
@@ -143,7 +143,7 @@ impl EngineLoop {
         }
     }
 
-    /// Has the engine run a plan. None if it refused.
+    /// Has the engine run a plan; `None` if the engine refused it.
     fn step(&mut self, plan: &Plan) -> Result<Option<StepResult>, EngineFailed> {
         let start_us = self.now_us();
         if let Some(free_us) = self.free_us.take() {
@@ -169,8 +169,9 @@ impl EngineLoop {
         }
     }
 
-    /// The plan was a fault of the scheduler. The row that the engine refuses is given up, so that
-    /// the next plan is another one; all other rows are computed again.
+    /// Handles a plan that the engine refused because of a fault of the scheduler. The reply of the
+    /// refused row fails, so that the next plan is a different one; all other rows are computed
+    /// again.
     fn refused(&mut self, plan: &Plan, row: usize, reason: &str) -> Result<(), EngineFailed> {
         tracing::error!(row, reason, "the engine refused a plan");
         self.meter.plan_refused();
@@ -226,7 +227,7 @@ impl EngineLoop {
         reply.record(&advance, now_us, &self.meter);
         if let Some(finish) = advance.finish {
             let finish = self.finish_reason(finish);
-            // A reader that sees the end finds the reply's place in the queue free.
+            // Remove first: when the reader sees the end, the reply's place in the queue is free.
             if let Some((reply, finished)) = self.remove(key, &finish) {
                 if let Some(finished) = reply.channel.keep(finished) {
                     self.meter.finished(finished);
@@ -236,7 +237,7 @@ impl EngineLoop {
             return;
         }
         if advance.tokens.is_empty() && advance.scored.is_empty() {
-            // A chunk of a prompt brings its reader nothing.
+            // A chunk of a prompt has nothing for the reader.
             return;
         }
         let masked = reply.has_grammar && !advance.tokens.is_empty();
@@ -265,7 +266,7 @@ impl EngineLoop {
         self.status.clock.now_us()
     }
 
-    /// Publishes how much there is to do, and in debug builds checks the scheduler.
+    /// Publishes the load, and in debug builds checks the scheduler.
     fn publish(&mut self) {
         let stats = self.parts.sched.stats();
         if cfg!(debug_assertions)
@@ -277,7 +278,7 @@ impl EngineLoop {
         *self.status.stats() = stats;
     }
 
-    /// Ends the replies that are left, and publishes the outcome.
+    /// Ends the remaining replies, and publishes the outcome.
     fn close(&mut self, outcome: &Result<(), EngineFailed>) {
         let finish = match outcome {
             Ok(()) => shut_down(),
@@ -295,7 +296,7 @@ impl EngineLoop {
                 reply.channel.end(finish.clone());
             }
         }
-        // A panic may have come after an increment was put and before its reader was woken.
+        // A panic may have struck after an increment was put and before its reader was woken.
         self.parts.wake_relay.wake(&mut self.wakers);
         self.parts.wake_relay.close();
         self.meter.stopped();

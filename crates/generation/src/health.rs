@@ -1,6 +1,6 @@
-//! What the engine's thread publishes of itself: whether steps are finished, whether new requests
-//! are admitted, and how much there is to do. An engine is healthy if replies progress: where there
-//! is work and no step was finished for a while, it is stalled.
+//! The state that the engine's thread publishes: whether steps finish, whether new requests are
+//! admitted, and the load. An engine is healthy if replies progress: if there is work but no step
+//! has finished for a while, it is stalled.
 
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -10,39 +10,40 @@ use kilotok_sched::Stats;
 use crate::clock::Clock;
 use crate::completion_rate::CompletionRate;
 
-/// How the engine is.
+/// The health of the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
     Ok {
-        /// Whether there is work.
+        /// Whether the engine has work.
         busy: bool,
     },
-    /// There is work, but no step was finished for so long.
+    /// There is work, but no step has finished for this long.
     Stalled { for_ms: u64 },
-    /// It failed, and nothing will run again.
+    /// The engine failed, and nothing will run again.
     Failed { message: String },
-    /// New requests are refused, old ones go on.
+    /// New requests are refused, admitted ones continue.
     Draining,
 }
 
-/// Only ever goes forward.
+/// The phases of a server. They only advance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Lifecycle {
     Accepting = 0,
     /// New requests are refused.
     Draining = 1,
-    /// Running requests end as well.
+    /// Running requests are ended as well.
     Stopped = 2,
 }
 
-/// Written by the engine's thread and by admission, read by all.
+/// Written by the engine's thread and by admission, read by every thread.
 pub(crate) struct EngineStatus {
     pub(crate) clock: Clock,
     stall_us: u64,
     lifecycle: AtomicU8,
     /// Requests that were admitted, or have a reservation, and have not ended.
     held: AtomicU32,
-    /// When a step was last finished or work came after none, and one more; 0 without work.
+    /// The time of the last progress, plus 1: a step finished, or work came to an idle engine. 0
+    /// means no work.
     progress_us: AtomicU64,
     /// Commands that the engine's thread has not read.
     unread: AtomicU32,
@@ -83,12 +84,12 @@ impl EngineStatus {
         }
     }
 
-    /// A step was finished.
+    /// Notes that a step finished.
     pub(crate) fn progress(&self, now_us: u64) {
         self.progress_us.store(now_us + 1, Ordering::SeqCst);
     }
 
-    /// There is work, whether or not it progresses.
+    /// Notes that there is work, whether or not it progresses.
     pub(crate) fn busy(&self) {
         if self.progress_us.load(Ordering::SeqCst) == 0 {
             let now_us = self.clock.now_us();
@@ -101,7 +102,7 @@ impl EngineStatus {
         }
     }
 
-    /// There is no work but to read the commands that were sent meanwhile.
+    /// Notes that there is no work, unless commands have been sent in the meantime.
     pub(crate) fn idle(&self) {
         self.progress_us.store(0, Ordering::SeqCst);
         if self.unread.load(Ordering::SeqCst) > 0 {
@@ -109,18 +110,18 @@ impl EngineStatus {
         }
     }
 
-    /// The engine's thread has a command to read. Counted before it is sent.
+    /// Counts a command. Called before the command is sent.
     pub(crate) fn command_sent(&self) {
         self.unread.fetch_add(1, Ordering::SeqCst);
         self.busy();
     }
 
-    /// It was read, or could not be sent.
+    /// Uncounts a command that was read, or could not be sent.
     pub(crate) fn command_read(&self) {
         self.unread.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// The first failure is the cause of the others.
+    /// Notes a failure. The first one is kept, as the cause of later ones.
     pub(crate) fn fail(&self, message: String) {
         let _ = self.failure.set(message);
     }
@@ -141,13 +142,13 @@ impl EngineStatus {
         self.lifecycle.fetch_max(lifecycle as u8, Ordering::AcqRel);
     }
 
-    /// Holds so many more requests, if that is not more than `held_max` in all.
+    /// Holds `count` more requests, if all together are then at most `held_max`.
     pub(crate) fn try_hold(&self, count: u32, held_max: u32) -> bool {
         let more = |held: u32| held.checked_add(count).filter(|held| *held <= held_max);
         self.held.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
     }
 
-    /// So many requests have ended.
+    /// Releases `count` requests that have ended.
     pub(crate) fn release(&self, count: u32) {
         self.held.fetch_sub(count, Ordering::AcqRel);
     }

@@ -1,6 +1,6 @@
-//! What came of a reply since the last increment: one type, from the engine's thread to the encoder
-//! of an API. The scheduler's own [`kilotok_sched::Advance`] is another one, because it is of one
-//! step and of tokens alone: the scheduler knows neither text nor clocks.
+//! The progress of a reply since its last increment, in one type from the engine's thread to the
+//! encoder of an API. The scheduler has its own type, [`kilotok_sched::Advance`], which covers one
+//! step and tokens only: the scheduler knows neither text nor clocks.
 
 use kilotok_abi::TokenId;
 use kilotok_engine::{RowFault, TokenLogprobs};
@@ -9,26 +9,28 @@ use kilotok_text::Event;
 
 use crate::stats::ReplyStats;
 
-/// The engine's thread appends the tokens of each step and the statistics, and
-/// [`crate::ReplyStream`] adds the text. Increments of one reply, appended, are the whole reply.
+/// The engine's thread appends the tokens and the statistics of each step, and
+/// [`crate::ReplyStream`] adds the text. All increments of a reply, appended, are the complete
+/// reply.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Increment {
-    /// What the tokens say: content, reasoning and tool calls.
+    /// The text of the tokens: content, reasoning and tool calls.
     pub events: Vec<Event>,
-    /// The end token included.
+    /// Including the end token.
     pub tokens: Vec<TokenId>,
-    /// One per token, if asked for.
+    /// One per token, if the request asks for them.
     pub logprobs: Vec<TokenLogprobs>,
-    /// Of the prompt's next tokens, if asked for. The prompt's first token has none.
+    /// Log-probabilities of the prompt's next tokens, if the request asks for them. The prompt's
+    /// first token has none.
     pub prompt_logprobs: Vec<TokenLogprobs>,
-    /// Of the whole reply so far.
+    /// Statistics of the whole reply so far.
     pub stats: ReplyStats,
     /// Set in the last increment.
     pub finish: Option<FinishReason>,
 }
 
 impl Increment {
-    /// Appends the tokens that a step brought.
+    /// Appends the tokens of a step.
     pub(crate) fn append_step(&mut self, advance: Advance) {
         append(&mut self.tokens, advance.tokens);
         append(&mut self.logprobs, advance.logprobs);
@@ -46,7 +48,7 @@ impl Increment {
     }
 }
 
-/// A list that is alone is not copied.
+/// Appends `next`. If `list` is empty, nothing is copied.
 fn append<T>(list: &mut Vec<T>, mut next: Vec<T>) {
     if list.is_empty() {
         *list = next;
@@ -55,21 +57,21 @@ fn append<T>(list: &mut Vec<T>, mut next: Vec<T>) {
     }
 }
 
-/// How a reply ended. The engine's thread knows the ends that the scheduler sees, aborts and
-/// failures; [`crate::ReplyStream`], which reads the text, finds the others.
+/// How a reply ended. The engine's thread sees end tokens, the length, aborts and failures;
+/// [`crate::ReplyStream`], which reads the text, finds the other ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FinishReason {
-    /// Its last token is one of the model's end tokens.
+    /// The last token is one of the model's end tokens.
     EndToken,
-    /// Its last token is one that the request named.
+    /// The last token is a stop token of the request.
     StopToken(TokenId),
     /// One of the request's stop strings appeared.
     StopString(String),
-    /// It called tools.
+    /// The reply called tools.
     ToolCalls,
-    /// It has as many tokens as were asked for, or as there is room for.
+    /// The reply has as many tokens as were asked for, or as there is room for.
     Length,
-    /// It was aborted by its id.
+    /// The reply was aborted by its id.
     Aborted,
     Failed(Failure),
 }
@@ -85,8 +87,8 @@ impl FinishReason {
                 let hint = "the model or its weights are at fault";
                 Self::failed(FailureKind::Fault, format!("{fault}: {hint}"))
             }
-            // The position is left out: each reply to a prompt may reach it first, and the error is
-            // that of all.
+            // The position is left out: any of the replies to a prompt may reach it first, and all
+            // get this error.
             RowFault::NothingAllowed { .. } => {
                 let why =
                     "grammar, allowed tokens, bad words and min_tokens leave nothing to choose";
@@ -96,7 +98,7 @@ impl FinishReason {
         }
     }
 
-    /// The label of vLLM's metrics.
+    /// The label in vLLM's metrics.
     pub(crate) fn label(&self) -> &'static str {
         match self {
             Self::EndToken | Self::StopToken(_) | Self::StopString(_) | Self::ToolCalls => "stop",
@@ -107,7 +109,7 @@ impl FinishReason {
     }
 }
 
-/// Why a reply is not complete.
+/// The reason why a reply is incomplete.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     pub kind: FailureKind,
@@ -118,12 +120,12 @@ pub struct Failure {
 pub enum FailureKind {
     /// The engine failed, and all replies with it.
     Engine,
-    /// No further token can be chosen for this reply; others go on.
+    /// No further token can be chosen for this reply; others continue.
     Fault,
-    /// The same, because the request itself forbids every token.
+    /// No further token can be chosen, because the request itself forbids every token.
     NothingAllowed,
-    /// There is too much to do just now; the same request may work later.
+    /// The server is overloaded; the same request may succeed later.
     Busy,
-    /// The server stops and waits no longer.
+    /// The server is shutting down and waits no longer.
     Shutdown,
 }

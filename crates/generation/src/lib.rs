@@ -1,9 +1,9 @@
 //! Runs requests on one engine. [`Generator::start`] takes a request whose values are resolved, and
-//! [`Replies`] are its replies, increment by increment. In between, [`Admission`] bounds how many
-//! requests there are, and the engine's thread plans and runs steps.
+//! [`Replies`] yields its replies, increment by increment. In between, [`Admission`] bounds the
+//! number of requests, and the engine's thread plans and runs steps.
 //!
-//! This crate knows no HTTP and no JSON: `server` makes requests of what clients send, and encodes
-//! the increments of replies.
+//! This crate knows neither HTTP nor JSON: `server` builds requests from the clients' JSON, and
+//! encodes the increments of replies.
 
 mod admission;
 mod clock;

@@ -1,6 +1,6 @@
-//! Threads that make the masks of replies with a grammar, so that a slow grammar delays its own
-//! reply and no step. A reply's grammar travels with the job, and comes back to the engine's thread
-//! with the masks.
+//! Threads that compute the masks of replies with a grammar, so that a slow grammar delays only its
+//! own reply and no step. A reply's grammar is moved into the job, and returns to the engine's
+//! thread with the masks.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -15,7 +15,7 @@ use crate::command::{Command, CommandQueue};
 use crate::metrics::Metrics;
 use crate::reply_channel::ReplyChannel;
 
-/// The new tokens of a reply, and the drafts that follow them.
+/// The new tokens of a reply, and the drafts after them.
 pub(crate) struct MaskJob {
     pub(crate) key: u64,
     pub(crate) channel: Arc<ReplyChannel>,
@@ -24,19 +24,19 @@ pub(crate) struct MaskJob {
     pub(crate) drafts: Vec<TokenId>,
 }
 
-/// The tokens that may be chosen next.
+/// The reply's grammar, and the masks of the positions that follow.
 pub(crate) struct MaskResult {
     pub(crate) key: u64,
     pub(crate) made: Result<(Grammar, Masks), GrammarError>,
 }
 
-/// The threads. They end when this is dropped.
+/// The threads. They end when this value is dropped.
 pub(crate) struct MaskWorkers {
     jobs: SyncSender<Box<MaskJob>>,
 }
 
 impl MaskWorkers {
-    /// At most `job_max` jobs wait.
+    /// Starts the threads. At most `job_max` jobs may wait.
     pub(crate) fn start(
         thread_count: u32,
         job_max: usize,
@@ -59,7 +59,7 @@ impl MaskWorkers {
         Self { jobs }
     }
 
-    /// False if too many jobs wait already.
+    /// Queues a job; returns false if too many are waiting.
     pub(crate) fn send(&self, job: MaskJob) -> bool {
         self.jobs.try_send(Box::new(job)).is_ok()
     }
@@ -76,12 +76,13 @@ impl Worker {
     fn run(self) {
         while let Some(job) = self.next() {
             let command = if job.channel.cancelled().is_some() {
-                // The reader could not say so if the queue was full.
+                // The reader's own cancel command is lost if the queue was full.
                 Command::Cancel(job.key)
             } else {
                 self.work(*job)
             };
-            // A full queue is emptied every step; without the engine's thread there is no work.
+            // This wait is short, because every step empties the queue. If the engine's thread is
+            // gone, so is the work.
             if self.commands.send(command).is_err() {
                 return;
             }

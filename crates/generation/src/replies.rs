@@ -1,5 +1,5 @@
-//! All replies of one request: its grammar is compiled, its replies are submitted at once, and
-//! their increments come in the order in which they are made.
+//! All replies of one request: its grammar is compiled, its replies are submitted together, and
+//! their increments are returned in the order in which they are generated.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -17,29 +17,29 @@ use crate::admission::{Admission, Refusal, ReplyRequest};
 use crate::increment::{Failure, Increment};
 use crate::reply_stream::ReplyStream;
 
-/// Grammars that are compiled at once. More would only take the cores from one another.
+/// Most grammars that are compiled at once. More would only take the cores from one another.
 const COMPILING_MAX: usize = 4;
 
 /// A request whose values are checked and resolved.
 pub struct GenerationRequest {
     /// The id by which [`Admission::abort`] ends its replies.
     pub request_id: String,
-    /// Each gets `n` replies.
+    /// Each prompt gets `n` replies.
     pub prompts: Vec<Arc<[TokenId]>>,
     pub n: u32,
-    /// Without prompt, and with the seed of the first reply.
+    /// Its prompt is empty, and its seed is that of the first reply.
     pub submission: Submission,
-    /// What the reply must match.
+    /// The constraint that each reply must match.
     pub constraint: Option<Constraint>,
-    /// How tokens become text, and which texts end the reply.
+    /// How tokens become text, and which texts end a reply.
     pub reply: ReplyOptions,
-    /// Tokens that end the reply because the request says so.
+    /// The request's own tokens that end a reply.
     pub stop_tokens: Vec<TokenId>,
-    /// Tokens that an increment waits for; the first and the last one do not wait.
+    /// Number of tokens for which an increment waits; the first and the last increment do not wait.
     pub interval: u32,
 }
 
-/// Why no reply was begun.
+/// The reason why no reply was started.
 #[derive(Debug)]
 pub enum StartError {
     Refused(Refusal),
@@ -54,7 +54,7 @@ impl From<Refusal> for StartError {
     }
 }
 
-/// What starts replies: one for all requests.
+/// Starts replies. One serves all requests.
 pub struct Generator {
     admission: Admission,
     text: Arc<Text>,
@@ -67,8 +67,8 @@ impl Generator {
         Self { admission, text, grammars, compiling: Arc::new(Semaphore::new(COMPILING_MAX)) }
     }
 
-    /// Submits all replies of a request at once: its prompts share steps from the first on. Without
-    /// a prompt there is nothing to do.
+    /// Submits all replies of a request together, so that its prompts share steps from the first
+    /// on. A request without prompts has no replies.
     pub async fn start(&self, request: &GenerationRequest) -> Result<Replies, StartError> {
         if request.prompts.is_empty() {
             return Ok(Replies { streams: Vec::new(), turn: 0, warnings: Vec::new() });
@@ -83,7 +83,8 @@ impl Generator {
             let seed = &mut submission.setup.sampling.seed;
             *seed = seed_of(*seed, number);
             if grammar.as_ref().is_some_and(Grammar::ends_reply) {
-                // Where the grammar ends, only an end token is allowed.
+                // Where the grammar ends, only an end token is allowed. The reply must end there even
+                // if the request ignores the model's end tokens.
                 let end_tokens = &mut submission.setup.end_tokens;
                 end_tokens.extend_from_slice(&self.text.defaults().end_tokens);
             }
@@ -102,7 +103,7 @@ impl Generator {
         })
     }
 
-    /// Compiles a grammar on a thread of its own, for as long as the caller waits for it.
+    /// Compiles a grammar on another thread. It stops if the caller no longer waits.
     async fn compile(
         &self,
         constraint: &Constraint,
@@ -118,7 +119,7 @@ impl Generator {
         let (grammars, constraint) = (Arc::clone(&self.grammars), constraint.clone());
         let cancel = CancelOnDrop(Arc::default());
         let cancelled = Arc::clone(&cancel.0);
-        // A request that waits for its turn takes no thread.
+        // A request that waits for its turn occupies no thread.
         let turn = Arc::clone(&self.compiling).acquire_owned().await;
         let turn = turn.map_err(|_| StartError::Lost)?;
         let compile = move || {
@@ -129,30 +130,30 @@ impl Generator {
         compiled.map_err(|_| StartError::Lost)?.map_err(StartError::Grammar)
     }
 
-    /// The permits to compile a grammar.
+    /// The permits to compile grammars.
     #[cfg(test)]
     pub(crate) fn compiling(&self) -> Arc<Semaphore> {
         Arc::clone(&self.compiling)
     }
 }
 
-/// See the file's head. Dropping it cancels all replies.
+/// See the file's head. Dropping this cancels all replies.
 pub struct Replies {
-    /// By prompt, then by number; None when over.
+    /// Ordered by prompt, then by number of the reply; `None` once the reply is over.
     streams: Vec<Option<ReplyStream>>,
-    /// The stream that is polled first, so that none is always last.
+    /// The stream that is polled first. It rotates, so that no stream is always last.
     turn: usize,
     warnings: Vec<String>,
 }
 
 impl Replies {
-    /// What the constraint asks for and no grammar enforces.
+    /// Parts of the constraint that no grammar enforces.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
 
-    /// The next increment of any reply, and the reply's index; None when all are over. A failure
-    /// ends all.
+    /// The next increment of any reply, with the reply's index; `None` when all are over. A failure
+    /// ends all replies.
     pub async fn next(&mut self) -> Option<Result<(usize, Increment), Failure>> {
         poll_fn(|context| {
             let count = self.streams.len();
@@ -182,12 +183,12 @@ impl Replies {
     }
 }
 
-/// The seed of a request's reply by its number: the first is the request's own.
+/// The seed of the reply `number` of a request. The first reply has the request's own seed.
 fn seed_of(seed: u64, number: u32) -> u64 {
     if number == 0 {
         return seed;
     }
-    // The finalizer of splitmix64: neighbours have nothing in common.
+    // The finalizer of splitmix64, which makes seeds of adjacent numbers unrelated.
     let mut x = seed ^ u64::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -1,6 +1,6 @@
 //! The channel of one reply from the engine's thread to the task that reads it. It holds one
-//! increment: what comes while the reader is busy is merged, so a slow reader does not
-//! delay a step, and the channel never holds more than one whole reply.
+//! increment: tokens that arrive while the reader is busy are merged into it, so a slow reader
+//! delays no step, and the channel never holds more than one complete reply.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -9,19 +9,20 @@ use crate::increment::{FinishReason, Increment};
 use crate::metrics::FinishedStats;
 use crate::stats::ReplyStats;
 
-/// Why the rest of a reply is not read.
+/// The reason why the rest of a reply is not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CancelReason {
     /// The reader was dropped: the connection closed, or the request timed out.
     Dropped,
-    /// The reader found the reply complete after so many tokens.
+    /// The reader found the reply complete after `kept` tokens.
     Complete { kept: u32 },
-    /// It was aborted by its id.
+    /// The reply was aborted by its id.
     Aborted,
 }
 
 impl CancelReason {
-    /// What a reply that was cancelled is counted as, whatever else ended it meanwhile.
+    /// Changes the statistics of a cancelled reply to this reason, whatever else ended it in the
+    /// meantime.
     pub(crate) fn count(self, stats: &mut FinishedStats) {
         stats.finish = match self {
             Self::Dropped | Self::Aborted => FinishReason::Aborted.label(),
@@ -33,7 +34,7 @@ impl CancelReason {
     }
 }
 
-/// See the file's head. The engine's thread puts, one task takes.
+/// See the file's head. The engine's thread puts increments in, and one task takes them out.
 pub(crate) struct ReplyChannel {
     pub(crate) request_id: String,
     state: Mutex<State>,
@@ -41,14 +42,15 @@ pub(crate) struct ReplyChannel {
 
 #[derive(Default)]
 struct State {
-    /// Its statistics are kept when it is taken: they are of the whole reply.
+    /// When it is taken, its statistics stay: they cover the whole reply.
     pending: Increment,
-    /// Something is pending that the reader has not been given.
+    /// Whether `pending` has anything that the reader has not taken.
     ready: bool,
-    /// The last increment is pending or was taken.
+    /// Whether the last increment is pending or was taken.
     ended: bool,
     cancelled: Option<CancelReason>,
-    /// Of a reply that has ended, until its reader has decided whether it was complete before.
+    /// The statistics of a reply that has ended, until its reader has decided whether the reply was
+    /// complete earlier.
     finished: Option<FinishedStats>,
     reader: Option<Waker>,
 }
@@ -60,12 +62,12 @@ impl ReplyChannel {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // No panic can leave it half-written.
+        // No panic can leave the state half-written.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds to what is pending. The reader's waker is added to `wakers`. A reply that was cancelled
-    /// gets nothing; then the reason is returned.
+    /// Adds to the pending increment, and the reader's waker to `wakers`. A cancelled reply gets
+    /// nothing; instead, the reason is returned.
     pub(crate) fn put(
         &self,
         wakers: &mut Vec<Waker>,
@@ -78,7 +80,7 @@ impl ReplyChannel {
         state.cancelled
     }
 
-    /// Ends the reply at once, also if it was cancelled.
+    /// Ends the reply at once, even if it was cancelled.
     pub(crate) fn end(&self, finish: FinishReason) {
         let reader = self.state().add(|pending| pending.finish = Some(finish));
         if let Some(reader) = reader {
@@ -100,15 +102,15 @@ impl ReplyChannel {
         Poll::Pending
     }
 
-    /// Notes that the rest is not read. False if that was known, or there is no rest. Statistics
-    /// that are returned have to be counted by the caller.
+    /// Notes that the rest is not read. Returns false if the reply was cancelled already or has
+    /// ended. The caller must count any statistics that are returned.
     pub(crate) fn cancel(&self, reason: CancelReason) -> (bool, Option<FinishedStats>) {
         let mut state = self.state();
         let is_first = state.cancelled.is_none() && !state.ended;
         if is_first {
             state.cancelled = Some(reason);
         } else if reason == CancelReason::Aborted {
-            // Too late, and it says nothing of the reader.
+            // The abort is too late, and does not tell what the reader decided.
             return (false, None);
         }
         let mut finished = state.finished.take();
@@ -120,8 +122,8 @@ impl ReplyChannel {
         (is_first, finished)
     }
 
-    /// Keeps the statistics until the reader is done. If the reply was cancelled, or ended
-    /// otherwise, they come back and have to be counted by the caller.
+    /// Keeps the statistics until the reader is done. If the reply was cancelled, or had ended
+    /// already, they are returned, and the caller must count them.
     pub(crate) fn keep(&self, mut finished: FinishedStats) -> Option<FinishedStats> {
         let mut state = self.state();
         if let Some(reason) = state.cancelled.or(state.ended.then_some(CancelReason::Dropped)) {
@@ -138,7 +140,7 @@ impl ReplyChannel {
 }
 
 impl State {
-    /// Returns the reader, to be woken.
+    /// Applies `add` to the pending increment. Returns the waker of the reader, if it waits.
     fn add(&mut self, add: impl FnOnce(&mut Increment)) -> Option<Waker> {
         if self.ended {
             return None;

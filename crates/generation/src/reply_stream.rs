@@ -1,5 +1,5 @@
-//! One reply as text: the tokens of each increment become content, reasoning and tool calls, and
-//! stop strings take effect here.
+//! One reply as text: parses the tokens of each increment into content, reasoning and tool calls,
+//! and applies stop strings.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -18,11 +18,11 @@ pub struct ReplyStream {
     parser: Reply,
     text: Arc<Text>,
     stop_tokens: Vec<TokenId>,
-    /// The end token's text belongs to the reply.
+    /// Whether the text of the end token belongs to the reply.
     show_end: bool,
-    /// Tokens that an increment waits for.
+    /// Number of tokens for which an increment waits.
     interval: u32,
-    /// The index of the answer's first token, as far as it is known.
+    /// The index of the answer's first token, as far as the tokens so far tell.
     answer_start: u32,
     pending: Increment,
     over: bool,
@@ -74,7 +74,8 @@ impl ReplyStream {
         }
     }
 
-    /// Adds the text of the tokens, and ends the reply where that says so.
+    /// Adds the text of the tokens, and ends the reply if the text contains a stop string or its
+    /// last call is complete.
     fn read(&mut self, mut next: Increment) -> Result<Increment, Failure> {
         let is_end = next.finish == Some(FinishReason::EndToken);
         let text_count = next.tokens.len() - usize::from(is_end && !self.show_end);
@@ -123,7 +124,8 @@ impl ReplyStream {
         Ok(next)
     }
 
-    /// The finish of a reply that an end token ended: the request's, or the model's.
+    /// The finish of a reply that ended with an end token: a stop token of the request, or the
+    /// model's.
     fn end_token(&self, last: Option<&TokenId>) -> FinishReason {
         match last {
             Some(token)

@@ -1,12 +1,12 @@
-//! What one reply has cost so far: tokens, drafts and time.
+//! The cost of one reply so far: tokens, drafts and time.
 
 use kilotok_engine::Verification;
 
-/// Durations are in milliseconds, and 0 until what they measure has happened.
+/// Durations are in milliseconds, and 0 until the event that ends them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ReplyStats {
     pub prompt_count: u32,
-    /// Tokens of the prompt that were not computed, because pages held them.
+    /// Tokens of the prompt that were found in the prefix cache and not computed.
     pub cached_count: u32,
     pub token_count: u32,
     /// Tokens before the end of reasoning.
@@ -22,7 +22,8 @@ pub struct ReplyStats {
     pub verification: Verification,
     pub drafted_count: u64,
     pub accepted_count: u64,
-    /// Steps by how many drafts were accepted, of the steps that verified drafts.
+    /// Entry `n` counts the steps in which `n` drafts were accepted, among the steps that verified
+    /// drafts.
     pub steps_by_accepted: Vec<u64>,
 }
 

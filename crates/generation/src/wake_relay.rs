@@ -1,7 +1,7 @@
-//! Wakes the readers of replies. To wake a task from a thread outside of its runtime costs a system
-//! call, and where cores are few each one yields the core: for all rows of a step that would be
-//! more than everything else that the engine's thread does. So it wakes one task of the runtime,
-//! once per step, and that task wakes the readers.
+//! Wakes the readers of replies. Waking a task from a thread outside its runtime costs a system
+//! call, and on a machine with few cores each of these calls yields the core: for all rows of a
+//! step, that would take longer than the rest of the engine thread's work. So the engine's thread
+//! wakes one task of the runtime per step, and that task wakes the readers.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 /// See the file's head.
 #[derive(Default)]
 pub(crate) struct WakeRelay {
-    /// Of readers that are to be woken; each reader has at most one here.
+    /// The readers to be woken; each reader has at most one waker here.
     wakers: Mutex<Vec<Waker>>,
     notify: Notify,
     closed: AtomicBool,
@@ -21,7 +21,7 @@ pub(crate) struct WakeRelay {
 }
 
 impl WakeRelay {
-    /// Wakes all of these.
+    /// Has the task wake all of these.
     pub(crate) fn wake(&self, wakers: &mut Vec<Waker>) {
         if !wakers.is_empty() {
             self.wakers().append(wakers);
@@ -33,16 +33,16 @@ impl WakeRelay {
         self.wakers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// No more readers will be woken.
+    /// Ends the task: no more readers will be woken.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
         self.notify.notify_one();
     }
 
-    /// Makes sure that a task of the caller's runtime does the waking.
+    /// Starts the waking task on the caller's runtime, unless it runs already.
     pub(crate) fn ensure_running(self: &Arc<Self>) {
         let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
-        // It ends early with a runtime that is dropped.
+        // The task ends early if its runtime is dropped.
         if task.as_ref().is_none_or(JoinHandle::is_finished) {
             *task = Some(tokio::spawn(Arc::clone(self).run()));
         }

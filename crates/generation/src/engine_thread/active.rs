@@ -1,4 +1,4 @@
-//! A reply that is being made: its channel, its grammar, and the times of its events.
+//! A running reply: its channel, its grammar, and the times of its events.
 
 use std::sync::Arc;
 use std::task::Waker;
@@ -14,16 +14,16 @@ use crate::reply_channel::{CancelReason, ReplyChannel};
 
 pub(super) struct ActiveReply {
     pub(super) channel: Arc<ReplyChannel>,
-    /// What the scheduler knows it by.
+    /// The scheduler's id of the reply.
     pub(super) id: RequestId,
     siblings: Arc<Siblings>,
-    /// None while a worker makes masks of it.
+    /// `None` while a worker computes masks with it.
     pub(super) grammar: Option<Grammar>,
     pub(super) has_grammar: bool,
     verification: Verification,
     arrived_us: u64,
     started_us: Option<u64>,
-    /// How often it entered a slot.
+    /// How often the reply entered a slot.
     start_count: u32,
     first_token_us: Option<u64>,
     newest_token_us: u64,
@@ -59,13 +59,13 @@ impl ActiveReply {
         }
     }
 
-    /// Its row enters a slot in the step that starts now.
+    /// Notes that the reply's row enters a slot in the step that starts now.
     pub(super) fn enters_slot(&mut self, now_us: u64) {
         self.started_us.get_or_insert(now_us);
         self.start_count += 1;
     }
 
-    /// Counts what a step brought.
+    /// Counts the outcome of a step.
     pub(super) fn record(&mut self, advance: &Advance, now_us: u64, meter: &Meter) {
         self.cached_count = advance.cached_count;
         if advance.tokens.is_empty() {
@@ -81,7 +81,8 @@ impl ActiveReply {
         self.newest_token_us = now_us;
     }
 
-    /// Puts what a step brought into the reply's channel. If the reply was cancelled, says why.
+    /// Puts the outcome of a step into the reply's channel. If the reply was cancelled, returns the
+    /// reason.
     pub(super) fn put(
         &self,
         advance: Advance,

@@ -1,4 +1,4 @@
-//! What the engine's thread does with commands: it submits and cancels replies, and takes masks.
+//! How the engine's thread executes commands: it submits and cancels replies, and takes in masks.
 
 use std::sync::Arc;
 
@@ -58,12 +58,12 @@ impl EngineLoop {
         for key in keys {
             self.request_masks(key, Vec::new(), Vec::new());
         }
-        // A caller that does not wait for the answer has dropped the streams: the commands that
-        // cancel them come next.
+        // If the caller no longer waits for the answer, it has dropped the streams, and the
+        // commands that cancel them come next.
         let _ = answer.send(Ok(()));
     }
 
-    /// Gives up a reply that was cancelled.
+    /// Removes a reply that was cancelled.
     pub(super) fn cancel(&mut self, key: u64) {
         let Some(reply) = self.active.get_mut(&key) else {
             return;
@@ -79,7 +79,7 @@ impl EngineLoop {
         }
     }
 
-    /// Ends one reply with an error; the others go on.
+    /// Ends one reply with an error; the others continue.
     pub(super) fn fail(&mut self, key: u64, kind: FailureKind, message: String) {
         let Some(reply) = self.active.get(&key) else {
             return;
@@ -92,7 +92,7 @@ impl EngineLoop {
         }
     }
 
-    /// Takes out a reply that the scheduler no longer knows. The caller counts its statistics.
+    /// Removes a reply that the scheduler no longer knows. The caller must count its statistics.
     pub(super) fn remove(
         &mut self,
         key: u64,
@@ -110,7 +110,7 @@ impl EngineLoop {
         Some((reply, finished))
     }
 
-    /// Has the masks made for what comes after `tokens`, if the reply has a grammar.
+    /// Has a worker compute the masks of the positions after `tokens`, if the reply has a grammar.
     pub(super) fn request_masks(&mut self, key: u64, tokens: Vec<TokenId>, drafts: Vec<TokenId>) {
         let Some(reply) = self.active.get_mut(&key) else {
             return;
@@ -146,7 +146,7 @@ impl EngineLoop {
                 tracing::error!(reason, "a grammar failed");
                 FailureKind::Fault
             } else {
-                // As when it was compiled: the same request would fail again.
+                // The same kind as at compile time: the same request would fail again.
                 FailureKind::NothingAllowed
             };
             self.fail(key, kind, message);

@@ -1,5 +1,5 @@
-//! Upper bounds of histograms: all of vLLM's, because dashboards know them, and before them the
-//! ones that a fast engine needs.
+//! Upper bounds of histogram buckets: all of vLLM's, because dashboards know them, preceded by
+//! smaller ones for a fast engine.
 
 pub(super) fn first_token() -> Vec<f64> {
     vec![
@@ -8,7 +8,7 @@ pub(super) fn first_token() -> Vec<f64> {
     ]
 }
 
-/// Between tokens, where vLLM starts at 10 ms.
+/// Times between tokens, for which vLLM starts at 10 ms.
 pub(super) fn between_tokens() -> Vec<f64> {
     vec![
         0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15,
@@ -16,7 +16,7 @@ pub(super) fn between_tokens() -> Vec<f64> {
     ]
 }
 
-/// Whole requests and their parts, where vLLM starts at 300 ms.
+/// Times of whole requests and their parts, for which vLLM starts at 300 ms.
 pub(super) fn request() -> Vec<f64> {
     vec![
         0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0,
@@ -24,7 +24,7 @@ pub(super) fn request() -> Vec<f64> {
     ]
 }
 
-/// Work of the host and steps of the engine.
+/// Times of host work and of the engine's steps.
 pub(super) fn short() -> Vec<f64> {
     vec![
         0.000_01, 0.000_02, 0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02,
@@ -32,7 +32,7 @@ pub(super) fn short() -> Vec<f64> {
     ]
 }
 
-/// 1, 2, 5, 10 ... as far as `most`.
+/// 1, 2, 5, 10 ... up to `most`.
 pub(super) fn counts(most: u32) -> Vec<f64> {
     let powers = (0..10).map(|power| 10_u64.pow(power));
     let all = powers.flat_map(|power| [1, 2, 5].map(|digit| digit * power));

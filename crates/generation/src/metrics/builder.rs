@@ -1,5 +1,5 @@
-//! Makes series and registers them. A name that is taken or not allowed is a mistake in the code,
-//! found by the first test that runs.
+//! Creates series and registers them. A name that is taken or not allowed is a bug, found by the
+//! first test that runs.
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -9,10 +9,10 @@ use prometheus::{
 
 const VALID: &str = "names of series are valid and used once";
 
-/// Makes series that have some labels in common.
+/// Creates series that have some labels in common.
 pub struct SeriesBuilder<'a> {
     registry: &'a Registry,
-    /// Labels of every series.
+    /// The labels of every series.
     labels: Vec<(&'static str, String)>,
 }
 
@@ -21,7 +21,7 @@ impl<'a> SeriesBuilder<'a> {
         Self { registry, labels: Vec::new() }
     }
 
-    /// There is one engine, number 0.
+    /// With the labels `model_name` and `engine`. There is one engine, number 0.
     pub(super) fn labelled(registry: &'a Registry, model_name: &str) -> Self {
         let labels = vec![("model_name", model_name.to_owned()), ("engine", "0".to_owned())];
         Self { registry, labels }
@@ -43,7 +43,7 @@ impl<'a> SeriesBuilder<'a> {
         self.register(IntCounter::with_opts(self.opts(name, help)))
     }
 
-    /// A counter with a label, at 0 for the values that are known beforehand.
+    /// A counter with a label, starting at 0 for the label's known values.
     pub fn counters(&self, name: &str, help: &str, label: &str, values: &[&str]) -> IntCounterVec {
         let made: IntCounterVec =
             self.register(IntCounterVec::new(self.opts(name, help), &[label]));

@@ -1,5 +1,5 @@
-//! What a finished reply took. It is counted once, by the engine's thread or by the reader, which
-//! alone knows whether the reply was complete before its last token.
+//! Statistics of a finished reply. They are counted once: by the engine's thread, or by the reader,
+//! which alone knows whether the reply was complete before its last token.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use super::Metrics;
 use crate::clock::seconds;
 
-/// A reply that has ended. Times are readings of the clock, in microseconds.
+/// A reply that has ended. Times are clock readings, in microseconds.
 pub(crate) struct FinishedStats {
     /// See [`crate::FinishReason::label`].
     pub(crate) finish: &'static str,
     pub(crate) arrived_us: u64,
-    /// When its first row was in a step.
+    /// When the reply's first row was in a step.
     pub(crate) started_us: Option<u64>,
     pub(crate) first_token_us: Option<u64>,
     pub(crate) newest_token_us: u64,
@@ -24,10 +24,10 @@ pub(crate) struct FinishedStats {
     pub(crate) siblings: Arc<Siblings>,
 }
 
-/// The replies to one prompt, as far as they are counted.
+/// The replies to one prompt, counted as they end.
 pub(crate) struct Siblings {
     left: AtomicUsize,
-    /// Of the longest.
+    /// Tokens of the longest reply so far.
     token_count: AtomicU32,
 }
 
@@ -36,7 +36,8 @@ impl Siblings {
         Self { left: AtomicUsize::new(reply_count), token_count: AtomicU32::new(0) }
     }
 
-    /// Tokens of the longest reply, if this is the last one.
+    /// Counts a reply that has ended. Returns the tokens of the longest reply if it was the last
+    /// one.
     fn ended(&self, token_count: u32) -> Option<u32> {
         self.token_count.fetch_max(token_count, Ordering::AcqRel);
         let last = self.left.fetch_sub(1, Ordering::AcqRel) == 1;

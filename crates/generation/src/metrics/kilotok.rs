@@ -1,4 +1,4 @@
-//! Series that vLLM has no name for.
+//! Series for which vLLM has no name.
 
 use kilotok_engine::{Caps, PageKind};
 use kilotok_sched::Stats;
@@ -14,11 +14,11 @@ pub(super) struct KilotokSeries {
     pub(super) step_seconds: Histogram,
     pub(super) host_seconds: Histogram,
     pub(super) step_rows: Histogram,
-    /// Drafts by their place in the row, verified and accepted: by sample and match, and by
-    /// rejection sampling.
+    /// Drafts by position in the row, as pairs of verified and accepted: those verified by sample
+    /// and match, and below, by rejection sampling.
     pub(super) matched: Vec<(IntCounter, IntCounter)>,
     pub(super) judged: Vec<(IntCounter, IntCounter)>,
-    /// One per page group: used, and kept for later requests.
+    /// For each page group: pages in use, and pages cached for later requests.
     usage: Vec<(Gauge, Gauge)>,
 }
 
@@ -69,7 +69,7 @@ impl KilotokSeries {
     }
 }
 
-/// By rule and place: verified and accepted.
+/// By rule and position: verified and accepted drafts.
 fn drafts(make: &SeriesBuilder<'_>, caps: &Caps) -> [Vec<(IntCounter, IntCounter)>; 2] {
     let labels = ["rule", "position"];
     let verified = make.counters_of(

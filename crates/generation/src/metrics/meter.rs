@@ -1,5 +1,5 @@
-//! What the engine's thread counts. No series has a lock: what is written for every row of every
-//! step costs a few atomic additions, and what the scheduler counts is written once per step.
+//! Writes the measurements of the engine's thread. No series has a lock: the writes for every row
+//! of every step cost a few atomic additions, and the scheduler's counts are written once per step.
 
 use std::sync::Arc;
 
@@ -13,10 +13,10 @@ pub(crate) struct Meter {
     seen: Stats,
 }
 
-/// What a step was.
+/// The size and duration of a step.
 pub(crate) struct StepSize {
     pub(crate) row_count: usize,
-    /// Of prompts, and chosen.
+    /// Tokens of prompts and chosen tokens.
     pub(crate) token_count: usize,
     pub(crate) step_us: u64,
 }
@@ -26,7 +26,7 @@ impl Meter {
         Self { metrics, seen: Stats::default() }
     }
 
-    /// A request of so many replies.
+    /// Observes a request of `reply_count` replies.
     pub(crate) fn submitted(&self, reply_count: usize, token_max: u32) {
         let requests = &self.metrics.vllm.requests;
         requests.params_n.observe(reply_count as f64);
@@ -48,7 +48,7 @@ impl Meter {
         own.step_seconds.observe(seconds(0, step.step_us));
     }
 
-    /// Time that the engine had nothing to do although there was work.
+    /// Observes a time in which the engine was idle although there was work.
     pub(crate) fn host(&self, from_us: u64, to_us: u64) {
         self.metrics.own.host_seconds.observe(seconds(from_us, to_us));
     }
@@ -61,7 +61,7 @@ impl Meter {
         self.metrics.vllm.counts.corrupted.inc();
     }
 
-    /// What the scheduler counted.
+    /// Publishes the scheduler's counts.
     pub(crate) fn publish(&mut self, stats: &Stats) {
         if *stats == self.seen {
             return;
@@ -77,7 +77,7 @@ impl Meter {
         self.seen.clone_from(stats);
     }
 
-    /// Nothing runs or waits any more.
+    /// Publishes that nothing runs or waits any more.
     pub(crate) fn stopped(&self) {
         let vllm = &self.metrics.vllm;
         for gauge in [&vllm.running, &vllm.waiting] {

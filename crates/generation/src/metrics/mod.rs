@@ -1,8 +1,8 @@
-//! The metrics for Prometheus. Names, labels and meanings are vLLM's, so that its dashboards and
-//! the routers in front of it work unchanged; what vLLM has no name for is under `kilotok:`. The
-//! engine's thread writes through [`Meter`]: counts of a step once per step, times of a reply at
-//! each of its rows. Mask workers and readers of replies write what they alone know. A server adds
-//! its own series with [`Metrics::builder`].
+//! The Prometheus metrics. Names, labels and meanings are vLLM's, so that its dashboards and the
+//! routers in front of it work unchanged; series without a counterpart in vLLM begin with
+//! `kilotok:`. The engine's thread writes through [`Meter`]: counts of a step once per step, times
+//! of a reply at each of its rows. Mask workers and readers of replies write the measurements that
+//! only they have. A server adds its own series with [`Metrics::builder`].
 
 mod buckets;
 mod builder;
@@ -26,17 +26,17 @@ use vllm::VllmSeries;
 /// All series of one server.
 pub struct Metrics {
     registry: Registry,
-    /// What the model is served as.
+    /// The name under which the model is served.
     model_name: String,
     vllm: VllmSeries,
     own: KilotokSeries,
 }
 
 impl Metrics {
-    /// `model_name` is what the model is served as: a label of all series.
+    /// `model_name`, the name under which the model is served, becomes a label of all series.
     ///
     /// # Panics
-    /// If two series have one name.
+    /// If two series have the same name.
     pub fn new(model_name: &str, caps: &Caps) -> Self {
         let registry = Registry::new();
         let builder = SeriesBuilder::labelled(&registry, model_name);
@@ -44,12 +44,12 @@ impl Metrics {
         Self { registry, model_name: model_name.to_owned(), vllm, own }
     }
 
-    /// For further series with the labels of these.
+    /// A builder for further series with the labels of these.
     pub fn builder(&self) -> SeriesBuilder<'_> {
         SeriesBuilder::labelled(&self.registry, &self.model_name)
     }
 
-    /// For further series without labels.
+    /// A builder for further series without labels.
     pub fn plain_builder(&self) -> SeriesBuilder<'_> {
         SeriesBuilder::plain(&self.registry)
     }
@@ -64,22 +64,23 @@ impl Metrics {
         text
     }
 
-    /// Lines of the log that could not be written.
+    /// Counts lines of the log that could not be written.
     pub fn log_lines_lost(&self, count: u64) {
         self.own.log_lines_lost.inc_by(count);
     }
 
-    /// A request that was not admitted.
+    /// Counts a request that was not admitted.
     pub(crate) fn rejected(&self, reason: &str) {
         self.vllm.rejections.with_label_values(&[reason]).inc();
     }
 
-    /// Masks that took so long to make.
+    /// Observes the time to compute masks.
     pub(crate) fn masked(&self, seconds: f64) {
         self.own.mask_seconds.observe(seconds);
     }
 
-    /// What is decided at start: the sizes of the cache, and whether it keeps prefixes.
+    /// Publishes values that are fixed at start: the sizes of the cache, and whether prefixes are
+    /// cached.
     pub(crate) fn configured(&self, caps: &Caps, prefix_cache: bool) {
         self.vllm.configured(caps, prefix_cache);
     }

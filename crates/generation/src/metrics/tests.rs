@@ -1,5 +1,5 @@
-//! The text that Prometheus reads: every series that dashboards and routers ask for is there from
-//! the start, and every line can be read.
+//! The text that Prometheus reads: every series that dashboards and routers query exists from the
+//! start, and every line can be parsed.
 
 use std::collections::BTreeMap;
 
@@ -30,7 +30,7 @@ const HISTOGRAMS: &[&str] = &[
     "kilotok:mask_seconds",
 ];
 
-/// Series and the labels that they have besides.
+/// Series, and the labels that they have besides the common ones.
 const SINGLES: &[(&str, &str)] = &[
     ("vllm:num_requests_running", ""),
     ("vllm:num_requests_waiting", ""),
@@ -88,7 +88,7 @@ fn parse(text: &str) -> BTreeMap<String, f64> {
     values
 }
 
-/// A series of the model `a "b"` as it is written: labels in order.
+/// A series of the model `a "b"` in the text format: labels in order.
 fn series(name: &str, labels: &str) -> String {
     let mut labels: Vec<_> = labels.split(',').filter(|label| !label.is_empty()).collect();
     labels.extend([r#"engine="0""#, r#"model_name="a \"b\"""#]);

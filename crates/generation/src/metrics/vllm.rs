@@ -1,5 +1,6 @@
-//! vLLM's series, by its names. Where kilotok has nothing of the kind (a second cache, a sleeping
-//! engine) the series says so, because dashboards and routers ask for it.
+//! vLLM's series, under its names. Series about features that kilotok does not have (a second
+//! cache, a sleeping engine) exist with their neutral values, because dashboards and routers query
+//! them.
 
 use kilotok_engine::{Caps, PageKind};
 use prometheus::{Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge};
@@ -21,7 +22,7 @@ pub(super) struct VllmSeries {
     pub(super) requests: Requests,
 }
 
-/// What only grows, from step to step.
+/// Counters, which only grow from step to step.
 pub(super) struct Counts {
     pub(super) prefix_queries: IntCounter,
     pub(super) prefix_hits: IntCounter,
@@ -41,7 +42,7 @@ pub(super) struct Drafts {
     pub(super) accepted_at: Vec<IntCounter>,
 }
 
-/// One observation per request, or per token of one.
+/// Histograms with one observation per request, or per token of a request.
 pub(super) struct Requests {
     pub(super) ttft: Histogram,
     pub(super) inter_token: Histogram,
@@ -126,7 +127,7 @@ impl VllmSeries {
     }
 }
 
-/// Caches that kilotok does not have.
+/// Registers the series of caches that kilotok does not have.
 fn nothing_external(make: &SeriesBuilder<'_>) {
     for (name, help) in [
         ("vllm:external_prefix_cache_queries_total", "There is no external prefix cache."),

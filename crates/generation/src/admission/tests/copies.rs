@@ -57,11 +57,11 @@ async fn they_start_when_the_first_ends_early() {
     for how in 0..3 {
         let (engine, hold) = held(engine());
         let rig = Rig::new(engine);
-        // A step has not enough tokens for the prompt: it leaves before its first token.
+        // The prompt takes more than one step, so the first reply can leave before its first token.
         let mut streams = rig.admission.submit_all(vec![copies(4, 400)]).await.unwrap();
         hold.entered();
         assert_eq!((rig.admission.load().running, rig.admission.load().waiting()), (1, 3));
-        // One of those that wait goes too.
+        // One of the waiting replies leaves too.
         drop(streams.remove(2));
         let mut first = streams.remove(0);
         match how {
@@ -103,7 +103,7 @@ async fn replies_to_several_prompts_leave_their_places_to_others() {
     let many = rig.admission.submit_all(prompts).await.unwrap();
     hold.entered();
     let late = rig.submit_late(request(text(9, 50), 3)).await;
-    // The step in flight, and one for each token.
+    // Four steps: the one in flight, and one for each token.
     for _ in 0..4 {
         hold.permit();
         hold.entered();

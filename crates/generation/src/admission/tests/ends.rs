@@ -1,11 +1,11 @@
-//! Readers that are dropped, aborts, drains and stops: nothing of a request stays behind.
+//! Readers that are dropped, aborts, drains and stops: each leaves nothing of a request behind.
 
 use kilotok_testkit::DraftAccuracy;
 
 use super::engines::held;
 use super::*;
 
-/// A small generator: which readers leave when must be the same in every run.
+/// A small random generator: the times at which readers leave must be the same in every run.
 fn mix(state: &mut u64) -> u64 {
     *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
     *state >> 33
@@ -20,14 +20,14 @@ async fn a_thousand_readers_leave_nothing_behind() {
         let (stay, how) = (mix(&mut state) % 6, mix(&mut state) % 4);
         let admission = rig.admission.clone();
         let prompt = text(1 + (mix(&mut state) % 120) as u32, index % 9);
-        // Half of them would go on for ever.
+        // Half of the replies would run far longer than the test.
         let token_max = if index % 2 == 0 { 1 + (mix(&mut state) % 60) as u32 } else { 3000 };
         let request = named(&format!("r{index}"), prompt, token_max);
         readers.push(tokio::spawn(async move {
             let submitted = admission.submit(request);
             let mut submitted = std::pin::pin!(submitted);
             if stay == 0 && how == 0 {
-                // Dropped before it is admitted.
+                // Dropped before the request is admitted.
                 let now = std::future::poll_fn(|context| {
                     std::task::Poll::Ready(submitted.as_mut().poll(context).is_ready())
                 });
@@ -101,7 +101,7 @@ async fn an_abort_ends_those_of_its_name() {
     assert_eq!(rig.admission.abort("a"), 2);
     assert_eq!(rig.admission.abort("a"), 0, "they are gone");
     let [a, b, again, nameless] = <[TokenStream; 4]>::try_from(streams).ok().unwrap();
-    // At once, although the engine stands still.
+    // The stop ends it at once, although the engine does not advance.
     assert_eq!(
         (read(a).await.finish, read(again).await.finish),
         (FinishReason::Aborted, FinishReason::Aborted)
@@ -120,7 +120,7 @@ async fn a_stopped_reply_keeps_its_text_and_no_more() {
     let rig = Rig::new(engine);
     let mut stream = rig.submit(request(text(24, 1), 1000)).await;
     let mut tokens = Vec::new();
-    // The windows before the ninth token of the reply are still there.
+    // Its window's pages from before the reply's ninth token are still held.
     while tokens.len() < 18 {
         hold.permit();
         tokens.extend(soon("an increment", stream.next()).await.unwrap().tokens);
@@ -152,7 +152,7 @@ async fn a_drain_finishes_what_was_let_in() {
     let rig = Rig::with(engine, Limits { running_max: 1, ..Limits::default() }, 5);
     let running = rig.submit(request(text(20, 1), 1)).await;
     hold.entered();
-    // No other reply is left after this step.
+    // No other reply remains after this step.
     let waiting = rig.submit_late(request(text(20, 2), 9)).await;
     rig.admission.drain();
     assert_eq!(rig.admission.health(), Health::Draining);

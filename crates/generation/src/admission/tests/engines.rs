@@ -1,4 +1,4 @@
-//! Engines that are held and broken.
+//! Engines that the tests hold back or break.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
@@ -6,14 +6,14 @@ use kilotok_engine::{EngineError, StepId, StepPlan};
 
 use super::*;
 
-/// An engine that finishes a step only when it may.
+/// An engine that finishes a step only when the test permits it.
 pub(super) struct Held {
     inner: ScriptedEngine,
     permits: Receiver<()>,
     entered: SyncSender<()>,
 }
 
-/// The other end of a held engine. Without it the engine runs on freely.
+/// The test's end of a held engine. Once it is dropped, the engine runs freely.
 pub(super) struct Hold {
     permit: SyncSender<()>,
     entered: Receiver<()>,
@@ -48,7 +48,7 @@ impl Engine for Held {
 
     fn wait(&mut self, step: StepId, out: &mut StepOutput) -> Result<(), EngineError> {
         let _ = self.entered.try_send(());
-        // An error says that the test let go.
+        // An error means that the test has dropped its end.
         let _ = self.permits.recv();
         self.inner.wait(step, out)
     }

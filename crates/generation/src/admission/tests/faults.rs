@@ -70,7 +70,7 @@ async fn a_refused_plan_costs_one_reply() {
         let (admission, request) = (rig.admission.clone(), request(prompt.clone(), 60));
         let submitted = tokio::spawn(async move { admission.submit(request).await });
         until("it is in", || rig.admission.load().held > streams.len() as u32).await;
-        // All three are there before the third step.
+        // All three are submitted before the third step.
         if streams.len() == 1 {
             hold.permit();
         }
@@ -136,7 +136,7 @@ async fn a_stalled_engine_is_told_from_an_idle_one() {
     assert_eq!(rig.admission.health(), Health::Stalled { for_ms: 6_000 });
     let refused = rig.admission.submit(request(text(3, 1), 1)).await.err().unwrap();
     assert_eq!(refused.to_string(), "the engine has failed: it has finished no step for 6000 ms");
-    // A step late is a step nevertheless.
+    // A late step ends the stall.
     hold.permit();
     hold.entered();
     assert_eq!(rig.admission.health(), Health::Ok { busy: true });
@@ -199,7 +199,7 @@ async fn a_caller_is_not_kept_waiting_for_an_engine_that_hangs() {
     let running = rig.submit(request(text(9, 1), 40)).await;
     hold.entered();
     tokio::time::pause();
-    // Admitted while the engine was healthy; tokio's paused clock advances when all tasks are idle.
+    // Admission still sees a healthy engine. Tokio's paused clock advances when all tasks are idle.
     let refused = rig.admission.submit(request(text(9, 2), 40)).await.err();
     assert_eq!(refused, Some(Refusal::Failed("it did not answer in time".into())));
     drop((hold, running));

@@ -1,4 +1,4 @@
-//! Replies bound to a grammar, next to others that are not, whatever is drafted.
+//! Replies with a grammar beside replies without, with and without drafts.
 
 use std::fmt::Write;
 
@@ -12,9 +12,9 @@ use crate::replies::{GenerationRequest, Generator, StartError};
 
 const END: TokenId = 255;
 
-/// A tokenizer whose tokens are bytes, but for the last, which ends a reply.
+/// A tokenizer whose tokens are single bytes, except the last, which ends a reply.
 fn bytes() -> Text {
-    // Printable bytes stand for themselves, others for letters from 256 on, as in GPT-2.
+    // As in GPT-2: printable bytes stand for themselves, other bytes for the letters from 256 on.
     let printable = |byte: u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
     let mut other = 256..;
     let letters = (0..255_u32).map(|byte| {
@@ -57,7 +57,7 @@ fn bound_to(
 ) -> ReplyRequest {
     let mut request = request(text(5 + index * 11, index), 100);
     request.submission.setup.end_tokens = vec![END];
-    // The drafter guesses the likeliest, so that some of its guesses are right.
+    // The drafter guesses the likeliest token, so that greedy replies accept some of its drafts.
     request.submission.setup.sampling.temperature = if index % 4 == 2 { 0.0 } else { 1.0 };
     request.submission.setup.sampling.seed = u64::from(index);
     request.submission.drafts = drafts;
@@ -90,7 +90,7 @@ async fn every_reply_is_what_it_must_be_whatever_is_drafted() {
         }
         for index in 0..12 {
             let request = bound(&grammars, REGEXES[index % 4], index as u32, drafts);
-            // Some change their mind.
+            // Some requests are dropped at once.
             drop(rig.admission.submit(bound(&grammars, REGEXES[0], 1, drafts)).await.unwrap());
             streams.push(rig.submit(request).await);
         }
@@ -121,8 +121,8 @@ async fn every_reply_is_what_it_must_be_whatever_is_drafted() {
     }
 }
 
-/// It ends the replies that come there with an error that no retry helps; a reply
-/// that was only drafted into it goes another way.
+/// In the grammar, "x" leads to a place where no token is allowed. A reply that chose "x" fails
+/// with an error that no retry helps; a reply for which "x" was only drafted goes on another way.
 #[tokio::test]
 async fn a_place_where_nothing_matches_ends_those_who_chose_it() {
     let grammars = Grammars::new(&bytes(), 256, &[END]).unwrap();
@@ -158,7 +158,8 @@ async fn a_place_where_nothing_matches_ends_those_who_chose_it() {
 #[tokio::test]
 async fn a_grammar_that_breaks_costs_one_reply() {
     let grammars = Grammars::new(&bytes(), 256, &[END]).unwrap();
-    // The engine chooses what it may not. The other request is the one with log-probabilities.
+    // Makes the engine choose a token that the mask forbids. Only the other request has
+    // log-probabilities.
     let mut wrong_count = 0;
     let alter = move |_: StepId, out: &mut StepOutput| {
         for row in &mut out.rows {
@@ -182,8 +183,8 @@ async fn a_grammar_that_breaks_costs_one_reply() {
     rig.is_clean().await;
 }
 
-/// A grammar that cannot be followed ends its replies, and nothing of them is left: neither copies
-/// that wait for the first, nor an engine that is taken to have work.
+/// A grammar that cannot be followed ends its replies and leaves nothing behind: neither copies
+/// that wait for the first reply, nor an engine that is believed to have work.
 #[tokio::test]
 async fn more_grammars_than_can_be_followed_leave_nothing_behind() {
     let grammars = Grammars::new(&bytes(), 256, &[END]).unwrap();
@@ -229,7 +230,7 @@ async fn an_engine_that_waits_for_masks_is_not_stalled() {
     rig.is_clean().await;
 }
 
-/// The engine's thread is told of a reader that was dropped even if the queue was full then.
+/// The engine's thread learns of a dropped reader even if the queue was full at the time.
 #[test]
 fn a_dropped_reader_gets_no_masks_and_is_reported() {
     let grammars = Grammars::new(&bytes(), 256, &[END]).unwrap();
@@ -260,7 +261,7 @@ async fn copies_follow_a_grammar_each() {
     rig.is_clean().await;
 }
 
-/// Requests whose grammars are being compiled wait like those that were admitted.
+/// Requests whose grammars are being compiled count as waiting, like those that were admitted.
 #[tokio::test]
 async fn no_grammar_is_compiled_without_a_reservation() {
     const HELD_MAX: u32 = 6;
@@ -294,7 +295,7 @@ async fn no_grammar_is_compiled_without_a_reservation() {
     }
     until("they are gone", || rig.admission.load().held == 3).await;
     drop(turns);
-    // Two replies each: there is room for all that are left.
+    // Two replies each: there is room for all of the remaining ones.
     for replies in started {
         let mut replies = soon("the replies", replies).await.unwrap().unwrap();
         while let Some(increment) = soon("an increment", replies.next()).await {

@@ -1,5 +1,5 @@
-//! The engine's thread between its two ends: streams in, an engine out. Engines are scripted, and
-//! held or broken by channels and step numbers, never by time.
+//! The engine's thread between streams on one side and an engine on the other. Engines are
+//! scripted, and held or broken through channels and step numbers, never through time.
 
 mod copies;
 mod ends;
@@ -26,7 +26,7 @@ use super::*;
 use crate::increment::FinishReason;
 use crate::stats::ReplyStats;
 
-/// Nothing here takes a second; a test that waits this long is stuck.
+/// No test here takes a second; one that waits this long is stuck.
 const STUCK: Duration = Duration::from_mins(1);
 
 /// An admission, its engine's thread, its metrics, and its clock.
@@ -37,7 +37,7 @@ struct Rig {
     clock: Arc<TestClock>,
 }
 
-/// A clock that moves by so much whenever it is read.
+/// A clock that advances by `stride_us` whenever it is read.
 #[derive(Default)]
 struct TestClock {
     now_us: AtomicU64,
@@ -53,7 +53,7 @@ impl Rig {
         Self::timed(engine, Limits { waiting_max, ..limits }, |clock| clock)
     }
 
-    /// One whose threads of that name stop at their next reading of the clock until the sender is
+    /// A rig whose threads of that name stop at their next reading of the clock until the sender is
     /// dropped.
     fn stuck(
         engine: impl Engine + 'static,
@@ -96,7 +96,7 @@ impl Rig {
         self.clock.now_us.fetch_add(ms * 1000, Ordering::SeqCst);
     }
 
-    /// Every step takes its time, so that drafts are worth theirs.
+    /// Lets every step take time, so that drafting pays.
     fn lively(self) -> Self {
         self.clock.stride_us.store(500, Ordering::SeqCst);
         self
@@ -106,7 +106,8 @@ impl Rig {
         self.admission.submit(request).await.unwrap()
     }
 
-    /// Submits while a step is held: admitted, but not answered before the step is done.
+    /// Submits while a step is held: the request counts as held, but is not answered before the
+    /// step ends.
     async fn submit_late(&self, request: ReplyRequest) -> JoinHandle<Result<TokenStream, Refusal>> {
         let (admission, held) = (self.admission.clone(), self.admission.load().held);
         let late = tokio::spawn(async move { admission.submit(request).await });
@@ -114,7 +115,7 @@ impl Rig {
         late
     }
 
-    /// Nothing of any request is left, and the next one is served.
+    /// Checks that nothing of any request remains, and that the next one is served.
     async fn is_clean(&self) {
         until("no reply is held", || {
             let load = self.admission.load();
@@ -152,7 +153,7 @@ fn named(request_id: &str, prompt: Vec<TokenId>, token_max: u32) -> ReplyRequest
     }
 }
 
-/// A whole reply.
+/// A complete reply.
 struct Read {
     tokens: Vec<TokenId>,
     stats: ReplyStats,
@@ -186,7 +187,7 @@ async fn until(what: &str, done: impl Fn() -> bool) {
     .await;
 }
 
-/// What the scheduler gives without a server around it, in order of admission.
+/// The scheduler's replies without a server around it, in order of admission.
 fn alone(submissions: Vec<Submission>) -> Vec<Vec<TokenId>> {
     let mut engine = engine();
     let mut sched = Scheduler::new(engine.caps(), Limits::default());

@@ -1,9 +1,9 @@
-//! What metrics and load say of what happened.
+//! Metrics and load report what happened.
 
 use super::engines::held;
 use super::*;
 
-/// The value of a series, whose labels are those of the model and these.
+/// The value of a series with the model's labels and these.
 fn value(rig: &Rig, name: &str, labels: &str) -> f64 {
     let text = rig.metrics.text();
     let found = text.lines().find(|line| {
@@ -144,7 +144,8 @@ async fn a_stop_string_counts_although_the_length_came_first() {
         while token_count < 2 {
             token_count += soon("an increment", stream.next()).await.unwrap().tokens.len();
         }
-        // The reader finds it while the last step runs, or in what that brought.
+        // The reader finds its stop string either while the last step runs, or in that step's
+        // tokens.
         if !late {
             stream.complete(1);
         }

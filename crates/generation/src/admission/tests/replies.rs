@@ -1,4 +1,4 @@
-//! Replies: their increments, slow readers, and the bound of the queue.
+//! Replies: their increments, slow readers, and the limit of the queue.
 
 use super::engines::held;
 use super::*;
@@ -123,7 +123,7 @@ async fn the_queue_is_bounded() {
     assert_eq!(rig.admission.held_max(), 5);
     let first = rig.submit(request(text(20, 1), 4)).await;
     hold.entered();
-    // They are admitted when the step is done; all at once, into a queue of 3.
+    // All are admitted at once when the step is done, into a queue of 3.
     let submit = |count: usize| {
         let admission = rig.admission.clone();
         let requests = (0..count).map(|_| request(text(20, 1), 4)).collect();
