@@ -1,6 +1,6 @@
-//! Cost model of a step. An engine may compute steps of many tokens by another pass than small
-//! ones, with a jump between: each pass has a fit of its own. The caller measures; this has no
-//! clock.
+//! Cost model of a step. An engine may compute steps of many tokens in another pass than small
+//! ones, and the cost jumps between the two: each pass has a fit of its own. The caller measures
+//! the times; there is no clock here.
 
 use crate::fit::Fit;
 
@@ -35,12 +35,12 @@ impl Cost {
     }
 }
 
-/// A wide pass that was possible and left out for its cost this many times is tried again, and what
-/// was known of it is forgotten, if its cost is implausible: a pause of the machine in one of its
-/// steps must not bar it for good.
+/// If the wide pass was possible this many times in a row and left out for its cost, and if that
+/// cost is implausible, it is tried again and what was known of it is forgotten. A pause of the
+/// machine in one of its steps must not bar it for good.
 const LEFT_OUT_MAX: u32 = 1024;
-/// The fewest tokens of the wide pass take at most this many times as long as the most of the
-/// narrow one, or it would have no use.
+/// The shortest step of the wide pass takes at most this many times as long as the longest step of
+/// the narrow pass; otherwise the wide pass would have no use.
 const PLAUSIBLE: f32 = 16.0;
 /// A decoding request's delay counts this many times: it interrupts a text that is being read.
 const DECODING_WEIGHT: f32 = 2.0;
@@ -50,9 +50,10 @@ pub(crate) struct CostModel {
     narrow: Fit,
     wide: Option<Wide>,
     fresh: Fit,
-    /// Tokens of prompts that are still read in the largest chunks although other requests decode:
-    /// as many as waited when that last cost less than it gained. So the last prompts of a crowd
-    /// are read like the first ones, and a prompt that comes later is not.
+    /// Prompt tokens that are still read in the largest chunks although other requests decode. When
+    /// the largest chunks cost less than they gain, this becomes the number of prompt tokens that
+    /// wait. So the last prompts of a crowd are read like the first ones, and a prompt that comes
+    /// later is not.
     rush_left: u32,
 }
 
@@ -64,7 +65,7 @@ struct Wide {
     left_out: u32,
 }
 
-/// What a step with prompts has beside their tokens.
+/// A step with prompts, apart from their tokens: its other tokens, its time, and who waits for it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Beside {
     /// Its other tokens, and the rows that draft.
@@ -79,7 +80,7 @@ pub(crate) struct Beside {
     pub(crate) left: u32,
     /// Tokens of prompts that the step has even if it then takes longer.
     pub(crate) least: u32,
-    /// Whether it may not take longer for the sake of prompts.
+    /// Whether it must keep to its time even if prompts lose more by that.
     pub(crate) stall_free: bool,
 }
 
@@ -122,17 +123,17 @@ impl CostModel {
         }
     }
 
-    /// Most tokens of a step that takes the same pass as one of so many.
+    /// The most tokens of a step that takes the same pass as a step of `token_count`.
     pub(crate) fn pass_max(&self, token_count: u32) -> u32 {
         let wide = self.wide.as_ref().filter(|wide| token_count < wide.from);
         wide.map_or(u32::MAX, |wide| wide.from - 1)
     }
 
-    /// How many of `most` tokens of prompts a step has: those that take their time; or all, if that
-    /// costs the decoding requests less than the prompts would lose, and if they may be delayed.
-    /// With `tries`, a wide pass that was never measured with few tokens is taken once before it is
-    /// left out: with as few as possible if others wait for the step, as the slope between much
-    /// longer steps says little about short ones.
+    /// How many prompt tokens a step has, of `most`: as many as fit its time; or all, if the
+    /// decoding requests may be delayed and lose less by that than the prompts would. With `tries`,
+    /// a wide pass that was never measured with few tokens is taken once before it is left out:
+    /// with as few as possible if others wait for the step, as the slope between much longer steps
+    /// says little about short ones.
     pub(crate) fn chunk(&mut self, beside: Beside, most: u32, tries: bool) -> u32 {
         if most == 0 {
             self.rush_left = 0;
@@ -158,15 +159,15 @@ impl CostModel {
         chunk
     }
 
-    /// Fewest tokens of the wide pass, if a step of `most` tokens beside `used` others could take
-    /// it and one of `chosen` does not.
+    /// The fewest tokens of the wide pass, if a step of `most` tokens beside `used` others could
+    /// take it and a step of `chosen` tokens does not.
     fn left_out(&self, used: u32, chosen: u32, most: u32) -> Option<u32> {
         let from = self.wide.as_ref()?.from;
         (used + chosen < from && from <= used + most).then_some(from)
     }
 
-    /// Whether prompts lose more time if they are read `timely` tokens at a time than they and the
-    /// decoding requests do if `most` at a time are. All wait until all prompts are read.
+    /// Whether prompts lose more time if `timely` of their tokens are read at a time than they and
+    /// the decoding requests lose if `most` are. All are taken to wait until all prompts are read.
     fn lose_more(&self, beside: Beside, timely: u32, most: u32) -> bool {
         let steps = |count: u32| (beside.left as f32 / count.max(1) as f32).max(1.0);
         let us = |token_count: u32| {
@@ -206,7 +207,7 @@ impl CostModel {
         us(wide.fit.cost(), wide.from) > PLAUSIBLE * narrow_us.max(1.0)
     }
 
-    /// Tokens of a step of the pass that one of `token_count` takes, within the time.
+    /// The most tokens that fit the time, in the pass that a step of `token_count` takes.
     fn within(&self, token_count: u32, beside: Beside) -> u32 {
         let Some(us_max) = beside.us_max else {
             return u32::MAX;
@@ -220,7 +221,7 @@ impl CostModel {
         timely.min(known_max)
     }
 
-    /// Tokens per microsecond of a step with so many tokens of prompts; 0 without any.
+    /// Tokens per microsecond of a step with `count` prompt tokens; 0 without any.
     fn rate(&self, beside: Beside, count: u32) -> f32 {
         if count == 0 {
             return 0.0;

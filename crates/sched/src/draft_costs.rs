@@ -1,9 +1,9 @@
-//! What drafts cost, by the number of rows that decode. A step's time is not linear in its rows:
-//! on one H100 a row of gpt-oss-20b makes drafts in 1.1 ms by itself and in 0.3 ms beside seven
-//! others, and a token costs 0.3 ms and 0.1. So each class of row counts has fits of its own, which
-//! it keeps while the batch has other sizes: one of all steps, and one of those without drafts. The
-//! first drafts cost more than further ones, so where most steps draft, the fit of all steps says
-//! too little of those that do not.
+//! What drafts cost, by the number of rows that decode. A step's time is not linear in its rows: on
+//! one H100 a row of gpt-oss-20b makes drafts in 1.1 ms by itself and in 0.3 ms beside seven
+//! others, and a token costs 0.3 ms in the first case and 0.1 ms in the second. So each class of
+//! row counts has fits of its own, which it keeps while the batch has other sizes: one of all
+//! steps, and one of steps without drafts. The first drafts cost more than further ones, so where
+//! most steps draft, the fit of all steps says too little about steps that do not.
 
 use std::collections::BTreeMap;
 
@@ -15,15 +15,15 @@ use crate::scheduler::ROUND_MEMORY;
 pub(crate) const CLASS_COUNT: usize = u32::BITS as usize + 1;
 
 pub(crate) struct DraftCosts {
-    /// Of which steps were measured.
+    /// The classes of which steps were measured.
     classes: BTreeMap<usize, Class>,
     token_max: u32,
 }
 
 struct Class {
-    /// Of steps that neither verify nor make drafts.
+    /// The fit of steps that neither verify nor make drafts.
     alone: Fit,
-    /// Of all steps.
+    /// The fit of all steps.
     all: Fit,
 }
 
@@ -32,12 +32,12 @@ struct Class {
 pub(crate) struct DraftCost {
     /// Microseconds of a step without any drafts.
     pub(crate) alone_us: f32,
-    /// Of others.
+    /// The cost of other steps.
     pub(crate) drafting: Cost,
 }
 
 impl DraftCosts {
-    /// Of steps of up to `token_max` tokens.
+    /// Costs of steps of up to `token_max` tokens.
     pub(crate) fn new(token_max: u32) -> Self {
         Self { classes: BTreeMap::new(), token_max }
     }

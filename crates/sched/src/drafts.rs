@@ -15,9 +15,10 @@ const RATE_FIRST: f32 = 0.8;
 const RATE_STEP: f32 = 0.05;
 /// How far one observation moves the rate of all requests; less, since requests differ.
 const RATE_STEP_ALL: f32 = 0.02;
-/// How far a request's rate without an observation goes back to that of all requests, at most. The
-/// further away it is, the less likely that was bad luck, and the slower it returns: a request that
-/// was unlucky drafts again soon if drafts pay for others, and one whose drafts never help seldom.
+/// If a step says nothing about a request's rate, the rate returns towards that of all requests by
+/// at most this fraction of the distance. The further away it is, the less likely that is bad luck,
+/// and the slower it returns: a request that was unlucky drafts again soon if drafts pay for
+/// others, and one whose drafts never help seldom does.
 const RATE_RETURN: f32 = 0.1;
 /// Lower bound of a rate, from which it can recover.
 const RATE_MIN: f32 = 0.01;
@@ -60,8 +61,7 @@ impl Acceptance {
     }
 }
 
-/// Acceptance of all requests, by the rule that verifies their drafts: the initial value of new
-/// ones.
+/// Acceptance of all requests, by the rule that verifies their drafts. New requests begin with it.
 pub(crate) struct AcceptanceByRule {
     matched: Acceptance,
     rejection: Acceptance,
@@ -102,13 +102,13 @@ pub(crate) struct Drafts {
 /// Most drafts of a trial: those of about eight rows, which engines make at once.
 const TRIED_MAX: u32 = 64;
 
-/// Fixed-point steps of the best rate. Each closes most of the gap; two or three suffice.
+/// Steps of the fixed-point search for the best rate. Each closes most of the gap; two or three
+/// suffice.
 const RATE_ROUNDS: usize = 8;
 
 /// Numbers of drafts for each row, at most `budget` verified in all: those that bring more tokens
-/// for their time than the step does without them. A row makes as many as its next step would
-/// verify if that were as long as possible; drafts that are already made are not a reason to make
-/// more.
+/// for their time than the step does without them. A row makes as many drafts as are worth
+/// verifying in its next step; drafts that are already made are not a reason to make more.
 pub(crate) fn share_drafts(rows: &[DraftingRow<'_>], cost: DraftCost, budget: u32) -> Vec<Drafts> {
     let DraftCost { alone_us, drafting: cost } = cost;
     let alone = rows.len() as f32 / alone_us.max(1.0);
@@ -174,7 +174,8 @@ fn within(
         all.extend(survivals.map(|survival| (survival, index)));
         *count = 0;
     }
-    // The sort is stable: of one row the first drafts come first, of equal ones the first row's.
+    // The sort is stable: a row's first drafts come first, and of equally likely ones the first
+    // row's.
     all.sort_by(|(left, _), (right, _)| right.total_cmp(left));
     for (_, row) in all.into_iter().take(budget as usize) {
         counts[row] += 1;

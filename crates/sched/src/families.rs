@@ -1,8 +1,8 @@
 //! Replies that one HTTP request asked for together (`n`, or several prompts): a family. It counts
-//! as one request. Its first reply has the rank of a request; each further one is a copy, and ranks
-//! behind all requests with fewer copies before them. So one reply at a time has a slot by right,
-//! and copies run in slots that no other request waits for. When a reply ends, the copies behind it
-//! move up.
+//! as one request. Its first reply has the rank of a request. Each further reply is a copy, and its
+//! rank is behind all replies that have fewer replies of their own family before them. So one reply
+//! at a time has a slot by right, and copies run in slots that no other request waits for. When a
+//! reply ends, the copies behind it move up.
 //!
 //! Of several replies to one prompt, the first computes it. The others wait for its first token,
 //! and then find the prompt in the prefix cache.

@@ -7,14 +7,15 @@ use std::ops::Range;
 
 use crate::cost::{Cost, Size};
 
-/// Weight of the assumed cost of a token and of a row's drafts, as a number of steps that differ in
-/// it.
+/// Weight of the assumed slopes (the cost of a token and of a row's drafts), as a number of
+/// measured steps that differ in tokens or in drafting rows.
 const ASSUMED: f64 = 0.02;
 /// Largest difference in tokens between those assumed steps. The weight of a step in the slope
 /// grows with the square of that difference; with a larger one the assumption would outweigh all
 /// short steps for good.
 const ASSUMED_TOKENS: u32 = 64;
-/// How far one step moves the assumed slopes to what the steps show, as far as they differ.
+/// How far one step moves the assumed slopes towards the fitted ones; less if the steps differ
+/// little.
 const ASSUMED_STEP: f64 = 0.1;
 /// A step is planned to have at most this many times the tokens of the longest recent one. The
 /// estimate for longer steps may be far off, and each longer step improves it.
@@ -67,7 +68,8 @@ impl Fit {
         self.longest = (self.longest * self.memory as f32).max(size.token_count as f32);
     }
 
-    /// Later steps that are all alike then keep the slopes that those before them showed.
+    /// Moves the assumed slopes, so that later steps that are all alike keep the slopes that
+    /// earlier ones showed.
     fn remember_slopes(&mut self) {
         let Cost { token_us, draft_us, .. } = self.cost();
         let Sums { weight, x, xx, .. } = self.seen;
@@ -94,7 +96,8 @@ impl Fit {
         if self.longest > 0.0 { (GROWTH_MAX * self.longest) as u32 } else { u32::MAX }
     }
 
-    /// Largest ratio of measured to estimated time that counts, for a step with ratio `late`.
+    /// The largest ratio of measured to estimated time that counts. Records `late`, the step's own
+    /// ratio.
     fn late_max(&mut self, size: Size, late: f32) -> f32 {
         let lateness = &mut self.lateness[usize::from(size.drafting_count > 0)];
         let near = &lateness[near(size.token_count)];

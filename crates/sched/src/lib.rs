@@ -18,8 +18,8 @@
 //! behind the requests of other users, and move up when one of them ends.
 //!
 //! - Requests start in order of rank; none overtakes another in the queue. If there is no slot or
-//!   no page for the next one, the last copy is preempted, provided that more replies of its
-//!   request run.
+//!   no page for the next one, the last running copy is preempted, provided that it has more
+//!   replies of its own request before it than the next one has.
 //! - Every running request whose prompt is computed has a row in every step, unless more requests
 //!   decode than a narrow step takes: then the first has a row, and the others may take turns.
 //!   Drafts and prompts share the tokens that are left; neither takes more than half while the

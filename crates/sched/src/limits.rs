@@ -18,7 +18,7 @@ pub struct Limits {
     /// Microseconds that a step with decode rows should take. Prompt chunks are cut to fit, except
     /// where prompts would then lose more time than decoding requests lose otherwise.
     pub step_us_max: u32,
-    /// Whether chunks are cut to fit there too, as in Sarathi-Serve's stall-free scheduling. Single
+    /// Whether chunks are cut to fit even then, as in Sarathi-Serve's stall-free scheduling. Single
     /// steps still take longer, to measure what the wide pass costs.
     pub stall_free: bool,
     /// Running requests above which nothing is drafted.

@@ -15,10 +15,11 @@ use crate::pool::Pool;
 use crate::prefix::{NodeId, Released, Tree, TreePlace};
 use crate::tails::Order;
 
-/// Part of a window group's pages that is kept for the tokens of a step, if these need so many:
-/// requests that start leave it alone.
+/// At most one in this many pages of a window group is reserved for the tokens of a step: requests
+/// that start do not take them.
 const STEP_SHARE: u32 = 4;
-/// A window group that holds this many requests also keeps what the ends of their replies need.
+/// A window group with pages for this many requests also keeps what hits near the ends of their
+/// replies need.
 const RETAINING_MIN: u32 = 2;
 
 pub(crate) struct Pages {
@@ -46,12 +47,12 @@ pub(crate) struct RequestPages {
     pub(crate) tables: Vec<Table>,
     /// The tree's node for its text, up to `named`.
     pub(crate) node: NodeId,
-    /// Positions whose pages without a window are in the tree.
+    /// Positions below this have their pages in the tree, those of groups without a window.
     pub(crate) named: u32,
     pub(crate) prompt_count: u32,
-    /// Where its text leaves the others in the cache.
+    /// Position at which its text diverges from the cached ones.
     pub(crate) branch: u32,
-    /// Last position with a tail of worth on its text.
+    /// The last position on its text with a tail that is worth something.
     pub(crate) worthy: u32,
 }
 
@@ -68,9 +69,10 @@ pub(crate) struct Hit {
     pub(crate) position: u32,
     node: Option<NodeId>,
     tables: Vec<Table>,
-    /// Where the text leaves those in the cache: the hit would end here if it had a tail.
+    /// Position at which the text diverges from the cached ones: the hit would end here if it had a
+    /// tail.
     branch: u32,
-    /// Last position with a tail of worth before this one's.
+    /// The last position before this one with a tail that is worth something.
     worthy: u32,
 }
 
@@ -166,8 +168,8 @@ impl Pages {
             .map(move |(group, table)| group.needed(count).saturating_sub(table.pages.len() as u32))
     }
 
-    /// Pages of each group that requests which start beside others leave to a step of `token_max`
-    /// tokens: a chunk holds pages of a window group until its step is settled.
+    /// Pages of each group that requests leave to a step of `token_max` tokens when they start
+    /// beside others: a chunk holds pages of a window group until its step is settled.
     pub(crate) fn step_reserve(&self, token_max: u32) -> impl Iterator<Item = u32> {
         self.groups.iter().map(move |group| {
             let share = group.spec.page_count / STEP_SHARE;
@@ -175,9 +177,9 @@ impl Pages {
         })
     }
 
-    /// Tokens that `row_count` rows may have together beyond their next ones, for which they have
-    /// pages, so that the window groups have pages for all of them however these are shared out:
-    /// each row may leave a page incomplete.
+    /// How many tokens `row_count` rows may have together beyond the next token of each, which has
+    /// a page. Window groups have pages for all of them, however the tokens are shared out,
+    /// although each row may leave a page incomplete.
     pub(crate) fn step_room(&self, row_count: u32) -> u32 {
         let windows = self.groups.iter().filter(|group| group.spec.window.is_some());
         let room = windows.map(|group| {
@@ -229,8 +231,8 @@ impl Pages {
         }
     }
 
-    /// A free page of a group. Where there is none, a window group loses tails, and another one the
-    /// page that was unused for longest, with all texts that have it.
+    /// Takes a page of a group. If none is free, a window group loses tails, and another group
+    /// loses the page that was unused for longest, with all texts that have it.
     fn take(&mut self, index: usize) -> PageId {
         let windowed = self.groups[index].spec.window.is_some();
         while windowed && !self.groups[index].pool.has_free() && self.evict_tail() {}
@@ -419,8 +421,8 @@ impl Group {
         self.spec.first_needed(start) / self.tokens()
     }
 
-    /// The oldest page that is kept for a request with `computed` positions: the one that its next
-    /// row may read, or that the hits need which end shortly before.
+    /// The oldest page that is kept for a request with `computed` positions: the oldest that its
+    /// next row may read, or that a hit needs which ends shortly before.
     fn first_kept(&self, computed: u32, stride: u32) -> u32 {
         let retained = self.retained.map_or(computed, |retained| {
             (computed / stride * stride + stride).saturating_sub(retained)

@@ -14,7 +14,7 @@ use crate::shares::share_prompts;
 /// A row that is being planned.
 struct Share {
     rank: Rank,
-    /// Without drafts.
+    /// Drafts are not counted.
     token_count: u32,
     draft_count: u32,
     draft_refused: bool,
@@ -123,8 +123,8 @@ impl Scheduler {
         last.inspect(|last| self.preempt(*last)).is_some()
     }
 
-    /// Pages of each group that running requests still need for their known tokens, and one more
-    /// for each to grow; and those of a step.
+    /// Reserved pages of each group: those that running requests still need for their known tokens,
+    /// one more for each to grow, and those of a step.
     fn spoken_for(&self) -> Vec<u32> {
         let mut spoken = vec![0; self.caps.groups.len()];
         if !self.running.is_empty() {
@@ -201,9 +201,9 @@ impl Scheduler {
         shares
     }
 
-    /// The rows of a step, at most [`Scheduler::row_max`]. Returns the decoding rows, those that
-    /// decode only if the step takes the wide pass, and the prompts, of which no more than half of
-    /// the rows are if others decode. The first rank always has a row, the others take turns.
+    /// The rows of a step, at most [`Scheduler::row_max`]. Returns the decoding rows, the rows that
+    /// decode only if the step takes the wide pass, and the prompts, which are at most half of the
+    /// rows if others decode. The first rank always has a row, the others take turns.
     fn choose_rows(
         &self,
         mut tips: Vec<Rank>,
@@ -226,8 +226,8 @@ impl Scheduler {
         (tips, others, prompts)
     }
 
-    /// How many of so many rows decode in one step: as many as the narrow pass takes, if the wide
-    /// pass brings fewer tokens for its time. Prompts get some tokens of a narrow step.
+    /// How many of `count` rows decode in one step: all; or as many as the narrow pass takes, if
+    /// the wide pass brings fewer tokens for its time. Prompts get some tokens of a narrow step.
     fn tips_at_once(&self, count: u32, prompts: bool) -> u32 {
         let narrow_max = self.round_cost.pass_max(1);
         let kept = if prompts { self.limits.chunk_min.min(narrow_max / 2) } else { 0 };
@@ -258,8 +258,8 @@ impl Scheduler {
         request.computed + 1 == request.target()
     }
 
-    /// Shortens prompts that are scored to the logits that a step has, first rank first. Each
-    /// row after them keeps those of one token.
+    /// Shortens scored prompts, in order of rank, so that a step wants no more logits than it can
+    /// have. Each row keeps those of one token.
     fn limit_scored(&self, shares: &mut [Share]) {
         let others: u32 = shares.iter().map(|share| 1 + share.draft_count).sum();
         let mut room = self.caps.wanted_max - others;
@@ -276,7 +276,7 @@ impl Scheduler {
     /// `others` are further rows that the step may have.
     fn drafts(&mut self, tips: &[Rank], prompts: &[Rank], others: u32) -> Vec<Drafts> {
         let used = tips.len() as u32;
-        // Drafts do not push a step into the wide pass, whose base is worth many of them.
+        // Drafts do not push a step into the wide pass, whose base time is worth many of them.
         let room = self.caps.token_max.min(self.round_cost.pass_max(used)) - used;
         let room = if prompts.is_empty() { room } else { room / 2 };
         let room = room.min(self.caps.wanted_max - used - prompts.len() as u32 - others);
@@ -333,7 +333,7 @@ impl Scheduler {
         let most = left.min(room).min(self.limits.chunk_max);
         let own_us = self.cost.cost(used).of(beside) as u32;
         let us_max = self.limits.step_us_max.max(own_us.saturating_mul(2));
-        // The least does not push a step into the wide pass.
+        // `chunk_min` does not push a step into the wide pass.
         let same_pass = self.cost.pass_max(used).saturating_sub(used).max(1);
         let beside = Beside {
             size: beside,

@@ -18,7 +18,7 @@ pub(crate) struct Pool {
 #[derive(Clone, Default)]
 struct Page {
     owner_count: u32,
-    /// Where the prefix tree has it.
+    /// Its place in the prefix tree, if it is there.
     spot: Option<TreePlace>,
     /// Tails of the prefix tree that need it, if its group has a window.
     tail_count: u32,

@@ -52,9 +52,9 @@ struct Node {
 /// The windows before a position, kept so that a hit can end there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Tail {
-    /// Tokens that are computed again where it is missing, as far as is known.
+    /// Tokens that are computed again without it, as far as is known.
     pub(crate) worth: u32,
-    /// Those with the lowest are evicted first.
+    /// Tails with the lowest priority are evicted first.
     pub(crate) priority: u64,
 }
 
@@ -145,7 +145,7 @@ impl Tree {
         self.at_mut(node).pin_count += 1;
     }
 
-    /// Returns the pages of the nodes that are then without use.
+    /// Removes a pin, and the nodes that are then without use. Returns their pages.
     #[must_use]
     pub(crate) fn unpin(&mut self, node: NodeId) -> Vec<Released> {
         self.at_mut(node).pin_count -= 1;
@@ -209,7 +209,7 @@ impl Tree {
     }
 
     /// Cuts off the first edge of a text, and all texts that start with it: no request finds them
-    /// any more. Running ones may go on there.
+    /// any more. Running requests may go on there.
     pub(crate) fn cut(&mut self, node: NodeId) {
         for id in self.below(node) {
             self.at_mut(id).is_lost = true;
@@ -225,8 +225,8 @@ impl Tree {
         debug_assert_eq!(released, [], "above the first edge there is only the salt");
     }
 
-    /// Removes the nodes without use among these, of which parents come before their children, and
-    /// above the first one. Returns their pages.
+    /// Removes nodes without use: those among `nodes`, in which parents come before their children,
+    /// and those above the first. Returns their pages.
     #[must_use]
     pub(crate) fn sweep(&mut self, nodes: &[NodeId]) -> Vec<Released> {
         let mut released = Vec::new();

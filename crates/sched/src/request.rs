@@ -192,7 +192,7 @@ impl Request {
     }
 
     /// Drafts that a row may have by its masks: those that they allow. Under rejection sampling the
-    /// first one that they forbid is judged too, as [`kilotok_engine::Row::masks`] says why.
+    /// first one that they forbid is judged too; [`kilotok_engine::Row::masks`] says why.
     pub(crate) fn judgeable(&self) -> u32 {
         let rejection = self.asked.setup.verification.is_rejection();
         self.masks.as_ref().map_or(u32::MAX, |Masks { draft_count, masks }| {
@@ -222,7 +222,7 @@ impl Request {
         setup
     }
 
-    /// The prompt's tokens after each of the row's, if they are yet to be scored.
+    /// The token of the prompt after each token of the row, if they are yet to be scored.
     pub(crate) fn to_score(&self, start: u32, end: u32) -> &[TokenId] {
         let end = (end + 1).min(self.prompt_count());
         if !self.asked.score_prompt || end <= self.scored + 1 || end <= start + 1 {
@@ -231,7 +231,8 @@ impl Request {
         &self.known[start as usize + 1..end as usize]
     }
 
-    /// Enters a slot; the holding's positions are computed. Returns whether for the first time.
+    /// Enters a slot with pages whose positions are computed. Returns whether this is the first
+    /// time.
     pub(crate) fn start(&mut self, slot: SlotId, holding: RequestPages) -> bool {
         self.computed = holding.named;
         self.written_from = self.written_from.min(self.computed);

@@ -34,18 +34,18 @@ pub struct Scheduler {
     pub(crate) requests: BTreeMap<RequestId, Request>,
     pub(crate) waiting: BTreeSet<Rank>,
     pub(crate) running: BTreeSet<Rank>,
-    /// Replies of one request that have not ended, by the first, if there are several.
+    /// Families of several replies: those that have not ended, by the id of the first.
     pub(crate) families: BTreeMap<RequestId, Vec<RequestId>>,
     pub(crate) slots: Vec<SlotId>,
     pub(crate) pages: Pages,
     /// What the first in the queue waits for.
     pub(crate) shortage: Option<Shortage>,
     pub(crate) in_flight: Option<Vec<InFlightRow>>,
-    /// Of all steps.
+    /// The cost of all steps.
     pub(crate) cost: CostModel,
-    /// Of steps without prompts: many tokens of one row cost less than as many rows.
+    /// The cost of steps without prompts: many tokens of one row cost less than as many rows.
     pub(crate) round_cost: CostModel,
-    /// The same by the number of rows, to choose how many drafts they make and verify.
+    /// The same by number of rows, to choose how many drafts they make and verify.
     pub(crate) draft_costs: DraftCosts,
     pub(crate) trials: Trials,
     pub(crate) acceptance: AcceptanceByRule,
@@ -392,7 +392,7 @@ impl InFlightRow {
         self.end - self.start + self.draft_count
     }
 
-    /// Drafts that are known to be accepted or rejected afterwards.
+    /// Drafts of which the output shows whether they were accepted.
     pub(crate) fn judged(&self) -> u32 {
         self.draft_count + u32::from(self.draft_refused)
     }

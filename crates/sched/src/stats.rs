@@ -54,8 +54,8 @@ pub struct GroupUsage {
 }
 
 impl Stats {
-    /// How full the fullest of the groups is that hold all positions of a text; 1 is full. Pages of
-    /// windows say little: each step uses them anew, and there are enough for all slots.
+    /// How full the fullest group is, among those that hold all positions of a text; 1 is full.
+    /// Pages of windows say little: each step uses them anew, and there are enough for all slots.
     pub fn usage(&self) -> f64 {
         let whole = self.groups.iter().filter(|group| !group.windowed);
         let part = |group: &GroupUsage| f64::from(group.used) / f64::from(group.page_count.max(1));

@@ -1,14 +1,14 @@
 //! Tails: positions of cached texts at which a prefix hit may end. A tail keeps the windows before
 //! its position in every group that has one. Windows take much more memory than the tokens between
 //! them, so only chosen positions have a tail: ends of prompts and of replies, where a conversation
-//! goes on; the position at which a text has left a cached one, as the end of a common system
-//! prompt does; and one in every [`TAIL_INTERVAL`] tokens. Where no group has a window, every
+//! goes on; the position at which a text diverged from a cached one, such as the end of a common
+//! system prompt; and one in every [`TAIL_INTERVAL`] tokens. Where no group has a window, every
 //! position has one.
 //!
-//! A tail is worth the tokens that are computed again without it. Those between ends are worth
-//! nothing while the ends are there, so one long prompt evicts nothing of others. What is worth
-//! least is evicted first, and worth fades as others are evicted (Greedy-Dual, Young 1991). A tail
-//! leaves the cache with the pages before it.
+//! The worth of a tail is the number of tokens that are computed again without it. Tails between
+//! ends are worth nothing while the ends are there, so one long prompt evicts no tails of others.
+//! The tail of least worth is evicted first, and worth fades as others are evicted (Greedy-Dual,
+//! Young 1991). A tail leaves the cache with the pages before it.
 
 use std::collections::BTreeSet;
 
@@ -18,8 +18,8 @@ use kilotok_engine::WINDOW_SLACK;
 use crate::pages::{Pages, RequestPages};
 use crate::prefix::{NodeId, Tail, TreePlace};
 
-/// Tokens between two tails inside a long text. A request that leaves the text in between computes
-/// half as many again, on average; a second at the slowest.
+/// Tokens between two tails inside a long text. A request whose text diverges in between computes
+/// half as many again, on average, which takes a second at the slowest.
 const TAIL_INTERVAL: u32 = 4096;
 
 /// All tails by priority.
@@ -44,7 +44,7 @@ impl Pages {
         let is_branch = position == holding.branch;
         if near_end || is_branch {
             self.add_tail(holding, position - holding.worthy);
-            // Those near the end are worth the same, as one of them is hit.
+            // Tails near the end are worth the same, as one of them is hit.
             if is_branch || position + self.stride > holding.prompt_count {
                 holding.worthy = position;
             }
@@ -57,8 +57,8 @@ impl Pages {
         self.groups.iter().any(|group| group.spec.window.is_some())
     }
 
-    /// Adds a tail at the end of the named text, or notes that it was of use, if all pages are
-    /// there that it needs.
+    /// Adds a tail at the end of the named text, if all pages that it needs are there. If there is
+    /// one already, notes that it was of use.
     pub(crate) fn add_tail(&mut self, holding: &RequestPages, worth: u32) {
         let node = holding.node;
         if self.tree.tail(node).is_some() {

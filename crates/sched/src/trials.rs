@@ -1,16 +1,16 @@
-//! Exploration for the cost model: steps that are never tried have no measured cost, and drafts
-//! that are never made no measured acceptance. So now and then a step drafts where the others do
-//! not, or does not where the others do. Such trials bias no token, and have a fixed share of the
-//! time: those of drafts lose it, as far as their tokens would come sooner without drafts, and
-//! those without drafts take it. So drafts that pay are tried again at once, until the acceptance
-//! shows it.
+//! Exploration for the cost model. Steps that are never tried have no measured cost, and drafts
+//! that are never made have no measured acceptance. So now and then a step drafts although the
+//! others do not, or does not although the others do. Such trials bias no token. They have a fixed
+//! share of the time: a trial of drafts is charged the time that it loses, compared with the same
+//! tokens without drafts, and a trial without drafts is charged all of its time. So drafts that pay
+//! are tried again at once, until the acceptance shows it.
 
 use crate::draft_costs::{CLASS_COUNT, class};
 
 /// Steps charged to a trial: itself and the next, in which its drafts or their absence show.
 const STEP_COUNT: u32 = 2;
-/// At first one step in this many is a trial, for each class of row counts until this many of
-/// either kind were seen: a single outlier would otherwise count for long.
+/// At first one step in this many is a trial, until a class of row counts has this many steps with
+/// drafts and as many without: a single outlier would otherwise count for long.
 const FIRST: u32 = 8;
 
 /// A step is charged at most this many times the usual time. A pause of the whole machine says
@@ -20,7 +20,7 @@ const CHARGE_MAX: f32 = 8.0;
 const USUAL_STEP: f32 = 1.0 / 64.0;
 
 pub(crate) struct Trials {
-    /// Of all time.
+    /// The trials' share of all time.
     share: f32,
     /// What is left of the trials' share, in microseconds; they wait while it is negative.
     balance_us: f32,
