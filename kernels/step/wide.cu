@@ -5,7 +5,7 @@
 
 namespace kilotok {
 
-// The host takes the wide pass only for models that it has, and knows which steps have few tokens.
+// The host knows which attention the wide pass has, and up to how many tokens `wide_qkv_few` takes.
 template <int KIND = 0>
 constexpr bool wide_attentions_agree() {
   if constexpr (KIND < DRAFT_ATTENTION) {
@@ -58,7 +58,7 @@ __device__ __forceinline__ void with_experts(const WideMemory& wide, F f) {
   });
 }
 
-// The drafter's context has come so far; launches behind this one say so again.
+// Records the time of the drafter's context; later launches overwrite it.
 __device__ __forceinline__ void note_wide_drafted(const WideMemory& wide) {
   if (threadIdx.x == 0 && ptx::cta_index() == 0)
     at<Timestamps>(wide.memory.timestamps)->drafted = ptx::nanoseconds();
@@ -78,7 +78,7 @@ extern "C" __device__ const unsigned WIDE_ROUTER_THREADS = wide::ROUTER_THREADS;
 extern "C" __device__ const unsigned WIDE_EXPERTS_THREADS = wide::ExpertsCta::THREADS;
 extern "C" __device__ const unsigned WIDE_CHOICE_THREADS = wide::CHOOSING_THREADS;
 
-// Only a stamp: behind the last launch of a sequence.
+// Only stamps the end of the last launch of a sequence.
 extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
     wide_end(const __grid_constant__ WideMemory memory) {
   begin_wide(memory);
@@ -91,7 +91,7 @@ extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
   wide::rope_angles(attn_in_memory<false>(memory), 0, ATTENTION_KINDS, wide::SORTERS);
 }
 
-// Where there are several ranks: a part of which each fills some columns.
+// With several ranks: clears the part, of which each rank then fills some columns.
 extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
     wide_clear_part(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;
@@ -104,7 +104,7 @@ extern "C" __global__ void __launch_bounds__(wide::NORM_THREADS, 1)
   const wide::AddNormMemory norm = input_norm_memory(memory);
   auto& shared = launch_shared<wide::NormShared>();
   if (memory.slice_count == 0) return wide::add_rms_norm(shared, norm);
-  // Of the layer before.
+  // The layer before, whose products are added.
   const LayerMemory& layer = at<const LayerMemory>(memory.memory.layers)[memory.layer - 1];
   with_kind<0, DRAFT_FEED_FORWARD>(layer.feed_forward, [&](auto kind) {
     constexpr int KIND = decltype(kind)::value;
@@ -123,7 +123,7 @@ extern "C" __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
   });
 }
 
-// The same of few tokens, up to `planned::WIDE_FEW_QKV` of the layer's kind.
+// The same for few tokens, up to `planned::WIDE_FEW_QKV` of the layer's kind.
 extern "C" __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
     wide_qkv_few(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;
@@ -136,7 +136,7 @@ extern "C" __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
   });
 }
 
-// Of kinds whose projections do not become queries, keys and values by themselves.
+// For kinds whose `wide_qkv` stores projections instead of queries, keys and values.
 extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
     wide_heads(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;
@@ -156,7 +156,7 @@ extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
   });
 }
 
-// The same of layers with a window, of a step with many rows.
+// The same for layers with a window, in a step with many rows.
 extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
     wide_window_rows(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;
@@ -284,7 +284,7 @@ extern "C" __global__ void __launch_bounds__(wide::SORTERS, 1)
                        static_cast<int>(memory.slice_count), ranks_memory(memory)});
 }
 
-// The narrow pass's head: its batch has up to TOKENS_MAX wanted tokens alone.
+// The narrow pass's head, over a batch of up to TOKENS_MAX wanted tokens.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     wide_head(const __grid_constant__ Memory memory) {
   run<HeadPass<TILES_MAX>>(memory);
@@ -295,7 +295,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   if (threadIdx.x < CONSUMERS) update_wide_slots(arguments);
 }
 
-// Of the wanted tokens whose logits the head has made.
+// Samples the wanted tokens whose logits the head has computed.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     wide_sample(const __grid_constant__ VerifyMemory arguments) {
   if (threadIdx.x < CONSUMERS) sample_wide(arguments, launch_shared<VerifyShared>());
@@ -321,7 +321,7 @@ extern "C" __global__ void __launch_bounds__(wide::NORM_THREADS, 1)
   wide::add_rms_norm(launch_shared<wide::NormShared>(), context_norm_memory(memory));
 }
 
-// Keys and values of a layer of the drafter. Its queries are made too, and not used.
+// Keys and values of a layer of the drafter. Its queries are computed too, and not used.
 extern "C" __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
     wide_context_keys(const __grid_constant__ WideMemory memory) {
   if (!begin_wide(memory)) return;

@@ -1,6 +1,6 @@
 // The phases of the wide pass: a step of more tokens than the narrow pass takes is a chain of
-// launches, one for each phase of each layer. What a phase is called with comes from the launch's
-// memory and the layer's.
+// launches, one for each phase of each layer. The arguments of a phase come from the memory of the
+// launch and of the layer.
 #pragma once
 
 #include "kilotok/wide/attn_rows.cuh"
@@ -21,8 +21,8 @@ __device__ __forceinline__ T& launch_shared() {
   return *reinterpret_cast<T*>(shared_bytes);
 }
 
-// In kernels that are compiled for it: a launch begins when the one before it has ended, and all
-// first CTAs are on the same SM, whose clock runs on.
+// In kernels that are compiled for it, records the clock at the beginning of a launch, which is the
+// end of the one before. First CTAs are all on the same SM, so they read the same clock.
 __device__ __forceinline__ void stamp_launch(const WideMemory& wide) {
 #ifdef KILOTOK_STAMPS
   if (threadIdx.x != 0 || ptx::cta_index() != 0 || wide.token_count == 0) return;
@@ -33,8 +33,8 @@ __device__ __forceinline__ void stamp_launch(const WideMemory& wide) {
 #endif
 }
 
-// All threads of a CTA, at first. False if the step has no tokens: then its launches do nothing.
-// Launches of the wide pass begin before those before them have ended.
+// All threads of a CTA, first of all: waits for the end of the launch before, during which this one
+// may begin. Returns false if the step has no tokens; then its launches do nothing.
 __device__ __forceinline__ bool begin_wide(const WideMemory& wide) {
   ptx::allow_next_launch();
   ptx::wait_for_last_launch();
@@ -79,8 +79,8 @@ __device__ __forceinline__ wide::RanksMemory ranks_memory(const WideMemory& wide
   return {memory.peers, wide.flags, memory.rank, before + wide.collective, count};
 }
 
-// The norm before a layer's projections, or before the head where there is no such layer; then a
-// tap of the layer before. The first adds the embeddings.
+// The norm before a layer's projections, or before the head where there is no such layer. It also
+// writes the tap of the layer before. The first norm adds the embeddings.
 __device__ __forceinline__ wide::AddNormMemory input_norm_memory(const WideMemory& wide) {
   const Memory& memory = wide.memory;
   const bool last = wide.layer == LAYERS;
@@ -102,14 +102,14 @@ __device__ __forceinline__ wide::AddNormMemory input_norm_memory(const WideMemor
   return own;
 }
 
-// The products that the norm adds behind a layer of experts.
+// The products that the norm after a layer of experts adds.
 template <int KIND>
 __device__ __forceinline__ wide::AddedProducts added_products(const WideMemory& wide) {
   return {wide.rows, wide.products, wide::panel_stride<KIND>(wide.token_count)};
 }
 
-// The norm before a layer's network. One rank has no part of the output projection: sums of squares
-// are in its place.
+// The norm before a layer's network. A single rank has no part of the output projection, and keeps
+// sums of squares in its place.
 __device__ __forceinline__ wide::AddNormMemory post_norm_memory(const WideMemory& wide) {
   const LayerMemory& layer = wide_layer<false>(wide);
   wide::AddNormMemory own = input_norm_memory(wide);
@@ -126,7 +126,7 @@ __device__ __forceinline__ wide::AddNormMemory post_norm_memory(const WideMemory
   return own;
 }
 
-// The norm of the drafter's context, which the fused taps are.
+// The norm of the drafter's context, that is, of the fused taps.
 __device__ __forceinline__ wide::AddNormMemory context_norm_memory(const WideMemory& wide) {
   wide::AddNormMemory own = {};
   own.stream = wide.stream;
@@ -202,8 +202,8 @@ __device__ __forceinline__ wide::ExpertsMemory experts_memory(const WideMemory& 
   return own;
 }
 
-// Before the wanted tokens of a launch are gathered: the batch of the head and of sampling, and the
-// counters of their launches, which begin at zero. They are the first two of a step.
+// Before a launch's wanted tokens are gathered: writes the batch for the head and for sampling, and
+// sets the counters of these two launches to zero. They use a step's first two sets of counters.
 __device__ __forceinline__ void begin_head(const WideMemory& wide) {
   if (ptx::cta_index() != 0) return;
   const Batch& step = *at<const Batch>(wide.memory.batch);
@@ -214,8 +214,8 @@ __device__ __forceinline__ void begin_head(const WideMemory& wide) {
     *at<uint32_t>(wide.memory.barrier + threadIdx.x * COUNTER_BYTES) = 0;
 }
 
-// The head over the wanted tokens, whose last norm was gathered for it: the narrow pass's, which
-// begins and ends with it.
+// The head over the wanted tokens, whose last norm was gathered for it: a narrow pass that has no
+// layers.
 template <int TILES>
 struct HeadPass {
   static constexpr Launch LAUNCH = Launch::Target;

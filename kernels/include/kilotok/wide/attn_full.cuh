@@ -26,10 +26,9 @@ template <int KIND>
 struct FullSizes {
   static constexpr Attention A = ATTENTIONS[KIND];
   static constexpr int KEY_BYTES = A.qk_dim * 2, VALUE_BYTES = A.v_dim * 2;
-  // The values of eight keys, and behind them eight columns of ones: their products are the sums
-  // of weights.
+  // The values of eight keys, then eight columns of ones, whose products are the sums of weights.
   static constexpr int VALUE_GROUP = GROUP_KEYS * VALUE_BYTES + PIECE_BYTES;
-  // The queries of a token, and of eight of its heads.
+  // Bytes of the queries of a token, and of eight of its heads.
   static constexpr int QUERY_BYTES = TILE_HEADS * KEY_BYTES, HALF_BYTES = QUERY_BYTES / 2;
 };
 
@@ -38,12 +37,12 @@ struct FullShared {
   using S = FullSizes<KIND>;
   alignas(128) char keys[FULL_STAGES][STAGE_KEYS * S::KEY_BYTES];
   alignas(128) char values[FULL_STAGES][STAGE_KEYS / GROUP_KEYS * S::VALUE_GROUP];
-  // Of two tiles, so that the next tile's queries are loaded while one is computed.
+  // Two tiles' queries: those of the next tile are loaded while one is computed.
   alignas(128) char queries[2][FULL_POSITIONS * S::QUERY_BYTES];
   alignas(8) uint64_t keys_full[FULL_STAGES], keys_empty[FULL_STAGES];
   alignas(8) uint64_t values_full[FULL_STAGES], values_empty[FULL_STAGES];
   alignas(8) uint64_t queries_full[2], queries_empty[2];
-  // At which the warpgroup before gives each its turn.
+  // On which each warpgroup waits for its turn, until the one before it gives it.
   alignas(8) uint64_t turns[CONSUMER_GROUPS];
 };
 
@@ -106,8 +105,8 @@ struct FullWalk {
   }
 };
 
-// The weights of a stage's keys. Before those of a half are added, the sums are multiplied with its
-// factors, which are all 1 in a warp unless the maximum of a lane rises.
+// The weights of a stage's keys. Before a half of them is added, the sums are multiplied with its
+// factors. These are all 1 in a warp unless the maximum `rises` in one of its lanes.
 struct KeyWeights {
   uint32_t pieces[2][PIECES_AT_ONCE][4];
   float factors[2][2];
@@ -122,10 +121,10 @@ struct FullSums {
   static constexpr int COUNT = A.v_dim / 2;
   using Scores = float[STAGE_KEYS / 2];
 
-  // Of the chunk, as in `StreamedTile`: the largest score, and weighted values, behind which are
-  // the sums of weights.
+  // The chunk's, as in `StreamedTile`: the largest score, and the weighted values, followed by the
+  // sums of weights.
   float largest[2], values[COUNT + 4] = {};
-  // Of all chunks before it.
+  // Those of all chunks before it.
   Softmax softmax[2];
   float total[COUNT];
 
@@ -136,7 +135,7 @@ struct FullSums {
     for (int i = 0; i < COUNT; i++) total[i] = 0;
   }
 
-  // The chunk's values stay: the next products replace them.
+  // Adds the chunk to those before it. It does not reset `values`: the next products replace them.
   __device__ __forceinline__ void end_chunk() {
     float keep[2], weight[2];
 #pragma unroll
@@ -148,7 +147,7 @@ struct FullSums {
       largest[row] = LOWEST;
       add_part(softmax[row].sum, keep[row], weight[row], values[COUNT + row * 2]);
     }
-    // This is `add_part`, without products with 1.
+    // The same as `add_part`, but without multiplying by 1.
     if (__any_sync(~0u, keep[0] != 1 || keep[1] != 1)) {
 #pragma unroll
       for (int i = 0; i < COUNT; i++) total[i] *= keep[i % 4 / 2];
@@ -166,7 +165,8 @@ struct FullSums {
     return most;
   }
 
-  // Finds the largest scores of each half and before, and the factors. Adds them to `largest`.
+  // Finds the running maximum after each half, and the factors that follow from it, and updates
+  // `largest`.
   __device__ __forceinline__ void find_largest(const Scores& scores, KeyWeights& to,
                                                float (&most)[2][2]) {
 #pragma unroll
@@ -241,8 +241,8 @@ struct FullConsumer {
   using S = FullSizes<KIND>;
   using Sums = FullSums<KIND>;
   static constexpr Attention A = ATTENTIONS[KIND];
-  // Steps of 16 dimensions of the scores, and those that are multiplied behind the first half's
-  // values. These are enough to rescale sums meanwhile.
+  // Steps of 16 dimensions of the scores, and how many of them are multiplied after the first
+  // half's values: enough to rescale the sums meanwhile.
   static constexpr int STEPS = A.qk_dim / 16, FIRST_STEPS = STEPS * 2 / 3;
   const AttnMemory& memory;
   FullShared<KIND>& shared;
@@ -250,10 +250,10 @@ struct FullConsumer {
   StageRing<2> query_ring;
   FullWalk<KIND> walk;
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  // The same in all lanes, as the compiler knows by this.
+  // The shuffle shows the compiler that all lanes have the same value.
   int group = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / WARPGROUP, 0);
   uint32_t turn_parity = 0;
-  // Of the tile: its queries, the position behind the row's last, and the chunks' length.
+  // The tile's queries, the position after its row's last, and the length of its chunks.
   uint64_t queries = 0;
   uint32_t row_end, chunk_keys;
 
@@ -321,19 +321,20 @@ struct FullConsumer {
     ptx::wgmma_commit();
   }
 
-  // Attends to the stage whose scores are in flight, and starts those of the next one, which are in
-  // flight afterwards. `add`: the chunk has earlier stages. `more`: there is a next stage; if not,
-  // its scores are of no use. `second_half`: a token of the tile sees keys of it.
+  // Attends to the stage whose scores are in flight, and starts the scores of the next one. `add`:
+  // the chunk has earlier stages. `more`: there is a next stage; if not, its scores are of no use.
+  // `second_half`: a token of the tile sees keys of it.
   __device__ __forceinline__ void attend_stage(Sums& sums, typename Sums::Scores& scores, bool add,
                                                bool more, bool second_half) {
     KeyWeights weights;
     float most[2][2];
     sums.find_largest(scores, weights, most);
     value_ring.wait();
-    // No wait comes among products: the compiler would have them wait for one another.
+    // All waits come before the products: among them, they would make the compiler serialise the
+    // products.
     if (more) key_ring.wait();
     sums.weigh(scores, most[0], weights.pieces[0], 0);
-    // Also where nothing is to be rescaled: this takes no time beside the exponentials.
+    // Even if no maximum has risen: this takes no time beside the exponentials.
     sums.rescale(weights.factors[0]);
     sums.weigh(scores, most[1], weights.pieces[1], 1);
     take_turn();
@@ -341,8 +342,8 @@ struct FullConsumer {
     begin_scores<0, FIRST_STEPS>(scores);
     ptx::wgmma_wait<1>(sums.values);
     if (weights.rises[1]) sums.rescale(weights.factors[1]);
-    // Where no token sees the second half its weights are zero, but its values can be anything.
-    // Those of the first half replace them.
+    // Where no token sees the second half, its weights are zero, but its values are arbitrary.
+    // Those of the first half are multiplied instead.
     begin_values(sums, weights.pieces[1], second_half ? 1 : 0, true);
     begin_scores<FIRST_STEPS, STEPS>(scores);
     give_turn();
@@ -355,8 +356,9 @@ struct FullConsumer {
     for (int i = 0; i < STAGE_KEYS / 2; i++) scores[i] = fmaf(scores[i], 0.0f, scores[i]);
   }
 
-  // For a tile's last stage, which has the tile's own positions: hides the keys behind a token's
-  // own. Values behind the row's last become zeros, because uninitialised memory could be NaN.
+  // For a tile's last stage, which has the tile's own positions: hides the keys after a token's own
+  // (causal mask). Values after the row's last become zeros, because uninitialised memory could be
+  // NaN.
   __device__ __forceinline__ void hide(typename Sums::Scores& scores, uint32_t first) const {
     const uint32_t position = walk.tile.begin + warp;
 #pragma unroll
@@ -503,7 +505,7 @@ struct FullProducer {
     const BatchRow row = memory.step.row(tile.row);
     const KeySource<KIND> source = key_source<KIND>(memory, row, tile.kv_head);
     copy_queries(tile, head_tile, row);
-    // Copies behind the row's last key are replaced by the last one.
+    // Copies after the row's last key are replaced by the last one.
     const uint32_t last = (row.start + row.count - 1) / COPY_KEYS * COPY_KEYS;
     const auto look_up = [&](uint32_t first, uint32_t (&places)[COPIES]) {
 #pragma unroll

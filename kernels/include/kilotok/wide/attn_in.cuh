@@ -14,8 +14,8 @@
 
 namespace kilotok::wide {
 
-// The tokens of a step: BatchToken `[count]`, BatchRow `[row_count]`, and the table of pages that
-// rows have their places in. Rows cover all tokens, in order.
+// The tokens of a step: BatchToken `[count]`, BatchRow `[row_count]`, and the page table, of which
+// rows have parts. Rows cover all tokens, in order.
 struct StepTokens {
   uint64_t tokens, rows, pages;
   int count, row_count;
@@ -36,7 +36,7 @@ struct AttnInMemory {
   uint64_t normed, inverse_rms;
   // F32 `[ATTENTION_KINDS][ROPE_PAIRS_MAX]`; float2 `[ATTENTION_KINDS][capacity][ROPE_PAIRS_MAX]`.
   uint64_t frequencies, angles;
-  // BF16 `[capacity][QUERY_VALUES]`, of a token as `query_offset` has them.
+  // BF16 `[capacity][QUERY_VALUES]`, a token's in the order of `query_offset`.
   uint64_t queries;
   // F32 `[capacity][PROJECTED_ROWS]`, only for kinds whose rows do not lie in pairs.
   uint64_t projected;
@@ -80,11 +80,11 @@ __device__ __forceinline__ uint32_t token_place(const StepTokens& step, int inde
 }
 
 // A lane's products of a row tile with eight tokens: two neighbouring rows of token lane / 4, and
-// the rows eight behind them.
+// the two rows eight further on.
 struct TileProducts {
   float low[2], high[2];
 
-  // `sums` are those of the warp's lanes in shared memory, as `mma` has them.
+  // `sums` are the sums of the warp's lanes in shared memory, in the layout of `mma`.
   __device__ __forceinline__ void load(const float4* sums, int lane) {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -184,9 +184,9 @@ __device__ __forceinline__ void store_projected(const AttnInMemory& memory, int 
 }
 
 // A consumer warp, which has a row tile of an item: calls `use(row tile, token, end, lane,
-// products)` for TILES_AT_ONCE tiles of tokens at a time, every GROUPS-th of those from number
-// `group` on. A lane's first token may be `end` or more. `sums` are those of the warp's lanes of
-// the first tile, THREADS before those of the next.
+// products)` for TILES_AT_ONCE tiles of tokens at a time. Of these groups of tiles it takes every
+// GROUPS-th, from number `group` on. A lane's first token may be `end` or more. `sums` are the sums
+// of the warp's lanes for the first tile; those for the next tile lie THREADS further on.
 template <int THREADS, int GROUPS, class M, class Work, class Use>
 __device__ __forceinline__ void use_products(const float4* sums, const Work& work, int item,
                                              int row_tile, int group, int lane, Use use) {
@@ -202,8 +202,8 @@ __device__ __forceinline__ void use_products(const float4* sums, const Work& wor
   }
 }
 
-// All threads of all CTAs, GEMM_THREADS each: calls `use` as above for all products. They are
-// passed through shared memory: the epilogue's code is then there once, and its registers do not
+// All threads of all CTAs, GEMM_THREADS each: calls `use`, as above, for all products. They are
+// passed through shared memory, so that the epilogue is compiled once, and its registers do not
 // make the compiler wait between products.
 template <class M, class Use>
 __device__ __forceinline__ void multiply_projections(GemmShared& shared, const AttnInMemory& memory,
@@ -223,7 +223,7 @@ __device__ __forceinline__ void multiply_projections(GemmShared& shared, const A
           },
           finish);
 }
-// The same of few tokens.
+// The same for few tokens.
 template <class M, class Use>
 __device__ __forceinline__ void multiply_projections(FewShared& shared, const AttnInMemory& memory,
                                                      Use use) {
@@ -238,9 +238,9 @@ __device__ __forceinline__ void multiply_projections(FewShared& shared, const At
               });
 }
 
-// All threads of all CTAs, GEMM_THREADS each. `kind` is one of FIRST to END - 1 whose matrix is M:
-// the GEMM is there once for all of them, since over branches the compiler would wait for each
-// product. `Shared` is that of `gemm` or, for few tokens, of `gemm_few`.
+// All threads of all CTAs, GEMM_THREADS each. `kind` is one of FIRST to END - 1 whose matrix is M.
+// The GEMM is compiled once for all of them, because in a divergent branch the compiler would wait
+// for each product. `Shared` belongs to `gemm` or, for few tokens, to `gemm_few`.
 template <class M, int FIRST, int END, class Shared>
 __device__ __forceinline__ void attn_in(Shared& shared, const AttnInMemory& memory, int kind) {
   multiply_projections<M>(
@@ -288,7 +288,7 @@ __device__ __forceinline__ void split_head(const AttnInMemory& memory, int token
   h.store(place_of, is_value ? A.value_scale : 1.0f, lane);
 }
 
-// All threads of all CTAs, THREADS each, behind `attn_in` of a kind whose rows do not lie in pairs.
+// All threads of all CTAs, THREADS each, after `attn_in` of a kind whose rows do not lie in pairs.
 template <int KIND>
 __device__ __forceinline__ void split_heads(const AttnInMemory& memory) {
   constexpr int HEADS = ATTENTIONS[KIND].q_heads + 2 * ATTENTIONS[KIND].kv_heads;

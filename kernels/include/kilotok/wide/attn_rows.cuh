@@ -1,8 +1,8 @@
-// Attention over a short window, of a step with many rows, as decoding users are, with the bits of
-// wide/attn_window.cuh. The tiles of all rows are counted first, in shared memory: looking at the
-// rows one after the other, as `TileWalk` does, takes longer than their attention. The heads of a
-// token are computed by all warps together: half a piece of the keys, then some dimensions of the
-// values, are a warp's.
+// Attention over a short window in a step with many rows, as decoding users have it, with the bits
+// of wide/attn_window.cuh. The tiles of all rows are counted first, in shared memory: looking at
+// the rows one after the other, as `TileWalk` does, takes longer than their attention. The heads of
+// a token are computed by all warps together: a warp takes half a piece of the keys, then some
+// dimensions of the values.
 #pragma once
 
 #include "kilotok/wide/attn.cuh"
@@ -18,11 +18,11 @@ static_assert(ROWS_MAX <= THREADS, "each row has its thread");
 template <int KIND>
 struct TileTable {
   static constexpr int POSITIONS = WINDOW_POSITIONS, KV_HEADS = ATTENTIONS[KIND].kv_heads;
-  // The number of tiles of the rows behind the last row, the one before it, and so on.
+  // `before[i]` is the number of tiles of the last `i` rows.
   int before[ROWS_MAX + 1];
   uint32_t of_warp[ROWS_MAX / 32];
 
-  // All threads of a CTA, before the others.
+  // All threads of a CTA, before `find`.
   __device__ __forceinline__ void fill(const StepTokens& step) {
     const int thread = threadIdx.x, lane = thread % 32;
     uint32_t sum = 0, all;
@@ -46,7 +46,7 @@ struct TileTable {
     const int cta = ptx::cta_index();
     const int item = turn * GRID + (turn % 2 == 0 ? cta : GRID - 1 - cta);
     const int index = item / KV_HEADS;
-    // The last place whose tiles begin there or before.
+    // The last place with `before[place] <= index`.
     int place = 0;
 #pragma unroll
     for (int half = ROWS_MAX / 2; half > 0; half /= 2)
@@ -70,7 +70,7 @@ template <int KIND>
 struct RowsShared {
   using S = WindowSizes<KIND>;
   static constexpr int HALVES = 2 * WINDOW_PIECES<KIND>;
-  // With what is behind them they have room in shared memory.
+  // As many as fit shared memory with the members below.
   static constexpr int STAGES =
       smaller(2, (216 << 10) / (S::KEYS * (S::KEY_BYTES + S::VALUE_BYTES)));
   static_assert(STAGES > 0, "a tile's keys fit shared memory");
@@ -101,7 +101,7 @@ struct WindowTogether {
   const AttnMemory& memory;
   Shared& shared;
   int warp, lane;
-  // Of the token's first piece.
+  // The token's first piece: addresses of its keys and values, and its position.
   uint32_t keys = 0, values = 0, base = 0;
   Range range = {};
   // The token's queries as operand A, the halves of all steps.
@@ -120,7 +120,7 @@ struct WindowTogether {
     }
   }
 
-  // A token at a position, of which the ring's stage has the keys from `tile_base` on.
+  // Begins a token at a position. The ring's stage has keys from `tile_base` on.
   __device__ __forceinline__ void begin(uint32_t position, int stage, uint32_t tile_base) {
     const uint32_t first = window_first<KIND>(position);
     base = first / PIECE_KEYS * PIECE_KEYS;
@@ -215,7 +215,7 @@ struct WindowTogether {
     }
   }
 
-  // Behind the runs' sums are those of the weights.
+  // The last sums are those of the weights.
   __device__ __forceinline__ void add_piece(int first_run, int piece,
                                             float (&part)[RUNS + 1][4]) const {
     constexpr uint32_t ONES = 0x3f803f80;

@@ -21,18 +21,18 @@ struct AttnMemory {
 // The queries of a K/V head in one tile of positions: tokens of one row.
 struct QueryTile {
   int row, kv_head;
-  // The tile's first position; the positions of its first token and behind its last.
+  // The tile's first position, the position of its first token, and the one after its last.
   uint32_t begin, first, end;
 };
 
 // A CTA's share of the query tiles of a step, POSITIONS each. The last positions come first, since
-// they see most keys. CTAs take turns, in alternating order, so that their sums of keys are alike.
+// they see most keys. CTAs take turns, in alternating order, so that each gets about as many keys.
 template <int KIND, int POSITIONS>
 struct TileWalk {
   static constexpr int KV_HEADS = ATTENTIONS[KIND].kv_heads;
   const StepTokens& step;
   int turn = 0;
-  // The row of the next tile, and the number of tiles of the rows behind it.
+  // The row of the next tile, and the number of tiles of the rows after it.
   int row, before = 0;
 
   __device__ __forceinline__ explicit TileWalk(const StepTokens& tokens)

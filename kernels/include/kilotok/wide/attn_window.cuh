@@ -71,7 +71,7 @@ struct WindowHeads {
   static_assert(A.v_dim % STRIP == 0 && STRIP % 16 == 0, "strips are whole");
 
   int lane;
-  // Of the token's first piece.
+  // The token's first piece: addresses of its keys and values, and its position.
   uint32_t keys, values;
   uint32_t base;
   Range range;
@@ -193,7 +193,7 @@ struct WindowHeads {
   }
 };
 
-// All consumers: clears a stage's values from one on, because uninitialised memory could be NaN.
+// All consumers: clears a stage's values from a key on, because uninitialised memory could be NaN.
 template <int KIND>
 __device__ __forceinline__ void clear_values(char* stage, uint32_t from) {
   constexpr int DIMS = ATTENTIONS[KIND].v_dim, RUNS = DIMS / 8;
@@ -219,7 +219,7 @@ struct WindowConsumer {
     const BatchRow& row = memory.step.row(tile.row);
     const WindowRange<KIND> range(tile);
     ring.wait();
-    // Those behind the tile's last.
+    // Values after the tile's last token.
     if (tile.end < range.base + S::KEYS)
       clear_values<KIND>(shared.values[ring.stage], tile.end - range.base);
     const int count = static_cast<int>(tile.end - tile.first) * T::COUNT;
@@ -261,8 +261,8 @@ struct WindowConsumer {
   }
 };
 
-// The producer: keys and values of a tile. Copies that no token sees are replaced by the nearest
-// one that a token sees: pages before a window may not exist.
+// The producer: keys and values of a tile. A copy of keys that no token sees is replaced by the
+// nearest one with visible keys, because pages before a window may not exist.
 template <int KIND, class Shared, class Ring>
 __device__ __forceinline__ void produce_window(const AttnMemory& memory, Shared& shared, Ring& ring,
                                                const QueryTile& tile) {

@@ -1,7 +1,7 @@
-// One CTA of the wide pass: many tokens, multiplied by warpgroups. Two warpgroups of *consumers*
-// multiply 64 rows of weights each with up to 128 tokens; a *producer* brings the tokens' operand
-// into a ring of shared memory. Weights go straight into the registers of the warp that
-// multiplies them, from the bytes that the narrow pass reads.
+// One CTA of the wide pass: many tokens, multiplied by warpgroups. Warpgroups of *consumers*
+// compute: two for attention, four for experts. One more warpgroup has the *producers*, which copy
+// operands into a ring in shared memory. GEMMs and the router have shapes of their own
+// (wide/gemm.cuh, wide/router.cuh).
 #pragma once
 
 #include "kilotok/cta.cuh"
@@ -11,16 +11,16 @@ namespace kilotok::wide {
 constexpr int WARPGROUP = 128;
 constexpr int WARPGROUP_ROWS = 64;
 constexpr int CONSUMER_GROUPS = 2;
-// Where an expert has few rows, more warps keep enough weights on their way.
+// With few rows for each expert it takes more warps to keep enough loads of weights in flight.
 constexpr int MANY_CONSUMER_GROUPS = 4;
 
-// A CTA with so many warpgroups of consumers.
+// A CTA with GROUPS warpgroups of consumers.
 template <int GROUPS>
 struct CtaShape {
   static constexpr int CONSUMERS = GROUPS * WARPGROUP;
-  // The producer is the first of a warpgroup, since that is how registers are reassigned.
+  // Producers have a whole warpgroup, the unit in which registers are reassigned.
   static constexpr int THREADS = CONSUMERS + WARPGROUP;
-  // Each thread has as many registers at first; consumers take what producers give back.
+  // Every thread begins with this many registers; consumers take what producers give back.
   static constexpr int REGISTERS = 65536 / THREADS / 8 * 8;
   static constexpr int PRODUCER_REGISTERS = GROUPS > 2 ? 32 : 40;
   static constexpr int CONSUMER_REGISTERS =
@@ -31,7 +31,7 @@ struct CtaShape {
 constexpr int CONSUMERS = CtaShape<CONSUMER_GROUPS>::CONSUMERS;
 constexpr int THREADS = CtaShape<CONSUMER_GROUPS>::THREADS;
 
-// The most tokens that it multiplies them with.
+// The most tokens that are multiplied at a time.
 constexpr int TOKENS = 128;
 
 // The largest divisor of a number that is at most another.
@@ -40,8 +40,8 @@ __host__ __device__ constexpr int divisor(int number, int most) {
   return most;
 }
 
-// Calls `f` with the constant of the columns that so many tokens take, of 1 to TOKENS: fewer
-// columns are faster, where the weights' bytes count.
+// Calls `f` with the number of columns of B that 1 to TOKENS tokens take, as a constant. Fewer
+// columns are faster where the bytes of the weights set the time.
 template <class F>
 __device__ __forceinline__ void with_columns(int tokens, F f) {
   if (tokens > 64)
@@ -52,7 +52,7 @@ __device__ __forceinline__ void with_columns(int tokens, F f) {
     f(Constant<32>{});
 }
 
-// Consumers, and the producer or PRODUCERS of its warpgroup, do their work.
+// Dispatches consumers and PRODUCERS threads of the producers' warpgroup to their roles.
 template <int GROUPS = CONSUMER_GROUPS, int PRODUCERS = 1, class Consume, class Produce>
 __device__ __forceinline__ void with_roles(Consume consume, Produce produce) {
   using Shape = CtaShape<GROUPS>;

@@ -1,6 +1,6 @@
 // A feed-forward network of experts over many tokens, as grouped GEMMs. All CTAs share a list of
-// work, the largest first: an expert's rows (wide/routes.cuh), up to 96 at a time, with every row
-// group of its matrix.
+// work items, the largest first. An item is a run of up to 96 of an expert's rows (wide/routes.cuh)
+// times some row groups of its matrix.
 //
 //   gate_up       the rows of the inner operand: activated, times the expert's weight
 //   down          an expert's product for each row, in one chain over its columns, as BF16
@@ -21,16 +21,16 @@ struct ExpertsMemory {
   uint64_t gate_up, down;
   // Their biases, as in phase/activation.cuh and phase/down.cuh.
   uint64_t gate_up_bias, down_bias;
-  // Operand by row, of a network's width.
+  // Operand of `down`, by row; its columns are the network's width.
   uint64_t inner;
-  // See wide/products.cuh; and F32 `[tokens][HIDDEN]`.
+  // Products as in wide/products.cuh, and their sums, F32 `[tokens][HIDDEN]`.
   uint64_t products, sums;
-  // Rows that there is room for.
+  // Rows that `inner` has room for.
   int capacity;
 };
 
-// All threads of all CTAs, SORTERS each. Columns of the inner operand behind the last that `down`
-// multiplies with zeros have to be numbers.
+// All threads of all CTAs, SORTERS each. Clears the columns of the inner operand after the last,
+// which `down` multiplies with zeros: they must not be NaN.
 template <int KIND>
 __device__ __forceinline__ void clear_inner_end(const ExpertsMemory& memory) {
   constexpr FeedForward F = FEED_FORWARDS[KIND];
@@ -46,11 +46,11 @@ __device__ __forceinline__ void clear_inner_end(const ExpertsMemory& memory) {
   }
 }
 
-// Row tiles of down that a CTA multiplies one after the other: each has few columns, and weights of
-// the next come while one ends.
+// Row tiles of down in a work item. Each has few columns; the weights of the next are loaded while
+// one ends.
 constexpr int DOWN_TILES = 64;
 
-// What a CTA has in shared memory for runs of up to ROWS rows.
+// Shared memory of a CTA for runs of up to ROWS rows.
 template <int KIND, int ROWS>
 struct RunsShared {
   union {
@@ -66,8 +66,8 @@ union ExpertsShared {
   RunsShared<KIND, MANY_ROWS> many;
 };
 
-// Calls `f(memory of its runs)` with what suits the rows that an expert has on average. Weights of
-// other formats take too many registers beside many sums.
+// Calls `f` with the shared memory of shorter or longer runs, whichever suits the rows that an
+// expert has on average. Formats other than MXFP4 have no registers for the sums of longer runs.
 template <int KIND, class F>
 __device__ __forceinline__ void with_runs(ExpertsShared<KIND>& shared, const Routes& routes, F f) {
   constexpr FeedForward NETWORK = FEED_FORWARDS[KIND];
@@ -173,7 +173,8 @@ __device__ __forceinline__ void gate_up(RunsShared<KIND, ROWS>& shared,
 }
 
 // A warpgroup's products of a run in shared memory, `[rows][PANEL_COLUMNS]`, from where a bulk copy
-// takes them. Those of few rows have two places in turn, so that nothing waits for the last copy.
+// takes them. Products of few rows alternate between two places, so that they do not wait for the
+// copy before them.
 template <int BYTES>
 struct ProductStage {
   static constexpr int NO_TURN = -1;
@@ -182,7 +183,8 @@ struct ProductStage {
 
   template <class Memory>
   __device__ __forceinline__ explicit ProductStage(Memory& memory)
-      // The same for a warp, as the compiler sees then: descriptors stay in uniform registers.
+      // The shuffle shows the compiler that a warp has one value: descriptors stay in uniform
+      // registers.
       : group(__shfl_sync(~0u, threadIdx.x / WARPGROUP, 0)) {
     static_assert(sizeof(memory) >= BYTES * MANY_CONSUMER_GROUPS, "it has room for each");
     stage = ptx::shared_address(&memory) + group * BYTES;
@@ -190,7 +192,7 @@ struct ProductStage {
 
   __device__ __forceinline__ bool copies() const { return threadIdx.x % WARPGROUP == 0; }
 
-  // All threads of the warpgroup: `to` is where the run's first row of their columns lies.
+  // All threads of the warpgroup: `to` is the address of the run's first row in their panel.
   template <int COUNT>
   __device__ __forceinline__ void store(const float (&sums)[COUNT], char* to, int rows) {
     const int lane = threadIdx.x % 32, column = threadIdx.x % WARPGROUP / 32 * 16 + lane / 4;
@@ -207,7 +209,7 @@ struct ProductStage {
         ptx::store_shared_word(own + (i * TILE_TOKENS + j) * PANEL_BYTES,
                                ptx::pack_bf16(sums[i * 4 + j], sums[i * 4 + 2 + j]));
     ptx::reads_before_copies();
-    // The copy before has read its place, which is the next one's.
+    // The next store uses the place of the copy before, which must have been read.
     if (IN_TURN)
       wait_for_place();
     else
@@ -220,7 +222,7 @@ struct ProductStage {
   }
 
  private:
-  // Until all copies have read what they store.
+  // Waits until all copies have read their places.
   __device__ __forceinline__ void wait_for_place() const {
     if (copies()) ptx::wait_for_store_reads();
     ptx::sync_warpgroup(group);
@@ -305,8 +307,8 @@ __device__ __forceinline__ void add_down_bias(const ExpertsMemory& memory, int c
   product.w = DownBias<KIND>::biased(product.w, weight, bias.w);
 }
 
-// All threads of all CTAs, SORTERS each. Four columns at a time, of all tokens before the next
-// panel.
+// All threads of all CTAs, SORTERS each. A thread takes four columns of a token at a time; one
+// panel of all tokens follows the other.
 template <int KIND>
 __device__ __forceinline__ void combine(const ExpertsMemory& memory) {
   constexpr int TOP_K = FEED_FORWARDS[KIND].top_k, FOURS = PANEL_COLUMNS / 4;

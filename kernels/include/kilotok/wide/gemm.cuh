@@ -1,15 +1,15 @@
 // GEMM of one weight matrix and all tokens of a step. A CTA multiplies rows with up to 128 tokens
-// at a time: warpgroups take turns at the tensor cores, so that one multiplies while others decode
-// weights and add sums. Weights come as the tokens do, ahead through shared memory: loads into
-// registers are waited for at every fence of `wgmma`. The order of sums is that of wide/matrix.cuh.
+// at a time. Warpgroups take turns at the tensor cores: one multiplies while others decode weights
+// and add sums. Weights are prefetched into shared memory, as tokens are, because every fence of
+// `wgmma` would wait for loads into registers. The order of sums is that of wide/matrix.cuh.
 #pragma once
 
 #include "kilotok/wide/matrix.cuh"
 
 namespace kilotok::wide {
 
-// Warpgroups of consumers, 64 rows each, and that of the producer. Sums of MXFP4 and FP8 take so
-// many registers that the third is idle.
+// Up to three warpgroups of consumers, 64 rows each, and one with the producer. With MXFP4 and FP8
+// the sums take so many registers that the third is idle.
 constexpr int GEMM_GROUPS_MAX = 3, GEMM_THREADS = (GEMM_GROUPS_MAX + 1) * WARPGROUP;
 constexpr int GEMM_PRODUCER_REGISTERS = 24;
 
@@ -23,8 +23,8 @@ struct GemmShape {
                     (GEMM_THREADS - CONSUMERS) * GEMM_PRODUCER_REGISTERS <= 65536, "they suffice");
 };
 
-// What a CTA has in shared memory: stages of tokens, behind them those of weights, and what the
-// warps have added up of earlier parts of the columns.
+// Shared memory of a CTA: stages of tokens, then stages of weights, then the warps' sums over
+// earlier parts of the columns.
 constexpr int GEMM_STAGES_MAX = 8, GEMM_BYTES = 226 << 10;
 constexpr int GEMM_STAGE_BYTES = TOKENS / TILE_TOKENS * TILE_BYTES;
 struct GemmShared {
@@ -32,8 +32,9 @@ struct GemmShared {
   alignas(8) uint64_t full[GEMM_STAGES_MAX], empty[GEMM_STAGES_MAX];
 };
 
-// How a format shares it. A stage of weights has a chunk for each warp. Chunks of quantised weights
-// are multiplied several at a time, so that the addresses of their stages are constants.
+// How a format divides that memory. A stage of weights has a chunk for each warp. Chunks of
+// quantised weights are multiplied several at a time, so that the addresses of their stages are
+// constants.
 template <class M>
 struct GemmStages {
   static constexpr int AT_ONCE = M::FORMAT == Format::Bf16 ? 1 : divisor(M::STEPS, 4);
@@ -58,15 +59,15 @@ struct GemmStages {
   }
 };
 
-// The work of a matrix times so many tokens: every group of rows with every `width` tokens, row
-// groups of the same tokens one after the other, shared out among all CTAs.
+// The work items of a GEMM: each group of rows times each `width` tokens. Items of the same tokens
+// are consecutive. All CTAs share the items.
 template <class M>
 struct GemmWork {
   static constexpr int ROW_GROUPS = ceil_div(MATRIX_TILES<M>, GemmShape<M>::ROW_TILES);
   int token_count, width = TOKENS;
 
-  // The width with which all CTAs are done first. Few tokens at a time take longer for each: what a
-  // chunk takes besides products is worth OVERHEAD tokens.
+  // Chooses the width with which all CTAs are done first. Besides its products, a chunk takes as
+  // much time as OVERHEAD tokens.
   __device__ __forceinline__ explicit GemmWork(int tokens) : token_count(tokens) {
     constexpr int NARROWEST = 32, OVERHEAD = 64;
     const auto time = [&](int columns) {
@@ -87,7 +88,7 @@ struct GemmWork {
   }
 };
 
-// One end of the ring of tokens; each consumer warp and the producer have their own.
+// A position in the ring of tokens; each consumer warp and the producer have their own.
 template <class M>
 struct GemmRing {
   uint32_t stages, full, empty;
@@ -113,12 +114,12 @@ struct GemmRing {
       parity ^= 1;
     }
   }
-  // Consumers: wait for the i-th of the next AT_ONCE stages; its operand.
+  // Consumers: wait for the i-th of the next AT_ONCE stages, and return its operand.
   __device__ __forceinline__ uint64_t wait(int i) const {
     wait_mbarrier(Waits::Page, full + 8 * (stage + i), parity);
     return ptx::wgmma_swizzled(stages + (stage + i) * GEMM_STAGE_BYTES, TILE_BYTES);
   }
-  // Consumers: the warp's products with it are there.
+  // Consumers: release it, when the warp's products with it are complete.
   __device__ __forceinline__ void release(int i, int lane) const {
     ptx::mbarrier_arrive_warp(empty + 8 * (stage + i), lane);
   }
@@ -129,7 +130,7 @@ struct GemmRing {
       parity ^= 1;
     }
   }
-  // The producer: brings a stage, a chunk of columns of so many tiles of tokens.
+  // The producer: copies the next stage, a chunk of columns of `tiles` tiles of tokens.
   __device__ __forceinline__ void fetch(const char* from, int tiles) {
     wait_mbarrier(Waits::FreePage, empty + 8 * stage, parity ^ 1);
     ptx::mbarrier_expect(full + 8 * stage, tiles * TILE_BYTES);
@@ -138,10 +139,10 @@ struct GemmRing {
   }
 };
 
-// The weights of a consumer warp, which it copies for itself in the order in which it multiplies
-// them, AT_ONCE chunks after the other. A `Walk` finds them: `has` tells whether any are left,
-// `chunk` where the lane reads the i-th of the AT_ONCE that come next, and `next` goes on to those
-// after them.
+// The weights of a consumer warp. The warp copies them to shared memory itself, in the order in
+// which it multiplies them, AT_ONCE chunks at a time. A `Walk` finds them: `has` tells whether any
+// are left, `chunk(i)` is the lane's address in the i-th of the next AT_ONCE chunks, and `next`
+// advances by AT_ONCE chunks.
 template <class M, int WEIGHT_BYTES, class Walk>
 struct StagedWeights {
   static constexpr int STAGES = GemmStages<M>::WEIGHTS, AT_ONCE = GemmStages<M>::AT_ONCE;
@@ -185,14 +186,14 @@ struct StagedWeights {
   }
 };
 
-// The row tile of a matrix. Beyond the last one it is that one again: all warps of a warpgroup
-// multiply.
+// The address of a row tile. Beyond the last one it is the last one again, because all warps of a
+// warpgroup must multiply.
 template <class M>
 __device__ __forceinline__ const char* row_tile_within(const char* matrix, int tile) {
   return row_tile<M>(matrix, smaller(tile, MATRIX_TILES<M> - 1));
 }
 
-// Through all columns of the warp's row tile of each item.
+// Visits all columns of the warp's row tile, item after item.
 template <class M>
 struct GemmWalk {
   using Columns = ChunkWalk<M, Order::Parts>;
@@ -231,9 +232,9 @@ struct GemmWalk {
 template <class M>
 using GemmWeights = StagedWeights<M, GemmStages<M>::WEIGHT_BYTES, GemmWalk<M>>;
 
-// Adds a chunk to a warp's sums, four for every eight tokens as in `mma`. Of quantised weights two
-// groups of products are in flight: while one is computed, the sums of the other are added. With
-// one SLOT for sums other warpgroups keep the tensor cores busy meanwhile.
+// Adds a chunk's products to a warp's sums, four for every eight tokens as in `mma`. With quantised
+// weights two groups of products are in flight: while one is computed, the sums of the other are
+// added. With one SLOT there is one group, and other warpgroups keep the tensor cores busy.
 template <Format F, int COLUMNS, int SLOTS = 2>
 struct GemmProducts;
 
@@ -295,7 +296,7 @@ struct GemmProducts<Format::Mxfp4, COLUMNS, 2> {
 
   static __device__ __forceinline__ void add(float (&acc)[COLUMNS / 2], const C& chunk,
                                              uint64_t tokens) {
-    // Of each group of 32 columns of the matrix.
+    // One for each group of 32 columns of the matrix.
     float sums[2][COLUMNS / 2];
     multiply(sums[0], chunk.words.x, chunk.words.y, tokens);
     multiply(sums[1], chunk.words.z, chunk.words.w,
@@ -328,7 +329,7 @@ struct GemmProducts<Format::Mxfp4, COLUMNS, 2> {
   }
 };
 
-// Adds a part to those before it. Of the last one all that there is stays in registers.
+// Adds a part of the columns to those before it. After the last part the total stays in registers.
 template <class M, int COLUMNS>
 __device__ __forceinline__ void end_gemm_part(GemmShared& shared, float (&acc)[COLUMNS / 2],
                                               bool begins, bool ends) {
@@ -348,7 +349,7 @@ __device__ __forceinline__ void end_gemm_part(GemmShared& shared, float (&acc)[C
   }
 }
 
-// A warp's row tile times the tokens of the ring's next stages, of so many columns.
+// Multiplies a warp's row tile with the tokens of the ring's next stages, COLUMNS columns of B.
 template <class M, int COLUMNS>
 __device__ __forceinline__ void multiply_item(GemmShared& shared, GemmRing<M>& ring,
                                               GemmWeights<M>& weights, float (&acc)[COLUMNS / 2]) {
@@ -372,10 +373,10 @@ __device__ __forceinline__ void multiply_item(GemmShared& shared, GemmRing<M>& r
   }
 }
 
-// Consumers: multiply a CTA's items, from `first` on. `use(row tile, token, tile, values)` gets
-// what the narrow pass's `use` gets, rows g and g + 8 of tokens 2q and 2q + 1: the token is the
-// first of eight, not all of which need be there, and they are the item's tile of such a number.
-// `finish(work, item)` comes behind.
+// Consumers: multiply a CTA's items, from `first` on. `use(row tile, token, tile, values)` gets, as
+// in the narrow pass, rows g and g + 8 of tokens 2q and 2q + 1 of a tile of eight tokens. `token`
+// is the first of the eight, some of which may be beyond the last, and `tile` is the tile's index
+// in the item. `finish(work, item)` is called after each item.
 template <class M, class Use, class Finish>
 __device__ __forceinline__ void consume_gemm(GemmShared& shared, GemmRing<M>& ring,
                                              const char* matrix, const GemmWork<M>& work, int first,
@@ -400,7 +401,7 @@ __device__ __forceinline__ void consume_gemm(GemmShared& shared, GemmRing<M>& ri
   }
 }
 
-// The producer: the tokens of a CTA's items.
+// The producer: copies the tokens of a CTA's items.
 template <class M>
 __device__ __forceinline__ void produce_gemm(GemmRing<M>& ring, const Operand& operand,
                                              const GemmWork<M>& work, int first) {
@@ -414,7 +415,7 @@ __device__ __forceinline__ void produce_gemm(GemmRing<M>& ring, const Operand& o
   }
 }
 
-// Consumers, and the producer, do their work.
+// Dispatches consumers and the producer to their roles.
 template <class M, class Consume, class Produce>
 __device__ __forceinline__ void with_gemm_roles(Consume consume, Produce produce) {
   using Shape = GemmShape<M>;

@@ -1,5 +1,5 @@
-// GEMM of one weight matrix and few tokens, so few that all CTAs together have room for its items:
-// 64 rows times a share of the tokens. With the items of wide/gemm.cuh a CTA would go through all
+// GEMM of one weight matrix and few tokens: so few that each work item, 64 rows times a share of
+// the tokens, has a CTA of its own. With the items of wide/gemm.cuh a CTA would go through all
 // columns one chunk after the other, with a warpgroup for each 64 rows, and most of the time would
 // be latency. Here the warpgroups of a CTA have the same rows, and take the parts of the columns in
 // turn: each multiplies its part, and adds it to the sum of the parts before. That is the order of
@@ -10,7 +10,7 @@
 
 namespace kilotok::wide {
 
-// Warpgroups of consumers, and what they share with the producers: as many threads as `gemm` has.
+// Three warpgroups of consumers and one of producers, which are as many threads as `gemm` has.
 constexpr int FEW_GROUPS = 3, FEW_CONSUMERS = FEW_GROUPS * WARPGROUP;
 constexpr int FEW_REGISTERS = 160;
 static_assert(FEW_CONSUMERS + WARPGROUP == GEMM_THREADS, "a warpgroup is left for producers");
@@ -23,23 +23,23 @@ constexpr int FEW_BYTES = GEMM_BYTES - FEW_TOTALS * WARPGROUP * 16 - 1024;
 struct FewShared {
   // The sums of the parts so far: four values for every eight tokens and thread of a warpgroup.
   alignas(128) float4 totals[FEW_TOTALS][WARPGROUP];
-  // Each warpgroup's stages of tokens, and behind them those of weights.
+  // The stages of tokens of each warpgroup, then those of weights.
   alignas(128) char bytes[FEW_BYTES];
   alignas(8) uint64_t full[FEW_GROUPS][GEMM_STAGES_MAX], empty[FEW_GROUPS][GEMM_STAGES_MAX];
-  // Whether a part has been added to the totals of a row tile.
+  // Mbarriers: a part has been added to the totals of a row tile.
   uint64_t added[CONSUMER_WARPS][FEW_ROW_TILES];
 };
 static_assert(sizeof(FewShared) <= sizeof(GemmShared), "no launch needs more memory for it");
 
-// The work: every 64 rows times each share of the tokens.
+// The work items: each 64 rows times each share of the tokens.
 template <class M>
 struct FewWork {
   static constexpr int ROW_GROUPS = ceil_div(MATRIX_TILES<M>, FEW_ROW_TILES);
   // Sums of MXFP4 take too many registers. No model has such projections.
   static constexpr int SHARES_MAX = M::FORMAT == Format::Mxfp4 ? 0 : GRID / ROW_GROUPS;
-  // Up to so many tokens it is for.
+  // The most tokens that it takes.
   static constexpr int TOKENS_MAX = SHARES_MAX * wide::TOKENS;
-  // A CTA with fewer tokens takes as long.
+  // A CTA with fewer tokens would take as long.
   static constexpr int NARROWEST = 32;
   int token_count, width;
 
@@ -59,8 +59,8 @@ struct FewWork {
   }
 };
 
-// How a CTA's memory is shared with so many columns of B. Stages of tokens are known where several
-// chunks are multiplied at a time.
+// How a CTA's memory is divided for COLUMNS columns of B. Where several chunks are multiplied at a
+// time, the stages of their tokens are constants (KNOWN).
 template <class M, int COLUMNS>
 struct FewStages {
   static constexpr int AT_ONCE = GemmStages<M>::AT_ONCE, WEIGHTS = GemmStages<M>::WEIGHTS;
@@ -83,7 +83,7 @@ struct FewStages {
   }
 };
 
-// One end of a warpgroup's ring of tokens; each consumer warp and the producer have their own.
+// A position in a warpgroup's ring of tokens; each consumer warp and the producer have their own.
 template <class M, int COLUMNS>
 struct FewRing {
   using S = FewStages<M, COLUMNS>;
@@ -96,12 +96,12 @@ struct FewRing {
         full(ptx::shared_address(shared.full[group])),
         empty(ptx::shared_address(shared.empty[group])) {}
 
-  // Consumers: wait for the i-th of the next AT_ONCE stages; its operand.
+  // Consumers: wait for the i-th of the next AT_ONCE stages, and return its operand.
   __device__ __forceinline__ uint64_t wait(int i) const {
     wait_mbarrier(Waits::Page, full + 8 * place(i), S::KNOWN ? parity ^ i / S::TOKENS % 2 : parity);
     return ptx::wgmma_swizzled(stages + place(i) * S::STAGE_BYTES, TILE_BYTES);
   }
-  // Consumers: the warp's products with it are there.
+  // Consumers: release it, when the warp's products with it are complete.
   __device__ __forceinline__ void release(int i, int lane) const {
     ptx::mbarrier_arrive_warp(empty + 8 * place(i), lane);
   }
@@ -113,7 +113,7 @@ struct FewRing {
       wrap();
     }
   }
-  // The producer: brings a stage, a chunk of columns of so many tiles of tokens.
+  // The producer: copies the next stage, a chunk of columns of `tiles` tiles of tokens.
   __device__ __forceinline__ void fetch(const char* from, int tiles) {
     wait_mbarrier(Waits::FreePage, empty + 8 * stage, parity ^ 1);
     ptx::mbarrier_expect(full + 8 * stage, tiles * TILE_BYTES);
@@ -132,7 +132,7 @@ struct FewRing {
   }
 };
 
-// Through the parts of a row tile's columns that a warpgroup has.
+// Visits a warpgroup's parts of the columns of a row tile.
 template <class M>
 struct FewWalk {
   static constexpr int PARTS = ChunkWalk<M, Order::Parts>::PARTS;
@@ -156,7 +156,7 @@ struct FewWalk {
   }
 };
 
-// A warp: adds a part of its row tile to those before it, once they are there.
+// A warp: adds a part of its row tile to the sum of those before it, once that is complete.
 template <int COLUMNS>
 __device__ __forceinline__ void add_few_part(FewShared& shared, const float (&acc)[COLUMNS / 2],
                                              int part) {
@@ -177,7 +177,7 @@ __device__ __forceinline__ void add_few_part(FewShared& shared, const float (&ac
   ptx::mbarrier_arrive_warp(ptx::shared_address(&shared.added[part][tile_warp]), thread % 32);
 }
 
-// A consumer warp: its parts of an item.
+// A consumer warp: multiplies its parts of an item.
 template <class M, int COLUMNS>
 __device__ __forceinline__ void multiply_few(FewShared& shared, const char* matrix,
                                              int first_tile) {
@@ -206,7 +206,7 @@ __device__ __forceinline__ void multiply_few(FewShared& shared, const char* matr
   }
 }
 
-// The producer of a warpgroup: the tokens of its parts.
+// The producer of a warpgroup: copies the tokens of its parts.
 template <class M, int COLUMNS>
 __device__ __forceinline__ void produce_few(FewShared& shared, const Operand& operand,
                                             int first_token, int tokens, int group) {
@@ -221,7 +221,7 @@ __device__ __forceinline__ void produce_few(FewShared& shared, const Operand& op
                  ceil_div(tokens, TILE_TOKENS));
 }
 
-// Calls `f` with the constant of the columns of B that an item's tokens take.
+// Calls `f` with the number of columns of B that an item's tokens take, as a constant.
 template <class M, class F>
 __device__ __forceinline__ void with_few_columns(int width, F f) {
   if (width <= 40)
@@ -248,9 +248,9 @@ __device__ __forceinline__ void begin_few(FewShared& shared) {
   ptx::mbarrier_init_fence();
 }
 
-// All threads of all CTAs, GEMM_THREADS each: a matrix times up to TOKENS_MAX tokens. Behind it
-// each consumer warp calls `finish(work, item)`, when the totals of row tile
-// `warp % FEW_ROW_TILES` are there. `shared` is unused before.
+// All threads of all CTAs, GEMM_THREADS each: a matrix times up to TOKENS_MAX tokens. Then each
+// consumer warp calls `finish(work, item)`, once the totals of row tile `warp % FEW_ROW_TILES` are
+// complete. `shared` is unused before.
 template <class M, class Finish>
 __device__ __forceinline__ void gemm_few(FewShared& shared, const char* matrix,
                                          const Operand& operand, int tokens, Finish finish) {

@@ -1,8 +1,7 @@
 // GEMM of a weight matrix and many tokens by warpgroups. The weights are those of the narrow pass,
-// byte for byte (see gemm/matrix.cuh and layout/chunk.cuh). A warp multiplies a row tile, and takes
-// the chunks in the order in which the narrow pass adds them: for each part of the columns its
-// chunks, of each chunk its groups, and then the parts. So a token's products have the same bits in
-// both passes.
+// byte for byte (see gemm/matrix.cuh and layout/chunk.cuh). A warp multiplies a row tile, and adds
+// in the order of the narrow pass: the groups of a chunk, the chunks of a part of the columns, and
+// then the parts. So a token's products have the same bits in both passes.
 #pragma once
 
 #include "kilotok/gemm/matrix.cuh"
@@ -25,14 +24,14 @@ struct ChunkWalk {
   int outer = 0, inner = 0;
 
   __device__ __forceinline__ bool has() const { return outer < OUTER; }
-  // Goes on by so many chunks, of which INNER is a multiple.
+  // Advances by `count` chunks, a divisor of INNER.
   __device__ __forceinline__ void next(int count = 1) {
     inner += count;
     const bool ends = inner == INNER;
     outer += ends;
     inner = ends ? 0 : inner;
   }
-  // The i-th of them.
+  // The i-th chunk from here.
   __device__ __forceinline__ ChunkWalk at(int i) const { return {outer, inner + i}; }
   __device__ __forceinline__ int part() const { return BY_PART ? outer : inner; }
   __device__ __forceinline__ int step() const { return BY_PART ? inner : outer; }
@@ -58,8 +57,8 @@ constexpr int MATRIX_TILES = M::UNITS * M::ROW_TILES;
 
 // Adds CHUNKS chunks to a warp's sums, four for every eight tokens as in `mma`. Each is multiplied
 // in pieces: while the tensor cores compute one, the sums of the one before are scaled and added.
-// `done(chunk)` is called when all products of a chunk are there. Nothing may branch meanwhile: the
-// compiler would wait for all products first. With one slot for the sums of a piece, other
+// `done(chunk)` is called when all products of a chunk are complete. No branch may lie in between:
+// the compiler would wait for all products first. With one slot for the sums of a piece, other
 // warpgroups keep the tensor cores busy.
 template <Format F, int COLUMNS, int SLOTS>
 struct Products;
@@ -69,9 +68,9 @@ __device__ __forceinline__ uint64_t tokens_at(uint64_t tokens, int column) {
   return ptx::wgmma_operand_at(tokens, column / TILE_TOKENS * TILE_BYTES);
 }
 
-// The first value of a thread's sums of piece `i`: zero, which the compiler does not know, and not
-// the same for two pieces. Otherwise ptxas (13.0 and 13.5) takes the first products of a piece for
-// those of another that had the same registers. `small` is less than 2^24.
+// The initial value of a thread's sums of piece `i`: a zero that the compiler does not recognise,
+// and computed differently for each piece. Otherwise ptxas (13.0 and 13.5) mistakes the first
+// products of a piece for those of another that had the same registers. `small` is less than 2^24.
 __device__ __forceinline__ float hidden_zero(uint32_t small, int i) {
   return __uint_as_float(small >> (31 - i));
 }
@@ -159,7 +158,7 @@ struct Products<Format::Fp8, COLUMNS, SLOTS> {
   template <int CHUNKS, class Chunks, class Done>
   static __device__ __forceinline__ void add(float (&acc)[COLUMNS / 2], Chunks chunks,
                                              const uint64_t (&tokens)[CHUNKS], Done done) {
-    // Those of two chunks in turn.
+    // The operands of two chunks, in turn.
     uint32_t a[2][4][4];
     typename Operand::Sums sums[SLOTS];
     const auto begin = [&](int chunk, int piece, int slot) {
@@ -224,15 +223,15 @@ struct Products<Format::Mxfp4, COLUMNS, SLOTS> {
   }
 };
 
-// What the consumers' warps have added up of earlier parts of the columns: four values for every
-// eight tokens and thread.
+// The consumers' sums over earlier parts of the columns: four values for every eight tokens and
+// thread.
 template <int COUNT>
 struct alignas(128) Totals {
   float4 totals[COUNT];
 };
 
-// Adds a part of the columns to those before it, of PARTS. Of the last one all that there is stays
-// in registers.
+// Adds one of PARTS parts of the columns to those before it. After the last part the total stays in
+// registers.
 template <int PARTS, int CONSUMERS, int COUNT, int VALUES>
 __device__ __forceinline__ void end_part(Totals<COUNT>& memory, int part, float (&acc)[VALUES]) {
   static_assert(VALUES / 4 * CONSUMERS <= COUNT, "they have room");
@@ -251,7 +250,7 @@ __device__ __forceinline__ void end_part(Totals<COUNT>& memory, int part, float 
   }
 }
 
-// The tokens that a matrix is multiplied with: an operand that has room for so many.
+// The tokens that a matrix is multiplied with: an operand with room for `capacity` tokens.
 struct Operand {
   const char* bytes;
   int capacity;

@@ -6,15 +6,16 @@
 
 namespace kilotok::wide {
 
-// Products of as many columns lie together as a warpgroup has, so that those of a run are one bulk
-// copy.
+// A panel has as many columns as a warpgroup computes, so that the warpgroup stores its products of
+// a run by one bulk copy.
 constexpr int PANEL_COLUMNS = WARPGROUP_ROWS, PANEL_BYTES = PANEL_COLUMNS * 2;
-// The byte of the word with a row's columns c and c + 8, of which a lane has the products; c % 16
-// is less than 8. Eight words each are exchanged, so that a warp stores without bank conflicts.
+// Byte offset of the word with a row's columns c and c + 8, whose products one lane has; c % 16 is
+// less than 8. Groups of eight words change places from row to row, so that a warp stores without
+// bank conflicts.
 __host__ __device__ __forceinline__ int product_place(int row, int column) {
   return (column / 16 * 8 + column % 8 ^ row / 2 % 4 * 8) * 4;
 }
-// The bytes between panels.
+// Bytes from one panel to the next.
 template <int KIND>
 __device__ __forceinline__ size_t panel_stride(int tokens) {
   constexpr FeedForward F = FEED_FORWARDS[KIND];
@@ -27,10 +28,10 @@ __host__ __device__ constexpr size_t product_bytes(int columns, int rows) {
 // Four columns of the products of a token's choices.
 template <int TOP_K>
 struct ChoiceProducts {
-  // Where they lie in a panel, from the choices' rows.
+  // Their byte offsets in a panel, given the choices' rows.
   struct Places {
     uint32_t places[TOP_K];
-    // Takes the half of a word for `__byte_perm`, as the upper half of an F32 number.
+    // The selector of `__byte_perm` that makes one half of a word the upper half of an F32 number.
     uint32_t half;
 
     __device__ __forceinline__ Places(const uint32_t* rows, int in_panel)
@@ -47,8 +48,8 @@ struct ChoiceProducts {
     for (int i = 0; i < TOP_K; i++)
       words[i] = *reinterpret_cast<const uint4*>(panel + places.places[i]);
   }
-  // As the narrow pass adds them, from zero on: a product may be -0. `adjust(i, product)` comes
-  // before.
+  // Adds them as the narrow pass does, beginning with zero, because a product may be -0. Before
+  // each addition it calls `adjust(i, product)`.
   template <class Adjust>
   __device__ __forceinline__ float4 sum(uint32_t half, Adjust adjust) const {
     float4 sum = make_float4(0, 0, 0, 0);

@@ -56,21 +56,21 @@ __device__ __forceinline__ void multiply_to_part(GemmShared& shared, const GemmM
   });
 }
 
-// Four neighbouring rows of a token of eight, number `four` of a row tile's. `sums` are those of a
-// warp's lanes in shared memory, as `mma` has them.
+// Rows 4 * `four` to 4 * `four` + 3 of a row tile, for one of eight tokens. `sums` are the sums of
+// a warp's lanes in shared memory, in the layout of `mma`.
 __device__ __forceinline__ float4 four_rows(const float4* sums, int token, int four) {
   const int odd = four % 2;
   const float* own = reinterpret_cast<const float*>(sums + odd * 16 + token / 2) +
                      four / 2 * 2 + token % 2;
   float v[LANE_COLUMNS];
-  // In another order every second time, because rows 0 and 4 are in the same bank.
+  // Odd fours are read in another order, because rows 0 and 4 are in the same bank.
 #pragma unroll
   for (int i = 0; i < LANE_COLUMNS; i++) v[i] = own[(i ^ odd) * 16];
   return odd == 0 ? make_float4(v[0], v[1], v[2], v[3]) : make_float4(v[1], v[0], v[3], v[2]);
 }
 
-// Two row tiles have the columns of a line of 128 bytes: their warps share the tokens, because
-// memory takes much longer to read and write halves of lines.
+// Two row tiles make up a cache line of 128 bytes: their warps share the tokens, because memory
+// takes much longer to read and write halves of lines.
 constexpr int PAIR = 2, PAIR_LANES = PAIR * SQUARE_LANES, PAIR_TOKENS = 32 / PAIR_LANES;
 static_assert(PAIR * SQUARE_ROWS * 4 == 128 && PAIR * PAIR_TOKENS == TILE_TOKENS, "a line");
 // Tiles of eight tokens whose stream is loaded at a time.
@@ -124,8 +124,8 @@ __device__ __forceinline__ void add_to_stream(GemmShared& shared, const AddNormM
 }
 
 // The output projection of what attention left in `operand`. Its biases are zeros on all ranks but
-// the first. One rank adds it to the stream; of several it is a part.
-// `norm()` is the norm behind it, which is not kept in registers meanwhile.
+// the first. A single rank adds the products to the stream; with several ranks they are a part.
+// `norm()` returns the norm that follows, so that it is not kept in registers meanwhile.
 template <int KIND, class Norm>
 __device__ __forceinline__ void output(GemmShared& shared, GemmMemory memory, Norm norm,
                                        const float* biases) {

@@ -9,9 +9,9 @@
 //
 // A CTA exchanges tokens only with the CTAs of the same number on the other ranks, and one flag for
 // each of these says that all have arrived. Nothing is overwritten before it was read. A rank sends
-// parts when all its launches before have ended, and an owner stores in another rank's memory only
-// after it has received that rank's parts. A rank sends the next parts only when it has received
-// what owners made of these, before which they have read them.
+// parts after all its earlier launches have ended, and an owner stores in another rank's memory
+// only after it has received that rank's parts. A rank sends the next parts only after it has
+// received what the owners made of these, and they have read them by then.
 #pragma once
 
 #include "kilotok/comm/all_reduce.cuh"
@@ -31,14 +31,14 @@ struct RanksMemory {
 enum class Exchange { Parts, Norms, Choices, Wanted };
 constexpr int EXCHANGES = 4;
 
-// Packets whose loads a thread has under way at a time.
+// Packets whose loads a thread has in flight.
 constexpr int PACKETS = 4;
 
 // The ranks as one of them sees them. All threads of a CTA call its functions.
 struct Ranks {
   const RanksMemory& memory;
   int rank, share;
-  // From this rank's memory to that of the k-th rank after it.
+  // The distance from this rank's memory to that of the k-th rank after it.
   int64_t offsets[RANKS];
 
   __device__ __forceinline__ explicit Ranks(const RanksMemory& of_launch)
@@ -65,15 +65,15 @@ struct Ranks {
   }
   __device__ __forceinline__ bool owns(int token) const { return token / share == rank; }
 
-  // Calls `store(address)` for what lies at `address` on this rank and at the same place on others.
+  // Given an address on this rank, calls `store` with the corresponding address of each rank.
   template <class Store>
   __device__ __forceinline__ void on_all(uint64_t address, Store store) const {
 #pragma unroll
     for (int k = 0; k < RANKS; k++) store(address + offsets[k]);
   }
 
-  // Tells all ranks that this CTA's part of an exchange has been sent to them, and waits until they
-  // have said so.
+  // Tells all ranks that this CTA's part of an exchange has been sent to them, and waits until all
+  // ranks have done the same.
   __device__ __forceinline__ void finish(Exchange exchange) const {
     if constexpr (RANKS == 1) return;
     __threadfence_system();
@@ -97,8 +97,8 @@ struct Ranks {
   }
 };
 
-// Sends this rank's parts of the other ranks' tokens, F32 `[tokens][HIDDEN]`, to where those
-// receive them, BF16 `[ranks][tokens of a share][HIDDEN]`. A CTA has every GRID-th token of a
+// Sends this rank's parts of the other ranks' tokens, F32 `[tokens][HIDDEN]`, to those ranks'
+// receive buffers, BF16 `[ranks][tokens of a share][HIDDEN]`. A CTA has every GRID-th token of a
 // share. Called by THREADS threads.
 template <int THREADS>
 __device__ __forceinline__ void send_parts(const Ranks& ranks, uint64_t part, uint64_t received) {
@@ -137,8 +137,8 @@ __device__ __forceinline__ void send_parts(const Ranks& ranks, uint64_t part, ui
   }
 }
 
-// Called by all threads of all CTAs, any number of them: a part of zeros, for ranks that each fill
-// some columns of it.
+// Called by all threads of all CTAs, any number of them: fills a part with zeros, before each rank
+// writes some of its columns.
 __device__ __forceinline__ void clear_part(uint64_t part, int count) {
   for (int i = ptx::cta_index() * blockDim.x + threadIdx.x; i < count * (HIDDEN / 4);
        i += GRID * blockDim.x)

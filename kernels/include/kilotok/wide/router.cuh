@@ -1,5 +1,5 @@
-// Which experts each of many tokens goes to, with the bits of phase/router.cuh: parts of an owner's
-// columns, parts of every twelfth owner (STRIDE), and then these sums.
+// Chooses the experts of many tokens, with the bits of phase/router.cuh. A score is summed in its
+// order: over an owner's columns, over every twelfth owner (STRIDE), and then these sums.
 //
 //   router_scores   a CTA takes up to 192 experts of 64 tokens at a time, and all of their sums or,
 //                   where few tokens would leave CTAs idle, some of them
@@ -16,8 +16,8 @@
 namespace kilotok::wide {
 
 constexpr int ROUTER_TOKENS = 64;
-// Warpgroups of consumers, with 64 experts each, and one of producers: a warp that copies the
-// columns of an owner, and one for each of its steps, three at most, that makes an operand of them.
+// Warpgroups of consumers, with 64 experts each, and one of producers: a warp copies an owner's
+// columns, and a warp for each step of these, three at most, makes operand B of them.
 constexpr int ROUTER_GROUPS_MAX = 3, ROUTER_CONSUMERS = ROUTER_GROUPS_MAX * WARPGROUP;
 constexpr int ROUTER_THREADS = ROUTER_CONSUMERS + WARPGROUP;
 constexpr int ROUTER_SPLITTERS = OWNER_STEPS;
@@ -30,12 +30,13 @@ static_assert(ROUTER_CONSUMERS * ROUTER_CONSUMER_REGISTERS +
 struct RouterMemory {
   // F32 `[tokens][HIDDEN]`, the residual stream, and `[HIDDEN]`, the weights of its RMSNorm.
   uint64_t stream, norm;
-  // The router's weights, as in phase/router.cuh, and F32 `[experts]` that are added to choose.
+  // The router's weights, as in phase/router.cuh, and the biases that are added for the choice, F32
+  // `[experts]`.
   uint64_t router, bias;
   // F32 `[tokens]`.
   uint64_t inverse_rms;
-  // F32 `[tokens][SCORES_EACH]`: sums of all columns, which become scores. If CTAs share the sums,
-  // F32 `[tokens][HIDDEN]`, of a token `[STRIDE][experts]`: the sums one by one.
+  // F32 `[tokens][SCORES_EACH]`: the sums over all columns, which become scores. F32
+  // `[tokens][HIDDEN]`, if CTAs share the sums: each token's separate sums, `[STRIDE][experts]`.
   uint64_t scores, parts;
   // U32 and F32 `[tokens of the step][TOP_K]`: the chosen experts in ascending order, and their
   // weights.
@@ -44,8 +45,8 @@ struct RouterMemory {
   RanksMemory ranks;
 };
 
-// The tokens' columns of an owner, as operand B of products, and the products of a step of 16
-// columns. B lies in planes of `[tokens]` of 16 bytes.
+// An owner's columns of the tokens as operand B, and the products of a step of 16 columns. B is
+// stored in planes, each `[tokens]` of 16 bytes.
 template <bool BF16>
 struct RouterOperand;
 
@@ -149,7 +150,7 @@ struct RouterOperand<false> {
 
 // The sums of a score, each over every STRIDE-th owner.
 constexpr int STRIDE = smaller(CONSUMER_WARPS, OWNER_UNITS);
-// Owners whose columns are in shared memory as operands, and as they come.
+// Stages of the two rings: an owner's columns as operands, and as they are copied.
 constexpr int ROUTER_STAGES = 2, RAW_STAGES = 4;
 // Bytes of a token's columns; rows are so far apart that eight of them lie in different banks.
 constexpr int RAW_BYTES = OWNER_ROWS * 4, RAW_STRIDE = RAW_BYTES + 16;
@@ -164,9 +165,9 @@ struct RouterShared {
   static constexpr int TILES = GROUPS * 4;
   alignas(128) char weights[ROUTER_STAGES][TILES * R::TILE_BYTES];
   alignas(128) char tokens[ROUTER_STAGES][OWNER_STEPS * STEP_BYTES];
-  // The stream's columns of each token, and behind them the norm's weights.
+  // The stream's columns of each token, then the norm's weights.
   alignas(16) char raw[RAW_STAGES][(ROUTER_TOKENS + 1) * RAW_STRIDE];
-  // Of each consumer what the sums before add up to.
+  // Each consumer's total of the sums so far.
   float4 totals[ROUTER_TOKENS / TILE_TOKENS][ROUTER_CONSUMERS];
   alignas(8) uint64_t full[ROUTER_STAGES], empty[ROUTER_STAGES];
   alignas(8) uint64_t raw_full[RAW_STAGES], raw_empty[RAW_STAGES];
@@ -191,7 +192,7 @@ struct RouterShared {
   }
 };
 
-// One end of a ring of COUNT stages; each thread has its own.
+// A position in a ring of COUNT stages; each thread has its own.
 template <int COUNT>
 struct RouterRing {
   uint64_t *full_barriers, *empty_barriers;
@@ -227,8 +228,8 @@ struct RouterRings {
       : shared(s), operands{s.full, s.empty}, raw{s.raw_full, s.raw_empty} {}
 };
 
-// How scores are shared among CTAs: by experts and tokens, and by their sums where that lets them
-// end earlier.
+// How the work is shared among CTAs: by experts and tokens, and also by sums if the CTAs are then
+// done earlier.
 template <int KIND>
 struct ScoreWork {
   static constexpr int EXPERTS = Router<KIND>::EXPERTS;
@@ -246,7 +247,7 @@ struct ScoreWork {
   __device__ __forceinline__ int count() const { return whole * shares; }
 };
 
-// Up to 192 experts of 64 tokens, and of their sums those from `first` to `end` - 1.
+// A work item: sums `first` to `end` - 1 of up to 192 experts and 64 tokens.
 template <int KIND>
 struct RouterItem {
   using R = Router<KIND>;
@@ -254,7 +255,7 @@ struct RouterItem {
   using Operand = typename Shared::Operand;
   using Prepared = typename Operand::Prepared;
   static_assert(HIDDEN % 4 == 0, "columns come four at a time");
-  // For every eight tokens four, as `mma` has them.
+  // Four for every eight tokens, in the layout of `mma`.
   using Sums = float[ROUTER_TOKENS / 2];
 
   const RouterMemory& memory;
@@ -270,8 +271,8 @@ struct RouterItem {
     end = first + each;
   }
 
-  // The warp that copies: begins to bring an owner's weights, and its columns of the stream, which
-  // arrive by themselves. Of tokens that there are not, none.
+  // The warp that copies: begins to copy an owner's columns of the stream and of the router's
+  // weights. The copies complete the mbarriers themselves. Tokens beyond the last are not copied.
   __device__ __forceinline__ void copy(RouterRings<KIND>& rings, int unit) const {
     constexpr int PIECES = RAW_BYTES / 16, LANES = 4;
     static_assert(PIECES % LANES == 0, "lanes have whole pieces");
@@ -308,9 +309,9 @@ struct RouterItem {
     operands.next();
   }
 
-  // A warp that splits: makes an operand of a step's columns, four a lane. The product with the
-  // norm's weight is rounded, as the narrow pass stores it: it may not be fused with what follows.
-  // Beyond the last column both are zeros.
+  // A warp that splits: makes operand B of a step's columns, four a lane. The product with the
+  // norm's weight is rounded, as in the narrow pass, which stores it; it may not be fused with the
+  // next operation. Columns beyond the last become zeros, as their weights are.
   __device__ __forceinline__ void split(RouterRings<KIND>& rings, int unit) const {
     const int step = warp % (WARPGROUP / 32) - 1, quarter = lane / TILE_TOKENS;
     const int column = step * STEP_COLUMNS + quarter * 4;
@@ -320,7 +321,7 @@ struct RouterItem {
     const char* raw = rings.shared.raw[rings.raw.stage] + column * 4;
     char* to = rings.shared.tokens[rings.operands.stage] + step * Shared::STEP_BYTES;
     const float4 norm = *reinterpret_cast<const float4*>(raw + ROUTER_TOKENS * RAW_STRIDE);
-    // Loads come before stores, which the compiler would not let them pass.
+    // All loads come first: the compiler would not move them ahead of stores.
     constexpr int LOADS = 4;
 #pragma unroll
     for (int first_row = 0; first_row < ROUTER_TOKENS; first_row += LOADS * TILE_TOKENS) {
@@ -344,7 +345,7 @@ struct RouterItem {
     rings.raw.next();
   }
 
-  // Consumers: add an owner's part. It has a sum for each step.
+  // Consumers: add an owner's part, which is the sum of its steps' products.
   __device__ __forceinline__ void multiply(RouterRings<KIND>& rings, Sums& sums) const {
     RouterRing<ROUTER_STAGES>& ring = rings.operands;
     ring.wait();
@@ -374,7 +375,7 @@ struct RouterItem {
     for (int i = 0; i < ROUTER_TOKENS / 2; i++) sums[i] += part[i];
   }
 
-  // Consumers: adds sums to those before.
+  // Consumers: add the totals to the sums, and store them again.
   __device__ __forceinline__ void add_total(Shared& shared, Sums& sums, bool begins) const {
 #pragma unroll
     for (int i = 0; i < ROUTER_TOKENS / TILE_TOKENS; i++) {
@@ -389,7 +390,7 @@ struct RouterItem {
     }
   }
 
-  // Stores sums, of a token's values from `to` on, `stride` apart.
+  // Stores sums at `to`; from one token to the next there are `stride` values.
   __device__ __forceinline__ void store_sums(const Sums& sums, float* to, int stride) const {
     const int expert = (first_tile + warp) * TILE_EXPERTS + lane / 4;
 #pragma unroll

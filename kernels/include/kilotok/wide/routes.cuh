@@ -14,7 +14,7 @@ constexpr int SORTERS = 1024;
 // Stands for the choice of a row that only completes a tile.
 constexpr uint32_t NO_CHOICE = ~0u;
 
-// The most rows of the choices of this many tokens.
+// The most rows that the choices of this many tokens can take.
 __host__ __device__ constexpr int rows_max(int tokens, int experts, int top_k) {
   return align_up(tokens * top_k, TILE_TOKENS) + smaller(experts, tokens * top_k) * TILE_TOKENS;
 }
@@ -36,7 +36,7 @@ struct SortMemory {
   uint32_t before[SORTERS / 32];
 };
 
-// The first warp: the first rows of experts, each of which has whole tiles.
+// The first warp: finds the first row of each expert. Experts have whole tiles of rows.
 template <int EXPERTS>
 __device__ __forceinline__ void find_first_rows(SortMemory<EXPERTS>& memory) {
   const int lane = threadIdx.x;
@@ -52,7 +52,7 @@ __device__ __forceinline__ void find_first_rows(SortMemory<EXPERTS>& memory) {
   if (lane == 0) memory.first_rows[EXPERTS] = begin;
 }
 
-// Loads of choices that a thread has under way.
+// Loads of choices that a thread has in flight.
 constexpr int SORT_LOADS = 8;
 
 // The experts of SORT_LOADS choices of a thread, STRIDE apart, up to `end`.
@@ -68,8 +68,8 @@ struct ChosenExperts {
   }
 };
 
-// All warps, each for its share of the choices: calls `use(choice, matches before it)` for those of
-// an expert.
+// All warps, each for its share of the choices: calls `use(choice, matches before it)` for each
+// choice of an expert, and returns their number.
 template <class Use>
 __device__ __forceinline__ uint32_t for_matches(const Routes& routes, int choice_count,
                                                 uint32_t expert, Use use) {
@@ -90,7 +90,7 @@ __device__ __forceinline__ uint32_t for_matches(const Routes& routes, int choice
   return matches;
 }
 
-// All threads: the rows of one expert.
+// All threads: assign the rows of one expert.
 template <int TOP_K, int EXPERTS>
 __device__ __forceinline__ void place_rows(const Routes& routes, SortMemory<EXPERTS>& memory,
                                            int expert) {

@@ -7,9 +7,9 @@
 
 namespace kilotok::wide {
 
-// A CTA multiplies row tiles of four warpgroups with some rows of an expert at a time. With two
-// warpgroups and 128 rows weights are decoded half as often, but every token is copied twice as
-// often, and too few warps hide latencies.
+// A CTA multiplies the row tiles of four warpgroups with a run of an expert's rows at a time. With
+// two warpgroups and runs of 128 rows weights would be decoded half as often, but every token would
+// be copied twice as often, and there would be too few warps to hide latencies.
 using ExpertsCta = CtaShape<MANY_CONSUMER_GROUPS>;
 
 // Runs of up to ROWS rows: 64, or 96 where experts have more, so that their weights are decoded
@@ -17,19 +17,19 @@ using ExpertsCta = CtaShape<MANY_CONSUMER_GROUPS>;
 constexpr int FEW_ROWS = 64, MANY_ROWS = 96;
 template <int ROWS>
 struct Runs {
-  // Runs take so many columns of B, by size, the most first.
+  // The columns of B that a run takes, by size class, the widest first.
   static constexpr int SIZES = ROWS == MANY_ROWS ? 5 : 6;
   static __host__ __device__ constexpr int width(int size) {
     constexpr int MANY[] = {96, 80, 64, 48, 32}, FEW[] = {64, 48, 32, 24, 16, 8};
     return size >= SIZES ? 0 : ROWS == MANY_ROWS ? MANY[size] : FEW[size];
   }
   using Totals = wide::Totals<ROWS / TILE_TOKENS * ExpertsCta::CONSUMERS>;
-  // For the ring, beside totals and the list of runs.
+  // Shared memory for the ring, beside totals and the list of runs.
   static constexpr int RING_BYTES = (ROWS == MANY_ROWS ? 120 : 153) << 10;
 };
 
-// The ring of an expert's matrix, of tokens and weights. A stage has the chunks that are multiplied
-// without a branch in between, as many as INNER is divisible by.
+// The ring of tokens and weights for an expert's matrix. The chunks of a stage are multiplied
+// without a branch in between; their number divides INNER.
 template <int ROWS, int INNER, int WEIGHT_BYTES>
 struct RunRingShape {
   static constexpr int CHUNK_BYTES =
@@ -37,7 +37,7 @@ struct RunRingShape {
   static constexpr int stages(int chunks) {
     return Runs<ROWS>::RING_BYTES / (chunks * CHUNK_BYTES);
   }
-  // One stage comes while another is multiplied.
+  // The most chunks that leave room for two stages: one is copied while the other is multiplied.
   static constexpr int chunks(int most) {
     const int count = divisor(INNER, most);
     return count == 1 || stages(count) > 1 ? count : chunks(count - 1);
@@ -56,7 +56,7 @@ using GateUpRing = RunRing<ROWS, ChunkWalk<M, Order::Parts>::INNER,
 template <class M, int ROWS>
 using DownRing = RunRing<ROWS, ChunkWalk<M, Order::Chain>::INNER, STAGE_WEIGHTS<M>, 2>;
 
-// Calls `f` with the constant of the columns that so many rows take.
+// Calls `f` with the number of columns of B that `rows` rows take, as a constant.
 template <int ROWS, int SIZE = Runs<ROWS>::SIZES - 1, class F>
 __device__ __forceinline__ void with_run_columns(int rows, F f) {
   constexpr int WIDTH = Runs<ROWS>::width(SIZE);
@@ -77,8 +77,8 @@ struct RowGroups {
   int first, end;
 };
 
-// The runs by size: as many rows of an expert as they may have, and then what remains. What comes
-// before each expert's, and in the end how many there are.
+// The runs by size class. An expert has runs of ROWS rows, and one run of the remaining rows.
+// `before` counts the runs of lower experts in each size class; its last entry counts all of them.
 template <int EXPERTS, int ROWS>
 struct RunList {
   static constexpr int SIZES = Runs<ROWS>::SIZES;
@@ -135,7 +135,7 @@ struct RunList {
   }
 };
 
-// The work of a matrix of every expert: its runs, each with AT_ONCE row groups at a time.
+// The work items of one matrix of all experts: each run times each AT_ONCE row groups.
 template <class M, int AT_ONCE, class List>
 struct ExpertsWork {
   static constexpr int ROW_TILES = ExpertsCta::ROW_TILES;
@@ -173,7 +173,7 @@ struct WeightsCopy {
   const char* matrix;
   uint32_t from[ROUNDS];
 
-  // Beyond the last row tile it is that one again: all warps of a warpgroup multiply.
+  // Beyond the last row tile it is the last one again: all warps of a warpgroup must multiply.
   __device__ __forceinline__ WeightsCopy(const char* weights, int group) : matrix(weights) {
 #pragma unroll
     for (int i = 0; i < ROUNDS; i++) {
@@ -193,8 +193,8 @@ struct WeightsCopy {
   }
 };
 
-// Producers: the first GATHERERS copy the tokens of rows, wherever they lie; the next one passes
-// them on. Eight lanes copy the 64 columns of a row.
+// Producers: the first GATHERERS threads gather the tokens of a run's rows, and the next thread
+// passes them on (`OperandRing::pass_on`). Eight lanes copy the 64 columns of a row.
 constexpr int GATHERERS = WARPGROUP / 2;
 template <int RUN_ROWS>
 struct RowGather {
@@ -210,7 +210,7 @@ struct RowGather {
     return static_cast<int>(threadIdx.x) % LANES * PIECE_COLUMNS;
   }
 
-  // Of the tokens `normed`, BF16 `[tokens][HIDDEN]`, those of some rows.
+  // `normed` are all tokens, BF16 `[tokens][HIDDEN]`, and `choices` those of the run's rows.
   __device__ __forceinline__ RowGather(const char* normed, const uint32_t* choices, int top_k,
                                        int rows)
       : tokens(normed), count(rows) {
@@ -220,7 +220,7 @@ struct RowGather {
       from[i] = row < count ? (choices[row] / top_k * HIDDEN + column()) * 2 : 0;
     }
   }
-  // Into a stage, the chunks from `walk` on.
+  // Copies the chunks from `walk` on into the ring's stage.
   template <class Stages, class Walk>
   __device__ __forceinline__ void copy(const Stages& ring, const Walk& walk) const {
     const uint32_t own_place = tile_place(own(), column()) + own() / TILE_TOKENS * TILE_BYTES;
@@ -241,18 +241,18 @@ struct RowGather {
   }
 };
 
-// Consumers: the weights of a warp's row tile, COUNT chunks of which are in registers, or on their
-// way. They are multiplied AT_ONCE at a time.
+// Consumers: the weights of a warp's row tile, COUNT chunks of which are in registers or in flight.
+// They are multiplied AT_ONCE at a time.
 template <class M, int AT_ONCE, int COUNT>
 struct WeightsAhead {
   using Walk = ChunkWalk<M, Order::Parts>;
   static_assert(AT_ONCE % COUNT == 0, "a chunk's registers are known");
   Chunk<M::FORMAT> chunks[COUNT];
-  // The chunks that are multiplied, and those behind them.
+  // The chunks that are multiplied, and those after them.
   const char *from, *next;
   Walk walk;
 
-  // Beyond the last row tile it is that one again: all warps of a warpgroup multiply.
+  // Beyond the last row tile it is the last one again: all warps of a warpgroup must multiply.
   __device__ __forceinline__ WeightsAhead(const char* matrix, int group)
       : next(row_tile<M>(matrix, smaller(group * ExpertsCta::ROW_TILES +
                                              static_cast<int>(threadIdx.x) / 32,
@@ -270,7 +270,7 @@ struct WeightsAhead {
   __device__ __forceinline__ const Chunk<M::FORMAT>& chunk(int i) const {
     return chunks[i % COUNT];
   }
-  // Behind the i-th chunk's products: loads the one COUNT further on, if it is there.
+  // Called after the i-th chunk's products: loads the chunk COUNT further on, if there is one.
   __device__ __forceinline__ void reload(int i) {
     if (i + COUNT < AT_ONCE)
       load(i, from + (i + COUNT) * M::STEP_BYTES);
@@ -284,15 +284,15 @@ struct WeightsAhead {
   }
 };
 
-// Consumers: the weights of a warp's row tiles, one an item, which it copies for itself into the
-// ring's stages, as early as they are free. Loads into registers could not be so early: what orders
-// memory for `wgmma` waits for all of them.
+// Consumers: the weights of a warp's row tiles, one for each item. The warp copies them itself into
+// the ring's stages, as soon as these are free. Loads into registers could not begin so early,
+// because fences of `wgmma` wait for all of them.
 template <class M, class Stages, class Work>
 struct WarpWeights {
   using Walk = ChunkWalk<M, Order::Parts>;
   static constexpr int AHEAD = Stages::STAGES - 1;
   const Work& work;
-  // What the lane copies next: of all experts, of the row tile.
+  // Where the lane copies from: in the weights of all experts, and in the next row tile.
   const char *matrix, *from;
   int item = ptx::cta_index();
   Walk walk;
@@ -305,7 +305,8 @@ struct WarpWeights {
       for (int stage = 0; stage < AHEAD; stage++) copy(ring, stage);
     }
   }
-  // Waits for the weights of the ring's next stage, and begins to copy those of AHEAD stages on.
+  // Waits for the weights of the ring's next stage, and begins to copy those AHEAD stages further
+  // on.
   __device__ __forceinline__ void wait(const Stages& ring) {
     copy(ring, ring.stage == 0 ? Stages::STAGES - 1 : ring.stage - 1);
     ptx::wait_for_groups<AHEAD>();
@@ -313,7 +314,7 @@ struct WarpWeights {
   }
 
  private:
-  // Beyond the last row tile it is that one again: all warps of a warpgroup multiply.
+  // Beyond the last row tile it is the last one again: all warps of a warpgroup must multiply.
   __device__ __forceinline__ void begin_item() {
     if (item >= work.count()) return;
     const int tile = work.groups(item).first * ExpertsCta::ROW_TILES +
@@ -343,7 +344,8 @@ struct WarpWeights {
   }
 };
 
-// Consumers: the weights of a stage in registers, so many chunks ahead of products.
+// Consumers: the weights of a stage, which are loaded into registers AHEAD chunks before their
+// products.
 template <class M, class Stages>
 struct StageWeights {
   static constexpr int AHEAD = smaller(Stages::CHUNKS, 2);
@@ -358,7 +360,7 @@ struct StageWeights {
   __device__ __forceinline__ const Chunk<M::FORMAT>& chunk(int i) const {
     return chunks[i % AHEAD];
   }
-  // Behind the i-th chunk's products.
+  // Called after the i-th chunk's products.
   __device__ __forceinline__ void reload(int i) {
     if (i + AHEAD < Stages::CHUNKS) load(i + AHEAD);
   }
@@ -369,7 +371,7 @@ struct StageWeights {
   }
 };
 
-// Adds a stage to the sums of eight tokens by `mma`: products of `wgmma` take longer than so few.
+// Adds a stage to the sums of eight tokens by `mma`, which is faster than `wgmma` for so few.
 template <class Stages, class Weights>
 __device__ __forceinline__ void multiply_tile(const Stages& ring, float (&acc)[4],
                                               Weights& weights) {
@@ -385,10 +387,10 @@ __device__ __forceinline__ void multiply_tile(const Stages& ring, float (&acc)[4
   for (int i = 0; i < 4; i++) acc[i] = sums[0][i];
 }
 
-// Consumers: a warp's row tile times the tokens of the ring's next stages, of so many columns.
-// `with_weights(multiply)` waits for a stage and calls `multiply(weights)`: `weights.chunk(i)` is
-// its i-th chunk, and `weights.reload(i)` comes behind their products. `small` is for
-// `hidden_zero`.
+// Consumers: multiply a warp's row tile with the tokens of the ring's next stages, COLUMNS columns
+// of B. `with_weights(multiply)` waits for a stage and calls `multiply(weights)`:
+// `weights.chunk(i)` is its i-th chunk, and `weights.reload(i)` is called after its products.
+// `small` is for `hidden_zero`.
 template <class M, int COLUMNS, Order ORDER, int SLOTS, class Stages, class Totals,
           class WithWeights>
 __device__ __forceinline__ void multiply_stages(Stages& ring, Totals& totals,
@@ -396,9 +398,9 @@ __device__ __forceinline__ void multiply_stages(Stages& ring, Totals& totals,
                                                 WithWeights with_weights) {
   using Walk = ChunkWalk<M, ORDER>;
   using Multiply = Products<M::FORMAT, COLUMNS, SLOTS>;
-  // Not where tokens are bulk copies: loads would have to be complete before the next ones.
+  // Not where tokens are bulk copies: loads would have to be complete before the next copy.
   constexpr bool WITH_MMA = COLUMNS == TILE_TOKENS && Walk::BY_PART;
-  // Without a loop the compiler would know that what pieces are added to is zero.
+  // Without a loop the compiler would know that the sums begin with zero.
   constexpr bool HIDDEN_ZERO = COLUMNS > Multiply::WIDTH &&
                                Walk::INNER == Stages::CHUNKS &&
                                (Walk::BY_PART || Walk::OUTER == 1);

@@ -1,9 +1,9 @@
 // The residual stream of many tokens, F32 `[capacity][HIDDEN]` in the GPU's memory, and the RMSNorm
-// after each addition to it. Of several ranks each has the stream of its own tokens alone
-// (wide/ranks.cuh). To get the bits of the narrow pass (phase/add_rms_norm.cuh), squares
-// are summed in its order: 16 columns; three such sums for each owner; then the owners, over a
-// warp's lanes. Kernels in step/wide.cu: wide_embed, wide_input_norm, wide_post_norm,
-// wide_context_norm, wide_gather_wanted.
+// after each addition to it. With several ranks, each has the stream of its own tokens only
+// (wide/ranks.cuh). To get the bits of the narrow pass (phase/add_rms_norm.cuh), squares are summed
+// in its order: 16 columns; three such sums for each owner; then the owners, over a warp's lanes.
+// Kernels in step/wide.cu: wide_embed, wide_input_norm, wide_post_norm, wide_context_norm,
+// wide_gather_wanted.
 //
 //   embed          the tokens' embeddings, as the first part that is added
 //   add_rms_norm   adds the ranks' parts, or one rank's products of experts; writes the next GEMM's
@@ -63,7 +63,7 @@ struct AddNormMemory {
   uint64_t operand, rows;
   // F32 `[capacity]`.
   uint64_t inverse_rms;
-  // F32 `[capacity][SQUARES]`: sums of sixteen squares, where a GEMM adds.
+  // F32 `[capacity][SQUARES]`: sums of sixteen squares, where a GEMM has added to the stream.
   uint64_t squares;
   // An operand of TAPS * HIDDEN columns, and the tap of it that receives x; NO_TAP for none.
   uint64_t taps;
@@ -84,8 +84,8 @@ struct AddedProducts {
 };
 
 constexpr uint32_t NO_TAP = ~0u;
-// Columns of a lane, and lanes of sixteen columns, in the first sums of squares; the number of
-// these sums.
+// The first sums of squares are over sixteen columns: the columns of a lane, the lanes of a sum,
+// and the number of sums.
 constexpr int LANE_COLUMNS = 4, SQUARE_LANES = SQUARE_ROWS / LANE_COLUMNS;
 constexpr int SQUARES = OWNER_UNITS * (OWNER_ROWS / SQUARE_ROWS);
 // Threads of a CTA that adds and normalises.
@@ -172,10 +172,10 @@ __device__ __forceinline__ void store_forms(const AddNormMemory& memory, const R
 // Columns that a warp adds at a time.
 constexpr int NORM_COLUMNS = 32 * LANE_COLUMNS;
 
-// What is added to a token's stream: a part of each rank, or a sum of products. A lane loads its
-// four columns of `run`, NORM_COLUMNS columns, and has them later.
+// What is added to a token's stream: a part of each rank, or a sum of products. `load` begins to
+// load a lane's four columns of `run`, which has NORM_COLUMNS columns, and `sum` uses them later.
 struct PartAdded {
-  // Runs of columns whose loads a lane has under way.
+  // Runs of columns whose loads a lane has in flight.
   static constexpr int RUNS = 6;
   using Loaded = float4;
   const float* part;
@@ -189,7 +189,7 @@ struct PartAdded {
   __device__ __forceinline__ float4 sum(const Loaded& loaded) const { return loaded; }
 };
 
-// Of several ranks: this rank's part, and those that it has received.
+// With several ranks: this rank's part, and those that it has received.
 struct PartsAdded {
   static constexpr int RUNS = 2;
   struct Loaded {
@@ -232,7 +232,7 @@ struct ProductsAdded {
   static constexpr int RUNS = 1;
   using Loaded = ChoiceProducts<TOP_K>;
   const AddedProducts& memory;
-  // What the lane loads of a panel.
+  // Where the lane's columns lie in a panel.
   typename Loaded::Places places;
 
   __device__ __forceinline__ ProductsAdded(const AddedProducts& added, int token)
@@ -249,8 +249,8 @@ struct ProductsAdded {
   }
 };
 
-// A warp: adds what comes to some of a token's columns, stores all forms, and leaves the sums of
-// sixteen squares.
+// A warp: adds `added` to some of a token's columns, stores the stream in all forms, and leaves
+// sums of sixteen squares in `squares`.
 template <class Added>
 __device__ __forceinline__ void add_columns(const AddNormMemory& memory, const Ranks& ranks,
                                             const Added& added, int token, float* squares,
@@ -286,8 +286,8 @@ __device__ __forceinline__ void add_columns(const AddNormMemory& memory, const R
   }
 }
 
-// Called by all threads of all CTAs, NORM_THREADS each: the norm of this rank's tokens. `added` is
-// given where products of TOP_K choices are added, which is not 0 then.
+// Called by all threads of all CTAs, NORM_THREADS each: the norm of this rank's tokens. If TOP_K is
+// not 0, the products of a token's TOP_K choices are added, from `added`.
 template <int TOP_K = 0>
 __device__ __forceinline__ void add_rms_norm(NormShared& shared, const AddNormMemory& memory,
                                              const AddedProducts& added = {}) {
@@ -333,7 +333,8 @@ __device__ __forceinline__ void add_rms_norm(NormShared& shared, const AddNormMe
   ranks.finish(Exchange::Norms);
 }
 
-// The same behind a GEMM that has added its products: a warp finishes a token at a time.
+// The same after a GEMM that has added its products to the stream: a warp finishes a token at a
+// time.
 __device__ __forceinline__ void finish_norm(const AddNormMemory& memory) {
   const int first = static_cast<int>(threadIdx.x) / 32 * GRID + ptx::cta_index();
 #pragma unroll 1

@@ -2,12 +2,11 @@
 // tokens come.
 //
 // The operand of the wide pass lies in tiles of 8 tokens x 64 columns, 1 KB each, in the 128-byte
-// swizzle of `wgmma`: a token has 128 bytes, of which piece p of 8 columns lies in place
-// p ^ token % 8. So a token's columns can also be copied from a row of their own without bank
-// conflicts. Tiles of the same columns lie together, `[tiles of columns][tiles of tokens]`, so that
-// a stage is one bulk copy: copies of 128 bytes bring a quarter as much in the same time, and those
-// of 1 KB two thirds (benches/journal/wide.md). Columns beyond the last are numbers; weights are
-// zeros there.
+// swizzle of `wgmma`: a token has 128 bytes, and its piece p of 8 columns lies in place p ^ token %
+// 8. So tokens that lie in rows can be copied into tiles without bank conflicts, too. Tiles of the
+// same columns lie together, `[tiles of columns][tiles of tokens]`, so that a stage is one bulk
+// copy: copies of 128 bytes bring a quarter as much in the same time, and those of 1 KB two thirds
+// (benches/journal/wide.md). Columns beyond the last are not NaN, and their weights are zeros.
 #pragma once
 
 #include "kilotok/layout/buffers.cuh"
@@ -20,7 +19,7 @@ constexpr int PIECE_COLUMNS = 8, PIECE_BYTES = TILE_TOKENS * PIECE_COLUMNS * 2;
 constexpr int TILE_BYTES = CHUNK_OPERAND_BYTES, TOKEN_BYTES = CHUNK_COLUMNS * 2;
 // Bytes from a step of 16 columns to the next.
 constexpr int STEP_OFFSET = 16 * 2;
-// Bytes of 64 columns of an operand that has room for so many tokens, a multiple of eight.
+// Bytes of 64 columns of an operand with room for `tokens` tokens, a multiple of eight.
 __host__ __device__ constexpr size_t column_bytes(int tokens) {
   return static_cast<size_t>(tokens) * (CHUNK_COLUMNS * 2);
 }
@@ -29,8 +28,8 @@ __host__ __device__ constexpr size_t operand_bytes(int columns, int tokens) {
 }
 
 // Kinds whose matrices differ do not share an operand, as in the narrow pass (`KindOperand` in
-// layout/buffers.cuh): the columns in those of the kinds before END, and where that of a kind
-// begins.
+// layout/buffers.cuh): the columns of the operands of kinds before END, and the column at which
+// that of a kind begins.
 template <template <int> class M, int END>
 constexpr int operand_columns_before() {
   if constexpr (END == 0)
@@ -47,7 +46,7 @@ __host__ __device__ __forceinline__ size_t kind_operand(int tokens) {
   return operand_bytes(KIND_COLUMN<M, KIND>, tokens);
 }
 
-// The byte of a token's column in its tile, and in such an operand.
+// Byte offset of a token's column in its tile, and in an operand with room for `tokens` tokens.
 __host__ __device__ __forceinline__ int tile_place(int token, int column) {
   const int piece = column % CHUNK_COLUMNS / PIECE_COLUMNS;
   return token % TILE_TOKENS * TOKEN_BYTES + (piece ^ token % TILE_TOKENS) * 16 +
@@ -58,9 +57,9 @@ __host__ __device__ __forceinline__ size_t operand_place(int token, int column, 
          tile_place(token, column);
 }
 
-// A ring of COUNT stages. A stage is CHUNKS chunks of 64 columns: of each the operand of up to
-// WIDTH tokens, and so many bytes of weights. Each consumer warp and each producer has an end of
-// its own.
+// A ring of COUNT stages. A stage is CHUNKS chunks of 64 columns. A chunk is the operand of up to
+// WIDTH tokens and WEIGHT_BYTES of weights. Each consumer warp and each producer has its own
+// position in the ring.
 template <int WIDTH, int CHUNKS_EACH, int COUNT, int WEIGHT_BYTES>
 struct OperandRing {
   static constexpr bool HAS_WEIGHTS = WEIGHT_BYTES > 0;
@@ -87,8 +86,8 @@ struct OperandRing {
         empty(ptx::shared_address(memory.empty)),
         copied(ptx::shared_address(memory.copied)) {}
 
-  // One thread, before any other uses the ring; so many warpgroups will release its stages, and so
-  // many arrivals make one full. So many threads copy tokens that are passed on.
+  // One thread, before any other uses the ring. `groups` warpgroups release each stage, `arrivals`
+  // arrivals make it full, and `copiers` threads copy tokens that are passed on.
   __device__ __forceinline__ void init(int groups, int arrivals, int copiers = 1) const {
     for (int i = 0; i < COUNT; i++) {
       ptx::mbarrier_init(full + 8 * i, arrivals);
@@ -104,12 +103,12 @@ struct OperandRing {
       parity ^= 1;
     }
   }
-  // The i-th chunk of the stage.
+  // Addresses of the tokens and the weights of the stage's i-th chunk.
   __device__ __forceinline__ uint32_t tokens(int i) const {
     return stages + stage * STAGE_BYTES + i * CHUNK_BYTES;
   }
   __device__ __forceinline__ uint32_t weights(int i) const { return tokens(i) + WEIGHTS_AT; }
-  // The same of any stage.
+  // The same for the weights of any stage.
   __device__ __forceinline__ uint32_t weights_of(int of_stage, int i) const {
     return stages + of_stage * STAGE_BYTES + i * CHUNK_BYTES + WEIGHTS_AT;
   }
@@ -121,7 +120,7 @@ struct OperandRing {
   __device__ __forceinline__ void wait() const {
     wait_mbarrier(Waits::Page, full + 8 * stage, parity);
   }
-  // Consumers: the warp's products with the stage are there.
+  // Consumers: release the stage, when the warp's products with it are complete.
   __device__ __forceinline__ void release() {
     ptx::mbarrier_arrive_warp(empty + 8 * stage, threadIdx.x % 32);
     next();
@@ -131,13 +130,13 @@ struct OperandRing {
   __device__ __forceinline__ void wait_free() const {
     wait_mbarrier(Waits::FreePage, empty + 8 * stage, parity ^ 1);
   }
-  // Producers: the thread's copies are a part of the stage.
+  // Producers: mark the thread's part of the stage as full, once its copies are complete.
   __device__ __forceinline__ void bring() {
     ptx::mbarrier_arrive_copied(full + 8 * stage);
     next();
   }
-  // The same of tokens, which `wgmma` reads behind a fence that waits for all copies of its thread:
-  // one that copies nothing passes them on.
+  // The same for tokens that need a fence before `wgmma` reads them. The fence waits for all copies
+  // of its thread, so another thread, which copies nothing, executes it in `pass_on`.
   __device__ __forceinline__ void bring_tokens() {
     ptx::mbarrier_arrive_copied(copied + 8 * stage);
     next();
@@ -148,7 +147,7 @@ struct OperandRing {
     ptx::mbarrier_arrive(full + 8 * stage);
     next();
   }
-  // One producer: begins to copy so many tiles of tokens of each chunk, from `from(chunk)`.
+  // One producer: begins to copy `tiles` tiles of tokens of each chunk, from `from(chunk)`.
   template <class From>
   __device__ __forceinline__ void copy_tokens(int tiles, From from) const {
     ptx::mbarrier_expect(full + 8 * stage, CHUNKS * tiles * TILE_BYTES);
