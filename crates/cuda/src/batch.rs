@@ -9,7 +9,7 @@ use kilotok_model::ModelSpec;
 /// A token without a row in the embedding: the mask that a drafter brings, as in `phase/embed.cuh`.
 const MASK_TOKEN: u32 = !0;
 
-/// The slot of rows whose drafts are not drawn.
+/// The slot of rows whose drafts are the likeliest tokens.
 const NO_SLOT: u32 = !0;
 
 /// The layout of a batch: a header, then arrays for the longest batch, as `DraftBatch` in

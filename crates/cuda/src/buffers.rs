@@ -16,7 +16,7 @@ pub(crate) const CHUNK_ROWS: usize = 16;
 pub(crate) const CHUNK_COLUMNS: usize = 64;
 /// Consumer warps of a CTA, which share a matrix's columns (split-K).
 pub(crate) const CONSUMER_WARPS: usize = 12;
-/// Row tiles of the residual stream that a CTA owns, at most: as many as its epilogue has warps.
+/// The most row tiles of the residual stream that a CTA owns: as many as its epilogue has warps.
 pub(crate) const OWNER_TILES_MAX: usize = 3;
 /// Rows of gate above as many rows of up in one tile.
 pub(crate) const GATE_ROWS: usize = 8;
@@ -24,7 +24,8 @@ pub(crate) const GATE_ROWS: usize = 8;
 pub(crate) const TILE_TOKENS: usize = 8;
 /// Padding between rows of gathered tokens in shared memory, so that they lie in different banks.
 const GATHERED_PADDING: usize = 64;
-/// Query heads of a tile, and their dimensions as operand A: steps of 32, lanes with 16 values.
+/// Query heads of a tile, and the layout of their dimensions as operand A: steps of 32 dimensions,
+/// in each of which a lane holds 16 values.
 const TILE_HEADS: usize = 16;
 const QUERY_STEP: usize = 32;
 const QUERY_STEP_VALUES: usize = 2 * 32 * 8;
@@ -42,8 +43,8 @@ const PACKET_SETS: usize = 2;
 const READERS: usize = 2;
 /// The counters of a launch.
 pub(crate) const BARRIER_BYTES: usize = COUNTERS * COUNTER_BYTES;
-/// After the packets: the flags of all ranks, a packet of 16 bytes for each draft and rank, the
-/// logits, and a packet for each candidate of a draft.
+/// Bytes of the flags of all ranks, which follow the packets. After them come a packet of 16 bytes
+/// for each draft and rank, the logits, and a packet for each candidate of a draft.
 const FLAGS_BYTES: usize = 128;
 /// The alignment of a token's logits, in values.
 const LOGITS_ALIGNMENT: usize = 16;
@@ -124,8 +125,8 @@ impl Attention {
     }
 
     /// Whether rows of q and k that are rotated together lie half a chunk apart in one chunk. Then
-    /// the epilogue of the GEMM applies RoPE. It cannot if a norm by head comes before, or if heads
-    /// are not whole chunks.
+    /// the epilogue of the GEMM applies RoPE. It cannot if a norm of each head comes before RoPE,
+    /// or if heads are not whole chunks.
     pub(crate) fn is_paired(&self) -> bool {
         let whole = |dims: usize| dims.is_multiple_of(CHUNK_ROWS);
         self.qk_norm_eps.is_none()
@@ -149,13 +150,13 @@ impl Constants {
         Matrix { format, rows: self.hidden, columns, row_tiles }
     }
 
-    /// The output projections of the first kinds that differ, each of which has an operand of its
-    /// own, see `KindOperand` in `layout/buffers.cuh`.
+    /// The output projections of the first `kinds` kinds, without repetitions: each has an operand
+    /// of its own, see `KindOperand` in `layout/buffers.cuh`.
     pub(crate) fn outputs(&self, kinds: usize) -> Vec<Matrix> {
         different((0..kinds).map(|kind| self.output(kind)))
     }
 
-    /// The same of `down` of dense networks.
+    /// The same for `down` of dense networks.
     pub(crate) fn dense_downs(&self, kinds: usize) -> Vec<Matrix> {
         let dense = (0..kinds).filter(|kind| self.feed_forwards[*kind].experts == 0);
         different(dense.map(|kind| self.down(kind)))
@@ -186,7 +187,7 @@ impl Constants {
         Matrix { format: WeightFormat::Float, rows, columns, row_tiles: 1 }
     }
 
-    /// Bytes of the laws of a slot's drafts.
+    /// Bytes of the distributions (laws) that a slot's drafts are drawn from.
     pub(crate) fn laws_bytes(&self) -> usize {
         self.draft_rows * CANDIDATES_MAX * size_of::<Candidate>()
     }
@@ -209,7 +210,7 @@ impl Constants {
         self.hidden.div_ceil(self.owner_rows())
     }
 
-    /// Values of a token in `projected`: of all kinds the most, or keys and values of all the
+    /// Values of a token in `projected`: the most of any kind, or keys and values of all the
     /// drafter's layers, because its context computes them at once.
     pub(crate) fn projected_rows(&self) -> usize {
         let rows = self.attentions.iter().map(Attention::qkv_rows).max();

@@ -6,7 +6,7 @@ use kilotok_abi::PLAN_CTA_BYTES;
 use crate::upload::Upload;
 use crate::wide::WideStep;
 
-/// Which of two kernels: the one for one tile of tokens, or the one for more.
+/// The kernel for one tile of tokens, or the kernel for more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tiles {
     One,
@@ -19,7 +19,7 @@ impl Tiles {
     }
 }
 
-/// Which launches are the target's pass and the drafter's context.
+/// Which pass computes the target and the drafter's context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
     Narrow(Tiles),
@@ -45,7 +45,7 @@ impl Shape {
         Self { target, drafts: drafts.collect(), upload_bytes }
     }
 
-    /// What is told to the launches of the wide pass, if it is one.
+    /// The step as the launches of the wide pass must know it; `None` in the narrow pass.
     pub(crate) fn wide(&self) -> Option<&WideStep> {
         match &self.target {
             Target::Narrow(_) => None,

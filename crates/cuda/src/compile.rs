@@ -66,7 +66,7 @@ impl Toolchain {
         Ok((nvrtc.path, nvrtc.version))
     }
 
-    /// Whether a program's code can be had: there is a compiler, or code that one made before.
+    /// Whether there is code for a program: from a compiler, or from an earlier compilation.
     pub(crate) fn check(
         &self,
         program: &Program,
@@ -98,7 +98,7 @@ impl Toolchain {
     }
 
     /// The machine code of a program, from the folder or compiled. Without a compiler, code in the
-    /// folder will do that any compiler made.
+    /// folder by any compiler will do.
     pub(crate) fn code(
         &self,
         program: &Program,
@@ -137,8 +137,8 @@ impl Toolchain {
         Ok(Code { cubin, unkept })
     }
 
-    /// The code in the folder by the newest compiler whose code the driver can load, and which
-    /// compiler that was.
+    /// The code in the folder by the newest compiler whose code the driver can load, and that
+    /// compiler's build.
     fn kept_by_any(&self, key: &str, driver: Option<Version>) -> Option<(Build, Vec<u8>)> {
         let files = beside(self.cache.as_ref()?, key).into_iter().filter_map(|path| {
             let build = path.file_stem()?.to_str()?.strip_prefix(key)?.strip_prefix('-')?;
@@ -152,13 +152,13 @@ impl Toolchain {
     }
 }
 
-/// Machine code, and if it could not be cached, why.
+/// Machine code, and the reason if it could not be cached.
 pub(crate) struct Code {
     pub(crate) cubin: Vec<u8>,
     pub(crate) unkept: Option<CompileError>,
 }
 
-/// Why a version cannot be used, or `None`.
+/// Why a version cannot be used; `None` if it can.
 fn unfit(version: Version, driver: Option<Version>) -> Option<String> {
     if version < MIN {
         return Some(format!("is of CUDA {version}, {MIN} is needed"));

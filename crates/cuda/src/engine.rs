@@ -42,7 +42,7 @@ pub struct CudaEngine {
     pub(crate) doorbell: Arc<Doorbell>,
     /// How long the step in flight may take at these GPUs' clocks.
     pub(crate) step_max: Duration,
-    /// The same for narrow steps, and for wide ones.
+    /// How long narrow steps and wide steps may take.
     pub(crate) step_limits: [Duration; 2],
     /// Steps of more tokens take the wide pass, if there is room for it.
     pub(crate) wide_above: Option<usize>,
@@ -58,7 +58,7 @@ pub struct CudaEngine {
     pub(crate) broken: Option<EngineError>,
 }
 
-/// The request of a step, and the chain that runs it; none if it has no rows.
+/// What a step must return, and the chain that runs it; no chain for a step without rows.
 pub(crate) struct InFlightStep {
     asked: Asked,
     watch: Option<Watch>,
@@ -67,7 +67,8 @@ pub(crate) struct InFlightStep {
 /// The host's memory that GPUs access, and its layout.
 pub(crate) struct HostMemory {
     /// The mailboxes of chains with even and with odd numbers. A chain's mailbox is written when
-    /// the chain before it was waited for or is void: then the one before that has been read.
+    /// the chain before it has been waited for or is void: by then, the chain that last used the
+    /// mailbox has read it.
     pub(crate) mailboxes: [Pinned; 2],
     pub(crate) upload_places: Places,
     pub(crate) lists: Pinned,
@@ -92,12 +93,12 @@ pub(crate) const STEP_MAX: Duration = Duration::from_millis(1800);
 pub(crate) const WIDE_STEP_MAX: Duration = Duration::from_secs(30);
 /// The interval at which the driver is asked for errors.
 const CHECK_EACH: Duration = Duration::from_millis(1);
-/// How long to wait for the fault record of the last rank without one: waits for other ranks end
-/// first, by hundredths of a second.
+/// How long to wait for the fault record of the last rank without one. Waits for other ranks time
+/// out first, by hundredths of a second.
 const RECORD_MAX: Duration = Duration::from_millis(50);
 
-/// An unresponsive rank is found first; then the kernels' waits time out, before the step does,
-/// because they say more; and all is reported within two seconds.
+/// The order of time limits: an unresponsive rank is found first. Then the kernels' waits time out,
+/// before the step does, because their records say more. All is reported within two seconds.
 const _: () = {
     let waits_ms = WAIT_MAX_MS as u128 + RECORD_MAX.as_millis();
     assert!(ACKNOWLEDGE_MAX.as_millis() < WAIT_MAX_MS as u128 && waits_ms < STEP_MAX.as_millis());
@@ -268,9 +269,9 @@ impl CudaEngine {
     }
 
     /// The cause of the failure of a step that began at `start`, whether it was found here or on a
-    /// rank. A GPU may fail without a fault record, and the driver reports that on all GPUs with
-    /// access to it: then this waits for the records of the others, which name the rank they waited
-    /// for.
+    /// rank. A GPU may fail without a fault record, and the driver reports that failure on all GPUs
+    /// with access to it. Then this waits for the records of the other ranks, which name the rank
+    /// that they waited for.
     fn cause(&self, here: Option<&RankFailure>, start: Instant) -> EngineError {
         drop(dismiss_pending());
         let mut last = None;

@@ -39,7 +39,7 @@ fn timeout(fault: &Fault) -> EngineError {
     EngineError::Timeout { rank: rank as usize, cta, launch, phase, waited_for: waited_for(fault) }
 }
 
-/// The wait, with those numbers that have a meaning there.
+/// The wait, with the numbers of the record that have a meaning for it.
 fn waited_for(fault: &Fault) -> String {
     let Fault { code, wanted, seen, .. } = *fault;
     let Some(waits) = Waits::of(code) else {
@@ -66,9 +66,9 @@ pub(crate) struct RankFailure {
     pub(crate) record: Option<Fault>,
 }
 
-/// The ranks among those that failed at the same time which may be the cause. The driver reports
-/// one GPU's failure also on others with access to it: a rank that has ended more chains than
-/// another is not the cause.
+/// Of the ranks that failed at the same time, those that may be the cause. The driver reports one
+/// GPU's failure also on others with access to it: a rank that has ended more chains than another
+/// is not the cause.
 pub(crate) fn suspects(mut failed: Vec<RankFailure>) -> Vec<RankFailure> {
     let behind = failed.iter().map(|failed| failed.behind).max();
     failed.retain(|failed| Some(failed.behind) == behind);

@@ -21,7 +21,7 @@ use crate::wide;
 
 /// Bytes of the stamps of one launch.
 const LAUNCH_STAMP_BYTES: usize = STAMPS_MAX * size_of::<Stamped>();
-/// The layer is not followed by a tap.
+/// The tap of a layer that is not tapped.
 const NO_TAP: u32 = !0;
 
 /// The plan of a rank's memory. It is made twice: at address 0 to find how much memory to take,
@@ -30,11 +30,11 @@ pub(crate) struct Layout {
     pub(crate) map: MemoryMap,
     /// The addresses of weights.
     pub(crate) weights: BTreeMap<Buffer, u64>,
-    /// The argument of the first kernel, without what only the rank knows.
+    /// The argument of the first kernel, without the fields that only a rank can fill in.
     pub(crate) memory: Memory,
     pub(crate) sampling: SampleMemory,
     drafting: DraftMemory,
-    /// Of steps that the wide pass takes, if there is room for any.
+    /// The memory of wide steps, if there is room for any.
     pub(crate) wide: Option<WideMemory>,
     /// Numbers from 0 on: the wanted tokens of the wide pass's head.
     head_wanted: u64,
@@ -182,7 +182,8 @@ pub(crate) struct Arguments {
     pub(crate) verify: VerifyMemory,
     pub(crate) context: Memory,
     pub(crate) drafts: Vec<Memory>,
-    /// Of the head behind the wide pass, and what the wide pass's launches have in common.
+    /// The argument of the head after the wide pass, and the fields that all launches of the wide
+    /// pass share.
     pub(crate) head: Memory,
     pub(crate) wide: Option<WideMemory>,
 }
@@ -195,7 +196,7 @@ pub(crate) struct Extent {
     pub(crate) wide_capacity: usize,
 }
 
-/// Bytes of a word for each token of the narrow pass.
+/// Bytes of an array that has a word for each token of the narrow pass.
 fn word_bytes(constants: &Constants) -> u64 {
     (constants.launch.tokens_max * size_of::<u32>()) as u64
 }
@@ -306,7 +307,7 @@ fn memory(
     }
 }
 
-/// Places what drafts are chosen in.
+/// Places the buffers in which drafts are chosen.
 fn drafting(map: &mut MemoryMap, working: &Working, sampling: &SampleMemory) -> DraftMemory {
     let mut work = |name: &str, bytes: usize| map.add("work", name.to_owned(), bytes as u64);
     DraftMemory {

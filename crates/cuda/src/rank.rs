@@ -31,10 +31,11 @@ const THREAD_COUNT: &str = "THREAD_COUNT";
 const ONE_TILE: &str = "ONE_TILE";
 /// Shared memory of a CTA of the wide pass.
 const WIDE_SHARED_BYTES: &str = "WIDE_SHARED_BYTES";
-/// Threads of a CTA of the kernel that reads memory.
+/// Threads of a CTA of the kernel that measures how fast memory is read.
 const READ_THREAD_COUNT: &str = "READ_THREAD_COUNT";
-/// Bytes that it reads at a time, much more than fits into L2 and a millisecond or two of an H200,
-/// and how often: so that starting it and noticing its end take less than a hundredth.
+/// Bytes that this kernel reads at a time, and how often. They are much more than fits into L2 and
+/// take an H200 a millisecond or two, so that starting the kernel and noticing its end take less
+/// than a hundredth of the time.
 const READ_BYTES_MAX: usize = 8 << 30;
 const READ_COUNT: u32 = 8;
 /// Threads of a CTA of the kernel that copies the plan.
@@ -45,8 +46,8 @@ const PLAN_THREADS: usize = PLAN_CTA_BYTES / PLAN_THREAD_BYTES;
 pub(crate) enum Pass {
     /// The target's layers over all tokens, to logits.
     Target(Tiles),
-    /// Sampling and verification by the logits of all ranks; behind the wide pass verification
-    /// alone.
+    /// Sampling and verification by the logits of all ranks. After the wide pass, which samples in
+    /// launches of its own, verification alone.
     Verify(Target),
     /// The drafter's keys and values from the taps of the target's tokens.
     DraftContext(Tiles),
@@ -54,8 +55,9 @@ pub(crate) enum Pass {
     DraftRows(usize, Tiles),
     /// A phase of a layer of the wide pass.
     Wide(WideLaunch, WideStep),
-    /// Behind the wide pass: slots that requests enter; the logits of a slice of the wanted tokens;
-    /// sampling from them, from the wanted token of that number on.
+    /// The launches after the wide pass: the setup of slots that requests enter; the logits of a
+    /// slice of the wanted tokens; sampling from these logits, which begins at the wanted token of
+    /// this number.
     Slots(WideStep),
     Head,
     Sample(WideStep, u32),
@@ -239,8 +241,8 @@ impl Rank {
         passes
     }
 
-    /// Has launches of the wide pass make stamps, where that of `launch` has its own in the narrow
-    /// pass.
+    /// Has launches of the wide pass make stamps, in the place where `launch` of the narrow pass
+    /// has its own.
     fn stamp_sequence(&self, passes: &mut Vec<Pass>, launch: usize) {
         let Some(Pass::Wide(_, step)) = passes.first().copied() else { return };
         if self.layout.stamp_bytes == 0 {
@@ -254,7 +256,8 @@ impl Rank {
         passes.extend(end.map(|launch| Pass::Wide(launch, step)));
     }
 
-    /// Starts what comes before a chain's launches.
+    /// Enqueues what comes before a chain's launches: the wait for the doorbell and the copy of the
+    /// plan.
     pub(crate) fn begin(&self, chain: &Chain<'_>) -> Result<(), RankFailure> {
         let begun = self.doorbell.await_on(&self.device, chain.number);
         self.failing(chain, begun.and_then(|()| self.take_in(chain)))
@@ -264,7 +267,7 @@ impl Rank {
         self.failing(chain, self.launch_pass(pass))
     }
 
-    /// Starts what comes behind them.
+    /// Enqueues what comes after them: the report that the chain has ended.
     pub(crate) fn end(&self, chain: &Chain<'_>) -> Result<(), RankFailure> {
         self.failing(chain, self.doorbell.tell_ended(&self.device, self.index, chain.number))
     }
@@ -340,7 +343,7 @@ impl Rank {
         }
     }
 
-    /// Times of the last step, which has ended: until the choice of tokens, and from there until
+    /// Times of the last step, which has ended: up to the choice of tokens, and from there up to
     /// the drafts.
     pub(crate) fn times(&self) -> StepTimes {
         let mut timestamps = Timestamps::zeroed();
@@ -443,7 +446,7 @@ impl Rank {
             self.fault.peek(bytemuck::bytes_of_mut(&mut record));
             record
         };
-        // The code is written last: a read after it was seen has the whole record.
+        // The code is written last: once it is there, a second read has the whole record.
         let record = (look().code != 0).then(look);
         let behind = number.wrapping_sub(self.progress().1);
         RankFailure { rank: self.index, reason: reason.to_string(), runs: false, behind, record }
@@ -464,7 +467,7 @@ fn count_up(mut numbers: Vec<u32>) -> bool {
     numbers.iter().zip(0..).all(|(number, place)| *number == place)
 }
 
-/// Launches CTAs, given how many and their threads, that can wait for each other.
+/// Launches CTAs that can wait for each other, given their number and their threads.
 fn launch<T: bytemuck::Pod>(
     kernel: &Kernel,
     ctas: (u32, u32),
@@ -473,7 +476,7 @@ fn launch<T: bytemuck::Pod>(
     launch_at(kernel, Start::Together, ctas, argument)
 }
 
-/// The same of a kernel of the wide pass, which begins early: its launches are many and short.
+/// The same for a kernel of the wide pass, which begins early: its launches are many and short.
 fn launch_wide(
     kernel: &Kernel,
     ctas: (u32, u32),

@@ -48,7 +48,7 @@ impl<'a> Repacker<'a> {
         Self { constants, parts: Mutex::default() }
     }
 
-    /// The bytes of a rank's part of a weight; none yet if other tensors of the same matrix are
+    /// The bytes of a rank's part of a weight; none while other tensors of the same matrix are
     /// missing.
     ///
     /// # Errors
@@ -187,7 +187,7 @@ impl<'a> Repacker<'a> {
         f32_bytes(&bias)
     }
 
-    /// Those of all experts; zeros on ranks that have nothing of them.
+    /// The biases of `down` of all experts; zeros on ranks that have none of them.
     fn down_bias(&self, kind: usize, tensor: &Tensor) -> Vec<u8> {
         let mut values = all_values(tensor);
         values.resize(self.constants.feed_forwards[kind].experts * self.constants.hidden, 0.0);
@@ -284,7 +284,7 @@ fn vector(tensor: &Tensor) -> Vec<u8> {
     f32_bytes(&values(tensor))
 }
 
-/// Of a vector; zeros on ranks that have nothing of it.
+/// The values of a vector; zeros on ranks that have none of them.
 fn values(tensor: &Tensor) -> Vec<f32> {
     let mut values = vec![0.0; tensor.cols];
     if tensor.rows > 0 {
@@ -293,7 +293,7 @@ fn values(tensor: &Tensor) -> Vec<f32> {
     values
 }
 
-/// Of all rows, one after the other.
+/// The values of all rows, one row after the other.
 fn all_values(tensor: &Tensor) -> Vec<f32> {
     let mut values = vec![0.0; tensor.rows * tensor.cols];
     for (row, values) in values.chunks_exact_mut(tensor.cols).enumerate() {

@@ -17,17 +17,18 @@ const NO_DRAFT: TokenId = !0;
 pub(crate) struct ResultPlaces {
     pub(crate) row_choices: usize,
     pub(crate) chosen: usize,
-    /// For each batch of drafts as many as the longest has.
+    /// Chosen drafts. Every batch of drafts has as many places as the longest.
     pub(crate) drafted: usize,
     pub(crate) drafted_each: usize,
-    /// At the end, because few steps read them: reports, and tops.
+    /// Reports and tops are at the end, because few steps read them.
     pub(crate) reports: usize,
     pub(crate) tops: usize,
     pub(crate) bytes: usize,
 }
 
 impl ResultPlaces {
-    /// For so many rows and wanted tokens, and batches of drafts of so many tokens.
+    /// Places for this many rows and wanted tokens, and for batches of drafts of `drafted_each`
+    /// tokens.
     pub(crate) fn new(
         (rows_max, wanted_max): (usize, usize),
         drafted_each: usize,

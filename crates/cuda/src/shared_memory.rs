@@ -9,12 +9,12 @@ use crate::wide;
 
 /// Shared memory of a CTA, as in `step/warp.cuh`.
 const SHARED_MAX: usize = 227 * 1024 - 256;
-/// That of a phase, as in `gemm/split_k.cuh`.
+/// Scratch memory of a phase, as in `gemm/split_k.cuh`.
 const SCRATCH_BYTES: usize = 36_864;
-/// Of the ring, see `gemm/ring.cuh`.
+/// Pages of the ring, see `gemm/ring.cuh`.
 const PAGE_BYTES: usize = 52_224;
 const PAGES: usize = 3;
-/// Partial sums, see `gemm/split_k.cuh`.
+/// Stages of partial sums, see `gemm/split_k.cuh`.
 const SUM_STAGES: usize = 4;
 /// Rows of an owner whose squares have one sum.
 const SQUARE_ROWS: usize = 16;
@@ -23,7 +23,7 @@ const PIPELINE_BYTES: usize = 32;
 const MBARRIER: usize = 8;
 const INT: usize = 4;
 const SHORT: usize = 2;
-/// Registers of a lane that are stored together.
+/// Bytes of four registers of a lane, which are stored together.
 const FOUR: usize = 16;
 const LANES: usize = 32;
 /// Keys of a piece and of a chunk, and dimensions of a strip of values.
@@ -121,7 +121,7 @@ impl Constants {
         one_tile.union(many)
     }
 
-    /// Bytes of `TileMemory` in `phase/attn_tile.cuh`; 0 of a kind whose keys come through the
+    /// Bytes of `TileMemory` in `phase/attn_tile.cuh`; 0 for a kind whose keys come through the
     /// ring.
     pub(crate) fn tile_bytes(&self, index: usize) -> usize {
         let Attention { qk_dim, v_dim, window, .. } = self.attentions[index];

@@ -77,7 +77,7 @@ fn add_launch(
     Ok(())
 }
 
-/// The entry of a phase, which is added if it is the first of its kind.
+/// The entry of a phase. If it is the first of its kind, it is added.
 fn of(phases: &mut Vec<PhaseCycles>, part: StepPart, phase: Stamp) -> &mut PhaseCycles {
     let known = phases.iter().position(|known| (known.part, known.phase) == (part, phase));
     let index = known.unwrap_or_else(|| {

@@ -29,8 +29,8 @@ use crate::wide;
 /// Keys and values are BF16.
 pub const VALUE_BYTES: usize = 2;
 
-/// Divisor of the memory that weights and the narrow pass leave: the wide pass's buffers take no
-/// more, because longer steps gain less than more pages.
+/// The wide pass's buffers take at most one part in this many of the memory that weights and the
+/// narrow pass leave, because longer steps gain less than more pages.
 const WIDE_SHARE: u64 = 4;
 
 /// The capacity of an engine, and where its kernels come from.
@@ -73,7 +73,7 @@ pub enum StartError {
     Engine(#[from] EngineError),
 }
 
-/// Tokens of a step at most, whatever the memory: more than [`TOKENS_MAX`] if the wide pass runs
+/// The most tokens of a step, whatever the memory: more than [`TOKENS_MAX`] if the wide pass runs
 /// the model.
 pub fn step_max(spec: &ModelSpec) -> u32 {
     if wide::unfit(spec).is_none() { wide::CAPACITY_MAX } else { TOKENS_MAX }
@@ -94,20 +94,20 @@ impl CudaOptions {
         }
     }
 
-    /// As they are asked for, with steps that the model's passes and the GPU's memory can take.
+    /// The sizes that were asked for, with steps that the model's passes can take.
     fn sizes(&self, spec: &ModelSpec) -> Sizes {
         Sizes { token_max: self.sizes.token_max.min(step_max(spec)), ..self.sizes }
     }
 
-    /// Tokens above which steps take the wide pass, if it runs the model and any of these sizes do.
+    /// Tokens above which steps take the wide pass, if it runs the model and steps may be so long.
     fn wide_above(&self, spec: &ModelSpec, sizes: &Sizes) -> Option<u32> {
         let above = self.wide_above.unwrap_or(TOKENS_MAX).min(TOKENS_MAX);
         (wide::unfit(spec).is_none() && sizes.token_max > above).then_some(above)
     }
 
-    /// With steps of up to `token_max` tokens, or the longest for which this much free memory of a
-    /// GPU has room: the wide pass's buffers take a part of what the rest leaves, and pages the
-    /// other.
+    /// These options with steps of up to `token_max` tokens, or the longest for which this much
+    /// free memory of a GPU has room. Of the memory that the rest leaves, the wide pass's buffers
+    /// take a part and pages the other.
     ///
     /// # Errors
     /// A model or sizes that the kernels do not support.
@@ -251,7 +251,7 @@ impl Found {
         Ok(Self { driver, gpus, free_bytes, compiler, _devices: devices })
     }
 
-    /// Of each GPU: they are alike.
+    /// The SMs of each GPU: they are alike.
     pub fn multiprocessors(&self) -> u32 {
         multiprocessors(&self.gpus)
     }
@@ -276,7 +276,7 @@ fn check_alike(gpus: &[Gpu]) -> Result<(), StartError> {
     Err(StartError::UnlikeGpus { index: other.index, found: other.multiprocessors, wanted })
 }
 
-/// Of each of these GPUs, which are alike.
+/// The SMs of each of these GPUs, which are alike.
 fn multiprocessors(gpus: &[Gpu]) -> u32 {
     gpus.first().map_or(1, |gpu| gpu.multiprocessors)
 }
@@ -290,7 +290,7 @@ fn connect(devices: &[Arc<Device>]) -> Result<(), DriverError> {
     Ok(())
 }
 
-/// A line that says why no step takes the wide pass, where the model does not allow it.
+/// A message that says why no step takes the wide pass, if the model does not allow it.
 fn narrow_only(spec: &ModelSpec) -> String {
     let line = |reason| format!("steps have up to {TOKENS_MAX} tokens: the wide pass {reason}\n");
     wide::unfit(spec).map_or_else(String::new, line)
@@ -403,9 +403,9 @@ impl HostMemory {
     }
 }
 
-/// The collectives of a launch: one after the embedding or the fusion of taps, two in each layer.
-/// The number is odd, as is the number that every launch really runs: so the last collective of one
-/// launch and the first of the next use different locations, which
+/// The most collectives of a launch: one after the embedding or the fusion of taps, two in each
+/// layer. This number is odd, and so is the number that every launch really runs. So the last
+/// collective of a launch and the first of the next use different locations, which
 /// `kernels/include/kilotok/comm/all_reduce.cuh` requires of any two in a row. Between steps, some
 /// of which leave out launches, the host waits for all ranks.
 fn collectives_max(constants: &Constants) -> u32 {

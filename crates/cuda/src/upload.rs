@@ -93,7 +93,8 @@ impl Places {
         places
     }
 
-    /// The arrays of a wide step, behind so many pages: tokens, rows and wanted tokens.
+    /// The places of a wide step's arrays (tokens, rows and wanted tokens), behind `page_count`
+    /// pages.
     fn wide(&self, page_count: usize, counts: (usize, usize, usize)) -> WidePlaces {
         let tokens = self.pages + page_count * size_of::<u32>();
         WidePlaces::new(tokens.next_multiple_of(PLAN_THREAD_BYTES), counts)
@@ -119,7 +120,7 @@ impl Places {
     }
 }
 
-/// The end of a plan, rounded up to the part of a thread.
+/// The end of a plan, rounded up to the bytes that one thread copies.
 fn end_of(bytes: usize) -> usize {
     bytes.next_multiple_of(PLAN_THREAD_BYTES)
 }
@@ -128,7 +129,7 @@ fn end_of(bytes: usize) -> usize {
 fn pages_max(group: &PageGroup, position_max: u32, token_max: usize) -> usize {
     let all = position_max.div_ceil(group.page_tokens) as usize;
     group.window.map_or(all, |keys| {
-        // The window before the first token and the tokens; both ends may divide a page.
+        // The window before the first token and the tokens; both ends may lie within a page.
         let reach = keys as usize + token_max;
         all.min(reach.div_ceil(group.page_tokens as usize) + 1)
     })
@@ -164,7 +165,7 @@ pub(crate) struct Copy {
 pub(crate) struct Upload {
     pub(crate) target: DeviceBatch,
     pub(crate) drafts: Vec<DeviceBatch>,
-    /// What the wide pass is told, if the step takes it.
+    /// The step's counts and places for the wide pass, if the step takes it.
     pub(crate) wide: Option<WideStep>,
     pub(crate) rows: Vec<SampleRow>,
     wanted: Vec<Wanted>,
@@ -311,7 +312,7 @@ impl Upload {
         Err(EngineError::Plan { row: self.rows.len().saturating_sub(1), reason })
     }
 
-    /// Bytes of everything except the lists, rounded up to the part of a thread.
+    /// Bytes of everything except the lists, rounded up to the bytes that one thread copies.
     pub(crate) fn bytes(&self, places: &Places) -> usize {
         let pages = places.pages + self.target.pages.len() * size_of::<u32>();
         end_of(self.wide.map_or(pages, |step| step.places.end))

@@ -21,19 +21,19 @@ const CAPACITY_STEP: u32 = 128;
 
 /// Launches of the head in a step, at most, each with an all-gather.
 pub(crate) const HEADS_MAX: u32 = WANTED_MAX.div_ceil(TOKENS_MAX) as u32;
-/// Rows of a step at most: requests that decode together. More gain little, as a step of so many
-/// reads nearly all experts. `wide/attn_rows.cuh` has room for as many.
+/// The most rows of a step: requests that decode together. More would gain little, as a step with
+/// this many reads nearly all experts. `wide/attn_rows.cuh` has room for as many.
 pub(crate) const ROWS_MAX: usize = 256;
 
-/// Attention over windows is that of `wide/attn_rows.cuh` for so many rows, or more, with up to so
-/// many tokens each, on average: as many as a tile has.
+/// Attention over windows is that of `wide/attn_rows.cuh` from `MANY_ROWS` rows on, if rows have up
+/// to `SHORT_TOKENS` tokens on average, which is a tile.
 const MANY_ROWS: u32 = 16;
 const SHORT_TOKENS: u32 = 16;
 
 /// `PANEL_COLUMNS` of `wide/products.cuh`.
 const PANEL_COLUMNS: usize = 64;
 const WORD: usize = size_of::<u32>();
-/// What ranks exchange, as in `wide/ranks.cuh`.
+/// The number of kinds of exchanges between ranks, as in `wide/ranks.cuh`.
 const EXCHANGES: usize = 4;
 /// Keys of a window that a warp of the narrow pass takes; keys that a page of its ring has, and the
 /// page's bytes.
@@ -45,7 +45,7 @@ const PAGE_BYTES: usize = 52_224;
 const FEW_ROW_TILES: usize = 4;
 const FEW_TOKENS: usize = 128;
 
-/// Up to how many tokens q, k and v are multiplied by the GEMM of few tokens: `TOKENS_MAX` of
+/// The most tokens with which q, k and v are multiplied by the GEMM of few tokens: `TOKENS_MAX` of
 /// `FewWork` in `wide/gemm_few.cuh`.
 pub(crate) fn few_tokens(qkv: Matrix, grid: usize) -> usize {
     let row_groups = (qkv.units() * qkv.row_tiles).div_ceil(FEW_ROW_TILES);
@@ -57,7 +57,7 @@ pub(crate) fn capacity(token_max: u32) -> usize {
     token_max.next_multiple_of(CAPACITY_STEP) as usize
 }
 
-/// Why the wide pass cannot run this model, if so.
+/// Why the wide pass cannot run this model; `None` if it can.
 pub(crate) fn unfit(spec: &ModelSpec) -> Option<&'static str> {
     let attention = |layer: &LayerSpec| {
         let AttentionSpec { qk_dim, v_dim, .. } = layer.attention;
@@ -151,7 +151,7 @@ impl WideKernel {
         ("wide_end", MOVE_THREADS),
     ];
 
-    /// The phase that a launch of it is, for stamps.
+    /// The phase of its launches, for stamps.
     fn stamp(self) -> Stamp {
         match self {
             Self::Embed => Stamp::Embed,
@@ -166,7 +166,7 @@ impl WideKernel {
             Self::TopKExperts => Stamp::Routes,
             Self::SortChoices => Stamp::GatherRows,
             Self::Combine => Stamp::Combine,
-            // With the head and sampling, which follow it.
+            // The phase includes the head and sampling, which follow it.
             Self::GatherWanted => Stamp::Head,
             Self::ClearPart | Self::Fuse => Stamp::Fuse,
             Self::ContextNorm => Stamp::ContextNorm,
@@ -176,17 +176,17 @@ impl WideKernel {
     }
 }
 
-/// A launch of the wide pass: a kernel, for a layer of the target or of the drafter. The head takes
-/// a slice of the wanted tokens, the first and how many, and a norm the columns of the experts'
-/// products that it adds.
+/// A launch of the wide pass: a kernel, for a layer of the target or of the drafter. The slice is,
+/// for the head, the first of its wanted tokens and their number; for a norm, the columns of the
+/// experts' products that it adds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct WideLaunch {
     pub(crate) kernel: WideKernel,
     pub(crate) layer: u32,
     pub(crate) slice: (u32, u32),
-    /// The number in the step of what ranks exchange in it.
+    /// If ranks exchange something in it, the number of the exchange in the step.
     pub(crate) collective: u32,
-    /// The stamp that it makes, of the launch before it, and its place.
+    /// The stamp that it makes, which is of the launch before it, and the stamp's place.
     stamp: (Stamp, u32),
 }
 
@@ -199,8 +199,8 @@ impl WideLaunch {
         Self { collective, ..self }
     }
 
-    /// Has each launch of a sequence stamp the one before it, from a place on. Returns the launches
-    /// that stamp the end.
+    /// Has each launch of a sequence stamp the launch before it; stamps begin at `first_place`.
+    /// Returns the launches that stamp the end.
     pub(crate) fn add_stamps<'a>(
         launches: impl Iterator<Item = &'a mut Self>,
         first_place: u32,
@@ -229,9 +229,9 @@ pub(crate) struct WideLayers {
 struct LayerShape {
     /// Whether the epilogue of its projections makes queries, keys and values.
     paired: bool,
-    /// Up to how many tokens its projections have a kernel of their own.
+    /// The most tokens for which its projections have a kernel of their own.
     few_tokens: usize,
-    /// From so many short rows on its attention has a kernel of its own.
+    /// The fewest short rows for which its attention has a kernel of its own.
     many_rows: u32,
     dense: bool,
     /// Whether the products of its experts get a bias when they are combined.
@@ -336,8 +336,9 @@ impl WideLayers {
     }
 }
 
-/// The numbers of what ranks exchange in a layer, in its norms and where experts are chosen. Slices
-/// of wanted tokens count on from that of the last norm: their flags are their own.
+/// The number of the exchange between ranks in the norm before a layer. [`post_norm_number`] is
+/// that of its second norm and of the choice of experts. Slices of wanted tokens count on from the
+/// number of the last norm, because their flags are their own.
 fn input_norm_number(layer: u32) -> u32 {
     2 * layer + 1
 }
@@ -346,13 +347,14 @@ fn post_norm_number(layer: u32) -> u32 {
     2 * layer + 2
 }
 
-/// Slices of up to `max` of so many tokens: first, count. Of none, which warms up, there is one.
+/// Slices of up to `max` of `count` tokens: first, number. Without tokens, which warms up the
+/// kernels, there is one empty slice.
 fn slices(count: u32, max: u32) -> impl Iterator<Item = (u32, u32)> {
     let firsts = (0..count.div_ceil(max).max(1)).map(move |index| index * max);
     firsts.map(move |first| (first, (count - first).min(max)))
 }
 
-/// What of a step its launches are told.
+/// What the launches of a step must know of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct WideStep {
     pub(crate) token_count: u32,
@@ -387,14 +389,14 @@ impl WidePlaces {
 }
 
 impl WideStep {
-    /// With the step's arrays where they lie in the plan, which begins at `plan`.
+    /// The memory with the step's arrays where they lie in the plan, which begins at `plan`.
     fn place(&self, plan: u64, memory: &Memory) -> Memory {
         let at = |place: usize| plan + place as u64;
         let WidePlaces { tokens, rows, wanted, .. } = self.places;
         Memory { tokens: at(tokens), rows: at(rows), wanted: at(wanted), ..*memory }
     }
 
-    /// What sampling is given, from the wanted token `first` on.
+    /// The argument of sampling from the wanted token `first` on.
     pub(crate) fn sampling(&self, arguments: &VerifyMemory, first: u32) -> VerifyMemory {
         let VerifyMemory { memory, sampling } = arguments;
         let plan = memory.batch;
@@ -411,7 +413,7 @@ impl WideStep {
         VerifyMemory { memory: self.place(plan, memory), sampling }
     }
 
-    /// What a launch is given; `memory` is what the narrow pass is.
+    /// The argument of a launch; `memory` is the narrow pass's.
     pub(crate) fn memory(
         &self,
         wide: &WideMemory,
@@ -439,7 +441,7 @@ fn operand_bytes(columns: usize, capacity: usize) -> usize {
     columns.div_ceil(CHUNK_COLUMNS) * CHUNK_COLUMNS * BF16 * capacity
 }
 
-/// Rows of the experts, at most, as `wide/routes.cuh` has them.
+/// The most rows of the experts, as `wide/routes.cuh` has them.
 fn expert_rows(constants: &Constants, capacity: usize) -> usize {
     largest(constants.draft_feed_forward, &|kind| {
         let kind = &constants.feed_forwards[kind];
@@ -477,7 +479,7 @@ pub(crate) fn memory(
     };
     let choices = capacity * top_k;
     let ranks = constants.launch.ranks;
-    // Tokens whose parts are received: those of a share, from each rank.
+    // Received tokens: the parts of this rank's share of the tokens, from each rank.
     let received = capacity.next_multiple_of(ranks);
     let of_ranks = |bytes| if ranks > 1 { bytes } else { 0 };
     let flags = EXCHANGES * ranks * constants.launch.grid * WORD;

@@ -16,9 +16,9 @@ pub(super) const STEP_COLUMNS: usize = 16;
 const PAIR_DISTANCE: usize = 8;
 pub(super) const STEP_VALUES: usize = CHUNK_ROWS * STEP_COLUMNS;
 const GROUPS: usize = CHUNK_COLUMNS / MXFP4_GROUP;
-/// Codes become BF16 numbers by moving their bits, which makes them smaller than their values.
-/// Scales include the part of the compensation that activations do not: 2^20 for FP8, and for MXFP4
-/// 26 in the exponent, see `chunk.cuh`.
+/// Codes become BF16 numbers by moving their bits, which makes them smaller than the values that
+/// they stand for. Activations and scales compensate for this. The part of scales is 2^20 for FP8,
+/// and for MXFP4 26 in the exponent, see `chunk.cuh`.
 const TILE_FACTOR: f32 = 1_048_576.0;
 const GROUP_EXPONENT: u8 = 26;
 /// Larger scales would be infinite in F32.
