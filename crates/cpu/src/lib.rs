@@ -2,9 +2,9 @@
 //! it (`phase/<name>.rs` beside `kernels/include/kilotok/phase/<name>.cuh`); it also serves small
 //! models on a laptop.
 //!
-//! A value never depends on what else is computed: each is summed in an order fixed by the
-//! model's shape and the position alone, whatever the vector unit, the number of threads or the
-//! rows of the step. That is all there is to invariant 10.
+//! A value never depends on what else is computed: each is summed in an order fixed by the model's
+//! shape and the position alone, whatever the vector unit, the number of threads or the rows of the
+//! step. This is how the engine keeps invariant 10 of `crates/README.md`.
 
 #![expect(clippy::inline_always, reason = "what is compiled for a vector unit must inline into it")]
 

@@ -83,7 +83,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     // ln 2 in two parts, so that r is exact.
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
-    // A number of this size has no room for a fraction, and ends in its integer's bits.
+    // A number of this size has no bits for a fraction, and its lowest bits are the integer's.
     const INTEGERS: f32 = 12_582_912.0;
     let x = x.clamp(-87.0, 88.0);
     let rounded = x * std::f32::consts::LOG2_E + INTEGERS;

@@ -15,10 +15,11 @@ const TASK_MIN: usize = 1 << 16;
 const TASKS: usize = 8;
 /// Multiply-adds that take as long as decoding a weight.
 const DECODE_COST: usize = 4;
-/// Rows decoded together, so that a vector is used as often while it is in the nearest cache.
+/// Rows decoded together: each vector is used this many times while it is in the L1 cache.
 const TILE_ROWS: usize = 8;
 
-/// The products of matrices with the same vectors: for each vector one after the other.
+/// The products of several matrices with the same vectors: for each vector, those of one matrix
+/// after those of the other.
 pub(crate) fn matmul(matrices: &[Tensor], x: &[&[f32]]) -> Vec<f32> {
     let width: usize = matrices.iter().map(|w| w.rows).sum();
     let mut out = vec![0.0; x.len() * width];
@@ -43,8 +44,8 @@ pub(crate) struct Task<'a, 'b> {
     pub(crate) out: Vec<&'b mut [f32]>,
 }
 
-/// Cuts the product of a matrix, one of so many that are worked on at once, into tasks. For each
-/// vector they take as many places as the matrix has rows.
+/// Cuts the product of one of `matrices` matrices, which are worked on at once, into tasks. The
+/// tasks take as many places of each vector as the matrix has rows.
 pub(crate) fn tasks<'a, 'b>(
     w: &'a Tensor,
     x: &'a [&'a [f32]],

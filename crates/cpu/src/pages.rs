@@ -37,7 +37,7 @@ pub(crate) struct Pages {
 }
 
 impl Pages {
-    /// Takes the memory of all pages; `None` if there is not so much.
+    /// Takes the memory of all pages; `None` if there is not enough.
     pub(crate) fn allocate(
         grouping: &Grouping,
         spec: &ModelSpec,
@@ -62,7 +62,7 @@ impl Pages {
     }
 }
 
-/// So many zeros, if there is memory for them.
+/// `count` zeros, if there is memory for them.
 fn zeros(count: usize) -> Option<Vec<f32>> {
     Vec::<f32>::new().try_reserve_exact(count).ok()?;
     // Unlike a filled one, a vector made of zeros takes no memory until it is written.

@@ -1,17 +1,18 @@
-//! Asks for memory before it is read. The processor guesses by itself what a loop reads next, but
+//! Prefetches memory before it is read. The processor itself prefetches what a loop reads next, but
 //! not past the end of a page of 4 KiB, and not while the loop works on what it has.
 
-/// Bytes that come from memory together.
+/// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// Memory that is read soon. It is asked for bit by bit: what is asked for at once is waited for.
+/// Memory that is read soon. It is prefetched piece by piece: the processor would wait for a
+/// prefetch of all of it at once.
 pub(crate) struct Ahead<'a> {
     memory: &'a [u8],
     piece: usize,
 }
 
 impl<'a> Ahead<'a> {
-    /// All of it is asked for after so many calls of [`Ahead::ask`].
+    /// All of it is prefetched after `calls` calls of [`Ahead::ask`].
     #[inline(always)]
     pub(crate) fn new(memory: &'a [u8], calls: usize) -> Self {
         Self { memory, piece: memory.len().div_ceil(LINE).div_ceil(calls.max(1)) * LINE }
@@ -25,7 +26,7 @@ impl<'a> Ahead<'a> {
     }
 }
 
-/// Asks for all of it at once.
+/// Prefetches all of it at once.
 #[inline(always)]
 pub(crate) fn prefetch(memory: &[u8]) {
     #[cfg(target_arch = "x86_64")]

@@ -1,6 +1,6 @@
 //! Sums of products with a fixed order of summation: dot products of many rows with many vectors,
-//! and weighted sums of rows. A tile of both is worked on at a time, as large as the registers of
-//! the vector unit allow; how large does not show in the results.
+//! and weighted sums of rows. Both work on a tile at a time, as large as the registers of the
+//! vector unit allow. Its size does not change the results.
 
 #![expect(clippy::needless_range_loop, reason = "arrays are registers only if loops count so")]
 
@@ -9,8 +9,8 @@ use pulp::Simd;
 use crate::prefetch::Ahead;
 
 /// Partial sums of a dot product: element i goes to sum i % LANES, and then the upper half of them
-/// is added to the lower, down to one. The same on every vector unit; wide enough to keep two
-/// of AVX-512's busy.
+/// is added to the lower, down to one. Their number is the same on every vector unit, and large
+/// enough to keep two units of AVX-512 busy.
 const LANES: usize = 32;
 
 /// Registers that hold [`LANES`] values.
@@ -38,8 +38,8 @@ impl Products<'_, '_> {
         let (n, mut i) = (self.x.len(), 0);
         let tiles = n.div_ceil(2) * (self.w.len() / self.cols / 4);
         let ahead = &mut Ahead::new(self.ahead, tiles);
-        // As many partial sums as fit the registers beside the values: a dot product has two of
-        // the 32 with 16 lanes, four of the 16 with 8.
+        // As many partial sums as fit the registers beside the values: those of a dot product take
+        // two of the 32 registers with 16 lanes, or four of the 16 with 8.
         while n - i >= 2 && S::F32_LANES > 1 {
             if S::F32_LANES == 16 {
                 self.strip::<S, 4, 2>(simd, i, ahead);
@@ -108,7 +108,7 @@ pub(crate) fn dots<S: Simd, const M: usize, const N: usize>(
     w: [&[f32]; M],
     x: [&[f32]; N],
 ) -> [[f32; N]; M] {
-    // Only one arm is left for each vector unit.
+    // When compiled for a vector unit, only one arm is left.
     match registers::<S>() {
         2 => dots_in::<S, M, N, 2>(simd, w, x),
         4 => dots_in::<S, M, N, 4>(simd, w, x),

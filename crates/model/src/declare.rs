@@ -277,7 +277,7 @@ impl List {
         }
     }
 
-    /// Those of all experts: parts of `[experts, 2 * width]`, and `[experts, hidden]`.
+    /// The biases of all experts: parts of `[experts, 2 * width]`, and `[experts, hidden]`.
     fn expert_biases(
         &mut self,
         id: impl Fn(LayerWeight) -> WeightId,
@@ -317,7 +317,7 @@ impl List {
     }
 }
 
-/// Places of gate's and up's values among those of an expert's both.
+/// The places of gate's values and of up's values where an expert has both in one tensor.
 fn gate_and_up(spec: &ExpertsSpec) -> [Stride; 2] {
     match spec.layout {
         ExpertLayout::StackedInterleaved => [0, 1].map(|first| Stride { first, step: 2 }),

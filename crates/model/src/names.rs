@@ -20,7 +20,7 @@ pub(crate) struct Names {
     pub(crate) query_norm: &'static str,
     pub(crate) key_norm: &'static str,
     pub(crate) output: &'static str,
-    /// The whole name, as of the correction.
+    /// The whole name, which does not end in `.weight`. So is that of the correction.
     pub(crate) sinks: &'static str,
     pub(crate) router: &'static str,
     pub(crate) router_correction: &'static str,

@@ -39,7 +39,7 @@ impl Ranks {
 pub enum Shard {
     /// Every rank holds all of it.
     Whole,
-    /// The first rank holds all of it, the others nothing: it is added to what ranks add up.
+    /// The first rank holds all of it, the others nothing: it is added once to the ranks' sum.
     First,
     /// An equal run of rows each, or of a vector's values.
     Rows,
@@ -66,7 +66,8 @@ impl Slice {
 }
 
 impl Shard {
-    /// How many different parts `rank_count` ranks hold, of the first ranks.
+    /// How many parts are read for `rank_count` ranks, those of the first ranks: one, if all ranks
+    /// share it or only the first has it.
     pub fn part_count(self, rank_count: usize) -> usize {
         match self {
             Self::Whole | Self::First => 1,

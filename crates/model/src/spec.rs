@@ -194,7 +194,7 @@ pub enum RouterDtype {
 }
 
 impl RouterDtype {
-    /// Of one weight.
+    /// Bytes of one weight.
     pub fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,

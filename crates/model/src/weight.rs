@@ -111,7 +111,7 @@ pub enum Format {
 pub struct WeightDecl {
     pub id: WeightId,
     pub part: Part,
-    /// Begins the names of its stored tensors.
+    /// The beginning of the names of its stored tensors.
     pub name: String,
     /// `[out, in]`, or `[n]` for a vector.
     pub shape: Vec<usize>,
@@ -125,7 +125,7 @@ pub struct WeightDecl {
 /// Tensors that hold several weights of the same size, such as those of all experts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stack {
-    /// Of all values. All dimensions but the last count rows.
+    /// The shape of all values. All dimensions but the last together count rows.
     pub shape: Vec<usize>,
     /// The weight's rows among these.
     pub rows: Stride,
@@ -147,7 +147,8 @@ pub struct StoredTensor {
     /// Any of these is accepted.
     pub dtypes: &'static [Dtype],
     pub shape: Vec<usize>,
-    /// Equal runs of elements that a weight's rows, or its rows of scales, are.
+    /// The number of rows, which are runs of equally many elements: a weight's rows, or its rows of
+    /// scales.
     pub rows: usize,
 }
 
@@ -212,7 +213,7 @@ impl WeightDecl {
         }
     }
 
-    /// Stacks of MXFP4 have the bytes of each group apart.
+    /// The stored tensors of a stack. Those of MXFP4 have a dimension for the bytes of a group.
     fn stacked(&self, stack: &Stack) -> Vec<StoredTensor> {
         let (cols, outer) = stack.shape.split_last().expect("a stack has columns");
         let tensor = |suffix: &str, dtypes, inner: &[usize]| StoredTensor {
@@ -238,19 +239,19 @@ impl WeightDecl {
         self.stack.as_ref().map_or(1, |stack| values(&stack.shape) / values(&self.shape))
     }
 
-    /// The row of its stored tensors that a row of the weight is, or a row of its scales.
+    /// The row of its stored tensors that holds a row of the weight, or that row's scales.
     pub fn stored_row(&self, row: usize) -> usize {
         self.stack.as_ref().map_or(row, |stack| stack.rows.at(row))
     }
 
-    /// The stored column of floats that a column of the weight is.
+    /// The column of a stored tensor of floats that holds a column of the weight.
     pub fn stored_col(&self, col: usize) -> usize {
         self.stack.as_ref().map_or(col, |stack| stack.cols.at(col))
     }
 }
 
 impl Stride {
-    /// One after the other.
+    /// Consecutive places.
     pub fn run_from(first: usize) -> Self {
         Self { first, step: 1 }
     }

@@ -36,13 +36,13 @@ pub fn assumed_accepted(chance: f32, seed: u64, first: u32, draft_count: u32) ->
     (0..draft_count).take_while(accepted).count() as u32
 }
 
-/// Drafts that were drawn at random, with the law of each.
+/// Drafts that were drawn at random, with the law (the distribution) of each.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Proposal {
     /// Absolute position of the first draft.
     pub first: u32,
     pub drafts: Vec<TokenId>,
-    /// Of each draft the tokens that it could have been, itself among them.
+    /// The law of each draft: the tokens that it could have been, itself among them.
     pub laws: Vec<Vec<Candidate>>,
 }
 
@@ -98,11 +98,11 @@ pub struct Verdict {
     pub next: Option<TokenId>,
 }
 
-/// The part of a rule that no random number changes: when to keep drafts.
+/// The part of a rule that needs no random number: the thresholds by which drafts are kept.
 #[derive(Clone, Debug)]
 pub struct Acceptance {
     rule: Rule,
-    /// Of each draft that is judged.
+    /// One for each draft that is judged.
     thresholds: Vec<Threshold>,
 }
 
@@ -133,9 +133,10 @@ impl Acceptance {
 }
 
 impl Proposal {
-    /// Judges the drafts by the target's laws, law i that of the token after i drafts. There is one
-    /// for each draft and one more. Fewer laws judge fewer drafts: a law that cannot be computed,
-    /// and those after it, may be left out without a change of the tokens' distribution.
+    /// Judges the drafts by the target's laws, of which law i is that of the token after i drafts.
+    /// There is one for each draft and one more. Fewer laws judge fewer drafts: a law that cannot
+    /// be computed, and those after it, may be left out without a change of the tokens'
+    /// distribution.
     pub fn judge(&self, rule: Rule, seed: u64, target: &[TargetLaw<'_>]) -> Verdict {
         let acceptance = self.acceptance(rule, target);
         let draws = |i| Draws::of_draft(seed, self.first, i as u32, Purpose::Accept);
@@ -158,7 +159,7 @@ impl Proposal {
                 let uniform = if after == judged {
                     mass
                 } else {
-                    // 0 / 0 where p is q: the next draft is sure to be kept, so any value will do.
+                    // 0 / 0 if p equals q: the next draft is sure to be kept, so any value will do.
                     let residual = self.residual_mass(after, mass, target);
                     residual / (residual + (1.0 - mass))
                 };
@@ -187,8 +188,8 @@ impl Proposal {
         Some((Purpose::Residual, if possible { residual.into() } else { own.into() }))
     }
 
-    /// The logits of the residual after `accepted` drafts, those of `max(mass * p - q, 0)` but for
-    /// one summand: the target's, less at the draft's candidates.
+    /// The logits of the residual `max(mass * p - q, 0)` after `accepted` drafts, up to a constant
+    /// summand: they are the target's logits, reduced at the draft's candidates.
     fn residual(&self, accepted: usize, mass: f32, target: &[TargetLaw<'_>]) -> Vec<f32> {
         let target = &target[accepted];
         let mut logits = target.logits.to_vec();

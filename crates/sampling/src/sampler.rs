@@ -97,9 +97,9 @@ impl Sampler {
     }
 
     /// Draws the next draft of a proposal by the drafter's logits `[vocab]` and adds it with its
-    /// law: that of the [`CANDIDATES_MAX`] likeliest tokens, with the request's temperature times
-    /// `draft_temperature`, which may be 0, and its min-p, top-k and top-p: most drafts that those
-    /// forbid would be refused.
+    /// law. The law covers the [`CANDIDATES_MAX`] likeliest tokens, with the request's temperature
+    /// times `draft_temperature`, which may be 0. The request's min-p, top-k and top-p apply too,
+    /// because most drafts that they forbid would be refused.
     pub fn propose(
         &mut self,
         proposal: &mut Proposal,

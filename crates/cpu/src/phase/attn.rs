@@ -15,9 +15,9 @@ use crate::prefetch::prefetch;
 use crate::products::{Products, WeightedSums, sum_each};
 use crate::weights::LayerWeights;
 
-/// Queries that read keys and values together, each once for all of them.
+/// Queries that share each read of keys and values.
 const QUERIES: usize = 8;
-/// How far ahead keys and values are asked for.
+/// How many runs ahead keys and values are prefetched.
 const RUNS_AHEAD: usize = 4;
 
 /// Attended values of one rank, `[tokens, q_heads * v_dim]`.
@@ -49,7 +49,7 @@ pub(crate) trait Kv: Sync {
     );
 }
 
-/// Those of a batch: its rows' pages.
+/// The keys and values of a batch, in the pages of its rows.
 struct Paged<'a> {
     spec: &'a AttentionSpec,
     batch: &'a Batch<'a>,
@@ -78,11 +78,11 @@ impl Kv for Paged<'_> {
 pub(crate) struct Heads<'a> {
     spec: &'a AttentionSpec,
     sinks: &'a [f32],
-    /// How many of them, one after the other, read the same K/V head.
+    /// How many consecutive query heads read the same K/V head.
     group: usize,
 }
 
-/// Queries of neighbouring tokens that read the same K/V head, and the places of what they attend.
+/// Queries of neighbouring tokens that read the same K/V head, and the places of their results.
 struct Task<'a, 'b> {
     tokens: Range<usize>,
     head: usize,
@@ -98,7 +98,7 @@ impl<'a> Heads<'a> {
         Self { spec, sinks: &weights.ranks[rank].sinks, group }
     }
 
-    /// Attended values `[tokens, q_heads * v_dim]` of `rows` of tokens that follow each other.
+    /// Attended values `[tokens, q_heads * v_dim]` of rows of consecutive tokens.
     pub(crate) fn attend(
         &self,
         rows: impl Iterator<Item = Range<usize>>,
@@ -143,8 +143,8 @@ impl<'a> Heads<'a> {
     }
 }
 
-/// The keys and values that any of some neighbouring tokens sees. What all of them see are runs of
-/// their own.
+/// The keys and values that any of these neighbouring tokens sees. Those that all of them see are
+/// runs of their own.
 fn runs<'a>(kv: &'a impl Kv, tokens: &Range<usize>, head: usize) -> Vec<Run<'a>> {
     let (first, last) = (kv.span(tokens.start), kv.span(tokens.end - 1));
     let mut cuts = [first.start, first.end, last.start.min(last.end), last.end];
@@ -228,14 +228,14 @@ impl<'a> Vectorised for Attend<'a, '_> {
     }
 }
 
-/// Makes each score the exponential of how far it is, scaled, below the largest. Returns the
-/// sink's.
+/// Turns each score into its term of the softmax, e^(scaled score - largest). Returns the sink's
+/// term.
 #[inline(always)]
 fn exponentials(scores: &mut [f32], scale: f32, sink: Option<f32>) -> f32 {
     for score in &mut *scores {
         *score *= scale;
     }
-    // What overflowed must not weigh nothing, nor be passed over as the largest passes over NaN.
+    // A score that overflowed must not get weight 0, nor be ignored, as `largest` ignores NaN.
     let sound = scores.iter().fold(true, |sound, score| sound & score.is_finite());
     let max = if sound { largest(scores, sink.unwrap_or(f32::NEG_INFINITY)) } else { f32::NAN };
     for score in &mut *scores {

@@ -200,7 +200,8 @@ struct Drafted<'a> {
 }
 
 impl Kv for Drafted<'_> {
-    /// The window reaches back over context and draft rows alike, and forward without end.
+    /// The window limits how far back a row sees, over context and draft rows alike. A row sees all
+    /// draft rows after it.
     fn span(&self, token: usize) -> Range<u32> {
         let end = self.positions.start + token as u32 + 1;
         let first = self.spec.window().map_or(0, |keys| end.saturating_sub(keys as u32));

@@ -15,11 +15,11 @@ pub(crate) struct Route {
     pub(crate) weight: f32,
 }
 
-/// Where a token goes, by expert.
+/// The experts that a token goes to, in rising order.
 #[derive(Clone, Debug)]
 pub(crate) struct Routes {
     pub(crate) routes: Vec<Route>,
-    /// How far the score of the last one that was chosen is ahead of the next.
+    /// How far the score of the last chosen expert is ahead of the next one's.
     pub(crate) lead: f32,
 }
 
@@ -37,7 +37,7 @@ pub(crate) fn run(spec: &ExpertsSpec, weights: &RouterWeights, h: &[f32]) -> Vec
 /// The correction takes part in choosing, the weights come from the scores without it.
 fn choose(spec: &ExpertsSpec, correction: &[f32], logits: &[f32]) -> Routes {
     let (scores, total) = scores(spec.router.scores, logits);
-    // A softmax may lose in a rounding what tells two logits apart.
+    // The softmax of two different logits may round to the same score.
     let mut merits = match spec.router.scores {
         RouterScores::CorrectedSigmoid => scores.clone(),
         RouterScores::Softmax => logits.to_vec(),
@@ -52,7 +52,7 @@ fn choose(spec: &ExpertsSpec, correction: &[f32], logits: &[f32]) -> Routes {
     order.sort_unstable();
     let chosen: f32 = order.iter().map(|&expert| scores[expert]).sum();
     let divisor = match spec.router.normalise {
-        // It may have lost against every other expert.
+        // An expert whose score is NaN counts even if it was not chosen.
         _ if scores.iter().any(|score| score.is_nan()) => f32::NAN,
         true => chosen + 1e-20,
         false => total,
@@ -62,7 +62,7 @@ fn choose(spec: &ExpertsSpec, correction: &[f32], logits: &[f32]) -> Routes {
     Routes { routes: order.into_iter().map(route).collect(), lead }
 }
 
-/// Scores by expert, and what divides them where the chosen ones are not normalised.
+/// Scores by expert, and the divisor of those chosen if they are not normalised.
 fn scores(kind: RouterScores, logits: &[f32]) -> (Vec<f32>, f32) {
     match kind {
         RouterScores::CorrectedSigmoid => {
@@ -70,7 +70,7 @@ fn scores(kind: RouterScores, logits: &[f32]) -> (Vec<f32>, f32) {
         }
         RouterScores::Softmax => {
             let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            // What overflowed must not weigh nothing.
+            // A logit that overflowed must not get weight 0.
             let score = |logit: &f32| if logit.is_finite() { exp(logit - max) } else { f32::NAN };
             let scores: Vec<f32> = logits.iter().map(score).collect();
             let total = scores.iter().sum();

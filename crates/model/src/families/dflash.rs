@@ -99,7 +99,7 @@ pub(super) fn read(
 /// Attention like that of the target, but with q/k norms and over all keys.
 fn of_others(fields: &mut Fields<'_>, layer_count: usize, norm_eps: f32) -> AttentionSpec {
     fields.may_be("layer_types", &json!(vec!["full_attention"; layer_count]));
-    // Says nothing beside such layers.
+    // This field means nothing if all layers have full attention.
     fields.ignore(&["sliding_window"]);
     AttentionSpec {
         qk_norm_eps: Some(norm_eps),

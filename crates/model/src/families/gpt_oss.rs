@@ -33,7 +33,7 @@ const IGNORED: &[&str] = &[
     "use_cache",
 ];
 
-/// Of the activation. The published configs do not name it.
+/// Alpha of the activation. The published configs do not name it.
 const ALPHA: f64 = 1.702;
 
 pub(super) fn read(map: &Map<String, Value>, knobs: &Knobs) -> Result<ModelSpec, Vec<String>> {
@@ -122,7 +122,7 @@ fn experts(fields: &mut Fields<'_>, format: WeightFormat, knobs: &Knobs) -> Expe
         router: RouterSpec {
             scores: RouterScores::Softmax,
             bias: true,
-            // Over the chosen experts alone.
+            // The softmax is over the chosen experts alone.
             normalise: true,
             scale: 1.0,
             dtype: router_dtype(fields, knobs),

@@ -48,7 +48,7 @@ pub(crate) mod limit {
     pub(crate) const HEADS: usize = 4096;
     pub(crate) const HEAD_DIM: usize = 4096;
     pub(crate) const EXPERTS: usize = 4096;
-    /// Of all layers together; each is several weights to declare.
+    /// Experts of all layers together; each is several weights to declare.
     pub(crate) const EXPERTS_IN_ALL: usize = 1 << 17;
     pub(crate) const POSITIONS: usize = 1 << 30;
     pub(crate) const DRAFT_ROWS: usize = 64;
@@ -56,7 +56,7 @@ pub(crate) mod limit {
 
 type Reader = fn(&Map<String, Value>, &Knobs) -> Result<ModelSpec, Vec<String>>;
 
-/// What reads a config, by its `model_type`.
+/// The function that reads a config, by the config's `model_type`.
 const READERS: &[(&str, Reader)] = &[
     ("mimo_v2_flash", mimo_v2::read),
     ("mimo_v2", mimo_v2::read),
@@ -173,7 +173,7 @@ fn window(fields: &mut Fields<'_>, knobs: &Knobs) -> Reach {
     Reach::Window { keys: chosen }
 }
 
-/// Of families that store the router like other floats.
+/// The router's type in families that store it like other floats.
 fn router_dtype(fields: &mut Fields<'_>, knobs: &Knobs) -> RouterDtype {
     // transformers 5 writes `dtype`.
     let mut stated = |name: &str| {
@@ -195,7 +195,7 @@ fn experts_in_all(fields: &mut Fields<'_>, name: &str, count: usize, sparse: &[b
     }
 }
 
-/// What every FP8 checkpoint that kilotok reads says of itself.
+/// Checks what every FP8 checkpoint that kilotok reads says of itself.
 fn fp8(quant: &mut Fields<'_>) {
     for (name, wanted) in [
         ("quant_method", json!("fp8")),

@@ -45,7 +45,7 @@ pub(super) fn read(map: &Map<String, Value>, knobs: &Knobs) -> Result<ModelSpec,
     ] {
         fields.may_be(name, &wanted);
     }
-    // Says nothing unless `use_sliding_window` is true.
+    // This field means nothing unless `use_sliding_window` is true.
     fields.ignore(&["sliding_window"]);
     let vocab_size = fields.size("vocab_size", limit::VOCAB);
     let hidden_size = fields.size("hidden_size", limit::WIDTH);
@@ -64,7 +64,7 @@ pub(super) fn read(map: &Map<String, Value>, knobs: &Knobs) -> Result<ModelSpec,
     let sparse = sparse_layers(&mut fields, layer_count);
     let name = experts_name(&mut fields);
     experts_in_all(&mut fields, name, experts.count, &sparse);
-    // Means nothing where every layer has experts.
+    // This field means nothing where every layer has experts.
     let width = match fields.optional("intermediate_size") {
         Some(_) => fields.size("intermediate_size", limit::WIDTH),
         None if sparse.contains(&false) => fields.size("intermediate_size", limit::WIDTH),

@@ -26,7 +26,7 @@ pub(super) fn read(fields: &mut Fields<'_>, dims: usize) -> RopeSpec {
     RopeSpec { dims, base, yarn }
 }
 
-/// Larger ones are mistakes.
+/// Larger bases are mistakes.
 const BASE_MAX: f64 = 1e12;
 
 fn base(fields: &mut Fields<'_>, inner: &mut Fields<'_>) -> f64 {

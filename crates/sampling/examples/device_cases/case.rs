@@ -10,7 +10,7 @@ pub(crate) type Words = Vec<u32>;
 const NONE: u32 = !0;
 const DRAFTS_MAX: u32 = 7;
 const TOPS_MAX: u32 = 20;
-/// Repetitions that the GPU's counters cannot tell from fewer, in some cases of one vocabulary.
+/// More repetitions than the GPU's counters count, in some cases of one vocabulary.
 const OFTEN: usize = 40_000;
 const OFTEN_VOCAB: u32 = 31;
 
@@ -160,7 +160,7 @@ struct Step {
     start: u32,
     known: Vec<TokenId>,
     sample: bool,
-    /// Of drafts that are drawn.
+    /// Present if drafts are drawn.
     draft_temperature: Option<f32>,
 }
 
@@ -239,7 +239,7 @@ impl Step {
         Some(drawn)
     }
 
-    /// The truth as far as a random length, then a random token or two.
+    /// The target's own tokens as far as a random length, then a random token or two.
     fn drafts(
         &self,
         random: &mut Random,
