@@ -31,10 +31,10 @@ pub(crate) struct LayerWeights {
     pub(crate) k_norm: Vec<f32>,
     /// Not read but made of the spec.
     pub(crate) rope: Rope,
-    /// Of the output projection, `[hidden]`.
+    /// Bias of the output projection, `[hidden]`.
     pub(crate) output_bias: Vec<f32>,
     pub(crate) router: Option<RouterWeights>,
-    /// Of each expert, `[hidden]`.
+    /// Bias of each expert's `down`, `[hidden]`.
     pub(crate) down_bias: Vec<Vec<f32>>,
     pub(crate) ranks: Vec<RankWeights>,
 }

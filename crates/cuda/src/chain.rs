@@ -30,7 +30,7 @@ pub(crate) enum Target {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
     pub(crate) target: Target,
-    /// For each batch of drafts.
+    /// The kernel for each batch of drafts.
     pub(crate) drafts: Vec<Tiles>,
     pub(crate) upload_bytes: usize,
 }

@@ -72,7 +72,7 @@ pub enum CompileError {
 /// The first version with all features that the kernels use.
 pub(crate) const MIN: Version = Version { major: 12, minor: 8 };
 
-/// For an empty program.
+/// The options for an empty program, whose PTX names the compiler's build.
 const PTX_OPTIONS: &[&str] = &["--gpu-architecture=compute_90a"];
 
 type Handle = *mut c_void;

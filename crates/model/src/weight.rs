@@ -59,10 +59,10 @@ pub enum LayerWeight {
     Gate,
     Up,
     Down,
-    /// Of all experts, `[experts, width]`.
+    /// Biases of `gate` of all experts, `[experts, width]`.
     GateBias,
     UpBias,
-    /// Of all experts, `[experts, hidden]`.
+    /// Biases of `down` of all experts, `[experts, hidden]`.
     DownBias,
 }
 

@@ -24,13 +24,13 @@ pub struct History {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Seen {
     pub(crate) token: TokenId,
-    /// In prompt and output.
+    /// Occurrences in prompt and output.
     pub(crate) count: u32,
     pub(crate) output_count: u32,
 }
 
 impl History {
-    /// With the tokens known so far, prompt first.
+    /// The history of the tokens known so far, prompt first.
     pub fn new(setup: &Setup, tokens: &[TokenId]) -> Self {
         let mut history = Self {
             kept: setup.needs_history(),

@@ -10,7 +10,7 @@ use crate::{Fault, Ranking};
 /// Natural log-probabilities at one position.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Logprobs {
-    /// Of the chosen token.
+    /// The log-probability of the chosen token.
     pub chosen: f32,
     /// How many tokens have a higher logit than the chosen one.
     pub rank: u32,

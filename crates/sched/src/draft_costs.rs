@@ -56,7 +56,7 @@ impl DraftCosts {
         }
     }
 
-    /// The cost of steps of so many rows, by `assumed` where none were measured.
+    /// The cost of steps of `row_count` rows, by `assumed` where none were measured.
     pub(crate) fn cost(&self, row_count: u32, assumed: Cost) -> DraftCost {
         let class = self.classes.get(&class(row_count));
         let (alone, drafting) =

@@ -34,8 +34,8 @@ impl Acceptance {
         Self { rates: vec![RATE_FIRST; draft_max as usize] }
     }
 
-    /// Records that so many drafts of one request were verified and accepted; `all` is the
-    /// acceptance of all requests.
+    /// Records how many drafts of one request were verified and how many of these were accepted;
+    /// `all` is the acceptance of all requests.
     pub(crate) fn observe(&mut self, drafted: u32, accepted: u32, all: &Self) {
         self.move_rates(RATE_STEP, drafted, accepted);
         let unseen = drafted.min(accepted + 1) as usize;

@@ -53,7 +53,7 @@ impl Trials {
         self.seen[class(row_count)].iter().any(|count| *count < FIRST)
     }
 
-    /// Whether a step of so many rows should be a trial.
+    /// Whether a step of `row_count` rows should be a trial.
     pub(crate) fn is_due(&self, row_count: u32) -> bool {
         let waits =
             if self.is_young(row_count) { self.since < FIRST } else { self.balance_us < 0.0 };

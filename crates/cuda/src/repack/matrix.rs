@@ -19,7 +19,7 @@ pub(super) fn stacked(tensors: &[Tensor], first_rows: usize) -> Vec<Source> {
     in_turn(tensors.iter().map(|tensor| tensor.rows), first_rows)
 }
 
-/// The same of tensors with so many rows each.
+/// The same for tensors with these numbers of rows.
 pub(super) fn in_turn(row_counts: impl Iterator<Item = usize>, first_rows: usize) -> Vec<Source> {
     let mut rows = Vec::new();
     for (index, row_count) in row_counts.enumerate() {
