@@ -83,8 +83,8 @@ impl Generator {
             let seed = &mut submission.setup.sampling.seed;
             *seed = seed_of(*seed, number);
             if grammar.as_ref().is_some_and(Grammar::ends_reply) {
-                // Where the grammar ends, only an end token is allowed. The reply must end there even
-                // if the request ignores the model's end tokens.
+                // Where the grammar ends, only an end token is allowed. The reply must end there,
+                // even if the request ignores the model's end tokens.
                 let end_tokens = &mut submission.setup.end_tokens;
                 end_tokens.extend_from_slice(&self.text.defaults().end_tokens);
             }

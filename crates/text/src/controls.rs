@@ -1,7 +1,7 @@
-//! Keeps special tokens out of what users write. A rendered prompt does not show which text came
-//! from the template, so the input is marked: before rendering, a character that every special
-//! token contains is replaced by a stand-in in all strings of the conversation. Where a stand-in
-//! ends up within the text of a special token, that text is no token. The others are replaced back.
+//! Keeps users from writing special tokens. A rendered prompt does not show which text came from
+//! the template, so the input is marked: before rendering, the characters that special tokens
+//! contain are replaced by stand-ins in all strings of the conversation. Text of a special token
+//! that contains a stand-in is then not tokenized as one. All other stand-ins are replaced back.
 
 use aho_corasick::AhoCorasick;
 use serde_json::Value;
@@ -10,17 +10,17 @@ use serde_json::Value;
 /// input.
 const KEYS: [char; 3] = ['|', '｜', '▁'];
 
-/// Stand-ins: symbols (ancient Greek musical notation) that belong to no alphabet, are no spaces,
-/// are changed by no filter, and hardly ever occur in text.
+/// Stand-ins: symbols (ancient Greek musical notation) that belong to no alphabet, are not white
+/// space, are changed by no filter, and hardly ever occur in text.
 const STAND_INS: std::ops::RangeInclusive<char> = '\u{1d200}'..='\u{1d241}';
 
 /// The texts of a model's special tokens.
 pub(crate) struct Controls {
     texts: Vec<String>,
-    /// Characters by which tokens are told apart wherever they come from.
+    /// Characters that are marked wherever they occur in a conversation.
     keys: Vec<char>,
-    /// Tokens without such a character. Of these the first character is replaced, where the whole
-    /// text is in a string of the conversation.
+    /// Finds special tokens without such a character. Where one occurs in a string of the
+    /// conversation, its first character is marked.
     whole: Option<AhoCorasick>,
     all: AhoCorasick,
 }
@@ -50,7 +50,7 @@ impl Controls {
     /// Stand-ins for all characters that must be marked in these values.
     ///
     /// # Errors
-    /// They contain every possible stand-in.
+    /// The values contain every possible stand-in.
     pub(crate) fn marks<'v>(
         &self,
         values: impl Iterator<Item = &'v Value>,
@@ -85,7 +85,7 @@ impl Controls {
         Ok(Marks(free.into_iter().zip(marked).collect()))
     }
 
-    /// Puts the marks into all strings of a value, keys of objects among them.
+    /// Puts the stand-ins into all strings of a value, including keys of objects.
     pub(crate) fn mark(&self, value: &mut Value, marks: &Marks) {
         match value {
             Value::String(text) => {
@@ -107,7 +107,7 @@ impl Controls {
         }
     }
 
-    /// `None` if nothing of the text has to be marked.
+    /// The text with stand-ins; `None` if it needs none.
     fn marked(&self, text: &str, marks: &Marks) -> Option<String> {
         let mut starts: Vec<usize> = self
             .whole
@@ -126,8 +126,8 @@ impl Controls {
         Some(marked.collect())
     }
 
-    /// The prompt as people read it; and, where text of the conversation looks like special tokens,
-    /// the prompt with marks in that text alone.
+    /// The prompt as people read it. If text of the conversation looks like special tokens, also
+    /// the prompt with stand-ins in that text alone.
     pub(crate) fn tell_apart(
         &self,
         written: String,
@@ -160,7 +160,7 @@ impl Controls {
     }
 }
 
-/// Of a text without any.
+/// No stand-ins.
 pub(crate) static NO_MARKS: Marks = Marks(Vec::new());
 
 impl Marks {
@@ -184,7 +184,7 @@ impl Marks {
     }
 }
 
-/// Every string of a value, keys of objects among them.
+/// Visits every string of a value, including keys of objects.
 fn visit(value: &Value, see: &mut impl FnMut(&str)) {
     match value {
         Value::String(text) => see(text),

@@ -1,5 +1,5 @@
-//! A conversation as a chat template reads it, and the rendered prompt. Plain data, independent of
-//! the API's request fields.
+//! A conversation as the input of a chat template, and the rendered prompt. Plain data, independent
+//! of the API's request fields.
 
 use std::time::SystemTime;
 
@@ -14,12 +14,12 @@ pub struct Conversation {
     pub messages: Vec<Message>,
     /// No tools and an empty list are the same: the template sees `tools` as none.
     pub tools: Vec<Tool>,
-    /// Further variables of the template, such as `enable_thinking`. Those that every template
-    /// gets (`messages`, `tools`, `add_generation_prompt`) cannot be replaced by them.
+    /// Further variables of the template, such as `enable_thinking`. They cannot replace the
+    /// variables that every template gets (`messages`, `tools`, `add_generation_prompt`).
     pub variables: Map<String, Value>,
     /// Ends the prompt where the assistant's turn begins.
     pub add_generation_prompt: bool,
-    /// Ends the prompt within the last message, for the model to go on with it.
+    /// Ends the prompt within the last message, so that the model continues it.
     pub continue_final_message: bool,
     /// The time of `strftime_now`, in UTC; the system's clock if absent.
     pub now: Option<SystemTime>,
@@ -32,7 +32,7 @@ pub struct Message {
     /// Reasoning of the assistant before its answer.
     pub reasoning: Option<String>,
     pub tool_calls: Vec<ToolCall>,
-    /// Of a tool's result: the call that it answers.
+    /// In a tool's result: the id of the call that it answers.
     pub tool_call_id: Option<String>,
     pub name: Option<String>,
 }
@@ -42,7 +42,7 @@ pub struct Message {
 pub struct ToolCall {
     pub id: String,
     pub name: String,
-    /// An object: templates go through its entries.
+    /// An object, because templates iterate over its entries.
     pub arguments: Value,
 }
 
@@ -53,9 +53,10 @@ pub struct Tool {
     pub description: Option<String>,
     /// JSON schema of the arguments. Null leaves it out of the prompt.
     pub parameters: Value,
-    /// Whether arguments must follow the schema; for grammars, no template sees it.
+    /// Whether arguments must follow the schema. Only grammars use it; templates do not see it.
     pub strict: bool,
-    /// For grammars and readers of replies: a template sees a text as the argument `input`.
+    /// Used by grammars and readers of replies. To a template, a tool that takes text has the
+    /// single argument `input`.
     pub input: ToolInput,
 }
 
@@ -65,7 +66,7 @@ pub enum ToolInput {
     /// Arguments in JSON, which the tool's `parameters` describe.
     #[default]
     Json,
-    /// A text, which matches the grammar if there is one.
+    /// Text, which must match the grammar if there is one.
     Text(Option<TextGrammar>),
 }
 
@@ -74,15 +75,15 @@ pub enum ToolInput {
 pub enum TextGrammar {
     /// In the dialect of Lark that llguidance reads.
     Lark(String),
-    /// In the syntax of Rust's `regex`; all of the text matches it.
+    /// In the syntax of Rust's `regex`; the whole text must match.
     Regex(String),
 }
 
-/// The one argument of a tool that takes a text.
+/// The single argument of a tool that takes text.
 pub(crate) const TEXT_ARGUMENT: &str = "input";
 
 impl Tool {
-    /// A tool that takes a text instead of JSON. To the model it is a function with one argument,
+    /// A tool that takes text instead of JSON. To the model it is a function with one argument,
     /// whose description shows the grammar.
     pub fn of_text(
         name: String,
@@ -113,13 +114,13 @@ impl Tool {
 }
 
 impl ToolCall {
-    /// An earlier call of a tool that takes a text.
+    /// An earlier call of a tool that takes text.
     pub fn of_text(id: String, name: String, text: &str) -> Self {
         Self { id, name, arguments: json!({ TEXT_ARGUMENT: text }) }
     }
 }
 
-/// A conversation as the model reads it.
+/// A rendered conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rendered {
     pub prompt: String,
@@ -127,37 +128,37 @@ pub struct Rendered {
     pub(crate) source: Source,
 }
 
-/// What becomes the tokens of a prompt.
+/// The part of a rendered conversation that is tokenized.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// The prompt's text, in which every special token is one.
+    /// The prompt's text. Everything in it that looks like a special token is one.
     Prompt,
-    /// The text with marks in what only looks like special tokens.
+    /// The text, with stand-ins in what only looks like a special token.
     Marked(String, Marks),
-    /// Special tokens, and text that has none.
+    /// Special tokens, and text without any.
     Pieces(Vec<Piece>),
 }
 
-/// Which of a text's tokens are wanted.
+/// How many tokens of a text are wanted, and from which end.
 #[derive(Clone, Copy)]
 pub struct Wanted<'a> {
     pub token_max: usize,
     pub keep: Keep,
-    /// Checked now and then; true ends the work.
+    /// Checked now and then; stops the work when it returns true.
     pub cancelled: &'a dyn Fn() -> bool,
 }
 
 impl Default for Wanted<'_> {
-    /// All of them, however many.
+    /// All tokens, however many.
     fn default() -> Self {
         Self { token_max: usize::MAX, keep: Keep::All, cancelled: &|| false }
     }
 }
 
-/// What to do with a text that has more tokens than are wanted.
+/// The treatment of a text that has more tokens than are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
-    /// It is refused.
+    /// The text is refused.
     All,
     /// Its first tokens are kept.
     First,
@@ -168,11 +169,11 @@ pub enum Keep {
 /// Where the reply to a prompt begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ReasoningStart {
-    /// In the answer: the model does not reason, or the prompt has ended its reasoning.
+    /// In the answer: the model does not reason, or the prompt has closed the reasoning.
     #[default]
     Never,
-    /// The model itself decides whether it opens its reasoning.
+    /// Before the answer: the model decides whether to open its reasoning.
     Maybe,
-    /// Within reasoning: the prompt has opened it.
+    /// Within reasoning, which the prompt has opened.
     Begun,
 }

@@ -1,14 +1,14 @@
-//! Streaming detokenizer: text from bytes as they arrive. The pieces, joined, are the lossy
-//! decoding of all bytes at once, and no Unicode scalar is ever split. Knows no tokens.
+//! Streaming detokenizer: turns arriving bytes into text. The returned pieces, joined, are the
+//! lossy decoding of all bytes, and no Unicode scalar is split. This module does not know tokens.
 
-/// Holds back at most the three bytes of a scalar that is not complete.
+/// Holds back at most the three bytes of an incomplete scalar.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Detokenizer {
     pending: Vec<u8>,
 }
 
 impl Detokenizer {
-    /// Appends to `out` what these bytes complete.
+    /// Appends to `out` the text that is complete with these bytes.
     pub(crate) fn push(&mut self, bytes: &[u8], out: &mut String) {
         self.pending.extend_from_slice(bytes);
         let mut rest = self.pending.as_slice();
@@ -23,7 +23,7 @@ impl Detokenizer {
                     let (valid, after) = rest.split_at(error.valid_up_to());
                     out.push_str(std::str::from_utf8(valid).unwrap_or_default());
                     rest = after;
-                    // Without a length the bytes may yet become a scalar.
+                    // Without a length, the remaining bytes may still become a scalar.
                     let Some(invalid) = error.error_len() else { break };
                     out.push(char::REPLACEMENT_CHARACTER);
                     rest = &rest[invalid..];
@@ -34,7 +34,7 @@ impl Detokenizer {
         self.pending.drain(..self.pending.len() - kept);
     }
 
-    /// No more bytes will come: a scalar that is not complete is one U+FFFD.
+    /// Ends the text: an incomplete scalar becomes one U+FFFD.
     pub(crate) fn finish(&mut self, out: &mut String) {
         if !self.pending.is_empty() {
             self.pending.clear();

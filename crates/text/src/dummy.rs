@@ -1,12 +1,12 @@
-//! Text for models of dummy weights, which often come as a config alone: every byte is a token, and
-//! the other tokens read as their numbers.
+//! Tokenizer and chat template for models with dummy weights, which often have only a config: every
+//! byte is a token, and each of the other tokens reads as its number.
 
 use serde_json::{Map, Value, json};
 
 /// Tokens that are one byte each.
 const BYTES: usize = 256;
 
-/// A chat template that names the roles and has no marks that only a trained model would know.
+/// A chat template that names the roles and has no markup that only a trained model would know.
 pub(crate) const TEMPLATE: &str = "{% for message in messages %}{{ message.role }}: \
     {{ message.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
 
@@ -26,7 +26,7 @@ pub(crate) fn tokenizer(vocab_size: usize) -> Value {
     })
 }
 
-/// The letter by which byte-level tokenizers write each byte.
+/// The letter that stands for each byte in byte-level tokenizers.
 fn letters() -> impl Iterator<Item = String> {
     let mut others = 256..;
     (0..=u8::MAX).map(move |byte| {

@@ -1,5 +1,5 @@
-//! Reads a checkpoint's text files safely: a pipe that never ends, a device, a folder of that name,
-//! or a file that would fill the memory is an error.
+//! Reads a checkpoint's text files safely: a pipe without end, a device, a folder with the file's
+//! name, or a file that would fill the memory is an error.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
@@ -11,7 +11,7 @@ const BYTES_MAX: u64 = 128 << 20;
 /// A regular file's bytes; `None` if there is no such file.
 ///
 /// # Errors
-/// Says with the file's path why it cannot be read.
+/// The file cannot be read. The message has the file's path.
 pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, String> {
     let fail = |reason: &dyn std::fmt::Display| Err(format!("{}: {reason}", path.display()));
     // Opening a pipe would wait for its other end.

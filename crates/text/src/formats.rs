@@ -1,5 +1,5 @@
 //! Formats of reasoning and tool calls, one file per format. Each has its reader in
-//! [`crate::reply`]; those whose markup is tags have one together.
+//! [`crate::reply`]; the formats whose markup is tags share one.
 
 mod harmony;
 mod hermes;
@@ -10,7 +10,7 @@ mod qwen3_coder;
 use std::fmt;
 use std::str::FromStr;
 
-/// How a model's replies are written.
+/// The format in which a model writes its replies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
     Mimo,
@@ -20,16 +20,16 @@ pub enum Format {
     Plain,
 }
 
-/// What the machinery of replies asks of a format.
+/// The properties of a format on which the parsing of replies depends.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Style {
     /// Replies may have reasoning: between `<think>` and `</think>` where markup is tags.
     pub(crate) reasons: bool,
-    /// Replies may have calls: between `<tool_call>` and `</tool_call>`, as XML or as JSON, where
-    /// markup is tags.
+    /// Replies may have calls: where markup is tags, between `<tool_call>` and `</tool_call>`, as
+    /// XML or as JSON.
     pub(crate) calls: bool,
-    /// The template puts newlines around reasoning, answer, calls and XML values, and takes them
-    /// off again: they belong to the markup. Otherwise every character belongs to the text.
+    /// The template puts newlines around reasoning, answer, calls and XML values, and strips them
+    /// again: these newlines are markup. Otherwise every character belongs to the text.
     pub(crate) padded: bool,
 }
 
@@ -41,8 +41,8 @@ impl Format {
     pub const ALL: [Self; 5] =
         [Self::Mimo, Self::Qwen3Coder, Self::Hermes, Self::Harmony, Self::Plain];
 
-    /// What a checkpoint most likely writes, by its `model_type`, its chat template, and whether it
-    /// has harmony's special tokens.
+    /// The format that a checkpoint most likely uses, judged by its `model_type`, its chat
+    /// template, and whether it has harmony's special tokens.
     pub(crate) fn detect(
         model_type: &str,
         template: Option<&str>,

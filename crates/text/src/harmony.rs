@@ -1,5 +1,5 @@
-//! Harmony, the format of gpt-oss. A reply is a list of messages; each has a header, in which a
-//! channel says what the message is, and a recipient makes it a call:
+//! Harmony, the format of gpt-oss. A reply is a list of messages. Each message has a header, whose
+//! channel tells the kind of message, and whose recipient makes it a call:
 //!
 //! ```text
 //! <|start|>assistant<|channel|>analysis<|message|>reasoning<|end|>
@@ -8,8 +8,8 @@
 //! <|start|>assistant<|channel|>final<|message|>answer<|return|>
 //! ```
 //!
-//! Nothing stands between messages. The recipient may also follow the role. A prompt ends with
-//! `<|start|>assistant`, so that a reply begins within a header.
+//! There is nothing between messages. The recipient may also follow the role. A prompt ends with
+//! `<|start|>assistant`, so a reply begins within a header.
 
 mod header;
 pub(crate) mod render;
@@ -22,7 +22,7 @@ pub(crate) use header::{Channel, Header};
 /// The namespace of the tools that a request declares.
 pub(crate) const FUNCTIONS: &str = "functions.";
 
-/// A special token that gives messages their form.
+/// A special token of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FormatToken {
     Start,
@@ -68,7 +68,7 @@ impl FormatTokens {
     /// By a vocabulary's ids of special tokens.
     ///
     /// # Errors
-    /// The first token that the vocabulary does not have.
+    /// The error is the first token that the vocabulary does not have.
     pub(crate) fn find(special: impl Fn(&str) -> Option<TokenId>) -> Result<Self, &'static str> {
         let mut ids = [0; FormatToken::ALL.len()];
         for (id, token) in ids.iter_mut().zip(FormatToken::ALL) {

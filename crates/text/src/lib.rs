@@ -1,9 +1,10 @@
 //! Everything about text: a checkpoint's tokenizer and chat template, the streaming detokenizer,
-//! stop strings, reasoning and tool calls within a reply, and grammars that constrain one. Knows no
-//! HTTP, no engine and no schedule; tokens and text come in, text and events go out.
+//! stop strings, reasoning and tool calls within a reply, and grammars that constrain a reply. This
+//! crate knows nothing of HTTP, engines and scheduling: tokens and text come in, text and events go
+//! out.
 //!
 //! [`Text`] is read once from a checkpoint. A [`Reply`] parses one reply of the model, token by
-//! token; its events do not depend on how many tokens a step brought.
+//! token; its events do not depend on how many tokens a step produced.
 
 mod controls;
 mod conversation;

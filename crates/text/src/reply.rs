@@ -1,7 +1,7 @@
 //! Parses one reply of the model, token by token: text, stop strings, reasoning, tool calls. Every
-//! token takes the same path whichever step brought it, so events depend on the tokens alone.
-//! Parsing cannot fail: at worst markup appears as text. What the text means is up to the format's
-//! own [`Reader`].
+//! token is handled in the same way whichever step produced it, so events depend on the tokens
+//! alone. Parsing cannot fail: at worst markup appears as text. The format's own [`Reader`] decides
+//! what the text means.
 
 mod arguments;
 mod echo;
@@ -35,14 +35,14 @@ use tags::Tag;
 #[derive(Clone, Debug, Default)]
 pub struct ReplyOptions {
     pub parse: Parse,
-    /// Their schemas say how XML values become JSON.
+    /// The declared tools. Their schemas determine how XML values become JSON.
     pub tools: Vec<Tool>,
     pub reasoning: ReasoningStart,
-    /// Strings that end the reply where they first appear. Empty ones do not count.
+    /// Strings that end the reply where they first appear. Empty strings are ignored.
     pub stop: Vec<String>,
     /// Whether the stop string itself belongs to the reply.
     pub include_stop: bool,
-    /// Stop strings do not count within this many tokens.
+    /// Stop strings are ignored within this many tokens.
     pub min_tokens: u32,
     /// Whether special tokens are left out of the text.
     pub skip_special: bool,
@@ -53,13 +53,13 @@ pub struct ReplyOptions {
 /// The parts that are recognised in a reply.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Parse {
-    /// None: all is content.
+    /// Nothing is recognised: the whole reply is content.
     #[default]
     Nothing,
     Reasoning,
     ReasoningAndCalls,
-    /// The same, but an answer that begins with anything else than a call has none: it is of a
-    /// shape in which text may speak of calls.
+    /// Reasoning and calls; but an answer that does not begin with a call contains none, because it
+    /// has a constrained shape in which text may look like a call.
     ReasoningThenCalls,
 }
 
@@ -72,34 +72,35 @@ pub enum Event {
     Call {
         index: u32,
         name: String,
-        /// Whether the tool takes a text instead of JSON.
+        /// Whether the tool takes text instead of JSON.
         takes_text: bool,
     },
-    /// More of a call's arguments. Joined, they are a JSON object, or the text of a tool that takes
-    /// one.
+    /// A further piece of a call's arguments. The pieces, joined, are a JSON object, or the text if
+    /// the tool takes text.
     Arguments {
         index: u32,
         text: String,
     },
 }
 
-/// Why a reply ended before the model ended it.
+/// The reason why a reply ended before the model ended it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stopped {
     /// This stop string appeared.
     String(String),
-    /// The first call is complete, and there may be no other.
+    /// The first call is complete, and only one is allowed.
     Calls,
 }
 
-/// Reads one reply.
+/// Parses one reply.
 pub struct Reply {
     text: Arc<Text>,
     detokenizer: Detokenizer,
     stops: Stops,
     reader: Box<dyn Reader>,
     events: Events,
-    /// Texts on their way, empty between tokens.
+    /// Decoded text, and below, text that has passed the search for stop strings. Both are empty
+    /// between tokens.
     decoded: String,
     passed: String,
     skip_special: bool,
@@ -127,7 +128,7 @@ impl Reply {
         }
     }
 
-    /// Adds a token. Returns why the reply ends with it, if it does; later tokens are ignored.
+    /// Adds a token. If the reply ends with it, returns the reason; later tokens are ignored.
     pub fn push(&mut self, token: TokenId) -> Option<Stopped> {
         if self.ended {
             return None;
@@ -151,7 +152,7 @@ impl Reply {
         stopped
     }
 
-    /// Adds a token of text. The stop string that it completes, if any.
+    /// Adds a token of text. Returns the stop string that it completes, if any.
     fn push_text(&mut self, token: TokenId) -> Option<String> {
         let bytes = self.text.token_bytes(token).unwrap_or_default();
         self.detokenizer.push(bytes, &mut self.decoded);
@@ -162,7 +163,7 @@ impl Reply {
         stop
     }
 
-    /// Markup or the end follows: nothing of the text is held back any more.
+    /// Releases all text that is held back, because markup or the end follows.
     fn finish_text(&mut self) {
         self.detokenizer.finish(&mut self.decoded);
         self.stops.finish(&self.decoded, &mut self.passed);
@@ -170,13 +171,13 @@ impl Reply {
         self.read();
     }
 
-    /// The model has ended the reply: text that was held back is released.
+    /// The model has ended the reply: releases the text that is held back.
     pub fn finish(&mut self) {
         self.end(false);
     }
 
-    /// The reply ends though the model might have gone on: text is released, but an incomplete call
-    /// stays incomplete, so that it is not taken for a complete one.
+    /// The reply ends although the model might have continued: releases text, but leaves an
+    /// incomplete call incomplete, so that it is not taken for a complete one.
     pub fn cut(&mut self) {
         self.end(true);
     }
@@ -190,12 +191,12 @@ impl Reply {
         reader.finish(cut, &mut self.events);
     }
 
-    /// Events since the last call, neighbours of one kind joined.
+    /// The events since the last call. Adjacent events of the same kind are joined.
     pub fn take(&mut self) -> Vec<Event> {
         self.events.take()
     }
 
-    /// Tokens up to the end of reasoning, the closing tag included.
+    /// Number of tokens up to the end of reasoning, including the closing tag.
     pub fn reasoning_count(&self) -> u32 {
         self.reasoning_count
     }
@@ -204,7 +205,7 @@ impl Reply {
         self.events.call_count()
     }
 
-    /// Reads the text that has passed.
+    /// Passes the text that is certain to the reader.
     fn read(&mut self) {
         for character in self.passed.chars() {
             self.reader.character(character, &mut self.events);
@@ -213,7 +214,7 @@ impl Reply {
     }
 }
 
-/// The reader of the format, for the parts that are to be recognised.
+/// The reader for the format and for the parts to be recognised.
 fn reader(text: &Text, options: &ReplyOptions) -> Box<dyn Reader> {
     let style = text.format().style();
     let calls = matches!(options.parse, Parse::ReasoningAndCalls | Parse::ReasoningThenCalls);

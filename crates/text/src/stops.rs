@@ -1,24 +1,24 @@
-//! Stop strings in text that arrives in pieces. Only a possible beginning of one is held back, and
-//! where the text ends does not depend on the pieces. Knows no tokens and no markup.
+//! Finds stop strings in text that arrives in pieces. Only a possible beginning of a stop string is
+//! held back, and the place where the text ends does not depend on the pieces. This module does not
+//! know tokens or markup.
 
-/// Looks for the stop string whose end comes first; of several that end at one place, for the
-/// longest.
+/// Finds the stop string that ends first; if several end at the same place, the longest.
 #[derive(Debug)]
 pub(crate) struct Stops {
     searches: Vec<Search>,
     include: bool,
-    /// Text that is not let go: at least as long as what any search has matched.
+    /// Text that is held back: at least as long as the longest current match.
     held: String,
     found: bool,
 }
 
-/// One string looked for, by Knuth, Morris and Pratt.
+/// The search for one string, by the algorithm of Knuth, Morris and Pratt.
 #[derive(Debug)]
 struct Search {
     stop: String,
-    /// By length of what is matched, less one: the longest shorter match that it ends with.
+    /// For each length of the match, less one: the longest shorter match that it ends with.
     shorter: Vec<usize>,
-    /// Bytes of `stop` that the text so far ends with.
+    /// How many bytes of `stop` the text so far ends with.
     matched: usize,
 }
 
@@ -26,15 +26,15 @@ impl Stops {
     pub(crate) fn new(stop: Vec<String>, include: bool) -> Self {
         let mut stop = stop;
         stop.retain(|stop| !stop.is_empty());
-        // With the longest first, the first that is found at a place is the longest.
+        // The longest comes first, so it is found first if several end at the same place.
         stop.sort_by_key(|stop| std::cmp::Reverse(stop.len()));
         let searches = stop.into_iter().map(Search::new).collect();
         Self { searches, include, held: String::new(), found: false }
     }
 
-    /// Appends to `out` what is certain to belong to the reply. Some when a stop string is
-    /// complete, after which nothing more is. Where stops do not `count`, text passes, but may
-    /// still be their beginning.
+    /// Appends to `out` the text that certainly belongs to the reply. Returns a stop string that is
+    /// complete; nothing after it belongs to the reply. If stops do not `count`, text passes, but
+    /// may still be the beginning of a stop string.
     pub(crate) fn push(&mut self, text: &str, counts: bool, out: &mut String) -> Option<String> {
         if self.found {
             return None;
@@ -51,7 +51,7 @@ impl Stops {
                 let complete = search.advance(bytes);
                 (complete && counts).then(|| search.stop.clone())
             });
-            // All searches must see the character.
+            // Every search must see the character.
             let found = found.fold(None, |first: Option<String>, next| first.or(Some(next)));
             if let Some(stop) = found {
                 self.found = true;
@@ -66,7 +66,7 @@ impl Stops {
         None
     }
 
-    /// The end of the text: what was held back is no stop string. Another text may follow.
+    /// Ends the text: held-back text is not a stop string. Another text may follow.
     pub(crate) fn finish(&mut self, text: &str, out: &mut String) {
         if !self.found {
             out.push_str(&std::mem::take(&mut self.held));
@@ -91,7 +91,7 @@ impl Search {
         Self { stop, shorter, matched: 0 }
     }
 
-    /// Whether the text now ends with the whole stop string.
+    /// Adds a byte. Returns whether the text now ends with the whole stop string.
     fn advance(&mut self, bytes: &[u8]) -> bool {
         let stop = self.stop.as_bytes();
         let mut complete = false;
@@ -115,7 +115,8 @@ mod tests {
 
     use super::*;
 
-    /// Text that is let go with each piece and at the end, and which stop was found.
+    /// The text that is released with each piece and at the end, and the stop string that was
+    /// found.
     fn pushed(
         stop: &[String],
         include: bool,
@@ -135,7 +136,7 @@ mod tests {
         (out, found)
     }
 
-    /// The same by looking at every beginning of the text.
+    /// The same result, from a search at every position of the text.
     fn naive(
         stop: &[String],
         include: bool,

@@ -1,5 +1,5 @@
-//! Chat templates: the checkpoint's own Jinja, rendered as transformers renders it. Knows how
-//! Python's Jinja differs from minijinja, and no model's markup.
+//! Chat templates: renders the checkpoint's own Jinja as transformers does. This module knows how
+//! Python's Jinja differs from minijinja, but no model's markup.
 
 mod calendar;
 mod json;
@@ -19,26 +19,27 @@ use crate::{Conversation, Message, TextError, Tool};
 pub(crate) use calendar::format as date;
 use program::Program;
 
-/// Instructions that one rendering may take, about a second. A message takes some hundreds.
+/// Most instructions of one rendering, about a second. A message takes some hundreds.
 const FUEL_MAX: u64 = 20_000_000;
-/// Bytes of one prompt; a million tokens are about five.
+/// Most bytes of one prompt; a million tokens are about five million bytes.
 pub(crate) const PROMPT_BYTES_MAX: usize = 64 << 20;
 
-/// Templates are compiled and run on threads of their own, because both go by recursion: some
+/// Templates are compiled and run on threads with this stack, because both are recursive: some
 /// thousand levels of expressions, or a hundred macros that call one another.
 const STACK_BYTES: usize = 64 << 20;
 
-/// Marks the end of the message to go on with. The space tells whether the template trims.
+/// Marks the end of the message to be continued. Its final space shows whether the template trims.
 const CONTINUE_MARK: &str = "\u{e000}continue here\u{e000} ";
 
-/// Variables that no template can name: seconds since 1970, and the stand-ins of [`Controls`].
+/// Variables under names that no template can write: the time in seconds since 1970, and below, the
+/// stand-ins of [`Controls`].
 const NOW: &str = " now";
 const STAND_INS: &str = " stand-ins";
 
 pub(crate) struct Template {
     environment: Environment<'static>,
     chat: Program,
-    /// Takes the place of `chat` where there are tools.
+    /// Used instead of `chat` if there are tools.
     tool_use: Option<Program>,
     /// Variables of every rendering, such as `bos_token`.
     variables: Map<String, Value>,
@@ -47,7 +48,7 @@ pub(crate) struct Template {
 /// Sources of a checkpoint's templates.
 pub(crate) struct Sources {
     pub(crate) chat: String,
-    /// Takes the place of `chat` where there are tools.
+    /// Used instead of `chat` if there are tools.
     pub(crate) tool_use: Option<String>,
 }
 
@@ -58,7 +59,7 @@ impl Template {
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
         environment.set_fuel(Some(FUEL_MAX));
-        // Errors would quote all variables.
+        // Otherwise errors would quote all variables.
         environment.set_debug(false);
         python::adapt(&mut environment);
         environment.add_function("raise_exception", raise_exception);
@@ -76,7 +77,7 @@ impl Template {
         compiled.map_err(|error| error.to_string())?
     }
 
-    /// The prompt, with marks in what comes from the conversation.
+    /// Renders the prompt, with stand-ins in the text that comes from the conversation.
     pub(crate) fn render(
         &self,
         conversation: &Conversation,
@@ -85,7 +86,7 @@ impl Template {
         let mut given = Given::new(conversation);
         let marks = given.mark(controls).map_err(TextError::Template)?;
         let rendered = self.render_given(conversation, given, &marks);
-        // What the template raised may quote what it was given.
+        // The template's own message may quote marked text.
         let rendered = rendered.map_err(|error| match error {
             TextError::Template(reason) => TextError::Template(marks.undo(&reason)),
             TextError::Fault(reason) => TextError::Fault(marks.undo(&reason)),
@@ -158,10 +159,10 @@ impl Template {
     }
 }
 
-/// Does some work that goes by recursion.
+/// Runs recursive work on a separate thread.
 ///
 /// # Errors
-/// [`TextError::NoThread`], or [`TextError::Fault`] if it panicked.
+/// [`TextError::NoThread`], or [`TextError::Fault`] if the work panicked.
 fn on_own_stack<T: Send>(
     stack_bytes: usize,
     work: impl FnOnce() -> T + Send,
@@ -174,7 +175,7 @@ fn on_own_stack<T: Send>(
     })
 }
 
-/// What a conversation gives to a template.
+/// The values that a conversation passes to a template.
 struct Given {
     messages: Vec<Value>,
     tools: Vec<Value>,
@@ -190,7 +191,7 @@ impl Given {
         }
     }
 
-    /// About how large all of it is.
+    /// The approximate size of all values.
     fn bytes(&self) -> u64 {
         let lists = self.messages.iter().chain(&self.tools);
         lists.chain(self.variables.values()).map(value_bytes).sum()
@@ -224,7 +225,7 @@ fn value_bytes(value: &Value) -> u64 {
     meter::VALUE_BYTES + inner
 }
 
-/// A message under all names that templates read.
+/// A message with its fields under all names that templates use.
 fn message(message: &Message) -> Value {
     let mut fields = Map::new();
     fields.insert("role".to_owned(), message.role.clone().into());
@@ -262,8 +263,8 @@ fn tool(tool: &Tool) -> Value {
     json!({ "type": "function", "function": function })
 }
 
-/// Puts the mark after what the model shall go on with, and returns that. A message without
-/// content but with reasoning is one whose reasoning goes on.
+/// Puts the mark after the text to be continued, and returns that text. If the message has
+/// reasoning but no content, the reasoning is continued.
 fn mark(message: &mut Value) -> String {
     let reasons = message["content"] == "" && message.get("reasoning").is_some();
     let fields: &[&str] =
@@ -275,7 +276,8 @@ fn mark(message: &mut Value) -> String {
     text
 }
 
-/// What is before the mark; spaces at the end go where the template took the mark's.
+/// The prompt before the mark. If the template trimmed the mark's space, trailing spaces are
+/// trimmed here too.
 fn cut_at_mark(prompt: &str) -> Option<&str> {
     let (before, after) = prompt.rsplit_once(CONTINUE_MARK.trim_end())?;
     Some(if after.starts_with(' ') { before } else { before.trim_end() })
@@ -289,7 +291,7 @@ pub(crate) fn seconds(conversation: &Conversation) -> i64 {
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
-/// A template's own refusal, for the user word by word.
+/// A refusal by the template itself. The user gets its message verbatim.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Raised(String);
@@ -299,7 +301,7 @@ fn raise_exception(message: &str) -> Result<String, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, "raised").with_source(raised))
 }
 
-/// Of a date's format: a directive of five bytes can ask for 255.
+/// Longest format of a date: a directive of five bytes can ask for 255.
 const DATE_FORMAT_BYTES_MAX: usize = 1024;
 
 fn strftime_now(state: &State, format: &str) -> Result<String, Error> {
@@ -311,7 +313,7 @@ fn strftime_now(state: &State, format: &str) -> Result<String, Error> {
     Ok(calendar::format(format, now.unwrap_or_default()))
 }
 
-/// An error in the words of its cause.
+/// An error, described by its cause.
 fn failure(error: &Error) -> TextError {
     let mut cause: &dyn std::error::Error = error;
     let mut innermost = error;
@@ -333,7 +335,8 @@ fn failure(error: &Error) -> TextError {
     })
 }
 
-/// `{% generation %}` marks for training what the assistant said. Here it is but a scope.
+/// Replaces `{% generation %}`, which marks the assistant's text for training, by a scope without
+/// effect.
 fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
@@ -346,7 +349,7 @@ fn without_generation_tags(source: &str) -> String {
             "generation" => tag[..end].replacen("generation", "with", 1),
             "endgeneration" => tag[..end].replacen("endgeneration", "endwith", 1),
             _ => {
-                // Not the whole tag: it may be text with a tag inside.
+                // Only the beginning of the tag: the tag may be text that contains another tag.
                 out.push_str("{%");
                 rest = &tag[2..];
                 continue;
@@ -389,7 +392,7 @@ mod tests {
         assert!(matches!(outcome, Err(TextError::NoThread(_))), "{outcome:?}");
     }
 
-    /// What takes, makes or nests without bound, by instructions that are few.
+    /// Templates that consume, produce or nest without bound, with few instructions.
     #[test]
     fn templates_cannot_run_write_or_nest_without_end() {
         let times = "{% set ns = namespace(x='abcdefgh' * 4, l=[1, 2]) %}{% for i in range(90) %}";
@@ -463,7 +466,7 @@ mod tests {
             let reason = compile(source);
             assert!(reason.contains(expected), "{expected}: {reason:?}");
         }
-        // As many as are possible have a place on the stack.
+        // As many as the parser allows fit on the stack.
         let not = format!("{{{{ {} x }}}}", "not ".repeat(4000));
         assert_eq!(render(&not, &said("")).unwrap(), "False");
         let elif = "{% elif x %}".repeat(1000);

@@ -1,5 +1,5 @@
-//! [`Text`]: what a checkpoint's files say about text. Knows the files and their content;
-//! tokenizing and rendering are in other modules.
+//! [`Text`]: everything that a checkpoint's files say about text. This module knows the files and
+//! their contents; tokenizing and rendering are in other modules.
 
 use std::cell::RefCell;
 use std::path::Path;
@@ -25,22 +25,22 @@ const CONFIG: &str = "config.json";
 const THINK: &str = "<think>";
 const END_THINK: &str = "</think>";
 
-/// All that a checkpoint says about text: tokenizer, chat template, reply format, defaults.
+/// The text side of a checkpoint: tokenizer, chat template, reply format, defaults.
 pub struct Text {
     tokenizer: Tokenizer,
-    /// With the name of its file.
+    /// The template, and the name of its file.
     template: Option<(&'static str, Template)>,
-    /// Whether the template has reasoning.
+    /// Whether the template supports reasoning.
     thinks: bool,
-    /// Special tokens, among them those around turns.
+    /// Special tokens, including those around turns.
     controls: Controls,
     format: Format,
-    /// There if the format is harmony.
+    /// Set if the format is harmony.
     format_tokens: Option<FormatTokens>,
     defaults: Defaults,
 }
 
-/// The checkpoint's sampling parameters, for a request that does not set them.
+/// The checkpoint's sampling parameters. They apply to requests that do not set them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Defaults {
     /// Tokens that end a reply.
@@ -82,7 +82,7 @@ pub enum TextError {
 }
 
 impl Text {
-    /// From a checkpoint's folder.
+    /// Reads a checkpoint's folder.
     pub fn open(folder: &Path) -> Result<Self, TextError> {
         let failed = RefCell::new(None);
         let read = |name: &str| {
@@ -99,11 +99,11 @@ impl Text {
         }
     }
 
-    /// For made-up weights: of a checkpoint, or where that has no tokenizer, made up too, for so
-    /// many tokens.
+    /// For dummy weights: reads the checkpoint's tokenizer, or makes up one with `vocab_size`
+    /// tokens if the checkpoint has none.
     ///
     /// # Errors
-    /// As [`Self::open`], for files that are there.
+    /// As [`Self::open`], for the files that exist.
     pub fn dummy(folder: &Path, vocab_size: usize) -> Result<Self, TextError> {
         match Self::open(folder) {
             Err(TextError::Missing { file: TOKENIZER, .. }) => {
@@ -118,7 +118,7 @@ impl Text {
         }
     }
 
-    /// From files by name, as a checkpoint that is part of the program has them.
+    /// Reads files by name, for a checkpoint that is compiled into the program.
     pub fn from_files(read: &dyn Fn(&str) -> Option<Vec<u8>>) -> Result<Self, TextError> {
         let purpose = "text cannot become tokens without it";
         let file = read(TOKENIZER).ok_or(TextError::Missing { file: TOKENIZER, purpose })?;
@@ -143,7 +143,7 @@ impl Text {
             }
         };
         let mut controls = tokenizer.specials();
-        // Templates look for these in what an assistant said.
+        // Templates search earlier answers for these two tags, so they are not marked.
         controls.retain(|token| ![THINK, END_THINK].contains(&token.as_str()));
         let controls = Controls::new(controls)
             .map_err(|reason| TextError::File { file: TOKENIZER, reason })?;
@@ -160,7 +160,7 @@ impl Text {
         text.with_format(format)
     }
 
-    /// The same with another reply format than was found.
+    /// Uses this reply format instead of the detected one.
     ///
     /// # Errors
     /// The tokenizer does not have the format's special tokens.
@@ -170,7 +170,7 @@ impl Text {
         if format == Format::Harmony {
             let special = |text: &str| self.token_id(text).filter(|&id| self.is_special(id));
             let tokens = FormatTokens::find(special).map_err(TextError::NoFormatToken)?;
-            // Some published files forget one of them.
+            // Some published files lack one of the format's end tokens.
             let end_tokens = &mut self.defaults.end_tokens;
             end_tokens.extend([FormatToken::Call, FormatToken::Return].map(|end| tokens.id(end)));
             end_tokens.sort_unstable();
@@ -188,17 +188,17 @@ impl Text {
         self.encode_wanted(text, &Wanted::default())
     }
 
-    /// Some of a raw prompt's tokens.
+    /// Encodes as much of a raw prompt as is wanted.
     ///
     /// # Errors
-    /// There are more than are wanted, they are not wanted any more, or the tokenizer fails on
-    /// the text.
+    /// The text has more tokens than are wanted, the caller has cancelled, or the tokenizer fails
+    /// on the text.
     pub fn encode_wanted(&self, text: &str, wanted: &Wanted) -> Result<Vec<TokenId>, TextError> {
         self.tokenizer.encode(text, Specials::Recognized(&NO_MARKS), wanted)
     }
 
-    /// Some of the tokens of a conversation. Special tokens are recognised where the template
-    /// wrote them; in what it was given they are spelled out.
+    /// Encodes as much of a rendered conversation as is wanted. Special tokens are recognised if
+    /// the template wrote them; in text of the conversation they are spelled out.
     ///
     /// # Errors
     /// As [`Self::encode_wanted`].
@@ -247,15 +247,16 @@ impl Text {
         Ok(lists.concat())
     }
 
-    /// Tokens of text that is only text: what looks like a special token is spelled out.
+    /// Encodes text in which nothing is special: text that looks like a special token is spelled
+    /// out.
     ///
     /// # Errors
-    /// The text has more than some megabytes, or the tokenizer fails on it.
+    /// The text is larger than some megabytes, or the tokenizer fails on it.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<TokenId>, TextError> {
         self.tokenizer.encode_plain(text)
     }
 
-    /// Bytes that are no UTF-8 become U+FFFD; unknown tokens are nothing.
+    /// Bytes that are not UTF-8 become U+FFFD; unknown tokens become nothing.
     pub fn decode(&self, tokens: &[TokenId], skip_special: bool) -> String {
         self.tokenizer.decode(tokens, skip_special)
     }
@@ -265,12 +266,13 @@ impl Text {
         self.tokenizer.bytes(token)
     }
 
-    /// One token for people to see, special ones too.
+    /// The text of one token for display, even of a special token.
     pub fn token_text(&self, token: TokenId) -> String {
         self.decode(&[token], false)
     }
 
-    /// Whether the token is markup that users are not shown. `<think>` and the like often are not.
+    /// Whether the token is markup that users do not see. Tokens such as `<think>` often are not
+    /// special.
     pub fn is_special(&self, token: TokenId) -> bool {
         self.tokenizer.is_special(token)
     }
@@ -279,7 +281,7 @@ impl Text {
         self.tokenizer.id(text)
     }
 
-    /// One more than the largest token. The model's own vocabulary may be larger.
+    /// One more than the largest token id. The model's own vocabulary may be larger.
     pub fn vocab_count(&self) -> usize {
         self.tokenizer.count()
     }
@@ -288,12 +290,12 @@ impl Text {
         &self.defaults
     }
 
-    /// How replies are written.
+    /// The format of replies.
     pub fn format(&self) -> Format {
         self.format
     }
 
-    /// Tokens of the format, if it is harmony.
+    /// The tokens of the format, if it is harmony.
     pub(crate) fn format_tokens(&self) -> Option<FormatTokens> {
         self.format_tokens
     }
@@ -303,10 +305,10 @@ impl Text {
         self.template.is_some() || self.format_tokens.is_some()
     }
 
-    /// Renders a greeting, so that a template that cannot is known before the first request.
+    /// Renders a greeting, so that a broken template is found before the first request.
     ///
     /// # Errors
-    /// The template fails; one that refuses the greeting in its own words does not.
+    /// The template fails. A template that refuses the greeting with its own message is fine.
     pub fn check_template(&self) -> Result<(), TextError> {
         let Some((file, template)) =
             self.template.as_ref().filter(|_| self.format_tokens.is_none())
@@ -325,7 +327,7 @@ impl Text {
         }
     }
 
-    /// A conversation in the form that the model was trained on.
+    /// Renders a conversation in the form that the model was trained on.
     ///
     /// # Errors
     /// The template refuses it, or fails.
@@ -348,8 +350,8 @@ impl Text {
         Ok(Rendered { prompt, reasoning, source })
     }
 
-    /// Only what follows the last special token counts: what looks like a tag in a turn that is
-    /// over says nothing of the reply.
+    /// Where a reply to this prompt begins. Only the text after the last special token counts: what
+    /// looks like a tag in a finished turn says nothing about the reply.
     fn reasoning_after(&self, prompt: &str, continues: bool) -> ReasoningStart {
         if !self.thinks || !self.format.style().reasons {
             return ReasoningStart::Never;
@@ -398,7 +400,7 @@ impl Defaults {
     }
 }
 
-/// A number within the range that requests have too; outside of it every request would fail.
+/// A number in the range that requests have too. Outside of it, every request would fail.
 fn number(
     generation: &Map<String, Value>,
     name: &str,
@@ -440,7 +442,7 @@ fn ids(
     }
 }
 
-/// The tokens that have a part, such as `eos_token`, as templates see them: by their texts.
+/// The named tokens, such as `eos_token`, by their texts, as templates see them.
 fn named_tokens(tokenizer_config: &Map<String, Value>) -> Map<String, Value> {
     let mut named = Map::new();
     for part in ["bos", "eos", "unk", "sep", "pad", "cls", "mask"] {
@@ -456,7 +458,8 @@ fn named_tokens(tokenizer_config: &Map<String, Value>) -> Map<String, Value> {
     named
 }
 
-/// The checkpoint's templates and the file they are in. A file of their own comes first.
+/// The checkpoint's templates, and the name of their file. A separate template file takes
+/// precedence.
 fn find_template(
     read: &dyn Fn(&str) -> Option<Vec<u8>>,
     tokenizer_config: &Map<String, Value>,
@@ -487,7 +490,7 @@ fn find_template(
     Ok(None)
 }
 
-/// The object in a JSON file; an empty one if there is no such file.
+/// The object in a JSON file; empty if there is no such file.
 fn read_object(
     read: &dyn Fn(&str) -> Option<Vec<u8>>,
     file: &'static str,

@@ -1,6 +1,6 @@
-//! The checkpoint's tokenizer: text to tokens by the `tokenizers` crate, tokens to bytes by a
-//! table. Only byte-level tokenizers are supported: their tokens have the same bytes wherever they
-//! stand, on which the detokenizer and grammars rely.
+//! The checkpoint's tokenizer: text to tokens with the `tokenizers` crate, tokens to bytes with a
+//! table. Only byte-level tokenizers are supported: a token has the same bytes wherever it stands,
+//! on which the detokenizer and grammars rely.
 
 mod borders;
 mod growth;
@@ -19,26 +19,26 @@ use crate::controls::Marks;
 use crate::{Keep, TextError, Wanted};
 use borders::Borders;
 
-/// Largest vocabulary: sixteen times the largest known. A wrong id must not take all memory.
+/// Largest vocabulary, sixteen times the largest known: a wrong id must not take all memory.
 const VOCAB_MAX: usize = 1 << 22;
 
-/// A longer text is cut where that changes no token. Encoding takes some 0.4 us a byte, a hundred
-/// times as long as it takes to start a thread for a piece.
+/// A longer text is cut into pieces, at places where that changes no token. Encoding takes some 0.4
+/// us per byte, so for a piece of this size a hundred times as long as starting a thread.
 const PIECE_BYTES: usize = 1 << 14;
 
-/// So many bytes of a text are encoded at a time, by several threads: memory is needed for them,
-/// some 230 times their bytes, and in between work can stop.
+/// Bytes of a text that are encoded at a time, by several threads. Encoding needs some 230 times as
+/// much memory, and can only be cancelled between batches.
 const BATCH_BYTES: usize = 1 << 16;
 
-/// A batch has about as many pieces. Half of the cores are left to other requests.
+/// A batch has about this many pieces. Half of the cores are left to other requests.
 const THREADS_MAX: usize = 4;
 const CORES_PER_THREAD: usize = 2;
 
-/// Text without a place to cut it. A word, a number or a run of spaces is shorter. Encoding it
-/// takes 230 MiB, which the budget of requests does not count; few are encoded at once.
+/// Longest piece without a place to cut it; words, numbers and runs of spaces are shorter. Encoding
+/// it takes 230 MiB, which are not in the memory budget of requests; few texts are encoded at once.
 const PIECE_BYTES_MAX: usize = 1 << 20;
 
-/// How much shorter composing characters (NFC) can make a text.
+/// How many times shorter composing characters (NFC) can make a text.
 const COMPOSED_MAX: usize = 3;
 
 type Problem = Box<dyn std::error::Error + Send + Sync>;
@@ -46,22 +46,22 @@ type Problem = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) struct Tokenizer {
     inner: tokenizers::Tokenizer,
     borders: Borders,
-    /// That encode a long text.
+    /// Number of threads that encode a long text.
     threads: usize,
-    /// Most bytes of text that one token can stand for, where that is certain.
+    /// Most bytes of text for which one token can stand, if that is known.
     longest: Option<usize>,
-    /// The bytes of all tokens, end to end.
+    /// The bytes of all tokens, concatenated.
     bytes: Vec<u8>,
-    /// Where each token's bytes start, and a last entry where they all end.
+    /// Where each token's bytes start, and as the last entry, where they all end.
     starts: Vec<u32>,
-    /// By token.
+    /// Indexed by token.
     kinds: Vec<Kind>,
 }
 
-/// What special tokens within a text are.
+/// How special tokens within a text are treated.
 #[derive(Clone, Copy)]
 pub(crate) enum Specials<'m> {
-    /// Tokens, but for those with a marked character.
+    /// As tokens, except those with a marked character.
     Recognized(&'m Marks),
     /// Text like any other.
     Spelled,
@@ -76,14 +76,14 @@ enum Kind {
 }
 
 impl Tokenizer {
-    /// From the bytes of a tokenizer.json.
+    /// Reads the bytes of a tokenizer.json.
     pub(crate) fn read(file: &[u8]) -> Result<Self, Problem> {
         let source: Value = serde_json::from_slice(file)?;
         growth::check(&source["normalizer"])?;
-        // Some files that are no tokenizers end in a panic of the crate instead of its error.
+        // For some files that are not tokenizers, the crate panics instead of returning an error.
         let read = catch_unwind(|| tokenizers::Tokenizer::from_bytes(file));
         let mut inner = read.map_err(|_| "a part of it is of a form that is not known")??;
-        // Some files carry these over from training; neither belongs into serving.
+        // Settings from training that some files still have, and that must not affect serving.
         inner.with_truncation(None)?;
         inner.with_padding(None);
         if !inner.get_decoder().is_some_and(is_byte_level) {
@@ -111,7 +111,7 @@ impl Tokenizer {
         Ok(Self { inner, borders, threads, longest, bytes, starts, kinds })
     }
 
-    /// Tokens of a text, with special tokens as `specials` says.
+    /// Encodes a text. `specials` determines how special tokens in it are treated.
     ///
     /// # Errors
     /// [`TextError::TooLong`], [`TextError::Cancelled`], or that the tokenizer fails on the text.
@@ -152,7 +152,7 @@ impl Tokenizer {
         Ok(tokens)
     }
 
-    /// Whether a text has more tokens, by its bytes alone.
+    /// Whether the number of bytes alone shows that a text has more tokens than `token_max`.
     fn exceeds(&self, text: &str, token_max: usize) -> bool {
         let Some(longest) = self.longest else { return false };
         let bytes_max = token_max.saturating_mul(longest);
@@ -160,11 +160,12 @@ impl Tokenizer {
         over(COMPOSED_MAX) || (over(1) && text.is_ascii())
     }
 
-    /// Pieces from the end that matters, in this order, and the rest.
+    /// Pieces of a text from the wanted end on, in that order, and the rest of the text.
     fn batch<'t>(&self, text: &'t str, keep: Keep) -> Result<(Vec<&'t str>, &'t str), TextError> {
         let (piece, mut rest) = self.cut(text, keep)?;
         let mut pieces = vec![piece];
-        // An error counts when it is this piece's turn, if that comes.
+        // If cutting the next piece fails, the error is returned by a later call, if the piece is
+        // needed at all.
         while !rest.is_empty()
             && let Ok((piece, after)) = self.cut(rest, keep)
             && text.len() - after.len() <= BATCH_BYTES
@@ -175,8 +176,8 @@ impl Tokenizer {
         Ok((pieces, rest))
     }
 
-    /// The tokens of each piece, of which there are some. Where no thread can be started, this one
-    /// encodes them all.
+    /// The tokens of each piece. There is at least one piece. If no thread can be started, this one
+    /// encodes all pieces.
     fn encode_batch(
         &self,
         pieces: &[&str],
@@ -202,7 +203,7 @@ impl Tokenizer {
         })
     }
 
-    /// A piece from the end that matters, and the rest.
+    /// A piece from the wanted end of the text, and the rest.
     fn cut<'t>(&self, text: &'t str, keep: Keep) -> Result<(&'t str, &'t str), TextError> {
         let (piece, rest) = if text.len() <= PIECE_BYTES {
             (text, "")
@@ -240,10 +241,10 @@ impl Tokenizer {
         self.encode_words(pieces)
     }
 
-    /// What the tokenizer would make of the text had it no added tokens.
+    /// The tokens of the text without any added tokens.
     ///
     /// # Errors
-    /// That the text is too long, or that the tokenizer fails on it.
+    /// The text is too long, or the tokenizer fails on it.
     pub(crate) fn encode_plain(&self, text: &str) -> Result<Vec<TokenId>, TextError> {
         if text.len() > PIECE_BYTES_MAX {
             let reason = format!("{} bytes, at most {PIECE_BYTES_MAX} are possible", text.len());
@@ -269,7 +270,7 @@ impl Tokenizer {
         Ok(pieces.into_encoding(None, 0, OffsetType::None)?.get_ids().to_vec())
     }
 
-    /// The text of tokens; bytes that are no UTF-8 become U+FFFD.
+    /// The text of tokens; bytes that are not UTF-8 become U+FFFD.
     pub(crate) fn decode(&self, tokens: &[TokenId], skip_special: bool) -> String {
         let shown = tokens.iter().filter(|&&token| !(skip_special && self.is_special(token)));
         let bytes: Vec<u8> =
@@ -297,7 +298,7 @@ impl Tokenizer {
         self.kinds.len()
     }
 
-    /// Texts of the special tokens.
+    /// The texts of the special tokens.
     pub(crate) fn specials(&self) -> Vec<String> {
         let special = (0..).zip(&self.kinds).filter(|(_, kind)| **kind == Kind::Special);
         special.filter_map(|(id, _)| self.inner.id_to_token(id)).collect()
@@ -308,12 +309,13 @@ thread_local! {
     static PANIC_IS_EXPECTED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether a panic of this thread becomes an error of the request, so that no log need tell of it.
+/// Whether a panic of this thread becomes an error of the request, so that it need not be logged.
 pub fn panic_is_expected() -> bool {
     PANIC_IS_EXPECTED.get()
 }
 
-/// The regular expressions of the `tokenizers` crate end in a panic where they give up.
+/// Turns a panic into an error: the regular expressions of the `tokenizers` crate panic where they
+/// give up.
 fn guarded(
     encode: impl FnOnce() -> Result<Vec<TokenId>, Problem>,
 ) -> Result<Vec<TokenId>, TextError> {
@@ -327,21 +329,21 @@ fn guarded(
     tokens.map_err(|error| TextError::Encode(error.to_string()))
 }
 
-/// Bytes of the longest token, where no text can be left out or become part of a shorter token.
+/// Bytes of the longest token; `None` if text can be left out or be changed to something shorter.
 fn longest(source: &Value, starts: &[u32], bytes: &[u8]) -> Option<usize> {
     let normalizer = &source["normalizer"];
     let shrinks = !normalizer.is_null() && normalizer["type"] != "NFC";
-    // They take the spaces around them, however many.
+    // Such tokens include the spaces around them, however many there are.
     let added = source["added_tokens"].as_array().into_iter().flatten();
     let strips = added.clone().any(|token| token["lstrip"] == true || token["rstrip"] == true);
     let lengths = || starts.windows(2).map(|ends| (ends[0] as usize, ends[1] as usize));
     let singles = lengths().filter(|(start, end)| end - start == 1);
     let singles: std::collections::BTreeSet<u8> = singles.map(|(start, _)| bytes[start]).collect();
-    // A byte without a token is left out.
+    // Without a token for every byte, some bytes are left out.
     if shrinks || strips || singles.len() < 256 {
         return None;
     }
-    // An added token is found by its text, whatever bytes its characters could name.
+    // An added token is matched by its text, whatever bytes its characters could stand for.
     let texts = added.filter_map(|token| token["content"].as_str()).map(str::len);
     lengths().map(|(start, end)| end - start).chain(texts).max()
 }
@@ -357,15 +359,15 @@ fn is_byte_level(decoder: &DecoderWrapper) -> bool {
     }
 }
 
-/// What a token of a byte-level vocabulary stands for: the bytes that its characters name, or, if
-/// one of them names none, its own text. The same rule holds for added tokens.
+/// The bytes of a token in a byte-level vocabulary: those for which its characters stand, or, if a
+/// character stands for none, the token's own text. The rule is the same for added tokens.
 fn token_bytes(token: &str) -> Vec<u8> {
     let named: Option<Vec<u8>> = token.chars().map(named_byte).collect();
     named.unwrap_or_else(|| token.as_bytes().to_vec())
 }
 
-/// The byte that a character names. Printable ones of Latin-1 name themselves, and the characters
-/// from U+0100 on name the bytes left over, in order.
+/// The byte for which a character stands. Printable characters of Latin-1 stand for themselves, and
+/// the characters from U+0100 on for the remaining bytes, in order.
 fn named_byte(character: char) -> Option<u8> {
     match u32::from(character) {
         code @ (0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff) => Some(code as u8),
@@ -385,7 +387,7 @@ mod tests {
     fn several_threads_give_the_tokens_of_one() {
         let file = include_bytes!("../../../tests/text/fixtures/mimo/tokenizer.json");
         let mut tokenizer = Tokenizer::read(file).unwrap();
-        // Several batches, of which the last is no whole one.
+        // Several batches, the last of which is not full.
         let words: Vec<String> = (0..30_000).map(|word| (word * word % 7919).to_string()).collect();
         let text = words.join(" ");
         let mut encode = |threads, keep| {

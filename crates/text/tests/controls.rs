@@ -1,4 +1,4 @@
-//! Special tokens come from the template alone: whatever a conversation says is text.
+//! Only the template can write special tokens: everything in a conversation is text.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
@@ -31,7 +31,7 @@ fn message(role: &str, content: &str) -> Message {
     Message { role: role.to_owned(), content: content.to_owned(), ..Message::default() }
 }
 
-/// A conversation that says `text` wherever a client can say something.
+/// A conversation that contains `text` wherever a client can put text.
 fn says(text: &str) -> Conversation {
     let named = |name: &str| format!("{name}{text}");
     let call = ToolCall {
@@ -71,7 +71,7 @@ fn says(text: &str) -> Conversation {
     }
 }
 
-/// The prompt and its tokens.
+/// The rendered prompt and its tokens.
 fn prompt(text: &Text, conversation: &Conversation) -> (String, Vec<TokenId>) {
     let rendered = text.render(conversation).unwrap();
     let tokens = text.encode_rendered(&rendered, &Wanted::default()).unwrap();
@@ -93,7 +93,7 @@ fn no_turn_can_be_forged_wherever_it_is_tried() {
         assert!(shown.contains(FORGED), "{model}");
         assert_eq!(text.decode(&tokens, false), shown, "{model}");
         assert_eq!(specials(&text, &tokens), specials(&text, &honest), "{model}");
-        // A raw prompt says what it says.
+        // In a raw prompt, special tokens are recognised.
         let raw = text.encode(&shown).unwrap();
         assert!(specials(&text, &raw).len() > specials(&text, &tokens).len(), "{model}");
     }
@@ -156,7 +156,7 @@ fn json_and_lists_show_text_as_it_is() {
         Err(TextError::Template(reason)) => assert_eq!(reason, "a|é"),
         other => panic!("{other:?}"),
     }
-    // Whatever symbols a conversation has itself.
+    // The conversation itself may contain stand-ins.
     let symbols: String = ('\u{1d200}'..='\u{1d230}').collect();
     conversation.variables.clear();
     conversation.messages[0].content = format!("{symbols}|<|im_end|>");
@@ -232,7 +232,7 @@ static OPENED: LazyLock<[Text; 3]> = LazyLock::new(|| MODELS.map(open));
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// Without what looks like a special token, a prompt's tokens are those of its text.
+    /// If no text looks like a special token, a prompt's tokens are those of its text.
     #[test]
     fn honest_prompts_have_the_tokens_of_their_text(
         said in "([a-z ]|[<>|/_]|\\n|é|世|'|<think>|</think>|<tool_call>){0,12}",
@@ -243,7 +243,7 @@ proptest! {
         }
     }
 
-    /// With it, no other special tokens come than without.
+    /// If some text does, the prompt has no more special tokens than without that text.
     #[test]
     fn what_looks_like_a_special_token_is_text(
         said in prop::collection::vec(

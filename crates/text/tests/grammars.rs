@@ -1,4 +1,4 @@
-//! Grammars over a checkpoint's own tokenizer, and replies in them as they are read.
+//! Grammars over a checkpoint's own tokenizer, and parsing of replies that follow them.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
@@ -11,9 +11,9 @@ use kilotok_text::{
 };
 use serde_json::{Map, Value, json};
 
-/// Of the engine, more than the tokenizer has.
+/// The engine's vocabulary is larger than the tokenizer's.
 const VOCAB: u32 = 320;
-/// What a checkpoint adds to its vocabulary, and whether it calls it special.
+/// Tokens that a checkpoint adds, and whether it marks them as special.
 const ADDED: [(&str, bool); 7] = [
     ("<|im_end|>", true),
     ("<|im_start|>", true),
@@ -75,7 +75,7 @@ fn grammars(text: &Text) -> Grammars {
 
 fn allowed(text: &Text, grammar: &mut Grammar) -> Vec<TokenId> {
     let Some(mask) = grammar.masks(&[]).unwrap().masks.pop() else {
-        // Anything goes: a short thought.
+        // Every token is allowed: write a short thought.
         return vec![TokenId::from(b'a'), text.token_id("</think>").unwrap()];
     };
     assert_eq!(mask.len(), 10);
@@ -134,7 +134,7 @@ fn tools() -> Vec<Tool> {
     vec![tool("open", parameters), tool("stop", Value::Null)]
 }
 
-/// Tokens at random by the masks; after a while, with a liking for what closes.
+/// Random tokens that the masks allow; after a while, preferably ones that close something.
 fn walk(text: &Text, grammar: &mut Grammar, seed: u64) -> Vec<TokenId> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut below = |end: usize| {

@@ -85,7 +85,7 @@ fn defaults_are_those_of_the_files() {
     assert_eq!(coder.end_tokens.len(), 2);
     assert_eq!((coder.temperature, coder.top_p, coder.top_k), (Some(0.7), Some(0.8), Some(20)));
     assert_eq!(coder.repetition_penalty, Some(1.05));
-    // The tokenizer's own end counts too, and config.json's if there is no other.
+    // The tokenizer's own end token counts too, and config.json's if there is no other.
     assert_eq!(open("hermes").end_tokens.len(), 1);
     let config = [
         ("generation_config.json", ""),
@@ -267,7 +267,7 @@ fn only_regular_files_of_bounded_size_are_read() {
         };
         let zeros = |path: &Path| symlink("/dev/zero", path).unwrap();
         let directory = |path: &Path| fs::create_dir(path).unwrap();
-        // It has no bytes on the disk.
+        // The file is sparse and takes no space on the disk.
         let giant = |path: &Path| fs::File::create(path).unwrap().set_len(1 << 40).unwrap();
         for (folder, expected) in [
             (folder(name, pipe), "not a regular file"),

@@ -1,5 +1,5 @@
-//! Prompts, tokens and decoded text are those of transformers for the same files. The fixtures and
-//! the script that writes them are in `tests/text/`.
+//! Prompts, tokens and decoded text equal those of transformers for the same files. The fixtures
+//! and the script that writes them are in `tests/text/`.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
@@ -78,7 +78,7 @@ fn conversation(value: &Value, now: u64) -> Conversation {
     }
 }
 
-/// Here a user writes special tokens, which transformers takes for such.
+/// In this fixture a user writes special tokens, which transformers treats as such.
 const FORGED: &str = "markup_in_text";
 
 #[test]
@@ -138,7 +138,8 @@ fn tokens_become_the_same_texts() {
     }
 }
 
-/// What minijinja does otherwise and cannot be taught, all rare in templates.
+/// Templates that minijinja renders differently, without a remedy. All of this is rare in
+/// templates.
 const DIFFERENT: [&str; 11] = [
     // Floats with an exponent inside a list, and characters that Python escapes in one.
     "{{ floats }}",
@@ -146,18 +147,18 @@ const DIFFERENT: [&str; 11] = [
     "{{ ['\\u200b'] }}",
     "{{ spaced.split(none, 1) }}",
     "{{ lines.splitlines(true) }}",
-    // No operator `%` of strings, no unary plus, no toys.
+    // minijinja has no `%` operator for strings, no unary plus, and no toy functions.
     "{{ '%s is %s' % ('a', 1) }}",
     "{{ '%.2f' % 1.005 }}",
     "{{ -number }}{{ +number }}{{ number|abs }}{{ not yes }}",
     "{{ lipsum is defined }}{{ cycler is defined }}",
-    // A part of inheritance, which chat templates do not have: there is one file.
+    // Part of inheritance, which chat templates do not use: there is only one file.
     "{% block a %}in{% endblock %}",
     // Python refuses it.
     "{% for x in nothing %}a{% endfor %}",
 ];
 
-/// What each template does by itself, or `None` where it refuses.
+/// The output of each template, or `None` if it is refused.
 fn render_alone(template: &str, variables: &Map<String, Value>, now: u64) -> Option<String> {
     let files = |name: &str| match name {
         "chat_template.jinja" => Some(template.as_bytes().to_vec()),

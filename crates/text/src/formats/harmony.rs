@@ -1,4 +1,4 @@
-//! Harmony, of gpt-oss: see [`crate::harmony`].
+//! Harmony, the format of gpt-oss: see [`crate::harmony`].
 
 use super::Style;
 

@@ -1,4 +1,4 @@
-//! Hermes, Qwen2.5 and Qwen3. A call is a JSON object:
+//! Hermes, the format of Qwen2.5 and Qwen3. A call is a JSON object:
 //!
 //! ```text
 //! <think>

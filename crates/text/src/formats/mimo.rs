@@ -1,5 +1,5 @@
-//! MiMo. Reasoning, answer and calls follow each other without anything between them, and all text
-//! is verbatim, that of values too:
+//! MiMo. Reasoning, answer and calls follow each other with nothing between them, and all text is
+//! verbatim, including values:
 //!
 //! ```text
 //! <think>reasoning</think>answer<tool_call>

@@ -1,4 +1,4 @@
-//! Plain: all of a reply is its answer.
+//! Plain: the whole reply is the answer.
 
 use super::Style;
 

@@ -1,4 +1,4 @@
-//! Qwen3-Coder. Calls in XML as MiMo's, but what they consist of is on lines of its own:
+//! Qwen3-Coder. Calls are in XML as in MiMo's format, but tags and values are on separate lines:
 //!
 //! ```text
 //! answer

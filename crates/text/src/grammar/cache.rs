@@ -1,15 +1,15 @@
-//! A cache of compiled grammars, as most clients send one schema with every request. It is bounded
-//! by the size of the source text, so that hostile requests cannot fill the memory.
+//! A cache of compiled grammars, because most clients send the same schema with every request. Its
+//! size in source text is bounded, so that hostile requests cannot fill the memory.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Applications at once that send schemas of their own.
+/// How many applications can use schemas of their own at the same time.
 const ENTRIES_MAX: usize = 64;
-/// Of all keys. A compiled grammar takes about 50 times its text: 50 MiB in all.
+/// Most bytes of all keys. A compiled grammar takes about 50 times its text, so all take 50 MiB.
 const KEY_BYTES_MAX: usize = 1 << 20;
 
-/// The entry used last is the first.
+/// The most recently used entry comes first.
 pub(super) struct Cache<T>(Mutex<VecDeque<(String, T)>>);
 
 impl<T> Default for Cache<T> {
@@ -44,7 +44,7 @@ impl<T: Clone> Cache<T> {
     }
 
     fn entries(&self) -> MutexGuard<'_, VecDeque<(String, T)>> {
-        // No panic can leave it half-written.
+        // No panic can leave the list half-written.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -1,5 +1,5 @@
-//! Tool calls as a grammar, in the model's own format: Lark for the markup, and the tools' JSON
-//! schemas within it. Calls are read in [`crate::reply`].
+//! Tool calls as a grammar, in the model's own format: Lark for the markup, with the tools' JSON
+//! schemas embedded in it. [`crate::reply`] parses the calls.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -20,30 +20,30 @@ use crate::{Format, TextGrammar, Tool, ToolInput};
 
 /// Most tools that one reply may choose from.
 const TOOLS_MAX: usize = 512;
-/// What ends an XML value, wherever it stands.
+/// The tag that ends an XML value, wherever it occurs.
 const VALUE_END: &str = "</parameter>";
-/// Longest name of a parameter that no schema names.
+/// Longest name of a parameter that is not in the schema.
 const NAME_CHARS_MAX: usize = 64;
 
-/// What a format puts around an XML value besides its tags.
+/// The characters that a format puts around an XML value besides the tags.
 #[derive(Clone, Copy)]
 pub(super) struct Xml {
     padding: &'static str,
 }
 
-/// Grows into Lark text and the JSON schemas that it refers to.
+/// Collects Lark text and the JSON schemas that it refers to.
 #[derive(Default)]
 pub(super) struct Writer {
     rules: String,
     rule_count: usize,
-    /// Names of the terminals of text, by what they are.
+    /// Names of text terminals, by their definition.
     texts: BTreeMap<String, String>,
     schemas: Vec<GrammarWithLexer>,
     warnings: Vec<String>,
     remainders: u64,
 }
 
-/// Calls and nothing else.
+/// The grammar of a reply that consists of calls only.
 pub(super) fn source(
     tools: &[Tool],
     format: Format,
@@ -74,8 +74,8 @@ pub(super) fn source(
     Ok(writer.finish(&start))
 }
 
-/// One call, from its first tag on. The arguments of tools that are not strict are left to the
-/// model, and so is what comes after the call.
+/// One call, from its first tag on. Arguments of tools that are not strict are unconstrained, and
+/// so is the text after the call.
 pub(super) fn one_in_text(
     tools: &[Tool],
     format: Format,
@@ -133,25 +133,25 @@ pub(super) fn check(tools: &[Tool]) -> Result<(), GrammarError> {
     Ok(())
 }
 
-/// Of tools with one name the first counts.
+/// The tools without those whose name an earlier tool has.
 pub(super) fn first_of_each_name(tools: &[Tool]) -> impl Iterator<Item = &Tool> {
     let mut known = BTreeSet::new();
     tools.iter().filter(move |tool| known.insert(&tool.name))
 }
 
-/// What opens a call and what closes it.
+/// The markers that open and close a call.
 fn markers(vocabulary: &Vocabulary) -> (String, String) {
     let of = |text| marker(&vocabulary.marker(text));
     (of("<tool_call>"), of("</tool_call>"))
 }
 
-/// What is before the arguments of a call in JSON, from its name on.
+/// The JSON of a call between the key `name` and the arguments.
 fn json_head(tool: &Tool) -> String {
     format!("{}, \"arguments\": ", Value::from(tool.name.as_str()))
 }
 
 impl Xml {
-    /// None if calls are JSON.
+    /// `None` if calls are JSON.
     fn of(format: Format) -> Result<Option<Self>, GrammarError> {
         match format {
             Format::Mimo => Ok(Some(Self { padding: "" })),
@@ -178,7 +178,7 @@ impl Writer {
         Source { grammar, warnings: self.warnings, remainders: self.remainders }
     }
 
-    /// A new rule of this kind; returns its name.
+    /// Adds a rule of this kind; returns its name.
     pub(super) fn rule(&mut self, kind: &str, body: &str) -> String {
         let name = format!("{kind}_{}", self.rule_count);
         self.rule_count += 1;
@@ -204,7 +204,7 @@ impl Writer {
         })
     }
 
-    /// A name for the schema in Lark.
+    /// Adds a schema; returns its name in Lark.
     fn schema(&mut self, schema: Value) -> String {
         let name = format!("schema_{}", self.schemas.len());
         let grammar = GrammarWithLexer::from_json_schema(schema);
@@ -220,7 +220,7 @@ impl Writer {
         Ok(schema.schema)
     }
 
-    /// The one argument of a tool that takes a text with a grammar.
+    /// The single argument of a tool that takes text matching a grammar.
     fn text_input(
         &mut self,
         grammar: &TextGrammar,
@@ -253,8 +253,8 @@ impl Writer {
         Ok(format!("{} @{name} {}", lark::literal(&before), lark::literal(&after)))
     }
 
-    /// The same with a regular expression. One that may take all that comes after it needs its end
-    /// to be of one piece with it.
+    /// The argument of a tool that takes text matching a regular expression. The expression may
+    /// match everything after it, so it and the closing tag must be one terminal.
     fn text_of_regex(&mut self, regex: &str, xml: Option<Xml>) -> Result<String, GrammarError> {
         bounded(regex, REGEX_BYTES_MAX, "the regular expression of its text")?;
         let wrong = |reason| GrammarError::Invalid(format!("the grammar of its text: {reason}"));
@@ -275,7 +275,7 @@ impl Writer {
         Ok(format!("{open} {}", self.text(&asked, xml)))
     }
 
-    /// An object.
+    /// The arguments as a JSON object.
     fn json(&mut self, tool: &Tool) -> Result<String, GrammarError> {
         let mut whole = self.prepare(tool, None)?;
         if let Value::Object(keywords) = &mut whole
@@ -286,10 +286,10 @@ impl Writer {
         Ok(self.schema(schema::at_home(&whole, "", tool.strict)))
     }
 
-    /// A `<parameter=..>` for each argument, in the schema's order.
+    /// The arguments as `<parameter=..>` elements, in the schema's order.
     fn xml(&mut self, tool: &Tool, xml: Xml) -> Result<String, GrammarError> {
         tag_name(&tool.name)?;
-        // A reader takes the first closing tag for one, even within a string of JSON.
+        // The reader ends a value at the first closing tag, even within a JSON string.
         let whole = self.prepare(tool, Some(&patterns::without(VALUE_END)))?;
         let parameters = parameters(&whole);
         let mut body = String::new();
@@ -308,7 +308,7 @@ impl Writer {
         Ok(body)
     }
 
-    /// A value with its closing tag: text up to there, or JSON.
+    /// A value and its closing tag. The value is verbatim text or JSON.
     fn value(
         &mut self,
         whole: &Value,
@@ -337,7 +337,7 @@ impl Writer {
         self.text("/(?s:.*)/", xml)
     }
 
-    /// Text of a terminal without the closing tag, and the tag.
+    /// Text of a terminal, which must not contain the closing tag, and then the tag.
     fn text(&mut self, asked: &str, xml: Xml) -> String {
         let (end, padding) = (regex(VALUE_END), regex(xml.padding));
         let body = format!("({asked} & ~/(?s:.*){end}(?s:.*)/) /{padding}{end}/");
@@ -349,19 +349,19 @@ impl Writer {
 
 struct Parameters<'a> {
     declared: Vec<Parameter<'a>>,
-    /// Whether there may be others.
+    /// Whether there may be undeclared arguments.
     open: bool,
 }
 
 struct Parameter<'a> {
     name: String,
     schema: &'a Value,
-    /// Where that is in the whole schema.
+    /// The schema's place in the whole schema, as a JSON pointer.
     pointer: String,
     required: bool,
 }
 
-/// The arguments that an object schema declares, itself or through its parts.
+/// The arguments that an object schema declares, directly or through its parts.
 fn parameters(whole: &Value) -> Parameters<'_> {
     let (root, pointer) = schema::resolve(whole, whole, "");
     let mut places = vec![(root, pointer.clone())];
@@ -397,7 +397,7 @@ fn marker(marker: &Marker) -> String {
     }
 }
 
-/// Text within a regular expression of Lark.
+/// Text, escaped for a regular expression of Lark.
 fn regex(text: &str) -> String {
     text.replace('/', "\\/").replace('\n', "\\n")
 }

@@ -1,6 +1,6 @@
-//! Compiles grammars on threads of their own, so that a caller can stop waiting: few at a time, and
-//! with stacks that fit the deepest constraint allowed. Also turns the library's errors into
-//! messages for users.
+//! Compiles grammars on separate threads, so that a caller can stop waiting: few at a time, with
+//! stacks that fit the deepest allowed constraint. It also turns the library's errors into messages
+//! for users.
 
 use std::fmt::Display;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
@@ -14,15 +14,16 @@ use llguidance::{Logger, Matcher, ParserFactory};
 
 use super::GrammarError;
 
-/// How many are compiled at once. One whose caller has stopped waiting still counts: the fuel of
-/// all together is bounded.
+/// Most grammars that are compiled at once. One whose caller has stopped waiting still counts, so
+/// the fuel of all together is bounded.
 const RUNNING_MAX: u32 = 4;
 /// Longest time between two checks of a caller's cancellation.
 const CANCEL_CHECK: Duration = Duration::from_millis(5);
-/// The library recurses over schemas, properties and rules; what is not touched costs nothing.
+/// The library recurses over schemas, properties and rules. Stack that is not touched costs
+/// nothing.
 const STACK_BYTES: usize = 64 << 20;
 
-/// Where grammars are compiled.
+/// The pool of threads that compile grammars.
 pub(super) struct CompilePool {
     places: Arc<Places>,
     stack_bytes: usize,
@@ -40,7 +41,7 @@ struct Places {
     freed: Condvar,
 }
 
-/// A place in the pool, given back when dropped.
+/// A place in the pool. Dropping it gives the place back.
 struct Place(Arc<Places>);
 
 impl CompilePool {
@@ -106,10 +107,10 @@ impl Drop for Place {
     }
 }
 
-/// What a reply begins with.
+/// A compiled grammar, before the first token of a reply.
 pub(super) struct Compiled {
     pub(super) matcher: Matcher,
-    /// What of the constraint is not enforced, for people.
+    /// The parts of the constraint that are not enforced, as messages for people.
     pub(super) warnings: Arc<[String]>,
 }
 
@@ -119,7 +120,7 @@ impl Clone for Compiled {
     }
 }
 
-/// A matcher that has shown that it can begin.
+/// A matcher that has been checked to have a first token.
 pub(super) fn matcher(
     factory: &ParserFactory,
     grammar: TopLevelGrammar,
@@ -140,7 +141,7 @@ pub(super) fn matcher(
     Ok(matcher)
 }
 
-/// Words of the library's messages about a limit; it has no codes.
+/// Phrases in the library's messages about limits; the library has no error codes.
 const TOO_LARGE: &[&str] = &[
     "too big",
     "too large",
@@ -156,13 +157,13 @@ const TOO_LARGE: &[&str] = &[
     "ParserTooComplex",
 ];
 
-/// Longest message that is handed on.
+/// Longest message that is passed on.
 const MESSAGE_BYTES_MAX: usize = 1000;
 
-/// What an error of llguidance means to a user.
+/// Translates an error of llguidance for a user.
 pub(super) fn library_error(error: impl Display) -> GrammarError {
     let text = format!("{error:#}");
-    // What follows is for its authors.
+    // The text from these tags on is for llguidance's authors.
     let end = ["<non-verbose/>", "<backtrace>", "<state>"].iter().filter_map(|tag| text.find(tag));
     let end = end.min().unwrap_or(text.len()).min(text.floor_char_boundary(MESSAGE_BYTES_MAX));
     let text = text[..end].trim().to_owned();

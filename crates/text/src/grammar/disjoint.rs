@@ -1,17 +1,17 @@
-//! Whether JSON schemas exclude each other, as the members of a tagged union do. `false` also means
-//! that it could not be told: only simple cases are checked.
+//! Whether JSON schemas exclude each other, as the members of a tagged union do. `false` may also
+//! mean that it is unknown: only simple cases are checked.
 
 use serde_json::{Map, Value};
 
-/// Comparisons in all; a union of a hundred tagged objects needs ten thousand.
+/// Most comparisons; a union of a hundred tagged objects needs ten thousand.
 const COMPARISONS_MAX: u32 = 100_000;
-/// References, choices and properties within each other.
+/// Deepest nesting of references, choices and properties.
 const DEPTH_MAX: u32 = 12;
 
 const TYPES: &[&str] = &["null", "boolean", "object", "array", "number", "string"];
 
 pub(super) struct Disjoint<'a> {
-    /// What references refer to.
+    /// The whole schema, which references point into.
     whole: &'a Value,
     left: u32,
 }
@@ -58,7 +58,7 @@ impl<'a> Disjoint<'a> {
             || (kinds == ["object"] && self.properties_differ(a_keys, b_keys, depth))
     }
 
-    /// Whether a property that one of them needs cannot please both.
+    /// Whether there is a property that one of them requires and whose value cannot match both.
     fn properties_differ(
         &mut self,
         a: &'a Map<String, Value>,
@@ -73,7 +73,7 @@ impl<'a> Disjoint<'a> {
         })
     }
 
-    /// What a schema refers to. Its other keywords only narrow that down.
+    /// The schema at the end of the references. Keywords beside a reference only narrow it down.
     fn resolved(&self, mut schema: &'a Value) -> &'a Value {
         for _ in 0..DEPTH_MAX {
             let reference = schema.get("$ref").and_then(Value::as_str);
@@ -87,7 +87,7 @@ impl<'a> Disjoint<'a> {
     }
 }
 
-/// Whether a document of this type may match, as far as types and values say.
+/// Whether a document of this type may match, judged by types and listed values.
 fn may_be(keys: &Map<String, Value>, kind: &str) -> bool {
     let named = |name: &Value| name == kind || (kind == "number" && name == "integer");
     let by_type = match keys.get("type") {
@@ -110,7 +110,7 @@ fn values(keys: &Map<String, Value>) -> Option<&[Value]> {
     keys.get("const").map(std::slice::from_ref).or(list)
 }
 
-/// Equal, or too complex to tell.
+/// Whether two values are equal, or too complex to compare.
 fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Number(a), Value::Number(b)) => a.as_f64() == b.as_f64(),

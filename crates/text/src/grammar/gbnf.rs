@@ -1,7 +1,8 @@
-//! Translates GBNF, the EBNF of llama.cpp and `XGrammar`, to Lark. GBNF is over characters, Lark
-//! over lexemes that are as long as possible. Every part without recursion becomes one lexeme,
-//! unless it would take characters that must come after it. Where both could still differ, as where
-//! one lexeme begins like another, fewer texts match, never others.
+//! Translates GBNF, the EBNF of llama.cpp and `XGrammar`, to Lark. GBNF is defined over characters,
+//! Lark over lexemes that are as long as possible. Every non-recursive part becomes one lexeme,
+//! unless it would consume characters that must come after it. If the two languages can still
+//! differ, for example because two lexemes begin alike, the translation matches fewer texts, never
+//! others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -10,10 +11,10 @@ use super::lookahead::{Chars, Lookahead, Rules};
 use super::parse_gbnf::{self, Class, Count, Node, Sequence};
 use super::{GrammarError, lark};
 
-/// Names of the rule that everything is: GBNF's own first.
+/// Names of the start rule; GBNF's own comes first.
 const ROOTS: &[&str] = &["root", "start"];
 
-/// Whether a grammar is GBNF and not Lark, which has no `::=`.
+/// Whether a grammar is GBNF. Lark has no `::=`.
 pub(super) fn is_gbnf(text: &str) -> bool {
     parse_gbnf::has_definition(text)
 }
@@ -44,8 +45,7 @@ pub(super) fn to_lark(text: &str) -> Result<String, GrammarError> {
     }
 }
 
-/// Rules that need no stack: they do not come back to themselves, name no token, and are not to be
-/// split.
+/// Rules that can be lexemes: they are not recursive, name no token, and are not in `split`.
 fn lexemes(rules: &Rules, split: &BTreeSet<String>) -> BTreeSet<String> {
     let mut lexemes = BTreeSet::new();
     loop {
@@ -98,11 +98,11 @@ struct Writer<'a> {
     rules: &'a Rules,
     ahead: &'a Lookahead,
     lexemes: BTreeSet<String>,
-    /// Lark's names have their case for a meaning, so that rules get new ones.
+    /// Rules get new names, because in Lark the case of a name has a meaning.
     numbers: BTreeMap<&'a str, usize>,
-    /// Lexemes made of neighbours within a rule.
+    /// Number of lexemes made of adjacent parts of a rule.
     extra: usize,
-    /// Rules that, as lexemes, would take some of what comes after them.
+    /// Rules that, as lexemes, would consume characters that must come after them.
     greedy: BTreeSet<String>,
 }
 
@@ -153,8 +153,8 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// A rule that is no lexeme, with neighbours as one lexeme where that does no harm. `after` is
-    /// what may come after it.
+    /// A rule that is not a lexeme. Adjacent parts become one lexeme if that changes nothing.
+    /// `after` is the set of characters that may come after the rule.
     fn rule(&mut self, alternatives: &[Sequence], after: Chars, out: &mut String) -> String {
         let mut texts = Vec::new();
         for sequence in alternatives {
@@ -207,7 +207,7 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// A class as a regular expression of Lark.
+/// A character class as a regular expression of Lark.
 fn regex(class: &Class) -> String {
     if class.negated && class.ranges.is_empty() {
         return "/(?s:.)/".to_owned();
@@ -230,7 +230,7 @@ fn repeat(inner: &str, count: Count) -> String {
     }
 }
 
-/// A number in letters: digits would join those of a repetition.
+/// A number written in letters: digits would join those of a repetition.
 fn letters(mut number: usize, upper: bool) -> String {
     let mut out = String::new();
     loop {

@@ -8,10 +8,10 @@ use serde_json::Value;
 use super::schema::{self, Prepared};
 use super::{GrammarError, REGEX_BYTES_MAX, Source, bounded};
 
-/// Intersections and complements in all. Every further one may double the work, unseen by fuel.
+/// Most intersections and complements. Each one may double the work, and fuel does not count it.
 const INTERSECTIONS_MAX: usize = 8;
 
-/// Text that matches itself.
+/// A text as a string of Lark.
 pub(super) fn literal(text: &str) -> String {
     let mut out = String::from('"');
     for character in text.chars() {
@@ -28,9 +28,9 @@ pub(super) fn literal(text: &str) -> String {
     out
 }
 
-/// A user's grammar, its JSON schemas prepared like any other.
+/// A user's grammar. JSON schemas in it are prepared like all others.
 pub(super) fn prepare(lark: &str) -> Result<Source, GrammarError> {
-    // Bytes that are no text are how special tokens are told from it.
+    // Special tokens are recognised by bytes that are not valid text.
     if lark.contains("allow_invalid_utf8") {
         let text = "the grammar sets allow_invalid_utf8, but a reply is text";
         return Err(GrammarError::Invalid(text.to_owned()));
@@ -41,7 +41,7 @@ pub(super) fn prepare(lark: &str) -> Result<Source, GrammarError> {
     while let Some(next) = rest.chars().next() {
         let mut length = match next {
             '"' => quoted(rest, '"'),
-            // A division there is not.
+            // Lark has no division, so this begins a regular expression.
             '/' if !rest.starts_with("//") => quoted(rest, '/'),
             '/' | '#' => rest.find('\n').unwrap_or(rest.len()),
             _ => next.len_utf8(),
@@ -82,7 +82,7 @@ pub(super) fn prepare(lark: &str) -> Result<Source, GrammarError> {
     Ok(Source { remainders, ..Source::from(TopLevelGrammar::from_lark(out)) })
 }
 
-/// The schema after `%json`, prepared, and where it ends.
+/// Prepares the schema after `%json`; returns it and its length.
 fn embedded(text: &str) -> Result<(Prepared, usize), GrammarError> {
     let mut values = serde_json::Deserializer::from_str(text).into_iter::<Value>();
     let value = values.next().and_then(Result::ok).ok_or_else(|| {
@@ -92,7 +92,7 @@ fn embedded(text: &str) -> Result<(Prepared, usize), GrammarError> {
     Ok((prepared, values.byte_offset()))
 }
 
-/// Length of what begins with a quote, up to the next that is not escaped.
+/// Length of the text from a quote to the next quote that is not escaped.
 pub(super) fn quoted(text: &str, quote: char) -> usize {
     let mut escaped = false;
     for (at, c) in text.char_indices().skip(1) {

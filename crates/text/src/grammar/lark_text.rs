@@ -1,5 +1,5 @@
-//! Rewrites a tool's own grammar of its text for its place in a call: before a closing tag, which
-//! must not occur in the text, or within a JSON string, where the text is escaped.
+//! Rewrites a tool's own text grammar for its place in a call: before a closing tag, which must not
+//! occur in the text, or within a JSON string, in which the text is escaped.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -11,10 +11,10 @@ use regex_syntax::hir::{Class, ClassUnicode, ClassUnicodeRange, Hir, HirKind, Re
 use super::{GrammarError, lark, parse_gbnf};
 use crate::reply::value::escape;
 
-/// Where a text is in a call.
+/// The place of a text in a call.
 #[derive(Clone, Copy)]
 pub(super) enum Place<'a> {
-    /// `padded`: a line end before the tag is part of it.
+    /// `padded`: a line end before the tag belongs to the tag.
     Before {
         tag: &'a str,
         padded: bool,
@@ -22,7 +22,7 @@ pub(super) enum Place<'a> {
     InJson,
 }
 
-/// Terminals that Lark's library has and JSON would escape.
+/// Terminals of Lark's library that contain characters which JSON escapes.
 const ESCAPED_IMPORTS: &[(&str, &str)] = &[
     ("ESCAPED_STRING", r#""([^"\\]|\\.)*""#),
     ("WS_INLINE", r"[ \t]+"),
@@ -76,7 +76,7 @@ pub(super) fn rewrite<'a>(grammar: &'a str, place: Place<'a>) -> Result<String, 
     Ok(rewriter.out)
 }
 
-/// The regular expression that is all of a grammar, if there is one.
+/// The regular expression, if the whole grammar is only one.
 pub(super) fn only_regex(grammar: &str) -> Option<String> {
     let body = grammar.trim().strip_prefix("start")?.trim_start().strip_prefix(':')?.trim_start();
     let length = body.starts_with('/').then(|| lark::quoted(body, '/'))?;
@@ -88,8 +88,8 @@ pub(super) fn only_regex(grammar: &str) -> Option<String> {
     matches!(count, "" | "+" | "*" | "?").then(|| format!("{regex}{count}"))
 }
 
-/// Terminals that are any number of characters of one class, by name, as their expressions: rules
-/// have these in their place, see [`run`].
+/// Terminals that match any number of characters of one class, with their expressions by name.
+/// Within rules, these terminals are replaced by their expressions, see [`run`].
 fn runs<'g>(grammar: &'g str, place: Place<'_>) -> BTreeMap<&'g str, &'g str> {
     let mut lines = grammar.lines().peekable();
     let mut runs = BTreeMap::new();
@@ -129,16 +129,16 @@ fn parsed(pattern: &str, flags: &str) -> Result<Hir, GrammarError> {
 struct Rewriter<'a> {
     place: Place<'a>,
     out: String,
-    /// Whether a terminal is being defined, not a rule.
+    /// Whether the definition at hand is a terminal's, not a rule's.
     in_terminal: bool,
     /// See [`runs`].
     runs: BTreeMap<&'a str, &'a str>,
-    /// Names of what stands for regular expressions, by what they are.
+    /// Names of the parts that replace regular expressions, by their definition.
     parts: BTreeMap<String, String>,
 }
 
 impl Rewriter<'_> {
-    /// Takes a string, or a range of two; returns its length.
+    /// Takes a string, or a range of two strings; returns its length.
     fn literal(&mut self, rest: &str) -> Result<usize, GrammarError> {
         let length = lark::quoted(rest, '"');
         let text = unquoted(&rest[..length])?;
@@ -181,12 +181,13 @@ impl Rewriter<'_> {
         Ok(length + flags.len())
     }
 
-    /// Whether what comes next is not within a name.
+    /// Whether the next character begins a name.
     fn begins_name(&self) -> bool {
         !self.out.ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.')
     }
 
-    /// Takes the name of a terminal, for which a rule may have its expression; returns its length.
+    /// Takes a name. Within a rule, a terminal of `runs` is replaced by its expression. Returns the
+    /// length.
     fn name(&mut self, rest: &str) -> Result<usize, GrammarError> {
         let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
         let length = rest.len() - rest.trim_start_matches(is_name).len();
@@ -201,7 +202,7 @@ impl Rewriter<'_> {
         Ok(length)
     }
 
-    /// Puts a regular expression where one stood.
+    /// Writes the replacement of a regular expression.
     fn expression(&mut self, pattern: &str, flags: &str) -> Result<(), GrammarError> {
         let hir = parsed(pattern, flags)?;
         if let Some(rule) = run(&hir, self.place).filter(|_| !self.in_terminal) {
@@ -219,7 +220,7 @@ impl Rewriter<'_> {
         Ok(())
     }
 
-    /// Puts the name of a part, which is defined at the end.
+    /// Writes the name of a part; the part is defined at the end.
     fn part(&mut self, body: String, kind: &str) {
         let next = self.parts.len();
         let name = self.parts.entry(body).or_insert_with(|| format!("{kind}_{next}"));
@@ -234,7 +235,7 @@ impl Rewriter<'_> {
         name.trim_start_matches('_').starts_with(|c: char| c.is_ascii_uppercase())
     }
 
-    /// Takes the name of a directive, or all of an import.
+    /// Takes the name of a directive, or a whole import; returns its length.
     fn directive(&mut self, rest: &str) -> Result<usize, GrammarError> {
         let line = rest.lines().next().unwrap_or_default();
         let word = line.split(|c: char| c.is_whitespace()).next().unwrap_or_default();
@@ -265,7 +266,7 @@ impl Rewriter<'_> {
         Ok(word.len())
     }
 
-    /// Whether a `~` is one, and no repetition.
+    /// Whether a `~` is a complement and not a repetition.
     fn is_complement(&self, rest: &str) -> bool {
         let repeats = rest[1..].trim_start().starts_with(|c: char| c.is_ascii_digit());
         matches!(self.place, Place::InJson) && !repeats
@@ -282,7 +283,7 @@ fn unquoted(string: &str) -> Result<String, GrammarError> {
     serde_json::from_str(&json).map_err(|error| invalid(&format!("the string {string}: {error}")))
 }
 
-/// One end of a range, in a class.
+/// One end of a range, escaped for a class.
 fn class_end(text: &str) -> Result<String, GrammarError> {
     let mut characters = text.chars();
     match (characters.next(), characters.next()) {
@@ -301,7 +302,7 @@ fn slashed(hir: &Hir) -> String {
     format!("/{}/", regex_to_lark(&hir.to_string(), ""))
 }
 
-/// What matches the escaped text of what a pattern matches.
+/// A pattern that matches the JSON escapes of the texts that `hir` matches.
 fn in_json(hir: &Hir) -> Result<Hir, GrammarError> {
     let all = |parts: &[Hir]| parts.iter().map(in_json).collect::<Result<Vec<_>, _>>();
     Ok(match hir.kind() {
@@ -329,7 +330,7 @@ fn escaped_class(class: &ClassUnicode) -> Hir {
     Hir::alternation(plain.into_iter().chain(escapes).collect())
 }
 
-/// A class as what JSON has as it is, and what it escapes.
+/// Splits a class into the characters that JSON leaves as they are, and the escapes of the others.
 fn split(class: &ClassUnicode) -> (ClassUnicode, Vec<Hir>) {
     let of = |character| ClassUnicode::new([ClassUnicodeRange::new(character, character)]);
     let mut plain = class.clone();
@@ -345,8 +346,8 @@ fn split(class: &ClassUnicode) -> (ClassUnicode, Vec<Hir>) {
     (plain, escapes)
 }
 
-/// A rule for any number of characters of one class. As one lexeme it would take the beginning of
-/// what comes after it, a backslash or the tag, and then find that this is not its own.
+/// A rule for any number of characters of one class. A single lexeme would also consume the
+/// beginning of what follows, a backslash or the closing tag, and fail there.
 fn run(hir: &Hir, place: Place<'_>) -> Option<String> {
     match hir.kind() {
         HirKind::Capture(capture) => run(&capture.sub, place),
@@ -378,8 +379,9 @@ fn run(hir: &Hir, place: Place<'_>) -> Option<String> {
     }
 }
 
-/// A `<` of a class with what follows it, as far as that may be the tag's and no further. All but
-/// the last character of the tag need another one after them.
+/// A `<` and the characters after it, up to the first that cannot continue the tag. If `<` is
+/// followed by further characters of the tag, another character must follow that is not the tag's
+/// next.
 fn no_tag(class: &ClassUnicode, tag: &str) -> Hir {
     let mut rest: Option<Hir> = None;
     for next in tag.chars().skip(1).collect::<Vec<_>>().into_iter().rev() {

@@ -1,4 +1,4 @@
-//! Follows a reply as its reader will, to find where what a grammar constrains begins in free text.
+//! Follows a reply as its reader does, to find where a constrained part begins in free text.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::reply::tagged::Tagged;
 use crate::reply::tags::Tag;
 use crate::{ReasoningStart, Tool};
 
-/// By how replies are written.
+/// There is a listener for tags and one for messages.
 #[derive(Clone)]
 pub(super) enum Listener {
     Tags(Box<TagListener>),
@@ -21,7 +21,7 @@ pub(super) enum Listener {
 }
 
 impl Listener {
-    /// One token more. The tokens of what begins with it.
+    /// Adds a token. If a constrained part begins with it, returns the part's tokens so far.
     pub(super) fn push(&mut self, token: TokenId, vocabulary: &Vocabulary) -> Option<Vec<TokenId>> {
         match self {
             Self::Tags(tags) => tags.push(token, vocabulary).map(|text| vocabulary.tokens(&text)),
@@ -29,8 +29,8 @@ impl Listener {
         }
     }
 
-    /// The text of a call that may be beginning, and the tokens that would begin it, if there are
-    /// any. A message begins with a token of its own.
+    /// The text of a call that may be about to begin, and the tokens with which it would begin, if
+    /// there are any. A message needs none of this, since it begins with its own token.
     pub(super) fn opening(&self, vocabulary: &Vocabulary) -> Option<(String, Vec<TokenId>)> {
         match self {
             Self::Tags(tags) => tags.opening(vocabulary),
@@ -39,7 +39,7 @@ impl Listener {
     }
 }
 
-/// Where a reply is in its own text, where calls are within tags.
+/// Follows the text of a reply whose calls are within tags.
 #[derive(Clone)]
 pub(super) struct TagListener {
     detokenizer: Detokenizer,
@@ -58,10 +58,10 @@ impl TagListener {
         Self { detokenizer: Detokenizer::default(), reader, tools: Arc::clone(tools) }
     }
 
-    /// One token more. The text of a call that begins within it, up to the token's end.
+    /// Adds a token. If a call begins within it, returns the call's text up to the token's end.
     fn push(&mut self, token: TokenId, vocabulary: &Vocabulary) -> Option<String> {
         let mut decoded = String::new();
-        // Readers do not see other special tokens either.
+        // The reader does not see other special tokens either.
         if !vocabulary.trie().is_special_token(token) || vocabulary.is_tag(token) {
             self.detokenizer.push(vocabulary.text_bytes(token), &mut decoded);
         }
@@ -77,8 +77,8 @@ impl TagListener {
         begun
     }
 
-    /// The text of a call that may be beginning, and the tokens that would begin it, if there are
-    /// any.
+    /// The text of a call that may be about to begin, and the tokens with which it would begin, if
+    /// there are any.
     fn opening(&self, vocabulary: &Vocabulary) -> Option<(String, Vec<TokenId>)> {
         let text = self.reader.opening()?;
         let after_tag = text.strip_prefix(Tag::Call.text());
@@ -90,7 +90,7 @@ impl TagListener {
         (!tokens.is_empty()).then_some((text, tokens))
     }
 
-    /// Tokens that complete the tag with which a text ends.
+    /// Tokens that complete the tag whose beginning ends the text.
     fn completing(&self, text: &str, vocabulary: &Vocabulary) -> Vec<TokenId> {
         let tag = text.rfind('<').map_or("", |at| &text[at..]);
         let rest_of = |whole: &str| whole.strip_prefix(tag).map(|rest| vocabulary.beginning(rest));

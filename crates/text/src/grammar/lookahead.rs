@@ -1,6 +1,6 @@
-//! Lookahead in a GBNF grammar: which characters may come next, and which would make a lexeme
-//! longer. Lexemes are as long as possible: one that could take the characters that must follow it
-//! would never end.
+//! Lookahead in a GBNF grammar: which characters may come next, and which of them would extend a
+//! lexeme. Lexemes are as long as possible, so one that can consume the characters that must follow
+//! it would never end.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use super::parse_gbnf::{Class, Node, Sequence};
 
 pub(super) type Rules = BTreeMap<String, Vec<Sequence>>;
 
-/// A set of characters; all that are not ASCII are one.
+/// A set of characters. All non-ASCII characters are one element.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Chars {
     ascii: u128,
@@ -43,7 +43,7 @@ impl Chars {
     }
 }
 
-/// FIRST set of a piece of the grammar, and more.
+/// The FIRST set of a piece of the grammar, and the characters that can extend a match.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct FirstSet {
     first: Chars,
@@ -73,7 +73,7 @@ impl FirstSet {
 
     fn either(self, other: Self) -> Self {
         let mut more = self.more.or(other.more);
-        // One may begin like the other and go on.
+        // One may begin like the other and continue.
         if self.first.meets(other.first) {
             more = more.or(self.more).or(other.more);
         }
@@ -83,12 +83,12 @@ impl FirstSet {
         Self { first: self.first.or(other.first), more, empty: self.empty || other.empty }
     }
 
-    /// Whether it would take some of what comes after it.
+    /// Whether the piece would consume characters that come after it.
     pub(super) fn overlaps(self, after: Chars) -> bool {
         self.more.meets(after)
     }
 
-    /// What comes first of this and what is after it.
+    /// The characters that may come first in this piece followed by `after`.
     pub(super) fn before(self, after: Chars) -> Chars {
         if self.empty { self.first.or(after) } else { self.first }
     }
@@ -100,7 +100,7 @@ pub(super) struct Lookahead {
 }
 
 impl Lookahead {
-    /// Both are what does not change any more when it is derived once again.
+    /// Computes both sets as fixed points.
     pub(super) fn of(rules: &Rules, root: &str) -> Self {
         let facts = rules.keys().map(|name| (name.clone(), FirstSet::default())).collect();
         let mut ahead = Self { facts, after: BTreeMap::new() };
@@ -128,7 +128,7 @@ impl Lookahead {
         }
     }
 
-    /// What may come after a rule, wherever it is used.
+    /// The characters that may come after a rule, wherever it is used.
     pub(super) fn after(&self, rule: &str) -> Chars {
         self.after.get(rule).copied().unwrap_or_default()
     }
@@ -152,7 +152,7 @@ impl Lookahead {
         }
     }
 
-    /// What may come after what is within a node.
+    /// The characters that may come after the content of a node.
     pub(super) fn within(&self, node: &Node, after: Chars) -> Chars {
         match node {
             Node::Repeat(inner, count) if count.max != Some(1) => after.or(self.node(inner).first),
@@ -177,7 +177,7 @@ impl Lookahead {
                 FirstSet { first: chars, more: Chars::default(), empty: first.is_none() }
             }
             Node::Class(class) => FirstSet { first: Chars::of_class(class), ..FirstSet::default() },
-            // Not text, and so never in the way of any.
+            // A token is not text, so it conflicts with none.
             Node::Token(_) => FirstSet::default(),
             Node::Rule(name) => self.facts.get(name).copied().unwrap_or_default(),
             Node::Group(alternatives) => self.alternatives(alternatives),

@@ -1,6 +1,6 @@
-//! Constraints of replies that are messages (harmony): headers as the format has them, and which
-//! messages a grammar constrains. A header is always constrained, so that the reader finds what the
-//! model meant; reasoning and free answers are not.
+//! Constraints of replies in the form of messages (harmony): headers in the format's own form, and
+//! which messages a grammar constrains. Headers are always constrained, so that the reader finds
+//! what the model meant; reasoning and free answers are not.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -13,17 +13,18 @@ use super::{GrammarError, Source, lark, weight};
 use crate::harmony::{Channel, FUNCTIONS, FormatToken, FormatTokens, Header};
 use crate::{ReasoningStart, Tool};
 
-/// What a reply may consist of besides reasoning and calls.
+/// The contents that a reply may have besides reasoning and calls.
 pub(super) enum Answer {
-    /// Any text, before a call too.
+    /// Any text, even before a call.
     Free,
-    /// The final message matches it.
+    /// A final message that matches the source.
     Shape(Source),
-    /// Nothing: the reply is a call.
+    /// None: the reply must be a call.
     None,
 }
 
-/// One message, from its header on. It ends where a free text begins, or before its end token.
+/// The grammar of one message, from its header on. It ends where free text begins, or before the
+/// message's end token.
 pub(super) fn source(
     tools: &[Tool],
     answer: Answer,
@@ -75,15 +76,15 @@ pub(super) fn source(
     Ok(source)
 }
 
-/// Which messages a grammar constrains beyond their header.
+/// The messages that a grammar constrains beyond their header.
 #[derive(Debug)]
 pub(super) struct Bound {
     pub(super) answers: bool,
-    /// Calls of these functions.
+    /// Names of the functions whose calls are constrained.
     pub(super) functions: Vec<String>,
 }
 
-/// Where a reply is among its messages.
+/// Follows the messages of a reply.
 #[derive(Clone)]
 pub(super) struct MessageListener {
     tokens: FormatTokens,
@@ -94,14 +95,14 @@ pub(super) struct MessageListener {
 #[derive(Clone)]
 enum State {
     Header(Header),
-    /// A message that a grammar constrains.
+    /// In a message that a grammar constrains.
     Bound,
-    /// A message of any text.
+    /// In a message of any text.
     Free,
 }
 
 impl MessageListener {
-    /// `in_text`: the answer is free, so that a prompt may end within it.
+    /// `in_text`: the answer is unconstrained, so a prompt may end within it.
     pub(super) fn new(
         tokens: FormatTokens,
         bound: Bound,
@@ -116,12 +117,13 @@ impl MessageListener {
         Self { tokens, bound: Arc::new(bound), state }
     }
 
-    /// Whether any text may come, up to the end of the message.
+    /// Whether any text may follow, up to the end of the message.
     pub(super) fn is_free(&self) -> bool {
         matches!(self.state, State::Free)
     }
 
-    /// One token more. The tokens of a header that begins with it or after it.
+    /// Adds a token. If a header begins, returns its tokens so far: this token, or none if the
+    /// header begins after it.
     pub(super) fn push(&mut self, token: TokenId, vocabulary: &Vocabulary) -> Option<Vec<TokenId>> {
         let which = self.tokens.which(token);
         match (&mut self.state, which) {

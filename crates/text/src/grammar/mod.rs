@@ -1,9 +1,9 @@
 //! Constrained replies: JSON, regular expressions, grammars, choices and tool calls, as masks over
-//! the vocabulary. llguidance parses; this module translates the constraint, limits its cost, and
-//! follows a reply with reasoning and drafts through its grammar.
+//! the vocabulary. llguidance does the parsing; this module translates the constraint, limits its
+//! cost, and follows a reply, with its reasoning and drafts, through the grammar.
 //!
-//! Requests are treated as hostile: sizes are checked before anything is parsed, compiling spends
-//! counted fuel on a thread of its own, and the cost of a mask is bounded.
+//! Requests are treated as hostile: sizes are checked before anything is parsed, compiling runs on
+//! a separate thread with limited fuel, and the cost of a mask is bounded.
 
 mod cache;
 mod calls;
@@ -49,32 +49,32 @@ use vocabulary::Vocabulary;
 
 pub use walk::{Grammar, Masks};
 
-/// Largest grammar. The largest in use, of SQL dialects, have 50 KiB.
+/// Largest grammar, in bytes. The largest in use, of SQL dialects, have 50 KiB.
 const GRAMMAR_BYTES_MAX: usize = 64 << 10;
-/// Largest regular expression: its cost is quadratic.
+/// Largest regular expression, in bytes. Its cost is quadratic.
 const REGEX_BYTES_MAX: usize = 16 << 10;
-/// Most choices, and all their text together.
+/// Most choices, and below, most bytes of all choices together.
 const CHOICES_MAX: usize = 4096;
 const CHOICES_BYTES_MAX: usize = 128 << 10;
 
 const LIMITS: ParserLimits = ParserLimits {
-    // Four for each optional property that may come next, and for what is ambiguous.
+    // Each optional property that may come next takes four items, and ambiguity takes more.
     max_items_in_row: 10_000,
-    // The largest public schemas need half of it; 20 ms.
+    // Enough for 20 ms. The largest public schemas need half of it.
     initial_lexer_fuel: 1_000_000,
-    // 15 ms for a mask, where 0.1 ms is usual.
+    // Enough for 15 ms per mask; 0.1 ms is usual.
     step_lexer_fuel: 200_000,
     step_max_items: 50_000,
-    // 1 to 2 KiB each.
+    // A state takes 1 to 2 KiB.
     max_lexer_states: 50_000,
     max_grammar_size: 200_000,
     precompute_large_lexemes: true,
-    // They would show one user's reply in another's log.
+    // Verbose errors would show one user's reply in another user's log.
     verbose_errors: false,
 };
 
-/// Fuel for a remainder. A mask may look at all of them, in several places of a number; a remainder
-/// that it has seen costs nothing again.
+/// Fuel per remainder of a `multipleOf`. A mask may visit all remainders, at several places of a
+/// number; a remainder that was visited before is free.
 const REMAINDER_FUEL: u64 = 1000;
 
 /// The limits of a grammar whose largest `multipleOf` has this many remainders.
@@ -88,37 +88,37 @@ fn limits(remainders: u64) -> ParserLimits {
 pub enum Constraint {
     /// Any JSON object.
     JsonObject,
-    /// JSON by a schema, with the user's own pattern for white space between its tokens.
+    /// JSON matching a schema, with the user's own pattern for white space between its tokens.
     SpacedJson {
         schema: Value,
         space: String,
     },
-    /// `strict`: a schema that cannot be enforced in full is refused. Otherwise keywords that
+    /// `strict`: a schema that cannot be enforced completely is refused. Otherwise keywords that
     /// cannot be enforced are left out, see [`Grammar::warnings`].
     JsonSchema {
         schema: Value,
         strict: bool,
     },
-    /// The whole reply matches it, in the syntax of Rust's `regex`.
+    /// The whole reply matches the regular expression, in the syntax of Rust's `regex`.
     Regex(String),
-    /// A Lark grammar, or one of GBNF, which is told by its `::=`.
+    /// A Lark grammar, or a GBNF grammar, which is recognised by its `::=`.
     Lark(String),
     Choice(Vec<String>),
-    /// Calls of these tools and nothing else, in the format that the model was trained on.
-    /// Without `parallel` it is exactly one, otherwise at least one.
+    /// Only calls of these tools, in the format that the model was trained on: exactly one call, or
+    /// with `parallel` at least one.
     Calls {
         tools: Vec<Tool>,
         format: Format,
         parallel: bool,
     },
-    /// Text in which calls of these tools may begin. From its first tag on a call names one of
-    /// them, and the arguments of a `strict` one follow its schema.
+    /// Text in which calls of these tools may begin. A call names one of them, and the arguments of
+    /// a `strict` tool follow its schema.
     TextWithCalls {
         tools: Arc<[Tool]>,
         format: Format,
         parallel: bool,
     },
-    /// Either of the two. A model without a format for calls makes none.
+    /// Either the shape or calls. A model without a format for calls makes none.
     ShapeOrCalls {
         shape: Box<Constraint>,
         tools: Vec<Tool>,
@@ -154,8 +154,8 @@ pub struct Grammars {
 }
 
 impl Grammars {
-    /// `vocab_size` is the engine's, which may have more ids than the tokenizer has tokens; the
-    /// others are never allowed. A reply ends with any of `end_tokens`.
+    /// `vocab_size` is the engine's, which may be larger than the tokenizer's; ids without a token
+    /// are never allowed. Any of `end_tokens` ends a reply.
     pub fn new(text: &Text, vocab_size: u32, end_tokens: &[TokenId]) -> Result<Self, TextError> {
         Self::over(Vocabulary::of(text, vocab_size, end_tokens)?)
             .map_err(|reason| TextError::File { file: "tokenizer.json", reason })
@@ -174,11 +174,12 @@ impl Grammars {
         })
     }
 
-    /// The grammar of one reply, from its first token or, where the reply reasons, from the token
-    /// after that. `true` stands for reasoning that the prompt has begun.
+    /// The grammar of one reply: from the reply's first token, or, if the reply reasons, from the
+    /// token after its reasoning. `true` means that the prompt has begun the reasoning.
     ///
-    /// Takes milliseconds, unless the same was asked for lately: call it off the engine's thread.
-    /// `cancelled` is asked all the while, and returning is prompt when it says so.
+    /// Takes milliseconds unless the same grammar was compiled recently, so call it off the
+    /// engine's thread. `cancelled` is checked all the time, and once it returns true the call
+    /// returns promptly.
     pub fn compile(
         &self,
         constraint: &Constraint,
@@ -188,8 +189,8 @@ impl Grammars {
         if cancelled() {
             return Err(GrammarError::Cancelled);
         }
-        // Unlike the constraint itself, its text distinguishes objects by the order of their
-        // fields, which is the order of the reply's.
+        // The key is text because it distinguishes objects by the order of their fields, unlike
+        // `==`. The fields of the reply have the same order.
         let reasoning = reasoning.into();
         let tokens = self.vocabulary.format_tokens;
         let tokens = tokens.filter(|_| is_of_messages(constraint, reasoning));
@@ -221,7 +222,7 @@ impl Grammars {
     ) -> Result<Arc<Compiled>, GrammarError> {
         let (factory, cache) = (Arc::clone(&self.factory), Arc::clone(&self.cache));
         let work = move || {
-            // Another request may have compiled it while this one waited.
+            // Another request may have compiled the same grammar while this one waited.
             if let Some(compiled) = cache.get(&key) {
                 return Ok(compiled);
             }
@@ -233,7 +234,7 @@ impl Grammars {
         self.pool.run(work, cancelled)
     }
 
-    /// The source for a reply that is messages.
+    /// The source of a grammar for a reply in the form of messages.
     fn message_source(
         &self,
         constraint: &Constraint,
@@ -298,14 +299,14 @@ impl Grammars {
     }
 }
 
-/// Whether a grammar of a reply that is messages begins with a header. Where the prompt ends within
-/// the answer, a shape is of its rest alone.
+/// Whether a grammar begins with the header of a message. If the prompt ends within the answer, a
+/// shape covers only the rest of the answer, without a header.
 fn is_of_messages(constraint: &Constraint, reasoning: ReasoningStart) -> bool {
     reasoning != ReasoningStart::Never
         || matches!(constraint, Constraint::TextWithCalls { .. } | Constraint::Calls { .. })
 }
 
-/// Which messages the constraint is about.
+/// Follows the messages of a reply; knows which of them are constrained.
 fn message_listener(
     constraint: &Constraint,
     tokens: FormatTokens,
@@ -325,7 +326,7 @@ fn message_listener(
     Listener::Messages(MessageListener::new(tokens, bound, reasoning, in_text))
 }
 
-/// All parts of the tools that their grammar depends on.
+/// Everything about the tools on which their grammar depends.
 fn calls_key(tools: &[Tool], format: Format) -> String {
     let mut key = format!("text with {format} calls");
     for tool in tools {
@@ -337,7 +338,7 @@ fn calls_key(tools: &[Tool], format: Format) -> String {
     key
 }
 
-/// Finds where a call begins, if the constraint has calls. Reasoning may end with one.
+/// Finds where a call begins, if the constraint has calls. A call may also end the reasoning.
 fn listener(constraint: &Constraint, reasoning: ReasoningStart) -> Option<Listener> {
     let (tools, format, parallel) = match constraint {
         Constraint::TextWithCalls { tools, format, parallel } => {
@@ -354,11 +355,11 @@ fn listener(constraint: &Constraint, reasoning: ReasoningStart) -> Option<Listen
     Some(Listener::Tags(Box::new(TagListener::new(format.style(), reasoning, &tools, parallel))))
 }
 
-/// The source for llguidance, and the parts of the constraint that it does not enforce.
+/// The input of llguidance, and the parts of the constraint that it does not enforce.
 struct Source {
     grammar: TopLevelGrammar,
     warnings: Vec<String>,
-    /// Remainders of the largest `multipleOf` that it enforces.
+    /// Number of remainders of the largest `multipleOf` that is enforced.
     remainders: u64,
 }
 
@@ -369,7 +370,7 @@ impl Source {
         Self { grammar, warnings: prepared.warnings, remainders: prepared.remainders }
     }
 
-    /// What matches one of two, under names that nothing within them has.
+    /// Matches one of two sources, under names that do not occur in them.
     fn either(one: (&str, Self), other: (&str, Self)) -> Self {
         let lark = format!("start: @{} | @{}", one.0, other.0);
         let mut either = Self::from(TopLevelGrammar::from_lark(lark));
@@ -379,7 +380,7 @@ impl Source {
         either
     }
 
-    /// Adds a source that this one refers to by a name.
+    /// Adds a source, to which this one refers by name.
     fn append(&mut self, name: &str, mut source: Self) {
         source.grammar.grammars[0].name = Some(name.to_owned());
         self.grammar.grammars.append(&mut source.grammar.grammars);
@@ -394,7 +395,7 @@ impl From<TopLevelGrammar> for Source {
     }
 }
 
-/// `true`: the prompt has begun it.
+/// `true`: the prompt has begun the reasoning.
 impl From<bool> for ReasoningStart {
     fn from(begun: bool) -> Self {
         if begun { Self::Begun } else { Self::Never }

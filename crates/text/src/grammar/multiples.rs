@@ -1,16 +1,17 @@
-//! Which `multipleOf` llguidance can enforce. Its lexer has a state for each remainder and, if
-//! other rules hold for the number too, visits all of them at any cost; and it calculates in 32
+//! Which `multipleOf` llguidance can enforce. Its lexer has a state per remainder; if other rules
+//! apply to the number too, it visits all of them, whatever that costs. It also calculates in 32
 //! bits.
 
 use serde_json::{Map, Value};
 
-/// Most remainders: a mask may take 0.2 s until all were seen once. With 60,000 compiling neither
-/// ends nor stays within any memory.
+/// Most remainders: a mask may take 0.2 s until all have been visited once. With 60,000, compiling
+/// neither ends nor stays within any memory.
 pub(super) const DIGITS_MAX: u64 = 4096;
-/// Most digits after the point: 9 times their power of ten has 32 bits.
+/// Most digits after the decimal point: 9 times the power of ten must fit into 32 bits.
 pub(super) const PLACES_MAX: u32 = 8;
 
-/// A multiple as the library has it: an integer, and how many of its digits are after the point.
+/// A multiple as llguidance represents it: an integer, and how many of its digits come after the
+/// decimal point.
 #[derive(Clone, Copy)]
 struct Multiple {
     digits: u64,
@@ -20,12 +21,12 @@ struct Multiple {
 impl Multiple {
     fn of(value: f64) -> Option<Self> {
         let (mut scaled, mut places) = (value, 0);
-        // It ends: large floats have no fraction.
+        // This ends, because large floats have no fraction.
         while scaled.fract() != 0.0 {
             scaled *= 10.0;
             places += 1;
         }
-        // A cast of a float ends at the limits of the integer.
+        // A cast of a float saturates at the limits of the integer.
         let mut digits = scaled as u64;
         while places > 0 && digits.is_multiple_of(10) {
             digits /= 10;
@@ -43,17 +44,17 @@ pub(super) fn is_countable(multiple: f64) -> bool {
     Multiple::of(multiple).is_some()
 }
 
-/// Whether only integers are multiples of it.
+/// Whether all multiples of this number are integers.
 pub(super) fn is_whole(multiple: f64) -> bool {
     Multiple::of(multiple).is_some_and(|one| one.places == 0)
 }
 
-/// How many remainders a multiple has to have counted; none if it cannot be.
+/// How many remainders the lexer has states for; 0 if this multiple cannot be enforced.
 pub(super) fn remainder_count(multiple: f64) -> u64 {
     Multiple::of(multiple).map_or(0, |one| one.digits)
 }
 
-/// Whether a number can be a multiple of them all at once.
+/// Whether a number that must be a multiple of all of them can be enforced.
 pub(super) fn go_together(multiples: &[f64]) -> bool {
     let known: Vec<Multiple> = multiples.iter().copied().filter_map(Multiple::of).collect();
     let places = known.iter().map(|one| one.places).max().unwrap_or_default();
@@ -70,7 +71,7 @@ fn common(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { common(b, a % b) }
 }
 
-/// Whether something in a schema has to match several schemas at once.
+/// Whether a value in the schema may have to match several schemas at the same time.
 pub(super) fn has_joins(schema: &Value, is_note: fn(&str) -> bool) -> bool {
     match schema {
         Value::Object(keywords) => {

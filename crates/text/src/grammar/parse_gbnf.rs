@@ -1,15 +1,15 @@
-//! Parses GBNF into rules. It takes what llama.cpp and `XGrammar` document; their extensions, such
-//! as lookahead, are refused with their position.
+//! Parses GBNF into rules. Accepts everything that llama.cpp and `XGrammar` document; other
+//! extensions, such as lookahead, are refused with their position.
 
 use std::collections::BTreeMap;
 
 use super::GrammarError;
 
-/// Groups within groups; each takes a little stack.
+/// Deepest nesting of groups; each level takes a little stack.
 const DEPTH_MAX: usize = 24;
 /// Most rules; llama.cpp's largest example has fifty.
 const RULES_MAX: usize = 4096;
-/// Highest number of repetitions. Beyond it a reply would never get there.
+/// Largest number of repetitions. No reply would get beyond it.
 const COUNT_MAX: u32 = 100_000;
 
 pub(super) type Sequence = Vec<Node>;
@@ -19,13 +19,13 @@ pub(super) enum Node {
     Literal(String),
     Class(Class),
     Rule(String),
-    /// A token by its name or number, in the form that Lark has too.
+    /// A token by its name or number, written as in Lark.
     Token(String),
     Group(Vec<Sequence>),
     Repeat(Box<Node>, Count),
 }
 
-/// The characters in some ranges, or, if negated, all others.
+/// The characters in some ranges, or, if negated, all other characters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Class {
     pub(super) negated: bool,
@@ -38,7 +38,7 @@ pub(super) struct Count {
     pub(super) max: Option<u32>,
 }
 
-/// Whether `::=` is anywhere in the text but in strings, expressions and comments.
+/// Whether `::=` occurs anywhere outside strings, expressions and comments.
 pub(super) fn has_definition(text: &str) -> bool {
     text.lines().any(|line| {
         let line = line.trim_start();
@@ -100,7 +100,7 @@ impl<'a> Parser<'a> {
         found
     }
 
-    /// White space and comments.
+    /// Skips white space and comments.
     fn space(&mut self) {
         loop {
             let rest = self.rest();
@@ -120,7 +120,7 @@ impl<'a> Parser<'a> {
         name
     }
 
-    /// Whether a rule begins here, and with it the one before ends.
+    /// Whether a rule begins here, which ends the rule before.
     fn at_rule(&self) -> bool {
         let mut ahead = Parser { text: self.text, at: self.at, depth: 0 };
         let named = !ahead.name().is_empty();
@@ -208,7 +208,7 @@ impl<'a> Parser<'a> {
                 Some(c) => text.push(c),
             }
         }
-        // XGrammar's mark of upper and lower case.
+        // XGrammar's marker for ignoring case.
         if self.peek() == Some('i') && !self.rest()[1..].starts_with(is_name) {
             return Err(self.wrong("strings without regard to case are not supported"));
         }
@@ -273,7 +273,7 @@ impl<'a> Parser<'a> {
         Ok(Node::Token(token.to_owned()))
     }
 
-    /// `{2}`, `{2,}`, `{,3}` or `{2,3}`, up to its last character.
+    /// `{2}`, `{2,}`, `{,3}` or `{2,3}`; stops at the closing brace.
     fn count(&mut self) -> Result<Count, GrammarError> {
         let inner = self.rest().find('}').map(|end| &self.rest()[1..end]);
         let number = |text: &str| text.trim().parse::<u32>().ok();

@@ -1,5 +1,5 @@
-//! Patterns of JSON schemas: whether llguidance can follow one; and string formats as patterns,
-//! where llguidance has none or one that costs too much.
+//! Patterns of JSON schemas: checks whether llguidance can follow a pattern, and defines patterns
+//! for string formats for which llguidance has none or too costly a one.
 
 use llguidance::derivre::RegexBuilder;
 use llguidance::regex_to_lark;
@@ -7,20 +7,20 @@ use regex_syntax::hir::{Class, Hir, HirKind, Repetition};
 
 use super::GrammarError;
 
-/// Longest pattern; every state of its automaton may be visited for a mask.
+/// Longest pattern; a mask may visit every state of its automaton.
 const PATTERN_BYTES_MAX: usize = 4 << 10;
 
-/// What there is for a `format`.
+/// How a `format` is treated.
 pub(super) enum FormatPattern {
     Pattern(String),
-    /// It has a meaning, which is not to be had.
+    /// The format has a meaning that cannot be enforced.
     Unsupported,
-    /// JSON Schema gives it no meaning.
+    /// JSON Schema does not define the format.
     No,
 }
 
-/// RFC 3339. Months have their days, February 29 of them in leap years. Seconds end at 59: leap
-/// seconds are in tables that readers do not have.
+/// RFC 3339. Months have their number of days, and February 29 exists only in leap years. Seconds
+/// end at 59: leap seconds are listed in tables that readers do not have.
 const DATE: &str = concat!(
     "([0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])",
     "|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))",
@@ -30,7 +30,7 @@ const TIME: &str = concat!(
     "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,9})?",
     "(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
 );
-/// The same, appendix A; N are digits.
+/// RFC 3339, appendix A; N are digits.
 const DURATION: &str = concat!(
     "P(NW|((NY(NM(ND)?)?|NM(ND)?|ND)(T(NH(NM(NS)?)?|NM(NS)?|NS))?",
     "|T(NH(NM(NS)?)?|NM(NS)?|NS)))"
@@ -41,7 +41,7 @@ const HOSTNAME: &str = concat!(
     "[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?",
     "(\\.[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)*"
 );
-/// RFC 5321, without quotes, before the host.
+/// RFC 5321: the part before the host, without quotes.
 const MAILBOX: &str = "[a-zA-Z0-9!#$%&'*+/=?^_`{|}~-]+(\\.[a-zA-Z0-9!#$%&'*+/=?^_`{|}~-]+)*";
 const OCTET: &str = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])";
 /// RFC 3986; G is a group of hexadecimal digits and L the last 32 bits.
@@ -90,7 +90,7 @@ fn ipv6() -> String {
     IPV6.replace('L', &format!("(G:G|{})", ipv4())).replace('G', IPV6_GROUP)
 }
 
-/// The pattern as llguidance is to read it; why not, if it cannot follow it.
+/// The pattern in llguidance's form; or the reason why it cannot be followed.
 pub(super) fn readable(pattern: &str) -> Result<String, String> {
     if pattern.len() > PATTERN_BYTES_MAX {
         return Err(format!("longer than {PATTERN_BYTES_MAX} bytes"));
@@ -103,9 +103,10 @@ pub(super) fn readable(pattern: &str) -> Result<String, String> {
     }
 }
 
-/// A pattern for text in which `tag` is not; only its first character is `<`.
+/// A pattern for text that does not contain `tag`, whose only `<` is its first character.
 pub(super) fn without(tag: &str) -> String {
-    // What may come after a part of the tag: nothing, another tag, or what is not the tag's next.
+    // What may follow a beginning of the tag: nothing, another `<`, or a character that is not the
+    // tag's next.
     let mut rest = String::new();
     for next in tag.chars().skip(1).collect::<Vec<_>>().into_iter().rev() {
         let longer = if rest.is_empty() { String::new() } else { format!("|{next}{rest}") };
@@ -114,8 +115,8 @@ pub(super) fn without(tag: &str) -> String {
     format!("^[^<]*(?:<{rest})*$")
 }
 
-/// A user's pattern for white space between tokens of JSON, as one that matches no empty text; none
-/// if it matches nothing else.
+/// A user's pattern for white space between tokens of JSON, changed so that it does not match the
+/// empty text; `None` if it matches nothing else.
 pub(super) fn white_space(pattern: &str) -> Result<Option<String>, GrammarError> {
     let wrong = |what: &str| {
         GrammarError::Invalid(format!("the pattern of white space {pattern:?} {what}"))
@@ -130,7 +131,7 @@ pub(super) fn white_space(pattern: &str) -> Result<Option<String>, GrammarError>
     Ok(not_empty(&hir).map(|hir| hir.to_string()))
 }
 
-/// The same without the empty text; none if there is no other.
+/// The pattern without the empty text; `None` if nothing remains.
 fn not_empty(hir: &Hir) -> Option<Hir> {
     let may_be_empty = |hir: &Hir| hir.properties().minimum_len() == Some(0);
     match hir.kind() {
@@ -146,7 +147,7 @@ fn not_empty(hir: &Hir) -> Option<Hir> {
             let options: Vec<Hir> = options.iter().filter_map(not_empty).collect();
             (!options.is_empty()).then(|| Hir::alternation(options))
         }
-        // All parts may be empty: the first that is not, and what is after it.
+        // All parts may be empty: one option per part, in which it is the first that is not empty.
         HirKind::Concat(parts) => {
             let options = parts.iter().enumerate().filter_map(|(index, part)| {
                 let rest = parts[index + 1..].iter().cloned();
@@ -174,19 +175,20 @@ fn is_white_space(hir: &Hir) -> bool {
     }
 }
 
-/// Whether a regular expression that is all of a reply can be followed; why not, if not.
+/// Fails with a reason if a regular expression for the whole reply cannot be followed.
 pub(super) fn check(regex: &str) -> Result<(), String> {
     let built = RegexBuilder::new().mk_regex(regex);
     built.map(drop).map_err(|error| reason(&error.to_string()))
 }
 
-/// The parser draws the place over several lines, and then says what is wrong.
+/// The last line of the parser's message. The lines before it draw the position.
 fn reason(text: &str) -> String {
     text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned()
 }
 
-/// Takes NUL, which no reply has, out of the pattern's classes. llguidance 1.9 lets a class match
-/// an escaped quote and backslash if it has all control characters, whether it has those or not.
+/// Removes NUL, which no reply contains, from the pattern's classes. In llguidance 1.9 a class that
+/// has all control characters also matches an escaped quote and backslash, even if it does not
+/// contain them.
 fn without_nul(pattern: &str) -> String {
     let mut out = String::new();
     let mut in_class = false;

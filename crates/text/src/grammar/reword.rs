@@ -1,5 +1,5 @@
-//! Keywords of JSON schemas, one object at a time: removes those without effect, replaces those
-//! that others express, and rewrites numbers and strings that llguidance does not accept.
+//! Rewrites the keywords of one object of a JSON schema: removes those without effect, replaces
+//! those that others can express, and changes numbers and strings that llguidance does not accept.
 
 use std::borrow::Cow;
 
@@ -8,12 +8,13 @@ use serde_json::{Map, Number, Value, json};
 use super::GrammarError;
 use super::multiples::is_whole;
 
-/// Larger integers are not exact as numbers of JSON's readers.
+/// Many readers of JSON cannot represent larger integers exactly.
 const EXACT_MAX: i64 = (1 << 53) - 1;
-/// Integers below are read as such, on either side of 0.
+/// Numbers that are smaller, in absolute value, are parsed as integers if they are integers.
 const ROUNDED_MIN: f64 = 9_223_372_036_854_775_808.0;
 
-/// The same with keywords that a grammar cannot follow in other words, where there are some.
+/// The keywords, with those that a grammar cannot follow replaced by equivalent ones if there are
+/// any.
 pub(super) fn reworded(keywords: &Map<String, Value>) -> Cow<'_, Map<String, Value>> {
     let has = |name: &&str| keywords.contains_key(*name);
     let rest = keywords.get("additionalProperties").unwrap_or(&Value::Bool(true));
@@ -28,7 +29,7 @@ pub(super) fn reworded(keywords: &Map<String, Value>) -> Cow<'_, Map<String, Val
         }
     }
     if let Some(rest) = keywords.get("unevaluatedProperties") {
-        // Evaluated are the schema's own properties, where it has no parts.
+        // Without subschemas, the evaluated properties are the schema's own.
         if !["allOf", "anyOf", "oneOf", "$ref", "if", "additionalProperties"].iter().any(has) {
             let mut keywords = keywords.clone();
             keywords.remove("unevaluatedProperties");
@@ -39,7 +40,7 @@ pub(super) fn reworded(keywords: &Map<String, Value>) -> Cow<'_, Map<String, Val
     Cow::Borrowed(keywords)
 }
 
-/// Names from a list, or by a pattern, as properties of their own.
+/// Property names that are listed, or match a pattern, as properties with `rest` as their schema.
 fn named(names: &Value, rest: &Value) -> Option<(&'static str, Value)> {
     let mut keys = names.as_object()?.iter().filter(|(key, _)| *key != "type" && *key != "title");
     let (Some((key, value)), None) = (keys.next(), keys.next()) else { return None };
@@ -56,7 +57,7 @@ fn named(names: &Value, rest: &Value) -> Option<(&'static str, Value)> {
     }
 }
 
-/// Whether a keyword that a grammar cannot follow asks for nothing.
+/// Whether a keyword that a grammar cannot follow requires nothing.
 pub(super) fn is_idle(name: &str, keywords: &Map<String, Value>) -> bool {
     let value = &keywords[name];
     match name {
@@ -75,7 +76,7 @@ pub(super) fn invalid(path: &str, what: &str) -> GrammarError {
     GrammarError::Invalid(format!("the JSON schema is wrong at {path}: {what}"))
 }
 
-/// Adds a list's members to those already there.
+/// Appends the members of a list to an existing list.
 pub(super) fn append(out: &mut Map<String, Value>, name: &str, list: Value) {
     match (out.get_mut(name), list) {
         (Some(Value::Array(old)), Value::Array(new)) => old.extend(new),
@@ -83,7 +84,7 @@ pub(super) fn append(out: &mut Map<String, Value>, name: &str, list: Value) {
     }
 }
 
-/// A string has to match all patterns.
+/// Adds a pattern. A string must match all patterns.
 pub(super) fn add_pattern(out: &mut Map<String, Value>, pattern: &str) {
     if out.contains_key("pattern") {
         append(out, "allOf", json!([{ "pattern": pattern }]));
@@ -92,7 +93,7 @@ pub(super) fn add_pattern(out: &mut Map<String, Value>, pattern: &str) {
     }
 }
 
-/// Whether a schema says that it takes strings, and does not list them.
+/// Whether a schema accepts strings by type, without listing them.
 pub(super) fn is_string(keywords: &Map<String, Value>) -> bool {
     let listed = keywords.contains_key("enum") || keywords.contains_key("const");
     let named = match keywords.get("type") {
@@ -102,7 +103,7 @@ pub(super) fn is_string(keywords: &Map<String, Value>) -> bool {
     named && !listed
 }
 
-/// Multiples of an integer are integers, which cost a third of other numbers to tell.
+/// Multiples of an integer are integers, and integers cost a third of other numbers to check.
 pub(super) fn narrow_multiples(out: &mut Map<String, Value>) {
     let whole = out.get("multipleOf").and_then(Value::as_f64).is_some_and(is_whole);
     if !whole || out.contains_key("enum") || out.contains_key("const") {
@@ -118,7 +119,7 @@ pub(super) fn narrow_multiples(out: &mut Map<String, Value>) {
     }
 }
 
-/// A multiple can only be told where every integer is exact.
+/// Adds bounds: only where every integer is exact can a multiple be checked.
 pub(super) fn bound_multiples(out: &mut Map<String, Value>) {
     if !out.contains_key("multipleOf") {
         return;
@@ -132,10 +133,10 @@ pub(super) fn bound_multiples(out: &mut Map<String, Value>) {
     }
 }
 
-/// A length as an integer, however it is written; none where it allows every reply there is.
+/// A length as an integer, in any spelling; `None` if every possible reply satisfies it.
 pub(super) fn length(name: &str, value: &Value, path: &str) -> Result<Option<u64>, GrammarError> {
     let whole = |number: &f64| *number >= 0.0 && number.fract() == 0.0;
-    // A cast of a float ends at the limits of the integer.
+    // A cast of a float saturates at the limits of the integer.
     let length = value.as_u64().or(value.as_f64().filter(whole).map(|number| number as u64));
     match length {
         None => Err(invalid(path, "it must be a whole number, 0 or more")),
@@ -145,8 +146,8 @@ pub(super) fn length(name: &str, value: &Value, path: &str) -> Result<Option<u64
     }
 }
 
-/// Whether the library, which calculates in f64, has the number as it is. An integer that has come
-/// as f64 was rounded when it was read.
+/// Whether llguidance, which calculates in f64, represents the number exactly. An integer that is
+/// already an f64 was rounded when it was parsed.
 pub(super) fn is_exact(number: &Number) -> bool {
     match number.as_i128() {
         Some(integer) => (integer as f64) as i128 == integer,
@@ -154,7 +155,7 @@ pub(super) fn is_exact(number: &Number) -> bool {
     }
 }
 
-/// Refuses values that cannot be written as they are.
+/// Refuses values that llguidance cannot reproduce exactly.
 pub(super) fn literal(value: &Value, path: &str) -> Result<(), GrammarError> {
     match value {
         Value::Number(number) if !is_exact(number) => {
@@ -175,7 +176,7 @@ pub(super) fn literal(value: &Value, path: &str) -> Result<(), GrammarError> {
     }
 }
 
-/// Whether parts of the schema have names of their own.
+/// Whether parts of the schema have identifiers of their own.
 pub(super) fn names_itself(schema: &Value) -> bool {
     match schema {
         Value::Object(entries) => {

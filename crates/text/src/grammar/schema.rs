@@ -1,6 +1,6 @@
-//! Prepares JSON schemas for llguidance: checks sizes, refuses what it cannot enforce or leaves it
-//! out with a warning, and rewrites what it enforces too loosely. Works on the schema's JSON alone
-//! and knows no vocabulary.
+//! Prepares JSON schemas for llguidance: checks sizes, refuses keywords that it cannot enforce or
+//! leaves them out with a warning, and rewrites those that it enforces too loosely. Works on the
+//! schema's JSON only and knows no vocabulary.
 
 use serde_json::{Map, Value, json};
 
@@ -16,25 +16,25 @@ use super::reword::{
 };
 use super::weight::{self, HOPS_MAX};
 
-/// Beyond it a bound has no digits to compare.
+/// Larger bounds have no digits that llguidance could compare.
 const BOUND_MAX: f64 = 9.2e18;
-/// Where a schema is whose parts are roots of their own.
+/// Where the whole schema is put when its parts become roots of their own.
 const HOME: &str = "#/$defs/whole";
 /// White space between two tokens of JSON: one space, or a line end and the indentation of a few
-/// levels, as llama.cpp has it. Some models would fill their replies with more.
+/// levels, as in llama.cpp. Some models would fill their replies with white space.
 const SPACE: &str = r" |\n( {0,16}|\t{0,8})";
-/// All short escapes. With \u there would be two ways to write a name, and a name that a schema
-/// declares could be written as one that it does not.
+/// All short escapes. `\u` is not among them: a name could then be written in two ways, and so a
+/// declared name could pass for an undeclared one.
 const ESCAPES: &str = "nrbtf\\\"";
 
-/// Keywords whose value is a map of schemas, a list of them, and one.
+/// Keywords whose value is a map of schemas; below, a list of schemas, and one schema.
 const MAPS: &[&str] = &["properties", "$defs", "definitions"];
 const LISTS: &[&str] = &["prefixItems", "allOf", "anyOf", "oneOf"];
 const SINGLES: &[&str] = &["items", "additionalItems", "additionalProperties"];
 const BOUNDS: &[&str] = &["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"];
 const LENGTHS: &[&str] =
     &["minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"];
-/// Keywords that say something about documents which a grammar cannot.
+/// Keywords whose demands no grammar can enforce.
 const UNSUPPORTED: &[&str] = &[
     "not",
     "if",
@@ -53,7 +53,7 @@ const UNSUPPORTED: &[&str] = &[
     "$dynamicRef",
     "$recursiveRef",
 ];
-/// Keywords that say nothing about documents.
+/// Keywords that demand nothing of documents.
 const NOTES: &[&str] = &[
     "title",
     "description",
@@ -72,10 +72,10 @@ const NOTES: &[&str] = &[
     "x-guidance",
 ];
 
-/// Keywords that say where schemas are.
+/// Keywords that concern the location of schemas.
 const PLACES: &[&str] = &["$defs", "definitions", "$schema", "$id", "id", "$anchor"];
 
-/// Those that `$schema` may name: with another llguidance takes no schema.
+/// The dialects that `$schema` may name; llguidance refuses schemas with any other.
 const DIALECTS: &[&str] = &[
     "http://json-schema.org/draft-04/schema#",
     "http://json-schema.org/draft-06/schema#",
@@ -85,7 +85,7 @@ const DIALECTS: &[&str] = &[
 ];
 
 const TYPES: &[&str] = &["null", "boolean", "integer", "number", "string", "array", "object"];
-/// How other names of types begin, and what they mean.
+/// Beginnings of non-standard type names, and the types that they mean.
 const ALIASES: &[(&str, &str)] = &[
     ("str", "string"),
     ("text", "string"),
@@ -102,15 +102,15 @@ const ALIASES: &[(&str, &str)] = &[
     ("none", "null"),
 ];
 
-/// A schema as llguidance is to read it, and what is not in it.
+/// A schema in the form for llguidance, and warnings about what was left out.
 pub(super) struct Prepared {
     pub(super) schema: Value,
     pub(super) warnings: Vec<String>,
-    /// Of the largest of its multiples.
+    /// Number of remainders of the largest `multipleOf`.
     pub(super) remainders: u64,
 }
 
-/// `space` is a pattern for white space between tokens, if it is not the usual.
+/// `space` is a pattern for white space between tokens, if not the usual one.
 pub(super) fn prepare(
     schema: &Value,
     strict: bool,
@@ -133,8 +133,9 @@ pub(super) fn prepare(
     Ok(Prepared { schema, ..prepared })
 }
 
-/// The same for a schema whose parts become roots of their own, see [`at_home`]. Its caller has
-/// measured it; null stands for any object. `besides` is a pattern for strings.
+/// Prepares a schema whose parts become roots of their own, see [`at_home`]. The caller has checked
+/// its size; null stands for any object. `besides` is a further pattern that all strings must
+/// match.
 pub(super) fn prepare_home(
     schema: &Value,
     strict: bool,
@@ -145,7 +146,8 @@ pub(super) fn prepare_home(
     Preparer::new(schema, strict, HOME, besides).whole()
 }
 
-/// The part of a prepared schema that is at `pointer`, with the whole if it may refer to that.
+/// The part of a prepared schema at `pointer`, together with the whole schema if the part has
+/// references.
 pub(super) fn at_home(whole: &Value, pointer: &str, strict: bool) -> Value {
     let part = whole.pointer(pointer).unwrap_or(whole);
     if !refers(part) {
@@ -155,7 +157,7 @@ pub(super) fn at_home(whole: &Value, pointer: &str, strict: bool) -> Value {
     with_options(json!({ "$ref": format!("{HOME}{pointer}"), "$defs": defs }), strict)
 }
 
-/// What a schema within `whole` refers to in the end, and where that is.
+/// The schema at the end of the references, and its JSON pointer within `whole`.
 pub(super) fn resolve<'a>(
     whole: &'a Value,
     mut schema: &'a Value,
@@ -174,12 +176,12 @@ pub(super) fn resolve<'a>(
     (schema, pointer)
 }
 
-/// A key as part of a JSON pointer.
+/// A key, escaped for a JSON pointer.
 pub(super) fn escape(key: &str) -> String {
     key.replace('~', "~0").replace('/', "~1")
 }
 
-/// The dialect that is meant, also with `https` for `http`, and with or without a last `#`.
+/// The dialect that is named. `https` may stand for `http`, and a final `#` is optional.
 fn dialect(value: &Value) -> Option<&'static str> {
     let place = |uri: &str| Some(uri.split_once("://")?.1.trim_end_matches('#').to_owned());
     let meant = place(value.as_str()?)?;
@@ -216,9 +218,9 @@ fn options(strict: bool) -> Value {
 struct Preparer<'a> {
     whole: &'a Value,
     strict: bool,
-    /// Where the whole schema will be, for references to it; empty if it stays the root.
+    /// The path at which references find the whole schema; empty if it stays the root.
     home: &'static str,
-    /// A pattern for every string that the schema calls one.
+    /// A pattern that every string must match, besides its own.
     besides: Option<&'a str>,
     multiples: Vec<f64>,
     skips_multiples: bool,
@@ -361,7 +363,7 @@ impl<'a> Preparer<'a> {
         items.collect::<Result<Vec<_>, _>>().map(Value::Array)
     }
 
-    /// Exactly one of schemas that exclude each other is any of them.
+    /// If the schemas exclude each other, exactly one of them is the same as any of them.
     fn insert_list(
         &self,
         name: &str,
@@ -380,8 +382,8 @@ impl<'a> Preparer<'a> {
         }
     }
 
-    /// Tools are often described by people who do not know JSON Schema's names of types. A name
-    /// that means nothing makes no schema.
+    /// Translates the type. Tools are often described by people who do not know JSON Schema's names
+    /// of types. A name without any meaning is an error.
     fn kind(
         &mut self,
         value: &Value,
@@ -402,7 +404,7 @@ impl<'a> Preparer<'a> {
         Ok(())
     }
 
-    /// None for any type.
+    /// `None` for any type.
     fn type_named<'v>(&self, name: &'v Value, path: &str) -> Result<Option<&'v str>, GrammarError> {
         let Value::String(name) = name else {
             return Err(invalid(path, "it must be the name of a type, or an array of names"));
@@ -428,12 +430,12 @@ impl<'a> Preparer<'a> {
         path: &str,
     ) -> Result<(), GrammarError> {
         let Value::Number(number) = value else {
-            // Booleans are of draft 4; the rest is refused by name.
+            // Booleans are from draft 4; llguidance refuses everything else by name.
             out.insert(name.to_owned(), value.clone());
             return Ok(());
         };
         let far = number.as_f64().is_none_or(|number| number.abs() > BOUND_MAX);
-        // The library's own limits come out right.
+        // For the limits of i64, llguidance itself gets it right.
         let extreme = [i64::MIN, i64::MAX].into_iter().any(|end| number.as_i64() == Some(end));
         if extreme || (!far && is_exact(number)) {
             out.insert(name.to_owned(), value.clone());
@@ -498,7 +500,7 @@ impl<'a> Preparer<'a> {
             FormatPattern::Unsupported => {
                 self.unsupported(path, &format!("the format {format:?}"))?;
             }
-            // To JSON Schema it is a note.
+            // JSON Schema treats an unknown format as an annotation.
             FormatPattern::No => {}
         }
         Ok(())
@@ -522,7 +524,8 @@ impl<'a> Preparer<'a> {
         })
     }
 
-    /// Names beyond those declared may repeat in what is generated, and then count once.
+    /// Checks `minProperties`: generated names beyond the declared ones may repeat, and then count
+    /// once.
     fn count_of_properties(
         &mut self,
         out: &mut Map<String, Value>,
@@ -546,7 +549,7 @@ impl<'a> Preparer<'a> {
     }
 }
 
-/// What a grammar cannot follow: refused if the schema is `strict`, otherwise a warning.
+/// A demand that a grammar cannot follow: an error if the schema is `strict`, otherwise a warning.
 pub(super) fn unsupported(strict: bool, path: &str, what: &str) -> Result<String, GrammarError> {
     if strict {
         return Err(GrammarError::Invalid(format!(

@@ -1,4 +1,4 @@
-//! Arguments that are written verbatim, not as JSON: their schema as a terminal of Lark.
+//! Arguments that are written verbatim, not as JSON: turns their schema into a terminal of Lark.
 
 use std::{iter, slice};
 
@@ -8,19 +8,20 @@ use serde_json::Value;
 
 use super::{lark, patterns, schema};
 
-/// How deep the options of an argument may lie in each other.
+/// Deepest nesting of an argument's options.
 const DEPTH_MAX: usize = 4;
-/// Largest terminal. Options of options, which may be named once and meant often, multiply.
+/// Largest terminal. Options within options multiply, because a reference can name them many times.
 const TERMINAL_BYTES_MAX: usize = 1 << 20;
 
-/// What a schema, prepared and a part of `whole`, asks of a text; none if any will do. That no text
-/// has the closing `tag` in it is seen to elsewhere. An error says what cannot be followed.
+/// The terminal for a text that matches `schema`, a prepared part of `whole`; `None` if any text
+/// matches. The caller excludes the closing `tag` from the text. The error names a demand that
+/// cannot be followed.
 pub(super) fn asked(whole: &Value, schema: &Value, tag: &str) -> Result<Option<String>, String> {
     let besides = &patterns::without(tag);
     TerminalBuilder { whole, tag, besides, bytes_left: TERMINAL_BYTES_MAX }.any_kind(schema, 0)
 }
 
-/// Whether a string may match: then the value is written as it is.
+/// Whether a string may match; if so, the value is written verbatim.
 pub(super) fn may_be_text(whole: &Value, schema: &Value, depth: usize) -> bool {
     let (schema, _) = schema::resolve(whole, schema, "");
     if depth > DEPTH_MAX {
@@ -37,13 +38,13 @@ pub(super) fn may_be_text(whole: &Value, schema: &Value, depth: usize) -> bool {
 struct TerminalBuilder<'a> {
     whole: &'a Value,
     tag: &'a str,
-    /// The pattern of a text without the tag, which every string has been given.
+    /// The pattern that excludes the tag, which every string schema has been given.
     besides: &'a str,
     bytes_left: usize,
 }
 
 impl TerminalBuilder<'_> {
-    /// A string, or what else the schema takes.
+    /// A value of any type that the schema accepts.
     fn any_kind(&mut self, schema: &Value, depth: usize) -> Result<Option<String>, String> {
         let (schema, _) = schema::resolve(self.whole, schema, "");
         if depth > DEPTH_MAX || self.bytes_left == 0 {
@@ -105,7 +106,7 @@ impl TerminalBuilder<'_> {
     fn any_of(&mut self, options: &[Value], depth: usize) -> Result<Option<String>, String> {
         let options = options.iter().map(|one| self.any_kind(one, depth));
         let options: Vec<_> = options.collect();
-        // Where any text will do, it matters no more what else the others would take.
+        // If one option accepts any text, the other options no longer matter.
         if options.contains(&Ok(None)) {
             return Ok(None);
         }
@@ -125,7 +126,7 @@ fn too_much() -> String {
 }
 
 const INTEGER: &str = "/-?(0|[1-9][0-9]*)/";
-/// The exponent is one that readers have.
+/// The exponent is limited to two digits, which readers can represent.
 const NUMBER: &str = "/-?(0|[1-9][0-9]*)(\\.[0-9]+)?([eE][+-]?[0-9]{1,2})?/";
 
 fn union(options: impl IntoIterator<Item = String>) -> String {
@@ -136,7 +137,7 @@ fn list<'a>(schema: &'a Value, name: &str) -> Option<&'a [Value]> {
     schema.get(name).and_then(Value::as_array).map(Vec::as_slice)
 }
 
-/// Names of the types that a schema takes, if it says any.
+/// The types that a schema accepts, if it has a `type`.
 fn kinds(schema: &Value) -> Option<Vec<&str>> {
     match schema.get("type")? {
         Value::Array(names) => Some(names.iter().filter_map(Value::as_str).collect()),
@@ -144,13 +145,13 @@ fn kinds(schema: &Value) -> Option<Vec<&str>> {
     }
 }
 
-/// The only values that a schema takes, if it lists them.
+/// The only values that a schema accepts, if it lists them.
 fn values(schema: &Value) -> Option<&[Value]> {
     schema.get("const").map(slice::from_ref).or(list(schema, "enum"))
 }
 
-/// A pattern of JSON Schema, which is found somewhere in a text, as one that matches all of it,
-/// between the slashes of Lark.
+/// A pattern of JSON Schema, which may match anywhere in a text, as one that matches the whole
+/// text, for use between Lark's slashes.
 fn found_in_all(pattern: &str) -> Result<String, String> {
     let hir = regex_syntax::parse(&regex_to_lark(pattern, "dw"));
     let all = hir.map(|hir| stretched(&hir, Edge::Open, Edge::Open)).ok();
@@ -159,18 +160,18 @@ fn found_in_all(pattern: &str) -> Result<String, String> {
     Ok(regex_to_lark(&all.to_string(), ""))
 }
 
-/// What lies beside a part of a pattern.
+/// The neighbour of a part of a pattern.
 #[derive(Clone, Copy, PartialEq)]
 enum Edge {
     /// Any text.
     Open,
-    /// The text's own end, by an anchor.
+    /// The end of the text, required by an anchor.
     Anchored,
     /// Another part.
     Part,
 }
 
-/// With any text at open edges, and without the anchors at edges.
+/// The pattern with any text at open edges, and without anchors at edges.
 fn stretched(hir: &Hir, mut start: Edge, mut end: Edge) -> Hir {
     let mut parts = match hir.kind() {
         HirKind::Alternation(options) => {

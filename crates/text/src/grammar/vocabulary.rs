@@ -1,5 +1,5 @@
 //! The vocabulary in llguidance's form: a trie of bytes in which special tokens begin with a byte
-//! that no text contains. Knows no grammar and no state.
+//! that no text contains. This module knows no grammar and no state.
 
 use std::sync::Arc;
 
@@ -10,40 +10,41 @@ use crate::harmony::FormatTokens;
 use crate::reply::tags::Tag;
 use crate::{Text, TextError};
 
-/// Tokens written by formats and templates. Some checkpoints do not call them special, and yet
-/// each is one token that text never becomes.
+/// Tokens that formats and templates write. Some checkpoints do not mark them as special, although
+/// each is a single token that is never the tokenization of text.
 const MARKUP: &[&str] = &["<think>", "</think>", "<tool_call>", "</tool_call>"];
-/// Most newlines that models are trained to put between reasoning and answer.
+/// Most newlines that models are trained to write between reasoning and answer.
 const GAP_NEWLINES_MAX: usize = 2;
 
-/// A token as grammars see it.
+/// A token, as grammars see it.
 #[derive(Clone)]
 pub(crate) struct Word {
     pub(crate) bytes: Vec<u8>,
-    /// Matches no text: only a grammar that names the token takes it.
+    /// Whether it matches no text, so that only a grammar that names the token accepts it.
     pub(crate) special: bool,
 }
 
 pub(super) struct Vocabulary {
     pub(super) env: TokEnv,
-    /// Of the engine, padding included.
+    /// Words of 32 bits in a mask. Masks cover the engine's vocabulary, including its padding.
     word_count: usize,
     pub(super) end_tokens: Vec<TokenId>,
     think: Option<TokenId>,
     pub(super) end_think: Marker,
-    /// Tokens of newlines alone, with how many they are, if the template puts some after reasoning.
+    /// If the template puts newlines after reasoning: the tokens that are only newlines, and their
+    /// number of newlines.
     gap: Vec<(TokenId, usize)>,
-    /// Tokens of text, in the order of their bytes.
+    /// Tokens of text, sorted by their bytes.
     texts: Vec<TokenId>,
-    /// Special tokens that are tags of replies.
+    /// Special tokens that are tags in replies.
     tags: Vec<TokenId>,
-    /// Those that may be the first of a call after `<tool_call>`, white space included.
+    /// Tokens that may begin a call after `<tool_call>`, including white space.
     call_starts: Vec<TokenId>,
-    /// There if replies are messages.
+    /// Set if replies are in the form of messages.
     pub(super) format_tokens: Option<FormatTokens>,
 }
 
-/// A piece of markup in the vocabulary at hand.
+/// A piece of markup: a token of this vocabulary, or text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Marker {
     Token(TokenId),
@@ -63,7 +64,7 @@ impl Vocabulary {
         new.map_err(|reason| TextError::File { file: "tokenizer.json", reason })
     }
 
-    /// `padded`: an answer may begin with newlines that are not part of it, after reasoning.
+    /// `padded`: after reasoning, newlines that are not part of the answer may precede it.
     pub(super) fn new(
         mut words: Vec<Word>,
         size: u32,
@@ -101,8 +102,8 @@ impl Vocabulary {
         let think = trie.get_special_token("<think>");
         let end_think = find(&trie, "</think>");
         Ok(Self {
-            // Not canonical: then a mask has every token that the grammar takes, which is what
-            // drafts are judged by.
+            // Tokenization is not forced to be canonical, so a mask has every token that the
+            // grammar accepts. Drafts are judged by the same rule.
             env: Arc::new(ApproximateTokEnv::new(trie)),
             word_count: (size as usize).div_ceil(32),
             end_tokens: end_tokens.to_vec(),
@@ -141,7 +142,7 @@ impl Vocabulary {
         self.tags.contains(&token)
     }
 
-    /// What a token adds to a text, special ones included.
+    /// The text of a token, special or not.
     pub(super) fn text_bytes(&self, token: TokenId) -> &[u8] {
         let bytes = self.trie().token(token);
         bytes.strip_prefix(&[TokTrie::SPECIAL_TOKEN_MARKER]).unwrap_or(bytes)
@@ -159,7 +160,7 @@ impl Vocabulary {
         &self.call_starts
     }
 
-    /// The tokens of a text that begins with a piece of markup or has none.
+    /// The tokens of a text without markup, except that it may begin with a call's tag.
     pub(super) fn tokens(&self, text: &str) -> Vec<TokenId> {
         let call = Tag::Call.text();
         match (text.strip_prefix(call), self.marker(call)) {
@@ -172,13 +173,13 @@ impl Vocabulary {
         }
     }
 
-    /// Tokens that may stand between reasoning and answer where `used` newlines already do.
+    /// Newline tokens that may follow `used` newlines between reasoning and answer.
     pub(super) fn gap(&self, used: usize) -> impl Iterator<Item = (TokenId, usize)> {
         let fits = move |&(_, count): &(TokenId, usize)| used + count <= GAP_NEWLINES_MAX;
         self.gap.iter().copied().filter(fits)
     }
 
-    /// A mask in the engine's form; ids without a token stay impossible.
+    /// A mask in the engine's form. Ids without a token are not allowed.
     pub(super) fn mask(&self, allowed: &SimpleVob) -> Vec<u32> {
         let mut mask = vec![0; self.word_count];
         let count = self.count();
@@ -203,16 +204,16 @@ fn find(trie: &TokTrie, text: &'static str) -> Marker {
     trie.get_special_token(text).map_or(Marker::Text(text), Marker::Token)
 }
 
-/// Whether the token is markup that its checkpoint does not call special: a tag that the tokenizer
-/// would not make of its text.
+/// Whether the token is markup that its checkpoint does not mark as special: a tag that the
+/// tokenizer would not produce from the tag's text.
 fn is_markup(text: &Text, token: TokenId, bytes: &[u8]) -> bool {
     let tag = bytes.len() > 2 && bytes.starts_with(b"<") && bytes.ends_with(b">");
     let Some(name) = std::str::from_utf8(bytes).ok().filter(|_| tag) else { return false };
     MARKUP.contains(&name) || text.encode_plain(name).is_ok_and(|tokens| tokens != [token])
 }
 
-/// A word in the trie's form. The marker is no part of UTF-8, so that a token of text that has
-/// it is of no use.
+/// A token in the trie's form. UTF-8 never contains the marker, so a text token that contains it is
+/// of no use.
 fn marked(word: Word) -> Vec<u8> {
     let Word { mut bytes, special } = word;
     if special && !bytes.is_empty() {

@@ -1,5 +1,5 @@
-//! The state of one reply in its grammar: which tokens may come next, also after each of a row's
-//! drafts.
+//! The state of one reply in its grammar: which tokens may come next, after the reply and after
+//! each of a row's drafts.
 
 use std::sync::Arc;
 
@@ -13,35 +13,36 @@ use super::vocabulary::{Marker, Vocabulary};
 use super::{GrammarError, library_error};
 use crate::ReasoningStart;
 
-/// The state of a reply in its grammar. Clones, for other replies of the same request, are
+/// The state of a reply in its grammar. Clones, made for other replies of the same request, are
 /// independent.
 #[derive(Clone)]
 pub struct Grammar {
-    /// As it was before the reply's first token, or the first of a call within its text.
+    /// The state before the reply's first token, or before the first token of a call within its
+    /// text.
     begun: Arc<Compiled>,
-    /// The last one follows the reply, or its latest call. The others follow calls that drafts
-    /// have left behind.
+    /// The last one follows the reply, or its latest call. While drafts are checked, the ones
+    /// before it keep the state of the calls that the drafts have left.
     followers: Vec<Follower>,
     vocabulary: Arc<Vocabulary>,
     start: Place,
     place: Place,
     reply: Vec<TokenId>,
-    /// A draft has broken the matcher, see [`Self::start_over`].
+    /// Set once a draft has broken the matcher, see [`Self::start_over`].
     undrafted: bool,
-    /// Whether the answer is text, in which only calls are constrained.
+    /// Whether the answer is free text, in which only calls are constrained.
     in_text: bool,
 }
 
 #[derive(Clone)]
 struct Follower {
     compiled: Compiled,
-    /// Tokens that the matcher has taken.
+    /// Number of tokens that the matcher has consumed.
     taken: usize,
 }
 
-/// Allowed tokens of a row: the first `draft_count` drafts are legal, and there is one mask for
-/// each of them and one for the token after. No masks if every token is allowed and all drafts were
-/// followed.
+/// The allowed tokens of a row. The first `draft_count` drafts are legal; there is one mask for the
+/// position of each of them and one for the position after them. There are no masks if every token
+/// is allowed and all drafts were followed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Masks {
     pub draft_count: u32,
@@ -49,25 +50,25 @@ pub struct Masks {
     pub masks: Vec<Vec<u32>>,
 }
 
-/// One mask after another; `None` allows every token.
+/// Masks of consecutive positions; `None` allows every token.
 type MasksAhead = Vec<Option<Vec<u32>>>;
 
-/// All of a reply's state that the matchers do not hold.
+/// The state of a reply outside the matchers.
 #[derive(Clone)]
 struct Place {
     phase: Phase,
-    /// There as long as a call may begin within text.
+    /// Set as long as a call may begin within text.
     listener: Option<Listener>,
 }
 
 #[derive(Clone)]
 enum Phase {
-    /// The reply may open its reasoning; otherwise its answer begins.
+    /// The reply may open its reasoning or begin its answer.
     Maybe,
-    /// Every token is allowed. Where the end of reasoning is text: the last bytes, too few to be
-    /// it.
+    /// Every token is allowed. If the end of reasoning is text and not a token, this has the last
+    /// bytes, which may be its beginning.
     Reasoning(Vec<u8>),
-    /// Reasoning has just ended, followed by this many newlines.
+    /// Reasoning has ended, followed by this many newlines so far.
     Gap(usize),
     Answer,
     /// Reasoning or an answer in which every token is allowed, until a call begins.
@@ -109,7 +110,7 @@ impl Grammar {
         grammar
     }
 
-    /// Back to before the first token.
+    /// Returns to the state before the first token.
     fn restart(&mut self) {
         self.place = self.start.clone();
         self.followers.clear();
@@ -132,12 +133,12 @@ impl Grammar {
         &self.begun.warnings
     }
 
-    /// Whether all of the answer is constrained, so that the reply ends with it.
+    /// Whether the whole answer is constrained, so that the reply ends with it.
     pub fn ends_reply(&self) -> bool {
         !self.in_text
     }
 
-    /// What the lexer spent on the last mask.
+    /// The fuel that the lexer spent on the last mask.
     #[cfg(test)]
     pub(super) fn fuel(&self) -> u64 {
         let follower = self.followers.last();
@@ -161,8 +162,9 @@ impl Grammar {
         Ok(())
     }
 
-    /// Goes on by tokens and shows whether after them, and after each draft, everything may be
-    /// chosen. If not, nothing has happened. Takes microseconds: it asks no matcher.
+    /// Advances by `tokens`, and returns whether after them and after each draft every token is
+    /// allowed. If not, the state stays as it was. Takes microseconds, because no matcher is
+    /// involved.
     pub fn pass(&mut self, tokens: &[TokenId], drafts: &[TokenId]) -> bool {
         let before = self.place.clone();
         let mut after = None;
@@ -178,7 +180,7 @@ impl Grammar {
         free
     }
 
-    /// Adds a token of free text, unless a constrained part begins with it.
+    /// Advances by a token of free text. Returns false if a constrained part begins with it.
     fn pass_one(&mut self, token: TokenId) -> bool {
         let Place { phase, listener } = &mut self.place;
         let known = (token as usize) < self.vocabulary.count();
@@ -197,8 +199,9 @@ impl Grammar {
             && !self.place.listener.as_ref().is_some_and(opening)
     }
 
-    /// What may be chosen next, given drafts. The state is as before afterwards. An error is one
-    /// of the place that the reply has come to, never one of a draft's, which may not be chosen.
+    /// The tokens that may come next, after the reply and after each draft. The state stays as it
+    /// was. An error concerns the reply's own position, never one after a draft, which may not be
+    /// accepted.
     pub fn masks(&mut self, drafts: &[TokenId]) -> Result<Masks, GrammarError> {
         let drafts = if self.undrafted { &[] } else { drafts };
         let (mut masks, followed) = self.masks_along(drafts);
@@ -209,8 +212,8 @@ impl Grammar {
             self.start_over()?;
             let (first, followed) = self.masks_along(&[]);
             followed?;
-            // Those that were made stay, or which drafts are judged would depend on drafts after
-            // them.
+            // The masks of drafts before the error stay. Otherwise, whether a draft is verified
+            // would depend on the drafts after it.
             drop(masks.splice(..masks.len().min(1), first));
         }
         let draft_count = masks.len() as u32 - 1;
@@ -222,10 +225,11 @@ impl Grammar {
         Ok(Masks { draft_count, masks: masks.collect() })
     }
 
-    /// Goes the reply's way once more, with a mask at each place, which fills the matcher's fuel
-    /// up: from here on all is as if nothing had been drafted, and no draft is followed any more.
-    /// A matcher does not recover from an error, and its clone at every step would cost more than
-    /// the masks. This happens once, to the few replies that are drafted into such a place.
+    /// Feeds the reply to a fresh matcher, computing a mask at each position, which refills the
+    /// matcher's fuel. The state is then as if nothing had been drafted, and from here on no drafts
+    /// are followed. This is needed because a matcher does not recover from an error, and cloning
+    /// it in every step would cost more than the masks. It happens at most once in a reply, and
+    /// only in the few replies that are drafted into such a position.
     fn start_over(&mut self) -> Result<(), GrammarError> {
         self.undrafted = true;
         self.restart();
@@ -236,7 +240,7 @@ impl Grammar {
         Ok(())
     }
 
-    /// The masks up to an error, after which the matcher is of no use.
+    /// The masks up to an error. After an error the matcher is unusable.
     fn masks_along(&mut self, drafts: &[TokenId]) -> (MasksAhead, Result<(), GrammarError>) {
         let before = self.place.clone();
         let (count, taken) = (self.followers.len(), self.followers.last().map(|last| last.taken));
@@ -248,7 +252,7 @@ impl Grammar {
         (masks, followed)
     }
 
-    /// Undoes what the last matcher took since it had taken so much.
+    /// Rolls the last matcher back to the state in which it had consumed `taken` tokens.
     fn take_back(&mut self, taken: Option<usize>) -> Result<(), GrammarError> {
         if let Some(last) = self.followers.last_mut()
             && Some(last.taken) != taken
@@ -256,7 +260,7 @@ impl Grammar {
             let gone = last.taken - taken.unwrap_or_default();
             last.taken -= gone;
             last.compiled.matcher.rollback(gone).map_err(library_error)?;
-            // It is keyed by rows, and what is in a row has changed.
+            // The cache's keys are rows of the parser, and the contents of the rows have changed.
             last.compiled.matcher.invalidate_bias_cache();
         }
         Ok(())
@@ -277,14 +281,14 @@ impl Grammar {
         Ok(())
     }
 
-    /// The mask here; `None` if every token is allowed.
+    /// The mask at this position; `None` if every token is allowed.
     fn mask(&mut self) -> Result<Option<Vec<u32>>, GrammarError> {
         if let Phase::Reasoning(_) | Phase::Text = self.place.phase {
             return self.text_mask();
         }
         let mut allowed = self.matcher()?.compute_mask_or_eos().map_err(library_error)?;
         if !self.complete()? {
-            // A grammar over any token names them too.
+            // A grammar that allows any token also allows the end tokens.
             for &end in &self.vocabulary.end_tokens {
                 allowed.disallow_token(end);
             }
@@ -309,7 +313,7 @@ impl Grammar {
         Ok(Some(self.vocabulary.mask(&allowed)))
     }
 
-    /// What is allowed in text: everything, but for tokens that begin a call wrongly.
+    /// The mask within free text: everything except tokens that begin a call wrongly.
     fn text_mask(&self) -> Result<Option<Vec<u32>>, GrammarError> {
         let opening = self.place.listener.as_ref();
         let opening = opening.and_then(|listener| listener.opening(&self.vocabulary));
@@ -332,12 +336,12 @@ impl Grammar {
         Ok(Some(self.vocabulary.mask(&allowed)))
     }
 
-    /// Whether the reply may end here, or the call is complete.
+    /// Whether the reply, or the call, may end here.
     fn complete(&mut self) -> Result<bool, GrammarError> {
         self.matcher()?.is_accepting().map_err(library_error)
     }
 
-    /// Adds a token, if it is allowed.
+    /// Advances by a token, if it is allowed.
     fn advance(&mut self, token: TokenId) -> Result<bool, GrammarError> {
         if token as usize >= self.vocabulary.count() {
             return Ok(false);
@@ -363,7 +367,8 @@ impl Grammar {
             _ => {}
         }
         if self.vocabulary.is_end(token) {
-            // The matcher need not know: no token follows, or the request ignores its end.
+            // The matcher need not consume it: either no token follows, or the request ignores end
+            // tokens.
             return self.complete();
         }
         if self.take(token)? {
@@ -392,8 +397,8 @@ impl Grammar {
         Ok(false)
     }
 
-    /// A call or a message begins within text or reasoning, with these first tokens of it. False if
-    /// they are wrong.
+    /// Begins a call or a message, whose first tokens these are, within text or reasoning. Returns
+    /// false if they are not allowed.
     fn begin_call(&mut self, tokens: &[TokenId]) -> Result<bool, GrammarError> {
         let in_text = matches!(self.place.phase, Phase::Text);
         if in_text {
@@ -422,8 +427,9 @@ impl Grammar {
         Ok(taken == 1)
     }
 
-    /// The answer has begun within the token that ended reasoning. White space before it is no
-    /// part of it, and what the grammar does not take is left to the model: nothing was masked.
+    /// Begins the answer within the token that ended reasoning. White space before the answer is
+    /// not part of it. Text that the grammar does not accept is not an error, because no mask was
+    /// applied.
     fn take_text(&mut self, bytes: &[u8]) -> Result<(), GrammarError> {
         let tokens = self.vocabulary.trie().greedy_tokenize(bytes.trim_ascii_start());
         let legal = self.matcher()?.validate_tokens(&tokens).map_err(library_error)?;
@@ -437,7 +443,8 @@ impl Grammar {
     }
 }
 
-/// The bytes after the end of reasoning, if the token ends it. `tail` is what came before.
+/// The bytes after the end of reasoning, if this token completes it. `tail` has the bytes before
+/// the token.
 fn after_reasoning(vocabulary: &Vocabulary, tail: &mut Vec<u8>, token: TokenId) -> Option<Vec<u8>> {
     let marker = match vocabulary.end_think {
         Marker::Token(end) => return (token == end).then(Vec::new),

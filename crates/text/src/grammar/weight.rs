@@ -10,23 +10,24 @@ use super::multiples::remainder_count;
 
 /// Most JSON values in the schemas of a request; OpenAI takes 5,000 properties.
 const VALUES_MAX: usize = 20_000;
-/// Two for each level of objects, of which OpenAI takes ten.
+/// Deepest nesting of values: two for each level of objects, of which OpenAI allows ten.
 const DEPTH_MAX: usize = 80;
-/// All strings and keys together, most of them descriptions.
+/// Most bytes of all strings and keys together. Most of them are descriptions.
 const TEXT_BYTES_MAX: usize = 1 << 20;
-/// Alternatives, times the values beside them: each may be combined with all the rest.
+/// Most alternatives, times the values beside them: each alternative may be combined with all other
+/// values.
 const PRODUCT_MAX: usize = 20_000_000;
-/// Most properties of one object. Compiling compares each with each.
+/// Most properties of one object. Compiling compares each pair.
 const PROPERTIES_MAX: usize = 2000;
-/// Patterns for names, which are checked for names that match two of them.
+/// Most patterns for names. They are checked for names that match two of them.
 const NAME_PATTERNS_MAX: usize = 32;
-/// Patterns that one string has to match: every further one may double the work.
+/// Most patterns that one string must match: each one more may double the work.
 const PATTERNS_MAX: usize = 8;
-/// Remainders of all multiples together. Compiling looks at each without counting: 0.01 ms.
+/// Most remainders of all multiples together. Compiling visits each without spending fuel: 0.01 ms.
 const REMAINDERS_MAX: u64 = 65_536;
 /// Longest chain of references.
 pub(super) const HOPS_MAX: usize = 80;
-/// Schemas looked at in search of patterns, references followed.
+/// Most schemas that are visited in search of patterns, following references.
 const STEPS_MAX: usize = 500_000;
 
 pub(super) fn check<'a>(schemas: impl IntoIterator<Item = &'a Value>) -> Result<(), GrammarError> {
@@ -50,16 +51,16 @@ pub(super) fn check<'a>(schemas: impl IntoIterator<Item = &'a Value>) -> Result<
 #[derive(Default)]
 struct Size {
     values: usize,
-    /// Members of all lists of alternatives.
+    /// Members of all lists of alternatives together.
     alternatives: usize,
     bytes: usize,
-    /// As text: the same one is counted once.
+    /// As text, so that equal ones are counted once.
     multiples: BTreeSet<String>,
     remainders: u64,
 }
 
 impl Size {
-    /// What it is too much of, if it is.
+    /// Adds up the size. Fails with the limit that is exceeded.
     fn add(&mut self, value: &Value, depth: usize) -> Result<(), String> {
         self.values += 1;
         match value {
@@ -123,7 +124,7 @@ struct Patterns<'a> {
 }
 
 impl<'a> Patterns<'a> {
-    /// Whether no string in any part of the schema has to match many.
+    /// Whether no string in any part of the schema must match too many patterns.
     fn all_few(&mut self, schema: &'a Value) -> bool {
         let few = self.most(schema, 0).is_some_and(|count| count <= PATTERNS_MAX);
         few && match schema {
@@ -133,7 +134,7 @@ impl<'a> Patterns<'a> {
         }
     }
 
-    /// How many patterns one string may have to match; `None` if that cannot be told.
+    /// How many patterns one string may have to match; `None` if that is unknown.
     fn most(&mut self, schema: &'a Value, depth: usize) -> Option<usize> {
         let Value::Object(keys) = schema else { return Some(0) };
         self.left = self.left.checked_sub(1)?;

@@ -1,12 +1,12 @@
-//! The header of a message, as it arrives. Whatever a model writes is one: words that mean nothing
-//! are skipped, and a header that is never closed gives its text back.
+//! Parses the header of a message as it arrives. Anything that a model writes is accepted:
+//! meaningless words are skipped, and a header that is never closed is returned as text.
 
 use super::{FUNCTIONS, FormatToken};
 
-/// Longest header. The largest part of one is a tool's name, of at most 256 characters.
+/// Longest header. Its largest part is a tool's name, of at most 256 characters.
 const HEADER_BYTES_MAX: usize = 2048;
 
-/// What a message is.
+/// The kind of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Channel {
     Analysis,
@@ -30,14 +30,14 @@ impl Channel {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Header {
     role: Vec<u8>,
-    /// After `<|channel|>`.
+    /// The text after `<|channel|>`.
     channel: Option<Vec<u8>>,
-    /// After `<|constrain|>`.
+    /// The text after `<|constrain|>`.
     content_type: Option<Vec<u8>>,
 }
 
 impl Header {
-    /// More text. False if the header is too long to be one.
+    /// Adds text. Returns false if the header is too long to be one.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> bool {
         let section = self.content_type.as_mut().or(self.channel.as_mut());
         section.unwrap_or(&mut self.role).extend_from_slice(bytes);
@@ -45,7 +45,7 @@ impl Header {
         sections.into_iter().flatten().map(Vec::len).sum::<usize>() <= HEADER_BYTES_MAX
     }
 
-    /// A token within the header. Of a section that comes twice the last counts.
+    /// Begins a section. If a section occurs twice, the last one counts.
     pub(crate) fn begin_section(&mut self, token: FormatToken) {
         match token {
             FormatToken::Channel => {
@@ -57,7 +57,7 @@ impl Header {
         }
     }
 
-    /// The channel, wherever it is named: `<|channel|>` may be missing or have garbage after it.
+    /// The channel, wherever it is named: `<|channel|>` may be missing or be followed by garbage.
     pub(crate) fn channel(&self) -> Option<Channel> {
         let named = |section: &[u8]| {
             let text = String::from_utf8_lossy(section);
@@ -70,8 +70,8 @@ impl Header {
         self.channel.as_deref().and_then(named).or_else(|| named(&self.role))
     }
 
-    /// The name of the function that the message calls, as it is written: with `to=`, or as a word
-    /// of the namespace.
+    /// The name of the function that the message calls, as the model wrote it: after `to=`, or in a
+    /// word that begins with the namespace.
     pub(crate) fn function(&self) -> Option<String> {
         let sections = [Some(&self.role), self.channel.as_ref(), self.content_type.as_ref()];
         let sections = sections.into_iter().flatten();
@@ -87,8 +87,7 @@ impl Header {
         Some(name.strip_prefix(FUNCTIONS).unwrap_or(name).to_owned())
     }
 
-    /// The text of a message whose `<|message|>` is missing: what comes after the words of a
-    /// header.
+    /// The text of a message without `<|message|>`: everything after the words of a header.
     pub(crate) fn text(&self) -> String {
         let (section, is_word): (_, fn(usize, &str) -> bool) =
             match (&self.content_type, &self.channel) {

@@ -1,5 +1,5 @@
-//! A conversation as the tokens of a prompt. Only the renderer writes tokens of the format: what
-//! looks like one in a conversation is spelled out.
+//! Renders a conversation as the tokens of a prompt. Only the renderer writes tokens of the format:
+//! text of the conversation that looks like one is spelled out.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ const CALLS_CHANNEL: &str =
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Piece {
     Token(TokenId),
-    /// Text that is only text. Neighbours have no token together.
+    /// Text without special tokens. Adjacent texts are tokenized separately.
     Text(String),
 }
 
@@ -42,7 +42,7 @@ pub(crate) fn render(
         message.role == "assistant" && message.tool_calls.is_empty() && !message.content.is_empty()
     };
     let whole = messages.len() - usize::from(unfinished.is_some());
-    // Reasoning is kept for as long as the calls that it led to have no answer.
+    // Reasoning is kept until the calls that it led to are followed by a final answer.
     let answered = messages[..whole].iter().rposition(is_final);
     for (index, message) in messages[..whole].iter().enumerate().skip(leading) {
         prompt.message(message, answered.is_none_or(|answered| index > answered))?;
@@ -66,7 +66,7 @@ pub(crate) fn render(
     Ok((prompt.pieces, start))
 }
 
-/// What every conversation begins with.
+/// The system message, with which every conversation begins.
 fn system(conversation: &Conversation) -> Result<String, TextError> {
     let identity = conversation.variables.get("model_identity").and_then(Value::as_str);
     let identity = identity.unwrap_or(IDENTITY);
@@ -79,7 +79,7 @@ fn system(conversation: &Conversation) -> Result<String, TextError> {
     ))
 }
 
-/// One of the model's three levels. It always reasons: without reasoning is the least.
+/// One of the model's three levels. The model always reasons, so no reasoning becomes the lowest.
 fn effort(conversation: &Conversation) -> Result<&'static str, TextError> {
     let variable = |name| conversation.variables.get(name);
     match variable("reasoning_effort") {
@@ -98,7 +98,7 @@ fn effort(conversation: &Conversation) -> Result<&'static str, TextError> {
     }
 }
 
-/// The message that the reply goes on with, if any.
+/// The message that the reply continues, if any.
 fn unfinished(conversation: &Conversation) -> Result<Option<&Message>, TextError> {
     let refuse = |reason: &str| Err(TextError::Template(reason.to_owned()));
     if !conversation.continue_final_message {
@@ -117,11 +117,11 @@ fn unfinished(conversation: &Conversation) -> Result<Option<&Message>, TextError
     }
 }
 
-/// A prompt that is being written.
+/// A prompt under construction.
 struct Prompt<'c> {
     tokens: FormatTokens,
     pieces: Vec<Piece>,
-    /// Names of the functions that were called, by the ids of their calls.
+    /// Names of called functions, by the ids of the calls.
     names: BTreeMap<&'c str, &'c str>,
     last_name: Option<&'c str>,
 }
@@ -137,7 +137,7 @@ impl<'c> Prompt<'c> {
         }
     }
 
-    /// The header of a message: its role, what it is for, and its channel.
+    /// The header of a message: its role, recipient and channel.
     fn head(&mut self, role: &str, recipient: Option<&str>, channel: Option<Channel>) {
         self.token(FormatToken::Start);
         self.text(role.to_owned());
@@ -156,7 +156,7 @@ impl<'c> Prompt<'c> {
         self.token(FormatToken::Message);
     }
 
-    /// Instructions, and with the first of them the tools.
+    /// The developer messages. The first of them also declares the tools.
     fn developer(&mut self, messages: &[Message], conversation: &Conversation) {
         let instructions: Vec<&str> = messages.iter().map(|each| each.content.as_str()).collect();
         let mut sections = Vec::new();
@@ -213,7 +213,7 @@ impl<'c> Prompt<'c> {
         }
     }
 
-    /// A message of the assistant without its end.
+    /// A message of the assistant, without its end token.
     fn said(&mut self, channel: Channel, text: &str) {
         self.head("assistant", None, Some(channel));
         self.text(text.to_owned());
@@ -244,7 +244,7 @@ impl<'c> Prompt<'c> {
         Ok(())
     }
 
-    /// The message that the reply goes on with: its answer, or its reasoning if it has no answer.
+    /// The message that the reply continues: its answer, or its reasoning if it has no answer.
     fn unfinished(&mut self, message: &Message) -> ReasoningStart {
         let reasoning = message.reasoning.as_deref().unwrap_or_default();
         if message.content.is_empty() && !reasoning.is_empty() {

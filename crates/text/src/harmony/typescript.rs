@@ -1,5 +1,5 @@
-//! Tools as gpt-oss was trained to read them: functions of a TypeScript namespace, with
-//! descriptions as comments. Knows JSON schemas, and no tokens.
+//! Tools in the form that gpt-oss was trained on: functions of a TypeScript namespace, with
+//! descriptions as comments. This module knows JSON schemas but no tokens.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::Tool;
 
-/// Spaces before a line. Types that are nested deeper are `any`: otherwise a small schema could
+/// Largest indentation. Types that are nested deeper become `any`: otherwise a small schema could
 /// make a large prompt.
 const INDENT_MAX: usize = 128;
 
@@ -35,7 +35,7 @@ fn write(out: &mut String, text: std::fmt::Arguments<'_>) {
     let _ = out.write_fmt(text);
 }
 
-/// A schema as a type. What has no such form is `any`.
+/// A schema as a type. Schemas without such a form become `any`.
 fn type_of(schema: &Value, indent: &str) -> String {
     if indent.len() > INDENT_MAX {
         return "any".to_owned();
@@ -72,7 +72,7 @@ fn alternatives(types: impl Iterator<Item = String>) -> String {
     types.collect::<Vec<_>>().join(" | ")
 }
 
-/// The strings that are allowed.
+/// The allowed strings.
 fn choices(schema: &Value) -> Option<String> {
     let texts = schema["enum"].as_array()?.iter().filter_map(Value::as_str);
     let texts: Vec<String> = texts.map(|text| format!("\"{text}\"")).collect();
@@ -87,7 +87,7 @@ fn nullable(schema: &Value, written: String) -> String {
     }
 }
 
-/// Alternatives on lines of their own.
+/// Alternatives, one per line.
 fn lines_of(variants: &[Value], indent: &str) -> String {
     let mut out = String::new();
     for variant in variants {
@@ -97,7 +97,7 @@ fn lines_of(variants: &[Value], indent: &str) -> String {
     out
 }
 
-/// What follows an alternative.
+/// The comment after an alternative.
 fn comment(variant: &Value, described: bool) -> String {
     let description = variant["description"].as_str().filter(|_| described).map(str::to_owned);
     let default = default_of(variant).map(|default| format!("default: {default}"));
@@ -105,7 +105,7 @@ fn comment(variant: &Value, described: bool) -> String {
     if parts.is_empty() { String::new() } else { format!(" // {}", parts.join(" ")) }
 }
 
-/// Quoted where it is a text, but not one of a choice.
+/// The default value. It is quoted if it is a string, but not if it is one of a choice.
 fn default_of(schema: &Value) -> Option<String> {
     let is_choice = schema["enum"].as_array().is_some_and(|choices| !choices.is_empty());
     Some(match schema.get("default")? {
@@ -158,7 +158,8 @@ fn property_of(name: &str, property: &Value, indent: &str, out: &mut String) {
     out.push('\n');
 }
 
-/// A property of several types: each on its line, and a description that is not that of the first.
+/// A property with several types: one per line. A description is written unless it is the first
+/// one's.
 fn alternatives_of(
     name: &str,
     property: &Value,

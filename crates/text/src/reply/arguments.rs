@@ -1,4 +1,4 @@
-//! The arguments of a call whose markup holds nothing else. They are streamed as they come.
+//! The arguments of a call whose markup is only around them. They are streamed as they arrive.
 
 use serde_json::Value;
 
@@ -7,14 +7,15 @@ use super::events::Events;
 use super::schema;
 use crate::Tool;
 
-/// Whatever the text is, what is given out is a JSON object.
+/// Writes a JSON object, whatever the text is.
 #[derive(Clone, Debug)]
 pub(super) struct Arguments {
     at: At,
     echo: Echo,
-    /// The only argument of the tool, if that is a text: a model may write it without any JSON.
+    /// The name of the tool's only argument, if that is a string: a model may write it without any
+    /// JSON.
     only: Option<String>,
-    /// What the echo writes, to be used again.
+    /// A reusable buffer for the echo's output.
     out: String,
 }
 
@@ -24,9 +25,9 @@ enum At {
     Object,
     /// Within the only argument.
     Text,
-    /// What came is no object.
+    /// The text is not an object.
     Nothing,
-    /// The object is complete: what follows is left out.
+    /// The object is complete: text after it is ignored.
     Over,
 }
 
@@ -70,7 +71,7 @@ impl Arguments {
         events.arguments(&self.out);
     }
 
-    /// The message is over.
+    /// Ends the arguments with the message.
     pub(super) fn finish(&mut self, events: &mut Events) {
         match self.at {
             At::Start | At::Nothing => events.arguments("{}"),

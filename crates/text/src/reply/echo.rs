@@ -1,6 +1,6 @@
-//! A streaming JSON writer: reads a JSON value character by character and writes it again. What was
-//! written so far can always be closed to valid JSON, so a key or a comma is written only with what
-//! follows it.
+//! A streaming JSON writer: reads a JSON value character by character and writes it again. At any
+//! time, the output can be completed to valid JSON, so a key or a comma is written only together
+//! with what follows it.
 //!
 //! Separators become `, ` and `: `, and strings are escaped where they must be. Line ends and stray
 //! backslashes in strings, trailing commas and Python's constants are corrected.
@@ -16,9 +16,9 @@ const WORD_MAX: usize = 400;
 pub(super) struct Echo {
     open: Vec<Bracket>,
     at: At,
-    /// A comma has come, or was left out: it goes before the next item.
+    /// A comma was read, or is missing: it is written before the next item.
     comma: bool,
-    /// A key that waits for its value.
+    /// A key that is written with its value.
     key: Option<String>,
 }
 
@@ -34,7 +34,7 @@ enum At {
     /// A key, or the end of the object.
     Key,
     Colon,
-    /// A comma, or the end of what is open.
+    /// A comma, or the end of the innermost bracket.
     After,
     String {
         is_key: bool,
@@ -43,22 +43,22 @@ enum At {
     Word(String),
 }
 
-/// Where in a backslash's sequence.
+/// The position within an escape sequence.
 #[derive(Clone, Debug)]
 pub(super) enum Escape {
     No,
     Begun,
-    /// Digits of `\u`, after the first half of a pair.
+    /// Digits of `\u`; `high` is the first half of a surrogate pair.
     Code {
         digits: String,
         high: Option<u16>,
     },
-    /// The first half of a pair; a backslash may follow.
+    /// After the first half of a surrogate pair; a backslash may follow.
     Half(u16),
     HalfBegun(u16),
 }
 
-/// What became of a character.
+/// The result of reading a character.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Taken {
     More,
@@ -66,7 +66,7 @@ pub(super) enum Taken {
     Complete,
     /// The value was complete before this character, which is not part of it.
     CompleteBefore,
-    /// This is no JSON. Nothing of the character was taken.
+    /// The text is not JSON. Nothing was written for this character.
     Broken,
 }
 
@@ -104,7 +104,7 @@ impl Echo {
             (At::Value, '"') => self.begin(Some('"'), out, At::string(false)),
             (At::Value, '{' | '[') => return self.open(character, out),
             (At::Value, 'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '+' | '.') => {
-                // It is given out when it is complete, and with it what goes before it.
+                // It is written when it is complete, after everything that precedes it.
                 self.at = At::Word(character.to_string());
                 return self.before_word(out);
             }
@@ -127,7 +127,7 @@ impl Echo {
         Taken::More
     }
 
-    /// Ends the value where it is.
+    /// Completes the value as it is.
     pub(super) fn close(&mut self, out: &mut String) {
         match std::mem::replace(&mut self.at, At::After) {
             At::String { is_key: false, escape } => {
@@ -147,7 +147,7 @@ impl Echo {
         }
     }
 
-    /// What goes before an item: a comma, a key.
+    /// Writes what precedes an item: a comma, a key.
     fn begin(&mut self, character: Option<char>, out: &mut String, at: At) {
         if std::mem::take(&mut self.comma) {
             out.push_str(", ");
@@ -273,7 +273,7 @@ impl Escape {
                     'r' => text.push('\r'),
                     'b' => text.push('\u{8}'),
                     'f' => text.push('\u{c}'),
-                    // Not JSON: a backslash that was meant as one.
+                    // Not JSON: the model meant the backslash literally.
                     _ => text.extend(['\\', character]),
                 }
             }
@@ -306,7 +306,7 @@ impl Escape {
         while let Some(next) = decoded.next() {
             match next {
                 Ok(character) => text.push(character),
-                // A first half at the end may get its second.
+                // A first half of a pair at the end may still get its second half.
                 Err(_) if decoded.peek().is_none() && (0xd800..0xdc00).contains(&unit) => {
                     return Some(Self::Half(unit));
                 }
@@ -317,7 +317,7 @@ impl Escape {
     }
 }
 
-/// A number or constant as JSON has it.
+/// A number or constant, as JSON writes it.
 fn constant(word: &str) -> Option<String> {
     match word {
         "true" | "True" => return Some("true".to_owned()),
@@ -332,7 +332,7 @@ fn constant(word: &str) -> Option<String> {
     serde_json::to_string(&number).ok()
 }
 
-/// The same of a word that is cut off.
+/// The same for a word that is cut off.
 fn completed(word: &str) -> String {
     let constants = ["true", "false", "null", "True", "False", "None"];
     let whole = constants.iter().find(|constant| constant.starts_with(word));

@@ -1,4 +1,4 @@
-//! Collects events of a reply; neighbours of one kind are joined.
+//! Collects the events of a reply; adjacent events of the same kind are joined.
 
 use super::Event;
 use super::text_input::TextInput;
@@ -8,7 +8,7 @@ use super::value::escape;
 pub(crate) struct Events {
     gathered: Vec<Event>,
     call_count: u32,
-    /// There if the last call's tool takes a text.
+    /// Set if the last call's tool takes text.
     text_input: Option<TextInput>,
 }
 
@@ -41,7 +41,7 @@ impl Events {
         self.text_input = takes_text.then(TextInput::default);
     }
 
-    /// More of the JSON of the last call's arguments.
+    /// Adds to the JSON of the last call's arguments.
     pub(super) fn arguments(&mut self, more: &str) {
         if let Some(input) = &mut self.text_input {
             let mut text = String::new();
@@ -52,7 +52,7 @@ impl Events {
         }
     }
 
-    /// A character of a string within the arguments.
+    /// Adds a character of a string within the arguments.
     pub(super) fn string(&mut self, character: char) {
         if let (Some(Event::Arguments { text, .. }), None) =
             (self.gathered.last_mut(), &self.text_input)

@@ -1,6 +1,6 @@
-//! Reader of harmony: messages, by the tokens that give them their form. Which part of the reply a
-//! message is, its header says: a call if it is for a declared tool, else reasoning in the channel
-//! `analysis`, else a part of the answer.
+//! Reader of harmony, which splits a reply into messages at the format's tokens. The header of a
+//! message tells which part of the reply it is: a call if it is addressed to a declared tool, else
+//! reasoning in the channel `analysis`, else a part of the answer.
 //!
 //! What it accepts beyond the format:
 //! - a message without `<|start|>`, without `<|end|>`, or without a channel;
@@ -18,7 +18,7 @@ use super::reader::{Reader, TokenUse};
 use crate::harmony::{Channel, FormatToken, FormatTokens, Header};
 use crate::{ReasoningStart, Tool};
 
-/// What is put between two messages that become one text.
+/// Text between two messages that are joined.
 const BETWEEN: &str = "\n\n";
 
 /// See the file's head.
@@ -26,10 +26,10 @@ const BETWEEN: &str = "\n\n";
 pub(super) struct Harmony {
     tokens: FormatTokens,
     state: State,
-    /// Where no calls are looked for there are none.
+    /// The declared tools; empty if calls are not to be recognised.
     tools: Arc<[Tool]>,
     parallel: bool,
-    /// Whether a message has given reasoning, and whether one has given content.
+    /// Whether a message has had reasoning, and below, content.
     has_reasoning: bool,
     has_content: bool,
     has_call: bool,
@@ -38,7 +38,7 @@ pub(super) struct Harmony {
 
 enum State {
     Header(Header),
-    /// Text of the message; `fresh` if none has come.
+    /// The text of a message; `fresh` until some of it has arrived.
     Text {
         is_reasoning: bool,
         fresh: bool,
@@ -84,7 +84,7 @@ impl Harmony {
         self.state = State::Text { is_reasoning, fresh: true };
     }
 
-    /// The message ends, and the header of another may follow.
+    /// Ends a message. The header of another may follow.
     fn end(&mut self, events: &mut Events) {
         let header = State::Header(Header::default());
         match std::mem::replace(&mut self.state, header) {
@@ -97,7 +97,7 @@ impl Harmony {
         }
     }
 
-    /// The header is all there is of a message.
+    /// Gives the text of an unclosed header back: there is no more of the message.
     fn give_back(&mut self, header: &Header, events: &mut Events) {
         let text = header.text();
         let calls = header.function().is_some();
@@ -184,7 +184,7 @@ impl Reader for Harmony {
     }
 
     fn finish(&mut self, cut: bool, events: &mut Events) {
-        // What was cut is no whole header, and no whole call.
+        // If the reply was cut, the header or the call is incomplete.
         if !cut && !self.over {
             self.end(events);
         }

@@ -11,17 +11,17 @@ use super::tags::Tag;
 #[derive(Clone, Default)]
 pub(super) struct JsonCall {
     at: At,
-    /// The value or key that is under way, and its JSON so far, as far as it is kept.
+    /// The current value or key, and below, its JSON as far as it is needed.
     echo: Echo,
     text: String,
-    /// What the echo writes, to be used again.
+    /// A reusable buffer for the echo's output.
     out: String,
     role: Role,
     named: bool,
-    /// Whether a grammar sees to it that all is JSON, and tags in strings are text.
+    /// Whether a grammar guarantees that everything is JSON, so that tags in strings are text.
     exact: bool,
     arguments: Arguments,
-    /// After a tag within a string that may end the call, with all that came since.
+    /// After a tag within a string that may end the call: the tag and all text since.
     tail: Option<String>,
 }
 
@@ -35,11 +35,11 @@ enum At {
     Key,
     Colon,
     Value,
-    /// What came is no JSON: only a tag ends the call.
+    /// The text is not JSON: only a tag ends the call.
     Broken,
 }
 
-/// What the member is.
+/// The meaning of the current member.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 enum Role {
     Name,
@@ -52,16 +52,16 @@ enum Role {
 enum Arguments {
     #[default]
     None,
-    /// They came before the name.
+    /// They came before the name, and are kept until it is known.
     Kept(String),
-    /// They are being given out.
+    /// They are being written.
     Open,
-    /// They are complete.
+    /// They have been written completely.
     Given,
 }
 
 impl JsonCall {
-    /// The name was taken note of: what came before it may be given out.
+    /// The call's name is accepted: writes arguments that came before it.
     pub(super) fn begin(&mut self, exact: bool, events: &mut Events) {
         self.named = true;
         self.exact = exact;
@@ -96,7 +96,7 @@ impl JsonCall {
         Step::Stay
     }
 
-    /// A tag, which within a string is text unless it ends the call.
+    /// A tag. Within a string it is text unless it ends the call.
     pub(super) fn tag(&mut self, tag: Tag, events: &mut Events) -> Step {
         if let Some(tail) = &mut self.tail {
             if tag == Tag::Call {
@@ -115,7 +115,7 @@ impl JsonCall {
         self.cut_off(tag, events)
     }
 
-    /// A tag ends the call before its last brace.
+    /// Ends the call at a tag before its last brace.
     fn cut_off(&mut self, tag: Tag, events: &mut Events) -> Step {
         if !self.named {
             return Step::GiveBack;
@@ -124,7 +124,7 @@ impl JsonCall {
         Step::Over(Some(tag))
     }
 
-    /// The reply is over, and with it the call, whose name is known.
+    /// Ends the call, whose name is known, with the reply.
     pub(super) fn finish(&mut self, events: &mut Events) {
         let mut out = String::new();
         match self.arguments {
@@ -136,7 +136,7 @@ impl JsonCall {
         events.arguments(&out);
     }
 
-    /// The tag was text after all.
+    /// Continues with the tag as text.
     fn resume(&mut self, events: &mut Events) -> Step {
         let tail = self.tail.take().unwrap_or_default();
         self.feed(&tail, events)
@@ -146,7 +146,7 @@ impl JsonCall {
         let pending = self.tail.take();
         let mut step = Step::Stay;
         for character in text.chars() {
-            // Tags are text of a string, which neither names nor ends the call before the last.
+            // The text is inside a string, so only the last character can name or end the call.
             step = self.character(character, events);
         }
         self.tail = pending;
@@ -175,14 +175,14 @@ impl JsonCall {
         }
     }
 
-    /// An object of arguments is given out at once.
+    /// Begins to stream the arguments if they are an object.
     fn begin_arguments(&mut self, character: char) {
         if character == '{' && self.text.is_empty() && matches!(self.arguments, Arguments::None) {
             self.arguments = Arguments::Open;
         }
     }
 
-    /// A key or value is complete.
+    /// Handles a complete key or value.
     fn member(&mut self, events: &mut Events) -> Step {
         self.echo = Echo::default();
         let text = std::mem::take(&mut self.text);
@@ -214,7 +214,7 @@ impl JsonCall {
         match self.arguments {
             Arguments::Open => self.arguments = Arguments::Given,
             Arguments::None => {
-                // Some write the object as a string.
+                // Some models write the object as a string.
                 let object = if text.starts_with('"') { string(&text) } else { text };
                 let is_object = serde_json::from_str::<Json>(&object).is_ok_and(|o| o.is_object());
                 let object = if is_object { object } else { "{}".to_owned() };
@@ -229,7 +229,7 @@ impl JsonCall {
         }
     }
 
-    /// The last brace.
+    /// Handles the last brace.
     fn complete(&mut self, events: &mut Events) -> Step {
         if !self.named {
             return Step::GiveBack;

@@ -1,8 +1,8 @@
-//! Objects and lists in Python's syntax, which models sometimes write in place of JSON.
+//! Objects and lists in Python's syntax, which models sometimes write instead of JSON.
 
 use serde_json::{Map, Number, Value};
 
-/// How deep literals may be nested; they are read by recursion.
+/// Deepest nesting of literals; they are read by recursion.
 const DEPTH_MAX: usize = 64;
 
 /// The value, if the whole text is one literal.
@@ -59,7 +59,7 @@ impl Literal<'_> {
         Some(items.into())
     }
 
-    /// Takes the end, if it is here.
+    /// Takes the closing bracket, if it is next.
     fn closes(&mut self, end: char) -> bool {
         self.skip_spaces();
         let closes = self.rest.starts_with(end);
@@ -69,7 +69,7 @@ impl Literal<'_> {
         closes
     }
 
-    /// Between items there is a comma, and after the last there may be one.
+    /// Takes the comma between items. It is optional after the last one.
     fn comma_or(&mut self, end: char) -> Option<()> {
         if self.rest.starts_with(',') {
             self.next();

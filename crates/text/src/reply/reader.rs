@@ -1,43 +1,44 @@
-//! What every format's reader of replies is: a state machine over the tokens of one reply.
+//! The interface of every format's reader: a state machine over the tokens of one reply.
 
 use kilotok_abi::TokenId;
 
 use super::events::Events;
 
-/// How a reader takes a token.
+/// How a reader treats a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TokenUse {
-    /// As any other: as text, unless it is a special token and these are left out.
+    /// As text, unless it is a special token and special tokens are left out.
     Ordinary,
-    /// As text, also where special tokens are left out.
+    /// As text, even if special tokens are left out.
     Text,
-    /// Not as text: it says what the text before and after it is.
+    /// As markup, which tells what the text before and after it is.
     Markup,
 }
 
-/// Reads one reply. It takes whatever the model writes: at worst markup appears as text.
+/// Reads one reply. A reader accepts whatever the model writes: at worst markup appears as text.
 pub(crate) trait Reader: Send {
-    /// How the next token is taken, if it is this one.
+    /// How this token would be treated if it came next.
     fn token_use(&self, token: TokenId) -> TokenUse;
 
-    /// A token that is [`TokenUse::Markup`], and its bytes. All text before it has come.
+    /// Handles a token that is [`TokenUse::Markup`], and its bytes. All text before it has been
+    /// passed on.
     fn markup(&mut self, token: TokenId, bytes: &[u8], events: &mut Events);
 
-    /// A character of the text.
+    /// Handles a character of text.
     fn character(&mut self, character: char, events: &mut Events);
 
     /// Whether the next token belongs to reasoning.
     fn is_reasoning(&self) -> bool;
 
-    /// Whether the only call that the reply may have is complete.
+    /// Whether the reply may have only one call and that call is complete.
     fn is_over(&self) -> bool;
 
-    /// Nothing more comes; `cut` short if the model did not end it. Then a call stays as far as it
-    /// came, and markup that is not whole is left out.
+    /// Ends the reply. `cut` means that the model did not end it: an incomplete call then stays as
+    /// it is, and incomplete markup is left out.
     fn finish(&mut self, cut: bool, events: &mut Events);
 }
 
-/// All is content.
+/// The whole reply is content.
 pub(super) struct Verbatim;
 
 impl Reader for Verbatim {

@@ -1,11 +1,11 @@
-//! Types of a tool's parameter by its JSON schema, as far as turning text into JSON needs them.
-//! Values are not validated.
+//! The types of a tool's parameter according to its JSON schema, as far as converting text to JSON
+//! needs them. Values are not validated.
 
 use std::ops::BitOr;
 
 use serde_json::{Map, Value};
 
-/// How many references and alternatives are followed inwards.
+/// Most references and alternatives that are followed inwards.
 const DEPTH_MAX: usize = 8;
 
 /// A set of kinds of JSON values.
@@ -22,8 +22,8 @@ impl Kinds {
     pub(super) const OBJECT: Self = Self(16);
     pub(super) const ARRAY: Self = Self(32);
     pub(super) const NULL: Self = Self(64);
-    /// Where a schema leaves the kind open. Text that looks like a number may as well be text; what
-    /// looks like an object hardly.
+    /// The kinds if a schema leaves them open. Text that looks like a number may well be meant as
+    /// text, but text that looks like an object hardly is.
     const OPEN: Self = Self(1 + 16 + 32 + 64);
 
     pub(super) fn has(self, other: Self) -> bool {
@@ -50,7 +50,7 @@ impl Kinds {
         }
     }
 
-    /// By a schema's name for it, or by one of those that tools use instead.
+    /// The kind for a type's name in a schema, or for a name that tools use instead.
     fn of_name(name: &str) -> Self {
         const NAMES: [(&str, Kinds); 18] = [
             ("str", Kinds::STRING),
@@ -86,14 +86,14 @@ impl BitOr for Kinds {
     }
 }
 
-/// Kinds of the property `key` of the object that `schema` describes; `None` if it names no such
-/// property.
+/// The kinds of the property `key` of the object that `schema` describes; `None` if the schema does
+/// not name the property.
 pub(super) fn property(schema: &Value, key: &str) -> Option<Kinds> {
     let property = properties(schema)?.get(key)?;
     Some(kinds(property, schema, DEPTH_MAX))
 }
 
-/// The only property of an object, if it may be a text.
+/// The name of an object's only property, if the property may be a string.
 pub(super) fn only_text(schema: &Value) -> Option<&str> {
     let properties = properties(schema)?;
     let (name, _) = properties.iter().next().filter(|_| properties.len() == 1)?;
@@ -135,7 +135,7 @@ fn kinds(schema: &Value, root: &Value, depth: usize) -> Kinds {
     if !found.is_empty() {
         return found | nullable;
     }
-    // The first of all that must hold and that says anything.
+    // The first member of `allOf` that says anything about the type.
     let all = schema["allOf"].as_array().into_iter().flatten();
     let mut all = all.map(|inner| kinds(inner, root, depth));
     if let Some(found) = all.find(|found| *found != Kinds::OPEN) {

@@ -1,6 +1,6 @@
-//! Text of a reply outside of calls: reasoning and answer, and to which of them whitespace belongs.
-//! Where a format pads them with newlines, those are markup; elsewhere only whitespace that stands
-//! alone before a tag is.
+//! The text of a reply outside calls: reasoning and answer, and which of them whitespace belongs
+//! to. In formats that pad them with newlines, those newlines are markup; in others, only
+//! whitespace that stands alone before a tag is.
 
 use super::events::Events;
 
@@ -15,9 +15,9 @@ pub(super) enum Part {
 pub(super) struct Speech {
     part: Part,
     padded: bool,
-    /// Whether the part has said anything but whitespace.
+    /// Whether the part has had any text but whitespace.
     begun: bool,
-    /// Whitespace held back: what comes next says whether it is text.
+    /// Whitespace that is held back until the next character or tag tells whether it is text.
     space: String,
     after_call: bool,
     answered: bool,
@@ -39,7 +39,7 @@ impl Speech {
         self.part
     }
 
-    /// Whether nothing was said yet in this part.
+    /// Whether the part has had no text yet.
     pub(super) fn is_fresh(&self) -> bool {
         !self.begun
     }
@@ -64,7 +64,7 @@ impl Speech {
         self.emit(character, events);
     }
 
-    /// A tag ends what was being said; another part begins.
+    /// Ends the current part at a tag; another part begins.
     pub(super) fn turn_to(&mut self, part: Part) {
         self.part = part;
         self.begun = false;
@@ -76,7 +76,7 @@ impl Speech {
         self.after_call = true;
     }
 
-    /// The reply is over.
+    /// Ends the text with the reply.
     pub(super) fn finish(&mut self, events: &mut Events) {
         if !self.begun {
             if self.after_call || self.part == Part::Reasoning {
@@ -91,7 +91,7 @@ impl Speech {
 
     fn drop_leading(&mut self) {
         if self.after_call {
-            // It separates what was said before the call from what is said after it.
+            // The whitespace separates the text before the call from the text after it.
             if !self.answered {
                 self.space.clear();
             }

@@ -1,6 +1,6 @@
 //! Reader of the formats whose markup is tags: it splits a reply into reasoning, answer and calls,
-//! character by character. Whether a call is XML or JSON is decided by how it begins, not by the
-//! model's format, as models err.
+//! character by character. Whether a call is XML or JSON is decided by its beginning and not by the
+//! model's format, because models make mistakes.
 //!
 //! What it accepts beyond the formats:
 //! - `<tool_call>` within reasoning ends it, if a call follows;
@@ -8,7 +8,8 @@
 //! - a missing end of any of call, function, parameter;
 //! - tags that are doubled.
 //!
-//! What turns out to be no call is given back as text. So is a call of an undeclared function.
+//! Text that turns out not to be a call is given back as text. So is a call of an undeclared
+//! function.
 
 use std::sync::Arc;
 
@@ -30,7 +31,7 @@ pub(super) const NAME_MAX: usize = 256;
 pub(crate) struct Tagged {
     finder: Finder,
     machine: Machine,
-    /// Tokens of tags, which count also where special tokens are left out.
+    /// Tokens of tags. They are read even if special tokens are left out.
     tags: Vec<TokenId>,
 }
 
@@ -40,12 +41,12 @@ struct Machine {
     state: State,
     speech: Speech,
     style: Style,
-    /// None where no calls are looked for.
+    /// `None` if calls are not to be recognised.
     tools: Option<Arc<[Tool]>>,
     parallel: bool,
-    /// Whether an answer that has begun has no calls.
+    /// Whether an answer that has begun can no longer contain calls.
     calls_first: bool,
-    /// Whether the reply may open its reasoning itself.
+    /// Whether the reply may still open its reasoning itself.
     may_think: bool,
     over: bool,
     /// The text of a call that has just begun, for [`Tagged::take_begun`].
@@ -59,10 +60,10 @@ enum State {
     Opened(Opening),
     /// After `<function=`.
     Name(Opening, String),
-    /// The opening is there until the call has its name.
+    /// The opening is kept until the call has its name.
     Json(JsonCall, Option<Opening>),
     Xml(XmlCall, Wrapped),
-    /// A call is complete, but `</tool_call>` is to come.
+    /// A call is complete, but its `</tool_call>` is still missing.
     Closing,
 }
 
@@ -71,7 +72,7 @@ enum State {
 struct Opening {
     raw: String,
     wrapped: Wrapped,
-    /// Follows another call within its `<tool_call>`.
+    /// Whether it follows another call within the same `<tool_call>`.
     follows: bool,
 }
 
@@ -79,19 +80,19 @@ struct Opening {
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct Wrapped(bool);
 
-/// What a call does with a character or tag.
+/// The effect of a character or tag on a call.
 pub(super) enum Step {
     Stay,
-    /// The call's name is known: it is certain that it is a call.
+    /// The call's name is complete. The caller decides whether to accept the call.
     Named(String),
-    /// The call is complete. The tag, if any, is not part of it.
+    /// The call is complete. The tag, if any, comes after it.
     Over(Option<Tag>),
     /// This is no call.
     GiveBack,
 }
 
 impl Opening {
-    /// The text since the last `<tool_call>`: it may be doubled.
+    /// The text from the last `<tool_call>` on; the tag may have been doubled.
     fn last_tag(&self) -> &str {
         self.raw.rfind(Tag::Call.text()).map_or(&self.raw, |at| &self.raw[at..])
     }
@@ -126,13 +127,13 @@ impl Tagged {
         Self { tags, ..self }
     }
 
-    /// All text of a call that has begun with the last character: with the brace of its JSON, with
+    /// The text of a call that began with the last character: with the brace of its JSON, with
     /// `<function=` within `<tool_call>`, or with `<function=name>` outside.
     pub(crate) fn take_begun(&mut self) -> Option<String> {
         self.machine.begun.take()
     }
 
-    /// The text so far of what may become a call and has not begun one.
+    /// The text so far of a call that may be about to begin.
     pub(crate) fn opening(&self) -> Option<String> {
         let pending = self.finder.pending();
         let begins = |tag: Tag| tag.text().starts_with(pending) && self.machine.takes(tag);
@@ -157,7 +158,7 @@ impl Tagged {
         }
     }
 
-    /// Whether what is held back is more likely a tag than text.
+    /// Whether the text that is held back is more likely a tag than text.
     fn is_in_tag(&self) -> bool {
         self.finder.pending().len() > 1 || self.machine.speech.is_fresh()
     }
@@ -204,7 +205,7 @@ impl Reader for Tagged {
 }
 
 impl Machine {
-    /// Whether a call was begun or may be beginning, and is not complete.
+    /// Whether a call has begun or may be beginning, and is not complete.
     fn is_in_call(&self) -> bool {
         match &self.state {
             State::Speech | State::Closing => false,
@@ -212,7 +213,7 @@ impl Machine {
         }
     }
 
-    /// Whether a tag counts here; otherwise it is text.
+    /// Whether a tag is markup in this state; otherwise it is text.
     fn takes(&self, tag: Tag) -> bool {
         match &self.state {
             State::Speech | State::Name(..) => self.speech_takes(tag),
@@ -327,7 +328,7 @@ impl Machine {
         }
     }
 
-    /// A tag in the state that another tag or character has led to.
+    /// Handles a tag in the state to which another tag or character has led.
     fn retry(&mut self, tag: Tag, events: &mut Events) {
         if self.over {
             return;
@@ -384,7 +385,7 @@ impl Machine {
             Step::Stay => self.state = State::Json(call, opening),
             Step::Named(name) => {
                 let opening = opening.unwrap_or_default();
-                // No grammar sees a call that begins like this.
+                // A call that begins like this is not constrained by a grammar.
                 let (takes_text, strict) = match self.tool(&name) {
                     Some(tool) if !(tool.strict && opening.follows) => {
                         (tool.takes_text(), tool.strict)
@@ -429,7 +430,7 @@ impl Machine {
         self.tools.iter().flat_map(|tools| tools.iter()).find(|tool| tool.name == name)
     }
 
-    /// A call is complete.
+    /// Ends a complete call.
     fn close(&mut self, wrapped: Wrapped) {
         self.state = State::Closing;
         if !wrapped.0 {
@@ -442,7 +443,7 @@ impl Machine {
         self.over |= !self.parallel;
     }
 
-    /// A character where `</tool_call>` should come. A brace too many is common.
+    /// Handles a character where `</tool_call>` should come. One brace too many is common.
     fn after_call(&mut self, character: char, events: &mut Events) {
         match character {
             ' ' | '\n' | '\t' | '\r' | '}' => self.state = State::Closing,

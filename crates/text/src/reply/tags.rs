@@ -1,7 +1,7 @@
 //! The tags of all formats, and a search for them in text that arrives character by character.
 
-/// A tag begins with `<` and has no other, and none begins another: so at most one of them can be
-/// under way, and where it ends does not depend on what follows.
+/// A tag begins with `<` and contains no other `<`, and no tag is the beginning of another. So at
+/// most one tag can be in progress, and its end does not depend on the text after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tag {
     Think,
@@ -42,29 +42,29 @@ impl Tag {
     }
 }
 
-/// What became of a character.
+/// The result of reading a character.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
-    /// A tag may be under way.
+    /// A tag may be in progress.
     Nothing,
     /// The character is text.
     Character,
-    /// What was held back is text.
+    /// The text that was held back is not a tag.
     Text(String),
     Tag(Tag),
 }
 
-/// Finds tags. Holds back what may become one.
+/// Finds tags. Text that may become a tag is held back.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Finder {
     pending: String,
 }
 
 impl Finder {
-    /// Takes a character where the tags that `counts` names count.
+    /// Reads a character. Only tags for which `counts` returns true are recognised.
     pub(super) fn push(&mut self, character: char, counts: impl Fn(Tag) -> bool) -> Found {
         if character == '<' {
-            // A tag has no other `<`, so what is pending is none.
+            // A tag contains no other `<`, so the pending text is not a tag.
             let text = self.finish();
             self.pending.push(character);
             return if text.is_empty() { Found::Nothing } else { Found::Text(text) };
@@ -84,12 +84,12 @@ impl Finder {
         }
     }
 
-    /// What is held back.
+    /// The text that is held back.
     pub(super) fn pending(&self) -> &str {
         &self.pending
     }
 
-    /// What is held back is no tag.
+    /// Ends the search: the text that is held back is not a tag.
     pub(super) fn finish(&mut self) -> String {
         std::mem::take(&mut self.pending)
     }

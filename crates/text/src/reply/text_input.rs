@@ -1,13 +1,13 @@
-//! The text of a call whose tool takes one: the string `input`, extracted from the JSON of the
+//! The text of a call whose tool takes text: the string `input`, extracted from the JSON of the
 //! arguments as it arrives.
 
 use super::echo::Escape;
 use crate::conversation::TEXT_ARGUMENT;
 
-/// The JSON is a reader's own, and so is well-formed.
+/// The JSON was written by a reader, so it is well-formed.
 #[derive(Debug, Default)]
 pub(super) struct TextInput {
-    /// Brackets that are open.
+    /// Number of open brackets.
     depth: u32,
     /// Whether a string is the key of an argument.
     before_colon: bool,

@@ -1,6 +1,6 @@
-//! The value of an XML parameter as JSON. Text is verbatim: entities such as `&lt;` stay as they
-//! are, since models write them only where they mean them. Strings are streamed, other values are
-//! written once they are complete.
+//! Converts the value of an XML parameter to JSON. Text is verbatim: entities such as `&lt;` stay
+//! as they are, because models write them only when they mean them. Strings are streamed; other
+//! values are written once they are complete.
 
 use serde_json::Value as Json;
 
@@ -8,7 +8,8 @@ use super::events::Events;
 use super::literal;
 use super::schema::Kinds;
 
-/// Longest text that is taken for a number or constant, spaces included, if it may be a string.
+/// Longest text, including spaces, that is taken for a number or constant if it may also be a
+/// string.
 const SCALAR_MAX: usize = 400;
 
 #[expect(clippy::struct_excessive_bools, reason = "four facts that do not exclude each other")]
@@ -18,9 +19,9 @@ pub(super) struct Value {
     /// Whether the first and the last newline are markup.
     padded: bool,
     begun: bool,
-    /// A newline that may be the last.
+    /// A newline that is held back because it may be the last.
     newline: bool,
-    /// What it cannot be decided of yet whether it is a string.
+    /// Text for which it is undecided whether it is a string.
     text: String,
     is_string: bool,
 }
@@ -71,9 +72,10 @@ impl Value {
     }
 }
 
-/// Whether a value that begins like this may be one of these kinds.
+/// Whether a value that begins like this may be of one of these kinds.
 fn may_become(kinds: Kinds, begun: &str) -> bool {
-    // More white space than that begins no value, and to look at all of it again is quadratic.
+    // No value begins with more white space than that, and trimming all of it each time would be
+    // quadratic.
     let start = begun[..begun.floor_char_boundary(SCALAR_MAX)].trim_start();
     if kinds.has(Kinds::OBJECT) && start.starts_with('{')
         || kinds.has(Kinds::ARRAY) && start.starts_with('[')
@@ -95,7 +97,7 @@ fn may_become(kinds: Kinds, begun: &str) -> bool {
             && text.bytes().all(|byte| b"+-.0123456789eE".contains(&byte))
 }
 
-/// JSON of a whole value: the first of the kinds that it is, else a string.
+/// A complete value as JSON: of the first kind that fits, else a string.
 fn convert(kinds: Kinds, text: &str) -> String {
     let trimmed = text.trim();
     let or_string = kinds.has(Kinds::STRING);
@@ -117,7 +119,7 @@ fn convert(kinds: Kinds, text: &str) -> String {
     {
         return json;
     }
-    // A value of another kind than asked for is still more use than its text.
+    // A value of an unexpected kind is still more useful than its text.
     match serde_json::from_str::<Json>(trimmed) {
         Ok(_) if !or_string => trimmed.to_owned(),
         _ => quoted(text),
@@ -139,7 +141,7 @@ fn number(text: &str, fractions: bool) -> Option<String> {
     }
 }
 
-/// An object or array, as JSON or as Python prints it.
+/// An object or array, in JSON or as Python prints it.
 fn structure(text: &str, kinds: Kinds) -> Option<String> {
     let fits = |value: &Json| {
         (value.is_object() && kinds.has(Kinds::OBJECT))
@@ -157,7 +159,7 @@ fn quoted(text: &str) -> String {
     out + "\""
 }
 
-/// A character within a JSON string.
+/// Writes a character of a JSON string.
 pub(crate) fn escape(character: char, out: &mut String) {
     use std::fmt::Write as _;
     match character {

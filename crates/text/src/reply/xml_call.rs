@@ -1,9 +1,9 @@
 //! Converts arguments of a call from XML to JSON: `<parameter=key>value</parameter>`, up to
 //! `</function>`.
 //!
-//! A value is verbatim, so it may contain tags itself, and its end may be missing. `<parameter=`
-//! ends a value only if it names another parameter of the tool, and `</function>` and
-//! `</tool_call>` only if only markup follows them.
+//! Values are verbatim, so a value may contain tags itself, and its closing tag may be missing.
+//! `<parameter=` ends a value only if it names another parameter of the tool, and `</function>` and
+//! `</tool_call>` only if nothing but markup follows.
 
 use std::fmt::Write as _;
 
@@ -20,9 +20,9 @@ pub(super) struct XmlCall {
     /// JSON schema of the arguments; null if there is none.
     parameters: Json,
     padded: bool,
-    /// Whether a grammar sees to it that a value ends with its own tag and nowhere before.
+    /// Whether a grammar guarantees that a value ends with its own tag and not earlier.
     exact: bool,
-    /// Keys that the call has had.
+    /// Keys that the call has had so far.
     keys: Vec<String>,
     part: Part,
 }
@@ -36,7 +36,7 @@ enum Part {
     Value(Value),
     /// After `<parameter=` within a value.
     ValueKey(Value, String),
-    /// After a tag within a value that may end the call, with all that came since.
+    /// After a tag within a value that may end the call: the tag and all text since.
     ValueTail(Value, String),
 }
 
@@ -58,7 +58,7 @@ impl XmlCall {
 
     pub(super) fn character(&mut self, character: char, events: &mut Events) {
         match std::mem::replace(&mut self.part, Part::Between) {
-            // Text between parameters has no place in JSON.
+            // Text between parameters has no place in the JSON.
             Part::Between => {}
             Part::Key(mut key) => {
                 if character == '>' {
@@ -138,7 +138,7 @@ impl XmlCall {
         Step::Stay
     }
 
-    /// The reply is over, and with it the call.
+    /// Ends the call with the reply.
     pub(super) fn finish(&mut self, events: &mut Events) {
         match std::mem::replace(&mut self.part, Part::Between) {
             Part::Between | Part::Key(_) => {}
@@ -169,7 +169,7 @@ impl XmlCall {
         self.part = Part::Value(Value::new(kinds, self.padded));
     }
 
-    /// Whether this may be a parameter's key that the call has not had.
+    /// Whether this may be the key of a parameter that the call has not had.
     fn is_other_key(&self, key: &str) -> bool {
         let known = schema::has_properties(&self.parameters);
         let fits = !known || schema::property(&self.parameters, key).is_some();

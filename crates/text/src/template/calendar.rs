@@ -3,8 +3,8 @@
 use jiff::Timestamp;
 use jiff::fmt::strtime::{BrokenDownTime, Config};
 
-/// A moment, given in seconds since 1970, as `format` asks. Directives without a meaning stay as
-/// they are, as in Python. Moments beyond the year 9999 become its end.
+/// Formats a time, given in seconds since 1970. Unknown directives stay as they are, as in Python.
+/// Times beyond the year 9999 become its end.
 pub(crate) fn format(format: &str, seconds: i64) -> String {
     let moment = BrokenDownTime::from(Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX));
     let text = moment.to_string_with_config(&Config::new().lenient(true), format);

@@ -1,25 +1,25 @@
-//! `tojson` as in transformers, which is Python's `json.dumps` character by character: one more
-//! space in a tool's schema would give other tokens than the model was trained on.
+//! `tojson` as in transformers, which is Python's `json.dumps`, reproduced to the character: one
+//! more space in a tool's schema would produce other tokens than the model was trained on.
 
 use std::fmt::Write as _;
 
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 
-/// Characters of one level of indentation.
+/// Most characters of one level of indentation.
 const INDENT_MAX: usize = 100;
 
-/// How deep a value may be nested; schemas are a dozen deep, and this writes by recursion.
+/// Deepest nesting of a value. Schemas are a dozen levels deep, and this writes by recursion.
 const DEPTH_MAX: usize = 200;
 
 struct Style {
     ensure_ascii: bool,
-    /// What one level is indented by; without it all is on one line.
+    /// The indentation of one level; if absent, everything is on one line.
     indent: Option<String>,
     item_separator: String,
     key_separator: String,
     sort_keys: bool,
-    /// Characters that stand for ASCII.
+    /// Stand-ins that replace ASCII characters.
     stand_ins: String,
 }
 
@@ -174,7 +174,7 @@ fn escape(character: char, out: &mut String) {
     }
 }
 
-/// A key as JSON has it.
+/// A key as JSON writes it.
 fn name(key: &Value) -> Result<String, Error> {
     match key.kind() {
         ValueKind::String => Ok(key.as_str().unwrap_or_default().to_owned()),

@@ -1,6 +1,6 @@
-//! Limits of one rendering besides instructions: bytes that are copied or searched, and the depth
-//! of values. [`super::program`] inserts calls of these filters into templates; their names contain
-//! a colon, which a template's own filters cannot.
+//! Limits one rendering in more than its number of instructions: in the bytes that are copied or
+//! searched, and in the depth of values. [`super::program`] inserts calls of these filters into
+//! templates. Their names contain a colon, so a template's own filters cannot have these names.
 
 use minijinja::value::{Kwargs, Rest, Tuple, ValueKind, ValueOrKwargs, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
@@ -15,23 +15,23 @@ pub(super) const KEPT: &str = "meter:kept";
 pub(super) const FILTER: &str = "meter:filter";
 pub(super) const TEST: &str = "meter:test";
 
-/// A variable that no template can name: the bytes of what a template is given.
+/// A variable under a name that no template can write: the bytes of the template's input.
 pub(super) const GIVEN: &str = " given";
 
-/// Bytes that a rendering may take whatever it is given, and for each byte that it is given.
+/// The bytes that a rendering may spend in any case, and below, for each byte of its input.
 /// Templates copy a text some ten times.
 const BASE_BYTES: u64 = 64 << 20;
 const TIMES_GIVEN: u64 = 32;
-/// A value in a list.
+/// The bytes that are charged for a value in a list.
 pub(super) const VALUE_BYTES: u64 = 32;
-/// How much faster a text is looked through than copied.
+/// How much faster a text is searched than copied.
 const SCAN_SPEED: u64 = 16;
-/// Levels of lists in lists. Printing, comparing and dropping values goes by recursion.
+/// Deepest nesting of lists. Printing, comparing and dropping values is recursive.
 const DEPTH_MAX: usize = 200;
-/// Of `indent`, `batch` and `slice`, and of fields of a format.
+/// Largest width of `indent`, `batch` and `slice`, and of fields of a format.
 const WIDTH_MAX: i64 = 10_000;
 
-/// Bytes that are left.
+/// The bytes that are left.
 struct Meter(u64);
 
 pub(super) fn install(environment: &mut Environment<'static>) {
@@ -45,7 +45,7 @@ pub(super) fn install(environment: &mut Environment<'static>) {
     environment.add_filter(FILTER, filter);
     environment.add_filter(TEST, test);
     environment.add_filter("map", map);
-    // They hide how deep a value is, or print all there is; Python's Jinja has none of them.
+    // They hide the depth of a value, or print everything in it; Python's Jinja has neither.
     environment.remove_filter("chain");
     environment.remove_filter("zip");
     environment.remove_global("debug");
@@ -78,7 +78,7 @@ fn namespace(defaults: Option<ValueOrKwargs>) -> Result<Value, Error> {
 }
 
 /// # Errors
-/// So many bytes are not left.
+/// Fewer bytes than these are left.
 pub(super) fn charge(state: &mut State, bytes: u64) -> Result<(), Error> {
     let rest = left(state).checked_sub(bytes).ok_or_else(exhausted)?;
     state.get_or_insert_extension(Meter(0)).0 = rest;
@@ -98,7 +98,7 @@ fn exhausted() -> Error {
     Error::from(ErrorKind::OutOfFuel)
 }
 
-/// A value that will be gone through and copied, with all that is in it.
+/// Charges for a value that will be iterated and copied, with everything in it.
 pub(super) fn weigh(state: &mut State, value: &Value) -> Result<(), Error> {
     if let Some(text) = value.as_str() {
         return charge(state, text.len() as u64);
@@ -106,7 +106,7 @@ pub(super) fn weigh(state: &mut State, value: &Value) -> Result<(), Error> {
     walk_all(state, value, true)
 }
 
-/// How deep a value is, without its text.
+/// Charges for a value without its text, and checks its depth.
 fn weigh_values(state: &mut State, value: &Value) -> Result<(), Error> {
     walk_all(state, value, false)
 }
@@ -143,7 +143,7 @@ fn walk(value: &Value, depth: usize, texts: bool, left: &mut u64) -> Result<(), 
     Ok(())
 }
 
-/// A value that will be compared or looked through.
+/// Charges for a value that will be compared or searched.
 fn see(state: &mut State, value: &Value) -> Result<(), Error> {
     match (value.as_str(), value.kind()) {
         (Some(text), _) => charge(state, text.len() as u64 / SCAN_SPEED),
@@ -152,7 +152,8 @@ fn see(state: &mut State, value: &Value) -> Result<(), Error> {
     }
 }
 
-/// What an operator made: its text is copied, a list is not, but may be now and then.
+/// Charges for the result of an operator. Its text was copied; a list is usually shared, but may be
+/// copied now and then.
 fn made(state: &mut State, value: Value) -> Result<Value, Error> {
     if let Some(text) = value.as_str() {
         charge(state, text.len() as u64)?;
@@ -162,7 +163,7 @@ fn made(state: &mut State, value: Value) -> Result<Value, Error> {
     Ok(value)
 }
 
-/// A list, tuple or dict.
+/// Charges for a new list, tuple or dict.
 fn built(state: &mut State, value: Value) -> Result<Value, Error> {
     if value.kind() == ValueKind::Map {
         for key in value.try_iter()?.checked() {
@@ -177,7 +178,7 @@ fn built(state: &mut State, value: Value) -> Result<Value, Error> {
     Ok(value)
 }
 
-/// One that holds itself would never be dropped.
+/// Refuses a namespace, since one that contains itself would never be dropped.
 fn refuse_namespace(value: &Value) -> Result<(), Error> {
     match value.as_object() {
         Some(object) if object.type_name().ends_with("Namespace") => Err(Error::new(
@@ -203,8 +204,8 @@ fn see_text(state: &mut State, value: &Value) -> Result<(), Error> {
     charge(state, value.as_str().map_or(0, str::len) as u64 / SCAN_SPEED)
 }
 
-/// A list of its own, where a value would make its items anew each time it is gone through: such
-/// values could be put around one another without end.
+/// Turns a lazy value, which recomputes its items each time, into a list. Lazy values could
+/// be wrapped around one another without end.
 fn own(state: &mut State, value: Value) -> Result<Value, Error> {
     if value.kind() != ValueKind::Iterable {
         return Ok(value);
@@ -217,7 +218,7 @@ fn own(state: &mut State, value: Value) -> Result<Value, Error> {
     Ok(items.into())
 }
 
-/// As Python slices text, lists and tuples.
+/// Slices text, lists and tuples as Python does.
 fn slice(
     state: &mut State,
     value: &Value,
@@ -258,7 +259,7 @@ fn slice(
     Ok(if value.is_tuple() { Tuple::from(part).into() } else { part.into() })
 }
 
-/// The places that a slice takes.
+/// The positions that a slice takes.
 struct Places {
     first: usize,
     count: usize,
@@ -291,7 +292,7 @@ impl Iterator for Places {
     }
 }
 
-/// Filters that look at their value without going through it.
+/// Filters that look at a value without iterating it.
 const LOOKING: [&str; 13] = [
     "abs", "attr", "bool", "count", "d", "default", "first", "float", "int", "last", "length",
     "round", "safe",
@@ -306,7 +307,7 @@ fn filter(state: &mut State, arguments: Rest<ValueOrKwargs>) -> Result<Value, Er
     apply(state, name, arguments)
 }
 
-/// A filter by its name.
+/// Applies a filter by its name.
 fn apply(state: &mut State, name: &str, arguments: &[Value]) -> Result<Value, Error> {
     if LOOKING.contains(&name) {
         see_text(state, &arguments[0])?;
@@ -319,7 +320,7 @@ fn apply(state: &mut State, name: &str, arguments: &[Value]) -> Result<Value, Er
     let weight = before - left(state);
     let text = arguments[0].as_str();
     match name {
-        // Each item may be compared with all that the test is given.
+        // Each item may be compared with all arguments of the test.
         "select" | "reject" | "selectattr" | "rejectattr" if arguments.len() > 1 => {
             let mut each = 0;
             for argument in &arguments[1..] {
@@ -338,14 +339,14 @@ fn apply(state: &mut State, name: &str, arguments: &[Value]) -> Result<Value, Er
             charge(state, width * VALUE_BYTES)?;
         }
         "format" => charge_format(state, &arguments[0])?,
-        // Their values are the characters of a text.
+        // For a text, the resulting values are its characters.
         "list" | "split" | "lines" | "sort" | "unique" | "min" | "max" | "reverse" | "groupby"
         | "map" | "select" | "reject" => {
             charge(state, text.map_or(0, str::len) as u64 * VALUE_BYTES)?;
         }
         "join" => charge_join(state, &arguments[0], arguments.get(1))?,
         "pprint" => {
-            // Each value may have a line of its own, with four spaces by level.
+            // Each value may be on its own line, indented by four spaces per level.
             let count = arguments[0].len().unwrap_or(0) as u64;
             charge(state, count * DEPTH_MAX as u64 * 4)?;
         }
@@ -354,7 +355,7 @@ fn apply(state: &mut State, name: &str, arguments: &[Value]) -> Result<Value, Er
     let value = call(state, name, arguments)?;
     let value = own(state, value)?;
     if value.as_str().is_some() || value.kind() == ValueKind::Seq {
-        // What lists of lists are made of can be nested again.
+        // The result of these filters can be nested again.
         let nests = ["batch", "slice", "groupby", "items", "dictsort", "map"].contains(&name);
         if nests { weigh_values(state, &value)? } else { return made(state, value) }
     }
@@ -371,7 +372,7 @@ fn call(state: &mut State, name: &str, arguments: &[Value]) -> Result<Value, Err
     })
 }
 
-/// Any number among arguments, by position or by name, is at most a width.
+/// Checks that no number among the arguments, positional or named, exceeds the largest width.
 fn width(name: &str, arguments: &[Value]) -> Result<u64, Error> {
     let mut widest = 4;
     for argument in arguments {
@@ -393,13 +394,13 @@ fn width(name: &str, arguments: &[Value]) -> Result<u64, Error> {
     Ok(widest)
 }
 
-/// Every field of a format may be as wide as the widest of them.
+/// Charges for a format, each of whose fields may be as wide as the widest.
 pub(super) fn charge_format(state: &mut State, format: &Value) -> Result<(), Error> {
     let format = format.as_str().unwrap_or_default();
     let refuse = |reason: &str| Err(Error::new(ErrorKind::InvalidOperation, reason.to_owned()));
     let printf = format.split('%').skip(1).map(|field| field.split(char::is_alphabetic).next());
     let braces = format.split('{').skip(1).map(|field| field.split('}').next());
-    // A width that is an argument is not known here.
+    // The value of a width that is itself an argument is unknown here.
     let nested = format.split('{').skip(1).any(|field| field.ends_with(':'));
     if nested || printf.clone().flatten().any(|flags| flags.contains('*')) {
         return refuse("format: a width must be a number");
@@ -418,7 +419,7 @@ pub(super) fn charge_format(state: &mut State, format: &Value) -> Result<(), Err
     charge(state, widest.saturating_mul(fields))
 }
 
-/// The separator comes between all items, which the caller has weighed.
+/// Charges for the separator between all items. The caller has charged for the items.
 pub(super) fn charge_join(
     state: &mut State,
     items: &Value,
@@ -433,7 +434,7 @@ pub(super) fn charge_join(
     charge(state, count.saturating_mul(bytes + 1))
 }
 
-/// What replacing makes, before it is made.
+/// Charges for the result of replacing, before it is made.
 pub(super) fn charge_replace(
     state: &mut State,
     text: &str,
@@ -448,7 +449,7 @@ pub(super) fn charge_replace(
     Ok(())
 }
 
-/// Tests that look at what kind of value it is.
+/// Tests that look only at the kind of a value.
 pub(super) fn is_cheap_test(name: &str) -> bool {
     [
         "boolean",
@@ -490,7 +491,7 @@ fn test(state: &mut State, arguments: Rest<ValueOrKwargs>) -> Result<Value, Erro
     result.map(Value::from)
 }
 
-/// A filter of every item, or an attribute of it.
+/// Applies a filter to every item, or takes an attribute of it.
 fn map(state: &mut State, arguments: Rest<ValueOrKwargs>) -> Result<Value, Error> {
     let arguments = arguments.into_values();
     let named = arguments.get(1).and_then(|name| name.as_str());

@@ -30,7 +30,7 @@ pub(super) fn call(
     unknown_method_callback(state, value, method, arguments)
 }
 
-/// What a method takes and makes, before it does.
+/// Charges for the input and output of a method, before it runs.
 fn charge(
     state: &mut State,
     value: &Value,
@@ -43,7 +43,7 @@ fn charge(
     let argument = |index: usize| arguments.get(index).and_then(Value::as_str);
     let Some(text) = value.as_str() else {
         return match method {
-            // They compare.
+            // These methods compare values.
             "count" | "index" => meter::weigh(state, value),
             _ => meter::charge(state, value.len().unwrap_or(0) as u64 * meter::VALUE_BYTES),
         };
@@ -137,7 +137,7 @@ pub(super) fn strip<'t>(
     if right { text.trim_end_matches(goes) } else { text }
 }
 
-/// What Python calls a space: Unicode's, and the separators of ASCII.
+/// Whether Python treats the character as white space: Unicode's, and ASCII's separators.
 fn is_space(character: char) -> bool {
     character.is_whitespace() || ('\x1c'..='\x1f').contains(&character)
 }

@@ -1,5 +1,5 @@
-//! Compiles a template, and inserts the meter's calls into minijinja's instructions. minijinja
-//! counts instructions alone, and one instruction can double a text.
+//! Compiles a template and inserts the meter's calls into minijinja's instructions. minijinja
+//! itself only counts instructions, and a single instruction can double a text.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use super::meter;
 
 /// The longest known template has 30 KB.
 const SOURCE_BYTES_MAX: usize = 1 << 20;
-/// Within one tag, and of all `elif`: each can be one level more of the parser's and the compiler's
-/// recursion, for which [`super::STACK_BYTES`] is enough.
+/// Most tokens within one tag, and below, most `elif` in a template: each can add a level to the
+/// recursion of parser and compiler, for which [`super::STACK_BYTES`] suffices.
 const TAG_TOKENS_MAX: usize = 4096;
 const ELIF_MAX: usize = 1024;
 
@@ -25,13 +25,13 @@ const INHERITANCE: &str = "inheritance between templates";
 /// A template, ready to run.
 pub(super) struct Program {
     instructions: Instructions<'static>,
-    /// Parts that another template could replace; there are none.
+    /// Parts that an inheriting template could replace; there are none.
     replaceable: BTreeMap<&'static str, Instructions<'static>>,
 }
 
 impl Program {
     /// # Errors
-    /// The source is no template, or does what cannot be bounded.
+    /// The source is not a template, or uses a feature whose cost cannot be bounded.
     pub(super) fn compile(source: String) -> Result<Self, Error> {
         if source.len() > SOURCE_BYTES_MAX {
             let reason = format!("it has more than {SOURCE_BYTES_MAX} bytes");
@@ -40,8 +40,8 @@ impl Program {
         let syntax_config =
             SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
         check_nesting(&source, &syntax_config)?;
-        // A compiled template refers to its source. A model has one or two, for as long as the
-        // program runs.
+        // A compiled template borrows its source. A model has one or two templates, which are used
+        // for as long as the program runs.
         let source: &'static str = Box::leak(source.into_boxed_str());
         let config = TemplateConfig {
             syntax_config,
@@ -94,7 +94,7 @@ fn impossible(what: &str, line: u16) -> Error {
     Error::new(ErrorKind::InvalidOperation, reason)
 }
 
-/// The same instructions, each that can take or make much with the meter's calls around it.
+/// The same instructions, with the meter's calls around those that may consume or produce much.
 fn metered(from: &Instructions<'static>) -> Result<Instructions<'static>, Error> {
     let old: Vec<_> = (0..).map_while(|at| from.get(at)).collect();
     let targets: BTreeSet<u32> = old.iter().filter_map(|instruction| target(instruction)).collect();
@@ -126,7 +126,7 @@ fn metered(from: &Instructions<'static>) -> Result<Instructions<'static>, Error>
     Ok(to)
 }
 
-/// Where an instruction may lead besides to the next.
+/// The target of a jump, if the instruction can jump.
 fn target(instruction: &Instruction<'_>) -> Option<u32> {
     match instruction {
         Instruction::Iterate(target)
@@ -147,14 +147,14 @@ fn with_meter(
     use Instruction as I;
 
     let call = |name: &'static str, arguments| I::ApplyFilter(name, Some(arguments), u8::MAX);
-    // Of a filter and a test: its name comes last.
+    // Calls the meter's filter with the name of the template's filter or test as its last argument.
     let named = |name: &str, through: &'static str, arguments: &Option<u16>| match arguments {
         Some(count) => Ok(vec![I::LoadConst(name.into()), call(through, count + 1)]),
         None => Err(impossible("unpacking arguments with *", line)),
     };
     let same = || instruction.clone();
     Ok(match instruction {
-        // Through the formatter, which charges for it.
+        // Emitted through the formatter, which charges for it.
         I::EmitRaw(text) => {
             vec![I::LoadConst(Value::from_safe_string((*text).to_owned())), I::Emit]
         }
@@ -167,7 +167,7 @@ fn with_meter(
         I::BuildList(_) | I::BuildTuple(_) | I::BuildMap(_) => {
             vec![same(), call(meter::BUILT, 1)]
         }
-        // To compare with a constant costs no more than that is long.
+        // A comparison with a constant costs no more than the constant's length.
         I::Eq | I::Ne | I::Lt | I::Lte | I::Gt | I::Gte if constant.is_some() => vec![same()],
         I::Eq | I::Ne | I::Lt | I::Lte | I::Gt | I::Gte | I::In | I::CompareAndPreserve(_) => {
             vec![I::Swap, call(meter::SEEN, 1), I::Swap, call(meter::SEEN, 1), same()]

@@ -1,5 +1,5 @@
-//! Filters, tests and globals that differ between Jinja in Python and minijinja, as Python has
-//! them. Methods of strings and dicts are in [`super::methods`].
+//! Filters, tests and globals that differ between Jinja in Python and minijinja, in Python's
+//! version. Methods of strings and dicts are in [`super::methods`].
 
 use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, State, Value};
@@ -25,8 +25,8 @@ pub(super) fn adapt(environment: &mut Environment<'static>) {
     });
 }
 
-/// A float as Python prints it. Those within lists are left as minijinja prints them, which
-/// differs for exponents only.
+/// A float as Python prints it. Floats within lists are printed by minijinja, which differs only in
+/// exponents.
 fn float(value: &Value) -> Option<String> {
     let is_float = value.is_number() && !value.is_integer() && value.kind() == ValueKind::Number;
     is_float.then(|| f64::try_from(value.clone()).ok().map(json::python_float)).flatten()
@@ -56,19 +56,19 @@ fn items(value: &Value) -> Result<Value, Error> {
     minijinja::filters::items(value)
 }
 
-/// As `str.strip`, whose whitespace is a little more than Unicode's.
+/// Like `str.strip`, whose white space includes a little more than Unicode's.
 fn trim(value: &Value, characters: Option<&str>) -> String {
     let text = value.to_string();
     methods::strip(&text, characters, true, true).to_owned()
 }
 
-/// Whatever has a length and can be indexed, so strings and mappings too.
+/// Everything that has a length and can be indexed, including strings and mappings.
 fn is_sequence(value: &Value) -> bool {
     let kinds = [ValueKind::Seq, ValueKind::Map, ValueKind::String, ValueKind::Undefined];
     kinds.contains(&value.kind())
 }
 
-/// Undefined is an empty sequence, none is none.
+/// Undefined is an empty sequence; none is not iterable.
 fn is_iterable(value: &Value) -> bool {
     !value.is_none() && value.try_iter().is_ok()
 }

@@ -1,6 +1,7 @@
-//! Where a long text can be cut so that the pieces have the same tokens as the whole. A border lies
-//! between two characters that no match of the pre-tokenizer's patterns contains side by side, of
-//! which the first is always part of a match. A pattern that is not understood has no borders.
+//! Where a long text can be cut so that the pieces have the same tokens as the whole text. A border
+//! lies between two characters that are never adjacent within a match of the pre-tokenizer's
+//! patterns, and of which the first is always part of a match. Patterns that are not understood
+//! have no borders.
 
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
@@ -11,7 +12,8 @@ use serde_json::Value;
 /// The pattern of GPT-2, which `ByteLevel` means by `use_regex`.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
-/// The one look-ahead that is understood: it follows spaces only, and no border follows a space.
+/// The only look-ahead that is understood: it follows only spaces, and there is no border after a
+/// space.
 const SPACES_AHEAD: &str = r"\s+(?!\S)";
 
 const ASCII: usize = 128;
@@ -19,9 +21,9 @@ const ASCII: usize = 128;
 /// See the file's head.
 #[derive(Default)]
 pub(super) struct Borders {
-    /// The patterns that split a text one after the other.
+    /// The patterns that split a text, one after the other.
     patterns: Vec<Pattern>,
-    /// Characters that are neighbours within an added token.
+    /// Pairs of characters that are adjacent within an added token.
     within_tokens: BTreeSet<(char, char)>,
     ascii: OnceLock<Vec<bool>>,
 }
@@ -29,14 +31,14 @@ pub(super) struct Borders {
 /// The alternatives of a pattern.
 struct Pattern(Vec<Vec<Part>>);
 
-/// A piece of an alternative, simplified to which characters it may match.
+/// A part of an alternative, reduced to the characters that it may match.
 struct Part {
     characters: ClassUnicode,
-    /// May match more than one character.
+    /// Whether it may match more than one character.
     repeats: bool,
-    /// May match none.
+    /// Whether it may match none.
     optional: bool,
-    /// Any one of its characters is a match of it.
+    /// Whether every single one of its characters is a match.
     single: bool,
 }
 
@@ -48,7 +50,8 @@ impl Borders {
 
     fn understood(tokenizer: &Value) -> Option<Self> {
         let normalizer = &tokenizer["normalizer"];
-        // It joins a character and the marks after it, and leaves marks that begin a piece.
+        // NFC combines a character with the marks after it, and keeps marks at the beginning of a
+        // piece.
         if !normalizer.is_null() && normalizer["type"] != "NFC" {
             return None;
         }
@@ -64,7 +67,8 @@ impl Borders {
         Some(Self { patterns, within_tokens, ascii: OnceLock::new() })
     }
 
-    /// The last border with at most `target` bytes before it, or else the first one beyond.
+    /// The last border with at most `target` bytes before it, or, if there is none, the first
+    /// border after that.
     pub(super) fn near(&self, text: &str, target: usize) -> Option<usize> {
         let (before, after) = text.split_at(text.floor_char_boundary(target));
         let mut next = after.chars().next()?;
@@ -96,7 +100,7 @@ impl Borders {
             });
             return table[before as usize * ASCII + after as usize];
         }
-        // Normalizing leaves these as they are, or makes a letter of a letter.
+        // Normalization keeps these characters, or changes a letter into a letter.
         (after.is_ascii() || is_ideograph(after))
             && (is_ideograph(before) || before.is_ascii() || before.is_alphabetic())
             && self.separate(before, after)
@@ -111,7 +115,7 @@ impl Borders {
     }
 }
 
-/// Common ones, which no normal form changes.
+/// Common ideographs, which no normal form changes.
 fn is_ideograph(character: char) -> bool {
     matches!(character, '\u{3001}' | '\u{3002}' | '\u{4e00}'..='\u{9fff}')
 }
@@ -123,7 +127,7 @@ fn patterns(pre_tokenizer: &Value) -> Option<Vec<Pattern>> {
             let stages = pre_tokenizer["pretokenizers"].as_array()?.iter().map(patterns);
             Some(stages.collect::<Option<Vec<_>>>()?.into_iter().flatten().collect())
         }
-        // The prefix would be put before each piece.
+        // The space would be put before each piece.
         "ByteLevel" if pre_tokenizer["add_prefix_space"] == true => None,
         "ByteLevel" if pre_tokenizer["use_regex"] == false => Some(Vec::new()),
         "ByteLevel" => one(GPT2),
@@ -156,7 +160,8 @@ impl Pattern {
         alternatives.map(Self)
     }
 
-    /// No match has these two side by side, and none is decided by what follows the first.
+    /// Whether no match has these two characters side by side, and no match depends on what follows
+    /// the first.
     fn separates(&self, before: char, after: char) -> bool {
         !self.0.iter().any(|parts| {
             parts.iter().enumerate().any(|(index, part)| {
@@ -166,7 +171,7 @@ impl Pattern {
         })
     }
 
-    /// Wherever the character stands, it is part of a match.
+    /// Whether the character is part of a match wherever it stands.
     fn covers(&self, character: char) -> bool {
         self.0.iter().any(|parts| {
             let mut needed = parts.iter().filter(|part| !part.optional);
@@ -298,7 +303,7 @@ mod tests {
         splits.into_iter().map(|(word, _, _)| word.to_owned()).collect()
     }
 
-    /// Cut wherever there is a border.
+    /// Cuts at every border.
     fn cut(borders: &Borders, mut text: &str) -> Vec<String> {
         let mut pieces = Vec::new();
         while let Some(at) = borders.near(text, 1) {
@@ -320,7 +325,7 @@ mod tests {
             assert_eq!(cut(&borders, "    ").len(), 1);
             assert!(!cut(&borders, "a<|end_of|>b").contains(&"<|end".to_owned()));
         }
-        // The sequence of digits begins anew with every piece.
+        // Counting of digits would restart with every piece.
         assert_eq!(cut(&Borders::read(&tokenizers()[2]), "123456").len(), 1);
         assert_eq!(cut(&Borders::read(&tokenizers()[1]), "123456").len(), 6);
         let unknown = json!({ "pre_tokenizer": { "type": "Metaspace" }, "added_tokens": [] });

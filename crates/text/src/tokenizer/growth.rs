@@ -1,18 +1,19 @@
-//! How much longer a normalizer can make a text. Without a bound one request could fill the memory.
+//! How much longer a normalizer can make a text. Without a limit, one request could fill the
+//! memory.
 
 use serde_json::Value;
 
 use super::Problem;
 
-/// What normal forms and the usual replacements of a space stay far below.
+/// Largest growth. Normal forms and the usual replacements of a space stay far below it.
 const GROWTH_MAX: f64 = 64.0;
-/// Bytes put before a text.
+/// Most bytes that are put before a text.
 const PREFIX_BYTES_MAX: usize = 1024;
-/// The longest of a character's decompositions (NFKD), in bytes by byte of the character.
+/// The largest growth of a character by decomposition (NFKD), as bytes per byte.
 const DECOMPOSED: f64 = 18.0;
 
 /// # Errors
-/// The normalizer can make a text too much longer.
+/// The normalizer can make a text longer than that.
 pub(super) fn check(normalizer: &Value) -> Result<(), Problem> {
     let growth = growth(normalizer)?;
     if growth > GROWTH_MAX {
@@ -35,7 +36,7 @@ fn growth(normalizer: &Value) -> Result<f64, Problem> {
         "Replace" => {
             let content = bytes(&normalizer["content"]) as f64;
             match bytes(&normalizer["pattern"]["String"]) {
-                // A regular expression may match at every byte, and between.
+                // A regular expression may match at and between all bytes.
                 0 => 1.0 + content,
                 replaced => (content / replaced as f64).max(1.0),
             }

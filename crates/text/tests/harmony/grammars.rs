@@ -1,4 +1,4 @@
-//! Constrained replies: headers are always whole, and calls and answers follow their grammars.
+//! Constrained replies: headers are always complete, and calls and answers follow their grammars.
 
 use std::sync::LazyLock;
 
@@ -43,12 +43,12 @@ fn shape_or_calls() -> Constraint {
     Constraint::ShapeOrCalls { shape, tools: tools(), format, parallel: true }
 }
 
-/// Whether the grammar takes the whole reply, end token included.
+/// Whether the grammar accepts the whole reply, including its end token.
 fn takes(grammar: &Grammar, reply: &str) -> bool {
     grammar.clone().accept(&reply_tokens(reply)).is_ok()
 }
 
-/// The tokens that may come next; None if all may.
+/// The tokens that may come next; `None` if all may.
 fn next(grammar: &mut Grammar) -> Option<Vec<TokenId>> {
     let masks = grammar.masks(&[]).unwrap().masks;
     let mask = masks.first()?;
@@ -131,7 +131,7 @@ fn a_prompt_may_end_within_a_message() {
     let mut grammar = compile(&shape(), ReasoningStart::Never);
     assert!(!next(&mut grammar).unwrap().contains(&CHANNEL));
     grammar.accept(&json).unwrap();
-    // Within reasoning all is free up to its end.
+    // Within reasoning, everything is allowed up to its end.
     assert_eq!(after(&shape(), ReasoningStart::Begun, "so"), None);
     assert!(after(&shape(), ReasoningStart::Begun, "so<|end|>").unwrap().contains(&START));
     assert_eq!(after(&with_calls(), ReasoningStart::Never, "so"), None);
@@ -148,7 +148,7 @@ fn drafts_are_judged_message_by_message() {
         let wrong = [&reply[..reply.len() - 1], &[RETURN, CALL]].concat();
         let legal = grammar.masks(&wrong).unwrap().draft_count as usize;
         assert_eq!(legal, reply.len() - 1);
-        // The drafts have changed nothing.
+        // The drafts have not changed the state.
         for &token in &reply {
             if !grammar.pass(&[token], &[]) {
                 grammar.accept(&[token]).unwrap();
@@ -166,7 +166,8 @@ fn random(state: &mut u64) -> u64 {
     state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11
 }
 
-/// A reply at random, by the masks; where all is free, a few words and the end of the message.
+/// A random reply that the masks allow; where everything is allowed, a few words and the end of the
+/// message.
 fn walk(grammar: &mut Grammar, state: &mut u64) -> Vec<TokenId> {
     let ends = &TEXT.defaults().end_tokens;
     let closing = reply_tokens("}\"]");

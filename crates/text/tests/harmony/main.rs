@@ -1,6 +1,6 @@
-//! Harmony: prompts are those of OpenAI's package, token by token, and replies are read as it reads
-//! them, or as they were meant where it refuses them. The fixture and the script that writes it are
-//! in `tests/text/`.
+//! Harmony: prompts equal those of OpenAI's package, token by token, and replies are parsed as the
+//! package parses them, or, where it refuses them, as they were meant. The fixture and the script
+//! that writes it are in `tests/text/`.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
@@ -19,7 +19,7 @@ use serde_json::Value;
 const END: TokenId = 200_007;
 const CALL: TokenId = 200_012;
 const RETURN: TokenId = 200_002;
-/// Where the format's tokens are, reserved ones among them.
+/// The ids of the format's tokens, including reserved ones.
 const SPECIAL: std::ops::Range<TokenId> = 199_998..200_019;
 
 fn folder() -> PathBuf {
@@ -71,7 +71,7 @@ fn events(options: ReplyOptions, tokens: &[TokenId]) -> Vec<Event> {
     reply.take()
 }
 
-/// Events in short: what they are, and their text; of a call its name and arguments.
+/// Events in short form: the kind and the text; for a call, its name and arguments.
 fn short(events: &[Event]) -> Vec<(String, String)> {
     let mut out: Vec<(String, String)> = Vec::new();
     for event in events {
@@ -85,7 +85,7 @@ fn short(events: &[Event]) -> Vec<(String, String)> {
     out
 }
 
-/// What the messages that the package found are to a client.
+/// The tokens of a reply.
 fn reply_tokens(text: &str) -> Vec<TokenId> {
     TEXT.encode(text).unwrap()
 }

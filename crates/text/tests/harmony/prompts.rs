@@ -1,4 +1,4 @@
-//! Conversations as prompts, and what the checkpoint's files say.
+//! Rendering of conversations, and detection of the format from the checkpoint's files.
 
 use std::fs;
 use std::time::{Duration, UNIX_EPOCH};
@@ -58,13 +58,13 @@ fn the_checkpoint_is_recognised() {
         name => fs::read(folder().join(name)).ok(),
     };
     assert_eq!(Text::from_files(&files).unwrap().format(), Format::Harmony);
-    // Without its tokens a vocabulary cannot have the format, whatever the config says.
+    // The format needs its tokens in the vocabulary, whatever the config says.
     let config = |name: &str| match name {
         "tokenizer.json" => fs::read(folder().join("../mimo/tokenizer.json")).ok(),
         name => fs::read(folder().join(name)).ok().filter(|_| name == "config.json"),
     };
     let config = |name: &str| {
-        // Its end token is outside of that vocabulary.
+        // The end token is not in that vocabulary.
         config(name).map(|file| {
             let text = String::from_utf8(file).unwrap();
             text.replace("200002", "258").into_bytes()
@@ -208,7 +208,7 @@ fn alternatives_of_a_schema_are_one_type() {
     assert!(prompt.contains("type f = (_: {\nx?: string | number | null,\n}) => any;"), "{prompt}");
 }
 
-/// What a user may write, the format's own tokens among it.
+/// Text that a user may write, including the format's own tokens.
 fn user_text() -> impl Strategy<Value = String> {
     let words =
         ["<|start|>", "<|end|>", "<|mess", "age|>", "<|channel|>", "assistant", "to=x", "é世 "];
@@ -243,7 +243,8 @@ proptest! {
         let tokens = encoded(&rendered);
         prop_assert_eq!(TEXT.decode(&tokens, false), rendered.prompt);
         let special = tokens.iter().filter(|id| SPECIAL.contains(id)).count();
-        // Three of each message; a channel, and of the call also its type; and the last start.
+        // Three tokens for each message; a channel each; for the call also the type; and the last
+        // start.
         let parts = [reasoning, said].iter().filter(|text| !text.is_empty()).count();
         prop_assert_eq!(special, 3 * 3 + 4 * parts + 5 + 4 + 1);
     }

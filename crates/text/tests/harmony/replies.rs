@@ -1,4 +1,4 @@
-//! Replies, whatever the model writes.
+//! Parsing of any reply that a model may write.
 
 use std::sync::Arc;
 
@@ -96,7 +96,7 @@ fn stop_strings_are_looked_for_in_messages_alone() {
     assert_eq!(read("final", answer), (false, "Hi there".to_owned()));
     assert_eq!(read("analysis", answer), (false, "Hi there".to_owned()));
     assert_eq!(read("there", answer), (true, "Hi ".to_owned()));
-    // Two messages are no one text.
+    // The texts of two messages are not joined.
     assert_eq!(read("HmHi", answer), (false, "Hi there".to_owned()));
     assert_eq!(read("Hm", answer), (true, String::new()));
 }
@@ -150,8 +150,8 @@ fn start() -> impl Strategy<Value = ReasoningStart> {
 proptest! {
     #![proptest_config(cases(2000))]
 
-    /// Whatever the tokens are, they are read, calls are whole, and nothing depends on when events
-    /// are taken.
+    /// Any tokens can be parsed, calls are complete, and the events do not depend on when they are
+    /// taken.
     #[test]
     fn any_tokens_are_a_reply(
         tokens in prop::collection::vec(any_token(), 0..60),

@@ -1,6 +1,6 @@
-//! However the text of a reply is cut into tokens, and however often events are taken, the events
-//! are the same, and arguments are JSON; whatever the model writes. And what it writes by the
-//! format comes out as it was meant.
+//! The events of a reply do not depend on how its text is cut into tokens, nor on how often events
+//! are taken, and arguments are valid JSON, whatever the model writes. Replies in the right format
+//! are parsed as meant.
 
 use std::fmt::Write as _;
 
@@ -13,7 +13,7 @@ use crate::speaking::{SimulatedModel, joined, spelled};
 
 const FORMATS: [Format; 4] = [Format::Mimo, Format::Qwen3Coder, Format::Hermes, Format::Plain];
 
-/// What replies are made of here, so that tags meet in every order.
+/// Fragments from which replies are built, so that tags meet in every order.
 const XML: [&str; 17] = [
     "<think>",
     "</think>",
@@ -126,7 +126,7 @@ fn options() -> impl Strategy<Value = ReplyOptions> {
     })
 }
 
-/// The text in pieces that end at these places, tags in one piece where they are not cut.
+/// The text in pieces that end at these places. Tags are in one piece unless they are cut.
 fn pieces<'t>(text: &'t str, cuts: &[Index]) -> Vec<&'t [u8]> {
     let mut ends: Vec<usize> = cuts.iter().map(|cut| cut.index(text.len() + 1)).collect();
     ends.push(text.len());
@@ -182,7 +182,7 @@ proptest! {
         let mut reply = Reply::new(speaker.text.clone(), options.clone());
         let mut events = Vec::new();
         for (token, take) in tokens.into_iter().zip(takes.iter().cycle()) {
-            // A special token that is hidden is not the same as its letters.
+            // A hidden special token is not the same as its letters.
             if speaker.text.is_special(token) {
                 return Ok(());
             }
@@ -206,7 +206,7 @@ proptest! {
     }
 }
 
-/// Values as JSON has them, nested a little.
+/// JSON values with a little nesting.
 fn value() -> impl Strategy<Value = Value> {
     let text = "[a-z<>&/\"'\\\\ \n\té世😀]{0,12}";
     let leaf = prop_oneof![
@@ -225,7 +225,7 @@ fn value() -> impl Strategy<Value = Value> {
     })
 }
 
-/// Arguments that fit the schema of the tools here.
+/// Arguments that match the schema of the tools here.
 fn fitting() -> impl Strategy<Value = Map<String, Value>> {
     let value = value();
     (prop::collection::vec(value, 6), prop::collection::vec(any::<bool>(), 6)).prop_map(
@@ -245,7 +245,7 @@ fn fitting() -> impl Strategy<Value = Map<String, Value>> {
     )
 }
 
-/// A call as the format has it.
+/// A call in the right format.
 fn written(format: Format, name: &str, arguments: &Map<String, Value>) -> String {
     if format == Format::Hermes {
         let call = json!({ "name": name, "arguments": arguments });

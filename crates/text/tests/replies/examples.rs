@@ -1,12 +1,12 @@
-//! What replies mean, by example: reasoning, answers and calls in every format, well formed and
-//! not, and where a reply ends.
+//! Examples of parsed replies: reasoning, answers and calls in every format, well formed and not,
+//! and where a reply ends.
 
 use kilotok_text::{Event, Format, Parse, ReasoningStart, Reply, ReplyOptions, Stopped, Tool};
 use serde_json::json;
 
 use crate::speaking::{SimulatedModel, joined, spelled};
 
-/// A tool whose parameters are of every kind.
+/// A tool with parameters of every type.
 fn tools() -> Vec<Tool> {
     let parameters = json!({
         "type": "object",
@@ -38,7 +38,7 @@ fn options(reasoning: ReasoningStart) -> ReplyOptions {
     }
 }
 
-/// Events in short: `R:` reasoning, `C:` content, `name(arguments)` a call.
+/// Events in short form: `R:` reasoning, `C:` content, `name(arguments)` a call.
 fn short(events: &[Event]) -> Vec<String> {
     let mut out: Vec<String> = Vec::new();
     for event in events {
@@ -219,13 +219,13 @@ fn values_may_contain_markup() {
              </parameter></function></tool_call>",
                 &["f({\"s\": \"<think></think><tool_call><function=now>\"})"],
             ),
-            // Of a tool without a schema any name may be another parameter.
+            // If the tool has no schema, any name may be another parameter.
             (
                 "<tool_call><function=now><parameter=a>x<parameter=b>y<parameter=if c>\
                  </parameter></function></tool_call>",
                 &["now({\"a\": \"x\", \"b\": \"y<parameter=if c>\"})"],
             ),
-            // A parameter of its own that the call has had is text.
+            // A declared parameter that the call has already had is text.
             (
                 "<tool_call><function=f><parameter=s>a<parameter=s>b</parameter></function>\
              </tool_call>",

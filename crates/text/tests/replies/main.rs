@@ -1,4 +1,4 @@
-//! Replies of the model, read through the public interface: by example, and whatever their tokens.
+//! Parsing of the model's replies through the public interface: by example, and for any tokens.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 

@@ -1,4 +1,4 @@
-//! Texts as the tokens of small vocabularies, and what comes of reading them.
+//! Turns texts into tokens of small vocabularies, and parses them.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ fn text_of(value: &Value) -> String {
 
 pub(crate) struct SimulatedModel {
     pub(crate) text: Arc<Text>,
-    /// Tokens of more than a byte.
+    /// Tokens of more than one byte.
     pieces: BTreeMap<Vec<u8>, TokenId>,
 }
 
@@ -30,7 +30,7 @@ impl SimulatedModel {
         Self::with_pieces(format, &[])
     }
 
-    /// The same, with tags that are special tokens too.
+    /// The same vocabulary, in which the tags are special tokens.
     pub(crate) fn of_special_tags(format: Format) -> Self {
         let read = |name: &str| {
             let text = String::from_utf8(file(name)?).unwrap();
@@ -40,7 +40,8 @@ impl SimulatedModel {
         Self { text, pieces: BTreeMap::new() }
     }
 
-    /// The first, and tokens for these pieces. Special tokens and tags come after them.
+    /// The vocabulary of bytes, with further tokens for these pieces. Special tokens and tags come
+    /// after them.
     pub(crate) fn with_pieces(format: Format, wanted: &[&[u8]]) -> Self {
         let mut tokenizer: Value = serde_json::from_slice(&file(TOKENIZER).unwrap()).unwrap();
         let added = tokenizer["added_tokens"].as_array().unwrap().iter();
@@ -53,7 +54,7 @@ impl SimulatedModel {
             if !is_added && !pieces.contains_key(*piece) {
                 let id = vocab.len() as TokenId;
                 pieces.insert(piece.to_vec(), id);
-                // A byte's name is that of the token of its number.
+                // A byte is written with the name of the token that has its number.
                 let name = piece.iter().map(|&byte| names[byte as usize].as_str());
                 vocab.insert(name.collect(), id.into());
             }
@@ -68,7 +69,7 @@ impl SimulatedModel {
         Self { text, pieces }
     }
 
-    /// The token of a piece that the vocabulary was made with.
+    /// The token of one of the pieces.
     pub(crate) fn piece(&self, piece: &[u8]) -> TokenId {
         match piece {
             [byte] => TokenId::from(*byte),
@@ -76,12 +77,12 @@ impl SimulatedModel {
         }
     }
 
-    /// Tags are single tokens, all else is spelled.
+    /// Tokens of a text: single tokens for tags, bytes for everything else.
     pub(crate) fn marked(&self, text: &str) -> Vec<TokenId> {
         self.text.encode(text).unwrap()
     }
 
-    /// All events of a reply of these tokens.
+    /// All events of a reply with these tokens.
     pub(crate) fn events(&self, options: ReplyOptions, tokens: &[TokenId]) -> Vec<Event> {
         let mut reply = Reply::new(self.text.clone(), options);
         for &token in tokens {
@@ -92,12 +93,12 @@ impl SimulatedModel {
     }
 }
 
-/// A token a byte, tags too.
+/// One token per byte, even for tags.
 pub(crate) fn spelled(text: &str) -> Vec<TokenId> {
     text.bytes().map(TokenId::from).collect()
 }
 
-/// Neighbours of one kind as one event.
+/// Joins adjacent events of the same kind.
 pub(crate) fn joined(events: Vec<Event>) -> Vec<Event> {
     let mut out: Vec<Event> = Vec::new();
     for event in events {

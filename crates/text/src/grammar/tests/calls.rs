@@ -1,4 +1,4 @@
-//! Tool calls: in each model's own words, with arguments that follow their schemas.
+//! Tool calls in each model's format, with arguments that follow their schemas.
 
 use jsonschema::Validator;
 use serde_json::{Value, json};
@@ -98,7 +98,7 @@ fn after_the_calls_only_the_end_is_left() {
         let masks = grammar.masks(&tokens).unwrap();
         assert_eq!(masks.draft_count as usize, tokens.len());
         assert_eq!(listed(masks.masks.last().unwrap()), ENDS);
-        // Markup is its token, never its text.
+        // The grammar accepts markup only as its token, never spelled out.
         let spelled: Vec<u32> = b"<tool_call>".iter().map(|&byte| u32::from(byte)).collect();
         assert_eq!(grammar.masks(&spelled).unwrap().draft_count, 0);
         let mut grammar = model.grammars.compile(&calls(format, false), true, &|| false).unwrap();
@@ -138,13 +138,13 @@ fn random_calls_follow_their_schemas() {
     }
 }
 
-/// Calls, read as plainly as can be.
+/// Parses calls with as little code as possible.
 fn read(format: Format, text: &str) -> Vec<(String, Value)> {
     let texts = ["city", "unit"];
     let mut rest = text;
     let mut found = Vec::new();
     if format == Format::Hermes {
-        // A string may have the closing tag in it.
+        // A string may contain the closing tag.
         while let Some(json) = rest.trim_start_matches('\n').strip_prefix("<tool_call>\n") {
             let mut values = serde_json::Deserializer::from_str(json).into_iter::<Value>();
             let call = values.next().unwrap().unwrap();
@@ -193,8 +193,8 @@ fn one_argument(schema: &Value, strict: bool) -> Tool {
     Tool { name: "f".to_owned(), parameters, strict, ..Tool::default() }
 }
 
-/// Schemas of an argument that is written as it is, with texts that match and others. Where a
-/// random text would hardly match, its length makes it.
+/// Schemas of an argument that is written verbatim, with texts that match and texts that do not.
+/// Random texts would hardly match, except where only the length counts.
 fn texts() -> Vec<(Value, Vec<&'static str>, Vec<&'static str>)> {
     let text = |schema: Value| {
         let mut whole = json!({ "type": "string" });
@@ -402,7 +402,7 @@ fn a_reply_of_a_shape_may_be_calls_instead() {
             }
         }
     }
-    // A user's grammar knows nothing of the one for calls.
+    // A user's grammar cannot refer to the grammar for calls.
     let curious = Constraint::Lark("start: \"a\" | @calls".to_owned());
     let error = Model::bytes().compile(&curious).err().unwrap().to_string();
     assert!(error.contains("refers to another"), "{error}");

@@ -1,4 +1,4 @@
-//! Constraints that are meant to cost much: refused, or no dearer than any other.
+//! Constraints built to be expensive: each is refused, or costs no more than any other.
 
 use std::cell::Cell;
 use std::sync::{Arc, Barrier};
@@ -14,7 +14,7 @@ fn nested(depth: usize, inner: Value, wrap: impl Fn(Value) -> Value) -> Value {
     (0..depth).fold(inner, |value, _| wrap(value))
 }
 
-/// Definitions that each use the next twice.
+/// Definitions each of which uses the next one twice.
 fn doubling(count: usize, twice: impl Fn(Value) -> Value) -> Value {
     let mut definitions = Map::new();
     for index in 0..count {
@@ -27,7 +27,7 @@ fn doubling(count: usize, twice: impl Fn(Value) -> Value) -> Value {
 
 type Named = (&'static str, Value);
 
-/// Multiples of numbers that have little in common.
+/// Multiples of numbers with few common factors.
 fn multiples(count: u32) -> Vec<Value> {
     (0..count).map(|index| json!({ "type": "number", "multipleOf": 3001 + 2 * index })).collect()
 }
@@ -166,7 +166,8 @@ fn languages() -> Vec<(&'static str, Constraint)> {
     ]
 }
 
-/// Names of what is refused before anything is compiled, or by counting while it is.
+/// Names of the constraints that are refused, either before compiling or when compiling exceeds a
+/// count.
 const REFUSED: &[&str] = &[
     "too deep",
     "several multiples",
@@ -219,7 +220,7 @@ fn stay_cheap(mut grammar: Grammar, name: &str) {
     let mut dice = Dice::new(3);
     for _ in 0..60 {
         let Ok(masks) = grammar.masks(&[]) else { break };
-        // The limit is looked at between two derivatives.
+        // The limit is only checked between two derivatives.
         let multiple = if name.contains("multiples") { 3041 } else { 0 };
         assert!(grammar.fuel() <= 2 * limits(multiple).step_lexer_fuel, "{name}");
         let token = dice.pick(&listed(&masks.masks[0]));
@@ -229,7 +230,7 @@ fn stay_cheap(mut grammar: Grammar, name: &str) {
     }
 }
 
-/// Arguments that are written as text.
+/// Arguments that are written verbatim.
 fn texts() -> Vec<Named> {
     let often = |what: Value| {
         let both = |name: &str| json!({ "anyOf": vec![json!({ "$ref": name }); 100] });
@@ -253,7 +254,7 @@ fn hostile_arguments_are_refused_or_cheap() {
     let model = Model::pieces();
     for (name, schema) in [deep(), wide(), endless(), texts()].concat() {
         let mut parameters = json!({ "properties": { "x": schema }, "required": ["x"] });
-        // References are from the root.
+        // References start at the root.
         if let Some(definitions) = schema.get("$defs") {
             parameters["$defs"] = definitions.clone();
         }
@@ -278,7 +279,7 @@ fn the_cancelled_do_not_wait() {
     assert_eq!(compile(&|| true), Err(GrammarError::Cancelled));
     assert_eq!(compile(&|| false), Ok(()));
 
-    // Work that does not end before it is told to.
+    // Work that does not end until it is told to.
     let pool = CompilePool::default();
     let hold = Arc::new(Barrier::new(5));
     for _ in 0..4 {
@@ -288,11 +289,11 @@ fn the_cancelled_do_not_wait() {
         let work = move || Ok(hold.wait().is_leader());
         assert_eq!(pool.run(work, &cancelled), Err(GrammarError::Cancelled));
     }
-    // It fills the pool, for which the next waits in vain,
+    // The work fills the pool. The next caller waits for it in vain,
     let asked = Cell::new(0);
     let cancelled = || asked.replace(asked.get() + 1) > 2;
     assert_eq!(pool.run(|| Ok(()), &cancelled), Err(GrammarError::Cancelled));
-    // and until there is room again.
+    // and another one until there is room again.
     hold.wait();
     assert_eq!(pool.run(|| Ok(7), &|| false), Ok(7));
     let panics = pool.run(|| -> Result<(), GrammarError> { panic!("of the test") }, &|| false);

@@ -41,7 +41,7 @@ fn json_objects_are_objects() {
         let document: Value = serde_json::from_str(&text).unwrap();
         assert!(document.is_object(), "{text}");
     }
-    // White space has a limit, so that nothing but white space cannot go on for ever.
+    // White space is bounded, so that a reply cannot consist of white space forever.
     assert!(!model.takes(&grammar, &format!("{{{}}}", " ".repeat(100))));
 }
 
@@ -92,7 +92,7 @@ fn lark_is_taken_as_llguidance_has_it() {
     check(&model, &sum, &["1", "1 + 2*(3+4)", "((7))"], &["", "1+", "(1", "1 2", "a"]);
     let thought = lark("start: <think> /[a-z ]*/ </think> %json {\"type\": \"boolean\"}");
     check(&model, &thought, &["<think>hm hm</think>true"], &["true", "<think></think>1"]);
-    // The schema within is prepared like any other.
+    // The embedded schema is prepared like any other.
     let text = message(&model, &lark("start: %json {\"not\": {\"type\": \"null\"}}"));
     assert!(text.contains("`not` at #/not"), "{text}");
     let date = lark("start: \"on \" %json {\"format\": \"date\", \"type\": \"string\"} \".\"");
@@ -184,7 +184,7 @@ fn random_replies_in_gbnf_are_in_the_language() {
         let reply = walk(&model, &mut grammar.clone(), &mut Dice::new(seed), 60);
         let text = model.text(&reply);
         let document: Result<Value, _> = serde_json::from_str(&text);
-        // Its author allows halves of surrogate pairs.
+        // The author of this grammar allows unpaired surrogates.
         assert!(document.is_ok_and(|value| value.is_object()) || text.contains("\\u"), "{text}");
     }
 }

@@ -1,4 +1,5 @@
-//! Masks: exactly what the grammar takes, for every draft, and nothing is left of asking.
+//! Masks allow exactly what the grammar accepts, after every draft, and computing them changes
+//! nothing.
 
 use serde_json::json;
 
@@ -63,7 +64,7 @@ fn asking_changes_nothing() {
             let mut asked = model.compile(constraint).unwrap();
             let mut silent = asked.clone();
             let reply = walk(&model, &mut asked, &mut dice, 40);
-            // The walk asked at every place about drafts of all kinds.
+            // During the walk, masks were computed for drafts of all kinds at every position.
             let mut again = silent.clone();
             for &token in &reply {
                 silent.accept(&[token]).unwrap();
@@ -88,7 +89,7 @@ fn asking_changes_nothing() {
     }
 }
 
-/// The library keeps its last mask by a key that two ways through a grammar can share.
+/// llguidance caches its last mask under a key that two paths through a grammar can share.
 #[test]
 fn what_was_asked_for_one_way_does_not_show_on_another() {
     let model = Model::bytes();
@@ -122,7 +123,7 @@ fn masks_of_drafts_are_those_of_the_places_they_lead_to() {
     }
 }
 
-/// Whether a draft is what the model would say is not known before its mask is made.
+/// Whether the model would choose a draft is unknown until the draft's mask is computed.
 #[test]
 fn a_draft_into_a_place_with_an_error_is_not_followed_and_costs_nothing() {
     let mut dice = Dice::new(8);
@@ -130,9 +131,9 @@ fn a_draft_into_a_place_with_an_error_is_not_followed_and_costs_nothing() {
     let model = Model::with(&long, true);
     let [a, x, z] = [b'a', b'x', b'z'].map(TokenId::from);
     for (lark, invalid) in [
-        // The end of a reply is no part of it.
+        // An end token cannot be matched within a grammar.
         ("start: A (\"x\" <[256]> \"y\" | \"z\")\nA: /a{3}/", true),
-        // What breaks the library's matcher: more states than there is fuel for.
+        // The pattern breaks llguidance's matcher: it has more states than there is fuel for.
         ("start: A (\"x\" B | \"z\")\nA: /a{3}/\nB: /[ab]*a[ab]{400}/", false),
     ] {
         let mut grammar = model.compile(&Constraint::Lark(lark.to_owned())).unwrap();
@@ -148,7 +149,7 @@ fn a_draft_into_a_place_with_an_error_is_not_followed_and_costs_nothing() {
             silent.accept(&[token]).unwrap();
             assert_eq!(asked_here(&mut grammar), asked_here(&mut silent), "{lark}");
         }
-        // Only a reply that goes there ends there.
+        // Only a reply that takes this path fails.
         let mut there = model.compile(&Constraint::Lark(lark.to_owned())).unwrap();
         there.accept(&[a, a, a, x]).unwrap();
         let error = there.masks(&[a]).unwrap_err();
@@ -171,7 +172,7 @@ fn all_end_tokens_end_and_only_where_the_grammar_is_complete() {
     assert_eq!(listed(&masks.masks[3]), ends);
     grammar.accept(&[97, 98]).unwrap();
     assert_eq!(listed(&asked_here(&mut grammar)), ends);
-    // A request that ignores its end gets more of them.
+    // A request that ignores end tokens continues after them.
     grammar.accept(&[ENDS[0], ENDS[1]]).unwrap();
     assert_eq!(listed(&asked_here(&mut grammar)), ends);
     assert!(matches!(grammar.accept(&[97]), Err(GrammarError::Fault(_))));
@@ -224,7 +225,7 @@ fn everything_goes_until_reasoning_ends() {
     let seven = TokenId::from(b'7');
     let masks = grammar.masks(&[x, OTHER, ENDS[0]]).unwrap();
     assert_eq!((masks.draft_count, masks.masks.len()), (3, 0));
-    // No such token: it is not drafted either.
+    // A token that does not exist is not a legal draft either.
     assert_eq!(grammar.masks(&[x, 9999]).unwrap().draft_count, 1);
     let masks = grammar.masks(&[x, END_THINK, seven, x]).unwrap();
     assert_eq!(masks.draft_count, 3);
@@ -235,7 +236,7 @@ fn everything_goes_until_reasoning_ends() {
     let newline = TokenId::from(b'\n');
     assert_eq!(listed(&masks.masks[2]), [vec![newline], digits.clone()].concat());
     assert_eq!(listed(&masks.masks[3]), ENDS);
-    // All of that was only asked.
+    // None of these requests for masks has changed the state.
     assert!(grammar.masks(&[x]).unwrap().masks.is_empty());
     grammar.accept(&[x, END_THINK, newline, newline]).unwrap();
     assert_eq!(listed(&asked_here(&mut grammar)), digits);
@@ -314,7 +315,7 @@ fn what_is_asked_for_again_is_not_compiled_again() {
     let again = model.compile(&of("a", "b")).unwrap();
     assert_eq!(model.grammars.cache.len(), 1);
     assert!(model.takes(&again, r#"{"a":null,"b":null}"#), "it begins at the beginning");
-    // JSON's equality knows no order of fields, but replies have one.
+    // JSON's equality ignores the order of fields, but replies have one.
     let turned = model.compile(&of("b", "a")).unwrap();
     assert_eq!(model.grammars.cache.len(), 2);
     assert!(model.takes(&turned, r#"{"b":null,"a":null}"#));

@@ -1,4 +1,5 @@
-//! What grammars promise, over vocabularies made here: of bytes alone, and of pieces as in BPE.
+//! Tests of grammars, with vocabularies that are built here: of bytes only, and of pieces as in
+//! BPE.
 
 mod calls;
 mod hostile;
@@ -21,7 +22,7 @@ const OTHER: TokenId = 262;
 const MARKS: [&str; 7] =
     ["<|end|>", "<|stop|>", "<think>", "</think>", "<tool_call>", "</tool_call>", "<|other|>"];
 
-/// xorshift64*: the tests' own dice.
+/// The tests' random generator: xorshift64*.
 struct Dice(u64);
 
 impl Dice {
@@ -51,7 +52,7 @@ struct Model {
 }
 
 impl Model {
-    /// Every byte, the markup, and these pieces; engines pad.
+    /// A vocabulary of every byte, the markup, and these pieces, padded as engines do.
     fn with(pieces: &[Vec<u8>], marks: bool) -> Self {
         let mut words: Vec<Word> =
             (0..=255).map(|byte| Word { bytes: vec![byte], special: false }).collect();
@@ -83,7 +84,7 @@ impl Model {
         String::from_utf8_lossy(&bytes.collect::<Vec<u8>>()).into_owned()
     }
 
-    /// Tokens of a text by the longest match, markup included.
+    /// Tokenizes a text by longest match, including markup.
     fn encode(&self, text: &str) -> Vec<TokenId> {
         let mut rest = text.as_bytes();
         let mut tokens = Vec::new();
@@ -100,14 +101,14 @@ impl Model {
         tokens
     }
 
-    /// Whether the grammar takes the text, and may end after it.
+    /// Whether the grammar accepts the text, and allows the reply to end after it.
     fn takes(&self, grammar: &Grammar, text: &str) -> bool {
         let mut grammar = grammar.clone();
         grammar.accept(&self.encode(text)).is_ok() && grammar.accept(&ENDS[1..]).is_ok()
     }
 }
 
-/// Fragments that BPE has; a bar is between two.
+/// Fragments as in BPE, separated by bars.
 const FRAGMENTS: &str = concat!(
     "{\"|\":|\": |\": \"|\",|\", \"|\"}|\"},|}}|},|[]|{}|[{|}]|],|[[|]]|true|false|null|, |: |",
     "\n|\n\n|  |    |\n  |\n    |\\n|\\\"|\\\\|</|>\n|=\"|name|value|kind|type|id| the| of|a|e|",
@@ -115,7 +116,7 @@ const FRAGMENTS: &str = concat!(
     "<parameter=|</parameter>|function|</function>|<function=",
 );
 
-/// Fragments, digits, parts of characters, and what is like none of them.
+/// Fragments, digits, parts of characters, and pieces unlike any of these.
 fn pieces() -> Vec<Vec<u8>> {
     let mut pieces: Vec<Vec<u8>> =
         FRAGMENTS.split('|').map(|text| text.as_bytes().to_vec()).collect();
@@ -146,8 +147,8 @@ fn json(schema: serde_json::Value) -> Constraint {
     Constraint::JsonSchema { schema, strict: true }
 }
 
-/// A reply at random: drafts of any kind, some of them accepted, tokens by the masks. After
-/// `patience` tokens it hurries to its end.
+/// Generates a random reply: drafts of all kinds, some of which are accepted, and tokens that the
+/// masks allow. After `patience` tokens it heads for the end.
 fn walk(model: &Model, grammar: &mut Grammar, dice: &mut Dice, patience: usize) -> Vec<TokenId> {
     let mut reply: Vec<TokenId> = Vec::new();
     for step in 0.. {
@@ -184,7 +185,7 @@ fn walk(model: &Model, grammar: &mut Grammar, dice: &mut Dice, patience: usize) 
     unreachable!()
 }
 
-/// Up to three, of what the model might say next or of anything.
+/// Up to three drafts: likely next tokens, or random ones.
 fn drafts(model: &Model, grammar: &Grammar, dice: &mut Dice, reply: &[TokenId]) -> Vec<TokenId> {
     let mut drafts = Vec::new();
     let mut ahead = (dice.below(3) == 0).then(|| grammar.clone());
@@ -233,7 +234,8 @@ fn choose(model: &Model, mask: &[u32], dice: &mut Dice, reply: &[TokenId], hurry
     all[0]
 }
 
-/// The next byte of a closing tag, mostly where one has begun. Some have a line of their own.
+/// The next byte of a closing tag, mostly when one has begun. In some formats the tag is on its own
+/// line.
 fn closing(model: &Model, reply: &[TokenId], dice: &mut Dice) -> Option<TokenId> {
     let tag = "</parameter>";
     let text = model.text(&reply[reply.len().saturating_sub(tag.len())..]);
@@ -244,7 +246,7 @@ fn closing(model: &Model, reply: &[TokenId], dice: &mut Dice) -> Option<TokenId>
     goes_on.then(|| TokenId::from(next))
 }
 
-/// JSON has 1e999, which its readers do not: a model would not write it either.
+/// Whether the token would make a number like 1e999. JSON allows it, but readers and models do not.
 fn overflows(model: &Model, reply: &[TokenId], token: TokenId) -> bool {
     let before = model.text(&reply[reply.len().saturating_sub(6)..]);
     let text = before + &model.text(&[token]);

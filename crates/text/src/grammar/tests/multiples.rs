@@ -1,4 +1,4 @@
-//! Multiples up to the largest, over a vocabulary that has every number of three digits: a mask
+//! Multiples up to the largest, with a vocabulary that has every number of three digits: a mask
 //! looks a thousand numbers ahead.
 
 use serde_json::{Value, json};
@@ -7,11 +7,11 @@ use super::{Dice, ENDS, Model, json as constraint, listed};
 use crate::TokenId;
 use crate::grammar::Grammar;
 
-/// Primes, which share nothing with ten, powers of two, and the largest.
+/// Primes, which have no common factor with ten, powers of two, and the largest.
 const MULTIPLES: [&str; 9] =
     ["997", "1024", "2047", "3001", "4000", "4093", "4096", "40.93", "0.00004093"];
 
-/// The schema, and what comes before and after the number.
+/// The schema, and the text before and after the number.
 fn forms(multiple: &Value) -> Vec<(Value, &'static str, &'static str)> {
     let range = json!({ "minimum": -9_876_543.5, "exclusiveMaximum": 1_234_567 });
     let mut ranged = json!({ "type": ["null", "number"], "multipleOf": multiple });
@@ -30,7 +30,7 @@ fn forms(multiple: &Value) -> Vec<(Value, &'static str, &'static str)> {
     ]
 }
 
-/// A number in pieces at random, mostly of three digits, until it may end.
+/// Generates a number in random pieces, mostly of three digits, until it may end.
 fn number(model: &Model, grammar: &mut Grammar, dice: &mut Dice, end: TokenId) -> String {
     let is_piece = |token: TokenId| {
         let word = &model.words[token as usize].bytes;
@@ -51,7 +51,7 @@ fn number(model: &Model, grammar: &mut Grammar, dice: &mut Dice, end: TokenId) -
     }
 }
 
-/// The number times 10 to the 20th.
+/// The number times 10^20.
 fn scaled(text: &str) -> i128 {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     format!("{whole}{fraction:0<20}").parse().unwrap()

@@ -1,4 +1,4 @@
-//! JSON schemas: replies follow them, as an independent validator judges it.
+//! JSON schemas: an independent validator checks that replies follow them.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ struct Case {
     invalid: Vec<Value>,
 }
 
-/// What is in tests/schemas of the repository.
+/// The cases in tests/schemas of the repository.
 fn cases() -> Vec<Case> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/schemas");
     let mut files: Vec<_> =

@@ -1,4 +1,4 @@
-//! Calls within free text: nothing is bound before one begins, and then it is bound exactly.
+//! Calls within free text: nothing is constrained before a call begins, and then the call is.
 
 use std::sync::Arc;
 
@@ -74,7 +74,7 @@ fn text_is_free_and_calls_follow_their_schemas() {
             assert!(!takes(&strict.replace("weather", "other")));
             assert!(!takes(&loose.replace("now", "later")));
             assert!(!takes(&format!("{loose} {}", strict.replace("city", "town"))));
-            // A call that is not complete cannot end.
+            // The reply cannot end within a call.
             assert!(!takes(&strict[..strict.len() - 20]));
         }
     }
@@ -87,7 +87,7 @@ fn calls_without_their_outer_tag_are_bound_too() {
     let grammar = text(&model, Format::Mimo, true, ReasoningStart::Never);
     assert!(model.takes(&grammar, &format!("{} more", bare(STRICT_XML))));
     assert!(!model.takes(&grammar, &bare(STRICT_XML).replace("unit", "u")));
-    // It is no tool of ours, and so it is text.
+    // The name is not a declared tool's, so this is text.
     assert!(model.takes(&grammar, &bare(STRICT_XML).replace("weather", "whether")));
 }
 
@@ -103,7 +103,7 @@ fn reasoning_is_free_and_may_end_in_a_call() {
         assert!(takes(&format!("So. {STRICT_XML}")));
         assert!(!takes(&format!("So. {}", STRICT_XML.replace("unit", "u"))));
     }
-    // And so may that of replies that must be calls.
+    // The same holds for a reply that must be a call.
     let tools = tools().to_vec();
     let forced = Constraint::Calls { tools, format: Format::Mimo, parallel: true };
     let forced = model.grammars.compile(&forced, true, &|| false).unwrap();
@@ -123,12 +123,12 @@ fn nothing_is_asked_of_the_matcher_before_a_call() {
             assert!(grammar.pass(&[token], &[]), "{:?}", model.text(&[token]));
             assert_eq!(grammar.masks(&[]).unwrap().masks, Vec::<Vec<u32>>::new());
         }
-        // A draft that begins a call is the matcher's, and asking has changed nothing.
+        // A draft that begins a call is judged by the matcher, and computing masks changes nothing.
         let call = model.encode(strict);
         assert!(!grammar.pass(&words, &call));
         let masks = grammar.masks(&[words, call].concat()).unwrap();
         assert_eq!(masks.masks.len(), masks.draft_count as usize + 1);
-        // The arguments of a tool that is not strict are free again.
+        // The arguments of a tool that is not strict are unconstrained again.
         let loose = model.encode(loose);
         let mut free = loose.iter().map(|&token| {
             let free = grammar.pass(&[token], &[]);
@@ -155,7 +155,7 @@ fn drafts_across_calls_are_masked_as_the_places_they_lead_to() {
                 let end = (index + 4).min(reply.len());
                 let ahead = grammar.masks(&reply[index..end]).unwrap();
                 assert_eq!(ahead.draft_count as usize, end - index);
-                // The first place of all is free.
+                // At the very first position everything is allowed.
                 let here = grammar.masks(&[]).unwrap().masks.pop();
                 assert_eq!(here.as_ref().unwrap_or(&all.masks[0]), mask, "{format} {index}");
                 grammar.accept(&reply[index..(index + 1).min(reply.len())]).unwrap();
@@ -170,8 +170,8 @@ fn pieces_of_tags() -> Vec<Vec<u8>> {
     pieces.iter().map(|piece| piece.as_bytes().to_vec()).collect()
 }
 
-/// Replies at random that are fond of calls: whatever the masks let through, its reader finds
-/// declared functions only, and the arguments that a strict one must have.
+/// Random replies with many calls. Whatever the masks allow, the reader finds only declared
+/// functions, and the arguments of a strict one are valid.
 #[test]
 fn no_reply_has_a_call_that_is_not_declared() {
     let pieces = [pieces_of_tags(), super::pieces()].concat();
@@ -200,7 +200,7 @@ fn no_reply_has_a_call_that_is_not_declared() {
     }
 }
 
-/// Tokens that the mask allows, mostly of what looks like a call or nearly.
+/// Tokens that the mask allows, mostly of text that is a call or almost one.
 fn wild(
     model: &Model,
     grammar: &mut Grammar,
@@ -243,7 +243,7 @@ fn wild(
         grammar.accept(&[token]).unwrap();
         tokens.push(token);
     }
-    // Of the special tokens a reader sees the tags only.
+    // Of the special tokens, a reader sees only the tags.
     let shown = tokens.iter().filter(|token| **token != OTHER && !ENDS.contains(token));
     let whole = grammar.clone().accept(&ENDS[..1]).is_ok();
     (model.text(&shown.copied().collect::<Vec<_>>()), whole)
@@ -265,7 +265,7 @@ fn read(reply: &str, format: Format) -> Vec<(String, String)> {
     calls
 }
 
-/// Codex's own, of its tool `apply_patch`.
+/// The grammar of Codex's tool `apply_patch`.
 const PATCH: &str = r#"start: begin_patch environment_id? hunk+ end_patch
 begin_patch: "*** Begin Patch" LF
 environment_id: "*** Environment ID: " filename LF
@@ -343,7 +343,7 @@ fn a_text_follows_its_own_grammar() {
 
 #[test]
 fn a_text_of_anything_ends_where_its_call_does() {
-    /// Of the tool with which Codex runs programs.
+    /// The grammar of the tool with which Codex runs programs.
     const PROGRAM: &str = "start: pragma_source | plain_source\n\
         pragma_source: PRAGMA_LINE NEWLINE SOURCE\nplain_source: SOURCE\n\n\
         PRAGMA_LINE: /[ \\t]*\\/\\/ @exec:[^\\r\\n]*/\nNEWLINE: /\\r?\\n/\nSOURCE: /[\\s\\S]+/\n";
