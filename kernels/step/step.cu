@@ -89,7 +89,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   if (threadIdx.x == 0) at<uint32_t>(numbers)[blockIdx.x] = ptx::cta_index();
 }
 
-// Loads of a thread that are under way at once. All SMs together have 8.7 MB under way, twice what
+// Loads of a thread that are in flight at once. All SMs together have 8.7 MB in flight, twice what
 // an H200 reads in a microsecond, which is longer than a load takes.
 constexpr int READ_LOADS = 8, READ_THREADS = 512;
 

@@ -38,7 +38,7 @@ __device__ __forceinline__ auto store_projections(Warp& w, const LayerMemory& la
     return StoreProjected<KIND>{w.cta.memory, w.stream(), biases, w.token_count()};
 }
 
-// That of its output projection.
+// The epilogue of its output projection.
 template <int KIND>
 __device__ __forceinline__ auto store_output(Warp& w, const LayerMemory& layer) {
   if constexpr (ATTENTIONS[KIND].bias)

@@ -100,9 +100,9 @@ __device__ __forceinline__ void choose_tokens(const VerifyMemory& arguments,
   });
 }
 
-// Behind the wide pass the same is a chain of launches, because the head makes the logits of
-// TOKENS_MAX wanted tokens at a time: slots, then sampling behind each head, then verification. As
-// many CTAs share each token, also where fewer are left.
+// After the wide pass the same work is a chain of launches, because the head computes the logits of
+// TOKENS_MAX wanted tokens at a time: slots, then sampling after each head, then verification. The
+// same number of CTAs share a token in all of them, even where fewer tokens are left.
 __device__ __forceinline__ int wide_parts() { return parts_of(TOKENS_MAX); }
 
 __device__ __forceinline__ void update_wide_slots(const VerifyMemory& arguments) {

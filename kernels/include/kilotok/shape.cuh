@@ -37,10 +37,10 @@ struct Attention {
   Format output_format;
 };
 
-// What becomes of gate and up, value by value (phase/activation.cuh).
+// How gate and up are combined, value by value (phase/activation.cuh).
 enum class Activation { SiluMul, ClampedSwiglu };
 
-// What a router's products become (phase/router.cuh).
+// How a router's products become scores (phase/router.cuh).
 enum class RouterScores { CorrectedSigmoid, Softmax };
 
 struct FeedForward {

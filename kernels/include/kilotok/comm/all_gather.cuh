@@ -2,8 +2,9 @@
 // vocabulary; the all-reduce (minimum) that gives the argmax of drafts over all ranks; and the
 // all-gather of the candidates of drafts that are drawn.
 //
-// One set of locations is enough. Before a rank sends again it completes an all-reduce, to which
-// the others contribute only after they have read this, or awaits them.
+// One set of locations is enough. Before a rank sends again, it either completes an all-reduce, to
+// which the others contribute only after they have read the previous values, or calls
+// `await_ranks`.
 #pragma once
 
 #include "kilotok/comm/all_reduce.cuh"

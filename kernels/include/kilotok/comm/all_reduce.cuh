@@ -13,7 +13,7 @@
 // A rank is at most one collective ahead of another, because its next one needs the other's
 // packets, or sums of them. So two sets of locations suffice, provided that two consecutive
 // all-reduces use different ones, also from one launch to the next. Every receiver has
-// `[2][ranks][owner units][packets]` packets and, behind them, `[2][owner units][packets]` sums,
+// `[2][ranks][owner units][packets]` packets and, after them, `[2][owner units][packets]` sums,
 // indexed by the parity of the collective's number. Between the clearing of a location and its next
 // packet there are a release by this CTA, at a grid barrier or where an operand is counted, and
 // then another all-reduce with the sending rank.
@@ -32,7 +32,7 @@ constexpr int SUM_BYTES = PACKET_VALUES * 4;
 constexpr size_t ALL_REDUCE_BYTES =
     PACKETS_BYTES + size_t{2} * OWNER_UNITS * UNIT_PACKETS * SUM_BYTES;
 
-// Where two shots are faster: on eight H200 from 8 tokens on, on four nowhere.
+// Two shots are faster on eight H200 from 8 tokens on, and never on four.
 constexpr int TWO_SHOT_RANKS = 8;
 constexpr int TWO_SHOT_TOKENS = 8;
 
@@ -154,8 +154,8 @@ struct AllReduce {
       const int to = (rank + 1 + i / share) % RANKS, packet = to * share + i % share;
       if (packet < count) send_part(to, packet);
     }
-    // A thread for each rank that a sum goes to. All of them add it, which takes less time than to
-    // hand it over.
+    // One thread for each rank that receives a sum. All of them compute the sum, which takes less
+    // time than handing it over.
 #pragma unroll 1
     for (int i = cta.thread(); i < own_count * (RANKS - 1); i += CONSUMERS) {
       const int to = (rank + 1 + i / own_count) % RANKS, packet = first + i % own_count;
@@ -164,7 +164,8 @@ struct AllReduce {
       float total[PACKET_VALUES] = {};
       add_parts(total, packets, packet);
       send_sum(sum(to, packet), total);
-      // Others of these threads still read the part, so this rank's own sum is sent too.
+      // Others of these threads still read the part, so this rank's own sum is not stored there but
+      // sent, too.
       if (i < own_count) send_sum(sum(rank, packet), total);
     }
     cta.sync();

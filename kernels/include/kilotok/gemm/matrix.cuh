@@ -29,15 +29,15 @@ struct Matrix {
   static constexpr int STEPS = ceil_div(COLUMN_CHUNKS, COLUMN_WARPS);
   static constexpr int UNITS = ceil_div(ROWS, 16 * ROW_TILES);
   static constexpr int UNIT_BYTES = STEPS * STEP_BYTES;
-  // CTAs that share the units: as few as give the same number of rounds. The CTAs without units
-  // prefetch the keys of sliding windows meanwhile and compute their attention.
+  // CTAs that share the units: the fewest that need no more rounds than all CTAs. The CTAs without
+  // units prefetch the keys of sliding windows meanwhile and compute their attention.
   static constexpr int CTAS = ceil_div(UNITS, ceil_div(UNITS, GRID));
   static constexpr int PAGE_STEPS = PAGE_BYTES / STEP_BYTES;
   // Columns including the zeros that operands need after the last.
   static constexpr int COLUMNS_PADDED = STEPS * COLUMN_WARPS * CHUNK_COLUMNS;
   static constexpr size_t BYTES = static_cast<size_t>(UNITS) * UNIT_BYTES;
-  // Chunks of the last step without columns. They are zeros; one tile of tokens is not multiplied
-  // with them, and those at the end of a unit are not copied for it.
+  // Chunks of the last step that have no columns, and are zeros. With one tile of tokens they are
+  // not multiplied, and those at the end of a unit are not copied.
   static constexpr int PADDING_CHUNKS = STEPS * COLUMN_WARPS - COLUMN_CHUNKS;
 
   // Bytes of `count` steps to copy, from `step` on.
@@ -55,14 +55,14 @@ __device__ __forceinline__ int first_unit(const Cta& cta) {
   return cta.index() < M::CTAS ? cta.index() : M::UNITS;
 }
 
-// Units that are multiplied with several tiles of tokens at the same time, a CTA's unit and its
-// next one: they share the loads of the operand, which is larger than the weights.
+// Units that a CTA multiplies at the same time. With several tiles of tokens these are a unit and
+// the CTA's next one, which share the loads of the operand: it is larger than the weights.
 template <class M, int TILES>
 constexpr int UNITS_TOGETHER = TILES > 1 && M::UNITS > M::CTAS ? 2 : 1;
 
 // The matrices whose product is added to the residual stream: a CTA computes some rows alone, over
-// all columns, and owns that part of the stream. They are as few whole tiles as give every row an
-// owner: 48 rows of 6144 on 132 SMs, 16 of 2048. Some CTAs own none.
+// all columns, and owns that part of the stream. Its rows are the fewest whole tiles with which
+// every row has an owner: 48 rows of 6144 on 132 SMs, 16 of 2048. Some CTAs own none.
 constexpr int OWNER_TILES = ceil_div(ceil_div(HIDDEN, 16), GRID);
 constexpr int OWNER_ROWS = OWNER_TILES * 16;
 constexpr int OWNER_UNITS = ceil_div(HIDDEN, OWNER_ROWS);
@@ -92,7 +92,7 @@ __device__ __forceinline__ void produce(Ring& ring, uint64_t address, int first)
   }
 }
 
-// The largest number of steps of which a warp's columns of the operand stay in registers.
+// The most steps with which a warp's columns of the operand stay in registers.
 constexpr int HELD_STEPS_MAX = 11;
 template <class M>
 constexpr bool IS_HELD = M::STEPS <= HELD_STEPS_MAX;
@@ -257,8 +257,8 @@ struct WeightsAhead {
 };
 
 // The batch's own order of tokens, as operand rows of its columns. In kernels for one tile, columns
-// behind the last token read the first one's row again: one token's operand is an eighth of a
-// tile's. Kernels for more tiles have no registers for that.
+// after the last token read the first one's row again, so that one token reads an eighth of a
+// tile's bytes. Kernels for more tiles have no registers for that.
 template <int TILES>
 struct EveryToken {
   int count;
@@ -270,7 +270,7 @@ struct EveryToken {
 };
 
 // In kernels for one tile: the same, or one token whose values are polled for, in a row of its own
-// behind the tile's.
+// after the tile's.
 constexpr int POLLED_ROW = TILE_TOKENS;
 struct TokensOrPolled : EveryToken<1> {
   bool polled;
@@ -317,7 +317,7 @@ struct TilesMultiplier {
   __device__ __forceinline__ TilesMultiplier(const Cta& cta, uint64_t from, int row_bytes,
                                              RowOf row_of)
       : tiles(row_of.tiles()) {
-    // For an unsigned number less has to be kept in registers.
+    // With an unsigned number the compiler keeps fewer values in registers.
     const uint32_t thread = cta.thread();
     const int warp = thread / 32;
     lane = thread % 32;
@@ -396,7 +396,7 @@ struct TilesMultiplier {
 
   __device__ __forceinline__ void multiply(const uint32_t (&pages)[TOGETHER], int in_page, int i,
                                            Acc& acc) {
-    // Has the weights read and decoded again for the next piece: the compiler would otherwise keep
+    // Makes the compiler read and decode the weights again for each piece: it would otherwise keep
     // them, and there are no registers for that.
     __syncwarp();
 #pragma unroll
@@ -410,15 +410,15 @@ struct TilesMultiplier {
 
 // Reduces the warps' partial sums of several tiles, in order of their columns, and passes each
 // lane's four values to `use(unit, row tile, tile, lane, values)`: rows g and g + 8 of tokens 2q
-// and 2q + 1, of a unit among those that were multiplied together.
+// and 2q + 1. `unit` is an index among the units that were multiplied together.
 template <class M, int TILES, class Use>
 __device__ __forceinline__ void reduce_warps(const Cta& cta, SumMemory& sums,
                                           const typename TilesMultiplier<M, TILES>::Acc& acc,
                                           int tiles, Use use) {
   constexpr int PLACES = TILES * UNITS_TOGETHER<M, TILES>;
   constexpr int AT_ONCE = smaller(PLACES, SUM_STAGES), ROUNDS = PLACES / AT_ONCE;
-  // Each round is reduced by other threads, and all of them call `use` at the end, so that their
-  // loads overlap.
+  // Different threads reduce each round, and all of them call `use` at the end, so that their loads
+  // overlap.
   constexpr int REDUCERS = M::ROW_TILES * AT_ONCE * 32, TURNS = CONSUMERS / REDUCERS;
   const int turn = cta.thread() / REDUCERS, row_tile = cta.thread() % REDUCERS / (AT_ONCE * 32);
   const int rest = cta.thread() % (AT_ONCE * 32);

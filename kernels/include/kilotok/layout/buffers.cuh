@@ -115,8 +115,8 @@ __host__ __device__ constexpr int in_group_offset(int position, int dim) {
   return dim / 8 * (GROUP_KEYS * 8) + position * 8 + dim % 8;
 }
 
-// `place` counts positions of a K/V head, page after page. These are the offset of its group, and
-// that of a dimension.
+// `place` counts positions of a K/V head, page after page. The functions return the offset of its
+// group, and that of one of its dimensions.
 template <int DIMS>
 __host__ __device__ constexpr size_t group_offset(uint32_t place) {
   return size_t{place / GROUP_KEYS} * (GROUP_KEYS * DIMS);
@@ -127,7 +127,7 @@ __host__ __device__ constexpr size_t cache_offset(uint32_t place, int dim) {
 }
 
 // Attention is split over chunks of keys at fixed positions, each of which yields a partial result.
-// `phase/attn` says how chunks are chosen so that there are never more than CHUNKS_MAX.
+// phase/attn_combine.cuh chooses chunks so that there are never more than CHUNKS_MAX.
 constexpr int CHUNK_KEYS = 128;
 constexpr int CHUNKS_MAX = 128;
 
@@ -157,10 +157,10 @@ constexpr size_t ATTENTION_PARTS_BYTES =
 
 // Bytes of a row of each operand.
 constexpr int NORMED_BYTES = align_up(HIDDEN, CHUNK_COLUMNS * CONSUMER_WARPS) * 2;
-// Operands that kinds of layers share, attention's for the output projection and a dense network's
-// for down. A product reads columns behind the last, with weights of zero. They must stay zeros,
-// because zero times NaN is NaN: so kinds whose matrices differ have operands of their own, one
-// behind the other. The bytes of a token's row in those of the kinds before END:
+// Operands that kinds of layers share: attention's for the output projection, and a dense network's
+// for down. A product reads columns after the last, whose weights are zero. These columns must stay
+// zeros, because zero times NaN is NaN; so kinds whose matrices differ have operands of their own,
+// one after the other. The bytes of a token's row in the operands of the kinds before END:
 template <template <int> class M, int END>
 constexpr int operand_bytes_before() {
   if constexpr (END == 0)
@@ -185,7 +185,7 @@ template <int KIND>
 using Attended = KindOperand<OutputMatrix, KIND>;
 constexpr int ATTENDED_BYTES = operand_bytes_before<OutputMatrix, ATTENTION_KINDS>();
 
-// Of a dense network only.
+// Stands for `down` of kinds that are not dense.
 struct NoMatrix {
   static constexpr int COLUMNS = 0, COLUMNS_PADDED = 0;
 };

@@ -4,9 +4,9 @@
 //
 //   BF16    step s at s * 512: 16 bytes a lane, registers a0 a1 a2 a3.
 //   FP8     steps 2p, 2p + 1 at p * 512: 16 bytes a lane, a word for each pair of registers, a0 a1,
-//           a2 a3 of the first step, then of the second. Of each half of a word bits 15 and 10 to 4
-//           are a value of the first register, sign and rest; of the other bit 11 is the sign, bits
-//           14 to 12 and 3 to 0 the rest. Then 16 F32 scales, one a row.
+//           a2 a3 of the first step, then of the second. Each half of a word has a value of either
+//           register: the first one's sign in bit 15 and the rest in bits 10 to 4, the second one's
+//           sign in bit 11 and the rest in bits 14 to 12 and 3 to 0. Then 16 F32 scales, one a row.
 //   MXFP4   16 bytes a lane, a word for each step; see `place` in the packer for the bits. Then a
 //           word for each g: E8M0 scales of row g, both groups, and of row g + 8, both groups.
 //

@@ -14,7 +14,7 @@ __device__ __forceinline__ float sigmoid(float x) {
 
 __device__ __forceinline__ float silu(float x) { return x * sigmoid(x); }
 
-// What becomes of a network's gate and up. `alpha` and `limit` are those of a clamped activation.
+// Combines a network's gate and up. `alpha` and `limit` are those of a clamped activation.
 __device__ __forceinline__ float activate(Activation activation, float alpha, float limit,
                                           float gate, float up) {
   if (activation == Activation::SiluMul) return silu(gate) * up;
@@ -30,7 +30,7 @@ __device__ __forceinline__ float activate(float gate, float up) {
   return activate(F.activation, F.alpha, F.limit, gate, up);
 }
 
-// The biases of gate and up of an expert's value, of F32 pairs `[experts][width]`.
+// The biases of gate and up for a value of an expert, from F32 pairs `[experts][width]`.
 template <int KIND>
 __device__ __forceinline__ float2 gate_up_bias(uint64_t address, int expert, int value) {
   constexpr FeedForward F = FEED_FORWARDS[KIND];

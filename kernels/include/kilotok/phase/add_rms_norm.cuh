@@ -1,5 +1,5 @@
 // The residual stream and its RMSNorm. Every owner (gemm/matrix.cuh) has its rows of the stream in
-// shared memory, F32, for all tokens; every rank holds all of it. All additions to the stream
+// shared memory, F32, for all tokens; each rank has the whole stream. All additions to the stream
 // happen here.
 //
 // The addition is fused with the next RMSNorm, whose scale is deferred: x times the norm's weights
@@ -28,7 +28,7 @@ struct NextRmsNorm {
 constexpr int SQUARE_ROWS = 16;
 
 // Products of experts (phase/experts.cuh) lie in rows of the stream that one tile of tokens does
-// not use, or behind it where an owner has too few rows.
+// not use, or after it where an owner has too few rows.
 constexpr bool PRODUCTS_APART = (TOKENS_MAX - TILE_TOKENS) * OWNER_ROWS * 4 < CONSUMERS * 16;
 template <bool APART>
 struct ProductMemory {};
@@ -44,7 +44,8 @@ struct StreamMemory : ProductMemory<PRODUCTS_APART> {
   float squares[TOKENS_MAX][OWNER_ROWS / SQUARE_ROWS];
   float inverse_rms[TOKENS_MAX];
   NextRmsNorm norm;
-  // The receive buffers' addresses: a copy, because each load of the original takes as long as L2.
+  // The receive buffers' addresses: a copy, because each load of the original takes a round trip to
+  // L2.
   Peers peers;
 
   // All threads of a CTA, before a __syncthreads.
@@ -107,7 +108,7 @@ __device__ __forceinline__ float* squares_of(const Memory& memory, Reader reader
          (static_cast<int>(reader) * TOKENS_MAX + token) * SQUARES_EACH;
 }
 
-// Tokens of which the consumers have a row each.
+// Tokens that the consumers process at a time, with a thread for each row.
 constexpr int TOKENS_TOGETHER = CONSUMERS / OWNER_ROWS;
 
 // Owners: adds `part` to the stream and computes the norm that was begun, whose operand has its
@@ -132,7 +133,7 @@ __device__ __forceinline__ void add_rms_norm(const Cta& cta, StreamMemory& strea
       float& tiled = IS_TILE ? tiles[first / TILE_TOKENS][row][own]
                              : tiles[token / TILE_TOKENS][row][token % TILE_TOKENS];
       if (HIDDEN % OWNER_ROWS != 0 && column >= HIDDEN) {
-        // The router has zeros here.
+        // The router needs zeros beyond the last column.
         tiled = 0;
       } else {
         const float x = stream.residual[token][row] + stream.part[token][row];
@@ -162,7 +163,7 @@ __device__ __forceinline__ void add_rms_norm(const Cta& cta, StreamMemory& strea
   publish(squares_of(memory, next.reader, first_row + cta.thread()) + cta.index(), square);
 }
 
-// Owners: resets what is polled for of one token. Called between two grid barriers.
+// Owners: resets the values of one token that are polled for. Called between two grid barriers.
 __device__ __forceinline__ void reset_norm(const Cta& cta) {
   const int row = cta.thread(), column = cta.index() * OWNER_ROWS + row;
   if (row >= OWNER_ROWS || column >= HIDDEN) return;
@@ -187,8 +188,8 @@ struct StorePart {
   }
 };
 
-// 1 / rms, from the sum of a token's squares. An overflowing sum must not make a token of zeros,
-// which looks sound.
+// 1 / rms, from the sum of a token's squares. An overflowing sum must not yield a token of zeros,
+// which would look valid.
 __device__ __forceinline__ float inverse_rms_of(float sum, float eps) {
   return ptx::inverse_sqrt(sum * (1.0f / HIDDEN) + eps) + 0.0f * sum;
 }
@@ -264,7 +265,7 @@ __device__ __forceinline__ void read_inverse_rms(const Cta& cta, StreamMemory& s
   }
 }
 
-// The same of one token whose values are polled for.
+// The same for one token whose values are polled for.
 __device__ __forceinline__ void poll_inverse_rms(const Cta& cta, StreamMemory& stream,
                                                  Reader reader, float eps) {
   if (cta.warp() > 0) return;
@@ -284,7 +285,7 @@ struct ReadInverseRms {
   Reader reader;
   int token_count;
   float eps;
-  // Of one token whose values are polled for.
+  // Whether there is one token, whose values are polled for.
   bool polled = false;
 
   __device__ __forceinline__ void operator()(const Cta& cta) const {

@@ -51,7 +51,8 @@ __device__ __forceinline__ void load_around(Cta& cta, PendingBarrier& barrier,
     if (turn == 1) barrier.wait(cta);
     held.load(cta, position, turn == 0);
   }
-  // After the loop: values loaded within it would go through local memory, and wait for that.
+  // After the loop: values loaded within it would go through local memory, and the loop would wait
+  // for them.
   queries.load(cta, tile);
 }
 
@@ -115,8 +116,8 @@ __device__ __forceinline__ Span find_span(const PairCounts& sums, const HeldBatc
           static_cast<int>(tile), static_cast<int>(tile + count)};
 }
 
-// Multiplies one chunk of a row's keys, or the rows of its draft, with the tiles of `span`, as many
-// as have the same chunk length. Returns how many.
+// Multiplies one chunk of a row's keys, or its draft's own rows, with the first tiles of `span`,
+// those that have the same chunk length. Returns their number.
 template <int KIND>
 __device__ __forceinline__ int attend_span(Cta& cta, PendingBarrier& barrier,
                                            TileMemory<KIND, CHUNK_PIECES>& memory,

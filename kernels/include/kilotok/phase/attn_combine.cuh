@@ -45,7 +45,7 @@ __device__ __forceinline__ VisibleKeys visible_keys(const BatchRow& row, uint32_
 }
 
 // The partial results of a head of a token: values `[parts, v_dim]`, and for each strip `[parts]`
-// of the maximum and sum they are relative to, which are the same for all strips.
+// pairs of the maximum and sum that the values are relative to. All strips have the same pairs.
 template <int KIND>
 struct Parts {
   static constexpr Attention A = ATTENTIONS[KIND];
@@ -88,7 +88,7 @@ __device__ __forceinline__ void store_part(const Cta& cta, const Tile& tile, int
     Softmax* relative = parts.softmax + strip * ATTENTION_PARTS_MAX + part;
     float(&v)[8] = sums.values[row];
     if (!is_new && has && dim < A.v_dim) merge_softmax(*relative, place, sums.softmax[row], v);
-    // All lanes have read the value that one of four overwrites.
+    // All lanes must have read the value that one lane of four overwrites.
     __syncwarp();
     if (has && dim < A.v_dim) {
       place[0] = make_float4(v[0], v[1], v[2], v[3]);
@@ -110,8 +110,8 @@ __device__ __forceinline__ float softmax_scale(const Softmax& softmax, float sin
 }
 
 // Adds a partial result to the sum of those before it. The sum is relative to the largest score so
-// far, so that parts are added one by one in their order; the wide pass adds each part as it
-// computes it, and keeps none.
+// far, so that parts can be added one by one, in order: the wide pass adds each part as soon as it
+// has computed it, and stores none.
 __device__ __forceinline__ void add_part(float& total, float keep, float weight, float part) {
   total = fmaf(weight, part, keep * total);
 }
@@ -122,7 +122,7 @@ struct PartWeights {
   Softmax own;
   float keep, weight;
 
-  // `largest` is the maximum of all parts before `first`; these are then included.
+  // `largest` is the maximum of all parts before `first`, and afterwards also of these parts.
   __device__ __forceinline__ PartWeights(const Softmax* parts, int count, int first, int lane,
                                          float& largest) {
     own = parts[min(first + lane, count - 1)];
@@ -147,15 +147,15 @@ template <bool ONE_TILE>
 constexpr int COMBINE_WARPS = ONE_TILE ? CONSUMER_WARPS : 1;
 // Dimensions that are added at a time: by four warps one a lane, or by one warp four a lane.
 constexpr int COMBINE_DIMS = 128;
-// Parts whose values all consumers bring at a time.
+// Parts whose values the consumers copy into shared memory at a time.
 constexpr int PARTS_AT_ONCE = 64;
 
-// What the consumers have in shared memory meanwhile.
+// The consumers' scratch memory while they combine.
 struct CombineScratch {
   float values[PARTS_AT_ONCE][COMBINE_DIMS];
-  // Of each part `keep`, `weight` and the sum of its own weights.
+  // For each part `keep`, `weight` and the sum of its own weights.
   float4 weights[align_up(ATTENTION_PARTS_MAX, 32)];
-  // Of all parts.
+  // The maximum of all parts.
   float largest;
 };
 static_assert(sizeof(CombineScratch) <= SCRATCH_BYTES, "there is room");
@@ -239,7 +239,7 @@ __device__ __forceinline__ void weigh_parts(const Cta& cta, CombineScratch& scra
   if (first + 32 >= count && lane == 0) scratch.largest = largest;
 }
 
-// All consumers add the parts of one head, or of none, to `row` of the operand. They bring parts
+// All consumers add the parts of one head, or of none, to `row` of the operand. They copy parts
 // into shared memory, where four warps add them, a dimension a lane.
 template <int KIND>
 __device__ __forceinline__ void combine_together(const Cta& cta, CombineScratch& scratch,
@@ -276,7 +276,7 @@ __device__ __forceinline__ void combine_together(const Cta& cta, CombineScratch&
         if (dim < dims && dim % 2 == 0)
           store_combined<KIND>(cta.memory, row, head * A.v_dim + first_dim + dim, value, next);
       }
-      // What was read may be overwritten.
+      // After this the scratch memory may be overwritten.
       cta.sync();
     }
   }

@@ -48,7 +48,7 @@ struct ProjectionUse {
       : kind(k), page_group(group), value_scale(scale) {}
 };
 
-// Of a projection whose rows lie in pairs: the head of a tile of 16 rows, and the lane's two
+// For a projection whose rows lie in pairs: the head of a tile of 16 rows, and the lane's two
 // dimensions of it.
 template <int KIND>
 struct HeadPair {

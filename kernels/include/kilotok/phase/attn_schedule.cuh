@@ -24,8 +24,8 @@ template <int KIND>
 constexpr int QUERY_STEPS = smaller(HeadTiles<KIND>::STEPS, 2);
 template <int KIND>
 constexpr int SHARED_QUERY_BYTES = (HeadTiles<KIND>::STEPS - QUERY_STEPS<KIND>) * 2 * 512;
-// Tiles that are multiplied with a chunk at the same time, each by its own warp: as many as have
-// room for their queries, and for a little more.
+// Tiles that are multiplied with a chunk at the same time, each by its own warp: as many as the
+// scratch memory has room for, with their queries and 1 KB beside them.
 template <int KIND>
 constexpr int STREAM_WARPS = smaller(
     CONSUMER_WARPS, (SCRATCH_BYTES - 1024) / larger(SHARED_QUERY_BYTES<KIND>, 1));

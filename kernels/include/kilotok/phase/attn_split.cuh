@@ -48,10 +48,10 @@ struct SplitTile {
   static constexpr int GROUPS = PIECE_KEYS / GROUP_KEYS;
 
   SplitExchange& exchange;
-  // The barrier of the tile's warps, and this one among them.
+  // The number of the barrier of the tile's warps, and this warp's number among them.
   int barrier, part;
   uint4 queries[T::STEPS][2] = {};
-  // As in StreamedTile, of RUNS runs of dimensions.
+  // As in StreamedTile, for RUNS runs of dimensions.
   float largest[2] = {LOWEST, LOWEST};
   float sum[4] = {};
   float values[RUNS][4] = {};

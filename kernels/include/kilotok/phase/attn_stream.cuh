@@ -88,7 +88,7 @@ struct KeyPage {
   static constexpr int VALUES = PAGE_KEYS * KEY_BYTES;
 };
 
-// Operand B of a step of dimensions, of as many groups of keys from `page` on.
+// Operand B of a step of dimensions, for GROUPS groups of keys from `page` on.
 template <int KIND, int GROUPS>
 __device__ __forceinline__ void load_keys(int lane, uint32_t page, int step,
                                           uint4 (&keys)[GROUPS]) {
@@ -209,7 +209,8 @@ struct StreamedTile {
   static constexpr Attention A = ATTENTIONS[KIND];
   static constexpr int GROUPS = KEYS_AT_ONCE / GROUP_KEYS;
   using Scores = float[GROUPS][4];
-  // Steps of 32 dimensions whose queries the warp has in registers, and of those in shared memory.
+  // Steps of 32 dimensions whose queries are in registers, and those whose queries are in shared
+  // memory.
   static constexpr int HELD = QUERY_STEPS<KIND>, SHARED = T::STEPS - HELD;
 
   // Operand A of each step's halves, with zeros after the last dimension.
@@ -301,8 +302,8 @@ struct StreamedTile {
       for (int group = 0; group < GROUPS; group++) keys[group] = next[group];
       const uint4 low = query(step, 0), high = query(step, 1);
       if (step + 1 < T::STEPS) load_keys<KIND>(lane, page, step + 1, next);
-      // Keeps the loads above it, so that a step's keys are in flight while the previous ones are
-      // multiplied.
+      // The compiler does not move the loads past this, so a step's keys are in flight while the
+      // previous ones are multiplied.
       __syncwarp();
       const uint32_t a[4] = {low.x, low.y, low.z, low.w};
       const uint32_t b[4] = {high.x, high.y, high.z, high.w};

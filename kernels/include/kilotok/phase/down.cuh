@@ -14,11 +14,11 @@ struct DownTurns {
   using N = Moe<KIND>;
   using M = typename N::Down;
   static constexpr int TURNS = M::COLUMN_WARPS;
-  // A warp's experts of a page that holds whole ones for all warps.
+  // A warp's experts in a page, where pages hold whole experts for all warps.
   static constexpr int OWN = N::HAS_ALL_ROWS ? M::PAGE_STEPS / TURNS : 1;
-  // Products that are passed to the epilogue together, of those the ones that it reads at once, and
-  // the number of buffers for them. The scratch memory holds the inner operand, so the buffers,
-  // `[warps][lanes]` each, are in the stream's memory.
+  // TOGETHER products are passed to the epilogue together, in PLACES buffers, and it reads AT_ONCE
+  // of them at once. The scratch memory holds the inner operand, so the buffers, `[warps][lanes]`
+  // each, are in the stream's memory.
   static constexpr int TOGETHER = TURNS * OWN, PLACES = 2;
   static constexpr int AT_ONCE = TOGETHER % 4 == 0 && TURNS > 4 ? 4 : TOGETHER;
   static_assert(OWN <= PLACES, "they have room");
@@ -53,15 +53,16 @@ __device__ __forceinline__ int row_tile_offset(const Cta& cta) {
   return cta.warp() / M::COLUMN_WARPS * (M::COLUMN_WARPS * M::CHUNK_BYTES);
 }
 
-// The weights of the experts of a page that a warp multiplies next, in registers. That frees the
-// page in the ring, so that more weights arrive while the operand is loaded.
+// A warp's weights of the next page's experts, in registers. That frees the page in the ring, so
+// that more weights arrive while the operand is loaded.
 template <int KIND>
 struct ExpertsAhead {
   using D = DownTurns<KIND>;
   using M = typename D::M;
   Chunk<M::FORMAT> chunks[D::OWN][D::TURNS];
 
-  // Loads the weights of the next page. Those of experts that the page does not have are arbitrary.
+  // Loads the weights of the next page. Weights of experts that the page does not have are
+  // arbitrary.
   __device__ __forceinline__ void fetch(const Cta& cta, Ring& ring) {
     const uint32_t page =
         ring.wait() + cta.warp() % D::TURNS * M::STEP_BYTES + row_tile_offset<M>(cta);
@@ -75,7 +76,7 @@ struct ExpertsAhead {
   }
 };
 
-// Owners: the products of experts of which a page holds several for every warp.
+// Owners: multiply experts of which a page holds whole ones for every warp.
 template <int KIND>
 __device__ __forceinline__ void down_ahead(const Cta& cta, Ring& ring, Sums& sums,
                                            StreamMemory& stream, const Routes& routes,
@@ -111,7 +112,7 @@ struct TileRows {
   static constexpr bool IN_PAGE = false;
   static constexpr int ROW_BYTES = R::RUN_BYTES, BYTES = SCRATCH_BYTES / PAGE_COUNT;
   static_assert(TILE_TOKENS * ROW_BYTES <= BYTES && BYTES % 16 == 0, "any expert's have room");
-  // Steps of which an expert of all tokens has room.
+  // Steps for which the rows of an expert have room, even if all tokens have chosen it.
   static constexpr int STEPS = BYTES / (TILE_TOKENS * ROW_BYTES);
 
   static __device__ __forceinline__ bool in_ring(int token_count) {
@@ -128,7 +129,7 @@ struct TileRows {
 // The pages of down where rows are sorted: a few steps of several experts, which the warps of a row
 // tile multiply at the same time. ROWS says where the rows of these experts are. Chunks without
 // columns that lie between those of two row tiles are left out if they are many: that takes another
-// copy for each expert, and the producer begins a copy in 0.1 us.
+// copy for each expert, and the producer needs 0.1 us to begin a copy.
 template <class ROWS>
 struct DownPages {
   using M = typename ROWS::M;
@@ -273,9 +274,9 @@ struct DownProducer {
   }
 };
 
-// Producer of an owner: all weights, and the rows if they come through the ring. Then the first
-// pages are copied while gate and up still compute the rows, which are the launch's `count`th
-// operand.
+// Producer of an owner: copies all weights, and the rows if they come through the ring. In that
+// case the weights of the first pages are copied while gate and up still compute the rows, which
+// are the launch's `count`th operand.
 template <class ROWS>
 __device__ __forceinline__ void produce_sorted(const Cta& cta, Ring& ring, SumMemory& scratch,
                                                const typename ROWS::Routes& routes,
@@ -299,7 +300,7 @@ __device__ __forceinline__ void produce_sorted(const Cta& cta, Ring& ring, SumMe
   }
 }
 
-// Producer of an owner: the weights of all experts, and what `produce_sorted` says.
+// Producer of an owner: copies the weights of all experts, and the rows as `produce_sorted` does.
 template <int KIND>
 __device__ __forceinline__ void produce_down(const Cta& cta, Ring& ring, SumMemory& scratch,
                                              const Routes& routes, uint64_t address,
@@ -324,7 +325,7 @@ __device__ __forceinline__ void produce_down(const Cta& cta, Ring& ring, SumMemo
 }
 
 // Multiplies `count` chunks of a step of a warp's expert. Several are loaded before the first
-// product, and no branch lies between their products: what follows the last column is dropped.
+// product, and no branch lies between their products: products after the last column are dropped.
 template <class M>
 __device__ __forceinline__ void multiply_step(float (&product)[1][4], uint32_t weights,
                                               uint32_t row, int count, int lane) {
@@ -351,10 +352,10 @@ __device__ __forceinline__ void multiply_step(float (&product)[1][4], uint32_t w
   }
 }
 
-// Owners: the products of experts whose rows are sorted. `row_of(entry, column)` is the row that a
-// column is multiplied with. `fetch(entry)` brings the row of a warp's entry to the scratch memory
-// if rows do not come through the ring, and returns its address. `push(entry, product)` passes a
-// product to the epilogue; of no entry it is zeros.
+// Owners: multiply experts whose rows are sorted. `row_of(entry, column)` is the row that a column
+// is multiplied with. `fetch(entry)` brings the row of a warp's entry to the scratch memory if rows
+// do not come through the ring, and returns its address. `push(entry, product)` passes a product to
+// the epilogue; for entry -1, which stands for none, it is zeros.
 template <class ROWS, class RowOf, class Fetch, class Push>
 __device__ __forceinline__ void down_sorted(const Cta& cta, Ring& ring, uint32_t scratch,
                                             const typename ROWS::Routes& routes, int token_count,
@@ -402,12 +403,12 @@ __device__ __forceinline__ void down_sorted(const Cta& cta, Ring& ring, uint32_t
     }
     first = end;
   }
-  // Warps without an expert in the last round.
+  // Warps without an expert in the last round pass zeros.
   const int rest = routes.count % TURNS;
   if (rest != 0 && turn >= rest) push(-1, product);
 }
 
-// Owners: the products of the experts, which the epilogue sums into `stream.part`.
+// Owners: multiply the experts. The epilogue sums the products into `stream.part`.
 template <int KIND, bool POLLED>
 __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, StreamMemory& stream,
                                      const Routes& routes, int token_count) {
@@ -427,7 +428,8 @@ __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, Str
           return scratch + entry * (R::ROW_PIECES * 16);
         },
         [&](int entry, const float(&product)[1][4]) {
-          // Columns of tokens that have not chosen the expert were multiplied with another's row.
+          // Columns of tokens that have not chosen the expert were multiplied with another token's
+          // row.
           const uint32_t tokens =
               entry < 0 ? 0 : routes.sorted.tokens[entry] >> cta.lane() % 4 * 2;
           float products[1][1][4];

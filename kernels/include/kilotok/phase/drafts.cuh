@@ -1,12 +1,12 @@
-// Chooses the drafts. The likeliest token at every wanted one is the argmax over all ranks' logits,
-// of equal ones the first: the reference is `likeliest` in crates/batch. For rejection sampling a
-// draft is drawn by the law of its CANDIDATES_MAX likeliest tokens, which is kept for verification:
-// the reference is `Sampler::propose` in crates/sampling.
+// Chooses the drafts. The draft at a wanted token is the argmax over all ranks' logits, the first
+// token of equals: the reference is `likeliest` in crates/batch. For rejection sampling a draft is
+// drawn from a distribution over its CANDIDATES_MAX likeliest tokens, and this distribution (its
+// *law*) is kept for verification: the reference is `Sampler::propose` in crates/sampling.
 //
-// Reads this rank's logits `[wanted, VOCAB_ROWS]`; writes `drafted`, and in `DraftMemory` what CTAs
-// found in their parts and the laws. The caller's grid barrier comes before, one of its own in
-// between. CTAs share a wanted token as in `sample`. A rank sends the others 16 bytes for a draft,
-// or 1 KB for one that is drawn.
+// Reads this rank's logits `[wanted, VOCAB_ROWS]`; writes `drafted`, and in `DraftMemory` the laws
+// and what each CTA found in its part. The caller's grid barrier comes before, and one of its own
+// in between. CTAs share a wanted token as in `sample`. A rank sends the others 16 bytes for a
+// draft, or 1 KB for one that is drawn.
 #pragma once
 
 #include "kilotok/comm/all_gather.cuh"

@@ -1,7 +1,8 @@
 // The embedding, which begins the residual stream, and the RoPE angles of the batch's positions.
 //
-// Reads the batch, the embedding and the frequencies; writes the owned part of the stream, all of
-// it still to be added, and `angles`. No barrier before; the caller's next one makes them visible.
+// Reads the batch, the embedding and the frequencies; writes the owned part of the stream, as the
+// first part that will be added, and `angles`. It needs no barrier before; the caller's next one
+// makes the results visible.
 #pragma once
 
 #include "kilotok/comm/all_reduce.cuh"

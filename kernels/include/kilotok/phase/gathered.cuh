@@ -366,7 +366,7 @@ __device__ __forceinline__ void produce_down(const Cta& cta, Ring& ring, SumMemo
   }
 }
 
-// A warp's entry of a page of whole entries: at most one is its turn.
+// A warp's entry of a page of whole entries. At most one entry of a page is its turn.
 template <int KIND>
 struct OwnEntry {
   using P = WholePages<KIND>;
@@ -399,7 +399,7 @@ struct OwnEntry {
   }
 };
 
-// Owners: the products of entries with one step.
+// Owners: multiply entries with one step.
 template <int KIND>
 __device__ __forceinline__ void down_whole(const Cta& cta, Ring& ring, Sums& sums,
                                            const WholePages<KIND>& pages) {
@@ -419,13 +419,13 @@ __device__ __forceinline__ void down_whole(const Cta& cta, Ring& ring, Sums& sum
     round_product(product[0], rounded);
     sums.push(cta, rounded);
   }
-  // Warps without an entry in the last round.
+  // Warps without an entry in the last round pass zeros.
   const int rest = pages.routes.count % D::TURNS;
   const float nothing[4] = {};
   if (rest != 0 && cta.warp() % D::TURNS >= rest) sums.push(cta, nothing);
 }
 
-// Owners: the products of the entries, which are assigned to the warps of a row tile in turn as in
+// Owners: multiply the entries, which are assigned to the warps of a row tile in turn as in
 // phase/down.cuh. The epilogue adds them to `stream.part`, which begins as zeros.
 template <int KIND>
 __device__ __forceinline__ void down(const Cta& cta, Ring& ring, Sums& sums, StreamMemory& stream,
@@ -488,7 +488,7 @@ __device__ __forceinline__ void epilogue_down(const Cta& cta, Sums& sums, Stream
   const int row_tile = cta.warp() - CONSUMER_WARPS - 1, lane = cta.lane();
 #pragma unroll 1
   for (int first = 0; first < routes.count; first += AT_ONCE) {
-    // Of a stage.
+    // The index in the stage.
     const int begin = TURNS == AT_ONCE ? 0 : first % TURNS;
     const bool ends = TURNS == AT_ONCE || begin + AT_ONCE == TURNS ||
                       first + AT_ONCE >= routes.count;
@@ -517,7 +517,7 @@ __device__ __forceinline__ void epilogue_down(const Cta& cta, Sums& sums, Stream
       // Rows g and g + 8 of both tokens: all are loaded before one is stored.
       float4& v = products[i];
       if constexpr (Bias::BIASED) {
-        // Those of rows that the entry does not have are not used.
+        // Weights of rows that the entry does not have are not used.
         const int row = routes.first_rows[smaller(first + i, routes.count - 1)] + lane % 4 * 2;
         own_biases[i].add(v, {routes.weights[smaller(row, GATHERED_ROWS - 1)],
                               routes.weights[smaller(row + 1, GATHERED_ROWS - 1)]});
@@ -534,7 +534,7 @@ __device__ __forceinline__ void epilogue_down(const Cta& cta, Sums& sums, Stream
       __syncwarp();
     }
   }
-  // Consumers read the sums behind the barrier of one more stage.
+  // The consumers read the sums after the release of one more stage.
   sums.wait();
   sums.release(cta);
 }

@@ -18,7 +18,7 @@ struct Moe {
   // Whether the producer copies the operand of gate and up into the ring while the experts are
   // chosen.
   static constexpr bool OPERAND_IN_PAGES = IS_HELD<GateUp>;
-  // With one more tile of rows, for a row of zeros.
+  // Bytes of all rows, and of one more tile for a row of zeros.
   static constexpr int ALL_ROWS_BYTES = (TOP_K + 1) * TILE_TOKENS * Down::COLUMNS_PADDED * 2;
   // Whether a page of down has whole experts for every warp of a row tile, and shared memory room
   // for all rows.
@@ -95,18 +95,18 @@ struct AllRows {
 };
 
 // Rows sorted by expert, then token: `[steps of down][rows]`, a step of a row in one run. All kinds
-// of a model have the same places, so that what is behind a row's last column stays zero.
+// of a model have the same places, so that columns after a row's last one stay zeros.
 template <int KIND>
 struct SortedRows {
   using N = Moe<KIND>;
   using M = typename N::Down;
   static constexpr int STEP_COLUMNS = M::COLUMN_WARPS * CHUNK_COLUMNS;
-  // Of a row in a step, and of a step in the GPU's memory.
+  // Bytes of a row in a step, and of a step in the GPU's memory.
   static constexpr int RUN_BYTES = STEP_COLUMNS * 2;
   static constexpr int STEP_BYTES = TILE_TOKENS * TOP_K_MAX * RUN_BYTES;
   static_assert(M::STEPS * STEP_BYTES <= TILE_INNER_BYTES, "they have room");
-  // The rows of one token, all of which shared memory may hold: the warps of an expert load its row
-  // at once, each a part of it, if registers suffice.
+  // With one token, shared memory may have room for all rows. Then the warps of an expert load its
+  // row at once, each a part of it, if registers suffice.
   static constexpr int RUN_PIECES = RUN_BYTES / 16, ROW_PIECES = M::STEPS * RUN_PIECES;
   static constexpr int LOADS = ceil_div(ROW_PIECES, M::ROW_TILES * 32), LOADS_MAX = 6;
   static constexpr bool HAS_TOKEN =

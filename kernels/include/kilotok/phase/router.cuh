@@ -298,8 +298,8 @@ __device__ __forceinline__ void reset_scores(const Cta& cta, int token_count) {
 
 constexpr int ROUTES_MAX = TILE_TOKENS * TOP_K_MAX;
 
-// The experts of one tile of tokens in ascending order, and for each the choice of each token that
-// it is.
+// The chosen experts of one tile of tokens in ascending order, and which of each token's choices an
+// expert is.
 struct Routes {
   int count;
   uint16_t experts[ROUTES_MAX];
@@ -342,7 +342,7 @@ struct Scores {
   float inverse_rms;
 
   Scores() = default;
-  // `found` are a token's scores, and behind them its 1 / rms.
+  // `found` are a token's scores, followed by its 1 / rms.
   __device__ __forceinline__ Scores(const float* found, const float* bias, int lane) {
     // Only a lane's last expert may not exist; the others share one base address.
     const auto place = [&](const float* first, int i) {
@@ -362,14 +362,14 @@ struct Scores {
     });
   }
 
-  // What experts are chosen by.
+  // The value by which experts are chosen.
   __device__ __forceinline__ float merit(int i) const {
     return BIASED ? scores[i] + biases[i] : scores[i];
   }
-  // What their weights are made of: a sigmoid without its correction.
+  // The value from which their weights are computed: a sigmoid without its correction.
   __device__ __forceinline__ float weighing(int i) const { return SOFTMAX ? merit(i) : scores[i]; }
 
-  // Whether no score is a NaN, and none that a softmax reads infinite.
+  // Whether no score is NaN and, where a softmax reads them, none is infinite.
   __device__ __forceinline__ bool are_numbers() const {
     bool number = true;
 #pragma unroll
@@ -389,8 +389,8 @@ struct Scores {
     return add_lanes(sum);
   }
 
-  // The top-k experts by merit, of equal ones the lower. Lane c gets choice c, and what its weight
-  // is made of.
+  // The top-k experts by `merit`; of equals the lower comes first. Lane c gets choice c and its
+  // `weighing`.
   __device__ __forceinline__ void top_k(int lane, uint32_t& mine, float& score) const {
     uint32_t keys[EACH];
 #pragma unroll
@@ -468,8 +468,8 @@ __device__ __forceinline__ uint32_t top_k_of_token(const Scores<KIND, POLLED>& s
   return mine << 8 | place;
 }
 
-// The row of a token's value for an entry, where rows are sorted by expert. Of a token that has not
-// chosen it, the entry's first row.
+// The row of a token's value for an entry, where rows are sorted by expert. For a token that has
+// not chosen it, the entry's first row.
 __device__ __forceinline__ int sorted_row(const Routes& routes, int entry, int token) {
   const uint32_t tokens = routes.sorted.tokens[entry], before = tokens & ((1u << token) - 1);
   return routes.sorted.first_rows[entry] + (tokens >> token & 1 ? __popc(before) : 0);

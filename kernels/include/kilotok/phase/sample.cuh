@@ -10,8 +10,8 @@
 // L2. For 152,576 tokens on an H100 a greedy choice takes one CTA 10 us and 16 CTAs 2 us, a draw 39
 // us and 7 us; top-k or min-p takes 30 us in two passes, top-p 80 us in three, or 430 us if more
 // than two thousand tokens are left; reports take 40 us to 60 us more. `verify` and two barriers
-// take 6 us. Where a draft is judged, the target's probabilities are needed too: a pass more, after
-// the highest logit is known. Where the row is in parts, a barrier comes before that pass.
+// take 6 us. Where a draft is judged, one more pass computes the target's probabilities, after the
+// highest logit is known. Where the row is in parts, a barrier comes before that pass.
 #pragma once
 
 #include "kilotok/sample/report.cuh"
@@ -26,7 +26,7 @@ struct SampleScratch {
     RankScratch rank;
   };
   ScanScratch scan;
-  // Of a draft that is judged.
+  // The candidates of a draft that is judged.
   CandidateSet candidates;
 };
 
@@ -165,14 +165,14 @@ __device__ __forceinline__ ChoicePart choose_in_passes(const SampleMemory& memor
   return part;
 }
 
-// What is done at a wanted token.
+// The work at a wanted token.
 struct Work {
   bool chooses, judges;
   // Whether one CTA reads the whole row.
   bool whole;
   uint32_t top_count;
-  // The draft that is taken for what was chosen, whatever that is (phase/verify.cuh), or
-  // NO_TOKEN.
+  // The draft that replaces the choice, where the plan fixes how many drafts are accepted
+  // (phase/verify.cuh), or NO_TOKEN.
   uint32_t assumed;
 
   __device__ __forceinline__ Work(const Cta& cta, const SampleMemory& memory, int index) {
@@ -287,7 +287,8 @@ __device__ __forceinline__ void weigh_unit(const Cta& cta, const SampleMemory& m
   cta.sync();
 }
 
-// How many CTAs share a position: as many as there are. The result does not depend on it.
+// How many CTAs share a position, so that as many as possible have work. The result does not depend
+// on it.
 __device__ __forceinline__ int parts_of(int wanted_count) {
   return max(1, min(PARTS_MAX, GRID / max(1, wanted_count)));
 }

@@ -1,7 +1,8 @@
-// Verification of drafts. By sample and match a row's drafts are accepted up to the first one that
-// differs from the target's choice, which replaces it. By rejection sampling drafts that were drawn
-// are judged by their law and the target's (sample/judge.cuh). The references are `Sampler::verify`
-// and `Sampler::judge` in crates/sampling, and `Samplers::verify` in crates/batch.
+// Verification of drafts. By sample and match, a row's drafts are accepted up to the first one that
+// differs from the target's choice, which replaces it. By rejection sampling, drafts that were
+// drawn are judged by comparing their distribution with the target's (sample/judge.cuh). The
+// references are `Sampler::verify` and `Sampler::judge` in crates/sampling, and `Samplers::verify`
+// in crates/batch.
 //
 // Reads the parts of choices and the batch; writes the rows' choices, the chosen tokens (which may
 // be in the host's memory) and the slots. The caller's barrier comes between `sample` and this.
@@ -20,7 +21,7 @@ struct VerifyScratch {
   Resolved choices[WANTED_MAX];
   // Whether the model's logits were finite.
   uint32_t finite[WANTED_MAX];
-  // Of a row whose drafts are judged.
+  // The drafts of a row, if they are judged.
   JudgedDraft drafts[DRAFT_ROWS > 0 ? DRAFT_ROWS : 1];
   RowChoice row;
 };
@@ -54,7 +55,7 @@ __device__ __forceinline__ RowChoice count_scored(const SampleMemory& memory,
 }
 
 // By sample and match: goes through the row's wanted tokens after which a token was chosen, in
-// order. Where it is assumed how many drafts are accepted, those are what was chosen.
+// order. Where the plan fixes how many drafts are accepted, those drafts replace the choices.
 __device__ __forceinline__ RowChoice match_drafts(const Cta& cta, const SampleMemory& memory,
                                                   VerifyScratch& scratch,
                                                   const SampleRow& row, const BatchRow& batch) {
@@ -80,8 +81,8 @@ __device__ __forceinline__ RowChoice match_drafts(const Cta& cta, const SampleMe
   return result;
 }
 
-// By rejection sampling: chooses among `choices`, which begins with that after the last known
-// token, and replaces their tokens.
+// By rejection sampling: accepts drafts, and chooses the token after them. `choices` begins with
+// the choice after the last known token; its tokens are replaced.
 struct Judgement {
   const Cta& cta;
   const SampleMemory& memory;
@@ -89,8 +90,8 @@ struct Judgement {
   const BatchRow& batch;
   Resolved* choices;
   JudgedDraft* drafts;
-  // The row's wanted tokens before the first position; of that the wanted token, and the token to
-  // choose.
+  // For the first choice: the number of the row's wanted tokens before it, the index of its wanted
+  // token, and the position of the token to choose.
   uint32_t before, wanted, first;
   int draft_count;
 
@@ -118,7 +119,7 @@ struct Judgement {
     return at<const Slot>(memory.slots)[row.slot].sampling;
   }
 
-  // A warp: loads the draft behind one of the row's wanted tokens, given its reduced parts.
+  // A warp: loads the draft after one of the row's wanted tokens, given its reduced parts.
   __device__ __forceinline__ void load(uint32_t wanted_token, const ChoicePart& part) const {
     const int i = static_cast<int>(wanted_token - before);
     if (i < 0 || i >= draft_count) return;
@@ -126,7 +127,7 @@ struct Judgement {
                    {sampling(), first, Purpose::Accept, static_cast<uint32_t>(i)});
   }
 
-  // Positions before the first at which no token can be chosen.
+  // The number of positions before the first one at which no token can be chosen.
   __device__ __forceinline__ int possible_count() const {
     int count = 0;
 #pragma unroll 1
@@ -136,8 +137,8 @@ struct Judgement {
     return count;
   }
 
-  // How many of the first drafts are kept; `kept_mass` is the factor of the target's law after
-  // them.
+  // How many of the first drafts are kept; `kept_mass` is the factor of the target's distribution
+  // after them.
   __device__ __forceinline__ int keep(int judged_count, float& kept_mass) const {
     int kept = 0;
     float mass = kept_mass = 1.0f;
@@ -158,20 +159,20 @@ struct Judgement {
     return kept;
   }
 
-  // The token after `kept` drafts, of which there are more.
+  // The token after `kept` drafts, in place of the next draft.
   __device__ __forceinline__ uint32_t draw_residual(int kept, float mass) const {
     const exact::Draws draws(sampling(), first + kept, Purpose::Residual);
     const JudgedDraft& own = drafts[kept];
     uint64_t winner = exact::NO_WINNER;
-    // Rounding can leave no residual; then the target's law stands in.
+    // Rounding can leave no residual; then the target's distribution replaces it.
 #pragma unroll 1
     for (bool residual : {true, false})
       if (winner == exact::NO_WINNER) winner = own.race(draws, mass, residual);
     return static_cast<uint32_t>(winner);
   }
 
-  // Takes a token as that of a position where a draft was judged. One of its candidates has its
-  // report there.
+  // Chooses a token at a position where a draft was judged. If it is one of the candidates, the
+  // candidate's report becomes the position's.
   __device__ __forceinline__ void take(int i, uint32_t token) const {
     if (cta.lane() == 0) choices[i].token = token;
     if (row.top_count == NO_TOKEN) return;
@@ -184,7 +185,7 @@ struct Judgement {
     }
   }
 
-  // A warp.
+  // A warp: verifies the row.
   __device__ __forceinline__ RowChoice run(RowChoice result) const {
     const int possible = possible_count();
     float mass;

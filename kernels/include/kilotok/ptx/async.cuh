@@ -87,9 +87,9 @@ __device__ __forceinline__ void wait_for_groups() {
 }
 
 // Arrives at an mbarrier once all copies are complete that this thread has begun; it counts as one
-// of the arrivals that the mbarrier was initialised with. Products that read what was copied need a
-// `wgmma_writes_fence` of a thread that has waited for the mbarrier: in this thread it would wait
-// for all copies.
+// of the arrivals that the mbarrier was initialised with. Before products read the copied bytes, a
+// thread that has waited for the mbarrier must execute a `wgmma_writes_fence`. In this thread the
+// fence would wait for all copies.
 __device__ __forceinline__ void mbarrier_arrive_copied(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
@@ -129,8 +129,8 @@ __device__ __forceinline__ void bulk_copy(uint32_t to, const void* from, uint32_
       : "memory");
 }
 
-// Bulk copy out of shared memory, which this thread or others have written before a
-// `reads_before_copies` of theirs and a barrier.
+// Bulk copy out of shared memory. The threads that wrote there must have executed
+// `reads_before_copies`, then a barrier.
 __device__ __forceinline__ void bulk_store(void* to, uint32_t from, uint32_t bytes) {
   asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(from),
                "r"(bytes)

@@ -157,8 +157,8 @@ __device__ __forceinline__ void store_shared(uint32_t address, const uint4& v) {
                : "memory");
 }
 
-// Four matrices of 8 rows of 8 values of two bytes: lane 8 m + r gives the address of row r of
-// matrix m, and gets of each matrix columns 2 (lane % 4) and the next of row lane / 4.
+// Four matrices of 8 rows of 8 values of two bytes: lane 8 m + r passes the address of row r of
+// matrix m. From each matrix a lane gets row lane / 4, columns 2 (lane % 4) and the next.
 __device__ __forceinline__ uint4 load_matrices(uint32_t address) {
   uint4 v;
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -167,7 +167,7 @@ __device__ __forceinline__ uint4 load_matrices(uint32_t address) {
   return v;
 }
 
-// The same, turned: it gets column lane / 4 of rows 2 (lane % 4) and the next.
+// The same, transposed: a lane gets column lane / 4, rows 2 (lane % 4) and the next.
 __device__ __forceinline__ uint4 load_turned(uint32_t address) {
   uint4 v;
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"

@@ -54,13 +54,13 @@ __device__ __forceinline__ int opaque(int value) {
 __device__ __forceinline__ void make_opaque(int& value) { asm volatile("" : "+r"(value)); }
 __device__ __forceinline__ void make_opaque(float& value) { asm volatile("" : "+f"(value)); }
 
-// Programmatic dependent launch: has CTAs of the launch behind this one begin where its own have
+// Programmatic dependent launch: CTAs of the next launch may begin where CTAs of this one have
 // ended.
 __device__ __forceinline__ void allow_next_launch() {
   asm volatile("griddepcontrol.launch_dependents;");
 }
-// Waits until the launch before, behind which this one began early, has ended and its stores are
-// visible.
+// Waits until the launch before has ended and its stores are visible, since this one may have begun
+// early.
 __device__ __forceinline__ void wait_for_last_launch() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 }

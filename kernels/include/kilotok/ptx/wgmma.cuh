@@ -17,8 +17,8 @@ __device__ __forceinline__ void wgmma_fence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
 
-// Keeps the compiler from computing operand A among products, which would then wait for one
-// another: it is ready before them.
+// Operand A is complete before the products after this. Otherwise the compiler may compute it among
+// them, and make them wait for one another.
 __device__ __forceinline__ void wgmma_ready(uint32_t (&a)[4]) {
 #pragma unroll
   for (int i = 0; i < 4; i++) asm volatile("" : "+r"(a[i]));
@@ -29,7 +29,7 @@ __device__ __forceinline__ void wgmma_commit() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 
-// Waits until at most PENDING groups are in flight; the groups that made `sums` must be complete
+// Waits until at most PENDING groups are in flight; the groups that compute `sums` must be complete
 // then.
 template <int PENDING, int COUNT>
 __device__ __forceinline__ void wgmma_wait(float (&sums)[COUNT]) {
@@ -65,7 +65,7 @@ __device__ __forceinline__ uint64_t wgmma_operand_at(uint64_t operand, uint32_t 
 }
 
 // sums (+)= a b: BF16 products, F32 sums, 16 along k. Without `add` the sums begin at zero. TURNED:
-// B lies row by row, in pieces of 8 along k x 8 columns, of which each row has 16 bytes.
+// B is transposed; it lies row by row, in pieces of 8 along k x 8 columns, with 16 bytes a row.
 template <int N, bool TURNED>
 struct Wgmma;
 
@@ -251,7 +251,7 @@ __device__ __forceinline__ void wgmma_turned(float (&sums)[N / 2], const uint32_
   Wgmma<N, true>::multiply(sums, a, b, add);
 }
 
-// The same with A in shared memory, of which it takes 64 rows as it takes 64 columns of B.
+// The same with A in shared memory, where its 64 rows are stored like 64 columns of B.
 __device__ __forceinline__ void wgmma_shared(float (&d)[32], uint64_t a, uint64_t b, bool add) {
   asm volatile(
       "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"

@@ -1,7 +1,8 @@
-// Draws a draft for rejection sampling by the law of its CANDIDATES_MAX likeliest tokens, which is
-// kept for verification. The reference is `Sampler::propose` in crates/sampling, bit for bit. A
-// draft may be drawn by any law, as long as that law judges it; this one is small enough to keep in
-// the slot and to exchange between ranks.
+// Draws a draft for rejection sampling from a distribution over its CANDIDATES_MAX likeliest
+// tokens, which is kept for verification (the draft's *law*). The reference is `Sampler::propose`
+// in crates/sampling, bit for bit. A draft may be drawn from any distribution, as long as it is
+// judged by the same one; this one is small enough to keep in the slot and to exchange between
+// ranks.
 #pragma once
 
 #include "kilotok/sample/ranking.cuh"
@@ -9,7 +10,7 @@
 namespace kilotok {
 
 struct DrawScratch {
-  // Candidates, and how many there would be.
+  // Candidates, and their number, which may be more than the list has room for.
   uint64_t list[LIST_MAX];
   int listed;
   int finite[CONSUMER_WARPS];
@@ -19,9 +20,10 @@ static_assert(PARTS_MAX <= 32, "a lane for each part");
 static_assert(RANKS_MAX * CANDIDATES_MAX <= LIST_MAX, "candidates of all ranks are listed");
 static_assert(CANDIDATES_MAX <= CONSUMERS, "threads' best tokens show where candidates end");
 
-// Where logits are not finite: comes before all other keys.
+// Says that logits are not finite: comes before all other keys.
 constexpr uint64_t NOT_FINITE = 0;
-// Keys in the place of tokens that do not exist: behind all others, no two the same.
+// The first of the keys that stand for missing tokens: they come after all others, and no two are
+// the same.
 constexpr uint64_t NO_CANDIDATE = 0xff80000000000000ull;
 
 // The part of a row of logits that a CTA reads, and the token that the row begins with.
@@ -68,8 +70,8 @@ __device__ __forceinline__ bool list_part(DrawScratch& s, const RowPart& part, u
 }
 
 // Writes the CANDIDATES_MAX likeliest tokens of a part, sorted; no two parts have the same number.
-// At least so many tokens lie at or before as many of the threads' best. Where more than can be
-// listed do, those that are listed give a nearer limit.
+// The limit is the CANDIDATES_MAX-th of the threads' best keys, so at least CANDIDATES_MAX tokens
+// are within it. If these are too many to list, the listed ones yield a tighter limit.
 __device__ __forceinline__ void list_candidates(DrawScratch& s, const RowPart& part, int number,
                                                 uint64_t* to) {
   const Scan scan = part.scan();
@@ -89,11 +91,11 @@ __device__ __forceinline__ void list_candidates(DrawScratch& s, const RowPart& p
   to[thread] = key;
 }
 
-// Lists the CANDIDATES_MAX first keys of so many sorted lists of as many each, and some behind
-// them, sorted. The lists are in global memory, where other CTAs have written them.
+// Merges sorted lists of CANDIDATES_MAX keys each: lists their first CANDIDATES_MAX keys, and some
+// after these, sorted. The lists are in global memory, where other CTAs have written them.
 __device__ __forceinline__ void merge_candidates(DrawScratch& s, const uint64_t* lists,
                                                  int list_count) {
-  // The first keys of each list, taken together, are at least CANDIDATES_MAX.
+  // The keys up to `last` of all lists are together at least CANDIDATES_MAX.
   const int last = ceil_div(CANDIDATES_MAX, list_count) - 1, lane = Consumers::lane();
   uint64_t limit = 0;
   if (lane < list_count) limit = ptx::load_l2(lists + lane * CANDIDATES_MAX + last);
@@ -115,14 +117,14 @@ __device__ __forceinline__ void merge_candidates(DrawScratch& s, const uint64_t*
 // A draft that is drawn.
 struct DrawnDraft {
   uint32_t slot;
-  // Of the row's drafts the how manieth, and the position of the first.
+  // The draft's index among the row's drafts, and the position of the first of them.
   int index;
   uint32_t first;
 };
 
 // A warp: draws a draft among the first CANDIDATES_MAX keys of a sorted list, and stores its law.
-// Returns the token, or NO_TOKEN if a logit is not finite. min-p, top-k and top-p keep the first
-// ones, so each is a number of candidates.
+// Returns the token, or NO_TOKEN if a logit is not finite. min-p, top-k and top-p each keep some
+// number of the first candidates.
 struct Draw {
   static constexpr int EACH = CANDIDATES_MAX / 32;
   uint64_t keys[EACH];
@@ -133,7 +135,7 @@ struct Draw {
 
   __device__ __forceinline__ static int index(int i) { return Consumers::lane() * EACH + i; }
 
-  // How many of the first candidates `is` is true for; it is for none after one that it is not.
+  // The number of candidates for which `is` is true, which must be the first ones.
   template <class Is>
   __device__ __forceinline__ static int count_first(Is is) {
     int count = 0;
@@ -153,7 +155,7 @@ struct Draw {
     count = greedy ? 1 : count_first([&](int i) { return keys[i] < NO_CANDIDATE; });
   }
 
-  // The sum of the masses of the first `count` candidates, and of each and those before it.
+  // Returns the sum of the masses of the first `count` candidates; `sums` are the prefix sums.
   __device__ __forceinline__ uint64_t add_masses(uint64_t (&sums)[EACH]) {
     uint64_t sum = 0;
 #pragma unroll

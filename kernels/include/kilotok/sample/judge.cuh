@@ -1,7 +1,7 @@
 // Rejection sampling with block verification: `Proposal::judge` of crates/sampling by
-// `Rule::Joint`, bit for bit. `sample` has stored the logits of each draft's candidates, what the
-// target's probabilities add up to, and which of all other tokens wins the race. So what is left
-// takes no pass over a row.
+// `Rule::Joint`, bit for bit. `sample` has stored the logits of each draft's candidates, the sum of
+// the target's probabilities, and the winner of the race among all other tokens. So judging takes
+// no pass over a row.
 #pragma once
 
 #include "kilotok/sample/ranking.cuh"
@@ -13,15 +13,15 @@ namespace kilotok {
 // from memory takes longer than running it.
 struct JudgedDraft {
   static_assert(CANDIDATES_MAX % 32 == 0, "lanes have as many each");
-  // What it was drawn with, and the target's logits and probabilities. Missing candidates have no
-  // token and no probability.
+  // The candidates with their draft probabilities, and the target's logits and probabilities.
+  // Missing candidates have no token and no probability.
   Candidate drawn[CANDIDATES_MAX];
   float logits[CANDIDATES_MAX], probabilities[CANDIDATES_MAX];
-  // The target's probability of the draft, and that with which it was drawn.
+  // The draft's probability in the target's distribution, and the one with which it was drawn.
   float target, proposed;
   // The uniform number that decides.
   float uniform;
-  // Of all tokens that are no candidates, the one that wins the race.
+  // The winner of the race among all tokens that are no candidates.
   uint64_t others;
 
   __device__ __forceinline__ void load(uint32_t draft, const Candidate* law, const Judged* judged,
@@ -70,7 +70,7 @@ struct JudgedDraft {
     return fmaxf(exact::sub(mass, exact::of_mass(shared)), 0.0f);
   }
 
-  // The winner of the race by the residual, or by the target's own law.
+  // The winner of the race by the residual, or by the target's own distribution.
   __device__ __forceinline__ uint64_t race(const exact::Draws& draws, float mass,
                                            bool residual) const {
     uint64_t winner = others;

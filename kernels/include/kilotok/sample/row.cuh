@@ -68,14 +68,14 @@ struct Position {
   const float* logits;
   // The part of the row to read; both are multiples of 128, or the row's end.
   int begin, end;
-  // Where a draft is judged: the tokens that it could have been. `verify` has them race, when it
-  // knows the factor of the target's law; here all others race.
+  // Where a draft is judged: the tokens that it could have been. `verify` lets them race, when it
+  // knows the factor of the target's distribution; here all other tokens race.
   const CandidateSet* candidates;
   int candidate_count;
 
   __device__ __forceinline__ bool judged() const { return candidates != nullptr; }
 
-  // Of the race's random numbers.
+  // The purpose of the race's random numbers.
   __device__ __forceinline__ Purpose purpose() const {
     return judged() ? Purpose::Residual : Purpose::Target;
   }
@@ -111,7 +111,8 @@ struct Patch {
 
 constexpr uint32_t NO_TOKEN = ~0u;
 
-// The law of a slot's draft: CANDIDATES_MAX entries, the last ones without a token.
+// The distribution from which a slot's draft was drawn: CANDIDATES_MAX entries, the last ones
+// without a token.
 __device__ __forceinline__ Candidate* law_of(uint64_t proposals, uint32_t slot, int draft) {
   return at<Candidate>(proposals) +
          (static_cast<size_t>(slot) * DRAFT_ROWS + draft) * CANDIDATES_MAX;
