@@ -1,5 +1,5 @@
-//! `kilotok bench`: how fast a server of OpenAI's API is, or an engine without one. Requests come
-//! one after the other on a number of connections, or at random times at a given rate.
+//! `kilotok bench`: measures a server of OpenAI's API, or an engine without a server. Requests are
+//! sent one after the other on a number of connections, or at random times at a given rate.
 
 mod arrivals;
 mod bytes;
@@ -30,13 +30,13 @@ use crate::output::{lines, say};
 
 /// Requests per connection, unless the user says otherwise.
 const ROUNDS: u32 = 10;
-/// Upper limit of the closed loop; more is a mistake.
+/// Upper limit of requests in flight; more is a mistake.
 const CONCURRENCY_MAX: usize = 65_536;
 /// Upper limit of requests; more would take days.
 const REQUESTS_MAX: i64 = 1_000_000;
 /// Longer than the context of any model.
 const TOKENS_MAX: i64 = 1 << 24;
-/// All prompts are made before the run; this many tokens take gigabytes.
+/// All prompts are made before the run; more tokens than this would take gigabytes.
 const PROMPT_TOKENS_MAX: u64 = 1 << 30;
 /// About one request a day; a lower rate is a mistake.
 const RATE_MIN: f64 = 1e-5;
@@ -175,14 +175,13 @@ impl Args {
         self.draft_temperature.map_or(Ok(()), check_draft_temperature)
     }
 
-    /// How drafts of sampled tokens are verified by an engine.
+    /// How an engine verifies drafts of sampled tokens.
     fn verification(&self) -> Verification {
         let draft_temperature = self.draft_temperature.unwrap_or(DEFAULT_DRAFT_TEMPERATURE);
         self.verify.map_or(Verification::Match, |rule| rule.with(draft_temperature))
     }
 
-    /// Requests that may be in flight; with random arrivals any number, unless the user says
-    /// otherwise.
+    /// Most requests in flight. With random arrivals there is no limit unless the user sets one.
     fn in_flight_max(&self) -> Option<usize> {
         match self.request_rate {
             Some(_) => self.concurrency,
@@ -203,8 +202,8 @@ impl Args {
     }
 }
 
-/// Checks that the file of results can be written, before anything is measured that would be lost.
-/// The file is left as it was, so a run that fails later leaves no empty one.
+/// Checks before measuring that the file of results can be written, so that no results are lost.
+/// The file is left as it was, so a run that fails later leaves no empty file.
 fn writable(path: &Path) -> Result<()> {
     let existed = path.symlink_metadata().is_ok();
     let made = fs::OpenOptions::new().append(true).create(true).open(path).map(drop);

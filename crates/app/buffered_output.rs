@@ -1,6 +1,6 @@
-//! Standard output and standard error of a server. They may be pipes that are never read, and a
-//! server must not wait for that: lines go to a bounded buffer, which a thread writes; lines
-//! without room are dropped and counted.
+//! Buffered standard output and standard error of a server. They may be pipes that are never
+//! read, and a server must not wait for that. Lines therefore go into a bounded buffer, which a
+//! thread writes out; lines for which there is no room are dropped and counted.
 
 use std::io::{self, Write};
 use std::mem::take;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use kilotok_generation::Metrics;
 
-/// Thousands of lines: the output while a terminal or a disk is slow for a moment.
+/// Room for thousands of lines: the output while a terminal or a disk is slow for a moment.
 const WAITING_BYTES_MAX: usize = 1 << 20;
 
 /// See the module's documentation.
@@ -29,12 +29,12 @@ struct State {
     waiting: Vec<u8>,
     /// Lines that were dropped since the last report.
     lost: u64,
-    /// Bytes are being written.
+    /// Whether bytes are being written.
     writing: bool,
 }
 
 impl BufferedOutput {
-    /// `told` is called with the number of dropped lines, once lines get through again.
+    /// Once lines get through again, `told` is called with the number of dropped lines.
     pub(crate) fn start(
         name: &str,
         to: impl Write + Send + 'static,
@@ -46,20 +46,20 @@ impl BufferedOutput {
         Ok(output)
     }
 
-    /// Counts dropped lines in the metrics.
+    /// Counts dropped lines in these metrics too.
     pub(crate) fn count(&self, metrics: Arc<Metrics>) {
         metrics.log_lines_lost(self.0.state().lost);
         let _ = self.0.metrics.set(metrics);
     }
 
-    /// Waits until all is written, but no longer than this.
+    /// Waits until everything is written, but at most this long.
     pub(crate) fn flush(&self, wait_max: Duration) {
         let busy = |state: &mut State| state.writing || !state.waiting.is_empty();
         drop(self.0.changed.wait_timeout_while(self.0.state(), wait_max, busy));
     }
 }
 
-/// One line, or several, at each call.
+/// Each call writes one or more whole lines.
 impl Write for BufferedOutput {
     fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
         let mut state = self.0.state();
@@ -121,7 +121,7 @@ mod tests {
 
     const LONG: Duration = Duration::from_mins(1);
 
-    /// Writes when the test allows it.
+    /// A writer that waits for the test's permission.
     struct Slow(Receiver<()>, SyncSender<Vec<u8>>);
 
     impl Write for Slow {
@@ -143,7 +143,7 @@ mod tests {
         let tell = move |lost| told.send(lost).unwrap();
         let mut output = BufferedOutput::start("test", Slow(may, wrote), tell).unwrap();
         output.write_all(b"first\n").unwrap();
-        // It is being written, and does not get on.
+        // The line is being written, and the write is stuck.
         while !output.0.state().writing {
             thread::yield_now();
         }

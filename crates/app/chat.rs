@@ -1,5 +1,5 @@
-//! `kilotok chat`: a conversation in the terminal with any server of OpenAI's API. Each reply shows
-//! its speed and acceptance while it runs. With a pipe as input it answers once and exits.
+//! `kilotok chat`: a conversation in the terminal with any server of OpenAI's API. While a reply
+//! runs, its speed and acceptance are shown. If the input is a pipe, it answers once and exits.
 
 mod line;
 mod screen;
@@ -40,7 +40,7 @@ pub(crate) struct Args {
     hide_thoughts: bool,
 }
 
-/// JSON has no number for infinity and NaN: the field would be left out.
+/// JSON cannot express infinity and NaN: the field would be missing.
 pub(crate) fn temperature(text: &str) -> Result<f64, &'static str> {
     let number = text.parse().ok().filter(|number| (0.0..=f64::from(f32::MAX)).contains(number));
     number.ok_or("give a number from 0 on")
@@ -51,7 +51,7 @@ struct Chat {
     client: Client,
     model: String,
     system: Option<String>,
-    /// Fields of the request, beside messages.
+    /// Fields of the request besides the messages.
     fields: Map<String, Value>,
     messages: Vec<Value>,
     screen: Screen,
@@ -154,7 +154,8 @@ impl Chat {
         body
     }
 
-    /// One reply. The part of it before an error or Ctrl-C stays in the conversation.
+    /// Requests one reply. If an error or Ctrl-C ends it, its text so far stays in the
+    /// conversation.
     async fn reply(&mut self) -> Result<End> {
         let mut text = String::new();
         let mut speed = Speed::start();
@@ -205,7 +206,7 @@ impl Chat {
         Next::Read
     }
 
-    /// Takes back the last reply and asks again.
+    /// Removes the last reply and asks again.
     fn retry(&mut self) -> Next {
         while self.messages.last().is_some_and(|message| message["role"] == "assistant") {
             self.messages.pop();

@@ -61,7 +61,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Tokenizer, chat template and defaults of sampling, as a server reads them; none without a
+/// Reads tokenizer, chat template and sampling defaults as a server does; `None` without a
 /// tokenizer.
 fn read_text(folder: &Path) -> Result<Option<Text>> {
     let named = || folder.display().to_string();
@@ -82,20 +82,21 @@ fn describe_text(text: Option<&Text>) {
     say!("  text      {} tokens, {template}, replies as {}", text.vocab_count(), text.format());
 }
 
-/// What ranks read of a weight, each part once.
+/// The parts of a weight that ranks read, each part once.
 fn pieces(decl: &WeightDecl, rank_count: usize) -> impl Iterator<Item = Piece> {
     let ranks =
         (0..decl.shard.part_count(rank_count)).map(move |rank| Ranks { rank, count: rank_count });
     ranks.map(|ranks| Piece { decl: decl.clone(), ranks })
 }
 
-/// Bytes of a weight in the checkpoint; of tensors that it shares, its part.
+/// Bytes of a weight in the checkpoint. If it shares a tensor with other weights, only its part
+/// counts.
 pub(crate) fn stored_bytes(
     checkpoint: &Checkpoint,
     decl: &WeightDecl,
 ) -> Result<usize, WeightError> {
     let (stored, values) = (decl.stored(), checkpoint.dtype(decl)?);
-    // Only values may be of one type or another; scales follow them.
+    // Only values have a choice of types; the scales' type follows from it.
     let dtypes = once(values).chain(stored.iter().skip(1).map(|scales| scales.dtypes[0]));
     let bytes = |(tensor, dtype): (&StoredTensor, Dtype)| {
         dtype.bytes() * tensor.shape.iter().product::<usize>()

@@ -1,5 +1,5 @@
 //! A client of OpenAI's API, for `chat`, `bench` and `health`: addresses, keys, errors with advice,
-//! and the events of a stream.
+//! and events of a stream.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use serde_json::Value;
 
 use crate::config::{DEFAULT_HOST, DEFAULT_PORT};
 
-/// Time to accept a connection.
+/// Time for a server to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Upper limit of a line of a stream.
+/// Largest line of a stream.
 const LINE_BYTES_MAX: usize = 64 << 20;
-/// Characters of an unexpected answer that an error shows.
+/// Most characters of an unexpected answer that an error shows.
 const SHOWN_CHARS: usize = 300;
 
 #[derive(clap::Args, Clone)]
@@ -36,13 +36,13 @@ pub(crate) struct Server {
 #[derive(Clone)]
 pub(crate) struct Client {
     http: reqwest::Client,
-    /// Without `/v1` and without a slash at the end.
+    /// Without `/v1` and without a final slash.
     pub(crate) base: String,
     key: Option<String>,
 }
 
 impl Client {
-    /// `key` is the environment's, for which the flag stands in.
+    /// `key` comes from the environment; the flag takes precedence.
     pub(crate) fn new(server: &Server, key: Option<String>) -> Result<Self> {
         // Several providers may be linked in; rustls must be told which to use.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -94,7 +94,7 @@ impl Client {
         Ok(models.filter_map(|model| Some(model["id"].as_str()?.to_owned())).collect())
     }
 
-    /// The model of that name, or the first that is served.
+    /// The wanted model, or the first one that is served.
     pub(crate) async fn model(&self, wanted: Option<&str>) -> Result<String> {
         let served = self.models().await?;
         let Some(wanted) = wanted else {
@@ -106,7 +106,7 @@ impl Client {
         Ok(wanted.to_owned())
     }
 
-    /// Asks for a stream.
+    /// Sends a request for a stream.
     pub(crate) async fn stream(&self, path: &str, body: &Value) -> Result<Events> {
         let request = self.request(reqwest::Method::POST, path).json(body);
         let response = self.send(request).await?;
@@ -123,8 +123,7 @@ pub(crate) fn innermost(error: &reqwest::Error) -> &dyn std::error::Error {
     cause
 }
 
-/// The address of what the user typed: `localhost:8000` and `http://localhost:8000/v1/` are the
-/// same.
+/// The address in its full form: the user may type `localhost:8000` or `http://localhost:8000/v1/`.
 fn base(url: Option<&str>) -> Result<String> {
     let url = url.map_or_else(|| format!("{DEFAULT_HOST}:{DEFAULT_PORT}"), str::to_owned);
     let url = if url.contains("://") { url } else { format!("http://{url}") };
@@ -137,7 +136,7 @@ fn base(url: Option<&str>) -> Result<String> {
     Ok(url.to_owned())
 }
 
-/// The error of a request that the server refused.
+/// The error for a request that the server refused.
 async fn refusal(response: Response) -> anyhow::Error {
     let status = response.status();
     let wait = response.headers().get("retry-after").and_then(|wait| wait.to_str().ok());
@@ -152,7 +151,7 @@ async fn refusal(response: Response) -> anyhow::Error {
     anyhow!("the server answered {status}: {said}{wait}{hint}")
 }
 
-/// The message of an error in any of the usual shapes.
+/// The message of an error, in any of the usual forms.
 fn message(body: &str) -> Option<String> {
     let body: Value = serde_json::from_str(body).ok()?;
     let error = &body["error"];
@@ -171,10 +170,10 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    /// The next event; none after the last.
+    /// The next event; `None` after the last one.
     ///
     /// # Errors
-    /// When the server reports a failure, or the stream ends before its end mark.
+    /// The server reports a failure, or the stream ends before its end mark.
     pub(crate) async fn next(&mut self) -> Result<Option<Value>> {
         loop {
             while let Some(line) = self.lines.next() {
@@ -196,11 +195,11 @@ impl Events {
     }
 }
 
-/// Splits pieces that are cut anywhere into lines.
+/// Splits received pieces into lines.
 #[derive(Default)]
 struct Lines {
     bytes: Vec<u8>,
-    /// Bytes that were already returned.
+    /// Bytes that were already returned as lines.
     read: usize,
 }
 
@@ -215,7 +214,7 @@ impl Lines {
         Ok(())
     }
 
-    /// The next whole line.
+    /// The next complete line.
     fn next(&mut self) -> Option<String> {
         let rest = &self.bytes[self.read..];
         let end = rest.iter().position(|byte| *byte == b'\n')?;

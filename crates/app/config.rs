@@ -1,6 +1,7 @@
-//! Settings. [`RawConfig`] is what the user typed: the config file plus flags, all optional.
-//! [`Config::resolve`] checks it and fills in defaults; nothing changes it after that. Sizes that
-//! depend on the model are settled in `plan`. Reads no environment variable.
+//! Settings. [`RawConfig`] has the settings of the config file and of flags, all optional.
+//! [`Config::resolve`] checks them and fills in defaults; nothing changes the result after that.
+//! Sizes that depend on the model are determined in `plan`. This module reads no environment
+//! variable.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,26 +23,27 @@ use crate::knobs::KnobArgs;
 pub(crate) const DEFAULT_PORT: u16 = 8000;
 /// Only this machine, unless the user says otherwise.
 pub(crate) const DEFAULT_HOST: &str = "127.0.0.1";
-/// Requests that may wait, unless the user says otherwise; beyond them the answer is 429.
+/// Requests that may wait, unless the user says otherwise; further ones are refused with 429.
 const DEFAULT_WAITING_MAX: u32 = 1024;
-/// Default of the requests that run at once.
+/// Usual number of requests that run at once.
 pub(crate) const SLOTS_USUAL: u32 = 256;
-/// A prompt of a million tokens, and the JSON around it.
+/// Enough for a prompt of a million tokens, and the JSON around it.
 const DEFAULT_BODY_MIB: u32 = 32;
-/// Dozens of the longest prompts at once.
+/// Enough for dozens of the longest prompts at once.
 const DEFAULT_REQUEST_MIB: u32 = 1024;
-/// Bodies of the largest size that the default memory holds. A body of plain text takes 4 times its
-/// bytes, one of long tokens 16 times, and large requests may fill three quarters.
+/// How many bodies of the largest size the default memory holds. A body of plain text takes 4 times
+/// its bytes, one of long token ids 16 times, and large requests may fill three quarters.
 const REQUEST_BODIES: u32 = 16;
-/// More stop strings than any client sends; every token of a reply is compared with all of them.
+/// More stop strings than any client sends; every token of a reply is checked against all of them.
 const STOP_MOST: usize = 256;
-/// Proxies cut streams that are silent for longer than about half a minute.
+/// Proxies cut streams that are silent for about half a minute.
 const DEFAULT_KEEP_ALIVE_S: f64 = 15.0;
 const DEFAULT_SHUTDOWN_TIMEOUT_S: f64 = 60.0;
 /// A step of a healthy engine takes milliseconds; one of a large model on a CPU takes seconds.
 const DEFAULT_STALL_S: f64 = 60.0;
-/// The best of the demo model's, see `benches/results/demo_acceptance.md`. A drafter that makes all
-/// drafts in one pass averages over the tokens between, so its distributions are too flat.
+/// The best value for the demo model, see `benches/results/demo_acceptance.md`. A drafter that
+/// makes all drafts in one pass does not know the tokens between and averages over them, so its
+/// distributions are too flat.
 pub(crate) const DEFAULT_DRAFT_TEMPERATURE: f32 = 0.4;
 /// Upper limit of times; more is a mistake.
 const SECONDS_MAX: f64 = 86_400.0;
@@ -250,13 +252,14 @@ pub(crate) enum LogFormat {
 }
 
 impl RawConfig {
-    /// These flags over what the file says.
+    /// Combines these flags with the settings of the file. Flags take precedence.
     pub(crate) fn over_file(self, file: Option<&Path>) -> Result<Self> {
         let flags = self.negated();
         let Some(path) = file else { return Ok(flags) };
         let named = || format!("config file {}", path.display());
         let text = std::fs::read_to_string(path).with_context(named)?;
-        // Parsed on its own first: such errors name the line, the key and the known keys.
+        // The file is parsed on its own first, so that errors name the line, the key and the known
+        // keys.
         let from_file: Self = toml::from_str(&text).with_context(named)?;
         let mut both = toml::Table::try_from(&from_file)?;
         lay_over(&mut both, toml::Table::try_from(&flags)?);
@@ -283,7 +286,7 @@ fn lay_over(below: &mut toml::Table, above: toml::Table) {
     }
 }
 
-/// What is served, where and within which limits.
+/// The resolved settings: the model, the address and the limits.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) model: String,
@@ -296,7 +299,7 @@ pub(crate) struct Config {
     pub(crate) api_keys: Vec<String>,
     pub(crate) cors_origins: Vec<String>,
     pub(crate) tls: Option<TlsFiles>,
-    /// Names besides those of this machine.
+    /// Host names besides those of this machine.
     pub(crate) allowed_hosts: Vec<String>,
     pub(crate) body_max: usize,
     pub(crate) request_memory: usize,
@@ -305,7 +308,8 @@ pub(crate) struct Config {
     pub(crate) requests: RequestLimits,
     pub(crate) engine: EngineSettings,
     pub(crate) limits: Limits,
-    /// Whether the user chose the longest chunk; the engine may take shorter ones.
+    /// Whether the user chose the longest chunk. Only then a warning says that the engine uses
+    /// shorter ones.
     pub(crate) chunk_given: bool,
     pub(crate) stall_timeout: Duration,
     pub(crate) drain_delay: Duration,
@@ -313,23 +317,24 @@ pub(crate) struct Config {
     pub(crate) log_format: LogFormat,
 }
 
-/// What one request may ask for.
+/// The limits of one request.
 #[derive(Clone, Debug)]
 pub(crate) struct RequestLimits {
     pub(crate) n_max: u32,
     pub(crate) stop_max: usize,
-    /// For a request without a number; limited by the room in the context.
+    /// For requests without `max_tokens`; the room in the context limits it further.
     pub(crate) token_max_default: Option<u32>,
     pub(crate) allow_priority: bool,
     pub(crate) verify: VerifyRule,
     pub(crate) draft_temperature: f32,
-    /// Tokens that a step of a request is assumed to bring, instead of verifying its drafts.
+    /// The number of tokens that a request's step is assumed to produce, instead of verifying its
+    /// drafts.
     pub(crate) assume_acceptance: Option<f64>,
 }
 
 impl RequestLimits {
-    /// How drafts of sampled requests without a seed are verified; of all requests, where
-    /// acceptance is assumed.
+    /// How drafts of requests that sample without a seed are verified. If an acceptance is assumed,
+    /// it applies to all requests.
     pub(crate) fn verification(&self, caps: &Caps) -> Result<Verification> {
         if let Some(length) = self.assume_acceptance {
             let draft_max = if caps.drafter { caps.draft_max } else { 0 };
@@ -344,13 +349,13 @@ impl RequestLimits {
     }
 }
 
-/// What the user asked of the engine; model and memory limit it further.
+/// The user's settings of the engine; model and memory limit them further.
 #[derive(Clone, Debug)]
 pub(crate) struct EngineSettings {
     pub(crate) kind: EngineKind,
     pub(crate) rank_count: usize,
     pub(crate) slot_count: u32,
-    /// Whether the user chose their number; the plan may choose fewer if not.
+    /// Whether the user chose the number of slots. If not, the plan may choose fewer.
     pub(crate) slots_given: bool,
     pub(crate) page_tokens: u32,
     pub(crate) context_max: Option<u32>,
@@ -358,11 +363,11 @@ pub(crate) struct EngineSettings {
 }
 
 impl Config {
-    /// `api_keys` come from the environment; flags and file replace them.
+    /// `api_keys` come from the environment; keys in flags or the file replace them.
     pub(crate) fn resolve(raw: &RawConfig, api_keys: Vec<String>) -> Result<Self> {
         let model = raw.model.clone().unwrap_or_else(|| demo::NAME.to_owned());
         let host = raw.host.as_deref().unwrap_or(DEFAULT_HOST);
-        // As in URLs.
+        // Brackets as in URLs.
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
         let host = bare.unwrap_or(host).to_owned();
         ensure!(!host.is_empty(), "--host is empty: give an address, such as 0.0.0.0 for all");
@@ -415,7 +420,7 @@ impl Config {
     }
 }
 
-/// The name on the hub, or the folder's.
+/// The model's name on the hub, or the folder's name.
 fn served_names(raw: &RawConfig, model: &str) -> Result<Vec<String>> {
     let given = raw.served_model_name.clone().unwrap_or_default();
     ensure!(given.iter().all(|name| !name.trim().is_empty()), "--served-model-name is empty");
@@ -427,19 +432,19 @@ fn served_names(raw: &RawConfig, model: &str) -> Result<Vec<String>> {
         let (name, _revision) = model.split_once('@').unwrap_or((model, ""));
         return Ok(vec![name.to_owned()]);
     }
-    // `.` and `..` have no name of their own.
+    // Paths such as `.` and `..` do not contain the folder's name.
     let whole = path.canonicalize().with_context(|| model.to_owned())?;
     let name = whole.file_name().map(|name| name.to_string_lossy().into_owned());
     Ok(vec![name.unwrap_or_else(|| model.to_owned())])
 }
 
 fn reply_format(raw: &RawConfig) -> Result<Option<Format>> {
-    // Flags are written with hyphens.
+    // Flags may be written with hyphens.
     let parse = |name: &str| name.replace('-', "_").parse::<Format>();
     raw.reply_format.as_deref().map(parse).transpose().context("--reply-format")
 }
 
-/// An empty key would let every client in.
+/// Refuses empty keys, which would let every client in.
 fn keys(keys: Vec<String>) -> Result<Vec<String>> {
     for key in &keys {
         let sendable = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic());

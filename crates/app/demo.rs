@@ -1,5 +1,5 @@
-//! The demo model as a folder, like any other model: unpacked from the binary into the user's cache
-//! once, under a name that its content gives.
+//! The demo model as a folder, like any other model: unpacked once from the binary into the user's
+//! cache, under a name derived from its content.
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -12,18 +12,18 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use ring::digest::{Context as Digest, SHA256};
 
-/// Its name where a model is named.
+/// The name by which users select the demo model.
 pub(crate) const NAME: &str = "demo";
 
-/// Prefix of its folders' names, also of incomplete ones.
+/// Prefix of the folders' names, complete or not.
 const PREFIX: &str = "demo-";
-/// Digits of the folder's name; enough that two versions never share one.
+/// Hexadecimal digits of the folder's name; enough that no two versions share a name.
 const DIGIT_COUNT: usize = 16;
-/// Unpacking takes less than a second; a process that takes 10 is not waited for.
+/// Unpacking takes less than a second, so a process that takes 10 is not waited for.
 const LOCK_TRIES: u32 = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
 
-/// Its folder below `cache`, which is made if it is not there.
+/// The demo model's folder below `cache`. Both are created if they do not exist.
 pub(crate) fn unpack(cache: &Path) -> Result<PathBuf> {
     let folder = cache.join(format!("{PREFIX}{}", fingerprint()));
     if is_whole(&folder) {
@@ -41,7 +41,7 @@ pub(crate) fn unpack(cache: &Path) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Whether all files exist with the right content: caches are cleaned, and disks fail.
+/// Whether all files exist with the right content: users clean their caches, and disks fail.
 fn is_whole(folder: &Path) -> bool {
     let holds = |path: &Path, bytes: &[u8]| -> io::Result<bool> {
         let file = fs::metadata(path)?;
@@ -51,8 +51,8 @@ fn is_whole(folder: &Path) -> bool {
     files.all(|(name, bytes)| holds(&folder.join(name), bytes).unwrap_or(false))
 }
 
-/// A lock against unpacking by other processes. None if one of them takes too long, or where there
-/// are no locks.
+/// A lock against other processes that unpack. `None` if one of them takes too long, or if the file
+/// system has no locks.
 fn lock(cache: &Path, tries: u32) -> Option<File> {
     let folder = File::open(cache).ok()?;
     for left in (0..tries).rev() {
@@ -65,8 +65,8 @@ fn lock(cache: &Path, tries: u32) -> Option<File> {
     None
 }
 
-/// Removes what killed processes left of their unpacking. Only with the lock: without it another
-/// process may still unpack there.
+/// Removes what killed processes left of their unpacking. Call this only with the lock held:
+/// otherwise another process may still be unpacking there.
 fn remove_partial(cache: &Path) {
     let is_partial = |name: &OsStr| {
         let rest = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
@@ -75,13 +75,13 @@ fn remove_partial(cache: &Path) {
     };
     for entry in fs::read_dir(cache).into_iter().flatten().flatten() {
         if is_partial(&entry.file_name()) {
-            // What cannot be removed costs space and nothing else.
+            // A folder that cannot be removed only costs space.
             let _ = fs::remove_dir_all(entry.path());
         }
     }
 }
 
-/// Unpacks all files or none.
+/// Unpacks all files, or none.
 fn unpack_at(cache: &Path, folder: &Path) -> Result<()> {
     fs::create_dir_all(cache)?;
     let lock = lock(cache, LOCK_TRIES);

@@ -1,4 +1,4 @@
-//! The choice of the engine, GPUs or the processor, and the memory for it. Loads no model.
+//! Chooses the engine, for GPUs or for the processor, and determines its memory. Loads no model.
 
 use std::fmt;
 
@@ -14,17 +14,17 @@ use crate::machine::{self, Memory};
 use crate::output::progress_line;
 use crate::plan::{Room, StepBound, context_asked, step_tokens};
 
-/// Requests that run at once on a processor, unless the user sets their number: its cores compute
-/// rows one after the other, so with more each of them is only slower.
+/// Requests that run at once on a processor, unless the user sets their number. The cores compute
+/// rows one after the other, so more requests would only slow each of them down.
 const CPU_SLOTS_USUAL: u32 = 8;
-/// Divisor of the processor's free memory that keys and values take at most.
+/// Keys and values take at most the processor's free memory divided by this.
 const KV_SHARE: u64 = 4;
-/// Free memory where the system does not report it.
+/// Free memory if the system does not report it.
 const MEMORY_ASSUMED: u64 = 4 << 30;
-/// Divisor of the GPUs' free memory that is left free: drivers round up.
+/// The GPUs' free memory divided by this stays free, because drivers round allocations up.
 const GPU_SHARE: u64 = 32;
-/// Divisor of the GPUs' free memory that tables of slots take at most, unless the user sets their
-/// number: the rest holds keys and values.
+/// The tables of slots take at most the GPUs' free memory divided by this, unless the user sets the
+/// number of slots. The rest is for keys and values.
 const SLOTS_SHARE: u64 = 16;
 
 #[derive(Clone, Debug)]
@@ -39,7 +39,7 @@ pub(crate) enum Device {
 
 impl Device {
     /// # Errors
-    /// GPUs are required, and cannot be used.
+    /// GPUs are required but cannot be used.
     pub(crate) fn new(settings: &EngineSettings, spec: &ModelSpec) -> Result<Self> {
         let rank_count = settings.rank_count;
         let cpu = |why| Ok(Self::Cpu { why, rank_count });
@@ -63,8 +63,8 @@ impl Device {
         }
     }
 
-    /// The settings, with fewer slots if the user left their number open and a processor computes,
-    /// or there is too little memory for their tables.
+    /// The settings with fewer slots, if the user has not set their number, and the engine runs on
+    /// a processor or there is too little memory for the slots' tables.
     pub(crate) fn with_slots(
         &self,
         settings: &EngineSettings,
@@ -96,7 +96,7 @@ impl Device {
         Ok(EngineSettings { slot_count, ..settings.clone() })
     }
 
-    /// The room of this engine, given the longest chunk and the bytes of the checkpoint's weights.
+    /// The memory of this engine, given the longest chunk and the size of the checkpoint's weights.
     pub(crate) fn room(
         &self,
         settings: &EngineSettings,
@@ -148,7 +148,8 @@ impl Device {
     }
 }
 
-/// What bounds the steps of GPUs, if `asked` tokens were asked for and `token_max` can be had.
+/// The bound of steps on GPUs, if `asked` tokens were asked for and `token_max` are possible, and
+/// the reason for it.
 fn step_bound(spec: &ModelSpec, asked: u32, token_max: u32) -> StepBound {
     let why = if token_max < asked.min(kilotok_cuda::step_max(spec)) {
         "longer steps would take too much of the GPUs' memory"
@@ -158,7 +159,7 @@ fn step_bound(spec: &ModelSpec, asked: u32, token_max: u32) -> StepBound {
     StepBound { token_max, why }
 }
 
-/// GPUs that can run the model.
+/// Finds GPUs that can run the model.
 fn look(settings: &EngineSettings, spec: &ModelSpec) -> Result<Found, StartError> {
     let found = Found::look(settings.rank_count, &environment::toolchain())?;
     let options = options(settings, spec);
@@ -167,13 +168,13 @@ fn look(settings: &EngineSettings, spec: &ModelSpec) -> Result<Found, StartError
     Ok(found)
 }
 
-/// Bytes of a GPU that are taken with one page of each group, and the driver's own.
+/// Bytes of a GPU in use with one page of each group, including the driver's own.
 fn gpu_bytes(found: &Found, options: &CudaOptions, spec: &ModelSpec) -> Result<u64> {
     let map = options.memory_map(spec, found.multiprocessors())?;
     Ok(map.bytes() + kilotok_cuda::RESERVE_BYTES)
 }
 
-/// All options that are known before pages are counted.
+/// The options that are known before pages are counted.
 fn options(settings: &EngineSettings, spec: &ModelSpec) -> CudaOptions {
     let sizes = Sizes {
         rank_count: settings.rank_count,
@@ -186,7 +187,7 @@ fn options(settings: &EngineSettings, spec: &ModelSpec) -> CudaOptions {
     CudaOptions { sizes, toolchain: environment::toolchain(), ..CudaOptions::default() }
 }
 
-/// A line for the start's table.
+/// The device's line in the table that is printed at start.
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ranks = |count| if count == 1 { "1 rank".to_owned() } else { format!("{count} ranks") };
@@ -273,7 +274,8 @@ mod tests {
             let options = CudaOptions { sizes, ..options.clone() };
             options.memory_map(&wide, 132).unwrap().bytes()
         };
-        // A quarter of what the narrow pass leaves is not enough for the wide one's buffers.
+        // The wide pass may use a quarter of what the narrow pass leaves. That is too little for
+        // its buffers.
         let narrow_bytes = bytes(kilotok_cuda::TOKENS_MAX) + kilotok_cuda::RESERVE_BYTES;
         let free = narrow_bytes + 3 * (bytes(8192) - bytes(kilotok_cuda::TOKENS_MAX));
         let found = options.with_longest_steps(&wide, 132, free, 20_000).unwrap();

@@ -1,5 +1,5 @@
-//! `kilotok doctor`: checks what kilotok needs of a machine, and says what to do about what is
-//! missing. Runs anywhere: CUDA's libraries are opened only where they exist.
+//! `kilotok doctor`: checks the machine for everything that kilotok needs, and gives advice about
+//! what is missing. Runs anywhere: CUDA's libraries are opened only if they exist.
 
 mod gpu;
 
@@ -16,11 +16,12 @@ use crate::output::say;
 use crate::serve::listen_hint;
 use crate::{environment, machine};
 
-/// Below this no published model of the families fits; small ones and dummies do.
+/// With less memory than this, no published model of the supported families fits; small models and
+/// dummies do.
 const MEMORY_USUAL: u64 = 8 << 30;
-/// A checkpoint of the smallest published model.
+/// Room for a checkpoint of the smallest published model.
 const CACHE_USUAL: u64 = 320 << 30;
-/// Time to answer, after which the hub counts as unreachable.
+/// If the hub takes longer to answer, it counts as unreachable.
 const HUB_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(clap::Args)]
@@ -36,7 +37,7 @@ pub(crate) struct Args {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Ok,
-    /// Something works less well, or only some uses need it.
+    /// Something works less well, or is needed only for some uses.
     Warn,
     Fail,
 }
@@ -47,7 +48,7 @@ struct Finding {
     verdict: Verdict,
     what: &'static str,
     found: String,
-    /// What to do; empty where all is well.
+    /// Advice for the user; empty if nothing is wrong.
     advice: String,
 }
 
@@ -164,7 +165,7 @@ fn reach(config: &HubConfig) -> Finding {
     }
 }
 
-/// The status that an address answers with.
+/// The HTTP status with which an address answers.
 fn answers(address: &str) -> Result<u16> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::builder().timeout(HUB_TIMEOUT).build()?;
@@ -206,7 +207,7 @@ mod tests {
         assert!(finding.to_string().starts_with("FAIL  port"), "{finding}");
         assert!(finding.to_string().contains("--port"));
         assert_eq!(port(DEFAULT_HOST, 0).verdict, Verdict::Ok);
-        // An address reserved for documentation.
+        // This address is reserved for documentation.
         assert!(port("192.0.2.1", 0).advice.contains("--host"));
     }
 

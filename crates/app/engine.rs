@@ -1,5 +1,5 @@
-//! From a resolved config to a ready engine: finds the checkpoint, chooses the device, plans the
-//! memory, loads the weights. Knows no server.
+//! Builds an engine from a resolved config: finds the checkpoint, chooses the device, plans the
+//! memory, loads the weights. This module knows no server.
 
 use std::path::PathBuf;
 
@@ -18,10 +18,10 @@ use crate::output::progress_line;
 use crate::plan::EnginePlan;
 use crate::progress::WorkProgress;
 
-/// Dummy weights are the same everywhere.
+/// The seed of dummy weights, which are the same on every machine.
 const DUMMY_SEED: u64 = 0;
 
-/// A checkpoint that was read, with a plan of its memory.
+/// A checkpoint that was opened, and the plan of its memory.
 pub(crate) struct Planned {
     pub(crate) folder: PathBuf,
     pub(crate) spec: ModelSpec,
@@ -70,8 +70,8 @@ pub(crate) fn plan(config: &Config) -> Result<Planned> {
     Ok(Planned { folder, spec, plan, chosen, stamps: false, source })
 }
 
-/// Bytes of a weight as published, in the first of the accepted types; of tensors that it shares,
-/// its part.
+/// Bytes of a weight as published, in the first of the accepted types. If it shares a tensor with
+/// other weights, only its part counts.
 pub(crate) fn declared_bytes(decl: &WeightDecl) -> u64 {
     let bytes = decl.stored().into_iter().map(|tensor| {
         let values: usize = tensor.shape.iter().product();

@@ -14,20 +14,20 @@ fn var(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// `KILOTOK_API_KEY`, separated by commas: keys that a server takes. There are no such variables
-/// for other settings: for a service called kilotok, Kubernetes sets `KILOTOK_PORT` and others to
-/// something else.
+/// `KILOTOK_API_KEY`: the keys that a server accepts, separated by commas. Other settings have no
+/// variables: for a service called kilotok, Kubernetes sets `KILOTOK_PORT` and others to its own
+/// values.
 pub(crate) fn api_keys() -> Vec<String> {
     let keys = var("KILOTOK_API_KEY").unwrap_or_default();
     keys.split(',').map(str::trim).filter(|key| !key.is_empty()).map(str::to_owned).collect()
 }
 
-/// Whether the variable is set without a key in it, though it was meant to keep others out.
+/// Whether the variable is set but has no key in it, although it was meant to keep others out.
 pub(crate) fn lacks_api_key() -> bool {
     var("KILOTOK_API_KEY").is_some() && api_keys().is_empty()
 }
 
-/// The first of these keys: what clients send.
+/// The first of these keys, which clients send.
 pub(crate) fn api_key() -> Option<String> {
     api_keys().into_iter().next()
 }
@@ -37,13 +37,14 @@ pub(crate) fn config_file() -> Option<PathBuf> {
     var("KILOTOK_CONFIG").map(PathBuf::from)
 }
 
-/// `KILOTOK_LOG`: what is logged, in the form of the `RUST_LOG` of other programs.
+/// `KILOTOK_LOG`: which events are logged, in the syntax of other programs' `RUST_LOG`.
 pub(crate) fn log_filter() -> String {
     var("KILOTOK_LOG").unwrap_or_else(|| "info".to_owned())
 }
 
-/// Where kernels are compiled to, and where their compiler may be besides the usual places: what
-/// toolkits and Python environments say, the user's own packages, and beside this program.
+/// The cache for compiled kernels, and where their compiler may be besides the usual places: in the
+/// folders named by the variables of toolkits and Python environments, among the user's own
+/// packages, and beside this program.
 pub(crate) fn toolchain() -> Toolchain {
     let named = ["CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV", "CONDA_PREFIX", "HOME"];
     let program = std::env::current_exe().ok();
@@ -55,19 +56,19 @@ pub(crate) fn toolchain() -> Toolchain {
     }
 }
 
-/// Where lines typed into `chat` are remembered.
+/// The file with the history of lines typed into `chat`.
 pub(crate) fn chat_history() -> Option<PathBuf> {
     let state = var("XDG_STATE_HOME").map(PathBuf::from);
     let state = state.or_else(|| Some(PathBuf::from(var("HOME")?).join(".local/state")))?;
     Some(state.join("kilotok/chat_history"))
 }
 
-/// Whether the terminal shall stay without colours, see <https://no-color.org>.
+/// Whether the terminal output should have no colours, see <https://no-color.org>.
 pub(crate) fn no_color() -> bool {
     var("NO_COLOR").is_some()
 }
 
-/// The hub's settings, by the variables that its Python client reads: `HF_HOME`, `HF_HUB_CACHE`,
+/// The hub's settings, from the variables that its Python client reads: `HF_HOME`, `HF_HUB_CACHE`,
 /// `HF_TOKEN` or the token file, `HF_ENDPOINT`, `HF_HUB_OFFLINE`.
 pub(crate) fn hub() -> Result<HubConfig> {
     let in_cache = || var("XDG_CACHE_HOME").map(|cache| PathBuf::from(cache).join("huggingface"));
@@ -87,21 +88,21 @@ pub(crate) fn hub() -> Result<HubConfig> {
     })
 }
 
-/// What Python's hub client reads as true.
+/// Whether Python's hub client takes the value for true.
 fn is_true(value: &str) -> bool {
     ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str())
 }
 
-/// The folder of everything that kilotok can make again.
+/// The folder for everything that kilotok can recreate.
 fn cache() -> Result<PathBuf> {
     let home = || Some(PathBuf::from(var("HOME")?).join(".cache"));
     let cache = var("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
     Ok(cache.context("neither XDG_CACHE_HOME nor HOME is set")?.join("kilotok"))
 }
 
-/// The folder of a model that is named by its folder, by its hub name, or is the demo model.
+/// The folder of a model. `model` is a folder, a name on the hub, or the demo model's name.
 pub(crate) fn folder(model: &str) -> Result<PathBuf> {
-    // First, so that a folder of this name is not taken when no model is named.
+    // This comes first, so that a folder called `demo` is not used when no model is given.
     if model == demo::NAME {
         return demo::unpack(&cache()?);
     }

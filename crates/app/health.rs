@@ -28,7 +28,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let found = runtime.block_on(async {
         let answer = async {
             let health = client.get(path).await?;
-            // Other servers may have no such path, and be healthy.
+            // Other servers may be healthy and not have this path.
             let load = client.get("/load").await.unwrap_or_default();
             Ok::<_, anyhow::Error>(found(&health, &load))
         };
@@ -40,7 +40,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// One line from the answers of a healthy server.
+/// One line about a healthy server, from its answers.
 fn found(health: &str, load: &str) -> String {
     let read = |text| serde_json::from_str::<Value>(text).unwrap_or_default();
     let (health, load) = (read(health), read(load));

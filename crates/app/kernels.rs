@@ -1,5 +1,5 @@
-//! `kilotok kernels build`: compiles a model's GPU kernels into the cache, so that its first start
-//! does not wait for them and needs no NVRTC. Needs NVRTC itself, and no GPU.
+//! `kilotok kernels build`: compiles a model's GPU kernels into the cache, so that the model's
+//! first start need not wait for them, or have NVRTC. This command needs NVRTC, but no GPU.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use crate::environment::{self, folder};
 use crate::knobs::KnobArgs;
 use crate::output::say;
 
-/// Multiprocessors of an H100 or H200, where there is no GPU to ask.
+/// The multiprocessors of an H100 or H200, assumed if there is no GPU.
 const MULTIPROCESSORS: u32 = 132;
 
 #[derive(clap::Args)]
@@ -56,7 +56,7 @@ fn build(args: &Build) -> Result<()> {
         read_spec(&folder, &args.knobs.knobs()?).with_context(|| folder.display().to_string())?;
     let mut toolchain = environment::toolchain();
     toolchain.cache = args.cache.clone().or(toolchain.cache);
-    // One GPU is as good as all of them to find out their kind.
+    // One GPU suffices to determine their kind.
     let found = Found::look(1, &toolchain);
     if let Err(reason) = &found {
         say!("for GPUs of {MULTIPROCESSORS} multiprocessors, as there are none to ask: {reason}");

@@ -1,4 +1,4 @@
-//! Flags for what a model's config leaves open.
+//! Flags for properties that a model's config leaves open.
 
 use anyhow::{Context, Result};
 use kilotok_model::{Knobs, RouterDtype};
@@ -46,7 +46,7 @@ enum Dtype {
 
 impl KnobArgs {
     /// # Errors
-    /// A drafter that is not there and cannot be downloaded.
+    /// The drafter does not exist and cannot be downloaded.
     pub(crate) fn knobs(&self) -> Result<Knobs> {
         let drafter = self.drafter.as_deref();
         let drafter = drafter.map(|name| folder(name).with_context(|| format!("drafter {name}")));

@@ -1,12 +1,13 @@
-//! The machine: cores, vector units and memory, the limits of a container and of the process
-//! included. Every value may be missing where the system does not report it.
+//! Properties of the machine: cores, vector units and memory, within the limits of the container
+//! and of the process. Every value may be missing if the system does not report it.
 
 use std::fs;
 use std::path::Path;
 
 use rlimit::Resource;
 
-/// Where Linux says what a container may use: the newer form, then the older.
+/// The files with the memory limit and use of a container: the newer form of cgroups, then the
+/// older.
 const CGROUPS: [(&str, &str); 2] = [
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -25,7 +26,8 @@ impl Memory {
     }
 }
 
-/// What this process may use: its address space can be limited too (`ulimit -v`, `prlimit --as`).
+/// The memory that this process may use. Its address space may be limited too (`ulimit -v`,
+/// `prlimit --as`).
 pub(crate) fn memory() -> Option<Memory> {
     let memory = memory_of_machine()?;
     Some(memory.within(Resource::AS.get_soft().unwrap_or(u64::MAX)))
@@ -38,7 +40,7 @@ fn memory_of_machine() -> Option<Memory> {
         let limit = number(limit)?;
         Some(Memory { total: limit, free: limit.saturating_sub(number(used)?) })
     });
-    // Without a limit the older form has a number beyond all memory.
+    // Without a limit, the newer form has no number, and the older form one beyond all memory.
     let Some(container) = container else { return Some(machine) };
     let total = machine.total.min(container.total);
     Some(Memory { total, free: machine.free.min(container.free) })
@@ -50,12 +52,12 @@ fn meminfo(text: &str) -> Option<Memory> {
     Some(Memory { total: bytes(line("MemTotal:")?)?, free: bytes(line("MemAvailable:")?)? })
 }
 
-/// Cores that this process may use.
+/// The number of cores that this process may use.
 pub(crate) fn core_count() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// The widest vector unit, and whether it is one that the engine's kernels were written for.
+/// The widest vector unit, and whether the engine's kernels were written for it.
 pub(crate) fn vector_unit() -> (&'static str, bool) {
     #[cfg(target_arch = "x86_64")]
     {
@@ -77,17 +79,18 @@ pub(crate) fn vector_unit() -> (&'static str, bool) {
     }
 }
 
-/// As the kernel names the processor.
+/// The name that the kernel gives the processor.
 pub(crate) fn processor() -> Option<String> {
     let text = fs::read_to_string("/proc/cpuinfo").ok()?;
     let line = text.lines().find(|line| line.starts_with("model name"))?;
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
-/// Bytes free on the disk of a folder, or of the nearest folder above it that exists.
+/// Bytes free on the disk of a folder. If the folder does not exist, its nearest existing parent
+/// counts.
 pub(crate) fn disk_free(folder: &Path) -> Option<u64> {
     let folder = folder.ancestors().find(|folder| folder.is_dir())?;
-    // `df` is everywhere, and the standard library does not ask the system for this.
+    // `df` is available everywhere, and the standard library has no function for this.
     let output = std::process::Command::new("df").args(["-Pk"]).arg(folder).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     let free = text.lines().nth(1)?.split_whitespace().nth(3)?;

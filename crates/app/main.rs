@@ -1,4 +1,4 @@
-//! The `kilotok` program: flags in, exit code out. The work is in the crates; this folder reads the
+//! The `kilotok` program: flags in, exit code out. The crates do the work; this folder reads the
 //! command line and the environment, and shows progress.
 
 mod bench;
@@ -29,7 +29,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
-/// Returns memory to the system when requests have ended.
+/// This allocator returns memory to the system when requests have ended.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -84,13 +84,13 @@ fn main() -> ExitCode {
     }
 }
 
-/// Tasks of the commands that wait for a network.
+/// A runtime for the commands that use the network.
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     runtime.context("starting threads for the network")
 }
 
-/// An error and its causes, without repeating those that an error already contains.
+/// An error and its causes, except those whose text the error already contains.
 fn told(error: &anyhow::Error) -> String {
     error.chain().fold(String::new(), |told, cause| {
         let cause = cause.to_string();

@@ -8,7 +8,7 @@ use std::{fmt, process, thread};
 
 use crate::buffered_output::BufferedOutput;
 
-/// A line, in the form of `format!`.
+/// Prints a line, formatted like `format!`.
 macro_rules! say {
     ($($text:tt)*) => {
         $crate::output::lines(format_args!("{}\n", format_args!($($text)*)))
@@ -16,8 +16,8 @@ macro_rules! say {
 }
 pub(crate) use say;
 
-/// A line on standard error, in the form of `format!`. A failure is ignored, where `eprintln!`
-/// would panic.
+/// Prints a line on standard error, formatted like `format!`. A failure is ignored, whereas
+/// `eprintln!` would panic.
 macro_rules! aside {
     ($($text:tt)*) => {{
         let line = format!("{}\n", format_args!($($text)*));
@@ -25,27 +25,28 @@ macro_rules! aside {
     }};
 }
 
-/// Time for the last lines to be written when a program ends.
+/// Time to write the last lines when a program ends.
 const LAST_WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// The buffered output of a server, which must not wait for it.
+/// The buffered output of a server, which must not wait for its reader.
 static OUTPUT: OnceLock<BufferedOutput> = OnceLock::new();
 
-/// From now on output is buffered, and dropped if it is not read.
+/// Buffers all further output; what is not read is dropped.
 pub(crate) fn detach() -> io::Result<()> {
     let output = BufferedOutput::start("kilotok-say", io::stdout(), |_| {})?;
     let _ = OUTPUT.set(output);
     Ok(())
 }
 
-/// Writes the buffered output, if it is read.
+/// Waits until the buffered output is written, if it is read.
 pub(crate) fn flush() {
     if let Some(output) = OUTPUT.get() {
         output.flush(LAST_WAIT_MAX);
     }
 }
 
-/// A line on standard error before the program ends, which it does even if the line is not read.
+/// Prints a line on standard error before the program ends, without waiting for long if it is not
+/// read.
 pub(crate) fn final_line(line: String) {
     let (written, done) = sync_channel(1);
     let write = move || {
@@ -57,8 +58,8 @@ pub(crate) fn final_line(line: String) {
     }
 }
 
-/// Progress, for people who wait. With a log it is a line of the log, since a reader of JSON can
-/// parse nothing else.
+/// Shows progress to people who wait. If there is a log, it becomes a line of the log, because a
+/// reader of JSON logs can parse nothing else.
 pub(crate) fn progress_line(line: &str) {
     if tracing::dispatcher::has_been_set() {
         tracing::info!("{line}");
@@ -67,8 +68,8 @@ pub(crate) fn progress_line(line: &str) {
     }
 }
 
-/// Whole lines. The reader may have closed the pipe, like `head`; the command then goes on without
-/// output. Another failure to write ends the command.
+/// Prints complete lines. If the reader has closed the pipe, as `head` does, the command continues
+/// without output. Any other failure to write ends the command.
 pub(crate) fn lines(text: fmt::Arguments<'_>) {
     if let Some(output) = OUTPUT.get() {
         let _ = output.clone().write_all(text.to_string().as_bytes());

@@ -1,5 +1,5 @@
-//! The sizes of an engine: settles what the user left open by the model's needs and the machine's
-//! memory, before anything is loaded, and prints it as a table.
+//! The sizes of an engine: before anything is loaded, determines those that the user left open from
+//! the model's needs and the machine's memory, and prints them as a table.
 
 use std::fmt;
 
@@ -13,24 +13,24 @@ use kilotok_sched::Limits;
 use crate::config::EngineSettings;
 use crate::machine::Memory;
 
-/// Default of the longest context; a longer one must be asked for.
+/// Longest context by default; the user must ask for a longer one.
 const CONTEXT_USUAL: u32 = 32_768;
 /// Upper limit of pages; more is a mistake.
 const PAGES_MAX: u64 = 1 << 24;
 
-/// The room that an engine has, on any device.
+/// The memory that an engine has, on any device.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Room {
-    /// What takes memory besides keys and values, and its bytes.
+    /// The name of everything that takes memory besides keys and values, and below, its bytes.
     pub(crate) fixed: &'static str,
     pub(crate) fixed_bytes: u64,
-    /// If the system reports it.
+    /// `None` if the system does not report it.
     pub(crate) memory: Option<Memory>,
     /// Bytes for keys and values, unless the user sets them.
     pub(crate) kv_bytes: u64,
     /// Bytes of an element of a key or value.
     pub(crate) value_bytes: usize,
-    /// The longest step, if the device has one.
+    /// The longest step, if the device limits it.
     pub(crate) step: Option<StepBound>,
 }
 
@@ -38,7 +38,7 @@ pub(crate) struct Room {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StepBound {
     pub(crate) token_max: u32,
-    /// Why it takes no longer ones.
+    /// The reason why steps cannot be longer.
     pub(crate) why: &'static str,
 }
 
@@ -83,7 +83,7 @@ impl EnginePlan {
         plan.fits()
     }
 
-    /// Says that chunks of prompts are shorter than was asked for, if they are.
+    /// A warning if chunks of prompts are shorter than was asked for.
     pub(crate) fn shorter_chunks(&self, chunk_max: u32) -> Option<String> {
         let StepBound { token_max, why } =
             self.room.step.filter(|bound| bound.token_max < chunk_max)?;
@@ -97,7 +97,7 @@ impl EnginePlan {
         self.groups.iter().map(bytes).sum()
     }
 
-    /// Tokens of all contexts, and those of a GiB on all ranks together.
+    /// Tokens of all contexts together, and tokens per GiB, counting the memory of all ranks.
     fn token_counts(&self) -> (u64, u64) {
         let tokens = u64::from(self.sizes.page_count) * u64::from(self.sizes.page_tokens);
         let of_gib = u128::from(tokens) * (1 << 30) / u128::from(self.pages_bytes().max(1));
@@ -120,7 +120,7 @@ impl EnginePlan {
     }
 }
 
-/// Tokens of a step with the longest chunk and a row for each slot, drafts included.
+/// Tokens of a step with the longest chunk and a row for each slot, including drafts.
 pub(crate) fn step_tokens(settings: &EngineSettings, chunk_max: u32, spec: &ModelSpec) -> u32 {
     let row_tokens = spec.drafter.as_ref().map_or(1, |drafter| drafter.rows as u32);
     chunk_max.saturating_add(settings.slot_count.saturating_mul(row_tokens))
@@ -130,13 +130,13 @@ fn trained(spec: &ModelSpec) -> u32 {
     u32::try_from(spec.position_max).unwrap_or(u32::MAX)
 }
 
-/// The longest context, if there is memory for it.
+/// The longest context to plan for; memory may limit it further.
 pub(crate) fn context_asked(settings: &EngineSettings, spec: &ModelSpec) -> u32 {
     settings.context_max.unwrap_or(trained(spec).min(CONTEXT_USUAL))
 }
 
-/// Pages of a group that holds all positions: as many as all slots need, or as there is memory for.
-/// The other groups follow from it, see [`Sizes::groups`].
+/// Pages of a group that holds all positions: as many as all slots need, or as memory allows. The
+/// page counts of the other groups follow from it, see [`Sizes::groups`].
 fn page_count(
     settings: &EngineSettings,
     sizes: &Sizes,
@@ -177,7 +177,7 @@ fn page_count(
     Ok(count as u32)
 }
 
-/// The largest number up to `most` that fits; none beyond one that does not.
+/// The largest number up to `most` that fits, if every smaller number fits too.
 fn last_within(most: u64, fits: impl Fn(u64) -> bool) -> u64 {
     let (mut low, mut high) = (0, most);
     while low < high {
@@ -187,7 +187,7 @@ fn last_within(most: u64, fits: impl Fn(u64) -> bool) -> u64 {
     low
 }
 
-/// The memory table.
+/// Prints the memory table.
 impl fmt::Display for EnginePlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let line = |f: &mut fmt::Formatter<'_>, what: &str, count: &str, bytes: u64| {
@@ -292,7 +292,7 @@ mod tests {
         assert_eq!(table.matches("pages,").count(), plan.groups.len());
     }
 
-    /// One rank of eight of MiMo-V2.5-Pro, with this much memory for keys and values.
+    /// The plan of one of eight ranks of MiMo-V2.5-Pro, with this much memory for keys and values.
     fn eighth(kv_gib: u64, settings: &EngineSettings) -> Result<EnginePlan> {
         let folder = Path::new("benches/models/slice");
         let spec = read_spec(folder, &Knobs::default()).unwrap();
@@ -327,7 +327,7 @@ mod tests {
         let tokens = |plan: &EnginePlan| plan.token_counts().0;
         let plans = [8, 16].map(|gib| eighth(gib, &long).unwrap());
         let [small, large] = plans;
-        // With equal page counts they were 22,672.
+        // With the same number of pages in every group it was 22,672 tokens per GiB.
         assert!(small.token_counts().1 > 130_000, "{small}");
         let more = (tokens(&large) - tokens(&small)) / 8;
         assert!((140_000..160_000).contains(&more), "{more} more tokens for each GiB\n{large}");

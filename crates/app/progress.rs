@@ -1,5 +1,5 @@
-//! A progress bar in bytes with rate, and Ctrl-C to stop the work. Where the output is no terminal,
-//! as in a log, a line when the work begins and one when it ends.
+//! A progress bar in bytes, with the rate; Ctrl-C stops the work. If the output is not a terminal
+//! but, for example, a log, it prints a line when the work begins and another when it ends.
 
 use std::io::{IsTerminal, stderr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,11 +12,11 @@ use crate::output::progress_line;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Number of running pieces of work that check for an interruption.
+/// The number of running pieces of work that check for Ctrl-C.
 static SHOWN: AtomicUsize = AtomicUsize::new(0);
 
-/// Shows one piece of work. The first Ctrl-C asks the work to stop, the second ends the program;
-/// without work the first one does.
+/// Shows one piece of work. The first Ctrl-C asks the work to stop, the second ends the program; if
+/// no work is running, the first one ends it.
 pub(crate) struct WorkProgress {
     what: &'static str,
     shown: ProgressBar,
@@ -25,7 +25,7 @@ pub(crate) struct WorkProgress {
 
 impl WorkProgress {
     pub(crate) fn new(what: &'static str) -> Self {
-        // Fails only if a handler is set already, which is the same one.
+        // This only fails if a handler is already set, which is the same one.
         let _ = ctrlc::set_handler(|| {
             let again = INTERRUPTED.swap(true, Ordering::Relaxed);
             if again || SHOWN.load(Ordering::Relaxed) == 0 {
@@ -62,7 +62,7 @@ impl Progress for WorkProgress {
 
 impl Drop for WorkProgress {
     fn drop(&mut self) {
-        // Without a length the work never began.
+        // Without a length, the work never began.
         if let Some(total) = self.shown.length().filter(|_| self.in_lines) {
             let (done, time) = (self.shown.position(), self.shown.elapsed());
             progress_line(&last_line(self.what, done, total, time));

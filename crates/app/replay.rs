@@ -17,7 +17,7 @@ use crate::knobs::KnobArgs;
 use crate::output::say;
 use crate::progress::WorkProgress;
 
-/// Dummy weights have one seed, so that traces of them can be compared.
+/// The seed of dummy weights. It is fixed, so that their traces can be compared.
 const DUMMY_SEED: u64 = 0;
 
 #[derive(clap::Args)]
@@ -70,7 +70,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
     }
     if args.record.is_some() {
-        // Recorded outputs replace the expected ones.
+        // They are removed so that the outputs of this run replace them.
         trace.steps.iter_mut().for_each(|step| step.output = None);
     }
     let (outputs, time) = timed(|| trace::replay(&mut engine, &trace));
@@ -103,7 +103,7 @@ fn read(path: &Path) -> Result<Trace> {
     trace::read(BufReader::new(file)).with_context(named)
 }
 
-/// Options of an engine like the recorded one.
+/// Options for an engine like the recorded one.
 fn options(header: &Header) -> CpuOptions {
     let options = CpuOptions { rank_count: header.ranks as usize, ..CpuOptions::default() };
     let Some(caps) = &header.caps else { return options };
@@ -143,7 +143,7 @@ fn timed<T>(run: impl FnOnce() -> T) -> (T, Duration) {
     (value, start.elapsed())
 }
 
-/// Tokens that each row of a step read and produced.
+/// The number of tokens that each row of a step read and produced.
 fn summary(plan: &StepPlan, output: &StepOutput) -> String {
     let rows = plan.rows.iter().zip(&output.rows).map(|(row, out)| {
         let (count, drafts) = (row.tokens.count(), row.tokens.draft_count());

@@ -1,5 +1,5 @@
-//! `kilotok serve`: config, plan, engine, text and server, in this order, each announced before it
-//! begins. Errors that can be known early are reported before anything is loaded.
+//! `kilotok serve`: config, plan, engine, text and server, in this order; each is announced before
+//! it begins. Errors that can be found early are reported before anything is loaded.
 
 mod announce;
 
@@ -31,7 +31,7 @@ pub(crate) struct Args {
     raw: RawConfig,
 }
 
-/// Time for the log's last lines to be written, if they are read.
+/// Time to write the log's last lines, if they are read.
 const LOG_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Threads besides those that compute and those that handle requests: engine, grammars, log and
 /// others that are started once.
@@ -68,8 +68,8 @@ fn run_with(
     log: &BufferedOutput,
 ) -> Result<()> {
     let open_files = raise_open_files();
-    // A port in use is an error before minutes of loading. It is released again, so that clients
-    // are refused at once until there is an engine, and do not wait.
+    // A port in use is reported before minutes of loading. The port is released again, so that
+    // clients are refused at once until there is an engine, instead of waiting.
     drop(bind(config)?);
     let planned = engine::plan(config)?;
     let verification = config.requests.verification(&planned.caps())?;
@@ -116,21 +116,21 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// The second signal ends what still runs.
+/// Ends the remaining requests at the second signal.
 async fn end_all(signals: Signals, service: Arc<Service>) {
     signals.reach(2).await;
     service.stop();
 }
 
-/// Checks that the system allows as many threads as a server needs. Code that starts them later
-/// could not report that there are none.
+/// Checks that the system allows as many threads as a server needs. The code that starts them later
+/// could not report an error.
 fn threads_to_be_had(count: usize) -> Result<()> {
     let all_there = Arc::new(Barrier::new(count + 1));
     let started = (0..count).map(|_| {
         let all_there = Arc::clone(&all_there);
         thread::Builder::new().spawn(move || all_there.wait())
     });
-    // All are started before one is looked at, since they count together.
+    // All threads must exist at the same time, because the limit applies to their number.
     let mut missing = started.filter_map(Result::err).collect::<Vec<_>>();
     let Some(error) = missing.pop() else {
         all_there.wait();
@@ -139,7 +139,7 @@ fn threads_to_be_had(count: usize) -> Result<()> {
     bail!("{count} threads are needed ({error}): raise `ulimit -u`, or the container's limit")
 }
 
-/// Raises the limit of open files and connections as far as the system allows.
+/// Raises the limit of open files and connections as far as the system allows; returns the limit.
 fn raise_open_files() -> Option<u64> {
     let raised = rlimit::increase_nofile_limit(u64::MAX);
     raised.inspect_err(|error| tracing::warn!(%error, "the limit of open files stays")).ok()
@@ -152,7 +152,7 @@ fn bind(config: &Config) -> Result<TcpListener> {
     })
 }
 
-/// Advice for an address that cannot be listened on.
+/// Advice for an error of listening on an address.
 pub(crate) fn listen_hint(error: &io::Error) -> &'static str {
     match error.kind() {
         ErrorKind::AddrInUse => "another --port may be free, 0 always is",
@@ -172,7 +172,8 @@ fn log(format: LogFormat) -> Result<BufferedOutput> {
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(move || writer.clone())
-        // It would log them with `eprintln!`, which panics where the log cannot be written.
+        // Otherwise errors would be logged with `eprintln!`, which panics if the log cannot be
+        // written.
         .log_internal_errors(false)
         .with_ansi(colours);
     let set = match format {
@@ -180,7 +181,7 @@ fn log(format: LogFormat) -> Result<BufferedOutput> {
         LogFormat::Json => lines.json().flatten_event(true).try_init(),
     };
     set.map_err(|error| anyhow!("setting up the log: {error}"))?;
-    // Standard error may not be read.
+    // The default hook could wait forever for a reader of standard error.
     std::panic::set_hook(Box::new(|panic| {
         if !kilotok_text::panic_is_expected() {
             tracing::error!("{panic}");
@@ -201,7 +202,8 @@ fn read_text(folder: &Path, vocab_size: usize, config: &Config) -> Result<Text> 
     }
 }
 
-/// Tokens outside the model's vocabulary would make every request with them fail.
+/// Checks that no token is outside the model's vocabulary, as every request with such a token would
+/// fail.
 pub(crate) fn check_vocabulary(text: &Text, vocab_size: u32, folder: &Path) -> Result<()> {
     let count = text.vocab_count();
     ensure!(
@@ -213,8 +215,8 @@ pub(crate) fn check_vocabulary(text: &Text, vocab_size: u32, folder: &Path) -> R
     Ok(())
 }
 
-/// Names that clients may use. On this machine alone and without keys only its own names, since a
-/// web page could use any other.
+/// Host names that clients may use. A server that only this machine can reach and that has no keys
+/// accepts only this machine's names, since a web page could use any other name.
 fn hosts(config: &Config, at: IpAddr) -> Hosts {
     let names = &config.allowed_hosts;
     let guarded = at.is_loopback() && config.api_keys.is_empty();
@@ -246,7 +248,7 @@ fn settings(config: &Config, folder: &Path, at: IpAddr) -> ServerConfig {
     }
 }
 
-/// The demo model can do little; its examples say what.
+/// Examples for the demo model: it can do little, and they show what.
 fn examples(config: &Config) -> Vec<String> {
     let own = if config.model == demo::NAME { kilotok_demo::EXAMPLES } else { &[] };
     own.iter().map(|example| (*example).to_owned()).collect()

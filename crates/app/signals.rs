@@ -1,6 +1,6 @@
-//! Ctrl-C and SIGTERM for `serve`. Before it serves, the first signal ends the program, as there is
-//! nothing to lose. After that the first lets running requests finish, the second ends them, and
-//! the third ends the program at once.
+//! Ctrl-C and SIGTERM for `serve`. Before serving, the first signal ends the program, because there
+//! is nothing to lose. While serving, the first signal lets running requests finish, the second
+//! ends them, and the third ends the program at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result};
 use tokio::sync::watch;
 
-/// Exit code of a program that Ctrl-C ended, as shells have it.
+/// The exit code that shells report for a program ended by Ctrl-C.
 const EXIT_CODE: i32 = 130;
 const SIGNALS_MAX: u32 = 3;
 
@@ -35,15 +35,15 @@ impl Signals {
         Ok(Self { count, serving })
     }
 
-    /// From now on there are requests, which a signal must not cut off.
+    /// Called when serving begins: from now on a signal must not cut off requests.
     pub(crate) fn serving(&self) {
         self.serving.store(true, Ordering::Relaxed);
     }
 
-    /// Returns after this many signals.
+    /// Waits for this many signals.
     pub(crate) async fn reach(mut self, count: u32) {
         if self.count.wait_for(|came| *came >= count).await.is_err() {
-            // The sender is gone, so there will be none.
+            // The sender is gone, so no further signals will be counted.
             std::future::pending::<()>().await;
         }
     }

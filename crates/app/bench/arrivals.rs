@@ -1,5 +1,5 @@
-//! When requests are sent: at once while few enough are in flight, or at random times of a Poisson
-//! process, which depend on the seed alone.
+//! When requests are sent: as soon as few enough are in flight, or at the random times of a Poisson
+//! process, which depend only on the seed.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ mod tests {
         let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
         let spread = gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / gaps.len() as f64;
         assert!((mean * 50.0 - 1.0).abs() < 0.03, "{mean}");
-        // The deviation of an exponential number is its mean.
+        // The standard deviation of an exponential distribution equals its mean.
         assert!((spread.sqrt() / mean - 1.0).abs() < 0.05, "{spread}");
         assert_eq!(times, due(20_001, Some(50.0), 7));
         assert_ne!(times, due(20_001, Some(50.0), 8));

@@ -1,5 +1,5 @@
-//! The bytes that a rank reads in a round, by phase: each weight once, as published or in the other
-//! precision that it is used in, and the keys and values of the context.
+//! The bytes that a rank reads in a round, by phase: each weight once, in its published precision
+//! or the one to which it is converted, and the keys and values of the context.
 
 use std::collections::BTreeMap;
 
@@ -14,11 +14,11 @@ use super::figures::Figures;
 use super::rounds::Shape;
 use crate::engine;
 
-/// By part of the step and phase.
+/// Indexed by part of the step and phase.
 pub(super) struct RoundBytes(BTreeMap<(StepPart, Stamp), f64>);
 
 impl RoundBytes {
-    /// For one of `rank_count` ranks, when `experts` of each layer are read.
+    /// The bytes of one of `rank_count` ranks, if `experts` of each layer are read.
     pub(super) fn new(spec: &ModelSpec, rank_count: usize, shape: Shape, experts: f64) -> Self {
         let mut bytes = Self(BTreeMap::new());
         let ranks = Ranks { rank: 0, count: rank_count };
@@ -49,7 +49,7 @@ impl RoundBytes {
         bytes.0.retain(|(part, phase), _| match (part, &spec.drafter) {
             (StepPart::Verify, _) => true,
             (StepPart::Draft, None) => false,
-            // The drafter's context takes all tokens, even if no drafts are wanted.
+            // The drafter's context is updated with all tokens, even if no drafts are wanted.
             (StepPart::Draft, Some(_)) => shape.draft > 0 || is_of_context(*phase),
         });
         bytes
@@ -67,14 +67,14 @@ impl RoundBytes {
         self.0.iter().filter(|((part, _), _)| *part == wanted).map(|(_, bytes)| bytes).sum()
     }
 
-    /// How long it takes to read all, in microseconds, at so many bytes a second.
+    /// The time in microseconds to read all bytes at `read_rate` bytes per second.
     pub(super) fn floor_us(&self, read_rate: f64) -> f64 {
         self.0.values().sum::<f64>() / read_rate * 1e6
     }
 }
 
-/// Distinct experts of a layer that `token_count` tokens choose at random; the mean of all layers
-/// with experts.
+/// How many distinct experts of a layer `token_count` tokens choose at random, averaged over all
+/// layers with experts.
 pub(super) fn distinct_experts(spec: &ModelSpec, token_count: u32) -> f64 {
     let layers = spec.layers.iter().filter_map(|layer| match &layer.feed_forward {
         FeedForwardSpec::Experts(experts) => {
@@ -85,25 +85,26 @@ pub(super) fn distinct_experts(spec: &ModelSpec, token_count: u32) -> f64 {
     Figures::of(layers).mean
 }
 
-/// Share of a layer's experts that at least one token has chosen.
+/// The share of a layer's experts that at least one token chooses.
 fn share_chosen(experts: &ExpertsSpec, token_count: u32) -> f64 {
     1.0 - (1.0 - experts.top_k as f64 / experts.count as f64).powf(f64::from(token_count))
 }
 
-/// A rank's part of a weight.
+/// The bytes of a rank's part of a weight.
 fn rank_bytes(decl: &WeightDecl, ranks: Ranks) -> f64 {
     let slice = decl.slice(ranks);
     let share = slice.row_count() * slice.cols.len();
     let values = (decl.rows() * decl.cols()) as f64;
     let whole = match decl.format {
-        // A code for each value, and a scale for each row of a column tile.
+        // One byte for each value, and a scale for each row of a column tile.
         Format::FloatToFp8 => values * (1.0 + size_of::<f32>() as f64 / FP8_TILE as f64),
         _ => engine::declared_bytes(decl) as f64,
     };
     whole * share as f64 / values
 }
 
-/// The phases that read a weight. Of the embedding, only the rows of tokens are read.
+/// The phases that read a weight. The embedding is left out: only the rows of the step's tokens are
+/// read.
 fn readers(id: WeightId) -> Vec<(StepPart, Stamp)> {
     let (verify, draft) = (StepPart::Verify, StepPart::Draft);
     match id {
@@ -117,7 +118,7 @@ fn readers(id: WeightId) -> Vec<(StepPart, Stamp)> {
         WeightId::Expert(_, _, weight) | WeightId::Layer(Part::Target, _, weight) => {
             vec![(verify, reader(weight))]
         }
-        // For the context, then for the draft's own rows.
+        // Read for the context, and again for the draft's own rows.
         WeightId::Layer(Part::Drafter, _, LayerWeight::Key | LayerWeight::Value) => {
             vec![(draft, Stamp::ContextKeys), (draft, Stamp::Project)]
         }
@@ -151,7 +152,7 @@ fn is_of_context(phase: Stamp) -> bool {
     matches!(phase, Stamp::Fuse | Stamp::ContextNorm | Stamp::ContextKeys)
 }
 
-/// Keys and values that the rows of a round see in a layer.
+/// The bytes of keys and values that the rows of a round attend to in a layer.
 fn context_bytes(layer: &LayerSpec, ranks: Ranks, shape: Shape) -> f64 {
     let attention: &AttentionSpec = &layer.attention;
     let seen =
@@ -185,7 +186,7 @@ mod tests {
         assert!(distinct_experts(&spec, 8) > top_k);
     }
 
-    /// For one rank's eighth of the 1T shape, by hand.
+    /// Calculated by hand for one of eight ranks of the 1T shape.
     #[test]
     fn a_phase_reads_its_weights() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/models/slice");
@@ -198,15 +199,16 @@ mod tests {
         let (verify, draft) = (StepPart::Verify, StepPart::Draft);
         let hidden = 6144.0;
         is(verify, Stamp::RouterParts, 69.0 * 384.0 * hidden * 4.0);
-        // One expert is 256 wide, of half a byte and a 32nd for each weight; the dense network is
-        // 2048 wide, of a byte for each and four for 128 x 128.
+        // A rank's part of an expert is 256 wide, with half a byte and a 32nd for each weight. Its
+        // part of the dense network is 2048 wide, with a byte for each weight and four bytes for
+        // each 128 x 128.
         let distinct = 384.0 * (1.0 - (47.0_f64 / 48.0).powi(8));
         let down = distinct * 69.0 * 256.0 * hidden * (0.5 + 1.0 / 32.0)
             + 2048.0 * hidden * (1.0 + 4.0 / 16384.0);
         is(verify, Stamp::Down, down);
         is(verify, Stamp::GateUp, 2.0 * down);
-        // Every head of a bias is read besides keys and values: of all 4096 positions in ten
-        // layers, of 128 in the others.
+        // The keys and values of all 4096 positions in ten layers, and of 128 positions in the
+        // others, where a bias for each head is read too.
         let position = (192.0 + 128.0) * 2.0;
         is(verify, Stamp::Attention, (10.0 * 4096.0 + 60.0 * 128.0) * position + 60.0 * 16.0 * 2.0);
         let router_dtype = Some(RouterDtype::Bf16);
@@ -216,7 +218,8 @@ mod tests {
             bytes.of(verify, Stamp::RouterParts),
             2.0 * rounded.of(verify, Stamp::RouterParts)
         );
-        // Five layers of 2048 x 6144, of two bytes, or of one and four for 128.
+        // Five layers of 2048 x 6144, with two bytes per weight, or with one byte and a scale of
+        // four bytes per 128 weights.
         let network = 5.0 * 2048.0 * hidden;
         is(draft, Stamp::Down, network * 2.0);
         assert_eq!(rounded.of(draft, Stamp::Down), network * (1.0 + 1.0 / 32.0));

@@ -1,6 +1,6 @@
-//! A run on the engine itself, with the scheduler and without a server: the difference to a run
-//! against a server is the cost of the server. Prompts are random tokens, or those of a file as the
-//! tokenizer reads them.
+//! A run on the engine itself, with the scheduler but without a server: the difference from a run
+//! against a server is the cost of the server. Prompts are random tokens, or a file's prompts as
+//! tokenized by the model's tokenizer.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use super::{Args, arrivals};
 use crate::config::{Config, RawConfig};
 use crate::engine;
 
-/// A wait for the next arrival is cut into pieces, so that none is slept past.
+/// A wait for the next arrival is cut into pieces of this length, so that no arrival is missed.
 const NAP_MAX: Duration = Duration::from_millis(2);
 
 /// A request that was admitted.
@@ -62,7 +62,7 @@ pub(super) fn run(args: &Args, model: &str) -> Result<Outcome> {
     })
 }
 
-/// An engine that is just large enough for the load.
+/// The settings of an engine that is just large enough for the load.
 fn config(args: &Args, model: &str) -> Result<Config> {
     let slots = args.concurrency.unwrap_or(if args.request_rate.is_some() { 8 } else { 1 });
     let context = args.dataset.is_none().then_some(args.input_len + args.output_len);
@@ -78,7 +78,7 @@ fn config(args: &Args, model: &str) -> Result<Config> {
         ..RawConfig::default()
     };
     let mut config = Config::resolve(&raw, Vec::new())?;
-    // Waiting requests are numbers here, not clients.
+    // Waiting requests take no memory here.
     config.limits.waiting_max = u32::MAX;
     Ok(config)
 }
@@ -145,7 +145,7 @@ impl Bench {
         }
     }
 
-    /// Runs every request to its end; each is admitted when it is due and there is room.
+    /// Runs every request to its end. A request is admitted when it is due and there is room.
     fn drive(
         &mut self,
         asked: Vec<Submission>,

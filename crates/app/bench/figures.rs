@@ -1,7 +1,7 @@
-//! Mean, median, deviation and percentiles with numpy's definitions, so that results compare with
-//! those of tools that use it.
+//! Mean, median, standard deviation and percentiles with numpy's definitions, so that results can
+//! be compared with those of tools that use numpy.
 
-/// Of a set of numbers; all 0 without any.
+/// Statistics of a set of numbers; all are 0 if the set is empty.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Figures {
     pub(super) mean: f64,
@@ -22,7 +22,7 @@ impl Figures {
         Self { mean, deviation: variance.sqrt(), sorted }
     }
 
-    /// Interpolated between the two nearest numbers.
+    /// A percentile, interpolated between the two nearest numbers.
     pub(super) fn percentile(&self, percent: f64) -> f64 {
         let Some(last) = self.sorted.len().checked_sub(1) else { return 0.0 };
         let place = percent / 100.0 * last as f64;

@@ -1,5 +1,5 @@
-//! A run against a server. Times are measured at the client; acceptance of drafts comes from the
-//! server's replies or metrics.
+//! A run against a server. Times are measured at the client; the acceptance of drafts comes from
+//! the server's replies or metrics.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,13 +19,13 @@ use crate::client::Client;
 use crate::config::VerifyRule;
 use crate::environment;
 
-/// How requests are made.
+/// Makes and sends requests.
 struct RequestSender {
     client: Client,
     model: String,
     endpoint: Endpoint,
     temperature: f64,
-    /// None where the server is to verify drafts by rejection sampling.
+    /// `None` if the server should verify drafts by rejection sampling.
     seed: Option<u64>,
     ignore_end: bool,
     save_text: bool,
@@ -47,7 +47,7 @@ pub(super) async fn run(args: &Args) -> Result<Outcome> {
     let bar = ProgressBar::new(args.request_count().into());
     bar.set_message("warming up");
     let mut prompts = asker.prompts(args).await?;
-    // Prompts of their own, so that the run finds none in the cache.
+    // The warm-up has its own prompts, so that the run finds none of its prompts in the cache.
     for prompt in &prompts.split_off(args.request_count() as usize) {
         if let Some(error) = asker.ask(prompt).await.error {
             bail!("warming up: {error}");
@@ -68,14 +68,14 @@ pub(super) async fn run(args: &Args) -> Result<Outcome> {
         drafting.add(&sample.drafting);
     }
     if let (Some(before), Some(after)) = (before, after) {
-        // The metrics have acceptance by place, but of all clients.
+        // The metrics tell acceptance by position in the row, but for all clients together.
         drafting = Drafting { assumed: drafting.assumed, ..after.since(&before) };
     }
     let (what, model) = (asker.client.base.clone(), asker.model.clone());
     Ok(Outcome { model, what, samples, duration, drafting })
 }
 
-/// Sends each prompt when it is due and there is room. Ctrl-C ends the run, with the results so
+/// Sends each prompt when it is due and there is room. Ctrl-C ends the run, keeping the results so
 /// far.
 async fn send(
     args: &Args,
@@ -123,7 +123,7 @@ async fn send(
 }
 
 impl RequestSender {
-    /// All prompts of the run, and behind them those to warm up with.
+    /// All prompts of the run, followed by those for warming up.
     async fn prompts(&self, args: &Args) -> Result<Vec<Prompt>> {
         let count = args.request_count() + args.warmup;
         if let Some(path) = &args.dataset {
@@ -138,8 +138,8 @@ impl RequestSender {
         Ok((0..count).map(prompt).collect())
     }
 
-    /// Words of a prompt of the wanted number of tokens. The server counts those of words and of
-    /// its template together; every word twice beside the first alone tells them apart.
+    /// How many words make a prompt of the wanted number of tokens. The server counts the tokens of
+    /// words and template together; counting for one word and for all words separates the two.
     async fn word_count(&self, args: &Args) -> Result<usize> {
         let lengths = [1, prompts::WORDS.len()];
         let mut counts = [0.0; 2];
@@ -155,7 +155,7 @@ impl RequestSender {
         let [one, all] = counts;
         let per_word = (all - one) / (lengths[1] - lengths[0]) as f64;
         if per_word <= 0.0 {
-            // The server does not count; a word is about a token.
+            // The server does not count tokens. A word is about one token.
             return Ok(args.input_len as usize);
         }
         let template = one - per_word;
@@ -204,7 +204,7 @@ impl RequestSender {
             let counted = usage["completion_tokens"].as_u64().map(|count| count as u32);
             // Without a count, a chunk with text is taken for one token.
             let total = counted.unwrap_or(known + u32::from(!text.is_empty()));
-            // The last count comes alone, and is no arrival of tokens.
+            // An event without choices only has the final count, so no tokens arrive with it.
             let with_choices = event["choices"].as_array().is_some_and(|all| !all.is_empty());
             if total > known && with_choices {
                 sample.came.push((at, total - known));
@@ -231,7 +231,7 @@ impl RequestSender {
         Ok(())
     }
 
-    /// Acceptance by the server's metrics, if it has them.
+    /// Acceptance according to the server's metrics, if it has them.
     async fn drafting(&self) -> Option<Drafting> {
         drafting_in(&self.client.get("/metrics").await.ok()?)
     }
@@ -241,7 +241,7 @@ fn count(value: &Value) -> Option<u32> {
     u32::try_from(value.as_u64()?).ok()
 }
 
-/// The text that an event brings, whatever part of the reply it is.
+/// The text in an event, whichever part of the reply it belongs to.
 fn text_of(event: &Value) -> String {
     let choice = &event["choices"][0];
     let delta = &choice["delta"];
@@ -257,7 +257,7 @@ fn text_of(event: &Value) -> String {
     parts.into_iter().flatten().collect()
 }
 
-/// Of one reply.
+/// Acceptance of one reply.
 fn drafting_of(metrics: &Value) -> Option<Drafting> {
     let drafting = metrics.get("speculative_decoding").filter(|value| value.is_object())?;
     let number = |name: &str| drafting[name].as_u64();

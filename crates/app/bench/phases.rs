@@ -1,4 +1,4 @@
-//! Time of rounds by phase, from the stamps of many rounds.
+//! The time of rounds by phase, from the stamps of many rounds.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -10,24 +10,25 @@ use serde_json::{Map, Value, json};
 use super::bytes::RoundBytes;
 use super::figures::Figures;
 
-/// Times of one round, as the devices measured them.
+/// The times of one round, as measured by the devices.
 pub(super) struct DeviceRound {
     pub(super) times: StepTimes,
-    /// Of engines that were started with stamps.
+    /// Empty unless the engine was started with stamps.
     pub(super) phases: Vec<PhaseTime>,
 }
 
-/// A phase in all layers together, in the median of rounds.
+/// A phase, summed over all layers; times are medians over rounds.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Phase {
-    /// With the part of the round before it.
+    /// Preceded by the part of the round.
     pub(super) name: String,
     pub(super) own_us: f64,
     pub(super) wait_us: f64,
     pub(super) bytes: f64,
 }
 
-/// All phases in order, and after those of a part the rest of its time, in which no phase ran.
+/// All phases in order. After the phases of a part comes the rest of the part's time, in which no
+/// phase ran.
 pub(super) fn phases(rounds: &[DeviceRound], bytes: &RoundBytes) -> Vec<Phase> {
     let mut all = Vec::new();
     for part in [StepPart::Verify, StepPart::Draft] {
@@ -59,7 +60,7 @@ pub(super) fn phases(rounds: &[DeviceRound], bytes: &RoundBytes) -> Vec<Phase> {
     all
 }
 
-/// Time before kernels, between them, and until their last CTA ends.
+/// The time before kernels, between them, and until their last CTA ends.
 fn rest_us(round: &DeviceRound, part: StepPart) -> f64 {
     let whole = match part {
         StepPart::Verify => round.times.verify,
@@ -106,7 +107,7 @@ pub(super) fn add_json(phases: &[Phase], to: &mut Map<String, Value>) {
     }
 }
 
-/// A line for each phase, with its share of so many bytes a second; nothing without any.
+/// A line for each phase, with its share of the read rate; empty if there are no phases.
 pub(super) fn table(phases: &[Phase], read_rate: f64) -> String {
     let mut text = String::new();
     if phases.is_empty() {
@@ -149,7 +150,7 @@ mod tests {
         )
     }
 
-    /// A round in which the target took so many microseconds, of them 10 in gate and up.
+    /// A round in which the target takes `verify` microseconds, 10 of them in gate and up.
     fn round(verify: u64, wait: u64) -> DeviceRound {
         let us = Duration::from_micros;
         let time = |part, phase, own, wait| PhaseTime {

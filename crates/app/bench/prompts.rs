@@ -1,4 +1,4 @@
-//! The prompts: random ones, or those of a file.
+//! Prompts: random ones, or those of a file.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use kilotok_abi::{Purpose, TokenId};
 use kilotok_sampling::Draws;
 use serde_json::{Value, json};
 
-/// Common words, one token each for most tokenizers.
+/// Common words. Most tokenizers have one token for each of them.
 pub(super) const WORDS: &[&str] = &[
     "time",
     "year",
@@ -85,7 +85,7 @@ pub(super) struct Prompt {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Content {
     Text(String),
-    /// As the API has them.
+    /// In the API's form.
     Messages(Value),
 }
 
@@ -97,7 +97,7 @@ impl Content {
         }
     }
 
-    /// For an endpoint that knows no messages.
+    /// The prompt's text, for an endpoint without messages.
     pub(super) fn text(&self) -> String {
         match self {
             Self::Text(text) => text.clone(),
@@ -110,8 +110,8 @@ impl Content {
     }
 }
 
-/// Random words. The first `prefix_count` are the same for every `index`; the next differ, so that
-/// no prompt is found in a cache.
+/// Random words. The first `prefix_count` words are the same for every `index`; the next ones
+/// differ, so that beyond the prefix no prompt is found in a cache.
 pub(super) fn words(seed: u64, index: u32, prefix_count: usize, count: usize) -> String {
     let shared = Draws::new(seed, u32::MAX, Purpose::Target);
     let own = Draws::new(seed, index, Purpose::Target);
@@ -122,7 +122,7 @@ pub(super) fn words(seed: u64, index: u32, prefix_count: usize, count: usize) ->
     (0..count).map(word).collect::<Vec<_>>().join(" ")
 }
 
-/// Random tokens, in the same way.
+/// Random tokens, made in the same way.
 pub(super) fn tokens(
     seed: u64,
     index: u32,

@@ -1,5 +1,5 @@
-//! A run's result: a table for people, and JSON in the shape of `vllm bench serve` for tools that
-//! read that.
+//! The result of a run: a table for people, and JSON in the form of `vllm bench serve` for tools
+//! that read that form.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -32,7 +32,7 @@ impl Latencies {
         }
     }
 
-    /// With vLLM's names and ours.
+    /// Each latency with vLLM's name and with ours.
     fn named(&self) -> [(&'static str, &'static str, &Figures); 4] {
         [
             ("ttft", "first token", &self.first),
@@ -47,15 +47,16 @@ fn total(outcome: &Outcome, count: impl Fn(&Sample) -> u32) -> u64 {
     outcome.good().map(|sample| u64::from(count(sample))).sum()
 }
 
-/// Tokens a second of each user, from the first token to the last: by the mean and by the median of
-/// the times, as a reply that came all at once would outweigh the others in a mean of speeds.
+/// Tokens per second of each user, from the first token to the last, calculated from the mean and
+/// the median of the times. In a mean of speeds, a reply that arrived all at once would outweigh
+/// the others.
 fn user_speeds(outcome: &Outcome) -> [f64; 2] {
     let times = outcome.good().filter_map(Sample::per_token).filter(|time| !time.is_zero());
     let times = Figures::of(times.map(|time| time.as_secs_f64()));
     [times.mean, times.median()].map(|time| if time > 0.0 { 1.0 / time } else { 0.0 })
 }
 
-/// Most tokens within one second of the run's clock.
+/// Most tokens within one second of the run.
 fn busiest_second(outcome: &Outcome) -> u64 {
     let mut seconds = BTreeMap::<u64, u64>::new();
     for sample in outcome.good() {
@@ -66,13 +67,13 @@ fn busiest_second(outcome: &Outcome) -> u64 {
     seconds.into_values().max().unwrap_or_default()
 }
 
-/// Most requests that were in flight at a time.
+/// Most requests that were in flight at the same time.
 fn most_in_flight(outcome: &Outcome) -> usize {
     let ends = outcome
         .good()
         .flat_map(|sample| [(sample.start, true), (sample.start + sample.latency, false)]);
     let mut ends: Vec<_> = ends.collect();
-    // Of events at the same time, ends come first.
+    // At equal times, ends sort before starts.
     ends.sort_unstable();
     let (mut now, mut most) = (0_usize, 0);
     for (_, begins) in ends {
@@ -133,7 +134,7 @@ pub(super) fn table(outcome: &Outcome) -> String {
     out
 }
 
-/// See the module's documentation. Times of single requests are in seconds, as in vLLM.
+/// See the module's documentation. As in vLLM, times of single requests are in seconds.
 pub(super) fn json(args: &Args, outcome: &Outcome) -> Value {
     let mut all = Map::new();
     let mut put = |name: &str, value: Value| drop(all.insert(name.to_owned(), value));
@@ -185,7 +186,7 @@ pub(super) fn json(args: &Args, outcome: &Outcome) -> Value {
     Value::Object(all)
 }
 
-/// Lists of the values of single requests.
+/// Lists with a value for each request.
 fn singles(args: &Args, outcome: &Outcome) -> Map<String, Value> {
     let list =
         |value: &dyn Fn(&Sample) -> Value| -> Value { outcome.samples.iter().map(value).collect() };
@@ -206,7 +207,7 @@ fn singles(args: &Args, outcome: &Outcome) -> Map<String, Value> {
     all
 }
 
-/// By vLLM's names.
+/// With vLLM's names.
 fn drafts(outcome: &Outcome) -> Map<String, Value> {
     let drafting = &outcome.drafting;
     let Some(length) = drafting.acceptance() else { return Map::new() };
@@ -232,7 +233,7 @@ fn date() -> String {
     date_of(since)
 }
 
-/// The calendar, counted in eras of 400 years that begin in March.
+/// The date, counted in eras of 400 years that begin in March.
 fn date_of(since: u64) -> String {
     let (days, second) = (since / 86_400 + 719_468, since % 86_400);
     let (era, day) = (days / 146_097, days % 146_097);
@@ -263,7 +264,7 @@ mod tests {
         Duration::from_millis(ms)
     }
 
-    /// Two requests of 9 tokens each, one after the other half way through.
+    /// Two requests of 9 tokens each; the second begins half way through.
     fn outcome() -> Outcome {
         let sample = Sample {
             came: vec![(ms(100), 1), (ms(200), 4), (ms(500), 4)],

@@ -1,4 +1,4 @@
-//! What `kilotok bench` is asked for bare rounds.
+//! Arguments of `kilotok bench` for bare rounds.
 
 use std::path::PathBuf;
 

@@ -1,7 +1,8 @@
-//! Bare rounds of an engine, with plans made here: no requests, no scheduler. Every round verifies
-//! drafts at the same positions and drafts again, so it costs as much as a round of real replies at
-//! that context. Keys and values of the context are zeros, drafts are random tokens. With
-//! `--verify` drafts are the drafter's own, and rows go on behind those that are accepted.
+//! Bare rounds of an engine, with plans made here: there are no requests and no scheduler. Every
+//! round verifies drafts at the same positions and drafts again, so it costs as much as a round of
+//! real replies with that context. Keys and values of the context are zeros, and drafts are random
+//! tokens. With `--verify`, rows verify the drafter's own drafts and advance by those that are
+//! accepted.
 
 use std::fs;
 use std::ops::Range;
@@ -28,9 +29,9 @@ use crate::output::{lines, say};
 
 /// Rounds before the measured ones.
 const WARMUP: u32 = 5;
-/// Positions behind the context, enough for the drafts of any engine.
+/// Positions after the context, enough for the drafts of any engine.
 const DRAFT_ROOM: u32 = 64;
-/// Tokens that a row gains in a round, at most: drafters make 7 drafts.
+/// Most tokens that a row gains in a round: drafters make 7 drafts.
 const GAINED_MAX: u32 = 8;
 
 const BYTES_ARE: &str = "\
@@ -46,7 +47,7 @@ const PHASES_ARE: &str = "\
 pub(super) struct Shape {
     pub(super) batch: u32,
     pub(super) draft: u32,
-    /// Tokens of a prompt, if the rows read one.
+    /// Tokens of a prompt, if the rows compute part of one.
     pub(super) chunk: Option<u32>,
     pub(super) context: u32,
 }
@@ -66,12 +67,12 @@ impl Shape {
     }
 }
 
-/// Distinct experts of a layer in a round, in the mean.
+/// The mean number of distinct experts of a layer in a round.
 #[derive(Clone, Copy)]
 enum Experts {
     /// Counted by the kernels.
     Counted(f64),
-    /// As uniform routing would give.
+    /// As expected from uniform routing.
     Uniform(f64),
 }
 
@@ -108,13 +109,13 @@ fn expert_layers(spec: &ModelSpec) -> usize {
 
 struct Measured {
     shape: Shape,
-    /// All in milliseconds; what devices took is known if there are any.
+    /// All times are in milliseconds. Those of devices are known if there are devices.
     round: Figures,
     verify: Option<Figures>,
     draft: Option<Figures>,
     experts: Experts,
     bytes: RoundBytes,
-    /// Bytes a second of a device's memory, if there are devices.
+    /// Bytes per second that a device's memory can deliver, if there are devices.
     read_rate: Option<f64>,
     phases: Vec<Phase>,
 }
@@ -131,7 +132,7 @@ pub(super) fn run(args: &Args, model: &str) -> Result<()> {
     planned.stamps = own.phases;
     let caps = planned.caps();
     let shapes = shapes(args, caps.draft_max);
-    // Before weights are loaded.
+    // Checked before weights are loaded.
     shapes.iter().try_for_each(|shape| check(&caps, *shape))?;
     let most = shapes.iter().map(|shape| shape.draft + 1).max().unwrap_or(1);
     ensure!(
@@ -164,7 +165,7 @@ pub(super) fn run(args: &Args, model: &str) -> Result<()> {
     Ok(())
 }
 
-/// All shapes that are to be measured, in order.
+/// All shapes to be measured, in order.
 fn shapes(args: &Args, draft_max: u32) -> Vec<Shape> {
     let own = &args.round;
     let drafts = match &own.draft_len[..] {
@@ -186,7 +187,7 @@ fn shapes(args: &Args, draft_max: u32) -> Vec<Shape> {
     shapes
 }
 
-/// An engine that is just large enough.
+/// The settings of an engine that is just large enough.
 fn config(args: &Args, model: &str) -> Result<Config> {
     let longest = |values: &[u32]| values.iter().copied().max();
     let context = longest(&args.round.context).unwrap_or(1).saturating_add(room(args));
@@ -205,7 +206,7 @@ fn config(args: &Args, model: &str) -> Result<Config> {
     Config::resolve(&raw, Vec::new())
 }
 
-/// Positions behind the context.
+/// Positions after the context.
 fn room(args: &Args) -> u32 {
     let rounds = args.verify.and(args.round.rounds).map_or(0, |count| count + WARMUP);
     rounds.saturating_mul(GAINED_MAX).saturating_add(DRAFT_ROOM)
@@ -290,7 +291,7 @@ fn check(caps: &Caps, shape: Shape) -> Result<()> {
     Ok(())
 }
 
-/// Where a row begins, and the drafts that its slot holds, if it is to verify those.
+/// The start of a row, and the number of drafts in its slot if the row verifies those.
 #[derive(Clone, Copy)]
 struct Place {
     start: u32,
@@ -304,7 +305,7 @@ impl Place {
     }
 }
 
-/// The same rows in every round, with other tokens.
+/// The plan of a round: the same rows in every round, with other tokens.
 fn plan(caps: &Caps, args: &Args, shape: Shape, places: &[Place], round: u32) -> Result<StepPlan> {
     let Shape { batch, draft, context, .. } = shape;
     let row = |(slot, place): (u32, &Place)| {
@@ -343,7 +344,7 @@ fn plan(caps: &Caps, args: &Args, shape: Shape, places: &[Place], round: u32) ->
     Ok(StepPlan { rows: (0..batch).zip(places).map(row).collect::<Result<_>>()? })
 }
 
-/// A row's own pages of a group, of those that its slot has for the positions `held`.
+/// The pages of a group for a row, among the pages that its slot has for the positions `held`.
 fn pages(group: &PageGroup, slot: u32, held: Range<u32>, row: Range<u32>) -> Result<PageRun> {
     let first_of = |start| group.first_needed(start) / group.page_tokens;
     let (begin, first) = (first_of(held.start), first_of(row.start));
@@ -421,7 +422,7 @@ fn json(args: &Args, model: &str, loaded: &engine::Loaded, measured: &Measured) 
     all
 }
 
-/// Time by phase, and the floor by bytes.
+/// Adds the time by phase, and the floor by bytes.
 fn add_phases(all: &mut Value, measured: &Measured) {
     let Measured { round, verify, draft, bytes, phases, .. } = measured;
     let mut by_name = Map::new();
@@ -464,7 +465,7 @@ fn floor_is(read_rate: f64) -> String {
     format!("bytes at {:.2} TB/s, by a plain read of this device's memory", read_rate / 1e12)
 }
 
-/// The command as it was typed, without the program's path.
+/// The command line, without the program's path.
 fn command() -> String {
     let words = std::env::args().skip(1);
     std::iter::once("kilotok".to_owned()).chain(words).collect::<Vec<_>>().join(" ")
@@ -489,7 +490,7 @@ mod tests {
         let kind = PageKind::Window;
         let group =
             PageGroup { kind, page_tokens: 4, page_count: 8, window: Some(9), page_bytes: 0 };
-        // From position 22, eight before the row, to 32.
+        // From position 22, which is eight before the row, to 32.
         let run = pages(&group, 1, 30..33, 30..33).unwrap();
         assert_eq!((run.first, run.pages.len()), (5, 4));
         assert!(
@@ -503,7 +504,7 @@ mod tests {
         assert!(error.to_string().contains("7 pages"), "{error}");
     }
 
-    /// A round of 2 ms: 1 of the target, half a one of the drafter.
+    /// A round of 2 ms: 1 ms for the target, 0.5 ms for the drafter.
     fn measured(phases_told: bool) -> Measured {
         let shape = Shape { batch: 1, draft: 3, chunk: None, context: 20 };
         let bytes = RoundBytes::new(&Toy::pro_fp4().spec(), 1, shape, 3.0);
@@ -558,14 +559,14 @@ mod tests {
                 (&phases[&down]["us"], &phases[&down]["wait_us"]),
                 (&json!(300.0), &json!(100.0))
             );
-            // By sums of nanoseconds in floating point.
+            // The expected value is a floating-point sum of nanoseconds.
             assert!((phases[&rest]["us"].as_f64().unwrap() - (us - 400.0)).abs() < 1e-6);
             assert!(phases[part]["bytes"].as_u64() > phases[&down]["bytes"].as_u64());
         }
         let bytes: u64 =
             ["verify", "draft"].map(|part| phases[part]["bytes"].as_u64().unwrap()).iter().sum();
         let floor_us = all["floor_us"].as_f64().unwrap();
-        // Bytes are rounded to whole ones.
+        // Bytes are rounded to integers.
         assert!((floor_us - bytes as f64 / 4e6).abs() < 1e-6, "{all}");
         assert!((all["floor_share"].as_f64().unwrap() - floor_us / 2000.0).abs() < 1e-9);
         assert!(all["floor_is"].as_str().unwrap().contains("4.00 TB/s, by a plain read"));
@@ -580,7 +581,7 @@ mod tests {
         assert_eq!(all["phases"].as_object().unwrap().len(), 2);
         assert!(all["floor_us"].as_f64() > Some(0.0) && all["phases_are"].is_null());
         assert_eq!(phase_lines(&measured), "");
-        // Without times of devices there is no floor.
+        // Without the devices' times there is no floor.
         let mut all = json!({});
         add_phases(&mut all, &Measured { verify: None, draft: None, read_rate: None, ..measured });
         assert!(all["phases"] == json!({}) && all["floor_us"].is_null());

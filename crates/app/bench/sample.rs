@@ -1,15 +1,15 @@
-//! Measurements of one request, and of a whole run.
+//! Measurements of a single request and of a whole run.
 
 use std::time::Duration;
 
 /// One request.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Sample {
-    /// When it was sent, from the start of the run.
+    /// When the request was sent, from the start of the run.
     pub(super) start: Duration,
-    /// How long it waited at the client, because too many were in flight.
+    /// How long the request waited at the client, because too many were in flight.
     pub(super) held_back: Duration,
-    /// Arrivals since it was sent: when, and how many tokens.
+    /// Arrivals of tokens: the time since the request was sent, and the number of tokens.
     pub(super) came: Vec<(Duration, u32)>,
     pub(super) latency: Duration,
     pub(super) input_count: u32,
@@ -27,7 +27,7 @@ pub(super) struct Drafting {
     pub(super) row_count: u64,
     pub(super) drafted_count: u64,
     pub(super) accepted_count: u64,
-    /// Accepted drafts by their place in the row; may be empty where that is unknown.
+    /// Accepted drafts by position in the row; may be empty if unknown.
     pub(super) accepted_at: Vec<u64>,
     /// Whether the server assumes which drafts are accepted.
     pub(super) assumed: bool,
@@ -59,7 +59,7 @@ impl Drafting {
         }
     }
 
-    /// Accepted drafts and the target's token of a row, on average.
+    /// Average number of tokens per row: accepted drafts, and the target's own token.
     pub(super) fn acceptance(&self) -> Option<f64> {
         let rows = self.row_count as f64;
         (self.row_count > 0).then(|| 1.0 + self.accepted_count as f64 / rows)
@@ -71,12 +71,12 @@ impl Sample {
         self.came.first().map(|(at, _)| *at)
     }
 
-    /// Time from each arrival of tokens to the next.
+    /// The time from each arrival of tokens to the next.
     pub(super) fn gaps(&self) -> impl Iterator<Item = Duration> {
         self.came.windows(2).map(|pair| pair[1].0.saturating_sub(pair[0].0))
     }
 
-    /// Time per token after the first that came, if there were more.
+    /// The time per token after the first arrival, if more tokens arrived.
     pub(super) fn per_token(&self) -> Option<Duration> {
         let first = self.first()?;
         let rest = self.output_count.checked_sub(1).filter(|rest| *rest > 0)?;
@@ -87,7 +87,7 @@ impl Sample {
 /// A whole run.
 pub(super) struct Outcome {
     pub(super) model: String,
-    /// What was measured: an address, or the engine.
+    /// The measured server's address, or the engine.
     pub(super) what: String,
     pub(super) samples: Vec<Sample>,
     pub(super) duration: Duration,

@@ -1,4 +1,4 @@
-//! What a user types: messages, which may have many lines, and commands.
+//! Input of the user: messages, which may have several lines, and commands.
 
 use std::path::PathBuf;
 
@@ -55,7 +55,7 @@ impl Editor {
         let mut editor = rustyline::Editor::new()?;
         editor.set_helper(Some(Lines));
         if let Some(path) = &history {
-            // There is none the first time.
+            // The file does not exist the first time.
             let _ = editor.load_history(path);
         }
         Ok(Self { editor, history })
@@ -79,7 +79,7 @@ impl Editor {
     fn remember(&mut self, line: &str) {
         let _ = self.editor.add_history_entry(line);
         if let Some(path) = &self.history {
-            // A history that cannot be kept is no reason to stop.
+            // Failing to save the history is no reason to stop.
             let _ = path.parent().map(std::fs::create_dir_all);
             let _ = self.editor.save_history(path);
         }
@@ -100,7 +100,7 @@ fn goes_on(text: &str) -> bool {
     text.matches(QUOTES).count() % 2 == 1 || text.ends_with('\\')
 }
 
-/// None of an empty line.
+/// `None` for an empty line.
 fn understand(line: &str) -> Option<Input> {
     let text = line.trim();
     if text.is_empty() {
@@ -132,7 +132,7 @@ fn parse(name: &str, rest: &str) -> Command {
     }
 }
 
-/// JSON, or else a string.
+/// A value in JSON, or else a string.
 fn value(text: &str) -> Option<Value> {
     let value = || serde_json::from_str(text).unwrap_or_else(|_| text.into());
     (!text.is_empty()).then(value)

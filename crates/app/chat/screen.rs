@@ -1,5 +1,5 @@
-//! Display of a reply in a terminal: text as it arrives, reasoning dimmed, and below it a status
-//! line with its speed. A pipe gets the text alone.
+//! Display of a reply in a terminal: text as it arrives, with reasoning dimmed, and below it a
+//! status line with the speed. A pipe gets only the text.
 
 use std::io::{self, Write};
 
@@ -7,7 +7,8 @@ use super::speed::Speed;
 
 const DIM: &str = "\x1b[2m";
 const PLAIN: &str = "\x1b[0m";
-/// Makes room for a line below the cursor, which stays where it is; then remembers that place.
+/// Makes room for a line below the cursor without moving the cursor; then saves the cursor's
+/// position.
 const LINE_BELOW: &str = "\x1bD\x1b[A\x1b7\x1b[B\r";
 const BACK: &str = "\x1b8";
 /// Clears from the cursor to the end of the screen.
@@ -37,7 +38,7 @@ impl Screen {
         Self { terminal, colours, thoughts, part: Part::Nothing, status: false }
     }
 
-    /// Shows a message that is not the model's, on a line of its own.
+    /// Shows a message of the program on its own line.
     pub(super) fn note(&mut self, text: &str) {
         let text = if self.colours { format!("{DIM}{text}{PLAIN}\n") } else { format!("{text}\n") };
         put(&mut io::stderr(), &text);
@@ -94,12 +95,12 @@ impl Screen {
             (false, _) | (_, Part::Thought) => "",
             _ => PLAIN,
         };
-        // A line that wraps would move the text above it: this one is short.
+        // A line that wraps would move the text above it. This one is short enough.
         let line = format!("{LINE_BELOW}\x1b[2K{dim}[{speed}]{plain}{BACK}");
         put(&mut io::stdout(), &line);
     }
 
-    /// The reply is over.
+    /// Ends the display of a reply.
     pub(super) fn end(&mut self, speed: &Speed) {
         let clear = if self.status { CLEAR_BELOW } else { "" };
         let plain = if self.colours { PLAIN } else { "" };
@@ -112,12 +113,12 @@ impl Screen {
     }
 }
 
-/// A model's text without control sequences of the terminal.
+/// The model's text without terminal control sequences.
 fn harmless(text: &str) -> String {
     text.chars().filter(|char| !char.is_control() || ['\n', '\t'].contains(char)).collect()
 }
 
-/// Writes; a failure is ignored, since the terminal is gone.
+/// Writes text. A failure is ignored, since it means that the terminal is gone.
 fn put(stream: &mut impl Write, text: &str) {
     let _ = stream.write_all(text.as_bytes());
     let _ = stream.flush();

@@ -1,4 +1,4 @@
-//! Speed of one reply: as the server reports it, else as it is seen here.
+//! The speed of one reply: as reported by the server, else as observed here.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -8,12 +8,12 @@ use serde_json::Value;
 /// See the module's documentation.
 pub(super) struct Speed {
     start: Instant,
-    /// When the first tokens came, and how many.
+    /// When the first tokens arrived, and how many.
     first: Option<(Duration, u64)>,
     last: Duration,
     token_count: u64,
     step_count: u64,
-    /// As the server measured them.
+    /// The time to the first token, as reported by the server.
     told_first_ms: Option<f64>,
     told_rate: Option<f64>,
     told_acceptance: Option<f64>,
@@ -38,7 +38,7 @@ impl Speed {
         }
     }
 
-    /// An event, and whether it brought text.
+    /// Takes an event. `spoke` is whether it had text.
     pub(super) fn take(&mut self, event: &Value, spoke: bool) {
         self.take_at(event, spoke, self.start.elapsed());
     }

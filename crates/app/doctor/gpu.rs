@@ -1,6 +1,6 @@
-//! GPUs, as `nvidia-smi` and the driver show them: memory, links between them, and the library that
-//! compiles kernels. A GPU that cannot be seen is a warning, never a failure, since there is an
-//! engine for the processor.
+//! Checks GPUs, as seen by `nvidia-smi` and the driver: memory, links between them, and the library
+//! that compiles kernels. A GPU that is not visible is only a warning, because there is an engine
+//! for the processor.
 
 use std::fs;
 use std::process::Command;
@@ -10,7 +10,7 @@ use kilotok_cuda::{DRIVER_MIN as CUDA_MIN, Driver, Gpu as Device, Version};
 use super::Finding;
 use crate::environment;
 
-/// The first driver for CUDA 12.8, which is the first with the instructions of all our kernels.
+/// The first driver for CUDA 12.8, the first version that has the instructions of all our kernels.
 const DRIVER_MIN: u32 = 570;
 /// A GPU, as `nvidia-smi` lists it.
 #[derive(Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub(super) fn look() -> Vec<Finding> {
     findings
 }
 
-/// Without `nvidia-smi`, the driver in the kernel is the only sign of GPUs.
+/// Without `nvidia-smi`, the kernel's driver is the only sign of GPUs.
 fn without_tool(has_driver: bool) -> Finding {
     let version = fs::read_to_string("/proc/driver/nvidia/version").ok();
     let count = fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, Iterator::count);
@@ -69,7 +69,7 @@ fn gpu(line: &str) -> Option<Gpu> {
     })
 }
 
-/// What `nvidia-smi` prints, if it is there and works.
+/// The output of `nvidia-smi`, if it exists and works.
 fn ask(args: &[&str]) -> Option<String> {
     let output = Command::new("nvidia-smi").args(args).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
@@ -89,7 +89,7 @@ fn cards(gpus: &[Gpu]) -> Finding {
     names.dedup();
     let gib = gpus[0].memory_mib / 1024;
     let found = format!("{} x {} of {gib} GiB", gpus.len(), names.join(" and "));
-    // The driver takes some itself.
+    // The driver itself takes some memory.
     let busy = gpus.iter().filter(|gpu| gpu.used_mib > gpu.memory_mib / 20).count();
     if names.len() > 1 {
         return Finding::warn("GPUs", found, "ranks want GPUs of one kind");
@@ -101,7 +101,7 @@ fn cards(gpus: &[Gpu]) -> Finding {
     Finding::ok("GPUs", found)
 }
 
-/// The driver's library, and what the engine says about its GPUs.
+/// The version of the driver's library, and the engine's findings about its GPUs.
 fn cuda() -> (Option<Version>, Finding) {
     let advice = "without it the reference engine on the processor is used";
     let driver = match Driver::open() {
@@ -147,9 +147,9 @@ fn links() -> Finding {
     Finding::warn("GPU links", found, advice)
 }
 
-/// How each GPU reaches each other one, from the matrix of `nvidia-smi topo -m`.
+/// The link between each pair of GPUs, from the matrix of `nvidia-smi topo -m`.
 fn pairs(text: &str) -> Vec<String> {
-    // Terminals get the header underlined.
+    // In a terminal, the header is underlined.
     let text = text.replace("\u{1b}[4m", "").replace("\u{1b}[0m", "");
     let is_gpu =
         |name: &str| name.strip_prefix("GPU").is_some_and(|rest| rest.parse::<u32>().is_ok());

@@ -1,5 +1,5 @@
-//! Messages of `serve`: the plan before it loads, then its address and how to try it. JSON logs
-//! have the same as events.
+//! Messages of `serve`: the plan before loading, then the server's address and how to try it. JSON
+//! logs have the same messages as events.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
@@ -14,7 +14,7 @@ use crate::engine::Planned;
 use crate::environment;
 use crate::output::say;
 
-/// The plan: model, engine, memory, limits.
+/// Prints the plan: model, engine, memory, limits.
 pub(super) fn plan(
     config: &Config,
     planned: &Planned,
@@ -128,7 +128,7 @@ fn limits(
     out
 }
 
-/// How drafts are verified, if there are any.
+/// How drafts are verified, if the engine drafts.
 fn drafts(config: &Config, planned: &Planned, verification: Verification) -> String {
     if planned.spec.drafter.is_none() || config.limits.draft_rows_max == 0 {
         return "off".to_owned();
@@ -150,14 +150,15 @@ const OPEN_TO_ALL: &str = "anyone who can reach this server may use it";
 const CLOSE: &str = "set KILOTOK_API_KEY or --api-key, or listen on this machine alone with --host \
                      127.0.0.1";
 
-/// Whether other machines can use it without a key. They may know any name but `localhost`.
+/// Whether other machines can use the server without a key. They may reach any host
+/// but `localhost`.
 fn is_open_to_all(config: &Config) -> bool {
     let host = &config.host;
     let is_local = host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
     config.api_keys.is_empty() && !is_local
 }
 
-/// The tokenizer and the template that were read.
+/// Prints the tokenizer and the template.
 pub(super) fn text(config: &Config, text: &Text) {
     let (count, format) = (text.vocab_count(), text.format());
     if config.log_format == LogFormat::Text {
@@ -168,7 +169,7 @@ pub(super) fn text(config: &Config, text: &Text) {
     }
 }
 
-/// The address, and a line to try it with.
+/// Prints the address, and a command to try it.
 pub(super) fn ready(config: &Config, at: SocketAddr, has_template: bool, took: Duration) {
     let base = address(&config.host, at.port(), config.tls.is_some());
     if config.log_format == LogFormat::Json {
@@ -185,12 +186,12 @@ pub(super) fn ready(config: &Config, at: SocketAddr, has_template: bool, took: D
     say!("\n{}\n", curl(config, exported, &base, has_template));
 }
 
-/// The server has ended as requested.
+/// Prints that the server has ended as requested.
 pub(super) fn over() {
     tracing::info!("stopped");
 }
 
-/// An address that works on this machine.
+/// An address of the server that works on this machine.
 fn address(host: &str, port: u16, tls: bool) -> String {
     let scheme = if tls { "https" } else { "http" };
     let host = match host.parse::<IpAddr>() {
@@ -202,12 +203,12 @@ fn address(host: &str, port: u16, tls: bool) -> String {
     format!("{scheme}://{host}:{port}")
 }
 
-/// A request for a shell, ready to run unless keys are not `exported` to shells: a key must not be
-/// printed to a terminal.
+/// A shell command that sends a request. It is ready to run unless keys are not `exported` to
+/// shells: a key must not be printed to a terminal.
 fn curl(config: &Config, exported: bool, base: &str, has_template: bool) -> String {
     let (note, key) = match (config.api_keys.is_empty(), exported) {
         (true, _) => ("", ""),
-        // The first of several.
+        // The shell takes the first of several keys.
         (false, true) => ("", " -H \"Authorization: Bearer ${KILOTOK_API_KEY%%,*}\""),
         (false, false) => {
             ("with one of the API keys in $KEY:\n", " -H \"Authorization: Bearer $KEY\"")
@@ -223,7 +224,8 @@ fn curl(config: &Config, exported: bool, base: &str, has_template: bool) -> Stri
     };
     body["stream"] = true.into();
     let body = body.to_string().replace('\'', "'\\''");
-    // Without -N curl would buffer the stream; brackets of an address are patterns to some shells.
+    // Without -N, curl would buffer the stream. Some shells take brackets in the address for
+    // patterns.
     format!("{note}curl -N '{base}/v1/{path}'{key} -H 'Content-Type: application/json' -d '{body}'")
 }
 
