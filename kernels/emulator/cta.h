@@ -29,7 +29,7 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __align__(bytes) __attribute__((aligned(bytes)))
-// The C library's are calls, and of code that is slow after wide vectors.
+// The C library's functions are not inlined, and their code is slow after wide vector instructions.
 #define fmaxf emulator::larger
 #define fminf emulator::smaller
 
@@ -46,7 +46,7 @@ using std::min;
 
 namespace emulator {
 
-// Without NaN, if one of them is a number.
+// NaN only if both are NaN.
 inline float larger(float a, float b) { return a > b || b != b ? a : b; }
 inline float smaller(float a, float b) { return a < b || b != b ? a : b; }
 
@@ -76,7 +76,7 @@ struct Copy {
 };
 
 struct Thread {
-  // First what every switch between threads touches, on one line of the cache.
+  // The first members are those that every switch between threads touches, on one cache line.
   alignas(64) void* stack;
   // Neighbours in the ring of runnable threads.
   Thread *next, *previous;
@@ -105,7 +105,7 @@ struct Warp {
   int lanes, arrived;
   uint32_t round;
   Thread* waiting[WARP];
-  // For this round and the previous one: no lane is further behind.
+  // Words of this round and the previous one: no lane is further behind.
   uint32_t shown[2][WARP][SHOWN];
 };
 

@@ -70,7 +70,7 @@ struct Stream {
   Worker worker;
 };
 
-// As the driver has it.
+// In the driver's layout.
 struct LaunchConfig {
   unsigned grid[3];
   unsigned threads[3];

@@ -27,7 +27,7 @@ constexpr const char* COMPILER =
 // Headers of the compiler itself.
 const std::set<std::string> OWN = {"cstdint", "cstddef"};
 
-// What PTX says of the compiler.
+// The line of PTX that names the compiler.
 const std::string PTX = "// Cuda compilation tools, V13." + std::to_string(VERSION) + ".0\n";
 
 struct Program {

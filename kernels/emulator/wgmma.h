@@ -43,7 +43,7 @@ struct Wgmma {
 struct AsyncWork {
   bool fenced = false;
   int count = 0, committed = 0;
-  // Only the first are in flight: the memory of the others is kept for the next.
+  // Products in flight, the first of `products`. The memory of the others is kept for later ones.
   size_t under_way = 0;
   std::vector<std::unique_ptr<Wgmma>> products;
 

@@ -1,4 +1,5 @@
-// The narrow pass's attention alone, with what makes its queries, keys and values of `projected`.
+// The narrow pass's attention alone, with the phase that makes its queries, keys and values from
+// `projected`.
 #pragma once
 
 #include "roles.cuh"

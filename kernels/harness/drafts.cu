@@ -1,7 +1,7 @@
-// The choice of drafts over the logits of two ranks: the argmax at every wanted token, of equal
-// ones the first, as `likeliest` in crates/batch; or, for every second run of the cases, a draft
-// that is drawn, whose law has the likeliest tokens of both ranks. How it is drawn from them is
-// checked by `sample`. Checked and timed. Needs a GPU:
+// The choice of drafts over the logits of two ranks: the argmax at every wanted token, the first
+// one of equals, as `likeliest` in crates/batch; or, in every second run of the cases, a draft that
+// is drawn from the likeliest tokens of both ranks. How it is drawn from them is checked by
+// `sample`. Checked and timed. Needs a GPU:
 //
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -I kernels -I kernels/include \
 //     -I kernels/models/slice kernels/harness/drafts.cu -o drafts
@@ -147,7 +147,7 @@ struct DraftCheck {
 
   static bool is_drawn(int wanted) { return wanted / CASE_COUNT % 2 == 1; }
 
-  // Whether a row of so many logits, from one on, has only finite ones.
+  // Whether `count` logits of a row, from `begin` on, are all finite.
   bool is_finite(int wanted, int begin, int count) const {
     return std::all_of(&rows[wanted][begin], &rows[wanted][begin] + count,
                        [](float logit) { return std::isfinite(logit); });
@@ -161,7 +161,7 @@ struct DraftCheck {
     return static_cast<uint64_t>(~ascending) << 32 | token;
   }
 
-  // The keys of the likeliest of so many tokens, from one on.
+  // The keys of the likeliest of `count` tokens, from `begin` on.
   std::vector<uint64_t> candidates_of(int wanted, int begin, int count) const {
     std::vector<uint64_t> keys(CANDIDATES_MAX);
     if (!is_finite(wanted, begin, count)) return keys;

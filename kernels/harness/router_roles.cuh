@@ -89,7 +89,7 @@ struct RouterRoles {
   static __device__ __forceinline__ void epilogue(Warp&, const Work&) {}
 };
 
-// Values of a column of the router, those behind its experts zeros.
+// Values of a column of the router; those after its experts are zeros.
 template <int KIND>
 constexpr int ROUTER_ROW = Router<KIND>::TILES * TILE_EXPERTS;
 

@@ -8,8 +8,8 @@
 //   ./sample --time [NAME]
 //   ./sample --cold [NAME]
 //
-// --cold times single steps behind a kernel that evicts code and data from the caches, as the
-// passes over the layers do in an engine.
+// --cold times single steps after a kernel that evicts code and data from the caches, as the passes
+// over the layers do in an engine.
 //
 // PARTS is the number of CTAs that share a position. The file consists of 32-bit words; a list is
 // its length, then its words. Magic, number of groups; for each group: vocabulary, number of cases;

@@ -1,5 +1,6 @@
 // Attention of many tokens, as the wide pass computes it. Compares every bit with the narrow pass,
-// which goes through the same tokens 64 at a time, and times it beside its floor. Needs a GPU:
+// which goes through the same tokens 64 at a time, and times it beside the least time that the
+// hardware allows (the floor). Needs a GPU:
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -I kernels -I kernels/include \
 //     -I kernels/models/slice kernels/harness/wide_attn.cu -o wide_attn
 //   ./wide_attn          checks and times
@@ -33,7 +34,7 @@ __global__ void __launch_bounds__(wide::GEMM_THREADS, 1)
       *reinterpret_cast<wide::GemmShared*>(asked_memory()), memory, KIND);
 }
 
-// Up to how many tokens the same is made by the GEMM of few tokens.
+// The most tokens for which the GEMM of few tokens can do the same.
 template <int KIND>
 constexpr int FEW_MAX = wide::FewWork<QkvMatrix<KIND>>::TOKENS_MAX;
 template <int KIND>
@@ -102,7 +103,7 @@ __global__ void __launch_bounds__(wide::THREADS, 1)
   wide::attn<KIND>(*reinterpret_cast<wide::AttnShared<KIND>*>(asked_memory()), memory);
 }
 
-// The same of a window, as steps with many rows have it.
+// The same for a window, as steps with many rows compute it.
 template <int KIND>
 __global__ void __launch_bounds__(wide::THREADS, 1)
     window_rows_kernel(const wide::AttnMemory memory, const Waiting waiting) {
@@ -111,19 +112,19 @@ __global__ void __launch_bounds__(wide::THREADS, 1)
     wide::window_rows<KIND>(*reinterpret_cast<wide::RowsShared<KIND>*>(asked_memory()), memory);
 }
 
-// Tokens of a sequence that a step has.
+// The tokens of a sequence in a step.
 struct Row {
   uint32_t start, count;
 };
 
-// What a kind's tokens and keys are, on the device; keys and values twice.
+// A kind's tokens, keys and values on the device; keys and values are there twice, for either pass.
 template <int KIND>
 class World {
  public:
   static constexpr Attention A = ATTENTIONS[KIND];
 
-  // Whether projections are multiplied, by the GEMM of few tokens or the other, or their products
-  // given.
+  // Whether the GEMM computes the projections (FewNormed: the GEMM of few tokens), or their
+  // products are given.
   enum class From { Normed, FewNormed, Projected };
 
   explicit World(std::vector<Row> rows, From from = From::Projected)
@@ -204,7 +205,7 @@ class World {
     return best_us(1, [&](int) { return make_heads(); });
   }
 
-  // What a launch multiplies, of keys that tokens see.
+  // The operations of a launch over the keys that tokens see.
   double flop() const {
     double keys = 0;
     for (const Row& row : rows_)
@@ -410,7 +411,7 @@ class World {
   }
 };
 
-// What the tensor cores of an H100 multiply in a second, BF16.
+// BF16 operations of an H100's tensor cores in a second.
 constexpr double FLOPS = 989e12;
 
 template <int KIND>
@@ -438,7 +439,7 @@ bool check(const char* name, std::vector<Row> rows) {
   return World<KIND>(std::move(rows)).compare(name);
 }
 
-// The GEMM and its epilogue, too.
+// With the GEMM and its epilogue.
 template <int KIND>
 bool check_attn_in(const char* name, const std::vector<Row>& rows) {
   using W = World<KIND>;

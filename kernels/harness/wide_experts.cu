@@ -1,12 +1,12 @@
 // Networks of experts over many tokens, as the wide pass computes them: sorted choices, gate and
 // up, down, sums. Compares with the narrow pass over the same tokens, 64 at a time, and times each
-// kernel beside its floor. Needs a GPU:
+// kernel beside the least time that the hardware allows (its floor). Needs a GPU:
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -I kernels -I kernels/include \
 //     -I kernels/models/slice kernels/harness/wide_experts.cu -o wide_experts
 //   ./wide_experts          checks and times
 //   ./wide_experts check    checks a few hundred tokens
 //
-// Inner values and sums have the bits of the narrow pass. Returns 1 if anything is wrong.
+// Inner values and sums must have the bits of the narrow pass. Returns 1 if anything is wrong.
 #include "experts_roles.cuh"
 #include "kilotok/wide/experts.cuh"
 #include "weights.h"
@@ -104,7 +104,8 @@ struct WideExperts {
     narrow_memory.expert_inner = buffers.take(TILE_INNER_BYTES + GATHERED_INNER_BYTES, 0);
   }
 
-  // The scores of all experts for a token. Those of the first few, or of one, can be above all.
+  // The score of an expert for a token. `how` can raise the scores of one expert, or of the first
+  // few, above all others.
   float score(Choosing how, int token, int expert) const {
     const int above = how == Choosing::AllTheSame ? F.top_k : how == Choosing::OneForAll ? 1 : 0;
     const int from = F.experts / 2 + expert % F.experts;
@@ -115,7 +116,7 @@ struct WideExperts {
   // Sums of gate and up are some tens of times an activation.
   static float inverse_rms(int token) { return 0.02f * (1.5f + uniform(45, token)); }
 
-  // The narrow pass over 64 tokens, those behind the last being the first again.
+  // The narrow pass over 64 tokens. After the last token come the first ones again.
   void run_narrow(Choosing how, int first, int tokens) {
     std::vector<uint16_t> operand(size_t{TOKENS_MAX} * NORMED_BYTES / 2);
     std::vector<float> table(size_t{TOKENS_MAX} * SCORES_EACH);
@@ -132,7 +133,7 @@ struct WideExperts {
     roles_ms<ExpertsRoles<KIND>>(narrow_memory, narrow);
   }
 
-  // What the narrow pass left of a batch.
+  // The narrow pass's results for a batch.
   struct Narrow {
     std::vector<float> scores, sums;
     std::vector<uint16_t> inner;
@@ -259,10 +260,10 @@ struct WideExperts {
     return bits;
   }
 
-  // What the tensor cores of an H100 multiply in a second, and what its memory reads.
+  // Operations of an H100's tensor cores in a second, and bytes that its memory reads.
   static constexpr double FLOPS = 989e12, BYTES = 3.05e12;
 
-  // Of tokens whose experts are drawn evenly.
+  // Times tokens whose experts are drawn evenly.
   void time(int tokens) {
     std::vector<uint32_t> experts;
     for (int token = 0; token < tokens; token++) {
@@ -311,7 +312,7 @@ bool all_kinds(bool small) {
       right = c.check(Choosing::OneForAll, "one expert for all", tokens) && right;
       right = c.check(Choosing::AllTheSame, "all the same", tokens) && right;
     }
-    // So many that experts have runs of 96 rows.
+    // Enough tokens for runs of 96 rows.
     if (!small) right = c.check(Choosing::Evenly, "evenly", 2500) && right;
     for (int tokens : {64, 256, 1024, 2048, 4096, 8192})
       if (!small) c.time(tokens);

@@ -1,5 +1,5 @@
-// Multiplies matrices as the wide pass does, compares every bit with what the narrow pass makes of
-// the same tokens, and measures beside the floor. Needs a GPU:
+// Multiplies matrices as the wide pass does, compares every bit with the narrow pass over the same
+// tokens, and prints times beside the least that the hardware allows (the floor). Needs a GPU:
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -I kernels -I kernels/include \
 //     -I kernels/models/slice kernels/harness/wide_matrix.cu -o wide_matrix
 //   ./wide_matrix          checks and times
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(wide::GEMM_THREADS, 1) wide_walk(const WideWor
   }
   __syncthreads();
   const wide::GemmWork<M> items(work.tokens);
-  // Turns, so that all CTAs have the same number of items in the end.
+  // Each copy begins with another CTA, so that all CTAs get the same number of items.
   const auto first = [&](int copy) {
     return (ptx::cta_index() + copy * (items.count() % GRID)) % GRID;
   };
@@ -90,7 +90,8 @@ std::vector<uint16_t> values(int tokens) {
   return all;
 }
 
-// As the operand of the wide pass; and of a batch of the narrow one, from token `first` on.
+// The values as the operand of the wide pass; and as that of the narrow pass, for a batch from
+// token `first` on.
 template <class M>
 std::vector<uint16_t> wide_operand(const std::vector<uint16_t>& all, int tokens) {
   std::vector<uint16_t> operand(wide::operand_bytes(M::COLUMNS, tokens) / 2);
@@ -111,7 +112,7 @@ std::vector<uint16_t> narrow_operand(const std::vector<uint16_t>& all, int first
   return operand;
 }
 
-// Of all tokens the bits of the narrow pass.
+// Whether all tokens have the bits of the narrow pass.
 template <class M>
 bool compare(const char* name, const Work& narrow, const WideWork& work,
              const std::vector<uint16_t>& all) {
@@ -131,10 +132,10 @@ bool compare(const char* name, const Work& narrow, const WideWork& work,
   return differ == 0;
 }
 
-// Of copies of a matrix, more than caches hold.
+// Bytes of all copies of a matrix, more than caches hold.
 constexpr size_t WEIGHTS_BYTES = size_t{1} << 29;
 
-// What the tensor cores of an H100 multiply in a second, BF16, and what its memory reads.
+// BF16 operations of an H100's tensor cores in a second, and bytes that its memory reads.
 constexpr double FLOPS = 989e12, BYTES = 3.05e12;
 
 template <class M>
@@ -147,7 +148,7 @@ void time(WideWork work, const char* name) {
               work.tokens, us, flop / us / 1e6, M::BYTES / us / 1e3, floor_us);
 }
 
-// The narrow pass takes so long for as many tokens as it takes at a time.
+// Prints the time of the narrow pass for the most tokens that it takes.
 template <class M>
 void time_narrow(Work work, int copies) {
   work.copies = copies;

@@ -1,11 +1,12 @@
 // Chooses the experts of many tokens, as the wide pass does, compares with the narrow pass over the
-// same tokens, 64 at a time, bit for bit, and times it beside its floor. Needs a GPU:
+// same tokens, 64 at a time, bit for bit, and times it beside the least time that the hardware
+// allows (the floor). Needs a GPU:
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -I kernels -I kernels/include \
 //     -I kernels/models/slice kernels/harness/wide_router.cu -o wide_router
 //   ./wide_router          checks and times
 //   ./wide_router check    checks alone
 //
-// Scores, experts and weights are the same, also of a token that is not a number. Returns 1 if
+// Scores, experts and weights must be the same, also those of a token that is NaN. Returns 1 if
 // anything is wrong.
 #include "kilotok/wide/router.cuh"
 #include "router_roles.cuh"
@@ -53,7 +54,7 @@ struct WideRouter {
       if (i / ROW >= HIDDEN || i % ROW >= EXPERTS) router[i] = 0;
     }
     for (int e = 1; e < EXPERTS; e += 4) bias[e] = bias[e - 1];
-    // A token that is not a number.
+    // A token that is NaN.
     stream[size_t{HIDDEN} * (most / 2) + HIDDEN / 3] = NAN;
     memory.stream = buffers.put(stream);
     memory.norm = narrow.norm = buffers.put(uniforms(HIDDEN, 0.3f, 1, 3));
@@ -69,8 +70,8 @@ struct WideRouter {
     narrow.part = buffers.take(size_t{4} * TOKENS_MAX * HIDDEN, 0);
   }
 
-  // What the narrow pass leaves of 64 tokens, those behind the last being the first again: scores,
-  // 1 / rms, experts and weights.
+  // The narrow pass's results for 64 tokens: scores, 1 / rms, experts and weights. After the last
+  // token come the first ones again.
   std::vector<float> run_narrow(int first, int tokens) {
     std::vector<float> residual;
     for (int i = 0; i < TOKENS_MAX; i++) {
@@ -82,7 +83,7 @@ struct WideRouter {
     return read<float>(narrow_memory.router_scores, size_t{TOKENS_MAX} * SCORES_EACH);
   }
 
-  // Milliseconds of both kernels.
+  // Milliseconds of each of both kernels.
   std::pair<float, float> run_wide(int tokens) {
     memory.tokens = tokens;
     uint64_t fault = fault_address();
@@ -94,7 +95,7 @@ struct WideRouter {
             launch_ms(choose_kernel<KIND>, dim3(GRID), wide::CHOOSING_THREADS, 0, arguments)};
   }
 
-  // Which of the numbers that are none it is does not matter.
+  // All NaN count as equal.
   static uint32_t bits(float value) {
     if (std::isnan(value)) return SOME_NAN;
     uint32_t bits;
@@ -134,7 +135,8 @@ struct WideRouter {
     return verdict.print();
   }
 
-  // The tensor cores of an H100 multiply TF32 at half, BF16 at all of this; each product is three.
+  // BF16 operations of an H100's tensor cores in a second; TF32 has half of that. Each product
+  // takes three.
   static constexpr double FLOPS = 989e12;
 
   void time(int tokens) {

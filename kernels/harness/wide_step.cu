@@ -42,7 +42,7 @@ constexpr WideKernel EXPERTS[] = {
 constexpr WideKernel DOWN[] = {{"down", wide_down, wide::ExpertsCta::THREADS},
                                {"combine", wide_combine, wide::SORTERS}};
 
-// Up to how many tokens a kind of attention has QKV_FEW.
+// The most tokens for which a kind of attention has QKV_FEW.
 template <int KIND = 0>
 uint32_t few_tokens(uint32_t kind) {
   if constexpr (KIND < DRAFT_ATTENTION)
@@ -62,7 +62,7 @@ void add_input_norm(std::vector<WideLaunch>& launches, uint32_t layer) {
   launches.push_back({&INPUT_NORM, layer, 0, products ? uint32_t{HIDDEN} : 0});
 }
 
-// The step's launches up to the last layer's experts, and the norm behind them.
+// The step's launches up to the last layer's experts, and the norm after them.
 std::vector<WideLaunch> launches_of(const std::vector<LayerMemory>& layers, uint32_t tokens,
                                     bool many_rows) {
   std::vector<WideLaunch> launches = {{&EMBED, 0, 0, 0}};
@@ -112,7 +112,7 @@ struct WideModel {
   WideMemory memory = {};
   std::vector<LayerMemory> layers;
 
-  // As `memory` of crates/cuda/src/wide.rs has it.
+  // The memory of a step, as `memory` in crates/cuda/src/wide.rs plans it.
   explicit WideModel(int tokens, uint32_t users_position)
       : capacity(align_up(tokens, wide::TOKENS)), position(users_position) {
     const size_t room = capacity;
@@ -195,7 +195,7 @@ struct WideModel {
     memory.row_count = row_count;
   }
 
-  // `early` is how the engine launches: where CTAs of the launch before have ended.
+  // With `early`, as in the engine, CTAs begin where those of the launch before have ended.
   void launch(const WideLaunch& launch, bool early = true) const {
     WideMemory own = memory;
     own.layer = launch.layer;

@@ -32,7 +32,7 @@ nvrtcResult nvrtcCreateProgram(nvrtcProgram* program, const char* text, const ch
     }
     ours.push_back(header.c_str());
   }
-  // A program without headers is none of kernels.
+  // A program without headers has no kernels.
   if (!found && count > 0) {
     std::fprintf(stderr, "kernels/split/nvrtc.cpp: nothing is numbered by %s\n",
                  BY_MULTIPROCESSOR.c_str());

@@ -37,7 +37,8 @@ struct MaskRow {
   std::vector<uint32_t> besides;
 };
 
-// A draft that is drawn: the drafter's logits, and the law as pairs of token and probability.
+// A draft that is drawn: the drafter's logits, and the distribution (`law`) as pairs of token and
+// probability.
 struct DraftRow {
   RowFormula row;
   std::vector<uint32_t> law;
@@ -72,7 +73,7 @@ struct Group {
   std::vector<Case> cases;
 };
 
-// What `draw` is told of a draft.
+// The arguments with which a draft is drawn.
 struct DraftOrder {
   uint32_t slot, index, first;
 };
@@ -86,13 +87,13 @@ struct StepBatch {
   std::vector<LogitFormula> logits;
   std::vector<MaskFormula> masks;
   std::vector<uint32_t> words;
-  // Of drafts that are drawn.
+  // For drafts that are drawn.
   std::vector<DraftOrder> draws;
   std::vector<LogitFormula> draft_logits;
 };
 
 struct Answers {
-  // Of drafts that are drawn, and the slots' laws.
+  // The drafts that are drawn, and their distributions.
   std::vector<uint32_t> drafts;
   std::vector<Candidate> laws;
   std::vector<RowChoice> rows;
@@ -322,7 +323,7 @@ inline std::string compare_score(const Score& wanted, float logprob, uint32_t ra
   return "";
 }
 
-// Describes how a law differs, or is empty.
+// Describes how a distribution differs, or is empty.
 inline std::string compare_law(const std::vector<uint32_t>& wanted, const Candidate* law) {
   char text[200];
   for (size_t i = 0; i < CANDIDATES_MAX; i++) {
@@ -337,7 +338,8 @@ inline std::string compare_law(const std::vector<uint32_t>& wanted, const Candid
   return "";
 }
 
-// Compares the drafts that were drawn and their laws with the cases; returns how many are wrong.
+// Compares the drafts that were drawn and their distributions with the cases; returns how many are
+// wrong.
 inline size_t compare_drafts(const Group& group, const StepBatch& batch, size_t step,
                              const Answers& answers) {
   size_t wrong = 0;
