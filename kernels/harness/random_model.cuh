@@ -1,4 +1,4 @@
-// A model of random weights: what the harnesses of whole passes run.
+// A model of random weights, for the harnesses of whole passes.
 #pragma once
 
 #include "bench.h"

@@ -99,11 +99,11 @@ struct RouterCheck {
     return t;
   }
 
-  // What experts are chosen by.
+  // The value by which experts are chosen.
   double merit(const Token& t, int e) const { return t.scores[e] + (F.router_bias ? bias[e] : 0); }
 
-  // What the weight of an expert is made of, and the error of that: of a softmax relative to the
-  // largest merit, whose own error all share.
+  // The value from which an expert's weight is computed, and its error. With a softmax it is
+  // relative to the largest merit, whose own error is common to all.
   double share(const Token& t, int e, double largest) const {
     return R::SOFTMAX ? std::exp(merit(t, e) - largest) : t.scores[e];
   }

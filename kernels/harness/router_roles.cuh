@@ -93,7 +93,7 @@ struct RouterRoles {
 template <int KIND>
 constexpr int ROUTER_ROW = Router<KIND>::TILES * TILE_EXPERTS;
 
-// The bytes of a router, of `[columns][ROUTER_ROW]`, as many columns as owners have.
+// The bytes of a router, from `[columns][ROUTER_ROW]` with the owners' padded columns.
 template <int KIND>
 std::vector<char> packed_router(const std::vector<float>& values) {
   using R = Router<KIND>;

@@ -244,7 +244,7 @@ class World {
     attn_.step.pages = in_.step.pages = narrow_.pages = buffers_.put(table_);
   }
 
-  // Keys or values of positions before the step; what is not written is not a number.
+  // Keys or values of positions before the step; those that are not written are NaN.
   std::vector<uint16_t> context(int dims, uint64_t seed) const {
     std::vector<uint16_t> all(table_.size() * A.kv_heads * PAGE_TOKENS * dims, 0xffff);
     for (size_t r = 0; r < rows_.size(); r++)

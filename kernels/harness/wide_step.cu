@@ -93,8 +93,8 @@ constexpr size_t networks(Of of) {
       [&](auto kind) { return of(FEED_FORWARDS[decltype(kind)::value]); });
 }
 
-// The tokens of a step: a prompt from position 0 on, or a token each of as many users, whose keys
-// before it are random.
+// The tokens of a step: a prompt from position 0 on, or one token of each of as many users, whose
+// earlier keys are random.
 struct StepShape {
   int tokens;
   bool users;
@@ -247,7 +247,7 @@ struct WideModel {
     return verdict.print();
   }
 
-  // The time of each kernel, from event to event, and what is left of the whole step's.
+  // Prints the time of the whole step, and of each kernel from event to event.
   void time(const std::vector<WideLaunch>& launches, const StepShape& step) const {
     float whole = run(launches), serial = run(launches, false);
     for (int i = 0; i < 2; i++) {

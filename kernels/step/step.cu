@@ -95,7 +95,7 @@ constexpr int READ_LOADS = 8, READ_THREADS = 512;
 
 extern "C" __device__ const unsigned READ_THREAD_COUNT = READ_THREADS;
 
-// Reads memory for its own sake: `kilotok bench` states its bandwidth beside what phases read.
+// Only reads memory: `kilotok bench` prints the bandwidth that it reaches beside that of phases.
 extern "C" __global__ void __launch_bounds__(READ_THREADS)
     read_memory(const __grid_constant__ ReadMemory read) {
   const uint64_t threads = static_cast<uint64_t>(gridDim.x) * READ_THREADS;

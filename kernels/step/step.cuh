@@ -124,8 +124,8 @@ __device__ __forceinline__ void attend(Warp& w, ResetPolled reset_polled) {
 template <int KIND, int TILES>
 constexpr bool POLLS = TILES == 1 && !IS_DENSE<KIND> && Moe<KIND>::OPERAND_IN_PAGES;
 
-// What a network adds to the stream: a dense one here, one of experts below. Both begin between the
-// halves of a grid barrier, or after none where values are polled.
+// A layer's network, whose result is added to the stream: a dense one here, one of experts below.
+// Both begin between the halves of a grid barrier, or after none where values are polled.
 template <int KIND, bool DRAFT, int TILES>
 __device__ __forceinline__ void dense(Warp& w) {
   Cta& cta = w.cta;
@@ -212,7 +212,7 @@ __device__ __forceinline__ void gathered_experts(Warp& w, const float* bias) {
   cta.stamp(Stamp::Down);
 }
 
-// What attention adds to the stream. Begins between the halves of a grid barrier.
+// Attention, whose result is added to the stream. Begins between the halves of a grid barrier.
 template <bool DRAFT, int TILES>
 __device__ __forceinline__ void attention(Warp& w) {
   using P = Part<DRAFT>;

@@ -1,6 +1,6 @@
-// All-gather of the wanted tokens' logits, of which each rank computes those of its part of the
-// vocabulary; the all-reduce (minimum) that gives the argmax of drafts over all ranks; and the
-// all-gather of the candidates of drafts that are drawn.
+// All-gather of the wanted tokens' logits, which each rank computes for its part of the vocabulary;
+// the all-reduce (minimum) that gives the argmax of drafts over all ranks; and the all-gather of
+// the candidates of drafts that are drawn.
 //
 // One set of locations is enough. Before a rank sends again, it either completes an all-reduce, to
 // which the others contribute only after they have read the previous values, or calls

@@ -1,6 +1,6 @@
-// All-reduce of what is added to the residual stream. Parts travel as BF16 in packets of 16 bytes
-// and are added in F32 in rank order, so that all ranks get the same bits. There are two ways, with
-// the same bits:
+// All-reduce of the ranks' *parts*, which are added to the residual stream. They travel as BF16 in
+// packets of 16 bytes and are added in F32 in rank order, so that all ranks get the same bits.
+// There are two ways, with the same bits:
 //
 //   one shot   every owner sends its part to the same CTA of every other rank, which adds all
 //   two shots  a reduce-scatter and an all-gather: a rank adds a share of the packets, and sends

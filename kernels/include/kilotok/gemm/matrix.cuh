@@ -2,9 +2,9 @@
 // divided into *units* of 16 * ROW_TILES rows and all columns. The consumer warps share the chunks
 // of a unit: warp w = row tile * COLUMN_WARPS + part of the columns, and in step s it multiplies
 // chunk s * COLUMN_WARPS + part. So a unit is `[steps][warps][chunk]`, one contiguous run of pages,
-// and a warp always has the same columns. With one tile of tokens their operands stay in registers
-// for the whole matrix; those of several tiles are read from L2 again for every unit, or for every
-// two.
+// and a warp always has the same columns. With one tile of tokens a warp keeps its columns of the
+// operand in registers for the whole matrix; with several tiles it reads them from L2 again for
+// every unit, or for every two.
 //
 // The sum over columns has one order, whatever the number of tokens: steps, then warps.
 #pragma once
@@ -97,7 +97,7 @@ constexpr int HELD_STEPS_MAX = 11;
 template <class M>
 constexpr bool IS_HELD = M::STEPS <= HELD_STEPS_MAX;
 
-// Such an operand of one tile of tokens, in pages of the ring.
+// An operand that is held so, of one tile of tokens, in pages of the ring.
 template <class M>
 struct OperandPages {
   static constexpr int STEP_BYTES = M::COLUMN_WARPS * CHUNK_OPERAND_BYTES;

@@ -39,7 +39,7 @@ struct ProductMemory<true> {
 
 struct StreamMemory : ProductMemory<PRODUCTS_APART> {
   float residual[TOKENS_MAX][OWNER_ROWS];
-  // What will be added to the stream.
+  // The part that will be added to the stream.
   float part[TOKENS_MAX][OWNER_ROWS];
   float squares[TOKENS_MAX][OWNER_ROWS / SQUARE_ROWS];
   float inverse_rms[TOKENS_MAX];
@@ -241,7 +241,7 @@ struct SumOfSquares {
   }
 };
 
-// 1 / rms of every token. A warp loads those of up to TILES tiles at once. The result is visible
+// 1 / rms of every token. A warp loads the sums of up to TILES tiles at once. The result is visible
 // after the caller's next sync.
 template <int TILES>
 __device__ __forceinline__ void read_inverse_rms(const Cta& cta, StreamMemory& stream,

@@ -31,7 +31,7 @@ __device__ __forceinline__ uint32_t token_cache_index(const Memory& memory, cons
                               batch.rows[t.row].pages_at[page_group], t.position, kv_head);
 }
 
-// What may differ between kinds with the same projection.
+// The constants that may differ between kinds with the same projection.
 struct ProjectionUse {
   int kind, page_group;
   float value_scale;

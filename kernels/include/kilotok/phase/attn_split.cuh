@@ -208,7 +208,7 @@ struct SplitTile {
   }
 };
 
-// Consumers: a range of keys of few tiles.
+// Consumers: attend to a range of keys with few tiles.
 template <int KIND>
 __device__ __forceinline__ void attend_split(Cta& cta, Ring& ring, const BatchRow& row,
                                              const KeyRange& s, const NewKeys<KIND>& new_keys,

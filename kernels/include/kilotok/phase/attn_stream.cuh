@@ -387,7 +387,7 @@ struct StreamScratch {
   uint32_t places[NewKeys<KIND>::GROUPS];
 };
 
-// Consumers: a range of keys, of which each tile has a warp.
+// Consumers: attend to a range of keys; each tile has a warp.
 template <int KIND>
 __device__ __forceinline__ void attend_range(Cta& cta, Ring& ring, const BatchRow& row,
                                              const KeyRange& s, const NewKeys<KIND>& new_keys,

@@ -14,7 +14,7 @@ namespace kilotok {
 // A token of the batch without a row in the embedding: the drafter's mask.
 constexpr uint32_t MASK_TOKEN = ~0u;
 
-// What cosines and sines of a kind are multiplied by (YaRN).
+// The factor of a kind's cosines and sines (YaRN), and whether any kind has one.
 constexpr bool HAS_MAGNITUDES = over_kinds<0, ATTENTION_KINDS>([](auto kind) {
   return ATTENTIONS[decltype(kind)::value].rope_magnitude == 1.0f ? 0 : 1;
 }) > 0;
@@ -51,7 +51,7 @@ __device__ __forceinline__ void rope_angles(const Cta& cta, const HeldBatch& bat
   }
 }
 
-// Owners: set the stream to zero, and the tokens' embeddings as what will be added.
+// Owners: set the stream to zero, and `part`, which is added to it next, to the tokens' embeddings.
 __device__ __forceinline__ void embed(const Cta& cta, StreamMemory& stream,
                                       const HeldBatch& batch) {
   const Memory& memory = cta.memory;

@@ -293,7 +293,7 @@ __device__ __forceinline__ int parts_of(int wanted_count) {
   return max(1, min(PARTS_MAX, GRID / max(1, wanted_count)));
 }
 
-// Whether rows in parts have to be weighed; every warp finds the same.
+// Whether `weigh_unit` has work at any wanted token; every warp finds the same.
 __device__ __forceinline__ bool any_weighed(const Cta& cta, const SampleMemory& memory,
                                             int wanted_count) {
   bool found = false;

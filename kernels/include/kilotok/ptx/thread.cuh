@@ -43,7 +43,7 @@ __device__ __forceinline__ void sync_warpgroup(int number) {
   asm volatile("bar.sync %0, 128;" ::"r"(number + 2) : "memory");
 }
 
-// The same value, the origin of which is hidden from the compiler.
+// Returns the value, but hides its origin from the compiler.
 __device__ __forceinline__ int opaque(int value) {
   int same;
   asm volatile("mov.u32 %0, %1;" : "=r"(same) : "r"(value));

@@ -53,8 +53,8 @@ __device__ __forceinline__ uint64_t wgmma_operand(uint32_t address, uint32_t k_b
          static_cast<uint64_t>(column_bytes >> 4) << 32;
 }
 
-// The same for B in the 128-byte swizzle: columns have 128 bytes along k, of which piece p of 16
-// bytes lies at p ^ column % 8. Eight columns begin at a multiple of 1024 bytes.
+// The same for B in the 128-byte swizzle: columns have 128 bytes along k, and piece p of 16 bytes
+// lies at p ^ column % 8. Eight columns begin at a multiple of 1024 bytes.
 __device__ __forceinline__ uint64_t wgmma_swizzled(uint32_t address, uint32_t column_bytes) {
   return wgmma_operand(address, 16, column_bytes) | uint64_t{1} << 62;
 }

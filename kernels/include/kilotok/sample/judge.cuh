@@ -8,9 +8,9 @@
 
 namespace kilotok {
 
-// A draft that is judged, in shared memory: what does not depend on the drafts before it. A warp
-// calls each function together. Loops are not unrolled: this code runs once a step, and reading it
-// from memory takes longer than running it.
+// The data of a draft that is judged, in shared memory; they do not depend on the drafts before it.
+// A warp calls each function together. Loops are not unrolled: this code runs once a step, and
+// reading it from memory takes longer than running it.
 struct JudgedDraft {
   static_assert(CANDIDATES_MAX % 32 == 0, "lanes have as many each");
   // The candidates with their draft probabilities, and the target's logits and probabilities.

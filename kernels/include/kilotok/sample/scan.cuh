@@ -101,8 +101,8 @@ __device__ __noinline__ ChoicePart choose_part(const Position& at,
   return reduce_scan(scratch, scan, race.winner);
 }
 
-// One pass that writes the processed logits to `out`, and finds what `choose_part` does except a
-// winner.
+// One pass that writes the processed logits to `out`, and finds the same as `choose_part`, except
+// for a winner.
 __device__ __noinline__ ChoicePart write_changed(const Position& at, const Changes& changes,
                                                  const RowScratch& row, ScanScratch& scratch,
                                                  float* out) {

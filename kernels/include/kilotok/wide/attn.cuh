@@ -20,7 +20,7 @@ template <int KIND>
 struct AttnSharedOf<KIND, false> {
   using Type = WindowShared<KIND>;
 };
-// What a CTA has in shared memory.
+// Shared memory of a CTA.
 template <int KIND>
 using AttnShared = typename AttnSharedOf<KIND, STREAMED<KIND>>::Type;
 

@@ -216,7 +216,7 @@ struct FullSums {
   }
 };
 
-// The largest N of `wgmma_turned` that is at most so many columns.
+// The largest N of `wgmma_turned` that is at most `most`.
 __host__ __device__ constexpr int product_columns(int most) {
   return most >= 128 ? 128 : most >= 64 ? 64 : most >= 32 ? 32 : 16;
 }

@@ -123,9 +123,9 @@ __device__ __forceinline__ void add_to_stream(GemmShared& shared, const AddNormM
   }
 }
 
-// The output projection of what attention left in `operand`. Its biases are zeros on all ranks but
-// the first. A single rank adds the products to the stream; with several ranks they are a part.
-// `norm()` returns the norm that follows, so that it is not kept in registers meanwhile.
+// The output projection of attention's results, which are in `operand`. Its biases are zeros on all
+// ranks but the first. A single rank adds the products to the stream; with several ranks they are a
+// part. `norm()` returns the norm that follows, so that it is not kept in registers meanwhile.
 template <int KIND, class Norm>
 __device__ __forceinline__ void output(GemmShared& shared, GemmMemory memory, Norm norm,
                                        const float* biases) {
@@ -175,7 +175,7 @@ __device__ __forceinline__ void dense_gate_up(GemmShared& shared, const GemmMemo
       });
 }
 
-// Down of a dense network, of what gate and up left in `operand`.
+// Down of a dense network, from the inner operand in `operand`.
 template <int KIND>
 __device__ __forceinline__ void dense_down(GemmShared& shared, GemmMemory memory) {
   memory.operand += kind_operand<DenseDown, KIND>(memory.capacity);

@@ -3,7 +3,7 @@
 //
 //   router_scores   a CTA takes up to 192 experts of 64 tokens at a time, and all of their sums or,
 //                   where few tokens would leave CTAs idle, some of them
-//   top_k_experts   behind it: a warp adds the sums of a token and chooses
+//   top_k_experts   in the next launch a warp adds the sums of a token, and chooses
 //
 // A rank does so for the tokens that it owns, and tells the others what it chose (wide/ranks.cuh).
 #pragma once

@@ -1,9 +1,9 @@
 // The residual stream of many tokens, F32 `[capacity][HIDDEN]` in the GPU's memory, and the RMSNorm
 // after each addition to it. With several ranks, each has the stream of its own tokens only
 // (wide/ranks.cuh). To get the bits of the narrow pass (phase/add_rms_norm.cuh), squares are summed
-// in its order: 16 columns; three such sums for each owner; then the owners, over a warp's lanes.
-// Kernels in step/wide.cu: wide_embed, wide_input_norm, wide_post_norm, wide_context_norm,
-// wide_gather_wanted.
+// in its order: over 16 columns; over an owner's sums of these, up to three; then over the owners,
+// by a warp's lanes. Kernels in step/wide.cu: wide_embed, wide_input_norm, wide_post_norm,
+// wide_context_norm, wide_gather_wanted.
 //
 //   embed          the tokens' embeddings, as the first part that is added
 //   add_rms_norm   adds the ranks' parts, or one rank's products of experts; writes the next GEMM's
